@@ -1,0 +1,1 @@
+"""wasmetal: GPU inference from sandboxed WebAssembly with no copies."""

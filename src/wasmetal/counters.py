@@ -1,0 +1,30 @@
+"""Counts of what crossed the boundary between host, guest and device."""
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """Running totals. Tensor bytes cross the boundary only through functions that add to ``bytes_copied``.
+
+    Control data (token ids, the few words of a parameter buffer, command lists, text) is not tensor bytes.
+    """
+
+    bytes_copied: int = 0
+    """Tensor bytes copied between guest, host and device."""
+    bytes_shared: int = 0
+    """Bytes of pages wrapped for a device, in place of a copy."""
+    bytes_loaded: int = 0
+    """Model weights brought into device memory, once per model."""
+    host_calls: int = 0
+    """Calls from a guest into host functions of ours (WASI not included)."""
+    submits: int = 0
+    """Submissions to the device."""
+    dispatches: int = 0
+    """Kernels run."""
+    device_seconds: float = 0.0
+    """Time that the device spent on them, in seconds."""
+
+    def as_dict(self) -> dict[str, int | float]:
+        """The totals by name, for printing and JSON."""
+        return asdict(self)

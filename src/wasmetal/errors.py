@@ -1,0 +1,56 @@
+"""Every error that wasmetal raises on purpose.
+
+Each message is one line that says what was met and what to do; the command line prints it as it stands.
+"""
+
+
+class WasmetalError(Exception):
+    """Base of all errors below."""
+
+
+class MemoryRefusedError(WasmetalError):
+    """Pages could not be reserved, committed or shared: a limit, or the operating system's refusal."""
+
+
+class DeviceError(WasmetalError):
+    """A device could not do what was asked."""
+
+
+class DeviceNotFoundError(DeviceError):
+    """No driver, no device of that kind, or no device of that index."""
+
+
+class DeviceLostError(DeviceError):
+    """The device stopped answering; its buffers and command lists are gone."""
+
+
+class OutOfDeviceMemoryError(DeviceError):
+    """The device has no room for an allocation."""
+
+
+class WrapRefusedError(DeviceError):
+    """The driver would not take host pages: their alignment, protection or size."""
+
+
+class DeviceTimeoutError(DeviceError):
+    """A submission did not end within the time that its caller gave it."""
+
+
+class OpError(WasmetalError):
+    """Tensors that an op cannot take: shape, dtype, alignment or aliasing."""
+
+
+class ModelError(WasmetalError):
+    """A model file, tokenizer or chat template that cannot be used."""
+
+
+class GuestError(WasmetalError):
+    """A guest module that cannot be loaded, linked or run."""
+
+
+class GuestTrapError(GuestError):
+    """The guest trapped."""
+
+
+class LimitError(GuestError):
+    """A limit of the guest's was reached; the message names it."""

@@ -1,0 +1,1 @@
+"""Host functions for guests: every guest integer is checked here, once."""

@@ -1,0 +1,1 @@
+"""Kernels: Slang sources, their catalog, and the compiled code that ships."""

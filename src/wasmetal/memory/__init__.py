@@ -1,0 +1,1 @@
+"""Linear memory: pages, regions, apertures, and the hook that hands them to Wasmtime."""

@@ -1,0 +1,1 @@
+"""Ops: check tensors and encode kernels into a command list."""

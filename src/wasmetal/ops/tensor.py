@@ -1,0 +1,134 @@
+"""Tensors: a typed, shaped view of a range of a device buffer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from wasmetal.device.base import Buffer
+from wasmetal.errors import OpError
+
+ALIGNMENT = 16
+"""Tensors begin at a multiple of this many bytes in their buffer, so that kernels can load 16 bytes at a time."""
+
+
+class DType(Enum):
+    """Element types. The numbers are ggml's, so that a GGUF file's types and a guest's need no translation.
+
+    Quantized types store each row as blocks of 32 weights in GGUF's own byte layout.
+    """
+
+    F32 = 0
+    F16 = 1
+    Q4_0 = 2
+    Q4_1 = 3
+    Q8_0 = 8
+    I32 = 26
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """(elements in a block, bytes in a block)."""
+        return _BLOCKS[self]
+
+    @property
+    def quantized(self) -> bool:
+        """True for the block types, which only weights can have."""
+        return self.block[0] > 1
+
+    def row_bytes(self, elements: int) -> int:
+        """Bytes of a row of ``elements``. Raises OpError where it is no whole number of blocks."""
+        per_block, nbytes = self.block
+        if elements % per_block:
+            raise OpError(f"a row of {elements} elements is no whole number of {self.name} blocks of {per_block}")
+        return elements // per_block * nbytes
+
+
+_BLOCKS = {
+    DType.F32: (1, 4),
+    DType.F16: (1, 2),
+    DType.Q4_0: (32, 18),
+    DType.Q4_1: (32, 20),
+    DType.Q8_0: (32, 34),
+    DType.I32: (1, 4),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A row-major array in a buffer.
+
+    ``shape`` has 1 to 4 positive dimensions; the last one is contiguous. ``row_stride`` (elements from one index of
+    the first dimension to the next) lets a tensor be a slice of columns of a wider one; it defaults to packed rows.
+    Raises OpError where the range leaves the buffer, or is misaligned (ALIGNMENT), or a shape is not positive.
+    """
+
+    buffer: Buffer
+    offset: int
+    dtype: DType
+    shape: tuple[int, ...]
+    row_stride: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.shape) <= 4 or min(self.shape) < 1:
+            raise OpError(f"shape {self.shape}: a tensor has 1 to 4 dimensions, each at least 1")
+        inner = math.prod(self.shape[1:])
+        if self.row_stride == 0:
+            object.__setattr__(self, "row_stride", inner)
+        if self.row_stride < inner:
+            raise OpError(f"row stride {self.row_stride} is less than a row of {inner} elements")
+        if self.offset < 0 or self.offset % ALIGNMENT:
+            raise OpError(f"offset {self.offset} is not a multiple of {ALIGNMENT}")
+        if self.offset + self.nbytes > self.buffer.nbytes:
+            raise OpError(
+                f"tensor {self.dtype.name} {self.shape} at {self.offset} needs {self.nbytes} bytes; "
+                f"its buffer has {self.buffer.nbytes}"
+            )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes from the first element to the end of the last, gaps between rows included."""
+        if len(self.shape) == 1:
+            return self.dtype.row_bytes(self.shape[0])
+        last = self.dtype.row_bytes(math.prod(self.shape[1:]))
+        return (self.shape[0] - 1) * self.dtype.row_bytes(self.row_stride) + last
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def packed(self) -> bool:
+        """True where rows follow one another without gaps."""
+        return self.shape[0] == 1 or self.row_stride == math.prod(self.shape[1:])
+
+    def reshape(self, *shape: int) -> Tensor:
+        """The same bytes in another shape of as many elements. Only for packed tensors."""
+        if not self.packed or math.prod(shape) != self.size:
+            raise OpError(f"cannot reshape {self.shape} (row stride {self.row_stride}) to {shape}")
+        return replace(self, shape=shape, row_stride=0)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` of the first dimension."""
+        if not 0 <= start < stop <= self.shape[0]:
+            raise OpError(f"rows {start}:{stop} of {self.shape}")
+        step = self.dtype.row_bytes(self.row_stride)
+        return replace(self, offset=self.offset + start * step, shape=(stop - start, *self.shape[1:]))
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        """Columns ``start`` to ``stop`` of a two-dimensional tensor: a strided slice of the same bytes."""
+        if len(self.shape) != 2 or not 0 <= start < stop <= self.shape[1]:
+            raise OpError(f"columns {start}:{stop} of {self.shape}")
+        return replace(self, offset=self.offset + self.dtype.row_bytes(start), shape=(self.shape[0], stop - start))
+
+    def overlaps(self, other: Tensor) -> bool:
+        """True where the byte ranges of the two meet, also through two buffers that wrap the same pages."""
+        mine, its = self._start(), other._start()
+        return mine[0] == its[0] and mine[1] < its[1] + other.nbytes and its[1] < mine[1] + self.nbytes
+
+    def _start(self) -> tuple[int, int]:
+        """(address space, address of the first byte in it)."""
+        if self.buffer.address is not None:
+            return 0, self.buffer.address + self.offset
+        return id(self.buffer), self.offset
