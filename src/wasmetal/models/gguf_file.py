@@ -1,0 +1,246 @@
+"""GGUF, the model file format of llama.cpp, read from files that nobody vouches for.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
+
+The ``gguf`` package supplies enumerations and the reference dequantization. Its reader is not used: it believes the
+header's counts and lengths. Here each one is checked against the bytes that are there before anything is sized by it,
+so a hostile file costs no more memory than a small multiple of its own header.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import stat
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFValueType
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+from wasmetal.errors import ModelError, OpError
+from wasmetal.ops.tensor import DType
+
+MAX_HEADER = 64 << 20
+"""Bytes that metadata and tensor descriptions may take; the largest vocabularies in use need about 20 MiB."""
+MAX_KEY = 65535
+MAX_DIMENSIONS = 4
+
+_VERSIONS = (2, 3)
+_SCALARS = {
+    GGUFValueType.UINT8: "<B",
+    GGUFValueType.INT8: "<b",
+    GGUFValueType.UINT16: "<H",
+    GGUFValueType.INT16: "<h",
+    GGUFValueType.UINT32: "<I",
+    GGUFValueType.INT32: "<i",
+    GGUFValueType.FLOAT32: "<f",
+    GGUFValueType.BOOL: "<?",
+    GGUFValueType.UINT64: "<Q",
+    GGUFValueType.INT64: "<q",
+    GGUFValueType.FLOAT64: "<d",
+}
+_WEIGHTS = tuple(t for t in DType if t is not DType.I32)
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFTensor:
+    """One tensor of a file."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    """Row-major: rows before columns (the file's own order is the reverse)."""
+    data: NDArray[np.uint8]
+    """Its bytes [nbytes], read-only, in the mapped file."""
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """The values as float32 of ``shape``."""
+        rows = self.data.reshape(-1, self.dtype.row_bytes(self.shape[-1]))
+        if self.dtype in (DType.F32, DType.F16):
+            rows = rows.view(np.float32 if self.dtype is DType.F32 else np.float16)
+        values: NDArray[np.float32] = dequantize(rows, GGMLQuantizationType(self.dtype.value))
+        return values.reshape(self.shape)
+
+
+class GGUFFile:
+    """A GGUF file, mapped read-only, its header checked. Raises ModelError for any file that is not sound."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            if not stat.S_ISREG(self.path.stat().st_mode):
+                raise self.error("not a regular file")
+            with self.path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as e:
+            raise self.error(e.strerror or str(e)) from e
+        except ValueError:  # what mmap says of no bytes
+            raise self.error("an empty file is no GGUF file") from None
+        header = _Header(mapped, self.error)
+        self.fields: dict[str, Any] = {}
+        """Metadata: int, float, bool, str, list[str] or a NumPy array by key."""
+        self.tensors: dict[str, GGUFTensor] = {}
+        """The tensors by name, in the file's order."""
+
+        tensors, fields = header.start()
+        for _ in range(fields):
+            key = header.string("a key", MAX_KEY)
+            if key in self.fields:
+                raise self.error(f"the key {_quote(key)} is there twice")
+            self.fields[key] = header.value(_quote(key))
+        self._read_tensors(header, tensors, mapped)
+
+    def get(self, key: str, kind: type[T], default: D) -> T | D:
+        """The metadata of that key, or ``default`` where there is none. Raises ModelError where it is no ``kind``."""
+        if key not in self.fields:
+            return default
+        value = self.fields[key]
+        if type(value) is not kind:
+            raise self.error(f"{key} should be of type {kind.__name__}, not {type(value).__name__}")
+        return value
+
+    def require(self, key: str, kind: type[T]) -> T:
+        """The metadata of that key. Raises ModelError where it is missing or no ``kind``."""
+        value = self.get(key, kind, None)
+        if value is None:
+            raise self.error(f"the metadata has no {key}")
+        return value
+
+    def error(self, what: str) -> ModelError:
+        """An error to raise that names the file."""
+        return ModelError(f"{self.path.name}: {what}")
+
+    def _read_tensors(self, header: _Header, count: int, mapped: mmap.mmap) -> None:
+        described = []
+        for _ in range(count):
+            name = header.string("a tensor's name", MAX_KEY)
+            dimensions = header.number("<I")
+            if not 1 <= dimensions <= MAX_DIMENSIONS:
+                raise self.error(
+                    f"tensor {_quote(name)} has {dimensions} dimensions; 1 to {MAX_DIMENSIONS} are supported"
+                )
+            shape = tuple(header.number("<Q") for _ in range(dimensions))[::-1]
+            described.append((name, shape, header.number("<I"), header.number("<Q")))
+
+        alignment = self.get("general.alignment", int, 32)
+        if alignment < 8 or alignment & (alignment - 1) or alignment > 65536:
+            raise self.error(f"general.alignment is {alignment}; a power of two from 8 to 65536 is expected")
+        start = -(-header.position // alignment) * alignment
+        end = 0
+        for name, shape, kind, offset in sorted(described, key=lambda tensor: tensor[3]):
+            dtype, nbytes = self._measure(name, shape, kind)
+            if offset % alignment or start + offset + nbytes > len(mapped):
+                raise self.error(
+                    f"tensor {_quote(name)} ({nbytes} bytes at {offset}) is misaligned or ends past the end of the file"
+                )
+            if offset < end:
+                raise self.error(f"tensor {_quote(name)} overlaps another one")
+            end = offset + nbytes
+            if name in self.tensors:
+                raise self.error(f"tensor {_quote(name)} is there twice")
+            data = np.frombuffer(mapped, np.uint8, nbytes, start + offset)
+            self.tensors[name] = GGUFTensor(name, dtype, shape, data)
+
+    def _measure(self, name: str, shape: tuple[int, ...], kind: int) -> tuple[DType, int]:
+        """The type of a tensor and its length in bytes, in Python's integers, which no product overflows."""
+        try:
+            dtype = DType(kind)
+        except ValueError:
+            supported = ", ".join(t.name for t in _WEIGHTS)
+            raise self.error(f"tensor {_quote(name)} is of type {_type_name(kind)}; supported: {supported}") from None
+        try:
+            if min(shape) < 1:
+                raise OpError(f"shape {shape} is empty")
+            return dtype, math.prod(shape[:-1]) * dtype.row_bytes(shape[-1])
+        except OpError as e:
+            raise self.error(f"tensor {_quote(name)}: {e}") from e
+
+
+class _Header:
+    """A cursor over the header: nothing is read, or sized, past the end of the file or MAX_HEADER."""
+
+    def __init__(self, mapped: mmap.mmap, error: Callable[[str], ModelError]):
+        self._mapped = mapped
+        self._error = error
+        self._end = min(len(mapped), MAX_HEADER)
+        self.position = 0
+
+    def start(self) -> tuple[int, int]:
+        """Check magic and version; return the counts of tensors and of metadata fields."""
+        magic = self._mapped[:4]
+        if magic != b"GGUF":
+            raise self._error(f"begins with {magic!r}, not b'GGUF': not a GGUF file")
+        self.position = 4
+        version = self.number("<I")
+        if version & 0xFFFF == 0 and version:
+            raise self._error("a big-endian GGUF file; only little-endian ones are supported")
+        if version not in _VERSIONS:
+            raise self._error(f"GGUF version {version}; supported: {', '.join(map(str, _VERSIONS))}")
+        return self.number("<Q"), self.number("<Q")
+
+    def number(self, code: str) -> Any:
+        """The next number, of a ``struct`` code."""
+        at = self._take(struct.calcsize(code))
+        return struct.unpack_from(code, self._mapped, at)[0]
+
+    def string(self, what: str, limit: int = MAX_HEADER) -> str:
+        """The next string."""
+        length = self.number("<Q")
+        if length > limit:
+            raise self._error(f"{what} of {length} bytes; at most {limit} are supported")
+        at = self._take(length)
+        try:
+            return self._mapped[at : at + length].decode()
+        except UnicodeDecodeError:
+            raise self._error(f"{what} is not valid UTF-8") from None
+
+    def value(self, what: str) -> Any:
+        """The next value, with its type before it."""
+        kind = self._kind(what)
+        if kind is not GGUFValueType.ARRAY:
+            return self.string(what) if kind is GGUFValueType.STRING else self.number(_SCALARS[kind])
+        kind, count = self._kind(what), self.number("<Q")
+        if kind is GGUFValueType.ARRAY:
+            raise self._error(f"{what} is an array of arrays, which is not supported")
+        if kind is GGUFValueType.STRING:
+            return [self.string(what) for _ in range(count)]
+        dtype = np.dtype(_SCALARS[kind])
+        return np.frombuffer(self._mapped, dtype, count, self._take(count * dtype.itemsize)) if count else np.empty(0)
+
+    def _kind(self, what: str) -> GGUFValueType:
+        number = self.number("<I")
+        try:
+            return GGUFValueType(number)
+        except ValueError:
+            raise self._error(f"{what} has the unknown type {number}") from None
+
+    def _take(self, nbytes: int) -> int:
+        """Step over the next bytes and return where they began."""
+        if nbytes > self._end - self.position:
+            where = "the end of the file" if self._end < MAX_HEADER else f"the supported {MAX_HEADER} bytes"
+            raise self._error(f"truncated or corrupted: the header goes past {where}")
+        self.position += nbytes
+        return self.position - nbytes
+
+
+def _type_name(number: int) -> str:
+    """A tensor type that ggml knows, by name."""
+    try:
+        name: str = GGMLQuantizationType(number).name
+        return name
+    except ValueError:
+        return f"number {number}"
+
+
+def _quote(text: str) -> str:
+    """A name from the file, fit to be printed in one line."""
+    return repr(text if len(text) <= 80 else text[:77] + "...")
