@@ -1,0 +1,90 @@
+"""Host pages: reserved with mmap, opened with mprotect, given back with munmap.
+
+Python's own ``mmap`` class cannot do this (it neither reserves without access nor changes protection), so the C library
+is called through ``ctypes``. Linux and macOS; both are 64-bit here, where ``off_t`` is ``long``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+import weakref
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wasmetal.errors import MemoryRefusedError
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_mmap = _libc.mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_mprotect = _libc.mprotect
+_mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_munmap = _libc.munmap
+_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+_PROT_NONE = 0
+_MAP_FAILED = ctypes.c_void_p(-1).value
+# Reserved pages must not count as used memory. The constant is missing from ``mmap`` before Python 3.13.
+_MAP_NORESERVE = 0x40 if sys.platform == "darwin" else 0x4000
+_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+
+
+def page_size() -> int:
+    """The host's page size in bytes: 16 KiB on Apple silicon, 4 KiB on most Linux machines."""
+    return mmap.PAGESIZE
+
+
+class Pages:
+    """A reserved address range. No byte of it can be touched until it is opened; it is zero-filled then.
+
+    The range is unmapped when nothing refers to this object any more, and not before: whoever uses the addresses holds
+    a reference. Arrays from :meth:`view` do so by themselves.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        """Reserve ``nbytes`` > 0 of address space. Raises MemoryRefusedError where the system has none left."""
+        # ctypes would cut a longer integer down to 64 bits without a word.
+        if not 0 < nbytes <= sys.maxsize:
+            raise MemoryRefusedError(
+                f"cannot reserve {nbytes} bytes: ask for at least one page, and less than 2^63 bytes"
+            )
+        address = _mmap(None, nbytes, _PROT_NONE, _FLAGS, -1, 0)
+        if address == _MAP_FAILED:
+            reason = os.strerror(ctypes.get_errno())
+            raise MemoryRefusedError(
+                f"cannot reserve {nbytes} bytes of address space: {reason}; close other guests, or raise `ulimit -v`"
+            )
+        self.address: Final[int] = address
+        self.nbytes: Final = nbytes
+        # At exit the process goes as a whole; unmapping then could only pull pages from under somebody.
+        weakref.finalize(self, _munmap, address, nbytes).atexit = False
+
+    def open(self, start: int, end: int) -> None:
+        """Make the whole pages in [start, end) readable and writable. Raises MemoryRefusedError."""
+        if _mprotect(self.address + start, end - start, mmap.PROT_READ | mmap.PROT_WRITE):
+            reason = os.strerror(ctypes.get_errno())
+            raise MemoryRefusedError(
+                f"cannot open {end - start} bytes of memory: {reason}; close other programs, or lower the guest's limit"
+            )
+
+    def view(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        """Opened bytes as a writable array, not copied. It, and every array made from it, keeps the pages mapped."""
+        return np.asarray(_Bytes(self, offset, nbytes))
+
+
+class _Bytes:
+    """What NumPy makes an array of (its array interface protocol). The array's ``base`` is this object."""
+
+    def __init__(self, pages: Pages, offset: int, nbytes: int) -> None:
+        self.pages = pages
+        self.__array_interface__: dict[str, Any] = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": (nbytes,),
+            "data": (pages.address + offset, False),
+        }

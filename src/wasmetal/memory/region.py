@@ -1,0 +1,105 @@
+"""Regions: address ranges of which a growing prefix is memory, and the rest faults."""
+
+from __future__ import annotations
+
+from operator import index
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wasmetal.errors import MemoryRefusedError
+from wasmetal.memory.aperture import Aperture
+from wasmetal.memory.pages import Pages, page_size
+
+
+class Region:
+    """Owns pages: ``size`` accessible bytes from ``address`` on, up to ``capacity`` by growing, then a guard.
+
+    ::
+
+        address            + size              + capacity          + guard
+        | read and write   | faults until grown | always faults     |
+
+    The bytes are zero to begin with and never move. The pages are shared by reference: the region, its apertures, the
+    arrays viewing them and a Wasm instance that runs on them each hold them, and the last to let go unmaps them. So
+    they may be closed or dropped in any order.
+    """
+
+    def __init__(self, capacity: int, size: int = 0, guard: int = 0) -> None:
+        """Reserve ``capacity + guard`` bytes and open the first ``size``, all of them whole host pages.
+
+        Raises MemoryRefusedError: not whole pages, ``size`` over ``capacity``, or the system has no room.
+        """
+        capacity, guard = _whole_pages("capacity", capacity), _whole_pages("guard", guard)
+        self._pages: Pages | None = Pages(capacity + guard)
+        self.address: Final = self._pages.address
+        self.capacity: Final = capacity
+        self._size = 0
+        self.grow(size)
+
+    @property
+    def size(self) -> int:
+        """Accessible bytes."""
+        return self._size
+
+    @property
+    def pages(self) -> Pages:
+        """The pages, guard included; they stay mapped while the caller holds them. Raises MemoryRefusedError."""
+        if self._pages is None:
+            raise MemoryRefusedError("the region is closed; use it before its guest or owner goes")
+        return self._pages
+
+    def grow(self, size: int) -> None:
+        """Make the first ``size`` bytes accessible, in place. Nothing changes where it fails.
+
+        Raises MemoryRefusedError: past the capacity, smaller than now, not whole pages, or the system has no memory.
+        """
+        size = _whole_pages("size", size)
+        if not self._size <= size <= self.capacity:
+            raise MemoryRefusedError(
+                f"a region of {self._size} bytes cannot become {size}: it can only grow, to {self.capacity} at most"
+            )
+        pages = self.pages
+        if size > self._size:
+            pages.open(self._size, size)
+            self._size = size
+
+    def view(self) -> NDArray[np.uint8]:
+        """The accessible bytes as they are now, uint8 of shape [size], not copied. It keeps the pages mapped."""
+        return self.pages.view(0, self._size)
+
+    def aperture(self, offset: int, nbytes: int) -> Aperture:
+        """Borrow ``nbytes`` > 0 from ``offset`` on: whole pages, inside ``size``, or MemoryRefusedError is raised."""
+        # Python's integers, whatever comes in: NumPy's would wrap around in the sums below.
+        offset, nbytes = index(offset), index(nbytes)
+        self._check_inside(offset, nbytes)
+        return Aperture(self, _whole_pages("offset", offset), _whole_pages("length", nbytes))
+
+    def covering(self, offset: int, nbytes: int) -> Aperture:
+        """Borrow the fewest pages that hold the ``nbytes`` > 0 from ``offset`` on. Raises MemoryRefusedError."""
+        offset, nbytes = index(offset), index(nbytes)
+        self._check_inside(offset, nbytes)
+        page = page_size()
+        start = offset // page * page
+        end = -(-(offset + nbytes) // page) * page  # still inside: the size is a whole number of pages
+        return Aperture(self, start, end - start)
+
+    def close(self) -> None:
+        """Give the pages up; they are unmapped once nobody else holds them. Idempotent."""
+        self._pages = None
+
+    def _check_inside(self, offset: int, nbytes: int) -> None:
+        if offset < 0 or nbytes <= 0 or offset + nbytes > self._size:
+            raise MemoryRefusedError(
+                f"{nbytes} bytes at {offset} are not inside a memory of {self._size} bytes; ask for 1 or more inside"
+            )
+
+
+def _whole_pages(what: str, nbytes: int) -> int:
+    nbytes = index(nbytes)
+    if nbytes < 0 or nbytes % page_size():
+        raise MemoryRefusedError(
+            f"a {what} of {nbytes} bytes is refused: use a multiple of the page size, {page_size()}"
+        )
+    return nbytes
