@@ -1,0 +1,62 @@
+# Everything works from a bare clone: each target sets up what it needs first, once. `make help` lists them.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --root-user-action=ignore
+MODEL := smollm2:135m
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint kernels guests bench reference clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+demo: $(VENV)/.run ## a sandboxed guest answers a question with a real model; then what was copied
+	@$(BIN)/wasmetal pull $(MODEL)
+	@$(BIN)/wasmetal chat $(MODEL) --greedy --max-tokens 64 --counters -p "What is a computer? Answer in one sentence."
+
+test: $(VENV)/.test lint ## lint, types, generated files current, every test, coverage
+	$(BIN)/python -m wasmetal.kernels.compile --check
+	$(BIN)/python guests/build.py --check
+	$(BIN)/wasmetal pull $(MODEL) || echo "the tests that need the model are skipped"
+	$(BIN)/python -m pytest --cov
+
+lint: $(VENV)/.test ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+kernels: $(VENV)/.test ## recompile the kernels into src/wasmetal/kernels/generated
+	$(BIN)/python -m wasmetal.kernels.compile
+
+guests: $(VENV)/.test ## rebuild guests/*.wasm
+	$(BIN)/python guests/build.py
+
+bench: $(VENV)/.run ## all three benchmarks
+	$(BIN)/wasmetal pull $(MODEL)
+	for what in zerocopy dispatch llm; do $(BIN)/wasmetal bench $$what || exit; done
+
+reference: $(VENV)/.reference ## logits and greedy ids against transformers in float32 (installs PyTorch)
+	$(BIN)/wasmetal pull $(MODEL)
+	$(BIN)/python tests/reference/make_reference.py --check
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Set-up, remembered by a stamp each: system packages and the package (run), the tools too (test), PyTorch too (reference).
+$(VENV)/.run: pyproject.toml scripts/system_packages.py
+	@test -n "$(PYTHON)" || { echo "wasmetal needs Python 3.11 or newer on PATH (or: make PYTHON=/path/to/python3)"; exit 1; }
+	$(PYTHON) scripts/system_packages.py run
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(PYTHON) scripts/system_packages.py test
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.reference: $(VENV)/.test
+	$(PIP) --editable '.[reference]'
+	@touch $@

@@ -1,0 +1,93 @@
+"""Install the system packages that `make demo` and `make test` use; where that is not allowed, say what is lost.
+
+As root on Debian or Ubuntu the missing packages are installed with apt-get. Anywhere else each one is named, with what
+goes without it, and the exit status is still 0: everything else works. Runs before there is a virtual environment, so
+on the standard library alone.
+
+Usage: python3 scripts/system_packages.py {run|test}
+"""
+
+import ctypes.util
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+VULKAN_DIRECTORIES = ("/usr/share", "/usr/local/share", "/etc", "/opt/homebrew/share")
+
+
+class Package(NamedTuple):
+    """A Debian package, how to tell that it (or an equivalent from elsewhere) is present, and what needs it."""
+
+    name: str
+    present: Callable[[], bool]
+    lost: str
+
+
+def command(name: str) -> Callable[[], bool]:
+    """Present when a command is on PATH."""
+    return lambda: shutil.which(name) is not None
+
+
+def vulkan_file(pattern: str) -> Callable[[], bool]:
+    """Present when a Vulkan manifest of that name is where the loader looks."""
+    return lambda: any(next(Path(d, "vulkan").glob(pattern), None) for d in VULKAN_DIRECTORIES)
+
+
+VENV = f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
+RUN = (
+    Package(VENV, lambda: importlib.util.find_spec("ensurepip") is not None, "no virtual environment can be made"),
+    Package("libvulkan1", lambda: ctypes.util.find_library("vulkan") is not None, "no Vulkan devices"),
+    Package(
+        "mesa-vulkan-drivers",
+        vulkan_file("icd.d/*.json"),
+        "no Vulkan device, unless a GPU maker's own driver is installed",
+    ),
+)
+TEST = (
+    *RUN,
+    Package(
+        "vulkan-validationlayers",
+        vulkan_file("explicit_layer.d/VkLayer_khronos_validation*.json"),
+        "the Vulkan tests run without validation",
+    ),
+    Package("wabt", command("wast2json"), "the WebAssembly specification tests are skipped"),
+    Package("spirv-tools", command("spirv-val"), "the compiled kernels are not validated"),
+)
+
+
+def missing(packages: Iterable[Package]) -> list[Package]:
+    """Those whose check fails."""
+    return [package for package in packages if not package.present()]
+
+
+def install(packages: Iterable[Package]) -> None:
+    """Install with apt-get; on failure show its last words."""
+    names = [package.name for package in packages]
+    print("installing", *names, flush=True)
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    for arguments in (["update"], ["install", "--yes", "--no-install-recommends", *names]):
+        done = subprocess.run(
+            ["apt-get", "-qq", *arguments], env=environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            print(f"apt-get {arguments[0]} failed:", *done.stderr.splitlines()[-3:], sep="\n  ", file=sys.stderr)
+
+
+def main(wanted: str) -> None:
+    """Install what is missing, and name what is missing still."""
+    packages = {"run": RUN, "test": TEST}[wanted]
+    lacking = missing(packages)
+    if lacking and os.geteuid() == 0 and shutil.which("apt-get"):
+        install(lacking)
+        lacking = missing(packages)
+    for package in lacking:
+        print(f"missing: {package.name} ({package.lost}); install it with your package manager", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
