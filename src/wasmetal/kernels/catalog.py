@@ -1,10 +1,15 @@
 """The catalog of kernel entry points: what each binds, takes as parameters and how many threads a group has.
 
 A kernel is written once, in ``<source>.slang`` beside this file, and compiled ahead of time into ``generated/`` (see
-``compile.py``). In Slang an entry point takes its buffers first, in the order of ``access``, and then one struct of
-parameters, all of them entry-point ``uniform``s: those become descriptor bindings 0, 1, … of set 0 and push constants in
-SPIR-V; ``buffer(1)``, ``buffer(2)``, … and ``buffer(0)`` in Metal; plain kernel arguments in CUDA. The CPU device has a
-NumPy function of the same name with the same arguments (``wasmetal.device.cpu``), which is the oracle.
+``compile.py``). In Slang an entry point takes its buffers first, in the order of ``buffers``, and then one struct of
+parameters, all of them entry-point ``uniform``s: those become descriptor bindings 0, 1, … of set 0 and push constants
+in SPIR-V; ``buffer(1)``, ``buffer(2)``, … and ``buffer(0)`` in Metal; plain kernel arguments in CUDA. The CPU device
+has a NumPy function of the same name with the same arguments (``wasmetal.device.cpu``), which is the oracle.
+
+The struct begins with ``<buffer>_offset`` for each buffer: the tensor's first element in its binding, since bindings
+have coarser alignment than tensors. Strides are in elements (of the tensor, not of the binding) from row to row.
+
+Groups are numbered in one dimension, whatever the grid: see :func:`grid`.
 """
 
 from __future__ import annotations
@@ -27,6 +32,30 @@ class Access(Enum):
 TARGETS = {"spirv": "spv", "metal": "metal", "cuda": "cu", "wgsl": "wgsl"}
 """Compilation targets and the file suffix of each under ``generated/<target>/``."""
 
+THREADS = 128
+"""Threads of every group. Kernels divide it by the subgroup size, so it is a multiple of any device's."""
+
+GRID_WIDTH = 32768
+"""Groups in a row of the grid; every device allows 65,535. ``common.slang`` has the same number."""
+
+NO_STEP = 0xFFFFFFFF
+"""``step_offset`` of a kernel that is to treat all its rows, with no step buffer (another stands in for it)."""
+
+
+def grid(groups: int) -> tuple[int, int, int]:
+    """A grid of at least ``groups`` groups; a kernel's surplus groups find their number past the end and leave."""
+    return (groups, 1, 1) if groups <= GRID_WIDTH else (GRID_WIDTH, -(-groups // GRID_WIDTH), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One buffer that a kernel takes."""
+
+    name: str
+    access: Access
+    element: int
+    """Bytes of an element as the kernel declares the buffer, which is the unit of ``<name>_offset``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
@@ -35,11 +64,27 @@ class Kernel:
     name: str
     source: str
     """The Slang file, without its suffix."""
-    access: tuple[Access, ...]
-    """One entry per buffer, in binding order."""
-    params: tuple[tuple[str, str], ...]
-    """(field, "u32" or "f32"), in the order of the Slang struct; 4 bytes each, at most 128 in all."""
-    threads: tuple[int, int, int]
+    buffers: tuple[Argument, ...]
+    """In binding order."""
+    fields: tuple[tuple[str, str], ...]
+    """(field, "u32" or "f32") of the parameters after the offsets, in the order of the Slang struct."""
+    features: tuple[str, ...] = ()
+    """Device features that not every device has: ``storage16`` (16-bit values in buffers)."""
+
+    @property
+    def threads(self) -> tuple[int, int, int]:
+        """Threads of a group."""
+        return (THREADS, 1, 1)
+
+    @property
+    def access(self) -> tuple[Access, ...]:
+        """One entry per buffer, in binding order."""
+        return tuple(buffer.access for buffer in self.buffers)
+
+    @property
+    def params(self) -> tuple[tuple[str, str], ...]:
+        """(field, "u32" or "f32"), in the order of the Slang struct; 4 bytes each, at most 128 in all."""
+        return tuple((f"{buffer.name}_offset", "u32") for buffer in self.buffers) + self.fields
 
     def pack(self, **values: float) -> bytes:
         """The parameter struct's bytes. Every field must be given, and no other."""
@@ -63,15 +108,137 @@ class Kernel:
         return "<" + "".join({"u32": "I", "f32": "f"}[kind] for _, kind in self.params)
 
 
-R, W, RW = Access.READ, Access.WRITE, Access.READ_WRITE
+def _u32(names: str) -> tuple[tuple[str, str], ...]:
+    return tuple((name, "u32") for name in names.split())
+
+
+def _read(name: str, element: int = 4) -> Argument:
+    return Argument(name, Access.READ, element)
+
+
+def _write(name: str, element: int = 4) -> Argument:
+    return Argument(name, Access.WRITE, element)
+
+
+def _update(name: str, element: int = 4) -> Argument:
+    return Argument(name, Access.READ_WRITE, element)
+
+
+WEIGHT_TYPES = ("f32", "f16", "q8_0", "q4_0", "q4_1")
+"""Weight formats of the ``embed``, ``gemv`` and ``gemm`` kernels, as their names end."""
+
+_STEP = _read("step")
+_PAGED = (_read("page_table"), _STEP)
 
 _KERNELS = (
     Kernel(
         name="add",
         source="elementwise",
-        access=(R, R, W),
-        params=(("n", "u32"), ("a_offset", "u32"), ("b_offset", "u32"), ("out_offset", "u32")),
-        threads=(128, 1, 1),
+        buffers=(_read("a"), _read("b"), _write("out")),
+        fields=_u32("rows columns a_stride b_stride out_stride"),
+    ),
+    Kernel(
+        name="scale",
+        source="elementwise",
+        buffers=(_read("x"), _write("out")),
+        fields=(*_u32("rows columns x_stride out_stride"), ("factor", "f32")),
+    ),
+    Kernel(
+        name="silu_mul",
+        source="elementwise",
+        buffers=(_read("gate"), _read("up"), _write("out"), _STEP),
+        fields=_u32("rows columns gate_stride up_stride out_stride"),
+    ),
+    Kernel(
+        name="copy_row",
+        source="elementwise",
+        buffers=(_read("x"), _write("out"), _STEP),
+        fields=_u32("rows columns x_stride"),
+    ),
+    Kernel(
+        name="rms_norm",
+        source="reduce",
+        buffers=(_read("x"), _read("weight"), _write("out"), _STEP),
+        fields=(*_u32("rows columns x_stride out_stride"), ("eps", "f32")),
+    ),
+    Kernel(
+        name="softmax",
+        source="reduce",
+        buffers=(_read("x"), _write("out")),
+        fields=_u32("rows columns x_stride out_stride"),
+    ),
+    Kernel(
+        name="argmax",
+        source="reduce",
+        buffers=(_read("x"), _write("out")),
+        fields=_u32("rows columns x_stride"),
+    ),
+    Kernel(
+        name="rope",
+        source="rope",
+        buffers=(_update("x"), _read("table"), _STEP),
+        fields=_u32("rows heads head_dim x_stride pairs positions interleaved"),
+    ),
+    *(
+        Kernel(
+            name=f"kv_append_{kind}",
+            source="attention",
+            buffers=(_read("k"), _read("v"), _write("k_pages"), _write("v_pages"), *_PAGED),
+            fields=_u32("rows columns k_stride v_stride pages page_size table_length"),
+        )
+        for kind in ("f32", "f16")
+    ),
+    *(
+        Kernel(
+            name=f"attention_{kind}",
+            source="attention",
+            buffers=(_read("q"), _read("k_pages", vector), _read("v_pages", vector), *_PAGED, _write("out")),
+            fields=(
+                *_u32("rows heads kv_heads head_dim q_stride out_stride pages page_size table_length"),
+                ("scale", "f32"),
+            ),
+        )
+        for kind, vector in (("f32", 16), ("f16", 8))
+    ),
+    *(
+        Kernel(
+            name=f"embed_{kind}",
+            source="embed",
+            buffers=(_read("table"), _read("ids"), _write("out"), _STEP),
+            # The binding shows rows first_row .. first_row + bound_rows of a table of table_rows.
+            fields=_u32("rows columns out_stride table_rows first_row bound_rows"),
+        )
+        for kind in WEIGHT_TYPES
+    ),
+    *(
+        Kernel(
+            name=f"gemv_{kind}",
+            source="gemv",
+            buffers=(_read("weight", 16 if kind in ("f32", "f16") else 4), _read("x", 16), _update("out"), _STEP),
+            fields=_u32("n k accumulate groups"),
+        )
+        for kind in WEIGHT_TYPES
+    ),
+    *(
+        Kernel(
+            name=f"gemm_{kind}",
+            source="gemm",
+            buffers=(_read("x"), _read("weight"), _update("out"), _STEP),
+            fields=_u32("rows n k x_stride out_stride accumulate"),
+        )
+        for kind in WEIGHT_TYPES
+    ),
+    *(
+        Kernel(
+            name=f"matmul_{kind}_{result}",
+            source="matmul",
+            buffers=(_read("a"), _read("b"), _write("out", 4 if result == "f32" else 2)),
+            # Strides of a[batch, m, k], b[batch, k, n] and out[batch, m, n] along each; out's columns are contiguous.
+            fields=_u32("batch m n k a_batch a_row a_column b_batch b_row b_column out_batch out_row"),
+            features=("storage16",) if result == "f16" else (),
+        )
+        for kind in ("f32", "f16")
+        for result in ("f32", "f16")
     ),
 )
 

@@ -1,0 +1,178 @@
+"""The CPU as a device: buffers are pages, kernels are NumPy functions, a submission runs before it is returned."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from wasmetal.counters import Counters
+from wasmetal.device.base import Binding, Buffer, Bytes, CommandList, DeviceInfo, MemoryKind
+from wasmetal.device.cpu.kernels import KERNELS
+from wasmetal.errors import DeviceError, OutOfDeviceMemoryError
+from wasmetal.kernels.catalog import Kernel
+from wasmetal.memory.aperture import Aperture
+
+
+class CpuBuffer:
+    """Page-aligned host memory: the device's own, or an aperture's pages. Recorded lists keep the bytes alive."""
+
+    def __init__(self, data: Bytes, kind: MemoryKind, aperture: Aperture | None = None):
+        self.kind = kind
+        self.nbytes = data.size
+        self.address: int | None = data.ctypes.data
+        self.device_address = self.address
+        self._data: Bytes | None = data
+        self._aperture = aperture
+
+    def view(self) -> Bytes:
+        """The bytes themselves. Raises DeviceError once closed."""
+        if self._data is None:
+            raise DeviceError("this buffer is closed; keep it open for as long as it is used")
+        return self._data
+
+    def close(self) -> None:
+        """Let go of the bytes; they are freed when no view or command list is left on them."""
+        self._data = self._aperture = None
+
+
+class CpuCommandList:
+    """Closures over typed views of the bound bytes, made once when recorded."""
+
+    def __init__(self, counters: Counters):
+        self._counters = counters
+        self._steps: list[Callable[[], object]] = []
+        self._finished = False
+
+    def dispatch(
+        self, kernel: Kernel, bindings: Sequence[Binding], params: bytes, groups: tuple[int, int, int]
+    ) -> None:
+        """Record one kernel. The grid is of no use here: a NumPy kernel does all of the work in one call."""
+        if self._finished:
+            raise DeviceError("this command list is finished; record a new one")
+        arrays = [_bytes(binding.buffer, binding.offset, binding.nbytes) for binding in bindings]
+        self._steps.append(KERNELS[kernel.name](kernel.unpack(params), *arrays))
+
+    def finish(self) -> None:
+        """End recording."""
+        self._finished = True
+
+    def close(self) -> None:
+        """Forget the kernels and let go of their buffers."""
+        self._steps = []
+
+    def run(self) -> None:
+        """Run the kernels in order."""
+        if not self._finished:
+            raise DeviceError("this command list is not finished; finish it before submitting it")
+        for step in self._steps:
+            step()
+        self._counters.dispatches += len(self._steps)
+
+
+class CpuSubmission:
+    """A submission that has already run."""
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+
+    def wait(self, timeout: float | None = None) -> float:
+        """The seconds that it took."""
+        return self._seconds
+
+
+class CpuDevice:
+    """The host's processor. Shared and device memory are the same, so nothing is ever copied to be computed on."""
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self.info = DeviceInfo(
+            name=_processor(),
+            backend="cpu",
+            index=0,
+            driver=f"NumPy {np.__version__}",
+            unified=True,
+            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            page_alignment=mmap.PAGESIZE,
+            offset_alignment=16,
+            max_binding_bytes=2**32,
+            subgroup_size=1,
+            features=("host pages in place", f"{os.cpu_count()} threads"),
+        )
+
+    def allocate(self, nbytes: int, kind: MemoryKind = MemoryKind.DEVICE) -> CpuBuffer:
+        """New zero-filled pages."""
+        try:
+            pages = mmap.mmap(-1, nbytes)
+        except (OSError, ValueError, OverflowError) as error:
+            raise OutOfDeviceMemoryError(f"{nbytes} bytes of host memory: {error}; free some memory") from error
+        return CpuBuffer(np.frombuffer(pages, np.uint8), kind)
+
+    def wrap(self, aperture: Aperture) -> CpuBuffer:
+        """The aperture's pages themselves."""
+        self.counters.bytes_shared += aperture.nbytes
+        return CpuBuffer(aperture.view(), MemoryKind.SHARED, aperture)
+
+    def record(self) -> CpuCommandList:
+        """A new, empty command list."""
+        return CpuCommandList(self.counters)
+
+    def submit(self, lists: Sequence[CommandList]) -> CpuSubmission:
+        """Run the lists, here and now."""
+        begin = time.perf_counter()
+        with np.errstate(all="ignore"):  # Infinities and NaN are values like any other to a kernel.
+            for commands in lists:
+                assert isinstance(commands, CpuCommandList)
+                commands.run()
+        seconds = time.perf_counter() - begin
+        self.counters.submits += 1
+        self.counters.device_seconds += seconds
+        return CpuSubmission(seconds)
+
+    def write(self, buffer: Buffer, offset: int, data: Bytes) -> None:
+        """Copy host bytes into a buffer."""
+        _bytes(buffer, offset, data.size)[:] = data
+        self.counters.bytes_copied += data.size
+
+    def read(self, buffer: Buffer, offset: int, out: Bytes) -> None:
+        """Copy a buffer's bytes to the host."""
+        out[:] = _bytes(buffer, offset, out.size)
+        self.counters.bytes_copied += out.size
+
+    def load(self, buffer: Buffer, offset: int, data: Bytes) -> None:
+        """Bring weights into a buffer."""
+        _bytes(buffer, offset, data.size)[:] = data
+        self.counters.bytes_loaded += data.size
+
+    def close(self) -> None:
+        """Nothing to wait for; buffers free themselves."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> Any:
+        self.close()
+
+
+def _bytes(buffer: Buffer, offset: int, nbytes: int) -> Bytes:
+    if not 0 <= offset <= offset + nbytes <= buffer.nbytes:
+        raise DeviceError(f"bytes {offset}..{offset + nbytes} are outside a buffer of {buffer.nbytes} bytes")
+    return buffer.view()[offset : offset + nbytes]
+
+
+def _processor() -> str:
+    """The processor's marketing name where the system tells, else its architecture."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+            return next(names, platform.machine())
+    except OSError:
+        return platform.processor() or platform.machine()

@@ -1,0 +1,74 @@
+"""GGUF's weight formats, expanded to float32.
+
+A row is a run of blocks of 32 weights, in the byte layout of ggml (``ggml-common.h``); ``d`` and ``m`` are float16:
+    Q8_0  d, 32 signed bytes q           weight = d q
+    Q4_0  d, 16 bytes of two nibbles q   weight = d (q - 8)
+    Q4_1  d, m, 16 bytes of two nibbles  weight = d q + m
+The low nibbles are weights 0..15 of the block, the high ones 16..31.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wasmetal.device.base import Bytes
+from wasmetal.device.cpu.kernels.views import F32
+
+Expand = Callable[[Bytes], F32]
+"""Bytes of rows, uint8 [rows, bytes of a row], to their weights, float32 [rows, columns]."""
+
+
+def f32(rows: Bytes) -> F32:
+    """F32 rows."""
+    return rows.view(np.float32)
+
+
+def f16(rows: Bytes) -> F32:
+    """F16 rows."""
+    return rows.view(np.float16).astype(np.float32)
+
+
+def q8_0(rows: Bytes) -> F32:
+    """Q8_0 rows."""
+    blocks = rows.reshape(len(rows), -1, 34)
+    return (_half(blocks, 0) * blocks[..., 2:].view(np.int8)).reshape(len(rows), -1)
+
+
+def q4_0(rows: Bytes) -> F32:
+    """Q4_0 rows."""
+    blocks = rows.reshape(len(rows), -1, 18)
+    return (_half(blocks, 0) * (_nibbles(blocks[..., 2:]) - np.float32(8))).reshape(len(rows), -1)
+
+
+def q4_1(rows: Bytes) -> F32:
+    """Q4_1 rows."""
+    blocks = rows.reshape(len(rows), -1, 20)
+    return (_half(blocks, 0) * _nibbles(blocks[..., 4:]) + _half(blocks, 2)).reshape(len(rows), -1)
+
+
+def _half(blocks: Bytes, at: int) -> F32:
+    """The float16 at a byte of each block, as float32 [rows, blocks, 1]."""
+    return np.ascontiguousarray(blocks[..., at : at + 2]).view(np.float16).astype(np.float32)
+
+
+def _nibbles(quants: Bytes) -> NDArray[np.uint8]:
+    return np.concatenate((quants & 15, quants >> 4), axis=-1)
+
+
+FORMATS: dict[str, tuple[Expand, int, int]] = {
+    "f32": (f32, 1, 4),
+    "f16": (f16, 1, 2),
+    "q8_0": (q8_0, 32, 34),
+    "q4_0": (q4_0, 32, 18),
+    "q4_1": (q4_1, 32, 20),
+}
+"""By kernel suffix: (expansion, weights in a block, bytes in a block)."""
+
+
+def row_bytes(kind: str, columns: int) -> int:
+    """Bytes of a row."""
+    _, weights, nbytes = FORMATS[kind]
+    return columns // weights * nbytes

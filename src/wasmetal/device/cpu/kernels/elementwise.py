@@ -1,0 +1,67 @@
+"""Elementwise kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+
+from wasmetal.device.base import Bytes
+from wasmetal.device.cpu.kernels.views import F32, active_rows, rows, words
+
+
+def add(p: SimpleNamespace, a: Bytes, b: Bytes, out: Bytes) -> Callable[[], object]:
+    """out = a + b."""
+    left = rows(a, p.a_offset, p.rows, p.columns, p.a_stride)
+    right = rows(b, p.b_offset, p.rows, p.columns, p.b_stride)
+    return partial(np.add, left, right, rows(out, p.out_offset, p.rows, p.columns, p.out_stride))
+
+
+def scale(p: SimpleNamespace, x: Bytes, out: Bytes) -> Callable[[], object]:
+    """out = x * factor."""
+    source = rows(x, p.x_offset, p.rows, p.columns, p.x_stride)
+    return partial(np.multiply, source, np.float32(p.factor), rows(out, p.out_offset, p.rows, p.columns, p.out_stride))
+
+
+def silu_mul(p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, step: Bytes) -> Callable[[], None]:
+    """out = gate / (1 + exp(-gate)) * up."""
+    gates = rows(gate, p.gate_offset, p.rows, p.columns, p.gate_stride)
+    ups = rows(up, p.up_offset, p.rows, p.columns, p.up_stride)
+    outs = rows(out, p.out_offset, p.rows, p.columns, p.out_stride)
+    active = active_rows(p, step)
+
+    def run(g: F32, u: F32, o: F32, scratch: F32) -> None:
+        np.negative(g, scratch)
+        np.exp(scratch, scratch)
+        np.add(scratch, 1.0, scratch)
+        np.divide(g, scratch, scratch)
+        np.multiply(scratch, u, o)
+
+    if p.rows == 1:
+        one = partial(run, gates[0], ups[0], outs[0], np.empty(p.columns, np.float32))
+
+        def run_one() -> None:
+            if active():
+                one()
+
+        return run_one
+
+    def run_rows() -> None:
+        n = active()
+        run(gates[:n], ups[:n], outs[:n], np.empty((n, p.columns), np.float32))
+
+    return run_rows
+
+
+def copy_row(p: SimpleNamespace, x: Bytes, out: Bytes, step: Bytes) -> Callable[[], None]:
+    """out = the row of x that the step calls its last."""
+    source = rows(x, p.x_offset, p.rows, p.columns, p.x_stride)
+    target = rows(out, p.out_offset, 1, p.columns, p.columns)[0]
+    state = words(step, p.step_offset, 4)
+
+    def run() -> None:
+        target[:] = source[min(state[2], p.rows - 1)]
+
+    return run

@@ -1,0 +1,84 @@
+"""Products with a weight matrix, which has one row per output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+
+from wasmetal.device.base import Bytes
+from wasmetal.device.cpu.kernels.blocks import FORMATS, row_bytes
+from wasmetal.device.cpu.kernels.views import F32, active_rows, array, rows
+
+_CHUNK = 1 << 20
+"""Weights expanded at a time: they stay in the cache, and no second copy of a model is ever made."""
+
+
+def gemv(kind: str, p: SimpleNamespace, weight: Bytes, x: Bytes, out: Bytes, step: Bytes) -> Callable[[], None]:
+    """Matrix-vector product: out (+)= weight x."""
+    vector = array(x, p.x_offset * 16, (p.k,))
+    result = array(out, p.out_offset * 4, (p.n,))
+    p.rows = 1
+    active = active_rows(p, step)
+
+    if kind == "f32":
+        matrix = array(weight, p.weight_offset * 16, (p.n, p.k))
+        product = np.empty(p.n, np.float32) if p.accumulate else result
+        dot, add, accumulate = np.dot, np.add, p.accumulate
+
+        def run_f32() -> None:
+            if active():
+                dot(matrix, vector, product)
+                if accumulate:
+                    add(result, product, result)
+
+        return run_f32
+
+    unit = 16 if kind == "f16" else 4
+    chunks = _expander(kind, weight, p.weight_offset * unit, p.n, p.k)
+
+    def run() -> None:
+        if active():
+            for some, chunk in chunks():
+                result[some] = chunk @ vector + (result[some] if p.accumulate else 0)
+
+    return run
+
+
+def gemm(kind: str, p: SimpleNamespace, x: Bytes, weight: Bytes, out: Bytes, step: Bytes) -> Callable[[], None]:
+    """Matrix-matrix product: out (+)= x weightᵀ."""
+    source = rows(x, p.x_offset, p.rows, p.k, p.x_stride)
+    target = rows(out, p.out_offset, p.rows, p.n, p.out_stride)
+    active = active_rows(p, step)
+    chunks = _expander(kind, weight, p.weight_offset * 4, p.n, p.k)
+
+    def run() -> None:
+        n = active()
+        for some, chunk in chunks():
+            if p.accumulate:
+                target[:n, some] += source[:n] @ chunk.T
+            else:
+                np.matmul(source[:n], chunk.T, target[:n, some])
+
+    return run
+
+
+def _expander(kind: str, weight: Bytes, offset: int, n: int, k: int) -> Callable[[], Iterator[tuple[slice, F32]]]:
+    """The matrix as float32, a chunk of rows at a time: (which rows, their weights)."""
+    expand = FORMATS[kind][0]
+    data = array(weight, offset, (n, row_bytes(kind, k)), np.uint8)
+    count = n if kind == "f32" else max(1, _CHUNK // k)
+
+    def chunks() -> Iterator[tuple[slice, F32]]:
+        for begin in range(0, n, count):
+            rows = slice(begin, min(begin + count, n))
+            yield rows, expand(data[rows])
+
+    return chunks
+
+
+KERNELS = {f"gemv_{kind}": partial(gemv, kind) for kind in FORMATS} | {
+    f"gemm_{kind}": partial(gemm, kind) for kind in FORMATS
+}

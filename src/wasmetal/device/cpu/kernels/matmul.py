@@ -1,0 +1,45 @@
+"""The general matrix product, over strided operands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from wasmetal.device.base import Bytes
+
+
+def matmul(
+    kind: DTypeLike, result: DTypeLike, p: SimpleNamespace, a: Bytes, b: Bytes, out: Bytes
+) -> Callable[[], None]:
+    """out[i] = a[i] @ b[i], accumulated in float32."""
+    bytes_in, bytes_out = np.dtype(kind).itemsize, np.dtype(result).itemsize
+    left: NDArray[Any] = np.ndarray(
+        (p.batch, p.m, p.k), kind, a, p.a_offset * 4, tuple(bytes_in * s for s in (p.a_batch, p.a_row, p.a_column))
+    )
+    right: NDArray[Any] = np.ndarray(
+        (p.batch, p.k, p.n), kind, b, p.b_offset * 4, tuple(bytes_in * s for s in (p.b_batch, p.b_row, p.b_column))
+    )
+    target: NDArray[Any] = np.ndarray(
+        (p.batch, p.m, p.n),
+        result,
+        out,
+        p.out_offset * bytes_out,
+        tuple(bytes_out * s for s in (p.out_batch, p.out_row, 1)),
+    )
+
+    def run() -> None:
+        target[:] = left.astype(np.float32, copy=False) @ right.astype(np.float32, copy=False)
+
+    return run
+
+
+_KINDS = {"f32": np.float32, "f16": np.float16}
+
+KERNELS = {
+    f"matmul_{kind}_{result}": partial(matmul, _KINDS[kind], _KINDS[result]) for kind in _KINDS for result in _KINDS
+}

@@ -1,0 +1,38 @@
+"""Typed views of the bytes that a kernel is bound to. NumPy refuses any that would leave them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from wasmetal.device.base import Bytes
+from wasmetal.kernels.catalog import NO_STEP
+
+F32 = NDArray[np.float32]
+
+
+def array(data: Bytes, offset: int, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+    """A packed array that begins ``offset`` bytes into the binding."""
+    return np.ndarray(shape, dtype, data, offset)
+
+
+def rows(data: Bytes, offset: int, count: int, columns: int, stride: int) -> F32:
+    """A float32 matrix whose rows are ``stride`` elements apart; ``offset`` in elements."""
+    return np.ndarray((count, columns), np.float32, data, offset * 4, (stride * 4, 4))
+
+
+def words(data: Bytes, offset: int, count: int) -> memoryview:
+    """Unsigned 32-bit integers, read as Python ints faster than through an array; ``offset`` in words."""
+    return data.data[offset * 4 : (offset + count) * 4].cast("I")
+
+
+def active_rows(p: SimpleNamespace, step: Bytes) -> Callable[[], int]:
+    """How many of a kernel's rows to treat now: the step's ``n_tokens``, or all rows where it takes no step."""
+    if p.step_offset == NO_STEP:
+        return lambda: int(p.rows)
+    state, limit = words(step, p.step_offset, 4), p.rows
+    return lambda: min(state[0], limit)

@@ -1,0 +1,125 @@
+"""What operations ask of their tensors, in one place. Everything here raises OpError."""
+
+from __future__ import annotations
+
+import math
+
+from wasmetal.errors import OpError
+from wasmetal.kernels.catalog import NO_STEP
+from wasmetal.ops.tensor import DType, Tensor
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise OpError with ``message`` unless ``condition``."""
+    if not condition:
+        raise OpError(message)
+
+
+def dtypes(op: str, allowed: tuple[DType, ...], **tensors: Tensor) -> None:
+    """Each tensor has one of the ``allowed`` element types."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in allowed:
+            names = " or ".join(dtype.name for dtype in allowed)
+            raise OpError(f"{op}: {name} is {tensor.dtype.name}; it must be {names}")
+
+
+def shape(op: str, name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    """The tensor has exactly this shape."""
+    if tensor.shape != expected:
+        raise OpError(f"{op}: {name} has shape {tensor.shape}; it must be {expected}")
+
+
+def rank(op: str, dimensions: int, **tensors: Tensor) -> None:
+    """Each tensor has so many dimensions."""
+    for name, tensor in tensors.items():
+        if len(tensor.shape) != dimensions:
+            raise OpError(f"{op}: {name} has shape {tensor.shape}; it must have {dimensions} dimensions")
+
+
+def packed(op: str, **tensors: Tensor) -> None:
+    """No tensor has gaps between its rows."""
+    for name, tensor in tensors.items():
+        if not tensor.packed:
+            raise OpError(f"{op}: {name} has a row stride of {tensor.row_stride}; its rows must be packed")
+
+
+def step(op: str, tensor: Tensor) -> None:
+    """A step: packed I32 [4]."""
+    dtypes(op, (DType.I32,), step=tensor)
+    shape(op, "step", tensor, (4,))
+    packed(op, step=tensor)
+
+
+def optional_step(op: str, tensor: Tensor | None, out: Tensor, stand_in: Tensor) -> tuple[Tensor, dict[str, int]]:
+    """The tensor to bind as a kernel's step, and its parameters: without one, ``stand_in``, which is not read."""
+    if tensor is None:
+        return stand_in, {"step_offset": NO_STEP}
+    step(op, tensor)
+    separate(op, out, step=tensor)
+    return tensor, {}
+
+
+def separate(op: str, out: Tensor, **inputs: Tensor) -> None:
+    """No byte of ``out`` is a byte of an input."""
+    for name, tensor in inputs.items():
+        if _meet(out, tensor):
+            raise OpError(f"{op}: the output overlaps {name}; give it memory of its own")
+
+
+def separate_or_same(op: str, out: Tensor, **inputs: Tensor) -> None:
+    """``out`` is exactly an input, element for element, or shares no byte with it."""
+    for name, tensor in inputs.items():
+        if _meet(out, tensor) and not _same(out, tensor):
+            raise OpError(f"{op}: the output partly overlaps {name}; it must be the same tensor or separate memory")
+
+
+def matrix(op: str, name: str, tensor: Tensor) -> tuple[int, int, int]:
+    """The tensor as (rows, columns, row stride), its last dimension being the columns.
+
+    Tensors of three and more dimensions, whose stride is not that of their last dimension's rows, must be packed.
+    """
+    columns = tensor.shape[-1]
+    if len(tensor.shape) == 2:
+        return tensor.shape[0], columns, tensor.row_stride
+    packed(op, **{name: tensor})
+    return tensor.size // columns, columns, columns
+
+
+def flat(op: str, **tensors: Tensor) -> tuple[int, int, dict[str, int]]:
+    """Tensors of one shape as (rows, columns, {name_stride: row stride}), a single row where all are packed."""
+    first = next(iter(tensors.values()))
+    for name, tensor in tensors.items():
+        shape(op, name, tensor, first.shape)
+        if len(tensor.shape) == 1:
+            packed(op, **{name: tensor})
+    if all(tensor.packed for tensor in tensors.values()):
+        return 1, first.size, {f"{name}_stride": first.size for name in tensors}
+    strides = {f"{name}_stride": tensor.row_stride for name, tensor in tensors.items()}
+    return first.shape[0], math.prod(first.shape[1:]), strides
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    shaped = (one.dtype, one.shape, one.row_stride) == (other.dtype, other.shape, other.row_stride)
+    return shaped and one.nbytes == other.nbytes and _distance(one, other) == 0
+
+
+def _meet(one: Tensor, other: Tensor) -> bool:
+    """Overlap of elements: two column slices of one matrix interleave without a byte in common."""
+    if not one.overlaps(other):
+        return False
+    if one.row_stride != other.row_stride or one.dtype is not other.dtype or 1 in (len(one.shape), len(other.shape)):
+        return True
+    stride = one.dtype.row_bytes(one.row_stride)
+    ahead = _distance(one, other) % stride
+    return ahead < _row_bytes(one) or ahead + _row_bytes(other) > stride
+
+
+def _distance(one: Tensor, other: Tensor) -> int:
+    """Bytes from the first element of ``one`` to that of ``other``, which lie in one buffer or one address space."""
+    if one.buffer.address is not None and other.buffer.address is not None:
+        return other.buffer.address + other.offset - one.buffer.address - one.offset
+    return other.offset - one.offset
+
+
+def _row_bytes(tensor: Tensor) -> int:
+    return tensor.dtype.row_bytes(math.prod(tensor.shape[1:]))

@@ -1,0 +1,65 @@
+"""Elementwise operations. The output may be the very tensor of an input, but not a part of it."""
+
+from __future__ import annotations
+
+from wasmetal.kernels.catalog import THREADS
+from wasmetal.ops import check
+from wasmetal.ops.recorder import Recorder
+from wasmetal.ops.tensor import DType, Tensor
+
+
+def add(rec: Recorder, a: Tensor, b: Tensor, out: Tensor) -> None:
+    """out = a + b; f32 of one shape, rows may be strided. Raises OpError."""
+    check.dtypes("add", (DType.F32,), a=a, b=b, out=out)
+    rows, columns, strides = check.flat("add", a=a, b=b, out=out)
+    check.separate_or_same("add", out, a=a, b=b)
+    rec.dispatch("add", (a, b, out), _groups(rows, columns), rows=rows, columns=columns, **strides)
+
+
+def scale(rec: Recorder, x: Tensor, factor: float, out: Tensor) -> None:
+    """out = x * factor; f32 of one shape, rows may be strided. Raises OpError."""
+    check.dtypes("scale", (DType.F32,), x=x, out=out)
+    rows, columns, strides = check.flat("scale", x=x, out=out)
+    check.separate_or_same("scale", out, x=x)
+    rec.dispatch("scale", (x, out), _groups(rows, columns), rows=rows, columns=columns, factor=factor, **strides)
+
+
+def silu_mul(rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, *, step: Tensor | None = None) -> None:
+    """out = silu(gate) * up, with silu(x) = x / (1 + exp(-x)); f32 [T, K], rows may be strided. Raises OpError.
+
+    The gated linear unit of N. Shazeer, "GLU Variants Improve Transformer", 2020.
+    """
+    check.dtypes("silu_mul", (DType.F32,), gate=gate, up=up, out=out)
+    check.rank("silu_mul", 2, gate=gate, up=up, out=out)
+    rows, columns = out.shape
+    check.shape("silu_mul", "gate", gate, out.shape)
+    check.shape("silu_mul", "up", up, out.shape)
+    check.separate_or_same("silu_mul", out, gate=gate, up=up)
+    step, offset = check.optional_step("silu_mul", step, out, stand_in=gate)
+    rec.dispatch(
+        "silu_mul",
+        (gate, up, out, step),
+        _groups(rows, columns),
+        rows=rows,
+        columns=columns,
+        gate_stride=gate.row_stride,
+        up_stride=up.row_stride,
+        out_stride=out.row_stride,
+        **offset,
+    )
+
+
+def copy_row(rec: Recorder, x: Tensor, out: Tensor, step: Tensor) -> None:
+    """Out = row ``step.last_row`` of x, clamped to its rows; f32, x [T, K], out [1, K]. Raises OpError."""
+    check.dtypes("copy_row", (DType.F32,), x=x, out=out)
+    check.rank("copy_row", 2, x=x)
+    rows, columns = x.shape
+    check.shape("copy_row", "out", out, (1, columns))
+    check.step("copy_row", step)
+    check.separate("copy_row", out, x=x, step=step)
+    rec.dispatch("copy_row", (x, out, step), _groups(1, columns), rows=rows, columns=columns, x_stride=x.row_stride)
+
+
+def _groups(rows: int, columns: int) -> int:
+    """One thread per element."""
+    return -(-rows * columns // THREADS)

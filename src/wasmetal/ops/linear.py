@@ -1,0 +1,116 @@
+"""Weights at work: products with a weight matrix, and rows of one by index.
+
+A weight larger than the device can bind at a time is taken a run of rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from wasmetal.errors import OpError
+from wasmetal.kernels.catalog import THREADS
+from wasmetal.ops import check
+from wasmetal.ops.recorder import Recorder
+from wasmetal.ops.tensor import DType, Tensor
+
+WEIGHTS = (DType.F32, DType.F16, DType.Q8_0, DType.Q4_0, DType.Q4_1)
+
+GEMV_COLUMNS = 8
+"""Columns that a thread of the matrix-vector kernels takes at a time; other widths use the matrix-matrix kernels."""
+GEMV_ROWS = 4
+"""Rows that a subgroup of theirs computes at a time (``gemv.slang``)."""
+GEMM_TILE = 64
+"""Rows and columns of the output that a group of the matrix-matrix kernels computes (``gemm.slang``)."""
+_ALIGNED_ROWS = 64
+"""Rows are split at multiples of this, where weights of any type and outputs are aligned as tensors must be."""
+
+
+def linear(
+    rec: Recorder, x: Tensor, weight: Tensor, out: Tensor, *, accumulate: bool = False, step: Tensor | None = None
+) -> None:
+    """out = x weightᵀ, added to what ``out`` holds where ``accumulate``. Raises OpError.
+
+    x f32 [T, K] and out f32 [T, N], rows may be strided; weight [N, K] F32, F16, Q8_0, Q4_0 or Q4_1. Accumulates in
+    float32. A single row takes the matrix-vector kernel, more take the matrix-matrix one.
+    """
+    check.dtypes("linear", (DType.F32,), x=x, out=out)
+    check.dtypes("linear", WEIGHTS, weight=weight)
+    check.rank("linear", 2, x=x, weight=weight, out=out)
+    rows, k = x.shape
+    n = weight.shape[0]
+    check.shape("linear", "weight", weight, (n, k))
+    check.shape("linear", "out", out, (rows, n))
+    check.packed("linear", weight=weight)
+    check.separate("linear", out, x=x, weight=weight)
+    step, offset = check.optional_step("linear", step, out, stand_in=x)
+    kind = weight.dtype.name.lower()
+    for begin, end in _bindable_rows(rec, "linear", weight):
+        some_weight, some_out = weight.rows(begin, end), out.columns(begin, end)
+        if rows == 1 and k % GEMV_COLUMNS == 0:
+            groups = -(-(end - begin) // (THREADS // rec.info.subgroup_size * GEMV_ROWS))
+            rec.dispatch(
+                f"gemv_{kind}",
+                (some_weight, x, some_out, step),
+                groups,
+                n=end - begin,
+                k=k,
+                accumulate=int(accumulate),
+                groups=groups,
+                **offset,
+            )
+        else:
+            rec.dispatch(
+                f"gemm_{kind}",
+                (x, some_weight, some_out, step),
+                -(-rows // GEMM_TILE) * -(-(end - begin) // GEMM_TILE),
+                rows=rows,
+                n=end - begin,
+                k=k,
+                x_stride=x.row_stride,
+                out_stride=out.row_stride,
+                accumulate=int(accumulate),
+                **offset,
+            )
+
+
+def embed(rec: Recorder, table: Tensor, ids: Tensor, out: Tensor, *, step: Tensor | None = None) -> None:
+    """out[t] = table[ids[t]]; ids, as unsigned numbers, are clamped to the table. Raises OpError.
+
+    table [V, K] F32, F16, Q8_0, Q4_0 or Q4_1; ids I32 [T]; out f32 [T, K], rows may be strided.
+    """
+    check.dtypes("embed", WEIGHTS, table=table)
+    check.dtypes("embed", (DType.I32,), ids=ids)
+    check.dtypes("embed", (DType.F32,), out=out)
+    check.rank("embed", 2, table=table, out=out)
+    rows, columns = out.shape
+    check.shape("embed", "table", table, (table.shape[0], columns))
+    check.shape("embed", "ids", ids, (rows,))
+    check.packed("embed", table=table, ids=ids)
+    check.separate("embed", out, table=table, ids=ids)
+    step, offset = check.optional_step("embed", step, out, stand_in=ids)
+    for begin, end in _bindable_rows(rec, "embed", table):
+        rec.dispatch(
+            f"embed_{table.dtype.name.lower()}",
+            (table.rows(begin, end), ids, out, step),
+            rows,
+            rows=rows,
+            columns=columns,
+            out_stride=out.row_stride,
+            table_rows=table.shape[0],
+            first_row=begin,
+            bound_rows=end - begin,
+            **offset,
+        )
+
+
+def _bindable_rows(rec: Recorder, op: str, weight: Tensor) -> Iterator[tuple[int, int]]:
+    """Runs of rows, each of which one binding can show."""
+    n, k = weight.shape
+    if weight.nbytes <= rec.max_tensor_bytes:
+        yield 0, n
+        return
+    count = rec.max_tensor_bytes // weight.dtype.row_bytes(k) // _ALIGNED_ROWS * _ALIGNED_ROWS
+    if count == 0:
+        raise OpError(f"{op}: {_ALIGNED_ROWS} rows of {k} {weight.dtype.name} weights are more than a binding can show")
+    for begin in range(0, n, count):
+        yield begin, min(begin + count, n)

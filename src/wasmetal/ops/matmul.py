@@ -1,0 +1,57 @@
+"""The general matrix product."""
+
+from __future__ import annotations
+
+from wasmetal.ops import check
+from wasmetal.ops.recorder import Recorder
+from wasmetal.ops.tensor import DType, Tensor
+
+MATMUL_TILE = 64
+"""Rows and columns of the output that a group of threads computes (``matmul.slang``)."""
+
+
+def matmul(
+    rec: Recorder, a: Tensor, b: Tensor, out: Tensor, *, transpose_a: bool = False, transpose_b: bool = False
+) -> None:
+    """out = a @ b, accumulated in float32. Raises OpError.
+
+    a [batch, M, K] and out [batch, M, N], or both without the batch; b [batch, K, N], or [K, N] for every batch. The
+    last two dimensions of a transposed operand are the other way round. a and b f32 or f16, both alike; out f32 or f16.
+    Rows of matrices may be strided; of tensors with a batch, only whole batches may.
+    """
+    floats = (DType.F32, DType.F16)
+    check.dtypes("matmul", floats, a=a, out=out)
+    check.dtypes("matmul", (a.dtype,), b=b)
+    batch, m, k, a_strides = _operand("a", a, transpose_a)
+    b_batch, b_k, n, b_strides = _operand("b", b, transpose_b)
+    check.require(k == b_k, f"matmul: a has {k} columns and b has {b_k} rows; they must be equal")
+    check.require(len(b.shape) == 2 or b_batch == batch, f"matmul: a batch of {batch} times a batch of {b_batch}")
+    check.shape("matmul", "out", out, (*a.shape[:-2], m, n))
+    _, _, _, out_strides = _operand("out", out, False)
+    check.separate("matmul", out, a=a, b=b)
+    rec.dispatch(
+        f"matmul_{a.dtype.name.lower()}_{out.dtype.name.lower()}",
+        (a, b, out),
+        batch * -(-m // MATMUL_TILE) * -(-n // MATMUL_TILE),
+        batch=batch,
+        m=m,
+        n=n,
+        k=k,
+        **dict(zip(("a_batch", "a_row", "a_column"), a_strides, strict=True)),
+        **dict(zip(("b_batch", "b_row", "b_column"), b_strides, strict=True)),
+        out_batch=out_strides[0],
+        out_row=out_strides[1],
+    )
+
+
+def _operand(name: str, tensor: Tensor, transposed: bool) -> tuple[int, int, int, tuple[int, int, int]]:
+    """(batch, rows, columns, strides of the three), as the product sees the operand."""
+    if len(tensor.shape) == 2:
+        batch, (rows, columns), strides = 1, tensor.shape, (0, tensor.row_stride, 1)
+    else:
+        check.rank("matmul", 3, **{name: tensor})
+        batch, rows, columns = tensor.shape
+        strides = (tensor.row_stride, columns, 1)
+    if transposed:
+        return batch, columns, rows, (strides[0], strides[2], strides[1])
+    return batch, rows, columns, strides

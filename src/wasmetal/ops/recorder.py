@@ -1,0 +1,54 @@
+"""From tensors to bindings: what stands between an operation and a device's command list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wasmetal.device.base import Binding, CommandList, DeviceInfo
+from wasmetal.errors import OpError
+from wasmetal.kernels.catalog import CATALOG, Argument, grid
+from wasmetal.ops.tensor import Tensor
+
+WORD = 4
+"""Bytes of the smallest unit that kernels read; a binding is a whole number of them."""
+
+
+class Recorder:
+    """Records kernels on tensors into a command list.
+
+    A device's bindings have an alignment and a length limit of their own. So a tensor is bound from the nearest aligned
+    byte before it, and the kernel is told at which element of the binding it begins.
+    """
+
+    def __init__(self, info: DeviceInfo, commands: CommandList):
+        self.info = info
+        self.commands = commands
+        self.max_tensor_bytes = min(info.max_binding_bytes, 2**32) - info.offset_alignment
+        """The longest tensor that is sure to fit one binding, wherever it begins. Kernels count in 32 bits."""
+
+    def dispatch(self, name: str, tensors: Sequence[Tensor], groups: int, /, **fields: float) -> None:
+        """Record the kernel ``name`` on ``tensors``, one for each of its buffers, with ``groups`` groups.
+
+        ``fields`` are its parameters but for the offsets. Raises OpError where a tensor or a number is too large.
+        """
+        kernel = CATALOG[name]
+        bindings = []
+        for argument, tensor in zip(kernel.buffers, tensors, strict=True):
+            binding = self._binding(name, argument, tensor)
+            bindings.append(binding)
+            fields.setdefault(f"{argument.name}_offset", (tensor.offset - binding.offset) // argument.element)
+        if max(fields.values()) >= 2**32:
+            raise OpError(f"{name}: a dimension or stride is beyond 32 bits; use smaller tensors")
+        self.commands.dispatch(kernel, bindings, kernel.pack(**fields), grid(groups))
+
+    def _binding(self, name: str, argument: Argument, tensor: Tensor) -> Binding:
+        begin = tensor.offset - tensor.offset % self.info.offset_alignment
+        end = -(-(tensor.offset + tensor.nbytes) // WORD) * WORD
+        what = f"{name}: {argument.name} {tensor.dtype.name} {tensor.shape}"
+        if end > tensor.buffer.nbytes:
+            raise OpError(f"{what} ends within a word at the end of its buffer; make the buffer {WORD} bytes longer")
+        if end - begin > min(self.info.max_binding_bytes, 2**32):
+            raise OpError(
+                f"{what} takes {end - begin} bytes; {self.info.name} can bind {self.info.max_binding_bytes} at a time"
+            )
+        return Binding(tensor.buffer, begin, end - begin)
