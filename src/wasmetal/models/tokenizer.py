@@ -1,0 +1,265 @@
+"""Text to token ids and back, built from a GGUF file's own metadata on the ``tokenizers`` package.
+
+Two kinds, named as in ``tokenizer.ggml.model``: ``gpt2`` (byte-level BPE with a merge list; Llama 3, SmolLM2, Qwen2)
+and ``llama`` (SentencePiece BPE with scores and byte fallback; Llama 2).
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+import tokenizers
+from gguf import TokenType
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
+
+from wasmetal.errors import ModelError
+from wasmetal.models.gguf_file import GGUFFile
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+
+PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
+    "command-r": (r"\p{N}", _GPT2),
+    "dbrx": (_LLAMA3,),
+    "default": (r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
+    "falcon": (r"[\p{P}$+<=>^~|`]+", _GPT2, "[0-9][0-9][0-9]"),
+    "gpt-2": (_GPT2,),
+    "llama-bpe": (_LLAMA3,),
+    "mpt": (_GPT2,),
+    "olmo": (_GPT2,),
+    "qwen2": (_QWEN2,),
+    "refact": (r"\p{N}", _GPT2),
+    "smaug-bpe": (_LLAMA3,),
+    "smollm": (r"\p{N}", _GPT2),
+    "stablelm2": (_QWEN2,),
+    "starcoder": (r"\p{N}", _GPT2),
+}
+"""Patterns that cut text into words before BPE, one after another, by ``tokenizer.ggml.pre``.
+
+They are those of the models' published ``tokenizer.json`` files; the names are llama.cpp's.
+"""
+
+_WHOLE_WORDS_FIRST = frozenset({"llama-bpe"})
+"""Vocabularies in which a whole word that is a token is taken as it stands, whatever the merges say."""
+
+_END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_id|>")
+_END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")
+"""Texts of the tokens that end a generation, for files whose metadata name only one of them."""
+
+_SPACE = "▁"
+"""SentencePiece's stand-in for a space."""
+
+
+class Tokenizer:
+    """The tokenizer of a model file. Raises ModelError where it is of an unknown kind or does not hold together."""
+
+    bos: int | None
+    """The token that begins a text."""
+    eos: int | None
+    """The token that ends a text."""
+    eot: int | None
+    """The token that ends a turn of a conversation."""
+    end_of_generation: frozenset[int]
+    """The tokens that end a reply: ``eos``, ``eot`` and their likes."""
+    add_bos: bool
+    """Whether texts are meant to begin with ``bos``."""
+
+    def __init__(self, file: GGUFFile):
+        self._file = file
+        self.tokens: list[str] = file.require("tokenizer.ggml.tokens", list)
+        """Every token as the file spells it (see :meth:`pieces` for its bytes)."""
+        self._types = self._read_types()
+        self._ids = self._index()
+
+        kind = file.require("tokenizer.ggml.model", str)
+        self._sentencepiece = kind == "llama"
+        if kind not in ("gpt2", "llama"):
+            raise file.error(f"tokenizer.ggml.model is {kind!r}; supported: gpt2, llama")
+        try:
+            base = self._build_sentencepiece() if self._sentencepiece else self._build_byte_level()
+        except ModelError:
+            raise
+        except Exception as e:  # the package raises bare Exceptions
+            raise file.error(f"the vocabulary does not hold together: {e}") from e
+        self._plain, self._special = self._with_added_tokens(base)
+
+        self.bos, self.eos, self.eot = (self._token_id(name) for name in ("bos", "eos", "eot"))
+        if self.eot is None:
+            self.eot = self._first_control(_END_OF_TURN)
+        ends = (self._first_control([text]) for text in (*_END_OF_TURN, *_END_OF_TEXT))
+        self.end_of_generation = frozenset(i for i in (self.eos, self.eot, *ends) if i is not None)
+        by_default = self._sentencepiece or self._pre in _WHOLE_WORDS_FIRST
+        self.add_bos = file.get("tokenizer.ggml.add_bos_token", bool, by_default) and self.bos is not None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return len(self.tokens)
+
+    def encode(self, text: str, *, parse_special: bool = True, add_bos: bool | None = None) -> list[int]:
+        """The ids of a text.
+
+        ``parse_special`` takes the text of a control token, such as ``<|im_end|>``, for that token; without it, it is
+        text like any other (what a stranger wrote should not be able to end a turn). ``add_bos`` puts ``bos`` first;
+        None does as the model is meant to. Raises ModelError for text that is no Unicode (a lone surrogate).
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise ModelError(f"the text is not valid Unicode: {e}") from e
+        ids: list[int] = (self._special if parse_special else self._plain).encode(text, add_special_tokens=False).ids
+        if (self.add_bos if add_bos is None else add_bos) and self.bos is not None:
+            ids = [self.bos, *ids]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids. Bytes that are not UTF-8 become U+FFFD. Raises ModelError for an id out of range."""
+        return "".join(self.stream(ids))
+
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of ids as they come: each piece of text as soon as its characters are whole.
+
+        A character may be split over several tokens; what is left of one at the end becomes U+FFFD.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        pieces = self.pieces()
+        at_start = self._space_prefix
+        for i in ids:
+            if not 0 <= i < len(pieces):
+                raise ModelError(f"token id {i} is not in the vocabulary of {len(pieces)}")
+            piece = pieces[i]
+            text = decoder.decode(piece.removeprefix(b" ") if at_start else piece)
+            at_start = False
+            if text:
+                yield text
+        if rest := decoder.decode(b"", final=True):
+            yield rest
+
+    def pieces(self) -> list[bytes]:
+        """The bytes of every token, by id. A token may be a part of a UTF-8 character."""
+        return self._pieces
+
+    @cached_property
+    def _pieces(self) -> list[bytes]:
+        verbatim = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+        to_bytes = _sentencepiece_bytes if self._sentencepiece else _byte_level_bytes
+        return [
+            token.encode() if kind in verbatim else to_bytes(token)
+            for token, kind in zip(self.tokens, self._types, strict=True)
+        ]
+
+    @cached_property
+    def _pre(self) -> str:
+        return "" if self._sentencepiece else self._file.require("tokenizer.ggml.pre", str)
+
+    @cached_property
+    def _space_prefix(self) -> bool:
+        return self._sentencepiece and self._file.get("tokenizer.ggml.add_space_prefix", bool, True)
+
+    def _read_types(self) -> list[int]:
+        key = "tokenizer.ggml.token_type"
+        types: list[int] = self._file.get(key, np.ndarray, np.full(len(self.tokens), TokenType.NORMAL)).tolist()
+        if len(types) != len(self.tokens):
+            raise self._file.error(f"{key} has {len(types)} entries for {len(self.tokens)} tokens")
+        return types
+
+    def _index(self) -> dict[str, int]:
+        ids = {token: i for i, token in enumerate(self.tokens) if token}
+        if not ids or len(ids) != sum(map(bool, self.tokens)):
+            raise self._file.error("tokenizer.ggml.tokens is empty or has a token twice")
+        return ids
+
+    def _build_byte_level(self) -> tokenizers.Tokenizer:
+        if self._pre not in PRE_TOKENIZERS:
+            supported = ", ".join(PRE_TOKENIZERS)
+            raise self._file.error(f"tokenizer.ggml.pre is {self._pre!r}; supported: {supported}")
+        merges = []
+        for merge in self._file.require("tokenizer.ggml.merges", list):
+            left, _, right = merge.partition(" ")
+            merges.append((left, right))
+        bpe = models.BPE(vocab=self._ids, merges=merges, ignore_merges=self._pre in _WHOLE_WORDS_FIRST)
+        tokenizer = tokenizers.Tokenizer(bpe)
+        splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[self._pre]]
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+        return tokenizer
+
+    def _build_sentencepiece(self) -> tokenizers.Tokenizer:
+        scores = self._file.require("tokenizer.ggml.scores", np.ndarray)
+        if len(scores) != len(self.tokens):
+            raise self._file.error(f"tokenizer.ggml.scores has {len(scores)} entries for {len(self.tokens)} tokens")
+        unknown = self._token_id("unknown")
+        bpe = models.BPE(
+            vocab=self._ids,
+            merges=_merges_by_score(self.tokens, self._types, scores.tolist()),
+            unk_token=None if unknown is None else self.tokens[unknown],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+        tokenizer = tokenizers.Tokenizer(bpe)
+        prefix = [normalizers.Prepend(_SPACE)] if self._space_prefix else []
+        tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
+        return tokenizer
+
+    def _with_added_tokens(self, base: tokenizers.Tokenizer) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
+        """The tokenizer that knows user-defined tokens in a text, and the one that knows control tokens too."""
+        special = tokenizers.Tokenizer(base.model)
+        special.normalizer, special.pre_tokenizer = base.normalizer, base.pre_tokenizer
+        added = {TokenType.USER_DEFINED: (base, special), TokenType.CONTROL: (special,), TokenType.UNKNOWN: (special,)}
+        for token, kind in zip(self.tokens, self._types, strict=True):
+            for tokenizer in added.get(kind, ()) if token else ():
+                tokenizer.add_tokens([AddedToken(token, normalized=False)])
+        return base, special
+
+    def _token_id(self, name: str) -> int | None:
+        key = f"tokenizer.ggml.{name}_token_id"
+        i = self._file.get(key, int, None)
+        if i is not None and not 0 <= i < len(self.tokens):
+            raise self._file.error(f"{key} is {i}; the vocabulary has {len(self.tokens)} tokens")
+        return i
+
+    def _first_control(self, texts: Iterable[str]) -> int | None:
+        ids = (self._ids.get(text) for text in texts)
+        return next((i for i in ids if i is not None and self._types[i] == TokenType.CONTROL), None)
+
+
+def _merges_by_score(tokens: list[str], types: list[int], scores: list[float]) -> list[tuple[str, str]]:
+    """The merge list that does what SentencePiece does with scores: join the pair whose whole scores best, first.
+
+    The conversion is that of Hugging Face's ``SentencePieceExtractor``.
+    """
+    normal = {t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind == TokenType.NORMAL}
+    merges = []
+    for token in sorted(normal, key=lambda t: -scores[normal[t]]):
+        pairs = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+        known = [(left, right) for left, right in pairs if left in normal and right in normal]
+        merges += sorted(known, key=lambda pair: (normal[pair[0]], normal[pair[1]]))
+    return merges
+
+
+def _sentencepiece_bytes(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes.fromhex(token[3:5])
+    return token.replace(_SPACE, " ").encode()
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """The byte that each printable character stands for in a byte-level vocabulary (GPT-2's ``bytes_to_unicode``)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTES = _byte_level_alphabet()
+
+
+def _byte_level_bytes(token: str) -> bytes:
+    # Characters outside the alphabet, in vocabularies with tokens added carelessly, stand for themselves.
+    return b"".join(bytes([_BYTES[c]]) if c in _BYTES else c.encode() for c in token)

@@ -1,0 +1,129 @@
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.tiny import CHAT_TEMPLATE
+from wasmetal.errors import ModelError
+from wasmetal.models import chat_template
+from wasmetal.models.chat_template import ChatTemplate
+from wasmetal.models.gguf_file import GGUFFile
+
+HELLO = [{"role": "user", "content": "Hello <you> & all"}]
+
+# The template of Llama 3, as published, and what `transformers` renders with it.
+LLAMA_3 = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
+    "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
+    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+
+
+def test_chatml() -> None:
+    template = ChatTemplate(CHAT_TEMPLATE)
+    prompt = "<|im_start|>user\nHello <you> & all<|im_end|>\n"
+    assert template.render(HELLO) == prompt + "<|im_start|>assistant\n"
+    assert template.render(HELLO, add_generation_prompt=False) == prompt
+
+
+def test_llama_3_writes_bos_once() -> None:
+    messages = [*HELLO, {"role": "assistant", "content": " Hi "}]
+    assert ChatTemplate(LLAMA_3, bos="<|begin_of_text|>").render(messages) == (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHello <you> & all<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nHi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("  {% if true %}\nx\n  {% endif %}\ny", "x\ny"),  # blocks' lines leave nothing (trim_blocks, lstrip_blocks)
+        ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
+        ("{{ messages | tojson }}", '[{"role": "user", "content": "Hello <you> & all"}]'),
+        ("{{ {'a': 'ü'} | tojson(indent=1) }}", '{\n "a": "ü"\n}'),
+        ("{% set ns = namespace(n=1) %}{% for i in range(3) %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "4"),
+        ("{{ tools is none }}{{ nothing is defined }}{{ dict(a=1).a }}{{ '-' * 3 }}{{ 2 ** 5 }}", "TrueFalse1---32"),
+        ("{{ strftime_now('%%') }}", "%"),
+        ("{% generation %}{{ messages[0].role }}{% endgeneration %}", "user"),
+    ],
+)
+def test_environment(source: str, text: str) -> None:
+    assert ChatTemplate(source).render(HELLO) == text
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("{% for %}", "chat template cannot be read: .*end of statement block"),
+        ("{{ " + "(" * 50000 + ")" * 50000 + " }}", "chat template cannot be read"),
+        ("x" * (chat_template.MAX_SOURCE + 1), "chat template of 262145 characters; at most 262144"),
+        ("{{ raise_exception('two\nlines') }}", "chat template failed: two lines"),
+        ("{{ nothing.at.all }}", "'nothing' is undefined"),
+        ("{{ 1 + 'a' }}", "chat template failed: unsupported operand"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+        ("{% include 'other' %}", "no loader"),
+    ],
+)
+def test_failures_are_one_line(source: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said) as caught:
+        ChatTemplate(source).render(HELLO)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].update(role='system') }}",
+        "{% set ns = namespace() %}{% set ns.__init__ = 1 %}",
+        "{{ namespace(__class__=1) }}",
+        "{{ raise_exception.__globals__.x }}",
+        "{{ dict.__subclasses__() }}",
+        "{{ '{0.__class__.x}'.format(messages) }}",
+        "{{ 'x' * 10 ** 10 }}",
+        "{{ 10 ** 10 * [1] }}",
+        "{{ 9 ** (9 ** 9) }}",
+        "{% set ns = namespace(n=2) %}{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+        "{{ range(10 ** 9) | list }}",
+    ],
+)
+def test_the_sandbox_holds(source: str) -> None:
+    with pytest.raises(ModelError):
+        ChatTemplate(source).render(HELLO)
+
+
+def test_a_template_that_never_ends_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.05)
+    loop = "{% for i in range(100000) %}"
+    before = sys.gettrace()
+    with pytest.raises(ModelError, match=r"failed: took more than 0.05 seconds"):
+        ChatTemplate(loop * 4 + "{% endfor %}" * 4).render(HELLO)
+    assert sys.gettrace() is before
+
+
+def test_a_template_that_writes_too_much_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "MAX_OUTPUT", 1000)
+    source = "{% for i in range(n) %}{{ 'x' * 100 }}{% endfor %}"
+    assert len(ChatTemplate(source.replace("n)", "10)")).render(HELLO)) == 1000
+    with pytest.raises(ModelError, match="wrote more than 1000 characters"):
+        ChatTemplate(source.replace("n)", "11)")).render(HELLO)
+
+
+@pytest.mark.parametrize("messages", [[{"role": "user", "content": object()}], object()])
+def test_messages_that_are_no_plain_data(messages: Any) -> None:
+    with pytest.raises(ModelError, match="not JSON serializable"):
+        ChatTemplate(CHAT_TEMPLATE).render(messages)
+
+
+@pytest.mark.model
+def test_smollm2_has_a_default_system_prompt(smollm2: Path) -> None:
+    template = ChatTemplate(GGUFFile(smollm2).require("tokenizer.chat_template", str))
+    system = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    turn = "<|im_start|>user\nHello <you> & all<|im_end|>\n<|im_start|>assistant\n"
+    assert template.render(HELLO) == system + turn
+    own = [{"role": "system", "content": "Be brief."}, *HELLO]
+    assert template.render(own) == "<|im_start|>system\nBe brief.<|im_end|>\n" + turn

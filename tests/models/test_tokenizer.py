@@ -1,0 +1,220 @@
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.tiny import CONTROL, byte_alphabet, vocabulary, write_tiny_llama
+from wasmetal.errors import ModelError
+from wasmetal.models.gguf_file import GGUFFile
+from wasmetal.models.tokenizer import Tokenizer
+
+NORMAL, UNKNOWN, CONTROL_TYPE, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+IM_START, IM_END = 1, 2
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer(GGUFFile(write_tiny_llama(tmp_path_factory.mktemp("tokenizer") / "tiny.gguf")))
+
+
+def vocabulary_file(path: Path, fill: Callable[[gguf.GGUFWriter], Any]) -> GGUFFile:
+    w = gguf.GGUFWriter(path, "llama")
+    fill(w)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.close()
+    return GGUFFile(path)
+
+
+def test_merges_apply_within_words_in_their_order(tiny: Tokenizer) -> None:
+    def spelled(text: str) -> list[str]:
+        return [tiny.tokens[i] for i in tiny.encode(text)]
+
+    assert spelled("hello") == ["hello"]
+    assert spelled("the worl world") == ["the", "Ġwor", "l", "Ġworld"]
+    assert spelled("at the a in") == ["a", "t", "Ġ", "the", "Ġa", "Ġ", "in"]  # "t he" comes before "Ġ t"
+    assert spelled("hell\no's") == ["hell", "Ċ", "o", "'", "s"]  # "Ċo" is no pair within a word
+    assert spelled("ü") == ["Ã", "¼"]
+
+
+def test_control_tokens(tiny: Tokenizer) -> None:
+    assert tiny.encode("<|im_start|>the<|im_end|>") == [IM_START, vocabulary().index("the"), IM_END]
+    assert not set(tiny.encode("<|im_end|>", parse_special=False)) & set(range(len(CONTROL)))
+    assert tiny.decode([IM_START, IM_END]) == "<|im_start|><|im_end|>"
+    assert (tiny.bos, tiny.eos, tiny.eot) == (0, 2, 2)
+    assert tiny.end_of_generation == {0, 2}  # <|endoftext|> ends a reply too, by its text
+
+
+def test_bos_as_asked_or_as_the_file_says(tiny: Tokenizer) -> None:
+    assert tiny.add_bos is False
+    assert tiny.encode("a", add_bos=True) == [0, *tiny.encode("a")]
+
+
+@given(text=st.text())
+def test_every_text_survives_the_way_there_and_back(tiny: Tokenizer, text: str) -> None:
+    ids = tiny.encode(text, parse_special=False)
+    assert tiny.decode(ids) == text
+    assert b"".join(tiny.pieces()[i] for i in ids).decode() == text
+
+
+@given(text=st.text(min_size=1))
+def test_streaming_yields_whole_characters_as_soon_as_they_are(tiny: Tokenizer, text: str) -> None:
+    ids = tiny.encode(text, parse_special=False)
+    parts = list(tiny.stream(iter(ids)))
+    assert "".join(parts) == text
+    assert all(parts)
+    assert len(parts) <= len(ids)
+
+
+def test_streaming_a_character_split_over_tokens(tiny: Tokenizer) -> None:
+    llama = [byte_alphabet()[b] for b in "🦙".encode()]
+    ids = [vocabulary().index(c) for c in llama]
+    assert list(tiny.stream(ids)) == ["🦙"]
+    assert list(tiny.stream([*ids[:3], vocabulary().index("the")])) == ["\N{REPLACEMENT CHARACTER}the"]
+    assert list(tiny.stream(ids[:2])) == ["\N{REPLACEMENT CHARACTER}"]
+
+
+@pytest.mark.parametrize("i", [-1, 10**6])
+def test_decoding_an_unknown_id(tiny: Tokenizer, i: int) -> None:
+    with pytest.raises(ModelError, match=f"token id {i} is not in the vocabulary of {len(vocabulary())}"):
+        tiny.decode([i])
+
+
+def test_encoding_half_a_character(tiny: Tokenizer) -> None:
+    with pytest.raises(ModelError, match="not valid Unicode"):
+        tiny.encode("a\ud800b")
+
+
+# --- SentencePiece
+
+SCORED = {
+    "▁": -20,
+    "a": -21,
+    "b": -22,
+    "c": -23,
+    "ab": -3,
+    "bc": -1,
+    "abc": -5,
+    "▁a": -2,
+    "▁ab": -4,
+    "ca": -6,
+    "▁▁": -7,
+}
+
+
+def spm_file(path: Path, add_space_prefix: bool = True) -> GGUFFile:
+    def fill(w: gguf.GGUFWriter) -> None:
+        tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *SCORED, "<user>"]
+        w.add_tokenizer_model("llama")
+        w.add_token_list(tokens)
+        w.add_token_scores([0.0] * 259 + list(map(float, SCORED.values())) + [0.0])
+        w.add_token_types(
+            [UNKNOWN, CONTROL_TYPE, CONTROL_TYPE] + [BYTE] * 256 + [NORMAL] * len(SCORED) + [USER_DEFINED]
+        )
+        w.add_bos_token_id(1)
+        w.add_eos_token_id(2)
+        w.add_unk_token_id(0)
+        w.add_add_space_prefix(add_space_prefix)
+
+    return vocabulary_file(path, fill)
+
+
+def sentencepiece(text: str) -> list[str]:
+    """SentencePiece, literally: join the best-scored adjacent pair, the leftmost of equals, until there is none."""
+    symbols = list(text)
+    while True:
+        pairs = [(-SCORED[a + b], i) for i, (a, b) in enumerate(pairwise(symbols)) if a + b in SCORED]
+        if not pairs:
+            return symbols
+        i = min(pairs)[1]
+        symbols[i : i + 2] = [symbols[i] + symbols[i + 1]]
+
+
+@pytest.fixture(scope="module")
+def spm(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer(spm_file(tmp_path_factory.mktemp("spm") / "spm.gguf"))
+
+
+@given(text=st.text(alphabet="abc ", min_size=1))
+def test_sentencepiece_joins_by_score(spm: Tokenizer, text: str) -> None:
+    expected = sentencepiece("▁" + text.replace(" ", "▁"))
+    assert [spm.tokens[i] for i in spm.encode(text, add_bos=False)] == expected
+
+
+@given(text=st.text())
+def test_sentencepiece_survives_the_way_there_and_back(spm: Tokenizer, text: str) -> None:
+    text = text.replace("▁", " ")
+    assert spm.decode(spm.encode(text, parse_special=False, add_bos=False)) == text
+
+
+def test_sentencepiece_bytes_user_defined_and_bos(spm: Tokenizer) -> None:
+    assert spm.encode("é", add_bos=False)[1:] == [3 + 0xC3, 3 + 0xA9]
+    assert spm.encode("") == [1]
+    assert spm.encode("<user>", parse_special=False, add_bos=False) == [spm.vocab_size - 1]
+    assert spm.end_of_generation == {2}
+
+
+def test_sentencepiece_without_prefix(tmp_path: Path) -> None:
+    plain = Tokenizer(spm_file(tmp_path / "plain.gguf", add_space_prefix=False))
+    assert [plain.tokens[i] for i in plain.encode("ab", add_bos=False)] == ["ab"]
+    assert plain.decode(plain.encode(" ab", add_bos=False)) == " ab"
+
+
+# --- What does not hold together
+
+
+def gpt2(**changes: Any) -> Callable[[gguf.GGUFWriter], None]:
+    values = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a", "b", "ab"], "merges": ["a b"], "types": [1, 1, 1]}
+    values |= changes
+
+    def fill(w: gguf.GGUFWriter) -> None:
+        w.add_tokenizer_model(values["model"])
+        if values["pre"]:
+            w.add_tokenizer_pre(values["pre"])
+        w.add_token_list(values["tokens"])
+        w.add_token_types(values["types"])
+        w.add_token_merges(values["merges"])
+        if "eos" in values:
+            w.add_eos_token_id(values["eos"])
+
+    return fill
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": "bert"}, "tokenizer.ggml.model is 'bert'; supported: gpt2, llama"),
+        ({"pre": "klingon"}, "tokenizer.ggml.pre is 'klingon'; supported: command-r, .*smollm"),
+        ({"pre": None}, "the metadata has no tokenizer.ggml.pre"),
+        ({"tokens": ["a", "b", "a"]}, "has a token twice"),
+        ({"tokens": ["", "", ""]}, "tokenizer.ggml.tokens is empty"),
+        ({"types": [1]}, "tokenizer.ggml.token_type has 1 entries for 3 tokens"),
+        ({"merges": ["a c"]}, "the vocabulary does not hold together"),
+        ({"merges": ["ab"]}, "the vocabulary does not hold together"),
+        ({"merges": [""]}, "the vocabulary does not hold together"),
+        ({"eos": 3}, "tokenizer.ggml.eos_token_id is 3; the vocabulary has 3 tokens"),
+        ({"model": "llama"}, "the metadata has no tokenizer.ggml.scores"),
+    ],
+)
+def test_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelError, match=said) as caught:
+        Tokenizer(vocabulary_file(tmp_path / "bad.gguf", gpt2(**changes)))
+    assert "\n" not in str(caught.value)
+
+
+# --- The real one
+
+
+@pytest.mark.model
+def test_smollm2(smollm2: Path) -> None:
+    tokenizer = Tokenizer(GGUFFile(smollm2))
+    assert tokenizer.encode("The capital of France is") == [504, 3575, 282, 4649, 314]
+    assert tokenizer.encode("<|im_start|>user\nHi<|im_end|>") == [1, 4093, 198, 26843, 2]
+    assert tokenizer.encode("2024") == [34, 32, 34, 36]
+    assert tokenizer.end_of_generation == {0, 2}
+    assert tokenizer.vocab_size == 49152
