@@ -69,7 +69,7 @@ class Kernel:
     fields: tuple[tuple[str, str], ...]
     """(field, "u32" or "f32") of the parameters after the offsets, in the order of the Slang struct."""
     features: tuple[str, ...] = ()
-    """Device features that not every device has: ``storage16`` (16-bit values in buffers)."""
+    """Device features that not every device has: ``float16`` (arithmetic type) and ``storage16`` (in buffers)."""
 
     @property
     def threads(self) -> tuple[int, int, int]:
@@ -235,7 +235,7 @@ _KERNELS = (
             buffers=(_read("a"), _read("b"), _write("out", 4 if result == "f32" else 2)),
             # Strides of a[batch, m, k], b[batch, k, n] and out[batch, m, n] along each; out's columns are contiguous.
             fields=_u32("batch m n k a_batch a_row a_column b_batch b_row b_column out_batch out_row"),
-            features=("storage16",) if result == "f16" else (),
+            features=("float16", "storage16") if result == "f16" else (),
         )
         for kind in ("f32", "f16")
         for result in ("f32", "f16")
