@@ -1,1 +1,16 @@
 """Devices: one protocol (base) and a module each; nothing here knows of Wasm or of models."""
+
+from wasmetal.device.base import Binding, Buffer, CommandList, Device, DeviceInfo, MemoryKind, Submission
+from wasmetal.device.select import list_devices, open_device
+
+__all__ = [
+    "Binding",
+    "Buffer",
+    "CommandList",
+    "Device",
+    "DeviceInfo",
+    "MemoryKind",
+    "Submission",
+    "list_devices",
+    "open_device",
+]

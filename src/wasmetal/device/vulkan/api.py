@@ -1,0 +1,133 @@
+"""The Vulkan API as C has it, through the cffi declarations of the ``vulkan`` package.
+
+The package's own wrapper functions are not used. They keep only shallow references to the structs they build, so that a
+struct in a list is freed before the call that reads it; they raise KeyError for results they do not know; and they cost
+microseconds per argument, which a submission per token cannot spare.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+from wasmetal.errors import (
+    DeviceError,
+    DeviceLostError,
+    DeviceNotFoundError,
+    OutOfDeviceMemoryError,
+    WrapRefusedError,
+)
+
+try:
+    import vulkan as vk
+except OSError as error:
+    raise DeviceNotFoundError("no Vulkan loader (libvulkan): install it (Debian: libvulkan1) and a driver") from error
+
+ffi: Any = vk.ffi
+lib: Any = vk.lib  # the functions, and every enumeration's constants
+NULL: Any = ffi.NULL
+
+_RESULTS: dict[int, str] = ffi.typeof("VkResult").elements
+
+_ERRORS: dict[str, tuple[type[DeviceError], str]] = {
+    "VK_ERROR_OUT_OF_HOST_MEMORY": (OutOfDeviceMemoryError, "the Vulkan driver is out of host memory"),
+    "VK_ERROR_OUT_OF_DEVICE_MEMORY": (OutOfDeviceMemoryError, "the device is out of memory"),
+    "VK_ERROR_TOO_MANY_OBJECTS": (OutOfDeviceMemoryError, "the device has no room for one more allocation"),
+    "VK_ERROR_DEVICE_LOST": (DeviceLostError, "the device was lost: its driver reset it; open it again"),
+    "VK_ERROR_INCOMPATIBLE_DRIVER": (
+        DeviceNotFoundError,
+        "no Vulkan driver: install one (Debian: mesa-vulkan-drivers)",
+    ),
+    "VK_ERROR_INITIALIZATION_FAILED": (DeviceNotFoundError, "the Vulkan driver could not start"),
+    "VK_ERROR_INVALID_EXTERNAL_HANDLE": (WrapRefusedError, "the driver would not import these host pages"),
+}
+
+
+def check(result: int, function: str) -> int:
+    """Raise the error that a VkResult stands for; return the non-negative ones (VK_TIMEOUT, VK_NOT_READY)."""
+    if result >= 0:
+        return result
+    name = _RESULTS.get(result, f"VkResult {result}")
+    kind, message = _ERRORS.get(name, (DeviceError, "the Vulkan driver failed"))
+    raise kind(f"{message} ({function}: {name})")
+
+
+def call(function: str, *args: Any) -> int:
+    """Call a function that returns a VkResult, and check it."""
+    return check(getattr(lib, function)(*args), function)
+
+
+def create(handle: str, *args: Any) -> Any:
+    """Call ``vkCreate<handle>``, whose last arguments are the create info, the allocator and the new handle."""
+    made = ffi.new(f"Vk{handle} *")
+    call(f"vkCreate{handle}", *args, NULL, made)
+    return made[0]
+
+
+def enumerate_all(function: str, item: str, *args: Any) -> Any:
+    """Call one of the functions that fill an array after telling its length; return the array."""
+    query = getattr(lib, function)
+    count = ffi.new("uint32_t *")
+    query(*args, count, NULL)
+    items = ffi.new(f"{item}[]", count[0])
+    result = query(*args, count, items)
+    if result is not None:
+        check(result, function)
+    return items
+
+
+_held: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def struct(name: str, **fields: Any) -> Any:
+    """A new Vulkan struct, as a pointer, with its ``sType``; what its fields point to lives as long as it does."""
+    made = ffi.new(f"{name} *")
+    structure_type = _structure_type(name)
+    if structure_type is not None:
+        made.sType = structure_type
+    for field, value in fields.items():
+        setattr(made, field, value)
+    _held[made] = tuple(fields.values())
+    return made
+
+
+def array(item: str, values: Iterable[Any]) -> Any:
+    """A new array of handles, numbers, or copies of structs; what those point to lives as long as it does."""
+    values = list(values)
+    structs = ffi.typeof(item).kind == "struct"
+    made = ffi.new(f"{item}[]", [value[0] for value in values] if structs else values)
+    _held[made] = tuple(values)
+    return made
+
+
+def strings(values: Iterable[str]) -> Any:
+    """A new array of C strings."""
+    return array("char *", [ffi.new("char[]", value.encode()) for value in values])
+
+
+@cache
+def _structure_type(name: str) -> int | None:
+    template = getattr(vk, name)()
+    return template.sType if hasattr(template, "sType") else None
+
+
+def instance_function(instance: Any, name: str) -> Any:
+    """A function of an instance extension."""
+    return ffi.cast(f"PFN_{name}", lib.vkGetInstanceProcAddr(instance, name.encode()))
+
+
+def device_function(device: Any, name: str) -> Any:
+    """A function of a device extension."""
+    return ffi.cast(f"PFN_{name}", lib.vkGetDeviceProcAddr(device, name.encode()))
+
+
+def on_release(owner: object, function: Callable[..., None], *args: Any) -> None:
+    """Call ``function(*args)`` when nothing refers to ``owner`` any more.
+
+    This is how handles are destroyed. What must outlive the owner is among ``args``, which are held until the call, so
+    that no order of dropping is wrong, not even where owner and all become garbage at once. At the end of the process
+    nothing is called: the driver's own clean-up has then begun.
+    """
+    weakref.finalize(owner, function, *args).atexit = False

@@ -1,0 +1,62 @@
+"""Where one dispatch must wait for those before it: a hazard is a byte that one writes and another touches."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Hashable, Iterable
+
+from wasmetal.kernels.catalog import Access
+
+Touch = tuple[Access, Hashable, int, int]
+"""What a dispatch does to a byte range: access, address space, first byte, end. Ranges of two spaces never meet."""
+
+
+class RangeSet:
+    """A set of integers kept as sorted, disjoint half-open ranges."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._stops: list[int] = []
+
+    def add(self, start: int, stop: int) -> None:
+        """Add every integer from ``start`` up to ``stop``; ranges that meet become one."""
+        first = bisect_left(self._stops, start)
+        last = bisect_right(self._starts, stop)
+        if first < last:
+            start = min(start, self._starts[first])
+            stop = max(stop, self._stops[last - 1])
+        self._starts[first:last] = [start]
+        self._stops[first:last] = [stop]
+
+    def meets(self, start: int, stop: int) -> bool:
+        """Whether any integer from ``start`` up to ``stop`` is in the set."""
+        at = bisect_right(self._stops, start)
+        return at < len(self._starts) and self._starts[at] < stop
+
+
+class Hazards:
+    """The byte ranges that were read and written since the last barrier."""
+
+    def __init__(self) -> None:
+        self._read: defaultdict[Hashable, RangeSet] = defaultdict(RangeSet)
+        self._written: defaultdict[Hashable, RangeSet] = defaultdict(RangeSet)
+
+    def needs_barrier(self, touches: Iterable[Touch]) -> bool:
+        """Take note of the next dispatch; True where a barrier must come before it (and the record begins anew)."""
+        touches = list(touches)
+        hazard = any(self._conflicts(*touch) for touch in touches)
+        if hazard:
+            self._read.clear()
+            self._written.clear()
+        for access, space, start, stop in touches:
+            if access is not Access.WRITE:
+                self._read[space].add(start, stop)
+            if access is not Access.READ:
+                self._written[space].add(start, stop)
+        return hazard
+
+    def _conflicts(self, access: Access, space: Hashable, start: int, stop: int) -> bool:
+        if space in self._written and self._written[space].meets(start, stop):
+            return True
+        return access is not Access.READ and space in self._read and self._read[space].meets(start, stop)

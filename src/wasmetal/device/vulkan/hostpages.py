@@ -1,0 +1,36 @@
+"""Whether host pages can be read and written, asked before a driver is given them.
+
+Drivers differ: one refuses bad pages on import, another takes them and the process dies when a kernel meets them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_MAPS = Path("/proc/self/maps")
+
+
+def find_obstacle(address: int, nbytes: int) -> str | None:
+    """What keeps a range of pages from being read and written, in words; None where nothing does.
+
+    Where the operating system keeps no list of mappings in /proc (macOS), nothing is known and None is returned.
+    """
+    if not _MAPS.exists():
+        return None
+    at, end = address, address + nbytes
+    with _MAPS.open() as maps:
+        for line in maps:  # "start-end rwxp …", in ascending order
+            mapping, permissions = line.split(maxsplit=2)[:2]
+            start, stop = (int(bound, 16) for bound in mapping.split("-"))
+            if stop <= at:
+                continue
+            if start > at:
+                break
+            if permissions[0] != "r":
+                return f"the page at {at:#x} is not accessible"
+            if permissions[1] != "w":
+                return f"the page at {at:#x} is read-only"
+            at = stop
+            if at >= end:
+                return None
+    return f"the page at {at:#x} is not mapped"

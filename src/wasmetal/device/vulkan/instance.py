@@ -1,0 +1,52 @@
+"""The Vulkan instance: the loader's door to the drivers that are installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wasmetal.device.vulkan import validation
+from wasmetal.device.vulkan.api import NULL, call, create, enumerate_all, ffi, lib, on_release, strings, struct
+from wasmetal.errors import DeviceNotFoundError
+
+API_VERSION = 1 << 22 | 2 << 12
+"""Vulkan 1.2, the least that the loader and a device must speak."""
+
+
+def version_text(version: int) -> str:
+    """A packed Vulkan version number as text, as in ``1.3.230``."""
+    return f"{version >> 22 & 0x7F}.{version >> 12 & 0x3FF}.{version & 0xFFF}"
+
+
+class Instance:
+    """An instance, with the validation layer where the environment asks for it.
+
+    Raises DeviceNotFoundError where the loader is too old, or finds no driver.
+    """
+
+    def __init__(self) -> None:
+        loader = ffi.new("uint32_t *")
+        call("vkEnumerateInstanceVersion", loader)
+        if loader[0] < API_VERSION:
+            raise DeviceNotFoundError(f"the Vulkan loader speaks {version_text(loader[0])}; 1.2 or later is needed")
+        application = struct("VkApplicationInfo", apiVersion=API_VERSION)
+        info = struct("VkInstanceCreateInfo", pApplicationInfo=application)
+        if validation.requested():
+            validation.require()
+            layers, extensions = strings([validation.LAYER]), strings(validation.EXTENSIONS)
+            checks = validation.features_info()
+            info.pNext = checks
+            info.enabledLayerCount, info.ppEnabledLayerNames = len(layers), layers
+            info.enabledExtensionCount, info.ppEnabledExtensionNames = len(extensions), extensions
+        self.handle = create("Instance", info)
+        messenger = validation.install(self.handle) if validation.requested() else None
+        on_release(self, _destroy, self.handle, messenger)
+
+    def physical_devices(self) -> list[Any]:
+        """Handles of every device that the installed drivers show, in the loader's order."""
+        return list(enumerate_all("vkEnumeratePhysicalDevices", "VkPhysicalDevice", self.handle))
+
+
+def _destroy(instance: Any, messenger: Any) -> None:
+    if messenger is not None:
+        validation.remove(instance, messenger)
+    lib.vkDestroyInstance(instance, NULL)

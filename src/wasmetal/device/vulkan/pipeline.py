@@ -1,0 +1,117 @@
+"""Compute pipelines, one for each kernel, made when it is first recorded."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+from wasmetal.device.vulkan import features
+from wasmetal.device.vulkan.api import NULL, array, call, ffi, lib, on_release, struct
+from wasmetal.device.vulkan.cache import PipelineCache
+from wasmetal.device.vulkan.logical import LogicalDevice
+from wasmetal.device.vulkan.physical import PhysicalDevice
+from wasmetal.errors import DeviceError
+from wasmetal.kernels.catalog import Kernel
+
+
+class Pipeline:
+    """A kernel compiled for the device: storage buffers at bindings 0, 1, … of set 0, parameters as push constants."""
+
+    def __init__(self, device: LogicalDevice, kernel: Kernel, cache: PipelineCache) -> None:
+        self.kernel = kernel
+        spirv = _code(device.physical, kernel)
+        bindings = [
+            struct(
+                "VkDescriptorSetLayoutBinding",
+                binding=i,
+                descriptorType=lib.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER,
+                descriptorCount=1,
+                stageFlags=lib.VK_SHADER_STAGE_COMPUTE_BIT,
+            )
+            for i in range(len(kernel.access))
+        ]
+        set_info = struct(
+            "VkDescriptorSetLayoutCreateInfo",
+            bindingCount=len(bindings),
+            pBindings=array("VkDescriptorSetLayoutBinding", bindings),
+        )
+        self._set_layout = device.create("DescriptorSetLayout", set_info)
+        self.set_layout = self._set_layout.handle
+        params = struct("VkPushConstantRange", stageFlags=lib.VK_SHADER_STAGE_COMPUTE_BIT, size=4 * len(kernel.params))
+        layout_info = struct(
+            "VkPipelineLayoutCreateInfo",
+            setLayoutCount=1,
+            pSetLayouts=array("VkDescriptorSetLayout", [self.set_layout]),
+            pushConstantRangeCount=1 if kernel.params else 0,
+            pPushConstantRanges=params,
+        )
+        self._layout = device.create("PipelineLayout", layout_info)
+        self.layout = self._layout.handle
+        code = ffi.from_buffer("uint32_t[]", spirv)
+        module = device.create("ShaderModule", struct("VkShaderModuleCreateInfo", codeSize=len(spirv), pCode=code))
+        stage = struct(
+            "VkPipelineShaderStageCreateInfo",
+            stage=lib.VK_SHADER_STAGE_COMPUTE_BIT,
+            module=module.handle,
+            pName=ffi.new("char[]", b"main"),
+            **_subgroup_size(device.physical, kernel),
+        )
+        info = struct("VkComputePipelineCreateInfo", stage=stage[0], layout=self.layout)
+        made = ffi.new("VkPipeline *")
+        call("vkCreateComputePipelines", device.handle, cache.handle, 1, info, NULL, made)
+        self.handle = made[0]
+        on_release(self, _destroy, device, self.handle)
+
+
+def _destroy(device: LogicalDevice, handle: Any) -> None:
+    lib.vkDestroyPipeline(device.handle, handle, NULL)
+
+
+def _code(physical: PhysicalDevice, kernel: Kernel) -> bytes:
+    """The kernel's SPIR-V. Raises DeviceError where there is none, or it needs what the device lacks."""
+    try:
+        spirv = kernel.code("spirv")
+    except FileNotFoundError as error:
+        raise DeviceError(f"kernel {kernel.name} was not compiled to SPIR-V: generate the kernels") from error
+    if missing := features.declared_capabilities(spirv) - physical.capabilities:
+        words = ", ".join(features.capability_name(number) for number in sorted(missing))
+        raise DeviceError(f"kernel {kernel.name} needs {words}, which {physical.name} lacks")
+    return spirv
+
+
+def _subgroup_size(physical: PhysicalDevice, kernel: Kernel) -> dict[str, Any]:
+    """What pins subgroups to the size that DeviceInfo tells, all of them full, where a driver could choose another."""
+    if not physical.several_subgroup_sizes:
+        return {}
+    size, threads = physical.subgroup_size, math.prod(kernel.threads)
+    limit = size * physical.max_subgroups
+    if threads > limit:
+        raise DeviceError(f"kernel {kernel.name} has groups of {threads} threads; {physical.name} takes {limit}")
+    full = kernel.threads[0] % size == 0 and physical.has("computeFullSubgroups")
+    return {
+        "pNext": struct("VkPipelineShaderStageRequiredSubgroupSizeCreateInfo", requiredSubgroupSize=size),
+        "flags": lib.VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT if full else 0,
+    }
+
+
+class Pipelines:
+    """Every pipeline made so far, by kernel."""
+
+    def __init__(self, device: LogicalDevice) -> None:
+        self._device = device
+        self._cache = PipelineCache(device)
+        self._made: dict[Kernel, Pipeline] = {}
+        self._lock = threading.Lock()
+
+    def get(self, kernel: Kernel) -> Pipeline:
+        """The kernel's pipeline. Raises DeviceError where the device cannot run it."""
+        with self._lock:
+            pipeline = self._made.get(kernel)
+            if pipeline is None:
+                pipeline = self._made[kernel] = Pipeline(self._device, kernel, self._cache)
+            return pipeline
+
+    def save(self) -> None:
+        """Write what the driver compiled to disk, for the next process."""
+        self._cache.save()
