@@ -54,7 +54,7 @@ class MemoryCreator:
         return self._regions[address]
 
     def regions(self) -> list[Region]:
-        """The regions of all live linear memories, oldest first."""
+        """The regions of all live linear memories, oldest first; the heap of a guest that uses GC types is one too."""
         return list(self._regions.values())
 
     def _create(self, minimum: int, maximum: int, reserved: int, guard: int) -> _LinearMemory:

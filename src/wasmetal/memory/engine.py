@@ -27,9 +27,10 @@ def new_engine(creator: MemoryCreator) -> wasmtime.Engine:
     """
     config = wasmtime.Config()
     creator.install(config)
-    config.memory_may_move = False  # devices keep the addresses: growth is in place, or refused
+    # Ours never move: the creator grows them in place or not at all. But where Wasmtime is told so, it takes the
+    # reservation for the most that a memory can grow to, and compiles memory64 code that traps beyond it.
+    config.memory_may_move = True
     config.memory_reservation = RESERVATION
-    config.memory_reservation_for_growth = 0  # is for memories that move
     config.memory_guard_size = GUARD
     config.memory_init_cow = False  # maps data segments over memory; with host memory, Wasmtime aborts the process
     config.signals_based_traps = True  # a fault past the size is the bounds check
@@ -38,7 +39,6 @@ def new_engine(creator: MemoryCreator) -> wasmtime.Engine:
     config.wasm_multi_memory = True
     config.wasm_custom_page_sizes = False  # a size must be whole host pages; 64 KiB always is
     config.wasm_threads = False  # a shared memory could change under a device
-    config.wasm_gc = False  # its heap would be one more memory from the creator
     return wasmtime.Engine(config)
 
 
