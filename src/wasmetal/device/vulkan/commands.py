@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from wasmetal.device.base import Binding
+from wasmetal.device.hazards import Hazards, Touch
 from wasmetal.device.vulkan.api import NULL, array, call, ffi, lib, struct
 from wasmetal.device.vulkan.buffer import VulkanBuffer
 from wasmetal.device.vulkan.commandbuffer import COMPUTE, CommandBuffer
-from wasmetal.device.vulkan.hazards import Hazards, Touch
 from wasmetal.device.vulkan.logical import LogicalDevice
 from wasmetal.device.vulkan.memory import Allocation
 from wasmetal.device.vulkan.physical import PhysicalDevice

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from wasmetal.device.base import Bytes, MemoryKind
+from wasmetal.device.hostpages import find_obstacle
 from wasmetal.device.vulkan.api import NULL, call, create, ffi, lib, on_release, struct
-from wasmetal.device.vulkan.hostpages import find_obstacle
 from wasmetal.device.vulkan.logical import LogicalDevice
 from wasmetal.errors import DeviceError, OutOfDeviceMemoryError, WrapRefusedError
 from wasmetal.memory.aperture import Aperture
