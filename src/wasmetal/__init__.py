@@ -1,1 +1,31 @@
 """wasmetal: GPU inference from sandboxed WebAssembly with no copies."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wasmetal import errors
+    from wasmetal.counters import Counters
+    from wasmetal.device import open_device
+    from wasmetal.host.guest import Guest
+    from wasmetal.host.limits import Limits
+    from wasmetal.models import load_model
+
+__all__ = ["Counters", "Guest", "Limits", "errors", "load_model", "open_device"]
+
+_HOMES = {
+    "Counters": "wasmetal.counters",
+    "Guest": "wasmetal.host.guest",
+    "Limits": "wasmetal.host.limits",
+    "load_model": "wasmetal.models",
+    "open_device": "wasmetal.device",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, when it is: so that ``wasmetal --help`` loads neither engine nor tokenizer."""
+    if name == "errors":
+        return import_module("wasmetal.errors")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

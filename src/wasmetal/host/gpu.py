@@ -1,0 +1,150 @@
+"""The interface ``wasi_ephemeral_gpu``. ``abi/wasmetal.h`` says what each function means."""
+
+# ruff: noqa: D102
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import numpy as np
+
+from wasmetal.device.base import Device, MemoryKind
+from wasmetal.host import abi
+from wasmetal.host.commands import GuestBuffer
+from wasmetal.host.errno import Errno, Refusal
+from wasmetal.host.handles import Handles
+from wasmetal.host.limits import Account
+from wasmetal.host.submissions import Submissions, Submitted
+from wasmetal.host.view import GuestMemory
+from wasmetal.memory import page_size
+from wasmetal.ops import ALIGNMENT
+
+
+class Gpu:
+    """One guest's buffers and submissions. Each public method but :meth:`close` is a host function."""
+
+    def __init__(self, account: Account, handles: Handles, device: Device) -> None:
+        self._account = account
+        self._handles = handles
+        self._device = device
+        self._page_size = max(page_size(), device.info.page_alignment)
+        self._submissions = Submissions(account, device)
+
+    def buffer_create(self, memory: GuestMemory, ptr: int, nbytes: int, usage: int, out: int) -> None:
+        handle = memory.array(out, 1, np.uint32)
+        _check_usage(usage)
+        aperture = memory.pages(ptr, nbytes, self._page_size)
+        self._handles.check_room()
+        with self._metered():
+            buffer = self._device.wrap(aperture)
+        handle[0] = self._handles.add(GuestBuffer(buffer, usage, shared=True))
+
+    def buffer_create_device(self, memory: GuestMemory, nbytes: int, usage: int, out: int) -> None:
+        handle = memory.array(out, 1, np.uint32)
+        _check_usage(usage)
+        if nbytes == 0:
+            raise Refusal(Errno.INVAL, "a buffer of 0 bytes")
+        self._handles.check_room()
+        with self._account.charged(nbytes), self._metered():
+            buffer = self._device.allocate(nbytes, MemoryKind.DEVICE)
+        handle[0] = self._handles.add(GuestBuffer(buffer, usage, shared=False))
+
+    def buffer_destroy(self, memory: GuestMemory, handle: int) -> None:
+        held = self._idle(handle)
+        self._handles.remove(handle)
+        with self._metered():
+            self._submissions.forget(held)
+            held.buffer.close()
+        if not held.shared:
+            self._account.release(held.buffer.nbytes)
+
+    def buffer_read(self, memory: GuestMemory, handle: int, offset: int, ptr: int, nbytes: int) -> None:
+        out = memory.array(ptr, nbytes)
+        held = self._copyable(handle, offset, nbytes)
+        if nbytes:
+            with self._metered():
+                self._device.read(held.buffer, offset, out)
+
+    def buffer_write(self, memory: GuestMemory, handle: int, offset: int, ptr: int, nbytes: int) -> None:
+        data = memory.array(ptr, nbytes)
+        held = self._copyable(handle, offset, nbytes)
+        if nbytes:
+            with self._metered():
+                self._device.write(held.buffer, offset, data)
+
+    def submit(self, memory: GuestMemory, ptr: int, nbytes: int, out: int) -> None:
+        handle = memory.array(out, 1, np.uint32)
+        count, rest = divmod(nbytes, abi.COMMAND.itemsize)
+        if rest or not count:
+            raise Refusal(Errno.INVAL, f"{nbytes} bytes are not one or more commands of {abi.COMMAND.itemsize}")
+        records = memory.array(ptr, count, abi.COMMAND)
+        if count > self._account.limits.commands:
+            raise Refusal(Errno.TOOBIG, f"limit reached: {self._account.limits.commands} commands in a list")
+        self._handles.check_room()
+        with self._metered():
+            submitted = self._submissions.submit(records.tobytes(), self._buffer)
+        handle[0] = self._handles.add(submitted)
+
+    def wait(self, memory: GuestMemory, handle: int, timeout_ns: int) -> None:
+        submitted = self._handles.get(handle, Submitted)
+        try:
+            with self._metered():
+                self._submissions.wait(submitted, None if timeout_ns == abi.FOREVER else timeout_ns / 1e9)
+        finally:
+            if submitted.done:
+                self._handles.remove(handle)
+
+    def device_info(self, memory: GuestMemory, out: int) -> None:
+        record = memory.array(out, 1, abi.DEVICE_INFO)
+        info = self._device.info
+        record[0] = np.zeros((), abi.DEVICE_INFO)
+        record["backend"] = abi.BACKENDS.index(info.backend)
+        record["unified"] = info.unified
+        record["page_size"] = self._page_size
+        record["tensor_alignment"] = ALIGNMENT
+        record["memory_bytes"] = info.memory_bytes
+        record["memory_limit"] = self._account.limits.device_bytes
+        record["handle_limit"] = self._handles.limit
+        record["command_limit"] = self._account.limits.commands
+        record["subgroup_size"] = info.subgroup_size
+        name = info.name.encode()[:80].decode(errors="ignore").encode()
+        record["name"][0, : len(name)] = np.frombuffer(name, np.uint8)
+
+    def counters(self, memory: GuestMemory, out: int) -> None:
+        record = memory.array(out, 1, abi.COUNTERS)
+        totals = self._account.counters.as_dict()
+        totals["device_ns"] = int(totals.pop("device_seconds") * 1e9)
+        for name, total in totals.items():
+            record[name] = total
+
+    def close(self) -> None:
+        """Wait for what the device has of this guest's, and give back its buffers."""
+        self._submissions.close()
+        for held in self._handles:
+            if isinstance(held, GuestBuffer):
+                held.buffer.close()
+
+    def _metered(self) -> AbstractContextManager[None]:
+        return self._account.metered(self._device)
+
+    def _buffer(self, handle: int) -> GuestBuffer:
+        return self._handles.get(handle, GuestBuffer)
+
+    def _idle(self, handle: int) -> GuestBuffer:
+        held = self._buffer(handle)
+        if held.pending:
+            raise Refusal(Errno.BUSY, "a pending submission names the buffer")
+        return held
+
+    def _copyable(self, handle: int, offset: int, nbytes: int) -> GuestBuffer:
+        held = self._idle(handle)
+        if held.shared:
+            raise Refusal(Errno.INVAL, "a shared buffer's bytes are in the guest's memory already")
+        if offset + nbytes > held.buffer.nbytes:
+            raise Refusal(Errno.INVAL, f"{nbytes} bytes at {offset} leave the buffer of {held.buffer.nbytes}")
+        return held
+
+
+def _check_usage(usage: int) -> None:
+    if not 0 < usage <= (abi.USAGE_READ | abi.USAGE_WRITE):
+        raise Refusal(Errno.INVAL, f"usage {usage:#x} is no set of WM_USAGE_READ and WM_USAGE_WRITE")

@@ -1,0 +1,380 @@
+"""A guest: a WebAssembly module, what it was granted, and its run."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import queue
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+
+import wasmtime
+
+from wasmetal.counters import Counters
+from wasmetal.device import Device, open_device
+from wasmetal.errors import GuestError, GuestTrapError, LimitError, MemoryRefusedError
+from wasmetal.host import abi, wasi
+from wasmetal.host.gpu import Gpu
+from wasmetal.host.handles import Handles
+from wasmetal.host.interrupt import Interrupt
+from wasmetal.host.limits import Account, Limits
+from wasmetal.host.link import HostFunctions
+from wasmetal.host.llm import Llm
+from wasmetal.host.runtime import runtime
+from wasmetal.memory import memory_refusals
+
+if TYPE_CHECKING:
+    from wasmetal.models import Model
+
+T = TypeVar("T")
+
+_TABLE_ELEMENTS = 1 << 20
+_PATIENCE = 1.0
+"""Seconds that a guest which was told to stop gets; only one that waits on standard input takes longer."""
+
+
+class Guest:
+    """A WebAssembly module in its sandbox.
+
+    It can use one device, within its limits, and nothing else that is not given here. Use it as a context manager, or
+    call :meth:`close`. Its code runs on a thread of its own, one call at a time; Ctrl-C stops it.
+    """
+
+    def __init__(
+        self,
+        module: str | Path | bytes,
+        *,
+        device: str | Device | None = None,
+        models: Mapping[str, str | Path | Model] | None = None,
+        args: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        dirs: Mapping[str, str | Path] | None = None,
+        limits: Limits | None = None,
+        stdin: bytes | Literal["inherit"] = b"",
+        stdout: wasi.Output | None = None,
+        stderr: wasi.Output | None = None,
+    ) -> None:
+        """Load a module and instantiate it; nothing but a start function of its own runs yet.
+
+        ``module``: a path, or the bytes, of a core module, binary or text.
+        ``device``: as for :func:`open_device`, or an open one, which stays open. It is opened only where the module
+        imports from wasmetal.
+        ``models``: what the guest can open, by its name there: a model's name or path, or a loaded one on the same
+        device, which stays loaded.
+        ``args``: without the program's name.
+        ``dirs``: host directories, readable and writable, by the guest's names for them.
+        ``stdin``: bytes, or "inherit" for the process's own.
+        ``stdout``, ``stderr``: called with the bytes that the guest writes, as it writes them, on the guest's thread.
+        Where they are None, what is written is lost.
+
+        Raises GuestError (no such file, not a module, an import that does not exist, a directory or model that cannot
+        be granted), GuestTrapError, LimitError, MemoryRefusedError, DeviceError and ModelError.
+        """
+        limits = limits or Limits()
+        name, code = _read(module)
+        self.exit_code: int | None = None
+        """The exit code of the run, once it has ended."""
+        self._call: _Call[Any] | None = None
+        self._account = Account(limits)
+        self._cleanup = ExitStack()
+        engine = runtime().engine
+        self._module = _compile(engine, name, code)
+        self._store = wasmtime.Store(engine)
+        self._store.set_limits(
+            memory_size=limits.memory_bytes, memories=limits.memories, table_elements=_TABLE_ELEMENTS, instances=1
+        )
+        self._interrupt = Interrupt(self._store, self._account)
+        self._stdout = _Output(self._interrupt, stdout)
+        try:
+            self._store.set_wasi(
+                wasi.configure(
+                    args=[name, *args],
+                    env=env or {},
+                    dirs={guest: str(host) for guest, host in (dirs or {}).items()},
+                    stdin=stdin,
+                    stdout=self._stdout,
+                    stderr=_Output(self._interrupt, stderr),
+                )
+            )
+            linker = self._link(device, models or {})
+            self._instance = self._enter(lambda: self._instantiate(linker))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def counters(self) -> Counters:
+        """What the guest has caused until now."""
+        return self._account.counters
+
+    def run(self) -> int:
+        """Run the module's ``_start``, as a command; return its exit code.
+
+        Raises GuestTrapError, LimitError, and what a callback for its output raised.
+        """
+        self.exit_code = self._enter(self._start())
+        return self.exit_code
+
+    def stream(self) -> Iterator[str]:
+        """Run the module's ``_start`` and yield what it writes to standard output, as text, as it writes it.
+
+        Stops the guest where the iterator is closed early. Raises what :meth:`run` does, and GuestError where the guest
+        ends with an exit code other than 0.
+        """
+        pieces: queue.Queue[bytes | None] = queue.Queue(maxsize=64)
+
+        def put(piece: bytes | None) -> None:
+            while True:
+                try:
+                    return pieces.put(piece, timeout=_PATIENCE / 10)
+                except queue.Full:
+                    self._interrupt.check()
+
+        start = self._start()
+
+        def run() -> int:
+            try:
+                return start()
+            finally:
+                put(None)
+
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        given, self._stdout.target = self._stdout.target, put
+        call = self._begin(run)
+        try:
+            while (piece := pieces.get()) is not None:
+                if text := decoder.decode(piece):
+                    yield text
+            if text := decoder.decode(b"", final=True):
+                yield text
+            self.exit_code = self._end(call)
+        finally:
+            self._abandon(call, GuestError("the guest's output is no longer read"))
+            self._stdout.target = given
+        if self.exit_code:
+            raise GuestError(f"the guest ended with exit code {self.exit_code}; its standard error may say why")
+
+    def call(self, name: str, *args: int | float) -> Any:
+        """Call an exported function. Raises GuestError where there is none, GuestTrapError, LimitError."""
+        function = self._function(name)
+        return self._enter(lambda: function(self._store, *args))
+
+    def stop(self) -> None:
+        """Stop the guest, from another thread; its run raises GuestError. It cannot be run again."""
+        self._interrupt.stop(GuestError("the guest was stopped"))
+
+    def close(self) -> None:
+        """Stop the guest and release everything it held. Idempotent."""
+        if self._call is None or self._abandon(self._call, GuestError("the guest was closed")):
+            self._cleanup.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_cleanup"):
+            self.close()
+
+    def _link(self, device: str | Device | None, models: Mapping[str, str | Path | Model]) -> wasmtime.Linker:
+        linker = wasmtime.Linker(self._store.engine)
+        linker.define_wasi()
+        linker.allow_shadowing = True
+        # Wasmtime calls these functions and knows nothing of references: they must live as long as the store.
+        self._functions = HostFunctions(runtime().creator, self._account, self._interrupt, _memory64(self._module))
+        self._cleanup.callback(self._store.close)
+        clocks = wasi.Clocks(self._interrupt)
+        self._functions.define(linker, wasi.MODULE, wasi.CLOCKS, clocks, count=False)
+        if device is not None or models or any(each.module in abi.INTERFACES for each in self._module.imports):
+            self._link_device(linker, *self._grant(device, models))
+        return linker
+
+    def _grant(
+        self, device: str | Device | None, sources: Mapping[str, str | Path | Model]
+    ) -> tuple[Device, dict[str, Model]]:
+        """The device, and the models by name, opened and loaded where they are not yet."""
+        if device is None:
+            device = next((model.device for model in sources.values() if not isinstance(model, str | Path)), None)
+        if device is None or isinstance(device, str):
+            device = self._cleanup.enter_context(open_device(device))
+        models = {}
+        for name, source in sources.items():
+            if not isinstance(source, str | Path):
+                if source.device is not device:
+                    raise GuestError(f"model {name!r} is on another device than the guest; load it on the guest's")
+                models[name] = source
+            else:
+                from wasmetal.models import load_model  # noqa: PLC0415
+
+                with self._account.metered(device):
+                    models[name] = load_model(source, device)
+                self._cleanup.callback(models[name].close)
+        return device, models
+
+    def _link_device(self, linker: wasmtime.Linker, device: Device, models: Mapping[str, Model]) -> None:
+        handles = Handles(self._account.limits.handles, secrets.randbits(32))
+        gpu = Gpu(self._account, handles, device)
+        self._cleanup.callback(gpu.close)
+        llm = Llm(self._account, handles, device, models)
+        self._cleanup.callback(llm.close)
+        self._functions.define(linker, abi.GPU, abi.INTERFACES[abi.GPU], gpu, count=True)
+        self._functions.define(linker, abi.LLM, abi.INTERFACES[abi.LLM], llm, count=True)
+
+    def _instantiate(self, linker: wasmtime.Linker) -> wasmtime.Instance:
+        limits = self._account.limits
+        try:
+            with memory_refusals():
+                return linker.instantiate(self._store, self._module)
+        except MemoryRefusedError as error:
+            if "memory count" in str(error):
+                raise LimitError(f"limit reached: {limits.memories} linear memories") from None
+            if "exceeds memory limits" in str(error):
+                raise LimitError(f"limit reached: {limits.memory_bytes} bytes of linear memory") from None
+            raise
+
+    def _function(self, name: str) -> wasmtime.Func:
+        function = self._instance.exports(self._store).get(name)
+        if not isinstance(function, wasmtime.Func):
+            raise GuestError(f"the module exports no function {name!r}")
+        return function
+
+    def _start(self) -> Callable[[], int]:
+        function = self._function("_start")
+
+        def start() -> int:
+            try:
+                function(self._store)
+            except wasmtime.ExitTrap as exit:
+                return exit.code
+            return 0
+
+        return start
+
+    def _enter(self, function: Callable[[], T]) -> T:
+        """Run guest code on its thread, to its end."""
+        call = self._begin(function)
+        try:
+            return self._end(call)
+        except BaseException as error:
+            self._abandon(call, error)
+            raise
+
+    def _begin(self, function: Callable[[], T]) -> _Call[T]:
+        if self._call and self._call.is_alive():
+            raise GuestError("the guest is running already; it can do one thing at a time")
+        if self._interrupt.reason:
+            raise GuestError(f"the guest cannot go on after this: {self._interrupt.reason}")
+        self._account.start_clock()
+        self._call = call = _Call(function)
+        call.start()
+        return call
+
+    def _end(self, call: _Call[T]) -> T:
+        """Wait for a call; turn what ended it, if not a return, into an error of ours."""
+        call.join()
+        try:
+            return call.outcome.result()
+        except wasmtime.Trap as trap:
+            raise self._interrupt.reason or GuestTrapError(_describe(trap)) from None
+        except wasmtime.WasmtimeError as error:
+            raise self._interrupt.reason or GuestError(_first_line(error)) from None
+
+    def _abandon(self, call: _Call[Any], reason: BaseException) -> bool:
+        """Have a call ended; False where it cannot be, as long as it waits for standard input."""
+        if call.is_alive() and call is not threading.current_thread():
+            self._interrupt.stop(reason)
+            call.join(_PATIENCE)
+        return not call.is_alive()
+
+
+class _Call(threading.Thread, Generic[T]):
+    """Guest code at work.
+
+    A thread other than the main one, where Python raises KeyboardInterrupt: in a callback from Wasmtime that would be
+    lost.
+    """
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        super().__init__(name="wasmetal-guest", daemon=True)
+        self.outcome: Future[T] = Future()
+        self._function = function
+
+    def run(self) -> None:
+        """Call the function; its outcome is for the thread that waits."""
+        try:
+            with runtime().ticking():
+                value = self._function()
+        except BaseException as error:
+            self.outcome.set_exception(error)
+        else:
+            self.outcome.set_result(value)
+        finally:
+            del self._function  # refers to the guest, which refers to this
+
+
+class _Output:
+    """A standard stream of a guest: passes on what is written; where that fails, the guest is stopped."""
+
+    def __init__(self, interrupt: Interrupt, target: wasi.Output | None) -> None:
+        self.target = target
+        self._interrupt = interrupt
+
+    def __call__(self, data: bytes) -> int:
+        try:
+            if self.target:
+                self.target(data)
+        except BaseException as error:
+            self._interrupt.stop(error)
+            return -errno.EIO
+        return len(data)
+
+
+def _read(module: str | Path | bytes) -> tuple[str, bytes]:
+    """The module's name and its code."""
+    if isinstance(module, bytes):
+        return "guest", module
+    try:
+        return Path(module).name, Path(module).read_bytes()
+    except OSError as error:
+        raise GuestError(f"cannot read {module}: {error.strerror}") from error
+
+
+def _compile(engine: wasmtime.Engine, name: str, code: bytes) -> wasmtime.Module:
+    if code[:8] == b"\0asm\x0d\0\x01\0":
+        raise GuestError(f"{name} is a component; only core modules run here (target wasm32-wasip1)")
+    if code[:4] != b"\0asm" and not code.lstrip().startswith((b"(", b";;")):
+        raise GuestError(f"{name} is not a WebAssembly module")
+    try:
+        return wasmtime.Module(engine, code)
+    except (wasmtime.WasmtimeError, UnicodeDecodeError) as error:
+        raise GuestError(f"{name}: {_first_line(error)}") from error
+
+
+def _memory64(module: wasmtime.Module) -> bool:
+    """Whether the memory that host functions reach, the one exported as "memory", has 64-bit addresses."""
+    exported = {each.name: each.type for each in module.exports}.get("memory")
+    return isinstance(exported, wasmtime.MemoryType) and exported.is_64
+
+
+def _describe(trap: wasmtime.Trap) -> str:
+    """One line: why, and in which function."""
+    reason = trap.message.rpartition("wasm trap: ")[2].strip()
+    frames = trap.frames
+    function = frames[0].func_name or f"function {frames[0].func_index}" if frames else "the host"
+    return f"the guest trapped in {function}: {_first_line(reason)}"
+
+
+def _first_line(message: object) -> str:
+    lines = str(message).strip().splitlines()
+    causes = [line.strip() for line in lines[1:] if line.strip() and not line.startswith("Caused by")]
+    return ": ".join([lines[0].rstrip(":"), *causes[:1]]) if lines else type(message).__name__

@@ -1,0 +1,78 @@
+"""Handles: the numbers by which one guest names what the host holds for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+from wasmetal.host.errno import Errno, Refusal
+
+T = TypeVar("T")
+
+_INDEX_BITS = 20
+_SLOTS = 1 << (_INDEX_BITS - 1)
+_GENERATIONS = 1 << (32 - _INDEX_BITS)
+
+
+class Handles:
+    """One guest's handles.
+
+    A handle is a slot's index and the slot's generation, which moves on when the handle is freed; a slot whose
+    generations are used up retires. So no number is given out twice, and a stale one never names another object.
+    ``key`` (32 bits, the guest's own) is mixed in so that numbers of another guest are meaningless here.
+    """
+
+    def __init__(self, limit: int, key: int) -> None:
+        self.limit = min(limit, _SLOTS)
+        self._key = key | _SLOTS  # no index has this bit, so no handle is 0
+        self._objects: list[object | None] = []
+        self._generations: list[int] = []
+        self._free: list[int] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[object]:
+        """The objects that are held."""
+        return (held for held in self._objects if held is not None)
+
+    def check_room(self) -> None:
+        """Raise MFILE where :meth:`add` would: asked before anything is made that a handle is to name."""
+        if self._count >= self.limit or (not self._free and len(self._objects) == _SLOTS):
+            raise Refusal(Errno.MFILE, f"limit reached: {self.limit} handles")
+
+    def add(self, held: object) -> int:
+        """A new handle."""
+        self.check_room()
+        if self._free:
+            index = self._free.pop()
+        else:
+            index = len(self._objects)
+            self._objects.append(None)
+            self._generations.append(0)
+        self._objects[index] = held
+        self._count += 1
+        return (self._generations[index] << _INDEX_BITS | index) ^ self._key
+
+    def get(self, handle: int, kind: type[T]) -> T:
+        """The object that a handle names; BADF for anything but a live handle of that kind."""
+        held = self._objects[self._index(handle)]
+        if not isinstance(held, kind):
+            raise Refusal(Errno.BADF, f"handle {handle:#x} names no {kind.__name__.lower()}")
+        return held
+
+    def remove(self, handle: int) -> None:
+        """Free a handle. BADF where it is not live."""
+        index = self._index(handle)
+        self._objects[index] = None
+        self._count -= 1
+        self._generations[index] += 1
+        if self._generations[index] < _GENERATIONS:
+            self._free.append(index)
+
+    def _index(self, handle: int) -> int:
+        generation, index = divmod(handle ^ self._key, 1 << _INDEX_BITS)
+        if index >= len(self._objects) or generation != self._generations[index] or self._objects[index] is None:
+            raise Refusal(Errno.BADF, f"handle {handle:#x} is not live")
+        return index

@@ -1,0 +1,277 @@
+"""The interface ``wasmetal_llm``. ``abi/wasmetal.h`` says what each function means."""
+
+# ruff: noqa: D102
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from wasmetal.device.base import Device
+from wasmetal.host import abi
+from wasmetal.host.errno import Errno, Refusal
+from wasmetal.host.handles import Handles
+from wasmetal.host.limits import Account
+from wasmetal.host.view import GuestMemory
+from wasmetal.memory import page_size
+from wasmetal.ops import ALIGNMENT, DType, Tensor
+
+if TYPE_CHECKING:
+    from wasmetal.models import Model, Session
+
+MAX_TEXT = 16 << 20
+"""Bytes of text that the host takes in one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """A model that a guest has opened."""
+
+    model: Model
+
+
+@dataclass(eq=False, slots=True)
+class OpenSession:
+    """A session that a guest holds."""
+
+    session: Session
+    model: Model
+    logits_at: int = 0
+    """Where in the guest's memory ``logits`` is."""
+    logits: Tensor | None = None
+    """The place for logits that the guest named last, shared with the device."""
+
+    def close(self) -> None:
+        """Give back the session and the guest's pages."""
+        self.session.close()
+        self.drop_logits()
+
+    def drop_logits(self) -> None:
+        """Give back the guest's pages."""
+        if self.logits:
+            self.logits.buffer.close()
+            self.logits = None
+
+
+class Llm:
+    """One guest's models and sessions. Each public method but :meth:`close` is a host function."""
+
+    def __init__(self, account: Account, handles: Handles, device: Device, models: Mapping[str, Model]) -> None:
+        self._account = account
+        self._handles = handles
+        self._device = device
+        self._models = models
+        self._page_size = max(page_size(), device.info.page_alignment)
+
+    def model_open(self, memory: GuestMemory, ptr: int, nbytes: int, out: int) -> None:
+        handle = memory.array(out, 1, np.uint32)
+        name = _text(memory, ptr, nbytes)
+        if name not in self._models:
+            raise Refusal(Errno.NOENT, f"no model {name!r} was granted to the guest")
+        handle[0] = self._handles.add(OpenModel(self._models[name]))
+
+    def model_info(self, memory: GuestMemory, handle: int, out: int) -> None:
+        record = memory.array(out, 1, abi.MODEL_INFO)
+        model = self._model(handle)
+        record["vocab_size"] = model.vocab_size
+        record["context_length"] = model.context_length
+        record["end_tokens"] = len(model.tokenizer.end_of_generation)
+        record["chat_template"] = model.chat_template is not None
+
+    def model_end_tokens(self, memory: GuestMemory, handle: int, out: int, cap: int, needed: int) -> None:
+        output = _Output(memory, out, cap, needed, np.uint32)
+        output.give(np.array(sorted(self._model(handle).tokenizer.end_of_generation), np.uint32))
+
+    def vocabulary(self, memory: GuestMemory, handle: int, out: int, cap: int, needed: int) -> None:
+        memory.array(out, 0, np.uint32)
+        output = _Output(memory, out, cap, needed, np.uint8)
+        pieces = self._model(handle).tokenizer.pieces()
+        offsets = np.zeros(len(pieces) + 1, np.uint32)
+        np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
+        output.give_bytes(offsets.tobytes() + b"".join(pieces))
+
+    def tokenize(
+        self, memory: GuestMemory, handle: int, ptr: int, nbytes: int, flags: int, out: int, cap: int, needed: int
+    ) -> None:
+        output = _Output(memory, out, cap, needed, np.uint32)
+        tokenizer = self._model(handle).tokenizer
+        _check_flags(flags, abi.PARSE_SPECIAL | abi.ADD_BOS)
+        ids = tokenizer.encode(
+            _text(memory, ptr, nbytes),
+            parse_special=bool(flags & abi.PARSE_SPECIAL),
+            add_bos=None if flags & abi.ADD_BOS else False,
+        )
+        output.give(np.array(ids, np.uint32))
+
+    def detokenize(
+        self, memory: GuestMemory, handle: int, ptr: int, count: int, out: int, cap: int, needed: int
+    ) -> None:
+        output = _Output(memory, out, cap, needed, np.uint8)
+        model = self._model(handle)
+        if count > MAX_TEXT:
+            raise Refusal(Errno.TOOBIG, f"{count} tokens; at most {MAX_TEXT} are taken in one call")
+        output.give_bytes(model.tokenizer.decode(_tokens(memory, ptr, count, model)).encode())
+
+    def apply_template(
+        self, memory: GuestMemory, handle: int, ptr: int, nbytes: int, flags: int, out: int, cap: int, needed: int
+    ) -> None:
+        output = _Output(memory, out, cap, needed, np.uint8)
+        template = self._model(handle).chat_template
+        _check_flags(flags, abi.GENERATION_PROMPT)
+        if template is None:
+            raise Refusal(Errno.NOTSUP, "the model has no chat template")
+        messages = _messages(_text(memory, ptr, nbytes))
+        prompt = template.render(messages, add_generation_prompt=bool(flags & abi.GENERATION_PROMPT))
+        try:
+            output.give_bytes(prompt.encode())
+        except UnicodeEncodeError:
+            raise Refusal(Errno.ILSEQ, "the messages hold half of a surrogate pair") from None
+
+    def session_open(self, memory: GuestMemory, handle: int, out: int) -> None:
+        new_handle = memory.array(out, 1, np.uint32)
+        model = self._model(handle)
+        self._handles.check_room()
+        with self._metered():
+            session = model.session()
+        new_handle[0] = self._handles.add(OpenSession(session, model))
+
+    def session_close(self, memory: GuestMemory, handle: int) -> None:
+        held = self._session(handle)
+        self._handles.remove(handle)
+        with self._metered():
+            held.close()
+
+    def session_length(self, memory: GuestMemory, handle: int, out: int) -> None:
+        memory.array(out, 1, np.uint32)[0] = self._session(handle).session.length
+
+    def forward(self, memory: GuestMemory, handle: int, ptr: int, count: int, logits_ptr: int) -> None:
+        held = self._session(handle)
+        if count == 0:
+            raise Refusal(Errno.INVAL, "no tokens")
+        if held.session.length + count > held.model.context_length:
+            raise Refusal(
+                Errno.OVERFLOW,
+                f"{held.session.length} + {count} tokens are more than the context of {held.model.context_length}",
+            )
+        tokens = _tokens(memory, ptr, count, held.model)
+        logits = self._logits(memory, held, logits_ptr) if logits_ptr else None
+        with self._metered():
+            held.session.forward(tokens, logits)
+
+    def fork(self, memory: GuestMemory, handle: int, out: int) -> None:
+        new_handle = memory.array(out, 1, np.uint32)
+        held = self._session(handle)
+        self._handles.check_room()
+        with self._metered():
+            session = held.session.fork()
+        new_handle[0] = self._handles.add(OpenSession(session, held.model))
+
+    def truncate(self, memory: GuestMemory, handle: int, count: int) -> None:
+        session = self._session(handle).session
+        if count > session.length:
+            raise Refusal(Errno.INVAL, f"cannot truncate {session.length} tokens to {count}")
+        with self._metered():
+            session.truncate(count)
+
+    def save(self, memory: GuestMemory, handle: int, out: int, cap: int, needed: int) -> None:
+        output = _Output(memory, out, cap, needed, np.uint8)
+        session = self._session(handle).session
+        with self._metered():
+            state = session.save()
+        output.give_bytes(state)
+
+    def restore(self, memory: GuestMemory, handle: int, ptr: int, nbytes: int) -> None:
+        state = memory.array(ptr, nbytes)
+        session = self._session(handle).session
+        with self._metered():
+            session.restore(state.tobytes())
+
+    def close(self) -> None:
+        """Give back the guest's sessions."""
+        for held in self._handles:
+            if isinstance(held, OpenSession):
+                held.close()
+
+    def _metered(self) -> AbstractContextManager[None]:
+        return self._account.metered(self._device)
+
+    def _model(self, handle: int) -> Model:
+        return self._handles.get(handle, OpenModel).model
+
+    def _session(self, handle: int) -> OpenSession:
+        return self._handles.get(handle, OpenSession)
+
+    def _logits(self, memory: GuestMemory, held: OpenSession, ptr: int) -> Tensor:
+        """The guest's place for logits as a tensor: wrapped once, as guests use one place from call to call."""
+        if held.logits is None or held.logits_at != ptr:
+            aperture = memory.covering(ptr, 4 * held.model.vocab_size, ALIGNMENT, self._page_size)
+            with self._metered():
+                buffer = self._device.wrap(aperture)
+            held.drop_logits()
+            held.logits_at = ptr
+            held.logits = Tensor(buffer, ptr - aperture.offset, DType.F32, (held.model.vocab_size,))
+        return held.logits
+
+
+class _Output:
+    """A place in the guest's memory for as much as there will be. Checked when made, filled once."""
+
+    def __init__(self, memory: GuestMemory, out: int, cap: int, needed: int, dtype: DTypeLike) -> None:
+        self._room = memory.array(out, cap, dtype)
+        self._needed = memory.size(needed)
+
+    def give(self, values: NDArray[Any]) -> None:
+        """Write the values and their number. Raises OVERFLOW where they do not fit."""
+        self._needed[0] = min(len(values), np.iinfo(self._needed.dtype).max)
+        if len(values) > len(self._room):
+            raise Refusal(Errno.OVERFLOW, f"{len(values)} elements do not fit in {len(self._room)}")
+        self._room[: len(values)] = values
+
+    def give_bytes(self, data: bytes) -> None:
+        """The same, for bytes."""
+        self.give(np.frombuffer(data, np.uint8))
+
+
+def _text(memory: GuestMemory, ptr: int, nbytes: int) -> str:
+    data = memory.array(ptr, nbytes)
+    if nbytes > MAX_TEXT:
+        raise Refusal(Errno.TOOBIG, f"{nbytes} bytes of text; at most {MAX_TEXT} are taken in one call")
+    try:
+        return data.tobytes().decode()
+    except UnicodeDecodeError as error:
+        raise Refusal(Errno.ILSEQ, f"the text is not UTF-8: {error}") from None
+
+
+def _tokens(memory: GuestMemory, ptr: int, count: int, model: Model) -> list[int]:
+    tokens = memory.array(ptr, count, np.uint32)
+    if count and tokens.max() >= model.vocab_size:
+        raise Refusal(Errno.INVAL, f"token {tokens.max()} is not below the vocabulary's {model.vocab_size}")
+    ids: list[int] = tokens.tolist()
+    return ids
+
+
+def _messages(text: str) -> list[dict[str, str]]:
+    try:
+        messages = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(Errno.INVAL, f"messages are not JSON: {error}") from None
+    if not isinstance(messages, list) or not all(map(_is_message, messages)):
+        raise Refusal(Errno.INVAL, 'messages are not an array of objects with the strings "role" and "content"')
+    return messages
+
+
+def _is_message(value: object) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"role", "content"}:
+        return False
+    return all(isinstance(text, str) for text in value.values())
+
+
+def _check_flags(flags: int, known: int) -> None:
+    if flags & ~known:
+        raise Refusal(Errno.INVAL, f"flags {flags:#x} are not known")

@@ -1,0 +1,194 @@
+"""The command lists that one guest has submitted, in order, and those it may submit again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from wasmetal.device.base import CommandList, Device, Submission
+from wasmetal.errors import DeviceError, DeviceTimeoutError
+from wasmetal.host import abi
+from wasmetal.host.commands import GuestBuffer, encode
+from wasmetal.host.errno import Errno, Refusal
+from wasmetal.host.limits import Account
+from wasmetal.ops import Recorder
+
+
+@dataclass(eq=False, slots=True)
+class Recorded:
+    """A command list, the bytes that it was recorded from, and the buffers that it names."""
+
+    source: bytes
+    commands: CommandList
+    buffers: set[GuestBuffer]
+
+    @property
+    def count(self) -> int:
+        """How many commands."""
+        return len(self.source) // abi.COMMAND.itemsize
+
+    @property
+    def shared(self) -> bool:
+        """True where it touches pages of the guest's memory."""
+        return any(held.shared for held in self.buffers)
+
+
+@dataclass(eq=False, slots=True)
+class Submitted:
+    """A list under way. The guest's handle names it until the guest has waited for it."""
+
+    recorded: Recorded
+    running: Submission | None = None
+    """None until the device has it."""
+    done: bool = False
+    error: Exception | None = None
+    """Why it did not come to its end, where it did not."""
+
+
+class Submissions:
+    """A first-in, first-out queue of one guest's lists.
+
+    A list that touches the guest's own pages goes to the device in :meth:`wait`, while the guest is suspended, and so
+    does every list behind it; others go at once.
+    """
+
+    def __init__(self, account: Account, device: Device) -> None:
+        self._account = account
+        self._device = device
+        self._queue: deque[Submitted] = deque()
+        self._replayable = _Replayable(account.limits.commands)
+
+    def submit(self, source: bytes, buffer_of: Callable[[int], GuestBuffer]) -> Submitted:
+        """Check and record the list, or find it recorded already, and start it where it may start."""
+        limit = self._account.limits.commands
+        count = len(source) // abi.COMMAND.itemsize
+        if count + sum(pending.recorded.count for pending in self._queue) > limit:
+            raise Refusal(Errno.AGAIN, f"limit reached: {limit} commands pending")
+        submitted = Submitted(self._replayable.take(source) or self._record(source, buffer_of))
+        deferred = submitted.recorded.shared or (self._queue and self._queue[-1].running is None)
+        if not deferred:
+            submitted.running = self._device.submit([submitted.recorded.commands])
+        self._queue.append(submitted)
+        for held in submitted.recorded.buffers:
+            held.pending += 1
+        return submitted
+
+    def wait(self, submitted: Submitted, timeout: float | None) -> None:
+        """Bring a list, and every one before it, to its end.
+
+        Raises TIMEDOUT after ``timeout`` seconds where all of them were under way already; those started here run to
+        their end, as the guest's own pages are in use. Raises LimitError where the guest's time is up first, and what
+        the device raised where it failed.
+        """
+        if not submitted.done:
+            ahead = list(self._queue)
+            ahead = ahead[: ahead.index(submitted) + 1]
+            waiting = [each for each in ahead if each.running is None]
+            if waiting:
+                self._start(waiting)
+            for each in ahead:
+                self._finish(each, None if waiting else timeout)
+        if submitted.error:
+            raise submitted.error
+
+    def forget(self, held: GuestBuffer) -> None:
+        """Drop the lists that name a buffer which is about to go; none of them is pending."""
+        self._replayable.forget(held)
+
+    def close(self) -> None:
+        """Wait for what the device has, drop the rest. Idempotent."""
+        for submitted in self._queue:
+            if submitted.running is not None:
+                with suppress(DeviceError):
+                    submitted.running.wait()
+            submitted.recorded.commands.close()
+        self._queue.clear()
+        self._replayable.close()
+
+    def _record(self, source: bytes, buffer_of: Callable[[int], GuestBuffer]) -> Recorded:
+        commands = self._device.record()
+        try:
+            buffers = encode(source, buffer_of, Recorder(self._device.info, commands))
+            commands.finish()
+        except BaseException:
+            commands.close()
+            raise
+        return Recorded(source, commands, buffers)
+
+    def _start(self, waiting: list[Submitted]) -> None:
+        try:
+            running = self._device.submit([each.recorded.commands for each in waiting])
+        except Exception as error:
+            for each in waiting:
+                self._end(each, error)
+            raise
+        for each in waiting:
+            each.running = running
+
+    def _finish(self, submitted: Submitted, timeout: float | None) -> None:
+        if submitted.running is None:
+            return
+        left = self._account.device_left()
+        bounds = [bound for bound in (timeout, left) if bound is not None]
+        try:
+            submitted.running.wait(min(bounds, default=None))
+        except DeviceTimeoutError:
+            if timeout is not None and (left is None or timeout < left):
+                raise Refusal(Errno.TIMEDOUT, f"the submission is pending after {timeout:g} s") from None
+            raise self._account.overtime() from None
+        except Exception as error:
+            self._end(submitted, error)
+        else:
+            self._end(submitted)
+
+    def _end(self, submitted: Submitted, error: Exception | None = None) -> None:
+        self._queue.remove(submitted)
+        submitted.done, submitted.error = True, error
+        for held in submitted.recorded.buffers:
+            held.pending -= 1
+        if error:
+            submitted.recorded.commands.close()
+        else:
+            self._replayable.keep(submitted.recorded)
+
+
+class _Replayable:
+    """Finished lists, by their bytes: a guest that submits the same bytes again gets the recorded list again.
+
+    The same bytes mean the same list, because a handle never comes to name another buffer. Those used last are kept: at
+    most 64 lists, of ``commands`` commands in all.
+    """
+
+    def __init__(self, commands: int) -> None:
+        self._room = commands
+        self._kept: OrderedDict[bytes, Recorded] = OrderedDict()
+
+    def take(self, source: bytes) -> Recorded | None:
+        recorded = self._kept.pop(source, None)
+        if recorded:
+            self._room += recorded.count
+        return recorded
+
+    def keep(self, recorded: Recorded) -> None:
+        if recorded.source in self._kept:
+            recorded.commands.close()
+            return
+        self._kept[recorded.source] = recorded
+        self._room -= recorded.count
+        while self._room < 0 or len(self._kept) > 64:
+            self._drop(next(iter(self._kept)))
+
+    def forget(self, held: GuestBuffer) -> None:
+        for source in [source for source, recorded in self._kept.items() if held in recorded.buffers]:
+            self._drop(source)
+
+    def close(self) -> None:
+        for source in list(self._kept):
+            self._drop(source)
+
+    def _drop(self, source: bytes) -> None:
+        recorded = self._kept.pop(source)
+        self._room += recorded.count
+        recorded.commands.close()

@@ -1,0 +1,55 @@
+"""A guest's memory as the host sees it: the one place where pointers, lengths and alignment are checked.
+
+Values arrive as Python integers, so sums and products do not wrap.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from wasmetal.host.errno import Errno, Refusal
+from wasmetal.memory import Aperture, Region
+
+
+class GuestMemory:
+    """Checked access to one guest's linear memory.
+
+    Views are writable and see the guest's bytes themselves; they are for the duration of one host call.
+    """
+
+    def __init__(self, region: Region, memory64: bool) -> None:
+        self._region = region
+        self._size_dtype = np.dtype("<u8" if memory64 else "<u4")
+
+    def array(self, ptr: int, count: int, dtype: DTypeLike = np.uint8) -> NDArray[Any]:
+        """``count`` elements at ``ptr``, aligned as C aligns them. INVAL where misaligned, FAULT where outside."""
+        element = np.dtype(dtype)
+        self._check(ptr, count * element.itemsize, element.alignment)
+        return self._region.view()[ptr : ptr + count * element.itemsize].view(element)
+
+    def size(self, ptr: int) -> NDArray[Any]:
+        """Where a ``size_t`` is to be written: one element, as wide as the guest's addresses."""
+        return self.array(ptr, 1, self._size_dtype)
+
+    def pages(self, ptr: int, nbytes: int, page_size: int) -> Aperture:
+        """A whole number of pages (at least one), beginning at a page. INVAL or FAULT where it is not that."""
+        if nbytes == 0 or nbytes % page_size:
+            raise Refusal(Errno.INVAL, f"length {nbytes} is not a positive multiple of the page size {page_size}")
+        self._check(ptr, nbytes, page_size)
+        return self._region.aperture(ptr, nbytes)
+
+    def covering(self, ptr: int, nbytes: int, align: int, page_size: int) -> Aperture:
+        """The pages around a byte range (at least one byte) that begins at a multiple of ``align``."""
+        self._check(ptr, nbytes, align)
+        start = ptr // page_size * page_size
+        end = -(-(ptr + nbytes) // page_size) * page_size
+        return self._region.aperture(start, end - start)
+
+    def _check(self, ptr: int, nbytes: int, align: int) -> None:
+        if ptr % align:
+            raise Refusal(Errno.INVAL, f"pointer {ptr:#x} is not a multiple of {align}")
+        if ptr + nbytes > self._region.size:
+            raise Refusal(Errno.FAULT, f"{nbytes} bytes at {ptr:#x} leave the memory of {self._region.size} bytes")
