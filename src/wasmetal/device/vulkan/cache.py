@@ -8,6 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from wasmetal.device.cache import cache_directory
 from wasmetal.device.vulkan.api import NULL, call, ffi, struct
 from wasmetal.device.vulkan.logical import LogicalDevice
 
@@ -44,12 +45,6 @@ class PipelineCache:
             with contextlib.suppress(OSError):
                 _write(self._path, data)
                 self._saved = data
-
-
-def cache_directory() -> Path:
-    """Where pipeline caches live: ``pipelines`` in ``WASMETAL_HOME``, by default ``~/.cache/wasmetal``."""
-    home = os.environ.get("WASMETAL_HOME")
-    return (Path(home) if home else Path.home() / ".cache" / "wasmetal") / "pipelines"
 
 
 def _read(path: Path) -> bytes:
