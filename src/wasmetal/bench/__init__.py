@@ -1,0 +1,1 @@
+"""Measurements: what sharing saves, what a round trip costs, how fast a model runs."""

@@ -1,0 +1,23 @@
+;; The guest of `wasmetal bench dispatch`: {ROUNDS} times it submits the one command at {COMMAND}, on a page range that it
+;; shares, and waits for it. With {FRESH} = 1 each list differs from the one before, so that the host must record it anew.
+(module
+  (import "wasi_ephemeral_gpu" "buffer_create" (func $buffer_create (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_ephemeral_gpu" "submit" (func $submit (param i32 i32 i32) (result i32)))
+  (import "wasi_ephemeral_gpu" "wait" (func $wait (param i32 i64) (result i32)))
+  (memory (export "memory") 2)
+  (data (i32.const {COMMAND}) "{RECORD}")
+
+  (func $check (param $errno i32)
+    (if (local.get $errno) (then unreachable)))
+
+  (func (export "_start") (local $round i32)
+    ;; Share the second 64 KiB for reading and writing; the handle goes into both operands of the command.
+    (call $check (call $buffer_create (i32.const 65536) (i32.const 65536) (i32.const 3) (i32.const {FIRST_BUFFER})))
+    (i32.store (i32.const {SECOND_BUFFER}) (i32.load (i32.const {FIRST_BUFFER})))
+    (loop $next
+      (if (i32.const {FRESH})
+        (then (f32.store (i32.const {ATTRIBUTE}) (f32.convert_i32_u (local.get $round)))))
+      (call $check (call $submit (i32.const {COMMAND}) (i32.const {COMMAND_SIZE}) (i32.const {SUBMISSION})))
+      (call $check (call $wait (i32.load (i32.const {SUBMISSION})) (i64.const -1)))
+      (br_if $next
+        (i32.lt_u (local.tee $round (i32.add (local.get $round) (i32.const 1))) (i32.const {ROUNDS}))))))

@@ -1,0 +1,76 @@
+"""The ``wasmetal`` command: its subcommands, and what becomes of errors.
+
+Each subcommand imports what it needs when it runs, so that ``wasmetal --help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from wasmetal.cli import bench, devices, doctor, models, run
+from wasmetal.errors import WasmetalError
+
+
+class Commands(TyperGroup):
+    """Turns an error into one line and an exit status: 2 for ours, 130 for Ctrl-C, 1 for a reader that went away."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the subcommand."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except WasmetalError as error:
+            print(f"wasmetal: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # Python flushes stdout once more at exit; let that go nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        return result
+
+
+app = typer.Typer(
+    name="wasmetal",
+    help="Run sandboxed WebAssembly guests whose memory the GPU computes on, without a copy.",
+    cls=Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+# Whatever follows the guest is the guest's own, options included.
+app.command(context_settings={"allow_interspersed_args": False})(run.run)
+app.command()(models.pull)
+app.command()(models.models)
+app.command()(devices.devices)
+app.command()(doctor.doctor)
+app.add_typer(bench.bench, name="bench")
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        from importlib.metadata import version
+
+        print("wasmetal", version("wasmetal"))
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: bool = typer.Option(False, "--version", callback=show_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Options of ``wasmetal`` itself."""
+
+
+def main() -> None:
+    """Entry point of the ``wasmetal`` script."""
+    app()

@@ -1,0 +1,46 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from wasmetal.errors import WasmetalError
+
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+class OptionError(WasmetalError):
+    """An option's value that cannot be read."""
+
+
+def size(text: str) -> int:
+    """Bytes in a size such as ``64MiB``, ``1.5GB`` or ``65536``. Raises OptionError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-zA-Z]*)", text.strip())
+    if found is None or (unit := found[2].upper()) not in UNITS:
+        raise OptionError(f"{text!r} is not a size; write a number of bytes, or for example 64MiB")
+    return int(float(found[1]) * UNITS[unit])
+
+
+def pairs(values: list[str] | None, separator: str, form: str) -> list[tuple[str, str]]:
+    """What is left and right of the first separator in each value. Raises OptionError where either is missing."""
+    found = []
+    for value in values or []:
+        left, _, right = value.partition(separator)
+        if not (left and right):
+            raise OptionError(f"{value!r} has not the form {form}")
+        found.append((left, right))
+    return found
+
+
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="auto, cpu, vulkan, or one that `wasmetal devices` lists  [default: WASMETAL_DEVICE, or auto]",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

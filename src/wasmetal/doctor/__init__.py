@@ -1,0 +1,6 @@
+"""The proof that the chain holds on a device: guest, host and device work on the same bytes, and none is copied."""
+
+from wasmetal.doctor.proof import prove
+from wasmetal.doctor.report import Link, Report
+
+__all__ = ["Link", "Report", "prove"]
