@@ -1,6 +1,6 @@
 """The devices that tests run on, and the watch over Vulkan's validation layer.
 
-Vulkan tests are skipped where there is no Vulkan driver, and fail instead where ``WASMETAL_REQUIRE_VULKAN=1``. Where the
+Vulkan tests are skipped where there is no Vulkan driver, and fail instead where ``WASMETAL_REQUIRE_VULKAN=1``. If the
 validation layer is installed it is switched on, and any word from it fails the test, or the session, that caused it.
 """
 

@@ -27,6 +27,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from wasmetal.errors import ModelError
+from wasmetal.home import home
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that are there and the bytes that there will be."""
@@ -76,13 +77,6 @@ CATALOG = {
     )
 }
 """The known models, by name."""
-
-
-def home() -> Path:
-    """The cache folder: WASMETAL_HOME, else ``wasmetal`` under XDG_CACHE_HOME, else ``~/.cache/wasmetal``."""
-    if own := os.environ.get("WASMETAL_HOME"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wasmetal"
 
 
 def models() -> list[StoredModel]:

@@ -1,0 +1,11 @@
+"""The folder in which wasmetal keeps what it can fetch or make again: models, compiled pipelines."""
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """WASMETAL_HOME, else ``wasmetal`` under XDG_CACHE_HOME, else ``~/.cache/wasmetal``. It need not exist yet."""
+    if own := os.environ.get("WASMETAL_HOME"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wasmetal"

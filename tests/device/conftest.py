@@ -1,0 +1,74 @@
+"""The devices under test, opened for each test anew."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from wasmetal.device import Device, open_device
+from wasmetal.memory.region import Region
+
+Opener = Callable[[], Device]
+
+
+def open_as_discrete() -> Device:
+    """The Vulkan device taken for a discrete GPU: its device memory is not mapped, and is reached by staging alone."""
+    from wasmetal.device.vulkan.device import VulkanDevice
+    from wasmetal.device.vulkan.physical import physical_devices
+
+    physical = physical_devices()[0]
+    physical.unified = False
+    return VulkanDevice(physical)
+
+
+OPENERS: dict[str, Opener] = {
+    "cpu": lambda: open_device("cpu"),
+    "vulkan": lambda: open_device("vulkan"),
+    "vulkan as discrete": open_as_discrete,
+}
+
+
+@pytest.fixture(
+    params=[
+        "cpu",
+        pytest.param("vulkan", marks=pytest.mark.vulkan),
+        pytest.param("vulkan as discrete", marks=pytest.mark.vulkan),
+    ]
+)
+def opener(request: pytest.FixtureRequest) -> Opener:
+    """How to open each device, for tests that close it."""
+    if request.param != "cpu":
+        request.getfixturevalue("vulkan")  # skips, or fails, where there is none
+    return OPENERS[request.param]
+
+
+@pytest.fixture
+def device(opener: Opener) -> Iterator[Device]:
+    """A device of the test's own."""
+    with opener() as opened:
+        yield opened
+
+
+@pytest.fixture
+def own_vulkan(vulkan: Device) -> Iterator[Device]:
+    """A Vulkan device of the test's own."""
+    with open_device("vulkan") as opened:
+        yield opened
+
+
+@pytest.fixture
+def region() -> Iterator[Region]:
+    """64 KiB of pages that can grow to 1 MiB."""
+    made = Region(1 << 20, 1 << 16)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def read_only() -> Iterator[int]:
+    """The address of one page that can be read and not written."""
+    pages = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ)
+    yield np.frombuffer(pages, np.uint8).ctypes.data
