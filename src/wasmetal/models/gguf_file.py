@@ -9,6 +9,7 @@ so a hostile file costs no more memory than a small multiple of its own header.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import mmap
 import stat
@@ -62,6 +63,11 @@ class GGUFTensor:
     data: NDArray[np.uint8]
     """Its bytes [nbytes], read-only, in the mapped file."""
 
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
     def dequantize(self) -> NDArray[np.float32]:
         """The values as float32 of ``shape``."""
         rows = self.data.reshape(-1, self.dtype.row_bytes(self.shape[-1]))
@@ -98,6 +104,7 @@ class GGUFFile:
                 raise self.error(f"the key {_quote(key)} is there twice")
             self.fields[key] = header.value(_quote(key))
         self._read_tensors(header, tensors, mapped)
+        self._header = memoryview(mapped)[: header.position]
 
     def get(self, key: str, kind: type[T], default: D) -> T | D:
         """The metadata of that key, or ``default`` where there is none. Raises ModelError where it is no ``kind``."""
@@ -114,6 +121,13 @@ class GGUFFile:
         if value is None:
             raise self.error(f"the metadata has no {key}")
         return value
+
+    def digest(self) -> bytes:
+        """32 bytes that tell this file from others: a SHA-256 of its header and of the beginning of every tensor."""
+        sha256 = hashlib.sha256(self._header)
+        for tensor in self.tensors.values():
+            sha256.update(tensor.data[:4096].data)
+        return sha256.digest()
 
     def error(self, what: str) -> ModelError:
         """An error to raise that names the file."""

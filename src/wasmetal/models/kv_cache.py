@@ -1,0 +1,137 @@
+"""The paged key-value cache: a model's pool of pages, which sessions share and copy when they part ways.
+
+A page holds the keys and values of PAGE_SIZE positions for every layer. After W. Kwon et al., "PagedAttention", 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wasmetal.device.base import Bytes, Device
+from wasmetal.errors import OutOfDeviceMemoryError
+from wasmetal.ops import DType, Recorder, Tensor, scale
+
+PAGE_SIZE = 32
+"""Positions of a page."""
+
+
+class KVCache:
+    """The pages of one model on one device: ``pages`` of them, float32, counted by reference.
+
+    ``layers`` has, per layer, the pools of keys and of values, f32 [pages, PAGE_SIZE, kv_heads, head_dim].
+    """
+
+    def __init__(self, device: Device, layers: int, kv_heads: int, head_dim: int, pages: int):
+        self._device = device
+        pool = (pages, PAGE_SIZE, kv_heads, head_dim)
+        nbytes = DType.F32.row_bytes(pages * PAGE_SIZE * kv_heads * head_dim)
+        self._row = nbytes // (pages * PAGE_SIZE)
+        self._buffers = [device.allocate(2 * nbytes) for _ in range(layers)]
+        self.layers = [
+            (Tensor(buffer, 0, DType.F32, pool), Tensor(buffer, nbytes, DType.F32, pool)) for buffer in self._buffers
+        ]
+        self._references = np.zeros(pages, np.int32)
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes that a position takes, over all layers."""
+        return len(self.layers) * 2 * self._row
+
+    @property
+    def free(self) -> int:
+        """Pages that nobody holds."""
+        return int(np.count_nonzero(self._references == 0))
+
+    def extend(self, pages: list[int], count: int) -> None:
+        """Append ``count`` new pages. Raises OutOfDeviceMemoryError where there are not as many, and appends none.
+
+        A session's pages follow one another while they can: devices read one range faster than many.
+        """
+        if count > self.free:
+            raise OutOfDeviceMemoryError(
+                f"the key-value cache has no room for {count * PAGE_SIZE} more tokens ({self.free * PAGE_SIZE} of "
+                f"{len(self._references) * PAGE_SIZE} are free); close or truncate other sessions"
+            )
+        for _ in range(count):
+            page = pages[-1] + 1 if pages else 0
+            if page == len(self._references) or self._references[page]:
+                page = self._roomiest()
+            self._references[page] = 1
+            pages.append(page)
+
+    def share(self, pages: Sequence[int]) -> list[int]:
+        """The same pages for another holder."""
+        for page in pages:
+            self._references[page] += 1
+        return list(pages)
+
+    def release(self, pages: list[int], keep: int = 0) -> None:
+        """Let go of all pages but the first ``keep``."""
+        for page in pages[keep:]:
+            self._references[page] -= 1
+        del pages[keep:]
+
+    def own(self, pages: list[int], index: int) -> None:
+        """Make the page at ``index`` the holder's own to write to: a copy of it, on the device, where it is shared."""
+        shared = pages[index]
+        if self._references[shared] == 1:
+            return
+        copy: list[int] = []
+        self.extend(copy, 1)
+        commands = self._device.record()
+        rec = Recorder(self._device.info, commands)
+        for pool in (pool for layer in self.layers for pool in layer):
+            scale(rec, pool.rows(shared, shared + 1), 1.0, pool.rows(copy[0], copy[0] + 1))
+        commands.finish()
+        self._device.submit([commands]).wait()
+        commands.close()
+        self._references[shared] -= 1
+        pages[index] = copy[0]
+
+    def read(self, pages: Sequence[int], length: int) -> Bytes:
+        """The first ``length`` positions as bytes [layers, 2, length, kv_heads * head_dim * 4]; counted as copied."""
+        out = np.empty((len(self.layers), 2, length, self._row), np.uint8)
+        for layer, pools in enumerate(self.layers):
+            for which, pool in enumerate(pools):
+                for begin, end, slot in _runs(pages, length):
+                    self._device.read(
+                        pool.buffer, pool.offset + slot * self._row, out[layer, which, begin:end].reshape(-1)
+                    )
+        return out
+
+    def write(self, pages: Sequence[int], length: int, data: Bytes) -> None:
+        """The reverse of :meth:`read`."""
+        rows = data.reshape(len(self.layers), 2, length, self._row)
+        for layer, pools in enumerate(self.layers):
+            for which, pool in enumerate(pools):
+                for begin, end, slot in _runs(pages, length):
+                    self._device.write(
+                        pool.buffer, pool.offset + slot * self._row, rows[layer, which, begin:end].reshape(-1)
+                    )
+
+    def close(self) -> None:
+        """Give back the device's memory."""
+        for buffer in self._buffers:
+            buffer.close()
+
+    def _roomiest(self) -> int:
+        """A free page with as many free ones around it as can be, so that those who grow do not meet soon."""
+        free: NDArray[np.int8] = np.concatenate(([0], self._references == 0, [0])).astype(np.int8)
+        begins, ends = np.flatnonzero(np.diff(free) == 1), np.flatnonzero(np.diff(free) == -1)
+        widest = np.argmax(ends - begins)
+        begin, end = int(begins[widest]), int(ends[widest])
+        return begin if begin == 0 else (begin + end) // 2
+
+
+def _runs(pages: Sequence[int], length: int) -> Iterator[tuple[int, int, int]]:
+    """Positions 0..length in runs whose slots follow one another: (first position, end, first slot)."""
+    begin = 0
+    for position in range(PAGE_SIZE, length + PAGE_SIZE, PAGE_SIZE):
+        page = position // PAGE_SIZE
+        if position >= length or pages[page] != pages[page - 1] + 1:
+            first = pages[begin // PAGE_SIZE]
+            yield begin, min(position, length), first * PAGE_SIZE
+            begin = position

@@ -1,0 +1,175 @@
+"""One conversation with a model: the tokens so far, as pages of its key-value cache."""
+
+from __future__ import annotations
+
+import struct
+import weakref
+import zlib
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from wasmetal.device.base import CommandList
+from wasmetal.errors import ModelError
+from wasmetal.models.kv_cache import PAGE_SIZE
+from wasmetal.ops import Tensor
+
+if TYPE_CHECKING:
+    from wasmetal.models.model import Model
+
+_SNAPSHOT = struct.Struct("<8sII32sQI")
+"""Header of a saved session: magic, version, length, the model's digest, bytes that follow, their CRC-32."""
+_MAGIC = b"wasmetal"
+_VERSION = 1
+
+
+class Session:
+    """Made by :meth:`Model.session`. Use as a context manager, or call :meth:`close`.
+
+    Every method raises ModelError once the session or its model is closed.
+    """
+
+    def __init__(self, model: Model):
+        self.model = model
+        self.length = 0
+        """Tokens so far."""
+        self._pages: list[int] = []
+        self._head: CommandList | None = None
+        self._head_for: Tensor | None = None
+        self._give_back = weakref.finalize(self, model.cache.release, self._pages)
+
+    def forward(self, tokens: Sequence[int], logits: Tensor | None) -> float:
+        """Append tokens, and have the device write the logits after the last one into ``logits``.
+
+        ``logits`` is f32 [vocab_size] in a buffer of the model's device, or None where they are not wanted. Returns the
+        seconds that the device spent. Raises ModelError for no token, an unknown one, or more than the context holds;
+        OutOfDeviceMemoryError where the cache is full; OpError for a ``logits`` of another kind. The session is then
+        as it was before.
+        """
+        model = self._open()
+        count = len(tokens)
+        if count == 0:
+            raise ModelError("forward takes at least one token")
+        if min(tokens) < 0 or max(tokens) >= model.vocab_size:
+            wrong = next(t for t in tokens if not 0 <= t < model.vocab_size)
+            raise ModelError(f"token {wrong} is not in the vocabulary of {model.vocab_size}")
+        if self.length + count > model.context_length:
+            raise ModelError(
+                f"{self.length} + {count} tokens are more than the context of {model.context_length}; "
+                "truncate the session or open the model with a larger context"
+            )
+        head = self._head_into(logits) if logits is not None else None
+        with model.lock:
+            held = len(self._pages)
+            self._reserve(count)
+            try:
+                seconds = model.run(tokens, self.length, self._pages, head)
+            except BaseException:
+                model.cache.release(self._pages, keep=held)
+                raise
+        self.length += count
+        return seconds
+
+    def fork(self) -> Session:
+        """A new session with the same tokens. The two share pages of the cache until one writes to them."""
+        model = self._open()
+        other = model.session()
+        with model.lock:
+            other._pages += model.cache.share(self._pages)
+        other.length = self.length
+        return other
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens. Raises ModelError where there are not as many."""
+        model = self._open()
+        if not 0 <= length <= self.length:
+            raise ModelError(f"cannot truncate {self.length} tokens to {length}")
+        with model.lock:
+            model.cache.release(self._pages, keep=_pages(length))
+        self.length = length
+
+    def save(self) -> bytes:
+        """The session's state, for :meth:`restore` with the same model, here or elsewhere.
+
+        A header and, per layer, the keys and values of the tokens so far, float32. Counted in ``bytes_copied``.
+        """
+        model = self._open()
+        with model.lock:
+            state = model.cache.read(self._pages, self.length).reshape(-1)
+        crc = zlib.crc32(state.data)
+        return _SNAPSHOT.pack(_MAGIC, _VERSION, self.length, model.digest, state.size, crc) + state.tobytes()
+
+    def restore(self, state: bytes) -> None:
+        """Become the session that was saved. Counted in ``bytes_copied``.
+
+        Raises ModelError for a state that is damaged, of another model or another version, or too long for the context,
+        and OutOfDeviceMemoryError where the cache has no room beside what the session holds. It is then unchanged.
+        """
+        model = self._open()
+        if len(state) < _SNAPSHOT.size:
+            raise ModelError(f"a saved session of {len(state)} bytes has no header")
+        magic, version, length, digest, size, crc = _SNAPSHOT.unpack_from(state)
+        if magic != _MAGIC or version != _VERSION:
+            raise ModelError(f"not a saved session of version {_VERSION}: it begins with {state[:12]!r}")
+        if digest != model.digest:
+            raise ModelError(f"the session was saved with another model than {model.name}")
+        if length > model.context_length:
+            raise ModelError(f"the saved session has {length} tokens; the context holds {model.context_length}")
+        data = np.frombuffer(state, np.uint8, offset=_SNAPSHOT.size)
+        if not size == data.size == length * model.cache.position_bytes or zlib.crc32(data.data) != crc:
+            raise ModelError("the saved session is damaged")
+        with model.lock:
+            pages: list[int] = []
+            model.cache.extend(pages, _pages(length))
+            model.cache.write(pages, length, data)
+            model.cache.release(self._pages)
+            self._pages += pages
+        self.length = length
+
+    def close(self) -> None:
+        """Give back the session's pages. Idempotent."""
+        self._give_back()
+        self._drop_head()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> Model:
+        if not self._give_back.alive:
+            raise ModelError("this session is closed; open a new one")
+        return self.model
+
+    def _reserve(self, count: int) -> None:
+        """Pages for ``count`` more tokens, all of them this session's own from where it will write."""
+        cache, missing = self.model.cache, _pages(self.length + count) - len(self._pages)
+        cache.extend(self._pages, missing)
+        if self.length % PAGE_SIZE:
+            try:
+                cache.own(self._pages, self.length // PAGE_SIZE)
+            except BaseException:
+                cache.release(self._pages, keep=len(self._pages) - missing)
+                raise
+
+    def _head_into(self, logits: Tensor) -> CommandList:
+        """The head, recorded for that tensor; callers mostly use one tensor from call to call."""
+        if self._head is None or logits != self._head_for:
+            self._drop_head()
+            self._head, self._head_for = self.model.record_head(logits), logits
+        return self._head
+
+    def _drop_head(self) -> None:
+        if self._head:
+            self._head.close()
+        self._head = self._head_for = None
+
+
+def _pages(length: int) -> int:
+    """Pages that so many tokens take."""
+    return -(-length // PAGE_SIZE)
