@@ -124,9 +124,9 @@ def attention(
         future = np.arange(length) > np.minimum(np.arange(position, position + n), length - 1)[:, None]
         for head in range(p.kv_heads):  # One at a time, so that scores of a long context need not fit all at once.
             grouped: F32 = (queries[:n, head] * factor).swapaxes(0, 1)
-            scores: F32 = grouped @ as_f32(keys_first[head, :, where])
+            scores: F32 = grouped @ as_f32(keys_first[head][:, where])
             scores[:, future] = -np.inf
-            softmax_then(scores, as_f32(values_first[head, where]), outs[:n, head].swapaxes(0, 1))
+            softmax_then(scores, as_f32(values_first[head][where]), outs[:n, head].swapaxes(0, 1))
 
     def run() -> None:
         n, position = min(state[0], p.rows), min(state[1], slots.capacity - 1)

@@ -1,0 +1,149 @@
+"""Tensors for tests: set among poisoned bytes, at offsets that no binding is aligned to, and checked afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize
+
+from wasmetal.device.base import Device
+from wasmetal.ops import DType, Recorder, Tensor
+
+POISON = 0xA5
+GUARD = 272
+"""Bytes of poison before and after each tensor: a multiple of 16, but not of a binding's 32 to 256."""
+
+NUMPY = {DType.F32: np.float32, DType.F16: np.float16, DType.I32: np.int32}
+
+
+class Bench:
+    """Puts arrays on a device, runs operations on them, and proves that nothing else was written."""
+
+    def __init__(self, device: Device, max_binding_bytes: int | None = None):
+        self.device = device
+        self.info = replace(device.info, max_binding_bytes=max_binding_bytes) if max_binding_bytes else device.info
+        self._before: list[tuple[Tensor, np.ndarray]] = []
+
+    def put(self, array: np.ndarray, dtype: DType | None = None, gap: int = 0) -> Tensor:
+        """A tensor of these values, with ``gap`` poisoned elements between rows."""
+        dtype = dtype or {np.dtype(kind): name for name, kind in NUMPY.items()}[array.dtype]
+        inner = int(np.prod(array.shape[1:]))
+        tensor = self._tensor(dtype, array.shape, inner + gap if gap else 0)
+        self._elements(tensor, self._before[-1][1])[...] = array.reshape(len(array), -1)
+        self._write(*self._before[-1])
+        return tensor
+
+    def put_weight(self, data: np.ndarray, dtype: DType, columns: int) -> Tensor:
+        """A matrix from rows of raw bytes, uint8 [rows, bytes of a row]."""
+        tensor = self._tensor(dtype, (len(data), columns), 0)
+        self._before[-1][1][GUARD : GUARD + data.size] = data.ravel()
+        self._write(*self._before[-1])
+        return tensor
+
+    def empty(self, *shape: int, dtype: DType = DType.F32, gap: int = 0) -> Tensor:
+        """A tensor of poison."""
+        tensor = self._tensor(dtype, shape, int(np.prod(shape[1:])) + gap if gap else 0)
+        self._write(*self._before[-1])
+        return tensor
+
+    def step(self, n_tokens: int, position: int = 0, last_row: int = 0) -> Tensor:
+        return self.put(np.array([n_tokens, position, last_row, 0]).astype(np.uint32).view(np.int32))
+
+    def run(self, record: Callable[[Recorder], None]) -> None:
+        commands = self.device.record()
+        record(Recorder(self.info, commands))
+        commands.finish()
+        self.device.submit([commands]).wait(60)
+        commands.close()
+
+    def get(self, out: Tensor) -> np.ndarray:
+        """The tensor's values now; fails if a byte between or around its elements has changed."""
+        before, now = self._bytes(out), self._read(out)
+        mask = np.ones(len(now), bool)
+        self._elements(out, mask, repeat=True)[...] = False
+        assert (now[mask] == before[mask]).all(), "written outside of the tensor"
+        return self._elements(out, now).reshape(out.shape).copy()
+
+    def unchanged(self, *tensors: Tensor) -> None:
+        """Fails if one of them, or its surroundings, has changed."""
+        for tensor in tensors:
+            assert (self._read(tensor) == self._bytes(tensor)).all(), "written to an input"
+
+    def only(self, *outs: Tensor) -> None:
+        """Fails if anything but the elements of these has changed."""
+        for tensor, _ in self._before:
+            if tensor in outs:
+                self.get(tensor)
+            else:
+                self.unchanged(tensor)
+
+    def close(self) -> None:
+        for tensor, _ in self._before:
+            tensor.buffer.close()
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _tensor(self, dtype: DType, shape: tuple[int, ...], row_stride: int) -> Tensor:
+        inner = int(np.prod(shape[1:]))
+        row = dtype.row_bytes(row_stride or inner) if len(shape) > 1 else dtype.row_bytes(1)
+        size = -(-(2 * GUARD + row * shape[0]) // 4) * 4
+        buffer = self.device.allocate(size)
+        tensor = Tensor(buffer, GUARD, dtype, shape, row_stride)
+        self._before.append((tensor, np.full(size, POISON, np.uint8)))
+        return tensor
+
+    def _elements(self, tensor: Tensor, data: np.ndarray, repeat: bool = False) -> np.ndarray:
+        """The tensor's elements as a matrix view of its buffer's bytes (or, repeated, of a mask of them)."""
+        size = tensor.dtype.block[1]
+        inner = int(np.prod(tensor.shape[1:]))
+        if repeat:
+            shape, strides = (tensor.shape[0], inner * size), (tensor.row_stride * size, 1)
+            return np.ndarray(shape, bool, data, tensor.offset, strides)
+        shape, strides = (tensor.shape[0], inner), (tensor.row_stride * size, size)
+        return np.ndarray(shape, NUMPY[tensor.dtype], data, tensor.offset, strides)
+
+    def _bytes(self, tensor: Tensor) -> np.ndarray:
+        return next(before for known, before in self._before if known is tensor)
+
+    def _write(self, tensor: Tensor, data: np.ndarray) -> None:
+        self.device.write(tensor.buffer, 0, data)
+
+    def _read(self, tensor: Tensor) -> np.ndarray:
+        now = np.empty(tensor.buffer.nbytes, np.uint8)
+        self.device.read(tensor.buffer, 0, now)
+        return now
+
+
+WEIGHTS = (DType.F32, DType.F16, DType.Q8_0, DType.Q4_0, DType.Q4_1)
+
+
+def random_weight(rng: np.random.Generator, dtype: DType, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """(raw rows, uint8 [rows, bytes]; the same weights by the gguf package's own reader, float64 [rows, columns])."""
+    if not dtype.quantized:
+        values = rng.standard_normal((rows, columns)).astype(NUMPY[dtype])
+        return values.view(np.uint8).reshape(rows, -1), values.astype(np.float64)
+    per_block, nbytes = dtype.block
+    blocks = rng.integers(0, 256, (rows, columns // per_block, nbytes), dtype=np.uint8)
+    scales = 2 if dtype is DType.Q4_1 else 1
+    halves = rng.uniform(-0.1, 0.1, (*blocks.shape[:2], scales)).astype(np.float16)
+    blocks[..., : 2 * scales] = halves.view(np.uint8)
+    raw = blocks.reshape(rows, -1)
+    return raw, dequantize(raw, GGMLQuantizationType(dtype.value)).astype(np.float64)
+
+
+def assert_close(got: np.ndarray, want: np.ndarray, tolerance: float, scale: np.ndarray | float | None = None) -> None:
+    """|got - want| <= tolerance * scale, the scale being the size of what was added up (|want| unless given)."""
+    assert got.shape == want.shape
+    bound = tolerance * np.maximum(np.abs(want) if scale is None else scale, 1e-30)
+    error = np.abs(got.astype(np.float64) - want)
+    if not (error <= bound).all():
+        worst = np.unravel_index(np.argmax(error / bound), error.shape)
+        pytest.fail(f"at {worst}: {got[worst]} for {want[worst]}, off by {error[worst] / bound[worst]:.3g} tolerances")

@@ -1,0 +1,124 @@
+"""add, scale, silu_mul and copy_row against float64 NumPy.
+
+Tolerances: one rounding (6e-8) for sums and products; 4e-6 for SiLU, whose exponential Vulkan allows a few units.
+"""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensors import Bench, assert_close
+
+from wasmetal import ops
+from wasmetal.errors import OpError
+from wasmetal.ops import DType, Tensor
+
+SHAPES = [(1,), (7,), (1, 1), (3, 5), (1, 4097), (13, 127), (2, 3, 5), (2, 3, 2, 3), ((1 << 22) + 3,)]
+sizes = st.integers(1, 70)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_add_and_scale(device, shape):
+    rng = np.random.default_rng(1)
+    a, b = rng.standard_normal((2, *shape)).astype(np.float32)
+    with Bench(device) as bench:
+        x, y, total, half = bench.put(a), bench.put(b), bench.empty(*shape), bench.empty(*shape)
+
+        def record(rec):
+            ops.add(rec, x, y, total)
+            ops.scale(rec, total, 0.5, half)
+
+        bench.run(record)
+        want = a.astype(np.float64) + b
+        assert_close(bench.get(total), want, 6e-8)
+        assert_close(bench.get(half), want / 2, 6e-8)
+        bench.unchanged(x, y)
+
+
+@settings(max_examples=15, deadline=None)
+@given(rows=sizes, columns=sizes, gaps=st.tuples(*[st.integers(0, 3)] * 3), seed=st.integers(0, 99))
+def test_strided_rows(device, rows, columns, gaps, seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.standard_normal((2, rows, columns)).astype(np.float32) * 4
+    with Bench(device) as bench:
+        x, y = bench.put(a, gap=gaps[0]), bench.put(b, gap=gaps[1])
+        total, gated = bench.empty(rows, columns, gap=gaps[2]), bench.empty(rows, columns, gap=gaps[2])
+
+        def record(rec):
+            ops.add(rec, x, y, total)
+            ops.silu_mul(rec, x, y, gated)
+
+        bench.run(record)
+        assert_close(bench.get(total), a.astype(np.float64) + b, 6e-8)
+        assert_close(bench.get(gated), silu(a.astype(np.float64)) * b, 4e-6)
+        bench.only(total, gated)
+
+
+def test_in_place(device):
+    a = np.linspace(-3, 3, 35, dtype=np.float32).reshape(5, 7)
+    with Bench(device) as bench:
+        x, y, z = (bench.put(a) for _ in range(3))
+
+        def record(rec):
+            ops.add(rec, x, x, x)
+            ops.scale(rec, y, -2.0, y)
+            ops.silu_mul(rec, z, z, z)
+
+        bench.run(record)
+        assert_close(bench.get(x), 2.0 * a, 6e-8)
+        assert_close(bench.get(y), -2.0 * a, 6e-8)
+        assert_close(bench.get(z), silu(a.astype(np.float64)) * a, 4e-6)
+
+
+def test_silu_of_extremes(device):
+    gate = np.array([[-1e4, -100, -0.0, 0.0, 100, 1e30]], np.float32)
+    with Bench(device) as bench:
+        x, y, out = bench.put(gate), bench.put(np.ones_like(gate)), bench.empty(1, 6)
+        bench.run(lambda rec: ops.silu_mul(rec, x, y, out))
+        assert_close(bench.get(out), np.array([[0, 0, 0, 0, 100, 1e30]]), 4e-6, np.abs(gate).clip(1) * 1.0)
+
+
+@pytest.mark.parametrize("live", [0, 1, 4, 5, 6, -1])
+def test_rows_past_the_step_stay(device, live):
+    a = np.random.default_rng(2).standard_normal((5, 33)).astype(np.float32)
+    count = live if 0 <= live <= 5 else 5  # -1, read as unsigned, is more than there are.
+    with Bench(device) as bench:
+        x, y, out, step = bench.put(a), bench.put(a), bench.put(np.full_like(a, 7)), bench.step(live)
+        bench.run(lambda rec: ops.silu_mul(rec, x, y, out, step=step))
+        got = bench.get(out)
+        assert_close(got[:count], silu(a.astype(np.float64))[:count] * a[:count], 4e-6)
+        assert (got[count:] == 7).all()
+
+
+@pytest.mark.parametrize(("last", "row"), [(0, 0), (3, 3), (6, 6), (7, 6), (-1, 6), (2**31 - 1, 6)])
+def test_copy_row(device, last, row):
+    a = np.random.default_rng(3).standard_normal((7, 129)).astype(np.float32)
+    with Bench(device) as bench:
+        x, out, step = bench.put(a, gap=3), bench.empty(1, 129), bench.step(1, 0, last)
+        bench.run(lambda rec: ops.copy_row(rec, x, out, step))
+        assert (bench.get(out)[0] == a[row]).all()
+        bench.only(out)
+
+
+def test_refusals(device):
+    with Bench(device) as bench:
+        x, y, ids = bench.empty(4, 8), bench.empty(4, 7), bench.empty(4, 8, dtype=DType.I32)
+        shifted = Tensor(x.buffer, x.offset + 16, DType.F32, (4, 7))
+        left, right = x.columns(0, 4), x.columns(4, 8)
+        rec = ops.Recorder(device.info, device.record())
+        for refused in (
+            lambda: ops.add(rec, x, y, x),
+            lambda: ops.add(rec, x, ids, x),
+            lambda: (
+                ops.add(rec, y, y, shifted) or ops.add(rec, shifted, y, Tensor(x.buffer, x.offset, DType.F32, (4, 7)))
+            ),
+            lambda: ops.silu_mul(rec, left, left, x.columns(0, 8).columns(0, 4).rows(0, 4).columns(0, 4), step=ids),
+            lambda: ops.copy_row(rec, x, x.rows(0, 1), bench.step(1)),
+        ):
+            with pytest.raises(OpError):
+                refused()
+        ops.silu_mul(rec, left, right, left)  # Interleaved, but no byte in common.
