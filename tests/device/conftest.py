@@ -60,6 +60,13 @@ def own_vulkan(vulkan: Device) -> Iterator[Device]:
 
 
 @pytest.fixture
+def own_discrete(vulkan: Device) -> Iterator[Device]:
+    """The Vulkan device, taken for a discrete GPU."""
+    with open_as_discrete() as opened:
+        yield opened
+
+
+@pytest.fixture
 def region() -> Iterator[Region]:
     """64 KiB of pages that can grow to 1 MiB."""
     made = Region(1 << 20, 1 << 16)
@@ -71,4 +78,30 @@ def region() -> Iterator[Region]:
 def read_only() -> Iterator[int]:
     """The address of one page that can be read and not written."""
     pages = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ)
-    yield np.frombuffer(pages, np.uint8).ctypes.data
+    view = np.frombuffer(pages, np.uint8)
+    yield view.ctypes.data
+    del view
+    pages.close()
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Callable[[Device, str, int], None]:
+    """Make one function of Vulkan's return a result of the test's choice, on a device or for all of them."""
+    from wasmetal.device.vulkan import api
+
+    real = api.lib
+
+    class Library:
+        def __init__(self, function: str, result: int) -> None:
+            setattr(self, function, lambda *args: result)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(real, name)
+
+    def inject(device: Device, function: str, result: int) -> None:
+        if function == "vkGetMemoryHostPointerPropertiesEXT":  # an extension's, so the device has it from the driver
+            monkeypatch.setattr(device._parts.logical, "_host_pointer_properties", lambda *args: result)
+        else:
+            monkeypatch.setattr(api, "lib", Library(function, result))
+
+    return inject

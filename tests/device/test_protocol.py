@@ -159,7 +159,7 @@ def test_overlapping_wraps_are_one_memory(device: Device, region: Region) -> Non
 
 @pytest.mark.parametrize("kind", MemoryKind)
 def test_each_dispatch_sees_those_before_it(device: Device, kind: MemoryKind) -> None:
-    """Fibonacci numbers in three places: every dispatch reads what the last two wrote, and overwrites what they read."""
+    """Fibonacci numbers in three places: a dispatch reads what the last two wrote, and overwrites what they read."""
     count = 1 << 14
     buffer = device.allocate(3 * 4 * count, kind)
     device.write(buffer, 0, np.ones(2 * count, np.float32).view(np.uint8))

@@ -1,0 +1,275 @@
+"""Every way in which Vulkan can fail, each with one clear line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import add, recorded, span
+
+from wasmetal.device import Binding, Device, open_device
+from wasmetal.errors import (
+    DeviceError,
+    DeviceLostError,
+    DeviceNotFoundError,
+    DeviceTimeoutError,
+    OutOfDeviceMemoryError,
+)
+from wasmetal.kernels.catalog import CATALOG
+
+OPEN = (
+    "import wasmetal.device as d, wasmetal.errors as e\ntry: d.open_device('vulkan')\nexcept e.{error} as x: print(x)"
+)
+Faults = Callable[[Device, str, int], None]
+
+
+def run_python(code: str, **environment: str) -> str:
+    """What a fresh Python prints, its environment changed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def no_loader(tmp_path: Path) -> dict[str, str]:
+    """An environment in which the vulkan package finds no libvulkan, as on a machine without one."""
+    (tmp_path / "vulkan.py").write_text("raise OSError('Cannot find Vulkan SDK version.')\n")
+    return {"PYTHONPATH": str(tmp_path), "WASMETAL_VULKAN_VALIDATION": "0"}
+
+
+def test_no_loader(no_loader: dict[str, str]) -> None:
+    said = run_python(OPEN.format(error="DeviceNotFoundError"), **no_loader)
+    assert said == "no Vulkan loader (libvulkan): install it (Debian: libvulkan1) and a driver"
+
+
+def test_without_a_loader_there_is_the_cpu(no_loader: dict[str, str]) -> None:
+    code = "import wasmetal.device as d; print([i.spec for i in d.list_devices()], d.open_device('auto').info.spec)"
+    assert run_python(code, **no_loader) == "['cpu:0'] cpu:0"
+
+
+@pytest.mark.vulkan
+def test_no_driver(vulkan: Device) -> None:
+    nowhere = {"VK_DRIVER_FILES": "/nonexistent", "VK_ICD_FILENAMES": "/nonexistent"}
+    said = run_python(OPEN.format(error="DeviceNotFoundError"), **nowhere)
+    assert said.startswith("no Vulkan driver: install one (Debian: mesa-vulkan-drivers)")
+    code = "import wasmetal.device as d; print([i.spec for i in d.list_devices()], d.open_device().info.spec)"
+    assert run_python(code, **nowhere) == "['cpu:0'] cpu:0"
+
+
+@pytest.mark.vulkan
+def test_no_device_of_that_index(vulkan: Device) -> None:
+    with pytest.raises(DeviceNotFoundError, match=r"no device vulkan:99: the installed drivers show \d+"):
+        open_device("vulkan:99")
+
+
+@pytest.mark.vulkan
+class TestUnusableDevices:
+    """What is said of a device that lacks something; the device is made to lack it."""
+
+    def test_no_import_of_host_pages(self, vulkan: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+        from wasmetal.device.vulkan import physical
+
+        monkeypatch.setattr(physical, "HOST_MEMORY_EXTENSION", "VK_EXT_of_tomorrow")
+        reason = "its driver lacks VK_EXT_of_tomorrow, without which host pages cannot be shared"
+        with pytest.raises(DeviceError, match=r"vulkan:0 \(.*\) cannot be used: " + reason):
+            open_device("vulkan:0")
+        with pytest.raises(DeviceNotFoundError, match="no usable Vulkan device: .*: " + reason):
+            open_device("vulkan")
+
+    def test_an_old_driver(self, vulkan: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+        from wasmetal.device.vulkan import physical
+
+        monkeypatch.setattr(physical, "API_VERSION", 9 << 22)
+        with pytest.raises(DeviceError, match=r"its driver speaks Vulkan 1\.\d+\.\d+, and 1.2 is needed"):
+            open_device("vulkan:0")
+
+    def test_no_compute_queue(self, vulkan: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+        from wasmetal.device.vulkan import physical
+
+        monkeypatch.setattr(physical, "_compute_queue", lambda handle: (None, 0))
+        with pytest.raises(DeviceError, match="it has no compute queue with timestamps"):
+            open_device("vulkan:0")
+
+    def test_an_old_loader(self, vulkan: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+        from wasmetal.device.vulkan import instance
+
+        monkeypatch.setattr(instance, "API_VERSION", 9 << 22)
+        with pytest.raises(DeviceNotFoundError, match=r"the Vulkan loader speaks 1\.\d+\.\d+; 1.2 or later is needed"):
+            open_device("vulkan")
+
+
+@pytest.mark.vulkan
+class TestFaults:
+    """Results of the driver's that cannot be had on demand, put in its mouth."""
+
+    @pytest.mark.parametrize(
+        ("result", "message"),
+        [
+            (-2, "the device is out of memory"),
+            (-1, "the Vulkan driver is out of host memory"),
+            (-10, "the device has no room for one more allocation"),
+        ],
+    )
+    def test_out_of_memory(self, own_vulkan: Device, faults: Faults, result: int, message: str) -> None:
+        faults(own_vulkan, "vkAllocateMemory", result)
+        with pytest.raises(OutOfDeviceMemoryError, match=message):
+            own_vulkan.allocate(64)
+
+    def test_a_result_that_nobody_knows(self, own_vulkan: Device, faults: Faults) -> None:
+        faults(own_vulkan, "vkAllocateMemory", -12345)
+        with pytest.raises(DeviceError, match=r"the Vulkan driver failed \(vkAllocateMemory: VkResult -12345\)"):
+            own_vulkan.allocate(64)
+
+    def test_lost_on_submission(self, own_vulkan: Device, faults: Faults) -> None:
+        ran = recorded(own_vulkan)
+        faults(own_vulkan, "vkQueueSubmit", -4)
+        with pytest.raises(DeviceLostError, match="the device was lost"):
+            own_vulkan.submit([ran])
+        with pytest.raises(DeviceLostError, match="the device was lost: open it again"):
+            own_vulkan.submit([ran])
+        ran.close()
+        own_vulkan.close()  # neither waits for ever nor raises
+
+    def test_lost_while_waiting(self, own_vulkan: Device, faults: Faults) -> None:
+        ran = recorded(own_vulkan)
+        submission = own_vulkan.submit([ran])
+        own_vulkan._parts.submissions.wait_all()  # it is at rest, in truth
+        own_vulkan._parts.logical._completed = 0
+        submission.seconds = None
+        faults(own_vulkan, "vkWaitSemaphores", -4)
+        with pytest.raises(DeviceLostError, match="vkWaitSemaphores: VK_ERROR_DEVICE_LOST"):
+            submission.wait()
+        with pytest.raises(DeviceLostError):
+            submission.wait()
+        own_vulkan.close()
+
+
+@pytest.mark.vulkan
+class TestMisuse:
+    def test_a_closed_device(self, own_vulkan: Device) -> None:
+        buffer = own_vulkan.allocate(64)
+        ran = recorded(own_vulkan)
+        own_vulkan.close()
+        own_vulkan.close()
+        for use in (lambda: own_vulkan.allocate(64), own_vulkan.record, lambda: own_vulkan.submit([ran])):
+            with pytest.raises(DeviceError, match="the device is closed"):
+                use()
+        for use in (buffer.view, lambda: buffer.address, lambda: buffer.device_address):
+            with pytest.raises(DeviceError, match="the buffer is closed"):
+                use()
+
+    def test_a_closed_list(self, own_vulkan: Device) -> None:
+        commands = recorded(own_vulkan)
+        commands.close()
+        commands.close()
+        for use in (lambda: own_vulkan.submit([commands]), commands.finish):
+            with pytest.raises(DeviceError, match="the command list is closed"):
+                use()
+
+    def test_a_closed_buffer(self, own_vulkan: Device) -> None:
+        buffer = own_vulkan.allocate(64)
+        buffer.close()
+        with pytest.raises(DeviceError, match="the buffer is closed"):
+            recorded(own_vulkan, (span(buffer, 0, 4),) * 3)
+
+    def test_nothing_to_submit(self, own_vulkan: Device) -> None:
+        with pytest.raises(DeviceError, match="at least one command list"):
+            own_vulkan.submit([])
+
+    def test_what_belongs_to_another_device(self, own_vulkan: Device, vulkan: Device, cpu: Device) -> None:
+        for other in (vulkan, cpu):
+            buffer = other.allocate(64)
+            with pytest.raises(DeviceError, match="a buffer of another device cannot be bound"):
+                recorded(own_vulkan, (span(buffer, 0, 4),) * 3)
+            with pytest.raises(DeviceError, match="a buffer of another device cannot be copied"):
+                own_vulkan.write(buffer, 0, buffer.view())
+            with pytest.raises(DeviceError, match="a command list of another device cannot be submitted"):
+                own_vulkan.submit([recorded(other)])
+
+    def test_arguments_that_do_not_fit_the_kernel(self, own_vulkan: Device) -> None:
+        kernel = CATALOG["add"]
+        buffer = own_vulkan.allocate(256)
+        commands = own_vulkan.record()
+        three, params = [Binding(buffer, 0, 64)] * 3, bytes(4 * len(kernel.params))
+        with pytest.raises(DeviceError, match="kernel add takes 3 buffers, not 2"):
+            commands.dispatch(kernel, three[:2], params, (1, 1, 1))
+        with pytest.raises(DeviceError, match=r"kernel add takes \d+ bytes of parameters, not 1"):
+            commands.dispatch(kernel, three, b"1", (1, 1, 1))
+        for groups in ((0, 1, 1), (1, 1 << 32, 1), (1, 1, -1)):
+            with pytest.raises(DeviceError, match="kernel add: a grid of"):
+                commands.dispatch(kernel, three, params, groups)
+
+    def test_bindings_that_do_not_fit_the_device(self, own_vulkan: Device) -> None:
+        limit = own_vulkan.info.max_binding_bytes
+        buffer = own_vulkan.allocate(1024)
+        good = span(buffer, 0, 4)
+        with pytest.raises(DeviceError, match="takes multiples of"):
+            add(own_vulkan.record(), good, good, Binding(buffer, own_vulkan.info.offset_alignment // 2, 16))
+        large = own_vulkan.allocate(limit + 4)
+        with pytest.raises(DeviceError, match=f"takes at most {limit}"):
+            add(own_vulkan.record(), good, good, Binding(large, 0, limit + 4))
+
+    def test_bytes_of_the_wrong_type(self, own_vulkan: Device) -> None:
+        import numpy as np
+
+        buffer = own_vulkan.allocate(64)
+        with pytest.raises(DeviceError, match="must be uint8 of one dimension, not float32 of 1"):
+            own_vulkan.write(buffer, 0, np.zeros(4, np.float32))
+
+
+@pytest.mark.vulkan
+class TestPendingWork:
+    """A submission that is still at work: some hundred megabytes of additions, submitted and not waited for."""
+
+    @pytest.fixture
+    def long_list(self, own_vulkan: Device):
+        count = 1 << 20
+        buffer = own_vulkan.allocate(3 * 4 * count)
+        return recorded(own_vulkan, *[tuple(span(buffer, i * count, count) for i in range(3))] * 40)
+
+    def test_timeout(self, own_vulkan: Device, long_list) -> None:
+        submission = own_vulkan.submit([long_list])
+        with pytest.raises(DeviceTimeoutError, match=r"did not finish within 0\.001 seconds; it is still at work"):
+            submission.wait(0.001)
+        assert submission.wait() > 0.001
+        assert submission.wait(0) > 0.001  # done is done
+
+    def test_a_list_runs_once_at_a_time(self, own_vulkan: Device, long_list) -> None:
+        submission = own_vulkan.submit([long_list])
+        with pytest.raises(DeviceError, match="a command list is still at work"):
+            own_vulkan.submit([long_list])
+        submission.wait()
+        with pytest.raises(DeviceError, match="a command list is still at work"):
+            own_vulkan.submit([long_list, long_list])
+        assert own_vulkan.counters.submits == 1
+
+    def test_a_time_that_nobody_asked_for_is_counted(self, own_vulkan: Device, long_list) -> None:
+        first = own_vulkan.submit([long_list])
+        own_vulkan._parts.logical.wait_all()
+        second = own_vulkan.submit([long_list])  # overwrites the timestamps of the first
+        assert own_vulkan.counters.device_seconds == first.wait() > 0
+        assert own_vulkan.counters.device_seconds - first.wait() == 0
+        total = first.wait() + second.wait()
+        assert own_vulkan.counters.device_seconds == pytest.approx(total)
+
+    @pytest.mark.parametrize("close", ["list", "device", "nothing"])
+    def test_closed_while_at_work(self, own_vulkan: Device, long_list, close: str) -> None:
+        """Whatever is closed or dropped, the work ends first; the validation layer would tell otherwise."""
+        submission = own_vulkan.submit([long_list])
+        if close == "list":
+            long_list.close()
+        elif close == "device":
+            own_vulkan.close()
+            assert submission.wait(0) > 0
+        del submission, long_list

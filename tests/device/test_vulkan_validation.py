@@ -1,0 +1,75 @@
+"""The validation layer's silence means something: it speaks when there is cause, and we hear it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wasmetal.device import Device
+
+pytestmark = pytest.mark.vulkan
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+from harness import recorded, span
+from wasmetal.device import open_device
+from wasmetal.device.vulkan import commands, validation
+{fault}
+with open_device("vulkan") as device:
+    buffer = device.allocate(1024)
+    a, b = span(buffer, 0, 64), span(buffer, 64, 64)
+    device.submit([recorded(device, (a, a, b), (b, b, a))]).wait()
+print(len(validation.messages), *(message.split("|")[0] for message in validation.messages))
+"""
+
+
+def run(fault: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(fault=fault, tests=str(Path(__file__).parent))],
+        env={**os.environ, "WASMETAL_VULKAN_VALIDATION": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(autouse=True)
+def _layer(vulkan: Device) -> None:
+    from wasmetal.device.vulkan import validation
+
+    if not validation.present():
+        pytest.skip("the validation layer is not installed")
+
+
+def test_silent_where_all_is_well() -> None:
+    assert run("").strip() == "0"
+
+
+def test_a_missing_barrier_is_heard() -> None:
+    assert "SYNC-HAZARD-READ-AFTER-WRITE" in run("commands.Hazards.needs_barrier = lambda self, touches: False")
+
+
+def test_a_wrong_call_is_heard() -> None:
+    assert "VUID-VkBufferCreateInfo-size-00912" in run(
+        "from wasmetal.device.vulkan import memory; memory._GRANULE = 10**9; "
+        "real = memory.create; memory.create = lambda kind, device, info: (setattr(info, 'size', 0), "
+        "real(kind, device, info))[1]"
+    )
+
+
+def test_an_object_left_behind_is_heard() -> None:
+    assert "VUID-vkDestroyDevice-device" in run(
+        "from wasmetal.device.vulkan import memory; memory._destroy = lambda *a: None"
+    )
+
+
+def test_a_layer_that_is_asked_for_must_be_there() -> None:
+    said = run("validation.LAYER = 'VK_LAYER_of_tomorrow'")
+    assert "DeviceError: WASMETAL_VULKAN_VALIDATION=1, but VK_LAYER_of_tomorrow is not installed" in said
