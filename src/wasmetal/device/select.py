@@ -26,6 +26,18 @@ class Backend:
 # ruff: noqa: PLC0415
 
 
+def _metal_candidates() -> list[Candidate]:
+    from wasmetal.device import metal
+
+    return metal.candidates()
+
+
+def _open_metal(index: int) -> Device:
+    from wasmetal.device import metal
+
+    return metal.open_device(index)
+
+
 def _vulkan_candidates() -> list[Candidate]:
     from wasmetal.device import vulkan
 
@@ -51,6 +63,7 @@ def _open_cpu(index: int) -> Device:
 
 
 BACKENDS = {
+    "metal": Backend(_metal_candidates, _open_metal),
     "vulkan": Backend(_vulkan_candidates, _open_vulkan),
     "cpu": Backend(_cpu_candidates, _open_cpu),
 }

@@ -1,0 +1,154 @@
+"""Command lists: dispatches noted as they come, and turned into encoder calls when the list is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wasmetal.device.base import Binding
+from wasmetal.device.hazards import Hazards, Touch
+from wasmetal.device.metal.buffer import MetalBuffer
+from wasmetal.device.metal.encoding import Encoding
+from wasmetal.device.metal.memory import Allocation, allocate
+from wasmetal.device.metal.pipeline import Pipeline, Pipelines
+from wasmetal.device.metal.queue import Queue
+from wasmetal.errors import DeviceError
+from wasmetal.kernels.catalog import Kernel
+
+_SLOT = 256
+"""Bytes from one parameter struct to the next: what every GPU takes as the offset of a ``constant`` argument."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """A binding, checked; it holds on to the allocation even if the buffer is closed before the list is finished."""
+
+    allocation: Allocation
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Dispatch:
+    pipeline: Pipeline
+    ranges: tuple[_Range, ...]
+    params: bytes
+    groups: tuple[int, int, int]
+
+
+class Recording:
+    """A finished list: the encoder calls that run it, and all that they use."""
+
+    def __init__(self, queue: Queue, dispatches: Sequence[_Dispatch]) -> None:
+        self.dispatches = len(dispatches)
+        self._encoding = Encoding()
+        self._keeps: list[object] = [(dispatch.pipeline, dispatch.ranges) for dispatch in dispatches]
+        if dispatches:
+            self._encode(queue, dispatches)
+
+    def encode(self, encoder: Any) -> None:
+        """Make the calls, on an encoder that runs dispatches concurrently."""
+        self._encoding.encode(encoder)
+
+    def _encode(self, queue: Queue, dispatches: Sequence[_Dispatch]) -> None:
+        """The parameters of all dispatches lie in one buffer, equal ones once, and are argument 0 of each kernel."""
+        slots = {params: slot * _SLOT for slot, params in enumerate(dict.fromkeys(d.params for d in dispatches))}
+        params = allocate(queue, len(slots) * _SLOT)
+        self._keeps.append(params)
+        for content, offset in slots.items():
+            params.view()[offset : offset + len(content)] = np.frombuffer(content, np.uint8)
+        hazards = Hazards()
+        encoding = self._encoding
+        for dispatch in dispatches:
+            if hazards.needs_barrier(_touches(dispatch)):
+                encoding.barrier()
+            encoding.pipeline(dispatch.pipeline.handle)
+            encoding.argument(0, *params.bind(slots[dispatch.params], len(dispatch.params)))
+            for index, bound in enumerate(dispatch.ranges, start=1):
+                encoding.argument(index, *bound.allocation.bind(bound.offset, bound.nbytes))
+            encoding.dispatch(dispatch.groups, dispatch.pipeline.kernel.threads)
+
+
+class MetalCommandList:
+    """Dispatches under way to becoming a :class:`Recording`."""
+
+    def __init__(self, queue: Queue, pipelines: Pipelines) -> None:
+        self._queue = queue
+        self._pipelines = pipelines
+        self._dispatches: list[_Dispatch] | None = []
+        self._recording: Recording | None = None
+
+    @property
+    def queue(self) -> Queue:
+        """The queue of the device that the list is for."""
+        return self._queue
+
+    @property
+    def recording(self) -> Recording:
+        """What :meth:`finish` made. Raises DeviceError before that, and once the list is closed."""
+        if self._recording is None:
+            raise DeviceError(
+                "the command list is closed" if self._dispatches is None else "the command list is not finished"
+            )
+        return self._recording
+
+    def dispatch(
+        self, kernel: Kernel, bindings: Sequence[Binding], params: bytes, groups: tuple[int, int, int]
+    ) -> None:
+        """Note one kernel. Raises DeviceError where it does not fit the kernel or the device."""
+        dispatches = self._open()
+        pipeline = self._pipelines.get(kernel)
+        _check_call(kernel, bindings, params, groups)
+        ranges = tuple(_resolve(self._queue, binding) for binding in bindings)
+        dispatches.append(_Dispatch(pipeline, ranges, params, groups))
+
+    def finish(self) -> None:
+        """End recording."""
+        self._recording = Recording(self._queue, self._open())
+        self._dispatches = []
+
+    def close(self) -> None:
+        """Let everything go; a pending submission keeps what it uses until it has ended. Idempotent."""
+        self._recording = self._dispatches = None
+
+    def _open(self) -> list[_Dispatch]:
+        if self._dispatches is None:
+            raise DeviceError("the command list is closed")
+        if self._recording is not None:
+            raise DeviceError("the command list is finished: record another")
+        return self._dispatches
+
+
+def _check_call(kernel: Kernel, bindings: Sequence[Binding], params: bytes, groups: tuple[int, int, int]) -> None:
+    if len(bindings) != len(kernel.access):
+        raise DeviceError(f"kernel {kernel.name} takes {len(kernel.access)} buffers, not {len(bindings)}")
+    if len(params) != 4 * len(kernel.params):
+        raise DeviceError(f"kernel {kernel.name} takes {4 * len(kernel.params)} bytes of parameters, not {len(params)}")
+    if not all(1 <= count < 2**32 for count in groups):
+        raise DeviceError(f"kernel {kernel.name}: a grid of {groups}; each side takes 1 to {2**32 - 1}")
+
+
+def _resolve(queue: Queue, binding: Binding) -> _Range:
+    """A binding's range, checked against its buffer and the device."""
+    buffer, offset, nbytes = binding.buffer, binding.offset, binding.nbytes
+    if not isinstance(buffer, MetalBuffer) or buffer.allocation.queue is not queue:
+        raise DeviceError("a buffer of another device cannot be bound")
+    info = queue.physical.info
+    if offset < 0 or nbytes < 1 or offset + nbytes > buffer.nbytes:
+        raise DeviceError(f"binding of {nbytes} bytes at {offset} leaves its buffer of {buffer.nbytes}")
+    if offset % info.offset_alignment:
+        raise DeviceError(f"binding at {offset}: {info.name} takes multiples of {info.offset_alignment}")
+    if nbytes > info.max_binding_bytes:
+        raise DeviceError(f"binding of {nbytes} bytes: {info.name} takes at most {info.max_binding_bytes}")
+    return _Range(buffer.allocation, offset, nbytes)
+
+
+def _touches(dispatch: _Dispatch) -> list[Touch]:
+    """The byte ranges that a dispatch reads and writes, by host address: two buffers over the same pages are one."""
+    return [
+        (access, None, bound.allocation.address + bound.offset, bound.allocation.address + bound.offset + bound.nbytes)
+        for access, bound in zip(dispatch.pipeline.kernel.access, dispatch.ranges, strict=True)
+    ]

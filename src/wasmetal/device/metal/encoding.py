@@ -1,0 +1,56 @@
+"""Calls to an ``MTLComputeCommandEncoder``, written down once and made for every submission.
+
+A Metal command buffer runs only once, so what a list does is encoded again each time. All that this takes is made when
+the list is finished; encoding makes nothing, and sets nothing that is set already.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wasmetal.device.metal.api import mtl
+
+
+class Encoding:
+    """A flat sequence of calls, for an encoder that runs dispatches concurrently."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[str, tuple[Any, ...]]] = []
+        self._pipeline: Any = None
+        self._arguments: dict[int, tuple[Any, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def barrier(self) -> None:
+        """Order all that follows behind all before."""
+        self._call("memoryBarrierWithScope_", mtl.MTLBarrierScopeBuffers)
+
+    def pipeline(self, pipeline: Any) -> None:
+        """Choose the kernel."""
+        if self._pipeline is not pipeline:
+            self._call("setComputePipelineState_", pipeline)
+            self._pipeline = pipeline
+
+    def argument(self, index: int, buffer: Any, offset: int) -> None:
+        """Set one buffer argument."""
+        before, before_offset = self._arguments.get(index, (None, 0))
+        if before is not buffer:
+            self._call("setBuffer_offset_atIndex_", buffer, offset, index)
+        elif before_offset != offset:
+            self._call("setBufferOffset_atIndex_", offset, index)
+        self._arguments[index] = buffer, offset
+
+    def dispatch(self, groups: tuple[int, int, int], threads: tuple[int, int, int]) -> None:
+        """Run the kernel."""
+        sizes = mtl.MTLSizeMake(*groups), mtl.MTLSizeMake(*threads)
+        self._call("dispatchThreadgroups_threadsPerThreadgroup_", *sizes)
+
+    def encode(self, encoder: Any) -> None:
+        """Make the calls."""
+        methods = {name: getattr(encoder, name) for name, _ in self._calls}
+        for name, arguments in self._calls:
+            methods[name](*arguments)
+
+    def _call(self, method: str, *arguments: Any) -> None:
+        self._calls.append((method, arguments))

@@ -1,0 +1,106 @@
+"""Pages as Metal buffers: wrapped where they lie, whether a guest's, a file's or the device's own."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import numpy as np
+
+from wasmetal.device.base import Bytes
+from wasmetal.device.hostpages import find_obstacle
+from wasmetal.device.metal.api import mtl
+from wasmetal.device.metal.queue import Queue
+from wasmetal.errors import MemoryRefusedError, OutOfDeviceMemoryError, WrapRefusedError
+from wasmetal.memory.aperture import Aperture
+from wasmetal.memory.pages import Pages, page_size
+
+_OPTIONS: int = (
+    # Untracked: barriers and the queue's event order the work, by address, which Metal's own tracking cannot.
+    mtl.MTLResourceStorageModeShared | mtl.MTLResourceHazardTrackingModeUntracked
+)
+
+
+class Allocation:
+    """Whole pages as Metal buffers; both go, the buffers first, when nothing refers to it any more.
+
+    Recorded commands, work under way and NumPy views refer to it or to the pages, so they outlive a ``Buffer`` that was
+    closed before them. A range longer than one ``MTLBuffer`` may be is shown by several, each ``stride`` further on and
+    reaching so far into the next that every binding lies whole in one of them.
+    """
+
+    def __init__(self, queue: Queue, pages: Bytes) -> None:
+        """Wrap ``pages``, uint8 of a whole number of pages. Raises WrapRefusedError where Metal will not."""
+        physical = queue.physical
+        self.queue = queue
+        self.nbytes = pages.size
+        self.address = pages.ctypes.data
+        self._longest = physical.max_buffer_bytes
+        self._stride = self._longest - -(-physical.info.max_binding_bytes // page_size()) * page_size()
+        self._pages = pages
+        self._buffers = [
+            _wrap(physical.handle, pages[start : start + self._longest]) for start in self._starts(pages.size)
+        ]
+        self.device_address: int | None = int(self._buffers[0].gpuAddress()) or None
+        queue.residency.add(self._buffers)
+        weakref.finalize(self, _release, queue, self._buffers, pages).atexit = False
+
+    def bind(self, offset: int, nbytes: int) -> tuple[Any, int]:
+        """The ``MTLBuffer`` that shows a range whole, and the range's offset in it."""
+        part = min(offset // self._stride, len(self._buffers) - 1)
+        return self._buffers[part], offset - part * self._stride
+
+    def view(self) -> Bytes:
+        """The bytes, uint8 of shape [nbytes]."""
+        return self._pages
+
+    def _starts(self, nbytes: int) -> range:
+        if nbytes <= self._longest:
+            return range(1)
+        return range(0, nbytes - self._longest + self._stride, self._stride)
+
+
+def _wrap(device: Any, pages: Bytes) -> Any:
+    """An ``MTLBuffer`` over pages, proved to be over them and no others."""
+    buffer = device.newBufferWithBytesNoCopy_length_options_deallocator_(pages, pages.size, _OPTIONS, None)
+    where = f"{pages.size} bytes of host pages at {pages.ctypes.data:#x}"
+    if buffer is None:
+        raise WrapRefusedError(f"{where}: Metal made no buffer of them")
+    if buffer.length() != pages.size:
+        raise WrapRefusedError(f"{where}: Metal's buffer has {buffer.length()} bytes; this macOS cannot share pages")
+    contents = buffer.contents()
+    seen = np.frombuffer(contents.as_buffer(pages.size), np.uint8).ctypes.data if contents is not None else 0
+    if seen != pages.ctypes.data:
+        raise WrapRefusedError(f"{where}: Metal's buffer is at {seen:#x}, so it would have been a copy")
+    return buffer
+
+
+def allocate(queue: Queue, nbytes: int) -> Allocation:
+    """New zero-filled pages of the system's. Raises OutOfDeviceMemoryError."""
+    physical = queue.physical
+    if nbytes > physical.info.memory_bytes:
+        raise OutOfDeviceMemoryError(f"{nbytes} bytes: {physical.name} works with {physical.info.memory_bytes} at most")
+    size = -(-nbytes // page_size()) * page_size()
+    try:
+        pages = Pages(size)
+        pages.open(0, size)
+        return Allocation(queue, pages.view(0, size))
+    except (MemoryRefusedError, WrapRefusedError) as error:
+        raise OutOfDeviceMemoryError(f"no room for {nbytes} bytes ({error})") from error
+
+
+def wrap_pages(queue: Queue, aperture: Aperture) -> Allocation:
+    """An aperture's pages, where they lie. Raises WrapRefusedError, which says why not."""
+    alignment = queue.physical.info.page_alignment
+    pages = f"{aperture.nbytes} bytes of host pages at {aperture.address:#x}"
+    if aperture.nbytes <= 0 or aperture.address % alignment or aperture.nbytes % alignment:
+        raise WrapRefusedError(f"{pages}: address and length must be multiples of {alignment}")
+    if obstacle := find_obstacle(aperture.address, aperture.nbytes):
+        raise WrapRefusedError(f"{pages}: {obstacle}")
+    return Allocation(queue, aperture.view())
+
+
+def _release(queue: Queue, buffers: list[Any], _pages: Bytes) -> None:
+    # The pages are an argument so that they outlive the buffers.
+    queue.residency.remove(buffers)
+    buffers.clear()

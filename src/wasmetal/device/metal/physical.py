@@ -1,0 +1,60 @@
+"""The GPUs that Metal shows, and what each is."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+from wasmetal.device.backend import Tier
+from wasmetal.device.base import DeviceInfo
+from wasmetal.device.metal.api import NSProcessInfo, mtl, objc
+
+OFFSET_ALIGNMENT = 16
+"""Offset of a buffer argument: as the widest type that kernels load, ``float4``."""
+
+SIMD_WIDTH = 32
+"""Threads in lockstep on every Apple GPU. Checked against each pipeline."""
+
+_FAMILIES = (("Metal4", "Metal3"), ("Apple10", "Apple9", "Apple8", "Apple7"))
+
+
+class PhysicalDevice:
+    """One GPU. ``problem`` says in words why it cannot be used, or is None."""
+
+    def __init__(self, index: int, handle: Any) -> None:
+        self.handle = handle
+        self.name = str(handle.name())
+        self.system = str(NSProcessInfo.processInfo().operatingSystemVersionString()).removeprefix("Version ")
+        # Before it, the virtual GPUs that continuous integration runs on give wrapped pages no length, or stale bytes.
+        self.problem = None if objc.macos_available(15) else "macOS 15 or later is needed"
+        self.tier = Tier.INTEGRATED if handle.hasUnifiedMemory() else Tier.DISCRETE
+        self.max_buffer_bytes = int(handle.maxBufferLength()) // mmap.PAGESIZE * mmap.PAGESIZE
+        # One MTLBuffer shows max_buffer_bytes; a longer range is shown by several that overlap by one binding.
+        longest = self.max_buffer_bytes // 2 // mmap.PAGESIZE * mmap.PAGESIZE
+        self.info = DeviceInfo(
+            name=self.name,
+            backend="metal",
+            index=index,
+            driver=", ".join(("Metal", f"macOS {self.system}", *_families(handle))),
+            unified=bool(handle.hasUnifiedMemory()),
+            memory_bytes=int(handle.recommendedMaxWorkingSetSize()),
+            page_alignment=mmap.PAGESIZE,
+            offset_alignment=OFFSET_ALIGNMENT,
+            max_binding_bytes=min(longest, 2**32),
+            subgroup_size=SIMD_WIDTH,
+            features=("host pages in place", "timestamps"),
+        )
+
+
+def _families(handle: Any) -> tuple[str, ...]:
+    """The newest family of each line that the GPU says it belongs to. (Virtual GPUs say less than they can do.)"""
+    supported = [
+        [name for name in line if handle.supportsFamily_(getattr(mtl, f"MTLGPUFamily{name}"))] for line in _FAMILIES
+    ]
+    return tuple(line[0] for line in supported if line)
+
+
+def physical_devices() -> list[PhysicalDevice]:
+    """Every GPU that Metal shows, usable or not, in its order."""
+    with objc.autorelease_pool():
+        return [PhysicalDevice(i, handle) for i, handle in enumerate(mtl.MTLCopyAllDevices() or ())]

@@ -1,0 +1,74 @@
+"""Compute pipelines, one for each kernel, compiled from its Metal source when it is first recorded."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+from wasmetal.device.metal.api import mtl, objc, succeeded
+from wasmetal.device.metal.archive import Archive
+from wasmetal.device.metal.physical import SIMD_WIDTH, PhysicalDevice
+from wasmetal.errors import DeviceError
+from wasmetal.kernels.catalog import Kernel
+
+
+class Pipeline:
+    """A kernel compiled for the GPU: its parameters are buffer argument 0, its buffers 1, 2, …"""
+
+    def __init__(self, physical: PhysicalDevice, kernel: Kernel, archive: Archive) -> None:
+        self.kernel = kernel
+        with objc.autorelease_pool():
+            descriptor = mtl.MTLComputePipelineDescriptor.new()
+            descriptor.setComputeFunction_(_function(physical.handle, kernel))
+            self.handle = archive.pipeline(descriptor, f"kernel {kernel.name}")
+        self._check(physical)
+
+    def _check(self, physical: PhysicalDevice) -> None:
+        threads, most = math.prod(self.kernel.threads), self.handle.maxTotalThreadsPerThreadgroup()
+        if threads > most:
+            raise DeviceError(
+                f"kernel {self.kernel.name} has {threads} threads in a group; {physical.name} allows {most}"
+            )
+        if (width := self.handle.threadExecutionWidth()) != SIMD_WIDTH:
+            raise DeviceError(f"{physical.name} runs {width} threads in lockstep; kernels are written for {SIMD_WIDTH}")
+
+
+def _function(device: Any, kernel: Kernel) -> Any:
+    try:
+        source = kernel.code("metal").decode()
+    except FileNotFoundError as error:
+        raise DeviceError(f"kernel {kernel.name} was not compiled to Metal: generate the kernels") from error
+    options = mtl.MTLCompileOptions.new()
+    # Fast math reorders sums, and treats NaN and infinity as if there were none.
+    options.setMathMode_(mtl.MTLMathModeSafe)
+    options.setMathFloatingPointFunctions_(mtl.MTLMathFloatingPointFunctionsPrecise)
+    options.setLanguageVersion_(mtl.MTLLanguageVersion3_1)
+    compiled = device.newLibraryWithSource_options_error_(source, options, None)
+    library = succeeded(compiled, f"kernel {kernel.name} was not compiled")
+    function = library.newFunctionWithName_(kernel.name)
+    if function is None:
+        raise DeviceError(f"kernel {kernel.name} is not in its own library: generate the kernels again")
+    return function
+
+
+class Pipelines:
+    """Every pipeline made so far, by kernel."""
+
+    def __init__(self, physical: PhysicalDevice) -> None:
+        self._physical = physical
+        self.archive = Archive(physical)
+        self._made: dict[Kernel, Pipeline] = {}
+        self._lock = threading.Lock()
+
+    def get(self, kernel: Kernel) -> Pipeline:
+        """The kernel's pipeline. Raises DeviceError where the GPU cannot run it."""
+        with self._lock:
+            pipeline = self._made.get(kernel)
+            if pipeline is None:
+                pipeline = self._made[kernel] = Pipeline(self._physical, kernel, self.archive)
+            return pipeline
+
+    def save(self) -> None:
+        """Write what was compiled to disk, for the next process."""
+        self.archive.save()
