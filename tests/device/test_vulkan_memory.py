@@ -101,7 +101,7 @@ def test_closing_frees_what_is_still_open(vulkan: Device) -> None:
     device.close()
     assert [allocation() for allocation in allocations] == [None, None]
     assert submission.wait(0) > 0  # it has ended, and says so still
-    del submission
+    del submission, lists
     assert logical() is None
 
 

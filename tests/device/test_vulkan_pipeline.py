@@ -29,7 +29,7 @@ def test_a_kernel_that_needs_more_than_there_is(own_vulkan: Device) -> None:
     physical = own_vulkan._parts.logical.physical
     physical.capabilities = frozenset()
     buffer = own_vulkan.allocate(64)
-    with pytest.raises(DeviceError, match="kernel add needs SPIR-V capability 1, which .* lacks"):
+    with pytest.raises(DeviceError, match=r"kernel add needs SPIR-V capability 1, which .* lacks"):
         add(own_vulkan.record(), *[span(buffer, 0, 4)] * 3)
 
 
