@@ -14,8 +14,10 @@ from wasmetal.device.base import Device
 from wasmetal.ops import DType, Recorder, Tensor
 
 POISON = 0xA5
+ALIGNMENT = 256
+"""Of bindings, the coarsest that there is, so that no tensor begins where its binding does."""
 GUARD = 272
-"""Bytes of poison before and after each tensor: a multiple of 16, but not of a binding's 32 to 256."""
+"""Bytes of poison before and after each tensor: a multiple of 16, as a tensor's offset is, but not of ALIGNMENT."""
 
 NUMPY = {DType.F32: np.float32, DType.F16: np.float16, DType.I32: np.int32}
 
@@ -25,7 +27,11 @@ class Bench:
 
     def __init__(self, device: Device, max_binding_bytes: int | None = None):
         self.device = device
-        self.info = replace(device.info, max_binding_bytes=max_binding_bytes) if max_binding_bytes else device.info
+        self.info = replace(
+            device.info,
+            offset_alignment=ALIGNMENT,
+            max_binding_bytes=max_binding_bytes or device.info.max_binding_bytes,
+        )
         self._before: list[tuple[Tensor, np.ndarray]] = []
 
     def put(self, array: np.ndarray, dtype: DType | None = None, gap: int = 0) -> Tensor:
