@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Literal
 import numpy as np
 import wasmtime
 from wasmtime import _bindings as c_api
+from wasmtime._wasi import CUSTOM_OUTPUTS
 
 from wasmetal.errors import GuestError
 from wasmetal.host.abi import PTR, U32, U64
@@ -51,6 +53,18 @@ def configure(
     config.stdout_custom = stdout
     config.stderr_custom = stderr
     return config
+
+
+@atexit.register
+def _outlive_outputs() -> None:
+    """Wait, at exit, until Wasmtime is done with the outputs of guests that were closed.
+
+    It drops them a little later, on threads of its own, through a Python callback; a thread that comes with one while
+    Python shuts down brings the process down.
+    """
+    give_up = time.monotonic() + 0.5  # for a guest that nobody closed
+    while CUSTOM_OUTPUTS.handles and time.monotonic() < give_up:
+        time.sleep(0.001)
 
 
 _SUBSCRIPTION = np.dtype(
