@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,44 +118,51 @@ def encode(data: bytes, buffer_of: Callable[[int], GuestBuffer], recorder: Recor
     at the first command that is wrong; what was recorded until then is the caller's to throw away.
     """
     used: set[GuestBuffer] = set()
-    records = np.frombuffer(data, abi.COMMAND)
-    for number, flags, attributes, operands in records.tolist():
+    for number, flags, *words in _COMMAND.iter_unpack(data):
         op = OPS.get(number)
         if op is None:
             raise Refusal(Errno.NOTSUP, f"op {number} is not known")
         if flags & ~op.flags:
             raise Refusal(Errno.INVAL, f"{op.name}: flags {flags:#x} are not known")
+        attributes, operands = words[:_ATTRIBUTES], words[_ATTRIBUTES:]
         if any(attributes[op.attributes :]):
-            raise Refusal(Errno.INVAL, f"{op.name}: only {op.attributes} attributes are known; others must be 0")
-        tensors = [_tensor(op, i, operand, buffer_of, used) for i, operand in enumerate(operands)]
+            raise Refusal(Errno.INVAL, f"{op.name} has {op.attributes} attributes; the others must be 0")
+        tensors = [
+            _tensor(op, i, operands[i * _WORDS : (i + 1) * _WORDS], buffer_of, used)
+            for i in range(len(operands) // _WORDS)
+        ]
         values = np.array(attributes[: op.attributes], np.uint32).view(np.float32).tolist()
         op.encode(recorder, tensors[: len(op.operands)], flags, values)
     return used
 
 
+# The records of abi.COMMAND and abi.TENSOR as Python's integers, which do not wrap.
+_ATTRIBUTES, _WORDS = 6, 9
+_COMMAND = struct.Struct("<II" + "6I" + "IIQII4I" * 6)
+_DTYPES = {dtype.value: dtype for dtype in DType}
+
+
 def _tensor(
-    op: Op, index: int, record: tuple[Any, ...], buffer_of: Callable[[int], GuestBuffer], used: set[GuestBuffer]
+    op: Op, index: int, words: Sequence[int], buffer_of: Callable[[int], GuestBuffer], used: set[GuestBuffer]
 ) -> Tensor | None:
-    handle, dtype, offset, rank, row_stride, shape = record
+    handle, dtype, offset, rank, row_stride, *shape = words
+    what = f"{op.name}: operand {index}"
     if handle == 0:
-        if any((dtype, offset, rank, row_stride, *shape)):
-            raise Refusal(Errno.INVAL, f"{op.name}: operand {index} names no buffer, so all of it must be 0")
+        if any(words):
+            raise Refusal(Errno.INVAL, f"{what} names no buffer, so all of it must be 0")
         if index < len(op.operands) and not op.operands[index].optional:
-            raise Refusal(Errno.INVAL, f"{op.name}: operand {index} is missing")
+            raise Refusal(Errno.INVAL, f"{what} is missing")
         return None
     if index >= len(op.operands):
-        raise Refusal(Errno.INVAL, f"{op.name} has {len(op.operands)} operands; operand {index} must be 0")
+        raise Refusal(Errno.INVAL, f"{what} must be 0: the op has {len(op.operands)}")
     held = buffer_of(handle)
     operand = op.operands[index]
     needed = operand.read * abi.USAGE_READ | operand.written * abi.USAGE_WRITE
     if needed & ~held.usage:
-        raise Refusal(Errno.PERM, f"{op.name}: operand {index}: the buffer's usage forbids it")
+        raise Refusal(Errno.PERM, f"{what}: the buffer's usage forbids it")
     if not 1 <= rank <= 4 or any(shape[rank:]):
-        raise Refusal(Errno.INVAL, f"{op.name}: operand {index}: rank {rank} with shape {shape}")
+        raise Refusal(Errno.INVAL, f"{what} has rank {rank} and shape {shape}")
     if dtype not in _DTYPES:
-        raise Refusal(Errno.NOTSUP, f"{op.name}: operand {index}: dtype {dtype} is not known")
+        raise Refusal(Errno.NOTSUP, f"{what} has dtype {dtype}, which is not known")
     used.add(held)
     return Tensor(held.buffer, offset, _DTYPES[dtype], tuple(shape[:rank]), row_stride)
-
-
-_DTYPES = {dtype.value: dtype for dtype in DType}

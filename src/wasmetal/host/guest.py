@@ -214,7 +214,7 @@ class Guest:
                     raise GuestError(f"model {name!r} is on another device than the guest; load it on the guest's")
                 models[name] = source
             else:
-                from wasmetal.models import load_model  # noqa: PLC0415
+                from wasmetal.models import load_model  # noqa: PLC0415 (slow to import, and few guests need it)
 
                 with self._account.metered(device):
                     models[name] = load_model(source, device)

@@ -51,13 +51,14 @@ class HostFunctions:
             masks = tuple((1 << abi.width(kind, self._memory64)) - 1 for kind in kinds)
             callback = _Callback(self._adapt(f"{module}.{name}", getattr(target, name), masks, count))
             self._callbacks.append(callback)
+            type_ = abi.func_type(kinds, self._memory64)  # must live until the call returns
             error = c_api.wasmtime_linker_define_func_unchecked(
                 linker.ptr(),
                 ctypes.create_string_buffer(module.encode()),
                 len(module),
                 ctypes.create_string_buffer(name.encode()),
                 len(name),
-                abi.func_type(kinds, self._memory64).ptr(),
+                type_.ptr(),
                 ctypes.cast(callback, c_api.wasmtime_func_unchecked_callback_t),
                 None,
                 NO_FINALIZER,

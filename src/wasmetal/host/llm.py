@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 MAX_TEXT = 16 << 20
 """Bytes of text that the host takes in one call."""
+_MAX_HEADER = 4096
+"""Bytes of a saved session beside its keys and values; more than there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,19 @@ class OpenSession:
     """A session that a guest holds."""
 
     session: Session
-    model: Model
     logits_at: int = 0
     """Where in the guest's memory ``logits`` is."""
     logits: Tensor | None = None
     """The place for logits that the guest named last, shared with the device."""
+
+    @property
+    def model(self) -> Model:
+        """Whose session it is."""
+        return self.session.model
+
+    def cache_bytes(self, tokens: int | None = None) -> int:
+        """Device memory of so many tokens, by default of all it has. Forks are charged for what they share, too."""
+        return (self.session.length if tokens is None else tokens) * self.model.cache.position_bytes
 
     def close(self) -> None:
         """Give back the session and the guest's pages."""
@@ -139,11 +149,12 @@ class Llm:
         self._handles.check_room()
         with self._metered():
             session = model.session()
-        new_handle[0] = self._handles.add(OpenSession(session, model))
+        new_handle[0] = self._handles.add(OpenSession(session))
 
     def session_close(self, memory: GuestMemory, handle: int) -> None:
         held = self._session(handle)
         self._handles.remove(handle)
+        self._account.release(held.cache_bytes())
         with self._metered():
             held.close()
 
@@ -161,23 +172,25 @@ class Llm:
             )
         tokens = _tokens(memory, ptr, count, held.model)
         logits = self._logits(memory, held, logits_ptr) if logits_ptr else None
-        with self._metered():
+        with self._account.charged(held.cache_bytes(count)), self._metered():
             held.session.forward(tokens, logits)
 
     def fork(self, memory: GuestMemory, handle: int, out: int) -> None:
         new_handle = memory.array(out, 1, np.uint32)
         held = self._session(handle)
         self._handles.check_room()
-        with self._metered():
+        with self._account.charged(held.cache_bytes()), self._metered():
             session = held.session.fork()
-        new_handle[0] = self._handles.add(OpenSession(session, held.model))
+        new_handle[0] = self._handles.add(OpenSession(session))
 
     def truncate(self, memory: GuestMemory, handle: int, count: int) -> None:
-        session = self._session(handle).session
-        if count > session.length:
-            raise Refusal(Errno.INVAL, f"cannot truncate {session.length} tokens to {count}")
+        held = self._session(handle)
+        length = held.session.length
+        if count > length:
+            raise Refusal(Errno.INVAL, f"cannot truncate {length} tokens to {count}")
         with self._metered():
-            session.truncate(count)
+            held.session.truncate(count)
+        self._account.release(held.cache_bytes(length - count))
 
     def save(self, memory: GuestMemory, handle: int, out: int, cap: int, needed: int) -> None:
         output = _Output(memory, out, cap, needed, np.uint8)
@@ -188,9 +201,13 @@ class Llm:
 
     def restore(self, memory: GuestMemory, handle: int, ptr: int, nbytes: int) -> None:
         state = memory.array(ptr, nbytes)
-        session = self._session(handle).session
-        with self._metered():
-            session.restore(state.tobytes())
+        held = self._session(handle)
+        before = held.cache_bytes()
+        if nbytes > _MAX_HEADER + held.cache_bytes(held.model.context_length):
+            raise Refusal(Errno.INVAL, f"{nbytes} bytes are more than any state of this model")
+        with self._account.charged(nbytes), self._metered():
+            held.session.restore(state.tobytes())
+        self._account.release(nbytes - (held.cache_bytes() - before))
 
     def close(self) -> None:
         """Give back the guest's sessions."""

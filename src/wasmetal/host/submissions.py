@@ -112,8 +112,10 @@ class Submissions:
         try:
             buffers = encode(source, buffer_of, Recorder(self._device.info, commands))
             commands.finish()
-        except BaseException:
+        except BaseException as error:
             commands.close()
+            if type(error) is DeviceError:  # none of those that tell of the device's state: it cannot do this
+                raise Refusal(Errno.NOTSUP, str(error)) from None
             raise
         return Recorded(source, commands, buffers)
 

@@ -1,0 +1,62 @@
+"""Build the guests: ``python guests/build.py``; with ``--check``, fail where a committed .wasm is not what its source gives.
+
+Needs the ``ziglang`` package, pinned in pyproject.toml: the same compiler gives the same bytes on every machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+COMMON = ("common/text.c", "common/sampler.c")
+
+GUESTS: dict[str, tuple[str, ...]] = {
+    "matmul": ("matmul/matmul.c",),
+    "chat": ("chat/chat.c", *COMMON),
+    "attacker": ("attacker/attacker.c",),
+    "sampler": ("common/sampler_exports.c", "common/sampler.c"),
+}
+"""Sources of each guest; ``<name>.wasm`` lies beside this file."""
+
+FLAGS = (
+    "-target", "wasm32-wasi", "-mcpu=generic+simd128+bulk_memory", "-std=gnu17", "-O3", "-s",
+    "-Wall", "-Wextra", "-Werror", "-I../abi", "-Icommon",
+    "-fno-ident", "-ffile-prefix-map=.=.", "-Wl,-z,stack-size=262144",
+)  # fmt: skip
+
+
+def main() -> int:
+    """Build all, or those named."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", choices=[*GUESTS, []], metavar="NAME", help=", ".join(GUESTS))
+    parser.add_argument("--check", action="store_true", help="compare with the committed files; change nothing")
+    options = parser.parse_args()
+    stale = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.names or GUESTS:
+            committed, built = HERE / f"{name}.wasm", Path(folder, f"{name}.wasm")
+            compile_guest(name, built)
+            if not options.check:
+                committed.write_bytes(built.read_bytes())
+                print(f"{committed.name}: {committed.stat().st_size} bytes")
+            elif not committed.exists() or committed.read_bytes() != built.read_bytes():
+                stale.append(committed.name)
+    if stale:
+        print(f"not what their sources give: {', '.join(stale)}; run python guests/build.py", file=sys.stderr)
+    return bool(stale)
+
+
+def compile_guest(name: str, out: Path) -> None:
+    """Compile one guest to ``out``."""
+    # Relative paths only, so that no path of this machine can reach the output.
+    subprocess.run([sys.executable, "-m", "ziglang", "cc", *FLAGS, *GUESTS[name], "-o", out], cwd=HERE, check=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
