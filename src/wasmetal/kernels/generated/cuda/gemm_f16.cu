@@ -220,16 +220,6 @@ __device__ void product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_
     return;
 }
 
-__device__ Weights_0 Weights_x24init_0(StructuredBuffer<uint> words_3, uint offset_4, uint n_1, uint k_8)
-{
-    Weights_0 _S33;
-    (&_S33)->words_0 = words_3;
-    (&_S33)->offset_0 = offset_4;
-    (&_S33)->n_0 = n_1;
-    (&_S33)->k_0 = k_8;
-    return _S33;
-}
-
 struct GemmParams_0
 {
     uint x_offset_0;
@@ -237,8 +227,8 @@ struct GemmParams_0
     uint out_offset_0;
     uint step_offset_0;
     uint rows_2;
-    uint n_2;
-    uint k_9;
+    uint n_1;
+    uint k_8;
     uint x_stride_0;
     uint out_stride_0;
     uint accumulate_0;
@@ -249,782 +239,780 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_5, uint rows_3)
+__device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_4, uint rows_3)
 {
-    uint _S34;
-    if(offset_5 == 4294967295U)
+    uint _S33;
+    if(offset_4 == 4294967295U)
     {
-        _S34 = rows_3;
+        _S33 = rows_3;
     }
     else
     {
-        uint _S35 = __ldg((&(step_0)[offset_5]));
-        _S34 = (U32_min((_S35), (rows_3)));
+        uint _S34 = __ldg((&(step_0)[offset_4]));
+        _S33 = (U32_min((_S34), (rows_3)));
     }
-    return _S34;
+    return _S33;
 }
 
-__device__ Activations_0 Activations_x24init_0(StructuredBuffer<float> x_1, uint offset_6, uint stride_1, uint rows_4, uint k_10)
+__device__ void gemm_0(uint3  group_1, uint thread_2, StructuredBuffer<float> x_1, StructuredBuffer<uint> weight_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> step_1, GemmParams_0 * p_0)
 {
-    Activations_0 _S36;
-    (&_S36)->x_0 = x_1;
-    (&_S36)->offset_3 = offset_6;
-    (&_S36)->stride_0 = stride_1;
-    (&_S36)->rows_0 = rows_4;
-    (&_S36)->k_3 = k_10;
-    return _S36;
-}
-
-__device__ void gemm_0(uint3  group_1, uint thread_2, StructuredBuffer<float> x_2, StructuredBuffer<uint> weight_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> step_1, GemmParams_0 * p_0)
-{
-    uint _S37 = p_0->n_2;
-    uint _S38 = (p_0->n_2 + 64U - 1U) / 64U;
-    uint _S39 = group_number_0(group_1);
-    uint _S40 = _S39 / _S38;
+    uint _S35 = p_0->n_1;
+    uint _S36 = (p_0->n_1 + 64U - 1U) / 64U;
+    uint _S37 = group_number_0(group_1);
+    uint _S38 = _S37 / _S36;
+    uint _S39 = _S38 * 64U;
+    uint _S40 = _S37 % _S36;
     uint _S41 = _S40 * 64U;
-    uint _S42 = _S39 % _S38;
-    uint _S43 = _S42 * 64U;
-    uint _S44 = live_rows_0(step_1, p_0->step_offset_0, p_0->rows_2);
-    if(_S41 >= _S44)
+    uint _S42 = live_rows_0(step_1, p_0->step_offset_0, p_0->rows_2);
+    if(_S39 >= _S42)
     {
         return;
     }
-    uint _S45 = p_0->k_9;
-    Weights_0 right_1 = Weights_x24init_0(weight_0, p_0->weight_offset_0, _S37, _S45);
-    Activations_0 _S46 = Activations_x24init_0(x_2, p_0->x_offset_0, p_0->x_stride_0, _S44, p_0->k_9);
-    Weights_0 _S47 = right_1;
+    Activations_0 left_1;
+    (&left_1)->x_0 = x_1;
+    (&left_1)->offset_3 = p_0->x_offset_0;
+    (&left_1)->stride_0 = p_0->x_stride_0;
+    (&left_1)->rows_0 = _S42;
+    (&left_1)->k_3 = p_0->k_8;
+    Weights_0 right_1;
+    (&right_1)->words_0 = weight_0;
+    (&right_1)->offset_0 = p_0->weight_offset_0;
+    (&right_1)->n_0 = _S35;
+    (&right_1)->k_0 = p_0->k_8;
+    Activations_0 _S43 = left_1;
+    Weights_0 _S44 = right_1;
     FixedArray<float4 , 8>  sums_1;
-    product_0(&_S46, &_S47, _S41, _S43, _S44, _S45, thread_2, &sums_1);
-    uint2  _S48 = corner_0(thread_2);
-    uint _S49 = _S41 + _S48.x;
-    bool _S50 = _S49 < _S44;
-    bool _S51;
-    if(_S50)
+    product_0(&_S43, &_S44, _S39, _S41, _S42, p_0->k_8, thread_2, &sums_1);
+    uint2  _S45 = corner_0(thread_2);
+    uint _S46 = _S39 + _S45.x;
+    bool _S47 = _S46 < _S42;
+    bool _S48;
+    if(_S47)
     {
-        _S51 = (_S43 + _S48.y) < _S37;
+        _S48 = (_S41 + _S45.y) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    float _S52;
-    if(_S51)
+    float _S49;
+    if(_S48)
     {
-        uint _S53 = p_0->out_offset_0 + _S49 * p_0->out_stride_0 + _S43 + _S48.y;
-        float * _S54 = (&(result_0)[_S53]);
+        uint _S50 = p_0->out_offset_0 + _S46 * p_0->out_stride_0 + _S41 + _S45.y;
+        float * _S51 = (&(result_0)[_S50]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S53]) + *&((&sums_1[0U])->x);
+            _S49 = *(&(result_0)[_S50]) + *&((&sums_1[0U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[0U])->x);
+            _S49 = *&((&sums_1[0U])->x);
         }
-        *_S54 = _S52;
+        *_S51 = _S49;
     }
-    if(_S50)
+    if(_S47)
     {
-        _S51 = (_S43 + _S48.y + 1U) < _S37;
+        _S48 = (_S41 + _S45.y + 1U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S55 = p_0->out_offset_0 + _S49 * p_0->out_stride_0 + _S43 + _S48.y + 1U;
-        float * _S56 = (&(result_0)[_S55]);
+        uint _S52 = p_0->out_offset_0 + _S46 * p_0->out_stride_0 + _S41 + _S45.y + 1U;
+        float * _S53 = (&(result_0)[_S52]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S55]) + *&((&sums_1[0U])->y);
+            _S49 = *(&(result_0)[_S52]) + *&((&sums_1[0U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[0U])->y);
+            _S49 = *&((&sums_1[0U])->y);
         }
-        *_S56 = _S52;
+        *_S53 = _S49;
     }
-    if(_S50)
+    if(_S47)
     {
-        _S51 = (_S43 + _S48.y + 2U) < _S37;
+        _S48 = (_S41 + _S45.y + 2U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S57 = p_0->out_offset_0 + _S49 * p_0->out_stride_0 + _S43 + _S48.y + 2U;
-        float * _S58 = (&(result_0)[_S57]);
+        uint _S54 = p_0->out_offset_0 + _S46 * p_0->out_stride_0 + _S41 + _S45.y + 2U;
+        float * _S55 = (&(result_0)[_S54]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S57]) + *&((&sums_1[0U])->z);
+            _S49 = *(&(result_0)[_S54]) + *&((&sums_1[0U])->z);
         }
         else
         {
-            _S52 = *&((&sums_1[0U])->z);
+            _S49 = *&((&sums_1[0U])->z);
         }
-        *_S58 = _S52;
+        *_S55 = _S49;
     }
-    if(_S50)
+    if(_S47)
     {
-        _S51 = (_S43 + _S48.y + 3U) < _S37;
+        _S48 = (_S41 + _S45.y + 3U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S59 = p_0->out_offset_0 + _S49 * p_0->out_stride_0 + _S43 + _S48.y + 3U;
-        float * _S60 = (&(result_0)[_S59]);
+        uint _S56 = p_0->out_offset_0 + _S46 * p_0->out_stride_0 + _S41 + _S45.y + 3U;
+        float * _S57 = (&(result_0)[_S56]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S59]) + *&((&sums_1[0U])->w);
+            _S49 = *(&(result_0)[_S56]) + *&((&sums_1[0U])->w);
         }
         else
         {
-            _S52 = *&((&sums_1[0U])->w);
+            _S49 = *&((&sums_1[0U])->w);
         }
-        *_S60 = _S52;
+        *_S57 = _S49;
     }
-    uint _S61 = _S49 + 1U;
-    bool _S62 = _S61 < _S44;
-    if(_S62)
+    uint _S58 = _S46 + 1U;
+    bool _S59 = _S58 < _S42;
+    if(_S59)
     {
-        _S51 = (_S43 + _S48.y) < _S37;
+        _S48 = (_S41 + _S45.y) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S63 = p_0->out_offset_0 + _S61 * p_0->out_stride_0 + _S43 + _S48.y;
-        float * _S64 = (&(result_0)[_S63]);
+        uint _S60 = p_0->out_offset_0 + _S58 * p_0->out_stride_0 + _S41 + _S45.y;
+        float * _S61 = (&(result_0)[_S60]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S63]) + *&((&sums_1[1U])->x);
+            _S49 = *(&(result_0)[_S60]) + *&((&sums_1[1U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[1U])->x);
+            _S49 = *&((&sums_1[1U])->x);
         }
-        *_S64 = _S52;
+        *_S61 = _S49;
     }
-    if(_S62)
+    if(_S59)
     {
-        _S51 = (_S43 + _S48.y + 1U) < _S37;
+        _S48 = (_S41 + _S45.y + 1U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S65 = p_0->out_offset_0 + _S61 * p_0->out_stride_0 + _S43 + _S48.y + 1U;
-        float * _S66 = (&(result_0)[_S65]);
+        uint _S62 = p_0->out_offset_0 + _S58 * p_0->out_stride_0 + _S41 + _S45.y + 1U;
+        float * _S63 = (&(result_0)[_S62]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S65]) + *&((&sums_1[1U])->y);
+            _S49 = *(&(result_0)[_S62]) + *&((&sums_1[1U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[1U])->y);
+            _S49 = *&((&sums_1[1U])->y);
         }
-        *_S66 = _S52;
+        *_S63 = _S49;
     }
-    if(_S62)
+    if(_S59)
     {
-        _S51 = (_S43 + _S48.y + 2U) < _S37;
+        _S48 = (_S41 + _S45.y + 2U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S67 = p_0->out_offset_0 + _S61 * p_0->out_stride_0 + _S43 + _S48.y + 2U;
-        float * _S68 = (&(result_0)[_S67]);
+        uint _S64 = p_0->out_offset_0 + _S58 * p_0->out_stride_0 + _S41 + _S45.y + 2U;
+        float * _S65 = (&(result_0)[_S64]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S67]) + *&((&sums_1[1U])->z);
+            _S49 = *(&(result_0)[_S64]) + *&((&sums_1[1U])->z);
         }
         else
         {
-            _S52 = *&((&sums_1[1U])->z);
+            _S49 = *&((&sums_1[1U])->z);
         }
-        *_S68 = _S52;
+        *_S65 = _S49;
     }
-    if(_S62)
+    if(_S59)
     {
-        _S51 = (_S43 + _S48.y + 3U) < _S37;
+        _S48 = (_S41 + _S45.y + 3U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S69 = p_0->out_offset_0 + _S61 * p_0->out_stride_0 + _S43 + _S48.y + 3U;
-        float * _S70 = (&(result_0)[_S69]);
+        uint _S66 = p_0->out_offset_0 + _S58 * p_0->out_stride_0 + _S41 + _S45.y + 3U;
+        float * _S67 = (&(result_0)[_S66]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S69]) + *&((&sums_1[1U])->w);
+            _S49 = *(&(result_0)[_S66]) + *&((&sums_1[1U])->w);
         }
         else
         {
-            _S52 = *&((&sums_1[1U])->w);
+            _S49 = *&((&sums_1[1U])->w);
         }
-        *_S70 = _S52;
+        *_S67 = _S49;
     }
-    uint _S71 = _S49 + 2U;
-    bool _S72 = _S71 < _S44;
-    if(_S72)
+    uint _S68 = _S46 + 2U;
+    bool _S69 = _S68 < _S42;
+    if(_S69)
     {
-        _S51 = (_S43 + _S48.y) < _S37;
+        _S48 = (_S41 + _S45.y) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S73 = p_0->out_offset_0 + _S71 * p_0->out_stride_0 + _S43 + _S48.y;
-        float * _S74 = (&(result_0)[_S73]);
+        uint _S70 = p_0->out_offset_0 + _S68 * p_0->out_stride_0 + _S41 + _S45.y;
+        float * _S71 = (&(result_0)[_S70]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S73]) + *&((&sums_1[2U])->x);
+            _S49 = *(&(result_0)[_S70]) + *&((&sums_1[2U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[2U])->x);
+            _S49 = *&((&sums_1[2U])->x);
         }
-        *_S74 = _S52;
+        *_S71 = _S49;
     }
-    if(_S72)
+    if(_S69)
     {
-        _S51 = (_S43 + _S48.y + 1U) < _S37;
+        _S48 = (_S41 + _S45.y + 1U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S75 = p_0->out_offset_0 + _S71 * p_0->out_stride_0 + _S43 + _S48.y + 1U;
-        float * _S76 = (&(result_0)[_S75]);
+        uint _S72 = p_0->out_offset_0 + _S68 * p_0->out_stride_0 + _S41 + _S45.y + 1U;
+        float * _S73 = (&(result_0)[_S72]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S75]) + *&((&sums_1[2U])->y);
+            _S49 = *(&(result_0)[_S72]) + *&((&sums_1[2U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[2U])->y);
+            _S49 = *&((&sums_1[2U])->y);
         }
-        *_S76 = _S52;
+        *_S73 = _S49;
     }
-    if(_S72)
+    if(_S69)
     {
-        _S51 = (_S43 + _S48.y + 2U) < _S37;
+        _S48 = (_S41 + _S45.y + 2U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S77 = p_0->out_offset_0 + _S71 * p_0->out_stride_0 + _S43 + _S48.y + 2U;
-        float * _S78 = (&(result_0)[_S77]);
+        uint _S74 = p_0->out_offset_0 + _S68 * p_0->out_stride_0 + _S41 + _S45.y + 2U;
+        float * _S75 = (&(result_0)[_S74]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S77]) + *&((&sums_1[2U])->z);
+            _S49 = *(&(result_0)[_S74]) + *&((&sums_1[2U])->z);
         }
         else
         {
-            _S52 = *&((&sums_1[2U])->z);
+            _S49 = *&((&sums_1[2U])->z);
         }
-        *_S78 = _S52;
+        *_S75 = _S49;
     }
-    if(_S72)
+    if(_S69)
     {
-        _S51 = (_S43 + _S48.y + 3U) < _S37;
+        _S48 = (_S41 + _S45.y + 3U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S79 = p_0->out_offset_0 + _S71 * p_0->out_stride_0 + _S43 + _S48.y + 3U;
-        float * _S80 = (&(result_0)[_S79]);
+        uint _S76 = p_0->out_offset_0 + _S68 * p_0->out_stride_0 + _S41 + _S45.y + 3U;
+        float * _S77 = (&(result_0)[_S76]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S79]) + *&((&sums_1[2U])->w);
+            _S49 = *(&(result_0)[_S76]) + *&((&sums_1[2U])->w);
         }
         else
         {
-            _S52 = *&((&sums_1[2U])->w);
+            _S49 = *&((&sums_1[2U])->w);
         }
-        *_S80 = _S52;
+        *_S77 = _S49;
     }
-    uint _S81 = _S49 + 3U;
-    bool _S82 = _S81 < _S44;
-    if(_S82)
+    uint _S78 = _S46 + 3U;
+    bool _S79 = _S78 < _S42;
+    if(_S79)
     {
-        _S51 = (_S43 + _S48.y) < _S37;
+        _S48 = (_S41 + _S45.y) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S83 = p_0->out_offset_0 + _S81 * p_0->out_stride_0 + _S43 + _S48.y;
-        float * _S84 = (&(result_0)[_S83]);
+        uint _S80 = p_0->out_offset_0 + _S78 * p_0->out_stride_0 + _S41 + _S45.y;
+        float * _S81 = (&(result_0)[_S80]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S83]) + *&((&sums_1[3U])->x);
+            _S49 = *(&(result_0)[_S80]) + *&((&sums_1[3U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[3U])->x);
+            _S49 = *&((&sums_1[3U])->x);
         }
-        *_S84 = _S52;
+        *_S81 = _S49;
     }
-    if(_S82)
+    if(_S79)
     {
-        _S51 = (_S43 + _S48.y + 1U) < _S37;
+        _S48 = (_S41 + _S45.y + 1U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S85 = p_0->out_offset_0 + _S81 * p_0->out_stride_0 + _S43 + _S48.y + 1U;
-        float * _S86 = (&(result_0)[_S85]);
+        uint _S82 = p_0->out_offset_0 + _S78 * p_0->out_stride_0 + _S41 + _S45.y + 1U;
+        float * _S83 = (&(result_0)[_S82]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S85]) + *&((&sums_1[3U])->y);
+            _S49 = *(&(result_0)[_S82]) + *&((&sums_1[3U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[3U])->y);
+            _S49 = *&((&sums_1[3U])->y);
         }
-        *_S86 = _S52;
+        *_S83 = _S49;
     }
-    if(_S82)
+    if(_S79)
     {
-        _S51 = (_S43 + _S48.y + 2U) < _S37;
+        _S48 = (_S41 + _S45.y + 2U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S87 = p_0->out_offset_0 + _S81 * p_0->out_stride_0 + _S43 + _S48.y + 2U;
-        float * _S88 = (&(result_0)[_S87]);
+        uint _S84 = p_0->out_offset_0 + _S78 * p_0->out_stride_0 + _S41 + _S45.y + 2U;
+        float * _S85 = (&(result_0)[_S84]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S87]) + *&((&sums_1[3U])->z);
+            _S49 = *(&(result_0)[_S84]) + *&((&sums_1[3U])->z);
         }
         else
         {
-            _S52 = *&((&sums_1[3U])->z);
+            _S49 = *&((&sums_1[3U])->z);
         }
-        *_S88 = _S52;
+        *_S85 = _S49;
     }
-    if(_S82)
+    if(_S79)
     {
-        _S51 = (_S43 + _S48.y + 3U) < _S37;
+        _S48 = (_S41 + _S45.y + 3U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S89 = p_0->out_offset_0 + _S81 * p_0->out_stride_0 + _S43 + _S48.y + 3U;
-        float * _S90 = (&(result_0)[_S89]);
+        uint _S86 = p_0->out_offset_0 + _S78 * p_0->out_stride_0 + _S41 + _S45.y + 3U;
+        float * _S87 = (&(result_0)[_S86]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S89]) + *&((&sums_1[3U])->w);
+            _S49 = *(&(result_0)[_S86]) + *&((&sums_1[3U])->w);
         }
         else
         {
-            _S52 = *&((&sums_1[3U])->w);
+            _S49 = *&((&sums_1[3U])->w);
         }
-        *_S90 = _S52;
+        *_S87 = _S49;
     }
-    uint _S91 = _S49 + 4U;
-    bool _S92 = _S91 < _S44;
-    if(_S92)
+    uint _S88 = _S46 + 4U;
+    bool _S89 = _S88 < _S42;
+    if(_S89)
     {
-        _S51 = (_S43 + _S48.y) < _S37;
+        _S48 = (_S41 + _S45.y) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S93 = p_0->out_offset_0 + _S91 * p_0->out_stride_0 + _S43 + _S48.y;
-        float * _S94 = (&(result_0)[_S93]);
+        uint _S90 = p_0->out_offset_0 + _S88 * p_0->out_stride_0 + _S41 + _S45.y;
+        float * _S91 = (&(result_0)[_S90]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S93]) + *&((&sums_1[4U])->x);
+            _S49 = *(&(result_0)[_S90]) + *&((&sums_1[4U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[4U])->x);
+            _S49 = *&((&sums_1[4U])->x);
         }
-        *_S94 = _S52;
+        *_S91 = _S49;
     }
-    if(_S92)
+    if(_S89)
     {
-        _S51 = (_S43 + _S48.y + 1U) < _S37;
+        _S48 = (_S41 + _S45.y + 1U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S95 = p_0->out_offset_0 + _S91 * p_0->out_stride_0 + _S43 + _S48.y + 1U;
-        float * _S96 = (&(result_0)[_S95]);
+        uint _S92 = p_0->out_offset_0 + _S88 * p_0->out_stride_0 + _S41 + _S45.y + 1U;
+        float * _S93 = (&(result_0)[_S92]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S95]) + *&((&sums_1[4U])->y);
+            _S49 = *(&(result_0)[_S92]) + *&((&sums_1[4U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[4U])->y);
+            _S49 = *&((&sums_1[4U])->y);
         }
-        *_S96 = _S52;
+        *_S93 = _S49;
     }
-    if(_S92)
+    if(_S89)
     {
-        _S51 = (_S43 + _S48.y + 2U) < _S37;
+        _S48 = (_S41 + _S45.y + 2U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S97 = p_0->out_offset_0 + _S91 * p_0->out_stride_0 + _S43 + _S48.y + 2U;
-        float * _S98 = (&(result_0)[_S97]);
+        uint _S94 = p_0->out_offset_0 + _S88 * p_0->out_stride_0 + _S41 + _S45.y + 2U;
+        float * _S95 = (&(result_0)[_S94]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S97]) + *&((&sums_1[4U])->z);
+            _S49 = *(&(result_0)[_S94]) + *&((&sums_1[4U])->z);
         }
         else
         {
-            _S52 = *&((&sums_1[4U])->z);
+            _S49 = *&((&sums_1[4U])->z);
         }
-        *_S98 = _S52;
+        *_S95 = _S49;
     }
-    if(_S92)
+    if(_S89)
     {
-        _S51 = (_S43 + _S48.y + 3U) < _S37;
+        _S48 = (_S41 + _S45.y + 3U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S99 = p_0->out_offset_0 + _S91 * p_0->out_stride_0 + _S43 + _S48.y + 3U;
-        float * _S100 = (&(result_0)[_S99]);
+        uint _S96 = p_0->out_offset_0 + _S88 * p_0->out_stride_0 + _S41 + _S45.y + 3U;
+        float * _S97 = (&(result_0)[_S96]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S99]) + *&((&sums_1[4U])->w);
+            _S49 = *(&(result_0)[_S96]) + *&((&sums_1[4U])->w);
         }
         else
         {
-            _S52 = *&((&sums_1[4U])->w);
+            _S49 = *&((&sums_1[4U])->w);
         }
-        *_S100 = _S52;
+        *_S97 = _S49;
     }
-    uint _S101 = _S49 + 5U;
-    bool _S102 = _S101 < _S44;
-    if(_S102)
+    uint _S98 = _S46 + 5U;
+    bool _S99 = _S98 < _S42;
+    if(_S99)
     {
-        _S51 = (_S43 + _S48.y) < _S37;
+        _S48 = (_S41 + _S45.y) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S103 = p_0->out_offset_0 + _S101 * p_0->out_stride_0 + _S43 + _S48.y;
-        float * _S104 = (&(result_0)[_S103]);
+        uint _S100 = p_0->out_offset_0 + _S98 * p_0->out_stride_0 + _S41 + _S45.y;
+        float * _S101 = (&(result_0)[_S100]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S103]) + *&((&sums_1[5U])->x);
+            _S49 = *(&(result_0)[_S100]) + *&((&sums_1[5U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[5U])->x);
+            _S49 = *&((&sums_1[5U])->x);
         }
-        *_S104 = _S52;
+        *_S101 = _S49;
     }
-    if(_S102)
+    if(_S99)
     {
-        _S51 = (_S43 + _S48.y + 1U) < _S37;
+        _S48 = (_S41 + _S45.y + 1U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S105 = p_0->out_offset_0 + _S101 * p_0->out_stride_0 + _S43 + _S48.y + 1U;
-        float * _S106 = (&(result_0)[_S105]);
+        uint _S102 = p_0->out_offset_0 + _S98 * p_0->out_stride_0 + _S41 + _S45.y + 1U;
+        float * _S103 = (&(result_0)[_S102]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S105]) + *&((&sums_1[5U])->y);
+            _S49 = *(&(result_0)[_S102]) + *&((&sums_1[5U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[5U])->y);
+            _S49 = *&((&sums_1[5U])->y);
         }
-        *_S106 = _S52;
+        *_S103 = _S49;
     }
-    if(_S102)
+    if(_S99)
     {
-        _S51 = (_S43 + _S48.y + 2U) < _S37;
+        _S48 = (_S41 + _S45.y + 2U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S107 = p_0->out_offset_0 + _S101 * p_0->out_stride_0 + _S43 + _S48.y + 2U;
-        float * _S108 = (&(result_0)[_S107]);
+        uint _S104 = p_0->out_offset_0 + _S98 * p_0->out_stride_0 + _S41 + _S45.y + 2U;
+        float * _S105 = (&(result_0)[_S104]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S107]) + *&((&sums_1[5U])->z);
+            _S49 = *(&(result_0)[_S104]) + *&((&sums_1[5U])->z);
         }
         else
         {
-            _S52 = *&((&sums_1[5U])->z);
+            _S49 = *&((&sums_1[5U])->z);
         }
-        *_S108 = _S52;
+        *_S105 = _S49;
     }
-    if(_S102)
+    if(_S99)
     {
-        _S51 = (_S43 + _S48.y + 3U) < _S37;
+        _S48 = (_S41 + _S45.y + 3U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S109 = p_0->out_offset_0 + _S101 * p_0->out_stride_0 + _S43 + _S48.y + 3U;
-        float * _S110 = (&(result_0)[_S109]);
+        uint _S106 = p_0->out_offset_0 + _S98 * p_0->out_stride_0 + _S41 + _S45.y + 3U;
+        float * _S107 = (&(result_0)[_S106]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S109]) + *&((&sums_1[5U])->w);
+            _S49 = *(&(result_0)[_S106]) + *&((&sums_1[5U])->w);
         }
         else
         {
-            _S52 = *&((&sums_1[5U])->w);
+            _S49 = *&((&sums_1[5U])->w);
         }
-        *_S110 = _S52;
+        *_S107 = _S49;
     }
-    uint _S111 = _S49 + 6U;
-    bool _S112 = _S111 < _S44;
-    if(_S112)
+    uint _S108 = _S46 + 6U;
+    bool _S109 = _S108 < _S42;
+    if(_S109)
     {
-        _S51 = (_S43 + _S48.y) < _S37;
+        _S48 = (_S41 + _S45.y) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S113 = p_0->out_offset_0 + _S111 * p_0->out_stride_0 + _S43 + _S48.y;
-        float * _S114 = (&(result_0)[_S113]);
+        uint _S110 = p_0->out_offset_0 + _S108 * p_0->out_stride_0 + _S41 + _S45.y;
+        float * _S111 = (&(result_0)[_S110]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S113]) + *&((&sums_1[6U])->x);
+            _S49 = *(&(result_0)[_S110]) + *&((&sums_1[6U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[6U])->x);
+            _S49 = *&((&sums_1[6U])->x);
         }
-        *_S114 = _S52;
+        *_S111 = _S49;
     }
-    if(_S112)
+    if(_S109)
     {
-        _S51 = (_S43 + _S48.y + 1U) < _S37;
+        _S48 = (_S41 + _S45.y + 1U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S115 = p_0->out_offset_0 + _S111 * p_0->out_stride_0 + _S43 + _S48.y + 1U;
-        float * _S116 = (&(result_0)[_S115]);
+        uint _S112 = p_0->out_offset_0 + _S108 * p_0->out_stride_0 + _S41 + _S45.y + 1U;
+        float * _S113 = (&(result_0)[_S112]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S115]) + *&((&sums_1[6U])->y);
+            _S49 = *(&(result_0)[_S112]) + *&((&sums_1[6U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[6U])->y);
+            _S49 = *&((&sums_1[6U])->y);
         }
-        *_S116 = _S52;
+        *_S113 = _S49;
     }
-    if(_S112)
+    if(_S109)
     {
-        _S51 = (_S43 + _S48.y + 2U) < _S37;
+        _S48 = (_S41 + _S45.y + 2U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S117 = p_0->out_offset_0 + _S111 * p_0->out_stride_0 + _S43 + _S48.y + 2U;
-        float * _S118 = (&(result_0)[_S117]);
+        uint _S114 = p_0->out_offset_0 + _S108 * p_0->out_stride_0 + _S41 + _S45.y + 2U;
+        float * _S115 = (&(result_0)[_S114]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S117]) + *&((&sums_1[6U])->z);
+            _S49 = *(&(result_0)[_S114]) + *&((&sums_1[6U])->z);
         }
         else
         {
-            _S52 = *&((&sums_1[6U])->z);
+            _S49 = *&((&sums_1[6U])->z);
         }
-        *_S118 = _S52;
+        *_S115 = _S49;
     }
-    if(_S112)
+    if(_S109)
     {
-        _S51 = (_S43 + _S48.y + 3U) < _S37;
+        _S48 = (_S41 + _S45.y + 3U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S119 = p_0->out_offset_0 + _S111 * p_0->out_stride_0 + _S43 + _S48.y + 3U;
-        float * _S120 = (&(result_0)[_S119]);
+        uint _S116 = p_0->out_offset_0 + _S108 * p_0->out_stride_0 + _S41 + _S45.y + 3U;
+        float * _S117 = (&(result_0)[_S116]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S119]) + *&((&sums_1[6U])->w);
+            _S49 = *(&(result_0)[_S116]) + *&((&sums_1[6U])->w);
         }
         else
         {
-            _S52 = *&((&sums_1[6U])->w);
+            _S49 = *&((&sums_1[6U])->w);
         }
-        *_S120 = _S52;
+        *_S117 = _S49;
     }
-    uint _S121 = _S49 + 7U;
-    bool _S122 = _S121 < _S44;
-    if(_S122)
+    uint _S118 = _S46 + 7U;
+    bool _S119 = _S118 < _S42;
+    if(_S119)
     {
-        _S51 = (_S43 + _S48.y) < _S37;
+        _S48 = (_S41 + _S45.y) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S123 = p_0->out_offset_0 + _S121 * p_0->out_stride_0 + _S43 + _S48.y;
-        float * _S124 = (&(result_0)[_S123]);
+        uint _S120 = p_0->out_offset_0 + _S118 * p_0->out_stride_0 + _S41 + _S45.y;
+        float * _S121 = (&(result_0)[_S120]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S123]) + *&((&sums_1[7U])->x);
+            _S49 = *(&(result_0)[_S120]) + *&((&sums_1[7U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[7U])->x);
+            _S49 = *&((&sums_1[7U])->x);
         }
-        *_S124 = _S52;
+        *_S121 = _S49;
     }
-    if(_S122)
+    if(_S119)
     {
-        _S51 = (_S43 + _S48.y + 1U) < _S37;
+        _S48 = (_S41 + _S45.y + 1U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S125 = p_0->out_offset_0 + _S121 * p_0->out_stride_0 + _S43 + _S48.y + 1U;
-        float * _S126 = (&(result_0)[_S125]);
+        uint _S122 = p_0->out_offset_0 + _S118 * p_0->out_stride_0 + _S41 + _S45.y + 1U;
+        float * _S123 = (&(result_0)[_S122]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S125]) + *&((&sums_1[7U])->y);
+            _S49 = *(&(result_0)[_S122]) + *&((&sums_1[7U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[7U])->y);
+            _S49 = *&((&sums_1[7U])->y);
         }
-        *_S126 = _S52;
+        *_S123 = _S49;
     }
-    if(_S122)
+    if(_S119)
     {
-        _S51 = (_S43 + _S48.y + 2U) < _S37;
+        _S48 = (_S41 + _S45.y + 2U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S127 = p_0->out_offset_0 + _S121 * p_0->out_stride_0 + _S43 + _S48.y + 2U;
-        float * _S128 = (&(result_0)[_S127]);
+        uint _S124 = p_0->out_offset_0 + _S118 * p_0->out_stride_0 + _S41 + _S45.y + 2U;
+        float * _S125 = (&(result_0)[_S124]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S127]) + *&((&sums_1[7U])->z);
+            _S49 = *(&(result_0)[_S124]) + *&((&sums_1[7U])->z);
         }
         else
         {
-            _S52 = *&((&sums_1[7U])->z);
+            _S49 = *&((&sums_1[7U])->z);
         }
-        *_S128 = _S52;
+        *_S125 = _S49;
     }
-    if(_S122)
+    if(_S119)
     {
-        _S51 = (_S43 + _S48.y + 3U) < _S37;
+        _S48 = (_S41 + _S45.y + 3U) < _S35;
     }
     else
     {
-        _S51 = false;
+        _S48 = false;
     }
-    if(_S51)
+    if(_S48)
     {
-        uint _S129 = p_0->out_offset_0 + _S121 * p_0->out_stride_0 + _S43 + _S48.y + 3U;
-        float * _S130 = (&(result_0)[_S129]);
+        uint _S126 = p_0->out_offset_0 + _S118 * p_0->out_stride_0 + _S41 + _S45.y + 3U;
+        float * _S127 = (&(result_0)[_S126]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S129]) + *&((&sums_1[7U])->w);
+            _S49 = *(&(result_0)[_S126]) + *&((&sums_1[7U])->w);
         }
         else
         {
-            _S52 = *&((&sums_1[7U])->w);
+            _S49 = *&((&sums_1[7U])->w);
         }
-        *_S130 = _S52;
+        *_S127 = _S49;
     }
     return;
 }
 
-extern "C" __global__ void gemm_f16(StructuredBuffer<float> x_3, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> step_2, GemmParams_0 p_1)
+extern "C" __global__ void gemm_f16(StructuredBuffer<float> x_2, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> step_2, GemmParams_0 p_1)
 {
-    uint _S131 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S132 = p_1;
-    gemm_0(blockIdx, _S131, x_3, weight_1, result_1, step_2, &_S132);
+    uint _S128 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S129 = p_1;
+    gemm_0(blockIdx, _S128, x_2, weight_1, result_1, step_2, &_S129);
     return;
 }

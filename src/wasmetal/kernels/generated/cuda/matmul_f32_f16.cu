@@ -166,19 +166,6 @@ __device__ void product_0(Operand_0 * left_0, Operand_0 * right_0, uint row_2, u
     return;
 }
 
-__device__ Operand_0 Operand_x24init_0(StructuredBuffer<uint> words_2, uint offset_2, uint begin_2, uint rows_2, uint k_5, uint row_stride_1, uint k_stride_1)
-{
-    Operand_0 _S26;
-    (&_S26)->words_0 = words_2;
-    (&_S26)->offset_0 = offset_2;
-    (&_S26)->begin_0 = begin_2;
-    (&_S26)->rows_0 = rows_2;
-    (&_S26)->k_0 = k_5;
-    (&_S26)->row_stride_0 = row_stride_1;
-    (&_S26)->k_stride_0 = k_stride_1;
-    return _S26;
-}
-
 struct MatmulParams_0
 {
     uint a_offset_0;
@@ -187,7 +174,7 @@ struct MatmulParams_0
     uint batch_0;
     uint m_0;
     uint n_0;
-    uint k_6;
+    uint k_5;
     uint a_batch_0;
     uint a_row_0;
     uint a_column_0;
@@ -205,437 +192,451 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ void matmul_0(uint3  group_1, uint thread_2, StructuredBuffer<uint> a_0, StructuredBuffer<uint> b_0, RWStructuredBuffer<__half> result_0, MatmulParams_0 * p_0)
 {
-    uint _S27 = p_0->n_0;
-    uint _S28 = (p_0->n_0 + 64U - 1U) / 64U;
-    uint _S29 = p_0->m_0;
-    uint _S30 = (p_0->m_0 + 64U - 1U) / 64U;
-    uint _S31 = group_number_0(group_1);
-    uint _S32 = _S31 / _S28;
-    uint _S33 = _S32 / _S30;
-    uint _S34 = _S31 / _S28;
-    uint _S35 = _S34 % _S30;
-    uint _S36 = _S35 * 64U;
-    uint _S37 = _S31 % _S28;
-    uint _S38 = _S37 * 64U;
-    if(_S33 >= (p_0->batch_0))
+    uint _S26 = p_0->n_0;
+    uint _S27 = (p_0->n_0 + 64U - 1U) / 64U;
+    uint _S28 = p_0->m_0;
+    uint _S29 = (p_0->m_0 + 64U - 1U) / 64U;
+    uint _S30 = group_number_0(group_1);
+    uint _S31 = _S30 / _S27;
+    uint _S32 = _S31 / _S29;
+    uint _S33 = _S30 / _S27;
+    uint _S34 = _S33 % _S29;
+    uint _S35 = _S34 * 64U;
+    uint _S36 = _S30 % _S27;
+    uint _S37 = _S36 * 64U;
+    if(_S32 >= (p_0->batch_0))
     {
         return;
     }
-    uint _S39 = p_0->k_6;
-    Operand_0 right_1 = Operand_x24init_0(b_0, p_0->b_offset_0, _S33 * p_0->b_batch_0, _S27, _S39, p_0->b_column_0, p_0->b_row_0);
-    Operand_0 _S40 = Operand_x24init_0(a_0, p_0->a_offset_0, _S33 * p_0->a_batch_0, _S29, p_0->k_6, p_0->a_row_0, p_0->a_column_0);
-    Operand_0 _S41 = right_1;
+    Operand_0 left_1;
+    (&left_1)->words_0 = a_0;
+    (&left_1)->offset_0 = p_0->a_offset_0;
+    (&left_1)->begin_0 = _S32 * p_0->a_batch_0;
+    (&left_1)->rows_0 = _S28;
+    (&left_1)->k_0 = p_0->k_5;
+    (&left_1)->row_stride_0 = p_0->a_row_0;
+    (&left_1)->k_stride_0 = p_0->a_column_0;
+    Operand_0 right_1;
+    (&right_1)->words_0 = b_0;
+    (&right_1)->offset_0 = p_0->b_offset_0;
+    (&right_1)->begin_0 = _S32 * p_0->b_batch_0;
+    (&right_1)->rows_0 = _S26;
+    (&right_1)->k_0 = p_0->k_5;
+    (&right_1)->row_stride_0 = p_0->b_column_0;
+    (&right_1)->k_stride_0 = p_0->b_row_0;
+    Operand_0 _S38 = left_1;
+    Operand_0 _S39 = right_1;
     FixedArray<float4 , 8>  sums_1;
-    product_0(&_S40, &_S41, _S36, _S38, _S29, _S39, thread_2, &sums_1);
-    uint2  _S42 = corner_0(thread_2);
-    uint _S43 = _S36 + _S42.x;
-    bool _S44 = _S43 < _S29;
-    bool _S45;
-    if(_S44)
+    product_0(&_S38, &_S39, _S35, _S37, _S28, p_0->k_5, thread_2, &sums_1);
+    uint2  _S40 = corner_0(thread_2);
+    uint _S41 = _S35 + _S40.x;
+    bool _S42 = _S41 < _S28;
+    bool _S43;
+    if(_S42)
     {
-        _S45 = (_S38 + _S42.y) < _S27;
+        _S43 = (_S37 + _S40.y) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S43 * p_0->out_row_0 + _S38 + _S42.y]) = __half(*&((&sums_1[0U])->x));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S41 * p_0->out_row_0 + _S37 + _S40.y]) = __half(*&((&sums_1[0U])->x));
     }
-    if(_S44)
+    if(_S42)
     {
-        _S45 = (_S38 + _S42.y + 1U) < _S27;
+        _S43 = (_S37 + _S40.y + 1U) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S43 * p_0->out_row_0 + _S38 + _S42.y + 1U]) = __half(*&((&sums_1[0U])->y));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S41 * p_0->out_row_0 + _S37 + _S40.y + 1U]) = __half(*&((&sums_1[0U])->y));
     }
-    if(_S44)
+    if(_S42)
     {
-        _S45 = (_S38 + _S42.y + 2U) < _S27;
+        _S43 = (_S37 + _S40.y + 2U) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S43 * p_0->out_row_0 + _S38 + _S42.y + 2U]) = __half(*&((&sums_1[0U])->z));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S41 * p_0->out_row_0 + _S37 + _S40.y + 2U]) = __half(*&((&sums_1[0U])->z));
     }
-    if(_S44)
+    if(_S42)
     {
-        _S45 = (_S38 + _S42.y + 3U) < _S27;
+        _S43 = (_S37 + _S40.y + 3U) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
+    }
+    if(_S43)
+    {
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S41 * p_0->out_row_0 + _S37 + _S40.y + 3U]) = __half(*&((&sums_1[0U])->w));
+    }
+    uint _S44 = _S41 + 1U;
+    bool _S45 = _S44 < _S28;
+    if(_S45)
+    {
+        _S43 = (_S37 + _S40.y) < _S26;
+    }
+    else
+    {
+        _S43 = false;
+    }
+    if(_S43)
+    {
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S44 * p_0->out_row_0 + _S37 + _S40.y]) = __half(*&((&sums_1[1U])->x));
     }
     if(_S45)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S43 * p_0->out_row_0 + _S38 + _S42.y + 3U]) = __half(*&((&sums_1[0U])->w));
+        _S43 = (_S37 + _S40.y + 1U) < _S26;
     }
-    uint _S46 = _S43 + 1U;
-    bool _S47 = _S46 < _S29;
+    else
+    {
+        _S43 = false;
+    }
+    if(_S43)
+    {
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S44 * p_0->out_row_0 + _S37 + _S40.y + 1U]) = __half(*&((&sums_1[1U])->y));
+    }
+    if(_S45)
+    {
+        _S43 = (_S37 + _S40.y + 2U) < _S26;
+    }
+    else
+    {
+        _S43 = false;
+    }
+    if(_S43)
+    {
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S44 * p_0->out_row_0 + _S37 + _S40.y + 2U]) = __half(*&((&sums_1[1U])->z));
+    }
+    if(_S45)
+    {
+        _S43 = (_S37 + _S40.y + 3U) < _S26;
+    }
+    else
+    {
+        _S43 = false;
+    }
+    if(_S43)
+    {
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S44 * p_0->out_row_0 + _S37 + _S40.y + 3U]) = __half(*&((&sums_1[1U])->w));
+    }
+    uint _S46 = _S41 + 2U;
+    bool _S47 = _S46 < _S28;
     if(_S47)
     {
-        _S45 = (_S38 + _S42.y) < _S27;
+        _S43 = (_S37 + _S40.y) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S46 * p_0->out_row_0 + _S38 + _S42.y]) = __half(*&((&sums_1[1U])->x));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S46 * p_0->out_row_0 + _S37 + _S40.y]) = __half(*&((&sums_1[2U])->x));
     }
     if(_S47)
     {
-        _S45 = (_S38 + _S42.y + 1U) < _S27;
+        _S43 = (_S37 + _S40.y + 1U) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S46 * p_0->out_row_0 + _S38 + _S42.y + 1U]) = __half(*&((&sums_1[1U])->y));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S46 * p_0->out_row_0 + _S37 + _S40.y + 1U]) = __half(*&((&sums_1[2U])->y));
     }
     if(_S47)
     {
-        _S45 = (_S38 + _S42.y + 2U) < _S27;
+        _S43 = (_S37 + _S40.y + 2U) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S46 * p_0->out_row_0 + _S38 + _S42.y + 2U]) = __half(*&((&sums_1[1U])->z));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S46 * p_0->out_row_0 + _S37 + _S40.y + 2U]) = __half(*&((&sums_1[2U])->z));
     }
     if(_S47)
     {
-        _S45 = (_S38 + _S42.y + 3U) < _S27;
+        _S43 = (_S37 + _S40.y + 3U) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S46 * p_0->out_row_0 + _S38 + _S42.y + 3U]) = __half(*&((&sums_1[1U])->w));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S46 * p_0->out_row_0 + _S37 + _S40.y + 3U]) = __half(*&((&sums_1[2U])->w));
     }
-    uint _S48 = _S43 + 2U;
-    bool _S49 = _S48 < _S29;
+    uint _S48 = _S41 + 3U;
+    bool _S49 = _S48 < _S28;
     if(_S49)
     {
-        _S45 = (_S38 + _S42.y) < _S27;
+        _S43 = (_S37 + _S40.y) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S48 * p_0->out_row_0 + _S38 + _S42.y]) = __half(*&((&sums_1[2U])->x));
-    }
-    if(_S49)
-    {
-        _S45 = (_S38 + _S42.y + 1U) < _S27;
-    }
-    else
-    {
-        _S45 = false;
-    }
-    if(_S45)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S48 * p_0->out_row_0 + _S38 + _S42.y + 1U]) = __half(*&((&sums_1[2U])->y));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S48 * p_0->out_row_0 + _S37 + _S40.y]) = __half(*&((&sums_1[3U])->x));
     }
     if(_S49)
     {
-        _S45 = (_S38 + _S42.y + 2U) < _S27;
+        _S43 = (_S37 + _S40.y + 1U) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S48 * p_0->out_row_0 + _S38 + _S42.y + 2U]) = __half(*&((&sums_1[2U])->z));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S48 * p_0->out_row_0 + _S37 + _S40.y + 1U]) = __half(*&((&sums_1[3U])->y));
     }
     if(_S49)
     {
-        _S45 = (_S38 + _S42.y + 3U) < _S27;
+        _S43 = (_S37 + _S40.y + 2U) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S48 * p_0->out_row_0 + _S38 + _S42.y + 3U]) = __half(*&((&sums_1[2U])->w));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S48 * p_0->out_row_0 + _S37 + _S40.y + 2U]) = __half(*&((&sums_1[3U])->z));
     }
-    uint _S50 = _S43 + 3U;
-    bool _S51 = _S50 < _S29;
+    if(_S49)
+    {
+        _S43 = (_S37 + _S40.y + 3U) < _S26;
+    }
+    else
+    {
+        _S43 = false;
+    }
+    if(_S43)
+    {
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S48 * p_0->out_row_0 + _S37 + _S40.y + 3U]) = __half(*&((&sums_1[3U])->w));
+    }
+    uint _S50 = _S41 + 4U;
+    bool _S51 = _S50 < _S28;
     if(_S51)
     {
-        _S45 = (_S38 + _S42.y) < _S27;
+        _S43 = (_S37 + _S40.y) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S50 * p_0->out_row_0 + _S38 + _S42.y]) = __half(*&((&sums_1[3U])->x));
-    }
-    if(_S51)
-    {
-        _S45 = (_S38 + _S42.y + 1U) < _S27;
-    }
-    else
-    {
-        _S45 = false;
-    }
-    if(_S45)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S50 * p_0->out_row_0 + _S38 + _S42.y + 1U]) = __half(*&((&sums_1[3U])->y));
-    }
-    if(_S51)
-    {
-        _S45 = (_S38 + _S42.y + 2U) < _S27;
-    }
-    else
-    {
-        _S45 = false;
-    }
-    if(_S45)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S50 * p_0->out_row_0 + _S38 + _S42.y + 2U]) = __half(*&((&sums_1[3U])->z));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S50 * p_0->out_row_0 + _S37 + _S40.y]) = __half(*&((&sums_1[4U])->x));
     }
     if(_S51)
     {
-        _S45 = (_S38 + _S42.y + 3U) < _S27;
+        _S43 = (_S37 + _S40.y + 1U) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S50 * p_0->out_row_0 + _S38 + _S42.y + 3U]) = __half(*&((&sums_1[3U])->w));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S50 * p_0->out_row_0 + _S37 + _S40.y + 1U]) = __half(*&((&sums_1[4U])->y));
     }
-    uint _S52 = _S43 + 4U;
-    bool _S53 = _S52 < _S29;
+    if(_S51)
+    {
+        _S43 = (_S37 + _S40.y + 2U) < _S26;
+    }
+    else
+    {
+        _S43 = false;
+    }
+    if(_S43)
+    {
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S50 * p_0->out_row_0 + _S37 + _S40.y + 2U]) = __half(*&((&sums_1[4U])->z));
+    }
+    if(_S51)
+    {
+        _S43 = (_S37 + _S40.y + 3U) < _S26;
+    }
+    else
+    {
+        _S43 = false;
+    }
+    if(_S43)
+    {
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S50 * p_0->out_row_0 + _S37 + _S40.y + 3U]) = __half(*&((&sums_1[4U])->w));
+    }
+    uint _S52 = _S41 + 5U;
+    bool _S53 = _S52 < _S28;
     if(_S53)
     {
-        _S45 = (_S38 + _S42.y) < _S27;
+        _S43 = (_S37 + _S40.y) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S52 * p_0->out_row_0 + _S38 + _S42.y]) = __half(*&((&sums_1[4U])->x));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S52 * p_0->out_row_0 + _S37 + _S40.y]) = __half(*&((&sums_1[5U])->x));
     }
     if(_S53)
     {
-        _S45 = (_S38 + _S42.y + 1U) < _S27;
+        _S43 = (_S37 + _S40.y + 1U) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S52 * p_0->out_row_0 + _S38 + _S42.y + 1U]) = __half(*&((&sums_1[4U])->y));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S52 * p_0->out_row_0 + _S37 + _S40.y + 1U]) = __half(*&((&sums_1[5U])->y));
     }
     if(_S53)
     {
-        _S45 = (_S38 + _S42.y + 2U) < _S27;
+        _S43 = (_S37 + _S40.y + 2U) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S52 * p_0->out_row_0 + _S38 + _S42.y + 2U]) = __half(*&((&sums_1[4U])->z));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S52 * p_0->out_row_0 + _S37 + _S40.y + 2U]) = __half(*&((&sums_1[5U])->z));
     }
     if(_S53)
     {
-        _S45 = (_S38 + _S42.y + 3U) < _S27;
+        _S43 = (_S37 + _S40.y + 3U) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S52 * p_0->out_row_0 + _S38 + _S42.y + 3U]) = __half(*&((&sums_1[4U])->w));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S52 * p_0->out_row_0 + _S37 + _S40.y + 3U]) = __half(*&((&sums_1[5U])->w));
     }
-    uint _S54 = _S43 + 5U;
-    bool _S55 = _S54 < _S29;
+    uint _S54 = _S41 + 6U;
+    bool _S55 = _S54 < _S28;
     if(_S55)
     {
-        _S45 = (_S38 + _S42.y) < _S27;
+        _S43 = (_S37 + _S40.y) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S54 * p_0->out_row_0 + _S38 + _S42.y]) = __half(*&((&sums_1[5U])->x));
-    }
-    if(_S55)
-    {
-        _S45 = (_S38 + _S42.y + 1U) < _S27;
-    }
-    else
-    {
-        _S45 = false;
-    }
-    if(_S45)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S54 * p_0->out_row_0 + _S38 + _S42.y + 1U]) = __half(*&((&sums_1[5U])->y));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S54 * p_0->out_row_0 + _S37 + _S40.y]) = __half(*&((&sums_1[6U])->x));
     }
     if(_S55)
     {
-        _S45 = (_S38 + _S42.y + 2U) < _S27;
+        _S43 = (_S37 + _S40.y + 1U) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S54 * p_0->out_row_0 + _S38 + _S42.y + 2U]) = __half(*&((&sums_1[5U])->z));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S54 * p_0->out_row_0 + _S37 + _S40.y + 1U]) = __half(*&((&sums_1[6U])->y));
     }
     if(_S55)
     {
-        _S45 = (_S38 + _S42.y + 3U) < _S27;
+        _S43 = (_S37 + _S40.y + 2U) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S54 * p_0->out_row_0 + _S38 + _S42.y + 3U]) = __half(*&((&sums_1[5U])->w));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S54 * p_0->out_row_0 + _S37 + _S40.y + 2U]) = __half(*&((&sums_1[6U])->z));
     }
-    uint _S56 = _S43 + 6U;
-    bool _S57 = _S56 < _S29;
+    if(_S55)
+    {
+        _S43 = (_S37 + _S40.y + 3U) < _S26;
+    }
+    else
+    {
+        _S43 = false;
+    }
+    if(_S43)
+    {
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S54 * p_0->out_row_0 + _S37 + _S40.y + 3U]) = __half(*&((&sums_1[6U])->w));
+    }
+    uint _S56 = _S41 + 7U;
+    bool _S57 = _S56 < _S28;
     if(_S57)
     {
-        _S45 = (_S38 + _S42.y) < _S27;
+        _S43 = (_S37 + _S40.y) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S56 * p_0->out_row_0 + _S38 + _S42.y]) = __half(*&((&sums_1[6U])->x));
-    }
-    if(_S57)
-    {
-        _S45 = (_S38 + _S42.y + 1U) < _S27;
-    }
-    else
-    {
-        _S45 = false;
-    }
-    if(_S45)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S56 * p_0->out_row_0 + _S38 + _S42.y + 1U]) = __half(*&((&sums_1[6U])->y));
-    }
-    if(_S57)
-    {
-        _S45 = (_S38 + _S42.y + 2U) < _S27;
-    }
-    else
-    {
-        _S45 = false;
-    }
-    if(_S45)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S56 * p_0->out_row_0 + _S38 + _S42.y + 2U]) = __half(*&((&sums_1[6U])->z));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S56 * p_0->out_row_0 + _S37 + _S40.y]) = __half(*&((&sums_1[7U])->x));
     }
     if(_S57)
     {
-        _S45 = (_S38 + _S42.y + 3U) < _S27;
+        _S43 = (_S37 + _S40.y + 1U) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S56 * p_0->out_row_0 + _S38 + _S42.y + 3U]) = __half(*&((&sums_1[6U])->w));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S56 * p_0->out_row_0 + _S37 + _S40.y + 1U]) = __half(*&((&sums_1[7U])->y));
     }
-    uint _S58 = _S43 + 7U;
-    bool _S59 = _S58 < _S29;
-    if(_S59)
+    if(_S57)
     {
-        _S45 = (_S38 + _S42.y) < _S27;
+        _S43 = (_S37 + _S40.y + 2U) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S58 * p_0->out_row_0 + _S38 + _S42.y]) = __half(*&((&sums_1[7U])->x));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S56 * p_0->out_row_0 + _S37 + _S40.y + 2U]) = __half(*&((&sums_1[7U])->z));
     }
-    if(_S59)
+    if(_S57)
     {
-        _S45 = (_S38 + _S42.y + 1U) < _S27;
-    }
-    else
-    {
-        _S45 = false;
-    }
-    if(_S45)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S58 * p_0->out_row_0 + _S38 + _S42.y + 1U]) = __half(*&((&sums_1[7U])->y));
-    }
-    if(_S59)
-    {
-        _S45 = (_S38 + _S42.y + 2U) < _S27;
+        _S43 = (_S37 + _S40.y + 3U) < _S26;
     }
     else
     {
-        _S45 = false;
+        _S43 = false;
     }
-    if(_S45)
+    if(_S43)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S58 * p_0->out_row_0 + _S38 + _S42.y + 2U]) = __half(*&((&sums_1[7U])->z));
-    }
-    if(_S59)
-    {
-        _S45 = (_S38 + _S42.y + 3U) < _S27;
-    }
-    else
-    {
-        _S45 = false;
-    }
-    if(_S45)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S33 * p_0->out_batch_0 + _S58 * p_0->out_row_0 + _S38 + _S42.y + 3U]) = __half(*&((&sums_1[7U])->w));
+        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S56 * p_0->out_row_0 + _S37 + _S40.y + 3U]) = __half(*&((&sums_1[7U])->w));
     }
     return;
 }
 
 extern "C" __global__ void matmul_f32_f16(StructuredBuffer<uint> a_1, StructuredBuffer<uint> b_1, RWStructuredBuffer<__half> result_1, MatmulParams_0 p_1)
 {
-    uint _S60 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatmulParams_0 _S61 = p_1;
-    matmul_0(blockIdx, _S60, a_1, b_1, result_1, &_S61);
+    uint _S58 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatmulParams_0 _S59 = p_1;
+    matmul_0(blockIdx, _S58, a_1, b_1, result_1, &_S59);
     return;
 }

@@ -241,791 +241,774 @@ void product_0(const Activations_0 thread* left_0, float device* left_x_0, const
     return;
 }
 
-Weights_0 Weights_x24init_0(uint device* words_2, uint offset_4, uint n_2, uint k_9, uint device* thread* _S30)
-{
-    thread Weights_0 _S31;
-    (&_S31)->offset_0 = offset_4;
-    (&_S31)->n_0 = n_2;
-    (&_S31)->k_0 = k_9;
-    *_S30 = words_2;
-    return _S31;
-}
-
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-uint live_rows_0(uint device* step_0, uint offset_5, uint rows_3)
+uint live_rows_0(uint device* step_0, uint offset_4, uint rows_3)
 {
-    uint _S32;
-    if(offset_5 == 4294967295U)
+    uint _S30;
+    if(offset_4 == 4294967295U)
     {
-        _S32 = rows_3;
+        _S30 = rows_3;
     }
     else
     {
-        _S32 = min(step_0[offset_5], rows_3);
+        _S30 = min(step_0[offset_4], rows_3);
     }
-    return _S32;
+    return _S30;
 }
 
-Activations_0 Activations_x24init_0(float device* x_0, uint offset_6, uint stride_1, uint rows_4, uint k_10, float device* thread* _S33)
+void gemm_0(uint3 group_1, uint thread_2, float device* x_0, uint device* weight_0, float device* result_0, uint device* step_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
 {
-    thread Activations_0 _S34;
-    (&_S34)->offset_3 = offset_6;
-    (&_S34)->stride_0 = stride_1;
-    (&_S34)->rows_0 = rows_4;
-    (&_S34)->k_3 = k_10;
-    *_S33 = x_0;
-    return _S34;
-}
-
-void gemm_0(uint3 group_1, uint thread_2, float device* x_1, uint device* weight_0, float device* result_0, uint device* step_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
-{
-    uint _S35 = p_1->n_1;
-    uint _S36 = (p_1->n_1 + 64U - 1U) / 64U;
-    uint _S37 = group_number_0(group_1);
-    uint _S38 = _S37 / _S36;
-    uint _S39 = _S38 * 64U;
-    uint _S40 = _S37 % _S36;
-    uint _S41 = _S40 * 64U;
-    uint _S42 = live_rows_0(step_1, p_1->step_offset_0, p_1->rows_1);
-    if(_S39 >= _S42)
+    uint _S31 = p_1->n_1;
+    uint _S32 = (p_1->n_1 + 64U - 1U) / 64U;
+    uint _S33 = group_number_0(group_1);
+    uint _S34 = _S33 / _S32;
+    uint _S35 = _S34 * 64U;
+    uint _S36 = _S33 % _S32;
+    uint _S37 = _S36 * 64U;
+    uint _S38 = live_rows_0(step_1, p_1->step_offset_0, p_1->rows_1);
+    if(_S35 >= _S38)
     {
         return;
     }
-    uint _S43 = p_1->k_6;
-    thread float device* _S44;
-    Activations_0 _S45 = Activations_x24init_0(x_1, p_1->x_offset_0, p_1->x_stride_0, _S42, p_1->k_6, &_S44);
-    thread uint device* _S46;
-    Weights_0 _S47 = Weights_x24init_0(weight_0, p_1->weight_offset_0, _S35, _S43, &_S46);
-    thread Activations_0 _S48 = _S45;
-    thread Weights_0 _S49 = _S47;
+    thread Activations_0 left_1;
+    (&left_1)->offset_3 = p_1->x_offset_0;
+    (&left_1)->stride_0 = p_1->x_stride_0;
+    (&left_1)->rows_0 = _S38;
+    (&left_1)->k_3 = p_1->k_6;
+    thread Weights_0 right_1;
+    (&right_1)->offset_0 = p_1->weight_offset_0;
+    (&right_1)->n_0 = _S31;
+    (&right_1)->k_0 = p_1->k_6;
+    thread Activations_0 _S39 = left_1;
+    thread Weights_0 _S40 = right_1;
     thread array<float4, int(8)> sums_1;
-    product_0(&_S48, _S44, &_S49, _S46, _S39, _S41, _S42, _S43, thread_2, &sums_1, kernelContext_1);
-    uint2 _S50 = corner_0(thread_2);
-    uint _S51 = _S39 + _S50.x;
-    bool _S52 = _S51 < _S42;
-    bool _S53;
-    if(_S52)
+    product_0(&_S39, x_0, &_S40, weight_0, _S35, _S37, _S38, p_1->k_6, thread_2, &sums_1, kernelContext_1);
+    uint2 _S41 = corner_0(thread_2);
+    uint _S42 = _S35 + _S41.x;
+    bool _S43 = _S42 < _S38;
+    bool _S44;
+    if(_S43)
     {
-        _S53 = (_S41 + _S50.y) < _S35;
+        _S44 = (_S37 + _S41.y) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    float _S54;
-    if(_S53)
+    float _S45;
+    if(_S44)
     {
-        uint _S55 = p_1->out_offset_0 + _S51 * p_1->out_stride_0 + _S41 + _S50.y;
-        float device* _S56 = result_0+_S55;
+        uint _S46 = p_1->out_offset_0 + _S42 * p_1->out_stride_0 + _S37 + _S41.y;
+        float device* _S47 = result_0+_S46;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S55) + sums_1[0U].x;
+            _S45 = *(result_0+_S46) + sums_1[0U].x;
         }
         else
         {
-            _S54 = sums_1[0U].x;
+            _S45 = sums_1[0U].x;
         }
-        *_S56 = _S54;
+        *_S47 = _S45;
     }
-    if(_S52)
+    if(_S43)
     {
-        _S53 = (_S41 + _S50.y + 1U) < _S35;
+        _S44 = (_S37 + _S41.y + 1U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S57 = p_1->out_offset_0 + _S51 * p_1->out_stride_0 + _S41 + _S50.y + 1U;
-        float device* _S58 = result_0+_S57;
+        uint _S48 = p_1->out_offset_0 + _S42 * p_1->out_stride_0 + _S37 + _S41.y + 1U;
+        float device* _S49 = result_0+_S48;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S57) + sums_1[0U].y;
+            _S45 = *(result_0+_S48) + sums_1[0U].y;
         }
         else
         {
-            _S54 = sums_1[0U].y;
+            _S45 = sums_1[0U].y;
         }
-        *_S58 = _S54;
+        *_S49 = _S45;
     }
-    if(_S52)
+    if(_S43)
     {
-        _S53 = (_S41 + _S50.y + 2U) < _S35;
+        _S44 = (_S37 + _S41.y + 2U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S59 = p_1->out_offset_0 + _S51 * p_1->out_stride_0 + _S41 + _S50.y + 2U;
-        float device* _S60 = result_0+_S59;
+        uint _S50 = p_1->out_offset_0 + _S42 * p_1->out_stride_0 + _S37 + _S41.y + 2U;
+        float device* _S51 = result_0+_S50;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S59) + sums_1[0U].z;
+            _S45 = *(result_0+_S50) + sums_1[0U].z;
         }
         else
         {
-            _S54 = sums_1[0U].z;
+            _S45 = sums_1[0U].z;
         }
-        *_S60 = _S54;
+        *_S51 = _S45;
     }
-    if(_S52)
+    if(_S43)
     {
-        _S53 = (_S41 + _S50.y + 3U) < _S35;
+        _S44 = (_S37 + _S41.y + 3U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S61 = p_1->out_offset_0 + _S51 * p_1->out_stride_0 + _S41 + _S50.y + 3U;
-        float device* _S62 = result_0+_S61;
+        uint _S52 = p_1->out_offset_0 + _S42 * p_1->out_stride_0 + _S37 + _S41.y + 3U;
+        float device* _S53 = result_0+_S52;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S61) + sums_1[0U].w;
+            _S45 = *(result_0+_S52) + sums_1[0U].w;
         }
         else
         {
-            _S54 = sums_1[0U].w;
+            _S45 = sums_1[0U].w;
         }
-        *_S62 = _S54;
+        *_S53 = _S45;
     }
-    uint _S63 = _S51 + 1U;
-    bool _S64 = _S63 < _S42;
-    if(_S64)
+    uint _S54 = _S42 + 1U;
+    bool _S55 = _S54 < _S38;
+    if(_S55)
     {
-        _S53 = (_S41 + _S50.y) < _S35;
+        _S44 = (_S37 + _S41.y) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S65 = p_1->out_offset_0 + _S63 * p_1->out_stride_0 + _S41 + _S50.y;
-        float device* _S66 = result_0+_S65;
+        uint _S56 = p_1->out_offset_0 + _S54 * p_1->out_stride_0 + _S37 + _S41.y;
+        float device* _S57 = result_0+_S56;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S65) + sums_1[1U].x;
+            _S45 = *(result_0+_S56) + sums_1[1U].x;
         }
         else
         {
-            _S54 = sums_1[1U].x;
+            _S45 = sums_1[1U].x;
         }
-        *_S66 = _S54;
+        *_S57 = _S45;
     }
-    if(_S64)
+    if(_S55)
     {
-        _S53 = (_S41 + _S50.y + 1U) < _S35;
+        _S44 = (_S37 + _S41.y + 1U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S67 = p_1->out_offset_0 + _S63 * p_1->out_stride_0 + _S41 + _S50.y + 1U;
-        float device* _S68 = result_0+_S67;
+        uint _S58 = p_1->out_offset_0 + _S54 * p_1->out_stride_0 + _S37 + _S41.y + 1U;
+        float device* _S59 = result_0+_S58;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S67) + sums_1[1U].y;
+            _S45 = *(result_0+_S58) + sums_1[1U].y;
         }
         else
         {
-            _S54 = sums_1[1U].y;
+            _S45 = sums_1[1U].y;
         }
-        *_S68 = _S54;
+        *_S59 = _S45;
     }
-    if(_S64)
+    if(_S55)
     {
-        _S53 = (_S41 + _S50.y + 2U) < _S35;
+        _S44 = (_S37 + _S41.y + 2U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S69 = p_1->out_offset_0 + _S63 * p_1->out_stride_0 + _S41 + _S50.y + 2U;
-        float device* _S70 = result_0+_S69;
+        uint _S60 = p_1->out_offset_0 + _S54 * p_1->out_stride_0 + _S37 + _S41.y + 2U;
+        float device* _S61 = result_0+_S60;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S69) + sums_1[1U].z;
+            _S45 = *(result_0+_S60) + sums_1[1U].z;
         }
         else
         {
-            _S54 = sums_1[1U].z;
+            _S45 = sums_1[1U].z;
         }
-        *_S70 = _S54;
+        *_S61 = _S45;
     }
-    if(_S64)
+    if(_S55)
     {
-        _S53 = (_S41 + _S50.y + 3U) < _S35;
+        _S44 = (_S37 + _S41.y + 3U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S71 = p_1->out_offset_0 + _S63 * p_1->out_stride_0 + _S41 + _S50.y + 3U;
-        float device* _S72 = result_0+_S71;
+        uint _S62 = p_1->out_offset_0 + _S54 * p_1->out_stride_0 + _S37 + _S41.y + 3U;
+        float device* _S63 = result_0+_S62;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S71) + sums_1[1U].w;
+            _S45 = *(result_0+_S62) + sums_1[1U].w;
         }
         else
         {
-            _S54 = sums_1[1U].w;
+            _S45 = sums_1[1U].w;
         }
-        *_S72 = _S54;
+        *_S63 = _S45;
     }
-    uint _S73 = _S51 + 2U;
-    bool _S74 = _S73 < _S42;
-    if(_S74)
+    uint _S64 = _S42 + 2U;
+    bool _S65 = _S64 < _S38;
+    if(_S65)
     {
-        _S53 = (_S41 + _S50.y) < _S35;
+        _S44 = (_S37 + _S41.y) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S75 = p_1->out_offset_0 + _S73 * p_1->out_stride_0 + _S41 + _S50.y;
-        float device* _S76 = result_0+_S75;
+        uint _S66 = p_1->out_offset_0 + _S64 * p_1->out_stride_0 + _S37 + _S41.y;
+        float device* _S67 = result_0+_S66;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S75) + sums_1[2U].x;
+            _S45 = *(result_0+_S66) + sums_1[2U].x;
         }
         else
         {
-            _S54 = sums_1[2U].x;
+            _S45 = sums_1[2U].x;
         }
-        *_S76 = _S54;
+        *_S67 = _S45;
     }
-    if(_S74)
+    if(_S65)
     {
-        _S53 = (_S41 + _S50.y + 1U) < _S35;
+        _S44 = (_S37 + _S41.y + 1U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S77 = p_1->out_offset_0 + _S73 * p_1->out_stride_0 + _S41 + _S50.y + 1U;
-        float device* _S78 = result_0+_S77;
+        uint _S68 = p_1->out_offset_0 + _S64 * p_1->out_stride_0 + _S37 + _S41.y + 1U;
+        float device* _S69 = result_0+_S68;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S77) + sums_1[2U].y;
+            _S45 = *(result_0+_S68) + sums_1[2U].y;
         }
         else
         {
-            _S54 = sums_1[2U].y;
+            _S45 = sums_1[2U].y;
         }
-        *_S78 = _S54;
+        *_S69 = _S45;
     }
-    if(_S74)
+    if(_S65)
     {
-        _S53 = (_S41 + _S50.y + 2U) < _S35;
+        _S44 = (_S37 + _S41.y + 2U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S79 = p_1->out_offset_0 + _S73 * p_1->out_stride_0 + _S41 + _S50.y + 2U;
-        float device* _S80 = result_0+_S79;
+        uint _S70 = p_1->out_offset_0 + _S64 * p_1->out_stride_0 + _S37 + _S41.y + 2U;
+        float device* _S71 = result_0+_S70;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S79) + sums_1[2U].z;
+            _S45 = *(result_0+_S70) + sums_1[2U].z;
         }
         else
         {
-            _S54 = sums_1[2U].z;
+            _S45 = sums_1[2U].z;
         }
-        *_S80 = _S54;
+        *_S71 = _S45;
     }
-    if(_S74)
+    if(_S65)
     {
-        _S53 = (_S41 + _S50.y + 3U) < _S35;
+        _S44 = (_S37 + _S41.y + 3U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S81 = p_1->out_offset_0 + _S73 * p_1->out_stride_0 + _S41 + _S50.y + 3U;
-        float device* _S82 = result_0+_S81;
+        uint _S72 = p_1->out_offset_0 + _S64 * p_1->out_stride_0 + _S37 + _S41.y + 3U;
+        float device* _S73 = result_0+_S72;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S81) + sums_1[2U].w;
+            _S45 = *(result_0+_S72) + sums_1[2U].w;
         }
         else
         {
-            _S54 = sums_1[2U].w;
+            _S45 = sums_1[2U].w;
         }
-        *_S82 = _S54;
+        *_S73 = _S45;
     }
-    uint _S83 = _S51 + 3U;
-    bool _S84 = _S83 < _S42;
-    if(_S84)
+    uint _S74 = _S42 + 3U;
+    bool _S75 = _S74 < _S38;
+    if(_S75)
     {
-        _S53 = (_S41 + _S50.y) < _S35;
+        _S44 = (_S37 + _S41.y) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S85 = p_1->out_offset_0 + _S83 * p_1->out_stride_0 + _S41 + _S50.y;
-        float device* _S86 = result_0+_S85;
+        uint _S76 = p_1->out_offset_0 + _S74 * p_1->out_stride_0 + _S37 + _S41.y;
+        float device* _S77 = result_0+_S76;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S85) + sums_1[3U].x;
+            _S45 = *(result_0+_S76) + sums_1[3U].x;
         }
         else
         {
-            _S54 = sums_1[3U].x;
+            _S45 = sums_1[3U].x;
         }
-        *_S86 = _S54;
+        *_S77 = _S45;
     }
-    if(_S84)
+    if(_S75)
     {
-        _S53 = (_S41 + _S50.y + 1U) < _S35;
+        _S44 = (_S37 + _S41.y + 1U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S87 = p_1->out_offset_0 + _S83 * p_1->out_stride_0 + _S41 + _S50.y + 1U;
-        float device* _S88 = result_0+_S87;
+        uint _S78 = p_1->out_offset_0 + _S74 * p_1->out_stride_0 + _S37 + _S41.y + 1U;
+        float device* _S79 = result_0+_S78;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S87) + sums_1[3U].y;
+            _S45 = *(result_0+_S78) + sums_1[3U].y;
         }
         else
         {
-            _S54 = sums_1[3U].y;
+            _S45 = sums_1[3U].y;
         }
-        *_S88 = _S54;
+        *_S79 = _S45;
     }
-    if(_S84)
+    if(_S75)
     {
-        _S53 = (_S41 + _S50.y + 2U) < _S35;
+        _S44 = (_S37 + _S41.y + 2U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S89 = p_1->out_offset_0 + _S83 * p_1->out_stride_0 + _S41 + _S50.y + 2U;
-        float device* _S90 = result_0+_S89;
+        uint _S80 = p_1->out_offset_0 + _S74 * p_1->out_stride_0 + _S37 + _S41.y + 2U;
+        float device* _S81 = result_0+_S80;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S89) + sums_1[3U].z;
+            _S45 = *(result_0+_S80) + sums_1[3U].z;
         }
         else
         {
-            _S54 = sums_1[3U].z;
+            _S45 = sums_1[3U].z;
         }
-        *_S90 = _S54;
+        *_S81 = _S45;
     }
-    if(_S84)
+    if(_S75)
     {
-        _S53 = (_S41 + _S50.y + 3U) < _S35;
+        _S44 = (_S37 + _S41.y + 3U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S91 = p_1->out_offset_0 + _S83 * p_1->out_stride_0 + _S41 + _S50.y + 3U;
-        float device* _S92 = result_0+_S91;
+        uint _S82 = p_1->out_offset_0 + _S74 * p_1->out_stride_0 + _S37 + _S41.y + 3U;
+        float device* _S83 = result_0+_S82;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S91) + sums_1[3U].w;
+            _S45 = *(result_0+_S82) + sums_1[3U].w;
         }
         else
         {
-            _S54 = sums_1[3U].w;
+            _S45 = sums_1[3U].w;
         }
-        *_S92 = _S54;
+        *_S83 = _S45;
     }
-    uint _S93 = _S51 + 4U;
-    bool _S94 = _S93 < _S42;
-    if(_S94)
+    uint _S84 = _S42 + 4U;
+    bool _S85 = _S84 < _S38;
+    if(_S85)
     {
-        _S53 = (_S41 + _S50.y) < _S35;
+        _S44 = (_S37 + _S41.y) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S95 = p_1->out_offset_0 + _S93 * p_1->out_stride_0 + _S41 + _S50.y;
-        float device* _S96 = result_0+_S95;
+        uint _S86 = p_1->out_offset_0 + _S84 * p_1->out_stride_0 + _S37 + _S41.y;
+        float device* _S87 = result_0+_S86;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S95) + sums_1[4U].x;
+            _S45 = *(result_0+_S86) + sums_1[4U].x;
         }
         else
         {
-            _S54 = sums_1[4U].x;
+            _S45 = sums_1[4U].x;
         }
-        *_S96 = _S54;
+        *_S87 = _S45;
     }
-    if(_S94)
+    if(_S85)
     {
-        _S53 = (_S41 + _S50.y + 1U) < _S35;
+        _S44 = (_S37 + _S41.y + 1U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S97 = p_1->out_offset_0 + _S93 * p_1->out_stride_0 + _S41 + _S50.y + 1U;
-        float device* _S98 = result_0+_S97;
+        uint _S88 = p_1->out_offset_0 + _S84 * p_1->out_stride_0 + _S37 + _S41.y + 1U;
+        float device* _S89 = result_0+_S88;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S97) + sums_1[4U].y;
+            _S45 = *(result_0+_S88) + sums_1[4U].y;
         }
         else
         {
-            _S54 = sums_1[4U].y;
+            _S45 = sums_1[4U].y;
         }
-        *_S98 = _S54;
+        *_S89 = _S45;
     }
-    if(_S94)
+    if(_S85)
     {
-        _S53 = (_S41 + _S50.y + 2U) < _S35;
+        _S44 = (_S37 + _S41.y + 2U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S99 = p_1->out_offset_0 + _S93 * p_1->out_stride_0 + _S41 + _S50.y + 2U;
-        float device* _S100 = result_0+_S99;
+        uint _S90 = p_1->out_offset_0 + _S84 * p_1->out_stride_0 + _S37 + _S41.y + 2U;
+        float device* _S91 = result_0+_S90;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S99) + sums_1[4U].z;
+            _S45 = *(result_0+_S90) + sums_1[4U].z;
         }
         else
         {
-            _S54 = sums_1[4U].z;
+            _S45 = sums_1[4U].z;
         }
-        *_S100 = _S54;
+        *_S91 = _S45;
     }
-    if(_S94)
+    if(_S85)
     {
-        _S53 = (_S41 + _S50.y + 3U) < _S35;
+        _S44 = (_S37 + _S41.y + 3U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S101 = p_1->out_offset_0 + _S93 * p_1->out_stride_0 + _S41 + _S50.y + 3U;
-        float device* _S102 = result_0+_S101;
+        uint _S92 = p_1->out_offset_0 + _S84 * p_1->out_stride_0 + _S37 + _S41.y + 3U;
+        float device* _S93 = result_0+_S92;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S101) + sums_1[4U].w;
+            _S45 = *(result_0+_S92) + sums_1[4U].w;
         }
         else
         {
-            _S54 = sums_1[4U].w;
+            _S45 = sums_1[4U].w;
         }
-        *_S102 = _S54;
+        *_S93 = _S45;
     }
-    uint _S103 = _S51 + 5U;
-    bool _S104 = _S103 < _S42;
-    if(_S104)
+    uint _S94 = _S42 + 5U;
+    bool _S95 = _S94 < _S38;
+    if(_S95)
     {
-        _S53 = (_S41 + _S50.y) < _S35;
+        _S44 = (_S37 + _S41.y) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S105 = p_1->out_offset_0 + _S103 * p_1->out_stride_0 + _S41 + _S50.y;
-        float device* _S106 = result_0+_S105;
+        uint _S96 = p_1->out_offset_0 + _S94 * p_1->out_stride_0 + _S37 + _S41.y;
+        float device* _S97 = result_0+_S96;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S105) + sums_1[5U].x;
+            _S45 = *(result_0+_S96) + sums_1[5U].x;
         }
         else
         {
-            _S54 = sums_1[5U].x;
+            _S45 = sums_1[5U].x;
         }
-        *_S106 = _S54;
+        *_S97 = _S45;
     }
-    if(_S104)
+    if(_S95)
     {
-        _S53 = (_S41 + _S50.y + 1U) < _S35;
+        _S44 = (_S37 + _S41.y + 1U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S107 = p_1->out_offset_0 + _S103 * p_1->out_stride_0 + _S41 + _S50.y + 1U;
-        float device* _S108 = result_0+_S107;
+        uint _S98 = p_1->out_offset_0 + _S94 * p_1->out_stride_0 + _S37 + _S41.y + 1U;
+        float device* _S99 = result_0+_S98;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S107) + sums_1[5U].y;
+            _S45 = *(result_0+_S98) + sums_1[5U].y;
         }
         else
         {
-            _S54 = sums_1[5U].y;
+            _S45 = sums_1[5U].y;
         }
-        *_S108 = _S54;
+        *_S99 = _S45;
     }
-    if(_S104)
+    if(_S95)
     {
-        _S53 = (_S41 + _S50.y + 2U) < _S35;
+        _S44 = (_S37 + _S41.y + 2U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S109 = p_1->out_offset_0 + _S103 * p_1->out_stride_0 + _S41 + _S50.y + 2U;
-        float device* _S110 = result_0+_S109;
+        uint _S100 = p_1->out_offset_0 + _S94 * p_1->out_stride_0 + _S37 + _S41.y + 2U;
+        float device* _S101 = result_0+_S100;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S109) + sums_1[5U].z;
+            _S45 = *(result_0+_S100) + sums_1[5U].z;
         }
         else
         {
-            _S54 = sums_1[5U].z;
+            _S45 = sums_1[5U].z;
         }
-        *_S110 = _S54;
+        *_S101 = _S45;
     }
-    if(_S104)
+    if(_S95)
     {
-        _S53 = (_S41 + _S50.y + 3U) < _S35;
+        _S44 = (_S37 + _S41.y + 3U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S111 = p_1->out_offset_0 + _S103 * p_1->out_stride_0 + _S41 + _S50.y + 3U;
-        float device* _S112 = result_0+_S111;
+        uint _S102 = p_1->out_offset_0 + _S94 * p_1->out_stride_0 + _S37 + _S41.y + 3U;
+        float device* _S103 = result_0+_S102;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S111) + sums_1[5U].w;
+            _S45 = *(result_0+_S102) + sums_1[5U].w;
         }
         else
         {
-            _S54 = sums_1[5U].w;
+            _S45 = sums_1[5U].w;
         }
-        *_S112 = _S54;
+        *_S103 = _S45;
     }
-    uint _S113 = _S51 + 6U;
-    bool _S114 = _S113 < _S42;
-    if(_S114)
+    uint _S104 = _S42 + 6U;
+    bool _S105 = _S104 < _S38;
+    if(_S105)
     {
-        _S53 = (_S41 + _S50.y) < _S35;
+        _S44 = (_S37 + _S41.y) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S115 = p_1->out_offset_0 + _S113 * p_1->out_stride_0 + _S41 + _S50.y;
-        float device* _S116 = result_0+_S115;
+        uint _S106 = p_1->out_offset_0 + _S104 * p_1->out_stride_0 + _S37 + _S41.y;
+        float device* _S107 = result_0+_S106;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S115) + sums_1[6U].x;
+            _S45 = *(result_0+_S106) + sums_1[6U].x;
         }
         else
         {
-            _S54 = sums_1[6U].x;
+            _S45 = sums_1[6U].x;
         }
-        *_S116 = _S54;
+        *_S107 = _S45;
     }
-    if(_S114)
+    if(_S105)
     {
-        _S53 = (_S41 + _S50.y + 1U) < _S35;
+        _S44 = (_S37 + _S41.y + 1U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S117 = p_1->out_offset_0 + _S113 * p_1->out_stride_0 + _S41 + _S50.y + 1U;
-        float device* _S118 = result_0+_S117;
+        uint _S108 = p_1->out_offset_0 + _S104 * p_1->out_stride_0 + _S37 + _S41.y + 1U;
+        float device* _S109 = result_0+_S108;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S117) + sums_1[6U].y;
+            _S45 = *(result_0+_S108) + sums_1[6U].y;
         }
         else
         {
-            _S54 = sums_1[6U].y;
+            _S45 = sums_1[6U].y;
         }
-        *_S118 = _S54;
+        *_S109 = _S45;
     }
-    if(_S114)
+    if(_S105)
     {
-        _S53 = (_S41 + _S50.y + 2U) < _S35;
+        _S44 = (_S37 + _S41.y + 2U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S119 = p_1->out_offset_0 + _S113 * p_1->out_stride_0 + _S41 + _S50.y + 2U;
-        float device* _S120 = result_0+_S119;
+        uint _S110 = p_1->out_offset_0 + _S104 * p_1->out_stride_0 + _S37 + _S41.y + 2U;
+        float device* _S111 = result_0+_S110;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S119) + sums_1[6U].z;
+            _S45 = *(result_0+_S110) + sums_1[6U].z;
         }
         else
         {
-            _S54 = sums_1[6U].z;
+            _S45 = sums_1[6U].z;
         }
-        *_S120 = _S54;
+        *_S111 = _S45;
     }
-    if(_S114)
+    if(_S105)
     {
-        _S53 = (_S41 + _S50.y + 3U) < _S35;
+        _S44 = (_S37 + _S41.y + 3U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S121 = p_1->out_offset_0 + _S113 * p_1->out_stride_0 + _S41 + _S50.y + 3U;
-        float device* _S122 = result_0+_S121;
+        uint _S112 = p_1->out_offset_0 + _S104 * p_1->out_stride_0 + _S37 + _S41.y + 3U;
+        float device* _S113 = result_0+_S112;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S121) + sums_1[6U].w;
+            _S45 = *(result_0+_S112) + sums_1[6U].w;
         }
         else
         {
-            _S54 = sums_1[6U].w;
+            _S45 = sums_1[6U].w;
         }
-        *_S122 = _S54;
+        *_S113 = _S45;
     }
-    uint _S123 = _S51 + 7U;
-    bool _S124 = _S123 < _S42;
-    if(_S124)
+    uint _S114 = _S42 + 7U;
+    bool _S115 = _S114 < _S38;
+    if(_S115)
     {
-        _S53 = (_S41 + _S50.y) < _S35;
+        _S44 = (_S37 + _S41.y) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S125 = p_1->out_offset_0 + _S123 * p_1->out_stride_0 + _S41 + _S50.y;
-        float device* _S126 = result_0+_S125;
+        uint _S116 = p_1->out_offset_0 + _S114 * p_1->out_stride_0 + _S37 + _S41.y;
+        float device* _S117 = result_0+_S116;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S125) + sums_1[7U].x;
+            _S45 = *(result_0+_S116) + sums_1[7U].x;
         }
         else
         {
-            _S54 = sums_1[7U].x;
+            _S45 = sums_1[7U].x;
         }
-        *_S126 = _S54;
+        *_S117 = _S45;
     }
-    if(_S124)
+    if(_S115)
     {
-        _S53 = (_S41 + _S50.y + 1U) < _S35;
+        _S44 = (_S37 + _S41.y + 1U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S127 = p_1->out_offset_0 + _S123 * p_1->out_stride_0 + _S41 + _S50.y + 1U;
-        float device* _S128 = result_0+_S127;
+        uint _S118 = p_1->out_offset_0 + _S114 * p_1->out_stride_0 + _S37 + _S41.y + 1U;
+        float device* _S119 = result_0+_S118;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S127) + sums_1[7U].y;
+            _S45 = *(result_0+_S118) + sums_1[7U].y;
         }
         else
         {
-            _S54 = sums_1[7U].y;
+            _S45 = sums_1[7U].y;
         }
-        *_S128 = _S54;
+        *_S119 = _S45;
     }
-    if(_S124)
+    if(_S115)
     {
-        _S53 = (_S41 + _S50.y + 2U) < _S35;
+        _S44 = (_S37 + _S41.y + 2U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S129 = p_1->out_offset_0 + _S123 * p_1->out_stride_0 + _S41 + _S50.y + 2U;
-        float device* _S130 = result_0+_S129;
+        uint _S120 = p_1->out_offset_0 + _S114 * p_1->out_stride_0 + _S37 + _S41.y + 2U;
+        float device* _S121 = result_0+_S120;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S129) + sums_1[7U].z;
+            _S45 = *(result_0+_S120) + sums_1[7U].z;
         }
         else
         {
-            _S54 = sums_1[7U].z;
+            _S45 = sums_1[7U].z;
         }
-        *_S130 = _S54;
+        *_S121 = _S45;
     }
-    if(_S124)
+    if(_S115)
     {
-        _S53 = (_S41 + _S50.y + 3U) < _S35;
+        _S44 = (_S37 + _S41.y + 3U) < _S31;
     }
     else
     {
-        _S53 = false;
+        _S44 = false;
     }
-    if(_S53)
+    if(_S44)
     {
-        uint _S131 = p_1->out_offset_0 + _S123 * p_1->out_stride_0 + _S41 + _S50.y + 3U;
-        float device* _S132 = result_0+_S131;
+        uint _S122 = p_1->out_offset_0 + _S114 * p_1->out_stride_0 + _S37 + _S41.y + 3U;
+        float device* _S123 = result_0+_S122;
         if((p_1->accumulate_0) != 0U)
         {
-            _S54 = *(result_0+_S131) + sums_1[7U].w;
+            _S45 = *(result_0+_S122) + sums_1[7U].w;
         }
         else
         {
-            _S54 = sums_1[7U].w;
+            _S45 = sums_1[7U].w;
         }
-        *_S132 = _S54;
+        *_S123 = _S45;
     }
     return;
 }

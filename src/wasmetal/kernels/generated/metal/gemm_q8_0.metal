@@ -243,791 +243,774 @@ void product_0(const Activations_0 thread* left_0, float device* left_x_0, const
     return;
 }
 
-Weights_0 Weights_x24init_0(uint device* words_2, uint offset_4, uint n_2, uint k_9, uint device* thread* _S32)
-{
-    thread Weights_0 _S33;
-    (&_S33)->offset_0 = offset_4;
-    (&_S33)->n_0 = n_2;
-    (&_S33)->k_0 = k_9;
-    *_S32 = words_2;
-    return _S33;
-}
-
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-uint live_rows_0(uint device* step_0, uint offset_5, uint rows_3)
+uint live_rows_0(uint device* step_0, uint offset_4, uint rows_3)
 {
-    uint _S34;
-    if(offset_5 == 4294967295U)
+    uint _S32;
+    if(offset_4 == 4294967295U)
     {
-        _S34 = rows_3;
+        _S32 = rows_3;
     }
     else
     {
-        _S34 = min(step_0[offset_5], rows_3);
+        _S32 = min(step_0[offset_4], rows_3);
     }
-    return _S34;
+    return _S32;
 }
 
-Activations_0 Activations_x24init_0(float device* x_0, uint offset_6, uint stride_1, uint rows_4, uint k_10, float device* thread* _S35)
+void gemm_0(uint3 group_1, uint thread_2, float device* x_0, uint device* weight_0, float device* result_0, uint device* step_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
 {
-    thread Activations_0 _S36;
-    (&_S36)->offset_3 = offset_6;
-    (&_S36)->stride_0 = stride_1;
-    (&_S36)->rows_0 = rows_4;
-    (&_S36)->k_3 = k_10;
-    *_S35 = x_0;
-    return _S36;
-}
-
-void gemm_0(uint3 group_1, uint thread_2, float device* x_1, uint device* weight_0, float device* result_0, uint device* step_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
-{
-    uint _S37 = p_1->n_1;
-    uint _S38 = (p_1->n_1 + 64U - 1U) / 64U;
-    uint _S39 = group_number_0(group_1);
-    uint _S40 = _S39 / _S38;
-    uint _S41 = _S40 * 64U;
-    uint _S42 = _S39 % _S38;
-    uint _S43 = _S42 * 64U;
-    uint _S44 = live_rows_0(step_1, p_1->step_offset_0, p_1->rows_1);
-    if(_S41 >= _S44)
+    uint _S33 = p_1->n_1;
+    uint _S34 = (p_1->n_1 + 64U - 1U) / 64U;
+    uint _S35 = group_number_0(group_1);
+    uint _S36 = _S35 / _S34;
+    uint _S37 = _S36 * 64U;
+    uint _S38 = _S35 % _S34;
+    uint _S39 = _S38 * 64U;
+    uint _S40 = live_rows_0(step_1, p_1->step_offset_0, p_1->rows_1);
+    if(_S37 >= _S40)
     {
         return;
     }
-    uint _S45 = p_1->k_6;
-    thread float device* _S46;
-    Activations_0 _S47 = Activations_x24init_0(x_1, p_1->x_offset_0, p_1->x_stride_0, _S44, p_1->k_6, &_S46);
-    thread uint device* _S48;
-    Weights_0 _S49 = Weights_x24init_0(weight_0, p_1->weight_offset_0, _S37, _S45, &_S48);
-    thread Activations_0 _S50 = _S47;
-    thread Weights_0 _S51 = _S49;
+    thread Activations_0 left_1;
+    (&left_1)->offset_3 = p_1->x_offset_0;
+    (&left_1)->stride_0 = p_1->x_stride_0;
+    (&left_1)->rows_0 = _S40;
+    (&left_1)->k_3 = p_1->k_6;
+    thread Weights_0 right_1;
+    (&right_1)->offset_0 = p_1->weight_offset_0;
+    (&right_1)->n_0 = _S33;
+    (&right_1)->k_0 = p_1->k_6;
+    thread Activations_0 _S41 = left_1;
+    thread Weights_0 _S42 = right_1;
     thread array<float4, int(8)> sums_1;
-    product_0(&_S50, _S46, &_S51, _S48, _S41, _S43, _S44, _S45, thread_2, &sums_1, kernelContext_1);
-    uint2 _S52 = corner_0(thread_2);
-    uint _S53 = _S41 + _S52.x;
-    bool _S54 = _S53 < _S44;
-    bool _S55;
-    if(_S54)
+    product_0(&_S41, x_0, &_S42, weight_0, _S37, _S39, _S40, p_1->k_6, thread_2, &sums_1, kernelContext_1);
+    uint2 _S43 = corner_0(thread_2);
+    uint _S44 = _S37 + _S43.x;
+    bool _S45 = _S44 < _S40;
+    bool _S46;
+    if(_S45)
     {
-        _S55 = (_S43 + _S52.y) < _S37;
+        _S46 = (_S39 + _S43.y) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    float _S56;
-    if(_S55)
+    float _S47;
+    if(_S46)
     {
-        uint _S57 = p_1->out_offset_0 + _S53 * p_1->out_stride_0 + _S43 + _S52.y;
-        float device* _S58 = result_0+_S57;
+        uint _S48 = p_1->out_offset_0 + _S44 * p_1->out_stride_0 + _S39 + _S43.y;
+        float device* _S49 = result_0+_S48;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S57) + sums_1[0U].x;
+            _S47 = *(result_0+_S48) + sums_1[0U].x;
         }
         else
         {
-            _S56 = sums_1[0U].x;
+            _S47 = sums_1[0U].x;
         }
-        *_S58 = _S56;
+        *_S49 = _S47;
     }
-    if(_S54)
+    if(_S45)
     {
-        _S55 = (_S43 + _S52.y + 1U) < _S37;
+        _S46 = (_S39 + _S43.y + 1U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S59 = p_1->out_offset_0 + _S53 * p_1->out_stride_0 + _S43 + _S52.y + 1U;
-        float device* _S60 = result_0+_S59;
+        uint _S50 = p_1->out_offset_0 + _S44 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
+        float device* _S51 = result_0+_S50;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S59) + sums_1[0U].y;
+            _S47 = *(result_0+_S50) + sums_1[0U].y;
         }
         else
         {
-            _S56 = sums_1[0U].y;
+            _S47 = sums_1[0U].y;
         }
-        *_S60 = _S56;
+        *_S51 = _S47;
     }
-    if(_S54)
+    if(_S45)
     {
-        _S55 = (_S43 + _S52.y + 2U) < _S37;
+        _S46 = (_S39 + _S43.y + 2U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S61 = p_1->out_offset_0 + _S53 * p_1->out_stride_0 + _S43 + _S52.y + 2U;
-        float device* _S62 = result_0+_S61;
+        uint _S52 = p_1->out_offset_0 + _S44 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
+        float device* _S53 = result_0+_S52;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S61) + sums_1[0U].z;
+            _S47 = *(result_0+_S52) + sums_1[0U].z;
         }
         else
         {
-            _S56 = sums_1[0U].z;
+            _S47 = sums_1[0U].z;
         }
-        *_S62 = _S56;
+        *_S53 = _S47;
     }
-    if(_S54)
+    if(_S45)
     {
-        _S55 = (_S43 + _S52.y + 3U) < _S37;
+        _S46 = (_S39 + _S43.y + 3U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S63 = p_1->out_offset_0 + _S53 * p_1->out_stride_0 + _S43 + _S52.y + 3U;
-        float device* _S64 = result_0+_S63;
+        uint _S54 = p_1->out_offset_0 + _S44 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
+        float device* _S55 = result_0+_S54;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S63) + sums_1[0U].w;
+            _S47 = *(result_0+_S54) + sums_1[0U].w;
         }
         else
         {
-            _S56 = sums_1[0U].w;
+            _S47 = sums_1[0U].w;
         }
-        *_S64 = _S56;
+        *_S55 = _S47;
     }
-    uint _S65 = _S53 + 1U;
-    bool _S66 = _S65 < _S44;
-    if(_S66)
+    uint _S56 = _S44 + 1U;
+    bool _S57 = _S56 < _S40;
+    if(_S57)
     {
-        _S55 = (_S43 + _S52.y) < _S37;
+        _S46 = (_S39 + _S43.y) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S67 = p_1->out_offset_0 + _S65 * p_1->out_stride_0 + _S43 + _S52.y;
-        float device* _S68 = result_0+_S67;
+        uint _S58 = p_1->out_offset_0 + _S56 * p_1->out_stride_0 + _S39 + _S43.y;
+        float device* _S59 = result_0+_S58;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S67) + sums_1[1U].x;
+            _S47 = *(result_0+_S58) + sums_1[1U].x;
         }
         else
         {
-            _S56 = sums_1[1U].x;
+            _S47 = sums_1[1U].x;
         }
-        *_S68 = _S56;
+        *_S59 = _S47;
     }
-    if(_S66)
+    if(_S57)
     {
-        _S55 = (_S43 + _S52.y + 1U) < _S37;
+        _S46 = (_S39 + _S43.y + 1U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S69 = p_1->out_offset_0 + _S65 * p_1->out_stride_0 + _S43 + _S52.y + 1U;
-        float device* _S70 = result_0+_S69;
+        uint _S60 = p_1->out_offset_0 + _S56 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
+        float device* _S61 = result_0+_S60;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S69) + sums_1[1U].y;
+            _S47 = *(result_0+_S60) + sums_1[1U].y;
         }
         else
         {
-            _S56 = sums_1[1U].y;
+            _S47 = sums_1[1U].y;
         }
-        *_S70 = _S56;
+        *_S61 = _S47;
     }
-    if(_S66)
+    if(_S57)
     {
-        _S55 = (_S43 + _S52.y + 2U) < _S37;
+        _S46 = (_S39 + _S43.y + 2U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S71 = p_1->out_offset_0 + _S65 * p_1->out_stride_0 + _S43 + _S52.y + 2U;
-        float device* _S72 = result_0+_S71;
+        uint _S62 = p_1->out_offset_0 + _S56 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
+        float device* _S63 = result_0+_S62;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S71) + sums_1[1U].z;
+            _S47 = *(result_0+_S62) + sums_1[1U].z;
         }
         else
         {
-            _S56 = sums_1[1U].z;
+            _S47 = sums_1[1U].z;
         }
-        *_S72 = _S56;
+        *_S63 = _S47;
     }
-    if(_S66)
+    if(_S57)
     {
-        _S55 = (_S43 + _S52.y + 3U) < _S37;
+        _S46 = (_S39 + _S43.y + 3U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S73 = p_1->out_offset_0 + _S65 * p_1->out_stride_0 + _S43 + _S52.y + 3U;
-        float device* _S74 = result_0+_S73;
+        uint _S64 = p_1->out_offset_0 + _S56 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
+        float device* _S65 = result_0+_S64;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S73) + sums_1[1U].w;
+            _S47 = *(result_0+_S64) + sums_1[1U].w;
         }
         else
         {
-            _S56 = sums_1[1U].w;
+            _S47 = sums_1[1U].w;
         }
-        *_S74 = _S56;
+        *_S65 = _S47;
     }
-    uint _S75 = _S53 + 2U;
-    bool _S76 = _S75 < _S44;
-    if(_S76)
+    uint _S66 = _S44 + 2U;
+    bool _S67 = _S66 < _S40;
+    if(_S67)
     {
-        _S55 = (_S43 + _S52.y) < _S37;
+        _S46 = (_S39 + _S43.y) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S77 = p_1->out_offset_0 + _S75 * p_1->out_stride_0 + _S43 + _S52.y;
-        float device* _S78 = result_0+_S77;
+        uint _S68 = p_1->out_offset_0 + _S66 * p_1->out_stride_0 + _S39 + _S43.y;
+        float device* _S69 = result_0+_S68;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S77) + sums_1[2U].x;
+            _S47 = *(result_0+_S68) + sums_1[2U].x;
         }
         else
         {
-            _S56 = sums_1[2U].x;
+            _S47 = sums_1[2U].x;
         }
-        *_S78 = _S56;
+        *_S69 = _S47;
     }
-    if(_S76)
+    if(_S67)
     {
-        _S55 = (_S43 + _S52.y + 1U) < _S37;
+        _S46 = (_S39 + _S43.y + 1U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S79 = p_1->out_offset_0 + _S75 * p_1->out_stride_0 + _S43 + _S52.y + 1U;
-        float device* _S80 = result_0+_S79;
+        uint _S70 = p_1->out_offset_0 + _S66 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
+        float device* _S71 = result_0+_S70;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S79) + sums_1[2U].y;
+            _S47 = *(result_0+_S70) + sums_1[2U].y;
         }
         else
         {
-            _S56 = sums_1[2U].y;
+            _S47 = sums_1[2U].y;
         }
-        *_S80 = _S56;
+        *_S71 = _S47;
     }
-    if(_S76)
+    if(_S67)
     {
-        _S55 = (_S43 + _S52.y + 2U) < _S37;
+        _S46 = (_S39 + _S43.y + 2U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S81 = p_1->out_offset_0 + _S75 * p_1->out_stride_0 + _S43 + _S52.y + 2U;
-        float device* _S82 = result_0+_S81;
+        uint _S72 = p_1->out_offset_0 + _S66 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
+        float device* _S73 = result_0+_S72;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S81) + sums_1[2U].z;
+            _S47 = *(result_0+_S72) + sums_1[2U].z;
         }
         else
         {
-            _S56 = sums_1[2U].z;
+            _S47 = sums_1[2U].z;
         }
-        *_S82 = _S56;
+        *_S73 = _S47;
     }
-    if(_S76)
+    if(_S67)
     {
-        _S55 = (_S43 + _S52.y + 3U) < _S37;
+        _S46 = (_S39 + _S43.y + 3U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S83 = p_1->out_offset_0 + _S75 * p_1->out_stride_0 + _S43 + _S52.y + 3U;
-        float device* _S84 = result_0+_S83;
+        uint _S74 = p_1->out_offset_0 + _S66 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
+        float device* _S75 = result_0+_S74;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S83) + sums_1[2U].w;
+            _S47 = *(result_0+_S74) + sums_1[2U].w;
         }
         else
         {
-            _S56 = sums_1[2U].w;
+            _S47 = sums_1[2U].w;
         }
-        *_S84 = _S56;
+        *_S75 = _S47;
     }
-    uint _S85 = _S53 + 3U;
-    bool _S86 = _S85 < _S44;
-    if(_S86)
+    uint _S76 = _S44 + 3U;
+    bool _S77 = _S76 < _S40;
+    if(_S77)
     {
-        _S55 = (_S43 + _S52.y) < _S37;
+        _S46 = (_S39 + _S43.y) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S87 = p_1->out_offset_0 + _S85 * p_1->out_stride_0 + _S43 + _S52.y;
-        float device* _S88 = result_0+_S87;
+        uint _S78 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S39 + _S43.y;
+        float device* _S79 = result_0+_S78;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S87) + sums_1[3U].x;
+            _S47 = *(result_0+_S78) + sums_1[3U].x;
         }
         else
         {
-            _S56 = sums_1[3U].x;
+            _S47 = sums_1[3U].x;
         }
-        *_S88 = _S56;
+        *_S79 = _S47;
     }
-    if(_S86)
+    if(_S77)
     {
-        _S55 = (_S43 + _S52.y + 1U) < _S37;
+        _S46 = (_S39 + _S43.y + 1U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S89 = p_1->out_offset_0 + _S85 * p_1->out_stride_0 + _S43 + _S52.y + 1U;
-        float device* _S90 = result_0+_S89;
+        uint _S80 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
+        float device* _S81 = result_0+_S80;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S89) + sums_1[3U].y;
+            _S47 = *(result_0+_S80) + sums_1[3U].y;
         }
         else
         {
-            _S56 = sums_1[3U].y;
+            _S47 = sums_1[3U].y;
         }
-        *_S90 = _S56;
+        *_S81 = _S47;
     }
-    if(_S86)
+    if(_S77)
     {
-        _S55 = (_S43 + _S52.y + 2U) < _S37;
+        _S46 = (_S39 + _S43.y + 2U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S91 = p_1->out_offset_0 + _S85 * p_1->out_stride_0 + _S43 + _S52.y + 2U;
-        float device* _S92 = result_0+_S91;
+        uint _S82 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
+        float device* _S83 = result_0+_S82;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S91) + sums_1[3U].z;
+            _S47 = *(result_0+_S82) + sums_1[3U].z;
         }
         else
         {
-            _S56 = sums_1[3U].z;
+            _S47 = sums_1[3U].z;
         }
-        *_S92 = _S56;
+        *_S83 = _S47;
     }
-    if(_S86)
+    if(_S77)
     {
-        _S55 = (_S43 + _S52.y + 3U) < _S37;
+        _S46 = (_S39 + _S43.y + 3U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S93 = p_1->out_offset_0 + _S85 * p_1->out_stride_0 + _S43 + _S52.y + 3U;
-        float device* _S94 = result_0+_S93;
+        uint _S84 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
+        float device* _S85 = result_0+_S84;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S93) + sums_1[3U].w;
+            _S47 = *(result_0+_S84) + sums_1[3U].w;
         }
         else
         {
-            _S56 = sums_1[3U].w;
+            _S47 = sums_1[3U].w;
         }
-        *_S94 = _S56;
+        *_S85 = _S47;
     }
-    uint _S95 = _S53 + 4U;
-    bool _S96 = _S95 < _S44;
-    if(_S96)
+    uint _S86 = _S44 + 4U;
+    bool _S87 = _S86 < _S40;
+    if(_S87)
     {
-        _S55 = (_S43 + _S52.y) < _S37;
+        _S46 = (_S39 + _S43.y) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S97 = p_1->out_offset_0 + _S95 * p_1->out_stride_0 + _S43 + _S52.y;
-        float device* _S98 = result_0+_S97;
+        uint _S88 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S39 + _S43.y;
+        float device* _S89 = result_0+_S88;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S97) + sums_1[4U].x;
+            _S47 = *(result_0+_S88) + sums_1[4U].x;
         }
         else
         {
-            _S56 = sums_1[4U].x;
+            _S47 = sums_1[4U].x;
         }
-        *_S98 = _S56;
+        *_S89 = _S47;
     }
-    if(_S96)
+    if(_S87)
     {
-        _S55 = (_S43 + _S52.y + 1U) < _S37;
+        _S46 = (_S39 + _S43.y + 1U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S99 = p_1->out_offset_0 + _S95 * p_1->out_stride_0 + _S43 + _S52.y + 1U;
-        float device* _S100 = result_0+_S99;
+        uint _S90 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
+        float device* _S91 = result_0+_S90;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S99) + sums_1[4U].y;
+            _S47 = *(result_0+_S90) + sums_1[4U].y;
         }
         else
         {
-            _S56 = sums_1[4U].y;
+            _S47 = sums_1[4U].y;
         }
-        *_S100 = _S56;
+        *_S91 = _S47;
     }
-    if(_S96)
+    if(_S87)
     {
-        _S55 = (_S43 + _S52.y + 2U) < _S37;
+        _S46 = (_S39 + _S43.y + 2U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S101 = p_1->out_offset_0 + _S95 * p_1->out_stride_0 + _S43 + _S52.y + 2U;
-        float device* _S102 = result_0+_S101;
+        uint _S92 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
+        float device* _S93 = result_0+_S92;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S101) + sums_1[4U].z;
+            _S47 = *(result_0+_S92) + sums_1[4U].z;
         }
         else
         {
-            _S56 = sums_1[4U].z;
+            _S47 = sums_1[4U].z;
         }
-        *_S102 = _S56;
+        *_S93 = _S47;
     }
-    if(_S96)
+    if(_S87)
     {
-        _S55 = (_S43 + _S52.y + 3U) < _S37;
+        _S46 = (_S39 + _S43.y + 3U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S103 = p_1->out_offset_0 + _S95 * p_1->out_stride_0 + _S43 + _S52.y + 3U;
-        float device* _S104 = result_0+_S103;
+        uint _S94 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
+        float device* _S95 = result_0+_S94;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S103) + sums_1[4U].w;
+            _S47 = *(result_0+_S94) + sums_1[4U].w;
         }
         else
         {
-            _S56 = sums_1[4U].w;
+            _S47 = sums_1[4U].w;
         }
-        *_S104 = _S56;
+        *_S95 = _S47;
     }
-    uint _S105 = _S53 + 5U;
-    bool _S106 = _S105 < _S44;
-    if(_S106)
+    uint _S96 = _S44 + 5U;
+    bool _S97 = _S96 < _S40;
+    if(_S97)
     {
-        _S55 = (_S43 + _S52.y) < _S37;
+        _S46 = (_S39 + _S43.y) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S107 = p_1->out_offset_0 + _S105 * p_1->out_stride_0 + _S43 + _S52.y;
-        float device* _S108 = result_0+_S107;
+        uint _S98 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S39 + _S43.y;
+        float device* _S99 = result_0+_S98;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S107) + sums_1[5U].x;
+            _S47 = *(result_0+_S98) + sums_1[5U].x;
         }
         else
         {
-            _S56 = sums_1[5U].x;
+            _S47 = sums_1[5U].x;
         }
-        *_S108 = _S56;
+        *_S99 = _S47;
     }
-    if(_S106)
+    if(_S97)
     {
-        _S55 = (_S43 + _S52.y + 1U) < _S37;
+        _S46 = (_S39 + _S43.y + 1U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S109 = p_1->out_offset_0 + _S105 * p_1->out_stride_0 + _S43 + _S52.y + 1U;
-        float device* _S110 = result_0+_S109;
+        uint _S100 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
+        float device* _S101 = result_0+_S100;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S109) + sums_1[5U].y;
+            _S47 = *(result_0+_S100) + sums_1[5U].y;
         }
         else
         {
-            _S56 = sums_1[5U].y;
+            _S47 = sums_1[5U].y;
         }
-        *_S110 = _S56;
+        *_S101 = _S47;
     }
-    if(_S106)
+    if(_S97)
     {
-        _S55 = (_S43 + _S52.y + 2U) < _S37;
+        _S46 = (_S39 + _S43.y + 2U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S111 = p_1->out_offset_0 + _S105 * p_1->out_stride_0 + _S43 + _S52.y + 2U;
-        float device* _S112 = result_0+_S111;
+        uint _S102 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
+        float device* _S103 = result_0+_S102;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S111) + sums_1[5U].z;
+            _S47 = *(result_0+_S102) + sums_1[5U].z;
         }
         else
         {
-            _S56 = sums_1[5U].z;
+            _S47 = sums_1[5U].z;
         }
-        *_S112 = _S56;
+        *_S103 = _S47;
     }
-    if(_S106)
+    if(_S97)
     {
-        _S55 = (_S43 + _S52.y + 3U) < _S37;
+        _S46 = (_S39 + _S43.y + 3U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S113 = p_1->out_offset_0 + _S105 * p_1->out_stride_0 + _S43 + _S52.y + 3U;
-        float device* _S114 = result_0+_S113;
+        uint _S104 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
+        float device* _S105 = result_0+_S104;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S113) + sums_1[5U].w;
+            _S47 = *(result_0+_S104) + sums_1[5U].w;
         }
         else
         {
-            _S56 = sums_1[5U].w;
+            _S47 = sums_1[5U].w;
         }
-        *_S114 = _S56;
+        *_S105 = _S47;
     }
-    uint _S115 = _S53 + 6U;
-    bool _S116 = _S115 < _S44;
-    if(_S116)
+    uint _S106 = _S44 + 6U;
+    bool _S107 = _S106 < _S40;
+    if(_S107)
     {
-        _S55 = (_S43 + _S52.y) < _S37;
+        _S46 = (_S39 + _S43.y) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S117 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S43 + _S52.y;
-        float device* _S118 = result_0+_S117;
+        uint _S108 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S39 + _S43.y;
+        float device* _S109 = result_0+_S108;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S117) + sums_1[6U].x;
+            _S47 = *(result_0+_S108) + sums_1[6U].x;
         }
         else
         {
-            _S56 = sums_1[6U].x;
+            _S47 = sums_1[6U].x;
         }
-        *_S118 = _S56;
+        *_S109 = _S47;
     }
-    if(_S116)
+    if(_S107)
     {
-        _S55 = (_S43 + _S52.y + 1U) < _S37;
+        _S46 = (_S39 + _S43.y + 1U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S119 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S43 + _S52.y + 1U;
-        float device* _S120 = result_0+_S119;
+        uint _S110 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
+        float device* _S111 = result_0+_S110;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S119) + sums_1[6U].y;
+            _S47 = *(result_0+_S110) + sums_1[6U].y;
         }
         else
         {
-            _S56 = sums_1[6U].y;
+            _S47 = sums_1[6U].y;
         }
-        *_S120 = _S56;
+        *_S111 = _S47;
     }
-    if(_S116)
+    if(_S107)
     {
-        _S55 = (_S43 + _S52.y + 2U) < _S37;
+        _S46 = (_S39 + _S43.y + 2U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S121 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S43 + _S52.y + 2U;
-        float device* _S122 = result_0+_S121;
+        uint _S112 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
+        float device* _S113 = result_0+_S112;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S121) + sums_1[6U].z;
+            _S47 = *(result_0+_S112) + sums_1[6U].z;
         }
         else
         {
-            _S56 = sums_1[6U].z;
+            _S47 = sums_1[6U].z;
         }
-        *_S122 = _S56;
+        *_S113 = _S47;
     }
-    if(_S116)
+    if(_S107)
     {
-        _S55 = (_S43 + _S52.y + 3U) < _S37;
+        _S46 = (_S39 + _S43.y + 3U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S123 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S43 + _S52.y + 3U;
-        float device* _S124 = result_0+_S123;
+        uint _S114 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
+        float device* _S115 = result_0+_S114;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S123) + sums_1[6U].w;
+            _S47 = *(result_0+_S114) + sums_1[6U].w;
         }
         else
         {
-            _S56 = sums_1[6U].w;
+            _S47 = sums_1[6U].w;
         }
-        *_S124 = _S56;
+        *_S115 = _S47;
     }
-    uint _S125 = _S53 + 7U;
-    bool _S126 = _S125 < _S44;
-    if(_S126)
+    uint _S116 = _S44 + 7U;
+    bool _S117 = _S116 < _S40;
+    if(_S117)
     {
-        _S55 = (_S43 + _S52.y) < _S37;
+        _S46 = (_S39 + _S43.y) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S127 = p_1->out_offset_0 + _S125 * p_1->out_stride_0 + _S43 + _S52.y;
-        float device* _S128 = result_0+_S127;
+        uint _S118 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S39 + _S43.y;
+        float device* _S119 = result_0+_S118;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S127) + sums_1[7U].x;
+            _S47 = *(result_0+_S118) + sums_1[7U].x;
         }
         else
         {
-            _S56 = sums_1[7U].x;
+            _S47 = sums_1[7U].x;
         }
-        *_S128 = _S56;
+        *_S119 = _S47;
     }
-    if(_S126)
+    if(_S117)
     {
-        _S55 = (_S43 + _S52.y + 1U) < _S37;
+        _S46 = (_S39 + _S43.y + 1U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S129 = p_1->out_offset_0 + _S125 * p_1->out_stride_0 + _S43 + _S52.y + 1U;
-        float device* _S130 = result_0+_S129;
+        uint _S120 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
+        float device* _S121 = result_0+_S120;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S129) + sums_1[7U].y;
+            _S47 = *(result_0+_S120) + sums_1[7U].y;
         }
         else
         {
-            _S56 = sums_1[7U].y;
+            _S47 = sums_1[7U].y;
         }
-        *_S130 = _S56;
+        *_S121 = _S47;
     }
-    if(_S126)
+    if(_S117)
     {
-        _S55 = (_S43 + _S52.y + 2U) < _S37;
+        _S46 = (_S39 + _S43.y + 2U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S131 = p_1->out_offset_0 + _S125 * p_1->out_stride_0 + _S43 + _S52.y + 2U;
-        float device* _S132 = result_0+_S131;
+        uint _S122 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
+        float device* _S123 = result_0+_S122;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S131) + sums_1[7U].z;
+            _S47 = *(result_0+_S122) + sums_1[7U].z;
         }
         else
         {
-            _S56 = sums_1[7U].z;
+            _S47 = sums_1[7U].z;
         }
-        *_S132 = _S56;
+        *_S123 = _S47;
     }
-    if(_S126)
+    if(_S117)
     {
-        _S55 = (_S43 + _S52.y + 3U) < _S37;
+        _S46 = (_S39 + _S43.y + 3U) < _S33;
     }
     else
     {
-        _S55 = false;
+        _S46 = false;
     }
-    if(_S55)
+    if(_S46)
     {
-        uint _S133 = p_1->out_offset_0 + _S125 * p_1->out_stride_0 + _S43 + _S52.y + 3U;
-        float device* _S134 = result_0+_S133;
+        uint _S124 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
+        float device* _S125 = result_0+_S124;
         if((p_1->accumulate_0) != 0U)
         {
-            _S56 = *(result_0+_S133) + sums_1[7U].w;
+            _S47 = *(result_0+_S124) + sums_1[7U].w;
         }
         else
         {
-            _S56 = sums_1[7U].w;
+            _S47 = sums_1[7U].w;
         }
-        *_S134 = _S56;
+        *_S125 = _S47;
     }
     return;
 }

@@ -203,19 +203,6 @@ void product_0(const Operand_0 thread* left_0, uint device* left_words_0, const 
     return;
 }
 
-Operand_0 Operand_x24init_0(uint device* words_2, uint offset_3, uint begin_2, uint rows_2, uint k_6, uint row_stride_1, uint k_stride_1, uint device* thread* _S24)
-{
-    thread Operand_0 _S25;
-    (&_S25)->offset_0 = offset_3;
-    (&_S25)->begin_0 = begin_2;
-    (&_S25)->rows_0 = rows_2;
-    (&_S25)->k_0 = k_6;
-    (&_S25)->row_stride_0 = row_stride_1;
-    (&_S25)->k_stride_0 = k_stride_1;
-    *_S24 = words_2;
-    return _S25;
-}
-
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
@@ -223,432 +210,441 @@ uint group_number_0(uint3 group_0)
 
 void matmul_0(uint3 group_1, uint thread_2, uint device* a_0, uint device* b_0, float device* result_0, const MatmulParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S26 = p_1->n_0;
-    uint _S27 = (p_1->n_0 + 64U - 1U) / 64U;
-    uint _S28 = p_1->m_0;
-    uint _S29 = (p_1->m_0 + 64U - 1U) / 64U;
-    uint _S30 = group_number_0(group_1);
-    uint _S31 = _S30 / _S27;
-    uint _S32 = _S31 / _S29;
-    uint _S33 = _S30 / _S27;
-    uint _S34 = _S33 % _S29;
+    uint _S24 = p_1->n_0;
+    uint _S25 = (p_1->n_0 + 64U - 1U) / 64U;
+    uint _S26 = p_1->m_0;
+    uint _S27 = (p_1->m_0 + 64U - 1U) / 64U;
+    uint _S28 = group_number_0(group_1);
+    uint _S29 = _S28 / _S25;
+    uint _S30 = _S29 / _S27;
+    uint _S31 = _S28 / _S25;
+    uint _S32 = _S31 % _S27;
+    uint _S33 = _S32 * 64U;
+    uint _S34 = _S28 % _S25;
     uint _S35 = _S34 * 64U;
-    uint _S36 = _S30 % _S27;
-    uint _S37 = _S36 * 64U;
-    if(_S32 >= (p_1->batch_0))
+    if(_S30 >= (p_1->batch_0))
     {
         return;
     }
-    uint _S38 = p_1->k_3;
-    thread uint device* _S39;
-    Operand_0 _S40 = Operand_x24init_0(a_0, p_1->a_offset_0, _S32 * p_1->a_batch_0, _S28, p_1->k_3, p_1->a_row_0, p_1->a_column_0, &_S39);
-    thread uint device* _S41;
-    Operand_0 _S42 = Operand_x24init_0(b_0, p_1->b_offset_0, _S32 * p_1->b_batch_0, _S26, _S38, p_1->b_column_0, p_1->b_row_0, &_S41);
-    thread Operand_0 _S43 = _S40;
-    thread Operand_0 _S44 = _S42;
+    thread Operand_0 left_1;
+    (&left_1)->offset_0 = p_1->a_offset_0;
+    (&left_1)->begin_0 = _S30 * p_1->a_batch_0;
+    (&left_1)->rows_0 = _S26;
+    (&left_1)->k_0 = p_1->k_3;
+    (&left_1)->row_stride_0 = p_1->a_row_0;
+    (&left_1)->k_stride_0 = p_1->a_column_0;
+    thread Operand_0 right_1;
+    (&right_1)->offset_0 = p_1->b_offset_0;
+    (&right_1)->begin_0 = _S30 * p_1->b_batch_0;
+    (&right_1)->rows_0 = _S24;
+    (&right_1)->k_0 = p_1->k_3;
+    (&right_1)->row_stride_0 = p_1->b_column_0;
+    (&right_1)->k_stride_0 = p_1->b_row_0;
+    thread Operand_0 _S36 = left_1;
+    thread Operand_0 _S37 = right_1;
     thread array<float4, int(8)> sums_1;
-    product_0(&_S43, _S39, &_S44, _S41, _S35, _S37, _S28, _S38, thread_2, &sums_1, kernelContext_1);
-    uint2 _S45 = corner_0(thread_2);
-    uint _S46 = _S35 + _S45.x;
-    bool _S47 = _S46 < _S28;
-    bool _S48;
+    product_0(&_S36, a_0, &_S37, b_0, _S33, _S35, _S26, p_1->k_3, thread_2, &sums_1, kernelContext_1);
+    uint2 _S38 = corner_0(thread_2);
+    uint _S39 = _S33 + _S38.x;
+    bool _S40 = _S39 < _S26;
+    bool _S41;
+    if(_S40)
+    {
+        _S41 = (_S35 + _S38.y) < _S24;
+    }
+    else
+    {
+        _S41 = false;
+    }
+    if(_S41)
+    {
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S39 * p_1->out_row_0 + _S35 + _S38.y)) = sums_1[0U].x;
+    }
+    if(_S40)
+    {
+        _S41 = (_S35 + _S38.y + 1U) < _S24;
+    }
+    else
+    {
+        _S41 = false;
+    }
+    if(_S41)
+    {
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S39 * p_1->out_row_0 + _S35 + _S38.y + 1U)) = sums_1[0U].y;
+    }
+    if(_S40)
+    {
+        _S41 = (_S35 + _S38.y + 2U) < _S24;
+    }
+    else
+    {
+        _S41 = false;
+    }
+    if(_S41)
+    {
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S39 * p_1->out_row_0 + _S35 + _S38.y + 2U)) = sums_1[0U].z;
+    }
+    if(_S40)
+    {
+        _S41 = (_S35 + _S38.y + 3U) < _S24;
+    }
+    else
+    {
+        _S41 = false;
+    }
+    if(_S41)
+    {
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S39 * p_1->out_row_0 + _S35 + _S38.y + 3U)) = sums_1[0U].w;
+    }
+    uint _S42 = _S39 + 1U;
+    bool _S43 = _S42 < _S26;
+    if(_S43)
+    {
+        _S41 = (_S35 + _S38.y) < _S24;
+    }
+    else
+    {
+        _S41 = false;
+    }
+    if(_S41)
+    {
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S42 * p_1->out_row_0 + _S35 + _S38.y)) = sums_1[1U].x;
+    }
+    if(_S43)
+    {
+        _S41 = (_S35 + _S38.y + 1U) < _S24;
+    }
+    else
+    {
+        _S41 = false;
+    }
+    if(_S41)
+    {
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S42 * p_1->out_row_0 + _S35 + _S38.y + 1U)) = sums_1[1U].y;
+    }
+    if(_S43)
+    {
+        _S41 = (_S35 + _S38.y + 2U) < _S24;
+    }
+    else
+    {
+        _S41 = false;
+    }
+    if(_S41)
+    {
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S42 * p_1->out_row_0 + _S35 + _S38.y + 2U)) = sums_1[1U].z;
+    }
+    if(_S43)
+    {
+        _S41 = (_S35 + _S38.y + 3U) < _S24;
+    }
+    else
+    {
+        _S41 = false;
+    }
+    if(_S41)
+    {
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S42 * p_1->out_row_0 + _S35 + _S38.y + 3U)) = sums_1[1U].w;
+    }
+    uint _S44 = _S39 + 2U;
+    bool _S45 = _S44 < _S26;
+    if(_S45)
+    {
+        _S41 = (_S35 + _S38.y) < _S24;
+    }
+    else
+    {
+        _S41 = false;
+    }
+    if(_S41)
+    {
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S44 * p_1->out_row_0 + _S35 + _S38.y)) = sums_1[2U].x;
+    }
+    if(_S45)
+    {
+        _S41 = (_S35 + _S38.y + 1U) < _S24;
+    }
+    else
+    {
+        _S41 = false;
+    }
+    if(_S41)
+    {
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S44 * p_1->out_row_0 + _S35 + _S38.y + 1U)) = sums_1[2U].y;
+    }
+    if(_S45)
+    {
+        _S41 = (_S35 + _S38.y + 2U) < _S24;
+    }
+    else
+    {
+        _S41 = false;
+    }
+    if(_S41)
+    {
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S44 * p_1->out_row_0 + _S35 + _S38.y + 2U)) = sums_1[2U].z;
+    }
+    if(_S45)
+    {
+        _S41 = (_S35 + _S38.y + 3U) < _S24;
+    }
+    else
+    {
+        _S41 = false;
+    }
+    if(_S41)
+    {
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S44 * p_1->out_row_0 + _S35 + _S38.y + 3U)) = sums_1[2U].w;
+    }
+    uint _S46 = _S39 + 3U;
+    bool _S47 = _S46 < _S26;
     if(_S47)
     {
-        _S48 = (_S37 + _S45.y) < _S26;
+        _S41 = (_S35 + _S38.y) < _S24;
     }
     else
     {
-        _S48 = false;
+        _S41 = false;
     }
-    if(_S48)
+    if(_S41)
     {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S46 * p_1->out_row_0 + _S37 + _S45.y)) = sums_1[0U].x;
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S46 * p_1->out_row_0 + _S35 + _S38.y)) = sums_1[3U].x;
     }
     if(_S47)
     {
-        _S48 = (_S37 + _S45.y + 1U) < _S26;
+        _S41 = (_S35 + _S38.y + 1U) < _S24;
     }
     else
     {
-        _S48 = false;
+        _S41 = false;
     }
-    if(_S48)
+    if(_S41)
     {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S46 * p_1->out_row_0 + _S37 + _S45.y + 1U)) = sums_1[0U].y;
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S46 * p_1->out_row_0 + _S35 + _S38.y + 1U)) = sums_1[3U].y;
     }
     if(_S47)
     {
-        _S48 = (_S37 + _S45.y + 2U) < _S26;
+        _S41 = (_S35 + _S38.y + 2U) < _S24;
     }
     else
     {
-        _S48 = false;
+        _S41 = false;
     }
-    if(_S48)
+    if(_S41)
     {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S46 * p_1->out_row_0 + _S37 + _S45.y + 2U)) = sums_1[0U].z;
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S46 * p_1->out_row_0 + _S35 + _S38.y + 2U)) = sums_1[3U].z;
     }
     if(_S47)
     {
-        _S48 = (_S37 + _S45.y + 3U) < _S26;
+        _S41 = (_S35 + _S38.y + 3U) < _S24;
     }
     else
     {
-        _S48 = false;
+        _S41 = false;
     }
-    if(_S48)
+    if(_S41)
     {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S46 * p_1->out_row_0 + _S37 + _S45.y + 3U)) = sums_1[0U].w;
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S46 * p_1->out_row_0 + _S35 + _S38.y + 3U)) = sums_1[3U].w;
     }
-    uint _S49 = _S46 + 1U;
-    bool _S50 = _S49 < _S28;
-    if(_S50)
+    uint _S48 = _S39 + 4U;
+    bool _S49 = _S48 < _S26;
+    if(_S49)
     {
-        _S48 = (_S37 + _S45.y) < _S26;
-    }
-    else
-    {
-        _S48 = false;
-    }
-    if(_S48)
-    {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S49 * p_1->out_row_0 + _S37 + _S45.y)) = sums_1[1U].x;
-    }
-    if(_S50)
-    {
-        _S48 = (_S37 + _S45.y + 1U) < _S26;
+        _S41 = (_S35 + _S38.y) < _S24;
     }
     else
     {
-        _S48 = false;
+        _S41 = false;
     }
-    if(_S48)
+    if(_S41)
     {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S49 * p_1->out_row_0 + _S37 + _S45.y + 1U)) = sums_1[1U].y;
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S48 * p_1->out_row_0 + _S35 + _S38.y)) = sums_1[4U].x;
     }
-    if(_S50)
+    if(_S49)
     {
-        _S48 = (_S37 + _S45.y + 2U) < _S26;
-    }
-    else
-    {
-        _S48 = false;
-    }
-    if(_S48)
-    {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S49 * p_1->out_row_0 + _S37 + _S45.y + 2U)) = sums_1[1U].z;
-    }
-    if(_S50)
-    {
-        _S48 = (_S37 + _S45.y + 3U) < _S26;
+        _S41 = (_S35 + _S38.y + 1U) < _S24;
     }
     else
     {
-        _S48 = false;
+        _S41 = false;
     }
-    if(_S48)
+    if(_S41)
     {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S49 * p_1->out_row_0 + _S37 + _S45.y + 3U)) = sums_1[1U].w;
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S48 * p_1->out_row_0 + _S35 + _S38.y + 1U)) = sums_1[4U].y;
     }
-    uint _S51 = _S46 + 2U;
-    bool _S52 = _S51 < _S28;
-    if(_S52)
+    if(_S49)
     {
-        _S48 = (_S37 + _S45.y) < _S26;
+        _S41 = (_S35 + _S38.y + 2U) < _S24;
     }
     else
     {
-        _S48 = false;
+        _S41 = false;
     }
-    if(_S48)
+    if(_S41)
     {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S51 * p_1->out_row_0 + _S37 + _S45.y)) = sums_1[2U].x;
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S48 * p_1->out_row_0 + _S35 + _S38.y + 2U)) = sums_1[4U].z;
     }
-    if(_S52)
+    if(_S49)
     {
-        _S48 = (_S37 + _S45.y + 1U) < _S26;
-    }
-    else
-    {
-        _S48 = false;
-    }
-    if(_S48)
-    {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S51 * p_1->out_row_0 + _S37 + _S45.y + 1U)) = sums_1[2U].y;
-    }
-    if(_S52)
-    {
-        _S48 = (_S37 + _S45.y + 2U) < _S26;
+        _S41 = (_S35 + _S38.y + 3U) < _S24;
     }
     else
     {
-        _S48 = false;
+        _S41 = false;
     }
-    if(_S48)
+    if(_S41)
     {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S51 * p_1->out_row_0 + _S37 + _S45.y + 2U)) = sums_1[2U].z;
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S48 * p_1->out_row_0 + _S35 + _S38.y + 3U)) = sums_1[4U].w;
     }
-    if(_S52)
+    uint _S50 = _S39 + 5U;
+    bool _S51 = _S50 < _S26;
+    if(_S51)
     {
-        _S48 = (_S37 + _S45.y + 3U) < _S26;
-    }
-    else
-    {
-        _S48 = false;
-    }
-    if(_S48)
-    {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S51 * p_1->out_row_0 + _S37 + _S45.y + 3U)) = sums_1[2U].w;
-    }
-    uint _S53 = _S46 + 3U;
-    bool _S54 = _S53 < _S28;
-    if(_S54)
-    {
-        _S48 = (_S37 + _S45.y) < _S26;
+        _S41 = (_S35 + _S38.y) < _S24;
     }
     else
     {
-        _S48 = false;
+        _S41 = false;
     }
-    if(_S48)
+    if(_S41)
     {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S53 * p_1->out_row_0 + _S37 + _S45.y)) = sums_1[3U].x;
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S50 * p_1->out_row_0 + _S35 + _S38.y)) = sums_1[5U].x;
     }
-    if(_S54)
+    if(_S51)
     {
-        _S48 = (_S37 + _S45.y + 1U) < _S26;
-    }
-    else
-    {
-        _S48 = false;
-    }
-    if(_S48)
-    {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S53 * p_1->out_row_0 + _S37 + _S45.y + 1U)) = sums_1[3U].y;
-    }
-    if(_S54)
-    {
-        _S48 = (_S37 + _S45.y + 2U) < _S26;
+        _S41 = (_S35 + _S38.y + 1U) < _S24;
     }
     else
     {
-        _S48 = false;
+        _S41 = false;
     }
-    if(_S48)
+    if(_S41)
     {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S53 * p_1->out_row_0 + _S37 + _S45.y + 2U)) = sums_1[3U].z;
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S50 * p_1->out_row_0 + _S35 + _S38.y + 1U)) = sums_1[5U].y;
     }
-    if(_S54)
+    if(_S51)
     {
-        _S48 = (_S37 + _S45.y + 3U) < _S26;
-    }
-    else
-    {
-        _S48 = false;
-    }
-    if(_S48)
-    {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S53 * p_1->out_row_0 + _S37 + _S45.y + 3U)) = sums_1[3U].w;
-    }
-    uint _S55 = _S46 + 4U;
-    bool _S56 = _S55 < _S28;
-    if(_S56)
-    {
-        _S48 = (_S37 + _S45.y) < _S26;
+        _S41 = (_S35 + _S38.y + 2U) < _S24;
     }
     else
     {
-        _S48 = false;
+        _S41 = false;
     }
-    if(_S48)
+    if(_S41)
     {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S55 * p_1->out_row_0 + _S37 + _S45.y)) = sums_1[4U].x;
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S50 * p_1->out_row_0 + _S35 + _S38.y + 2U)) = sums_1[5U].z;
     }
-    if(_S56)
+    if(_S51)
     {
-        _S48 = (_S37 + _S45.y + 1U) < _S26;
-    }
-    else
-    {
-        _S48 = false;
-    }
-    if(_S48)
-    {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S55 * p_1->out_row_0 + _S37 + _S45.y + 1U)) = sums_1[4U].y;
-    }
-    if(_S56)
-    {
-        _S48 = (_S37 + _S45.y + 2U) < _S26;
+        _S41 = (_S35 + _S38.y + 3U) < _S24;
     }
     else
     {
-        _S48 = false;
+        _S41 = false;
     }
-    if(_S48)
+    if(_S41)
     {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S55 * p_1->out_row_0 + _S37 + _S45.y + 2U)) = sums_1[4U].z;
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S50 * p_1->out_row_0 + _S35 + _S38.y + 3U)) = sums_1[5U].w;
     }
-    if(_S56)
+    uint _S52 = _S39 + 6U;
+    bool _S53 = _S52 < _S26;
+    if(_S53)
     {
-        _S48 = (_S37 + _S45.y + 3U) < _S26;
-    }
-    else
-    {
-        _S48 = false;
-    }
-    if(_S48)
-    {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S55 * p_1->out_row_0 + _S37 + _S45.y + 3U)) = sums_1[4U].w;
-    }
-    uint _S57 = _S46 + 5U;
-    bool _S58 = _S57 < _S28;
-    if(_S58)
-    {
-        _S48 = (_S37 + _S45.y) < _S26;
+        _S41 = (_S35 + _S38.y) < _S24;
     }
     else
     {
-        _S48 = false;
+        _S41 = false;
     }
-    if(_S48)
+    if(_S41)
     {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S57 * p_1->out_row_0 + _S37 + _S45.y)) = sums_1[5U].x;
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S52 * p_1->out_row_0 + _S35 + _S38.y)) = sums_1[6U].x;
     }
-    if(_S58)
+    if(_S53)
     {
-        _S48 = (_S37 + _S45.y + 1U) < _S26;
-    }
-    else
-    {
-        _S48 = false;
-    }
-    if(_S48)
-    {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S57 * p_1->out_row_0 + _S37 + _S45.y + 1U)) = sums_1[5U].y;
-    }
-    if(_S58)
-    {
-        _S48 = (_S37 + _S45.y + 2U) < _S26;
+        _S41 = (_S35 + _S38.y + 1U) < _S24;
     }
     else
     {
-        _S48 = false;
+        _S41 = false;
     }
-    if(_S48)
+    if(_S41)
     {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S57 * p_1->out_row_0 + _S37 + _S45.y + 2U)) = sums_1[5U].z;
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S52 * p_1->out_row_0 + _S35 + _S38.y + 1U)) = sums_1[6U].y;
     }
-    if(_S58)
+    if(_S53)
     {
-        _S48 = (_S37 + _S45.y + 3U) < _S26;
-    }
-    else
-    {
-        _S48 = false;
-    }
-    if(_S48)
-    {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S57 * p_1->out_row_0 + _S37 + _S45.y + 3U)) = sums_1[5U].w;
-    }
-    uint _S59 = _S46 + 6U;
-    bool _S60 = _S59 < _S28;
-    if(_S60)
-    {
-        _S48 = (_S37 + _S45.y) < _S26;
+        _S41 = (_S35 + _S38.y + 2U) < _S24;
     }
     else
     {
-        _S48 = false;
+        _S41 = false;
     }
-    if(_S48)
+    if(_S41)
     {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S59 * p_1->out_row_0 + _S37 + _S45.y)) = sums_1[6U].x;
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S52 * p_1->out_row_0 + _S35 + _S38.y + 2U)) = sums_1[6U].z;
     }
-    if(_S60)
+    if(_S53)
     {
-        _S48 = (_S37 + _S45.y + 1U) < _S26;
-    }
-    else
-    {
-        _S48 = false;
-    }
-    if(_S48)
-    {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S59 * p_1->out_row_0 + _S37 + _S45.y + 1U)) = sums_1[6U].y;
-    }
-    if(_S60)
-    {
-        _S48 = (_S37 + _S45.y + 2U) < _S26;
+        _S41 = (_S35 + _S38.y + 3U) < _S24;
     }
     else
     {
-        _S48 = false;
+        _S41 = false;
     }
-    if(_S48)
+    if(_S41)
     {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S59 * p_1->out_row_0 + _S37 + _S45.y + 2U)) = sums_1[6U].z;
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S52 * p_1->out_row_0 + _S35 + _S38.y + 3U)) = sums_1[6U].w;
     }
-    if(_S60)
+    uint _S54 = _S39 + 7U;
+    bool _S55 = _S54 < _S26;
+    if(_S55)
     {
-        _S48 = (_S37 + _S45.y + 3U) < _S26;
-    }
-    else
-    {
-        _S48 = false;
-    }
-    if(_S48)
-    {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S59 * p_1->out_row_0 + _S37 + _S45.y + 3U)) = sums_1[6U].w;
-    }
-    uint _S61 = _S46 + 7U;
-    bool _S62 = _S61 < _S28;
-    if(_S62)
-    {
-        _S48 = (_S37 + _S45.y) < _S26;
+        _S41 = (_S35 + _S38.y) < _S24;
     }
     else
     {
-        _S48 = false;
+        _S41 = false;
     }
-    if(_S48)
+    if(_S41)
     {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S61 * p_1->out_row_0 + _S37 + _S45.y)) = sums_1[7U].x;
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S54 * p_1->out_row_0 + _S35 + _S38.y)) = sums_1[7U].x;
     }
-    if(_S62)
+    if(_S55)
     {
-        _S48 = (_S37 + _S45.y + 1U) < _S26;
-    }
-    else
-    {
-        _S48 = false;
-    }
-    if(_S48)
-    {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S61 * p_1->out_row_0 + _S37 + _S45.y + 1U)) = sums_1[7U].y;
-    }
-    if(_S62)
-    {
-        _S48 = (_S37 + _S45.y + 2U) < _S26;
+        _S41 = (_S35 + _S38.y + 1U) < _S24;
     }
     else
     {
-        _S48 = false;
+        _S41 = false;
     }
-    if(_S48)
+    if(_S41)
     {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S61 * p_1->out_row_0 + _S37 + _S45.y + 2U)) = sums_1[7U].z;
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S54 * p_1->out_row_0 + _S35 + _S38.y + 1U)) = sums_1[7U].y;
     }
-    if(_S62)
+    if(_S55)
     {
-        _S48 = (_S37 + _S45.y + 3U) < _S26;
+        _S41 = (_S35 + _S38.y + 2U) < _S24;
     }
     else
     {
-        _S48 = false;
+        _S41 = false;
     }
-    if(_S48)
+    if(_S41)
     {
-        *(result_0+(p_1->out_offset_0 + _S32 * p_1->out_batch_0 + _S61 * p_1->out_row_0 + _S37 + _S45.y + 3U)) = sums_1[7U].w;
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S54 * p_1->out_row_0 + _S35 + _S38.y + 2U)) = sums_1[7U].z;
+    }
+    if(_S55)
+    {
+        _S41 = (_S35 + _S38.y + 3U) < _S24;
+    }
+    else
+    {
+        _S41 = false;
+    }
+    if(_S41)
+    {
+        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S54 * p_1->out_row_0 + _S35 + _S38.y + 3U)) = sums_1[7U].w;
     }
     return;
 }

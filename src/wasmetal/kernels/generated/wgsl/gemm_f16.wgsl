@@ -82,16 +82,6 @@ struct Activations_0
      k_2 : u32,
 };
 
-fn Activations_x24init_0( _S5 : u32,  _S6 : u32,  _S7 : u32,  _S8 : u32) -> Activations_0
-{
-    var _S9 : Activations_0;
-    _S9.offset_0 = _S5;
-    _S9.stride_0 = _S6;
-    _S9.rows_1 = _S7;
-    _S9.k_2 = _S8;
-    return _S9;
-}
-
 struct Weights_0
 {
      offset_1 : u32,
@@ -99,49 +89,40 @@ struct Weights_0
      k_3 : u32,
 };
 
-fn Weights_x24init_0( _S10 : u32,  _S11 : u32,  _S12 : u32) -> Weights_0
-{
-    var _S13 : Weights_0;
-    _S13.offset_1 = _S10;
-    _S13.n_1 = _S11;
-    _S13.k_3 = _S12;
-    return _S13;
-}
-
-fn Activations_along_k_0( _S14 : Activations_0) -> bool
+fn Activations_along_k_0( _S5 : Activations_0) -> bool
 {
     return true;
 }
 
-fn Activations_at_0( _S15 : Activations_0,  _S16 : u32,  _S17 : u32) -> f32
+fn Activations_at_0( _S6 : Activations_0,  _S7 : u32,  _S8 : u32) -> f32
 {
-    var _S18 : bool;
-    if(_S16 < (_S15.rows_1))
+    var _S9 : bool;
+    if(_S7 < (_S6.rows_1))
     {
-        _S18 = _S17 < (_S15.k_2);
+        _S9 = _S8 < (_S6.k_2);
     }
     else
     {
-        _S18 = false;
+        _S9 = false;
     }
-    var _S19 : f32;
-    if(_S18)
+    var _S10 : f32;
+    if(_S9)
     {
-        _S19 = entryPointParams_x_0[_S15.offset_0 + _S16 * _S15.stride_0 + _S17];
+        _S10 = entryPointParams_x_0[_S6.offset_0 + _S7 * _S6.stride_0 + _S8];
     }
     else
     {
-        _S19 = 0.0f;
+        _S10 = 0.0f;
     }
-    return _S19;
+    return _S10;
 }
 
-fn load_0( _S20 : Activations_0,  _S21 : u32,  _S22 : u32) -> vec4<f32>
+fn load_0( _S11 : Activations_0,  _S12 : u32,  _S13 : u32) -> vec4<f32>
 {
-    return vec4<f32>(Activations_at_0(_S20, _S21, _S22), Activations_at_0(_S20, _S21 + u32(1), _S22), Activations_at_0(_S20, _S21 + u32(2), _S22), Activations_at_0(_S20, _S21 + u32(3), _S22));
+    return vec4<f32>(Activations_at_0(_S11, _S12, _S13), Activations_at_0(_S11, _S12 + u32(1), _S13), Activations_at_0(_S11, _S12 + u32(2), _S13), Activations_at_0(_S11, _S12 + u32(3), _S13));
 }
 
-fn Weights_along_k_0( _S23 : Weights_0) -> bool
+fn Weights_along_k_0( _S14 : Weights_0) -> bool
 {
     return true;
 }
@@ -151,67 +132,67 @@ fn halves_0( word_0 : u32) -> vec2<f32>
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
 }
 
-fn half_at_0( _S24 : u32,  _S25 : u32) -> f32
+fn half_at_0( _S15 : u32,  _S16 : u32) -> f32
 {
-    return halves_0((entryPointParams_weight_0[_S24 + _S25 / u32(2)] >> ((_S25 % u32(2) * u32(16))))).x;
+    return halves_0((entryPointParams_weight_0[_S15 + _S16 / u32(2)] >> ((_S16 % u32(2) * u32(16))))).x;
 }
 
-fn F16_at_0( _S26 : u32,  _S27 : u32,  _S28 : u32,  _S29 : u32) -> f32
+fn F16_at_0( _S17 : u32,  _S18 : u32,  _S19 : u32,  _S20 : u32) -> f32
 {
-    return half_at_0(_S26, _S28 * _S27 + _S29);
+    return half_at_0(_S17, _S19 * _S18 + _S20);
 }
 
-fn Weights_at_0( _S30 : Weights_0,  _S31 : u32,  _S32 : u32) -> f32
+fn Weights_at_0( _S21 : Weights_0,  _S22 : u32,  _S23 : u32) -> f32
 {
-    var _S33 : bool;
-    if(_S31 < (_S30.n_1))
+    var _S24 : bool;
+    if(_S22 < (_S21.n_1))
     {
-        _S33 = _S32 < (_S30.k_3);
+        _S24 = _S23 < (_S21.k_3);
     }
     else
     {
-        _S33 = false;
+        _S24 = false;
     }
-    var _S34 : f32;
-    if(_S33)
+    var _S25 : f32;
+    if(_S24)
     {
-        _S34 = F16_at_0(_S30.offset_1, _S30.k_3, _S31, _S32);
+        _S25 = F16_at_0(_S21.offset_1, _S21.k_3, _S22, _S23);
     }
     else
     {
-        _S34 = 0.0f;
+        _S25 = 0.0f;
     }
-    return _S34;
+    return _S25;
 }
 
-fn load_1( _S35 : Weights_0,  _S36 : u32,  _S37 : u32) -> vec4<f32>
+fn load_1( _S26 : Weights_0,  _S27 : u32,  _S28 : u32) -> vec4<f32>
 {
-    return vec4<f32>(Weights_at_0(_S35, _S36, _S37), Weights_at_0(_S35, _S36 + u32(1), _S37), Weights_at_0(_S35, _S36 + u32(2), _S37), Weights_at_0(_S35, _S36 + u32(3), _S37));
+    return vec4<f32>(Weights_at_0(_S26, _S27, _S28), Weights_at_0(_S26, _S27 + u32(1), _S28), Weights_at_0(_S26, _S27 + u32(2), _S28), Weights_at_0(_S26, _S27 + u32(3), _S28));
 }
 
-fn product_0( _S38 : Activations_0,  _S39 : Weights_0,  _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : u32,  _S45 : ptr<function, array<vec4<f32>, i32(8)>>)
+fn product_0( _S29 : Activations_0,  _S30 : Weights_0,  _S31 : u32,  _S32 : u32,  _S33 : u32,  _S34 : u32,  _S35 : u32,  _S36 : ptr<function, array<vec4<f32>, i32(8)>>)
 {
-    var _S46 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    (*_S45)[u32(0)] = _S46;
-    (*_S45)[u32(1)] = _S46;
-    (*_S45)[u32(2)] = _S46;
-    (*_S45)[u32(3)] = _S46;
-    (*_S45)[u32(4)] = _S46;
-    (*_S45)[u32(5)] = _S46;
-    (*_S45)[u32(6)] = _S46;
-    (*_S45)[u32(7)] = _S46;
-    var _S47 : vec2<u32> = corner_0(_S44);
+    var _S37 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    (*_S36)[u32(0)] = _S37;
+    (*_S36)[u32(1)] = _S37;
+    (*_S36)[u32(2)] = _S37;
+    (*_S36)[u32(3)] = _S37;
+    (*_S36)[u32(4)] = _S37;
+    (*_S36)[u32(5)] = _S37;
+    (*_S36)[u32(6)] = _S37;
+    (*_S36)[u32(7)] = _S37;
+    var _S38 : vec2<u32> = corner_0(_S35);
     var begin_0 : u32 = u32(0);
     for(;;)
     {
-        if(begin_0 < _S43)
+        if(begin_0 < _S34)
         {
         }
         else
         {
             break;
         }
-        var i_1 : u32 = _S44;
+        var i_1 : u32 = _S35;
         for(;;)
         {
             if(i_1 < u32(512))
@@ -221,19 +202,19 @@ fn product_0( _S38 : Activations_0,  _S39 : Weights_0,  _S40 : u32,  _S41 : u32,
             {
                 break;
             }
-            var _S48 : vec2<u32> = share_0(i_1, Activations_along_k_0(_S38));
-            var _S49 : u32 = _S48.x;
-            var _S50 : u32 = _S48.y;
-            left_tile_0[place_0(_S49, _S50)] = load_0(_S38, _S40 + u32(4) * _S50, begin_0 + _S49);
-            var _S51 : vec2<u32> = share_0(i_1, Weights_along_k_0(_S39));
-            var _S52 : u32 = _S51.x;
-            var _S53 : u32 = _S51.y;
-            right_tile_0[place_0(_S52, _S53)] = load_1(_S39, _S41 + u32(4) * _S53, begin_0 + _S52);
+            var _S39 : vec2<u32> = share_0(i_1, Activations_along_k_0(_S29));
+            var _S40 : u32 = _S39.x;
+            var _S41 : u32 = _S39.y;
+            left_tile_0[place_0(_S40, _S41)] = load_0(_S29, _S31 + u32(4) * _S41, begin_0 + _S40);
+            var _S42 : vec2<u32> = share_0(i_1, Weights_along_k_0(_S30));
+            var _S43 : u32 = _S42.x;
+            var _S44 : u32 = _S42.y;
+            right_tile_0[place_0(_S43, _S44)] = load_1(_S30, _S32 + u32(4) * _S44, begin_0 + _S43);
             i_1 = i_1 + u32(128);
         }
         workgroupBarrier();
-        var _S54 : u32 = _S47.x;
-        if((_S40 + _S54) < _S42)
+        var _S45 : u32 = _S38.x;
+        if((_S31 + _S45) < _S33)
         {
             var j_0 : u32 = u32(0);
             for(;;)
@@ -245,17 +226,17 @@ fn product_0( _S38 : Activations_0,  _S39 : Weights_0,  _S40 : u32,  _S41 : u32,
                 {
                     break;
                 }
-                var _S55 : vec4<f32> = right_tile_0[place_0(j_0, _S47.y / u32(4))];
-                var _S56 : vec4<f32> = left_tile_0[place_0(j_0, _S54 / u32(4))];
-                (*_S45)[u32(0)] = (*_S45)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S54 / u32(4))].x) * _S55;
-                (*_S45)[u32(1)] = (*_S45)[u32(1)] + vec4<f32>(_S56.y) * _S55;
-                (*_S45)[u32(2)] = (*_S45)[u32(2)] + vec4<f32>(_S56.z) * _S55;
-                (*_S45)[u32(3)] = (*_S45)[u32(3)] + vec4<f32>(_S56.w) * _S55;
-                var _S57 : vec4<f32> = left_tile_0[place_0(j_0, _S54 / u32(4) + u32(1))];
-                (*_S45)[u32(4)] = (*_S45)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S54 / u32(4) + u32(1))].x) * _S55;
-                (*_S45)[u32(5)] = (*_S45)[u32(5)] + vec4<f32>(_S57.y) * _S55;
-                (*_S45)[u32(6)] = (*_S45)[u32(6)] + vec4<f32>(_S57.z) * _S55;
-                (*_S45)[u32(7)] = (*_S45)[u32(7)] + vec4<f32>(_S57.w) * _S55;
+                var _S46 : vec4<f32> = right_tile_0[place_0(j_0, _S38.y / u32(4))];
+                var _S47 : vec4<f32> = left_tile_0[place_0(j_0, _S45 / u32(4))];
+                (*_S36)[u32(0)] = (*_S36)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S45 / u32(4))].x) * _S46;
+                (*_S36)[u32(1)] = (*_S36)[u32(1)] + vec4<f32>(_S47.y) * _S46;
+                (*_S36)[u32(2)] = (*_S36)[u32(2)] + vec4<f32>(_S47.z) * _S46;
+                (*_S36)[u32(3)] = (*_S36)[u32(3)] + vec4<f32>(_S47.w) * _S46;
+                var _S48 : vec4<f32> = left_tile_0[place_0(j_0, _S45 / u32(4) + u32(1))];
+                (*_S36)[u32(4)] = (*_S36)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S45 / u32(4) + u32(1))].x) * _S46;
+                (*_S36)[u32(5)] = (*_S36)[u32(5)] + vec4<f32>(_S48.y) * _S46;
+                (*_S36)[u32(6)] = (*_S36)[u32(6)] + vec4<f32>(_S48.z) * _S46;
+                (*_S36)[u32(7)] = (*_S36)[u32(7)] + vec4<f32>(_S48.w) * _S46;
                 j_0 = j_0 + u32(1);
             }
         }
@@ -265,712 +246,721 @@ fn product_0( _S38 : Activations_0,  _S39 : Weights_0,  _S40 : u32,  _S41 : u32,
     return;
 }
 
-fn gemm_0( _S58 : vec3<u32>,  _S59 : u32,  _S60 : ptr<function, GemmParams_std140_0>)
+fn gemm_0( _S49 : vec3<u32>,  _S50 : u32,  _S51 : ptr<function, GemmParams_std140_0>)
 {
-    var _S61 : u32 = (*_S60).n_0;
-    var _S62 : u32 = ((*_S60).n_0 + u32(64) - u32(1)) / u32(64);
-    var _S63 : u32 = group_number_0(_S58);
-    var _S64 : u32 = _S63 / _S62;
-    var _S65 : u32 = _S64 * u32(64);
-    var _S66 : u32 = _S63 % _S62;
-    var _S67 : u32 = _S66 * u32(64);
-    var _S68 : u32 = live_rows_0((*_S60).step_offset_0, (*_S60).rows_0);
-    if(_S65 >= _S68)
+    var _S52 : u32 = (*_S51).n_0;
+    var _S53 : u32 = ((*_S51).n_0 + u32(64) - u32(1)) / u32(64);
+    var _S54 : u32 = group_number_0(_S49);
+    var _S55 : u32 = _S54 / _S53;
+    var _S56 : u32 = _S55 * u32(64);
+    var _S57 : u32 = _S54 % _S53;
+    var _S58 : u32 = _S57 * u32(64);
+    var _S59 : u32 = live_rows_0((*_S51).step_offset_0, (*_S51).rows_0);
+    if(_S56 >= _S59)
     {
         return;
     }
+    var left_0 : Activations_0;
+    left_0.offset_0 = (*_S51).x_offset_0;
+    left_0.stride_0 = (*_S51).x_stride_0;
+    left_0.rows_1 = _S59;
+    left_0.k_2 = (*_S51).k_0;
+    var right_0 : Weights_0;
+    right_0.offset_1 = (*_S51).weight_offset_0;
+    right_0.n_1 = _S52;
+    right_0.k_3 = (*_S51).k_0;
     var sums_0 : array<vec4<f32>, i32(8)>;
-    product_0(Activations_x24init_0((*_S60).x_offset_0, (*_S60).x_stride_0, _S68, (*_S60).k_0), Weights_x24init_0((*_S60).weight_offset_0, _S61, (*_S60).k_0), _S65, _S67, _S68, (*_S60).k_0, _S59, &(sums_0));
-    var _S69 : vec2<u32> = corner_0(_S59);
-    var _S70 : u32 = _S65 + _S69.x;
-    var _S71 : bool = _S70 < _S68;
-    var _S72 : bool;
-    if(_S71)
+    product_0(left_0, right_0, _S56, _S58, _S59, (*_S51).k_0, _S50, &(sums_0));
+    var _S60 : vec2<u32> = corner_0(_S50);
+    var _S61 : u32 = _S56 + _S60.x;
+    var _S62 : bool = _S61 < _S59;
+    var _S63 : bool;
+    if(_S62)
     {
-        _S72 = (_S67 + _S69.y) < _S61;
+        _S63 = (_S58 + _S60.y) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    var _S73 : f32;
-    if(_S72)
+    var _S64 : f32;
+    if(_S63)
     {
-        var _S74 : u32 = (*_S60).out_offset_0 + _S70 * (*_S60).out_stride_0 + _S67 + _S69.y;
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S65 : u32 = (*_S51).out_offset_0 + _S61 * (*_S51).out_stride_0 + _S58 + _S60.y;
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S74] + sums_0[u32(0)][u32(0)];
+            _S64 = entryPointParams_result_0[_S65] + sums_0[u32(0)][u32(0)];
         }
         else
         {
-            _S73 = sums_0[u32(0)][u32(0)];
+            _S64 = sums_0[u32(0)][u32(0)];
         }
-        entryPointParams_result_0[_S74] = _S73;
+        entryPointParams_result_0[_S65] = _S64;
     }
-    if(_S71)
+    if(_S62)
     {
-        _S72 = (_S67 + _S69.y + u32(1)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(1)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S75 : u32 = (*_S60).out_offset_0 + _S70 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(1);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S66 : u32 = (*_S51).out_offset_0 + _S61 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(1);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S75] + sums_0[u32(0)][u32(1)];
+            _S64 = entryPointParams_result_0[_S66] + sums_0[u32(0)][u32(1)];
         }
         else
         {
-            _S73 = sums_0[u32(0)][u32(1)];
+            _S64 = sums_0[u32(0)][u32(1)];
         }
-        entryPointParams_result_0[_S75] = _S73;
+        entryPointParams_result_0[_S66] = _S64;
     }
-    if(_S71)
+    if(_S62)
     {
-        _S72 = (_S67 + _S69.y + u32(2)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(2)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S76 : u32 = (*_S60).out_offset_0 + _S70 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(2);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S67 : u32 = (*_S51).out_offset_0 + _S61 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(2);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S76] + sums_0[u32(0)][u32(2)];
+            _S64 = entryPointParams_result_0[_S67] + sums_0[u32(0)][u32(2)];
         }
         else
         {
-            _S73 = sums_0[u32(0)][u32(2)];
+            _S64 = sums_0[u32(0)][u32(2)];
         }
-        entryPointParams_result_0[_S76] = _S73;
+        entryPointParams_result_0[_S67] = _S64;
     }
-    if(_S71)
+    if(_S62)
     {
-        _S72 = (_S67 + _S69.y + u32(3)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(3)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S77 : u32 = (*_S60).out_offset_0 + _S70 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(3);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S68 : u32 = (*_S51).out_offset_0 + _S61 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(3);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S77] + sums_0[u32(0)][u32(3)];
+            _S64 = entryPointParams_result_0[_S68] + sums_0[u32(0)][u32(3)];
         }
         else
         {
-            _S73 = sums_0[u32(0)][u32(3)];
+            _S64 = sums_0[u32(0)][u32(3)];
         }
-        entryPointParams_result_0[_S77] = _S73;
+        entryPointParams_result_0[_S68] = _S64;
     }
-    var _S78 : u32 = _S70 + u32(1);
-    var _S79 : bool = _S78 < _S68;
-    if(_S79)
+    var _S69 : u32 = _S61 + u32(1);
+    var _S70 : bool = _S69 < _S59;
+    if(_S70)
     {
-        _S72 = (_S67 + _S69.y) < _S61;
+        _S63 = (_S58 + _S60.y) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S80 : u32 = (*_S60).out_offset_0 + _S78 * (*_S60).out_stride_0 + _S67 + _S69.y;
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S71 : u32 = (*_S51).out_offset_0 + _S69 * (*_S51).out_stride_0 + _S58 + _S60.y;
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S80] + sums_0[u32(1)][u32(0)];
+            _S64 = entryPointParams_result_0[_S71] + sums_0[u32(1)][u32(0)];
         }
         else
         {
-            _S73 = sums_0[u32(1)][u32(0)];
+            _S64 = sums_0[u32(1)][u32(0)];
         }
-        entryPointParams_result_0[_S80] = _S73;
+        entryPointParams_result_0[_S71] = _S64;
     }
-    if(_S79)
+    if(_S70)
     {
-        _S72 = (_S67 + _S69.y + u32(1)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(1)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S81 : u32 = (*_S60).out_offset_0 + _S78 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(1);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S72 : u32 = (*_S51).out_offset_0 + _S69 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(1);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S81] + sums_0[u32(1)][u32(1)];
+            _S64 = entryPointParams_result_0[_S72] + sums_0[u32(1)][u32(1)];
         }
         else
         {
-            _S73 = sums_0[u32(1)][u32(1)];
+            _S64 = sums_0[u32(1)][u32(1)];
         }
-        entryPointParams_result_0[_S81] = _S73;
+        entryPointParams_result_0[_S72] = _S64;
     }
-    if(_S79)
+    if(_S70)
     {
-        _S72 = (_S67 + _S69.y + u32(2)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(2)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S82 : u32 = (*_S60).out_offset_0 + _S78 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(2);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S73 : u32 = (*_S51).out_offset_0 + _S69 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(2);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S82] + sums_0[u32(1)][u32(2)];
+            _S64 = entryPointParams_result_0[_S73] + sums_0[u32(1)][u32(2)];
         }
         else
         {
-            _S73 = sums_0[u32(1)][u32(2)];
+            _S64 = sums_0[u32(1)][u32(2)];
         }
-        entryPointParams_result_0[_S82] = _S73;
+        entryPointParams_result_0[_S73] = _S64;
     }
-    if(_S79)
+    if(_S70)
     {
-        _S72 = (_S67 + _S69.y + u32(3)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(3)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S83 : u32 = (*_S60).out_offset_0 + _S78 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(3);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S74 : u32 = (*_S51).out_offset_0 + _S69 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(3);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S83] + sums_0[u32(1)][u32(3)];
+            _S64 = entryPointParams_result_0[_S74] + sums_0[u32(1)][u32(3)];
         }
         else
         {
-            _S73 = sums_0[u32(1)][u32(3)];
+            _S64 = sums_0[u32(1)][u32(3)];
         }
-        entryPointParams_result_0[_S83] = _S73;
+        entryPointParams_result_0[_S74] = _S64;
     }
-    var _S84 : u32 = _S70 + u32(2);
-    var _S85 : bool = _S84 < _S68;
-    if(_S85)
+    var _S75 : u32 = _S61 + u32(2);
+    var _S76 : bool = _S75 < _S59;
+    if(_S76)
     {
-        _S72 = (_S67 + _S69.y) < _S61;
+        _S63 = (_S58 + _S60.y) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S86 : u32 = (*_S60).out_offset_0 + _S84 * (*_S60).out_stride_0 + _S67 + _S69.y;
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S77 : u32 = (*_S51).out_offset_0 + _S75 * (*_S51).out_stride_0 + _S58 + _S60.y;
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S86] + sums_0[u32(2)][u32(0)];
+            _S64 = entryPointParams_result_0[_S77] + sums_0[u32(2)][u32(0)];
         }
         else
         {
-            _S73 = sums_0[u32(2)][u32(0)];
+            _S64 = sums_0[u32(2)][u32(0)];
         }
-        entryPointParams_result_0[_S86] = _S73;
+        entryPointParams_result_0[_S77] = _S64;
     }
-    if(_S85)
+    if(_S76)
     {
-        _S72 = (_S67 + _S69.y + u32(1)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(1)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S87 : u32 = (*_S60).out_offset_0 + _S84 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(1);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S78 : u32 = (*_S51).out_offset_0 + _S75 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(1);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S87] + sums_0[u32(2)][u32(1)];
+            _S64 = entryPointParams_result_0[_S78] + sums_0[u32(2)][u32(1)];
         }
         else
         {
-            _S73 = sums_0[u32(2)][u32(1)];
+            _S64 = sums_0[u32(2)][u32(1)];
         }
-        entryPointParams_result_0[_S87] = _S73;
+        entryPointParams_result_0[_S78] = _S64;
     }
-    if(_S85)
+    if(_S76)
     {
-        _S72 = (_S67 + _S69.y + u32(2)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(2)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S88 : u32 = (*_S60).out_offset_0 + _S84 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(2);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S79 : u32 = (*_S51).out_offset_0 + _S75 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(2);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S88] + sums_0[u32(2)][u32(2)];
+            _S64 = entryPointParams_result_0[_S79] + sums_0[u32(2)][u32(2)];
         }
         else
         {
-            _S73 = sums_0[u32(2)][u32(2)];
+            _S64 = sums_0[u32(2)][u32(2)];
         }
-        entryPointParams_result_0[_S88] = _S73;
+        entryPointParams_result_0[_S79] = _S64;
     }
-    if(_S85)
+    if(_S76)
     {
-        _S72 = (_S67 + _S69.y + u32(3)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(3)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S89 : u32 = (*_S60).out_offset_0 + _S84 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(3);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S80 : u32 = (*_S51).out_offset_0 + _S75 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(3);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S89] + sums_0[u32(2)][u32(3)];
+            _S64 = entryPointParams_result_0[_S80] + sums_0[u32(2)][u32(3)];
         }
         else
         {
-            _S73 = sums_0[u32(2)][u32(3)];
+            _S64 = sums_0[u32(2)][u32(3)];
         }
-        entryPointParams_result_0[_S89] = _S73;
+        entryPointParams_result_0[_S80] = _S64;
     }
-    var _S90 : u32 = _S70 + u32(3);
-    var _S91 : bool = _S90 < _S68;
-    if(_S91)
+    var _S81 : u32 = _S61 + u32(3);
+    var _S82 : bool = _S81 < _S59;
+    if(_S82)
     {
-        _S72 = (_S67 + _S69.y) < _S61;
+        _S63 = (_S58 + _S60.y) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S92 : u32 = (*_S60).out_offset_0 + _S90 * (*_S60).out_stride_0 + _S67 + _S69.y;
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S83 : u32 = (*_S51).out_offset_0 + _S81 * (*_S51).out_stride_0 + _S58 + _S60.y;
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S92] + sums_0[u32(3)][u32(0)];
+            _S64 = entryPointParams_result_0[_S83] + sums_0[u32(3)][u32(0)];
         }
         else
         {
-            _S73 = sums_0[u32(3)][u32(0)];
+            _S64 = sums_0[u32(3)][u32(0)];
         }
-        entryPointParams_result_0[_S92] = _S73;
+        entryPointParams_result_0[_S83] = _S64;
     }
-    if(_S91)
+    if(_S82)
     {
-        _S72 = (_S67 + _S69.y + u32(1)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(1)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S93 : u32 = (*_S60).out_offset_0 + _S90 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(1);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S84 : u32 = (*_S51).out_offset_0 + _S81 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(1);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S93] + sums_0[u32(3)][u32(1)];
+            _S64 = entryPointParams_result_0[_S84] + sums_0[u32(3)][u32(1)];
         }
         else
         {
-            _S73 = sums_0[u32(3)][u32(1)];
+            _S64 = sums_0[u32(3)][u32(1)];
         }
-        entryPointParams_result_0[_S93] = _S73;
+        entryPointParams_result_0[_S84] = _S64;
     }
-    if(_S91)
+    if(_S82)
     {
-        _S72 = (_S67 + _S69.y + u32(2)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(2)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S94 : u32 = (*_S60).out_offset_0 + _S90 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(2);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S85 : u32 = (*_S51).out_offset_0 + _S81 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(2);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S94] + sums_0[u32(3)][u32(2)];
+            _S64 = entryPointParams_result_0[_S85] + sums_0[u32(3)][u32(2)];
         }
         else
         {
-            _S73 = sums_0[u32(3)][u32(2)];
+            _S64 = sums_0[u32(3)][u32(2)];
         }
-        entryPointParams_result_0[_S94] = _S73;
+        entryPointParams_result_0[_S85] = _S64;
     }
-    if(_S91)
+    if(_S82)
     {
-        _S72 = (_S67 + _S69.y + u32(3)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(3)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S95 : u32 = (*_S60).out_offset_0 + _S90 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(3);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S86 : u32 = (*_S51).out_offset_0 + _S81 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(3);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S95] + sums_0[u32(3)][u32(3)];
+            _S64 = entryPointParams_result_0[_S86] + sums_0[u32(3)][u32(3)];
         }
         else
         {
-            _S73 = sums_0[u32(3)][u32(3)];
+            _S64 = sums_0[u32(3)][u32(3)];
         }
-        entryPointParams_result_0[_S95] = _S73;
+        entryPointParams_result_0[_S86] = _S64;
     }
-    var _S96 : u32 = _S70 + u32(4);
-    var _S97 : bool = _S96 < _S68;
-    if(_S97)
+    var _S87 : u32 = _S61 + u32(4);
+    var _S88 : bool = _S87 < _S59;
+    if(_S88)
     {
-        _S72 = (_S67 + _S69.y) < _S61;
+        _S63 = (_S58 + _S60.y) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S98 : u32 = (*_S60).out_offset_0 + _S96 * (*_S60).out_stride_0 + _S67 + _S69.y;
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S89 : u32 = (*_S51).out_offset_0 + _S87 * (*_S51).out_stride_0 + _S58 + _S60.y;
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S98] + sums_0[u32(4)][u32(0)];
+            _S64 = entryPointParams_result_0[_S89] + sums_0[u32(4)][u32(0)];
         }
         else
         {
-            _S73 = sums_0[u32(4)][u32(0)];
+            _S64 = sums_0[u32(4)][u32(0)];
         }
-        entryPointParams_result_0[_S98] = _S73;
+        entryPointParams_result_0[_S89] = _S64;
     }
-    if(_S97)
+    if(_S88)
     {
-        _S72 = (_S67 + _S69.y + u32(1)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(1)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S99 : u32 = (*_S60).out_offset_0 + _S96 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(1);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S90 : u32 = (*_S51).out_offset_0 + _S87 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(1);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S99] + sums_0[u32(4)][u32(1)];
+            _S64 = entryPointParams_result_0[_S90] + sums_0[u32(4)][u32(1)];
         }
         else
         {
-            _S73 = sums_0[u32(4)][u32(1)];
+            _S64 = sums_0[u32(4)][u32(1)];
         }
-        entryPointParams_result_0[_S99] = _S73;
+        entryPointParams_result_0[_S90] = _S64;
     }
-    if(_S97)
+    if(_S88)
     {
-        _S72 = (_S67 + _S69.y + u32(2)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(2)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S100 : u32 = (*_S60).out_offset_0 + _S96 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(2);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S91 : u32 = (*_S51).out_offset_0 + _S87 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(2);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S100] + sums_0[u32(4)][u32(2)];
+            _S64 = entryPointParams_result_0[_S91] + sums_0[u32(4)][u32(2)];
         }
         else
         {
-            _S73 = sums_0[u32(4)][u32(2)];
+            _S64 = sums_0[u32(4)][u32(2)];
         }
-        entryPointParams_result_0[_S100] = _S73;
+        entryPointParams_result_0[_S91] = _S64;
     }
-    if(_S97)
+    if(_S88)
     {
-        _S72 = (_S67 + _S69.y + u32(3)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(3)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S101 : u32 = (*_S60).out_offset_0 + _S96 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(3);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S92 : u32 = (*_S51).out_offset_0 + _S87 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(3);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S101] + sums_0[u32(4)][u32(3)];
+            _S64 = entryPointParams_result_0[_S92] + sums_0[u32(4)][u32(3)];
         }
         else
         {
-            _S73 = sums_0[u32(4)][u32(3)];
+            _S64 = sums_0[u32(4)][u32(3)];
         }
-        entryPointParams_result_0[_S101] = _S73;
+        entryPointParams_result_0[_S92] = _S64;
     }
-    var _S102 : u32 = _S70 + u32(5);
-    var _S103 : bool = _S102 < _S68;
-    if(_S103)
+    var _S93 : u32 = _S61 + u32(5);
+    var _S94 : bool = _S93 < _S59;
+    if(_S94)
     {
-        _S72 = (_S67 + _S69.y) < _S61;
+        _S63 = (_S58 + _S60.y) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S104 : u32 = (*_S60).out_offset_0 + _S102 * (*_S60).out_stride_0 + _S67 + _S69.y;
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S95 : u32 = (*_S51).out_offset_0 + _S93 * (*_S51).out_stride_0 + _S58 + _S60.y;
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S104] + sums_0[u32(5)][u32(0)];
+            _S64 = entryPointParams_result_0[_S95] + sums_0[u32(5)][u32(0)];
         }
         else
         {
-            _S73 = sums_0[u32(5)][u32(0)];
+            _S64 = sums_0[u32(5)][u32(0)];
         }
-        entryPointParams_result_0[_S104] = _S73;
+        entryPointParams_result_0[_S95] = _S64;
     }
-    if(_S103)
+    if(_S94)
     {
-        _S72 = (_S67 + _S69.y + u32(1)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(1)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S105 : u32 = (*_S60).out_offset_0 + _S102 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(1);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S96 : u32 = (*_S51).out_offset_0 + _S93 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(1);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S105] + sums_0[u32(5)][u32(1)];
+            _S64 = entryPointParams_result_0[_S96] + sums_0[u32(5)][u32(1)];
         }
         else
         {
-            _S73 = sums_0[u32(5)][u32(1)];
+            _S64 = sums_0[u32(5)][u32(1)];
         }
-        entryPointParams_result_0[_S105] = _S73;
+        entryPointParams_result_0[_S96] = _S64;
     }
-    if(_S103)
+    if(_S94)
     {
-        _S72 = (_S67 + _S69.y + u32(2)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(2)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S106 : u32 = (*_S60).out_offset_0 + _S102 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(2);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S97 : u32 = (*_S51).out_offset_0 + _S93 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(2);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S106] + sums_0[u32(5)][u32(2)];
+            _S64 = entryPointParams_result_0[_S97] + sums_0[u32(5)][u32(2)];
         }
         else
         {
-            _S73 = sums_0[u32(5)][u32(2)];
+            _S64 = sums_0[u32(5)][u32(2)];
         }
-        entryPointParams_result_0[_S106] = _S73;
+        entryPointParams_result_0[_S97] = _S64;
     }
-    if(_S103)
+    if(_S94)
     {
-        _S72 = (_S67 + _S69.y + u32(3)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(3)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S107 : u32 = (*_S60).out_offset_0 + _S102 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(3);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S98 : u32 = (*_S51).out_offset_0 + _S93 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(3);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S107] + sums_0[u32(5)][u32(3)];
+            _S64 = entryPointParams_result_0[_S98] + sums_0[u32(5)][u32(3)];
         }
         else
         {
-            _S73 = sums_0[u32(5)][u32(3)];
+            _S64 = sums_0[u32(5)][u32(3)];
         }
-        entryPointParams_result_0[_S107] = _S73;
+        entryPointParams_result_0[_S98] = _S64;
     }
-    var _S108 : u32 = _S70 + u32(6);
-    var _S109 : bool = _S108 < _S68;
-    if(_S109)
+    var _S99 : u32 = _S61 + u32(6);
+    var _S100 : bool = _S99 < _S59;
+    if(_S100)
     {
-        _S72 = (_S67 + _S69.y) < _S61;
+        _S63 = (_S58 + _S60.y) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S110 : u32 = (*_S60).out_offset_0 + _S108 * (*_S60).out_stride_0 + _S67 + _S69.y;
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S101 : u32 = (*_S51).out_offset_0 + _S99 * (*_S51).out_stride_0 + _S58 + _S60.y;
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S110] + sums_0[u32(6)][u32(0)];
+            _S64 = entryPointParams_result_0[_S101] + sums_0[u32(6)][u32(0)];
         }
         else
         {
-            _S73 = sums_0[u32(6)][u32(0)];
+            _S64 = sums_0[u32(6)][u32(0)];
         }
-        entryPointParams_result_0[_S110] = _S73;
+        entryPointParams_result_0[_S101] = _S64;
     }
-    if(_S109)
+    if(_S100)
     {
-        _S72 = (_S67 + _S69.y + u32(1)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(1)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S111 : u32 = (*_S60).out_offset_0 + _S108 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(1);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S102 : u32 = (*_S51).out_offset_0 + _S99 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(1);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S111] + sums_0[u32(6)][u32(1)];
+            _S64 = entryPointParams_result_0[_S102] + sums_0[u32(6)][u32(1)];
         }
         else
         {
-            _S73 = sums_0[u32(6)][u32(1)];
+            _S64 = sums_0[u32(6)][u32(1)];
         }
-        entryPointParams_result_0[_S111] = _S73;
+        entryPointParams_result_0[_S102] = _S64;
     }
-    if(_S109)
+    if(_S100)
     {
-        _S72 = (_S67 + _S69.y + u32(2)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(2)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S112 : u32 = (*_S60).out_offset_0 + _S108 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(2);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S103 : u32 = (*_S51).out_offset_0 + _S99 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(2);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S112] + sums_0[u32(6)][u32(2)];
+            _S64 = entryPointParams_result_0[_S103] + sums_0[u32(6)][u32(2)];
         }
         else
         {
-            _S73 = sums_0[u32(6)][u32(2)];
+            _S64 = sums_0[u32(6)][u32(2)];
         }
-        entryPointParams_result_0[_S112] = _S73;
+        entryPointParams_result_0[_S103] = _S64;
     }
-    if(_S109)
+    if(_S100)
     {
-        _S72 = (_S67 + _S69.y + u32(3)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(3)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S113 : u32 = (*_S60).out_offset_0 + _S108 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(3);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S104 : u32 = (*_S51).out_offset_0 + _S99 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(3);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S113] + sums_0[u32(6)][u32(3)];
+            _S64 = entryPointParams_result_0[_S104] + sums_0[u32(6)][u32(3)];
         }
         else
         {
-            _S73 = sums_0[u32(6)][u32(3)];
+            _S64 = sums_0[u32(6)][u32(3)];
         }
-        entryPointParams_result_0[_S113] = _S73;
+        entryPointParams_result_0[_S104] = _S64;
     }
-    var _S114 : u32 = _S70 + u32(7);
-    var _S115 : bool = _S114 < _S68;
-    if(_S115)
+    var _S105 : u32 = _S61 + u32(7);
+    var _S106 : bool = _S105 < _S59;
+    if(_S106)
     {
-        _S72 = (_S67 + _S69.y) < _S61;
+        _S63 = (_S58 + _S60.y) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S116 : u32 = (*_S60).out_offset_0 + _S114 * (*_S60).out_stride_0 + _S67 + _S69.y;
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S107 : u32 = (*_S51).out_offset_0 + _S105 * (*_S51).out_stride_0 + _S58 + _S60.y;
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S116] + sums_0[u32(7)][u32(0)];
+            _S64 = entryPointParams_result_0[_S107] + sums_0[u32(7)][u32(0)];
         }
         else
         {
-            _S73 = sums_0[u32(7)][u32(0)];
+            _S64 = sums_0[u32(7)][u32(0)];
         }
-        entryPointParams_result_0[_S116] = _S73;
+        entryPointParams_result_0[_S107] = _S64;
     }
-    if(_S115)
+    if(_S106)
     {
-        _S72 = (_S67 + _S69.y + u32(1)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(1)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S117 : u32 = (*_S60).out_offset_0 + _S114 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(1);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S108 : u32 = (*_S51).out_offset_0 + _S105 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(1);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S117] + sums_0[u32(7)][u32(1)];
+            _S64 = entryPointParams_result_0[_S108] + sums_0[u32(7)][u32(1)];
         }
         else
         {
-            _S73 = sums_0[u32(7)][u32(1)];
+            _S64 = sums_0[u32(7)][u32(1)];
         }
-        entryPointParams_result_0[_S117] = _S73;
+        entryPointParams_result_0[_S108] = _S64;
     }
-    if(_S115)
+    if(_S106)
     {
-        _S72 = (_S67 + _S69.y + u32(2)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(2)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S118 : u32 = (*_S60).out_offset_0 + _S114 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(2);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S109 : u32 = (*_S51).out_offset_0 + _S105 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(2);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S118] + sums_0[u32(7)][u32(2)];
+            _S64 = entryPointParams_result_0[_S109] + sums_0[u32(7)][u32(2)];
         }
         else
         {
-            _S73 = sums_0[u32(7)][u32(2)];
+            _S64 = sums_0[u32(7)][u32(2)];
         }
-        entryPointParams_result_0[_S118] = _S73;
+        entryPointParams_result_0[_S109] = _S64;
     }
-    if(_S115)
+    if(_S106)
     {
-        _S72 = (_S67 + _S69.y + u32(3)) < _S61;
+        _S63 = (_S58 + _S60.y + u32(3)) < _S52;
     }
     else
     {
-        _S72 = false;
+        _S63 = false;
     }
-    if(_S72)
+    if(_S63)
     {
-        var _S119 : u32 = (*_S60).out_offset_0 + _S114 * (*_S60).out_stride_0 + _S67 + _S69.y + u32(3);
-        if(((*_S60).accumulate_0) != u32(0))
+        var _S110 : u32 = (*_S51).out_offset_0 + _S105 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(3);
+        if(((*_S51).accumulate_0) != u32(0))
         {
-            _S73 = entryPointParams_result_0[_S119] + sums_0[u32(7)][u32(3)];
+            _S64 = entryPointParams_result_0[_S110] + sums_0[u32(7)][u32(3)];
         }
         else
         {
-            _S73 = sums_0[u32(7)][u32(3)];
+            _S64 = sums_0[u32(7)][u32(3)];
         }
-        entryPointParams_result_0[_S119] = _S73;
+        entryPointParams_result_0[_S110] = _S64;
     }
     return;
 }
@@ -979,7 +969,7 @@ fn gemm_0( _S58 : vec3<u32>,  _S59 : u32,  _S60 : ptr<function, GemmParams_std14
 @workgroup_size(128, 1, 1)
 fn gemm_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32)
 {
-    var _S120 : GemmParams_std140_0 = entryPointParams_0.p_0;
-    gemm_0(group_1, thread_1, &(_S120));
+    var _S111 : GemmParams_std140_0 = entryPointParams_0.p_0;
+    gemm_0(group_1, thread_1, &(_S111));
     return;
 }

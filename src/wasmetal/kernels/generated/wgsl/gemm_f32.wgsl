@@ -82,16 +82,6 @@ struct Activations_0
      k_2 : u32,
 };
 
-fn Activations_x24init_0( _S5 : u32,  _S6 : u32,  _S7 : u32,  _S8 : u32) -> Activations_0
-{
-    var _S9 : Activations_0;
-    _S9.offset_0 = _S5;
-    _S9.stride_0 = _S6;
-    _S9.rows_1 = _S7;
-    _S9.k_2 = _S8;
-    return _S9;
-}
-
 struct Weights_0
 {
      offset_1 : u32,
@@ -99,109 +89,100 @@ struct Weights_0
      k_3 : u32,
 };
 
-fn Weights_x24init_0( _S10 : u32,  _S11 : u32,  _S12 : u32) -> Weights_0
-{
-    var _S13 : Weights_0;
-    _S13.offset_1 = _S10;
-    _S13.n_1 = _S11;
-    _S13.k_3 = _S12;
-    return _S13;
-}
-
-fn Activations_along_k_0( _S14 : Activations_0) -> bool
+fn Activations_along_k_0( _S5 : Activations_0) -> bool
 {
     return true;
 }
 
-fn Activations_at_0( _S15 : Activations_0,  _S16 : u32,  _S17 : u32) -> f32
+fn Activations_at_0( _S6 : Activations_0,  _S7 : u32,  _S8 : u32) -> f32
 {
-    var _S18 : bool;
-    if(_S16 < (_S15.rows_1))
+    var _S9 : bool;
+    if(_S7 < (_S6.rows_1))
     {
-        _S18 = _S17 < (_S15.k_2);
+        _S9 = _S8 < (_S6.k_2);
     }
     else
     {
-        _S18 = false;
+        _S9 = false;
     }
-    var _S19 : f32;
-    if(_S18)
+    var _S10 : f32;
+    if(_S9)
     {
-        _S19 = entryPointParams_x_0[_S15.offset_0 + _S16 * _S15.stride_0 + _S17];
+        _S10 = entryPointParams_x_0[_S6.offset_0 + _S7 * _S6.stride_0 + _S8];
     }
     else
     {
-        _S19 = 0.0f;
+        _S10 = 0.0f;
     }
-    return _S19;
+    return _S10;
 }
 
-fn load_0( _S20 : Activations_0,  _S21 : u32,  _S22 : u32) -> vec4<f32>
+fn load_0( _S11 : Activations_0,  _S12 : u32,  _S13 : u32) -> vec4<f32>
 {
-    return vec4<f32>(Activations_at_0(_S20, _S21, _S22), Activations_at_0(_S20, _S21 + u32(1), _S22), Activations_at_0(_S20, _S21 + u32(2), _S22), Activations_at_0(_S20, _S21 + u32(3), _S22));
+    return vec4<f32>(Activations_at_0(_S11, _S12, _S13), Activations_at_0(_S11, _S12 + u32(1), _S13), Activations_at_0(_S11, _S12 + u32(2), _S13), Activations_at_0(_S11, _S12 + u32(3), _S13));
 }
 
-fn Weights_along_k_0( _S23 : Weights_0) -> bool
+fn Weights_along_k_0( _S14 : Weights_0) -> bool
 {
     return true;
 }
 
-fn F32_at_0( _S24 : u32,  _S25 : u32,  _S26 : u32,  _S27 : u32) -> f32
+fn F32_at_0( _S15 : u32,  _S16 : u32,  _S17 : u32,  _S18 : u32) -> f32
 {
-    return (bitcast<f32>((entryPointParams_weight_0[_S24 + _S26 * _S25 + _S27])));
+    return (bitcast<f32>((entryPointParams_weight_0[_S15 + _S17 * _S16 + _S18])));
 }
 
-fn Weights_at_0( _S28 : Weights_0,  _S29 : u32,  _S30 : u32) -> f32
+fn Weights_at_0( _S19 : Weights_0,  _S20 : u32,  _S21 : u32) -> f32
 {
-    var _S31 : bool;
-    if(_S29 < (_S28.n_1))
+    var _S22 : bool;
+    if(_S20 < (_S19.n_1))
     {
-        _S31 = _S30 < (_S28.k_3);
+        _S22 = _S21 < (_S19.k_3);
     }
     else
     {
-        _S31 = false;
+        _S22 = false;
     }
-    var _S32 : f32;
-    if(_S31)
+    var _S23 : f32;
+    if(_S22)
     {
-        _S32 = F32_at_0(_S28.offset_1, _S28.k_3, _S29, _S30);
+        _S23 = F32_at_0(_S19.offset_1, _S19.k_3, _S20, _S21);
     }
     else
     {
-        _S32 = 0.0f;
+        _S23 = 0.0f;
     }
-    return _S32;
+    return _S23;
 }
 
-fn load_1( _S33 : Weights_0,  _S34 : u32,  _S35 : u32) -> vec4<f32>
+fn load_1( _S24 : Weights_0,  _S25 : u32,  _S26 : u32) -> vec4<f32>
 {
-    return vec4<f32>(Weights_at_0(_S33, _S34, _S35), Weights_at_0(_S33, _S34 + u32(1), _S35), Weights_at_0(_S33, _S34 + u32(2), _S35), Weights_at_0(_S33, _S34 + u32(3), _S35));
+    return vec4<f32>(Weights_at_0(_S24, _S25, _S26), Weights_at_0(_S24, _S25 + u32(1), _S26), Weights_at_0(_S24, _S25 + u32(2), _S26), Weights_at_0(_S24, _S25 + u32(3), _S26));
 }
 
-fn product_0( _S36 : Activations_0,  _S37 : Weights_0,  _S38 : u32,  _S39 : u32,  _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : ptr<function, array<vec4<f32>, i32(8)>>)
+fn product_0( _S27 : Activations_0,  _S28 : Weights_0,  _S29 : u32,  _S30 : u32,  _S31 : u32,  _S32 : u32,  _S33 : u32,  _S34 : ptr<function, array<vec4<f32>, i32(8)>>)
 {
-    var _S44 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    (*_S43)[u32(0)] = _S44;
-    (*_S43)[u32(1)] = _S44;
-    (*_S43)[u32(2)] = _S44;
-    (*_S43)[u32(3)] = _S44;
-    (*_S43)[u32(4)] = _S44;
-    (*_S43)[u32(5)] = _S44;
-    (*_S43)[u32(6)] = _S44;
-    (*_S43)[u32(7)] = _S44;
-    var _S45 : vec2<u32> = corner_0(_S42);
+    var _S35 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    (*_S34)[u32(0)] = _S35;
+    (*_S34)[u32(1)] = _S35;
+    (*_S34)[u32(2)] = _S35;
+    (*_S34)[u32(3)] = _S35;
+    (*_S34)[u32(4)] = _S35;
+    (*_S34)[u32(5)] = _S35;
+    (*_S34)[u32(6)] = _S35;
+    (*_S34)[u32(7)] = _S35;
+    var _S36 : vec2<u32> = corner_0(_S33);
     var begin_0 : u32 = u32(0);
     for(;;)
     {
-        if(begin_0 < _S41)
+        if(begin_0 < _S32)
         {
         }
         else
         {
             break;
         }
-        var i_1 : u32 = _S42;
+        var i_1 : u32 = _S33;
         for(;;)
         {
             if(i_1 < u32(512))
@@ -211,19 +192,19 @@ fn product_0( _S36 : Activations_0,  _S37 : Weights_0,  _S38 : u32,  _S39 : u32,
             {
                 break;
             }
-            var _S46 : vec2<u32> = share_0(i_1, Activations_along_k_0(_S36));
-            var _S47 : u32 = _S46.x;
-            var _S48 : u32 = _S46.y;
-            left_tile_0[place_0(_S47, _S48)] = load_0(_S36, _S38 + u32(4) * _S48, begin_0 + _S47);
-            var _S49 : vec2<u32> = share_0(i_1, Weights_along_k_0(_S37));
-            var _S50 : u32 = _S49.x;
-            var _S51 : u32 = _S49.y;
-            right_tile_0[place_0(_S50, _S51)] = load_1(_S37, _S39 + u32(4) * _S51, begin_0 + _S50);
+            var _S37 : vec2<u32> = share_0(i_1, Activations_along_k_0(_S27));
+            var _S38 : u32 = _S37.x;
+            var _S39 : u32 = _S37.y;
+            left_tile_0[place_0(_S38, _S39)] = load_0(_S27, _S29 + u32(4) * _S39, begin_0 + _S38);
+            var _S40 : vec2<u32> = share_0(i_1, Weights_along_k_0(_S28));
+            var _S41 : u32 = _S40.x;
+            var _S42 : u32 = _S40.y;
+            right_tile_0[place_0(_S41, _S42)] = load_1(_S28, _S30 + u32(4) * _S42, begin_0 + _S41);
             i_1 = i_1 + u32(128);
         }
         workgroupBarrier();
-        var _S52 : u32 = _S45.x;
-        if((_S38 + _S52) < _S40)
+        var _S43 : u32 = _S36.x;
+        if((_S29 + _S43) < _S31)
         {
             var j_0 : u32 = u32(0);
             for(;;)
@@ -235,17 +216,17 @@ fn product_0( _S36 : Activations_0,  _S37 : Weights_0,  _S38 : u32,  _S39 : u32,
                 {
                     break;
                 }
-                var _S53 : vec4<f32> = right_tile_0[place_0(j_0, _S45.y / u32(4))];
-                var _S54 : vec4<f32> = left_tile_0[place_0(j_0, _S52 / u32(4))];
-                (*_S43)[u32(0)] = (*_S43)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S52 / u32(4))].x) * _S53;
-                (*_S43)[u32(1)] = (*_S43)[u32(1)] + vec4<f32>(_S54.y) * _S53;
-                (*_S43)[u32(2)] = (*_S43)[u32(2)] + vec4<f32>(_S54.z) * _S53;
-                (*_S43)[u32(3)] = (*_S43)[u32(3)] + vec4<f32>(_S54.w) * _S53;
-                var _S55 : vec4<f32> = left_tile_0[place_0(j_0, _S52 / u32(4) + u32(1))];
-                (*_S43)[u32(4)] = (*_S43)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S52 / u32(4) + u32(1))].x) * _S53;
-                (*_S43)[u32(5)] = (*_S43)[u32(5)] + vec4<f32>(_S55.y) * _S53;
-                (*_S43)[u32(6)] = (*_S43)[u32(6)] + vec4<f32>(_S55.z) * _S53;
-                (*_S43)[u32(7)] = (*_S43)[u32(7)] + vec4<f32>(_S55.w) * _S53;
+                var _S44 : vec4<f32> = right_tile_0[place_0(j_0, _S36.y / u32(4))];
+                var _S45 : vec4<f32> = left_tile_0[place_0(j_0, _S43 / u32(4))];
+                (*_S34)[u32(0)] = (*_S34)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S43 / u32(4))].x) * _S44;
+                (*_S34)[u32(1)] = (*_S34)[u32(1)] + vec4<f32>(_S45.y) * _S44;
+                (*_S34)[u32(2)] = (*_S34)[u32(2)] + vec4<f32>(_S45.z) * _S44;
+                (*_S34)[u32(3)] = (*_S34)[u32(3)] + vec4<f32>(_S45.w) * _S44;
+                var _S46 : vec4<f32> = left_tile_0[place_0(j_0, _S43 / u32(4) + u32(1))];
+                (*_S34)[u32(4)] = (*_S34)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S43 / u32(4) + u32(1))].x) * _S44;
+                (*_S34)[u32(5)] = (*_S34)[u32(5)] + vec4<f32>(_S46.y) * _S44;
+                (*_S34)[u32(6)] = (*_S34)[u32(6)] + vec4<f32>(_S46.z) * _S44;
+                (*_S34)[u32(7)] = (*_S34)[u32(7)] + vec4<f32>(_S46.w) * _S44;
                 j_0 = j_0 + u32(1);
             }
         }
@@ -255,712 +236,721 @@ fn product_0( _S36 : Activations_0,  _S37 : Weights_0,  _S38 : u32,  _S39 : u32,
     return;
 }
 
-fn gemm_0( _S56 : vec3<u32>,  _S57 : u32,  _S58 : ptr<function, GemmParams_std140_0>)
+fn gemm_0( _S47 : vec3<u32>,  _S48 : u32,  _S49 : ptr<function, GemmParams_std140_0>)
 {
-    var _S59 : u32 = (*_S58).n_0;
-    var _S60 : u32 = ((*_S58).n_0 + u32(64) - u32(1)) / u32(64);
-    var _S61 : u32 = group_number_0(_S56);
-    var _S62 : u32 = _S61 / _S60;
-    var _S63 : u32 = _S62 * u32(64);
-    var _S64 : u32 = _S61 % _S60;
-    var _S65 : u32 = _S64 * u32(64);
-    var _S66 : u32 = live_rows_0((*_S58).step_offset_0, (*_S58).rows_0);
-    if(_S63 >= _S66)
+    var _S50 : u32 = (*_S49).n_0;
+    var _S51 : u32 = ((*_S49).n_0 + u32(64) - u32(1)) / u32(64);
+    var _S52 : u32 = group_number_0(_S47);
+    var _S53 : u32 = _S52 / _S51;
+    var _S54 : u32 = _S53 * u32(64);
+    var _S55 : u32 = _S52 % _S51;
+    var _S56 : u32 = _S55 * u32(64);
+    var _S57 : u32 = live_rows_0((*_S49).step_offset_0, (*_S49).rows_0);
+    if(_S54 >= _S57)
     {
         return;
     }
+    var left_0 : Activations_0;
+    left_0.offset_0 = (*_S49).x_offset_0;
+    left_0.stride_0 = (*_S49).x_stride_0;
+    left_0.rows_1 = _S57;
+    left_0.k_2 = (*_S49).k_0;
+    var right_0 : Weights_0;
+    right_0.offset_1 = (*_S49).weight_offset_0;
+    right_0.n_1 = _S50;
+    right_0.k_3 = (*_S49).k_0;
     var sums_0 : array<vec4<f32>, i32(8)>;
-    product_0(Activations_x24init_0((*_S58).x_offset_0, (*_S58).x_stride_0, _S66, (*_S58).k_0), Weights_x24init_0((*_S58).weight_offset_0, _S59, (*_S58).k_0), _S63, _S65, _S66, (*_S58).k_0, _S57, &(sums_0));
-    var _S67 : vec2<u32> = corner_0(_S57);
-    var _S68 : u32 = _S63 + _S67.x;
-    var _S69 : bool = _S68 < _S66;
-    var _S70 : bool;
-    if(_S69)
+    product_0(left_0, right_0, _S54, _S56, _S57, (*_S49).k_0, _S48, &(sums_0));
+    var _S58 : vec2<u32> = corner_0(_S48);
+    var _S59 : u32 = _S54 + _S58.x;
+    var _S60 : bool = _S59 < _S57;
+    var _S61 : bool;
+    if(_S60)
     {
-        _S70 = (_S65 + _S67.y) < _S59;
+        _S61 = (_S56 + _S58.y) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    var _S71 : f32;
-    if(_S70)
+    var _S62 : f32;
+    if(_S61)
     {
-        var _S72 : u32 = (*_S58).out_offset_0 + _S68 * (*_S58).out_stride_0 + _S65 + _S67.y;
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S63 : u32 = (*_S49).out_offset_0 + _S59 * (*_S49).out_stride_0 + _S56 + _S58.y;
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S72] + sums_0[u32(0)][u32(0)];
+            _S62 = entryPointParams_result_0[_S63] + sums_0[u32(0)][u32(0)];
         }
         else
         {
-            _S71 = sums_0[u32(0)][u32(0)];
+            _S62 = sums_0[u32(0)][u32(0)];
         }
-        entryPointParams_result_0[_S72] = _S71;
+        entryPointParams_result_0[_S63] = _S62;
     }
-    if(_S69)
+    if(_S60)
     {
-        _S70 = (_S65 + _S67.y + u32(1)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(1)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S73 : u32 = (*_S58).out_offset_0 + _S68 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(1);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S64 : u32 = (*_S49).out_offset_0 + _S59 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(1);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S73] + sums_0[u32(0)][u32(1)];
+            _S62 = entryPointParams_result_0[_S64] + sums_0[u32(0)][u32(1)];
         }
         else
         {
-            _S71 = sums_0[u32(0)][u32(1)];
+            _S62 = sums_0[u32(0)][u32(1)];
         }
-        entryPointParams_result_0[_S73] = _S71;
+        entryPointParams_result_0[_S64] = _S62;
     }
-    if(_S69)
+    if(_S60)
     {
-        _S70 = (_S65 + _S67.y + u32(2)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(2)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S74 : u32 = (*_S58).out_offset_0 + _S68 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(2);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S65 : u32 = (*_S49).out_offset_0 + _S59 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(2);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S74] + sums_0[u32(0)][u32(2)];
+            _S62 = entryPointParams_result_0[_S65] + sums_0[u32(0)][u32(2)];
         }
         else
         {
-            _S71 = sums_0[u32(0)][u32(2)];
+            _S62 = sums_0[u32(0)][u32(2)];
         }
-        entryPointParams_result_0[_S74] = _S71;
+        entryPointParams_result_0[_S65] = _S62;
     }
-    if(_S69)
+    if(_S60)
     {
-        _S70 = (_S65 + _S67.y + u32(3)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(3)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S75 : u32 = (*_S58).out_offset_0 + _S68 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(3);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S66 : u32 = (*_S49).out_offset_0 + _S59 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(3);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S75] + sums_0[u32(0)][u32(3)];
+            _S62 = entryPointParams_result_0[_S66] + sums_0[u32(0)][u32(3)];
         }
         else
         {
-            _S71 = sums_0[u32(0)][u32(3)];
+            _S62 = sums_0[u32(0)][u32(3)];
         }
-        entryPointParams_result_0[_S75] = _S71;
+        entryPointParams_result_0[_S66] = _S62;
     }
-    var _S76 : u32 = _S68 + u32(1);
-    var _S77 : bool = _S76 < _S66;
-    if(_S77)
+    var _S67 : u32 = _S59 + u32(1);
+    var _S68 : bool = _S67 < _S57;
+    if(_S68)
     {
-        _S70 = (_S65 + _S67.y) < _S59;
+        _S61 = (_S56 + _S58.y) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S78 : u32 = (*_S58).out_offset_0 + _S76 * (*_S58).out_stride_0 + _S65 + _S67.y;
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S69 : u32 = (*_S49).out_offset_0 + _S67 * (*_S49).out_stride_0 + _S56 + _S58.y;
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S78] + sums_0[u32(1)][u32(0)];
+            _S62 = entryPointParams_result_0[_S69] + sums_0[u32(1)][u32(0)];
         }
         else
         {
-            _S71 = sums_0[u32(1)][u32(0)];
+            _S62 = sums_0[u32(1)][u32(0)];
         }
-        entryPointParams_result_0[_S78] = _S71;
+        entryPointParams_result_0[_S69] = _S62;
     }
-    if(_S77)
+    if(_S68)
     {
-        _S70 = (_S65 + _S67.y + u32(1)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(1)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S79 : u32 = (*_S58).out_offset_0 + _S76 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(1);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S70 : u32 = (*_S49).out_offset_0 + _S67 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(1);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S79] + sums_0[u32(1)][u32(1)];
+            _S62 = entryPointParams_result_0[_S70] + sums_0[u32(1)][u32(1)];
         }
         else
         {
-            _S71 = sums_0[u32(1)][u32(1)];
+            _S62 = sums_0[u32(1)][u32(1)];
         }
-        entryPointParams_result_0[_S79] = _S71;
+        entryPointParams_result_0[_S70] = _S62;
     }
-    if(_S77)
+    if(_S68)
     {
-        _S70 = (_S65 + _S67.y + u32(2)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(2)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S80 : u32 = (*_S58).out_offset_0 + _S76 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(2);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S71 : u32 = (*_S49).out_offset_0 + _S67 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(2);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S80] + sums_0[u32(1)][u32(2)];
+            _S62 = entryPointParams_result_0[_S71] + sums_0[u32(1)][u32(2)];
         }
         else
         {
-            _S71 = sums_0[u32(1)][u32(2)];
+            _S62 = sums_0[u32(1)][u32(2)];
         }
-        entryPointParams_result_0[_S80] = _S71;
+        entryPointParams_result_0[_S71] = _S62;
     }
-    if(_S77)
+    if(_S68)
     {
-        _S70 = (_S65 + _S67.y + u32(3)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(3)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S81 : u32 = (*_S58).out_offset_0 + _S76 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(3);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S72 : u32 = (*_S49).out_offset_0 + _S67 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(3);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S81] + sums_0[u32(1)][u32(3)];
+            _S62 = entryPointParams_result_0[_S72] + sums_0[u32(1)][u32(3)];
         }
         else
         {
-            _S71 = sums_0[u32(1)][u32(3)];
+            _S62 = sums_0[u32(1)][u32(3)];
         }
-        entryPointParams_result_0[_S81] = _S71;
+        entryPointParams_result_0[_S72] = _S62;
     }
-    var _S82 : u32 = _S68 + u32(2);
-    var _S83 : bool = _S82 < _S66;
-    if(_S83)
+    var _S73 : u32 = _S59 + u32(2);
+    var _S74 : bool = _S73 < _S57;
+    if(_S74)
     {
-        _S70 = (_S65 + _S67.y) < _S59;
+        _S61 = (_S56 + _S58.y) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S84 : u32 = (*_S58).out_offset_0 + _S82 * (*_S58).out_stride_0 + _S65 + _S67.y;
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S75 : u32 = (*_S49).out_offset_0 + _S73 * (*_S49).out_stride_0 + _S56 + _S58.y;
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S84] + sums_0[u32(2)][u32(0)];
+            _S62 = entryPointParams_result_0[_S75] + sums_0[u32(2)][u32(0)];
         }
         else
         {
-            _S71 = sums_0[u32(2)][u32(0)];
+            _S62 = sums_0[u32(2)][u32(0)];
         }
-        entryPointParams_result_0[_S84] = _S71;
+        entryPointParams_result_0[_S75] = _S62;
     }
-    if(_S83)
+    if(_S74)
     {
-        _S70 = (_S65 + _S67.y + u32(1)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(1)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S85 : u32 = (*_S58).out_offset_0 + _S82 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(1);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S76 : u32 = (*_S49).out_offset_0 + _S73 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(1);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S85] + sums_0[u32(2)][u32(1)];
+            _S62 = entryPointParams_result_0[_S76] + sums_0[u32(2)][u32(1)];
         }
         else
         {
-            _S71 = sums_0[u32(2)][u32(1)];
+            _S62 = sums_0[u32(2)][u32(1)];
         }
-        entryPointParams_result_0[_S85] = _S71;
+        entryPointParams_result_0[_S76] = _S62;
     }
-    if(_S83)
+    if(_S74)
     {
-        _S70 = (_S65 + _S67.y + u32(2)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(2)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S86 : u32 = (*_S58).out_offset_0 + _S82 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(2);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S77 : u32 = (*_S49).out_offset_0 + _S73 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(2);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S86] + sums_0[u32(2)][u32(2)];
+            _S62 = entryPointParams_result_0[_S77] + sums_0[u32(2)][u32(2)];
         }
         else
         {
-            _S71 = sums_0[u32(2)][u32(2)];
+            _S62 = sums_0[u32(2)][u32(2)];
         }
-        entryPointParams_result_0[_S86] = _S71;
+        entryPointParams_result_0[_S77] = _S62;
     }
-    if(_S83)
+    if(_S74)
     {
-        _S70 = (_S65 + _S67.y + u32(3)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(3)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S87 : u32 = (*_S58).out_offset_0 + _S82 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(3);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S78 : u32 = (*_S49).out_offset_0 + _S73 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(3);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S87] + sums_0[u32(2)][u32(3)];
+            _S62 = entryPointParams_result_0[_S78] + sums_0[u32(2)][u32(3)];
         }
         else
         {
-            _S71 = sums_0[u32(2)][u32(3)];
+            _S62 = sums_0[u32(2)][u32(3)];
         }
-        entryPointParams_result_0[_S87] = _S71;
+        entryPointParams_result_0[_S78] = _S62;
     }
-    var _S88 : u32 = _S68 + u32(3);
-    var _S89 : bool = _S88 < _S66;
-    if(_S89)
+    var _S79 : u32 = _S59 + u32(3);
+    var _S80 : bool = _S79 < _S57;
+    if(_S80)
     {
-        _S70 = (_S65 + _S67.y) < _S59;
+        _S61 = (_S56 + _S58.y) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S90 : u32 = (*_S58).out_offset_0 + _S88 * (*_S58).out_stride_0 + _S65 + _S67.y;
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S81 : u32 = (*_S49).out_offset_0 + _S79 * (*_S49).out_stride_0 + _S56 + _S58.y;
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S90] + sums_0[u32(3)][u32(0)];
+            _S62 = entryPointParams_result_0[_S81] + sums_0[u32(3)][u32(0)];
         }
         else
         {
-            _S71 = sums_0[u32(3)][u32(0)];
+            _S62 = sums_0[u32(3)][u32(0)];
         }
-        entryPointParams_result_0[_S90] = _S71;
+        entryPointParams_result_0[_S81] = _S62;
     }
-    if(_S89)
+    if(_S80)
     {
-        _S70 = (_S65 + _S67.y + u32(1)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(1)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S91 : u32 = (*_S58).out_offset_0 + _S88 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(1);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S82 : u32 = (*_S49).out_offset_0 + _S79 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(1);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S91] + sums_0[u32(3)][u32(1)];
+            _S62 = entryPointParams_result_0[_S82] + sums_0[u32(3)][u32(1)];
         }
         else
         {
-            _S71 = sums_0[u32(3)][u32(1)];
+            _S62 = sums_0[u32(3)][u32(1)];
         }
-        entryPointParams_result_0[_S91] = _S71;
+        entryPointParams_result_0[_S82] = _S62;
     }
-    if(_S89)
+    if(_S80)
     {
-        _S70 = (_S65 + _S67.y + u32(2)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(2)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S92 : u32 = (*_S58).out_offset_0 + _S88 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(2);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S83 : u32 = (*_S49).out_offset_0 + _S79 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(2);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S92] + sums_0[u32(3)][u32(2)];
+            _S62 = entryPointParams_result_0[_S83] + sums_0[u32(3)][u32(2)];
         }
         else
         {
-            _S71 = sums_0[u32(3)][u32(2)];
+            _S62 = sums_0[u32(3)][u32(2)];
         }
-        entryPointParams_result_0[_S92] = _S71;
+        entryPointParams_result_0[_S83] = _S62;
     }
-    if(_S89)
+    if(_S80)
     {
-        _S70 = (_S65 + _S67.y + u32(3)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(3)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S93 : u32 = (*_S58).out_offset_0 + _S88 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(3);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S84 : u32 = (*_S49).out_offset_0 + _S79 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(3);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S93] + sums_0[u32(3)][u32(3)];
+            _S62 = entryPointParams_result_0[_S84] + sums_0[u32(3)][u32(3)];
         }
         else
         {
-            _S71 = sums_0[u32(3)][u32(3)];
+            _S62 = sums_0[u32(3)][u32(3)];
         }
-        entryPointParams_result_0[_S93] = _S71;
+        entryPointParams_result_0[_S84] = _S62;
     }
-    var _S94 : u32 = _S68 + u32(4);
-    var _S95 : bool = _S94 < _S66;
-    if(_S95)
+    var _S85 : u32 = _S59 + u32(4);
+    var _S86 : bool = _S85 < _S57;
+    if(_S86)
     {
-        _S70 = (_S65 + _S67.y) < _S59;
+        _S61 = (_S56 + _S58.y) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S96 : u32 = (*_S58).out_offset_0 + _S94 * (*_S58).out_stride_0 + _S65 + _S67.y;
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S87 : u32 = (*_S49).out_offset_0 + _S85 * (*_S49).out_stride_0 + _S56 + _S58.y;
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S96] + sums_0[u32(4)][u32(0)];
+            _S62 = entryPointParams_result_0[_S87] + sums_0[u32(4)][u32(0)];
         }
         else
         {
-            _S71 = sums_0[u32(4)][u32(0)];
+            _S62 = sums_0[u32(4)][u32(0)];
         }
-        entryPointParams_result_0[_S96] = _S71;
+        entryPointParams_result_0[_S87] = _S62;
     }
-    if(_S95)
+    if(_S86)
     {
-        _S70 = (_S65 + _S67.y + u32(1)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(1)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S97 : u32 = (*_S58).out_offset_0 + _S94 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(1);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S88 : u32 = (*_S49).out_offset_0 + _S85 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(1);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S97] + sums_0[u32(4)][u32(1)];
+            _S62 = entryPointParams_result_0[_S88] + sums_0[u32(4)][u32(1)];
         }
         else
         {
-            _S71 = sums_0[u32(4)][u32(1)];
+            _S62 = sums_0[u32(4)][u32(1)];
         }
-        entryPointParams_result_0[_S97] = _S71;
+        entryPointParams_result_0[_S88] = _S62;
     }
-    if(_S95)
+    if(_S86)
     {
-        _S70 = (_S65 + _S67.y + u32(2)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(2)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S98 : u32 = (*_S58).out_offset_0 + _S94 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(2);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S89 : u32 = (*_S49).out_offset_0 + _S85 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(2);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S98] + sums_0[u32(4)][u32(2)];
+            _S62 = entryPointParams_result_0[_S89] + sums_0[u32(4)][u32(2)];
         }
         else
         {
-            _S71 = sums_0[u32(4)][u32(2)];
+            _S62 = sums_0[u32(4)][u32(2)];
         }
-        entryPointParams_result_0[_S98] = _S71;
+        entryPointParams_result_0[_S89] = _S62;
     }
-    if(_S95)
+    if(_S86)
     {
-        _S70 = (_S65 + _S67.y + u32(3)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(3)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S99 : u32 = (*_S58).out_offset_0 + _S94 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(3);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S90 : u32 = (*_S49).out_offset_0 + _S85 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(3);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S99] + sums_0[u32(4)][u32(3)];
+            _S62 = entryPointParams_result_0[_S90] + sums_0[u32(4)][u32(3)];
         }
         else
         {
-            _S71 = sums_0[u32(4)][u32(3)];
+            _S62 = sums_0[u32(4)][u32(3)];
         }
-        entryPointParams_result_0[_S99] = _S71;
+        entryPointParams_result_0[_S90] = _S62;
     }
-    var _S100 : u32 = _S68 + u32(5);
-    var _S101 : bool = _S100 < _S66;
-    if(_S101)
+    var _S91 : u32 = _S59 + u32(5);
+    var _S92 : bool = _S91 < _S57;
+    if(_S92)
     {
-        _S70 = (_S65 + _S67.y) < _S59;
+        _S61 = (_S56 + _S58.y) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S102 : u32 = (*_S58).out_offset_0 + _S100 * (*_S58).out_stride_0 + _S65 + _S67.y;
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S93 : u32 = (*_S49).out_offset_0 + _S91 * (*_S49).out_stride_0 + _S56 + _S58.y;
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S102] + sums_0[u32(5)][u32(0)];
+            _S62 = entryPointParams_result_0[_S93] + sums_0[u32(5)][u32(0)];
         }
         else
         {
-            _S71 = sums_0[u32(5)][u32(0)];
+            _S62 = sums_0[u32(5)][u32(0)];
         }
-        entryPointParams_result_0[_S102] = _S71;
+        entryPointParams_result_0[_S93] = _S62;
     }
-    if(_S101)
+    if(_S92)
     {
-        _S70 = (_S65 + _S67.y + u32(1)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(1)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S103 : u32 = (*_S58).out_offset_0 + _S100 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(1);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S94 : u32 = (*_S49).out_offset_0 + _S91 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(1);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S103] + sums_0[u32(5)][u32(1)];
+            _S62 = entryPointParams_result_0[_S94] + sums_0[u32(5)][u32(1)];
         }
         else
         {
-            _S71 = sums_0[u32(5)][u32(1)];
+            _S62 = sums_0[u32(5)][u32(1)];
         }
-        entryPointParams_result_0[_S103] = _S71;
+        entryPointParams_result_0[_S94] = _S62;
     }
-    if(_S101)
+    if(_S92)
     {
-        _S70 = (_S65 + _S67.y + u32(2)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(2)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S104 : u32 = (*_S58).out_offset_0 + _S100 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(2);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S95 : u32 = (*_S49).out_offset_0 + _S91 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(2);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S104] + sums_0[u32(5)][u32(2)];
+            _S62 = entryPointParams_result_0[_S95] + sums_0[u32(5)][u32(2)];
         }
         else
         {
-            _S71 = sums_0[u32(5)][u32(2)];
+            _S62 = sums_0[u32(5)][u32(2)];
         }
-        entryPointParams_result_0[_S104] = _S71;
+        entryPointParams_result_0[_S95] = _S62;
     }
-    if(_S101)
+    if(_S92)
     {
-        _S70 = (_S65 + _S67.y + u32(3)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(3)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S105 : u32 = (*_S58).out_offset_0 + _S100 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(3);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S96 : u32 = (*_S49).out_offset_0 + _S91 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(3);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S105] + sums_0[u32(5)][u32(3)];
+            _S62 = entryPointParams_result_0[_S96] + sums_0[u32(5)][u32(3)];
         }
         else
         {
-            _S71 = sums_0[u32(5)][u32(3)];
+            _S62 = sums_0[u32(5)][u32(3)];
         }
-        entryPointParams_result_0[_S105] = _S71;
+        entryPointParams_result_0[_S96] = _S62;
     }
-    var _S106 : u32 = _S68 + u32(6);
-    var _S107 : bool = _S106 < _S66;
-    if(_S107)
+    var _S97 : u32 = _S59 + u32(6);
+    var _S98 : bool = _S97 < _S57;
+    if(_S98)
     {
-        _S70 = (_S65 + _S67.y) < _S59;
+        _S61 = (_S56 + _S58.y) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S108 : u32 = (*_S58).out_offset_0 + _S106 * (*_S58).out_stride_0 + _S65 + _S67.y;
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S99 : u32 = (*_S49).out_offset_0 + _S97 * (*_S49).out_stride_0 + _S56 + _S58.y;
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S108] + sums_0[u32(6)][u32(0)];
+            _S62 = entryPointParams_result_0[_S99] + sums_0[u32(6)][u32(0)];
         }
         else
         {
-            _S71 = sums_0[u32(6)][u32(0)];
+            _S62 = sums_0[u32(6)][u32(0)];
         }
-        entryPointParams_result_0[_S108] = _S71;
+        entryPointParams_result_0[_S99] = _S62;
     }
-    if(_S107)
+    if(_S98)
     {
-        _S70 = (_S65 + _S67.y + u32(1)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(1)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S109 : u32 = (*_S58).out_offset_0 + _S106 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(1);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S100 : u32 = (*_S49).out_offset_0 + _S97 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(1);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S109] + sums_0[u32(6)][u32(1)];
+            _S62 = entryPointParams_result_0[_S100] + sums_0[u32(6)][u32(1)];
         }
         else
         {
-            _S71 = sums_0[u32(6)][u32(1)];
+            _S62 = sums_0[u32(6)][u32(1)];
         }
-        entryPointParams_result_0[_S109] = _S71;
+        entryPointParams_result_0[_S100] = _S62;
     }
-    if(_S107)
+    if(_S98)
     {
-        _S70 = (_S65 + _S67.y + u32(2)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(2)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S110 : u32 = (*_S58).out_offset_0 + _S106 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(2);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S101 : u32 = (*_S49).out_offset_0 + _S97 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(2);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S110] + sums_0[u32(6)][u32(2)];
+            _S62 = entryPointParams_result_0[_S101] + sums_0[u32(6)][u32(2)];
         }
         else
         {
-            _S71 = sums_0[u32(6)][u32(2)];
+            _S62 = sums_0[u32(6)][u32(2)];
         }
-        entryPointParams_result_0[_S110] = _S71;
+        entryPointParams_result_0[_S101] = _S62;
     }
-    if(_S107)
+    if(_S98)
     {
-        _S70 = (_S65 + _S67.y + u32(3)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(3)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S111 : u32 = (*_S58).out_offset_0 + _S106 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(3);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S102 : u32 = (*_S49).out_offset_0 + _S97 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(3);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S111] + sums_0[u32(6)][u32(3)];
+            _S62 = entryPointParams_result_0[_S102] + sums_0[u32(6)][u32(3)];
         }
         else
         {
-            _S71 = sums_0[u32(6)][u32(3)];
+            _S62 = sums_0[u32(6)][u32(3)];
         }
-        entryPointParams_result_0[_S111] = _S71;
+        entryPointParams_result_0[_S102] = _S62;
     }
-    var _S112 : u32 = _S68 + u32(7);
-    var _S113 : bool = _S112 < _S66;
-    if(_S113)
+    var _S103 : u32 = _S59 + u32(7);
+    var _S104 : bool = _S103 < _S57;
+    if(_S104)
     {
-        _S70 = (_S65 + _S67.y) < _S59;
+        _S61 = (_S56 + _S58.y) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S114 : u32 = (*_S58).out_offset_0 + _S112 * (*_S58).out_stride_0 + _S65 + _S67.y;
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S105 : u32 = (*_S49).out_offset_0 + _S103 * (*_S49).out_stride_0 + _S56 + _S58.y;
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S114] + sums_0[u32(7)][u32(0)];
+            _S62 = entryPointParams_result_0[_S105] + sums_0[u32(7)][u32(0)];
         }
         else
         {
-            _S71 = sums_0[u32(7)][u32(0)];
+            _S62 = sums_0[u32(7)][u32(0)];
         }
-        entryPointParams_result_0[_S114] = _S71;
+        entryPointParams_result_0[_S105] = _S62;
     }
-    if(_S113)
+    if(_S104)
     {
-        _S70 = (_S65 + _S67.y + u32(1)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(1)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S115 : u32 = (*_S58).out_offset_0 + _S112 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(1);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S106 : u32 = (*_S49).out_offset_0 + _S103 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(1);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S115] + sums_0[u32(7)][u32(1)];
+            _S62 = entryPointParams_result_0[_S106] + sums_0[u32(7)][u32(1)];
         }
         else
         {
-            _S71 = sums_0[u32(7)][u32(1)];
+            _S62 = sums_0[u32(7)][u32(1)];
         }
-        entryPointParams_result_0[_S115] = _S71;
+        entryPointParams_result_0[_S106] = _S62;
     }
-    if(_S113)
+    if(_S104)
     {
-        _S70 = (_S65 + _S67.y + u32(2)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(2)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S116 : u32 = (*_S58).out_offset_0 + _S112 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(2);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S107 : u32 = (*_S49).out_offset_0 + _S103 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(2);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S116] + sums_0[u32(7)][u32(2)];
+            _S62 = entryPointParams_result_0[_S107] + sums_0[u32(7)][u32(2)];
         }
         else
         {
-            _S71 = sums_0[u32(7)][u32(2)];
+            _S62 = sums_0[u32(7)][u32(2)];
         }
-        entryPointParams_result_0[_S116] = _S71;
+        entryPointParams_result_0[_S107] = _S62;
     }
-    if(_S113)
+    if(_S104)
     {
-        _S70 = (_S65 + _S67.y + u32(3)) < _S59;
+        _S61 = (_S56 + _S58.y + u32(3)) < _S50;
     }
     else
     {
-        _S70 = false;
+        _S61 = false;
     }
-    if(_S70)
+    if(_S61)
     {
-        var _S117 : u32 = (*_S58).out_offset_0 + _S112 * (*_S58).out_stride_0 + _S65 + _S67.y + u32(3);
-        if(((*_S58).accumulate_0) != u32(0))
+        var _S108 : u32 = (*_S49).out_offset_0 + _S103 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(3);
+        if(((*_S49).accumulate_0) != u32(0))
         {
-            _S71 = entryPointParams_result_0[_S117] + sums_0[u32(7)][u32(3)];
+            _S62 = entryPointParams_result_0[_S108] + sums_0[u32(7)][u32(3)];
         }
         else
         {
-            _S71 = sums_0[u32(7)][u32(3)];
+            _S62 = sums_0[u32(7)][u32(3)];
         }
-        entryPointParams_result_0[_S117] = _S71;
+        entryPointParams_result_0[_S108] = _S62;
     }
     return;
 }
@@ -969,7 +959,7 @@ fn gemm_0( _S56 : vec3<u32>,  _S57 : u32,  _S58 : ptr<function, GemmParams_std14
 @workgroup_size(128, 1, 1)
 fn gemm_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32)
 {
-    var _S118 : GemmParams_std140_0 = entryPointParams_0.p_0;
-    gemm_0(group_1, thread_1, &(_S118));
+    var _S109 : GemmParams_std140_0 = entryPointParams_0.p_0;
+    gemm_0(group_1, thread_1, &(_S109));
     return;
 }

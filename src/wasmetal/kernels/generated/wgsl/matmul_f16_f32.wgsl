@@ -73,33 +73,9 @@ struct Operand_0
      k_stride_0 : u32,
 };
 
-fn Operand_x24init_0( _S2 : u32,  _S3 : u32,  _S4 : u32,  _S5 : u32,  _S6 : u32,  _S7 : u32) -> Operand_0
+fn Operand_along_k_0( _S2 : Operand_0) -> bool
 {
-    var _S8 : Operand_0;
-    _S8.offset_0 = _S2;
-    _S8.begin_0 = _S3;
-    _S8.rows_0 = _S4;
-    _S8.k_2 = _S5;
-    _S8.row_stride_0 = _S6;
-    _S8.k_stride_0 = _S7;
-    return _S8;
-}
-
-fn Operand_x24init_1( _S9 : u32,  _S10 : u32,  _S11 : u32,  _S12 : u32,  _S13 : u32,  _S14 : u32) -> Operand_0
-{
-    var _S15 : Operand_0;
-    _S15.offset_0 = _S9;
-    _S15.begin_0 = _S10;
-    _S15.rows_0 = _S11;
-    _S15.k_2 = _S12;
-    _S15.row_stride_0 = _S13;
-    _S15.k_stride_0 = _S14;
-    return _S15;
-}
-
-fn Operand_along_k_0( _S16 : Operand_0) -> bool
-{
-    return (_S16.k_stride_0) == u32(1);
+    return (_S2.k_stride_0) == u32(1);
 }
 
 fn halves_0( word_0 : u32) -> vec2<f32>
@@ -107,110 +83,110 @@ fn halves_0( word_0 : u32) -> vec2<f32>
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
 }
 
-fn half_at_0( _S17 : u32,  _S18 : u32) -> f32
+fn half_at_0( _S3 : u32,  _S4 : u32) -> f32
 {
-    return halves_0((entryPointParams_a_0[_S17 + _S18 / u32(2)] >> ((_S18 % u32(2) * u32(16))))).x;
+    return halves_0((entryPointParams_a_0[_S3 + _S4 / u32(2)] >> ((_S4 % u32(2) * u32(16))))).x;
 }
 
-fn Float16_at_0( _S19 : u32,  _S20 : u32) -> f32
+fn Float16_at_0( _S5 : u32,  _S6 : u32) -> f32
 {
-    return half_at_0(_S19, _S20);
+    return half_at_0(_S5, _S6);
 }
 
-fn Operand_at_0( _S21 : Operand_0,  _S22 : u32,  _S23 : u32) -> f32
+fn Operand_at_0( _S7 : Operand_0,  _S8 : u32,  _S9 : u32) -> f32
 {
-    var _S24 : bool;
-    if(_S22 < (_S21.rows_0))
+    var _S10 : bool;
+    if(_S8 < (_S7.rows_0))
     {
-        _S24 = _S23 < (_S21.k_2);
+        _S10 = _S9 < (_S7.k_2);
     }
     else
     {
-        _S24 = false;
+        _S10 = false;
     }
-    var _S25 : f32;
-    if(_S24)
+    var _S11 : f32;
+    if(_S10)
     {
-        _S25 = Float16_at_0(_S21.offset_0, _S21.begin_0 + _S22 * _S21.row_stride_0 + _S23 * _S21.k_stride_0);
+        _S11 = Float16_at_0(_S7.offset_0, _S7.begin_0 + _S8 * _S7.row_stride_0 + _S9 * _S7.k_stride_0);
     }
     else
     {
-        _S25 = 0.0f;
+        _S11 = 0.0f;
     }
-    return _S25;
+    return _S11;
 }
 
-fn load_0( _S26 : Operand_0,  _S27 : u32,  _S28 : u32) -> vec4<f32>
+fn load_0( _S12 : Operand_0,  _S13 : u32,  _S14 : u32) -> vec4<f32>
 {
-    return vec4<f32>(Operand_at_0(_S26, _S27, _S28), Operand_at_0(_S26, _S27 + u32(1), _S28), Operand_at_0(_S26, _S27 + u32(2), _S28), Operand_at_0(_S26, _S27 + u32(3), _S28));
+    return vec4<f32>(Operand_at_0(_S12, _S13, _S14), Operand_at_0(_S12, _S13 + u32(1), _S14), Operand_at_0(_S12, _S13 + u32(2), _S14), Operand_at_0(_S12, _S13 + u32(3), _S14));
 }
 
-fn Operand_along_k_1( _S29 : Operand_0) -> bool
+fn Operand_along_k_1( _S15 : Operand_0) -> bool
 {
-    return (_S29.k_stride_0) == u32(1);
+    return (_S15.k_stride_0) == u32(1);
 }
 
-fn half_at_1( _S30 : u32,  _S31 : u32) -> f32
+fn half_at_1( _S16 : u32,  _S17 : u32) -> f32
 {
-    return halves_0((entryPointParams_b_0[_S30 + _S31 / u32(2)] >> ((_S31 % u32(2) * u32(16))))).x;
+    return halves_0((entryPointParams_b_0[_S16 + _S17 / u32(2)] >> ((_S17 % u32(2) * u32(16))))).x;
 }
 
-fn Float16_at_1( _S32 : u32,  _S33 : u32) -> f32
+fn Float16_at_1( _S18 : u32,  _S19 : u32) -> f32
 {
-    return half_at_1(_S32, _S33);
+    return half_at_1(_S18, _S19);
 }
 
-fn Operand_at_1( _S34 : Operand_0,  _S35 : u32,  _S36 : u32) -> f32
+fn Operand_at_1( _S20 : Operand_0,  _S21 : u32,  _S22 : u32) -> f32
 {
-    var _S37 : bool;
-    if(_S35 < (_S34.rows_0))
+    var _S23 : bool;
+    if(_S21 < (_S20.rows_0))
     {
-        _S37 = _S36 < (_S34.k_2);
+        _S23 = _S22 < (_S20.k_2);
     }
     else
     {
-        _S37 = false;
+        _S23 = false;
     }
-    var _S38 : f32;
-    if(_S37)
+    var _S24 : f32;
+    if(_S23)
     {
-        _S38 = Float16_at_1(_S34.offset_0, _S34.begin_0 + _S35 * _S34.row_stride_0 + _S36 * _S34.k_stride_0);
+        _S24 = Float16_at_1(_S20.offset_0, _S20.begin_0 + _S21 * _S20.row_stride_0 + _S22 * _S20.k_stride_0);
     }
     else
     {
-        _S38 = 0.0f;
+        _S24 = 0.0f;
     }
-    return _S38;
+    return _S24;
 }
 
-fn load_1( _S39 : Operand_0,  _S40 : u32,  _S41 : u32) -> vec4<f32>
+fn load_1( _S25 : Operand_0,  _S26 : u32,  _S27 : u32) -> vec4<f32>
 {
-    return vec4<f32>(Operand_at_1(_S39, _S40, _S41), Operand_at_1(_S39, _S40 + u32(1), _S41), Operand_at_1(_S39, _S40 + u32(2), _S41), Operand_at_1(_S39, _S40 + u32(3), _S41));
+    return vec4<f32>(Operand_at_1(_S25, _S26, _S27), Operand_at_1(_S25, _S26 + u32(1), _S27), Operand_at_1(_S25, _S26 + u32(2), _S27), Operand_at_1(_S25, _S26 + u32(3), _S27));
 }
 
-fn product_0( _S42 : Operand_0,  _S43 : Operand_0,  _S44 : u32,  _S45 : u32,  _S46 : u32,  _S47 : u32,  _S48 : u32,  _S49 : ptr<function, array<vec4<f32>, i32(8)>>)
+fn product_0( _S28 : Operand_0,  _S29 : Operand_0,  _S30 : u32,  _S31 : u32,  _S32 : u32,  _S33 : u32,  _S34 : u32,  _S35 : ptr<function, array<vec4<f32>, i32(8)>>)
 {
-    var _S50 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    (*_S49)[u32(0)] = _S50;
-    (*_S49)[u32(1)] = _S50;
-    (*_S49)[u32(2)] = _S50;
-    (*_S49)[u32(3)] = _S50;
-    (*_S49)[u32(4)] = _S50;
-    (*_S49)[u32(5)] = _S50;
-    (*_S49)[u32(6)] = _S50;
-    (*_S49)[u32(7)] = _S50;
-    var _S51 : vec2<u32> = corner_0(_S48);
+    var _S36 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    (*_S35)[u32(0)] = _S36;
+    (*_S35)[u32(1)] = _S36;
+    (*_S35)[u32(2)] = _S36;
+    (*_S35)[u32(3)] = _S36;
+    (*_S35)[u32(4)] = _S36;
+    (*_S35)[u32(5)] = _S36;
+    (*_S35)[u32(6)] = _S36;
+    (*_S35)[u32(7)] = _S36;
+    var _S37 : vec2<u32> = corner_0(_S34);
     var begin_1 : u32 = u32(0);
     for(;;)
     {
-        if(begin_1 < _S47)
+        if(begin_1 < _S33)
         {
         }
         else
         {
             break;
         }
-        var i_1 : u32 = _S48;
+        var i_1 : u32 = _S34;
         for(;;)
         {
             if(i_1 < u32(512))
@@ -220,19 +196,19 @@ fn product_0( _S42 : Operand_0,  _S43 : Operand_0,  _S44 : u32,  _S45 : u32,  _S
             {
                 break;
             }
-            var _S52 : vec2<u32> = share_0(i_1, Operand_along_k_0(_S42));
-            var _S53 : u32 = _S52.x;
-            var _S54 : u32 = _S52.y;
-            left_tile_0[place_0(_S53, _S54)] = load_0(_S42, _S44 + u32(4) * _S54, begin_1 + _S53);
-            var _S55 : vec2<u32> = share_0(i_1, Operand_along_k_1(_S43));
-            var _S56 : u32 = _S55.x;
-            var _S57 : u32 = _S55.y;
-            right_tile_0[place_0(_S56, _S57)] = load_1(_S43, _S45 + u32(4) * _S57, begin_1 + _S56);
+            var _S38 : vec2<u32> = share_0(i_1, Operand_along_k_0(_S28));
+            var _S39 : u32 = _S38.x;
+            var _S40 : u32 = _S38.y;
+            left_tile_0[place_0(_S39, _S40)] = load_0(_S28, _S30 + u32(4) * _S40, begin_1 + _S39);
+            var _S41 : vec2<u32> = share_0(i_1, Operand_along_k_1(_S29));
+            var _S42 : u32 = _S41.x;
+            var _S43 : u32 = _S41.y;
+            right_tile_0[place_0(_S42, _S43)] = load_1(_S29, _S31 + u32(4) * _S43, begin_1 + _S42);
             i_1 = i_1 + u32(128);
         }
         workgroupBarrier();
-        var _S58 : u32 = _S51.x;
-        if((_S44 + _S58) < _S46)
+        var _S44 : u32 = _S37.x;
+        if((_S30 + _S44) < _S32)
         {
             var j_0 : u32 = u32(0);
             for(;;)
@@ -244,17 +220,17 @@ fn product_0( _S42 : Operand_0,  _S43 : Operand_0,  _S44 : u32,  _S45 : u32,  _S
                 {
                     break;
                 }
-                var _S59 : vec4<f32> = right_tile_0[place_0(j_0, _S51.y / u32(4))];
-                var _S60 : vec4<f32> = left_tile_0[place_0(j_0, _S58 / u32(4))];
-                (*_S49)[u32(0)] = (*_S49)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4))].x) * _S59;
-                (*_S49)[u32(1)] = (*_S49)[u32(1)] + vec4<f32>(_S60.y) * _S59;
-                (*_S49)[u32(2)] = (*_S49)[u32(2)] + vec4<f32>(_S60.z) * _S59;
-                (*_S49)[u32(3)] = (*_S49)[u32(3)] + vec4<f32>(_S60.w) * _S59;
-                var _S61 : vec4<f32> = left_tile_0[place_0(j_0, _S58 / u32(4) + u32(1))];
-                (*_S49)[u32(4)] = (*_S49)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4) + u32(1))].x) * _S59;
-                (*_S49)[u32(5)] = (*_S49)[u32(5)] + vec4<f32>(_S61.y) * _S59;
-                (*_S49)[u32(6)] = (*_S49)[u32(6)] + vec4<f32>(_S61.z) * _S59;
-                (*_S49)[u32(7)] = (*_S49)[u32(7)] + vec4<f32>(_S61.w) * _S59;
+                var _S45 : vec4<f32> = right_tile_0[place_0(j_0, _S37.y / u32(4))];
+                var _S46 : vec4<f32> = left_tile_0[place_0(j_0, _S44 / u32(4))];
+                (*_S35)[u32(0)] = (*_S35)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S44 / u32(4))].x) * _S45;
+                (*_S35)[u32(1)] = (*_S35)[u32(1)] + vec4<f32>(_S46.y) * _S45;
+                (*_S35)[u32(2)] = (*_S35)[u32(2)] + vec4<f32>(_S46.z) * _S45;
+                (*_S35)[u32(3)] = (*_S35)[u32(3)] + vec4<f32>(_S46.w) * _S45;
+                var _S47 : vec4<f32> = left_tile_0[place_0(j_0, _S44 / u32(4) + u32(1))];
+                (*_S35)[u32(4)] = (*_S35)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S44 / u32(4) + u32(1))].x) * _S45;
+                (*_S35)[u32(5)] = (*_S35)[u32(5)] + vec4<f32>(_S47.y) * _S45;
+                (*_S35)[u32(6)] = (*_S35)[u32(6)] + vec4<f32>(_S47.z) * _S45;
+                (*_S35)[u32(7)] = (*_S35)[u32(7)] + vec4<f32>(_S47.w) * _S45;
                 j_0 = j_0 + u32(1);
             }
         }
@@ -264,427 +240,441 @@ fn product_0( _S42 : Operand_0,  _S43 : Operand_0,  _S44 : u32,  _S45 : u32,  _S
     return;
 }
 
-fn matmul_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, MatmulParams_std140_0>)
+fn matmul_0( _S48 : vec3<u32>,  _S49 : u32,  _S50 : ptr<function, MatmulParams_std140_0>)
 {
-    var _S65 : u32 = (*_S64).n_0;
-    var _S66 : u32 = ((*_S64).n_0 + u32(64) - u32(1)) / u32(64);
-    var _S67 : u32 = (*_S64).m_0;
-    var _S68 : u32 = ((*_S64).m_0 + u32(64) - u32(1)) / u32(64);
-    var _S69 : u32 = group_number_0(_S62);
-    var _S70 : u32 = _S69 / _S66;
-    var _S71 : u32 = _S70 / _S68;
-    var _S72 : u32 = _S69 / _S66;
-    var _S73 : u32 = _S72 % _S68;
-    var _S74 : u32 = _S73 * u32(64);
-    var _S75 : u32 = _S69 % _S66;
-    var _S76 : u32 = _S75 * u32(64);
-    if(_S71 >= ((*_S64).batch_0))
+    var _S51 : u32 = (*_S50).n_0;
+    var _S52 : u32 = ((*_S50).n_0 + u32(64) - u32(1)) / u32(64);
+    var _S53 : u32 = (*_S50).m_0;
+    var _S54 : u32 = ((*_S50).m_0 + u32(64) - u32(1)) / u32(64);
+    var _S55 : u32 = group_number_0(_S48);
+    var _S56 : u32 = _S55 / _S52;
+    var _S57 : u32 = _S56 / _S54;
+    var _S58 : u32 = _S55 / _S52;
+    var _S59 : u32 = _S58 % _S54;
+    var _S60 : u32 = _S59 * u32(64);
+    var _S61 : u32 = _S55 % _S52;
+    var _S62 : u32 = _S61 * u32(64);
+    if(_S57 >= ((*_S50).batch_0))
     {
         return;
     }
+    var left_0 : Operand_0;
+    left_0.offset_0 = (*_S50).a_offset_0;
+    left_0.begin_0 = _S57 * (*_S50).a_batch_0;
+    left_0.rows_0 = _S53;
+    left_0.k_2 = (*_S50).k_0;
+    left_0.row_stride_0 = (*_S50).a_row_0;
+    left_0.k_stride_0 = (*_S50).a_column_0;
+    var right_0 : Operand_0;
+    right_0.offset_0 = (*_S50).b_offset_0;
+    right_0.begin_0 = _S57 * (*_S50).b_batch_0;
+    right_0.rows_0 = _S51;
+    right_0.k_2 = (*_S50).k_0;
+    right_0.row_stride_0 = (*_S50).b_column_0;
+    right_0.k_stride_0 = (*_S50).b_row_0;
     var sums_0 : array<vec4<f32>, i32(8)>;
-    product_0(Operand_x24init_0((*_S64).a_offset_0, _S71 * (*_S64).a_batch_0, _S67, (*_S64).k_0, (*_S64).a_row_0, (*_S64).a_column_0), Operand_x24init_1((*_S64).b_offset_0, _S71 * (*_S64).b_batch_0, _S65, (*_S64).k_0, (*_S64).b_column_0, (*_S64).b_row_0), _S74, _S76, _S67, (*_S64).k_0, _S63, &(sums_0));
-    var _S77 : vec2<u32> = corner_0(_S63);
-    var _S78 : u32 = _S74 + _S77.x;
-    var _S79 : bool = _S78 < _S67;
-    var _S80 : bool;
-    if(_S79)
+    product_0(left_0, right_0, _S60, _S62, _S53, (*_S50).k_0, _S49, &(sums_0));
+    var _S63 : vec2<u32> = corner_0(_S49);
+    var _S64 : u32 = _S60 + _S63.x;
+    var _S65 : bool = _S64 < _S53;
+    var _S66 : bool;
+    if(_S65)
     {
-        _S80 = (_S76 + _S77.y) < _S65;
+        _S66 = (_S62 + _S63.y) < _S51;
     }
     else
     {
-        _S80 = false;
+        _S66 = false;
     }
-    if(_S80)
+    if(_S66)
     {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S78 * (*_S64).out_row_0 + _S76 + _S77.y] = sums_0[u32(0)][u32(0)];
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S64 * (*_S50).out_row_0 + _S62 + _S63.y] = sums_0[u32(0)][u32(0)];
     }
-    if(_S79)
+    if(_S65)
     {
-        _S80 = (_S76 + _S77.y + u32(1)) < _S65;
-    }
-    else
-    {
-        _S80 = false;
-    }
-    if(_S80)
-    {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S78 * (*_S64).out_row_0 + _S76 + _S77.y + u32(1)] = sums_0[u32(0)][u32(1)];
-    }
-    if(_S79)
-    {
-        _S80 = (_S76 + _S77.y + u32(2)) < _S65;
+        _S66 = (_S62 + _S63.y + u32(1)) < _S51;
     }
     else
     {
-        _S80 = false;
+        _S66 = false;
     }
-    if(_S80)
+    if(_S66)
     {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S78 * (*_S64).out_row_0 + _S76 + _S77.y + u32(2)] = sums_0[u32(0)][u32(2)];
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S64 * (*_S50).out_row_0 + _S62 + _S63.y + u32(1)] = sums_0[u32(0)][u32(1)];
     }
-    if(_S79)
+    if(_S65)
     {
-        _S80 = (_S76 + _S77.y + u32(3)) < _S65;
-    }
-    else
-    {
-        _S80 = false;
-    }
-    if(_S80)
-    {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S78 * (*_S64).out_row_0 + _S76 + _S77.y + u32(3)] = sums_0[u32(0)][u32(3)];
-    }
-    var _S81 : u32 = _S78 + u32(1);
-    var _S82 : bool = _S81 < _S67;
-    if(_S82)
-    {
-        _S80 = (_S76 + _S77.y) < _S65;
+        _S66 = (_S62 + _S63.y + u32(2)) < _S51;
     }
     else
     {
-        _S80 = false;
+        _S66 = false;
     }
-    if(_S80)
+    if(_S66)
     {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S81 * (*_S64).out_row_0 + _S76 + _S77.y] = sums_0[u32(1)][u32(0)];
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S64 * (*_S50).out_row_0 + _S62 + _S63.y + u32(2)] = sums_0[u32(0)][u32(2)];
     }
-    if(_S82)
+    if(_S65)
     {
-        _S80 = (_S76 + _S77.y + u32(1)) < _S65;
-    }
-    else
-    {
-        _S80 = false;
-    }
-    if(_S80)
-    {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S81 * (*_S64).out_row_0 + _S76 + _S77.y + u32(1)] = sums_0[u32(1)][u32(1)];
-    }
-    if(_S82)
-    {
-        _S80 = (_S76 + _S77.y + u32(2)) < _S65;
+        _S66 = (_S62 + _S63.y + u32(3)) < _S51;
     }
     else
     {
-        _S80 = false;
+        _S66 = false;
     }
-    if(_S80)
+    if(_S66)
     {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S81 * (*_S64).out_row_0 + _S76 + _S77.y + u32(2)] = sums_0[u32(1)][u32(2)];
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S64 * (*_S50).out_row_0 + _S62 + _S63.y + u32(3)] = sums_0[u32(0)][u32(3)];
     }
-    if(_S82)
+    var _S67 : u32 = _S64 + u32(1);
+    var _S68 : bool = _S67 < _S53;
+    if(_S68)
     {
-        _S80 = (_S76 + _S77.y + u32(3)) < _S65;
-    }
-    else
-    {
-        _S80 = false;
-    }
-    if(_S80)
-    {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S81 * (*_S64).out_row_0 + _S76 + _S77.y + u32(3)] = sums_0[u32(1)][u32(3)];
-    }
-    var _S83 : u32 = _S78 + u32(2);
-    var _S84 : bool = _S83 < _S67;
-    if(_S84)
-    {
-        _S80 = (_S76 + _S77.y) < _S65;
+        _S66 = (_S62 + _S63.y) < _S51;
     }
     else
     {
-        _S80 = false;
+        _S66 = false;
     }
-    if(_S80)
+    if(_S66)
     {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S83 * (*_S64).out_row_0 + _S76 + _S77.y] = sums_0[u32(2)][u32(0)];
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S67 * (*_S50).out_row_0 + _S62 + _S63.y] = sums_0[u32(1)][u32(0)];
     }
-    if(_S84)
+    if(_S68)
     {
-        _S80 = (_S76 + _S77.y + u32(1)) < _S65;
-    }
-    else
-    {
-        _S80 = false;
-    }
-    if(_S80)
-    {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S83 * (*_S64).out_row_0 + _S76 + _S77.y + u32(1)] = sums_0[u32(2)][u32(1)];
-    }
-    if(_S84)
-    {
-        _S80 = (_S76 + _S77.y + u32(2)) < _S65;
+        _S66 = (_S62 + _S63.y + u32(1)) < _S51;
     }
     else
     {
-        _S80 = false;
+        _S66 = false;
     }
-    if(_S80)
+    if(_S66)
     {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S83 * (*_S64).out_row_0 + _S76 + _S77.y + u32(2)] = sums_0[u32(2)][u32(2)];
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S67 * (*_S50).out_row_0 + _S62 + _S63.y + u32(1)] = sums_0[u32(1)][u32(1)];
     }
-    if(_S84)
+    if(_S68)
     {
-        _S80 = (_S76 + _S77.y + u32(3)) < _S65;
-    }
-    else
-    {
-        _S80 = false;
-    }
-    if(_S80)
-    {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S83 * (*_S64).out_row_0 + _S76 + _S77.y + u32(3)] = sums_0[u32(2)][u32(3)];
-    }
-    var _S85 : u32 = _S78 + u32(3);
-    var _S86 : bool = _S85 < _S67;
-    if(_S86)
-    {
-        _S80 = (_S76 + _S77.y) < _S65;
+        _S66 = (_S62 + _S63.y + u32(2)) < _S51;
     }
     else
     {
-        _S80 = false;
+        _S66 = false;
     }
-    if(_S80)
+    if(_S66)
     {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S85 * (*_S64).out_row_0 + _S76 + _S77.y] = sums_0[u32(3)][u32(0)];
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S67 * (*_S50).out_row_0 + _S62 + _S63.y + u32(2)] = sums_0[u32(1)][u32(2)];
     }
-    if(_S86)
+    if(_S68)
     {
-        _S80 = (_S76 + _S77.y + u32(1)) < _S65;
-    }
-    else
-    {
-        _S80 = false;
-    }
-    if(_S80)
-    {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S85 * (*_S64).out_row_0 + _S76 + _S77.y + u32(1)] = sums_0[u32(3)][u32(1)];
-    }
-    if(_S86)
-    {
-        _S80 = (_S76 + _S77.y + u32(2)) < _S65;
+        _S66 = (_S62 + _S63.y + u32(3)) < _S51;
     }
     else
     {
-        _S80 = false;
+        _S66 = false;
     }
-    if(_S80)
+    if(_S66)
     {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S85 * (*_S64).out_row_0 + _S76 + _S77.y + u32(2)] = sums_0[u32(3)][u32(2)];
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S67 * (*_S50).out_row_0 + _S62 + _S63.y + u32(3)] = sums_0[u32(1)][u32(3)];
     }
-    if(_S86)
+    var _S69 : u32 = _S64 + u32(2);
+    var _S70 : bool = _S69 < _S53;
+    if(_S70)
     {
-        _S80 = (_S76 + _S77.y + u32(3)) < _S65;
-    }
-    else
-    {
-        _S80 = false;
-    }
-    if(_S80)
-    {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S85 * (*_S64).out_row_0 + _S76 + _S77.y + u32(3)] = sums_0[u32(3)][u32(3)];
-    }
-    var _S87 : u32 = _S78 + u32(4);
-    var _S88 : bool = _S87 < _S67;
-    if(_S88)
-    {
-        _S80 = (_S76 + _S77.y) < _S65;
+        _S66 = (_S62 + _S63.y) < _S51;
     }
     else
     {
-        _S80 = false;
+        _S66 = false;
     }
-    if(_S80)
+    if(_S66)
     {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S87 * (*_S64).out_row_0 + _S76 + _S77.y] = sums_0[u32(4)][u32(0)];
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S69 * (*_S50).out_row_0 + _S62 + _S63.y] = sums_0[u32(2)][u32(0)];
     }
-    if(_S88)
+    if(_S70)
     {
-        _S80 = (_S76 + _S77.y + u32(1)) < _S65;
-    }
-    else
-    {
-        _S80 = false;
-    }
-    if(_S80)
-    {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S87 * (*_S64).out_row_0 + _S76 + _S77.y + u32(1)] = sums_0[u32(4)][u32(1)];
-    }
-    if(_S88)
-    {
-        _S80 = (_S76 + _S77.y + u32(2)) < _S65;
+        _S66 = (_S62 + _S63.y + u32(1)) < _S51;
     }
     else
     {
-        _S80 = false;
+        _S66 = false;
     }
-    if(_S80)
+    if(_S66)
     {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S87 * (*_S64).out_row_0 + _S76 + _S77.y + u32(2)] = sums_0[u32(4)][u32(2)];
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S69 * (*_S50).out_row_0 + _S62 + _S63.y + u32(1)] = sums_0[u32(2)][u32(1)];
     }
-    if(_S88)
+    if(_S70)
     {
-        _S80 = (_S76 + _S77.y + u32(3)) < _S65;
-    }
-    else
-    {
-        _S80 = false;
-    }
-    if(_S80)
-    {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S87 * (*_S64).out_row_0 + _S76 + _S77.y + u32(3)] = sums_0[u32(4)][u32(3)];
-    }
-    var _S89 : u32 = _S78 + u32(5);
-    var _S90 : bool = _S89 < _S67;
-    if(_S90)
-    {
-        _S80 = (_S76 + _S77.y) < _S65;
+        _S66 = (_S62 + _S63.y + u32(2)) < _S51;
     }
     else
     {
-        _S80 = false;
+        _S66 = false;
     }
-    if(_S80)
+    if(_S66)
     {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S89 * (*_S64).out_row_0 + _S76 + _S77.y] = sums_0[u32(5)][u32(0)];
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S69 * (*_S50).out_row_0 + _S62 + _S63.y + u32(2)] = sums_0[u32(2)][u32(2)];
     }
-    if(_S90)
+    if(_S70)
     {
-        _S80 = (_S76 + _S77.y + u32(1)) < _S65;
-    }
-    else
-    {
-        _S80 = false;
-    }
-    if(_S80)
-    {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S89 * (*_S64).out_row_0 + _S76 + _S77.y + u32(1)] = sums_0[u32(5)][u32(1)];
-    }
-    if(_S90)
-    {
-        _S80 = (_S76 + _S77.y + u32(2)) < _S65;
+        _S66 = (_S62 + _S63.y + u32(3)) < _S51;
     }
     else
     {
-        _S80 = false;
+        _S66 = false;
     }
-    if(_S80)
+    if(_S66)
     {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S89 * (*_S64).out_row_0 + _S76 + _S77.y + u32(2)] = sums_0[u32(5)][u32(2)];
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S69 * (*_S50).out_row_0 + _S62 + _S63.y + u32(3)] = sums_0[u32(2)][u32(3)];
     }
-    if(_S90)
+    var _S71 : u32 = _S64 + u32(3);
+    var _S72 : bool = _S71 < _S53;
+    if(_S72)
     {
-        _S80 = (_S76 + _S77.y + u32(3)) < _S65;
-    }
-    else
-    {
-        _S80 = false;
-    }
-    if(_S80)
-    {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S89 * (*_S64).out_row_0 + _S76 + _S77.y + u32(3)] = sums_0[u32(5)][u32(3)];
-    }
-    var _S91 : u32 = _S78 + u32(6);
-    var _S92 : bool = _S91 < _S67;
-    if(_S92)
-    {
-        _S80 = (_S76 + _S77.y) < _S65;
+        _S66 = (_S62 + _S63.y) < _S51;
     }
     else
     {
-        _S80 = false;
+        _S66 = false;
     }
-    if(_S80)
+    if(_S66)
     {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S91 * (*_S64).out_row_0 + _S76 + _S77.y] = sums_0[u32(6)][u32(0)];
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S71 * (*_S50).out_row_0 + _S62 + _S63.y] = sums_0[u32(3)][u32(0)];
     }
-    if(_S92)
+    if(_S72)
     {
-        _S80 = (_S76 + _S77.y + u32(1)) < _S65;
-    }
-    else
-    {
-        _S80 = false;
-    }
-    if(_S80)
-    {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S91 * (*_S64).out_row_0 + _S76 + _S77.y + u32(1)] = sums_0[u32(6)][u32(1)];
-    }
-    if(_S92)
-    {
-        _S80 = (_S76 + _S77.y + u32(2)) < _S65;
+        _S66 = (_S62 + _S63.y + u32(1)) < _S51;
     }
     else
     {
-        _S80 = false;
+        _S66 = false;
     }
-    if(_S80)
+    if(_S66)
     {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S91 * (*_S64).out_row_0 + _S76 + _S77.y + u32(2)] = sums_0[u32(6)][u32(2)];
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S71 * (*_S50).out_row_0 + _S62 + _S63.y + u32(1)] = sums_0[u32(3)][u32(1)];
     }
-    if(_S92)
+    if(_S72)
     {
-        _S80 = (_S76 + _S77.y + u32(3)) < _S65;
-    }
-    else
-    {
-        _S80 = false;
-    }
-    if(_S80)
-    {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S91 * (*_S64).out_row_0 + _S76 + _S77.y + u32(3)] = sums_0[u32(6)][u32(3)];
-    }
-    var _S93 : u32 = _S78 + u32(7);
-    var _S94 : bool = _S93 < _S67;
-    if(_S94)
-    {
-        _S80 = (_S76 + _S77.y) < _S65;
+        _S66 = (_S62 + _S63.y + u32(2)) < _S51;
     }
     else
     {
-        _S80 = false;
+        _S66 = false;
     }
-    if(_S80)
+    if(_S66)
     {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S93 * (*_S64).out_row_0 + _S76 + _S77.y] = sums_0[u32(7)][u32(0)];
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S71 * (*_S50).out_row_0 + _S62 + _S63.y + u32(2)] = sums_0[u32(3)][u32(2)];
     }
-    if(_S94)
+    if(_S72)
     {
-        _S80 = (_S76 + _S77.y + u32(1)) < _S65;
-    }
-    else
-    {
-        _S80 = false;
-    }
-    if(_S80)
-    {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S93 * (*_S64).out_row_0 + _S76 + _S77.y + u32(1)] = sums_0[u32(7)][u32(1)];
-    }
-    if(_S94)
-    {
-        _S80 = (_S76 + _S77.y + u32(2)) < _S65;
+        _S66 = (_S62 + _S63.y + u32(3)) < _S51;
     }
     else
     {
-        _S80 = false;
+        _S66 = false;
     }
-    if(_S80)
+    if(_S66)
     {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S93 * (*_S64).out_row_0 + _S76 + _S77.y + u32(2)] = sums_0[u32(7)][u32(2)];
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S71 * (*_S50).out_row_0 + _S62 + _S63.y + u32(3)] = sums_0[u32(3)][u32(3)];
     }
-    if(_S94)
+    var _S73 : u32 = _S64 + u32(4);
+    var _S74 : bool = _S73 < _S53;
+    if(_S74)
     {
-        _S80 = (_S76 + _S77.y + u32(3)) < _S65;
+        _S66 = (_S62 + _S63.y) < _S51;
     }
     else
     {
-        _S80 = false;
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S73 * (*_S50).out_row_0 + _S62 + _S63.y] = sums_0[u32(4)][u32(0)];
+    }
+    if(_S74)
+    {
+        _S66 = (_S62 + _S63.y + u32(1)) < _S51;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S73 * (*_S50).out_row_0 + _S62 + _S63.y + u32(1)] = sums_0[u32(4)][u32(1)];
+    }
+    if(_S74)
+    {
+        _S66 = (_S62 + _S63.y + u32(2)) < _S51;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S73 * (*_S50).out_row_0 + _S62 + _S63.y + u32(2)] = sums_0[u32(4)][u32(2)];
+    }
+    if(_S74)
+    {
+        _S66 = (_S62 + _S63.y + u32(3)) < _S51;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S73 * (*_S50).out_row_0 + _S62 + _S63.y + u32(3)] = sums_0[u32(4)][u32(3)];
+    }
+    var _S75 : u32 = _S64 + u32(5);
+    var _S76 : bool = _S75 < _S53;
+    if(_S76)
+    {
+        _S66 = (_S62 + _S63.y) < _S51;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S75 * (*_S50).out_row_0 + _S62 + _S63.y] = sums_0[u32(5)][u32(0)];
+    }
+    if(_S76)
+    {
+        _S66 = (_S62 + _S63.y + u32(1)) < _S51;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S75 * (*_S50).out_row_0 + _S62 + _S63.y + u32(1)] = sums_0[u32(5)][u32(1)];
+    }
+    if(_S76)
+    {
+        _S66 = (_S62 + _S63.y + u32(2)) < _S51;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S75 * (*_S50).out_row_0 + _S62 + _S63.y + u32(2)] = sums_0[u32(5)][u32(2)];
+    }
+    if(_S76)
+    {
+        _S66 = (_S62 + _S63.y + u32(3)) < _S51;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S75 * (*_S50).out_row_0 + _S62 + _S63.y + u32(3)] = sums_0[u32(5)][u32(3)];
+    }
+    var _S77 : u32 = _S64 + u32(6);
+    var _S78 : bool = _S77 < _S53;
+    if(_S78)
+    {
+        _S66 = (_S62 + _S63.y) < _S51;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S77 * (*_S50).out_row_0 + _S62 + _S63.y] = sums_0[u32(6)][u32(0)];
+    }
+    if(_S78)
+    {
+        _S66 = (_S62 + _S63.y + u32(1)) < _S51;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S77 * (*_S50).out_row_0 + _S62 + _S63.y + u32(1)] = sums_0[u32(6)][u32(1)];
+    }
+    if(_S78)
+    {
+        _S66 = (_S62 + _S63.y + u32(2)) < _S51;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S77 * (*_S50).out_row_0 + _S62 + _S63.y + u32(2)] = sums_0[u32(6)][u32(2)];
+    }
+    if(_S78)
+    {
+        _S66 = (_S62 + _S63.y + u32(3)) < _S51;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S77 * (*_S50).out_row_0 + _S62 + _S63.y + u32(3)] = sums_0[u32(6)][u32(3)];
+    }
+    var _S79 : u32 = _S64 + u32(7);
+    var _S80 : bool = _S79 < _S53;
+    if(_S80)
+    {
+        _S66 = (_S62 + _S63.y) < _S51;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S79 * (*_S50).out_row_0 + _S62 + _S63.y] = sums_0[u32(7)][u32(0)];
     }
     if(_S80)
     {
-        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S93 * (*_S64).out_row_0 + _S76 + _S77.y + u32(3)] = sums_0[u32(7)][u32(3)];
+        _S66 = (_S62 + _S63.y + u32(1)) < _S51;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S79 * (*_S50).out_row_0 + _S62 + _S63.y + u32(1)] = sums_0[u32(7)][u32(1)];
+    }
+    if(_S80)
+    {
+        _S66 = (_S62 + _S63.y + u32(2)) < _S51;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S79 * (*_S50).out_row_0 + _S62 + _S63.y + u32(2)] = sums_0[u32(7)][u32(2)];
+    }
+    if(_S80)
+    {
+        _S66 = (_S62 + _S63.y + u32(3)) < _S51;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S79 * (*_S50).out_row_0 + _S62 + _S63.y + u32(3)] = sums_0[u32(7)][u32(3)];
     }
     return;
 }
@@ -693,7 +683,7 @@ fn matmul_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, MatmulParams_s
 @workgroup_size(128, 1, 1)
 fn matmul_f16_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32)
 {
-    var _S95 : MatmulParams_std140_0 = entryPointParams_0.p_0;
-    matmul_0(group_1, thread_1, &(_S95));
+    var _S81 : MatmulParams_std140_0 = entryPointParams_0.p_0;
+    matmul_0(group_1, thread_1, &(_S81));
     return;
 }

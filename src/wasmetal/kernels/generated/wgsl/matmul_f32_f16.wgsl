@@ -75,129 +75,105 @@ struct Operand_0
      k_stride_0 : u32,
 };
 
-fn Operand_x24init_0( _S2 : u32,  _S3 : u32,  _S4 : u32,  _S5 : u32,  _S6 : u32,  _S7 : u32) -> Operand_0
+fn Operand_along_k_0( _S2 : Operand_0) -> bool
 {
-    var _S8 : Operand_0;
-    _S8.offset_0 = _S2;
-    _S8.begin_0 = _S3;
-    _S8.rows_0 = _S4;
-    _S8.k_2 = _S5;
-    _S8.row_stride_0 = _S6;
-    _S8.k_stride_0 = _S7;
-    return _S8;
+    return (_S2.k_stride_0) == u32(1);
 }
 
-fn Operand_x24init_1( _S9 : u32,  _S10 : u32,  _S11 : u32,  _S12 : u32,  _S13 : u32,  _S14 : u32) -> Operand_0
+fn Float32_at_0( _S3 : u32,  _S4 : u32) -> f32
 {
-    var _S15 : Operand_0;
-    _S15.offset_0 = _S9;
-    _S15.begin_0 = _S10;
-    _S15.rows_0 = _S11;
-    _S15.k_2 = _S12;
-    _S15.row_stride_0 = _S13;
-    _S15.k_stride_0 = _S14;
-    return _S15;
+    return (bitcast<f32>((entryPointParams_a_0[_S3 + _S4])));
 }
 
-fn Operand_along_k_0( _S16 : Operand_0) -> bool
+fn Operand_at_0( _S5 : Operand_0,  _S6 : u32,  _S7 : u32) -> f32
 {
-    return (_S16.k_stride_0) == u32(1);
-}
-
-fn Float32_at_0( _S17 : u32,  _S18 : u32) -> f32
-{
-    return (bitcast<f32>((entryPointParams_a_0[_S17 + _S18])));
-}
-
-fn Operand_at_0( _S19 : Operand_0,  _S20 : u32,  _S21 : u32) -> f32
-{
-    var _S22 : bool;
-    if(_S20 < (_S19.rows_0))
+    var _S8 : bool;
+    if(_S6 < (_S5.rows_0))
     {
-        _S22 = _S21 < (_S19.k_2);
+        _S8 = _S7 < (_S5.k_2);
     }
     else
     {
-        _S22 = false;
+        _S8 = false;
     }
-    var _S23 : f32;
-    if(_S22)
+    var _S9 : f32;
+    if(_S8)
     {
-        _S23 = Float32_at_0(_S19.offset_0, _S19.begin_0 + _S20 * _S19.row_stride_0 + _S21 * _S19.k_stride_0);
+        _S9 = Float32_at_0(_S5.offset_0, _S5.begin_0 + _S6 * _S5.row_stride_0 + _S7 * _S5.k_stride_0);
     }
     else
     {
-        _S23 = 0.0f;
+        _S9 = 0.0f;
     }
-    return _S23;
+    return _S9;
 }
 
-fn load_0( _S24 : Operand_0,  _S25 : u32,  _S26 : u32) -> vec4<f32>
+fn load_0( _S10 : Operand_0,  _S11 : u32,  _S12 : u32) -> vec4<f32>
 {
-    return vec4<f32>(Operand_at_0(_S24, _S25, _S26), Operand_at_0(_S24, _S25 + u32(1), _S26), Operand_at_0(_S24, _S25 + u32(2), _S26), Operand_at_0(_S24, _S25 + u32(3), _S26));
+    return vec4<f32>(Operand_at_0(_S10, _S11, _S12), Operand_at_0(_S10, _S11 + u32(1), _S12), Operand_at_0(_S10, _S11 + u32(2), _S12), Operand_at_0(_S10, _S11 + u32(3), _S12));
 }
 
-fn Operand_along_k_1( _S27 : Operand_0) -> bool
+fn Operand_along_k_1( _S13 : Operand_0) -> bool
 {
-    return (_S27.k_stride_0) == u32(1);
+    return (_S13.k_stride_0) == u32(1);
 }
 
-fn Float32_at_1( _S28 : u32,  _S29 : u32) -> f32
+fn Float32_at_1( _S14 : u32,  _S15 : u32) -> f32
 {
-    return (bitcast<f32>((entryPointParams_b_0[_S28 + _S29])));
+    return (bitcast<f32>((entryPointParams_b_0[_S14 + _S15])));
 }
 
-fn Operand_at_1( _S30 : Operand_0,  _S31 : u32,  _S32 : u32) -> f32
+fn Operand_at_1( _S16 : Operand_0,  _S17 : u32,  _S18 : u32) -> f32
 {
-    var _S33 : bool;
-    if(_S31 < (_S30.rows_0))
+    var _S19 : bool;
+    if(_S17 < (_S16.rows_0))
     {
-        _S33 = _S32 < (_S30.k_2);
+        _S19 = _S18 < (_S16.k_2);
     }
     else
     {
-        _S33 = false;
+        _S19 = false;
     }
-    var _S34 : f32;
-    if(_S33)
+    var _S20 : f32;
+    if(_S19)
     {
-        _S34 = Float32_at_1(_S30.offset_0, _S30.begin_0 + _S31 * _S30.row_stride_0 + _S32 * _S30.k_stride_0);
+        _S20 = Float32_at_1(_S16.offset_0, _S16.begin_0 + _S17 * _S16.row_stride_0 + _S18 * _S16.k_stride_0);
     }
     else
     {
-        _S34 = 0.0f;
+        _S20 = 0.0f;
     }
-    return _S34;
+    return _S20;
 }
 
-fn load_1( _S35 : Operand_0,  _S36 : u32,  _S37 : u32) -> vec4<f32>
+fn load_1( _S21 : Operand_0,  _S22 : u32,  _S23 : u32) -> vec4<f32>
 {
-    return vec4<f32>(Operand_at_1(_S35, _S36, _S37), Operand_at_1(_S35, _S36 + u32(1), _S37), Operand_at_1(_S35, _S36 + u32(2), _S37), Operand_at_1(_S35, _S36 + u32(3), _S37));
+    return vec4<f32>(Operand_at_1(_S21, _S22, _S23), Operand_at_1(_S21, _S22 + u32(1), _S23), Operand_at_1(_S21, _S22 + u32(2), _S23), Operand_at_1(_S21, _S22 + u32(3), _S23));
 }
 
-fn product_0( _S38 : Operand_0,  _S39 : Operand_0,  _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : u32,  _S45 : ptr<function, array<vec4<f32>, i32(8)>>)
+fn product_0( _S24 : Operand_0,  _S25 : Operand_0,  _S26 : u32,  _S27 : u32,  _S28 : u32,  _S29 : u32,  _S30 : u32,  _S31 : ptr<function, array<vec4<f32>, i32(8)>>)
 {
-    var _S46 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    (*_S45)[u32(0)] = _S46;
-    (*_S45)[u32(1)] = _S46;
-    (*_S45)[u32(2)] = _S46;
-    (*_S45)[u32(3)] = _S46;
-    (*_S45)[u32(4)] = _S46;
-    (*_S45)[u32(5)] = _S46;
-    (*_S45)[u32(6)] = _S46;
-    (*_S45)[u32(7)] = _S46;
-    var _S47 : vec2<u32> = corner_0(_S44);
+    var _S32 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    (*_S31)[u32(0)] = _S32;
+    (*_S31)[u32(1)] = _S32;
+    (*_S31)[u32(2)] = _S32;
+    (*_S31)[u32(3)] = _S32;
+    (*_S31)[u32(4)] = _S32;
+    (*_S31)[u32(5)] = _S32;
+    (*_S31)[u32(6)] = _S32;
+    (*_S31)[u32(7)] = _S32;
+    var _S33 : vec2<u32> = corner_0(_S30);
     var begin_1 : u32 = u32(0);
     for(;;)
     {
-        if(begin_1 < _S43)
+        if(begin_1 < _S29)
         {
         }
         else
         {
             break;
         }
-        var i_1 : u32 = _S44;
+        var i_1 : u32 = _S30;
         for(;;)
         {
             if(i_1 < u32(512))
@@ -207,19 +183,19 @@ fn product_0( _S38 : Operand_0,  _S39 : Operand_0,  _S40 : u32,  _S41 : u32,  _S
             {
                 break;
             }
-            var _S48 : vec2<u32> = share_0(i_1, Operand_along_k_0(_S38));
-            var _S49 : u32 = _S48.x;
-            var _S50 : u32 = _S48.y;
-            left_tile_0[place_0(_S49, _S50)] = load_0(_S38, _S40 + u32(4) * _S50, begin_1 + _S49);
-            var _S51 : vec2<u32> = share_0(i_1, Operand_along_k_1(_S39));
-            var _S52 : u32 = _S51.x;
-            var _S53 : u32 = _S51.y;
-            right_tile_0[place_0(_S52, _S53)] = load_1(_S39, _S41 + u32(4) * _S53, begin_1 + _S52);
+            var _S34 : vec2<u32> = share_0(i_1, Operand_along_k_0(_S24));
+            var _S35 : u32 = _S34.x;
+            var _S36 : u32 = _S34.y;
+            left_tile_0[place_0(_S35, _S36)] = load_0(_S24, _S26 + u32(4) * _S36, begin_1 + _S35);
+            var _S37 : vec2<u32> = share_0(i_1, Operand_along_k_1(_S25));
+            var _S38 : u32 = _S37.x;
+            var _S39 : u32 = _S37.y;
+            right_tile_0[place_0(_S38, _S39)] = load_1(_S25, _S27 + u32(4) * _S39, begin_1 + _S38);
             i_1 = i_1 + u32(128);
         }
         workgroupBarrier();
-        var _S54 : u32 = _S47.x;
-        if((_S40 + _S54) < _S42)
+        var _S40 : u32 = _S33.x;
+        if((_S26 + _S40) < _S28)
         {
             var j_0 : u32 = u32(0);
             for(;;)
@@ -231,17 +207,17 @@ fn product_0( _S38 : Operand_0,  _S39 : Operand_0,  _S40 : u32,  _S41 : u32,  _S
                 {
                     break;
                 }
-                var _S55 : vec4<f32> = right_tile_0[place_0(j_0, _S47.y / u32(4))];
-                var _S56 : vec4<f32> = left_tile_0[place_0(j_0, _S54 / u32(4))];
-                (*_S45)[u32(0)] = (*_S45)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S54 / u32(4))].x) * _S55;
-                (*_S45)[u32(1)] = (*_S45)[u32(1)] + vec4<f32>(_S56.y) * _S55;
-                (*_S45)[u32(2)] = (*_S45)[u32(2)] + vec4<f32>(_S56.z) * _S55;
-                (*_S45)[u32(3)] = (*_S45)[u32(3)] + vec4<f32>(_S56.w) * _S55;
-                var _S57 : vec4<f32> = left_tile_0[place_0(j_0, _S54 / u32(4) + u32(1))];
-                (*_S45)[u32(4)] = (*_S45)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S54 / u32(4) + u32(1))].x) * _S55;
-                (*_S45)[u32(5)] = (*_S45)[u32(5)] + vec4<f32>(_S57.y) * _S55;
-                (*_S45)[u32(6)] = (*_S45)[u32(6)] + vec4<f32>(_S57.z) * _S55;
-                (*_S45)[u32(7)] = (*_S45)[u32(7)] + vec4<f32>(_S57.w) * _S55;
+                var _S41 : vec4<f32> = right_tile_0[place_0(j_0, _S33.y / u32(4))];
+                var _S42 : vec4<f32> = left_tile_0[place_0(j_0, _S40 / u32(4))];
+                (*_S31)[u32(0)] = (*_S31)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S40 / u32(4))].x) * _S41;
+                (*_S31)[u32(1)] = (*_S31)[u32(1)] + vec4<f32>(_S42.y) * _S41;
+                (*_S31)[u32(2)] = (*_S31)[u32(2)] + vec4<f32>(_S42.z) * _S41;
+                (*_S31)[u32(3)] = (*_S31)[u32(3)] + vec4<f32>(_S42.w) * _S41;
+                var _S43 : vec4<f32> = left_tile_0[place_0(j_0, _S40 / u32(4) + u32(1))];
+                (*_S31)[u32(4)] = (*_S31)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S40 / u32(4) + u32(1))].x) * _S41;
+                (*_S31)[u32(5)] = (*_S31)[u32(5)] + vec4<f32>(_S43.y) * _S41;
+                (*_S31)[u32(6)] = (*_S31)[u32(6)] + vec4<f32>(_S43.z) * _S41;
+                (*_S31)[u32(7)] = (*_S31)[u32(7)] + vec4<f32>(_S43.w) * _S41;
                 j_0 = j_0 + u32(1);
             }
         }
@@ -251,427 +227,441 @@ fn product_0( _S38 : Operand_0,  _S39 : Operand_0,  _S40 : u32,  _S41 : u32,  _S
     return;
 }
 
-fn matmul_0( _S58 : vec3<u32>,  _S59 : u32,  _S60 : ptr<function, MatmulParams_std140_0>)
+fn matmul_0( _S44 : vec3<u32>,  _S45 : u32,  _S46 : ptr<function, MatmulParams_std140_0>)
 {
-    var _S61 : u32 = (*_S60).n_0;
-    var _S62 : u32 = ((*_S60).n_0 + u32(64) - u32(1)) / u32(64);
-    var _S63 : u32 = (*_S60).m_0;
-    var _S64 : u32 = ((*_S60).m_0 + u32(64) - u32(1)) / u32(64);
-    var _S65 : u32 = group_number_0(_S58);
-    var _S66 : u32 = _S65 / _S62;
-    var _S67 : u32 = _S66 / _S64;
-    var _S68 : u32 = _S65 / _S62;
-    var _S69 : u32 = _S68 % _S64;
-    var _S70 : u32 = _S69 * u32(64);
-    var _S71 : u32 = _S65 % _S62;
-    var _S72 : u32 = _S71 * u32(64);
-    if(_S67 >= ((*_S60).batch_0))
+    var _S47 : u32 = (*_S46).n_0;
+    var _S48 : u32 = ((*_S46).n_0 + u32(64) - u32(1)) / u32(64);
+    var _S49 : u32 = (*_S46).m_0;
+    var _S50 : u32 = ((*_S46).m_0 + u32(64) - u32(1)) / u32(64);
+    var _S51 : u32 = group_number_0(_S44);
+    var _S52 : u32 = _S51 / _S48;
+    var _S53 : u32 = _S52 / _S50;
+    var _S54 : u32 = _S51 / _S48;
+    var _S55 : u32 = _S54 % _S50;
+    var _S56 : u32 = _S55 * u32(64);
+    var _S57 : u32 = _S51 % _S48;
+    var _S58 : u32 = _S57 * u32(64);
+    if(_S53 >= ((*_S46).batch_0))
     {
         return;
     }
+    var left_0 : Operand_0;
+    left_0.offset_0 = (*_S46).a_offset_0;
+    left_0.begin_0 = _S53 * (*_S46).a_batch_0;
+    left_0.rows_0 = _S49;
+    left_0.k_2 = (*_S46).k_0;
+    left_0.row_stride_0 = (*_S46).a_row_0;
+    left_0.k_stride_0 = (*_S46).a_column_0;
+    var right_0 : Operand_0;
+    right_0.offset_0 = (*_S46).b_offset_0;
+    right_0.begin_0 = _S53 * (*_S46).b_batch_0;
+    right_0.rows_0 = _S47;
+    right_0.k_2 = (*_S46).k_0;
+    right_0.row_stride_0 = (*_S46).b_column_0;
+    right_0.k_stride_0 = (*_S46).b_row_0;
     var sums_0 : array<vec4<f32>, i32(8)>;
-    product_0(Operand_x24init_0((*_S60).a_offset_0, _S67 * (*_S60).a_batch_0, _S63, (*_S60).k_0, (*_S60).a_row_0, (*_S60).a_column_0), Operand_x24init_1((*_S60).b_offset_0, _S67 * (*_S60).b_batch_0, _S61, (*_S60).k_0, (*_S60).b_column_0, (*_S60).b_row_0), _S70, _S72, _S63, (*_S60).k_0, _S59, &(sums_0));
-    var _S73 : vec2<u32> = corner_0(_S59);
-    var _S74 : u32 = _S70 + _S73.x;
-    var _S75 : bool = _S74 < _S63;
-    var _S76 : bool;
-    if(_S75)
+    product_0(left_0, right_0, _S56, _S58, _S49, (*_S46).k_0, _S45, &(sums_0));
+    var _S59 : vec2<u32> = corner_0(_S45);
+    var _S60 : u32 = _S56 + _S59.x;
+    var _S61 : bool = _S60 < _S49;
+    var _S62 : bool;
+    if(_S61)
     {
-        _S76 = (_S72 + _S73.y) < _S61;
+        _S62 = (_S58 + _S59.y) < _S47;
     }
     else
     {
-        _S76 = false;
+        _S62 = false;
     }
-    if(_S76)
+    if(_S62)
     {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S74 * (*_S60).out_row_0 + _S72 + _S73.y] = f16(sums_0[u32(0)][u32(0)]);
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S60 * (*_S46).out_row_0 + _S58 + _S59.y] = f16(sums_0[u32(0)][u32(0)]);
     }
-    if(_S75)
+    if(_S61)
     {
-        _S76 = (_S72 + _S73.y + u32(1)) < _S61;
-    }
-    else
-    {
-        _S76 = false;
-    }
-    if(_S76)
-    {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S74 * (*_S60).out_row_0 + _S72 + _S73.y + u32(1)] = f16(sums_0[u32(0)][u32(1)]);
-    }
-    if(_S75)
-    {
-        _S76 = (_S72 + _S73.y + u32(2)) < _S61;
+        _S62 = (_S58 + _S59.y + u32(1)) < _S47;
     }
     else
     {
-        _S76 = false;
+        _S62 = false;
     }
-    if(_S76)
+    if(_S62)
     {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S74 * (*_S60).out_row_0 + _S72 + _S73.y + u32(2)] = f16(sums_0[u32(0)][u32(2)]);
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S60 * (*_S46).out_row_0 + _S58 + _S59.y + u32(1)] = f16(sums_0[u32(0)][u32(1)]);
     }
-    if(_S75)
+    if(_S61)
     {
-        _S76 = (_S72 + _S73.y + u32(3)) < _S61;
-    }
-    else
-    {
-        _S76 = false;
-    }
-    if(_S76)
-    {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S74 * (*_S60).out_row_0 + _S72 + _S73.y + u32(3)] = f16(sums_0[u32(0)][u32(3)]);
-    }
-    var _S77 : u32 = _S74 + u32(1);
-    var _S78 : bool = _S77 < _S63;
-    if(_S78)
-    {
-        _S76 = (_S72 + _S73.y) < _S61;
+        _S62 = (_S58 + _S59.y + u32(2)) < _S47;
     }
     else
     {
-        _S76 = false;
+        _S62 = false;
     }
-    if(_S76)
+    if(_S62)
     {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S77 * (*_S60).out_row_0 + _S72 + _S73.y] = f16(sums_0[u32(1)][u32(0)]);
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S60 * (*_S46).out_row_0 + _S58 + _S59.y + u32(2)] = f16(sums_0[u32(0)][u32(2)]);
     }
-    if(_S78)
+    if(_S61)
     {
-        _S76 = (_S72 + _S73.y + u32(1)) < _S61;
-    }
-    else
-    {
-        _S76 = false;
-    }
-    if(_S76)
-    {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S77 * (*_S60).out_row_0 + _S72 + _S73.y + u32(1)] = f16(sums_0[u32(1)][u32(1)]);
-    }
-    if(_S78)
-    {
-        _S76 = (_S72 + _S73.y + u32(2)) < _S61;
+        _S62 = (_S58 + _S59.y + u32(3)) < _S47;
     }
     else
     {
-        _S76 = false;
+        _S62 = false;
     }
-    if(_S76)
+    if(_S62)
     {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S77 * (*_S60).out_row_0 + _S72 + _S73.y + u32(2)] = f16(sums_0[u32(1)][u32(2)]);
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S60 * (*_S46).out_row_0 + _S58 + _S59.y + u32(3)] = f16(sums_0[u32(0)][u32(3)]);
     }
-    if(_S78)
+    var _S63 : u32 = _S60 + u32(1);
+    var _S64 : bool = _S63 < _S49;
+    if(_S64)
     {
-        _S76 = (_S72 + _S73.y + u32(3)) < _S61;
-    }
-    else
-    {
-        _S76 = false;
-    }
-    if(_S76)
-    {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S77 * (*_S60).out_row_0 + _S72 + _S73.y + u32(3)] = f16(sums_0[u32(1)][u32(3)]);
-    }
-    var _S79 : u32 = _S74 + u32(2);
-    var _S80 : bool = _S79 < _S63;
-    if(_S80)
-    {
-        _S76 = (_S72 + _S73.y) < _S61;
+        _S62 = (_S58 + _S59.y) < _S47;
     }
     else
     {
-        _S76 = false;
+        _S62 = false;
     }
-    if(_S76)
+    if(_S62)
     {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S79 * (*_S60).out_row_0 + _S72 + _S73.y] = f16(sums_0[u32(2)][u32(0)]);
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S63 * (*_S46).out_row_0 + _S58 + _S59.y] = f16(sums_0[u32(1)][u32(0)]);
     }
-    if(_S80)
+    if(_S64)
     {
-        _S76 = (_S72 + _S73.y + u32(1)) < _S61;
-    }
-    else
-    {
-        _S76 = false;
-    }
-    if(_S76)
-    {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S79 * (*_S60).out_row_0 + _S72 + _S73.y + u32(1)] = f16(sums_0[u32(2)][u32(1)]);
-    }
-    if(_S80)
-    {
-        _S76 = (_S72 + _S73.y + u32(2)) < _S61;
+        _S62 = (_S58 + _S59.y + u32(1)) < _S47;
     }
     else
     {
-        _S76 = false;
+        _S62 = false;
     }
-    if(_S76)
+    if(_S62)
     {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S79 * (*_S60).out_row_0 + _S72 + _S73.y + u32(2)] = f16(sums_0[u32(2)][u32(2)]);
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S63 * (*_S46).out_row_0 + _S58 + _S59.y + u32(1)] = f16(sums_0[u32(1)][u32(1)]);
     }
-    if(_S80)
+    if(_S64)
     {
-        _S76 = (_S72 + _S73.y + u32(3)) < _S61;
-    }
-    else
-    {
-        _S76 = false;
-    }
-    if(_S76)
-    {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S79 * (*_S60).out_row_0 + _S72 + _S73.y + u32(3)] = f16(sums_0[u32(2)][u32(3)]);
-    }
-    var _S81 : u32 = _S74 + u32(3);
-    var _S82 : bool = _S81 < _S63;
-    if(_S82)
-    {
-        _S76 = (_S72 + _S73.y) < _S61;
+        _S62 = (_S58 + _S59.y + u32(2)) < _S47;
     }
     else
     {
-        _S76 = false;
+        _S62 = false;
     }
-    if(_S76)
+    if(_S62)
     {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S81 * (*_S60).out_row_0 + _S72 + _S73.y] = f16(sums_0[u32(3)][u32(0)]);
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S63 * (*_S46).out_row_0 + _S58 + _S59.y + u32(2)] = f16(sums_0[u32(1)][u32(2)]);
     }
-    if(_S82)
+    if(_S64)
     {
-        _S76 = (_S72 + _S73.y + u32(1)) < _S61;
-    }
-    else
-    {
-        _S76 = false;
-    }
-    if(_S76)
-    {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S81 * (*_S60).out_row_0 + _S72 + _S73.y + u32(1)] = f16(sums_0[u32(3)][u32(1)]);
-    }
-    if(_S82)
-    {
-        _S76 = (_S72 + _S73.y + u32(2)) < _S61;
+        _S62 = (_S58 + _S59.y + u32(3)) < _S47;
     }
     else
     {
-        _S76 = false;
+        _S62 = false;
     }
-    if(_S76)
+    if(_S62)
     {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S81 * (*_S60).out_row_0 + _S72 + _S73.y + u32(2)] = f16(sums_0[u32(3)][u32(2)]);
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S63 * (*_S46).out_row_0 + _S58 + _S59.y + u32(3)] = f16(sums_0[u32(1)][u32(3)]);
     }
-    if(_S82)
+    var _S65 : u32 = _S60 + u32(2);
+    var _S66 : bool = _S65 < _S49;
+    if(_S66)
     {
-        _S76 = (_S72 + _S73.y + u32(3)) < _S61;
-    }
-    else
-    {
-        _S76 = false;
-    }
-    if(_S76)
-    {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S81 * (*_S60).out_row_0 + _S72 + _S73.y + u32(3)] = f16(sums_0[u32(3)][u32(3)]);
-    }
-    var _S83 : u32 = _S74 + u32(4);
-    var _S84 : bool = _S83 < _S63;
-    if(_S84)
-    {
-        _S76 = (_S72 + _S73.y) < _S61;
+        _S62 = (_S58 + _S59.y) < _S47;
     }
     else
     {
-        _S76 = false;
+        _S62 = false;
     }
-    if(_S76)
+    if(_S62)
     {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S83 * (*_S60).out_row_0 + _S72 + _S73.y] = f16(sums_0[u32(4)][u32(0)]);
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S65 * (*_S46).out_row_0 + _S58 + _S59.y] = f16(sums_0[u32(2)][u32(0)]);
     }
-    if(_S84)
+    if(_S66)
     {
-        _S76 = (_S72 + _S73.y + u32(1)) < _S61;
-    }
-    else
-    {
-        _S76 = false;
-    }
-    if(_S76)
-    {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S83 * (*_S60).out_row_0 + _S72 + _S73.y + u32(1)] = f16(sums_0[u32(4)][u32(1)]);
-    }
-    if(_S84)
-    {
-        _S76 = (_S72 + _S73.y + u32(2)) < _S61;
+        _S62 = (_S58 + _S59.y + u32(1)) < _S47;
     }
     else
     {
-        _S76 = false;
+        _S62 = false;
     }
-    if(_S76)
+    if(_S62)
     {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S83 * (*_S60).out_row_0 + _S72 + _S73.y + u32(2)] = f16(sums_0[u32(4)][u32(2)]);
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S65 * (*_S46).out_row_0 + _S58 + _S59.y + u32(1)] = f16(sums_0[u32(2)][u32(1)]);
     }
-    if(_S84)
+    if(_S66)
     {
-        _S76 = (_S72 + _S73.y + u32(3)) < _S61;
-    }
-    else
-    {
-        _S76 = false;
-    }
-    if(_S76)
-    {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S83 * (*_S60).out_row_0 + _S72 + _S73.y + u32(3)] = f16(sums_0[u32(4)][u32(3)]);
-    }
-    var _S85 : u32 = _S74 + u32(5);
-    var _S86 : bool = _S85 < _S63;
-    if(_S86)
-    {
-        _S76 = (_S72 + _S73.y) < _S61;
+        _S62 = (_S58 + _S59.y + u32(2)) < _S47;
     }
     else
     {
-        _S76 = false;
+        _S62 = false;
     }
-    if(_S76)
+    if(_S62)
     {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S85 * (*_S60).out_row_0 + _S72 + _S73.y] = f16(sums_0[u32(5)][u32(0)]);
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S65 * (*_S46).out_row_0 + _S58 + _S59.y + u32(2)] = f16(sums_0[u32(2)][u32(2)]);
     }
-    if(_S86)
+    if(_S66)
     {
-        _S76 = (_S72 + _S73.y + u32(1)) < _S61;
-    }
-    else
-    {
-        _S76 = false;
-    }
-    if(_S76)
-    {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S85 * (*_S60).out_row_0 + _S72 + _S73.y + u32(1)] = f16(sums_0[u32(5)][u32(1)]);
-    }
-    if(_S86)
-    {
-        _S76 = (_S72 + _S73.y + u32(2)) < _S61;
+        _S62 = (_S58 + _S59.y + u32(3)) < _S47;
     }
     else
     {
-        _S76 = false;
+        _S62 = false;
     }
-    if(_S76)
+    if(_S62)
     {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S85 * (*_S60).out_row_0 + _S72 + _S73.y + u32(2)] = f16(sums_0[u32(5)][u32(2)]);
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S65 * (*_S46).out_row_0 + _S58 + _S59.y + u32(3)] = f16(sums_0[u32(2)][u32(3)]);
     }
-    if(_S86)
+    var _S67 : u32 = _S60 + u32(3);
+    var _S68 : bool = _S67 < _S49;
+    if(_S68)
     {
-        _S76 = (_S72 + _S73.y + u32(3)) < _S61;
-    }
-    else
-    {
-        _S76 = false;
-    }
-    if(_S76)
-    {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S85 * (*_S60).out_row_0 + _S72 + _S73.y + u32(3)] = f16(sums_0[u32(5)][u32(3)]);
-    }
-    var _S87 : u32 = _S74 + u32(6);
-    var _S88 : bool = _S87 < _S63;
-    if(_S88)
-    {
-        _S76 = (_S72 + _S73.y) < _S61;
+        _S62 = (_S58 + _S59.y) < _S47;
     }
     else
     {
-        _S76 = false;
+        _S62 = false;
     }
-    if(_S76)
+    if(_S62)
     {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S87 * (*_S60).out_row_0 + _S72 + _S73.y] = f16(sums_0[u32(6)][u32(0)]);
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S67 * (*_S46).out_row_0 + _S58 + _S59.y] = f16(sums_0[u32(3)][u32(0)]);
     }
-    if(_S88)
+    if(_S68)
     {
-        _S76 = (_S72 + _S73.y + u32(1)) < _S61;
-    }
-    else
-    {
-        _S76 = false;
-    }
-    if(_S76)
-    {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S87 * (*_S60).out_row_0 + _S72 + _S73.y + u32(1)] = f16(sums_0[u32(6)][u32(1)]);
-    }
-    if(_S88)
-    {
-        _S76 = (_S72 + _S73.y + u32(2)) < _S61;
+        _S62 = (_S58 + _S59.y + u32(1)) < _S47;
     }
     else
     {
-        _S76 = false;
+        _S62 = false;
     }
-    if(_S76)
+    if(_S62)
     {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S87 * (*_S60).out_row_0 + _S72 + _S73.y + u32(2)] = f16(sums_0[u32(6)][u32(2)]);
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S67 * (*_S46).out_row_0 + _S58 + _S59.y + u32(1)] = f16(sums_0[u32(3)][u32(1)]);
     }
-    if(_S88)
+    if(_S68)
     {
-        _S76 = (_S72 + _S73.y + u32(3)) < _S61;
-    }
-    else
-    {
-        _S76 = false;
-    }
-    if(_S76)
-    {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S87 * (*_S60).out_row_0 + _S72 + _S73.y + u32(3)] = f16(sums_0[u32(6)][u32(3)]);
-    }
-    var _S89 : u32 = _S74 + u32(7);
-    var _S90 : bool = _S89 < _S63;
-    if(_S90)
-    {
-        _S76 = (_S72 + _S73.y) < _S61;
+        _S62 = (_S58 + _S59.y + u32(2)) < _S47;
     }
     else
     {
-        _S76 = false;
+        _S62 = false;
     }
-    if(_S76)
+    if(_S62)
     {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S89 * (*_S60).out_row_0 + _S72 + _S73.y] = f16(sums_0[u32(7)][u32(0)]);
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S67 * (*_S46).out_row_0 + _S58 + _S59.y + u32(2)] = f16(sums_0[u32(3)][u32(2)]);
     }
-    if(_S90)
+    if(_S68)
     {
-        _S76 = (_S72 + _S73.y + u32(1)) < _S61;
-    }
-    else
-    {
-        _S76 = false;
-    }
-    if(_S76)
-    {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S89 * (*_S60).out_row_0 + _S72 + _S73.y + u32(1)] = f16(sums_0[u32(7)][u32(1)]);
-    }
-    if(_S90)
-    {
-        _S76 = (_S72 + _S73.y + u32(2)) < _S61;
+        _S62 = (_S58 + _S59.y + u32(3)) < _S47;
     }
     else
     {
-        _S76 = false;
+        _S62 = false;
     }
-    if(_S76)
+    if(_S62)
     {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S89 * (*_S60).out_row_0 + _S72 + _S73.y + u32(2)] = f16(sums_0[u32(7)][u32(2)]);
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S67 * (*_S46).out_row_0 + _S58 + _S59.y + u32(3)] = f16(sums_0[u32(3)][u32(3)]);
     }
-    if(_S90)
+    var _S69 : u32 = _S60 + u32(4);
+    var _S70 : bool = _S69 < _S49;
+    if(_S70)
     {
-        _S76 = (_S72 + _S73.y + u32(3)) < _S61;
+        _S62 = (_S58 + _S59.y) < _S47;
     }
     else
     {
-        _S76 = false;
+        _S62 = false;
+    }
+    if(_S62)
+    {
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S69 * (*_S46).out_row_0 + _S58 + _S59.y] = f16(sums_0[u32(4)][u32(0)]);
+    }
+    if(_S70)
+    {
+        _S62 = (_S58 + _S59.y + u32(1)) < _S47;
+    }
+    else
+    {
+        _S62 = false;
+    }
+    if(_S62)
+    {
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S69 * (*_S46).out_row_0 + _S58 + _S59.y + u32(1)] = f16(sums_0[u32(4)][u32(1)]);
+    }
+    if(_S70)
+    {
+        _S62 = (_S58 + _S59.y + u32(2)) < _S47;
+    }
+    else
+    {
+        _S62 = false;
+    }
+    if(_S62)
+    {
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S69 * (*_S46).out_row_0 + _S58 + _S59.y + u32(2)] = f16(sums_0[u32(4)][u32(2)]);
+    }
+    if(_S70)
+    {
+        _S62 = (_S58 + _S59.y + u32(3)) < _S47;
+    }
+    else
+    {
+        _S62 = false;
+    }
+    if(_S62)
+    {
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S69 * (*_S46).out_row_0 + _S58 + _S59.y + u32(3)] = f16(sums_0[u32(4)][u32(3)]);
+    }
+    var _S71 : u32 = _S60 + u32(5);
+    var _S72 : bool = _S71 < _S49;
+    if(_S72)
+    {
+        _S62 = (_S58 + _S59.y) < _S47;
+    }
+    else
+    {
+        _S62 = false;
+    }
+    if(_S62)
+    {
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S71 * (*_S46).out_row_0 + _S58 + _S59.y] = f16(sums_0[u32(5)][u32(0)]);
+    }
+    if(_S72)
+    {
+        _S62 = (_S58 + _S59.y + u32(1)) < _S47;
+    }
+    else
+    {
+        _S62 = false;
+    }
+    if(_S62)
+    {
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S71 * (*_S46).out_row_0 + _S58 + _S59.y + u32(1)] = f16(sums_0[u32(5)][u32(1)]);
+    }
+    if(_S72)
+    {
+        _S62 = (_S58 + _S59.y + u32(2)) < _S47;
+    }
+    else
+    {
+        _S62 = false;
+    }
+    if(_S62)
+    {
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S71 * (*_S46).out_row_0 + _S58 + _S59.y + u32(2)] = f16(sums_0[u32(5)][u32(2)]);
+    }
+    if(_S72)
+    {
+        _S62 = (_S58 + _S59.y + u32(3)) < _S47;
+    }
+    else
+    {
+        _S62 = false;
+    }
+    if(_S62)
+    {
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S71 * (*_S46).out_row_0 + _S58 + _S59.y + u32(3)] = f16(sums_0[u32(5)][u32(3)]);
+    }
+    var _S73 : u32 = _S60 + u32(6);
+    var _S74 : bool = _S73 < _S49;
+    if(_S74)
+    {
+        _S62 = (_S58 + _S59.y) < _S47;
+    }
+    else
+    {
+        _S62 = false;
+    }
+    if(_S62)
+    {
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S73 * (*_S46).out_row_0 + _S58 + _S59.y] = f16(sums_0[u32(6)][u32(0)]);
+    }
+    if(_S74)
+    {
+        _S62 = (_S58 + _S59.y + u32(1)) < _S47;
+    }
+    else
+    {
+        _S62 = false;
+    }
+    if(_S62)
+    {
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S73 * (*_S46).out_row_0 + _S58 + _S59.y + u32(1)] = f16(sums_0[u32(6)][u32(1)]);
+    }
+    if(_S74)
+    {
+        _S62 = (_S58 + _S59.y + u32(2)) < _S47;
+    }
+    else
+    {
+        _S62 = false;
+    }
+    if(_S62)
+    {
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S73 * (*_S46).out_row_0 + _S58 + _S59.y + u32(2)] = f16(sums_0[u32(6)][u32(2)]);
+    }
+    if(_S74)
+    {
+        _S62 = (_S58 + _S59.y + u32(3)) < _S47;
+    }
+    else
+    {
+        _S62 = false;
+    }
+    if(_S62)
+    {
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S73 * (*_S46).out_row_0 + _S58 + _S59.y + u32(3)] = f16(sums_0[u32(6)][u32(3)]);
+    }
+    var _S75 : u32 = _S60 + u32(7);
+    var _S76 : bool = _S75 < _S49;
+    if(_S76)
+    {
+        _S62 = (_S58 + _S59.y) < _S47;
+    }
+    else
+    {
+        _S62 = false;
+    }
+    if(_S62)
+    {
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S75 * (*_S46).out_row_0 + _S58 + _S59.y] = f16(sums_0[u32(7)][u32(0)]);
     }
     if(_S76)
     {
-        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S89 * (*_S60).out_row_0 + _S72 + _S73.y + u32(3)] = f16(sums_0[u32(7)][u32(3)]);
+        _S62 = (_S58 + _S59.y + u32(1)) < _S47;
+    }
+    else
+    {
+        _S62 = false;
+    }
+    if(_S62)
+    {
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S75 * (*_S46).out_row_0 + _S58 + _S59.y + u32(1)] = f16(sums_0[u32(7)][u32(1)]);
+    }
+    if(_S76)
+    {
+        _S62 = (_S58 + _S59.y + u32(2)) < _S47;
+    }
+    else
+    {
+        _S62 = false;
+    }
+    if(_S62)
+    {
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S75 * (*_S46).out_row_0 + _S58 + _S59.y + u32(2)] = f16(sums_0[u32(7)][u32(2)]);
+    }
+    if(_S76)
+    {
+        _S62 = (_S58 + _S59.y + u32(3)) < _S47;
+    }
+    else
+    {
+        _S62 = false;
+    }
+    if(_S62)
+    {
+        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S75 * (*_S46).out_row_0 + _S58 + _S59.y + u32(3)] = f16(sums_0[u32(7)][u32(3)]);
     }
     return;
 }
@@ -680,7 +670,7 @@ fn matmul_0( _S58 : vec3<u32>,  _S59 : u32,  _S60 : ptr<function, MatmulParams_s
 @workgroup_size(128, 1, 1)
 fn matmul_f32_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32)
 {
-    var _S91 : MatmulParams_std140_0 = entryPointParams_0.p_0;
-    matmul_0(group_1, thread_1, &(_S91));
+    var _S77 : MatmulParams_std140_0 = entryPointParams_0.p_0;
+    matmul_0(group_1, thread_1, &(_S77));
     return;
 }
