@@ -6,7 +6,6 @@ Needs the ``ziglang`` package, pinned in pyproject.toml: the same compiler gives
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -55,7 +54,9 @@ def main() -> int:
 def compile_guest(name: str, out: Path) -> None:
     """Compile one guest to ``out``."""
     # Relative paths only, so that no path of this machine can reach the output.
-    subprocess.run([sys.executable, "-m", "ziglang", "cc", *FLAGS, *GUESTS[name], "-o", out], cwd=HERE, check=True)
+    command = [sys.executable, "-m", "ziglang", "cc", *FLAGS, *GUESTS[name], "-o", str(out)]
+    if subprocess.run(command, cwd=HERE, check=False).returncode:
+        sys.exit(f"{name}: the compiler failed")
 
 
 if __name__ == "__main__":

@@ -124,8 +124,6 @@ class Llm:
     ) -> None:
         output = _Output(memory, out, cap, needed, np.uint8)
         model = self._model(handle)
-        if count > MAX_TEXT:
-            raise Refusal(Errno.TOOBIG, f"{count} tokens; at most {MAX_TEXT} are taken in one call")
         output.give_bytes(model.tokenizer.decode(_tokens(memory, ptr, count, model)).encode())
 
     def apply_template(
@@ -267,6 +265,8 @@ def _text(memory: GuestMemory, ptr: int, nbytes: int) -> str:
 
 def _tokens(memory: GuestMemory, ptr: int, count: int, model: Model) -> list[int]:
     tokens = memory.array(ptr, count, np.uint32)
+    if count > MAX_TEXT:
+        raise Refusal(Errno.TOOBIG, f"{count} tokens; at most {MAX_TEXT} are taken in one call")
     if count and tokens.max() >= model.vocab_size:
         raise Refusal(Errno.INVAL, f"token {tokens.max()} is not below the vocabulary's {model.vocab_size}")
     ids: list[int] = tokens.tolist()
