@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import threading
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
@@ -44,6 +45,7 @@ class VulkanDevice:
     def __init__(self, physical: PhysicalDevice) -> None:
         self._info = physical.info
         self._counters = Counters()
+        self._counting = threading.Lock()
         self._buffers: weakref.WeakSet[VulkanBuffer] = weakref.WeakSet()
         self._lists: weakref.WeakSet[VulkanCommandList] = weakref.WeakSet()
         self._parts: _Parts | None = _Parts(physical, self._counters)
@@ -76,7 +78,8 @@ class VulkanDevice:
         Raises WrapRefusedError.
         """
         allocation = import_pages(self._open().logical, aperture)
-        self._counters.bytes_shared += allocation.nbytes
+        with self._counting:
+            self._counters.bytes_shared += allocation.nbytes
         return self._keep(VulkanBuffer(allocation, MemoryKind.SHARED))
 
     def record(self) -> CommandList:
@@ -94,12 +97,14 @@ class VulkanDevice:
     def write(self, buffer: Buffer, offset: int, data: Bytes) -> None:
         """Copy host bytes into a buffer; counted in ``bytes_copied``."""
         self._copy_in(buffer, offset, data)
-        self._counters.bytes_copied += data.size
+        with self._counting:
+            self._counters.bytes_copied += data.size
 
     def load(self, buffer: Buffer, offset: int, data: Bytes) -> None:
         """Like :meth:`write`, for model weights; counted in ``bytes_loaded``."""
         self._copy_in(buffer, offset, data)
-        self._counters.bytes_loaded += data.size
+        with self._counting:
+            self._counters.bytes_loaded += data.size
 
     def read(self, buffer: Buffer, offset: int, out: Bytes) -> None:
         """Copy a buffer's bytes to the host; counted in ``bytes_copied``."""
@@ -109,7 +114,8 @@ class VulkanDevice:
             parts.transfer.read(allocation, offset, out)
         else:
             out[:] = allocation.view()[offset : offset + out.size]
-        self._counters.bytes_copied += out.size
+        with self._counting:
+            self._counters.bytes_copied += out.size
 
     def close(self) -> None:
         """Wait, save the pipelines, close every list and buffer. Idempotent. Views that are still held stay valid."""
