@@ -37,39 +37,82 @@ __device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_0, uint r
     return _S1;
 }
 
+__device__ uint word_at_0(StructuredBuffer<uint> words_0, uint offset_1, uint half_0)
+{
+    uint _S3 = offset_1 + half_0 / 2U;
+    uint _S4;
+    if((half_0 % 2U) == 0U)
+    {
+        uint _S5 = __ldg((&(words_0)[_S3]));
+        _S4 = _S5;
+    }
+    else
+    {
+        uint _S6 = __ldg((&(words_0)[_S3]));
+        uint _S7 = _S6 >> int(16);
+        uint _S8 = __ldg((&(words_0)[_S3 + 1U]));
+        _S4 = _S7 | (_S8 << int(16));
+    }
+    return _S4;
+}
+
 __device__ float2  halves_0(uint word_0)
 {
     return make_float2 ((__half2float(__ushort_as_half((word_0 & 65535U)))), (__half2float(__ushort_as_half((word_0 >> int(16))))));
 }
 
-__device__ float half_at_0(StructuredBuffer<uint> words_0, uint offset_1, uint half_0)
+__device__ float half_at_0(StructuredBuffer<uint> words_1, uint offset_2, uint half_1)
 {
-    uint _S3 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
-    return halves_0(_S3 >> (half_0 % 2U * 16U)).x;
+    uint _S9 = __ldg((&(words_1)[offset_2 + half_1 / 2U]));
+    return halves_0(_S9 >> (half_1 % 2U * 16U)).x;
 }
 
-__device__ float F16_at_0(StructuredBuffer<uint> words_1, uint offset_2, uint columns_1, uint row_0, uint column_0)
+__device__ float4  F16_four_0(StructuredBuffer<uint> words_2, uint offset_3, uint columns_1, uint row_0, uint column_0)
 {
-    return half_at_0(words_1, offset_2, row_0 * columns_1 + column_0);
-}
-
-__device__ void embed_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> table_0, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> step_1, EmbedParams_0 * p_0)
-{
-    uint _S4 = group_number_0(group_1);
-    if(_S4 >= (live_rows_0(step_1, p_0->step_offset_0, p_0->rows_0)))
+    uint _S10 = row_0 * columns_1 + column_0;
+    if((column_0 + 4U) <= columns_1)
     {
-        return;
+        return make_float4 (halves_0(word_at_0(words_2, offset_3, _S10)).x, halves_0(word_at_0(words_2, offset_3, _S10)).y, halves_0(word_at_0(words_2, offset_3, _S10 + 2U)).x, halves_0(word_at_0(words_2, offset_3, _S10 + 2U)).y);
     }
-    uint _S5 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S4]));
-    uint _S6 = (U32_min((_S5), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
-    if(_S6 >= (p_0->bound_rows_0))
-    {
-        return;
-    }
-    uint column_1 = thread_0;
+    int4  _S11 = make_int4 (int(0));
+    float4  _S12 = make_float4 ((float)_S11.x, (float)_S11.y, (float)_S11.z, (float)_S11.w);
+    float4  result_0 = _S12;
+    uint c_0 = 0U;
     for(;;)
     {
-        uint _S7 = p_0->columns_0;
+        if(c_0 < 3U)
+        {
+        }
+        else
+        {
+            break;
+        }
+        if((column_0 + c_0) < columns_1)
+        {
+            *_slang_vector_get_element_ptr(&result_0, c_0) = half_at_0(words_2, offset_3, _S10 + c_0);
+        }
+        c_0 = c_0 + 1U;
+    }
+    return result_0;
+}
+
+__device__ void embed_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> table_0, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> step_1, EmbedParams_0 * p_0)
+{
+    uint _S13 = group_number_0(group_1);
+    if(_S13 >= (live_rows_0(step_1, p_0->step_offset_0, p_0->rows_0)))
+    {
+        return;
+    }
+    uint _S14 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S13]));
+    uint _S15 = (U32_min((_S14), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
+    if(_S15 >= (p_0->bound_rows_0))
+    {
+        return;
+    }
+    uint column_1 = 4U * thread_0;
+    for(;;)
+    {
+        uint _S16 = p_0->columns_0;
         if(column_1 < (p_0->columns_0))
         {
         }
@@ -77,16 +120,29 @@ __device__ void embed_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> ta
         {
             break;
         }
-        *(&(result_0)[p_0->out_offset_0 + _S4 * p_0->out_stride_0 + column_1]) = F16_at_0(table_0, p_0->table_offset_0, _S7, _S6, column_1);
-        column_1 = column_1 + 128U;
+        float4  _S17 = F16_four_0(table_0, p_0->table_offset_0, _S16, _S15, column_1);
+        uint c_1 = 0U;
+        for(;;)
+        {
+            if(c_1 < (U32_min((4U), (_S16 - column_1))))
+            {
+            }
+            else
+            {
+                break;
+            }
+            *(&(result_1)[p_0->out_offset_0 + _S13 * p_0->out_stride_0 + column_1 + c_1]) = _slang_vector_get_element(_S17, c_1);
+            c_1 = c_1 + 1U;
+        }
+        column_1 = column_1 + 512U;
     }
     return;
 }
 
-extern "C" __global__ void embed_f16(StructuredBuffer<uint> table_1, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> step_2, EmbedParams_0 p_1)
+extern "C" __global__ void embed_f16(StructuredBuffer<uint> table_1, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> step_2, EmbedParams_0 p_1)
 {
-    uint _S8 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    EmbedParams_0 _S9 = p_1;
-    embed_0(blockIdx, _S8, table_1, ids_1, result_1, step_2, &_S9);
+    uint _S18 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    EmbedParams_0 _S19 = p_1;
+    embed_0(blockIdx, _S18, table_1, ids_1, result_2, step_2, &_S19);
     return;
 }

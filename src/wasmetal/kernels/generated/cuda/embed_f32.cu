@@ -37,29 +37,49 @@ __device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_0, uint r
     return _S1;
 }
 
-__device__ float F32_at_0(StructuredBuffer<uint> words_0, uint offset_1, uint columns_1, uint row_0, uint column_0)
+__device__ float4  F32_four_0(StructuredBuffer<uint> words_0, uint offset_1, uint columns_1, uint row_0, uint column_0)
 {
-    uint _S3 = __ldg((&(words_0)[offset_1 + row_0 * columns_1 + column_0]));
-    return (U32_asfloat((_S3)));
-}
-
-__device__ void embed_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> table_0, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> step_1, EmbedParams_0 * p_0)
-{
-    uint _S4 = group_number_0(group_1);
-    if(_S4 >= (live_rows_0(step_1, p_0->step_offset_0, p_0->rows_0)))
-    {
-        return;
-    }
-    uint _S5 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S4]));
-    uint _S6 = (U32_min((_S5), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
-    if(_S6 >= (p_0->bound_rows_0))
-    {
-        return;
-    }
-    uint column_1 = thread_0;
+    uint _S3 = offset_1 + row_0 * columns_1 + column_0;
+    int4  _S4 = make_int4 (int(0));
+    float4  _S5 = make_float4 ((float)_S4.x, (float)_S4.y, (float)_S4.z, (float)_S4.w);
+    float4  result_0 = _S5;
+    uint c_0 = 0U;
     for(;;)
     {
-        uint _S7 = p_0->columns_0;
+        if(c_0 < 4U)
+        {
+        }
+        else
+        {
+            break;
+        }
+        if((column_0 + c_0) < columns_1)
+        {
+            uint _S6 = __ldg((&(words_0)[_S3 + c_0]));
+            *_slang_vector_get_element_ptr(&result_0, c_0) = (U32_asfloat((_S6)));
+        }
+        c_0 = c_0 + 1U;
+    }
+    return result_0;
+}
+
+__device__ void embed_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> table_0, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> step_1, EmbedParams_0 * p_0)
+{
+    uint _S7 = group_number_0(group_1);
+    if(_S7 >= (live_rows_0(step_1, p_0->step_offset_0, p_0->rows_0)))
+    {
+        return;
+    }
+    uint _S8 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S7]));
+    uint _S9 = (U32_min((_S8), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
+    if(_S9 >= (p_0->bound_rows_0))
+    {
+        return;
+    }
+    uint column_1 = 4U * thread_0;
+    for(;;)
+    {
+        uint _S10 = p_0->columns_0;
         if(column_1 < (p_0->columns_0))
         {
         }
@@ -67,16 +87,29 @@ __device__ void embed_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> ta
         {
             break;
         }
-        *(&(result_0)[p_0->out_offset_0 + _S4 * p_0->out_stride_0 + column_1]) = F32_at_0(table_0, p_0->table_offset_0, _S7, _S6, column_1);
-        column_1 = column_1 + 128U;
+        float4  _S11 = F32_four_0(table_0, p_0->table_offset_0, _S10, _S9, column_1);
+        uint c_1 = 0U;
+        for(;;)
+        {
+            if(c_1 < (U32_min((4U), (_S10 - column_1))))
+            {
+            }
+            else
+            {
+                break;
+            }
+            *(&(result_1)[p_0->out_offset_0 + _S7 * p_0->out_stride_0 + column_1 + c_1]) = _slang_vector_get_element(_S11, c_1);
+            c_1 = c_1 + 1U;
+        }
+        column_1 = column_1 + 512U;
     }
     return;
 }
 
-extern "C" __global__ void embed_f32(StructuredBuffer<uint> table_1, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> step_2, EmbedParams_0 p_1)
+extern "C" __global__ void embed_f32(StructuredBuffer<uint> table_1, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> step_2, EmbedParams_0 p_1)
 {
-    uint _S8 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    EmbedParams_0 _S9 = p_1;
-    embed_0(blockIdx, _S8, table_1, ids_1, result_1, step_2, &_S9);
+    uint _S12 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    EmbedParams_0 _S13 = p_1;
+    embed_0(blockIdx, _S12, table_1, ids_1, result_2, step_2, &_S13);
     return;
 }

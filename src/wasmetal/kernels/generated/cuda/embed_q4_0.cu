@@ -37,47 +37,66 @@ __device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_0, uint r
     return _S1;
 }
 
+__device__ uint word_at_0(StructuredBuffer<uint> words_0, uint offset_1, uint half_0)
+{
+    uint _S3 = offset_1 + half_0 / 2U;
+    uint _S4;
+    if((half_0 % 2U) == 0U)
+    {
+        uint _S5 = __ldg((&(words_0)[_S3]));
+        _S4 = _S5;
+    }
+    else
+    {
+        uint _S6 = __ldg((&(words_0)[_S3]));
+        uint _S7 = _S6 >> int(16);
+        uint _S8 = __ldg((&(words_0)[_S3 + 1U]));
+        _S4 = _S7 | (_S8 << int(16));
+    }
+    return _S4;
+}
+
 __device__ float2  halves_0(uint word_0)
 {
     return make_float2 ((__half2float(__ushort_as_half((word_0 & 65535U)))), (__half2float(__ushort_as_half((word_0 >> int(16))))));
 }
 
-__device__ float half_at_0(StructuredBuffer<uint> words_0, uint offset_1, uint half_0)
+__device__ float half_at_0(StructuredBuffer<uint> words_1, uint offset_2, uint half_1)
 {
-    uint _S3 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
-    return halves_0(_S3 >> (half_0 % 2U * 16U)).x;
+    uint _S9 = __ldg((&(words_1)[offset_2 + half_1 / 2U]));
+    return halves_0(_S9 >> (half_1 % 2U * 16U)).x;
 }
 
-__device__ float nibble_at_0(StructuredBuffer<uint> words_1, uint offset_2, uint half_1, uint i_0)
+__device__ float4  nibbles_0(uint word_1)
 {
-    uint _S4 = half_1 * 2U + i_0 % 16U;
-    uint _S5 = __ldg((&(words_1)[offset_2 + _S4 / 4U]));
-    return float((_S5 >> (_S4 % 4U * 8U + i_0 / 16U * 4U)) & 15U);
+    uint4  _S10 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (15U);
+    float4  _S11 = make_float4 ((float)_S10.x, (float)_S10.y, (float)_S10.z, (float)_S10.w);
+    return _S11;
 }
 
-__device__ float Q4_0_at_0(StructuredBuffer<uint> words_2, uint offset_3, uint columns_1, uint row_0, uint column_0)
+__device__ float4  Q4_0_four_0(StructuredBuffer<uint> words_2, uint offset_3, uint columns_1, uint row_0, uint column_0)
 {
-    uint _S6 = (row_0 * (columns_1 / 32U) + column_0 / 32U) * 9U;
-    return half_at_0(words_2, offset_3, _S6) * (nibble_at_0(words_2, offset_3, _S6 + 1U, column_0 % 32U) - 8.0f);
+    uint _S12 = (row_0 * (columns_1 / 32U) + column_0 / 32U) * 9U;
+    return make_float4 (half_at_0(words_2, offset_3, _S12)) * (nibbles_0((word_at_0(words_2, offset_3, _S12 + 1U + column_0 % 16U / 2U)) >> (column_0 % 32U / 16U * 4U)) - make_float4 (8.0f));
 }
 
 __device__ void embed_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> table_0, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> step_1, EmbedParams_0 * p_0)
 {
-    uint _S7 = group_number_0(group_1);
-    if(_S7 >= (live_rows_0(step_1, p_0->step_offset_0, p_0->rows_0)))
+    uint _S13 = group_number_0(group_1);
+    if(_S13 >= (live_rows_0(step_1, p_0->step_offset_0, p_0->rows_0)))
     {
         return;
     }
-    uint _S8 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S7]));
-    uint _S9 = (U32_min((_S8), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
-    if(_S9 >= (p_0->bound_rows_0))
+    uint _S14 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S13]));
+    uint _S15 = (U32_min((_S14), (p_0->table_rows_0 - 1U))) - p_0->first_row_0;
+    if(_S15 >= (p_0->bound_rows_0))
     {
         return;
     }
-    uint column_1 = thread_0;
+    uint column_1 = 4U * thread_0;
     for(;;)
     {
-        uint _S10 = p_0->columns_0;
+        uint _S16 = p_0->columns_0;
         if(column_1 < (p_0->columns_0))
         {
         }
@@ -85,16 +104,29 @@ __device__ void embed_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> ta
         {
             break;
         }
-        *(&(result_0)[p_0->out_offset_0 + _S7 * p_0->out_stride_0 + column_1]) = Q4_0_at_0(table_0, p_0->table_offset_0, _S10, _S9, column_1);
-        column_1 = column_1 + 128U;
+        float4  _S17 = Q4_0_four_0(table_0, p_0->table_offset_0, _S16, _S15, column_1);
+        uint c_0 = 0U;
+        for(;;)
+        {
+            if(c_0 < (U32_min((4U), (_S16 - column_1))))
+            {
+            }
+            else
+            {
+                break;
+            }
+            *(&(result_0)[p_0->out_offset_0 + _S13 * p_0->out_stride_0 + column_1 + c_0]) = _slang_vector_get_element(_S17, c_0);
+            c_0 = c_0 + 1U;
+        }
+        column_1 = column_1 + 512U;
     }
     return;
 }
 
 extern "C" __global__ void embed_q4_0(StructuredBuffer<uint> table_1, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> step_2, EmbedParams_0 p_1)
 {
-    uint _S11 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    EmbedParams_0 _S12 = p_1;
-    embed_0(blockIdx, _S11, table_1, ids_1, result_1, step_2, &_S12);
+    uint _S18 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    EmbedParams_0 _S19 = p_1;
+    embed_0(blockIdx, _S18, table_1, ids_1, result_1, step_2, &_S19);
     return;
 }

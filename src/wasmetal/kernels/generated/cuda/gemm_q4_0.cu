@@ -3,6 +3,11 @@
 
 #endif
 
+struct Block_0
+{
+    FixedArray<float4 , 4>  rows_0;
+};
+
 struct Weights_0
 {
     StructuredBuffer<uint> words_0;
@@ -11,60 +16,94 @@ struct Weights_0
     uint k_0;
 };
 
+__device__ uint word_at_0(StructuredBuffer<uint> words_1, uint offset_1, uint half_0)
+{
+    uint _S1 = offset_1 + half_0 / 2U;
+    uint _S2;
+    if((half_0 % 2U) == 0U)
+    {
+        uint _S3 = __ldg((&(words_1)[_S1]));
+        _S2 = _S3;
+    }
+    else
+    {
+        uint _S4 = __ldg((&(words_1)[_S1]));
+        uint _S5 = _S4 >> int(16);
+        uint _S6 = __ldg((&(words_1)[_S1 + 1U]));
+        _S2 = _S5 | (_S6 << int(16));
+    }
+    return _S2;
+}
+
 __device__ float2  halves_0(uint word_0)
 {
     return make_float2 ((__half2float(__ushort_as_half((word_0 & 65535U)))), (__half2float(__ushort_as_half((word_0 >> int(16))))));
 }
 
-__device__ float half_at_0(StructuredBuffer<uint> words_1, uint offset_1, uint half_0)
+__device__ float half_at_0(StructuredBuffer<uint> words_2, uint offset_2, uint half_1)
 {
-    uint _S1 = __ldg((&(words_1)[offset_1 + half_0 / 2U]));
-    return halves_0(_S1 >> (half_0 % 2U * 16U)).x;
+    uint _S7 = __ldg((&(words_2)[offset_2 + half_1 / 2U]));
+    return halves_0(_S7 >> (half_1 % 2U * 16U)).x;
 }
 
-__device__ float nibble_at_0(StructuredBuffer<uint> words_2, uint offset_2, uint half_1, uint i_0)
+__device__ float4  nibbles_0(uint word_1)
 {
-    uint _S2 = half_1 * 2U + i_0 % 16U;
-    uint _S3 = __ldg((&(words_2)[offset_2 + _S2 / 4U]));
-    return float((_S3 >> (_S2 % 4U * 8U + i_0 / 16U * 4U)) & 15U);
+    uint4  _S8 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (15U);
+    float4  _S9 = make_float4 ((float)_S8.x, (float)_S8.y, (float)_S8.z, (float)_S8.w);
+    return _S9;
 }
 
-__device__ float Q4_0_at_0(StructuredBuffer<uint> words_3, uint offset_3, uint columns_0, uint row_0, uint column_0)
+__device__ float4  Q4_0_four_0(StructuredBuffer<uint> words_3, uint offset_3, uint columns_0, uint row_0, uint column_0)
 {
-    uint _S4 = (row_0 * (columns_0 / 32U) + column_0 / 32U) * 9U;
-    return half_at_0(words_3, offset_3, _S4) * (nibble_at_0(words_3, offset_3, _S4 + 1U, column_0 % 32U) - 8.0f);
+    uint _S10 = (row_0 * (columns_0 / 32U) + column_0 / 32U) * 9U;
+    return make_float4 (half_at_0(words_3, offset_3, _S10)) * (nibbles_0((word_at_0(words_3, offset_3, _S10 + 1U + column_0 % 16U / 2U)) >> (column_0 % 32U / 16U * 4U)) - make_float4 (8.0f));
 }
 
-__device__ float Weights_at_0(Weights_0 * this_0, uint row_1, uint k_1)
+__device__ float4  Weights_four_0(Weights_0 * this_0, uint row_1, uint first_0)
 {
-    bool _S5;
+    bool _S11;
     if(row_1 < (this_0->n_0))
     {
-        _S5 = k_1 < (this_0->k_0);
+        _S11 = first_0 < (this_0->k_0);
     }
     else
     {
-        _S5 = false;
+        _S11 = false;
     }
-    float _S6;
-    if(_S5)
+    float4  _S12;
+    if(_S11)
     {
-        _S6 = Q4_0_at_0(this_0->words_0, this_0->offset_0, this_0->k_0, row_1, k_1);
+        _S12 = Q4_0_four_0(this_0->words_0, this_0->offset_0, this_0->k_0, row_1, first_0);
     }
     else
     {
-        _S6 = 0.0f;
+        int4  _S13 = make_int4 (int(0));
+        float4  _S14 = make_float4 ((float)_S13.x, (float)_S13.y, (float)_S13.z, (float)_S13.w);
+        _S12 = _S14;
     }
-    return _S6;
+    return _S12;
 }
 
-__device__ float4  load_0(Weights_0 * side_0, uint row_2, uint k_2)
+__device__ Block_0 Block_x24init_0(FixedArray<float4 , 4>  * rows_1)
 {
-    float _S7 = Weights_at_0(side_0, row_2, k_2);
-    float _S8 = Weights_at_0(side_0, row_2 + 1U, k_2);
-    float _S9 = Weights_at_0(side_0, row_2 + 2U, k_2);
-    float _S10 = Weights_at_0(side_0, row_2 + 3U, k_2);
-    return make_float4 (_S7, _S8, _S9, _S10);
+    Block_0 _S15;
+    (&_S15)->rows_0 = *rows_1;
+    return _S15;
+}
+
+__device__ Block_0 Block_load_0(Weights_0 * side_0, uint row_2, uint k_1)
+{
+    float4  _S16 = Weights_four_0(side_0, row_2, k_1);
+    float4  _S17 = Weights_four_0(side_0, row_2 + 1U, k_1);
+    float4  _S18 = Weights_four_0(side_0, row_2 + 2U, k_1);
+    float4  _S19 = Weights_four_0(side_0, row_2 + 3U, k_1);
+    FixedArray<float4 , 4>  _S20;
+    _S20[int(0)] = _S16;
+    _S20[int(1)] = _S17;
+    _S20[int(2)] = _S18;
+    _S20[int(3)] = _S19;
+    Block_0 _S21 = Block_x24init_0(&_S20);
+    return _S21;
 }
 
 struct Activations_0
@@ -72,41 +111,76 @@ struct Activations_0
     StructuredBuffer<float> x_0;
     uint offset_4;
     uint stride_0;
-    uint rows_0;
-    uint k_3;
+    uint rows_2;
+    uint k_2;
 };
 
-__device__ float Activations_at_0(Activations_0 * this_1, uint row_3, uint k_4)
+__device__ float4  Activations_four_0(Activations_0 * this_1, uint row_3, uint first_1)
 {
-    bool _S11;
-    if(row_3 < (this_1->rows_0))
+    uint _S22 = this_1->offset_4 + row_3 * this_1->stride_0 + first_1;
+    bool _S23;
+    if(row_3 >= (this_1->rows_2))
     {
-        _S11 = k_4 < (this_1->k_3);
+        _S23 = true;
     }
     else
     {
-        _S11 = false;
+        _S23 = first_1 >= (this_1->k_2);
     }
-    float _S12;
-    if(_S11)
+    if(_S23)
     {
-        float _S13 = __ldg((&(this_1->x_0)[this_1->offset_4 + row_3 * this_1->stride_0 + k_4]));
-        _S12 = _S13;
+        int4  _S24 = make_int4 (int(0));
+        float4  _S25 = make_float4 ((float)_S24.x, (float)_S24.y, (float)_S24.z, (float)_S24.w);
+        return _S25;
     }
-    else
+    uint _S26 = this_1->k_2;
+    if((first_1 + 4U) > (this_1->k_2))
     {
-        _S12 = 0.0f;
+        StructuredBuffer<float> _S27 = this_1->x_0;
+        float _S28 = __ldg((&(this_1->x_0)[_S22]));
+        float _S29;
+        if((first_1 + 1U) < _S26)
+        {
+            float _S30 = __ldg((&(_S27)[_S22 + 1U]));
+            _S29 = _S30;
+        }
+        else
+        {
+            _S29 = 0.0f;
+        }
+        float _S31;
+        if((first_1 + 2U) < _S26)
+        {
+            float _S32 = __ldg((&(_S27)[_S22 + 2U]));
+            _S31 = _S32;
+        }
+        else
+        {
+            _S31 = 0.0f;
+        }
+        return make_float4 (_S28, _S29, _S31, 0.0f);
     }
-    return _S12;
+    StructuredBuffer<float> _S33 = this_1->x_0;
+    float _S34 = __ldg((&(this_1->x_0)[_S22]));
+    float _S35 = __ldg((&(_S33)[_S22 + 1U]));
+    float _S36 = __ldg((&(_S33)[_S22 + 2U]));
+    float _S37 = __ldg((&(_S33)[_S22 + 3U]));
+    return make_float4 (_S34, _S35, _S36, _S37);
 }
 
-__device__ float4  load_1(Activations_0 * side_1, uint row_4, uint k_5)
+__device__ Block_0 Block_load_1(Activations_0 * side_1, uint row_4, uint k_3)
 {
-    float _S14 = Activations_at_0(side_1, row_4, k_5);
-    float _S15 = Activations_at_0(side_1, row_4 + 1U, k_5);
-    float _S16 = Activations_at_0(side_1, row_4 + 2U, k_5);
-    float _S17 = Activations_at_0(side_1, row_4 + 3U, k_5);
-    return make_float4 (_S14, _S15, _S16, _S17);
+    float4  _S38 = Activations_four_0(side_1, row_4, k_3);
+    float4  _S39 = Activations_four_0(side_1, row_4 + 1U, k_3);
+    float4  _S40 = Activations_four_0(side_1, row_4 + 2U, k_3);
+    float4  _S41 = Activations_four_0(side_1, row_4 + 3U, k_3);
+    FixedArray<float4 , 4>  _S42;
+    _S42[int(0)] = _S38;
+    _S42[int(1)] = _S39;
+    _S42[int(2)] = _S40;
+    _S42[int(3)] = _S41;
+    Block_0 _S43 = Block_x24init_0(&_S42);
+    return _S43;
 }
 
 __device__ bool Weights_along_k_0(Weights_0 * this_2)
@@ -124,79 +198,101 @@ __device__ bool Activations_along_k_0(Activations_0 * this_3)
     return true;
 }
 
-__device__ uint2  share_0(uint i_1, bool along_k_0)
+__device__ uint2  share_0(uint thread_1, bool along_k_0)
 {
-    uint2  _S18;
+    uint2  _S44;
     if(along_k_0)
     {
-        _S18 = make_uint2 (i_1 % 32U, i_1 / 32U);
+        _S44 = make_uint2 (thread_1 / 8U, thread_1 % 8U);
     }
     else
     {
-        _S18 = make_uint2 (i_1 / 16U, i_1 % 16U);
+        _S44 = make_uint2 (thread_1 % 16U, thread_1 / 16U);
     }
-    return _S18;
+    return _S44;
 }
 
-__device__ uint place_0(uint k_6, uint quad_0)
+__device__ uint place_0(uint k_4, uint quad_0)
 {
-    return k_6 * 16U + (quad_0 ^ (k_6 % 8U));
+    return k_4 * 16U + (quad_0 ^ (k_4 / 4U % 8U));
 }
 
 __device__ __shared__ FixedArray<float4 , 512>  left_tile_0;
 
+__device__ float4  Block_column_0(Block_0 * this_4, uint c_0)
+{
+    return make_float4 (*_slang_vector_get_element_ptr(&this_4->rows_0[int(0)], c_0), *_slang_vector_get_element_ptr(&this_4->rows_0[int(1)], c_0), *_slang_vector_get_element_ptr(&this_4->rows_0[int(2)], c_0), *_slang_vector_get_element_ptr(&this_4->rows_0[int(3)], c_0));
+}
+
 __device__ __shared__ FixedArray<float4 , 512>  right_tile_0;
 
-__device__ void product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_5, uint column_1, uint rows_1, uint k_7, uint thread_1, FixedArray<float4 , 8>  * sums_0)
+__device__ void product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_5, uint column_1, uint rows_3, uint k_5, uint thread_2, FixedArray<float4 , 8>  * sums_0)
 {
-    int4  _S19 = make_int4 (int(0));
-    float4  _S20 = make_float4 ((float)_S19.x, (float)_S19.y, (float)_S19.z, (float)_S19.w);
-    (*sums_0)[0U] = _S20;
-    (*sums_0)[1U] = _S20;
-    (*sums_0)[2U] = _S20;
-    (*sums_0)[3U] = _S20;
-    (*sums_0)[4U] = _S20;
-    (*sums_0)[5U] = _S20;
-    (*sums_0)[6U] = _S20;
-    (*sums_0)[7U] = _S20;
-    uint2  _S21 = corner_0(thread_1);
+    int4  _S45 = make_int4 (int(0));
+    float4  _S46 = make_float4 ((float)_S45.x, (float)_S45.y, (float)_S45.z, (float)_S45.w);
+    (*sums_0)[0U] = _S46;
+    (*sums_0)[1U] = _S46;
+    (*sums_0)[2U] = _S46;
+    (*sums_0)[3U] = _S46;
+    (*sums_0)[4U] = _S46;
+    (*sums_0)[5U] = _S46;
+    (*sums_0)[6U] = _S46;
+    (*sums_0)[7U] = _S46;
+    uint2  _S47 = corner_0(thread_2);
+    bool _S48 = Activations_along_k_0(left_0);
+    uint2  _S49 = share_0(thread_2, _S48);
+    bool _S50 = Weights_along_k_0(right_0);
+    uint2  _S51 = share_0(thread_2, _S50);
+    uint _S52 = _S49.x;
+    uint _S53 = row_5 + 4U * _S52;
+    uint _S54 = 4U * _S49.y;
+    Block_0 _S55 = Block_load_1(left_0, _S53, _S54);
+    uint _S56 = _S51.x;
+    uint _S57 = column_1 + 4U * _S56;
+    uint _S58 = 4U * _S51.y;
+    Block_0 _S59 = Block_load_0(right_0, _S57, _S58);
     uint begin_0 = 0U;
+    Block_0 left_block_0 = _S55;
+    Block_0 right_block_0 = _S59;
     for(;;)
     {
-        if(begin_0 < k_7)
+        if(begin_0 < k_5)
         {
         }
         else
         {
             break;
         }
-        uint i_2 = thread_1;
-        for(;;)
-        {
-            if(i_2 < 512U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            bool _S22 = Activations_along_k_0(left_0);
-            uint2  _S23 = share_0(i_2, _S22);
-            uint _S24 = _S23.x;
-            uint _S25 = _S23.y;
-            float4  _S26 = load_1(left_0, row_5 + 4U * _S25, begin_0 + _S24);
-            (*&left_tile_0)[place_0(_S24, _S25)] = _S26;
-            bool _S27 = Weights_along_k_0(right_0);
-            uint2  _S28 = share_0(i_2, _S27);
-            uint _S29 = _S28.x;
-            uint _S30 = _S28.y;
-            float4  _S31 = load_0(right_0, column_1 + 4U * _S30, begin_0 + _S29);
-            (*&right_tile_0)[place_0(_S29, _S30)] = _S31;
-            i_2 = i_2 + 128U;
-        }
+        Block_0 _S60 = left_block_0;
+        float4  _S61 = Block_column_0(&_S60, 0U);
+        (*&left_tile_0)[place_0(_S54, _S52)] = _S61;
+        Block_0 _S62 = right_block_0;
+        float4  _S63 = Block_column_0(&_S62, 0U);
+        (*&right_tile_0)[place_0(_S58, _S56)] = _S63;
+        Block_0 _S64 = left_block_0;
+        float4  _S65 = Block_column_0(&_S64, 1U);
+        (*&left_tile_0)[place_0(_S54 + 1U, _S52)] = _S65;
+        Block_0 _S66 = right_block_0;
+        float4  _S67 = Block_column_0(&_S66, 1U);
+        (*&right_tile_0)[place_0(_S58 + 1U, _S56)] = _S67;
+        Block_0 _S68 = left_block_0;
+        float4  _S69 = Block_column_0(&_S68, 2U);
+        (*&left_tile_0)[place_0(_S54 + 2U, _S52)] = _S69;
+        Block_0 _S70 = right_block_0;
+        float4  _S71 = Block_column_0(&_S70, 2U);
+        (*&right_tile_0)[place_0(_S58 + 2U, _S56)] = _S71;
+        Block_0 _S72 = left_block_0;
+        float4  _S73 = Block_column_0(&_S72, 3U);
+        (*&left_tile_0)[place_0(_S54 + 3U, _S52)] = _S73;
+        Block_0 _S74 = right_block_0;
+        float4  _S75 = Block_column_0(&_S74, 3U);
+        (*&right_tile_0)[place_0(_S58 + 3U, _S56)] = _S75;
         __syncthreads();
-        uint _S32 = _S21.x;
-        if((row_5 + _S32) < rows_1)
+        uint _S76 = begin_0 + 32U;
+        Block_0 _S77 = Block_load_1(left_0, _S53, _S76 + _S54);
+        Block_0 _S78 = Block_load_0(right_0, _S57, _S76 + _S58);
+        uint _S79 = _S47.x;
+        if((row_5 + _S79) < rows_3)
         {
             uint j_0 = 0U;
             for(;;)
@@ -208,22 +304,24 @@ __device__ void product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_
                 {
                     break;
                 }
-                float4  _S33 = (*&right_tile_0)[place_0(j_0, _S21.y / 4U)];
-                float4  _S34 = (*&left_tile_0)[place_0(j_0, _S32 / 4U)];
-                (*sums_0)[0U] = (*sums_0)[0U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S32 / 4U)].x) * _S33;
-                (*sums_0)[1U] = (*sums_0)[1U] + make_float4 (_S34.y) * _S33;
-                (*sums_0)[2U] = (*sums_0)[2U] + make_float4 (_S34.z) * _S33;
-                (*sums_0)[3U] = (*sums_0)[3U] + make_float4 (_S34.w) * _S33;
-                float4  _S35 = (*&left_tile_0)[place_0(j_0, _S32 / 4U + 1U)];
-                (*sums_0)[4U] = (*sums_0)[4U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S32 / 4U + 1U)].x) * _S33;
-                (*sums_0)[5U] = (*sums_0)[5U] + make_float4 (_S35.y) * _S33;
-                (*sums_0)[6U] = (*sums_0)[6U] + make_float4 (_S35.z) * _S33;
-                (*sums_0)[7U] = (*sums_0)[7U] + make_float4 (_S35.w) * _S33;
+                float4  _S80 = (*&right_tile_0)[place_0(j_0, _S47.y / 4U)];
+                float4  _S81 = (*&left_tile_0)[place_0(j_0, _S79 / 4U)];
+                (*sums_0)[0U] = (*sums_0)[0U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S79 / 4U)].x) * _S80;
+                (*sums_0)[1U] = (*sums_0)[1U] + make_float4 (_S81.y) * _S80;
+                (*sums_0)[2U] = (*sums_0)[2U] + make_float4 (_S81.z) * _S80;
+                (*sums_0)[3U] = (*sums_0)[3U] + make_float4 (_S81.w) * _S80;
+                float4  _S82 = (*&left_tile_0)[place_0(j_0, _S79 / 4U + 1U)];
+                (*sums_0)[4U] = (*sums_0)[4U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S79 / 4U + 1U)].x) * _S80;
+                (*sums_0)[5U] = (*sums_0)[5U] + make_float4 (_S82.y) * _S80;
+                (*sums_0)[6U] = (*sums_0)[6U] + make_float4 (_S82.z) * _S80;
+                (*sums_0)[7U] = (*sums_0)[7U] + make_float4 (_S82.w) * _S80;
                 j_0 = j_0 + 1U;
             }
         }
         __syncthreads();
-        begin_0 = begin_0 + 32U;
+        begin_0 = _S76;
+        left_block_0 = _S77;
+        right_block_0 = _S78;
     }
     return;
 }
@@ -234,9 +332,9 @@ struct GemmParams_0
     uint weight_offset_0;
     uint out_offset_0;
     uint step_offset_0;
-    uint rows_2;
+    uint rows_4;
     uint n_1;
-    uint k_8;
+    uint k_6;
     uint x_stride_0;
     uint out_stride_0;
     uint accumulate_0;
@@ -247,32 +345,32 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_5, uint rows_3)
+__device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_5, uint rows_5)
 {
-    uint _S36;
+    uint _S83;
     if(offset_5 == 4294967295U)
     {
-        _S36 = rows_3;
+        _S83 = rows_5;
     }
     else
     {
-        uint _S37 = __ldg((&(step_0)[offset_5]));
-        _S36 = (U32_min((_S37), (rows_3)));
+        uint _S84 = __ldg((&(step_0)[offset_5]));
+        _S83 = (U32_min((_S84), (rows_5)));
     }
-    return _S36;
+    return _S83;
 }
 
-__device__ void gemm_0(uint3  group_1, uint thread_2, StructuredBuffer<float> x_1, StructuredBuffer<uint> weight_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> step_1, GemmParams_0 * p_0)
+__device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_1, StructuredBuffer<uint> weight_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> step_1, GemmParams_0 * p_0)
 {
-    uint _S38 = p_0->n_1;
-    uint _S39 = (p_0->n_1 + 64U - 1U) / 64U;
-    uint _S40 = group_number_0(group_1);
-    uint _S41 = _S40 / _S39;
-    uint _S42 = _S41 * 64U;
-    uint _S43 = _S40 % _S39;
-    uint _S44 = _S43 * 64U;
-    uint _S45 = live_rows_0(step_1, p_0->step_offset_0, p_0->rows_2);
-    if(_S42 >= _S45)
+    uint _S85 = p_0->n_1;
+    uint _S86 = (p_0->n_1 + 64U - 1U) / 64U;
+    uint _S87 = group_number_0(group_1);
+    uint _S88 = _S87 / _S86;
+    uint _S89 = _S88 * 64U;
+    uint _S90 = _S87 % _S86;
+    uint _S91 = _S90 * 64U;
+    uint _S92 = live_rows_0(step_1, p_0->step_offset_0, p_0->rows_4);
+    if(_S89 >= _S92)
     {
         return;
     }
@@ -280,747 +378,747 @@ __device__ void gemm_0(uint3  group_1, uint thread_2, StructuredBuffer<float> x_
     (&left_1)->x_0 = x_1;
     (&left_1)->offset_4 = p_0->x_offset_0;
     (&left_1)->stride_0 = p_0->x_stride_0;
-    (&left_1)->rows_0 = _S45;
-    (&left_1)->k_3 = p_0->k_8;
+    (&left_1)->rows_2 = _S92;
+    (&left_1)->k_2 = p_0->k_6;
     Weights_0 right_1;
     (&right_1)->words_0 = weight_0;
     (&right_1)->offset_0 = p_0->weight_offset_0;
-    (&right_1)->n_0 = _S38;
-    (&right_1)->k_0 = p_0->k_8;
-    Activations_0 _S46 = left_1;
-    Weights_0 _S47 = right_1;
+    (&right_1)->n_0 = _S85;
+    (&right_1)->k_0 = p_0->k_6;
+    Activations_0 _S93 = left_1;
+    Weights_0 _S94 = right_1;
     FixedArray<float4 , 8>  sums_1;
-    product_0(&_S46, &_S47, _S42, _S44, _S45, p_0->k_8, thread_2, &sums_1);
-    uint2  _S48 = corner_0(thread_2);
-    uint _S49 = _S42 + _S48.x;
-    bool _S50 = _S49 < _S45;
-    bool _S51;
-    if(_S50)
+    product_0(&_S93, &_S94, _S89, _S91, _S92, p_0->k_6, thread_3, &sums_1);
+    uint2  _S95 = corner_0(thread_3);
+    uint _S96 = _S89 + _S95.x;
+    bool _S97 = _S96 < _S92;
+    bool _S98;
+    if(_S97)
     {
-        _S51 = (_S44 + _S48.y) < _S38;
+        _S98 = (_S91 + _S95.y) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    float _S52;
-    if(_S51)
+    float _S99;
+    if(_S98)
     {
-        uint _S53 = p_0->out_offset_0 + _S49 * p_0->out_stride_0 + _S44 + _S48.y;
-        float * _S54 = (&(result_0)[_S53]);
+        uint _S100 = p_0->out_offset_0 + _S96 * p_0->out_stride_0 + _S91 + _S95.y;
+        float * _S101 = (&(result_0)[_S100]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S53]) + *&((&sums_1[0U])->x);
+            _S99 = *(&(result_0)[_S100]) + *&((&sums_1[0U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[0U])->x);
+            _S99 = *&((&sums_1[0U])->x);
         }
-        *_S54 = _S52;
+        *_S101 = _S99;
     }
-    if(_S50)
+    if(_S97)
     {
-        _S51 = (_S44 + _S48.y + 1U) < _S38;
+        _S98 = (_S91 + _S95.y + 1U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S55 = p_0->out_offset_0 + _S49 * p_0->out_stride_0 + _S44 + _S48.y + 1U;
-        float * _S56 = (&(result_0)[_S55]);
+        uint _S102 = p_0->out_offset_0 + _S96 * p_0->out_stride_0 + _S91 + _S95.y + 1U;
+        float * _S103 = (&(result_0)[_S102]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S55]) + *&((&sums_1[0U])->y);
+            _S99 = *(&(result_0)[_S102]) + *&((&sums_1[0U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[0U])->y);
+            _S99 = *&((&sums_1[0U])->y);
         }
-        *_S56 = _S52;
+        *_S103 = _S99;
     }
-    if(_S50)
+    if(_S97)
     {
-        _S51 = (_S44 + _S48.y + 2U) < _S38;
+        _S98 = (_S91 + _S95.y + 2U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S57 = p_0->out_offset_0 + _S49 * p_0->out_stride_0 + _S44 + _S48.y + 2U;
-        float * _S58 = (&(result_0)[_S57]);
+        uint _S104 = p_0->out_offset_0 + _S96 * p_0->out_stride_0 + _S91 + _S95.y + 2U;
+        float * _S105 = (&(result_0)[_S104]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S57]) + *&((&sums_1[0U])->z);
+            _S99 = *(&(result_0)[_S104]) + *&((&sums_1[0U])->z);
         }
         else
         {
-            _S52 = *&((&sums_1[0U])->z);
+            _S99 = *&((&sums_1[0U])->z);
         }
-        *_S58 = _S52;
+        *_S105 = _S99;
     }
-    if(_S50)
+    if(_S97)
     {
-        _S51 = (_S44 + _S48.y + 3U) < _S38;
+        _S98 = (_S91 + _S95.y + 3U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S59 = p_0->out_offset_0 + _S49 * p_0->out_stride_0 + _S44 + _S48.y + 3U;
-        float * _S60 = (&(result_0)[_S59]);
+        uint _S106 = p_0->out_offset_0 + _S96 * p_0->out_stride_0 + _S91 + _S95.y + 3U;
+        float * _S107 = (&(result_0)[_S106]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S59]) + *&((&sums_1[0U])->w);
+            _S99 = *(&(result_0)[_S106]) + *&((&sums_1[0U])->w);
         }
         else
         {
-            _S52 = *&((&sums_1[0U])->w);
+            _S99 = *&((&sums_1[0U])->w);
         }
-        *_S60 = _S52;
+        *_S107 = _S99;
     }
-    uint _S61 = _S49 + 1U;
-    bool _S62 = _S61 < _S45;
-    if(_S62)
+    uint _S108 = _S96 + 1U;
+    bool _S109 = _S108 < _S92;
+    if(_S109)
     {
-        _S51 = (_S44 + _S48.y) < _S38;
+        _S98 = (_S91 + _S95.y) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S63 = p_0->out_offset_0 + _S61 * p_0->out_stride_0 + _S44 + _S48.y;
-        float * _S64 = (&(result_0)[_S63]);
+        uint _S110 = p_0->out_offset_0 + _S108 * p_0->out_stride_0 + _S91 + _S95.y;
+        float * _S111 = (&(result_0)[_S110]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S63]) + *&((&sums_1[1U])->x);
+            _S99 = *(&(result_0)[_S110]) + *&((&sums_1[1U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[1U])->x);
+            _S99 = *&((&sums_1[1U])->x);
         }
-        *_S64 = _S52;
+        *_S111 = _S99;
     }
-    if(_S62)
+    if(_S109)
     {
-        _S51 = (_S44 + _S48.y + 1U) < _S38;
+        _S98 = (_S91 + _S95.y + 1U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S65 = p_0->out_offset_0 + _S61 * p_0->out_stride_0 + _S44 + _S48.y + 1U;
-        float * _S66 = (&(result_0)[_S65]);
+        uint _S112 = p_0->out_offset_0 + _S108 * p_0->out_stride_0 + _S91 + _S95.y + 1U;
+        float * _S113 = (&(result_0)[_S112]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S65]) + *&((&sums_1[1U])->y);
+            _S99 = *(&(result_0)[_S112]) + *&((&sums_1[1U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[1U])->y);
+            _S99 = *&((&sums_1[1U])->y);
         }
-        *_S66 = _S52;
+        *_S113 = _S99;
     }
-    if(_S62)
+    if(_S109)
     {
-        _S51 = (_S44 + _S48.y + 2U) < _S38;
+        _S98 = (_S91 + _S95.y + 2U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S67 = p_0->out_offset_0 + _S61 * p_0->out_stride_0 + _S44 + _S48.y + 2U;
-        float * _S68 = (&(result_0)[_S67]);
+        uint _S114 = p_0->out_offset_0 + _S108 * p_0->out_stride_0 + _S91 + _S95.y + 2U;
+        float * _S115 = (&(result_0)[_S114]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S67]) + *&((&sums_1[1U])->z);
+            _S99 = *(&(result_0)[_S114]) + *&((&sums_1[1U])->z);
         }
         else
         {
-            _S52 = *&((&sums_1[1U])->z);
+            _S99 = *&((&sums_1[1U])->z);
         }
-        *_S68 = _S52;
+        *_S115 = _S99;
     }
-    if(_S62)
+    if(_S109)
     {
-        _S51 = (_S44 + _S48.y + 3U) < _S38;
+        _S98 = (_S91 + _S95.y + 3U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S69 = p_0->out_offset_0 + _S61 * p_0->out_stride_0 + _S44 + _S48.y + 3U;
-        float * _S70 = (&(result_0)[_S69]);
+        uint _S116 = p_0->out_offset_0 + _S108 * p_0->out_stride_0 + _S91 + _S95.y + 3U;
+        float * _S117 = (&(result_0)[_S116]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S69]) + *&((&sums_1[1U])->w);
+            _S99 = *(&(result_0)[_S116]) + *&((&sums_1[1U])->w);
         }
         else
         {
-            _S52 = *&((&sums_1[1U])->w);
+            _S99 = *&((&sums_1[1U])->w);
         }
-        *_S70 = _S52;
+        *_S117 = _S99;
     }
-    uint _S71 = _S49 + 2U;
-    bool _S72 = _S71 < _S45;
-    if(_S72)
+    uint _S118 = _S96 + 2U;
+    bool _S119 = _S118 < _S92;
+    if(_S119)
     {
-        _S51 = (_S44 + _S48.y) < _S38;
+        _S98 = (_S91 + _S95.y) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S73 = p_0->out_offset_0 + _S71 * p_0->out_stride_0 + _S44 + _S48.y;
-        float * _S74 = (&(result_0)[_S73]);
+        uint _S120 = p_0->out_offset_0 + _S118 * p_0->out_stride_0 + _S91 + _S95.y;
+        float * _S121 = (&(result_0)[_S120]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S73]) + *&((&sums_1[2U])->x);
+            _S99 = *(&(result_0)[_S120]) + *&((&sums_1[2U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[2U])->x);
+            _S99 = *&((&sums_1[2U])->x);
         }
-        *_S74 = _S52;
+        *_S121 = _S99;
     }
-    if(_S72)
+    if(_S119)
     {
-        _S51 = (_S44 + _S48.y + 1U) < _S38;
+        _S98 = (_S91 + _S95.y + 1U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S75 = p_0->out_offset_0 + _S71 * p_0->out_stride_0 + _S44 + _S48.y + 1U;
-        float * _S76 = (&(result_0)[_S75]);
+        uint _S122 = p_0->out_offset_0 + _S118 * p_0->out_stride_0 + _S91 + _S95.y + 1U;
+        float * _S123 = (&(result_0)[_S122]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S75]) + *&((&sums_1[2U])->y);
+            _S99 = *(&(result_0)[_S122]) + *&((&sums_1[2U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[2U])->y);
+            _S99 = *&((&sums_1[2U])->y);
         }
-        *_S76 = _S52;
+        *_S123 = _S99;
     }
-    if(_S72)
+    if(_S119)
     {
-        _S51 = (_S44 + _S48.y + 2U) < _S38;
+        _S98 = (_S91 + _S95.y + 2U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S77 = p_0->out_offset_0 + _S71 * p_0->out_stride_0 + _S44 + _S48.y + 2U;
-        float * _S78 = (&(result_0)[_S77]);
+        uint _S124 = p_0->out_offset_0 + _S118 * p_0->out_stride_0 + _S91 + _S95.y + 2U;
+        float * _S125 = (&(result_0)[_S124]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S77]) + *&((&sums_1[2U])->z);
+            _S99 = *(&(result_0)[_S124]) + *&((&sums_1[2U])->z);
         }
         else
         {
-            _S52 = *&((&sums_1[2U])->z);
+            _S99 = *&((&sums_1[2U])->z);
         }
-        *_S78 = _S52;
+        *_S125 = _S99;
     }
-    if(_S72)
+    if(_S119)
     {
-        _S51 = (_S44 + _S48.y + 3U) < _S38;
+        _S98 = (_S91 + _S95.y + 3U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S79 = p_0->out_offset_0 + _S71 * p_0->out_stride_0 + _S44 + _S48.y + 3U;
-        float * _S80 = (&(result_0)[_S79]);
+        uint _S126 = p_0->out_offset_0 + _S118 * p_0->out_stride_0 + _S91 + _S95.y + 3U;
+        float * _S127 = (&(result_0)[_S126]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S79]) + *&((&sums_1[2U])->w);
+            _S99 = *(&(result_0)[_S126]) + *&((&sums_1[2U])->w);
         }
         else
         {
-            _S52 = *&((&sums_1[2U])->w);
+            _S99 = *&((&sums_1[2U])->w);
         }
-        *_S80 = _S52;
+        *_S127 = _S99;
     }
-    uint _S81 = _S49 + 3U;
-    bool _S82 = _S81 < _S45;
-    if(_S82)
+    uint _S128 = _S96 + 3U;
+    bool _S129 = _S128 < _S92;
+    if(_S129)
     {
-        _S51 = (_S44 + _S48.y) < _S38;
+        _S98 = (_S91 + _S95.y) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S83 = p_0->out_offset_0 + _S81 * p_0->out_stride_0 + _S44 + _S48.y;
-        float * _S84 = (&(result_0)[_S83]);
+        uint _S130 = p_0->out_offset_0 + _S128 * p_0->out_stride_0 + _S91 + _S95.y;
+        float * _S131 = (&(result_0)[_S130]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S83]) + *&((&sums_1[3U])->x);
+            _S99 = *(&(result_0)[_S130]) + *&((&sums_1[3U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[3U])->x);
+            _S99 = *&((&sums_1[3U])->x);
         }
-        *_S84 = _S52;
+        *_S131 = _S99;
     }
-    if(_S82)
+    if(_S129)
     {
-        _S51 = (_S44 + _S48.y + 1U) < _S38;
+        _S98 = (_S91 + _S95.y + 1U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S85 = p_0->out_offset_0 + _S81 * p_0->out_stride_0 + _S44 + _S48.y + 1U;
-        float * _S86 = (&(result_0)[_S85]);
+        uint _S132 = p_0->out_offset_0 + _S128 * p_0->out_stride_0 + _S91 + _S95.y + 1U;
+        float * _S133 = (&(result_0)[_S132]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S85]) + *&((&sums_1[3U])->y);
+            _S99 = *(&(result_0)[_S132]) + *&((&sums_1[3U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[3U])->y);
+            _S99 = *&((&sums_1[3U])->y);
         }
-        *_S86 = _S52;
+        *_S133 = _S99;
     }
-    if(_S82)
+    if(_S129)
     {
-        _S51 = (_S44 + _S48.y + 2U) < _S38;
+        _S98 = (_S91 + _S95.y + 2U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S87 = p_0->out_offset_0 + _S81 * p_0->out_stride_0 + _S44 + _S48.y + 2U;
-        float * _S88 = (&(result_0)[_S87]);
+        uint _S134 = p_0->out_offset_0 + _S128 * p_0->out_stride_0 + _S91 + _S95.y + 2U;
+        float * _S135 = (&(result_0)[_S134]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S87]) + *&((&sums_1[3U])->z);
+            _S99 = *(&(result_0)[_S134]) + *&((&sums_1[3U])->z);
         }
         else
         {
-            _S52 = *&((&sums_1[3U])->z);
+            _S99 = *&((&sums_1[3U])->z);
         }
-        *_S88 = _S52;
+        *_S135 = _S99;
     }
-    if(_S82)
+    if(_S129)
     {
-        _S51 = (_S44 + _S48.y + 3U) < _S38;
+        _S98 = (_S91 + _S95.y + 3U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S89 = p_0->out_offset_0 + _S81 * p_0->out_stride_0 + _S44 + _S48.y + 3U;
-        float * _S90 = (&(result_0)[_S89]);
+        uint _S136 = p_0->out_offset_0 + _S128 * p_0->out_stride_0 + _S91 + _S95.y + 3U;
+        float * _S137 = (&(result_0)[_S136]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S89]) + *&((&sums_1[3U])->w);
+            _S99 = *(&(result_0)[_S136]) + *&((&sums_1[3U])->w);
         }
         else
         {
-            _S52 = *&((&sums_1[3U])->w);
+            _S99 = *&((&sums_1[3U])->w);
         }
-        *_S90 = _S52;
+        *_S137 = _S99;
     }
-    uint _S91 = _S49 + 4U;
-    bool _S92 = _S91 < _S45;
-    if(_S92)
+    uint _S138 = _S96 + 4U;
+    bool _S139 = _S138 < _S92;
+    if(_S139)
     {
-        _S51 = (_S44 + _S48.y) < _S38;
+        _S98 = (_S91 + _S95.y) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S93 = p_0->out_offset_0 + _S91 * p_0->out_stride_0 + _S44 + _S48.y;
-        float * _S94 = (&(result_0)[_S93]);
+        uint _S140 = p_0->out_offset_0 + _S138 * p_0->out_stride_0 + _S91 + _S95.y;
+        float * _S141 = (&(result_0)[_S140]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S93]) + *&((&sums_1[4U])->x);
+            _S99 = *(&(result_0)[_S140]) + *&((&sums_1[4U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[4U])->x);
+            _S99 = *&((&sums_1[4U])->x);
         }
-        *_S94 = _S52;
+        *_S141 = _S99;
     }
-    if(_S92)
+    if(_S139)
     {
-        _S51 = (_S44 + _S48.y + 1U) < _S38;
+        _S98 = (_S91 + _S95.y + 1U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S95 = p_0->out_offset_0 + _S91 * p_0->out_stride_0 + _S44 + _S48.y + 1U;
-        float * _S96 = (&(result_0)[_S95]);
+        uint _S142 = p_0->out_offset_0 + _S138 * p_0->out_stride_0 + _S91 + _S95.y + 1U;
+        float * _S143 = (&(result_0)[_S142]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S95]) + *&((&sums_1[4U])->y);
+            _S99 = *(&(result_0)[_S142]) + *&((&sums_1[4U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[4U])->y);
+            _S99 = *&((&sums_1[4U])->y);
         }
-        *_S96 = _S52;
+        *_S143 = _S99;
     }
-    if(_S92)
+    if(_S139)
     {
-        _S51 = (_S44 + _S48.y + 2U) < _S38;
+        _S98 = (_S91 + _S95.y + 2U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S97 = p_0->out_offset_0 + _S91 * p_0->out_stride_0 + _S44 + _S48.y + 2U;
-        float * _S98 = (&(result_0)[_S97]);
+        uint _S144 = p_0->out_offset_0 + _S138 * p_0->out_stride_0 + _S91 + _S95.y + 2U;
+        float * _S145 = (&(result_0)[_S144]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S97]) + *&((&sums_1[4U])->z);
+            _S99 = *(&(result_0)[_S144]) + *&((&sums_1[4U])->z);
         }
         else
         {
-            _S52 = *&((&sums_1[4U])->z);
+            _S99 = *&((&sums_1[4U])->z);
         }
-        *_S98 = _S52;
+        *_S145 = _S99;
     }
-    if(_S92)
+    if(_S139)
     {
-        _S51 = (_S44 + _S48.y + 3U) < _S38;
+        _S98 = (_S91 + _S95.y + 3U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S99 = p_0->out_offset_0 + _S91 * p_0->out_stride_0 + _S44 + _S48.y + 3U;
-        float * _S100 = (&(result_0)[_S99]);
+        uint _S146 = p_0->out_offset_0 + _S138 * p_0->out_stride_0 + _S91 + _S95.y + 3U;
+        float * _S147 = (&(result_0)[_S146]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S99]) + *&((&sums_1[4U])->w);
+            _S99 = *(&(result_0)[_S146]) + *&((&sums_1[4U])->w);
         }
         else
         {
-            _S52 = *&((&sums_1[4U])->w);
+            _S99 = *&((&sums_1[4U])->w);
         }
-        *_S100 = _S52;
+        *_S147 = _S99;
     }
-    uint _S101 = _S49 + 5U;
-    bool _S102 = _S101 < _S45;
-    if(_S102)
+    uint _S148 = _S96 + 5U;
+    bool _S149 = _S148 < _S92;
+    if(_S149)
     {
-        _S51 = (_S44 + _S48.y) < _S38;
+        _S98 = (_S91 + _S95.y) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S103 = p_0->out_offset_0 + _S101 * p_0->out_stride_0 + _S44 + _S48.y;
-        float * _S104 = (&(result_0)[_S103]);
+        uint _S150 = p_0->out_offset_0 + _S148 * p_0->out_stride_0 + _S91 + _S95.y;
+        float * _S151 = (&(result_0)[_S150]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S103]) + *&((&sums_1[5U])->x);
+            _S99 = *(&(result_0)[_S150]) + *&((&sums_1[5U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[5U])->x);
+            _S99 = *&((&sums_1[5U])->x);
         }
-        *_S104 = _S52;
+        *_S151 = _S99;
     }
-    if(_S102)
+    if(_S149)
     {
-        _S51 = (_S44 + _S48.y + 1U) < _S38;
+        _S98 = (_S91 + _S95.y + 1U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S105 = p_0->out_offset_0 + _S101 * p_0->out_stride_0 + _S44 + _S48.y + 1U;
-        float * _S106 = (&(result_0)[_S105]);
+        uint _S152 = p_0->out_offset_0 + _S148 * p_0->out_stride_0 + _S91 + _S95.y + 1U;
+        float * _S153 = (&(result_0)[_S152]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S105]) + *&((&sums_1[5U])->y);
+            _S99 = *(&(result_0)[_S152]) + *&((&sums_1[5U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[5U])->y);
+            _S99 = *&((&sums_1[5U])->y);
         }
-        *_S106 = _S52;
+        *_S153 = _S99;
     }
-    if(_S102)
+    if(_S149)
     {
-        _S51 = (_S44 + _S48.y + 2U) < _S38;
+        _S98 = (_S91 + _S95.y + 2U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S107 = p_0->out_offset_0 + _S101 * p_0->out_stride_0 + _S44 + _S48.y + 2U;
-        float * _S108 = (&(result_0)[_S107]);
+        uint _S154 = p_0->out_offset_0 + _S148 * p_0->out_stride_0 + _S91 + _S95.y + 2U;
+        float * _S155 = (&(result_0)[_S154]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S107]) + *&((&sums_1[5U])->z);
+            _S99 = *(&(result_0)[_S154]) + *&((&sums_1[5U])->z);
         }
         else
         {
-            _S52 = *&((&sums_1[5U])->z);
+            _S99 = *&((&sums_1[5U])->z);
         }
-        *_S108 = _S52;
+        *_S155 = _S99;
     }
-    if(_S102)
+    if(_S149)
     {
-        _S51 = (_S44 + _S48.y + 3U) < _S38;
+        _S98 = (_S91 + _S95.y + 3U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S109 = p_0->out_offset_0 + _S101 * p_0->out_stride_0 + _S44 + _S48.y + 3U;
-        float * _S110 = (&(result_0)[_S109]);
+        uint _S156 = p_0->out_offset_0 + _S148 * p_0->out_stride_0 + _S91 + _S95.y + 3U;
+        float * _S157 = (&(result_0)[_S156]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S109]) + *&((&sums_1[5U])->w);
+            _S99 = *(&(result_0)[_S156]) + *&((&sums_1[5U])->w);
         }
         else
         {
-            _S52 = *&((&sums_1[5U])->w);
+            _S99 = *&((&sums_1[5U])->w);
         }
-        *_S110 = _S52;
+        *_S157 = _S99;
     }
-    uint _S111 = _S49 + 6U;
-    bool _S112 = _S111 < _S45;
-    if(_S112)
+    uint _S158 = _S96 + 6U;
+    bool _S159 = _S158 < _S92;
+    if(_S159)
     {
-        _S51 = (_S44 + _S48.y) < _S38;
+        _S98 = (_S91 + _S95.y) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S113 = p_0->out_offset_0 + _S111 * p_0->out_stride_0 + _S44 + _S48.y;
-        float * _S114 = (&(result_0)[_S113]);
+        uint _S160 = p_0->out_offset_0 + _S158 * p_0->out_stride_0 + _S91 + _S95.y;
+        float * _S161 = (&(result_0)[_S160]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S113]) + *&((&sums_1[6U])->x);
+            _S99 = *(&(result_0)[_S160]) + *&((&sums_1[6U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[6U])->x);
+            _S99 = *&((&sums_1[6U])->x);
         }
-        *_S114 = _S52;
+        *_S161 = _S99;
     }
-    if(_S112)
+    if(_S159)
     {
-        _S51 = (_S44 + _S48.y + 1U) < _S38;
+        _S98 = (_S91 + _S95.y + 1U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S115 = p_0->out_offset_0 + _S111 * p_0->out_stride_0 + _S44 + _S48.y + 1U;
-        float * _S116 = (&(result_0)[_S115]);
+        uint _S162 = p_0->out_offset_0 + _S158 * p_0->out_stride_0 + _S91 + _S95.y + 1U;
+        float * _S163 = (&(result_0)[_S162]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S115]) + *&((&sums_1[6U])->y);
+            _S99 = *(&(result_0)[_S162]) + *&((&sums_1[6U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[6U])->y);
+            _S99 = *&((&sums_1[6U])->y);
         }
-        *_S116 = _S52;
+        *_S163 = _S99;
     }
-    if(_S112)
+    if(_S159)
     {
-        _S51 = (_S44 + _S48.y + 2U) < _S38;
+        _S98 = (_S91 + _S95.y + 2U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S117 = p_0->out_offset_0 + _S111 * p_0->out_stride_0 + _S44 + _S48.y + 2U;
-        float * _S118 = (&(result_0)[_S117]);
+        uint _S164 = p_0->out_offset_0 + _S158 * p_0->out_stride_0 + _S91 + _S95.y + 2U;
+        float * _S165 = (&(result_0)[_S164]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S117]) + *&((&sums_1[6U])->z);
+            _S99 = *(&(result_0)[_S164]) + *&((&sums_1[6U])->z);
         }
         else
         {
-            _S52 = *&((&sums_1[6U])->z);
+            _S99 = *&((&sums_1[6U])->z);
         }
-        *_S118 = _S52;
+        *_S165 = _S99;
     }
-    if(_S112)
+    if(_S159)
     {
-        _S51 = (_S44 + _S48.y + 3U) < _S38;
+        _S98 = (_S91 + _S95.y + 3U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S119 = p_0->out_offset_0 + _S111 * p_0->out_stride_0 + _S44 + _S48.y + 3U;
-        float * _S120 = (&(result_0)[_S119]);
+        uint _S166 = p_0->out_offset_0 + _S158 * p_0->out_stride_0 + _S91 + _S95.y + 3U;
+        float * _S167 = (&(result_0)[_S166]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S119]) + *&((&sums_1[6U])->w);
+            _S99 = *(&(result_0)[_S166]) + *&((&sums_1[6U])->w);
         }
         else
         {
-            _S52 = *&((&sums_1[6U])->w);
+            _S99 = *&((&sums_1[6U])->w);
         }
-        *_S120 = _S52;
+        *_S167 = _S99;
     }
-    uint _S121 = _S49 + 7U;
-    bool _S122 = _S121 < _S45;
-    if(_S122)
+    uint _S168 = _S96 + 7U;
+    bool _S169 = _S168 < _S92;
+    if(_S169)
     {
-        _S51 = (_S44 + _S48.y) < _S38;
+        _S98 = (_S91 + _S95.y) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S123 = p_0->out_offset_0 + _S121 * p_0->out_stride_0 + _S44 + _S48.y;
-        float * _S124 = (&(result_0)[_S123]);
+        uint _S170 = p_0->out_offset_0 + _S168 * p_0->out_stride_0 + _S91 + _S95.y;
+        float * _S171 = (&(result_0)[_S170]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S123]) + *&((&sums_1[7U])->x);
+            _S99 = *(&(result_0)[_S170]) + *&((&sums_1[7U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[7U])->x);
+            _S99 = *&((&sums_1[7U])->x);
         }
-        *_S124 = _S52;
+        *_S171 = _S99;
     }
-    if(_S122)
+    if(_S169)
     {
-        _S51 = (_S44 + _S48.y + 1U) < _S38;
+        _S98 = (_S91 + _S95.y + 1U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S125 = p_0->out_offset_0 + _S121 * p_0->out_stride_0 + _S44 + _S48.y + 1U;
-        float * _S126 = (&(result_0)[_S125]);
+        uint _S172 = p_0->out_offset_0 + _S168 * p_0->out_stride_0 + _S91 + _S95.y + 1U;
+        float * _S173 = (&(result_0)[_S172]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S125]) + *&((&sums_1[7U])->y);
+            _S99 = *(&(result_0)[_S172]) + *&((&sums_1[7U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[7U])->y);
+            _S99 = *&((&sums_1[7U])->y);
         }
-        *_S126 = _S52;
+        *_S173 = _S99;
     }
-    if(_S122)
+    if(_S169)
     {
-        _S51 = (_S44 + _S48.y + 2U) < _S38;
+        _S98 = (_S91 + _S95.y + 2U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S127 = p_0->out_offset_0 + _S121 * p_0->out_stride_0 + _S44 + _S48.y + 2U;
-        float * _S128 = (&(result_0)[_S127]);
+        uint _S174 = p_0->out_offset_0 + _S168 * p_0->out_stride_0 + _S91 + _S95.y + 2U;
+        float * _S175 = (&(result_0)[_S174]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S127]) + *&((&sums_1[7U])->z);
+            _S99 = *(&(result_0)[_S174]) + *&((&sums_1[7U])->z);
         }
         else
         {
-            _S52 = *&((&sums_1[7U])->z);
+            _S99 = *&((&sums_1[7U])->z);
         }
-        *_S128 = _S52;
+        *_S175 = _S99;
     }
-    if(_S122)
+    if(_S169)
     {
-        _S51 = (_S44 + _S48.y + 3U) < _S38;
+        _S98 = (_S91 + _S95.y + 3U) < _S85;
     }
     else
     {
-        _S51 = false;
+        _S98 = false;
     }
-    if(_S51)
+    if(_S98)
     {
-        uint _S129 = p_0->out_offset_0 + _S121 * p_0->out_stride_0 + _S44 + _S48.y + 3U;
-        float * _S130 = (&(result_0)[_S129]);
+        uint _S176 = p_0->out_offset_0 + _S168 * p_0->out_stride_0 + _S91 + _S95.y + 3U;
+        float * _S177 = (&(result_0)[_S176]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S129]) + *&((&sums_1[7U])->w);
+            _S99 = *(&(result_0)[_S176]) + *&((&sums_1[7U])->w);
         }
         else
         {
-            _S52 = *&((&sums_1[7U])->w);
+            _S99 = *&((&sums_1[7U])->w);
         }
-        *_S130 = _S52;
+        *_S177 = _S99;
     }
     return;
 }
 
 extern "C" __global__ void gemm_q4_0(StructuredBuffer<float> x_2, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> step_2, GemmParams_0 p_1)
 {
-    uint _S131 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S132 = p_1;
-    gemm_0(blockIdx, _S131, x_2, weight_1, result_1, step_2, &_S132);
+    uint _S178 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S179 = p_1;
+    gemm_0(blockIdx, _S178, x_2, weight_1, result_1, step_2, &_S179);
     return;
 }

@@ -3,6 +3,11 @@
 
 #endif
 
+struct Block_0
+{
+    FixedArray<float4 , 4>  rows_0;
+};
+
 struct Weights_0
 {
     StructuredBuffer<uint> words_0;
@@ -16,97 +21,145 @@ __device__ float2  halves_0(uint word_0)
     return make_float2 ((__half2float(__ushort_as_half((word_0 & 65535U)))), (__half2float(__ushort_as_half((word_0 >> int(16))))));
 }
 
-__device__ float half_at_0(StructuredBuffer<uint> words_1, uint offset_1, uint half_0)
+__device__ float4  nibbles_0(uint word_1)
 {
-    uint _S1 = __ldg((&(words_1)[offset_1 + half_0 / 2U]));
-    return halves_0(_S1 >> (half_0 % 2U * 16U)).x;
+    uint4  _S1 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (15U);
+    float4  _S2 = make_float4 ((float)_S1.x, (float)_S1.y, (float)_S1.z, (float)_S1.w);
+    return _S2;
 }
 
-__device__ float nibble_at_0(StructuredBuffer<uint> words_2, uint offset_2, uint half_1, uint i_0)
+__device__ float4  Q4_1_four_0(StructuredBuffer<uint> words_1, uint offset_1, uint columns_0, uint row_0, uint column_0)
 {
-    uint _S2 = half_1 * 2U + i_0 % 16U;
-    uint _S3 = __ldg((&(words_2)[offset_2 + _S2 / 4U]));
-    return float((_S3 >> (_S2 % 4U * 8U + i_0 / 16U * 4U)) & 15U);
+    uint _S3 = offset_1 + (row_0 * (columns_0 / 32U) + column_0 / 32U) * 5U;
+    uint _S4 = __ldg((&(words_1)[_S3]));
+    float2  _S5 = halves_0(_S4);
+    float _S6 = _S5.x;
+    uint _S7 = __ldg((&(words_1)[_S3 + 1U + column_0 % 16U / 4U]));
+    return make_float4 (_S6) * nibbles_0(_S7 >> (column_0 % 32U / 16U * 4U)) + make_float4 (_S5.y);
 }
 
-__device__ float Q4_1_at_0(StructuredBuffer<uint> words_3, uint offset_3, uint columns_0, uint row_0, uint column_0)
+__device__ float4  Weights_four_0(Weights_0 * this_0, uint row_1, uint first_0)
 {
-    uint _S4 = (row_0 * (columns_0 / 32U) + column_0 / 32U) * 10U;
-    return half_at_0(words_3, offset_3, _S4) * nibble_at_0(words_3, offset_3, _S4 + 2U, column_0 % 32U) + half_at_0(words_3, offset_3, _S4 + 1U);
-}
-
-__device__ float Weights_at_0(Weights_0 * this_0, uint row_1, uint k_1)
-{
-    bool _S5;
+    bool _S8;
     if(row_1 < (this_0->n_0))
     {
-        _S5 = k_1 < (this_0->k_0);
+        _S8 = first_0 < (this_0->k_0);
     }
     else
     {
-        _S5 = false;
+        _S8 = false;
     }
-    float _S6;
-    if(_S5)
+    float4  _S9;
+    if(_S8)
     {
-        _S6 = Q4_1_at_0(this_0->words_0, this_0->offset_0, this_0->k_0, row_1, k_1);
+        _S9 = Q4_1_four_0(this_0->words_0, this_0->offset_0, this_0->k_0, row_1, first_0);
     }
     else
     {
-        _S6 = 0.0f;
+        int4  _S10 = make_int4 (int(0));
+        float4  _S11 = make_float4 ((float)_S10.x, (float)_S10.y, (float)_S10.z, (float)_S10.w);
+        _S9 = _S11;
     }
-    return _S6;
+    return _S9;
 }
 
-__device__ float4  load_0(Weights_0 * side_0, uint row_2, uint k_2)
+__device__ Block_0 Block_x24init_0(FixedArray<float4 , 4>  * rows_1)
 {
-    float _S7 = Weights_at_0(side_0, row_2, k_2);
-    float _S8 = Weights_at_0(side_0, row_2 + 1U, k_2);
-    float _S9 = Weights_at_0(side_0, row_2 + 2U, k_2);
-    float _S10 = Weights_at_0(side_0, row_2 + 3U, k_2);
-    return make_float4 (_S7, _S8, _S9, _S10);
+    Block_0 _S12;
+    (&_S12)->rows_0 = *rows_1;
+    return _S12;
+}
+
+__device__ Block_0 Block_load_0(Weights_0 * side_0, uint row_2, uint k_1)
+{
+    float4  _S13 = Weights_four_0(side_0, row_2, k_1);
+    float4  _S14 = Weights_four_0(side_0, row_2 + 1U, k_1);
+    float4  _S15 = Weights_four_0(side_0, row_2 + 2U, k_1);
+    float4  _S16 = Weights_four_0(side_0, row_2 + 3U, k_1);
+    FixedArray<float4 , 4>  _S17;
+    _S17[int(0)] = _S13;
+    _S17[int(1)] = _S14;
+    _S17[int(2)] = _S15;
+    _S17[int(3)] = _S16;
+    Block_0 _S18 = Block_x24init_0(&_S17);
+    return _S18;
 }
 
 struct Activations_0
 {
     StructuredBuffer<float> x_0;
-    uint offset_4;
+    uint offset_2;
     uint stride_0;
-    uint rows_0;
-    uint k_3;
+    uint rows_2;
+    uint k_2;
 };
 
-__device__ float Activations_at_0(Activations_0 * this_1, uint row_3, uint k_4)
+__device__ float4  Activations_four_0(Activations_0 * this_1, uint row_3, uint first_1)
 {
-    bool _S11;
-    if(row_3 < (this_1->rows_0))
+    uint _S19 = this_1->offset_2 + row_3 * this_1->stride_0 + first_1;
+    bool _S20;
+    if(row_3 >= (this_1->rows_2))
     {
-        _S11 = k_4 < (this_1->k_3);
+        _S20 = true;
     }
     else
     {
-        _S11 = false;
+        _S20 = first_1 >= (this_1->k_2);
     }
-    float _S12;
-    if(_S11)
+    if(_S20)
     {
-        float _S13 = __ldg((&(this_1->x_0)[this_1->offset_4 + row_3 * this_1->stride_0 + k_4]));
-        _S12 = _S13;
+        int4  _S21 = make_int4 (int(0));
+        float4  _S22 = make_float4 ((float)_S21.x, (float)_S21.y, (float)_S21.z, (float)_S21.w);
+        return _S22;
     }
-    else
+    uint _S23 = this_1->k_2;
+    if((first_1 + 4U) > (this_1->k_2))
     {
-        _S12 = 0.0f;
+        StructuredBuffer<float> _S24 = this_1->x_0;
+        float _S25 = __ldg((&(this_1->x_0)[_S19]));
+        float _S26;
+        if((first_1 + 1U) < _S23)
+        {
+            float _S27 = __ldg((&(_S24)[_S19 + 1U]));
+            _S26 = _S27;
+        }
+        else
+        {
+            _S26 = 0.0f;
+        }
+        float _S28;
+        if((first_1 + 2U) < _S23)
+        {
+            float _S29 = __ldg((&(_S24)[_S19 + 2U]));
+            _S28 = _S29;
+        }
+        else
+        {
+            _S28 = 0.0f;
+        }
+        return make_float4 (_S25, _S26, _S28, 0.0f);
     }
-    return _S12;
+    StructuredBuffer<float> _S30 = this_1->x_0;
+    float _S31 = __ldg((&(this_1->x_0)[_S19]));
+    float _S32 = __ldg((&(_S30)[_S19 + 1U]));
+    float _S33 = __ldg((&(_S30)[_S19 + 2U]));
+    float _S34 = __ldg((&(_S30)[_S19 + 3U]));
+    return make_float4 (_S31, _S32, _S33, _S34);
 }
 
-__device__ float4  load_1(Activations_0 * side_1, uint row_4, uint k_5)
+__device__ Block_0 Block_load_1(Activations_0 * side_1, uint row_4, uint k_3)
 {
-    float _S14 = Activations_at_0(side_1, row_4, k_5);
-    float _S15 = Activations_at_0(side_1, row_4 + 1U, k_5);
-    float _S16 = Activations_at_0(side_1, row_4 + 2U, k_5);
-    float _S17 = Activations_at_0(side_1, row_4 + 3U, k_5);
-    return make_float4 (_S14, _S15, _S16, _S17);
+    float4  _S35 = Activations_four_0(side_1, row_4, k_3);
+    float4  _S36 = Activations_four_0(side_1, row_4 + 1U, k_3);
+    float4  _S37 = Activations_four_0(side_1, row_4 + 2U, k_3);
+    float4  _S38 = Activations_four_0(side_1, row_4 + 3U, k_3);
+    FixedArray<float4 , 4>  _S39;
+    _S39[int(0)] = _S35;
+    _S39[int(1)] = _S36;
+    _S39[int(2)] = _S37;
+    _S39[int(3)] = _S38;
+    Block_0 _S40 = Block_x24init_0(&_S39);
+    return _S40;
 }
 
 __device__ bool Weights_along_k_0(Weights_0 * this_2)
@@ -124,79 +177,101 @@ __device__ bool Activations_along_k_0(Activations_0 * this_3)
     return true;
 }
 
-__device__ uint2  share_0(uint i_1, bool along_k_0)
+__device__ uint2  share_0(uint thread_1, bool along_k_0)
 {
-    uint2  _S18;
+    uint2  _S41;
     if(along_k_0)
     {
-        _S18 = make_uint2 (i_1 % 32U, i_1 / 32U);
+        _S41 = make_uint2 (thread_1 / 8U, thread_1 % 8U);
     }
     else
     {
-        _S18 = make_uint2 (i_1 / 16U, i_1 % 16U);
+        _S41 = make_uint2 (thread_1 % 16U, thread_1 / 16U);
     }
-    return _S18;
+    return _S41;
 }
 
-__device__ uint place_0(uint k_6, uint quad_0)
+__device__ uint place_0(uint k_4, uint quad_0)
 {
-    return k_6 * 16U + (quad_0 ^ (k_6 % 8U));
+    return k_4 * 16U + (quad_0 ^ (k_4 / 4U % 8U));
 }
 
 __device__ __shared__ FixedArray<float4 , 512>  left_tile_0;
 
+__device__ float4  Block_column_0(Block_0 * this_4, uint c_0)
+{
+    return make_float4 (*_slang_vector_get_element_ptr(&this_4->rows_0[int(0)], c_0), *_slang_vector_get_element_ptr(&this_4->rows_0[int(1)], c_0), *_slang_vector_get_element_ptr(&this_4->rows_0[int(2)], c_0), *_slang_vector_get_element_ptr(&this_4->rows_0[int(3)], c_0));
+}
+
 __device__ __shared__ FixedArray<float4 , 512>  right_tile_0;
 
-__device__ void product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_5, uint column_1, uint rows_1, uint k_7, uint thread_1, FixedArray<float4 , 8>  * sums_0)
+__device__ void product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_5, uint column_1, uint rows_3, uint k_5, uint thread_2, FixedArray<float4 , 8>  * sums_0)
 {
-    int4  _S19 = make_int4 (int(0));
-    float4  _S20 = make_float4 ((float)_S19.x, (float)_S19.y, (float)_S19.z, (float)_S19.w);
-    (*sums_0)[0U] = _S20;
-    (*sums_0)[1U] = _S20;
-    (*sums_0)[2U] = _S20;
-    (*sums_0)[3U] = _S20;
-    (*sums_0)[4U] = _S20;
-    (*sums_0)[5U] = _S20;
-    (*sums_0)[6U] = _S20;
-    (*sums_0)[7U] = _S20;
-    uint2  _S21 = corner_0(thread_1);
+    int4  _S42 = make_int4 (int(0));
+    float4  _S43 = make_float4 ((float)_S42.x, (float)_S42.y, (float)_S42.z, (float)_S42.w);
+    (*sums_0)[0U] = _S43;
+    (*sums_0)[1U] = _S43;
+    (*sums_0)[2U] = _S43;
+    (*sums_0)[3U] = _S43;
+    (*sums_0)[4U] = _S43;
+    (*sums_0)[5U] = _S43;
+    (*sums_0)[6U] = _S43;
+    (*sums_0)[7U] = _S43;
+    uint2  _S44 = corner_0(thread_2);
+    bool _S45 = Activations_along_k_0(left_0);
+    uint2  _S46 = share_0(thread_2, _S45);
+    bool _S47 = Weights_along_k_0(right_0);
+    uint2  _S48 = share_0(thread_2, _S47);
+    uint _S49 = _S46.x;
+    uint _S50 = row_5 + 4U * _S49;
+    uint _S51 = 4U * _S46.y;
+    Block_0 _S52 = Block_load_1(left_0, _S50, _S51);
+    uint _S53 = _S48.x;
+    uint _S54 = column_1 + 4U * _S53;
+    uint _S55 = 4U * _S48.y;
+    Block_0 _S56 = Block_load_0(right_0, _S54, _S55);
     uint begin_0 = 0U;
+    Block_0 left_block_0 = _S52;
+    Block_0 right_block_0 = _S56;
     for(;;)
     {
-        if(begin_0 < k_7)
+        if(begin_0 < k_5)
         {
         }
         else
         {
             break;
         }
-        uint i_2 = thread_1;
-        for(;;)
-        {
-            if(i_2 < 512U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            bool _S22 = Activations_along_k_0(left_0);
-            uint2  _S23 = share_0(i_2, _S22);
-            uint _S24 = _S23.x;
-            uint _S25 = _S23.y;
-            float4  _S26 = load_1(left_0, row_5 + 4U * _S25, begin_0 + _S24);
-            (*&left_tile_0)[place_0(_S24, _S25)] = _S26;
-            bool _S27 = Weights_along_k_0(right_0);
-            uint2  _S28 = share_0(i_2, _S27);
-            uint _S29 = _S28.x;
-            uint _S30 = _S28.y;
-            float4  _S31 = load_0(right_0, column_1 + 4U * _S30, begin_0 + _S29);
-            (*&right_tile_0)[place_0(_S29, _S30)] = _S31;
-            i_2 = i_2 + 128U;
-        }
+        Block_0 _S57 = left_block_0;
+        float4  _S58 = Block_column_0(&_S57, 0U);
+        (*&left_tile_0)[place_0(_S51, _S49)] = _S58;
+        Block_0 _S59 = right_block_0;
+        float4  _S60 = Block_column_0(&_S59, 0U);
+        (*&right_tile_0)[place_0(_S55, _S53)] = _S60;
+        Block_0 _S61 = left_block_0;
+        float4  _S62 = Block_column_0(&_S61, 1U);
+        (*&left_tile_0)[place_0(_S51 + 1U, _S49)] = _S62;
+        Block_0 _S63 = right_block_0;
+        float4  _S64 = Block_column_0(&_S63, 1U);
+        (*&right_tile_0)[place_0(_S55 + 1U, _S53)] = _S64;
+        Block_0 _S65 = left_block_0;
+        float4  _S66 = Block_column_0(&_S65, 2U);
+        (*&left_tile_0)[place_0(_S51 + 2U, _S49)] = _S66;
+        Block_0 _S67 = right_block_0;
+        float4  _S68 = Block_column_0(&_S67, 2U);
+        (*&right_tile_0)[place_0(_S55 + 2U, _S53)] = _S68;
+        Block_0 _S69 = left_block_0;
+        float4  _S70 = Block_column_0(&_S69, 3U);
+        (*&left_tile_0)[place_0(_S51 + 3U, _S49)] = _S70;
+        Block_0 _S71 = right_block_0;
+        float4  _S72 = Block_column_0(&_S71, 3U);
+        (*&right_tile_0)[place_0(_S55 + 3U, _S53)] = _S72;
         __syncthreads();
-        uint _S32 = _S21.x;
-        if((row_5 + _S32) < rows_1)
+        uint _S73 = begin_0 + 32U;
+        Block_0 _S74 = Block_load_1(left_0, _S50, _S73 + _S51);
+        Block_0 _S75 = Block_load_0(right_0, _S54, _S73 + _S55);
+        uint _S76 = _S44.x;
+        if((row_5 + _S76) < rows_3)
         {
             uint j_0 = 0U;
             for(;;)
@@ -208,22 +283,24 @@ __device__ void product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_
                 {
                     break;
                 }
-                float4  _S33 = (*&right_tile_0)[place_0(j_0, _S21.y / 4U)];
-                float4  _S34 = (*&left_tile_0)[place_0(j_0, _S32 / 4U)];
-                (*sums_0)[0U] = (*sums_0)[0U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S32 / 4U)].x) * _S33;
-                (*sums_0)[1U] = (*sums_0)[1U] + make_float4 (_S34.y) * _S33;
-                (*sums_0)[2U] = (*sums_0)[2U] + make_float4 (_S34.z) * _S33;
-                (*sums_0)[3U] = (*sums_0)[3U] + make_float4 (_S34.w) * _S33;
-                float4  _S35 = (*&left_tile_0)[place_0(j_0, _S32 / 4U + 1U)];
-                (*sums_0)[4U] = (*sums_0)[4U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S32 / 4U + 1U)].x) * _S33;
-                (*sums_0)[5U] = (*sums_0)[5U] + make_float4 (_S35.y) * _S33;
-                (*sums_0)[6U] = (*sums_0)[6U] + make_float4 (_S35.z) * _S33;
-                (*sums_0)[7U] = (*sums_0)[7U] + make_float4 (_S35.w) * _S33;
+                float4  _S77 = (*&right_tile_0)[place_0(j_0, _S44.y / 4U)];
+                float4  _S78 = (*&left_tile_0)[place_0(j_0, _S76 / 4U)];
+                (*sums_0)[0U] = (*sums_0)[0U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S76 / 4U)].x) * _S77;
+                (*sums_0)[1U] = (*sums_0)[1U] + make_float4 (_S78.y) * _S77;
+                (*sums_0)[2U] = (*sums_0)[2U] + make_float4 (_S78.z) * _S77;
+                (*sums_0)[3U] = (*sums_0)[3U] + make_float4 (_S78.w) * _S77;
+                float4  _S79 = (*&left_tile_0)[place_0(j_0, _S76 / 4U + 1U)];
+                (*sums_0)[4U] = (*sums_0)[4U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S76 / 4U + 1U)].x) * _S77;
+                (*sums_0)[5U] = (*sums_0)[5U] + make_float4 (_S79.y) * _S77;
+                (*sums_0)[6U] = (*sums_0)[6U] + make_float4 (_S79.z) * _S77;
+                (*sums_0)[7U] = (*sums_0)[7U] + make_float4 (_S79.w) * _S77;
                 j_0 = j_0 + 1U;
             }
         }
         __syncthreads();
-        begin_0 = begin_0 + 32U;
+        begin_0 = _S73;
+        left_block_0 = _S74;
+        right_block_0 = _S75;
     }
     return;
 }
@@ -234,9 +311,9 @@ struct GemmParams_0
     uint weight_offset_0;
     uint out_offset_0;
     uint step_offset_0;
-    uint rows_2;
+    uint rows_4;
     uint n_1;
-    uint k_8;
+    uint k_6;
     uint x_stride_0;
     uint out_stride_0;
     uint accumulate_0;
@@ -247,780 +324,780 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_5, uint rows_3)
+__device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_3, uint rows_5)
 {
-    uint _S36;
-    if(offset_5 == 4294967295U)
+    uint _S80;
+    if(offset_3 == 4294967295U)
     {
-        _S36 = rows_3;
+        _S80 = rows_5;
     }
     else
     {
-        uint _S37 = __ldg((&(step_0)[offset_5]));
-        _S36 = (U32_min((_S37), (rows_3)));
+        uint _S81 = __ldg((&(step_0)[offset_3]));
+        _S80 = (U32_min((_S81), (rows_5)));
     }
-    return _S36;
+    return _S80;
 }
 
-__device__ void gemm_0(uint3  group_1, uint thread_2, StructuredBuffer<float> x_1, StructuredBuffer<uint> weight_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> step_1, GemmParams_0 * p_0)
+__device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_1, StructuredBuffer<uint> weight_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> step_1, GemmParams_0 * p_0)
 {
-    uint _S38 = p_0->n_1;
-    uint _S39 = (p_0->n_1 + 64U - 1U) / 64U;
-    uint _S40 = group_number_0(group_1);
-    uint _S41 = _S40 / _S39;
-    uint _S42 = _S41 * 64U;
-    uint _S43 = _S40 % _S39;
-    uint _S44 = _S43 * 64U;
-    uint _S45 = live_rows_0(step_1, p_0->step_offset_0, p_0->rows_2);
-    if(_S42 >= _S45)
+    uint _S82 = p_0->n_1;
+    uint _S83 = (p_0->n_1 + 64U - 1U) / 64U;
+    uint _S84 = group_number_0(group_1);
+    uint _S85 = _S84 / _S83;
+    uint _S86 = _S85 * 64U;
+    uint _S87 = _S84 % _S83;
+    uint _S88 = _S87 * 64U;
+    uint _S89 = live_rows_0(step_1, p_0->step_offset_0, p_0->rows_4);
+    if(_S86 >= _S89)
     {
         return;
     }
     Activations_0 left_1;
     (&left_1)->x_0 = x_1;
-    (&left_1)->offset_4 = p_0->x_offset_0;
+    (&left_1)->offset_2 = p_0->x_offset_0;
     (&left_1)->stride_0 = p_0->x_stride_0;
-    (&left_1)->rows_0 = _S45;
-    (&left_1)->k_3 = p_0->k_8;
+    (&left_1)->rows_2 = _S89;
+    (&left_1)->k_2 = p_0->k_6;
     Weights_0 right_1;
     (&right_1)->words_0 = weight_0;
     (&right_1)->offset_0 = p_0->weight_offset_0;
-    (&right_1)->n_0 = _S38;
-    (&right_1)->k_0 = p_0->k_8;
-    Activations_0 _S46 = left_1;
-    Weights_0 _S47 = right_1;
+    (&right_1)->n_0 = _S82;
+    (&right_1)->k_0 = p_0->k_6;
+    Activations_0 _S90 = left_1;
+    Weights_0 _S91 = right_1;
     FixedArray<float4 , 8>  sums_1;
-    product_0(&_S46, &_S47, _S42, _S44, _S45, p_0->k_8, thread_2, &sums_1);
-    uint2  _S48 = corner_0(thread_2);
-    uint _S49 = _S42 + _S48.x;
-    bool _S50 = _S49 < _S45;
-    bool _S51;
-    if(_S50)
+    product_0(&_S90, &_S91, _S86, _S88, _S89, p_0->k_6, thread_3, &sums_1);
+    uint2  _S92 = corner_0(thread_3);
+    uint _S93 = _S86 + _S92.x;
+    bool _S94 = _S93 < _S89;
+    bool _S95;
+    if(_S94)
     {
-        _S51 = (_S44 + _S48.y) < _S38;
+        _S95 = (_S88 + _S92.y) < _S82;
     }
     else
     {
-        _S51 = false;
+        _S95 = false;
     }
-    float _S52;
-    if(_S51)
+    float _S96;
+    if(_S95)
     {
-        uint _S53 = p_0->out_offset_0 + _S49 * p_0->out_stride_0 + _S44 + _S48.y;
-        float * _S54 = (&(result_0)[_S53]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S53]) + *&((&sums_1[0U])->x);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[0U])->x);
-        }
-        *_S54 = _S52;
-    }
-    if(_S50)
-    {
-        _S51 = (_S44 + _S48.y + 1U) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S55 = p_0->out_offset_0 + _S49 * p_0->out_stride_0 + _S44 + _S48.y + 1U;
-        float * _S56 = (&(result_0)[_S55]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S55]) + *&((&sums_1[0U])->y);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[0U])->y);
-        }
-        *_S56 = _S52;
-    }
-    if(_S50)
-    {
-        _S51 = (_S44 + _S48.y + 2U) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S57 = p_0->out_offset_0 + _S49 * p_0->out_stride_0 + _S44 + _S48.y + 2U;
-        float * _S58 = (&(result_0)[_S57]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S57]) + *&((&sums_1[0U])->z);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[0U])->z);
-        }
-        *_S58 = _S52;
-    }
-    if(_S50)
-    {
-        _S51 = (_S44 + _S48.y + 3U) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S59 = p_0->out_offset_0 + _S49 * p_0->out_stride_0 + _S44 + _S48.y + 3U;
-        float * _S60 = (&(result_0)[_S59]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S59]) + *&((&sums_1[0U])->w);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[0U])->w);
-        }
-        *_S60 = _S52;
-    }
-    uint _S61 = _S49 + 1U;
-    bool _S62 = _S61 < _S45;
-    if(_S62)
-    {
-        _S51 = (_S44 + _S48.y) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S63 = p_0->out_offset_0 + _S61 * p_0->out_stride_0 + _S44 + _S48.y;
-        float * _S64 = (&(result_0)[_S63]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S63]) + *&((&sums_1[1U])->x);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[1U])->x);
-        }
-        *_S64 = _S52;
-    }
-    if(_S62)
-    {
-        _S51 = (_S44 + _S48.y + 1U) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S65 = p_0->out_offset_0 + _S61 * p_0->out_stride_0 + _S44 + _S48.y + 1U;
-        float * _S66 = (&(result_0)[_S65]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S65]) + *&((&sums_1[1U])->y);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[1U])->y);
-        }
-        *_S66 = _S52;
-    }
-    if(_S62)
-    {
-        _S51 = (_S44 + _S48.y + 2U) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S67 = p_0->out_offset_0 + _S61 * p_0->out_stride_0 + _S44 + _S48.y + 2U;
-        float * _S68 = (&(result_0)[_S67]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S67]) + *&((&sums_1[1U])->z);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[1U])->z);
-        }
-        *_S68 = _S52;
-    }
-    if(_S62)
-    {
-        _S51 = (_S44 + _S48.y + 3U) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S69 = p_0->out_offset_0 + _S61 * p_0->out_stride_0 + _S44 + _S48.y + 3U;
-        float * _S70 = (&(result_0)[_S69]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S69]) + *&((&sums_1[1U])->w);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[1U])->w);
-        }
-        *_S70 = _S52;
-    }
-    uint _S71 = _S49 + 2U;
-    bool _S72 = _S71 < _S45;
-    if(_S72)
-    {
-        _S51 = (_S44 + _S48.y) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S73 = p_0->out_offset_0 + _S71 * p_0->out_stride_0 + _S44 + _S48.y;
-        float * _S74 = (&(result_0)[_S73]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S73]) + *&((&sums_1[2U])->x);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[2U])->x);
-        }
-        *_S74 = _S52;
-    }
-    if(_S72)
-    {
-        _S51 = (_S44 + _S48.y + 1U) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S75 = p_0->out_offset_0 + _S71 * p_0->out_stride_0 + _S44 + _S48.y + 1U;
-        float * _S76 = (&(result_0)[_S75]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S75]) + *&((&sums_1[2U])->y);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[2U])->y);
-        }
-        *_S76 = _S52;
-    }
-    if(_S72)
-    {
-        _S51 = (_S44 + _S48.y + 2U) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S77 = p_0->out_offset_0 + _S71 * p_0->out_stride_0 + _S44 + _S48.y + 2U;
-        float * _S78 = (&(result_0)[_S77]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S77]) + *&((&sums_1[2U])->z);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[2U])->z);
-        }
-        *_S78 = _S52;
-    }
-    if(_S72)
-    {
-        _S51 = (_S44 + _S48.y + 3U) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S79 = p_0->out_offset_0 + _S71 * p_0->out_stride_0 + _S44 + _S48.y + 3U;
-        float * _S80 = (&(result_0)[_S79]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S79]) + *&((&sums_1[2U])->w);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[2U])->w);
-        }
-        *_S80 = _S52;
-    }
-    uint _S81 = _S49 + 3U;
-    bool _S82 = _S81 < _S45;
-    if(_S82)
-    {
-        _S51 = (_S44 + _S48.y) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S83 = p_0->out_offset_0 + _S81 * p_0->out_stride_0 + _S44 + _S48.y;
-        float * _S84 = (&(result_0)[_S83]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S83]) + *&((&sums_1[3U])->x);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[3U])->x);
-        }
-        *_S84 = _S52;
-    }
-    if(_S82)
-    {
-        _S51 = (_S44 + _S48.y + 1U) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S85 = p_0->out_offset_0 + _S81 * p_0->out_stride_0 + _S44 + _S48.y + 1U;
-        float * _S86 = (&(result_0)[_S85]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S85]) + *&((&sums_1[3U])->y);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[3U])->y);
-        }
-        *_S86 = _S52;
-    }
-    if(_S82)
-    {
-        _S51 = (_S44 + _S48.y + 2U) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S87 = p_0->out_offset_0 + _S81 * p_0->out_stride_0 + _S44 + _S48.y + 2U;
-        float * _S88 = (&(result_0)[_S87]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S87]) + *&((&sums_1[3U])->z);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[3U])->z);
-        }
-        *_S88 = _S52;
-    }
-    if(_S82)
-    {
-        _S51 = (_S44 + _S48.y + 3U) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S89 = p_0->out_offset_0 + _S81 * p_0->out_stride_0 + _S44 + _S48.y + 3U;
-        float * _S90 = (&(result_0)[_S89]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S89]) + *&((&sums_1[3U])->w);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[3U])->w);
-        }
-        *_S90 = _S52;
-    }
-    uint _S91 = _S49 + 4U;
-    bool _S92 = _S91 < _S45;
-    if(_S92)
-    {
-        _S51 = (_S44 + _S48.y) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S93 = p_0->out_offset_0 + _S91 * p_0->out_stride_0 + _S44 + _S48.y;
-        float * _S94 = (&(result_0)[_S93]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S93]) + *&((&sums_1[4U])->x);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[4U])->x);
-        }
-        *_S94 = _S52;
-    }
-    if(_S92)
-    {
-        _S51 = (_S44 + _S48.y + 1U) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S95 = p_0->out_offset_0 + _S91 * p_0->out_stride_0 + _S44 + _S48.y + 1U;
-        float * _S96 = (&(result_0)[_S95]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S95]) + *&((&sums_1[4U])->y);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[4U])->y);
-        }
-        *_S96 = _S52;
-    }
-    if(_S92)
-    {
-        _S51 = (_S44 + _S48.y + 2U) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S97 = p_0->out_offset_0 + _S91 * p_0->out_stride_0 + _S44 + _S48.y + 2U;
+        uint _S97 = p_0->out_offset_0 + _S93 * p_0->out_stride_0 + _S88 + _S92.y;
         float * _S98 = (&(result_0)[_S97]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S97]) + *&((&sums_1[4U])->z);
+            _S96 = *(&(result_0)[_S97]) + *&((&sums_1[0U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[4U])->z);
+            _S96 = *&((&sums_1[0U])->x);
         }
-        *_S98 = _S52;
+        *_S98 = _S96;
     }
-    if(_S92)
+    if(_S94)
     {
-        _S51 = (_S44 + _S48.y + 3U) < _S38;
+        _S95 = (_S88 + _S92.y + 1U) < _S82;
     }
     else
     {
-        _S51 = false;
+        _S95 = false;
     }
-    if(_S51)
+    if(_S95)
     {
-        uint _S99 = p_0->out_offset_0 + _S91 * p_0->out_stride_0 + _S44 + _S48.y + 3U;
+        uint _S99 = p_0->out_offset_0 + _S93 * p_0->out_stride_0 + _S88 + _S92.y + 1U;
         float * _S100 = (&(result_0)[_S99]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S99]) + *&((&sums_1[4U])->w);
+            _S96 = *(&(result_0)[_S99]) + *&((&sums_1[0U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[4U])->w);
+            _S96 = *&((&sums_1[0U])->y);
         }
-        *_S100 = _S52;
+        *_S100 = _S96;
     }
-    uint _S101 = _S49 + 5U;
-    bool _S102 = _S101 < _S45;
-    if(_S102)
+    if(_S94)
     {
-        _S51 = (_S44 + _S48.y) < _S38;
+        _S95 = (_S88 + _S92.y + 2U) < _S82;
     }
     else
     {
-        _S51 = false;
+        _S95 = false;
     }
-    if(_S51)
+    if(_S95)
     {
-        uint _S103 = p_0->out_offset_0 + _S101 * p_0->out_stride_0 + _S44 + _S48.y;
+        uint _S101 = p_0->out_offset_0 + _S93 * p_0->out_stride_0 + _S88 + _S92.y + 2U;
+        float * _S102 = (&(result_0)[_S101]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S101]) + *&((&sums_1[0U])->z);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[0U])->z);
+        }
+        *_S102 = _S96;
+    }
+    if(_S94)
+    {
+        _S95 = (_S88 + _S92.y + 3U) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S103 = p_0->out_offset_0 + _S93 * p_0->out_stride_0 + _S88 + _S92.y + 3U;
         float * _S104 = (&(result_0)[_S103]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S103]) + *&((&sums_1[5U])->x);
+            _S96 = *(&(result_0)[_S103]) + *&((&sums_1[0U])->w);
         }
         else
         {
-            _S52 = *&((&sums_1[5U])->x);
+            _S96 = *&((&sums_1[0U])->w);
         }
-        *_S104 = _S52;
+        *_S104 = _S96;
     }
-    if(_S102)
+    uint _S105 = _S93 + 1U;
+    bool _S106 = _S105 < _S89;
+    if(_S106)
     {
-        _S51 = (_S44 + _S48.y + 1U) < _S38;
+        _S95 = (_S88 + _S92.y) < _S82;
     }
     else
     {
-        _S51 = false;
+        _S95 = false;
     }
-    if(_S51)
+    if(_S95)
     {
-        uint _S105 = p_0->out_offset_0 + _S101 * p_0->out_stride_0 + _S44 + _S48.y + 1U;
-        float * _S106 = (&(result_0)[_S105]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S105]) + *&((&sums_1[5U])->y);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[5U])->y);
-        }
-        *_S106 = _S52;
-    }
-    if(_S102)
-    {
-        _S51 = (_S44 + _S48.y + 2U) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S107 = p_0->out_offset_0 + _S101 * p_0->out_stride_0 + _S44 + _S48.y + 2U;
+        uint _S107 = p_0->out_offset_0 + _S105 * p_0->out_stride_0 + _S88 + _S92.y;
         float * _S108 = (&(result_0)[_S107]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S107]) + *&((&sums_1[5U])->z);
+            _S96 = *(&(result_0)[_S107]) + *&((&sums_1[1U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[5U])->z);
+            _S96 = *&((&sums_1[1U])->x);
         }
-        *_S108 = _S52;
+        *_S108 = _S96;
     }
-    if(_S102)
+    if(_S106)
     {
-        _S51 = (_S44 + _S48.y + 3U) < _S38;
+        _S95 = (_S88 + _S92.y + 1U) < _S82;
     }
     else
     {
-        _S51 = false;
+        _S95 = false;
     }
-    if(_S51)
+    if(_S95)
     {
-        uint _S109 = p_0->out_offset_0 + _S101 * p_0->out_stride_0 + _S44 + _S48.y + 3U;
+        uint _S109 = p_0->out_offset_0 + _S105 * p_0->out_stride_0 + _S88 + _S92.y + 1U;
         float * _S110 = (&(result_0)[_S109]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S109]) + *&((&sums_1[5U])->w);
+            _S96 = *(&(result_0)[_S109]) + *&((&sums_1[1U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[5U])->w);
+            _S96 = *&((&sums_1[1U])->y);
         }
-        *_S110 = _S52;
+        *_S110 = _S96;
     }
-    uint _S111 = _S49 + 6U;
-    bool _S112 = _S111 < _S45;
-    if(_S112)
+    if(_S106)
     {
-        _S51 = (_S44 + _S48.y) < _S38;
+        _S95 = (_S88 + _S92.y + 2U) < _S82;
     }
     else
     {
-        _S51 = false;
+        _S95 = false;
     }
-    if(_S51)
+    if(_S95)
     {
-        uint _S113 = p_0->out_offset_0 + _S111 * p_0->out_stride_0 + _S44 + _S48.y;
+        uint _S111 = p_0->out_offset_0 + _S105 * p_0->out_stride_0 + _S88 + _S92.y + 2U;
+        float * _S112 = (&(result_0)[_S111]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S111]) + *&((&sums_1[1U])->z);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[1U])->z);
+        }
+        *_S112 = _S96;
+    }
+    if(_S106)
+    {
+        _S95 = (_S88 + _S92.y + 3U) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S113 = p_0->out_offset_0 + _S105 * p_0->out_stride_0 + _S88 + _S92.y + 3U;
         float * _S114 = (&(result_0)[_S113]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S113]) + *&((&sums_1[6U])->x);
+            _S96 = *(&(result_0)[_S113]) + *&((&sums_1[1U])->w);
         }
         else
         {
-            _S52 = *&((&sums_1[6U])->x);
+            _S96 = *&((&sums_1[1U])->w);
         }
-        *_S114 = _S52;
+        *_S114 = _S96;
     }
-    if(_S112)
+    uint _S115 = _S93 + 2U;
+    bool _S116 = _S115 < _S89;
+    if(_S116)
     {
-        _S51 = (_S44 + _S48.y + 1U) < _S38;
+        _S95 = (_S88 + _S92.y) < _S82;
     }
     else
     {
-        _S51 = false;
+        _S95 = false;
     }
-    if(_S51)
+    if(_S95)
     {
-        uint _S115 = p_0->out_offset_0 + _S111 * p_0->out_stride_0 + _S44 + _S48.y + 1U;
-        float * _S116 = (&(result_0)[_S115]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S115]) + *&((&sums_1[6U])->y);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[6U])->y);
-        }
-        *_S116 = _S52;
-    }
-    if(_S112)
-    {
-        _S51 = (_S44 + _S48.y + 2U) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S117 = p_0->out_offset_0 + _S111 * p_0->out_stride_0 + _S44 + _S48.y + 2U;
+        uint _S117 = p_0->out_offset_0 + _S115 * p_0->out_stride_0 + _S88 + _S92.y;
         float * _S118 = (&(result_0)[_S117]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S117]) + *&((&sums_1[6U])->z);
+            _S96 = *(&(result_0)[_S117]) + *&((&sums_1[2U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[6U])->z);
+            _S96 = *&((&sums_1[2U])->x);
         }
-        *_S118 = _S52;
+        *_S118 = _S96;
     }
-    if(_S112)
+    if(_S116)
     {
-        _S51 = (_S44 + _S48.y + 3U) < _S38;
+        _S95 = (_S88 + _S92.y + 1U) < _S82;
     }
     else
     {
-        _S51 = false;
+        _S95 = false;
     }
-    if(_S51)
+    if(_S95)
     {
-        uint _S119 = p_0->out_offset_0 + _S111 * p_0->out_stride_0 + _S44 + _S48.y + 3U;
+        uint _S119 = p_0->out_offset_0 + _S115 * p_0->out_stride_0 + _S88 + _S92.y + 1U;
         float * _S120 = (&(result_0)[_S119]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S119]) + *&((&sums_1[6U])->w);
+            _S96 = *(&(result_0)[_S119]) + *&((&sums_1[2U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[6U])->w);
+            _S96 = *&((&sums_1[2U])->y);
         }
-        *_S120 = _S52;
+        *_S120 = _S96;
     }
-    uint _S121 = _S49 + 7U;
-    bool _S122 = _S121 < _S45;
-    if(_S122)
+    if(_S116)
     {
-        _S51 = (_S44 + _S48.y) < _S38;
+        _S95 = (_S88 + _S92.y + 2U) < _S82;
     }
     else
     {
-        _S51 = false;
+        _S95 = false;
     }
-    if(_S51)
+    if(_S95)
     {
-        uint _S123 = p_0->out_offset_0 + _S121 * p_0->out_stride_0 + _S44 + _S48.y;
+        uint _S121 = p_0->out_offset_0 + _S115 * p_0->out_stride_0 + _S88 + _S92.y + 2U;
+        float * _S122 = (&(result_0)[_S121]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S121]) + *&((&sums_1[2U])->z);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[2U])->z);
+        }
+        *_S122 = _S96;
+    }
+    if(_S116)
+    {
+        _S95 = (_S88 + _S92.y + 3U) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S123 = p_0->out_offset_0 + _S115 * p_0->out_stride_0 + _S88 + _S92.y + 3U;
         float * _S124 = (&(result_0)[_S123]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S123]) + *&((&sums_1[7U])->x);
+            _S96 = *(&(result_0)[_S123]) + *&((&sums_1[2U])->w);
         }
         else
         {
-            _S52 = *&((&sums_1[7U])->x);
+            _S96 = *&((&sums_1[2U])->w);
         }
-        *_S124 = _S52;
+        *_S124 = _S96;
     }
-    if(_S122)
+    uint _S125 = _S93 + 3U;
+    bool _S126 = _S125 < _S89;
+    if(_S126)
     {
-        _S51 = (_S44 + _S48.y + 1U) < _S38;
+        _S95 = (_S88 + _S92.y) < _S82;
     }
     else
     {
-        _S51 = false;
+        _S95 = false;
     }
-    if(_S51)
+    if(_S95)
     {
-        uint _S125 = p_0->out_offset_0 + _S121 * p_0->out_stride_0 + _S44 + _S48.y + 1U;
-        float * _S126 = (&(result_0)[_S125]);
-        if((p_0->accumulate_0) != 0U)
-        {
-            _S52 = *(&(result_0)[_S125]) + *&((&sums_1[7U])->y);
-        }
-        else
-        {
-            _S52 = *&((&sums_1[7U])->y);
-        }
-        *_S126 = _S52;
-    }
-    if(_S122)
-    {
-        _S51 = (_S44 + _S48.y + 2U) < _S38;
-    }
-    else
-    {
-        _S51 = false;
-    }
-    if(_S51)
-    {
-        uint _S127 = p_0->out_offset_0 + _S121 * p_0->out_stride_0 + _S44 + _S48.y + 2U;
+        uint _S127 = p_0->out_offset_0 + _S125 * p_0->out_stride_0 + _S88 + _S92.y;
         float * _S128 = (&(result_0)[_S127]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S127]) + *&((&sums_1[7U])->z);
+            _S96 = *(&(result_0)[_S127]) + *&((&sums_1[3U])->x);
         }
         else
         {
-            _S52 = *&((&sums_1[7U])->z);
+            _S96 = *&((&sums_1[3U])->x);
         }
-        *_S128 = _S52;
+        *_S128 = _S96;
     }
-    if(_S122)
+    if(_S126)
     {
-        _S51 = (_S44 + _S48.y + 3U) < _S38;
+        _S95 = (_S88 + _S92.y + 1U) < _S82;
     }
     else
     {
-        _S51 = false;
+        _S95 = false;
     }
-    if(_S51)
+    if(_S95)
     {
-        uint _S129 = p_0->out_offset_0 + _S121 * p_0->out_stride_0 + _S44 + _S48.y + 3U;
+        uint _S129 = p_0->out_offset_0 + _S125 * p_0->out_stride_0 + _S88 + _S92.y + 1U;
         float * _S130 = (&(result_0)[_S129]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S52 = *(&(result_0)[_S129]) + *&((&sums_1[7U])->w);
+            _S96 = *(&(result_0)[_S129]) + *&((&sums_1[3U])->y);
         }
         else
         {
-            _S52 = *&((&sums_1[7U])->w);
+            _S96 = *&((&sums_1[3U])->y);
         }
-        *_S130 = _S52;
+        *_S130 = _S96;
+    }
+    if(_S126)
+    {
+        _S95 = (_S88 + _S92.y + 2U) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S131 = p_0->out_offset_0 + _S125 * p_0->out_stride_0 + _S88 + _S92.y + 2U;
+        float * _S132 = (&(result_0)[_S131]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S131]) + *&((&sums_1[3U])->z);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[3U])->z);
+        }
+        *_S132 = _S96;
+    }
+    if(_S126)
+    {
+        _S95 = (_S88 + _S92.y + 3U) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S133 = p_0->out_offset_0 + _S125 * p_0->out_stride_0 + _S88 + _S92.y + 3U;
+        float * _S134 = (&(result_0)[_S133]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S133]) + *&((&sums_1[3U])->w);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[3U])->w);
+        }
+        *_S134 = _S96;
+    }
+    uint _S135 = _S93 + 4U;
+    bool _S136 = _S135 < _S89;
+    if(_S136)
+    {
+        _S95 = (_S88 + _S92.y) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S137 = p_0->out_offset_0 + _S135 * p_0->out_stride_0 + _S88 + _S92.y;
+        float * _S138 = (&(result_0)[_S137]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S137]) + *&((&sums_1[4U])->x);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[4U])->x);
+        }
+        *_S138 = _S96;
+    }
+    if(_S136)
+    {
+        _S95 = (_S88 + _S92.y + 1U) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S139 = p_0->out_offset_0 + _S135 * p_0->out_stride_0 + _S88 + _S92.y + 1U;
+        float * _S140 = (&(result_0)[_S139]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S139]) + *&((&sums_1[4U])->y);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[4U])->y);
+        }
+        *_S140 = _S96;
+    }
+    if(_S136)
+    {
+        _S95 = (_S88 + _S92.y + 2U) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S141 = p_0->out_offset_0 + _S135 * p_0->out_stride_0 + _S88 + _S92.y + 2U;
+        float * _S142 = (&(result_0)[_S141]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S141]) + *&((&sums_1[4U])->z);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[4U])->z);
+        }
+        *_S142 = _S96;
+    }
+    if(_S136)
+    {
+        _S95 = (_S88 + _S92.y + 3U) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S143 = p_0->out_offset_0 + _S135 * p_0->out_stride_0 + _S88 + _S92.y + 3U;
+        float * _S144 = (&(result_0)[_S143]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S143]) + *&((&sums_1[4U])->w);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[4U])->w);
+        }
+        *_S144 = _S96;
+    }
+    uint _S145 = _S93 + 5U;
+    bool _S146 = _S145 < _S89;
+    if(_S146)
+    {
+        _S95 = (_S88 + _S92.y) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S147 = p_0->out_offset_0 + _S145 * p_0->out_stride_0 + _S88 + _S92.y;
+        float * _S148 = (&(result_0)[_S147]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S147]) + *&((&sums_1[5U])->x);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[5U])->x);
+        }
+        *_S148 = _S96;
+    }
+    if(_S146)
+    {
+        _S95 = (_S88 + _S92.y + 1U) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S149 = p_0->out_offset_0 + _S145 * p_0->out_stride_0 + _S88 + _S92.y + 1U;
+        float * _S150 = (&(result_0)[_S149]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S149]) + *&((&sums_1[5U])->y);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[5U])->y);
+        }
+        *_S150 = _S96;
+    }
+    if(_S146)
+    {
+        _S95 = (_S88 + _S92.y + 2U) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S151 = p_0->out_offset_0 + _S145 * p_0->out_stride_0 + _S88 + _S92.y + 2U;
+        float * _S152 = (&(result_0)[_S151]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S151]) + *&((&sums_1[5U])->z);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[5U])->z);
+        }
+        *_S152 = _S96;
+    }
+    if(_S146)
+    {
+        _S95 = (_S88 + _S92.y + 3U) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S153 = p_0->out_offset_0 + _S145 * p_0->out_stride_0 + _S88 + _S92.y + 3U;
+        float * _S154 = (&(result_0)[_S153]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S153]) + *&((&sums_1[5U])->w);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[5U])->w);
+        }
+        *_S154 = _S96;
+    }
+    uint _S155 = _S93 + 6U;
+    bool _S156 = _S155 < _S89;
+    if(_S156)
+    {
+        _S95 = (_S88 + _S92.y) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S157 = p_0->out_offset_0 + _S155 * p_0->out_stride_0 + _S88 + _S92.y;
+        float * _S158 = (&(result_0)[_S157]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S157]) + *&((&sums_1[6U])->x);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[6U])->x);
+        }
+        *_S158 = _S96;
+    }
+    if(_S156)
+    {
+        _S95 = (_S88 + _S92.y + 1U) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S159 = p_0->out_offset_0 + _S155 * p_0->out_stride_0 + _S88 + _S92.y + 1U;
+        float * _S160 = (&(result_0)[_S159]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S159]) + *&((&sums_1[6U])->y);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[6U])->y);
+        }
+        *_S160 = _S96;
+    }
+    if(_S156)
+    {
+        _S95 = (_S88 + _S92.y + 2U) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S161 = p_0->out_offset_0 + _S155 * p_0->out_stride_0 + _S88 + _S92.y + 2U;
+        float * _S162 = (&(result_0)[_S161]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S161]) + *&((&sums_1[6U])->z);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[6U])->z);
+        }
+        *_S162 = _S96;
+    }
+    if(_S156)
+    {
+        _S95 = (_S88 + _S92.y + 3U) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S163 = p_0->out_offset_0 + _S155 * p_0->out_stride_0 + _S88 + _S92.y + 3U;
+        float * _S164 = (&(result_0)[_S163]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S163]) + *&((&sums_1[6U])->w);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[6U])->w);
+        }
+        *_S164 = _S96;
+    }
+    uint _S165 = _S93 + 7U;
+    bool _S166 = _S165 < _S89;
+    if(_S166)
+    {
+        _S95 = (_S88 + _S92.y) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S167 = p_0->out_offset_0 + _S165 * p_0->out_stride_0 + _S88 + _S92.y;
+        float * _S168 = (&(result_0)[_S167]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S167]) + *&((&sums_1[7U])->x);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[7U])->x);
+        }
+        *_S168 = _S96;
+    }
+    if(_S166)
+    {
+        _S95 = (_S88 + _S92.y + 1U) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S169 = p_0->out_offset_0 + _S165 * p_0->out_stride_0 + _S88 + _S92.y + 1U;
+        float * _S170 = (&(result_0)[_S169]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S169]) + *&((&sums_1[7U])->y);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[7U])->y);
+        }
+        *_S170 = _S96;
+    }
+    if(_S166)
+    {
+        _S95 = (_S88 + _S92.y + 2U) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S171 = p_0->out_offset_0 + _S165 * p_0->out_stride_0 + _S88 + _S92.y + 2U;
+        float * _S172 = (&(result_0)[_S171]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S171]) + *&((&sums_1[7U])->z);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[7U])->z);
+        }
+        *_S172 = _S96;
+    }
+    if(_S166)
+    {
+        _S95 = (_S88 + _S92.y + 3U) < _S82;
+    }
+    else
+    {
+        _S95 = false;
+    }
+    if(_S95)
+    {
+        uint _S173 = p_0->out_offset_0 + _S165 * p_0->out_stride_0 + _S88 + _S92.y + 3U;
+        float * _S174 = (&(result_0)[_S173]);
+        if((p_0->accumulate_0) != 0U)
+        {
+            _S96 = *(&(result_0)[_S173]) + *&((&sums_1[7U])->w);
+        }
+        else
+        {
+            _S96 = *&((&sums_1[7U])->w);
+        }
+        *_S174 = _S96;
     }
     return;
 }
 
 extern "C" __global__ void gemm_q4_1(StructuredBuffer<float> x_2, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> step_2, GemmParams_0 p_1)
 {
-    uint _S131 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S132 = p_1;
-    gemm_0(blockIdx, _S131, x_2, weight_1, result_1, step_2, &_S132);
+    uint _S175 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S176 = p_1;
+    gemm_0(blockIdx, _S175, x_2, weight_1, result_1, step_2, &_S176);
     return;
 }

@@ -61,22 +61,41 @@ __device__ uint2  Q4_0Eights_places_0(uint i_1)
     return make_uint2 (i_1 / 4U * 8U + _S3, i_1 / 4U * 8U + _S3 + 4U);
 }
 
+__device__ uint word_at_0(StructuredBuffer<uint> words_0, uint offset_1, uint half_0)
+{
+    uint _S4 = offset_1 + half_0 / 2U;
+    uint _S5;
+    if((half_0 % 2U) == 0U)
+    {
+        uint _S6 = __ldg((&(words_0)[_S4]));
+        _S5 = _S6;
+    }
+    else
+    {
+        uint _S7 = __ldg((&(words_0)[_S4]));
+        uint _S8 = _S7 >> int(16);
+        uint _S9 = __ldg((&(words_0)[_S4 + 1U]));
+        _S5 = _S8 | (_S9 << int(16));
+    }
+    return _S5;
+}
+
 __device__ float2  halves_0(uint word_0)
 {
     return make_float2 ((__half2float(__ushort_as_half((word_0 & 65535U)))), (__half2float(__ushort_as_half((word_0 >> int(16))))));
 }
 
-__device__ float half_at_0(StructuredBuffer<uint> words_0, uint offset_1, uint half_0)
+__device__ float half_at_0(StructuredBuffer<uint> words_1, uint offset_2, uint half_1)
 {
-    uint _S4 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
-    return halves_0(_S4 >> (half_0 % 2U * 16U)).x;
+    uint _S10 = __ldg((&(words_1)[offset_2 + half_1 / 2U]));
+    return halves_0(_S10 >> (half_1 % 2U * 16U)).x;
 }
 
 __device__ float4  nibbles_0(uint word_1)
 {
-    uint4  _S5 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (15U);
-    float4  _S6 = make_float4 ((float)_S5.x, (float)_S5.y, (float)_S5.z, (float)_S5.w);
-    return _S6;
+    uint4  _S11 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (15U);
+    float4  _S12 = make_float4 ((float)_S11.x, (float)_S11.y, (float)_S11.z, (float)_S11.w);
+    return _S12;
 }
 
 __device__ float sum_0(float4  v_0)
@@ -84,70 +103,57 @@ __device__ float sum_0(float4  v_0)
     return v_0.x + v_0.y + v_0.z + v_0.w;
 }
 
-__device__ float Q4_0Eights_product_0(StructuredBuffer<uint> weight_0, uint offset_2, uint k_1, uint row_0, uint i_2, float4  a_0, float4  b_0)
+__device__ float Q4_0Eights_product_0(StructuredBuffer<uint> weight_0, uint offset_3, uint k_1, uint row_0, uint i_2, float4  a_0, float4  b_0)
 {
-    uint _S7 = (row_0 * (k_1 / 32U) + i_2 / 4U) * 9U;
-    uint _S8 = _S7 + 1U + i_2 % 4U * 2U;
-    uint _S9 = offset_2 + _S8 / 2U;
-    uint _S10 = __ldg((&(weight_0)[_S9]));
-    uint q_0;
-    if((_S8 % 2U) != 0U)
-    {
-        uint _S11 = _S10 >> int(16);
-        uint _S12 = __ldg((&(weight_0)[_S9 + 1U]));
-        q_0 = _S11 | (_S12 << int(16));
-    }
-    else
-    {
-        q_0 = _S10;
-    }
-    return half_at_0(weight_0, offset_2, _S7) * (dot_0(nibbles_0(q_0), a_0) + dot_0(nibbles_0(q_0 >> int(4)), b_0) - 8.0f * sum_0(a_0 + b_0));
+    uint _S13 = (row_0 * (k_1 / 32U) + i_2 / 4U) * 9U;
+    uint _S14 = word_at_0(weight_0, offset_3, _S13 + 1U + i_2 % 4U * 2U);
+    return half_at_0(weight_0, offset_3, _S13) * (dot_0(nibbles_0(_S14), a_0) + dot_0(nibbles_0(_S14 >> int(4)), b_0) - 8.0f * sum_0(a_0 + b_0));
 }
 
-__device__ uint WaveGetActiveMask_0(uint _S13)
+__device__ uint WaveGetActiveMask_0(uint _S15)
 {
-    return _S13;
-}
-
-__device__ float WaveActiveSum_0(float expr_0, uint _S14)
-{
-    float _S15 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S14), 0U, 0U, 0U)).x, (expr_0)));
     return _S15;
 }
 
-__device__ void gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> step_1, GemvParams_0 * p_0, uint _S16)
+__device__ float WaveActiveSum_0(float expr_0, uint _S16)
 {
-    uint _S17 = 0U;
-    uint _S18;
-    bool _S19 = (live_rows_0(step_1, p_0->step_offset_0, 1U)) == 0U;
-    uint _S20 = __ballot_sync(_S16, _S19);
-    if(_S19)
+    float _S17 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S16), 0U, 0U, 0U)).x, (expr_0)));
+    return _S17;
+}
+
+__device__ void gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> step_1, GemvParams_0 * p_0, uint _S18)
+{
+    uint _S19 = 0U;
+    uint _S20;
+    bool _S21 = (live_rows_0(step_1, p_0->step_offset_0, 1U)) == 0U;
+    uint _S22 = __ballot_sync(_S18, _S21);
+    if(_S21)
     {
         return;
     }
     else
     {
-        uint _S21 = __ballot_sync(_S16, true);
-        _S17 = _S21;
+        uint _S23 = __ballot_sync(_S18, true);
+        _S19 = _S23;
     }
-    uint _S22 = ((warpSize));
-    uint _S23 = (_getLaneId());
-    uint _S24 = 128U / _S22;
-    uint _S25 = group_number_0(group_1) * _S24;
-    uint _S26 = thread_0 / _S22;
-    uint first_0 = (_S25 + _S26) * 4U;
-    uint _S27;
-    _S27 = _S17;
+    uint _S24 = ((warpSize));
+    uint _S25 = (_getLaneId());
+    uint _S26 = 128U / _S24;
+    uint _S27 = group_number_0(group_1) * _S26;
+    uint _S28 = thread_0 / _S24;
+    uint first_0 = (_S27 + _S28) * 4U;
+    uint _S29;
+    _S29 = _S19;
     for(;;)
     {
-        uint _S28 = 0U;
-        uint _S29 = p_0->n_0;
-        bool _S30 = first_0 < (p_0->n_0);
-        uint _S31 = __ballot_sync(_S27, _S30);
-        if(_S30)
+        uint _S30 = 0U;
+        uint _S31 = p_0->n_0;
+        bool _S32 = first_0 < (p_0->n_0);
+        uint _S33 = __ballot_sync(_S29, _S32);
+        if(_S32)
         {
-            uint _S32 = __ballot_sync(_S27, true);
-            _S28 = _S32;
+            uint _S34 = __ballot_sync(_S29, true);
+            _S30 = _S34;
         }
         else
         {
@@ -158,209 +164,209 @@ __device__ void gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> wei
         sums_0[1U] = 0.0f;
         sums_0[2U] = 0.0f;
         sums_0[3U] = 0.0f;
-        uint _S33 = __ballot_sync(_S28, false);
-        uint _S34 = __ballot_sync(_S28, false);
-        uint _S35 = __ballot_sync(_S28, true);
-        uint i_3 = _S23;
-        uint _S36 = _S35;
+        uint _S35 = __ballot_sync(_S30, false);
+        uint _S36 = __ballot_sync(_S30, false);
+        uint _S37 = __ballot_sync(_S30, true);
+        uint i_3 = _S25;
+        uint _S38 = _S37;
         for(;;)
         {
-            uint _S37 = 0U;
-            uint _S38 = p_0->k_0;
-            bool _S39 = i_3 < (p_0->k_0 / 8U);
-            uint _S40 = __ballot_sync(_S36, _S39);
-            if(_S39)
+            uint _S39 = 0U;
+            uint _S40 = p_0->k_0;
+            bool _S41 = i_3 < (p_0->k_0 / 8U);
+            uint _S42 = __ballot_sync(_S38, _S41);
+            if(_S41)
             {
-                uint _S41 = __ballot_sync(_S36, true);
-                _S37 = _S41;
+                uint _S43 = __ballot_sync(_S38, true);
+                _S39 = _S43;
             }
             else
             {
-                uint _S42 = __ballot_sync(_S36, false);
-                uint _S43 = __ballot_sync(_S36, false);
-                uint _S44 = __ballot_sync(_S35, true);
-                _S18 = _S44;
+                uint _S44 = __ballot_sync(_S38, false);
+                uint _S45 = __ballot_sync(_S38, false);
+                uint _S46 = __ballot_sync(_S37, true);
+                _S20 = _S46;
                 break;
             }
-            uint2  _S45 = Q4_0Eights_places_0(i_3);
-            uint _S46 = p_0->x_offset_0;
-            float4  _S47 = __ldg((&(x_1)[p_0->x_offset_0 + _S45.x]));
-            float4  _S48 = __ldg((&(x_1)[_S46 + _S45.y]));
-            uint _S49 = p_0->weight_offset_0;
-            uint _S50 = _S29 - 1U;
-            sums_0[0U] = sums_0[0U] + Q4_0Eights_product_0(weight_1, p_0->weight_offset_0, _S38, (U32_min((first_0), (_S50))), i_3, _S47, _S48);
-            sums_0[1U] = sums_0[1U] + Q4_0Eights_product_0(weight_1, _S49, _S38, (U32_min((first_0 + 1U), (_S50))), i_3, _S47, _S48);
-            sums_0[2U] = sums_0[2U] + Q4_0Eights_product_0(weight_1, _S49, _S38, (U32_min((first_0 + 2U), (_S50))), i_3, _S47, _S48);
-            sums_0[3U] = sums_0[3U] + Q4_0Eights_product_0(weight_1, _S49, _S38, (U32_min((first_0 + 3U), (_S50))), i_3, _S47, _S48);
-            uint _S51 = __ballot_sync(_S37, false);
-            uint _S52 = __ballot_sync(_S37, false);
-            uint _S53 = __ballot_sync(_S37, true);
-            uint _S54 = __ballot_sync(_S36, true);
-            i_3 = i_3 + _S22;
-            _S36 = _S54;
+            uint2  _S47 = Q4_0Eights_places_0(i_3);
+            uint _S48 = p_0->x_offset_0;
+            float4  _S49 = __ldg((&(x_1)[p_0->x_offset_0 + _S47.x]));
+            float4  _S50 = __ldg((&(x_1)[_S48 + _S47.y]));
+            uint _S51 = p_0->weight_offset_0;
+            uint _S52 = _S31 - 1U;
+            sums_0[0U] = sums_0[0U] + Q4_0Eights_product_0(weight_1, p_0->weight_offset_0, _S40, (U32_min((first_0), (_S52))), i_3, _S49, _S50);
+            sums_0[1U] = sums_0[1U] + Q4_0Eights_product_0(weight_1, _S51, _S40, (U32_min((first_0 + 1U), (_S52))), i_3, _S49, _S50);
+            sums_0[2U] = sums_0[2U] + Q4_0Eights_product_0(weight_1, _S51, _S40, (U32_min((first_0 + 2U), (_S52))), i_3, _S49, _S50);
+            sums_0[3U] = sums_0[3U] + Q4_0Eights_product_0(weight_1, _S51, _S40, (U32_min((first_0 + 3U), (_S52))), i_3, _S49, _S50);
+            uint _S53 = __ballot_sync(_S39, false);
+            uint _S54 = __ballot_sync(_S39, false);
+            uint _S55 = __ballot_sync(_S39, true);
+            uint _S56 = __ballot_sync(_S38, true);
+            i_3 = i_3 + _S24;
+            _S38 = _S56;
         }
-        uint _S55 = 0U;
-        float _S56 = WaveActiveSum_0(sums_0[0U], _S18);
-        sums_0[0U] = _S56;
-        float _S57 = WaveActiveSum_0(sums_0[1U], _S18);
-        sums_0[1U] = _S57;
-        float _S58 = WaveActiveSum_0(sums_0[2U], _S18);
-        sums_0[2U] = _S58;
-        float _S59 = WaveActiveSum_0(sums_0[3U], _S18);
-        sums_0[3U] = _S59;
-        uint _S60 = __ballot_sync(_S18, false);
-        uint _S61 = __ballot_sync(_S18, false);
-        uint _S62 = __ballot_sync(_S18, true);
-        bool _S63 = _S23 != 0U;
-        uint _S64 = __ballot_sync(_S62, _S63);
-        if(_S63)
+        uint _S57 = 0U;
+        float _S58 = WaveActiveSum_0(sums_0[0U], _S20);
+        sums_0[0U] = _S58;
+        float _S59 = WaveActiveSum_0(sums_0[1U], _S20);
+        sums_0[1U] = _S59;
+        float _S60 = WaveActiveSum_0(sums_0[2U], _S20);
+        sums_0[2U] = _S60;
+        float _S61 = WaveActiveSum_0(sums_0[3U], _S20);
+        sums_0[3U] = _S61;
+        uint _S62 = __ballot_sync(_S20, false);
+        uint _S63 = __ballot_sync(_S20, false);
+        uint _S64 = __ballot_sync(_S20, true);
+        bool _S65 = _S25 != 0U;
+        uint _S66 = __ballot_sync(_S64, _S65);
+        if(_S65)
         {
-            uint _S65 = __ballot_sync(_S62, false);
-            uint _S66 = __ballot_sync(_S27, true);
-            _S27 = _S66;
-            first_0 = first_0 + p_0->groups_0 * _S24 * 4U;
+            uint _S67 = __ballot_sync(_S64, false);
+            uint _S68 = __ballot_sync(_S29, true);
+            _S29 = _S68;
+            first_0 = first_0 + p_0->groups_0 * _S26 * 4U;
             continue;
         }
         else
         {
-            uint _S67 = __ballot_sync(_S62, true);
-            _S55 = _S67;
+            uint _S69 = __ballot_sync(_S64, true);
+            _S57 = _S69;
         }
-        uint _S68 = p_0->out_offset_0 + first_0;
-        uint _S69 = __ballot_sync(_S55, _S30);
-        uint _S70;
-        float _S71;
-        if(_S30)
+        uint _S70 = p_0->out_offset_0 + first_0;
+        uint _S71 = __ballot_sync(_S57, _S32);
+        uint _S72;
+        float _S73;
+        if(_S32)
         {
-            float * _S72 = (&(result_2)[_S68]);
-            bool _S73 = (p_0->accumulate_0) != 0U;
-            uint _S74 = __ballot_sync(_S69, _S73);
-            if(_S73)
+            float * _S74 = (&(result_2)[_S70]);
+            bool _S75 = (p_0->accumulate_0) != 0U;
+            uint _S76 = __ballot_sync(_S71, _S75);
+            if(_S75)
             {
-                float _S75 = *(&(result_2)[_S68]) + sums_0[0U];
-                uint _S76 = __ballot_sync(_S69, true);
-                _S71 = _S75;
+                float _S77 = *(&(result_2)[_S70]) + sums_0[0U];
+                uint _S78 = __ballot_sync(_S71, true);
+                _S73 = _S77;
             }
             else
             {
-                float _S77 = sums_0[0U];
-                uint _S78 = __ballot_sync(_S69, true);
-                _S71 = _S77;
+                float _S79 = sums_0[0U];
+                uint _S80 = __ballot_sync(_S71, true);
+                _S73 = _S79;
             }
-            *_S72 = _S71;
-            uint _S79 = __ballot_sync(_S55, true);
-            _S70 = _S79;
+            *_S74 = _S73;
+            uint _S81 = __ballot_sync(_S57, true);
+            _S72 = _S81;
         }
         else
         {
-            uint _S80 = __ballot_sync(_S55, true);
-            _S70 = _S80;
+            uint _S82 = __ballot_sync(_S57, true);
+            _S72 = _S82;
         }
-        uint _S81 = _S68 + 1U;
-        bool _S82 = (first_0 + 1U) < _S29;
-        uint _S83 = __ballot_sync(_S70, _S82);
-        uint _S84;
-        if(_S82)
+        uint _S83 = _S70 + 1U;
+        bool _S84 = (first_0 + 1U) < _S31;
+        uint _S85 = __ballot_sync(_S72, _S84);
+        uint _S86;
+        if(_S84)
         {
-            float * _S85 = (&(result_2)[_S81]);
-            bool _S86 = (p_0->accumulate_0) != 0U;
-            uint _S87 = __ballot_sync(_S83, _S86);
-            if(_S86)
+            float * _S87 = (&(result_2)[_S83]);
+            bool _S88 = (p_0->accumulate_0) != 0U;
+            uint _S89 = __ballot_sync(_S85, _S88);
+            if(_S88)
             {
-                float _S88 = *(&(result_2)[_S81]) + sums_0[1U];
-                uint _S89 = __ballot_sync(_S83, true);
-                _S71 = _S88;
+                float _S90 = *(&(result_2)[_S83]) + sums_0[1U];
+                uint _S91 = __ballot_sync(_S85, true);
+                _S73 = _S90;
             }
             else
             {
-                float _S90 = sums_0[1U];
-                uint _S91 = __ballot_sync(_S83, true);
-                _S71 = _S90;
+                float _S92 = sums_0[1U];
+                uint _S93 = __ballot_sync(_S85, true);
+                _S73 = _S92;
             }
-            *_S85 = _S71;
-            uint _S92 = __ballot_sync(_S70, true);
-            _S84 = _S92;
+            *_S87 = _S73;
+            uint _S94 = __ballot_sync(_S72, true);
+            _S86 = _S94;
         }
         else
         {
-            uint _S93 = __ballot_sync(_S70, true);
-            _S84 = _S93;
+            uint _S95 = __ballot_sync(_S72, true);
+            _S86 = _S95;
         }
-        uint _S94 = _S68 + 2U;
-        bool _S95 = (first_0 + 2U) < _S29;
-        uint _S96 = __ballot_sync(_S84, _S95);
-        uint _S97;
-        if(_S95)
+        uint _S96 = _S70 + 2U;
+        bool _S97 = (first_0 + 2U) < _S31;
+        uint _S98 = __ballot_sync(_S86, _S97);
+        uint _S99;
+        if(_S97)
         {
-            float * _S98 = (&(result_2)[_S94]);
-            bool _S99 = (p_0->accumulate_0) != 0U;
-            uint _S100 = __ballot_sync(_S96, _S99);
-            if(_S99)
+            float * _S100 = (&(result_2)[_S96]);
+            bool _S101 = (p_0->accumulate_0) != 0U;
+            uint _S102 = __ballot_sync(_S98, _S101);
+            if(_S101)
             {
-                float _S101 = *(&(result_2)[_S94]) + sums_0[2U];
-                uint _S102 = __ballot_sync(_S96, true);
-                _S71 = _S101;
+                float _S103 = *(&(result_2)[_S96]) + sums_0[2U];
+                uint _S104 = __ballot_sync(_S98, true);
+                _S73 = _S103;
             }
             else
             {
-                float _S103 = sums_0[2U];
-                uint _S104 = __ballot_sync(_S96, true);
-                _S71 = _S103;
+                float _S105 = sums_0[2U];
+                uint _S106 = __ballot_sync(_S98, true);
+                _S73 = _S105;
             }
-            *_S98 = _S71;
-            uint _S105 = __ballot_sync(_S84, true);
-            _S97 = _S105;
+            *_S100 = _S73;
+            uint _S107 = __ballot_sync(_S86, true);
+            _S99 = _S107;
         }
         else
         {
-            uint _S106 = __ballot_sync(_S84, true);
-            _S97 = _S106;
+            uint _S108 = __ballot_sync(_S86, true);
+            _S99 = _S108;
         }
-        uint _S107 = _S68 + 3U;
-        bool _S108 = (first_0 + 3U) < _S29;
-        uint _S109 = __ballot_sync(_S97, _S108);
-        uint _S110;
-        if(_S108)
+        uint _S109 = _S70 + 3U;
+        bool _S110 = (first_0 + 3U) < _S31;
+        uint _S111 = __ballot_sync(_S99, _S110);
+        uint _S112;
+        if(_S110)
         {
-            float * _S111 = (&(result_2)[_S107]);
-            bool _S112 = (p_0->accumulate_0) != 0U;
-            uint _S113 = __ballot_sync(_S109, _S112);
-            if(_S112)
+            float * _S113 = (&(result_2)[_S109]);
+            bool _S114 = (p_0->accumulate_0) != 0U;
+            uint _S115 = __ballot_sync(_S111, _S114);
+            if(_S114)
             {
-                float _S114 = *(&(result_2)[_S107]) + sums_0[3U];
-                uint _S115 = __ballot_sync(_S109, true);
-                _S71 = _S114;
+                float _S116 = *(&(result_2)[_S109]) + sums_0[3U];
+                uint _S117 = __ballot_sync(_S111, true);
+                _S73 = _S116;
             }
             else
             {
-                float _S116 = sums_0[3U];
-                uint _S117 = __ballot_sync(_S109, true);
-                _S71 = _S116;
+                float _S118 = sums_0[3U];
+                uint _S119 = __ballot_sync(_S111, true);
+                _S73 = _S118;
             }
-            *_S111 = _S71;
-            uint _S118 = __ballot_sync(_S97, true);
-            _S110 = _S118;
+            *_S113 = _S73;
+            uint _S120 = __ballot_sync(_S99, true);
+            _S112 = _S120;
         }
         else
         {
-            uint _S119 = __ballot_sync(_S97, true);
-            _S110 = _S119;
+            uint _S121 = __ballot_sync(_S99, true);
+            _S112 = _S121;
         }
-        uint _S120 = __ballot_sync(_S110, false);
-        uint _S121 = __ballot_sync(_S110, false);
-        uint _S122 = __ballot_sync(_S55, true);
-        uint _S123 = __ballot_sync(_S27, true);
-        _S27 = _S123;
-        first_0 = first_0 + p_0->groups_0 * _S24 * 4U;
+        uint _S122 = __ballot_sync(_S112, false);
+        uint _S123 = __ballot_sync(_S112, false);
+        uint _S124 = __ballot_sync(_S57, true);
+        uint _S125 = __ballot_sync(_S29, true);
+        _S29 = _S125;
+        first_0 = first_0 + p_0->groups_0 * _S26 * 4U;
     }
     return;
 }
 
 extern "C" __global__ void gemv_q4_0(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_2, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> step_2, GemvParams_0 p_1)
 {
-    uint _S124 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S125 = __ballot_sync(4294967295U, true);
-    GemvParams_0 _S126 = p_1;
-    gemv_0(blockIdx, _S124, weight_2, x_2, result_3, step_2, &_S126, _S125);
+    uint _S126 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S127 = __ballot_sync(4294967295U, true);
+    GemvParams_0 _S128 = p_1;
+    gemv_0(blockIdx, _S126, weight_2, x_2, result_3, step_2, &_S128, _S127);
     return;
 }

@@ -61,94 +61,94 @@ __device__ uint2  Q8_0Eights_places_0(uint i_1)
     return make_uint2 (_S3, _S3 + 1U);
 }
 
+__device__ uint word_at_0(StructuredBuffer<uint> words_0, uint offset_1, uint half_0)
+{
+    uint _S4 = offset_1 + half_0 / 2U;
+    uint _S5;
+    if((half_0 % 2U) == 0U)
+    {
+        uint _S6 = __ldg((&(words_0)[_S4]));
+        _S5 = _S6;
+    }
+    else
+    {
+        uint _S7 = __ldg((&(words_0)[_S4]));
+        uint _S8 = _S7 >> int(16);
+        uint _S9 = __ldg((&(words_0)[_S4 + 1U]));
+        _S5 = _S8 | (_S9 << int(16));
+    }
+    return _S5;
+}
+
 __device__ float2  halves_0(uint word_0)
 {
     return make_float2 ((__half2float(__ushort_as_half((word_0 & 65535U)))), (__half2float(__ushort_as_half((word_0 >> int(16))))));
 }
 
-__device__ float half_at_0(StructuredBuffer<uint> words_0, uint offset_1, uint half_0)
+__device__ float half_at_0(StructuredBuffer<uint> words_1, uint offset_2, uint half_1)
 {
-    uint _S4 = __ldg((&(words_0)[offset_1 + half_0 / 2U]));
-    return halves_0(_S4 >> (half_0 % 2U * 16U)).x;
+    uint _S10 = __ldg((&(words_1)[offset_2 + half_1 / 2U]));
+    return halves_0(_S10 >> (half_1 % 2U * 16U)).x;
 }
 
 __device__ float4  bytes_0(uint word_1)
 {
-    int4  _S5 = make_int4 (int(word_1 << int(24)), int(word_1 << int(16)), int(word_1 << int(8)), int(word_1)) >> make_int4 (int(24));
-    float4  _S6 = make_float4 ((float)_S5.x, (float)_S5.y, (float)_S5.z, (float)_S5.w);
-    return _S6;
+    int4  _S11 = make_int4 (int(word_1 << int(24)), int(word_1 << int(16)), int(word_1 << int(8)), int(word_1)) >> make_int4 (int(24));
+    float4  _S12 = make_float4 ((float)_S11.x, (float)_S11.y, (float)_S11.z, (float)_S11.w);
+    return _S12;
 }
 
-__device__ float Q8_0Eights_product_0(StructuredBuffer<uint> weight_0, uint offset_2, uint k_1, uint row_0, uint i_2, float4  a_0, float4  b_0)
+__device__ float Q8_0Eights_product_0(StructuredBuffer<uint> weight_0, uint offset_3, uint k_1, uint row_0, uint i_2, float4  a_0, float4  b_0)
 {
-    uint _S7 = (row_0 * (k_1 / 32U) + i_2 / 4U) * 17U;
-    uint _S8 = _S7 + 1U + i_2 % 4U * 4U;
-    uint _S9 = offset_2 + _S8 / 2U;
-    uint _S10 = __ldg((&(weight_0)[_S9]));
-    uint _S11 = __ldg((&(weight_0)[_S9 + 1U]));
-    uint low_0;
-    uint high_0;
-    if((_S8 % 2U) != 0U)
-    {
-        uint _S12 = (_S10 >> int(16)) | (_S11 << int(16));
-        uint _S13 = _S11 >> int(16);
-        uint _S14 = __ldg((&(weight_0)[_S9 + 2U]));
-        uint _S15 = _S13 | (_S14 << int(16));
-        low_0 = _S12;
-        high_0 = _S15;
-    }
-    else
-    {
-        low_0 = _S10;
-        high_0 = _S11;
-    }
-    return half_at_0(weight_0, offset_2, _S7) * (dot_0(bytes_0(low_0), a_0) + dot_0(bytes_0(high_0), b_0));
+    uint _S13 = (row_0 * (k_1 / 32U) + i_2 / 4U) * 17U;
+    uint _S14 = i_2 % 4U * 4U;
+    return half_at_0(weight_0, offset_3, _S13) * (dot_0(bytes_0(word_at_0(weight_0, offset_3, _S13 + 1U + _S14)), a_0) + dot_0(bytes_0(word_at_0(weight_0, offset_3, _S13 + 3U + _S14)), b_0));
 }
 
-__device__ uint WaveGetActiveMask_0(uint _S16)
+__device__ uint WaveGetActiveMask_0(uint _S15)
 {
-    return _S16;
+    return _S15;
 }
 
-__device__ float WaveActiveSum_0(float expr_0, uint _S17)
+__device__ float WaveActiveSum_0(float expr_0, uint _S16)
 {
-    float _S18 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S17), 0U, 0U, 0U)).x, (expr_0)));
-    return _S18;
+    float _S17 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S16), 0U, 0U, 0U)).x, (expr_0)));
+    return _S17;
 }
 
-__device__ void gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> step_1, GemvParams_0 * p_0, uint _S19)
+__device__ void gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> step_1, GemvParams_0 * p_0, uint _S18)
 {
-    uint _S20 = 0U;
-    uint _S21;
-    bool _S22 = (live_rows_0(step_1, p_0->step_offset_0, 1U)) == 0U;
-    uint _S23 = __ballot_sync(_S19, _S22);
-    if(_S22)
+    uint _S19 = 0U;
+    uint _S20;
+    bool _S21 = (live_rows_0(step_1, p_0->step_offset_0, 1U)) == 0U;
+    uint _S22 = __ballot_sync(_S18, _S21);
+    if(_S21)
     {
         return;
     }
     else
     {
-        uint _S24 = __ballot_sync(_S19, true);
-        _S20 = _S24;
+        uint _S23 = __ballot_sync(_S18, true);
+        _S19 = _S23;
     }
-    uint _S25 = ((warpSize));
-    uint _S26 = (_getLaneId());
-    uint _S27 = 128U / _S25;
-    uint _S28 = group_number_0(group_1) * _S27;
-    uint _S29 = thread_0 / _S25;
-    uint first_0 = (_S28 + _S29) * 4U;
-    uint _S30;
-    _S30 = _S20;
+    uint _S24 = ((warpSize));
+    uint _S25 = (_getLaneId());
+    uint _S26 = 128U / _S24;
+    uint _S27 = group_number_0(group_1) * _S26;
+    uint _S28 = thread_0 / _S24;
+    uint first_0 = (_S27 + _S28) * 4U;
+    uint _S29;
+    _S29 = _S19;
     for(;;)
     {
-        uint _S31 = 0U;
-        uint _S32 = p_0->n_0;
-        bool _S33 = first_0 < (p_0->n_0);
-        uint _S34 = __ballot_sync(_S30, _S33);
-        if(_S33)
+        uint _S30 = 0U;
+        uint _S31 = p_0->n_0;
+        bool _S32 = first_0 < (p_0->n_0);
+        uint _S33 = __ballot_sync(_S29, _S32);
+        if(_S32)
         {
-            uint _S35 = __ballot_sync(_S30, true);
-            _S31 = _S35;
+            uint _S34 = __ballot_sync(_S29, true);
+            _S30 = _S34;
         }
         else
         {
@@ -159,209 +159,209 @@ __device__ void gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> wei
         sums_0[1U] = 0.0f;
         sums_0[2U] = 0.0f;
         sums_0[3U] = 0.0f;
-        uint _S36 = __ballot_sync(_S31, false);
-        uint _S37 = __ballot_sync(_S31, false);
-        uint _S38 = __ballot_sync(_S31, true);
-        uint i_3 = _S26;
-        uint _S39 = _S38;
+        uint _S35 = __ballot_sync(_S30, false);
+        uint _S36 = __ballot_sync(_S30, false);
+        uint _S37 = __ballot_sync(_S30, true);
+        uint i_3 = _S25;
+        uint _S38 = _S37;
         for(;;)
         {
-            uint _S40 = 0U;
-            uint _S41 = p_0->k_0;
-            bool _S42 = i_3 < (p_0->k_0 / 8U);
-            uint _S43 = __ballot_sync(_S39, _S42);
-            if(_S42)
+            uint _S39 = 0U;
+            uint _S40 = p_0->k_0;
+            bool _S41 = i_3 < (p_0->k_0 / 8U);
+            uint _S42 = __ballot_sync(_S38, _S41);
+            if(_S41)
             {
-                uint _S44 = __ballot_sync(_S39, true);
-                _S40 = _S44;
+                uint _S43 = __ballot_sync(_S38, true);
+                _S39 = _S43;
             }
             else
             {
-                uint _S45 = __ballot_sync(_S39, false);
-                uint _S46 = __ballot_sync(_S39, false);
-                uint _S47 = __ballot_sync(_S38, true);
-                _S21 = _S47;
+                uint _S44 = __ballot_sync(_S38, false);
+                uint _S45 = __ballot_sync(_S38, false);
+                uint _S46 = __ballot_sync(_S37, true);
+                _S20 = _S46;
                 break;
             }
-            uint2  _S48 = Q8_0Eights_places_0(i_3);
-            uint _S49 = p_0->x_offset_0;
-            float4  _S50 = __ldg((&(x_1)[p_0->x_offset_0 + _S48.x]));
-            float4  _S51 = __ldg((&(x_1)[_S49 + _S48.y]));
-            uint _S52 = p_0->weight_offset_0;
-            uint _S53 = _S32 - 1U;
-            sums_0[0U] = sums_0[0U] + Q8_0Eights_product_0(weight_1, p_0->weight_offset_0, _S41, (U32_min((first_0), (_S53))), i_3, _S50, _S51);
-            sums_0[1U] = sums_0[1U] + Q8_0Eights_product_0(weight_1, _S52, _S41, (U32_min((first_0 + 1U), (_S53))), i_3, _S50, _S51);
-            sums_0[2U] = sums_0[2U] + Q8_0Eights_product_0(weight_1, _S52, _S41, (U32_min((first_0 + 2U), (_S53))), i_3, _S50, _S51);
-            sums_0[3U] = sums_0[3U] + Q8_0Eights_product_0(weight_1, _S52, _S41, (U32_min((first_0 + 3U), (_S53))), i_3, _S50, _S51);
-            uint _S54 = __ballot_sync(_S40, false);
-            uint _S55 = __ballot_sync(_S40, false);
-            uint _S56 = __ballot_sync(_S40, true);
-            uint _S57 = __ballot_sync(_S39, true);
-            i_3 = i_3 + _S25;
-            _S39 = _S57;
+            uint2  _S47 = Q8_0Eights_places_0(i_3);
+            uint _S48 = p_0->x_offset_0;
+            float4  _S49 = __ldg((&(x_1)[p_0->x_offset_0 + _S47.x]));
+            float4  _S50 = __ldg((&(x_1)[_S48 + _S47.y]));
+            uint _S51 = p_0->weight_offset_0;
+            uint _S52 = _S31 - 1U;
+            sums_0[0U] = sums_0[0U] + Q8_0Eights_product_0(weight_1, p_0->weight_offset_0, _S40, (U32_min((first_0), (_S52))), i_3, _S49, _S50);
+            sums_0[1U] = sums_0[1U] + Q8_0Eights_product_0(weight_1, _S51, _S40, (U32_min((first_0 + 1U), (_S52))), i_3, _S49, _S50);
+            sums_0[2U] = sums_0[2U] + Q8_0Eights_product_0(weight_1, _S51, _S40, (U32_min((first_0 + 2U), (_S52))), i_3, _S49, _S50);
+            sums_0[3U] = sums_0[3U] + Q8_0Eights_product_0(weight_1, _S51, _S40, (U32_min((first_0 + 3U), (_S52))), i_3, _S49, _S50);
+            uint _S53 = __ballot_sync(_S39, false);
+            uint _S54 = __ballot_sync(_S39, false);
+            uint _S55 = __ballot_sync(_S39, true);
+            uint _S56 = __ballot_sync(_S38, true);
+            i_3 = i_3 + _S24;
+            _S38 = _S56;
         }
-        uint _S58 = 0U;
-        float _S59 = WaveActiveSum_0(sums_0[0U], _S21);
-        sums_0[0U] = _S59;
-        float _S60 = WaveActiveSum_0(sums_0[1U], _S21);
-        sums_0[1U] = _S60;
-        float _S61 = WaveActiveSum_0(sums_0[2U], _S21);
-        sums_0[2U] = _S61;
-        float _S62 = WaveActiveSum_0(sums_0[3U], _S21);
-        sums_0[3U] = _S62;
-        uint _S63 = __ballot_sync(_S21, false);
-        uint _S64 = __ballot_sync(_S21, false);
-        uint _S65 = __ballot_sync(_S21, true);
-        bool _S66 = _S26 != 0U;
-        uint _S67 = __ballot_sync(_S65, _S66);
-        if(_S66)
+        uint _S57 = 0U;
+        float _S58 = WaveActiveSum_0(sums_0[0U], _S20);
+        sums_0[0U] = _S58;
+        float _S59 = WaveActiveSum_0(sums_0[1U], _S20);
+        sums_0[1U] = _S59;
+        float _S60 = WaveActiveSum_0(sums_0[2U], _S20);
+        sums_0[2U] = _S60;
+        float _S61 = WaveActiveSum_0(sums_0[3U], _S20);
+        sums_0[3U] = _S61;
+        uint _S62 = __ballot_sync(_S20, false);
+        uint _S63 = __ballot_sync(_S20, false);
+        uint _S64 = __ballot_sync(_S20, true);
+        bool _S65 = _S25 != 0U;
+        uint _S66 = __ballot_sync(_S64, _S65);
+        if(_S65)
         {
-            uint _S68 = __ballot_sync(_S65, false);
-            uint _S69 = __ballot_sync(_S30, true);
-            _S30 = _S69;
-            first_0 = first_0 + p_0->groups_0 * _S27 * 4U;
+            uint _S67 = __ballot_sync(_S64, false);
+            uint _S68 = __ballot_sync(_S29, true);
+            _S29 = _S68;
+            first_0 = first_0 + p_0->groups_0 * _S26 * 4U;
             continue;
         }
         else
         {
-            uint _S70 = __ballot_sync(_S65, true);
-            _S58 = _S70;
+            uint _S69 = __ballot_sync(_S64, true);
+            _S57 = _S69;
         }
-        uint _S71 = p_0->out_offset_0 + first_0;
-        uint _S72 = __ballot_sync(_S58, _S33);
-        uint _S73;
-        float _S74;
-        if(_S33)
+        uint _S70 = p_0->out_offset_0 + first_0;
+        uint _S71 = __ballot_sync(_S57, _S32);
+        uint _S72;
+        float _S73;
+        if(_S32)
         {
-            float * _S75 = (&(result_2)[_S71]);
-            bool _S76 = (p_0->accumulate_0) != 0U;
-            uint _S77 = __ballot_sync(_S72, _S76);
-            if(_S76)
+            float * _S74 = (&(result_2)[_S70]);
+            bool _S75 = (p_0->accumulate_0) != 0U;
+            uint _S76 = __ballot_sync(_S71, _S75);
+            if(_S75)
             {
-                float _S78 = *(&(result_2)[_S71]) + sums_0[0U];
-                uint _S79 = __ballot_sync(_S72, true);
-                _S74 = _S78;
+                float _S77 = *(&(result_2)[_S70]) + sums_0[0U];
+                uint _S78 = __ballot_sync(_S71, true);
+                _S73 = _S77;
             }
             else
             {
-                float _S80 = sums_0[0U];
-                uint _S81 = __ballot_sync(_S72, true);
-                _S74 = _S80;
+                float _S79 = sums_0[0U];
+                uint _S80 = __ballot_sync(_S71, true);
+                _S73 = _S79;
             }
-            *_S75 = _S74;
-            uint _S82 = __ballot_sync(_S58, true);
-            _S73 = _S82;
+            *_S74 = _S73;
+            uint _S81 = __ballot_sync(_S57, true);
+            _S72 = _S81;
         }
         else
         {
-            uint _S83 = __ballot_sync(_S58, true);
-            _S73 = _S83;
+            uint _S82 = __ballot_sync(_S57, true);
+            _S72 = _S82;
         }
-        uint _S84 = _S71 + 1U;
-        bool _S85 = (first_0 + 1U) < _S32;
-        uint _S86 = __ballot_sync(_S73, _S85);
-        uint _S87;
-        if(_S85)
+        uint _S83 = _S70 + 1U;
+        bool _S84 = (first_0 + 1U) < _S31;
+        uint _S85 = __ballot_sync(_S72, _S84);
+        uint _S86;
+        if(_S84)
         {
-            float * _S88 = (&(result_2)[_S84]);
-            bool _S89 = (p_0->accumulate_0) != 0U;
-            uint _S90 = __ballot_sync(_S86, _S89);
-            if(_S89)
+            float * _S87 = (&(result_2)[_S83]);
+            bool _S88 = (p_0->accumulate_0) != 0U;
+            uint _S89 = __ballot_sync(_S85, _S88);
+            if(_S88)
             {
-                float _S91 = *(&(result_2)[_S84]) + sums_0[1U];
-                uint _S92 = __ballot_sync(_S86, true);
-                _S74 = _S91;
+                float _S90 = *(&(result_2)[_S83]) + sums_0[1U];
+                uint _S91 = __ballot_sync(_S85, true);
+                _S73 = _S90;
             }
             else
             {
-                float _S93 = sums_0[1U];
-                uint _S94 = __ballot_sync(_S86, true);
-                _S74 = _S93;
+                float _S92 = sums_0[1U];
+                uint _S93 = __ballot_sync(_S85, true);
+                _S73 = _S92;
             }
-            *_S88 = _S74;
-            uint _S95 = __ballot_sync(_S73, true);
-            _S87 = _S95;
+            *_S87 = _S73;
+            uint _S94 = __ballot_sync(_S72, true);
+            _S86 = _S94;
         }
         else
         {
-            uint _S96 = __ballot_sync(_S73, true);
-            _S87 = _S96;
+            uint _S95 = __ballot_sync(_S72, true);
+            _S86 = _S95;
         }
-        uint _S97 = _S71 + 2U;
-        bool _S98 = (first_0 + 2U) < _S32;
-        uint _S99 = __ballot_sync(_S87, _S98);
-        uint _S100;
-        if(_S98)
+        uint _S96 = _S70 + 2U;
+        bool _S97 = (first_0 + 2U) < _S31;
+        uint _S98 = __ballot_sync(_S86, _S97);
+        uint _S99;
+        if(_S97)
         {
-            float * _S101 = (&(result_2)[_S97]);
-            bool _S102 = (p_0->accumulate_0) != 0U;
-            uint _S103 = __ballot_sync(_S99, _S102);
-            if(_S102)
+            float * _S100 = (&(result_2)[_S96]);
+            bool _S101 = (p_0->accumulate_0) != 0U;
+            uint _S102 = __ballot_sync(_S98, _S101);
+            if(_S101)
             {
-                float _S104 = *(&(result_2)[_S97]) + sums_0[2U];
-                uint _S105 = __ballot_sync(_S99, true);
-                _S74 = _S104;
+                float _S103 = *(&(result_2)[_S96]) + sums_0[2U];
+                uint _S104 = __ballot_sync(_S98, true);
+                _S73 = _S103;
             }
             else
             {
-                float _S106 = sums_0[2U];
-                uint _S107 = __ballot_sync(_S99, true);
-                _S74 = _S106;
+                float _S105 = sums_0[2U];
+                uint _S106 = __ballot_sync(_S98, true);
+                _S73 = _S105;
             }
-            *_S101 = _S74;
-            uint _S108 = __ballot_sync(_S87, true);
-            _S100 = _S108;
+            *_S100 = _S73;
+            uint _S107 = __ballot_sync(_S86, true);
+            _S99 = _S107;
         }
         else
         {
-            uint _S109 = __ballot_sync(_S87, true);
-            _S100 = _S109;
+            uint _S108 = __ballot_sync(_S86, true);
+            _S99 = _S108;
         }
-        uint _S110 = _S71 + 3U;
-        bool _S111 = (first_0 + 3U) < _S32;
-        uint _S112 = __ballot_sync(_S100, _S111);
-        uint _S113;
-        if(_S111)
+        uint _S109 = _S70 + 3U;
+        bool _S110 = (first_0 + 3U) < _S31;
+        uint _S111 = __ballot_sync(_S99, _S110);
+        uint _S112;
+        if(_S110)
         {
-            float * _S114 = (&(result_2)[_S110]);
-            bool _S115 = (p_0->accumulate_0) != 0U;
-            uint _S116 = __ballot_sync(_S112, _S115);
-            if(_S115)
+            float * _S113 = (&(result_2)[_S109]);
+            bool _S114 = (p_0->accumulate_0) != 0U;
+            uint _S115 = __ballot_sync(_S111, _S114);
+            if(_S114)
             {
-                float _S117 = *(&(result_2)[_S110]) + sums_0[3U];
-                uint _S118 = __ballot_sync(_S112, true);
-                _S74 = _S117;
+                float _S116 = *(&(result_2)[_S109]) + sums_0[3U];
+                uint _S117 = __ballot_sync(_S111, true);
+                _S73 = _S116;
             }
             else
             {
-                float _S119 = sums_0[3U];
-                uint _S120 = __ballot_sync(_S112, true);
-                _S74 = _S119;
+                float _S118 = sums_0[3U];
+                uint _S119 = __ballot_sync(_S111, true);
+                _S73 = _S118;
             }
-            *_S114 = _S74;
-            uint _S121 = __ballot_sync(_S100, true);
-            _S113 = _S121;
+            *_S113 = _S73;
+            uint _S120 = __ballot_sync(_S99, true);
+            _S112 = _S120;
         }
         else
         {
-            uint _S122 = __ballot_sync(_S100, true);
-            _S113 = _S122;
+            uint _S121 = __ballot_sync(_S99, true);
+            _S112 = _S121;
         }
-        uint _S123 = __ballot_sync(_S113, false);
-        uint _S124 = __ballot_sync(_S113, false);
-        uint _S125 = __ballot_sync(_S58, true);
-        uint _S126 = __ballot_sync(_S30, true);
-        _S30 = _S126;
-        first_0 = first_0 + p_0->groups_0 * _S27 * 4U;
+        uint _S122 = __ballot_sync(_S112, false);
+        uint _S123 = __ballot_sync(_S112, false);
+        uint _S124 = __ballot_sync(_S57, true);
+        uint _S125 = __ballot_sync(_S29, true);
+        _S29 = _S125;
+        first_0 = first_0 + p_0->groups_0 * _S26 * 4U;
     }
     return;
 }
 
 extern "C" __global__ void gemv_q8_0(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_2, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> step_2, GemvParams_0 p_1)
 {
-    uint _S127 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S128 = __ballot_sync(4294967295U, true);
-    GemvParams_0 _S129 = p_1;
-    gemv_0(blockIdx, _S127, weight_2, x_2, result_3, step_2, &_S129, _S128);
+    uint _S126 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S127 = __ballot_sync(4294967295U, true);
+    GemvParams_0 _S128 = p_1;
+    gemv_0(blockIdx, _S126, weight_2, x_2, result_3, step_2, &_S128, _S127);
     return;
 }

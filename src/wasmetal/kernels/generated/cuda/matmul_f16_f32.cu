@@ -3,12 +3,17 @@
 
 #endif
 
+struct Block_0
+{
+    FixedArray<float4 , 4>  rows_0;
+};
+
 struct Operand_0
 {
     StructuredBuffer<uint> words_0;
     uint offset_0;
     uint begin_0;
-    uint rows_0;
+    uint rows_1;
     uint k_0;
     uint row_stride_0;
     uint k_stride_0;
@@ -30,41 +35,71 @@ __device__ float Float16_at_0(StructuredBuffer<uint> words_2, uint offset_2, uin
     return half_at_0(words_2, offset_2, i_0);
 }
 
-__device__ float Operand_at_0(Operand_0 * this_0, uint row_0, uint k_1)
+__device__ float Operand_at_0(Operand_0 * this_0, uint row_0, uint i_1)
 {
-    bool _S2;
-    if(row_0 < (this_0->rows_0))
-    {
-        _S2 = k_1 < (this_0->k_0);
-    }
-    else
-    {
-        _S2 = false;
-    }
-    float _S3;
-    if(_S2)
-    {
-        _S3 = Float16_at_0(this_0->words_0, this_0->offset_0, this_0->begin_0 + row_0 * this_0->row_stride_0 + k_1 * this_0->k_stride_0);
-    }
-    else
-    {
-        _S3 = 0.0f;
-    }
-    return _S3;
+    return Float16_at_0(this_0->words_0, this_0->offset_0, this_0->begin_0 + row_0 * this_0->row_stride_0 + i_1 * this_0->k_stride_0);
 }
 
-__device__ float4  load_0(Operand_0 * side_0, uint row_1, uint k_2)
+__device__ float4  Operand_four_0(Operand_0 * this_1, uint row_1, uint first_0)
 {
-    float _S4 = Operand_at_0(side_0, row_1, k_2);
-    float _S5 = Operand_at_0(side_0, row_1 + 1U, k_2);
-    float _S6 = Operand_at_0(side_0, row_1 + 2U, k_2);
-    float _S7 = Operand_at_0(side_0, row_1 + 3U, k_2);
-    return make_float4 (_S4, _S5, _S6, _S7);
+    int4  _S2 = make_int4 (int(0));
+    float4  _S3 = make_float4 ((float)_S2.x, (float)_S2.y, (float)_S2.z, (float)_S2.w);
+    float4  result_0 = _S3;
+    if(row_1 < (this_1->rows_1))
+    {
+        uint c_0 = 0U;
+        for(;;)
+        {
+            if(c_0 < 4U)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S4 = first_0 + c_0;
+            float _S5;
+            if(_S4 < (this_1->k_0))
+            {
+                float _S6 = Operand_at_0(this_1, row_1, _S4);
+                _S5 = _S6;
+            }
+            else
+            {
+                _S5 = 0.0f;
+            }
+            *_slang_vector_get_element_ptr(&result_0, c_0) = _S5;
+            c_0 = c_0 + 1U;
+        }
+    }
+    return result_0;
 }
 
-__device__ bool Operand_along_k_0(Operand_0 * this_1)
+__device__ Block_0 Block_x24init_0(FixedArray<float4 , 4>  * rows_2)
 {
-    return (this_1->k_stride_0) == 1U;
+    Block_0 _S7;
+    (&_S7)->rows_0 = *rows_2;
+    return _S7;
+}
+
+__device__ Block_0 Block_load_0(Operand_0 * side_0, uint row_2, uint k_1)
+{
+    float4  _S8 = Operand_four_0(side_0, row_2, k_1);
+    float4  _S9 = Operand_four_0(side_0, row_2 + 1U, k_1);
+    float4  _S10 = Operand_four_0(side_0, row_2 + 2U, k_1);
+    float4  _S11 = Operand_four_0(side_0, row_2 + 3U, k_1);
+    FixedArray<float4 , 4>  _S12;
+    _S12[int(0)] = _S8;
+    _S12[int(1)] = _S9;
+    _S12[int(2)] = _S10;
+    _S12[int(3)] = _S11;
+    Block_0 _S13 = Block_x24init_0(&_S12);
+    return _S13;
+}
+
+__device__ bool Operand_along_k_0(Operand_0 * this_2)
+{
+    return (this_2->k_stride_0) == 1U;
 }
 
 __device__ uint2  corner_0(uint thread_0)
@@ -72,79 +107,101 @@ __device__ uint2  corner_0(uint thread_0)
     return make_uint2 (thread_0 / 16U * 8U, thread_0 % 16U * 4U);
 }
 
-__device__ uint2  share_0(uint i_1, bool along_k_0)
+__device__ uint2  share_0(uint thread_1, bool along_k_0)
 {
-    uint2  _S8;
+    uint2  _S14;
     if(along_k_0)
     {
-        _S8 = make_uint2 (i_1 % 32U, i_1 / 32U);
+        _S14 = make_uint2 (thread_1 / 8U, thread_1 % 8U);
     }
     else
     {
-        _S8 = make_uint2 (i_1 / 16U, i_1 % 16U);
+        _S14 = make_uint2 (thread_1 % 16U, thread_1 / 16U);
     }
-    return _S8;
+    return _S14;
 }
 
-__device__ uint place_0(uint k_3, uint quad_0)
+__device__ uint place_0(uint k_2, uint quad_0)
 {
-    return k_3 * 16U + (quad_0 ^ (k_3 % 8U));
+    return k_2 * 16U + (quad_0 ^ (k_2 / 4U % 8U));
 }
 
 __device__ __shared__ FixedArray<float4 , 512>  left_tile_0;
 
+__device__ float4  Block_column_0(Block_0 * this_3, uint c_1)
+{
+    return make_float4 (*_slang_vector_get_element_ptr(&this_3->rows_0[int(0)], c_1), *_slang_vector_get_element_ptr(&this_3->rows_0[int(1)], c_1), *_slang_vector_get_element_ptr(&this_3->rows_0[int(2)], c_1), *_slang_vector_get_element_ptr(&this_3->rows_0[int(3)], c_1));
+}
+
 __device__ __shared__ FixedArray<float4 , 512>  right_tile_0;
 
-__device__ void product_0(Operand_0 * left_0, Operand_0 * right_0, uint row_2, uint column_0, uint rows_1, uint k_4, uint thread_1, FixedArray<float4 , 8>  * sums_0)
+__device__ void product_0(Operand_0 * left_0, Operand_0 * right_0, uint row_3, uint column_0, uint rows_3, uint k_3, uint thread_2, FixedArray<float4 , 8>  * sums_0)
 {
-    int4  _S9 = make_int4 (int(0));
-    float4  _S10 = make_float4 ((float)_S9.x, (float)_S9.y, (float)_S9.z, (float)_S9.w);
-    (*sums_0)[0U] = _S10;
-    (*sums_0)[1U] = _S10;
-    (*sums_0)[2U] = _S10;
-    (*sums_0)[3U] = _S10;
-    (*sums_0)[4U] = _S10;
-    (*sums_0)[5U] = _S10;
-    (*sums_0)[6U] = _S10;
-    (*sums_0)[7U] = _S10;
-    uint2  _S11 = corner_0(thread_1);
+    int4  _S15 = make_int4 (int(0));
+    float4  _S16 = make_float4 ((float)_S15.x, (float)_S15.y, (float)_S15.z, (float)_S15.w);
+    (*sums_0)[0U] = _S16;
+    (*sums_0)[1U] = _S16;
+    (*sums_0)[2U] = _S16;
+    (*sums_0)[3U] = _S16;
+    (*sums_0)[4U] = _S16;
+    (*sums_0)[5U] = _S16;
+    (*sums_0)[6U] = _S16;
+    (*sums_0)[7U] = _S16;
+    uint2  _S17 = corner_0(thread_2);
+    bool _S18 = Operand_along_k_0(left_0);
+    uint2  _S19 = share_0(thread_2, _S18);
+    bool _S20 = Operand_along_k_0(right_0);
+    uint2  _S21 = share_0(thread_2, _S20);
+    uint _S22 = _S19.x;
+    uint _S23 = row_3 + 4U * _S22;
+    uint _S24 = 4U * _S19.y;
+    Block_0 _S25 = Block_load_0(left_0, _S23, _S24);
+    uint _S26 = _S21.x;
+    uint _S27 = column_0 + 4U * _S26;
+    uint _S28 = 4U * _S21.y;
+    Block_0 _S29 = Block_load_0(right_0, _S27, _S28);
     uint begin_1 = 0U;
+    Block_0 left_block_0 = _S25;
+    Block_0 right_block_0 = _S29;
     for(;;)
     {
-        if(begin_1 < k_4)
+        if(begin_1 < k_3)
         {
         }
         else
         {
             break;
         }
-        uint i_2 = thread_1;
-        for(;;)
-        {
-            if(i_2 < 512U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            bool _S12 = Operand_along_k_0(left_0);
-            uint2  _S13 = share_0(i_2, _S12);
-            uint _S14 = _S13.x;
-            uint _S15 = _S13.y;
-            float4  _S16 = load_0(left_0, row_2 + 4U * _S15, begin_1 + _S14);
-            (*&left_tile_0)[place_0(_S14, _S15)] = _S16;
-            bool _S17 = Operand_along_k_0(right_0);
-            uint2  _S18 = share_0(i_2, _S17);
-            uint _S19 = _S18.x;
-            uint _S20 = _S18.y;
-            float4  _S21 = load_0(right_0, column_0 + 4U * _S20, begin_1 + _S19);
-            (*&right_tile_0)[place_0(_S19, _S20)] = _S21;
-            i_2 = i_2 + 128U;
-        }
+        Block_0 _S30 = left_block_0;
+        float4  _S31 = Block_column_0(&_S30, 0U);
+        (*&left_tile_0)[place_0(_S24, _S22)] = _S31;
+        Block_0 _S32 = right_block_0;
+        float4  _S33 = Block_column_0(&_S32, 0U);
+        (*&right_tile_0)[place_0(_S28, _S26)] = _S33;
+        Block_0 _S34 = left_block_0;
+        float4  _S35 = Block_column_0(&_S34, 1U);
+        (*&left_tile_0)[place_0(_S24 + 1U, _S22)] = _S35;
+        Block_0 _S36 = right_block_0;
+        float4  _S37 = Block_column_0(&_S36, 1U);
+        (*&right_tile_0)[place_0(_S28 + 1U, _S26)] = _S37;
+        Block_0 _S38 = left_block_0;
+        float4  _S39 = Block_column_0(&_S38, 2U);
+        (*&left_tile_0)[place_0(_S24 + 2U, _S22)] = _S39;
+        Block_0 _S40 = right_block_0;
+        float4  _S41 = Block_column_0(&_S40, 2U);
+        (*&right_tile_0)[place_0(_S28 + 2U, _S26)] = _S41;
+        Block_0 _S42 = left_block_0;
+        float4  _S43 = Block_column_0(&_S42, 3U);
+        (*&left_tile_0)[place_0(_S24 + 3U, _S22)] = _S43;
+        Block_0 _S44 = right_block_0;
+        float4  _S45 = Block_column_0(&_S44, 3U);
+        (*&right_tile_0)[place_0(_S28 + 3U, _S26)] = _S45;
         __syncthreads();
-        uint _S22 = _S11.x;
-        if((row_2 + _S22) < rows_1)
+        uint _S46 = begin_1 + 32U;
+        Block_0 _S47 = Block_load_0(left_0, _S23, _S46 + _S24);
+        Block_0 _S48 = Block_load_0(right_0, _S27, _S46 + _S28);
+        uint _S49 = _S17.x;
+        if((row_3 + _S49) < rows_3)
         {
             uint j_0 = 0U;
             for(;;)
@@ -156,22 +213,24 @@ __device__ void product_0(Operand_0 * left_0, Operand_0 * right_0, uint row_2, u
                 {
                     break;
                 }
-                float4  _S23 = (*&right_tile_0)[place_0(j_0, _S11.y / 4U)];
-                float4  _S24 = (*&left_tile_0)[place_0(j_0, _S22 / 4U)];
-                (*sums_0)[0U] = (*sums_0)[0U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S22 / 4U)].x) * _S23;
-                (*sums_0)[1U] = (*sums_0)[1U] + make_float4 (_S24.y) * _S23;
-                (*sums_0)[2U] = (*sums_0)[2U] + make_float4 (_S24.z) * _S23;
-                (*sums_0)[3U] = (*sums_0)[3U] + make_float4 (_S24.w) * _S23;
-                float4  _S25 = (*&left_tile_0)[place_0(j_0, _S22 / 4U + 1U)];
-                (*sums_0)[4U] = (*sums_0)[4U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S22 / 4U + 1U)].x) * _S23;
-                (*sums_0)[5U] = (*sums_0)[5U] + make_float4 (_S25.y) * _S23;
-                (*sums_0)[6U] = (*sums_0)[6U] + make_float4 (_S25.z) * _S23;
-                (*sums_0)[7U] = (*sums_0)[7U] + make_float4 (_S25.w) * _S23;
+                float4  _S50 = (*&right_tile_0)[place_0(j_0, _S17.y / 4U)];
+                float4  _S51 = (*&left_tile_0)[place_0(j_0, _S49 / 4U)];
+                (*sums_0)[0U] = (*sums_0)[0U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S49 / 4U)].x) * _S50;
+                (*sums_0)[1U] = (*sums_0)[1U] + make_float4 (_S51.y) * _S50;
+                (*sums_0)[2U] = (*sums_0)[2U] + make_float4 (_S51.z) * _S50;
+                (*sums_0)[3U] = (*sums_0)[3U] + make_float4 (_S51.w) * _S50;
+                float4  _S52 = (*&left_tile_0)[place_0(j_0, _S49 / 4U + 1U)];
+                (*sums_0)[4U] = (*sums_0)[4U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S49 / 4U + 1U)].x) * _S50;
+                (*sums_0)[5U] = (*sums_0)[5U] + make_float4 (_S52.y) * _S50;
+                (*sums_0)[6U] = (*sums_0)[6U] + make_float4 (_S52.z) * _S50;
+                (*sums_0)[7U] = (*sums_0)[7U] + make_float4 (_S52.w) * _S50;
                 j_0 = j_0 + 1U;
             }
         }
         __syncthreads();
-        begin_1 = begin_1 + 32U;
+        begin_1 = _S46;
+        left_block_0 = _S47;
+        right_block_0 = _S48;
     }
     return;
 }
@@ -184,7 +243,7 @@ struct MatmulParams_0
     uint batch_0;
     uint m_0;
     uint n_0;
-    uint k_5;
+    uint k_4;
     uint a_batch_0;
     uint a_row_0;
     uint a_column_0;
@@ -200,453 +259,453 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ void matmul_0(uint3  group_1, uint thread_2, StructuredBuffer<uint> a_0, StructuredBuffer<uint> b_0, RWStructuredBuffer<float> result_0, MatmulParams_0 * p_0)
+__device__ void matmul_0(uint3  group_1, uint thread_3, StructuredBuffer<uint> a_0, StructuredBuffer<uint> b_0, RWStructuredBuffer<float> result_1, MatmulParams_0 * p_0)
 {
-    uint _S26 = p_0->n_0;
-    uint _S27 = (p_0->n_0 + 64U - 1U) / 64U;
-    uint _S28 = p_0->m_0;
-    uint _S29 = (p_0->m_0 + 64U - 1U) / 64U;
-    uint _S30 = group_number_0(group_1);
-    uint _S31 = _S30 / _S27;
-    uint _S32 = _S31 / _S29;
-    uint _S33 = _S30 / _S27;
-    uint _S34 = _S33 % _S29;
-    uint _S35 = _S34 * 64U;
-    uint _S36 = _S30 % _S27;
-    uint _S37 = _S36 * 64U;
-    if(_S32 >= (p_0->batch_0))
+    uint _S53 = p_0->n_0;
+    uint _S54 = (p_0->n_0 + 64U - 1U) / 64U;
+    uint _S55 = p_0->m_0;
+    uint _S56 = (p_0->m_0 + 64U - 1U) / 64U;
+    uint _S57 = group_number_0(group_1);
+    uint _S58 = _S57 / _S54;
+    uint _S59 = _S58 / _S56;
+    uint _S60 = _S57 / _S54;
+    uint _S61 = _S60 % _S56;
+    uint _S62 = _S61 * 64U;
+    uint _S63 = _S57 % _S54;
+    uint _S64 = _S63 * 64U;
+    if(_S59 >= (p_0->batch_0))
     {
         return;
     }
     Operand_0 left_1;
     (&left_1)->words_0 = a_0;
     (&left_1)->offset_0 = p_0->a_offset_0;
-    (&left_1)->begin_0 = _S32 * p_0->a_batch_0;
-    (&left_1)->rows_0 = _S28;
-    (&left_1)->k_0 = p_0->k_5;
+    (&left_1)->begin_0 = _S59 * p_0->a_batch_0;
+    (&left_1)->rows_1 = _S55;
+    (&left_1)->k_0 = p_0->k_4;
     (&left_1)->row_stride_0 = p_0->a_row_0;
     (&left_1)->k_stride_0 = p_0->a_column_0;
     Operand_0 right_1;
     (&right_1)->words_0 = b_0;
     (&right_1)->offset_0 = p_0->b_offset_0;
-    (&right_1)->begin_0 = _S32 * p_0->b_batch_0;
-    (&right_1)->rows_0 = _S26;
-    (&right_1)->k_0 = p_0->k_5;
+    (&right_1)->begin_0 = _S59 * p_0->b_batch_0;
+    (&right_1)->rows_1 = _S53;
+    (&right_1)->k_0 = p_0->k_4;
     (&right_1)->row_stride_0 = p_0->b_column_0;
     (&right_1)->k_stride_0 = p_0->b_row_0;
-    Operand_0 _S38 = left_1;
-    Operand_0 _S39 = right_1;
+    Operand_0 _S65 = left_1;
+    Operand_0 _S66 = right_1;
     FixedArray<float4 , 8>  sums_1;
-    product_0(&_S38, &_S39, _S35, _S37, _S28, p_0->k_5, thread_2, &sums_1);
-    uint2  _S40 = corner_0(thread_2);
-    uint _S41 = _S35 + _S40.x;
-    bool _S42 = _S41 < _S28;
-    bool _S43;
-    if(_S42)
+    product_0(&_S65, &_S66, _S62, _S64, _S55, p_0->k_4, thread_3, &sums_1);
+    uint2  _S67 = corner_0(thread_3);
+    uint _S68 = _S62 + _S67.x;
+    bool _S69 = _S68 < _S55;
+    bool _S70;
+    if(_S69)
     {
-        _S43 = (_S37 + _S40.y) < _S26;
+        _S70 = (_S64 + _S67.y) < _S53;
     }
     else
     {
-        _S43 = false;
+        _S70 = false;
     }
-    if(_S43)
+    if(_S70)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S41 * p_0->out_row_0 + _S37 + _S40.y]) = *&((&sums_1[0U])->x);
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S68 * p_0->out_row_0 + _S64 + _S67.y]) = *&((&sums_1[0U])->x);
     }
-    if(_S42)
+    if(_S69)
     {
-        _S43 = (_S37 + _S40.y + 1U) < _S26;
-    }
-    else
-    {
-        _S43 = false;
-    }
-    if(_S43)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S41 * p_0->out_row_0 + _S37 + _S40.y + 1U]) = *&((&sums_1[0U])->y);
-    }
-    if(_S42)
-    {
-        _S43 = (_S37 + _S40.y + 2U) < _S26;
+        _S70 = (_S64 + _S67.y + 1U) < _S53;
     }
     else
     {
-        _S43 = false;
+        _S70 = false;
     }
-    if(_S43)
+    if(_S70)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S41 * p_0->out_row_0 + _S37 + _S40.y + 2U]) = *&((&sums_1[0U])->z);
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S68 * p_0->out_row_0 + _S64 + _S67.y + 1U]) = *&((&sums_1[0U])->y);
     }
-    if(_S42)
+    if(_S69)
     {
-        _S43 = (_S37 + _S40.y + 3U) < _S26;
-    }
-    else
-    {
-        _S43 = false;
-    }
-    if(_S43)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S41 * p_0->out_row_0 + _S37 + _S40.y + 3U]) = *&((&sums_1[0U])->w);
-    }
-    uint _S44 = _S41 + 1U;
-    bool _S45 = _S44 < _S28;
-    if(_S45)
-    {
-        _S43 = (_S37 + _S40.y) < _S26;
+        _S70 = (_S64 + _S67.y + 2U) < _S53;
     }
     else
     {
-        _S43 = false;
+        _S70 = false;
     }
-    if(_S43)
+    if(_S70)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S44 * p_0->out_row_0 + _S37 + _S40.y]) = *&((&sums_1[1U])->x);
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S68 * p_0->out_row_0 + _S64 + _S67.y + 2U]) = *&((&sums_1[0U])->z);
     }
-    if(_S45)
+    if(_S69)
     {
-        _S43 = (_S37 + _S40.y + 1U) < _S26;
-    }
-    else
-    {
-        _S43 = false;
-    }
-    if(_S43)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S44 * p_0->out_row_0 + _S37 + _S40.y + 1U]) = *&((&sums_1[1U])->y);
-    }
-    if(_S45)
-    {
-        _S43 = (_S37 + _S40.y + 2U) < _S26;
+        _S70 = (_S64 + _S67.y + 3U) < _S53;
     }
     else
     {
-        _S43 = false;
+        _S70 = false;
     }
-    if(_S43)
+    if(_S70)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S44 * p_0->out_row_0 + _S37 + _S40.y + 2U]) = *&((&sums_1[1U])->z);
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S68 * p_0->out_row_0 + _S64 + _S67.y + 3U]) = *&((&sums_1[0U])->w);
     }
-    if(_S45)
+    uint _S71 = _S68 + 1U;
+    bool _S72 = _S71 < _S55;
+    if(_S72)
     {
-        _S43 = (_S37 + _S40.y + 3U) < _S26;
-    }
-    else
-    {
-        _S43 = false;
-    }
-    if(_S43)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S44 * p_0->out_row_0 + _S37 + _S40.y + 3U]) = *&((&sums_1[1U])->w);
-    }
-    uint _S46 = _S41 + 2U;
-    bool _S47 = _S46 < _S28;
-    if(_S47)
-    {
-        _S43 = (_S37 + _S40.y) < _S26;
+        _S70 = (_S64 + _S67.y) < _S53;
     }
     else
     {
-        _S43 = false;
+        _S70 = false;
     }
-    if(_S43)
+    if(_S70)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S46 * p_0->out_row_0 + _S37 + _S40.y]) = *&((&sums_1[2U])->x);
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S71 * p_0->out_row_0 + _S64 + _S67.y]) = *&((&sums_1[1U])->x);
     }
-    if(_S47)
+    if(_S72)
     {
-        _S43 = (_S37 + _S40.y + 1U) < _S26;
-    }
-    else
-    {
-        _S43 = false;
-    }
-    if(_S43)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S46 * p_0->out_row_0 + _S37 + _S40.y + 1U]) = *&((&sums_1[2U])->y);
-    }
-    if(_S47)
-    {
-        _S43 = (_S37 + _S40.y + 2U) < _S26;
+        _S70 = (_S64 + _S67.y + 1U) < _S53;
     }
     else
     {
-        _S43 = false;
+        _S70 = false;
     }
-    if(_S43)
+    if(_S70)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S46 * p_0->out_row_0 + _S37 + _S40.y + 2U]) = *&((&sums_1[2U])->z);
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S71 * p_0->out_row_0 + _S64 + _S67.y + 1U]) = *&((&sums_1[1U])->y);
     }
-    if(_S47)
+    if(_S72)
     {
-        _S43 = (_S37 + _S40.y + 3U) < _S26;
-    }
-    else
-    {
-        _S43 = false;
-    }
-    if(_S43)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S46 * p_0->out_row_0 + _S37 + _S40.y + 3U]) = *&((&sums_1[2U])->w);
-    }
-    uint _S48 = _S41 + 3U;
-    bool _S49 = _S48 < _S28;
-    if(_S49)
-    {
-        _S43 = (_S37 + _S40.y) < _S26;
+        _S70 = (_S64 + _S67.y + 2U) < _S53;
     }
     else
     {
-        _S43 = false;
+        _S70 = false;
     }
-    if(_S43)
+    if(_S70)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S48 * p_0->out_row_0 + _S37 + _S40.y]) = *&((&sums_1[3U])->x);
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S71 * p_0->out_row_0 + _S64 + _S67.y + 2U]) = *&((&sums_1[1U])->z);
     }
-    if(_S49)
+    if(_S72)
     {
-        _S43 = (_S37 + _S40.y + 1U) < _S26;
-    }
-    else
-    {
-        _S43 = false;
-    }
-    if(_S43)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S48 * p_0->out_row_0 + _S37 + _S40.y + 1U]) = *&((&sums_1[3U])->y);
-    }
-    if(_S49)
-    {
-        _S43 = (_S37 + _S40.y + 2U) < _S26;
+        _S70 = (_S64 + _S67.y + 3U) < _S53;
     }
     else
     {
-        _S43 = false;
+        _S70 = false;
     }
-    if(_S43)
+    if(_S70)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S48 * p_0->out_row_0 + _S37 + _S40.y + 2U]) = *&((&sums_1[3U])->z);
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S71 * p_0->out_row_0 + _S64 + _S67.y + 3U]) = *&((&sums_1[1U])->w);
     }
-    if(_S49)
+    uint _S73 = _S68 + 2U;
+    bool _S74 = _S73 < _S55;
+    if(_S74)
     {
-        _S43 = (_S37 + _S40.y + 3U) < _S26;
-    }
-    else
-    {
-        _S43 = false;
-    }
-    if(_S43)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S48 * p_0->out_row_0 + _S37 + _S40.y + 3U]) = *&((&sums_1[3U])->w);
-    }
-    uint _S50 = _S41 + 4U;
-    bool _S51 = _S50 < _S28;
-    if(_S51)
-    {
-        _S43 = (_S37 + _S40.y) < _S26;
+        _S70 = (_S64 + _S67.y) < _S53;
     }
     else
     {
-        _S43 = false;
+        _S70 = false;
     }
-    if(_S43)
+    if(_S70)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S50 * p_0->out_row_0 + _S37 + _S40.y]) = *&((&sums_1[4U])->x);
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S73 * p_0->out_row_0 + _S64 + _S67.y]) = *&((&sums_1[2U])->x);
     }
-    if(_S51)
+    if(_S74)
     {
-        _S43 = (_S37 + _S40.y + 1U) < _S26;
-    }
-    else
-    {
-        _S43 = false;
-    }
-    if(_S43)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S50 * p_0->out_row_0 + _S37 + _S40.y + 1U]) = *&((&sums_1[4U])->y);
-    }
-    if(_S51)
-    {
-        _S43 = (_S37 + _S40.y + 2U) < _S26;
+        _S70 = (_S64 + _S67.y + 1U) < _S53;
     }
     else
     {
-        _S43 = false;
+        _S70 = false;
     }
-    if(_S43)
+    if(_S70)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S50 * p_0->out_row_0 + _S37 + _S40.y + 2U]) = *&((&sums_1[4U])->z);
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S73 * p_0->out_row_0 + _S64 + _S67.y + 1U]) = *&((&sums_1[2U])->y);
     }
-    if(_S51)
+    if(_S74)
     {
-        _S43 = (_S37 + _S40.y + 3U) < _S26;
-    }
-    else
-    {
-        _S43 = false;
-    }
-    if(_S43)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S50 * p_0->out_row_0 + _S37 + _S40.y + 3U]) = *&((&sums_1[4U])->w);
-    }
-    uint _S52 = _S41 + 5U;
-    bool _S53 = _S52 < _S28;
-    if(_S53)
-    {
-        _S43 = (_S37 + _S40.y) < _S26;
+        _S70 = (_S64 + _S67.y + 2U) < _S53;
     }
     else
     {
-        _S43 = false;
+        _S70 = false;
     }
-    if(_S43)
+    if(_S70)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S52 * p_0->out_row_0 + _S37 + _S40.y]) = *&((&sums_1[5U])->x);
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S73 * p_0->out_row_0 + _S64 + _S67.y + 2U]) = *&((&sums_1[2U])->z);
     }
-    if(_S53)
+    if(_S74)
     {
-        _S43 = (_S37 + _S40.y + 1U) < _S26;
-    }
-    else
-    {
-        _S43 = false;
-    }
-    if(_S43)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S52 * p_0->out_row_0 + _S37 + _S40.y + 1U]) = *&((&sums_1[5U])->y);
-    }
-    if(_S53)
-    {
-        _S43 = (_S37 + _S40.y + 2U) < _S26;
+        _S70 = (_S64 + _S67.y + 3U) < _S53;
     }
     else
     {
-        _S43 = false;
+        _S70 = false;
     }
-    if(_S43)
+    if(_S70)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S52 * p_0->out_row_0 + _S37 + _S40.y + 2U]) = *&((&sums_1[5U])->z);
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S73 * p_0->out_row_0 + _S64 + _S67.y + 3U]) = *&((&sums_1[2U])->w);
     }
-    if(_S53)
+    uint _S75 = _S68 + 3U;
+    bool _S76 = _S75 < _S55;
+    if(_S76)
     {
-        _S43 = (_S37 + _S40.y + 3U) < _S26;
-    }
-    else
-    {
-        _S43 = false;
-    }
-    if(_S43)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S52 * p_0->out_row_0 + _S37 + _S40.y + 3U]) = *&((&sums_1[5U])->w);
-    }
-    uint _S54 = _S41 + 6U;
-    bool _S55 = _S54 < _S28;
-    if(_S55)
-    {
-        _S43 = (_S37 + _S40.y) < _S26;
+        _S70 = (_S64 + _S67.y) < _S53;
     }
     else
     {
-        _S43 = false;
+        _S70 = false;
     }
-    if(_S43)
+    if(_S70)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S54 * p_0->out_row_0 + _S37 + _S40.y]) = *&((&sums_1[6U])->x);
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S75 * p_0->out_row_0 + _S64 + _S67.y]) = *&((&sums_1[3U])->x);
     }
-    if(_S55)
+    if(_S76)
     {
-        _S43 = (_S37 + _S40.y + 1U) < _S26;
-    }
-    else
-    {
-        _S43 = false;
-    }
-    if(_S43)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S54 * p_0->out_row_0 + _S37 + _S40.y + 1U]) = *&((&sums_1[6U])->y);
-    }
-    if(_S55)
-    {
-        _S43 = (_S37 + _S40.y + 2U) < _S26;
+        _S70 = (_S64 + _S67.y + 1U) < _S53;
     }
     else
     {
-        _S43 = false;
+        _S70 = false;
     }
-    if(_S43)
+    if(_S70)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S54 * p_0->out_row_0 + _S37 + _S40.y + 2U]) = *&((&sums_1[6U])->z);
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S75 * p_0->out_row_0 + _S64 + _S67.y + 1U]) = *&((&sums_1[3U])->y);
     }
-    if(_S55)
+    if(_S76)
     {
-        _S43 = (_S37 + _S40.y + 3U) < _S26;
-    }
-    else
-    {
-        _S43 = false;
-    }
-    if(_S43)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S54 * p_0->out_row_0 + _S37 + _S40.y + 3U]) = *&((&sums_1[6U])->w);
-    }
-    uint _S56 = _S41 + 7U;
-    bool _S57 = _S56 < _S28;
-    if(_S57)
-    {
-        _S43 = (_S37 + _S40.y) < _S26;
+        _S70 = (_S64 + _S67.y + 2U) < _S53;
     }
     else
     {
-        _S43 = false;
+        _S70 = false;
     }
-    if(_S43)
+    if(_S70)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S56 * p_0->out_row_0 + _S37 + _S40.y]) = *&((&sums_1[7U])->x);
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S75 * p_0->out_row_0 + _S64 + _S67.y + 2U]) = *&((&sums_1[3U])->z);
     }
-    if(_S57)
+    if(_S76)
     {
-        _S43 = (_S37 + _S40.y + 1U) < _S26;
-    }
-    else
-    {
-        _S43 = false;
-    }
-    if(_S43)
-    {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S56 * p_0->out_row_0 + _S37 + _S40.y + 1U]) = *&((&sums_1[7U])->y);
-    }
-    if(_S57)
-    {
-        _S43 = (_S37 + _S40.y + 2U) < _S26;
+        _S70 = (_S64 + _S67.y + 3U) < _S53;
     }
     else
     {
-        _S43 = false;
+        _S70 = false;
     }
-    if(_S43)
+    if(_S70)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S56 * p_0->out_row_0 + _S37 + _S40.y + 2U]) = *&((&sums_1[7U])->z);
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S75 * p_0->out_row_0 + _S64 + _S67.y + 3U]) = *&((&sums_1[3U])->w);
     }
-    if(_S57)
+    uint _S77 = _S68 + 4U;
+    bool _S78 = _S77 < _S55;
+    if(_S78)
     {
-        _S43 = (_S37 + _S40.y + 3U) < _S26;
+        _S70 = (_S64 + _S67.y) < _S53;
     }
     else
     {
-        _S43 = false;
+        _S70 = false;
     }
-    if(_S43)
+    if(_S70)
     {
-        *(&(result_0)[p_0->out_offset_0 + _S32 * p_0->out_batch_0 + _S56 * p_0->out_row_0 + _S37 + _S40.y + 3U]) = *&((&sums_1[7U])->w);
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S77 * p_0->out_row_0 + _S64 + _S67.y]) = *&((&sums_1[4U])->x);
+    }
+    if(_S78)
+    {
+        _S70 = (_S64 + _S67.y + 1U) < _S53;
+    }
+    else
+    {
+        _S70 = false;
+    }
+    if(_S70)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S77 * p_0->out_row_0 + _S64 + _S67.y + 1U]) = *&((&sums_1[4U])->y);
+    }
+    if(_S78)
+    {
+        _S70 = (_S64 + _S67.y + 2U) < _S53;
+    }
+    else
+    {
+        _S70 = false;
+    }
+    if(_S70)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S77 * p_0->out_row_0 + _S64 + _S67.y + 2U]) = *&((&sums_1[4U])->z);
+    }
+    if(_S78)
+    {
+        _S70 = (_S64 + _S67.y + 3U) < _S53;
+    }
+    else
+    {
+        _S70 = false;
+    }
+    if(_S70)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S77 * p_0->out_row_0 + _S64 + _S67.y + 3U]) = *&((&sums_1[4U])->w);
+    }
+    uint _S79 = _S68 + 5U;
+    bool _S80 = _S79 < _S55;
+    if(_S80)
+    {
+        _S70 = (_S64 + _S67.y) < _S53;
+    }
+    else
+    {
+        _S70 = false;
+    }
+    if(_S70)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S79 * p_0->out_row_0 + _S64 + _S67.y]) = *&((&sums_1[5U])->x);
+    }
+    if(_S80)
+    {
+        _S70 = (_S64 + _S67.y + 1U) < _S53;
+    }
+    else
+    {
+        _S70 = false;
+    }
+    if(_S70)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S79 * p_0->out_row_0 + _S64 + _S67.y + 1U]) = *&((&sums_1[5U])->y);
+    }
+    if(_S80)
+    {
+        _S70 = (_S64 + _S67.y + 2U) < _S53;
+    }
+    else
+    {
+        _S70 = false;
+    }
+    if(_S70)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S79 * p_0->out_row_0 + _S64 + _S67.y + 2U]) = *&((&sums_1[5U])->z);
+    }
+    if(_S80)
+    {
+        _S70 = (_S64 + _S67.y + 3U) < _S53;
+    }
+    else
+    {
+        _S70 = false;
+    }
+    if(_S70)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S79 * p_0->out_row_0 + _S64 + _S67.y + 3U]) = *&((&sums_1[5U])->w);
+    }
+    uint _S81 = _S68 + 6U;
+    bool _S82 = _S81 < _S55;
+    if(_S82)
+    {
+        _S70 = (_S64 + _S67.y) < _S53;
+    }
+    else
+    {
+        _S70 = false;
+    }
+    if(_S70)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S81 * p_0->out_row_0 + _S64 + _S67.y]) = *&((&sums_1[6U])->x);
+    }
+    if(_S82)
+    {
+        _S70 = (_S64 + _S67.y + 1U) < _S53;
+    }
+    else
+    {
+        _S70 = false;
+    }
+    if(_S70)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S81 * p_0->out_row_0 + _S64 + _S67.y + 1U]) = *&((&sums_1[6U])->y);
+    }
+    if(_S82)
+    {
+        _S70 = (_S64 + _S67.y + 2U) < _S53;
+    }
+    else
+    {
+        _S70 = false;
+    }
+    if(_S70)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S81 * p_0->out_row_0 + _S64 + _S67.y + 2U]) = *&((&sums_1[6U])->z);
+    }
+    if(_S82)
+    {
+        _S70 = (_S64 + _S67.y + 3U) < _S53;
+    }
+    else
+    {
+        _S70 = false;
+    }
+    if(_S70)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S81 * p_0->out_row_0 + _S64 + _S67.y + 3U]) = *&((&sums_1[6U])->w);
+    }
+    uint _S83 = _S68 + 7U;
+    bool _S84 = _S83 < _S55;
+    if(_S84)
+    {
+        _S70 = (_S64 + _S67.y) < _S53;
+    }
+    else
+    {
+        _S70 = false;
+    }
+    if(_S70)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S83 * p_0->out_row_0 + _S64 + _S67.y]) = *&((&sums_1[7U])->x);
+    }
+    if(_S84)
+    {
+        _S70 = (_S64 + _S67.y + 1U) < _S53;
+    }
+    else
+    {
+        _S70 = false;
+    }
+    if(_S70)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S83 * p_0->out_row_0 + _S64 + _S67.y + 1U]) = *&((&sums_1[7U])->y);
+    }
+    if(_S84)
+    {
+        _S70 = (_S64 + _S67.y + 2U) < _S53;
+    }
+    else
+    {
+        _S70 = false;
+    }
+    if(_S70)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S83 * p_0->out_row_0 + _S64 + _S67.y + 2U]) = *&((&sums_1[7U])->z);
+    }
+    if(_S84)
+    {
+        _S70 = (_S64 + _S67.y + 3U) < _S53;
+    }
+    else
+    {
+        _S70 = false;
+    }
+    if(_S70)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S83 * p_0->out_row_0 + _S64 + _S67.y + 3U]) = *&((&sums_1[7U])->w);
     }
     return;
 }
 
-extern "C" __global__ void matmul_f16_f32(StructuredBuffer<uint> a_1, StructuredBuffer<uint> b_1, RWStructuredBuffer<float> result_1, MatmulParams_0 p_1)
+extern "C" __global__ void matmul_f16_f32(StructuredBuffer<uint> a_1, StructuredBuffer<uint> b_1, RWStructuredBuffer<float> result_2, MatmulParams_0 p_1)
 {
-    uint _S58 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatmulParams_0 _S59 = p_1;
-    matmul_0(blockIdx, _S58, a_1, b_1, result_1, &_S59);
+    uint _S85 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatmulParams_0 _S86 = p_1;
+    matmul_0(blockIdx, _S85, a_1, b_1, result_2, &_S86);
     return;
 }

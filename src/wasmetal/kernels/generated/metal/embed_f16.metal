@@ -36,37 +36,74 @@ uint live_rows_0(uint device* step_0, uint offset_0, uint rows_1)
     return _S1;
 }
 
+uint word_at_0(uint device* words_0, uint offset_1, uint half_0)
+{
+    uint _S2 = offset_1 + half_0 / 2U;
+    uint _S3;
+    if((half_0 % 2U) == 0U)
+    {
+        _S3 = words_0[_S2];
+    }
+    else
+    {
+        _S3 = (words_0[_S2] >> 16U) | (words_0[_S2 + 1U] << 16U);
+    }
+    return _S3;
+}
+
 float2 halves_0(uint word_0)
 {
     return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
 }
 
-float half_at_0(uint device* words_0, uint offset_1, uint half_0)
+float half_at_0(uint device* words_1, uint offset_2, uint half_1)
 {
-    return halves_0(words_0[offset_1 + half_0 / 2U] >> (half_0 % 2U * 16U)).x;
+    return halves_0(words_1[offset_2 + half_1 / 2U] >> (half_1 % 2U * 16U)).x;
 }
 
-float F16_at_0(uint device* words_1, uint offset_2, uint columns_1, uint row_0, uint column_0)
+float4 F16_four_0(uint device* words_2, uint offset_3, uint columns_1, uint row_0, uint column_0)
 {
-    return half_at_0(words_1, offset_2, row_0 * columns_1 + column_0);
-}
-
-void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* ids_0, float device* result_0, uint device* step_1, const EmbedParams_0 constant* p_0)
-{
-    uint _S2 = group_number_0(group_1);
-    if(_S2 >= (live_rows_0(step_1, p_0->step_offset_0, p_0->rows_0)))
+    uint _S4 = row_0 * columns_1 + column_0;
+    if((column_0 + 4U) <= columns_1)
     {
-        return;
+        return float4(halves_0(word_at_0(words_2, offset_3, _S4)), halves_0(word_at_0(words_2, offset_3, _S4 + 2U)));
     }
-    uint _S3 = min(ids_0[p_0->ids_offset_0 + _S2], p_0->table_rows_0 - 1U) - p_0->first_row_0;
-    if(_S3 >= (p_0->bound_rows_0))
-    {
-        return;
-    }
-    uint column_1 = thread_0;
+    thread float4 result_0 = float4(int4(int(0)) );
+    uint c_0 = 0U;
     for(;;)
     {
-        uint _S4 = p_0->columns_0;
+        if(c_0 < 3U)
+        {
+        }
+        else
+        {
+            break;
+        }
+        if((column_0 + c_0) < columns_1)
+        {
+            result_0[c_0] = half_at_0(words_2, offset_3, _S4 + c_0);
+        }
+        c_0 = c_0 + 1U;
+    }
+    return result_0;
+}
+
+void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* ids_0, float device* result_1, uint device* step_1, const EmbedParams_0 constant* p_0)
+{
+    uint _S5 = group_number_0(group_1);
+    if(_S5 >= (live_rows_0(step_1, p_0->step_offset_0, p_0->rows_0)))
+    {
+        return;
+    }
+    uint _S6 = min(ids_0[p_0->ids_offset_0 + _S5], p_0->table_rows_0 - 1U) - p_0->first_row_0;
+    if(_S6 >= (p_0->bound_rows_0))
+    {
+        return;
+    }
+    uint column_1 = 4U * thread_0;
+    for(;;)
+    {
+        uint _S7 = p_0->columns_0;
         if(column_1 < (p_0->columns_0))
         {
         }
@@ -74,8 +111,21 @@ void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* id
         {
             break;
         }
-        *(result_0+(p_0->out_offset_0 + _S2 * p_0->out_stride_0 + column_1)) = F16_at_0(table_0, p_0->table_offset_0, _S4, _S3, column_1);
-        column_1 = column_1 + 128U;
+        float4 _S8 = F16_four_0(table_0, p_0->table_offset_0, _S7, _S6, column_1);
+        uint c_1 = 0U;
+        for(;;)
+        {
+            if(c_1 < (min(4U, _S7 - column_1)))
+            {
+            }
+            else
+            {
+                break;
+            }
+            *(result_1+(p_0->out_offset_0 + _S5 * p_0->out_stride_0 + column_1 + c_1)) = _S8[c_1];
+            c_1 = c_1 + 1U;
+        }
+        column_1 = column_1 + 512U;
     }
     return;
 }

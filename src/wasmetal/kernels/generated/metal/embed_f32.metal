@@ -36,27 +36,45 @@ uint live_rows_0(uint device* step_0, uint offset_0, uint rows_1)
     return _S1;
 }
 
-float F32_at_0(uint device* words_0, uint offset_1, uint columns_1, uint row_0, uint column_0)
+float4 F32_four_0(uint device* words_0, uint offset_1, uint columns_1, uint row_0, uint column_0)
 {
-    return (as_type<float>((words_0[offset_1 + row_0 * columns_1 + column_0])));
-}
-
-void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* ids_0, float device* result_0, uint device* step_1, const EmbedParams_0 constant* p_0)
-{
-    uint _S2 = group_number_0(group_1);
-    if(_S2 >= (live_rows_0(step_1, p_0->step_offset_0, p_0->rows_0)))
-    {
-        return;
-    }
-    uint _S3 = min(ids_0[p_0->ids_offset_0 + _S2], p_0->table_rows_0 - 1U) - p_0->first_row_0;
-    if(_S3 >= (p_0->bound_rows_0))
-    {
-        return;
-    }
-    uint column_1 = thread_0;
+    uint _S2 = offset_1 + row_0 * columns_1 + column_0;
+    thread float4 result_0 = float4(int4(int(0)) );
+    uint c_0 = 0U;
     for(;;)
     {
-        uint _S4 = p_0->columns_0;
+        if(c_0 < 4U)
+        {
+        }
+        else
+        {
+            break;
+        }
+        if((column_0 + c_0) < columns_1)
+        {
+            result_0[c_0] = (as_type<float>((words_0[_S2 + c_0])));
+        }
+        c_0 = c_0 + 1U;
+    }
+    return result_0;
+}
+
+void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* ids_0, float device* result_1, uint device* step_1, const EmbedParams_0 constant* p_0)
+{
+    uint _S3 = group_number_0(group_1);
+    if(_S3 >= (live_rows_0(step_1, p_0->step_offset_0, p_0->rows_0)))
+    {
+        return;
+    }
+    uint _S4 = min(ids_0[p_0->ids_offset_0 + _S3], p_0->table_rows_0 - 1U) - p_0->first_row_0;
+    if(_S4 >= (p_0->bound_rows_0))
+    {
+        return;
+    }
+    uint column_1 = 4U * thread_0;
+    for(;;)
+    {
+        uint _S5 = p_0->columns_0;
         if(column_1 < (p_0->columns_0))
         {
         }
@@ -64,8 +82,21 @@ void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* id
         {
             break;
         }
-        *(result_0+(p_0->out_offset_0 + _S2 * p_0->out_stride_0 + column_1)) = F32_at_0(table_0, p_0->table_offset_0, _S4, _S3, column_1);
-        column_1 = column_1 + 128U;
+        float4 _S6 = F32_four_0(table_0, p_0->table_offset_0, _S5, _S4, column_1);
+        uint c_1 = 0U;
+        for(;;)
+        {
+            if(c_1 < (min(4U, _S5 - column_1)))
+            {
+            }
+            else
+            {
+                break;
+            }
+            *(result_1+(p_0->out_offset_0 + _S3 * p_0->out_stride_0 + column_1 + c_1)) = _S6[c_1];
+            c_1 = c_1 + 1U;
+        }
+        column_1 = column_1 + 512U;
     }
     return;
 }

@@ -36,44 +36,58 @@ uint live_rows_0(uint device* step_0, uint offset_0, uint rows_1)
     return _S1;
 }
 
+uint word_at_0(uint device* words_0, uint offset_1, uint half_0)
+{
+    uint _S2 = offset_1 + half_0 / 2U;
+    uint _S3;
+    if((half_0 % 2U) == 0U)
+    {
+        _S3 = words_0[_S2];
+    }
+    else
+    {
+        _S3 = (words_0[_S2] >> 16U) | (words_0[_S2 + 1U] << 16U);
+    }
+    return _S3;
+}
+
 float2 halves_0(uint word_0)
 {
     return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
 }
 
-float half_at_0(uint device* words_0, uint offset_1, uint half_0)
+float half_at_0(uint device* words_1, uint offset_2, uint half_1)
 {
-    return halves_0(words_0[offset_1 + half_0 / 2U] >> (half_0 % 2U * 16U)).x;
+    return halves_0(words_1[offset_2 + half_1 / 2U] >> (half_1 % 2U * 16U)).x;
 }
 
-float nibble_at_0(uint device* words_1, uint offset_2, uint half_1, uint i_0)
+float4 nibbles_0(uint word_1)
 {
-    uint _S2 = half_1 * 2U + i_0 % 16U;
-    return float((words_1[offset_2 + _S2 / 4U] >> (_S2 % 4U * 8U + i_0 / 16U * 4U)) & 15U);
+    return float4(uint4(word_1, word_1 >> 8U, word_1 >> 16U, word_1 >> 24U) & (uint4(15U) ));
 }
 
-float Q4_0_at_0(uint device* words_2, uint offset_3, uint columns_1, uint row_0, uint column_0)
+float4 Q4_0_four_0(uint device* words_2, uint offset_3, uint columns_1, uint row_0, uint column_0)
 {
-    uint _S3 = (row_0 * (columns_1 / 32U) + column_0 / 32U) * 9U;
-    return half_at_0(words_2, offset_3, _S3) * (nibble_at_0(words_2, offset_3, _S3 + 1U, column_0 % 32U) - 8.0);
+    uint _S4 = (row_0 * (columns_1 / 32U) + column_0 / 32U) * 9U;
+    return float4(half_at_0(words_2, offset_3, _S4))  * (nibbles_0((word_at_0(words_2, offset_3, _S4 + 1U + column_0 % 16U / 2U)) >> (column_0 % 32U / 16U * 4U)) - float4(8.0) );
 }
 
 void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* ids_0, float device* result_0, uint device* step_1, const EmbedParams_0 constant* p_0)
 {
-    uint _S4 = group_number_0(group_1);
-    if(_S4 >= (live_rows_0(step_1, p_0->step_offset_0, p_0->rows_0)))
+    uint _S5 = group_number_0(group_1);
+    if(_S5 >= (live_rows_0(step_1, p_0->step_offset_0, p_0->rows_0)))
     {
         return;
     }
-    uint _S5 = min(ids_0[p_0->ids_offset_0 + _S4], p_0->table_rows_0 - 1U) - p_0->first_row_0;
-    if(_S5 >= (p_0->bound_rows_0))
+    uint _S6 = min(ids_0[p_0->ids_offset_0 + _S5], p_0->table_rows_0 - 1U) - p_0->first_row_0;
+    if(_S6 >= (p_0->bound_rows_0))
     {
         return;
     }
-    uint column_1 = thread_0;
+    uint column_1 = 4U * thread_0;
     for(;;)
     {
-        uint _S6 = p_0->columns_0;
+        uint _S7 = p_0->columns_0;
         if(column_1 < (p_0->columns_0))
         {
         }
@@ -81,8 +95,21 @@ void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* id
         {
             break;
         }
-        *(result_0+(p_0->out_offset_0 + _S4 * p_0->out_stride_0 + column_1)) = Q4_0_at_0(table_0, p_0->table_offset_0, _S6, _S5, column_1);
-        column_1 = column_1 + 128U;
+        float4 _S8 = Q4_0_four_0(table_0, p_0->table_offset_0, _S7, _S6, column_1);
+        uint c_0 = 0U;
+        for(;;)
+        {
+            if(c_0 < (min(4U, _S7 - column_1)))
+            {
+            }
+            else
+            {
+                break;
+            }
+            *(result_0+(p_0->out_offset_0 + _S5 * p_0->out_stride_0 + column_1 + c_0)) = _S8[c_0];
+            c_0 = c_0 + 1U;
+        }
+        column_1 = column_1 + 512U;
     }
     return;
 }

@@ -41,21 +41,16 @@ float2 halves_0(uint word_0)
     return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
 }
 
-float half_at_0(uint device* words_0, uint offset_1, uint half_0)
+float4 nibbles_0(uint word_1)
 {
-    return halves_0(words_0[offset_1 + half_0 / 2U] >> (half_0 % 2U * 16U)).x;
+    return float4(uint4(word_1, word_1 >> 8U, word_1 >> 16U, word_1 >> 24U) & (uint4(15U) ));
 }
 
-float nibble_at_0(uint device* words_1, uint offset_2, uint half_1, uint i_0)
+float4 Q4_1_four_0(uint device* words_0, uint offset_1, uint columns_1, uint row_0, uint column_0)
 {
-    uint _S2 = half_1 * 2U + i_0 % 16U;
-    return float((words_1[offset_2 + _S2 / 4U] >> (_S2 % 4U * 8U + i_0 / 16U * 4U)) & 15U);
-}
-
-float Q4_1_at_0(uint device* words_2, uint offset_3, uint columns_1, uint row_0, uint column_0)
-{
-    uint _S3 = (row_0 * (columns_1 / 32U) + column_0 / 32U) * 10U;
-    return half_at_0(words_2, offset_3, _S3) * nibble_at_0(words_2, offset_3, _S3 + 2U, column_0 % 32U) + half_at_0(words_2, offset_3, _S3 + 1U);
+    uint _S2 = offset_1 + (row_0 * (columns_1 / 32U) + column_0 / 32U) * 5U;
+    float2 _S3 = halves_0(words_0[_S2]);
+    return float4(_S3.x)  * nibbles_0(words_0[_S2 + 1U + column_0 % 16U / 4U] >> (column_0 % 32U / 16U * 4U)) + float4(_S3.y) ;
 }
 
 void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* ids_0, float device* result_0, uint device* step_1, const EmbedParams_0 constant* p_0)
@@ -70,7 +65,7 @@ void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* id
     {
         return;
     }
-    uint column_1 = thread_0;
+    uint column_1 = 4U * thread_0;
     for(;;)
     {
         uint _S6 = p_0->columns_0;
@@ -81,8 +76,21 @@ void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* id
         {
             break;
         }
-        *(result_0+(p_0->out_offset_0 + _S4 * p_0->out_stride_0 + column_1)) = Q4_1_at_0(table_0, p_0->table_offset_0, _S6, _S5, column_1);
-        column_1 = column_1 + 128U;
+        float4 _S7 = Q4_1_four_0(table_0, p_0->table_offset_0, _S6, _S5, column_1);
+        uint c_0 = 0U;
+        for(;;)
+        {
+            if(c_0 < (min(4U, _S6 - column_1)))
+            {
+            }
+            else
+            {
+                break;
+            }
+            *(result_0+(p_0->out_offset_0 + _S4 * p_0->out_stride_0 + column_1 + c_0)) = _S7[c_0];
+            c_0 = c_0 + 1U;
+        }
+        column_1 = column_1 + 512U;
     }
     return;
 }

@@ -46,29 +46,48 @@ float half_at_0(uint device* words_0, uint offset_1, uint half_0)
     return halves_0(words_0[offset_1 + half_0 / 2U] >> (half_0 % 2U * 16U)).x;
 }
 
-float Q8_0_at_0(uint device* words_1, uint offset_2, uint columns_1, uint row_0, uint column_0)
+uint word_at_0(uint device* words_1, uint offset_2, uint half_1)
 {
-    uint _S2 = (row_0 * (columns_1 / 32U) + column_0 / 32U) * 17U;
-    uint _S3 = _S2 * 2U + 2U + column_0 % 32U;
-    return half_at_0(words_1, offset_2, _S2) * float(int(words_1[offset_2 + _S3 / 4U] << (24U - _S3 % 4U * 8U)) >> 24U);
+    uint _S2 = offset_2 + half_1 / 2U;
+    uint _S3;
+    if((half_1 % 2U) == 0U)
+    {
+        _S3 = words_1[_S2];
+    }
+    else
+    {
+        _S3 = (words_1[_S2] >> 16U) | (words_1[_S2 + 1U] << 16U);
+    }
+    return _S3;
+}
+
+float4 bytes_0(uint word_1)
+{
+    return float4(int4(int(word_1 << 24U), int(word_1 << 16U), int(word_1 << 8U), int(word_1)) >> (uint4(24U) ));
+}
+
+float4 Q8_0_four_0(uint device* words_2, uint offset_3, uint columns_1, uint row_0, uint column_0)
+{
+    uint _S4 = (row_0 * (columns_1 / 32U) + column_0 / 32U) * 17U;
+    return float4(half_at_0(words_2, offset_3, _S4))  * bytes_0(word_at_0(words_2, offset_3, _S4 + 1U + column_0 % 32U / 2U));
 }
 
 void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* ids_0, float device* result_0, uint device* step_1, const EmbedParams_0 constant* p_0)
 {
-    uint _S4 = group_number_0(group_1);
-    if(_S4 >= (live_rows_0(step_1, p_0->step_offset_0, p_0->rows_0)))
+    uint _S5 = group_number_0(group_1);
+    if(_S5 >= (live_rows_0(step_1, p_0->step_offset_0, p_0->rows_0)))
     {
         return;
     }
-    uint _S5 = min(ids_0[p_0->ids_offset_0 + _S4], p_0->table_rows_0 - 1U) - p_0->first_row_0;
-    if(_S5 >= (p_0->bound_rows_0))
+    uint _S6 = min(ids_0[p_0->ids_offset_0 + _S5], p_0->table_rows_0 - 1U) - p_0->first_row_0;
+    if(_S6 >= (p_0->bound_rows_0))
     {
         return;
     }
-    uint column_1 = thread_0;
+    uint column_1 = 4U * thread_0;
     for(;;)
     {
-        uint _S6 = p_0->columns_0;
+        uint _S7 = p_0->columns_0;
         if(column_1 < (p_0->columns_0))
         {
         }
@@ -76,8 +95,21 @@ void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* id
         {
             break;
         }
-        *(result_0+(p_0->out_offset_0 + _S4 * p_0->out_stride_0 + column_1)) = Q8_0_at_0(table_0, p_0->table_offset_0, _S6, _S5, column_1);
-        column_1 = column_1 + 128U;
+        float4 _S8 = Q8_0_four_0(table_0, p_0->table_offset_0, _S7, _S6, column_1);
+        uint c_0 = 0U;
+        for(;;)
+        {
+            if(c_0 < (min(4U, _S7 - column_1)))
+            {
+            }
+            else
+            {
+                break;
+            }
+            *(result_0+(p_0->out_offset_0 + _S5 * p_0->out_stride_0 + column_1 + c_0)) = _S8[c_0];
+            c_0 = c_0 + 1U;
+        }
+        column_1 = column_1 + 512U;
     }
     return;
 }

@@ -3,6 +3,11 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
+struct Block_0
+{
+    array<float4, int(4)> rows_0;
+};
+
 struct Weights_0
 {
     uint offset_0;
@@ -10,81 +15,138 @@ struct Weights_0
     uint k_0;
 };
 
-float F32_at_0(uint device* words_0, uint offset_1, uint columns_0, uint row_0, uint column_0)
+float4 F32_four_0(uint device* words_0, uint offset_1, uint columns_0, uint row_0, uint column_0)
 {
-    return (as_type<float>((words_0[offset_1 + row_0 * columns_0 + column_0])));
+    uint _S1 = offset_1 + row_0 * columns_0 + column_0;
+    thread float4 result_0 = float4(int4(int(0)) );
+    uint c_0 = 0U;
+    for(;;)
+    {
+        if(c_0 < 4U)
+        {
+        }
+        else
+        {
+            break;
+        }
+        if((column_0 + c_0) < columns_0)
+        {
+            result_0[c_0] = (as_type<float>((words_0[_S1 + c_0])));
+        }
+        c_0 = c_0 + 1U;
+    }
+    return result_0;
 }
 
-float Weights_at_0(const Weights_0 thread* this_0, uint device* this_words_0, uint row_1, uint k_1)
+float4 Weights_four_0(const Weights_0 thread* this_0, uint device* this_words_0, uint row_1, uint first_0)
 {
-    bool _S1;
+    bool _S2;
     if(row_1 < (this_0->n_0))
     {
-        _S1 = k_1 < (this_0->k_0);
+        _S2 = first_0 < (this_0->k_0);
     }
     else
     {
-        _S1 = false;
+        _S2 = false;
     }
-    float _S2;
-    if(_S1)
+    float4 _S3;
+    if(_S2)
     {
-        _S2 = F32_at_0(this_words_0, this_0->offset_0, this_0->k_0, row_1, k_1);
+        _S3 = F32_four_0(this_words_0, this_0->offset_0, this_0->k_0, row_1, first_0);
     }
     else
     {
-        _S2 = 0.0;
+        _S3 = float4(int4(int(0)) );
     }
-    return _S2;
+    return _S3;
 }
 
-float4 load_0(const Weights_0 thread* side_0, uint device* side_words_0, uint row_2, uint k_2)
+Block_0 Block_x24init_0(const array<float4, int(4)> thread* rows_1)
 {
-    float _S3 = Weights_at_0(side_0, side_words_0, row_2, k_2);
-    float _S4 = Weights_at_0(side_0, side_words_0, row_2 + 1U, k_2);
-    float _S5 = Weights_at_0(side_0, side_words_0, row_2 + 2U, k_2);
-    float _S6 = Weights_at_0(side_0, side_words_0, row_2 + 3U, k_2);
-    return float4(_S3, _S4, _S5, _S6);
+    thread Block_0 _S4;
+    (&_S4)->rows_0 = *rows_1;
+    return _S4;
+}
+
+Block_0 Block_load_0(const Weights_0 thread* side_0, uint device* side_words_0, uint row_2, uint k_1)
+{
+    float4 _S5 = Weights_four_0(side_0, side_words_0, row_2, k_1);
+    float4 _S6 = Weights_four_0(side_0, side_words_0, row_2 + 1U, k_1);
+    float4 _S7 = Weights_four_0(side_0, side_words_0, row_2 + 2U, k_1);
+    float4 _S8 = Weights_four_0(side_0, side_words_0, row_2 + 3U, k_1);
+    thread array<float4, int(4)> _S9;
+    _S9[int(0)] = _S5;
+    _S9[int(1)] = _S6;
+    _S9[int(2)] = _S7;
+    _S9[int(3)] = _S8;
+    Block_0 _S10 = Block_x24init_0(&_S9);
+    return _S10;
 }
 
 struct Activations_0
 {
     uint offset_2;
     uint stride_0;
-    uint rows_0;
-    uint k_3;
+    uint rows_2;
+    uint k_2;
 };
 
-float Activations_at_0(const Activations_0 thread* this_1, float device* this_x_0, uint row_3, uint k_4)
+float4 Activations_four_0(const Activations_0 thread* this_1, float device* this_x_0, uint row_3, uint first_1)
 {
-    bool _S7;
-    if(row_3 < (this_1->rows_0))
+    uint _S11 = this_1->offset_2 + row_3 * this_1->stride_0 + first_1;
+    bool _S12;
+    if(row_3 >= (this_1->rows_2))
     {
-        _S7 = k_4 < (this_1->k_3);
+        _S12 = true;
     }
     else
     {
-        _S7 = false;
+        _S12 = first_1 >= (this_1->k_2);
     }
-    float _S8;
-    if(_S7)
+    if(_S12)
     {
-        _S8 = this_x_0[this_1->offset_2 + row_3 * this_1->stride_0 + k_4];
+        return float4(int4(int(0)) );
     }
-    else
+    uint _S13 = this_1->k_2;
+    if((first_1 + 4U) > (this_1->k_2))
     {
-        _S8 = 0.0;
+        float _S14 = this_x_0[_S11];
+        float _S15;
+        if((first_1 + 1U) < _S13)
+        {
+            _S15 = this_x_0[_S11 + 1U];
+        }
+        else
+        {
+            _S15 = 0.0;
+        }
+        float _S16;
+        if((first_1 + 2U) < _S13)
+        {
+            _S16 = this_x_0[_S11 + 2U];
+        }
+        else
+        {
+            _S16 = 0.0;
+        }
+        return float4(_S14, _S15, _S16, 0.0);
     }
-    return _S8;
+    return float4(this_x_0[_S11], this_x_0[_S11 + 1U], this_x_0[_S11 + 2U], this_x_0[_S11 + 3U]);
 }
 
-float4 load_1(const Activations_0 thread* side_1, float device* side_x_0, uint row_4, uint k_5)
+Block_0 Block_load_1(const Activations_0 thread* side_1, float device* side_x_0, uint row_4, uint k_3)
 {
-    float _S9 = Activations_at_0(side_1, side_x_0, row_4, k_5);
-    float _S10 = Activations_at_0(side_1, side_x_0, row_4 + 1U, k_5);
-    float _S11 = Activations_at_0(side_1, side_x_0, row_4 + 2U, k_5);
-    float _S12 = Activations_at_0(side_1, side_x_0, row_4 + 3U, k_5);
-    return float4(_S9, _S10, _S11, _S12);
+    float4 _S17 = Activations_four_0(side_1, side_x_0, row_4, k_3);
+    float4 _S18 = Activations_four_0(side_1, side_x_0, row_4 + 1U, k_3);
+    float4 _S19 = Activations_four_0(side_1, side_x_0, row_4 + 2U, k_3);
+    float4 _S20 = Activations_four_0(side_1, side_x_0, row_4 + 3U, k_3);
+    thread array<float4, int(4)> _S21;
+    _S21[int(0)] = _S17;
+    _S21[int(1)] = _S18;
+    _S21[int(2)] = _S19;
+    _S21[int(3)] = _S20;
+    Block_0 _S22 = Block_x24init_0(&_S21);
+    return _S22;
 }
 
 bool Weights_along_k_0(const Weights_0 thread* this_2, uint device* this_words_1)
@@ -98,9 +160,9 @@ struct GemmParams_0
     uint weight_offset_0;
     uint out_offset_0;
     uint step_offset_0;
-    uint rows_1;
+    uint rows_3;
     uint n_1;
-    uint k_6;
+    uint k_4;
     uint x_stride_0;
     uint out_stride_0;
     uint accumulate_0;
@@ -132,74 +194,96 @@ bool Activations_along_k_0(const Activations_0 thread* this_3, float device* thi
     return true;
 }
 
-uint2 share_0(uint i_0, bool along_k_0)
+uint2 share_0(uint thread_1, bool along_k_0)
 {
-    uint2 _S13;
+    uint2 _S23;
     if(along_k_0)
     {
-        _S13 = uint2(i_0 % 32U, i_0 / 32U);
+        _S23 = uint2(thread_1 / 8U, thread_1 % 8U);
     }
     else
     {
-        _S13 = uint2(i_0 / 16U, i_0 % 16U);
+        _S23 = uint2(thread_1 % 16U, thread_1 / 16U);
     }
-    return _S13;
+    return _S23;
 }
 
-uint place_0(uint k_7, uint quad_0)
+uint place_0(uint k_5, uint quad_0)
 {
-    return k_7 * 16U + (quad_0 ^ (k_7 % 8U));
+    return k_5 * 16U + (quad_0 ^ (k_5 / 4U % 8U));
 }
 
-void product_0(const Activations_0 thread* left_0, float device* left_x_0, const Weights_0 thread* right_0, uint device* right_words_0, uint row_5, uint column_1, uint rows_2, uint k_8, uint thread_1, array<float4, int(8)> thread* sums_0, KernelContext_0 thread* kernelContext_0)
+float4 Block_column_0(const Block_0 thread* this_4, uint c_1)
 {
-    float4 _S14 = float4(int4(int(0)) );
-    (*sums_0)[0U] = _S14;
-    (*sums_0)[1U] = _S14;
-    (*sums_0)[2U] = _S14;
-    (*sums_0)[3U] = _S14;
-    (*sums_0)[4U] = _S14;
-    (*sums_0)[5U] = _S14;
-    (*sums_0)[6U] = _S14;
-    (*sums_0)[7U] = _S14;
-    uint2 _S15 = corner_0(thread_1);
+    return float4(this_4->rows_0[int(0)][c_1], this_4->rows_0[int(1)][c_1], this_4->rows_0[int(2)][c_1], this_4->rows_0[int(3)][c_1]);
+}
+
+void product_0(const Activations_0 thread* left_0, float device* left_x_0, const Weights_0 thread* right_0, uint device* right_words_0, uint row_5, uint column_1, uint rows_4, uint k_6, uint thread_2, array<float4, int(8)> thread* sums_0, KernelContext_0 thread* kernelContext_0)
+{
+    float4 _S24 = float4(int4(int(0)) );
+    (*sums_0)[0U] = _S24;
+    (*sums_0)[1U] = _S24;
+    (*sums_0)[2U] = _S24;
+    (*sums_0)[3U] = _S24;
+    (*sums_0)[4U] = _S24;
+    (*sums_0)[5U] = _S24;
+    (*sums_0)[6U] = _S24;
+    (*sums_0)[7U] = _S24;
+    uint2 _S25 = corner_0(thread_2);
+    bool _S26 = Activations_along_k_0(left_0, left_x_0);
+    uint2 _S27 = share_0(thread_2, _S26);
+    bool _S28 = Weights_along_k_0(right_0, right_words_0);
+    uint2 _S29 = share_0(thread_2, _S28);
+    uint _S30 = _S27.x;
+    uint _S31 = row_5 + 4U * _S30;
+    uint _S32 = 4U * _S27.y;
+    Block_0 _S33 = Block_load_1(left_0, left_x_0, _S31, _S32);
+    uint _S34 = _S29.x;
+    uint _S35 = column_1 + 4U * _S34;
+    uint _S36 = 4U * _S29.y;
+    Block_0 _S37 = Block_load_0(right_0, right_words_0, _S35, _S36);
     uint begin_0 = 0U;
+    Block_0 left_block_0 = _S33;
+    Block_0 right_block_0 = _S37;
     for(;;)
     {
-        if(begin_0 < k_8)
+        if(begin_0 < k_6)
         {
         }
         else
         {
             break;
         }
-        uint i_1 = thread_1;
-        for(;;)
-        {
-            if(i_1 < 512U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            bool _S16 = Activations_along_k_0(left_0, left_x_0);
-            uint2 _S17 = share_0(i_1, _S16);
-            uint _S18 = _S17.x;
-            uint _S19 = _S17.y;
-            float4 _S20 = load_1(left_0, left_x_0, row_5 + 4U * _S19, begin_0 + _S18);
-            (*kernelContext_0->left_tile_0)[place_0(_S18, _S19)] = _S20;
-            bool _S21 = Weights_along_k_0(right_0, right_words_0);
-            uint2 _S22 = share_0(i_1, _S21);
-            uint _S23 = _S22.x;
-            uint _S24 = _S22.y;
-            float4 _S25 = load_0(right_0, right_words_0, column_1 + 4U * _S24, begin_0 + _S23);
-            (*kernelContext_0->right_tile_0)[place_0(_S23, _S24)] = _S25;
-            i_1 = i_1 + 128U;
-        }
+        thread Block_0 _S38 = left_block_0;
+        float4 _S39 = Block_column_0(&_S38, 0U);
+        (*kernelContext_0->left_tile_0)[place_0(_S32, _S30)] = _S39;
+        thread Block_0 _S40 = right_block_0;
+        float4 _S41 = Block_column_0(&_S40, 0U);
+        (*kernelContext_0->right_tile_0)[place_0(_S36, _S34)] = _S41;
+        thread Block_0 _S42 = left_block_0;
+        float4 _S43 = Block_column_0(&_S42, 1U);
+        (*kernelContext_0->left_tile_0)[place_0(_S32 + 1U, _S30)] = _S43;
+        thread Block_0 _S44 = right_block_0;
+        float4 _S45 = Block_column_0(&_S44, 1U);
+        (*kernelContext_0->right_tile_0)[place_0(_S36 + 1U, _S34)] = _S45;
+        thread Block_0 _S46 = left_block_0;
+        float4 _S47 = Block_column_0(&_S46, 2U);
+        (*kernelContext_0->left_tile_0)[place_0(_S32 + 2U, _S30)] = _S47;
+        thread Block_0 _S48 = right_block_0;
+        float4 _S49 = Block_column_0(&_S48, 2U);
+        (*kernelContext_0->right_tile_0)[place_0(_S36 + 2U, _S34)] = _S49;
+        thread Block_0 _S50 = left_block_0;
+        float4 _S51 = Block_column_0(&_S50, 3U);
+        (*kernelContext_0->left_tile_0)[place_0(_S32 + 3U, _S30)] = _S51;
+        thread Block_0 _S52 = right_block_0;
+        float4 _S53 = Block_column_0(&_S52, 3U);
+        (*kernelContext_0->right_tile_0)[place_0(_S36 + 3U, _S34)] = _S53;
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        uint _S26 = _S15.x;
-        if((row_5 + _S26) < rows_2)
+        uint _S54 = begin_0 + 32U;
+        Block_0 _S55 = Block_load_1(left_0, left_x_0, _S31, _S54 + _S32);
+        Block_0 _S56 = Block_load_0(right_0, right_words_0, _S35, _S54 + _S36);
+        uint _S57 = _S25.x;
+        if((row_5 + _S57) < rows_4)
         {
             uint j_0 = 0U;
             for(;;)
@@ -211,22 +295,24 @@ void product_0(const Activations_0 thread* left_0, float device* left_x_0, const
                 {
                     break;
                 }
-                float4 _S27 = (*kernelContext_0->right_tile_0)[place_0(j_0, _S15.y / 4U)];
-                float4 _S28 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S26 / 4U)];
-                (*sums_0)[0U] = (*sums_0)[0U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S26 / 4U)].x)  * _S27;
-                (*sums_0)[1U] = (*sums_0)[1U] + float4(_S28.y)  * _S27;
-                (*sums_0)[2U] = (*sums_0)[2U] + float4(_S28.z)  * _S27;
-                (*sums_0)[3U] = (*sums_0)[3U] + float4(_S28.w)  * _S27;
-                float4 _S29 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S26 / 4U + 1U)];
-                (*sums_0)[4U] = (*sums_0)[4U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S26 / 4U + 1U)].x)  * _S27;
-                (*sums_0)[5U] = (*sums_0)[5U] + float4(_S29.y)  * _S27;
-                (*sums_0)[6U] = (*sums_0)[6U] + float4(_S29.z)  * _S27;
-                (*sums_0)[7U] = (*sums_0)[7U] + float4(_S29.w)  * _S27;
+                float4 _S58 = (*kernelContext_0->right_tile_0)[place_0(j_0, _S25.y / 4U)];
+                float4 _S59 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S57 / 4U)];
+                (*sums_0)[0U] = (*sums_0)[0U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S57 / 4U)].x)  * _S58;
+                (*sums_0)[1U] = (*sums_0)[1U] + float4(_S59.y)  * _S58;
+                (*sums_0)[2U] = (*sums_0)[2U] + float4(_S59.z)  * _S58;
+                (*sums_0)[3U] = (*sums_0)[3U] + float4(_S59.w)  * _S58;
+                float4 _S60 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S57 / 4U + 1U)];
+                (*sums_0)[4U] = (*sums_0)[4U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S57 / 4U + 1U)].x)  * _S58;
+                (*sums_0)[5U] = (*sums_0)[5U] + float4(_S60.y)  * _S58;
+                (*sums_0)[6U] = (*sums_0)[6U] + float4(_S60.z)  * _S58;
+                (*sums_0)[7U] = (*sums_0)[7U] + float4(_S60.w)  * _S58;
                 j_0 = j_0 + 1U;
             }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        begin_0 = begin_0 + 32U;
+        begin_0 = _S54;
+        left_block_0 = _S55;
+        right_block_0 = _S56;
     }
     return;
 }
@@ -236,769 +322,769 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint live_rows_0(uint device* step_0, uint offset_3, uint rows_3)
+uint live_rows_0(uint device* step_0, uint offset_3, uint rows_5)
 {
-    uint _S30;
+    uint _S61;
     if(offset_3 == 4294967295U)
     {
-        _S30 = rows_3;
+        _S61 = rows_5;
     }
     else
     {
-        _S30 = min(step_0[offset_3], rows_3);
+        _S61 = min(step_0[offset_3], rows_5);
     }
-    return _S30;
+    return _S61;
 }
 
-void gemm_0(uint3 group_1, uint thread_2, float device* x_0, uint device* weight_0, float device* result_0, uint device* step_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
+void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight_0, float device* result_1, uint device* step_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S31 = p_1->n_1;
-    uint _S32 = (p_1->n_1 + 64U - 1U) / 64U;
-    uint _S33 = group_number_0(group_1);
-    uint _S34 = _S33 / _S32;
-    uint _S35 = _S34 * 64U;
-    uint _S36 = _S33 % _S32;
-    uint _S37 = _S36 * 64U;
-    uint _S38 = live_rows_0(step_1, p_1->step_offset_0, p_1->rows_1);
-    if(_S35 >= _S38)
+    uint _S62 = p_1->n_1;
+    uint _S63 = (p_1->n_1 + 64U - 1U) / 64U;
+    uint _S64 = group_number_0(group_1);
+    uint _S65 = _S64 / _S63;
+    uint _S66 = _S65 * 64U;
+    uint _S67 = _S64 % _S63;
+    uint _S68 = _S67 * 64U;
+    uint _S69 = live_rows_0(step_1, p_1->step_offset_0, p_1->rows_3);
+    if(_S66 >= _S69)
     {
         return;
     }
     thread Activations_0 left_1;
     (&left_1)->offset_2 = p_1->x_offset_0;
     (&left_1)->stride_0 = p_1->x_stride_0;
-    (&left_1)->rows_0 = _S38;
-    (&left_1)->k_3 = p_1->k_6;
+    (&left_1)->rows_2 = _S69;
+    (&left_1)->k_2 = p_1->k_4;
     thread Weights_0 right_1;
     (&right_1)->offset_0 = p_1->weight_offset_0;
-    (&right_1)->n_0 = _S31;
-    (&right_1)->k_0 = p_1->k_6;
-    thread Activations_0 _S39 = left_1;
-    thread Weights_0 _S40 = right_1;
+    (&right_1)->n_0 = _S62;
+    (&right_1)->k_0 = p_1->k_4;
+    thread Activations_0 _S70 = left_1;
+    thread Weights_0 _S71 = right_1;
     thread array<float4, int(8)> sums_1;
-    product_0(&_S39, x_0, &_S40, weight_0, _S35, _S37, _S38, p_1->k_6, thread_2, &sums_1, kernelContext_1);
-    uint2 _S41 = corner_0(thread_2);
-    uint _S42 = _S35 + _S41.x;
-    bool _S43 = _S42 < _S38;
-    bool _S44;
-    if(_S43)
+    product_0(&_S70, x_0, &_S71, weight_0, _S66, _S68, _S69, p_1->k_4, thread_3, &sums_1, kernelContext_1);
+    uint2 _S72 = corner_0(thread_3);
+    uint _S73 = _S66 + _S72.x;
+    bool _S74 = _S73 < _S69;
+    bool _S75;
+    if(_S74)
     {
-        _S44 = (_S37 + _S41.y) < _S31;
+        _S75 = (_S68 + _S72.y) < _S62;
     }
     else
     {
-        _S44 = false;
+        _S75 = false;
     }
-    float _S45;
-    if(_S44)
-    {
-        uint _S46 = p_1->out_offset_0 + _S42 * p_1->out_stride_0 + _S37 + _S41.y;
-        float device* _S47 = result_0+_S46;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S45 = *(result_0+_S46) + sums_1[0U].x;
-        }
-        else
-        {
-            _S45 = sums_1[0U].x;
-        }
-        *_S47 = _S45;
-    }
-    if(_S43)
-    {
-        _S44 = (_S37 + _S41.y + 1U) < _S31;
-    }
-    else
-    {
-        _S44 = false;
-    }
-    if(_S44)
-    {
-        uint _S48 = p_1->out_offset_0 + _S42 * p_1->out_stride_0 + _S37 + _S41.y + 1U;
-        float device* _S49 = result_0+_S48;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S45 = *(result_0+_S48) + sums_1[0U].y;
-        }
-        else
-        {
-            _S45 = sums_1[0U].y;
-        }
-        *_S49 = _S45;
-    }
-    if(_S43)
-    {
-        _S44 = (_S37 + _S41.y + 2U) < _S31;
-    }
-    else
-    {
-        _S44 = false;
-    }
-    if(_S44)
-    {
-        uint _S50 = p_1->out_offset_0 + _S42 * p_1->out_stride_0 + _S37 + _S41.y + 2U;
-        float device* _S51 = result_0+_S50;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S45 = *(result_0+_S50) + sums_1[0U].z;
-        }
-        else
-        {
-            _S45 = sums_1[0U].z;
-        }
-        *_S51 = _S45;
-    }
-    if(_S43)
-    {
-        _S44 = (_S37 + _S41.y + 3U) < _S31;
-    }
-    else
-    {
-        _S44 = false;
-    }
-    if(_S44)
-    {
-        uint _S52 = p_1->out_offset_0 + _S42 * p_1->out_stride_0 + _S37 + _S41.y + 3U;
-        float device* _S53 = result_0+_S52;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S45 = *(result_0+_S52) + sums_1[0U].w;
-        }
-        else
-        {
-            _S45 = sums_1[0U].w;
-        }
-        *_S53 = _S45;
-    }
-    uint _S54 = _S42 + 1U;
-    bool _S55 = _S54 < _S38;
-    if(_S55)
-    {
-        _S44 = (_S37 + _S41.y) < _S31;
-    }
-    else
-    {
-        _S44 = false;
-    }
-    if(_S44)
-    {
-        uint _S56 = p_1->out_offset_0 + _S54 * p_1->out_stride_0 + _S37 + _S41.y;
-        float device* _S57 = result_0+_S56;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S45 = *(result_0+_S56) + sums_1[1U].x;
-        }
-        else
-        {
-            _S45 = sums_1[1U].x;
-        }
-        *_S57 = _S45;
-    }
-    if(_S55)
-    {
-        _S44 = (_S37 + _S41.y + 1U) < _S31;
-    }
-    else
-    {
-        _S44 = false;
-    }
-    if(_S44)
-    {
-        uint _S58 = p_1->out_offset_0 + _S54 * p_1->out_stride_0 + _S37 + _S41.y + 1U;
-        float device* _S59 = result_0+_S58;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S45 = *(result_0+_S58) + sums_1[1U].y;
-        }
-        else
-        {
-            _S45 = sums_1[1U].y;
-        }
-        *_S59 = _S45;
-    }
-    if(_S55)
-    {
-        _S44 = (_S37 + _S41.y + 2U) < _S31;
-    }
-    else
-    {
-        _S44 = false;
-    }
-    if(_S44)
-    {
-        uint _S60 = p_1->out_offset_0 + _S54 * p_1->out_stride_0 + _S37 + _S41.y + 2U;
-        float device* _S61 = result_0+_S60;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S45 = *(result_0+_S60) + sums_1[1U].z;
-        }
-        else
-        {
-            _S45 = sums_1[1U].z;
-        }
-        *_S61 = _S45;
-    }
-    if(_S55)
-    {
-        _S44 = (_S37 + _S41.y + 3U) < _S31;
-    }
-    else
-    {
-        _S44 = false;
-    }
-    if(_S44)
-    {
-        uint _S62 = p_1->out_offset_0 + _S54 * p_1->out_stride_0 + _S37 + _S41.y + 3U;
-        float device* _S63 = result_0+_S62;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S45 = *(result_0+_S62) + sums_1[1U].w;
-        }
-        else
-        {
-            _S45 = sums_1[1U].w;
-        }
-        *_S63 = _S45;
-    }
-    uint _S64 = _S42 + 2U;
-    bool _S65 = _S64 < _S38;
-    if(_S65)
-    {
-        _S44 = (_S37 + _S41.y) < _S31;
-    }
-    else
-    {
-        _S44 = false;
-    }
-    if(_S44)
-    {
-        uint _S66 = p_1->out_offset_0 + _S64 * p_1->out_stride_0 + _S37 + _S41.y;
-        float device* _S67 = result_0+_S66;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S45 = *(result_0+_S66) + sums_1[2U].x;
-        }
-        else
-        {
-            _S45 = sums_1[2U].x;
-        }
-        *_S67 = _S45;
-    }
-    if(_S65)
-    {
-        _S44 = (_S37 + _S41.y + 1U) < _S31;
-    }
-    else
-    {
-        _S44 = false;
-    }
-    if(_S44)
-    {
-        uint _S68 = p_1->out_offset_0 + _S64 * p_1->out_stride_0 + _S37 + _S41.y + 1U;
-        float device* _S69 = result_0+_S68;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S45 = *(result_0+_S68) + sums_1[2U].y;
-        }
-        else
-        {
-            _S45 = sums_1[2U].y;
-        }
-        *_S69 = _S45;
-    }
-    if(_S65)
-    {
-        _S44 = (_S37 + _S41.y + 2U) < _S31;
-    }
-    else
-    {
-        _S44 = false;
-    }
-    if(_S44)
-    {
-        uint _S70 = p_1->out_offset_0 + _S64 * p_1->out_stride_0 + _S37 + _S41.y + 2U;
-        float device* _S71 = result_0+_S70;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S45 = *(result_0+_S70) + sums_1[2U].z;
-        }
-        else
-        {
-            _S45 = sums_1[2U].z;
-        }
-        *_S71 = _S45;
-    }
-    if(_S65)
-    {
-        _S44 = (_S37 + _S41.y + 3U) < _S31;
-    }
-    else
-    {
-        _S44 = false;
-    }
-    if(_S44)
-    {
-        uint _S72 = p_1->out_offset_0 + _S64 * p_1->out_stride_0 + _S37 + _S41.y + 3U;
-        float device* _S73 = result_0+_S72;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S45 = *(result_0+_S72) + sums_1[2U].w;
-        }
-        else
-        {
-            _S45 = sums_1[2U].w;
-        }
-        *_S73 = _S45;
-    }
-    uint _S74 = _S42 + 3U;
-    bool _S75 = _S74 < _S38;
+    float _S76;
     if(_S75)
     {
-        _S44 = (_S37 + _S41.y) < _S31;
-    }
-    else
-    {
-        _S44 = false;
-    }
-    if(_S44)
-    {
-        uint _S76 = p_1->out_offset_0 + _S74 * p_1->out_stride_0 + _S37 + _S41.y;
-        float device* _S77 = result_0+_S76;
+        uint _S77 = p_1->out_offset_0 + _S73 * p_1->out_stride_0 + _S68 + _S72.y;
+        float device* _S78 = result_1+_S77;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S76) + sums_1[3U].x;
+            _S76 = *(result_1+_S77) + sums_1[0U].x;
         }
         else
         {
-            _S45 = sums_1[3U].x;
+            _S76 = sums_1[0U].x;
         }
-        *_S77 = _S45;
+        *_S78 = _S76;
+    }
+    if(_S74)
+    {
+        _S75 = (_S68 + _S72.y + 1U) < _S62;
+    }
+    else
+    {
+        _S75 = false;
     }
     if(_S75)
     {
-        _S44 = (_S37 + _S41.y + 1U) < _S31;
-    }
-    else
-    {
-        _S44 = false;
-    }
-    if(_S44)
-    {
-        uint _S78 = p_1->out_offset_0 + _S74 * p_1->out_stride_0 + _S37 + _S41.y + 1U;
-        float device* _S79 = result_0+_S78;
+        uint _S79 = p_1->out_offset_0 + _S73 * p_1->out_stride_0 + _S68 + _S72.y + 1U;
+        float device* _S80 = result_1+_S79;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S78) + sums_1[3U].y;
+            _S76 = *(result_1+_S79) + sums_1[0U].y;
         }
         else
         {
-            _S45 = sums_1[3U].y;
+            _S76 = sums_1[0U].y;
         }
-        *_S79 = _S45;
+        *_S80 = _S76;
+    }
+    if(_S74)
+    {
+        _S75 = (_S68 + _S72.y + 2U) < _S62;
+    }
+    else
+    {
+        _S75 = false;
     }
     if(_S75)
     {
-        _S44 = (_S37 + _S41.y + 2U) < _S31;
-    }
-    else
-    {
-        _S44 = false;
-    }
-    if(_S44)
-    {
-        uint _S80 = p_1->out_offset_0 + _S74 * p_1->out_stride_0 + _S37 + _S41.y + 2U;
-        float device* _S81 = result_0+_S80;
+        uint _S81 = p_1->out_offset_0 + _S73 * p_1->out_stride_0 + _S68 + _S72.y + 2U;
+        float device* _S82 = result_1+_S81;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S80) + sums_1[3U].z;
+            _S76 = *(result_1+_S81) + sums_1[0U].z;
         }
         else
         {
-            _S45 = sums_1[3U].z;
+            _S76 = sums_1[0U].z;
         }
-        *_S81 = _S45;
+        *_S82 = _S76;
+    }
+    if(_S74)
+    {
+        _S75 = (_S68 + _S72.y + 3U) < _S62;
+    }
+    else
+    {
+        _S75 = false;
     }
     if(_S75)
     {
-        _S44 = (_S37 + _S41.y + 3U) < _S31;
-    }
-    else
-    {
-        _S44 = false;
-    }
-    if(_S44)
-    {
-        uint _S82 = p_1->out_offset_0 + _S74 * p_1->out_stride_0 + _S37 + _S41.y + 3U;
-        float device* _S83 = result_0+_S82;
+        uint _S83 = p_1->out_offset_0 + _S73 * p_1->out_stride_0 + _S68 + _S72.y + 3U;
+        float device* _S84 = result_1+_S83;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S82) + sums_1[3U].w;
+            _S76 = *(result_1+_S83) + sums_1[0U].w;
         }
         else
         {
-            _S45 = sums_1[3U].w;
+            _S76 = sums_1[0U].w;
         }
-        *_S83 = _S45;
+        *_S84 = _S76;
     }
-    uint _S84 = _S42 + 4U;
-    bool _S85 = _S84 < _S38;
-    if(_S85)
+    uint _S85 = _S73 + 1U;
+    bool _S86 = _S85 < _S69;
+    if(_S86)
     {
-        _S44 = (_S37 + _S41.y) < _S31;
+        _S75 = (_S68 + _S72.y) < _S62;
     }
     else
     {
-        _S44 = false;
+        _S75 = false;
     }
-    if(_S44)
+    if(_S75)
     {
-        uint _S86 = p_1->out_offset_0 + _S84 * p_1->out_stride_0 + _S37 + _S41.y;
-        float device* _S87 = result_0+_S86;
+        uint _S87 = p_1->out_offset_0 + _S85 * p_1->out_stride_0 + _S68 + _S72.y;
+        float device* _S88 = result_1+_S87;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S86) + sums_1[4U].x;
+            _S76 = *(result_1+_S87) + sums_1[1U].x;
         }
         else
         {
-            _S45 = sums_1[4U].x;
+            _S76 = sums_1[1U].x;
         }
-        *_S87 = _S45;
+        *_S88 = _S76;
     }
-    if(_S85)
+    if(_S86)
     {
-        _S44 = (_S37 + _S41.y + 1U) < _S31;
+        _S75 = (_S68 + _S72.y + 1U) < _S62;
     }
     else
     {
-        _S44 = false;
+        _S75 = false;
     }
-    if(_S44)
+    if(_S75)
     {
-        uint _S88 = p_1->out_offset_0 + _S84 * p_1->out_stride_0 + _S37 + _S41.y + 1U;
-        float device* _S89 = result_0+_S88;
+        uint _S89 = p_1->out_offset_0 + _S85 * p_1->out_stride_0 + _S68 + _S72.y + 1U;
+        float device* _S90 = result_1+_S89;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S88) + sums_1[4U].y;
+            _S76 = *(result_1+_S89) + sums_1[1U].y;
         }
         else
         {
-            _S45 = sums_1[4U].y;
+            _S76 = sums_1[1U].y;
         }
-        *_S89 = _S45;
+        *_S90 = _S76;
     }
-    if(_S85)
+    if(_S86)
     {
-        _S44 = (_S37 + _S41.y + 2U) < _S31;
+        _S75 = (_S68 + _S72.y + 2U) < _S62;
     }
     else
     {
-        _S44 = false;
+        _S75 = false;
     }
-    if(_S44)
+    if(_S75)
     {
-        uint _S90 = p_1->out_offset_0 + _S84 * p_1->out_stride_0 + _S37 + _S41.y + 2U;
-        float device* _S91 = result_0+_S90;
+        uint _S91 = p_1->out_offset_0 + _S85 * p_1->out_stride_0 + _S68 + _S72.y + 2U;
+        float device* _S92 = result_1+_S91;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S90) + sums_1[4U].z;
+            _S76 = *(result_1+_S91) + sums_1[1U].z;
         }
         else
         {
-            _S45 = sums_1[4U].z;
+            _S76 = sums_1[1U].z;
         }
-        *_S91 = _S45;
+        *_S92 = _S76;
     }
-    if(_S85)
+    if(_S86)
     {
-        _S44 = (_S37 + _S41.y + 3U) < _S31;
+        _S75 = (_S68 + _S72.y + 3U) < _S62;
     }
     else
     {
-        _S44 = false;
+        _S75 = false;
     }
-    if(_S44)
+    if(_S75)
     {
-        uint _S92 = p_1->out_offset_0 + _S84 * p_1->out_stride_0 + _S37 + _S41.y + 3U;
-        float device* _S93 = result_0+_S92;
+        uint _S93 = p_1->out_offset_0 + _S85 * p_1->out_stride_0 + _S68 + _S72.y + 3U;
+        float device* _S94 = result_1+_S93;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S92) + sums_1[4U].w;
+            _S76 = *(result_1+_S93) + sums_1[1U].w;
         }
         else
         {
-            _S45 = sums_1[4U].w;
+            _S76 = sums_1[1U].w;
         }
-        *_S93 = _S45;
+        *_S94 = _S76;
     }
-    uint _S94 = _S42 + 5U;
-    bool _S95 = _S94 < _S38;
-    if(_S95)
+    uint _S95 = _S73 + 2U;
+    bool _S96 = _S95 < _S69;
+    if(_S96)
     {
-        _S44 = (_S37 + _S41.y) < _S31;
+        _S75 = (_S68 + _S72.y) < _S62;
     }
     else
     {
-        _S44 = false;
+        _S75 = false;
     }
-    if(_S44)
+    if(_S75)
     {
-        uint _S96 = p_1->out_offset_0 + _S94 * p_1->out_stride_0 + _S37 + _S41.y;
-        float device* _S97 = result_0+_S96;
+        uint _S97 = p_1->out_offset_0 + _S95 * p_1->out_stride_0 + _S68 + _S72.y;
+        float device* _S98 = result_1+_S97;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S96) + sums_1[5U].x;
+            _S76 = *(result_1+_S97) + sums_1[2U].x;
         }
         else
         {
-            _S45 = sums_1[5U].x;
+            _S76 = sums_1[2U].x;
         }
-        *_S97 = _S45;
+        *_S98 = _S76;
     }
-    if(_S95)
+    if(_S96)
     {
-        _S44 = (_S37 + _S41.y + 1U) < _S31;
+        _S75 = (_S68 + _S72.y + 1U) < _S62;
     }
     else
     {
-        _S44 = false;
+        _S75 = false;
     }
-    if(_S44)
+    if(_S75)
     {
-        uint _S98 = p_1->out_offset_0 + _S94 * p_1->out_stride_0 + _S37 + _S41.y + 1U;
-        float device* _S99 = result_0+_S98;
+        uint _S99 = p_1->out_offset_0 + _S95 * p_1->out_stride_0 + _S68 + _S72.y + 1U;
+        float device* _S100 = result_1+_S99;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S98) + sums_1[5U].y;
+            _S76 = *(result_1+_S99) + sums_1[2U].y;
         }
         else
         {
-            _S45 = sums_1[5U].y;
+            _S76 = sums_1[2U].y;
         }
-        *_S99 = _S45;
+        *_S100 = _S76;
     }
-    if(_S95)
+    if(_S96)
     {
-        _S44 = (_S37 + _S41.y + 2U) < _S31;
+        _S75 = (_S68 + _S72.y + 2U) < _S62;
     }
     else
     {
-        _S44 = false;
+        _S75 = false;
     }
-    if(_S44)
+    if(_S75)
     {
-        uint _S100 = p_1->out_offset_0 + _S94 * p_1->out_stride_0 + _S37 + _S41.y + 2U;
-        float device* _S101 = result_0+_S100;
+        uint _S101 = p_1->out_offset_0 + _S95 * p_1->out_stride_0 + _S68 + _S72.y + 2U;
+        float device* _S102 = result_1+_S101;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S100) + sums_1[5U].z;
+            _S76 = *(result_1+_S101) + sums_1[2U].z;
         }
         else
         {
-            _S45 = sums_1[5U].z;
+            _S76 = sums_1[2U].z;
         }
-        *_S101 = _S45;
+        *_S102 = _S76;
     }
-    if(_S95)
+    if(_S96)
     {
-        _S44 = (_S37 + _S41.y + 3U) < _S31;
+        _S75 = (_S68 + _S72.y + 3U) < _S62;
     }
     else
     {
-        _S44 = false;
+        _S75 = false;
     }
-    if(_S44)
+    if(_S75)
     {
-        uint _S102 = p_1->out_offset_0 + _S94 * p_1->out_stride_0 + _S37 + _S41.y + 3U;
-        float device* _S103 = result_0+_S102;
+        uint _S103 = p_1->out_offset_0 + _S95 * p_1->out_stride_0 + _S68 + _S72.y + 3U;
+        float device* _S104 = result_1+_S103;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S102) + sums_1[5U].w;
+            _S76 = *(result_1+_S103) + sums_1[2U].w;
         }
         else
         {
-            _S45 = sums_1[5U].w;
+            _S76 = sums_1[2U].w;
         }
-        *_S103 = _S45;
+        *_S104 = _S76;
     }
-    uint _S104 = _S42 + 6U;
-    bool _S105 = _S104 < _S38;
-    if(_S105)
+    uint _S105 = _S73 + 3U;
+    bool _S106 = _S105 < _S69;
+    if(_S106)
     {
-        _S44 = (_S37 + _S41.y) < _S31;
+        _S75 = (_S68 + _S72.y) < _S62;
     }
     else
     {
-        _S44 = false;
+        _S75 = false;
     }
-    if(_S44)
+    if(_S75)
     {
-        uint _S106 = p_1->out_offset_0 + _S104 * p_1->out_stride_0 + _S37 + _S41.y;
-        float device* _S107 = result_0+_S106;
+        uint _S107 = p_1->out_offset_0 + _S105 * p_1->out_stride_0 + _S68 + _S72.y;
+        float device* _S108 = result_1+_S107;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S106) + sums_1[6U].x;
+            _S76 = *(result_1+_S107) + sums_1[3U].x;
         }
         else
         {
-            _S45 = sums_1[6U].x;
+            _S76 = sums_1[3U].x;
         }
-        *_S107 = _S45;
+        *_S108 = _S76;
     }
-    if(_S105)
+    if(_S106)
     {
-        _S44 = (_S37 + _S41.y + 1U) < _S31;
+        _S75 = (_S68 + _S72.y + 1U) < _S62;
     }
     else
     {
-        _S44 = false;
+        _S75 = false;
     }
-    if(_S44)
+    if(_S75)
     {
-        uint _S108 = p_1->out_offset_0 + _S104 * p_1->out_stride_0 + _S37 + _S41.y + 1U;
-        float device* _S109 = result_0+_S108;
+        uint _S109 = p_1->out_offset_0 + _S105 * p_1->out_stride_0 + _S68 + _S72.y + 1U;
+        float device* _S110 = result_1+_S109;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S108) + sums_1[6U].y;
+            _S76 = *(result_1+_S109) + sums_1[3U].y;
         }
         else
         {
-            _S45 = sums_1[6U].y;
+            _S76 = sums_1[3U].y;
         }
-        *_S109 = _S45;
+        *_S110 = _S76;
     }
-    if(_S105)
+    if(_S106)
     {
-        _S44 = (_S37 + _S41.y + 2U) < _S31;
+        _S75 = (_S68 + _S72.y + 2U) < _S62;
     }
     else
     {
-        _S44 = false;
+        _S75 = false;
     }
-    if(_S44)
+    if(_S75)
     {
-        uint _S110 = p_1->out_offset_0 + _S104 * p_1->out_stride_0 + _S37 + _S41.y + 2U;
-        float device* _S111 = result_0+_S110;
+        uint _S111 = p_1->out_offset_0 + _S105 * p_1->out_stride_0 + _S68 + _S72.y + 2U;
+        float device* _S112 = result_1+_S111;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S110) + sums_1[6U].z;
+            _S76 = *(result_1+_S111) + sums_1[3U].z;
         }
         else
         {
-            _S45 = sums_1[6U].z;
+            _S76 = sums_1[3U].z;
         }
-        *_S111 = _S45;
+        *_S112 = _S76;
     }
-    if(_S105)
+    if(_S106)
     {
-        _S44 = (_S37 + _S41.y + 3U) < _S31;
+        _S75 = (_S68 + _S72.y + 3U) < _S62;
     }
     else
     {
-        _S44 = false;
+        _S75 = false;
     }
-    if(_S44)
+    if(_S75)
     {
-        uint _S112 = p_1->out_offset_0 + _S104 * p_1->out_stride_0 + _S37 + _S41.y + 3U;
-        float device* _S113 = result_0+_S112;
+        uint _S113 = p_1->out_offset_0 + _S105 * p_1->out_stride_0 + _S68 + _S72.y + 3U;
+        float device* _S114 = result_1+_S113;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S112) + sums_1[6U].w;
+            _S76 = *(result_1+_S113) + sums_1[3U].w;
         }
         else
         {
-            _S45 = sums_1[6U].w;
+            _S76 = sums_1[3U].w;
         }
-        *_S113 = _S45;
+        *_S114 = _S76;
     }
-    uint _S114 = _S42 + 7U;
-    bool _S115 = _S114 < _S38;
-    if(_S115)
+    uint _S115 = _S73 + 4U;
+    bool _S116 = _S115 < _S69;
+    if(_S116)
     {
-        _S44 = (_S37 + _S41.y) < _S31;
+        _S75 = (_S68 + _S72.y) < _S62;
     }
     else
     {
-        _S44 = false;
+        _S75 = false;
     }
-    if(_S44)
+    if(_S75)
     {
-        uint _S116 = p_1->out_offset_0 + _S114 * p_1->out_stride_0 + _S37 + _S41.y;
-        float device* _S117 = result_0+_S116;
+        uint _S117 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S68 + _S72.y;
+        float device* _S118 = result_1+_S117;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S116) + sums_1[7U].x;
+            _S76 = *(result_1+_S117) + sums_1[4U].x;
         }
         else
         {
-            _S45 = sums_1[7U].x;
+            _S76 = sums_1[4U].x;
         }
-        *_S117 = _S45;
+        *_S118 = _S76;
     }
-    if(_S115)
+    if(_S116)
     {
-        _S44 = (_S37 + _S41.y + 1U) < _S31;
+        _S75 = (_S68 + _S72.y + 1U) < _S62;
     }
     else
     {
-        _S44 = false;
+        _S75 = false;
     }
-    if(_S44)
+    if(_S75)
     {
-        uint _S118 = p_1->out_offset_0 + _S114 * p_1->out_stride_0 + _S37 + _S41.y + 1U;
-        float device* _S119 = result_0+_S118;
+        uint _S119 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S68 + _S72.y + 1U;
+        float device* _S120 = result_1+_S119;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S118) + sums_1[7U].y;
+            _S76 = *(result_1+_S119) + sums_1[4U].y;
         }
         else
         {
-            _S45 = sums_1[7U].y;
+            _S76 = sums_1[4U].y;
         }
-        *_S119 = _S45;
+        *_S120 = _S76;
     }
-    if(_S115)
+    if(_S116)
     {
-        _S44 = (_S37 + _S41.y + 2U) < _S31;
+        _S75 = (_S68 + _S72.y + 2U) < _S62;
     }
     else
     {
-        _S44 = false;
+        _S75 = false;
     }
-    if(_S44)
+    if(_S75)
     {
-        uint _S120 = p_1->out_offset_0 + _S114 * p_1->out_stride_0 + _S37 + _S41.y + 2U;
-        float device* _S121 = result_0+_S120;
+        uint _S121 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S68 + _S72.y + 2U;
+        float device* _S122 = result_1+_S121;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S120) + sums_1[7U].z;
+            _S76 = *(result_1+_S121) + sums_1[4U].z;
         }
         else
         {
-            _S45 = sums_1[7U].z;
+            _S76 = sums_1[4U].z;
         }
-        *_S121 = _S45;
+        *_S122 = _S76;
     }
-    if(_S115)
+    if(_S116)
     {
-        _S44 = (_S37 + _S41.y + 3U) < _S31;
+        _S75 = (_S68 + _S72.y + 3U) < _S62;
     }
     else
     {
-        _S44 = false;
+        _S75 = false;
     }
-    if(_S44)
+    if(_S75)
     {
-        uint _S122 = p_1->out_offset_0 + _S114 * p_1->out_stride_0 + _S37 + _S41.y + 3U;
-        float device* _S123 = result_0+_S122;
+        uint _S123 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S68 + _S72.y + 3U;
+        float device* _S124 = result_1+_S123;
         if((p_1->accumulate_0) != 0U)
         {
-            _S45 = *(result_0+_S122) + sums_1[7U].w;
+            _S76 = *(result_1+_S123) + sums_1[4U].w;
         }
         else
         {
-            _S45 = sums_1[7U].w;
+            _S76 = sums_1[4U].w;
         }
-        *_S123 = _S45;
+        *_S124 = _S76;
+    }
+    uint _S125 = _S73 + 5U;
+    bool _S126 = _S125 < _S69;
+    if(_S126)
+    {
+        _S75 = (_S68 + _S72.y) < _S62;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        uint _S127 = p_1->out_offset_0 + _S125 * p_1->out_stride_0 + _S68 + _S72.y;
+        float device* _S128 = result_1+_S127;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S76 = *(result_1+_S127) + sums_1[5U].x;
+        }
+        else
+        {
+            _S76 = sums_1[5U].x;
+        }
+        *_S128 = _S76;
+    }
+    if(_S126)
+    {
+        _S75 = (_S68 + _S72.y + 1U) < _S62;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        uint _S129 = p_1->out_offset_0 + _S125 * p_1->out_stride_0 + _S68 + _S72.y + 1U;
+        float device* _S130 = result_1+_S129;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S76 = *(result_1+_S129) + sums_1[5U].y;
+        }
+        else
+        {
+            _S76 = sums_1[5U].y;
+        }
+        *_S130 = _S76;
+    }
+    if(_S126)
+    {
+        _S75 = (_S68 + _S72.y + 2U) < _S62;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        uint _S131 = p_1->out_offset_0 + _S125 * p_1->out_stride_0 + _S68 + _S72.y + 2U;
+        float device* _S132 = result_1+_S131;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S76 = *(result_1+_S131) + sums_1[5U].z;
+        }
+        else
+        {
+            _S76 = sums_1[5U].z;
+        }
+        *_S132 = _S76;
+    }
+    if(_S126)
+    {
+        _S75 = (_S68 + _S72.y + 3U) < _S62;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        uint _S133 = p_1->out_offset_0 + _S125 * p_1->out_stride_0 + _S68 + _S72.y + 3U;
+        float device* _S134 = result_1+_S133;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S76 = *(result_1+_S133) + sums_1[5U].w;
+        }
+        else
+        {
+            _S76 = sums_1[5U].w;
+        }
+        *_S134 = _S76;
+    }
+    uint _S135 = _S73 + 6U;
+    bool _S136 = _S135 < _S69;
+    if(_S136)
+    {
+        _S75 = (_S68 + _S72.y) < _S62;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        uint _S137 = p_1->out_offset_0 + _S135 * p_1->out_stride_0 + _S68 + _S72.y;
+        float device* _S138 = result_1+_S137;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S76 = *(result_1+_S137) + sums_1[6U].x;
+        }
+        else
+        {
+            _S76 = sums_1[6U].x;
+        }
+        *_S138 = _S76;
+    }
+    if(_S136)
+    {
+        _S75 = (_S68 + _S72.y + 1U) < _S62;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        uint _S139 = p_1->out_offset_0 + _S135 * p_1->out_stride_0 + _S68 + _S72.y + 1U;
+        float device* _S140 = result_1+_S139;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S76 = *(result_1+_S139) + sums_1[6U].y;
+        }
+        else
+        {
+            _S76 = sums_1[6U].y;
+        }
+        *_S140 = _S76;
+    }
+    if(_S136)
+    {
+        _S75 = (_S68 + _S72.y + 2U) < _S62;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        uint _S141 = p_1->out_offset_0 + _S135 * p_1->out_stride_0 + _S68 + _S72.y + 2U;
+        float device* _S142 = result_1+_S141;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S76 = *(result_1+_S141) + sums_1[6U].z;
+        }
+        else
+        {
+            _S76 = sums_1[6U].z;
+        }
+        *_S142 = _S76;
+    }
+    if(_S136)
+    {
+        _S75 = (_S68 + _S72.y + 3U) < _S62;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        uint _S143 = p_1->out_offset_0 + _S135 * p_1->out_stride_0 + _S68 + _S72.y + 3U;
+        float device* _S144 = result_1+_S143;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S76 = *(result_1+_S143) + sums_1[6U].w;
+        }
+        else
+        {
+            _S76 = sums_1[6U].w;
+        }
+        *_S144 = _S76;
+    }
+    uint _S145 = _S73 + 7U;
+    bool _S146 = _S145 < _S69;
+    if(_S146)
+    {
+        _S75 = (_S68 + _S72.y) < _S62;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        uint _S147 = p_1->out_offset_0 + _S145 * p_1->out_stride_0 + _S68 + _S72.y;
+        float device* _S148 = result_1+_S147;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S76 = *(result_1+_S147) + sums_1[7U].x;
+        }
+        else
+        {
+            _S76 = sums_1[7U].x;
+        }
+        *_S148 = _S76;
+    }
+    if(_S146)
+    {
+        _S75 = (_S68 + _S72.y + 1U) < _S62;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        uint _S149 = p_1->out_offset_0 + _S145 * p_1->out_stride_0 + _S68 + _S72.y + 1U;
+        float device* _S150 = result_1+_S149;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S76 = *(result_1+_S149) + sums_1[7U].y;
+        }
+        else
+        {
+            _S76 = sums_1[7U].y;
+        }
+        *_S150 = _S76;
+    }
+    if(_S146)
+    {
+        _S75 = (_S68 + _S72.y + 2U) < _S62;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        uint _S151 = p_1->out_offset_0 + _S145 * p_1->out_stride_0 + _S68 + _S72.y + 2U;
+        float device* _S152 = result_1+_S151;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S76 = *(result_1+_S151) + sums_1[7U].z;
+        }
+        else
+        {
+            _S76 = sums_1[7U].z;
+        }
+        *_S152 = _S76;
+    }
+    if(_S146)
+    {
+        _S75 = (_S68 + _S72.y + 3U) < _S62;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        uint _S153 = p_1->out_offset_0 + _S145 * p_1->out_stride_0 + _S68 + _S72.y + 3U;
+        float device* _S154 = result_1+_S153;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S76 = *(result_1+_S153) + sums_1[7U].w;
+        }
+        else
+        {
+            _S76 = sums_1[7U].w;
+        }
+        *_S154 = _S76;
     }
     return;
 }

@@ -3,6 +3,11 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
+struct Block_0
+{
+    array<float4, int(4)> rows_0;
+};
+
 struct Weights_0
 {
     uint offset_0;
@@ -15,93 +20,127 @@ float2 halves_0(uint word_0)
     return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
 }
 
-float half_at_0(uint device* words_0, uint offset_1, uint half_0)
+float4 nibbles_0(uint word_1)
 {
-    return halves_0(words_0[offset_1 + half_0 / 2U] >> (half_0 % 2U * 16U)).x;
+    return float4(uint4(word_1, word_1 >> 8U, word_1 >> 16U, word_1 >> 24U) & (uint4(15U) ));
 }
 
-float nibble_at_0(uint device* words_1, uint offset_2, uint half_1, uint i_0)
+float4 Q4_1_four_0(uint device* words_0, uint offset_1, uint columns_0, uint row_0, uint column_0)
 {
-    uint _S1 = half_1 * 2U + i_0 % 16U;
-    return float((words_1[offset_2 + _S1 / 4U] >> (_S1 % 4U * 8U + i_0 / 16U * 4U)) & 15U);
+    uint _S1 = offset_1 + (row_0 * (columns_0 / 32U) + column_0 / 32U) * 5U;
+    float2 _S2 = halves_0(words_0[_S1]);
+    return float4(_S2.x)  * nibbles_0(words_0[_S1 + 1U + column_0 % 16U / 4U] >> (column_0 % 32U / 16U * 4U)) + float4(_S2.y) ;
 }
 
-float Q4_1_at_0(uint device* words_2, uint offset_3, uint columns_0, uint row_0, uint column_0)
-{
-    uint _S2 = (row_0 * (columns_0 / 32U) + column_0 / 32U) * 10U;
-    return half_at_0(words_2, offset_3, _S2) * nibble_at_0(words_2, offset_3, _S2 + 2U, column_0 % 32U) + half_at_0(words_2, offset_3, _S2 + 1U);
-}
-
-float Weights_at_0(const Weights_0 thread* this_0, uint device* this_words_0, uint row_1, uint k_1)
+float4 Weights_four_0(const Weights_0 thread* this_0, uint device* this_words_0, uint row_1, uint first_0)
 {
     bool _S3;
     if(row_1 < (this_0->n_0))
     {
-        _S3 = k_1 < (this_0->k_0);
+        _S3 = first_0 < (this_0->k_0);
     }
     else
     {
         _S3 = false;
     }
-    float _S4;
+    float4 _S4;
     if(_S3)
     {
-        _S4 = Q4_1_at_0(this_words_0, this_0->offset_0, this_0->k_0, row_1, k_1);
+        _S4 = Q4_1_four_0(this_words_0, this_0->offset_0, this_0->k_0, row_1, first_0);
     }
     else
     {
-        _S4 = 0.0;
+        _S4 = float4(int4(int(0)) );
     }
     return _S4;
 }
 
-float4 load_0(const Weights_0 thread* side_0, uint device* side_words_0, uint row_2, uint k_2)
+Block_0 Block_x24init_0(const array<float4, int(4)> thread* rows_1)
 {
-    float _S5 = Weights_at_0(side_0, side_words_0, row_2, k_2);
-    float _S6 = Weights_at_0(side_0, side_words_0, row_2 + 1U, k_2);
-    float _S7 = Weights_at_0(side_0, side_words_0, row_2 + 2U, k_2);
-    float _S8 = Weights_at_0(side_0, side_words_0, row_2 + 3U, k_2);
-    return float4(_S5, _S6, _S7, _S8);
+    thread Block_0 _S5;
+    (&_S5)->rows_0 = *rows_1;
+    return _S5;
+}
+
+Block_0 Block_load_0(const Weights_0 thread* side_0, uint device* side_words_0, uint row_2, uint k_1)
+{
+    float4 _S6 = Weights_four_0(side_0, side_words_0, row_2, k_1);
+    float4 _S7 = Weights_four_0(side_0, side_words_0, row_2 + 1U, k_1);
+    float4 _S8 = Weights_four_0(side_0, side_words_0, row_2 + 2U, k_1);
+    float4 _S9 = Weights_four_0(side_0, side_words_0, row_2 + 3U, k_1);
+    thread array<float4, int(4)> _S10;
+    _S10[int(0)] = _S6;
+    _S10[int(1)] = _S7;
+    _S10[int(2)] = _S8;
+    _S10[int(3)] = _S9;
+    Block_0 _S11 = Block_x24init_0(&_S10);
+    return _S11;
 }
 
 struct Activations_0
 {
-    uint offset_4;
+    uint offset_2;
     uint stride_0;
-    uint rows_0;
-    uint k_3;
+    uint rows_2;
+    uint k_2;
 };
 
-float Activations_at_0(const Activations_0 thread* this_1, float device* this_x_0, uint row_3, uint k_4)
+float4 Activations_four_0(const Activations_0 thread* this_1, float device* this_x_0, uint row_3, uint first_1)
 {
-    bool _S9;
-    if(row_3 < (this_1->rows_0))
+    uint _S12 = this_1->offset_2 + row_3 * this_1->stride_0 + first_1;
+    bool _S13;
+    if(row_3 >= (this_1->rows_2))
     {
-        _S9 = k_4 < (this_1->k_3);
+        _S13 = true;
     }
     else
     {
-        _S9 = false;
+        _S13 = first_1 >= (this_1->k_2);
     }
-    float _S10;
-    if(_S9)
+    if(_S13)
     {
-        _S10 = this_x_0[this_1->offset_4 + row_3 * this_1->stride_0 + k_4];
+        return float4(int4(int(0)) );
     }
-    else
+    uint _S14 = this_1->k_2;
+    if((first_1 + 4U) > (this_1->k_2))
     {
-        _S10 = 0.0;
+        float _S15 = this_x_0[_S12];
+        float _S16;
+        if((first_1 + 1U) < _S14)
+        {
+            _S16 = this_x_0[_S12 + 1U];
+        }
+        else
+        {
+            _S16 = 0.0;
+        }
+        float _S17;
+        if((first_1 + 2U) < _S14)
+        {
+            _S17 = this_x_0[_S12 + 2U];
+        }
+        else
+        {
+            _S17 = 0.0;
+        }
+        return float4(_S15, _S16, _S17, 0.0);
     }
-    return _S10;
+    return float4(this_x_0[_S12], this_x_0[_S12 + 1U], this_x_0[_S12 + 2U], this_x_0[_S12 + 3U]);
 }
 
-float4 load_1(const Activations_0 thread* side_1, float device* side_x_0, uint row_4, uint k_5)
+Block_0 Block_load_1(const Activations_0 thread* side_1, float device* side_x_0, uint row_4, uint k_3)
 {
-    float _S11 = Activations_at_0(side_1, side_x_0, row_4, k_5);
-    float _S12 = Activations_at_0(side_1, side_x_0, row_4 + 1U, k_5);
-    float _S13 = Activations_at_0(side_1, side_x_0, row_4 + 2U, k_5);
-    float _S14 = Activations_at_0(side_1, side_x_0, row_4 + 3U, k_5);
-    return float4(_S11, _S12, _S13, _S14);
+    float4 _S18 = Activations_four_0(side_1, side_x_0, row_4, k_3);
+    float4 _S19 = Activations_four_0(side_1, side_x_0, row_4 + 1U, k_3);
+    float4 _S20 = Activations_four_0(side_1, side_x_0, row_4 + 2U, k_3);
+    float4 _S21 = Activations_four_0(side_1, side_x_0, row_4 + 3U, k_3);
+    thread array<float4, int(4)> _S22;
+    _S22[int(0)] = _S18;
+    _S22[int(1)] = _S19;
+    _S22[int(2)] = _S20;
+    _S22[int(3)] = _S21;
+    Block_0 _S23 = Block_x24init_0(&_S22);
+    return _S23;
 }
 
 bool Weights_along_k_0(const Weights_0 thread* this_2, uint device* this_words_1)
@@ -115,9 +154,9 @@ struct GemmParams_0
     uint weight_offset_0;
     uint out_offset_0;
     uint step_offset_0;
-    uint rows_1;
+    uint rows_3;
     uint n_1;
-    uint k_6;
+    uint k_4;
     uint x_stride_0;
     uint out_stride_0;
     uint accumulate_0;
@@ -149,74 +188,96 @@ bool Activations_along_k_0(const Activations_0 thread* this_3, float device* thi
     return true;
 }
 
-uint2 share_0(uint i_1, bool along_k_0)
+uint2 share_0(uint thread_1, bool along_k_0)
 {
-    uint2 _S15;
+    uint2 _S24;
     if(along_k_0)
     {
-        _S15 = uint2(i_1 % 32U, i_1 / 32U);
+        _S24 = uint2(thread_1 / 8U, thread_1 % 8U);
     }
     else
     {
-        _S15 = uint2(i_1 / 16U, i_1 % 16U);
+        _S24 = uint2(thread_1 % 16U, thread_1 / 16U);
     }
-    return _S15;
+    return _S24;
 }
 
-uint place_0(uint k_7, uint quad_0)
+uint place_0(uint k_5, uint quad_0)
 {
-    return k_7 * 16U + (quad_0 ^ (k_7 % 8U));
+    return k_5 * 16U + (quad_0 ^ (k_5 / 4U % 8U));
 }
 
-void product_0(const Activations_0 thread* left_0, float device* left_x_0, const Weights_0 thread* right_0, uint device* right_words_0, uint row_5, uint column_1, uint rows_2, uint k_8, uint thread_1, array<float4, int(8)> thread* sums_0, KernelContext_0 thread* kernelContext_0)
+float4 Block_column_0(const Block_0 thread* this_4, uint c_0)
 {
-    float4 _S16 = float4(int4(int(0)) );
-    (*sums_0)[0U] = _S16;
-    (*sums_0)[1U] = _S16;
-    (*sums_0)[2U] = _S16;
-    (*sums_0)[3U] = _S16;
-    (*sums_0)[4U] = _S16;
-    (*sums_0)[5U] = _S16;
-    (*sums_0)[6U] = _S16;
-    (*sums_0)[7U] = _S16;
-    uint2 _S17 = corner_0(thread_1);
+    return float4(this_4->rows_0[int(0)][c_0], this_4->rows_0[int(1)][c_0], this_4->rows_0[int(2)][c_0], this_4->rows_0[int(3)][c_0]);
+}
+
+void product_0(const Activations_0 thread* left_0, float device* left_x_0, const Weights_0 thread* right_0, uint device* right_words_0, uint row_5, uint column_1, uint rows_4, uint k_6, uint thread_2, array<float4, int(8)> thread* sums_0, KernelContext_0 thread* kernelContext_0)
+{
+    float4 _S25 = float4(int4(int(0)) );
+    (*sums_0)[0U] = _S25;
+    (*sums_0)[1U] = _S25;
+    (*sums_0)[2U] = _S25;
+    (*sums_0)[3U] = _S25;
+    (*sums_0)[4U] = _S25;
+    (*sums_0)[5U] = _S25;
+    (*sums_0)[6U] = _S25;
+    (*sums_0)[7U] = _S25;
+    uint2 _S26 = corner_0(thread_2);
+    bool _S27 = Activations_along_k_0(left_0, left_x_0);
+    uint2 _S28 = share_0(thread_2, _S27);
+    bool _S29 = Weights_along_k_0(right_0, right_words_0);
+    uint2 _S30 = share_0(thread_2, _S29);
+    uint _S31 = _S28.x;
+    uint _S32 = row_5 + 4U * _S31;
+    uint _S33 = 4U * _S28.y;
+    Block_0 _S34 = Block_load_1(left_0, left_x_0, _S32, _S33);
+    uint _S35 = _S30.x;
+    uint _S36 = column_1 + 4U * _S35;
+    uint _S37 = 4U * _S30.y;
+    Block_0 _S38 = Block_load_0(right_0, right_words_0, _S36, _S37);
     uint begin_0 = 0U;
+    Block_0 left_block_0 = _S34;
+    Block_0 right_block_0 = _S38;
     for(;;)
     {
-        if(begin_0 < k_8)
+        if(begin_0 < k_6)
         {
         }
         else
         {
             break;
         }
-        uint i_2 = thread_1;
-        for(;;)
-        {
-            if(i_2 < 512U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            bool _S18 = Activations_along_k_0(left_0, left_x_0);
-            uint2 _S19 = share_0(i_2, _S18);
-            uint _S20 = _S19.x;
-            uint _S21 = _S19.y;
-            float4 _S22 = load_1(left_0, left_x_0, row_5 + 4U * _S21, begin_0 + _S20);
-            (*kernelContext_0->left_tile_0)[place_0(_S20, _S21)] = _S22;
-            bool _S23 = Weights_along_k_0(right_0, right_words_0);
-            uint2 _S24 = share_0(i_2, _S23);
-            uint _S25 = _S24.x;
-            uint _S26 = _S24.y;
-            float4 _S27 = load_0(right_0, right_words_0, column_1 + 4U * _S26, begin_0 + _S25);
-            (*kernelContext_0->right_tile_0)[place_0(_S25, _S26)] = _S27;
-            i_2 = i_2 + 128U;
-        }
+        thread Block_0 _S39 = left_block_0;
+        float4 _S40 = Block_column_0(&_S39, 0U);
+        (*kernelContext_0->left_tile_0)[place_0(_S33, _S31)] = _S40;
+        thread Block_0 _S41 = right_block_0;
+        float4 _S42 = Block_column_0(&_S41, 0U);
+        (*kernelContext_0->right_tile_0)[place_0(_S37, _S35)] = _S42;
+        thread Block_0 _S43 = left_block_0;
+        float4 _S44 = Block_column_0(&_S43, 1U);
+        (*kernelContext_0->left_tile_0)[place_0(_S33 + 1U, _S31)] = _S44;
+        thread Block_0 _S45 = right_block_0;
+        float4 _S46 = Block_column_0(&_S45, 1U);
+        (*kernelContext_0->right_tile_0)[place_0(_S37 + 1U, _S35)] = _S46;
+        thread Block_0 _S47 = left_block_0;
+        float4 _S48 = Block_column_0(&_S47, 2U);
+        (*kernelContext_0->left_tile_0)[place_0(_S33 + 2U, _S31)] = _S48;
+        thread Block_0 _S49 = right_block_0;
+        float4 _S50 = Block_column_0(&_S49, 2U);
+        (*kernelContext_0->right_tile_0)[place_0(_S37 + 2U, _S35)] = _S50;
+        thread Block_0 _S51 = left_block_0;
+        float4 _S52 = Block_column_0(&_S51, 3U);
+        (*kernelContext_0->left_tile_0)[place_0(_S33 + 3U, _S31)] = _S52;
+        thread Block_0 _S53 = right_block_0;
+        float4 _S54 = Block_column_0(&_S53, 3U);
+        (*kernelContext_0->right_tile_0)[place_0(_S37 + 3U, _S35)] = _S54;
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        uint _S28 = _S17.x;
-        if((row_5 + _S28) < rows_2)
+        uint _S55 = begin_0 + 32U;
+        Block_0 _S56 = Block_load_1(left_0, left_x_0, _S32, _S55 + _S33);
+        Block_0 _S57 = Block_load_0(right_0, right_words_0, _S36, _S55 + _S37);
+        uint _S58 = _S26.x;
+        if((row_5 + _S58) < rows_4)
         {
             uint j_0 = 0U;
             for(;;)
@@ -228,22 +289,24 @@ void product_0(const Activations_0 thread* left_0, float device* left_x_0, const
                 {
                     break;
                 }
-                float4 _S29 = (*kernelContext_0->right_tile_0)[place_0(j_0, _S17.y / 4U)];
-                float4 _S30 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S28 / 4U)];
-                (*sums_0)[0U] = (*sums_0)[0U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S28 / 4U)].x)  * _S29;
-                (*sums_0)[1U] = (*sums_0)[1U] + float4(_S30.y)  * _S29;
-                (*sums_0)[2U] = (*sums_0)[2U] + float4(_S30.z)  * _S29;
-                (*sums_0)[3U] = (*sums_0)[3U] + float4(_S30.w)  * _S29;
-                float4 _S31 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S28 / 4U + 1U)];
-                (*sums_0)[4U] = (*sums_0)[4U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S28 / 4U + 1U)].x)  * _S29;
-                (*sums_0)[5U] = (*sums_0)[5U] + float4(_S31.y)  * _S29;
-                (*sums_0)[6U] = (*sums_0)[6U] + float4(_S31.z)  * _S29;
-                (*sums_0)[7U] = (*sums_0)[7U] + float4(_S31.w)  * _S29;
+                float4 _S59 = (*kernelContext_0->right_tile_0)[place_0(j_0, _S26.y / 4U)];
+                float4 _S60 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S58 / 4U)];
+                (*sums_0)[0U] = (*sums_0)[0U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S58 / 4U)].x)  * _S59;
+                (*sums_0)[1U] = (*sums_0)[1U] + float4(_S60.y)  * _S59;
+                (*sums_0)[2U] = (*sums_0)[2U] + float4(_S60.z)  * _S59;
+                (*sums_0)[3U] = (*sums_0)[3U] + float4(_S60.w)  * _S59;
+                float4 _S61 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S58 / 4U + 1U)];
+                (*sums_0)[4U] = (*sums_0)[4U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S58 / 4U + 1U)].x)  * _S59;
+                (*sums_0)[5U] = (*sums_0)[5U] + float4(_S61.y)  * _S59;
+                (*sums_0)[6U] = (*sums_0)[6U] + float4(_S61.z)  * _S59;
+                (*sums_0)[7U] = (*sums_0)[7U] + float4(_S61.w)  * _S59;
                 j_0 = j_0 + 1U;
             }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        begin_0 = begin_0 + 32U;
+        begin_0 = _S55;
+        left_block_0 = _S56;
+        right_block_0 = _S57;
     }
     return;
 }
@@ -253,769 +316,769 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint live_rows_0(uint device* step_0, uint offset_5, uint rows_3)
+uint live_rows_0(uint device* step_0, uint offset_3, uint rows_5)
 {
-    uint _S32;
-    if(offset_5 == 4294967295U)
+    uint _S62;
+    if(offset_3 == 4294967295U)
     {
-        _S32 = rows_3;
+        _S62 = rows_5;
     }
     else
     {
-        _S32 = min(step_0[offset_5], rows_3);
+        _S62 = min(step_0[offset_3], rows_5);
     }
-    return _S32;
+    return _S62;
 }
 
-void gemm_0(uint3 group_1, uint thread_2, float device* x_0, uint device* weight_0, float device* result_0, uint device* step_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
+void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight_0, float device* result_0, uint device* step_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S33 = p_1->n_1;
-    uint _S34 = (p_1->n_1 + 64U - 1U) / 64U;
-    uint _S35 = group_number_0(group_1);
-    uint _S36 = _S35 / _S34;
-    uint _S37 = _S36 * 64U;
-    uint _S38 = _S35 % _S34;
-    uint _S39 = _S38 * 64U;
-    uint _S40 = live_rows_0(step_1, p_1->step_offset_0, p_1->rows_1);
-    if(_S37 >= _S40)
+    uint _S63 = p_1->n_1;
+    uint _S64 = (p_1->n_1 + 64U - 1U) / 64U;
+    uint _S65 = group_number_0(group_1);
+    uint _S66 = _S65 / _S64;
+    uint _S67 = _S66 * 64U;
+    uint _S68 = _S65 % _S64;
+    uint _S69 = _S68 * 64U;
+    uint _S70 = live_rows_0(step_1, p_1->step_offset_0, p_1->rows_3);
+    if(_S67 >= _S70)
     {
         return;
     }
     thread Activations_0 left_1;
-    (&left_1)->offset_4 = p_1->x_offset_0;
+    (&left_1)->offset_2 = p_1->x_offset_0;
     (&left_1)->stride_0 = p_1->x_stride_0;
-    (&left_1)->rows_0 = _S40;
-    (&left_1)->k_3 = p_1->k_6;
+    (&left_1)->rows_2 = _S70;
+    (&left_1)->k_2 = p_1->k_4;
     thread Weights_0 right_1;
     (&right_1)->offset_0 = p_1->weight_offset_0;
-    (&right_1)->n_0 = _S33;
-    (&right_1)->k_0 = p_1->k_6;
-    thread Activations_0 _S41 = left_1;
-    thread Weights_0 _S42 = right_1;
+    (&right_1)->n_0 = _S63;
+    (&right_1)->k_0 = p_1->k_4;
+    thread Activations_0 _S71 = left_1;
+    thread Weights_0 _S72 = right_1;
     thread array<float4, int(8)> sums_1;
-    product_0(&_S41, x_0, &_S42, weight_0, _S37, _S39, _S40, p_1->k_6, thread_2, &sums_1, kernelContext_1);
-    uint2 _S43 = corner_0(thread_2);
-    uint _S44 = _S37 + _S43.x;
-    bool _S45 = _S44 < _S40;
-    bool _S46;
-    if(_S45)
+    product_0(&_S71, x_0, &_S72, weight_0, _S67, _S69, _S70, p_1->k_4, thread_3, &sums_1, kernelContext_1);
+    uint2 _S73 = corner_0(thread_3);
+    uint _S74 = _S67 + _S73.x;
+    bool _S75 = _S74 < _S70;
+    bool _S76;
+    if(_S75)
     {
-        _S46 = (_S39 + _S43.y) < _S33;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    float _S47;
-    if(_S46)
+    float _S77;
+    if(_S76)
     {
-        uint _S48 = p_1->out_offset_0 + _S44 * p_1->out_stride_0 + _S39 + _S43.y;
-        float device* _S49 = result_0+_S48;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S48) + sums_1[0U].x;
-        }
-        else
-        {
-            _S47 = sums_1[0U].x;
-        }
-        *_S49 = _S47;
-    }
-    if(_S45)
-    {
-        _S46 = (_S39 + _S43.y + 1U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S50 = p_1->out_offset_0 + _S44 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
-        float device* _S51 = result_0+_S50;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S50) + sums_1[0U].y;
-        }
-        else
-        {
-            _S47 = sums_1[0U].y;
-        }
-        *_S51 = _S47;
-    }
-    if(_S45)
-    {
-        _S46 = (_S39 + _S43.y + 2U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S52 = p_1->out_offset_0 + _S44 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
-        float device* _S53 = result_0+_S52;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S52) + sums_1[0U].z;
-        }
-        else
-        {
-            _S47 = sums_1[0U].z;
-        }
-        *_S53 = _S47;
-    }
-    if(_S45)
-    {
-        _S46 = (_S39 + _S43.y + 3U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S54 = p_1->out_offset_0 + _S44 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
-        float device* _S55 = result_0+_S54;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S54) + sums_1[0U].w;
-        }
-        else
-        {
-            _S47 = sums_1[0U].w;
-        }
-        *_S55 = _S47;
-    }
-    uint _S56 = _S44 + 1U;
-    bool _S57 = _S56 < _S40;
-    if(_S57)
-    {
-        _S46 = (_S39 + _S43.y) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S58 = p_1->out_offset_0 + _S56 * p_1->out_stride_0 + _S39 + _S43.y;
-        float device* _S59 = result_0+_S58;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S58) + sums_1[1U].x;
-        }
-        else
-        {
-            _S47 = sums_1[1U].x;
-        }
-        *_S59 = _S47;
-    }
-    if(_S57)
-    {
-        _S46 = (_S39 + _S43.y + 1U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S60 = p_1->out_offset_0 + _S56 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
-        float device* _S61 = result_0+_S60;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S60) + sums_1[1U].y;
-        }
-        else
-        {
-            _S47 = sums_1[1U].y;
-        }
-        *_S61 = _S47;
-    }
-    if(_S57)
-    {
-        _S46 = (_S39 + _S43.y + 2U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S62 = p_1->out_offset_0 + _S56 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
-        float device* _S63 = result_0+_S62;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S62) + sums_1[1U].z;
-        }
-        else
-        {
-            _S47 = sums_1[1U].z;
-        }
-        *_S63 = _S47;
-    }
-    if(_S57)
-    {
-        _S46 = (_S39 + _S43.y + 3U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S64 = p_1->out_offset_0 + _S56 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
-        float device* _S65 = result_0+_S64;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S64) + sums_1[1U].w;
-        }
-        else
-        {
-            _S47 = sums_1[1U].w;
-        }
-        *_S65 = _S47;
-    }
-    uint _S66 = _S44 + 2U;
-    bool _S67 = _S66 < _S40;
-    if(_S67)
-    {
-        _S46 = (_S39 + _S43.y) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S68 = p_1->out_offset_0 + _S66 * p_1->out_stride_0 + _S39 + _S43.y;
-        float device* _S69 = result_0+_S68;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S68) + sums_1[2U].x;
-        }
-        else
-        {
-            _S47 = sums_1[2U].x;
-        }
-        *_S69 = _S47;
-    }
-    if(_S67)
-    {
-        _S46 = (_S39 + _S43.y + 1U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S70 = p_1->out_offset_0 + _S66 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
-        float device* _S71 = result_0+_S70;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S70) + sums_1[2U].y;
-        }
-        else
-        {
-            _S47 = sums_1[2U].y;
-        }
-        *_S71 = _S47;
-    }
-    if(_S67)
-    {
-        _S46 = (_S39 + _S43.y + 2U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S72 = p_1->out_offset_0 + _S66 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
-        float device* _S73 = result_0+_S72;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S72) + sums_1[2U].z;
-        }
-        else
-        {
-            _S47 = sums_1[2U].z;
-        }
-        *_S73 = _S47;
-    }
-    if(_S67)
-    {
-        _S46 = (_S39 + _S43.y + 3U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S74 = p_1->out_offset_0 + _S66 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
-        float device* _S75 = result_0+_S74;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S74) + sums_1[2U].w;
-        }
-        else
-        {
-            _S47 = sums_1[2U].w;
-        }
-        *_S75 = _S47;
-    }
-    uint _S76 = _S44 + 3U;
-    bool _S77 = _S76 < _S40;
-    if(_S77)
-    {
-        _S46 = (_S39 + _S43.y) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S78 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S39 + _S43.y;
+        uint _S78 = p_1->out_offset_0 + _S74 * p_1->out_stride_0 + _S69 + _S73.y;
         float device* _S79 = result_0+_S78;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S78) + sums_1[3U].x;
+            _S77 = *(result_0+_S78) + sums_1[0U].x;
         }
         else
         {
-            _S47 = sums_1[3U].x;
+            _S77 = sums_1[0U].x;
         }
-        *_S79 = _S47;
+        *_S79 = _S77;
     }
-    if(_S77)
+    if(_S75)
     {
-        _S46 = (_S39 + _S43.y + 1U) < _S33;
+        _S76 = (_S69 + _S73.y + 1U) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    if(_S46)
+    if(_S76)
     {
-        uint _S80 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
+        uint _S80 = p_1->out_offset_0 + _S74 * p_1->out_stride_0 + _S69 + _S73.y + 1U;
         float device* _S81 = result_0+_S80;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S80) + sums_1[3U].y;
+            _S77 = *(result_0+_S80) + sums_1[0U].y;
         }
         else
         {
-            _S47 = sums_1[3U].y;
+            _S77 = sums_1[0U].y;
         }
-        *_S81 = _S47;
+        *_S81 = _S77;
     }
-    if(_S77)
+    if(_S75)
     {
-        _S46 = (_S39 + _S43.y + 2U) < _S33;
+        _S76 = (_S69 + _S73.y + 2U) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    if(_S46)
+    if(_S76)
     {
-        uint _S82 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
+        uint _S82 = p_1->out_offset_0 + _S74 * p_1->out_stride_0 + _S69 + _S73.y + 2U;
         float device* _S83 = result_0+_S82;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S82) + sums_1[3U].z;
+            _S77 = *(result_0+_S82) + sums_1[0U].z;
         }
         else
         {
-            _S47 = sums_1[3U].z;
+            _S77 = sums_1[0U].z;
         }
-        *_S83 = _S47;
+        *_S83 = _S77;
     }
-    if(_S77)
+    if(_S75)
     {
-        _S46 = (_S39 + _S43.y + 3U) < _S33;
+        _S76 = (_S69 + _S73.y + 3U) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    if(_S46)
+    if(_S76)
     {
-        uint _S84 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
+        uint _S84 = p_1->out_offset_0 + _S74 * p_1->out_stride_0 + _S69 + _S73.y + 3U;
         float device* _S85 = result_0+_S84;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S84) + sums_1[3U].w;
+            _S77 = *(result_0+_S84) + sums_1[0U].w;
         }
         else
         {
-            _S47 = sums_1[3U].w;
+            _S77 = sums_1[0U].w;
         }
-        *_S85 = _S47;
+        *_S85 = _S77;
     }
-    uint _S86 = _S44 + 4U;
-    bool _S87 = _S86 < _S40;
+    uint _S86 = _S74 + 1U;
+    bool _S87 = _S86 < _S70;
     if(_S87)
     {
-        _S46 = (_S39 + _S43.y) < _S33;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    if(_S46)
+    if(_S76)
     {
-        uint _S88 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S39 + _S43.y;
+        uint _S88 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S69 + _S73.y;
         float device* _S89 = result_0+_S88;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S88) + sums_1[4U].x;
+            _S77 = *(result_0+_S88) + sums_1[1U].x;
         }
         else
         {
-            _S47 = sums_1[4U].x;
+            _S77 = sums_1[1U].x;
         }
-        *_S89 = _S47;
+        *_S89 = _S77;
     }
     if(_S87)
     {
-        _S46 = (_S39 + _S43.y + 1U) < _S33;
+        _S76 = (_S69 + _S73.y + 1U) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    if(_S46)
+    if(_S76)
     {
-        uint _S90 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
+        uint _S90 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S69 + _S73.y + 1U;
         float device* _S91 = result_0+_S90;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S90) + sums_1[4U].y;
+            _S77 = *(result_0+_S90) + sums_1[1U].y;
         }
         else
         {
-            _S47 = sums_1[4U].y;
+            _S77 = sums_1[1U].y;
         }
-        *_S91 = _S47;
+        *_S91 = _S77;
     }
     if(_S87)
     {
-        _S46 = (_S39 + _S43.y + 2U) < _S33;
+        _S76 = (_S69 + _S73.y + 2U) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    if(_S46)
+    if(_S76)
     {
-        uint _S92 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
+        uint _S92 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S69 + _S73.y + 2U;
         float device* _S93 = result_0+_S92;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S92) + sums_1[4U].z;
+            _S77 = *(result_0+_S92) + sums_1[1U].z;
         }
         else
         {
-            _S47 = sums_1[4U].z;
+            _S77 = sums_1[1U].z;
         }
-        *_S93 = _S47;
+        *_S93 = _S77;
     }
     if(_S87)
     {
-        _S46 = (_S39 + _S43.y + 3U) < _S33;
+        _S76 = (_S69 + _S73.y + 3U) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    if(_S46)
+    if(_S76)
     {
-        uint _S94 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
+        uint _S94 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S69 + _S73.y + 3U;
         float device* _S95 = result_0+_S94;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S94) + sums_1[4U].w;
+            _S77 = *(result_0+_S94) + sums_1[1U].w;
         }
         else
         {
-            _S47 = sums_1[4U].w;
+            _S77 = sums_1[1U].w;
         }
-        *_S95 = _S47;
+        *_S95 = _S77;
     }
-    uint _S96 = _S44 + 5U;
-    bool _S97 = _S96 < _S40;
+    uint _S96 = _S74 + 2U;
+    bool _S97 = _S96 < _S70;
     if(_S97)
     {
-        _S46 = (_S39 + _S43.y) < _S33;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    if(_S46)
+    if(_S76)
     {
-        uint _S98 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S39 + _S43.y;
+        uint _S98 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S69 + _S73.y;
         float device* _S99 = result_0+_S98;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S98) + sums_1[5U].x;
+            _S77 = *(result_0+_S98) + sums_1[2U].x;
         }
         else
         {
-            _S47 = sums_1[5U].x;
+            _S77 = sums_1[2U].x;
         }
-        *_S99 = _S47;
+        *_S99 = _S77;
     }
     if(_S97)
     {
-        _S46 = (_S39 + _S43.y + 1U) < _S33;
+        _S76 = (_S69 + _S73.y + 1U) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    if(_S46)
+    if(_S76)
     {
-        uint _S100 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
+        uint _S100 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S69 + _S73.y + 1U;
         float device* _S101 = result_0+_S100;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S100) + sums_1[5U].y;
+            _S77 = *(result_0+_S100) + sums_1[2U].y;
         }
         else
         {
-            _S47 = sums_1[5U].y;
+            _S77 = sums_1[2U].y;
         }
-        *_S101 = _S47;
+        *_S101 = _S77;
     }
     if(_S97)
     {
-        _S46 = (_S39 + _S43.y + 2U) < _S33;
+        _S76 = (_S69 + _S73.y + 2U) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    if(_S46)
+    if(_S76)
     {
-        uint _S102 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
+        uint _S102 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S69 + _S73.y + 2U;
         float device* _S103 = result_0+_S102;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S102) + sums_1[5U].z;
+            _S77 = *(result_0+_S102) + sums_1[2U].z;
         }
         else
         {
-            _S47 = sums_1[5U].z;
+            _S77 = sums_1[2U].z;
         }
-        *_S103 = _S47;
+        *_S103 = _S77;
     }
     if(_S97)
     {
-        _S46 = (_S39 + _S43.y + 3U) < _S33;
+        _S76 = (_S69 + _S73.y + 3U) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    if(_S46)
+    if(_S76)
     {
-        uint _S104 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
+        uint _S104 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S69 + _S73.y + 3U;
         float device* _S105 = result_0+_S104;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S104) + sums_1[5U].w;
+            _S77 = *(result_0+_S104) + sums_1[2U].w;
         }
         else
         {
-            _S47 = sums_1[5U].w;
+            _S77 = sums_1[2U].w;
         }
-        *_S105 = _S47;
+        *_S105 = _S77;
     }
-    uint _S106 = _S44 + 6U;
-    bool _S107 = _S106 < _S40;
+    uint _S106 = _S74 + 3U;
+    bool _S107 = _S106 < _S70;
     if(_S107)
     {
-        _S46 = (_S39 + _S43.y) < _S33;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    if(_S46)
+    if(_S76)
     {
-        uint _S108 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S39 + _S43.y;
+        uint _S108 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S69 + _S73.y;
         float device* _S109 = result_0+_S108;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S108) + sums_1[6U].x;
+            _S77 = *(result_0+_S108) + sums_1[3U].x;
         }
         else
         {
-            _S47 = sums_1[6U].x;
+            _S77 = sums_1[3U].x;
         }
-        *_S109 = _S47;
+        *_S109 = _S77;
     }
     if(_S107)
     {
-        _S46 = (_S39 + _S43.y + 1U) < _S33;
+        _S76 = (_S69 + _S73.y + 1U) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    if(_S46)
+    if(_S76)
     {
-        uint _S110 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
+        uint _S110 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S69 + _S73.y + 1U;
         float device* _S111 = result_0+_S110;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S110) + sums_1[6U].y;
+            _S77 = *(result_0+_S110) + sums_1[3U].y;
         }
         else
         {
-            _S47 = sums_1[6U].y;
+            _S77 = sums_1[3U].y;
         }
-        *_S111 = _S47;
+        *_S111 = _S77;
     }
     if(_S107)
     {
-        _S46 = (_S39 + _S43.y + 2U) < _S33;
+        _S76 = (_S69 + _S73.y + 2U) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    if(_S46)
+    if(_S76)
     {
-        uint _S112 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
+        uint _S112 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S69 + _S73.y + 2U;
         float device* _S113 = result_0+_S112;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S112) + sums_1[6U].z;
+            _S77 = *(result_0+_S112) + sums_1[3U].z;
         }
         else
         {
-            _S47 = sums_1[6U].z;
+            _S77 = sums_1[3U].z;
         }
-        *_S113 = _S47;
+        *_S113 = _S77;
     }
     if(_S107)
     {
-        _S46 = (_S39 + _S43.y + 3U) < _S33;
+        _S76 = (_S69 + _S73.y + 3U) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    if(_S46)
+    if(_S76)
     {
-        uint _S114 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
+        uint _S114 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S69 + _S73.y + 3U;
         float device* _S115 = result_0+_S114;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S114) + sums_1[6U].w;
+            _S77 = *(result_0+_S114) + sums_1[3U].w;
         }
         else
         {
-            _S47 = sums_1[6U].w;
+            _S77 = sums_1[3U].w;
         }
-        *_S115 = _S47;
+        *_S115 = _S77;
     }
-    uint _S116 = _S44 + 7U;
-    bool _S117 = _S116 < _S40;
+    uint _S116 = _S74 + 4U;
+    bool _S117 = _S116 < _S70;
     if(_S117)
     {
-        _S46 = (_S39 + _S43.y) < _S33;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    if(_S46)
+    if(_S76)
     {
-        uint _S118 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S39 + _S43.y;
+        uint _S118 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S69 + _S73.y;
         float device* _S119 = result_0+_S118;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S118) + sums_1[7U].x;
+            _S77 = *(result_0+_S118) + sums_1[4U].x;
         }
         else
         {
-            _S47 = sums_1[7U].x;
+            _S77 = sums_1[4U].x;
         }
-        *_S119 = _S47;
+        *_S119 = _S77;
     }
     if(_S117)
     {
-        _S46 = (_S39 + _S43.y + 1U) < _S33;
+        _S76 = (_S69 + _S73.y + 1U) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    if(_S46)
+    if(_S76)
     {
-        uint _S120 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
+        uint _S120 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S69 + _S73.y + 1U;
         float device* _S121 = result_0+_S120;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S120) + sums_1[7U].y;
+            _S77 = *(result_0+_S120) + sums_1[4U].y;
         }
         else
         {
-            _S47 = sums_1[7U].y;
+            _S77 = sums_1[4U].y;
         }
-        *_S121 = _S47;
+        *_S121 = _S77;
     }
     if(_S117)
     {
-        _S46 = (_S39 + _S43.y + 2U) < _S33;
+        _S76 = (_S69 + _S73.y + 2U) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    if(_S46)
+    if(_S76)
     {
-        uint _S122 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
+        uint _S122 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S69 + _S73.y + 2U;
         float device* _S123 = result_0+_S122;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S122) + sums_1[7U].z;
+            _S77 = *(result_0+_S122) + sums_1[4U].z;
         }
         else
         {
-            _S47 = sums_1[7U].z;
+            _S77 = sums_1[4U].z;
         }
-        *_S123 = _S47;
+        *_S123 = _S77;
     }
     if(_S117)
     {
-        _S46 = (_S39 + _S43.y + 3U) < _S33;
+        _S76 = (_S69 + _S73.y + 3U) < _S63;
     }
     else
     {
-        _S46 = false;
+        _S76 = false;
     }
-    if(_S46)
+    if(_S76)
     {
-        uint _S124 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
+        uint _S124 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S69 + _S73.y + 3U;
         float device* _S125 = result_0+_S124;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S124) + sums_1[7U].w;
+            _S77 = *(result_0+_S124) + sums_1[4U].w;
         }
         else
         {
-            _S47 = sums_1[7U].w;
+            _S77 = sums_1[4U].w;
         }
-        *_S125 = _S47;
+        *_S125 = _S77;
+    }
+    uint _S126 = _S74 + 5U;
+    bool _S127 = _S126 < _S70;
+    if(_S127)
+    {
+        _S76 = (_S69 + _S73.y) < _S63;
+    }
+    else
+    {
+        _S76 = false;
+    }
+    if(_S76)
+    {
+        uint _S128 = p_1->out_offset_0 + _S126 * p_1->out_stride_0 + _S69 + _S73.y;
+        float device* _S129 = result_0+_S128;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S77 = *(result_0+_S128) + sums_1[5U].x;
+        }
+        else
+        {
+            _S77 = sums_1[5U].x;
+        }
+        *_S129 = _S77;
+    }
+    if(_S127)
+    {
+        _S76 = (_S69 + _S73.y + 1U) < _S63;
+    }
+    else
+    {
+        _S76 = false;
+    }
+    if(_S76)
+    {
+        uint _S130 = p_1->out_offset_0 + _S126 * p_1->out_stride_0 + _S69 + _S73.y + 1U;
+        float device* _S131 = result_0+_S130;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S77 = *(result_0+_S130) + sums_1[5U].y;
+        }
+        else
+        {
+            _S77 = sums_1[5U].y;
+        }
+        *_S131 = _S77;
+    }
+    if(_S127)
+    {
+        _S76 = (_S69 + _S73.y + 2U) < _S63;
+    }
+    else
+    {
+        _S76 = false;
+    }
+    if(_S76)
+    {
+        uint _S132 = p_1->out_offset_0 + _S126 * p_1->out_stride_0 + _S69 + _S73.y + 2U;
+        float device* _S133 = result_0+_S132;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S77 = *(result_0+_S132) + sums_1[5U].z;
+        }
+        else
+        {
+            _S77 = sums_1[5U].z;
+        }
+        *_S133 = _S77;
+    }
+    if(_S127)
+    {
+        _S76 = (_S69 + _S73.y + 3U) < _S63;
+    }
+    else
+    {
+        _S76 = false;
+    }
+    if(_S76)
+    {
+        uint _S134 = p_1->out_offset_0 + _S126 * p_1->out_stride_0 + _S69 + _S73.y + 3U;
+        float device* _S135 = result_0+_S134;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S77 = *(result_0+_S134) + sums_1[5U].w;
+        }
+        else
+        {
+            _S77 = sums_1[5U].w;
+        }
+        *_S135 = _S77;
+    }
+    uint _S136 = _S74 + 6U;
+    bool _S137 = _S136 < _S70;
+    if(_S137)
+    {
+        _S76 = (_S69 + _S73.y) < _S63;
+    }
+    else
+    {
+        _S76 = false;
+    }
+    if(_S76)
+    {
+        uint _S138 = p_1->out_offset_0 + _S136 * p_1->out_stride_0 + _S69 + _S73.y;
+        float device* _S139 = result_0+_S138;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S77 = *(result_0+_S138) + sums_1[6U].x;
+        }
+        else
+        {
+            _S77 = sums_1[6U].x;
+        }
+        *_S139 = _S77;
+    }
+    if(_S137)
+    {
+        _S76 = (_S69 + _S73.y + 1U) < _S63;
+    }
+    else
+    {
+        _S76 = false;
+    }
+    if(_S76)
+    {
+        uint _S140 = p_1->out_offset_0 + _S136 * p_1->out_stride_0 + _S69 + _S73.y + 1U;
+        float device* _S141 = result_0+_S140;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S77 = *(result_0+_S140) + sums_1[6U].y;
+        }
+        else
+        {
+            _S77 = sums_1[6U].y;
+        }
+        *_S141 = _S77;
+    }
+    if(_S137)
+    {
+        _S76 = (_S69 + _S73.y + 2U) < _S63;
+    }
+    else
+    {
+        _S76 = false;
+    }
+    if(_S76)
+    {
+        uint _S142 = p_1->out_offset_0 + _S136 * p_1->out_stride_0 + _S69 + _S73.y + 2U;
+        float device* _S143 = result_0+_S142;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S77 = *(result_0+_S142) + sums_1[6U].z;
+        }
+        else
+        {
+            _S77 = sums_1[6U].z;
+        }
+        *_S143 = _S77;
+    }
+    if(_S137)
+    {
+        _S76 = (_S69 + _S73.y + 3U) < _S63;
+    }
+    else
+    {
+        _S76 = false;
+    }
+    if(_S76)
+    {
+        uint _S144 = p_1->out_offset_0 + _S136 * p_1->out_stride_0 + _S69 + _S73.y + 3U;
+        float device* _S145 = result_0+_S144;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S77 = *(result_0+_S144) + sums_1[6U].w;
+        }
+        else
+        {
+            _S77 = sums_1[6U].w;
+        }
+        *_S145 = _S77;
+    }
+    uint _S146 = _S74 + 7U;
+    bool _S147 = _S146 < _S70;
+    if(_S147)
+    {
+        _S76 = (_S69 + _S73.y) < _S63;
+    }
+    else
+    {
+        _S76 = false;
+    }
+    if(_S76)
+    {
+        uint _S148 = p_1->out_offset_0 + _S146 * p_1->out_stride_0 + _S69 + _S73.y;
+        float device* _S149 = result_0+_S148;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S77 = *(result_0+_S148) + sums_1[7U].x;
+        }
+        else
+        {
+            _S77 = sums_1[7U].x;
+        }
+        *_S149 = _S77;
+    }
+    if(_S147)
+    {
+        _S76 = (_S69 + _S73.y + 1U) < _S63;
+    }
+    else
+    {
+        _S76 = false;
+    }
+    if(_S76)
+    {
+        uint _S150 = p_1->out_offset_0 + _S146 * p_1->out_stride_0 + _S69 + _S73.y + 1U;
+        float device* _S151 = result_0+_S150;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S77 = *(result_0+_S150) + sums_1[7U].y;
+        }
+        else
+        {
+            _S77 = sums_1[7U].y;
+        }
+        *_S151 = _S77;
+    }
+    if(_S147)
+    {
+        _S76 = (_S69 + _S73.y + 2U) < _S63;
+    }
+    else
+    {
+        _S76 = false;
+    }
+    if(_S76)
+    {
+        uint _S152 = p_1->out_offset_0 + _S146 * p_1->out_stride_0 + _S69 + _S73.y + 2U;
+        float device* _S153 = result_0+_S152;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S77 = *(result_0+_S152) + sums_1[7U].z;
+        }
+        else
+        {
+            _S77 = sums_1[7U].z;
+        }
+        *_S153 = _S77;
+    }
+    if(_S147)
+    {
+        _S76 = (_S69 + _S73.y + 3U) < _S63;
+    }
+    else
+    {
+        _S76 = false;
+    }
+    if(_S76)
+    {
+        uint _S154 = p_1->out_offset_0 + _S146 * p_1->out_stride_0 + _S69 + _S73.y + 3U;
+        float device* _S155 = result_0+_S154;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S77 = *(result_0+_S154) + sums_1[7U].w;
+        }
+        else
+        {
+            _S77 = sums_1[7U].w;
+        }
+        *_S155 = _S77;
     }
     return;
 }

@@ -3,6 +3,11 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
+struct Block_0
+{
+    array<float4, int(4)> rows_0;
+};
+
 struct Weights_0
 {
     uint offset_0;
@@ -20,83 +25,141 @@ float half_at_0(uint device* words_0, uint offset_1, uint half_0)
     return halves_0(words_0[offset_1 + half_0 / 2U] >> (half_0 % 2U * 16U)).x;
 }
 
-float Q8_0_at_0(uint device* words_1, uint offset_2, uint columns_0, uint row_0, uint column_0)
+uint word_at_0(uint device* words_1, uint offset_2, uint half_1)
 {
-    uint _S1 = (row_0 * (columns_0 / 32U) + column_0 / 32U) * 17U;
-    uint _S2 = _S1 * 2U + 2U + column_0 % 32U;
-    return half_at_0(words_1, offset_2, _S1) * float(int(words_1[offset_2 + _S2 / 4U] << (24U - _S2 % 4U * 8U)) >> 24U);
+    uint _S1 = offset_2 + half_1 / 2U;
+    uint _S2;
+    if((half_1 % 2U) == 0U)
+    {
+        _S2 = words_1[_S1];
+    }
+    else
+    {
+        _S2 = (words_1[_S1] >> 16U) | (words_1[_S1 + 1U] << 16U);
+    }
+    return _S2;
 }
 
-float Weights_at_0(const Weights_0 thread* this_0, uint device* this_words_0, uint row_1, uint k_1)
+float4 bytes_0(uint word_1)
 {
-    bool _S3;
+    return float4(int4(int(word_1 << 24U), int(word_1 << 16U), int(word_1 << 8U), int(word_1)) >> (uint4(24U) ));
+}
+
+float4 Q8_0_four_0(uint device* words_2, uint offset_3, uint columns_0, uint row_0, uint column_0)
+{
+    uint _S3 = (row_0 * (columns_0 / 32U) + column_0 / 32U) * 17U;
+    return float4(half_at_0(words_2, offset_3, _S3))  * bytes_0(word_at_0(words_2, offset_3, _S3 + 1U + column_0 % 32U / 2U));
+}
+
+float4 Weights_four_0(const Weights_0 thread* this_0, uint device* this_words_0, uint row_1, uint first_0)
+{
+    bool _S4;
     if(row_1 < (this_0->n_0))
     {
-        _S3 = k_1 < (this_0->k_0);
+        _S4 = first_0 < (this_0->k_0);
     }
     else
     {
-        _S3 = false;
+        _S4 = false;
     }
-    float _S4;
-    if(_S3)
+    float4 _S5;
+    if(_S4)
     {
-        _S4 = Q8_0_at_0(this_words_0, this_0->offset_0, this_0->k_0, row_1, k_1);
+        _S5 = Q8_0_four_0(this_words_0, this_0->offset_0, this_0->k_0, row_1, first_0);
     }
     else
     {
-        _S4 = 0.0;
+        _S5 = float4(int4(int(0)) );
     }
-    return _S4;
+    return _S5;
 }
 
-float4 load_0(const Weights_0 thread* side_0, uint device* side_words_0, uint row_2, uint k_2)
+Block_0 Block_x24init_0(const array<float4, int(4)> thread* rows_1)
 {
-    float _S5 = Weights_at_0(side_0, side_words_0, row_2, k_2);
-    float _S6 = Weights_at_0(side_0, side_words_0, row_2 + 1U, k_2);
-    float _S7 = Weights_at_0(side_0, side_words_0, row_2 + 2U, k_2);
-    float _S8 = Weights_at_0(side_0, side_words_0, row_2 + 3U, k_2);
-    return float4(_S5, _S6, _S7, _S8);
+    thread Block_0 _S6;
+    (&_S6)->rows_0 = *rows_1;
+    return _S6;
+}
+
+Block_0 Block_load_0(const Weights_0 thread* side_0, uint device* side_words_0, uint row_2, uint k_1)
+{
+    float4 _S7 = Weights_four_0(side_0, side_words_0, row_2, k_1);
+    float4 _S8 = Weights_four_0(side_0, side_words_0, row_2 + 1U, k_1);
+    float4 _S9 = Weights_four_0(side_0, side_words_0, row_2 + 2U, k_1);
+    float4 _S10 = Weights_four_0(side_0, side_words_0, row_2 + 3U, k_1);
+    thread array<float4, int(4)> _S11;
+    _S11[int(0)] = _S7;
+    _S11[int(1)] = _S8;
+    _S11[int(2)] = _S9;
+    _S11[int(3)] = _S10;
+    Block_0 _S12 = Block_x24init_0(&_S11);
+    return _S12;
 }
 
 struct Activations_0
 {
-    uint offset_3;
+    uint offset_4;
     uint stride_0;
-    uint rows_0;
-    uint k_3;
+    uint rows_2;
+    uint k_2;
 };
 
-float Activations_at_0(const Activations_0 thread* this_1, float device* this_x_0, uint row_3, uint k_4)
+float4 Activations_four_0(const Activations_0 thread* this_1, float device* this_x_0, uint row_3, uint first_1)
 {
-    bool _S9;
-    if(row_3 < (this_1->rows_0))
+    uint _S13 = this_1->offset_4 + row_3 * this_1->stride_0 + first_1;
+    bool _S14;
+    if(row_3 >= (this_1->rows_2))
     {
-        _S9 = k_4 < (this_1->k_3);
+        _S14 = true;
     }
     else
     {
-        _S9 = false;
+        _S14 = first_1 >= (this_1->k_2);
     }
-    float _S10;
-    if(_S9)
+    if(_S14)
     {
-        _S10 = this_x_0[this_1->offset_3 + row_3 * this_1->stride_0 + k_4];
+        return float4(int4(int(0)) );
     }
-    else
+    uint _S15 = this_1->k_2;
+    if((first_1 + 4U) > (this_1->k_2))
     {
-        _S10 = 0.0;
+        float _S16 = this_x_0[_S13];
+        float _S17;
+        if((first_1 + 1U) < _S15)
+        {
+            _S17 = this_x_0[_S13 + 1U];
+        }
+        else
+        {
+            _S17 = 0.0;
+        }
+        float _S18;
+        if((first_1 + 2U) < _S15)
+        {
+            _S18 = this_x_0[_S13 + 2U];
+        }
+        else
+        {
+            _S18 = 0.0;
+        }
+        return float4(_S16, _S17, _S18, 0.0);
     }
-    return _S10;
+    return float4(this_x_0[_S13], this_x_0[_S13 + 1U], this_x_0[_S13 + 2U], this_x_0[_S13 + 3U]);
 }
 
-float4 load_1(const Activations_0 thread* side_1, float device* side_x_0, uint row_4, uint k_5)
+Block_0 Block_load_1(const Activations_0 thread* side_1, float device* side_x_0, uint row_4, uint k_3)
 {
-    float _S11 = Activations_at_0(side_1, side_x_0, row_4, k_5);
-    float _S12 = Activations_at_0(side_1, side_x_0, row_4 + 1U, k_5);
-    float _S13 = Activations_at_0(side_1, side_x_0, row_4 + 2U, k_5);
-    float _S14 = Activations_at_0(side_1, side_x_0, row_4 + 3U, k_5);
-    return float4(_S11, _S12, _S13, _S14);
+    float4 _S19 = Activations_four_0(side_1, side_x_0, row_4, k_3);
+    float4 _S20 = Activations_four_0(side_1, side_x_0, row_4 + 1U, k_3);
+    float4 _S21 = Activations_four_0(side_1, side_x_0, row_4 + 2U, k_3);
+    float4 _S22 = Activations_four_0(side_1, side_x_0, row_4 + 3U, k_3);
+    thread array<float4, int(4)> _S23;
+    _S23[int(0)] = _S19;
+    _S23[int(1)] = _S20;
+    _S23[int(2)] = _S21;
+    _S23[int(3)] = _S22;
+    Block_0 _S24 = Block_x24init_0(&_S23);
+    return _S24;
 }
 
 bool Weights_along_k_0(const Weights_0 thread* this_2, uint device* this_words_1)
@@ -110,9 +173,9 @@ struct GemmParams_0
     uint weight_offset_0;
     uint out_offset_0;
     uint step_offset_0;
-    uint rows_1;
+    uint rows_3;
     uint n_1;
-    uint k_6;
+    uint k_4;
     uint x_stride_0;
     uint out_stride_0;
     uint accumulate_0;
@@ -144,74 +207,96 @@ bool Activations_along_k_0(const Activations_0 thread* this_3, float device* thi
     return true;
 }
 
-uint2 share_0(uint i_0, bool along_k_0)
+uint2 share_0(uint thread_1, bool along_k_0)
 {
-    uint2 _S15;
+    uint2 _S25;
     if(along_k_0)
     {
-        _S15 = uint2(i_0 % 32U, i_0 / 32U);
+        _S25 = uint2(thread_1 / 8U, thread_1 % 8U);
     }
     else
     {
-        _S15 = uint2(i_0 / 16U, i_0 % 16U);
+        _S25 = uint2(thread_1 % 16U, thread_1 / 16U);
     }
-    return _S15;
+    return _S25;
 }
 
-uint place_0(uint k_7, uint quad_0)
+uint place_0(uint k_5, uint quad_0)
 {
-    return k_7 * 16U + (quad_0 ^ (k_7 % 8U));
+    return k_5 * 16U + (quad_0 ^ (k_5 / 4U % 8U));
 }
 
-void product_0(const Activations_0 thread* left_0, float device* left_x_0, const Weights_0 thread* right_0, uint device* right_words_0, uint row_5, uint column_1, uint rows_2, uint k_8, uint thread_1, array<float4, int(8)> thread* sums_0, KernelContext_0 thread* kernelContext_0)
+float4 Block_column_0(const Block_0 thread* this_4, uint c_0)
 {
-    float4 _S16 = float4(int4(int(0)) );
-    (*sums_0)[0U] = _S16;
-    (*sums_0)[1U] = _S16;
-    (*sums_0)[2U] = _S16;
-    (*sums_0)[3U] = _S16;
-    (*sums_0)[4U] = _S16;
-    (*sums_0)[5U] = _S16;
-    (*sums_0)[6U] = _S16;
-    (*sums_0)[7U] = _S16;
-    uint2 _S17 = corner_0(thread_1);
+    return float4(this_4->rows_0[int(0)][c_0], this_4->rows_0[int(1)][c_0], this_4->rows_0[int(2)][c_0], this_4->rows_0[int(3)][c_0]);
+}
+
+void product_0(const Activations_0 thread* left_0, float device* left_x_0, const Weights_0 thread* right_0, uint device* right_words_0, uint row_5, uint column_1, uint rows_4, uint k_6, uint thread_2, array<float4, int(8)> thread* sums_0, KernelContext_0 thread* kernelContext_0)
+{
+    float4 _S26 = float4(int4(int(0)) );
+    (*sums_0)[0U] = _S26;
+    (*sums_0)[1U] = _S26;
+    (*sums_0)[2U] = _S26;
+    (*sums_0)[3U] = _S26;
+    (*sums_0)[4U] = _S26;
+    (*sums_0)[5U] = _S26;
+    (*sums_0)[6U] = _S26;
+    (*sums_0)[7U] = _S26;
+    uint2 _S27 = corner_0(thread_2);
+    bool _S28 = Activations_along_k_0(left_0, left_x_0);
+    uint2 _S29 = share_0(thread_2, _S28);
+    bool _S30 = Weights_along_k_0(right_0, right_words_0);
+    uint2 _S31 = share_0(thread_2, _S30);
+    uint _S32 = _S29.x;
+    uint _S33 = row_5 + 4U * _S32;
+    uint _S34 = 4U * _S29.y;
+    Block_0 _S35 = Block_load_1(left_0, left_x_0, _S33, _S34);
+    uint _S36 = _S31.x;
+    uint _S37 = column_1 + 4U * _S36;
+    uint _S38 = 4U * _S31.y;
+    Block_0 _S39 = Block_load_0(right_0, right_words_0, _S37, _S38);
     uint begin_0 = 0U;
+    Block_0 left_block_0 = _S35;
+    Block_0 right_block_0 = _S39;
     for(;;)
     {
-        if(begin_0 < k_8)
+        if(begin_0 < k_6)
         {
         }
         else
         {
             break;
         }
-        uint i_1 = thread_1;
-        for(;;)
-        {
-            if(i_1 < 512U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            bool _S18 = Activations_along_k_0(left_0, left_x_0);
-            uint2 _S19 = share_0(i_1, _S18);
-            uint _S20 = _S19.x;
-            uint _S21 = _S19.y;
-            float4 _S22 = load_1(left_0, left_x_0, row_5 + 4U * _S21, begin_0 + _S20);
-            (*kernelContext_0->left_tile_0)[place_0(_S20, _S21)] = _S22;
-            bool _S23 = Weights_along_k_0(right_0, right_words_0);
-            uint2 _S24 = share_0(i_1, _S23);
-            uint _S25 = _S24.x;
-            uint _S26 = _S24.y;
-            float4 _S27 = load_0(right_0, right_words_0, column_1 + 4U * _S26, begin_0 + _S25);
-            (*kernelContext_0->right_tile_0)[place_0(_S25, _S26)] = _S27;
-            i_1 = i_1 + 128U;
-        }
+        thread Block_0 _S40 = left_block_0;
+        float4 _S41 = Block_column_0(&_S40, 0U);
+        (*kernelContext_0->left_tile_0)[place_0(_S34, _S32)] = _S41;
+        thread Block_0 _S42 = right_block_0;
+        float4 _S43 = Block_column_0(&_S42, 0U);
+        (*kernelContext_0->right_tile_0)[place_0(_S38, _S36)] = _S43;
+        thread Block_0 _S44 = left_block_0;
+        float4 _S45 = Block_column_0(&_S44, 1U);
+        (*kernelContext_0->left_tile_0)[place_0(_S34 + 1U, _S32)] = _S45;
+        thread Block_0 _S46 = right_block_0;
+        float4 _S47 = Block_column_0(&_S46, 1U);
+        (*kernelContext_0->right_tile_0)[place_0(_S38 + 1U, _S36)] = _S47;
+        thread Block_0 _S48 = left_block_0;
+        float4 _S49 = Block_column_0(&_S48, 2U);
+        (*kernelContext_0->left_tile_0)[place_0(_S34 + 2U, _S32)] = _S49;
+        thread Block_0 _S50 = right_block_0;
+        float4 _S51 = Block_column_0(&_S50, 2U);
+        (*kernelContext_0->right_tile_0)[place_0(_S38 + 2U, _S36)] = _S51;
+        thread Block_0 _S52 = left_block_0;
+        float4 _S53 = Block_column_0(&_S52, 3U);
+        (*kernelContext_0->left_tile_0)[place_0(_S34 + 3U, _S32)] = _S53;
+        thread Block_0 _S54 = right_block_0;
+        float4 _S55 = Block_column_0(&_S54, 3U);
+        (*kernelContext_0->right_tile_0)[place_0(_S38 + 3U, _S36)] = _S55;
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        uint _S28 = _S17.x;
-        if((row_5 + _S28) < rows_2)
+        uint _S56 = begin_0 + 32U;
+        Block_0 _S57 = Block_load_1(left_0, left_x_0, _S33, _S56 + _S34);
+        Block_0 _S58 = Block_load_0(right_0, right_words_0, _S37, _S56 + _S38);
+        uint _S59 = _S27.x;
+        if((row_5 + _S59) < rows_4)
         {
             uint j_0 = 0U;
             for(;;)
@@ -223,22 +308,24 @@ void product_0(const Activations_0 thread* left_0, float device* left_x_0, const
                 {
                     break;
                 }
-                float4 _S29 = (*kernelContext_0->right_tile_0)[place_0(j_0, _S17.y / 4U)];
-                float4 _S30 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S28 / 4U)];
-                (*sums_0)[0U] = (*sums_0)[0U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S28 / 4U)].x)  * _S29;
-                (*sums_0)[1U] = (*sums_0)[1U] + float4(_S30.y)  * _S29;
-                (*sums_0)[2U] = (*sums_0)[2U] + float4(_S30.z)  * _S29;
-                (*sums_0)[3U] = (*sums_0)[3U] + float4(_S30.w)  * _S29;
-                float4 _S31 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S28 / 4U + 1U)];
-                (*sums_0)[4U] = (*sums_0)[4U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S28 / 4U + 1U)].x)  * _S29;
-                (*sums_0)[5U] = (*sums_0)[5U] + float4(_S31.y)  * _S29;
-                (*sums_0)[6U] = (*sums_0)[6U] + float4(_S31.z)  * _S29;
-                (*sums_0)[7U] = (*sums_0)[7U] + float4(_S31.w)  * _S29;
+                float4 _S60 = (*kernelContext_0->right_tile_0)[place_0(j_0, _S27.y / 4U)];
+                float4 _S61 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S59 / 4U)];
+                (*sums_0)[0U] = (*sums_0)[0U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S59 / 4U)].x)  * _S60;
+                (*sums_0)[1U] = (*sums_0)[1U] + float4(_S61.y)  * _S60;
+                (*sums_0)[2U] = (*sums_0)[2U] + float4(_S61.z)  * _S60;
+                (*sums_0)[3U] = (*sums_0)[3U] + float4(_S61.w)  * _S60;
+                float4 _S62 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S59 / 4U + 1U)];
+                (*sums_0)[4U] = (*sums_0)[4U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S59 / 4U + 1U)].x)  * _S60;
+                (*sums_0)[5U] = (*sums_0)[5U] + float4(_S62.y)  * _S60;
+                (*sums_0)[6U] = (*sums_0)[6U] + float4(_S62.z)  * _S60;
+                (*sums_0)[7U] = (*sums_0)[7U] + float4(_S62.w)  * _S60;
                 j_0 = j_0 + 1U;
             }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        begin_0 = begin_0 + 32U;
+        begin_0 = _S56;
+        left_block_0 = _S57;
+        right_block_0 = _S58;
     }
     return;
 }
@@ -248,769 +335,769 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint live_rows_0(uint device* step_0, uint offset_4, uint rows_3)
+uint live_rows_0(uint device* step_0, uint offset_5, uint rows_5)
 {
-    uint _S32;
-    if(offset_4 == 4294967295U)
+    uint _S63;
+    if(offset_5 == 4294967295U)
     {
-        _S32 = rows_3;
+        _S63 = rows_5;
     }
     else
     {
-        _S32 = min(step_0[offset_4], rows_3);
+        _S63 = min(step_0[offset_5], rows_5);
     }
-    return _S32;
+    return _S63;
 }
 
-void gemm_0(uint3 group_1, uint thread_2, float device* x_0, uint device* weight_0, float device* result_0, uint device* step_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
+void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight_0, float device* result_0, uint device* step_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S33 = p_1->n_1;
-    uint _S34 = (p_1->n_1 + 64U - 1U) / 64U;
-    uint _S35 = group_number_0(group_1);
-    uint _S36 = _S35 / _S34;
-    uint _S37 = _S36 * 64U;
-    uint _S38 = _S35 % _S34;
-    uint _S39 = _S38 * 64U;
-    uint _S40 = live_rows_0(step_1, p_1->step_offset_0, p_1->rows_1);
-    if(_S37 >= _S40)
+    uint _S64 = p_1->n_1;
+    uint _S65 = (p_1->n_1 + 64U - 1U) / 64U;
+    uint _S66 = group_number_0(group_1);
+    uint _S67 = _S66 / _S65;
+    uint _S68 = _S67 * 64U;
+    uint _S69 = _S66 % _S65;
+    uint _S70 = _S69 * 64U;
+    uint _S71 = live_rows_0(step_1, p_1->step_offset_0, p_1->rows_3);
+    if(_S68 >= _S71)
     {
         return;
     }
     thread Activations_0 left_1;
-    (&left_1)->offset_3 = p_1->x_offset_0;
+    (&left_1)->offset_4 = p_1->x_offset_0;
     (&left_1)->stride_0 = p_1->x_stride_0;
-    (&left_1)->rows_0 = _S40;
-    (&left_1)->k_3 = p_1->k_6;
+    (&left_1)->rows_2 = _S71;
+    (&left_1)->k_2 = p_1->k_4;
     thread Weights_0 right_1;
     (&right_1)->offset_0 = p_1->weight_offset_0;
-    (&right_1)->n_0 = _S33;
-    (&right_1)->k_0 = p_1->k_6;
-    thread Activations_0 _S41 = left_1;
-    thread Weights_0 _S42 = right_1;
+    (&right_1)->n_0 = _S64;
+    (&right_1)->k_0 = p_1->k_4;
+    thread Activations_0 _S72 = left_1;
+    thread Weights_0 _S73 = right_1;
     thread array<float4, int(8)> sums_1;
-    product_0(&_S41, x_0, &_S42, weight_0, _S37, _S39, _S40, p_1->k_6, thread_2, &sums_1, kernelContext_1);
-    uint2 _S43 = corner_0(thread_2);
-    uint _S44 = _S37 + _S43.x;
-    bool _S45 = _S44 < _S40;
-    bool _S46;
-    if(_S45)
+    product_0(&_S72, x_0, &_S73, weight_0, _S68, _S70, _S71, p_1->k_4, thread_3, &sums_1, kernelContext_1);
+    uint2 _S74 = corner_0(thread_3);
+    uint _S75 = _S68 + _S74.x;
+    bool _S76 = _S75 < _S71;
+    bool _S77;
+    if(_S76)
     {
-        _S46 = (_S39 + _S43.y) < _S33;
+        _S77 = (_S70 + _S74.y) < _S64;
     }
     else
     {
-        _S46 = false;
+        _S77 = false;
     }
-    float _S47;
-    if(_S46)
-    {
-        uint _S48 = p_1->out_offset_0 + _S44 * p_1->out_stride_0 + _S39 + _S43.y;
-        float device* _S49 = result_0+_S48;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S48) + sums_1[0U].x;
-        }
-        else
-        {
-            _S47 = sums_1[0U].x;
-        }
-        *_S49 = _S47;
-    }
-    if(_S45)
-    {
-        _S46 = (_S39 + _S43.y + 1U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S50 = p_1->out_offset_0 + _S44 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
-        float device* _S51 = result_0+_S50;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S50) + sums_1[0U].y;
-        }
-        else
-        {
-            _S47 = sums_1[0U].y;
-        }
-        *_S51 = _S47;
-    }
-    if(_S45)
-    {
-        _S46 = (_S39 + _S43.y + 2U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S52 = p_1->out_offset_0 + _S44 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
-        float device* _S53 = result_0+_S52;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S52) + sums_1[0U].z;
-        }
-        else
-        {
-            _S47 = sums_1[0U].z;
-        }
-        *_S53 = _S47;
-    }
-    if(_S45)
-    {
-        _S46 = (_S39 + _S43.y + 3U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S54 = p_1->out_offset_0 + _S44 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
-        float device* _S55 = result_0+_S54;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S54) + sums_1[0U].w;
-        }
-        else
-        {
-            _S47 = sums_1[0U].w;
-        }
-        *_S55 = _S47;
-    }
-    uint _S56 = _S44 + 1U;
-    bool _S57 = _S56 < _S40;
-    if(_S57)
-    {
-        _S46 = (_S39 + _S43.y) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S58 = p_1->out_offset_0 + _S56 * p_1->out_stride_0 + _S39 + _S43.y;
-        float device* _S59 = result_0+_S58;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S58) + sums_1[1U].x;
-        }
-        else
-        {
-            _S47 = sums_1[1U].x;
-        }
-        *_S59 = _S47;
-    }
-    if(_S57)
-    {
-        _S46 = (_S39 + _S43.y + 1U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S60 = p_1->out_offset_0 + _S56 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
-        float device* _S61 = result_0+_S60;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S60) + sums_1[1U].y;
-        }
-        else
-        {
-            _S47 = sums_1[1U].y;
-        }
-        *_S61 = _S47;
-    }
-    if(_S57)
-    {
-        _S46 = (_S39 + _S43.y + 2U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S62 = p_1->out_offset_0 + _S56 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
-        float device* _S63 = result_0+_S62;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S62) + sums_1[1U].z;
-        }
-        else
-        {
-            _S47 = sums_1[1U].z;
-        }
-        *_S63 = _S47;
-    }
-    if(_S57)
-    {
-        _S46 = (_S39 + _S43.y + 3U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S64 = p_1->out_offset_0 + _S56 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
-        float device* _S65 = result_0+_S64;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S64) + sums_1[1U].w;
-        }
-        else
-        {
-            _S47 = sums_1[1U].w;
-        }
-        *_S65 = _S47;
-    }
-    uint _S66 = _S44 + 2U;
-    bool _S67 = _S66 < _S40;
-    if(_S67)
-    {
-        _S46 = (_S39 + _S43.y) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S68 = p_1->out_offset_0 + _S66 * p_1->out_stride_0 + _S39 + _S43.y;
-        float device* _S69 = result_0+_S68;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S68) + sums_1[2U].x;
-        }
-        else
-        {
-            _S47 = sums_1[2U].x;
-        }
-        *_S69 = _S47;
-    }
-    if(_S67)
-    {
-        _S46 = (_S39 + _S43.y + 1U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S70 = p_1->out_offset_0 + _S66 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
-        float device* _S71 = result_0+_S70;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S70) + sums_1[2U].y;
-        }
-        else
-        {
-            _S47 = sums_1[2U].y;
-        }
-        *_S71 = _S47;
-    }
-    if(_S67)
-    {
-        _S46 = (_S39 + _S43.y + 2U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S72 = p_1->out_offset_0 + _S66 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
-        float device* _S73 = result_0+_S72;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S72) + sums_1[2U].z;
-        }
-        else
-        {
-            _S47 = sums_1[2U].z;
-        }
-        *_S73 = _S47;
-    }
-    if(_S67)
-    {
-        _S46 = (_S39 + _S43.y + 3U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S74 = p_1->out_offset_0 + _S66 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
-        float device* _S75 = result_0+_S74;
-        if((p_1->accumulate_0) != 0U)
-        {
-            _S47 = *(result_0+_S74) + sums_1[2U].w;
-        }
-        else
-        {
-            _S47 = sums_1[2U].w;
-        }
-        *_S75 = _S47;
-    }
-    uint _S76 = _S44 + 3U;
-    bool _S77 = _S76 < _S40;
+    float _S78;
     if(_S77)
     {
-        _S46 = (_S39 + _S43.y) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S78 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S39 + _S43.y;
-        float device* _S79 = result_0+_S78;
+        uint _S79 = p_1->out_offset_0 + _S75 * p_1->out_stride_0 + _S70 + _S74.y;
+        float device* _S80 = result_0+_S79;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S78) + sums_1[3U].x;
+            _S78 = *(result_0+_S79) + sums_1[0U].x;
         }
         else
         {
-            _S47 = sums_1[3U].x;
+            _S78 = sums_1[0U].x;
         }
-        *_S79 = _S47;
+        *_S80 = _S78;
+    }
+    if(_S76)
+    {
+        _S77 = (_S70 + _S74.y + 1U) < _S64;
+    }
+    else
+    {
+        _S77 = false;
     }
     if(_S77)
     {
-        _S46 = (_S39 + _S43.y + 1U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S80 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
-        float device* _S81 = result_0+_S80;
+        uint _S81 = p_1->out_offset_0 + _S75 * p_1->out_stride_0 + _S70 + _S74.y + 1U;
+        float device* _S82 = result_0+_S81;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S80) + sums_1[3U].y;
+            _S78 = *(result_0+_S81) + sums_1[0U].y;
         }
         else
         {
-            _S47 = sums_1[3U].y;
+            _S78 = sums_1[0U].y;
         }
-        *_S81 = _S47;
+        *_S82 = _S78;
+    }
+    if(_S76)
+    {
+        _S77 = (_S70 + _S74.y + 2U) < _S64;
+    }
+    else
+    {
+        _S77 = false;
     }
     if(_S77)
     {
-        _S46 = (_S39 + _S43.y + 2U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S82 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
-        float device* _S83 = result_0+_S82;
+        uint _S83 = p_1->out_offset_0 + _S75 * p_1->out_stride_0 + _S70 + _S74.y + 2U;
+        float device* _S84 = result_0+_S83;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S82) + sums_1[3U].z;
+            _S78 = *(result_0+_S83) + sums_1[0U].z;
         }
         else
         {
-            _S47 = sums_1[3U].z;
+            _S78 = sums_1[0U].z;
         }
-        *_S83 = _S47;
+        *_S84 = _S78;
+    }
+    if(_S76)
+    {
+        _S77 = (_S70 + _S74.y + 3U) < _S64;
+    }
+    else
+    {
+        _S77 = false;
     }
     if(_S77)
     {
-        _S46 = (_S39 + _S43.y + 3U) < _S33;
-    }
-    else
-    {
-        _S46 = false;
-    }
-    if(_S46)
-    {
-        uint _S84 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
-        float device* _S85 = result_0+_S84;
+        uint _S85 = p_1->out_offset_0 + _S75 * p_1->out_stride_0 + _S70 + _S74.y + 3U;
+        float device* _S86 = result_0+_S85;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S84) + sums_1[3U].w;
+            _S78 = *(result_0+_S85) + sums_1[0U].w;
         }
         else
         {
-            _S47 = sums_1[3U].w;
+            _S78 = sums_1[0U].w;
         }
-        *_S85 = _S47;
+        *_S86 = _S78;
     }
-    uint _S86 = _S44 + 4U;
-    bool _S87 = _S86 < _S40;
-    if(_S87)
+    uint _S87 = _S75 + 1U;
+    bool _S88 = _S87 < _S71;
+    if(_S88)
     {
-        _S46 = (_S39 + _S43.y) < _S33;
+        _S77 = (_S70 + _S74.y) < _S64;
     }
     else
     {
-        _S46 = false;
+        _S77 = false;
     }
-    if(_S46)
+    if(_S77)
     {
-        uint _S88 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S39 + _S43.y;
-        float device* _S89 = result_0+_S88;
+        uint _S89 = p_1->out_offset_0 + _S87 * p_1->out_stride_0 + _S70 + _S74.y;
+        float device* _S90 = result_0+_S89;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S88) + sums_1[4U].x;
+            _S78 = *(result_0+_S89) + sums_1[1U].x;
         }
         else
         {
-            _S47 = sums_1[4U].x;
+            _S78 = sums_1[1U].x;
         }
-        *_S89 = _S47;
+        *_S90 = _S78;
     }
-    if(_S87)
+    if(_S88)
     {
-        _S46 = (_S39 + _S43.y + 1U) < _S33;
+        _S77 = (_S70 + _S74.y + 1U) < _S64;
     }
     else
     {
-        _S46 = false;
+        _S77 = false;
     }
-    if(_S46)
+    if(_S77)
     {
-        uint _S90 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
-        float device* _S91 = result_0+_S90;
+        uint _S91 = p_1->out_offset_0 + _S87 * p_1->out_stride_0 + _S70 + _S74.y + 1U;
+        float device* _S92 = result_0+_S91;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S90) + sums_1[4U].y;
+            _S78 = *(result_0+_S91) + sums_1[1U].y;
         }
         else
         {
-            _S47 = sums_1[4U].y;
+            _S78 = sums_1[1U].y;
         }
-        *_S91 = _S47;
+        *_S92 = _S78;
     }
-    if(_S87)
+    if(_S88)
     {
-        _S46 = (_S39 + _S43.y + 2U) < _S33;
+        _S77 = (_S70 + _S74.y + 2U) < _S64;
     }
     else
     {
-        _S46 = false;
+        _S77 = false;
     }
-    if(_S46)
+    if(_S77)
     {
-        uint _S92 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
-        float device* _S93 = result_0+_S92;
+        uint _S93 = p_1->out_offset_0 + _S87 * p_1->out_stride_0 + _S70 + _S74.y + 2U;
+        float device* _S94 = result_0+_S93;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S92) + sums_1[4U].z;
+            _S78 = *(result_0+_S93) + sums_1[1U].z;
         }
         else
         {
-            _S47 = sums_1[4U].z;
+            _S78 = sums_1[1U].z;
         }
-        *_S93 = _S47;
+        *_S94 = _S78;
     }
-    if(_S87)
+    if(_S88)
     {
-        _S46 = (_S39 + _S43.y + 3U) < _S33;
+        _S77 = (_S70 + _S74.y + 3U) < _S64;
     }
     else
     {
-        _S46 = false;
+        _S77 = false;
     }
-    if(_S46)
+    if(_S77)
     {
-        uint _S94 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
-        float device* _S95 = result_0+_S94;
+        uint _S95 = p_1->out_offset_0 + _S87 * p_1->out_stride_0 + _S70 + _S74.y + 3U;
+        float device* _S96 = result_0+_S95;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S94) + sums_1[4U].w;
+            _S78 = *(result_0+_S95) + sums_1[1U].w;
         }
         else
         {
-            _S47 = sums_1[4U].w;
+            _S78 = sums_1[1U].w;
         }
-        *_S95 = _S47;
+        *_S96 = _S78;
     }
-    uint _S96 = _S44 + 5U;
-    bool _S97 = _S96 < _S40;
-    if(_S97)
+    uint _S97 = _S75 + 2U;
+    bool _S98 = _S97 < _S71;
+    if(_S98)
     {
-        _S46 = (_S39 + _S43.y) < _S33;
+        _S77 = (_S70 + _S74.y) < _S64;
     }
     else
     {
-        _S46 = false;
+        _S77 = false;
     }
-    if(_S46)
+    if(_S77)
     {
-        uint _S98 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S39 + _S43.y;
-        float device* _S99 = result_0+_S98;
+        uint _S99 = p_1->out_offset_0 + _S97 * p_1->out_stride_0 + _S70 + _S74.y;
+        float device* _S100 = result_0+_S99;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S98) + sums_1[5U].x;
+            _S78 = *(result_0+_S99) + sums_1[2U].x;
         }
         else
         {
-            _S47 = sums_1[5U].x;
+            _S78 = sums_1[2U].x;
         }
-        *_S99 = _S47;
+        *_S100 = _S78;
     }
-    if(_S97)
+    if(_S98)
     {
-        _S46 = (_S39 + _S43.y + 1U) < _S33;
+        _S77 = (_S70 + _S74.y + 1U) < _S64;
     }
     else
     {
-        _S46 = false;
+        _S77 = false;
     }
-    if(_S46)
+    if(_S77)
     {
-        uint _S100 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
-        float device* _S101 = result_0+_S100;
+        uint _S101 = p_1->out_offset_0 + _S97 * p_1->out_stride_0 + _S70 + _S74.y + 1U;
+        float device* _S102 = result_0+_S101;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S100) + sums_1[5U].y;
+            _S78 = *(result_0+_S101) + sums_1[2U].y;
         }
         else
         {
-            _S47 = sums_1[5U].y;
+            _S78 = sums_1[2U].y;
         }
-        *_S101 = _S47;
+        *_S102 = _S78;
     }
-    if(_S97)
+    if(_S98)
     {
-        _S46 = (_S39 + _S43.y + 2U) < _S33;
+        _S77 = (_S70 + _S74.y + 2U) < _S64;
     }
     else
     {
-        _S46 = false;
+        _S77 = false;
     }
-    if(_S46)
+    if(_S77)
     {
-        uint _S102 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
-        float device* _S103 = result_0+_S102;
+        uint _S103 = p_1->out_offset_0 + _S97 * p_1->out_stride_0 + _S70 + _S74.y + 2U;
+        float device* _S104 = result_0+_S103;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S102) + sums_1[5U].z;
+            _S78 = *(result_0+_S103) + sums_1[2U].z;
         }
         else
         {
-            _S47 = sums_1[5U].z;
+            _S78 = sums_1[2U].z;
         }
-        *_S103 = _S47;
+        *_S104 = _S78;
     }
-    if(_S97)
+    if(_S98)
     {
-        _S46 = (_S39 + _S43.y + 3U) < _S33;
+        _S77 = (_S70 + _S74.y + 3U) < _S64;
     }
     else
     {
-        _S46 = false;
+        _S77 = false;
     }
-    if(_S46)
+    if(_S77)
     {
-        uint _S104 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
-        float device* _S105 = result_0+_S104;
+        uint _S105 = p_1->out_offset_0 + _S97 * p_1->out_stride_0 + _S70 + _S74.y + 3U;
+        float device* _S106 = result_0+_S105;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S104) + sums_1[5U].w;
+            _S78 = *(result_0+_S105) + sums_1[2U].w;
         }
         else
         {
-            _S47 = sums_1[5U].w;
+            _S78 = sums_1[2U].w;
         }
-        *_S105 = _S47;
+        *_S106 = _S78;
     }
-    uint _S106 = _S44 + 6U;
-    bool _S107 = _S106 < _S40;
-    if(_S107)
+    uint _S107 = _S75 + 3U;
+    bool _S108 = _S107 < _S71;
+    if(_S108)
     {
-        _S46 = (_S39 + _S43.y) < _S33;
+        _S77 = (_S70 + _S74.y) < _S64;
     }
     else
     {
-        _S46 = false;
+        _S77 = false;
     }
-    if(_S46)
+    if(_S77)
     {
-        uint _S108 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S39 + _S43.y;
-        float device* _S109 = result_0+_S108;
+        uint _S109 = p_1->out_offset_0 + _S107 * p_1->out_stride_0 + _S70 + _S74.y;
+        float device* _S110 = result_0+_S109;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S108) + sums_1[6U].x;
+            _S78 = *(result_0+_S109) + sums_1[3U].x;
         }
         else
         {
-            _S47 = sums_1[6U].x;
+            _S78 = sums_1[3U].x;
         }
-        *_S109 = _S47;
+        *_S110 = _S78;
     }
-    if(_S107)
+    if(_S108)
     {
-        _S46 = (_S39 + _S43.y + 1U) < _S33;
+        _S77 = (_S70 + _S74.y + 1U) < _S64;
     }
     else
     {
-        _S46 = false;
+        _S77 = false;
     }
-    if(_S46)
+    if(_S77)
     {
-        uint _S110 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
-        float device* _S111 = result_0+_S110;
+        uint _S111 = p_1->out_offset_0 + _S107 * p_1->out_stride_0 + _S70 + _S74.y + 1U;
+        float device* _S112 = result_0+_S111;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S110) + sums_1[6U].y;
+            _S78 = *(result_0+_S111) + sums_1[3U].y;
         }
         else
         {
-            _S47 = sums_1[6U].y;
+            _S78 = sums_1[3U].y;
         }
-        *_S111 = _S47;
+        *_S112 = _S78;
     }
-    if(_S107)
+    if(_S108)
     {
-        _S46 = (_S39 + _S43.y + 2U) < _S33;
+        _S77 = (_S70 + _S74.y + 2U) < _S64;
     }
     else
     {
-        _S46 = false;
+        _S77 = false;
     }
-    if(_S46)
+    if(_S77)
     {
-        uint _S112 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
-        float device* _S113 = result_0+_S112;
+        uint _S113 = p_1->out_offset_0 + _S107 * p_1->out_stride_0 + _S70 + _S74.y + 2U;
+        float device* _S114 = result_0+_S113;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S112) + sums_1[6U].z;
+            _S78 = *(result_0+_S113) + sums_1[3U].z;
         }
         else
         {
-            _S47 = sums_1[6U].z;
+            _S78 = sums_1[3U].z;
         }
-        *_S113 = _S47;
+        *_S114 = _S78;
     }
-    if(_S107)
+    if(_S108)
     {
-        _S46 = (_S39 + _S43.y + 3U) < _S33;
+        _S77 = (_S70 + _S74.y + 3U) < _S64;
     }
     else
     {
-        _S46 = false;
+        _S77 = false;
     }
-    if(_S46)
+    if(_S77)
     {
-        uint _S114 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
-        float device* _S115 = result_0+_S114;
+        uint _S115 = p_1->out_offset_0 + _S107 * p_1->out_stride_0 + _S70 + _S74.y + 3U;
+        float device* _S116 = result_0+_S115;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S114) + sums_1[6U].w;
+            _S78 = *(result_0+_S115) + sums_1[3U].w;
         }
         else
         {
-            _S47 = sums_1[6U].w;
+            _S78 = sums_1[3U].w;
         }
-        *_S115 = _S47;
+        *_S116 = _S78;
     }
-    uint _S116 = _S44 + 7U;
-    bool _S117 = _S116 < _S40;
-    if(_S117)
+    uint _S117 = _S75 + 4U;
+    bool _S118 = _S117 < _S71;
+    if(_S118)
     {
-        _S46 = (_S39 + _S43.y) < _S33;
+        _S77 = (_S70 + _S74.y) < _S64;
     }
     else
     {
-        _S46 = false;
+        _S77 = false;
     }
-    if(_S46)
+    if(_S77)
     {
-        uint _S118 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S39 + _S43.y;
-        float device* _S119 = result_0+_S118;
+        uint _S119 = p_1->out_offset_0 + _S117 * p_1->out_stride_0 + _S70 + _S74.y;
+        float device* _S120 = result_0+_S119;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S118) + sums_1[7U].x;
+            _S78 = *(result_0+_S119) + sums_1[4U].x;
         }
         else
         {
-            _S47 = sums_1[7U].x;
+            _S78 = sums_1[4U].x;
         }
-        *_S119 = _S47;
+        *_S120 = _S78;
     }
-    if(_S117)
+    if(_S118)
     {
-        _S46 = (_S39 + _S43.y + 1U) < _S33;
+        _S77 = (_S70 + _S74.y + 1U) < _S64;
     }
     else
     {
-        _S46 = false;
+        _S77 = false;
     }
-    if(_S46)
+    if(_S77)
     {
-        uint _S120 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S39 + _S43.y + 1U;
-        float device* _S121 = result_0+_S120;
+        uint _S121 = p_1->out_offset_0 + _S117 * p_1->out_stride_0 + _S70 + _S74.y + 1U;
+        float device* _S122 = result_0+_S121;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S120) + sums_1[7U].y;
+            _S78 = *(result_0+_S121) + sums_1[4U].y;
         }
         else
         {
-            _S47 = sums_1[7U].y;
+            _S78 = sums_1[4U].y;
         }
-        *_S121 = _S47;
+        *_S122 = _S78;
     }
-    if(_S117)
+    if(_S118)
     {
-        _S46 = (_S39 + _S43.y + 2U) < _S33;
+        _S77 = (_S70 + _S74.y + 2U) < _S64;
     }
     else
     {
-        _S46 = false;
+        _S77 = false;
     }
-    if(_S46)
+    if(_S77)
     {
-        uint _S122 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S39 + _S43.y + 2U;
-        float device* _S123 = result_0+_S122;
+        uint _S123 = p_1->out_offset_0 + _S117 * p_1->out_stride_0 + _S70 + _S74.y + 2U;
+        float device* _S124 = result_0+_S123;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S122) + sums_1[7U].z;
+            _S78 = *(result_0+_S123) + sums_1[4U].z;
         }
         else
         {
-            _S47 = sums_1[7U].z;
+            _S78 = sums_1[4U].z;
         }
-        *_S123 = _S47;
+        *_S124 = _S78;
     }
-    if(_S117)
+    if(_S118)
     {
-        _S46 = (_S39 + _S43.y + 3U) < _S33;
+        _S77 = (_S70 + _S74.y + 3U) < _S64;
     }
     else
     {
-        _S46 = false;
+        _S77 = false;
     }
-    if(_S46)
+    if(_S77)
     {
-        uint _S124 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S39 + _S43.y + 3U;
-        float device* _S125 = result_0+_S124;
+        uint _S125 = p_1->out_offset_0 + _S117 * p_1->out_stride_0 + _S70 + _S74.y + 3U;
+        float device* _S126 = result_0+_S125;
         if((p_1->accumulate_0) != 0U)
         {
-            _S47 = *(result_0+_S124) + sums_1[7U].w;
+            _S78 = *(result_0+_S125) + sums_1[4U].w;
         }
         else
         {
-            _S47 = sums_1[7U].w;
+            _S78 = sums_1[4U].w;
         }
-        *_S125 = _S47;
+        *_S126 = _S78;
+    }
+    uint _S127 = _S75 + 5U;
+    bool _S128 = _S127 < _S71;
+    if(_S128)
+    {
+        _S77 = (_S70 + _S74.y) < _S64;
+    }
+    else
+    {
+        _S77 = false;
+    }
+    if(_S77)
+    {
+        uint _S129 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S70 + _S74.y;
+        float device* _S130 = result_0+_S129;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S78 = *(result_0+_S129) + sums_1[5U].x;
+        }
+        else
+        {
+            _S78 = sums_1[5U].x;
+        }
+        *_S130 = _S78;
+    }
+    if(_S128)
+    {
+        _S77 = (_S70 + _S74.y + 1U) < _S64;
+    }
+    else
+    {
+        _S77 = false;
+    }
+    if(_S77)
+    {
+        uint _S131 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S70 + _S74.y + 1U;
+        float device* _S132 = result_0+_S131;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S78 = *(result_0+_S131) + sums_1[5U].y;
+        }
+        else
+        {
+            _S78 = sums_1[5U].y;
+        }
+        *_S132 = _S78;
+    }
+    if(_S128)
+    {
+        _S77 = (_S70 + _S74.y + 2U) < _S64;
+    }
+    else
+    {
+        _S77 = false;
+    }
+    if(_S77)
+    {
+        uint _S133 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S70 + _S74.y + 2U;
+        float device* _S134 = result_0+_S133;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S78 = *(result_0+_S133) + sums_1[5U].z;
+        }
+        else
+        {
+            _S78 = sums_1[5U].z;
+        }
+        *_S134 = _S78;
+    }
+    if(_S128)
+    {
+        _S77 = (_S70 + _S74.y + 3U) < _S64;
+    }
+    else
+    {
+        _S77 = false;
+    }
+    if(_S77)
+    {
+        uint _S135 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S70 + _S74.y + 3U;
+        float device* _S136 = result_0+_S135;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S78 = *(result_0+_S135) + sums_1[5U].w;
+        }
+        else
+        {
+            _S78 = sums_1[5U].w;
+        }
+        *_S136 = _S78;
+    }
+    uint _S137 = _S75 + 6U;
+    bool _S138 = _S137 < _S71;
+    if(_S138)
+    {
+        _S77 = (_S70 + _S74.y) < _S64;
+    }
+    else
+    {
+        _S77 = false;
+    }
+    if(_S77)
+    {
+        uint _S139 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S70 + _S74.y;
+        float device* _S140 = result_0+_S139;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S78 = *(result_0+_S139) + sums_1[6U].x;
+        }
+        else
+        {
+            _S78 = sums_1[6U].x;
+        }
+        *_S140 = _S78;
+    }
+    if(_S138)
+    {
+        _S77 = (_S70 + _S74.y + 1U) < _S64;
+    }
+    else
+    {
+        _S77 = false;
+    }
+    if(_S77)
+    {
+        uint _S141 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S70 + _S74.y + 1U;
+        float device* _S142 = result_0+_S141;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S78 = *(result_0+_S141) + sums_1[6U].y;
+        }
+        else
+        {
+            _S78 = sums_1[6U].y;
+        }
+        *_S142 = _S78;
+    }
+    if(_S138)
+    {
+        _S77 = (_S70 + _S74.y + 2U) < _S64;
+    }
+    else
+    {
+        _S77 = false;
+    }
+    if(_S77)
+    {
+        uint _S143 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S70 + _S74.y + 2U;
+        float device* _S144 = result_0+_S143;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S78 = *(result_0+_S143) + sums_1[6U].z;
+        }
+        else
+        {
+            _S78 = sums_1[6U].z;
+        }
+        *_S144 = _S78;
+    }
+    if(_S138)
+    {
+        _S77 = (_S70 + _S74.y + 3U) < _S64;
+    }
+    else
+    {
+        _S77 = false;
+    }
+    if(_S77)
+    {
+        uint _S145 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S70 + _S74.y + 3U;
+        float device* _S146 = result_0+_S145;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S78 = *(result_0+_S145) + sums_1[6U].w;
+        }
+        else
+        {
+            _S78 = sums_1[6U].w;
+        }
+        *_S146 = _S78;
+    }
+    uint _S147 = _S75 + 7U;
+    bool _S148 = _S147 < _S71;
+    if(_S148)
+    {
+        _S77 = (_S70 + _S74.y) < _S64;
+    }
+    else
+    {
+        _S77 = false;
+    }
+    if(_S77)
+    {
+        uint _S149 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S70 + _S74.y;
+        float device* _S150 = result_0+_S149;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S78 = *(result_0+_S149) + sums_1[7U].x;
+        }
+        else
+        {
+            _S78 = sums_1[7U].x;
+        }
+        *_S150 = _S78;
+    }
+    if(_S148)
+    {
+        _S77 = (_S70 + _S74.y + 1U) < _S64;
+    }
+    else
+    {
+        _S77 = false;
+    }
+    if(_S77)
+    {
+        uint _S151 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S70 + _S74.y + 1U;
+        float device* _S152 = result_0+_S151;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S78 = *(result_0+_S151) + sums_1[7U].y;
+        }
+        else
+        {
+            _S78 = sums_1[7U].y;
+        }
+        *_S152 = _S78;
+    }
+    if(_S148)
+    {
+        _S77 = (_S70 + _S74.y + 2U) < _S64;
+    }
+    else
+    {
+        _S77 = false;
+    }
+    if(_S77)
+    {
+        uint _S153 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S70 + _S74.y + 2U;
+        float device* _S154 = result_0+_S153;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S78 = *(result_0+_S153) + sums_1[7U].z;
+        }
+        else
+        {
+            _S78 = sums_1[7U].z;
+        }
+        *_S154 = _S78;
+    }
+    if(_S148)
+    {
+        _S77 = (_S70 + _S74.y + 3U) < _S64;
+    }
+    else
+    {
+        _S77 = false;
+    }
+    if(_S77)
+    {
+        uint _S155 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S70 + _S74.y + 3U;
+        float device* _S156 = result_0+_S155;
+        if((p_1->accumulate_0) != 0U)
+        {
+            _S78 = *(result_0+_S155) + sums_1[7U].w;
+        }
+        else
+        {
+            _S78 = sums_1[7U].w;
+        }
+        *_S156 = _S78;
     }
     return;
 }

@@ -56,14 +56,29 @@ uint2 Q4_0Eights_places_0(uint i_0)
     return uint2(i_0 / 4U * 8U + _S4, i_0 / 4U * 8U + _S4 + 4U);
 }
 
+uint word_at_0(uint device* words_0, uint offset_1, uint half_0)
+{
+    uint _S5 = offset_1 + half_0 / 2U;
+    uint _S6;
+    if((half_0 % 2U) == 0U)
+    {
+        _S6 = words_0[_S5];
+    }
+    else
+    {
+        _S6 = (words_0[_S5] >> 16U) | (words_0[_S5 + 1U] << 16U);
+    }
+    return _S6;
+}
+
 float2 halves_0(uint word_0)
 {
     return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
 }
 
-float half_at_0(uint device* words_0, uint offset_1, uint half_0)
+float half_at_0(uint device* words_1, uint offset_2, uint half_1)
 {
-    return halves_0(words_0[offset_1 + half_0 / 2U] >> (half_0 % 2U * 16U)).x;
+    return halves_0(words_1[offset_2 + half_1 / 2U] >> (half_1 % 2U * 16U)).x;
 }
 
 float4 nibbles_0(uint word_1)
@@ -76,22 +91,11 @@ float sum_0(float4 v_0)
     return v_0.x + v_0.y + v_0.z + v_0.w;
 }
 
-float Q4_0Eights_product_0(uint device* weight_0, uint offset_2, uint k_1, uint row_0, uint i_1, float4 a_0, float4 b_0)
+float Q4_0Eights_product_0(uint device* weight_0, uint offset_3, uint k_1, uint row_0, uint i_1, float4 a_0, float4 b_0)
 {
-    uint _S5 = (row_0 * (k_1 / 32U) + i_1 / 4U) * 9U;
-    uint _S6 = _S5 + 1U + i_1 % 4U * 2U;
-    uint _S7 = offset_2 + _S6 / 2U;
-    uint q_0 = weight_0[_S7];
-    uint q_1;
-    if((_S6 % 2U) != 0U)
-    {
-        q_1 = (q_0 >> 16U) | (weight_0[_S7 + 1U] << 16U);
-    }
-    else
-    {
-        q_1 = q_0;
-    }
-    return half_at_0(weight_0, offset_2, _S5) * (dot(nibbles_0(q_1), a_0) + dot(nibbles_0(q_1 >> 4U), b_0) - 8.0 * sum_0(a_0 + b_0));
+    uint _S7 = (row_0 * (k_1 / 32U) + i_1 / 4U) * 9U;
+    uint _S8 = word_at_0(weight_0, offset_3, _S7 + 1U + i_1 % 4U * 2U);
+    return half_at_0(weight_0, offset_3, _S7) * (dot(nibbles_0(_S8), a_0) + dot(nibbles_0(_S8 >> 4U), b_0) - 8.0 * sum_0(a_0 + b_0));
 }
 
 void gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_0, float device* result_0, uint device* step_1, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
@@ -100,17 +104,17 @@ void gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 d
     {
         return;
     }
-    uint _S8 = kernelContext_0->_S1;
-    uint _S9 = kernelContext_0->_S2;
-    uint _S10 = 128U / kernelContext_0->_S1;
-    uint _S11 = group_number_0(group_1) * _S10;
-    uint _S12 = thread_0 / _S8;
-    uint first_0 = (_S11 + _S12) * 4U;
+    uint _S9 = kernelContext_0->_S1;
+    uint _S10 = kernelContext_0->_S2;
+    uint _S11 = 128U / kernelContext_0->_S1;
+    uint _S12 = group_number_0(group_1) * _S11;
+    uint _S13 = thread_0 / _S9;
+    uint first_0 = (_S12 + _S13) * 4U;
     for(;;)
     {
-        uint _S13 = p_1->n_0;
-        bool _S14 = first_0 < (p_1->n_0);
-        if(_S14)
+        uint _S14 = p_1->n_0;
+        bool _S15 = first_0 < (p_1->n_0);
+        if(_S15)
         {
         }
         else
@@ -122,10 +126,10 @@ void gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 d
         sums_0[1U] = 0.0;
         sums_0[2U] = 0.0;
         sums_0[3U] = 0.0;
-        uint i_2 = _S9;
+        uint i_2 = _S10;
         for(;;)
         {
-            uint _S15 = p_1->k_0;
+            uint _S16 = p_1->k_0;
             if(i_2 < (p_1->k_0 / 8U))
             {
             }
@@ -133,88 +137,88 @@ void gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 d
             {
                 break;
             }
-            uint2 _S16 = Q4_0Eights_places_0(i_2);
-            float4 _S17 = float4(*(x_0+(p_1->x_offset_0 + _S16.x))) ;
-            float4 _S18 = float4(*(x_0+(p_1->x_offset_0 + _S16.y))) ;
-            uint _S19 = p_1->weight_offset_0;
-            uint _S20 = _S13 - 1U;
-            sums_0[0U] = sums_0[0U] + Q4_0Eights_product_0(weight_1, p_1->weight_offset_0, _S15, min(first_0, _S20), i_2, _S17, _S18);
-            sums_0[1U] = sums_0[1U] + Q4_0Eights_product_0(weight_1, _S19, _S15, min(first_0 + 1U, _S20), i_2, _S17, _S18);
-            sums_0[2U] = sums_0[2U] + Q4_0Eights_product_0(weight_1, _S19, _S15, min(first_0 + 2U, _S20), i_2, _S17, _S18);
-            sums_0[3U] = sums_0[3U] + Q4_0Eights_product_0(weight_1, _S19, _S15, min(first_0 + 3U, _S20), i_2, _S17, _S18);
-            i_2 = i_2 + _S8;
+            uint2 _S17 = Q4_0Eights_places_0(i_2);
+            float4 _S18 = float4(*(x_0+(p_1->x_offset_0 + _S17.x))) ;
+            float4 _S19 = float4(*(x_0+(p_1->x_offset_0 + _S17.y))) ;
+            uint _S20 = p_1->weight_offset_0;
+            uint _S21 = _S14 - 1U;
+            sums_0[0U] = sums_0[0U] + Q4_0Eights_product_0(weight_1, p_1->weight_offset_0, _S16, min(first_0, _S21), i_2, _S18, _S19);
+            sums_0[1U] = sums_0[1U] + Q4_0Eights_product_0(weight_1, _S20, _S16, min(first_0 + 1U, _S21), i_2, _S18, _S19);
+            sums_0[2U] = sums_0[2U] + Q4_0Eights_product_0(weight_1, _S20, _S16, min(first_0 + 2U, _S21), i_2, _S18, _S19);
+            sums_0[3U] = sums_0[3U] + Q4_0Eights_product_0(weight_1, _S20, _S16, min(first_0 + 3U, _S21), i_2, _S18, _S19);
+            i_2 = i_2 + _S9;
         }
-        float _S21 = simd_sum(sums_0[0U]);
-        sums_0[0U] = _S21;
-        float _S22 = simd_sum(sums_0[1U]);
-        sums_0[1U] = _S22;
-        float _S23 = simd_sum(sums_0[2U]);
-        sums_0[2U] = _S23;
-        float _S24 = simd_sum(sums_0[3U]);
-        sums_0[3U] = _S24;
-        if(_S9 != 0U)
+        float _S22 = simd_sum(sums_0[0U]);
+        sums_0[0U] = _S22;
+        float _S23 = simd_sum(sums_0[1U]);
+        sums_0[1U] = _S23;
+        float _S24 = simd_sum(sums_0[2U]);
+        sums_0[2U] = _S24;
+        float _S25 = simd_sum(sums_0[3U]);
+        sums_0[3U] = _S25;
+        if(_S10 != 0U)
         {
-            first_0 = first_0 + p_1->groups_0 * _S10 * 4U;
+            first_0 = first_0 + p_1->groups_0 * _S11 * 4U;
             continue;
         }
-        uint _S25 = p_1->out_offset_0 + first_0;
-        float _S26;
-        if(_S14)
+        uint _S26 = p_1->out_offset_0 + first_0;
+        float _S27;
+        if(_S15)
         {
-            float device* _S27 = result_0+_S25;
+            float device* _S28 = result_0+_S26;
             if((p_1->accumulate_0) != 0U)
             {
-                _S26 = *(result_0+_S25) + sums_0[0U];
+                _S27 = *(result_0+_S26) + sums_0[0U];
             }
             else
             {
-                _S26 = sums_0[0U];
+                _S27 = sums_0[0U];
             }
-            *_S27 = _S26;
+            *_S28 = _S27;
         }
-        uint _S28 = _S25 + 1U;
-        if((first_0 + 1U) < _S13)
+        uint _S29 = _S26 + 1U;
+        if((first_0 + 1U) < _S14)
         {
-            float device* _S29 = result_0+_S28;
+            float device* _S30 = result_0+_S29;
             if((p_1->accumulate_0) != 0U)
             {
-                _S26 = *(result_0+_S28) + sums_0[1U];
+                _S27 = *(result_0+_S29) + sums_0[1U];
             }
             else
             {
-                _S26 = sums_0[1U];
+                _S27 = sums_0[1U];
             }
-            *_S29 = _S26;
+            *_S30 = _S27;
         }
-        uint _S30 = _S25 + 2U;
-        if((first_0 + 2U) < _S13)
+        uint _S31 = _S26 + 2U;
+        if((first_0 + 2U) < _S14)
         {
-            float device* _S31 = result_0+_S30;
+            float device* _S32 = result_0+_S31;
             if((p_1->accumulate_0) != 0U)
             {
-                _S26 = *(result_0+_S30) + sums_0[2U];
+                _S27 = *(result_0+_S31) + sums_0[2U];
             }
             else
             {
-                _S26 = sums_0[2U];
+                _S27 = sums_0[2U];
             }
-            *_S31 = _S26;
+            *_S32 = _S27;
         }
-        uint _S32 = _S25 + 3U;
-        if((first_0 + 3U) < _S13)
+        uint _S33 = _S26 + 3U;
+        if((first_0 + 3U) < _S14)
         {
-            float device* _S33 = result_0+_S32;
+            float device* _S34 = result_0+_S33;
             if((p_1->accumulate_0) != 0U)
             {
-                _S26 = *(result_0+_S32) + sums_0[3U];
+                _S27 = *(result_0+_S33) + sums_0[3U];
             }
             else
             {
-                _S26 = sums_0[3U];
+                _S27 = sums_0[3U];
             }
-            *_S33 = _S26;
+            *_S34 = _S27;
         }
-        first_0 = first_0 + p_1->groups_0 * _S10 * 4U;
+        first_0 = first_0 + p_1->groups_0 * _S11 * 4U;
     }
     return;
 }

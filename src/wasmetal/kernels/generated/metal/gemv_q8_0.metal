@@ -56,14 +56,29 @@ uint2 Q8_0Eights_places_0(uint i_0)
     return uint2(_S4, _S4 + 1U);
 }
 
+uint word_at_0(uint device* words_0, uint offset_1, uint half_0)
+{
+    uint _S5 = offset_1 + half_0 / 2U;
+    uint _S6;
+    if((half_0 % 2U) == 0U)
+    {
+        _S6 = words_0[_S5];
+    }
+    else
+    {
+        _S6 = (words_0[_S5] >> 16U) | (words_0[_S5 + 1U] << 16U);
+    }
+    return _S6;
+}
+
 float2 halves_0(uint word_0)
 {
     return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
 }
 
-float half_at_0(uint device* words_0, uint offset_1, uint half_0)
+float half_at_0(uint device* words_1, uint offset_2, uint half_1)
 {
-    return halves_0(words_0[offset_1 + half_0 / 2U] >> (half_0 % 2U * 16U)).x;
+    return halves_0(words_1[offset_2 + half_1 / 2U] >> (half_1 % 2U * 16U)).x;
 }
 
 float4 bytes_0(uint word_1)
@@ -71,27 +86,11 @@ float4 bytes_0(uint word_1)
     return float4(int4(int(word_1 << 24U), int(word_1 << 16U), int(word_1 << 8U), int(word_1)) >> (uint4(24U) ));
 }
 
-float Q8_0Eights_product_0(uint device* weight_0, uint offset_2, uint k_1, uint row_0, uint i_1, float4 a_0, float4 b_0)
+float Q8_0Eights_product_0(uint device* weight_0, uint offset_3, uint k_1, uint row_0, uint i_1, float4 a_0, float4 b_0)
 {
-    uint _S5 = (row_0 * (k_1 / 32U) + i_1 / 4U) * 17U;
-    uint _S6 = _S5 + 1U + i_1 % 4U * 4U;
-    uint _S7 = offset_2 + _S6 / 2U;
-    uint low_0 = weight_0[_S7];
-    uint high_0 = weight_0[_S7 + 1U];
-    uint low_1;
-    uint high_1;
-    if((_S6 % 2U) != 0U)
-    {
-        uint _S8 = (high_0 >> 16U) | (weight_0[_S7 + 2U] << 16U);
-        low_1 = (low_0 >> 16U) | (high_0 << 16U);
-        high_1 = _S8;
-    }
-    else
-    {
-        low_1 = low_0;
-        high_1 = high_0;
-    }
-    return half_at_0(weight_0, offset_2, _S5) * (dot(bytes_0(low_1), a_0) + dot(bytes_0(high_1), b_0));
+    uint _S7 = (row_0 * (k_1 / 32U) + i_1 / 4U) * 17U;
+    uint _S8 = i_1 % 4U * 4U;
+    return half_at_0(weight_0, offset_3, _S7) * (dot(bytes_0(word_at_0(weight_0, offset_3, _S7 + 1U + _S8)), a_0) + dot(bytes_0(word_at_0(weight_0, offset_3, _S7 + 3U + _S8)), b_0));
 }
 
 void gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_0, float device* result_0, uint device* step_1, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)

@@ -3,11 +3,16 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
+struct Block_0
+{
+    array<float4, int(4)> rows_0;
+};
+
 struct Operand_0
 {
     uint offset_0;
     uint begin_0;
-    uint rows_0;
+    uint rows_1;
     uint k_0;
     uint row_stride_0;
     uint k_stride_0;
@@ -18,41 +23,69 @@ float Float32_at_0(uint device* words_0, uint offset_1, uint i_0)
     return (as_type<float>((words_0[offset_1 + i_0])));
 }
 
-float Operand_at_0(const Operand_0 thread* this_0, uint device* this_words_0, uint row_0, uint k_1)
+float Operand_at_0(const Operand_0 thread* this_0, uint device* this_words_0, uint row_0, uint i_1)
 {
-    bool _S1;
-    if(row_0 < (this_0->rows_0))
-    {
-        _S1 = k_1 < (this_0->k_0);
-    }
-    else
-    {
-        _S1 = false;
-    }
-    float _S2;
-    if(_S1)
-    {
-        _S2 = Float32_at_0(this_words_0, this_0->offset_0, this_0->begin_0 + row_0 * this_0->row_stride_0 + k_1 * this_0->k_stride_0);
-    }
-    else
-    {
-        _S2 = 0.0;
-    }
-    return _S2;
+    return Float32_at_0(this_words_0, this_0->offset_0, this_0->begin_0 + row_0 * this_0->row_stride_0 + i_1 * this_0->k_stride_0);
 }
 
-float4 load_0(const Operand_0 thread* side_0, uint device* side_words_0, uint row_1, uint k_2)
+float4 Operand_four_0(const Operand_0 thread* this_1, uint device* this_words_1, uint row_1, uint first_0)
 {
-    float _S3 = Operand_at_0(side_0, side_words_0, row_1, k_2);
-    float _S4 = Operand_at_0(side_0, side_words_0, row_1 + 1U, k_2);
-    float _S5 = Operand_at_0(side_0, side_words_0, row_1 + 2U, k_2);
-    float _S6 = Operand_at_0(side_0, side_words_0, row_1 + 3U, k_2);
-    return float4(_S3, _S4, _S5, _S6);
+    thread float4 result_0 = float4(int4(int(0)) );
+    if(row_1 < (this_1->rows_1))
+    {
+        uint c_0 = 0U;
+        for(;;)
+        {
+            if(c_0 < 4U)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S1 = first_0 + c_0;
+            float _S2;
+            if(_S1 < (this_1->k_0))
+            {
+                float _S3 = Operand_at_0(this_1, this_words_1, row_1, _S1);
+                _S2 = _S3;
+            }
+            else
+            {
+                _S2 = 0.0;
+            }
+            result_0[c_0] = _S2;
+            c_0 = c_0 + 1U;
+        }
+    }
+    return result_0;
 }
 
-bool Operand_along_k_0(const Operand_0 thread* this_1, uint device* this_words_1)
+Block_0 Block_x24init_0(const array<float4, int(4)> thread* rows_2)
 {
-    return (this_1->k_stride_0) == 1U;
+    thread Block_0 _S4;
+    (&_S4)->rows_0 = *rows_2;
+    return _S4;
+}
+
+Block_0 Block_load_0(const Operand_0 thread* side_0, uint device* side_words_0, uint row_2, uint k_1)
+{
+    float4 _S5 = Operand_four_0(side_0, side_words_0, row_2, k_1);
+    float4 _S6 = Operand_four_0(side_0, side_words_0, row_2 + 1U, k_1);
+    float4 _S7 = Operand_four_0(side_0, side_words_0, row_2 + 2U, k_1);
+    float4 _S8 = Operand_four_0(side_0, side_words_0, row_2 + 3U, k_1);
+    thread array<float4, int(4)> _S9;
+    _S9[int(0)] = _S5;
+    _S9[int(1)] = _S6;
+    _S9[int(2)] = _S7;
+    _S9[int(3)] = _S8;
+    Block_0 _S10 = Block_x24init_0(&_S9);
+    return _S10;
+}
+
+bool Operand_along_k_0(const Operand_0 thread* this_2, uint device* this_words_2)
+{
+    return (this_2->k_stride_0) == 1U;
 }
 
 struct MatmulParams_0
@@ -63,7 +96,7 @@ struct MatmulParams_0
     uint batch_0;
     uint m_0;
     uint n_0;
-    uint k_3;
+    uint k_2;
     uint a_batch_0;
     uint a_row_0;
     uint a_column_0;
@@ -94,74 +127,96 @@ uint2 corner_0(uint thread_0)
     return uint2(thread_0 / 16U * 8U, thread_0 % 16U * 4U);
 }
 
-uint2 share_0(uint i_1, bool along_k_0)
+uint2 share_0(uint thread_1, bool along_k_0)
 {
-    uint2 _S7;
+    uint2 _S11;
     if(along_k_0)
     {
-        _S7 = uint2(i_1 % 32U, i_1 / 32U);
+        _S11 = uint2(thread_1 / 8U, thread_1 % 8U);
     }
     else
     {
-        _S7 = uint2(i_1 / 16U, i_1 % 16U);
+        _S11 = uint2(thread_1 % 16U, thread_1 / 16U);
     }
-    return _S7;
+    return _S11;
 }
 
-uint place_0(uint k_4, uint quad_0)
+uint place_0(uint k_3, uint quad_0)
 {
-    return k_4 * 16U + (quad_0 ^ (k_4 % 8U));
+    return k_3 * 16U + (quad_0 ^ (k_3 / 4U % 8U));
 }
 
-void product_0(const Operand_0 thread* left_0, uint device* left_words_0, const Operand_0 thread* right_0, uint device* right_words_0, uint row_2, uint column_0, uint rows_1, uint k_5, uint thread_1, array<float4, int(8)> thread* sums_0, KernelContext_0 thread* kernelContext_0)
+float4 Block_column_0(const Block_0 thread* this_3, uint c_1)
 {
-    float4 _S8 = float4(int4(int(0)) );
-    (*sums_0)[0U] = _S8;
-    (*sums_0)[1U] = _S8;
-    (*sums_0)[2U] = _S8;
-    (*sums_0)[3U] = _S8;
-    (*sums_0)[4U] = _S8;
-    (*sums_0)[5U] = _S8;
-    (*sums_0)[6U] = _S8;
-    (*sums_0)[7U] = _S8;
-    uint2 _S9 = corner_0(thread_1);
+    return float4(this_3->rows_0[int(0)][c_1], this_3->rows_0[int(1)][c_1], this_3->rows_0[int(2)][c_1], this_3->rows_0[int(3)][c_1]);
+}
+
+void product_0(const Operand_0 thread* left_0, uint device* left_words_0, const Operand_0 thread* right_0, uint device* right_words_0, uint row_3, uint column_0, uint rows_3, uint k_4, uint thread_2, array<float4, int(8)> thread* sums_0, KernelContext_0 thread* kernelContext_0)
+{
+    float4 _S12 = float4(int4(int(0)) );
+    (*sums_0)[0U] = _S12;
+    (*sums_0)[1U] = _S12;
+    (*sums_0)[2U] = _S12;
+    (*sums_0)[3U] = _S12;
+    (*sums_0)[4U] = _S12;
+    (*sums_0)[5U] = _S12;
+    (*sums_0)[6U] = _S12;
+    (*sums_0)[7U] = _S12;
+    uint2 _S13 = corner_0(thread_2);
+    bool _S14 = Operand_along_k_0(left_0, left_words_0);
+    uint2 _S15 = share_0(thread_2, _S14);
+    bool _S16 = Operand_along_k_0(right_0, right_words_0);
+    uint2 _S17 = share_0(thread_2, _S16);
+    uint _S18 = _S15.x;
+    uint _S19 = row_3 + 4U * _S18;
+    uint _S20 = 4U * _S15.y;
+    Block_0 _S21 = Block_load_0(left_0, left_words_0, _S19, _S20);
+    uint _S22 = _S17.x;
+    uint _S23 = column_0 + 4U * _S22;
+    uint _S24 = 4U * _S17.y;
+    Block_0 _S25 = Block_load_0(right_0, right_words_0, _S23, _S24);
     uint begin_1 = 0U;
+    Block_0 left_block_0 = _S21;
+    Block_0 right_block_0 = _S25;
     for(;;)
     {
-        if(begin_1 < k_5)
+        if(begin_1 < k_4)
         {
         }
         else
         {
             break;
         }
-        uint i_2 = thread_1;
-        for(;;)
-        {
-            if(i_2 < 512U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            bool _S10 = Operand_along_k_0(left_0, left_words_0);
-            uint2 _S11 = share_0(i_2, _S10);
-            uint _S12 = _S11.x;
-            uint _S13 = _S11.y;
-            float4 _S14 = load_0(left_0, left_words_0, row_2 + 4U * _S13, begin_1 + _S12);
-            (*kernelContext_0->left_tile_0)[place_0(_S12, _S13)] = _S14;
-            bool _S15 = Operand_along_k_0(right_0, right_words_0);
-            uint2 _S16 = share_0(i_2, _S15);
-            uint _S17 = _S16.x;
-            uint _S18 = _S16.y;
-            float4 _S19 = load_0(right_0, right_words_0, column_0 + 4U * _S18, begin_1 + _S17);
-            (*kernelContext_0->right_tile_0)[place_0(_S17, _S18)] = _S19;
-            i_2 = i_2 + 128U;
-        }
+        thread Block_0 _S26 = left_block_0;
+        float4 _S27 = Block_column_0(&_S26, 0U);
+        (*kernelContext_0->left_tile_0)[place_0(_S20, _S18)] = _S27;
+        thread Block_0 _S28 = right_block_0;
+        float4 _S29 = Block_column_0(&_S28, 0U);
+        (*kernelContext_0->right_tile_0)[place_0(_S24, _S22)] = _S29;
+        thread Block_0 _S30 = left_block_0;
+        float4 _S31 = Block_column_0(&_S30, 1U);
+        (*kernelContext_0->left_tile_0)[place_0(_S20 + 1U, _S18)] = _S31;
+        thread Block_0 _S32 = right_block_0;
+        float4 _S33 = Block_column_0(&_S32, 1U);
+        (*kernelContext_0->right_tile_0)[place_0(_S24 + 1U, _S22)] = _S33;
+        thread Block_0 _S34 = left_block_0;
+        float4 _S35 = Block_column_0(&_S34, 2U);
+        (*kernelContext_0->left_tile_0)[place_0(_S20 + 2U, _S18)] = _S35;
+        thread Block_0 _S36 = right_block_0;
+        float4 _S37 = Block_column_0(&_S36, 2U);
+        (*kernelContext_0->right_tile_0)[place_0(_S24 + 2U, _S22)] = _S37;
+        thread Block_0 _S38 = left_block_0;
+        float4 _S39 = Block_column_0(&_S38, 3U);
+        (*kernelContext_0->left_tile_0)[place_0(_S20 + 3U, _S18)] = _S39;
+        thread Block_0 _S40 = right_block_0;
+        float4 _S41 = Block_column_0(&_S40, 3U);
+        (*kernelContext_0->right_tile_0)[place_0(_S24 + 3U, _S22)] = _S41;
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        uint _S20 = _S9.x;
-        if((row_2 + _S20) < rows_1)
+        uint _S42 = begin_1 + 32U;
+        Block_0 _S43 = Block_load_0(left_0, left_words_0, _S19, _S42 + _S20);
+        Block_0 _S44 = Block_load_0(right_0, right_words_0, _S23, _S42 + _S24);
+        uint _S45 = _S13.x;
+        if((row_3 + _S45) < rows_3)
         {
             uint j_0 = 0U;
             for(;;)
@@ -173,22 +228,24 @@ void product_0(const Operand_0 thread* left_0, uint device* left_words_0, const 
                 {
                     break;
                 }
-                float4 _S21 = (*kernelContext_0->right_tile_0)[place_0(j_0, _S9.y / 4U)];
-                float4 _S22 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S20 / 4U)];
-                (*sums_0)[0U] = (*sums_0)[0U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S20 / 4U)].x)  * _S21;
-                (*sums_0)[1U] = (*sums_0)[1U] + float4(_S22.y)  * _S21;
-                (*sums_0)[2U] = (*sums_0)[2U] + float4(_S22.z)  * _S21;
-                (*sums_0)[3U] = (*sums_0)[3U] + float4(_S22.w)  * _S21;
-                float4 _S23 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S20 / 4U + 1U)];
-                (*sums_0)[4U] = (*sums_0)[4U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S20 / 4U + 1U)].x)  * _S21;
-                (*sums_0)[5U] = (*sums_0)[5U] + float4(_S23.y)  * _S21;
-                (*sums_0)[6U] = (*sums_0)[6U] + float4(_S23.z)  * _S21;
-                (*sums_0)[7U] = (*sums_0)[7U] + float4(_S23.w)  * _S21;
+                float4 _S46 = (*kernelContext_0->right_tile_0)[place_0(j_0, _S13.y / 4U)];
+                float4 _S47 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S45 / 4U)];
+                (*sums_0)[0U] = (*sums_0)[0U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S45 / 4U)].x)  * _S46;
+                (*sums_0)[1U] = (*sums_0)[1U] + float4(_S47.y)  * _S46;
+                (*sums_0)[2U] = (*sums_0)[2U] + float4(_S47.z)  * _S46;
+                (*sums_0)[3U] = (*sums_0)[3U] + float4(_S47.w)  * _S46;
+                float4 _S48 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S45 / 4U + 1U)];
+                (*sums_0)[4U] = (*sums_0)[4U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S45 / 4U + 1U)].x)  * _S46;
+                (*sums_0)[5U] = (*sums_0)[5U] + float4(_S48.y)  * _S46;
+                (*sums_0)[6U] = (*sums_0)[6U] + float4(_S48.z)  * _S46;
+                (*sums_0)[7U] = (*sums_0)[7U] + float4(_S48.w)  * _S46;
                 j_0 = j_0 + 1U;
             }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        begin_1 = begin_1 + 32U;
+        begin_1 = _S42;
+        left_block_0 = _S43;
+        right_block_0 = _S44;
     }
     return;
 }
@@ -198,443 +255,443 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void matmul_0(uint3 group_1, uint thread_2, uint device* a_0, uint device* b_0, half device* result_0, const MatmulParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
+void matmul_0(uint3 group_1, uint thread_3, uint device* a_0, uint device* b_0, half device* result_1, const MatmulParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S24 = p_1->n_0;
-    uint _S25 = (p_1->n_0 + 64U - 1U) / 64U;
-    uint _S26 = p_1->m_0;
-    uint _S27 = (p_1->m_0 + 64U - 1U) / 64U;
-    uint _S28 = group_number_0(group_1);
-    uint _S29 = _S28 / _S25;
-    uint _S30 = _S29 / _S27;
-    uint _S31 = _S28 / _S25;
-    uint _S32 = _S31 % _S27;
-    uint _S33 = _S32 * 64U;
-    uint _S34 = _S28 % _S25;
-    uint _S35 = _S34 * 64U;
-    if(_S30 >= (p_1->batch_0))
+    uint _S49 = p_1->n_0;
+    uint _S50 = (p_1->n_0 + 64U - 1U) / 64U;
+    uint _S51 = p_1->m_0;
+    uint _S52 = (p_1->m_0 + 64U - 1U) / 64U;
+    uint _S53 = group_number_0(group_1);
+    uint _S54 = _S53 / _S50;
+    uint _S55 = _S54 / _S52;
+    uint _S56 = _S53 / _S50;
+    uint _S57 = _S56 % _S52;
+    uint _S58 = _S57 * 64U;
+    uint _S59 = _S53 % _S50;
+    uint _S60 = _S59 * 64U;
+    if(_S55 >= (p_1->batch_0))
     {
         return;
     }
     thread Operand_0 left_1;
     (&left_1)->offset_0 = p_1->a_offset_0;
-    (&left_1)->begin_0 = _S30 * p_1->a_batch_0;
-    (&left_1)->rows_0 = _S26;
-    (&left_1)->k_0 = p_1->k_3;
+    (&left_1)->begin_0 = _S55 * p_1->a_batch_0;
+    (&left_1)->rows_1 = _S51;
+    (&left_1)->k_0 = p_1->k_2;
     (&left_1)->row_stride_0 = p_1->a_row_0;
     (&left_1)->k_stride_0 = p_1->a_column_0;
     thread Operand_0 right_1;
     (&right_1)->offset_0 = p_1->b_offset_0;
-    (&right_1)->begin_0 = _S30 * p_1->b_batch_0;
-    (&right_1)->rows_0 = _S24;
-    (&right_1)->k_0 = p_1->k_3;
+    (&right_1)->begin_0 = _S55 * p_1->b_batch_0;
+    (&right_1)->rows_1 = _S49;
+    (&right_1)->k_0 = p_1->k_2;
     (&right_1)->row_stride_0 = p_1->b_column_0;
     (&right_1)->k_stride_0 = p_1->b_row_0;
-    thread Operand_0 _S36 = left_1;
-    thread Operand_0 _S37 = right_1;
+    thread Operand_0 _S61 = left_1;
+    thread Operand_0 _S62 = right_1;
     thread array<float4, int(8)> sums_1;
-    product_0(&_S36, a_0, &_S37, b_0, _S33, _S35, _S26, p_1->k_3, thread_2, &sums_1, kernelContext_1);
-    uint2 _S38 = corner_0(thread_2);
-    uint _S39 = _S33 + _S38.x;
-    bool _S40 = _S39 < _S26;
-    bool _S41;
-    if(_S40)
+    product_0(&_S61, a_0, &_S62, b_0, _S58, _S60, _S51, p_1->k_2, thread_3, &sums_1, kernelContext_1);
+    uint2 _S63 = corner_0(thread_3);
+    uint _S64 = _S58 + _S63.x;
+    bool _S65 = _S64 < _S51;
+    bool _S66;
+    if(_S65)
     {
-        _S41 = (_S35 + _S38.y) < _S24;
+        _S66 = (_S60 + _S63.y) < _S49;
     }
     else
     {
-        _S41 = false;
+        _S66 = false;
     }
-    if(_S41)
+    if(_S66)
     {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S39 * p_1->out_row_0 + _S35 + _S38.y)) = half(sums_1[0U].x);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S64 * p_1->out_row_0 + _S60 + _S63.y)) = half(sums_1[0U].x);
     }
-    if(_S40)
+    if(_S65)
     {
-        _S41 = (_S35 + _S38.y + 1U) < _S24;
-    }
-    else
-    {
-        _S41 = false;
-    }
-    if(_S41)
-    {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S39 * p_1->out_row_0 + _S35 + _S38.y + 1U)) = half(sums_1[0U].y);
-    }
-    if(_S40)
-    {
-        _S41 = (_S35 + _S38.y + 2U) < _S24;
+        _S66 = (_S60 + _S63.y + 1U) < _S49;
     }
     else
     {
-        _S41 = false;
+        _S66 = false;
     }
-    if(_S41)
+    if(_S66)
     {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S39 * p_1->out_row_0 + _S35 + _S38.y + 2U)) = half(sums_1[0U].z);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S64 * p_1->out_row_0 + _S60 + _S63.y + 1U)) = half(sums_1[0U].y);
     }
-    if(_S40)
+    if(_S65)
     {
-        _S41 = (_S35 + _S38.y + 3U) < _S24;
-    }
-    else
-    {
-        _S41 = false;
-    }
-    if(_S41)
-    {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S39 * p_1->out_row_0 + _S35 + _S38.y + 3U)) = half(sums_1[0U].w);
-    }
-    uint _S42 = _S39 + 1U;
-    bool _S43 = _S42 < _S26;
-    if(_S43)
-    {
-        _S41 = (_S35 + _S38.y) < _S24;
+        _S66 = (_S60 + _S63.y + 2U) < _S49;
     }
     else
     {
-        _S41 = false;
+        _S66 = false;
     }
-    if(_S41)
+    if(_S66)
     {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S42 * p_1->out_row_0 + _S35 + _S38.y)) = half(sums_1[1U].x);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S64 * p_1->out_row_0 + _S60 + _S63.y + 2U)) = half(sums_1[0U].z);
     }
-    if(_S43)
+    if(_S65)
     {
-        _S41 = (_S35 + _S38.y + 1U) < _S24;
-    }
-    else
-    {
-        _S41 = false;
-    }
-    if(_S41)
-    {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S42 * p_1->out_row_0 + _S35 + _S38.y + 1U)) = half(sums_1[1U].y);
-    }
-    if(_S43)
-    {
-        _S41 = (_S35 + _S38.y + 2U) < _S24;
+        _S66 = (_S60 + _S63.y + 3U) < _S49;
     }
     else
     {
-        _S41 = false;
+        _S66 = false;
     }
-    if(_S41)
+    if(_S66)
     {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S42 * p_1->out_row_0 + _S35 + _S38.y + 2U)) = half(sums_1[1U].z);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S64 * p_1->out_row_0 + _S60 + _S63.y + 3U)) = half(sums_1[0U].w);
     }
-    if(_S43)
+    uint _S67 = _S64 + 1U;
+    bool _S68 = _S67 < _S51;
+    if(_S68)
     {
-        _S41 = (_S35 + _S38.y + 3U) < _S24;
-    }
-    else
-    {
-        _S41 = false;
-    }
-    if(_S41)
-    {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S42 * p_1->out_row_0 + _S35 + _S38.y + 3U)) = half(sums_1[1U].w);
-    }
-    uint _S44 = _S39 + 2U;
-    bool _S45 = _S44 < _S26;
-    if(_S45)
-    {
-        _S41 = (_S35 + _S38.y) < _S24;
+        _S66 = (_S60 + _S63.y) < _S49;
     }
     else
     {
-        _S41 = false;
+        _S66 = false;
     }
-    if(_S41)
+    if(_S66)
     {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S44 * p_1->out_row_0 + _S35 + _S38.y)) = half(sums_1[2U].x);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S67 * p_1->out_row_0 + _S60 + _S63.y)) = half(sums_1[1U].x);
     }
-    if(_S45)
+    if(_S68)
     {
-        _S41 = (_S35 + _S38.y + 1U) < _S24;
-    }
-    else
-    {
-        _S41 = false;
-    }
-    if(_S41)
-    {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S44 * p_1->out_row_0 + _S35 + _S38.y + 1U)) = half(sums_1[2U].y);
-    }
-    if(_S45)
-    {
-        _S41 = (_S35 + _S38.y + 2U) < _S24;
+        _S66 = (_S60 + _S63.y + 1U) < _S49;
     }
     else
     {
-        _S41 = false;
+        _S66 = false;
     }
-    if(_S41)
+    if(_S66)
     {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S44 * p_1->out_row_0 + _S35 + _S38.y + 2U)) = half(sums_1[2U].z);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S67 * p_1->out_row_0 + _S60 + _S63.y + 1U)) = half(sums_1[1U].y);
     }
-    if(_S45)
+    if(_S68)
     {
-        _S41 = (_S35 + _S38.y + 3U) < _S24;
-    }
-    else
-    {
-        _S41 = false;
-    }
-    if(_S41)
-    {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S44 * p_1->out_row_0 + _S35 + _S38.y + 3U)) = half(sums_1[2U].w);
-    }
-    uint _S46 = _S39 + 3U;
-    bool _S47 = _S46 < _S26;
-    if(_S47)
-    {
-        _S41 = (_S35 + _S38.y) < _S24;
+        _S66 = (_S60 + _S63.y + 2U) < _S49;
     }
     else
     {
-        _S41 = false;
+        _S66 = false;
     }
-    if(_S41)
+    if(_S66)
     {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S46 * p_1->out_row_0 + _S35 + _S38.y)) = half(sums_1[3U].x);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S67 * p_1->out_row_0 + _S60 + _S63.y + 2U)) = half(sums_1[1U].z);
     }
-    if(_S47)
+    if(_S68)
     {
-        _S41 = (_S35 + _S38.y + 1U) < _S24;
-    }
-    else
-    {
-        _S41 = false;
-    }
-    if(_S41)
-    {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S46 * p_1->out_row_0 + _S35 + _S38.y + 1U)) = half(sums_1[3U].y);
-    }
-    if(_S47)
-    {
-        _S41 = (_S35 + _S38.y + 2U) < _S24;
+        _S66 = (_S60 + _S63.y + 3U) < _S49;
     }
     else
     {
-        _S41 = false;
+        _S66 = false;
     }
-    if(_S41)
+    if(_S66)
     {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S46 * p_1->out_row_0 + _S35 + _S38.y + 2U)) = half(sums_1[3U].z);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S67 * p_1->out_row_0 + _S60 + _S63.y + 3U)) = half(sums_1[1U].w);
     }
-    if(_S47)
+    uint _S69 = _S64 + 2U;
+    bool _S70 = _S69 < _S51;
+    if(_S70)
     {
-        _S41 = (_S35 + _S38.y + 3U) < _S24;
-    }
-    else
-    {
-        _S41 = false;
-    }
-    if(_S41)
-    {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S46 * p_1->out_row_0 + _S35 + _S38.y + 3U)) = half(sums_1[3U].w);
-    }
-    uint _S48 = _S39 + 4U;
-    bool _S49 = _S48 < _S26;
-    if(_S49)
-    {
-        _S41 = (_S35 + _S38.y) < _S24;
+        _S66 = (_S60 + _S63.y) < _S49;
     }
     else
     {
-        _S41 = false;
+        _S66 = false;
     }
-    if(_S41)
+    if(_S66)
     {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S48 * p_1->out_row_0 + _S35 + _S38.y)) = half(sums_1[4U].x);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S69 * p_1->out_row_0 + _S60 + _S63.y)) = half(sums_1[2U].x);
     }
-    if(_S49)
+    if(_S70)
     {
-        _S41 = (_S35 + _S38.y + 1U) < _S24;
-    }
-    else
-    {
-        _S41 = false;
-    }
-    if(_S41)
-    {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S48 * p_1->out_row_0 + _S35 + _S38.y + 1U)) = half(sums_1[4U].y);
-    }
-    if(_S49)
-    {
-        _S41 = (_S35 + _S38.y + 2U) < _S24;
+        _S66 = (_S60 + _S63.y + 1U) < _S49;
     }
     else
     {
-        _S41 = false;
+        _S66 = false;
     }
-    if(_S41)
+    if(_S66)
     {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S48 * p_1->out_row_0 + _S35 + _S38.y + 2U)) = half(sums_1[4U].z);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S69 * p_1->out_row_0 + _S60 + _S63.y + 1U)) = half(sums_1[2U].y);
     }
-    if(_S49)
+    if(_S70)
     {
-        _S41 = (_S35 + _S38.y + 3U) < _S24;
-    }
-    else
-    {
-        _S41 = false;
-    }
-    if(_S41)
-    {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S48 * p_1->out_row_0 + _S35 + _S38.y + 3U)) = half(sums_1[4U].w);
-    }
-    uint _S50 = _S39 + 5U;
-    bool _S51 = _S50 < _S26;
-    if(_S51)
-    {
-        _S41 = (_S35 + _S38.y) < _S24;
+        _S66 = (_S60 + _S63.y + 2U) < _S49;
     }
     else
     {
-        _S41 = false;
+        _S66 = false;
     }
-    if(_S41)
+    if(_S66)
     {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S50 * p_1->out_row_0 + _S35 + _S38.y)) = half(sums_1[5U].x);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S69 * p_1->out_row_0 + _S60 + _S63.y + 2U)) = half(sums_1[2U].z);
     }
-    if(_S51)
+    if(_S70)
     {
-        _S41 = (_S35 + _S38.y + 1U) < _S24;
-    }
-    else
-    {
-        _S41 = false;
-    }
-    if(_S41)
-    {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S50 * p_1->out_row_0 + _S35 + _S38.y + 1U)) = half(sums_1[5U].y);
-    }
-    if(_S51)
-    {
-        _S41 = (_S35 + _S38.y + 2U) < _S24;
+        _S66 = (_S60 + _S63.y + 3U) < _S49;
     }
     else
     {
-        _S41 = false;
+        _S66 = false;
     }
-    if(_S41)
+    if(_S66)
     {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S50 * p_1->out_row_0 + _S35 + _S38.y + 2U)) = half(sums_1[5U].z);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S69 * p_1->out_row_0 + _S60 + _S63.y + 3U)) = half(sums_1[2U].w);
     }
-    if(_S51)
+    uint _S71 = _S64 + 3U;
+    bool _S72 = _S71 < _S51;
+    if(_S72)
     {
-        _S41 = (_S35 + _S38.y + 3U) < _S24;
-    }
-    else
-    {
-        _S41 = false;
-    }
-    if(_S41)
-    {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S50 * p_1->out_row_0 + _S35 + _S38.y + 3U)) = half(sums_1[5U].w);
-    }
-    uint _S52 = _S39 + 6U;
-    bool _S53 = _S52 < _S26;
-    if(_S53)
-    {
-        _S41 = (_S35 + _S38.y) < _S24;
+        _S66 = (_S60 + _S63.y) < _S49;
     }
     else
     {
-        _S41 = false;
+        _S66 = false;
     }
-    if(_S41)
+    if(_S66)
     {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S52 * p_1->out_row_0 + _S35 + _S38.y)) = half(sums_1[6U].x);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S71 * p_1->out_row_0 + _S60 + _S63.y)) = half(sums_1[3U].x);
     }
-    if(_S53)
+    if(_S72)
     {
-        _S41 = (_S35 + _S38.y + 1U) < _S24;
-    }
-    else
-    {
-        _S41 = false;
-    }
-    if(_S41)
-    {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S52 * p_1->out_row_0 + _S35 + _S38.y + 1U)) = half(sums_1[6U].y);
-    }
-    if(_S53)
-    {
-        _S41 = (_S35 + _S38.y + 2U) < _S24;
+        _S66 = (_S60 + _S63.y + 1U) < _S49;
     }
     else
     {
-        _S41 = false;
+        _S66 = false;
     }
-    if(_S41)
+    if(_S66)
     {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S52 * p_1->out_row_0 + _S35 + _S38.y + 2U)) = half(sums_1[6U].z);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S71 * p_1->out_row_0 + _S60 + _S63.y + 1U)) = half(sums_1[3U].y);
     }
-    if(_S53)
+    if(_S72)
     {
-        _S41 = (_S35 + _S38.y + 3U) < _S24;
-    }
-    else
-    {
-        _S41 = false;
-    }
-    if(_S41)
-    {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S52 * p_1->out_row_0 + _S35 + _S38.y + 3U)) = half(sums_1[6U].w);
-    }
-    uint _S54 = _S39 + 7U;
-    bool _S55 = _S54 < _S26;
-    if(_S55)
-    {
-        _S41 = (_S35 + _S38.y) < _S24;
+        _S66 = (_S60 + _S63.y + 2U) < _S49;
     }
     else
     {
-        _S41 = false;
+        _S66 = false;
     }
-    if(_S41)
+    if(_S66)
     {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S54 * p_1->out_row_0 + _S35 + _S38.y)) = half(sums_1[7U].x);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S71 * p_1->out_row_0 + _S60 + _S63.y + 2U)) = half(sums_1[3U].z);
     }
-    if(_S55)
+    if(_S72)
     {
-        _S41 = (_S35 + _S38.y + 1U) < _S24;
-    }
-    else
-    {
-        _S41 = false;
-    }
-    if(_S41)
-    {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S54 * p_1->out_row_0 + _S35 + _S38.y + 1U)) = half(sums_1[7U].y);
-    }
-    if(_S55)
-    {
-        _S41 = (_S35 + _S38.y + 2U) < _S24;
+        _S66 = (_S60 + _S63.y + 3U) < _S49;
     }
     else
     {
-        _S41 = false;
+        _S66 = false;
     }
-    if(_S41)
+    if(_S66)
     {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S54 * p_1->out_row_0 + _S35 + _S38.y + 2U)) = half(sums_1[7U].z);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S71 * p_1->out_row_0 + _S60 + _S63.y + 3U)) = half(sums_1[3U].w);
     }
-    if(_S55)
+    uint _S73 = _S64 + 4U;
+    bool _S74 = _S73 < _S51;
+    if(_S74)
     {
-        _S41 = (_S35 + _S38.y + 3U) < _S24;
+        _S66 = (_S60 + _S63.y) < _S49;
     }
     else
     {
-        _S41 = false;
+        _S66 = false;
     }
-    if(_S41)
+    if(_S66)
     {
-        *(result_0+(p_1->out_offset_0 + _S30 * p_1->out_batch_0 + _S54 * p_1->out_row_0 + _S35 + _S38.y + 3U)) = half(sums_1[7U].w);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S73 * p_1->out_row_0 + _S60 + _S63.y)) = half(sums_1[4U].x);
+    }
+    if(_S74)
+    {
+        _S66 = (_S60 + _S63.y + 1U) < _S49;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S73 * p_1->out_row_0 + _S60 + _S63.y + 1U)) = half(sums_1[4U].y);
+    }
+    if(_S74)
+    {
+        _S66 = (_S60 + _S63.y + 2U) < _S49;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S73 * p_1->out_row_0 + _S60 + _S63.y + 2U)) = half(sums_1[4U].z);
+    }
+    if(_S74)
+    {
+        _S66 = (_S60 + _S63.y + 3U) < _S49;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S73 * p_1->out_row_0 + _S60 + _S63.y + 3U)) = half(sums_1[4U].w);
+    }
+    uint _S75 = _S64 + 5U;
+    bool _S76 = _S75 < _S51;
+    if(_S76)
+    {
+        _S66 = (_S60 + _S63.y) < _S49;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S75 * p_1->out_row_0 + _S60 + _S63.y)) = half(sums_1[5U].x);
+    }
+    if(_S76)
+    {
+        _S66 = (_S60 + _S63.y + 1U) < _S49;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S75 * p_1->out_row_0 + _S60 + _S63.y + 1U)) = half(sums_1[5U].y);
+    }
+    if(_S76)
+    {
+        _S66 = (_S60 + _S63.y + 2U) < _S49;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S75 * p_1->out_row_0 + _S60 + _S63.y + 2U)) = half(sums_1[5U].z);
+    }
+    if(_S76)
+    {
+        _S66 = (_S60 + _S63.y + 3U) < _S49;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S75 * p_1->out_row_0 + _S60 + _S63.y + 3U)) = half(sums_1[5U].w);
+    }
+    uint _S77 = _S64 + 6U;
+    bool _S78 = _S77 < _S51;
+    if(_S78)
+    {
+        _S66 = (_S60 + _S63.y) < _S49;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S77 * p_1->out_row_0 + _S60 + _S63.y)) = half(sums_1[6U].x);
+    }
+    if(_S78)
+    {
+        _S66 = (_S60 + _S63.y + 1U) < _S49;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S77 * p_1->out_row_0 + _S60 + _S63.y + 1U)) = half(sums_1[6U].y);
+    }
+    if(_S78)
+    {
+        _S66 = (_S60 + _S63.y + 2U) < _S49;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S77 * p_1->out_row_0 + _S60 + _S63.y + 2U)) = half(sums_1[6U].z);
+    }
+    if(_S78)
+    {
+        _S66 = (_S60 + _S63.y + 3U) < _S49;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S77 * p_1->out_row_0 + _S60 + _S63.y + 3U)) = half(sums_1[6U].w);
+    }
+    uint _S79 = _S64 + 7U;
+    bool _S80 = _S79 < _S51;
+    if(_S80)
+    {
+        _S66 = (_S60 + _S63.y) < _S49;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S79 * p_1->out_row_0 + _S60 + _S63.y)) = half(sums_1[7U].x);
+    }
+    if(_S80)
+    {
+        _S66 = (_S60 + _S63.y + 1U) < _S49;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S79 * p_1->out_row_0 + _S60 + _S63.y + 1U)) = half(sums_1[7U].y);
+    }
+    if(_S80)
+    {
+        _S66 = (_S60 + _S63.y + 2U) < _S49;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S79 * p_1->out_row_0 + _S60 + _S63.y + 2U)) = half(sums_1[7U].z);
+    }
+    if(_S80)
+    {
+        _S66 = (_S60 + _S63.y + 3U) < _S49;
+    }
+    else
+    {
+        _S66 = false;
+    }
+    if(_S66)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S79 * p_1->out_row_0 + _S60 + _S63.y + 3U)) = half(sums_1[7U].w);
     }
     return;
 }

@@ -46,46 +46,96 @@ fn live_rows_0( _S1 : u32,  _S2 : u32) -> u32
     return _S3;
 }
 
+fn word_at_0( _S4 : u32,  _S5 : u32) -> u32
+{
+    var _S6 : u32 = _S4 + _S5 / u32(2);
+    var _S7 : u32;
+    if((_S5 % u32(2)) == u32(0))
+    {
+        _S7 = entryPointParams_table_0[_S6];
+    }
+    else
+    {
+        _S7 = (((entryPointParams_table_0[_S6] >> (u32(16)))) | (((entryPointParams_table_0[_S6 + u32(1)] << (u32(16))))));
+    }
+    return _S7;
+}
+
 fn halves_0( word_0 : u32) -> vec2<f32>
 {
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
 }
 
-fn half_at_0( _S4 : u32,  _S5 : u32) -> f32
+fn half_at_0( _S8 : u32,  _S9 : u32) -> f32
 {
-    return halves_0((entryPointParams_table_0[_S4 + _S5 / u32(2)] >> ((_S5 % u32(2) * u32(16))))).x;
+    return halves_0((entryPointParams_table_0[_S8 + _S9 / u32(2)] >> ((_S9 % u32(2) * u32(16))))).x;
 }
 
-fn F16_at_0( _S6 : u32,  _S7 : u32,  _S8 : u32,  _S9 : u32) -> f32
+fn F16_four_0( _S10 : u32,  _S11 : u32,  _S12 : u32,  _S13 : u32) -> vec4<f32>
 {
-    return half_at_0(_S6, _S8 * _S7 + _S9);
-}
-
-fn embed_0( _S10 : vec3<u32>,  _S11 : u32,  _S12 : ptr<function, EmbedParams_std140_0>)
-{
-    var _S13 : u32 = group_number_0(_S10);
-    if(_S13 >= (live_rows_0((*_S12).step_offset_0, (*_S12).rows_0)))
+    var _S14 : u32 = _S12 * _S11 + _S13;
+    if((_S13 + u32(4)) <= _S11)
     {
-        return;
+        return vec4<f32>(halves_0(word_at_0(_S10, _S14)), halves_0(word_at_0(_S10, _S14 + u32(2))));
     }
-    var _S14 : u32 = min(entryPointParams_ids_0[(*_S12).ids_offset_0 + _S13], (*_S12).table_rows_0 - u32(1)) - (*_S12).first_row_0;
-    if(_S14 >= ((*_S12).bound_rows_0))
-    {
-        return;
-    }
-    var column_0 : u32 = _S11;
+    var result_0 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var c_0 : u32 = u32(0);
     for(;;)
     {
-        var _S15 : u32 = (*_S12).columns_0;
-        if(column_0 < ((*_S12).columns_0))
+        if(c_0 < u32(3))
         {
         }
         else
         {
             break;
         }
-        entryPointParams_result_0[(*_S12).out_offset_0 + _S13 * (*_S12).out_stride_0 + column_0] = F16_at_0((*_S12).table_offset_0, _S15, _S14, column_0);
-        column_0 = column_0 + u32(128);
+        if((_S13 + c_0) < _S11)
+        {
+            result_0[c_0] = half_at_0(_S10, _S14 + c_0);
+        }
+        c_0 = c_0 + u32(1);
+    }
+    return result_0;
+}
+
+fn embed_0( _S15 : vec3<u32>,  _S16 : u32,  _S17 : ptr<function, EmbedParams_std140_0>)
+{
+    var _S18 : u32 = group_number_0(_S15);
+    if(_S18 >= (live_rows_0((*_S17).step_offset_0, (*_S17).rows_0)))
+    {
+        return;
+    }
+    var _S19 : u32 = min(entryPointParams_ids_0[(*_S17).ids_offset_0 + _S18], (*_S17).table_rows_0 - u32(1)) - (*_S17).first_row_0;
+    if(_S19 >= ((*_S17).bound_rows_0))
+    {
+        return;
+    }
+    var column_0 : u32 = u32(4) * _S16;
+    for(;;)
+    {
+        var _S20 : u32 = (*_S17).columns_0;
+        if(column_0 < ((*_S17).columns_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S21 : vec4<f32> = F16_four_0((*_S17).table_offset_0, _S20, _S19, column_0);
+        var c_1 : u32 = u32(0);
+        for(;;)
+        {
+            if(c_1 < (min(u32(4), _S20 - column_0)))
+            {
+            }
+            else
+            {
+                break;
+            }
+            entryPointParams_result_0[(*_S17).out_offset_0 + _S18 * (*_S17).out_stride_0 + column_0 + c_1] = _S21[c_1];
+            c_1 = c_1 + u32(1);
+        }
+        column_0 = column_0 + u32(512);
     }
     return;
 }
@@ -94,7 +144,7 @@ fn embed_0( _S10 : vec3<u32>,  _S11 : u32,  _S12 : ptr<function, EmbedParams_std
 @workgroup_size(128, 1, 1)
 fn embed_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32)
 {
-    var _S16 : EmbedParams_std140_0 = entryPointParams_0.p_0;
-    embed_0(group_1, thread_0, &(_S16));
+    var _S22 : EmbedParams_std140_0 = entryPointParams_0.p_0;
+    embed_0(group_1, thread_0, &(_S22));
     return;
 }

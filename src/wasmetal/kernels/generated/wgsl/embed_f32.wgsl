@@ -46,36 +46,67 @@ fn live_rows_0( _S1 : u32,  _S2 : u32) -> u32
     return _S3;
 }
 
-fn F32_at_0( _S4 : u32,  _S5 : u32,  _S6 : u32,  _S7 : u32) -> f32
+fn F32_four_0( _S4 : u32,  _S5 : u32,  _S6 : u32,  _S7 : u32) -> vec4<f32>
 {
-    return (bitcast<f32>((entryPointParams_table_0[_S4 + _S6 * _S5 + _S7])));
-}
-
-fn embed_0( _S8 : vec3<u32>,  _S9 : u32,  _S10 : ptr<function, EmbedParams_std140_0>)
-{
-    var _S11 : u32 = group_number_0(_S8);
-    if(_S11 >= (live_rows_0((*_S10).step_offset_0, (*_S10).rows_0)))
-    {
-        return;
-    }
-    var _S12 : u32 = min(entryPointParams_ids_0[(*_S10).ids_offset_0 + _S11], (*_S10).table_rows_0 - u32(1)) - (*_S10).first_row_0;
-    if(_S12 >= ((*_S10).bound_rows_0))
-    {
-        return;
-    }
-    var column_0 : u32 = _S9;
+    var _S8 : u32 = _S4 + _S6 * _S5 + _S7;
+    var result_0 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var c_0 : u32 = u32(0);
     for(;;)
     {
-        var _S13 : u32 = (*_S10).columns_0;
-        if(column_0 < ((*_S10).columns_0))
+        if(c_0 < u32(4))
         {
         }
         else
         {
             break;
         }
-        entryPointParams_result_0[(*_S10).out_offset_0 + _S11 * (*_S10).out_stride_0 + column_0] = F32_at_0((*_S10).table_offset_0, _S13, _S12, column_0);
-        column_0 = column_0 + u32(128);
+        if((_S7 + c_0) < _S5)
+        {
+            result_0[c_0] = (bitcast<f32>((entryPointParams_table_0[_S8 + c_0])));
+        }
+        c_0 = c_0 + u32(1);
+    }
+    return result_0;
+}
+
+fn embed_0( _S9 : vec3<u32>,  _S10 : u32,  _S11 : ptr<function, EmbedParams_std140_0>)
+{
+    var _S12 : u32 = group_number_0(_S9);
+    if(_S12 >= (live_rows_0((*_S11).step_offset_0, (*_S11).rows_0)))
+    {
+        return;
+    }
+    var _S13 : u32 = min(entryPointParams_ids_0[(*_S11).ids_offset_0 + _S12], (*_S11).table_rows_0 - u32(1)) - (*_S11).first_row_0;
+    if(_S13 >= ((*_S11).bound_rows_0))
+    {
+        return;
+    }
+    var column_0 : u32 = u32(4) * _S10;
+    for(;;)
+    {
+        var _S14 : u32 = (*_S11).columns_0;
+        if(column_0 < ((*_S11).columns_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S15 : vec4<f32> = F32_four_0((*_S11).table_offset_0, _S14, _S13, column_0);
+        var c_1 : u32 = u32(0);
+        for(;;)
+        {
+            if(c_1 < (min(u32(4), _S14 - column_0)))
+            {
+            }
+            else
+            {
+                break;
+            }
+            entryPointParams_result_0[(*_S11).out_offset_0 + _S12 * (*_S11).out_stride_0 + column_0 + c_1] = _S15[c_1];
+            c_1 = c_1 + u32(1);
+        }
+        column_0 = column_0 + u32(512);
     }
     return;
 }
@@ -84,7 +115,7 @@ fn embed_0( _S8 : vec3<u32>,  _S9 : u32,  _S10 : ptr<function, EmbedParams_std14
 @workgroup_size(128, 1, 1)
 fn embed_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32)
 {
-    var _S14 : EmbedParams_std140_0 = entryPointParams_0.p_0;
-    embed_0(group_1, thread_0, &(_S14));
+    var _S16 : EmbedParams_std140_0 = entryPointParams_0.p_0;
+    embed_0(group_1, thread_0, &(_S16));
     return;
 }

@@ -46,26 +46,40 @@ fn live_rows_0( _S1 : u32,  _S2 : u32) -> u32
     return _S3;
 }
 
+fn word_at_0( _S4 : u32,  _S5 : u32) -> u32
+{
+    var _S6 : u32 = _S4 + _S5 / u32(2);
+    var _S7 : u32;
+    if((_S5 % u32(2)) == u32(0))
+    {
+        _S7 = entryPointParams_table_0[_S6];
+    }
+    else
+    {
+        _S7 = (((entryPointParams_table_0[_S6] >> (u32(16)))) | (((entryPointParams_table_0[_S6 + u32(1)] << (u32(16))))));
+    }
+    return _S7;
+}
+
 fn halves_0( word_0 : u32) -> vec2<f32>
 {
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
 }
 
-fn half_at_0( _S4 : u32,  _S5 : u32) -> f32
+fn half_at_0( _S8 : u32,  _S9 : u32) -> f32
 {
-    return halves_0((entryPointParams_table_0[_S4 + _S5 / u32(2)] >> ((_S5 % u32(2) * u32(16))))).x;
+    return halves_0((entryPointParams_table_0[_S8 + _S9 / u32(2)] >> ((_S9 % u32(2) * u32(16))))).x;
 }
 
-fn nibble_at_0( _S6 : u32,  _S7 : u32,  _S8 : u32) -> f32
+fn nibbles_0( word_1 : u32) -> vec4<f32>
 {
-    var _S9 : u32 = _S7 * u32(2) + _S8 % u32(16);
-    return f32((((entryPointParams_table_0[_S6 + _S9 / u32(4)] >> ((_S9 % u32(4) * u32(8) + _S8 / u32(16) * u32(4))))) & (u32(15))));
+    return vec4<f32>((vec4<u32>(word_1, (word_1 >> (u32(8))), (word_1 >> (u32(16))), (word_1 >> (u32(24)))) & (vec4<u32>(u32(15)))));
 }
 
-fn Q4_0_at_0( _S10 : u32,  _S11 : u32,  _S12 : u32,  _S13 : u32) -> f32
+fn Q4_0_four_0( _S10 : u32,  _S11 : u32,  _S12 : u32,  _S13 : u32) -> vec4<f32>
 {
     var _S14 : u32 = (_S12 * (_S11 / u32(32)) + _S13 / u32(32)) * u32(9);
-    return half_at_0(_S10, _S14) * (nibble_at_0(_S10, _S14 + u32(1), _S13 % u32(32)) - 8.0f);
+    return vec4<f32>(half_at_0(_S10, _S14)) * (nibbles_0(((word_at_0(_S10, _S14 + u32(1) + _S13 % u32(16) / u32(2))) >> ((_S13 % u32(32) / u32(16) * u32(4))))) - vec4<f32>(8.0f));
 }
 
 fn embed_0( _S15 : vec3<u32>,  _S16 : u32,  _S17 : ptr<function, EmbedParams_std140_0>)
@@ -80,7 +94,7 @@ fn embed_0( _S15 : vec3<u32>,  _S16 : u32,  _S17 : ptr<function, EmbedParams_std
     {
         return;
     }
-    var column_0 : u32 = _S16;
+    var column_0 : u32 = u32(4) * _S16;
     for(;;)
     {
         var _S20 : u32 = (*_S17).columns_0;
@@ -91,8 +105,21 @@ fn embed_0( _S15 : vec3<u32>,  _S16 : u32,  _S17 : ptr<function, EmbedParams_std
         {
             break;
         }
-        entryPointParams_result_0[(*_S17).out_offset_0 + _S18 * (*_S17).out_stride_0 + column_0] = Q4_0_at_0((*_S17).table_offset_0, _S20, _S19, column_0);
-        column_0 = column_0 + u32(128);
+        var _S21 : vec4<f32> = Q4_0_four_0((*_S17).table_offset_0, _S20, _S19, column_0);
+        var c_0 : u32 = u32(0);
+        for(;;)
+        {
+            if(c_0 < (min(u32(4), _S20 - column_0)))
+            {
+            }
+            else
+            {
+                break;
+            }
+            entryPointParams_result_0[(*_S17).out_offset_0 + _S18 * (*_S17).out_stride_0 + column_0 + c_0] = _S21[c_0];
+            c_0 = c_0 + u32(1);
+        }
+        column_0 = column_0 + u32(512);
     }
     return;
 }
@@ -101,7 +128,7 @@ fn embed_0( _S15 : vec3<u32>,  _S16 : u32,  _S17 : ptr<function, EmbedParams_std
 @workgroup_size(128, 1, 1)
 fn embed_q4_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32)
 {
-    var _S21 : EmbedParams_std140_0 = entryPointParams_0.p_0;
-    embed_0(group_1, thread_0, &(_S21));
+    var _S22 : EmbedParams_std140_0 = entryPointParams_0.p_0;
+    embed_0(group_1, thread_0, &(_S22));
     return;
 }

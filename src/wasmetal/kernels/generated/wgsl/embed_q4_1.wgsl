@@ -51,48 +51,56 @@ fn halves_0( word_0 : u32) -> vec2<f32>
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
 }
 
-fn half_at_0( _S4 : u32,  _S5 : u32) -> f32
+fn nibbles_0( word_1 : u32) -> vec4<f32>
 {
-    return halves_0((entryPointParams_table_0[_S4 + _S5 / u32(2)] >> ((_S5 % u32(2) * u32(16))))).x;
+    return vec4<f32>((vec4<u32>(word_1, (word_1 >> (u32(8))), (word_1 >> (u32(16))), (word_1 >> (u32(24)))) & (vec4<u32>(u32(15)))));
 }
 
-fn nibble_at_0( _S6 : u32,  _S7 : u32,  _S8 : u32) -> f32
+fn Q4_1_four_0( _S4 : u32,  _S5 : u32,  _S6 : u32,  _S7 : u32) -> vec4<f32>
 {
-    var _S9 : u32 = _S7 * u32(2) + _S8 % u32(16);
-    return f32((((entryPointParams_table_0[_S6 + _S9 / u32(4)] >> ((_S9 % u32(4) * u32(8) + _S8 / u32(16) * u32(4))))) & (u32(15))));
+    var _S8 : u32 = _S4 + (_S6 * (_S5 / u32(32)) + _S7 / u32(32)) * u32(5);
+    var _S9 : vec2<f32> = halves_0(entryPointParams_table_0[_S8]);
+    return vec4<f32>(_S9.x) * nibbles_0((entryPointParams_table_0[_S8 + u32(1) + _S7 % u32(16) / u32(4)] >> ((_S7 % u32(32) / u32(16) * u32(4))))) + vec4<f32>(_S9.y);
 }
 
-fn Q4_1_at_0( _S10 : u32,  _S11 : u32,  _S12 : u32,  _S13 : u32) -> f32
+fn embed_0( _S10 : vec3<u32>,  _S11 : u32,  _S12 : ptr<function, EmbedParams_std140_0>)
 {
-    var _S14 : u32 = (_S12 * (_S11 / u32(32)) + _S13 / u32(32)) * u32(10);
-    return half_at_0(_S10, _S14) * nibble_at_0(_S10, _S14 + u32(2), _S13 % u32(32)) + half_at_0(_S10, _S14 + u32(1));
-}
-
-fn embed_0( _S15 : vec3<u32>,  _S16 : u32,  _S17 : ptr<function, EmbedParams_std140_0>)
-{
-    var _S18 : u32 = group_number_0(_S15);
-    if(_S18 >= (live_rows_0((*_S17).step_offset_0, (*_S17).rows_0)))
+    var _S13 : u32 = group_number_0(_S10);
+    if(_S13 >= (live_rows_0((*_S12).step_offset_0, (*_S12).rows_0)))
     {
         return;
     }
-    var _S19 : u32 = min(entryPointParams_ids_0[(*_S17).ids_offset_0 + _S18], (*_S17).table_rows_0 - u32(1)) - (*_S17).first_row_0;
-    if(_S19 >= ((*_S17).bound_rows_0))
+    var _S14 : u32 = min(entryPointParams_ids_0[(*_S12).ids_offset_0 + _S13], (*_S12).table_rows_0 - u32(1)) - (*_S12).first_row_0;
+    if(_S14 >= ((*_S12).bound_rows_0))
     {
         return;
     }
-    var column_0 : u32 = _S16;
+    var column_0 : u32 = u32(4) * _S11;
     for(;;)
     {
-        var _S20 : u32 = (*_S17).columns_0;
-        if(column_0 < ((*_S17).columns_0))
+        var _S15 : u32 = (*_S12).columns_0;
+        if(column_0 < ((*_S12).columns_0))
         {
         }
         else
         {
             break;
         }
-        entryPointParams_result_0[(*_S17).out_offset_0 + _S18 * (*_S17).out_stride_0 + column_0] = Q4_1_at_0((*_S17).table_offset_0, _S20, _S19, column_0);
-        column_0 = column_0 + u32(128);
+        var _S16 : vec4<f32> = Q4_1_four_0((*_S12).table_offset_0, _S15, _S14, column_0);
+        var c_0 : u32 = u32(0);
+        for(;;)
+        {
+            if(c_0 < (min(u32(4), _S15 - column_0)))
+            {
+            }
+            else
+            {
+                break;
+            }
+            entryPointParams_result_0[(*_S12).out_offset_0 + _S13 * (*_S12).out_stride_0 + column_0 + c_0] = _S16[c_0];
+            c_0 = c_0 + u32(1);
+        }
+        column_0 = column_0 + u32(512);
     }
     return;
 }
@@ -101,7 +109,7 @@ fn embed_0( _S15 : vec3<u32>,  _S16 : u32,  _S17 : ptr<function, EmbedParams_std
 @workgroup_size(128, 1, 1)
 fn embed_q4_1(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32)
 {
-    var _S21 : EmbedParams_std140_0 = entryPointParams_0.p_0;
-    embed_0(group_1, thread_0, &(_S21));
+    var _S17 : EmbedParams_std140_0 = entryPointParams_0.p_0;
+    embed_0(group_1, thread_0, &(_S17));
     return;
 }

@@ -56,38 +56,70 @@ fn half_at_0( _S4 : u32,  _S5 : u32) -> f32
     return halves_0((entryPointParams_table_0[_S4 + _S5 / u32(2)] >> ((_S5 % u32(2) * u32(16))))).x;
 }
 
-fn Q8_0_at_0( _S6 : u32,  _S7 : u32,  _S8 : u32,  _S9 : u32) -> f32
+fn word_at_0( _S6 : u32,  _S7 : u32) -> u32
 {
-    var _S10 : u32 = (_S8 * (_S7 / u32(32)) + _S9 / u32(32)) * u32(17);
-    var _S11 : u32 = _S10 * u32(2) + u32(2) + _S9 % u32(32);
-    return half_at_0(_S6, _S10) * f32((i32((entryPointParams_table_0[_S6 + _S11 / u32(4)] << ((u32(24) - _S11 % u32(4) * u32(8))))) >> (u32(24))));
+    var _S8 : u32 = _S6 + _S7 / u32(2);
+    var _S9 : u32;
+    if((_S7 % u32(2)) == u32(0))
+    {
+        _S9 = entryPointParams_table_0[_S8];
+    }
+    else
+    {
+        _S9 = (((entryPointParams_table_0[_S8] >> (u32(16)))) | (((entryPointParams_table_0[_S8 + u32(1)] << (u32(16))))));
+    }
+    return _S9;
 }
 
-fn embed_0( _S12 : vec3<u32>,  _S13 : u32,  _S14 : ptr<function, EmbedParams_std140_0>)
+fn bytes_0( word_1 : u32) -> vec4<f32>
 {
-    var _S15 : u32 = group_number_0(_S12);
-    if(_S15 >= (live_rows_0((*_S14).step_offset_0, (*_S14).rows_0)))
+    return vec4<f32>((vec4<i32>(i32((word_1 << (u32(24)))), i32((word_1 << (u32(16)))), i32((word_1 << (u32(8)))), i32(word_1)) >> (vec4<u32>(u32(24)))));
+}
+
+fn Q8_0_four_0( _S10 : u32,  _S11 : u32,  _S12 : u32,  _S13 : u32) -> vec4<f32>
+{
+    var _S14 : u32 = (_S12 * (_S11 / u32(32)) + _S13 / u32(32)) * u32(17);
+    return vec4<f32>(half_at_0(_S10, _S14)) * bytes_0(word_at_0(_S10, _S14 + u32(1) + _S13 % u32(32) / u32(2)));
+}
+
+fn embed_0( _S15 : vec3<u32>,  _S16 : u32,  _S17 : ptr<function, EmbedParams_std140_0>)
+{
+    var _S18 : u32 = group_number_0(_S15);
+    if(_S18 >= (live_rows_0((*_S17).step_offset_0, (*_S17).rows_0)))
     {
         return;
     }
-    var _S16 : u32 = min(entryPointParams_ids_0[(*_S14).ids_offset_0 + _S15], (*_S14).table_rows_0 - u32(1)) - (*_S14).first_row_0;
-    if(_S16 >= ((*_S14).bound_rows_0))
+    var _S19 : u32 = min(entryPointParams_ids_0[(*_S17).ids_offset_0 + _S18], (*_S17).table_rows_0 - u32(1)) - (*_S17).first_row_0;
+    if(_S19 >= ((*_S17).bound_rows_0))
     {
         return;
     }
-    var column_0 : u32 = _S13;
+    var column_0 : u32 = u32(4) * _S16;
     for(;;)
     {
-        var _S17 : u32 = (*_S14).columns_0;
-        if(column_0 < ((*_S14).columns_0))
+        var _S20 : u32 = (*_S17).columns_0;
+        if(column_0 < ((*_S17).columns_0))
         {
         }
         else
         {
             break;
         }
-        entryPointParams_result_0[(*_S14).out_offset_0 + _S15 * (*_S14).out_stride_0 + column_0] = Q8_0_at_0((*_S14).table_offset_0, _S17, _S16, column_0);
-        column_0 = column_0 + u32(128);
+        var _S21 : vec4<f32> = Q8_0_four_0((*_S17).table_offset_0, _S20, _S19, column_0);
+        var c_0 : u32 = u32(0);
+        for(;;)
+        {
+            if(c_0 < (min(u32(4), _S20 - column_0)))
+            {
+            }
+            else
+            {
+                break;
+            }
+            entryPointParams_result_0[(*_S17).out_offset_0 + _S18 * (*_S17).out_stride_0 + column_0 + c_0] = _S21[c_0];
+            c_0 = c_0 + u32(1);
+        }
+        column_0 = column_0 + u32(512);
     }
     return;
 }
@@ -96,7 +128,7 @@ fn embed_0( _S12 : vec3<u32>,  _S13 : u32,  _S14 : ptr<function, EmbedParams_std
 @workgroup_size(128, 1, 1)
 fn embed_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32)
 {
-    var _S18 : EmbedParams_std140_0 = entryPointParams_0.p_0;
-    embed_0(group_1, thread_0, &(_S18));
+    var _S22 : EmbedParams_std140_0 = entryPointParams_0.p_0;
+    embed_0(group_1, thread_0, &(_S22));
     return;
 }

@@ -27,31 +27,48 @@ struct EntryPointParams_std140_0
 
 @binding(4) @group(0) var<storage, read> entryPointParams_step_0 : array<u32>;
 
+struct Block_0
+{
+     rows_1 : array<vec4<f32>, i32(4)>,
+};
+
+fn Block_x24init_0( rows_2 : array<vec4<f32>, i32(4)>) -> Block_0
+{
+    var _S1 : Block_0;
+    _S1.rows_1 = rows_2;
+    return _S1;
+}
+
 fn corner_0( thread_0 : u32) -> vec2<u32>
 {
     return vec2<u32>(thread_0 / u32(16) * u32(8), thread_0 % u32(16) * u32(4));
 }
 
-fn share_0( i_0 : u32,  along_k_0 : bool) -> vec2<u32>
+fn share_0( thread_1 : u32,  along_k_0 : bool) -> vec2<u32>
 {
-    var _S1 : vec2<u32>;
+    var _S2 : vec2<u32>;
     if(along_k_0)
     {
-        _S1 = vec2<u32>(i_0 % u32(32), i_0 / u32(32));
+        _S2 = vec2<u32>(thread_1 / u32(8), thread_1 % u32(8));
     }
     else
     {
-        _S1 = vec2<u32>(i_0 / u32(16), i_0 % u32(16));
+        _S2 = vec2<u32>(thread_1 % u32(16), thread_1 / u32(16));
     }
-    return _S1;
+    return _S2;
 }
 
 fn place_0( k_1 : u32,  quad_0 : u32) -> u32
 {
-    return k_1 * u32(16) + ((quad_0 ^ ((k_1 % u32(8)))));
+    return k_1 * u32(16) + ((quad_0 ^ ((k_1 / u32(4) % u32(8)))));
 }
 
 var<workgroup> left_tile_0 : array<vec4<f32>, i32(512)>;
+
+fn Block_column_0( this_0 : Block_0,  c_0 : u32) -> vec4<f32>
+{
+    return vec4<f32>(this_0.rows_1[i32(0)][c_0], this_0.rows_1[i32(1)][c_0], this_0.rows_1[i32(2)][c_0], this_0.rows_1[i32(3)][c_0]);
+}
 
 var<workgroup> right_tile_0 : array<vec4<f32>, i32(512)>;
 
@@ -60,25 +77,25 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
-fn live_rows_0( _S2 : u32,  _S3 : u32) -> u32
+fn live_rows_0( _S3 : u32,  _S4 : u32) -> u32
 {
-    var _S4 : u32;
-    if(_S2 == u32(4294967295))
+    var _S5 : u32;
+    if(_S3 == u32(4294967295))
     {
-        _S4 = _S3;
+        _S5 = _S4;
     }
     else
     {
-        _S4 = min(entryPointParams_step_0[_S2], _S3);
+        _S5 = min(entryPointParams_step_0[_S3], _S4);
     }
-    return _S4;
+    return _S5;
 }
 
 struct Activations_0
 {
      offset_0 : u32,
      stride_0 : u32,
-     rows_1 : u32,
+     rows_3 : u32,
      k_2 : u32,
 };
 
@@ -89,42 +106,77 @@ struct Weights_0
      k_3 : u32,
 };
 
-fn Activations_along_k_0( _S5 : Activations_0) -> bool
+fn Activations_along_k_0( _S6 : Activations_0) -> bool
 {
     return true;
 }
 
-fn Activations_at_0( _S6 : Activations_0,  _S7 : u32,  _S8 : u32) -> f32
-{
-    var _S9 : bool;
-    if(_S7 < (_S6.rows_1))
-    {
-        _S9 = _S8 < (_S6.k_2);
-    }
-    else
-    {
-        _S9 = false;
-    }
-    var _S10 : f32;
-    if(_S9)
-    {
-        _S10 = entryPointParams_x_0[_S6.offset_0 + _S7 * _S6.stride_0 + _S8];
-    }
-    else
-    {
-        _S10 = 0.0f;
-    }
-    return _S10;
-}
-
-fn load_0( _S11 : Activations_0,  _S12 : u32,  _S13 : u32) -> vec4<f32>
-{
-    return vec4<f32>(Activations_at_0(_S11, _S12, _S13), Activations_at_0(_S11, _S12 + u32(1), _S13), Activations_at_0(_S11, _S12 + u32(2), _S13), Activations_at_0(_S11, _S12 + u32(3), _S13));
-}
-
-fn Weights_along_k_0( _S14 : Weights_0) -> bool
+fn Weights_along_k_0( _S7 : Weights_0) -> bool
 {
     return true;
+}
+
+fn Activations_four_0( _S8 : Activations_0,  _S9 : u32,  _S10 : u32) -> vec4<f32>
+{
+    var _S11 : u32 = _S8.offset_0 + _S9 * _S8.stride_0 + _S10;
+    var _S12 : bool;
+    if(_S9 >= (_S8.rows_3))
+    {
+        _S12 = true;
+    }
+    else
+    {
+        _S12 = _S10 >= (_S8.k_2);
+    }
+    if(_S12)
+    {
+        return vec4<f32>(vec4<i32>(i32(0)));
+    }
+    if((_S10 + u32(4)) > (_S8.k_2))
+    {
+        var _S13 : f32 = entryPointParams_x_0[_S11];
+        var _S14 : f32;
+        if((_S10 + u32(1)) < (_S8.k_2))
+        {
+            _S14 = entryPointParams_x_0[_S11 + u32(1)];
+        }
+        else
+        {
+            _S14 = 0.0f;
+        }
+        var _S15 : f32;
+        if((_S10 + u32(2)) < (_S8.k_2))
+        {
+            _S15 = entryPointParams_x_0[_S11 + u32(2)];
+        }
+        else
+        {
+            _S15 = 0.0f;
+        }
+        return vec4<f32>(_S13, _S14, _S15, 0.0f);
+    }
+    return vec4<f32>(entryPointParams_x_0[_S11], entryPointParams_x_0[_S11 + u32(1)], entryPointParams_x_0[_S11 + u32(2)], entryPointParams_x_0[_S11 + u32(3)]);
+}
+
+fn Block_load_0( _S16 : Activations_0,  _S17 : u32,  _S18 : u32) -> Block_0
+{
+    var _S19 : array<vec4<f32>, i32(4)> = array<vec4<f32>, i32(4)>( Activations_four_0(_S16, _S17, _S18), Activations_four_0(_S16, _S17 + u32(1), _S18), Activations_four_0(_S16, _S17 + u32(2), _S18), Activations_four_0(_S16, _S17 + u32(3), _S18) );
+    return Block_x24init_0(_S19);
+}
+
+fn word_at_0( _S20 : u32,  _S21 : u32) -> u32
+{
+    var _S22 : u32 = _S20 + _S21 / u32(2);
+    var _S23 : u32;
+    if((_S21 % u32(2)) == u32(0))
+    {
+        _S23 = entryPointParams_weight_0[_S22];
+    }
+    else
+    {
+        _S23 = (((entryPointParams_weight_0[_S22] >> (u32(16)))) | (((entryPointParams_weight_0[_S22 + u32(1)] << (u32(16))))));
+    }
+    return _S23;
 }
 
 fn halves_0( word_0 : u32) -> vec2<f32>
@@ -132,89 +184,115 @@ fn halves_0( word_0 : u32) -> vec2<f32>
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
 }
 
-fn half_at_0( _S15 : u32,  _S16 : u32) -> f32
+fn half_at_0( _S24 : u32,  _S25 : u32) -> f32
 {
-    return halves_0((entryPointParams_weight_0[_S15 + _S16 / u32(2)] >> ((_S16 % u32(2) * u32(16))))).x;
+    return halves_0((entryPointParams_weight_0[_S24 + _S25 / u32(2)] >> ((_S25 % u32(2) * u32(16))))).x;
 }
 
-fn F16_at_0( _S17 : u32,  _S18 : u32,  _S19 : u32,  _S20 : u32) -> f32
+fn F16_four_0( _S26 : u32,  _S27 : u32,  _S28 : u32,  _S29 : u32) -> vec4<f32>
 {
-    return half_at_0(_S17, _S19 * _S18 + _S20);
-}
-
-fn Weights_at_0( _S21 : Weights_0,  _S22 : u32,  _S23 : u32) -> f32
-{
-    var _S24 : bool;
-    if(_S22 < (_S21.n_1))
+    var _S30 : u32 = _S28 * _S27 + _S29;
+    if((_S29 + u32(4)) <= _S27)
     {
-        _S24 = _S23 < (_S21.k_3);
+        return vec4<f32>(halves_0(word_at_0(_S26, _S30)), halves_0(word_at_0(_S26, _S30 + u32(2))));
     }
-    else
-    {
-        _S24 = false;
-    }
-    var _S25 : f32;
-    if(_S24)
-    {
-        _S25 = F16_at_0(_S21.offset_1, _S21.k_3, _S22, _S23);
-    }
-    else
-    {
-        _S25 = 0.0f;
-    }
-    return _S25;
-}
-
-fn load_1( _S26 : Weights_0,  _S27 : u32,  _S28 : u32) -> vec4<f32>
-{
-    return vec4<f32>(Weights_at_0(_S26, _S27, _S28), Weights_at_0(_S26, _S27 + u32(1), _S28), Weights_at_0(_S26, _S27 + u32(2), _S28), Weights_at_0(_S26, _S27 + u32(3), _S28));
-}
-
-fn product_0( _S29 : Activations_0,  _S30 : Weights_0,  _S31 : u32,  _S32 : u32,  _S33 : u32,  _S34 : u32,  _S35 : u32,  _S36 : ptr<function, array<vec4<f32>, i32(8)>>)
-{
-    var _S37 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    (*_S36)[u32(0)] = _S37;
-    (*_S36)[u32(1)] = _S37;
-    (*_S36)[u32(2)] = _S37;
-    (*_S36)[u32(3)] = _S37;
-    (*_S36)[u32(4)] = _S37;
-    (*_S36)[u32(5)] = _S37;
-    (*_S36)[u32(6)] = _S37;
-    (*_S36)[u32(7)] = _S37;
-    var _S38 : vec2<u32> = corner_0(_S35);
-    var begin_0 : u32 = u32(0);
+    var result_0 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var c_1 : u32 = u32(0);
     for(;;)
     {
-        if(begin_0 < _S34)
+        if(c_1 < u32(3))
         {
         }
         else
         {
             break;
         }
-        var i_1 : u32 = _S35;
-        for(;;)
+        if((_S29 + c_1) < _S27)
         {
-            if(i_1 < u32(512))
-            {
-            }
-            else
-            {
-                break;
-            }
-            var _S39 : vec2<u32> = share_0(i_1, Activations_along_k_0(_S29));
-            var _S40 : u32 = _S39.x;
-            var _S41 : u32 = _S39.y;
-            left_tile_0[place_0(_S40, _S41)] = load_0(_S29, _S31 + u32(4) * _S41, begin_0 + _S40);
-            var _S42 : vec2<u32> = share_0(i_1, Weights_along_k_0(_S30));
-            var _S43 : u32 = _S42.x;
-            var _S44 : u32 = _S42.y;
-            right_tile_0[place_0(_S43, _S44)] = load_1(_S30, _S32 + u32(4) * _S44, begin_0 + _S43);
-            i_1 = i_1 + u32(128);
+            result_0[c_1] = half_at_0(_S26, _S30 + c_1);
         }
+        c_1 = c_1 + u32(1);
+    }
+    return result_0;
+}
+
+fn Weights_four_0( _S31 : Weights_0,  _S32 : u32,  _S33 : u32) -> vec4<f32>
+{
+    var _S34 : bool;
+    if(_S32 < (_S31.n_1))
+    {
+        _S34 = _S33 < (_S31.k_3);
+    }
+    else
+    {
+        _S34 = false;
+    }
+    var _S35 : vec4<f32>;
+    if(_S34)
+    {
+        _S35 = F16_four_0(_S31.offset_1, _S31.k_3, _S32, _S33);
+    }
+    else
+    {
+        _S35 = vec4<f32>(vec4<i32>(i32(0)));
+    }
+    return _S35;
+}
+
+fn Block_load_1( _S36 : Weights_0,  _S37 : u32,  _S38 : u32) -> Block_0
+{
+    var _S39 : array<vec4<f32>, i32(4)> = array<vec4<f32>, i32(4)>( Weights_four_0(_S36, _S37, _S38), Weights_four_0(_S36, _S37 + u32(1), _S38), Weights_four_0(_S36, _S37 + u32(2), _S38), Weights_four_0(_S36, _S37 + u32(3), _S38) );
+    return Block_x24init_0(_S39);
+}
+
+fn product_0( _S40 : Activations_0,  _S41 : Weights_0,  _S42 : u32,  _S43 : u32,  _S44 : u32,  _S45 : u32,  _S46 : u32,  _S47 : ptr<function, array<vec4<f32>, i32(8)>>)
+{
+    var _S48 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    (*_S47)[u32(0)] = _S48;
+    (*_S47)[u32(1)] = _S48;
+    (*_S47)[u32(2)] = _S48;
+    (*_S47)[u32(3)] = _S48;
+    (*_S47)[u32(4)] = _S48;
+    (*_S47)[u32(5)] = _S48;
+    (*_S47)[u32(6)] = _S48;
+    (*_S47)[u32(7)] = _S48;
+    var _S49 : vec2<u32> = corner_0(_S46);
+    var _S50 : vec2<u32> = share_0(_S46, Activations_along_k_0(_S40));
+    var _S51 : vec2<u32> = share_0(_S46, Weights_along_k_0(_S41));
+    var _S52 : u32 = _S50.x;
+    var _S53 : u32 = _S42 + u32(4) * _S52;
+    var _S54 : u32 = u32(4) * _S50.y;
+    var _S55 : Block_0 = Block_load_0(_S40, _S53, _S54);
+    var _S56 : u32 = _S51.x;
+    var _S57 : u32 = _S43 + u32(4) * _S56;
+    var _S58 : u32 = u32(4) * _S51.y;
+    var _S59 : Block_0 = Block_load_1(_S41, _S57, _S58);
+    var begin_0 : u32 = u32(0);
+    var left_block_0 : Block_0 = _S55;
+    var right_block_0 : Block_0 = _S59;
+    for(;;)
+    {
+        if(begin_0 < _S45)
+        {
+        }
+        else
+        {
+            break;
+        }
+        left_tile_0[place_0(_S54, _S52)] = Block_column_0(left_block_0, u32(0));
+        right_tile_0[place_0(_S58, _S56)] = Block_column_0(right_block_0, u32(0));
+        left_tile_0[place_0(_S54 + u32(1), _S52)] = Block_column_0(left_block_0, u32(1));
+        right_tile_0[place_0(_S58 + u32(1), _S56)] = Block_column_0(right_block_0, u32(1));
+        left_tile_0[place_0(_S54 + u32(2), _S52)] = Block_column_0(left_block_0, u32(2));
+        right_tile_0[place_0(_S58 + u32(2), _S56)] = Block_column_0(right_block_0, u32(2));
+        left_tile_0[place_0(_S54 + u32(3), _S52)] = Block_column_0(left_block_0, u32(3));
+        right_tile_0[place_0(_S58 + u32(3), _S56)] = Block_column_0(right_block_0, u32(3));
         workgroupBarrier();
-        var _S45 : u32 = _S38.x;
-        if((_S31 + _S45) < _S33)
+        var _S60 : u32 = begin_0 + u32(32);
+        var _S61 : Block_0 = Block_load_0(_S40, _S53, _S60 + _S54);
+        var _S62 : Block_0 = Block_load_1(_S41, _S57, _S60 + _S58);
+        var _S63 : u32 = _S49.x;
+        if((_S42 + _S63) < _S44)
         {
             var j_0 : u32 = u32(0);
             for(;;)
@@ -226,750 +304,752 @@ fn product_0( _S29 : Activations_0,  _S30 : Weights_0,  _S31 : u32,  _S32 : u32,
                 {
                     break;
                 }
-                var _S46 : vec4<f32> = right_tile_0[place_0(j_0, _S38.y / u32(4))];
-                var _S47 : vec4<f32> = left_tile_0[place_0(j_0, _S45 / u32(4))];
-                (*_S36)[u32(0)] = (*_S36)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S45 / u32(4))].x) * _S46;
-                (*_S36)[u32(1)] = (*_S36)[u32(1)] + vec4<f32>(_S47.y) * _S46;
-                (*_S36)[u32(2)] = (*_S36)[u32(2)] + vec4<f32>(_S47.z) * _S46;
-                (*_S36)[u32(3)] = (*_S36)[u32(3)] + vec4<f32>(_S47.w) * _S46;
-                var _S48 : vec4<f32> = left_tile_0[place_0(j_0, _S45 / u32(4) + u32(1))];
-                (*_S36)[u32(4)] = (*_S36)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S45 / u32(4) + u32(1))].x) * _S46;
-                (*_S36)[u32(5)] = (*_S36)[u32(5)] + vec4<f32>(_S48.y) * _S46;
-                (*_S36)[u32(6)] = (*_S36)[u32(6)] + vec4<f32>(_S48.z) * _S46;
-                (*_S36)[u32(7)] = (*_S36)[u32(7)] + vec4<f32>(_S48.w) * _S46;
+                var _S64 : vec4<f32> = right_tile_0[place_0(j_0, _S49.y / u32(4))];
+                var _S65 : vec4<f32> = left_tile_0[place_0(j_0, _S63 / u32(4))];
+                (*_S47)[u32(0)] = (*_S47)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4))].x) * _S64;
+                (*_S47)[u32(1)] = (*_S47)[u32(1)] + vec4<f32>(_S65.y) * _S64;
+                (*_S47)[u32(2)] = (*_S47)[u32(2)] + vec4<f32>(_S65.z) * _S64;
+                (*_S47)[u32(3)] = (*_S47)[u32(3)] + vec4<f32>(_S65.w) * _S64;
+                var _S66 : vec4<f32> = left_tile_0[place_0(j_0, _S63 / u32(4) + u32(1))];
+                (*_S47)[u32(4)] = (*_S47)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4) + u32(1))].x) * _S64;
+                (*_S47)[u32(5)] = (*_S47)[u32(5)] + vec4<f32>(_S66.y) * _S64;
+                (*_S47)[u32(6)] = (*_S47)[u32(6)] + vec4<f32>(_S66.z) * _S64;
+                (*_S47)[u32(7)] = (*_S47)[u32(7)] + vec4<f32>(_S66.w) * _S64;
                 j_0 = j_0 + u32(1);
             }
         }
         workgroupBarrier();
-        begin_0 = begin_0 + u32(32);
+        begin_0 = _S60;
+        left_block_0 = _S61;
+        right_block_0 = _S62;
     }
     return;
 }
 
-fn gemm_0( _S49 : vec3<u32>,  _S50 : u32,  _S51 : ptr<function, GemmParams_std140_0>)
+fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std140_0>)
 {
-    var _S52 : u32 = (*_S51).n_0;
-    var _S53 : u32 = ((*_S51).n_0 + u32(64) - u32(1)) / u32(64);
-    var _S54 : u32 = group_number_0(_S49);
-    var _S55 : u32 = _S54 / _S53;
-    var _S56 : u32 = _S55 * u32(64);
-    var _S57 : u32 = _S54 % _S53;
-    var _S58 : u32 = _S57 * u32(64);
-    var _S59 : u32 = live_rows_0((*_S51).step_offset_0, (*_S51).rows_0);
-    if(_S56 >= _S59)
+    var _S70 : u32 = (*_S69).n_0;
+    var _S71 : u32 = ((*_S69).n_0 + u32(64) - u32(1)) / u32(64);
+    var _S72 : u32 = group_number_0(_S67);
+    var _S73 : u32 = _S72 / _S71;
+    var _S74 : u32 = _S73 * u32(64);
+    var _S75 : u32 = _S72 % _S71;
+    var _S76 : u32 = _S75 * u32(64);
+    var _S77 : u32 = live_rows_0((*_S69).step_offset_0, (*_S69).rows_0);
+    if(_S74 >= _S77)
     {
         return;
     }
     var left_0 : Activations_0;
-    left_0.offset_0 = (*_S51).x_offset_0;
-    left_0.stride_0 = (*_S51).x_stride_0;
-    left_0.rows_1 = _S59;
-    left_0.k_2 = (*_S51).k_0;
+    left_0.offset_0 = (*_S69).x_offset_0;
+    left_0.stride_0 = (*_S69).x_stride_0;
+    left_0.rows_3 = _S77;
+    left_0.k_2 = (*_S69).k_0;
     var right_0 : Weights_0;
-    right_0.offset_1 = (*_S51).weight_offset_0;
-    right_0.n_1 = _S52;
-    right_0.k_3 = (*_S51).k_0;
+    right_0.offset_1 = (*_S69).weight_offset_0;
+    right_0.n_1 = _S70;
+    right_0.k_3 = (*_S69).k_0;
     var sums_0 : array<vec4<f32>, i32(8)>;
-    product_0(left_0, right_0, _S56, _S58, _S59, (*_S51).k_0, _S50, &(sums_0));
-    var _S60 : vec2<u32> = corner_0(_S50);
-    var _S61 : u32 = _S56 + _S60.x;
-    var _S62 : bool = _S61 < _S59;
-    var _S63 : bool;
-    if(_S62)
+    product_0(left_0, right_0, _S74, _S76, _S77, (*_S69).k_0, _S68, &(sums_0));
+    var _S78 : vec2<u32> = corner_0(_S68);
+    var _S79 : u32 = _S74 + _S78.x;
+    var _S80 : bool = _S79 < _S77;
+    var _S81 : bool;
+    if(_S80)
     {
-        _S63 = (_S58 + _S60.y) < _S52;
+        _S81 = (_S76 + _S78.y) < _S70;
     }
     else
     {
-        _S63 = false;
+        _S81 = false;
     }
-    var _S64 : f32;
-    if(_S63)
+    var _S82 : f32;
+    if(_S81)
     {
-        var _S65 : u32 = (*_S51).out_offset_0 + _S61 * (*_S51).out_stride_0 + _S58 + _S60.y;
-        if(((*_S51).accumulate_0) != u32(0))
+        var _S83 : u32 = (*_S69).out_offset_0 + _S79 * (*_S69).out_stride_0 + _S76 + _S78.y;
+        if(((*_S69).accumulate_0) != u32(0))
         {
-            _S64 = entryPointParams_result_0[_S65] + sums_0[u32(0)][u32(0)];
+            _S82 = entryPointParams_result_0[_S83] + sums_0[u32(0)][u32(0)];
         }
         else
         {
-            _S64 = sums_0[u32(0)][u32(0)];
+            _S82 = sums_0[u32(0)][u32(0)];
         }
-        entryPointParams_result_0[_S65] = _S64;
+        entryPointParams_result_0[_S83] = _S82;
     }
-    if(_S62)
+    if(_S80)
     {
-        _S63 = (_S58 + _S60.y + u32(1)) < _S52;
+        _S81 = (_S76 + _S78.y + u32(1)) < _S70;
     }
     else
     {
-        _S63 = false;
+        _S81 = false;
     }
-    if(_S63)
+    if(_S81)
     {
-        var _S66 : u32 = (*_S51).out_offset_0 + _S61 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(1);
-        if(((*_S51).accumulate_0) != u32(0))
+        var _S84 : u32 = (*_S69).out_offset_0 + _S79 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(1);
+        if(((*_S69).accumulate_0) != u32(0))
         {
-            _S64 = entryPointParams_result_0[_S66] + sums_0[u32(0)][u32(1)];
+            _S82 = entryPointParams_result_0[_S84] + sums_0[u32(0)][u32(1)];
         }
         else
         {
-            _S64 = sums_0[u32(0)][u32(1)];
+            _S82 = sums_0[u32(0)][u32(1)];
         }
-        entryPointParams_result_0[_S66] = _S64;
+        entryPointParams_result_0[_S84] = _S82;
     }
-    if(_S62)
+    if(_S80)
     {
-        _S63 = (_S58 + _S60.y + u32(2)) < _S52;
+        _S81 = (_S76 + _S78.y + u32(2)) < _S70;
     }
     else
     {
-        _S63 = false;
+        _S81 = false;
     }
-    if(_S63)
+    if(_S81)
     {
-        var _S67 : u32 = (*_S51).out_offset_0 + _S61 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(2);
-        if(((*_S51).accumulate_0) != u32(0))
+        var _S85 : u32 = (*_S69).out_offset_0 + _S79 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(2);
+        if(((*_S69).accumulate_0) != u32(0))
         {
-            _S64 = entryPointParams_result_0[_S67] + sums_0[u32(0)][u32(2)];
+            _S82 = entryPointParams_result_0[_S85] + sums_0[u32(0)][u32(2)];
         }
         else
         {
-            _S64 = sums_0[u32(0)][u32(2)];
+            _S82 = sums_0[u32(0)][u32(2)];
         }
-        entryPointParams_result_0[_S67] = _S64;
+        entryPointParams_result_0[_S85] = _S82;
     }
-    if(_S62)
+    if(_S80)
     {
-        _S63 = (_S58 + _S60.y + u32(3)) < _S52;
+        _S81 = (_S76 + _S78.y + u32(3)) < _S70;
     }
     else
     {
-        _S63 = false;
+        _S81 = false;
     }
-    if(_S63)
+    if(_S81)
     {
-        var _S68 : u32 = (*_S51).out_offset_0 + _S61 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(3);
-        if(((*_S51).accumulate_0) != u32(0))
+        var _S86 : u32 = (*_S69).out_offset_0 + _S79 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(3);
+        if(((*_S69).accumulate_0) != u32(0))
         {
-            _S64 = entryPointParams_result_0[_S68] + sums_0[u32(0)][u32(3)];
+            _S82 = entryPointParams_result_0[_S86] + sums_0[u32(0)][u32(3)];
         }
         else
         {
-            _S64 = sums_0[u32(0)][u32(3)];
+            _S82 = sums_0[u32(0)][u32(3)];
         }
-        entryPointParams_result_0[_S68] = _S64;
+        entryPointParams_result_0[_S86] = _S82;
     }
-    var _S69 : u32 = _S61 + u32(1);
-    var _S70 : bool = _S69 < _S59;
-    if(_S70)
-    {
-        _S63 = (_S58 + _S60.y) < _S52;
-    }
-    else
-    {
-        _S63 = false;
-    }
-    if(_S63)
-    {
-        var _S71 : u32 = (*_S51).out_offset_0 + _S69 * (*_S51).out_stride_0 + _S58 + _S60.y;
-        if(((*_S51).accumulate_0) != u32(0))
-        {
-            _S64 = entryPointParams_result_0[_S71] + sums_0[u32(1)][u32(0)];
-        }
-        else
-        {
-            _S64 = sums_0[u32(1)][u32(0)];
-        }
-        entryPointParams_result_0[_S71] = _S64;
-    }
-    if(_S70)
-    {
-        _S63 = (_S58 + _S60.y + u32(1)) < _S52;
-    }
-    else
-    {
-        _S63 = false;
-    }
-    if(_S63)
-    {
-        var _S72 : u32 = (*_S51).out_offset_0 + _S69 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(1);
-        if(((*_S51).accumulate_0) != u32(0))
-        {
-            _S64 = entryPointParams_result_0[_S72] + sums_0[u32(1)][u32(1)];
-        }
-        else
-        {
-            _S64 = sums_0[u32(1)][u32(1)];
-        }
-        entryPointParams_result_0[_S72] = _S64;
-    }
-    if(_S70)
-    {
-        _S63 = (_S58 + _S60.y + u32(2)) < _S52;
-    }
-    else
-    {
-        _S63 = false;
-    }
-    if(_S63)
-    {
-        var _S73 : u32 = (*_S51).out_offset_0 + _S69 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(2);
-        if(((*_S51).accumulate_0) != u32(0))
-        {
-            _S64 = entryPointParams_result_0[_S73] + sums_0[u32(1)][u32(2)];
-        }
-        else
-        {
-            _S64 = sums_0[u32(1)][u32(2)];
-        }
-        entryPointParams_result_0[_S73] = _S64;
-    }
-    if(_S70)
-    {
-        _S63 = (_S58 + _S60.y + u32(3)) < _S52;
-    }
-    else
-    {
-        _S63 = false;
-    }
-    if(_S63)
-    {
-        var _S74 : u32 = (*_S51).out_offset_0 + _S69 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(3);
-        if(((*_S51).accumulate_0) != u32(0))
-        {
-            _S64 = entryPointParams_result_0[_S74] + sums_0[u32(1)][u32(3)];
-        }
-        else
-        {
-            _S64 = sums_0[u32(1)][u32(3)];
-        }
-        entryPointParams_result_0[_S74] = _S64;
-    }
-    var _S75 : u32 = _S61 + u32(2);
-    var _S76 : bool = _S75 < _S59;
-    if(_S76)
-    {
-        _S63 = (_S58 + _S60.y) < _S52;
-    }
-    else
-    {
-        _S63 = false;
-    }
-    if(_S63)
-    {
-        var _S77 : u32 = (*_S51).out_offset_0 + _S75 * (*_S51).out_stride_0 + _S58 + _S60.y;
-        if(((*_S51).accumulate_0) != u32(0))
-        {
-            _S64 = entryPointParams_result_0[_S77] + sums_0[u32(2)][u32(0)];
-        }
-        else
-        {
-            _S64 = sums_0[u32(2)][u32(0)];
-        }
-        entryPointParams_result_0[_S77] = _S64;
-    }
-    if(_S76)
-    {
-        _S63 = (_S58 + _S60.y + u32(1)) < _S52;
-    }
-    else
-    {
-        _S63 = false;
-    }
-    if(_S63)
-    {
-        var _S78 : u32 = (*_S51).out_offset_0 + _S75 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(1);
-        if(((*_S51).accumulate_0) != u32(0))
-        {
-            _S64 = entryPointParams_result_0[_S78] + sums_0[u32(2)][u32(1)];
-        }
-        else
-        {
-            _S64 = sums_0[u32(2)][u32(1)];
-        }
-        entryPointParams_result_0[_S78] = _S64;
-    }
-    if(_S76)
-    {
-        _S63 = (_S58 + _S60.y + u32(2)) < _S52;
-    }
-    else
-    {
-        _S63 = false;
-    }
-    if(_S63)
-    {
-        var _S79 : u32 = (*_S51).out_offset_0 + _S75 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(2);
-        if(((*_S51).accumulate_0) != u32(0))
-        {
-            _S64 = entryPointParams_result_0[_S79] + sums_0[u32(2)][u32(2)];
-        }
-        else
-        {
-            _S64 = sums_0[u32(2)][u32(2)];
-        }
-        entryPointParams_result_0[_S79] = _S64;
-    }
-    if(_S76)
-    {
-        _S63 = (_S58 + _S60.y + u32(3)) < _S52;
-    }
-    else
-    {
-        _S63 = false;
-    }
-    if(_S63)
-    {
-        var _S80 : u32 = (*_S51).out_offset_0 + _S75 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(3);
-        if(((*_S51).accumulate_0) != u32(0))
-        {
-            _S64 = entryPointParams_result_0[_S80] + sums_0[u32(2)][u32(3)];
-        }
-        else
-        {
-            _S64 = sums_0[u32(2)][u32(3)];
-        }
-        entryPointParams_result_0[_S80] = _S64;
-    }
-    var _S81 : u32 = _S61 + u32(3);
-    var _S82 : bool = _S81 < _S59;
-    if(_S82)
-    {
-        _S63 = (_S58 + _S60.y) < _S52;
-    }
-    else
-    {
-        _S63 = false;
-    }
-    if(_S63)
-    {
-        var _S83 : u32 = (*_S51).out_offset_0 + _S81 * (*_S51).out_stride_0 + _S58 + _S60.y;
-        if(((*_S51).accumulate_0) != u32(0))
-        {
-            _S64 = entryPointParams_result_0[_S83] + sums_0[u32(3)][u32(0)];
-        }
-        else
-        {
-            _S64 = sums_0[u32(3)][u32(0)];
-        }
-        entryPointParams_result_0[_S83] = _S64;
-    }
-    if(_S82)
-    {
-        _S63 = (_S58 + _S60.y + u32(1)) < _S52;
-    }
-    else
-    {
-        _S63 = false;
-    }
-    if(_S63)
-    {
-        var _S84 : u32 = (*_S51).out_offset_0 + _S81 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(1);
-        if(((*_S51).accumulate_0) != u32(0))
-        {
-            _S64 = entryPointParams_result_0[_S84] + sums_0[u32(3)][u32(1)];
-        }
-        else
-        {
-            _S64 = sums_0[u32(3)][u32(1)];
-        }
-        entryPointParams_result_0[_S84] = _S64;
-    }
-    if(_S82)
-    {
-        _S63 = (_S58 + _S60.y + u32(2)) < _S52;
-    }
-    else
-    {
-        _S63 = false;
-    }
-    if(_S63)
-    {
-        var _S85 : u32 = (*_S51).out_offset_0 + _S81 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(2);
-        if(((*_S51).accumulate_0) != u32(0))
-        {
-            _S64 = entryPointParams_result_0[_S85] + sums_0[u32(3)][u32(2)];
-        }
-        else
-        {
-            _S64 = sums_0[u32(3)][u32(2)];
-        }
-        entryPointParams_result_0[_S85] = _S64;
-    }
-    if(_S82)
-    {
-        _S63 = (_S58 + _S60.y + u32(3)) < _S52;
-    }
-    else
-    {
-        _S63 = false;
-    }
-    if(_S63)
-    {
-        var _S86 : u32 = (*_S51).out_offset_0 + _S81 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(3);
-        if(((*_S51).accumulate_0) != u32(0))
-        {
-            _S64 = entryPointParams_result_0[_S86] + sums_0[u32(3)][u32(3)];
-        }
-        else
-        {
-            _S64 = sums_0[u32(3)][u32(3)];
-        }
-        entryPointParams_result_0[_S86] = _S64;
-    }
-    var _S87 : u32 = _S61 + u32(4);
-    var _S88 : bool = _S87 < _S59;
+    var _S87 : u32 = _S79 + u32(1);
+    var _S88 : bool = _S87 < _S77;
     if(_S88)
     {
-        _S63 = (_S58 + _S60.y) < _S52;
+        _S81 = (_S76 + _S78.y) < _S70;
     }
     else
     {
-        _S63 = false;
+        _S81 = false;
     }
-    if(_S63)
+    if(_S81)
     {
-        var _S89 : u32 = (*_S51).out_offset_0 + _S87 * (*_S51).out_stride_0 + _S58 + _S60.y;
-        if(((*_S51).accumulate_0) != u32(0))
+        var _S89 : u32 = (*_S69).out_offset_0 + _S87 * (*_S69).out_stride_0 + _S76 + _S78.y;
+        if(((*_S69).accumulate_0) != u32(0))
         {
-            _S64 = entryPointParams_result_0[_S89] + sums_0[u32(4)][u32(0)];
+            _S82 = entryPointParams_result_0[_S89] + sums_0[u32(1)][u32(0)];
         }
         else
         {
-            _S64 = sums_0[u32(4)][u32(0)];
+            _S82 = sums_0[u32(1)][u32(0)];
         }
-        entryPointParams_result_0[_S89] = _S64;
+        entryPointParams_result_0[_S89] = _S82;
     }
     if(_S88)
     {
-        _S63 = (_S58 + _S60.y + u32(1)) < _S52;
+        _S81 = (_S76 + _S78.y + u32(1)) < _S70;
     }
     else
     {
-        _S63 = false;
+        _S81 = false;
     }
-    if(_S63)
+    if(_S81)
     {
-        var _S90 : u32 = (*_S51).out_offset_0 + _S87 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(1);
-        if(((*_S51).accumulate_0) != u32(0))
+        var _S90 : u32 = (*_S69).out_offset_0 + _S87 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(1);
+        if(((*_S69).accumulate_0) != u32(0))
         {
-            _S64 = entryPointParams_result_0[_S90] + sums_0[u32(4)][u32(1)];
+            _S82 = entryPointParams_result_0[_S90] + sums_0[u32(1)][u32(1)];
         }
         else
         {
-            _S64 = sums_0[u32(4)][u32(1)];
+            _S82 = sums_0[u32(1)][u32(1)];
         }
-        entryPointParams_result_0[_S90] = _S64;
+        entryPointParams_result_0[_S90] = _S82;
     }
     if(_S88)
     {
-        _S63 = (_S58 + _S60.y + u32(2)) < _S52;
+        _S81 = (_S76 + _S78.y + u32(2)) < _S70;
     }
     else
     {
-        _S63 = false;
+        _S81 = false;
     }
-    if(_S63)
+    if(_S81)
     {
-        var _S91 : u32 = (*_S51).out_offset_0 + _S87 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(2);
-        if(((*_S51).accumulate_0) != u32(0))
+        var _S91 : u32 = (*_S69).out_offset_0 + _S87 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(2);
+        if(((*_S69).accumulate_0) != u32(0))
         {
-            _S64 = entryPointParams_result_0[_S91] + sums_0[u32(4)][u32(2)];
+            _S82 = entryPointParams_result_0[_S91] + sums_0[u32(1)][u32(2)];
         }
         else
         {
-            _S64 = sums_0[u32(4)][u32(2)];
+            _S82 = sums_0[u32(1)][u32(2)];
         }
-        entryPointParams_result_0[_S91] = _S64;
+        entryPointParams_result_0[_S91] = _S82;
     }
     if(_S88)
     {
-        _S63 = (_S58 + _S60.y + u32(3)) < _S52;
+        _S81 = (_S76 + _S78.y + u32(3)) < _S70;
     }
     else
     {
-        _S63 = false;
+        _S81 = false;
     }
-    if(_S63)
+    if(_S81)
     {
-        var _S92 : u32 = (*_S51).out_offset_0 + _S87 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(3);
-        if(((*_S51).accumulate_0) != u32(0))
+        var _S92 : u32 = (*_S69).out_offset_0 + _S87 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(3);
+        if(((*_S69).accumulate_0) != u32(0))
         {
-            _S64 = entryPointParams_result_0[_S92] + sums_0[u32(4)][u32(3)];
+            _S82 = entryPointParams_result_0[_S92] + sums_0[u32(1)][u32(3)];
         }
         else
         {
-            _S64 = sums_0[u32(4)][u32(3)];
+            _S82 = sums_0[u32(1)][u32(3)];
         }
-        entryPointParams_result_0[_S92] = _S64;
+        entryPointParams_result_0[_S92] = _S82;
     }
-    var _S93 : u32 = _S61 + u32(5);
-    var _S94 : bool = _S93 < _S59;
+    var _S93 : u32 = _S79 + u32(2);
+    var _S94 : bool = _S93 < _S77;
     if(_S94)
     {
-        _S63 = (_S58 + _S60.y) < _S52;
+        _S81 = (_S76 + _S78.y) < _S70;
     }
     else
     {
-        _S63 = false;
+        _S81 = false;
     }
-    if(_S63)
+    if(_S81)
     {
-        var _S95 : u32 = (*_S51).out_offset_0 + _S93 * (*_S51).out_stride_0 + _S58 + _S60.y;
-        if(((*_S51).accumulate_0) != u32(0))
+        var _S95 : u32 = (*_S69).out_offset_0 + _S93 * (*_S69).out_stride_0 + _S76 + _S78.y;
+        if(((*_S69).accumulate_0) != u32(0))
         {
-            _S64 = entryPointParams_result_0[_S95] + sums_0[u32(5)][u32(0)];
+            _S82 = entryPointParams_result_0[_S95] + sums_0[u32(2)][u32(0)];
         }
         else
         {
-            _S64 = sums_0[u32(5)][u32(0)];
+            _S82 = sums_0[u32(2)][u32(0)];
         }
-        entryPointParams_result_0[_S95] = _S64;
-    }
-    if(_S94)
-    {
-        _S63 = (_S58 + _S60.y + u32(1)) < _S52;
-    }
-    else
-    {
-        _S63 = false;
-    }
-    if(_S63)
-    {
-        var _S96 : u32 = (*_S51).out_offset_0 + _S93 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(1);
-        if(((*_S51).accumulate_0) != u32(0))
-        {
-            _S64 = entryPointParams_result_0[_S96] + sums_0[u32(5)][u32(1)];
-        }
-        else
-        {
-            _S64 = sums_0[u32(5)][u32(1)];
-        }
-        entryPointParams_result_0[_S96] = _S64;
+        entryPointParams_result_0[_S95] = _S82;
     }
     if(_S94)
     {
-        _S63 = (_S58 + _S60.y + u32(2)) < _S52;
+        _S81 = (_S76 + _S78.y + u32(1)) < _S70;
     }
     else
     {
-        _S63 = false;
+        _S81 = false;
     }
-    if(_S63)
+    if(_S81)
     {
-        var _S97 : u32 = (*_S51).out_offset_0 + _S93 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(2);
-        if(((*_S51).accumulate_0) != u32(0))
+        var _S96 : u32 = (*_S69).out_offset_0 + _S93 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(1);
+        if(((*_S69).accumulate_0) != u32(0))
         {
-            _S64 = entryPointParams_result_0[_S97] + sums_0[u32(5)][u32(2)];
+            _S82 = entryPointParams_result_0[_S96] + sums_0[u32(2)][u32(1)];
         }
         else
         {
-            _S64 = sums_0[u32(5)][u32(2)];
+            _S82 = sums_0[u32(2)][u32(1)];
         }
-        entryPointParams_result_0[_S97] = _S64;
+        entryPointParams_result_0[_S96] = _S82;
     }
     if(_S94)
     {
-        _S63 = (_S58 + _S60.y + u32(3)) < _S52;
+        _S81 = (_S76 + _S78.y + u32(2)) < _S70;
     }
     else
     {
-        _S63 = false;
+        _S81 = false;
     }
-    if(_S63)
+    if(_S81)
     {
-        var _S98 : u32 = (*_S51).out_offset_0 + _S93 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(3);
-        if(((*_S51).accumulate_0) != u32(0))
+        var _S97 : u32 = (*_S69).out_offset_0 + _S93 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(2);
+        if(((*_S69).accumulate_0) != u32(0))
         {
-            _S64 = entryPointParams_result_0[_S98] + sums_0[u32(5)][u32(3)];
+            _S82 = entryPointParams_result_0[_S97] + sums_0[u32(2)][u32(2)];
         }
         else
         {
-            _S64 = sums_0[u32(5)][u32(3)];
+            _S82 = sums_0[u32(2)][u32(2)];
         }
-        entryPointParams_result_0[_S98] = _S64;
+        entryPointParams_result_0[_S97] = _S82;
     }
-    var _S99 : u32 = _S61 + u32(6);
-    var _S100 : bool = _S99 < _S59;
+    if(_S94)
+    {
+        _S81 = (_S76 + _S78.y + u32(3)) < _S70;
+    }
+    else
+    {
+        _S81 = false;
+    }
+    if(_S81)
+    {
+        var _S98 : u32 = (*_S69).out_offset_0 + _S93 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(3);
+        if(((*_S69).accumulate_0) != u32(0))
+        {
+            _S82 = entryPointParams_result_0[_S98] + sums_0[u32(2)][u32(3)];
+        }
+        else
+        {
+            _S82 = sums_0[u32(2)][u32(3)];
+        }
+        entryPointParams_result_0[_S98] = _S82;
+    }
+    var _S99 : u32 = _S79 + u32(3);
+    var _S100 : bool = _S99 < _S77;
     if(_S100)
     {
-        _S63 = (_S58 + _S60.y) < _S52;
+        _S81 = (_S76 + _S78.y) < _S70;
     }
     else
     {
-        _S63 = false;
+        _S81 = false;
     }
-    if(_S63)
+    if(_S81)
     {
-        var _S101 : u32 = (*_S51).out_offset_0 + _S99 * (*_S51).out_stride_0 + _S58 + _S60.y;
-        if(((*_S51).accumulate_0) != u32(0))
+        var _S101 : u32 = (*_S69).out_offset_0 + _S99 * (*_S69).out_stride_0 + _S76 + _S78.y;
+        if(((*_S69).accumulate_0) != u32(0))
         {
-            _S64 = entryPointParams_result_0[_S101] + sums_0[u32(6)][u32(0)];
+            _S82 = entryPointParams_result_0[_S101] + sums_0[u32(3)][u32(0)];
         }
         else
         {
-            _S64 = sums_0[u32(6)][u32(0)];
+            _S82 = sums_0[u32(3)][u32(0)];
         }
-        entryPointParams_result_0[_S101] = _S64;
-    }
-    if(_S100)
-    {
-        _S63 = (_S58 + _S60.y + u32(1)) < _S52;
-    }
-    else
-    {
-        _S63 = false;
-    }
-    if(_S63)
-    {
-        var _S102 : u32 = (*_S51).out_offset_0 + _S99 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(1);
-        if(((*_S51).accumulate_0) != u32(0))
-        {
-            _S64 = entryPointParams_result_0[_S102] + sums_0[u32(6)][u32(1)];
-        }
-        else
-        {
-            _S64 = sums_0[u32(6)][u32(1)];
-        }
-        entryPointParams_result_0[_S102] = _S64;
-    }
-    if(_S100)
-    {
-        _S63 = (_S58 + _S60.y + u32(2)) < _S52;
-    }
-    else
-    {
-        _S63 = false;
-    }
-    if(_S63)
-    {
-        var _S103 : u32 = (*_S51).out_offset_0 + _S99 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(2);
-        if(((*_S51).accumulate_0) != u32(0))
-        {
-            _S64 = entryPointParams_result_0[_S103] + sums_0[u32(6)][u32(2)];
-        }
-        else
-        {
-            _S64 = sums_0[u32(6)][u32(2)];
-        }
-        entryPointParams_result_0[_S103] = _S64;
+        entryPointParams_result_0[_S101] = _S82;
     }
     if(_S100)
     {
-        _S63 = (_S58 + _S60.y + u32(3)) < _S52;
+        _S81 = (_S76 + _S78.y + u32(1)) < _S70;
     }
     else
     {
-        _S63 = false;
+        _S81 = false;
     }
-    if(_S63)
+    if(_S81)
     {
-        var _S104 : u32 = (*_S51).out_offset_0 + _S99 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(3);
-        if(((*_S51).accumulate_0) != u32(0))
+        var _S102 : u32 = (*_S69).out_offset_0 + _S99 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(1);
+        if(((*_S69).accumulate_0) != u32(0))
         {
-            _S64 = entryPointParams_result_0[_S104] + sums_0[u32(6)][u32(3)];
+            _S82 = entryPointParams_result_0[_S102] + sums_0[u32(3)][u32(1)];
         }
         else
         {
-            _S64 = sums_0[u32(6)][u32(3)];
+            _S82 = sums_0[u32(3)][u32(1)];
         }
-        entryPointParams_result_0[_S104] = _S64;
+        entryPointParams_result_0[_S102] = _S82;
     }
-    var _S105 : u32 = _S61 + u32(7);
-    var _S106 : bool = _S105 < _S59;
+    if(_S100)
+    {
+        _S81 = (_S76 + _S78.y + u32(2)) < _S70;
+    }
+    else
+    {
+        _S81 = false;
+    }
+    if(_S81)
+    {
+        var _S103 : u32 = (*_S69).out_offset_0 + _S99 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(2);
+        if(((*_S69).accumulate_0) != u32(0))
+        {
+            _S82 = entryPointParams_result_0[_S103] + sums_0[u32(3)][u32(2)];
+        }
+        else
+        {
+            _S82 = sums_0[u32(3)][u32(2)];
+        }
+        entryPointParams_result_0[_S103] = _S82;
+    }
+    if(_S100)
+    {
+        _S81 = (_S76 + _S78.y + u32(3)) < _S70;
+    }
+    else
+    {
+        _S81 = false;
+    }
+    if(_S81)
+    {
+        var _S104 : u32 = (*_S69).out_offset_0 + _S99 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(3);
+        if(((*_S69).accumulate_0) != u32(0))
+        {
+            _S82 = entryPointParams_result_0[_S104] + sums_0[u32(3)][u32(3)];
+        }
+        else
+        {
+            _S82 = sums_0[u32(3)][u32(3)];
+        }
+        entryPointParams_result_0[_S104] = _S82;
+    }
+    var _S105 : u32 = _S79 + u32(4);
+    var _S106 : bool = _S105 < _S77;
     if(_S106)
     {
-        _S63 = (_S58 + _S60.y) < _S52;
+        _S81 = (_S76 + _S78.y) < _S70;
     }
     else
     {
-        _S63 = false;
+        _S81 = false;
     }
-    if(_S63)
+    if(_S81)
     {
-        var _S107 : u32 = (*_S51).out_offset_0 + _S105 * (*_S51).out_stride_0 + _S58 + _S60.y;
-        if(((*_S51).accumulate_0) != u32(0))
+        var _S107 : u32 = (*_S69).out_offset_0 + _S105 * (*_S69).out_stride_0 + _S76 + _S78.y;
+        if(((*_S69).accumulate_0) != u32(0))
         {
-            _S64 = entryPointParams_result_0[_S107] + sums_0[u32(7)][u32(0)];
+            _S82 = entryPointParams_result_0[_S107] + sums_0[u32(4)][u32(0)];
         }
         else
         {
-            _S64 = sums_0[u32(7)][u32(0)];
+            _S82 = sums_0[u32(4)][u32(0)];
         }
-        entryPointParams_result_0[_S107] = _S64;
+        entryPointParams_result_0[_S107] = _S82;
     }
     if(_S106)
     {
-        _S63 = (_S58 + _S60.y + u32(1)) < _S52;
+        _S81 = (_S76 + _S78.y + u32(1)) < _S70;
     }
     else
     {
-        _S63 = false;
+        _S81 = false;
     }
-    if(_S63)
+    if(_S81)
     {
-        var _S108 : u32 = (*_S51).out_offset_0 + _S105 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(1);
-        if(((*_S51).accumulate_0) != u32(0))
+        var _S108 : u32 = (*_S69).out_offset_0 + _S105 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(1);
+        if(((*_S69).accumulate_0) != u32(0))
         {
-            _S64 = entryPointParams_result_0[_S108] + sums_0[u32(7)][u32(1)];
+            _S82 = entryPointParams_result_0[_S108] + sums_0[u32(4)][u32(1)];
         }
         else
         {
-            _S64 = sums_0[u32(7)][u32(1)];
+            _S82 = sums_0[u32(4)][u32(1)];
         }
-        entryPointParams_result_0[_S108] = _S64;
+        entryPointParams_result_0[_S108] = _S82;
     }
     if(_S106)
     {
-        _S63 = (_S58 + _S60.y + u32(2)) < _S52;
+        _S81 = (_S76 + _S78.y + u32(2)) < _S70;
     }
     else
     {
-        _S63 = false;
+        _S81 = false;
     }
-    if(_S63)
+    if(_S81)
     {
-        var _S109 : u32 = (*_S51).out_offset_0 + _S105 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(2);
-        if(((*_S51).accumulate_0) != u32(0))
+        var _S109 : u32 = (*_S69).out_offset_0 + _S105 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(2);
+        if(((*_S69).accumulate_0) != u32(0))
         {
-            _S64 = entryPointParams_result_0[_S109] + sums_0[u32(7)][u32(2)];
+            _S82 = entryPointParams_result_0[_S109] + sums_0[u32(4)][u32(2)];
         }
         else
         {
-            _S64 = sums_0[u32(7)][u32(2)];
+            _S82 = sums_0[u32(4)][u32(2)];
         }
-        entryPointParams_result_0[_S109] = _S64;
+        entryPointParams_result_0[_S109] = _S82;
     }
     if(_S106)
     {
-        _S63 = (_S58 + _S60.y + u32(3)) < _S52;
+        _S81 = (_S76 + _S78.y + u32(3)) < _S70;
     }
     else
     {
-        _S63 = false;
+        _S81 = false;
     }
-    if(_S63)
+    if(_S81)
     {
-        var _S110 : u32 = (*_S51).out_offset_0 + _S105 * (*_S51).out_stride_0 + _S58 + _S60.y + u32(3);
-        if(((*_S51).accumulate_0) != u32(0))
+        var _S110 : u32 = (*_S69).out_offset_0 + _S105 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(3);
+        if(((*_S69).accumulate_0) != u32(0))
         {
-            _S64 = entryPointParams_result_0[_S110] + sums_0[u32(7)][u32(3)];
+            _S82 = entryPointParams_result_0[_S110] + sums_0[u32(4)][u32(3)];
         }
         else
         {
-            _S64 = sums_0[u32(7)][u32(3)];
+            _S82 = sums_0[u32(4)][u32(3)];
         }
-        entryPointParams_result_0[_S110] = _S64;
+        entryPointParams_result_0[_S110] = _S82;
+    }
+    var _S111 : u32 = _S79 + u32(5);
+    var _S112 : bool = _S111 < _S77;
+    if(_S112)
+    {
+        _S81 = (_S76 + _S78.y) < _S70;
+    }
+    else
+    {
+        _S81 = false;
+    }
+    if(_S81)
+    {
+        var _S113 : u32 = (*_S69).out_offset_0 + _S111 * (*_S69).out_stride_0 + _S76 + _S78.y;
+        if(((*_S69).accumulate_0) != u32(0))
+        {
+            _S82 = entryPointParams_result_0[_S113] + sums_0[u32(5)][u32(0)];
+        }
+        else
+        {
+            _S82 = sums_0[u32(5)][u32(0)];
+        }
+        entryPointParams_result_0[_S113] = _S82;
+    }
+    if(_S112)
+    {
+        _S81 = (_S76 + _S78.y + u32(1)) < _S70;
+    }
+    else
+    {
+        _S81 = false;
+    }
+    if(_S81)
+    {
+        var _S114 : u32 = (*_S69).out_offset_0 + _S111 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(1);
+        if(((*_S69).accumulate_0) != u32(0))
+        {
+            _S82 = entryPointParams_result_0[_S114] + sums_0[u32(5)][u32(1)];
+        }
+        else
+        {
+            _S82 = sums_0[u32(5)][u32(1)];
+        }
+        entryPointParams_result_0[_S114] = _S82;
+    }
+    if(_S112)
+    {
+        _S81 = (_S76 + _S78.y + u32(2)) < _S70;
+    }
+    else
+    {
+        _S81 = false;
+    }
+    if(_S81)
+    {
+        var _S115 : u32 = (*_S69).out_offset_0 + _S111 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(2);
+        if(((*_S69).accumulate_0) != u32(0))
+        {
+            _S82 = entryPointParams_result_0[_S115] + sums_0[u32(5)][u32(2)];
+        }
+        else
+        {
+            _S82 = sums_0[u32(5)][u32(2)];
+        }
+        entryPointParams_result_0[_S115] = _S82;
+    }
+    if(_S112)
+    {
+        _S81 = (_S76 + _S78.y + u32(3)) < _S70;
+    }
+    else
+    {
+        _S81 = false;
+    }
+    if(_S81)
+    {
+        var _S116 : u32 = (*_S69).out_offset_0 + _S111 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(3);
+        if(((*_S69).accumulate_0) != u32(0))
+        {
+            _S82 = entryPointParams_result_0[_S116] + sums_0[u32(5)][u32(3)];
+        }
+        else
+        {
+            _S82 = sums_0[u32(5)][u32(3)];
+        }
+        entryPointParams_result_0[_S116] = _S82;
+    }
+    var _S117 : u32 = _S79 + u32(6);
+    var _S118 : bool = _S117 < _S77;
+    if(_S118)
+    {
+        _S81 = (_S76 + _S78.y) < _S70;
+    }
+    else
+    {
+        _S81 = false;
+    }
+    if(_S81)
+    {
+        var _S119 : u32 = (*_S69).out_offset_0 + _S117 * (*_S69).out_stride_0 + _S76 + _S78.y;
+        if(((*_S69).accumulate_0) != u32(0))
+        {
+            _S82 = entryPointParams_result_0[_S119] + sums_0[u32(6)][u32(0)];
+        }
+        else
+        {
+            _S82 = sums_0[u32(6)][u32(0)];
+        }
+        entryPointParams_result_0[_S119] = _S82;
+    }
+    if(_S118)
+    {
+        _S81 = (_S76 + _S78.y + u32(1)) < _S70;
+    }
+    else
+    {
+        _S81 = false;
+    }
+    if(_S81)
+    {
+        var _S120 : u32 = (*_S69).out_offset_0 + _S117 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(1);
+        if(((*_S69).accumulate_0) != u32(0))
+        {
+            _S82 = entryPointParams_result_0[_S120] + sums_0[u32(6)][u32(1)];
+        }
+        else
+        {
+            _S82 = sums_0[u32(6)][u32(1)];
+        }
+        entryPointParams_result_0[_S120] = _S82;
+    }
+    if(_S118)
+    {
+        _S81 = (_S76 + _S78.y + u32(2)) < _S70;
+    }
+    else
+    {
+        _S81 = false;
+    }
+    if(_S81)
+    {
+        var _S121 : u32 = (*_S69).out_offset_0 + _S117 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(2);
+        if(((*_S69).accumulate_0) != u32(0))
+        {
+            _S82 = entryPointParams_result_0[_S121] + sums_0[u32(6)][u32(2)];
+        }
+        else
+        {
+            _S82 = sums_0[u32(6)][u32(2)];
+        }
+        entryPointParams_result_0[_S121] = _S82;
+    }
+    if(_S118)
+    {
+        _S81 = (_S76 + _S78.y + u32(3)) < _S70;
+    }
+    else
+    {
+        _S81 = false;
+    }
+    if(_S81)
+    {
+        var _S122 : u32 = (*_S69).out_offset_0 + _S117 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(3);
+        if(((*_S69).accumulate_0) != u32(0))
+        {
+            _S82 = entryPointParams_result_0[_S122] + sums_0[u32(6)][u32(3)];
+        }
+        else
+        {
+            _S82 = sums_0[u32(6)][u32(3)];
+        }
+        entryPointParams_result_0[_S122] = _S82;
+    }
+    var _S123 : u32 = _S79 + u32(7);
+    var _S124 : bool = _S123 < _S77;
+    if(_S124)
+    {
+        _S81 = (_S76 + _S78.y) < _S70;
+    }
+    else
+    {
+        _S81 = false;
+    }
+    if(_S81)
+    {
+        var _S125 : u32 = (*_S69).out_offset_0 + _S123 * (*_S69).out_stride_0 + _S76 + _S78.y;
+        if(((*_S69).accumulate_0) != u32(0))
+        {
+            _S82 = entryPointParams_result_0[_S125] + sums_0[u32(7)][u32(0)];
+        }
+        else
+        {
+            _S82 = sums_0[u32(7)][u32(0)];
+        }
+        entryPointParams_result_0[_S125] = _S82;
+    }
+    if(_S124)
+    {
+        _S81 = (_S76 + _S78.y + u32(1)) < _S70;
+    }
+    else
+    {
+        _S81 = false;
+    }
+    if(_S81)
+    {
+        var _S126 : u32 = (*_S69).out_offset_0 + _S123 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(1);
+        if(((*_S69).accumulate_0) != u32(0))
+        {
+            _S82 = entryPointParams_result_0[_S126] + sums_0[u32(7)][u32(1)];
+        }
+        else
+        {
+            _S82 = sums_0[u32(7)][u32(1)];
+        }
+        entryPointParams_result_0[_S126] = _S82;
+    }
+    if(_S124)
+    {
+        _S81 = (_S76 + _S78.y + u32(2)) < _S70;
+    }
+    else
+    {
+        _S81 = false;
+    }
+    if(_S81)
+    {
+        var _S127 : u32 = (*_S69).out_offset_0 + _S123 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(2);
+        if(((*_S69).accumulate_0) != u32(0))
+        {
+            _S82 = entryPointParams_result_0[_S127] + sums_0[u32(7)][u32(2)];
+        }
+        else
+        {
+            _S82 = sums_0[u32(7)][u32(2)];
+        }
+        entryPointParams_result_0[_S127] = _S82;
+    }
+    if(_S124)
+    {
+        _S81 = (_S76 + _S78.y + u32(3)) < _S70;
+    }
+    else
+    {
+        _S81 = false;
+    }
+    if(_S81)
+    {
+        var _S128 : u32 = (*_S69).out_offset_0 + _S123 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(3);
+        if(((*_S69).accumulate_0) != u32(0))
+        {
+            _S82 = entryPointParams_result_0[_S128] + sums_0[u32(7)][u32(3)];
+        }
+        else
+        {
+            _S82 = sums_0[u32(7)][u32(3)];
+        }
+        entryPointParams_result_0[_S128] = _S82;
     }
     return;
 }
 
 @compute
 @workgroup_size(128, 1, 1)
-fn gemm_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32)
+fn gemm_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32)
 {
-    var _S111 : GemmParams_std140_0 = entryPointParams_0.p_0;
-    gemm_0(group_1, thread_1, &(_S111));
+    var _S129 : GemmParams_std140_0 = entryPointParams_0.p_0;
+    gemm_0(group_1, thread_2, &(_S129));
     return;
 }

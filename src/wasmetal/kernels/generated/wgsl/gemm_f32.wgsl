@@ -27,31 +27,48 @@ struct EntryPointParams_std140_0
 
 @binding(4) @group(0) var<storage, read> entryPointParams_step_0 : array<u32>;
 
+struct Block_0
+{
+     rows_1 : array<vec4<f32>, i32(4)>,
+};
+
+fn Block_x24init_0( rows_2 : array<vec4<f32>, i32(4)>) -> Block_0
+{
+    var _S1 : Block_0;
+    _S1.rows_1 = rows_2;
+    return _S1;
+}
+
 fn corner_0( thread_0 : u32) -> vec2<u32>
 {
     return vec2<u32>(thread_0 / u32(16) * u32(8), thread_0 % u32(16) * u32(4));
 }
 
-fn share_0( i_0 : u32,  along_k_0 : bool) -> vec2<u32>
+fn share_0( thread_1 : u32,  along_k_0 : bool) -> vec2<u32>
 {
-    var _S1 : vec2<u32>;
+    var _S2 : vec2<u32>;
     if(along_k_0)
     {
-        _S1 = vec2<u32>(i_0 % u32(32), i_0 / u32(32));
+        _S2 = vec2<u32>(thread_1 / u32(8), thread_1 % u32(8));
     }
     else
     {
-        _S1 = vec2<u32>(i_0 / u32(16), i_0 % u32(16));
+        _S2 = vec2<u32>(thread_1 % u32(16), thread_1 / u32(16));
     }
-    return _S1;
+    return _S2;
 }
 
 fn place_0( k_1 : u32,  quad_0 : u32) -> u32
 {
-    return k_1 * u32(16) + ((quad_0 ^ ((k_1 % u32(8)))));
+    return k_1 * u32(16) + ((quad_0 ^ ((k_1 / u32(4) % u32(8)))));
 }
 
 var<workgroup> left_tile_0 : array<vec4<f32>, i32(512)>;
+
+fn Block_column_0( this_0 : Block_0,  c_0 : u32) -> vec4<f32>
+{
+    return vec4<f32>(this_0.rows_1[i32(0)][c_0], this_0.rows_1[i32(1)][c_0], this_0.rows_1[i32(2)][c_0], this_0.rows_1[i32(3)][c_0]);
+}
 
 var<workgroup> right_tile_0 : array<vec4<f32>, i32(512)>;
 
@@ -60,25 +77,25 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
-fn live_rows_0( _S2 : u32,  _S3 : u32) -> u32
+fn live_rows_0( _S3 : u32,  _S4 : u32) -> u32
 {
-    var _S4 : u32;
-    if(_S2 == u32(4294967295))
+    var _S5 : u32;
+    if(_S3 == u32(4294967295))
     {
-        _S4 = _S3;
+        _S5 = _S4;
     }
     else
     {
-        _S4 = min(entryPointParams_step_0[_S2], _S3);
+        _S5 = min(entryPointParams_step_0[_S3], _S4);
     }
-    return _S4;
+    return _S5;
 }
 
 struct Activations_0
 {
      offset_0 : u32,
      stride_0 : u32,
-     rows_1 : u32,
+     rows_3 : u32,
      k_2 : u32,
 };
 
@@ -89,122 +106,164 @@ struct Weights_0
      k_3 : u32,
 };
 
-fn Activations_along_k_0( _S5 : Activations_0) -> bool
+fn Activations_along_k_0( _S6 : Activations_0) -> bool
 {
     return true;
 }
 
-fn Activations_at_0( _S6 : Activations_0,  _S7 : u32,  _S8 : u32) -> f32
-{
-    var _S9 : bool;
-    if(_S7 < (_S6.rows_1))
-    {
-        _S9 = _S8 < (_S6.k_2);
-    }
-    else
-    {
-        _S9 = false;
-    }
-    var _S10 : f32;
-    if(_S9)
-    {
-        _S10 = entryPointParams_x_0[_S6.offset_0 + _S7 * _S6.stride_0 + _S8];
-    }
-    else
-    {
-        _S10 = 0.0f;
-    }
-    return _S10;
-}
-
-fn load_0( _S11 : Activations_0,  _S12 : u32,  _S13 : u32) -> vec4<f32>
-{
-    return vec4<f32>(Activations_at_0(_S11, _S12, _S13), Activations_at_0(_S11, _S12 + u32(1), _S13), Activations_at_0(_S11, _S12 + u32(2), _S13), Activations_at_0(_S11, _S12 + u32(3), _S13));
-}
-
-fn Weights_along_k_0( _S14 : Weights_0) -> bool
+fn Weights_along_k_0( _S7 : Weights_0) -> bool
 {
     return true;
 }
 
-fn F32_at_0( _S15 : u32,  _S16 : u32,  _S17 : u32,  _S18 : u32) -> f32
+fn Activations_four_0( _S8 : Activations_0,  _S9 : u32,  _S10 : u32) -> vec4<f32>
 {
-    return (bitcast<f32>((entryPointParams_weight_0[_S15 + _S17 * _S16 + _S18])));
-}
-
-fn Weights_at_0( _S19 : Weights_0,  _S20 : u32,  _S21 : u32) -> f32
-{
-    var _S22 : bool;
-    if(_S20 < (_S19.n_1))
+    var _S11 : u32 = _S8.offset_0 + _S9 * _S8.stride_0 + _S10;
+    var _S12 : bool;
+    if(_S9 >= (_S8.rows_3))
     {
-        _S22 = _S21 < (_S19.k_3);
+        _S12 = true;
     }
     else
     {
-        _S22 = false;
+        _S12 = _S10 >= (_S8.k_2);
     }
-    var _S23 : f32;
-    if(_S22)
+    if(_S12)
     {
-        _S23 = F32_at_0(_S19.offset_1, _S19.k_3, _S20, _S21);
+        return vec4<f32>(vec4<i32>(i32(0)));
     }
-    else
+    if((_S10 + u32(4)) > (_S8.k_2))
     {
-        _S23 = 0.0f;
+        var _S13 : f32 = entryPointParams_x_0[_S11];
+        var _S14 : f32;
+        if((_S10 + u32(1)) < (_S8.k_2))
+        {
+            _S14 = entryPointParams_x_0[_S11 + u32(1)];
+        }
+        else
+        {
+            _S14 = 0.0f;
+        }
+        var _S15 : f32;
+        if((_S10 + u32(2)) < (_S8.k_2))
+        {
+            _S15 = entryPointParams_x_0[_S11 + u32(2)];
+        }
+        else
+        {
+            _S15 = 0.0f;
+        }
+        return vec4<f32>(_S13, _S14, _S15, 0.0f);
     }
-    return _S23;
+    return vec4<f32>(entryPointParams_x_0[_S11], entryPointParams_x_0[_S11 + u32(1)], entryPointParams_x_0[_S11 + u32(2)], entryPointParams_x_0[_S11 + u32(3)]);
 }
 
-fn load_1( _S24 : Weights_0,  _S25 : u32,  _S26 : u32) -> vec4<f32>
+fn Block_load_0( _S16 : Activations_0,  _S17 : u32,  _S18 : u32) -> Block_0
 {
-    return vec4<f32>(Weights_at_0(_S24, _S25, _S26), Weights_at_0(_S24, _S25 + u32(1), _S26), Weights_at_0(_S24, _S25 + u32(2), _S26), Weights_at_0(_S24, _S25 + u32(3), _S26));
+    var _S19 : array<vec4<f32>, i32(4)> = array<vec4<f32>, i32(4)>( Activations_four_0(_S16, _S17, _S18), Activations_four_0(_S16, _S17 + u32(1), _S18), Activations_four_0(_S16, _S17 + u32(2), _S18), Activations_four_0(_S16, _S17 + u32(3), _S18) );
+    return Block_x24init_0(_S19);
 }
 
-fn product_0( _S27 : Activations_0,  _S28 : Weights_0,  _S29 : u32,  _S30 : u32,  _S31 : u32,  _S32 : u32,  _S33 : u32,  _S34 : ptr<function, array<vec4<f32>, i32(8)>>)
+fn F32_four_0( _S20 : u32,  _S21 : u32,  _S22 : u32,  _S23 : u32) -> vec4<f32>
 {
-    var _S35 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    (*_S34)[u32(0)] = _S35;
-    (*_S34)[u32(1)] = _S35;
-    (*_S34)[u32(2)] = _S35;
-    (*_S34)[u32(3)] = _S35;
-    (*_S34)[u32(4)] = _S35;
-    (*_S34)[u32(5)] = _S35;
-    (*_S34)[u32(6)] = _S35;
-    (*_S34)[u32(7)] = _S35;
-    var _S36 : vec2<u32> = corner_0(_S33);
-    var begin_0 : u32 = u32(0);
+    var _S24 : u32 = _S20 + _S22 * _S21 + _S23;
+    var result_0 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var c_1 : u32 = u32(0);
     for(;;)
     {
-        if(begin_0 < _S32)
+        if(c_1 < u32(4))
         {
         }
         else
         {
             break;
         }
-        var i_1 : u32 = _S33;
-        for(;;)
+        if((_S23 + c_1) < _S21)
         {
-            if(i_1 < u32(512))
-            {
-            }
-            else
-            {
-                break;
-            }
-            var _S37 : vec2<u32> = share_0(i_1, Activations_along_k_0(_S27));
-            var _S38 : u32 = _S37.x;
-            var _S39 : u32 = _S37.y;
-            left_tile_0[place_0(_S38, _S39)] = load_0(_S27, _S29 + u32(4) * _S39, begin_0 + _S38);
-            var _S40 : vec2<u32> = share_0(i_1, Weights_along_k_0(_S28));
-            var _S41 : u32 = _S40.x;
-            var _S42 : u32 = _S40.y;
-            right_tile_0[place_0(_S41, _S42)] = load_1(_S28, _S30 + u32(4) * _S42, begin_0 + _S41);
-            i_1 = i_1 + u32(128);
+            result_0[c_1] = (bitcast<f32>((entryPointParams_weight_0[_S24 + c_1])));
         }
+        c_1 = c_1 + u32(1);
+    }
+    return result_0;
+}
+
+fn Weights_four_0( _S25 : Weights_0,  _S26 : u32,  _S27 : u32) -> vec4<f32>
+{
+    var _S28 : bool;
+    if(_S26 < (_S25.n_1))
+    {
+        _S28 = _S27 < (_S25.k_3);
+    }
+    else
+    {
+        _S28 = false;
+    }
+    var _S29 : vec4<f32>;
+    if(_S28)
+    {
+        _S29 = F32_four_0(_S25.offset_1, _S25.k_3, _S26, _S27);
+    }
+    else
+    {
+        _S29 = vec4<f32>(vec4<i32>(i32(0)));
+    }
+    return _S29;
+}
+
+fn Block_load_1( _S30 : Weights_0,  _S31 : u32,  _S32 : u32) -> Block_0
+{
+    var _S33 : array<vec4<f32>, i32(4)> = array<vec4<f32>, i32(4)>( Weights_four_0(_S30, _S31, _S32), Weights_four_0(_S30, _S31 + u32(1), _S32), Weights_four_0(_S30, _S31 + u32(2), _S32), Weights_four_0(_S30, _S31 + u32(3), _S32) );
+    return Block_x24init_0(_S33);
+}
+
+fn product_0( _S34 : Activations_0,  _S35 : Weights_0,  _S36 : u32,  _S37 : u32,  _S38 : u32,  _S39 : u32,  _S40 : u32,  _S41 : ptr<function, array<vec4<f32>, i32(8)>>)
+{
+    var _S42 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    (*_S41)[u32(0)] = _S42;
+    (*_S41)[u32(1)] = _S42;
+    (*_S41)[u32(2)] = _S42;
+    (*_S41)[u32(3)] = _S42;
+    (*_S41)[u32(4)] = _S42;
+    (*_S41)[u32(5)] = _S42;
+    (*_S41)[u32(6)] = _S42;
+    (*_S41)[u32(7)] = _S42;
+    var _S43 : vec2<u32> = corner_0(_S40);
+    var _S44 : vec2<u32> = share_0(_S40, Activations_along_k_0(_S34));
+    var _S45 : vec2<u32> = share_0(_S40, Weights_along_k_0(_S35));
+    var _S46 : u32 = _S44.x;
+    var _S47 : u32 = _S36 + u32(4) * _S46;
+    var _S48 : u32 = u32(4) * _S44.y;
+    var _S49 : Block_0 = Block_load_0(_S34, _S47, _S48);
+    var _S50 : u32 = _S45.x;
+    var _S51 : u32 = _S37 + u32(4) * _S50;
+    var _S52 : u32 = u32(4) * _S45.y;
+    var _S53 : Block_0 = Block_load_1(_S35, _S51, _S52);
+    var begin_0 : u32 = u32(0);
+    var left_block_0 : Block_0 = _S49;
+    var right_block_0 : Block_0 = _S53;
+    for(;;)
+    {
+        if(begin_0 < _S39)
+        {
+        }
+        else
+        {
+            break;
+        }
+        left_tile_0[place_0(_S48, _S46)] = Block_column_0(left_block_0, u32(0));
+        right_tile_0[place_0(_S52, _S50)] = Block_column_0(right_block_0, u32(0));
+        left_tile_0[place_0(_S48 + u32(1), _S46)] = Block_column_0(left_block_0, u32(1));
+        right_tile_0[place_0(_S52 + u32(1), _S50)] = Block_column_0(right_block_0, u32(1));
+        left_tile_0[place_0(_S48 + u32(2), _S46)] = Block_column_0(left_block_0, u32(2));
+        right_tile_0[place_0(_S52 + u32(2), _S50)] = Block_column_0(right_block_0, u32(2));
+        left_tile_0[place_0(_S48 + u32(3), _S46)] = Block_column_0(left_block_0, u32(3));
+        right_tile_0[place_0(_S52 + u32(3), _S50)] = Block_column_0(right_block_0, u32(3));
         workgroupBarrier();
-        var _S43 : u32 = _S36.x;
-        if((_S29 + _S43) < _S31)
+        var _S54 : u32 = begin_0 + u32(32);
+        var _S55 : Block_0 = Block_load_0(_S34, _S47, _S54 + _S48);
+        var _S56 : Block_0 = Block_load_1(_S35, _S51, _S54 + _S52);
+        var _S57 : u32 = _S43.x;
+        if((_S36 + _S57) < _S38)
         {
             var j_0 : u32 = u32(0);
             for(;;)
@@ -216,750 +275,752 @@ fn product_0( _S27 : Activations_0,  _S28 : Weights_0,  _S29 : u32,  _S30 : u32,
                 {
                     break;
                 }
-                var _S44 : vec4<f32> = right_tile_0[place_0(j_0, _S36.y / u32(4))];
-                var _S45 : vec4<f32> = left_tile_0[place_0(j_0, _S43 / u32(4))];
-                (*_S34)[u32(0)] = (*_S34)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S43 / u32(4))].x) * _S44;
-                (*_S34)[u32(1)] = (*_S34)[u32(1)] + vec4<f32>(_S45.y) * _S44;
-                (*_S34)[u32(2)] = (*_S34)[u32(2)] + vec4<f32>(_S45.z) * _S44;
-                (*_S34)[u32(3)] = (*_S34)[u32(3)] + vec4<f32>(_S45.w) * _S44;
-                var _S46 : vec4<f32> = left_tile_0[place_0(j_0, _S43 / u32(4) + u32(1))];
-                (*_S34)[u32(4)] = (*_S34)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S43 / u32(4) + u32(1))].x) * _S44;
-                (*_S34)[u32(5)] = (*_S34)[u32(5)] + vec4<f32>(_S46.y) * _S44;
-                (*_S34)[u32(6)] = (*_S34)[u32(6)] + vec4<f32>(_S46.z) * _S44;
-                (*_S34)[u32(7)] = (*_S34)[u32(7)] + vec4<f32>(_S46.w) * _S44;
+                var _S58 : vec4<f32> = right_tile_0[place_0(j_0, _S43.y / u32(4))];
+                var _S59 : vec4<f32> = left_tile_0[place_0(j_0, _S57 / u32(4))];
+                (*_S41)[u32(0)] = (*_S41)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4))].x) * _S58;
+                (*_S41)[u32(1)] = (*_S41)[u32(1)] + vec4<f32>(_S59.y) * _S58;
+                (*_S41)[u32(2)] = (*_S41)[u32(2)] + vec4<f32>(_S59.z) * _S58;
+                (*_S41)[u32(3)] = (*_S41)[u32(3)] + vec4<f32>(_S59.w) * _S58;
+                var _S60 : vec4<f32> = left_tile_0[place_0(j_0, _S57 / u32(4) + u32(1))];
+                (*_S41)[u32(4)] = (*_S41)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4) + u32(1))].x) * _S58;
+                (*_S41)[u32(5)] = (*_S41)[u32(5)] + vec4<f32>(_S60.y) * _S58;
+                (*_S41)[u32(6)] = (*_S41)[u32(6)] + vec4<f32>(_S60.z) * _S58;
+                (*_S41)[u32(7)] = (*_S41)[u32(7)] + vec4<f32>(_S60.w) * _S58;
                 j_0 = j_0 + u32(1);
             }
         }
         workgroupBarrier();
-        begin_0 = begin_0 + u32(32);
+        begin_0 = _S54;
+        left_block_0 = _S55;
+        right_block_0 = _S56;
     }
     return;
 }
 
-fn gemm_0( _S47 : vec3<u32>,  _S48 : u32,  _S49 : ptr<function, GemmParams_std140_0>)
+fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std140_0>)
 {
-    var _S50 : u32 = (*_S49).n_0;
-    var _S51 : u32 = ((*_S49).n_0 + u32(64) - u32(1)) / u32(64);
-    var _S52 : u32 = group_number_0(_S47);
-    var _S53 : u32 = _S52 / _S51;
-    var _S54 : u32 = _S53 * u32(64);
-    var _S55 : u32 = _S52 % _S51;
-    var _S56 : u32 = _S55 * u32(64);
-    var _S57 : u32 = live_rows_0((*_S49).step_offset_0, (*_S49).rows_0);
-    if(_S54 >= _S57)
+    var _S64 : u32 = (*_S63).n_0;
+    var _S65 : u32 = ((*_S63).n_0 + u32(64) - u32(1)) / u32(64);
+    var _S66 : u32 = group_number_0(_S61);
+    var _S67 : u32 = _S66 / _S65;
+    var _S68 : u32 = _S67 * u32(64);
+    var _S69 : u32 = _S66 % _S65;
+    var _S70 : u32 = _S69 * u32(64);
+    var _S71 : u32 = live_rows_0((*_S63).step_offset_0, (*_S63).rows_0);
+    if(_S68 >= _S71)
     {
         return;
     }
     var left_0 : Activations_0;
-    left_0.offset_0 = (*_S49).x_offset_0;
-    left_0.stride_0 = (*_S49).x_stride_0;
-    left_0.rows_1 = _S57;
-    left_0.k_2 = (*_S49).k_0;
+    left_0.offset_0 = (*_S63).x_offset_0;
+    left_0.stride_0 = (*_S63).x_stride_0;
+    left_0.rows_3 = _S71;
+    left_0.k_2 = (*_S63).k_0;
     var right_0 : Weights_0;
-    right_0.offset_1 = (*_S49).weight_offset_0;
-    right_0.n_1 = _S50;
-    right_0.k_3 = (*_S49).k_0;
+    right_0.offset_1 = (*_S63).weight_offset_0;
+    right_0.n_1 = _S64;
+    right_0.k_3 = (*_S63).k_0;
     var sums_0 : array<vec4<f32>, i32(8)>;
-    product_0(left_0, right_0, _S54, _S56, _S57, (*_S49).k_0, _S48, &(sums_0));
-    var _S58 : vec2<u32> = corner_0(_S48);
-    var _S59 : u32 = _S54 + _S58.x;
-    var _S60 : bool = _S59 < _S57;
-    var _S61 : bool;
-    if(_S60)
-    {
-        _S61 = (_S56 + _S58.y) < _S50;
-    }
-    else
-    {
-        _S61 = false;
-    }
-    var _S62 : f32;
-    if(_S61)
-    {
-        var _S63 : u32 = (*_S49).out_offset_0 + _S59 * (*_S49).out_stride_0 + _S56 + _S58.y;
-        if(((*_S49).accumulate_0) != u32(0))
-        {
-            _S62 = entryPointParams_result_0[_S63] + sums_0[u32(0)][u32(0)];
-        }
-        else
-        {
-            _S62 = sums_0[u32(0)][u32(0)];
-        }
-        entryPointParams_result_0[_S63] = _S62;
-    }
-    if(_S60)
-    {
-        _S61 = (_S56 + _S58.y + u32(1)) < _S50;
-    }
-    else
-    {
-        _S61 = false;
-    }
-    if(_S61)
-    {
-        var _S64 : u32 = (*_S49).out_offset_0 + _S59 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(1);
-        if(((*_S49).accumulate_0) != u32(0))
-        {
-            _S62 = entryPointParams_result_0[_S64] + sums_0[u32(0)][u32(1)];
-        }
-        else
-        {
-            _S62 = sums_0[u32(0)][u32(1)];
-        }
-        entryPointParams_result_0[_S64] = _S62;
-    }
-    if(_S60)
-    {
-        _S61 = (_S56 + _S58.y + u32(2)) < _S50;
-    }
-    else
-    {
-        _S61 = false;
-    }
-    if(_S61)
-    {
-        var _S65 : u32 = (*_S49).out_offset_0 + _S59 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(2);
-        if(((*_S49).accumulate_0) != u32(0))
-        {
-            _S62 = entryPointParams_result_0[_S65] + sums_0[u32(0)][u32(2)];
-        }
-        else
-        {
-            _S62 = sums_0[u32(0)][u32(2)];
-        }
-        entryPointParams_result_0[_S65] = _S62;
-    }
-    if(_S60)
-    {
-        _S61 = (_S56 + _S58.y + u32(3)) < _S50;
-    }
-    else
-    {
-        _S61 = false;
-    }
-    if(_S61)
-    {
-        var _S66 : u32 = (*_S49).out_offset_0 + _S59 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(3);
-        if(((*_S49).accumulate_0) != u32(0))
-        {
-            _S62 = entryPointParams_result_0[_S66] + sums_0[u32(0)][u32(3)];
-        }
-        else
-        {
-            _S62 = sums_0[u32(0)][u32(3)];
-        }
-        entryPointParams_result_0[_S66] = _S62;
-    }
-    var _S67 : u32 = _S59 + u32(1);
-    var _S68 : bool = _S67 < _S57;
-    if(_S68)
-    {
-        _S61 = (_S56 + _S58.y) < _S50;
-    }
-    else
-    {
-        _S61 = false;
-    }
-    if(_S61)
-    {
-        var _S69 : u32 = (*_S49).out_offset_0 + _S67 * (*_S49).out_stride_0 + _S56 + _S58.y;
-        if(((*_S49).accumulate_0) != u32(0))
-        {
-            _S62 = entryPointParams_result_0[_S69] + sums_0[u32(1)][u32(0)];
-        }
-        else
-        {
-            _S62 = sums_0[u32(1)][u32(0)];
-        }
-        entryPointParams_result_0[_S69] = _S62;
-    }
-    if(_S68)
-    {
-        _S61 = (_S56 + _S58.y + u32(1)) < _S50;
-    }
-    else
-    {
-        _S61 = false;
-    }
-    if(_S61)
-    {
-        var _S70 : u32 = (*_S49).out_offset_0 + _S67 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(1);
-        if(((*_S49).accumulate_0) != u32(0))
-        {
-            _S62 = entryPointParams_result_0[_S70] + sums_0[u32(1)][u32(1)];
-        }
-        else
-        {
-            _S62 = sums_0[u32(1)][u32(1)];
-        }
-        entryPointParams_result_0[_S70] = _S62;
-    }
-    if(_S68)
-    {
-        _S61 = (_S56 + _S58.y + u32(2)) < _S50;
-    }
-    else
-    {
-        _S61 = false;
-    }
-    if(_S61)
-    {
-        var _S71 : u32 = (*_S49).out_offset_0 + _S67 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(2);
-        if(((*_S49).accumulate_0) != u32(0))
-        {
-            _S62 = entryPointParams_result_0[_S71] + sums_0[u32(1)][u32(2)];
-        }
-        else
-        {
-            _S62 = sums_0[u32(1)][u32(2)];
-        }
-        entryPointParams_result_0[_S71] = _S62;
-    }
-    if(_S68)
-    {
-        _S61 = (_S56 + _S58.y + u32(3)) < _S50;
-    }
-    else
-    {
-        _S61 = false;
-    }
-    if(_S61)
-    {
-        var _S72 : u32 = (*_S49).out_offset_0 + _S67 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(3);
-        if(((*_S49).accumulate_0) != u32(0))
-        {
-            _S62 = entryPointParams_result_0[_S72] + sums_0[u32(1)][u32(3)];
-        }
-        else
-        {
-            _S62 = sums_0[u32(1)][u32(3)];
-        }
-        entryPointParams_result_0[_S72] = _S62;
-    }
-    var _S73 : u32 = _S59 + u32(2);
-    var _S74 : bool = _S73 < _S57;
+    product_0(left_0, right_0, _S68, _S70, _S71, (*_S63).k_0, _S62, &(sums_0));
+    var _S72 : vec2<u32> = corner_0(_S62);
+    var _S73 : u32 = _S68 + _S72.x;
+    var _S74 : bool = _S73 < _S71;
+    var _S75 : bool;
     if(_S74)
     {
-        _S61 = (_S56 + _S58.y) < _S50;
+        _S75 = (_S70 + _S72.y) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    var _S76 : f32;
+    if(_S75)
     {
-        var _S75 : u32 = (*_S49).out_offset_0 + _S73 * (*_S49).out_stride_0 + _S56 + _S58.y;
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S77 : u32 = (*_S63).out_offset_0 + _S73 * (*_S63).out_stride_0 + _S70 + _S72.y;
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S75] + sums_0[u32(2)][u32(0)];
+            _S76 = entryPointParams_result_0[_S77] + sums_0[u32(0)][u32(0)];
         }
         else
         {
-            _S62 = sums_0[u32(2)][u32(0)];
+            _S76 = sums_0[u32(0)][u32(0)];
         }
-        entryPointParams_result_0[_S75] = _S62;
+        entryPointParams_result_0[_S77] = _S76;
     }
     if(_S74)
     {
-        _S61 = (_S56 + _S58.y + u32(1)) < _S50;
+        _S75 = (_S70 + _S72.y + u32(1)) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S76 : u32 = (*_S49).out_offset_0 + _S73 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(1);
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S78 : u32 = (*_S63).out_offset_0 + _S73 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(1);
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S76] + sums_0[u32(2)][u32(1)];
+            _S76 = entryPointParams_result_0[_S78] + sums_0[u32(0)][u32(1)];
         }
         else
         {
-            _S62 = sums_0[u32(2)][u32(1)];
+            _S76 = sums_0[u32(0)][u32(1)];
         }
-        entryPointParams_result_0[_S76] = _S62;
+        entryPointParams_result_0[_S78] = _S76;
     }
     if(_S74)
     {
-        _S61 = (_S56 + _S58.y + u32(2)) < _S50;
+        _S75 = (_S70 + _S72.y + u32(2)) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S77 : u32 = (*_S49).out_offset_0 + _S73 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(2);
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S79 : u32 = (*_S63).out_offset_0 + _S73 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(2);
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S77] + sums_0[u32(2)][u32(2)];
+            _S76 = entryPointParams_result_0[_S79] + sums_0[u32(0)][u32(2)];
         }
         else
         {
-            _S62 = sums_0[u32(2)][u32(2)];
+            _S76 = sums_0[u32(0)][u32(2)];
         }
-        entryPointParams_result_0[_S77] = _S62;
+        entryPointParams_result_0[_S79] = _S76;
     }
     if(_S74)
     {
-        _S61 = (_S56 + _S58.y + u32(3)) < _S50;
+        _S75 = (_S70 + _S72.y + u32(3)) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S78 : u32 = (*_S49).out_offset_0 + _S73 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(3);
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S80 : u32 = (*_S63).out_offset_0 + _S73 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(3);
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S78] + sums_0[u32(2)][u32(3)];
+            _S76 = entryPointParams_result_0[_S80] + sums_0[u32(0)][u32(3)];
         }
         else
         {
-            _S62 = sums_0[u32(2)][u32(3)];
+            _S76 = sums_0[u32(0)][u32(3)];
         }
-        entryPointParams_result_0[_S78] = _S62;
+        entryPointParams_result_0[_S80] = _S76;
     }
-    var _S79 : u32 = _S59 + u32(3);
-    var _S80 : bool = _S79 < _S57;
-    if(_S80)
+    var _S81 : u32 = _S73 + u32(1);
+    var _S82 : bool = _S81 < _S71;
+    if(_S82)
     {
-        _S61 = (_S56 + _S58.y) < _S50;
+        _S75 = (_S70 + _S72.y) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S81 : u32 = (*_S49).out_offset_0 + _S79 * (*_S49).out_stride_0 + _S56 + _S58.y;
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S83 : u32 = (*_S63).out_offset_0 + _S81 * (*_S63).out_stride_0 + _S70 + _S72.y;
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S81] + sums_0[u32(3)][u32(0)];
+            _S76 = entryPointParams_result_0[_S83] + sums_0[u32(1)][u32(0)];
         }
         else
         {
-            _S62 = sums_0[u32(3)][u32(0)];
+            _S76 = sums_0[u32(1)][u32(0)];
         }
-        entryPointParams_result_0[_S81] = _S62;
+        entryPointParams_result_0[_S83] = _S76;
     }
-    if(_S80)
+    if(_S82)
     {
-        _S61 = (_S56 + _S58.y + u32(1)) < _S50;
+        _S75 = (_S70 + _S72.y + u32(1)) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S82 : u32 = (*_S49).out_offset_0 + _S79 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(1);
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S84 : u32 = (*_S63).out_offset_0 + _S81 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(1);
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S82] + sums_0[u32(3)][u32(1)];
+            _S76 = entryPointParams_result_0[_S84] + sums_0[u32(1)][u32(1)];
         }
         else
         {
-            _S62 = sums_0[u32(3)][u32(1)];
+            _S76 = sums_0[u32(1)][u32(1)];
         }
-        entryPointParams_result_0[_S82] = _S62;
+        entryPointParams_result_0[_S84] = _S76;
     }
-    if(_S80)
+    if(_S82)
     {
-        _S61 = (_S56 + _S58.y + u32(2)) < _S50;
+        _S75 = (_S70 + _S72.y + u32(2)) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S83 : u32 = (*_S49).out_offset_0 + _S79 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(2);
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S85 : u32 = (*_S63).out_offset_0 + _S81 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(2);
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S83] + sums_0[u32(3)][u32(2)];
+            _S76 = entryPointParams_result_0[_S85] + sums_0[u32(1)][u32(2)];
         }
         else
         {
-            _S62 = sums_0[u32(3)][u32(2)];
+            _S76 = sums_0[u32(1)][u32(2)];
         }
-        entryPointParams_result_0[_S83] = _S62;
+        entryPointParams_result_0[_S85] = _S76;
     }
-    if(_S80)
+    if(_S82)
     {
-        _S61 = (_S56 + _S58.y + u32(3)) < _S50;
+        _S75 = (_S70 + _S72.y + u32(3)) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S84 : u32 = (*_S49).out_offset_0 + _S79 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(3);
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S86 : u32 = (*_S63).out_offset_0 + _S81 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(3);
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S84] + sums_0[u32(3)][u32(3)];
+            _S76 = entryPointParams_result_0[_S86] + sums_0[u32(1)][u32(3)];
         }
         else
         {
-            _S62 = sums_0[u32(3)][u32(3)];
+            _S76 = sums_0[u32(1)][u32(3)];
         }
-        entryPointParams_result_0[_S84] = _S62;
+        entryPointParams_result_0[_S86] = _S76;
     }
-    var _S85 : u32 = _S59 + u32(4);
-    var _S86 : bool = _S85 < _S57;
-    if(_S86)
+    var _S87 : u32 = _S73 + u32(2);
+    var _S88 : bool = _S87 < _S71;
+    if(_S88)
     {
-        _S61 = (_S56 + _S58.y) < _S50;
+        _S75 = (_S70 + _S72.y) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S87 : u32 = (*_S49).out_offset_0 + _S85 * (*_S49).out_stride_0 + _S56 + _S58.y;
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S89 : u32 = (*_S63).out_offset_0 + _S87 * (*_S63).out_stride_0 + _S70 + _S72.y;
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S87] + sums_0[u32(4)][u32(0)];
+            _S76 = entryPointParams_result_0[_S89] + sums_0[u32(2)][u32(0)];
         }
         else
         {
-            _S62 = sums_0[u32(4)][u32(0)];
+            _S76 = sums_0[u32(2)][u32(0)];
         }
-        entryPointParams_result_0[_S87] = _S62;
+        entryPointParams_result_0[_S89] = _S76;
     }
-    if(_S86)
+    if(_S88)
     {
-        _S61 = (_S56 + _S58.y + u32(1)) < _S50;
+        _S75 = (_S70 + _S72.y + u32(1)) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S88 : u32 = (*_S49).out_offset_0 + _S85 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(1);
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S90 : u32 = (*_S63).out_offset_0 + _S87 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(1);
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S88] + sums_0[u32(4)][u32(1)];
+            _S76 = entryPointParams_result_0[_S90] + sums_0[u32(2)][u32(1)];
         }
         else
         {
-            _S62 = sums_0[u32(4)][u32(1)];
+            _S76 = sums_0[u32(2)][u32(1)];
         }
-        entryPointParams_result_0[_S88] = _S62;
+        entryPointParams_result_0[_S90] = _S76;
     }
-    if(_S86)
+    if(_S88)
     {
-        _S61 = (_S56 + _S58.y + u32(2)) < _S50;
+        _S75 = (_S70 + _S72.y + u32(2)) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S89 : u32 = (*_S49).out_offset_0 + _S85 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(2);
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S91 : u32 = (*_S63).out_offset_0 + _S87 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(2);
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S89] + sums_0[u32(4)][u32(2)];
+            _S76 = entryPointParams_result_0[_S91] + sums_0[u32(2)][u32(2)];
         }
         else
         {
-            _S62 = sums_0[u32(4)][u32(2)];
+            _S76 = sums_0[u32(2)][u32(2)];
         }
-        entryPointParams_result_0[_S89] = _S62;
+        entryPointParams_result_0[_S91] = _S76;
     }
-    if(_S86)
+    if(_S88)
     {
-        _S61 = (_S56 + _S58.y + u32(3)) < _S50;
+        _S75 = (_S70 + _S72.y + u32(3)) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S90 : u32 = (*_S49).out_offset_0 + _S85 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(3);
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S92 : u32 = (*_S63).out_offset_0 + _S87 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(3);
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S90] + sums_0[u32(4)][u32(3)];
+            _S76 = entryPointParams_result_0[_S92] + sums_0[u32(2)][u32(3)];
         }
         else
         {
-            _S62 = sums_0[u32(4)][u32(3)];
+            _S76 = sums_0[u32(2)][u32(3)];
         }
-        entryPointParams_result_0[_S90] = _S62;
+        entryPointParams_result_0[_S92] = _S76;
     }
-    var _S91 : u32 = _S59 + u32(5);
-    var _S92 : bool = _S91 < _S57;
-    if(_S92)
+    var _S93 : u32 = _S73 + u32(3);
+    var _S94 : bool = _S93 < _S71;
+    if(_S94)
     {
-        _S61 = (_S56 + _S58.y) < _S50;
+        _S75 = (_S70 + _S72.y) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S93 : u32 = (*_S49).out_offset_0 + _S91 * (*_S49).out_stride_0 + _S56 + _S58.y;
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S95 : u32 = (*_S63).out_offset_0 + _S93 * (*_S63).out_stride_0 + _S70 + _S72.y;
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S93] + sums_0[u32(5)][u32(0)];
+            _S76 = entryPointParams_result_0[_S95] + sums_0[u32(3)][u32(0)];
         }
         else
         {
-            _S62 = sums_0[u32(5)][u32(0)];
+            _S76 = sums_0[u32(3)][u32(0)];
         }
-        entryPointParams_result_0[_S93] = _S62;
+        entryPointParams_result_0[_S95] = _S76;
     }
-    if(_S92)
+    if(_S94)
     {
-        _S61 = (_S56 + _S58.y + u32(1)) < _S50;
+        _S75 = (_S70 + _S72.y + u32(1)) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S94 : u32 = (*_S49).out_offset_0 + _S91 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(1);
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S96 : u32 = (*_S63).out_offset_0 + _S93 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(1);
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S94] + sums_0[u32(5)][u32(1)];
+            _S76 = entryPointParams_result_0[_S96] + sums_0[u32(3)][u32(1)];
         }
         else
         {
-            _S62 = sums_0[u32(5)][u32(1)];
+            _S76 = sums_0[u32(3)][u32(1)];
         }
-        entryPointParams_result_0[_S94] = _S62;
+        entryPointParams_result_0[_S96] = _S76;
     }
-    if(_S92)
+    if(_S94)
     {
-        _S61 = (_S56 + _S58.y + u32(2)) < _S50;
+        _S75 = (_S70 + _S72.y + u32(2)) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S95 : u32 = (*_S49).out_offset_0 + _S91 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(2);
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S97 : u32 = (*_S63).out_offset_0 + _S93 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(2);
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S95] + sums_0[u32(5)][u32(2)];
+            _S76 = entryPointParams_result_0[_S97] + sums_0[u32(3)][u32(2)];
         }
         else
         {
-            _S62 = sums_0[u32(5)][u32(2)];
+            _S76 = sums_0[u32(3)][u32(2)];
         }
-        entryPointParams_result_0[_S95] = _S62;
+        entryPointParams_result_0[_S97] = _S76;
     }
-    if(_S92)
+    if(_S94)
     {
-        _S61 = (_S56 + _S58.y + u32(3)) < _S50;
+        _S75 = (_S70 + _S72.y + u32(3)) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S96 : u32 = (*_S49).out_offset_0 + _S91 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(3);
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S98 : u32 = (*_S63).out_offset_0 + _S93 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(3);
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S96] + sums_0[u32(5)][u32(3)];
+            _S76 = entryPointParams_result_0[_S98] + sums_0[u32(3)][u32(3)];
         }
         else
         {
-            _S62 = sums_0[u32(5)][u32(3)];
+            _S76 = sums_0[u32(3)][u32(3)];
         }
-        entryPointParams_result_0[_S96] = _S62;
+        entryPointParams_result_0[_S98] = _S76;
     }
-    var _S97 : u32 = _S59 + u32(6);
-    var _S98 : bool = _S97 < _S57;
-    if(_S98)
+    var _S99 : u32 = _S73 + u32(4);
+    var _S100 : bool = _S99 < _S71;
+    if(_S100)
     {
-        _S61 = (_S56 + _S58.y) < _S50;
+        _S75 = (_S70 + _S72.y) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S99 : u32 = (*_S49).out_offset_0 + _S97 * (*_S49).out_stride_0 + _S56 + _S58.y;
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S101 : u32 = (*_S63).out_offset_0 + _S99 * (*_S63).out_stride_0 + _S70 + _S72.y;
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S99] + sums_0[u32(6)][u32(0)];
+            _S76 = entryPointParams_result_0[_S101] + sums_0[u32(4)][u32(0)];
         }
         else
         {
-            _S62 = sums_0[u32(6)][u32(0)];
+            _S76 = sums_0[u32(4)][u32(0)];
         }
-        entryPointParams_result_0[_S99] = _S62;
+        entryPointParams_result_0[_S101] = _S76;
     }
-    if(_S98)
+    if(_S100)
     {
-        _S61 = (_S56 + _S58.y + u32(1)) < _S50;
+        _S75 = (_S70 + _S72.y + u32(1)) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S100 : u32 = (*_S49).out_offset_0 + _S97 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(1);
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S102 : u32 = (*_S63).out_offset_0 + _S99 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(1);
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S100] + sums_0[u32(6)][u32(1)];
+            _S76 = entryPointParams_result_0[_S102] + sums_0[u32(4)][u32(1)];
         }
         else
         {
-            _S62 = sums_0[u32(6)][u32(1)];
+            _S76 = sums_0[u32(4)][u32(1)];
         }
-        entryPointParams_result_0[_S100] = _S62;
+        entryPointParams_result_0[_S102] = _S76;
     }
-    if(_S98)
+    if(_S100)
     {
-        _S61 = (_S56 + _S58.y + u32(2)) < _S50;
+        _S75 = (_S70 + _S72.y + u32(2)) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S101 : u32 = (*_S49).out_offset_0 + _S97 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(2);
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S103 : u32 = (*_S63).out_offset_0 + _S99 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(2);
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S101] + sums_0[u32(6)][u32(2)];
+            _S76 = entryPointParams_result_0[_S103] + sums_0[u32(4)][u32(2)];
         }
         else
         {
-            _S62 = sums_0[u32(6)][u32(2)];
+            _S76 = sums_0[u32(4)][u32(2)];
         }
-        entryPointParams_result_0[_S101] = _S62;
+        entryPointParams_result_0[_S103] = _S76;
     }
-    if(_S98)
+    if(_S100)
     {
-        _S61 = (_S56 + _S58.y + u32(3)) < _S50;
+        _S75 = (_S70 + _S72.y + u32(3)) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S102 : u32 = (*_S49).out_offset_0 + _S97 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(3);
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S104 : u32 = (*_S63).out_offset_0 + _S99 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(3);
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S102] + sums_0[u32(6)][u32(3)];
+            _S76 = entryPointParams_result_0[_S104] + sums_0[u32(4)][u32(3)];
         }
         else
         {
-            _S62 = sums_0[u32(6)][u32(3)];
+            _S76 = sums_0[u32(4)][u32(3)];
         }
-        entryPointParams_result_0[_S102] = _S62;
+        entryPointParams_result_0[_S104] = _S76;
     }
-    var _S103 : u32 = _S59 + u32(7);
-    var _S104 : bool = _S103 < _S57;
-    if(_S104)
+    var _S105 : u32 = _S73 + u32(5);
+    var _S106 : bool = _S105 < _S71;
+    if(_S106)
     {
-        _S61 = (_S56 + _S58.y) < _S50;
+        _S75 = (_S70 + _S72.y) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S105 : u32 = (*_S49).out_offset_0 + _S103 * (*_S49).out_stride_0 + _S56 + _S58.y;
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S107 : u32 = (*_S63).out_offset_0 + _S105 * (*_S63).out_stride_0 + _S70 + _S72.y;
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S105] + sums_0[u32(7)][u32(0)];
+            _S76 = entryPointParams_result_0[_S107] + sums_0[u32(5)][u32(0)];
         }
         else
         {
-            _S62 = sums_0[u32(7)][u32(0)];
+            _S76 = sums_0[u32(5)][u32(0)];
         }
-        entryPointParams_result_0[_S105] = _S62;
+        entryPointParams_result_0[_S107] = _S76;
     }
-    if(_S104)
+    if(_S106)
     {
-        _S61 = (_S56 + _S58.y + u32(1)) < _S50;
+        _S75 = (_S70 + _S72.y + u32(1)) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S106 : u32 = (*_S49).out_offset_0 + _S103 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(1);
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S108 : u32 = (*_S63).out_offset_0 + _S105 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(1);
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S106] + sums_0[u32(7)][u32(1)];
+            _S76 = entryPointParams_result_0[_S108] + sums_0[u32(5)][u32(1)];
         }
         else
         {
-            _S62 = sums_0[u32(7)][u32(1)];
+            _S76 = sums_0[u32(5)][u32(1)];
         }
-        entryPointParams_result_0[_S106] = _S62;
+        entryPointParams_result_0[_S108] = _S76;
     }
-    if(_S104)
+    if(_S106)
     {
-        _S61 = (_S56 + _S58.y + u32(2)) < _S50;
+        _S75 = (_S70 + _S72.y + u32(2)) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S107 : u32 = (*_S49).out_offset_0 + _S103 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(2);
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S109 : u32 = (*_S63).out_offset_0 + _S105 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(2);
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S107] + sums_0[u32(7)][u32(2)];
+            _S76 = entryPointParams_result_0[_S109] + sums_0[u32(5)][u32(2)];
         }
         else
         {
-            _S62 = sums_0[u32(7)][u32(2)];
+            _S76 = sums_0[u32(5)][u32(2)];
         }
-        entryPointParams_result_0[_S107] = _S62;
+        entryPointParams_result_0[_S109] = _S76;
     }
-    if(_S104)
+    if(_S106)
     {
-        _S61 = (_S56 + _S58.y + u32(3)) < _S50;
+        _S75 = (_S70 + _S72.y + u32(3)) < _S64;
     }
     else
     {
-        _S61 = false;
+        _S75 = false;
     }
-    if(_S61)
+    if(_S75)
     {
-        var _S108 : u32 = (*_S49).out_offset_0 + _S103 * (*_S49).out_stride_0 + _S56 + _S58.y + u32(3);
-        if(((*_S49).accumulate_0) != u32(0))
+        var _S110 : u32 = (*_S63).out_offset_0 + _S105 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(3);
+        if(((*_S63).accumulate_0) != u32(0))
         {
-            _S62 = entryPointParams_result_0[_S108] + sums_0[u32(7)][u32(3)];
+            _S76 = entryPointParams_result_0[_S110] + sums_0[u32(5)][u32(3)];
         }
         else
         {
-            _S62 = sums_0[u32(7)][u32(3)];
+            _S76 = sums_0[u32(5)][u32(3)];
         }
-        entryPointParams_result_0[_S108] = _S62;
+        entryPointParams_result_0[_S110] = _S76;
+    }
+    var _S111 : u32 = _S73 + u32(6);
+    var _S112 : bool = _S111 < _S71;
+    if(_S112)
+    {
+        _S75 = (_S70 + _S72.y) < _S64;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        var _S113 : u32 = (*_S63).out_offset_0 + _S111 * (*_S63).out_stride_0 + _S70 + _S72.y;
+        if(((*_S63).accumulate_0) != u32(0))
+        {
+            _S76 = entryPointParams_result_0[_S113] + sums_0[u32(6)][u32(0)];
+        }
+        else
+        {
+            _S76 = sums_0[u32(6)][u32(0)];
+        }
+        entryPointParams_result_0[_S113] = _S76;
+    }
+    if(_S112)
+    {
+        _S75 = (_S70 + _S72.y + u32(1)) < _S64;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        var _S114 : u32 = (*_S63).out_offset_0 + _S111 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(1);
+        if(((*_S63).accumulate_0) != u32(0))
+        {
+            _S76 = entryPointParams_result_0[_S114] + sums_0[u32(6)][u32(1)];
+        }
+        else
+        {
+            _S76 = sums_0[u32(6)][u32(1)];
+        }
+        entryPointParams_result_0[_S114] = _S76;
+    }
+    if(_S112)
+    {
+        _S75 = (_S70 + _S72.y + u32(2)) < _S64;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        var _S115 : u32 = (*_S63).out_offset_0 + _S111 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(2);
+        if(((*_S63).accumulate_0) != u32(0))
+        {
+            _S76 = entryPointParams_result_0[_S115] + sums_0[u32(6)][u32(2)];
+        }
+        else
+        {
+            _S76 = sums_0[u32(6)][u32(2)];
+        }
+        entryPointParams_result_0[_S115] = _S76;
+    }
+    if(_S112)
+    {
+        _S75 = (_S70 + _S72.y + u32(3)) < _S64;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        var _S116 : u32 = (*_S63).out_offset_0 + _S111 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(3);
+        if(((*_S63).accumulate_0) != u32(0))
+        {
+            _S76 = entryPointParams_result_0[_S116] + sums_0[u32(6)][u32(3)];
+        }
+        else
+        {
+            _S76 = sums_0[u32(6)][u32(3)];
+        }
+        entryPointParams_result_0[_S116] = _S76;
+    }
+    var _S117 : u32 = _S73 + u32(7);
+    var _S118 : bool = _S117 < _S71;
+    if(_S118)
+    {
+        _S75 = (_S70 + _S72.y) < _S64;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        var _S119 : u32 = (*_S63).out_offset_0 + _S117 * (*_S63).out_stride_0 + _S70 + _S72.y;
+        if(((*_S63).accumulate_0) != u32(0))
+        {
+            _S76 = entryPointParams_result_0[_S119] + sums_0[u32(7)][u32(0)];
+        }
+        else
+        {
+            _S76 = sums_0[u32(7)][u32(0)];
+        }
+        entryPointParams_result_0[_S119] = _S76;
+    }
+    if(_S118)
+    {
+        _S75 = (_S70 + _S72.y + u32(1)) < _S64;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        var _S120 : u32 = (*_S63).out_offset_0 + _S117 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(1);
+        if(((*_S63).accumulate_0) != u32(0))
+        {
+            _S76 = entryPointParams_result_0[_S120] + sums_0[u32(7)][u32(1)];
+        }
+        else
+        {
+            _S76 = sums_0[u32(7)][u32(1)];
+        }
+        entryPointParams_result_0[_S120] = _S76;
+    }
+    if(_S118)
+    {
+        _S75 = (_S70 + _S72.y + u32(2)) < _S64;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        var _S121 : u32 = (*_S63).out_offset_0 + _S117 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(2);
+        if(((*_S63).accumulate_0) != u32(0))
+        {
+            _S76 = entryPointParams_result_0[_S121] + sums_0[u32(7)][u32(2)];
+        }
+        else
+        {
+            _S76 = sums_0[u32(7)][u32(2)];
+        }
+        entryPointParams_result_0[_S121] = _S76;
+    }
+    if(_S118)
+    {
+        _S75 = (_S70 + _S72.y + u32(3)) < _S64;
+    }
+    else
+    {
+        _S75 = false;
+    }
+    if(_S75)
+    {
+        var _S122 : u32 = (*_S63).out_offset_0 + _S117 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(3);
+        if(((*_S63).accumulate_0) != u32(0))
+        {
+            _S76 = entryPointParams_result_0[_S122] + sums_0[u32(7)][u32(3)];
+        }
+        else
+        {
+            _S76 = sums_0[u32(7)][u32(3)];
+        }
+        entryPointParams_result_0[_S122] = _S76;
     }
     return;
 }
 
 @compute
 @workgroup_size(128, 1, 1)
-fn gemm_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32)
+fn gemm_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32)
 {
-    var _S109 : GemmParams_std140_0 = entryPointParams_0.p_0;
-    gemm_0(group_1, thread_1, &(_S109));
+    var _S123 : GemmParams_std140_0 = entryPointParams_0.p_0;
+    gemm_0(group_1, thread_2, &(_S123));
     return;
 }

@@ -55,14 +55,29 @@ fn Q8_0Eights_places_0( i_0 : u32) -> vec2<u32>
     return vec2<u32>(_S6, _S6 + u32(1));
 }
 
+fn word_at_0( _S7 : u32,  _S8 : u32) -> u32
+{
+    var _S9 : u32 = _S7 + _S8 / u32(2);
+    var _S10 : u32;
+    if((_S8 % u32(2)) == u32(0))
+    {
+        _S10 = entryPointParams_weight_0[_S9];
+    }
+    else
+    {
+        _S10 = (((entryPointParams_weight_0[_S9] >> (u32(16)))) | (((entryPointParams_weight_0[_S9 + u32(1)] << (u32(16))))));
+    }
+    return _S10;
+}
+
 fn halves_0( word_0 : u32) -> vec2<f32>
 {
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
 }
 
-fn half_at_0( _S7 : u32,  _S8 : u32) -> f32
+fn half_at_0( _S11 : u32,  _S12 : u32) -> f32
 {
-    return halves_0((entryPointParams_weight_0[_S7 + _S8 / u32(2)] >> ((_S8 % u32(2) * u32(16))))).x;
+    return halves_0((entryPointParams_weight_0[_S11 + _S12 / u32(2)] >> ((_S12 % u32(2) * u32(16))))).x;
 }
 
 fn bytes_0( word_1 : u32) -> vec4<f32>
@@ -70,48 +85,32 @@ fn bytes_0( word_1 : u32) -> vec4<f32>
     return vec4<f32>((vec4<i32>(i32((word_1 << (u32(24)))), i32((word_1 << (u32(16)))), i32((word_1 << (u32(8)))), i32(word_1)) >> (vec4<u32>(u32(24)))));
 }
 
-fn Q8_0Eights_product_0( _S9 : u32,  _S10 : u32,  _S11 : u32,  _S12 : u32,  _S13 : vec4<f32>,  _S14 : vec4<f32>) -> f32
+fn Q8_0Eights_product_0( _S13 : u32,  _S14 : u32,  _S15 : u32,  _S16 : u32,  _S17 : vec4<f32>,  _S18 : vec4<f32>) -> f32
 {
-    var _S15 : u32 = (_S11 * (_S10 / u32(32)) + _S12 / u32(4)) * u32(17);
-    var _S16 : u32 = _S15 + u32(1) + _S12 % u32(4) * u32(4);
-    var _S17 : u32 = _S9 + _S16 / u32(2);
-    var low_0 : u32 = entryPointParams_weight_0[_S17];
-    var high_0 : u32 = entryPointParams_weight_0[_S17 + u32(1)];
-    var low_1 : u32;
-    var high_1 : u32;
-    if((_S16 % u32(2)) != u32(0))
-    {
-        var _S18 : u32 = (((high_0 >> (u32(16)))) | (((entryPointParams_weight_0[_S17 + u32(2)] << (u32(16))))));
-        low_1 = (((low_0 >> (u32(16)))) | (((high_0 << (u32(16))))));
-        high_1 = _S18;
-    }
-    else
-    {
-        low_1 = low_0;
-        high_1 = high_0;
-    }
-    return half_at_0(_S9, _S15) * (dot(bytes_0(low_1), _S13) + dot(bytes_0(high_1), _S14));
+    var _S19 : u32 = (_S15 * (_S14 / u32(32)) + _S16 / u32(4)) * u32(17);
+    var _S20 : u32 = _S16 % u32(4) * u32(4);
+    return half_at_0(_S13, _S19) * (dot(bytes_0(word_at_0(_S13, _S19 + u32(1) + _S20)), _S17) + dot(bytes_0(word_at_0(_S13, _S19 + u32(3) + _S20)), _S18));
 }
 
-fn gemv_0( _S19 : vec3<u32>,  _S20 : u32,  _S21 : ptr<function, GemvParams_std140_0>)
+fn gemv_0( _S21 : vec3<u32>,  _S22 : u32,  _S23 : ptr<function, GemvParams_std140_0>)
 {
-    if((live_rows_0((*_S21).step_offset_0, u32(1))) == u32(0))
+    if((live_rows_0((*_S23).step_offset_0, u32(1))) == u32(0))
     {
         return;
     }
     ;
-    var _S22 : u32 = _S1;
+    var _S24 : u32 = _S1;
     ;
-    var _S23 : u32 = _S2;
-    var _S24 : u32 = u32(128) / _S22;
-    var _S25 : u32 = group_number_0(_S19) * _S24;
-    var _S26 : u32 = _S20 / _S22;
-    var first_0 : u32 = (_S25 + _S26) * u32(4);
+    var _S25 : u32 = _S2;
+    var _S26 : u32 = u32(128) / _S24;
+    var _S27 : u32 = group_number_0(_S21) * _S26;
+    var _S28 : u32 = _S22 / _S24;
+    var first_0 : u32 = (_S27 + _S28) * u32(4);
     for(;;)
     {
-        var _S27 : u32 = (*_S21).n_0;
-        var _S28 : bool = first_0 < ((*_S21).n_0);
-        if(_S28)
+        var _S29 : u32 = (*_S23).n_0;
+        var _S30 : bool = first_0 < ((*_S23).n_0);
+        if(_S30)
         {
         }
         else
@@ -123,94 +122,94 @@ fn gemv_0( _S19 : vec3<u32>,  _S20 : u32,  _S21 : ptr<function, GemvParams_std14
         sums_0[u32(1)] = 0.0f;
         sums_0[u32(2)] = 0.0f;
         sums_0[u32(3)] = 0.0f;
-        var i_1 : u32 = _S23;
+        var i_1 : u32 = _S25;
         for(;;)
         {
-            var _S29 : u32 = (*_S21).k_0;
-            if(i_1 < ((*_S21).k_0 / u32(8)))
+            var _S31 : u32 = (*_S23).k_0;
+            if(i_1 < ((*_S23).k_0 / u32(8)))
             {
             }
             else
             {
                 break;
             }
-            var _S30 : vec2<u32> = Q8_0Eights_places_0(i_1);
-            var _S31 : vec4<f32> = entryPointParams_x_0[(*_S21).x_offset_0 + _S30.x];
-            var _S32 : vec4<f32> = entryPointParams_x_0[(*_S21).x_offset_0 + _S30.y];
-            var _S33 : u32 = _S27 - u32(1);
-            sums_0[u32(0)] = sums_0[u32(0)] + Q8_0Eights_product_0((*_S21).weight_offset_0, _S29, min(first_0, _S33), i_1, _S31, _S32);
-            sums_0[u32(1)] = sums_0[u32(1)] + Q8_0Eights_product_0((*_S21).weight_offset_0, _S29, min(first_0 + u32(1), _S33), i_1, _S31, _S32);
-            sums_0[u32(2)] = sums_0[u32(2)] + Q8_0Eights_product_0((*_S21).weight_offset_0, _S29, min(first_0 + u32(2), _S33), i_1, _S31, _S32);
-            sums_0[u32(3)] = sums_0[u32(3)] + Q8_0Eights_product_0((*_S21).weight_offset_0, _S29, min(first_0 + u32(3), _S33), i_1, _S31, _S32);
-            i_1 = i_1 + _S22;
+            var _S32 : vec2<u32> = Q8_0Eights_places_0(i_1);
+            var _S33 : vec4<f32> = entryPointParams_x_0[(*_S23).x_offset_0 + _S32.x];
+            var _S34 : vec4<f32> = entryPointParams_x_0[(*_S23).x_offset_0 + _S32.y];
+            var _S35 : u32 = _S29 - u32(1);
+            sums_0[u32(0)] = sums_0[u32(0)] + Q8_0Eights_product_0((*_S23).weight_offset_0, _S31, min(first_0, _S35), i_1, _S33, _S34);
+            sums_0[u32(1)] = sums_0[u32(1)] + Q8_0Eights_product_0((*_S23).weight_offset_0, _S31, min(first_0 + u32(1), _S35), i_1, _S33, _S34);
+            sums_0[u32(2)] = sums_0[u32(2)] + Q8_0Eights_product_0((*_S23).weight_offset_0, _S31, min(first_0 + u32(2), _S35), i_1, _S33, _S34);
+            sums_0[u32(3)] = sums_0[u32(3)] + Q8_0Eights_product_0((*_S23).weight_offset_0, _S31, min(first_0 + u32(3), _S35), i_1, _S33, _S34);
+            i_1 = i_1 + _S24;
         }
-        var _S34 : f32 = subgroupAdd(sums_0[u32(0)]);
-        sums_0[u32(0)] = _S34;
-        var _S35 : f32 = subgroupAdd(sums_0[u32(1)]);
-        sums_0[u32(1)] = _S35;
-        var _S36 : f32 = subgroupAdd(sums_0[u32(2)]);
-        sums_0[u32(2)] = _S36;
-        var _S37 : f32 = subgroupAdd(sums_0[u32(3)]);
-        sums_0[u32(3)] = _S37;
-        if(_S23 != u32(0))
+        var _S36 : f32 = subgroupAdd(sums_0[u32(0)]);
+        sums_0[u32(0)] = _S36;
+        var _S37 : f32 = subgroupAdd(sums_0[u32(1)]);
+        sums_0[u32(1)] = _S37;
+        var _S38 : f32 = subgroupAdd(sums_0[u32(2)]);
+        sums_0[u32(2)] = _S38;
+        var _S39 : f32 = subgroupAdd(sums_0[u32(3)]);
+        sums_0[u32(3)] = _S39;
+        if(_S25 != u32(0))
         {
-            first_0 = first_0 + (*_S21).groups_0 * _S24 * u32(4);
+            first_0 = first_0 + (*_S23).groups_0 * _S26 * u32(4);
             continue;
         }
-        var _S38 : u32 = (*_S21).out_offset_0 + first_0;
-        var _S39 : f32;
-        if(_S28)
+        var _S40 : u32 = (*_S23).out_offset_0 + first_0;
+        var _S41 : f32;
+        if(_S30)
         {
-            if(((*_S21).accumulate_0) != u32(0))
+            if(((*_S23).accumulate_0) != u32(0))
             {
-                _S39 = entryPointParams_result_0[_S38] + sums_0[u32(0)];
+                _S41 = entryPointParams_result_0[_S40] + sums_0[u32(0)];
             }
             else
             {
-                _S39 = sums_0[u32(0)];
+                _S41 = sums_0[u32(0)];
             }
-            entryPointParams_result_0[_S38] = _S39;
+            entryPointParams_result_0[_S40] = _S41;
         }
-        var _S40 : u32 = _S38 + u32(1);
-        if((first_0 + u32(1)) < _S27)
+        var _S42 : u32 = _S40 + u32(1);
+        if((first_0 + u32(1)) < _S29)
         {
-            if(((*_S21).accumulate_0) != u32(0))
+            if(((*_S23).accumulate_0) != u32(0))
             {
-                _S39 = entryPointParams_result_0[_S40] + sums_0[u32(1)];
+                _S41 = entryPointParams_result_0[_S42] + sums_0[u32(1)];
             }
             else
             {
-                _S39 = sums_0[u32(1)];
+                _S41 = sums_0[u32(1)];
             }
-            entryPointParams_result_0[_S40] = _S39;
+            entryPointParams_result_0[_S42] = _S41;
         }
-        var _S41 : u32 = _S38 + u32(2);
-        if((first_0 + u32(2)) < _S27)
+        var _S43 : u32 = _S40 + u32(2);
+        if((first_0 + u32(2)) < _S29)
         {
-            if(((*_S21).accumulate_0) != u32(0))
+            if(((*_S23).accumulate_0) != u32(0))
             {
-                _S39 = entryPointParams_result_0[_S41] + sums_0[u32(2)];
+                _S41 = entryPointParams_result_0[_S43] + sums_0[u32(2)];
             }
             else
             {
-                _S39 = sums_0[u32(2)];
+                _S41 = sums_0[u32(2)];
             }
-            entryPointParams_result_0[_S41] = _S39;
+            entryPointParams_result_0[_S43] = _S41;
         }
-        var _S42 : u32 = _S38 + u32(3);
-        if((first_0 + u32(3)) < _S27)
+        var _S44 : u32 = _S40 + u32(3);
+        if((first_0 + u32(3)) < _S29)
         {
-            if(((*_S21).accumulate_0) != u32(0))
+            if(((*_S23).accumulate_0) != u32(0))
             {
-                _S39 = entryPointParams_result_0[_S42] + sums_0[u32(3)];
+                _S41 = entryPointParams_result_0[_S44] + sums_0[u32(3)];
             }
             else
             {
-                _S39 = sums_0[u32(3)];
+                _S41 = sums_0[u32(3)];
             }
-            entryPointParams_result_0[_S42] = _S39;
+            entryPointParams_result_0[_S44] = _S41;
         }
-        first_0 = first_0 + (*_S21).groups_0 * _S24 * u32(4);
+        first_0 = first_0 + (*_S23).groups_0 * _S26 * u32(4);
     }
     return;
 }
@@ -221,7 +220,7 @@ fn gemv_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocati
 {
     _S1 = _builtinWaveLaneCount_0;
     _S2 = _builtinWaveLaneIndex_0;
-    var _S43 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S43));
+    var _S45 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_0, &(_S45));
     return;
 }

@@ -32,31 +32,48 @@ struct EntryPointParams_std140_0
 
 @binding(3) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f16>;
 
+struct Block_0
+{
+     rows_0 : array<vec4<f32>, i32(4)>,
+};
+
+fn Block_x24init_0( rows_1 : array<vec4<f32>, i32(4)>) -> Block_0
+{
+    var _S1 : Block_0;
+    _S1.rows_0 = rows_1;
+    return _S1;
+}
+
 fn corner_0( thread_0 : u32) -> vec2<u32>
 {
     return vec2<u32>(thread_0 / u32(16) * u32(8), thread_0 % u32(16) * u32(4));
 }
 
-fn share_0( i_0 : u32,  along_k_0 : bool) -> vec2<u32>
+fn share_0( thread_1 : u32,  along_k_0 : bool) -> vec2<u32>
 {
-    var _S1 : vec2<u32>;
+    var _S2 : vec2<u32>;
     if(along_k_0)
     {
-        _S1 = vec2<u32>(i_0 % u32(32), i_0 / u32(32));
+        _S2 = vec2<u32>(thread_1 / u32(8), thread_1 % u32(8));
     }
     else
     {
-        _S1 = vec2<u32>(i_0 / u32(16), i_0 % u32(16));
+        _S2 = vec2<u32>(thread_1 % u32(16), thread_1 / u32(16));
     }
-    return _S1;
+    return _S2;
 }
 
 fn place_0( k_1 : u32,  quad_0 : u32) -> u32
 {
-    return k_1 * u32(16) + ((quad_0 ^ ((k_1 % u32(8)))));
+    return k_1 * u32(16) + ((quad_0 ^ ((k_1 / u32(4) % u32(8)))));
 }
 
 var<workgroup> left_tile_0 : array<vec4<f32>, i32(512)>;
+
+fn Block_column_0( this_0 : Block_0,  c_0 : u32) -> vec4<f32>
+{
+    return vec4<f32>(this_0.rows_0[i32(0)][c_0], this_0.rows_0[i32(1)][c_0], this_0.rows_0[i32(2)][c_0], this_0.rows_0[i32(3)][c_0]);
+}
 
 var<workgroup> right_tile_0 : array<vec4<f32>, i32(512)>;
 
@@ -69,15 +86,20 @@ struct Operand_0
 {
      offset_0 : u32,
      begin_0 : u32,
-     rows_0 : u32,
+     rows_2 : u32,
      k_2 : u32,
      row_stride_0 : u32,
      k_stride_0 : u32,
 };
 
-fn Operand_along_k_0( _S2 : Operand_0) -> bool
+fn Operand_along_k_0( _S3 : Operand_0) -> bool
 {
-    return (_S2.k_stride_0) == u32(1);
+    return (_S3.k_stride_0) == u32(1);
+}
+
+fn Operand_along_k_1( _S4 : Operand_0) -> bool
+{
+    return (_S4.k_stride_0) == u32(1);
 }
 
 fn halves_0( word_0 : u32) -> vec2<f32>
@@ -85,132 +107,160 @@ fn halves_0( word_0 : u32) -> vec2<f32>
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
 }
 
-fn half_at_0( _S3 : u32,  _S4 : u32) -> f32
+fn half_at_0( _S5 : u32,  _S6 : u32) -> f32
 {
-    return halves_0((entryPointParams_a_0[_S3 + _S4 / u32(2)] >> ((_S4 % u32(2) * u32(16))))).x;
+    return halves_0((entryPointParams_a_0[_S5 + _S6 / u32(2)] >> ((_S6 % u32(2) * u32(16))))).x;
 }
 
-fn Float16_at_0( _S5 : u32,  _S6 : u32) -> f32
+fn Float16_at_0( _S7 : u32,  _S8 : u32) -> f32
 {
-    return half_at_0(_S5, _S6);
+    return half_at_0(_S7, _S8);
 }
 
-fn Operand_at_0( _S7 : Operand_0,  _S8 : u32,  _S9 : u32) -> f32
+fn Operand_at_0( _S9 : Operand_0,  _S10 : u32,  _S11 : u32) -> f32
 {
-    var _S10 : bool;
-    if(_S8 < (_S7.rows_0))
-    {
-        _S10 = _S9 < (_S7.k_2);
-    }
-    else
-    {
-        _S10 = false;
-    }
-    var _S11 : f32;
-    if(_S10)
-    {
-        _S11 = Float16_at_0(_S7.offset_0, _S7.begin_0 + _S8 * _S7.row_stride_0 + _S9 * _S7.k_stride_0);
-    }
-    else
-    {
-        _S11 = 0.0f;
-    }
-    return _S11;
+    return Float16_at_0(_S9.offset_0, _S9.begin_0 + _S10 * _S9.row_stride_0 + _S11 * _S9.k_stride_0);
 }
 
-fn load_0( _S12 : Operand_0,  _S13 : u32,  _S14 : u32) -> vec4<f32>
+fn Operand_four_0( _S12 : Operand_0,  _S13 : u32,  _S14 : u32) -> vec4<f32>
 {
-    return vec4<f32>(Operand_at_0(_S12, _S13, _S14), Operand_at_0(_S12, _S13 + u32(1), _S14), Operand_at_0(_S12, _S13 + u32(2), _S14), Operand_at_0(_S12, _S13 + u32(3), _S14));
-}
-
-fn Operand_along_k_1( _S15 : Operand_0) -> bool
-{
-    return (_S15.k_stride_0) == u32(1);
-}
-
-fn half_at_1( _S16 : u32,  _S17 : u32) -> f32
-{
-    return halves_0((entryPointParams_b_0[_S16 + _S17 / u32(2)] >> ((_S17 % u32(2) * u32(16))))).x;
-}
-
-fn Float16_at_1( _S18 : u32,  _S19 : u32) -> f32
-{
-    return half_at_1(_S18, _S19);
-}
-
-fn Operand_at_1( _S20 : Operand_0,  _S21 : u32,  _S22 : u32) -> f32
-{
-    var _S23 : bool;
-    if(_S21 < (_S20.rows_0))
+    var result_0 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    if(_S13 < (_S12.rows_2))
     {
-        _S23 = _S22 < (_S20.k_2);
-    }
-    else
-    {
-        _S23 = false;
-    }
-    var _S24 : f32;
-    if(_S23)
-    {
-        _S24 = Float16_at_1(_S20.offset_0, _S20.begin_0 + _S21 * _S20.row_stride_0 + _S22 * _S20.k_stride_0);
-    }
-    else
-    {
-        _S24 = 0.0f;
-    }
-    return _S24;
-}
-
-fn load_1( _S25 : Operand_0,  _S26 : u32,  _S27 : u32) -> vec4<f32>
-{
-    return vec4<f32>(Operand_at_1(_S25, _S26, _S27), Operand_at_1(_S25, _S26 + u32(1), _S27), Operand_at_1(_S25, _S26 + u32(2), _S27), Operand_at_1(_S25, _S26 + u32(3), _S27));
-}
-
-fn product_0( _S28 : Operand_0,  _S29 : Operand_0,  _S30 : u32,  _S31 : u32,  _S32 : u32,  _S33 : u32,  _S34 : u32,  _S35 : ptr<function, array<vec4<f32>, i32(8)>>)
-{
-    var _S36 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    (*_S35)[u32(0)] = _S36;
-    (*_S35)[u32(1)] = _S36;
-    (*_S35)[u32(2)] = _S36;
-    (*_S35)[u32(3)] = _S36;
-    (*_S35)[u32(4)] = _S36;
-    (*_S35)[u32(5)] = _S36;
-    (*_S35)[u32(6)] = _S36;
-    (*_S35)[u32(7)] = _S36;
-    var _S37 : vec2<u32> = corner_0(_S34);
-    var begin_1 : u32 = u32(0);
-    for(;;)
-    {
-        if(begin_1 < _S33)
-        {
-        }
-        else
-        {
-            break;
-        }
-        var i_1 : u32 = _S34;
+        var c_1 : u32 = u32(0);
         for(;;)
         {
-            if(i_1 < u32(512))
+            if(c_1 < u32(4))
             {
             }
             else
             {
                 break;
             }
-            var _S38 : vec2<u32> = share_0(i_1, Operand_along_k_0(_S28));
-            var _S39 : u32 = _S38.x;
-            var _S40 : u32 = _S38.y;
-            left_tile_0[place_0(_S39, _S40)] = load_0(_S28, _S30 + u32(4) * _S40, begin_1 + _S39);
-            var _S41 : vec2<u32> = share_0(i_1, Operand_along_k_1(_S29));
-            var _S42 : u32 = _S41.x;
-            var _S43 : u32 = _S41.y;
-            right_tile_0[place_0(_S42, _S43)] = load_1(_S29, _S31 + u32(4) * _S43, begin_1 + _S42);
-            i_1 = i_1 + u32(128);
+            var _S15 : u32 = _S14 + c_1;
+            var _S16 : f32;
+            if(_S15 < (_S12.k_2))
+            {
+                _S16 = Operand_at_0(_S12, _S13, _S15);
+            }
+            else
+            {
+                _S16 = 0.0f;
+            }
+            result_0[c_1] = _S16;
+            c_1 = c_1 + u32(1);
         }
+    }
+    return result_0;
+}
+
+fn Block_load_0( _S17 : Operand_0,  _S18 : u32,  _S19 : u32) -> Block_0
+{
+    var _S20 : array<vec4<f32>, i32(4)> = array<vec4<f32>, i32(4)>( Operand_four_0(_S17, _S18, _S19), Operand_four_0(_S17, _S18 + u32(1), _S19), Operand_four_0(_S17, _S18 + u32(2), _S19), Operand_four_0(_S17, _S18 + u32(3), _S19) );
+    return Block_x24init_0(_S20);
+}
+
+fn half_at_1( _S21 : u32,  _S22 : u32) -> f32
+{
+    return halves_0((entryPointParams_b_0[_S21 + _S22 / u32(2)] >> ((_S22 % u32(2) * u32(16))))).x;
+}
+
+fn Float16_at_1( _S23 : u32,  _S24 : u32) -> f32
+{
+    return half_at_1(_S23, _S24);
+}
+
+fn Operand_at_1( _S25 : Operand_0,  _S26 : u32,  _S27 : u32) -> f32
+{
+    return Float16_at_1(_S25.offset_0, _S25.begin_0 + _S26 * _S25.row_stride_0 + _S27 * _S25.k_stride_0);
+}
+
+fn Operand_four_1( _S28 : Operand_0,  _S29 : u32,  _S30 : u32) -> vec4<f32>
+{
+    var result_1 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    if(_S29 < (_S28.rows_2))
+    {
+        var c_2 : u32 = u32(0);
+        for(;;)
+        {
+            if(c_2 < u32(4))
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S31 : u32 = _S30 + c_2;
+            var _S32 : f32;
+            if(_S31 < (_S28.k_2))
+            {
+                _S32 = Operand_at_1(_S28, _S29, _S31);
+            }
+            else
+            {
+                _S32 = 0.0f;
+            }
+            result_1[c_2] = _S32;
+            c_2 = c_2 + u32(1);
+        }
+    }
+    return result_1;
+}
+
+fn Block_load_1( _S33 : Operand_0,  _S34 : u32,  _S35 : u32) -> Block_0
+{
+    var _S36 : array<vec4<f32>, i32(4)> = array<vec4<f32>, i32(4)>( Operand_four_1(_S33, _S34, _S35), Operand_four_1(_S33, _S34 + u32(1), _S35), Operand_four_1(_S33, _S34 + u32(2), _S35), Operand_four_1(_S33, _S34 + u32(3), _S35) );
+    return Block_x24init_0(_S36);
+}
+
+fn product_0( _S37 : Operand_0,  _S38 : Operand_0,  _S39 : u32,  _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : ptr<function, array<vec4<f32>, i32(8)>>)
+{
+    var _S45 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    (*_S44)[u32(0)] = _S45;
+    (*_S44)[u32(1)] = _S45;
+    (*_S44)[u32(2)] = _S45;
+    (*_S44)[u32(3)] = _S45;
+    (*_S44)[u32(4)] = _S45;
+    (*_S44)[u32(5)] = _S45;
+    (*_S44)[u32(6)] = _S45;
+    (*_S44)[u32(7)] = _S45;
+    var _S46 : vec2<u32> = corner_0(_S43);
+    var _S47 : vec2<u32> = share_0(_S43, Operand_along_k_0(_S37));
+    var _S48 : vec2<u32> = share_0(_S43, Operand_along_k_1(_S38));
+    var _S49 : u32 = _S47.x;
+    var _S50 : u32 = _S39 + u32(4) * _S49;
+    var _S51 : u32 = u32(4) * _S47.y;
+    var _S52 : Block_0 = Block_load_0(_S37, _S50, _S51);
+    var _S53 : u32 = _S48.x;
+    var _S54 : u32 = _S40 + u32(4) * _S53;
+    var _S55 : u32 = u32(4) * _S48.y;
+    var _S56 : Block_0 = Block_load_1(_S38, _S54, _S55);
+    var begin_1 : u32 = u32(0);
+    var left_block_0 : Block_0 = _S52;
+    var right_block_0 : Block_0 = _S56;
+    for(;;)
+    {
+        if(begin_1 < _S42)
+        {
+        }
+        else
+        {
+            break;
+        }
+        left_tile_0[place_0(_S51, _S49)] = Block_column_0(left_block_0, u32(0));
+        right_tile_0[place_0(_S55, _S53)] = Block_column_0(right_block_0, u32(0));
+        left_tile_0[place_0(_S51 + u32(1), _S49)] = Block_column_0(left_block_0, u32(1));
+        right_tile_0[place_0(_S55 + u32(1), _S53)] = Block_column_0(right_block_0, u32(1));
+        left_tile_0[place_0(_S51 + u32(2), _S49)] = Block_column_0(left_block_0, u32(2));
+        right_tile_0[place_0(_S55 + u32(2), _S53)] = Block_column_0(right_block_0, u32(2));
+        left_tile_0[place_0(_S51 + u32(3), _S49)] = Block_column_0(left_block_0, u32(3));
+        right_tile_0[place_0(_S55 + u32(3), _S53)] = Block_column_0(right_block_0, u32(3));
         workgroupBarrier();
-        var _S44 : u32 = _S37.x;
-        if((_S30 + _S44) < _S32)
+        var _S57 : u32 = begin_1 + u32(32);
+        var _S58 : Block_0 = Block_load_0(_S37, _S50, _S57 + _S51);
+        var _S59 : Block_0 = Block_load_1(_S38, _S54, _S57 + _S55);
+        var _S60 : u32 = _S46.x;
+        if((_S39 + _S60) < _S41)
         {
             var j_0 : u32 = u32(0);
             for(;;)
@@ -222,470 +272,472 @@ fn product_0( _S28 : Operand_0,  _S29 : Operand_0,  _S30 : u32,  _S31 : u32,  _S
                 {
                     break;
                 }
-                var _S45 : vec4<f32> = right_tile_0[place_0(j_0, _S37.y / u32(4))];
-                var _S46 : vec4<f32> = left_tile_0[place_0(j_0, _S44 / u32(4))];
-                (*_S35)[u32(0)] = (*_S35)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S44 / u32(4))].x) * _S45;
-                (*_S35)[u32(1)] = (*_S35)[u32(1)] + vec4<f32>(_S46.y) * _S45;
-                (*_S35)[u32(2)] = (*_S35)[u32(2)] + vec4<f32>(_S46.z) * _S45;
-                (*_S35)[u32(3)] = (*_S35)[u32(3)] + vec4<f32>(_S46.w) * _S45;
-                var _S47 : vec4<f32> = left_tile_0[place_0(j_0, _S44 / u32(4) + u32(1))];
-                (*_S35)[u32(4)] = (*_S35)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S44 / u32(4) + u32(1))].x) * _S45;
-                (*_S35)[u32(5)] = (*_S35)[u32(5)] + vec4<f32>(_S47.y) * _S45;
-                (*_S35)[u32(6)] = (*_S35)[u32(6)] + vec4<f32>(_S47.z) * _S45;
-                (*_S35)[u32(7)] = (*_S35)[u32(7)] + vec4<f32>(_S47.w) * _S45;
+                var _S61 : vec4<f32> = right_tile_0[place_0(j_0, _S46.y / u32(4))];
+                var _S62 : vec4<f32> = left_tile_0[place_0(j_0, _S60 / u32(4))];
+                (*_S44)[u32(0)] = (*_S44)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S60 / u32(4))].x) * _S61;
+                (*_S44)[u32(1)] = (*_S44)[u32(1)] + vec4<f32>(_S62.y) * _S61;
+                (*_S44)[u32(2)] = (*_S44)[u32(2)] + vec4<f32>(_S62.z) * _S61;
+                (*_S44)[u32(3)] = (*_S44)[u32(3)] + vec4<f32>(_S62.w) * _S61;
+                var _S63 : vec4<f32> = left_tile_0[place_0(j_0, _S60 / u32(4) + u32(1))];
+                (*_S44)[u32(4)] = (*_S44)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S60 / u32(4) + u32(1))].x) * _S61;
+                (*_S44)[u32(5)] = (*_S44)[u32(5)] + vec4<f32>(_S63.y) * _S61;
+                (*_S44)[u32(6)] = (*_S44)[u32(6)] + vec4<f32>(_S63.z) * _S61;
+                (*_S44)[u32(7)] = (*_S44)[u32(7)] + vec4<f32>(_S63.w) * _S61;
                 j_0 = j_0 + u32(1);
             }
         }
         workgroupBarrier();
-        begin_1 = begin_1 + u32(32);
+        begin_1 = _S57;
+        left_block_0 = _S58;
+        right_block_0 = _S59;
     }
     return;
 }
 
-fn matmul_0( _S48 : vec3<u32>,  _S49 : u32,  _S50 : ptr<function, MatmulParams_std140_0>)
+fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_std140_0>)
 {
-    var _S51 : u32 = (*_S50).n_0;
-    var _S52 : u32 = ((*_S50).n_0 + u32(64) - u32(1)) / u32(64);
-    var _S53 : u32 = (*_S50).m_0;
-    var _S54 : u32 = ((*_S50).m_0 + u32(64) - u32(1)) / u32(64);
-    var _S55 : u32 = group_number_0(_S48);
-    var _S56 : u32 = _S55 / _S52;
-    var _S57 : u32 = _S56 / _S54;
-    var _S58 : u32 = _S55 / _S52;
-    var _S59 : u32 = _S58 % _S54;
-    var _S60 : u32 = _S59 * u32(64);
-    var _S61 : u32 = _S55 % _S52;
-    var _S62 : u32 = _S61 * u32(64);
-    if(_S57 >= ((*_S50).batch_0))
+    var _S67 : u32 = (*_S66).n_0;
+    var _S68 : u32 = ((*_S66).n_0 + u32(64) - u32(1)) / u32(64);
+    var _S69 : u32 = (*_S66).m_0;
+    var _S70 : u32 = ((*_S66).m_0 + u32(64) - u32(1)) / u32(64);
+    var _S71 : u32 = group_number_0(_S64);
+    var _S72 : u32 = _S71 / _S68;
+    var _S73 : u32 = _S72 / _S70;
+    var _S74 : u32 = _S71 / _S68;
+    var _S75 : u32 = _S74 % _S70;
+    var _S76 : u32 = _S75 * u32(64);
+    var _S77 : u32 = _S71 % _S68;
+    var _S78 : u32 = _S77 * u32(64);
+    if(_S73 >= ((*_S66).batch_0))
     {
         return;
     }
     var left_0 : Operand_0;
-    left_0.offset_0 = (*_S50).a_offset_0;
-    left_0.begin_0 = _S57 * (*_S50).a_batch_0;
-    left_0.rows_0 = _S53;
-    left_0.k_2 = (*_S50).k_0;
-    left_0.row_stride_0 = (*_S50).a_row_0;
-    left_0.k_stride_0 = (*_S50).a_column_0;
+    left_0.offset_0 = (*_S66).a_offset_0;
+    left_0.begin_0 = _S73 * (*_S66).a_batch_0;
+    left_0.rows_2 = _S69;
+    left_0.k_2 = (*_S66).k_0;
+    left_0.row_stride_0 = (*_S66).a_row_0;
+    left_0.k_stride_0 = (*_S66).a_column_0;
     var right_0 : Operand_0;
-    right_0.offset_0 = (*_S50).b_offset_0;
-    right_0.begin_0 = _S57 * (*_S50).b_batch_0;
-    right_0.rows_0 = _S51;
-    right_0.k_2 = (*_S50).k_0;
-    right_0.row_stride_0 = (*_S50).b_column_0;
-    right_0.k_stride_0 = (*_S50).b_row_0;
+    right_0.offset_0 = (*_S66).b_offset_0;
+    right_0.begin_0 = _S73 * (*_S66).b_batch_0;
+    right_0.rows_2 = _S67;
+    right_0.k_2 = (*_S66).k_0;
+    right_0.row_stride_0 = (*_S66).b_column_0;
+    right_0.k_stride_0 = (*_S66).b_row_0;
     var sums_0 : array<vec4<f32>, i32(8)>;
-    product_0(left_0, right_0, _S60, _S62, _S53, (*_S50).k_0, _S49, &(sums_0));
-    var _S63 : vec2<u32> = corner_0(_S49);
-    var _S64 : u32 = _S60 + _S63.x;
-    var _S65 : bool = _S64 < _S53;
-    var _S66 : bool;
-    if(_S65)
+    product_0(left_0, right_0, _S76, _S78, _S69, (*_S66).k_0, _S65, &(sums_0));
+    var _S79 : vec2<u32> = corner_0(_S65);
+    var _S80 : u32 = _S76 + _S79.x;
+    var _S81 : bool = _S80 < _S69;
+    var _S82 : bool;
+    if(_S81)
     {
-        _S66 = (_S62 + _S63.y) < _S51;
+        _S82 = (_S78 + _S79.y) < _S67;
     }
     else
     {
-        _S66 = false;
+        _S82 = false;
     }
-    if(_S66)
+    if(_S82)
     {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S64 * (*_S50).out_row_0 + _S62 + _S63.y] = f16(sums_0[u32(0)][u32(0)]);
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S80 * (*_S66).out_row_0 + _S78 + _S79.y] = f16(sums_0[u32(0)][u32(0)]);
     }
-    if(_S65)
+    if(_S81)
     {
-        _S66 = (_S62 + _S63.y + u32(1)) < _S51;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S64 * (*_S50).out_row_0 + _S62 + _S63.y + u32(1)] = f16(sums_0[u32(0)][u32(1)]);
-    }
-    if(_S65)
-    {
-        _S66 = (_S62 + _S63.y + u32(2)) < _S51;
+        _S82 = (_S78 + _S79.y + u32(1)) < _S67;
     }
     else
     {
-        _S66 = false;
+        _S82 = false;
     }
-    if(_S66)
+    if(_S82)
     {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S64 * (*_S50).out_row_0 + _S62 + _S63.y + u32(2)] = f16(sums_0[u32(0)][u32(2)]);
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S80 * (*_S66).out_row_0 + _S78 + _S79.y + u32(1)] = f16(sums_0[u32(0)][u32(1)]);
     }
-    if(_S65)
+    if(_S81)
     {
-        _S66 = (_S62 + _S63.y + u32(3)) < _S51;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S64 * (*_S50).out_row_0 + _S62 + _S63.y + u32(3)] = f16(sums_0[u32(0)][u32(3)]);
-    }
-    var _S67 : u32 = _S64 + u32(1);
-    var _S68 : bool = _S67 < _S53;
-    if(_S68)
-    {
-        _S66 = (_S62 + _S63.y) < _S51;
+        _S82 = (_S78 + _S79.y + u32(2)) < _S67;
     }
     else
     {
-        _S66 = false;
+        _S82 = false;
     }
-    if(_S66)
+    if(_S82)
     {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S67 * (*_S50).out_row_0 + _S62 + _S63.y] = f16(sums_0[u32(1)][u32(0)]);
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S80 * (*_S66).out_row_0 + _S78 + _S79.y + u32(2)] = f16(sums_0[u32(0)][u32(2)]);
     }
-    if(_S68)
+    if(_S81)
     {
-        _S66 = (_S62 + _S63.y + u32(1)) < _S51;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S67 * (*_S50).out_row_0 + _S62 + _S63.y + u32(1)] = f16(sums_0[u32(1)][u32(1)]);
-    }
-    if(_S68)
-    {
-        _S66 = (_S62 + _S63.y + u32(2)) < _S51;
+        _S82 = (_S78 + _S79.y + u32(3)) < _S67;
     }
     else
     {
-        _S66 = false;
+        _S82 = false;
     }
-    if(_S66)
+    if(_S82)
     {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S67 * (*_S50).out_row_0 + _S62 + _S63.y + u32(2)] = f16(sums_0[u32(1)][u32(2)]);
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S80 * (*_S66).out_row_0 + _S78 + _S79.y + u32(3)] = f16(sums_0[u32(0)][u32(3)]);
     }
-    if(_S68)
+    var _S83 : u32 = _S80 + u32(1);
+    var _S84 : bool = _S83 < _S69;
+    if(_S84)
     {
-        _S66 = (_S62 + _S63.y + u32(3)) < _S51;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S67 * (*_S50).out_row_0 + _S62 + _S63.y + u32(3)] = f16(sums_0[u32(1)][u32(3)]);
-    }
-    var _S69 : u32 = _S64 + u32(2);
-    var _S70 : bool = _S69 < _S53;
-    if(_S70)
-    {
-        _S66 = (_S62 + _S63.y) < _S51;
+        _S82 = (_S78 + _S79.y) < _S67;
     }
     else
     {
-        _S66 = false;
+        _S82 = false;
     }
-    if(_S66)
+    if(_S82)
     {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S69 * (*_S50).out_row_0 + _S62 + _S63.y] = f16(sums_0[u32(2)][u32(0)]);
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S83 * (*_S66).out_row_0 + _S78 + _S79.y] = f16(sums_0[u32(1)][u32(0)]);
     }
-    if(_S70)
+    if(_S84)
     {
-        _S66 = (_S62 + _S63.y + u32(1)) < _S51;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S69 * (*_S50).out_row_0 + _S62 + _S63.y + u32(1)] = f16(sums_0[u32(2)][u32(1)]);
-    }
-    if(_S70)
-    {
-        _S66 = (_S62 + _S63.y + u32(2)) < _S51;
+        _S82 = (_S78 + _S79.y + u32(1)) < _S67;
     }
     else
     {
-        _S66 = false;
+        _S82 = false;
     }
-    if(_S66)
+    if(_S82)
     {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S69 * (*_S50).out_row_0 + _S62 + _S63.y + u32(2)] = f16(sums_0[u32(2)][u32(2)]);
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S83 * (*_S66).out_row_0 + _S78 + _S79.y + u32(1)] = f16(sums_0[u32(1)][u32(1)]);
     }
-    if(_S70)
+    if(_S84)
     {
-        _S66 = (_S62 + _S63.y + u32(3)) < _S51;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S69 * (*_S50).out_row_0 + _S62 + _S63.y + u32(3)] = f16(sums_0[u32(2)][u32(3)]);
-    }
-    var _S71 : u32 = _S64 + u32(3);
-    var _S72 : bool = _S71 < _S53;
-    if(_S72)
-    {
-        _S66 = (_S62 + _S63.y) < _S51;
+        _S82 = (_S78 + _S79.y + u32(2)) < _S67;
     }
     else
     {
-        _S66 = false;
+        _S82 = false;
     }
-    if(_S66)
+    if(_S82)
     {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S71 * (*_S50).out_row_0 + _S62 + _S63.y] = f16(sums_0[u32(3)][u32(0)]);
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S83 * (*_S66).out_row_0 + _S78 + _S79.y + u32(2)] = f16(sums_0[u32(1)][u32(2)]);
     }
-    if(_S72)
+    if(_S84)
     {
-        _S66 = (_S62 + _S63.y + u32(1)) < _S51;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S71 * (*_S50).out_row_0 + _S62 + _S63.y + u32(1)] = f16(sums_0[u32(3)][u32(1)]);
-    }
-    if(_S72)
-    {
-        _S66 = (_S62 + _S63.y + u32(2)) < _S51;
+        _S82 = (_S78 + _S79.y + u32(3)) < _S67;
     }
     else
     {
-        _S66 = false;
+        _S82 = false;
     }
-    if(_S66)
+    if(_S82)
     {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S71 * (*_S50).out_row_0 + _S62 + _S63.y + u32(2)] = f16(sums_0[u32(3)][u32(2)]);
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S83 * (*_S66).out_row_0 + _S78 + _S79.y + u32(3)] = f16(sums_0[u32(1)][u32(3)]);
     }
-    if(_S72)
+    var _S85 : u32 = _S80 + u32(2);
+    var _S86 : bool = _S85 < _S69;
+    if(_S86)
     {
-        _S66 = (_S62 + _S63.y + u32(3)) < _S51;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S71 * (*_S50).out_row_0 + _S62 + _S63.y + u32(3)] = f16(sums_0[u32(3)][u32(3)]);
-    }
-    var _S73 : u32 = _S64 + u32(4);
-    var _S74 : bool = _S73 < _S53;
-    if(_S74)
-    {
-        _S66 = (_S62 + _S63.y) < _S51;
+        _S82 = (_S78 + _S79.y) < _S67;
     }
     else
     {
-        _S66 = false;
+        _S82 = false;
     }
-    if(_S66)
+    if(_S82)
     {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S73 * (*_S50).out_row_0 + _S62 + _S63.y] = f16(sums_0[u32(4)][u32(0)]);
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S85 * (*_S66).out_row_0 + _S78 + _S79.y] = f16(sums_0[u32(2)][u32(0)]);
     }
-    if(_S74)
+    if(_S86)
     {
-        _S66 = (_S62 + _S63.y + u32(1)) < _S51;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S73 * (*_S50).out_row_0 + _S62 + _S63.y + u32(1)] = f16(sums_0[u32(4)][u32(1)]);
-    }
-    if(_S74)
-    {
-        _S66 = (_S62 + _S63.y + u32(2)) < _S51;
+        _S82 = (_S78 + _S79.y + u32(1)) < _S67;
     }
     else
     {
-        _S66 = false;
+        _S82 = false;
     }
-    if(_S66)
+    if(_S82)
     {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S73 * (*_S50).out_row_0 + _S62 + _S63.y + u32(2)] = f16(sums_0[u32(4)][u32(2)]);
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S85 * (*_S66).out_row_0 + _S78 + _S79.y + u32(1)] = f16(sums_0[u32(2)][u32(1)]);
     }
-    if(_S74)
+    if(_S86)
     {
-        _S66 = (_S62 + _S63.y + u32(3)) < _S51;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S73 * (*_S50).out_row_0 + _S62 + _S63.y + u32(3)] = f16(sums_0[u32(4)][u32(3)]);
-    }
-    var _S75 : u32 = _S64 + u32(5);
-    var _S76 : bool = _S75 < _S53;
-    if(_S76)
-    {
-        _S66 = (_S62 + _S63.y) < _S51;
+        _S82 = (_S78 + _S79.y + u32(2)) < _S67;
     }
     else
     {
-        _S66 = false;
+        _S82 = false;
     }
-    if(_S66)
+    if(_S82)
     {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S75 * (*_S50).out_row_0 + _S62 + _S63.y] = f16(sums_0[u32(5)][u32(0)]);
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S85 * (*_S66).out_row_0 + _S78 + _S79.y + u32(2)] = f16(sums_0[u32(2)][u32(2)]);
     }
-    if(_S76)
+    if(_S86)
     {
-        _S66 = (_S62 + _S63.y + u32(1)) < _S51;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S75 * (*_S50).out_row_0 + _S62 + _S63.y + u32(1)] = f16(sums_0[u32(5)][u32(1)]);
-    }
-    if(_S76)
-    {
-        _S66 = (_S62 + _S63.y + u32(2)) < _S51;
+        _S82 = (_S78 + _S79.y + u32(3)) < _S67;
     }
     else
     {
-        _S66 = false;
+        _S82 = false;
     }
-    if(_S66)
+    if(_S82)
     {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S75 * (*_S50).out_row_0 + _S62 + _S63.y + u32(2)] = f16(sums_0[u32(5)][u32(2)]);
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S85 * (*_S66).out_row_0 + _S78 + _S79.y + u32(3)] = f16(sums_0[u32(2)][u32(3)]);
     }
-    if(_S76)
+    var _S87 : u32 = _S80 + u32(3);
+    var _S88 : bool = _S87 < _S69;
+    if(_S88)
     {
-        _S66 = (_S62 + _S63.y + u32(3)) < _S51;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S75 * (*_S50).out_row_0 + _S62 + _S63.y + u32(3)] = f16(sums_0[u32(5)][u32(3)]);
-    }
-    var _S77 : u32 = _S64 + u32(6);
-    var _S78 : bool = _S77 < _S53;
-    if(_S78)
-    {
-        _S66 = (_S62 + _S63.y) < _S51;
+        _S82 = (_S78 + _S79.y) < _S67;
     }
     else
     {
-        _S66 = false;
+        _S82 = false;
     }
-    if(_S66)
+    if(_S82)
     {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S77 * (*_S50).out_row_0 + _S62 + _S63.y] = f16(sums_0[u32(6)][u32(0)]);
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S87 * (*_S66).out_row_0 + _S78 + _S79.y] = f16(sums_0[u32(3)][u32(0)]);
     }
-    if(_S78)
+    if(_S88)
     {
-        _S66 = (_S62 + _S63.y + u32(1)) < _S51;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S77 * (*_S50).out_row_0 + _S62 + _S63.y + u32(1)] = f16(sums_0[u32(6)][u32(1)]);
-    }
-    if(_S78)
-    {
-        _S66 = (_S62 + _S63.y + u32(2)) < _S51;
+        _S82 = (_S78 + _S79.y + u32(1)) < _S67;
     }
     else
     {
-        _S66 = false;
+        _S82 = false;
     }
-    if(_S66)
+    if(_S82)
     {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S77 * (*_S50).out_row_0 + _S62 + _S63.y + u32(2)] = f16(sums_0[u32(6)][u32(2)]);
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S87 * (*_S66).out_row_0 + _S78 + _S79.y + u32(1)] = f16(sums_0[u32(3)][u32(1)]);
     }
-    if(_S78)
+    if(_S88)
     {
-        _S66 = (_S62 + _S63.y + u32(3)) < _S51;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S77 * (*_S50).out_row_0 + _S62 + _S63.y + u32(3)] = f16(sums_0[u32(6)][u32(3)]);
-    }
-    var _S79 : u32 = _S64 + u32(7);
-    var _S80 : bool = _S79 < _S53;
-    if(_S80)
-    {
-        _S66 = (_S62 + _S63.y) < _S51;
+        _S82 = (_S78 + _S79.y + u32(2)) < _S67;
     }
     else
     {
-        _S66 = false;
+        _S82 = false;
     }
-    if(_S66)
+    if(_S82)
     {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S79 * (*_S50).out_row_0 + _S62 + _S63.y] = f16(sums_0[u32(7)][u32(0)]);
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S87 * (*_S66).out_row_0 + _S78 + _S79.y + u32(2)] = f16(sums_0[u32(3)][u32(2)]);
     }
-    if(_S80)
+    if(_S88)
     {
-        _S66 = (_S62 + _S63.y + u32(1)) < _S51;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S79 * (*_S50).out_row_0 + _S62 + _S63.y + u32(1)] = f16(sums_0[u32(7)][u32(1)]);
-    }
-    if(_S80)
-    {
-        _S66 = (_S62 + _S63.y + u32(2)) < _S51;
+        _S82 = (_S78 + _S79.y + u32(3)) < _S67;
     }
     else
     {
-        _S66 = false;
+        _S82 = false;
     }
-    if(_S66)
+    if(_S82)
     {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S79 * (*_S50).out_row_0 + _S62 + _S63.y + u32(2)] = f16(sums_0[u32(7)][u32(2)]);
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S87 * (*_S66).out_row_0 + _S78 + _S79.y + u32(3)] = f16(sums_0[u32(3)][u32(3)]);
     }
-    if(_S80)
+    var _S89 : u32 = _S80 + u32(4);
+    var _S90 : bool = _S89 < _S69;
+    if(_S90)
     {
-        _S66 = (_S62 + _S63.y + u32(3)) < _S51;
+        _S82 = (_S78 + _S79.y) < _S67;
     }
     else
     {
-        _S66 = false;
+        _S82 = false;
     }
-    if(_S66)
+    if(_S82)
     {
-        entryPointParams_result_0[(*_S50).out_offset_0 + _S57 * (*_S50).out_batch_0 + _S79 * (*_S50).out_row_0 + _S62 + _S63.y + u32(3)] = f16(sums_0[u32(7)][u32(3)]);
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S89 * (*_S66).out_row_0 + _S78 + _S79.y] = f16(sums_0[u32(4)][u32(0)]);
+    }
+    if(_S90)
+    {
+        _S82 = (_S78 + _S79.y + u32(1)) < _S67;
+    }
+    else
+    {
+        _S82 = false;
+    }
+    if(_S82)
+    {
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S89 * (*_S66).out_row_0 + _S78 + _S79.y + u32(1)] = f16(sums_0[u32(4)][u32(1)]);
+    }
+    if(_S90)
+    {
+        _S82 = (_S78 + _S79.y + u32(2)) < _S67;
+    }
+    else
+    {
+        _S82 = false;
+    }
+    if(_S82)
+    {
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S89 * (*_S66).out_row_0 + _S78 + _S79.y + u32(2)] = f16(sums_0[u32(4)][u32(2)]);
+    }
+    if(_S90)
+    {
+        _S82 = (_S78 + _S79.y + u32(3)) < _S67;
+    }
+    else
+    {
+        _S82 = false;
+    }
+    if(_S82)
+    {
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S89 * (*_S66).out_row_0 + _S78 + _S79.y + u32(3)] = f16(sums_0[u32(4)][u32(3)]);
+    }
+    var _S91 : u32 = _S80 + u32(5);
+    var _S92 : bool = _S91 < _S69;
+    if(_S92)
+    {
+        _S82 = (_S78 + _S79.y) < _S67;
+    }
+    else
+    {
+        _S82 = false;
+    }
+    if(_S82)
+    {
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S91 * (*_S66).out_row_0 + _S78 + _S79.y] = f16(sums_0[u32(5)][u32(0)]);
+    }
+    if(_S92)
+    {
+        _S82 = (_S78 + _S79.y + u32(1)) < _S67;
+    }
+    else
+    {
+        _S82 = false;
+    }
+    if(_S82)
+    {
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S91 * (*_S66).out_row_0 + _S78 + _S79.y + u32(1)] = f16(sums_0[u32(5)][u32(1)]);
+    }
+    if(_S92)
+    {
+        _S82 = (_S78 + _S79.y + u32(2)) < _S67;
+    }
+    else
+    {
+        _S82 = false;
+    }
+    if(_S82)
+    {
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S91 * (*_S66).out_row_0 + _S78 + _S79.y + u32(2)] = f16(sums_0[u32(5)][u32(2)]);
+    }
+    if(_S92)
+    {
+        _S82 = (_S78 + _S79.y + u32(3)) < _S67;
+    }
+    else
+    {
+        _S82 = false;
+    }
+    if(_S82)
+    {
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S91 * (*_S66).out_row_0 + _S78 + _S79.y + u32(3)] = f16(sums_0[u32(5)][u32(3)]);
+    }
+    var _S93 : u32 = _S80 + u32(6);
+    var _S94 : bool = _S93 < _S69;
+    if(_S94)
+    {
+        _S82 = (_S78 + _S79.y) < _S67;
+    }
+    else
+    {
+        _S82 = false;
+    }
+    if(_S82)
+    {
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S93 * (*_S66).out_row_0 + _S78 + _S79.y] = f16(sums_0[u32(6)][u32(0)]);
+    }
+    if(_S94)
+    {
+        _S82 = (_S78 + _S79.y + u32(1)) < _S67;
+    }
+    else
+    {
+        _S82 = false;
+    }
+    if(_S82)
+    {
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S93 * (*_S66).out_row_0 + _S78 + _S79.y + u32(1)] = f16(sums_0[u32(6)][u32(1)]);
+    }
+    if(_S94)
+    {
+        _S82 = (_S78 + _S79.y + u32(2)) < _S67;
+    }
+    else
+    {
+        _S82 = false;
+    }
+    if(_S82)
+    {
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S93 * (*_S66).out_row_0 + _S78 + _S79.y + u32(2)] = f16(sums_0[u32(6)][u32(2)]);
+    }
+    if(_S94)
+    {
+        _S82 = (_S78 + _S79.y + u32(3)) < _S67;
+    }
+    else
+    {
+        _S82 = false;
+    }
+    if(_S82)
+    {
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S93 * (*_S66).out_row_0 + _S78 + _S79.y + u32(3)] = f16(sums_0[u32(6)][u32(3)]);
+    }
+    var _S95 : u32 = _S80 + u32(7);
+    var _S96 : bool = _S95 < _S69;
+    if(_S96)
+    {
+        _S82 = (_S78 + _S79.y) < _S67;
+    }
+    else
+    {
+        _S82 = false;
+    }
+    if(_S82)
+    {
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S95 * (*_S66).out_row_0 + _S78 + _S79.y] = f16(sums_0[u32(7)][u32(0)]);
+    }
+    if(_S96)
+    {
+        _S82 = (_S78 + _S79.y + u32(1)) < _S67;
+    }
+    else
+    {
+        _S82 = false;
+    }
+    if(_S82)
+    {
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S95 * (*_S66).out_row_0 + _S78 + _S79.y + u32(1)] = f16(sums_0[u32(7)][u32(1)]);
+    }
+    if(_S96)
+    {
+        _S82 = (_S78 + _S79.y + u32(2)) < _S67;
+    }
+    else
+    {
+        _S82 = false;
+    }
+    if(_S82)
+    {
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S95 * (*_S66).out_row_0 + _S78 + _S79.y + u32(2)] = f16(sums_0[u32(7)][u32(2)]);
+    }
+    if(_S96)
+    {
+        _S82 = (_S78 + _S79.y + u32(3)) < _S67;
+    }
+    else
+    {
+        _S82 = false;
+    }
+    if(_S82)
+    {
+        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S95 * (*_S66).out_row_0 + _S78 + _S79.y + u32(3)] = f16(sums_0[u32(7)][u32(3)]);
     }
     return;
 }
 
 @compute
 @workgroup_size(128, 1, 1)
-fn matmul_f16_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32)
+fn matmul_f16_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32)
 {
-    var _S81 : MatmulParams_std140_0 = entryPointParams_0.p_0;
-    matmul_0(group_1, thread_1, &(_S81));
+    var _S97 : MatmulParams_std140_0 = entryPointParams_0.p_0;
+    matmul_0(group_1, thread_2, &(_S97));
     return;
 }

@@ -32,31 +32,48 @@ struct EntryPointParams_std140_0
 
 @binding(3) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f16>;
 
+struct Block_0
+{
+     rows_0 : array<vec4<f32>, i32(4)>,
+};
+
+fn Block_x24init_0( rows_1 : array<vec4<f32>, i32(4)>) -> Block_0
+{
+    var _S1 : Block_0;
+    _S1.rows_0 = rows_1;
+    return _S1;
+}
+
 fn corner_0( thread_0 : u32) -> vec2<u32>
 {
     return vec2<u32>(thread_0 / u32(16) * u32(8), thread_0 % u32(16) * u32(4));
 }
 
-fn share_0( i_0 : u32,  along_k_0 : bool) -> vec2<u32>
+fn share_0( thread_1 : u32,  along_k_0 : bool) -> vec2<u32>
 {
-    var _S1 : vec2<u32>;
+    var _S2 : vec2<u32>;
     if(along_k_0)
     {
-        _S1 = vec2<u32>(i_0 % u32(32), i_0 / u32(32));
+        _S2 = vec2<u32>(thread_1 / u32(8), thread_1 % u32(8));
     }
     else
     {
-        _S1 = vec2<u32>(i_0 / u32(16), i_0 % u32(16));
+        _S2 = vec2<u32>(thread_1 % u32(16), thread_1 / u32(16));
     }
-    return _S1;
+    return _S2;
 }
 
 fn place_0( k_1 : u32,  quad_0 : u32) -> u32
 {
-    return k_1 * u32(16) + ((quad_0 ^ ((k_1 % u32(8)))));
+    return k_1 * u32(16) + ((quad_0 ^ ((k_1 / u32(4) % u32(8)))));
 }
 
 var<workgroup> left_tile_0 : array<vec4<f32>, i32(512)>;
+
+fn Block_column_0( this_0 : Block_0,  c_0 : u32) -> vec4<f32>
+{
+    return vec4<f32>(this_0.rows_0[i32(0)][c_0], this_0.rows_0[i32(1)][c_0], this_0.rows_0[i32(2)][c_0], this_0.rows_0[i32(3)][c_0]);
+}
 
 var<workgroup> right_tile_0 : array<vec4<f32>, i32(512)>;
 
@@ -69,133 +86,166 @@ struct Operand_0
 {
      offset_0 : u32,
      begin_0 : u32,
-     rows_0 : u32,
+     rows_2 : u32,
      k_2 : u32,
      row_stride_0 : u32,
      k_stride_0 : u32,
 };
 
-fn Operand_along_k_0( _S2 : Operand_0) -> bool
+fn Operand_along_k_0( _S3 : Operand_0) -> bool
 {
-    return (_S2.k_stride_0) == u32(1);
+    return (_S3.k_stride_0) == u32(1);
 }
 
-fn Float32_at_0( _S3 : u32,  _S4 : u32) -> f32
+fn Operand_along_k_1( _S4 : Operand_0) -> bool
 {
-    return (bitcast<f32>((entryPointParams_a_0[_S3 + _S4])));
+    return (_S4.k_stride_0) == u32(1);
 }
 
-fn Operand_at_0( _S5 : Operand_0,  _S6 : u32,  _S7 : u32) -> f32
+fn Float32_at_0( _S5 : u32,  _S6 : u32) -> f32
 {
-    var _S8 : bool;
-    if(_S6 < (_S5.rows_0))
-    {
-        _S8 = _S7 < (_S5.k_2);
-    }
-    else
-    {
-        _S8 = false;
-    }
-    var _S9 : f32;
-    if(_S8)
-    {
-        _S9 = Float32_at_0(_S5.offset_0, _S5.begin_0 + _S6 * _S5.row_stride_0 + _S7 * _S5.k_stride_0);
-    }
-    else
-    {
-        _S9 = 0.0f;
-    }
-    return _S9;
+    return (bitcast<f32>((entryPointParams_a_0[_S5 + _S6])));
 }
 
-fn load_0( _S10 : Operand_0,  _S11 : u32,  _S12 : u32) -> vec4<f32>
+fn Operand_at_0( _S7 : Operand_0,  _S8 : u32,  _S9 : u32) -> f32
 {
-    return vec4<f32>(Operand_at_0(_S10, _S11, _S12), Operand_at_0(_S10, _S11 + u32(1), _S12), Operand_at_0(_S10, _S11 + u32(2), _S12), Operand_at_0(_S10, _S11 + u32(3), _S12));
+    return Float32_at_0(_S7.offset_0, _S7.begin_0 + _S8 * _S7.row_stride_0 + _S9 * _S7.k_stride_0);
 }
 
-fn Operand_along_k_1( _S13 : Operand_0) -> bool
+fn Operand_four_0( _S10 : Operand_0,  _S11 : u32,  _S12 : u32) -> vec4<f32>
 {
-    return (_S13.k_stride_0) == u32(1);
-}
-
-fn Float32_at_1( _S14 : u32,  _S15 : u32) -> f32
-{
-    return (bitcast<f32>((entryPointParams_b_0[_S14 + _S15])));
-}
-
-fn Operand_at_1( _S16 : Operand_0,  _S17 : u32,  _S18 : u32) -> f32
-{
-    var _S19 : bool;
-    if(_S17 < (_S16.rows_0))
+    var result_0 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    if(_S11 < (_S10.rows_2))
     {
-        _S19 = _S18 < (_S16.k_2);
-    }
-    else
-    {
-        _S19 = false;
-    }
-    var _S20 : f32;
-    if(_S19)
-    {
-        _S20 = Float32_at_1(_S16.offset_0, _S16.begin_0 + _S17 * _S16.row_stride_0 + _S18 * _S16.k_stride_0);
-    }
-    else
-    {
-        _S20 = 0.0f;
-    }
-    return _S20;
-}
-
-fn load_1( _S21 : Operand_0,  _S22 : u32,  _S23 : u32) -> vec4<f32>
-{
-    return vec4<f32>(Operand_at_1(_S21, _S22, _S23), Operand_at_1(_S21, _S22 + u32(1), _S23), Operand_at_1(_S21, _S22 + u32(2), _S23), Operand_at_1(_S21, _S22 + u32(3), _S23));
-}
-
-fn product_0( _S24 : Operand_0,  _S25 : Operand_0,  _S26 : u32,  _S27 : u32,  _S28 : u32,  _S29 : u32,  _S30 : u32,  _S31 : ptr<function, array<vec4<f32>, i32(8)>>)
-{
-    var _S32 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    (*_S31)[u32(0)] = _S32;
-    (*_S31)[u32(1)] = _S32;
-    (*_S31)[u32(2)] = _S32;
-    (*_S31)[u32(3)] = _S32;
-    (*_S31)[u32(4)] = _S32;
-    (*_S31)[u32(5)] = _S32;
-    (*_S31)[u32(6)] = _S32;
-    (*_S31)[u32(7)] = _S32;
-    var _S33 : vec2<u32> = corner_0(_S30);
-    var begin_1 : u32 = u32(0);
-    for(;;)
-    {
-        if(begin_1 < _S29)
-        {
-        }
-        else
-        {
-            break;
-        }
-        var i_1 : u32 = _S30;
+        var c_1 : u32 = u32(0);
         for(;;)
         {
-            if(i_1 < u32(512))
+            if(c_1 < u32(4))
             {
             }
             else
             {
                 break;
             }
-            var _S34 : vec2<u32> = share_0(i_1, Operand_along_k_0(_S24));
-            var _S35 : u32 = _S34.x;
-            var _S36 : u32 = _S34.y;
-            left_tile_0[place_0(_S35, _S36)] = load_0(_S24, _S26 + u32(4) * _S36, begin_1 + _S35);
-            var _S37 : vec2<u32> = share_0(i_1, Operand_along_k_1(_S25));
-            var _S38 : u32 = _S37.x;
-            var _S39 : u32 = _S37.y;
-            right_tile_0[place_0(_S38, _S39)] = load_1(_S25, _S27 + u32(4) * _S39, begin_1 + _S38);
-            i_1 = i_1 + u32(128);
+            var _S13 : u32 = _S12 + c_1;
+            var _S14 : f32;
+            if(_S13 < (_S10.k_2))
+            {
+                _S14 = Operand_at_0(_S10, _S11, _S13);
+            }
+            else
+            {
+                _S14 = 0.0f;
+            }
+            result_0[c_1] = _S14;
+            c_1 = c_1 + u32(1);
         }
+    }
+    return result_0;
+}
+
+fn Block_load_0( _S15 : Operand_0,  _S16 : u32,  _S17 : u32) -> Block_0
+{
+    var _S18 : array<vec4<f32>, i32(4)> = array<vec4<f32>, i32(4)>( Operand_four_0(_S15, _S16, _S17), Operand_four_0(_S15, _S16 + u32(1), _S17), Operand_four_0(_S15, _S16 + u32(2), _S17), Operand_four_0(_S15, _S16 + u32(3), _S17) );
+    return Block_x24init_0(_S18);
+}
+
+fn Float32_at_1( _S19 : u32,  _S20 : u32) -> f32
+{
+    return (bitcast<f32>((entryPointParams_b_0[_S19 + _S20])));
+}
+
+fn Operand_at_1( _S21 : Operand_0,  _S22 : u32,  _S23 : u32) -> f32
+{
+    return Float32_at_1(_S21.offset_0, _S21.begin_0 + _S22 * _S21.row_stride_0 + _S23 * _S21.k_stride_0);
+}
+
+fn Operand_four_1( _S24 : Operand_0,  _S25 : u32,  _S26 : u32) -> vec4<f32>
+{
+    var result_1 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    if(_S25 < (_S24.rows_2))
+    {
+        var c_2 : u32 = u32(0);
+        for(;;)
+        {
+            if(c_2 < u32(4))
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S27 : u32 = _S26 + c_2;
+            var _S28 : f32;
+            if(_S27 < (_S24.k_2))
+            {
+                _S28 = Operand_at_1(_S24, _S25, _S27);
+            }
+            else
+            {
+                _S28 = 0.0f;
+            }
+            result_1[c_2] = _S28;
+            c_2 = c_2 + u32(1);
+        }
+    }
+    return result_1;
+}
+
+fn Block_load_1( _S29 : Operand_0,  _S30 : u32,  _S31 : u32) -> Block_0
+{
+    var _S32 : array<vec4<f32>, i32(4)> = array<vec4<f32>, i32(4)>( Operand_four_1(_S29, _S30, _S31), Operand_four_1(_S29, _S30 + u32(1), _S31), Operand_four_1(_S29, _S30 + u32(2), _S31), Operand_four_1(_S29, _S30 + u32(3), _S31) );
+    return Block_x24init_0(_S32);
+}
+
+fn product_0( _S33 : Operand_0,  _S34 : Operand_0,  _S35 : u32,  _S36 : u32,  _S37 : u32,  _S38 : u32,  _S39 : u32,  _S40 : ptr<function, array<vec4<f32>, i32(8)>>)
+{
+    var _S41 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    (*_S40)[u32(0)] = _S41;
+    (*_S40)[u32(1)] = _S41;
+    (*_S40)[u32(2)] = _S41;
+    (*_S40)[u32(3)] = _S41;
+    (*_S40)[u32(4)] = _S41;
+    (*_S40)[u32(5)] = _S41;
+    (*_S40)[u32(6)] = _S41;
+    (*_S40)[u32(7)] = _S41;
+    var _S42 : vec2<u32> = corner_0(_S39);
+    var _S43 : vec2<u32> = share_0(_S39, Operand_along_k_0(_S33));
+    var _S44 : vec2<u32> = share_0(_S39, Operand_along_k_1(_S34));
+    var _S45 : u32 = _S43.x;
+    var _S46 : u32 = _S35 + u32(4) * _S45;
+    var _S47 : u32 = u32(4) * _S43.y;
+    var _S48 : Block_0 = Block_load_0(_S33, _S46, _S47);
+    var _S49 : u32 = _S44.x;
+    var _S50 : u32 = _S36 + u32(4) * _S49;
+    var _S51 : u32 = u32(4) * _S44.y;
+    var _S52 : Block_0 = Block_load_1(_S34, _S50, _S51);
+    var begin_1 : u32 = u32(0);
+    var left_block_0 : Block_0 = _S48;
+    var right_block_0 : Block_0 = _S52;
+    for(;;)
+    {
+        if(begin_1 < _S38)
+        {
+        }
+        else
+        {
+            break;
+        }
+        left_tile_0[place_0(_S47, _S45)] = Block_column_0(left_block_0, u32(0));
+        right_tile_0[place_0(_S51, _S49)] = Block_column_0(right_block_0, u32(0));
+        left_tile_0[place_0(_S47 + u32(1), _S45)] = Block_column_0(left_block_0, u32(1));
+        right_tile_0[place_0(_S51 + u32(1), _S49)] = Block_column_0(right_block_0, u32(1));
+        left_tile_0[place_0(_S47 + u32(2), _S45)] = Block_column_0(left_block_0, u32(2));
+        right_tile_0[place_0(_S51 + u32(2), _S49)] = Block_column_0(right_block_0, u32(2));
+        left_tile_0[place_0(_S47 + u32(3), _S45)] = Block_column_0(left_block_0, u32(3));
+        right_tile_0[place_0(_S51 + u32(3), _S49)] = Block_column_0(right_block_0, u32(3));
         workgroupBarrier();
-        var _S40 : u32 = _S33.x;
-        if((_S26 + _S40) < _S28)
+        var _S53 : u32 = begin_1 + u32(32);
+        var _S54 : Block_0 = Block_load_0(_S33, _S46, _S53 + _S47);
+        var _S55 : Block_0 = Block_load_1(_S34, _S50, _S53 + _S51);
+        var _S56 : u32 = _S42.x;
+        if((_S35 + _S56) < _S37)
         {
             var j_0 : u32 = u32(0);
             for(;;)
@@ -207,470 +257,472 @@ fn product_0( _S24 : Operand_0,  _S25 : Operand_0,  _S26 : u32,  _S27 : u32,  _S
                 {
                     break;
                 }
-                var _S41 : vec4<f32> = right_tile_0[place_0(j_0, _S33.y / u32(4))];
-                var _S42 : vec4<f32> = left_tile_0[place_0(j_0, _S40 / u32(4))];
-                (*_S31)[u32(0)] = (*_S31)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S40 / u32(4))].x) * _S41;
-                (*_S31)[u32(1)] = (*_S31)[u32(1)] + vec4<f32>(_S42.y) * _S41;
-                (*_S31)[u32(2)] = (*_S31)[u32(2)] + vec4<f32>(_S42.z) * _S41;
-                (*_S31)[u32(3)] = (*_S31)[u32(3)] + vec4<f32>(_S42.w) * _S41;
-                var _S43 : vec4<f32> = left_tile_0[place_0(j_0, _S40 / u32(4) + u32(1))];
-                (*_S31)[u32(4)] = (*_S31)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S40 / u32(4) + u32(1))].x) * _S41;
-                (*_S31)[u32(5)] = (*_S31)[u32(5)] + vec4<f32>(_S43.y) * _S41;
-                (*_S31)[u32(6)] = (*_S31)[u32(6)] + vec4<f32>(_S43.z) * _S41;
-                (*_S31)[u32(7)] = (*_S31)[u32(7)] + vec4<f32>(_S43.w) * _S41;
+                var _S57 : vec4<f32> = right_tile_0[place_0(j_0, _S42.y / u32(4))];
+                var _S58 : vec4<f32> = left_tile_0[place_0(j_0, _S56 / u32(4))];
+                (*_S40)[u32(0)] = (*_S40)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S56 / u32(4))].x) * _S57;
+                (*_S40)[u32(1)] = (*_S40)[u32(1)] + vec4<f32>(_S58.y) * _S57;
+                (*_S40)[u32(2)] = (*_S40)[u32(2)] + vec4<f32>(_S58.z) * _S57;
+                (*_S40)[u32(3)] = (*_S40)[u32(3)] + vec4<f32>(_S58.w) * _S57;
+                var _S59 : vec4<f32> = left_tile_0[place_0(j_0, _S56 / u32(4) + u32(1))];
+                (*_S40)[u32(4)] = (*_S40)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S56 / u32(4) + u32(1))].x) * _S57;
+                (*_S40)[u32(5)] = (*_S40)[u32(5)] + vec4<f32>(_S59.y) * _S57;
+                (*_S40)[u32(6)] = (*_S40)[u32(6)] + vec4<f32>(_S59.z) * _S57;
+                (*_S40)[u32(7)] = (*_S40)[u32(7)] + vec4<f32>(_S59.w) * _S57;
                 j_0 = j_0 + u32(1);
             }
         }
         workgroupBarrier();
-        begin_1 = begin_1 + u32(32);
+        begin_1 = _S53;
+        left_block_0 = _S54;
+        right_block_0 = _S55;
     }
     return;
 }
 
-fn matmul_0( _S44 : vec3<u32>,  _S45 : u32,  _S46 : ptr<function, MatmulParams_std140_0>)
+fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_std140_0>)
 {
-    var _S47 : u32 = (*_S46).n_0;
-    var _S48 : u32 = ((*_S46).n_0 + u32(64) - u32(1)) / u32(64);
-    var _S49 : u32 = (*_S46).m_0;
-    var _S50 : u32 = ((*_S46).m_0 + u32(64) - u32(1)) / u32(64);
-    var _S51 : u32 = group_number_0(_S44);
-    var _S52 : u32 = _S51 / _S48;
-    var _S53 : u32 = _S52 / _S50;
-    var _S54 : u32 = _S51 / _S48;
-    var _S55 : u32 = _S54 % _S50;
-    var _S56 : u32 = _S55 * u32(64);
-    var _S57 : u32 = _S51 % _S48;
-    var _S58 : u32 = _S57 * u32(64);
-    if(_S53 >= ((*_S46).batch_0))
+    var _S63 : u32 = (*_S62).n_0;
+    var _S64 : u32 = ((*_S62).n_0 + u32(64) - u32(1)) / u32(64);
+    var _S65 : u32 = (*_S62).m_0;
+    var _S66 : u32 = ((*_S62).m_0 + u32(64) - u32(1)) / u32(64);
+    var _S67 : u32 = group_number_0(_S60);
+    var _S68 : u32 = _S67 / _S64;
+    var _S69 : u32 = _S68 / _S66;
+    var _S70 : u32 = _S67 / _S64;
+    var _S71 : u32 = _S70 % _S66;
+    var _S72 : u32 = _S71 * u32(64);
+    var _S73 : u32 = _S67 % _S64;
+    var _S74 : u32 = _S73 * u32(64);
+    if(_S69 >= ((*_S62).batch_0))
     {
         return;
     }
     var left_0 : Operand_0;
-    left_0.offset_0 = (*_S46).a_offset_0;
-    left_0.begin_0 = _S53 * (*_S46).a_batch_0;
-    left_0.rows_0 = _S49;
-    left_0.k_2 = (*_S46).k_0;
-    left_0.row_stride_0 = (*_S46).a_row_0;
-    left_0.k_stride_0 = (*_S46).a_column_0;
+    left_0.offset_0 = (*_S62).a_offset_0;
+    left_0.begin_0 = _S69 * (*_S62).a_batch_0;
+    left_0.rows_2 = _S65;
+    left_0.k_2 = (*_S62).k_0;
+    left_0.row_stride_0 = (*_S62).a_row_0;
+    left_0.k_stride_0 = (*_S62).a_column_0;
     var right_0 : Operand_0;
-    right_0.offset_0 = (*_S46).b_offset_0;
-    right_0.begin_0 = _S53 * (*_S46).b_batch_0;
-    right_0.rows_0 = _S47;
-    right_0.k_2 = (*_S46).k_0;
-    right_0.row_stride_0 = (*_S46).b_column_0;
-    right_0.k_stride_0 = (*_S46).b_row_0;
+    right_0.offset_0 = (*_S62).b_offset_0;
+    right_0.begin_0 = _S69 * (*_S62).b_batch_0;
+    right_0.rows_2 = _S63;
+    right_0.k_2 = (*_S62).k_0;
+    right_0.row_stride_0 = (*_S62).b_column_0;
+    right_0.k_stride_0 = (*_S62).b_row_0;
     var sums_0 : array<vec4<f32>, i32(8)>;
-    product_0(left_0, right_0, _S56, _S58, _S49, (*_S46).k_0, _S45, &(sums_0));
-    var _S59 : vec2<u32> = corner_0(_S45);
-    var _S60 : u32 = _S56 + _S59.x;
-    var _S61 : bool = _S60 < _S49;
-    var _S62 : bool;
-    if(_S61)
+    product_0(left_0, right_0, _S72, _S74, _S65, (*_S62).k_0, _S61, &(sums_0));
+    var _S75 : vec2<u32> = corner_0(_S61);
+    var _S76 : u32 = _S72 + _S75.x;
+    var _S77 : bool = _S76 < _S65;
+    var _S78 : bool;
+    if(_S77)
     {
-        _S62 = (_S58 + _S59.y) < _S47;
+        _S78 = (_S74 + _S75.y) < _S63;
     }
     else
     {
-        _S62 = false;
+        _S78 = false;
     }
-    if(_S62)
+    if(_S78)
     {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S60 * (*_S46).out_row_0 + _S58 + _S59.y] = f16(sums_0[u32(0)][u32(0)]);
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S76 * (*_S62).out_row_0 + _S74 + _S75.y] = f16(sums_0[u32(0)][u32(0)]);
     }
-    if(_S61)
+    if(_S77)
     {
-        _S62 = (_S58 + _S59.y + u32(1)) < _S47;
-    }
-    else
-    {
-        _S62 = false;
-    }
-    if(_S62)
-    {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S60 * (*_S46).out_row_0 + _S58 + _S59.y + u32(1)] = f16(sums_0[u32(0)][u32(1)]);
-    }
-    if(_S61)
-    {
-        _S62 = (_S58 + _S59.y + u32(2)) < _S47;
+        _S78 = (_S74 + _S75.y + u32(1)) < _S63;
     }
     else
     {
-        _S62 = false;
+        _S78 = false;
     }
-    if(_S62)
+    if(_S78)
     {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S60 * (*_S46).out_row_0 + _S58 + _S59.y + u32(2)] = f16(sums_0[u32(0)][u32(2)]);
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S76 * (*_S62).out_row_0 + _S74 + _S75.y + u32(1)] = f16(sums_0[u32(0)][u32(1)]);
     }
-    if(_S61)
+    if(_S77)
     {
-        _S62 = (_S58 + _S59.y + u32(3)) < _S47;
-    }
-    else
-    {
-        _S62 = false;
-    }
-    if(_S62)
-    {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S60 * (*_S46).out_row_0 + _S58 + _S59.y + u32(3)] = f16(sums_0[u32(0)][u32(3)]);
-    }
-    var _S63 : u32 = _S60 + u32(1);
-    var _S64 : bool = _S63 < _S49;
-    if(_S64)
-    {
-        _S62 = (_S58 + _S59.y) < _S47;
+        _S78 = (_S74 + _S75.y + u32(2)) < _S63;
     }
     else
     {
-        _S62 = false;
+        _S78 = false;
     }
-    if(_S62)
+    if(_S78)
     {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S63 * (*_S46).out_row_0 + _S58 + _S59.y] = f16(sums_0[u32(1)][u32(0)]);
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S76 * (*_S62).out_row_0 + _S74 + _S75.y + u32(2)] = f16(sums_0[u32(0)][u32(2)]);
     }
-    if(_S64)
+    if(_S77)
     {
-        _S62 = (_S58 + _S59.y + u32(1)) < _S47;
-    }
-    else
-    {
-        _S62 = false;
-    }
-    if(_S62)
-    {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S63 * (*_S46).out_row_0 + _S58 + _S59.y + u32(1)] = f16(sums_0[u32(1)][u32(1)]);
-    }
-    if(_S64)
-    {
-        _S62 = (_S58 + _S59.y + u32(2)) < _S47;
+        _S78 = (_S74 + _S75.y + u32(3)) < _S63;
     }
     else
     {
-        _S62 = false;
+        _S78 = false;
     }
-    if(_S62)
+    if(_S78)
     {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S63 * (*_S46).out_row_0 + _S58 + _S59.y + u32(2)] = f16(sums_0[u32(1)][u32(2)]);
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S76 * (*_S62).out_row_0 + _S74 + _S75.y + u32(3)] = f16(sums_0[u32(0)][u32(3)]);
     }
-    if(_S64)
+    var _S79 : u32 = _S76 + u32(1);
+    var _S80 : bool = _S79 < _S65;
+    if(_S80)
     {
-        _S62 = (_S58 + _S59.y + u32(3)) < _S47;
-    }
-    else
-    {
-        _S62 = false;
-    }
-    if(_S62)
-    {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S63 * (*_S46).out_row_0 + _S58 + _S59.y + u32(3)] = f16(sums_0[u32(1)][u32(3)]);
-    }
-    var _S65 : u32 = _S60 + u32(2);
-    var _S66 : bool = _S65 < _S49;
-    if(_S66)
-    {
-        _S62 = (_S58 + _S59.y) < _S47;
+        _S78 = (_S74 + _S75.y) < _S63;
     }
     else
     {
-        _S62 = false;
+        _S78 = false;
     }
-    if(_S62)
+    if(_S78)
     {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S65 * (*_S46).out_row_0 + _S58 + _S59.y] = f16(sums_0[u32(2)][u32(0)]);
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S79 * (*_S62).out_row_0 + _S74 + _S75.y] = f16(sums_0[u32(1)][u32(0)]);
     }
-    if(_S66)
+    if(_S80)
     {
-        _S62 = (_S58 + _S59.y + u32(1)) < _S47;
-    }
-    else
-    {
-        _S62 = false;
-    }
-    if(_S62)
-    {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S65 * (*_S46).out_row_0 + _S58 + _S59.y + u32(1)] = f16(sums_0[u32(2)][u32(1)]);
-    }
-    if(_S66)
-    {
-        _S62 = (_S58 + _S59.y + u32(2)) < _S47;
+        _S78 = (_S74 + _S75.y + u32(1)) < _S63;
     }
     else
     {
-        _S62 = false;
+        _S78 = false;
     }
-    if(_S62)
+    if(_S78)
     {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S65 * (*_S46).out_row_0 + _S58 + _S59.y + u32(2)] = f16(sums_0[u32(2)][u32(2)]);
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S79 * (*_S62).out_row_0 + _S74 + _S75.y + u32(1)] = f16(sums_0[u32(1)][u32(1)]);
     }
-    if(_S66)
+    if(_S80)
     {
-        _S62 = (_S58 + _S59.y + u32(3)) < _S47;
-    }
-    else
-    {
-        _S62 = false;
-    }
-    if(_S62)
-    {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S65 * (*_S46).out_row_0 + _S58 + _S59.y + u32(3)] = f16(sums_0[u32(2)][u32(3)]);
-    }
-    var _S67 : u32 = _S60 + u32(3);
-    var _S68 : bool = _S67 < _S49;
-    if(_S68)
-    {
-        _S62 = (_S58 + _S59.y) < _S47;
+        _S78 = (_S74 + _S75.y + u32(2)) < _S63;
     }
     else
     {
-        _S62 = false;
+        _S78 = false;
     }
-    if(_S62)
+    if(_S78)
     {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S67 * (*_S46).out_row_0 + _S58 + _S59.y] = f16(sums_0[u32(3)][u32(0)]);
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S79 * (*_S62).out_row_0 + _S74 + _S75.y + u32(2)] = f16(sums_0[u32(1)][u32(2)]);
     }
-    if(_S68)
+    if(_S80)
     {
-        _S62 = (_S58 + _S59.y + u32(1)) < _S47;
-    }
-    else
-    {
-        _S62 = false;
-    }
-    if(_S62)
-    {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S67 * (*_S46).out_row_0 + _S58 + _S59.y + u32(1)] = f16(sums_0[u32(3)][u32(1)]);
-    }
-    if(_S68)
-    {
-        _S62 = (_S58 + _S59.y + u32(2)) < _S47;
+        _S78 = (_S74 + _S75.y + u32(3)) < _S63;
     }
     else
     {
-        _S62 = false;
+        _S78 = false;
     }
-    if(_S62)
+    if(_S78)
     {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S67 * (*_S46).out_row_0 + _S58 + _S59.y + u32(2)] = f16(sums_0[u32(3)][u32(2)]);
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S79 * (*_S62).out_row_0 + _S74 + _S75.y + u32(3)] = f16(sums_0[u32(1)][u32(3)]);
     }
-    if(_S68)
+    var _S81 : u32 = _S76 + u32(2);
+    var _S82 : bool = _S81 < _S65;
+    if(_S82)
     {
-        _S62 = (_S58 + _S59.y + u32(3)) < _S47;
-    }
-    else
-    {
-        _S62 = false;
-    }
-    if(_S62)
-    {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S67 * (*_S46).out_row_0 + _S58 + _S59.y + u32(3)] = f16(sums_0[u32(3)][u32(3)]);
-    }
-    var _S69 : u32 = _S60 + u32(4);
-    var _S70 : bool = _S69 < _S49;
-    if(_S70)
-    {
-        _S62 = (_S58 + _S59.y) < _S47;
+        _S78 = (_S74 + _S75.y) < _S63;
     }
     else
     {
-        _S62 = false;
+        _S78 = false;
     }
-    if(_S62)
+    if(_S78)
     {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S69 * (*_S46).out_row_0 + _S58 + _S59.y] = f16(sums_0[u32(4)][u32(0)]);
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S81 * (*_S62).out_row_0 + _S74 + _S75.y] = f16(sums_0[u32(2)][u32(0)]);
     }
-    if(_S70)
+    if(_S82)
     {
-        _S62 = (_S58 + _S59.y + u32(1)) < _S47;
-    }
-    else
-    {
-        _S62 = false;
-    }
-    if(_S62)
-    {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S69 * (*_S46).out_row_0 + _S58 + _S59.y + u32(1)] = f16(sums_0[u32(4)][u32(1)]);
-    }
-    if(_S70)
-    {
-        _S62 = (_S58 + _S59.y + u32(2)) < _S47;
+        _S78 = (_S74 + _S75.y + u32(1)) < _S63;
     }
     else
     {
-        _S62 = false;
+        _S78 = false;
     }
-    if(_S62)
+    if(_S78)
     {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S69 * (*_S46).out_row_0 + _S58 + _S59.y + u32(2)] = f16(sums_0[u32(4)][u32(2)]);
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S81 * (*_S62).out_row_0 + _S74 + _S75.y + u32(1)] = f16(sums_0[u32(2)][u32(1)]);
     }
-    if(_S70)
+    if(_S82)
     {
-        _S62 = (_S58 + _S59.y + u32(3)) < _S47;
-    }
-    else
-    {
-        _S62 = false;
-    }
-    if(_S62)
-    {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S69 * (*_S46).out_row_0 + _S58 + _S59.y + u32(3)] = f16(sums_0[u32(4)][u32(3)]);
-    }
-    var _S71 : u32 = _S60 + u32(5);
-    var _S72 : bool = _S71 < _S49;
-    if(_S72)
-    {
-        _S62 = (_S58 + _S59.y) < _S47;
+        _S78 = (_S74 + _S75.y + u32(2)) < _S63;
     }
     else
     {
-        _S62 = false;
+        _S78 = false;
     }
-    if(_S62)
+    if(_S78)
     {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S71 * (*_S46).out_row_0 + _S58 + _S59.y] = f16(sums_0[u32(5)][u32(0)]);
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S81 * (*_S62).out_row_0 + _S74 + _S75.y + u32(2)] = f16(sums_0[u32(2)][u32(2)]);
     }
-    if(_S72)
+    if(_S82)
     {
-        _S62 = (_S58 + _S59.y + u32(1)) < _S47;
-    }
-    else
-    {
-        _S62 = false;
-    }
-    if(_S62)
-    {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S71 * (*_S46).out_row_0 + _S58 + _S59.y + u32(1)] = f16(sums_0[u32(5)][u32(1)]);
-    }
-    if(_S72)
-    {
-        _S62 = (_S58 + _S59.y + u32(2)) < _S47;
+        _S78 = (_S74 + _S75.y + u32(3)) < _S63;
     }
     else
     {
-        _S62 = false;
+        _S78 = false;
     }
-    if(_S62)
+    if(_S78)
     {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S71 * (*_S46).out_row_0 + _S58 + _S59.y + u32(2)] = f16(sums_0[u32(5)][u32(2)]);
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S81 * (*_S62).out_row_0 + _S74 + _S75.y + u32(3)] = f16(sums_0[u32(2)][u32(3)]);
     }
-    if(_S72)
+    var _S83 : u32 = _S76 + u32(3);
+    var _S84 : bool = _S83 < _S65;
+    if(_S84)
     {
-        _S62 = (_S58 + _S59.y + u32(3)) < _S47;
-    }
-    else
-    {
-        _S62 = false;
-    }
-    if(_S62)
-    {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S71 * (*_S46).out_row_0 + _S58 + _S59.y + u32(3)] = f16(sums_0[u32(5)][u32(3)]);
-    }
-    var _S73 : u32 = _S60 + u32(6);
-    var _S74 : bool = _S73 < _S49;
-    if(_S74)
-    {
-        _S62 = (_S58 + _S59.y) < _S47;
+        _S78 = (_S74 + _S75.y) < _S63;
     }
     else
     {
-        _S62 = false;
+        _S78 = false;
     }
-    if(_S62)
+    if(_S78)
     {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S73 * (*_S46).out_row_0 + _S58 + _S59.y] = f16(sums_0[u32(6)][u32(0)]);
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S83 * (*_S62).out_row_0 + _S74 + _S75.y] = f16(sums_0[u32(3)][u32(0)]);
     }
-    if(_S74)
+    if(_S84)
     {
-        _S62 = (_S58 + _S59.y + u32(1)) < _S47;
-    }
-    else
-    {
-        _S62 = false;
-    }
-    if(_S62)
-    {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S73 * (*_S46).out_row_0 + _S58 + _S59.y + u32(1)] = f16(sums_0[u32(6)][u32(1)]);
-    }
-    if(_S74)
-    {
-        _S62 = (_S58 + _S59.y + u32(2)) < _S47;
+        _S78 = (_S74 + _S75.y + u32(1)) < _S63;
     }
     else
     {
-        _S62 = false;
+        _S78 = false;
     }
-    if(_S62)
+    if(_S78)
     {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S73 * (*_S46).out_row_0 + _S58 + _S59.y + u32(2)] = f16(sums_0[u32(6)][u32(2)]);
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S83 * (*_S62).out_row_0 + _S74 + _S75.y + u32(1)] = f16(sums_0[u32(3)][u32(1)]);
     }
-    if(_S74)
+    if(_S84)
     {
-        _S62 = (_S58 + _S59.y + u32(3)) < _S47;
-    }
-    else
-    {
-        _S62 = false;
-    }
-    if(_S62)
-    {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S73 * (*_S46).out_row_0 + _S58 + _S59.y + u32(3)] = f16(sums_0[u32(6)][u32(3)]);
-    }
-    var _S75 : u32 = _S60 + u32(7);
-    var _S76 : bool = _S75 < _S49;
-    if(_S76)
-    {
-        _S62 = (_S58 + _S59.y) < _S47;
+        _S78 = (_S74 + _S75.y + u32(2)) < _S63;
     }
     else
     {
-        _S62 = false;
+        _S78 = false;
     }
-    if(_S62)
+    if(_S78)
     {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S75 * (*_S46).out_row_0 + _S58 + _S59.y] = f16(sums_0[u32(7)][u32(0)]);
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S83 * (*_S62).out_row_0 + _S74 + _S75.y + u32(2)] = f16(sums_0[u32(3)][u32(2)]);
     }
-    if(_S76)
+    if(_S84)
     {
-        _S62 = (_S58 + _S59.y + u32(1)) < _S47;
-    }
-    else
-    {
-        _S62 = false;
-    }
-    if(_S62)
-    {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S75 * (*_S46).out_row_0 + _S58 + _S59.y + u32(1)] = f16(sums_0[u32(7)][u32(1)]);
-    }
-    if(_S76)
-    {
-        _S62 = (_S58 + _S59.y + u32(2)) < _S47;
+        _S78 = (_S74 + _S75.y + u32(3)) < _S63;
     }
     else
     {
-        _S62 = false;
+        _S78 = false;
     }
-    if(_S62)
+    if(_S78)
     {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S75 * (*_S46).out_row_0 + _S58 + _S59.y + u32(2)] = f16(sums_0[u32(7)][u32(2)]);
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S83 * (*_S62).out_row_0 + _S74 + _S75.y + u32(3)] = f16(sums_0[u32(3)][u32(3)]);
     }
-    if(_S76)
+    var _S85 : u32 = _S76 + u32(4);
+    var _S86 : bool = _S85 < _S65;
+    if(_S86)
     {
-        _S62 = (_S58 + _S59.y + u32(3)) < _S47;
+        _S78 = (_S74 + _S75.y) < _S63;
     }
     else
     {
-        _S62 = false;
+        _S78 = false;
     }
-    if(_S62)
+    if(_S78)
     {
-        entryPointParams_result_0[(*_S46).out_offset_0 + _S53 * (*_S46).out_batch_0 + _S75 * (*_S46).out_row_0 + _S58 + _S59.y + u32(3)] = f16(sums_0[u32(7)][u32(3)]);
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S85 * (*_S62).out_row_0 + _S74 + _S75.y] = f16(sums_0[u32(4)][u32(0)]);
+    }
+    if(_S86)
+    {
+        _S78 = (_S74 + _S75.y + u32(1)) < _S63;
+    }
+    else
+    {
+        _S78 = false;
+    }
+    if(_S78)
+    {
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S85 * (*_S62).out_row_0 + _S74 + _S75.y + u32(1)] = f16(sums_0[u32(4)][u32(1)]);
+    }
+    if(_S86)
+    {
+        _S78 = (_S74 + _S75.y + u32(2)) < _S63;
+    }
+    else
+    {
+        _S78 = false;
+    }
+    if(_S78)
+    {
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S85 * (*_S62).out_row_0 + _S74 + _S75.y + u32(2)] = f16(sums_0[u32(4)][u32(2)]);
+    }
+    if(_S86)
+    {
+        _S78 = (_S74 + _S75.y + u32(3)) < _S63;
+    }
+    else
+    {
+        _S78 = false;
+    }
+    if(_S78)
+    {
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S85 * (*_S62).out_row_0 + _S74 + _S75.y + u32(3)] = f16(sums_0[u32(4)][u32(3)]);
+    }
+    var _S87 : u32 = _S76 + u32(5);
+    var _S88 : bool = _S87 < _S65;
+    if(_S88)
+    {
+        _S78 = (_S74 + _S75.y) < _S63;
+    }
+    else
+    {
+        _S78 = false;
+    }
+    if(_S78)
+    {
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S87 * (*_S62).out_row_0 + _S74 + _S75.y] = f16(sums_0[u32(5)][u32(0)]);
+    }
+    if(_S88)
+    {
+        _S78 = (_S74 + _S75.y + u32(1)) < _S63;
+    }
+    else
+    {
+        _S78 = false;
+    }
+    if(_S78)
+    {
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S87 * (*_S62).out_row_0 + _S74 + _S75.y + u32(1)] = f16(sums_0[u32(5)][u32(1)]);
+    }
+    if(_S88)
+    {
+        _S78 = (_S74 + _S75.y + u32(2)) < _S63;
+    }
+    else
+    {
+        _S78 = false;
+    }
+    if(_S78)
+    {
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S87 * (*_S62).out_row_0 + _S74 + _S75.y + u32(2)] = f16(sums_0[u32(5)][u32(2)]);
+    }
+    if(_S88)
+    {
+        _S78 = (_S74 + _S75.y + u32(3)) < _S63;
+    }
+    else
+    {
+        _S78 = false;
+    }
+    if(_S78)
+    {
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S87 * (*_S62).out_row_0 + _S74 + _S75.y + u32(3)] = f16(sums_0[u32(5)][u32(3)]);
+    }
+    var _S89 : u32 = _S76 + u32(6);
+    var _S90 : bool = _S89 < _S65;
+    if(_S90)
+    {
+        _S78 = (_S74 + _S75.y) < _S63;
+    }
+    else
+    {
+        _S78 = false;
+    }
+    if(_S78)
+    {
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S89 * (*_S62).out_row_0 + _S74 + _S75.y] = f16(sums_0[u32(6)][u32(0)]);
+    }
+    if(_S90)
+    {
+        _S78 = (_S74 + _S75.y + u32(1)) < _S63;
+    }
+    else
+    {
+        _S78 = false;
+    }
+    if(_S78)
+    {
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S89 * (*_S62).out_row_0 + _S74 + _S75.y + u32(1)] = f16(sums_0[u32(6)][u32(1)]);
+    }
+    if(_S90)
+    {
+        _S78 = (_S74 + _S75.y + u32(2)) < _S63;
+    }
+    else
+    {
+        _S78 = false;
+    }
+    if(_S78)
+    {
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S89 * (*_S62).out_row_0 + _S74 + _S75.y + u32(2)] = f16(sums_0[u32(6)][u32(2)]);
+    }
+    if(_S90)
+    {
+        _S78 = (_S74 + _S75.y + u32(3)) < _S63;
+    }
+    else
+    {
+        _S78 = false;
+    }
+    if(_S78)
+    {
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S89 * (*_S62).out_row_0 + _S74 + _S75.y + u32(3)] = f16(sums_0[u32(6)][u32(3)]);
+    }
+    var _S91 : u32 = _S76 + u32(7);
+    var _S92 : bool = _S91 < _S65;
+    if(_S92)
+    {
+        _S78 = (_S74 + _S75.y) < _S63;
+    }
+    else
+    {
+        _S78 = false;
+    }
+    if(_S78)
+    {
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S91 * (*_S62).out_row_0 + _S74 + _S75.y] = f16(sums_0[u32(7)][u32(0)]);
+    }
+    if(_S92)
+    {
+        _S78 = (_S74 + _S75.y + u32(1)) < _S63;
+    }
+    else
+    {
+        _S78 = false;
+    }
+    if(_S78)
+    {
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S91 * (*_S62).out_row_0 + _S74 + _S75.y + u32(1)] = f16(sums_0[u32(7)][u32(1)]);
+    }
+    if(_S92)
+    {
+        _S78 = (_S74 + _S75.y + u32(2)) < _S63;
+    }
+    else
+    {
+        _S78 = false;
+    }
+    if(_S78)
+    {
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S91 * (*_S62).out_row_0 + _S74 + _S75.y + u32(2)] = f16(sums_0[u32(7)][u32(2)]);
+    }
+    if(_S92)
+    {
+        _S78 = (_S74 + _S75.y + u32(3)) < _S63;
+    }
+    else
+    {
+        _S78 = false;
+    }
+    if(_S78)
+    {
+        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S91 * (*_S62).out_row_0 + _S74 + _S75.y + u32(3)] = f16(sums_0[u32(7)][u32(3)]);
     }
     return;
 }
 
 @compute
 @workgroup_size(128, 1, 1)
-fn matmul_f32_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32)
+fn matmul_f32_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32)
 {
-    var _S77 : MatmulParams_std140_0 = entryPointParams_0.p_0;
-    matmul_0(group_1, thread_1, &(_S77));
+    var _S93 : MatmulParams_std140_0 = entryPointParams_0.p_0;
+    matmul_0(group_1, thread_2, &(_S93));
     return;
 }
