@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from metal.devices import METAL, open_metal
 from wasmetal.device import Device, open_device
 from wasmetal.errors import DeviceNotFoundError
 
@@ -74,7 +75,23 @@ def vulkan() -> Iterator[Device]:
         yield device
 
 
-@pytest.fixture(scope="session", params=["cpu", pytest.param("vulkan", marks=pytest.mark.vulkan)])
+@pytest.fixture(scope="session")
+def metal() -> Iterator[Device]:
+    """Metal's first device."""
+    try:
+        device = open_metal()
+    except DeviceNotFoundError as error:
+        if os.environ.get("WASMETAL_REQUIRE_METAL") == "1":
+            pytest.fail(f"WASMETAL_REQUIRE_METAL=1, but {error}")
+        pytest.skip(str(error))
+    with device:
+        yield device
+
+
+@pytest.fixture(
+    scope="session",
+    params=["cpu", pytest.param("vulkan", marks=pytest.mark.vulkan), pytest.param("metal", id=METAL)],
+)
 def device(request: pytest.FixtureRequest) -> Device:
     """Every device present, one after another."""
     return request.getfixturevalue(request.param)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
+from metal.devices import METAL, open_metal
 from wasmetal.device import Device, open_device
 from wasmetal.memory.region import Region
 
@@ -28,6 +29,7 @@ OPENERS: dict[str, Opener] = {
     "cpu": lambda: open_device("cpu"),
     "vulkan": lambda: open_device("vulkan"),
     "vulkan as discrete": open_as_discrete,
+    "metal": open_metal,
 }
 
 
@@ -36,12 +38,13 @@ OPENERS: dict[str, Opener] = {
         "cpu",
         pytest.param("vulkan", marks=pytest.mark.vulkan),
         pytest.param("vulkan as discrete", marks=pytest.mark.vulkan),
+        pytest.param("metal", id=METAL),
     ]
 )
 def opener(request: pytest.FixtureRequest) -> Opener:
     """How to open each device, for tests that close it."""
     if request.param != "cpu":
-        request.getfixturevalue("vulkan")  # skips, or fails, where there is none
+        request.getfixturevalue(request.param.split()[0])  # skips, or fails, where there is none
     return OPENERS[request.param]
 
 

@@ -1,0 +1,13 @@
+"""A stand-in for PyObjC's ``Metal`` (and ``objc`` and ``Foundation``) on machines that are no Macs.
+
+It has just what the Metal device uses. Each call's selector, number and kinds of arguments are checked against PyObjC's
+own metadata (signatures.txt); Metal's rules are enforced (framework.py); kernels run on the CPU shim. It shows that the
+device speaks the bridge's language and keeps Metal's rules, as far as they are written down here. It does not show that
+Apple's compiler, drivers or GPUs agree.
+"""
+
+from metal.standin.bridge import RuleError
+from metal.standin.gpu import Gpu
+from metal.standin.install import installed
+
+__all__ = ["Gpu", "RuleError", "installed"]

@@ -1,0 +1,571 @@
+"""The classes of Metal that the device uses, and Metal's rules for them."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metal.shim import Function as Kernel
+from metal.shim import ShimCompileError, ShimError, compile_library
+from metal.standin.bridge import Object, Pool, RuleError, Struct, Varlist, calls, not_in_wheel, struct, table
+from metal.standin.foundation import NSError
+from metal.standin.gpu import Gpu, Watch, accessible, memory, page_aligned
+
+FUNCTIONS = ("MTLCopyAllDevices", "MTLSizeMake")
+STRUCTS = ("MTLSize",)
+
+CONSTANT_ALIGNMENT = 32
+"""Of an offset to a ``constant`` argument; the strictest of any Mac (Metal feature set tables)."""
+DEVICE_ALIGNMENT = 16
+"""Of an offset to a ``device`` argument: as its type, of which the widest is float4."""
+
+
+def _constant(name: str) -> int:
+    return table().constants[name]
+
+
+def rule(kept: bool, broken: str) -> None:
+    if not kept:
+        raise RuleError(broken)
+
+
+class CompileOptions(Object):
+    """MTLCompileOptions."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, int] = {}
+
+    @not_in_wheel("v", "q")
+    def setMathMode_(self, mode: int) -> None:
+        self.told["mathMode"] = mode
+
+    @not_in_wheel("v", "q")
+    def setMathFloatingPointFunctions_(self, functions: int) -> None:
+        self.told["mathFloatingPointFunctions"] = functions
+
+    @not_in_wheel("v", "Q")
+    def setLanguageVersion_(self, version: int) -> None:
+        self.told["languageVersion"] = version
+
+
+class ComputePipelineDescriptor(Object):
+    """MTLComputePipelineDescriptor."""
+
+    function: Function | None = None
+    archives: tuple[BinaryArchive, ...] = ()
+
+    @not_in_wheel("v", "@")
+    def setComputeFunction_(self, function: Function) -> None:
+        self.function = function
+
+    @not_in_wheel("v", "@")
+    def setBinaryArchives_(self, archives: list[BinaryArchive]) -> None:
+        self.archives = tuple(archives)
+
+
+class BinaryArchiveDescriptor(Object):
+    """MTLBinaryArchiveDescriptor."""
+
+    url: Any = None
+
+    @not_in_wheel("v", "@")
+    def setUrl_(self, url: Any) -> None:
+        self.url = url
+
+
+class ResidencySetDescriptor(Object):
+    """MTLResidencySetDescriptor."""
+
+
+class Device(Object):
+    """A GPU."""
+
+    protocol = "MTLDevice"
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+
+    def name(self) -> str:
+        return self._gpu.name
+
+    def hasUnifiedMemory(self) -> bool:
+        return True
+
+    def maxBufferLength(self) -> int:
+        return self._gpu.max_buffer_length
+
+    def recommendedMaxWorkingSetSize(self) -> int:
+        return self._gpu.working_set
+
+    def currentAllocatedSize(self) -> int:
+        return sum(self._gpu.live.values())
+
+    def supportsFamily_(self, family: int) -> bool:
+        return family in (_constant(f"MTLGPUFamily{name}") for name in self._gpu.families)
+
+    def newCommandQueue(self) -> CommandQueue | None:
+        return CommandQueue(self._gpu) if self._gpu.has_queues else None
+
+    def newSharedEvent(self) -> SharedEvent:
+        return SharedEvent(self._gpu)
+
+    def newResidencySetWithDescriptor_error_(self, descriptor: ResidencySetDescriptor) -> tuple[Any, Any]:
+        if not self._gpu.has_residency:
+            return None, NSError("MTLErrorDomain", 1, "residency sets are not supported")
+        return ResidencySet(), None
+
+    def newBufferWithBytesNoCopy_length_options_deallocator_(
+        self, pages: Any, length: int, options: int, deallocator: Any
+    ) -> Buffer | None:
+        shared = options & (3 << _constant("MTLResourceStorageModeShift")) == _constant("MTLResourceStorageModeShared")
+        rule(shared, "bytesNoCopy: only shared storage lets host and GPU see the same bytes")
+        address = _address(pages)
+        rule(page_aligned(address), f"bytesNoCopy: {address:#x} is not the address of a page")
+        rule(length > 0 and page_aligned(length), f"bytesNoCopy: {length} bytes are no whole number of pages")
+        rule(length <= self._gpu.max_buffer_length, f"bytesNoCopy: {length} bytes exceed maxBufferLength")
+        if self._gpu.nil_buffer or not accessible([(address, length)], write=False):
+            return None
+        if self._gpu.empty_buffer:
+            return Buffer(self._gpu, address, 0)
+        return Buffer(self._gpu, address, length, copied=self._gpu.copied_buffer)
+
+    def newLibraryWithSource_options_error_(self, source: str, options: CompileOptions) -> tuple[Any, Any]:
+        safe = {
+            "mathMode": _constant("MTLMathModeSafe"),
+            "mathFloatingPointFunctions": _constant("MTLMathFloatingPointFunctionsPrecise"),
+        }
+        rule(safe.items() <= options.told.items(), "kernels are to be compiled with fast math off")
+        if self._gpu.compile_error:
+            return None, NSError("MTLLibraryErrorDomain", 3, self._gpu.compile_error)
+        try:
+            return Library(source), None
+        except ShimCompileError as error:
+            return None, NSError("MTLLibraryErrorDomain", 3, str(error))
+
+    def newBinaryArchiveWithDescriptor_error_(self, descriptor: BinaryArchiveDescriptor) -> tuple[Any, Any]:
+        if not self._gpu.has_archives:
+            return None, NSError("MTLBinaryArchiveDomain", 4, "binary archives are not supported")
+        if descriptor.url is None:
+            return BinaryArchive(set()), None
+        try:
+            return BinaryArchive(set(json.loads(Path(descriptor.url.path).read_text())["functions"])), None
+        except (OSError, ValueError, KeyError):
+            return None, NSError("MTLBinaryArchiveDomain", 1, "the file is not a binary archive")
+
+    def newComputePipelineStateWithDescriptor_options_reflection_error_(
+        self, descriptor: ComputePipelineDescriptor, options: int, reflection: None
+    ) -> tuple[Any, Any]:
+        function = descriptor.function
+        assert function is not None
+        if self._gpu.pipeline_error:
+            return None, NSError("MTLLibraryErrorDomain", 2, self._gpu.pipeline_error)
+        if not any(function.key in archive.keys for archive in descriptor.archives):
+            if options & _constant("MTLPipelineOptionFailOnBinaryArchiveMiss"):
+                return None, NSError("MTLLibraryErrorDomain", 2, "not found in the binary archives")
+            self._gpu.compiled.append(function.kernel.name)
+        return ComputePipelineState(self._gpu, function.kernel), None
+
+
+class Buffer(Object):
+    """Bytes that the GPU can be given."""
+
+    protocol = "MTLBuffer"
+    _numbers = itertools.count(1)
+
+    def __init__(self, gpu: Gpu, address: int, length: int, copied: bool = False) -> None:
+        self.address, self._length = address, length
+        self._copy = memoryview(bytearray(memory(address, length))) if copied else None
+        number = next(self._numbers)
+        gpu.live[number] = length
+        weakref.finalize(self, gpu.live.pop, number)
+
+    def length(self) -> int:
+        return self._length
+
+    def contents(self) -> Varlist | None:
+        return Varlist(self._copy or memory(self.address, self._length)) if self._length else None
+
+    def gpuAddress(self) -> int:
+        return self.address ^ 1 << 46  # the GPU's address space is another than the host's
+
+
+class Library(Object):
+    """A compiled source."""
+
+    protocol = "MTLLibrary"
+
+    def __init__(self, source: str) -> None:
+        self._kernels = compile_library(source).functions
+        self._digest = hashlib.sha256(source.encode()).hexdigest()
+
+    def newFunctionWithName_(self, name: str) -> Function | None:
+        return Function(self._kernels[name], self._digest) if name in self._kernels else None
+
+
+class Function(Object):
+    """One kernel of a library."""
+
+    protocol = "MTLFunction"
+
+    def __init__(self, kernel: Kernel, digest: str) -> None:
+        self.kernel = kernel
+        self.key = f"{kernel.name} {digest}"
+
+
+class BinaryArchive(Object):
+    """Compiled functions, in a file or to become one."""
+
+    protocol = "MTLBinaryArchive"
+
+    def __init__(self, keys: set[str]) -> None:
+        self.keys = keys
+
+    def addComputePipelineFunctionsWithDescriptor_error_(
+        self, descriptor: ComputePipelineDescriptor
+    ) -> tuple[bool, Any]:
+        assert descriptor.function is not None
+        self.keys.add(descriptor.function.key)
+        return True, None
+
+    def serializeToURL_error_(self, url: Any) -> tuple[bool, Any]:
+        try:
+            Path(url.path).write_text(json.dumps({"functions": sorted(self.keys)}))
+        except OSError as error:
+            return False, NSError("MTLBinaryArchiveDomain", 4, str(error))
+        return True, None
+
+
+class ComputePipelineState(Object):
+    """A kernel, ready to run."""
+
+    protocol = "MTLComputePipelineState"
+
+    def __init__(self, gpu: Gpu, kernel: Kernel) -> None:
+        self._gpu = gpu
+        self.kernel = kernel
+
+    def maxTotalThreadsPerThreadgroup(self) -> int:
+        return self._gpu.max_threads
+
+    def threadExecutionWidth(self) -> int:
+        return self._gpu.simd_width
+
+
+class ResidencySet(Object):
+    """Buffers that stay where the GPU reaches them. As with Metal's, they live for as long as they are in it."""
+
+    protocol = "MTLResidencySet"
+
+    def __init__(self) -> None:
+        self._now: dict[int, Buffer] = {}
+        self._next: dict[int, Buffer] = {}
+
+    def addAllocation_(self, buffer: Buffer) -> None:
+        self._next[id(buffer)] = buffer
+
+    def removeAllocation_(self, buffer: Buffer) -> None:
+        rule(id(buffer) in self._next, "a buffer was removed from a residency set that it is not in")
+        del self._next[id(buffer)]
+
+    def commit(self) -> None:
+        self._now = dict(self._next)
+
+    def requestResidency(self) -> None:
+        pass
+
+
+class SharedEvent(Object):
+    """A number that only grows, which host and GPU wait for."""
+
+    protocol = "MTLSharedEvent"
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        self.value = 0
+
+    def setSignaledValue_(self, value: int) -> None:
+        self.value = value
+
+    def waitUntilSignaledValue_timeoutMS_(self, value: int, milliseconds: int) -> bool:
+        return self._gpu.wait(milliseconds / 1000) and self.value >= value
+
+
+class CommandQueue(Object):
+    """Where command buffers come from, and go."""
+
+    protocol = "MTLCommandQueue"
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        self._sets: list[ResidencySet] = []
+
+    def addResidencySet_(self, buffers: ResidencySet) -> None:
+        self._sets.append(buffers)
+
+    def commandBufferWithUnretainedReferences(self) -> CommandBuffer:
+        return CommandBuffer(self._gpu)
+
+
+class CommandBuffer(Object):
+    """Work, given to the GPU once. It holds on to nothing that it uses."""
+
+    protocol = "MTLCommandBuffer"
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        self._status = _constant("MTLCommandBufferStatusNotEnqueued")
+        self._error: NSError | None = None
+        self._times = 0.0, 0.0
+        self._encoder: ComputeCommandEncoder | None = None
+        self._waits: list[tuple[SharedEvent, int]] = []
+        self._signals: list[tuple[SharedEvent, int]] = []
+        self._watch: Watch | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether all that it waits for has come."""
+        return all(event.value >= value for event, value in self._waits)
+
+    def _run(self, gpu: Gpu) -> None:
+        """The GPU's part."""
+        begin = time.monotonic()
+        if gpu.command_error:
+            self._status = _constant("MTLCommandBufferStatusError")
+            self._error = NSError("MTLCommandBufferErrorDomain", gpu.command_error, "told to fail")
+            return
+        if self._watch is not None:
+            self._watch.check()
+        if self._encoder is not None:
+            self._encoder._run()
+        for event, value in self._signals:
+            event.value = max(event.value, value)
+        self._times = begin, time.monotonic()
+        self._status = _constant("MTLCommandBufferStatusCompleted")
+
+    def computeCommandEncoderWithDispatchType_(self, kind: int) -> ComputeCommandEncoder:
+        self._open("computeCommandEncoderWithDispatchType:")
+        rule(self._encoder is None, "the stand-in's command buffers have one encoder")
+        self._encoder = ComputeCommandEncoder(serial=kind == _constant("MTLDispatchTypeSerial"))
+        return self._encoder
+
+    def encodeWaitForEvent_value_(self, event: SharedEvent, value: int) -> None:
+        self._open("encodeWaitForEvent:value:")
+        rule(self._encoder is None, "the stand-in waits for events before everything else")
+        self._waits.append((event, value))
+
+    def encodeSignalEvent_value_(self, event: SharedEvent, value: int) -> None:
+        self._open("encodeSignalEvent:value:")
+        self._signals.append((event, value))
+
+    def commit(self) -> None:
+        self._open("commit")
+        idle = self._gpu.idle
+        self._status = _constant("MTLCommandBufferStatusCommitted")
+        if idle and self._encoder is not None:
+            self._watch = Watch(self._encoder._ranges())
+        self._gpu.give(self)
+
+    def waitUntilCompleted(self) -> None:
+        rule(self._status != _constant("MTLCommandBufferStatusNotEnqueued"), "waitUntilCompleted before commit")
+        self._gpu.progress()
+
+    def status(self) -> int:
+        return self._status
+
+    def error(self) -> NSError | None:
+        return self._error
+
+    def GPUStartTime(self) -> float:
+        return self._times[0]
+
+    def GPUEndTime(self) -> float:
+        return self._times[1]
+
+    def _open(self, what: str) -> None:
+        rule(self._status == _constant("MTLCommandBufferStatusNotEnqueued"), f"{what} after commit")
+        rule(self._encoder is None or self._encoder.ended, f"{what} while an encoder is open")
+
+
+class ComputeCommandEncoder(Object):
+    """The calls that a command buffer is filled with."""
+
+    protocol = "MTLComputeCommandEncoder"
+
+    def __init__(self, serial: bool) -> None:
+        self.ended = False
+        self._serial = serial
+        self._pipeline: ComputePipelineState | None = None
+        self._arguments: dict[int, tuple[weakref.ref[Buffer], int]] = {}
+        # Between two barriers a GPU may run dispatches in any order, or all at once.
+        self._groups: list[list[Dispatch]] = [[]]
+        weakref.finalize(self, _left_open, self.__dict__)
+
+    def _ranges(self) -> list[tuple[int, int]]:
+        """What is used, as (address, bytes)."""
+        return sorted({place for group in self._groups for dispatch in group for place in dispatch.places()})
+
+    def _run(self) -> None:
+        rule(accessible(self._ranges(), write=False), "pages were unmapped while the GPU used them")
+        for group in self._groups:
+            for dispatch in reversed(group):
+                dispatch.run()
+
+    def setComputePipelineState_(self, pipeline: ComputePipelineState) -> None:
+        self._open("setComputePipelineState:")
+        self._pipeline = pipeline
+
+    def setBuffer_offset_atIndex_(self, buffer: Buffer, offset: int, index: int) -> None:
+        self._open("setBuffer:offset:atIndex:")
+        rule(index < 31, f"buffer argument {index}: there are 31")
+        self._set(weakref.ref(buffer), offset, index)
+
+    def setBufferOffset_atIndex_(self, offset: int, index: int) -> None:
+        self._open("setBufferOffset:atIndex:")
+        rule(index in self._arguments, f"setBufferOffset: before a buffer was set at index {index}")
+        self._set(self._arguments[index][0], offset, index)
+
+    def dispatchThreadgroups_threadsPerThreadgroup_(self, groups: Struct, threads: Struct) -> None:
+        self._open("dispatchThreadgroups:threadsPerThreadgroup:")
+        rule(self._pipeline is not None, "a dispatch before a pipeline was set")
+        assert self._pipeline is not None
+        count = threads[0] * threads[1] * threads[2]
+        most = self._pipeline.maxTotalThreadsPerThreadgroup()
+        rule(1 <= count <= most, f"{count} threads in a threadgroup, where the pipeline has 1 to {most}")
+        rule(min(groups) > 0, "a dispatch of no threadgroups")
+        kernel = self._pipeline.kernel
+        for index in kernel.buffers:
+            rule(index in self._arguments, f"{kernel.name}: no buffer was set at index {index}")
+        arguments = {index: self._arguments[index] for index in kernel.buffers}
+        self._groups[-1].append(Dispatch(weakref.ref(self._pipeline), arguments, tuple(groups), tuple(threads)))
+        if self._serial:
+            self._groups.append([])
+
+    def memoryBarrierWithScope_(self, scope: int) -> None:
+        self._open("memoryBarrierWithScope:")
+        rule(scope == _constant("MTLBarrierScopeBuffers"), f"barrier scope {scope} orders no buffers")
+        self._groups.append([])
+
+    def endEncoding(self) -> None:
+        self._open("endEncoding")
+        self.ended = True
+
+    def _set(self, buffer: weakref.ref[Buffer], offset: int, index: int) -> None:
+        held = buffer()
+        rule(held is not None, "a buffer was released before it was used")
+        assert held is not None
+        alignment = CONSTANT_ALIGNMENT if index == 0 else DEVICE_ALIGNMENT
+        rule(offset % alignment == 0, f"offset {offset} of buffer argument {index} is no multiple of {alignment}")
+        rule(offset < held.length(), f"offset {offset} is past a buffer of {held.length()} bytes")
+        self._arguments[index] = buffer, offset
+
+    def _open(self, what: str) -> None:
+        rule(not self.ended, f"{what} after endEncoding")
+
+
+class Dispatch:
+    """One kernel's run, as it was encoded."""
+
+    def __init__(
+        self,
+        pipeline: weakref.ref[ComputePipelineState],
+        arguments: dict[int, tuple[weakref.ref[Buffer], int]],
+        groups: tuple[int, ...],
+        threads: tuple[int, ...],
+    ) -> None:
+        self._pipeline, self._arguments = pipeline, arguments
+        self._groups, self._threads = groups, threads
+
+    def places(self) -> list[tuple[int, int]]:
+        return list(self._resolved().values())
+
+    def run(self) -> None:
+        pipeline = self._pipeline()
+        rule(pipeline is not None, "a pipeline was released before the GPU came to it")
+        assert pipeline is not None
+        try:
+            pipeline.kernel.run(self._resolved(), self._groups, self._threads)
+        except ShimError as error:
+            raise RuleError(str(error)) from error
+
+    def _resolved(self) -> dict[int, tuple[int, int]]:
+        found = {}
+        for index, (reference, offset) in self._arguments.items():
+            buffer = reference()
+            rule(buffer is not None, "a buffer was released before the GPU came to it")
+            assert buffer is not None
+            found[index] = buffer.address + offset, buffer._length - offset
+        return found
+
+
+def _left_open(state: dict[str, Any]) -> None:
+    if not state.get("ended"):
+        broken.append("an encoder was dropped without endEncoding")
+
+
+broken: list[str] = []
+"""Rules that were broken where nobody could be told."""
+
+
+def _address(pages: Any) -> int:
+    return np.frombuffer(pages, np.uint8).ctypes.data
+
+
+CLASSES: dict[str, type[Object]] = {
+    "MTLCompileOptions": CompileOptions,
+    "MTLComputePipelineDescriptor": ComputePipelineDescriptor,
+    "MTLBinaryArchiveDescriptor": BinaryArchiveDescriptor,
+    "MTLResidencySetDescriptor": ResidencySetDescriptor,
+}
+"""What Python sees by name."""
+
+
+def _all() -> list[type[Object]]:
+    return [kind for kind in globals().values() if isinstance(kind, type) and issubclass(kind, Object)]
+
+
+def selectors() -> set[str]:
+    """Every selector that signatures.txt must describe."""
+    return {selector for kind in _all() for selector in kind.described}
+
+
+def protocols() -> dict[str, set[str]]:
+    """The selectors of each protocol that is stood in for."""
+    return {kind.protocol: set(kind.described) for kind in _all() if kind.protocol}
+
+
+class Framework:
+    """What ``import Metal`` gives."""
+
+    def __init__(self, gpus: list[Gpu]) -> None:
+        self._gpus = gpus
+        self._size = struct("MTLSize")
+
+    def MTLCopyAllDevices(self) -> list[Device]:
+        calls["MTLCopyAllDevices"] += 1
+        return [Device(gpu) for gpu in self._gpus]
+
+    def MTLSizeMake(self, *sides: int) -> Struct:
+        calls["MTLSizeMake"] += 1
+        if len(sides) != 3:
+            raise TypeError(f"MTLSizeMake: need 3 arguments, got {len(sides)}")
+        for side in sides:
+            if type(side) is not int or not 0 <= side < 2**64:
+                raise ValueError(f"MTLSizeMake: {side!r}, where Q is expected")
+        return self._size(sides)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in CLASSES:
+            return CLASSES[name]
+        if name in table().constants:
+            return table().constants[name]
+        raise AttributeError(f"module 'Metal' has no attribute {name!r}")
+
+
+__all__ = ["CLASSES", "FUNCTIONS", "STRUCTS", "Framework", "Pool", "broken", "protocols", "selectors"]

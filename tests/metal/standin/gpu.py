@@ -1,0 +1,132 @@
+"""The emulated GPU: its limits, the faults it is told to have, and the work that it has been given.
+
+Work is done only while the host waits for it. Until then everything that it uses must stay, and stay as it is; and it
+comes to its dispatches as late, and between two barriers in as unlucky an order, as a GPU could.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+import time
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metal.standin.bridge import RuleError
+
+if TYPE_CHECKING:
+    from metal.standin.framework import CommandBuffer
+
+QUEUE_LENGTH = 64
+"""Command buffers that a queue takes before it makes the host wait."""
+
+
+@dataclass
+class Gpu:
+    """One GPU. Tests change it as they like, before a device is opened or while it is used."""
+
+    name: str = "emulated Metal"
+    working_set: int = 8 << 30
+    max_buffer_length: int = 4 << 30
+    families: tuple[str, ...] = ("Apple7", "Metal3")
+    macos: int = 15
+    simd_width: int = 32
+    max_threads: int = 1024
+
+    # Faults.
+    nil_buffer: bool = False
+    """Wraps give nil, as for pages that the kernel will not wire."""
+    empty_buffer: bool = False
+    """Wraps give a buffer of length zero, as virtual GPUs did before macOS 15."""
+    copied_buffer: bool = False
+    """Wraps give a buffer elsewhere."""
+    compile_error: str = ""
+    """What the compiler says, where it is to fail."""
+    pipeline_error: str = ""
+    command_error: int = 0
+    """The MTLCommandBufferError that command buffers end with."""
+    hangs: bool = False
+    """It never comes to its work."""
+    has_archives: bool = True
+    has_residency: bool = True
+    has_queues: bool = True
+
+    compiled: list[str] = field(default_factory=list)
+    """Kernels that were compiled for it, not found in an archive."""
+    live: dict[int, int] = field(default_factory=dict)
+    """Bytes of each buffer that there is, by a number of its own."""
+    _work: list[CommandBuffer] = field(default_factory=list)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def give(self, work: CommandBuffer) -> None:
+        """Take a command buffer that was committed."""
+        with self._lock:
+            self._work.append(work)
+            if len(self._work) > QUEUE_LENGTH:
+                self.progress()
+
+    @property
+    def idle(self) -> bool:
+        return not self._work
+
+    def progress(self) -> None:
+        """Do everything that can be done."""
+        with self._lock:
+            while self._work and not self.hangs and self._work[0].ready:
+                self._work.pop(0)._run(self)
+
+    def wait(self, seconds: float) -> bool:
+        """Let so much time pass, or as much as the work needs; False where it was not enough."""
+        started = time.monotonic()
+        if self.hangs:
+            time.sleep(seconds)
+        elif seconds:
+            self.progress()
+        return time.monotonic() - started < seconds
+
+
+class Watch:
+    """Bytes that must not change until the GPU comes to them."""
+
+    LIMIT = 64 << 20
+
+    def __init__(self, ranges: list[tuple[int, int]]) -> None:
+        self._ranges = ranges if sum(nbytes for _, nbytes in ranges) <= self.LIMIT else []
+        self._seen = self._sums()
+
+    def check(self) -> None:
+        if self._sums() != self._seen:
+            raise RuleError("a buffer was changed by the host while it was in flight")
+
+    def _sums(self) -> list[int]:
+        return [zlib.adler32(memory(address, nbytes)) for address, nbytes in self._ranges]
+
+
+def memory(address: int, nbytes: int) -> memoryview:
+    """The bytes at an address."""
+    return memoryview((ctypes.c_uint8 * nbytes).from_address(address)).cast("B")
+
+
+def accessible(ranges: list[tuple[int, int]], write: bool) -> bool:
+    """Whether this process can read, or also write, every byte of all ranges."""
+    mappings = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        bounds, permissions = line.split(maxsplit=2)[:2]
+        if permissions[0] == "r" and (permissions[1] == "w" or not write):
+            start, stop = (int(bound, 16) for bound in bounds.split("-"))
+            mappings.append((start, stop))
+    for address, nbytes in ranges:
+        at = address
+        for start, stop in mappings:
+            if start <= at < stop:
+                at = stop
+        if at < address + nbytes:
+            return False
+    return True
+
+
+def page_aligned(value: int) -> bool:
+    return value % mmap.PAGESIZE == 0
