@@ -15,7 +15,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from metal.shim.source import Signature, translate
+from metal.shim.source import Signature, SourceError, translate
 
 SHIM = Path(__file__).parent
 CACHE = SHIM.parents[2] / "build" / "metal-shim"
@@ -113,7 +113,7 @@ def compile_library(source: str) -> Library:
     """The kernels of a Metal source. What was compiled before is taken from the cache. Raises ShimCompileError."""
     try:
         text, signatures = translate(source)
-    except ValueError as error:
+    except SourceError as error:
         raise ShimCompileError(str(error)) from error
     path = CACHE / f"{_digest(text)}.so"
     if not path.exists():

@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+_SPACE = "device|constant|threadgroup|thread"
 _VARIABLE = re.compile(r"^(\s+)threadgroup\s+([^;=&*]*[\w>])\s+(\w+)((?:\s*\[[^\]]*\])*);", re.MULTILINE)
 _KERNEL = re.compile(r"(?:\[\[kernel\]\]|\bkernel)\s+void\s+(\w+)\s*\(")
-_PARAMETER = re.compile(
-    r"(?P<type>.*?)\s*\b\w+\s*\[\[\s*(?P<attribute>\w+)\s*(?:\(\s*(?P<index>\d+)\s*\))?\s*\]\]", re.DOTALL
-)
+_ATTRIBUTE = re.compile(r"(.*?)\s*\b\w+\s*\[\[\s*(\w+)\s*(?:\(\s*(\d+)\s*\))?\s*\]\]", re.DOTALL)
+_STRUCT = re.compile(r"\bstruct\s+(\w+)")
+_SCALAR = r"(?:packed_)?(?:bool|char|half|float|int|long|short|uchar|uint|ulong|ushort)[234]?|atomic_u?int|void"
+
+
+class SourceError(Exception):
+    """Something that Metal refuses, or the shim does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +26,12 @@ class Signature:
 
 
 def translate(source: str) -> tuple[str, list[Signature]]:
-    """The source as runtime.cpp needs it, line for line and then entries, and its kernels.
+    """The source as runtime.cpp needs it, line for line and then entries, and its kernels. Raises SourceError.
 
     ``threadgroup T name;`` has no equal in a plain function of OpenCL, and becomes a reference to memory that the
-    runtime provides, poisoned and checked. Each kernel gets an entry of one type, that reads its built-in arguments.
+    runtime provides and watches. Each kernel gets an entry of one type, that hands it its buffers and built-in arguments.
     """
+    _check_pointers(source)
     body = _VARIABLE.sub(
         r"\1typedef \2 \3_variable\4; threadgroup \3_variable& \3 = *threadgroup_variable<\3_variable>();", source
     )
@@ -34,16 +40,25 @@ def translate(source: str) -> tuple[str, list[Signature]]:
     return text, [signature for signature, _ in kernels]
 
 
+def _check_pointers(source: str) -> None:
+    """Metal wants an address space with every pointer; C++ for OpenCL would take one to memory of any."""
+    types = "|".join([_SCALAR, *_STRUCT.findall(source)])
+    for match in re.finditer(rf"\b(?:({_SPACE})\s+)?(?:const\s+)?(?:{types})\s*[*&](?=\s*\w)", source):
+        if not match[1]:
+            line = source.count("\n", 0, match.start()) + 1
+            raise SourceError(f"program_source:{line}: error: pointer type must have explicit address space qualifier")
+
+
 def _entry(source: str, kernel: re.Match[str]) -> tuple[Signature, str]:
     name, buffers, arguments = kernel[1], [], []
     for parameter in _split(source, kernel.end()):
-        match = _PARAMETER.fullmatch(parameter.strip())
+        match = _ATTRIBUTE.fullmatch(parameter.strip())
         if match is None:
-            raise ValueError(f"{name}: parameter {parameter.strip()!r} has no attribute")
-        kind, attribute = match["type"], match["attribute"]
+            raise SourceError(f"program_source: error: parameter {parameter.strip()!r} of {name} has no attribute")
+        kind, attribute, index = match.groups()
         if attribute == "buffer":
-            buffers.append(int(match["index"]))
-            pointer = f"({kind.replace('&', '*')})addresses[{match['index']}]"
+            buffers.append(int(index))
+            pointer = f"({kind.replace('&', '*')})addresses[{index}]"
             arguments.append(f"*{pointer}" if "&" in kind else pointer)
         else:
             arguments.append(f"metal::Argument<{kind}>::of(position->{attribute})")
@@ -60,9 +75,9 @@ def _split(source: str, begin: int) -> list[str]:
     for character in source[begin:]:
         depth += (character in "([<") - (character in ")]>")
         if depth < 0:
-            return [part for part in parts if part.strip()]
+            break
         if character == "," and depth == 0:
             parts.append("")
         else:
             parts[-1] += character
-    return []
+    return [part for part in parts if part.strip()]

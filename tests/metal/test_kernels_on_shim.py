@@ -1,0 +1,214 @@
+"""Metal, layer 1: every generated kernel, compiled as C++ and run on the CPU, against the CPU device's kernel.
+
+What this shows of a Metal kernel: its arithmetic, its indexing, its address spaces, its barriers, and that the order of
+threads does not matter. What it does not: that Apple's compiler takes it, and that a GPU runs it.
+
+Both devices get the same bytes through the same operations. Tolerances are relative to the largest result: sums are
+added up in another order here than in NumPy, and exponentials are another library's.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import pytest
+from metal.shim.device import ShimDevice
+from ops.tensors import NUMPY, WEIGHTS, Bench, random_weight
+
+from wasmetal import ops
+from wasmetal.device import Device
+from wasmetal.device.cpu import CpuDevice
+from wasmetal.kernels.catalog import CATALOG
+from wasmetal.ops import DType, Tensor
+
+FLOATS = (DType.F32, DType.F16)
+EXACT, CLOSE = 0.0, 2e-6
+
+# Each of these runs one operation on tensors that it puts on the device, and returns those that it wrote.
+
+
+def put(bench: Bench, rng: np.random.Generator, *shape: int, gap: int = 0, dtype: DType = DType.F32) -> Tensor:
+    return bench.put(rng.standard_normal(shape).astype(NUMPY[dtype]), gap=gap)
+
+
+def add(bench, rng, shape, gap):
+    a, b, out = put(bench, rng, *shape, gap=gap), put(bench, rng, *shape), put(bench, rng, *shape, gap=2 * gap)
+    bench.run(lambda rec: ops.add(rec, a, b, out))
+    return [out]
+
+
+def scale(bench, rng, shape, gap):
+    x = put(bench, rng, *shape, gap=gap)
+    bench.run(lambda rec: ops.scale(rec, x, -0.3, x))
+    return [x]
+
+
+def silu_mul(bench, rng, shape, gap, live):
+    gate, up, out = put(bench, rng, *shape, gap=gap), put(bench, rng, *shape), put(bench, rng, *shape, gap=gap)
+    step = None if live is None else bench.step(live)
+    bench.run(lambda rec: ops.silu_mul(rec, gate, up, out, step=step))
+    return [out]
+
+
+def copy_row(bench, rng, last):
+    x, out, step = put(bench, rng, 5, 131, gap=2), bench.empty(1, 131), bench.step(5, 0, last)
+    bench.run(lambda rec: ops.copy_row(rec, x, out, step))
+    return [out]
+
+
+def rms_norm(bench, rng, rows, columns):
+    x, weight, out = put(bench, rng, rows, columns, gap=1), put(bench, rng, columns), put(bench, rng, rows, columns)
+    step = bench.step(max(1, rows - 1))
+    bench.run(lambda rec: ops.rms_norm(rec, x, weight, out, 1e-5, step=step))
+    bench.run(lambda rec: ops.rms_norm(rec, x, weight, x, 1e-5))
+    return [x, out]
+
+
+def softmax(bench, rng, rows, columns):
+    values = rng.standard_normal((rows, columns)).astype(np.float32)
+    values[0] = -np.inf
+    x, out = bench.put(values, gap=3), bench.empty(rows, columns)
+    bench.run(lambda rec: ops.softmax(rec, x, out))
+    return [out]
+
+
+def argmax(bench, rng, rows, columns):
+    values = rng.integers(0, 9, (rows, columns)).astype(np.float32)  # The lowest index of equals is asked for.
+    values[0, 0] = np.nan
+    x, out = bench.put(values, gap=1), bench.empty(rows, dtype=DType.I32)
+    bench.run(lambda rec: ops.argmax(rec, x, out))
+    return [out]
+
+
+def rope(bench, rng, interleaved, position):
+    x, table, step = put(bench, rng, 4, 3, 10, gap=2), put(bench, rng, 9, 4, 2), bench.step(3, position)
+    bench.run(lambda rec: ops.rope(rec, x, table, step, interleaved=interleaved))
+    return [x]
+
+
+def kv_append(bench, rng, dtype, rows, kv_heads, head_dim, position):
+    k, v = put(bench, rng, rows, kv_heads, head_dim, gap=3), put(bench, rng, rows, kv_heads, head_dim)
+    k_pages, v_pages = (put(bench, rng, 4, 5, kv_heads, head_dim, dtype=dtype) for _ in range(2))
+    table, step = bench.put(np.array([3, 0, 2], np.int32)), bench.step(rows, position)
+    bench.run(lambda rec: ops.kv_append(rec, k, v, k_pages, v_pages, table, step))
+    return [k_pages, v_pages]
+
+
+def attention(bench, rng, dtype, rows, heads, kv_heads, head_dim, page_size, position):
+    q, out = put(bench, rng, rows, heads, head_dim, gap=1), put(bench, rng, rows, heads * head_dim, gap=2)
+    k_pages, v_pages = (put(bench, rng, 4, page_size, kv_heads, head_dim, dtype=dtype) for _ in range(2))
+    table, step = bench.put(np.array([3, 0, 2], np.int32)), bench.step(rows, position)
+    bench.run(lambda rec: ops.attention(rec, q, k_pages, v_pages, table, step, out, head_dim**-0.5))
+    return [out]
+
+
+def linear(bench, rng, dtype, rows, n, k, accumulate):
+    weight = bench.put_weight(random_weight(rng, dtype, n, k)[0], dtype, k)
+    x, out = put(bench, rng, rows, k, gap=rows - 1), put(bench, rng, rows, n, gap=rows - 1)
+    step = bench.step(max(1, rows - 1))
+    bench.run(lambda rec: ops.linear(rec, x, weight, out, accumulate=accumulate, step=step))
+    return [out]
+
+
+def embed(bench, rng, dtype):
+    table = bench.put_weight(random_weight(rng, dtype, 7, 96)[0], dtype, 96)
+    ids, out, step = bench.put(np.array([3, 0, -1, 6, 99], np.int32)), put(bench, rng, 5, 96, gap=1), bench.step(4)
+    bench.run(lambda rec: ops.embed(rec, table, ids, out, step=step))
+    return [out]
+
+
+def matmul(bench, rng, dtype, result, transpose_a, transpose_b):
+    m, n, k = 67, 5, 37
+    a = put(bench, rng, 2, *((k, m) if transpose_a else (m, k)), dtype=dtype)
+    b = put(bench, rng, *((n, k) if transpose_b else (k, n)), gap=3, dtype=dtype)
+    out = bench.empty(2, m, n, dtype=result)
+    bench.run(lambda rec: ops.matmul(rec, a, b, out, transpose_a=transpose_a, transpose_b=transpose_b))
+    return [out]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One of the above with its arguments, and how close the devices must come."""
+
+    name: str
+    run: Callable[[Bench, np.random.Generator], list[Tensor]]
+    tolerance: float
+
+
+def case(tolerance: float, run: Callable[..., list[Tensor]], *args: object) -> Case:
+    words = (arg.name if isinstance(arg, DType) else str(arg) for arg in args)
+    return Case(f"{run.__name__} {' '.join(words)}", lambda bench, rng: run(bench, rng, *args), tolerance)
+
+
+def cases() -> Iterator[Case]:
+    for shape, gap in (((1,), 0), ((131,), 0), ((5, 67), 3), ((3, 5, 19), 0)):
+        yield case(EXACT, add, shape, gap)
+        yield case(EXACT, scale, shape, gap)
+    for shape, gap, live in (((1, 1), 0, 1), ((5, 67), 3, 4), ((2, 131), 0, None)):
+        yield case(CLOSE, silu_mul, shape, gap, live)
+    for last in (3, 99):
+        yield case(EXACT, copy_row, last)
+    for rows, columns in ((1, 1), (3, 127), (2, 300)):
+        yield case(CLOSE, rms_norm, rows, columns)
+        yield case(CLOSE, softmax, rows, columns)
+        yield case(EXACT, argmax, rows, columns)
+    for interleaved, position in product((True, False), (2, 7)):  # 7: past the table's end, to which it is clamped.
+        yield case(CLOSE, rope, interleaved, position)
+    for dtype in FLOATS:
+        for rows, position in ((1, 0), (3, 9), (2, 14), (1, -1)):  # The last two: past the last page.
+            yield case(EXACT, kv_append, dtype, rows, 2, 12, position)
+        yield case(CLOSE, attention, dtype, 1, 3, 1, 12, 5, 0)
+        yield case(CLOSE, attention, dtype, 3, 4, 2, 68, 5, 9)
+        yield case(CLOSE, attention, dtype, 2, 1, 1, 256, 5, 14)
+        yield case(CLOSE, attention, dtype, 1, 2, 1, 20, 51, 140)  # More positions than a group has threads.
+    for dtype in WEIGHTS:
+        yield case(CLOSE, embed, dtype)
+        for rows, n, k, accumulate in ((1, 13, 96, 0), (1, 33, 288, 1), (3, 5, 32, 0), (66, 67, 96, 1)):
+            yield case(CLOSE, linear, dtype, rows, n, k, accumulate)
+    for dtype in FLOATS:
+        yield case(CLOSE, linear, dtype, 1, 7, 13, 0)
+        yield case(CLOSE, linear, dtype, 5, 9, 37, 0)
+        for result, transpose_a, transpose_b in product(FLOATS, (False, True), (False, True)):
+            yield case(CLOSE if result is DType.F32 else 1e-3, matmul, dtype, result, transpose_a, transpose_b)
+
+
+CASES = list(cases())
+
+
+@pytest.fixture(scope="module")
+def shim() -> Iterator[ShimDevice]:
+    with ShimDevice() as device:
+        yield device
+
+
+def results(device: Device, case: Case) -> list[np.ndarray]:
+    with Bench(device) as bench:
+        outs = case.run(bench, np.random.default_rng(7))
+        bench.only(*outs)
+        return [bench.get(out) for out in outs]
+
+
+@functools.cache
+def check(shim: ShimDevice, case: Case) -> None:
+    with CpuDevice() as cpu:
+        wanted = results(cpu, case)
+    for got, want in zip(results(shim, case), wanted, strict=True):
+        error = np.abs(got.astype(np.float64) - want)
+        bound = case.tolerance * np.abs(want.astype(np.float64)).max()
+        assert (error <= bound).all(), f"off by {error.max()}; {bound} is allowed"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_layer_1_msl_on_the_cpu_shim(shim: ShimDevice, case: Case) -> None:
+    check(shim, case)
+
+
+def test_layer_1_covers_every_kernel(shim: ShimDevice) -> None:
+    """A kernel of the catalog without a case above fails here."""
+    for case in CASES:
+        check(shim, case)  # Remembered where it ran before.
+    assert shim.ran == CATALOG.keys()
