@@ -1,4 +1,4 @@
-"""Build the guests: ``python guests/build.py``; with ``--check``, fail where a committed .wasm is not what its source gives.
+"""Build the guests; with ``--check``, fail where a committed .wasm is not what its source gives.
 
 Needs the ``ziglang`` package, pinned in pyproject.toml: the same compiler gives the same bytes on every machine.
 """

@@ -1,0 +1,333 @@
+"""``wasi_ephemeral_gpu``, driven by a guest that forwards what the test says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from host.probe import PAGE, Probe, command, tensor
+from wasmetal import Limits
+from wasmetal.device import Device
+from wasmetal.device.cpu import CpuDevice
+from wasmetal.errors import DeviceError, DeviceLostError, DeviceTimeoutError, LimitError
+from wasmetal.host import abi
+from wasmetal.host.errno import Errno
+
+MATMUL, EMBED, RMS_NORM, SILU_MUL, ADD, SCALE = 1, 3, 4, 8, 9, 10
+I32 = 26
+
+
+class LaggingDevice(CpuDevice):
+    """A device that works only when told to: what a real one does behind the host's back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.under_way: list[LaggingSubmission] = []
+        self.error: Exception | None = None
+        self.submit_error: Exception | None = None
+
+    def submit(self, lists: Sequence[Any]) -> Any:
+        if self.submit_error:
+            raise self.submit_error
+        submission = LaggingSubmission(self, lambda: super(LaggingDevice, self).submit(lists))
+        self.under_way.append(submission)
+        return submission
+
+    def work(self) -> None:
+        for submission in self.under_way:
+            submission.finish()
+        self.under_way = []
+
+
+class LaggingSubmission:
+    def __init__(self, device: LaggingDevice, run: Any) -> None:
+        self._device, self._run, self.done = device, run, False
+
+    def finish(self) -> None:
+        if not self.done:
+            self._run()
+            self.done = True
+
+    def wait(self, timeout: float | None = None) -> float:
+        if self._device.error:
+            raise self._device.error
+        if timeout is None:
+            self.finish()
+        if not self.done:
+            raise DeviceTimeoutError("not done")
+        return 0.0
+
+
+@pytest.fixture(params=[False, True], ids=["memory32", "memory64"])
+def probe(device: Device, request: pytest.FixtureRequest) -> Any:
+    with Probe(device, memory64=request.param, limits=Limits(device_bytes=1 << 20, handles=16)) as probe:
+        yield probe
+
+
+def add(buffer: int, offset: int = 0, n: int = 16) -> Any:
+    """out = x + x, out right behind x."""
+    x = tensor(buffer, (n,), offset)
+    return command(ADD, x, x, tensor(buffer, (n,), offset + 4 * n))
+
+
+def test_the_device_computes_on_the_guests_own_bytes(probe: Probe) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 16, 16), dtype=np.float32)
+    probe.put(PAGE, a)
+    probe.put(PAGE + 4096, b)
+    buffer = probe.share()
+    shape = (16, 16)
+    probe.run(command(MATMUL, tensor(buffer, shape), tensor(buffer, shape, 4096), tensor(buffer, shape, 8192)))
+    np.testing.assert_allclose(probe.floats(PAGE + 8192, 256).reshape(shape), a @ b, rtol=1e-5, atol=1e-5)
+    counters = probe.guest.counters
+    assert counters.bytes_copied == 0
+    assert counters.bytes_shared == 4 * PAGE
+    assert (counters.submits, counters.dispatches, counters.host_calls) == (1, 1, 3)
+
+
+def test_device_buffers_go_through_counted_copies(probe: Probe) -> None:
+    x = np.arange(16, dtype=np.float32)
+    buffer = probe.allocate(128)
+    probe.put(PAGE, x)
+    assert probe.buffer_write(buffer, 0, PAGE, 64) == Errno.SUCCESS
+    probe.run(add(buffer))
+    assert probe.buffer_read(buffer, 64, PAGE + 64, 64) == Errno.SUCCESS
+    np.testing.assert_array_equal(probe.floats(PAGE + 64, 16), 2 * x)
+    assert probe.guest.counters.bytes_copied == 128
+    assert probe.guest.counters.bytes_shared == 0
+
+
+def test_device_memory_is_zero_before_a_guest_sees_it(probe: Probe) -> None:
+    for _ in range(3):
+        buffer = probe.allocate(4096)
+        probe.put(PAGE, b"\xff" * 4096)
+        assert probe.buffer_read(buffer, 0, PAGE, 4096) == Errno.SUCCESS
+        assert not probe.bytes[PAGE : PAGE + 4096].any()
+        probe.put(PAGE, b"\xff" * 4096)
+        assert probe.buffer_write(buffer, 0, PAGE, 4096) == Errno.SUCCESS
+        assert probe.buffer_destroy(buffer) == Errno.SUCCESS
+
+
+def test_a_list_is_taken_whole_when_submitted(probe: Probe) -> None:
+    """The guest may overwrite its commands at once; the data is read when the device runs."""
+    buffer = probe.share()
+    submission = probe.start(add(buffer))
+    probe.put(4096, b"\xff" * abi.COMMAND.itemsize)
+    probe.put(PAGE, np.full(16, 3, np.float32))
+    assert probe.wait(submission, abi.FOREVER) == Errno.SUCCESS
+    assert (probe.floats(PAGE + 64, 16) == 6).all()
+
+
+def test_a_list_that_touches_guest_memory_runs_while_the_guest_waits() -> None:
+    device = LaggingDevice()
+    with Probe(device) as probe:
+        shared, own = probe.share(), probe.allocate(128)
+        first, second, third = probe.start(add(own)), probe.start(add(shared)), probe.start(add(own))
+        assert len(device.under_way) == 1  # the third is behind the second
+        assert probe.wait(second, 0) == Errno.SUCCESS  # 0 does not cut short what uses the guest's pages
+        assert len(device.under_way) == 2
+        assert probe.wait(third, abi.FOREVER) == Errno.SUCCESS
+        assert probe.wait(first, 0) == Errno.SUCCESS
+        assert probe.wait(first, 0) == Errno.BADF
+
+
+def test_waiting_for_device_memory_can_time_out() -> None:
+    device = LaggingDevice()
+    with Probe(device) as probe:
+        buffer = probe.allocate(128)
+        submission = probe.start(add(buffer))
+        assert probe.wait(submission, 0) == Errno.TIMEDOUT
+        assert probe.wait(submission, 1000) == Errno.TIMEDOUT
+        assert probe.buffer_destroy(buffer) == Errno.BUSY
+        assert probe.buffer_read(buffer, 0, PAGE, 4) == Errno.BUSY
+        assert probe.buffer_write(buffer, 0, PAGE, 4) == Errno.BUSY
+        device.work()
+        assert probe.wait(submission, 0) == Errno.SUCCESS
+        assert probe.buffer_destroy(buffer) == Errno.SUCCESS
+
+
+def test_submissions_take_effect_in_order(probe: Probe) -> None:
+    """x doubles, in shared and device memory by turns; only the last one is waited for."""
+    buffer = probe.share()
+    probe.put(PAGE, np.ones(4, np.float32))
+    x = tensor(buffer, (4,))
+    submissions = [probe.start(command(ADD, x, x, x)) for _ in range(5)]
+    assert probe.wait(submissions[-1], abi.FOREVER) == Errno.SUCCESS
+    assert (probe.floats(PAGE, 4) == 32).all()
+    for submission in submissions[:-1]:
+        assert probe.wait(submission, 0) == Errno.SUCCESS
+
+
+def test_a_buffer_in_use_cannot_be_destroyed(probe: Probe) -> None:
+    buffer = probe.share()
+    submission = probe.start(add(buffer))
+    assert probe.buffer_destroy(buffer) == Errno.BUSY
+    assert probe.wait(submission, abi.FOREVER) == Errno.SUCCESS
+    assert probe.buffer_destroy(buffer) == Errno.SUCCESS
+    assert probe.try_submit(add(buffer)) == Errno.BADF
+
+
+def test_the_same_bytes_are_recorded_once() -> None:
+    class Counting(CpuDevice):
+        records = 0
+
+        def record(self) -> Any:
+            self.records += 1
+            return super().record()
+
+    device = Counting()
+    with Probe(device) as probe:
+        buffer, other = probe.share(), probe.share()
+        for _ in range(10):
+            probe.run(add(buffer))
+        assert device.records == 1
+        pending = probe.start(add(buffer))
+        probe.run(add(buffer))  # the first is still under way: a list is not replayed beside itself
+        assert probe.wait(pending, 0) == Errno.SUCCESS
+        assert device.records == 2
+        probe.run(add(other))
+        assert device.records == 3
+        assert probe.buffer_destroy(buffer) == Errno.SUCCESS
+        assert probe.try_submit(add(buffer)) == Errno.BADF  # and not the list from before
+
+
+def test_growing_keeps_buffers_valid(probe: Probe) -> None:
+    buffer = probe.share()
+    base = probe.region.address
+    assert probe.guest.call("grow", 8) == 8
+    assert probe.region.address == base
+    probe.put(PAGE, np.full(16, 5, np.float32))
+    probe.run(add(buffer))
+    assert (probe.floats(PAGE + 64, 16) == 10).all()
+    new = probe.share(8 * PAGE, 8 * PAGE)
+    probe.put(8 * PAGE, np.full(16, 7, np.float32))
+    probe.run(add(new))
+    assert (probe.floats(8 * PAGE + 64, 16) == 14).all()
+
+
+def test_growing_between_submit_and_wait(probe: Probe) -> None:
+    buffer = probe.share()
+    probe.put(PAGE, np.full(16, 5, np.float32))
+    submission = probe.start(add(buffer))
+    assert probe.guest.call("grow", 8) == 8
+    assert probe.wait(submission, abi.FOREVER) == Errno.SUCCESS
+    assert (probe.floats(PAGE + 64, 16) == 10).all()
+
+
+def test_two_guests_on_one_device(device: Device) -> None:
+    with Probe(device) as one, Probe(device) as other:
+        mine, its = one.share(), other.share()
+        assert one.buffer_destroy(its) == Errno.BADF
+        assert one.try_submit(add(its)) == Errno.BADF
+        one.put(PAGE, np.full(16, 1, np.float32))
+        other.put(PAGE, np.full(16, 2, np.float32))
+        pending = one.start(add(mine))
+        other.run(add(its))
+        assert one.wait(pending, abi.FOREVER) == Errno.SUCCESS
+        assert (one.floats(PAGE + 64, 16) == 2).all()
+        assert (other.floats(PAGE + 64, 16) == 4).all()
+        assert (one.guest.counters.submits, other.guest.counters.submits) == (1, 1)
+        other.guest.close()
+        one.run(add(mine))
+
+
+def test_device_info(probe: Probe, device: Device) -> None:
+    assert probe.device_info(128) == Errno.SUCCESS
+    info = probe.bytes[128 : 128 + abi.DEVICE_INFO.itemsize].view(abi.DEVICE_INFO)[0]
+    assert abi.BACKENDS[info["backend"]] == device.info.backend
+    assert bytes(info["name"]).rstrip(b"\0").decode() == device.info.name[:80]
+    assert info["page_size"] % device.info.page_alignment == 0
+    assert (info["memory_limit"], info["handle_limit"]) == (1 << 20, 16)
+
+
+def test_counters_are_the_guests_own(probe: Probe) -> None:
+    probe.run(add(probe.share()))
+    assert probe.counters(128) == Errno.SUCCESS
+    record = probe.bytes[128 : 128 + abi.COUNTERS.itemsize].view(abi.COUNTERS)[0]
+    assert (record["bytes_copied"], record["bytes_shared"], record["submits"]) == (0, 4 * PAGE, 1)
+    assert record["host_calls"] == probe.guest.counters.host_calls == 4
+
+
+def test_usage_is_enforced(probe: Probe) -> None:
+    readable, writable = probe.share(usage=abi.USAGE_READ), probe.share(usage=abi.USAGE_WRITE)
+    x, out = tensor(readable, (4,)), tensor(writable, (4,), 64)
+    probe.run(command(SCALE, x, out, attributes=(2.0,)))
+    assert probe.try_submit(command(SCALE, x, tensor(readable, (4,), 64))) == Errno.PERM
+    assert probe.try_submit(command(SCALE, tensor(writable, (4,)), out)) == Errno.PERM
+    in_place = tensor(writable, (1, 1, 2))
+    assert probe.try_submit(command(5, in_place, in_place, in_place)) == Errno.PERM  # rope reads, too
+
+
+@pytest.mark.parametrize("operands", [2, 3])
+def test_optional_operands(probe: Probe, operands: int) -> None:
+    buffer = probe.share()
+    x = tensor(buffer, (2, 4))
+    step = tensor(buffer, (4,), 1024, dtype=I32)
+    probe.put(PAGE, np.full(8, 2, np.float32))
+    probe.put(PAGE + 1024, np.array([1, 0, 0, 0], np.int32))
+    out = tensor(buffer, (2, 4), 512)
+    probe.run(command(SILU_MUL, x, x, out, step if operands == 3 else None))
+    written = probe.floats(PAGE + 512, 8) != 0
+    assert written.tolist() == [True] * 4 + [operands == 2] * 4
+
+
+def test_a_failure_of_the_device_ends_the_submission() -> None:
+    device = LaggingDevice()
+    with Probe(device) as probe:
+        shared, own = probe.share(), probe.allocate(128)
+        running, waiting = probe.start(add(own)), probe.start(add(shared))
+        device.error = DeviceLostError("gone")
+        assert probe.wait(waiting, 0) == Errno.NODEV
+        assert probe.wait(waiting, 0) == Errno.BADF
+        assert probe.wait(running, 0) == Errno.NODEV
+        device.error = None
+        assert probe.buffer_destroy(own) == Errno.SUCCESS
+        assert probe.buffer_destroy(shared) == Errno.SUCCESS
+
+
+def test_a_list_that_the_device_does_not_take_is_gone(caplog: pytest.LogCaptureFixture) -> None:
+    device = LaggingDevice()
+    with Probe(device) as probe:
+        shared, own = probe.share(), probe.allocate(128)
+        pending = probe.start(add(shared))
+        device.submit_error = DeviceError("no")
+        assert probe.wait(pending, 0) == Errno.IO
+        assert "DeviceError: no" in caplog.text
+        assert probe.wait(pending, 0) == Errno.BADF
+        assert probe.try_submit(add(own)) == Errno.IO
+        device.submit_error = None
+        assert probe.buffer_destroy(own) == Errno.SUCCESS
+        probe.run(add(shared))
+
+
+def test_errors_of_the_host_do_not_reach_the_guest(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(CpuDevice):
+        def wrap(self, aperture: Any) -> Any:
+            raise ZeroDivisionError("a bug")
+
+    with Probe(Broken()) as probe:
+        assert probe.buffer_create(PAGE, PAGE, 3, probe.OUT) == Errno.IO
+        assert "ZeroDivisionError: a bug" in caplog.text
+        assert probe.allocate(64)
+
+
+def test_device_time_is_limited() -> None:
+    device = LaggingDevice()
+    with Probe(device, limits=Limits(device_seconds=0.0)) as probe:
+        submission = probe.start(add(probe.allocate(128)))
+        with pytest.raises(LimitError, match="0 seconds of device time"):
+            probe.wait(submission, abi.FOREVER)
+        device.work()
+
+
+def test_a_guest_leaves_nothing_behind(device: Device) -> None:
+    with Probe(device) as probe:
+        buffer, own = probe.share(), probe.allocate(4096)
+        probe.run(add(buffer))
+        probe.start(add(buffer), add(own))
+        region = probe.region
+    with pytest.raises(Exception, match="closed"):
+        region.view()
