@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from wasmetal.errors import ModelError
+from wasmetal.home import home
 from wasmetal.models import store
 from wasmetal.models.gguf_file import GGUFFile
 from wasmetal.models.store import KnownModel
@@ -230,11 +231,11 @@ def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WASMETAL_HOME", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert store.home() == tmp_path / ".cache/wasmetal"
+    assert home() == tmp_path / ".cache/wasmetal"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert store.home() == tmp_path / "xdg/wasmetal"
+    assert home() == tmp_path / "xdg/wasmetal"
     monkeypatch.setenv("WASMETAL_HOME", str(tmp_path / "own"))
-    assert store.home() == tmp_path / "own"
+    assert home() == tmp_path / "own"
     assert store.models() == []
 
 

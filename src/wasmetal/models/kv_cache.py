@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from wasmetal.device.base import Bytes, Device
+from wasmetal.device.base import Bytes
 from wasmetal.errors import OutOfDeviceMemoryError
-from wasmetal.ops import DType, Recorder, Tensor, scale
+from wasmetal.models.arena import Arena
+from wasmetal.ops import DType, Recorder, scale
 
 PAGE_SIZE = 32
 """Positions of a page."""
@@ -24,15 +25,11 @@ class KVCache:
     ``layers`` has, per layer, the pools of keys and of values, f32 [pages, PAGE_SIZE, kv_heads, head_dim].
     """
 
-    def __init__(self, device: Device, layers: int, kv_heads: int, head_dim: int, pages: int):
-        self._device = device
+    def __init__(self, arena: Arena, layers: int, kv_heads: int, head_dim: int, pages: int):
+        self._device = arena.device
         pool = (pages, PAGE_SIZE, kv_heads, head_dim)
-        nbytes = DType.F32.row_bytes(pages * PAGE_SIZE * kv_heads * head_dim)
-        self._row = nbytes // (pages * PAGE_SIZE)
-        self._buffers = [device.allocate(2 * nbytes) for _ in range(layers)]
-        self.layers = [
-            (Tensor(buffer, 0, DType.F32, pool), Tensor(buffer, nbytes, DType.F32, pool)) for buffer in self._buffers
-        ]
+        self.layers = [(arena.tensor(*pool), arena.tensor(*pool)) for _ in range(layers)]
+        self._row = DType.F32.row_bytes(kv_heads * head_dim)
         self._references = np.zeros(pages, np.int32)
 
     @property
@@ -50,17 +47,19 @@ class KVCache:
 
         A session's pages follow one another while they can: devices read one range faster than many.
         """
-        if count > self.free:
-            raise OutOfDeviceMemoryError(
-                f"the key-value cache has no room for {count * PAGE_SIZE} more tokens ({self.free * PAGE_SIZE} of "
-                f"{len(self._references) * PAGE_SIZE} are free); close or truncate other sessions"
-            )
+        self._check_room(count, self.free)
         for _ in range(count):
             page = pages[-1] + 1 if pages else 0
             if page == len(self._references) or self._references[page]:
                 page = self._roomiest()
             self._references[page] = 1
             pages.append(page)
+
+    def replace(self, pages: list[int], count: int) -> None:
+        """Exchange all pages for ``count`` new ones. Raises OutOfDeviceMemoryError, and then changes nothing."""
+        self._check_room(count, self.free + sum(int(self._references[page]) == 1 for page in pages))
+        self.release(pages)
+        self.extend(pages, count)
 
     def share(self, pages: Sequence[int]) -> list[int]:
         """The same pages for another holder."""
@@ -97,9 +96,7 @@ class KVCache:
         for layer, pools in enumerate(self.layers):
             for which, pool in enumerate(pools):
                 for begin, end, slot in _runs(pages, length):
-                    self._device.read(
-                        pool.buffer, pool.offset + slot * self._row, out[layer, which, begin:end].reshape(-1)
-                    )
+                    self._device.read(pool.buffer, slot * self._row, out[layer, which, begin:end].reshape(-1))
         return out
 
     def write(self, pages: Sequence[int], length: int, data: Bytes) -> None:
@@ -108,14 +105,14 @@ class KVCache:
         for layer, pools in enumerate(self.layers):
             for which, pool in enumerate(pools):
                 for begin, end, slot in _runs(pages, length):
-                    self._device.write(
-                        pool.buffer, pool.offset + slot * self._row, rows[layer, which, begin:end].reshape(-1)
-                    )
+                    self._device.write(pool.buffer, slot * self._row, rows[layer, which, begin:end].reshape(-1))
 
-    def close(self) -> None:
-        """Give back the device's memory."""
-        for buffer in self._buffers:
-            buffer.close()
+    def _check_room(self, count: int, free: int) -> None:
+        if count > free:
+            raise OutOfDeviceMemoryError(
+                f"the key-value cache has no room for {count * PAGE_SIZE} more tokens ({free * PAGE_SIZE} of "
+                f"{len(self._references) * PAGE_SIZE} are free); close or truncate other sessions"
+            )
 
     def _roomiest(self) -> int:
         """A free page with as many free ones around it as can be, so that those who grow do not meet soon."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from wasmetal.device.base import Buffer, Device
+from wasmetal.models.arena import Arena
 from wasmetal.models.gguf_file import GGUFFile, GGUFTensor
 from wasmetal.models.kv_cache import KVCache
 from wasmetal.models.weights import Weight, load_weights
@@ -132,17 +132,15 @@ class Block:
 class Llama:
     """A Llama on a device: its weights, room for activations of ``rows`` tokens, and the forward pass."""
 
-    def __init__(self, file: GGUFFile, config: LlamaConfig, device: Device, context: int, rows: int):
+    def __init__(self, file: GGUFFile, config: LlamaConfig, arena: Arena, context: int, rows: int):
         self.config = c = config
-        self._buffers: list[Buffer] = []
-        self._load(file, device, context)
-
+        self._load(file, arena, context)
         q, kv = c.head_count * c.head_dim, c.head_count_kv * c.head_dim
         widths = (c.embedding_length, c.embedding_length, q + 2 * kv, q, 2 * c.feed_forward_length)
         self._x, self._normed, self._qkv, self._attended, self._gate_up = (
-            self._scratch(device, rows, width) for width in widths
+            arena.tensor(rows, width) for width in widths
         )
-        self._last = self._scratch(device, 1, c.embedding_length)
+        self._last = arena.tensor(1, c.embedding_length)
 
     def body(self, rec: Recorder, inputs: Inputs, cache: KVCache) -> None:
         """Record all but the head, for as many tokens as ``inputs.ids`` has room for."""
@@ -183,12 +181,7 @@ class Llama:
         layers = (w.nbytes for b in self._blocks for w in (b.qkv, b.attn_output, b.gate_up, b.ffn_down))
         return sum(layers) + self._output.nbytes
 
-    def close(self) -> None:
-        """Give back the device's memory."""
-        for buffer in self._buffers:
-            buffer.close()
-
-    def _load(self, file: GGUFFile, device: Device, context: int) -> None:
+    def _load(self, file: GGUFFile, arena: Arena, context: int) -> None:
         c = self.config
         unused = dict(file.tensors)
 
@@ -221,29 +214,17 @@ class Llama:
         if unused:
             raise file.error(f"the tensor {next(iter(unused))} is not supported in a llama")
 
-        def bring(wanted: list[list[GGUFTensor]]) -> list[Weight]:
-            buffer, weights = load_weights(device, wanted)
-            self._buffers.append(buffer)
-            return weights
-
-        output_norm, embeddings, *output = bring(ends)
+        output_norm, embeddings, *output = load_weights(arena, ends)
         self._output_norm, self._embeddings = output_norm.tensor(), embeddings.tensor()
         self._output = output[0] if output else embeddings
         self._blocks = []
         for layer in layers:
-            attn_norm, qkv, attn_output, ffn_norm, gate_up, ffn_down = bring(layer)
+            attn_norm, qkv, attn_output, ffn_norm, gate_up, ffn_down = load_weights(arena, layer)
             self._blocks.append(Block(attn_norm.tensor(), qkv, attn_output, ffn_norm.tensor(), gate_up, ffn_down))
 
         table = rope_table(c, context, frequencies)
-        buffer = device.allocate(table.nbytes)
-        self._buffers.append(buffer)
-        device.load(buffer, 0, table.reshape(-1).view(np.uint8))
-        self._rope_table = Tensor(buffer, 0, DType.F32, table.shape)
-
-    def _scratch(self, device: Device, rows: int, columns: int) -> Tensor:
-        buffer = device.allocate(DType.F32.row_bytes(rows * columns))
-        self._buffers.append(buffer)
-        return Tensor(buffer, 0, DType.F32, (rows, columns))
+        self._rope_table = arena.tensor(*table.shape)
+        arena.device.load(self._rope_table.buffer, 0, table.reshape(-1).view(np.uint8))
 
 
 def rope_table(config: LlamaConfig, positions: int, factors: NDArray[np.float32] | None) -> NDArray[np.float32]:

@@ -12,9 +12,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wasmetal.device.base import Buffer, CommandList, Device, MemoryKind
+from wasmetal.device.base import CommandList, Device, MemoryKind
 from wasmetal.errors import ModelError
 from wasmetal.models import store
+from wasmetal.models.arena import Arena
 from wasmetal.models.chat_template import ChatTemplate
 from wasmetal.models.gguf_file import GGUFFile
 from wasmetal.models.kv_cache import PAGE_SIZE, KVCache
@@ -58,19 +59,23 @@ class Model:
         self.tokenizer = Tokenizer(file)
         self.chat_template = _chat_template(file, self.tokenizer)
         self.vocab_size = c.vocab_size
-        self.context_length = context or min(c.context_length, DEFAULT_CONTEXT)
+        self.context_length = min(c.context_length, DEFAULT_CONTEXT) if context is None else context
         if not 1 <= self.context_length <= c.context_length:
             raise file.error(f"a context of {context} tokens; 1 to {c.context_length} are supported")
         self.digest = file.digest()
         """32 bytes that tell this model from others."""
         self.lock = threading.RLock()
 
-        self._network = Llama(file, c, device, self.context_length, ROWS[-1])
-        pages = -(-self.context_length // PAGE_SIZE)
-        self.cache = KVCache(device, c.block_count, c.head_count_kv, c.head_dim, CONTEXTS * pages)
-        self._inputs = _InputBuffer(device, ROWS[-1], pages)
+        self._arena = Arena(device)
+        try:
+            self._network = Llama(file, c, self._arena, self.context_length, ROWS[-1])
+            pages = -(-self.context_length // PAGE_SIZE)
+            self.cache = KVCache(self._arena, c.block_count, c.head_count_kv, c.head_dim, CONTEXTS * pages)
+            self._inputs = _InputBuffer(self._arena, ROWS[-1], pages)
+        except BaseException:
+            self._arena.close()
+            raise
         self._bodies: dict[int, CommandList] = {}
-        self._logits: list[Buffer] = []
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._closed = False
 
@@ -89,9 +94,7 @@ class Model:
 
     def logits(self) -> Tensor:
         """A new f32 [vocab_size] tensor in shared memory for :meth:`Session.forward`. It lives as long as the model."""
-        buffer = self.device.allocate(DType.F32.row_bytes(self.vocab_size), MemoryKind.SHARED)
-        self._logits.append(buffer)
-        return Tensor(buffer, 0, DType.F32, (self.vocab_size,))
+        return self._arena.tensor(self.vocab_size, kind=MemoryKind.SHARED)
 
     def run(self, tokens: Sequence[int], position: int, pages: Sequence[int], head: CommandList | None) -> float:
         """Run the forward pass over tokens that stand at ``position`` and after it, and then the ``head``.
@@ -124,11 +127,7 @@ class Model:
         for commands in self._bodies.values():
             commands.close()
         self._bodies = {}
-        self._network.close()
-        self.cache.close()
-        self._inputs.close()
-        for buffer in self._logits:
-            buffer.close()
+        self._arena.close()
 
     def __enter__(self) -> Self:
         return self
@@ -150,14 +149,14 @@ class Model:
 class _InputBuffer:
     """The shared buffer that the host writes before each submission: step, page table, token ids."""
 
-    def __init__(self, device: Device, rows: int, pages: int):
+    def __init__(self, arena: Arena, rows: int, pages: int):
         step, table = 0, 64
         ids = table + -(-pages * 4 // 64) * 64
-        self._buffer = device.allocate(ids + rows * 4, MemoryKind.SHARED)
-        self._step = Tensor(self._buffer, step, DType.I32, (4,))
-        self._page_table = Tensor(self._buffer, table, DType.I32, (pages,))
-        self._ids = Tensor(self._buffer, ids, DType.I32, (rows,))
-        words: NDArray[np.int32] = self._buffer.view().view(np.int32)
+        buffer = arena.allocate(ids + rows * 4, MemoryKind.SHARED)
+        self._step = Tensor(buffer, step, DType.I32, (4,))
+        self._page_table = Tensor(buffer, table, DType.I32, (pages,))
+        self._ids = Tensor(buffer, ids, DType.I32, (rows,))
+        words: NDArray[np.int32] = buffer.view().view(np.int32)
         self._step_words, self._table_words, self._id_words = words[:4], words[table // 4 :], words[ids // 4 :]
 
     def of(self, rows: int) -> Inputs:
@@ -170,10 +169,6 @@ class _InputBuffer:
         self._id_words[:count] = tokens
         self._table_words[: len(pages)] = pages
         self._step_words[:] = (count, position, count - 1, 0)
-
-    def close(self) -> None:
-        """Give back the memory."""
-        self._buffer.close()
 
 
 def _chat_template(file: GGUFFile, tokenizer: Tokenizer) -> ChatTemplate | None:

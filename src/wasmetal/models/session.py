@@ -6,6 +6,7 @@ import struct
 import weakref
 import zlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from wasmetal.device.base import CommandList
 from wasmetal.errors import ModelError
-from wasmetal.models.kv_cache import PAGE_SIZE
+from wasmetal.models.kv_cache import PAGE_SIZE, KVCache
 from wasmetal.ops import Tensor
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Session:
         self._pages: list[int] = []
         self._head: CommandList | None = None
         self._head_for: Tensor | None = None
-        self._give_back = weakref.finalize(self, model.cache.release, self._pages)
+        self._give_back = weakref.finalize(self, _give_back, model.cache, model.lock, self._pages)
 
     def forward(self, tokens: Sequence[int], logits: Tensor | None) -> float:
         """Append tokens, and have the device write the logits after the last one into ``logits``.
@@ -63,8 +64,8 @@ class Session:
         head = self._head_into(logits) if logits is not None else None
         with model.lock:
             held = len(self._pages)
-            self._reserve(count)
             try:
+                self._reserve(count)
                 seconds = model.run(tokens, self.length, self._pages, head)
             except BaseException:
                 model.cache.release(self._pages, keep=held)
@@ -105,7 +106,7 @@ class Session:
         """Become the session that was saved. Counted in ``bytes_copied``.
 
         Raises ModelError for a state that is damaged, of another model or another version, or too long for the context,
-        and OutOfDeviceMemoryError where the cache has no room beside what the session holds. It is then unchanged.
+        and OutOfDeviceMemoryError where the cache has no room for it. The session is then unchanged.
         """
         model = self._open()
         if len(state) < _SNAPSHOT.size:
@@ -121,11 +122,9 @@ class Session:
         if not size == data.size == length * model.cache.position_bytes or zlib.crc32(data.data) != crc:
             raise ModelError("the saved session is damaged")
         with model.lock:
-            pages: list[int] = []
-            model.cache.extend(pages, _pages(length))
-            model.cache.write(pages, length, data)
-            model.cache.release(self._pages)
-            self._pages += pages
+            model.cache.replace(self._pages, _pages(length))
+            self.length = 0
+            model.cache.write(self._pages, length, data)
         self.length = length
 
     def close(self) -> None:
@@ -148,14 +147,10 @@ class Session:
 
     def _reserve(self, count: int) -> None:
         """Pages for ``count`` more tokens, all of them this session's own from where it will write."""
-        cache, missing = self.model.cache, _pages(self.length + count) - len(self._pages)
-        cache.extend(self._pages, missing)
+        cache = self.model.cache
+        cache.extend(self._pages, _pages(self.length + count) - len(self._pages))
         if self.length % PAGE_SIZE:
-            try:
-                cache.own(self._pages, self.length // PAGE_SIZE)
-            except BaseException:
-                cache.release(self._pages, keep=len(self._pages) - missing)
-                raise
+            cache.own(self._pages, self.length // PAGE_SIZE)
 
     def _head_into(self, logits: Tensor) -> CommandList:
         """The head, recorded for that tensor; callers mostly use one tensor from call to call."""
@@ -168,6 +163,12 @@ class Session:
         if self._head:
             self._head.close()
         self._head = self._head_for = None
+
+
+def _give_back(cache: KVCache, lock: AbstractContextManager[object], pages: list[int]) -> None:
+    """What remains to be done for a session that is gone."""
+    with lock:
+        cache.release(pages)
 
 
 def _pages(length: int) -> int:

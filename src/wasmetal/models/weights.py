@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from wasmetal.device.base import Buffer, Bytes, Device
+from wasmetal.device.base import Bytes
+from wasmetal.models.arena import Arena
 from wasmetal.models.gguf_file import GGUFTensor
 from wasmetal.ops import ALIGNMENT, DType, Recorder, Tensor, linear
 
@@ -38,12 +39,13 @@ class Weight:
             begin = end
 
 
-def load_weights(device: Device, matrices: Sequence[Matrix]) -> tuple[Buffer, list[Weight]]:
+def load_weights(arena: Arena, matrices: Sequence[Matrix]) -> list[Weight]:
     """Bring weights into one new buffer, in the order given. Raises OutOfDeviceMemoryError.
 
     They keep the file's own block formats, except that vectors, and on the CPU device everything, become float32:
     NumPy multiplies float32 matrices faster than it could unpack them for every token.
     """
+    device = arena.device
     as_f32 = device.info.backend == "cpu"
     alignment = max(ALIGNMENT, device.info.offset_alignment)
     planned: list[list[tuple[list[GGUFTensor], DType, int]]] = []
@@ -56,7 +58,7 @@ def load_weights(device: Device, matrices: Sequence[Matrix]) -> tuple[Buffer, li
             size += -(-sum(_nbytes(t, dtype) for t in tensors) // alignment) * alignment
         planned.append(parts)
 
-    buffer = device.allocate(size)
+    buffer = arena.allocate(size)
     weights = []
     for parts in planned:
         views = []
@@ -68,7 +70,7 @@ def load_weights(device: Device, matrices: Sequence[Matrix]) -> tuple[Buffer, li
             rows = sum(t.shape[0] for t in tensors)
             views.append(Tensor(buffer, offset, dtype, (rows, *tensors[0].shape[1:])))
         weights.append(Weight(views))
-    return buffer, weights
+    return weights
 
 
 def _nbytes(tensor: GGUFTensor, dtype: DType) -> int:

@@ -1,0 +1,33 @@
+"""Device memory that is given back all at once."""
+
+from __future__ import annotations
+
+import math
+
+from wasmetal.device.base import Buffer, Device, MemoryKind
+from wasmetal.ops import DType, Tensor
+
+
+class Arena:
+    """The buffers of one model on one device."""
+
+    def __init__(self, device: Device):
+        self.device = device
+        self._buffers: list[Buffer] = []
+
+    def allocate(self, nbytes: int, kind: MemoryKind = MemoryKind.DEVICE) -> Buffer:
+        """A new zero-filled buffer. Raises OutOfDeviceMemoryError."""
+        buffer = self.device.allocate(nbytes, kind)
+        self._buffers.append(buffer)
+        return buffer
+
+    def tensor(self, *shape: int, kind: MemoryKind = MemoryKind.DEVICE) -> Tensor:
+        """A new f32 tensor of zeros in a buffer of its own. Raises OutOfDeviceMemoryError."""
+        nbytes = DType.F32.row_bytes(math.prod(shape))
+        return Tensor(self.allocate(nbytes, kind), 0, DType.F32, shape)
+
+    def close(self) -> None:
+        """Give everything back. Idempotent."""
+        for buffer in self._buffers:
+            buffer.close()
+        self._buffers = []

@@ -1,0 +1,232 @@
+"""The Llama on every device against float64, and files that are no Llama of ours."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from models.oracle import logits_of, relative_error
+from models.tiny import write_tiny_llama
+from wasmetal.device import Device
+from wasmetal.device.base import MemoryKind
+from wasmetal.device.cpu import CpuDevice
+from wasmetal.device.cpu.device import CpuBuffer
+from wasmetal.errors import DeviceError, ModelError, OutOfDeviceMemoryError
+from wasmetal.models import Model, load_model
+from wasmetal.models.gguf_file import GGUFFile
+from wasmetal.models.llama import LlamaConfig, rope_table
+
+TOLERANCE = 1e-5
+"""Relative error of float32 against float64, over two layers."""
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(4, 270, count).tolist()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"qtype": "F32"},
+        {"qtype": "F16"},
+        {"qtype": "Q8_0"},
+        {"qtype": "Q4_0"},
+        {"qtype": "Q4_1"},
+        {"qtype": "Q8_0", "value_qtype": "F16"},  # q and k are one matrix, v another; so are gate and up
+        {"tied": False},
+        {"rope_scaling": "linear"},
+        {"rope_scaling": "llama3"},
+        {"heads": 1, "kv_heads": 1, "head_dim": 32, "blocks": 1},
+        {"heads": 7, "kv_heads": 7, "head_dim": 32, "blocks": 3, "hidden": 32},
+    ],
+    ids=lambda options: "-".join(f"{key}={value}" for key, value in options.items()),
+)
+def test_logits_agree_with_float64(device: Device, tmp_path: Path, options: dict[str, Any]) -> None:
+    path = write_tiny_llama(tmp_path / "tiny.gguf", **options)
+    some = tokens(11)
+    expected = logits_of(path, some)
+    with load_model(path, device) as model, model.session() as session:
+        logits = model.logits()
+        got = logits.buffer.view().view(np.float32)
+        session.forward(some[:7], logits)
+        assert relative_error(got, expected[6]) < TOLERANCE
+        for i in range(7, 11):
+            session.forward(some[i : i + 1], logits)
+            assert relative_error(got, expected[i]) < TOLERANCE
+        assert session.length == 11
+
+
+@pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 512, 513, 1025])
+def test_prompts_of_every_shape_class(device: Device, tmp_path: Path, count: int) -> None:
+    """Lengths at and around the limits of the recorded shapes; beyond the largest, several submissions."""
+    path = write_tiny_llama(tmp_path / "tiny.gguf", context=1100, blocks=1, heads=2, kv_heads=1)
+    some = tokens(count + 1)
+    expected = logits_of(path, some)
+    with load_model(path, device) as model, model.session() as session:
+        logits = model.logits()
+        got = logits.buffer.view().view(np.float32)
+        session.forward(some[:-1], logits)
+        assert relative_error(got, expected[-2]) < TOLERANCE
+        session.forward(some[-1:], logits)
+        assert relative_error(got, expected[-1]) < TOLERANCE
+
+
+def test_the_cpu_holds_weights_as_float32(cpu: Device, tmp_path: Path) -> None:
+    with load_model(write_tiny_llama(tmp_path / "tiny.gguf", qtype="Q4_1"), cpu) as model:
+        dim, hidden = 96, 160
+        per_layer = dim * (96 + 2 * 32 + 96 + 3 * hidden)
+        assert model.weight_bytes == 4 * (2 * per_layer + model.vocab_size * dim)
+
+
+@pytest.mark.vulkan
+def test_a_gpu_holds_weights_in_their_blocks(vulkan: Device, tmp_path: Path) -> None:
+    before = vulkan.counters.bytes_loaded
+    with load_model(write_tiny_llama(tmp_path / "tiny.gguf", qtype="Q4_1"), vulkan) as model:
+        weights = 2 * 96 * (96 + 2 * 32 + 96 + 3 * 160) + model.vocab_size * 96
+        assert model.weight_bytes == weights // 32 * 20
+        norms_and_angles = 4 * (5 * 96 + model.context_length * 16)
+        assert vulkan.counters.bytes_loaded - before == model.weight_bytes + norms_and_angles
+
+
+def test_rope_table_far_out(tmp_path: Path) -> None:
+    """Angles of positions in the hundred thousands, which float32 arithmetic would get wrong by 1e-2."""
+    config = LlamaConfig.from_gguf(GGUFFile(write_tiny_llama(tmp_path / "tiny.gguf")))
+    table = rope_table(config, 200_001, None)
+    assert table.shape == (200_001, 8, 2)
+    for pair in range(8):
+        angle = 200_000 * 10000.0 ** (-pair / 8)
+        assert table[200_000, pair].tolist() == pytest.approx([math.cos(angle), math.sin(angle)], abs=1e-6)
+
+
+# --- Files that are no Llama of ours
+
+
+class NoDevice:
+    """A device on which nothing may be allocated."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"the device's {name} was asked for before the file was checked")
+
+
+Edit = Callable[[gguf.GGUFWriter], None]
+
+
+def dropped(w: gguf.GGUFWriter, name: str) -> None:
+    for tensors in w.tensors:
+        del tensors[name]
+
+
+def halved(w: gguf.GGUFWriter, name: str) -> None:
+    info = w.tensors[0][name]
+    rows, columns = info.shape
+    info.tensor, info.shape, info.nbytes = info.tensor[: rows // 2], (rows // 2, columns), info.nbytes // 2
+
+
+def named(name: str, value: Any) -> Edit:
+    def edit(w: gguf.GGUFWriter) -> None:
+        w.kv_data[0][name] = value
+
+    return edit
+
+
+def integer(name: str, value: int) -> Edit:
+    return named(name, gguf.gguf_writer.GGUFValue(value, gguf.GGUFValueType.UINT32))
+
+
+def real(name: str, value: float) -> Edit:
+    return named(name, gguf.gguf_writer.GGUFValue(value, gguf.GGUFValueType.FLOAT32))
+
+
+def text(name: str, value: str) -> Edit:
+    return named(name, gguf.gguf_writer.GGUFValue(value, gguf.GGUFValueType.STRING))
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (text("general.architecture", "mamba"), "the architecture 'mamba' is not supported; supported: llama"),
+        (text("llama.rope.scaling.type", "yarn"), "RoPE scaling 'yarn' is not supported; supported: none, linear"),
+        (integer("llama.expert_count", 8), "mixtures of experts are not supported"),
+        (integer("llama.attention.value_length", 8), "keys and values of different lengths"),
+        (integer("llama.attention.head_count", 0), "llama.attention.head_count is 0"),
+        (integer("llama.attention.head_count", 2**32 - 1), "llama.attention.head_count is 4294967295"),
+        (integer("llama.attention.head_count_kv", 4), "heads must divide evenly"),
+        (integer("llama.attention.key_length", 6), "lengths must be multiples of 4"),
+        (integer("llama.attention.key_length", 32), r"attn_q.weight is Q4_1 \(96, 96\); \(192, 96\) is expected"),
+        (integer("llama.block_count", 3), "the tensor blk.2.attn_norm.weight is missing"),
+        (integer("llama.block_count", 1), "the tensor blk.1.*is not supported in a llama"),
+        (integer("llama.rope.dimension_count", 32), "RoPE over 32 elements of a head of 16"),
+        (integer("llama.rope.dimension_count", 5), "RoPE over 5 elements"),
+        (integer("llama.context_length", 0), "llama.context_length is 0"),
+        (real("llama.rope.freq_base", math.nan), "llama.rope.freq_base is nan"),
+        (real("llama.rope.scaling.factor", 0.0), "llama.rope.scaling.factor is 0.0"),
+        (real("llama.attention.layer_norm_rms_epsilon", -1.0), "layer_norm_rms_epsilon is -1.0"),
+        (text("llama.embedding_length", "wide"), "llama.embedding_length should be of type int, not str"),
+        (lambda w: dropped(w, "blk.1.ffn_down.weight"), "the tensor blk.1.ffn_down.weight is missing"),
+        (lambda w: dropped(w, "token_embd.weight"), "the tensor token_embd.weight is missing"),
+        (lambda w: halved(w, "blk.0.attn_k.weight"), r"attn_k.weight is Q4_1 \(16, 96\); \(32, 96\) is expected"),
+        (lambda w: w.add_tensor("blk.0.attn_q.bias", np.zeros(96, np.float32)), "attn_q.bias is not supported"),
+    ],
+)
+def test_refused_before_anything_is_allocated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: Edit, said: str
+) -> None:
+    write = gguf.GGUFWriter.write_header_to_file
+
+    def edited(w: gguf.GGUFWriter) -> None:
+        edit(w)
+        write(w)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", edited)
+    path = write_tiny_llama(tmp_path / "edited.gguf")
+    with pytest.raises(ModelError, match=said) as caught:
+        Model(GGUFFile(path), "edited", NoDevice())
+    assert "\n" not in str(caught.value)
+
+
+class SmallDevice(CpuDevice):
+    """A device with room for so many buffers and no more."""
+
+    def __init__(self, room: int):
+        super().__init__()
+        self.room = room
+        self.allocated: list[CpuBuffer] = []
+
+    def allocate(self, nbytes: int, kind: MemoryKind = MemoryKind.DEVICE) -> CpuBuffer:
+        if len(self.allocated) == self.room:
+            raise OutOfDeviceMemoryError("no room")
+        self.allocated.append(super().allocate(nbytes, kind))
+        return self.allocated[-1]
+
+
+@pytest.mark.parametrize("room", range(15))
+def test_a_model_that_does_not_fit_leaves_nothing_behind(tmp_path: Path, room: int) -> None:
+    device = SmallDevice(room)
+    with pytest.raises(OutOfDeviceMemoryError):
+        load_model(write_tiny_llama(tmp_path / "tiny.gguf"), device)
+    assert len(device.allocated) == room
+    for buffer in device.allocated:
+        with pytest.raises(DeviceError, match="closed"):
+            buffer.view()
+
+
+@pytest.mark.parametrize("context", [-1, 0, 257])
+def test_a_context_that_the_model_does_not_have(tmp_path: Path, context: int) -> None:
+    path = write_tiny_llama(tmp_path / "tiny.gguf", context=256)
+    with pytest.raises(ModelError, match=f"a context of {context} tokens; 1 to 256 are supported"):
+        load_model(path, NoDevice(), context=context)
+
+
+def test_a_name_or_a_path(cpu: Device, tmp_path: Path) -> None:
+    path = write_tiny_llama(tmp_path / "tiny.gguf")
+    for source in (path, str(path)):
+        with load_model(source, cpu) as model:
+            assert (model.name, model.context_length, model.vocab_size) == ("tiny", 256, 274)
+            assert model.chat_template is not None
+            assert model.chat_template.render([{"role": "user", "content": "Hi"}]).startswith("<|im_start|>user")
+    with pytest.raises(ModelError, match="no model of that name"):
+        load_model("smollm9", cpu)
