@@ -16,9 +16,9 @@ from itertools import product
 
 import numpy as np
 import pytest
+
 from metal.shim.device import ShimDevice
 from ops.tensors import NUMPY, WEIGHTS, Bench, random_weight
-
 from wasmetal import ops
 from wasmetal.device import Device
 from wasmetal.device.cpu import CpuDevice

@@ -315,7 +315,7 @@ void access(ulong address, ulong nbytes, bool write, bool aligned = false) {
         const Buffer& b = launch->buffers[i];
         ulong end = b.address + b.nbytes;
         ulong distance = address < b.address ? b.address - address : address < end ? 0 : address - end;
-        if (b.nbytes && distance < least) least = distance, nearest = i;
+        if (distance < least) least = distance, nearest = i;
     }
     if (nearest == MAX_BUFFERS) return fail("%s memory, but no buffer is bound", write ? "writes" : "reads");
     fail("%s %lu bytes at byte %ld of buffer %u, which has %lu", write ? "writes" : "reads", nbytes,

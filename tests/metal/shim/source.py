@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 _SPACE = "device|constant|threadgroup|thread"
-_VARIABLE = re.compile(r"^(\s+)threadgroup\s+([^;=&*]*[\w>])\s+(\w+)((?:\s*\[[^\]]*\])*);", re.MULTILINE)
+_VARIABLE = re.compile(r"(?<=[;{}\s])threadgroup\s+([^;=&*]*[\w>])\s+(\w+)((?:\s*\[[^\]]*\])*);")
 _KERNEL = re.compile(r"(?:\[\[kernel\]\]|\bkernel)\s+void\s+(\w+)\s*\(")
 _ATTRIBUTE = re.compile(r"(.*?)\s*\b\w+\s*\[\[\s*(\w+)\s*(?:\(\s*(\d+)\s*\))?\s*\]\]", re.DOTALL)
 _STRUCT = re.compile(r"\bstruct\s+(\w+)")
@@ -29,11 +29,11 @@ def translate(source: str) -> tuple[str, list[Signature]]:
     """The source as runtime.cpp needs it, line for line and then entries, and its kernels. Raises SourceError.
 
     ``threadgroup T name;`` has no equal in a plain function of OpenCL, and becomes a reference to memory that the
-    runtime provides and watches. Each kernel gets an entry of one type, that hands it its buffers and built-in arguments.
+    runtime provides and watches. Each kernel gets an entry of one type, which gives it its buffers and its position.
     """
     _check_pointers(source)
     body = _VARIABLE.sub(
-        r"\1typedef \2 \3_variable\4; threadgroup \3_variable& \3 = *threadgroup_variable<\3_variable>();", source
+        r"typedef \1 \2_variable\3; threadgroup \2_variable& \2 = *threadgroup_variable<\2_variable>();", source
     )
     kernels = [_entry(body, match) for match in _KERNEL.finditer(body)]
     text = "\n".join(['#line 1 "program_source"', body, '#line 1 "entries"', *(entry for _, entry in kernels), ""])
