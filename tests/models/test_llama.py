@@ -8,6 +8,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from models.oracle import logits_of, relative_error
 from models.tiny import write_tiny_llama
@@ -15,7 +17,7 @@ from wasmetal.device import Device
 from wasmetal.device.base import MemoryKind
 from wasmetal.device.cpu import CpuDevice
 from wasmetal.device.cpu.device import CpuBuffer
-from wasmetal.errors import DeviceError, ModelError, OutOfDeviceMemoryError
+from wasmetal.errors import DeviceError, ModelError, OutOfDeviceMemoryError, WasmetalError
 from wasmetal.models import Model, load_model
 from wasmetal.models.gguf_file import GGUFFile
 from wasmetal.models.llama import LlamaConfig, rope_table
@@ -186,6 +188,31 @@ def test_refused_before_anything_is_allocated(
     with pytest.raises(ModelError, match=said) as caught:
         Model(GGUFFile(path), "edited", NoDevice())
     assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_mutation_runs_or_is_refused(cpu: Device, tmp_path_factory: Any, data: st.DataObject) -> None:
+    """Whatever a few bytes of the file are changed to: a model that runs, or one line."""
+    path = write_tiny_llama(tmp_path_factory.getbasetemp() / "mutated.gguf", blocks=1, heads=2, kv_heads=1)
+    content = bytearray(path.read_bytes())
+    metadata = content.index(b"token_embd.weight")
+    for _ in range(data.draw(st.integers(1, 3), "edits")):
+        at = data.draw(st.integers(0, 1023) | st.integers(0, metadata + 1500), "at")
+        edit = data.draw(st.binary(min_size=1, max_size=4) | st.sampled_from([b"\xff" * 8, bytes(8)]), "edit")
+        content[at : at + len(edit)] = edit
+    path.write_bytes(content)
+    message = ""
+    try:
+        with load_model(path, cpu) as model, model.session() as session:
+            ids = model.tokenizer.encode("Hello <|im_end|>")
+            session.forward(ids, model.logits())
+            model.tokenizer.decode(ids)
+            if model.chat_template:
+                model.chat_template.render([{"role": "user", "content": "Hi"}])
+    except WasmetalError as e:
+        message = str(e)
+    assert "\n" not in message
 
 
 class SmallDevice(CpuDevice):

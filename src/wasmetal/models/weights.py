@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
+
+import numpy as np
 
 from wasmetal.device.base import Bytes
 from wasmetal.models.arena import Arena
@@ -46,36 +50,42 @@ def load_weights(arena: Arena, matrices: Sequence[Matrix]) -> list[Weight]:
     NumPy multiplies float32 matrices faster than it could unpack them for every token.
     """
     device = arena.device
-    as_f32 = device.info.backend == "cpu"
     alignment = max(ALIGNMENT, device.info.offset_alignment)
-    planned: list[list[tuple[list[GGUFTensor], DType, int]]] = []
-    size = 0
-    for matrix in matrices:
-        parts = []
-        for dtype, group in groupby(matrix, lambda t: DType.F32 if as_f32 or len(t.shape) == 1 else t.dtype):
-            tensors = list(group)
-            parts.append((tensors, dtype, size))
-            size += -(-sum(_nbytes(t, dtype) for t in tensors) // alignment) * alignment
-        planned.append(parts)
 
-    buffer = arena.allocate(size)
-    weights = []
+    def stored(tensor: GGUFTensor) -> DType:
+        return DType.F32 if device.info.backend == "cpu" or len(tensor.shape) == 1 else tensor.dtype
+
+    planned = [[_Part(dtype, tuple(group)) for dtype, group in groupby(matrix, stored)] for matrix in matrices]
+    size = sum(-(-part.nbytes // alignment) * alignment for parts in planned for part in parts)
+    buffer, offset, weights = arena.allocate(size), 0, []
     for parts in planned:
-        views = []
-        for tensors, dtype, offset in parts:
+        tensors = []
+        for part in parts:
+            tensors.append(Tensor(buffer, offset, part.dtype, part.shape))
             at = offset
-            for tensor in tensors:
-                device.load(buffer, at, _bytes(tensor, dtype))
-                at += _nbytes(tensor, dtype)
-            rows = sum(t.shape[0] for t in tensors)
-            views.append(Tensor(buffer, offset, dtype, (rows, *tensors[0].shape[1:])))
-        weights.append(Weight(views))
+            for data in part.data():
+                device.load(buffer, at, data)
+                at += data.size
+            offset += -(-part.nbytes // alignment) * alignment
+        weights.append(Weight(tensors))
     return weights
 
 
-def _nbytes(tensor: GGUFTensor, dtype: DType) -> int:
-    return tensor.data.size if dtype is tensor.dtype else tensor.size * dtype.row_bytes(1)
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Tensors that become one, rows after rows, of one type on the device."""
 
+    dtype: DType
+    tensors: tuple[GGUFTensor, ...]
 
-def _bytes(tensor: GGUFTensor, dtype: DType) -> Bytes:
-    return tensor.data if dtype is tensor.dtype else tensor.dequantize().reshape(-1).view("u1")
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return sum(t.shape[0] for t in self.tensors), *self.tensors[0].shape[1:]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape[:-1]) * self.dtype.row_bytes(self.shape[-1])
+
+    def data(self) -> Iterator[Bytes]:
+        for tensor in self.tensors:
+            yield tensor.data if self.dtype is tensor.dtype else tensor.dequantize().reshape(-1).view(np.uint8)
