@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TABLE_ELEMENTS = 1 << 20
+_WAKE = 0.1
+"""Seconds after which a waiting main thread looks for Ctrl-C: one that comes just as it falls asleep does not wake it."""
 _PATIENCE = 1.0
 """Seconds that a guest which was told to stop gets; only one that waits on standard input takes longer."""
 
@@ -270,7 +272,7 @@ class Guest:
             raise
 
     def _begin(self, function: Callable[[], T]) -> _Call[T]:
-        if self._call and self._call.is_alive():
+        if self._call and not self._call.done.is_set():
             raise GuestError("the guest is running already; it can do one thing at a time")
         if self._interrupt.reason:
             raise GuestError(f"the guest cannot go on after this: {self._interrupt.reason}")
@@ -281,7 +283,8 @@ class Guest:
 
     def _end(self, call: _Call[T]) -> T:
         """Wait for a call; turn what ended it, if not a return, into an error of ours."""
-        call.join()
+        while not call.done.wait(_WAKE):
+            pass
         try:
             return call.outcome.result()
         except wasmtime.Trap as trap:
@@ -291,10 +294,10 @@ class Guest:
 
     def _abandon(self, call: _Call[Any], reason: BaseException) -> bool:
         """Have a call ended; False where it cannot be, as long as it waits for standard input."""
-        if call.is_alive() and call is not threading.current_thread():
+        if not call.done.is_set() and call is not threading.current_thread():
             self._interrupt.stop(reason)
-            call.join(_PATIENCE)
-        return not call.is_alive()
+            call.done.wait(_PATIENCE)
+        return call.done.is_set()
 
 
 class _Call(threading.Thread, Generic[T]):
@@ -307,6 +310,9 @@ class _Call(threading.Thread, Generic[T]):
     def __init__(self, function: Callable[[], T]) -> None:
         super().__init__(name="wasmetal-guest", daemon=True)
         self.outcome: Future[T] = Future()
+        self.done = threading.Event()
+        """Set when no guest code runs any more. Not for ``join`` to tell: Ctrl-C in it (before Python 3.13) has the
+        thread taken for ended while it runs on."""
         self._function = function
 
     def run(self) -> None:
@@ -320,6 +326,7 @@ class _Call(threading.Thread, Generic[T]):
             self.outcome.set_result(value)
         finally:
             del self._function  # refers to the guest, which refers to this
+            self.done.set()
 
 
 class _Output:

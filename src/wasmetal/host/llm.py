@@ -203,9 +203,10 @@ class Llm:
         before = held.cache_bytes()
         if nbytes > _MAX_HEADER + held.cache_bytes(held.model.context_length):
             raise Refusal(Errno.INVAL, f"{nbytes} bytes are more than any state of this model")
-        with self._account.charged(nbytes), self._metered():
+        cost = held.cache_bytes(nbytes // held.model.cache.position_bytes)
+        with self._account.charged(cost), self._metered():
             held.session.restore(state.tobytes())
-        self._account.release(nbytes - (held.cache_bytes() - before))
+        self._account.release(before + cost - held.cache_bytes())
 
     def close(self) -> None:
         """Give back the guest's sessions."""

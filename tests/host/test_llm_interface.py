@@ -1,0 +1,249 @@
+"""``wasmetal_llm``, driven by a guest that forwards what the test says, on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from host.probe import PAGE, Probe
+from models.tiny import write_tiny_llama
+from wasmetal import Limits, load_model
+from wasmetal.device import Device
+from wasmetal.errors import GuestError
+from wasmetal.host import abi
+from wasmetal.host.errno import Errno
+
+TEXT, TOKENS, OUT, LOGITS = 1024, 4096, PAGE, 4 * PAGE
+
+
+@pytest.fixture(scope="module")
+def model(device: Device, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with load_model(write_tiny_llama(tmp_path_factory.mktemp("model") / "tiny.gguf"), device) as model:
+        yield model
+
+
+@pytest.fixture(params=[False, True], ids=["memory32", "memory64"])
+def probe(model: Any, request: pytest.FixtureRequest) -> Iterator[Probe]:
+    with Probe(model.device, memory64=request.param, models={"tiny": model}) as probe:
+        yield probe
+
+
+def size(probe: Probe) -> int:
+    width = 8 if probe.memory64 else 4
+    return int.from_bytes(probe.bytes[probe.OUT : probe.OUT + width].tobytes(), "little")
+
+
+def opened(probe: Probe, name: bytes = b"tiny") -> int:
+    assert probe.model_open(TEXT, probe.put(TEXT, name), probe.OUT) == Errno.SUCCESS
+    return probe.u32()
+
+
+def session(probe: Probe) -> int:
+    assert probe.session_open(opened(probe), probe.OUT) == Errno.SUCCESS
+    return probe.u32()
+
+
+def forward(probe: Probe, session: int, tokens: list[int], logits: int = LOGITS) -> Errno:
+    probe.put(TOKENS, np.array(tokens, np.uint32))
+    return probe.forward(session, TOKENS, len(tokens), logits)
+
+
+def test_models_are_had_by_the_names_that_were_granted(probe: Probe) -> None:
+    assert opened(probe) != opened(probe)
+    for name in (b"", b"Tiny", b"tiny\0", b"../tiny", b"smollm2:135m"):
+        assert probe.model_open(TEXT, probe.put(TEXT, name), probe.OUT) == Errno.NOENT
+
+
+def test_nothing_is_granted_by_default(device: Device) -> None:
+    with Probe(device) as probe:
+        assert probe.model_open(TEXT, probe.put(TEXT, b"default"), probe.OUT) == Errno.NOENT
+
+
+def test_model_info(probe: Probe, model: Any) -> None:
+    handle = opened(probe)
+    assert probe.model_info(handle, OUT) == Errno.SUCCESS
+    info = probe.bytes[OUT : OUT + abi.MODEL_INFO.itemsize].view(abi.MODEL_INFO)[0]
+    ends = sorted(model.tokenizer.end_of_generation)
+    assert tuple(info) == (model.vocab_size, model.context_length, len(ends), 1)
+    assert probe.model_end_tokens(handle, OUT, 0, probe.OUT) == Errno.OVERFLOW
+    assert size(probe) == len(ends)
+    assert probe.model_end_tokens(handle, OUT, len(ends), probe.OUT) == Errno.SUCCESS
+    assert probe.bytes[OUT : OUT + 4 * len(ends)].view(np.uint32).tolist() == ends
+
+
+def test_vocabulary(probe: Probe, model: Any) -> None:
+    handle = opened(probe)
+    assert probe.vocabulary(handle, 0, 0, probe.OUT) == Errno.OVERFLOW
+    nbytes = size(probe)
+    assert probe.vocabulary(handle, OUT, nbytes - 1, probe.OUT) == Errno.OVERFLOW
+    assert not probe.bytes[OUT : OUT + nbytes].any()
+    assert probe.vocabulary(handle, OUT, nbytes, probe.OUT) == Errno.SUCCESS
+    offsets = probe.bytes[OUT:].view(np.uint32)[: model.vocab_size + 1]
+    data = probe.bytes[OUT + offsets.nbytes : OUT + nbytes].tobytes()
+    pieces = [data[begin:end] for begin, end in pairwise(offsets)]
+    assert pieces == model.tokenizer.pieces()
+    assert offsets[-1] == len(data)
+
+
+def test_tokenize_and_back(probe: Probe, model: Any) -> None:
+    handle, text = opened(probe), "hello wörld <|im_end|>"
+    n = probe.put(TEXT, text.encode())
+    for flags, options in {
+        0: {"parse_special": False, "add_bos": False},
+        abi.PARSE_SPECIAL: {"parse_special": True, "add_bos": False},
+        abi.ADD_BOS: {"parse_special": False, "add_bos": None},
+    }.items():
+        assert probe.tokenize(handle, TEXT, n, flags, TOKENS, 64, probe.OUT) == Errno.SUCCESS
+        tokens = probe.bytes[TOKENS:].view(np.uint32)[: size(probe)].tolist()
+        assert tokens == model.tokenizer.encode(text, **options)
+        assert probe.detokenize(handle, TOKENS, len(tokens), OUT, 64, probe.OUT) == Errno.SUCCESS
+        assert probe.bytes[OUT : OUT + size(probe)].tobytes().decode() == text
+    assert probe.detokenize(handle, TOKENS, len(tokens), OUT, 5, probe.OUT) == Errno.OVERFLOW
+    assert size(probe) == n
+
+
+def test_apply_template(probe: Probe, model: Any) -> None:
+    messages = [{"role": "user", "content": 'quote " and ünicode'}]
+    handle = opened(probe)
+    n = probe.put(TEXT, json.dumps(messages).encode())
+    for flags in (0, abi.GENERATION_PROMPT):
+        assert probe.apply_template(handle, TEXT, n, flags, OUT, 4096, probe.OUT) == Errno.SUCCESS
+        expected = model.chat_template.render(messages, add_generation_prompt=bool(flags))
+        assert probe.bytes[OUT : OUT + size(probe)].tobytes().decode() == expected
+
+
+def reference(model: Any, tokens: list[int]) -> np.ndarray:
+    with model.session() as session:
+        logits = model.logits()
+        session.forward(tokens, logits)
+        return logits.buffer.view().view(np.float32)[: model.vocab_size].copy()
+
+
+def test_the_device_writes_logits_into_guest_memory(probe: Probe, model: Any) -> None:
+    handle = session(probe)
+    assert forward(probe, handle, [5, 6, 7]) == Errno.SUCCESS
+    np.testing.assert_array_equal(probe.floats(LOGITS, model.vocab_size), reference(model, [5, 6, 7]))
+    shared = probe.guest.counters.bytes_shared
+    assert forward(probe, handle, [8]) == Errno.SUCCESS
+    np.testing.assert_allclose(probe.floats(LOGITS, model.vocab_size), reference(model, [5, 6, 7, 8]), atol=1e-4)
+    assert probe.guest.counters.bytes_copied == 0
+    assert probe.guest.counters.bytes_shared == shared > 0  # the place is shared once
+
+
+def test_logits_at_another_place_and_nowhere(probe: Probe, model: Any) -> None:
+    handle = session(probe)
+    assert forward(probe, handle, [5], logits=0) == Errno.SUCCESS
+    assert not probe.bytes[LOGITS : LOGITS + 4096].any()
+    for place in (LOGITS + 16, OUT + 48, LOGITS):
+        probe.bytes[place - 16 : place + 4 * model.vocab_size + 16] = 0xA5
+        assert forward(probe, handle, [6], logits=place) == Errno.SUCCESS
+        assert np.isfinite(probe.floats(place, model.vocab_size)).all()
+        assert (probe.bytes[place - 16 : place] == 0xA5).all()  # and nothing beside them is written
+        end = place + 4 * model.vocab_size
+        assert (probe.bytes[end : end + 16] == 0xA5).all()
+
+
+def test_logits_after_the_memory_has_grown(probe: Probe, model: Any) -> None:
+    handle = session(probe)
+    assert forward(probe, handle, [5]) == Errno.SUCCESS
+    assert probe.guest.call("grow", 8) == 8
+    for place in (LOGITS, 12 * PAGE):
+        assert forward(probe, handle, [6], logits=place) == Errno.SUCCESS
+        assert probe.floats(place, model.vocab_size).any()
+
+
+def test_a_full_context_is_an_overflow(probe: Probe, model: Any) -> None:
+    handle, room = session(probe), model.context_length
+    assert forward(probe, handle, [1] * (room + 1)) == Errno.OVERFLOW
+    assert forward(probe, handle, [1] * room) == Errno.SUCCESS
+    assert forward(probe, handle, [1]) == Errno.OVERFLOW
+    assert probe.truncate(handle, room - 1) == Errno.SUCCESS
+    assert forward(probe, handle, [1]) == Errno.SUCCESS
+
+
+def test_fork_truncate_save_restore(probe: Probe, model: Any) -> None:
+    handle = session(probe)
+    assert forward(probe, handle, [5, 6, 7]) == Errno.SUCCESS
+    assert probe.fork(handle, probe.OUT) == Errno.SUCCESS
+    copy = probe.u32()
+    assert forward(probe, handle, [8]) == Errno.SUCCESS
+    expected = probe.floats(LOGITS, model.vocab_size).copy()
+    assert probe.truncate(copy, 2) == Errno.SUCCESS
+    assert forward(probe, copy, [7]) == Errno.SUCCESS
+    assert probe.save(copy, 0, 0, probe.OUT) == Errno.OVERFLOW
+    nbytes = size(probe)
+    assert probe.save(copy, OUT, nbytes, probe.OUT) == Errno.SUCCESS
+    assert probe.guest.counters.bytes_copied > 0
+    assert probe.session_close(copy) == Errno.SUCCESS
+    fresh = session(probe)
+    assert probe.restore(fresh, OUT, nbytes) == Errno.SUCCESS
+    assert probe.session_length(fresh, probe.OUT) == Errno.SUCCESS
+    assert probe.u32() == 3
+    assert forward(probe, fresh, [8]) == Errno.SUCCESS
+    np.testing.assert_allclose(probe.floats(LOGITS, model.vocab_size), expected, atol=1e-4)
+
+
+def test_device_memory_of_sessions_is_limited(model: Any) -> None:
+    per_token = model.cache.position_bytes
+    with Probe(model.device, models={"tiny": model}, limits=Limits(device_bytes=10 * per_token)) as probe:
+        handle = session(probe)
+        assert forward(probe, handle, [1] * 11) == Errno.NOMEM
+        assert forward(probe, handle, [1] * 6) == Errno.SUCCESS
+        assert probe.fork(handle, probe.OUT) == Errno.NOMEM
+        assert probe.buffer_create_device(4 * per_token + 1, 1, probe.OUT) == Errno.NOMEM
+        assert probe.truncate(handle, 5) == Errno.SUCCESS
+        assert probe.fork(handle, probe.OUT) == Errno.SUCCESS
+        copy = probe.u32()
+        assert forward(probe, copy, [1]) == Errno.NOMEM
+        assert probe.session_close(handle) == Errno.SUCCESS
+        assert forward(probe, copy, [1] * 5) == Errno.SUCCESS
+        assert probe.save(copy, 0, 0, probe.OUT) == Errno.OVERFLOW
+        assert probe.save(copy, OUT, size(probe), probe.OUT) == Errno.SUCCESS
+        state = size(probe)
+        assert probe.session_close(copy) == Errno.SUCCESS
+        assert probe.guest._account.device_bytes == 0
+        fresh = session(probe)
+        assert forward(probe, fresh, [1]) == Errno.SUCCESS
+        assert probe.restore(fresh, OUT, state) == Errno.NOMEM
+        assert probe.truncate(fresh, 0) == Errno.SUCCESS
+        assert probe.restore(fresh, OUT, state) == Errno.SUCCESS
+        assert probe.guest._account.device_bytes == 10 * per_token
+
+
+def test_a_full_cache_is_no_memory(probe: Probe, model: Any) -> None:
+    full = []
+    while forward(probe, handle := session(probe), [1] * model.context_length) == Errno.SUCCESS:
+        full.append(handle)
+    assert full
+    assert forward(probe, handle, [1] * model.context_length) == Errno.NOMEM
+    assert probe.session_close(full[0]) == Errno.SUCCESS
+    assert forward(probe, handle, [1] * model.context_length) == Errno.SUCCESS
+
+
+def test_sessions_of_other_guests_are_out_of_reach(probe: Probe, model: Any) -> None:
+    with Probe(model.device, models={"tiny": model}) as other:
+        its = session(other)
+        for _ in range(4):
+            assert its != session(probe)
+        assert forward(probe, its, [1]) == Errno.BADF
+        assert probe.session_close(its) == Errno.BADF
+
+
+def test_a_guests_sessions_go_with_it(probe: Probe, model: Any) -> None:
+    free = model.cache.free
+    assert forward(probe, session(probe), [1] * 100) == Errno.SUCCESS
+    assert model.cache.free < free
+    probe.guest.close()
+    assert model.cache.free == free
+
+
+def test_a_model_must_be_on_the_guests_device(model: Any) -> None:
+    from wasmetal.device.cpu import CpuDevice
+
+    with pytest.raises(GuestError, match="'tiny' is on another device"):
+        Probe(CpuDevice(), models={"tiny": model})
