@@ -62,6 +62,16 @@ def test_metal_and_cuda_bind_as_documented(kernel):
     assert re.search(r"Params_0 p_\d+$", arguments[-1])
 
 
+def test_cuda_prelude_is_whole():
+    prelude = (compiling.GENERATED / "cuda" / "prelude.cuh").read_text()
+    opened = re.findall(r"^ *# *if", prelude, re.MULTILINE)
+    closed = re.findall(r"^ *# *endif", prelude, re.MULTILINE)
+    assert len(opened) == len(closed) > 0
+    for kernel in CATALOG.values():
+        lines = re.findall(r"^#.*", kernel.code("cuda").decode(), re.MULTILINE)
+        assert lines == ['#include "prelude.cuh"']
+
+
 @kernels
 def test_every_kernel_is_compiled_for_every_target_and_the_cpu(kernel):
     for target in TARGETS:

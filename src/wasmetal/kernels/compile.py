@@ -135,7 +135,7 @@ def _text(more: str, body: str) -> bytes:
 
 def _split_prelude(text: str) -> tuple[str, str]:
     """(the prelude, the kernel): kernels have no preprocessor lines, and the prelude ends with one."""
-    end = text.index("\n", text.rindex("\n#")) + 1
+    end = text.index("\n", text.rindex("\n#") + 1) + 1
     return text[:end], f'#include "prelude.cuh"\n\n{text[end:].strip()}'
 
 

@@ -8605,3 +8605,5 @@ WmmaFragment<DType, M, N, K, MatrixC> __device__ coopMatMulAdd(
 
 } // namespace Slang_CUDA_WMMA
 #endif // #if (((__CUDACC_VER_MAJOR__ >=12)&&(__CUDACC_VER_MINOR__>=5)) || (CUDA_VERSION >= 12050))
+
+#endif
