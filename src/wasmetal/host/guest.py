@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 _TABLE_ELEMENTS = 1 << 20
 _WAKE = 0.1
-"""Seconds after which a waiting main thread looks for Ctrl-C: one that comes just as it falls asleep does not wake it."""
+"""Seconds after which a main thread that waits looks for Ctrl-C: one that comes as it falls asleep does not wake it."""
 _PATIENCE = 1.0
 """Seconds that a guest which was told to stop gets; only one that waits on standard input takes longer."""
 
