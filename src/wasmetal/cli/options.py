@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Annotated
 
 import typer
 
 from wasmetal.errors import WasmetalError
 
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+UNITS = {"": 1, "B": 1}
+UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
+UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)}
 
 
 class OptionError(WasmetalError):
@@ -18,10 +21,10 @@ class OptionError(WasmetalError):
 
 def size(text: str) -> int:
     """Bytes in a size such as ``64MiB``, ``1.5GB`` or ``65536``. Raises OptionError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-zA-Z]*)", text.strip())
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([a-zA-Z]*)", text.strip())
     if found is None or (unit := found[2].upper()) not in UNITS:
         raise OptionError(f"{text!r} is not a size; write a number of bytes, or for example 64MiB")
-    return int(float(found[1]) * UNITS[unit])
+    return int(Decimal(found[1]) * UNITS[unit])
 
 
 def pairs(values: list[str] | None, separator: str, form: str) -> list[tuple[str, str]]:

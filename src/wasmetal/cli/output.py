@@ -33,8 +33,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def in_bytes(count: int) -> str:
     """A number of bytes in the largest binary unit that fits it: ``16 MiB``, ``1.5 GiB``."""
     value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1000 or unit == "TiB":
             break
         value /= 1024
     return f"{value:.4g} {unit}"
