@@ -1,0 +1,95 @@
+"""``wasmetal run``: what a guest is given, and what comes out."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import wat
+from command import SCRIPT, wasmetal
+
+
+@pytest.fixture
+def guest(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    path = tmp_path / "guest.wat"
+    path.write_text(request.param)
+    return path
+
+
+def given(text: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("guest", [text], indirect=True, ids=[""])
+
+
+@given(wat.EXIT)
+def test_exit_code_is_the_guests(guest: Path) -> None:
+    done = wasmetal("run", guest)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
+
+
+@given(wat.TRAP)
+def test_trap_is_one_line(guest: Path) -> None:
+    done = wasmetal("run", guest)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "stumble" in done.stderr
+    assert "unreachable" in done.stderr
+
+
+@given(wat.strings("args"))
+def test_everything_after_the_guest_is_the_guests(guest: Path) -> None:
+    done = wasmetal("run", guest, "--help", "--device", "nowhere", "-p", "--", "x")
+    assert done.stdout.split("\0") == ["guest.wat", "--help", "--device", "nowhere", "-p", "--", "x", ""]
+
+
+@given(wat.strings("environ"))
+def test_environment_is_what_is_granted(guest: Path) -> None:
+    done = wasmetal("run", "--env", "A=1", "--env", "B=x=y", guest, SECRET="hidden")
+    assert done.stdout.split("\0") == ["A=1", "B=x=y", ""]
+
+
+@given(wat.CAT)
+def test_standard_input_and_output(guest: Path) -> None:
+    text = "".join(f"line {number} é\n" for number in range(5000))
+    assert wasmetal("run", guest, stdin=text).stdout == text
+
+
+@given(wat.PREOPENED)
+def test_directories_are_what_is_granted(guest: Path, tmp_path: Path) -> None:
+    assert wasmetal("run", guest).returncode == 1
+    assert wasmetal("run", "--dir", f"{tmp_path}::/data", guest).stdout == "/data"
+
+
+@given(wat.GROW)
+def test_memory_limit(guest: Path) -> None:
+    assert wasmetal("run", guest).returncode == 0
+    assert wasmetal("run", "--memory-limit", "16MiB", guest).returncode == 1
+
+
+@given(wat.SPIN)
+def test_timeout_names_the_limit(guest: Path) -> None:
+    done = wasmetal("run", "--timeout", "0.3", guest)
+    assert done.returncode == 2
+    assert done.stderr == "wasmetal: limit reached: 0.3 seconds of wall time\n"
+
+
+@given(wat.FLOOD)
+def test_interrupt_is_quiet(guest: Path) -> None:
+    running = subprocess.Popen([SCRIPT, "run", guest], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert running.stdout is not None
+    assert running.stdout.read(10)  # the guest runs
+    running.send_signal(signal.SIGINT)
+    assert running.communicate(timeout=30)[1] == b""
+    assert running.returncode == 130
+
+
+@given(wat.FLOOD)
+def test_reader_that_leaves_ends_the_guest_quietly(guest: Path) -> None:
+    running = subprocess.Popen([SCRIPT, "run", guest], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert running.stdout is not None
+    assert running.stdout.read(10)
+    running.stdout.close()
+    running.stdout = None
+    assert running.communicate(timeout=30)[1] == b""
+    assert running.returncode == 1
