@@ -16,7 +16,7 @@ from wasmetal.host.runtime import runtime
 PAGE = 65536
 
 
-def probe_text(memory64: bool = False, pages: int = 8, maximum: int = 64) -> str:
+def probe_text(memory64: bool, pages: int, maximum: int) -> str:
     """A module that exports each host function under its own name, its memory, and ``grow``."""
     address = "i64" if memory64 else "i32"
     imports, exports = [], []
@@ -43,8 +43,8 @@ class Probe:
 
     OUT = 64
 
-    def __init__(self, device: Any, memory64: bool = False, pages: int = 8, **grants: Any) -> None:
-        code = wasmtime.wat2wasm(probe_text(memory64, pages))
+    def __init__(self, device: Any, memory64: bool = False, pages: int = 8, maximum: int = 64, **grants: Any) -> None:
+        code = wasmtime.wat2wasm(probe_text(memory64, pages, maximum))
         self.guest = Guest(bytes(code), device=device, **grants)
         self.memory64 = memory64
 

@@ -382,6 +382,9 @@ def _describe(trap: wasmtime.Trap) -> str:
 
 
 def _first_line(message: object) -> str:
-    lines = str(message).strip().splitlines()
-    causes = [line.strip() for line in lines[1:] if line.strip() and not line.startswith("Caused by")]
-    return ": ".join([lines[0].rstrip(":"), *causes[:1]]) if lines else type(message).__name__
+    """An error of Wasmtime's, which may tell of a backtrace and causes, in one line."""
+    head, _, cause = str(message).strip().partition("Caused by:")
+    lines = [text.strip().partition("\n")[0].rstrip(":") for text in (head, cause) if text.strip()]
+    if len(lines) == 2 and lines[0].startswith("error while executing"):
+        del lines[0]
+    return ": ".join(lines)
