@@ -195,6 +195,7 @@ def gpt2(**changes: Any) -> Callable[[gguf.GGUFWriter], None]:
         ({"tokens": ["", "", ""]}, "tokenizer.ggml.tokens is empty"),
         ({"types": [1]}, "tokenizer.ggml.token_type has 1 entries for 3 tokens"),
         ({"merges": ["a c"]}, "the vocabulary does not hold together"),
+        ({"merges": ["a x\ny"]}, "the vocabulary does not hold together: .*x y"),
         ({"merges": ["ab"]}, "the vocabulary does not hold together"),
         ({"merges": [""]}, "the vocabulary does not hold together"),
         ({"eos": 3}, "tokenizer.ggml.eos_token_id is 3; the vocabulary has 3 tokens"),

@@ -72,30 +72,36 @@ class Tokenizer:
     """Whether texts are meant to begin with ``bos``."""
 
     def __init__(self, file: GGUFFile):
-        self._file = file
         self.tokens: list[str] = file.require("tokenizer.ggml.tokens", list)
         """Every token as the file spells it (see :meth:`pieces` for its bytes)."""
-        self._types = self._read_types()
-        self._ids = self._index()
+        self._types = _read_types(file, len(self.tokens))
+        self._ids = {token: i for i, token in enumerate(self.tokens) if token}
+        if not self._ids or len(self._ids) != sum(map(bool, self.tokens)):
+            raise file.error("tokenizer.ggml.tokens is empty or has a token twice")
 
         kind = file.require("tokenizer.ggml.model", str)
-        self._sentencepiece = kind == "llama"
         if kind not in ("gpt2", "llama"):
             raise file.error(f"tokenizer.ggml.model is {kind!r}; supported: gpt2, llama")
+        self._sentencepiece = kind == "llama"
+        self._space_prefix = self._sentencepiece and file.get("tokenizer.ggml.add_space_prefix", bool, True)
+        pre = "" if self._sentencepiece else file.require("tokenizer.ggml.pre", str)
+        if not self._sentencepiece and pre not in PRE_TOKENIZERS:
+            raise file.error(f"tokenizer.ggml.pre is {pre!r}; supported: {', '.join(PRE_TOKENIZERS)}")
         try:
-            base = self._build_sentencepiece() if self._sentencepiece else self._build_byte_level()
+            base = self._build_sentencepiece(file) if self._sentencepiece else self._build_byte_level(file, pre)
         except ModelError:
             raise
         except Exception as e:  # the package raises bare Exceptions
-            raise file.error(f"the vocabulary does not hold together: {e}") from e
+            raise file.error(f"the vocabulary does not hold together: {' '.join(str(e).split())}") from e
         self._plain, self._special = self._with_added_tokens(base)
 
-        self.bos, self.eos, self.eot = (self._token_id(name) for name in ("bos", "eos", "eot"))
+        size = len(self.tokens)
+        self.bos, self.eos, self.eot = (_token_id(file, name, size) for name in ("bos", "eos", "eot"))
         if self.eot is None:
             self.eot = self._first_control(_END_OF_TURN)
         ends = (self._first_control([text]) for text in (*_END_OF_TURN, *_END_OF_TEXT))
         self.end_of_generation = frozenset(i for i in (self.eos, self.eot, *ends) if i is not None)
-        by_default = self._sentencepiece or self._pre in _WHOLE_WORDS_FIRST
+        by_default = self._sentencepiece or pre in _WHOLE_WORDS_FIRST
         self.add_bos = file.get("tokenizer.ggml.add_bos_token", bool, by_default) and self.bos is not None
 
     @property
@@ -155,47 +161,23 @@ class Tokenizer:
             for token, kind in zip(self.tokens, self._types, strict=True)
         ]
 
-    @cached_property
-    def _pre(self) -> str:
-        return "" if self._sentencepiece else self._file.require("tokenizer.ggml.pre", str)
-
-    @cached_property
-    def _space_prefix(self) -> bool:
-        return self._sentencepiece and self._file.get("tokenizer.ggml.add_space_prefix", bool, True)
-
-    def _read_types(self) -> list[int]:
-        key = "tokenizer.ggml.token_type"
-        types: list[int] = self._file.get(key, np.ndarray, np.full(len(self.tokens), TokenType.NORMAL)).tolist()
-        if len(types) != len(self.tokens):
-            raise self._file.error(f"{key} has {len(types)} entries for {len(self.tokens)} tokens")
-        return types
-
-    def _index(self) -> dict[str, int]:
-        ids = {token: i for i, token in enumerate(self.tokens) if token}
-        if not ids or len(ids) != sum(map(bool, self.tokens)):
-            raise self._file.error("tokenizer.ggml.tokens is empty or has a token twice")
-        return ids
-
-    def _build_byte_level(self) -> tokenizers.Tokenizer:
-        if self._pre not in PRE_TOKENIZERS:
-            supported = ", ".join(PRE_TOKENIZERS)
-            raise self._file.error(f"tokenizer.ggml.pre is {self._pre!r}; supported: {supported}")
+    def _build_byte_level(self, file: GGUFFile, pre: str) -> tokenizers.Tokenizer:
         merges = []
-        for merge in self._file.require("tokenizer.ggml.merges", list):
+        for merge in file.require("tokenizer.ggml.merges", list):
             left, _, right = merge.partition(" ")
             merges.append((left, right))
-        bpe = models.BPE(vocab=self._ids, merges=merges, ignore_merges=self._pre in _WHOLE_WORDS_FIRST)
+        bpe = models.BPE(vocab=self._ids, merges=merges, ignore_merges=pre in _WHOLE_WORDS_FIRST)
         tokenizer = tokenizers.Tokenizer(bpe)
-        splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[self._pre]]
+        splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[pre]]
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
         return tokenizer
 
-    def _build_sentencepiece(self) -> tokenizers.Tokenizer:
-        scores = self._file.require("tokenizer.ggml.scores", np.ndarray)
+    def _build_sentencepiece(self, file: GGUFFile) -> tokenizers.Tokenizer:
+        scores = file.require("tokenizer.ggml.scores", np.ndarray)
         if len(scores) != len(self.tokens):
-            raise self._file.error(f"tokenizer.ggml.scores has {len(scores)} entries for {len(self.tokens)} tokens")
-        unknown = self._token_id("unknown")
+            raise file.error(f"tokenizer.ggml.scores has {len(scores)} entries for {len(self.tokens)} tokens")
+        unknown = _token_id(file, "unknown", len(self.tokens))
         bpe = models.BPE(
             vocab=self._ids,
             merges=_merges_by_score(self.tokens, self._types, scores.tolist()),
@@ -218,16 +200,25 @@ class Tokenizer:
                 tokenizer.add_tokens([AddedToken(token, normalized=False)])
         return base, special
 
-    def _token_id(self, name: str) -> int | None:
-        key = f"tokenizer.ggml.{name}_token_id"
-        i = self._file.get(key, int, None)
-        if i is not None and not 0 <= i < len(self.tokens):
-            raise self._file.error(f"{key} is {i}; the vocabulary has {len(self.tokens)} tokens")
-        return i
-
     def _first_control(self, texts: Iterable[str]) -> int | None:
         ids = (self._ids.get(text) for text in texts)
         return next((i for i in ids if i is not None and self._types[i] == TokenType.CONTROL), None)
+
+
+def _read_types(file: GGUFFile, count: int) -> list[int]:
+    key = "tokenizer.ggml.token_type"
+    types: list[int] = file.get(key, np.ndarray, np.full(count, TokenType.NORMAL)).tolist()
+    if len(types) != count:
+        raise file.error(f"{key} has {len(types)} entries for {count} tokens")
+    return types
+
+
+def _token_id(file: GGUFFile, name: str, count: int) -> int | None:
+    key = f"tokenizer.ggml.{name}_token_id"
+    i = file.get(key, int, None)
+    if i is not None and not 0 <= i < count:
+        raise file.error(f"{key} is {i}; the vocabulary has {count} tokens")
+    return i
 
 
 def _merges_by_score(tokens: list[str], types: list[int], scores: list[float]) -> list[tuple[str, str]]:
