@@ -7,11 +7,11 @@ import ctypes.util
 import functools
 import hashlib
 import math
-import os
 import platform
 import subprocess
 import sys
 import tempfile
+import threading
 from importlib import metadata
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from metal.shim.source import Signature, SourceError, translate
 
 SHIM = Path(__file__).parent
 CACHE = SHIM.parents[2] / "build" / "metal-shim"
+
+_RUNNING = threading.Lock()  # runtime.cpp runs one launch at a time.
 
 MAX_BUFFERS = 31
 MAX_THREADS = 1024
@@ -97,7 +99,9 @@ class Function:
         launch = _Launch(self._kernel, buffer_count=count, groups=threadgroups, threads=threads, seed=seed)
         for index in self.buffers:
             launch.buffers[index] = buffers[index]
-        if self._launch(ctypes.byref(launch)):
+        with _RUNNING:
+            failed = self._launch(ctypes.byref(launch))
+        if failed:
             raise ShimError(f"{self.name}: {launch.error.decode()}")
 
 
@@ -123,7 +127,7 @@ def compile_library(source: str) -> Library:
             _clang(text, kernels, *_KERNEL_FLAGS, *_HALF, "-I", str(SHIM))
             built = Path(folder, "kernels.so")
             undefined = ("-Wl,-undefined,dynamic_lookup",) if sys.platform == "darwin" else ()
-            _zig("cc", "-target", _target(), "-shared", "-nostdlib", *undefined, kernels, _runtime(), "-o", built)
+            _zig("cc", "-target", _target()[1], "-shared", "-nostdlib", *undefined, kernels, _runtime(), "-o", built)
             built.replace(path)
     _load_math()
     return Library(path, signatures)
@@ -159,17 +163,20 @@ def _digest(text: str) -> str:
     return hashlib.sha256(_tools() + text.encode()).hexdigest()[:32]
 
 
-def _target() -> str:
+def _target() -> tuple[str, str]:
+    """This machine, as clang calls it and as Zig does."""
     machine = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
-    return f"{machine}-macos" if sys.platform == "darwin" else f"{machine}-linux-gnu"
+    if sys.platform == "darwin":
+        return f"{machine}-apple-macos13", f"{machine}-macos"
+    return f"{machine}-linux-gnu", f"{machine}-linux-gnu"
 
 
 def _clang(source: str, out: Path, *flags: str) -> None:
-    _zig("clang", "-target", _target(), *flags, "-c", "-", "-o", out, text=source)
+    _zig("clang", "-target", _target()[0], *flags, "-c", "-", "-o", out, text=source)
 
 
 def _zig(*arguments: str | Path, text: str | None = None) -> None:
     command = [sys.executable, "-m", "ziglang", *map(str, arguments)]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, env={**os.environ})
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ShimCompileError(done.stderr.strip())

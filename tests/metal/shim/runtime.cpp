@@ -1,8 +1,9 @@
 // Runs kernels a threadgroup at a time, each of its threads a fibre on this one CPU thread, and checks what they do.
 //
-// A fibre runs until it reaches a barrier or a simd function; the scheduler goes on when all that must be there are. The
-// compiler calls __tsan_* before each load and store: they must lie in a bound buffer, in threadgroup memory that is
-// declared, written and free of races, or on the thread's own stack. A fault abandons the launch with one line of text.
+// A fibre runs until it reaches a barrier or a simd function; the scheduler goes on when all that must be there are.
+// Before each load and store stands a call of __tsan_*, which the compiler puts there: they must lie in a bound buffer,
+// in threadgroup memory that is declared, written and free of races, or on the thread's own stack. A fault abandons the
+// launch and leaves one line of text.
 using uint = unsigned int;
 using ulong = unsigned long;
 using uint3 = uint __attribute__((ext_vector_type(3)));
@@ -47,7 +48,7 @@ struct Fibre {
     uint flags, line;
 };
 struct Variable {
-    uint line;
+    uint number, line;
     ulong offset, nbytes;
 };
 // Who touched a byte of threadgroup memory last, and when; see race().
@@ -55,7 +56,7 @@ struct Touch {
     uint time;
     unsigned short thread;
 };
-constexpr unsigned short ALL = 0xffff, SIMDGROUP = 0x8000;  // Readers: all kinds, or several of simdgroup (thread & 31).
+constexpr unsigned short ALL = 0xffff, SIMDGROUP = 0x8000;  // Several threads; several of simdgroup (thread & 31).
 
 Launch* launch;
 uint thread_count, current;
@@ -279,20 +280,24 @@ void note_read(Touch& touch) {
     }
 }
 
+const Variable* variable_at(ulong offset, ulong nbytes) {
+    for (const Variable *v = variables, *end = v + variable_count; v < end; v++)
+        if (offset >= v->offset && offset + nbytes <= v->offset + v->nbytes) return v;
+    return nullptr;
+}
+
 void access_threadgroup(ulong offset, ulong nbytes, bool write) {
     const char* verb = write ? "writes" : "reads";
-    const Variable* in = nullptr;
-    for (uint i = 0; i < variable_count; i++)
-        if (offset >= variables[i].offset && offset + nbytes <= variables[i].offset + variables[i].nbytes) in = &variables[i];
+    const Variable* in = variable_at(offset, nbytes);
     if (!in) return fail("%s %lu bytes outside every threadgroup variable", verb, nbytes);
     for (ulong i = offset; i < offset + nbytes; i++) {
         if (!write && writes[i].time < group_began)
             return fail("reads byte %lu of the threadgroup variable of line %u, which nothing has written",
                         i - in->offset, in->line);
-        const Touch& other = race(writes[i]) ? writes[i] : reads[i];
         if (race(writes[i]) || (write && race(reads[i])))
-            return fail("%s byte %lu of the threadgroup variable of line %u, which thread %u %s with no barrier between",
-                        verb, i - in->offset, in->line, other.thread, &other == &writes[i] ? "writes" : "reads");
+            return fail("%s byte %lu of the threadgroup variable of line %u, which another thread %s "
+                        "with no barrier between",
+                        verb, i - in->offset, in->line, race(writes[i]) ? "writes" : "reads");
         if (write) writes[i] = {now, (unsigned short)current};
         else note_read(reads[i]);
     }
@@ -303,8 +308,9 @@ bool within(ulong address, ulong nbytes, const void* begin, ulong size) {
 }
 
 void access(ulong address, ulong nbytes, bool write, bool aligned = false) {
+    const char* verb = write ? "writes" : "reads";
     if (within(address, nbytes, stack_of(current), STACK) || within(address, nbytes, lanes, sizeof lanes)) return;
-    if (aligned && address % nbytes) return fail("%s %lu bytes at a misaligned address", write ? "writes" : "reads", nbytes);
+    if (aligned && address % nbytes) return fail("%s %lu bytes at a misaligned address", verb, nbytes);
     if (address - (ulong)memory < sizeof memory) return access_threadgroup(address - (ulong)memory, nbytes, write);
     for (uint i = 0; i < launch->buffer_count; i++)
         if (within(address, nbytes, (void*)launch->buffers[i].address, launch->buffers[i].nbytes)) return;
@@ -317,9 +323,10 @@ void access(ulong address, ulong nbytes, bool write, bool aligned = false) {
         ulong distance = address < b.address ? b.address - address : address < end ? 0 : address - end;
         if (distance < least) least = distance, nearest = i;
     }
-    if (nearest == MAX_BUFFERS) return fail("%s memory, but no buffer is bound", write ? "writes" : "reads");
-    fail("%s %lu bytes at byte %ld of buffer %u, which has %lu", write ? "writes" : "reads", nbytes,
-         (long)(address - launch->buffers[nearest].address), nearest, launch->buffers[nearest].nbytes);
+    if (nearest == MAX_BUFFERS) return fail("%s memory, but no buffer is bound", verb);
+    const Buffer& b = launch->buffers[nearest];
+    fail("%s %lu bytes at byte %ld of buffer %u, which has %lu", verb, nbytes, (long)(address - b.address), nearest,
+         b.nbytes);
 }
 
 }  // namespace
@@ -361,22 +368,23 @@ const Lanes* shim_exchange(const void* value, uint nbytes, uint line) {
     return &all;
 }
 
-// All threads get the same memory for the declaration of a line, zero bytes of it written in this group.
-void* shim_threadgroup_memory(uint nbytes, uint line) {
+// All threads of a group get the same memory for a variable, and none of it counts as written.
+void* shim_threadgroup_memory(uint nbytes, uint number, uint line) {
     for (uint i = 0; i < variable_count; i++)
-        if (variables[i].line == line) return memory + variables[i].offset;
+        if (variables[i].number == number) return memory + variables[i].offset;
     memory_declared += nbytes;
     if (memory_declared > THREADGROUP_MEMORY || variable_count == MAX_VARIABLES)
         fail("more threadgroup memory than %lu bytes in %u variables", THREADGROUP_MEMORY, MAX_VARIABLES);
-    variables[variable_count++] = {line, memory_used, nbytes};
+    variables[variable_count++] = {number, line, memory_used, nbytes};
     char* variable = memory + memory_used;
     memory_used += (nbytes / GAP + 2) * GAP;
     return variable;
 }
 
 void shim_atomic_access(ulong address, uint nbytes) {
-    if (address - (ulong)memory >= sizeof memory) return access(address, nbytes, true, true);
-    for (uint i = 0; i < nbytes; i++) writes[address - (ulong)memory + i] = {now, (unsigned short)current};
+    ulong offset = address - (ulong)memory;
+    if (!variable_at(offset, nbytes)) return access(address, nbytes, true, true);
+    for (uint i = 0; i < nbytes; i++) writes[offset + i] = {now, (unsigned short)current};
 }
 
 void shim_index_out_of_bounds(uint index, uint count) { fail("index %u of an array of %u", index, count); }
@@ -395,6 +403,11 @@ void* __tsan_memcpy(void* to, const void* from, ulong n) {
     access((ulong)from, n, false);
     access((ulong)to, n, true);
     return __builtin_memcpy(to, from, n);
+}
+void* __tsan_memmove(void* to, const void* from, ulong n) {
+    access((ulong)from, n, false);
+    access((ulong)to, n, true);
+    return __builtin_memmove(to, from, n);
 }
 void* __tsan_memset(void* to, int value, ulong n) {
     access((ulong)to, n, true);

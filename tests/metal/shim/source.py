@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -32,8 +33,13 @@ def translate(source: str) -> tuple[str, list[Signature]]:
     runtime provides and watches. Each kernel gets an entry of one type, which gives it its buffers and its position.
     """
     _check_pointers(source)
+    numbers = itertools.count()
     body = _VARIABLE.sub(
-        r"typedef \1 \2_variable\3; threadgroup \2_variable& \2 = *threadgroup_variable<\2_variable>();", source
+        lambda match: match.expand(
+            r"typedef \1 \2_variable\3; threadgroup \2_variable& \2 = "
+            rf"*threadgroup_variable<\2_variable>({next(numbers)});"
+        ),
+        source,
     )
     kernels = [_entry(body, match) for match in _KERNEL.finditer(body)]
     text = "\n".join(['#line 1 "program_source"', body, '#line 1 "entries"', *(entry for _, entry in kernels), ""])
