@@ -1,0 +1,3 @@
+from models.conftest import smollm2
+
+__all__ = ["smollm2"]

@@ -1,0 +1,83 @@
+"""A model that says what a test has it say: it stands where ``wasmetal.Model`` would."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from wasmetal.device.cpu import CpuDevice
+
+END = 256
+BEGIN = 257
+VOCABULARY = 258
+
+
+class ScriptedModel:
+    """Tokens are bytes; END ends a turn, BEGIN stands for a special text. Each prompt gets the next of ``replies``."""
+
+    def __init__(self, *replies: bytes | list[int], context: int = 1000, template: bool = True) -> None:
+        self.device = CpuDevice()
+        self.replies = [list(reply) for reply in replies]
+        self.context_length, self.vocab_size = context, VOCABULARY
+        self.tokenizer = self
+        self.end_of_generation = frozenset([END])
+        self.cache = SimpleNamespace(position_bytes=1)
+        self.chat_template = self if template else None
+        self.conversations: list[list[dict[str, str]]] = []
+        self.forwards: list[list[int]] = []
+        self.sessions = 0
+
+    def pieces(self) -> list[bytes]:
+        return [*(bytes([i]) for i in range(256)), b"<end>", b"<begin>"]
+
+    def encode(self, text: str, *, parse_special: bool, add_bos: bool | None) -> list[int]:
+        tokens = list(text.encode())
+        if parse_special:
+            assert tokens[0] == ord("^")
+            tokens[0] = BEGIN
+        return tokens
+
+    def render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
+        self.conversations.append(list(messages))
+        assert add_generation_prompt
+        return "^" + "".join(f"{each['role'][0]}:{each['content']}|" for each in messages) + "a:"
+
+    def session(self) -> ScriptedSession:
+        self.sessions += 1
+        return ScriptedSession(self)
+
+
+class ScriptedSession:
+    def __init__(self, model: ScriptedModel) -> None:
+        self.model = model
+        self.length = 0
+        self._reply: list[int] = []
+
+    def forward(self, tokens: Sequence[int], logits: Any) -> float:
+        model = self.model
+        model.forwards.append(list(tokens))
+        self.length += len(tokens)
+        assert self.length <= model.context_length
+        if len(tokens) > 1 or not self._reply:
+            self._reply = [*(model.replies.pop(0) if model.replies else []), END]
+        view = logits.buffer.view()[logits.offset : logits.offset + logits.nbytes].view(np.float32)
+        view[:] = -10
+        view[self._reply.pop(0)] = 10
+        return 0.0
+
+    def truncate(self, length: int) -> None:
+        assert length <= self.length
+        self.length = length
+
+    def close(self) -> None:
+        pass
+
+
+def stats(stderr: bytes) -> dict[str, float]:
+    """What ``--stats`` wrote."""
+    result: dict[str, float] = json.loads(stderr.splitlines()[-1])
+    return result
