@@ -82,10 +82,11 @@ def test_silu_of_extremes(device):
         assert_close(bench.get(out), np.array([[0, 0, 0, 0, 100, 1e30]]), 4e-6, np.abs(gate).clip(1) * 1.0)
 
 
+@pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("live", [0, 1, 4, 5, 6, -1])
-def test_rows_past_the_step_stay(device, live):
-    a = np.random.default_rng(2).standard_normal((5, 33)).astype(np.float32)
-    count = live if 0 <= live <= 5 else 5  # -1, read as unsigned, is more than there are.
+def test_rows_past_the_step_stay(device, rows, live):
+    a = np.random.default_rng(2).standard_normal((rows, 33)).astype(np.float32)
+    count = live if 0 <= live <= rows else rows  # -1, read as unsigned, is more than there are.
     with Bench(device) as bench:
         x, y, out, step = bench.put(a), bench.put(a), bench.put(np.full_like(a, 7)), bench.step(live)
         bench.run(lambda rec: ops.silu_mul(rec, x, y, out, step=step))

@@ -66,6 +66,12 @@ def test_a_vocabulary(device, dtype):
     check_linear(device, dtype, 1, 49152, 576)
 
 
+@pytest.mark.parametrize("dtype", WEIGHTS)
+@pytest.mark.parametrize(("rows", "live"), [(1, 0), (1, 1), (1, -1), (70, 0), (70, 1), (70, 64), (70, 65), (70, 71)])
+def test_rows_past_the_step_stay(device, dtype, rows, live):
+    check_linear(device, dtype, rows, 67, 64, live=live, accumulate=True)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     dtype=st.sampled_from(WEIGHTS),
