@@ -13,15 +13,13 @@ from wasmetal.device.base import Binding, Bytes
 from wasmetal.device.cpu.device import CpuCommandList, CpuDevice
 from wasmetal.kernels.catalog import Access, Kernel
 
-SEEDS = 3
-"""Orders of threads and groups in which each dispatch runs: see ``Function.run``."""
-
 
 class ShimDevice(CpuDevice):
-    """The CPU device's buffers, and Metal's kernels."""
+    """The CPU device's buffers, and Metal's kernels. Each dispatch runs with so many seeds: see ``Function.run``."""
 
-    def __init__(self) -> None:
+    def __init__(self, seeds: int = 3) -> None:
         super().__init__()
+        self.seeds = seeds
         self.info = replace(self.info, name="Metal kernels on the CPU", backend="shim", subgroup_size=32)
         self.ran: set[str] = set()
 
@@ -46,7 +44,7 @@ class ShimCommandList(CpuCommandList):
         buffers = {i: (array.ctypes.data, array.size) for i, array in enumerate([params, *arrays])}
         before = [array.copy() for array in arrays]
         function, after = kernel_function(kernel), []
-        for seed in range(SEEDS):
+        for seed in range(self._device.seeds):
             for array, old in zip(arrays, before, strict=True):
                 array[:] = old
             function.run(buffers, groups, kernel.threads, seed=seed)
