@@ -2,18 +2,19 @@
 
 #include <math.h>
 #include <stdbool.h>
+#include <wasm_simd128.h>
 
-/* A max-heap of token ids by logit, in ids[0..size). What is taken off it is put behind it, so that ids[n-1-i] is the
- * i-th likeliest token. Of equals, the lower id comes first. */
+/* A heap of token ids, the likeliest on top or the unlikeliest. Of equals, the lower id counts as the likelier. */
 typedef struct Heap {
   const float *logits;
   uint32_t *ids;
-  uint32_t n, size;
+  uint32_t size;
+  bool unlikeliest_first;
 } Heap;
 
 static bool before(const Heap *heap, uint32_t x, uint32_t y) {
   float lx = heap->logits[x], ly = heap->logits[y];
-  return lx > ly || (lx == ly && x < y);
+  return (lx > ly || (lx == ly && x < y)) != heap->unlikeliest_first;
 }
 
 static void sift_down(Heap *heap, uint32_t at) {
@@ -29,20 +30,38 @@ static void sift_down(Heap *heap, uint32_t at) {
   heap->ids[at] = id;
 }
 
-static void heapify(Heap *heap) {
-  for (uint32_t i = 0; i < heap->n; i++) heap->ids[i] = i;
-  for (uint32_t i = heap->n / 2; i-- > 0;) sift_down(heap, i);
+static void heapify(Heap *heap, bool unlikeliest_first) {
+  heap->unlikeliest_first = unlikeliest_first;
+  for (uint32_t i = heap->size / 2; i-- > 0;) sift_down(heap, i);
 }
 
-/* The i-th likeliest token, where those before it were asked for already. */
-static uint32_t ranked(Heap *heap, uint32_t i) {
-  if (i == heap->n - heap->size) {
+/* The k likeliest of n tokens: the unlikeliest of them is on top, and gives way to each that is likelier. */
+static Heap likeliest(const float *logits, uint32_t n, uint32_t k, uint32_t *ids) {
+  Heap heap = {logits, ids, k, false};
+  for (uint32_t i = 0; i < k; i++) ids[i] = i;
+  if (k < n) {
+    heapify(&heap, true);
+    for (uint32_t i = k; i < n; i++) {
+      if (logits[i] > logits[ids[0]]) {
+        ids[0] = i;
+        sift_down(&heap, 0);
+      }
+    }
+  }
+  heapify(&heap, false);
+  return heap;
+}
+
+/* The i-th likeliest of the k tokens that the heap was made of, where those before it were asked for already: what is
+ * taken off the heap is put behind it. */
+static uint32_t ranked(Heap *heap, uint32_t k, uint32_t i) {
+  if (i == k - heap->size) {
     uint32_t top = heap->ids[0];
     heap->ids[0] = heap->ids[--heap->size];
     sift_down(heap, 0);
     heap->ids[heap->size] = top;
   }
-  return heap->ids[heap->n - 1 - i];
+  return heap->ids[k - 1 - i];
 }
 
 /* SplitMix64 (G. L. Steele et al., 2014); the upper 53 bits make a double in [0, 1). */
@@ -61,40 +80,42 @@ static void penalize(float *logits, uint32_t n, float penalty, const uint32_t *r
   }
 }
 
-/* Also makes minus infinity of NaN, which has no place in an order. */
-static uint32_t likeliest(float *logits, uint32_t n) {
-  uint32_t best = 0;
-  for (uint32_t i = 0; i < n; i++) {
-    if (isnan(logits[i])) logits[i] = -INFINITY;
-    if (logits[i] > logits[best]) best = i;
-  }
-  return best;
+/* The largest, NaN left out. pmax(a, b) is a < b ? b : a, so that NaN never replaces a number. */
+static float maximum(const float *logits, uint32_t n) {
+  v128_t most[4] = {wasm_f32x4_splat(-INFINITY), wasm_f32x4_splat(-INFINITY), wasm_f32x4_splat(-INFINITY),
+                    wasm_f32x4_splat(-INFINITY)};
+  uint32_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (uint32_t j = 0; j < 4; j++) most[j] = wasm_f32x4_pmax(most[j], wasm_v128_load(logits + i + 4 * j));
+  float lanes[16], max = -INFINITY;
+  for (uint32_t j = 0; j < 4; j++) wasm_v128_store(lanes + 4 * j, most[j]);
+  for (uint32_t j = 0; j < 16; j++) max = lanes[j] > max ? lanes[j] : max;
+  for (; i < n; i++) max = logits[i] > max ? logits[i] : max;
+  return max;
 }
 
 uint32_t sample(Sampler *s, float *logits, uint32_t n, uint32_t *scratch, const uint32_t *recent, size_t recent_n) {
   if (s->repeat_penalty != 1) penalize(logits, n, s->repeat_penalty, recent, recent_n);
-  uint32_t best = likeliest(logits, n);
-  float max = logits[best];
+  float max = maximum(logits, n);
+  uint32_t best = 0;
+  if (max > -INFINITY)
+    while (logits[best] != max) best++;
   if (s->temperature <= 0 || !isfinite(max)) return best;
 
-  Heap heap = {logits, scratch, n, n};
-  heapify(&heap);
+  for (uint32_t i = 0; i < n; i++) logits[i] = isnan(logits[i]) ? -INFINITY : logits[i];
+  const uint32_t k = s->top_k && s->top_k < n ? s->top_k : n;
+  Heap heap = likeliest(logits, n, k, scratch);
   /* A token's weight is its probability, but for a factor that makes the likeliest 1. */
 #define WEIGHT(id) expf((logits[id] - max) / s->temperature)
 
-  uint32_t kept = s->top_k && s->top_k < n ? s->top_k : n;
+  uint32_t kept = k;
   double mass = 0;
-  if (kept < n)
-    for (uint32_t i = 0; i < kept; i++) mass += WEIGHT(ranked(&heap, i));
-  else
-    for (uint32_t i = 0; i < n; i++) mass += WEIGHT(i);
-
+  for (uint32_t i = 0; i < k; i++) mass += WEIGHT(heap.ids[i]);
   if (s->top_p < 1 || s->min_p > 0) {
-    uint32_t limit = kept;
     double enough = s->top_p < 1 ? s->top_p * mass : INFINITY;
     mass = 0;
-    for (kept = 0; kept < limit && (kept == 0 || mass < enough); kept++) {
-      float weight = WEIGHT(ranked(&heap, kept));
+    for (kept = 0; kept < k && (kept == 0 || mass < enough); kept++) {
+      float weight = WEIGHT(ranked(&heap, k, kept));
       if (kept && weight < s->min_p) break;
       mass += weight;
     }
@@ -103,7 +124,7 @@ uint32_t sample(Sampler *s, float *logits, uint32_t n, uint32_t *scratch, const 
   uint32_t chosen = best;
   double left = uniform(&s->seed) * mass;
   for (uint32_t i = 0; i < kept && left >= 0; i++) {
-    uint32_t id = ranked(&heap, i);
+    uint32_t id = ranked(&heap, k, i);
     float weight = WEIGHT(id);
     if (weight == 0) break; /* rounding left a little over; nothing behind here has a chance */
     chosen = id;

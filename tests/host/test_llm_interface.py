@@ -175,10 +175,13 @@ def test_fork_truncate_save_restore(probe: Probe, model: Any) -> None:
     expected = probe.floats(LOGITS, model.vocab_size).copy()
     assert probe.truncate(copy, 2) == Errno.SUCCESS
     assert forward(probe, copy, [7]) == Errno.SUCCESS
+    copied = probe.guest.counters.bytes_copied
     assert probe.save(copy, 0, 0, probe.OUT) == Errno.OVERFLOW
+    assert probe.guest.counters.bytes_copied == copied  # to ask for the size copies nothing
     nbytes = size(probe)
     assert probe.save(copy, OUT, nbytes, probe.OUT) == Errno.SUCCESS
-    assert probe.guest.counters.bytes_copied > 0
+    assert size(probe) == nbytes
+    assert probe.guest.counters.bytes_copied == copied + 3 * model.cache.position_bytes
     assert probe.session_close(copy) == Errno.SUCCESS
     fresh = session(probe)
     assert probe.restore(fresh, OUT, nbytes) == Errno.SUCCESS

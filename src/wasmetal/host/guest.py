@@ -89,7 +89,10 @@ class Guest:
         self._module = _compile(engine, name, code)
         self._store = wasmtime.Store(engine)
         self._store.set_limits(
-            memory_size=limits.memory_bytes, memories=limits.memories, table_elements=_TABLE_ELEMENTS, instances=1
+            memory_size=min(limits.memory_bytes, 2**63 - 1),
+            memories=limits.memories,
+            table_elements=_TABLE_ELEMENTS,
+            instances=1,
         )
         self._interrupt = Interrupt(self._store, self._account)
         self._stdout = _Output(self._interrupt, stdout)
@@ -150,7 +153,7 @@ class Guest:
         given, self._stdout.target = self._stdout.target, put
         call = self._begin(run)
         try:
-            while (piece := pieces.get()) is not None:
+            while (piece := _next(pieces)) is not None:
                 if text := decoder.decode(piece):
                     yield text
             if text := decoder.decode(b"", final=True):
@@ -344,6 +347,14 @@ class _Output:
             self._interrupt.stop(error)
             return -errno.EIO
         return len(data)
+
+
+def _next(pieces: queue.Queue[T]) -> T:
+    while True:
+        try:
+            return pieces.get(timeout=_WAKE)
+        except queue.Empty:
+            pass
 
 
 def _read(module: str | Path | bytes) -> tuple[str, bytes]:

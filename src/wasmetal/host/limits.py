@@ -40,7 +40,7 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and value < 0:
+            if value is not None and not value >= 0:
                 raise GuestError(f"limit {field.name} is {value}; it must be 0 or more")
 
 

@@ -193,6 +193,7 @@ class Llm:
     def save(self, memory: GuestMemory, handle: int, out: int, cap: int, needed: int) -> None:
         output = _Output(memory, out, cap, needed, np.uint8)
         session = self._session(handle).session
+        output.claim(session.state_bytes)  # before the copy is made
         with self._metered():
             state = session.save()
         output.give_bytes(state)
@@ -244,10 +245,14 @@ class _Output:
 
     def give(self, values: NDArray[Any]) -> None:
         """Write the values and their number. Raises OVERFLOW where they do not fit."""
-        self._needed[0] = min(len(values), np.iinfo(self._needed.dtype).max)
-        if len(values) > len(self._room):
-            raise Refusal(Errno.OVERFLOW, f"{len(values)} elements do not fit in {len(self._room)}")
+        self.claim(len(values))
         self._room[: len(values)] = values
+
+    def claim(self, count: int) -> None:
+        """Write the number alone, and raise OVERFLOW where so many do not fit."""
+        self._needed[0] = min(count, np.iinfo(self._needed.dtype).max)
+        if count > len(self._room):
+            raise Refusal(Errno.OVERFLOW, f"{count} elements do not fit in {len(self._room)}")
 
     def give_bytes(self, data: bytes) -> None:
         """The same, for bytes."""

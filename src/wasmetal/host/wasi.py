@@ -16,7 +16,7 @@ from wasmtime import _bindings as c_api
 from wasmtime._wasi import CUSTOM_OUTPUTS
 
 from wasmetal.errors import GuestError
-from wasmetal.host.abi import PTR, U32, U64
+from wasmetal.host.abi import U32, U64
 from wasmetal.host.errno import Errno, Refusal
 from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.view import GuestMemory
@@ -91,8 +91,8 @@ _ABSOLUTE = 1
 _MAX_SUBSCRIPTIONS = 4096
 
 
-CLOCKS: dict[str, tuple[str, ...]] = {"clock_time_get": (U32, U64, PTR), "poll_oneoff": (PTR, PTR, U32, PTR)}
-"""The functions of :class:`Clocks` and their parameters."""
+CLOCKS: dict[str, tuple[str, ...]] = {"clock_time_get": (U32, U64, U32), "poll_oneoff": (U32, U32, U32, U32)}
+"""The functions of :class:`Clocks` and their parameters. Pointers of preview 1 have 32 bits."""
 
 
 class Clocks:

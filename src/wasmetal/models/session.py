@@ -91,6 +91,11 @@ class Session:
             model.cache.release(self._pages, keep=_pages(length))
         self.length = length
 
+    @property
+    def state_bytes(self) -> int:
+        """How many bytes :meth:`save` gives."""
+        return _SNAPSHOT.size + self.length * self.model.cache.position_bytes
+
     def save(self) -> bytes:
         """The session's state, for :meth:`restore` with the same model, here or elsewhere.
 

@@ -1,0 +1,24 @@
+"""The example of guests/README.md, compiled and run as written."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from wasmetal import Guest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_example(tmp_path: Path) -> None:
+    text = (ROOT / "guests" / "README.md").read_text()
+    (code,) = re.findall(r"```c\n(.*?)```", text, re.S)
+    (line,) = re.findall(r"^python -m (ziglang .*)$", text, re.M)
+    (tmp_path / "double.c").write_text(code)
+    arguments = [str(ROOT / "abi") if part == "abi" else part for part in line.split()]
+    subprocess.run([sys.executable, "-m", *arguments], cwd=tmp_path, check=True)
+    with Guest(tmp_path / "double.wasm", device="cpu") as guest:
+        assert guest.run() == 0
+    assert (guest.counters.dispatches, guest.counters.bytes_copied) == (1, 0)
