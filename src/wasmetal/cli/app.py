@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from wasmetal.cli import bench, devices, doctor, models, run
+from wasmetal.cli import bench, chat, devices, doctor, models, run
 from wasmetal.errors import WasmetalError
 
 
@@ -46,6 +46,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.command()(chat.chat)
 # Whatever follows the guest is the guest's own, options included.
 app.command(context_settings={"allow_interspersed_args": False})(run.run)
 app.command()(models.pull)

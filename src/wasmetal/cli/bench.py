@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wasmetal.cli.options import Device, Json, size
+from wasmetal.cli.options import DEFAULT_MODEL, Device, Json, size
 from wasmetal.cli.output import in_bytes, print_json, print_table
 
 if TYPE_CHECKING:
@@ -71,6 +71,57 @@ def dispatch(device: Device = None, as_json: Json = False) -> None:
     print_table(
         ("command list", *(part.replace("_", " ") for part in parts)),
         [(name, *(f"{getattr(split, part + '_us'):.1f}" for part in parts)) for name, split in splits.items()],
+    )
+
+
+@bench.command()
+def llm(
+    model: Annotated[str, typer.Argument(help="A model that `wasmetal models` lists, or a GGUF file.")] = DEFAULT_MODEL,
+    device: Device = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens to prefill.")] = 128,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of which the median is taken.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Tokens per second from the chat guest and from plain Python; from llama.cpp too if llama-bench is on PATH."""
+    from wasmetal.bench import llm
+    from wasmetal.device import open_device
+
+    with open_device(device) as opened:
+        info = opened.info
+        result = llm.measure(opened, model, prompt_tokens, tokens, repeats)
+    shares = [speed.decode / result.bound for speed in result.speeds]
+    if as_json:
+        print_json(
+            {
+                **_named(info),
+                "model": model,
+                "weight_bytes": result.weight_bytes,
+                "bandwidth_bytes_per_second": result.bandwidth,
+                "decode_bound_tokens_per_second": result.bound,
+                "engines": [
+                    {
+                        "engine": speed.engine,
+                        "prefill_tokens_per_second": speed.prefill,
+                        "decode_tokens_per_second": speed.decode,
+                        "decode_share_of_bound": share,
+                    }
+                    for speed, share in zip(result.speeds, shares, strict=True)
+                ],
+            }
+        )
+        return
+    print(f"{info.spec}  {info.name}: {model}")
+    print_table(
+        ("engine", f"prefill {prompt_tokens}, tokens/s", f"decode {tokens}, tokens/s", "share of bound"),
+        [
+            (speed.engine, f"{speed.prefill:.0f}", f"{speed.decode:.1f}", f"{share:.2f}")
+            for speed, share in zip(result.speeds, shares, strict=True)
+        ],
+    )
+    print(
+        f"bound: {in_bytes(result.weight_bytes)} of weights a token at {result.bandwidth / 1e9:.1f} GB/s, "
+        f"as measured, would be {result.bound:.1f} tokens/s"
     )
 
 

@@ -38,6 +38,8 @@ def pairs(values: list[str] | None, separator: str, form: str) -> list[tuple[str
     return found
 
 
+DEFAULT_MODEL = "smollm2:135m"
+
 Device = Annotated[
     str | None,
     typer.Option(

@@ -1,0 +1,120 @@
+"""Tokens per second of one model on one device: driven by the chat guest, by plain Python, and by llama.cpp."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from wasmetal import packaged
+from wasmetal.bench import bandwidth
+from wasmetal.device.base import Device
+from wasmetal.errors import GuestError
+from wasmetal.host.guest import Guest
+from wasmetal.models import Model, load_model, store
+
+TEXT = "The old lighthouse keeper climbed the stairs every evening and lit the lamp for the ships out at sea. "
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Tokens per second."""
+
+    engine: str
+    """``guest``, ``python`` or ``llama.cpp``."""
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Speeds, and what bounds decoding: every token reads all weights once."""
+
+    speeds: list[Speed]
+    weight_bytes: int
+    """As the device holds them: the CPU device expands them to float32."""
+    bandwidth: float
+    """Bytes per second that the device moves within its memory, measured in the same run."""
+
+    @property
+    def bound(self) -> float:
+        """Tokens per second at which decoding would read weights at the measured bandwidth."""
+        return self.bandwidth / self.weight_bytes
+
+
+def measure(device: Device, source: str, prompt_tokens: int = 128, tokens: int = 64, repeats: int = 3) -> Result:
+    """Prefill ``prompt_tokens`` and greedily decode ``tokens`` with each engine; medians of ``repeats`` runs."""
+    with load_model(source, device) as model:
+        prompt = _prompt(model, prompt_tokens)
+        runs: list[tuple[Speed, Speed]] = []
+        for _ in range(repeats + 1):  # in turn, so that both meet the same disturbances; the first run warms up
+            guest, decoded = _guest(model, prompt, tokens)
+            runs.append((guest, _python(model, prompt, decoded)))
+        speeds = [_median(speeds) for speeds in zip(*runs[1:], strict=True)]
+        weight_bytes = model.weight_bytes
+    if peer := _llama_cpp(store.resolve(source), prompt_tokens, tokens):
+        speeds.append(peer)
+    return Result(speeds, weight_bytes, bandwidth.measure(device))
+
+
+def _prompt(model: Model, count: int) -> str:
+    """A text of ``count`` tokens."""
+    ids = model.tokenizer.encode(TEXT * count)[:count]
+    return model.tokenizer.decode(ids)
+
+
+def _guest(model: Model, prompt: str, tokens: int) -> tuple[Speed, int]:
+    """The speed, and how many tokens were decoded before the model ended its text."""
+    errors = bytearray()
+    with Guest(
+        packaged.guest("chat"),
+        device=model.device,
+        models={"default": model},
+        args=["--raw", "--greedy", "--stats", "--max-tokens", str(tokens + 1), "-p", prompt],
+        stderr=errors.extend,
+    ) as guest:
+        if guest.run():
+            raise GuestError(f"the chat guest failed: {errors.decode(errors='replace').strip()}")
+    stats = json.loads(errors.decode().splitlines()[-1])
+    prefill = stats["prefill_tokens"] / stats["prefill_seconds"]
+    return Speed("guest", prefill, stats["decode_tokens"] / stats["decode_seconds"]), stats["decode_tokens"]
+
+
+def _python(model: Model, prompt: str, tokens: int) -> Speed:
+    ids = model.tokenizer.encode(prompt)
+    logits = model.logits()
+    scores = logits.buffer.view()[logits.offset : logits.offset + logits.nbytes].view(np.float32)
+    with model.session() as session:
+        begin = time.perf_counter()
+        session.forward(ids, logits)
+        decoding = time.perf_counter()
+        for _ in range(tokens):
+            session.forward([int(scores.argmax())], logits)
+        end = time.perf_counter()
+    return Speed("python", len(ids) / (decoding - begin), tokens / (end - decoding))
+
+
+def _llama_cpp(path: Path, prompt_tokens: int, tokens: int) -> Speed | None:
+    """What ``llama-bench`` says of the same file, with a thread for each core, where it is on PATH."""
+    program = shutil.which("llama-bench")
+    if program is None:
+        return None
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    command = [program, "-m", path, "-t", threads, "-p", prompt_tokens, "-n", tokens, "-o", "json"]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return None
+    by_test = {"prefill" if row["n_prompt"] else "decode": row["avg_ts"] for row in json.loads(done.stdout)}
+    return Speed("llama.cpp", by_test["prefill"], by_test["decode"])
+
+
+def _median(speeds: Sequence[Speed]) -> Speed:
+    return Speed(speeds[0].engine, median(one.prefill for one in speeds), median(one.decode for one in speeds))
