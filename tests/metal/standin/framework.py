@@ -336,18 +336,26 @@ class CommandBuffer(Object):
     def _run(self, gpu: Gpu) -> None:
         """The GPU's part."""
         begin = time.monotonic()
-        if gpu.command_error:
-            self._status = _constant("MTLCommandBufferStatusError")
-            self._error = NSError("MTLCommandBufferErrorDomain", gpu.command_error, "told to fail")
-            return
-        if self._watch is not None:
-            self._watch.check()
-        if self._encoder is not None:
-            self._encoder._run()
+        try:
+            if gpu.command_error:
+                self._fail(gpu.command_error, "told to fail")
+                return
+            if self._encoder is not None:
+                self._encoder._check_memory()
+                if self._watch is not None:
+                    self._watch.check()
+                self._encoder._run()
+        except RuleError as error:
+            self._fail(_constant("MTLCommandBufferErrorInternal"), str(error))
+            raise
         for event, value in self._signals:
             event.value = max(event.value, value)
         self._times = begin, time.monotonic()
         self._status = _constant("MTLCommandBufferStatusCompleted")
+
+    def _fail(self, code: int, text: str) -> None:
+        self._status = _constant("MTLCommandBufferStatusError")
+        self._error = NSError("MTLCommandBufferErrorDomain", code, text)
 
     def computeCommandEncoderWithDispatchType_(self, kind: int) -> ComputeCommandEncoder:
         self._open("computeCommandEncoderWithDispatchType:")
@@ -411,8 +419,10 @@ class ComputeCommandEncoder(Object):
         """What is used, as (address, bytes)."""
         return sorted({place for group in self._groups for dispatch in group for place in dispatch.places()})
 
+    def _check_memory(self) -> None:
+        rule(accessible(self._ranges(), write=False), "pages were unmapped before the GPU came to them")
+
     def _run(self) -> None:
-        rule(accessible(self._ranges(), write=False), "pages were unmapped while the GPU used them")
         for group in self._groups:
             for dispatch in reversed(group):
                 dispatch.run()

@@ -1,7 +1,7 @@
 """The emulated GPU: its limits, the faults it is told to have, and the work that it has been given.
 
-Work is done only while the host waits for it. Until then everything that it uses must stay, and stay as it is; and it
-comes to its dispatches as late, and between two barriers in as unlucky an order, as a GPU could.
+Work is done only while the host waits for it. Until then everything that it uses must stay, and stay as it is. Command
+buffers that wait for no event, and dispatches without a barrier between them, run in reverse.
 """
 
 from __future__ import annotations
@@ -73,10 +73,11 @@ class Gpu:
         return not self._work
 
     def progress(self) -> None:
-        """Do everything that can be done."""
+        """Do everything that can be done, whatever does not wait for anything in the unluckiest order."""
         with self._lock:
-            while self._work and not self.hangs and self._work[0].ready:
-                self._work.pop(0)._run(self)
+            while not self.hangs and (ready := [work for work in self._work if work.ready]):
+                self._work.remove(ready[-1])
+                ready[-1]._run(self)
 
     def wait(self, seconds: float) -> bool:
         """Let so much time pass, or as much as the work needs; False where it was not enough."""

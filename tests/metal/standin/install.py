@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import wasmetal.device
 from metal.standin.foundation import Foundation, Objc
 from metal.standin.framework import Framework, broken
 from metal.standin.gpu import Gpu
@@ -22,24 +23,21 @@ def installed(*gpus: Gpu) -> Iterator[Gpu]:
     """
     gpus = gpus or (Gpu(),)
     modules: dict[str, Any] = {"Metal": Framework(list(gpus)), "Foundation": Foundation(gpus[0]), "objc": Objc(gpus[0])}
-    saved = {name: sys.modules.get(name) for name in modules}
-    forgotten = _forget()
+    saved = _take_out(modules)
     sys.modules.update(modules)
     broken.clear()
     try:
         yield gpus[0]
     finally:
-        _forget()
-        for name, module in saved.items():
-            if module is None:
-                del sys.modules[name]
-            else:
-                sys.modules[name] = module
-        sys.modules.update(forgotten)
+        _take_out(modules)
+        sys.modules.update(saved)
+        if PACKAGE in saved:
+            wasmetal.device.metal = saved[PACKAGE]
     assert not broken, broken
 
 
-def _forget() -> dict[str, Any]:
-    """Take the device's modules out, so that the next import runs them anew."""
-    names = [name for name in sys.modules if name == PACKAGE or name.startswith(f"{PACKAGE}.")]
+def _take_out(modules: dict[str, Any]) -> dict[str, Any]:
+    """Remove these modules and the device's, so that the device's next import runs it anew; returns what was there."""
+    vars(wasmetal.device).pop("metal", None)
+    names = [name for name in sys.modules if name in modules or name == PACKAGE or name.startswith(f"{PACKAGE}.")]
     return {name: sys.modules.pop(name) for name in names}

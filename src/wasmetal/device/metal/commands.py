@@ -66,9 +66,9 @@ class Recording:
             if hazards.needs_barrier(_touches(dispatch)):
                 encoding.barrier()
             encoding.pipeline(dispatch.pipeline.handle)
-            encoding.argument(0, *params.bind(slots[dispatch.params], len(dispatch.params)))
+            encoding.argument(0, *params.bind(slots[dispatch.params]))
             for index, bound in enumerate(dispatch.ranges, start=1):
-                encoding.argument(index, *bound.allocation.bind(bound.offset, bound.nbytes))
+                encoding.argument(index, *bound.allocation.bind(bound.offset))
             encoding.dispatch(dispatch.groups, dispatch.pipeline.kernel.threads)
 
 

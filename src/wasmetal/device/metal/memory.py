@@ -10,6 +10,7 @@ import numpy as np
 from wasmetal.device.base import Bytes
 from wasmetal.device.hostpages import find_obstacle
 from wasmetal.device.metal.api import mtl
+from wasmetal.device.metal.parts import Parts
 from wasmetal.device.metal.queue import Queue
 from wasmetal.errors import MemoryRefusedError, OutOfDeviceMemoryError, WrapRefusedError
 from wasmetal.memory.aperture import Aperture
@@ -25,8 +26,7 @@ class Allocation:
     """Whole pages as Metal buffers; both go, the buffers first, when nothing refers to it any more.
 
     Recorded commands, work under way and NumPy views refer to it or to the pages, so they outlive a ``Buffer`` that was
-    closed before them. A range longer than one ``MTLBuffer`` may be is shown by several, each ``stride`` further on and
-    reaching so far into the next that every binding lies whole in one of them.
+    closed before them.
     """
 
     def __init__(self, queue: Queue, pages: Bytes) -> None:
@@ -35,29 +35,22 @@ class Allocation:
         self.queue = queue
         self.nbytes = pages.size
         self.address = pages.ctypes.data
-        self._longest = physical.max_buffer_bytes
-        self._stride = self._longest - -(-physical.info.max_binding_bytes // page_size()) * page_size()
         self._pages = pages
-        self._buffers = [
-            _wrap(physical.handle, pages[start : start + self._longest]) for start in self._starts(pages.size)
-        ]
+        self._parts = Parts(pages.size, physical.max_buffer_bytes, physical.info.max_binding_bytes)
+        ranges = [self._parts.range(part) for part in range(len(self._parts))]
+        self._buffers = [_wrap(physical.handle, pages[start:stop]) for start, stop in ranges]
         self.device_address: int | None = int(self._buffers[0].gpuAddress()) or None
         queue.residency.add(self._buffers)
         weakref.finalize(self, _release, queue, self._buffers, pages).atexit = False
 
-    def bind(self, offset: int, nbytes: int) -> tuple[Any, int]:
-        """The ``MTLBuffer`` that shows a range whole, and the range's offset in it."""
-        part = min(offset // self._stride, len(self._buffers) - 1)
-        return self._buffers[part], offset - part * self._stride
+    def bind(self, offset: int) -> tuple[Any, int]:
+        """The ``MTLBuffer`` for a binding that begins at an offset, and where in it that is."""
+        part = self._parts.holding(offset)
+        return self._buffers[part], offset - self._parts.range(part)[0]
 
     def view(self) -> Bytes:
         """The bytes, uint8 of shape [nbytes]."""
         return self._pages
-
-    def _starts(self, nbytes: int) -> range:
-        if nbytes <= self._longest:
-            return range(1)
-        return range(0, nbytes - self._longest + self._stride, self._stride)
 
 
 def _wrap(device: Any, pages: Bytes) -> Any:

@@ -29,8 +29,8 @@ class PhysicalDevice:
         self.problem = None if objc.macos_available(15) else "macOS 15 or later is needed"
         self.tier = Tier.INTEGRATED if handle.hasUnifiedMemory() else Tier.DISCRETE
         self.max_buffer_bytes = int(handle.maxBufferLength()) // mmap.PAGESIZE * mmap.PAGESIZE
-        # One MTLBuffer shows max_buffer_bytes; a longer range is shown by several that overlap by one binding.
-        longest = self.max_buffer_bytes // 2 // mmap.PAGESIZE * mmap.PAGESIZE
+        """The longest ``MTLBuffer``, in whole pages."""
+        half = self.max_buffer_bytes // 2 // mmap.PAGESIZE * mmap.PAGESIZE  # parts.py says why not all of it
         self.info = DeviceInfo(
             name=self.name,
             backend="metal",
@@ -40,7 +40,7 @@ class PhysicalDevice:
             memory_bytes=int(handle.recommendedMaxWorkingSetSize()),
             page_alignment=mmap.PAGESIZE,
             offset_alignment=OFFSET_ALIGNMENT,
-            max_binding_bytes=min(longest, 2**32),
+            max_binding_bytes=min(half, 2**32),
             subgroup_size=SIMD_WIDTH,
             features=("host pages in place", "timestamps"),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Collection
 from typing import Any
 
 from wasmetal.device.metal.api import mtl, objc, succeeded
@@ -68,6 +69,11 @@ class Pipelines:
             if pipeline is None:
                 pipeline = self._made[kernel] = Pipeline(self._physical, kernel, self.archive)
             return pipeline
+
+    @property
+    def made(self) -> Collection[Kernel]:
+        """The kernels that have one."""
+        return self._made.keys()
 
     def save(self) -> None:
         """Write what was compiled to disk, for the next process."""

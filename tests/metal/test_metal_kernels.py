@@ -1,0 +1,39 @@
+"""Metal, layers 2 and 3: every kernel through the Metal device, emulated or a Mac's, against the CPU device's."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+from test_kernels_on_shim import CASES, Case, results
+
+from metal.devices import EMULATED
+from wasmetal.device import Device
+from wasmetal.device.cpu import CpuDevice
+from wasmetal.kernels.catalog import CATALOG
+
+LENIENCE = 1 if EMULATED else 16
+"""A GPU's exponentials are good to a few units in the last place, and it may fuse a product and a sum."""
+
+
+@functools.cache
+def check(metal: Device, case: Case) -> None:
+    with CpuDevice() as cpu:
+        wanted = results(cpu, case)
+    for got, want in zip(results(metal, case), wanted, strict=True):
+        error = np.abs(got.astype(np.float64) - want)
+        bound = LENIENCE * case.tolerance * np.abs(want.astype(np.float64)).max()
+        assert (error <= bound).all(), f"off by {error.max()}; {bound} is allowed"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_kernel_on_metal(metal: Device, case: Case) -> None:
+    check(metal, case)
+
+
+def test_every_kernel_ran_on_metal(metal: Device) -> None:
+    """A kernel of the catalog without a case above fails here."""
+    for case in CASES:
+        check(metal, case)
+    assert {kernel.name for kernel in metal._parts.pipelines.made} == CATALOG.keys()

@@ -1,0 +1,145 @@
+"""Wrapped pages: never a copy, whatever Metal answers; split where they are too many; gone when nobody needs them."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from device.harness import recorded
+from metal.standin import Gpu
+from wasmetal.device import Binding, Device, MemoryKind
+from wasmetal.errors import DeviceError, OutOfDeviceMemoryError, WrapRefusedError
+from wasmetal.memory.pages import page_size
+from wasmetal.memory.region import Region
+
+PAGE = page_size()
+MIB = 1 << 20
+
+
+@pytest.fixture
+def region():
+    made = Region(64 * MIB, 64 * MIB)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("fault", ["nil_buffer", "empty_buffer", "copied_buffer"])
+def test_a_wrap_is_those_pages_or_an_error(gpu: Gpu, emulated: Device, region: Region, fault: str) -> None:
+    setattr(gpu, fault, True)
+    with pytest.raises(WrapRefusedError, match="host pages"):
+        emulated.wrap(region.aperture(0, PAGE))
+    with pytest.raises(OutOfDeviceMemoryError):
+        emulated.allocate(PAGE)
+    assert emulated.counters.bytes_shared == 0
+    setattr(gpu, fault, False)
+    assert emulated.wrap(region.aperture(0, PAGE)).address == region.address
+
+
+def test_what_metal_will_not_take(gpu: Gpu, emulated: Device) -> None:
+    with pytest.raises(OutOfDeviceMemoryError, match=str(gpu.working_set)):
+        emulated.allocate(gpu.working_set + 1)
+    with pytest.raises(DeviceError):
+        emulated.allocate(0)
+
+
+def test_a_closed_buffer_is_gone(gpu: Gpu, emulated: Device, region: Region) -> None:
+    emulated.allocate(PAGE).close()
+    gc.collect()
+    before = dict(gpu.live)
+    for _ in range(3):
+        buffer = emulated.wrap(region.aperture(0, region.size))
+        assert sum(gpu.live.values()) == sum(before.values()) + region.size
+        buffer.close()
+        gc.collect()
+        assert gpu.live == before
+    emulated.close()
+    gc.collect()
+    assert not gpu.live
+
+
+def test_pages_outlive_their_buffers(emulated: Device) -> None:
+    """Metal's buffer goes first, and the pages only then."""
+    region = Region(PAGE, PAGE)
+    pages = weakref.ref(region.pages)
+    buffer = emulated.wrap(region.aperture(0, PAGE))
+    metal = weakref.ref(buffer.allocation.bind(0)[0])
+    weakref.finalize(metal(), lambda: order.append(("buffer", pages() is not None)))
+    weakref.finalize(pages(), lambda: order.append(("pages", metal() is not None)))
+    order: list[tuple[str, bool]] = []
+    region.close()
+    del region
+    buffer.close()
+    gc.collect()
+    assert order == [("buffer", True), ("pages", False)]
+
+
+@pytest.mark.parametrize("memory", ["wrapped", "allocated"])
+def test_long_ranges_are_split(open_on: Callable[[Gpu], Device], region: Region, memory: str) -> None:
+    """Every binding lies whole in one of the buffers that show a range, and all of them show the same bytes."""
+    device = open_on(Gpu(max_buffer_length=10 * PAGE + 1))
+    assert device.info.max_binding_bytes == 5 * PAGE
+    nbytes = 33 * PAGE
+    buffer = device.wrap(region.aperture(PAGE, nbytes)) if memory == "wrapped" else device.allocate(nbytes)
+    assert (buffer.nbytes, buffer.view().size) == (nbytes, nbytes)
+    parts = {id(buffer.allocation.bind(offset)[0]) for offset in range(0, nbytes, PAGE)}
+    assert len(parts) == 6  # 10 pages, and then 5 more each
+
+    values = np.arange(nbytes // 4, dtype=np.float32)
+    buffer.view().view(np.float32)[:] = values
+    longest = device.info.max_binding_bytes // 4
+    for start in (0, longest - 4, 2 * longest, len(values) - longest):
+        double(device, Binding(buffer, 4 * start, 4 * longest))
+        values[start : start + longest] *= 2
+        assert np.array_equal(buffer.view().view(np.float32), values)
+
+
+def test_one_page_past_the_longest(open_on: Callable[[Gpu], Device]) -> None:
+    device = open_on(Gpu(max_buffer_length=4 * PAGE))
+    for pages in range(1, 10):
+        buffer = device.allocate(pages * PAGE)
+        last = Binding(buffer, pages * PAGE - 16, 16)
+        buffer.view()[:] = 0
+        buffer.view().view(np.float32)[-4:] = 3
+        double(device, last)
+        assert buffer.view().view(np.float32)[-5:].tolist() == [0, 6, 6, 6, 6]
+
+
+@given(data=st.data())
+def test_a_binding_lies_in_one_part(data: st.DataObject) -> None:
+    """The arithmetic of splitting, apart from any device."""
+    from metal.standin import installed
+
+    with installed():
+        from wasmetal.device.metal.memory import Parts
+    longest = data.draw(st.integers(2, 50))
+    binding = data.draw(st.integers(1, longest // 2))
+    pages = data.draw(st.integers(1, 400))
+    parts = Parts(pages * PAGE, longest * PAGE, binding * PAGE)
+    for part in range(len(parts)):
+        start, stop = parts.range(part)
+        assert 0 <= start < stop <= pages * PAGE
+        assert stop - start <= longest * PAGE
+    offset = data.draw(st.integers(0, pages * PAGE - 1))
+    nbytes = data.draw(st.integers(1, min(binding * PAGE, pages * PAGE - offset)))
+    start, stop = parts.range(parts.holding(offset))
+    assert start <= offset
+    assert offset + nbytes <= stop
+
+
+def double(device: Device, where: Binding) -> None:
+    ran = recorded(device, (where, where, where))
+    device.submit([ran]).wait()
+    ran.close()
+
+
+def test_both_kinds_are_seen_by_the_host(emulated: Device) -> None:
+    for kind in MemoryKind:
+        buffer = emulated.allocate(100, kind)
+        assert buffer.view().size == 100
+        assert buffer.device_address not in (None, buffer.address)

@@ -1,0 +1,119 @@
+"""Compiling kernels on an emulated GPU, and the archive that saves it the next time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from device.harness import recorded, span
+from metal.standin import Gpu
+from wasmetal.device import Device
+from wasmetal.errors import DeviceError
+
+
+@pytest.fixture
+def session(open_on: Callable[[Gpu], Device]) -> Callable[..., list[str]]:
+    """Open a device as a process would, run a kernel, close it; returns the kernels that were compiled."""
+
+    def run(**changes: object) -> list[str]:
+        gpu = Gpu(**changes)
+        with open_on(gpu) as device:
+            buffer = device.allocate(64)
+            device.submit([recorded(device, (span(buffer, 0, 4), span(buffer, 4, 4), span(buffer, 8, 4)))]).wait()
+        return gpu.compiled
+
+    return run
+
+
+def files(home: Path) -> list[Path]:
+    return sorted((home / "pipelines").iterdir())
+
+
+def test_a_kernel_is_compiled_once_in_two_processes(session: Callable[..., list[str]], tmp_path: Path) -> None:
+    assert session() == ["add"]
+    archive, digest = files(tmp_path)  # and nothing else
+    assert (archive.suffix, digest.suffix) == (".archive", ".sha256")
+    before = archive.stat()
+    assert session() == []
+    assert archive.stat().st_mtime_ns == before.st_mtime_ns  # there was nothing to add
+
+
+def test_an_archive_belongs_to_a_gpu_a_system_and_kernels(
+    session: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wasmetal.kernels.catalog import Kernel
+
+    assert session() == ["add"]
+    assert session(name="another GPU") == ["add"]
+    assert session(macos=26) == ["add"]
+    code = Kernel.code
+    monkeypatch.setattr(Kernel, "code", lambda kernel, target: code(kernel, target) + b"// changed")
+    assert session() == ["add"]
+    assert len(files(tmp_path)) == 8
+
+
+@pytest.mark.parametrize("damage", ["cut short", "changed", "emptied", "of another", "no digest"])
+def test_a_damaged_archive_is_made_anew(session: Callable[..., list[str]], tmp_path: Path, damage: str) -> None:
+    session()
+    archive, digest = files(tmp_path)
+    whole = archive.read_bytes()
+    if damage == "no digest":
+        digest.unlink()
+    else:
+        cut = {"cut short": whole[:-3], "changed": whole.replace(b"add", b"sub"), "emptied": b"", "of another": b"{}"}
+        archive.write_bytes(cut[damage])
+    assert session() == ["add"]
+    assert archive.read_bytes() == whole
+    assert session() == []
+
+
+def test_an_archive_that_metal_refuses(session: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Whole as far as we know, and still not what Metal wants."""
+    import hashlib
+
+    session()
+    archive, digest = files(tmp_path)
+    archive.write_bytes(b"from another world")
+    digest.write_text(hashlib.sha256(b"from another world").hexdigest())
+    assert session() == ["add"]
+    assert session() == []
+
+
+def test_a_gpu_without_archives(session: Callable[..., list[str]], tmp_path: Path) -> None:
+    for _ in range(2):
+        assert session(has_archives=False) == ["add"]
+    assert not (tmp_path / "pipelines").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_home_that_cannot_be_written(session: Callable[..., list[str]], tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    for _ in range(2):
+        assert session() == ["add"]
+    tmp_path.chmod(0o700)
+
+
+def test_a_file_in_the_way_of_the_cache(session: Callable[..., list[str]], tmp_path: Path) -> None:
+    (tmp_path / "pipelines").write_text("in the way")
+    for _ in range(2):
+        assert session() == ["add"]
+
+
+def test_the_compilers_words_are_told(session: Callable[..., list[str]]) -> None:
+    with pytest.raises(
+        DeviceError, match="kernel add was not compiled: program_source:7: no such thing as halves"
+    ) as told:
+        session(compile_error="program_source:7:\n no such thing as halves")
+    assert "\n" not in str(told.value)
+    with pytest.raises(DeviceError, match="kernel add was not compiled: too many registers"):
+        session(pipeline_error="too many registers")
+
+
+def test_a_gpu_that_is_not_as_the_kernels_expect(session: Callable[..., list[str]]) -> None:
+    with pytest.raises(DeviceError, match="kernel add has 128 threads in a group; emulated Metal allows 64"):
+        session(max_threads=64)
+    with pytest.raises(DeviceError, match="runs 64 threads in lockstep"):
+        session(simd_width=64)

@@ -1,0 +1,190 @@
+"""Submissions on an emulated GPU: order, waiting, what goes wrong, and what is kept until they have ended."""
+
+from __future__ import annotations
+
+import gc
+import time
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from device.harness import floats, recorded, span
+from metal.standin import Gpu, RuleError
+from metal.standin.bridge import table
+from wasmetal.device import Device, MemoryKind
+from wasmetal.errors import (
+    DeviceError,
+    DeviceLostError,
+    DeviceNotFoundError,
+    DeviceTimeoutError,
+    OutOfDeviceMemoryError,
+)
+from wasmetal.memory.pages import page_size
+from wasmetal.memory.region import Region
+
+
+def doubling(device: Device):
+    """A buffer of ones, and a list that doubles them."""
+    buffer = device.allocate(64, MemoryKind.SHARED)
+    floats(buffer)[:] = 1
+    return buffer, recorded(device, (span(buffer, 0, 16), span(buffer, 0, 16), span(buffer, 0, 16)))
+
+
+def test_submissions_run_one_after_another(emulated: Device) -> None:
+    """Many at a time, all of the same bytes, more than a queue takes; the last is waited for."""
+    buffer, double = doubling(emulated)
+    submissions = [emulated.submit([double]) for _ in range(100)]
+    submissions[-1].wait()
+    assert floats(buffer)[0] == 2.0**100
+    assert [submission.wait() > 0 for submission in submissions] == [True] * 100
+    assert emulated.counters.device_seconds == pytest.approx(sum(s.wait() for s in submissions))
+
+
+def test_a_wait_that_is_too_short(gpu: Gpu, emulated: Device) -> None:
+    buffer, double = doubling(emulated)
+    submission = emulated.submit([double])
+    gpu.hangs = True
+    started = time.monotonic()
+    with pytest.raises(DeviceTimeoutError, match=r"0\.05 seconds"):
+        submission.wait(0.05)
+    assert time.monotonic() - started >= 0.05
+    assert floats(buffer)[0] == 1
+    gpu.hangs = False
+    assert submission.wait() > 0
+    assert floats(buffer)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("OutOfMemory", OutOfDeviceMemoryError),
+        ("DeviceRemoved", DeviceLostError),
+        ("AccessRevoked", DeviceLostError),
+        ("Timeout", DeviceError),
+        ("PageFault", DeviceError),
+    ],
+)
+def test_a_submission_that_fails(gpu: Gpu, emulated: Device, code: str, kind: type[DeviceError]) -> None:
+    buffer, double = doubling(emulated)
+    number = gpu.command_error = table().constants[f"MTLCommandBufferError{code}"]
+    first = emulated.submit([double])
+    with pytest.raises(kind, match=f"Metal error {number}: told to fail"):
+        first.wait()
+    gpu.command_error = 0
+    if kind is DeviceLostError:
+        with pytest.raises(DeviceLostError):
+            emulated.submit([double])
+    else:
+        emulated.submit([double]).wait()
+        assert floats(buffer)[0] == 2
+    with pytest.raises(kind):
+        first.wait()  # it does not forget
+    assert emulated.counters.submits == (1 if kind is DeviceLostError else 2)
+
+
+def test_those_behind_a_failed_submission_run(gpu: Gpu, emulated: Device) -> None:
+    """It never signals the event that they wait for, so the host must."""
+    buffer, double = doubling(emulated)
+    gpu.command_error = table().constants["MTLCommandBufferErrorPageFault"]
+    failed = emulated.submit([double])
+    behind = emulated.submit([double])
+    gpu.hangs = True
+    with pytest.raises(DeviceTimeoutError):
+        behind.wait(0.01)
+    gpu.hangs = False
+    with pytest.raises(DeviceError):
+        failed.wait()
+    gpu.command_error = 0
+    behind.wait()
+    assert floats(buffer)[0] == 2
+
+
+def test_a_lost_device_closes(gpu: Gpu, emulated: Device) -> None:
+    _, double = doubling(emulated)
+    gpu.command_error = table().constants["MTLCommandBufferErrorDeviceRemoved"]
+    emulated.submit([double])
+    emulated.close()
+    emulated.close()
+
+
+def test_work_under_way_keeps_what_it_uses(gpu: Gpu, emulated: Device) -> None:
+    """Buffers, pages and lists that everybody else has let go; the memory grew meanwhile."""
+    region = Region(64 * page_size(), page_size())
+    pages = weakref.ref(region.pages)
+    out = emulated.allocate(64, MemoryKind.SHARED)
+    old = emulated.wrap(region.aperture(0, page_size()))
+    floats(old)[:16] = np.arange(16)
+    ran = recorded(emulated, (span(old, 0, 16), span(old, 0, 16), span(out, 0, 16)))
+    submission = emulated.submit([ran])
+    region.grow(64 * page_size())
+    grown = emulated.wrap(region.aperture(0, region.size))
+    for gone in (ran, old, grown, region):
+        gone.close()
+    del ran, old, grown, region, gone
+    gc.collect()
+    assert pages() is not None
+    submission.wait()
+    assert np.array_equal(floats(out), 2 * np.arange(16))
+    del submission
+    gc.collect()
+    assert pages() is None
+
+
+def test_a_change_in_flight_is_noticed(emulated: Device) -> None:
+    """Of the stand-in: it tells when the host breaks the rule."""
+    buffer, double = doubling(emulated)
+    submission = emulated.submit([double])
+    floats(buffer)[3] = 7
+    with pytest.raises(RuleError, match="changed by the host"):
+        submission.wait()
+
+
+def test_a_list_that_fails_half_way_leaves_the_queue_usable(emulated: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer, double = doubling(emulated)
+
+    def interrupted(encoder: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(double.recording, "encode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            emulated.submit([double])
+    assert emulated.counters.submits == 0
+    emulated.submit([double]).wait()
+    assert floats(buffer)[0] == 2
+
+
+def test_systems_and_gpus_that_will_not_do(open_on: Callable[[Gpu], Device]) -> None:
+    with pytest.raises(DeviceError, match="macOS 15"):
+        open_on(Gpu(macos=14))
+    with pytest.raises(DeviceError, match="no command queue"):
+        open_on(Gpu(has_queues=False))
+
+
+def test_selection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several GPUs, of which one is asked for; none but old ones; and without the stand-in, none."""
+    from metal.standin import installed
+    from wasmetal.device import list_devices, open_device
+
+    with installed(Gpu(name="first"), Gpu(name="second")):
+        assert [info.spec for info in list_devices() if info.backend == "metal"] == ["metal:0", "metal:1"]
+        with open_device("metal:1") as device:
+            assert (device.info.name, device.info.index) == ("second", 1)
+        with pytest.raises(DeviceNotFoundError, match="metal:2"):
+            open_device("metal:2")
+        with open_device("auto") as device:
+            assert device.info.spec == "metal:0"
+    with installed(Gpu(macos=14)), pytest.raises(DeviceNotFoundError, match="macOS 15"):
+        open_device("metal")
+    with pytest.raises(DeviceNotFoundError, match="part of macOS"):
+        open_device("metal")
+
+
+def test_without_residency_sets(open_on: Callable[[Gpu], Device]) -> None:
+    device = open_on(Gpu(has_residency=False))
+    assert "residency set" not in device.info.features
+    buffer, double = doubling(device)
+    device.submit([double]).wait()
+    assert floats(buffer)[0] == 2
