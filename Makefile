@@ -13,7 +13,7 @@ help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
 demo: $(VENV)/.run ## a sandboxed guest answers a question with a real model; then what was copied
-	@$(BIN)/wasmetal pull $(MODEL)
+	@$(BIN)/wasmetal pull $(MODEL) >/dev/null
 	@$(BIN)/wasmetal chat $(MODEL) --greedy --max-tokens 64 --counters -p "What is a computer? Answer in one sentence."
 
 test: $(VENV)/.test lint ## lint, types, generated files current, every test, coverage
@@ -38,8 +38,7 @@ bench: $(VENV)/.run ## all three benchmarks
 	for what in zerocopy dispatch llm; do $(BIN)/wasmetal bench $$what || exit; done
 
 reference: $(VENV)/.reference ## logits and greedy ids against transformers in float32 (installs PyTorch)
-	$(BIN)/wasmetal pull $(MODEL)
-	$(BIN)/python tests/reference/make_reference.py --check
+	$(BIN)/python tests/reference/make_reference.py "$$($(BIN)/wasmetal pull $(MODEL))" --check --device cpu
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from metal.devices import environment_for
+
 SCRIPT = Path(sys.executable).with_name("wasmetal")
 
 
@@ -17,7 +19,8 @@ def wasmetal(*arguments: object, stdin: str = "", **environment: str) -> subproc
         input=stdin,
         capture_output=True,
         text=True,
+        errors="backslashreplace",  # random models say what is no UTF-8
         timeout=300,
         check=False,
-        env=os.environ | environment,
+        env=os.environ | environment_for(*arguments) | environment,
     )

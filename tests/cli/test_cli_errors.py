@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from command import wasmetal
+
+from cli.command import wasmetal
 
 
 @pytest.fixture

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command import wasmetal
 
-from wasmetal.device import Device, list_devices
+from cli.command import wasmetal
+from models.tiny import write_tiny_llama
+from wasmetal.device import list_devices
 
 
 def read(*arguments: object, **environment: str) -> Any:
@@ -34,10 +36,10 @@ def test_models_tells_which_are_here(tmp_path: Path) -> None:
     assert model["bytes"] == 98_362_432
 
 
-def test_doctor_proves_every_device(device: Device) -> None:
-    [report] = read("doctor", "--device", device.info.spec)["devices"]
-    assert report["name"] == device.info.name
-    assert report["backend"] == device.info.backend
+def test_doctor_proves_every_device(spec: str) -> None:
+    [report] = read("doctor", "--device", spec)["devices"]
+    assert report["name"] == next(info.name for info in list_devices() if info.spec == spec)
+    assert report["backend"] == spec.partition(":")[0]
     assert report["ok"] is True
     assert report["pointer_identity"] is True
     assert report["shared_overhead_mb"] < 0.1
@@ -52,9 +54,9 @@ def test_doctor_without_a_device_walks_all() -> None:
     assert [report["spec"] for report in read("doctor")["devices"]] == [info.spec for info in list_devices()]
 
 
-def test_zerocopy_counts_what_it_copies(device: Device) -> None:
-    result = read("bench", "zerocopy", "--device", device.info.spec, "--largest", "64KiB")
-    assert result["device"] == device.info.spec
+def test_zerocopy_counts_what_it_copies(spec: str) -> None:
+    result = read("bench", "zerocopy", "--device", spec, "--largest", "64KiB")
+    assert result["device"] == spec
     assert [row["nbytes"] for row in result["rows"]] == [4096, 16384, 65536]
     assert result["skipped"] == []
     for row in result["rows"]:
@@ -73,12 +75,42 @@ def test_zerocopy_says_what_it_skips() -> None:
     assert str(device.info.memory_bytes) in skipped.reason
 
 
-def test_dispatch_splits_the_round_trip(device: Device) -> None:
-    result = read("bench", "dispatch", "--device", device.info.spec)
-    assert result["device"] == device.info.spec
+def test_dispatch_splits_the_round_trip(spec: str) -> None:
+    result = read("bench", "dispatch", "--device", spec)
+    assert result["device"] == spec
     assert result["new"]["encode_us"] > 0
     assert result["same"]["encode_us"] == 0  # recorded once, replayed since
     for split in (result["new"], result["same"]):
         parts = [split[part] for part in ("host_call_us", "encode_us", "submit_us", "wait_us")]
         assert sum(parts) == pytest.approx(split["total_us"])
         assert min(split["host_call_us"], split["submit_us"]) > 0
+
+
+def test_llm_measures_guest_and_python(tmp_path: Path) -> None:
+    model = write_tiny_llama(tmp_path / "tiny.gguf", context=2048)
+    arguments = ("--prompt-tokens", 40, "--tokens", 5, "--repeats", 1, "--device", "cpu")
+    result = read("bench", "llm", model, *arguments, PATH="/nowhere")
+    assert result["device"] == "cpu:0"
+    assert result["weight_bytes"] > 0
+    assert [each["engine"] for each in result["engines"]] == ["guest", "python"]
+    bound = result["bandwidth_bytes_per_second"] / result["weight_bytes"]
+    assert result["decode_bound_tokens_per_second"] == pytest.approx(bound)
+    for each in result["engines"]:
+        assert each["prefill_tokens_per_second"] > 0
+        assert each["decode_share_of_bound"] == pytest.approx(each["decode_tokens_per_second"] / bound)
+
+
+def test_llm_adds_llama_cpp_where_it_is_on_the_path(tmp_path: Path) -> None:
+    model = write_tiny_llama(tmp_path / "tiny.gguf", context=2048)
+    program = tmp_path / "llama-bench"
+    rows = [{"n_prompt": 7, "n_gen": 0, "avg_ts": 70.0}, {"n_prompt": 0, "n_gen": 5, "avg_ts": 50.0}]
+    program.write_text(f"#!/bin/sh\nprintf '%s ' \"$@\" >{tmp_path}/arguments\necho '{json.dumps(rows)}'\n")
+    program.chmod(0o755)
+    arguments = ("--prompt-tokens", 7, "--tokens", 5, "--repeats", 1, "--device", "cpu")
+    result = read("bench", "llm", model, *arguments, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    peer = result["engines"][2]
+    assert peer["engine"] == "llama.cpp"
+    assert (peer["prefill_tokens_per_second"], peer["decode_tokens_per_second"]) == (70, 50)
+    asked = (tmp_path / "arguments").read_text()
+    assert f"-m {model} " in asked
+    assert "-p 7 -n 5 " in asked

@@ -7,8 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import wat
-from command import SCRIPT, wasmetal
+
+from cli import wat
+from cli.command import SCRIPT, wasmetal
 
 
 @pytest.fixture
