@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 from wasmetal.device import Device, open_device
 
@@ -20,3 +22,11 @@ def open_metal() -> Device:
 
     with installed():
         return open_device("metal")
+
+
+def environment_for(*arguments: object) -> dict[str, str]:
+    """Variables for a process with these arguments: where they name Metal, it is to find the emulated one."""
+    if not EMULATED or not any(str(argument).startswith("metal") for argument in arguments):
+        return {}
+    tests = Path(__file__).parents[1]
+    return {"PYTHONPATH": os.pathsep.join([str(tests), str(tests / "metal/standin/modules")])}

@@ -22,7 +22,7 @@ def installed(*gpus: Gpu) -> Iterator[Gpu]:
     Afterwards all is as before, and what broke a rule in passing is raised.
     """
     gpus = gpus or (Gpu(),)
-    modules: dict[str, Any] = {"Metal": Framework(list(gpus)), "Foundation": Foundation(gpus[0]), "objc": Objc(gpus[0])}
+    modules = _modules(gpus)
     saved = _take_out(modules)
     sys.modules.update(modules)
     broken.clear()
@@ -34,6 +34,15 @@ def installed(*gpus: Gpu) -> Iterator[Gpu]:
         if PACKAGE in saved:
             wasmetal.device.metal = saved[PACKAGE]
     assert not broken, broken
+
+
+def take_place() -> None:
+    """For the rest of this process, with one GPU."""
+    sys.modules.update(_modules((Gpu(),)))
+
+
+def _modules(gpus: tuple[Gpu, ...]) -> dict[str, Any]:
+    return {"Metal": Framework(list(gpus)), "Foundation": Foundation(gpus[0]), "objc": Objc(gpus[0])}
 
 
 def _take_out(modules: dict[str, Any]) -> dict[str, Any]:
