@@ -446,7 +446,7 @@ class ComputeCommandEncoder(Object):
         rule(self._pipeline is not None, "a dispatch before a pipeline was set")
         assert self._pipeline is not None
         count = threads[0] * threads[1] * threads[2]
-        most = self._pipeline.maxTotalThreadsPerThreadgroup()
+        most = self._pipeline._gpu.max_threads
         rule(1 <= count <= most, f"{count} threads in a threadgroup, where the pipeline has 1 to {most}")
         rule(min(groups) > 0, "a dispatch of no threadgroups")
         kernel = self._pipeline.kernel
@@ -472,7 +472,7 @@ class ComputeCommandEncoder(Object):
         assert held is not None
         alignment = CONSTANT_ALIGNMENT if index == 0 else DEVICE_ALIGNMENT
         rule(offset % alignment == 0, f"offset {offset} of buffer argument {index} is no multiple of {alignment}")
-        rule(offset < held.length(), f"offset {offset} is past a buffer of {held.length()} bytes")
+        rule(offset < held._length, f"offset {offset} is past a buffer of {held._length} bytes")
         self._arguments[index] = buffer, offset
 
     def _open(self, what: str) -> None:
