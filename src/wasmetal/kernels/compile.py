@@ -35,8 +35,8 @@ spirv/  Vulkan. Binary, so it cannot carry this notice; `{_MANIFEST}` lists each
 metal/  Metal. To be compiled with fast-math off.
 cuda/   CUDA. What Slang puts before every kernel is in prelude.cuh. To be compiled with SLANG_CUDA_ENABLE_HALF defined
         and cuda_fp16.h at hand.
-wgsl/   WebGPU. Kernels that reduce need its `subgroups` feature, those with float16 results `shader-f16`. No device uses
-        it yet.
+wgsl/   WebGPU. Kernels that reduce need its `subgroups` feature, those with float16 results `shader-f16`. No device
+        uses it yet.
 """
 
 _OPTIONS = (
