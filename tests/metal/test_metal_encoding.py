@@ -36,7 +36,7 @@ def decode(model: Model, tokens: int) -> Counter[str]:
         dispatches = model.device.counters.dispatches
         for token in range(tokens):
             session.forward([token], logits)
-        assert model.device.counters.dispatches == dispatches + tokens * (3 + 1 + 10 * model.config.block_count)
+        assert model.device.counters.dispatches == dispatches + tokens * (3 + 1 + 13 * model.config.block_count)
         return bridge.calls - before
 
 

@@ -17,9 +17,23 @@ from numpy.typing import NDArray
 
 from wasmetal.counters import Counters
 from wasmetal.kernels.catalog import Kernel
-from wasmetal.memory.aperture import Aperture
 
 Bytes = NDArray[np.uint8]
+
+
+class HostPages(Protocol):
+    """Whole pages of the host's, to be wrapped: an ``Aperture`` of a region, or the ``FilePages`` of a mapped file."""
+
+    @property
+    def address(self) -> int:
+        """Host address of the first byte; a multiple of the page size."""
+
+    @property
+    def nbytes(self) -> int:
+        """Length in bytes; a multiple of the page size."""
+
+    def view(self) -> Bytes:
+        """The bytes themselves; the array keeps them mapped. Read-only for a file's."""
 
 
 class MemoryKind(Enum):
@@ -51,6 +65,8 @@ class DeviceInfo:
     """The longest range that one binding can show to a kernel."""
     subgroup_size: int
     """Threads that run in lockstep; 1 on the CPU device."""
+    wraps_files: bool = False
+    """True where the pages of mapped files can be wrapped too, so that weights are used where they lie."""
     features: tuple[str, ...] = ()
     """What the device makes use of, in words, for ``wasmetal devices`` and ``doctor``."""
 
@@ -142,8 +158,11 @@ class Device(Protocol):
     def allocate(self, nbytes: int, kind: MemoryKind = MemoryKind.DEVICE) -> Buffer:
         """A new zero-filled buffer of ``nbytes`` > 0. Raises OutOfDeviceMemoryError."""
 
-    def wrap(self, aperture: Aperture) -> Buffer:
-        """The aperture's pages as a buffer, not copied; borrows the aperture. Raises WrapRefusedError."""
+    def wrap(self, pages: HostPages) -> Buffer:
+        """Host pages as a buffer, not copied; borrows them. Raises WrapRefusedError.
+
+        Those of a file only where ``info.wraps_files``; kernels must not write to them.
+        """
 
     def record(self) -> CommandList:
         """A new, empty command list."""

@@ -10,8 +10,8 @@ from pathlib import Path
 _MAPS = Path("/proc/self/maps")
 
 
-def find_obstacle(address: int, nbytes: int) -> str | None:
-    """What keeps a range of pages from being read and written, in words; None where nothing does.
+def find_obstacle(address: int, nbytes: int, *, write: bool = True) -> str | None:
+    """What keeps a range of pages from being read, and with ``write`` written, in words; None where nothing does.
 
     Where the operating system keeps no list of mappings in /proc (macOS), nothing is known and None is returned.
     """
@@ -28,7 +28,7 @@ def find_obstacle(address: int, nbytes: int) -> str | None:
                 break
             if permissions[0] != "r":
                 return f"the page at {at:#x} is not accessible"
-            if permissions[1] != "w":
+            if write and permissions[1] != "w":
                 return f"the page at {at:#x} is read-only"
             at = stop
             if at >= end:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from wasmetal.device.base import Buffer, Device, MemoryKind
+from wasmetal.device.base import Buffer, Device, HostPages, MemoryKind
 from wasmetal.ops import DType, Tensor
 
 
@@ -18,6 +18,12 @@ class Arena:
     def allocate(self, nbytes: int, kind: MemoryKind = MemoryKind.DEVICE) -> Buffer:
         """A new zero-filled buffer. Raises OutOfDeviceMemoryError."""
         buffer = self.device.allocate(nbytes, kind)
+        self._buffers.append(buffer)
+        return buffer
+
+    def wrap(self, pages: HostPages) -> Buffer:
+        """Host pages as a buffer. Raises WrapRefusedError."""
+        buffer = self.device.wrap(pages)
         self._buffers.append(buffer)
         return buffer
 

@@ -25,6 +25,7 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from wasmetal.errors import ModelError, OpError
+from wasmetal.memory import FilePages
 from wasmetal.ops.tensor import DType
 
 MAX_HEADER = 64 << 20
@@ -105,6 +106,8 @@ class GGUFFile:
             self.fields[key] = header.value(_quote(key))
         self._read_tensors(header, tensors, mapped)
         self._header = memoryview(mapped)[: header.position]
+        self.pages = FilePages(mapped)
+        """The file's pages, in which the tensors' bytes lie."""
 
     def get(self, key: str, kind: type[T], default: D) -> T | D:
         """The metadata of that key, or ``default`` where there is none. Raises ModelError where it is no ``kind``."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from wasmetal.models.arena import Arena
 from wasmetal.models.gguf_file import GGUFFile, GGUFTensor
 from wasmetal.models.kv_cache import KVCache
-from wasmetal.models.weights import Weight, load_weights
+from wasmetal.models.weights import Weight, Weights
 from wasmetal.ops import (
     DType,
     Recorder,
@@ -214,12 +214,13 @@ class Llama:
         if unused:
             raise file.error(f"the tensor {next(iter(unused))} is not supported in a llama")
 
-        output_norm, embeddings, *output = load_weights(arena, ends)
+        weights = Weights(arena, file)
+        output_norm, embeddings, *output = weights.place(ends)
         self._output_norm, self._embeddings = output_norm.tensor(), embeddings.tensor()
         self._output = output[0] if output else embeddings
         self._blocks = []
         for layer in layers:
-            attn_norm, qkv, attn_output, ffn_norm, gate_up, ffn_down = load_weights(arena, layer)
+            attn_norm, qkv, attn_output, ffn_norm, gate_up, ffn_down = weights.place(layer)
             self._blocks.append(Block(attn_norm.tensor(), qkv, attn_output, ffn_norm.tensor(), gate_up, ffn_down))
 
         table = rope_table(c, context, frequencies)

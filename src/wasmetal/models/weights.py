@@ -11,7 +11,7 @@ import numpy as np
 
 from wasmetal.device.base import Bytes
 from wasmetal.models.arena import Arena
-from wasmetal.models.gguf_file import GGUFTensor
+from wasmetal.models.gguf_file import GGUFFile, GGUFTensor
 from wasmetal.ops import ALIGNMENT, DType, Recorder, Tensor, linear
 
 Matrix = Sequence[GGUFTensor]
@@ -41,6 +41,35 @@ class Weight:
             end = begin + part.shape[0]
             linear(rec, x, part, out.columns(begin, end), accumulate=accumulate, step=step)
             begin = end
+
+
+class Weights:
+    """The weights of a file, on their way to a device: used where they lie if it wraps files, brought to it if not."""
+
+    def __init__(self, arena: Arena, file: GGUFFile):
+        self._arena = arena
+        self._pages = file.pages
+        self._wrapped = arena.wrap(file.pages) if arena.device.info.wraps_files else None
+
+    def place(self, matrices: Sequence[Matrix]) -> list[Weight]:
+        """Weights, in the order given. Raises OutOfDeviceMemoryError."""
+        if self._wrapped is None:
+            return load_weights(self._arena, matrices)
+        return [
+            Weight([self._in_file(tensor) for tensor in matrix])
+            if all(map(self._usable, matrix))
+            else load_weights(self._arena, [matrix])[0]
+            for matrix in matrices
+        ]
+
+    def _usable(self, tensor: GGUFTensor) -> bool:
+        """Whether kernels take a tensor as it is in the file."""
+        aligned = self._pages.offset(tensor.data) % max(ALIGNMENT, self._arena.device.info.offset_alignment) == 0
+        return aligned and (len(tensor.shape) > 1 or tensor.dtype is DType.F32)
+
+    def _in_file(self, tensor: GGUFTensor) -> Tensor:
+        assert self._wrapped is not None
+        return Tensor(self._wrapped, self._pages.offset(tensor.data), tensor.dtype, tensor.shape)
 
 
 def load_weights(arena: Arena, matrices: Sequence[Matrix]) -> list[Weight]:

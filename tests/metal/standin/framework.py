@@ -180,8 +180,11 @@ class Buffer(Object):
     _numbers = itertools.count(1)
 
     def __init__(self, gpu: Gpu, address: int, length: int, copied: bool = False) -> None:
-        self.address, self._length = address, length
+        self.address, self._host, self._length = address, address, length
         self._copy = memoryview(bytearray(memory(address, length))) if copied else None
+        if gpu.stale_files and not accessible([(address, length)], write=True):
+            self._stale = bytearray(length)
+            self.address = np.frombuffer(self._stale, np.uint8).ctypes.data
         number = next(self._numbers)
         gpu.live[number] = length
         weakref.finalize(self, gpu.live.pop, number)
@@ -190,7 +193,7 @@ class Buffer(Object):
         return self._length
 
     def contents(self) -> Varlist | None:
-        return Varlist(self._copy or memory(self.address, self._length)) if self._length else None
+        return Varlist(self._copy or memory(self._host, self._length)) if self._length else None
 
     def gpuAddress(self) -> int:
         return self.address ^ 1 << 46  # the GPU's address space is another than the host's

@@ -43,6 +43,8 @@ class Gpu:
     """Wraps give a buffer of length zero, as virtual GPUs did before macOS 15."""
     copied_buffer: bool = False
     """Wraps give a buffer elsewhere."""
+    stale_files: bool = False
+    """Reads of pages that the host cannot write give zeros, as on virtual GPUs before macOS 15."""
     compile_error: str = ""
     """What the compiler says, where it is to fail."""
     pipeline_error: str = ""

@@ -13,23 +13,22 @@ from typing import Any, Self
 import numpy as np
 
 from wasmetal.counters import Counters
-from wasmetal.device.base import Binding, Buffer, Bytes, CommandList, DeviceInfo, MemoryKind
+from wasmetal.device.base import Binding, Buffer, Bytes, CommandList, DeviceInfo, HostPages, MemoryKind
 from wasmetal.device.cpu.kernels import KERNELS
 from wasmetal.errors import DeviceError, OutOfDeviceMemoryError
 from wasmetal.kernels.catalog import Kernel
-from wasmetal.memory.aperture import Aperture
 
 
 class CpuBuffer:
-    """Page-aligned host memory: the device's own, or an aperture's pages. Recorded lists keep the bytes alive."""
+    """Page-aligned host memory: the device's own, or wrapped pages. Recorded lists keep the bytes alive."""
 
-    def __init__(self, data: Bytes, kind: MemoryKind, aperture: Aperture | None = None):
+    def __init__(self, data: Bytes, kind: MemoryKind, pages: HostPages | None = None):
         self.kind = kind
         self.nbytes = data.size
         self.address: int | None = data.ctypes.data
         self.device_address = self.address
         self._data: Bytes | None = data
-        self._aperture = aperture
+        self._pages = pages
 
     def view(self) -> Bytes:
         """The bytes themselves. Raises DeviceError once closed."""
@@ -39,7 +38,7 @@ class CpuBuffer:
 
     def close(self) -> None:
         """Let go of the bytes; they are freed when no view or command list is left on them."""
-        self._data = self._aperture = None
+        self._data = self._pages = None
 
 
 class CpuCommandList:
@@ -114,10 +113,10 @@ class CpuDevice:
             raise OutOfDeviceMemoryError(f"{nbytes} bytes of host memory: {error}; free some memory") from error
         return CpuBuffer(np.frombuffer(pages, np.uint8), kind)
 
-    def wrap(self, aperture: Aperture) -> CpuBuffer:
-        """The aperture's pages themselves."""
-        self.counters.bytes_shared += aperture.nbytes
-        return CpuBuffer(aperture.view(), MemoryKind.SHARED, aperture)
+    def wrap(self, pages: HostPages) -> CpuBuffer:
+        """The pages themselves."""
+        self.counters.bytes_shared += pages.nbytes
+        return CpuBuffer(pages.view(), MemoryKind.SHARED, pages)
 
     def record(self) -> CpuCommandList:
         """A new, empty command list."""

@@ -12,15 +12,15 @@ from typing import Self
 import numpy as np
 
 from wasmetal.counters import Counters
-from wasmetal.device.base import Buffer, Bytes, CommandList, DeviceInfo, MemoryKind
+from wasmetal.device.base import Buffer, Bytes, CommandList, DeviceInfo, HostPages, MemoryKind
 from wasmetal.device.metal.buffer import MetalBuffer
 from wasmetal.device.metal.commands import MetalCommandList, Recording
+from wasmetal.device.metal.filecheck import check_seen
 from wasmetal.device.metal.memory import allocate, wrap_pages
 from wasmetal.device.metal.physical import PhysicalDevice
 from wasmetal.device.metal.pipeline import Pipelines
 from wasmetal.device.metal.queue import MetalSubmission, Queue
 from wasmetal.errors import DeviceError, DeviceLostError
-from wasmetal.memory.aperture import Aperture
 
 
 class _Parts:
@@ -72,14 +72,21 @@ class MetalDevice:
             raise DeviceError(f"a buffer of {nbytes} bytes cannot be allocated")
         return self._keep(MetalBuffer(allocate(parts.queue, nbytes), nbytes, kind))
 
-    def wrap(self, aperture: Aperture) -> Buffer:
-        """The aperture's pages as a buffer, not copied; they stay mapped for as long as the buffer or its view is used.
+    def wrap(self, pages: HostPages) -> Buffer:
+        """Host pages as a buffer, not copied; they stay mapped for as long as the buffer or its view is used.
 
         Raises WrapRefusedError.
         """
-        allocation = wrap_pages(self._open().queue, aperture)
+        allocation = wrap_pages(self._open().queue, pages)
+        buffer = self._keep(MetalBuffer(allocation, allocation.nbytes, MemoryKind.SHARED))
+        if not allocation.view().flags.writeable:
+            try:
+                check_seen(self, buffer)
+            except DeviceError:
+                buffer.close()
+                raise
         self._counters.bytes_shared += allocation.nbytes
-        return self._keep(MetalBuffer(allocation, allocation.nbytes, MemoryKind.SHARED))
+        return buffer
 
     def record(self) -> CommandList:
         """A new, empty command list."""

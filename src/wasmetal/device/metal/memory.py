@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from wasmetal.device.base import Bytes
+from wasmetal.device.base import Bytes, HostPages
 from wasmetal.device.hostpages import find_obstacle
 from wasmetal.device.metal.api import mtl
 from wasmetal.device.metal.parts import Parts
 from wasmetal.device.metal.queue import Queue
 from wasmetal.errors import MemoryRefusedError, OutOfDeviceMemoryError, WrapRefusedError
-from wasmetal.memory.aperture import Aperture
 from wasmetal.memory.pages import Pages, page_size
 
 _OPTIONS: int = (
@@ -82,15 +81,21 @@ def allocate(queue: Queue, nbytes: int) -> Allocation:
         raise OutOfDeviceMemoryError(f"no room for {nbytes} bytes ({error})") from error
 
 
-def wrap_pages(queue: Queue, aperture: Aperture) -> Allocation:
-    """An aperture's pages, where they lie. Raises WrapRefusedError, which says why not."""
+def wrap_pages(queue: Queue, pages: HostPages) -> Allocation:
+    """Host pages, where they lie. Raises WrapRefusedError, which says why not."""
     alignment = queue.physical.info.page_alignment
-    pages = f"{aperture.nbytes} bytes of host pages at {aperture.address:#x}"
-    if aperture.nbytes <= 0 or aperture.address % alignment or aperture.nbytes % alignment:
-        raise WrapRefusedError(f"{pages}: address and length must be multiples of {alignment}")
-    if obstacle := find_obstacle(aperture.address, aperture.nbytes):
-        raise WrapRefusedError(f"{pages}: {obstacle}")
-    return Allocation(queue, aperture.view())
+    where = f"{pages.nbytes} bytes of host pages at {pages.address:#x}"
+    if pages.nbytes <= 0 or pages.address % alignment or pages.nbytes % alignment:
+        raise WrapRefusedError(f"{where}: address and length must be multiples of {alignment}")
+    view = pages.view()
+    if obstacle := find_obstacle(pages.address, pages.nbytes, write=view.flags.writeable):
+        raise WrapRefusedError(f"{where}: {obstacle}")
+    try:
+        return Allocation(queue, view)
+    except WrapRefusedError as error:
+        if view.flags.writeable:
+            raise
+        raise WrapRefusedError(f"{error}; to have a model's file copied, set WASMETAL_COPY_WEIGHTS=1") from error
 
 
 def _release(queue: Queue, buffers: list[Any], _pages: Bytes) -> None:

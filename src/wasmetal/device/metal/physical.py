@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
+import os
 from typing import Any
 
 from wasmetal.device.backend import Tier
 from wasmetal.device.base import DeviceInfo
 from wasmetal.device.metal.api import NSProcessInfo, mtl, objc
+from wasmetal.memory.pages import page_size
 
 OFFSET_ALIGNMENT = 16
 """Offset of a buffer argument: as the widest type that kernels load, ``float4``."""
@@ -27,22 +28,25 @@ class PhysicalDevice:
         self.system = str(NSProcessInfo.processInfo().operatingSystemVersionString()).removeprefix("Version ")
         # Before it, the virtual GPUs that continuous integration runs on give wrapped pages no length, or stale bytes.
         self.problem = None if objc.macos_available(15) else "macOS 15 or later is needed"
-        self.tier = Tier.INTEGRATED if handle.hasUnifiedMemory() else Tier.DISCRETE
-        self.max_buffer_bytes = int(handle.maxBufferLength()) // mmap.PAGESIZE * mmap.PAGESIZE
+        unified = bool(handle.hasUnifiedMemory())
+        self.tier = Tier.INTEGRATED if unified else Tier.DISCRETE
+        self.max_buffer_bytes = int(handle.maxBufferLength()) // page_size() * page_size()
         """The longest ``MTLBuffer``, in whole pages."""
-        half = self.max_buffer_bytes // 2 // mmap.PAGESIZE * mmap.PAGESIZE  # parts.py says why not all of it
+        wraps_files = unified and os.environ.get("WASMETAL_COPY_WEIGHTS") != "1"
+        half = self.max_buffer_bytes // 2 // page_size() * page_size()  # parts.py says why not all of it
         self.info = DeviceInfo(
             name=self.name,
             backend="metal",
             index=index,
             driver=", ".join(("Metal", f"macOS {self.system}", *_families(handle))),
-            unified=bool(handle.hasUnifiedMemory()),
+            unified=unified,
             memory_bytes=int(handle.recommendedMaxWorkingSetSize()),
-            page_alignment=mmap.PAGESIZE,
+            page_alignment=page_size(),
             offset_alignment=OFFSET_ALIGNMENT,
             max_binding_bytes=min(half, 2**32),
             subgroup_size=SIMD_WIDTH,
-            features=("host pages in place", "timestamps"),
+            wraps_files=wraps_files,
+            features=("host pages in place", "weights in place" if wraps_files else "weights copied", "timestamps"),
         )
 
 

@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 
 from wasmetal.counters import Counters
-from wasmetal.device.base import Buffer, Bytes, CommandList, DeviceInfo, MemoryKind
+from wasmetal.device.base import Buffer, Bytes, CommandList, DeviceInfo, HostPages, MemoryKind
 from wasmetal.device.vulkan.buffer import VulkanBuffer
 from wasmetal.device.vulkan.commands import Recording, VulkanCommandList
 from wasmetal.device.vulkan.logical import LogicalDevice
@@ -23,7 +23,6 @@ from wasmetal.device.vulkan.pipeline import Pipelines
 from wasmetal.device.vulkan.submission import Submissions, VulkanSubmission
 from wasmetal.device.vulkan.transfer import Transfer
 from wasmetal.errors import DeviceError, DeviceLostError
-from wasmetal.memory.aperture import Aperture
 
 
 class _Parts:
@@ -72,12 +71,12 @@ class VulkanDevice:
             ctypes.memset(allocation.address, 0, allocation.size)
         return self._keep(VulkanBuffer(allocation, kind))
 
-    def wrap(self, aperture: Aperture) -> Buffer:
-        """The aperture's pages as a buffer, not copied; they stay mapped for as long as the buffer or its view is used.
+    def wrap(self, pages: HostPages) -> Buffer:
+        """Host pages as a buffer, not copied; they stay mapped for as long as the buffer or its view is used.
 
         Raises WrapRefusedError.
         """
-        allocation = import_pages(self._open().logical, aperture)
+        allocation = import_pages(self._open().logical, pages)
         with self._counting:
             self._counters.bytes_shared += allocation.nbytes
         return self._keep(VulkanBuffer(allocation, MemoryKind.SHARED))

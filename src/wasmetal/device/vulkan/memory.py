@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from wasmetal.device.base import Bytes, MemoryKind
+from wasmetal.device.base import Bytes, HostPages, MemoryKind
 from wasmetal.device.hostpages import find_obstacle
 from wasmetal.device.vulkan.api import NULL, call, create, ffi, lib, on_release, struct
 from wasmetal.device.vulkan.logical import LogicalDevice
 from wasmetal.errors import DeviceError, OutOfDeviceMemoryError, WrapRefusedError
-from wasmetal.memory.aperture import Aperture
 
 _DEVICE_LOCAL: int = lib.VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT
 _MAPPABLE: int = lib.VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | lib.VK_MEMORY_PROPERTY_HOST_COHERENT_BIT
@@ -126,7 +125,7 @@ def allocate(device: LogicalDevice, nbytes: int, kind: MemoryKind) -> Allocation
     return allocation
 
 
-def import_pages(device: LogicalDevice, aperture: Aperture) -> Allocation:
+def import_pages(device: LogicalDevice, aperture: HostPages) -> Allocation:
     """Host pages as device memory: the same bytes, not copied. Raises WrapRefusedError, which says why."""
     physical = device.physical
     address, nbytes, alignment = aperture.address, aperture.nbytes, physical.page_alignment

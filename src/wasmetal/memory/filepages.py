@@ -1,0 +1,35 @@
+"""The pages of a file that is mapped read-only, for devices that can use them where they lie."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wasmetal.memory.pages import page_size
+
+
+class FilePages:
+    """All pages of a mapping. It stays mapped for as long as this, or an array of its bytes, is held."""
+
+    def __init__(self, mapped: mmap.mmap) -> None:
+        self._bytes = np.frombuffer(mapped, np.uint8)
+        self.address: Final[int] = self._bytes.ctypes.data
+        """Host address of the file's first byte; a multiple of the page size."""
+        self.nbytes: Final = -(-self._bytes.size // page_size()) * page_size()
+        """Length in whole pages. What is past the end of the file is zero."""
+
+    def view(self) -> NDArray[np.uint8]:
+        """The bytes themselves, uint8 of shape [nbytes], read-only, not copied."""
+        return np.asarray(self)
+
+    def offset(self, data: NDArray[np.uint8]) -> int:
+        """Where in the file an array of its bytes begins."""
+        return data.ctypes.data - self.address
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        # NumPy's protocol for arrays over foreign memory: the array refers to this object, and so keeps it alive.
+        return {"version": 3, "shape": (self.nbytes,), "typestr": "|u1", "data": (self.address, True)}
