@@ -12,7 +12,7 @@ from wasmetal.device.cpu.kernels import KERNELS
 from wasmetal.kernels import compile as compiling
 from wasmetal.kernels.catalog import CATALOG, GRID_WIDTH, NO_STEP, TARGETS, THREADS, Access, grid
 from wasmetal.ops.attention import MAX_HEAD_DIM
-from wasmetal.ops.linear import GEMM_TILE, GEMV_ROWS
+from wasmetal.ops.linear import GEMM_TILE
 from wasmetal.ops.matmul import MATMUL_TILE
 
 kernels = pytest.mark.parametrize("kernel", CATALOG.values(), ids=lambda kernel: kernel.name)
@@ -96,7 +96,6 @@ def test_constants_are_the_same_in_python_and_slang():
     assert found["common", "THREADS"] == THREADS
     assert found["common", "GRID_WIDTH"] == GRID_WIDTH
     assert found["common", "NO_STEP"] == NO_STEP
-    assert found["gemv", "ROWS"] == GEMV_ROWS
     assert found["tiles", "TILE"] == GEMM_TILE == MATMUL_TILE
     assert found["attention", "MAX_VECTORS"] * 4 == MAX_HEAD_DIM
 

@@ -17,8 +17,6 @@ WEIGHTS = (DType.F32, DType.F16, DType.Q8_0, DType.Q4_0, DType.Q4_1)
 
 GEMV_COLUMNS = 8
 """Columns that a thread of the matrix-vector kernels takes at a time; other widths use the matrix-matrix kernels."""
-GEMV_ROWS = 4
-"""Rows that a subgroup of theirs computes at a time (``gemv.slang``)."""
 GEMM_TILE = 64
 """Rows and columns of the output that a group of the matrix-matrix kernels computes (``gemm.slang``)."""
 _ALIGNED_ROWS = 64
@@ -47,7 +45,7 @@ def linear(
     for begin, end in _bindable_rows(rec, "linear", weight):
         some_weight, some_out = weight.rows(begin, end), out.columns(begin, end)
         if rows == 1 and k % GEMV_COLUMNS == 0:
-            groups = -(-(end - begin) // (THREADS // rec.info.subgroup_size * GEMV_ROWS))
+            groups = -(-(end - begin) // (THREADS // rec.info.subgroup_size))
             rec.dispatch(
                 f"gemv_{kind}",
                 (some_weight, x, some_out, step),

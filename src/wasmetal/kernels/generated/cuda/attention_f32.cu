@@ -165,213 +165,333 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
     uint _S32 = 0U;
     uint i_0;
     float4  sum_0;
-    uint _S33 = group_number_0(group_1);
-    uint _S34 = p_0->heads_0;
-    uint _S35 = _S33 / p_0->heads_0;
-    uint _S36 = _S33 % _S34;
-    uint _S37 = p_0->step_offset_0;
-    bool _S38 = _S35 >= (live_rows_0(step_2, p_0->step_offset_0, p_0->rows_0));
-    uint _S39 = __ballot_sync(_S31, _S38);
-    if(_S38)
+    uint _S33;
+    uint _S34;
+    uint _S35 = group_number_0(group_1);
+    uint _S36 = p_0->heads_0;
+    uint _S37 = _S35 / p_0->heads_0;
+    uint _S38 = _S35 % _S36;
+    uint _S39 = p_0->step_offset_0;
+    bool _S40 = _S37 >= (live_rows_0(step_2, p_0->step_offset_0, p_0->rows_0));
+    uint _S41 = __ballot_sync(_S31, _S40);
+    if(_S40)
     {
         return;
     }
     else
     {
-        uint _S40 = __ballot_sync(_S31, true);
-        _S32 = _S40;
+        uint _S42 = __ballot_sync(_S31, true);
+        _S32 = _S42;
     }
-    uint _S41 = p_0->kv_heads_0;
-    uint _S42 = _S34 / p_0->kv_heads_0;
-    uint _S43 = _S36 / _S42;
-    uint _S44 = p_0->page_size_0;
-    uint _S45 = p_0->table_length_0 * p_0->page_size_0;
-    uint _S46 = (U32_min((first_position_0(step_2, _S37, _S45 - 1U) + _S35 + 1U), (_S45)));
-    uint _S47 = p_0->head_dim_0;
-    uint _S48 = p_0->head_dim_0 / 4U;
-    bool _S49 = thread_2 < _S48;
-    uint _S50 = __ballot_sync(_S32, _S49);
+    uint _S43 = p_0->kv_heads_0;
+    uint _S44 = _S36 / p_0->kv_heads_0;
+    uint _S45 = _S38 / _S44;
+    uint _S46 = p_0->page_size_0;
+    uint _S47 = p_0->table_length_0 * p_0->page_size_0;
+    uint _S48 = (U32_min((first_position_0(step_2, _S39, _S47 - 1U) + _S37 + 1U), (_S47)));
+    uint _S49 = p_0->head_dim_0;
+    uint _S50 = p_0->head_dim_0 / 4U;
+    bool _S51 = thread_2 < _S50;
+    uint _S52 = __ballot_sync(_S32, _S51);
     uint begin_0;
-    if(_S49)
+    if(_S51)
     {
-        uint _S51 = p_0->q_offset_0 + _S35 * p_0->q_stride_0 + _S36 * _S47 + 4U * thread_2;
-        float _S52 = p_0->scale_0;
-        float _S53 = __ldg((&(q_0)[_S51]));
-        float _S54 = __ldg((&(q_0)[_S51 + 1U]));
-        float _S55 = __ldg((&(q_0)[_S51 + 2U]));
-        float _S56 = __ldg((&(q_0)[_S51 + 3U]));
-        (*&query_0)[thread_2] = make_float4 (_S52) * make_float4 (_S53, _S54, _S55, _S56);
-        uint _S57 = __ballot_sync(_S32, true);
-        begin_0 = _S57;
+        uint _S53 = p_0->q_offset_0 + _S37 * p_0->q_stride_0 + _S38 * _S49 + 4U * thread_2;
+        float _S54 = p_0->scale_0;
+        float _S55 = __ldg((&(q_0)[_S53]));
+        float _S56 = __ldg((&(q_0)[_S53 + 1U]));
+        float _S57 = __ldg((&(q_0)[_S53 + 2U]));
+        float _S58 = __ldg((&(q_0)[_S53 + 3U]));
+        (*&query_0)[thread_2] = make_float4 (_S54) * make_float4 (_S55, _S56, _S57, _S58);
+        uint _S59 = __ballot_sync(_S32, true);
+        begin_0 = _S59;
     }
     else
     {
-        uint _S58 = __ballot_sync(_S32, true);
-        begin_0 = _S58;
+        uint _S60 = __ballot_sync(_S32, true);
+        begin_0 = _S60;
     }
     __syncthreads();
-    uint _S59 = 128U / _S48;
-    uint _S60 = thread_2 / _S48;
-    uint _S61 = thread_2 % _S48;
-    int4  _S62 = make_int4 (int(0));
-    float4  _S63 = make_float4 ((float)_S62.x, (float)_S62.y, (float)_S62.z, (float)_S62.w);
-    uint _S64 = begin_0;
+    uint _S61 = 128U / _S50;
+    uint _S62 = thread_2 / _S50;
+    uint _S63 = thread_2 % _S50;
+    int4  _S64 = make_int4 (int(0));
+    float4  _S65 = make_float4 ((float)_S64.x, (float)_S64.y, (float)_S64.z, (float)_S64.w);
+    uint _S66 = begin_0;
+    begin_0 = 0U;
+    uint i_1 = _S66;
     float peak_0 = -3.4028234663852886e+38f;
     float total_0 = 0.0f;
-    begin_0 = 0U;
-    float4  sum_1 = _S63;
-    uint i_1 = _S64;
+    float4  sum_1 = _S65;
     for(;;)
     {
-        uint _S65 = 0U;
-        bool _S66 = begin_0 < _S46;
-        uint _S67 = __ballot_sync(i_1, _S66);
-        if(_S66)
+        uint _S67 = 0U;
+        bool _S68 = begin_0 < _S48;
+        uint _S69 = __ballot_sync(i_1, _S68);
+        if(_S68)
         {
-            uint _S68 = __ballot_sync(i_1, true);
-            _S65 = _S68;
+            uint _S70 = __ballot_sync(i_1, true);
+            _S67 = _S70;
         }
         else
         {
             break;
         }
-        uint _S69 = (U32_min((_S46 - begin_0), (128U)));
-        bool _S70 = thread_2 < _S69;
-        uint _S71 = __ballot_sync(_S65, _S70);
-        uint _S72;
+        uint _S71 = (U32_min((_S48 - begin_0), (128U)));
+        bool _S72 = thread_2 < _S71;
+        uint _S73 = __ballot_sync(_S67, _S72);
+        uint _S74;
+        uint i_2;
+        uint _S75;
         float score_0;
-        if(_S70)
+        float4  sum_2;
+        if(_S72)
         {
-            uint _S73 = slot_of_0(page_table_1, p_0->page_table_offset_0, begin_0 + thread_2, _S44, p_0->pages_0);
-            uint _S74 = (_S73 * _S41 + _S43) * _S48;
-            (*&slots_0)[thread_2] = _S74;
+            uint _S76 = slot_of_0(page_table_1, p_0->page_table_offset_0, begin_0 + thread_2, _S46, p_0->pages_0);
+            uint _S77 = (_S76 * _S43 + _S45) * _S50;
+            (*&slots_0)[thread_2] = _S77;
             i_0 = 0U;
-            sum_0 = _S63;
-            _S72 = _S71;
+            _S74 = _S73;
+            sum_0 = _S65;
             for(;;)
             {
-                bool _S75 = i_0 < _S48;
-                uint _S76 = __ballot_sync(_S72, _S75);
-                if(_S75)
+                uint _S78 = 0U;
+                uint _S79 = i_0 + 8U;
+                bool _S80 = _S79 <= _S50;
+                uint _S81 = __ballot_sync(_S74, _S80);
+                if(_S80)
                 {
-                    uint _S77 = __ballot_sync(_S72, true);
+                    uint _S82 = __ballot_sync(_S74, true);
+                    _S78 = _S82;
                 }
                 else
                 {
-                    uint _S78 = __ballot_sync(_S72, false);
-                    uint _S79 = __ballot_sync(_S72, false);
-                    uint _S80 = __ballot_sync(_S71, true);
+                    uint _S83 = __ballot_sync(_S74, false);
+                    uint _S84 = __ballot_sync(_S74, false);
+                    uint _S85 = __ballot_sync(_S73, true);
+                    _S33 = _S85;
                     break;
                 }
-                float4  _S81 = (*&query_0)[i_0];
-                float4  _S82 = __ldg((&(k_pages_0)[p_0->k_pages_offset_0 + _S74 + i_0]));
-                float4  products_0 = sum_0 + _S81 * Float32_expand_0(_S82);
-                uint _S83 = __ballot_sync(_S72, true);
-                i_0 = i_0 + 1U;
-                sum_0 = products_0;
-                _S72 = _S83;
+                float4  _S86 = (*&query_0)[i_0];
+                uint _S87 = p_0->k_pages_offset_0 + _S77 + i_0;
+                float4  _S88 = __ldg((&(k_pages_0)[_S87]));
+                float4  products_0 = sum_0 + _S86 * Float32_expand_0(_S88);
+                float4  _S89 = (*&query_0)[i_0 + 1U];
+                float4  _S90 = __ldg((&(k_pages_0)[_S87 + 1U]));
+                float4  products_1 = products_0 + _S89 * Float32_expand_0(_S90);
+                float4  _S91 = (*&query_0)[i_0 + 2U];
+                float4  _S92 = __ldg((&(k_pages_0)[_S87 + 2U]));
+                float4  products_2 = products_1 + _S91 * Float32_expand_0(_S92);
+                float4  _S93 = (*&query_0)[i_0 + 3U];
+                float4  _S94 = __ldg((&(k_pages_0)[_S87 + 3U]));
+                float4  products_3 = products_2 + _S93 * Float32_expand_0(_S94);
+                float4  _S95 = (*&query_0)[i_0 + 4U];
+                float4  _S96 = __ldg((&(k_pages_0)[_S87 + 4U]));
+                float4  products_4 = products_3 + _S95 * Float32_expand_0(_S96);
+                float4  _S97 = (*&query_0)[i_0 + 5U];
+                float4  _S98 = __ldg((&(k_pages_0)[_S87 + 5U]));
+                float4  products_5 = products_4 + _S97 * Float32_expand_0(_S98);
+                float4  _S99 = (*&query_0)[i_0 + 6U];
+                float4  _S100 = __ldg((&(k_pages_0)[_S87 + 6U]));
+                float4  products_6 = products_5 + _S99 * Float32_expand_0(_S100);
+                float4  _S101 = (*&query_0)[i_0 + 7U];
+                float4  _S102 = __ldg((&(k_pages_0)[_S87 + 7U]));
+                float4  products_7 = products_6 + _S101 * Float32_expand_0(_S102);
+                uint _S103 = __ballot_sync(_S78, false);
+                uint _S104 = __ballot_sync(_S78, false);
+                uint _S105 = __ballot_sync(_S78, true);
+                uint _S106 = __ballot_sync(_S74, true);
+                i_0 = _S79;
+                _S74 = _S106;
+                sum_0 = products_7;
             }
-            float _S84 = sum_0.x + sum_0.y + sum_0.z + sum_0.w;
-            uint _S85 = __ballot_sync(_S65, true);
-            score_0 = _S84;
-            i_0 = _S85;
+            i_2 = i_0;
+            _S75 = _S33;
+            sum_2 = sum_0;
+            for(;;)
+            {
+                bool _S107 = i_2 < _S50;
+                uint _S108 = __ballot_sync(_S75, _S107);
+                if(_S107)
+                {
+                    uint _S109 = __ballot_sync(_S75, true);
+                }
+                else
+                {
+                    uint _S110 = __ballot_sync(_S75, false);
+                    uint _S111 = __ballot_sync(_S75, false);
+                    uint _S112 = __ballot_sync(_S33, true);
+                    break;
+                }
+                float4  _S113 = (*&query_0)[i_2];
+                float4  _S114 = __ldg((&(k_pages_0)[p_0->k_pages_offset_0 + _S77 + i_2]));
+                float4  products_8 = sum_2 + _S113 * Float32_expand_0(_S114);
+                uint _S115 = __ballot_sync(_S75, true);
+                i_2 = i_2 + 1U;
+                _S75 = _S115;
+                sum_2 = products_8;
+            }
+            float _S116 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
+            uint _S117 = __ballot_sync(_S67, true);
+            score_0 = _S116;
+            i_0 = _S117;
         }
         else
         {
-            uint _S86 = __ballot_sync(_S65, true);
+            uint _S118 = __ballot_sync(_S67, true);
             score_0 = -3.4028234663852886e+38f;
-            i_0 = _S86;
+            i_0 = _S118;
         }
-        float _S87 = group_max_0(score_0, thread_2, i_0);
-        float _S88 = (F32_max((peak_0), (_S87)));
-        uint _S89 = __ballot_sync(i_0, _S70);
-        float _S90;
-        if(_S70)
+        float _S119 = group_max_0(score_0, thread_2, i_0);
+        float _S120 = (F32_max((peak_0), (_S119)));
+        uint _S121 = __ballot_sync(i_0, _S72);
+        float _S122;
+        if(_S72)
         {
-            float _S91 = (F32_exp((score_0 - _S88)));
-            uint _S92 = __ballot_sync(i_0, true);
-            _S90 = _S91;
-            _S72 = _S92;
+            float _S123 = (F32_exp((score_0 - _S120)));
+            uint _S124 = __ballot_sync(i_0, true);
+            _S122 = _S123;
+            _S74 = _S124;
         }
         else
         {
-            uint _S93 = __ballot_sync(i_0, true);
-            _S90 = 0.0f;
-            _S72 = _S93;
+            uint _S125 = __ballot_sync(i_0, true);
+            _S122 = 0.0f;
+            _S74 = _S125;
         }
-        (*&weights_0)[thread_2] = _S90;
-        float _S94 = (F32_exp((peak_0 - _S88)));
-        float _S95 = total_0 * _S94;
-        float _S96 = group_sum_0(_S90, thread_2, _S72);
-        float _S97 = _S95 + _S96;
-        float4  sum_2 = sum_1 * make_float4 (_S94);
-        bool _S98 = _S60 < _S59;
-        uint _S99 = __ballot_sync(_S72, _S98);
-        if(_S98)
+        (*&weights_0)[thread_2] = _S122;
+        float _S126 = (F32_exp((peak_0 - _S120)));
+        float _S127 = total_0 * _S126;
+        float _S128 = group_sum_0(_S122, thread_2, _S74);
+        float _S129 = _S127 + _S128;
+        float4  sum_3 = sum_1 * make_float4 (_S126);
+        bool _S130 = _S62 < _S61;
+        uint _S131 = __ballot_sync(_S74, _S130);
+        if(_S130)
         {
-            uint i_2 = _S60;
-            sum_0 = sum_2;
-            uint _S100 = _S99;
+            i_2 = _S62;
+            _S75 = _S131;
+            sum_0 = sum_3;
             for(;;)
             {
-                bool _S101 = i_2 < _S69;
-                uint _S102 = __ballot_sync(_S100, _S101);
-                if(_S101)
+                uint _S132 = 0U;
+                uint _S133 = i_2 + 7U * _S61;
+                bool _S134 = _S133 < _S71;
+                uint _S135 = __ballot_sync(_S75, _S134);
+                if(_S134)
                 {
-                    uint _S103 = __ballot_sync(_S100, true);
+                    uint _S136 = __ballot_sync(_S75, true);
+                    _S132 = _S136;
                 }
                 else
                 {
-                    uint _S104 = __ballot_sync(_S100, false);
-                    uint _S105 = __ballot_sync(_S100, false);
-                    uint _S106 = __ballot_sync(_S99, true);
+                    uint _S137 = __ballot_sync(_S75, false);
+                    uint _S138 = __ballot_sync(_S75, false);
+                    uint _S139 = __ballot_sync(_S131, true);
+                    _S34 = _S139;
                     break;
                 }
-                float _S107 = (*&weights_0)[i_2];
-                float4  _S108 = __ldg((&(v_pages_0)[p_0->v_pages_offset_0 + (*&slots_0)[i_2] + _S61]));
-                float4  sum_3 = sum_0 + make_float4 (_S107) * Float32_expand_0(_S108);
-                uint _S109 = __ballot_sync(_S100, true);
-                i_2 = i_2 + _S59;
-                sum_0 = sum_3;
-                _S100 = _S109;
+                float _S140 = (*&weights_0)[i_2];
+                uint _S141 = p_0->v_pages_offset_0;
+                float4  _S142 = __ldg((&(v_pages_0)[p_0->v_pages_offset_0 + (*&slots_0)[i_2] + _S63]));
+                float4  sum_4 = sum_0 + make_float4 (_S140) * Float32_expand_0(_S142);
+                uint _S143 = i_2 + _S61;
+                float _S144 = (*&weights_0)[_S143];
+                float4  _S145 = __ldg((&(v_pages_0)[_S141 + (*&slots_0)[_S143] + _S63]));
+                float4  sum_5 = sum_4 + make_float4 (_S144) * Float32_expand_0(_S145);
+                uint _S146 = i_2 + 2U * _S61;
+                float _S147 = (*&weights_0)[_S146];
+                float4  _S148 = __ldg((&(v_pages_0)[_S141 + (*&slots_0)[_S146] + _S63]));
+                float4  sum_6 = sum_5 + make_float4 (_S147) * Float32_expand_0(_S148);
+                uint _S149 = i_2 + 3U * _S61;
+                float _S150 = (*&weights_0)[_S149];
+                float4  _S151 = __ldg((&(v_pages_0)[_S141 + (*&slots_0)[_S149] + _S63]));
+                float4  sum_7 = sum_6 + make_float4 (_S150) * Float32_expand_0(_S151);
+                uint _S152 = i_2 + 4U * _S61;
+                float _S153 = (*&weights_0)[_S152];
+                float4  _S154 = __ldg((&(v_pages_0)[_S141 + (*&slots_0)[_S152] + _S63]));
+                float4  sum_8 = sum_7 + make_float4 (_S153) * Float32_expand_0(_S154);
+                uint _S155 = i_2 + 5U * _S61;
+                float _S156 = (*&weights_0)[_S155];
+                float4  _S157 = __ldg((&(v_pages_0)[_S141 + (*&slots_0)[_S155] + _S63]));
+                float4  sum_9 = sum_8 + make_float4 (_S156) * Float32_expand_0(_S157);
+                uint _S158 = i_2 + 6U * _S61;
+                float _S159 = (*&weights_0)[_S158];
+                float4  _S160 = __ldg((&(v_pages_0)[_S141 + (*&slots_0)[_S158] + _S63]));
+                float4  sum_10 = sum_9 + make_float4 (_S159) * Float32_expand_0(_S160);
+                float _S161 = (*&weights_0)[_S133];
+                float4  _S162 = __ldg((&(v_pages_0)[_S141 + (*&slots_0)[_S133] + _S63]));
+                float4  sum_11 = sum_10 + make_float4 (_S161) * Float32_expand_0(_S162);
+                uint _S163 = __ballot_sync(_S132, false);
+                uint _S164 = __ballot_sync(_S132, false);
+                uint _S165 = __ballot_sync(_S132, true);
+                uint _S166 = __ballot_sync(_S75, true);
+                i_2 = i_2 + 8U * _S61;
+                _S75 = _S166;
+                sum_0 = sum_11;
             }
-            uint _S110 = __ballot_sync(_S72, true);
-            sum_1 = sum_0;
-        }
-        else
-        {
-            uint _S111 = __ballot_sync(_S72, true);
+            uint i_3 = i_2;
+            uint _S167 = _S34;
+            sum_2 = sum_0;
+            for(;;)
+            {
+                bool _S168 = i_3 < _S71;
+                uint _S169 = __ballot_sync(_S167, _S168);
+                if(_S168)
+                {
+                    uint _S170 = __ballot_sync(_S167, true);
+                }
+                else
+                {
+                    uint _S171 = __ballot_sync(_S167, false);
+                    uint _S172 = __ballot_sync(_S167, false);
+                    uint _S173 = __ballot_sync(_S34, true);
+                    break;
+                }
+                float _S174 = (*&weights_0)[i_3];
+                float4  _S175 = __ldg((&(v_pages_0)[p_0->v_pages_offset_0 + (*&slots_0)[i_3] + _S63]));
+                float4  sum_12 = sum_2 + make_float4 (_S174) * Float32_expand_0(_S175);
+                uint _S176 = __ballot_sync(_S167, true);
+                i_3 = i_3 + _S61;
+                _S167 = _S176;
+                sum_2 = sum_12;
+            }
+            uint _S177 = __ballot_sync(_S74, true);
             sum_1 = sum_2;
         }
+        else
+        {
+            uint _S178 = __ballot_sync(_S74, true);
+            sum_1 = sum_3;
+        }
         __syncthreads();
-        uint _S112 = __ballot_sync(i_1, true);
-        uint begin_1 = begin_0 + 128U;
-        peak_0 = _S88;
-        total_0 = _S97;
-        begin_0 = begin_1;
-        i_1 = _S112;
+        uint _S179 = __ballot_sync(i_1, true);
+        begin_0 = begin_0 + 128U;
+        i_1 = _S179;
+        peak_0 = _S120;
+        total_0 = _S129;
     }
     (*&sums_0)[thread_2] = sum_1;
     __syncthreads();
-    if(_S49)
+    if(_S51)
     {
         i_1 = 0U;
-        sum_0 = _S63;
+        sum_0 = _S65;
         for(;;)
         {
-            if(i_1 < _S59)
+            if(i_1 < _S61)
             {
             }
             else
             {
                 break;
             }
-            float4  whole_0 = sum_0 + (*&sums_0)[i_1 * _S48 + thread_2];
+            float4  whole_0 = sum_0 + (*&sums_0)[i_1 * _S50 + thread_2];
             i_1 = i_1 + 1U;
             sum_0 = whole_0;
         }
         float4  whole_1 = sum_0 / make_float4 (total_0);
-        uint _S113 = p_0->out_offset_0 + _S35 * p_0->out_stride_0 + _S36 * _S47 + 4U * thread_2;
+        uint _S180 = p_0->out_offset_0 + _S37 * p_0->out_stride_0 + _S38 * _S49 + 4U * thread_2;
         i_0 = 0U;
         for(;;)
         {
@@ -382,7 +502,7 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
             {
                 break;
             }
-            *(&(result_3)[_S113 + i_0]) = _slang_vector_get_element(whole_1, i_0);
+            *(&(result_3)[_S180 + i_0]) = _slang_vector_get_element(whole_1, i_0);
             i_0 = i_0 + 1U;
         }
     }
@@ -391,9 +511,9 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
 
 extern "C" __global__ void attention_f32(StructuredBuffer<float> q_1, StructuredBuffer<float4 > k_pages_1, StructuredBuffer<float4 > v_pages_1, StructuredBuffer<uint> page_table_2, StructuredBuffer<uint> step_3, RWStructuredBuffer<float> result_4, AttentionParams_0 p_1)
 {
-    uint _S114 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S115 = __ballot_sync(4294967295U, true);
-    AttentionParams_0 _S116 = p_1;
-    attend_0(blockIdx, _S114, q_1, k_pages_1, v_pages_1, page_table_2, step_3, result_4, &_S116, _S115);
+    uint _S181 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S182 = __ballot_sync(4294967295U, true);
+    AttentionParams_0 _S183 = p_1;
+    attend_0(blockIdx, _S181, q_1, k_pages_1, v_pages_1, page_table_2, step_3, result_4, &_S183, _S182);
     return;
 }

@@ -148,6 +148,7 @@ float group_sum_0(float value_1, uint thread_1, KernelContext_0 thread* kernelCo
 void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 device* k_pages_0, packed_float4 device* v_pages_0, uint device* page_table_1, uint device* step_2, float device* result_3, const AttentionParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
 {
     uint i_0;
+    uint i_1;
     float4 sum_0;
     uint _S17 = group_number_0(group_1);
     uint _S18 = p_1->heads_0;
@@ -177,9 +178,9 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 dev
     uint _S33 = thread_2 / _S29;
     uint _S34 = thread_2 % _S29;
     float4 _S35 = float4(int4(int(0)) );
+    uint begin_0 = 0U;
     float peak_0 = -3.4028234663852886e+38;
     float total_0 = 0.0;
-    uint begin_0 = 0U;
     float4 sum_1 = _S35;
     for(;;)
     {
@@ -193,6 +194,7 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 dev
         uint _S36 = min(_S27 - begin_0, 128U);
         bool _S37 = thread_2 < _S36;
         float score_0;
+        float4 sum_2;
         if(_S37)
         {
             uint _S38 = slot_of_0(page_table_1, p_1->page_table_offset_0, begin_0 + thread_2, _S25, p_1->pages_0);
@@ -202,68 +204,106 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 dev
             sum_0 = _S35;
             for(;;)
             {
-                if(i_0 < _S29)
+                uint _S40 = i_0 + 8U;
+                if(_S40 <= _S29)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float4 products_0 = sum_0 + (*kernelContext_2->query_0)[i_0] * Float32_expand_0(float4(*(k_pages_0+(p_1->k_pages_offset_0 + _S39 + i_0))) );
-                i_0 = i_0 + 1U;
+                uint _S41 = p_1->k_pages_offset_0 + _S39 + i_0;
+                float4 products_0 = sum_0 + (*kernelContext_2->query_0)[i_0] * Float32_expand_0(float4(*(k_pages_0+_S41)) ) + (*kernelContext_2->query_0)[i_0 + 1U] * Float32_expand_0(float4(*(k_pages_0+(_S41 + 1U))) ) + (*kernelContext_2->query_0)[i_0 + 2U] * Float32_expand_0(float4(*(k_pages_0+(_S41 + 2U))) ) + (*kernelContext_2->query_0)[i_0 + 3U] * Float32_expand_0(float4(*(k_pages_0+(_S41 + 3U))) ) + (*kernelContext_2->query_0)[i_0 + 4U] * Float32_expand_0(float4(*(k_pages_0+(_S41 + 4U))) ) + (*kernelContext_2->query_0)[i_0 + 5U] * Float32_expand_0(float4(*(k_pages_0+(_S41 + 5U))) ) + (*kernelContext_2->query_0)[i_0 + 6U] * Float32_expand_0(float4(*(k_pages_0+(_S41 + 6U))) ) + (*kernelContext_2->query_0)[i_0 + 7U] * Float32_expand_0(float4(*(k_pages_0+(_S41 + 7U))) );
+                i_0 = _S40;
                 sum_0 = products_0;
             }
-            score_0 = sum_0.x + sum_0.y + sum_0.z + sum_0.w;
+            i_1 = i_0;
+            sum_2 = sum_0;
+            for(;;)
+            {
+                if(i_1 < _S29)
+                {
+                }
+                else
+                {
+                    break;
+                }
+                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Float32_expand_0(float4(*(k_pages_0+(p_1->k_pages_offset_0 + _S39 + i_1))) );
+                i_1 = i_1 + 1U;
+                sum_2 = products_1;
+            }
+            score_0 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
         }
         else
         {
             score_0 = -3.4028234663852886e+38;
         }
-        float _S40 = group_max_0(score_0, thread_2, kernelContext_2);
-        float _S41 = max(peak_0, _S40);
-        float _S42;
+        float _S42 = group_max_0(score_0, thread_2, kernelContext_2);
+        float _S43 = max(peak_0, _S42);
+        float _S44;
         if(_S37)
         {
-            _S42 = exp(score_0 - _S41);
+            _S44 = exp(score_0 - _S43);
         }
         else
         {
-            _S42 = 0.0;
+            _S44 = 0.0;
         }
-        (*kernelContext_2->weights_0)[thread_2] = _S42;
-        float _S43 = exp(peak_0 - _S41);
-        float _S44 = total_0 * _S43;
-        float _S45 = group_sum_0(_S42, thread_2, kernelContext_2);
-        float _S46 = _S44 + _S45;
-        float4 sum_2 = sum_1 * float4(_S43) ;
+        (*kernelContext_2->weights_0)[thread_2] = _S44;
+        float _S45 = exp(peak_0 - _S43);
+        float _S46 = total_0 * _S45;
+        float _S47 = group_sum_0(_S44, thread_2, kernelContext_2);
+        float _S48 = _S46 + _S47;
+        float4 sum_3 = sum_1 * float4(_S45) ;
         if(_S33 < _S32)
         {
             i_0 = _S33;
-            sum_0 = sum_2;
+            sum_0 = sum_3;
             for(;;)
             {
-                if(i_0 < _S36)
+                uint _S49 = i_0 + 7U * _S32;
+                if(_S49 < _S36)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float4 sum_3 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[i_0] + _S34))) );
-                i_0 = i_0 + _S32;
-                sum_0 = sum_3;
+                uint _S50 = i_0 + _S32;
+                uint _S51 = i_0 + 2U * _S32;
+                uint _S52 = i_0 + 3U * _S32;
+                uint _S53 = i_0 + 4U * _S32;
+                uint _S54 = i_0 + 5U * _S32;
+                uint _S55 = i_0 + 6U * _S32;
+                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[i_0] + _S34))) ) + float4((*kernelContext_2->weights_0)[_S50])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S50] + _S34))) ) + float4((*kernelContext_2->weights_0)[_S51])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S51] + _S34))) ) + float4((*kernelContext_2->weights_0)[_S52])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S52] + _S34))) ) + float4((*kernelContext_2->weights_0)[_S53])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S53] + _S34))) ) + float4((*kernelContext_2->weights_0)[_S54])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S54] + _S34))) ) + float4((*kernelContext_2->weights_0)[_S55])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S55] + _S34))) ) + float4((*kernelContext_2->weights_0)[_S49])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S49] + _S34))) );
+                i_0 = i_0 + 8U * _S32;
+                sum_0 = sum_4;
             }
-            sum_1 = sum_0;
+            i_1 = i_0;
+            sum_2 = sum_0;
+            for(;;)
+            {
+                if(i_1 < _S36)
+                {
+                }
+                else
+                {
+                    break;
+                }
+                float4 sum_5 = sum_2 + float4((*kernelContext_2->weights_0)[i_1])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[i_1] + _S34))) );
+                i_1 = i_1 + _S32;
+                sum_2 = sum_5;
+            }
+            sum_1 = sum_2;
         }
         else
         {
-            sum_1 = sum_2;
+            sum_1 = sum_3;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        uint begin_1 = begin_0 + 128U;
-        peak_0 = _S41;
-        total_0 = _S46;
-        begin_0 = begin_1;
+        begin_0 = begin_0 + 128U;
+        peak_0 = _S43;
+        total_0 = _S48;
     }
     (*kernelContext_2->sums_0)[thread_2] = sum_1;
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -285,19 +325,19 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 dev
             sum_0 = whole_0;
         }
         float4 whole_1 = sum_0 / float4(total_0) ;
-        uint _S47 = p_1->out_offset_0 + _S19 * p_1->out_stride_0 + _S20 * _S28 + 4U * thread_2;
-        uint j_0 = 0U;
+        uint _S56 = p_1->out_offset_0 + _S19 * p_1->out_stride_0 + _S20 * _S28 + 4U * thread_2;
+        i_1 = 0U;
         for(;;)
         {
-            if(j_0 < 4U)
+            if(i_1 < 4U)
             {
             }
             else
             {
                 break;
             }
-            *(result_3+(_S47 + j_0)) = whole_1[j_0];
-            j_0 = j_0 + 1U;
+            *(result_3+(_S56 + i_1)) = whole_1[i_1];
+            i_1 = i_1 + 1U;
         }
     }
     return;

@@ -15,9 +15,32 @@ struct GemvParams_0
     uint groups_0;
 };
 
+uint2 F16Eights_places_0(uint i_0)
+{
+    uint _S1 = 2U * i_0;
+    return uint2(_S1, _S1 + 1U);
+}
+
+float2 halves_0(uint word_0)
+{
+    return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
+}
+
+float F16Eights_product_0(packed_uint4 device* weight_0, uint offset_0, uint k_1, uint row_0, uint i_1, float4 a_0, float4 b_0)
+{
+    uint4 _S2 = uint4(*(weight_0+(offset_0 + row_0 * (k_1 / 8U) + i_1))) ;
+    return dot(float4(halves_0(_S2.x), halves_0(_S2.y)), a_0) + dot(float4(halves_0(_S2.z), halves_0(_S2.w)), b_0);
+}
+
+float product_0(uint row_1, uint i_2, packed_uint4 device* weight_1, packed_float4 device* x_0, const GemvParams_0 constant* p_0)
+{
+    uint2 _S3 = F16Eights_places_0(i_2);
+    return F16Eights_product_0(weight_1, p_0->weight_offset_0, p_0->k_0, row_1, i_2, float4(*(x_0+(p_0->x_offset_0 + _S3.x))) , float4(*(x_0+(p_0->x_offset_0 + _S3.y))) );
+}
+
 struct EntryPointParams_0
 {
-    GemvParams_0 p_0;
+    GemvParams_0 p_1;
 };
 
 struct KernelContext_0
@@ -27,22 +50,22 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_x_0;
     float device* entryPointParams_result_0;
     uint device* entryPointParams_step_0;
-    uint _S1;
-    uint _S2;
+    uint _S4;
+    uint _S5;
 };
 
-uint live_rows_0(uint device* step_0, uint offset_0, uint rows_0)
+uint live_rows_0(uint device* step_0, uint offset_1, uint rows_0)
 {
-    uint _S3;
-    if(offset_0 == 4294967295U)
+    uint _S6;
+    if(offset_1 == 4294967295U)
     {
-        _S3 = rows_0;
+        _S6 = rows_0;
     }
     else
     {
-        _S3 = min(step_0[offset_0], rows_0);
+        _S6 = min(step_0[offset_1], rows_0);
     }
-    return _S3;
+    return _S6;
 }
 
 uint group_number_0(uint3 group_0)
@@ -50,144 +73,84 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint2 F16Eights_places_0(uint i_0)
+void gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* weight_2, packed_float4 device* x_1, float device* result_0, uint device* step_1, const GemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S4 = 2U * i_0;
-    return uint2(_S4, _S4 + 1U);
-}
-
-float2 halves_0(uint word_0)
-{
-    return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
-}
-
-float F16Eights_product_0(packed_uint4 device* weight_0, uint offset_1, uint k_1, uint row_0, uint i_1, float4 a_0, float4 b_0)
-{
-    uint4 _S5 = uint4(*(weight_0+(offset_1 + row_0 * (k_1 / 8U) + i_1))) ;
-    return dot(float4(halves_0(_S5.x), halves_0(_S5.y)), a_0) + dot(float4(halves_0(_S5.z), halves_0(_S5.w)), b_0);
-}
-
-void gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* weight_1, packed_float4 device* x_0, float device* result_0, uint device* step_1, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
-{
-    if((live_rows_0(step_1, p_1->step_offset_0, 1U)) == 0U)
+    if((live_rows_0(step_1, p_2->step_offset_0, 1U)) == 0U)
     {
         return;
     }
-    uint _S6 = kernelContext_0->_S1;
-    uint _S7 = kernelContext_0->_S2;
-    uint _S8 = 128U / kernelContext_0->_S1;
-    uint _S9 = group_number_0(group_1) * _S8;
-    uint _S10 = thread_0 / _S6;
-    uint first_0 = (_S9 + _S10) * 4U;
+    uint _S7 = kernelContext_0->_S4;
+    uint _S8 = kernelContext_0->_S5;
+    uint _S9 = 128U / kernelContext_0->_S4;
+    uint _S10 = p_2->k_0 / 8U;
+    uint _S11 = group_number_0(group_1) * _S9;
+    uint _S12 = thread_0 / _S7;
+    uint row_2 = _S11 + _S12;
     for(;;)
     {
-        uint _S11 = p_1->n_0;
-        bool _S12 = first_0 < (p_1->n_0);
-        if(_S12)
+        if(row_2 < (p_2->n_0))
         {
         }
         else
         {
             break;
         }
-        thread array<float, int(4)> sums_0;
-        sums_0[0U] = 0.0;
-        sums_0[1U] = 0.0;
-        sums_0[2U] = 0.0;
-        sums_0[3U] = 0.0;
-        uint i_2 = _S7;
+        uint i_3 = _S8;
+        float sum_0 = 0.0;
         for(;;)
         {
-            uint _S13 = p_1->k_0;
-            if(i_2 < (p_1->k_0 / 8U))
+            uint _S13 = i_3 + 3U * _S7;
+            if(_S13 < _S10)
             {
             }
             else
             {
                 break;
             }
-            uint2 _S14 = F16Eights_places_0(i_2);
-            float4 _S15 = float4(*(x_0+(p_1->x_offset_0 + _S14.x))) ;
-            float4 _S16 = float4(*(x_0+(p_1->x_offset_0 + _S14.y))) ;
-            uint _S17 = p_1->weight_offset_0;
-            uint _S18 = _S11 - 1U;
-            sums_0[0U] = sums_0[0U] + F16Eights_product_0(weight_1, p_1->weight_offset_0, _S13, min(first_0, _S18), i_2, _S15, _S16);
-            sums_0[1U] = sums_0[1U] + F16Eights_product_0(weight_1, _S17, _S13, min(first_0 + 1U, _S18), i_2, _S15, _S16);
-            sums_0[2U] = sums_0[2U] + F16Eights_product_0(weight_1, _S17, _S13, min(first_0 + 2U, _S18), i_2, _S15, _S16);
-            sums_0[3U] = sums_0[3U] + F16Eights_product_0(weight_1, _S17, _S13, min(first_0 + 3U, _S18), i_2, _S15, _S16);
-            i_2 = i_2 + _S6;
+            float _S14 = product_0(row_2, i_3, weight_2, x_1, p_2);
+            float sum_1 = sum_0 + _S14;
+            float _S15 = product_0(row_2, i_3 + _S7, weight_2, x_1, p_2);
+            float sum_2 = sum_1 + _S15;
+            float _S16 = product_0(row_2, i_3 + 2U * _S7, weight_2, x_1, p_2);
+            float sum_3 = sum_2 + _S16;
+            float _S17 = product_0(row_2, _S13, weight_2, x_1, p_2);
+            float sum_4 = sum_3 + _S17;
+            i_3 = i_3 + 4U * _S7;
+            sum_0 = sum_4;
         }
-        float _S19 = simd_sum(sums_0[0U]);
-        sums_0[0U] = _S19;
-        float _S20 = simd_sum(sums_0[1U]);
-        sums_0[1U] = _S20;
-        float _S21 = simd_sum(sums_0[2U]);
-        sums_0[2U] = _S21;
-        float _S22 = simd_sum(sums_0[3U]);
-        sums_0[3U] = _S22;
-        if(_S7 != 0U)
+        uint i_4 = i_3;
+        float sum_5 = sum_0;
+        for(;;)
         {
-            first_0 = first_0 + p_1->groups_0 * _S8 * 4U;
-            continue;
-        }
-        uint _S23 = p_1->out_offset_0 + first_0;
-        float _S24;
-        if(_S12)
-        {
-            float device* _S25 = result_0+_S23;
-            if((p_1->accumulate_0) != 0U)
+            if(i_4 < _S10)
             {
-                _S24 = *(result_0+_S23) + sums_0[0U];
             }
             else
             {
-                _S24 = sums_0[0U];
+                break;
             }
-            *_S25 = _S24;
+            float _S18 = product_0(row_2, i_4, weight_2, x_1, p_2);
+            float sum_6 = sum_5 + _S18;
+            i_4 = i_4 + _S7;
+            sum_5 = sum_6;
         }
-        uint _S26 = _S23 + 1U;
-        if((first_0 + 1U) < _S11)
+        float sum_7 = simd_sum(sum_5);
+        uint _S19 = p_2->out_offset_0 + row_2;
+        if(_S8 == 0U)
         {
-            float device* _S27 = result_0+_S26;
-            if((p_1->accumulate_0) != 0U)
+            float device* _S20 = result_0+_S19;
+            float _S21;
+            if((p_2->accumulate_0) != 0U)
             {
-                _S24 = *(result_0+_S26) + sums_0[1U];
+                _S21 = *(result_0+_S19) + sum_7;
             }
             else
             {
-                _S24 = sums_0[1U];
+                _S21 = sum_7;
             }
-            *_S27 = _S24;
+            *_S20 = _S21;
         }
-        uint _S28 = _S23 + 2U;
-        if((first_0 + 2U) < _S11)
-        {
-            float device* _S29 = result_0+_S28;
-            if((p_1->accumulate_0) != 0U)
-            {
-                _S24 = *(result_0+_S28) + sums_0[2U];
-            }
-            else
-            {
-                _S24 = sums_0[2U];
-            }
-            *_S29 = _S24;
-        }
-        uint _S30 = _S23 + 3U;
-        if((first_0 + 3U) < _S11)
-        {
-            float device* _S31 = result_0+_S30;
-            if((p_1->accumulate_0) != 0U)
-            {
-                _S24 = *(result_0+_S30) + sums_0[3U];
-            }
-            else
-            {
-                _S24 = sums_0[3U];
-            }
-            *_S31 = _S24;
-        }
-        first_0 = first_0 + p_1->groups_0 * _S8 * 4U;
+        row_2 = row_2 + p_2->groups_0 * _S9;
     }
     return;
 }
@@ -201,8 +164,8 @@ void gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* weight_1, packed_
     (&kernelContext_1)->entryPointParams_result_0 = entryPointParams_result_1;
     (&kernelContext_1)->entryPointParams_step_0 = entryPointParams_step_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_1)->_S1 = _builtinWaveLaneCount_0;
-    (&kernelContext_1)->_S2 = _builtinWaveLaneIndex_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, entryPointParams_step_1, &entryPointParams_1->p_0, &kernelContext_1);
+    (&kernelContext_1)->_S4 = _builtinWaveLaneCount_0;
+    (&kernelContext_1)->_S5 = _builtinWaveLaneIndex_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, entryPointParams_step_1, &entryPointParams_1->p_1, &kernelContext_1);
     return;
 }

@@ -15,45 +15,10 @@ struct GemvParams_0
     uint groups_0;
 };
 
-struct EntryPointParams_0
-{
-    GemvParams_0 p_0;
-};
-
-struct KernelContext_0
-{
-    EntryPointParams_0 constant* entryPointParams_0;
-    uint device* entryPointParams_weight_0;
-    packed_float4 device* entryPointParams_x_0;
-    float device* entryPointParams_result_0;
-    uint device* entryPointParams_step_0;
-    uint _S1;
-    uint _S2;
-};
-
-uint live_rows_0(uint device* step_0, uint offset_0, uint rows_0)
-{
-    uint _S3;
-    if(offset_0 == 4294967295U)
-    {
-        _S3 = rows_0;
-    }
-    else
-    {
-        _S3 = min(step_0[offset_0], rows_0);
-    }
-    return _S3;
-}
-
-uint group_number_0(uint3 group_0)
-{
-    return group_0.y * 32768U + group_0.x;
-}
-
 uint2 Q4_1Eights_places_0(uint i_0)
 {
-    uint _S4 = i_0 % 4U;
-    return uint2(i_0 / 4U * 8U + _S4, i_0 / 4U * 8U + _S4 + 4U);
+    uint _S1 = i_0 % 4U;
+    return uint2(i_0 / 4U * 8U + _S1, i_0 / 4U * 8U + _S1 + 4U);
 }
 
 float2 halves_0(uint word_0)
@@ -71,135 +36,133 @@ float sum_0(float4 v_0)
     return v_0.x + v_0.y + v_0.z + v_0.w;
 }
 
-float Q4_1Eights_product_0(uint device* weight_0, uint offset_1, uint k_1, uint row_0, uint i_1, float4 a_0, float4 b_0)
+float Q4_1Eights_product_0(uint device* weight_0, uint offset_0, uint k_1, uint row_0, uint i_1, float4 a_0, float4 b_0)
 {
-    uint _S5 = offset_1 + (row_0 * (k_1 / 32U) + i_1 / 4U) * 5U;
-    float2 _S6 = halves_0(weight_0[_S5]);
-    uint _S7 = weight_0[_S5 + 1U + i_1 % 4U];
-    return _S6.x * (dot(nibbles_0(_S7), a_0) + dot(nibbles_0(_S7 >> 4U), b_0)) + _S6.y * sum_0(a_0 + b_0);
+    uint _S2 = offset_0 + (row_0 * (k_1 / 32U) + i_1 / 4U) * 5U;
+    float2 _S3 = halves_0(weight_0[_S2]);
+    uint _S4 = weight_0[_S2 + 1U + i_1 % 4U];
+    return _S3.x * (dot(nibbles_0(_S4), a_0) + dot(nibbles_0(_S4 >> 4U), b_0)) + _S3.y * sum_0(a_0 + b_0);
 }
 
-void gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_0, float device* result_0, uint device* step_1, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
+float product_0(uint row_1, uint i_2, uint device* weight_1, packed_float4 device* x_0, const GemvParams_0 constant* p_0)
 {
-    if((live_rows_0(step_1, p_1->step_offset_0, 1U)) == 0U)
+    uint2 _S5 = Q4_1Eights_places_0(i_2);
+    return Q4_1Eights_product_0(weight_1, p_0->weight_offset_0, p_0->k_0, row_1, i_2, float4(*(x_0+(p_0->x_offset_0 + _S5.x))) , float4(*(x_0+(p_0->x_offset_0 + _S5.y))) );
+}
+
+struct EntryPointParams_0
+{
+    GemvParams_0 p_1;
+};
+
+struct KernelContext_0
+{
+    EntryPointParams_0 constant* entryPointParams_0;
+    uint device* entryPointParams_weight_0;
+    packed_float4 device* entryPointParams_x_0;
+    float device* entryPointParams_result_0;
+    uint device* entryPointParams_step_0;
+    uint _S6;
+    uint _S7;
+};
+
+uint live_rows_0(uint device* step_0, uint offset_1, uint rows_0)
+{
+    uint _S8;
+    if(offset_1 == 4294967295U)
+    {
+        _S8 = rows_0;
+    }
+    else
+    {
+        _S8 = min(step_0[offset_1], rows_0);
+    }
+    return _S8;
+}
+
+uint group_number_0(uint3 group_0)
+{
+    return group_0.y * 32768U + group_0.x;
+}
+
+void gemv_0(uint3 group_1, uint thread_0, uint device* weight_2, packed_float4 device* x_1, float device* result_0, uint device* step_1, const GemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_0)
+{
+    if((live_rows_0(step_1, p_2->step_offset_0, 1U)) == 0U)
     {
         return;
     }
-    uint _S8 = kernelContext_0->_S1;
-    uint _S9 = kernelContext_0->_S2;
-    uint _S10 = 128U / kernelContext_0->_S1;
-    uint _S11 = group_number_0(group_1) * _S10;
-    uint _S12 = thread_0 / _S8;
-    uint first_0 = (_S11 + _S12) * 4U;
+    uint _S9 = kernelContext_0->_S6;
+    uint _S10 = kernelContext_0->_S7;
+    uint _S11 = 128U / kernelContext_0->_S6;
+    uint _S12 = p_2->k_0 / 8U;
+    uint _S13 = group_number_0(group_1) * _S11;
+    uint _S14 = thread_0 / _S9;
+    uint row_2 = _S13 + _S14;
     for(;;)
     {
-        uint _S13 = p_1->n_0;
-        bool _S14 = first_0 < (p_1->n_0);
-        if(_S14)
+        if(row_2 < (p_2->n_0))
         {
         }
         else
         {
             break;
         }
-        thread array<float, int(4)> sums_0;
-        sums_0[0U] = 0.0;
-        sums_0[1U] = 0.0;
-        sums_0[2U] = 0.0;
-        sums_0[3U] = 0.0;
-        uint i_2 = _S9;
+        uint i_3 = _S10;
+        float sum_1 = 0.0;
         for(;;)
         {
-            uint _S15 = p_1->k_0;
-            if(i_2 < (p_1->k_0 / 8U))
+            uint _S15 = i_3 + 3U * _S9;
+            if(_S15 < _S12)
             {
             }
             else
             {
                 break;
             }
-            uint2 _S16 = Q4_1Eights_places_0(i_2);
-            float4 _S17 = float4(*(x_0+(p_1->x_offset_0 + _S16.x))) ;
-            float4 _S18 = float4(*(x_0+(p_1->x_offset_0 + _S16.y))) ;
-            uint _S19 = p_1->weight_offset_0;
-            uint _S20 = _S13 - 1U;
-            sums_0[0U] = sums_0[0U] + Q4_1Eights_product_0(weight_1, p_1->weight_offset_0, _S15, min(first_0, _S20), i_2, _S17, _S18);
-            sums_0[1U] = sums_0[1U] + Q4_1Eights_product_0(weight_1, _S19, _S15, min(first_0 + 1U, _S20), i_2, _S17, _S18);
-            sums_0[2U] = sums_0[2U] + Q4_1Eights_product_0(weight_1, _S19, _S15, min(first_0 + 2U, _S20), i_2, _S17, _S18);
-            sums_0[3U] = sums_0[3U] + Q4_1Eights_product_0(weight_1, _S19, _S15, min(first_0 + 3U, _S20), i_2, _S17, _S18);
-            i_2 = i_2 + _S8;
+            float _S16 = product_0(row_2, i_3, weight_2, x_1, p_2);
+            float sum_2 = sum_1 + _S16;
+            float _S17 = product_0(row_2, i_3 + _S9, weight_2, x_1, p_2);
+            float sum_3 = sum_2 + _S17;
+            float _S18 = product_0(row_2, i_3 + 2U * _S9, weight_2, x_1, p_2);
+            float sum_4 = sum_3 + _S18;
+            float _S19 = product_0(row_2, _S15, weight_2, x_1, p_2);
+            float sum_5 = sum_4 + _S19;
+            i_3 = i_3 + 4U * _S9;
+            sum_1 = sum_5;
         }
-        float _S21 = simd_sum(sums_0[0U]);
-        sums_0[0U] = _S21;
-        float _S22 = simd_sum(sums_0[1U]);
-        sums_0[1U] = _S22;
-        float _S23 = simd_sum(sums_0[2U]);
-        sums_0[2U] = _S23;
-        float _S24 = simd_sum(sums_0[3U]);
-        sums_0[3U] = _S24;
-        if(_S9 != 0U)
+        uint i_4 = i_3;
+        float sum_6 = sum_1;
+        for(;;)
         {
-            first_0 = first_0 + p_1->groups_0 * _S10 * 4U;
-            continue;
-        }
-        uint _S25 = p_1->out_offset_0 + first_0;
-        float _S26;
-        if(_S14)
-        {
-            float device* _S27 = result_0+_S25;
-            if((p_1->accumulate_0) != 0U)
+            if(i_4 < _S12)
             {
-                _S26 = *(result_0+_S25) + sums_0[0U];
             }
             else
             {
-                _S26 = sums_0[0U];
+                break;
             }
-            *_S27 = _S26;
+            float _S20 = product_0(row_2, i_4, weight_2, x_1, p_2);
+            float sum_7 = sum_6 + _S20;
+            i_4 = i_4 + _S9;
+            sum_6 = sum_7;
         }
-        uint _S28 = _S25 + 1U;
-        if((first_0 + 1U) < _S13)
+        float sum_8 = simd_sum(sum_6);
+        uint _S21 = p_2->out_offset_0 + row_2;
+        if(_S10 == 0U)
         {
-            float device* _S29 = result_0+_S28;
-            if((p_1->accumulate_0) != 0U)
+            float device* _S22 = result_0+_S21;
+            float _S23;
+            if((p_2->accumulate_0) != 0U)
             {
-                _S26 = *(result_0+_S28) + sums_0[1U];
+                _S23 = *(result_0+_S21) + sum_8;
             }
             else
             {
-                _S26 = sums_0[1U];
+                _S23 = sum_8;
             }
-            *_S29 = _S26;
+            *_S22 = _S23;
         }
-        uint _S30 = _S25 + 2U;
-        if((first_0 + 2U) < _S13)
-        {
-            float device* _S31 = result_0+_S30;
-            if((p_1->accumulate_0) != 0U)
-            {
-                _S26 = *(result_0+_S30) + sums_0[2U];
-            }
-            else
-            {
-                _S26 = sums_0[2U];
-            }
-            *_S31 = _S26;
-        }
-        uint _S32 = _S25 + 3U;
-        if((first_0 + 3U) < _S13)
-        {
-            float device* _S33 = result_0+_S32;
-            if((p_1->accumulate_0) != 0U)
-            {
-                _S26 = *(result_0+_S32) + sums_0[3U];
-            }
-            else
-            {
-                _S26 = sums_0[3U];
-            }
-            *_S33 = _S26;
-        }
-        first_0 = first_0 + p_1->groups_0 * _S10 * 4U;
+        row_2 = row_2 + p_2->groups_0 * _S11;
     }
     return;
 }
@@ -213,8 +176,8 @@ void gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 d
     (&kernelContext_1)->entryPointParams_result_0 = entryPointParams_result_1;
     (&kernelContext_1)->entryPointParams_step_0 = entryPointParams_step_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_1)->_S1 = _builtinWaveLaneCount_0;
-    (&kernelContext_1)->_S2 = _builtinWaveLaneIndex_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, entryPointParams_step_1, &entryPointParams_1->p_0, &kernelContext_1);
+    (&kernelContext_1)->_S6 = _builtinWaveLaneCount_0;
+    (&kernelContext_1)->_S7 = _builtinWaveLaneIndex_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, entryPointParams_step_1, &entryPointParams_1->p_1, &kernelContext_1);
     return;
 }

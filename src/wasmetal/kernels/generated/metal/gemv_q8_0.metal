@@ -15,9 +15,58 @@ struct GemvParams_0
     uint groups_0;
 };
 
+uint2 Q8_0Eights_places_0(uint i_0)
+{
+    uint _S1 = 2U * i_0;
+    return uint2(_S1, _S1 + 1U);
+}
+
+uint word_at_0(uint device* words_0, uint offset_0, uint half_0)
+{
+    uint _S2 = offset_0 + half_0 / 2U;
+    uint _S3;
+    if((half_0 % 2U) == 0U)
+    {
+        _S3 = words_0[_S2];
+    }
+    else
+    {
+        _S3 = (words_0[_S2] >> 16U) | (words_0[_S2 + 1U] << 16U);
+    }
+    return _S3;
+}
+
+float2 halves_0(uint word_0)
+{
+    return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
+}
+
+float half_at_0(uint device* words_1, uint offset_1, uint half_1)
+{
+    return halves_0(words_1[offset_1 + half_1 / 2U] >> (half_1 % 2U * 16U)).x;
+}
+
+float4 bytes_0(uint word_1)
+{
+    return float4(int4(int(word_1 << 24U), int(word_1 << 16U), int(word_1 << 8U), int(word_1)) >> (uint4(24U) ));
+}
+
+float Q8_0Eights_product_0(uint device* weight_0, uint offset_2, uint k_1, uint row_0, uint i_1, float4 a_0, float4 b_0)
+{
+    uint _S4 = (row_0 * (k_1 / 32U) + i_1 / 4U) * 17U;
+    uint _S5 = i_1 % 4U * 4U;
+    return half_at_0(weight_0, offset_2, _S4) * (dot(bytes_0(word_at_0(weight_0, offset_2, _S4 + 1U + _S5)), a_0) + dot(bytes_0(word_at_0(weight_0, offset_2, _S4 + 3U + _S5)), b_0));
+}
+
+float product_0(uint row_1, uint i_2, uint device* weight_1, packed_float4 device* x_0, const GemvParams_0 constant* p_0)
+{
+    uint2 _S6 = Q8_0Eights_places_0(i_2);
+    return Q8_0Eights_product_0(weight_1, p_0->weight_offset_0, p_0->k_0, row_1, i_2, float4(*(x_0+(p_0->x_offset_0 + _S6.x))) , float4(*(x_0+(p_0->x_offset_0 + _S6.y))) );
+}
+
 struct EntryPointParams_0
 {
-    GemvParams_0 p_0;
+    GemvParams_0 p_1;
 };
 
 struct KernelContext_0
@@ -27,22 +76,22 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_x_0;
     float device* entryPointParams_result_0;
     uint device* entryPointParams_step_0;
-    uint _S1;
-    uint _S2;
+    uint _S7;
+    uint _S8;
 };
 
-uint live_rows_0(uint device* step_0, uint offset_0, uint rows_0)
+uint live_rows_0(uint device* step_0, uint offset_3, uint rows_0)
 {
-    uint _S3;
-    if(offset_0 == 4294967295U)
+    uint _S9;
+    if(offset_3 == 4294967295U)
     {
-        _S3 = rows_0;
+        _S9 = rows_0;
     }
     else
     {
-        _S3 = min(step_0[offset_0], rows_0);
+        _S9 = min(step_0[offset_3], rows_0);
     }
-    return _S3;
+    return _S9;
 }
 
 uint group_number_0(uint3 group_0)
@@ -50,170 +99,84 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint2 Q8_0Eights_places_0(uint i_0)
+void gemv_0(uint3 group_1, uint thread_0, uint device* weight_2, packed_float4 device* x_1, float device* result_0, uint device* step_1, const GemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S4 = 2U * i_0;
-    return uint2(_S4, _S4 + 1U);
-}
-
-uint word_at_0(uint device* words_0, uint offset_1, uint half_0)
-{
-    uint _S5 = offset_1 + half_0 / 2U;
-    uint _S6;
-    if((half_0 % 2U) == 0U)
-    {
-        _S6 = words_0[_S5];
-    }
-    else
-    {
-        _S6 = (words_0[_S5] >> 16U) | (words_0[_S5 + 1U] << 16U);
-    }
-    return _S6;
-}
-
-float2 halves_0(uint word_0)
-{
-    return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
-}
-
-float half_at_0(uint device* words_1, uint offset_2, uint half_1)
-{
-    return halves_0(words_1[offset_2 + half_1 / 2U] >> (half_1 % 2U * 16U)).x;
-}
-
-float4 bytes_0(uint word_1)
-{
-    return float4(int4(int(word_1 << 24U), int(word_1 << 16U), int(word_1 << 8U), int(word_1)) >> (uint4(24U) ));
-}
-
-float Q8_0Eights_product_0(uint device* weight_0, uint offset_3, uint k_1, uint row_0, uint i_1, float4 a_0, float4 b_0)
-{
-    uint _S7 = (row_0 * (k_1 / 32U) + i_1 / 4U) * 17U;
-    uint _S8 = i_1 % 4U * 4U;
-    return half_at_0(weight_0, offset_3, _S7) * (dot(bytes_0(word_at_0(weight_0, offset_3, _S7 + 1U + _S8)), a_0) + dot(bytes_0(word_at_0(weight_0, offset_3, _S7 + 3U + _S8)), b_0));
-}
-
-void gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_0, float device* result_0, uint device* step_1, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
-{
-    if((live_rows_0(step_1, p_1->step_offset_0, 1U)) == 0U)
+    if((live_rows_0(step_1, p_2->step_offset_0, 1U)) == 0U)
     {
         return;
     }
-    uint _S9 = kernelContext_0->_S1;
-    uint _S10 = kernelContext_0->_S2;
-    uint _S11 = 128U / kernelContext_0->_S1;
-    uint _S12 = group_number_0(group_1) * _S11;
-    uint _S13 = thread_0 / _S9;
-    uint first_0 = (_S12 + _S13) * 4U;
+    uint _S10 = kernelContext_0->_S7;
+    uint _S11 = kernelContext_0->_S8;
+    uint _S12 = 128U / kernelContext_0->_S7;
+    uint _S13 = p_2->k_0 / 8U;
+    uint _S14 = group_number_0(group_1) * _S12;
+    uint _S15 = thread_0 / _S10;
+    uint row_2 = _S14 + _S15;
     for(;;)
     {
-        uint _S14 = p_1->n_0;
-        bool _S15 = first_0 < (p_1->n_0);
-        if(_S15)
+        if(row_2 < (p_2->n_0))
         {
         }
         else
         {
             break;
         }
-        thread array<float, int(4)> sums_0;
-        sums_0[0U] = 0.0;
-        sums_0[1U] = 0.0;
-        sums_0[2U] = 0.0;
-        sums_0[3U] = 0.0;
-        uint i_2 = _S10;
+        uint i_3 = _S11;
+        float sum_0 = 0.0;
         for(;;)
         {
-            uint _S16 = p_1->k_0;
-            if(i_2 < (p_1->k_0 / 8U))
+            uint _S16 = i_3 + 3U * _S10;
+            if(_S16 < _S13)
             {
             }
             else
             {
                 break;
             }
-            uint2 _S17 = Q8_0Eights_places_0(i_2);
-            float4 _S18 = float4(*(x_0+(p_1->x_offset_0 + _S17.x))) ;
-            float4 _S19 = float4(*(x_0+(p_1->x_offset_0 + _S17.y))) ;
-            uint _S20 = p_1->weight_offset_0;
-            uint _S21 = _S14 - 1U;
-            sums_0[0U] = sums_0[0U] + Q8_0Eights_product_0(weight_1, p_1->weight_offset_0, _S16, min(first_0, _S21), i_2, _S18, _S19);
-            sums_0[1U] = sums_0[1U] + Q8_0Eights_product_0(weight_1, _S20, _S16, min(first_0 + 1U, _S21), i_2, _S18, _S19);
-            sums_0[2U] = sums_0[2U] + Q8_0Eights_product_0(weight_1, _S20, _S16, min(first_0 + 2U, _S21), i_2, _S18, _S19);
-            sums_0[3U] = sums_0[3U] + Q8_0Eights_product_0(weight_1, _S20, _S16, min(first_0 + 3U, _S21), i_2, _S18, _S19);
-            i_2 = i_2 + _S9;
+            float _S17 = product_0(row_2, i_3, weight_2, x_1, p_2);
+            float sum_1 = sum_0 + _S17;
+            float _S18 = product_0(row_2, i_3 + _S10, weight_2, x_1, p_2);
+            float sum_2 = sum_1 + _S18;
+            float _S19 = product_0(row_2, i_3 + 2U * _S10, weight_2, x_1, p_2);
+            float sum_3 = sum_2 + _S19;
+            float _S20 = product_0(row_2, _S16, weight_2, x_1, p_2);
+            float sum_4 = sum_3 + _S20;
+            i_3 = i_3 + 4U * _S10;
+            sum_0 = sum_4;
         }
-        float _S22 = simd_sum(sums_0[0U]);
-        sums_0[0U] = _S22;
-        float _S23 = simd_sum(sums_0[1U]);
-        sums_0[1U] = _S23;
-        float _S24 = simd_sum(sums_0[2U]);
-        sums_0[2U] = _S24;
-        float _S25 = simd_sum(sums_0[3U]);
-        sums_0[3U] = _S25;
-        if(_S10 != 0U)
+        uint i_4 = i_3;
+        float sum_5 = sum_0;
+        for(;;)
         {
-            first_0 = first_0 + p_1->groups_0 * _S11 * 4U;
-            continue;
-        }
-        uint _S26 = p_1->out_offset_0 + first_0;
-        float _S27;
-        if(_S15)
-        {
-            float device* _S28 = result_0+_S26;
-            if((p_1->accumulate_0) != 0U)
+            if(i_4 < _S13)
             {
-                _S27 = *(result_0+_S26) + sums_0[0U];
             }
             else
             {
-                _S27 = sums_0[0U];
+                break;
             }
-            *_S28 = _S27;
+            float _S21 = product_0(row_2, i_4, weight_2, x_1, p_2);
+            float sum_6 = sum_5 + _S21;
+            i_4 = i_4 + _S10;
+            sum_5 = sum_6;
         }
-        uint _S29 = _S26 + 1U;
-        if((first_0 + 1U) < _S14)
+        float sum_7 = simd_sum(sum_5);
+        uint _S22 = p_2->out_offset_0 + row_2;
+        if(_S11 == 0U)
         {
-            float device* _S30 = result_0+_S29;
-            if((p_1->accumulate_0) != 0U)
+            float device* _S23 = result_0+_S22;
+            float _S24;
+            if((p_2->accumulate_0) != 0U)
             {
-                _S27 = *(result_0+_S29) + sums_0[1U];
+                _S24 = *(result_0+_S22) + sum_7;
             }
             else
             {
-                _S27 = sums_0[1U];
+                _S24 = sum_7;
             }
-            *_S30 = _S27;
+            *_S23 = _S24;
         }
-        uint _S31 = _S26 + 2U;
-        if((first_0 + 2U) < _S14)
-        {
-            float device* _S32 = result_0+_S31;
-            if((p_1->accumulate_0) != 0U)
-            {
-                _S27 = *(result_0+_S31) + sums_0[2U];
-            }
-            else
-            {
-                _S27 = sums_0[2U];
-            }
-            *_S32 = _S27;
-        }
-        uint _S33 = _S26 + 3U;
-        if((first_0 + 3U) < _S14)
-        {
-            float device* _S34 = result_0+_S33;
-            if((p_1->accumulate_0) != 0U)
-            {
-                _S27 = *(result_0+_S33) + sums_0[3U];
-            }
-            else
-            {
-                _S27 = sums_0[3U];
-            }
-            *_S34 = _S27;
-        }
-        first_0 = first_0 + p_1->groups_0 * _S11 * 4U;
+        row_2 = row_2 + p_2->groups_0 * _S12;
     }
     return;
 }
@@ -227,8 +190,8 @@ void gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 d
     (&kernelContext_1)->entryPointParams_result_0 = entryPointParams_result_1;
     (&kernelContext_1)->entryPointParams_step_0 = entryPointParams_step_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_1)->_S1 = _builtinWaveLaneCount_0;
-    (&kernelContext_1)->_S2 = _builtinWaveLaneIndex_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, entryPointParams_step_1, &entryPointParams_1->p_0, &kernelContext_1);
+    (&kernelContext_1)->_S7 = _builtinWaveLaneCount_0;
+    (&kernelContext_1)->_S8 = _builtinWaveLaneIndex_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, entryPointParams_step_1, &entryPointParams_1->p_1, &kernelContext_1);
     return;
 }

@@ -160,6 +160,7 @@ fn Float16_expand_0( four_0 : vec2<u32>) -> vec4<f32>
 fn attend_0( _S25 : vec3<u32>,  _S26 : u32,  _S27 : ptr<function, AttentionParams_std140_0>)
 {
     var i_0 : u32;
+    var i_1 : u32;
     var sum_0 : vec4<f32>;
     var _S28 : u32 = group_number_0(_S25);
     var _S29 : u32 = (*_S27).heads_0;
@@ -189,9 +190,9 @@ fn attend_0( _S25 : vec3<u32>,  _S26 : u32,  _S27 : ptr<function, AttentionParam
     var _S44 : u32 = _S26 / _S40;
     var _S45 : u32 = _S26 % _S40;
     var _S46 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var begin_0 : u32 = u32(0);
     var peak_0 : f32 = -3.4028234663852886e+38f;
     var total_0 : f32 = 0.0f;
-    var begin_0 : u32 = u32(0);
     var sum_1 : vec4<f32> = _S46;
     for(;;)
     {
@@ -205,6 +206,7 @@ fn attend_0( _S25 : vec3<u32>,  _S26 : u32,  _S27 : ptr<function, AttentionParam
         var _S47 : u32 = min(_S38 - begin_0, u32(128));
         var _S48 : bool = _S26 < _S47;
         var score_0 : f32;
+        var sum_2 : vec4<f32>;
         if(_S48)
         {
             var _S49 : u32 = slot_of_0((*_S27).page_table_offset_0, begin_0 + _S26, _S36, (*_S27).pages_0);
@@ -214,68 +216,106 @@ fn attend_0( _S25 : vec3<u32>,  _S26 : u32,  _S27 : ptr<function, AttentionParam
             sum_0 = _S46;
             for(;;)
             {
-                if(i_0 < _S40)
+                var _S51 : u32 = i_0 + u32(8);
+                if(_S51 <= _S40)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var products_0 : vec4<f32> = sum_0 + query_0[i_0] * Float16_expand_0(entryPointParams_k_pages_0[(*_S27).k_pages_offset_0 + _S50 + i_0]);
-                i_0 = i_0 + u32(1);
+                var _S52 : u32 = (*_S27).k_pages_offset_0 + _S50 + i_0;
+                var products_0 : vec4<f32> = sum_0 + query_0[i_0] * Float16_expand_0(entryPointParams_k_pages_0[_S52]) + query_0[i_0 + u32(1)] * Float16_expand_0(entryPointParams_k_pages_0[_S52 + u32(1)]) + query_0[i_0 + u32(2)] * Float16_expand_0(entryPointParams_k_pages_0[_S52 + u32(2)]) + query_0[i_0 + u32(3)] * Float16_expand_0(entryPointParams_k_pages_0[_S52 + u32(3)]) + query_0[i_0 + u32(4)] * Float16_expand_0(entryPointParams_k_pages_0[_S52 + u32(4)]) + query_0[i_0 + u32(5)] * Float16_expand_0(entryPointParams_k_pages_0[_S52 + u32(5)]) + query_0[i_0 + u32(6)] * Float16_expand_0(entryPointParams_k_pages_0[_S52 + u32(6)]) + query_0[i_0 + u32(7)] * Float16_expand_0(entryPointParams_k_pages_0[_S52 + u32(7)]);
+                i_0 = _S51;
                 sum_0 = products_0;
             }
-            score_0 = sum_0.x + sum_0.y + sum_0.z + sum_0.w;
+            i_1 = i_0;
+            sum_2 = sum_0;
+            for(;;)
+            {
+                if(i_1 < _S40)
+                {
+                }
+                else
+                {
+                    break;
+                }
+                var products_1 : vec4<f32> = sum_2 + query_0[i_1] * Float16_expand_0(entryPointParams_k_pages_0[(*_S27).k_pages_offset_0 + _S50 + i_1]);
+                i_1 = i_1 + u32(1);
+                sum_2 = products_1;
+            }
+            score_0 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
         }
         else
         {
             score_0 = -3.4028234663852886e+38f;
         }
-        var _S51 : f32 = group_max_0(score_0, _S26);
-        var _S52 : f32 = max(peak_0, _S51);
-        var _S53 : f32;
+        var _S53 : f32 = group_max_0(score_0, _S26);
+        var _S54 : f32 = max(peak_0, _S53);
+        var _S55 : f32;
         if(_S48)
         {
-            _S53 = exp(score_0 - _S52);
+            _S55 = exp(score_0 - _S54);
         }
         else
         {
-            _S53 = 0.0f;
+            _S55 = 0.0f;
         }
-        weights_0[_S26] = _S53;
-        var _S54 : f32 = exp(peak_0 - _S52);
-        var _S55 : f32 = total_0 * _S54;
-        var _S56 : f32 = group_sum_0(_S53, _S26);
-        var _S57 : f32 = _S55 + _S56;
-        var sum_2 : vec4<f32> = sum_1 * vec4<f32>(_S54);
+        weights_0[_S26] = _S55;
+        var _S56 : f32 = exp(peak_0 - _S54);
+        var _S57 : f32 = total_0 * _S56;
+        var _S58 : f32 = group_sum_0(_S55, _S26);
+        var _S59 : f32 = _S57 + _S58;
+        var sum_3 : vec4<f32> = sum_1 * vec4<f32>(_S56);
         if(_S44 < _S43)
         {
             i_0 = _S44;
-            sum_0 = sum_2;
+            sum_0 = sum_3;
             for(;;)
             {
-                if(i_0 < _S47)
+                var _S60 : u32 = i_0 + u32(7) * _S43;
+                if(_S60 < _S47)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var sum_3 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S27).v_pages_offset_0 + slots_0[i_0] + _S45]);
-                i_0 = i_0 + _S43;
-                sum_0 = sum_3;
+                var _S61 : u32 = i_0 + _S43;
+                var _S62 : u32 = i_0 + u32(2) * _S43;
+                var _S63 : u32 = i_0 + u32(3) * _S43;
+                var _S64 : u32 = i_0 + u32(4) * _S43;
+                var _S65 : u32 = i_0 + u32(5) * _S43;
+                var _S66 : u32 = i_0 + u32(6) * _S43;
+                var sum_4 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S27).v_pages_offset_0 + slots_0[i_0] + _S45]) + vec4<f32>(weights_0[_S61]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S27).v_pages_offset_0 + slots_0[_S61] + _S45]) + vec4<f32>(weights_0[_S62]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S27).v_pages_offset_0 + slots_0[_S62] + _S45]) + vec4<f32>(weights_0[_S63]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S27).v_pages_offset_0 + slots_0[_S63] + _S45]) + vec4<f32>(weights_0[_S64]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S27).v_pages_offset_0 + slots_0[_S64] + _S45]) + vec4<f32>(weights_0[_S65]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S27).v_pages_offset_0 + slots_0[_S65] + _S45]) + vec4<f32>(weights_0[_S66]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S27).v_pages_offset_0 + slots_0[_S66] + _S45]) + vec4<f32>(weights_0[_S60]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S27).v_pages_offset_0 + slots_0[_S60] + _S45]);
+                i_0 = i_0 + u32(8) * _S43;
+                sum_0 = sum_4;
             }
-            sum_1 = sum_0;
+            i_1 = i_0;
+            sum_2 = sum_0;
+            for(;;)
+            {
+                if(i_1 < _S47)
+                {
+                }
+                else
+                {
+                    break;
+                }
+                var sum_5 : vec4<f32> = sum_2 + vec4<f32>(weights_0[i_1]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S27).v_pages_offset_0 + slots_0[i_1] + _S45]);
+                i_1 = i_1 + _S43;
+                sum_2 = sum_5;
+            }
+            sum_1 = sum_2;
         }
         else
         {
-            sum_1 = sum_2;
+            sum_1 = sum_3;
         }
         workgroupBarrier();
-        var begin_1 : u32 = begin_0 + u32(128);
-        peak_0 = _S52;
-        total_0 = _S57;
-        begin_0 = begin_1;
+        begin_0 = begin_0 + u32(128);
+        peak_0 = _S54;
+        total_0 = _S59;
     }
     sums_0[_S26] = sum_1;
     workgroupBarrier();
@@ -297,19 +337,19 @@ fn attend_0( _S25 : vec3<u32>,  _S26 : u32,  _S27 : ptr<function, AttentionParam
             sum_0 = whole_0;
         }
         var whole_1 : vec4<f32> = sum_0 / vec4<f32>(total_0);
-        var _S58 : u32 = (*_S27).out_offset_0 + _S30 * (*_S27).out_stride_0 + _S31 * _S39 + u32(4) * _S26;
-        var j_0 : u32 = u32(0);
+        var _S67 : u32 = (*_S27).out_offset_0 + _S30 * (*_S27).out_stride_0 + _S31 * _S39 + u32(4) * _S26;
+        i_1 = u32(0);
         for(;;)
         {
-            if(j_0 < u32(4))
+            if(i_1 < u32(4))
             {
             }
             else
             {
                 break;
             }
-            entryPointParams_result_0[_S58 + j_0] = whole_1[j_0];
-            j_0 = j_0 + u32(1);
+            entryPointParams_result_0[_S67 + i_1] = whole_1[i_1];
+            i_1 = i_1 + u32(1);
         }
     }
     return;
@@ -320,7 +360,7 @@ fn attend_0( _S25 : vec3<u32>,  _S26 : u32,  _S27 : ptr<function, AttentionParam
 fn attention_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
     _S1 = _builtinWaveLaneCount_0;
-    var _S59 : AttentionParams_std140_0 = entryPointParams_0.p_0;
-    attend_0(group_1, thread_2, &(_S59));
+    var _S68 : AttentionParams_std140_0 = entryPointParams_0.p_0;
+    attend_0(group_1, thread_2, &(_S68));
     return;
 }

@@ -61,124 +61,91 @@ fn F32Eights_product_0( _S7 : u32,  _S8 : u32,  _S9 : u32,  _S10 : u32,  _S11 : 
     return dot((bitcast<vec4<f32>>((entryPointParams_weight_0[_S13]))), _S11) + dot((bitcast<vec4<f32>>((entryPointParams_weight_0[_S13 + u32(1)]))), _S12);
 }
 
-fn gemv_0( _S14 : vec3<u32>,  _S15 : u32,  _S16 : ptr<function, GemvParams_std140_0>)
+fn product_0( _S14 : u32,  _S15 : u32,  _S16 : ptr<function, GemvParams_std140_0>) -> f32
 {
-    if((live_rows_0((*_S16).step_offset_0, u32(1))) == u32(0))
+    var _S17 : vec2<u32> = F32Eights_places_0(_S15);
+    return F32Eights_product_0((*_S16).weight_offset_0, (*_S16).k_0, _S14, _S15, entryPointParams_x_0[(*_S16).x_offset_0 + _S17.x], entryPointParams_x_0[(*_S16).x_offset_0 + _S17.y]);
+}
+
+fn gemv_0( _S18 : vec3<u32>,  _S19 : u32,  _S20 : ptr<function, GemvParams_std140_0>)
+{
+    if((live_rows_0((*_S20).step_offset_0, u32(1))) == u32(0))
     {
         return;
     }
     ;
-    var _S17 : u32 = _S1;
+    var _S21 : u32 = _S1;
     ;
-    var _S18 : u32 = _S2;
-    var _S19 : u32 = u32(128) / _S17;
-    var _S20 : u32 = group_number_0(_S14) * _S19;
-    var _S21 : u32 = _S15 / _S17;
-    var first_0 : u32 = (_S20 + _S21) * u32(4);
+    var _S22 : u32 = _S2;
+    var _S23 : u32 = u32(128) / _S21;
+    var _S24 : u32 = (*_S20).k_0 / u32(8);
+    var _S25 : u32 = group_number_0(_S18) * _S23;
+    var _S26 : u32 = _S19 / _S21;
+    var row_0 : u32 = _S25 + _S26;
     for(;;)
     {
-        var _S22 : u32 = (*_S16).n_0;
-        var _S23 : bool = first_0 < ((*_S16).n_0);
-        if(_S23)
+        if(row_0 < ((*_S20).n_0))
         {
         }
         else
         {
             break;
         }
-        var sums_0 : array<f32, i32(4)>;
-        sums_0[u32(0)] = 0.0f;
-        sums_0[u32(1)] = 0.0f;
-        sums_0[u32(2)] = 0.0f;
-        sums_0[u32(3)] = 0.0f;
-        var i_1 : u32 = _S18;
+        var i_1 : u32 = _S22;
+        var sum_0 : f32 = 0.0f;
         for(;;)
         {
-            var _S24 : u32 = (*_S16).k_0;
-            if(i_1 < ((*_S16).k_0 / u32(8)))
+            var _S27 : u32 = i_1 + u32(3) * _S21;
+            if(_S27 < _S24)
             {
             }
             else
             {
                 break;
             }
-            var _S25 : vec2<u32> = F32Eights_places_0(i_1);
-            var _S26 : vec4<f32> = entryPointParams_x_0[(*_S16).x_offset_0 + _S25.x];
-            var _S27 : vec4<f32> = entryPointParams_x_0[(*_S16).x_offset_0 + _S25.y];
-            var _S28 : u32 = _S22 - u32(1);
-            sums_0[u32(0)] = sums_0[u32(0)] + F32Eights_product_0((*_S16).weight_offset_0, _S24, min(first_0, _S28), i_1, _S26, _S27);
-            sums_0[u32(1)] = sums_0[u32(1)] + F32Eights_product_0((*_S16).weight_offset_0, _S24, min(first_0 + u32(1), _S28), i_1, _S26, _S27);
-            sums_0[u32(2)] = sums_0[u32(2)] + F32Eights_product_0((*_S16).weight_offset_0, _S24, min(first_0 + u32(2), _S28), i_1, _S26, _S27);
-            sums_0[u32(3)] = sums_0[u32(3)] + F32Eights_product_0((*_S16).weight_offset_0, _S24, min(first_0 + u32(3), _S28), i_1, _S26, _S27);
-            i_1 = i_1 + _S17;
+            var _S28 : f32 = product_0(row_0, i_1, &((*_S20)));
+            var sum_1 : f32 = sum_0 + _S28;
+            var _S29 : f32 = product_0(row_0, i_1 + _S21, &((*_S20)));
+            var sum_2 : f32 = sum_1 + _S29;
+            var _S30 : f32 = product_0(row_0, i_1 + u32(2) * _S21, &((*_S20)));
+            var sum_3 : f32 = sum_2 + _S30;
+            var _S31 : f32 = product_0(row_0, _S27, &((*_S20)));
+            var sum_4 : f32 = sum_3 + _S31;
+            i_1 = i_1 + u32(4) * _S21;
+            sum_0 = sum_4;
         }
-        var _S29 : f32 = subgroupAdd(sums_0[u32(0)]);
-        sums_0[u32(0)] = _S29;
-        var _S30 : f32 = subgroupAdd(sums_0[u32(1)]);
-        sums_0[u32(1)] = _S30;
-        var _S31 : f32 = subgroupAdd(sums_0[u32(2)]);
-        sums_0[u32(2)] = _S31;
-        var _S32 : f32 = subgroupAdd(sums_0[u32(3)]);
-        sums_0[u32(3)] = _S32;
-        if(_S18 != u32(0))
+        var i_2 : u32 = i_1;
+        var sum_5 : f32 = sum_0;
+        for(;;)
         {
-            first_0 = first_0 + (*_S16).groups_0 * _S19 * u32(4);
-            continue;
-        }
-        var _S33 : u32 = (*_S16).out_offset_0 + first_0;
-        var _S34 : f32;
-        if(_S23)
-        {
-            if(((*_S16).accumulate_0) != u32(0))
+            if(i_2 < _S24)
             {
-                _S34 = entryPointParams_result_0[_S33] + sums_0[u32(0)];
             }
             else
             {
-                _S34 = sums_0[u32(0)];
+                break;
+            }
+            var _S32 : f32 = product_0(row_0, i_2, &((*_S20)));
+            var sum_6 : f32 = sum_5 + _S32;
+            i_2 = i_2 + _S21;
+            sum_5 = sum_6;
+        }
+        var sum_7 : f32 = subgroupAdd(sum_5);
+        var _S33 : u32 = (*_S20).out_offset_0 + row_0;
+        if(_S22 == u32(0))
+        {
+            var _S34 : f32;
+            if(((*_S20).accumulate_0) != u32(0))
+            {
+                _S34 = entryPointParams_result_0[_S33] + sum_7;
+            }
+            else
+            {
+                _S34 = sum_7;
             }
             entryPointParams_result_0[_S33] = _S34;
         }
-        var _S35 : u32 = _S33 + u32(1);
-        if((first_0 + u32(1)) < _S22)
-        {
-            if(((*_S16).accumulate_0) != u32(0))
-            {
-                _S34 = entryPointParams_result_0[_S35] + sums_0[u32(1)];
-            }
-            else
-            {
-                _S34 = sums_0[u32(1)];
-            }
-            entryPointParams_result_0[_S35] = _S34;
-        }
-        var _S36 : u32 = _S33 + u32(2);
-        if((first_0 + u32(2)) < _S22)
-        {
-            if(((*_S16).accumulate_0) != u32(0))
-            {
-                _S34 = entryPointParams_result_0[_S36] + sums_0[u32(2)];
-            }
-            else
-            {
-                _S34 = sums_0[u32(2)];
-            }
-            entryPointParams_result_0[_S36] = _S34;
-        }
-        var _S37 : u32 = _S33 + u32(3);
-        if((first_0 + u32(3)) < _S22)
-        {
-            if(((*_S16).accumulate_0) != u32(0))
-            {
-                _S34 = entryPointParams_result_0[_S37] + sums_0[u32(3)];
-            }
-            else
-            {
-                _S34 = sums_0[u32(3)];
-            }
-            entryPointParams_result_0[_S37] = _S34;
-        }
-        first_0 = first_0 + (*_S16).groups_0 * _S19 * u32(4);
+        row_0 = row_0 + (*_S20).groups_0 * _S23;
     }
     return;
 }
@@ -189,7 +156,7 @@ fn gemv_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocatio
 {
     _S1 = _builtinWaveLaneCount_0;
     _S2 = _builtinWaveLaneIndex_0;
-    var _S38 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S38));
+    var _S35 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_0, &(_S35));
     return;
 }

@@ -78,124 +78,91 @@ fn Q4_1Eights_product_0( _S7 : u32,  _S8 : u32,  _S9 : u32,  _S10 : u32,  _S11 :
     return _S14.x * (dot(nibbles_0(_S15), _S11) + dot(nibbles_0((_S15 >> (u32(4)))), _S12)) + _S14.y * sum_0(_S11 + _S12);
 }
 
-fn gemv_0( _S16 : vec3<u32>,  _S17 : u32,  _S18 : ptr<function, GemvParams_std140_0>)
+fn product_0( _S16 : u32,  _S17 : u32,  _S18 : ptr<function, GemvParams_std140_0>) -> f32
 {
-    if((live_rows_0((*_S18).step_offset_0, u32(1))) == u32(0))
+    var _S19 : vec2<u32> = Q4_1Eights_places_0(_S17);
+    return Q4_1Eights_product_0((*_S18).weight_offset_0, (*_S18).k_0, _S16, _S17, entryPointParams_x_0[(*_S18).x_offset_0 + _S19.x], entryPointParams_x_0[(*_S18).x_offset_0 + _S19.y]);
+}
+
+fn gemv_0( _S20 : vec3<u32>,  _S21 : u32,  _S22 : ptr<function, GemvParams_std140_0>)
+{
+    if((live_rows_0((*_S22).step_offset_0, u32(1))) == u32(0))
     {
         return;
     }
     ;
-    var _S19 : u32 = _S1;
+    var _S23 : u32 = _S1;
     ;
-    var _S20 : u32 = _S2;
-    var _S21 : u32 = u32(128) / _S19;
-    var _S22 : u32 = group_number_0(_S16) * _S21;
-    var _S23 : u32 = _S17 / _S19;
-    var first_0 : u32 = (_S22 + _S23) * u32(4);
+    var _S24 : u32 = _S2;
+    var _S25 : u32 = u32(128) / _S23;
+    var _S26 : u32 = (*_S22).k_0 / u32(8);
+    var _S27 : u32 = group_number_0(_S20) * _S25;
+    var _S28 : u32 = _S21 / _S23;
+    var row_0 : u32 = _S27 + _S28;
     for(;;)
     {
-        var _S24 : u32 = (*_S18).n_0;
-        var _S25 : bool = first_0 < ((*_S18).n_0);
-        if(_S25)
+        if(row_0 < ((*_S22).n_0))
         {
         }
         else
         {
             break;
         }
-        var sums_0 : array<f32, i32(4)>;
-        sums_0[u32(0)] = 0.0f;
-        sums_0[u32(1)] = 0.0f;
-        sums_0[u32(2)] = 0.0f;
-        sums_0[u32(3)] = 0.0f;
-        var i_1 : u32 = _S20;
+        var i_1 : u32 = _S24;
+        var sum_1 : f32 = 0.0f;
         for(;;)
         {
-            var _S26 : u32 = (*_S18).k_0;
-            if(i_1 < ((*_S18).k_0 / u32(8)))
+            var _S29 : u32 = i_1 + u32(3) * _S23;
+            if(_S29 < _S26)
             {
             }
             else
             {
                 break;
             }
-            var _S27 : vec2<u32> = Q4_1Eights_places_0(i_1);
-            var _S28 : vec4<f32> = entryPointParams_x_0[(*_S18).x_offset_0 + _S27.x];
-            var _S29 : vec4<f32> = entryPointParams_x_0[(*_S18).x_offset_0 + _S27.y];
-            var _S30 : u32 = _S24 - u32(1);
-            sums_0[u32(0)] = sums_0[u32(0)] + Q4_1Eights_product_0((*_S18).weight_offset_0, _S26, min(first_0, _S30), i_1, _S28, _S29);
-            sums_0[u32(1)] = sums_0[u32(1)] + Q4_1Eights_product_0((*_S18).weight_offset_0, _S26, min(first_0 + u32(1), _S30), i_1, _S28, _S29);
-            sums_0[u32(2)] = sums_0[u32(2)] + Q4_1Eights_product_0((*_S18).weight_offset_0, _S26, min(first_0 + u32(2), _S30), i_1, _S28, _S29);
-            sums_0[u32(3)] = sums_0[u32(3)] + Q4_1Eights_product_0((*_S18).weight_offset_0, _S26, min(first_0 + u32(3), _S30), i_1, _S28, _S29);
-            i_1 = i_1 + _S19;
+            var _S30 : f32 = product_0(row_0, i_1, &((*_S22)));
+            var sum_2 : f32 = sum_1 + _S30;
+            var _S31 : f32 = product_0(row_0, i_1 + _S23, &((*_S22)));
+            var sum_3 : f32 = sum_2 + _S31;
+            var _S32 : f32 = product_0(row_0, i_1 + u32(2) * _S23, &((*_S22)));
+            var sum_4 : f32 = sum_3 + _S32;
+            var _S33 : f32 = product_0(row_0, _S29, &((*_S22)));
+            var sum_5 : f32 = sum_4 + _S33;
+            i_1 = i_1 + u32(4) * _S23;
+            sum_1 = sum_5;
         }
-        var _S31 : f32 = subgroupAdd(sums_0[u32(0)]);
-        sums_0[u32(0)] = _S31;
-        var _S32 : f32 = subgroupAdd(sums_0[u32(1)]);
-        sums_0[u32(1)] = _S32;
-        var _S33 : f32 = subgroupAdd(sums_0[u32(2)]);
-        sums_0[u32(2)] = _S33;
-        var _S34 : f32 = subgroupAdd(sums_0[u32(3)]);
-        sums_0[u32(3)] = _S34;
-        if(_S20 != u32(0))
+        var i_2 : u32 = i_1;
+        var sum_6 : f32 = sum_1;
+        for(;;)
         {
-            first_0 = first_0 + (*_S18).groups_0 * _S21 * u32(4);
-            continue;
-        }
-        var _S35 : u32 = (*_S18).out_offset_0 + first_0;
-        var _S36 : f32;
-        if(_S25)
-        {
-            if(((*_S18).accumulate_0) != u32(0))
+            if(i_2 < _S26)
             {
-                _S36 = entryPointParams_result_0[_S35] + sums_0[u32(0)];
             }
             else
             {
-                _S36 = sums_0[u32(0)];
+                break;
+            }
+            var _S34 : f32 = product_0(row_0, i_2, &((*_S22)));
+            var sum_7 : f32 = sum_6 + _S34;
+            i_2 = i_2 + _S23;
+            sum_6 = sum_7;
+        }
+        var sum_8 : f32 = subgroupAdd(sum_6);
+        var _S35 : u32 = (*_S22).out_offset_0 + row_0;
+        if(_S24 == u32(0))
+        {
+            var _S36 : f32;
+            if(((*_S22).accumulate_0) != u32(0))
+            {
+                _S36 = entryPointParams_result_0[_S35] + sum_8;
+            }
+            else
+            {
+                _S36 = sum_8;
             }
             entryPointParams_result_0[_S35] = _S36;
         }
-        var _S37 : u32 = _S35 + u32(1);
-        if((first_0 + u32(1)) < _S24)
-        {
-            if(((*_S18).accumulate_0) != u32(0))
-            {
-                _S36 = entryPointParams_result_0[_S37] + sums_0[u32(1)];
-            }
-            else
-            {
-                _S36 = sums_0[u32(1)];
-            }
-            entryPointParams_result_0[_S37] = _S36;
-        }
-        var _S38 : u32 = _S35 + u32(2);
-        if((first_0 + u32(2)) < _S24)
-        {
-            if(((*_S18).accumulate_0) != u32(0))
-            {
-                _S36 = entryPointParams_result_0[_S38] + sums_0[u32(2)];
-            }
-            else
-            {
-                _S36 = sums_0[u32(2)];
-            }
-            entryPointParams_result_0[_S38] = _S36;
-        }
-        var _S39 : u32 = _S35 + u32(3);
-        if((first_0 + u32(3)) < _S24)
-        {
-            if(((*_S18).accumulate_0) != u32(0))
-            {
-                _S36 = entryPointParams_result_0[_S39] + sums_0[u32(3)];
-            }
-            else
-            {
-                _S36 = sums_0[u32(3)];
-            }
-            entryPointParams_result_0[_S39] = _S36;
-        }
-        first_0 = first_0 + (*_S18).groups_0 * _S21 * u32(4);
+        row_0 = row_0 + (*_S22).groups_0 * _S25;
     }
     return;
 }
@@ -206,7 +173,7 @@ fn gemv_q4_1(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocati
 {
     _S1 = _builtinWaveLaneCount_0;
     _S2 = _builtinWaveLaneIndex_0;
-    var _S40 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S40));
+    var _S37 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_0, &(_S37));
     return;
 }

@@ -92,124 +92,91 @@ fn Q8_0Eights_product_0( _S13 : u32,  _S14 : u32,  _S15 : u32,  _S16 : u32,  _S1
     return half_at_0(_S13, _S19) * (dot(bytes_0(word_at_0(_S13, _S19 + u32(1) + _S20)), _S17) + dot(bytes_0(word_at_0(_S13, _S19 + u32(3) + _S20)), _S18));
 }
 
-fn gemv_0( _S21 : vec3<u32>,  _S22 : u32,  _S23 : ptr<function, GemvParams_std140_0>)
+fn product_0( _S21 : u32,  _S22 : u32,  _S23 : ptr<function, GemvParams_std140_0>) -> f32
 {
-    if((live_rows_0((*_S23).step_offset_0, u32(1))) == u32(0))
+    var _S24 : vec2<u32> = Q8_0Eights_places_0(_S22);
+    return Q8_0Eights_product_0((*_S23).weight_offset_0, (*_S23).k_0, _S21, _S22, entryPointParams_x_0[(*_S23).x_offset_0 + _S24.x], entryPointParams_x_0[(*_S23).x_offset_0 + _S24.y]);
+}
+
+fn gemv_0( _S25 : vec3<u32>,  _S26 : u32,  _S27 : ptr<function, GemvParams_std140_0>)
+{
+    if((live_rows_0((*_S27).step_offset_0, u32(1))) == u32(0))
     {
         return;
     }
     ;
-    var _S24 : u32 = _S1;
+    var _S28 : u32 = _S1;
     ;
-    var _S25 : u32 = _S2;
-    var _S26 : u32 = u32(128) / _S24;
-    var _S27 : u32 = group_number_0(_S21) * _S26;
-    var _S28 : u32 = _S22 / _S24;
-    var first_0 : u32 = (_S27 + _S28) * u32(4);
+    var _S29 : u32 = _S2;
+    var _S30 : u32 = u32(128) / _S28;
+    var _S31 : u32 = (*_S27).k_0 / u32(8);
+    var _S32 : u32 = group_number_0(_S25) * _S30;
+    var _S33 : u32 = _S26 / _S28;
+    var row_0 : u32 = _S32 + _S33;
     for(;;)
     {
-        var _S29 : u32 = (*_S23).n_0;
-        var _S30 : bool = first_0 < ((*_S23).n_0);
-        if(_S30)
+        if(row_0 < ((*_S27).n_0))
         {
         }
         else
         {
             break;
         }
-        var sums_0 : array<f32, i32(4)>;
-        sums_0[u32(0)] = 0.0f;
-        sums_0[u32(1)] = 0.0f;
-        sums_0[u32(2)] = 0.0f;
-        sums_0[u32(3)] = 0.0f;
-        var i_1 : u32 = _S25;
+        var i_1 : u32 = _S29;
+        var sum_0 : f32 = 0.0f;
         for(;;)
         {
-            var _S31 : u32 = (*_S23).k_0;
-            if(i_1 < ((*_S23).k_0 / u32(8)))
+            var _S34 : u32 = i_1 + u32(3) * _S28;
+            if(_S34 < _S31)
             {
             }
             else
             {
                 break;
             }
-            var _S32 : vec2<u32> = Q8_0Eights_places_0(i_1);
-            var _S33 : vec4<f32> = entryPointParams_x_0[(*_S23).x_offset_0 + _S32.x];
-            var _S34 : vec4<f32> = entryPointParams_x_0[(*_S23).x_offset_0 + _S32.y];
-            var _S35 : u32 = _S29 - u32(1);
-            sums_0[u32(0)] = sums_0[u32(0)] + Q8_0Eights_product_0((*_S23).weight_offset_0, _S31, min(first_0, _S35), i_1, _S33, _S34);
-            sums_0[u32(1)] = sums_0[u32(1)] + Q8_0Eights_product_0((*_S23).weight_offset_0, _S31, min(first_0 + u32(1), _S35), i_1, _S33, _S34);
-            sums_0[u32(2)] = sums_0[u32(2)] + Q8_0Eights_product_0((*_S23).weight_offset_0, _S31, min(first_0 + u32(2), _S35), i_1, _S33, _S34);
-            sums_0[u32(3)] = sums_0[u32(3)] + Q8_0Eights_product_0((*_S23).weight_offset_0, _S31, min(first_0 + u32(3), _S35), i_1, _S33, _S34);
-            i_1 = i_1 + _S24;
+            var _S35 : f32 = product_0(row_0, i_1, &((*_S27)));
+            var sum_1 : f32 = sum_0 + _S35;
+            var _S36 : f32 = product_0(row_0, i_1 + _S28, &((*_S27)));
+            var sum_2 : f32 = sum_1 + _S36;
+            var _S37 : f32 = product_0(row_0, i_1 + u32(2) * _S28, &((*_S27)));
+            var sum_3 : f32 = sum_2 + _S37;
+            var _S38 : f32 = product_0(row_0, _S34, &((*_S27)));
+            var sum_4 : f32 = sum_3 + _S38;
+            i_1 = i_1 + u32(4) * _S28;
+            sum_0 = sum_4;
         }
-        var _S36 : f32 = subgroupAdd(sums_0[u32(0)]);
-        sums_0[u32(0)] = _S36;
-        var _S37 : f32 = subgroupAdd(sums_0[u32(1)]);
-        sums_0[u32(1)] = _S37;
-        var _S38 : f32 = subgroupAdd(sums_0[u32(2)]);
-        sums_0[u32(2)] = _S38;
-        var _S39 : f32 = subgroupAdd(sums_0[u32(3)]);
-        sums_0[u32(3)] = _S39;
-        if(_S25 != u32(0))
+        var i_2 : u32 = i_1;
+        var sum_5 : f32 = sum_0;
+        for(;;)
         {
-            first_0 = first_0 + (*_S23).groups_0 * _S26 * u32(4);
-            continue;
-        }
-        var _S40 : u32 = (*_S23).out_offset_0 + first_0;
-        var _S41 : f32;
-        if(_S30)
-        {
-            if(((*_S23).accumulate_0) != u32(0))
+            if(i_2 < _S31)
             {
-                _S41 = entryPointParams_result_0[_S40] + sums_0[u32(0)];
             }
             else
             {
-                _S41 = sums_0[u32(0)];
+                break;
+            }
+            var _S39 : f32 = product_0(row_0, i_2, &((*_S27)));
+            var sum_6 : f32 = sum_5 + _S39;
+            i_2 = i_2 + _S28;
+            sum_5 = sum_6;
+        }
+        var sum_7 : f32 = subgroupAdd(sum_5);
+        var _S40 : u32 = (*_S27).out_offset_0 + row_0;
+        if(_S29 == u32(0))
+        {
+            var _S41 : f32;
+            if(((*_S27).accumulate_0) != u32(0))
+            {
+                _S41 = entryPointParams_result_0[_S40] + sum_7;
+            }
+            else
+            {
+                _S41 = sum_7;
             }
             entryPointParams_result_0[_S40] = _S41;
         }
-        var _S42 : u32 = _S40 + u32(1);
-        if((first_0 + u32(1)) < _S29)
-        {
-            if(((*_S23).accumulate_0) != u32(0))
-            {
-                _S41 = entryPointParams_result_0[_S42] + sums_0[u32(1)];
-            }
-            else
-            {
-                _S41 = sums_0[u32(1)];
-            }
-            entryPointParams_result_0[_S42] = _S41;
-        }
-        var _S43 : u32 = _S40 + u32(2);
-        if((first_0 + u32(2)) < _S29)
-        {
-            if(((*_S23).accumulate_0) != u32(0))
-            {
-                _S41 = entryPointParams_result_0[_S43] + sums_0[u32(2)];
-            }
-            else
-            {
-                _S41 = sums_0[u32(2)];
-            }
-            entryPointParams_result_0[_S43] = _S41;
-        }
-        var _S44 : u32 = _S40 + u32(3);
-        if((first_0 + u32(3)) < _S29)
-        {
-            if(((*_S23).accumulate_0) != u32(0))
-            {
-                _S41 = entryPointParams_result_0[_S44] + sums_0[u32(3)];
-            }
-            else
-            {
-                _S41 = sums_0[u32(3)];
-            }
-            entryPointParams_result_0[_S44] = _S41;
-        }
-        first_0 = first_0 + (*_S23).groups_0 * _S26 * u32(4);
+        row_0 = row_0 + (*_S27).groups_0 * _S30;
     }
     return;
 }
@@ -220,7 +187,7 @@ fn gemv_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocati
 {
     _S1 = _builtinWaveLaneCount_0;
     _S2 = _builtinWaveLaneIndex_0;
-    var _S45 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S45));
+    var _S42 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_0, &(_S42));
     return;
 }
