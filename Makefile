@@ -14,7 +14,7 @@ help: ## this list
 
 demo: $(VENV)/.run ## a sandboxed guest answers a question with a real model; then what was copied
 	@$(BIN)/wasmetal pull $(MODEL) >/dev/null
-	@$(BIN)/wasmetal chat $(MODEL) --greedy --max-tokens 64 --counters -p "What is a computer? Answer in one sentence."
+	$(BIN)/wasmetal chat $(MODEL) --greedy --max-tokens 64 --counters -p "What is a computer? Answer in one sentence."
 
 test: $(VENV)/.test lint ## lint, types, generated files current, every test, coverage
 	$(BIN)/python -m wasmetal.kernels.compile --check
