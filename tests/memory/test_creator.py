@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import wasmtime
-from conftest import MAPS, Guest, accessors
 
+from memory.conftest import MAPS, Guest, accessors
 from wasmetal.errors import MemoryRefusedError
 from wasmetal.memory import creator as creator_module
 from wasmetal.memory.creator import MemoryCreator
