@@ -468,6 +468,7 @@ class ComputeCommandEncoder(Object):
     def endEncoding(self) -> None:
         self._open("endEncoding")
         self.ended = True
+        self._pipeline = None
 
     def _set(self, buffer: weakref.ref[Buffer], offset: int, index: int) -> None:
         held = buffer()
