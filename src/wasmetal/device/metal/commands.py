@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from wasmetal.device.base import Binding
+from wasmetal.device.checks import check_binding, check_call
 from wasmetal.device.hazards import Hazards, Touch
 from wasmetal.device.metal.buffer import MetalBuffer
 from wasmetal.device.metal.encoding import Encoding
@@ -20,6 +21,9 @@ from wasmetal.kernels.catalog import Kernel
 
 _SLOT = 256
 """Bytes from one parameter struct to the next: what every GPU takes as the offset of a ``constant`` argument."""
+
+_LARGEST_GRID = (2**32 - 1,) * 3
+"""Threadgroups that kernels can count, along each side; Metal has no limit of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ class MetalCommandList:
         """Note one kernel. Raises DeviceError where it does not fit the kernel or the device."""
         dispatches = self._open()
         pipeline = self._pipelines.get(kernel)
-        _check_call(kernel, bindings, params, groups)
+        check_call(self._queue.physical.info, kernel, bindings, params, groups, _LARGEST_GRID)
         ranges = tuple(_resolve(self._queue, binding) for binding in bindings)
         dispatches.append(_Dispatch(pipeline, ranges, params, groups))
 
@@ -122,28 +126,13 @@ class MetalCommandList:
         return self._dispatches
 
 
-def _check_call(kernel: Kernel, bindings: Sequence[Binding], params: bytes, groups: tuple[int, int, int]) -> None:
-    if len(bindings) != len(kernel.access):
-        raise DeviceError(f"kernel {kernel.name} takes {len(kernel.access)} buffers, not {len(bindings)}")
-    if len(params) != 4 * len(kernel.params):
-        raise DeviceError(f"kernel {kernel.name} takes {4 * len(kernel.params)} bytes of parameters, not {len(params)}")
-    if not all(1 <= count < 2**32 for count in groups):
-        raise DeviceError(f"kernel {kernel.name}: a grid of {groups}; each side takes 1 to {2**32 - 1}")
-
-
 def _resolve(queue: Queue, binding: Binding) -> _Range:
     """A binding's range, checked against its buffer and the device."""
-    buffer, offset, nbytes = binding.buffer, binding.offset, binding.nbytes
+    buffer = binding.buffer
     if not isinstance(buffer, MetalBuffer) or buffer.allocation.queue is not queue:
         raise DeviceError("a buffer of another device cannot be bound")
-    info = queue.physical.info
-    if offset < 0 or nbytes < 1 or offset + nbytes > buffer.nbytes:
-        raise DeviceError(f"binding of {nbytes} bytes at {offset} leaves its buffer of {buffer.nbytes}")
-    if offset % info.offset_alignment:
-        raise DeviceError(f"binding at {offset}: {info.name} takes multiples of {info.offset_alignment}")
-    if nbytes > info.max_binding_bytes:
-        raise DeviceError(f"binding of {nbytes} bytes: {info.name} takes at most {info.max_binding_bytes}")
-    return _Range(buffer.allocation, offset, nbytes)
+    check_binding(queue.physical.info, binding)
+    return _Range(buffer.allocation, binding.offset, binding.nbytes)
 
 
 def _touches(dispatch: _Dispatch) -> list[Touch]:

@@ -9,10 +9,9 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
 from wasmetal.counters import Counters
 from wasmetal.device.base import Buffer, Bytes, CommandList, DeviceInfo, HostPages, MemoryKind
+from wasmetal.device.checks import check_copy
 from wasmetal.device.metal.buffer import MetalBuffer
 from wasmetal.device.metal.commands import MetalCommandList, Recording
 from wasmetal.device.metal.filecheck import check_seen
@@ -152,10 +151,7 @@ class MetalDevice:
         parts = self._open()
         if not isinstance(buffer, MetalBuffer) or buffer.allocation.queue is not parts.queue:
             raise DeviceError("a buffer of another device cannot be copied")
-        if data.dtype != np.uint8 or data.ndim != 1:
-            raise DeviceError(f"bytes to copy must be uint8 of one dimension, not {data.dtype} of {data.ndim}")
-        if offset < 0 or offset + data.size > buffer.nbytes:
-            raise DeviceError(f"{data.size} bytes at {offset} leave their buffer of {buffer.nbytes}")
+        check_copy(buffer, offset, data)
         return buffer.view()[offset : offset + data.size]
 
 

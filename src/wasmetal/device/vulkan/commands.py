@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from wasmetal.device.base import Binding
+from wasmetal.device.checks import check_binding, check_call
 from wasmetal.device.hazards import Hazards, Touch
 from wasmetal.device.vulkan.api import NULL, array, call, ffi, lib, struct
 from wasmetal.device.vulkan.buffer import VulkanBuffer
 from wasmetal.device.vulkan.commandbuffer import COMPUTE, CommandBuffer
 from wasmetal.device.vulkan.logical import LogicalDevice
 from wasmetal.device.vulkan.memory import Allocation
-from wasmetal.device.vulkan.physical import PhysicalDevice
 from wasmetal.device.vulkan.pipeline import Pipeline, Pipelines
 from wasmetal.errors import DeviceError, DeviceLostError
 from wasmetal.kernels.catalog import Kernel
@@ -118,7 +118,8 @@ class VulkanCommandList:
         """Note one kernel. Raises DeviceError where it does not fit the kernel or the device."""
         dispatches = self._open()
         pipeline = self._pipelines.get(kernel)
-        _check_call(self._device.physical, kernel, bindings, params, groups)
+        physical = self._device.physical
+        check_call(physical.info, kernel, bindings, params, groups, tuple(physical.limits.maxComputeWorkGroupCount))
         ranges = tuple(_resolve(self._device, binding) for binding in bindings)
         dispatches.append(_Dispatch(pipeline, ranges, params, groups))
 
@@ -142,31 +143,13 @@ class VulkanCommandList:
         return self._dispatches
 
 
-def _check_call(
-    physical: PhysicalDevice, kernel: Kernel, bindings: Sequence[Binding], params: bytes, groups: tuple[int, int, int]
-) -> None:
-    if len(bindings) != len(kernel.access):
-        raise DeviceError(f"kernel {kernel.name} takes {len(kernel.access)} buffers, not {len(bindings)}")
-    if len(params) != 4 * len(kernel.params):
-        raise DeviceError(f"kernel {kernel.name} takes {4 * len(kernel.params)} bytes of parameters, not {len(params)}")
-    limits = tuple(physical.limits.maxComputeWorkGroupCount)
-    if not all(1 <= count <= limit for count, limit in zip(groups, limits, strict=True)):
-        raise DeviceError(f"kernel {kernel.name}: a grid of {groups}; {physical.name} takes 1 to {limits}")
-
-
 def _resolve(device: LogicalDevice, binding: Binding) -> _Range:
     """A binding's range, checked against its buffer and the device."""
-    buffer, offset, nbytes = binding.buffer, binding.offset, binding.nbytes
+    buffer = binding.buffer
     if not isinstance(buffer, VulkanBuffer) or buffer.allocation.device is not device:
         raise DeviceError("a buffer of another device cannot be bound")
-    info = device.physical.info
-    if offset < 0 or nbytes < 1 or offset + nbytes > buffer.nbytes:
-        raise DeviceError(f"binding of {nbytes} bytes at {offset} leaves its buffer of {buffer.nbytes}")
-    if offset % info.offset_alignment:
-        raise DeviceError(f"binding at {offset}: {info.name} takes multiples of {info.offset_alignment}")
-    if nbytes > info.max_binding_bytes:
-        raise DeviceError(f"binding of {nbytes} bytes: {info.name} takes at most {info.max_binding_bytes}")
-    return _Range(buffer.allocation, offset, nbytes)
+    check_binding(device.physical.info, binding)
+    return _Range(buffer.allocation, binding.offset, binding.nbytes)
 
 
 def _touches(dispatch: _Dispatch) -> list[Touch]:

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
 from wasmetal.counters import Counters
 from wasmetal.device.base import Buffer, Bytes, CommandList, DeviceInfo, HostPages, MemoryKind
+from wasmetal.device.checks import check_copy
 from wasmetal.device.vulkan.buffer import VulkanBuffer
 from wasmetal.device.vulkan.commands import Recording, VulkanCommandList
 from wasmetal.device.vulkan.logical import LogicalDevice
@@ -165,8 +164,5 @@ def _range(parts: _Parts, buffer: Buffer, offset: int, data: Bytes) -> Allocatio
     """The allocation behind a buffer, once ``data`` is known to fit it at ``offset``."""
     if not isinstance(buffer, VulkanBuffer) or buffer.allocation.device is not parts.logical:
         raise DeviceError("a buffer of another device cannot be copied")
-    if data.dtype != np.uint8 or data.ndim != 1:
-        raise DeviceError(f"bytes to copy must be uint8 of one dimension, not {data.dtype} of {data.ndim}")
-    if offset < 0 or offset + data.size > buffer.nbytes:
-        raise DeviceError(f"{data.size} bytes at {offset} leave their buffer of {buffer.nbytes}")
+    check_copy(buffer, offset, data)
     return buffer.allocation

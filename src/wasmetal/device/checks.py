@@ -1,0 +1,44 @@
+"""What every device checks of its callers, whatever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from wasmetal.device.base import Binding, Buffer, Bytes, DeviceInfo
+from wasmetal.errors import DeviceError
+from wasmetal.kernels.catalog import Kernel
+
+Grid = tuple[int, int, int]
+
+
+def check_call(
+    info: DeviceInfo, kernel: Kernel, bindings: Sequence[Binding], params: bytes, groups: Grid, limits: Grid
+) -> None:
+    """Raise DeviceError where a dispatch does not fit its kernel, or its grid the device's ``limits``."""
+    if len(bindings) != len(kernel.access):
+        raise DeviceError(f"kernel {kernel.name} takes {len(kernel.access)} buffers, not {len(bindings)}")
+    if len(params) != 4 * len(kernel.params):
+        raise DeviceError(f"kernel {kernel.name} takes {4 * len(kernel.params)} bytes of parameters, not {len(params)}")
+    if not all(1 <= count <= limit for count, limit in zip(groups, limits, strict=True)):
+        raise DeviceError(f"kernel {kernel.name}: a grid of {groups}; {info.name} takes 1 to {limits}")
+
+
+def check_binding(info: DeviceInfo, binding: Binding) -> None:
+    """Raise DeviceError where a binding leaves its buffer, or is not as the device demands."""
+    offset, nbytes = binding.offset, binding.nbytes
+    if offset < 0 or nbytes < 1 or offset + nbytes > binding.buffer.nbytes:
+        raise DeviceError(f"binding of {nbytes} bytes at {offset} leaves its buffer of {binding.buffer.nbytes}")
+    if offset % info.offset_alignment:
+        raise DeviceError(f"binding at {offset}: {info.name} takes multiples of {info.offset_alignment}")
+    if nbytes > info.max_binding_bytes:
+        raise DeviceError(f"binding of {nbytes} bytes: {info.name} takes at most {info.max_binding_bytes}")
+
+
+def check_copy(buffer: Buffer, offset: int, data: Bytes) -> None:
+    """Raise DeviceError where ``data`` cannot be copied to or from a buffer at ``offset``."""
+    if data.dtype != np.uint8 or data.ndim != 1:
+        raise DeviceError(f"bytes to copy must be uint8 of one dimension, not {data.dtype} of {data.ndim}")
+    if offset < 0 or offset + data.size > buffer.nbytes:
+        raise DeviceError(f"{data.size} bytes at {offset} leave their buffer of {buffer.nbytes}")
