@@ -44,6 +44,7 @@ def test_it_notices_a_wrong_product() -> None:
 
         def submit(self, lists: Sequence[Any]) -> Any:
             submission = super().submit(lists)
+            submission.wait()
             self.last.view().view(np.float32)[16383] += np.float32(1e-3)
             return submission
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from host.probe import PAGE, Probe, command, tensor
 from wasmetal import Limits
 from wasmetal.device import Device
 from wasmetal.device.cpu import CpuDevice
-from wasmetal.errors import DeviceError, DeviceLostError, DeviceTimeoutError, LimitError
+from wasmetal.errors import DeviceError, DeviceLostError, DeviceTimeoutError, GuestError, LimitError
 from wasmetal.host import abi
 from wasmetal.host.errno import Errno
 
@@ -21,10 +22,11 @@ I32 = 26
 
 
 class LaggingDevice(CpuDevice):
-    """A device that works only when told to: what a real one does behind the host's back."""
+    """A device that works when told to, or once it was looked at so many times: a real one does so by itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, looks: int | None = 3) -> None:
         super().__init__()
+        self.looks = looks
         self.under_way: list[LaggingSubmission] = []
         self.error: Exception | None = None
         self.submit_error: Exception | None = None
@@ -32,7 +34,7 @@ class LaggingDevice(CpuDevice):
     def submit(self, lists: Sequence[Any]) -> Any:
         if self.submit_error:
             raise self.submit_error
-        submission = LaggingSubmission(self, lambda: super(LaggingDevice, self).submit(lists))
+        submission = LaggingSubmission(self, lambda: super(LaggingDevice, self).submit(lists).wait())
         self.under_way.append(submission)
         return submission
 
@@ -44,7 +46,7 @@ class LaggingDevice(CpuDevice):
 
 class LaggingSubmission:
     def __init__(self, device: LaggingDevice, run: Any) -> None:
-        self._device, self._run, self.done = device, run, False
+        self._device, self._run, self.done, self.looks = device, run, False, device.looks
 
     def finish(self) -> None:
         if not self.done:
@@ -54,11 +56,13 @@ class LaggingSubmission:
     def wait(self, timeout: float | None = None) -> float:
         if self._device.error:
             raise self._device.error
-        if timeout is None:
+        assert timeout is not None, "the host looks at its limits from time to time"
+        if self.looks == 0:
             self.finish()
         if not self.done:
+            self.looks = None if self.looks is None else self.looks - 1
             raise DeviceTimeoutError("not done")
-        return 0.0
+        return 0.125
 
 
 @pytest.fixture(params=[False, True], ids=["memory32", "memory64"])
@@ -135,7 +139,7 @@ def test_a_list_that_touches_guest_memory_runs_while_the_guest_waits() -> None:
 
 
 def test_waiting_for_device_memory_can_time_out() -> None:
-    device = LaggingDevice()
+    device = LaggingDevice(looks=None)
     with Probe(device) as probe:
         buffer = probe.allocate(128)
         submission = probe.start(add(buffer))
@@ -314,13 +318,43 @@ def test_errors_of_the_host_do_not_reach_the_guest(caplog: pytest.LogCaptureFixt
         assert probe.allocate(64)
 
 
-def test_device_time_is_limited() -> None:
-    device = LaggingDevice()
-    with Probe(device, limits=Limits(device_seconds=0.0)) as probe:
+def test_device_time_is_limited_while_it_passes() -> None:
+    with Probe(LaggingDevice(looks=None), limits=Limits(device_seconds=0.1)) as probe:
         submission = probe.start(add(probe.allocate(128)))
-        with pytest.raises(LimitError, match="0 seconds of device time"):
+        with pytest.raises(LimitError, match=r"0\.1 seconds of device time"):
             probe.wait(submission, abi.FOREVER)
-        device.work()
+
+
+def test_device_time_is_each_guests_own() -> None:
+    device = LaggingDevice(looks=0)
+    with Probe(device, limits=Limits(device_seconds=0.3)) as one, Probe(device) as other:
+        mine, its = one.allocate(128), other.allocate(128)
+        pending = [other.start(add(its)) for _ in range(8)]
+        one.run(add(mine))
+        assert one.guest.counters.device_seconds == 0.125
+        for submission in pending:
+            assert other.wait(submission, abi.FOREVER) == Errno.SUCCESS
+        assert other.guest.counters.device_seconds == 1.0
+        one.run(add(mine))
+        with pytest.raises(LimitError, match="device time"):
+            one.run(add(mine))
+
+
+def test_lists_that_start_together_count_once() -> None:
+    with Probe(LaggingDevice()) as probe:
+        buffer = probe.share()
+        pending = [probe.start(add(buffer)) for _ in range(5)]
+        assert probe.wait(pending[-1], abi.FOREVER) == Errno.SUCCESS
+        assert probe.guest.counters.device_seconds == 0.125
+
+
+def test_a_guest_that_waits_for_the_device_can_be_stopped() -> None:
+    with Probe(LaggingDevice(looks=None)) as probe:
+        submission = probe.start(add(probe.allocate(128)))
+        timer = threading.Timer(0.1, probe.guest.stop)
+        timer.start()
+        with pytest.raises(GuestError, match="was stopped"):
+            probe.wait(submission, abi.FOREVER)
 
 
 def test_a_guest_leaves_nothing_behind(device: Device) -> None:

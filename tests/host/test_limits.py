@@ -191,6 +191,22 @@ def test_device_seconds(device: Device) -> None:
             probe.wait(submission, abi.FOREVER)
 
 
+@pytest.mark.parametrize("limit", ["device_seconds", "wall_seconds"])
+def test_a_long_list_ends_at_the_limit(limit: str, cpu: Device) -> None:
+    """Not when its last kernel has run; what is left of it is dropped with the guest."""
+    with Probe(cpu, pages=80, maximum=80, limits=Limits(**{limit: 0.05})) as probe:
+        x = tensor(probe.share(70 * PAGE, 8 * PAGE), (131072,))
+        before = cpu.counters.dispatches
+        submission = probe.start(*[command(11, x, x)] * 16_000)
+        with pytest.raises(LimitError, match=r"0\.05 seconds of (device|wall) time"):
+            probe.wait(submission, abi.FOREVER)
+    with Probe(cpu) as probe:
+        x = tensor(probe.share(), (4,))
+        probe.run(command(9, x, x, x))
+        assert probe.guest.counters.dispatches == 1
+    assert cpu.counters.dispatches - before < 16_000
+
+
 @pytest.mark.parametrize("name", ["memory_bytes", "device_bytes", "handles", "commands", "wall_seconds"])
 def test_a_limit_is_not_negative(name: str) -> None:
     with pytest.raises(GuestError, match=name):

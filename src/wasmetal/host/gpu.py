@@ -13,6 +13,7 @@ from wasmetal.host import abi
 from wasmetal.host.commands import GuestBuffer
 from wasmetal.host.errno import Errno, Refusal
 from wasmetal.host.handles import Handles
+from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.limits import Account
 from wasmetal.host.submissions import Submissions, Submitted
 from wasmetal.host.view import GuestMemory
@@ -23,12 +24,12 @@ from wasmetal.ops import ALIGNMENT
 class Gpu:
     """One guest's buffers and submissions. Each public method but :meth:`close` is a host function."""
 
-    def __init__(self, account: Account, handles: Handles, device: Device) -> None:
+    def __init__(self, account: Account, handles: Handles, device: Device, interrupt: Interrupt) -> None:
         self._account = account
         self._handles = handles
         self._device = device
         self._page_size = max(page_size(), device.info.page_alignment)
-        self._submissions = Submissions(account, device)
+        self._submissions = Submissions(account, device, interrupt)
 
     def buffer_create(self, memory: GuestMemory, ptr: int, nbytes: int, usage: int, out: int) -> None:
         handle = memory.array(out, 1, np.uint32)
@@ -118,7 +119,7 @@ class Gpu:
             record[name] = total
 
     def close(self) -> None:
-        """Wait for what the device has of this guest's, and give back its buffers."""
+        """Give back the guest's lists and buffers, once the device is done with them."""
         self._submissions.close()
         for held in self._handles:
             if isinstance(held, GuestBuffer):

@@ -228,7 +228,7 @@ class Guest:
 
     def _link_device(self, linker: wasmtime.Linker, device: Device, models: Mapping[str, Model]) -> None:
         handles = Handles(self._account.limits.handles, secrets.randbits(32))
-        gpu = Gpu(self._account, handles, device)
+        gpu = Gpu(self._account, handles, device, self._interrupt)
         self._cleanup.callback(gpu.close)
         llm = Llm(self._account, handles, device, models)
         self._cleanup.callback(llm.close)

@@ -44,7 +44,7 @@ class Limits:
                 raise GuestError(f"limit {field.name} is {value}; it must be 0 or more")
 
 
-_COUNTED = tuple(field.name for field in fields(Counters))
+_COUNTED = tuple(field.name for field in fields(Counters) if field.name != "device_seconds")
 _totals = attrgetter(*_COUNTED)
 _locks: WeakKeyDictionary[Device, threading.RLock] = WeakKeyDictionary()
 
@@ -63,8 +63,9 @@ class Account:
     def metered(self, device: Device) -> Iterator[None]:
         """Have the device to oneself, and what it counts meanwhile added to the guest's counters.
 
-        Guests on several threads may share a device: one of them is at it at a time. Raises LimitError at the end where
-        the device time is used up.
+        Guests on several threads may share a device: one of them is at it at a time. Device time is left to those who
+        wait: a device may come to know only now how long another guest's work took. Raises LimitError at the end where
+        the guest's is used up.
         """
         with _locks.setdefault(device, threading.RLock()):
             before = _totals(device.counters)
@@ -73,9 +74,7 @@ class Account:
             finally:
                 for name, old, new in zip(_COUNTED, before, _totals(device.counters), strict=True):
                     setattr(self.counters, name, getattr(self.counters, name) + new - old)
-        limit = self.limits.device_seconds
-        if limit is not None and self.counters.device_seconds > limit:
-            raise self.overtime()
+        self.check_device_time()
 
     @contextmanager
     def charged(self, nbytes: int) -> Iterator[None]:
@@ -101,23 +100,17 @@ class Account:
         limit = self.limits.wall_seconds
         self._deadline = None if limit is None else time.monotonic() + limit
 
-    def check_clock(self) -> None:
-        """Raise LimitError where the run has taken its time."""
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            raise self.overtime()
-
     def wall_left(self) -> float | None:
         """Seconds until the limit on wall time; None where there is none."""
         return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
 
-    def device_left(self) -> float | None:
-        """Seconds until the limit on wall time or on device time; None where there is neither."""
-        limit = self.limits.device_seconds
-        spare = None if limit is None else max(limit - self.counters.device_seconds, 0.0)
-        return min((left for left in (spare, self.wall_left()) if left is not None), default=None)
+    def check_clock(self) -> None:
+        """Raise LimitError where the run has taken its time."""
+        if self.wall_left() == 0:
+            raise LimitError(f"limit reached: {self.limits.wall_seconds:g} seconds of wall time")
 
-    def overtime(self) -> LimitError:
-        """The error for a limit on time that is reached."""
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            return LimitError(f"limit reached: {self.limits.wall_seconds:g} seconds of wall time")
-        return LimitError(f"limit reached: {self.limits.device_seconds:g} seconds of device time")
+    def check_device_time(self, more: float = 0.0) -> None:
+        """Raise LimitError where the device has spent its time, and ``more`` seconds."""
+        limit = self.limits.device_seconds
+        if limit is not None and self.counters.device_seconds + more > limit:
+            raise LimitError(f"limit reached: {limit:g} seconds of device time")

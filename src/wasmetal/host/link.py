@@ -84,9 +84,9 @@ class HostFunctions:
             except Refusal as refusal:
                 errno = refusal.errno
                 log.debug("%s: %s: %s", name, errno.name, refusal)
-            except LimitError as limit:
-                return interrupt.trap(limit)
             except Exception as error:
+                if isinstance(error, LimitError) or error is interrupt.reason:
+                    return interrupt.trap(error)
                 errno = errno_of(error)
                 log.log(logging.ERROR if errno is Errno.IO else logging.DEBUG, "%s: %s", name, error, exc_info=error)
             except BaseException as stop:

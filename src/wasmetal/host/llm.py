@@ -171,7 +171,7 @@ class Llm:
         tokens = _tokens(memory, ptr, count, held.model)
         logits = self._logits(memory, held, logits_ptr) if logits_ptr else None
         with self._account.charged(held.cache_bytes(count)), self._metered():
-            held.session.forward(tokens, logits)
+            self._account.counters.device_seconds += held.session.forward(tokens, logits)
 
     def fork(self, memory: GuestMemory, handle: int, out: int) -> None:
         new_handle = memory.array(out, 1, np.uint32)

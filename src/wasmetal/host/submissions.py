@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 
 from wasmetal.device.base import CommandList, Device, Submission
 from wasmetal.errors import DeviceError, DeviceTimeoutError
 from wasmetal.host import abi
 from wasmetal.host.commands import GuestBuffer, encode
 from wasmetal.host.errno import Errno, Refusal
+from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.limits import Account
 from wasmetal.ops import Recorder
 
@@ -47,6 +49,10 @@ class Submitted:
     """Why it did not come to its end, where it did not."""
 
 
+_LOOK = 0.05
+"""Seconds of waiting for the device after which the guest's limits are looked at."""
+
+
 class Submissions:
     """A first-in, first-out queue of one guest's lists.
 
@@ -54,9 +60,10 @@ class Submissions:
     does every list behind it; others go at once.
     """
 
-    def __init__(self, account: Account, device: Device) -> None:
+    def __init__(self, account: Account, device: Device, interrupt: Interrupt) -> None:
         self._account = account
         self._device = device
+        self._interrupt = interrupt
         self._queue: deque[Submitted] = deque()
         self._replayable = _Replayable(account.limits.commands)
 
@@ -88,8 +95,9 @@ class Submissions:
             waiting = [each for each in ahead if each.running is None]
             if waiting:
                 self._start(waiting)
-            for each in ahead:
-                self._finish(each, None if waiting else timeout)
+            for running, group in groupby(ahead, lambda each: each.running):
+                if running:
+                    self._finish(running, list(group), None if waiting else timeout)
         if submitted.error:
             raise submitted.error
 
@@ -98,11 +106,8 @@ class Submissions:
         self._replayable.forget(held)
 
     def close(self) -> None:
-        """Wait for what the device has, drop the rest. Idempotent."""
+        """Drop what the device has not begun. Idempotent."""
         for submitted in self._queue:
-            if submitted.running is not None:
-                with suppress(DeviceError):
-                    submitted.running.wait()
             submitted.recorded.commands.close()
         self._queue.clear()
         self._replayable.close()
@@ -129,23 +134,25 @@ class Submissions:
         for each in waiting:
             each.running = running
 
-    def _finish(self, submitted: Submitted, timeout: float | None) -> None:
-        if submitted.running is None:
-            return
-        left = self._account.device_left()
-        bounds = [bound for bound in (timeout, left) if bound is not None]
-        try:
-            submitted.running.wait(min(bounds, default=None))
-        except DeviceTimeoutError:
-            if timeout is not None and (left is None or timeout < left):
-                raise Refusal(Errno.TIMEDOUT, f"the submission is pending after {timeout:g} s") from None
-            raise self._account.overtime() from None
-        except Exception as error:
+    def _finish(self, running: Submission, group: list[Submitted], timeout: float | None) -> None:
+        """Wait for one submission to the device, which may be several of the guest's."""
+        begin, seconds, error = time.monotonic(), None, None
+        while seconds is None and error is None:
+            waited = time.monotonic() - begin
+            try:
+                seconds = running.wait(_LOOK if timeout is None else min(_LOOK, max(timeout - waited, 0.0)))
+            except DeviceTimeoutError:
+                self._interrupt.check()
+                self._account.check_device_time(waited)
+                if timeout is not None and waited >= timeout:
+                    raise Refusal(Errno.TIMEDOUT, f"the submission is pending after {timeout:g} s") from None
+            except Exception as failure:
+                error = failure
+        self._account.counters.device_seconds += seconds or 0.0
+        for submitted in group:
             self._end(submitted, error)
-        else:
-            self._end(submitted)
 
-    def _end(self, submitted: Submitted, error: Exception | None = None) -> None:
+    def _end(self, submitted: Submitted, error: Exception | None) -> None:
         self._queue.remove(submitted)
         submitted.done, submitted.error = True, error
         for held in submitted.recorded.buffers:

@@ -1,21 +1,25 @@
-"""The CPU as a device: buffers are pages, kernels are NumPy functions, a submission runs before it is returned."""
+"""The CPU as a device: buffers are pages, kernels are NumPy functions, a submission runs when it is waited for."""
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import platform
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 
 from wasmetal.counters import Counters
 from wasmetal.device.base import Binding, Buffer, Bytes, CommandList, DeviceInfo, HostPages, MemoryKind
 from wasmetal.device.cpu.kernels import KERNELS
-from wasmetal.errors import DeviceError, OutOfDeviceMemoryError
+from wasmetal.errors import DeviceError, DeviceTimeoutError, OutOfDeviceMemoryError
 from wasmetal.kernels.catalog import Kernel
 
 
@@ -64,26 +68,83 @@ class CpuCommandList:
 
     def close(self) -> None:
         """Forget the kernels and let go of their buffers."""
-        self._steps = []
+        self._steps.clear()
 
-    def run(self) -> None:
-        """Run the kernels in order."""
+    def run(self) -> Iterator[None]:
+        """Run the kernels in order, one at each step. Raises DeviceError where the list is not finished."""
         if not self._finished:
             raise DeviceError("this command list is not finished; finish it before submitting it")
+        return self._run()
+
+    def _run(self) -> Iterator[None]:
         for step in self._steps:
             step()
-        self._counters.dispatches += len(self._steps)
+            self._counters.dispatches += 1
+            yield
 
 
 class CpuSubmission:
-    """A submission that has already run."""
+    """Kernels that run when they, or some submitted later, are waited for. A list that is closed by then does not."""
 
-    def __init__(self, seconds: float):
-        self._seconds = seconds
+    def __init__(self, queue: CpuQueue, lists: Sequence[CpuCommandList]):
+        self.seconds = 0.0
+        """Time spent on the kernels so far."""
+        self.error: Exception | None = None
+        """What a kernel raised, which ends the submission."""
+        self._queue = queue
+        self._kernels = chain.from_iterable([commands.run() for commands in lists])
 
     def wait(self, timeout: float | None = None) -> float:
-        """The seconds that it took."""
-        return self._seconds
+        """Run what has not run yet, for about so many seconds; return the seconds that it took.
+
+        Raises DeviceTimeoutError between two kernels; the next wait goes on from there.
+        """
+        self._queue.run(self, math.inf if timeout is None else time.monotonic() + timeout)
+        if self.error:
+            raise self.error
+        return self.seconds
+
+    def run(self, end: float) -> None:
+        """Run kernels until none is left, or the time is up: DeviceTimeoutError."""
+        begin = time.perf_counter()
+        try:
+            for _ in self._kernels:
+                if time.monotonic() >= end:
+                    raise DeviceTimeoutError("the kernels did not end in time; wait again to go on")
+        finally:
+            self.seconds += time.perf_counter() - begin
+
+
+class CpuQueue:
+    """Submissions that have not ended, in order. One thread at a time runs kernels."""
+
+    def __init__(self, counters: Counters):
+        self._counters = counters
+        self._waiting: deque[CpuSubmission] = deque()
+        self._lock = threading.Lock()
+
+    def add(self, lists: Sequence[CpuCommandList]) -> CpuSubmission:
+        """A new submission, behind all others."""
+        submission = CpuSubmission(self, lists)
+        self._counters.submits += 1
+        self._waiting.append(submission)
+        return submission
+
+    def run(self, last: CpuSubmission, end: float) -> None:
+        """Run submissions up to this one. Infinities and NaN are values like any other to a kernel."""
+        with self._lock, np.errstate(all="ignore"):
+            while last in self._waiting:
+                first = self._waiting[0]
+                before = first.seconds
+                try:
+                    first.run(end)
+                except DeviceTimeoutError:
+                    raise
+                except Exception as error:
+                    first.error = error
+                finally:
+                    self._counters.device_seconds += first.seconds - before
+                self._waiting.popleft()
 
 
 class CpuDevice:
@@ -91,6 +152,7 @@ class CpuDevice:
 
     def __init__(self) -> None:
         self.counters = Counters()
+        self._queue = CpuQueue(self.counters)
         self.info = DeviceInfo(
             name=_processor(),
             backend="cpu",
@@ -123,16 +185,8 @@ class CpuDevice:
         return CpuCommandList(self.counters)
 
     def submit(self, lists: Sequence[CommandList]) -> CpuSubmission:
-        """Run the lists, here and now."""
-        begin = time.perf_counter()
-        with np.errstate(all="ignore"):  # Infinities and NaN are values like any other to a kernel.
-            for commands in lists:
-                assert isinstance(commands, CpuCommandList)
-                commands.run()
-        seconds = time.perf_counter() - begin
-        self.counters.submits += 1
-        self.counters.device_seconds += seconds
-        return CpuSubmission(seconds)
+        """Put the lists behind those submitted before."""
+        return self._queue.add([cast(CpuCommandList, commands) for commands in lists])
 
     def write(self, buffer: Buffer, offset: int, data: Bytes) -> None:
         """Copy host bytes into a buffer."""
