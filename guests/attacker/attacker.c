@@ -325,7 +325,7 @@ static void models(void) {
   EXPECT(WM_INVAL, wm_apply_template(model, nested, sizeof nested, 0, out, PAGE, &len));
   const char *surrogate = "[{\"role\": \"user\", \"content\": \"\\ud800\"}]";
   EXPECT(WM_ILSEQ, wm_apply_template(model, surrogate, strlen(surrogate), 0, out, PAGE, &len));
-  size_t huge = 17u << 20;
+  size_t huge = (1u << 20) + 1;
   char *text = calloc(1, huge);
   EXPECT(WM_TOOBIG, wm_tokenize(model, text, huge, 0, tokens, 1, &len));
   free(text);

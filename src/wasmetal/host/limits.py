@@ -32,10 +32,11 @@ class Limits:
     commands: int = 16_384
     """Commands in one list (TOOBIG), and in all pending submissions together (AGAIN)."""
     wall_seconds: float | None = None
-    """Time that one run may take; LimitError. A guest that waits on a granted standard input is stopped when that
-    gives something."""
+    """Time that one run may take; LimitError. What the host is at is brought to its end first: one kernel on the CPU
+    device, one forward pass of a model, one read of a granted standard input."""
     device_seconds: float | None = None
-    """Time that the device may spend for the guest; LimitError."""
+    """Time that the device may spend for the guest; LimitError, as above. Until the device tells how long a submission
+    took, the time that the guest has waited for it is taken."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -25,8 +25,9 @@ from wasmetal.ops import ALIGNMENT, DType, Tensor
 if TYPE_CHECKING:
     from wasmetal.models import Model, Session
 
-MAX_TEXT = 16 << 20
-"""Bytes of text that the host takes in one call."""
+MAX_TEXT = 1 << 20
+"""Bytes of text, or tokens, that the host takes in one call: more than contexts hold. To tokenize a byte can take
+hundreds."""
 _MAX_HEADER = 4096
 """Bytes of a saved session beside its keys and values; more than there are."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -73,12 +74,16 @@ class Submissions:
         count = len(source) // abi.COMMAND.itemsize
         if count + sum(pending.recorded.count for pending in self._queue) > limit:
             raise Refusal(Errno.AGAIN, f"limit reached: {limit} commands pending")
-        submitted = Submitted(self._replayable.take(source) or self._record(source, buffer_of))
-        deferred = submitted.recorded.shared or (self._queue and self._queue[-1].running is None)
-        if not deferred:
-            submitted.running = self._device.submit([submitted.recorded.commands])
+        recorded = self._replayable.take(source) or self._record(source, buffer_of)
+        submitted = Submitted(recorded)
+        if not recorded.shared and not (self._queue and self._queue[-1].running is None):
+            try:
+                submitted.running = self._device.submit([recorded.commands])
+            except BaseException:
+                recorded.commands.close()
+                raise
         self._queue.append(submitted)
-        for held in submitted.recorded.buffers:
+        for held in recorded.buffers:
             held.pending += 1
         return submitted
 
@@ -95,9 +100,10 @@ class Submissions:
             waiting = [each for each in ahead if each.running is None]
             if waiting:
                 self._start(waiting)
+            end = math.inf if waiting or timeout is None else time.monotonic() + timeout
             for running, group in groupby(ahead, lambda each: each.running):
                 if running:
-                    self._finish(running, list(group), None if waiting else timeout)
+                    self._finish(running, list(group), end)
         if submitted.error:
             raise submitted.error
 
@@ -134,21 +140,23 @@ class Submissions:
         for each in waiting:
             each.running = running
 
-    def _finish(self, running: Submission, group: list[Submitted], timeout: float | None) -> None:
+    def _finish(self, running: Submission, group: list[Submitted], end: float) -> None:
         """Wait for one submission to the device, which may be several of the guest's."""
-        begin, seconds, error = time.monotonic(), None, None
-        while seconds is None and error is None:
-            waited = time.monotonic() - begin
+        begin, seconds, error = time.monotonic(), 0.0, None
+        while True:
+            now = time.monotonic()
             try:
-                seconds = running.wait(_LOOK if timeout is None else min(_LOOK, max(timeout - waited, 0.0)))
+                seconds = running.wait(min(_LOOK, max(end - now, 0.0)))
+                break
             except DeviceTimeoutError:
                 self._interrupt.check()
-                self._account.check_device_time(waited)
-                if timeout is not None and waited >= timeout:
-                    raise Refusal(Errno.TIMEDOUT, f"the submission is pending after {timeout:g} s") from None
+                self._account.check_device_time(now - begin)
+                if now >= end:
+                    raise Refusal(Errno.TIMEDOUT, "the submission is still pending") from None
             except Exception as failure:
                 error = failure
-        self._account.counters.device_seconds += seconds or 0.0
+                break
+        self._account.counters.device_seconds += seconds
         for submitted in group:
             self._end(submitted, error)
 
