@@ -272,6 +272,17 @@ def test_traps_are_one_line(body: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_guests_names_cannot_control_a_terminal() -> None:
+    name = "\\1b[2J\\n\\0d"
+    code = f'(module (func (@name "{name}") (export "f") unreachable))'
+    with Guest(code.encode()) as guest, pytest.raises(GuestTrapError) as trap:
+        guest.call("f")
+    assert str(trap.value).isprintable()
+    with pytest.raises(GuestError) as missing:
+        Guest(f'(module (import "{name}" "x" (func)))'.encode())
+    assert str(missing.value).isprintable()
+
+
 def test_exports_that_are_not_there() -> None:
     with Guest(b'(module (memory (export "memory") 1))') as guest:
         with pytest.raises(GuestError, match="exports no function '_start'"):

@@ -8,11 +8,10 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import wasmtime
 
@@ -20,6 +19,7 @@ from wasmetal.counters import Counters
 from wasmetal.device import Device, open_device
 from wasmetal.errors import GuestError, GuestTrapError, LimitError, MemoryRefusedError
 from wasmetal.host import abi, wasi
+from wasmetal.host.calls import Call
 from wasmetal.host.gpu import Gpu
 from wasmetal.host.handles import Handles
 from wasmetal.host.interrupt import Interrupt
@@ -27,6 +27,7 @@ from wasmetal.host.limits import Account, Limits
 from wasmetal.host.link import HostFunctions
 from wasmetal.host.llm import Llm
 from wasmetal.host.runtime import runtime
+from wasmetal.host.wasm import compile_module, describe_trap, has_memory64, one_line, read_module
 from wasmetal.memory import memory_refusals
 
 if TYPE_CHECKING:
@@ -79,14 +80,14 @@ class Guest:
         be granted), GuestTrapError, LimitError, MemoryRefusedError, DeviceError and ModelError.
         """
         limits = limits or Limits()
-        name, code = _read(module)
+        name, code = read_module(module)
         self.exit_code: int | None = None
         """The exit code of the run, once it has ended."""
-        self._call: _Call[Any] | None = None
+        self._call: Call[Any] | None = None
         self._account = Account(limits)
         self._cleanup = ExitStack()
         engine = runtime().engine
-        self._module = _compile(engine, name, code)
+        self._module = compile_module(engine, name, code)
         self._store = wasmtime.Store(engine)
         self._store.set_limits(
             memory_size=min(limits.memory_bytes, 2**63 - 1),
@@ -196,7 +197,7 @@ class Guest:
         linker.define_wasi()
         linker.allow_shadowing = True
         # Wasmtime calls these functions and knows nothing of references: they must live as long as the store.
-        self._functions = HostFunctions(runtime().creator, self._account, self._interrupt, _memory64(self._module))
+        self._functions = HostFunctions(runtime().creator, self._account, self._interrupt, has_memory64(self._module))
         self._cleanup.callback(self._store.close)
         clocks = wasi.Clocks(self._interrupt)
         self._functions.define(linker, wasi.MODULE, wasi.CLOCKS, clocks, count=False)
@@ -274,62 +275,33 @@ class Guest:
             self._abandon(call, error)
             raise
 
-    def _begin(self, function: Callable[[], T]) -> _Call[T]:
+    def _begin(self, function: Callable[[], T]) -> Call[T]:
         if self._call and not self._call.done.is_set():
             raise GuestError("the guest is running already; it can do one thing at a time")
         if self._interrupt.reason:
             raise GuestError(f"the guest cannot go on after this: {self._interrupt.reason}")
         self._account.start_clock()
-        self._call = call = _Call(function)
+        self._call = call = Call(function)
         call.start()
         return call
 
-    def _end(self, call: _Call[T]) -> T:
+    def _end(self, call: Call[T]) -> T:
         """Wait for a call; turn what ended it, if not a return, into an error of ours."""
         while not call.done.wait(_WAKE):
             pass
         try:
             return call.outcome.result()
         except wasmtime.Trap as trap:
-            raise self._interrupt.reason or GuestTrapError(_describe(trap)) from None
+            raise self._interrupt.reason or GuestTrapError(describe_trap(trap)) from None
         except wasmtime.WasmtimeError as error:
-            raise self._interrupt.reason or GuestError(_first_line(error)) from None
+            raise self._interrupt.reason or GuestError(one_line(error)) from None
 
-    def _abandon(self, call: _Call[Any], reason: BaseException) -> bool:
+    def _abandon(self, call: Call[Any], reason: BaseException) -> bool:
         """Have a call ended; False where it cannot be, as long as it waits for standard input."""
         if not call.done.is_set() and call is not threading.current_thread():
             self._interrupt.stop(reason)
             call.done.wait(_PATIENCE)
         return call.done.is_set()
-
-
-class _Call(threading.Thread, Generic[T]):
-    """Guest code at work.
-
-    A thread other than the main one, where Python raises KeyboardInterrupt: in a callback from Wasmtime that would be
-    lost.
-    """
-
-    def __init__(self, function: Callable[[], T]) -> None:
-        super().__init__(name="wasmetal-guest", daemon=True)
-        self.outcome: Future[T] = Future()
-        self.done = threading.Event()
-        """Set when no guest code runs any more. Not for ``join`` to tell: Ctrl-C in it (before Python 3.13) has the
-        thread taken for ended while it runs on."""
-        self._function = function
-
-    def run(self) -> None:
-        """Call the function; its outcome is for the thread that waits."""
-        try:
-            with runtime().ticking():
-                value = self._function()
-        except BaseException as error:
-            self.outcome.set_exception(error)
-        else:
-            self.outcome.set_result(value)
-        finally:
-            del self._function  # refers to the guest, which refers to this
-            self.done.set()
 
 
 class _Output:
@@ -355,47 +327,3 @@ def _next(pieces: queue.Queue[T]) -> T:
             return pieces.get(timeout=_WAKE)
         except queue.Empty:
             pass
-
-
-def _read(module: str | Path | bytes) -> tuple[str, bytes]:
-    """The module's name and its code."""
-    if isinstance(module, bytes):
-        return "guest", module
-    try:
-        return Path(module).name, Path(module).read_bytes()
-    except OSError as error:
-        raise GuestError(f"cannot read {module}: {error.strerror}") from error
-
-
-def _compile(engine: wasmtime.Engine, name: str, code: bytes) -> wasmtime.Module:
-    if code[:8] == b"\0asm\x0d\0\x01\0":
-        raise GuestError(f"{name} is a component; only core modules run here (target wasm32-wasip1)")
-    if code[:4] != b"\0asm" and not code.lstrip().startswith((b"(", b";;")):
-        raise GuestError(f"{name} is not a WebAssembly module")
-    try:
-        return wasmtime.Module(engine, code)
-    except (wasmtime.WasmtimeError, UnicodeDecodeError) as error:
-        raise GuestError(f"{name}: {_first_line(error)}") from error
-
-
-def _memory64(module: wasmtime.Module) -> bool:
-    """Whether the memory that host functions reach, the one exported as "memory", has 64-bit addresses."""
-    exported = {each.name: each.type for each in module.exports}.get("memory")
-    return isinstance(exported, wasmtime.MemoryType) and exported.is_64
-
-
-def _describe(trap: wasmtime.Trap) -> str:
-    """One line: why, and in which function."""
-    reason = trap.message.rpartition("wasm trap: ")[2].strip()
-    frames = trap.frames
-    function = frames[0].func_name or f"function {frames[0].func_index}" if frames else "the host"
-    return f"the guest trapped in {function}: {_first_line(reason)}"
-
-
-def _first_line(message: object) -> str:
-    """An error of Wasmtime's, which may tell of a backtrace and causes, in one line."""
-    head, _, cause = str(message).strip().partition("Caused by:")
-    lines = [text.strip().partition("\n")[0].rstrip(":") for text in (head, cause) if text.strip()]
-    if len(lines) == 2 and lines[0].startswith("error while executing"):
-        del lines[0]
-    return ": ".join(lines)

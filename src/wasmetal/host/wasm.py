@@ -1,0 +1,59 @@
+"""Modules as Wasmtime takes them, and its errors as one line each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import wasmtime
+
+from wasmetal.errors import GuestError
+
+
+def read_module(module: str | Path | bytes) -> tuple[str, bytes]:
+    """The module's name and its code, from a path or as given. Raises GuestError."""
+    if isinstance(module, bytes):
+        return "guest", module
+    try:
+        return Path(module).name, Path(module).read_bytes()
+    except OSError as error:
+        raise GuestError(f"cannot read {module}: {error.strerror}") from error
+
+
+def compile_module(engine: wasmtime.Engine, name: str, code: bytes) -> wasmtime.Module:
+    """Compile a core module, binary or text. Raises GuestError."""
+    if code[:8] == b"\0asm\x0d\0\x01\0":
+        raise GuestError(f"{name} is a component; only core modules run here (target wasm32-wasip1)")
+    if code[:4] != b"\0asm" and not code.lstrip().startswith((b"(", b";;")):
+        raise GuestError(f"{name} is not a WebAssembly module")
+    try:
+        return wasmtime.Module(engine, code)
+    except (wasmtime.WasmtimeError, UnicodeDecodeError) as error:
+        raise GuestError(f"{name}: {one_line(error)}") from error
+
+
+def has_memory64(module: wasmtime.Module) -> bool:
+    """Whether the memory that host functions reach, the one exported as "memory", has 64-bit addresses."""
+    exported = {each.name: each.type for each in module.exports}.get("memory")
+    return isinstance(exported, wasmtime.MemoryType) and exported.is_64
+
+
+def describe_trap(trap: wasmtime.Trap) -> str:
+    """One line: why, and in which function."""
+    reason = trap.message.rpartition("wasm trap: ")[2].strip()
+    frames = trap.frames
+    function = frames[0].func_name or f"function {frames[0].func_index}" if frames else "the host"
+    return f"the guest trapped in {_printable(function)}: {one_line(reason)}"
+
+
+def one_line(message: object) -> str:
+    """An error of Wasmtime's, which may tell of a backtrace and causes, in one line."""
+    head, _, cause = str(message).strip().partition("Caused by:")
+    lines = [text.strip().partition("\n")[0].rstrip(":") for text in (head, cause) if text.strip()]
+    if len(lines) == 2 and lines[0].startswith("error while executing"):
+        del lines[0]
+    return _printable(": ".join(lines))
+
+
+def _printable(text: str) -> str:
+    """Names are the guest's own choice, and a terminal obeys control characters."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:500])
