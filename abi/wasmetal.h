@@ -16,6 +16,8 @@
  *               written to *len also when it is more than `cap`, and then the call gives WM_OVERFLOW and leaves `out`
  *               untouched. out = NULL with cap = 0 asks for the size.
  *   Bytes       are little-endian. Structs have the layout of C on wasm32 and wasm64 alike; reserved fields are zero.
+ *   Failures    Every call can give WM_IO, and every call that needs the device WM_NODEV; a submission that they end is
+ *               gone, and so is its handle.
  *   Limits      that the host set for the guest give the errno stated with each call. Reaching the limit on wall time
  *               or on device time traps.
  *
@@ -156,7 +158,7 @@ WM_GPU(submit) wm_errno wm_submit(const wm_command *commands, size_t len, wm_sub
 /* Waits until a submission, and every earlier one, is done, and frees its handle. A submission that had to wait for
  * this call (see wm_submit) is run to its end whatever timeout_ns; one that is under way already is waited for up to
  * timeout_ns nanoseconds, and then the call gives WM_TIMEDOUT and the submission stays pending.
- * WM_BADF, WM_TIMEDOUT, WM_NODEV. */
+ * WM_BADF, WM_TIMEDOUT. */
 WM_GPU(wait) wm_errno wm_wait(wm_submission submission, uint64_t timeout_ns);
 
 #define WM_BACKEND_CPU 0

@@ -365,3 +365,15 @@ def test_a_guest_leaves_nothing_behind(device: Device) -> None:
         region = probe.region
     with pytest.raises(Exception, match="closed"):
         region.view()
+
+
+def test_a_request_to_exit_ends_the_guest_and_reaches_the_caller() -> None:
+    class Exiting(CpuDevice):
+        def wrap(self, aperture: Any) -> Any:
+            raise SystemExit(3)
+
+    with Probe(Exiting()) as probe:
+        with pytest.raises(SystemExit):
+            probe.buffer_create(PAGE, PAGE, 3, probe.OUT)
+        with pytest.raises(GuestError, match="cannot go on"):
+            probe.device_info(probe.OUT)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -459,3 +461,22 @@ def test_a_failed_constructor_gives_back_what_it_took() -> None:
         with pytest.raises(GuestError):
             Guest(b'(module (import "wasi_ephemeral_gpu" "none" (func)))', device="cpu")
     assert len(closed) == 1
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "guest.run()",
+        "stream = guest.stream(); next(stream)",
+        "for _ in guest.stream(): pass",
+        "import threading; threading.Thread(target=lambda: list(guest.stream()), daemon=True).start()",
+        "guest.close()",
+    ],
+)
+def test_a_process_may_end_with_guests_open(end: str) -> None:
+    """Wasmtime's own threads call back into Python when a guest goes, which must be over before Python is."""
+    code = writer(b"text", b"more")
+    script = f"import wasmetal\nguest = wasmetal.Guest({code!r}, stdout=print)\n{end}\n"
+    for _ in range(3):
+        ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert (ran.returncode, ran.stderr) == (0, "")

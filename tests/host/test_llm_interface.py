@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from guests.scripted import ScriptedModel
 from host.probe import PAGE, Probe
 from models.tiny import write_tiny_llama
 from wasmetal import Limits, load_model
@@ -115,6 +116,22 @@ def test_apply_template(probe: Probe, model: Any) -> None:
         assert probe.apply_template(handle, TEXT, n, flags, OUT, 4096, probe.OUT) == Errno.SUCCESS
         expected = model.chat_template.render(messages, add_generation_prompt=bool(flags))
         assert probe.bytes[OUT : OUT + size(probe)].tobytes().decode() == expected
+
+
+def test_a_model_without_a_template() -> None:
+    model = ScriptedModel(template=False)
+    with Probe(model.device, models={"tiny": model}) as probe:
+        handle = opened(probe)
+        n = probe.put(TEXT, b"[]")
+        assert probe.apply_template(handle, TEXT, n, 0, OUT, 4096, probe.OUT) == Errno.NOTSUP
+
+
+def test_a_state_too_large_for_the_model_is_not_even_read(probe: Probe, model: Any) -> None:
+    handle = session(probe)
+    most = model.context_length * model.cache.position_bytes
+    assert most + 8192 < 64 * PAGE
+    assert probe.guest.call("grow", 56) == 8
+    assert probe.restore(handle, 0, most + 8192) == Errno.INVAL
 
 
 def reference(model: Any, tokens: list[int]) -> np.ndarray:

@@ -62,6 +62,4 @@ _ERRNOS: tuple[tuple[type[Exception], Errno], ...] = (
 
 def errno_of(error: Exception) -> Errno:
     """The errno for an error raised below the host functions; IO for any that no guest's request explains."""
-    if isinstance(error, Refusal):
-        return error.errno
     return next((errno for kind, errno in _ERRNOS if isinstance(error, kind)), Errno.IO)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import codecs
 import errno
 import queue
@@ -12,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from weakref import WeakSet
 
 import wasmtime
 
@@ -86,6 +88,7 @@ class Guest:
         self._call: Call[Any] | None = None
         self._account = Account(limits)
         self._cleanup = ExitStack()
+        _open.add(self)
         engine = runtime().engine
         self._module = compile_module(engine, name, code)
         self._store = wasmtime.Store(engine)
@@ -302,6 +305,16 @@ class Guest:
             self._interrupt.stop(reason)
             call.done.wait(_PATIENCE)
         return call.done.is_set()
+
+
+_open: WeakSet[Guest] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """While Python can still be called back: Wasmtime's threads may not come with a guest's remains afterwards."""
+    for guest in list(_open):
+        guest.close()
 
 
 class _Output:
