@@ -154,13 +154,14 @@ def test_waiting_for_device_memory_can_time_out() -> None:
 
 
 def test_submissions_take_effect_in_order(probe: Probe) -> None:
-    """x doubles, in shared and device memory by turns; only the last one is waited for."""
-    buffer = probe.share()
+    """A number doubles, in device memory, then shared and device memory by turns; only the last one is waited for."""
+    own, shared = tensor(probe.allocate(256), (4,)), tensor(probe.share(), (4,))
     probe.put(PAGE, np.ones(4, np.float32))
-    x = tensor(buffer, (4,))
-    submissions = [probe.start(command(ADD, x, x, x)) for _ in range(5)]
+    assert probe.buffer_write(int(own["buffer"]), 0, PAGE, 16) == Errno.SUCCESS
+    steps = [(own, own)] * 4 + [(own, shared), (shared, own), (own, own), (own, shared)]
+    submissions = [probe.start(command(ADD, source, source, out)) for source, out in steps]
     assert probe.wait(submissions[-1], abi.FOREVER) == Errno.SUCCESS
-    assert (probe.floats(PAGE, 4) == 32).all()
+    assert (probe.floats(PAGE, 4) == 2.0 ** len(steps)).all()
     for submission in submissions[:-1]:
         assert probe.wait(submission, 0) == Errno.SUCCESS
 
