@@ -38,9 +38,9 @@ class ShimCommandList(CpuCommandList):
         self, kernel: Kernel, bindings: Sequence[Binding], params: bytes, groups: tuple[int, int, int]
     ) -> None:
         arrays = [binding.buffer.view()[binding.offset :][: binding.nbytes] for binding in bindings]
-        self._steps.append(functools.partial(self._run, kernel, arrays, np.frombuffer(params, np.uint8), groups))
+        self._steps.append(functools.partial(self._launch, kernel, arrays, np.frombuffer(params, np.uint8), groups))
 
-    def _run(self, kernel: Kernel, arrays: list[Bytes], params: Bytes, groups: tuple[int, int, int]) -> None:
+    def _launch(self, kernel: Kernel, arrays: list[Bytes], params: Bytes, groups: tuple[int, int, int]) -> None:
         buffers = {i: (array.ctypes.data, array.size) for i, array in enumerate([params, *arrays])}
         before = [array.copy() for array in arrays]
         function, after = kernel_function(kernel), []
