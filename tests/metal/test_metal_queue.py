@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 
 from device.harness import floats, recorded, span
+from metal.devices import environment_for
 from metal.standin import Gpu, RuleError
 from metal.standin.bridge import table
 from wasmetal.device import Device, MemoryKind
@@ -188,3 +192,16 @@ def test_without_residency_sets(open_on: Callable[[Gpu], Device]) -> None:
     buffer, double = doubling(device)
     device.submit([double]).wait()
     assert floats(buffer)[0] == 2
+
+
+def test_nothing_of_macos_is_imported_unasked() -> None:
+    """Even where it could be, as on a Mac: only asking for devices loads the framework."""
+    script = (
+        "import sys, wasmetal, wasmetal.cli, wasmetal.models, wasmetal.doctor\n"
+        "print({'Metal', 'Foundation', 'objc', 'mlx'} & set(sys.modules))\n"
+        "wasmetal.device.list_devices()\n"
+        "print('Metal' in sys.modules)\n"
+    )
+    environment = os.environ | environment_for("metal")
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\nTrue\n"
