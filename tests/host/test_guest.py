@@ -313,6 +313,36 @@ def test_interrupting_the_main_thread_stops_the_guest() -> None:
         assert guest._call.done.is_set()
 
 
+def test_a_closed_guest_is_closed() -> None:
+    guest = Guest(writer(b"x"))
+    guest.close()
+    guest.close()
+    with pytest.raises(GuestError, match="is closed"):
+        guest.run()
+    with pytest.raises(GuestError, match="is closed"):
+        next(guest.stream())
+
+
+def test_closing_while_it_runs() -> None:
+    """Over and over: there must be no moment at which a guest is taken apart under a call."""
+    for i in range(20):
+        guest = Guest(SPIN)
+        ended: list[str] = []
+
+        def run(guest: Guest = guest, ended: list[str] = ended) -> None:
+            try:
+                guest.run()
+            except GuestError as error:
+                ended.append(str(error))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        time.sleep(i * 1e-4)
+        guest.close()
+        thread.join()
+        assert ended in (["the guest is closed"], ["the guest was closed"])
+
+
 def test_one_call_at_a_time() -> None:
     def run() -> None:
         with contextlib.suppress(GuestError):
@@ -469,7 +499,10 @@ def test_a_failed_constructor_gives_back_what_it_took() -> None:
         "guest.run()",
         "stream = guest.stream(); next(stream)",
         "for _ in guest.stream(): pass",
-        "import threading; threading.Thread(target=lambda: list(guest.stream()), daemon=True).start()",
+        "import threading, contextlib\n"
+        "def read():\n"
+        "    with contextlib.suppress(wasmetal.errors.GuestError): list(guest.stream())\n"
+        "threading.Thread(target=read, daemon=True).start()",
         "guest.close()",
     ],
 )

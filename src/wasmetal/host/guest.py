@@ -86,6 +86,9 @@ class Guest:
         self.exit_code: int | None = None
         """The exit code of the run, once it has ended."""
         self._call: Call[Any] | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        """Held where a call begins and where the guest is taken apart."""
         self._account = Account(limits)
         self._cleanup = ExitStack()
         _open.add(self)
@@ -127,7 +130,7 @@ class Guest:
 
         Raises GuestTrapError, LimitError, and what a callback for its output raised.
         """
-        self.exit_code = self._enter(self._start())
+        self.exit_code = self._enter(self._start)
         return self.exit_code
 
     def stream(self) -> Iterator[str]:
@@ -145,16 +148,15 @@ class Guest:
                 except queue.Full:
                     self._interrupt.check()
 
-        start = self._start()
-
         def run() -> int:
+            given, self._stdout.target = self._stdout.target, put
             try:
-                return start()
+                return self._start()
             finally:
+                self._stdout.target = given
                 put(None)
 
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        given, self._stdout.target = self._stdout.target, put
         call = self._begin(run)
         try:
             while (piece := _next(pieces)) is not None:
@@ -165,14 +167,12 @@ class Guest:
             self.exit_code = self._end(call)
         finally:
             self._abandon(call, GuestError("the guest's output is no longer read"))
-            self._stdout.target = given
         if self.exit_code:
             raise GuestError(f"the guest ended with exit code {self.exit_code}; its standard error may say why")
 
     def call(self, name: str, *args: int | float) -> Any:
         """Call an exported function. Raises GuestError where there is none, GuestTrapError, LimitError."""
-        function = self._function(name)
-        return self._enter(lambda: function(self._store, *args))
+        return self._enter(lambda: self._function(name)(self._store, *args))
 
     def stop(self) -> None:
         """Stop the guest, from another thread; its run raises GuestError. It cannot be run again."""
@@ -180,8 +180,10 @@ class Guest:
 
     def close(self) -> None:
         """Stop the guest and release everything it held. Idempotent."""
-        if self._call is None or self._abandon(self._call, GuestError("the guest was closed")):
-            self._cleanup.close()
+        self._closed = True
+        with self._lock:
+            if self._call is None or self._abandon(self._call, GuestError("the guest was closed")):
+                self._cleanup.close()
 
     def __enter__(self) -> Self:
         return self
@@ -257,17 +259,12 @@ class Guest:
             raise GuestError(f"the module exports no function {name!r}")
         return function
 
-    def _start(self) -> Callable[[], int]:
-        function = self._function("_start")
-
-        def start() -> int:
-            try:
-                function(self._store)
-            except wasmtime.ExitTrap as exit:
-                return exit.code
-            return 0
-
-        return start
+    def _start(self) -> int:
+        try:
+            self._function("_start")(self._store)
+        except wasmtime.ExitTrap as exit:
+            return exit.code
+        return 0
 
     def _enter(self, function: Callable[[], T]) -> T:
         """Run guest code on its thread, to its end."""
@@ -279,13 +276,16 @@ class Guest:
             raise
 
     def _begin(self, function: Callable[[], T]) -> Call[T]:
-        if self._call and not self._call.done.is_set():
-            raise GuestError("the guest is running already; it can do one thing at a time")
-        if self._interrupt.reason:
-            raise GuestError(f"the guest cannot go on after this: {self._interrupt.reason}")
-        self._account.start_clock()
-        self._call = call = Call(function)
-        call.start()
+        with self._lock:
+            if self._closed:
+                raise GuestError("the guest is closed")
+            if self._call and not self._call.done.is_set():
+                raise GuestError("the guest is running already; it can do one thing at a time")
+            if self._interrupt.reason:
+                raise GuestError(f"the guest cannot go on after this: {self._interrupt.reason}")
+            self._account.start_clock()
+            self._call = call = Call(function)
+            call.start()
         return call
 
     def _end(self, call: Call[T]) -> T:
