@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -139,11 +139,20 @@ class Case:
     name: str
     run: Callable[[Bench, np.random.Generator], list[Tensor]]
     tolerance: float
+    simdgroup_matrices: bool = True
+    """Whether products of matrices may be by simdgroup matrices."""
 
 
 def case(tolerance: float, run: Callable[..., list[Tensor]], *args: object) -> Case:
     words = (arg.name if isinstance(arg, DType) else str(arg) for arg in args)
     return Case(f"{run.__name__} {' '.join(words)}", lambda bench, rng: run(bench, rng, *args), tolerance)
+
+
+def products(tolerance: float, run: Callable[..., list[Tensor]], *args: object) -> Iterator[Case]:
+    """The case by simdgroup matrices, and by the kernels of GPUs without them."""
+    simdgroup = case(tolerance, run, *args)
+    yield replace(simdgroup, name=f"{simdgroup.name} simdgroup")
+    yield replace(simdgroup, simdgroup_matrices=False)
 
 
 def cases() -> Iterator[Case]:
@@ -173,14 +182,14 @@ def cases() -> Iterator[Case]:
         for n, k, accumulate in ((13, 96, 0), (14, 32, 1), (15, 288, 0), (20, 64, 1)):
             yield case(CLOSE, linear, dtype, 1, n, k, accumulate)
         for rows, n, k, accumulate in ((67, 5, 32, 1), (72, 66, 160, 0), (3, 7, 96, 1), (66, 68, 64, 0)):
-            yield case(CLOSE, linear, dtype, rows, n, k, accumulate)
+            yield from products(CLOSE, linear, dtype, rows, n, k, accumulate)
     for dtype in FLOATS:
-        yield case(CLOSE, linear, dtype, 1, 7, 13, 0)
-        yield case(CLOSE, linear, dtype, 5, 9, 37, 0)
+        yield from products(CLOSE, linear, dtype, 1, 7, 13, 0)
+        yield from products(CLOSE, linear, dtype, 5, 9, 37, 0)
         for result in FLOATS:
             tolerance = CLOSE if result is DType.F32 else 1e-3
             for a, b, sizes in ((0, 0, (67, 5, 37)), (0, 1, (73, 66, 70)), (1, 0, (14, 71, 5)), (1, 1, (72, 4, 101))):
-                yield case(tolerance, matmul, dtype, result, a, b, *sizes)
+                yield from products(tolerance, matmul, dtype, result, a, b, *sizes)
 
 
 CASES = list(cases())
@@ -193,7 +202,7 @@ def shim() -> Iterator[ShimDevice]:
 
 
 def results(device: Device, case: Case) -> list[np.ndarray]:
-    with Bench(device) as bench:
+    with Bench(device, simdgroup_matrices=case.simdgroup_matrices) as bench:
         outs = case.run(bench, np.random.default_rng(7))
         bench.only(*outs)
         return [bench.get(out) for out in outs]

@@ -67,6 +67,8 @@ class DeviceInfo:
     """Threads that run in lockstep; 1 on the CPU device."""
     wraps_files: bool = False
     """True where the pages of mapped files can be wrapped too, so that weights are used where they lie."""
+    simdgroup_matrices: bool = False
+    """True where products of matrices are to be computed by kernels with simdgroup matrices: see the catalog."""
     features: tuple[str, ...] = ()
     """What the device makes use of, in words, for ``wasmetal devices`` and ``doctor``."""
 

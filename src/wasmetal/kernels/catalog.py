@@ -69,7 +69,13 @@ class Kernel:
     fields: tuple[tuple[str, str], ...]
     """(field, "u32" or "f32") of the parameters after the offsets, in the order of the Slang struct."""
     features: tuple[str, ...] = ()
-    """Device features that not every device has: ``float16`` (arithmetic type) and ``storage16`` (in buffers)."""
+    """Device features that not every device has: ``float16`` (arithmetic type), ``storage16`` (in buffers) and
+    ``simdgroup_matrix``, which kernels for Metal alone have: others multiply matrices of other sizes."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Those of TARGETS that the kernel is compiled for. The CPU device has those that are for all."""
+        return ("metal",) if "simdgroup_matrix" in self.features else tuple(TARGETS)
 
     @property
     def threads(self) -> tuple[int, int, int]:
@@ -126,6 +132,9 @@ def _update(name: str, element: int = 4) -> Argument:
 
 WEIGHT_TYPES = ("f32", "f16", "q8_0", "q4_0", "q4_1")
 """Weight formats of the ``embed``, ``gemv`` and ``gemm`` kernels, as their names end."""
+
+_VARIANTS: dict[str, tuple[str, ...]] = {"": (), "_simdgroup": ("simdgroup_matrix",)}
+"""The ways to compute a product of matrices, as kernels' names tell them apart, and the features that each needs."""
 
 _STEP = _read("step")
 _PAGED = (_read("page_table"), _STEP)
@@ -221,22 +230,25 @@ _KERNELS = (
     ),
     *(
         Kernel(
-            name=f"gemm_{kind}",
-            source="gemm",
+            name=f"gemm{variant}_{kind}",
+            source=f"gemm{variant}",
             buffers=(_read("x"), _read("weight"), _update("out"), _STEP),
             fields=_u32("rows n k x_stride out_stride accumulate"),
+            features=_VARIANTS[variant],
         )
+        for variant in _VARIANTS
         for kind in WEIGHT_TYPES
     ),
     *(
         Kernel(
-            name=f"matmul_{kind}_{result}",
-            source="matmul",
+            name=f"matmul{variant}_{kind}_{result}",
+            source=f"matmul{variant}",
             buffers=(_read("a"), _read("b"), _write("out", 4 if result == "f32" else 2)),
             # Strides of a[batch, m, k], b[batch, k, n] and out[batch, m, n] along each; out's columns are contiguous.
             fields=_u32("batch m n k a_batch a_row a_column b_batch b_row b_column out_batch out_row"),
-            features=("float16", "storage16") if result == "f16" else (),
+            features=_VARIANTS[variant] + (("float16", "storage16") if result == "f16" else ()),
         )
+        for variant in _VARIANTS
         for kind in ("f32", "f16")
         for result in ("f32", "f16")
     ),

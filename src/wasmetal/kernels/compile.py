@@ -32,7 +32,7 @@ _README = f"""{_NOTICE}
 The kernels of ../catalog.py, compiled from ../*.slang by Slang {SLANG_VERSION}:
 
 spirv/  Vulkan. Binary, so it cannot carry this notice; `{_MANIFEST}` lists each file's SHA-256.
-metal/  Metal. To be compiled with fast-math off.
+metal/  Metal. To be compiled with fast-math off. Those with simdgroup matrices are for Metal alone.
 cuda/   CUDA. What Slang puts before every kernel is in prelude.cuh. To be compiled with SLANG_CUDA_ENABLE_HALF defined
         and cuda_fp16.h at hand.
 wgsl/   WebGPU. Kernels that reduce need its `subgroups` feature, those with float16 results `shader-f16`. No device
@@ -93,8 +93,8 @@ def generate(compiler: Compiler) -> dict[str, bytes]:
     files = {"README": _README.encode()}
     hashes = [_NOTICE]
     for kernel in CATALOG.values():
-        for target, suffix in TARGETS.items():
-            path = f"{target}/{kernel.name}.{suffix}"
+        for target in kernel.targets:
+            path = f"{target}/{kernel.name}.{TARGETS[target]}"
             code = compiler.compile(kernel, target)
             if target == "spirv":
                 code = _without_language(code)

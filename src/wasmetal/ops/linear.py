@@ -58,7 +58,7 @@ def linear(
             )
         else:
             rec.dispatch(
-                f"gemm_{kind}",
+                f"{rec.product('gemm')}_{kind}",
                 (x, some_weight, some_out, step),
                 -(-rows // GEMM_TILE) * -(-(end - begin) // GEMM_TILE),
                 rows=rows,

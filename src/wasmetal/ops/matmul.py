@@ -30,7 +30,7 @@ def matmul(
     _, _, _, out_strides = _operand("out", out, False)
     check.separate("matmul", out, a=a, b=b)
     rec.dispatch(
-        f"matmul_{a.dtype.name.lower()}_{out.dtype.name.lower()}",
+        f"{rec.product('matmul')}_{a.dtype.name.lower()}_{out.dtype.name.lower()}",
         (a, b, out),
         batch * -(-m // MATMUL_TILE) * -(-n // MATMUL_TILE),
         batch=batch,

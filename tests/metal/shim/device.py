@@ -20,7 +20,9 @@ class ShimDevice(CpuDevice):
     def __init__(self, seeds: int = 3) -> None:
         super().__init__()
         self.seeds = seeds
-        self.info = replace(self.info, name="Metal kernels on the CPU", backend="shim", subgroup_size=32)
+        self.info = replace(
+            self.info, name="Metal kernels on the CPU", backend="shim", subgroup_size=32, simdgroup_matrices=True
+        )
         self.ran: set[str] = set()
 
     def record(self) -> ShimCommandList:

@@ -207,34 +207,35 @@ __device__ float4  Block_column_0(Block_0 * this_4, uint c_1)
 
 __device__ __shared__ FixedArray<float4 , 512>  right_tile_0;
 
-__device__ void product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_5, uint column_1, uint rows_3, uint k_5, uint thread_2, FixedArray<float4 , 8>  * sums_0)
+__device__ void ThreadTiles_product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_5, uint column_1, uint rows_3, uint k_5, uint thread_2, FixedArray<float4 , 8>  * _S39)
 {
-    int4  _S39 = make_int4 (int(0));
-    float4  _S40 = make_float4 ((float)_S39.x, (float)_S39.y, (float)_S39.z, (float)_S39.w);
-    (*sums_0)[0U] = _S40;
-    (*sums_0)[1U] = _S40;
-    (*sums_0)[2U] = _S40;
-    (*sums_0)[3U] = _S40;
-    (*sums_0)[4U] = _S40;
-    (*sums_0)[5U] = _S40;
-    (*sums_0)[6U] = _S40;
-    (*sums_0)[7U] = _S40;
-    uint2  _S41 = corner_0(thread_2);
-    bool _S42 = Activations_along_k_0(left_0);
-    uint2  _S43 = share_0(thread_2, _S42);
-    bool _S44 = Weights_along_k_0(right_0);
-    uint2  _S45 = share_0(thread_2, _S44);
-    uint _S46 = _S43.x;
-    uint _S47 = row_5 + 4U * _S46;
-    uint _S48 = 4U * _S43.y;
-    Block_0 _S49 = Block_load_1(left_0, _S47, _S48);
-    uint _S50 = _S45.x;
-    uint _S51 = column_1 + 4U * _S50;
-    uint _S52 = 4U * _S45.y;
-    Block_0 _S53 = Block_load_0(right_0, _S51, _S52);
+    FixedArray<float4 , 8>  sums_0;
+    int4  _S40 = make_int4 (int(0));
+    float4  _S41 = make_float4 ((float)_S40.x, (float)_S40.y, (float)_S40.z, (float)_S40.w);
+    sums_0[0U] = _S41;
+    sums_0[1U] = _S41;
+    sums_0[2U] = _S41;
+    sums_0[3U] = _S41;
+    sums_0[4U] = _S41;
+    sums_0[5U] = _S41;
+    sums_0[6U] = _S41;
+    sums_0[7U] = _S41;
+    uint2  _S42 = corner_0(thread_2);
+    bool _S43 = Activations_along_k_0(left_0);
+    uint2  _S44 = share_0(thread_2, _S43);
+    bool _S45 = Weights_along_k_0(right_0);
+    uint2  _S46 = share_0(thread_2, _S45);
+    uint _S47 = _S44.x;
+    uint _S48 = row_5 + 4U * _S47;
+    uint _S49 = 4U * _S44.y;
+    Block_0 _S50 = Block_load_1(left_0, _S48, _S49);
+    uint _S51 = _S46.x;
+    uint _S52 = column_1 + 4U * _S51;
+    uint _S53 = 4U * _S46.y;
+    Block_0 _S54 = Block_load_0(right_0, _S52, _S53);
     uint begin_0 = 0U;
-    Block_0 left_block_0 = _S49;
-    Block_0 right_block_0 = _S53;
+    Block_0 left_block_0 = _S50;
+    Block_0 right_block_0 = _S54;
     for(;;)
     {
         if(begin_0 < k_5)
@@ -244,36 +245,36 @@ __device__ void product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_
         {
             break;
         }
-        Block_0 _S54 = left_block_0;
-        float4  _S55 = Block_column_0(&_S54, 0U);
-        (*&left_tile_0)[place_0(_S48, _S46)] = _S55;
-        Block_0 _S56 = right_block_0;
-        float4  _S57 = Block_column_0(&_S56, 0U);
-        (*&right_tile_0)[place_0(_S52, _S50)] = _S57;
-        Block_0 _S58 = left_block_0;
-        float4  _S59 = Block_column_0(&_S58, 1U);
-        (*&left_tile_0)[place_0(_S48 + 1U, _S46)] = _S59;
-        Block_0 _S60 = right_block_0;
-        float4  _S61 = Block_column_0(&_S60, 1U);
-        (*&right_tile_0)[place_0(_S52 + 1U, _S50)] = _S61;
-        Block_0 _S62 = left_block_0;
-        float4  _S63 = Block_column_0(&_S62, 2U);
-        (*&left_tile_0)[place_0(_S48 + 2U, _S46)] = _S63;
-        Block_0 _S64 = right_block_0;
-        float4  _S65 = Block_column_0(&_S64, 2U);
-        (*&right_tile_0)[place_0(_S52 + 2U, _S50)] = _S65;
-        Block_0 _S66 = left_block_0;
-        float4  _S67 = Block_column_0(&_S66, 3U);
-        (*&left_tile_0)[place_0(_S48 + 3U, _S46)] = _S67;
-        Block_0 _S68 = right_block_0;
-        float4  _S69 = Block_column_0(&_S68, 3U);
-        (*&right_tile_0)[place_0(_S52 + 3U, _S50)] = _S69;
+        Block_0 _S55 = left_block_0;
+        float4  _S56 = Block_column_0(&_S55, 0U);
+        (*&left_tile_0)[place_0(_S49, _S47)] = _S56;
+        Block_0 _S57 = right_block_0;
+        float4  _S58 = Block_column_0(&_S57, 0U);
+        (*&right_tile_0)[place_0(_S53, _S51)] = _S58;
+        Block_0 _S59 = left_block_0;
+        float4  _S60 = Block_column_0(&_S59, 1U);
+        (*&left_tile_0)[place_0(_S49 + 1U, _S47)] = _S60;
+        Block_0 _S61 = right_block_0;
+        float4  _S62 = Block_column_0(&_S61, 1U);
+        (*&right_tile_0)[place_0(_S53 + 1U, _S51)] = _S62;
+        Block_0 _S63 = left_block_0;
+        float4  _S64 = Block_column_0(&_S63, 2U);
+        (*&left_tile_0)[place_0(_S49 + 2U, _S47)] = _S64;
+        Block_0 _S65 = right_block_0;
+        float4  _S66 = Block_column_0(&_S65, 2U);
+        (*&right_tile_0)[place_0(_S53 + 2U, _S51)] = _S66;
+        Block_0 _S67 = left_block_0;
+        float4  _S68 = Block_column_0(&_S67, 3U);
+        (*&left_tile_0)[place_0(_S49 + 3U, _S47)] = _S68;
+        Block_0 _S69 = right_block_0;
+        float4  _S70 = Block_column_0(&_S69, 3U);
+        (*&right_tile_0)[place_0(_S53 + 3U, _S51)] = _S70;
         __syncthreads();
-        uint _S70 = begin_0 + 32U;
-        Block_0 _S71 = Block_load_1(left_0, _S47, _S70 + _S48);
-        Block_0 _S72 = Block_load_0(right_0, _S51, _S70 + _S52);
-        uint _S73 = _S41.x;
-        if((row_5 + _S73) < rows_3)
+        uint _S71 = begin_0 + 32U;
+        Block_0 _S72 = Block_load_1(left_0, _S48, _S71 + _S49);
+        Block_0 _S73 = Block_load_0(right_0, _S52, _S71 + _S53);
+        uint _S74 = _S42.x;
+        if((row_5 + _S74) < rows_3)
         {
             uint j_0 = 0U;
             for(;;)
@@ -285,25 +286,24 @@ __device__ void product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_
                 {
                     break;
                 }
-                float4  _S74 = (*&right_tile_0)[place_0(j_0, _S41.y / 4U)];
-                float4  _S75 = (*&left_tile_0)[place_0(j_0, _S73 / 4U)];
-                (*sums_0)[0U] = (*sums_0)[0U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S73 / 4U)].x) * _S74;
-                (*sums_0)[1U] = (*sums_0)[1U] + make_float4 (_S75.y) * _S74;
-                (*sums_0)[2U] = (*sums_0)[2U] + make_float4 (_S75.z) * _S74;
-                (*sums_0)[3U] = (*sums_0)[3U] + make_float4 (_S75.w) * _S74;
-                float4  _S76 = (*&left_tile_0)[place_0(j_0, _S73 / 4U + 1U)];
-                (*sums_0)[4U] = (*sums_0)[4U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S73 / 4U + 1U)].x) * _S74;
-                (*sums_0)[5U] = (*sums_0)[5U] + make_float4 (_S76.y) * _S74;
-                (*sums_0)[6U] = (*sums_0)[6U] + make_float4 (_S76.z) * _S74;
-                (*sums_0)[7U] = (*sums_0)[7U] + make_float4 (_S76.w) * _S74;
+                float4  _S75 = (*&right_tile_0)[place_0(j_0, _S42.y / 4U)];
+                sums_0[0U] = sums_0[0U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S74 / 4U)].x) * _S75;
+                sums_0[1U] = sums_0[1U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S74 / 4U)].y) * _S75;
+                sums_0[2U] = sums_0[2U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S74 / 4U)].z) * _S75;
+                sums_0[3U] = sums_0[3U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S74 / 4U)].w) * _S75;
+                sums_0[4U] = sums_0[4U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S74 / 4U + 1U)].x) * _S75;
+                sums_0[5U] = sums_0[5U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S74 / 4U + 1U)].y) * _S75;
+                sums_0[6U] = sums_0[6U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S74 / 4U + 1U)].z) * _S75;
+                sums_0[7U] = sums_0[7U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S74 / 4U + 1U)].w) * _S75;
                 j_0 = j_0 + 1U;
             }
         }
         __syncthreads();
-        begin_0 = _S70;
-        left_block_0 = _S71;
-        right_block_0 = _S72;
+        begin_0 = _S71;
+        left_block_0 = _S72;
+        right_block_0 = _S73;
     }
+    *_S39 = sums_0;
     return;
 }
 
@@ -328,30 +328,30 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_3, uint rows_5)
 {
-    uint _S77;
+    uint _S76;
     if(offset_3 == 4294967295U)
     {
-        _S77 = rows_5;
+        _S76 = rows_5;
     }
     else
     {
-        uint _S78 = __ldg((&(step_0)[offset_3]));
-        _S77 = (U32_min((_S78), (rows_5)));
+        uint _S77 = __ldg((&(step_0)[offset_3]));
+        _S76 = (U32_min((_S77), (rows_5)));
     }
-    return _S77;
+    return _S76;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_1, StructuredBuffer<uint> weight_0, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> step_1, GemmParams_0 * p_0)
 {
-    uint _S79 = p_0->n_1;
-    uint _S80 = (p_0->n_1 + 64U - 1U) / 64U;
-    uint _S81 = group_number_0(group_1);
-    uint _S82 = _S81 / _S80;
-    uint _S83 = _S82 * 64U;
-    uint _S84 = _S81 % _S80;
-    uint _S85 = _S84 * 64U;
-    uint _S86 = live_rows_0(step_1, p_0->step_offset_0, p_0->rows_4);
-    if(_S83 >= _S86)
+    uint _S78 = p_0->n_1;
+    uint _S79 = (p_0->n_1 + 64U - 1U) / 64U;
+    uint _S80 = group_number_0(group_1);
+    uint _S81 = _S80 / _S79;
+    uint _S82 = _S81 * 64U;
+    uint _S83 = _S80 % _S79;
+    uint _S84 = _S83 * 64U;
+    uint _S85 = live_rows_0(step_1, p_0->step_offset_0, p_0->rows_4);
+    if(_S82 >= _S85)
     {
         return;
     }
@@ -359,747 +359,748 @@ __device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_
     (&left_1)->x_0 = x_1;
     (&left_1)->offset_2 = p_0->x_offset_0;
     (&left_1)->stride_0 = p_0->x_stride_0;
-    (&left_1)->rows_2 = _S86;
+    (&left_1)->rows_2 = _S85;
     (&left_1)->k_2 = p_0->k_6;
     Weights_0 right_1;
     (&right_1)->words_0 = weight_0;
     (&right_1)->offset_0 = p_0->weight_offset_0;
-    (&right_1)->n_0 = _S79;
+    (&right_1)->n_0 = _S78;
     (&right_1)->k_0 = p_0->k_6;
-    Activations_0 _S87 = left_1;
-    Weights_0 _S88 = right_1;
-    FixedArray<float4 , 8>  sums_1;
-    product_0(&_S87, &_S88, _S83, _S85, _S86, p_0->k_6, thread_3, &sums_1);
-    uint2  _S89 = corner_0(thread_3);
-    uint _S90 = _S83 + _S89.x;
-    bool _S91 = _S90 < _S86;
-    bool _S92;
-    if(_S91)
+    Activations_0 _S86 = left_1;
+    Weights_0 _S87 = right_1;
+    FixedArray<float4 , 8>  _S88;
+    ThreadTiles_product_0(&_S86, &_S87, _S82, _S84, _S85, p_0->k_6, thread_3, &_S88);
+    FixedArray<float4 , 8>  _S89 = _S88;
+    uint2  _S90 = corner_0(thread_3);
+    uint _S91 = _S82 + _S90.x;
+    bool _S92 = _S91 < _S85;
+    bool _S93;
+    if(_S92)
     {
-        _S92 = (_S85 + _S89.y) < _S79;
+        _S93 = (_S84 + _S90.y) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    float _S93;
-    if(_S92)
+    float _S94;
+    if(_S93)
     {
-        uint _S94 = p_0->out_offset_0 + _S90 * p_0->out_stride_0 + _S85 + _S89.y;
-        float * _S95 = (&(result_1)[_S94]);
+        uint _S95 = p_0->out_offset_0 + _S91 * p_0->out_stride_0 + _S84 + _S90.y;
+        float * _S96 = (&(result_1)[_S95]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S94]) + *&((&sums_1[0U])->x);
+            _S94 = *(&(result_1)[_S95]) + _S89[0U].x;
         }
         else
         {
-            _S93 = *&((&sums_1[0U])->x);
+            _S94 = _S89[0U].x;
         }
-        *_S95 = _S93;
+        *_S96 = _S94;
     }
-    if(_S91)
+    if(_S92)
     {
-        _S92 = (_S85 + _S89.y + 1U) < _S79;
+        _S93 = (_S84 + _S90.y + 1U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S96 = p_0->out_offset_0 + _S90 * p_0->out_stride_0 + _S85 + _S89.y + 1U;
-        float * _S97 = (&(result_1)[_S96]);
+        uint _S97 = p_0->out_offset_0 + _S91 * p_0->out_stride_0 + _S84 + _S90.y + 1U;
+        float * _S98 = (&(result_1)[_S97]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S96]) + *&((&sums_1[0U])->y);
+            _S94 = *(&(result_1)[_S97]) + _S89[0U].y;
         }
         else
         {
-            _S93 = *&((&sums_1[0U])->y);
+            _S94 = _S89[0U].y;
         }
-        *_S97 = _S93;
+        *_S98 = _S94;
     }
-    if(_S91)
+    if(_S92)
     {
-        _S92 = (_S85 + _S89.y + 2U) < _S79;
+        _S93 = (_S84 + _S90.y + 2U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S98 = p_0->out_offset_0 + _S90 * p_0->out_stride_0 + _S85 + _S89.y + 2U;
-        float * _S99 = (&(result_1)[_S98]);
+        uint _S99 = p_0->out_offset_0 + _S91 * p_0->out_stride_0 + _S84 + _S90.y + 2U;
+        float * _S100 = (&(result_1)[_S99]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S98]) + *&((&sums_1[0U])->z);
+            _S94 = *(&(result_1)[_S99]) + _S89[0U].z;
         }
         else
         {
-            _S93 = *&((&sums_1[0U])->z);
+            _S94 = _S89[0U].z;
         }
-        *_S99 = _S93;
+        *_S100 = _S94;
     }
-    if(_S91)
+    if(_S92)
     {
-        _S92 = (_S85 + _S89.y + 3U) < _S79;
+        _S93 = (_S84 + _S90.y + 3U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S100 = p_0->out_offset_0 + _S90 * p_0->out_stride_0 + _S85 + _S89.y + 3U;
-        float * _S101 = (&(result_1)[_S100]);
+        uint _S101 = p_0->out_offset_0 + _S91 * p_0->out_stride_0 + _S84 + _S90.y + 3U;
+        float * _S102 = (&(result_1)[_S101]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S100]) + *&((&sums_1[0U])->w);
+            _S94 = *(&(result_1)[_S101]) + _S89[0U].w;
         }
         else
         {
-            _S93 = *&((&sums_1[0U])->w);
+            _S94 = _S89[0U].w;
         }
-        *_S101 = _S93;
+        *_S102 = _S94;
     }
-    uint _S102 = _S90 + 1U;
-    bool _S103 = _S102 < _S86;
-    if(_S103)
+    uint _S103 = _S91 + 1U;
+    bool _S104 = _S103 < _S85;
+    if(_S104)
     {
-        _S92 = (_S85 + _S89.y) < _S79;
+        _S93 = (_S84 + _S90.y) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S104 = p_0->out_offset_0 + _S102 * p_0->out_stride_0 + _S85 + _S89.y;
-        float * _S105 = (&(result_1)[_S104]);
+        uint _S105 = p_0->out_offset_0 + _S103 * p_0->out_stride_0 + _S84 + _S90.y;
+        float * _S106 = (&(result_1)[_S105]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S104]) + *&((&sums_1[1U])->x);
+            _S94 = *(&(result_1)[_S105]) + _S89[1U].x;
         }
         else
         {
-            _S93 = *&((&sums_1[1U])->x);
+            _S94 = _S89[1U].x;
         }
-        *_S105 = _S93;
+        *_S106 = _S94;
     }
-    if(_S103)
+    if(_S104)
     {
-        _S92 = (_S85 + _S89.y + 1U) < _S79;
+        _S93 = (_S84 + _S90.y + 1U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S106 = p_0->out_offset_0 + _S102 * p_0->out_stride_0 + _S85 + _S89.y + 1U;
-        float * _S107 = (&(result_1)[_S106]);
+        uint _S107 = p_0->out_offset_0 + _S103 * p_0->out_stride_0 + _S84 + _S90.y + 1U;
+        float * _S108 = (&(result_1)[_S107]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S106]) + *&((&sums_1[1U])->y);
+            _S94 = *(&(result_1)[_S107]) + _S89[1U].y;
         }
         else
         {
-            _S93 = *&((&sums_1[1U])->y);
+            _S94 = _S89[1U].y;
         }
-        *_S107 = _S93;
+        *_S108 = _S94;
     }
-    if(_S103)
+    if(_S104)
     {
-        _S92 = (_S85 + _S89.y + 2U) < _S79;
+        _S93 = (_S84 + _S90.y + 2U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S108 = p_0->out_offset_0 + _S102 * p_0->out_stride_0 + _S85 + _S89.y + 2U;
-        float * _S109 = (&(result_1)[_S108]);
+        uint _S109 = p_0->out_offset_0 + _S103 * p_0->out_stride_0 + _S84 + _S90.y + 2U;
+        float * _S110 = (&(result_1)[_S109]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S108]) + *&((&sums_1[1U])->z);
+            _S94 = *(&(result_1)[_S109]) + _S89[1U].z;
         }
         else
         {
-            _S93 = *&((&sums_1[1U])->z);
+            _S94 = _S89[1U].z;
         }
-        *_S109 = _S93;
+        *_S110 = _S94;
     }
-    if(_S103)
+    if(_S104)
     {
-        _S92 = (_S85 + _S89.y + 3U) < _S79;
+        _S93 = (_S84 + _S90.y + 3U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S110 = p_0->out_offset_0 + _S102 * p_0->out_stride_0 + _S85 + _S89.y + 3U;
-        float * _S111 = (&(result_1)[_S110]);
+        uint _S111 = p_0->out_offset_0 + _S103 * p_0->out_stride_0 + _S84 + _S90.y + 3U;
+        float * _S112 = (&(result_1)[_S111]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S110]) + *&((&sums_1[1U])->w);
+            _S94 = *(&(result_1)[_S111]) + _S89[1U].w;
         }
         else
         {
-            _S93 = *&((&sums_1[1U])->w);
+            _S94 = _S89[1U].w;
         }
-        *_S111 = _S93;
+        *_S112 = _S94;
     }
-    uint _S112 = _S90 + 2U;
-    bool _S113 = _S112 < _S86;
-    if(_S113)
+    uint _S113 = _S91 + 2U;
+    bool _S114 = _S113 < _S85;
+    if(_S114)
     {
-        _S92 = (_S85 + _S89.y) < _S79;
+        _S93 = (_S84 + _S90.y) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S114 = p_0->out_offset_0 + _S112 * p_0->out_stride_0 + _S85 + _S89.y;
-        float * _S115 = (&(result_1)[_S114]);
+        uint _S115 = p_0->out_offset_0 + _S113 * p_0->out_stride_0 + _S84 + _S90.y;
+        float * _S116 = (&(result_1)[_S115]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S114]) + *&((&sums_1[2U])->x);
+            _S94 = *(&(result_1)[_S115]) + _S89[2U].x;
         }
         else
         {
-            _S93 = *&((&sums_1[2U])->x);
+            _S94 = _S89[2U].x;
         }
-        *_S115 = _S93;
+        *_S116 = _S94;
     }
-    if(_S113)
+    if(_S114)
     {
-        _S92 = (_S85 + _S89.y + 1U) < _S79;
+        _S93 = (_S84 + _S90.y + 1U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S116 = p_0->out_offset_0 + _S112 * p_0->out_stride_0 + _S85 + _S89.y + 1U;
-        float * _S117 = (&(result_1)[_S116]);
+        uint _S117 = p_0->out_offset_0 + _S113 * p_0->out_stride_0 + _S84 + _S90.y + 1U;
+        float * _S118 = (&(result_1)[_S117]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S116]) + *&((&sums_1[2U])->y);
+            _S94 = *(&(result_1)[_S117]) + _S89[2U].y;
         }
         else
         {
-            _S93 = *&((&sums_1[2U])->y);
+            _S94 = _S89[2U].y;
         }
-        *_S117 = _S93;
+        *_S118 = _S94;
     }
-    if(_S113)
+    if(_S114)
     {
-        _S92 = (_S85 + _S89.y + 2U) < _S79;
+        _S93 = (_S84 + _S90.y + 2U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S118 = p_0->out_offset_0 + _S112 * p_0->out_stride_0 + _S85 + _S89.y + 2U;
-        float * _S119 = (&(result_1)[_S118]);
+        uint _S119 = p_0->out_offset_0 + _S113 * p_0->out_stride_0 + _S84 + _S90.y + 2U;
+        float * _S120 = (&(result_1)[_S119]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S118]) + *&((&sums_1[2U])->z);
+            _S94 = *(&(result_1)[_S119]) + _S89[2U].z;
         }
         else
         {
-            _S93 = *&((&sums_1[2U])->z);
+            _S94 = _S89[2U].z;
         }
-        *_S119 = _S93;
+        *_S120 = _S94;
     }
-    if(_S113)
+    if(_S114)
     {
-        _S92 = (_S85 + _S89.y + 3U) < _S79;
+        _S93 = (_S84 + _S90.y + 3U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S120 = p_0->out_offset_0 + _S112 * p_0->out_stride_0 + _S85 + _S89.y + 3U;
-        float * _S121 = (&(result_1)[_S120]);
+        uint _S121 = p_0->out_offset_0 + _S113 * p_0->out_stride_0 + _S84 + _S90.y + 3U;
+        float * _S122 = (&(result_1)[_S121]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S120]) + *&((&sums_1[2U])->w);
+            _S94 = *(&(result_1)[_S121]) + _S89[2U].w;
         }
         else
         {
-            _S93 = *&((&sums_1[2U])->w);
+            _S94 = _S89[2U].w;
         }
-        *_S121 = _S93;
+        *_S122 = _S94;
     }
-    uint _S122 = _S90 + 3U;
-    bool _S123 = _S122 < _S86;
-    if(_S123)
+    uint _S123 = _S91 + 3U;
+    bool _S124 = _S123 < _S85;
+    if(_S124)
     {
-        _S92 = (_S85 + _S89.y) < _S79;
+        _S93 = (_S84 + _S90.y) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S124 = p_0->out_offset_0 + _S122 * p_0->out_stride_0 + _S85 + _S89.y;
-        float * _S125 = (&(result_1)[_S124]);
+        uint _S125 = p_0->out_offset_0 + _S123 * p_0->out_stride_0 + _S84 + _S90.y;
+        float * _S126 = (&(result_1)[_S125]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S124]) + *&((&sums_1[3U])->x);
+            _S94 = *(&(result_1)[_S125]) + _S89[3U].x;
         }
         else
         {
-            _S93 = *&((&sums_1[3U])->x);
+            _S94 = _S89[3U].x;
         }
-        *_S125 = _S93;
+        *_S126 = _S94;
     }
-    if(_S123)
+    if(_S124)
     {
-        _S92 = (_S85 + _S89.y + 1U) < _S79;
+        _S93 = (_S84 + _S90.y + 1U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S126 = p_0->out_offset_0 + _S122 * p_0->out_stride_0 + _S85 + _S89.y + 1U;
-        float * _S127 = (&(result_1)[_S126]);
+        uint _S127 = p_0->out_offset_0 + _S123 * p_0->out_stride_0 + _S84 + _S90.y + 1U;
+        float * _S128 = (&(result_1)[_S127]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S126]) + *&((&sums_1[3U])->y);
+            _S94 = *(&(result_1)[_S127]) + _S89[3U].y;
         }
         else
         {
-            _S93 = *&((&sums_1[3U])->y);
+            _S94 = _S89[3U].y;
         }
-        *_S127 = _S93;
+        *_S128 = _S94;
     }
-    if(_S123)
+    if(_S124)
     {
-        _S92 = (_S85 + _S89.y + 2U) < _S79;
+        _S93 = (_S84 + _S90.y + 2U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S128 = p_0->out_offset_0 + _S122 * p_0->out_stride_0 + _S85 + _S89.y + 2U;
-        float * _S129 = (&(result_1)[_S128]);
+        uint _S129 = p_0->out_offset_0 + _S123 * p_0->out_stride_0 + _S84 + _S90.y + 2U;
+        float * _S130 = (&(result_1)[_S129]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S128]) + *&((&sums_1[3U])->z);
+            _S94 = *(&(result_1)[_S129]) + _S89[3U].z;
         }
         else
         {
-            _S93 = *&((&sums_1[3U])->z);
+            _S94 = _S89[3U].z;
         }
-        *_S129 = _S93;
+        *_S130 = _S94;
     }
-    if(_S123)
+    if(_S124)
     {
-        _S92 = (_S85 + _S89.y + 3U) < _S79;
+        _S93 = (_S84 + _S90.y + 3U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S130 = p_0->out_offset_0 + _S122 * p_0->out_stride_0 + _S85 + _S89.y + 3U;
-        float * _S131 = (&(result_1)[_S130]);
+        uint _S131 = p_0->out_offset_0 + _S123 * p_0->out_stride_0 + _S84 + _S90.y + 3U;
+        float * _S132 = (&(result_1)[_S131]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S130]) + *&((&sums_1[3U])->w);
+            _S94 = *(&(result_1)[_S131]) + _S89[3U].w;
         }
         else
         {
-            _S93 = *&((&sums_1[3U])->w);
+            _S94 = _S89[3U].w;
         }
-        *_S131 = _S93;
+        *_S132 = _S94;
     }
-    uint _S132 = _S90 + 4U;
-    bool _S133 = _S132 < _S86;
-    if(_S133)
+    uint _S133 = _S91 + 4U;
+    bool _S134 = _S133 < _S85;
+    if(_S134)
     {
-        _S92 = (_S85 + _S89.y) < _S79;
+        _S93 = (_S84 + _S90.y) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S134 = p_0->out_offset_0 + _S132 * p_0->out_stride_0 + _S85 + _S89.y;
-        float * _S135 = (&(result_1)[_S134]);
+        uint _S135 = p_0->out_offset_0 + _S133 * p_0->out_stride_0 + _S84 + _S90.y;
+        float * _S136 = (&(result_1)[_S135]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S134]) + *&((&sums_1[4U])->x);
+            _S94 = *(&(result_1)[_S135]) + _S89[4U].x;
         }
         else
         {
-            _S93 = *&((&sums_1[4U])->x);
+            _S94 = _S89[4U].x;
         }
-        *_S135 = _S93;
+        *_S136 = _S94;
     }
-    if(_S133)
+    if(_S134)
     {
-        _S92 = (_S85 + _S89.y + 1U) < _S79;
+        _S93 = (_S84 + _S90.y + 1U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S136 = p_0->out_offset_0 + _S132 * p_0->out_stride_0 + _S85 + _S89.y + 1U;
-        float * _S137 = (&(result_1)[_S136]);
+        uint _S137 = p_0->out_offset_0 + _S133 * p_0->out_stride_0 + _S84 + _S90.y + 1U;
+        float * _S138 = (&(result_1)[_S137]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S136]) + *&((&sums_1[4U])->y);
+            _S94 = *(&(result_1)[_S137]) + _S89[4U].y;
         }
         else
         {
-            _S93 = *&((&sums_1[4U])->y);
+            _S94 = _S89[4U].y;
         }
-        *_S137 = _S93;
+        *_S138 = _S94;
     }
-    if(_S133)
+    if(_S134)
     {
-        _S92 = (_S85 + _S89.y + 2U) < _S79;
+        _S93 = (_S84 + _S90.y + 2U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S138 = p_0->out_offset_0 + _S132 * p_0->out_stride_0 + _S85 + _S89.y + 2U;
-        float * _S139 = (&(result_1)[_S138]);
+        uint _S139 = p_0->out_offset_0 + _S133 * p_0->out_stride_0 + _S84 + _S90.y + 2U;
+        float * _S140 = (&(result_1)[_S139]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S138]) + *&((&sums_1[4U])->z);
+            _S94 = *(&(result_1)[_S139]) + _S89[4U].z;
         }
         else
         {
-            _S93 = *&((&sums_1[4U])->z);
+            _S94 = _S89[4U].z;
         }
-        *_S139 = _S93;
+        *_S140 = _S94;
     }
-    if(_S133)
+    if(_S134)
     {
-        _S92 = (_S85 + _S89.y + 3U) < _S79;
+        _S93 = (_S84 + _S90.y + 3U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S140 = p_0->out_offset_0 + _S132 * p_0->out_stride_0 + _S85 + _S89.y + 3U;
-        float * _S141 = (&(result_1)[_S140]);
+        uint _S141 = p_0->out_offset_0 + _S133 * p_0->out_stride_0 + _S84 + _S90.y + 3U;
+        float * _S142 = (&(result_1)[_S141]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S140]) + *&((&sums_1[4U])->w);
+            _S94 = *(&(result_1)[_S141]) + _S89[4U].w;
         }
         else
         {
-            _S93 = *&((&sums_1[4U])->w);
+            _S94 = _S89[4U].w;
         }
-        *_S141 = _S93;
+        *_S142 = _S94;
     }
-    uint _S142 = _S90 + 5U;
-    bool _S143 = _S142 < _S86;
-    if(_S143)
+    uint _S143 = _S91 + 5U;
+    bool _S144 = _S143 < _S85;
+    if(_S144)
     {
-        _S92 = (_S85 + _S89.y) < _S79;
+        _S93 = (_S84 + _S90.y) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S144 = p_0->out_offset_0 + _S142 * p_0->out_stride_0 + _S85 + _S89.y;
-        float * _S145 = (&(result_1)[_S144]);
+        uint _S145 = p_0->out_offset_0 + _S143 * p_0->out_stride_0 + _S84 + _S90.y;
+        float * _S146 = (&(result_1)[_S145]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S144]) + *&((&sums_1[5U])->x);
+            _S94 = *(&(result_1)[_S145]) + _S89[5U].x;
         }
         else
         {
-            _S93 = *&((&sums_1[5U])->x);
+            _S94 = _S89[5U].x;
         }
-        *_S145 = _S93;
+        *_S146 = _S94;
     }
-    if(_S143)
+    if(_S144)
     {
-        _S92 = (_S85 + _S89.y + 1U) < _S79;
+        _S93 = (_S84 + _S90.y + 1U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S146 = p_0->out_offset_0 + _S142 * p_0->out_stride_0 + _S85 + _S89.y + 1U;
-        float * _S147 = (&(result_1)[_S146]);
+        uint _S147 = p_0->out_offset_0 + _S143 * p_0->out_stride_0 + _S84 + _S90.y + 1U;
+        float * _S148 = (&(result_1)[_S147]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S146]) + *&((&sums_1[5U])->y);
+            _S94 = *(&(result_1)[_S147]) + _S89[5U].y;
         }
         else
         {
-            _S93 = *&((&sums_1[5U])->y);
+            _S94 = _S89[5U].y;
         }
-        *_S147 = _S93;
+        *_S148 = _S94;
     }
-    if(_S143)
+    if(_S144)
     {
-        _S92 = (_S85 + _S89.y + 2U) < _S79;
+        _S93 = (_S84 + _S90.y + 2U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S148 = p_0->out_offset_0 + _S142 * p_0->out_stride_0 + _S85 + _S89.y + 2U;
-        float * _S149 = (&(result_1)[_S148]);
+        uint _S149 = p_0->out_offset_0 + _S143 * p_0->out_stride_0 + _S84 + _S90.y + 2U;
+        float * _S150 = (&(result_1)[_S149]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S148]) + *&((&sums_1[5U])->z);
+            _S94 = *(&(result_1)[_S149]) + _S89[5U].z;
         }
         else
         {
-            _S93 = *&((&sums_1[5U])->z);
+            _S94 = _S89[5U].z;
         }
-        *_S149 = _S93;
+        *_S150 = _S94;
     }
-    if(_S143)
+    if(_S144)
     {
-        _S92 = (_S85 + _S89.y + 3U) < _S79;
+        _S93 = (_S84 + _S90.y + 3U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S150 = p_0->out_offset_0 + _S142 * p_0->out_stride_0 + _S85 + _S89.y + 3U;
-        float * _S151 = (&(result_1)[_S150]);
+        uint _S151 = p_0->out_offset_0 + _S143 * p_0->out_stride_0 + _S84 + _S90.y + 3U;
+        float * _S152 = (&(result_1)[_S151]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S150]) + *&((&sums_1[5U])->w);
+            _S94 = *(&(result_1)[_S151]) + _S89[5U].w;
         }
         else
         {
-            _S93 = *&((&sums_1[5U])->w);
+            _S94 = _S89[5U].w;
         }
-        *_S151 = _S93;
+        *_S152 = _S94;
     }
-    uint _S152 = _S90 + 6U;
-    bool _S153 = _S152 < _S86;
-    if(_S153)
+    uint _S153 = _S91 + 6U;
+    bool _S154 = _S153 < _S85;
+    if(_S154)
     {
-        _S92 = (_S85 + _S89.y) < _S79;
+        _S93 = (_S84 + _S90.y) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S154 = p_0->out_offset_0 + _S152 * p_0->out_stride_0 + _S85 + _S89.y;
-        float * _S155 = (&(result_1)[_S154]);
+        uint _S155 = p_0->out_offset_0 + _S153 * p_0->out_stride_0 + _S84 + _S90.y;
+        float * _S156 = (&(result_1)[_S155]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S154]) + *&((&sums_1[6U])->x);
+            _S94 = *(&(result_1)[_S155]) + _S89[6U].x;
         }
         else
         {
-            _S93 = *&((&sums_1[6U])->x);
+            _S94 = _S89[6U].x;
         }
-        *_S155 = _S93;
+        *_S156 = _S94;
     }
-    if(_S153)
+    if(_S154)
     {
-        _S92 = (_S85 + _S89.y + 1U) < _S79;
+        _S93 = (_S84 + _S90.y + 1U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S156 = p_0->out_offset_0 + _S152 * p_0->out_stride_0 + _S85 + _S89.y + 1U;
-        float * _S157 = (&(result_1)[_S156]);
+        uint _S157 = p_0->out_offset_0 + _S153 * p_0->out_stride_0 + _S84 + _S90.y + 1U;
+        float * _S158 = (&(result_1)[_S157]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S156]) + *&((&sums_1[6U])->y);
+            _S94 = *(&(result_1)[_S157]) + _S89[6U].y;
         }
         else
         {
-            _S93 = *&((&sums_1[6U])->y);
+            _S94 = _S89[6U].y;
         }
-        *_S157 = _S93;
+        *_S158 = _S94;
     }
-    if(_S153)
+    if(_S154)
     {
-        _S92 = (_S85 + _S89.y + 2U) < _S79;
+        _S93 = (_S84 + _S90.y + 2U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S158 = p_0->out_offset_0 + _S152 * p_0->out_stride_0 + _S85 + _S89.y + 2U;
-        float * _S159 = (&(result_1)[_S158]);
+        uint _S159 = p_0->out_offset_0 + _S153 * p_0->out_stride_0 + _S84 + _S90.y + 2U;
+        float * _S160 = (&(result_1)[_S159]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S158]) + *&((&sums_1[6U])->z);
+            _S94 = *(&(result_1)[_S159]) + _S89[6U].z;
         }
         else
         {
-            _S93 = *&((&sums_1[6U])->z);
+            _S94 = _S89[6U].z;
         }
-        *_S159 = _S93;
+        *_S160 = _S94;
     }
-    if(_S153)
+    if(_S154)
     {
-        _S92 = (_S85 + _S89.y + 3U) < _S79;
+        _S93 = (_S84 + _S90.y + 3U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S160 = p_0->out_offset_0 + _S152 * p_0->out_stride_0 + _S85 + _S89.y + 3U;
-        float * _S161 = (&(result_1)[_S160]);
+        uint _S161 = p_0->out_offset_0 + _S153 * p_0->out_stride_0 + _S84 + _S90.y + 3U;
+        float * _S162 = (&(result_1)[_S161]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S160]) + *&((&sums_1[6U])->w);
+            _S94 = *(&(result_1)[_S161]) + _S89[6U].w;
         }
         else
         {
-            _S93 = *&((&sums_1[6U])->w);
+            _S94 = _S89[6U].w;
         }
-        *_S161 = _S93;
+        *_S162 = _S94;
     }
-    uint _S162 = _S90 + 7U;
-    bool _S163 = _S162 < _S86;
-    if(_S163)
+    uint _S163 = _S91 + 7U;
+    bool _S164 = _S163 < _S85;
+    if(_S164)
     {
-        _S92 = (_S85 + _S89.y) < _S79;
+        _S93 = (_S84 + _S90.y) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S164 = p_0->out_offset_0 + _S162 * p_0->out_stride_0 + _S85 + _S89.y;
-        float * _S165 = (&(result_1)[_S164]);
+        uint _S165 = p_0->out_offset_0 + _S163 * p_0->out_stride_0 + _S84 + _S90.y;
+        float * _S166 = (&(result_1)[_S165]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S164]) + *&((&sums_1[7U])->x);
+            _S94 = *(&(result_1)[_S165]) + _S89[7U].x;
         }
         else
         {
-            _S93 = *&((&sums_1[7U])->x);
+            _S94 = _S89[7U].x;
         }
-        *_S165 = _S93;
+        *_S166 = _S94;
     }
-    if(_S163)
+    if(_S164)
     {
-        _S92 = (_S85 + _S89.y + 1U) < _S79;
+        _S93 = (_S84 + _S90.y + 1U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S166 = p_0->out_offset_0 + _S162 * p_0->out_stride_0 + _S85 + _S89.y + 1U;
-        float * _S167 = (&(result_1)[_S166]);
+        uint _S167 = p_0->out_offset_0 + _S163 * p_0->out_stride_0 + _S84 + _S90.y + 1U;
+        float * _S168 = (&(result_1)[_S167]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S166]) + *&((&sums_1[7U])->y);
+            _S94 = *(&(result_1)[_S167]) + _S89[7U].y;
         }
         else
         {
-            _S93 = *&((&sums_1[7U])->y);
+            _S94 = _S89[7U].y;
         }
-        *_S167 = _S93;
+        *_S168 = _S94;
     }
-    if(_S163)
+    if(_S164)
     {
-        _S92 = (_S85 + _S89.y + 2U) < _S79;
+        _S93 = (_S84 + _S90.y + 2U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S168 = p_0->out_offset_0 + _S162 * p_0->out_stride_0 + _S85 + _S89.y + 2U;
-        float * _S169 = (&(result_1)[_S168]);
+        uint _S169 = p_0->out_offset_0 + _S163 * p_0->out_stride_0 + _S84 + _S90.y + 2U;
+        float * _S170 = (&(result_1)[_S169]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S168]) + *&((&sums_1[7U])->z);
+            _S94 = *(&(result_1)[_S169]) + _S89[7U].z;
         }
         else
         {
-            _S93 = *&((&sums_1[7U])->z);
+            _S94 = _S89[7U].z;
         }
-        *_S169 = _S93;
+        *_S170 = _S94;
     }
-    if(_S163)
+    if(_S164)
     {
-        _S92 = (_S85 + _S89.y + 3U) < _S79;
+        _S93 = (_S84 + _S90.y + 3U) < _S78;
     }
     else
     {
-        _S92 = false;
+        _S93 = false;
     }
-    if(_S92)
+    if(_S93)
     {
-        uint _S170 = p_0->out_offset_0 + _S162 * p_0->out_stride_0 + _S85 + _S89.y + 3U;
-        float * _S171 = (&(result_1)[_S170]);
+        uint _S171 = p_0->out_offset_0 + _S163 * p_0->out_stride_0 + _S84 + _S90.y + 3U;
+        float * _S172 = (&(result_1)[_S171]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S93 = *(&(result_1)[_S170]) + *&((&sums_1[7U])->w);
+            _S94 = *(&(result_1)[_S171]) + _S89[7U].w;
         }
         else
         {
-            _S93 = *&((&sums_1[7U])->w);
+            _S94 = _S89[7U].w;
         }
-        *_S171 = _S93;
+        *_S172 = _S94;
     }
     return;
 }
 
 extern "C" __global__ void gemm_f32(StructuredBuffer<float> x_2, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> step_2, GemmParams_0 p_1)
 {
-    uint _S172 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S173 = p_1;
-    gemm_0(blockIdx, _S172, x_2, weight_1, result_2, step_2, &_S173);
+    uint _S173 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S174 = p_1;
+    gemm_0(blockIdx, _S173, x_2, weight_1, result_2, step_2, &_S174);
     return;
 }

@@ -203,34 +203,35 @@ __device__ float4  Block_column_0(Block_0 * this_4, uint c_0)
 
 __device__ __shared__ FixedArray<float4 , 512>  right_tile_0;
 
-__device__ void product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_5, uint column_1, uint rows_3, uint k_5, uint thread_2, FixedArray<float4 , 8>  * sums_0)
+__device__ void ThreadTiles_product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_5, uint column_1, uint rows_3, uint k_5, uint thread_2, FixedArray<float4 , 8>  * _S42)
 {
-    int4  _S42 = make_int4 (int(0));
-    float4  _S43 = make_float4 ((float)_S42.x, (float)_S42.y, (float)_S42.z, (float)_S42.w);
-    (*sums_0)[0U] = _S43;
-    (*sums_0)[1U] = _S43;
-    (*sums_0)[2U] = _S43;
-    (*sums_0)[3U] = _S43;
-    (*sums_0)[4U] = _S43;
-    (*sums_0)[5U] = _S43;
-    (*sums_0)[6U] = _S43;
-    (*sums_0)[7U] = _S43;
-    uint2  _S44 = corner_0(thread_2);
-    bool _S45 = Activations_along_k_0(left_0);
-    uint2  _S46 = share_0(thread_2, _S45);
-    bool _S47 = Weights_along_k_0(right_0);
-    uint2  _S48 = share_0(thread_2, _S47);
-    uint _S49 = _S46.x;
-    uint _S50 = row_5 + 4U * _S49;
-    uint _S51 = 4U * _S46.y;
-    Block_0 _S52 = Block_load_1(left_0, _S50, _S51);
-    uint _S53 = _S48.x;
-    uint _S54 = column_1 + 4U * _S53;
-    uint _S55 = 4U * _S48.y;
-    Block_0 _S56 = Block_load_0(right_0, _S54, _S55);
+    FixedArray<float4 , 8>  sums_0;
+    int4  _S43 = make_int4 (int(0));
+    float4  _S44 = make_float4 ((float)_S43.x, (float)_S43.y, (float)_S43.z, (float)_S43.w);
+    sums_0[0U] = _S44;
+    sums_0[1U] = _S44;
+    sums_0[2U] = _S44;
+    sums_0[3U] = _S44;
+    sums_0[4U] = _S44;
+    sums_0[5U] = _S44;
+    sums_0[6U] = _S44;
+    sums_0[7U] = _S44;
+    uint2  _S45 = corner_0(thread_2);
+    bool _S46 = Activations_along_k_0(left_0);
+    uint2  _S47 = share_0(thread_2, _S46);
+    bool _S48 = Weights_along_k_0(right_0);
+    uint2  _S49 = share_0(thread_2, _S48);
+    uint _S50 = _S47.x;
+    uint _S51 = row_5 + 4U * _S50;
+    uint _S52 = 4U * _S47.y;
+    Block_0 _S53 = Block_load_1(left_0, _S51, _S52);
+    uint _S54 = _S49.x;
+    uint _S55 = column_1 + 4U * _S54;
+    uint _S56 = 4U * _S49.y;
+    Block_0 _S57 = Block_load_0(right_0, _S55, _S56);
     uint begin_0 = 0U;
-    Block_0 left_block_0 = _S52;
-    Block_0 right_block_0 = _S56;
+    Block_0 left_block_0 = _S53;
+    Block_0 right_block_0 = _S57;
     for(;;)
     {
         if(begin_0 < k_5)
@@ -240,36 +241,36 @@ __device__ void product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_
         {
             break;
         }
-        Block_0 _S57 = left_block_0;
-        float4  _S58 = Block_column_0(&_S57, 0U);
-        (*&left_tile_0)[place_0(_S51, _S49)] = _S58;
-        Block_0 _S59 = right_block_0;
-        float4  _S60 = Block_column_0(&_S59, 0U);
-        (*&right_tile_0)[place_0(_S55, _S53)] = _S60;
-        Block_0 _S61 = left_block_0;
-        float4  _S62 = Block_column_0(&_S61, 1U);
-        (*&left_tile_0)[place_0(_S51 + 1U, _S49)] = _S62;
-        Block_0 _S63 = right_block_0;
-        float4  _S64 = Block_column_0(&_S63, 1U);
-        (*&right_tile_0)[place_0(_S55 + 1U, _S53)] = _S64;
-        Block_0 _S65 = left_block_0;
-        float4  _S66 = Block_column_0(&_S65, 2U);
-        (*&left_tile_0)[place_0(_S51 + 2U, _S49)] = _S66;
-        Block_0 _S67 = right_block_0;
-        float4  _S68 = Block_column_0(&_S67, 2U);
-        (*&right_tile_0)[place_0(_S55 + 2U, _S53)] = _S68;
-        Block_0 _S69 = left_block_0;
-        float4  _S70 = Block_column_0(&_S69, 3U);
-        (*&left_tile_0)[place_0(_S51 + 3U, _S49)] = _S70;
-        Block_0 _S71 = right_block_0;
-        float4  _S72 = Block_column_0(&_S71, 3U);
-        (*&right_tile_0)[place_0(_S55 + 3U, _S53)] = _S72;
+        Block_0 _S58 = left_block_0;
+        float4  _S59 = Block_column_0(&_S58, 0U);
+        (*&left_tile_0)[place_0(_S52, _S50)] = _S59;
+        Block_0 _S60 = right_block_0;
+        float4  _S61 = Block_column_0(&_S60, 0U);
+        (*&right_tile_0)[place_0(_S56, _S54)] = _S61;
+        Block_0 _S62 = left_block_0;
+        float4  _S63 = Block_column_0(&_S62, 1U);
+        (*&left_tile_0)[place_0(_S52 + 1U, _S50)] = _S63;
+        Block_0 _S64 = right_block_0;
+        float4  _S65 = Block_column_0(&_S64, 1U);
+        (*&right_tile_0)[place_0(_S56 + 1U, _S54)] = _S65;
+        Block_0 _S66 = left_block_0;
+        float4  _S67 = Block_column_0(&_S66, 2U);
+        (*&left_tile_0)[place_0(_S52 + 2U, _S50)] = _S67;
+        Block_0 _S68 = right_block_0;
+        float4  _S69 = Block_column_0(&_S68, 2U);
+        (*&right_tile_0)[place_0(_S56 + 2U, _S54)] = _S69;
+        Block_0 _S70 = left_block_0;
+        float4  _S71 = Block_column_0(&_S70, 3U);
+        (*&left_tile_0)[place_0(_S52 + 3U, _S50)] = _S71;
+        Block_0 _S72 = right_block_0;
+        float4  _S73 = Block_column_0(&_S72, 3U);
+        (*&right_tile_0)[place_0(_S56 + 3U, _S54)] = _S73;
         __syncthreads();
-        uint _S73 = begin_0 + 32U;
-        Block_0 _S74 = Block_load_1(left_0, _S50, _S73 + _S51);
-        Block_0 _S75 = Block_load_0(right_0, _S54, _S73 + _S55);
-        uint _S76 = _S44.x;
-        if((row_5 + _S76) < rows_3)
+        uint _S74 = begin_0 + 32U;
+        Block_0 _S75 = Block_load_1(left_0, _S51, _S74 + _S52);
+        Block_0 _S76 = Block_load_0(right_0, _S55, _S74 + _S56);
+        uint _S77 = _S45.x;
+        if((row_5 + _S77) < rows_3)
         {
             uint j_0 = 0U;
             for(;;)
@@ -281,25 +282,24 @@ __device__ void product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_
                 {
                     break;
                 }
-                float4  _S77 = (*&right_tile_0)[place_0(j_0, _S44.y / 4U)];
-                float4  _S78 = (*&left_tile_0)[place_0(j_0, _S76 / 4U)];
-                (*sums_0)[0U] = (*sums_0)[0U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S76 / 4U)].x) * _S77;
-                (*sums_0)[1U] = (*sums_0)[1U] + make_float4 (_S78.y) * _S77;
-                (*sums_0)[2U] = (*sums_0)[2U] + make_float4 (_S78.z) * _S77;
-                (*sums_0)[3U] = (*sums_0)[3U] + make_float4 (_S78.w) * _S77;
-                float4  _S79 = (*&left_tile_0)[place_0(j_0, _S76 / 4U + 1U)];
-                (*sums_0)[4U] = (*sums_0)[4U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S76 / 4U + 1U)].x) * _S77;
-                (*sums_0)[5U] = (*sums_0)[5U] + make_float4 (_S79.y) * _S77;
-                (*sums_0)[6U] = (*sums_0)[6U] + make_float4 (_S79.z) * _S77;
-                (*sums_0)[7U] = (*sums_0)[7U] + make_float4 (_S79.w) * _S77;
+                float4  _S78 = (*&right_tile_0)[place_0(j_0, _S45.y / 4U)];
+                sums_0[0U] = sums_0[0U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S77 / 4U)].x) * _S78;
+                sums_0[1U] = sums_0[1U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S77 / 4U)].y) * _S78;
+                sums_0[2U] = sums_0[2U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S77 / 4U)].z) * _S78;
+                sums_0[3U] = sums_0[3U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S77 / 4U)].w) * _S78;
+                sums_0[4U] = sums_0[4U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S77 / 4U + 1U)].x) * _S78;
+                sums_0[5U] = sums_0[5U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S77 / 4U + 1U)].y) * _S78;
+                sums_0[6U] = sums_0[6U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S77 / 4U + 1U)].z) * _S78;
+                sums_0[7U] = sums_0[7U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S77 / 4U + 1U)].w) * _S78;
                 j_0 = j_0 + 1U;
             }
         }
         __syncthreads();
-        begin_0 = _S73;
-        left_block_0 = _S74;
-        right_block_0 = _S75;
+        begin_0 = _S74;
+        left_block_0 = _S75;
+        right_block_0 = _S76;
     }
+    *_S42 = sums_0;
     return;
 }
 
@@ -324,30 +324,30 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_3, uint rows_5)
 {
-    uint _S80;
+    uint _S79;
     if(offset_3 == 4294967295U)
     {
-        _S80 = rows_5;
+        _S79 = rows_5;
     }
     else
     {
-        uint _S81 = __ldg((&(step_0)[offset_3]));
-        _S80 = (U32_min((_S81), (rows_5)));
+        uint _S80 = __ldg((&(step_0)[offset_3]));
+        _S79 = (U32_min((_S80), (rows_5)));
     }
-    return _S80;
+    return _S79;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_1, StructuredBuffer<uint> weight_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> step_1, GemmParams_0 * p_0)
 {
-    uint _S82 = p_0->n_1;
-    uint _S83 = (p_0->n_1 + 64U - 1U) / 64U;
-    uint _S84 = group_number_0(group_1);
-    uint _S85 = _S84 / _S83;
-    uint _S86 = _S85 * 64U;
-    uint _S87 = _S84 % _S83;
-    uint _S88 = _S87 * 64U;
-    uint _S89 = live_rows_0(step_1, p_0->step_offset_0, p_0->rows_4);
-    if(_S86 >= _S89)
+    uint _S81 = p_0->n_1;
+    uint _S82 = (p_0->n_1 + 64U - 1U) / 64U;
+    uint _S83 = group_number_0(group_1);
+    uint _S84 = _S83 / _S82;
+    uint _S85 = _S84 * 64U;
+    uint _S86 = _S83 % _S82;
+    uint _S87 = _S86 * 64U;
+    uint _S88 = live_rows_0(step_1, p_0->step_offset_0, p_0->rows_4);
+    if(_S85 >= _S88)
     {
         return;
     }
@@ -355,747 +355,748 @@ __device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_
     (&left_1)->x_0 = x_1;
     (&left_1)->offset_2 = p_0->x_offset_0;
     (&left_1)->stride_0 = p_0->x_stride_0;
-    (&left_1)->rows_2 = _S89;
+    (&left_1)->rows_2 = _S88;
     (&left_1)->k_2 = p_0->k_6;
     Weights_0 right_1;
     (&right_1)->words_0 = weight_0;
     (&right_1)->offset_0 = p_0->weight_offset_0;
-    (&right_1)->n_0 = _S82;
+    (&right_1)->n_0 = _S81;
     (&right_1)->k_0 = p_0->k_6;
-    Activations_0 _S90 = left_1;
-    Weights_0 _S91 = right_1;
-    FixedArray<float4 , 8>  sums_1;
-    product_0(&_S90, &_S91, _S86, _S88, _S89, p_0->k_6, thread_3, &sums_1);
-    uint2  _S92 = corner_0(thread_3);
-    uint _S93 = _S86 + _S92.x;
-    bool _S94 = _S93 < _S89;
-    bool _S95;
-    if(_S94)
+    Activations_0 _S89 = left_1;
+    Weights_0 _S90 = right_1;
+    FixedArray<float4 , 8>  _S91;
+    ThreadTiles_product_0(&_S89, &_S90, _S85, _S87, _S88, p_0->k_6, thread_3, &_S91);
+    FixedArray<float4 , 8>  _S92 = _S91;
+    uint2  _S93 = corner_0(thread_3);
+    uint _S94 = _S85 + _S93.x;
+    bool _S95 = _S94 < _S88;
+    bool _S96;
+    if(_S95)
     {
-        _S95 = (_S88 + _S92.y) < _S82;
+        _S96 = (_S87 + _S93.y) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    float _S96;
-    if(_S95)
+    float _S97;
+    if(_S96)
     {
-        uint _S97 = p_0->out_offset_0 + _S93 * p_0->out_stride_0 + _S88 + _S92.y;
-        float * _S98 = (&(result_0)[_S97]);
+        uint _S98 = p_0->out_offset_0 + _S94 * p_0->out_stride_0 + _S87 + _S93.y;
+        float * _S99 = (&(result_0)[_S98]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S97]) + *&((&sums_1[0U])->x);
+            _S97 = *(&(result_0)[_S98]) + _S92[0U].x;
         }
         else
         {
-            _S96 = *&((&sums_1[0U])->x);
+            _S97 = _S92[0U].x;
         }
-        *_S98 = _S96;
+        *_S99 = _S97;
     }
-    if(_S94)
+    if(_S95)
     {
-        _S95 = (_S88 + _S92.y + 1U) < _S82;
+        _S96 = (_S87 + _S93.y + 1U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S99 = p_0->out_offset_0 + _S93 * p_0->out_stride_0 + _S88 + _S92.y + 1U;
-        float * _S100 = (&(result_0)[_S99]);
+        uint _S100 = p_0->out_offset_0 + _S94 * p_0->out_stride_0 + _S87 + _S93.y + 1U;
+        float * _S101 = (&(result_0)[_S100]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S99]) + *&((&sums_1[0U])->y);
+            _S97 = *(&(result_0)[_S100]) + _S92[0U].y;
         }
         else
         {
-            _S96 = *&((&sums_1[0U])->y);
+            _S97 = _S92[0U].y;
         }
-        *_S100 = _S96;
+        *_S101 = _S97;
     }
-    if(_S94)
+    if(_S95)
     {
-        _S95 = (_S88 + _S92.y + 2U) < _S82;
+        _S96 = (_S87 + _S93.y + 2U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S101 = p_0->out_offset_0 + _S93 * p_0->out_stride_0 + _S88 + _S92.y + 2U;
-        float * _S102 = (&(result_0)[_S101]);
+        uint _S102 = p_0->out_offset_0 + _S94 * p_0->out_stride_0 + _S87 + _S93.y + 2U;
+        float * _S103 = (&(result_0)[_S102]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S101]) + *&((&sums_1[0U])->z);
+            _S97 = *(&(result_0)[_S102]) + _S92[0U].z;
         }
         else
         {
-            _S96 = *&((&sums_1[0U])->z);
+            _S97 = _S92[0U].z;
         }
-        *_S102 = _S96;
+        *_S103 = _S97;
     }
-    if(_S94)
+    if(_S95)
     {
-        _S95 = (_S88 + _S92.y + 3U) < _S82;
+        _S96 = (_S87 + _S93.y + 3U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S103 = p_0->out_offset_0 + _S93 * p_0->out_stride_0 + _S88 + _S92.y + 3U;
-        float * _S104 = (&(result_0)[_S103]);
+        uint _S104 = p_0->out_offset_0 + _S94 * p_0->out_stride_0 + _S87 + _S93.y + 3U;
+        float * _S105 = (&(result_0)[_S104]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S103]) + *&((&sums_1[0U])->w);
+            _S97 = *(&(result_0)[_S104]) + _S92[0U].w;
         }
         else
         {
-            _S96 = *&((&sums_1[0U])->w);
+            _S97 = _S92[0U].w;
         }
-        *_S104 = _S96;
+        *_S105 = _S97;
     }
-    uint _S105 = _S93 + 1U;
-    bool _S106 = _S105 < _S89;
-    if(_S106)
+    uint _S106 = _S94 + 1U;
+    bool _S107 = _S106 < _S88;
+    if(_S107)
     {
-        _S95 = (_S88 + _S92.y) < _S82;
+        _S96 = (_S87 + _S93.y) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S107 = p_0->out_offset_0 + _S105 * p_0->out_stride_0 + _S88 + _S92.y;
-        float * _S108 = (&(result_0)[_S107]);
+        uint _S108 = p_0->out_offset_0 + _S106 * p_0->out_stride_0 + _S87 + _S93.y;
+        float * _S109 = (&(result_0)[_S108]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S107]) + *&((&sums_1[1U])->x);
+            _S97 = *(&(result_0)[_S108]) + _S92[1U].x;
         }
         else
         {
-            _S96 = *&((&sums_1[1U])->x);
+            _S97 = _S92[1U].x;
         }
-        *_S108 = _S96;
+        *_S109 = _S97;
     }
-    if(_S106)
+    if(_S107)
     {
-        _S95 = (_S88 + _S92.y + 1U) < _S82;
+        _S96 = (_S87 + _S93.y + 1U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S109 = p_0->out_offset_0 + _S105 * p_0->out_stride_0 + _S88 + _S92.y + 1U;
-        float * _S110 = (&(result_0)[_S109]);
+        uint _S110 = p_0->out_offset_0 + _S106 * p_0->out_stride_0 + _S87 + _S93.y + 1U;
+        float * _S111 = (&(result_0)[_S110]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S109]) + *&((&sums_1[1U])->y);
+            _S97 = *(&(result_0)[_S110]) + _S92[1U].y;
         }
         else
         {
-            _S96 = *&((&sums_1[1U])->y);
+            _S97 = _S92[1U].y;
         }
-        *_S110 = _S96;
+        *_S111 = _S97;
     }
-    if(_S106)
+    if(_S107)
     {
-        _S95 = (_S88 + _S92.y + 2U) < _S82;
+        _S96 = (_S87 + _S93.y + 2U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S111 = p_0->out_offset_0 + _S105 * p_0->out_stride_0 + _S88 + _S92.y + 2U;
-        float * _S112 = (&(result_0)[_S111]);
+        uint _S112 = p_0->out_offset_0 + _S106 * p_0->out_stride_0 + _S87 + _S93.y + 2U;
+        float * _S113 = (&(result_0)[_S112]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S111]) + *&((&sums_1[1U])->z);
+            _S97 = *(&(result_0)[_S112]) + _S92[1U].z;
         }
         else
         {
-            _S96 = *&((&sums_1[1U])->z);
+            _S97 = _S92[1U].z;
         }
-        *_S112 = _S96;
+        *_S113 = _S97;
     }
-    if(_S106)
+    if(_S107)
     {
-        _S95 = (_S88 + _S92.y + 3U) < _S82;
+        _S96 = (_S87 + _S93.y + 3U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S113 = p_0->out_offset_0 + _S105 * p_0->out_stride_0 + _S88 + _S92.y + 3U;
-        float * _S114 = (&(result_0)[_S113]);
+        uint _S114 = p_0->out_offset_0 + _S106 * p_0->out_stride_0 + _S87 + _S93.y + 3U;
+        float * _S115 = (&(result_0)[_S114]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S113]) + *&((&sums_1[1U])->w);
+            _S97 = *(&(result_0)[_S114]) + _S92[1U].w;
         }
         else
         {
-            _S96 = *&((&sums_1[1U])->w);
+            _S97 = _S92[1U].w;
         }
-        *_S114 = _S96;
+        *_S115 = _S97;
     }
-    uint _S115 = _S93 + 2U;
-    bool _S116 = _S115 < _S89;
-    if(_S116)
+    uint _S116 = _S94 + 2U;
+    bool _S117 = _S116 < _S88;
+    if(_S117)
     {
-        _S95 = (_S88 + _S92.y) < _S82;
+        _S96 = (_S87 + _S93.y) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S117 = p_0->out_offset_0 + _S115 * p_0->out_stride_0 + _S88 + _S92.y;
-        float * _S118 = (&(result_0)[_S117]);
+        uint _S118 = p_0->out_offset_0 + _S116 * p_0->out_stride_0 + _S87 + _S93.y;
+        float * _S119 = (&(result_0)[_S118]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S117]) + *&((&sums_1[2U])->x);
+            _S97 = *(&(result_0)[_S118]) + _S92[2U].x;
         }
         else
         {
-            _S96 = *&((&sums_1[2U])->x);
+            _S97 = _S92[2U].x;
         }
-        *_S118 = _S96;
+        *_S119 = _S97;
     }
-    if(_S116)
+    if(_S117)
     {
-        _S95 = (_S88 + _S92.y + 1U) < _S82;
+        _S96 = (_S87 + _S93.y + 1U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S119 = p_0->out_offset_0 + _S115 * p_0->out_stride_0 + _S88 + _S92.y + 1U;
-        float * _S120 = (&(result_0)[_S119]);
+        uint _S120 = p_0->out_offset_0 + _S116 * p_0->out_stride_0 + _S87 + _S93.y + 1U;
+        float * _S121 = (&(result_0)[_S120]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S119]) + *&((&sums_1[2U])->y);
+            _S97 = *(&(result_0)[_S120]) + _S92[2U].y;
         }
         else
         {
-            _S96 = *&((&sums_1[2U])->y);
+            _S97 = _S92[2U].y;
         }
-        *_S120 = _S96;
+        *_S121 = _S97;
     }
-    if(_S116)
+    if(_S117)
     {
-        _S95 = (_S88 + _S92.y + 2U) < _S82;
+        _S96 = (_S87 + _S93.y + 2U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S121 = p_0->out_offset_0 + _S115 * p_0->out_stride_0 + _S88 + _S92.y + 2U;
-        float * _S122 = (&(result_0)[_S121]);
+        uint _S122 = p_0->out_offset_0 + _S116 * p_0->out_stride_0 + _S87 + _S93.y + 2U;
+        float * _S123 = (&(result_0)[_S122]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S121]) + *&((&sums_1[2U])->z);
+            _S97 = *(&(result_0)[_S122]) + _S92[2U].z;
         }
         else
         {
-            _S96 = *&((&sums_1[2U])->z);
+            _S97 = _S92[2U].z;
         }
-        *_S122 = _S96;
+        *_S123 = _S97;
     }
-    if(_S116)
+    if(_S117)
     {
-        _S95 = (_S88 + _S92.y + 3U) < _S82;
+        _S96 = (_S87 + _S93.y + 3U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S123 = p_0->out_offset_0 + _S115 * p_0->out_stride_0 + _S88 + _S92.y + 3U;
-        float * _S124 = (&(result_0)[_S123]);
+        uint _S124 = p_0->out_offset_0 + _S116 * p_0->out_stride_0 + _S87 + _S93.y + 3U;
+        float * _S125 = (&(result_0)[_S124]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S123]) + *&((&sums_1[2U])->w);
+            _S97 = *(&(result_0)[_S124]) + _S92[2U].w;
         }
         else
         {
-            _S96 = *&((&sums_1[2U])->w);
+            _S97 = _S92[2U].w;
         }
-        *_S124 = _S96;
+        *_S125 = _S97;
     }
-    uint _S125 = _S93 + 3U;
-    bool _S126 = _S125 < _S89;
-    if(_S126)
+    uint _S126 = _S94 + 3U;
+    bool _S127 = _S126 < _S88;
+    if(_S127)
     {
-        _S95 = (_S88 + _S92.y) < _S82;
+        _S96 = (_S87 + _S93.y) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S127 = p_0->out_offset_0 + _S125 * p_0->out_stride_0 + _S88 + _S92.y;
-        float * _S128 = (&(result_0)[_S127]);
+        uint _S128 = p_0->out_offset_0 + _S126 * p_0->out_stride_0 + _S87 + _S93.y;
+        float * _S129 = (&(result_0)[_S128]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S127]) + *&((&sums_1[3U])->x);
+            _S97 = *(&(result_0)[_S128]) + _S92[3U].x;
         }
         else
         {
-            _S96 = *&((&sums_1[3U])->x);
+            _S97 = _S92[3U].x;
         }
-        *_S128 = _S96;
+        *_S129 = _S97;
     }
-    if(_S126)
+    if(_S127)
     {
-        _S95 = (_S88 + _S92.y + 1U) < _S82;
+        _S96 = (_S87 + _S93.y + 1U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S129 = p_0->out_offset_0 + _S125 * p_0->out_stride_0 + _S88 + _S92.y + 1U;
-        float * _S130 = (&(result_0)[_S129]);
+        uint _S130 = p_0->out_offset_0 + _S126 * p_0->out_stride_0 + _S87 + _S93.y + 1U;
+        float * _S131 = (&(result_0)[_S130]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S129]) + *&((&sums_1[3U])->y);
+            _S97 = *(&(result_0)[_S130]) + _S92[3U].y;
         }
         else
         {
-            _S96 = *&((&sums_1[3U])->y);
+            _S97 = _S92[3U].y;
         }
-        *_S130 = _S96;
+        *_S131 = _S97;
     }
-    if(_S126)
+    if(_S127)
     {
-        _S95 = (_S88 + _S92.y + 2U) < _S82;
+        _S96 = (_S87 + _S93.y + 2U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S131 = p_0->out_offset_0 + _S125 * p_0->out_stride_0 + _S88 + _S92.y + 2U;
-        float * _S132 = (&(result_0)[_S131]);
+        uint _S132 = p_0->out_offset_0 + _S126 * p_0->out_stride_0 + _S87 + _S93.y + 2U;
+        float * _S133 = (&(result_0)[_S132]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S131]) + *&((&sums_1[3U])->z);
+            _S97 = *(&(result_0)[_S132]) + _S92[3U].z;
         }
         else
         {
-            _S96 = *&((&sums_1[3U])->z);
+            _S97 = _S92[3U].z;
         }
-        *_S132 = _S96;
+        *_S133 = _S97;
     }
-    if(_S126)
+    if(_S127)
     {
-        _S95 = (_S88 + _S92.y + 3U) < _S82;
+        _S96 = (_S87 + _S93.y + 3U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S133 = p_0->out_offset_0 + _S125 * p_0->out_stride_0 + _S88 + _S92.y + 3U;
-        float * _S134 = (&(result_0)[_S133]);
+        uint _S134 = p_0->out_offset_0 + _S126 * p_0->out_stride_0 + _S87 + _S93.y + 3U;
+        float * _S135 = (&(result_0)[_S134]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S133]) + *&((&sums_1[3U])->w);
+            _S97 = *(&(result_0)[_S134]) + _S92[3U].w;
         }
         else
         {
-            _S96 = *&((&sums_1[3U])->w);
+            _S97 = _S92[3U].w;
         }
-        *_S134 = _S96;
+        *_S135 = _S97;
     }
-    uint _S135 = _S93 + 4U;
-    bool _S136 = _S135 < _S89;
-    if(_S136)
+    uint _S136 = _S94 + 4U;
+    bool _S137 = _S136 < _S88;
+    if(_S137)
     {
-        _S95 = (_S88 + _S92.y) < _S82;
+        _S96 = (_S87 + _S93.y) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S137 = p_0->out_offset_0 + _S135 * p_0->out_stride_0 + _S88 + _S92.y;
-        float * _S138 = (&(result_0)[_S137]);
+        uint _S138 = p_0->out_offset_0 + _S136 * p_0->out_stride_0 + _S87 + _S93.y;
+        float * _S139 = (&(result_0)[_S138]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S137]) + *&((&sums_1[4U])->x);
+            _S97 = *(&(result_0)[_S138]) + _S92[4U].x;
         }
         else
         {
-            _S96 = *&((&sums_1[4U])->x);
+            _S97 = _S92[4U].x;
         }
-        *_S138 = _S96;
+        *_S139 = _S97;
     }
-    if(_S136)
+    if(_S137)
     {
-        _S95 = (_S88 + _S92.y + 1U) < _S82;
+        _S96 = (_S87 + _S93.y + 1U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S139 = p_0->out_offset_0 + _S135 * p_0->out_stride_0 + _S88 + _S92.y + 1U;
-        float * _S140 = (&(result_0)[_S139]);
+        uint _S140 = p_0->out_offset_0 + _S136 * p_0->out_stride_0 + _S87 + _S93.y + 1U;
+        float * _S141 = (&(result_0)[_S140]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S139]) + *&((&sums_1[4U])->y);
+            _S97 = *(&(result_0)[_S140]) + _S92[4U].y;
         }
         else
         {
-            _S96 = *&((&sums_1[4U])->y);
+            _S97 = _S92[4U].y;
         }
-        *_S140 = _S96;
+        *_S141 = _S97;
     }
-    if(_S136)
+    if(_S137)
     {
-        _S95 = (_S88 + _S92.y + 2U) < _S82;
+        _S96 = (_S87 + _S93.y + 2U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S141 = p_0->out_offset_0 + _S135 * p_0->out_stride_0 + _S88 + _S92.y + 2U;
-        float * _S142 = (&(result_0)[_S141]);
+        uint _S142 = p_0->out_offset_0 + _S136 * p_0->out_stride_0 + _S87 + _S93.y + 2U;
+        float * _S143 = (&(result_0)[_S142]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S141]) + *&((&sums_1[4U])->z);
+            _S97 = *(&(result_0)[_S142]) + _S92[4U].z;
         }
         else
         {
-            _S96 = *&((&sums_1[4U])->z);
+            _S97 = _S92[4U].z;
         }
-        *_S142 = _S96;
+        *_S143 = _S97;
     }
-    if(_S136)
+    if(_S137)
     {
-        _S95 = (_S88 + _S92.y + 3U) < _S82;
+        _S96 = (_S87 + _S93.y + 3U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S143 = p_0->out_offset_0 + _S135 * p_0->out_stride_0 + _S88 + _S92.y + 3U;
-        float * _S144 = (&(result_0)[_S143]);
+        uint _S144 = p_0->out_offset_0 + _S136 * p_0->out_stride_0 + _S87 + _S93.y + 3U;
+        float * _S145 = (&(result_0)[_S144]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S143]) + *&((&sums_1[4U])->w);
+            _S97 = *(&(result_0)[_S144]) + _S92[4U].w;
         }
         else
         {
-            _S96 = *&((&sums_1[4U])->w);
+            _S97 = _S92[4U].w;
         }
-        *_S144 = _S96;
+        *_S145 = _S97;
     }
-    uint _S145 = _S93 + 5U;
-    bool _S146 = _S145 < _S89;
-    if(_S146)
+    uint _S146 = _S94 + 5U;
+    bool _S147 = _S146 < _S88;
+    if(_S147)
     {
-        _S95 = (_S88 + _S92.y) < _S82;
+        _S96 = (_S87 + _S93.y) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S147 = p_0->out_offset_0 + _S145 * p_0->out_stride_0 + _S88 + _S92.y;
-        float * _S148 = (&(result_0)[_S147]);
+        uint _S148 = p_0->out_offset_0 + _S146 * p_0->out_stride_0 + _S87 + _S93.y;
+        float * _S149 = (&(result_0)[_S148]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S147]) + *&((&sums_1[5U])->x);
+            _S97 = *(&(result_0)[_S148]) + _S92[5U].x;
         }
         else
         {
-            _S96 = *&((&sums_1[5U])->x);
+            _S97 = _S92[5U].x;
         }
-        *_S148 = _S96;
+        *_S149 = _S97;
     }
-    if(_S146)
+    if(_S147)
     {
-        _S95 = (_S88 + _S92.y + 1U) < _S82;
+        _S96 = (_S87 + _S93.y + 1U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S149 = p_0->out_offset_0 + _S145 * p_0->out_stride_0 + _S88 + _S92.y + 1U;
-        float * _S150 = (&(result_0)[_S149]);
+        uint _S150 = p_0->out_offset_0 + _S146 * p_0->out_stride_0 + _S87 + _S93.y + 1U;
+        float * _S151 = (&(result_0)[_S150]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S149]) + *&((&sums_1[5U])->y);
+            _S97 = *(&(result_0)[_S150]) + _S92[5U].y;
         }
         else
         {
-            _S96 = *&((&sums_1[5U])->y);
+            _S97 = _S92[5U].y;
         }
-        *_S150 = _S96;
+        *_S151 = _S97;
     }
-    if(_S146)
+    if(_S147)
     {
-        _S95 = (_S88 + _S92.y + 2U) < _S82;
+        _S96 = (_S87 + _S93.y + 2U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S151 = p_0->out_offset_0 + _S145 * p_0->out_stride_0 + _S88 + _S92.y + 2U;
-        float * _S152 = (&(result_0)[_S151]);
+        uint _S152 = p_0->out_offset_0 + _S146 * p_0->out_stride_0 + _S87 + _S93.y + 2U;
+        float * _S153 = (&(result_0)[_S152]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S151]) + *&((&sums_1[5U])->z);
+            _S97 = *(&(result_0)[_S152]) + _S92[5U].z;
         }
         else
         {
-            _S96 = *&((&sums_1[5U])->z);
+            _S97 = _S92[5U].z;
         }
-        *_S152 = _S96;
+        *_S153 = _S97;
     }
-    if(_S146)
+    if(_S147)
     {
-        _S95 = (_S88 + _S92.y + 3U) < _S82;
+        _S96 = (_S87 + _S93.y + 3U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S153 = p_0->out_offset_0 + _S145 * p_0->out_stride_0 + _S88 + _S92.y + 3U;
-        float * _S154 = (&(result_0)[_S153]);
+        uint _S154 = p_0->out_offset_0 + _S146 * p_0->out_stride_0 + _S87 + _S93.y + 3U;
+        float * _S155 = (&(result_0)[_S154]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S153]) + *&((&sums_1[5U])->w);
+            _S97 = *(&(result_0)[_S154]) + _S92[5U].w;
         }
         else
         {
-            _S96 = *&((&sums_1[5U])->w);
+            _S97 = _S92[5U].w;
         }
-        *_S154 = _S96;
+        *_S155 = _S97;
     }
-    uint _S155 = _S93 + 6U;
-    bool _S156 = _S155 < _S89;
-    if(_S156)
+    uint _S156 = _S94 + 6U;
+    bool _S157 = _S156 < _S88;
+    if(_S157)
     {
-        _S95 = (_S88 + _S92.y) < _S82;
+        _S96 = (_S87 + _S93.y) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S157 = p_0->out_offset_0 + _S155 * p_0->out_stride_0 + _S88 + _S92.y;
-        float * _S158 = (&(result_0)[_S157]);
+        uint _S158 = p_0->out_offset_0 + _S156 * p_0->out_stride_0 + _S87 + _S93.y;
+        float * _S159 = (&(result_0)[_S158]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S157]) + *&((&sums_1[6U])->x);
+            _S97 = *(&(result_0)[_S158]) + _S92[6U].x;
         }
         else
         {
-            _S96 = *&((&sums_1[6U])->x);
+            _S97 = _S92[6U].x;
         }
-        *_S158 = _S96;
+        *_S159 = _S97;
     }
-    if(_S156)
+    if(_S157)
     {
-        _S95 = (_S88 + _S92.y + 1U) < _S82;
+        _S96 = (_S87 + _S93.y + 1U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S159 = p_0->out_offset_0 + _S155 * p_0->out_stride_0 + _S88 + _S92.y + 1U;
-        float * _S160 = (&(result_0)[_S159]);
+        uint _S160 = p_0->out_offset_0 + _S156 * p_0->out_stride_0 + _S87 + _S93.y + 1U;
+        float * _S161 = (&(result_0)[_S160]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S159]) + *&((&sums_1[6U])->y);
+            _S97 = *(&(result_0)[_S160]) + _S92[6U].y;
         }
         else
         {
-            _S96 = *&((&sums_1[6U])->y);
+            _S97 = _S92[6U].y;
         }
-        *_S160 = _S96;
+        *_S161 = _S97;
     }
-    if(_S156)
+    if(_S157)
     {
-        _S95 = (_S88 + _S92.y + 2U) < _S82;
+        _S96 = (_S87 + _S93.y + 2U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S161 = p_0->out_offset_0 + _S155 * p_0->out_stride_0 + _S88 + _S92.y + 2U;
-        float * _S162 = (&(result_0)[_S161]);
+        uint _S162 = p_0->out_offset_0 + _S156 * p_0->out_stride_0 + _S87 + _S93.y + 2U;
+        float * _S163 = (&(result_0)[_S162]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S161]) + *&((&sums_1[6U])->z);
+            _S97 = *(&(result_0)[_S162]) + _S92[6U].z;
         }
         else
         {
-            _S96 = *&((&sums_1[6U])->z);
+            _S97 = _S92[6U].z;
         }
-        *_S162 = _S96;
+        *_S163 = _S97;
     }
-    if(_S156)
+    if(_S157)
     {
-        _S95 = (_S88 + _S92.y + 3U) < _S82;
+        _S96 = (_S87 + _S93.y + 3U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S163 = p_0->out_offset_0 + _S155 * p_0->out_stride_0 + _S88 + _S92.y + 3U;
-        float * _S164 = (&(result_0)[_S163]);
+        uint _S164 = p_0->out_offset_0 + _S156 * p_0->out_stride_0 + _S87 + _S93.y + 3U;
+        float * _S165 = (&(result_0)[_S164]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S163]) + *&((&sums_1[6U])->w);
+            _S97 = *(&(result_0)[_S164]) + _S92[6U].w;
         }
         else
         {
-            _S96 = *&((&sums_1[6U])->w);
+            _S97 = _S92[6U].w;
         }
-        *_S164 = _S96;
+        *_S165 = _S97;
     }
-    uint _S165 = _S93 + 7U;
-    bool _S166 = _S165 < _S89;
-    if(_S166)
+    uint _S166 = _S94 + 7U;
+    bool _S167 = _S166 < _S88;
+    if(_S167)
     {
-        _S95 = (_S88 + _S92.y) < _S82;
+        _S96 = (_S87 + _S93.y) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S167 = p_0->out_offset_0 + _S165 * p_0->out_stride_0 + _S88 + _S92.y;
-        float * _S168 = (&(result_0)[_S167]);
+        uint _S168 = p_0->out_offset_0 + _S166 * p_0->out_stride_0 + _S87 + _S93.y;
+        float * _S169 = (&(result_0)[_S168]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S167]) + *&((&sums_1[7U])->x);
+            _S97 = *(&(result_0)[_S168]) + _S92[7U].x;
         }
         else
         {
-            _S96 = *&((&sums_1[7U])->x);
+            _S97 = _S92[7U].x;
         }
-        *_S168 = _S96;
+        *_S169 = _S97;
     }
-    if(_S166)
+    if(_S167)
     {
-        _S95 = (_S88 + _S92.y + 1U) < _S82;
+        _S96 = (_S87 + _S93.y + 1U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S169 = p_0->out_offset_0 + _S165 * p_0->out_stride_0 + _S88 + _S92.y + 1U;
-        float * _S170 = (&(result_0)[_S169]);
+        uint _S170 = p_0->out_offset_0 + _S166 * p_0->out_stride_0 + _S87 + _S93.y + 1U;
+        float * _S171 = (&(result_0)[_S170]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S169]) + *&((&sums_1[7U])->y);
+            _S97 = *(&(result_0)[_S170]) + _S92[7U].y;
         }
         else
         {
-            _S96 = *&((&sums_1[7U])->y);
+            _S97 = _S92[7U].y;
         }
-        *_S170 = _S96;
+        *_S171 = _S97;
     }
-    if(_S166)
+    if(_S167)
     {
-        _S95 = (_S88 + _S92.y + 2U) < _S82;
+        _S96 = (_S87 + _S93.y + 2U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S171 = p_0->out_offset_0 + _S165 * p_0->out_stride_0 + _S88 + _S92.y + 2U;
-        float * _S172 = (&(result_0)[_S171]);
+        uint _S172 = p_0->out_offset_0 + _S166 * p_0->out_stride_0 + _S87 + _S93.y + 2U;
+        float * _S173 = (&(result_0)[_S172]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S171]) + *&((&sums_1[7U])->z);
+            _S97 = *(&(result_0)[_S172]) + _S92[7U].z;
         }
         else
         {
-            _S96 = *&((&sums_1[7U])->z);
+            _S97 = _S92[7U].z;
         }
-        *_S172 = _S96;
+        *_S173 = _S97;
     }
-    if(_S166)
+    if(_S167)
     {
-        _S95 = (_S88 + _S92.y + 3U) < _S82;
+        _S96 = (_S87 + _S93.y + 3U) < _S81;
     }
     else
     {
-        _S95 = false;
+        _S96 = false;
     }
-    if(_S95)
+    if(_S96)
     {
-        uint _S173 = p_0->out_offset_0 + _S165 * p_0->out_stride_0 + _S88 + _S92.y + 3U;
-        float * _S174 = (&(result_0)[_S173]);
+        uint _S174 = p_0->out_offset_0 + _S166 * p_0->out_stride_0 + _S87 + _S93.y + 3U;
+        float * _S175 = (&(result_0)[_S174]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S96 = *(&(result_0)[_S173]) + *&((&sums_1[7U])->w);
+            _S97 = *(&(result_0)[_S174]) + _S92[7U].w;
         }
         else
         {
-            _S96 = *&((&sums_1[7U])->w);
+            _S97 = _S92[7U].w;
         }
-        *_S174 = _S96;
+        *_S175 = _S97;
     }
     return;
 }
 
 extern "C" __global__ void gemm_q4_1(StructuredBuffer<float> x_2, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> step_2, GemmParams_0 p_1)
 {
-    uint _S175 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S176 = p_1;
-    gemm_0(blockIdx, _S175, x_2, weight_1, result_1, step_2, &_S176);
+    uint _S176 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S177 = p_1;
+    gemm_0(blockIdx, _S176, x_2, weight_1, result_1, step_2, &_S177);
     return;
 }

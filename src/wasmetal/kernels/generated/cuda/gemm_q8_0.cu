@@ -224,34 +224,35 @@ __device__ float4  Block_column_0(Block_0 * this_4, uint c_0)
 
 __device__ __shared__ FixedArray<float4 , 512>  right_tile_0;
 
-__device__ void product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_5, uint column_1, uint rows_3, uint k_5, uint thread_2, FixedArray<float4 , 8>  * sums_0)
+__device__ void ThreadTiles_product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_5, uint column_1, uint rows_3, uint k_5, uint thread_2, FixedArray<float4 , 8>  * _S45)
 {
-    int4  _S45 = make_int4 (int(0));
-    float4  _S46 = make_float4 ((float)_S45.x, (float)_S45.y, (float)_S45.z, (float)_S45.w);
-    (*sums_0)[0U] = _S46;
-    (*sums_0)[1U] = _S46;
-    (*sums_0)[2U] = _S46;
-    (*sums_0)[3U] = _S46;
-    (*sums_0)[4U] = _S46;
-    (*sums_0)[5U] = _S46;
-    (*sums_0)[6U] = _S46;
-    (*sums_0)[7U] = _S46;
-    uint2  _S47 = corner_0(thread_2);
-    bool _S48 = Activations_along_k_0(left_0);
-    uint2  _S49 = share_0(thread_2, _S48);
-    bool _S50 = Weights_along_k_0(right_0);
-    uint2  _S51 = share_0(thread_2, _S50);
-    uint _S52 = _S49.x;
-    uint _S53 = row_5 + 4U * _S52;
-    uint _S54 = 4U * _S49.y;
-    Block_0 _S55 = Block_load_1(left_0, _S53, _S54);
-    uint _S56 = _S51.x;
-    uint _S57 = column_1 + 4U * _S56;
-    uint _S58 = 4U * _S51.y;
-    Block_0 _S59 = Block_load_0(right_0, _S57, _S58);
+    FixedArray<float4 , 8>  sums_0;
+    int4  _S46 = make_int4 (int(0));
+    float4  _S47 = make_float4 ((float)_S46.x, (float)_S46.y, (float)_S46.z, (float)_S46.w);
+    sums_0[0U] = _S47;
+    sums_0[1U] = _S47;
+    sums_0[2U] = _S47;
+    sums_0[3U] = _S47;
+    sums_0[4U] = _S47;
+    sums_0[5U] = _S47;
+    sums_0[6U] = _S47;
+    sums_0[7U] = _S47;
+    uint2  _S48 = corner_0(thread_2);
+    bool _S49 = Activations_along_k_0(left_0);
+    uint2  _S50 = share_0(thread_2, _S49);
+    bool _S51 = Weights_along_k_0(right_0);
+    uint2  _S52 = share_0(thread_2, _S51);
+    uint _S53 = _S50.x;
+    uint _S54 = row_5 + 4U * _S53;
+    uint _S55 = 4U * _S50.y;
+    Block_0 _S56 = Block_load_1(left_0, _S54, _S55);
+    uint _S57 = _S52.x;
+    uint _S58 = column_1 + 4U * _S57;
+    uint _S59 = 4U * _S52.y;
+    Block_0 _S60 = Block_load_0(right_0, _S58, _S59);
     uint begin_0 = 0U;
-    Block_0 left_block_0 = _S55;
-    Block_0 right_block_0 = _S59;
+    Block_0 left_block_0 = _S56;
+    Block_0 right_block_0 = _S60;
     for(;;)
     {
         if(begin_0 < k_5)
@@ -261,36 +262,36 @@ __device__ void product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_
         {
             break;
         }
-        Block_0 _S60 = left_block_0;
-        float4  _S61 = Block_column_0(&_S60, 0U);
-        (*&left_tile_0)[place_0(_S54, _S52)] = _S61;
-        Block_0 _S62 = right_block_0;
-        float4  _S63 = Block_column_0(&_S62, 0U);
-        (*&right_tile_0)[place_0(_S58, _S56)] = _S63;
-        Block_0 _S64 = left_block_0;
-        float4  _S65 = Block_column_0(&_S64, 1U);
-        (*&left_tile_0)[place_0(_S54 + 1U, _S52)] = _S65;
-        Block_0 _S66 = right_block_0;
-        float4  _S67 = Block_column_0(&_S66, 1U);
-        (*&right_tile_0)[place_0(_S58 + 1U, _S56)] = _S67;
-        Block_0 _S68 = left_block_0;
-        float4  _S69 = Block_column_0(&_S68, 2U);
-        (*&left_tile_0)[place_0(_S54 + 2U, _S52)] = _S69;
-        Block_0 _S70 = right_block_0;
-        float4  _S71 = Block_column_0(&_S70, 2U);
-        (*&right_tile_0)[place_0(_S58 + 2U, _S56)] = _S71;
-        Block_0 _S72 = left_block_0;
-        float4  _S73 = Block_column_0(&_S72, 3U);
-        (*&left_tile_0)[place_0(_S54 + 3U, _S52)] = _S73;
-        Block_0 _S74 = right_block_0;
-        float4  _S75 = Block_column_0(&_S74, 3U);
-        (*&right_tile_0)[place_0(_S58 + 3U, _S56)] = _S75;
+        Block_0 _S61 = left_block_0;
+        float4  _S62 = Block_column_0(&_S61, 0U);
+        (*&left_tile_0)[place_0(_S55, _S53)] = _S62;
+        Block_0 _S63 = right_block_0;
+        float4  _S64 = Block_column_0(&_S63, 0U);
+        (*&right_tile_0)[place_0(_S59, _S57)] = _S64;
+        Block_0 _S65 = left_block_0;
+        float4  _S66 = Block_column_0(&_S65, 1U);
+        (*&left_tile_0)[place_0(_S55 + 1U, _S53)] = _S66;
+        Block_0 _S67 = right_block_0;
+        float4  _S68 = Block_column_0(&_S67, 1U);
+        (*&right_tile_0)[place_0(_S59 + 1U, _S57)] = _S68;
+        Block_0 _S69 = left_block_0;
+        float4  _S70 = Block_column_0(&_S69, 2U);
+        (*&left_tile_0)[place_0(_S55 + 2U, _S53)] = _S70;
+        Block_0 _S71 = right_block_0;
+        float4  _S72 = Block_column_0(&_S71, 2U);
+        (*&right_tile_0)[place_0(_S59 + 2U, _S57)] = _S72;
+        Block_0 _S73 = left_block_0;
+        float4  _S74 = Block_column_0(&_S73, 3U);
+        (*&left_tile_0)[place_0(_S55 + 3U, _S53)] = _S74;
+        Block_0 _S75 = right_block_0;
+        float4  _S76 = Block_column_0(&_S75, 3U);
+        (*&right_tile_0)[place_0(_S59 + 3U, _S57)] = _S76;
         __syncthreads();
-        uint _S76 = begin_0 + 32U;
-        Block_0 _S77 = Block_load_1(left_0, _S53, _S76 + _S54);
-        Block_0 _S78 = Block_load_0(right_0, _S57, _S76 + _S58);
-        uint _S79 = _S47.x;
-        if((row_5 + _S79) < rows_3)
+        uint _S77 = begin_0 + 32U;
+        Block_0 _S78 = Block_load_1(left_0, _S54, _S77 + _S55);
+        Block_0 _S79 = Block_load_0(right_0, _S58, _S77 + _S59);
+        uint _S80 = _S48.x;
+        if((row_5 + _S80) < rows_3)
         {
             uint j_0 = 0U;
             for(;;)
@@ -302,25 +303,24 @@ __device__ void product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_
                 {
                     break;
                 }
-                float4  _S80 = (*&right_tile_0)[place_0(j_0, _S47.y / 4U)];
-                float4  _S81 = (*&left_tile_0)[place_0(j_0, _S79 / 4U)];
-                (*sums_0)[0U] = (*sums_0)[0U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S79 / 4U)].x) * _S80;
-                (*sums_0)[1U] = (*sums_0)[1U] + make_float4 (_S81.y) * _S80;
-                (*sums_0)[2U] = (*sums_0)[2U] + make_float4 (_S81.z) * _S80;
-                (*sums_0)[3U] = (*sums_0)[3U] + make_float4 (_S81.w) * _S80;
-                float4  _S82 = (*&left_tile_0)[place_0(j_0, _S79 / 4U + 1U)];
-                (*sums_0)[4U] = (*sums_0)[4U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S79 / 4U + 1U)].x) * _S80;
-                (*sums_0)[5U] = (*sums_0)[5U] + make_float4 (_S82.y) * _S80;
-                (*sums_0)[6U] = (*sums_0)[6U] + make_float4 (_S82.z) * _S80;
-                (*sums_0)[7U] = (*sums_0)[7U] + make_float4 (_S82.w) * _S80;
+                float4  _S81 = (*&right_tile_0)[place_0(j_0, _S48.y / 4U)];
+                sums_0[0U] = sums_0[0U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S80 / 4U)].x) * _S81;
+                sums_0[1U] = sums_0[1U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S80 / 4U)].y) * _S81;
+                sums_0[2U] = sums_0[2U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S80 / 4U)].z) * _S81;
+                sums_0[3U] = sums_0[3U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S80 / 4U)].w) * _S81;
+                sums_0[4U] = sums_0[4U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S80 / 4U + 1U)].x) * _S81;
+                sums_0[5U] = sums_0[5U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S80 / 4U + 1U)].y) * _S81;
+                sums_0[6U] = sums_0[6U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S80 / 4U + 1U)].z) * _S81;
+                sums_0[7U] = sums_0[7U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S80 / 4U + 1U)].w) * _S81;
                 j_0 = j_0 + 1U;
             }
         }
         __syncthreads();
-        begin_0 = _S76;
-        left_block_0 = _S77;
-        right_block_0 = _S78;
+        begin_0 = _S77;
+        left_block_0 = _S78;
+        right_block_0 = _S79;
     }
+    *_S45 = sums_0;
     return;
 }
 
@@ -345,30 +345,30 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_5, uint rows_5)
 {
-    uint _S83;
+    uint _S82;
     if(offset_5 == 4294967295U)
     {
-        _S83 = rows_5;
+        _S82 = rows_5;
     }
     else
     {
-        uint _S84 = __ldg((&(step_0)[offset_5]));
-        _S83 = (U32_min((_S84), (rows_5)));
+        uint _S83 = __ldg((&(step_0)[offset_5]));
+        _S82 = (U32_min((_S83), (rows_5)));
     }
-    return _S83;
+    return _S82;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_1, StructuredBuffer<uint> weight_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> step_1, GemmParams_0 * p_0)
 {
-    uint _S85 = p_0->n_1;
-    uint _S86 = (p_0->n_1 + 64U - 1U) / 64U;
-    uint _S87 = group_number_0(group_1);
-    uint _S88 = _S87 / _S86;
-    uint _S89 = _S88 * 64U;
-    uint _S90 = _S87 % _S86;
-    uint _S91 = _S90 * 64U;
-    uint _S92 = live_rows_0(step_1, p_0->step_offset_0, p_0->rows_4);
-    if(_S89 >= _S92)
+    uint _S84 = p_0->n_1;
+    uint _S85 = (p_0->n_1 + 64U - 1U) / 64U;
+    uint _S86 = group_number_0(group_1);
+    uint _S87 = _S86 / _S85;
+    uint _S88 = _S87 * 64U;
+    uint _S89 = _S86 % _S85;
+    uint _S90 = _S89 * 64U;
+    uint _S91 = live_rows_0(step_1, p_0->step_offset_0, p_0->rows_4);
+    if(_S88 >= _S91)
     {
         return;
     }
@@ -376,747 +376,748 @@ __device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_
     (&left_1)->x_0 = x_1;
     (&left_1)->offset_4 = p_0->x_offset_0;
     (&left_1)->stride_0 = p_0->x_stride_0;
-    (&left_1)->rows_2 = _S92;
+    (&left_1)->rows_2 = _S91;
     (&left_1)->k_2 = p_0->k_6;
     Weights_0 right_1;
     (&right_1)->words_0 = weight_0;
     (&right_1)->offset_0 = p_0->weight_offset_0;
-    (&right_1)->n_0 = _S85;
+    (&right_1)->n_0 = _S84;
     (&right_1)->k_0 = p_0->k_6;
-    Activations_0 _S93 = left_1;
-    Weights_0 _S94 = right_1;
-    FixedArray<float4 , 8>  sums_1;
-    product_0(&_S93, &_S94, _S89, _S91, _S92, p_0->k_6, thread_3, &sums_1);
-    uint2  _S95 = corner_0(thread_3);
-    uint _S96 = _S89 + _S95.x;
-    bool _S97 = _S96 < _S92;
-    bool _S98;
-    if(_S97)
+    Activations_0 _S92 = left_1;
+    Weights_0 _S93 = right_1;
+    FixedArray<float4 , 8>  _S94;
+    ThreadTiles_product_0(&_S92, &_S93, _S88, _S90, _S91, p_0->k_6, thread_3, &_S94);
+    FixedArray<float4 , 8>  _S95 = _S94;
+    uint2  _S96 = corner_0(thread_3);
+    uint _S97 = _S88 + _S96.x;
+    bool _S98 = _S97 < _S91;
+    bool _S99;
+    if(_S98)
     {
-        _S98 = (_S91 + _S95.y) < _S85;
+        _S99 = (_S90 + _S96.y) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    float _S99;
-    if(_S98)
+    float _S100;
+    if(_S99)
     {
-        uint _S100 = p_0->out_offset_0 + _S96 * p_0->out_stride_0 + _S91 + _S95.y;
-        float * _S101 = (&(result_0)[_S100]);
+        uint _S101 = p_0->out_offset_0 + _S97 * p_0->out_stride_0 + _S90 + _S96.y;
+        float * _S102 = (&(result_0)[_S101]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S100]) + *&((&sums_1[0U])->x);
+            _S100 = *(&(result_0)[_S101]) + _S95[0U].x;
         }
         else
         {
-            _S99 = *&((&sums_1[0U])->x);
+            _S100 = _S95[0U].x;
         }
-        *_S101 = _S99;
+        *_S102 = _S100;
     }
-    if(_S97)
+    if(_S98)
     {
-        _S98 = (_S91 + _S95.y + 1U) < _S85;
+        _S99 = (_S90 + _S96.y + 1U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S102 = p_0->out_offset_0 + _S96 * p_0->out_stride_0 + _S91 + _S95.y + 1U;
-        float * _S103 = (&(result_0)[_S102]);
+        uint _S103 = p_0->out_offset_0 + _S97 * p_0->out_stride_0 + _S90 + _S96.y + 1U;
+        float * _S104 = (&(result_0)[_S103]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S102]) + *&((&sums_1[0U])->y);
+            _S100 = *(&(result_0)[_S103]) + _S95[0U].y;
         }
         else
         {
-            _S99 = *&((&sums_1[0U])->y);
+            _S100 = _S95[0U].y;
         }
-        *_S103 = _S99;
+        *_S104 = _S100;
     }
-    if(_S97)
+    if(_S98)
     {
-        _S98 = (_S91 + _S95.y + 2U) < _S85;
+        _S99 = (_S90 + _S96.y + 2U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S104 = p_0->out_offset_0 + _S96 * p_0->out_stride_0 + _S91 + _S95.y + 2U;
-        float * _S105 = (&(result_0)[_S104]);
+        uint _S105 = p_0->out_offset_0 + _S97 * p_0->out_stride_0 + _S90 + _S96.y + 2U;
+        float * _S106 = (&(result_0)[_S105]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S104]) + *&((&sums_1[0U])->z);
+            _S100 = *(&(result_0)[_S105]) + _S95[0U].z;
         }
         else
         {
-            _S99 = *&((&sums_1[0U])->z);
+            _S100 = _S95[0U].z;
         }
-        *_S105 = _S99;
+        *_S106 = _S100;
     }
-    if(_S97)
+    if(_S98)
     {
-        _S98 = (_S91 + _S95.y + 3U) < _S85;
+        _S99 = (_S90 + _S96.y + 3U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S106 = p_0->out_offset_0 + _S96 * p_0->out_stride_0 + _S91 + _S95.y + 3U;
-        float * _S107 = (&(result_0)[_S106]);
+        uint _S107 = p_0->out_offset_0 + _S97 * p_0->out_stride_0 + _S90 + _S96.y + 3U;
+        float * _S108 = (&(result_0)[_S107]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S106]) + *&((&sums_1[0U])->w);
+            _S100 = *(&(result_0)[_S107]) + _S95[0U].w;
         }
         else
         {
-            _S99 = *&((&sums_1[0U])->w);
+            _S100 = _S95[0U].w;
         }
-        *_S107 = _S99;
+        *_S108 = _S100;
     }
-    uint _S108 = _S96 + 1U;
-    bool _S109 = _S108 < _S92;
-    if(_S109)
+    uint _S109 = _S97 + 1U;
+    bool _S110 = _S109 < _S91;
+    if(_S110)
     {
-        _S98 = (_S91 + _S95.y) < _S85;
+        _S99 = (_S90 + _S96.y) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S110 = p_0->out_offset_0 + _S108 * p_0->out_stride_0 + _S91 + _S95.y;
-        float * _S111 = (&(result_0)[_S110]);
+        uint _S111 = p_0->out_offset_0 + _S109 * p_0->out_stride_0 + _S90 + _S96.y;
+        float * _S112 = (&(result_0)[_S111]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S110]) + *&((&sums_1[1U])->x);
+            _S100 = *(&(result_0)[_S111]) + _S95[1U].x;
         }
         else
         {
-            _S99 = *&((&sums_1[1U])->x);
+            _S100 = _S95[1U].x;
         }
-        *_S111 = _S99;
+        *_S112 = _S100;
     }
-    if(_S109)
+    if(_S110)
     {
-        _S98 = (_S91 + _S95.y + 1U) < _S85;
+        _S99 = (_S90 + _S96.y + 1U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S112 = p_0->out_offset_0 + _S108 * p_0->out_stride_0 + _S91 + _S95.y + 1U;
-        float * _S113 = (&(result_0)[_S112]);
+        uint _S113 = p_0->out_offset_0 + _S109 * p_0->out_stride_0 + _S90 + _S96.y + 1U;
+        float * _S114 = (&(result_0)[_S113]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S112]) + *&((&sums_1[1U])->y);
+            _S100 = *(&(result_0)[_S113]) + _S95[1U].y;
         }
         else
         {
-            _S99 = *&((&sums_1[1U])->y);
+            _S100 = _S95[1U].y;
         }
-        *_S113 = _S99;
+        *_S114 = _S100;
     }
-    if(_S109)
+    if(_S110)
     {
-        _S98 = (_S91 + _S95.y + 2U) < _S85;
+        _S99 = (_S90 + _S96.y + 2U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S114 = p_0->out_offset_0 + _S108 * p_0->out_stride_0 + _S91 + _S95.y + 2U;
-        float * _S115 = (&(result_0)[_S114]);
+        uint _S115 = p_0->out_offset_0 + _S109 * p_0->out_stride_0 + _S90 + _S96.y + 2U;
+        float * _S116 = (&(result_0)[_S115]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S114]) + *&((&sums_1[1U])->z);
+            _S100 = *(&(result_0)[_S115]) + _S95[1U].z;
         }
         else
         {
-            _S99 = *&((&sums_1[1U])->z);
+            _S100 = _S95[1U].z;
         }
-        *_S115 = _S99;
+        *_S116 = _S100;
     }
-    if(_S109)
+    if(_S110)
     {
-        _S98 = (_S91 + _S95.y + 3U) < _S85;
+        _S99 = (_S90 + _S96.y + 3U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S116 = p_0->out_offset_0 + _S108 * p_0->out_stride_0 + _S91 + _S95.y + 3U;
-        float * _S117 = (&(result_0)[_S116]);
+        uint _S117 = p_0->out_offset_0 + _S109 * p_0->out_stride_0 + _S90 + _S96.y + 3U;
+        float * _S118 = (&(result_0)[_S117]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S116]) + *&((&sums_1[1U])->w);
+            _S100 = *(&(result_0)[_S117]) + _S95[1U].w;
         }
         else
         {
-            _S99 = *&((&sums_1[1U])->w);
+            _S100 = _S95[1U].w;
         }
-        *_S117 = _S99;
+        *_S118 = _S100;
     }
-    uint _S118 = _S96 + 2U;
-    bool _S119 = _S118 < _S92;
-    if(_S119)
+    uint _S119 = _S97 + 2U;
+    bool _S120 = _S119 < _S91;
+    if(_S120)
     {
-        _S98 = (_S91 + _S95.y) < _S85;
+        _S99 = (_S90 + _S96.y) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S120 = p_0->out_offset_0 + _S118 * p_0->out_stride_0 + _S91 + _S95.y;
-        float * _S121 = (&(result_0)[_S120]);
+        uint _S121 = p_0->out_offset_0 + _S119 * p_0->out_stride_0 + _S90 + _S96.y;
+        float * _S122 = (&(result_0)[_S121]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S120]) + *&((&sums_1[2U])->x);
+            _S100 = *(&(result_0)[_S121]) + _S95[2U].x;
         }
         else
         {
-            _S99 = *&((&sums_1[2U])->x);
+            _S100 = _S95[2U].x;
         }
-        *_S121 = _S99;
+        *_S122 = _S100;
     }
-    if(_S119)
+    if(_S120)
     {
-        _S98 = (_S91 + _S95.y + 1U) < _S85;
+        _S99 = (_S90 + _S96.y + 1U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S122 = p_0->out_offset_0 + _S118 * p_0->out_stride_0 + _S91 + _S95.y + 1U;
-        float * _S123 = (&(result_0)[_S122]);
+        uint _S123 = p_0->out_offset_0 + _S119 * p_0->out_stride_0 + _S90 + _S96.y + 1U;
+        float * _S124 = (&(result_0)[_S123]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S122]) + *&((&sums_1[2U])->y);
+            _S100 = *(&(result_0)[_S123]) + _S95[2U].y;
         }
         else
         {
-            _S99 = *&((&sums_1[2U])->y);
+            _S100 = _S95[2U].y;
         }
-        *_S123 = _S99;
+        *_S124 = _S100;
     }
-    if(_S119)
+    if(_S120)
     {
-        _S98 = (_S91 + _S95.y + 2U) < _S85;
+        _S99 = (_S90 + _S96.y + 2U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S124 = p_0->out_offset_0 + _S118 * p_0->out_stride_0 + _S91 + _S95.y + 2U;
-        float * _S125 = (&(result_0)[_S124]);
+        uint _S125 = p_0->out_offset_0 + _S119 * p_0->out_stride_0 + _S90 + _S96.y + 2U;
+        float * _S126 = (&(result_0)[_S125]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S124]) + *&((&sums_1[2U])->z);
+            _S100 = *(&(result_0)[_S125]) + _S95[2U].z;
         }
         else
         {
-            _S99 = *&((&sums_1[2U])->z);
+            _S100 = _S95[2U].z;
         }
-        *_S125 = _S99;
+        *_S126 = _S100;
     }
-    if(_S119)
+    if(_S120)
     {
-        _S98 = (_S91 + _S95.y + 3U) < _S85;
+        _S99 = (_S90 + _S96.y + 3U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S126 = p_0->out_offset_0 + _S118 * p_0->out_stride_0 + _S91 + _S95.y + 3U;
-        float * _S127 = (&(result_0)[_S126]);
+        uint _S127 = p_0->out_offset_0 + _S119 * p_0->out_stride_0 + _S90 + _S96.y + 3U;
+        float * _S128 = (&(result_0)[_S127]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S126]) + *&((&sums_1[2U])->w);
+            _S100 = *(&(result_0)[_S127]) + _S95[2U].w;
         }
         else
         {
-            _S99 = *&((&sums_1[2U])->w);
+            _S100 = _S95[2U].w;
         }
-        *_S127 = _S99;
+        *_S128 = _S100;
     }
-    uint _S128 = _S96 + 3U;
-    bool _S129 = _S128 < _S92;
-    if(_S129)
+    uint _S129 = _S97 + 3U;
+    bool _S130 = _S129 < _S91;
+    if(_S130)
     {
-        _S98 = (_S91 + _S95.y) < _S85;
+        _S99 = (_S90 + _S96.y) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S130 = p_0->out_offset_0 + _S128 * p_0->out_stride_0 + _S91 + _S95.y;
-        float * _S131 = (&(result_0)[_S130]);
+        uint _S131 = p_0->out_offset_0 + _S129 * p_0->out_stride_0 + _S90 + _S96.y;
+        float * _S132 = (&(result_0)[_S131]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S130]) + *&((&sums_1[3U])->x);
+            _S100 = *(&(result_0)[_S131]) + _S95[3U].x;
         }
         else
         {
-            _S99 = *&((&sums_1[3U])->x);
+            _S100 = _S95[3U].x;
         }
-        *_S131 = _S99;
+        *_S132 = _S100;
     }
-    if(_S129)
+    if(_S130)
     {
-        _S98 = (_S91 + _S95.y + 1U) < _S85;
+        _S99 = (_S90 + _S96.y + 1U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S132 = p_0->out_offset_0 + _S128 * p_0->out_stride_0 + _S91 + _S95.y + 1U;
-        float * _S133 = (&(result_0)[_S132]);
+        uint _S133 = p_0->out_offset_0 + _S129 * p_0->out_stride_0 + _S90 + _S96.y + 1U;
+        float * _S134 = (&(result_0)[_S133]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S132]) + *&((&sums_1[3U])->y);
+            _S100 = *(&(result_0)[_S133]) + _S95[3U].y;
         }
         else
         {
-            _S99 = *&((&sums_1[3U])->y);
+            _S100 = _S95[3U].y;
         }
-        *_S133 = _S99;
+        *_S134 = _S100;
     }
-    if(_S129)
+    if(_S130)
     {
-        _S98 = (_S91 + _S95.y + 2U) < _S85;
+        _S99 = (_S90 + _S96.y + 2U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S134 = p_0->out_offset_0 + _S128 * p_0->out_stride_0 + _S91 + _S95.y + 2U;
-        float * _S135 = (&(result_0)[_S134]);
+        uint _S135 = p_0->out_offset_0 + _S129 * p_0->out_stride_0 + _S90 + _S96.y + 2U;
+        float * _S136 = (&(result_0)[_S135]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S134]) + *&((&sums_1[3U])->z);
+            _S100 = *(&(result_0)[_S135]) + _S95[3U].z;
         }
         else
         {
-            _S99 = *&((&sums_1[3U])->z);
+            _S100 = _S95[3U].z;
         }
-        *_S135 = _S99;
+        *_S136 = _S100;
     }
-    if(_S129)
+    if(_S130)
     {
-        _S98 = (_S91 + _S95.y + 3U) < _S85;
+        _S99 = (_S90 + _S96.y + 3U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S136 = p_0->out_offset_0 + _S128 * p_0->out_stride_0 + _S91 + _S95.y + 3U;
-        float * _S137 = (&(result_0)[_S136]);
+        uint _S137 = p_0->out_offset_0 + _S129 * p_0->out_stride_0 + _S90 + _S96.y + 3U;
+        float * _S138 = (&(result_0)[_S137]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S136]) + *&((&sums_1[3U])->w);
+            _S100 = *(&(result_0)[_S137]) + _S95[3U].w;
         }
         else
         {
-            _S99 = *&((&sums_1[3U])->w);
+            _S100 = _S95[3U].w;
         }
-        *_S137 = _S99;
+        *_S138 = _S100;
     }
-    uint _S138 = _S96 + 4U;
-    bool _S139 = _S138 < _S92;
-    if(_S139)
+    uint _S139 = _S97 + 4U;
+    bool _S140 = _S139 < _S91;
+    if(_S140)
     {
-        _S98 = (_S91 + _S95.y) < _S85;
+        _S99 = (_S90 + _S96.y) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S140 = p_0->out_offset_0 + _S138 * p_0->out_stride_0 + _S91 + _S95.y;
-        float * _S141 = (&(result_0)[_S140]);
+        uint _S141 = p_0->out_offset_0 + _S139 * p_0->out_stride_0 + _S90 + _S96.y;
+        float * _S142 = (&(result_0)[_S141]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S140]) + *&((&sums_1[4U])->x);
+            _S100 = *(&(result_0)[_S141]) + _S95[4U].x;
         }
         else
         {
-            _S99 = *&((&sums_1[4U])->x);
+            _S100 = _S95[4U].x;
         }
-        *_S141 = _S99;
+        *_S142 = _S100;
     }
-    if(_S139)
+    if(_S140)
     {
-        _S98 = (_S91 + _S95.y + 1U) < _S85;
+        _S99 = (_S90 + _S96.y + 1U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S142 = p_0->out_offset_0 + _S138 * p_0->out_stride_0 + _S91 + _S95.y + 1U;
-        float * _S143 = (&(result_0)[_S142]);
+        uint _S143 = p_0->out_offset_0 + _S139 * p_0->out_stride_0 + _S90 + _S96.y + 1U;
+        float * _S144 = (&(result_0)[_S143]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S142]) + *&((&sums_1[4U])->y);
+            _S100 = *(&(result_0)[_S143]) + _S95[4U].y;
         }
         else
         {
-            _S99 = *&((&sums_1[4U])->y);
+            _S100 = _S95[4U].y;
         }
-        *_S143 = _S99;
+        *_S144 = _S100;
     }
-    if(_S139)
+    if(_S140)
     {
-        _S98 = (_S91 + _S95.y + 2U) < _S85;
+        _S99 = (_S90 + _S96.y + 2U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S144 = p_0->out_offset_0 + _S138 * p_0->out_stride_0 + _S91 + _S95.y + 2U;
-        float * _S145 = (&(result_0)[_S144]);
+        uint _S145 = p_0->out_offset_0 + _S139 * p_0->out_stride_0 + _S90 + _S96.y + 2U;
+        float * _S146 = (&(result_0)[_S145]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S144]) + *&((&sums_1[4U])->z);
+            _S100 = *(&(result_0)[_S145]) + _S95[4U].z;
         }
         else
         {
-            _S99 = *&((&sums_1[4U])->z);
+            _S100 = _S95[4U].z;
         }
-        *_S145 = _S99;
+        *_S146 = _S100;
     }
-    if(_S139)
+    if(_S140)
     {
-        _S98 = (_S91 + _S95.y + 3U) < _S85;
+        _S99 = (_S90 + _S96.y + 3U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S146 = p_0->out_offset_0 + _S138 * p_0->out_stride_0 + _S91 + _S95.y + 3U;
-        float * _S147 = (&(result_0)[_S146]);
+        uint _S147 = p_0->out_offset_0 + _S139 * p_0->out_stride_0 + _S90 + _S96.y + 3U;
+        float * _S148 = (&(result_0)[_S147]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S146]) + *&((&sums_1[4U])->w);
+            _S100 = *(&(result_0)[_S147]) + _S95[4U].w;
         }
         else
         {
-            _S99 = *&((&sums_1[4U])->w);
+            _S100 = _S95[4U].w;
         }
-        *_S147 = _S99;
+        *_S148 = _S100;
     }
-    uint _S148 = _S96 + 5U;
-    bool _S149 = _S148 < _S92;
-    if(_S149)
+    uint _S149 = _S97 + 5U;
+    bool _S150 = _S149 < _S91;
+    if(_S150)
     {
-        _S98 = (_S91 + _S95.y) < _S85;
+        _S99 = (_S90 + _S96.y) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S150 = p_0->out_offset_0 + _S148 * p_0->out_stride_0 + _S91 + _S95.y;
-        float * _S151 = (&(result_0)[_S150]);
+        uint _S151 = p_0->out_offset_0 + _S149 * p_0->out_stride_0 + _S90 + _S96.y;
+        float * _S152 = (&(result_0)[_S151]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S150]) + *&((&sums_1[5U])->x);
+            _S100 = *(&(result_0)[_S151]) + _S95[5U].x;
         }
         else
         {
-            _S99 = *&((&sums_1[5U])->x);
+            _S100 = _S95[5U].x;
         }
-        *_S151 = _S99;
+        *_S152 = _S100;
     }
-    if(_S149)
+    if(_S150)
     {
-        _S98 = (_S91 + _S95.y + 1U) < _S85;
+        _S99 = (_S90 + _S96.y + 1U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S152 = p_0->out_offset_0 + _S148 * p_0->out_stride_0 + _S91 + _S95.y + 1U;
-        float * _S153 = (&(result_0)[_S152]);
+        uint _S153 = p_0->out_offset_0 + _S149 * p_0->out_stride_0 + _S90 + _S96.y + 1U;
+        float * _S154 = (&(result_0)[_S153]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S152]) + *&((&sums_1[5U])->y);
+            _S100 = *(&(result_0)[_S153]) + _S95[5U].y;
         }
         else
         {
-            _S99 = *&((&sums_1[5U])->y);
+            _S100 = _S95[5U].y;
         }
-        *_S153 = _S99;
+        *_S154 = _S100;
     }
-    if(_S149)
+    if(_S150)
     {
-        _S98 = (_S91 + _S95.y + 2U) < _S85;
+        _S99 = (_S90 + _S96.y + 2U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S154 = p_0->out_offset_0 + _S148 * p_0->out_stride_0 + _S91 + _S95.y + 2U;
-        float * _S155 = (&(result_0)[_S154]);
+        uint _S155 = p_0->out_offset_0 + _S149 * p_0->out_stride_0 + _S90 + _S96.y + 2U;
+        float * _S156 = (&(result_0)[_S155]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S154]) + *&((&sums_1[5U])->z);
+            _S100 = *(&(result_0)[_S155]) + _S95[5U].z;
         }
         else
         {
-            _S99 = *&((&sums_1[5U])->z);
+            _S100 = _S95[5U].z;
         }
-        *_S155 = _S99;
+        *_S156 = _S100;
     }
-    if(_S149)
+    if(_S150)
     {
-        _S98 = (_S91 + _S95.y + 3U) < _S85;
+        _S99 = (_S90 + _S96.y + 3U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S156 = p_0->out_offset_0 + _S148 * p_0->out_stride_0 + _S91 + _S95.y + 3U;
-        float * _S157 = (&(result_0)[_S156]);
+        uint _S157 = p_0->out_offset_0 + _S149 * p_0->out_stride_0 + _S90 + _S96.y + 3U;
+        float * _S158 = (&(result_0)[_S157]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S156]) + *&((&sums_1[5U])->w);
+            _S100 = *(&(result_0)[_S157]) + _S95[5U].w;
         }
         else
         {
-            _S99 = *&((&sums_1[5U])->w);
+            _S100 = _S95[5U].w;
         }
-        *_S157 = _S99;
+        *_S158 = _S100;
     }
-    uint _S158 = _S96 + 6U;
-    bool _S159 = _S158 < _S92;
-    if(_S159)
+    uint _S159 = _S97 + 6U;
+    bool _S160 = _S159 < _S91;
+    if(_S160)
     {
-        _S98 = (_S91 + _S95.y) < _S85;
+        _S99 = (_S90 + _S96.y) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S160 = p_0->out_offset_0 + _S158 * p_0->out_stride_0 + _S91 + _S95.y;
-        float * _S161 = (&(result_0)[_S160]);
+        uint _S161 = p_0->out_offset_0 + _S159 * p_0->out_stride_0 + _S90 + _S96.y;
+        float * _S162 = (&(result_0)[_S161]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S160]) + *&((&sums_1[6U])->x);
+            _S100 = *(&(result_0)[_S161]) + _S95[6U].x;
         }
         else
         {
-            _S99 = *&((&sums_1[6U])->x);
+            _S100 = _S95[6U].x;
         }
-        *_S161 = _S99;
+        *_S162 = _S100;
     }
-    if(_S159)
+    if(_S160)
     {
-        _S98 = (_S91 + _S95.y + 1U) < _S85;
+        _S99 = (_S90 + _S96.y + 1U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S162 = p_0->out_offset_0 + _S158 * p_0->out_stride_0 + _S91 + _S95.y + 1U;
-        float * _S163 = (&(result_0)[_S162]);
+        uint _S163 = p_0->out_offset_0 + _S159 * p_0->out_stride_0 + _S90 + _S96.y + 1U;
+        float * _S164 = (&(result_0)[_S163]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S162]) + *&((&sums_1[6U])->y);
+            _S100 = *(&(result_0)[_S163]) + _S95[6U].y;
         }
         else
         {
-            _S99 = *&((&sums_1[6U])->y);
+            _S100 = _S95[6U].y;
         }
-        *_S163 = _S99;
+        *_S164 = _S100;
     }
-    if(_S159)
+    if(_S160)
     {
-        _S98 = (_S91 + _S95.y + 2U) < _S85;
+        _S99 = (_S90 + _S96.y + 2U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S164 = p_0->out_offset_0 + _S158 * p_0->out_stride_0 + _S91 + _S95.y + 2U;
-        float * _S165 = (&(result_0)[_S164]);
+        uint _S165 = p_0->out_offset_0 + _S159 * p_0->out_stride_0 + _S90 + _S96.y + 2U;
+        float * _S166 = (&(result_0)[_S165]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S164]) + *&((&sums_1[6U])->z);
+            _S100 = *(&(result_0)[_S165]) + _S95[6U].z;
         }
         else
         {
-            _S99 = *&((&sums_1[6U])->z);
+            _S100 = _S95[6U].z;
         }
-        *_S165 = _S99;
+        *_S166 = _S100;
     }
-    if(_S159)
+    if(_S160)
     {
-        _S98 = (_S91 + _S95.y + 3U) < _S85;
+        _S99 = (_S90 + _S96.y + 3U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S166 = p_0->out_offset_0 + _S158 * p_0->out_stride_0 + _S91 + _S95.y + 3U;
-        float * _S167 = (&(result_0)[_S166]);
+        uint _S167 = p_0->out_offset_0 + _S159 * p_0->out_stride_0 + _S90 + _S96.y + 3U;
+        float * _S168 = (&(result_0)[_S167]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S166]) + *&((&sums_1[6U])->w);
+            _S100 = *(&(result_0)[_S167]) + _S95[6U].w;
         }
         else
         {
-            _S99 = *&((&sums_1[6U])->w);
+            _S100 = _S95[6U].w;
         }
-        *_S167 = _S99;
+        *_S168 = _S100;
     }
-    uint _S168 = _S96 + 7U;
-    bool _S169 = _S168 < _S92;
-    if(_S169)
+    uint _S169 = _S97 + 7U;
+    bool _S170 = _S169 < _S91;
+    if(_S170)
     {
-        _S98 = (_S91 + _S95.y) < _S85;
+        _S99 = (_S90 + _S96.y) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S170 = p_0->out_offset_0 + _S168 * p_0->out_stride_0 + _S91 + _S95.y;
-        float * _S171 = (&(result_0)[_S170]);
+        uint _S171 = p_0->out_offset_0 + _S169 * p_0->out_stride_0 + _S90 + _S96.y;
+        float * _S172 = (&(result_0)[_S171]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S170]) + *&((&sums_1[7U])->x);
+            _S100 = *(&(result_0)[_S171]) + _S95[7U].x;
         }
         else
         {
-            _S99 = *&((&sums_1[7U])->x);
+            _S100 = _S95[7U].x;
         }
-        *_S171 = _S99;
+        *_S172 = _S100;
     }
-    if(_S169)
+    if(_S170)
     {
-        _S98 = (_S91 + _S95.y + 1U) < _S85;
+        _S99 = (_S90 + _S96.y + 1U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S172 = p_0->out_offset_0 + _S168 * p_0->out_stride_0 + _S91 + _S95.y + 1U;
-        float * _S173 = (&(result_0)[_S172]);
+        uint _S173 = p_0->out_offset_0 + _S169 * p_0->out_stride_0 + _S90 + _S96.y + 1U;
+        float * _S174 = (&(result_0)[_S173]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S172]) + *&((&sums_1[7U])->y);
+            _S100 = *(&(result_0)[_S173]) + _S95[7U].y;
         }
         else
         {
-            _S99 = *&((&sums_1[7U])->y);
+            _S100 = _S95[7U].y;
         }
-        *_S173 = _S99;
+        *_S174 = _S100;
     }
-    if(_S169)
+    if(_S170)
     {
-        _S98 = (_S91 + _S95.y + 2U) < _S85;
+        _S99 = (_S90 + _S96.y + 2U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S174 = p_0->out_offset_0 + _S168 * p_0->out_stride_0 + _S91 + _S95.y + 2U;
-        float * _S175 = (&(result_0)[_S174]);
+        uint _S175 = p_0->out_offset_0 + _S169 * p_0->out_stride_0 + _S90 + _S96.y + 2U;
+        float * _S176 = (&(result_0)[_S175]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S174]) + *&((&sums_1[7U])->z);
+            _S100 = *(&(result_0)[_S175]) + _S95[7U].z;
         }
         else
         {
-            _S99 = *&((&sums_1[7U])->z);
+            _S100 = _S95[7U].z;
         }
-        *_S175 = _S99;
+        *_S176 = _S100;
     }
-    if(_S169)
+    if(_S170)
     {
-        _S98 = (_S91 + _S95.y + 3U) < _S85;
+        _S99 = (_S90 + _S96.y + 3U) < _S84;
     }
     else
     {
-        _S98 = false;
+        _S99 = false;
     }
-    if(_S98)
+    if(_S99)
     {
-        uint _S176 = p_0->out_offset_0 + _S168 * p_0->out_stride_0 + _S91 + _S95.y + 3U;
-        float * _S177 = (&(result_0)[_S176]);
+        uint _S177 = p_0->out_offset_0 + _S169 * p_0->out_stride_0 + _S90 + _S96.y + 3U;
+        float * _S178 = (&(result_0)[_S177]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S99 = *(&(result_0)[_S176]) + *&((&sums_1[7U])->w);
+            _S100 = *(&(result_0)[_S177]) + _S95[7U].w;
         }
         else
         {
-            _S99 = *&((&sums_1[7U])->w);
+            _S100 = _S95[7U].w;
         }
-        *_S177 = _S99;
+        *_S178 = _S100;
     }
     return;
 }
 
 extern "C" __global__ void gemm_q8_0(StructuredBuffer<float> x_2, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> step_2, GemmParams_0 p_1)
 {
-    uint _S178 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S179 = p_1;
-    gemm_0(blockIdx, _S178, x_2, weight_1, result_1, step_2, &_S179);
+    uint _S179 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S180 = p_1;
+    gemm_0(blockIdx, _S179, x_2, weight_1, result_1, step_2, &_S180);
     return;
 }

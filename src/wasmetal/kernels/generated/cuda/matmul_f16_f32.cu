@@ -133,34 +133,35 @@ __device__ float4  Block_column_0(Block_0 * this_3, uint c_1)
 
 __device__ __shared__ FixedArray<float4 , 512>  right_tile_0;
 
-__device__ void product_0(Operand_0 * left_0, Operand_0 * right_0, uint row_3, uint column_0, uint rows_3, uint k_3, uint thread_2, FixedArray<float4 , 8>  * sums_0)
+__device__ void ThreadTiles_product_0(Operand_0 * left_0, Operand_0 * right_0, uint row_3, uint column_0, uint rows_3, uint k_3, uint thread_2, FixedArray<float4 , 8>  * _S15)
 {
-    int4  _S15 = make_int4 (int(0));
-    float4  _S16 = make_float4 ((float)_S15.x, (float)_S15.y, (float)_S15.z, (float)_S15.w);
-    (*sums_0)[0U] = _S16;
-    (*sums_0)[1U] = _S16;
-    (*sums_0)[2U] = _S16;
-    (*sums_0)[3U] = _S16;
-    (*sums_0)[4U] = _S16;
-    (*sums_0)[5U] = _S16;
-    (*sums_0)[6U] = _S16;
-    (*sums_0)[7U] = _S16;
-    uint2  _S17 = corner_0(thread_2);
-    bool _S18 = Operand_along_k_0(left_0);
-    uint2  _S19 = share_0(thread_2, _S18);
-    bool _S20 = Operand_along_k_0(right_0);
-    uint2  _S21 = share_0(thread_2, _S20);
-    uint _S22 = _S19.x;
-    uint _S23 = row_3 + 4U * _S22;
-    uint _S24 = 4U * _S19.y;
-    Block_0 _S25 = Block_load_0(left_0, _S23, _S24);
-    uint _S26 = _S21.x;
-    uint _S27 = column_0 + 4U * _S26;
-    uint _S28 = 4U * _S21.y;
-    Block_0 _S29 = Block_load_0(right_0, _S27, _S28);
+    FixedArray<float4 , 8>  sums_0;
+    int4  _S16 = make_int4 (int(0));
+    float4  _S17 = make_float4 ((float)_S16.x, (float)_S16.y, (float)_S16.z, (float)_S16.w);
+    sums_0[0U] = _S17;
+    sums_0[1U] = _S17;
+    sums_0[2U] = _S17;
+    sums_0[3U] = _S17;
+    sums_0[4U] = _S17;
+    sums_0[5U] = _S17;
+    sums_0[6U] = _S17;
+    sums_0[7U] = _S17;
+    uint2  _S18 = corner_0(thread_2);
+    bool _S19 = Operand_along_k_0(left_0);
+    uint2  _S20 = share_0(thread_2, _S19);
+    bool _S21 = Operand_along_k_0(right_0);
+    uint2  _S22 = share_0(thread_2, _S21);
+    uint _S23 = _S20.x;
+    uint _S24 = row_3 + 4U * _S23;
+    uint _S25 = 4U * _S20.y;
+    Block_0 _S26 = Block_load_0(left_0, _S24, _S25);
+    uint _S27 = _S22.x;
+    uint _S28 = column_0 + 4U * _S27;
+    uint _S29 = 4U * _S22.y;
+    Block_0 _S30 = Block_load_0(right_0, _S28, _S29);
     uint begin_1 = 0U;
-    Block_0 left_block_0 = _S25;
-    Block_0 right_block_0 = _S29;
+    Block_0 left_block_0 = _S26;
+    Block_0 right_block_0 = _S30;
     for(;;)
     {
         if(begin_1 < k_3)
@@ -170,36 +171,36 @@ __device__ void product_0(Operand_0 * left_0, Operand_0 * right_0, uint row_3, u
         {
             break;
         }
-        Block_0 _S30 = left_block_0;
-        float4  _S31 = Block_column_0(&_S30, 0U);
-        (*&left_tile_0)[place_0(_S24, _S22)] = _S31;
-        Block_0 _S32 = right_block_0;
-        float4  _S33 = Block_column_0(&_S32, 0U);
-        (*&right_tile_0)[place_0(_S28, _S26)] = _S33;
-        Block_0 _S34 = left_block_0;
-        float4  _S35 = Block_column_0(&_S34, 1U);
-        (*&left_tile_0)[place_0(_S24 + 1U, _S22)] = _S35;
-        Block_0 _S36 = right_block_0;
-        float4  _S37 = Block_column_0(&_S36, 1U);
-        (*&right_tile_0)[place_0(_S28 + 1U, _S26)] = _S37;
-        Block_0 _S38 = left_block_0;
-        float4  _S39 = Block_column_0(&_S38, 2U);
-        (*&left_tile_0)[place_0(_S24 + 2U, _S22)] = _S39;
-        Block_0 _S40 = right_block_0;
-        float4  _S41 = Block_column_0(&_S40, 2U);
-        (*&right_tile_0)[place_0(_S28 + 2U, _S26)] = _S41;
-        Block_0 _S42 = left_block_0;
-        float4  _S43 = Block_column_0(&_S42, 3U);
-        (*&left_tile_0)[place_0(_S24 + 3U, _S22)] = _S43;
-        Block_0 _S44 = right_block_0;
-        float4  _S45 = Block_column_0(&_S44, 3U);
-        (*&right_tile_0)[place_0(_S28 + 3U, _S26)] = _S45;
+        Block_0 _S31 = left_block_0;
+        float4  _S32 = Block_column_0(&_S31, 0U);
+        (*&left_tile_0)[place_0(_S25, _S23)] = _S32;
+        Block_0 _S33 = right_block_0;
+        float4  _S34 = Block_column_0(&_S33, 0U);
+        (*&right_tile_0)[place_0(_S29, _S27)] = _S34;
+        Block_0 _S35 = left_block_0;
+        float4  _S36 = Block_column_0(&_S35, 1U);
+        (*&left_tile_0)[place_0(_S25 + 1U, _S23)] = _S36;
+        Block_0 _S37 = right_block_0;
+        float4  _S38 = Block_column_0(&_S37, 1U);
+        (*&right_tile_0)[place_0(_S29 + 1U, _S27)] = _S38;
+        Block_0 _S39 = left_block_0;
+        float4  _S40 = Block_column_0(&_S39, 2U);
+        (*&left_tile_0)[place_0(_S25 + 2U, _S23)] = _S40;
+        Block_0 _S41 = right_block_0;
+        float4  _S42 = Block_column_0(&_S41, 2U);
+        (*&right_tile_0)[place_0(_S29 + 2U, _S27)] = _S42;
+        Block_0 _S43 = left_block_0;
+        float4  _S44 = Block_column_0(&_S43, 3U);
+        (*&left_tile_0)[place_0(_S25 + 3U, _S23)] = _S44;
+        Block_0 _S45 = right_block_0;
+        float4  _S46 = Block_column_0(&_S45, 3U);
+        (*&right_tile_0)[place_0(_S29 + 3U, _S27)] = _S46;
         __syncthreads();
-        uint _S46 = begin_1 + 32U;
-        Block_0 _S47 = Block_load_0(left_0, _S23, _S46 + _S24);
-        Block_0 _S48 = Block_load_0(right_0, _S27, _S46 + _S28);
-        uint _S49 = _S17.x;
-        if((row_3 + _S49) < rows_3)
+        uint _S47 = begin_1 + 32U;
+        Block_0 _S48 = Block_load_0(left_0, _S24, _S47 + _S25);
+        Block_0 _S49 = Block_load_0(right_0, _S28, _S47 + _S29);
+        uint _S50 = _S18.x;
+        if((row_3 + _S50) < rows_3)
         {
             uint j_0 = 0U;
             for(;;)
@@ -211,25 +212,24 @@ __device__ void product_0(Operand_0 * left_0, Operand_0 * right_0, uint row_3, u
                 {
                     break;
                 }
-                float4  _S50 = (*&right_tile_0)[place_0(j_0, _S17.y / 4U)];
-                float4  _S51 = (*&left_tile_0)[place_0(j_0, _S49 / 4U)];
-                (*sums_0)[0U] = (*sums_0)[0U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S49 / 4U)].x) * _S50;
-                (*sums_0)[1U] = (*sums_0)[1U] + make_float4 (_S51.y) * _S50;
-                (*sums_0)[2U] = (*sums_0)[2U] + make_float4 (_S51.z) * _S50;
-                (*sums_0)[3U] = (*sums_0)[3U] + make_float4 (_S51.w) * _S50;
-                float4  _S52 = (*&left_tile_0)[place_0(j_0, _S49 / 4U + 1U)];
-                (*sums_0)[4U] = (*sums_0)[4U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S49 / 4U + 1U)].x) * _S50;
-                (*sums_0)[5U] = (*sums_0)[5U] + make_float4 (_S52.y) * _S50;
-                (*sums_0)[6U] = (*sums_0)[6U] + make_float4 (_S52.z) * _S50;
-                (*sums_0)[7U] = (*sums_0)[7U] + make_float4 (_S52.w) * _S50;
+                float4  _S51 = (*&right_tile_0)[place_0(j_0, _S18.y / 4U)];
+                sums_0[0U] = sums_0[0U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S50 / 4U)].x) * _S51;
+                sums_0[1U] = sums_0[1U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S50 / 4U)].y) * _S51;
+                sums_0[2U] = sums_0[2U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S50 / 4U)].z) * _S51;
+                sums_0[3U] = sums_0[3U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S50 / 4U)].w) * _S51;
+                sums_0[4U] = sums_0[4U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S50 / 4U + 1U)].x) * _S51;
+                sums_0[5U] = sums_0[5U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S50 / 4U + 1U)].y) * _S51;
+                sums_0[6U] = sums_0[6U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S50 / 4U + 1U)].z) * _S51;
+                sums_0[7U] = sums_0[7U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S50 / 4U + 1U)].w) * _S51;
                 j_0 = j_0 + 1U;
             }
         }
         __syncthreads();
-        begin_1 = _S46;
-        left_block_0 = _S47;
-        right_block_0 = _S48;
+        begin_1 = _S47;
+        left_block_0 = _S48;
+        right_block_0 = _S49;
     }
+    *_S15 = sums_0;
     return;
 }
 
@@ -259,451 +259,452 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ void matmul_0(uint3  group_1, uint thread_3, StructuredBuffer<uint> a_0, StructuredBuffer<uint> b_0, RWStructuredBuffer<float> result_1, MatmulParams_0 * p_0)
 {
-    uint _S53 = p_0->n_0;
-    uint _S54 = (p_0->n_0 + 64U - 1U) / 64U;
-    uint _S55 = p_0->m_0;
-    uint _S56 = (p_0->m_0 + 64U - 1U) / 64U;
-    uint _S57 = group_number_0(group_1);
-    uint _S58 = _S57 / _S54;
-    uint _S59 = _S58 / _S56;
-    uint _S60 = _S57 / _S54;
-    uint _S61 = _S60 % _S56;
-    uint _S62 = _S61 * 64U;
-    uint _S63 = _S57 % _S54;
-    uint _S64 = _S63 * 64U;
-    if(_S59 >= (p_0->batch_0))
+    uint _S52 = p_0->n_0;
+    uint _S53 = (p_0->n_0 + 64U - 1U) / 64U;
+    uint _S54 = p_0->m_0;
+    uint _S55 = (p_0->m_0 + 64U - 1U) / 64U;
+    uint _S56 = group_number_0(group_1);
+    uint _S57 = _S56 / _S53;
+    uint _S58 = _S57 / _S55;
+    uint _S59 = _S56 / _S53;
+    uint _S60 = _S59 % _S55;
+    uint _S61 = _S60 * 64U;
+    uint _S62 = _S56 % _S53;
+    uint _S63 = _S62 * 64U;
+    if(_S58 >= (p_0->batch_0))
     {
         return;
     }
     Operand_0 left_1;
     (&left_1)->words_0 = a_0;
     (&left_1)->offset_0 = p_0->a_offset_0;
-    (&left_1)->begin_0 = _S59 * p_0->a_batch_0;
-    (&left_1)->rows_1 = _S55;
+    (&left_1)->begin_0 = _S58 * p_0->a_batch_0;
+    (&left_1)->rows_1 = _S54;
     (&left_1)->k_0 = p_0->k_4;
     (&left_1)->row_stride_0 = p_0->a_row_0;
     (&left_1)->k_stride_0 = p_0->a_column_0;
     Operand_0 right_1;
     (&right_1)->words_0 = b_0;
     (&right_1)->offset_0 = p_0->b_offset_0;
-    (&right_1)->begin_0 = _S59 * p_0->b_batch_0;
-    (&right_1)->rows_1 = _S53;
+    (&right_1)->begin_0 = _S58 * p_0->b_batch_0;
+    (&right_1)->rows_1 = _S52;
     (&right_1)->k_0 = p_0->k_4;
     (&right_1)->row_stride_0 = p_0->b_column_0;
     (&right_1)->k_stride_0 = p_0->b_row_0;
-    Operand_0 _S65 = left_1;
-    Operand_0 _S66 = right_1;
-    FixedArray<float4 , 8>  sums_1;
-    product_0(&_S65, &_S66, _S62, _S64, _S55, p_0->k_4, thread_3, &sums_1);
-    uint2  _S67 = corner_0(thread_3);
-    uint _S68 = _S62 + _S67.x;
-    bool _S69 = _S68 < _S55;
-    bool _S70;
-    if(_S69)
+    Operand_0 _S64 = left_1;
+    Operand_0 _S65 = right_1;
+    FixedArray<float4 , 8>  _S66;
+    ThreadTiles_product_0(&_S64, &_S65, _S61, _S63, _S54, p_0->k_4, thread_3, &_S66);
+    FixedArray<float4 , 8>  _S67 = _S66;
+    uint2  _S68 = corner_0(thread_3);
+    uint _S69 = _S61 + _S68.x;
+    bool _S70 = _S69 < _S54;
+    bool _S71;
+    if(_S70)
     {
-        _S70 = (_S64 + _S67.y) < _S53;
+        _S71 = (_S63 + _S68.y) < _S52;
     }
     else
     {
-        _S70 = false;
+        _S71 = false;
+    }
+    if(_S71)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S69 * p_0->out_row_0 + _S63 + _S68.y]) = _S67[0U].x;
     }
     if(_S70)
     {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S68 * p_0->out_row_0 + _S64 + _S67.y]) = *&((&sums_1[0U])->x);
-    }
-    if(_S69)
-    {
-        _S70 = (_S64 + _S67.y + 1U) < _S53;
+        _S71 = (_S63 + _S68.y + 1U) < _S52;
     }
     else
     {
-        _S70 = false;
+        _S71 = false;
+    }
+    if(_S71)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S69 * p_0->out_row_0 + _S63 + _S68.y + 1U]) = _S67[0U].y;
     }
     if(_S70)
     {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S68 * p_0->out_row_0 + _S64 + _S67.y + 1U]) = *&((&sums_1[0U])->y);
-    }
-    if(_S69)
-    {
-        _S70 = (_S64 + _S67.y + 2U) < _S53;
+        _S71 = (_S63 + _S68.y + 2U) < _S52;
     }
     else
     {
-        _S70 = false;
+        _S71 = false;
+    }
+    if(_S71)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S69 * p_0->out_row_0 + _S63 + _S68.y + 2U]) = _S67[0U].z;
     }
     if(_S70)
     {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S68 * p_0->out_row_0 + _S64 + _S67.y + 2U]) = *&((&sums_1[0U])->z);
-    }
-    if(_S69)
-    {
-        _S70 = (_S64 + _S67.y + 3U) < _S53;
+        _S71 = (_S63 + _S68.y + 3U) < _S52;
     }
     else
     {
-        _S70 = false;
+        _S71 = false;
     }
-    if(_S70)
+    if(_S71)
     {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S68 * p_0->out_row_0 + _S64 + _S67.y + 3U]) = *&((&sums_1[0U])->w);
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S69 * p_0->out_row_0 + _S63 + _S68.y + 3U]) = _S67[0U].w;
     }
-    uint _S71 = _S68 + 1U;
-    bool _S72 = _S71 < _S55;
-    if(_S72)
+    uint _S72 = _S69 + 1U;
+    bool _S73 = _S72 < _S54;
+    if(_S73)
     {
-        _S70 = (_S64 + _S67.y) < _S53;
-    }
-    else
-    {
-        _S70 = false;
-    }
-    if(_S70)
-    {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S71 * p_0->out_row_0 + _S64 + _S67.y]) = *&((&sums_1[1U])->x);
-    }
-    if(_S72)
-    {
-        _S70 = (_S64 + _S67.y + 1U) < _S53;
+        _S71 = (_S63 + _S68.y) < _S52;
     }
     else
     {
-        _S70 = false;
+        _S71 = false;
     }
-    if(_S70)
+    if(_S71)
     {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S71 * p_0->out_row_0 + _S64 + _S67.y + 1U]) = *&((&sums_1[1U])->y);
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S72 * p_0->out_row_0 + _S63 + _S68.y]) = _S67[1U].x;
     }
-    if(_S72)
+    if(_S73)
     {
-        _S70 = (_S64 + _S67.y + 2U) < _S53;
-    }
-    else
-    {
-        _S70 = false;
-    }
-    if(_S70)
-    {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S71 * p_0->out_row_0 + _S64 + _S67.y + 2U]) = *&((&sums_1[1U])->z);
-    }
-    if(_S72)
-    {
-        _S70 = (_S64 + _S67.y + 3U) < _S53;
+        _S71 = (_S63 + _S68.y + 1U) < _S52;
     }
     else
     {
-        _S70 = false;
+        _S71 = false;
     }
-    if(_S70)
+    if(_S71)
     {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S71 * p_0->out_row_0 + _S64 + _S67.y + 3U]) = *&((&sums_1[1U])->w);
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S72 * p_0->out_row_0 + _S63 + _S68.y + 1U]) = _S67[1U].y;
     }
-    uint _S73 = _S68 + 2U;
-    bool _S74 = _S73 < _S55;
-    if(_S74)
+    if(_S73)
     {
-        _S70 = (_S64 + _S67.y) < _S53;
+        _S71 = (_S63 + _S68.y + 2U) < _S52;
     }
     else
     {
-        _S70 = false;
+        _S71 = false;
     }
-    if(_S70)
+    if(_S71)
     {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S73 * p_0->out_row_0 + _S64 + _S67.y]) = *&((&sums_1[2U])->x);
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S72 * p_0->out_row_0 + _S63 + _S68.y + 2U]) = _S67[1U].z;
     }
-    if(_S74)
+    if(_S73)
     {
-        _S70 = (_S64 + _S67.y + 1U) < _S53;
-    }
-    else
-    {
-        _S70 = false;
-    }
-    if(_S70)
-    {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S73 * p_0->out_row_0 + _S64 + _S67.y + 1U]) = *&((&sums_1[2U])->y);
-    }
-    if(_S74)
-    {
-        _S70 = (_S64 + _S67.y + 2U) < _S53;
+        _S71 = (_S63 + _S68.y + 3U) < _S52;
     }
     else
     {
-        _S70 = false;
+        _S71 = false;
     }
-    if(_S70)
+    if(_S71)
     {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S73 * p_0->out_row_0 + _S64 + _S67.y + 2U]) = *&((&sums_1[2U])->z);
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S72 * p_0->out_row_0 + _S63 + _S68.y + 3U]) = _S67[1U].w;
     }
-    if(_S74)
+    uint _S74 = _S69 + 2U;
+    bool _S75 = _S74 < _S54;
+    if(_S75)
     {
-        _S70 = (_S64 + _S67.y + 3U) < _S53;
-    }
-    else
-    {
-        _S70 = false;
-    }
-    if(_S70)
-    {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S73 * p_0->out_row_0 + _S64 + _S67.y + 3U]) = *&((&sums_1[2U])->w);
-    }
-    uint _S75 = _S68 + 3U;
-    bool _S76 = _S75 < _S55;
-    if(_S76)
-    {
-        _S70 = (_S64 + _S67.y) < _S53;
+        _S71 = (_S63 + _S68.y) < _S52;
     }
     else
     {
-        _S70 = false;
+        _S71 = false;
     }
-    if(_S70)
+    if(_S71)
     {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S75 * p_0->out_row_0 + _S64 + _S67.y]) = *&((&sums_1[3U])->x);
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S74 * p_0->out_row_0 + _S63 + _S68.y]) = _S67[2U].x;
     }
-    if(_S76)
+    if(_S75)
     {
-        _S70 = (_S64 + _S67.y + 1U) < _S53;
-    }
-    else
-    {
-        _S70 = false;
-    }
-    if(_S70)
-    {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S75 * p_0->out_row_0 + _S64 + _S67.y + 1U]) = *&((&sums_1[3U])->y);
-    }
-    if(_S76)
-    {
-        _S70 = (_S64 + _S67.y + 2U) < _S53;
+        _S71 = (_S63 + _S68.y + 1U) < _S52;
     }
     else
     {
-        _S70 = false;
+        _S71 = false;
     }
-    if(_S70)
+    if(_S71)
     {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S75 * p_0->out_row_0 + _S64 + _S67.y + 2U]) = *&((&sums_1[3U])->z);
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S74 * p_0->out_row_0 + _S63 + _S68.y + 1U]) = _S67[2U].y;
     }
-    if(_S76)
+    if(_S75)
     {
-        _S70 = (_S64 + _S67.y + 3U) < _S53;
-    }
-    else
-    {
-        _S70 = false;
-    }
-    if(_S70)
-    {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S75 * p_0->out_row_0 + _S64 + _S67.y + 3U]) = *&((&sums_1[3U])->w);
-    }
-    uint _S77 = _S68 + 4U;
-    bool _S78 = _S77 < _S55;
-    if(_S78)
-    {
-        _S70 = (_S64 + _S67.y) < _S53;
+        _S71 = (_S63 + _S68.y + 2U) < _S52;
     }
     else
     {
-        _S70 = false;
+        _S71 = false;
     }
-    if(_S70)
+    if(_S71)
     {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S77 * p_0->out_row_0 + _S64 + _S67.y]) = *&((&sums_1[4U])->x);
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S74 * p_0->out_row_0 + _S63 + _S68.y + 2U]) = _S67[2U].z;
     }
-    if(_S78)
+    if(_S75)
     {
-        _S70 = (_S64 + _S67.y + 1U) < _S53;
-    }
-    else
-    {
-        _S70 = false;
-    }
-    if(_S70)
-    {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S77 * p_0->out_row_0 + _S64 + _S67.y + 1U]) = *&((&sums_1[4U])->y);
-    }
-    if(_S78)
-    {
-        _S70 = (_S64 + _S67.y + 2U) < _S53;
+        _S71 = (_S63 + _S68.y + 3U) < _S52;
     }
     else
     {
-        _S70 = false;
+        _S71 = false;
     }
-    if(_S70)
+    if(_S71)
     {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S77 * p_0->out_row_0 + _S64 + _S67.y + 2U]) = *&((&sums_1[4U])->z);
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S74 * p_0->out_row_0 + _S63 + _S68.y + 3U]) = _S67[2U].w;
     }
-    if(_S78)
+    uint _S76 = _S69 + 3U;
+    bool _S77 = _S76 < _S54;
+    if(_S77)
     {
-        _S70 = (_S64 + _S67.y + 3U) < _S53;
-    }
-    else
-    {
-        _S70 = false;
-    }
-    if(_S70)
-    {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S77 * p_0->out_row_0 + _S64 + _S67.y + 3U]) = *&((&sums_1[4U])->w);
-    }
-    uint _S79 = _S68 + 5U;
-    bool _S80 = _S79 < _S55;
-    if(_S80)
-    {
-        _S70 = (_S64 + _S67.y) < _S53;
+        _S71 = (_S63 + _S68.y) < _S52;
     }
     else
     {
-        _S70 = false;
+        _S71 = false;
     }
-    if(_S70)
+    if(_S71)
     {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S79 * p_0->out_row_0 + _S64 + _S67.y]) = *&((&sums_1[5U])->x);
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S76 * p_0->out_row_0 + _S63 + _S68.y]) = _S67[3U].x;
     }
-    if(_S80)
+    if(_S77)
     {
-        _S70 = (_S64 + _S67.y + 1U) < _S53;
-    }
-    else
-    {
-        _S70 = false;
-    }
-    if(_S70)
-    {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S79 * p_0->out_row_0 + _S64 + _S67.y + 1U]) = *&((&sums_1[5U])->y);
-    }
-    if(_S80)
-    {
-        _S70 = (_S64 + _S67.y + 2U) < _S53;
+        _S71 = (_S63 + _S68.y + 1U) < _S52;
     }
     else
     {
-        _S70 = false;
+        _S71 = false;
     }
-    if(_S70)
+    if(_S71)
     {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S79 * p_0->out_row_0 + _S64 + _S67.y + 2U]) = *&((&sums_1[5U])->z);
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S76 * p_0->out_row_0 + _S63 + _S68.y + 1U]) = _S67[3U].y;
     }
-    if(_S80)
+    if(_S77)
     {
-        _S70 = (_S64 + _S67.y + 3U) < _S53;
-    }
-    else
-    {
-        _S70 = false;
-    }
-    if(_S70)
-    {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S79 * p_0->out_row_0 + _S64 + _S67.y + 3U]) = *&((&sums_1[5U])->w);
-    }
-    uint _S81 = _S68 + 6U;
-    bool _S82 = _S81 < _S55;
-    if(_S82)
-    {
-        _S70 = (_S64 + _S67.y) < _S53;
+        _S71 = (_S63 + _S68.y + 2U) < _S52;
     }
     else
     {
-        _S70 = false;
+        _S71 = false;
     }
-    if(_S70)
+    if(_S71)
     {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S81 * p_0->out_row_0 + _S64 + _S67.y]) = *&((&sums_1[6U])->x);
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S76 * p_0->out_row_0 + _S63 + _S68.y + 2U]) = _S67[3U].z;
     }
-    if(_S82)
+    if(_S77)
     {
-        _S70 = (_S64 + _S67.y + 1U) < _S53;
-    }
-    else
-    {
-        _S70 = false;
-    }
-    if(_S70)
-    {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S81 * p_0->out_row_0 + _S64 + _S67.y + 1U]) = *&((&sums_1[6U])->y);
-    }
-    if(_S82)
-    {
-        _S70 = (_S64 + _S67.y + 2U) < _S53;
+        _S71 = (_S63 + _S68.y + 3U) < _S52;
     }
     else
     {
-        _S70 = false;
+        _S71 = false;
     }
-    if(_S70)
+    if(_S71)
     {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S81 * p_0->out_row_0 + _S64 + _S67.y + 2U]) = *&((&sums_1[6U])->z);
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S76 * p_0->out_row_0 + _S63 + _S68.y + 3U]) = _S67[3U].w;
     }
-    if(_S82)
+    uint _S78 = _S69 + 4U;
+    bool _S79 = _S78 < _S54;
+    if(_S79)
     {
-        _S70 = (_S64 + _S67.y + 3U) < _S53;
-    }
-    else
-    {
-        _S70 = false;
-    }
-    if(_S70)
-    {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S81 * p_0->out_row_0 + _S64 + _S67.y + 3U]) = *&((&sums_1[6U])->w);
-    }
-    uint _S83 = _S68 + 7U;
-    bool _S84 = _S83 < _S55;
-    if(_S84)
-    {
-        _S70 = (_S64 + _S67.y) < _S53;
+        _S71 = (_S63 + _S68.y) < _S52;
     }
     else
     {
-        _S70 = false;
+        _S71 = false;
     }
-    if(_S70)
+    if(_S71)
     {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S83 * p_0->out_row_0 + _S64 + _S67.y]) = *&((&sums_1[7U])->x);
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S78 * p_0->out_row_0 + _S63 + _S68.y]) = _S67[4U].x;
     }
-    if(_S84)
+    if(_S79)
     {
-        _S70 = (_S64 + _S67.y + 1U) < _S53;
-    }
-    else
-    {
-        _S70 = false;
-    }
-    if(_S70)
-    {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S83 * p_0->out_row_0 + _S64 + _S67.y + 1U]) = *&((&sums_1[7U])->y);
-    }
-    if(_S84)
-    {
-        _S70 = (_S64 + _S67.y + 2U) < _S53;
+        _S71 = (_S63 + _S68.y + 1U) < _S52;
     }
     else
     {
-        _S70 = false;
+        _S71 = false;
     }
-    if(_S70)
+    if(_S71)
     {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S83 * p_0->out_row_0 + _S64 + _S67.y + 2U]) = *&((&sums_1[7U])->z);
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S78 * p_0->out_row_0 + _S63 + _S68.y + 1U]) = _S67[4U].y;
     }
-    if(_S84)
+    if(_S79)
     {
-        _S70 = (_S64 + _S67.y + 3U) < _S53;
+        _S71 = (_S63 + _S68.y + 2U) < _S52;
     }
     else
     {
-        _S70 = false;
+        _S71 = false;
     }
-    if(_S70)
+    if(_S71)
     {
-        *(&(result_1)[p_0->out_offset_0 + _S59 * p_0->out_batch_0 + _S83 * p_0->out_row_0 + _S64 + _S67.y + 3U]) = *&((&sums_1[7U])->w);
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S78 * p_0->out_row_0 + _S63 + _S68.y + 2U]) = _S67[4U].z;
+    }
+    if(_S79)
+    {
+        _S71 = (_S63 + _S68.y + 3U) < _S52;
+    }
+    else
+    {
+        _S71 = false;
+    }
+    if(_S71)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S78 * p_0->out_row_0 + _S63 + _S68.y + 3U]) = _S67[4U].w;
+    }
+    uint _S80 = _S69 + 5U;
+    bool _S81 = _S80 < _S54;
+    if(_S81)
+    {
+        _S71 = (_S63 + _S68.y) < _S52;
+    }
+    else
+    {
+        _S71 = false;
+    }
+    if(_S71)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S80 * p_0->out_row_0 + _S63 + _S68.y]) = _S67[5U].x;
+    }
+    if(_S81)
+    {
+        _S71 = (_S63 + _S68.y + 1U) < _S52;
+    }
+    else
+    {
+        _S71 = false;
+    }
+    if(_S71)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S80 * p_0->out_row_0 + _S63 + _S68.y + 1U]) = _S67[5U].y;
+    }
+    if(_S81)
+    {
+        _S71 = (_S63 + _S68.y + 2U) < _S52;
+    }
+    else
+    {
+        _S71 = false;
+    }
+    if(_S71)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S80 * p_0->out_row_0 + _S63 + _S68.y + 2U]) = _S67[5U].z;
+    }
+    if(_S81)
+    {
+        _S71 = (_S63 + _S68.y + 3U) < _S52;
+    }
+    else
+    {
+        _S71 = false;
+    }
+    if(_S71)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S80 * p_0->out_row_0 + _S63 + _S68.y + 3U]) = _S67[5U].w;
+    }
+    uint _S82 = _S69 + 6U;
+    bool _S83 = _S82 < _S54;
+    if(_S83)
+    {
+        _S71 = (_S63 + _S68.y) < _S52;
+    }
+    else
+    {
+        _S71 = false;
+    }
+    if(_S71)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S82 * p_0->out_row_0 + _S63 + _S68.y]) = _S67[6U].x;
+    }
+    if(_S83)
+    {
+        _S71 = (_S63 + _S68.y + 1U) < _S52;
+    }
+    else
+    {
+        _S71 = false;
+    }
+    if(_S71)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S82 * p_0->out_row_0 + _S63 + _S68.y + 1U]) = _S67[6U].y;
+    }
+    if(_S83)
+    {
+        _S71 = (_S63 + _S68.y + 2U) < _S52;
+    }
+    else
+    {
+        _S71 = false;
+    }
+    if(_S71)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S82 * p_0->out_row_0 + _S63 + _S68.y + 2U]) = _S67[6U].z;
+    }
+    if(_S83)
+    {
+        _S71 = (_S63 + _S68.y + 3U) < _S52;
+    }
+    else
+    {
+        _S71 = false;
+    }
+    if(_S71)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S82 * p_0->out_row_0 + _S63 + _S68.y + 3U]) = _S67[6U].w;
+    }
+    uint _S84 = _S69 + 7U;
+    bool _S85 = _S84 < _S54;
+    if(_S85)
+    {
+        _S71 = (_S63 + _S68.y) < _S52;
+    }
+    else
+    {
+        _S71 = false;
+    }
+    if(_S71)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S84 * p_0->out_row_0 + _S63 + _S68.y]) = _S67[7U].x;
+    }
+    if(_S85)
+    {
+        _S71 = (_S63 + _S68.y + 1U) < _S52;
+    }
+    else
+    {
+        _S71 = false;
+    }
+    if(_S71)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S84 * p_0->out_row_0 + _S63 + _S68.y + 1U]) = _S67[7U].y;
+    }
+    if(_S85)
+    {
+        _S71 = (_S63 + _S68.y + 2U) < _S52;
+    }
+    else
+    {
+        _S71 = false;
+    }
+    if(_S71)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S84 * p_0->out_row_0 + _S63 + _S68.y + 2U]) = _S67[7U].z;
+    }
+    if(_S85)
+    {
+        _S71 = (_S63 + _S68.y + 3U) < _S52;
+    }
+    else
+    {
+        _S71 = false;
+    }
+    if(_S71)
+    {
+        *(&(result_1)[p_0->out_offset_0 + _S58 * p_0->out_batch_0 + _S84 * p_0->out_row_0 + _S63 + _S68.y + 3U]) = _S67[7U].w;
     }
     return;
 }
 
 extern "C" __global__ void matmul_f16_f32(StructuredBuffer<uint> a_1, StructuredBuffer<uint> b_1, RWStructuredBuffer<float> result_2, MatmulParams_0 p_1)
 {
-    uint _S85 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    MatmulParams_0 _S86 = p_1;
-    matmul_0(blockIdx, _S85, a_1, b_1, result_2, &_S86);
+    uint _S86 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    MatmulParams_0 _S87 = p_1;
+    matmul_0(blockIdx, _S86, a_1, b_1, result_2, &_S87);
     return;
 }

@@ -218,17 +218,18 @@ float4 Block_column_0(const Block_0 thread* this_4, uint c_1)
     return float4(this_4->rows_0[int(0)][c_1], this_4->rows_0[int(1)][c_1], this_4->rows_0[int(2)][c_1], this_4->rows_0[int(3)][c_1]);
 }
 
-void product_0(const Activations_0 thread* left_0, float device* left_x_0, const Weights_0 thread* right_0, uint device* right_words_0, uint row_5, uint column_1, uint rows_4, uint k_6, uint thread_2, array<float4, int(8)> thread* sums_0, KernelContext_0 thread* kernelContext_0)
+array<float4, int(8)> ThreadTiles_product_0(const Activations_0 thread* left_0, float device* left_x_0, const Weights_0 thread* right_0, uint device* right_words_0, uint row_5, uint column_1, uint rows_4, uint k_6, uint thread_2, KernelContext_0 thread* kernelContext_0)
 {
+    thread array<float4, int(8)> sums_0;
     float4 _S24 = float4(int4(int(0)) );
-    (*sums_0)[0U] = _S24;
-    (*sums_0)[1U] = _S24;
-    (*sums_0)[2U] = _S24;
-    (*sums_0)[3U] = _S24;
-    (*sums_0)[4U] = _S24;
-    (*sums_0)[5U] = _S24;
-    (*sums_0)[6U] = _S24;
-    (*sums_0)[7U] = _S24;
+    sums_0[0U] = _S24;
+    sums_0[1U] = _S24;
+    sums_0[2U] = _S24;
+    sums_0[3U] = _S24;
+    sums_0[4U] = _S24;
+    sums_0[5U] = _S24;
+    sums_0[6U] = _S24;
+    sums_0[7U] = _S24;
     uint2 _S25 = corner_0(thread_2);
     bool _S26 = Activations_along_k_0(left_0, left_x_0);
     uint2 _S27 = share_0(thread_2, _S26);
@@ -297,15 +298,15 @@ void product_0(const Activations_0 thread* left_0, float device* left_x_0, const
                 }
                 float4 _S58 = (*kernelContext_0->right_tile_0)[place_0(j_0, _S25.y / 4U)];
                 float4 _S59 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S57 / 4U)];
-                (*sums_0)[0U] = (*sums_0)[0U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S57 / 4U)].x)  * _S58;
-                (*sums_0)[1U] = (*sums_0)[1U] + float4(_S59.y)  * _S58;
-                (*sums_0)[2U] = (*sums_0)[2U] + float4(_S59.z)  * _S58;
-                (*sums_0)[3U] = (*sums_0)[3U] + float4(_S59.w)  * _S58;
+                sums_0[0U] = sums_0[0U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S57 / 4U)].x)  * _S58;
+                sums_0[1U] = sums_0[1U] + float4(_S59.y)  * _S58;
+                sums_0[2U] = sums_0[2U] + float4(_S59.z)  * _S58;
+                sums_0[3U] = sums_0[3U] + float4(_S59.w)  * _S58;
                 float4 _S60 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S57 / 4U + 1U)];
-                (*sums_0)[4U] = (*sums_0)[4U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S57 / 4U + 1U)].x)  * _S58;
-                (*sums_0)[5U] = (*sums_0)[5U] + float4(_S60.y)  * _S58;
-                (*sums_0)[6U] = (*sums_0)[6U] + float4(_S60.z)  * _S58;
-                (*sums_0)[7U] = (*sums_0)[7U] + float4(_S60.w)  * _S58;
+                sums_0[4U] = sums_0[4U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S57 / 4U + 1U)].x)  * _S58;
+                sums_0[5U] = sums_0[5U] + float4(_S60.y)  * _S58;
+                sums_0[6U] = sums_0[6U] + float4(_S60.z)  * _S58;
+                sums_0[7U] = sums_0[7U] + float4(_S60.w)  * _S58;
                 j_0 = j_0 + 1U;
             }
         }
@@ -314,7 +315,7 @@ void product_0(const Activations_0 thread* left_0, float device* left_x_0, const
         left_block_0 = _S55;
         right_block_0 = _S56;
     }
-    return;
+    return sums_0;
 }
 
 uint group_number_0(uint3 group_0)
@@ -361,730 +362,729 @@ void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight
     (&right_1)->k_0 = p_1->k_4;
     thread Activations_0 _S70 = left_1;
     thread Weights_0 _S71 = right_1;
-    thread array<float4, int(8)> sums_1;
-    product_0(&_S70, x_0, &_S71, weight_0, _S66, _S68, _S69, p_1->k_4, thread_3, &sums_1, kernelContext_1);
-    uint2 _S72 = corner_0(thread_3);
-    uint _S73 = _S66 + _S72.x;
-    bool _S74 = _S73 < _S69;
-    bool _S75;
-    if(_S74)
+    array<float4, int(8)> _S72 = ThreadTiles_product_0(&_S70, x_0, &_S71, weight_0, _S66, _S68, _S69, p_1->k_4, thread_3, kernelContext_1);
+    uint2 _S73 = corner_0(thread_3);
+    uint _S74 = _S66 + _S73.x;
+    bool _S75 = _S74 < _S69;
+    bool _S76;
+    if(_S75)
     {
-        _S75 = (_S68 + _S72.y) < _S62;
+        _S76 = (_S68 + _S73.y) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    float _S76;
-    if(_S75)
+    float _S77;
+    if(_S76)
     {
-        uint _S77 = p_1->out_offset_0 + _S73 * p_1->out_stride_0 + _S68 + _S72.y;
-        float device* _S78 = result_1+_S77;
+        uint _S78 = p_1->out_offset_0 + _S74 * p_1->out_stride_0 + _S68 + _S73.y;
+        float device* _S79 = result_1+_S78;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S77) + sums_1[0U].x;
+            _S77 = *(result_1+_S78) + _S72[0U][0U];
         }
         else
         {
-            _S76 = sums_1[0U].x;
+            _S77 = _S72[0U][0U];
         }
-        *_S78 = _S76;
+        *_S79 = _S77;
     }
-    if(_S74)
+    if(_S75)
     {
-        _S75 = (_S68 + _S72.y + 1U) < _S62;
+        _S76 = (_S68 + _S73.y + 1U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S79 = p_1->out_offset_0 + _S73 * p_1->out_stride_0 + _S68 + _S72.y + 1U;
-        float device* _S80 = result_1+_S79;
+        uint _S80 = p_1->out_offset_0 + _S74 * p_1->out_stride_0 + _S68 + _S73.y + 1U;
+        float device* _S81 = result_1+_S80;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S79) + sums_1[0U].y;
+            _S77 = *(result_1+_S80) + _S72[0U][1U];
         }
         else
         {
-            _S76 = sums_1[0U].y;
+            _S77 = _S72[0U][1U];
         }
-        *_S80 = _S76;
+        *_S81 = _S77;
     }
-    if(_S74)
+    if(_S75)
     {
-        _S75 = (_S68 + _S72.y + 2U) < _S62;
+        _S76 = (_S68 + _S73.y + 2U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S81 = p_1->out_offset_0 + _S73 * p_1->out_stride_0 + _S68 + _S72.y + 2U;
-        float device* _S82 = result_1+_S81;
+        uint _S82 = p_1->out_offset_0 + _S74 * p_1->out_stride_0 + _S68 + _S73.y + 2U;
+        float device* _S83 = result_1+_S82;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S81) + sums_1[0U].z;
+            _S77 = *(result_1+_S82) + _S72[0U][2U];
         }
         else
         {
-            _S76 = sums_1[0U].z;
+            _S77 = _S72[0U][2U];
         }
-        *_S82 = _S76;
+        *_S83 = _S77;
     }
-    if(_S74)
+    if(_S75)
     {
-        _S75 = (_S68 + _S72.y + 3U) < _S62;
+        _S76 = (_S68 + _S73.y + 3U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S83 = p_1->out_offset_0 + _S73 * p_1->out_stride_0 + _S68 + _S72.y + 3U;
-        float device* _S84 = result_1+_S83;
+        uint _S84 = p_1->out_offset_0 + _S74 * p_1->out_stride_0 + _S68 + _S73.y + 3U;
+        float device* _S85 = result_1+_S84;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S83) + sums_1[0U].w;
+            _S77 = *(result_1+_S84) + _S72[0U][3U];
         }
         else
         {
-            _S76 = sums_1[0U].w;
+            _S77 = _S72[0U][3U];
         }
-        *_S84 = _S76;
+        *_S85 = _S77;
     }
-    uint _S85 = _S73 + 1U;
-    bool _S86 = _S85 < _S69;
-    if(_S86)
+    uint _S86 = _S74 + 1U;
+    bool _S87 = _S86 < _S69;
+    if(_S87)
     {
-        _S75 = (_S68 + _S72.y) < _S62;
+        _S76 = (_S68 + _S73.y) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S87 = p_1->out_offset_0 + _S85 * p_1->out_stride_0 + _S68 + _S72.y;
-        float device* _S88 = result_1+_S87;
+        uint _S88 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S68 + _S73.y;
+        float device* _S89 = result_1+_S88;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S87) + sums_1[1U].x;
+            _S77 = *(result_1+_S88) + _S72[1U][0U];
         }
         else
         {
-            _S76 = sums_1[1U].x;
+            _S77 = _S72[1U][0U];
         }
-        *_S88 = _S76;
+        *_S89 = _S77;
     }
-    if(_S86)
+    if(_S87)
     {
-        _S75 = (_S68 + _S72.y + 1U) < _S62;
+        _S76 = (_S68 + _S73.y + 1U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S89 = p_1->out_offset_0 + _S85 * p_1->out_stride_0 + _S68 + _S72.y + 1U;
-        float device* _S90 = result_1+_S89;
+        uint _S90 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S68 + _S73.y + 1U;
+        float device* _S91 = result_1+_S90;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S89) + sums_1[1U].y;
+            _S77 = *(result_1+_S90) + _S72[1U][1U];
         }
         else
         {
-            _S76 = sums_1[1U].y;
+            _S77 = _S72[1U][1U];
         }
-        *_S90 = _S76;
+        *_S91 = _S77;
     }
-    if(_S86)
+    if(_S87)
     {
-        _S75 = (_S68 + _S72.y + 2U) < _S62;
+        _S76 = (_S68 + _S73.y + 2U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S91 = p_1->out_offset_0 + _S85 * p_1->out_stride_0 + _S68 + _S72.y + 2U;
-        float device* _S92 = result_1+_S91;
+        uint _S92 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S68 + _S73.y + 2U;
+        float device* _S93 = result_1+_S92;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S91) + sums_1[1U].z;
+            _S77 = *(result_1+_S92) + _S72[1U][2U];
         }
         else
         {
-            _S76 = sums_1[1U].z;
+            _S77 = _S72[1U][2U];
         }
-        *_S92 = _S76;
+        *_S93 = _S77;
     }
-    if(_S86)
+    if(_S87)
     {
-        _S75 = (_S68 + _S72.y + 3U) < _S62;
+        _S76 = (_S68 + _S73.y + 3U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S93 = p_1->out_offset_0 + _S85 * p_1->out_stride_0 + _S68 + _S72.y + 3U;
-        float device* _S94 = result_1+_S93;
+        uint _S94 = p_1->out_offset_0 + _S86 * p_1->out_stride_0 + _S68 + _S73.y + 3U;
+        float device* _S95 = result_1+_S94;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S93) + sums_1[1U].w;
+            _S77 = *(result_1+_S94) + _S72[1U][3U];
         }
         else
         {
-            _S76 = sums_1[1U].w;
+            _S77 = _S72[1U][3U];
         }
-        *_S94 = _S76;
+        *_S95 = _S77;
     }
-    uint _S95 = _S73 + 2U;
-    bool _S96 = _S95 < _S69;
-    if(_S96)
+    uint _S96 = _S74 + 2U;
+    bool _S97 = _S96 < _S69;
+    if(_S97)
     {
-        _S75 = (_S68 + _S72.y) < _S62;
+        _S76 = (_S68 + _S73.y) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S97 = p_1->out_offset_0 + _S95 * p_1->out_stride_0 + _S68 + _S72.y;
-        float device* _S98 = result_1+_S97;
+        uint _S98 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S68 + _S73.y;
+        float device* _S99 = result_1+_S98;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S97) + sums_1[2U].x;
+            _S77 = *(result_1+_S98) + _S72[2U][0U];
         }
         else
         {
-            _S76 = sums_1[2U].x;
+            _S77 = _S72[2U][0U];
         }
-        *_S98 = _S76;
+        *_S99 = _S77;
     }
-    if(_S96)
+    if(_S97)
     {
-        _S75 = (_S68 + _S72.y + 1U) < _S62;
+        _S76 = (_S68 + _S73.y + 1U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S99 = p_1->out_offset_0 + _S95 * p_1->out_stride_0 + _S68 + _S72.y + 1U;
-        float device* _S100 = result_1+_S99;
+        uint _S100 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S68 + _S73.y + 1U;
+        float device* _S101 = result_1+_S100;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S99) + sums_1[2U].y;
+            _S77 = *(result_1+_S100) + _S72[2U][1U];
         }
         else
         {
-            _S76 = sums_1[2U].y;
+            _S77 = _S72[2U][1U];
         }
-        *_S100 = _S76;
+        *_S101 = _S77;
     }
-    if(_S96)
+    if(_S97)
     {
-        _S75 = (_S68 + _S72.y + 2U) < _S62;
+        _S76 = (_S68 + _S73.y + 2U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S101 = p_1->out_offset_0 + _S95 * p_1->out_stride_0 + _S68 + _S72.y + 2U;
-        float device* _S102 = result_1+_S101;
+        uint _S102 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S68 + _S73.y + 2U;
+        float device* _S103 = result_1+_S102;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S101) + sums_1[2U].z;
+            _S77 = *(result_1+_S102) + _S72[2U][2U];
         }
         else
         {
-            _S76 = sums_1[2U].z;
+            _S77 = _S72[2U][2U];
         }
-        *_S102 = _S76;
+        *_S103 = _S77;
     }
-    if(_S96)
+    if(_S97)
     {
-        _S75 = (_S68 + _S72.y + 3U) < _S62;
+        _S76 = (_S68 + _S73.y + 3U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S103 = p_1->out_offset_0 + _S95 * p_1->out_stride_0 + _S68 + _S72.y + 3U;
-        float device* _S104 = result_1+_S103;
+        uint _S104 = p_1->out_offset_0 + _S96 * p_1->out_stride_0 + _S68 + _S73.y + 3U;
+        float device* _S105 = result_1+_S104;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S103) + sums_1[2U].w;
+            _S77 = *(result_1+_S104) + _S72[2U][3U];
         }
         else
         {
-            _S76 = sums_1[2U].w;
+            _S77 = _S72[2U][3U];
         }
-        *_S104 = _S76;
+        *_S105 = _S77;
     }
-    uint _S105 = _S73 + 3U;
-    bool _S106 = _S105 < _S69;
-    if(_S106)
+    uint _S106 = _S74 + 3U;
+    bool _S107 = _S106 < _S69;
+    if(_S107)
     {
-        _S75 = (_S68 + _S72.y) < _S62;
+        _S76 = (_S68 + _S73.y) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S107 = p_1->out_offset_0 + _S105 * p_1->out_stride_0 + _S68 + _S72.y;
-        float device* _S108 = result_1+_S107;
+        uint _S108 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S68 + _S73.y;
+        float device* _S109 = result_1+_S108;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S107) + sums_1[3U].x;
+            _S77 = *(result_1+_S108) + _S72[3U][0U];
         }
         else
         {
-            _S76 = sums_1[3U].x;
+            _S77 = _S72[3U][0U];
         }
-        *_S108 = _S76;
+        *_S109 = _S77;
     }
-    if(_S106)
+    if(_S107)
     {
-        _S75 = (_S68 + _S72.y + 1U) < _S62;
+        _S76 = (_S68 + _S73.y + 1U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S109 = p_1->out_offset_0 + _S105 * p_1->out_stride_0 + _S68 + _S72.y + 1U;
-        float device* _S110 = result_1+_S109;
+        uint _S110 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S68 + _S73.y + 1U;
+        float device* _S111 = result_1+_S110;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S109) + sums_1[3U].y;
+            _S77 = *(result_1+_S110) + _S72[3U][1U];
         }
         else
         {
-            _S76 = sums_1[3U].y;
+            _S77 = _S72[3U][1U];
         }
-        *_S110 = _S76;
+        *_S111 = _S77;
     }
-    if(_S106)
+    if(_S107)
     {
-        _S75 = (_S68 + _S72.y + 2U) < _S62;
+        _S76 = (_S68 + _S73.y + 2U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S111 = p_1->out_offset_0 + _S105 * p_1->out_stride_0 + _S68 + _S72.y + 2U;
-        float device* _S112 = result_1+_S111;
+        uint _S112 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S68 + _S73.y + 2U;
+        float device* _S113 = result_1+_S112;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S111) + sums_1[3U].z;
+            _S77 = *(result_1+_S112) + _S72[3U][2U];
         }
         else
         {
-            _S76 = sums_1[3U].z;
+            _S77 = _S72[3U][2U];
         }
-        *_S112 = _S76;
+        *_S113 = _S77;
     }
-    if(_S106)
+    if(_S107)
     {
-        _S75 = (_S68 + _S72.y + 3U) < _S62;
+        _S76 = (_S68 + _S73.y + 3U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S113 = p_1->out_offset_0 + _S105 * p_1->out_stride_0 + _S68 + _S72.y + 3U;
-        float device* _S114 = result_1+_S113;
+        uint _S114 = p_1->out_offset_0 + _S106 * p_1->out_stride_0 + _S68 + _S73.y + 3U;
+        float device* _S115 = result_1+_S114;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S113) + sums_1[3U].w;
+            _S77 = *(result_1+_S114) + _S72[3U][3U];
         }
         else
         {
-            _S76 = sums_1[3U].w;
+            _S77 = _S72[3U][3U];
         }
-        *_S114 = _S76;
+        *_S115 = _S77;
     }
-    uint _S115 = _S73 + 4U;
-    bool _S116 = _S115 < _S69;
-    if(_S116)
+    uint _S116 = _S74 + 4U;
+    bool _S117 = _S116 < _S69;
+    if(_S117)
     {
-        _S75 = (_S68 + _S72.y) < _S62;
+        _S76 = (_S68 + _S73.y) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S117 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S68 + _S72.y;
-        float device* _S118 = result_1+_S117;
+        uint _S118 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S68 + _S73.y;
+        float device* _S119 = result_1+_S118;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S117) + sums_1[4U].x;
+            _S77 = *(result_1+_S118) + _S72[4U][0U];
         }
         else
         {
-            _S76 = sums_1[4U].x;
+            _S77 = _S72[4U][0U];
         }
-        *_S118 = _S76;
+        *_S119 = _S77;
     }
-    if(_S116)
+    if(_S117)
     {
-        _S75 = (_S68 + _S72.y + 1U) < _S62;
+        _S76 = (_S68 + _S73.y + 1U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S119 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S68 + _S72.y + 1U;
-        float device* _S120 = result_1+_S119;
+        uint _S120 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S68 + _S73.y + 1U;
+        float device* _S121 = result_1+_S120;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S119) + sums_1[4U].y;
+            _S77 = *(result_1+_S120) + _S72[4U][1U];
         }
         else
         {
-            _S76 = sums_1[4U].y;
+            _S77 = _S72[4U][1U];
         }
-        *_S120 = _S76;
+        *_S121 = _S77;
     }
-    if(_S116)
+    if(_S117)
     {
-        _S75 = (_S68 + _S72.y + 2U) < _S62;
+        _S76 = (_S68 + _S73.y + 2U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S121 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S68 + _S72.y + 2U;
-        float device* _S122 = result_1+_S121;
+        uint _S122 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S68 + _S73.y + 2U;
+        float device* _S123 = result_1+_S122;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S121) + sums_1[4U].z;
+            _S77 = *(result_1+_S122) + _S72[4U][2U];
         }
         else
         {
-            _S76 = sums_1[4U].z;
+            _S77 = _S72[4U][2U];
         }
-        *_S122 = _S76;
+        *_S123 = _S77;
     }
-    if(_S116)
+    if(_S117)
     {
-        _S75 = (_S68 + _S72.y + 3U) < _S62;
+        _S76 = (_S68 + _S73.y + 3U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S123 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S68 + _S72.y + 3U;
-        float device* _S124 = result_1+_S123;
+        uint _S124 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S68 + _S73.y + 3U;
+        float device* _S125 = result_1+_S124;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S123) + sums_1[4U].w;
+            _S77 = *(result_1+_S124) + _S72[4U][3U];
         }
         else
         {
-            _S76 = sums_1[4U].w;
+            _S77 = _S72[4U][3U];
         }
-        *_S124 = _S76;
+        *_S125 = _S77;
     }
-    uint _S125 = _S73 + 5U;
-    bool _S126 = _S125 < _S69;
-    if(_S126)
+    uint _S126 = _S74 + 5U;
+    bool _S127 = _S126 < _S69;
+    if(_S127)
     {
-        _S75 = (_S68 + _S72.y) < _S62;
+        _S76 = (_S68 + _S73.y) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S127 = p_1->out_offset_0 + _S125 * p_1->out_stride_0 + _S68 + _S72.y;
-        float device* _S128 = result_1+_S127;
+        uint _S128 = p_1->out_offset_0 + _S126 * p_1->out_stride_0 + _S68 + _S73.y;
+        float device* _S129 = result_1+_S128;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S127) + sums_1[5U].x;
+            _S77 = *(result_1+_S128) + _S72[5U][0U];
         }
         else
         {
-            _S76 = sums_1[5U].x;
+            _S77 = _S72[5U][0U];
         }
-        *_S128 = _S76;
+        *_S129 = _S77;
     }
-    if(_S126)
+    if(_S127)
     {
-        _S75 = (_S68 + _S72.y + 1U) < _S62;
+        _S76 = (_S68 + _S73.y + 1U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S129 = p_1->out_offset_0 + _S125 * p_1->out_stride_0 + _S68 + _S72.y + 1U;
-        float device* _S130 = result_1+_S129;
+        uint _S130 = p_1->out_offset_0 + _S126 * p_1->out_stride_0 + _S68 + _S73.y + 1U;
+        float device* _S131 = result_1+_S130;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S129) + sums_1[5U].y;
+            _S77 = *(result_1+_S130) + _S72[5U][1U];
         }
         else
         {
-            _S76 = sums_1[5U].y;
+            _S77 = _S72[5U][1U];
         }
-        *_S130 = _S76;
+        *_S131 = _S77;
     }
-    if(_S126)
+    if(_S127)
     {
-        _S75 = (_S68 + _S72.y + 2U) < _S62;
+        _S76 = (_S68 + _S73.y + 2U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S131 = p_1->out_offset_0 + _S125 * p_1->out_stride_0 + _S68 + _S72.y + 2U;
-        float device* _S132 = result_1+_S131;
+        uint _S132 = p_1->out_offset_0 + _S126 * p_1->out_stride_0 + _S68 + _S73.y + 2U;
+        float device* _S133 = result_1+_S132;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S131) + sums_1[5U].z;
+            _S77 = *(result_1+_S132) + _S72[5U][2U];
         }
         else
         {
-            _S76 = sums_1[5U].z;
+            _S77 = _S72[5U][2U];
         }
-        *_S132 = _S76;
+        *_S133 = _S77;
     }
-    if(_S126)
+    if(_S127)
     {
-        _S75 = (_S68 + _S72.y + 3U) < _S62;
+        _S76 = (_S68 + _S73.y + 3U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S133 = p_1->out_offset_0 + _S125 * p_1->out_stride_0 + _S68 + _S72.y + 3U;
-        float device* _S134 = result_1+_S133;
+        uint _S134 = p_1->out_offset_0 + _S126 * p_1->out_stride_0 + _S68 + _S73.y + 3U;
+        float device* _S135 = result_1+_S134;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S133) + sums_1[5U].w;
+            _S77 = *(result_1+_S134) + _S72[5U][3U];
         }
         else
         {
-            _S76 = sums_1[5U].w;
+            _S77 = _S72[5U][3U];
         }
-        *_S134 = _S76;
+        *_S135 = _S77;
     }
-    uint _S135 = _S73 + 6U;
-    bool _S136 = _S135 < _S69;
-    if(_S136)
+    uint _S136 = _S74 + 6U;
+    bool _S137 = _S136 < _S69;
+    if(_S137)
     {
-        _S75 = (_S68 + _S72.y) < _S62;
+        _S76 = (_S68 + _S73.y) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S137 = p_1->out_offset_0 + _S135 * p_1->out_stride_0 + _S68 + _S72.y;
-        float device* _S138 = result_1+_S137;
+        uint _S138 = p_1->out_offset_0 + _S136 * p_1->out_stride_0 + _S68 + _S73.y;
+        float device* _S139 = result_1+_S138;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S137) + sums_1[6U].x;
+            _S77 = *(result_1+_S138) + _S72[6U][0U];
         }
         else
         {
-            _S76 = sums_1[6U].x;
+            _S77 = _S72[6U][0U];
         }
-        *_S138 = _S76;
+        *_S139 = _S77;
     }
-    if(_S136)
+    if(_S137)
     {
-        _S75 = (_S68 + _S72.y + 1U) < _S62;
+        _S76 = (_S68 + _S73.y + 1U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S139 = p_1->out_offset_0 + _S135 * p_1->out_stride_0 + _S68 + _S72.y + 1U;
-        float device* _S140 = result_1+_S139;
+        uint _S140 = p_1->out_offset_0 + _S136 * p_1->out_stride_0 + _S68 + _S73.y + 1U;
+        float device* _S141 = result_1+_S140;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S139) + sums_1[6U].y;
+            _S77 = *(result_1+_S140) + _S72[6U][1U];
         }
         else
         {
-            _S76 = sums_1[6U].y;
+            _S77 = _S72[6U][1U];
         }
-        *_S140 = _S76;
+        *_S141 = _S77;
     }
-    if(_S136)
+    if(_S137)
     {
-        _S75 = (_S68 + _S72.y + 2U) < _S62;
+        _S76 = (_S68 + _S73.y + 2U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S141 = p_1->out_offset_0 + _S135 * p_1->out_stride_0 + _S68 + _S72.y + 2U;
-        float device* _S142 = result_1+_S141;
+        uint _S142 = p_1->out_offset_0 + _S136 * p_1->out_stride_0 + _S68 + _S73.y + 2U;
+        float device* _S143 = result_1+_S142;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S141) + sums_1[6U].z;
+            _S77 = *(result_1+_S142) + _S72[6U][2U];
         }
         else
         {
-            _S76 = sums_1[6U].z;
+            _S77 = _S72[6U][2U];
         }
-        *_S142 = _S76;
+        *_S143 = _S77;
     }
-    if(_S136)
+    if(_S137)
     {
-        _S75 = (_S68 + _S72.y + 3U) < _S62;
+        _S76 = (_S68 + _S73.y + 3U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S143 = p_1->out_offset_0 + _S135 * p_1->out_stride_0 + _S68 + _S72.y + 3U;
-        float device* _S144 = result_1+_S143;
+        uint _S144 = p_1->out_offset_0 + _S136 * p_1->out_stride_0 + _S68 + _S73.y + 3U;
+        float device* _S145 = result_1+_S144;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S143) + sums_1[6U].w;
+            _S77 = *(result_1+_S144) + _S72[6U][3U];
         }
         else
         {
-            _S76 = sums_1[6U].w;
+            _S77 = _S72[6U][3U];
         }
-        *_S144 = _S76;
+        *_S145 = _S77;
     }
-    uint _S145 = _S73 + 7U;
-    bool _S146 = _S145 < _S69;
-    if(_S146)
+    uint _S146 = _S74 + 7U;
+    bool _S147 = _S146 < _S69;
+    if(_S147)
     {
-        _S75 = (_S68 + _S72.y) < _S62;
+        _S76 = (_S68 + _S73.y) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S147 = p_1->out_offset_0 + _S145 * p_1->out_stride_0 + _S68 + _S72.y;
-        float device* _S148 = result_1+_S147;
+        uint _S148 = p_1->out_offset_0 + _S146 * p_1->out_stride_0 + _S68 + _S73.y;
+        float device* _S149 = result_1+_S148;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S147) + sums_1[7U].x;
+            _S77 = *(result_1+_S148) + _S72[7U][0U];
         }
         else
         {
-            _S76 = sums_1[7U].x;
+            _S77 = _S72[7U][0U];
         }
-        *_S148 = _S76;
+        *_S149 = _S77;
     }
-    if(_S146)
+    if(_S147)
     {
-        _S75 = (_S68 + _S72.y + 1U) < _S62;
+        _S76 = (_S68 + _S73.y + 1U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S149 = p_1->out_offset_0 + _S145 * p_1->out_stride_0 + _S68 + _S72.y + 1U;
-        float device* _S150 = result_1+_S149;
+        uint _S150 = p_1->out_offset_0 + _S146 * p_1->out_stride_0 + _S68 + _S73.y + 1U;
+        float device* _S151 = result_1+_S150;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S149) + sums_1[7U].y;
+            _S77 = *(result_1+_S150) + _S72[7U][1U];
         }
         else
         {
-            _S76 = sums_1[7U].y;
+            _S77 = _S72[7U][1U];
         }
-        *_S150 = _S76;
+        *_S151 = _S77;
     }
-    if(_S146)
+    if(_S147)
     {
-        _S75 = (_S68 + _S72.y + 2U) < _S62;
+        _S76 = (_S68 + _S73.y + 2U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S151 = p_1->out_offset_0 + _S145 * p_1->out_stride_0 + _S68 + _S72.y + 2U;
-        float device* _S152 = result_1+_S151;
+        uint _S152 = p_1->out_offset_0 + _S146 * p_1->out_stride_0 + _S68 + _S73.y + 2U;
+        float device* _S153 = result_1+_S152;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S151) + sums_1[7U].z;
+            _S77 = *(result_1+_S152) + _S72[7U][2U];
         }
         else
         {
-            _S76 = sums_1[7U].z;
+            _S77 = _S72[7U][2U];
         }
-        *_S152 = _S76;
+        *_S153 = _S77;
     }
-    if(_S146)
+    if(_S147)
     {
-        _S75 = (_S68 + _S72.y + 3U) < _S62;
+        _S76 = (_S68 + _S73.y + 3U) < _S62;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        uint _S153 = p_1->out_offset_0 + _S145 * p_1->out_stride_0 + _S68 + _S72.y + 3U;
-        float device* _S154 = result_1+_S153;
+        uint _S154 = p_1->out_offset_0 + _S146 * p_1->out_stride_0 + _S68 + _S73.y + 3U;
+        float device* _S155 = result_1+_S154;
         if((p_1->accumulate_0) != 0U)
         {
-            _S76 = *(result_1+_S153) + sums_1[7U].w;
+            _S77 = *(result_1+_S154) + _S72[7U][3U];
         }
         else
         {
-            _S76 = sums_1[7U].w;
+            _S77 = _S72[7U][3U];
         }
-        *_S154 = _S76;
+        *_S155 = _S77;
     }
     return;
 }

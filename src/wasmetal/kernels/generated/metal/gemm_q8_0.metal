@@ -231,17 +231,18 @@ float4 Block_column_0(const Block_0 thread* this_4, uint c_0)
     return float4(this_4->rows_0[int(0)][c_0], this_4->rows_0[int(1)][c_0], this_4->rows_0[int(2)][c_0], this_4->rows_0[int(3)][c_0]);
 }
 
-void product_0(const Activations_0 thread* left_0, float device* left_x_0, const Weights_0 thread* right_0, uint device* right_words_0, uint row_5, uint column_1, uint rows_4, uint k_6, uint thread_2, array<float4, int(8)> thread* sums_0, KernelContext_0 thread* kernelContext_0)
+array<float4, int(8)> ThreadTiles_product_0(const Activations_0 thread* left_0, float device* left_x_0, const Weights_0 thread* right_0, uint device* right_words_0, uint row_5, uint column_1, uint rows_4, uint k_6, uint thread_2, KernelContext_0 thread* kernelContext_0)
 {
+    thread array<float4, int(8)> sums_0;
     float4 _S26 = float4(int4(int(0)) );
-    (*sums_0)[0U] = _S26;
-    (*sums_0)[1U] = _S26;
-    (*sums_0)[2U] = _S26;
-    (*sums_0)[3U] = _S26;
-    (*sums_0)[4U] = _S26;
-    (*sums_0)[5U] = _S26;
-    (*sums_0)[6U] = _S26;
-    (*sums_0)[7U] = _S26;
+    sums_0[0U] = _S26;
+    sums_0[1U] = _S26;
+    sums_0[2U] = _S26;
+    sums_0[3U] = _S26;
+    sums_0[4U] = _S26;
+    sums_0[5U] = _S26;
+    sums_0[6U] = _S26;
+    sums_0[7U] = _S26;
     uint2 _S27 = corner_0(thread_2);
     bool _S28 = Activations_along_k_0(left_0, left_x_0);
     uint2 _S29 = share_0(thread_2, _S28);
@@ -310,15 +311,15 @@ void product_0(const Activations_0 thread* left_0, float device* left_x_0, const
                 }
                 float4 _S60 = (*kernelContext_0->right_tile_0)[place_0(j_0, _S27.y / 4U)];
                 float4 _S61 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S59 / 4U)];
-                (*sums_0)[0U] = (*sums_0)[0U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S59 / 4U)].x)  * _S60;
-                (*sums_0)[1U] = (*sums_0)[1U] + float4(_S61.y)  * _S60;
-                (*sums_0)[2U] = (*sums_0)[2U] + float4(_S61.z)  * _S60;
-                (*sums_0)[3U] = (*sums_0)[3U] + float4(_S61.w)  * _S60;
+                sums_0[0U] = sums_0[0U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S59 / 4U)].x)  * _S60;
+                sums_0[1U] = sums_0[1U] + float4(_S61.y)  * _S60;
+                sums_0[2U] = sums_0[2U] + float4(_S61.z)  * _S60;
+                sums_0[3U] = sums_0[3U] + float4(_S61.w)  * _S60;
                 float4 _S62 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S59 / 4U + 1U)];
-                (*sums_0)[4U] = (*sums_0)[4U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S59 / 4U + 1U)].x)  * _S60;
-                (*sums_0)[5U] = (*sums_0)[5U] + float4(_S62.y)  * _S60;
-                (*sums_0)[6U] = (*sums_0)[6U] + float4(_S62.z)  * _S60;
-                (*sums_0)[7U] = (*sums_0)[7U] + float4(_S62.w)  * _S60;
+                sums_0[4U] = sums_0[4U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S59 / 4U + 1U)].x)  * _S60;
+                sums_0[5U] = sums_0[5U] + float4(_S62.y)  * _S60;
+                sums_0[6U] = sums_0[6U] + float4(_S62.z)  * _S60;
+                sums_0[7U] = sums_0[7U] + float4(_S62.w)  * _S60;
                 j_0 = j_0 + 1U;
             }
         }
@@ -327,7 +328,7 @@ void product_0(const Activations_0 thread* left_0, float device* left_x_0, const
         left_block_0 = _S57;
         right_block_0 = _S58;
     }
-    return;
+    return sums_0;
 }
 
 uint group_number_0(uint3 group_0)
@@ -374,730 +375,729 @@ void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight
     (&right_1)->k_0 = p_1->k_4;
     thread Activations_0 _S72 = left_1;
     thread Weights_0 _S73 = right_1;
-    thread array<float4, int(8)> sums_1;
-    product_0(&_S72, x_0, &_S73, weight_0, _S68, _S70, _S71, p_1->k_4, thread_3, &sums_1, kernelContext_1);
-    uint2 _S74 = corner_0(thread_3);
-    uint _S75 = _S68 + _S74.x;
-    bool _S76 = _S75 < _S71;
-    bool _S77;
-    if(_S76)
+    array<float4, int(8)> _S74 = ThreadTiles_product_0(&_S72, x_0, &_S73, weight_0, _S68, _S70, _S71, p_1->k_4, thread_3, kernelContext_1);
+    uint2 _S75 = corner_0(thread_3);
+    uint _S76 = _S68 + _S75.x;
+    bool _S77 = _S76 < _S71;
+    bool _S78;
+    if(_S77)
     {
-        _S77 = (_S70 + _S74.y) < _S64;
+        _S78 = (_S70 + _S75.y) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    float _S78;
-    if(_S77)
+    float _S79;
+    if(_S78)
     {
-        uint _S79 = p_1->out_offset_0 + _S75 * p_1->out_stride_0 + _S70 + _S74.y;
-        float device* _S80 = result_0+_S79;
+        uint _S80 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S70 + _S75.y;
+        float device* _S81 = result_0+_S80;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S79) + sums_1[0U].x;
+            _S79 = *(result_0+_S80) + _S74[0U][0U];
         }
         else
         {
-            _S78 = sums_1[0U].x;
+            _S79 = _S74[0U][0U];
         }
-        *_S80 = _S78;
+        *_S81 = _S79;
     }
-    if(_S76)
+    if(_S77)
     {
-        _S77 = (_S70 + _S74.y + 1U) < _S64;
+        _S78 = (_S70 + _S75.y + 1U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S81 = p_1->out_offset_0 + _S75 * p_1->out_stride_0 + _S70 + _S74.y + 1U;
-        float device* _S82 = result_0+_S81;
+        uint _S82 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S70 + _S75.y + 1U;
+        float device* _S83 = result_0+_S82;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S81) + sums_1[0U].y;
+            _S79 = *(result_0+_S82) + _S74[0U][1U];
         }
         else
         {
-            _S78 = sums_1[0U].y;
+            _S79 = _S74[0U][1U];
         }
-        *_S82 = _S78;
+        *_S83 = _S79;
     }
-    if(_S76)
+    if(_S77)
     {
-        _S77 = (_S70 + _S74.y + 2U) < _S64;
+        _S78 = (_S70 + _S75.y + 2U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S83 = p_1->out_offset_0 + _S75 * p_1->out_stride_0 + _S70 + _S74.y + 2U;
-        float device* _S84 = result_0+_S83;
+        uint _S84 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S70 + _S75.y + 2U;
+        float device* _S85 = result_0+_S84;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S83) + sums_1[0U].z;
+            _S79 = *(result_0+_S84) + _S74[0U][2U];
         }
         else
         {
-            _S78 = sums_1[0U].z;
+            _S79 = _S74[0U][2U];
         }
-        *_S84 = _S78;
+        *_S85 = _S79;
     }
-    if(_S76)
+    if(_S77)
     {
-        _S77 = (_S70 + _S74.y + 3U) < _S64;
+        _S78 = (_S70 + _S75.y + 3U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S85 = p_1->out_offset_0 + _S75 * p_1->out_stride_0 + _S70 + _S74.y + 3U;
-        float device* _S86 = result_0+_S85;
+        uint _S86 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S70 + _S75.y + 3U;
+        float device* _S87 = result_0+_S86;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S85) + sums_1[0U].w;
+            _S79 = *(result_0+_S86) + _S74[0U][3U];
         }
         else
         {
-            _S78 = sums_1[0U].w;
+            _S79 = _S74[0U][3U];
         }
-        *_S86 = _S78;
+        *_S87 = _S79;
     }
-    uint _S87 = _S75 + 1U;
-    bool _S88 = _S87 < _S71;
-    if(_S88)
+    uint _S88 = _S76 + 1U;
+    bool _S89 = _S88 < _S71;
+    if(_S89)
     {
-        _S77 = (_S70 + _S74.y) < _S64;
+        _S78 = (_S70 + _S75.y) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S89 = p_1->out_offset_0 + _S87 * p_1->out_stride_0 + _S70 + _S74.y;
-        float device* _S90 = result_0+_S89;
+        uint _S90 = p_1->out_offset_0 + _S88 * p_1->out_stride_0 + _S70 + _S75.y;
+        float device* _S91 = result_0+_S90;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S89) + sums_1[1U].x;
+            _S79 = *(result_0+_S90) + _S74[1U][0U];
         }
         else
         {
-            _S78 = sums_1[1U].x;
+            _S79 = _S74[1U][0U];
         }
-        *_S90 = _S78;
+        *_S91 = _S79;
     }
-    if(_S88)
+    if(_S89)
     {
-        _S77 = (_S70 + _S74.y + 1U) < _S64;
+        _S78 = (_S70 + _S75.y + 1U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S91 = p_1->out_offset_0 + _S87 * p_1->out_stride_0 + _S70 + _S74.y + 1U;
-        float device* _S92 = result_0+_S91;
+        uint _S92 = p_1->out_offset_0 + _S88 * p_1->out_stride_0 + _S70 + _S75.y + 1U;
+        float device* _S93 = result_0+_S92;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S91) + sums_1[1U].y;
+            _S79 = *(result_0+_S92) + _S74[1U][1U];
         }
         else
         {
-            _S78 = sums_1[1U].y;
+            _S79 = _S74[1U][1U];
         }
-        *_S92 = _S78;
+        *_S93 = _S79;
     }
-    if(_S88)
+    if(_S89)
     {
-        _S77 = (_S70 + _S74.y + 2U) < _S64;
+        _S78 = (_S70 + _S75.y + 2U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S93 = p_1->out_offset_0 + _S87 * p_1->out_stride_0 + _S70 + _S74.y + 2U;
-        float device* _S94 = result_0+_S93;
+        uint _S94 = p_1->out_offset_0 + _S88 * p_1->out_stride_0 + _S70 + _S75.y + 2U;
+        float device* _S95 = result_0+_S94;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S93) + sums_1[1U].z;
+            _S79 = *(result_0+_S94) + _S74[1U][2U];
         }
         else
         {
-            _S78 = sums_1[1U].z;
+            _S79 = _S74[1U][2U];
         }
-        *_S94 = _S78;
+        *_S95 = _S79;
     }
-    if(_S88)
+    if(_S89)
     {
-        _S77 = (_S70 + _S74.y + 3U) < _S64;
+        _S78 = (_S70 + _S75.y + 3U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S95 = p_1->out_offset_0 + _S87 * p_1->out_stride_0 + _S70 + _S74.y + 3U;
-        float device* _S96 = result_0+_S95;
+        uint _S96 = p_1->out_offset_0 + _S88 * p_1->out_stride_0 + _S70 + _S75.y + 3U;
+        float device* _S97 = result_0+_S96;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S95) + sums_1[1U].w;
+            _S79 = *(result_0+_S96) + _S74[1U][3U];
         }
         else
         {
-            _S78 = sums_1[1U].w;
+            _S79 = _S74[1U][3U];
         }
-        *_S96 = _S78;
+        *_S97 = _S79;
     }
-    uint _S97 = _S75 + 2U;
-    bool _S98 = _S97 < _S71;
-    if(_S98)
+    uint _S98 = _S76 + 2U;
+    bool _S99 = _S98 < _S71;
+    if(_S99)
     {
-        _S77 = (_S70 + _S74.y) < _S64;
+        _S78 = (_S70 + _S75.y) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S99 = p_1->out_offset_0 + _S97 * p_1->out_stride_0 + _S70 + _S74.y;
-        float device* _S100 = result_0+_S99;
+        uint _S100 = p_1->out_offset_0 + _S98 * p_1->out_stride_0 + _S70 + _S75.y;
+        float device* _S101 = result_0+_S100;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S99) + sums_1[2U].x;
+            _S79 = *(result_0+_S100) + _S74[2U][0U];
         }
         else
         {
-            _S78 = sums_1[2U].x;
+            _S79 = _S74[2U][0U];
         }
-        *_S100 = _S78;
+        *_S101 = _S79;
     }
-    if(_S98)
+    if(_S99)
     {
-        _S77 = (_S70 + _S74.y + 1U) < _S64;
+        _S78 = (_S70 + _S75.y + 1U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S101 = p_1->out_offset_0 + _S97 * p_1->out_stride_0 + _S70 + _S74.y + 1U;
-        float device* _S102 = result_0+_S101;
+        uint _S102 = p_1->out_offset_0 + _S98 * p_1->out_stride_0 + _S70 + _S75.y + 1U;
+        float device* _S103 = result_0+_S102;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S101) + sums_1[2U].y;
+            _S79 = *(result_0+_S102) + _S74[2U][1U];
         }
         else
         {
-            _S78 = sums_1[2U].y;
+            _S79 = _S74[2U][1U];
         }
-        *_S102 = _S78;
+        *_S103 = _S79;
     }
-    if(_S98)
+    if(_S99)
     {
-        _S77 = (_S70 + _S74.y + 2U) < _S64;
+        _S78 = (_S70 + _S75.y + 2U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S103 = p_1->out_offset_0 + _S97 * p_1->out_stride_0 + _S70 + _S74.y + 2U;
-        float device* _S104 = result_0+_S103;
+        uint _S104 = p_1->out_offset_0 + _S98 * p_1->out_stride_0 + _S70 + _S75.y + 2U;
+        float device* _S105 = result_0+_S104;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S103) + sums_1[2U].z;
+            _S79 = *(result_0+_S104) + _S74[2U][2U];
         }
         else
         {
-            _S78 = sums_1[2U].z;
+            _S79 = _S74[2U][2U];
         }
-        *_S104 = _S78;
+        *_S105 = _S79;
     }
-    if(_S98)
+    if(_S99)
     {
-        _S77 = (_S70 + _S74.y + 3U) < _S64;
+        _S78 = (_S70 + _S75.y + 3U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S105 = p_1->out_offset_0 + _S97 * p_1->out_stride_0 + _S70 + _S74.y + 3U;
-        float device* _S106 = result_0+_S105;
+        uint _S106 = p_1->out_offset_0 + _S98 * p_1->out_stride_0 + _S70 + _S75.y + 3U;
+        float device* _S107 = result_0+_S106;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S105) + sums_1[2U].w;
+            _S79 = *(result_0+_S106) + _S74[2U][3U];
         }
         else
         {
-            _S78 = sums_1[2U].w;
+            _S79 = _S74[2U][3U];
         }
-        *_S106 = _S78;
+        *_S107 = _S79;
     }
-    uint _S107 = _S75 + 3U;
-    bool _S108 = _S107 < _S71;
-    if(_S108)
+    uint _S108 = _S76 + 3U;
+    bool _S109 = _S108 < _S71;
+    if(_S109)
     {
-        _S77 = (_S70 + _S74.y) < _S64;
+        _S78 = (_S70 + _S75.y) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S109 = p_1->out_offset_0 + _S107 * p_1->out_stride_0 + _S70 + _S74.y;
-        float device* _S110 = result_0+_S109;
+        uint _S110 = p_1->out_offset_0 + _S108 * p_1->out_stride_0 + _S70 + _S75.y;
+        float device* _S111 = result_0+_S110;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S109) + sums_1[3U].x;
+            _S79 = *(result_0+_S110) + _S74[3U][0U];
         }
         else
         {
-            _S78 = sums_1[3U].x;
+            _S79 = _S74[3U][0U];
         }
-        *_S110 = _S78;
+        *_S111 = _S79;
     }
-    if(_S108)
+    if(_S109)
     {
-        _S77 = (_S70 + _S74.y + 1U) < _S64;
+        _S78 = (_S70 + _S75.y + 1U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S111 = p_1->out_offset_0 + _S107 * p_1->out_stride_0 + _S70 + _S74.y + 1U;
-        float device* _S112 = result_0+_S111;
+        uint _S112 = p_1->out_offset_0 + _S108 * p_1->out_stride_0 + _S70 + _S75.y + 1U;
+        float device* _S113 = result_0+_S112;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S111) + sums_1[3U].y;
+            _S79 = *(result_0+_S112) + _S74[3U][1U];
         }
         else
         {
-            _S78 = sums_1[3U].y;
+            _S79 = _S74[3U][1U];
         }
-        *_S112 = _S78;
+        *_S113 = _S79;
     }
-    if(_S108)
+    if(_S109)
     {
-        _S77 = (_S70 + _S74.y + 2U) < _S64;
+        _S78 = (_S70 + _S75.y + 2U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S113 = p_1->out_offset_0 + _S107 * p_1->out_stride_0 + _S70 + _S74.y + 2U;
-        float device* _S114 = result_0+_S113;
+        uint _S114 = p_1->out_offset_0 + _S108 * p_1->out_stride_0 + _S70 + _S75.y + 2U;
+        float device* _S115 = result_0+_S114;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S113) + sums_1[3U].z;
+            _S79 = *(result_0+_S114) + _S74[3U][2U];
         }
         else
         {
-            _S78 = sums_1[3U].z;
+            _S79 = _S74[3U][2U];
         }
-        *_S114 = _S78;
+        *_S115 = _S79;
     }
-    if(_S108)
+    if(_S109)
     {
-        _S77 = (_S70 + _S74.y + 3U) < _S64;
+        _S78 = (_S70 + _S75.y + 3U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S115 = p_1->out_offset_0 + _S107 * p_1->out_stride_0 + _S70 + _S74.y + 3U;
-        float device* _S116 = result_0+_S115;
+        uint _S116 = p_1->out_offset_0 + _S108 * p_1->out_stride_0 + _S70 + _S75.y + 3U;
+        float device* _S117 = result_0+_S116;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S115) + sums_1[3U].w;
+            _S79 = *(result_0+_S116) + _S74[3U][3U];
         }
         else
         {
-            _S78 = sums_1[3U].w;
+            _S79 = _S74[3U][3U];
         }
-        *_S116 = _S78;
+        *_S117 = _S79;
     }
-    uint _S117 = _S75 + 4U;
-    bool _S118 = _S117 < _S71;
-    if(_S118)
+    uint _S118 = _S76 + 4U;
+    bool _S119 = _S118 < _S71;
+    if(_S119)
     {
-        _S77 = (_S70 + _S74.y) < _S64;
+        _S78 = (_S70 + _S75.y) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S119 = p_1->out_offset_0 + _S117 * p_1->out_stride_0 + _S70 + _S74.y;
-        float device* _S120 = result_0+_S119;
+        uint _S120 = p_1->out_offset_0 + _S118 * p_1->out_stride_0 + _S70 + _S75.y;
+        float device* _S121 = result_0+_S120;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S119) + sums_1[4U].x;
+            _S79 = *(result_0+_S120) + _S74[4U][0U];
         }
         else
         {
-            _S78 = sums_1[4U].x;
+            _S79 = _S74[4U][0U];
         }
-        *_S120 = _S78;
+        *_S121 = _S79;
     }
-    if(_S118)
+    if(_S119)
     {
-        _S77 = (_S70 + _S74.y + 1U) < _S64;
+        _S78 = (_S70 + _S75.y + 1U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S121 = p_1->out_offset_0 + _S117 * p_1->out_stride_0 + _S70 + _S74.y + 1U;
-        float device* _S122 = result_0+_S121;
+        uint _S122 = p_1->out_offset_0 + _S118 * p_1->out_stride_0 + _S70 + _S75.y + 1U;
+        float device* _S123 = result_0+_S122;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S121) + sums_1[4U].y;
+            _S79 = *(result_0+_S122) + _S74[4U][1U];
         }
         else
         {
-            _S78 = sums_1[4U].y;
+            _S79 = _S74[4U][1U];
         }
-        *_S122 = _S78;
+        *_S123 = _S79;
     }
-    if(_S118)
+    if(_S119)
     {
-        _S77 = (_S70 + _S74.y + 2U) < _S64;
+        _S78 = (_S70 + _S75.y + 2U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S123 = p_1->out_offset_0 + _S117 * p_1->out_stride_0 + _S70 + _S74.y + 2U;
-        float device* _S124 = result_0+_S123;
+        uint _S124 = p_1->out_offset_0 + _S118 * p_1->out_stride_0 + _S70 + _S75.y + 2U;
+        float device* _S125 = result_0+_S124;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S123) + sums_1[4U].z;
+            _S79 = *(result_0+_S124) + _S74[4U][2U];
         }
         else
         {
-            _S78 = sums_1[4U].z;
+            _S79 = _S74[4U][2U];
         }
-        *_S124 = _S78;
+        *_S125 = _S79;
     }
-    if(_S118)
+    if(_S119)
     {
-        _S77 = (_S70 + _S74.y + 3U) < _S64;
+        _S78 = (_S70 + _S75.y + 3U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S125 = p_1->out_offset_0 + _S117 * p_1->out_stride_0 + _S70 + _S74.y + 3U;
-        float device* _S126 = result_0+_S125;
+        uint _S126 = p_1->out_offset_0 + _S118 * p_1->out_stride_0 + _S70 + _S75.y + 3U;
+        float device* _S127 = result_0+_S126;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S125) + sums_1[4U].w;
+            _S79 = *(result_0+_S126) + _S74[4U][3U];
         }
         else
         {
-            _S78 = sums_1[4U].w;
+            _S79 = _S74[4U][3U];
         }
-        *_S126 = _S78;
+        *_S127 = _S79;
     }
-    uint _S127 = _S75 + 5U;
-    bool _S128 = _S127 < _S71;
-    if(_S128)
+    uint _S128 = _S76 + 5U;
+    bool _S129 = _S128 < _S71;
+    if(_S129)
     {
-        _S77 = (_S70 + _S74.y) < _S64;
+        _S78 = (_S70 + _S75.y) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S129 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S70 + _S74.y;
-        float device* _S130 = result_0+_S129;
+        uint _S130 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S70 + _S75.y;
+        float device* _S131 = result_0+_S130;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S129) + sums_1[5U].x;
+            _S79 = *(result_0+_S130) + _S74[5U][0U];
         }
         else
         {
-            _S78 = sums_1[5U].x;
+            _S79 = _S74[5U][0U];
         }
-        *_S130 = _S78;
+        *_S131 = _S79;
     }
-    if(_S128)
+    if(_S129)
     {
-        _S77 = (_S70 + _S74.y + 1U) < _S64;
+        _S78 = (_S70 + _S75.y + 1U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S131 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S70 + _S74.y + 1U;
-        float device* _S132 = result_0+_S131;
+        uint _S132 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S70 + _S75.y + 1U;
+        float device* _S133 = result_0+_S132;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S131) + sums_1[5U].y;
+            _S79 = *(result_0+_S132) + _S74[5U][1U];
         }
         else
         {
-            _S78 = sums_1[5U].y;
+            _S79 = _S74[5U][1U];
         }
-        *_S132 = _S78;
+        *_S133 = _S79;
     }
-    if(_S128)
+    if(_S129)
     {
-        _S77 = (_S70 + _S74.y + 2U) < _S64;
+        _S78 = (_S70 + _S75.y + 2U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S133 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S70 + _S74.y + 2U;
-        float device* _S134 = result_0+_S133;
+        uint _S134 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S70 + _S75.y + 2U;
+        float device* _S135 = result_0+_S134;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S133) + sums_1[5U].z;
+            _S79 = *(result_0+_S134) + _S74[5U][2U];
         }
         else
         {
-            _S78 = sums_1[5U].z;
+            _S79 = _S74[5U][2U];
         }
-        *_S134 = _S78;
+        *_S135 = _S79;
     }
-    if(_S128)
+    if(_S129)
     {
-        _S77 = (_S70 + _S74.y + 3U) < _S64;
+        _S78 = (_S70 + _S75.y + 3U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S135 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S70 + _S74.y + 3U;
-        float device* _S136 = result_0+_S135;
+        uint _S136 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S70 + _S75.y + 3U;
+        float device* _S137 = result_0+_S136;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S135) + sums_1[5U].w;
+            _S79 = *(result_0+_S136) + _S74[5U][3U];
         }
         else
         {
-            _S78 = sums_1[5U].w;
+            _S79 = _S74[5U][3U];
         }
-        *_S136 = _S78;
+        *_S137 = _S79;
     }
-    uint _S137 = _S75 + 6U;
-    bool _S138 = _S137 < _S71;
-    if(_S138)
+    uint _S138 = _S76 + 6U;
+    bool _S139 = _S138 < _S71;
+    if(_S139)
     {
-        _S77 = (_S70 + _S74.y) < _S64;
+        _S78 = (_S70 + _S75.y) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S139 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S70 + _S74.y;
-        float device* _S140 = result_0+_S139;
+        uint _S140 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S70 + _S75.y;
+        float device* _S141 = result_0+_S140;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S139) + sums_1[6U].x;
+            _S79 = *(result_0+_S140) + _S74[6U][0U];
         }
         else
         {
-            _S78 = sums_1[6U].x;
+            _S79 = _S74[6U][0U];
         }
-        *_S140 = _S78;
+        *_S141 = _S79;
     }
-    if(_S138)
+    if(_S139)
     {
-        _S77 = (_S70 + _S74.y + 1U) < _S64;
+        _S78 = (_S70 + _S75.y + 1U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S141 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S70 + _S74.y + 1U;
-        float device* _S142 = result_0+_S141;
+        uint _S142 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S70 + _S75.y + 1U;
+        float device* _S143 = result_0+_S142;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S141) + sums_1[6U].y;
+            _S79 = *(result_0+_S142) + _S74[6U][1U];
         }
         else
         {
-            _S78 = sums_1[6U].y;
+            _S79 = _S74[6U][1U];
         }
-        *_S142 = _S78;
+        *_S143 = _S79;
     }
-    if(_S138)
+    if(_S139)
     {
-        _S77 = (_S70 + _S74.y + 2U) < _S64;
+        _S78 = (_S70 + _S75.y + 2U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S143 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S70 + _S74.y + 2U;
-        float device* _S144 = result_0+_S143;
+        uint _S144 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S70 + _S75.y + 2U;
+        float device* _S145 = result_0+_S144;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S143) + sums_1[6U].z;
+            _S79 = *(result_0+_S144) + _S74[6U][2U];
         }
         else
         {
-            _S78 = sums_1[6U].z;
+            _S79 = _S74[6U][2U];
         }
-        *_S144 = _S78;
+        *_S145 = _S79;
     }
-    if(_S138)
+    if(_S139)
     {
-        _S77 = (_S70 + _S74.y + 3U) < _S64;
+        _S78 = (_S70 + _S75.y + 3U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S145 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S70 + _S74.y + 3U;
-        float device* _S146 = result_0+_S145;
+        uint _S146 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S70 + _S75.y + 3U;
+        float device* _S147 = result_0+_S146;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S145) + sums_1[6U].w;
+            _S79 = *(result_0+_S146) + _S74[6U][3U];
         }
         else
         {
-            _S78 = sums_1[6U].w;
+            _S79 = _S74[6U][3U];
         }
-        *_S146 = _S78;
+        *_S147 = _S79;
     }
-    uint _S147 = _S75 + 7U;
-    bool _S148 = _S147 < _S71;
-    if(_S148)
+    uint _S148 = _S76 + 7U;
+    bool _S149 = _S148 < _S71;
+    if(_S149)
     {
-        _S77 = (_S70 + _S74.y) < _S64;
+        _S78 = (_S70 + _S75.y) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S149 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S70 + _S74.y;
-        float device* _S150 = result_0+_S149;
+        uint _S150 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S70 + _S75.y;
+        float device* _S151 = result_0+_S150;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S149) + sums_1[7U].x;
+            _S79 = *(result_0+_S150) + _S74[7U][0U];
         }
         else
         {
-            _S78 = sums_1[7U].x;
+            _S79 = _S74[7U][0U];
         }
-        *_S150 = _S78;
+        *_S151 = _S79;
     }
-    if(_S148)
+    if(_S149)
     {
-        _S77 = (_S70 + _S74.y + 1U) < _S64;
+        _S78 = (_S70 + _S75.y + 1U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S151 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S70 + _S74.y + 1U;
-        float device* _S152 = result_0+_S151;
+        uint _S152 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S70 + _S75.y + 1U;
+        float device* _S153 = result_0+_S152;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S151) + sums_1[7U].y;
+            _S79 = *(result_0+_S152) + _S74[7U][1U];
         }
         else
         {
-            _S78 = sums_1[7U].y;
+            _S79 = _S74[7U][1U];
         }
-        *_S152 = _S78;
+        *_S153 = _S79;
     }
-    if(_S148)
+    if(_S149)
     {
-        _S77 = (_S70 + _S74.y + 2U) < _S64;
+        _S78 = (_S70 + _S75.y + 2U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S153 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S70 + _S74.y + 2U;
-        float device* _S154 = result_0+_S153;
+        uint _S154 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S70 + _S75.y + 2U;
+        float device* _S155 = result_0+_S154;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S153) + sums_1[7U].z;
+            _S79 = *(result_0+_S154) + _S74[7U][2U];
         }
         else
         {
-            _S78 = sums_1[7U].z;
+            _S79 = _S74[7U][2U];
         }
-        *_S154 = _S78;
+        *_S155 = _S79;
     }
-    if(_S148)
+    if(_S149)
     {
-        _S77 = (_S70 + _S74.y + 3U) < _S64;
+        _S78 = (_S70 + _S75.y + 3U) < _S64;
     }
     else
     {
-        _S77 = false;
+        _S78 = false;
     }
-    if(_S77)
+    if(_S78)
     {
-        uint _S155 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S70 + _S74.y + 3U;
-        float device* _S156 = result_0+_S155;
+        uint _S156 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S70 + _S75.y + 3U;
+        float device* _S157 = result_0+_S156;
         if((p_1->accumulate_0) != 0U)
         {
-            _S78 = *(result_0+_S155) + sums_1[7U].w;
+            _S79 = *(result_0+_S156) + _S74[7U][3U];
         }
         else
         {
-            _S78 = sums_1[7U].w;
+            _S79 = _S74[7U][3U];
         }
-        *_S156 = _S78;
+        *_S157 = _S79;
     }
     return;
 }

@@ -151,17 +151,18 @@ float4 Block_column_0(const Block_0 thread* this_3, uint c_1)
     return float4(this_3->rows_0[int(0)][c_1], this_3->rows_0[int(1)][c_1], this_3->rows_0[int(2)][c_1], this_3->rows_0[int(3)][c_1]);
 }
 
-void product_0(const Operand_0 thread* left_0, uint device* left_words_0, const Operand_0 thread* right_0, uint device* right_words_0, uint row_3, uint column_0, uint rows_3, uint k_4, uint thread_2, array<float4, int(8)> thread* sums_0, KernelContext_0 thread* kernelContext_0)
+array<float4, int(8)> ThreadTiles_product_0(const Operand_0 thread* left_0, uint device* left_words_0, const Operand_0 thread* right_0, uint device* right_words_0, uint row_3, uint column_0, uint rows_3, uint k_4, uint thread_2, KernelContext_0 thread* kernelContext_0)
 {
+    thread array<float4, int(8)> sums_0;
     float4 _S12 = float4(int4(int(0)) );
-    (*sums_0)[0U] = _S12;
-    (*sums_0)[1U] = _S12;
-    (*sums_0)[2U] = _S12;
-    (*sums_0)[3U] = _S12;
-    (*sums_0)[4U] = _S12;
-    (*sums_0)[5U] = _S12;
-    (*sums_0)[6U] = _S12;
-    (*sums_0)[7U] = _S12;
+    sums_0[0U] = _S12;
+    sums_0[1U] = _S12;
+    sums_0[2U] = _S12;
+    sums_0[3U] = _S12;
+    sums_0[4U] = _S12;
+    sums_0[5U] = _S12;
+    sums_0[6U] = _S12;
+    sums_0[7U] = _S12;
     uint2 _S13 = corner_0(thread_2);
     bool _S14 = Operand_along_k_0(left_0, left_words_0);
     uint2 _S15 = share_0(thread_2, _S14);
@@ -230,15 +231,15 @@ void product_0(const Operand_0 thread* left_0, uint device* left_words_0, const 
                 }
                 float4 _S46 = (*kernelContext_0->right_tile_0)[place_0(j_0, _S13.y / 4U)];
                 float4 _S47 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S45 / 4U)];
-                (*sums_0)[0U] = (*sums_0)[0U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S45 / 4U)].x)  * _S46;
-                (*sums_0)[1U] = (*sums_0)[1U] + float4(_S47.y)  * _S46;
-                (*sums_0)[2U] = (*sums_0)[2U] + float4(_S47.z)  * _S46;
-                (*sums_0)[3U] = (*sums_0)[3U] + float4(_S47.w)  * _S46;
+                sums_0[0U] = sums_0[0U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S45 / 4U)].x)  * _S46;
+                sums_0[1U] = sums_0[1U] + float4(_S47.y)  * _S46;
+                sums_0[2U] = sums_0[2U] + float4(_S47.z)  * _S46;
+                sums_0[3U] = sums_0[3U] + float4(_S47.w)  * _S46;
                 float4 _S48 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S45 / 4U + 1U)];
-                (*sums_0)[4U] = (*sums_0)[4U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S45 / 4U + 1U)].x)  * _S46;
-                (*sums_0)[5U] = (*sums_0)[5U] + float4(_S48.y)  * _S46;
-                (*sums_0)[6U] = (*sums_0)[6U] + float4(_S48.z)  * _S46;
-                (*sums_0)[7U] = (*sums_0)[7U] + float4(_S48.w)  * _S46;
+                sums_0[4U] = sums_0[4U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S45 / 4U + 1U)].x)  * _S46;
+                sums_0[5U] = sums_0[5U] + float4(_S48.y)  * _S46;
+                sums_0[6U] = sums_0[6U] + float4(_S48.z)  * _S46;
+                sums_0[7U] = sums_0[7U] + float4(_S48.w)  * _S46;
                 j_0 = j_0 + 1U;
             }
         }
@@ -247,7 +248,7 @@ void product_0(const Operand_0 thread* left_0, uint device* left_words_0, const 
         left_block_0 = _S43;
         right_block_0 = _S44;
     }
-    return;
+    return sums_0;
 }
 
 uint group_number_0(uint3 group_0)
@@ -289,409 +290,408 @@ void matmul_0(uint3 group_1, uint thread_3, uint device* a_0, uint device* b_0, 
     (&right_1)->k_stride_0 = p_1->b_row_0;
     thread Operand_0 _S61 = left_1;
     thread Operand_0 _S62 = right_1;
-    thread array<float4, int(8)> sums_1;
-    product_0(&_S61, a_0, &_S62, b_0, _S58, _S60, _S51, p_1->k_2, thread_3, &sums_1, kernelContext_1);
-    uint2 _S63 = corner_0(thread_3);
-    uint _S64 = _S58 + _S63.x;
-    bool _S65 = _S64 < _S51;
-    bool _S66;
-    if(_S65)
+    array<float4, int(8)> _S63 = ThreadTiles_product_0(&_S61, a_0, &_S62, b_0, _S58, _S60, _S51, p_1->k_2, thread_3, kernelContext_1);
+    uint2 _S64 = corner_0(thread_3);
+    uint _S65 = _S58 + _S64.x;
+    bool _S66 = _S65 < _S51;
+    bool _S67;
+    if(_S66)
     {
-        _S66 = (_S60 + _S63.y) < _S49;
+        _S67 = (_S60 + _S64.y) < _S49;
     }
     else
     {
-        _S66 = false;
+        _S67 = false;
+    }
+    if(_S67)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S65 * p_1->out_row_0 + _S60 + _S64.y)) = half(_S63[0U][0U]);
     }
     if(_S66)
     {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S64 * p_1->out_row_0 + _S60 + _S63.y)) = half(sums_1[0U].x);
-    }
-    if(_S65)
-    {
-        _S66 = (_S60 + _S63.y + 1U) < _S49;
+        _S67 = (_S60 + _S64.y + 1U) < _S49;
     }
     else
     {
-        _S66 = false;
+        _S67 = false;
+    }
+    if(_S67)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S65 * p_1->out_row_0 + _S60 + _S64.y + 1U)) = half(_S63[0U][1U]);
     }
     if(_S66)
     {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S64 * p_1->out_row_0 + _S60 + _S63.y + 1U)) = half(sums_1[0U].y);
-    }
-    if(_S65)
-    {
-        _S66 = (_S60 + _S63.y + 2U) < _S49;
+        _S67 = (_S60 + _S64.y + 2U) < _S49;
     }
     else
     {
-        _S66 = false;
+        _S67 = false;
+    }
+    if(_S67)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S65 * p_1->out_row_0 + _S60 + _S64.y + 2U)) = half(_S63[0U][2U]);
     }
     if(_S66)
     {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S64 * p_1->out_row_0 + _S60 + _S63.y + 2U)) = half(sums_1[0U].z);
-    }
-    if(_S65)
-    {
-        _S66 = (_S60 + _S63.y + 3U) < _S49;
+        _S67 = (_S60 + _S64.y + 3U) < _S49;
     }
     else
     {
-        _S66 = false;
+        _S67 = false;
     }
-    if(_S66)
+    if(_S67)
     {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S64 * p_1->out_row_0 + _S60 + _S63.y + 3U)) = half(sums_1[0U].w);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S65 * p_1->out_row_0 + _S60 + _S64.y + 3U)) = half(_S63[0U][3U]);
     }
-    uint _S67 = _S64 + 1U;
-    bool _S68 = _S67 < _S51;
-    if(_S68)
+    uint _S68 = _S65 + 1U;
+    bool _S69 = _S68 < _S51;
+    if(_S69)
     {
-        _S66 = (_S60 + _S63.y) < _S49;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S67 * p_1->out_row_0 + _S60 + _S63.y)) = half(sums_1[1U].x);
-    }
-    if(_S68)
-    {
-        _S66 = (_S60 + _S63.y + 1U) < _S49;
+        _S67 = (_S60 + _S64.y) < _S49;
     }
     else
     {
-        _S66 = false;
+        _S67 = false;
     }
-    if(_S66)
+    if(_S67)
     {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S67 * p_1->out_row_0 + _S60 + _S63.y + 1U)) = half(sums_1[1U].y);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S68 * p_1->out_row_0 + _S60 + _S64.y)) = half(_S63[1U][0U]);
     }
-    if(_S68)
+    if(_S69)
     {
-        _S66 = (_S60 + _S63.y + 2U) < _S49;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S67 * p_1->out_row_0 + _S60 + _S63.y + 2U)) = half(sums_1[1U].z);
-    }
-    if(_S68)
-    {
-        _S66 = (_S60 + _S63.y + 3U) < _S49;
+        _S67 = (_S60 + _S64.y + 1U) < _S49;
     }
     else
     {
-        _S66 = false;
+        _S67 = false;
     }
-    if(_S66)
+    if(_S67)
     {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S67 * p_1->out_row_0 + _S60 + _S63.y + 3U)) = half(sums_1[1U].w);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S68 * p_1->out_row_0 + _S60 + _S64.y + 1U)) = half(_S63[1U][1U]);
     }
-    uint _S69 = _S64 + 2U;
-    bool _S70 = _S69 < _S51;
-    if(_S70)
+    if(_S69)
     {
-        _S66 = (_S60 + _S63.y) < _S49;
+        _S67 = (_S60 + _S64.y + 2U) < _S49;
     }
     else
     {
-        _S66 = false;
+        _S67 = false;
     }
-    if(_S66)
+    if(_S67)
     {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S69 * p_1->out_row_0 + _S60 + _S63.y)) = half(sums_1[2U].x);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S68 * p_1->out_row_0 + _S60 + _S64.y + 2U)) = half(_S63[1U][2U]);
     }
-    if(_S70)
+    if(_S69)
     {
-        _S66 = (_S60 + _S63.y + 1U) < _S49;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S69 * p_1->out_row_0 + _S60 + _S63.y + 1U)) = half(sums_1[2U].y);
-    }
-    if(_S70)
-    {
-        _S66 = (_S60 + _S63.y + 2U) < _S49;
+        _S67 = (_S60 + _S64.y + 3U) < _S49;
     }
     else
     {
-        _S66 = false;
+        _S67 = false;
     }
-    if(_S66)
+    if(_S67)
     {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S69 * p_1->out_row_0 + _S60 + _S63.y + 2U)) = half(sums_1[2U].z);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S68 * p_1->out_row_0 + _S60 + _S64.y + 3U)) = half(_S63[1U][3U]);
     }
-    if(_S70)
+    uint _S70 = _S65 + 2U;
+    bool _S71 = _S70 < _S51;
+    if(_S71)
     {
-        _S66 = (_S60 + _S63.y + 3U) < _S49;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S69 * p_1->out_row_0 + _S60 + _S63.y + 3U)) = half(sums_1[2U].w);
-    }
-    uint _S71 = _S64 + 3U;
-    bool _S72 = _S71 < _S51;
-    if(_S72)
-    {
-        _S66 = (_S60 + _S63.y) < _S49;
+        _S67 = (_S60 + _S64.y) < _S49;
     }
     else
     {
-        _S66 = false;
+        _S67 = false;
     }
-    if(_S66)
+    if(_S67)
     {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S71 * p_1->out_row_0 + _S60 + _S63.y)) = half(sums_1[3U].x);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S70 * p_1->out_row_0 + _S60 + _S64.y)) = half(_S63[2U][0U]);
     }
-    if(_S72)
+    if(_S71)
     {
-        _S66 = (_S60 + _S63.y + 1U) < _S49;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S71 * p_1->out_row_0 + _S60 + _S63.y + 1U)) = half(sums_1[3U].y);
-    }
-    if(_S72)
-    {
-        _S66 = (_S60 + _S63.y + 2U) < _S49;
+        _S67 = (_S60 + _S64.y + 1U) < _S49;
     }
     else
     {
-        _S66 = false;
+        _S67 = false;
     }
-    if(_S66)
+    if(_S67)
     {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S71 * p_1->out_row_0 + _S60 + _S63.y + 2U)) = half(sums_1[3U].z);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S70 * p_1->out_row_0 + _S60 + _S64.y + 1U)) = half(_S63[2U][1U]);
     }
-    if(_S72)
+    if(_S71)
     {
-        _S66 = (_S60 + _S63.y + 3U) < _S49;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S71 * p_1->out_row_0 + _S60 + _S63.y + 3U)) = half(sums_1[3U].w);
-    }
-    uint _S73 = _S64 + 4U;
-    bool _S74 = _S73 < _S51;
-    if(_S74)
-    {
-        _S66 = (_S60 + _S63.y) < _S49;
+        _S67 = (_S60 + _S64.y + 2U) < _S49;
     }
     else
     {
-        _S66 = false;
+        _S67 = false;
     }
-    if(_S66)
+    if(_S67)
     {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S73 * p_1->out_row_0 + _S60 + _S63.y)) = half(sums_1[4U].x);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S70 * p_1->out_row_0 + _S60 + _S64.y + 2U)) = half(_S63[2U][2U]);
     }
-    if(_S74)
+    if(_S71)
     {
-        _S66 = (_S60 + _S63.y + 1U) < _S49;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S73 * p_1->out_row_0 + _S60 + _S63.y + 1U)) = half(sums_1[4U].y);
-    }
-    if(_S74)
-    {
-        _S66 = (_S60 + _S63.y + 2U) < _S49;
+        _S67 = (_S60 + _S64.y + 3U) < _S49;
     }
     else
     {
-        _S66 = false;
+        _S67 = false;
     }
-    if(_S66)
+    if(_S67)
     {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S73 * p_1->out_row_0 + _S60 + _S63.y + 2U)) = half(sums_1[4U].z);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S70 * p_1->out_row_0 + _S60 + _S64.y + 3U)) = half(_S63[2U][3U]);
     }
-    if(_S74)
+    uint _S72 = _S65 + 3U;
+    bool _S73 = _S72 < _S51;
+    if(_S73)
     {
-        _S66 = (_S60 + _S63.y + 3U) < _S49;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S73 * p_1->out_row_0 + _S60 + _S63.y + 3U)) = half(sums_1[4U].w);
-    }
-    uint _S75 = _S64 + 5U;
-    bool _S76 = _S75 < _S51;
-    if(_S76)
-    {
-        _S66 = (_S60 + _S63.y) < _S49;
+        _S67 = (_S60 + _S64.y) < _S49;
     }
     else
     {
-        _S66 = false;
+        _S67 = false;
     }
-    if(_S66)
+    if(_S67)
     {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S75 * p_1->out_row_0 + _S60 + _S63.y)) = half(sums_1[5U].x);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S72 * p_1->out_row_0 + _S60 + _S64.y)) = half(_S63[3U][0U]);
     }
-    if(_S76)
+    if(_S73)
     {
-        _S66 = (_S60 + _S63.y + 1U) < _S49;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S75 * p_1->out_row_0 + _S60 + _S63.y + 1U)) = half(sums_1[5U].y);
-    }
-    if(_S76)
-    {
-        _S66 = (_S60 + _S63.y + 2U) < _S49;
+        _S67 = (_S60 + _S64.y + 1U) < _S49;
     }
     else
     {
-        _S66 = false;
+        _S67 = false;
     }
-    if(_S66)
+    if(_S67)
     {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S75 * p_1->out_row_0 + _S60 + _S63.y + 2U)) = half(sums_1[5U].z);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S72 * p_1->out_row_0 + _S60 + _S64.y + 1U)) = half(_S63[3U][1U]);
     }
-    if(_S76)
+    if(_S73)
     {
-        _S66 = (_S60 + _S63.y + 3U) < _S49;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S75 * p_1->out_row_0 + _S60 + _S63.y + 3U)) = half(sums_1[5U].w);
-    }
-    uint _S77 = _S64 + 6U;
-    bool _S78 = _S77 < _S51;
-    if(_S78)
-    {
-        _S66 = (_S60 + _S63.y) < _S49;
+        _S67 = (_S60 + _S64.y + 2U) < _S49;
     }
     else
     {
-        _S66 = false;
+        _S67 = false;
     }
-    if(_S66)
+    if(_S67)
     {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S77 * p_1->out_row_0 + _S60 + _S63.y)) = half(sums_1[6U].x);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S72 * p_1->out_row_0 + _S60 + _S64.y + 2U)) = half(_S63[3U][2U]);
     }
-    if(_S78)
+    if(_S73)
     {
-        _S66 = (_S60 + _S63.y + 1U) < _S49;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S77 * p_1->out_row_0 + _S60 + _S63.y + 1U)) = half(sums_1[6U].y);
-    }
-    if(_S78)
-    {
-        _S66 = (_S60 + _S63.y + 2U) < _S49;
+        _S67 = (_S60 + _S64.y + 3U) < _S49;
     }
     else
     {
-        _S66 = false;
+        _S67 = false;
     }
-    if(_S66)
+    if(_S67)
     {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S77 * p_1->out_row_0 + _S60 + _S63.y + 2U)) = half(sums_1[6U].z);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S72 * p_1->out_row_0 + _S60 + _S64.y + 3U)) = half(_S63[3U][3U]);
     }
-    if(_S78)
+    uint _S74 = _S65 + 4U;
+    bool _S75 = _S74 < _S51;
+    if(_S75)
     {
-        _S66 = (_S60 + _S63.y + 3U) < _S49;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S77 * p_1->out_row_0 + _S60 + _S63.y + 3U)) = half(sums_1[6U].w);
-    }
-    uint _S79 = _S64 + 7U;
-    bool _S80 = _S79 < _S51;
-    if(_S80)
-    {
-        _S66 = (_S60 + _S63.y) < _S49;
+        _S67 = (_S60 + _S64.y) < _S49;
     }
     else
     {
-        _S66 = false;
+        _S67 = false;
     }
-    if(_S66)
+    if(_S67)
     {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S79 * p_1->out_row_0 + _S60 + _S63.y)) = half(sums_1[7U].x);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S74 * p_1->out_row_0 + _S60 + _S64.y)) = half(_S63[4U][0U]);
     }
-    if(_S80)
+    if(_S75)
     {
-        _S66 = (_S60 + _S63.y + 1U) < _S49;
-    }
-    else
-    {
-        _S66 = false;
-    }
-    if(_S66)
-    {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S79 * p_1->out_row_0 + _S60 + _S63.y + 1U)) = half(sums_1[7U].y);
-    }
-    if(_S80)
-    {
-        _S66 = (_S60 + _S63.y + 2U) < _S49;
+        _S67 = (_S60 + _S64.y + 1U) < _S49;
     }
     else
     {
-        _S66 = false;
+        _S67 = false;
     }
-    if(_S66)
+    if(_S67)
     {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S79 * p_1->out_row_0 + _S60 + _S63.y + 2U)) = half(sums_1[7U].z);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S74 * p_1->out_row_0 + _S60 + _S64.y + 1U)) = half(_S63[4U][1U]);
     }
-    if(_S80)
+    if(_S75)
     {
-        _S66 = (_S60 + _S63.y + 3U) < _S49;
+        _S67 = (_S60 + _S64.y + 2U) < _S49;
     }
     else
     {
-        _S66 = false;
+        _S67 = false;
     }
-    if(_S66)
+    if(_S67)
     {
-        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S79 * p_1->out_row_0 + _S60 + _S63.y + 3U)) = half(sums_1[7U].w);
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S74 * p_1->out_row_0 + _S60 + _S64.y + 2U)) = half(_S63[4U][2U]);
+    }
+    if(_S75)
+    {
+        _S67 = (_S60 + _S64.y + 3U) < _S49;
+    }
+    else
+    {
+        _S67 = false;
+    }
+    if(_S67)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S74 * p_1->out_row_0 + _S60 + _S64.y + 3U)) = half(_S63[4U][3U]);
+    }
+    uint _S76 = _S65 + 5U;
+    bool _S77 = _S76 < _S51;
+    if(_S77)
+    {
+        _S67 = (_S60 + _S64.y) < _S49;
+    }
+    else
+    {
+        _S67 = false;
+    }
+    if(_S67)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S76 * p_1->out_row_0 + _S60 + _S64.y)) = half(_S63[5U][0U]);
+    }
+    if(_S77)
+    {
+        _S67 = (_S60 + _S64.y + 1U) < _S49;
+    }
+    else
+    {
+        _S67 = false;
+    }
+    if(_S67)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S76 * p_1->out_row_0 + _S60 + _S64.y + 1U)) = half(_S63[5U][1U]);
+    }
+    if(_S77)
+    {
+        _S67 = (_S60 + _S64.y + 2U) < _S49;
+    }
+    else
+    {
+        _S67 = false;
+    }
+    if(_S67)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S76 * p_1->out_row_0 + _S60 + _S64.y + 2U)) = half(_S63[5U][2U]);
+    }
+    if(_S77)
+    {
+        _S67 = (_S60 + _S64.y + 3U) < _S49;
+    }
+    else
+    {
+        _S67 = false;
+    }
+    if(_S67)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S76 * p_1->out_row_0 + _S60 + _S64.y + 3U)) = half(_S63[5U][3U]);
+    }
+    uint _S78 = _S65 + 6U;
+    bool _S79 = _S78 < _S51;
+    if(_S79)
+    {
+        _S67 = (_S60 + _S64.y) < _S49;
+    }
+    else
+    {
+        _S67 = false;
+    }
+    if(_S67)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S78 * p_1->out_row_0 + _S60 + _S64.y)) = half(_S63[6U][0U]);
+    }
+    if(_S79)
+    {
+        _S67 = (_S60 + _S64.y + 1U) < _S49;
+    }
+    else
+    {
+        _S67 = false;
+    }
+    if(_S67)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S78 * p_1->out_row_0 + _S60 + _S64.y + 1U)) = half(_S63[6U][1U]);
+    }
+    if(_S79)
+    {
+        _S67 = (_S60 + _S64.y + 2U) < _S49;
+    }
+    else
+    {
+        _S67 = false;
+    }
+    if(_S67)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S78 * p_1->out_row_0 + _S60 + _S64.y + 2U)) = half(_S63[6U][2U]);
+    }
+    if(_S79)
+    {
+        _S67 = (_S60 + _S64.y + 3U) < _S49;
+    }
+    else
+    {
+        _S67 = false;
+    }
+    if(_S67)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S78 * p_1->out_row_0 + _S60 + _S64.y + 3U)) = half(_S63[6U][3U]);
+    }
+    uint _S80 = _S65 + 7U;
+    bool _S81 = _S80 < _S51;
+    if(_S81)
+    {
+        _S67 = (_S60 + _S64.y) < _S49;
+    }
+    else
+    {
+        _S67 = false;
+    }
+    if(_S67)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S80 * p_1->out_row_0 + _S60 + _S64.y)) = half(_S63[7U][0U]);
+    }
+    if(_S81)
+    {
+        _S67 = (_S60 + _S64.y + 1U) < _S49;
+    }
+    else
+    {
+        _S67 = false;
+    }
+    if(_S67)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S80 * p_1->out_row_0 + _S60 + _S64.y + 1U)) = half(_S63[7U][1U]);
+    }
+    if(_S81)
+    {
+        _S67 = (_S60 + _S64.y + 2U) < _S49;
+    }
+    else
+    {
+        _S67 = false;
+    }
+    if(_S67)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S80 * p_1->out_row_0 + _S60 + _S64.y + 2U)) = half(_S63[7U][2U]);
+    }
+    if(_S81)
+    {
+        _S67 = (_S60 + _S64.y + 3U) < _S49;
+    }
+    else
+    {
+        _S67 = false;
+    }
+    if(_S67)
+    {
+        *(result_1+(p_1->out_offset_0 + _S55 * p_1->out_batch_0 + _S80 * p_1->out_row_0 + _S60 + _S64.y + 3U)) = half(_S63[7U][3U]);
     }
     return;
 }

@@ -27,16 +27,9 @@ struct EntryPointParams_std140_0
 
 @binding(4) @group(0) var<storage, read> entryPointParams_step_0 : array<u32>;
 
-struct Block_0
+fn group_number_0( group_0 : vec3<u32>) -> u32
 {
-     rows_1 : array<vec4<f32>, i32(4)>,
-};
-
-fn Block_x24init_0( rows_2 : array<vec4<f32>, i32(4)>) -> Block_0
-{
-    var _S1 : Block_0;
-    _S1.rows_1 = rows_2;
-    return _S1;
+    return group_0.y * u32(32768) + group_0.x;
 }
 
 fn corner_0( thread_0 : u32) -> vec2<u32>
@@ -44,118 +37,111 @@ fn corner_0( thread_0 : u32) -> vec2<u32>
     return vec2<u32>(thread_0 / u32(16) * u32(8), thread_0 % u32(16) * u32(4));
 }
 
-fn share_0( thread_1 : u32,  along_k_0 : bool) -> vec2<u32>
+fn live_rows_0( _S1 : u32,  _S2 : u32) -> u32
 {
-    var _S2 : vec2<u32>;
-    if(along_k_0)
+    var _S3 : u32;
+    if(_S1 == u32(4294967295))
     {
-        _S2 = vec2<u32>(thread_1 / u32(8), thread_1 % u32(8));
+        _S3 = _S2;
     }
     else
     {
-        _S2 = vec2<u32>(thread_1 % u32(16), thread_1 / u32(16));
+        _S3 = min(entryPointParams_step_0[_S1], _S2);
     }
-    return _S2;
-}
-
-fn place_0( k_1 : u32,  quad_0 : u32) -> u32
-{
-    return k_1 * u32(16) + ((quad_0 ^ ((k_1 / u32(4) % u32(8)))));
-}
-
-var<workgroup> left_tile_0 : array<vec4<f32>, i32(512)>;
-
-fn Block_column_0( this_0 : Block_0,  c_0 : u32) -> vec4<f32>
-{
-    return vec4<f32>(this_0.rows_1[i32(0)][c_0], this_0.rows_1[i32(1)][c_0], this_0.rows_1[i32(2)][c_0], this_0.rows_1[i32(3)][c_0]);
-}
-
-var<workgroup> right_tile_0 : array<vec4<f32>, i32(512)>;
-
-fn group_number_0( group_0 : vec3<u32>) -> u32
-{
-    return group_0.y * u32(32768) + group_0.x;
-}
-
-fn live_rows_0( _S3 : u32,  _S4 : u32) -> u32
-{
-    var _S5 : u32;
-    if(_S3 == u32(4294967295))
-    {
-        _S5 = _S4;
-    }
-    else
-    {
-        _S5 = min(entryPointParams_step_0[_S3], _S4);
-    }
-    return _S5;
+    return _S3;
 }
 
 struct Activations_0
 {
      offset_0 : u32,
      stride_0 : u32,
-     rows_3 : u32,
-     k_2 : u32,
+     rows_1 : u32,
+     k_1 : u32,
 };
 
 struct Weights_0
 {
      offset_1 : u32,
      n_1 : u32,
-     k_3 : u32,
+     k_2 : u32,
 };
 
-fn Activations_along_k_0( _S6 : Activations_0) -> bool
+fn Activations_along_k_0( _S4 : Activations_0) -> bool
 {
     return true;
 }
 
-fn Weights_along_k_0( _S7 : Weights_0) -> bool
+fn share_0( thread_1 : u32,  along_k_0 : bool) -> vec2<u32>
 {
-    return true;
-}
-
-fn Activations_four_0( _S8 : Activations_0,  _S9 : u32,  _S10 : u32) -> vec4<f32>
-{
-    var _S11 : u32 = _S8.offset_0 + _S9 * _S8.stride_0 + _S10;
-    var _S12 : bool;
-    if(_S9 >= (_S8.rows_3))
+    var _S5 : vec2<u32>;
+    if(along_k_0)
     {
-        _S12 = true;
+        _S5 = vec2<u32>(thread_1 / u32(8), thread_1 % u32(8));
     }
     else
     {
-        _S12 = _S10 >= (_S8.k_2);
+        _S5 = vec2<u32>(thread_1 % u32(16), thread_1 / u32(16));
     }
-    if(_S12)
+    return _S5;
+}
+
+fn Weights_along_k_0( _S6 : Weights_0) -> bool
+{
+    return true;
+}
+
+struct Block_0
+{
+     rows_2 : array<vec4<f32>, i32(4)>,
+};
+
+fn Activations_four_0( _S7 : Activations_0,  _S8 : u32,  _S9 : u32) -> vec4<f32>
+{
+    var _S10 : u32 = _S7.offset_0 + _S8 * _S7.stride_0 + _S9;
+    var _S11 : bool;
+    if(_S8 >= (_S7.rows_1))
+    {
+        _S11 = true;
+    }
+    else
+    {
+        _S11 = _S9 >= (_S7.k_1);
+    }
+    if(_S11)
     {
         return vec4<f32>(vec4<i32>(i32(0)));
     }
-    if((_S10 + u32(4)) > (_S8.k_2))
+    if((_S9 + u32(4)) > (_S7.k_1))
     {
-        var _S13 : f32 = entryPointParams_x_0[_S11];
-        var _S14 : f32;
-        if((_S10 + u32(1)) < (_S8.k_2))
+        var _S12 : f32 = entryPointParams_x_0[_S10];
+        var _S13 : f32;
+        if((_S9 + u32(1)) < (_S7.k_1))
         {
-            _S14 = entryPointParams_x_0[_S11 + u32(1)];
+            _S13 = entryPointParams_x_0[_S10 + u32(1)];
+        }
+        else
+        {
+            _S13 = 0.0f;
+        }
+        var _S14 : f32;
+        if((_S9 + u32(2)) < (_S7.k_1))
+        {
+            _S14 = entryPointParams_x_0[_S10 + u32(2)];
         }
         else
         {
             _S14 = 0.0f;
         }
-        var _S15 : f32;
-        if((_S10 + u32(2)) < (_S8.k_2))
-        {
-            _S15 = entryPointParams_x_0[_S11 + u32(2)];
-        }
-        else
-        {
-            _S15 = 0.0f;
-        }
-        return vec4<f32>(_S13, _S14, _S15, 0.0f);
+        return vec4<f32>(_S12, _S13, _S14, 0.0f);
     }
-    return vec4<f32>(entryPointParams_x_0[_S11], entryPointParams_x_0[_S11 + u32(1)], entryPointParams_x_0[_S11 + u32(2)], entryPointParams_x_0[_S11 + u32(3)]);
+    return vec4<f32>(entryPointParams_x_0[_S10], entryPointParams_x_0[_S10 + u32(1)], entryPointParams_x_0[_S10 + u32(2)], entryPointParams_x_0[_S10 + u32(3)]);
+}
+
+fn Block_x24init_0( rows_3 : array<vec4<f32>, i32(4)>) -> Block_0
+{
+    var _S15 : Block_0;
+    _S15.rows_2 = rows_3;
+    return _S15;
 }
 
 fn Block_load_0( _S16 : Activations_0,  _S17 : u32,  _S18 : u32) -> Block_0
@@ -168,21 +154,21 @@ fn F32_four_0( _S20 : u32,  _S21 : u32,  _S22 : u32,  _S23 : u32) -> vec4<f32>
 {
     var _S24 : u32 = _S20 + _S22 * _S21 + _S23;
     var result_0 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    var c_1 : u32 = u32(0);
+    var c_0 : u32 = u32(0);
     for(;;)
     {
-        if(c_1 < u32(4))
+        if(c_0 < u32(4))
         {
         }
         else
         {
             break;
         }
-        if((_S23 + c_1) < _S21)
+        if((_S23 + c_0) < _S21)
         {
-            result_0[c_1] = (bitcast<f32>((entryPointParams_weight_0[_S24 + c_1])));
+            result_0[c_0] = (bitcast<f32>((entryPointParams_weight_0[_S24 + c_0])));
         }
-        c_1 = c_1 + u32(1);
+        c_0 = c_0 + u32(1);
     }
     return result_0;
 }
@@ -192,7 +178,7 @@ fn Weights_four_0( _S25 : Weights_0,  _S26 : u32,  _S27 : u32) -> vec4<f32>
     var _S28 : bool;
     if(_S26 < (_S25.n_1))
     {
-        _S28 = _S27 < (_S25.k_3);
+        _S28 = _S27 < (_S25.k_2);
     }
     else
     {
@@ -201,7 +187,7 @@ fn Weights_four_0( _S25 : Weights_0,  _S26 : u32,  _S27 : u32) -> vec4<f32>
     var _S29 : vec4<f32>;
     if(_S28)
     {
-        _S29 = F32_four_0(_S25.offset_1, _S25.k_3, _S26, _S27);
+        _S29 = F32_four_0(_S25.offset_1, _S25.k_2, _S26, _S27);
     }
     else
     {
@@ -216,17 +202,32 @@ fn Block_load_1( _S30 : Weights_0,  _S31 : u32,  _S32 : u32) -> Block_0
     return Block_x24init_0(_S33);
 }
 
-fn product_0( _S34 : Activations_0,  _S35 : Weights_0,  _S36 : u32,  _S37 : u32,  _S38 : u32,  _S39 : u32,  _S40 : u32,  _S41 : ptr<function, array<vec4<f32>, i32(8)>>)
+fn place_0( k_3 : u32,  quad_0 : u32) -> u32
 {
+    return k_3 * u32(16) + ((quad_0 ^ ((k_3 / u32(4) % u32(8)))));
+}
+
+var<workgroup> left_tile_0 : array<vec4<f32>, i32(512)>;
+
+fn Block_column_0( this_0 : Block_0,  c_1 : u32) -> vec4<f32>
+{
+    return vec4<f32>(this_0.rows_2[i32(0)][c_1], this_0.rows_2[i32(1)][c_1], this_0.rows_2[i32(2)][c_1], this_0.rows_2[i32(3)][c_1]);
+}
+
+var<workgroup> right_tile_0 : array<vec4<f32>, i32(512)>;
+
+fn ThreadTiles_product_0( _S34 : Activations_0,  _S35 : Weights_0,  _S36 : u32,  _S37 : u32,  _S38 : u32,  _S39 : u32,  _S40 : u32,  _S41 : ptr<function, array<vec4<f32>, i32(8)>>)
+{
+    var sums_0 : array<vec4<f32>, i32(8)>;
     var _S42 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    (*_S41)[u32(0)] = _S42;
-    (*_S41)[u32(1)] = _S42;
-    (*_S41)[u32(2)] = _S42;
-    (*_S41)[u32(3)] = _S42;
-    (*_S41)[u32(4)] = _S42;
-    (*_S41)[u32(5)] = _S42;
-    (*_S41)[u32(6)] = _S42;
-    (*_S41)[u32(7)] = _S42;
+    sums_0[u32(0)] = _S42;
+    sums_0[u32(1)] = _S42;
+    sums_0[u32(2)] = _S42;
+    sums_0[u32(3)] = _S42;
+    sums_0[u32(4)] = _S42;
+    sums_0[u32(5)] = _S42;
+    sums_0[u32(6)] = _S42;
+    sums_0[u32(7)] = _S42;
     var _S43 : vec2<u32> = corner_0(_S40);
     var _S44 : vec2<u32> = share_0(_S40, Activations_along_k_0(_S34));
     var _S45 : vec2<u32> = share_0(_S40, Weights_along_k_0(_S35));
@@ -276,16 +277,14 @@ fn product_0( _S34 : Activations_0,  _S35 : Weights_0,  _S36 : u32,  _S37 : u32,
                     break;
                 }
                 var _S58 : vec4<f32> = right_tile_0[place_0(j_0, _S43.y / u32(4))];
-                var _S59 : vec4<f32> = left_tile_0[place_0(j_0, _S57 / u32(4))];
-                (*_S41)[u32(0)] = (*_S41)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4))].x) * _S58;
-                (*_S41)[u32(1)] = (*_S41)[u32(1)] + vec4<f32>(_S59.y) * _S58;
-                (*_S41)[u32(2)] = (*_S41)[u32(2)] + vec4<f32>(_S59.z) * _S58;
-                (*_S41)[u32(3)] = (*_S41)[u32(3)] + vec4<f32>(_S59.w) * _S58;
-                var _S60 : vec4<f32> = left_tile_0[place_0(j_0, _S57 / u32(4) + u32(1))];
-                (*_S41)[u32(4)] = (*_S41)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4) + u32(1))].x) * _S58;
-                (*_S41)[u32(5)] = (*_S41)[u32(5)] + vec4<f32>(_S60.y) * _S58;
-                (*_S41)[u32(6)] = (*_S41)[u32(6)] + vec4<f32>(_S60.z) * _S58;
-                (*_S41)[u32(7)] = (*_S41)[u32(7)] + vec4<f32>(_S60.w) * _S58;
+                sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4))].x) * _S58;
+                sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4))].y) * _S58;
+                sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4))].z) * _S58;
+                sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4))].w) * _S58;
+                sums_0[u32(4)] = sums_0[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4) + u32(1))].x) * _S58;
+                sums_0[u32(5)] = sums_0[u32(5)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4) + u32(1))].y) * _S58;
+                sums_0[u32(6)] = sums_0[u32(6)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4) + u32(1))].z) * _S58;
+                sums_0[u32(7)] = sums_0[u32(7)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4) + u32(1))].w) * _S58;
                 j_0 = j_0 + u32(1);
             }
         }
@@ -294,41 +293,43 @@ fn product_0( _S34 : Activations_0,  _S35 : Weights_0,  _S36 : u32,  _S37 : u32,
         left_block_0 = _S55;
         right_block_0 = _S56;
     }
+    (*_S41) = sums_0;
     return;
 }
 
-fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std140_0>)
+fn gemm_0( _S59 : vec3<u32>,  _S60 : u32,  _S61 : ptr<function, GemmParams_std140_0>)
 {
-    var _S64 : u32 = (*_S63).n_0;
-    var _S65 : u32 = ((*_S63).n_0 + u32(64) - u32(1)) / u32(64);
-    var _S66 : u32 = group_number_0(_S61);
-    var _S67 : u32 = _S66 / _S65;
+    var _S62 : u32 = (*_S61).n_0;
+    var _S63 : u32 = ((*_S61).n_0 + u32(64) - u32(1)) / u32(64);
+    var _S64 : u32 = group_number_0(_S59);
+    var _S65 : u32 = _S64 / _S63;
+    var _S66 : u32 = _S65 * u32(64);
+    var _S67 : u32 = _S64 % _S63;
     var _S68 : u32 = _S67 * u32(64);
-    var _S69 : u32 = _S66 % _S65;
-    var _S70 : u32 = _S69 * u32(64);
-    var _S71 : u32 = live_rows_0((*_S63).step_offset_0, (*_S63).rows_0);
-    if(_S68 >= _S71)
+    var _S69 : u32 = live_rows_0((*_S61).step_offset_0, (*_S61).rows_0);
+    if(_S66 >= _S69)
     {
         return;
     }
     var left_0 : Activations_0;
-    left_0.offset_0 = (*_S63).x_offset_0;
-    left_0.stride_0 = (*_S63).x_stride_0;
-    left_0.rows_3 = _S71;
-    left_0.k_2 = (*_S63).k_0;
+    left_0.offset_0 = (*_S61).x_offset_0;
+    left_0.stride_0 = (*_S61).x_stride_0;
+    left_0.rows_1 = _S69;
+    left_0.k_1 = (*_S61).k_0;
     var right_0 : Weights_0;
-    right_0.offset_1 = (*_S63).weight_offset_0;
-    right_0.n_1 = _S64;
-    right_0.k_3 = (*_S63).k_0;
-    var sums_0 : array<vec4<f32>, i32(8)>;
-    product_0(left_0, right_0, _S68, _S70, _S71, (*_S63).k_0, _S62, &(sums_0));
-    var _S72 : vec2<u32> = corner_0(_S62);
-    var _S73 : u32 = _S68 + _S72.x;
-    var _S74 : bool = _S73 < _S71;
+    right_0.offset_1 = (*_S61).weight_offset_0;
+    right_0.n_1 = _S62;
+    right_0.k_2 = (*_S61).k_0;
+    var _S70 : array<vec4<f32>, i32(8)>;
+    ThreadTiles_product_0(left_0, right_0, _S66, _S68, _S69, (*_S61).k_0, _S60, &(_S70));
+    var _S71 : array<vec4<f32>, i32(8)> = _S70;
+    var _S72 : vec2<u32> = corner_0(_S60);
+    var _S73 : u32 = _S66 + _S72.x;
+    var _S74 : bool = _S73 < _S69;
     var _S75 : bool;
     if(_S74)
     {
-        _S75 = (_S70 + _S72.y) < _S64;
+        _S75 = (_S68 + _S72.y) < _S62;
     }
     else
     {
@@ -337,20 +338,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     var _S76 : f32;
     if(_S75)
     {
-        var _S77 : u32 = (*_S63).out_offset_0 + _S73 * (*_S63).out_stride_0 + _S70 + _S72.y;
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S77 : u32 = (*_S61).out_offset_0 + _S73 * (*_S61).out_stride_0 + _S68 + _S72.y;
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S77] + sums_0[u32(0)][u32(0)];
+            _S76 = entryPointParams_result_0[_S77] + _S71[u32(0)][u32(0)];
         }
         else
         {
-            _S76 = sums_0[u32(0)][u32(0)];
+            _S76 = _S71[u32(0)][u32(0)];
         }
         entryPointParams_result_0[_S77] = _S76;
     }
     if(_S74)
     {
-        _S75 = (_S70 + _S72.y + u32(1)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(1)) < _S62;
     }
     else
     {
@@ -358,20 +359,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S78 : u32 = (*_S63).out_offset_0 + _S73 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(1);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S78 : u32 = (*_S61).out_offset_0 + _S73 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(1);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S78] + sums_0[u32(0)][u32(1)];
+            _S76 = entryPointParams_result_0[_S78] + _S71[u32(0)][u32(1)];
         }
         else
         {
-            _S76 = sums_0[u32(0)][u32(1)];
+            _S76 = _S71[u32(0)][u32(1)];
         }
         entryPointParams_result_0[_S78] = _S76;
     }
     if(_S74)
     {
-        _S75 = (_S70 + _S72.y + u32(2)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(2)) < _S62;
     }
     else
     {
@@ -379,20 +380,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S79 : u32 = (*_S63).out_offset_0 + _S73 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(2);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S79 : u32 = (*_S61).out_offset_0 + _S73 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(2);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S79] + sums_0[u32(0)][u32(2)];
+            _S76 = entryPointParams_result_0[_S79] + _S71[u32(0)][u32(2)];
         }
         else
         {
-            _S76 = sums_0[u32(0)][u32(2)];
+            _S76 = _S71[u32(0)][u32(2)];
         }
         entryPointParams_result_0[_S79] = _S76;
     }
     if(_S74)
     {
-        _S75 = (_S70 + _S72.y + u32(3)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(3)) < _S62;
     }
     else
     {
@@ -400,22 +401,22 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S80 : u32 = (*_S63).out_offset_0 + _S73 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(3);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S80 : u32 = (*_S61).out_offset_0 + _S73 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(3);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S80] + sums_0[u32(0)][u32(3)];
+            _S76 = entryPointParams_result_0[_S80] + _S71[u32(0)][u32(3)];
         }
         else
         {
-            _S76 = sums_0[u32(0)][u32(3)];
+            _S76 = _S71[u32(0)][u32(3)];
         }
         entryPointParams_result_0[_S80] = _S76;
     }
     var _S81 : u32 = _S73 + u32(1);
-    var _S82 : bool = _S81 < _S71;
+    var _S82 : bool = _S81 < _S69;
     if(_S82)
     {
-        _S75 = (_S70 + _S72.y) < _S64;
+        _S75 = (_S68 + _S72.y) < _S62;
     }
     else
     {
@@ -423,20 +424,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S83 : u32 = (*_S63).out_offset_0 + _S81 * (*_S63).out_stride_0 + _S70 + _S72.y;
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S83 : u32 = (*_S61).out_offset_0 + _S81 * (*_S61).out_stride_0 + _S68 + _S72.y;
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S83] + sums_0[u32(1)][u32(0)];
+            _S76 = entryPointParams_result_0[_S83] + _S71[u32(1)][u32(0)];
         }
         else
         {
-            _S76 = sums_0[u32(1)][u32(0)];
+            _S76 = _S71[u32(1)][u32(0)];
         }
         entryPointParams_result_0[_S83] = _S76;
     }
     if(_S82)
     {
-        _S75 = (_S70 + _S72.y + u32(1)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(1)) < _S62;
     }
     else
     {
@@ -444,20 +445,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S84 : u32 = (*_S63).out_offset_0 + _S81 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(1);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S84 : u32 = (*_S61).out_offset_0 + _S81 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(1);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S84] + sums_0[u32(1)][u32(1)];
+            _S76 = entryPointParams_result_0[_S84] + _S71[u32(1)][u32(1)];
         }
         else
         {
-            _S76 = sums_0[u32(1)][u32(1)];
+            _S76 = _S71[u32(1)][u32(1)];
         }
         entryPointParams_result_0[_S84] = _S76;
     }
     if(_S82)
     {
-        _S75 = (_S70 + _S72.y + u32(2)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(2)) < _S62;
     }
     else
     {
@@ -465,20 +466,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S85 : u32 = (*_S63).out_offset_0 + _S81 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(2);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S85 : u32 = (*_S61).out_offset_0 + _S81 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(2);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S85] + sums_0[u32(1)][u32(2)];
+            _S76 = entryPointParams_result_0[_S85] + _S71[u32(1)][u32(2)];
         }
         else
         {
-            _S76 = sums_0[u32(1)][u32(2)];
+            _S76 = _S71[u32(1)][u32(2)];
         }
         entryPointParams_result_0[_S85] = _S76;
     }
     if(_S82)
     {
-        _S75 = (_S70 + _S72.y + u32(3)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(3)) < _S62;
     }
     else
     {
@@ -486,22 +487,22 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S86 : u32 = (*_S63).out_offset_0 + _S81 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(3);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S86 : u32 = (*_S61).out_offset_0 + _S81 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(3);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S86] + sums_0[u32(1)][u32(3)];
+            _S76 = entryPointParams_result_0[_S86] + _S71[u32(1)][u32(3)];
         }
         else
         {
-            _S76 = sums_0[u32(1)][u32(3)];
+            _S76 = _S71[u32(1)][u32(3)];
         }
         entryPointParams_result_0[_S86] = _S76;
     }
     var _S87 : u32 = _S73 + u32(2);
-    var _S88 : bool = _S87 < _S71;
+    var _S88 : bool = _S87 < _S69;
     if(_S88)
     {
-        _S75 = (_S70 + _S72.y) < _S64;
+        _S75 = (_S68 + _S72.y) < _S62;
     }
     else
     {
@@ -509,20 +510,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S89 : u32 = (*_S63).out_offset_0 + _S87 * (*_S63).out_stride_0 + _S70 + _S72.y;
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S89 : u32 = (*_S61).out_offset_0 + _S87 * (*_S61).out_stride_0 + _S68 + _S72.y;
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S89] + sums_0[u32(2)][u32(0)];
+            _S76 = entryPointParams_result_0[_S89] + _S71[u32(2)][u32(0)];
         }
         else
         {
-            _S76 = sums_0[u32(2)][u32(0)];
+            _S76 = _S71[u32(2)][u32(0)];
         }
         entryPointParams_result_0[_S89] = _S76;
     }
     if(_S88)
     {
-        _S75 = (_S70 + _S72.y + u32(1)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(1)) < _S62;
     }
     else
     {
@@ -530,20 +531,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S90 : u32 = (*_S63).out_offset_0 + _S87 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(1);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S90 : u32 = (*_S61).out_offset_0 + _S87 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(1);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S90] + sums_0[u32(2)][u32(1)];
+            _S76 = entryPointParams_result_0[_S90] + _S71[u32(2)][u32(1)];
         }
         else
         {
-            _S76 = sums_0[u32(2)][u32(1)];
+            _S76 = _S71[u32(2)][u32(1)];
         }
         entryPointParams_result_0[_S90] = _S76;
     }
     if(_S88)
     {
-        _S75 = (_S70 + _S72.y + u32(2)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(2)) < _S62;
     }
     else
     {
@@ -551,20 +552,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S91 : u32 = (*_S63).out_offset_0 + _S87 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(2);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S91 : u32 = (*_S61).out_offset_0 + _S87 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(2);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S91] + sums_0[u32(2)][u32(2)];
+            _S76 = entryPointParams_result_0[_S91] + _S71[u32(2)][u32(2)];
         }
         else
         {
-            _S76 = sums_0[u32(2)][u32(2)];
+            _S76 = _S71[u32(2)][u32(2)];
         }
         entryPointParams_result_0[_S91] = _S76;
     }
     if(_S88)
     {
-        _S75 = (_S70 + _S72.y + u32(3)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(3)) < _S62;
     }
     else
     {
@@ -572,22 +573,22 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S92 : u32 = (*_S63).out_offset_0 + _S87 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(3);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S92 : u32 = (*_S61).out_offset_0 + _S87 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(3);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S92] + sums_0[u32(2)][u32(3)];
+            _S76 = entryPointParams_result_0[_S92] + _S71[u32(2)][u32(3)];
         }
         else
         {
-            _S76 = sums_0[u32(2)][u32(3)];
+            _S76 = _S71[u32(2)][u32(3)];
         }
         entryPointParams_result_0[_S92] = _S76;
     }
     var _S93 : u32 = _S73 + u32(3);
-    var _S94 : bool = _S93 < _S71;
+    var _S94 : bool = _S93 < _S69;
     if(_S94)
     {
-        _S75 = (_S70 + _S72.y) < _S64;
+        _S75 = (_S68 + _S72.y) < _S62;
     }
     else
     {
@@ -595,20 +596,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S95 : u32 = (*_S63).out_offset_0 + _S93 * (*_S63).out_stride_0 + _S70 + _S72.y;
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S95 : u32 = (*_S61).out_offset_0 + _S93 * (*_S61).out_stride_0 + _S68 + _S72.y;
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S95] + sums_0[u32(3)][u32(0)];
+            _S76 = entryPointParams_result_0[_S95] + _S71[u32(3)][u32(0)];
         }
         else
         {
-            _S76 = sums_0[u32(3)][u32(0)];
+            _S76 = _S71[u32(3)][u32(0)];
         }
         entryPointParams_result_0[_S95] = _S76;
     }
     if(_S94)
     {
-        _S75 = (_S70 + _S72.y + u32(1)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(1)) < _S62;
     }
     else
     {
@@ -616,20 +617,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S96 : u32 = (*_S63).out_offset_0 + _S93 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(1);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S96 : u32 = (*_S61).out_offset_0 + _S93 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(1);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S96] + sums_0[u32(3)][u32(1)];
+            _S76 = entryPointParams_result_0[_S96] + _S71[u32(3)][u32(1)];
         }
         else
         {
-            _S76 = sums_0[u32(3)][u32(1)];
+            _S76 = _S71[u32(3)][u32(1)];
         }
         entryPointParams_result_0[_S96] = _S76;
     }
     if(_S94)
     {
-        _S75 = (_S70 + _S72.y + u32(2)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(2)) < _S62;
     }
     else
     {
@@ -637,20 +638,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S97 : u32 = (*_S63).out_offset_0 + _S93 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(2);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S97 : u32 = (*_S61).out_offset_0 + _S93 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(2);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S97] + sums_0[u32(3)][u32(2)];
+            _S76 = entryPointParams_result_0[_S97] + _S71[u32(3)][u32(2)];
         }
         else
         {
-            _S76 = sums_0[u32(3)][u32(2)];
+            _S76 = _S71[u32(3)][u32(2)];
         }
         entryPointParams_result_0[_S97] = _S76;
     }
     if(_S94)
     {
-        _S75 = (_S70 + _S72.y + u32(3)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(3)) < _S62;
     }
     else
     {
@@ -658,22 +659,22 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S98 : u32 = (*_S63).out_offset_0 + _S93 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(3);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S98 : u32 = (*_S61).out_offset_0 + _S93 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(3);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S98] + sums_0[u32(3)][u32(3)];
+            _S76 = entryPointParams_result_0[_S98] + _S71[u32(3)][u32(3)];
         }
         else
         {
-            _S76 = sums_0[u32(3)][u32(3)];
+            _S76 = _S71[u32(3)][u32(3)];
         }
         entryPointParams_result_0[_S98] = _S76;
     }
     var _S99 : u32 = _S73 + u32(4);
-    var _S100 : bool = _S99 < _S71;
+    var _S100 : bool = _S99 < _S69;
     if(_S100)
     {
-        _S75 = (_S70 + _S72.y) < _S64;
+        _S75 = (_S68 + _S72.y) < _S62;
     }
     else
     {
@@ -681,20 +682,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S101 : u32 = (*_S63).out_offset_0 + _S99 * (*_S63).out_stride_0 + _S70 + _S72.y;
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S101 : u32 = (*_S61).out_offset_0 + _S99 * (*_S61).out_stride_0 + _S68 + _S72.y;
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S101] + sums_0[u32(4)][u32(0)];
+            _S76 = entryPointParams_result_0[_S101] + _S71[u32(4)][u32(0)];
         }
         else
         {
-            _S76 = sums_0[u32(4)][u32(0)];
+            _S76 = _S71[u32(4)][u32(0)];
         }
         entryPointParams_result_0[_S101] = _S76;
     }
     if(_S100)
     {
-        _S75 = (_S70 + _S72.y + u32(1)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(1)) < _S62;
     }
     else
     {
@@ -702,20 +703,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S102 : u32 = (*_S63).out_offset_0 + _S99 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(1);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S102 : u32 = (*_S61).out_offset_0 + _S99 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(1);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S102] + sums_0[u32(4)][u32(1)];
+            _S76 = entryPointParams_result_0[_S102] + _S71[u32(4)][u32(1)];
         }
         else
         {
-            _S76 = sums_0[u32(4)][u32(1)];
+            _S76 = _S71[u32(4)][u32(1)];
         }
         entryPointParams_result_0[_S102] = _S76;
     }
     if(_S100)
     {
-        _S75 = (_S70 + _S72.y + u32(2)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(2)) < _S62;
     }
     else
     {
@@ -723,20 +724,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S103 : u32 = (*_S63).out_offset_0 + _S99 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(2);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S103 : u32 = (*_S61).out_offset_0 + _S99 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(2);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S103] + sums_0[u32(4)][u32(2)];
+            _S76 = entryPointParams_result_0[_S103] + _S71[u32(4)][u32(2)];
         }
         else
         {
-            _S76 = sums_0[u32(4)][u32(2)];
+            _S76 = _S71[u32(4)][u32(2)];
         }
         entryPointParams_result_0[_S103] = _S76;
     }
     if(_S100)
     {
-        _S75 = (_S70 + _S72.y + u32(3)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(3)) < _S62;
     }
     else
     {
@@ -744,22 +745,22 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S104 : u32 = (*_S63).out_offset_0 + _S99 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(3);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S104 : u32 = (*_S61).out_offset_0 + _S99 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(3);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S104] + sums_0[u32(4)][u32(3)];
+            _S76 = entryPointParams_result_0[_S104] + _S71[u32(4)][u32(3)];
         }
         else
         {
-            _S76 = sums_0[u32(4)][u32(3)];
+            _S76 = _S71[u32(4)][u32(3)];
         }
         entryPointParams_result_0[_S104] = _S76;
     }
     var _S105 : u32 = _S73 + u32(5);
-    var _S106 : bool = _S105 < _S71;
+    var _S106 : bool = _S105 < _S69;
     if(_S106)
     {
-        _S75 = (_S70 + _S72.y) < _S64;
+        _S75 = (_S68 + _S72.y) < _S62;
     }
     else
     {
@@ -767,20 +768,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S107 : u32 = (*_S63).out_offset_0 + _S105 * (*_S63).out_stride_0 + _S70 + _S72.y;
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S107 : u32 = (*_S61).out_offset_0 + _S105 * (*_S61).out_stride_0 + _S68 + _S72.y;
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S107] + sums_0[u32(5)][u32(0)];
+            _S76 = entryPointParams_result_0[_S107] + _S71[u32(5)][u32(0)];
         }
         else
         {
-            _S76 = sums_0[u32(5)][u32(0)];
+            _S76 = _S71[u32(5)][u32(0)];
         }
         entryPointParams_result_0[_S107] = _S76;
     }
     if(_S106)
     {
-        _S75 = (_S70 + _S72.y + u32(1)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(1)) < _S62;
     }
     else
     {
@@ -788,20 +789,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S108 : u32 = (*_S63).out_offset_0 + _S105 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(1);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S108 : u32 = (*_S61).out_offset_0 + _S105 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(1);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S108] + sums_0[u32(5)][u32(1)];
+            _S76 = entryPointParams_result_0[_S108] + _S71[u32(5)][u32(1)];
         }
         else
         {
-            _S76 = sums_0[u32(5)][u32(1)];
+            _S76 = _S71[u32(5)][u32(1)];
         }
         entryPointParams_result_0[_S108] = _S76;
     }
     if(_S106)
     {
-        _S75 = (_S70 + _S72.y + u32(2)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(2)) < _S62;
     }
     else
     {
@@ -809,20 +810,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S109 : u32 = (*_S63).out_offset_0 + _S105 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(2);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S109 : u32 = (*_S61).out_offset_0 + _S105 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(2);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S109] + sums_0[u32(5)][u32(2)];
+            _S76 = entryPointParams_result_0[_S109] + _S71[u32(5)][u32(2)];
         }
         else
         {
-            _S76 = sums_0[u32(5)][u32(2)];
+            _S76 = _S71[u32(5)][u32(2)];
         }
         entryPointParams_result_0[_S109] = _S76;
     }
     if(_S106)
     {
-        _S75 = (_S70 + _S72.y + u32(3)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(3)) < _S62;
     }
     else
     {
@@ -830,22 +831,22 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S110 : u32 = (*_S63).out_offset_0 + _S105 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(3);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S110 : u32 = (*_S61).out_offset_0 + _S105 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(3);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S110] + sums_0[u32(5)][u32(3)];
+            _S76 = entryPointParams_result_0[_S110] + _S71[u32(5)][u32(3)];
         }
         else
         {
-            _S76 = sums_0[u32(5)][u32(3)];
+            _S76 = _S71[u32(5)][u32(3)];
         }
         entryPointParams_result_0[_S110] = _S76;
     }
     var _S111 : u32 = _S73 + u32(6);
-    var _S112 : bool = _S111 < _S71;
+    var _S112 : bool = _S111 < _S69;
     if(_S112)
     {
-        _S75 = (_S70 + _S72.y) < _S64;
+        _S75 = (_S68 + _S72.y) < _S62;
     }
     else
     {
@@ -853,20 +854,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S113 : u32 = (*_S63).out_offset_0 + _S111 * (*_S63).out_stride_0 + _S70 + _S72.y;
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S113 : u32 = (*_S61).out_offset_0 + _S111 * (*_S61).out_stride_0 + _S68 + _S72.y;
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S113] + sums_0[u32(6)][u32(0)];
+            _S76 = entryPointParams_result_0[_S113] + _S71[u32(6)][u32(0)];
         }
         else
         {
-            _S76 = sums_0[u32(6)][u32(0)];
+            _S76 = _S71[u32(6)][u32(0)];
         }
         entryPointParams_result_0[_S113] = _S76;
     }
     if(_S112)
     {
-        _S75 = (_S70 + _S72.y + u32(1)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(1)) < _S62;
     }
     else
     {
@@ -874,20 +875,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S114 : u32 = (*_S63).out_offset_0 + _S111 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(1);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S114 : u32 = (*_S61).out_offset_0 + _S111 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(1);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S114] + sums_0[u32(6)][u32(1)];
+            _S76 = entryPointParams_result_0[_S114] + _S71[u32(6)][u32(1)];
         }
         else
         {
-            _S76 = sums_0[u32(6)][u32(1)];
+            _S76 = _S71[u32(6)][u32(1)];
         }
         entryPointParams_result_0[_S114] = _S76;
     }
     if(_S112)
     {
-        _S75 = (_S70 + _S72.y + u32(2)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(2)) < _S62;
     }
     else
     {
@@ -895,20 +896,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S115 : u32 = (*_S63).out_offset_0 + _S111 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(2);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S115 : u32 = (*_S61).out_offset_0 + _S111 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(2);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S115] + sums_0[u32(6)][u32(2)];
+            _S76 = entryPointParams_result_0[_S115] + _S71[u32(6)][u32(2)];
         }
         else
         {
-            _S76 = sums_0[u32(6)][u32(2)];
+            _S76 = _S71[u32(6)][u32(2)];
         }
         entryPointParams_result_0[_S115] = _S76;
     }
     if(_S112)
     {
-        _S75 = (_S70 + _S72.y + u32(3)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(3)) < _S62;
     }
     else
     {
@@ -916,22 +917,22 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S116 : u32 = (*_S63).out_offset_0 + _S111 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(3);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S116 : u32 = (*_S61).out_offset_0 + _S111 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(3);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S116] + sums_0[u32(6)][u32(3)];
+            _S76 = entryPointParams_result_0[_S116] + _S71[u32(6)][u32(3)];
         }
         else
         {
-            _S76 = sums_0[u32(6)][u32(3)];
+            _S76 = _S71[u32(6)][u32(3)];
         }
         entryPointParams_result_0[_S116] = _S76;
     }
     var _S117 : u32 = _S73 + u32(7);
-    var _S118 : bool = _S117 < _S71;
+    var _S118 : bool = _S117 < _S69;
     if(_S118)
     {
-        _S75 = (_S70 + _S72.y) < _S64;
+        _S75 = (_S68 + _S72.y) < _S62;
     }
     else
     {
@@ -939,20 +940,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S119 : u32 = (*_S63).out_offset_0 + _S117 * (*_S63).out_stride_0 + _S70 + _S72.y;
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S119 : u32 = (*_S61).out_offset_0 + _S117 * (*_S61).out_stride_0 + _S68 + _S72.y;
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S119] + sums_0[u32(7)][u32(0)];
+            _S76 = entryPointParams_result_0[_S119] + _S71[u32(7)][u32(0)];
         }
         else
         {
-            _S76 = sums_0[u32(7)][u32(0)];
+            _S76 = _S71[u32(7)][u32(0)];
         }
         entryPointParams_result_0[_S119] = _S76;
     }
     if(_S118)
     {
-        _S75 = (_S70 + _S72.y + u32(1)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(1)) < _S62;
     }
     else
     {
@@ -960,20 +961,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S120 : u32 = (*_S63).out_offset_0 + _S117 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(1);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S120 : u32 = (*_S61).out_offset_0 + _S117 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(1);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S120] + sums_0[u32(7)][u32(1)];
+            _S76 = entryPointParams_result_0[_S120] + _S71[u32(7)][u32(1)];
         }
         else
         {
-            _S76 = sums_0[u32(7)][u32(1)];
+            _S76 = _S71[u32(7)][u32(1)];
         }
         entryPointParams_result_0[_S120] = _S76;
     }
     if(_S118)
     {
-        _S75 = (_S70 + _S72.y + u32(2)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(2)) < _S62;
     }
     else
     {
@@ -981,20 +982,20 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S121 : u32 = (*_S63).out_offset_0 + _S117 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(2);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S121 : u32 = (*_S61).out_offset_0 + _S117 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(2);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S121] + sums_0[u32(7)][u32(2)];
+            _S76 = entryPointParams_result_0[_S121] + _S71[u32(7)][u32(2)];
         }
         else
         {
-            _S76 = sums_0[u32(7)][u32(2)];
+            _S76 = _S71[u32(7)][u32(2)];
         }
         entryPointParams_result_0[_S121] = _S76;
     }
     if(_S118)
     {
-        _S75 = (_S70 + _S72.y + u32(3)) < _S64;
+        _S75 = (_S68 + _S72.y + u32(3)) < _S62;
     }
     else
     {
@@ -1002,14 +1003,14 @@ fn gemm_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemmParams_std14
     }
     if(_S75)
     {
-        var _S122 : u32 = (*_S63).out_offset_0 + _S117 * (*_S63).out_stride_0 + _S70 + _S72.y + u32(3);
-        if(((*_S63).accumulate_0) != u32(0))
+        var _S122 : u32 = (*_S61).out_offset_0 + _S117 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(3);
+        if(((*_S61).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S122] + sums_0[u32(7)][u32(3)];
+            _S76 = entryPointParams_result_0[_S122] + _S71[u32(7)][u32(3)];
         }
         else
         {
-            _S76 = sums_0[u32(7)][u32(3)];
+            _S76 = _S71[u32(7)][u32(3)];
         }
         entryPointParams_result_0[_S122] = _S76;
     }

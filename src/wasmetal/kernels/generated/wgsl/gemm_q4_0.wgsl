@@ -27,16 +27,9 @@ struct EntryPointParams_std140_0
 
 @binding(4) @group(0) var<storage, read> entryPointParams_step_0 : array<u32>;
 
-struct Block_0
+fn group_number_0( group_0 : vec3<u32>) -> u32
 {
-     rows_1 : array<vec4<f32>, i32(4)>,
-};
-
-fn Block_x24init_0( rows_2 : array<vec4<f32>, i32(4)>) -> Block_0
-{
-    var _S1 : Block_0;
-    _S1.rows_1 = rows_2;
-    return _S1;
+    return group_0.y * u32(32768) + group_0.x;
 }
 
 fn corner_0( thread_0 : u32) -> vec2<u32>
@@ -44,118 +37,111 @@ fn corner_0( thread_0 : u32) -> vec2<u32>
     return vec2<u32>(thread_0 / u32(16) * u32(8), thread_0 % u32(16) * u32(4));
 }
 
-fn share_0( thread_1 : u32,  along_k_0 : bool) -> vec2<u32>
+fn live_rows_0( _S1 : u32,  _S2 : u32) -> u32
 {
-    var _S2 : vec2<u32>;
-    if(along_k_0)
+    var _S3 : u32;
+    if(_S1 == u32(4294967295))
     {
-        _S2 = vec2<u32>(thread_1 / u32(8), thread_1 % u32(8));
+        _S3 = _S2;
     }
     else
     {
-        _S2 = vec2<u32>(thread_1 % u32(16), thread_1 / u32(16));
+        _S3 = min(entryPointParams_step_0[_S1], _S2);
     }
-    return _S2;
-}
-
-fn place_0( k_1 : u32,  quad_0 : u32) -> u32
-{
-    return k_1 * u32(16) + ((quad_0 ^ ((k_1 / u32(4) % u32(8)))));
-}
-
-var<workgroup> left_tile_0 : array<vec4<f32>, i32(512)>;
-
-fn Block_column_0( this_0 : Block_0,  c_0 : u32) -> vec4<f32>
-{
-    return vec4<f32>(this_0.rows_1[i32(0)][c_0], this_0.rows_1[i32(1)][c_0], this_0.rows_1[i32(2)][c_0], this_0.rows_1[i32(3)][c_0]);
-}
-
-var<workgroup> right_tile_0 : array<vec4<f32>, i32(512)>;
-
-fn group_number_0( group_0 : vec3<u32>) -> u32
-{
-    return group_0.y * u32(32768) + group_0.x;
-}
-
-fn live_rows_0( _S3 : u32,  _S4 : u32) -> u32
-{
-    var _S5 : u32;
-    if(_S3 == u32(4294967295))
-    {
-        _S5 = _S4;
-    }
-    else
-    {
-        _S5 = min(entryPointParams_step_0[_S3], _S4);
-    }
-    return _S5;
+    return _S3;
 }
 
 struct Activations_0
 {
      offset_0 : u32,
      stride_0 : u32,
-     rows_3 : u32,
-     k_2 : u32,
+     rows_1 : u32,
+     k_1 : u32,
 };
 
 struct Weights_0
 {
      offset_1 : u32,
      n_1 : u32,
-     k_3 : u32,
+     k_2 : u32,
 };
 
-fn Activations_along_k_0( _S6 : Activations_0) -> bool
+fn Activations_along_k_0( _S4 : Activations_0) -> bool
 {
     return true;
 }
 
-fn Weights_along_k_0( _S7 : Weights_0) -> bool
+fn share_0( thread_1 : u32,  along_k_0 : bool) -> vec2<u32>
 {
-    return true;
-}
-
-fn Activations_four_0( _S8 : Activations_0,  _S9 : u32,  _S10 : u32) -> vec4<f32>
-{
-    var _S11 : u32 = _S8.offset_0 + _S9 * _S8.stride_0 + _S10;
-    var _S12 : bool;
-    if(_S9 >= (_S8.rows_3))
+    var _S5 : vec2<u32>;
+    if(along_k_0)
     {
-        _S12 = true;
+        _S5 = vec2<u32>(thread_1 / u32(8), thread_1 % u32(8));
     }
     else
     {
-        _S12 = _S10 >= (_S8.k_2);
+        _S5 = vec2<u32>(thread_1 % u32(16), thread_1 / u32(16));
     }
-    if(_S12)
+    return _S5;
+}
+
+fn Weights_along_k_0( _S6 : Weights_0) -> bool
+{
+    return true;
+}
+
+struct Block_0
+{
+     rows_2 : array<vec4<f32>, i32(4)>,
+};
+
+fn Activations_four_0( _S7 : Activations_0,  _S8 : u32,  _S9 : u32) -> vec4<f32>
+{
+    var _S10 : u32 = _S7.offset_0 + _S8 * _S7.stride_0 + _S9;
+    var _S11 : bool;
+    if(_S8 >= (_S7.rows_1))
+    {
+        _S11 = true;
+    }
+    else
+    {
+        _S11 = _S9 >= (_S7.k_1);
+    }
+    if(_S11)
     {
         return vec4<f32>(vec4<i32>(i32(0)));
     }
-    if((_S10 + u32(4)) > (_S8.k_2))
+    if((_S9 + u32(4)) > (_S7.k_1))
     {
-        var _S13 : f32 = entryPointParams_x_0[_S11];
-        var _S14 : f32;
-        if((_S10 + u32(1)) < (_S8.k_2))
+        var _S12 : f32 = entryPointParams_x_0[_S10];
+        var _S13 : f32;
+        if((_S9 + u32(1)) < (_S7.k_1))
         {
-            _S14 = entryPointParams_x_0[_S11 + u32(1)];
+            _S13 = entryPointParams_x_0[_S10 + u32(1)];
+        }
+        else
+        {
+            _S13 = 0.0f;
+        }
+        var _S14 : f32;
+        if((_S9 + u32(2)) < (_S7.k_1))
+        {
+            _S14 = entryPointParams_x_0[_S10 + u32(2)];
         }
         else
         {
             _S14 = 0.0f;
         }
-        var _S15 : f32;
-        if((_S10 + u32(2)) < (_S8.k_2))
-        {
-            _S15 = entryPointParams_x_0[_S11 + u32(2)];
-        }
-        else
-        {
-            _S15 = 0.0f;
-        }
-        return vec4<f32>(_S13, _S14, _S15, 0.0f);
+        return vec4<f32>(_S12, _S13, _S14, 0.0f);
     }
-    return vec4<f32>(entryPointParams_x_0[_S11], entryPointParams_x_0[_S11 + u32(1)], entryPointParams_x_0[_S11 + u32(2)], entryPointParams_x_0[_S11 + u32(3)]);
+    return vec4<f32>(entryPointParams_x_0[_S10], entryPointParams_x_0[_S10 + u32(1)], entryPointParams_x_0[_S10 + u32(2)], entryPointParams_x_0[_S10 + u32(3)]);
+}
+
+fn Block_x24init_0( rows_3 : array<vec4<f32>, i32(4)>) -> Block_0
+{
+    var _S15 : Block_0;
+    _S15.rows_2 = rows_3;
+    return _S15;
 }
 
 fn Block_load_0( _S16 : Activations_0,  _S17 : u32,  _S18 : u32) -> Block_0
@@ -205,7 +191,7 @@ fn Weights_four_0( _S31 : Weights_0,  _S32 : u32,  _S33 : u32) -> vec4<f32>
     var _S34 : bool;
     if(_S32 < (_S31.n_1))
     {
-        _S34 = _S33 < (_S31.k_3);
+        _S34 = _S33 < (_S31.k_2);
     }
     else
     {
@@ -214,7 +200,7 @@ fn Weights_four_0( _S31 : Weights_0,  _S32 : u32,  _S33 : u32) -> vec4<f32>
     var _S35 : vec4<f32>;
     if(_S34)
     {
-        _S35 = Q4_0_four_0(_S31.offset_1, _S31.k_3, _S32, _S33);
+        _S35 = Q4_0_four_0(_S31.offset_1, _S31.k_2, _S32, _S33);
     }
     else
     {
@@ -229,17 +215,32 @@ fn Block_load_1( _S36 : Weights_0,  _S37 : u32,  _S38 : u32) -> Block_0
     return Block_x24init_0(_S39);
 }
 
-fn product_0( _S40 : Activations_0,  _S41 : Weights_0,  _S42 : u32,  _S43 : u32,  _S44 : u32,  _S45 : u32,  _S46 : u32,  _S47 : ptr<function, array<vec4<f32>, i32(8)>>)
+fn place_0( k_3 : u32,  quad_0 : u32) -> u32
 {
+    return k_3 * u32(16) + ((quad_0 ^ ((k_3 / u32(4) % u32(8)))));
+}
+
+var<workgroup> left_tile_0 : array<vec4<f32>, i32(512)>;
+
+fn Block_column_0( this_0 : Block_0,  c_0 : u32) -> vec4<f32>
+{
+    return vec4<f32>(this_0.rows_2[i32(0)][c_0], this_0.rows_2[i32(1)][c_0], this_0.rows_2[i32(2)][c_0], this_0.rows_2[i32(3)][c_0]);
+}
+
+var<workgroup> right_tile_0 : array<vec4<f32>, i32(512)>;
+
+fn ThreadTiles_product_0( _S40 : Activations_0,  _S41 : Weights_0,  _S42 : u32,  _S43 : u32,  _S44 : u32,  _S45 : u32,  _S46 : u32,  _S47 : ptr<function, array<vec4<f32>, i32(8)>>)
+{
+    var sums_0 : array<vec4<f32>, i32(8)>;
     var _S48 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    (*_S47)[u32(0)] = _S48;
-    (*_S47)[u32(1)] = _S48;
-    (*_S47)[u32(2)] = _S48;
-    (*_S47)[u32(3)] = _S48;
-    (*_S47)[u32(4)] = _S48;
-    (*_S47)[u32(5)] = _S48;
-    (*_S47)[u32(6)] = _S48;
-    (*_S47)[u32(7)] = _S48;
+    sums_0[u32(0)] = _S48;
+    sums_0[u32(1)] = _S48;
+    sums_0[u32(2)] = _S48;
+    sums_0[u32(3)] = _S48;
+    sums_0[u32(4)] = _S48;
+    sums_0[u32(5)] = _S48;
+    sums_0[u32(6)] = _S48;
+    sums_0[u32(7)] = _S48;
     var _S49 : vec2<u32> = corner_0(_S46);
     var _S50 : vec2<u32> = share_0(_S46, Activations_along_k_0(_S40));
     var _S51 : vec2<u32> = share_0(_S46, Weights_along_k_0(_S41));
@@ -289,16 +290,14 @@ fn product_0( _S40 : Activations_0,  _S41 : Weights_0,  _S42 : u32,  _S43 : u32,
                     break;
                 }
                 var _S64 : vec4<f32> = right_tile_0[place_0(j_0, _S49.y / u32(4))];
-                var _S65 : vec4<f32> = left_tile_0[place_0(j_0, _S63 / u32(4))];
-                (*_S47)[u32(0)] = (*_S47)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4))].x) * _S64;
-                (*_S47)[u32(1)] = (*_S47)[u32(1)] + vec4<f32>(_S65.y) * _S64;
-                (*_S47)[u32(2)] = (*_S47)[u32(2)] + vec4<f32>(_S65.z) * _S64;
-                (*_S47)[u32(3)] = (*_S47)[u32(3)] + vec4<f32>(_S65.w) * _S64;
-                var _S66 : vec4<f32> = left_tile_0[place_0(j_0, _S63 / u32(4) + u32(1))];
-                (*_S47)[u32(4)] = (*_S47)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4) + u32(1))].x) * _S64;
-                (*_S47)[u32(5)] = (*_S47)[u32(5)] + vec4<f32>(_S66.y) * _S64;
-                (*_S47)[u32(6)] = (*_S47)[u32(6)] + vec4<f32>(_S66.z) * _S64;
-                (*_S47)[u32(7)] = (*_S47)[u32(7)] + vec4<f32>(_S66.w) * _S64;
+                sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4))].x) * _S64;
+                sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4))].y) * _S64;
+                sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4))].z) * _S64;
+                sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4))].w) * _S64;
+                sums_0[u32(4)] = sums_0[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4) + u32(1))].x) * _S64;
+                sums_0[u32(5)] = sums_0[u32(5)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4) + u32(1))].y) * _S64;
+                sums_0[u32(6)] = sums_0[u32(6)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4) + u32(1))].z) * _S64;
+                sums_0[u32(7)] = sums_0[u32(7)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4) + u32(1))].w) * _S64;
                 j_0 = j_0 + u32(1);
             }
         }
@@ -307,41 +306,43 @@ fn product_0( _S40 : Activations_0,  _S41 : Weights_0,  _S42 : u32,  _S43 : u32,
         left_block_0 = _S61;
         right_block_0 = _S62;
     }
+    (*_S47) = sums_0;
     return;
 }
 
-fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std140_0>)
+fn gemm_0( _S65 : vec3<u32>,  _S66 : u32,  _S67 : ptr<function, GemmParams_std140_0>)
 {
-    var _S70 : u32 = (*_S69).n_0;
-    var _S71 : u32 = ((*_S69).n_0 + u32(64) - u32(1)) / u32(64);
-    var _S72 : u32 = group_number_0(_S67);
-    var _S73 : u32 = _S72 / _S71;
+    var _S68 : u32 = (*_S67).n_0;
+    var _S69 : u32 = ((*_S67).n_0 + u32(64) - u32(1)) / u32(64);
+    var _S70 : u32 = group_number_0(_S65);
+    var _S71 : u32 = _S70 / _S69;
+    var _S72 : u32 = _S71 * u32(64);
+    var _S73 : u32 = _S70 % _S69;
     var _S74 : u32 = _S73 * u32(64);
-    var _S75 : u32 = _S72 % _S71;
-    var _S76 : u32 = _S75 * u32(64);
-    var _S77 : u32 = live_rows_0((*_S69).step_offset_0, (*_S69).rows_0);
-    if(_S74 >= _S77)
+    var _S75 : u32 = live_rows_0((*_S67).step_offset_0, (*_S67).rows_0);
+    if(_S72 >= _S75)
     {
         return;
     }
     var left_0 : Activations_0;
-    left_0.offset_0 = (*_S69).x_offset_0;
-    left_0.stride_0 = (*_S69).x_stride_0;
-    left_0.rows_3 = _S77;
-    left_0.k_2 = (*_S69).k_0;
+    left_0.offset_0 = (*_S67).x_offset_0;
+    left_0.stride_0 = (*_S67).x_stride_0;
+    left_0.rows_1 = _S75;
+    left_0.k_1 = (*_S67).k_0;
     var right_0 : Weights_0;
-    right_0.offset_1 = (*_S69).weight_offset_0;
-    right_0.n_1 = _S70;
-    right_0.k_3 = (*_S69).k_0;
-    var sums_0 : array<vec4<f32>, i32(8)>;
-    product_0(left_0, right_0, _S74, _S76, _S77, (*_S69).k_0, _S68, &(sums_0));
-    var _S78 : vec2<u32> = corner_0(_S68);
-    var _S79 : u32 = _S74 + _S78.x;
-    var _S80 : bool = _S79 < _S77;
+    right_0.offset_1 = (*_S67).weight_offset_0;
+    right_0.n_1 = _S68;
+    right_0.k_2 = (*_S67).k_0;
+    var _S76 : array<vec4<f32>, i32(8)>;
+    ThreadTiles_product_0(left_0, right_0, _S72, _S74, _S75, (*_S67).k_0, _S66, &(_S76));
+    var _S77 : array<vec4<f32>, i32(8)> = _S76;
+    var _S78 : vec2<u32> = corner_0(_S66);
+    var _S79 : u32 = _S72 + _S78.x;
+    var _S80 : bool = _S79 < _S75;
     var _S81 : bool;
     if(_S80)
     {
-        _S81 = (_S76 + _S78.y) < _S70;
+        _S81 = (_S74 + _S78.y) < _S68;
     }
     else
     {
@@ -350,20 +351,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     var _S82 : f32;
     if(_S81)
     {
-        var _S83 : u32 = (*_S69).out_offset_0 + _S79 * (*_S69).out_stride_0 + _S76 + _S78.y;
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S83 : u32 = (*_S67).out_offset_0 + _S79 * (*_S67).out_stride_0 + _S74 + _S78.y;
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S83] + sums_0[u32(0)][u32(0)];
+            _S82 = entryPointParams_result_0[_S83] + _S77[u32(0)][u32(0)];
         }
         else
         {
-            _S82 = sums_0[u32(0)][u32(0)];
+            _S82 = _S77[u32(0)][u32(0)];
         }
         entryPointParams_result_0[_S83] = _S82;
     }
     if(_S80)
     {
-        _S81 = (_S76 + _S78.y + u32(1)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(1)) < _S68;
     }
     else
     {
@@ -371,20 +372,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S84 : u32 = (*_S69).out_offset_0 + _S79 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(1);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S84 : u32 = (*_S67).out_offset_0 + _S79 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(1);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S84] + sums_0[u32(0)][u32(1)];
+            _S82 = entryPointParams_result_0[_S84] + _S77[u32(0)][u32(1)];
         }
         else
         {
-            _S82 = sums_0[u32(0)][u32(1)];
+            _S82 = _S77[u32(0)][u32(1)];
         }
         entryPointParams_result_0[_S84] = _S82;
     }
     if(_S80)
     {
-        _S81 = (_S76 + _S78.y + u32(2)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(2)) < _S68;
     }
     else
     {
@@ -392,20 +393,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S85 : u32 = (*_S69).out_offset_0 + _S79 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(2);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S85 : u32 = (*_S67).out_offset_0 + _S79 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(2);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S85] + sums_0[u32(0)][u32(2)];
+            _S82 = entryPointParams_result_0[_S85] + _S77[u32(0)][u32(2)];
         }
         else
         {
-            _S82 = sums_0[u32(0)][u32(2)];
+            _S82 = _S77[u32(0)][u32(2)];
         }
         entryPointParams_result_0[_S85] = _S82;
     }
     if(_S80)
     {
-        _S81 = (_S76 + _S78.y + u32(3)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(3)) < _S68;
     }
     else
     {
@@ -413,22 +414,22 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S86 : u32 = (*_S69).out_offset_0 + _S79 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(3);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S86 : u32 = (*_S67).out_offset_0 + _S79 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(3);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S86] + sums_0[u32(0)][u32(3)];
+            _S82 = entryPointParams_result_0[_S86] + _S77[u32(0)][u32(3)];
         }
         else
         {
-            _S82 = sums_0[u32(0)][u32(3)];
+            _S82 = _S77[u32(0)][u32(3)];
         }
         entryPointParams_result_0[_S86] = _S82;
     }
     var _S87 : u32 = _S79 + u32(1);
-    var _S88 : bool = _S87 < _S77;
+    var _S88 : bool = _S87 < _S75;
     if(_S88)
     {
-        _S81 = (_S76 + _S78.y) < _S70;
+        _S81 = (_S74 + _S78.y) < _S68;
     }
     else
     {
@@ -436,20 +437,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S89 : u32 = (*_S69).out_offset_0 + _S87 * (*_S69).out_stride_0 + _S76 + _S78.y;
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S89 : u32 = (*_S67).out_offset_0 + _S87 * (*_S67).out_stride_0 + _S74 + _S78.y;
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S89] + sums_0[u32(1)][u32(0)];
+            _S82 = entryPointParams_result_0[_S89] + _S77[u32(1)][u32(0)];
         }
         else
         {
-            _S82 = sums_0[u32(1)][u32(0)];
+            _S82 = _S77[u32(1)][u32(0)];
         }
         entryPointParams_result_0[_S89] = _S82;
     }
     if(_S88)
     {
-        _S81 = (_S76 + _S78.y + u32(1)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(1)) < _S68;
     }
     else
     {
@@ -457,20 +458,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S90 : u32 = (*_S69).out_offset_0 + _S87 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(1);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S90 : u32 = (*_S67).out_offset_0 + _S87 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(1);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S90] + sums_0[u32(1)][u32(1)];
+            _S82 = entryPointParams_result_0[_S90] + _S77[u32(1)][u32(1)];
         }
         else
         {
-            _S82 = sums_0[u32(1)][u32(1)];
+            _S82 = _S77[u32(1)][u32(1)];
         }
         entryPointParams_result_0[_S90] = _S82;
     }
     if(_S88)
     {
-        _S81 = (_S76 + _S78.y + u32(2)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(2)) < _S68;
     }
     else
     {
@@ -478,20 +479,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S91 : u32 = (*_S69).out_offset_0 + _S87 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(2);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S91 : u32 = (*_S67).out_offset_0 + _S87 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(2);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S91] + sums_0[u32(1)][u32(2)];
+            _S82 = entryPointParams_result_0[_S91] + _S77[u32(1)][u32(2)];
         }
         else
         {
-            _S82 = sums_0[u32(1)][u32(2)];
+            _S82 = _S77[u32(1)][u32(2)];
         }
         entryPointParams_result_0[_S91] = _S82;
     }
     if(_S88)
     {
-        _S81 = (_S76 + _S78.y + u32(3)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(3)) < _S68;
     }
     else
     {
@@ -499,22 +500,22 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S92 : u32 = (*_S69).out_offset_0 + _S87 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(3);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S92 : u32 = (*_S67).out_offset_0 + _S87 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(3);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S92] + sums_0[u32(1)][u32(3)];
+            _S82 = entryPointParams_result_0[_S92] + _S77[u32(1)][u32(3)];
         }
         else
         {
-            _S82 = sums_0[u32(1)][u32(3)];
+            _S82 = _S77[u32(1)][u32(3)];
         }
         entryPointParams_result_0[_S92] = _S82;
     }
     var _S93 : u32 = _S79 + u32(2);
-    var _S94 : bool = _S93 < _S77;
+    var _S94 : bool = _S93 < _S75;
     if(_S94)
     {
-        _S81 = (_S76 + _S78.y) < _S70;
+        _S81 = (_S74 + _S78.y) < _S68;
     }
     else
     {
@@ -522,20 +523,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S95 : u32 = (*_S69).out_offset_0 + _S93 * (*_S69).out_stride_0 + _S76 + _S78.y;
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S95 : u32 = (*_S67).out_offset_0 + _S93 * (*_S67).out_stride_0 + _S74 + _S78.y;
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S95] + sums_0[u32(2)][u32(0)];
+            _S82 = entryPointParams_result_0[_S95] + _S77[u32(2)][u32(0)];
         }
         else
         {
-            _S82 = sums_0[u32(2)][u32(0)];
+            _S82 = _S77[u32(2)][u32(0)];
         }
         entryPointParams_result_0[_S95] = _S82;
     }
     if(_S94)
     {
-        _S81 = (_S76 + _S78.y + u32(1)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(1)) < _S68;
     }
     else
     {
@@ -543,20 +544,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S96 : u32 = (*_S69).out_offset_0 + _S93 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(1);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S96 : u32 = (*_S67).out_offset_0 + _S93 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(1);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S96] + sums_0[u32(2)][u32(1)];
+            _S82 = entryPointParams_result_0[_S96] + _S77[u32(2)][u32(1)];
         }
         else
         {
-            _S82 = sums_0[u32(2)][u32(1)];
+            _S82 = _S77[u32(2)][u32(1)];
         }
         entryPointParams_result_0[_S96] = _S82;
     }
     if(_S94)
     {
-        _S81 = (_S76 + _S78.y + u32(2)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(2)) < _S68;
     }
     else
     {
@@ -564,20 +565,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S97 : u32 = (*_S69).out_offset_0 + _S93 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(2);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S97 : u32 = (*_S67).out_offset_0 + _S93 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(2);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S97] + sums_0[u32(2)][u32(2)];
+            _S82 = entryPointParams_result_0[_S97] + _S77[u32(2)][u32(2)];
         }
         else
         {
-            _S82 = sums_0[u32(2)][u32(2)];
+            _S82 = _S77[u32(2)][u32(2)];
         }
         entryPointParams_result_0[_S97] = _S82;
     }
     if(_S94)
     {
-        _S81 = (_S76 + _S78.y + u32(3)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(3)) < _S68;
     }
     else
     {
@@ -585,22 +586,22 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S98 : u32 = (*_S69).out_offset_0 + _S93 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(3);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S98 : u32 = (*_S67).out_offset_0 + _S93 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(3);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S98] + sums_0[u32(2)][u32(3)];
+            _S82 = entryPointParams_result_0[_S98] + _S77[u32(2)][u32(3)];
         }
         else
         {
-            _S82 = sums_0[u32(2)][u32(3)];
+            _S82 = _S77[u32(2)][u32(3)];
         }
         entryPointParams_result_0[_S98] = _S82;
     }
     var _S99 : u32 = _S79 + u32(3);
-    var _S100 : bool = _S99 < _S77;
+    var _S100 : bool = _S99 < _S75;
     if(_S100)
     {
-        _S81 = (_S76 + _S78.y) < _S70;
+        _S81 = (_S74 + _S78.y) < _S68;
     }
     else
     {
@@ -608,20 +609,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S101 : u32 = (*_S69).out_offset_0 + _S99 * (*_S69).out_stride_0 + _S76 + _S78.y;
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S101 : u32 = (*_S67).out_offset_0 + _S99 * (*_S67).out_stride_0 + _S74 + _S78.y;
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S101] + sums_0[u32(3)][u32(0)];
+            _S82 = entryPointParams_result_0[_S101] + _S77[u32(3)][u32(0)];
         }
         else
         {
-            _S82 = sums_0[u32(3)][u32(0)];
+            _S82 = _S77[u32(3)][u32(0)];
         }
         entryPointParams_result_0[_S101] = _S82;
     }
     if(_S100)
     {
-        _S81 = (_S76 + _S78.y + u32(1)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(1)) < _S68;
     }
     else
     {
@@ -629,20 +630,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S102 : u32 = (*_S69).out_offset_0 + _S99 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(1);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S102 : u32 = (*_S67).out_offset_0 + _S99 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(1);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S102] + sums_0[u32(3)][u32(1)];
+            _S82 = entryPointParams_result_0[_S102] + _S77[u32(3)][u32(1)];
         }
         else
         {
-            _S82 = sums_0[u32(3)][u32(1)];
+            _S82 = _S77[u32(3)][u32(1)];
         }
         entryPointParams_result_0[_S102] = _S82;
     }
     if(_S100)
     {
-        _S81 = (_S76 + _S78.y + u32(2)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(2)) < _S68;
     }
     else
     {
@@ -650,20 +651,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S103 : u32 = (*_S69).out_offset_0 + _S99 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(2);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S103 : u32 = (*_S67).out_offset_0 + _S99 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(2);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S103] + sums_0[u32(3)][u32(2)];
+            _S82 = entryPointParams_result_0[_S103] + _S77[u32(3)][u32(2)];
         }
         else
         {
-            _S82 = sums_0[u32(3)][u32(2)];
+            _S82 = _S77[u32(3)][u32(2)];
         }
         entryPointParams_result_0[_S103] = _S82;
     }
     if(_S100)
     {
-        _S81 = (_S76 + _S78.y + u32(3)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(3)) < _S68;
     }
     else
     {
@@ -671,22 +672,22 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S104 : u32 = (*_S69).out_offset_0 + _S99 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(3);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S104 : u32 = (*_S67).out_offset_0 + _S99 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(3);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S104] + sums_0[u32(3)][u32(3)];
+            _S82 = entryPointParams_result_0[_S104] + _S77[u32(3)][u32(3)];
         }
         else
         {
-            _S82 = sums_0[u32(3)][u32(3)];
+            _S82 = _S77[u32(3)][u32(3)];
         }
         entryPointParams_result_0[_S104] = _S82;
     }
     var _S105 : u32 = _S79 + u32(4);
-    var _S106 : bool = _S105 < _S77;
+    var _S106 : bool = _S105 < _S75;
     if(_S106)
     {
-        _S81 = (_S76 + _S78.y) < _S70;
+        _S81 = (_S74 + _S78.y) < _S68;
     }
     else
     {
@@ -694,20 +695,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S107 : u32 = (*_S69).out_offset_0 + _S105 * (*_S69).out_stride_0 + _S76 + _S78.y;
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S107 : u32 = (*_S67).out_offset_0 + _S105 * (*_S67).out_stride_0 + _S74 + _S78.y;
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S107] + sums_0[u32(4)][u32(0)];
+            _S82 = entryPointParams_result_0[_S107] + _S77[u32(4)][u32(0)];
         }
         else
         {
-            _S82 = sums_0[u32(4)][u32(0)];
+            _S82 = _S77[u32(4)][u32(0)];
         }
         entryPointParams_result_0[_S107] = _S82;
     }
     if(_S106)
     {
-        _S81 = (_S76 + _S78.y + u32(1)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(1)) < _S68;
     }
     else
     {
@@ -715,20 +716,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S108 : u32 = (*_S69).out_offset_0 + _S105 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(1);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S108 : u32 = (*_S67).out_offset_0 + _S105 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(1);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S108] + sums_0[u32(4)][u32(1)];
+            _S82 = entryPointParams_result_0[_S108] + _S77[u32(4)][u32(1)];
         }
         else
         {
-            _S82 = sums_0[u32(4)][u32(1)];
+            _S82 = _S77[u32(4)][u32(1)];
         }
         entryPointParams_result_0[_S108] = _S82;
     }
     if(_S106)
     {
-        _S81 = (_S76 + _S78.y + u32(2)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(2)) < _S68;
     }
     else
     {
@@ -736,20 +737,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S109 : u32 = (*_S69).out_offset_0 + _S105 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(2);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S109 : u32 = (*_S67).out_offset_0 + _S105 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(2);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S109] + sums_0[u32(4)][u32(2)];
+            _S82 = entryPointParams_result_0[_S109] + _S77[u32(4)][u32(2)];
         }
         else
         {
-            _S82 = sums_0[u32(4)][u32(2)];
+            _S82 = _S77[u32(4)][u32(2)];
         }
         entryPointParams_result_0[_S109] = _S82;
     }
     if(_S106)
     {
-        _S81 = (_S76 + _S78.y + u32(3)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(3)) < _S68;
     }
     else
     {
@@ -757,22 +758,22 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S110 : u32 = (*_S69).out_offset_0 + _S105 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(3);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S110 : u32 = (*_S67).out_offset_0 + _S105 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(3);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S110] + sums_0[u32(4)][u32(3)];
+            _S82 = entryPointParams_result_0[_S110] + _S77[u32(4)][u32(3)];
         }
         else
         {
-            _S82 = sums_0[u32(4)][u32(3)];
+            _S82 = _S77[u32(4)][u32(3)];
         }
         entryPointParams_result_0[_S110] = _S82;
     }
     var _S111 : u32 = _S79 + u32(5);
-    var _S112 : bool = _S111 < _S77;
+    var _S112 : bool = _S111 < _S75;
     if(_S112)
     {
-        _S81 = (_S76 + _S78.y) < _S70;
+        _S81 = (_S74 + _S78.y) < _S68;
     }
     else
     {
@@ -780,20 +781,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S113 : u32 = (*_S69).out_offset_0 + _S111 * (*_S69).out_stride_0 + _S76 + _S78.y;
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S113 : u32 = (*_S67).out_offset_0 + _S111 * (*_S67).out_stride_0 + _S74 + _S78.y;
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S113] + sums_0[u32(5)][u32(0)];
+            _S82 = entryPointParams_result_0[_S113] + _S77[u32(5)][u32(0)];
         }
         else
         {
-            _S82 = sums_0[u32(5)][u32(0)];
+            _S82 = _S77[u32(5)][u32(0)];
         }
         entryPointParams_result_0[_S113] = _S82;
     }
     if(_S112)
     {
-        _S81 = (_S76 + _S78.y + u32(1)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(1)) < _S68;
     }
     else
     {
@@ -801,20 +802,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S114 : u32 = (*_S69).out_offset_0 + _S111 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(1);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S114 : u32 = (*_S67).out_offset_0 + _S111 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(1);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S114] + sums_0[u32(5)][u32(1)];
+            _S82 = entryPointParams_result_0[_S114] + _S77[u32(5)][u32(1)];
         }
         else
         {
-            _S82 = sums_0[u32(5)][u32(1)];
+            _S82 = _S77[u32(5)][u32(1)];
         }
         entryPointParams_result_0[_S114] = _S82;
     }
     if(_S112)
     {
-        _S81 = (_S76 + _S78.y + u32(2)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(2)) < _S68;
     }
     else
     {
@@ -822,20 +823,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S115 : u32 = (*_S69).out_offset_0 + _S111 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(2);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S115 : u32 = (*_S67).out_offset_0 + _S111 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(2);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S115] + sums_0[u32(5)][u32(2)];
+            _S82 = entryPointParams_result_0[_S115] + _S77[u32(5)][u32(2)];
         }
         else
         {
-            _S82 = sums_0[u32(5)][u32(2)];
+            _S82 = _S77[u32(5)][u32(2)];
         }
         entryPointParams_result_0[_S115] = _S82;
     }
     if(_S112)
     {
-        _S81 = (_S76 + _S78.y + u32(3)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(3)) < _S68;
     }
     else
     {
@@ -843,22 +844,22 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S116 : u32 = (*_S69).out_offset_0 + _S111 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(3);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S116 : u32 = (*_S67).out_offset_0 + _S111 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(3);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S116] + sums_0[u32(5)][u32(3)];
+            _S82 = entryPointParams_result_0[_S116] + _S77[u32(5)][u32(3)];
         }
         else
         {
-            _S82 = sums_0[u32(5)][u32(3)];
+            _S82 = _S77[u32(5)][u32(3)];
         }
         entryPointParams_result_0[_S116] = _S82;
     }
     var _S117 : u32 = _S79 + u32(6);
-    var _S118 : bool = _S117 < _S77;
+    var _S118 : bool = _S117 < _S75;
     if(_S118)
     {
-        _S81 = (_S76 + _S78.y) < _S70;
+        _S81 = (_S74 + _S78.y) < _S68;
     }
     else
     {
@@ -866,20 +867,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S119 : u32 = (*_S69).out_offset_0 + _S117 * (*_S69).out_stride_0 + _S76 + _S78.y;
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S119 : u32 = (*_S67).out_offset_0 + _S117 * (*_S67).out_stride_0 + _S74 + _S78.y;
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S119] + sums_0[u32(6)][u32(0)];
+            _S82 = entryPointParams_result_0[_S119] + _S77[u32(6)][u32(0)];
         }
         else
         {
-            _S82 = sums_0[u32(6)][u32(0)];
+            _S82 = _S77[u32(6)][u32(0)];
         }
         entryPointParams_result_0[_S119] = _S82;
     }
     if(_S118)
     {
-        _S81 = (_S76 + _S78.y + u32(1)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(1)) < _S68;
     }
     else
     {
@@ -887,20 +888,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S120 : u32 = (*_S69).out_offset_0 + _S117 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(1);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S120 : u32 = (*_S67).out_offset_0 + _S117 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(1);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S120] + sums_0[u32(6)][u32(1)];
+            _S82 = entryPointParams_result_0[_S120] + _S77[u32(6)][u32(1)];
         }
         else
         {
-            _S82 = sums_0[u32(6)][u32(1)];
+            _S82 = _S77[u32(6)][u32(1)];
         }
         entryPointParams_result_0[_S120] = _S82;
     }
     if(_S118)
     {
-        _S81 = (_S76 + _S78.y + u32(2)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(2)) < _S68;
     }
     else
     {
@@ -908,20 +909,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S121 : u32 = (*_S69).out_offset_0 + _S117 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(2);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S121 : u32 = (*_S67).out_offset_0 + _S117 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(2);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S121] + sums_0[u32(6)][u32(2)];
+            _S82 = entryPointParams_result_0[_S121] + _S77[u32(6)][u32(2)];
         }
         else
         {
-            _S82 = sums_0[u32(6)][u32(2)];
+            _S82 = _S77[u32(6)][u32(2)];
         }
         entryPointParams_result_0[_S121] = _S82;
     }
     if(_S118)
     {
-        _S81 = (_S76 + _S78.y + u32(3)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(3)) < _S68;
     }
     else
     {
@@ -929,22 +930,22 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S122 : u32 = (*_S69).out_offset_0 + _S117 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(3);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S122 : u32 = (*_S67).out_offset_0 + _S117 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(3);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S122] + sums_0[u32(6)][u32(3)];
+            _S82 = entryPointParams_result_0[_S122] + _S77[u32(6)][u32(3)];
         }
         else
         {
-            _S82 = sums_0[u32(6)][u32(3)];
+            _S82 = _S77[u32(6)][u32(3)];
         }
         entryPointParams_result_0[_S122] = _S82;
     }
     var _S123 : u32 = _S79 + u32(7);
-    var _S124 : bool = _S123 < _S77;
+    var _S124 : bool = _S123 < _S75;
     if(_S124)
     {
-        _S81 = (_S76 + _S78.y) < _S70;
+        _S81 = (_S74 + _S78.y) < _S68;
     }
     else
     {
@@ -952,20 +953,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S125 : u32 = (*_S69).out_offset_0 + _S123 * (*_S69).out_stride_0 + _S76 + _S78.y;
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S125 : u32 = (*_S67).out_offset_0 + _S123 * (*_S67).out_stride_0 + _S74 + _S78.y;
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S125] + sums_0[u32(7)][u32(0)];
+            _S82 = entryPointParams_result_0[_S125] + _S77[u32(7)][u32(0)];
         }
         else
         {
-            _S82 = sums_0[u32(7)][u32(0)];
+            _S82 = _S77[u32(7)][u32(0)];
         }
         entryPointParams_result_0[_S125] = _S82;
     }
     if(_S124)
     {
-        _S81 = (_S76 + _S78.y + u32(1)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(1)) < _S68;
     }
     else
     {
@@ -973,20 +974,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S126 : u32 = (*_S69).out_offset_0 + _S123 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(1);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S126 : u32 = (*_S67).out_offset_0 + _S123 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(1);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S126] + sums_0[u32(7)][u32(1)];
+            _S82 = entryPointParams_result_0[_S126] + _S77[u32(7)][u32(1)];
         }
         else
         {
-            _S82 = sums_0[u32(7)][u32(1)];
+            _S82 = _S77[u32(7)][u32(1)];
         }
         entryPointParams_result_0[_S126] = _S82;
     }
     if(_S124)
     {
-        _S81 = (_S76 + _S78.y + u32(2)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(2)) < _S68;
     }
     else
     {
@@ -994,20 +995,20 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S127 : u32 = (*_S69).out_offset_0 + _S123 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(2);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S127 : u32 = (*_S67).out_offset_0 + _S123 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(2);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S127] + sums_0[u32(7)][u32(2)];
+            _S82 = entryPointParams_result_0[_S127] + _S77[u32(7)][u32(2)];
         }
         else
         {
-            _S82 = sums_0[u32(7)][u32(2)];
+            _S82 = _S77[u32(7)][u32(2)];
         }
         entryPointParams_result_0[_S127] = _S82;
     }
     if(_S124)
     {
-        _S81 = (_S76 + _S78.y + u32(3)) < _S70;
+        _S81 = (_S74 + _S78.y + u32(3)) < _S68;
     }
     else
     {
@@ -1015,14 +1016,14 @@ fn gemm_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GemmParams_std14
     }
     if(_S81)
     {
-        var _S128 : u32 = (*_S69).out_offset_0 + _S123 * (*_S69).out_stride_0 + _S76 + _S78.y + u32(3);
-        if(((*_S69).accumulate_0) != u32(0))
+        var _S128 : u32 = (*_S67).out_offset_0 + _S123 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(3);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S82 = entryPointParams_result_0[_S128] + sums_0[u32(7)][u32(3)];
+            _S82 = entryPointParams_result_0[_S128] + _S77[u32(7)][u32(3)];
         }
         else
         {
-            _S82 = sums_0[u32(7)][u32(3)];
+            _S82 = _S77[u32(7)][u32(3)];
         }
         entryPointParams_result_0[_S128] = _S82;
     }

@@ -27,16 +27,9 @@ struct EntryPointParams_std140_0
 
 @binding(4) @group(0) var<storage, read> entryPointParams_step_0 : array<u32>;
 
-struct Block_0
+fn group_number_0( group_0 : vec3<u32>) -> u32
 {
-     rows_1 : array<vec4<f32>, i32(4)>,
-};
-
-fn Block_x24init_0( rows_2 : array<vec4<f32>, i32(4)>) -> Block_0
-{
-    var _S1 : Block_0;
-    _S1.rows_1 = rows_2;
-    return _S1;
+    return group_0.y * u32(32768) + group_0.x;
 }
 
 fn corner_0( thread_0 : u32) -> vec2<u32>
@@ -44,118 +37,111 @@ fn corner_0( thread_0 : u32) -> vec2<u32>
     return vec2<u32>(thread_0 / u32(16) * u32(8), thread_0 % u32(16) * u32(4));
 }
 
-fn share_0( thread_1 : u32,  along_k_0 : bool) -> vec2<u32>
+fn live_rows_0( _S1 : u32,  _S2 : u32) -> u32
 {
-    var _S2 : vec2<u32>;
-    if(along_k_0)
+    var _S3 : u32;
+    if(_S1 == u32(4294967295))
     {
-        _S2 = vec2<u32>(thread_1 / u32(8), thread_1 % u32(8));
+        _S3 = _S2;
     }
     else
     {
-        _S2 = vec2<u32>(thread_1 % u32(16), thread_1 / u32(16));
+        _S3 = min(entryPointParams_step_0[_S1], _S2);
     }
-    return _S2;
-}
-
-fn place_0( k_1 : u32,  quad_0 : u32) -> u32
-{
-    return k_1 * u32(16) + ((quad_0 ^ ((k_1 / u32(4) % u32(8)))));
-}
-
-var<workgroup> left_tile_0 : array<vec4<f32>, i32(512)>;
-
-fn Block_column_0( this_0 : Block_0,  c_0 : u32) -> vec4<f32>
-{
-    return vec4<f32>(this_0.rows_1[i32(0)][c_0], this_0.rows_1[i32(1)][c_0], this_0.rows_1[i32(2)][c_0], this_0.rows_1[i32(3)][c_0]);
-}
-
-var<workgroup> right_tile_0 : array<vec4<f32>, i32(512)>;
-
-fn group_number_0( group_0 : vec3<u32>) -> u32
-{
-    return group_0.y * u32(32768) + group_0.x;
-}
-
-fn live_rows_0( _S3 : u32,  _S4 : u32) -> u32
-{
-    var _S5 : u32;
-    if(_S3 == u32(4294967295))
-    {
-        _S5 = _S4;
-    }
-    else
-    {
-        _S5 = min(entryPointParams_step_0[_S3], _S4);
-    }
-    return _S5;
+    return _S3;
 }
 
 struct Activations_0
 {
      offset_0 : u32,
      stride_0 : u32,
-     rows_3 : u32,
-     k_2 : u32,
+     rows_1 : u32,
+     k_1 : u32,
 };
 
 struct Weights_0
 {
      offset_1 : u32,
      n_1 : u32,
-     k_3 : u32,
+     k_2 : u32,
 };
 
-fn Activations_along_k_0( _S6 : Activations_0) -> bool
+fn Activations_along_k_0( _S4 : Activations_0) -> bool
 {
     return true;
 }
 
-fn Weights_along_k_0( _S7 : Weights_0) -> bool
+fn share_0( thread_1 : u32,  along_k_0 : bool) -> vec2<u32>
 {
-    return true;
-}
-
-fn Activations_four_0( _S8 : Activations_0,  _S9 : u32,  _S10 : u32) -> vec4<f32>
-{
-    var _S11 : u32 = _S8.offset_0 + _S9 * _S8.stride_0 + _S10;
-    var _S12 : bool;
-    if(_S9 >= (_S8.rows_3))
+    var _S5 : vec2<u32>;
+    if(along_k_0)
     {
-        _S12 = true;
+        _S5 = vec2<u32>(thread_1 / u32(8), thread_1 % u32(8));
     }
     else
     {
-        _S12 = _S10 >= (_S8.k_2);
+        _S5 = vec2<u32>(thread_1 % u32(16), thread_1 / u32(16));
     }
-    if(_S12)
+    return _S5;
+}
+
+fn Weights_along_k_0( _S6 : Weights_0) -> bool
+{
+    return true;
+}
+
+struct Block_0
+{
+     rows_2 : array<vec4<f32>, i32(4)>,
+};
+
+fn Activations_four_0( _S7 : Activations_0,  _S8 : u32,  _S9 : u32) -> vec4<f32>
+{
+    var _S10 : u32 = _S7.offset_0 + _S8 * _S7.stride_0 + _S9;
+    var _S11 : bool;
+    if(_S8 >= (_S7.rows_1))
+    {
+        _S11 = true;
+    }
+    else
+    {
+        _S11 = _S9 >= (_S7.k_1);
+    }
+    if(_S11)
     {
         return vec4<f32>(vec4<i32>(i32(0)));
     }
-    if((_S10 + u32(4)) > (_S8.k_2))
+    if((_S9 + u32(4)) > (_S7.k_1))
     {
-        var _S13 : f32 = entryPointParams_x_0[_S11];
-        var _S14 : f32;
-        if((_S10 + u32(1)) < (_S8.k_2))
+        var _S12 : f32 = entryPointParams_x_0[_S10];
+        var _S13 : f32;
+        if((_S9 + u32(1)) < (_S7.k_1))
         {
-            _S14 = entryPointParams_x_0[_S11 + u32(1)];
+            _S13 = entryPointParams_x_0[_S10 + u32(1)];
+        }
+        else
+        {
+            _S13 = 0.0f;
+        }
+        var _S14 : f32;
+        if((_S9 + u32(2)) < (_S7.k_1))
+        {
+            _S14 = entryPointParams_x_0[_S10 + u32(2)];
         }
         else
         {
             _S14 = 0.0f;
         }
-        var _S15 : f32;
-        if((_S10 + u32(2)) < (_S8.k_2))
-        {
-            _S15 = entryPointParams_x_0[_S11 + u32(2)];
-        }
-        else
-        {
-            _S15 = 0.0f;
-        }
-        return vec4<f32>(_S13, _S14, _S15, 0.0f);
+        return vec4<f32>(_S12, _S13, _S14, 0.0f);
     }
-    return vec4<f32>(entryPointParams_x_0[_S11], entryPointParams_x_0[_S11 + u32(1)], entryPointParams_x_0[_S11 + u32(2)], entryPointParams_x_0[_S11 + u32(3)]);
+    return vec4<f32>(entryPointParams_x_0[_S10], entryPointParams_x_0[_S10 + u32(1)], entryPointParams_x_0[_S10 + u32(2)], entryPointParams_x_0[_S10 + u32(3)]);
+}
+
+fn Block_x24init_0( rows_3 : array<vec4<f32>, i32(4)>) -> Block_0
+{
+    var _S15 : Block_0;
+    _S15.rows_2 = rows_3;
+    return _S15;
 }
 
 fn Block_load_0( _S16 : Activations_0,  _S17 : u32,  _S18 : u32) -> Block_0
@@ -186,7 +172,7 @@ fn Weights_four_0( _S26 : Weights_0,  _S27 : u32,  _S28 : u32) -> vec4<f32>
     var _S29 : bool;
     if(_S27 < (_S26.n_1))
     {
-        _S29 = _S28 < (_S26.k_3);
+        _S29 = _S28 < (_S26.k_2);
     }
     else
     {
@@ -195,7 +181,7 @@ fn Weights_four_0( _S26 : Weights_0,  _S27 : u32,  _S28 : u32) -> vec4<f32>
     var _S30 : vec4<f32>;
     if(_S29)
     {
-        _S30 = Q4_1_four_0(_S26.offset_1, _S26.k_3, _S27, _S28);
+        _S30 = Q4_1_four_0(_S26.offset_1, _S26.k_2, _S27, _S28);
     }
     else
     {
@@ -210,17 +196,32 @@ fn Block_load_1( _S31 : Weights_0,  _S32 : u32,  _S33 : u32) -> Block_0
     return Block_x24init_0(_S34);
 }
 
-fn product_0( _S35 : Activations_0,  _S36 : Weights_0,  _S37 : u32,  _S38 : u32,  _S39 : u32,  _S40 : u32,  _S41 : u32,  _S42 : ptr<function, array<vec4<f32>, i32(8)>>)
+fn place_0( k_3 : u32,  quad_0 : u32) -> u32
 {
+    return k_3 * u32(16) + ((quad_0 ^ ((k_3 / u32(4) % u32(8)))));
+}
+
+var<workgroup> left_tile_0 : array<vec4<f32>, i32(512)>;
+
+fn Block_column_0( this_0 : Block_0,  c_0 : u32) -> vec4<f32>
+{
+    return vec4<f32>(this_0.rows_2[i32(0)][c_0], this_0.rows_2[i32(1)][c_0], this_0.rows_2[i32(2)][c_0], this_0.rows_2[i32(3)][c_0]);
+}
+
+var<workgroup> right_tile_0 : array<vec4<f32>, i32(512)>;
+
+fn ThreadTiles_product_0( _S35 : Activations_0,  _S36 : Weights_0,  _S37 : u32,  _S38 : u32,  _S39 : u32,  _S40 : u32,  _S41 : u32,  _S42 : ptr<function, array<vec4<f32>, i32(8)>>)
+{
+    var sums_0 : array<vec4<f32>, i32(8)>;
     var _S43 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    (*_S42)[u32(0)] = _S43;
-    (*_S42)[u32(1)] = _S43;
-    (*_S42)[u32(2)] = _S43;
-    (*_S42)[u32(3)] = _S43;
-    (*_S42)[u32(4)] = _S43;
-    (*_S42)[u32(5)] = _S43;
-    (*_S42)[u32(6)] = _S43;
-    (*_S42)[u32(7)] = _S43;
+    sums_0[u32(0)] = _S43;
+    sums_0[u32(1)] = _S43;
+    sums_0[u32(2)] = _S43;
+    sums_0[u32(3)] = _S43;
+    sums_0[u32(4)] = _S43;
+    sums_0[u32(5)] = _S43;
+    sums_0[u32(6)] = _S43;
+    sums_0[u32(7)] = _S43;
     var _S44 : vec2<u32> = corner_0(_S41);
     var _S45 : vec2<u32> = share_0(_S41, Activations_along_k_0(_S35));
     var _S46 : vec2<u32> = share_0(_S41, Weights_along_k_0(_S36));
@@ -270,16 +271,14 @@ fn product_0( _S35 : Activations_0,  _S36 : Weights_0,  _S37 : u32,  _S38 : u32,
                     break;
                 }
                 var _S59 : vec4<f32> = right_tile_0[place_0(j_0, _S44.y / u32(4))];
-                var _S60 : vec4<f32> = left_tile_0[place_0(j_0, _S58 / u32(4))];
-                (*_S42)[u32(0)] = (*_S42)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4))].x) * _S59;
-                (*_S42)[u32(1)] = (*_S42)[u32(1)] + vec4<f32>(_S60.y) * _S59;
-                (*_S42)[u32(2)] = (*_S42)[u32(2)] + vec4<f32>(_S60.z) * _S59;
-                (*_S42)[u32(3)] = (*_S42)[u32(3)] + vec4<f32>(_S60.w) * _S59;
-                var _S61 : vec4<f32> = left_tile_0[place_0(j_0, _S58 / u32(4) + u32(1))];
-                (*_S42)[u32(4)] = (*_S42)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4) + u32(1))].x) * _S59;
-                (*_S42)[u32(5)] = (*_S42)[u32(5)] + vec4<f32>(_S61.y) * _S59;
-                (*_S42)[u32(6)] = (*_S42)[u32(6)] + vec4<f32>(_S61.z) * _S59;
-                (*_S42)[u32(7)] = (*_S42)[u32(7)] + vec4<f32>(_S61.w) * _S59;
+                sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4))].x) * _S59;
+                sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4))].y) * _S59;
+                sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4))].z) * _S59;
+                sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4))].w) * _S59;
+                sums_0[u32(4)] = sums_0[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4) + u32(1))].x) * _S59;
+                sums_0[u32(5)] = sums_0[u32(5)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4) + u32(1))].y) * _S59;
+                sums_0[u32(6)] = sums_0[u32(6)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4) + u32(1))].z) * _S59;
+                sums_0[u32(7)] = sums_0[u32(7)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4) + u32(1))].w) * _S59;
                 j_0 = j_0 + u32(1);
             }
         }
@@ -288,41 +287,43 @@ fn product_0( _S35 : Activations_0,  _S36 : Weights_0,  _S37 : u32,  _S38 : u32,
         left_block_0 = _S56;
         right_block_0 = _S57;
     }
+    (*_S42) = sums_0;
     return;
 }
 
-fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std140_0>)
+fn gemm_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, GemmParams_std140_0>)
 {
-    var _S65 : u32 = (*_S64).n_0;
-    var _S66 : u32 = ((*_S64).n_0 + u32(64) - u32(1)) / u32(64);
-    var _S67 : u32 = group_number_0(_S62);
-    var _S68 : u32 = _S67 / _S66;
+    var _S63 : u32 = (*_S62).n_0;
+    var _S64 : u32 = ((*_S62).n_0 + u32(64) - u32(1)) / u32(64);
+    var _S65 : u32 = group_number_0(_S60);
+    var _S66 : u32 = _S65 / _S64;
+    var _S67 : u32 = _S66 * u32(64);
+    var _S68 : u32 = _S65 % _S64;
     var _S69 : u32 = _S68 * u32(64);
-    var _S70 : u32 = _S67 % _S66;
-    var _S71 : u32 = _S70 * u32(64);
-    var _S72 : u32 = live_rows_0((*_S64).step_offset_0, (*_S64).rows_0);
-    if(_S69 >= _S72)
+    var _S70 : u32 = live_rows_0((*_S62).step_offset_0, (*_S62).rows_0);
+    if(_S67 >= _S70)
     {
         return;
     }
     var left_0 : Activations_0;
-    left_0.offset_0 = (*_S64).x_offset_0;
-    left_0.stride_0 = (*_S64).x_stride_0;
-    left_0.rows_3 = _S72;
-    left_0.k_2 = (*_S64).k_0;
+    left_0.offset_0 = (*_S62).x_offset_0;
+    left_0.stride_0 = (*_S62).x_stride_0;
+    left_0.rows_1 = _S70;
+    left_0.k_1 = (*_S62).k_0;
     var right_0 : Weights_0;
-    right_0.offset_1 = (*_S64).weight_offset_0;
-    right_0.n_1 = _S65;
-    right_0.k_3 = (*_S64).k_0;
-    var sums_0 : array<vec4<f32>, i32(8)>;
-    product_0(left_0, right_0, _S69, _S71, _S72, (*_S64).k_0, _S63, &(sums_0));
-    var _S73 : vec2<u32> = corner_0(_S63);
-    var _S74 : u32 = _S69 + _S73.x;
-    var _S75 : bool = _S74 < _S72;
+    right_0.offset_1 = (*_S62).weight_offset_0;
+    right_0.n_1 = _S63;
+    right_0.k_2 = (*_S62).k_0;
+    var _S71 : array<vec4<f32>, i32(8)>;
+    ThreadTiles_product_0(left_0, right_0, _S67, _S69, _S70, (*_S62).k_0, _S61, &(_S71));
+    var _S72 : array<vec4<f32>, i32(8)> = _S71;
+    var _S73 : vec2<u32> = corner_0(_S61);
+    var _S74 : u32 = _S67 + _S73.x;
+    var _S75 : bool = _S74 < _S70;
     var _S76 : bool;
     if(_S75)
     {
-        _S76 = (_S71 + _S73.y) < _S65;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
@@ -331,20 +332,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     var _S77 : f32;
     if(_S76)
     {
-        var _S78 : u32 = (*_S64).out_offset_0 + _S74 * (*_S64).out_stride_0 + _S71 + _S73.y;
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S78 : u32 = (*_S62).out_offset_0 + _S74 * (*_S62).out_stride_0 + _S69 + _S73.y;
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S78] + sums_0[u32(0)][u32(0)];
+            _S77 = entryPointParams_result_0[_S78] + _S72[u32(0)][u32(0)];
         }
         else
         {
-            _S77 = sums_0[u32(0)][u32(0)];
+            _S77 = _S72[u32(0)][u32(0)];
         }
         entryPointParams_result_0[_S78] = _S77;
     }
     if(_S75)
     {
-        _S76 = (_S71 + _S73.y + u32(1)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(1)) < _S63;
     }
     else
     {
@@ -352,20 +353,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S79 : u32 = (*_S64).out_offset_0 + _S74 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(1);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S79 : u32 = (*_S62).out_offset_0 + _S74 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(1);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S79] + sums_0[u32(0)][u32(1)];
+            _S77 = entryPointParams_result_0[_S79] + _S72[u32(0)][u32(1)];
         }
         else
         {
-            _S77 = sums_0[u32(0)][u32(1)];
+            _S77 = _S72[u32(0)][u32(1)];
         }
         entryPointParams_result_0[_S79] = _S77;
     }
     if(_S75)
     {
-        _S76 = (_S71 + _S73.y + u32(2)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(2)) < _S63;
     }
     else
     {
@@ -373,20 +374,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S80 : u32 = (*_S64).out_offset_0 + _S74 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(2);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S80 : u32 = (*_S62).out_offset_0 + _S74 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(2);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S80] + sums_0[u32(0)][u32(2)];
+            _S77 = entryPointParams_result_0[_S80] + _S72[u32(0)][u32(2)];
         }
         else
         {
-            _S77 = sums_0[u32(0)][u32(2)];
+            _S77 = _S72[u32(0)][u32(2)];
         }
         entryPointParams_result_0[_S80] = _S77;
     }
     if(_S75)
     {
-        _S76 = (_S71 + _S73.y + u32(3)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(3)) < _S63;
     }
     else
     {
@@ -394,22 +395,22 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S81 : u32 = (*_S64).out_offset_0 + _S74 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(3);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S81 : u32 = (*_S62).out_offset_0 + _S74 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(3);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S81] + sums_0[u32(0)][u32(3)];
+            _S77 = entryPointParams_result_0[_S81] + _S72[u32(0)][u32(3)];
         }
         else
         {
-            _S77 = sums_0[u32(0)][u32(3)];
+            _S77 = _S72[u32(0)][u32(3)];
         }
         entryPointParams_result_0[_S81] = _S77;
     }
     var _S82 : u32 = _S74 + u32(1);
-    var _S83 : bool = _S82 < _S72;
+    var _S83 : bool = _S82 < _S70;
     if(_S83)
     {
-        _S76 = (_S71 + _S73.y) < _S65;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
@@ -417,20 +418,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S84 : u32 = (*_S64).out_offset_0 + _S82 * (*_S64).out_stride_0 + _S71 + _S73.y;
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S84 : u32 = (*_S62).out_offset_0 + _S82 * (*_S62).out_stride_0 + _S69 + _S73.y;
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S84] + sums_0[u32(1)][u32(0)];
+            _S77 = entryPointParams_result_0[_S84] + _S72[u32(1)][u32(0)];
         }
         else
         {
-            _S77 = sums_0[u32(1)][u32(0)];
+            _S77 = _S72[u32(1)][u32(0)];
         }
         entryPointParams_result_0[_S84] = _S77;
     }
     if(_S83)
     {
-        _S76 = (_S71 + _S73.y + u32(1)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(1)) < _S63;
     }
     else
     {
@@ -438,20 +439,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S85 : u32 = (*_S64).out_offset_0 + _S82 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(1);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S85 : u32 = (*_S62).out_offset_0 + _S82 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(1);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S85] + sums_0[u32(1)][u32(1)];
+            _S77 = entryPointParams_result_0[_S85] + _S72[u32(1)][u32(1)];
         }
         else
         {
-            _S77 = sums_0[u32(1)][u32(1)];
+            _S77 = _S72[u32(1)][u32(1)];
         }
         entryPointParams_result_0[_S85] = _S77;
     }
     if(_S83)
     {
-        _S76 = (_S71 + _S73.y + u32(2)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(2)) < _S63;
     }
     else
     {
@@ -459,20 +460,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S86 : u32 = (*_S64).out_offset_0 + _S82 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(2);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S86 : u32 = (*_S62).out_offset_0 + _S82 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(2);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S86] + sums_0[u32(1)][u32(2)];
+            _S77 = entryPointParams_result_0[_S86] + _S72[u32(1)][u32(2)];
         }
         else
         {
-            _S77 = sums_0[u32(1)][u32(2)];
+            _S77 = _S72[u32(1)][u32(2)];
         }
         entryPointParams_result_0[_S86] = _S77;
     }
     if(_S83)
     {
-        _S76 = (_S71 + _S73.y + u32(3)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(3)) < _S63;
     }
     else
     {
@@ -480,22 +481,22 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S87 : u32 = (*_S64).out_offset_0 + _S82 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(3);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S87 : u32 = (*_S62).out_offset_0 + _S82 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(3);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S87] + sums_0[u32(1)][u32(3)];
+            _S77 = entryPointParams_result_0[_S87] + _S72[u32(1)][u32(3)];
         }
         else
         {
-            _S77 = sums_0[u32(1)][u32(3)];
+            _S77 = _S72[u32(1)][u32(3)];
         }
         entryPointParams_result_0[_S87] = _S77;
     }
     var _S88 : u32 = _S74 + u32(2);
-    var _S89 : bool = _S88 < _S72;
+    var _S89 : bool = _S88 < _S70;
     if(_S89)
     {
-        _S76 = (_S71 + _S73.y) < _S65;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
@@ -503,20 +504,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S90 : u32 = (*_S64).out_offset_0 + _S88 * (*_S64).out_stride_0 + _S71 + _S73.y;
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S90 : u32 = (*_S62).out_offset_0 + _S88 * (*_S62).out_stride_0 + _S69 + _S73.y;
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S90] + sums_0[u32(2)][u32(0)];
+            _S77 = entryPointParams_result_0[_S90] + _S72[u32(2)][u32(0)];
         }
         else
         {
-            _S77 = sums_0[u32(2)][u32(0)];
+            _S77 = _S72[u32(2)][u32(0)];
         }
         entryPointParams_result_0[_S90] = _S77;
     }
     if(_S89)
     {
-        _S76 = (_S71 + _S73.y + u32(1)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(1)) < _S63;
     }
     else
     {
@@ -524,20 +525,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S91 : u32 = (*_S64).out_offset_0 + _S88 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(1);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S91 : u32 = (*_S62).out_offset_0 + _S88 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(1);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S91] + sums_0[u32(2)][u32(1)];
+            _S77 = entryPointParams_result_0[_S91] + _S72[u32(2)][u32(1)];
         }
         else
         {
-            _S77 = sums_0[u32(2)][u32(1)];
+            _S77 = _S72[u32(2)][u32(1)];
         }
         entryPointParams_result_0[_S91] = _S77;
     }
     if(_S89)
     {
-        _S76 = (_S71 + _S73.y + u32(2)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(2)) < _S63;
     }
     else
     {
@@ -545,20 +546,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S92 : u32 = (*_S64).out_offset_0 + _S88 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(2);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S92 : u32 = (*_S62).out_offset_0 + _S88 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(2);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S92] + sums_0[u32(2)][u32(2)];
+            _S77 = entryPointParams_result_0[_S92] + _S72[u32(2)][u32(2)];
         }
         else
         {
-            _S77 = sums_0[u32(2)][u32(2)];
+            _S77 = _S72[u32(2)][u32(2)];
         }
         entryPointParams_result_0[_S92] = _S77;
     }
     if(_S89)
     {
-        _S76 = (_S71 + _S73.y + u32(3)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(3)) < _S63;
     }
     else
     {
@@ -566,22 +567,22 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S93 : u32 = (*_S64).out_offset_0 + _S88 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(3);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S93 : u32 = (*_S62).out_offset_0 + _S88 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(3);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S93] + sums_0[u32(2)][u32(3)];
+            _S77 = entryPointParams_result_0[_S93] + _S72[u32(2)][u32(3)];
         }
         else
         {
-            _S77 = sums_0[u32(2)][u32(3)];
+            _S77 = _S72[u32(2)][u32(3)];
         }
         entryPointParams_result_0[_S93] = _S77;
     }
     var _S94 : u32 = _S74 + u32(3);
-    var _S95 : bool = _S94 < _S72;
+    var _S95 : bool = _S94 < _S70;
     if(_S95)
     {
-        _S76 = (_S71 + _S73.y) < _S65;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
@@ -589,20 +590,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S96 : u32 = (*_S64).out_offset_0 + _S94 * (*_S64).out_stride_0 + _S71 + _S73.y;
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S96 : u32 = (*_S62).out_offset_0 + _S94 * (*_S62).out_stride_0 + _S69 + _S73.y;
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S96] + sums_0[u32(3)][u32(0)];
+            _S77 = entryPointParams_result_0[_S96] + _S72[u32(3)][u32(0)];
         }
         else
         {
-            _S77 = sums_0[u32(3)][u32(0)];
+            _S77 = _S72[u32(3)][u32(0)];
         }
         entryPointParams_result_0[_S96] = _S77;
     }
     if(_S95)
     {
-        _S76 = (_S71 + _S73.y + u32(1)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(1)) < _S63;
     }
     else
     {
@@ -610,20 +611,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S97 : u32 = (*_S64).out_offset_0 + _S94 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(1);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S97 : u32 = (*_S62).out_offset_0 + _S94 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(1);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S97] + sums_0[u32(3)][u32(1)];
+            _S77 = entryPointParams_result_0[_S97] + _S72[u32(3)][u32(1)];
         }
         else
         {
-            _S77 = sums_0[u32(3)][u32(1)];
+            _S77 = _S72[u32(3)][u32(1)];
         }
         entryPointParams_result_0[_S97] = _S77;
     }
     if(_S95)
     {
-        _S76 = (_S71 + _S73.y + u32(2)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(2)) < _S63;
     }
     else
     {
@@ -631,20 +632,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S98 : u32 = (*_S64).out_offset_0 + _S94 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(2);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S98 : u32 = (*_S62).out_offset_0 + _S94 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(2);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S98] + sums_0[u32(3)][u32(2)];
+            _S77 = entryPointParams_result_0[_S98] + _S72[u32(3)][u32(2)];
         }
         else
         {
-            _S77 = sums_0[u32(3)][u32(2)];
+            _S77 = _S72[u32(3)][u32(2)];
         }
         entryPointParams_result_0[_S98] = _S77;
     }
     if(_S95)
     {
-        _S76 = (_S71 + _S73.y + u32(3)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(3)) < _S63;
     }
     else
     {
@@ -652,22 +653,22 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S99 : u32 = (*_S64).out_offset_0 + _S94 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(3);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S99 : u32 = (*_S62).out_offset_0 + _S94 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(3);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S99] + sums_0[u32(3)][u32(3)];
+            _S77 = entryPointParams_result_0[_S99] + _S72[u32(3)][u32(3)];
         }
         else
         {
-            _S77 = sums_0[u32(3)][u32(3)];
+            _S77 = _S72[u32(3)][u32(3)];
         }
         entryPointParams_result_0[_S99] = _S77;
     }
     var _S100 : u32 = _S74 + u32(4);
-    var _S101 : bool = _S100 < _S72;
+    var _S101 : bool = _S100 < _S70;
     if(_S101)
     {
-        _S76 = (_S71 + _S73.y) < _S65;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
@@ -675,20 +676,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S102 : u32 = (*_S64).out_offset_0 + _S100 * (*_S64).out_stride_0 + _S71 + _S73.y;
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S102 : u32 = (*_S62).out_offset_0 + _S100 * (*_S62).out_stride_0 + _S69 + _S73.y;
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S102] + sums_0[u32(4)][u32(0)];
+            _S77 = entryPointParams_result_0[_S102] + _S72[u32(4)][u32(0)];
         }
         else
         {
-            _S77 = sums_0[u32(4)][u32(0)];
+            _S77 = _S72[u32(4)][u32(0)];
         }
         entryPointParams_result_0[_S102] = _S77;
     }
     if(_S101)
     {
-        _S76 = (_S71 + _S73.y + u32(1)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(1)) < _S63;
     }
     else
     {
@@ -696,20 +697,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S103 : u32 = (*_S64).out_offset_0 + _S100 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(1);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S103 : u32 = (*_S62).out_offset_0 + _S100 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(1);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S103] + sums_0[u32(4)][u32(1)];
+            _S77 = entryPointParams_result_0[_S103] + _S72[u32(4)][u32(1)];
         }
         else
         {
-            _S77 = sums_0[u32(4)][u32(1)];
+            _S77 = _S72[u32(4)][u32(1)];
         }
         entryPointParams_result_0[_S103] = _S77;
     }
     if(_S101)
     {
-        _S76 = (_S71 + _S73.y + u32(2)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(2)) < _S63;
     }
     else
     {
@@ -717,20 +718,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S104 : u32 = (*_S64).out_offset_0 + _S100 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(2);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S104 : u32 = (*_S62).out_offset_0 + _S100 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(2);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S104] + sums_0[u32(4)][u32(2)];
+            _S77 = entryPointParams_result_0[_S104] + _S72[u32(4)][u32(2)];
         }
         else
         {
-            _S77 = sums_0[u32(4)][u32(2)];
+            _S77 = _S72[u32(4)][u32(2)];
         }
         entryPointParams_result_0[_S104] = _S77;
     }
     if(_S101)
     {
-        _S76 = (_S71 + _S73.y + u32(3)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(3)) < _S63;
     }
     else
     {
@@ -738,22 +739,22 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S105 : u32 = (*_S64).out_offset_0 + _S100 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(3);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S105 : u32 = (*_S62).out_offset_0 + _S100 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(3);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S105] + sums_0[u32(4)][u32(3)];
+            _S77 = entryPointParams_result_0[_S105] + _S72[u32(4)][u32(3)];
         }
         else
         {
-            _S77 = sums_0[u32(4)][u32(3)];
+            _S77 = _S72[u32(4)][u32(3)];
         }
         entryPointParams_result_0[_S105] = _S77;
     }
     var _S106 : u32 = _S74 + u32(5);
-    var _S107 : bool = _S106 < _S72;
+    var _S107 : bool = _S106 < _S70;
     if(_S107)
     {
-        _S76 = (_S71 + _S73.y) < _S65;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
@@ -761,20 +762,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S108 : u32 = (*_S64).out_offset_0 + _S106 * (*_S64).out_stride_0 + _S71 + _S73.y;
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S108 : u32 = (*_S62).out_offset_0 + _S106 * (*_S62).out_stride_0 + _S69 + _S73.y;
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S108] + sums_0[u32(5)][u32(0)];
+            _S77 = entryPointParams_result_0[_S108] + _S72[u32(5)][u32(0)];
         }
         else
         {
-            _S77 = sums_0[u32(5)][u32(0)];
+            _S77 = _S72[u32(5)][u32(0)];
         }
         entryPointParams_result_0[_S108] = _S77;
     }
     if(_S107)
     {
-        _S76 = (_S71 + _S73.y + u32(1)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(1)) < _S63;
     }
     else
     {
@@ -782,20 +783,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S109 : u32 = (*_S64).out_offset_0 + _S106 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(1);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S109 : u32 = (*_S62).out_offset_0 + _S106 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(1);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S109] + sums_0[u32(5)][u32(1)];
+            _S77 = entryPointParams_result_0[_S109] + _S72[u32(5)][u32(1)];
         }
         else
         {
-            _S77 = sums_0[u32(5)][u32(1)];
+            _S77 = _S72[u32(5)][u32(1)];
         }
         entryPointParams_result_0[_S109] = _S77;
     }
     if(_S107)
     {
-        _S76 = (_S71 + _S73.y + u32(2)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(2)) < _S63;
     }
     else
     {
@@ -803,20 +804,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S110 : u32 = (*_S64).out_offset_0 + _S106 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(2);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S110 : u32 = (*_S62).out_offset_0 + _S106 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(2);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S110] + sums_0[u32(5)][u32(2)];
+            _S77 = entryPointParams_result_0[_S110] + _S72[u32(5)][u32(2)];
         }
         else
         {
-            _S77 = sums_0[u32(5)][u32(2)];
+            _S77 = _S72[u32(5)][u32(2)];
         }
         entryPointParams_result_0[_S110] = _S77;
     }
     if(_S107)
     {
-        _S76 = (_S71 + _S73.y + u32(3)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(3)) < _S63;
     }
     else
     {
@@ -824,22 +825,22 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S111 : u32 = (*_S64).out_offset_0 + _S106 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(3);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S111 : u32 = (*_S62).out_offset_0 + _S106 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(3);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S111] + sums_0[u32(5)][u32(3)];
+            _S77 = entryPointParams_result_0[_S111] + _S72[u32(5)][u32(3)];
         }
         else
         {
-            _S77 = sums_0[u32(5)][u32(3)];
+            _S77 = _S72[u32(5)][u32(3)];
         }
         entryPointParams_result_0[_S111] = _S77;
     }
     var _S112 : u32 = _S74 + u32(6);
-    var _S113 : bool = _S112 < _S72;
+    var _S113 : bool = _S112 < _S70;
     if(_S113)
     {
-        _S76 = (_S71 + _S73.y) < _S65;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
@@ -847,20 +848,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S114 : u32 = (*_S64).out_offset_0 + _S112 * (*_S64).out_stride_0 + _S71 + _S73.y;
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S114 : u32 = (*_S62).out_offset_0 + _S112 * (*_S62).out_stride_0 + _S69 + _S73.y;
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S114] + sums_0[u32(6)][u32(0)];
+            _S77 = entryPointParams_result_0[_S114] + _S72[u32(6)][u32(0)];
         }
         else
         {
-            _S77 = sums_0[u32(6)][u32(0)];
+            _S77 = _S72[u32(6)][u32(0)];
         }
         entryPointParams_result_0[_S114] = _S77;
     }
     if(_S113)
     {
-        _S76 = (_S71 + _S73.y + u32(1)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(1)) < _S63;
     }
     else
     {
@@ -868,20 +869,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S115 : u32 = (*_S64).out_offset_0 + _S112 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(1);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S115 : u32 = (*_S62).out_offset_0 + _S112 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(1);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S115] + sums_0[u32(6)][u32(1)];
+            _S77 = entryPointParams_result_0[_S115] + _S72[u32(6)][u32(1)];
         }
         else
         {
-            _S77 = sums_0[u32(6)][u32(1)];
+            _S77 = _S72[u32(6)][u32(1)];
         }
         entryPointParams_result_0[_S115] = _S77;
     }
     if(_S113)
     {
-        _S76 = (_S71 + _S73.y + u32(2)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(2)) < _S63;
     }
     else
     {
@@ -889,20 +890,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S116 : u32 = (*_S64).out_offset_0 + _S112 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(2);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S116 : u32 = (*_S62).out_offset_0 + _S112 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(2);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S116] + sums_0[u32(6)][u32(2)];
+            _S77 = entryPointParams_result_0[_S116] + _S72[u32(6)][u32(2)];
         }
         else
         {
-            _S77 = sums_0[u32(6)][u32(2)];
+            _S77 = _S72[u32(6)][u32(2)];
         }
         entryPointParams_result_0[_S116] = _S77;
     }
     if(_S113)
     {
-        _S76 = (_S71 + _S73.y + u32(3)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(3)) < _S63;
     }
     else
     {
@@ -910,22 +911,22 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S117 : u32 = (*_S64).out_offset_0 + _S112 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(3);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S117 : u32 = (*_S62).out_offset_0 + _S112 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(3);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S117] + sums_0[u32(6)][u32(3)];
+            _S77 = entryPointParams_result_0[_S117] + _S72[u32(6)][u32(3)];
         }
         else
         {
-            _S77 = sums_0[u32(6)][u32(3)];
+            _S77 = _S72[u32(6)][u32(3)];
         }
         entryPointParams_result_0[_S117] = _S77;
     }
     var _S118 : u32 = _S74 + u32(7);
-    var _S119 : bool = _S118 < _S72;
+    var _S119 : bool = _S118 < _S70;
     if(_S119)
     {
-        _S76 = (_S71 + _S73.y) < _S65;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
@@ -933,20 +934,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S120 : u32 = (*_S64).out_offset_0 + _S118 * (*_S64).out_stride_0 + _S71 + _S73.y;
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S120 : u32 = (*_S62).out_offset_0 + _S118 * (*_S62).out_stride_0 + _S69 + _S73.y;
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S120] + sums_0[u32(7)][u32(0)];
+            _S77 = entryPointParams_result_0[_S120] + _S72[u32(7)][u32(0)];
         }
         else
         {
-            _S77 = sums_0[u32(7)][u32(0)];
+            _S77 = _S72[u32(7)][u32(0)];
         }
         entryPointParams_result_0[_S120] = _S77;
     }
     if(_S119)
     {
-        _S76 = (_S71 + _S73.y + u32(1)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(1)) < _S63;
     }
     else
     {
@@ -954,20 +955,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S121 : u32 = (*_S64).out_offset_0 + _S118 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(1);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S121 : u32 = (*_S62).out_offset_0 + _S118 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(1);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S121] + sums_0[u32(7)][u32(1)];
+            _S77 = entryPointParams_result_0[_S121] + _S72[u32(7)][u32(1)];
         }
         else
         {
-            _S77 = sums_0[u32(7)][u32(1)];
+            _S77 = _S72[u32(7)][u32(1)];
         }
         entryPointParams_result_0[_S121] = _S77;
     }
     if(_S119)
     {
-        _S76 = (_S71 + _S73.y + u32(2)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(2)) < _S63;
     }
     else
     {
@@ -975,20 +976,20 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S122 : u32 = (*_S64).out_offset_0 + _S118 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(2);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S122 : u32 = (*_S62).out_offset_0 + _S118 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(2);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S122] + sums_0[u32(7)][u32(2)];
+            _S77 = entryPointParams_result_0[_S122] + _S72[u32(7)][u32(2)];
         }
         else
         {
-            _S77 = sums_0[u32(7)][u32(2)];
+            _S77 = _S72[u32(7)][u32(2)];
         }
         entryPointParams_result_0[_S122] = _S77;
     }
     if(_S119)
     {
-        _S76 = (_S71 + _S73.y + u32(3)) < _S65;
+        _S76 = (_S69 + _S73.y + u32(3)) < _S63;
     }
     else
     {
@@ -996,14 +997,14 @@ fn gemm_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemmParams_std14
     }
     if(_S76)
     {
-        var _S123 : u32 = (*_S64).out_offset_0 + _S118 * (*_S64).out_stride_0 + _S71 + _S73.y + u32(3);
-        if(((*_S64).accumulate_0) != u32(0))
+        var _S123 : u32 = (*_S62).out_offset_0 + _S118 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(3);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S77 = entryPointParams_result_0[_S123] + sums_0[u32(7)][u32(3)];
+            _S77 = entryPointParams_result_0[_S123] + _S72[u32(7)][u32(3)];
         }
         else
         {
-            _S77 = sums_0[u32(7)][u32(3)];
+            _S77 = _S72[u32(7)][u32(3)];
         }
         entryPointParams_result_0[_S123] = _S77;
     }

@@ -30,21 +30,29 @@ struct EntryPointParams_std140_0
 
 @binding(3) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-struct Block_0
+fn group_number_0( group_0 : vec3<u32>) -> u32
 {
-     rows_0 : array<vec4<f32>, i32(4)>,
-};
-
-fn Block_x24init_0( rows_1 : array<vec4<f32>, i32(4)>) -> Block_0
-{
-    var _S1 : Block_0;
-    _S1.rows_0 = rows_1;
-    return _S1;
+    return group_0.y * u32(32768) + group_0.x;
 }
 
 fn corner_0( thread_0 : u32) -> vec2<u32>
 {
     return vec2<u32>(thread_0 / u32(16) * u32(8), thread_0 % u32(16) * u32(4));
+}
+
+struct Operand_0
+{
+     offset_0 : u32,
+     begin_0 : u32,
+     rows_0 : u32,
+     k_1 : u32,
+     row_stride_0 : u32,
+     k_stride_0 : u32,
+};
+
+fn Operand_along_k_0( _S1 : Operand_0) -> bool
+{
+    return (_S1.k_stride_0) == u32(1);
 }
 
 fn share_0( thread_1 : u32,  along_k_0 : bool) -> vec2<u32>
@@ -61,95 +69,73 @@ fn share_0( thread_1 : u32,  along_k_0 : bool) -> vec2<u32>
     return _S2;
 }
 
-fn place_0( k_1 : u32,  quad_0 : u32) -> u32
-{
-    return k_1 * u32(16) + ((quad_0 ^ ((k_1 / u32(4) % u32(8)))));
-}
-
-var<workgroup> left_tile_0 : array<vec4<f32>, i32(512)>;
-
-fn Block_column_0( this_0 : Block_0,  c_0 : u32) -> vec4<f32>
-{
-    return vec4<f32>(this_0.rows_0[i32(0)][c_0], this_0.rows_0[i32(1)][c_0], this_0.rows_0[i32(2)][c_0], this_0.rows_0[i32(3)][c_0]);
-}
-
-var<workgroup> right_tile_0 : array<vec4<f32>, i32(512)>;
-
-fn group_number_0( group_0 : vec3<u32>) -> u32
-{
-    return group_0.y * u32(32768) + group_0.x;
-}
-
-struct Operand_0
-{
-     offset_0 : u32,
-     begin_0 : u32,
-     rows_2 : u32,
-     k_2 : u32,
-     row_stride_0 : u32,
-     k_stride_0 : u32,
-};
-
-fn Operand_along_k_0( _S3 : Operand_0) -> bool
+fn Operand_along_k_1( _S3 : Operand_0) -> bool
 {
     return (_S3.k_stride_0) == u32(1);
 }
 
-fn Operand_along_k_1( _S4 : Operand_0) -> bool
+struct Block_0
 {
-    return (_S4.k_stride_0) == u32(1);
-}
+     rows_1 : array<vec4<f32>, i32(4)>,
+};
 
 fn halves_0( word_0 : u32) -> vec2<f32>
 {
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
 }
 
-fn half_at_0( _S5 : u32,  _S6 : u32) -> f32
+fn half_at_0( _S4 : u32,  _S5 : u32) -> f32
 {
-    return halves_0((entryPointParams_a_0[_S5 + _S6 / u32(2)] >> ((_S6 % u32(2) * u32(16))))).x;
+    return halves_0((entryPointParams_a_0[_S4 + _S5 / u32(2)] >> ((_S5 % u32(2) * u32(16))))).x;
 }
 
-fn Float16_at_0( _S7 : u32,  _S8 : u32) -> f32
+fn Float16_at_0( _S6 : u32,  _S7 : u32) -> f32
 {
-    return half_at_0(_S7, _S8);
+    return half_at_0(_S6, _S7);
 }
 
-fn Operand_at_0( _S9 : Operand_0,  _S10 : u32,  _S11 : u32) -> f32
+fn Operand_at_0( _S8 : Operand_0,  _S9 : u32,  _S10 : u32) -> f32
 {
-    return Float16_at_0(_S9.offset_0, _S9.begin_0 + _S10 * _S9.row_stride_0 + _S11 * _S9.k_stride_0);
+    return Float16_at_0(_S8.offset_0, _S8.begin_0 + _S9 * _S8.row_stride_0 + _S10 * _S8.k_stride_0);
 }
 
-fn Operand_four_0( _S12 : Operand_0,  _S13 : u32,  _S14 : u32) -> vec4<f32>
+fn Operand_four_0( _S11 : Operand_0,  _S12 : u32,  _S13 : u32) -> vec4<f32>
 {
     var result_0 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    if(_S13 < (_S12.rows_2))
+    if(_S12 < (_S11.rows_0))
     {
-        var c_1 : u32 = u32(0);
+        var c_0 : u32 = u32(0);
         for(;;)
         {
-            if(c_1 < u32(4))
+            if(c_0 < u32(4))
             {
             }
             else
             {
                 break;
             }
-            var _S15 : u32 = _S14 + c_1;
-            var _S16 : f32;
-            if(_S15 < (_S12.k_2))
+            var _S14 : u32 = _S13 + c_0;
+            var _S15 : f32;
+            if(_S14 < (_S11.k_1))
             {
-                _S16 = Operand_at_0(_S12, _S13, _S15);
+                _S15 = Operand_at_0(_S11, _S12, _S14);
             }
             else
             {
-                _S16 = 0.0f;
+                _S15 = 0.0f;
             }
-            result_0[c_1] = _S16;
-            c_1 = c_1 + u32(1);
+            result_0[c_0] = _S15;
+            c_0 = c_0 + u32(1);
         }
     }
     return result_0;
+}
+
+fn Block_x24init_0( rows_2 : array<vec4<f32>, i32(4)>) -> Block_0
+{
+    var _S16 : Block_0;
+    _S16.rows_1 = rows_2;
+    return _S16;
 }
 
 fn Block_load_0( _S17 : Operand_0,  _S18 : u32,  _S19 : u32) -> Block_0
@@ -176,21 +162,21 @@ fn Operand_at_1( _S25 : Operand_0,  _S26 : u32,  _S27 : u32) -> f32
 fn Operand_four_1( _S28 : Operand_0,  _S29 : u32,  _S30 : u32) -> vec4<f32>
 {
     var result_1 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    if(_S29 < (_S28.rows_2))
+    if(_S29 < (_S28.rows_0))
     {
-        var c_2 : u32 = u32(0);
+        var c_1 : u32 = u32(0);
         for(;;)
         {
-            if(c_2 < u32(4))
+            if(c_1 < u32(4))
             {
             }
             else
             {
                 break;
             }
-            var _S31 : u32 = _S30 + c_2;
+            var _S31 : u32 = _S30 + c_1;
             var _S32 : f32;
-            if(_S31 < (_S28.k_2))
+            if(_S31 < (_S28.k_1))
             {
                 _S32 = Operand_at_1(_S28, _S29, _S31);
             }
@@ -198,8 +184,8 @@ fn Operand_four_1( _S28 : Operand_0,  _S29 : u32,  _S30 : u32) -> vec4<f32>
             {
                 _S32 = 0.0f;
             }
-            result_1[c_2] = _S32;
-            c_2 = c_2 + u32(1);
+            result_1[c_1] = _S32;
+            c_1 = c_1 + u32(1);
         }
     }
     return result_1;
@@ -211,17 +197,32 @@ fn Block_load_1( _S33 : Operand_0,  _S34 : u32,  _S35 : u32) -> Block_0
     return Block_x24init_0(_S36);
 }
 
-fn product_0( _S37 : Operand_0,  _S38 : Operand_0,  _S39 : u32,  _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : ptr<function, array<vec4<f32>, i32(8)>>)
+fn place_0( k_2 : u32,  quad_0 : u32) -> u32
 {
+    return k_2 * u32(16) + ((quad_0 ^ ((k_2 / u32(4) % u32(8)))));
+}
+
+var<workgroup> left_tile_0 : array<vec4<f32>, i32(512)>;
+
+fn Block_column_0( this_0 : Block_0,  c_2 : u32) -> vec4<f32>
+{
+    return vec4<f32>(this_0.rows_1[i32(0)][c_2], this_0.rows_1[i32(1)][c_2], this_0.rows_1[i32(2)][c_2], this_0.rows_1[i32(3)][c_2]);
+}
+
+var<workgroup> right_tile_0 : array<vec4<f32>, i32(512)>;
+
+fn ThreadTiles_product_0( _S37 : Operand_0,  _S38 : Operand_0,  _S39 : u32,  _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : ptr<function, array<vec4<f32>, i32(8)>>)
+{
+    var sums_0 : array<vec4<f32>, i32(8)>;
     var _S45 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    (*_S44)[u32(0)] = _S45;
-    (*_S44)[u32(1)] = _S45;
-    (*_S44)[u32(2)] = _S45;
-    (*_S44)[u32(3)] = _S45;
-    (*_S44)[u32(4)] = _S45;
-    (*_S44)[u32(5)] = _S45;
-    (*_S44)[u32(6)] = _S45;
-    (*_S44)[u32(7)] = _S45;
+    sums_0[u32(0)] = _S45;
+    sums_0[u32(1)] = _S45;
+    sums_0[u32(2)] = _S45;
+    sums_0[u32(3)] = _S45;
+    sums_0[u32(4)] = _S45;
+    sums_0[u32(5)] = _S45;
+    sums_0[u32(6)] = _S45;
+    sums_0[u32(7)] = _S45;
     var _S46 : vec2<u32> = corner_0(_S43);
     var _S47 : vec2<u32> = share_0(_S43, Operand_along_k_0(_S37));
     var _S48 : vec2<u32> = share_0(_S43, Operand_along_k_1(_S38));
@@ -271,16 +272,14 @@ fn product_0( _S37 : Operand_0,  _S38 : Operand_0,  _S39 : u32,  _S40 : u32,  _S
                     break;
                 }
                 var _S61 : vec4<f32> = right_tile_0[place_0(j_0, _S46.y / u32(4))];
-                var _S62 : vec4<f32> = left_tile_0[place_0(j_0, _S60 / u32(4))];
-                (*_S44)[u32(0)] = (*_S44)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S60 / u32(4))].x) * _S61;
-                (*_S44)[u32(1)] = (*_S44)[u32(1)] + vec4<f32>(_S62.y) * _S61;
-                (*_S44)[u32(2)] = (*_S44)[u32(2)] + vec4<f32>(_S62.z) * _S61;
-                (*_S44)[u32(3)] = (*_S44)[u32(3)] + vec4<f32>(_S62.w) * _S61;
-                var _S63 : vec4<f32> = left_tile_0[place_0(j_0, _S60 / u32(4) + u32(1))];
-                (*_S44)[u32(4)] = (*_S44)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S60 / u32(4) + u32(1))].x) * _S61;
-                (*_S44)[u32(5)] = (*_S44)[u32(5)] + vec4<f32>(_S63.y) * _S61;
-                (*_S44)[u32(6)] = (*_S44)[u32(6)] + vec4<f32>(_S63.z) * _S61;
-                (*_S44)[u32(7)] = (*_S44)[u32(7)] + vec4<f32>(_S63.w) * _S61;
+                sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S60 / u32(4))].x) * _S61;
+                sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(left_tile_0[place_0(j_0, _S60 / u32(4))].y) * _S61;
+                sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(left_tile_0[place_0(j_0, _S60 / u32(4))].z) * _S61;
+                sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(left_tile_0[place_0(j_0, _S60 / u32(4))].w) * _S61;
+                sums_0[u32(4)] = sums_0[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S60 / u32(4) + u32(1))].x) * _S61;
+                sums_0[u32(5)] = sums_0[u32(5)] + vec4<f32>(left_tile_0[place_0(j_0, _S60 / u32(4) + u32(1))].y) * _S61;
+                sums_0[u32(6)] = sums_0[u32(6)] + vec4<f32>(left_tile_0[place_0(j_0, _S60 / u32(4) + u32(1))].z) * _S61;
+                sums_0[u32(7)] = sums_0[u32(7)] + vec4<f32>(left_tile_0[place_0(j_0, _S60 / u32(4) + u32(1))].w) * _S61;
                 j_0 = j_0 + u32(1);
             }
         }
@@ -289,50 +288,52 @@ fn product_0( _S37 : Operand_0,  _S38 : Operand_0,  _S39 : u32,  _S40 : u32,  _S
         left_block_0 = _S58;
         right_block_0 = _S59;
     }
+    (*_S44) = sums_0;
     return;
 }
 
-fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_std140_0>)
+fn matmul_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, MatmulParams_std140_0>)
 {
-    var _S67 : u32 = (*_S66).n_0;
-    var _S68 : u32 = ((*_S66).n_0 + u32(64) - u32(1)) / u32(64);
-    var _S69 : u32 = (*_S66).m_0;
-    var _S70 : u32 = ((*_S66).m_0 + u32(64) - u32(1)) / u32(64);
-    var _S71 : u32 = group_number_0(_S64);
-    var _S72 : u32 = _S71 / _S68;
-    var _S73 : u32 = _S72 / _S70;
-    var _S74 : u32 = _S71 / _S68;
-    var _S75 : u32 = _S74 % _S70;
+    var _S65 : u32 = (*_S64).n_0;
+    var _S66 : u32 = ((*_S64).n_0 + u32(64) - u32(1)) / u32(64);
+    var _S67 : u32 = (*_S64).m_0;
+    var _S68 : u32 = ((*_S64).m_0 + u32(64) - u32(1)) / u32(64);
+    var _S69 : u32 = group_number_0(_S62);
+    var _S70 : u32 = _S69 / _S66;
+    var _S71 : u32 = _S70 / _S68;
+    var _S72 : u32 = _S69 / _S66;
+    var _S73 : u32 = _S72 % _S68;
+    var _S74 : u32 = _S73 * u32(64);
+    var _S75 : u32 = _S69 % _S66;
     var _S76 : u32 = _S75 * u32(64);
-    var _S77 : u32 = _S71 % _S68;
-    var _S78 : u32 = _S77 * u32(64);
-    if(_S73 >= ((*_S66).batch_0))
+    if(_S71 >= ((*_S64).batch_0))
     {
         return;
     }
     var left_0 : Operand_0;
-    left_0.offset_0 = (*_S66).a_offset_0;
-    left_0.begin_0 = _S73 * (*_S66).a_batch_0;
-    left_0.rows_2 = _S69;
-    left_0.k_2 = (*_S66).k_0;
-    left_0.row_stride_0 = (*_S66).a_row_0;
-    left_0.k_stride_0 = (*_S66).a_column_0;
+    left_0.offset_0 = (*_S64).a_offset_0;
+    left_0.begin_0 = _S71 * (*_S64).a_batch_0;
+    left_0.rows_0 = _S67;
+    left_0.k_1 = (*_S64).k_0;
+    left_0.row_stride_0 = (*_S64).a_row_0;
+    left_0.k_stride_0 = (*_S64).a_column_0;
     var right_0 : Operand_0;
-    right_0.offset_0 = (*_S66).b_offset_0;
-    right_0.begin_0 = _S73 * (*_S66).b_batch_0;
-    right_0.rows_2 = _S67;
-    right_0.k_2 = (*_S66).k_0;
-    right_0.row_stride_0 = (*_S66).b_column_0;
-    right_0.k_stride_0 = (*_S66).b_row_0;
-    var sums_0 : array<vec4<f32>, i32(8)>;
-    product_0(left_0, right_0, _S76, _S78, _S69, (*_S66).k_0, _S65, &(sums_0));
-    var _S79 : vec2<u32> = corner_0(_S65);
-    var _S80 : u32 = _S76 + _S79.x;
-    var _S81 : bool = _S80 < _S69;
+    right_0.offset_0 = (*_S64).b_offset_0;
+    right_0.begin_0 = _S71 * (*_S64).b_batch_0;
+    right_0.rows_0 = _S65;
+    right_0.k_1 = (*_S64).k_0;
+    right_0.row_stride_0 = (*_S64).b_column_0;
+    right_0.k_stride_0 = (*_S64).b_row_0;
+    var _S77 : array<vec4<f32>, i32(8)>;
+    ThreadTiles_product_0(left_0, right_0, _S74, _S76, _S67, (*_S64).k_0, _S63, &(_S77));
+    var _S78 : array<vec4<f32>, i32(8)> = _S77;
+    var _S79 : vec2<u32> = corner_0(_S63);
+    var _S80 : u32 = _S74 + _S79.x;
+    var _S81 : bool = _S80 < _S67;
     var _S82 : bool;
     if(_S81)
     {
-        _S82 = (_S78 + _S79.y) < _S67;
+        _S82 = (_S76 + _S79.y) < _S65;
     }
     else
     {
@@ -340,11 +341,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S80 * (*_S66).out_row_0 + _S78 + _S79.y] = sums_0[u32(0)][u32(0)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S80 * (*_S64).out_row_0 + _S76 + _S79.y] = _S78[u32(0)][u32(0)];
     }
     if(_S81)
     {
-        _S82 = (_S78 + _S79.y + u32(1)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(1)) < _S65;
     }
     else
     {
@@ -352,11 +353,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S80 * (*_S66).out_row_0 + _S78 + _S79.y + u32(1)] = sums_0[u32(0)][u32(1)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S80 * (*_S64).out_row_0 + _S76 + _S79.y + u32(1)] = _S78[u32(0)][u32(1)];
     }
     if(_S81)
     {
-        _S82 = (_S78 + _S79.y + u32(2)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(2)) < _S65;
     }
     else
     {
@@ -364,11 +365,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S80 * (*_S66).out_row_0 + _S78 + _S79.y + u32(2)] = sums_0[u32(0)][u32(2)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S80 * (*_S64).out_row_0 + _S76 + _S79.y + u32(2)] = _S78[u32(0)][u32(2)];
     }
     if(_S81)
     {
-        _S82 = (_S78 + _S79.y + u32(3)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(3)) < _S65;
     }
     else
     {
@@ -376,13 +377,13 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S80 * (*_S66).out_row_0 + _S78 + _S79.y + u32(3)] = sums_0[u32(0)][u32(3)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S80 * (*_S64).out_row_0 + _S76 + _S79.y + u32(3)] = _S78[u32(0)][u32(3)];
     }
     var _S83 : u32 = _S80 + u32(1);
-    var _S84 : bool = _S83 < _S69;
+    var _S84 : bool = _S83 < _S67;
     if(_S84)
     {
-        _S82 = (_S78 + _S79.y) < _S67;
+        _S82 = (_S76 + _S79.y) < _S65;
     }
     else
     {
@@ -390,11 +391,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S83 * (*_S66).out_row_0 + _S78 + _S79.y] = sums_0[u32(1)][u32(0)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S83 * (*_S64).out_row_0 + _S76 + _S79.y] = _S78[u32(1)][u32(0)];
     }
     if(_S84)
     {
-        _S82 = (_S78 + _S79.y + u32(1)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(1)) < _S65;
     }
     else
     {
@@ -402,11 +403,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S83 * (*_S66).out_row_0 + _S78 + _S79.y + u32(1)] = sums_0[u32(1)][u32(1)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S83 * (*_S64).out_row_0 + _S76 + _S79.y + u32(1)] = _S78[u32(1)][u32(1)];
     }
     if(_S84)
     {
-        _S82 = (_S78 + _S79.y + u32(2)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(2)) < _S65;
     }
     else
     {
@@ -414,11 +415,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S83 * (*_S66).out_row_0 + _S78 + _S79.y + u32(2)] = sums_0[u32(1)][u32(2)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S83 * (*_S64).out_row_0 + _S76 + _S79.y + u32(2)] = _S78[u32(1)][u32(2)];
     }
     if(_S84)
     {
-        _S82 = (_S78 + _S79.y + u32(3)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(3)) < _S65;
     }
     else
     {
@@ -426,13 +427,13 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S83 * (*_S66).out_row_0 + _S78 + _S79.y + u32(3)] = sums_0[u32(1)][u32(3)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S83 * (*_S64).out_row_0 + _S76 + _S79.y + u32(3)] = _S78[u32(1)][u32(3)];
     }
     var _S85 : u32 = _S80 + u32(2);
-    var _S86 : bool = _S85 < _S69;
+    var _S86 : bool = _S85 < _S67;
     if(_S86)
     {
-        _S82 = (_S78 + _S79.y) < _S67;
+        _S82 = (_S76 + _S79.y) < _S65;
     }
     else
     {
@@ -440,11 +441,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S85 * (*_S66).out_row_0 + _S78 + _S79.y] = sums_0[u32(2)][u32(0)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S85 * (*_S64).out_row_0 + _S76 + _S79.y] = _S78[u32(2)][u32(0)];
     }
     if(_S86)
     {
-        _S82 = (_S78 + _S79.y + u32(1)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(1)) < _S65;
     }
     else
     {
@@ -452,11 +453,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S85 * (*_S66).out_row_0 + _S78 + _S79.y + u32(1)] = sums_0[u32(2)][u32(1)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S85 * (*_S64).out_row_0 + _S76 + _S79.y + u32(1)] = _S78[u32(2)][u32(1)];
     }
     if(_S86)
     {
-        _S82 = (_S78 + _S79.y + u32(2)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(2)) < _S65;
     }
     else
     {
@@ -464,11 +465,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S85 * (*_S66).out_row_0 + _S78 + _S79.y + u32(2)] = sums_0[u32(2)][u32(2)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S85 * (*_S64).out_row_0 + _S76 + _S79.y + u32(2)] = _S78[u32(2)][u32(2)];
     }
     if(_S86)
     {
-        _S82 = (_S78 + _S79.y + u32(3)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(3)) < _S65;
     }
     else
     {
@@ -476,13 +477,13 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S85 * (*_S66).out_row_0 + _S78 + _S79.y + u32(3)] = sums_0[u32(2)][u32(3)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S85 * (*_S64).out_row_0 + _S76 + _S79.y + u32(3)] = _S78[u32(2)][u32(3)];
     }
     var _S87 : u32 = _S80 + u32(3);
-    var _S88 : bool = _S87 < _S69;
+    var _S88 : bool = _S87 < _S67;
     if(_S88)
     {
-        _S82 = (_S78 + _S79.y) < _S67;
+        _S82 = (_S76 + _S79.y) < _S65;
     }
     else
     {
@@ -490,11 +491,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S87 * (*_S66).out_row_0 + _S78 + _S79.y] = sums_0[u32(3)][u32(0)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S87 * (*_S64).out_row_0 + _S76 + _S79.y] = _S78[u32(3)][u32(0)];
     }
     if(_S88)
     {
-        _S82 = (_S78 + _S79.y + u32(1)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(1)) < _S65;
     }
     else
     {
@@ -502,11 +503,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S87 * (*_S66).out_row_0 + _S78 + _S79.y + u32(1)] = sums_0[u32(3)][u32(1)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S87 * (*_S64).out_row_0 + _S76 + _S79.y + u32(1)] = _S78[u32(3)][u32(1)];
     }
     if(_S88)
     {
-        _S82 = (_S78 + _S79.y + u32(2)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(2)) < _S65;
     }
     else
     {
@@ -514,11 +515,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S87 * (*_S66).out_row_0 + _S78 + _S79.y + u32(2)] = sums_0[u32(3)][u32(2)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S87 * (*_S64).out_row_0 + _S76 + _S79.y + u32(2)] = _S78[u32(3)][u32(2)];
     }
     if(_S88)
     {
-        _S82 = (_S78 + _S79.y + u32(3)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(3)) < _S65;
     }
     else
     {
@@ -526,13 +527,13 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S87 * (*_S66).out_row_0 + _S78 + _S79.y + u32(3)] = sums_0[u32(3)][u32(3)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S87 * (*_S64).out_row_0 + _S76 + _S79.y + u32(3)] = _S78[u32(3)][u32(3)];
     }
     var _S89 : u32 = _S80 + u32(4);
-    var _S90 : bool = _S89 < _S69;
+    var _S90 : bool = _S89 < _S67;
     if(_S90)
     {
-        _S82 = (_S78 + _S79.y) < _S67;
+        _S82 = (_S76 + _S79.y) < _S65;
     }
     else
     {
@@ -540,11 +541,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S89 * (*_S66).out_row_0 + _S78 + _S79.y] = sums_0[u32(4)][u32(0)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S89 * (*_S64).out_row_0 + _S76 + _S79.y] = _S78[u32(4)][u32(0)];
     }
     if(_S90)
     {
-        _S82 = (_S78 + _S79.y + u32(1)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(1)) < _S65;
     }
     else
     {
@@ -552,11 +553,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S89 * (*_S66).out_row_0 + _S78 + _S79.y + u32(1)] = sums_0[u32(4)][u32(1)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S89 * (*_S64).out_row_0 + _S76 + _S79.y + u32(1)] = _S78[u32(4)][u32(1)];
     }
     if(_S90)
     {
-        _S82 = (_S78 + _S79.y + u32(2)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(2)) < _S65;
     }
     else
     {
@@ -564,11 +565,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S89 * (*_S66).out_row_0 + _S78 + _S79.y + u32(2)] = sums_0[u32(4)][u32(2)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S89 * (*_S64).out_row_0 + _S76 + _S79.y + u32(2)] = _S78[u32(4)][u32(2)];
     }
     if(_S90)
     {
-        _S82 = (_S78 + _S79.y + u32(3)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(3)) < _S65;
     }
     else
     {
@@ -576,13 +577,13 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S89 * (*_S66).out_row_0 + _S78 + _S79.y + u32(3)] = sums_0[u32(4)][u32(3)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S89 * (*_S64).out_row_0 + _S76 + _S79.y + u32(3)] = _S78[u32(4)][u32(3)];
     }
     var _S91 : u32 = _S80 + u32(5);
-    var _S92 : bool = _S91 < _S69;
+    var _S92 : bool = _S91 < _S67;
     if(_S92)
     {
-        _S82 = (_S78 + _S79.y) < _S67;
+        _S82 = (_S76 + _S79.y) < _S65;
     }
     else
     {
@@ -590,11 +591,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S91 * (*_S66).out_row_0 + _S78 + _S79.y] = sums_0[u32(5)][u32(0)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S91 * (*_S64).out_row_0 + _S76 + _S79.y] = _S78[u32(5)][u32(0)];
     }
     if(_S92)
     {
-        _S82 = (_S78 + _S79.y + u32(1)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(1)) < _S65;
     }
     else
     {
@@ -602,11 +603,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S91 * (*_S66).out_row_0 + _S78 + _S79.y + u32(1)] = sums_0[u32(5)][u32(1)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S91 * (*_S64).out_row_0 + _S76 + _S79.y + u32(1)] = _S78[u32(5)][u32(1)];
     }
     if(_S92)
     {
-        _S82 = (_S78 + _S79.y + u32(2)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(2)) < _S65;
     }
     else
     {
@@ -614,11 +615,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S91 * (*_S66).out_row_0 + _S78 + _S79.y + u32(2)] = sums_0[u32(5)][u32(2)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S91 * (*_S64).out_row_0 + _S76 + _S79.y + u32(2)] = _S78[u32(5)][u32(2)];
     }
     if(_S92)
     {
-        _S82 = (_S78 + _S79.y + u32(3)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(3)) < _S65;
     }
     else
     {
@@ -626,13 +627,13 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S91 * (*_S66).out_row_0 + _S78 + _S79.y + u32(3)] = sums_0[u32(5)][u32(3)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S91 * (*_S64).out_row_0 + _S76 + _S79.y + u32(3)] = _S78[u32(5)][u32(3)];
     }
     var _S93 : u32 = _S80 + u32(6);
-    var _S94 : bool = _S93 < _S69;
+    var _S94 : bool = _S93 < _S67;
     if(_S94)
     {
-        _S82 = (_S78 + _S79.y) < _S67;
+        _S82 = (_S76 + _S79.y) < _S65;
     }
     else
     {
@@ -640,11 +641,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S93 * (*_S66).out_row_0 + _S78 + _S79.y] = sums_0[u32(6)][u32(0)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S93 * (*_S64).out_row_0 + _S76 + _S79.y] = _S78[u32(6)][u32(0)];
     }
     if(_S94)
     {
-        _S82 = (_S78 + _S79.y + u32(1)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(1)) < _S65;
     }
     else
     {
@@ -652,11 +653,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S93 * (*_S66).out_row_0 + _S78 + _S79.y + u32(1)] = sums_0[u32(6)][u32(1)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S93 * (*_S64).out_row_0 + _S76 + _S79.y + u32(1)] = _S78[u32(6)][u32(1)];
     }
     if(_S94)
     {
-        _S82 = (_S78 + _S79.y + u32(2)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(2)) < _S65;
     }
     else
     {
@@ -664,11 +665,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S93 * (*_S66).out_row_0 + _S78 + _S79.y + u32(2)] = sums_0[u32(6)][u32(2)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S93 * (*_S64).out_row_0 + _S76 + _S79.y + u32(2)] = _S78[u32(6)][u32(2)];
     }
     if(_S94)
     {
-        _S82 = (_S78 + _S79.y + u32(3)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(3)) < _S65;
     }
     else
     {
@@ -676,13 +677,13 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S93 * (*_S66).out_row_0 + _S78 + _S79.y + u32(3)] = sums_0[u32(6)][u32(3)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S93 * (*_S64).out_row_0 + _S76 + _S79.y + u32(3)] = _S78[u32(6)][u32(3)];
     }
     var _S95 : u32 = _S80 + u32(7);
-    var _S96 : bool = _S95 < _S69;
+    var _S96 : bool = _S95 < _S67;
     if(_S96)
     {
-        _S82 = (_S78 + _S79.y) < _S67;
+        _S82 = (_S76 + _S79.y) < _S65;
     }
     else
     {
@@ -690,11 +691,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S95 * (*_S66).out_row_0 + _S78 + _S79.y] = sums_0[u32(7)][u32(0)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S95 * (*_S64).out_row_0 + _S76 + _S79.y] = _S78[u32(7)][u32(0)];
     }
     if(_S96)
     {
-        _S82 = (_S78 + _S79.y + u32(1)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(1)) < _S65;
     }
     else
     {
@@ -702,11 +703,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S95 * (*_S66).out_row_0 + _S78 + _S79.y + u32(1)] = sums_0[u32(7)][u32(1)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S95 * (*_S64).out_row_0 + _S76 + _S79.y + u32(1)] = _S78[u32(7)][u32(1)];
     }
     if(_S96)
     {
-        _S82 = (_S78 + _S79.y + u32(2)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(2)) < _S65;
     }
     else
     {
@@ -714,11 +715,11 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S95 * (*_S66).out_row_0 + _S78 + _S79.y + u32(2)] = sums_0[u32(7)][u32(2)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S95 * (*_S64).out_row_0 + _S76 + _S79.y + u32(2)] = _S78[u32(7)][u32(2)];
     }
     if(_S96)
     {
-        _S82 = (_S78 + _S79.y + u32(3)) < _S67;
+        _S82 = (_S76 + _S79.y + u32(3)) < _S65;
     }
     else
     {
@@ -726,7 +727,7 @@ fn matmul_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, MatmulParams_s
     }
     if(_S82)
     {
-        entryPointParams_result_0[(*_S66).out_offset_0 + _S73 * (*_S66).out_batch_0 + _S95 * (*_S66).out_row_0 + _S78 + _S79.y + u32(3)] = sums_0[u32(7)][u32(3)];
+        entryPointParams_result_0[(*_S64).out_offset_0 + _S71 * (*_S64).out_batch_0 + _S95 * (*_S64).out_row_0 + _S76 + _S79.y + u32(3)] = _S78[u32(7)][u32(3)];
     }
     return;
 }

@@ -30,21 +30,29 @@ struct EntryPointParams_std140_0
 
 @binding(3) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-struct Block_0
+fn group_number_0( group_0 : vec3<u32>) -> u32
 {
-     rows_0 : array<vec4<f32>, i32(4)>,
-};
-
-fn Block_x24init_0( rows_1 : array<vec4<f32>, i32(4)>) -> Block_0
-{
-    var _S1 : Block_0;
-    _S1.rows_0 = rows_1;
-    return _S1;
+    return group_0.y * u32(32768) + group_0.x;
 }
 
 fn corner_0( thread_0 : u32) -> vec2<u32>
 {
     return vec2<u32>(thread_0 / u32(16) * u32(8), thread_0 % u32(16) * u32(4));
+}
+
+struct Operand_0
+{
+     offset_0 : u32,
+     begin_0 : u32,
+     rows_0 : u32,
+     k_1 : u32,
+     row_stride_0 : u32,
+     k_stride_0 : u32,
+};
+
+fn Operand_along_k_0( _S1 : Operand_0) -> bool
+{
+    return (_S1.k_stride_0) == u32(1);
 }
 
 fn share_0( thread_1 : u32,  along_k_0 : bool) -> vec2<u32>
@@ -61,85 +69,63 @@ fn share_0( thread_1 : u32,  along_k_0 : bool) -> vec2<u32>
     return _S2;
 }
 
-fn place_0( k_1 : u32,  quad_0 : u32) -> u32
-{
-    return k_1 * u32(16) + ((quad_0 ^ ((k_1 / u32(4) % u32(8)))));
-}
-
-var<workgroup> left_tile_0 : array<vec4<f32>, i32(512)>;
-
-fn Block_column_0( this_0 : Block_0,  c_0 : u32) -> vec4<f32>
-{
-    return vec4<f32>(this_0.rows_0[i32(0)][c_0], this_0.rows_0[i32(1)][c_0], this_0.rows_0[i32(2)][c_0], this_0.rows_0[i32(3)][c_0]);
-}
-
-var<workgroup> right_tile_0 : array<vec4<f32>, i32(512)>;
-
-fn group_number_0( group_0 : vec3<u32>) -> u32
-{
-    return group_0.y * u32(32768) + group_0.x;
-}
-
-struct Operand_0
-{
-     offset_0 : u32,
-     begin_0 : u32,
-     rows_2 : u32,
-     k_2 : u32,
-     row_stride_0 : u32,
-     k_stride_0 : u32,
-};
-
-fn Operand_along_k_0( _S3 : Operand_0) -> bool
+fn Operand_along_k_1( _S3 : Operand_0) -> bool
 {
     return (_S3.k_stride_0) == u32(1);
 }
 
-fn Operand_along_k_1( _S4 : Operand_0) -> bool
+struct Block_0
 {
-    return (_S4.k_stride_0) == u32(1);
+     rows_1 : array<vec4<f32>, i32(4)>,
+};
+
+fn Float32_at_0( _S4 : u32,  _S5 : u32) -> f32
+{
+    return (bitcast<f32>((entryPointParams_a_0[_S4 + _S5])));
 }
 
-fn Float32_at_0( _S5 : u32,  _S6 : u32) -> f32
+fn Operand_at_0( _S6 : Operand_0,  _S7 : u32,  _S8 : u32) -> f32
 {
-    return (bitcast<f32>((entryPointParams_a_0[_S5 + _S6])));
+    return Float32_at_0(_S6.offset_0, _S6.begin_0 + _S7 * _S6.row_stride_0 + _S8 * _S6.k_stride_0);
 }
 
-fn Operand_at_0( _S7 : Operand_0,  _S8 : u32,  _S9 : u32) -> f32
-{
-    return Float32_at_0(_S7.offset_0, _S7.begin_0 + _S8 * _S7.row_stride_0 + _S9 * _S7.k_stride_0);
-}
-
-fn Operand_four_0( _S10 : Operand_0,  _S11 : u32,  _S12 : u32) -> vec4<f32>
+fn Operand_four_0( _S9 : Operand_0,  _S10 : u32,  _S11 : u32) -> vec4<f32>
 {
     var result_0 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    if(_S11 < (_S10.rows_2))
+    if(_S10 < (_S9.rows_0))
     {
-        var c_1 : u32 = u32(0);
+        var c_0 : u32 = u32(0);
         for(;;)
         {
-            if(c_1 < u32(4))
+            if(c_0 < u32(4))
             {
             }
             else
             {
                 break;
             }
-            var _S13 : u32 = _S12 + c_1;
-            var _S14 : f32;
-            if(_S13 < (_S10.k_2))
+            var _S12 : u32 = _S11 + c_0;
+            var _S13 : f32;
+            if(_S12 < (_S9.k_1))
             {
-                _S14 = Operand_at_0(_S10, _S11, _S13);
+                _S13 = Operand_at_0(_S9, _S10, _S12);
             }
             else
             {
-                _S14 = 0.0f;
+                _S13 = 0.0f;
             }
-            result_0[c_1] = _S14;
-            c_1 = c_1 + u32(1);
+            result_0[c_0] = _S13;
+            c_0 = c_0 + u32(1);
         }
     }
     return result_0;
+}
+
+fn Block_x24init_0( rows_2 : array<vec4<f32>, i32(4)>) -> Block_0
+{
+    var _S14 : Block_0;
+    _S14.rows_1 = rows_2;
+    return _S14;
 }
 
 fn Block_load_0( _S15 : Operand_0,  _S16 : u32,  _S17 : u32) -> Block_0
@@ -161,21 +147,21 @@ fn Operand_at_1( _S21 : Operand_0,  _S22 : u32,  _S23 : u32) -> f32
 fn Operand_four_1( _S24 : Operand_0,  _S25 : u32,  _S26 : u32) -> vec4<f32>
 {
     var result_1 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    if(_S25 < (_S24.rows_2))
+    if(_S25 < (_S24.rows_0))
     {
-        var c_2 : u32 = u32(0);
+        var c_1 : u32 = u32(0);
         for(;;)
         {
-            if(c_2 < u32(4))
+            if(c_1 < u32(4))
             {
             }
             else
             {
                 break;
             }
-            var _S27 : u32 = _S26 + c_2;
+            var _S27 : u32 = _S26 + c_1;
             var _S28 : f32;
-            if(_S27 < (_S24.k_2))
+            if(_S27 < (_S24.k_1))
             {
                 _S28 = Operand_at_1(_S24, _S25, _S27);
             }
@@ -183,8 +169,8 @@ fn Operand_four_1( _S24 : Operand_0,  _S25 : u32,  _S26 : u32) -> vec4<f32>
             {
                 _S28 = 0.0f;
             }
-            result_1[c_2] = _S28;
-            c_2 = c_2 + u32(1);
+            result_1[c_1] = _S28;
+            c_1 = c_1 + u32(1);
         }
     }
     return result_1;
@@ -196,17 +182,32 @@ fn Block_load_1( _S29 : Operand_0,  _S30 : u32,  _S31 : u32) -> Block_0
     return Block_x24init_0(_S32);
 }
 
-fn product_0( _S33 : Operand_0,  _S34 : Operand_0,  _S35 : u32,  _S36 : u32,  _S37 : u32,  _S38 : u32,  _S39 : u32,  _S40 : ptr<function, array<vec4<f32>, i32(8)>>)
+fn place_0( k_2 : u32,  quad_0 : u32) -> u32
 {
+    return k_2 * u32(16) + ((quad_0 ^ ((k_2 / u32(4) % u32(8)))));
+}
+
+var<workgroup> left_tile_0 : array<vec4<f32>, i32(512)>;
+
+fn Block_column_0( this_0 : Block_0,  c_2 : u32) -> vec4<f32>
+{
+    return vec4<f32>(this_0.rows_1[i32(0)][c_2], this_0.rows_1[i32(1)][c_2], this_0.rows_1[i32(2)][c_2], this_0.rows_1[i32(3)][c_2]);
+}
+
+var<workgroup> right_tile_0 : array<vec4<f32>, i32(512)>;
+
+fn ThreadTiles_product_0( _S33 : Operand_0,  _S34 : Operand_0,  _S35 : u32,  _S36 : u32,  _S37 : u32,  _S38 : u32,  _S39 : u32,  _S40 : ptr<function, array<vec4<f32>, i32(8)>>)
+{
+    var sums_0 : array<vec4<f32>, i32(8)>;
     var _S41 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    (*_S40)[u32(0)] = _S41;
-    (*_S40)[u32(1)] = _S41;
-    (*_S40)[u32(2)] = _S41;
-    (*_S40)[u32(3)] = _S41;
-    (*_S40)[u32(4)] = _S41;
-    (*_S40)[u32(5)] = _S41;
-    (*_S40)[u32(6)] = _S41;
-    (*_S40)[u32(7)] = _S41;
+    sums_0[u32(0)] = _S41;
+    sums_0[u32(1)] = _S41;
+    sums_0[u32(2)] = _S41;
+    sums_0[u32(3)] = _S41;
+    sums_0[u32(4)] = _S41;
+    sums_0[u32(5)] = _S41;
+    sums_0[u32(6)] = _S41;
+    sums_0[u32(7)] = _S41;
     var _S42 : vec2<u32> = corner_0(_S39);
     var _S43 : vec2<u32> = share_0(_S39, Operand_along_k_0(_S33));
     var _S44 : vec2<u32> = share_0(_S39, Operand_along_k_1(_S34));
@@ -256,16 +257,14 @@ fn product_0( _S33 : Operand_0,  _S34 : Operand_0,  _S35 : u32,  _S36 : u32,  _S
                     break;
                 }
                 var _S57 : vec4<f32> = right_tile_0[place_0(j_0, _S42.y / u32(4))];
-                var _S58 : vec4<f32> = left_tile_0[place_0(j_0, _S56 / u32(4))];
-                (*_S40)[u32(0)] = (*_S40)[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S56 / u32(4))].x) * _S57;
-                (*_S40)[u32(1)] = (*_S40)[u32(1)] + vec4<f32>(_S58.y) * _S57;
-                (*_S40)[u32(2)] = (*_S40)[u32(2)] + vec4<f32>(_S58.z) * _S57;
-                (*_S40)[u32(3)] = (*_S40)[u32(3)] + vec4<f32>(_S58.w) * _S57;
-                var _S59 : vec4<f32> = left_tile_0[place_0(j_0, _S56 / u32(4) + u32(1))];
-                (*_S40)[u32(4)] = (*_S40)[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S56 / u32(4) + u32(1))].x) * _S57;
-                (*_S40)[u32(5)] = (*_S40)[u32(5)] + vec4<f32>(_S59.y) * _S57;
-                (*_S40)[u32(6)] = (*_S40)[u32(6)] + vec4<f32>(_S59.z) * _S57;
-                (*_S40)[u32(7)] = (*_S40)[u32(7)] + vec4<f32>(_S59.w) * _S57;
+                sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S56 / u32(4))].x) * _S57;
+                sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(left_tile_0[place_0(j_0, _S56 / u32(4))].y) * _S57;
+                sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(left_tile_0[place_0(j_0, _S56 / u32(4))].z) * _S57;
+                sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(left_tile_0[place_0(j_0, _S56 / u32(4))].w) * _S57;
+                sums_0[u32(4)] = sums_0[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S56 / u32(4) + u32(1))].x) * _S57;
+                sums_0[u32(5)] = sums_0[u32(5)] + vec4<f32>(left_tile_0[place_0(j_0, _S56 / u32(4) + u32(1))].y) * _S57;
+                sums_0[u32(6)] = sums_0[u32(6)] + vec4<f32>(left_tile_0[place_0(j_0, _S56 / u32(4) + u32(1))].z) * _S57;
+                sums_0[u32(7)] = sums_0[u32(7)] + vec4<f32>(left_tile_0[place_0(j_0, _S56 / u32(4) + u32(1))].w) * _S57;
                 j_0 = j_0 + u32(1);
             }
         }
@@ -274,50 +273,52 @@ fn product_0( _S33 : Operand_0,  _S34 : Operand_0,  _S35 : u32,  _S36 : u32,  _S
         left_block_0 = _S54;
         right_block_0 = _S55;
     }
+    (*_S40) = sums_0;
     return;
 }
 
-fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_std140_0>)
+fn matmul_0( _S58 : vec3<u32>,  _S59 : u32,  _S60 : ptr<function, MatmulParams_std140_0>)
 {
-    var _S63 : u32 = (*_S62).n_0;
-    var _S64 : u32 = ((*_S62).n_0 + u32(64) - u32(1)) / u32(64);
-    var _S65 : u32 = (*_S62).m_0;
-    var _S66 : u32 = ((*_S62).m_0 + u32(64) - u32(1)) / u32(64);
-    var _S67 : u32 = group_number_0(_S60);
-    var _S68 : u32 = _S67 / _S64;
-    var _S69 : u32 = _S68 / _S66;
-    var _S70 : u32 = _S67 / _S64;
-    var _S71 : u32 = _S70 % _S66;
+    var _S61 : u32 = (*_S60).n_0;
+    var _S62 : u32 = ((*_S60).n_0 + u32(64) - u32(1)) / u32(64);
+    var _S63 : u32 = (*_S60).m_0;
+    var _S64 : u32 = ((*_S60).m_0 + u32(64) - u32(1)) / u32(64);
+    var _S65 : u32 = group_number_0(_S58);
+    var _S66 : u32 = _S65 / _S62;
+    var _S67 : u32 = _S66 / _S64;
+    var _S68 : u32 = _S65 / _S62;
+    var _S69 : u32 = _S68 % _S64;
+    var _S70 : u32 = _S69 * u32(64);
+    var _S71 : u32 = _S65 % _S62;
     var _S72 : u32 = _S71 * u32(64);
-    var _S73 : u32 = _S67 % _S64;
-    var _S74 : u32 = _S73 * u32(64);
-    if(_S69 >= ((*_S62).batch_0))
+    if(_S67 >= ((*_S60).batch_0))
     {
         return;
     }
     var left_0 : Operand_0;
-    left_0.offset_0 = (*_S62).a_offset_0;
-    left_0.begin_0 = _S69 * (*_S62).a_batch_0;
-    left_0.rows_2 = _S65;
-    left_0.k_2 = (*_S62).k_0;
-    left_0.row_stride_0 = (*_S62).a_row_0;
-    left_0.k_stride_0 = (*_S62).a_column_0;
+    left_0.offset_0 = (*_S60).a_offset_0;
+    left_0.begin_0 = _S67 * (*_S60).a_batch_0;
+    left_0.rows_0 = _S63;
+    left_0.k_1 = (*_S60).k_0;
+    left_0.row_stride_0 = (*_S60).a_row_0;
+    left_0.k_stride_0 = (*_S60).a_column_0;
     var right_0 : Operand_0;
-    right_0.offset_0 = (*_S62).b_offset_0;
-    right_0.begin_0 = _S69 * (*_S62).b_batch_0;
-    right_0.rows_2 = _S63;
-    right_0.k_2 = (*_S62).k_0;
-    right_0.row_stride_0 = (*_S62).b_column_0;
-    right_0.k_stride_0 = (*_S62).b_row_0;
-    var sums_0 : array<vec4<f32>, i32(8)>;
-    product_0(left_0, right_0, _S72, _S74, _S65, (*_S62).k_0, _S61, &(sums_0));
-    var _S75 : vec2<u32> = corner_0(_S61);
-    var _S76 : u32 = _S72 + _S75.x;
-    var _S77 : bool = _S76 < _S65;
+    right_0.offset_0 = (*_S60).b_offset_0;
+    right_0.begin_0 = _S67 * (*_S60).b_batch_0;
+    right_0.rows_0 = _S61;
+    right_0.k_1 = (*_S60).k_0;
+    right_0.row_stride_0 = (*_S60).b_column_0;
+    right_0.k_stride_0 = (*_S60).b_row_0;
+    var _S73 : array<vec4<f32>, i32(8)>;
+    ThreadTiles_product_0(left_0, right_0, _S70, _S72, _S63, (*_S60).k_0, _S59, &(_S73));
+    var _S74 : array<vec4<f32>, i32(8)> = _S73;
+    var _S75 : vec2<u32> = corner_0(_S59);
+    var _S76 : u32 = _S70 + _S75.x;
+    var _S77 : bool = _S76 < _S63;
     var _S78 : bool;
     if(_S77)
     {
-        _S78 = (_S74 + _S75.y) < _S63;
+        _S78 = (_S72 + _S75.y) < _S61;
     }
     else
     {
@@ -325,11 +326,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S76 * (*_S62).out_row_0 + _S74 + _S75.y] = sums_0[u32(0)][u32(0)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S76 * (*_S60).out_row_0 + _S72 + _S75.y] = _S74[u32(0)][u32(0)];
     }
     if(_S77)
     {
-        _S78 = (_S74 + _S75.y + u32(1)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(1)) < _S61;
     }
     else
     {
@@ -337,11 +338,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S76 * (*_S62).out_row_0 + _S74 + _S75.y + u32(1)] = sums_0[u32(0)][u32(1)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S76 * (*_S60).out_row_0 + _S72 + _S75.y + u32(1)] = _S74[u32(0)][u32(1)];
     }
     if(_S77)
     {
-        _S78 = (_S74 + _S75.y + u32(2)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(2)) < _S61;
     }
     else
     {
@@ -349,11 +350,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S76 * (*_S62).out_row_0 + _S74 + _S75.y + u32(2)] = sums_0[u32(0)][u32(2)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S76 * (*_S60).out_row_0 + _S72 + _S75.y + u32(2)] = _S74[u32(0)][u32(2)];
     }
     if(_S77)
     {
-        _S78 = (_S74 + _S75.y + u32(3)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(3)) < _S61;
     }
     else
     {
@@ -361,13 +362,13 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S76 * (*_S62).out_row_0 + _S74 + _S75.y + u32(3)] = sums_0[u32(0)][u32(3)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S76 * (*_S60).out_row_0 + _S72 + _S75.y + u32(3)] = _S74[u32(0)][u32(3)];
     }
     var _S79 : u32 = _S76 + u32(1);
-    var _S80 : bool = _S79 < _S65;
+    var _S80 : bool = _S79 < _S63;
     if(_S80)
     {
-        _S78 = (_S74 + _S75.y) < _S63;
+        _S78 = (_S72 + _S75.y) < _S61;
     }
     else
     {
@@ -375,11 +376,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S79 * (*_S62).out_row_0 + _S74 + _S75.y] = sums_0[u32(1)][u32(0)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S79 * (*_S60).out_row_0 + _S72 + _S75.y] = _S74[u32(1)][u32(0)];
     }
     if(_S80)
     {
-        _S78 = (_S74 + _S75.y + u32(1)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(1)) < _S61;
     }
     else
     {
@@ -387,11 +388,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S79 * (*_S62).out_row_0 + _S74 + _S75.y + u32(1)] = sums_0[u32(1)][u32(1)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S79 * (*_S60).out_row_0 + _S72 + _S75.y + u32(1)] = _S74[u32(1)][u32(1)];
     }
     if(_S80)
     {
-        _S78 = (_S74 + _S75.y + u32(2)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(2)) < _S61;
     }
     else
     {
@@ -399,11 +400,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S79 * (*_S62).out_row_0 + _S74 + _S75.y + u32(2)] = sums_0[u32(1)][u32(2)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S79 * (*_S60).out_row_0 + _S72 + _S75.y + u32(2)] = _S74[u32(1)][u32(2)];
     }
     if(_S80)
     {
-        _S78 = (_S74 + _S75.y + u32(3)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(3)) < _S61;
     }
     else
     {
@@ -411,13 +412,13 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S79 * (*_S62).out_row_0 + _S74 + _S75.y + u32(3)] = sums_0[u32(1)][u32(3)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S79 * (*_S60).out_row_0 + _S72 + _S75.y + u32(3)] = _S74[u32(1)][u32(3)];
     }
     var _S81 : u32 = _S76 + u32(2);
-    var _S82 : bool = _S81 < _S65;
+    var _S82 : bool = _S81 < _S63;
     if(_S82)
     {
-        _S78 = (_S74 + _S75.y) < _S63;
+        _S78 = (_S72 + _S75.y) < _S61;
     }
     else
     {
@@ -425,11 +426,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S81 * (*_S62).out_row_0 + _S74 + _S75.y] = sums_0[u32(2)][u32(0)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S81 * (*_S60).out_row_0 + _S72 + _S75.y] = _S74[u32(2)][u32(0)];
     }
     if(_S82)
     {
-        _S78 = (_S74 + _S75.y + u32(1)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(1)) < _S61;
     }
     else
     {
@@ -437,11 +438,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S81 * (*_S62).out_row_0 + _S74 + _S75.y + u32(1)] = sums_0[u32(2)][u32(1)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S81 * (*_S60).out_row_0 + _S72 + _S75.y + u32(1)] = _S74[u32(2)][u32(1)];
     }
     if(_S82)
     {
-        _S78 = (_S74 + _S75.y + u32(2)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(2)) < _S61;
     }
     else
     {
@@ -449,11 +450,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S81 * (*_S62).out_row_0 + _S74 + _S75.y + u32(2)] = sums_0[u32(2)][u32(2)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S81 * (*_S60).out_row_0 + _S72 + _S75.y + u32(2)] = _S74[u32(2)][u32(2)];
     }
     if(_S82)
     {
-        _S78 = (_S74 + _S75.y + u32(3)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(3)) < _S61;
     }
     else
     {
@@ -461,13 +462,13 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S81 * (*_S62).out_row_0 + _S74 + _S75.y + u32(3)] = sums_0[u32(2)][u32(3)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S81 * (*_S60).out_row_0 + _S72 + _S75.y + u32(3)] = _S74[u32(2)][u32(3)];
     }
     var _S83 : u32 = _S76 + u32(3);
-    var _S84 : bool = _S83 < _S65;
+    var _S84 : bool = _S83 < _S63;
     if(_S84)
     {
-        _S78 = (_S74 + _S75.y) < _S63;
+        _S78 = (_S72 + _S75.y) < _S61;
     }
     else
     {
@@ -475,11 +476,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S83 * (*_S62).out_row_0 + _S74 + _S75.y] = sums_0[u32(3)][u32(0)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S83 * (*_S60).out_row_0 + _S72 + _S75.y] = _S74[u32(3)][u32(0)];
     }
     if(_S84)
     {
-        _S78 = (_S74 + _S75.y + u32(1)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(1)) < _S61;
     }
     else
     {
@@ -487,11 +488,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S83 * (*_S62).out_row_0 + _S74 + _S75.y + u32(1)] = sums_0[u32(3)][u32(1)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S83 * (*_S60).out_row_0 + _S72 + _S75.y + u32(1)] = _S74[u32(3)][u32(1)];
     }
     if(_S84)
     {
-        _S78 = (_S74 + _S75.y + u32(2)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(2)) < _S61;
     }
     else
     {
@@ -499,11 +500,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S83 * (*_S62).out_row_0 + _S74 + _S75.y + u32(2)] = sums_0[u32(3)][u32(2)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S83 * (*_S60).out_row_0 + _S72 + _S75.y + u32(2)] = _S74[u32(3)][u32(2)];
     }
     if(_S84)
     {
-        _S78 = (_S74 + _S75.y + u32(3)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(3)) < _S61;
     }
     else
     {
@@ -511,13 +512,13 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S83 * (*_S62).out_row_0 + _S74 + _S75.y + u32(3)] = sums_0[u32(3)][u32(3)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S83 * (*_S60).out_row_0 + _S72 + _S75.y + u32(3)] = _S74[u32(3)][u32(3)];
     }
     var _S85 : u32 = _S76 + u32(4);
-    var _S86 : bool = _S85 < _S65;
+    var _S86 : bool = _S85 < _S63;
     if(_S86)
     {
-        _S78 = (_S74 + _S75.y) < _S63;
+        _S78 = (_S72 + _S75.y) < _S61;
     }
     else
     {
@@ -525,11 +526,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S85 * (*_S62).out_row_0 + _S74 + _S75.y] = sums_0[u32(4)][u32(0)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S85 * (*_S60).out_row_0 + _S72 + _S75.y] = _S74[u32(4)][u32(0)];
     }
     if(_S86)
     {
-        _S78 = (_S74 + _S75.y + u32(1)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(1)) < _S61;
     }
     else
     {
@@ -537,11 +538,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S85 * (*_S62).out_row_0 + _S74 + _S75.y + u32(1)] = sums_0[u32(4)][u32(1)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S85 * (*_S60).out_row_0 + _S72 + _S75.y + u32(1)] = _S74[u32(4)][u32(1)];
     }
     if(_S86)
     {
-        _S78 = (_S74 + _S75.y + u32(2)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(2)) < _S61;
     }
     else
     {
@@ -549,11 +550,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S85 * (*_S62).out_row_0 + _S74 + _S75.y + u32(2)] = sums_0[u32(4)][u32(2)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S85 * (*_S60).out_row_0 + _S72 + _S75.y + u32(2)] = _S74[u32(4)][u32(2)];
     }
     if(_S86)
     {
-        _S78 = (_S74 + _S75.y + u32(3)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(3)) < _S61;
     }
     else
     {
@@ -561,13 +562,13 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S85 * (*_S62).out_row_0 + _S74 + _S75.y + u32(3)] = sums_0[u32(4)][u32(3)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S85 * (*_S60).out_row_0 + _S72 + _S75.y + u32(3)] = _S74[u32(4)][u32(3)];
     }
     var _S87 : u32 = _S76 + u32(5);
-    var _S88 : bool = _S87 < _S65;
+    var _S88 : bool = _S87 < _S63;
     if(_S88)
     {
-        _S78 = (_S74 + _S75.y) < _S63;
+        _S78 = (_S72 + _S75.y) < _S61;
     }
     else
     {
@@ -575,11 +576,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S87 * (*_S62).out_row_0 + _S74 + _S75.y] = sums_0[u32(5)][u32(0)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S87 * (*_S60).out_row_0 + _S72 + _S75.y] = _S74[u32(5)][u32(0)];
     }
     if(_S88)
     {
-        _S78 = (_S74 + _S75.y + u32(1)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(1)) < _S61;
     }
     else
     {
@@ -587,11 +588,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S87 * (*_S62).out_row_0 + _S74 + _S75.y + u32(1)] = sums_0[u32(5)][u32(1)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S87 * (*_S60).out_row_0 + _S72 + _S75.y + u32(1)] = _S74[u32(5)][u32(1)];
     }
     if(_S88)
     {
-        _S78 = (_S74 + _S75.y + u32(2)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(2)) < _S61;
     }
     else
     {
@@ -599,11 +600,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S87 * (*_S62).out_row_0 + _S74 + _S75.y + u32(2)] = sums_0[u32(5)][u32(2)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S87 * (*_S60).out_row_0 + _S72 + _S75.y + u32(2)] = _S74[u32(5)][u32(2)];
     }
     if(_S88)
     {
-        _S78 = (_S74 + _S75.y + u32(3)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(3)) < _S61;
     }
     else
     {
@@ -611,13 +612,13 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S87 * (*_S62).out_row_0 + _S74 + _S75.y + u32(3)] = sums_0[u32(5)][u32(3)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S87 * (*_S60).out_row_0 + _S72 + _S75.y + u32(3)] = _S74[u32(5)][u32(3)];
     }
     var _S89 : u32 = _S76 + u32(6);
-    var _S90 : bool = _S89 < _S65;
+    var _S90 : bool = _S89 < _S63;
     if(_S90)
     {
-        _S78 = (_S74 + _S75.y) < _S63;
+        _S78 = (_S72 + _S75.y) < _S61;
     }
     else
     {
@@ -625,11 +626,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S89 * (*_S62).out_row_0 + _S74 + _S75.y] = sums_0[u32(6)][u32(0)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S89 * (*_S60).out_row_0 + _S72 + _S75.y] = _S74[u32(6)][u32(0)];
     }
     if(_S90)
     {
-        _S78 = (_S74 + _S75.y + u32(1)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(1)) < _S61;
     }
     else
     {
@@ -637,11 +638,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S89 * (*_S62).out_row_0 + _S74 + _S75.y + u32(1)] = sums_0[u32(6)][u32(1)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S89 * (*_S60).out_row_0 + _S72 + _S75.y + u32(1)] = _S74[u32(6)][u32(1)];
     }
     if(_S90)
     {
-        _S78 = (_S74 + _S75.y + u32(2)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(2)) < _S61;
     }
     else
     {
@@ -649,11 +650,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S89 * (*_S62).out_row_0 + _S74 + _S75.y + u32(2)] = sums_0[u32(6)][u32(2)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S89 * (*_S60).out_row_0 + _S72 + _S75.y + u32(2)] = _S74[u32(6)][u32(2)];
     }
     if(_S90)
     {
-        _S78 = (_S74 + _S75.y + u32(3)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(3)) < _S61;
     }
     else
     {
@@ -661,13 +662,13 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S89 * (*_S62).out_row_0 + _S74 + _S75.y + u32(3)] = sums_0[u32(6)][u32(3)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S89 * (*_S60).out_row_0 + _S72 + _S75.y + u32(3)] = _S74[u32(6)][u32(3)];
     }
     var _S91 : u32 = _S76 + u32(7);
-    var _S92 : bool = _S91 < _S65;
+    var _S92 : bool = _S91 < _S63;
     if(_S92)
     {
-        _S78 = (_S74 + _S75.y) < _S63;
+        _S78 = (_S72 + _S75.y) < _S61;
     }
     else
     {
@@ -675,11 +676,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S91 * (*_S62).out_row_0 + _S74 + _S75.y] = sums_0[u32(7)][u32(0)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S91 * (*_S60).out_row_0 + _S72 + _S75.y] = _S74[u32(7)][u32(0)];
     }
     if(_S92)
     {
-        _S78 = (_S74 + _S75.y + u32(1)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(1)) < _S61;
     }
     else
     {
@@ -687,11 +688,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S91 * (*_S62).out_row_0 + _S74 + _S75.y + u32(1)] = sums_0[u32(7)][u32(1)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S91 * (*_S60).out_row_0 + _S72 + _S75.y + u32(1)] = _S74[u32(7)][u32(1)];
     }
     if(_S92)
     {
-        _S78 = (_S74 + _S75.y + u32(2)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(2)) < _S61;
     }
     else
     {
@@ -699,11 +700,11 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S91 * (*_S62).out_row_0 + _S74 + _S75.y + u32(2)] = sums_0[u32(7)][u32(2)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S91 * (*_S60).out_row_0 + _S72 + _S75.y + u32(2)] = _S74[u32(7)][u32(2)];
     }
     if(_S92)
     {
-        _S78 = (_S74 + _S75.y + u32(3)) < _S63;
+        _S78 = (_S72 + _S75.y + u32(3)) < _S61;
     }
     else
     {
@@ -711,7 +712,7 @@ fn matmul_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, MatmulParams_s
     }
     if(_S78)
     {
-        entryPointParams_result_0[(*_S62).out_offset_0 + _S69 * (*_S62).out_batch_0 + _S91 * (*_S62).out_row_0 + _S74 + _S75.y + u32(3)] = sums_0[u32(7)][u32(3)];
+        entryPointParams_result_0[(*_S60).out_offset_0 + _S67 * (*_S60).out_batch_0 + _S91 * (*_S60).out_row_0 + _S72 + _S75.y + u32(3)] = _S74[u32(7)][u32(3)];
     }
     return;
 }
