@@ -36,4 +36,7 @@ def test_every_kernel_ran_on_metal(metal: Device) -> None:
     """A kernel of the catalog without a case above fails here."""
     for case in CASES:
         check(metal, case)
-    assert {kernel.name for kernel in metal._parts.pipelines.made} == CATALOG.keys()
+    simdgroups = metal.info.simdgroup_matrices
+    assert simdgroups or not EMULATED
+    wanted = {name for name, kernel in CATALOG.items() if simdgroups or "simdgroup_matrix" not in kernel.features}
+    assert {kernel.name for kernel in metal._parts.pipelines.made} >= wanted

@@ -6,12 +6,18 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from device.harness import recorded, span
 from metal.standin import Gpu
+from ops.tensors import Bench
+from wasmetal import ops
 from wasmetal.device import Device
 from wasmetal.errors import DeviceError
+
+COMPILED = ["gemm_simdgroup_f32", "add"]
+"""What a session has compiled: what the device tries when it is opened, and what it is then asked for."""
 
 
 @pytest.fixture
@@ -33,7 +39,7 @@ def files(home: Path) -> list[Path]:
 
 
 def test_a_kernel_is_compiled_once_in_two_processes(session: Callable[..., list[str]], tmp_path: Path) -> None:
-    assert session() == ["add"]
+    assert session() == COMPILED
     archive, digest = files(tmp_path)  # and nothing else
     assert (archive.suffix, digest.suffix) == (".archive", ".sha256")
     before = archive.stat()
@@ -46,12 +52,12 @@ def test_an_archive_belongs_to_a_gpu_a_system_and_kernels(
 ) -> None:
     from wasmetal.kernels.catalog import Kernel
 
-    assert session() == ["add"]
-    assert session(name="another GPU") == ["add"]
-    assert session(macos=26) == ["add"]
+    assert session() == COMPILED
+    assert session(name="another GPU") == COMPILED
+    assert session(macos=26) == COMPILED
     code = Kernel.code
     monkeypatch.setattr(Kernel, "code", lambda kernel, target: code(kernel, target) + b"// changed")
-    assert session() == ["add"]
+    assert session() == COMPILED
     assert len(files(tmp_path)) == 8
 
 
@@ -65,7 +71,7 @@ def test_a_damaged_archive_is_made_anew(session: Callable[..., list[str]], tmp_p
     else:
         cut = {"cut short": whole[:-3], "changed": whole.replace(b"add", b"sub"), "emptied": b"", "of another": b"{}"}
         archive.write_bytes(cut[damage])
-    assert session() == ["add"]
+    assert session() == COMPILED
     assert archive.read_bytes() == whole
     assert session() == []
 
@@ -78,13 +84,13 @@ def test_an_archive_that_metal_refuses(session: Callable[..., list[str]], tmp_pa
     archive, digest = files(tmp_path)
     archive.write_bytes(b"from another world")
     digest.write_text(hashlib.sha256(b"from another world").hexdigest())
-    assert session() == ["add"]
+    assert session() == COMPILED
     assert session() == []
 
 
 def test_a_gpu_without_archives(session: Callable[..., list[str]], tmp_path: Path) -> None:
     for _ in range(2):
-        assert session(has_archives=False) == ["add"]
+        assert session(has_archives=False) == COMPILED
     assert not (tmp_path / "pipelines").exists()
 
 
@@ -92,14 +98,14 @@ def test_a_gpu_without_archives(session: Callable[..., list[str]], tmp_path: Pat
 def test_a_home_that_cannot_be_written(session: Callable[..., list[str]], tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     for _ in range(2):
-        assert session() == ["add"]
+        assert session() == COMPILED
     tmp_path.chmod(0o700)
 
 
 def test_a_file_in_the_way_of_the_cache(session: Callable[..., list[str]], tmp_path: Path) -> None:
     (tmp_path / "pipelines").write_text("in the way")
     for _ in range(2):
-        assert session() == ["add"]
+        assert session() == COMPILED
 
 
 def test_the_compilers_words_are_told(session: Callable[..., list[str]]) -> None:
@@ -117,3 +123,23 @@ def test_a_gpu_that_is_not_as_the_kernels_expect(session: Callable[..., list[str
         session(max_threads=64)
     with pytest.raises(DeviceError, match="runs 64 threads in lockstep"):
         session(simd_width=64)
+
+
+@pytest.mark.parametrize("simdgroups", ["good", "wrong", "none"])
+def test_simdgroup_matrices_are_tried_before_they_are_used(open_on: Callable[[Gpu], Device], simdgroups: str) -> None:
+    """Where they do not compute what they should, or cannot be built, products are computed without them."""
+    gpu = Gpu(simdgroups=simdgroups)
+    device = open_on(gpu)
+    good = simdgroups == "good"
+    assert device.info.simdgroup_matrices == ("simdgroup matrices" in device.info.features) == good
+    assert (device.counters.submits, device.counters.dispatches, device.counters.device_seconds) == (0, 0, 0)
+    rng = np.random.default_rng(1)
+    x, weight = rng.standard_normal((3, 32)).astype(np.float32), rng.standard_normal((5, 32)).astype(np.float32)
+    with Bench(device) as bench:
+        out = bench.empty(3, 5)
+        tensors = bench.put(x), bench.put(weight), out
+        bench.run(lambda rec: ops.linear(rec, *tensors))
+        bench.only(out)
+        assert np.allclose(bench.get(out), x @ weight.T, atol=1e-5)
+    assert "gemm_simdgroup_f32" in gpu.compiled or simdgroups == "none"
+    assert ("gemm_f32" in gpu.compiled) != good

@@ -142,6 +142,8 @@ class Device(Object):
             "mathFloatingPointFunctions": _constant("MTLMathFloatingPointFunctionsPrecise"),
         }
         rule(safe.items() <= options.told.items(), "kernels are to be compiled with fast math off")
+        if self._gpu.simdgroups == "none" and "simdgroup_matrix" in source:
+            return None, NSError("MTLLibraryErrorDomain", 3, "no simdgroup matrices here")
         if self._gpu.compile_error:
             return None, NSError("MTLLibraryErrorDomain", 3, self._gpu.compile_error)
         try:
@@ -507,6 +509,9 @@ class Dispatch:
             pipeline.kernel.run(self._resolved(), self._groups, self._threads)
         except ShimError as error:
             raise RuleError(str(error)) from error
+        if pipeline._gpu.simdgroups == "wrong" and "simdgroup" in pipeline.kernel.name:
+            address, _ = self._resolved()[3]
+            memory(address, 4).cast("f")[0] += 1
 
     def _resolved(self) -> dict[int, tuple[int, int]]:
         found = {}

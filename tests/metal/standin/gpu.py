@@ -52,6 +52,8 @@ class Gpu:
     """The MTLCommandBufferError that command buffers end with."""
     hangs: bool = False
     """It never comes to its work."""
+    simdgroups: str = "good"
+    """Kernels with simdgroup matrices are "good", or compute something "wrong", or there are "none"."""
     has_archives: bool = True
     has_residency: bool = True
     has_queues: bool = True

@@ -19,6 +19,7 @@ from wasmetal.device.metal.memory import allocate, wrap_pages
 from wasmetal.device.metal.physical import PhysicalDevice
 from wasmetal.device.metal.pipeline import Pipelines
 from wasmetal.device.metal.queue import MetalSubmission, Queue
+from wasmetal.device.metal.simdgroups import multiply_well
 from wasmetal.errors import DeviceError, DeviceLostError
 
 
@@ -28,11 +29,6 @@ class _Parts:
     def __init__(self, physical: PhysicalDevice, counters: Counters) -> None:
         self.queue = Queue(physical, counters)
         self.pipelines = Pipelines(physical)
-
-    def features(self) -> list[str]:
-        """What only an open device knows that it has, in words."""
-        found = {"residency set": self.queue.residency.kept, "pipeline archive": self.pipelines.archive.kept}
-        return [name for name, kept in found.items() if kept]
 
 
 class MetalDevice:
@@ -47,12 +43,17 @@ class MetalDevice:
         self._buffers: weakref.WeakSet[MetalBuffer] = weakref.WeakSet()
         self._lists: weakref.WeakSet[MetalCommandList] = weakref.WeakSet()
         self._parts: _Parts | None = _Parts(physical, self._counters)
-        kept = (
-            ("residency set", self._parts.queue.residency.kept),
-            ("pipeline archive", self._parts.pipelines.archive.kept),
-        )
-        features = (*physical.info.features, *(name for name, has in kept if has))
-        self._info = replace(physical.info, features=features)
+        self._info = physical.info
+        simdgroup_matrices = multiply_well(self)
+        self._counters.submits = self._counters.dispatches = 0
+        self._counters.device_seconds = 0.0
+        found = {
+            "residency set": self._parts.queue.residency.kept,
+            "pipeline archive": self._parts.pipelines.archive.kept,
+            "simdgroup matrices": simdgroup_matrices,
+        }
+        features = (*physical.info.features, *(name for name, kept in found.items() if kept))
+        self._info = replace(physical.info, simdgroup_matrices=simdgroup_matrices, features=features)
 
     @property
     def info(self) -> DeviceInfo:
