@@ -122,3 +122,13 @@ def test_overlap_of_column_slices_is_exact(cpu, stride, starts, widths, rows):
             ops.linear(rec, x, weight, out)
     else:
         ops.linear(rec, x, weight, out)
+
+
+@pytest.mark.parametrize("factor", [1e10, -1e38, float("inf")])
+def test_any_float32_is_a_parameter(cpu, factor):
+    rec = recorder(cpu)
+    x = Tensor(cpu.allocate(64), 0, DType.F32, (4,))
+    ops.scale(rec, x, factor, x)
+    assert rec.commands.dispatches[0][2].factor == np.float32(factor)
+    with pytest.raises(OpError, match="beyond float32"):
+        ops.scale(rec, x, 1e39, x)

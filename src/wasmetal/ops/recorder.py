@@ -41,9 +41,13 @@ class Recorder:
             binding = self._binding(name, argument, tensor)
             bindings.append(binding)
             fields.setdefault(f"{argument.name}_offset", (tensor.offset - binding.offset) // argument.element)
-        if max(fields.values()) >= 2**32:
+        if any(kind == "u32" and fields[field] >= 2**32 for field, kind in kernel.params):
             raise OpError(f"{name}: a dimension or stride is beyond 32 bits; use smaller tensors")
-        self.commands.dispatch(kernel, bindings, kernel.pack(**fields), grid(groups))
+        try:
+            params = kernel.pack(**fields)
+        except OverflowError:
+            raise OpError(f"{name}: a number is beyond float32; use a smaller one") from None
+        self.commands.dispatch(kernel, bindings, params, grid(groups))
 
     def _binding(self, name: str, argument: Argument, tensor: Tensor) -> Binding:
         begin = tensor.offset - tensor.offset % self.info.offset_alignment
