@@ -15,9 +15,9 @@ import pytest
 
 from device.harness import floats, recorded, span
 from metal.devices import environment_for
-from metal.standin import Gpu, RuleError
+from metal.standin import Gpu, RuleError, installed
 from metal.standin.bridge import table
-from wasmetal.device import Device, MemoryKind
+from wasmetal.device import Device, MemoryKind, list_devices, open_device
 from wasmetal.errors import (
     DeviceError,
     DeviceLostError,
@@ -170,7 +170,7 @@ def test_systems_and_gpus_that_will_not_do(open_on: Callable[[Gpu], Device]) -> 
 def test_selection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several GPUs, of which one is asked for; none but old ones; and without the stand-in, none."""
     from metal.standin import installed
-    from wasmetal.device import list_devices, open_device
+    from wasmetal.device import open_device
 
     with installed(Gpu(name="first"), Gpu(name="second")):
         assert [info.spec for info in list_devices() if info.backend == "metal"] == ["metal:0", "metal:1"]
@@ -205,3 +205,21 @@ def test_nothing_of_macos_is_imported_unasked() -> None:
     environment = os.environ | environment_for("metal")
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\nTrue\n"
+
+
+def test_work_that_everybody_has_abandoned(gpu: Gpu) -> None:
+    """A device dropped with work under way: all that it uses stays until it has ended, and goes then."""
+    with installed(gpu):
+        device = open_device("metal")
+        buffer, double = doubling(device)
+        values = floats(buffer)
+        device.submit([double])
+        del device, buffer, double
+        gc.collect()
+        assert values[0] == 1
+        gpu.progress()
+        assert values[0] == 2
+        assert gpu.live
+        open_device("metal").close()
+        gc.collect()
+    assert not gpu.live

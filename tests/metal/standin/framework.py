@@ -155,9 +155,9 @@ class Device(Object):
         if not self._gpu.has_archives:
             return None, NSError("MTLBinaryArchiveDomain", 4, "binary archives are not supported")
         if descriptor.url is None:
-            return BinaryArchive(set()), None
+            return BinaryArchive(self._gpu, set()), None
         try:
-            return BinaryArchive(set(json.loads(Path(descriptor.url.path).read_text())["functions"])), None
+            return BinaryArchive(self._gpu, set(json.loads(Path(descriptor.url.path).read_text())["functions"])), None
         except (OSError, ValueError, KeyError):
             return None, NSError("MTLBinaryArchiveDomain", 1, "the file is not a binary archive")
 
@@ -229,13 +229,17 @@ class BinaryArchive(Object):
 
     protocol = "MTLBinaryArchive"
 
-    def __init__(self, keys: set[str]) -> None:
+    def __init__(self, gpu: Gpu, keys: set[str]) -> None:
+        self._gpu = gpu
         self.keys = keys
 
     def addComputePipelineFunctionsWithDescriptor_error_(
         self, descriptor: ComputePipelineDescriptor
     ) -> tuple[bool, Any]:
         assert descriptor.function is not None
+        if self._gpu.pipeline_error:
+            return False, NSError("MTLBinaryArchiveDomain", 3, self._gpu.pipeline_error)
+        self._gpu.compiled.append(descriptor.function.kernel.name)
         self.keys.add(descriptor.function.key)
         return True, None
 
@@ -257,7 +261,8 @@ class ComputePipelineState(Object):
         self.kernel = kernel
 
     def maxTotalThreadsPerThreadgroup(self) -> int:
-        return self._gpu.max_threads
+        too_large = self._gpu.simdgroups == "too large" and "simdgroup" in self.kernel.name
+        return 64 if too_large else self._gpu.max_threads
 
     def threadExecutionWidth(self) -> int:
         return self._gpu.simd_width

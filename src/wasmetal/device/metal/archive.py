@@ -41,21 +41,20 @@ class Archive:
         return self._archive is not None
 
     def pipeline(self, descriptor: Any, what: str) -> Any:
-        """The ``MTLComputePipelineState`` that a descriptor describes: kept here, or else compiled, and then kept.
+        """The ``MTLComputePipelineState`` that a descriptor describes: kept here, or else compiled and then kept.
 
         Raises DeviceError, that ``what`` was not compiled.
         """
-        if self._archive is None:
-            return self._compile(descriptor, mtl.MTLPipelineOptionNone, what)
-        descriptor.setBinaryArchives_([self._archive])
-        with contextlib.suppress(DeviceError):
-            return self._compile(descriptor, mtl.MTLPipelineOptionFailOnBinaryArchiveMiss, what)
-        made = self._compile(descriptor, mtl.MTLPipelineOptionNone, what)
-        added, error = self._archive.addComputePipelineFunctionsWithDescriptor_error_(descriptor, None)
-        self._changed |= bool(added)
-        if not added:
-            _log.info("%s was not added to the pipeline archive: %s", what, error_text(error))
-        return made
+        if self._archive is not None:
+            descriptor.setBinaryArchives_([self._archive])
+            with contextlib.suppress(DeviceError):
+                return self._build(descriptor, mtl.MTLPipelineOptionFailOnBinaryArchiveMiss, what)
+            # Compiled into the archive, and so once: the pipeline is then found there.
+            added, error = self._archive.addComputePipelineFunctionsWithDescriptor_error_(descriptor, None)
+            self._changed |= bool(added)
+            if not added:
+                _log.info("%s was not added to the pipeline archive: %s", what, error_text(error))
+        return self._build(descriptor, mtl.MTLPipelineOptionNone, what)
 
     def save(self) -> None:
         """Write the file anew where something was added."""
@@ -76,7 +75,7 @@ class Archive:
             _log.info("%s", error)
         self._changed = False
 
-    def _compile(self, descriptor: Any, option: int, what: str) -> Any:
+    def _build(self, descriptor: Any, option: int, what: str) -> Any:
         build = self._device.newComputePipelineStateWithDescriptor_options_reflection_error_
         # PyObjC has no result for the reflection argument, so there are two and not three.
         return succeeded(build(descriptor, option, None, None), f"{what} was not compiled")

@@ -19,9 +19,6 @@ class Encoding:
         self._pipeline: Any = None
         self._arguments: dict[int, tuple[Any, int]] = {}
 
-    def __len__(self) -> int:
-        return len(self._calls)
-
     def barrier(self) -> None:
         """Order all that follows behind all before."""
         self._call("memoryBarrierWithScope_", mtl.MTLBarrierScopeBuffers)

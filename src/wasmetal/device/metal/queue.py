@@ -56,8 +56,12 @@ class MetalSubmission:
         return self.seconds
 
 
+_busy: set[Queue] = set()
+"""Queues with work under way. They stay, with all that the work uses, even if everybody else lets go of them."""
+
+
 class Queue:
-    """The queue of an opened GPU. It is let go when nothing that needs it is left."""
+    """The queue of an opened GPU. It is let go when nothing that needs it is left, and its work has ended."""
 
     def __init__(self, physical: PhysicalDevice, counters: Counters) -> None:
         self.physical = physical
@@ -71,6 +75,8 @@ class Queue:
         self._submitted = 0
         self._lost = False
         self._lock = threading.RLock()
+        for abandoned in tuple(_busy):
+            abandoned.settle()
 
     def submit(self, lists: Sequence[Encodable]) -> MetalSubmission:
         """Start finished lists, in order, as one submission, behind all before it. From any thread.
@@ -78,7 +84,7 @@ class Queue:
         Raises DeviceLostError.
         """
         with self._lock, objc.autorelease_pool():
-            self._settle()
+            self.settle()
             if self._lost:
                 raise DeviceLostError("the GPU was lost; open a device again")
             commands = self._queue.commandBufferWithUnretainedReferences()
@@ -98,6 +104,7 @@ class Queue:
             self._submitted += 1
             submission = MetalSubmission(self, self._submitted, commands, lists)
             self._pending.append(submission)
+            _busy.add(self)
             self._counters.submits += 1
             self._counters.dispatches += sum(recording.dispatches for recording in lists)
             return submission
@@ -111,7 +118,7 @@ class Queue:
             with self._lock, objc.autorelease_pool():
                 if ended:
                     commands.waitUntilCompleted()  # the event comes before the times are known
-                self._settle()
+                self.settle()
             if submission.commands is not None and deadline is not None and time.monotonic() >= deadline:
                 raise DeviceTimeoutError(f"the GPU did not finish within {timeout:g} seconds; it is still at work")
 
@@ -120,16 +127,21 @@ class Queue:
         for submission in list(self._pending):
             self.wait(submission)
 
-    def _settle(self) -> None:
-        """Note how submissions ended, in their order, and let go of what they used."""
-        while self._pending and self._pending[0].commands.status() >= mtl.MTLCommandBufferStatusCompleted:
-            submission = self._pending.pop(0)
-            commands = submission.commands
-            if commands.status() == mtl.MTLCommandBufferStatusError:
-                submission.error = command_error(commands.error())
-                self._lost |= isinstance(submission.error, DeviceLostError)
-                self._event.setSignaledValue_(submission.number)  # it did not come to that, and others wait for it
-            else:
-                submission.seconds = commands.GPUEndTime() - commands.GPUStartTime()
-                self._counters.device_seconds += submission.seconds
-            submission.lists, submission.commands = (), None
+    def settle(self) -> None:
+        """Note which submissions have ended, and how, in their order; let go of what they used."""
+        with self._lock, objc.autorelease_pool():
+            while self._pending and self._pending[0].commands.status() >= mtl.MTLCommandBufferStatusCompleted:
+                self._end(self._pending.pop(0))
+            if not self._pending:
+                _busy.discard(self)
+
+    def _end(self, submission: MetalSubmission) -> None:
+        commands = submission.commands
+        if commands.status() == mtl.MTLCommandBufferStatusError:
+            submission.error = command_error(commands.error())
+            self._lost |= isinstance(submission.error, DeviceLostError)
+            self._event.setSignaledValue_(submission.number)  # it did not come to that, and others wait for it
+        else:
+            submission.seconds = commands.GPUEndTime() - commands.GPUStartTime()
+            self._counters.device_seconds += submission.seconds
+        submission.lists, submission.commands = (), None

@@ -21,7 +21,6 @@ class Residency:
             self._set, _ = device.newResidencySetWithDescriptor_error_(mtl.MTLResidencySetDescriptor.new(), None)
             if self._set is not None:
                 queue.addResidencySet_(self._set)
-                self._set.requestResidency()
 
     @property
     def kept(self) -> bool:
@@ -29,8 +28,10 @@ class Residency:
         return self._set is not None
 
     def add(self, buffers: Sequence[Any]) -> None:
-        """Keep buffers resident."""
+        """Make buffers resident, and keep them so."""
         self._change(buffers, "addAllocation_")
+        if self._set is not None:
+            self._set.requestResidency()  # now, and not when the first submission has to wait for it
 
     def remove(self, buffers: Sequence[Any]) -> None:
         """Keep them no longer."""
