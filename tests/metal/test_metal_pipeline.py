@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from device.harness import recorded, span
 from metal.standin import Gpu
 from ops.tensors import Bench
 from wasmetal import ops
+from wasmetal.counters import Counters
 from wasmetal.device import Device
 from wasmetal.errors import DeviceError
+from wasmetal.kernels.catalog import CATALOG, Kernel
 
-COMPILED = ["gemm_simdgroup_f32", "add"]
+COMPILED = [*(name for name, kernel in CATALOG.items() if "simdgroup_matrix" in kernel.features), "add"]
 """What a session has compiled: what the device tries when it is opened, and what it is then asked for."""
 
 
@@ -50,8 +53,6 @@ def test_a_kernel_is_compiled_once_in_two_processes(session: Callable[..., list[
 def test_an_archive_belongs_to_a_gpu_a_system_and_kernels(
     session: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wasmetal.kernels.catalog import Kernel
-
     assert session() == COMPILED
     assert session(name="another GPU") == COMPILED
     assert session(macos=26) == COMPILED
@@ -125,14 +126,7 @@ def test_a_gpu_that_is_not_as_the_kernels_expect(session: Callable[..., list[str
         session(simd_width=64)
 
 
-@pytest.mark.parametrize("simdgroups", ["good", "wrong", "none"])
-def test_simdgroup_matrices_are_tried_before_they_are_used(open_on: Callable[[Gpu], Device], simdgroups: str) -> None:
-    """Where they do not compute what they should, or cannot be built, products are computed without them."""
-    gpu = Gpu(simdgroups=simdgroups)
-    device = open_on(gpu)
-    good = simdgroups == "good"
-    assert device.info.simdgroup_matrices == ("simdgroup matrices" in device.info.features) == good
-    assert (device.counters.submits, device.counters.dispatches, device.counters.device_seconds) == (0, 0, 0)
+def computes_a_product(device: Device) -> None:
     rng = np.random.default_rng(1)
     x, weight = rng.standard_normal((3, 32)).astype(np.float32), rng.standard_normal((5, 32)).astype(np.float32)
     with Bench(device) as bench:
@@ -141,5 +135,58 @@ def test_simdgroup_matrices_are_tried_before_they_are_used(open_on: Callable[[Gp
         bench.run(lambda rec: ops.linear(rec, *tensors))
         bench.only(out)
         assert np.allclose(bench.get(out), x @ weight.T, atol=1e-5)
-    assert "gemm_simdgroup_f32" in gpu.compiled or simdgroups == "none"
-    assert ("gemm_f32" in gpu.compiled) != good
+
+
+def test_products_are_by_simdgroup_matrices(gpu: Gpu, emulated: Device) -> None:
+    assert emulated.info.simdgroup_matrices
+    assert "simdgroup matrices" in emulated.info.features
+    assert emulated.counters == Counters()
+    assert gpu.compiled == COMPILED[:-1]
+    computes_a_product(emulated)
+    assert gpu.compiled == COMPILED[:-1]
+
+
+@pytest.mark.parametrize(
+    ("simdgroups", "obstacle"),
+    [
+        ("wrong", "kernel gemm_simdgroup_f32 gives wrong results"),
+        ("none", "kernel gemm_simdgroup_f32 was not compiled: no simdgroup matrices here"),
+        ("too large", "kernel gemm_simdgroup_f32 has 128 threads in a group; emulated Metal allows 64"),
+    ],
+)
+def test_simdgroup_matrices_that_do_not_work(open_on: Callable[[Gpu], Device], simdgroups: str, obstacle: str) -> None:
+    """Where the kernels compute something else, or cannot be built, products are computed without them."""
+    gpu = Gpu(simdgroups=simdgroups)
+    device = open_on(gpu)
+    assert not device.info.simdgroup_matrices
+    assert device.info.features[-1] == f"no simdgroup matrices ({obstacle})"
+    computes_a_product(device)
+    assert gpu.compiled[-1] == "gemm_f32"
+
+
+@pytest.mark.parametrize("name", ["gemm_simdgroup_f32", "gemm_simdgroup_q4_1", "matmul_simdgroup_f32_f32"])
+@pytest.mark.parametrize(
+    ("written", "instead"),
+    [
+        (r"ulong2\(0\), true", "ulong2(0), false"),
+        (r"(->tile_0\)\[\w+(?: \+ \dU)?\] =) ([^;]+);", r"\1 float(half(\2));"),
+    ],
+    ids=["loaded the wrong way round", "rounded to half"],
+)
+def test_one_wrong_kernel_is_enough(
+    open_on: Callable[[Gpu], Device], monkeypatch: pytest.MonkeyPatch, name: str, written: str, instead: str
+) -> None:
+    """Each is tried, and closely enough to notice operands of fewer bits."""
+    code = Kernel.code
+
+    def changed(kernel: Kernel, target: str) -> bytes:
+        if kernel.name != name:
+            return code(kernel, target)
+        text, changes = re.subn(written, instead, code(kernel, target).decode())
+        assert changes
+        return text.encode()
+
+    monkeypatch.setattr(Kernel, "code", changed)
+    device = open_on(Gpu())
+    assert device.info.features[-1] == f"no simdgroup matrices (kernel {name} gives wrong results)"
+    computes_a_product(device)

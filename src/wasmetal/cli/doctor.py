@@ -32,5 +32,6 @@ def doctor(device: Device = None, as_json: Json = False) -> None:
 
 def _show(report: Report) -> None:
     print(f"{report.spec}  {report.name}")
+    print(f"  uses    {', '.join(report.features)}")
     for link in report.links:
         print(f"  {'ok    ' if link.ok else 'FAILED'}  {link.name:<10} {link.saw}")

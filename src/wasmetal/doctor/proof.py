@@ -48,7 +48,7 @@ class BrokenLinkError(WasmetalError):
 
 def prove(device: Device) -> Report:
     """Walk the chain on ``device``. Never raises for a link that breaks: the report says which and why."""
-    report = Report(device.info.name, device.info.backend, device.info.spec)
+    report = Report(device.info.name, device.info.backend, device.info.spec, device.info.features)
     with ExitStack() as stack:
         chain: Chain | None = None
         for name in ("pages", "addresses", "bytes", "growth", "memory", "matmul", "copies"):

@@ -22,6 +22,8 @@ class Report:
     name: str
     backend: str
     spec: str
+    features: tuple[str, ...] = ()
+    """What the opened device makes use of, in words."""
     pointer_identity: bool = False
     """Wasm memory, mapping and device buffer begin at one address."""
     shared_overhead_mb: float | None = None

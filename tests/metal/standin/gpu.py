@@ -53,7 +53,7 @@ class Gpu:
     hangs: bool = False
     """It never comes to its work."""
     simdgroups: str = "good"
-    """Kernels with simdgroup matrices are "good", or compute something "wrong", or there are "none"."""
+    """Kernels with simdgroup matrices are "good", compute something "wrong", are "too large", or there are "none"."""
     has_archives: bool = True
     has_residency: bool = True
     has_queues: bool = True

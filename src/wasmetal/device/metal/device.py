@@ -19,7 +19,7 @@ from wasmetal.device.metal.memory import allocate, wrap_pages
 from wasmetal.device.metal.physical import PhysicalDevice
 from wasmetal.device.metal.pipeline import Pipelines
 from wasmetal.device.metal.queue import MetalSubmission, Queue
-from wasmetal.device.metal.simdgroups import multiply_well
+from wasmetal.device.metal.simdgroups import find_obstacle
 from wasmetal.errors import DeviceError, DeviceLostError
 
 
@@ -43,17 +43,17 @@ class MetalDevice:
         self._buffers: weakref.WeakSet[MetalBuffer] = weakref.WeakSet()
         self._lists: weakref.WeakSet[MetalCommandList] = weakref.WeakSet()
         self._parts: _Parts | None = _Parts(physical, self._counters)
-        self._info = physical.info
-        simdgroup_matrices = multiply_well(self)
-        self._counters.submits = self._counters.dispatches = 0
-        self._counters.device_seconds = 0.0
-        found = {
+        obstacle = find_obstacle(physical, self._parts.pipelines)
+        kept = {
             "residency set": self._parts.queue.residency.kept,
             "pipeline archive": self._parts.pipelines.archive.kept,
-            "simdgroup matrices": simdgroup_matrices,
         }
-        features = (*physical.info.features, *(name for name, kept in found.items() if kept))
-        self._info = replace(physical.info, simdgroup_matrices=simdgroup_matrices, features=features)
+        features = (
+            *physical.info.features,
+            *(name for name, has in kept.items() if has),
+            f"no simdgroup matrices ({obstacle})" if obstacle else "simdgroup matrices",
+        )
+        self._info = replace(physical.info, simdgroup_matrices=obstacle is None, features=features)
 
     @property
     def info(self) -> DeviceInfo:
