@@ -92,92 +92,83 @@ float4 Weights_four_0(const Weights_0 thread* this_0, uint device* this_words_0,
     return _S3;
 }
 
-Rows_0 Rows_x24init_0(const array<float4, int(4)> thread* rows_1)
-{
-    thread Rows_0 _S4;
-    (&_S4)->rows_0 = *rows_1;
-    return _S4;
-}
-
 Rows_0 Rows_load_0(const Weights_0 thread* side_0, uint device* side_words_0, uint row_2, uint k_1)
 {
-    float4 _S5 = Weights_four_0(side_0, side_words_0, row_2, k_1);
-    float4 _S6 = Weights_four_0(side_0, side_words_0, row_2 + 16U, k_1);
-    float4 _S7 = Weights_four_0(side_0, side_words_0, row_2 + 32U, k_1);
-    float4 _S8 = Weights_four_0(side_0, side_words_0, row_2 + 48U, k_1);
-    thread array<float4, int(4)> _S9;
-    _S9[int(0)] = _S5;
-    _S9[int(1)] = _S6;
-    _S9[int(2)] = _S7;
-    _S9[int(3)] = _S8;
-    Rows_0 _S10 = Rows_x24init_0(&_S9);
-    return _S10;
+    thread Rows_0 result_1;
+    float4 _S4 = Weights_four_0(side_0, side_words_0, row_2, k_1);
+    (&result_1)->rows_0[0U] = _S4;
+    float4 _S5 = Weights_four_0(side_0, side_words_0, row_2 + 16U, k_1);
+    (&result_1)->rows_0[1U] = _S5;
+    float4 _S6 = Weights_four_0(side_0, side_words_0, row_2 + 32U, k_1);
+    (&result_1)->rows_0[2U] = _S6;
+    float4 _S7 = Weights_four_0(side_0, side_words_0, row_2 + 48U, k_1);
+    (&result_1)->rows_0[3U] = _S7;
+    return result_1;
 }
 
 struct Activations_0
 {
     uint offset_2;
     uint stride_0;
-    uint rows_2;
+    uint rows_1;
     uint k_2;
 };
 
 float4 Activations_four_0(const Activations_0 thread* this_1, float device* this_x_0, uint row_3, uint first_1)
 {
-    uint _S11 = this_1->offset_2 + row_3 * this_1->stride_0 + first_1;
-    bool _S12;
-    if(row_3 >= (this_1->rows_2))
+    uint _S8 = this_1->offset_2 + row_3 * this_1->stride_0 + first_1;
+    bool _S9;
+    if(row_3 >= (this_1->rows_1))
     {
-        _S12 = true;
+        _S9 = true;
     }
     else
     {
-        _S12 = first_1 >= (this_1->k_2);
+        _S9 = first_1 >= (this_1->k_2);
     }
-    if(_S12)
+    if(_S9)
     {
         return float4(int4(int(0)) );
     }
-    uint _S13 = this_1->k_2;
+    uint _S10 = this_1->k_2;
     if((first_1 + 4U) > (this_1->k_2))
     {
-        float _S14 = this_x_0[_S11];
-        float _S15;
-        if((first_1 + 1U) < _S13)
+        float _S11 = this_x_0[_S8];
+        float _S12;
+        if((first_1 + 1U) < _S10)
         {
-            _S15 = this_x_0[_S11 + 1U];
+            _S12 = this_x_0[_S8 + 1U];
         }
         else
         {
-            _S15 = 0.0;
+            _S12 = 0.0;
         }
-        float _S16;
-        if((first_1 + 2U) < _S13)
+        float _S13;
+        if((first_1 + 2U) < _S10)
         {
-            _S16 = this_x_0[_S11 + 2U];
+            _S13 = this_x_0[_S8 + 2U];
         }
         else
         {
-            _S16 = 0.0;
+            _S13 = 0.0;
         }
-        return float4(_S14, _S15, _S16, 0.0);
+        return float4(_S11, _S12, _S13, 0.0);
     }
-    return float4(this_x_0[_S11], this_x_0[_S11 + 1U], this_x_0[_S11 + 2U], this_x_0[_S11 + 3U]);
+    return float4(this_x_0[_S8], this_x_0[_S8 + 1U], this_x_0[_S8 + 2U], this_x_0[_S8 + 3U]);
 }
 
 Rows_0 Rows_load_1(const Activations_0 thread* side_1, float device* side_x_0, uint row_4, uint k_3)
 {
-    float4 _S17 = Activations_four_0(side_1, side_x_0, row_4, k_3);
-    float4 _S18 = Activations_four_0(side_1, side_x_0, row_4 + 16U, k_3);
-    float4 _S19 = Activations_four_0(side_1, side_x_0, row_4 + 32U, k_3);
-    float4 _S20 = Activations_four_0(side_1, side_x_0, row_4 + 48U, k_3);
-    thread array<float4, int(4)> _S21;
-    _S21[int(0)] = _S17;
-    _S21[int(1)] = _S18;
-    _S21[int(2)] = _S19;
-    _S21[int(3)] = _S20;
-    Rows_0 _S22 = Rows_x24init_0(&_S21);
-    return _S22;
+    thread Rows_0 result_2;
+    float4 _S14 = Activations_four_0(side_1, side_x_0, row_4, k_3);
+    (&result_2)->rows_0[0U] = _S14;
+    float4 _S15 = Activations_four_0(side_1, side_x_0, row_4 + 16U, k_3);
+    (&result_2)->rows_0[1U] = _S15;
+    float4 _S16 = Activations_four_0(side_1, side_x_0, row_4 + 32U, k_3);
+    (&result_2)->rows_0[2U] = _S16;
+    float4 _S17 = Activations_four_0(side_1, side_x_0, row_4 + 48U, k_3);
+    (&result_2)->rows_0[3U] = _S17;
+    return result_2;
 }
 
 bool Weights_along_k_0(const Weights_0 thread* this_2, uint device* this_words_1)
@@ -191,7 +182,7 @@ struct GemmParams_0
     uint weight_offset_0;
     uint out_offset_0;
     uint step_offset_0;
-    uint rows_3;
+    uint rows_2;
     uint n_1;
     uint k_4;
     uint x_stride_0;
@@ -221,16 +212,16 @@ bool Activations_along_k_0(const Activations_0 thread* this_3, float device* thi
 
 uint2 share_0(uint thread_0, bool along_k_0)
 {
-    uint2 _S23;
+    uint2 _S18;
     if(along_k_0)
     {
-        _S23 = uint2(thread_0 / 8U, thread_0 % 8U * 4U);
+        _S18 = uint2(thread_0 / 8U, thread_0 % 8U * 4U);
     }
     else
     {
-        _S23 = uint2(thread_0 % 16U, thread_0 / 16U * 4U);
+        _S18 = uint2(thread_0 % 16U, thread_0 / 16U * 4U);
     }
-    return _S23;
+    return _S18;
 }
 
 uint place_0(uint row_5, uint column_1, uint width_0)
@@ -240,83 +231,83 @@ uint place_0(uint row_5, uint column_1, uint width_0)
 
 void Rows_store_0(const Rows_0 thread* this_4, uint begin_0, uint row_6, uint k_5, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S24 = begin_0 + place_0(row_6, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S24] = this_4->rows_0[0U].x;
-    (*kernelContext_0->tile_0)[_S24 + 1U] = this_4->rows_0[0U].y;
-    (*kernelContext_0->tile_0)[_S24 + 2U] = this_4->rows_0[0U].z;
-    (*kernelContext_0->tile_0)[_S24 + 3U] = this_4->rows_0[0U].w;
-    uint _S25 = begin_0 + place_0(row_6 + 16U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S25] = this_4->rows_0[1U].x;
-    (*kernelContext_0->tile_0)[_S25 + 1U] = this_4->rows_0[1U].y;
-    (*kernelContext_0->tile_0)[_S25 + 2U] = this_4->rows_0[1U].z;
-    (*kernelContext_0->tile_0)[_S25 + 3U] = this_4->rows_0[1U].w;
-    uint _S26 = begin_0 + place_0(row_6 + 32U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S26] = this_4->rows_0[2U].x;
-    (*kernelContext_0->tile_0)[_S26 + 1U] = this_4->rows_0[2U].y;
-    (*kernelContext_0->tile_0)[_S26 + 2U] = this_4->rows_0[2U].z;
-    (*kernelContext_0->tile_0)[_S26 + 3U] = this_4->rows_0[2U].w;
-    uint _S27 = begin_0 + place_0(row_6 + 48U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S27] = this_4->rows_0[3U].x;
-    (*kernelContext_0->tile_0)[_S27 + 1U] = this_4->rows_0[3U].y;
-    (*kernelContext_0->tile_0)[_S27 + 2U] = this_4->rows_0[3U].z;
-    (*kernelContext_0->tile_0)[_S27 + 3U] = this_4->rows_0[3U].w;
+    uint _S19 = begin_0 + place_0(row_6, k_5, 32U);
+    (*kernelContext_0->tile_0)[_S19] = this_4->rows_0[0U].x;
+    (*kernelContext_0->tile_0)[_S19 + 1U] = this_4->rows_0[0U].y;
+    (*kernelContext_0->tile_0)[_S19 + 2U] = this_4->rows_0[0U].z;
+    (*kernelContext_0->tile_0)[_S19 + 3U] = this_4->rows_0[0U].w;
+    uint _S20 = begin_0 + place_0(row_6 + 16U, k_5, 32U);
+    (*kernelContext_0->tile_0)[_S20] = this_4->rows_0[1U].x;
+    (*kernelContext_0->tile_0)[_S20 + 1U] = this_4->rows_0[1U].y;
+    (*kernelContext_0->tile_0)[_S20 + 2U] = this_4->rows_0[1U].z;
+    (*kernelContext_0->tile_0)[_S20 + 3U] = this_4->rows_0[1U].w;
+    uint _S21 = begin_0 + place_0(row_6 + 32U, k_5, 32U);
+    (*kernelContext_0->tile_0)[_S21] = this_4->rows_0[2U].x;
+    (*kernelContext_0->tile_0)[_S21 + 1U] = this_4->rows_0[2U].y;
+    (*kernelContext_0->tile_0)[_S21 + 2U] = this_4->rows_0[2U].z;
+    (*kernelContext_0->tile_0)[_S21 + 3U] = this_4->rows_0[2U].w;
+    uint _S22 = begin_0 + place_0(row_6 + 48U, k_5, 32U);
+    (*kernelContext_0->tile_0)[_S22] = this_4->rows_0[3U].x;
+    (*kernelContext_0->tile_0)[_S22 + 1U] = this_4->rows_0[3U].y;
+    (*kernelContext_0->tile_0)[_S22 + 2U] = this_4->rows_0[3U].z;
+    (*kernelContext_0->tile_0)[_S22 + 3U] = this_4->rows_0[3U].w;
     return;
 }
 
 simdgroup_matrix<float, int(8), int(8)> linalg_coopMatMulAdd_0(simdgroup_matrix<float, int(8), int(8)> matA_0, simdgroup_matrix<float, int(8), int(8)> matB_0, simdgroup_matrix<float, int(8), int(8)> matC_0)
 {
-    simdgroup_matrix<float, int(8), int(8)> _S28;
-    simdgroup_multiply_accumulate(_S28, matA_0, matB_0, matC_0);
-    return _S28;
+    simdgroup_matrix<float, int(8), int(8)> _S23;
+    simdgroup_multiply_accumulate(_S23, matA_0, matB_0, matC_0);
+    return _S23;
 }
 
 void SimdgroupTiles_multiply_0(array<array<simdgroup_matrix<float, int(8), int(8)>, int(4)>, int(4)> thread* sums_0, uint top_0, uint side_2, uint along_0, KernelContext_0 thread* kernelContext_1)
 {
     thread array<simdgroup_matrix<float, int(8), int(8)>, int(4)> right_0;
-    simdgroup_matrix<float, int(8), int(8)> _S29 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2, along_0, 32U)), (ulong)(8U)));
-    right_0[0U] = _S29;
-    simdgroup_matrix<float, int(8), int(8)> _S30 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2 + 8U, along_0, 32U)), (ulong)(8U)));
-    right_0[1U] = _S30;
-    simdgroup_matrix<float, int(8), int(8)> _S31 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2 + 16U, along_0, 32U)), (ulong)(8U)));
-    right_0[2U] = _S31;
-    simdgroup_matrix<float, int(8), int(8)> _S32 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2 + 24U, along_0, 32U)), (ulong)(8U)));
-    right_0[3U] = _S32;
-    simdgroup_matrix<float, int(8), int(8)> _S33 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0, along_0, 32U)), (ulong)(8U)));
-    simdgroup_matrix<float, int(8), int(8)> _S34 = linalg_coopMatMulAdd_0(_S33, right_0[0U], (*sums_0)[0U][0U]);
-    (*sums_0)[0U][0U] = _S34;
-    simdgroup_matrix<float, int(8), int(8)> _S35 = linalg_coopMatMulAdd_0(_S33, right_0[1U], (*sums_0)[0U][1U]);
-    (*sums_0)[0U][1U] = _S35;
-    simdgroup_matrix<float, int(8), int(8)> _S36 = linalg_coopMatMulAdd_0(_S33, right_0[2U], (*sums_0)[0U][2U]);
-    (*sums_0)[0U][2U] = _S36;
-    simdgroup_matrix<float, int(8), int(8)> _S37 = linalg_coopMatMulAdd_0(_S33, right_0[3U], (*sums_0)[0U][3U]);
-    (*sums_0)[0U][3U] = _S37;
-    simdgroup_matrix<float, int(8), int(8)> _S38 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 8U, along_0, 32U)), (ulong)(8U)));
-    simdgroup_matrix<float, int(8), int(8)> _S39 = linalg_coopMatMulAdd_0(_S38, right_0[0U], (*sums_0)[1U][0U]);
-    (*sums_0)[1U][0U] = _S39;
-    simdgroup_matrix<float, int(8), int(8)> _S40 = linalg_coopMatMulAdd_0(_S38, right_0[1U], (*sums_0)[1U][1U]);
-    (*sums_0)[1U][1U] = _S40;
-    simdgroup_matrix<float, int(8), int(8)> _S41 = linalg_coopMatMulAdd_0(_S38, right_0[2U], (*sums_0)[1U][2U]);
-    (*sums_0)[1U][2U] = _S41;
-    simdgroup_matrix<float, int(8), int(8)> _S42 = linalg_coopMatMulAdd_0(_S38, right_0[3U], (*sums_0)[1U][3U]);
-    (*sums_0)[1U][3U] = _S42;
-    simdgroup_matrix<float, int(8), int(8)> _S43 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 16U, along_0, 32U)), (ulong)(8U)));
-    simdgroup_matrix<float, int(8), int(8)> _S44 = linalg_coopMatMulAdd_0(_S43, right_0[0U], (*sums_0)[2U][0U]);
-    (*sums_0)[2U][0U] = _S44;
-    simdgroup_matrix<float, int(8), int(8)> _S45 = linalg_coopMatMulAdd_0(_S43, right_0[1U], (*sums_0)[2U][1U]);
-    (*sums_0)[2U][1U] = _S45;
-    simdgroup_matrix<float, int(8), int(8)> _S46 = linalg_coopMatMulAdd_0(_S43, right_0[2U], (*sums_0)[2U][2U]);
-    (*sums_0)[2U][2U] = _S46;
-    simdgroup_matrix<float, int(8), int(8)> _S47 = linalg_coopMatMulAdd_0(_S43, right_0[3U], (*sums_0)[2U][3U]);
-    (*sums_0)[2U][3U] = _S47;
-    simdgroup_matrix<float, int(8), int(8)> _S48 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 24U, along_0, 32U)), (ulong)(8U)));
-    simdgroup_matrix<float, int(8), int(8)> _S49 = linalg_coopMatMulAdd_0(_S48, right_0[0U], (*sums_0)[3U][0U]);
-    (*sums_0)[3U][0U] = _S49;
-    simdgroup_matrix<float, int(8), int(8)> _S50 = linalg_coopMatMulAdd_0(_S48, right_0[1U], (*sums_0)[3U][1U]);
-    (*sums_0)[3U][1U] = _S50;
-    simdgroup_matrix<float, int(8), int(8)> _S51 = linalg_coopMatMulAdd_0(_S48, right_0[2U], (*sums_0)[3U][2U]);
-    (*sums_0)[3U][2U] = _S51;
-    simdgroup_matrix<float, int(8), int(8)> _S52 = linalg_coopMatMulAdd_0(_S48, right_0[3U], (*sums_0)[3U][3U]);
-    (*sums_0)[3U][3U] = _S52;
+    simdgroup_matrix<float, int(8), int(8)> _S24 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2, along_0, 32U)), (ulong)(8U)));
+    right_0[0U] = _S24;
+    simdgroup_matrix<float, int(8), int(8)> _S25 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2 + 8U, along_0, 32U)), (ulong)(8U)));
+    right_0[1U] = _S25;
+    simdgroup_matrix<float, int(8), int(8)> _S26 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2 + 16U, along_0, 32U)), (ulong)(8U)));
+    right_0[2U] = _S26;
+    simdgroup_matrix<float, int(8), int(8)> _S27 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2 + 24U, along_0, 32U)), (ulong)(8U)));
+    right_0[3U] = _S27;
+    simdgroup_matrix<float, int(8), int(8)> _S28 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0, along_0, 32U)), (ulong)(8U)));
+    simdgroup_matrix<float, int(8), int(8)> _S29 = linalg_coopMatMulAdd_0(_S28, right_0[0U], (*sums_0)[0U][0U]);
+    (*sums_0)[0U][0U] = _S29;
+    simdgroup_matrix<float, int(8), int(8)> _S30 = linalg_coopMatMulAdd_0(_S28, right_0[1U], (*sums_0)[0U][1U]);
+    (*sums_0)[0U][1U] = _S30;
+    simdgroup_matrix<float, int(8), int(8)> _S31 = linalg_coopMatMulAdd_0(_S28, right_0[2U], (*sums_0)[0U][2U]);
+    (*sums_0)[0U][2U] = _S31;
+    simdgroup_matrix<float, int(8), int(8)> _S32 = linalg_coopMatMulAdd_0(_S28, right_0[3U], (*sums_0)[0U][3U]);
+    (*sums_0)[0U][3U] = _S32;
+    simdgroup_matrix<float, int(8), int(8)> _S33 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 8U, along_0, 32U)), (ulong)(8U)));
+    simdgroup_matrix<float, int(8), int(8)> _S34 = linalg_coopMatMulAdd_0(_S33, right_0[0U], (*sums_0)[1U][0U]);
+    (*sums_0)[1U][0U] = _S34;
+    simdgroup_matrix<float, int(8), int(8)> _S35 = linalg_coopMatMulAdd_0(_S33, right_0[1U], (*sums_0)[1U][1U]);
+    (*sums_0)[1U][1U] = _S35;
+    simdgroup_matrix<float, int(8), int(8)> _S36 = linalg_coopMatMulAdd_0(_S33, right_0[2U], (*sums_0)[1U][2U]);
+    (*sums_0)[1U][2U] = _S36;
+    simdgroup_matrix<float, int(8), int(8)> _S37 = linalg_coopMatMulAdd_0(_S33, right_0[3U], (*sums_0)[1U][3U]);
+    (*sums_0)[1U][3U] = _S37;
+    simdgroup_matrix<float, int(8), int(8)> _S38 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 16U, along_0, 32U)), (ulong)(8U)));
+    simdgroup_matrix<float, int(8), int(8)> _S39 = linalg_coopMatMulAdd_0(_S38, right_0[0U], (*sums_0)[2U][0U]);
+    (*sums_0)[2U][0U] = _S39;
+    simdgroup_matrix<float, int(8), int(8)> _S40 = linalg_coopMatMulAdd_0(_S38, right_0[1U], (*sums_0)[2U][1U]);
+    (*sums_0)[2U][1U] = _S40;
+    simdgroup_matrix<float, int(8), int(8)> _S41 = linalg_coopMatMulAdd_0(_S38, right_0[2U], (*sums_0)[2U][2U]);
+    (*sums_0)[2U][2U] = _S41;
+    simdgroup_matrix<float, int(8), int(8)> _S42 = linalg_coopMatMulAdd_0(_S38, right_0[3U], (*sums_0)[2U][3U]);
+    (*sums_0)[2U][3U] = _S42;
+    simdgroup_matrix<float, int(8), int(8)> _S43 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 24U, along_0, 32U)), (ulong)(8U)));
+    simdgroup_matrix<float, int(8), int(8)> _S44 = linalg_coopMatMulAdd_0(_S43, right_0[0U], (*sums_0)[3U][0U]);
+    (*sums_0)[3U][0U] = _S44;
+    simdgroup_matrix<float, int(8), int(8)> _S45 = linalg_coopMatMulAdd_0(_S43, right_0[1U], (*sums_0)[3U][1U]);
+    (*sums_0)[3U][1U] = _S45;
+    simdgroup_matrix<float, int(8), int(8)> _S46 = linalg_coopMatMulAdd_0(_S43, right_0[2U], (*sums_0)[3U][2U]);
+    (*sums_0)[3U][2U] = _S46;
+    simdgroup_matrix<float, int(8), int(8)> _S47 = linalg_coopMatMulAdd_0(_S43, right_0[3U], (*sums_0)[3U][3U]);
+    (*sums_0)[3U][3U] = _S47;
     return;
 }
 
@@ -325,75 +316,75 @@ uint2 corner_0(uint thread_1)
     return uint2(thread_1 / 16U * 8U, thread_1 % 16U * 4U);
 }
 
-array<float4, int(8)> SimdgroupTiles_product_0(const Activations_0 thread* left_0, float device* left_x_0, const Weights_0 thread* right_1, uint device* right_words_0, uint row_7, uint column_2, uint rows_4, uint k_6, uint thread_2, KernelContext_0 thread* kernelContext_2)
+array<float4, int(8)> SimdgroupTiles_product_0(const Activations_0 thread* left_0, float device* left_x_0, const Weights_0 thread* right_1, uint device* right_words_0, uint row_7, uint column_2, uint rows_3, uint k_6, uint thread_2, KernelContext_0 thread* kernelContext_2)
 {
-    uint _S53 = thread_2 / 32U;
-    uint _S54 = _S53 / 2U * 32U;
-    uint _S55 = _S53 % 2U * 32U;
+    uint _S48 = thread_2 / 32U;
+    uint _S49 = _S48 / 2U * 32U;
+    uint _S50 = _S48 % 2U * 32U;
     thread array<array<simdgroup_matrix<float, int(8), int(8)>, int(4)>, int(4)> sums_1;
+    thread simdgroup_matrix<float, int(8), int(8)> _S51;
+    _slang_simdgroup_fill((&_S51), (0.0));
+    sums_1[0U][0U] = _S51;
+    thread simdgroup_matrix<float, int(8), int(8)> _S52;
+    _slang_simdgroup_fill((&_S52), (0.0));
+    sums_1[0U][1U] = _S52;
+    thread simdgroup_matrix<float, int(8), int(8)> _S53;
+    _slang_simdgroup_fill((&_S53), (0.0));
+    sums_1[0U][2U] = _S53;
+    thread simdgroup_matrix<float, int(8), int(8)> _S54;
+    _slang_simdgroup_fill((&_S54), (0.0));
+    sums_1[0U][3U] = _S54;
+    thread simdgroup_matrix<float, int(8), int(8)> _S55;
+    _slang_simdgroup_fill((&_S55), (0.0));
+    sums_1[1U][0U] = _S55;
     thread simdgroup_matrix<float, int(8), int(8)> _S56;
     _slang_simdgroup_fill((&_S56), (0.0));
-    sums_1[0U][0U] = _S56;
+    sums_1[1U][1U] = _S56;
     thread simdgroup_matrix<float, int(8), int(8)> _S57;
     _slang_simdgroup_fill((&_S57), (0.0));
-    sums_1[0U][1U] = _S57;
+    sums_1[1U][2U] = _S57;
     thread simdgroup_matrix<float, int(8), int(8)> _S58;
     _slang_simdgroup_fill((&_S58), (0.0));
-    sums_1[0U][2U] = _S58;
+    sums_1[1U][3U] = _S58;
     thread simdgroup_matrix<float, int(8), int(8)> _S59;
     _slang_simdgroup_fill((&_S59), (0.0));
-    sums_1[0U][3U] = _S59;
+    sums_1[2U][0U] = _S59;
     thread simdgroup_matrix<float, int(8), int(8)> _S60;
     _slang_simdgroup_fill((&_S60), (0.0));
-    sums_1[1U][0U] = _S60;
+    sums_1[2U][1U] = _S60;
     thread simdgroup_matrix<float, int(8), int(8)> _S61;
     _slang_simdgroup_fill((&_S61), (0.0));
-    sums_1[1U][1U] = _S61;
+    sums_1[2U][2U] = _S61;
     thread simdgroup_matrix<float, int(8), int(8)> _S62;
     _slang_simdgroup_fill((&_S62), (0.0));
-    sums_1[1U][2U] = _S62;
+    sums_1[2U][3U] = _S62;
     thread simdgroup_matrix<float, int(8), int(8)> _S63;
     _slang_simdgroup_fill((&_S63), (0.0));
-    sums_1[1U][3U] = _S63;
+    sums_1[3U][0U] = _S63;
     thread simdgroup_matrix<float, int(8), int(8)> _S64;
     _slang_simdgroup_fill((&_S64), (0.0));
-    sums_1[2U][0U] = _S64;
+    sums_1[3U][1U] = _S64;
     thread simdgroup_matrix<float, int(8), int(8)> _S65;
     _slang_simdgroup_fill((&_S65), (0.0));
-    sums_1[2U][1U] = _S65;
+    sums_1[3U][2U] = _S65;
     thread simdgroup_matrix<float, int(8), int(8)> _S66;
     _slang_simdgroup_fill((&_S66), (0.0));
-    sums_1[2U][2U] = _S66;
-    thread simdgroup_matrix<float, int(8), int(8)> _S67;
-    _slang_simdgroup_fill((&_S67), (0.0));
-    sums_1[2U][3U] = _S67;
-    thread simdgroup_matrix<float, int(8), int(8)> _S68;
-    _slang_simdgroup_fill((&_S68), (0.0));
-    sums_1[3U][0U] = _S68;
-    thread simdgroup_matrix<float, int(8), int(8)> _S69;
-    _slang_simdgroup_fill((&_S69), (0.0));
-    sums_1[3U][1U] = _S69;
-    thread simdgroup_matrix<float, int(8), int(8)> _S70;
-    _slang_simdgroup_fill((&_S70), (0.0));
-    sums_1[3U][2U] = _S70;
-    thread simdgroup_matrix<float, int(8), int(8)> _S71;
-    _slang_simdgroup_fill((&_S71), (0.0));
-    sums_1[3U][3U] = _S71;
-    bool _S72 = Activations_along_k_0(left_0, left_x_0);
-    uint2 _S73 = share_0(thread_2, _S72);
-    bool _S74 = Weights_along_k_0(right_1, right_words_0);
-    uint2 _S75 = share_0(thread_2, _S74);
-    uint _S76 = _S73.x;
-    uint _S77 = row_7 + _S76;
-    uint _S78 = _S73.y;
-    Rows_0 _S79 = Rows_load_1(left_0, left_x_0, _S77, _S78);
-    uint _S80 = _S75.x;
-    uint _S81 = column_2 + _S80;
-    uint _S82 = _S75.y;
-    Rows_0 _S83 = Rows_load_0(right_1, right_words_0, _S81, _S82);
+    sums_1[3U][3U] = _S66;
+    bool _S67 = Activations_along_k_0(left_0, left_x_0);
+    uint2 _S68 = share_0(thread_2, _S67);
+    bool _S69 = Weights_along_k_0(right_1, right_words_0);
+    uint2 _S70 = share_0(thread_2, _S69);
+    uint _S71 = _S68.x;
+    uint _S72 = row_7 + _S71;
+    uint _S73 = _S68.y;
+    Rows_0 _S74 = Rows_load_1(left_0, left_x_0, _S72, _S73);
+    uint _S75 = _S70.x;
+    uint _S76 = column_2 + _S75;
+    uint _S77 = _S70.y;
+    Rows_0 _S78 = Rows_load_0(right_1, right_words_0, _S76, _S77);
     uint begin_1 = 0U;
-    Rows_0 left_rows_0 = _S79;
-    Rows_0 right_rows_0 = _S83;
+    Rows_0 left_rows_0 = _S74;
+    Rows_0 right_rows_0 = _S78;
     for(;;)
     {
         if(begin_1 < k_6)
@@ -403,15 +394,15 @@ array<float4, int(8)> SimdgroupTiles_product_0(const Activations_0 thread* left_
         {
             break;
         }
-        thread Rows_0 _S84 = left_rows_0;
-        Rows_store_0(&_S84, 0U, _S76, _S78, kernelContext_2);
-        thread Rows_0 _S85 = right_rows_0;
-        Rows_store_0(&_S85, 2048U, _S80, _S82, kernelContext_2);
+        thread Rows_0 _S79 = left_rows_0;
+        Rows_store_0(&_S79, 0U, _S71, _S73, kernelContext_2);
+        thread Rows_0 _S80 = right_rows_0;
+        Rows_store_0(&_S80, 2048U, _S75, _S77, kernelContext_2);
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        uint _S86 = begin_1 + 32U;
-        Rows_0 _S87 = Rows_load_1(left_0, left_x_0, _S77, _S86 + _S78);
-        Rows_0 _S88 = Rows_load_0(right_1, right_words_0, _S81, _S86 + _S82);
-        if((row_7 + _S54) < rows_4)
+        uint _S81 = begin_1 + 32U;
+        Rows_0 _S82 = Rows_load_1(left_0, left_x_0, _S72, _S81 + _S73);
+        Rows_0 _S83 = Rows_load_0(right_1, right_words_0, _S76, _S81 + _S77);
+        if((row_7 + _S49) < rows_3)
         {
             uint j_0 = 0U;
             for(;;)
@@ -423,59 +414,59 @@ array<float4, int(8)> SimdgroupTiles_product_0(const Activations_0 thread* left_
                 {
                     break;
                 }
-                SimdgroupTiles_multiply_0(&sums_1, _S54, _S55, j_0, kernelContext_2);
+                SimdgroupTiles_multiply_0(&sums_1, _S49, _S50, j_0, kernelContext_2);
                 j_0 = j_0 + 8U;
             }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        begin_1 = _S86;
-        left_rows_0 = _S87;
-        right_rows_0 = _S88;
+        begin_1 = _S81;
+        left_rows_0 = _S82;
+        right_rows_0 = _S83;
     }
-    simdgroup_store((sums_1[0U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S54, _S55, 64U)), (ulong)(8U));
-    uint _S89 = _S55 + 8U;
-    simdgroup_store((sums_1[0U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S54, _S89, 64U)), (ulong)(8U));
-    uint _S90 = _S55 + 16U;
-    simdgroup_store((sums_1[0U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S54, _S90, 64U)), (ulong)(8U));
-    uint _S91 = _S55 + 24U;
-    simdgroup_store((sums_1[0U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S54, _S91, 64U)), (ulong)(8U));
-    uint _S92 = _S54 + 8U;
-    simdgroup_store((sums_1[1U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S92, _S55, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S92, _S89, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S92, _S90, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S92, _S91, 64U)), (ulong)(8U));
-    uint _S93 = _S54 + 16U;
-    simdgroup_store((sums_1[2U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S93, _S55, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S93, _S89, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S93, _S90, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S93, _S91, 64U)), (ulong)(8U));
-    uint _S94 = _S54 + 24U;
-    simdgroup_store((sums_1[3U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S94, _S55, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S94, _S89, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S94, _S90, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S94, _S91, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[0U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S49, _S50, 64U)), (ulong)(8U));
+    uint _S84 = _S50 + 8U;
+    simdgroup_store((sums_1[0U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S49, _S84, 64U)), (ulong)(8U));
+    uint _S85 = _S50 + 16U;
+    simdgroup_store((sums_1[0U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S49, _S85, 64U)), (ulong)(8U));
+    uint _S86 = _S50 + 24U;
+    simdgroup_store((sums_1[0U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S49, _S86, 64U)), (ulong)(8U));
+    uint _S87 = _S49 + 8U;
+    simdgroup_store((sums_1[1U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S87, _S50, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S87, _S84, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S87, _S85, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S87, _S86, 64U)), (ulong)(8U));
+    uint _S88 = _S49 + 16U;
+    simdgroup_store((sums_1[2U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S88, _S50, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S88, _S84, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S88, _S85, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S88, _S86, 64U)), (ulong)(8U));
+    uint _S89 = _S49 + 24U;
+    simdgroup_store((sums_1[3U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S50, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S84, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S85, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S86, 64U)), (ulong)(8U));
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint2 _S95 = corner_0(thread_2);
-    uint _S96 = _S95.x;
-    uint _S97 = _S95.y;
-    uint _S98 = place_0(_S96, _S97, 64U);
-    thread array<float4, int(8)> result_1;
-    result_1[0U] = float4((*kernelContext_2->tile_0)[_S98], (*kernelContext_2->tile_0)[_S98 + 1U], (*kernelContext_2->tile_0)[_S98 + 2U], (*kernelContext_2->tile_0)[_S98 + 3U]);
-    uint _S99 = place_0(_S96 + 1U, _S97, 64U);
-    result_1[1U] = float4((*kernelContext_2->tile_0)[_S99], (*kernelContext_2->tile_0)[_S99 + 1U], (*kernelContext_2->tile_0)[_S99 + 2U], (*kernelContext_2->tile_0)[_S99 + 3U]);
-    uint _S100 = place_0(_S96 + 2U, _S97, 64U);
-    result_1[2U] = float4((*kernelContext_2->tile_0)[_S100], (*kernelContext_2->tile_0)[_S100 + 1U], (*kernelContext_2->tile_0)[_S100 + 2U], (*kernelContext_2->tile_0)[_S100 + 3U]);
-    uint _S101 = place_0(_S96 + 3U, _S97, 64U);
-    result_1[3U] = float4((*kernelContext_2->tile_0)[_S101], (*kernelContext_2->tile_0)[_S101 + 1U], (*kernelContext_2->tile_0)[_S101 + 2U], (*kernelContext_2->tile_0)[_S101 + 3U]);
-    uint _S102 = place_0(_S96 + 4U, _S97, 64U);
-    result_1[4U] = float4((*kernelContext_2->tile_0)[_S102], (*kernelContext_2->tile_0)[_S102 + 1U], (*kernelContext_2->tile_0)[_S102 + 2U], (*kernelContext_2->tile_0)[_S102 + 3U]);
-    uint _S103 = place_0(_S96 + 5U, _S97, 64U);
-    result_1[5U] = float4((*kernelContext_2->tile_0)[_S103], (*kernelContext_2->tile_0)[_S103 + 1U], (*kernelContext_2->tile_0)[_S103 + 2U], (*kernelContext_2->tile_0)[_S103 + 3U]);
-    uint _S104 = place_0(_S96 + 6U, _S97, 64U);
-    result_1[6U] = float4((*kernelContext_2->tile_0)[_S104], (*kernelContext_2->tile_0)[_S104 + 1U], (*kernelContext_2->tile_0)[_S104 + 2U], (*kernelContext_2->tile_0)[_S104 + 3U]);
-    uint _S105 = place_0(_S96 + 7U, _S97, 64U);
-    result_1[7U] = float4((*kernelContext_2->tile_0)[_S105], (*kernelContext_2->tile_0)[_S105 + 1U], (*kernelContext_2->tile_0)[_S105 + 2U], (*kernelContext_2->tile_0)[_S105 + 3U]);
-    return result_1;
+    uint2 _S90 = corner_0(thread_2);
+    uint _S91 = _S90.x;
+    uint _S92 = _S90.y;
+    uint _S93 = place_0(_S91, _S92, 64U);
+    thread array<float4, int(8)> result_3;
+    result_3[0U] = float4((*kernelContext_2->tile_0)[_S93], (*kernelContext_2->tile_0)[_S93 + 1U], (*kernelContext_2->tile_0)[_S93 + 2U], (*kernelContext_2->tile_0)[_S93 + 3U]);
+    uint _S94 = place_0(_S91 + 1U, _S92, 64U);
+    result_3[1U] = float4((*kernelContext_2->tile_0)[_S94], (*kernelContext_2->tile_0)[_S94 + 1U], (*kernelContext_2->tile_0)[_S94 + 2U], (*kernelContext_2->tile_0)[_S94 + 3U]);
+    uint _S95 = place_0(_S91 + 2U, _S92, 64U);
+    result_3[2U] = float4((*kernelContext_2->tile_0)[_S95], (*kernelContext_2->tile_0)[_S95 + 1U], (*kernelContext_2->tile_0)[_S95 + 2U], (*kernelContext_2->tile_0)[_S95 + 3U]);
+    uint _S96 = place_0(_S91 + 3U, _S92, 64U);
+    result_3[3U] = float4((*kernelContext_2->tile_0)[_S96], (*kernelContext_2->tile_0)[_S96 + 1U], (*kernelContext_2->tile_0)[_S96 + 2U], (*kernelContext_2->tile_0)[_S96 + 3U]);
+    uint _S97 = place_0(_S91 + 4U, _S92, 64U);
+    result_3[4U] = float4((*kernelContext_2->tile_0)[_S97], (*kernelContext_2->tile_0)[_S97 + 1U], (*kernelContext_2->tile_0)[_S97 + 2U], (*kernelContext_2->tile_0)[_S97 + 3U]);
+    uint _S98 = place_0(_S91 + 5U, _S92, 64U);
+    result_3[5U] = float4((*kernelContext_2->tile_0)[_S98], (*kernelContext_2->tile_0)[_S98 + 1U], (*kernelContext_2->tile_0)[_S98 + 2U], (*kernelContext_2->tile_0)[_S98 + 3U]);
+    uint _S99 = place_0(_S91 + 6U, _S92, 64U);
+    result_3[6U] = float4((*kernelContext_2->tile_0)[_S99], (*kernelContext_2->tile_0)[_S99 + 1U], (*kernelContext_2->tile_0)[_S99 + 2U], (*kernelContext_2->tile_0)[_S99 + 3U]);
+    uint _S100 = place_0(_S91 + 7U, _S92, 64U);
+    result_3[7U] = float4((*kernelContext_2->tile_0)[_S100], (*kernelContext_2->tile_0)[_S100 + 1U], (*kernelContext_2->tile_0)[_S100 + 2U], (*kernelContext_2->tile_0)[_S100 + 3U]);
+    return result_3;
 }
 
 uint group_number_0(uint3 group_0)
@@ -483,768 +474,768 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint live_rows_0(uint device* step_0, uint offset_3, uint rows_5)
+uint live_rows_0(uint device* step_0, uint offset_3, uint rows_4)
 {
-    uint _S106;
+    uint _S101;
     if(offset_3 == 4294967295U)
     {
-        _S106 = rows_5;
+        _S101 = rows_4;
     }
     else
     {
-        _S106 = min(step_0[offset_3], rows_5);
+        _S101 = min(step_0[offset_3], rows_4);
     }
-    return _S106;
+    return _S101;
 }
 
-void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight_0, float device* result_2, uint device* step_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_3)
+void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight_0, float device* result_4, uint device* step_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_3)
 {
-    uint _S107 = p_1->n_1;
-    uint _S108 = (p_1->n_1 + 64U - 1U) / 64U;
-    uint _S109 = group_number_0(group_1);
-    uint _S110 = _S109 / _S108;
-    uint _S111 = _S110 * 64U;
-    uint _S112 = _S109 % _S108;
-    uint _S113 = _S112 * 64U;
-    uint _S114 = live_rows_0(step_1, p_1->step_offset_0, p_1->rows_3);
-    if(_S111 >= _S114)
+    uint _S102 = p_1->n_1;
+    uint _S103 = (p_1->n_1 + 64U - 1U) / 64U;
+    uint _S104 = group_number_0(group_1);
+    uint _S105 = _S104 / _S103;
+    uint _S106 = _S105 * 64U;
+    uint _S107 = _S104 % _S103;
+    uint _S108 = _S107 * 64U;
+    uint _S109 = live_rows_0(step_1, p_1->step_offset_0, p_1->rows_2);
+    if(_S106 >= _S109)
     {
         return;
     }
     thread Activations_0 left_1;
     (&left_1)->offset_2 = p_1->x_offset_0;
     (&left_1)->stride_0 = p_1->x_stride_0;
-    (&left_1)->rows_2 = _S114;
+    (&left_1)->rows_1 = _S109;
     (&left_1)->k_2 = p_1->k_4;
     thread Weights_0 right_2;
     (&right_2)->offset_0 = p_1->weight_offset_0;
-    (&right_2)->n_0 = _S107;
+    (&right_2)->n_0 = _S102;
     (&right_2)->k_0 = p_1->k_4;
-    thread Activations_0 _S115 = left_1;
-    thread Weights_0 _S116 = right_2;
-    array<float4, int(8)> _S117 = SimdgroupTiles_product_0(&_S115, x_0, &_S116, weight_0, _S111, _S113, _S114, p_1->k_4, thread_3, kernelContext_3);
-    uint2 _S118 = corner_0(thread_3);
-    uint _S119 = _S111 + _S118.x;
-    bool _S120 = _S119 < _S114;
-    bool _S121;
-    if(_S120)
+    thread Activations_0 _S110 = left_1;
+    thread Weights_0 _S111 = right_2;
+    array<float4, int(8)> _S112 = SimdgroupTiles_product_0(&_S110, x_0, &_S111, weight_0, _S106, _S108, _S109, p_1->k_4, thread_3, kernelContext_3);
+    uint2 _S113 = corner_0(thread_3);
+    uint _S114 = _S106 + _S113.x;
+    bool _S115 = _S114 < _S109;
+    bool _S116;
+    if(_S115)
     {
-        _S121 = (_S113 + _S118.y) < _S107;
+        _S116 = (_S108 + _S113.y) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    float _S122;
-    if(_S121)
+    float _S117;
+    if(_S116)
     {
-        uint _S123 = p_1->out_offset_0 + _S119 * p_1->out_stride_0 + _S113 + _S118.y;
-        float device* _S124 = result_2+_S123;
+        uint _S118 = p_1->out_offset_0 + _S114 * p_1->out_stride_0 + _S108 + _S113.y;
+        float device* _S119 = result_4+_S118;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S123) + _S117[0U][0U];
+            _S117 = *(result_4+_S118) + _S112[0U][0U];
         }
         else
         {
-            _S122 = _S117[0U][0U];
+            _S117 = _S112[0U][0U];
         }
-        *_S124 = _S122;
+        *_S119 = _S117;
     }
-    if(_S120)
+    if(_S115)
     {
-        _S121 = (_S113 + _S118.y + 1U) < _S107;
+        _S116 = (_S108 + _S113.y + 1U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S125 = p_1->out_offset_0 + _S119 * p_1->out_stride_0 + _S113 + _S118.y + 1U;
-        float device* _S126 = result_2+_S125;
+        uint _S120 = p_1->out_offset_0 + _S114 * p_1->out_stride_0 + _S108 + _S113.y + 1U;
+        float device* _S121 = result_4+_S120;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S125) + _S117[0U][1U];
+            _S117 = *(result_4+_S120) + _S112[0U][1U];
         }
         else
         {
-            _S122 = _S117[0U][1U];
+            _S117 = _S112[0U][1U];
         }
-        *_S126 = _S122;
+        *_S121 = _S117;
     }
-    if(_S120)
+    if(_S115)
     {
-        _S121 = (_S113 + _S118.y + 2U) < _S107;
+        _S116 = (_S108 + _S113.y + 2U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S127 = p_1->out_offset_0 + _S119 * p_1->out_stride_0 + _S113 + _S118.y + 2U;
-        float device* _S128 = result_2+_S127;
+        uint _S122 = p_1->out_offset_0 + _S114 * p_1->out_stride_0 + _S108 + _S113.y + 2U;
+        float device* _S123 = result_4+_S122;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S127) + _S117[0U][2U];
+            _S117 = *(result_4+_S122) + _S112[0U][2U];
         }
         else
         {
-            _S122 = _S117[0U][2U];
+            _S117 = _S112[0U][2U];
         }
-        *_S128 = _S122;
+        *_S123 = _S117;
     }
-    if(_S120)
+    if(_S115)
     {
-        _S121 = (_S113 + _S118.y + 3U) < _S107;
+        _S116 = (_S108 + _S113.y + 3U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S129 = p_1->out_offset_0 + _S119 * p_1->out_stride_0 + _S113 + _S118.y + 3U;
-        float device* _S130 = result_2+_S129;
+        uint _S124 = p_1->out_offset_0 + _S114 * p_1->out_stride_0 + _S108 + _S113.y + 3U;
+        float device* _S125 = result_4+_S124;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S129) + _S117[0U][3U];
+            _S117 = *(result_4+_S124) + _S112[0U][3U];
         }
         else
         {
-            _S122 = _S117[0U][3U];
+            _S117 = _S112[0U][3U];
         }
-        *_S130 = _S122;
+        *_S125 = _S117;
     }
-    uint _S131 = _S119 + 1U;
-    bool _S132 = _S131 < _S114;
-    if(_S132)
+    uint _S126 = _S114 + 1U;
+    bool _S127 = _S126 < _S109;
+    if(_S127)
     {
-        _S121 = (_S113 + _S118.y) < _S107;
+        _S116 = (_S108 + _S113.y) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S133 = p_1->out_offset_0 + _S131 * p_1->out_stride_0 + _S113 + _S118.y;
-        float device* _S134 = result_2+_S133;
+        uint _S128 = p_1->out_offset_0 + _S126 * p_1->out_stride_0 + _S108 + _S113.y;
+        float device* _S129 = result_4+_S128;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S133) + _S117[1U][0U];
+            _S117 = *(result_4+_S128) + _S112[1U][0U];
         }
         else
         {
-            _S122 = _S117[1U][0U];
+            _S117 = _S112[1U][0U];
         }
-        *_S134 = _S122;
+        *_S129 = _S117;
     }
-    if(_S132)
+    if(_S127)
     {
-        _S121 = (_S113 + _S118.y + 1U) < _S107;
+        _S116 = (_S108 + _S113.y + 1U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S135 = p_1->out_offset_0 + _S131 * p_1->out_stride_0 + _S113 + _S118.y + 1U;
-        float device* _S136 = result_2+_S135;
+        uint _S130 = p_1->out_offset_0 + _S126 * p_1->out_stride_0 + _S108 + _S113.y + 1U;
+        float device* _S131 = result_4+_S130;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S135) + _S117[1U][1U];
+            _S117 = *(result_4+_S130) + _S112[1U][1U];
         }
         else
         {
-            _S122 = _S117[1U][1U];
+            _S117 = _S112[1U][1U];
         }
-        *_S136 = _S122;
+        *_S131 = _S117;
     }
-    if(_S132)
+    if(_S127)
     {
-        _S121 = (_S113 + _S118.y + 2U) < _S107;
+        _S116 = (_S108 + _S113.y + 2U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S137 = p_1->out_offset_0 + _S131 * p_1->out_stride_0 + _S113 + _S118.y + 2U;
-        float device* _S138 = result_2+_S137;
+        uint _S132 = p_1->out_offset_0 + _S126 * p_1->out_stride_0 + _S108 + _S113.y + 2U;
+        float device* _S133 = result_4+_S132;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S137) + _S117[1U][2U];
+            _S117 = *(result_4+_S132) + _S112[1U][2U];
         }
         else
         {
-            _S122 = _S117[1U][2U];
+            _S117 = _S112[1U][2U];
         }
-        *_S138 = _S122;
+        *_S133 = _S117;
     }
-    if(_S132)
+    if(_S127)
     {
-        _S121 = (_S113 + _S118.y + 3U) < _S107;
+        _S116 = (_S108 + _S113.y + 3U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S139 = p_1->out_offset_0 + _S131 * p_1->out_stride_0 + _S113 + _S118.y + 3U;
-        float device* _S140 = result_2+_S139;
+        uint _S134 = p_1->out_offset_0 + _S126 * p_1->out_stride_0 + _S108 + _S113.y + 3U;
+        float device* _S135 = result_4+_S134;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S139) + _S117[1U][3U];
+            _S117 = *(result_4+_S134) + _S112[1U][3U];
         }
         else
         {
-            _S122 = _S117[1U][3U];
+            _S117 = _S112[1U][3U];
         }
-        *_S140 = _S122;
+        *_S135 = _S117;
     }
-    uint _S141 = _S119 + 2U;
-    bool _S142 = _S141 < _S114;
-    if(_S142)
+    uint _S136 = _S114 + 2U;
+    bool _S137 = _S136 < _S109;
+    if(_S137)
     {
-        _S121 = (_S113 + _S118.y) < _S107;
+        _S116 = (_S108 + _S113.y) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S143 = p_1->out_offset_0 + _S141 * p_1->out_stride_0 + _S113 + _S118.y;
-        float device* _S144 = result_2+_S143;
+        uint _S138 = p_1->out_offset_0 + _S136 * p_1->out_stride_0 + _S108 + _S113.y;
+        float device* _S139 = result_4+_S138;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S143) + _S117[2U][0U];
+            _S117 = *(result_4+_S138) + _S112[2U][0U];
         }
         else
         {
-            _S122 = _S117[2U][0U];
+            _S117 = _S112[2U][0U];
         }
-        *_S144 = _S122;
+        *_S139 = _S117;
     }
-    if(_S142)
+    if(_S137)
     {
-        _S121 = (_S113 + _S118.y + 1U) < _S107;
+        _S116 = (_S108 + _S113.y + 1U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S145 = p_1->out_offset_0 + _S141 * p_1->out_stride_0 + _S113 + _S118.y + 1U;
-        float device* _S146 = result_2+_S145;
+        uint _S140 = p_1->out_offset_0 + _S136 * p_1->out_stride_0 + _S108 + _S113.y + 1U;
+        float device* _S141 = result_4+_S140;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S145) + _S117[2U][1U];
+            _S117 = *(result_4+_S140) + _S112[2U][1U];
         }
         else
         {
-            _S122 = _S117[2U][1U];
+            _S117 = _S112[2U][1U];
         }
-        *_S146 = _S122;
+        *_S141 = _S117;
     }
-    if(_S142)
+    if(_S137)
     {
-        _S121 = (_S113 + _S118.y + 2U) < _S107;
+        _S116 = (_S108 + _S113.y + 2U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S147 = p_1->out_offset_0 + _S141 * p_1->out_stride_0 + _S113 + _S118.y + 2U;
-        float device* _S148 = result_2+_S147;
+        uint _S142 = p_1->out_offset_0 + _S136 * p_1->out_stride_0 + _S108 + _S113.y + 2U;
+        float device* _S143 = result_4+_S142;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S147) + _S117[2U][2U];
+            _S117 = *(result_4+_S142) + _S112[2U][2U];
         }
         else
         {
-            _S122 = _S117[2U][2U];
+            _S117 = _S112[2U][2U];
         }
-        *_S148 = _S122;
+        *_S143 = _S117;
     }
-    if(_S142)
+    if(_S137)
     {
-        _S121 = (_S113 + _S118.y + 3U) < _S107;
+        _S116 = (_S108 + _S113.y + 3U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S149 = p_1->out_offset_0 + _S141 * p_1->out_stride_0 + _S113 + _S118.y + 3U;
-        float device* _S150 = result_2+_S149;
+        uint _S144 = p_1->out_offset_0 + _S136 * p_1->out_stride_0 + _S108 + _S113.y + 3U;
+        float device* _S145 = result_4+_S144;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S149) + _S117[2U][3U];
+            _S117 = *(result_4+_S144) + _S112[2U][3U];
         }
         else
         {
-            _S122 = _S117[2U][3U];
+            _S117 = _S112[2U][3U];
         }
-        *_S150 = _S122;
+        *_S145 = _S117;
     }
-    uint _S151 = _S119 + 3U;
-    bool _S152 = _S151 < _S114;
-    if(_S152)
+    uint _S146 = _S114 + 3U;
+    bool _S147 = _S146 < _S109;
+    if(_S147)
     {
-        _S121 = (_S113 + _S118.y) < _S107;
+        _S116 = (_S108 + _S113.y) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S153 = p_1->out_offset_0 + _S151 * p_1->out_stride_0 + _S113 + _S118.y;
-        float device* _S154 = result_2+_S153;
+        uint _S148 = p_1->out_offset_0 + _S146 * p_1->out_stride_0 + _S108 + _S113.y;
+        float device* _S149 = result_4+_S148;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S153) + _S117[3U][0U];
+            _S117 = *(result_4+_S148) + _S112[3U][0U];
         }
         else
         {
-            _S122 = _S117[3U][0U];
+            _S117 = _S112[3U][0U];
         }
-        *_S154 = _S122;
+        *_S149 = _S117;
     }
-    if(_S152)
+    if(_S147)
     {
-        _S121 = (_S113 + _S118.y + 1U) < _S107;
+        _S116 = (_S108 + _S113.y + 1U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S155 = p_1->out_offset_0 + _S151 * p_1->out_stride_0 + _S113 + _S118.y + 1U;
-        float device* _S156 = result_2+_S155;
+        uint _S150 = p_1->out_offset_0 + _S146 * p_1->out_stride_0 + _S108 + _S113.y + 1U;
+        float device* _S151 = result_4+_S150;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S155) + _S117[3U][1U];
+            _S117 = *(result_4+_S150) + _S112[3U][1U];
         }
         else
         {
-            _S122 = _S117[3U][1U];
+            _S117 = _S112[3U][1U];
         }
-        *_S156 = _S122;
+        *_S151 = _S117;
     }
-    if(_S152)
+    if(_S147)
     {
-        _S121 = (_S113 + _S118.y + 2U) < _S107;
+        _S116 = (_S108 + _S113.y + 2U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S157 = p_1->out_offset_0 + _S151 * p_1->out_stride_0 + _S113 + _S118.y + 2U;
-        float device* _S158 = result_2+_S157;
+        uint _S152 = p_1->out_offset_0 + _S146 * p_1->out_stride_0 + _S108 + _S113.y + 2U;
+        float device* _S153 = result_4+_S152;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S157) + _S117[3U][2U];
+            _S117 = *(result_4+_S152) + _S112[3U][2U];
         }
         else
         {
-            _S122 = _S117[3U][2U];
+            _S117 = _S112[3U][2U];
         }
-        *_S158 = _S122;
+        *_S153 = _S117;
     }
-    if(_S152)
+    if(_S147)
     {
-        _S121 = (_S113 + _S118.y + 3U) < _S107;
+        _S116 = (_S108 + _S113.y + 3U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S159 = p_1->out_offset_0 + _S151 * p_1->out_stride_0 + _S113 + _S118.y + 3U;
-        float device* _S160 = result_2+_S159;
+        uint _S154 = p_1->out_offset_0 + _S146 * p_1->out_stride_0 + _S108 + _S113.y + 3U;
+        float device* _S155 = result_4+_S154;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S159) + _S117[3U][3U];
+            _S117 = *(result_4+_S154) + _S112[3U][3U];
         }
         else
         {
-            _S122 = _S117[3U][3U];
+            _S117 = _S112[3U][3U];
         }
-        *_S160 = _S122;
+        *_S155 = _S117;
     }
-    uint _S161 = _S119 + 4U;
-    bool _S162 = _S161 < _S114;
-    if(_S162)
+    uint _S156 = _S114 + 4U;
+    bool _S157 = _S156 < _S109;
+    if(_S157)
     {
-        _S121 = (_S113 + _S118.y) < _S107;
+        _S116 = (_S108 + _S113.y) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S163 = p_1->out_offset_0 + _S161 * p_1->out_stride_0 + _S113 + _S118.y;
-        float device* _S164 = result_2+_S163;
+        uint _S158 = p_1->out_offset_0 + _S156 * p_1->out_stride_0 + _S108 + _S113.y;
+        float device* _S159 = result_4+_S158;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S163) + _S117[4U][0U];
+            _S117 = *(result_4+_S158) + _S112[4U][0U];
         }
         else
         {
-            _S122 = _S117[4U][0U];
+            _S117 = _S112[4U][0U];
         }
-        *_S164 = _S122;
+        *_S159 = _S117;
     }
-    if(_S162)
+    if(_S157)
     {
-        _S121 = (_S113 + _S118.y + 1U) < _S107;
+        _S116 = (_S108 + _S113.y + 1U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S165 = p_1->out_offset_0 + _S161 * p_1->out_stride_0 + _S113 + _S118.y + 1U;
-        float device* _S166 = result_2+_S165;
+        uint _S160 = p_1->out_offset_0 + _S156 * p_1->out_stride_0 + _S108 + _S113.y + 1U;
+        float device* _S161 = result_4+_S160;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S165) + _S117[4U][1U];
+            _S117 = *(result_4+_S160) + _S112[4U][1U];
         }
         else
         {
-            _S122 = _S117[4U][1U];
+            _S117 = _S112[4U][1U];
         }
-        *_S166 = _S122;
+        *_S161 = _S117;
     }
-    if(_S162)
+    if(_S157)
     {
-        _S121 = (_S113 + _S118.y + 2U) < _S107;
+        _S116 = (_S108 + _S113.y + 2U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S167 = p_1->out_offset_0 + _S161 * p_1->out_stride_0 + _S113 + _S118.y + 2U;
-        float device* _S168 = result_2+_S167;
+        uint _S162 = p_1->out_offset_0 + _S156 * p_1->out_stride_0 + _S108 + _S113.y + 2U;
+        float device* _S163 = result_4+_S162;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S167) + _S117[4U][2U];
+            _S117 = *(result_4+_S162) + _S112[4U][2U];
         }
         else
         {
-            _S122 = _S117[4U][2U];
+            _S117 = _S112[4U][2U];
         }
-        *_S168 = _S122;
+        *_S163 = _S117;
     }
-    if(_S162)
+    if(_S157)
     {
-        _S121 = (_S113 + _S118.y + 3U) < _S107;
+        _S116 = (_S108 + _S113.y + 3U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S169 = p_1->out_offset_0 + _S161 * p_1->out_stride_0 + _S113 + _S118.y + 3U;
-        float device* _S170 = result_2+_S169;
+        uint _S164 = p_1->out_offset_0 + _S156 * p_1->out_stride_0 + _S108 + _S113.y + 3U;
+        float device* _S165 = result_4+_S164;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S169) + _S117[4U][3U];
+            _S117 = *(result_4+_S164) + _S112[4U][3U];
         }
         else
         {
-            _S122 = _S117[4U][3U];
+            _S117 = _S112[4U][3U];
         }
-        *_S170 = _S122;
+        *_S165 = _S117;
     }
-    uint _S171 = _S119 + 5U;
-    bool _S172 = _S171 < _S114;
-    if(_S172)
+    uint _S166 = _S114 + 5U;
+    bool _S167 = _S166 < _S109;
+    if(_S167)
     {
-        _S121 = (_S113 + _S118.y) < _S107;
+        _S116 = (_S108 + _S113.y) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S173 = p_1->out_offset_0 + _S171 * p_1->out_stride_0 + _S113 + _S118.y;
-        float device* _S174 = result_2+_S173;
+        uint _S168 = p_1->out_offset_0 + _S166 * p_1->out_stride_0 + _S108 + _S113.y;
+        float device* _S169 = result_4+_S168;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S173) + _S117[5U][0U];
+            _S117 = *(result_4+_S168) + _S112[5U][0U];
         }
         else
         {
-            _S122 = _S117[5U][0U];
+            _S117 = _S112[5U][0U];
         }
-        *_S174 = _S122;
+        *_S169 = _S117;
     }
-    if(_S172)
+    if(_S167)
     {
-        _S121 = (_S113 + _S118.y + 1U) < _S107;
+        _S116 = (_S108 + _S113.y + 1U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S175 = p_1->out_offset_0 + _S171 * p_1->out_stride_0 + _S113 + _S118.y + 1U;
-        float device* _S176 = result_2+_S175;
+        uint _S170 = p_1->out_offset_0 + _S166 * p_1->out_stride_0 + _S108 + _S113.y + 1U;
+        float device* _S171 = result_4+_S170;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S175) + _S117[5U][1U];
+            _S117 = *(result_4+_S170) + _S112[5U][1U];
         }
         else
         {
-            _S122 = _S117[5U][1U];
+            _S117 = _S112[5U][1U];
         }
-        *_S176 = _S122;
+        *_S171 = _S117;
     }
-    if(_S172)
+    if(_S167)
     {
-        _S121 = (_S113 + _S118.y + 2U) < _S107;
+        _S116 = (_S108 + _S113.y + 2U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S177 = p_1->out_offset_0 + _S171 * p_1->out_stride_0 + _S113 + _S118.y + 2U;
-        float device* _S178 = result_2+_S177;
+        uint _S172 = p_1->out_offset_0 + _S166 * p_1->out_stride_0 + _S108 + _S113.y + 2U;
+        float device* _S173 = result_4+_S172;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S177) + _S117[5U][2U];
+            _S117 = *(result_4+_S172) + _S112[5U][2U];
         }
         else
         {
-            _S122 = _S117[5U][2U];
+            _S117 = _S112[5U][2U];
         }
-        *_S178 = _S122;
+        *_S173 = _S117;
     }
-    if(_S172)
+    if(_S167)
     {
-        _S121 = (_S113 + _S118.y + 3U) < _S107;
+        _S116 = (_S108 + _S113.y + 3U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S179 = p_1->out_offset_0 + _S171 * p_1->out_stride_0 + _S113 + _S118.y + 3U;
-        float device* _S180 = result_2+_S179;
+        uint _S174 = p_1->out_offset_0 + _S166 * p_1->out_stride_0 + _S108 + _S113.y + 3U;
+        float device* _S175 = result_4+_S174;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S179) + _S117[5U][3U];
+            _S117 = *(result_4+_S174) + _S112[5U][3U];
         }
         else
         {
-            _S122 = _S117[5U][3U];
+            _S117 = _S112[5U][3U];
         }
-        *_S180 = _S122;
+        *_S175 = _S117;
     }
-    uint _S181 = _S119 + 6U;
-    bool _S182 = _S181 < _S114;
-    if(_S182)
+    uint _S176 = _S114 + 6U;
+    bool _S177 = _S176 < _S109;
+    if(_S177)
     {
-        _S121 = (_S113 + _S118.y) < _S107;
+        _S116 = (_S108 + _S113.y) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S183 = p_1->out_offset_0 + _S181 * p_1->out_stride_0 + _S113 + _S118.y;
-        float device* _S184 = result_2+_S183;
+        uint _S178 = p_1->out_offset_0 + _S176 * p_1->out_stride_0 + _S108 + _S113.y;
+        float device* _S179 = result_4+_S178;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S183) + _S117[6U][0U];
+            _S117 = *(result_4+_S178) + _S112[6U][0U];
         }
         else
         {
-            _S122 = _S117[6U][0U];
+            _S117 = _S112[6U][0U];
         }
-        *_S184 = _S122;
+        *_S179 = _S117;
     }
-    if(_S182)
+    if(_S177)
     {
-        _S121 = (_S113 + _S118.y + 1U) < _S107;
+        _S116 = (_S108 + _S113.y + 1U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S185 = p_1->out_offset_0 + _S181 * p_1->out_stride_0 + _S113 + _S118.y + 1U;
-        float device* _S186 = result_2+_S185;
+        uint _S180 = p_1->out_offset_0 + _S176 * p_1->out_stride_0 + _S108 + _S113.y + 1U;
+        float device* _S181 = result_4+_S180;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S185) + _S117[6U][1U];
+            _S117 = *(result_4+_S180) + _S112[6U][1U];
         }
         else
         {
-            _S122 = _S117[6U][1U];
+            _S117 = _S112[6U][1U];
         }
-        *_S186 = _S122;
+        *_S181 = _S117;
     }
-    if(_S182)
+    if(_S177)
     {
-        _S121 = (_S113 + _S118.y + 2U) < _S107;
+        _S116 = (_S108 + _S113.y + 2U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S187 = p_1->out_offset_0 + _S181 * p_1->out_stride_0 + _S113 + _S118.y + 2U;
-        float device* _S188 = result_2+_S187;
+        uint _S182 = p_1->out_offset_0 + _S176 * p_1->out_stride_0 + _S108 + _S113.y + 2U;
+        float device* _S183 = result_4+_S182;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S187) + _S117[6U][2U];
+            _S117 = *(result_4+_S182) + _S112[6U][2U];
         }
         else
         {
-            _S122 = _S117[6U][2U];
+            _S117 = _S112[6U][2U];
         }
-        *_S188 = _S122;
+        *_S183 = _S117;
     }
-    if(_S182)
+    if(_S177)
     {
-        _S121 = (_S113 + _S118.y + 3U) < _S107;
+        _S116 = (_S108 + _S113.y + 3U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S189 = p_1->out_offset_0 + _S181 * p_1->out_stride_0 + _S113 + _S118.y + 3U;
-        float device* _S190 = result_2+_S189;
+        uint _S184 = p_1->out_offset_0 + _S176 * p_1->out_stride_0 + _S108 + _S113.y + 3U;
+        float device* _S185 = result_4+_S184;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S189) + _S117[6U][3U];
+            _S117 = *(result_4+_S184) + _S112[6U][3U];
         }
         else
         {
-            _S122 = _S117[6U][3U];
+            _S117 = _S112[6U][3U];
         }
-        *_S190 = _S122;
+        *_S185 = _S117;
     }
-    uint _S191 = _S119 + 7U;
-    bool _S192 = _S191 < _S114;
-    if(_S192)
+    uint _S186 = _S114 + 7U;
+    bool _S187 = _S186 < _S109;
+    if(_S187)
     {
-        _S121 = (_S113 + _S118.y) < _S107;
+        _S116 = (_S108 + _S113.y) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S193 = p_1->out_offset_0 + _S191 * p_1->out_stride_0 + _S113 + _S118.y;
-        float device* _S194 = result_2+_S193;
+        uint _S188 = p_1->out_offset_0 + _S186 * p_1->out_stride_0 + _S108 + _S113.y;
+        float device* _S189 = result_4+_S188;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S193) + _S117[7U][0U];
+            _S117 = *(result_4+_S188) + _S112[7U][0U];
         }
         else
         {
-            _S122 = _S117[7U][0U];
+            _S117 = _S112[7U][0U];
         }
-        *_S194 = _S122;
+        *_S189 = _S117;
     }
-    if(_S192)
+    if(_S187)
     {
-        _S121 = (_S113 + _S118.y + 1U) < _S107;
+        _S116 = (_S108 + _S113.y + 1U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S195 = p_1->out_offset_0 + _S191 * p_1->out_stride_0 + _S113 + _S118.y + 1U;
-        float device* _S196 = result_2+_S195;
+        uint _S190 = p_1->out_offset_0 + _S186 * p_1->out_stride_0 + _S108 + _S113.y + 1U;
+        float device* _S191 = result_4+_S190;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S195) + _S117[7U][1U];
+            _S117 = *(result_4+_S190) + _S112[7U][1U];
         }
         else
         {
-            _S122 = _S117[7U][1U];
+            _S117 = _S112[7U][1U];
         }
-        *_S196 = _S122;
+        *_S191 = _S117;
     }
-    if(_S192)
+    if(_S187)
     {
-        _S121 = (_S113 + _S118.y + 2U) < _S107;
+        _S116 = (_S108 + _S113.y + 2U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S197 = p_1->out_offset_0 + _S191 * p_1->out_stride_0 + _S113 + _S118.y + 2U;
-        float device* _S198 = result_2+_S197;
+        uint _S192 = p_1->out_offset_0 + _S186 * p_1->out_stride_0 + _S108 + _S113.y + 2U;
+        float device* _S193 = result_4+_S192;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S197) + _S117[7U][2U];
+            _S117 = *(result_4+_S192) + _S112[7U][2U];
         }
         else
         {
-            _S122 = _S117[7U][2U];
+            _S117 = _S112[7U][2U];
         }
-        *_S198 = _S122;
+        *_S193 = _S117;
     }
-    if(_S192)
+    if(_S187)
     {
-        _S121 = (_S113 + _S118.y + 3U) < _S107;
+        _S116 = (_S108 + _S113.y + 3U) < _S102;
     }
     else
     {
-        _S121 = false;
+        _S116 = false;
     }
-    if(_S121)
+    if(_S116)
     {
-        uint _S199 = p_1->out_offset_0 + _S191 * p_1->out_stride_0 + _S113 + _S118.y + 3U;
-        float device* _S200 = result_2+_S199;
+        uint _S194 = p_1->out_offset_0 + _S186 * p_1->out_stride_0 + _S108 + _S113.y + 3U;
+        float device* _S195 = result_4+_S194;
         if((p_1->accumulate_0) != 0U)
         {
-            _S122 = *(result_2+_S199) + _S117[7U][3U];
+            _S117 = *(result_4+_S194) + _S112[7U][3U];
         }
         else
         {
-            _S122 = _S117[7U][3U];
+            _S117 = _S112[7U][3U];
         }
-        *_S200 = _S122;
+        *_S195 = _S117;
     }
     return;
 }

@@ -86,92 +86,83 @@ float4 Weights_four_0(const Weights_0 thread* this_0, uint device* this_words_0,
     return _S4;
 }
 
-Rows_0 Rows_x24init_0(const array<float4, int(4)> thread* rows_1)
-{
-    thread Rows_0 _S5;
-    (&_S5)->rows_0 = *rows_1;
-    return _S5;
-}
-
 Rows_0 Rows_load_0(const Weights_0 thread* side_0, uint device* side_words_0, uint row_2, uint k_1)
 {
-    float4 _S6 = Weights_four_0(side_0, side_words_0, row_2, k_1);
-    float4 _S7 = Weights_four_0(side_0, side_words_0, row_2 + 16U, k_1);
-    float4 _S8 = Weights_four_0(side_0, side_words_0, row_2 + 32U, k_1);
-    float4 _S9 = Weights_four_0(side_0, side_words_0, row_2 + 48U, k_1);
-    thread array<float4, int(4)> _S10;
-    _S10[int(0)] = _S6;
-    _S10[int(1)] = _S7;
-    _S10[int(2)] = _S8;
-    _S10[int(3)] = _S9;
-    Rows_0 _S11 = Rows_x24init_0(&_S10);
-    return _S11;
+    thread Rows_0 result_0;
+    float4 _S5 = Weights_four_0(side_0, side_words_0, row_2, k_1);
+    (&result_0)->rows_0[0U] = _S5;
+    float4 _S6 = Weights_four_0(side_0, side_words_0, row_2 + 16U, k_1);
+    (&result_0)->rows_0[1U] = _S6;
+    float4 _S7 = Weights_four_0(side_0, side_words_0, row_2 + 32U, k_1);
+    (&result_0)->rows_0[2U] = _S7;
+    float4 _S8 = Weights_four_0(side_0, side_words_0, row_2 + 48U, k_1);
+    (&result_0)->rows_0[3U] = _S8;
+    return result_0;
 }
 
 struct Activations_0
 {
     uint offset_2;
     uint stride_0;
-    uint rows_2;
+    uint rows_1;
     uint k_2;
 };
 
 float4 Activations_four_0(const Activations_0 thread* this_1, float device* this_x_0, uint row_3, uint first_1)
 {
-    uint _S12 = this_1->offset_2 + row_3 * this_1->stride_0 + first_1;
-    bool _S13;
-    if(row_3 >= (this_1->rows_2))
+    uint _S9 = this_1->offset_2 + row_3 * this_1->stride_0 + first_1;
+    bool _S10;
+    if(row_3 >= (this_1->rows_1))
     {
-        _S13 = true;
+        _S10 = true;
     }
     else
     {
-        _S13 = first_1 >= (this_1->k_2);
+        _S10 = first_1 >= (this_1->k_2);
     }
-    if(_S13)
+    if(_S10)
     {
         return float4(int4(int(0)) );
     }
-    uint _S14 = this_1->k_2;
+    uint _S11 = this_1->k_2;
     if((first_1 + 4U) > (this_1->k_2))
     {
-        float _S15 = this_x_0[_S12];
-        float _S16;
-        if((first_1 + 1U) < _S14)
+        float _S12 = this_x_0[_S9];
+        float _S13;
+        if((first_1 + 1U) < _S11)
         {
-            _S16 = this_x_0[_S12 + 1U];
+            _S13 = this_x_0[_S9 + 1U];
         }
         else
         {
-            _S16 = 0.0;
+            _S13 = 0.0;
         }
-        float _S17;
-        if((first_1 + 2U) < _S14)
+        float _S14;
+        if((first_1 + 2U) < _S11)
         {
-            _S17 = this_x_0[_S12 + 2U];
+            _S14 = this_x_0[_S9 + 2U];
         }
         else
         {
-            _S17 = 0.0;
+            _S14 = 0.0;
         }
-        return float4(_S15, _S16, _S17, 0.0);
+        return float4(_S12, _S13, _S14, 0.0);
     }
-    return float4(this_x_0[_S12], this_x_0[_S12 + 1U], this_x_0[_S12 + 2U], this_x_0[_S12 + 3U]);
+    return float4(this_x_0[_S9], this_x_0[_S9 + 1U], this_x_0[_S9 + 2U], this_x_0[_S9 + 3U]);
 }
 
 Rows_0 Rows_load_1(const Activations_0 thread* side_1, float device* side_x_0, uint row_4, uint k_3)
 {
-    float4 _S18 = Activations_four_0(side_1, side_x_0, row_4, k_3);
-    float4 _S19 = Activations_four_0(side_1, side_x_0, row_4 + 16U, k_3);
-    float4 _S20 = Activations_four_0(side_1, side_x_0, row_4 + 32U, k_3);
-    float4 _S21 = Activations_four_0(side_1, side_x_0, row_4 + 48U, k_3);
-    thread array<float4, int(4)> _S22;
-    _S22[int(0)] = _S18;
-    _S22[int(1)] = _S19;
-    _S22[int(2)] = _S20;
-    _S22[int(3)] = _S21;
-    Rows_0 _S23 = Rows_x24init_0(&_S22);
-    return _S23;
+    thread Rows_0 result_1;
+    float4 _S15 = Activations_four_0(side_1, side_x_0, row_4, k_3);
+    (&result_1)->rows_0[0U] = _S15;
+    float4 _S16 = Activations_four_0(side_1, side_x_0, row_4 + 16U, k_3);
+    (&result_1)->rows_0[1U] = _S16;
+    float4 _S17 = Activations_four_0(side_1, side_x_0, row_4 + 32U, k_3);
+    (&result_1)->rows_0[2U] = _S17;
+    float4 _S18 = Activations_four_0(side_1, side_x_0, row_4 + 48U, k_3);
+    (&result_1)->rows_0[3U] = _S18;
+    return result_1;
 }
 
 bool Weights_along_k_0(const Weights_0 thread* this_2, uint device* this_words_1)
@@ -185,7 +176,7 @@ struct GemmParams_0
     uint weight_offset_0;
     uint out_offset_0;
     uint step_offset_0;
-    uint rows_3;
+    uint rows_2;
     uint n_1;
     uint k_4;
     uint x_stride_0;
@@ -215,16 +206,16 @@ bool Activations_along_k_0(const Activations_0 thread* this_3, float device* thi
 
 uint2 share_0(uint thread_0, bool along_k_0)
 {
-    uint2 _S24;
+    uint2 _S19;
     if(along_k_0)
     {
-        _S24 = uint2(thread_0 / 8U, thread_0 % 8U * 4U);
+        _S19 = uint2(thread_0 / 8U, thread_0 % 8U * 4U);
     }
     else
     {
-        _S24 = uint2(thread_0 % 16U, thread_0 / 16U * 4U);
+        _S19 = uint2(thread_0 % 16U, thread_0 / 16U * 4U);
     }
-    return _S24;
+    return _S19;
 }
 
 uint place_0(uint row_5, uint column_1, uint width_0)
@@ -234,83 +225,83 @@ uint place_0(uint row_5, uint column_1, uint width_0)
 
 void Rows_store_0(const Rows_0 thread* this_4, uint begin_0, uint row_6, uint k_5, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S25 = begin_0 + place_0(row_6, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S25] = this_4->rows_0[0U].x;
-    (*kernelContext_0->tile_0)[_S25 + 1U] = this_4->rows_0[0U].y;
-    (*kernelContext_0->tile_0)[_S25 + 2U] = this_4->rows_0[0U].z;
-    (*kernelContext_0->tile_0)[_S25 + 3U] = this_4->rows_0[0U].w;
-    uint _S26 = begin_0 + place_0(row_6 + 16U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S26] = this_4->rows_0[1U].x;
-    (*kernelContext_0->tile_0)[_S26 + 1U] = this_4->rows_0[1U].y;
-    (*kernelContext_0->tile_0)[_S26 + 2U] = this_4->rows_0[1U].z;
-    (*kernelContext_0->tile_0)[_S26 + 3U] = this_4->rows_0[1U].w;
-    uint _S27 = begin_0 + place_0(row_6 + 32U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S27] = this_4->rows_0[2U].x;
-    (*kernelContext_0->tile_0)[_S27 + 1U] = this_4->rows_0[2U].y;
-    (*kernelContext_0->tile_0)[_S27 + 2U] = this_4->rows_0[2U].z;
-    (*kernelContext_0->tile_0)[_S27 + 3U] = this_4->rows_0[2U].w;
-    uint _S28 = begin_0 + place_0(row_6 + 48U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S28] = this_4->rows_0[3U].x;
-    (*kernelContext_0->tile_0)[_S28 + 1U] = this_4->rows_0[3U].y;
-    (*kernelContext_0->tile_0)[_S28 + 2U] = this_4->rows_0[3U].z;
-    (*kernelContext_0->tile_0)[_S28 + 3U] = this_4->rows_0[3U].w;
+    uint _S20 = begin_0 + place_0(row_6, k_5, 32U);
+    (*kernelContext_0->tile_0)[_S20] = this_4->rows_0[0U].x;
+    (*kernelContext_0->tile_0)[_S20 + 1U] = this_4->rows_0[0U].y;
+    (*kernelContext_0->tile_0)[_S20 + 2U] = this_4->rows_0[0U].z;
+    (*kernelContext_0->tile_0)[_S20 + 3U] = this_4->rows_0[0U].w;
+    uint _S21 = begin_0 + place_0(row_6 + 16U, k_5, 32U);
+    (*kernelContext_0->tile_0)[_S21] = this_4->rows_0[1U].x;
+    (*kernelContext_0->tile_0)[_S21 + 1U] = this_4->rows_0[1U].y;
+    (*kernelContext_0->tile_0)[_S21 + 2U] = this_4->rows_0[1U].z;
+    (*kernelContext_0->tile_0)[_S21 + 3U] = this_4->rows_0[1U].w;
+    uint _S22 = begin_0 + place_0(row_6 + 32U, k_5, 32U);
+    (*kernelContext_0->tile_0)[_S22] = this_4->rows_0[2U].x;
+    (*kernelContext_0->tile_0)[_S22 + 1U] = this_4->rows_0[2U].y;
+    (*kernelContext_0->tile_0)[_S22 + 2U] = this_4->rows_0[2U].z;
+    (*kernelContext_0->tile_0)[_S22 + 3U] = this_4->rows_0[2U].w;
+    uint _S23 = begin_0 + place_0(row_6 + 48U, k_5, 32U);
+    (*kernelContext_0->tile_0)[_S23] = this_4->rows_0[3U].x;
+    (*kernelContext_0->tile_0)[_S23 + 1U] = this_4->rows_0[3U].y;
+    (*kernelContext_0->tile_0)[_S23 + 2U] = this_4->rows_0[3U].z;
+    (*kernelContext_0->tile_0)[_S23 + 3U] = this_4->rows_0[3U].w;
     return;
 }
 
 simdgroup_matrix<float, int(8), int(8)> linalg_coopMatMulAdd_0(simdgroup_matrix<float, int(8), int(8)> matA_0, simdgroup_matrix<float, int(8), int(8)> matB_0, simdgroup_matrix<float, int(8), int(8)> matC_0)
 {
-    simdgroup_matrix<float, int(8), int(8)> _S29;
-    simdgroup_multiply_accumulate(_S29, matA_0, matB_0, matC_0);
-    return _S29;
+    simdgroup_matrix<float, int(8), int(8)> _S24;
+    simdgroup_multiply_accumulate(_S24, matA_0, matB_0, matC_0);
+    return _S24;
 }
 
 void SimdgroupTiles_multiply_0(array<array<simdgroup_matrix<float, int(8), int(8)>, int(4)>, int(4)> thread* sums_0, uint top_0, uint side_2, uint along_0, KernelContext_0 thread* kernelContext_1)
 {
     thread array<simdgroup_matrix<float, int(8), int(8)>, int(4)> right_0;
-    simdgroup_matrix<float, int(8), int(8)> _S30 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2, along_0, 32U)), (ulong)(8U)));
-    right_0[0U] = _S30;
-    simdgroup_matrix<float, int(8), int(8)> _S31 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2 + 8U, along_0, 32U)), (ulong)(8U)));
-    right_0[1U] = _S31;
-    simdgroup_matrix<float, int(8), int(8)> _S32 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2 + 16U, along_0, 32U)), (ulong)(8U)));
-    right_0[2U] = _S32;
-    simdgroup_matrix<float, int(8), int(8)> _S33 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2 + 24U, along_0, 32U)), (ulong)(8U)));
-    right_0[3U] = _S33;
-    simdgroup_matrix<float, int(8), int(8)> _S34 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0, along_0, 32U)), (ulong)(8U)));
-    simdgroup_matrix<float, int(8), int(8)> _S35 = linalg_coopMatMulAdd_0(_S34, right_0[0U], (*sums_0)[0U][0U]);
-    (*sums_0)[0U][0U] = _S35;
-    simdgroup_matrix<float, int(8), int(8)> _S36 = linalg_coopMatMulAdd_0(_S34, right_0[1U], (*sums_0)[0U][1U]);
-    (*sums_0)[0U][1U] = _S36;
-    simdgroup_matrix<float, int(8), int(8)> _S37 = linalg_coopMatMulAdd_0(_S34, right_0[2U], (*sums_0)[0U][2U]);
-    (*sums_0)[0U][2U] = _S37;
-    simdgroup_matrix<float, int(8), int(8)> _S38 = linalg_coopMatMulAdd_0(_S34, right_0[3U], (*sums_0)[0U][3U]);
-    (*sums_0)[0U][3U] = _S38;
-    simdgroup_matrix<float, int(8), int(8)> _S39 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 8U, along_0, 32U)), (ulong)(8U)));
-    simdgroup_matrix<float, int(8), int(8)> _S40 = linalg_coopMatMulAdd_0(_S39, right_0[0U], (*sums_0)[1U][0U]);
-    (*sums_0)[1U][0U] = _S40;
-    simdgroup_matrix<float, int(8), int(8)> _S41 = linalg_coopMatMulAdd_0(_S39, right_0[1U], (*sums_0)[1U][1U]);
-    (*sums_0)[1U][1U] = _S41;
-    simdgroup_matrix<float, int(8), int(8)> _S42 = linalg_coopMatMulAdd_0(_S39, right_0[2U], (*sums_0)[1U][2U]);
-    (*sums_0)[1U][2U] = _S42;
-    simdgroup_matrix<float, int(8), int(8)> _S43 = linalg_coopMatMulAdd_0(_S39, right_0[3U], (*sums_0)[1U][3U]);
-    (*sums_0)[1U][3U] = _S43;
-    simdgroup_matrix<float, int(8), int(8)> _S44 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 16U, along_0, 32U)), (ulong)(8U)));
-    simdgroup_matrix<float, int(8), int(8)> _S45 = linalg_coopMatMulAdd_0(_S44, right_0[0U], (*sums_0)[2U][0U]);
-    (*sums_0)[2U][0U] = _S45;
-    simdgroup_matrix<float, int(8), int(8)> _S46 = linalg_coopMatMulAdd_0(_S44, right_0[1U], (*sums_0)[2U][1U]);
-    (*sums_0)[2U][1U] = _S46;
-    simdgroup_matrix<float, int(8), int(8)> _S47 = linalg_coopMatMulAdd_0(_S44, right_0[2U], (*sums_0)[2U][2U]);
-    (*sums_0)[2U][2U] = _S47;
-    simdgroup_matrix<float, int(8), int(8)> _S48 = linalg_coopMatMulAdd_0(_S44, right_0[3U], (*sums_0)[2U][3U]);
-    (*sums_0)[2U][3U] = _S48;
-    simdgroup_matrix<float, int(8), int(8)> _S49 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 24U, along_0, 32U)), (ulong)(8U)));
-    simdgroup_matrix<float, int(8), int(8)> _S50 = linalg_coopMatMulAdd_0(_S49, right_0[0U], (*sums_0)[3U][0U]);
-    (*sums_0)[3U][0U] = _S50;
-    simdgroup_matrix<float, int(8), int(8)> _S51 = linalg_coopMatMulAdd_0(_S49, right_0[1U], (*sums_0)[3U][1U]);
-    (*sums_0)[3U][1U] = _S51;
-    simdgroup_matrix<float, int(8), int(8)> _S52 = linalg_coopMatMulAdd_0(_S49, right_0[2U], (*sums_0)[3U][2U]);
-    (*sums_0)[3U][2U] = _S52;
-    simdgroup_matrix<float, int(8), int(8)> _S53 = linalg_coopMatMulAdd_0(_S49, right_0[3U], (*sums_0)[3U][3U]);
-    (*sums_0)[3U][3U] = _S53;
+    simdgroup_matrix<float, int(8), int(8)> _S25 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2, along_0, 32U)), (ulong)(8U)));
+    right_0[0U] = _S25;
+    simdgroup_matrix<float, int(8), int(8)> _S26 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2 + 8U, along_0, 32U)), (ulong)(8U)));
+    right_0[1U] = _S26;
+    simdgroup_matrix<float, int(8), int(8)> _S27 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2 + 16U, along_0, 32U)), (ulong)(8U)));
+    right_0[2U] = _S27;
+    simdgroup_matrix<float, int(8), int(8)> _S28 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2 + 24U, along_0, 32U)), (ulong)(8U)));
+    right_0[3U] = _S28;
+    simdgroup_matrix<float, int(8), int(8)> _S29 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0, along_0, 32U)), (ulong)(8U)));
+    simdgroup_matrix<float, int(8), int(8)> _S30 = linalg_coopMatMulAdd_0(_S29, right_0[0U], (*sums_0)[0U][0U]);
+    (*sums_0)[0U][0U] = _S30;
+    simdgroup_matrix<float, int(8), int(8)> _S31 = linalg_coopMatMulAdd_0(_S29, right_0[1U], (*sums_0)[0U][1U]);
+    (*sums_0)[0U][1U] = _S31;
+    simdgroup_matrix<float, int(8), int(8)> _S32 = linalg_coopMatMulAdd_0(_S29, right_0[2U], (*sums_0)[0U][2U]);
+    (*sums_0)[0U][2U] = _S32;
+    simdgroup_matrix<float, int(8), int(8)> _S33 = linalg_coopMatMulAdd_0(_S29, right_0[3U], (*sums_0)[0U][3U]);
+    (*sums_0)[0U][3U] = _S33;
+    simdgroup_matrix<float, int(8), int(8)> _S34 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 8U, along_0, 32U)), (ulong)(8U)));
+    simdgroup_matrix<float, int(8), int(8)> _S35 = linalg_coopMatMulAdd_0(_S34, right_0[0U], (*sums_0)[1U][0U]);
+    (*sums_0)[1U][0U] = _S35;
+    simdgroup_matrix<float, int(8), int(8)> _S36 = linalg_coopMatMulAdd_0(_S34, right_0[1U], (*sums_0)[1U][1U]);
+    (*sums_0)[1U][1U] = _S36;
+    simdgroup_matrix<float, int(8), int(8)> _S37 = linalg_coopMatMulAdd_0(_S34, right_0[2U], (*sums_0)[1U][2U]);
+    (*sums_0)[1U][2U] = _S37;
+    simdgroup_matrix<float, int(8), int(8)> _S38 = linalg_coopMatMulAdd_0(_S34, right_0[3U], (*sums_0)[1U][3U]);
+    (*sums_0)[1U][3U] = _S38;
+    simdgroup_matrix<float, int(8), int(8)> _S39 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 16U, along_0, 32U)), (ulong)(8U)));
+    simdgroup_matrix<float, int(8), int(8)> _S40 = linalg_coopMatMulAdd_0(_S39, right_0[0U], (*sums_0)[2U][0U]);
+    (*sums_0)[2U][0U] = _S40;
+    simdgroup_matrix<float, int(8), int(8)> _S41 = linalg_coopMatMulAdd_0(_S39, right_0[1U], (*sums_0)[2U][1U]);
+    (*sums_0)[2U][1U] = _S41;
+    simdgroup_matrix<float, int(8), int(8)> _S42 = linalg_coopMatMulAdd_0(_S39, right_0[2U], (*sums_0)[2U][2U]);
+    (*sums_0)[2U][2U] = _S42;
+    simdgroup_matrix<float, int(8), int(8)> _S43 = linalg_coopMatMulAdd_0(_S39, right_0[3U], (*sums_0)[2U][3U]);
+    (*sums_0)[2U][3U] = _S43;
+    simdgroup_matrix<float, int(8), int(8)> _S44 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 24U, along_0, 32U)), (ulong)(8U)));
+    simdgroup_matrix<float, int(8), int(8)> _S45 = linalg_coopMatMulAdd_0(_S44, right_0[0U], (*sums_0)[3U][0U]);
+    (*sums_0)[3U][0U] = _S45;
+    simdgroup_matrix<float, int(8), int(8)> _S46 = linalg_coopMatMulAdd_0(_S44, right_0[1U], (*sums_0)[3U][1U]);
+    (*sums_0)[3U][1U] = _S46;
+    simdgroup_matrix<float, int(8), int(8)> _S47 = linalg_coopMatMulAdd_0(_S44, right_0[2U], (*sums_0)[3U][2U]);
+    (*sums_0)[3U][2U] = _S47;
+    simdgroup_matrix<float, int(8), int(8)> _S48 = linalg_coopMatMulAdd_0(_S44, right_0[3U], (*sums_0)[3U][3U]);
+    (*sums_0)[3U][3U] = _S48;
     return;
 }
 
@@ -319,75 +310,75 @@ uint2 corner_0(uint thread_1)
     return uint2(thread_1 / 16U * 8U, thread_1 % 16U * 4U);
 }
 
-array<float4, int(8)> SimdgroupTiles_product_0(const Activations_0 thread* left_0, float device* left_x_0, const Weights_0 thread* right_1, uint device* right_words_0, uint row_7, uint column_2, uint rows_4, uint k_6, uint thread_2, KernelContext_0 thread* kernelContext_2)
+array<float4, int(8)> SimdgroupTiles_product_0(const Activations_0 thread* left_0, float device* left_x_0, const Weights_0 thread* right_1, uint device* right_words_0, uint row_7, uint column_2, uint rows_3, uint k_6, uint thread_2, KernelContext_0 thread* kernelContext_2)
 {
-    uint _S54 = thread_2 / 32U;
-    uint _S55 = _S54 / 2U * 32U;
-    uint _S56 = _S54 % 2U * 32U;
+    uint _S49 = thread_2 / 32U;
+    uint _S50 = _S49 / 2U * 32U;
+    uint _S51 = _S49 % 2U * 32U;
     thread array<array<simdgroup_matrix<float, int(8), int(8)>, int(4)>, int(4)> sums_1;
+    thread simdgroup_matrix<float, int(8), int(8)> _S52;
+    _slang_simdgroup_fill((&_S52), (0.0));
+    sums_1[0U][0U] = _S52;
+    thread simdgroup_matrix<float, int(8), int(8)> _S53;
+    _slang_simdgroup_fill((&_S53), (0.0));
+    sums_1[0U][1U] = _S53;
+    thread simdgroup_matrix<float, int(8), int(8)> _S54;
+    _slang_simdgroup_fill((&_S54), (0.0));
+    sums_1[0U][2U] = _S54;
+    thread simdgroup_matrix<float, int(8), int(8)> _S55;
+    _slang_simdgroup_fill((&_S55), (0.0));
+    sums_1[0U][3U] = _S55;
+    thread simdgroup_matrix<float, int(8), int(8)> _S56;
+    _slang_simdgroup_fill((&_S56), (0.0));
+    sums_1[1U][0U] = _S56;
     thread simdgroup_matrix<float, int(8), int(8)> _S57;
     _slang_simdgroup_fill((&_S57), (0.0));
-    sums_1[0U][0U] = _S57;
+    sums_1[1U][1U] = _S57;
     thread simdgroup_matrix<float, int(8), int(8)> _S58;
     _slang_simdgroup_fill((&_S58), (0.0));
-    sums_1[0U][1U] = _S58;
+    sums_1[1U][2U] = _S58;
     thread simdgroup_matrix<float, int(8), int(8)> _S59;
     _slang_simdgroup_fill((&_S59), (0.0));
-    sums_1[0U][2U] = _S59;
+    sums_1[1U][3U] = _S59;
     thread simdgroup_matrix<float, int(8), int(8)> _S60;
     _slang_simdgroup_fill((&_S60), (0.0));
-    sums_1[0U][3U] = _S60;
+    sums_1[2U][0U] = _S60;
     thread simdgroup_matrix<float, int(8), int(8)> _S61;
     _slang_simdgroup_fill((&_S61), (0.0));
-    sums_1[1U][0U] = _S61;
+    sums_1[2U][1U] = _S61;
     thread simdgroup_matrix<float, int(8), int(8)> _S62;
     _slang_simdgroup_fill((&_S62), (0.0));
-    sums_1[1U][1U] = _S62;
+    sums_1[2U][2U] = _S62;
     thread simdgroup_matrix<float, int(8), int(8)> _S63;
     _slang_simdgroup_fill((&_S63), (0.0));
-    sums_1[1U][2U] = _S63;
+    sums_1[2U][3U] = _S63;
     thread simdgroup_matrix<float, int(8), int(8)> _S64;
     _slang_simdgroup_fill((&_S64), (0.0));
-    sums_1[1U][3U] = _S64;
+    sums_1[3U][0U] = _S64;
     thread simdgroup_matrix<float, int(8), int(8)> _S65;
     _slang_simdgroup_fill((&_S65), (0.0));
-    sums_1[2U][0U] = _S65;
+    sums_1[3U][1U] = _S65;
     thread simdgroup_matrix<float, int(8), int(8)> _S66;
     _slang_simdgroup_fill((&_S66), (0.0));
-    sums_1[2U][1U] = _S66;
+    sums_1[3U][2U] = _S66;
     thread simdgroup_matrix<float, int(8), int(8)> _S67;
     _slang_simdgroup_fill((&_S67), (0.0));
-    sums_1[2U][2U] = _S67;
-    thread simdgroup_matrix<float, int(8), int(8)> _S68;
-    _slang_simdgroup_fill((&_S68), (0.0));
-    sums_1[2U][3U] = _S68;
-    thread simdgroup_matrix<float, int(8), int(8)> _S69;
-    _slang_simdgroup_fill((&_S69), (0.0));
-    sums_1[3U][0U] = _S69;
-    thread simdgroup_matrix<float, int(8), int(8)> _S70;
-    _slang_simdgroup_fill((&_S70), (0.0));
-    sums_1[3U][1U] = _S70;
-    thread simdgroup_matrix<float, int(8), int(8)> _S71;
-    _slang_simdgroup_fill((&_S71), (0.0));
-    sums_1[3U][2U] = _S71;
-    thread simdgroup_matrix<float, int(8), int(8)> _S72;
-    _slang_simdgroup_fill((&_S72), (0.0));
-    sums_1[3U][3U] = _S72;
-    bool _S73 = Activations_along_k_0(left_0, left_x_0);
-    uint2 _S74 = share_0(thread_2, _S73);
-    bool _S75 = Weights_along_k_0(right_1, right_words_0);
-    uint2 _S76 = share_0(thread_2, _S75);
-    uint _S77 = _S74.x;
-    uint _S78 = row_7 + _S77;
-    uint _S79 = _S74.y;
-    Rows_0 _S80 = Rows_load_1(left_0, left_x_0, _S78, _S79);
-    uint _S81 = _S76.x;
-    uint _S82 = column_2 + _S81;
-    uint _S83 = _S76.y;
-    Rows_0 _S84 = Rows_load_0(right_1, right_words_0, _S82, _S83);
+    sums_1[3U][3U] = _S67;
+    bool _S68 = Activations_along_k_0(left_0, left_x_0);
+    uint2 _S69 = share_0(thread_2, _S68);
+    bool _S70 = Weights_along_k_0(right_1, right_words_0);
+    uint2 _S71 = share_0(thread_2, _S70);
+    uint _S72 = _S69.x;
+    uint _S73 = row_7 + _S72;
+    uint _S74 = _S69.y;
+    Rows_0 _S75 = Rows_load_1(left_0, left_x_0, _S73, _S74);
+    uint _S76 = _S71.x;
+    uint _S77 = column_2 + _S76;
+    uint _S78 = _S71.y;
+    Rows_0 _S79 = Rows_load_0(right_1, right_words_0, _S77, _S78);
     uint begin_1 = 0U;
-    Rows_0 left_rows_0 = _S80;
-    Rows_0 right_rows_0 = _S84;
+    Rows_0 left_rows_0 = _S75;
+    Rows_0 right_rows_0 = _S79;
     for(;;)
     {
         if(begin_1 < k_6)
@@ -397,15 +388,15 @@ array<float4, int(8)> SimdgroupTiles_product_0(const Activations_0 thread* left_
         {
             break;
         }
-        thread Rows_0 _S85 = left_rows_0;
-        Rows_store_0(&_S85, 0U, _S77, _S79, kernelContext_2);
-        thread Rows_0 _S86 = right_rows_0;
-        Rows_store_0(&_S86, 2048U, _S81, _S83, kernelContext_2);
+        thread Rows_0 _S80 = left_rows_0;
+        Rows_store_0(&_S80, 0U, _S72, _S74, kernelContext_2);
+        thread Rows_0 _S81 = right_rows_0;
+        Rows_store_0(&_S81, 2048U, _S76, _S78, kernelContext_2);
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        uint _S87 = begin_1 + 32U;
-        Rows_0 _S88 = Rows_load_1(left_0, left_x_0, _S78, _S87 + _S79);
-        Rows_0 _S89 = Rows_load_0(right_1, right_words_0, _S82, _S87 + _S83);
-        if((row_7 + _S55) < rows_4)
+        uint _S82 = begin_1 + 32U;
+        Rows_0 _S83 = Rows_load_1(left_0, left_x_0, _S73, _S82 + _S74);
+        Rows_0 _S84 = Rows_load_0(right_1, right_words_0, _S77, _S82 + _S78);
+        if((row_7 + _S50) < rows_3)
         {
             uint j_0 = 0U;
             for(;;)
@@ -417,59 +408,59 @@ array<float4, int(8)> SimdgroupTiles_product_0(const Activations_0 thread* left_
                 {
                     break;
                 }
-                SimdgroupTiles_multiply_0(&sums_1, _S55, _S56, j_0, kernelContext_2);
+                SimdgroupTiles_multiply_0(&sums_1, _S50, _S51, j_0, kernelContext_2);
                 j_0 = j_0 + 8U;
             }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        begin_1 = _S87;
-        left_rows_0 = _S88;
-        right_rows_0 = _S89;
+        begin_1 = _S82;
+        left_rows_0 = _S83;
+        right_rows_0 = _S84;
     }
-    simdgroup_store((sums_1[0U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S55, _S56, 64U)), (ulong)(8U));
-    uint _S90 = _S56 + 8U;
-    simdgroup_store((sums_1[0U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S55, _S90, 64U)), (ulong)(8U));
-    uint _S91 = _S56 + 16U;
-    simdgroup_store((sums_1[0U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S55, _S91, 64U)), (ulong)(8U));
-    uint _S92 = _S56 + 24U;
-    simdgroup_store((sums_1[0U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S55, _S92, 64U)), (ulong)(8U));
-    uint _S93 = _S55 + 8U;
-    simdgroup_store((sums_1[1U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S93, _S56, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S93, _S90, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S93, _S91, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S93, _S92, 64U)), (ulong)(8U));
-    uint _S94 = _S55 + 16U;
-    simdgroup_store((sums_1[2U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S94, _S56, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S94, _S90, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S94, _S91, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S94, _S92, 64U)), (ulong)(8U));
-    uint _S95 = _S55 + 24U;
-    simdgroup_store((sums_1[3U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S95, _S56, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S95, _S90, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S95, _S91, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S95, _S92, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[0U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S50, _S51, 64U)), (ulong)(8U));
+    uint _S85 = _S51 + 8U;
+    simdgroup_store((sums_1[0U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S50, _S85, 64U)), (ulong)(8U));
+    uint _S86 = _S51 + 16U;
+    simdgroup_store((sums_1[0U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S50, _S86, 64U)), (ulong)(8U));
+    uint _S87 = _S51 + 24U;
+    simdgroup_store((sums_1[0U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S50, _S87, 64U)), (ulong)(8U));
+    uint _S88 = _S50 + 8U;
+    simdgroup_store((sums_1[1U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S88, _S51, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S88, _S85, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S88, _S86, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S88, _S87, 64U)), (ulong)(8U));
+    uint _S89 = _S50 + 16U;
+    simdgroup_store((sums_1[2U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S51, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S85, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S86, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S87, 64U)), (ulong)(8U));
+    uint _S90 = _S50 + 24U;
+    simdgroup_store((sums_1[3U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S51, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S85, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S86, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S87, 64U)), (ulong)(8U));
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint2 _S96 = corner_0(thread_2);
-    uint _S97 = _S96.x;
-    uint _S98 = _S96.y;
-    uint _S99 = place_0(_S97, _S98, 64U);
-    thread array<float4, int(8)> result_0;
-    result_0[0U] = float4((*kernelContext_2->tile_0)[_S99], (*kernelContext_2->tile_0)[_S99 + 1U], (*kernelContext_2->tile_0)[_S99 + 2U], (*kernelContext_2->tile_0)[_S99 + 3U]);
-    uint _S100 = place_0(_S97 + 1U, _S98, 64U);
-    result_0[1U] = float4((*kernelContext_2->tile_0)[_S100], (*kernelContext_2->tile_0)[_S100 + 1U], (*kernelContext_2->tile_0)[_S100 + 2U], (*kernelContext_2->tile_0)[_S100 + 3U]);
-    uint _S101 = place_0(_S97 + 2U, _S98, 64U);
-    result_0[2U] = float4((*kernelContext_2->tile_0)[_S101], (*kernelContext_2->tile_0)[_S101 + 1U], (*kernelContext_2->tile_0)[_S101 + 2U], (*kernelContext_2->tile_0)[_S101 + 3U]);
-    uint _S102 = place_0(_S97 + 3U, _S98, 64U);
-    result_0[3U] = float4((*kernelContext_2->tile_0)[_S102], (*kernelContext_2->tile_0)[_S102 + 1U], (*kernelContext_2->tile_0)[_S102 + 2U], (*kernelContext_2->tile_0)[_S102 + 3U]);
-    uint _S103 = place_0(_S97 + 4U, _S98, 64U);
-    result_0[4U] = float4((*kernelContext_2->tile_0)[_S103], (*kernelContext_2->tile_0)[_S103 + 1U], (*kernelContext_2->tile_0)[_S103 + 2U], (*kernelContext_2->tile_0)[_S103 + 3U]);
-    uint _S104 = place_0(_S97 + 5U, _S98, 64U);
-    result_0[5U] = float4((*kernelContext_2->tile_0)[_S104], (*kernelContext_2->tile_0)[_S104 + 1U], (*kernelContext_2->tile_0)[_S104 + 2U], (*kernelContext_2->tile_0)[_S104 + 3U]);
-    uint _S105 = place_0(_S97 + 6U, _S98, 64U);
-    result_0[6U] = float4((*kernelContext_2->tile_0)[_S105], (*kernelContext_2->tile_0)[_S105 + 1U], (*kernelContext_2->tile_0)[_S105 + 2U], (*kernelContext_2->tile_0)[_S105 + 3U]);
-    uint _S106 = place_0(_S97 + 7U, _S98, 64U);
-    result_0[7U] = float4((*kernelContext_2->tile_0)[_S106], (*kernelContext_2->tile_0)[_S106 + 1U], (*kernelContext_2->tile_0)[_S106 + 2U], (*kernelContext_2->tile_0)[_S106 + 3U]);
-    return result_0;
+    uint2 _S91 = corner_0(thread_2);
+    uint _S92 = _S91.x;
+    uint _S93 = _S91.y;
+    uint _S94 = place_0(_S92, _S93, 64U);
+    thread array<float4, int(8)> result_2;
+    result_2[0U] = float4((*kernelContext_2->tile_0)[_S94], (*kernelContext_2->tile_0)[_S94 + 1U], (*kernelContext_2->tile_0)[_S94 + 2U], (*kernelContext_2->tile_0)[_S94 + 3U]);
+    uint _S95 = place_0(_S92 + 1U, _S93, 64U);
+    result_2[1U] = float4((*kernelContext_2->tile_0)[_S95], (*kernelContext_2->tile_0)[_S95 + 1U], (*kernelContext_2->tile_0)[_S95 + 2U], (*kernelContext_2->tile_0)[_S95 + 3U]);
+    uint _S96 = place_0(_S92 + 2U, _S93, 64U);
+    result_2[2U] = float4((*kernelContext_2->tile_0)[_S96], (*kernelContext_2->tile_0)[_S96 + 1U], (*kernelContext_2->tile_0)[_S96 + 2U], (*kernelContext_2->tile_0)[_S96 + 3U]);
+    uint _S97 = place_0(_S92 + 3U, _S93, 64U);
+    result_2[3U] = float4((*kernelContext_2->tile_0)[_S97], (*kernelContext_2->tile_0)[_S97 + 1U], (*kernelContext_2->tile_0)[_S97 + 2U], (*kernelContext_2->tile_0)[_S97 + 3U]);
+    uint _S98 = place_0(_S92 + 4U, _S93, 64U);
+    result_2[4U] = float4((*kernelContext_2->tile_0)[_S98], (*kernelContext_2->tile_0)[_S98 + 1U], (*kernelContext_2->tile_0)[_S98 + 2U], (*kernelContext_2->tile_0)[_S98 + 3U]);
+    uint _S99 = place_0(_S92 + 5U, _S93, 64U);
+    result_2[5U] = float4((*kernelContext_2->tile_0)[_S99], (*kernelContext_2->tile_0)[_S99 + 1U], (*kernelContext_2->tile_0)[_S99 + 2U], (*kernelContext_2->tile_0)[_S99 + 3U]);
+    uint _S100 = place_0(_S92 + 6U, _S93, 64U);
+    result_2[6U] = float4((*kernelContext_2->tile_0)[_S100], (*kernelContext_2->tile_0)[_S100 + 1U], (*kernelContext_2->tile_0)[_S100 + 2U], (*kernelContext_2->tile_0)[_S100 + 3U]);
+    uint _S101 = place_0(_S92 + 7U, _S93, 64U);
+    result_2[7U] = float4((*kernelContext_2->tile_0)[_S101], (*kernelContext_2->tile_0)[_S101 + 1U], (*kernelContext_2->tile_0)[_S101 + 2U], (*kernelContext_2->tile_0)[_S101 + 3U]);
+    return result_2;
 }
 
 uint group_number_0(uint3 group_0)
@@ -477,768 +468,768 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint live_rows_0(uint device* step_0, uint offset_3, uint rows_5)
+uint live_rows_0(uint device* step_0, uint offset_3, uint rows_4)
 {
-    uint _S107;
+    uint _S102;
     if(offset_3 == 4294967295U)
     {
-        _S107 = rows_5;
+        _S102 = rows_4;
     }
     else
     {
-        _S107 = min(step_0[offset_3], rows_5);
+        _S102 = min(step_0[offset_3], rows_4);
     }
-    return _S107;
+    return _S102;
 }
 
-void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight_0, float device* result_1, uint device* step_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_3)
+void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight_0, float device* result_3, uint device* step_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_3)
 {
-    uint _S108 = p_1->n_1;
-    uint _S109 = (p_1->n_1 + 64U - 1U) / 64U;
-    uint _S110 = group_number_0(group_1);
-    uint _S111 = _S110 / _S109;
-    uint _S112 = _S111 * 64U;
-    uint _S113 = _S110 % _S109;
-    uint _S114 = _S113 * 64U;
-    uint _S115 = live_rows_0(step_1, p_1->step_offset_0, p_1->rows_3);
-    if(_S112 >= _S115)
+    uint _S103 = p_1->n_1;
+    uint _S104 = (p_1->n_1 + 64U - 1U) / 64U;
+    uint _S105 = group_number_0(group_1);
+    uint _S106 = _S105 / _S104;
+    uint _S107 = _S106 * 64U;
+    uint _S108 = _S105 % _S104;
+    uint _S109 = _S108 * 64U;
+    uint _S110 = live_rows_0(step_1, p_1->step_offset_0, p_1->rows_2);
+    if(_S107 >= _S110)
     {
         return;
     }
     thread Activations_0 left_1;
     (&left_1)->offset_2 = p_1->x_offset_0;
     (&left_1)->stride_0 = p_1->x_stride_0;
-    (&left_1)->rows_2 = _S115;
+    (&left_1)->rows_1 = _S110;
     (&left_1)->k_2 = p_1->k_4;
     thread Weights_0 right_2;
     (&right_2)->offset_0 = p_1->weight_offset_0;
-    (&right_2)->n_0 = _S108;
+    (&right_2)->n_0 = _S103;
     (&right_2)->k_0 = p_1->k_4;
-    thread Activations_0 _S116 = left_1;
-    thread Weights_0 _S117 = right_2;
-    array<float4, int(8)> _S118 = SimdgroupTiles_product_0(&_S116, x_0, &_S117, weight_0, _S112, _S114, _S115, p_1->k_4, thread_3, kernelContext_3);
-    uint2 _S119 = corner_0(thread_3);
-    uint _S120 = _S112 + _S119.x;
-    bool _S121 = _S120 < _S115;
-    bool _S122;
-    if(_S121)
+    thread Activations_0 _S111 = left_1;
+    thread Weights_0 _S112 = right_2;
+    array<float4, int(8)> _S113 = SimdgroupTiles_product_0(&_S111, x_0, &_S112, weight_0, _S107, _S109, _S110, p_1->k_4, thread_3, kernelContext_3);
+    uint2 _S114 = corner_0(thread_3);
+    uint _S115 = _S107 + _S114.x;
+    bool _S116 = _S115 < _S110;
+    bool _S117;
+    if(_S116)
     {
-        _S122 = (_S114 + _S119.y) < _S108;
+        _S117 = (_S109 + _S114.y) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    float _S123;
-    if(_S122)
+    float _S118;
+    if(_S117)
     {
-        uint _S124 = p_1->out_offset_0 + _S120 * p_1->out_stride_0 + _S114 + _S119.y;
-        float device* _S125 = result_1+_S124;
+        uint _S119 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S109 + _S114.y;
+        float device* _S120 = result_3+_S119;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S124) + _S118[0U][0U];
+            _S118 = *(result_3+_S119) + _S113[0U][0U];
         }
         else
         {
-            _S123 = _S118[0U][0U];
+            _S118 = _S113[0U][0U];
         }
-        *_S125 = _S123;
+        *_S120 = _S118;
     }
-    if(_S121)
+    if(_S116)
     {
-        _S122 = (_S114 + _S119.y + 1U) < _S108;
+        _S117 = (_S109 + _S114.y + 1U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S126 = p_1->out_offset_0 + _S120 * p_1->out_stride_0 + _S114 + _S119.y + 1U;
-        float device* _S127 = result_1+_S126;
+        uint _S121 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
+        float device* _S122 = result_3+_S121;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S126) + _S118[0U][1U];
+            _S118 = *(result_3+_S121) + _S113[0U][1U];
         }
         else
         {
-            _S123 = _S118[0U][1U];
+            _S118 = _S113[0U][1U];
         }
-        *_S127 = _S123;
+        *_S122 = _S118;
     }
-    if(_S121)
+    if(_S116)
     {
-        _S122 = (_S114 + _S119.y + 2U) < _S108;
+        _S117 = (_S109 + _S114.y + 2U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S128 = p_1->out_offset_0 + _S120 * p_1->out_stride_0 + _S114 + _S119.y + 2U;
-        float device* _S129 = result_1+_S128;
+        uint _S123 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
+        float device* _S124 = result_3+_S123;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S128) + _S118[0U][2U];
+            _S118 = *(result_3+_S123) + _S113[0U][2U];
         }
         else
         {
-            _S123 = _S118[0U][2U];
+            _S118 = _S113[0U][2U];
         }
-        *_S129 = _S123;
+        *_S124 = _S118;
     }
-    if(_S121)
+    if(_S116)
     {
-        _S122 = (_S114 + _S119.y + 3U) < _S108;
+        _S117 = (_S109 + _S114.y + 3U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S130 = p_1->out_offset_0 + _S120 * p_1->out_stride_0 + _S114 + _S119.y + 3U;
-        float device* _S131 = result_1+_S130;
+        uint _S125 = p_1->out_offset_0 + _S115 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
+        float device* _S126 = result_3+_S125;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S130) + _S118[0U][3U];
+            _S118 = *(result_3+_S125) + _S113[0U][3U];
         }
         else
         {
-            _S123 = _S118[0U][3U];
+            _S118 = _S113[0U][3U];
         }
-        *_S131 = _S123;
+        *_S126 = _S118;
     }
-    uint _S132 = _S120 + 1U;
-    bool _S133 = _S132 < _S115;
-    if(_S133)
+    uint _S127 = _S115 + 1U;
+    bool _S128 = _S127 < _S110;
+    if(_S128)
     {
-        _S122 = (_S114 + _S119.y) < _S108;
+        _S117 = (_S109 + _S114.y) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S134 = p_1->out_offset_0 + _S132 * p_1->out_stride_0 + _S114 + _S119.y;
-        float device* _S135 = result_1+_S134;
+        uint _S129 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S109 + _S114.y;
+        float device* _S130 = result_3+_S129;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S134) + _S118[1U][0U];
+            _S118 = *(result_3+_S129) + _S113[1U][0U];
         }
         else
         {
-            _S123 = _S118[1U][0U];
+            _S118 = _S113[1U][0U];
         }
-        *_S135 = _S123;
+        *_S130 = _S118;
     }
-    if(_S133)
+    if(_S128)
     {
-        _S122 = (_S114 + _S119.y + 1U) < _S108;
+        _S117 = (_S109 + _S114.y + 1U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S136 = p_1->out_offset_0 + _S132 * p_1->out_stride_0 + _S114 + _S119.y + 1U;
-        float device* _S137 = result_1+_S136;
+        uint _S131 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
+        float device* _S132 = result_3+_S131;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S136) + _S118[1U][1U];
+            _S118 = *(result_3+_S131) + _S113[1U][1U];
         }
         else
         {
-            _S123 = _S118[1U][1U];
+            _S118 = _S113[1U][1U];
         }
-        *_S137 = _S123;
+        *_S132 = _S118;
     }
-    if(_S133)
+    if(_S128)
     {
-        _S122 = (_S114 + _S119.y + 2U) < _S108;
+        _S117 = (_S109 + _S114.y + 2U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S138 = p_1->out_offset_0 + _S132 * p_1->out_stride_0 + _S114 + _S119.y + 2U;
-        float device* _S139 = result_1+_S138;
+        uint _S133 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
+        float device* _S134 = result_3+_S133;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S138) + _S118[1U][2U];
+            _S118 = *(result_3+_S133) + _S113[1U][2U];
         }
         else
         {
-            _S123 = _S118[1U][2U];
+            _S118 = _S113[1U][2U];
         }
-        *_S139 = _S123;
+        *_S134 = _S118;
     }
-    if(_S133)
+    if(_S128)
     {
-        _S122 = (_S114 + _S119.y + 3U) < _S108;
+        _S117 = (_S109 + _S114.y + 3U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S140 = p_1->out_offset_0 + _S132 * p_1->out_stride_0 + _S114 + _S119.y + 3U;
-        float device* _S141 = result_1+_S140;
+        uint _S135 = p_1->out_offset_0 + _S127 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
+        float device* _S136 = result_3+_S135;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S140) + _S118[1U][3U];
+            _S118 = *(result_3+_S135) + _S113[1U][3U];
         }
         else
         {
-            _S123 = _S118[1U][3U];
+            _S118 = _S113[1U][3U];
         }
-        *_S141 = _S123;
+        *_S136 = _S118;
     }
-    uint _S142 = _S120 + 2U;
-    bool _S143 = _S142 < _S115;
-    if(_S143)
+    uint _S137 = _S115 + 2U;
+    bool _S138 = _S137 < _S110;
+    if(_S138)
     {
-        _S122 = (_S114 + _S119.y) < _S108;
+        _S117 = (_S109 + _S114.y) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S144 = p_1->out_offset_0 + _S142 * p_1->out_stride_0 + _S114 + _S119.y;
-        float device* _S145 = result_1+_S144;
+        uint _S139 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S109 + _S114.y;
+        float device* _S140 = result_3+_S139;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S144) + _S118[2U][0U];
+            _S118 = *(result_3+_S139) + _S113[2U][0U];
         }
         else
         {
-            _S123 = _S118[2U][0U];
+            _S118 = _S113[2U][0U];
         }
-        *_S145 = _S123;
+        *_S140 = _S118;
     }
-    if(_S143)
+    if(_S138)
     {
-        _S122 = (_S114 + _S119.y + 1U) < _S108;
+        _S117 = (_S109 + _S114.y + 1U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S146 = p_1->out_offset_0 + _S142 * p_1->out_stride_0 + _S114 + _S119.y + 1U;
-        float device* _S147 = result_1+_S146;
+        uint _S141 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
+        float device* _S142 = result_3+_S141;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S146) + _S118[2U][1U];
+            _S118 = *(result_3+_S141) + _S113[2U][1U];
         }
         else
         {
-            _S123 = _S118[2U][1U];
+            _S118 = _S113[2U][1U];
         }
-        *_S147 = _S123;
+        *_S142 = _S118;
     }
-    if(_S143)
+    if(_S138)
     {
-        _S122 = (_S114 + _S119.y + 2U) < _S108;
+        _S117 = (_S109 + _S114.y + 2U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S148 = p_1->out_offset_0 + _S142 * p_1->out_stride_0 + _S114 + _S119.y + 2U;
-        float device* _S149 = result_1+_S148;
+        uint _S143 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
+        float device* _S144 = result_3+_S143;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S148) + _S118[2U][2U];
+            _S118 = *(result_3+_S143) + _S113[2U][2U];
         }
         else
         {
-            _S123 = _S118[2U][2U];
+            _S118 = _S113[2U][2U];
         }
-        *_S149 = _S123;
+        *_S144 = _S118;
     }
-    if(_S143)
+    if(_S138)
     {
-        _S122 = (_S114 + _S119.y + 3U) < _S108;
+        _S117 = (_S109 + _S114.y + 3U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S150 = p_1->out_offset_0 + _S142 * p_1->out_stride_0 + _S114 + _S119.y + 3U;
-        float device* _S151 = result_1+_S150;
+        uint _S145 = p_1->out_offset_0 + _S137 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
+        float device* _S146 = result_3+_S145;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S150) + _S118[2U][3U];
+            _S118 = *(result_3+_S145) + _S113[2U][3U];
         }
         else
         {
-            _S123 = _S118[2U][3U];
+            _S118 = _S113[2U][3U];
         }
-        *_S151 = _S123;
+        *_S146 = _S118;
     }
-    uint _S152 = _S120 + 3U;
-    bool _S153 = _S152 < _S115;
-    if(_S153)
+    uint _S147 = _S115 + 3U;
+    bool _S148 = _S147 < _S110;
+    if(_S148)
     {
-        _S122 = (_S114 + _S119.y) < _S108;
+        _S117 = (_S109 + _S114.y) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S154 = p_1->out_offset_0 + _S152 * p_1->out_stride_0 + _S114 + _S119.y;
-        float device* _S155 = result_1+_S154;
+        uint _S149 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S109 + _S114.y;
+        float device* _S150 = result_3+_S149;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S154) + _S118[3U][0U];
+            _S118 = *(result_3+_S149) + _S113[3U][0U];
         }
         else
         {
-            _S123 = _S118[3U][0U];
+            _S118 = _S113[3U][0U];
         }
-        *_S155 = _S123;
+        *_S150 = _S118;
     }
-    if(_S153)
+    if(_S148)
     {
-        _S122 = (_S114 + _S119.y + 1U) < _S108;
+        _S117 = (_S109 + _S114.y + 1U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S156 = p_1->out_offset_0 + _S152 * p_1->out_stride_0 + _S114 + _S119.y + 1U;
-        float device* _S157 = result_1+_S156;
+        uint _S151 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
+        float device* _S152 = result_3+_S151;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S156) + _S118[3U][1U];
+            _S118 = *(result_3+_S151) + _S113[3U][1U];
         }
         else
         {
-            _S123 = _S118[3U][1U];
+            _S118 = _S113[3U][1U];
         }
-        *_S157 = _S123;
+        *_S152 = _S118;
     }
-    if(_S153)
+    if(_S148)
     {
-        _S122 = (_S114 + _S119.y + 2U) < _S108;
+        _S117 = (_S109 + _S114.y + 2U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S158 = p_1->out_offset_0 + _S152 * p_1->out_stride_0 + _S114 + _S119.y + 2U;
-        float device* _S159 = result_1+_S158;
+        uint _S153 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
+        float device* _S154 = result_3+_S153;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S158) + _S118[3U][2U];
+            _S118 = *(result_3+_S153) + _S113[3U][2U];
         }
         else
         {
-            _S123 = _S118[3U][2U];
+            _S118 = _S113[3U][2U];
         }
-        *_S159 = _S123;
+        *_S154 = _S118;
     }
-    if(_S153)
+    if(_S148)
     {
-        _S122 = (_S114 + _S119.y + 3U) < _S108;
+        _S117 = (_S109 + _S114.y + 3U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S160 = p_1->out_offset_0 + _S152 * p_1->out_stride_0 + _S114 + _S119.y + 3U;
-        float device* _S161 = result_1+_S160;
+        uint _S155 = p_1->out_offset_0 + _S147 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
+        float device* _S156 = result_3+_S155;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S160) + _S118[3U][3U];
+            _S118 = *(result_3+_S155) + _S113[3U][3U];
         }
         else
         {
-            _S123 = _S118[3U][3U];
+            _S118 = _S113[3U][3U];
         }
-        *_S161 = _S123;
+        *_S156 = _S118;
     }
-    uint _S162 = _S120 + 4U;
-    bool _S163 = _S162 < _S115;
-    if(_S163)
+    uint _S157 = _S115 + 4U;
+    bool _S158 = _S157 < _S110;
+    if(_S158)
     {
-        _S122 = (_S114 + _S119.y) < _S108;
+        _S117 = (_S109 + _S114.y) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S164 = p_1->out_offset_0 + _S162 * p_1->out_stride_0 + _S114 + _S119.y;
-        float device* _S165 = result_1+_S164;
+        uint _S159 = p_1->out_offset_0 + _S157 * p_1->out_stride_0 + _S109 + _S114.y;
+        float device* _S160 = result_3+_S159;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S164) + _S118[4U][0U];
+            _S118 = *(result_3+_S159) + _S113[4U][0U];
         }
         else
         {
-            _S123 = _S118[4U][0U];
+            _S118 = _S113[4U][0U];
         }
-        *_S165 = _S123;
+        *_S160 = _S118;
     }
-    if(_S163)
+    if(_S158)
     {
-        _S122 = (_S114 + _S119.y + 1U) < _S108;
+        _S117 = (_S109 + _S114.y + 1U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S166 = p_1->out_offset_0 + _S162 * p_1->out_stride_0 + _S114 + _S119.y + 1U;
-        float device* _S167 = result_1+_S166;
+        uint _S161 = p_1->out_offset_0 + _S157 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
+        float device* _S162 = result_3+_S161;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S166) + _S118[4U][1U];
+            _S118 = *(result_3+_S161) + _S113[4U][1U];
         }
         else
         {
-            _S123 = _S118[4U][1U];
+            _S118 = _S113[4U][1U];
         }
-        *_S167 = _S123;
+        *_S162 = _S118;
     }
-    if(_S163)
+    if(_S158)
     {
-        _S122 = (_S114 + _S119.y + 2U) < _S108;
+        _S117 = (_S109 + _S114.y + 2U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S168 = p_1->out_offset_0 + _S162 * p_1->out_stride_0 + _S114 + _S119.y + 2U;
-        float device* _S169 = result_1+_S168;
+        uint _S163 = p_1->out_offset_0 + _S157 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
+        float device* _S164 = result_3+_S163;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S168) + _S118[4U][2U];
+            _S118 = *(result_3+_S163) + _S113[4U][2U];
         }
         else
         {
-            _S123 = _S118[4U][2U];
+            _S118 = _S113[4U][2U];
         }
-        *_S169 = _S123;
+        *_S164 = _S118;
     }
-    if(_S163)
+    if(_S158)
     {
-        _S122 = (_S114 + _S119.y + 3U) < _S108;
+        _S117 = (_S109 + _S114.y + 3U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S170 = p_1->out_offset_0 + _S162 * p_1->out_stride_0 + _S114 + _S119.y + 3U;
-        float device* _S171 = result_1+_S170;
+        uint _S165 = p_1->out_offset_0 + _S157 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
+        float device* _S166 = result_3+_S165;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S170) + _S118[4U][3U];
+            _S118 = *(result_3+_S165) + _S113[4U][3U];
         }
         else
         {
-            _S123 = _S118[4U][3U];
+            _S118 = _S113[4U][3U];
         }
-        *_S171 = _S123;
+        *_S166 = _S118;
     }
-    uint _S172 = _S120 + 5U;
-    bool _S173 = _S172 < _S115;
-    if(_S173)
+    uint _S167 = _S115 + 5U;
+    bool _S168 = _S167 < _S110;
+    if(_S168)
     {
-        _S122 = (_S114 + _S119.y) < _S108;
+        _S117 = (_S109 + _S114.y) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S174 = p_1->out_offset_0 + _S172 * p_1->out_stride_0 + _S114 + _S119.y;
-        float device* _S175 = result_1+_S174;
+        uint _S169 = p_1->out_offset_0 + _S167 * p_1->out_stride_0 + _S109 + _S114.y;
+        float device* _S170 = result_3+_S169;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S174) + _S118[5U][0U];
+            _S118 = *(result_3+_S169) + _S113[5U][0U];
         }
         else
         {
-            _S123 = _S118[5U][0U];
+            _S118 = _S113[5U][0U];
         }
-        *_S175 = _S123;
+        *_S170 = _S118;
     }
-    if(_S173)
+    if(_S168)
     {
-        _S122 = (_S114 + _S119.y + 1U) < _S108;
+        _S117 = (_S109 + _S114.y + 1U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S176 = p_1->out_offset_0 + _S172 * p_1->out_stride_0 + _S114 + _S119.y + 1U;
-        float device* _S177 = result_1+_S176;
+        uint _S171 = p_1->out_offset_0 + _S167 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
+        float device* _S172 = result_3+_S171;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S176) + _S118[5U][1U];
+            _S118 = *(result_3+_S171) + _S113[5U][1U];
         }
         else
         {
-            _S123 = _S118[5U][1U];
+            _S118 = _S113[5U][1U];
         }
-        *_S177 = _S123;
+        *_S172 = _S118;
     }
-    if(_S173)
+    if(_S168)
     {
-        _S122 = (_S114 + _S119.y + 2U) < _S108;
+        _S117 = (_S109 + _S114.y + 2U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S178 = p_1->out_offset_0 + _S172 * p_1->out_stride_0 + _S114 + _S119.y + 2U;
-        float device* _S179 = result_1+_S178;
+        uint _S173 = p_1->out_offset_0 + _S167 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
+        float device* _S174 = result_3+_S173;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S178) + _S118[5U][2U];
+            _S118 = *(result_3+_S173) + _S113[5U][2U];
         }
         else
         {
-            _S123 = _S118[5U][2U];
+            _S118 = _S113[5U][2U];
         }
-        *_S179 = _S123;
+        *_S174 = _S118;
     }
-    if(_S173)
+    if(_S168)
     {
-        _S122 = (_S114 + _S119.y + 3U) < _S108;
+        _S117 = (_S109 + _S114.y + 3U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S180 = p_1->out_offset_0 + _S172 * p_1->out_stride_0 + _S114 + _S119.y + 3U;
-        float device* _S181 = result_1+_S180;
+        uint _S175 = p_1->out_offset_0 + _S167 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
+        float device* _S176 = result_3+_S175;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S180) + _S118[5U][3U];
+            _S118 = *(result_3+_S175) + _S113[5U][3U];
         }
         else
         {
-            _S123 = _S118[5U][3U];
+            _S118 = _S113[5U][3U];
         }
-        *_S181 = _S123;
+        *_S176 = _S118;
     }
-    uint _S182 = _S120 + 6U;
-    bool _S183 = _S182 < _S115;
-    if(_S183)
+    uint _S177 = _S115 + 6U;
+    bool _S178 = _S177 < _S110;
+    if(_S178)
     {
-        _S122 = (_S114 + _S119.y) < _S108;
+        _S117 = (_S109 + _S114.y) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S184 = p_1->out_offset_0 + _S182 * p_1->out_stride_0 + _S114 + _S119.y;
-        float device* _S185 = result_1+_S184;
+        uint _S179 = p_1->out_offset_0 + _S177 * p_1->out_stride_0 + _S109 + _S114.y;
+        float device* _S180 = result_3+_S179;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S184) + _S118[6U][0U];
+            _S118 = *(result_3+_S179) + _S113[6U][0U];
         }
         else
         {
-            _S123 = _S118[6U][0U];
+            _S118 = _S113[6U][0U];
         }
-        *_S185 = _S123;
+        *_S180 = _S118;
     }
-    if(_S183)
+    if(_S178)
     {
-        _S122 = (_S114 + _S119.y + 1U) < _S108;
+        _S117 = (_S109 + _S114.y + 1U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S186 = p_1->out_offset_0 + _S182 * p_1->out_stride_0 + _S114 + _S119.y + 1U;
-        float device* _S187 = result_1+_S186;
+        uint _S181 = p_1->out_offset_0 + _S177 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
+        float device* _S182 = result_3+_S181;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S186) + _S118[6U][1U];
+            _S118 = *(result_3+_S181) + _S113[6U][1U];
         }
         else
         {
-            _S123 = _S118[6U][1U];
+            _S118 = _S113[6U][1U];
         }
-        *_S187 = _S123;
+        *_S182 = _S118;
     }
-    if(_S183)
+    if(_S178)
     {
-        _S122 = (_S114 + _S119.y + 2U) < _S108;
+        _S117 = (_S109 + _S114.y + 2U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S188 = p_1->out_offset_0 + _S182 * p_1->out_stride_0 + _S114 + _S119.y + 2U;
-        float device* _S189 = result_1+_S188;
+        uint _S183 = p_1->out_offset_0 + _S177 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
+        float device* _S184 = result_3+_S183;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S188) + _S118[6U][2U];
+            _S118 = *(result_3+_S183) + _S113[6U][2U];
         }
         else
         {
-            _S123 = _S118[6U][2U];
+            _S118 = _S113[6U][2U];
         }
-        *_S189 = _S123;
+        *_S184 = _S118;
     }
-    if(_S183)
+    if(_S178)
     {
-        _S122 = (_S114 + _S119.y + 3U) < _S108;
+        _S117 = (_S109 + _S114.y + 3U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S190 = p_1->out_offset_0 + _S182 * p_1->out_stride_0 + _S114 + _S119.y + 3U;
-        float device* _S191 = result_1+_S190;
+        uint _S185 = p_1->out_offset_0 + _S177 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
+        float device* _S186 = result_3+_S185;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S190) + _S118[6U][3U];
+            _S118 = *(result_3+_S185) + _S113[6U][3U];
         }
         else
         {
-            _S123 = _S118[6U][3U];
+            _S118 = _S113[6U][3U];
         }
-        *_S191 = _S123;
+        *_S186 = _S118;
     }
-    uint _S192 = _S120 + 7U;
-    bool _S193 = _S192 < _S115;
-    if(_S193)
+    uint _S187 = _S115 + 7U;
+    bool _S188 = _S187 < _S110;
+    if(_S188)
     {
-        _S122 = (_S114 + _S119.y) < _S108;
+        _S117 = (_S109 + _S114.y) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S194 = p_1->out_offset_0 + _S192 * p_1->out_stride_0 + _S114 + _S119.y;
-        float device* _S195 = result_1+_S194;
+        uint _S189 = p_1->out_offset_0 + _S187 * p_1->out_stride_0 + _S109 + _S114.y;
+        float device* _S190 = result_3+_S189;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S194) + _S118[7U][0U];
+            _S118 = *(result_3+_S189) + _S113[7U][0U];
         }
         else
         {
-            _S123 = _S118[7U][0U];
+            _S118 = _S113[7U][0U];
         }
-        *_S195 = _S123;
+        *_S190 = _S118;
     }
-    if(_S193)
+    if(_S188)
     {
-        _S122 = (_S114 + _S119.y + 1U) < _S108;
+        _S117 = (_S109 + _S114.y + 1U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S196 = p_1->out_offset_0 + _S192 * p_1->out_stride_0 + _S114 + _S119.y + 1U;
-        float device* _S197 = result_1+_S196;
+        uint _S191 = p_1->out_offset_0 + _S187 * p_1->out_stride_0 + _S109 + _S114.y + 1U;
+        float device* _S192 = result_3+_S191;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S196) + _S118[7U][1U];
+            _S118 = *(result_3+_S191) + _S113[7U][1U];
         }
         else
         {
-            _S123 = _S118[7U][1U];
+            _S118 = _S113[7U][1U];
         }
-        *_S197 = _S123;
+        *_S192 = _S118;
     }
-    if(_S193)
+    if(_S188)
     {
-        _S122 = (_S114 + _S119.y + 2U) < _S108;
+        _S117 = (_S109 + _S114.y + 2U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S198 = p_1->out_offset_0 + _S192 * p_1->out_stride_0 + _S114 + _S119.y + 2U;
-        float device* _S199 = result_1+_S198;
+        uint _S193 = p_1->out_offset_0 + _S187 * p_1->out_stride_0 + _S109 + _S114.y + 2U;
+        float device* _S194 = result_3+_S193;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S198) + _S118[7U][2U];
+            _S118 = *(result_3+_S193) + _S113[7U][2U];
         }
         else
         {
-            _S123 = _S118[7U][2U];
+            _S118 = _S113[7U][2U];
         }
-        *_S199 = _S123;
+        *_S194 = _S118;
     }
-    if(_S193)
+    if(_S188)
     {
-        _S122 = (_S114 + _S119.y + 3U) < _S108;
+        _S117 = (_S109 + _S114.y + 3U) < _S103;
     }
     else
     {
-        _S122 = false;
+        _S117 = false;
     }
-    if(_S122)
+    if(_S117)
     {
-        uint _S200 = p_1->out_offset_0 + _S192 * p_1->out_stride_0 + _S114 + _S119.y + 3U;
-        float device* _S201 = result_1+_S200;
+        uint _S195 = p_1->out_offset_0 + _S187 * p_1->out_stride_0 + _S109 + _S114.y + 3U;
+        float device* _S196 = result_3+_S195;
         if((p_1->accumulate_0) != 0U)
         {
-            _S123 = *(result_1+_S200) + _S118[7U][3U];
+            _S118 = *(result_3+_S195) + _S113[7U][3U];
         }
         else
         {
-            _S123 = _S118[7U][3U];
+            _S118 = _S113[7U][3U];
         }
-        *_S201 = _S123;
+        *_S196 = _S118;
     }
     return;
 }

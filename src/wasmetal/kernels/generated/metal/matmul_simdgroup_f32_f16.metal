@@ -92,26 +92,18 @@ float4 Operand_four_0(const Operand_0 thread* this_1, uint device* this_words_1,
     return result_0;
 }
 
-Rows_0 Rows_x24init_0(const array<float4, int(4)> thread* rows_2)
-{
-    thread Rows_0 _S4;
-    (&_S4)->rows_0 = *rows_2;
-    return _S4;
-}
-
 Rows_0 Rows_load_0(const Operand_0 thread* side_0, uint device* side_words_0, uint row_2, uint k_1)
 {
-    float4 _S5 = Operand_four_0(side_0, side_words_0, row_2, k_1);
-    float4 _S6 = Operand_four_0(side_0, side_words_0, row_2 + 16U, k_1);
-    float4 _S7 = Operand_four_0(side_0, side_words_0, row_2 + 32U, k_1);
-    float4 _S8 = Operand_four_0(side_0, side_words_0, row_2 + 48U, k_1);
-    thread array<float4, int(4)> _S9;
-    _S9[int(0)] = _S5;
-    _S9[int(1)] = _S6;
-    _S9[int(2)] = _S7;
-    _S9[int(3)] = _S8;
-    Rows_0 _S10 = Rows_x24init_0(&_S9);
-    return _S10;
+    thread Rows_0 result_1;
+    float4 _S4 = Operand_four_0(side_0, side_words_0, row_2, k_1);
+    (&result_1)->rows_0[0U] = _S4;
+    float4 _S5 = Operand_four_0(side_0, side_words_0, row_2 + 16U, k_1);
+    (&result_1)->rows_0[1U] = _S5;
+    float4 _S6 = Operand_four_0(side_0, side_words_0, row_2 + 32U, k_1);
+    (&result_1)->rows_0[2U] = _S6;
+    float4 _S7 = Operand_four_0(side_0, side_words_0, row_2 + 48U, k_1);
+    (&result_1)->rows_0[3U] = _S7;
+    return result_1;
 }
 
 bool Operand_along_k_0(const Operand_0 thread* this_2, uint device* this_words_2)
@@ -154,16 +146,16 @@ struct KernelContext_0
 
 uint2 share_0(uint thread_0, bool along_k_0)
 {
-    uint2 _S11;
+    uint2 _S8;
     if(along_k_0)
     {
-        _S11 = uint2(thread_0 / 8U, thread_0 % 8U * 4U);
+        _S8 = uint2(thread_0 / 8U, thread_0 % 8U * 4U);
     }
     else
     {
-        _S11 = uint2(thread_0 % 16U, thread_0 / 16U * 4U);
+        _S8 = uint2(thread_0 % 16U, thread_0 / 16U * 4U);
     }
-    return _S11;
+    return _S8;
 }
 
 uint place_0(uint row_3, uint column_0, uint width_0)
@@ -173,83 +165,83 @@ uint place_0(uint row_3, uint column_0, uint width_0)
 
 void Rows_store_0(const Rows_0 thread* this_3, uint begin_1, uint row_4, uint k_3, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S12 = begin_1 + place_0(row_4, k_3, 32U);
-    (*kernelContext_0->tile_0)[_S12] = this_3->rows_0[0U].x;
-    (*kernelContext_0->tile_0)[_S12 + 1U] = this_3->rows_0[0U].y;
-    (*kernelContext_0->tile_0)[_S12 + 2U] = this_3->rows_0[0U].z;
-    (*kernelContext_0->tile_0)[_S12 + 3U] = this_3->rows_0[0U].w;
-    uint _S13 = begin_1 + place_0(row_4 + 16U, k_3, 32U);
-    (*kernelContext_0->tile_0)[_S13] = this_3->rows_0[1U].x;
-    (*kernelContext_0->tile_0)[_S13 + 1U] = this_3->rows_0[1U].y;
-    (*kernelContext_0->tile_0)[_S13 + 2U] = this_3->rows_0[1U].z;
-    (*kernelContext_0->tile_0)[_S13 + 3U] = this_3->rows_0[1U].w;
-    uint _S14 = begin_1 + place_0(row_4 + 32U, k_3, 32U);
-    (*kernelContext_0->tile_0)[_S14] = this_3->rows_0[2U].x;
-    (*kernelContext_0->tile_0)[_S14 + 1U] = this_3->rows_0[2U].y;
-    (*kernelContext_0->tile_0)[_S14 + 2U] = this_3->rows_0[2U].z;
-    (*kernelContext_0->tile_0)[_S14 + 3U] = this_3->rows_0[2U].w;
-    uint _S15 = begin_1 + place_0(row_4 + 48U, k_3, 32U);
-    (*kernelContext_0->tile_0)[_S15] = this_3->rows_0[3U].x;
-    (*kernelContext_0->tile_0)[_S15 + 1U] = this_3->rows_0[3U].y;
-    (*kernelContext_0->tile_0)[_S15 + 2U] = this_3->rows_0[3U].z;
-    (*kernelContext_0->tile_0)[_S15 + 3U] = this_3->rows_0[3U].w;
+    uint _S9 = begin_1 + place_0(row_4, k_3, 32U);
+    (*kernelContext_0->tile_0)[_S9] = this_3->rows_0[0U].x;
+    (*kernelContext_0->tile_0)[_S9 + 1U] = this_3->rows_0[0U].y;
+    (*kernelContext_0->tile_0)[_S9 + 2U] = this_3->rows_0[0U].z;
+    (*kernelContext_0->tile_0)[_S9 + 3U] = this_3->rows_0[0U].w;
+    uint _S10 = begin_1 + place_0(row_4 + 16U, k_3, 32U);
+    (*kernelContext_0->tile_0)[_S10] = this_3->rows_0[1U].x;
+    (*kernelContext_0->tile_0)[_S10 + 1U] = this_3->rows_0[1U].y;
+    (*kernelContext_0->tile_0)[_S10 + 2U] = this_3->rows_0[1U].z;
+    (*kernelContext_0->tile_0)[_S10 + 3U] = this_3->rows_0[1U].w;
+    uint _S11 = begin_1 + place_0(row_4 + 32U, k_3, 32U);
+    (*kernelContext_0->tile_0)[_S11] = this_3->rows_0[2U].x;
+    (*kernelContext_0->tile_0)[_S11 + 1U] = this_3->rows_0[2U].y;
+    (*kernelContext_0->tile_0)[_S11 + 2U] = this_3->rows_0[2U].z;
+    (*kernelContext_0->tile_0)[_S11 + 3U] = this_3->rows_0[2U].w;
+    uint _S12 = begin_1 + place_0(row_4 + 48U, k_3, 32U);
+    (*kernelContext_0->tile_0)[_S12] = this_3->rows_0[3U].x;
+    (*kernelContext_0->tile_0)[_S12 + 1U] = this_3->rows_0[3U].y;
+    (*kernelContext_0->tile_0)[_S12 + 2U] = this_3->rows_0[3U].z;
+    (*kernelContext_0->tile_0)[_S12 + 3U] = this_3->rows_0[3U].w;
     return;
 }
 
 simdgroup_matrix<float, int(8), int(8)> linalg_coopMatMulAdd_0(simdgroup_matrix<float, int(8), int(8)> matA_0, simdgroup_matrix<float, int(8), int(8)> matB_0, simdgroup_matrix<float, int(8), int(8)> matC_0)
 {
-    simdgroup_matrix<float, int(8), int(8)> _S16;
-    simdgroup_multiply_accumulate(_S16, matA_0, matB_0, matC_0);
-    return _S16;
+    simdgroup_matrix<float, int(8), int(8)> _S13;
+    simdgroup_multiply_accumulate(_S13, matA_0, matB_0, matC_0);
+    return _S13;
 }
 
 void SimdgroupTiles_multiply_0(array<array<simdgroup_matrix<float, int(8), int(8)>, int(4)>, int(4)> thread* sums_0, uint top_0, uint side_1, uint along_0, KernelContext_0 thread* kernelContext_1)
 {
     thread array<simdgroup_matrix<float, int(8), int(8)>, int(4)> right_0;
-    simdgroup_matrix<float, int(8), int(8)> _S17 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_1, along_0, 32U)), (ulong)(8U)));
-    right_0[0U] = _S17;
-    simdgroup_matrix<float, int(8), int(8)> _S18 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_1 + 8U, along_0, 32U)), (ulong)(8U)));
-    right_0[1U] = _S18;
-    simdgroup_matrix<float, int(8), int(8)> _S19 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_1 + 16U, along_0, 32U)), (ulong)(8U)));
-    right_0[2U] = _S19;
-    simdgroup_matrix<float, int(8), int(8)> _S20 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_1 + 24U, along_0, 32U)), (ulong)(8U)));
-    right_0[3U] = _S20;
-    simdgroup_matrix<float, int(8), int(8)> _S21 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0, along_0, 32U)), (ulong)(8U)));
-    simdgroup_matrix<float, int(8), int(8)> _S22 = linalg_coopMatMulAdd_0(_S21, right_0[0U], (*sums_0)[0U][0U]);
-    (*sums_0)[0U][0U] = _S22;
-    simdgroup_matrix<float, int(8), int(8)> _S23 = linalg_coopMatMulAdd_0(_S21, right_0[1U], (*sums_0)[0U][1U]);
-    (*sums_0)[0U][1U] = _S23;
-    simdgroup_matrix<float, int(8), int(8)> _S24 = linalg_coopMatMulAdd_0(_S21, right_0[2U], (*sums_0)[0U][2U]);
-    (*sums_0)[0U][2U] = _S24;
-    simdgroup_matrix<float, int(8), int(8)> _S25 = linalg_coopMatMulAdd_0(_S21, right_0[3U], (*sums_0)[0U][3U]);
-    (*sums_0)[0U][3U] = _S25;
-    simdgroup_matrix<float, int(8), int(8)> _S26 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 8U, along_0, 32U)), (ulong)(8U)));
-    simdgroup_matrix<float, int(8), int(8)> _S27 = linalg_coopMatMulAdd_0(_S26, right_0[0U], (*sums_0)[1U][0U]);
-    (*sums_0)[1U][0U] = _S27;
-    simdgroup_matrix<float, int(8), int(8)> _S28 = linalg_coopMatMulAdd_0(_S26, right_0[1U], (*sums_0)[1U][1U]);
-    (*sums_0)[1U][1U] = _S28;
-    simdgroup_matrix<float, int(8), int(8)> _S29 = linalg_coopMatMulAdd_0(_S26, right_0[2U], (*sums_0)[1U][2U]);
-    (*sums_0)[1U][2U] = _S29;
-    simdgroup_matrix<float, int(8), int(8)> _S30 = linalg_coopMatMulAdd_0(_S26, right_0[3U], (*sums_0)[1U][3U]);
-    (*sums_0)[1U][3U] = _S30;
-    simdgroup_matrix<float, int(8), int(8)> _S31 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 16U, along_0, 32U)), (ulong)(8U)));
-    simdgroup_matrix<float, int(8), int(8)> _S32 = linalg_coopMatMulAdd_0(_S31, right_0[0U], (*sums_0)[2U][0U]);
-    (*sums_0)[2U][0U] = _S32;
-    simdgroup_matrix<float, int(8), int(8)> _S33 = linalg_coopMatMulAdd_0(_S31, right_0[1U], (*sums_0)[2U][1U]);
-    (*sums_0)[2U][1U] = _S33;
-    simdgroup_matrix<float, int(8), int(8)> _S34 = linalg_coopMatMulAdd_0(_S31, right_0[2U], (*sums_0)[2U][2U]);
-    (*sums_0)[2U][2U] = _S34;
-    simdgroup_matrix<float, int(8), int(8)> _S35 = linalg_coopMatMulAdd_0(_S31, right_0[3U], (*sums_0)[2U][3U]);
-    (*sums_0)[2U][3U] = _S35;
-    simdgroup_matrix<float, int(8), int(8)> _S36 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 24U, along_0, 32U)), (ulong)(8U)));
-    simdgroup_matrix<float, int(8), int(8)> _S37 = linalg_coopMatMulAdd_0(_S36, right_0[0U], (*sums_0)[3U][0U]);
-    (*sums_0)[3U][0U] = _S37;
-    simdgroup_matrix<float, int(8), int(8)> _S38 = linalg_coopMatMulAdd_0(_S36, right_0[1U], (*sums_0)[3U][1U]);
-    (*sums_0)[3U][1U] = _S38;
-    simdgroup_matrix<float, int(8), int(8)> _S39 = linalg_coopMatMulAdd_0(_S36, right_0[2U], (*sums_0)[3U][2U]);
-    (*sums_0)[3U][2U] = _S39;
-    simdgroup_matrix<float, int(8), int(8)> _S40 = linalg_coopMatMulAdd_0(_S36, right_0[3U], (*sums_0)[3U][3U]);
-    (*sums_0)[3U][3U] = _S40;
+    simdgroup_matrix<float, int(8), int(8)> _S14 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_1, along_0, 32U)), (ulong)(8U)));
+    right_0[0U] = _S14;
+    simdgroup_matrix<float, int(8), int(8)> _S15 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_1 + 8U, along_0, 32U)), (ulong)(8U)));
+    right_0[1U] = _S15;
+    simdgroup_matrix<float, int(8), int(8)> _S16 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_1 + 16U, along_0, 32U)), (ulong)(8U)));
+    right_0[2U] = _S16;
+    simdgroup_matrix<float, int(8), int(8)> _S17 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_1 + 24U, along_0, 32U)), (ulong)(8U)));
+    right_0[3U] = _S17;
+    simdgroup_matrix<float, int(8), int(8)> _S18 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0, along_0, 32U)), (ulong)(8U)));
+    simdgroup_matrix<float, int(8), int(8)> _S19 = linalg_coopMatMulAdd_0(_S18, right_0[0U], (*sums_0)[0U][0U]);
+    (*sums_0)[0U][0U] = _S19;
+    simdgroup_matrix<float, int(8), int(8)> _S20 = linalg_coopMatMulAdd_0(_S18, right_0[1U], (*sums_0)[0U][1U]);
+    (*sums_0)[0U][1U] = _S20;
+    simdgroup_matrix<float, int(8), int(8)> _S21 = linalg_coopMatMulAdd_0(_S18, right_0[2U], (*sums_0)[0U][2U]);
+    (*sums_0)[0U][2U] = _S21;
+    simdgroup_matrix<float, int(8), int(8)> _S22 = linalg_coopMatMulAdd_0(_S18, right_0[3U], (*sums_0)[0U][3U]);
+    (*sums_0)[0U][3U] = _S22;
+    simdgroup_matrix<float, int(8), int(8)> _S23 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 8U, along_0, 32U)), (ulong)(8U)));
+    simdgroup_matrix<float, int(8), int(8)> _S24 = linalg_coopMatMulAdd_0(_S23, right_0[0U], (*sums_0)[1U][0U]);
+    (*sums_0)[1U][0U] = _S24;
+    simdgroup_matrix<float, int(8), int(8)> _S25 = linalg_coopMatMulAdd_0(_S23, right_0[1U], (*sums_0)[1U][1U]);
+    (*sums_0)[1U][1U] = _S25;
+    simdgroup_matrix<float, int(8), int(8)> _S26 = linalg_coopMatMulAdd_0(_S23, right_0[2U], (*sums_0)[1U][2U]);
+    (*sums_0)[1U][2U] = _S26;
+    simdgroup_matrix<float, int(8), int(8)> _S27 = linalg_coopMatMulAdd_0(_S23, right_0[3U], (*sums_0)[1U][3U]);
+    (*sums_0)[1U][3U] = _S27;
+    simdgroup_matrix<float, int(8), int(8)> _S28 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 16U, along_0, 32U)), (ulong)(8U)));
+    simdgroup_matrix<float, int(8), int(8)> _S29 = linalg_coopMatMulAdd_0(_S28, right_0[0U], (*sums_0)[2U][0U]);
+    (*sums_0)[2U][0U] = _S29;
+    simdgroup_matrix<float, int(8), int(8)> _S30 = linalg_coopMatMulAdd_0(_S28, right_0[1U], (*sums_0)[2U][1U]);
+    (*sums_0)[2U][1U] = _S30;
+    simdgroup_matrix<float, int(8), int(8)> _S31 = linalg_coopMatMulAdd_0(_S28, right_0[2U], (*sums_0)[2U][2U]);
+    (*sums_0)[2U][2U] = _S31;
+    simdgroup_matrix<float, int(8), int(8)> _S32 = linalg_coopMatMulAdd_0(_S28, right_0[3U], (*sums_0)[2U][3U]);
+    (*sums_0)[2U][3U] = _S32;
+    simdgroup_matrix<float, int(8), int(8)> _S33 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 24U, along_0, 32U)), (ulong)(8U)));
+    simdgroup_matrix<float, int(8), int(8)> _S34 = linalg_coopMatMulAdd_0(_S33, right_0[0U], (*sums_0)[3U][0U]);
+    (*sums_0)[3U][0U] = _S34;
+    simdgroup_matrix<float, int(8), int(8)> _S35 = linalg_coopMatMulAdd_0(_S33, right_0[1U], (*sums_0)[3U][1U]);
+    (*sums_0)[3U][1U] = _S35;
+    simdgroup_matrix<float, int(8), int(8)> _S36 = linalg_coopMatMulAdd_0(_S33, right_0[2U], (*sums_0)[3U][2U]);
+    (*sums_0)[3U][2U] = _S36;
+    simdgroup_matrix<float, int(8), int(8)> _S37 = linalg_coopMatMulAdd_0(_S33, right_0[3U], (*sums_0)[3U][3U]);
+    (*sums_0)[3U][3U] = _S37;
     return;
 }
 
@@ -258,75 +250,75 @@ uint2 corner_0(uint thread_1)
     return uint2(thread_1 / 16U * 8U, thread_1 % 16U * 4U);
 }
 
-array<float4, int(8)> SimdgroupTiles_product_0(const Operand_0 thread* left_0, uint device* left_words_0, const Operand_0 thread* right_1, uint device* right_words_0, uint row_5, uint column_1, uint rows_3, uint k_4, uint thread_2, KernelContext_0 thread* kernelContext_2)
+array<float4, int(8)> SimdgroupTiles_product_0(const Operand_0 thread* left_0, uint device* left_words_0, const Operand_0 thread* right_1, uint device* right_words_0, uint row_5, uint column_1, uint rows_2, uint k_4, uint thread_2, KernelContext_0 thread* kernelContext_2)
 {
-    uint _S41 = thread_2 / 32U;
-    uint _S42 = _S41 / 2U * 32U;
-    uint _S43 = _S41 % 2U * 32U;
+    uint _S38 = thread_2 / 32U;
+    uint _S39 = _S38 / 2U * 32U;
+    uint _S40 = _S38 % 2U * 32U;
     thread array<array<simdgroup_matrix<float, int(8), int(8)>, int(4)>, int(4)> sums_1;
+    thread simdgroup_matrix<float, int(8), int(8)> _S41;
+    _slang_simdgroup_fill((&_S41), (0.0));
+    sums_1[0U][0U] = _S41;
+    thread simdgroup_matrix<float, int(8), int(8)> _S42;
+    _slang_simdgroup_fill((&_S42), (0.0));
+    sums_1[0U][1U] = _S42;
+    thread simdgroup_matrix<float, int(8), int(8)> _S43;
+    _slang_simdgroup_fill((&_S43), (0.0));
+    sums_1[0U][2U] = _S43;
     thread simdgroup_matrix<float, int(8), int(8)> _S44;
     _slang_simdgroup_fill((&_S44), (0.0));
-    sums_1[0U][0U] = _S44;
+    sums_1[0U][3U] = _S44;
     thread simdgroup_matrix<float, int(8), int(8)> _S45;
     _slang_simdgroup_fill((&_S45), (0.0));
-    sums_1[0U][1U] = _S45;
+    sums_1[1U][0U] = _S45;
     thread simdgroup_matrix<float, int(8), int(8)> _S46;
     _slang_simdgroup_fill((&_S46), (0.0));
-    sums_1[0U][2U] = _S46;
+    sums_1[1U][1U] = _S46;
     thread simdgroup_matrix<float, int(8), int(8)> _S47;
     _slang_simdgroup_fill((&_S47), (0.0));
-    sums_1[0U][3U] = _S47;
+    sums_1[1U][2U] = _S47;
     thread simdgroup_matrix<float, int(8), int(8)> _S48;
     _slang_simdgroup_fill((&_S48), (0.0));
-    sums_1[1U][0U] = _S48;
+    sums_1[1U][3U] = _S48;
     thread simdgroup_matrix<float, int(8), int(8)> _S49;
     _slang_simdgroup_fill((&_S49), (0.0));
-    sums_1[1U][1U] = _S49;
+    sums_1[2U][0U] = _S49;
     thread simdgroup_matrix<float, int(8), int(8)> _S50;
     _slang_simdgroup_fill((&_S50), (0.0));
-    sums_1[1U][2U] = _S50;
+    sums_1[2U][1U] = _S50;
     thread simdgroup_matrix<float, int(8), int(8)> _S51;
     _slang_simdgroup_fill((&_S51), (0.0));
-    sums_1[1U][3U] = _S51;
+    sums_1[2U][2U] = _S51;
     thread simdgroup_matrix<float, int(8), int(8)> _S52;
     _slang_simdgroup_fill((&_S52), (0.0));
-    sums_1[2U][0U] = _S52;
+    sums_1[2U][3U] = _S52;
     thread simdgroup_matrix<float, int(8), int(8)> _S53;
     _slang_simdgroup_fill((&_S53), (0.0));
-    sums_1[2U][1U] = _S53;
+    sums_1[3U][0U] = _S53;
     thread simdgroup_matrix<float, int(8), int(8)> _S54;
     _slang_simdgroup_fill((&_S54), (0.0));
-    sums_1[2U][2U] = _S54;
+    sums_1[3U][1U] = _S54;
     thread simdgroup_matrix<float, int(8), int(8)> _S55;
     _slang_simdgroup_fill((&_S55), (0.0));
-    sums_1[2U][3U] = _S55;
+    sums_1[3U][2U] = _S55;
     thread simdgroup_matrix<float, int(8), int(8)> _S56;
     _slang_simdgroup_fill((&_S56), (0.0));
-    sums_1[3U][0U] = _S56;
-    thread simdgroup_matrix<float, int(8), int(8)> _S57;
-    _slang_simdgroup_fill((&_S57), (0.0));
-    sums_1[3U][1U] = _S57;
-    thread simdgroup_matrix<float, int(8), int(8)> _S58;
-    _slang_simdgroup_fill((&_S58), (0.0));
-    sums_1[3U][2U] = _S58;
-    thread simdgroup_matrix<float, int(8), int(8)> _S59;
-    _slang_simdgroup_fill((&_S59), (0.0));
-    sums_1[3U][3U] = _S59;
-    bool _S60 = Operand_along_k_0(left_0, left_words_0);
-    uint2 _S61 = share_0(thread_2, _S60);
-    bool _S62 = Operand_along_k_0(right_1, right_words_0);
-    uint2 _S63 = share_0(thread_2, _S62);
-    uint _S64 = _S61.x;
-    uint _S65 = row_5 + _S64;
-    uint _S66 = _S61.y;
-    Rows_0 _S67 = Rows_load_0(left_0, left_words_0, _S65, _S66);
-    uint _S68 = _S63.x;
-    uint _S69 = column_1 + _S68;
-    uint _S70 = _S63.y;
-    Rows_0 _S71 = Rows_load_0(right_1, right_words_0, _S69, _S70);
+    sums_1[3U][3U] = _S56;
+    bool _S57 = Operand_along_k_0(left_0, left_words_0);
+    uint2 _S58 = share_0(thread_2, _S57);
+    bool _S59 = Operand_along_k_0(right_1, right_words_0);
+    uint2 _S60 = share_0(thread_2, _S59);
+    uint _S61 = _S58.x;
+    uint _S62 = row_5 + _S61;
+    uint _S63 = _S58.y;
+    Rows_0 _S64 = Rows_load_0(left_0, left_words_0, _S62, _S63);
+    uint _S65 = _S60.x;
+    uint _S66 = column_1 + _S65;
+    uint _S67 = _S60.y;
+    Rows_0 _S68 = Rows_load_0(right_1, right_words_0, _S66, _S67);
     uint begin_2 = 0U;
-    Rows_0 left_rows_0 = _S67;
-    Rows_0 right_rows_0 = _S71;
+    Rows_0 left_rows_0 = _S64;
+    Rows_0 right_rows_0 = _S68;
     for(;;)
     {
         if(begin_2 < k_4)
@@ -336,15 +328,15 @@ array<float4, int(8)> SimdgroupTiles_product_0(const Operand_0 thread* left_0, u
         {
             break;
         }
-        thread Rows_0 _S72 = left_rows_0;
-        Rows_store_0(&_S72, 0U, _S64, _S66, kernelContext_2);
-        thread Rows_0 _S73 = right_rows_0;
-        Rows_store_0(&_S73, 2048U, _S68, _S70, kernelContext_2);
+        thread Rows_0 _S69 = left_rows_0;
+        Rows_store_0(&_S69, 0U, _S61, _S63, kernelContext_2);
+        thread Rows_0 _S70 = right_rows_0;
+        Rows_store_0(&_S70, 2048U, _S65, _S67, kernelContext_2);
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        uint _S74 = begin_2 + 32U;
-        Rows_0 _S75 = Rows_load_0(left_0, left_words_0, _S65, _S74 + _S66);
-        Rows_0 _S76 = Rows_load_0(right_1, right_words_0, _S69, _S74 + _S70);
-        if((row_5 + _S42) < rows_3)
+        uint _S71 = begin_2 + 32U;
+        Rows_0 _S72 = Rows_load_0(left_0, left_words_0, _S62, _S71 + _S63);
+        Rows_0 _S73 = Rows_load_0(right_1, right_words_0, _S66, _S71 + _S67);
+        if((row_5 + _S39) < rows_2)
         {
             uint j_0 = 0U;
             for(;;)
@@ -356,59 +348,59 @@ array<float4, int(8)> SimdgroupTiles_product_0(const Operand_0 thread* left_0, u
                 {
                     break;
                 }
-                SimdgroupTiles_multiply_0(&sums_1, _S42, _S43, j_0, kernelContext_2);
+                SimdgroupTiles_multiply_0(&sums_1, _S39, _S40, j_0, kernelContext_2);
                 j_0 = j_0 + 8U;
             }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        begin_2 = _S74;
-        left_rows_0 = _S75;
-        right_rows_0 = _S76;
+        begin_2 = _S71;
+        left_rows_0 = _S72;
+        right_rows_0 = _S73;
     }
-    simdgroup_store((sums_1[0U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S42, _S43, 64U)), (ulong)(8U));
-    uint _S77 = _S43 + 8U;
-    simdgroup_store((sums_1[0U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S42, _S77, 64U)), (ulong)(8U));
-    uint _S78 = _S43 + 16U;
-    simdgroup_store((sums_1[0U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S42, _S78, 64U)), (ulong)(8U));
-    uint _S79 = _S43 + 24U;
-    simdgroup_store((sums_1[0U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S42, _S79, 64U)), (ulong)(8U));
-    uint _S80 = _S42 + 8U;
-    simdgroup_store((sums_1[1U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S80, _S43, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S80, _S77, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S80, _S78, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S80, _S79, 64U)), (ulong)(8U));
-    uint _S81 = _S42 + 16U;
-    simdgroup_store((sums_1[2U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S81, _S43, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S81, _S77, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S81, _S78, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S81, _S79, 64U)), (ulong)(8U));
-    uint _S82 = _S42 + 24U;
-    simdgroup_store((sums_1[3U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S82, _S43, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S82, _S77, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S82, _S78, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S82, _S79, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[0U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S39, _S40, 64U)), (ulong)(8U));
+    uint _S74 = _S40 + 8U;
+    simdgroup_store((sums_1[0U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S39, _S74, 64U)), (ulong)(8U));
+    uint _S75 = _S40 + 16U;
+    simdgroup_store((sums_1[0U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S39, _S75, 64U)), (ulong)(8U));
+    uint _S76 = _S40 + 24U;
+    simdgroup_store((sums_1[0U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S39, _S76, 64U)), (ulong)(8U));
+    uint _S77 = _S39 + 8U;
+    simdgroup_store((sums_1[1U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S77, _S40, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S77, _S74, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S77, _S75, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S77, _S76, 64U)), (ulong)(8U));
+    uint _S78 = _S39 + 16U;
+    simdgroup_store((sums_1[2U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S78, _S40, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S78, _S74, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S78, _S75, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S78, _S76, 64U)), (ulong)(8U));
+    uint _S79 = _S39 + 24U;
+    simdgroup_store((sums_1[3U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S79, _S40, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S79, _S74, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S79, _S75, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S79, _S76, 64U)), (ulong)(8U));
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint2 _S83 = corner_0(thread_2);
-    uint _S84 = _S83.x;
-    uint _S85 = _S83.y;
-    uint _S86 = place_0(_S84, _S85, 64U);
-    thread array<float4, int(8)> result_1;
-    result_1[0U] = float4((*kernelContext_2->tile_0)[_S86], (*kernelContext_2->tile_0)[_S86 + 1U], (*kernelContext_2->tile_0)[_S86 + 2U], (*kernelContext_2->tile_0)[_S86 + 3U]);
-    uint _S87 = place_0(_S84 + 1U, _S85, 64U);
-    result_1[1U] = float4((*kernelContext_2->tile_0)[_S87], (*kernelContext_2->tile_0)[_S87 + 1U], (*kernelContext_2->tile_0)[_S87 + 2U], (*kernelContext_2->tile_0)[_S87 + 3U]);
-    uint _S88 = place_0(_S84 + 2U, _S85, 64U);
-    result_1[2U] = float4((*kernelContext_2->tile_0)[_S88], (*kernelContext_2->tile_0)[_S88 + 1U], (*kernelContext_2->tile_0)[_S88 + 2U], (*kernelContext_2->tile_0)[_S88 + 3U]);
-    uint _S89 = place_0(_S84 + 3U, _S85, 64U);
-    result_1[3U] = float4((*kernelContext_2->tile_0)[_S89], (*kernelContext_2->tile_0)[_S89 + 1U], (*kernelContext_2->tile_0)[_S89 + 2U], (*kernelContext_2->tile_0)[_S89 + 3U]);
-    uint _S90 = place_0(_S84 + 4U, _S85, 64U);
-    result_1[4U] = float4((*kernelContext_2->tile_0)[_S90], (*kernelContext_2->tile_0)[_S90 + 1U], (*kernelContext_2->tile_0)[_S90 + 2U], (*kernelContext_2->tile_0)[_S90 + 3U]);
-    uint _S91 = place_0(_S84 + 5U, _S85, 64U);
-    result_1[5U] = float4((*kernelContext_2->tile_0)[_S91], (*kernelContext_2->tile_0)[_S91 + 1U], (*kernelContext_2->tile_0)[_S91 + 2U], (*kernelContext_2->tile_0)[_S91 + 3U]);
-    uint _S92 = place_0(_S84 + 6U, _S85, 64U);
-    result_1[6U] = float4((*kernelContext_2->tile_0)[_S92], (*kernelContext_2->tile_0)[_S92 + 1U], (*kernelContext_2->tile_0)[_S92 + 2U], (*kernelContext_2->tile_0)[_S92 + 3U]);
-    uint _S93 = place_0(_S84 + 7U, _S85, 64U);
-    result_1[7U] = float4((*kernelContext_2->tile_0)[_S93], (*kernelContext_2->tile_0)[_S93 + 1U], (*kernelContext_2->tile_0)[_S93 + 2U], (*kernelContext_2->tile_0)[_S93 + 3U]);
-    return result_1;
+    uint2 _S80 = corner_0(thread_2);
+    uint _S81 = _S80.x;
+    uint _S82 = _S80.y;
+    uint _S83 = place_0(_S81, _S82, 64U);
+    thread array<float4, int(8)> result_2;
+    result_2[0U] = float4((*kernelContext_2->tile_0)[_S83], (*kernelContext_2->tile_0)[_S83 + 1U], (*kernelContext_2->tile_0)[_S83 + 2U], (*kernelContext_2->tile_0)[_S83 + 3U]);
+    uint _S84 = place_0(_S81 + 1U, _S82, 64U);
+    result_2[1U] = float4((*kernelContext_2->tile_0)[_S84], (*kernelContext_2->tile_0)[_S84 + 1U], (*kernelContext_2->tile_0)[_S84 + 2U], (*kernelContext_2->tile_0)[_S84 + 3U]);
+    uint _S85 = place_0(_S81 + 2U, _S82, 64U);
+    result_2[2U] = float4((*kernelContext_2->tile_0)[_S85], (*kernelContext_2->tile_0)[_S85 + 1U], (*kernelContext_2->tile_0)[_S85 + 2U], (*kernelContext_2->tile_0)[_S85 + 3U]);
+    uint _S86 = place_0(_S81 + 3U, _S82, 64U);
+    result_2[3U] = float4((*kernelContext_2->tile_0)[_S86], (*kernelContext_2->tile_0)[_S86 + 1U], (*kernelContext_2->tile_0)[_S86 + 2U], (*kernelContext_2->tile_0)[_S86 + 3U]);
+    uint _S87 = place_0(_S81 + 4U, _S82, 64U);
+    result_2[4U] = float4((*kernelContext_2->tile_0)[_S87], (*kernelContext_2->tile_0)[_S87 + 1U], (*kernelContext_2->tile_0)[_S87 + 2U], (*kernelContext_2->tile_0)[_S87 + 3U]);
+    uint _S88 = place_0(_S81 + 5U, _S82, 64U);
+    result_2[5U] = float4((*kernelContext_2->tile_0)[_S88], (*kernelContext_2->tile_0)[_S88 + 1U], (*kernelContext_2->tile_0)[_S88 + 2U], (*kernelContext_2->tile_0)[_S88 + 3U]);
+    uint _S89 = place_0(_S81 + 6U, _S82, 64U);
+    result_2[6U] = float4((*kernelContext_2->tile_0)[_S89], (*kernelContext_2->tile_0)[_S89 + 1U], (*kernelContext_2->tile_0)[_S89 + 2U], (*kernelContext_2->tile_0)[_S89 + 3U]);
+    uint _S90 = place_0(_S81 + 7U, _S82, 64U);
+    result_2[7U] = float4((*kernelContext_2->tile_0)[_S90], (*kernelContext_2->tile_0)[_S90 + 1U], (*kernelContext_2->tile_0)[_S90 + 2U], (*kernelContext_2->tile_0)[_S90 + 3U]);
+    return result_2;
 }
 
 uint group_number_0(uint3 group_0)
@@ -416,442 +408,442 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void matmul_0(uint3 group_1, uint thread_3, uint device* a_0, uint device* b_0, half device* result_2, const MatmulParams_0 constant* p_1, KernelContext_0 thread* kernelContext_3)
+void matmul_0(uint3 group_1, uint thread_3, uint device* a_0, uint device* b_0, half device* result_3, const MatmulParams_0 constant* p_1, KernelContext_0 thread* kernelContext_3)
 {
-    uint _S94 = p_1->n_0;
-    uint _S95 = (p_1->n_0 + 64U - 1U) / 64U;
-    uint _S96 = p_1->m_0;
-    uint _S97 = (p_1->m_0 + 64U - 1U) / 64U;
-    uint _S98 = group_number_0(group_1);
-    uint _S99 = _S98 / _S95;
-    uint _S100 = _S99 / _S97;
-    uint _S101 = _S98 / _S95;
-    uint _S102 = _S101 % _S97;
-    uint _S103 = _S102 * 64U;
-    uint _S104 = _S98 % _S95;
-    uint _S105 = _S104 * 64U;
-    if(_S100 >= (p_1->batch_0))
+    uint _S91 = p_1->n_0;
+    uint _S92 = (p_1->n_0 + 64U - 1U) / 64U;
+    uint _S93 = p_1->m_0;
+    uint _S94 = (p_1->m_0 + 64U - 1U) / 64U;
+    uint _S95 = group_number_0(group_1);
+    uint _S96 = _S95 / _S92;
+    uint _S97 = _S96 / _S94;
+    uint _S98 = _S95 / _S92;
+    uint _S99 = _S98 % _S94;
+    uint _S100 = _S99 * 64U;
+    uint _S101 = _S95 % _S92;
+    uint _S102 = _S101 * 64U;
+    if(_S97 >= (p_1->batch_0))
     {
         return;
     }
     thread Operand_0 left_1;
     (&left_1)->offset_0 = p_1->a_offset_0;
-    (&left_1)->begin_0 = _S100 * p_1->a_batch_0;
-    (&left_1)->rows_1 = _S96;
+    (&left_1)->begin_0 = _S97 * p_1->a_batch_0;
+    (&left_1)->rows_1 = _S93;
     (&left_1)->k_0 = p_1->k_2;
     (&left_1)->row_stride_0 = p_1->a_row_0;
     (&left_1)->k_stride_0 = p_1->a_column_0;
     thread Operand_0 right_2;
     (&right_2)->offset_0 = p_1->b_offset_0;
-    (&right_2)->begin_0 = _S100 * p_1->b_batch_0;
-    (&right_2)->rows_1 = _S94;
+    (&right_2)->begin_0 = _S97 * p_1->b_batch_0;
+    (&right_2)->rows_1 = _S91;
     (&right_2)->k_0 = p_1->k_2;
     (&right_2)->row_stride_0 = p_1->b_column_0;
     (&right_2)->k_stride_0 = p_1->b_row_0;
-    thread Operand_0 _S106 = left_1;
-    thread Operand_0 _S107 = right_2;
-    array<float4, int(8)> _S108 = SimdgroupTiles_product_0(&_S106, a_0, &_S107, b_0, _S103, _S105, _S96, p_1->k_2, thread_3, kernelContext_3);
-    uint2 _S109 = corner_0(thread_3);
-    uint _S110 = _S103 + _S109.x;
-    bool _S111 = _S110 < _S96;
-    bool _S112;
+    thread Operand_0 _S103 = left_1;
+    thread Operand_0 _S104 = right_2;
+    array<float4, int(8)> _S105 = SimdgroupTiles_product_0(&_S103, a_0, &_S104, b_0, _S100, _S102, _S93, p_1->k_2, thread_3, kernelContext_3);
+    uint2 _S106 = corner_0(thread_3);
+    uint _S107 = _S100 + _S106.x;
+    bool _S108 = _S107 < _S93;
+    bool _S109;
+    if(_S108)
+    {
+        _S109 = (_S102 + _S106.y) < _S91;
+    }
+    else
+    {
+        _S109 = false;
+    }
+    if(_S109)
+    {
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S107 * p_1->out_row_0 + _S102 + _S106.y)) = half(_S105[0U][0U]);
+    }
+    if(_S108)
+    {
+        _S109 = (_S102 + _S106.y + 1U) < _S91;
+    }
+    else
+    {
+        _S109 = false;
+    }
+    if(_S109)
+    {
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S107 * p_1->out_row_0 + _S102 + _S106.y + 1U)) = half(_S105[0U][1U]);
+    }
+    if(_S108)
+    {
+        _S109 = (_S102 + _S106.y + 2U) < _S91;
+    }
+    else
+    {
+        _S109 = false;
+    }
+    if(_S109)
+    {
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S107 * p_1->out_row_0 + _S102 + _S106.y + 2U)) = half(_S105[0U][2U]);
+    }
+    if(_S108)
+    {
+        _S109 = (_S102 + _S106.y + 3U) < _S91;
+    }
+    else
+    {
+        _S109 = false;
+    }
+    if(_S109)
+    {
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S107 * p_1->out_row_0 + _S102 + _S106.y + 3U)) = half(_S105[0U][3U]);
+    }
+    uint _S110 = _S107 + 1U;
+    bool _S111 = _S110 < _S93;
     if(_S111)
     {
-        _S112 = (_S105 + _S109.y) < _S94;
+        _S109 = (_S102 + _S106.y) < _S91;
     }
     else
     {
-        _S112 = false;
+        _S109 = false;
     }
-    if(_S112)
+    if(_S109)
     {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S110 * p_1->out_row_0 + _S105 + _S109.y)) = half(_S108[0U][0U]);
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S110 * p_1->out_row_0 + _S102 + _S106.y)) = half(_S105[1U][0U]);
     }
     if(_S111)
     {
-        _S112 = (_S105 + _S109.y + 1U) < _S94;
+        _S109 = (_S102 + _S106.y + 1U) < _S91;
     }
     else
     {
-        _S112 = false;
+        _S109 = false;
     }
-    if(_S112)
+    if(_S109)
     {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S110 * p_1->out_row_0 + _S105 + _S109.y + 1U)) = half(_S108[0U][1U]);
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S110 * p_1->out_row_0 + _S102 + _S106.y + 1U)) = half(_S105[1U][1U]);
     }
     if(_S111)
     {
-        _S112 = (_S105 + _S109.y + 2U) < _S94;
+        _S109 = (_S102 + _S106.y + 2U) < _S91;
     }
     else
     {
-        _S112 = false;
+        _S109 = false;
     }
-    if(_S112)
+    if(_S109)
     {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S110 * p_1->out_row_0 + _S105 + _S109.y + 2U)) = half(_S108[0U][2U]);
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S110 * p_1->out_row_0 + _S102 + _S106.y + 2U)) = half(_S105[1U][2U]);
     }
     if(_S111)
     {
-        _S112 = (_S105 + _S109.y + 3U) < _S94;
+        _S109 = (_S102 + _S106.y + 3U) < _S91;
     }
     else
     {
-        _S112 = false;
+        _S109 = false;
     }
-    if(_S112)
+    if(_S109)
     {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S110 * p_1->out_row_0 + _S105 + _S109.y + 3U)) = half(_S108[0U][3U]);
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S110 * p_1->out_row_0 + _S102 + _S106.y + 3U)) = half(_S105[1U][3U]);
     }
-    uint _S113 = _S110 + 1U;
-    bool _S114 = _S113 < _S96;
-    if(_S114)
+    uint _S112 = _S107 + 2U;
+    bool _S113 = _S112 < _S93;
+    if(_S113)
     {
-        _S112 = (_S105 + _S109.y) < _S94;
-    }
-    else
-    {
-        _S112 = false;
-    }
-    if(_S112)
-    {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S113 * p_1->out_row_0 + _S105 + _S109.y)) = half(_S108[1U][0U]);
-    }
-    if(_S114)
-    {
-        _S112 = (_S105 + _S109.y + 1U) < _S94;
+        _S109 = (_S102 + _S106.y) < _S91;
     }
     else
     {
-        _S112 = false;
+        _S109 = false;
     }
-    if(_S112)
+    if(_S109)
     {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S113 * p_1->out_row_0 + _S105 + _S109.y + 1U)) = half(_S108[1U][1U]);
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S112 * p_1->out_row_0 + _S102 + _S106.y)) = half(_S105[2U][0U]);
     }
-    if(_S114)
+    if(_S113)
     {
-        _S112 = (_S105 + _S109.y + 2U) < _S94;
-    }
-    else
-    {
-        _S112 = false;
-    }
-    if(_S112)
-    {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S113 * p_1->out_row_0 + _S105 + _S109.y + 2U)) = half(_S108[1U][2U]);
-    }
-    if(_S114)
-    {
-        _S112 = (_S105 + _S109.y + 3U) < _S94;
+        _S109 = (_S102 + _S106.y + 1U) < _S91;
     }
     else
     {
-        _S112 = false;
+        _S109 = false;
     }
-    if(_S112)
+    if(_S109)
     {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S113 * p_1->out_row_0 + _S105 + _S109.y + 3U)) = half(_S108[1U][3U]);
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S112 * p_1->out_row_0 + _S102 + _S106.y + 1U)) = half(_S105[2U][1U]);
     }
-    uint _S115 = _S110 + 2U;
-    bool _S116 = _S115 < _S96;
-    if(_S116)
+    if(_S113)
     {
-        _S112 = (_S105 + _S109.y) < _S94;
+        _S109 = (_S102 + _S106.y + 2U) < _S91;
     }
     else
     {
-        _S112 = false;
+        _S109 = false;
     }
-    if(_S112)
+    if(_S109)
     {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S115 * p_1->out_row_0 + _S105 + _S109.y)) = half(_S108[2U][0U]);
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S112 * p_1->out_row_0 + _S102 + _S106.y + 2U)) = half(_S105[2U][2U]);
     }
-    if(_S116)
+    if(_S113)
     {
-        _S112 = (_S105 + _S109.y + 1U) < _S94;
-    }
-    else
-    {
-        _S112 = false;
-    }
-    if(_S112)
-    {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S115 * p_1->out_row_0 + _S105 + _S109.y + 1U)) = half(_S108[2U][1U]);
-    }
-    if(_S116)
-    {
-        _S112 = (_S105 + _S109.y + 2U) < _S94;
+        _S109 = (_S102 + _S106.y + 3U) < _S91;
     }
     else
     {
-        _S112 = false;
+        _S109 = false;
     }
-    if(_S112)
+    if(_S109)
     {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S115 * p_1->out_row_0 + _S105 + _S109.y + 2U)) = half(_S108[2U][2U]);
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S112 * p_1->out_row_0 + _S102 + _S106.y + 3U)) = half(_S105[2U][3U]);
     }
-    if(_S116)
+    uint _S114 = _S107 + 3U;
+    bool _S115 = _S114 < _S93;
+    if(_S115)
     {
-        _S112 = (_S105 + _S109.y + 3U) < _S94;
-    }
-    else
-    {
-        _S112 = false;
-    }
-    if(_S112)
-    {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S115 * p_1->out_row_0 + _S105 + _S109.y + 3U)) = half(_S108[2U][3U]);
-    }
-    uint _S117 = _S110 + 3U;
-    bool _S118 = _S117 < _S96;
-    if(_S118)
-    {
-        _S112 = (_S105 + _S109.y) < _S94;
+        _S109 = (_S102 + _S106.y) < _S91;
     }
     else
     {
-        _S112 = false;
+        _S109 = false;
     }
-    if(_S112)
+    if(_S109)
     {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S117 * p_1->out_row_0 + _S105 + _S109.y)) = half(_S108[3U][0U]);
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S114 * p_1->out_row_0 + _S102 + _S106.y)) = half(_S105[3U][0U]);
     }
-    if(_S118)
+    if(_S115)
     {
-        _S112 = (_S105 + _S109.y + 1U) < _S94;
-    }
-    else
-    {
-        _S112 = false;
-    }
-    if(_S112)
-    {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S117 * p_1->out_row_0 + _S105 + _S109.y + 1U)) = half(_S108[3U][1U]);
-    }
-    if(_S118)
-    {
-        _S112 = (_S105 + _S109.y + 2U) < _S94;
+        _S109 = (_S102 + _S106.y + 1U) < _S91;
     }
     else
     {
-        _S112 = false;
+        _S109 = false;
     }
-    if(_S112)
+    if(_S109)
     {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S117 * p_1->out_row_0 + _S105 + _S109.y + 2U)) = half(_S108[3U][2U]);
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S114 * p_1->out_row_0 + _S102 + _S106.y + 1U)) = half(_S105[3U][1U]);
     }
-    if(_S118)
+    if(_S115)
     {
-        _S112 = (_S105 + _S109.y + 3U) < _S94;
-    }
-    else
-    {
-        _S112 = false;
-    }
-    if(_S112)
-    {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S117 * p_1->out_row_0 + _S105 + _S109.y + 3U)) = half(_S108[3U][3U]);
-    }
-    uint _S119 = _S110 + 4U;
-    bool _S120 = _S119 < _S96;
-    if(_S120)
-    {
-        _S112 = (_S105 + _S109.y) < _S94;
+        _S109 = (_S102 + _S106.y + 2U) < _S91;
     }
     else
     {
-        _S112 = false;
+        _S109 = false;
     }
-    if(_S112)
+    if(_S109)
     {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S119 * p_1->out_row_0 + _S105 + _S109.y)) = half(_S108[4U][0U]);
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S114 * p_1->out_row_0 + _S102 + _S106.y + 2U)) = half(_S105[3U][2U]);
     }
-    if(_S120)
+    if(_S115)
     {
-        _S112 = (_S105 + _S109.y + 1U) < _S94;
-    }
-    else
-    {
-        _S112 = false;
-    }
-    if(_S112)
-    {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S119 * p_1->out_row_0 + _S105 + _S109.y + 1U)) = half(_S108[4U][1U]);
-    }
-    if(_S120)
-    {
-        _S112 = (_S105 + _S109.y + 2U) < _S94;
+        _S109 = (_S102 + _S106.y + 3U) < _S91;
     }
     else
     {
-        _S112 = false;
+        _S109 = false;
     }
-    if(_S112)
+    if(_S109)
     {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S119 * p_1->out_row_0 + _S105 + _S109.y + 2U)) = half(_S108[4U][2U]);
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S114 * p_1->out_row_0 + _S102 + _S106.y + 3U)) = half(_S105[3U][3U]);
     }
-    if(_S120)
+    uint _S116 = _S107 + 4U;
+    bool _S117 = _S116 < _S93;
+    if(_S117)
     {
-        _S112 = (_S105 + _S109.y + 3U) < _S94;
-    }
-    else
-    {
-        _S112 = false;
-    }
-    if(_S112)
-    {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S119 * p_1->out_row_0 + _S105 + _S109.y + 3U)) = half(_S108[4U][3U]);
-    }
-    uint _S121 = _S110 + 5U;
-    bool _S122 = _S121 < _S96;
-    if(_S122)
-    {
-        _S112 = (_S105 + _S109.y) < _S94;
+        _S109 = (_S102 + _S106.y) < _S91;
     }
     else
     {
-        _S112 = false;
+        _S109 = false;
     }
-    if(_S112)
+    if(_S109)
     {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S121 * p_1->out_row_0 + _S105 + _S109.y)) = half(_S108[5U][0U]);
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S116 * p_1->out_row_0 + _S102 + _S106.y)) = half(_S105[4U][0U]);
     }
-    if(_S122)
+    if(_S117)
     {
-        _S112 = (_S105 + _S109.y + 1U) < _S94;
-    }
-    else
-    {
-        _S112 = false;
-    }
-    if(_S112)
-    {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S121 * p_1->out_row_0 + _S105 + _S109.y + 1U)) = half(_S108[5U][1U]);
-    }
-    if(_S122)
-    {
-        _S112 = (_S105 + _S109.y + 2U) < _S94;
+        _S109 = (_S102 + _S106.y + 1U) < _S91;
     }
     else
     {
-        _S112 = false;
+        _S109 = false;
     }
-    if(_S112)
+    if(_S109)
     {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S121 * p_1->out_row_0 + _S105 + _S109.y + 2U)) = half(_S108[5U][2U]);
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S116 * p_1->out_row_0 + _S102 + _S106.y + 1U)) = half(_S105[4U][1U]);
     }
-    if(_S122)
+    if(_S117)
     {
-        _S112 = (_S105 + _S109.y + 3U) < _S94;
-    }
-    else
-    {
-        _S112 = false;
-    }
-    if(_S112)
-    {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S121 * p_1->out_row_0 + _S105 + _S109.y + 3U)) = half(_S108[5U][3U]);
-    }
-    uint _S123 = _S110 + 6U;
-    bool _S124 = _S123 < _S96;
-    if(_S124)
-    {
-        _S112 = (_S105 + _S109.y) < _S94;
+        _S109 = (_S102 + _S106.y + 2U) < _S91;
     }
     else
     {
-        _S112 = false;
+        _S109 = false;
     }
-    if(_S112)
+    if(_S109)
     {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S123 * p_1->out_row_0 + _S105 + _S109.y)) = half(_S108[6U][0U]);
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S116 * p_1->out_row_0 + _S102 + _S106.y + 2U)) = half(_S105[4U][2U]);
     }
-    if(_S124)
+    if(_S117)
     {
-        _S112 = (_S105 + _S109.y + 1U) < _S94;
-    }
-    else
-    {
-        _S112 = false;
-    }
-    if(_S112)
-    {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S123 * p_1->out_row_0 + _S105 + _S109.y + 1U)) = half(_S108[6U][1U]);
-    }
-    if(_S124)
-    {
-        _S112 = (_S105 + _S109.y + 2U) < _S94;
+        _S109 = (_S102 + _S106.y + 3U) < _S91;
     }
     else
     {
-        _S112 = false;
+        _S109 = false;
     }
-    if(_S112)
+    if(_S109)
     {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S123 * p_1->out_row_0 + _S105 + _S109.y + 2U)) = half(_S108[6U][2U]);
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S116 * p_1->out_row_0 + _S102 + _S106.y + 3U)) = half(_S105[4U][3U]);
     }
-    if(_S124)
+    uint _S118 = _S107 + 5U;
+    bool _S119 = _S118 < _S93;
+    if(_S119)
     {
-        _S112 = (_S105 + _S109.y + 3U) < _S94;
-    }
-    else
-    {
-        _S112 = false;
-    }
-    if(_S112)
-    {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S123 * p_1->out_row_0 + _S105 + _S109.y + 3U)) = half(_S108[6U][3U]);
-    }
-    uint _S125 = _S110 + 7U;
-    bool _S126 = _S125 < _S96;
-    if(_S126)
-    {
-        _S112 = (_S105 + _S109.y) < _S94;
+        _S109 = (_S102 + _S106.y) < _S91;
     }
     else
     {
-        _S112 = false;
+        _S109 = false;
     }
-    if(_S112)
+    if(_S109)
     {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S125 * p_1->out_row_0 + _S105 + _S109.y)) = half(_S108[7U][0U]);
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S118 * p_1->out_row_0 + _S102 + _S106.y)) = half(_S105[5U][0U]);
     }
-    if(_S126)
+    if(_S119)
     {
-        _S112 = (_S105 + _S109.y + 1U) < _S94;
-    }
-    else
-    {
-        _S112 = false;
-    }
-    if(_S112)
-    {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S125 * p_1->out_row_0 + _S105 + _S109.y + 1U)) = half(_S108[7U][1U]);
-    }
-    if(_S126)
-    {
-        _S112 = (_S105 + _S109.y + 2U) < _S94;
+        _S109 = (_S102 + _S106.y + 1U) < _S91;
     }
     else
     {
-        _S112 = false;
+        _S109 = false;
     }
-    if(_S112)
+    if(_S109)
     {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S125 * p_1->out_row_0 + _S105 + _S109.y + 2U)) = half(_S108[7U][2U]);
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S118 * p_1->out_row_0 + _S102 + _S106.y + 1U)) = half(_S105[5U][1U]);
     }
-    if(_S126)
+    if(_S119)
     {
-        _S112 = (_S105 + _S109.y + 3U) < _S94;
+        _S109 = (_S102 + _S106.y + 2U) < _S91;
     }
     else
     {
-        _S112 = false;
+        _S109 = false;
     }
-    if(_S112)
+    if(_S109)
     {
-        *(result_2+(p_1->out_offset_0 + _S100 * p_1->out_batch_0 + _S125 * p_1->out_row_0 + _S105 + _S109.y + 3U)) = half(_S108[7U][3U]);
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S118 * p_1->out_row_0 + _S102 + _S106.y + 2U)) = half(_S105[5U][2U]);
+    }
+    if(_S119)
+    {
+        _S109 = (_S102 + _S106.y + 3U) < _S91;
+    }
+    else
+    {
+        _S109 = false;
+    }
+    if(_S109)
+    {
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S118 * p_1->out_row_0 + _S102 + _S106.y + 3U)) = half(_S105[5U][3U]);
+    }
+    uint _S120 = _S107 + 6U;
+    bool _S121 = _S120 < _S93;
+    if(_S121)
+    {
+        _S109 = (_S102 + _S106.y) < _S91;
+    }
+    else
+    {
+        _S109 = false;
+    }
+    if(_S109)
+    {
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S120 * p_1->out_row_0 + _S102 + _S106.y)) = half(_S105[6U][0U]);
+    }
+    if(_S121)
+    {
+        _S109 = (_S102 + _S106.y + 1U) < _S91;
+    }
+    else
+    {
+        _S109 = false;
+    }
+    if(_S109)
+    {
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S120 * p_1->out_row_0 + _S102 + _S106.y + 1U)) = half(_S105[6U][1U]);
+    }
+    if(_S121)
+    {
+        _S109 = (_S102 + _S106.y + 2U) < _S91;
+    }
+    else
+    {
+        _S109 = false;
+    }
+    if(_S109)
+    {
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S120 * p_1->out_row_0 + _S102 + _S106.y + 2U)) = half(_S105[6U][2U]);
+    }
+    if(_S121)
+    {
+        _S109 = (_S102 + _S106.y + 3U) < _S91;
+    }
+    else
+    {
+        _S109 = false;
+    }
+    if(_S109)
+    {
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S120 * p_1->out_row_0 + _S102 + _S106.y + 3U)) = half(_S105[6U][3U]);
+    }
+    uint _S122 = _S107 + 7U;
+    bool _S123 = _S122 < _S93;
+    if(_S123)
+    {
+        _S109 = (_S102 + _S106.y) < _S91;
+    }
+    else
+    {
+        _S109 = false;
+    }
+    if(_S109)
+    {
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S122 * p_1->out_row_0 + _S102 + _S106.y)) = half(_S105[7U][0U]);
+    }
+    if(_S123)
+    {
+        _S109 = (_S102 + _S106.y + 1U) < _S91;
+    }
+    else
+    {
+        _S109 = false;
+    }
+    if(_S109)
+    {
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S122 * p_1->out_row_0 + _S102 + _S106.y + 1U)) = half(_S105[7U][1U]);
+    }
+    if(_S123)
+    {
+        _S109 = (_S102 + _S106.y + 2U) < _S91;
+    }
+    else
+    {
+        _S109 = false;
+    }
+    if(_S109)
+    {
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S122 * p_1->out_row_0 + _S102 + _S106.y + 2U)) = half(_S105[7U][2U]);
+    }
+    if(_S123)
+    {
+        _S109 = (_S102 + _S106.y + 3U) < _S91;
+    }
+    else
+    {
+        _S109 = false;
+    }
+    if(_S109)
+    {
+        *(result_3+(p_1->out_offset_0 + _S97 * p_1->out_batch_0 + _S122 * p_1->out_row_0 + _S102 + _S106.y + 3U)) = half(_S105[7U][3U]);
     }
     return;
 }
