@@ -20,7 +20,7 @@ test: $(VENV)/.test lint ## lint, types, generated files current, every test, co
 	$(BIN)/python -m wasmetal.kernels.compile --check
 	$(BIN)/python guests/build.py --check
 	$(BIN)/wasmetal pull $(MODEL) || echo "the tests that need the model are skipped"
-	$(BIN)/python -m pytest --cov
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 lint: $(VENV)/.test ## ruff and mypy
 	$(BIN)/ruff check

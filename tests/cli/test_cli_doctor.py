@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,9 @@ class Hoards(Broken):
     hoard: list[Any]
 
     def wrap(self, aperture: Aperture) -> Buffer:
-        self.hoard = [*getattr(self, "hoard", []), np.ones(aperture.nbytes, np.uint8)]
+        more = mmap(-1, aperture.nbytes)  # new pages, which malloc's need not be
+        more.write(b"x" * aperture.nbytes)
+        self.hoard = [*getattr(self, "hoard", []), more]
         return self.device.wrap(aperture)
 
 

@@ -50,7 +50,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_commands_and_options_exist() -> None:
-    lines = {line for _, code in blocks("sh") for line in code.splitlines() if "wasmetal " in line}
+    lines = {line for _, code in blocks("sh") for line in re.split("\n|&&", code) if "wasmetal " in line}
     assert len(lines) > 5
     for line in lines:
         words = line.partition("wasmetal ")[2].partition("#")[0].partition(".wasm")[0].split()

@@ -35,9 +35,9 @@ class Split:
     encode_us: float
     """Turning the guest's commands into a command list. 0 for a list that the host has recorded before."""
     submit_us: float
-    """Handing the list to the device. The CPU device runs it here."""
+    """Handing the list to the device."""
     wait_us: float
-    """Until the device is done."""
+    """Until the device is done. The CPU device computes here."""
 
 
 def measure(device: Device) -> dict[str, Split]:
