@@ -94,12 +94,18 @@ static float maximum(const float *logits, uint32_t n) {
   return max;
 }
 
+/* The first place of a value that is there. */
+static uint32_t first(const float *logits, uint32_t n, float value) {
+  uint32_t i = 0;
+  while (i + 4 <= n && !wasm_v128_any_true(wasm_f32x4_eq(wasm_v128_load(logits + i), wasm_f32x4_splat(value)))) i += 4;
+  while (logits[i] != value) i++;
+  return i;
+}
+
 uint32_t sample(Sampler *s, float *logits, uint32_t n, uint32_t *scratch, const uint32_t *recent, size_t recent_n) {
   if (s->repeat_penalty != 1) penalize(logits, n, s->repeat_penalty, recent, recent_n);
   float max = maximum(logits, n);
-  uint32_t best = 0;
-  if (max > -INFINITY)
-    while (logits[best] != max) best++;
+  uint32_t best = max > -INFINITY ? first(logits, n, max) : 0;
   if (s->temperature <= 0 || !isfinite(max)) return best;
 
   for (uint32_t i = 0; i < n; i++) logits[i] = isnan(logits[i]) ? -INFINITY : logits[i];
