@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from wasmetal.bench.timing import median_seconds
-from wasmetal.bench.zerocopy import scaling
-from wasmetal.device.base import Device, MemoryKind
+from statistics import median
 
-NBYTES = 256 << 20
+import numpy as np
+
+from wasmetal.device.base import Device, MemoryKind
+from wasmetal.ops import DType, Recorder, Tensor, linear
+
+NBYTES = 512 << 20
 """More than any cache holds."""
+COLUMNS = 4096
+REPEATS = 10
 
 
 def measure(device: Device) -> float:
-    """Bytes per second that the device moves between its memory and itself, reads and writes counted."""
-    nbytes = min(NBYTES, device.info.memory_bytes // 4)
-    buffer = device.allocate(nbytes, MemoryKind.DEVICE)
+    """Bytes per second at which the device reads its own memory: a float32 matrix of random weights, times a vector.
+
+    The time is the device's own, so that what a submission costs the host is left out.
+    """
+    rows = min(NBYTES, device.info.memory_bytes // 8) // (4 * COLUMNS)
+    some = np.random.default_rng(0).standard_normal((1, COLUMNS), np.float32).view(np.uint8).reshape(-1)
+    weights = device.allocate(rows * some.size, MemoryKind.DEVICE)
+    vectors = device.allocate((COLUMNS + rows) * 4, MemoryKind.DEVICE)
+    commands = device.record()
     try:
-        with scaling(device, buffer, nbytes) as commands:
-            return 2 * nbytes / median_seconds(lambda: device.submit([commands]).wait(), repeats=20)
+        for row in range(rows):
+            device.load(weights, row * some.size, some)
+        matrix = Tensor(weights, 0, DType.F32, (rows, COLUMNS))
+        x, out = Tensor(vectors, 0, DType.F32, (1, COLUMNS)), Tensor(vectors, COLUMNS * 4, DType.F32, (1, rows))
+        device.load(vectors, 0, some)
+        linear(Recorder(device.info, commands), x, matrix, out)
+        commands.finish()
+        times = [device.submit([commands]).wait() for _ in range(REPEATS + 1)]
+        return weights.nbytes / median(times[1:])  # the first warms up
     finally:
-        buffer.close()
+        commands.close()
+        vectors.close()
+        weights.close()

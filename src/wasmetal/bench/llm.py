@@ -42,7 +42,7 @@ class Result:
     weight_bytes: int
     """As the device holds them: the CPU device expands them to float32."""
     bandwidth: float
-    """Bytes per second that the device moves within its memory, measured in the same run."""
+    """Bytes per second that the device reads from its memory, measured in the same run."""
 
     @property
     def bound(self) -> float:
