@@ -46,7 +46,8 @@ def run_python(code: str, **environment: str) -> str:
 def no_loader(tmp_path: Path) -> dict[str, str]:
     """An environment in which the vulkan package finds no libvulkan, as on a machine without one."""
     (tmp_path / "vulkan.py").write_text("raise OSError('Cannot find Vulkan SDK version.')\n")
-    return {"PYTHONPATH": str(tmp_path), "WASMETAL_VULKAN_VALIDATION": "0"}
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    return {"PYTHONPATH": path, "WASMETAL_VULKAN_VALIDATION": "0"}
 
 
 def test_no_loader(no_loader: dict[str, str]) -> None:
@@ -217,7 +218,10 @@ class TestMisuse:
         good = span(buffer, 0, 4)
         with pytest.raises(DeviceError, match="takes multiples of"):
             add(own_vulkan.record(), good, good, Binding(buffer, own_vulkan.info.offset_alignment // 2, 16))
-        large = own_vulkan.allocate(limit + 4)
+        try:
+            large = own_vulkan.allocate(limit + 4)
+        except OutOfDeviceMemoryError:
+            return  # No buffer of this device is longer than what it can bind.
         with pytest.raises(DeviceError, match=f"takes at most {limit}"):
             add(own_vulkan.record(), good, good, Binding(large, 0, limit + 4))
 
