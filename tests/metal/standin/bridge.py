@@ -33,6 +33,8 @@ class Table:
     methods: dict[str, list[str]] = field(default_factory=dict)
     protocols: dict[str, list[str]] = field(default_factory=dict)
     """Selectors of a protocol: those that the stand-in has and the wheel knows to be the protocol's."""
+    named: dict[tuple[str, str], dict[int, str]] = field(default_factory=dict)
+    """Class and selector of what a wheel names without describing it; of some, the types of some arguments."""
 
 
 @cache
@@ -48,6 +50,9 @@ def table() -> Table:
             read.structs[name] = rest
         elif kind == "method":
             read.methods[name] = rest
+        elif kind == "named":
+            told = (word.split("=") for word in rest[1:])
+            read.named[name, rest[0]] = {int(index): encoding for index, encoding in told}
         else:
             read.protocols[name] = rest
     return read
@@ -101,19 +106,28 @@ class Object:
 
     def __init_subclass__(cls) -> None:
         described = []
-        for name, method in list(vars(cls).items()):
+        for name, member in list(vars(cls).items()):
+            of_class = isinstance(member, classmethod)
+            method = member.__func__ if of_class else member
             if name.startswith("_") or not callable(method) or isinstance(method, type):
                 continue
             types = getattr(method, "types", None)
             if types is None:
                 described.append(selector(name))
-            setattr(cls, name, _crossing(cls, selector(name), method, types))
+            crossing = _crossing(cls, selector(name), method, types)
+            setattr(cls, name, classmethod(crossing) if of_class else crossing)
         cls.described = tuple(described)
 
     @classmethod
     def new(cls) -> Any:
         calls["new"] += 1
         return cls()
+
+    @classmethod
+    def alloc(cls) -> Any:
+        """An object that is nothing until it has been sent a selector that begins with ``init``."""
+        calls["alloc"] += 1
+        return cls.__new__(cls)
 
 
 def _crossing(cls: type[Object], name: str, method: Callable[..., Any], types: list[str] | None) -> Callable[..., Any]:
@@ -129,7 +143,7 @@ def _crossing(cls: type[Object], name: str, method: Callable[..., Any], types: l
         for position, (value, kind) in enumerate(zip(args, argument_types, strict=True)):
             _check(f"{name}, argument {position}", value, kind, args)
         calls[name] += 1
-        if result_type == "@" and not name.startswith("new") and Pool.depth() == 0:
+        if result_type == "@" and not name.startswith(("new", "init")) and Pool.depth() == 0:
             raise RuleError(f"{name}: autoreleased with no pool in place, so leaked")
         result = method(self, *(value for value, kind in zip(args, argument_types, strict=True) if kind[0] != "o"))
         outs = sum(kind[0] == "o" for kind in argument_types)
@@ -149,6 +163,8 @@ def _check(what: str, value: Any, kind: str, args: tuple[Any, ...]) -> None:
     if kind in _INTEGERS:
         low, high = _INTEGERS[kind]
         good = type(value) is int and low <= value < high
+    elif kind == "d":
+        good = type(value) in (int, float)
     elif kind in ("Z", "B"):
         good = type(value) is bool
     elif kind == "@":

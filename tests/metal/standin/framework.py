@@ -8,7 +8,7 @@ import json
 import time
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -115,6 +115,9 @@ class Device(Object):
 
     def newSharedEvent(self) -> SharedEvent:
         return SharedEvent(self._gpu)
+
+    def newEvent(self) -> Event:
+        return Event()
 
     def newResidencySetWithDescriptor_error_(self, descriptor: ResidencySetDescriptor) -> tuple[Any, Any]:
         if not self._gpu.has_residency:
@@ -291,14 +294,25 @@ class ResidencySet(Object):
         pass
 
 
-class SharedEvent(Object):
-    """A number that only grows, which host and GPU wait for."""
+class Event(Object):
+    """A number that only grows, which work waits for."""
+
+    protocol = "MTLEvent"
+
+    def __init__(self) -> None:
+        self.value = 0
+        self.promised = 0
+        """What it will have come to when all that was encoded has been done."""
+
+
+class SharedEvent(Event):
+    """One that the host can wait for, too."""
 
     protocol = "MTLSharedEvent"
 
     def __init__(self, gpu: Gpu) -> None:
+        super().__init__()
         self._gpu = gpu
-        self.value = 0
 
     def setSignaledValue_(self, value: int) -> None:
         self.value = value
@@ -319,23 +333,41 @@ class CommandQueue(Object):
     def addResidencySet_(self, buffers: ResidencySet) -> None:
         self._sets.append(buffers)
 
+    def commandBuffer(self) -> CommandBuffer:
+        return CommandBuffer(self._gpu, retains=True)
+
     def commandBufferWithUnretainedReferences(self) -> CommandBuffer:
-        return CommandBuffer(self._gpu)
+        return CommandBuffer(self._gpu, retains=False)
+
+
+class Pass(Protocol):
+    """A part of a command buffer that begins and ends as a whole."""
+
+    @property
+    def ended(self) -> bool: ...
+
+    def _ranges(self) -> list[tuple[int, int]]:
+        """What is used, as (address, bytes)."""
+
+    def _run(self) -> None: ...
 
 
 class CommandBuffer(Object):
-    """Work, given to the GPU once. It holds on to nothing that it uses."""
+    """Work, given to the GPU once. It holds on to nothing that its kernels use: where it ``retains``, it might."""
 
     protocol = "MTLCommandBuffer"
 
-    def __init__(self, gpu: Gpu) -> None:
+    def __init__(self, gpu: Gpu, retains: bool) -> None:
         self._gpu = gpu
+        self._retains = retains
         self._status = _constant("MTLCommandBufferStatusNotEnqueued")
         self._error: NSError | None = None
         self._times = 0.0, 0.0
         self._encoder: ComputeCommandEncoder | None = None
-        self._waits: list[tuple[SharedEvent, int]] = []
-        self._signals: list[tuple[SharedEvent, int]] = []
+        # All buffers are untracked: a GPU may run passes in any order where no wait for an event is between them.
+        self._passes: list[list[Pass]] = [[]]
+        self._waits: list[tuple[Event, int]] = []
+        self._signals: list[tuple[Event, int]] = []
         self._watch: Watch | None = None
 
     @property
@@ -350,11 +382,12 @@ class CommandBuffer(Object):
             if gpu.command_error:
                 self._fail(gpu.command_error, "told to fail")
                 return
-            if self._encoder is not None:
-                self._encoder._check_memory()
-                if self._watch is not None:
-                    self._watch.check()
-                self._encoder._run()
+            rule(accessible(self._ranges(), write=False), "pages were unmapped before the GPU came to them")
+            if self._watch is not None:
+                self._watch.check()
+            for group in self._passes:
+                for part in reversed(group):
+                    part._run()
         except RuleError as error:
             self._fail(_constant("MTLCommandBufferErrorInternal"), str(error))
             raise
@@ -369,25 +402,31 @@ class CommandBuffer(Object):
 
     def computeCommandEncoderWithDispatchType_(self, kind: int) -> ComputeCommandEncoder:
         self._open("computeCommandEncoderWithDispatchType:")
-        rule(self._encoder is None, "the stand-in's command buffers have one encoder")
         self._encoder = ComputeCommandEncoder(serial=kind == _constant("MTLDispatchTypeSerial"))
+        self._passes[-1].append(self._encoder)
         return self._encoder
 
-    def encodeWaitForEvent_value_(self, event: SharedEvent, value: int) -> None:
+    def encodeWaitForEvent_value_(self, event: Event, value: int) -> None:
         self._open("encodeWaitForEvent:value:")
-        rule(self._encoder is None, "the stand-in waits for events before everything else")
-        self._waits.append((event, value))
+        if self._passes == [[]]:
+            self._waits.append((event, value))
+        else:
+            last = self._signals[-1:] == [(event, value)]
+            rule(last, "the stand-in waits for others before everything else, and then for its own last signal")
+            self._passes.append([])
 
-    def encodeSignalEvent_value_(self, event: SharedEvent, value: int) -> None:
+    def encodeSignalEvent_value_(self, event: Event, value: int) -> None:
         self._open("encodeSignalEvent:value:")
+        rule(value > event.promised, f"an event that comes to {event.promised} cannot signal {value}")
+        event.promised = value
         self._signals.append((event, value))
 
     def commit(self) -> None:
         self._open("commit")
         idle = self._gpu.idle
         self._status = _constant("MTLCommandBufferStatusCommitted")
-        if idle and self._encoder is not None:
-            self._watch = Watch(self._encoder._ranges())
+        if idle:
+            self._watch = Watch(self._ranges())
         self._gpu.give(self)
 
     def waitUntilCompleted(self) -> None:
@@ -405,6 +444,14 @@ class CommandBuffer(Object):
 
     def GPUEndTime(self) -> float:
         return self._times[1]
+
+    def _add(self, what: str, part: Pass) -> None:
+        """What encodes itself, by ``what``."""
+        self._open(what)
+        self._passes[-1].append(part)
+
+    def _ranges(self) -> list[tuple[int, int]]:
+        return sorted({place for group in self._passes for part in group for place in part._ranges()})
 
     def _open(self, what: str) -> None:
         rule(self._status == _constant("MTLCommandBufferStatusNotEnqueued"), f"{what} after commit")
@@ -426,11 +473,7 @@ class ComputeCommandEncoder(Object):
         weakref.finalize(self, _left_open, self.__dict__)
 
     def _ranges(self) -> list[tuple[int, int]]:
-        """What is used, as (address, bytes)."""
-        return sorted({place for group in self._groups for dispatch in group for place in dispatch.places()})
-
-    def _check_memory(self) -> None:
-        rule(accessible(self._ranges(), write=False), "pages were unmapped before the GPU came to them")
+        return [place for group in self._groups for dispatch in group for place in dispatch.places()]
 
     def _run(self) -> None:
         for group in self._groups:

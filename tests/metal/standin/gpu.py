@@ -54,6 +54,9 @@ class Gpu:
     """It never comes to its work."""
     simdgroups: str = "good"
     """Kernels with simdgroup matrices are "good", compute something "wrong", are "too large", or there are "none"."""
+    mps: str = "good"
+    """Products by Metal Performance Shaders are "good"; "wrong", computed with "few bits" or from "sums of few bits",
+    add to what is "not a number" or write "gaps" between rows; the GPU is "unsupported", or the framework "missing"."""
     has_archives: bool = True
     has_residency: bool = True
     has_queues: bool = True

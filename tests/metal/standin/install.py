@@ -11,6 +11,7 @@ import wasmetal.device
 from metal.standin.foundation import Foundation, Objc
 from metal.standin.framework import Framework, broken
 from metal.standin.gpu import Gpu
+from metal.standin.shaders import Shaders
 
 PACKAGE = "wasmetal.device.metal"
 
@@ -42,7 +43,13 @@ def take_place() -> None:
 
 
 def _modules(gpus: tuple[Gpu, ...]) -> dict[str, Any]:
-    return {"Metal": Framework(list(gpus)), "Foundation": Foundation(gpus[0]), "objc": Objc(gpus[0])}
+    gpu = gpus[0]
+    return {
+        "Metal": Framework(list(gpus)),
+        "MetalPerformanceShaders": None if gpu.mps == "missing" else Shaders(gpu),  # None: it cannot be imported
+        "Foundation": Foundation(gpu),
+        "objc": Objc(gpu),
+    }
 
 
 def _take_out(modules: dict[str, Any]) -> dict[str, Any]:

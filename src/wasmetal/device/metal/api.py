@@ -17,7 +17,12 @@ try:
 except ImportError as error:
     raise DeviceNotFoundError("no Metal: it is a part of macOS, and PyObjC reaches it from there") from error
 
-__all__ = ["NSURL", "NSProcessInfo", "command_error", "error_text", "mtl", "objc", "succeeded"]
+try:
+    import MetalPerformanceShaders as mps
+except ImportError:  # all works without
+    mps = None
+
+__all__ = ["NSURL", "NSProcessInfo", "command_error", "error_text", "mps", "mtl", "objc", "succeeded"]
 
 _COMMAND_ERRORS: dict[int, tuple[type[DeviceError], str]] = {
     mtl.MTLCommandBufferErrorOutOfMemory: (OutOfDeviceMemoryError, "the GPU is out of memory"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,9 @@ from wasmetal.device.metal.buffer import MetalBuffer
 from wasmetal.device.metal.encoding import Encoding
 from wasmetal.device.metal.memory import Allocation, allocate
 from wasmetal.device.metal.pipeline import Pipeline, Pipelines
+from wasmetal.device.metal.products import Product, Products
 from wasmetal.device.metal.queue import Queue
+from wasmetal.device.metal.stream import Stream
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import Kernel
 
@@ -37,7 +38,9 @@ class _Range:
 
 @dataclass(frozen=True, slots=True)
 class _Dispatch:
-    pipeline: Pipeline
+    kernel: Kernel
+    by: Pipeline | Product
+    """What computes it."""
     ranges: tuple[_Range, ...]
     params: bytes
     groups: tuple[int, int, int]
@@ -48,14 +51,16 @@ class Recording:
 
     def __init__(self, queue: Queue, dispatches: Sequence[_Dispatch]) -> None:
         self.dispatches = len(dispatches)
-        self._encoding = Encoding()
-        self._keeps: list[object] = [(dispatch.pipeline, dispatch.ranges) for dispatch in dispatches]
+        self.products = sum(isinstance(dispatch.by, Product) for dispatch in dispatches)
+        self._passes: list[Encoding | Product] = []
+        self._keeps: list[object] = [(dispatch.by, dispatch.ranges) for dispatch in dispatches]
         if dispatches:
             self._encode(queue, dispatches)
 
-    def encode(self, encoder: Any) -> None:
-        """Make the calls, on an encoder that runs dispatches concurrently."""
-        self._encoding.encode(encoder)
+    def encode(self, stream: Stream) -> None:
+        """Make the calls."""
+        for part in self._passes:
+            part.encode(stream)
 
     def _encode(self, queue: Queue, dispatches: Sequence[_Dispatch]) -> None:
         """The parameters of all dispatches lie in one buffer, equal ones once, and are argument 0 of each kernel."""
@@ -64,24 +69,32 @@ class Recording:
         self._keeps.append(params)
         for content, offset in slots.items():
             params.view()[offset : offset + len(content)] = np.frombuffer(content, np.uint8)
-        hazards = Hazards()
-        encoding = self._encoding
+        encoding = None
         for dispatch in dispatches:
+            if isinstance(dispatch.by, Product):  # ordered behind all before it, as all after it are behind it
+                self._passes.append(dispatch.by)
+                encoding = None
+                continue
+            if encoding is None:
+                hazards, encoding = Hazards(), Encoding()
+                self._passes.append(encoding)
             if hazards.needs_barrier(_touches(dispatch)):
                 encoding.barrier()
-            encoding.pipeline(dispatch.pipeline.handle)
+            encoding.pipeline(dispatch.by.handle)
             encoding.argument(0, *params.bind(slots[dispatch.params]))
             for index, bound in enumerate(dispatch.ranges, start=1):
                 encoding.argument(index, *bound.allocation.bind(bound.offset))
-            encoding.dispatch(dispatch.groups, dispatch.pipeline.kernel.threads)
+            encoding.dispatch(dispatch.groups, dispatch.kernel.threads)
 
 
 class MetalCommandList:
     """Dispatches under way to becoming a :class:`Recording`."""
 
-    def __init__(self, queue: Queue, pipelines: Pipelines) -> None:
+    def __init__(self, queue: Queue, pipelines: Pipelines, products: Products | None = None) -> None:
+        """Kernels run by ``pipelines``, but for those that ``products`` finds."""
         self._queue = queue
         self._pipelines = pipelines
+        self._products = products
         self._dispatches: list[_Dispatch] | None = []
         self._recording: Recording | None = None
 
@@ -104,10 +117,13 @@ class MetalCommandList:
     ) -> None:
         """Note one kernel. Raises DeviceError where it does not fit the kernel or the device."""
         dispatches = self._open()
-        pipeline = self._pipelines.get(kernel)
         check_call(self._queue.physical.info, kernel, bindings, params, groups, _LARGEST_GRID)
         ranges = tuple(_resolve(self._queue, binding) for binding in bindings)
-        dispatches.append(_Dispatch(pipeline, ranges, params, groups))
+        product = None
+        if self._products is not None:
+            places = [bound.allocation.bind(bound.offset) for bound in ranges]
+            product = self._products.find(kernel, params, places)
+        dispatches.append(_Dispatch(kernel, product or self._pipelines.get(kernel), ranges, params, groups))
 
     def finish(self) -> None:
         """End recording."""
@@ -139,5 +155,5 @@ def _touches(dispatch: _Dispatch) -> list[Touch]:
     """The byte ranges that a dispatch reads and writes, by host address: two buffers over the same pages are one."""
     return [
         (access, None, bound.allocation.address + bound.offset, bound.allocation.address + bound.offset + bound.nbytes)
-        for access, bound in zip(dispatch.pipeline.kernel.access, dispatch.ranges, strict=True)
+        for access, bound in zip(dispatch.kernel.access, dispatch.ranges, strict=True)
     ]

@@ -12,12 +12,14 @@ from typing import Self
 from wasmetal.counters import Counters
 from wasmetal.device.base import Buffer, Bytes, CommandList, DeviceInfo, HostPages, MemoryKind
 from wasmetal.device.checks import check_copy
+from wasmetal.device.metal import productcheck
 from wasmetal.device.metal.buffer import MetalBuffer
 from wasmetal.device.metal.commands import MetalCommandList, Recording
 from wasmetal.device.metal.filecheck import check_seen
 from wasmetal.device.metal.memory import allocate, wrap_pages
 from wasmetal.device.metal.physical import PhysicalDevice
 from wasmetal.device.metal.pipeline import Pipelines
+from wasmetal.device.metal.products import Products
 from wasmetal.device.metal.queue import MetalSubmission, Queue
 from wasmetal.device.metal.simdgroups import find_obstacle
 from wasmetal.errors import DeviceError, DeviceLostError
@@ -29,6 +31,7 @@ class _Parts:
     def __init__(self, physical: PhysicalDevice, counters: Counters) -> None:
         self.queue = Queue(physical, counters)
         self.pipelines = Pipelines(physical)
+        self.products: Products | None = None
 
 
 class MetalDevice:
@@ -42,18 +45,23 @@ class MetalDevice:
         self._counters = Counters()
         self._buffers: weakref.WeakSet[MetalBuffer] = weakref.WeakSet()
         self._lists: weakref.WeakSet[MetalCommandList] = weakref.WeakSet()
-        self._parts: _Parts | None = _Parts(physical, self._counters)
-        obstacle = find_obstacle(physical, self._parts.pipelines)
+        parts = _Parts(physical, self._counters)
+        self._parts: _Parts | None = parts
+        simdgroups = find_obstacle(physical, parts.pipelines)
+        products = productcheck.find_obstacle(physical, parts.pipelines)
+        if products is None:
+            parts.products = Products(physical.handle)
         kept = {
-            "residency set": self._parts.queue.residency.kept,
-            "pipeline archive": self._parts.pipelines.archive.kept,
+            "residency set": parts.queue.residency.kept,
+            "pipeline archive": parts.pipelines.archive.kept,
         }
         features = (
             *physical.info.features,
             *(name for name, has in kept.items() if has),
-            f"no simdgroup matrices ({obstacle})" if obstacle else "simdgroup matrices",
+            f"no MPS ({products})" if products else "large products by MPS",
+            f"no simdgroup matrices ({simdgroups})" if simdgroups else "simdgroup matrices",
         )
-        self._info = replace(physical.info, simdgroup_matrices=obstacle is None, features=features)
+        self._info = replace(physical.info, simdgroup_matrices=simdgroups is None, features=features)
 
     @property
     def info(self) -> DeviceInfo:
@@ -91,7 +99,7 @@ class MetalDevice:
     def record(self) -> CommandList:
         """A new, empty command list."""
         parts = self._open()
-        commands = MetalCommandList(parts.queue, parts.pipelines)
+        commands = MetalCommandList(parts.queue, parts.pipelines, parts.products)
         self._lists.add(commands)
         return commands
 

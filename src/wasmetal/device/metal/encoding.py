@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from wasmetal.device.metal.api import mtl
+from wasmetal.device.metal.stream import Stream
 
 
 class Encoding:
@@ -43,8 +44,9 @@ class Encoding:
         sizes = mtl.MTLSizeMake(*groups), mtl.MTLSizeMake(*threads)
         self._call("dispatchThreadgroups_threadsPerThreadgroup_", *sizes)
 
-    def encode(self, encoder: Any) -> None:
+    def encode(self, stream: Stream) -> None:
         """Make the calls."""
+        encoder = stream.encoder()
         methods = {name: getattr(encoder, name) for name, _ in self._calls}
         for name, arguments in self._calls:
             methods[name](*arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
@@ -12,6 +13,7 @@ from wasmetal.counters import Counters
 from wasmetal.device.metal.api import command_error, mtl, objc
 from wasmetal.device.metal.physical import PhysicalDevice
 from wasmetal.device.metal.residency import Residency
+from wasmetal.device.metal.stream import Stream
 from wasmetal.errors import DeviceError, DeviceLostError, DeviceTimeoutError
 
 _SLICE = 0.5
@@ -25,8 +27,12 @@ class Encodable(Protocol):
     def dispatches(self) -> int:
         """How many kernels it runs."""
 
-    def encode(self, encoder: Any) -> None:
-        """Make its calls to an ``MTLComputeCommandEncoder``."""
+    @property
+    def products(self) -> int:
+        """How many of them are products of matrices by MPS."""
+
+    def encode(self, stream: Stream) -> None:
+        """Make its calls."""
 
 
 class MetalSubmission:
@@ -68,7 +74,9 @@ class Queue:
         self._counters = counters
         self._queue = physical.handle.newCommandQueue()
         self._event = physical.handle.newSharedEvent()
-        if self._queue is None or self._event is None:
+        self._order = physical.handle.newEvent()
+        self._numbers = itertools.count(1)
+        if any(made is None for made in (self._queue, self._event, self._order)):
             raise DeviceError(f"{physical.name} gives no command queue; close other programs that use the GPU")
         self.residency = Residency(physical.handle, self._queue)
         self._pending: list[MetalSubmission] = []
@@ -87,18 +95,18 @@ class Queue:
             self.settle()
             if self._lost:
                 raise DeviceLostError("the GPU was lost; open a device again")
-            commands = self._queue.commandBufferWithUnretainedReferences()
+            if any(recording.products for recording in lists):
+                commands = self._queue.commandBuffer()  # MPS may use what nobody else holds on to
+            else:
+                commands = self._queue.commandBufferWithUnretainedReferences()
             if self._pending:
                 # Buffers are untracked, so Metal would let two submissions overlap.
                 commands.encodeWaitForEvent_value_(self._event, self._submitted)
-            encoder = commands.computeCommandEncoderWithDispatchType_(mtl.MTLDispatchTypeConcurrent)
-            try:
+            with Stream(commands, self._order, self._numbers) as stream:
                 for i, recording in enumerate(lists):
                     if i:
-                        encoder.memoryBarrierWithScope_(mtl.MTLBarrierScopeBuffers)
-                    recording.encode(encoder)
-            finally:
-                encoder.endEncoding()  # Metal ends the process over an encoder that is dropped open
+                        stream.barrier()
+                    recording.encode(stream)
             commands.encodeSignalEvent_value_(self._event, self._submitted + 1)
             commands.commit()
             self._submitted += 1

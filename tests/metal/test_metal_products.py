@@ -1,0 +1,303 @@
+"""Large products of matrices: by Metal Performance Shaders where those are right, by our kernels elsewhere."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from metal.devices import EMULATED
+from metal.standin import Gpu, RuleError, installed
+from metal.standin.mutant import mutant
+from ops.tensors import NUMPY, Bench
+from wasmetal import ops
+from wasmetal.device import CommandList, Device, open_device
+from wasmetal.ops import DType, Recorder, Tensor
+
+SIDE = 512
+"""Rows, columns and depth of the least product that is large."""
+BY_MPS = "large products by MPS"
+TOLERANCE = {DType.F32: 1e-5, DType.F16: 1e-3}
+"""By the type of the result, relative to the largest."""
+RNG = np.random.default_rng(4)
+
+
+@pytest.fixture
+def bench(metal: Device) -> Iterator[Bench]:
+    with Bench(metal) as made:
+        yield made
+
+
+def check(got: np.ndarray, want: np.ndarray, kind: DType = DType.F32) -> None:
+    assert np.abs(got - want.astype(np.float64)).max() <= TOLERANCE[kind] * np.abs(want).max()
+
+
+def record(bench: Bench, *operations: Callable[[Recorder], None]) -> CommandList:
+    commands = bench.device.record()
+    for operation in operations:
+        operation(Recorder(bench.info, commands))
+    commands.finish()
+    return commands
+
+
+def products(commands: CommandList) -> int:
+    """How many of the list's kernels have been replaced."""
+    return commands.recording.products
+
+
+def run(bench: Bench, *operations: Callable[[Recorder], None]) -> int:
+    """Run operations as one list; returns how many products were found among them."""
+    commands = record(bench, *operations)
+    bench.device.submit([commands]).wait(60)
+    return products(commands)
+
+
+def expected(metal: Device, count: int = 1) -> int:
+    """Of products that MPS computes where it is used at all: the emulated GPU has it."""
+    assert BY_MPS in metal.info.features or not EMULATED
+    return count if BY_MPS in metal.info.features else 0
+
+
+def normal(*shape: int, dtype: DType = DType.F32) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(NUMPY[dtype])
+
+
+def oracle(cpu: Device, operation: Callable[..., None], arrays: list[np.ndarray], out: np.ndarray) -> np.ndarray:
+    """What the CPU device makes of packed arrays."""
+    with Bench(cpu) as bench:
+        tensors = [bench.put(array) for array in arrays]
+        result = bench.put(out)
+        bench.run(lambda rec: operation(rec, *tensors, result))
+        return bench.get(result)
+
+
+@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize(("kind", "result"), [(DType.F32, DType.F32), (DType.F16, DType.F32), (DType.F16, DType.F16)])
+def test_matmul(
+    metal: Device, cpu: Device, bench: Bench, kind: DType, result: DType, transpose_a: bool, transpose_b: bool
+) -> None:
+    """Rows apart, and no tensor at the beginning of its buffer; nothing else is written."""
+    m, n, k = SIDE + 8, SIDE, SIDE + 24
+    a = normal(*((k, m) if transpose_a else (m, k)), dtype=kind)
+    b = normal(*((n, k) if transpose_b else (k, n)), dtype=kind)
+
+    def matmul(rec: Recorder, *tensors: Tensor) -> None:
+        ops.matmul(rec, *tensors, transpose_a=transpose_a, transpose_b=transpose_b)
+
+    out = bench.empty(m, n, dtype=result, gap=16)
+    tensors = bench.put(a, gap=8), bench.put(b, gap=24), out
+    assert run(bench, lambda rec: matmul(rec, *tensors)) == expected(metal)
+    bench.only(out)
+    want = oracle(cpu, matmul, [a, b], np.zeros((m, n), NUMPY[result]))
+    check(bench.get(out), want, result)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_linear(metal: Device, cpu: Device, bench: Bench, accumulate: bool) -> None:
+    x, weight, before = normal(SIDE, SIDE), normal(SIDE + 4, SIDE), normal(SIDE, SIDE + 4)
+
+    def linear(rec: Recorder, *tensors: Tensor) -> None:
+        ops.linear(rec, *tensors, accumulate=accumulate)
+
+    out = bench.put(before, gap=4)
+    tensors = bench.put(x, gap=4), bench.put(weight), out
+    assert run(bench, lambda rec: linear(rec, *tensors)) == expected(metal)
+    bench.only(out)
+    check(bench.get(out), oracle(cpu, linear, [x, weight], before))
+
+
+def test_a_small_product_is_by_our_kernels(metal: Device, cpu: Device, bench: Bench) -> None:
+    x, weight = normal(40, 48), normal(33, 48)
+    out = bench.empty(40, 33)
+    tensors = bench.put(x), bench.put(weight), out
+    assert run(bench, lambda rec: ops.linear(rec, *tensors)) == 0
+    want = oracle(cpu, ops.linear, [x, weight], np.zeros((40, 33), np.float32))
+    check(bench.get(out), want)
+
+
+def matmul_of(bench: Bench, m: int, n: int, k: int, *, dtype: DType = DType.F32, gap: int = 0) -> int:
+    tensors = bench.empty(m, k, dtype=dtype, gap=gap), bench.empty(k, n, dtype=dtype), bench.empty(m, n)
+    return products(record(bench, lambda rec: ops.matmul(rec, *tensors)))
+
+
+def test_which_products_are_large(metal: Device, bench: Bench) -> None:
+    """Recorded only: so many multiplications in all, no side too short."""
+    assert matmul_of(bench, SIDE, SIDE, SIDE) == expected(metal)
+    assert matmul_of(bench, SIDE, SIDE, SIDE - 4) == 0
+    assert matmul_of(bench, 64, 4 * SIDE, 2 * SIDE) == expected(metal)
+    assert matmul_of(bench, 60, 8 * SIDE, 2 * SIDE) == 0
+
+
+def test_which_products_mps_does_not_have(metal: Device, bench: Bench) -> None:
+    """Recorded only: with a step, in batches, of operands of two types, of rows that are not aligned."""
+    square = SIDE, SIDE
+    assert matmul_of(bench, *square, SIDE, gap=4) == expected(metal)
+    assert matmul_of(bench, *square, SIDE, gap=3) == 0
+    assert matmul_of(bench, *square, SIDE, dtype=DType.F16, gap=4) == 0
+    x, weight, out, half = bench.empty(*square), bench.empty(*square), bench.empty(*square), DType.F16
+    step = bench.step(SIDE)
+    assert products(record(bench, lambda rec: ops.linear(rec, x, weight, out))) == expected(metal)
+    assert products(record(bench, lambda rec: ops.linear(rec, x, weight, out, step=step))) == 0
+    halves = bench.empty(*square, dtype=half)
+    assert products(record(bench, lambda rec: ops.linear(rec, x, halves, out))) == 0
+    assert products(record(bench, lambda rec: ops.matmul(rec, x, weight, halves))) == 0
+    batches = [bench.empty(2, *square) for _ in range(3)]
+    assert products(record(bench, lambda rec: ops.matmul(rec, *batches))) == 0
+
+
+def test_a_result_that_mps_cannot_count(emulated: Device) -> None:
+    """MPS reaches two depths beyond the last row of a result: 2 GiB are too far."""
+    with Bench(emulated) as bench:
+        buffer = emulated.allocate(64 << 20)
+        a, b = Tensor(buffer, 0, DType.F32, (64, 4096)), Tensor(buffer, 0, DType.F32, (4096, 512))
+        columns = (1 << 31) // (64 + 2 * 4096) // 4
+
+        def found(row_stride: int) -> int:
+            out = Tensor(buffer, 16 << 20, DType.F32, (64, 512), row_stride)
+            return products(record(bench, lambda rec: ops.matmul(rec, a, b, out)))
+
+        assert found(columns // 4 * 4) == 1
+        assert found(columns // 4 * 4 + 4) == 0
+
+
+def chain(bench: Bench) -> tuple[list[Callable[[Recorder], None]], Tensor, np.ndarray]:
+    """Kernels, a product, a product of its result that adds to it, kernels; each needs the one before it."""
+    x, y = normal(SIDE, SIDE), normal(SIDE, SIDE) / SIDE
+    a, b, c, d = bench.put(x), bench.put(y), bench.empty(SIDE, SIDE), bench.put(x)
+    rows, want = 4, x.astype(np.float64)
+    some_a, some_c, some_d = (tensor.rows(0, rows) for tensor in (a, c, d))
+    want[:rows] *= 4
+    product = want @ y.T
+    product[:rows] *= 3
+    final = x + product @ y.T
+    final[:rows] *= 5
+
+    def times(tensor: Tensor, factor: float) -> Callable[[Recorder], None]:
+        return lambda rec: ops.scale(rec, tensor, factor, tensor)
+
+    operations = [
+        times(some_a, 2),
+        times(some_a, 2),
+        lambda rec: ops.linear(rec, a, b, c),
+        times(some_c, 3),
+        lambda rec: ops.linear(rec, c, b, d, accumulate=True),
+        times(some_d, 5),
+    ]
+    return operations, d, final
+
+
+@pytest.mark.parametrize("cuts", [[], [2], [3], [2, 3, 4, 5]], ids=str)
+@pytest.mark.parametrize("together", [True, False], ids=["one submission", "several"])
+def test_products_and_kernels_see_each_others_results(
+    metal: Device, bench: Bench, cuts: list[int], together: bool
+) -> None:
+    operations, out, want = chain(bench)
+    bounds = [0, *cuts, len(operations)]
+    lists = [record(bench, *operations[start:stop]) for start, stop in itertools.pairwise(bounds)]
+    assert sum(map(products, lists)) == expected(metal, 2)
+    before = metal.counters.dispatches
+    if together:
+        metal.submit(lists).wait(60)
+    else:
+        submissions = [metal.submit([commands]) for commands in lists]
+        for submission in submissions:
+            submission.wait(60)
+    assert metal.counters.dispatches == before + len(operations)
+    check(bench.get(out), want)
+
+
+def test_products_alone_and_after_each_other(metal: Device, bench: Bench) -> None:
+    """A list of nothing else, submitted twice in one submission; the second product needs the first's result."""
+    x, y = normal(SIDE, SIDE), normal(SIDE, SIDE) / SIDE
+    a, b, c, d = bench.put(x), bench.put(y), bench.empty(SIDE, SIDE), bench.put(x)
+    first, second = lambda rec: ops.matmul(rec, a, b, c), lambda rec: ops.linear(rec, c, b, d, accumulate=True)
+    commands = record(bench, first, second)
+    assert products(commands) == expected(metal, 2)
+    metal.submit([commands, commands]).wait(60)
+    want = x + 2 * (x.astype(np.float64) @ y @ y.T)
+    check(bench.get(d), want)
+
+
+def test_buffers_closed_while_a_product_is_under_way(metal: Device, bench: Bench) -> None:
+    x, y = normal(SIDE, SIDE), normal(SIDE, SIDE)
+    a, b, c = bench.put(x), bench.put(y), bench.empty(SIDE, SIDE)
+    commands = record(bench, lambda rec: ops.matmul(rec, a, b, c))
+    out = c.buffer.view()
+    submission = metal.submit([commands])
+    commands.close()
+    for tensor in (a, b, c):
+        tensor.buffer.close()
+    submission.wait(60)
+    got = out[c.offset :][: c.nbytes].view(np.float32).reshape(SIDE, SIDE)
+    want = x.astype(np.float64) @ y
+    check(got, want)
+
+
+@pytest.mark.parametrize(
+    ("mps", "obstacle"),
+    [
+        ("missing", "PyObjC's MetalPerformanceShaders is not installed"),
+        ("unsupported", "it does not support this GPU"),
+        ("wrong", "wrong results for gemm_f32"),
+        ("few bits", "wrong results for gemm_f32"),
+        ("sums of few bits", "wrong results for matmul_f16_f16"),
+        ("not a number", "wrong results for gemm_f32"),
+        ("gaps", "wrong results for gemm_f32"),
+    ],
+)
+def test_mps_that_does_not_work(open_on: Callable[[Gpu], Device], mps: str, obstacle: str) -> None:
+    """Our kernels compute all products then."""
+    device = open_on(Gpu(mps=mps))
+    assert f"no MPS ({obstacle})" in device.info.features
+    with Bench(device) as bench:
+        assert matmul_of(bench, SIDE, SIDE, SIDE) == 0
+
+
+def test_mps_switched_off(open_on: Callable[[Gpu], Device], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WASMETAL_NO_MPS", "1")
+    device = open_on(Gpu())
+    assert "no MPS (WASMETAL_NO_MPS=1)" in device.info.features
+    with Bench(device) as bench:
+        assert matmul_of(bench, SIDE, SIDE, SIDE) == 0
+
+
+MISTAKES: dict[str, tuple[str, str, str, type[BaseException]]] = {
+    "passes out of order": ("stream", "if self._used:", "if False:", AssertionError),
+    "an event that had come already": ("stream", "next(self._numbers)", "1", RuleError),
+    "an open encoder": ("stream", "        self.end()\n        if self._used", "        if self._used", RuleError),
+    "a buffer that holds on to nothing": (
+        "queue",
+        "self._queue.commandBuffer()",
+        "self._queue.commandBufferWithUnretainedReferences()",
+        RuleError,
+    ),
+    "no element's offset": ("products", "begin + matrix.offset", "begin + matrix.offset + 1", RuleError),
+    "the offset of a binding left out": ("products", "begin + matrix.offset", "matrix.offset", AssertionError),
+    "the wrong way round": ("products", "shape[1], shape[0], strides", "shape[0], shape[1], strides", AssertionError),
+    "an argument of another kind": ("products", "left.transposed", "int(left.transposed)", ValueError),
+    "a result not added to": ("products", "float(what.accumulate)", "0.0", AssertionError),
+}
+
+
+@pytest.mark.skipif(not EMULATED, reason="on a Mac Metal is not emulated")
+@pytest.mark.parametrize("mistake", [None, *MISTAKES])
+def test_a_mistake_is_noticed(mistake: str | None, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the stand-in, in results, or on opening already: then MPS is not used, which is an AssertionError too."""
+    monkeypatch.setenv("WASMETAL_HOME", str(tmp_path))
+
+    def use_it() -> None:
+        with installed(), open_device("metal") as device, Bench(device) as bench:
+            assert BY_MPS in device.info.features
+            operations, out, want = chain(bench)
+            run(bench, *operations)
+            check(bench.get(out), want)
+
+    if mistake is None:
+        use_it()
+        return
+    module, old, new, noticed = MISTAKES[mistake]
+    with mutant(module, old, new), pytest.raises(noticed):
+        use_it()
