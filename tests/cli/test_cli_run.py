@@ -85,6 +85,20 @@ def test_interrupt_is_quiet(guest: Path) -> None:
     assert running.returncode == 130
 
 
+@given(wat.CAT)
+def test_interrupt_while_the_guest_waits_for_input(guest: Path) -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([SCRIPT, "run", guest], bufsize=0, **pipes) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdin.write(b"line\n")
+        assert running.stdout.read(5) == b"line\n"  # and now it waits for the next
+        running.send_signal(signal.SIGINT)
+        assert running.wait(timeout=30) == 130
+        assert running.stderr.read() == b""
+
+
 @given(wat.FLOOD)
 def test_reader_that_leaves_ends_the_guest_quietly(guest: Path) -> None:
     running = subprocess.Popen([SCRIPT, "run", guest], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -10,6 +10,7 @@ import typer
 from wasmetal.cli.models import progress
 from wasmetal.cli.options import DEFAULT_MODEL, Device
 from wasmetal.cli.output import in_bytes, writer
+from wasmetal.cli.run import run_or_leave
 
 
 def chat(
@@ -57,7 +58,7 @@ def chat(
         stdout=writer(sys.stdout),
         stderr=writer(sys.stderr),
     ) as guest:
-        code = guest.run()
+        code = run_or_leave(guest)
         if counters:
             print()
             totals = guest.counters.as_dict()

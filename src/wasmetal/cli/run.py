@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wasmetal.cli.options import Device, pairs, size
 from wasmetal.cli.output import writer
+
+if TYPE_CHECKING:
+    from wasmetal import Guest
 
 
 def run(
@@ -57,5 +61,16 @@ def run(
         stdout=writer(sys.stdout),
         stderr=writer(sys.stderr),
     ) as running:
-        code = running.run()
+        code = run_or_leave(running)
     raise typer.Exit(code)
+
+
+def run_or_leave(guest: Guest) -> int:
+    """Run the guest, and return its exit code. Ctrl-C ends the process then and there: exit code 130.
+
+    A guest that waits for a line of input cannot be stopped, so closing it in good order would take until it gets one.
+    """
+    try:
+        return guest.run()
+    except KeyboardInterrupt:
+        os._exit(130)
