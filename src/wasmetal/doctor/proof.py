@@ -174,28 +174,29 @@ class Chain:
             error = float(np.abs(product - inputs[0] @ inputs[1]).max())
             check(error < 1e-3, f"the product {where} is off by {error:.2g}")
 
-        commands = self._record(lambda rec: ops.matmul(rec, *shared))
-        self.report.gemm_shared_ms = median_ms(lambda: self.device.submit([commands]).wait())
-        commands.close()
-        check_product(self._host(shared[2]), "in the guest's memory")
-
-        copied_before = self.device.counters.bytes_copied
         buffers = [self.device.allocate(nbytes, MemoryKind.DEVICE) for _ in range(3)]
-        tensors = [Tensor(buffer, 0, DType.F32, (N, N)) for buffer in buffers]
+        copied = [Tensor(buffer, 0, DType.F32, (N, N)) for buffer in buffers]
+        in_place = self._record(lambda rec: ops.matmul(rec, *shared))
+        on_copies = self._record(lambda rec: ops.matmul(rec, *copied))
         product = np.empty((N, N), np.float32)
-        commands = self._record(lambda rec: ops.matmul(rec, *tensors))
+
+        def multiply() -> None:
+            self.device.submit([in_place]).wait()
 
         def copy_and_multiply() -> None:
+            before = self.device.counters.bytes_copied
             for buffer, values in zip(buffers, inputs, strict=False):
                 self.device.write(buffer, 0, values.reshape(-1).view(np.uint8))
-            self.device.submit([commands]).wait()
+            self.device.submit([on_copies]).wait()
             self.device.read(buffers[2], 0, product.reshape(-1).view(np.uint8))
+            self.copied_for_comparison += self.device.counters.bytes_copied - before
 
-        self.report.gemm_copy_ms = median_ms(copy_and_multiply)
-        self.copied_for_comparison += self.device.counters.bytes_copied - copied_before
-        commands.close()
+        self.report.gemm_shared_ms, self.report.gemm_copy_ms = medians_ms(multiply, copy_and_multiply)
+        for commands in (in_place, on_copies):
+            commands.close()
         for buffer in buffers:
             buffer.close()
+        check_product(self._host(shared[2]), "in the guest's memory")
         check_product(product, "of the copies")
         return (
             f"{N} × {N} in {self.report.gemm_shared_ms:.3f} ms where it lies, "
@@ -287,11 +288,12 @@ def address_of(memory: Memory, store: Store) -> int:
     return ctypes.cast(memory.data_ptr(store), ctypes.c_void_p).value or 0
 
 
-def median_ms(action: Callable[[], object]) -> float:
-    """Median time of REPEATS runs, in ms, after three to warm up."""
-    times = []
+def medians_ms(*actions: Callable[[], object]) -> list[float]:
+    """Median times of REPEATS runs of each, in ms, after three to warm up. They take turns."""
+    times: list[list[float]] = [[] for _ in actions]
     for _ in range(3 + REPEATS):
-        begin = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - begin)
-    return median(times[3:]) * 1e3
+        for action, its in zip(actions, times, strict=True):
+            begin = time.perf_counter()
+            action()
+            its.append(time.perf_counter() - begin)
+    return [1e3 * median(its[3:]) for its in times]
