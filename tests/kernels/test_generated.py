@@ -8,9 +8,9 @@ import subprocess
 import pytest
 from spirv import parse
 
-from wasmetal.device.cpu.kernels import KERNELS
 from wasmetal.kernels import compile as compiling
 from wasmetal.kernels.catalog import CATALOG, GRID_WIDTH, NO_STEP, TARGETS, THREADS, Access, grid
+from wasmetal.kernels.reference import KERNELS
 from wasmetal.ops.attention import MAX_HEAD_DIM
 from wasmetal.ops.linear import GEMM_TILE
 from wasmetal.ops.matmul import MATMUL_TILE

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from wasmetal.errors import ModelError
-from wasmetal.models import store
+from wasmetal.models.files import store
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,9 @@ import pytest
 
 from models.tiny import CHAT_TEMPLATE
 from wasmetal.errors import ModelError
-from wasmetal.models import chat_template
-from wasmetal.models.chat_template import ChatTemplate
-from wasmetal.models.gguf_file import GGUFFile
+from wasmetal.models.files.gguf import GGUFFile
+from wasmetal.models.lm import chat_template
+from wasmetal.models.lm.chat_template import ChatTemplate
 
 HELLO = [{"role": "user", "content": "Hello <you> & all"}]
 

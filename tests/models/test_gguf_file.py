@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from models.tiny import vocabulary, write_tiny_llama
 from wasmetal.errors import ModelError
-from wasmetal.models.gguf_file import GGUFFile
+from wasmetal.models.files.gguf import GGUFFile
 from wasmetal.ops.tensor import DType
 
 STRING, ARRAY, UINT32, UINT64 = 8, 9, 4, 10
@@ -107,7 +107,8 @@ def test_a_huge_sparse_file_with_a_huge_header_is_refused_in_little_memory(tmp_p
     path.write_bytes(header([], [field("k", ARRAY, struct.pack("<IQ", UINT64, 2**30))]))
     os.truncate(path, 1 << 34)
     program = (
-        "import resource, sys; from wasmetal.errors import ModelError; from wasmetal.models.gguf_file import GGUFFile\n"
+        "import resource, sys; from wasmetal.errors import ModelError\n"
+        "from wasmetal.models.files.gguf import GGUFFile\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: GGUFFile(sys.argv[1])\n"
         "except ModelError as e: print(e, file=sys.stderr)\n"

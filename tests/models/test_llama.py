@@ -19,8 +19,8 @@ from wasmetal.device.cpu import CpuDevice
 from wasmetal.device.cpu.device import CpuBuffer
 from wasmetal.errors import DeviceError, ModelError, OutOfDeviceMemoryError, WasmetalError
 from wasmetal.models import Model, load_model
-from wasmetal.models.gguf_file import GGUFFile
-from wasmetal.models.llama import LlamaConfig, rope_table
+from wasmetal.models.architectures.llama import LlamaConfig, rope_table
+from wasmetal.models.files.gguf import GGUFFile
 
 TOLERANCE = 1e-5
 """Relative error of float32 against float64, over two layers."""

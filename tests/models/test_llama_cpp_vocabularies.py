@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from wasmetal.models.gguf_file import GGUFFile
-from wasmetal.models.tokenizer import Tokenizer
+from wasmetal.models.files.gguf import GGUFFile
+from wasmetal.models.lm.tokenizer import Tokenizer
 
 FOLDER = os.environ.get("WASMETAL_LLAMA_CPP_MODELS")
 SEPARATOR = "\n__ggml_vocab_test__\n"

@@ -16,8 +16,8 @@ from models.tiny import write_tiny_llama
 from wasmetal.device import Device
 from wasmetal.errors import ModelError, OpError, OutOfDeviceMemoryError
 from wasmetal.models import Model, Session, load_model
-from wasmetal.models.arena import Arena
-from wasmetal.models.kv_cache import PAGE_SIZE, KVCache
+from wasmetal.models.buffers import BufferGroup
+from wasmetal.models.lm.kv_cache import PAGE_SIZE, KVCache
 from wasmetal.ops import DType, Tensor
 
 PROMPT = list(range(10, 50))  # one whole page and a part of the next
@@ -330,7 +330,7 @@ def test_threads_do_not_disturb_each_other(model: Model) -> None:
 def test_pages_are_counted(cpu: Device, data: st.DataObject) -> None:
     """Whatever holders do, a page is free exactly while none holds it, and a new page is nobody else's."""
     total = 12
-    cache = KVCache(Arena(cpu), 1, 1, 4, total)
+    cache = KVCache(BufferGroup(cpu), 1, 1, 4, total)
     holders: list[list[int]] = [[], [], []]
     for _ in range(data.draw(st.integers(1, 20), "operations")):
         holder = data.draw(st.sampled_from(holders), "holder")
@@ -359,7 +359,7 @@ def test_pages_are_counted(cpu: Device, data: st.DataObject) -> None:
 
 
 def test_sessions_that_grow_in_turn_stay_contiguous(cpu: Device) -> None:
-    cache = KVCache(Arena(cpu), 1, 1, 4, 16)
+    cache = KVCache(BufferGroup(cpu), 1, 1, 4, 16)
     one: list[int] = []
     two: list[int] = []
     for _ in range(8):

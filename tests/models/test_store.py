@@ -15,9 +15,9 @@ import pytest
 
 from wasmetal.errors import ModelError
 from wasmetal.home import home
-from wasmetal.models import store
-from wasmetal.models.gguf_file import GGUFFile
-from wasmetal.models.store import KnownModel
+from wasmetal.models.files import store
+from wasmetal.models.files.gguf import GGUFFile
+from wasmetal.models.files.store import KnownModel
 
 CONTENT = np.random.default_rng(0).bytes(3 << 20)  # three chunks of incompressible bytes
 WHEEL_NAME = "wasmetal_test_model-1.0-py3-none-any.whl"

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from models.tiny import CONTROL, byte_alphabet, vocabulary, write_tiny_llama
 from wasmetal.errors import ModelError
-from wasmetal.models.gguf_file import GGUFFile
-from wasmetal.models.tokenizer import Tokenizer
+from wasmetal.models.files.gguf import GGUFFile
+from wasmetal.models.lm.tokenizer import Tokenizer
 
 NORMAL, UNKNOWN, CONTROL_TYPE, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 IM_START, IM_END = 1, 2

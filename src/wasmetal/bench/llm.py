@@ -19,7 +19,8 @@ from wasmetal.bench import bandwidth
 from wasmetal.device.base import Device
 from wasmetal.errors import GuestError
 from wasmetal.host.guest import Guest
-from wasmetal.models import Model, load_model, store
+from wasmetal.models import Model, load_model
+from wasmetal.models.files import store
 
 TEXT = "The old lighthouse keeper climbed the stairs every evening and lit the lamp for the ships out at sea. "
 

@@ -70,7 +70,7 @@ def chat(
 
 def _offer_to_pull(name: str) -> None:
     """On a terminal, ask whether to bring a known model that is not on this machine yet."""
-    from wasmetal.models import store
+    from wasmetal.models.files import store
 
     known = store.CATALOG.get(name)
     if known is None or known.path.exists() or not (sys.stdin.isatty() and sys.stderr.isatty()):

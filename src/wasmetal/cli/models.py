@@ -13,12 +13,12 @@ from wasmetal.cli.options import Json
 from wasmetal.cli.output import in_bytes, print_json, print_table
 
 if TYPE_CHECKING:
-    from wasmetal.models.store import Progress
+    from wasmetal.models.files.store import Progress
 
 
 def pull(name: Annotated[str, typer.Argument(help="The model, for example smollm2:135m.", show_default=False)]) -> None:
     """Bring a model onto this machine. What was interrupted goes on where it stopped; what arrives is checked."""
-    from wasmetal.models import store
+    from wasmetal.models.files import store
 
     with progress(name) as report:
         path = store.pull(name, report)
@@ -27,7 +27,7 @@ def pull(name: Annotated[str, typer.Argument(help="The model, for example smollm
 
 def models(as_json: Json = False) -> None:
     """List the models that can be pulled, and those that are on this machine."""
-    from wasmetal.models import store
+    from wasmetal.models.files import store
 
     present = {model.name: model for model in store.models()}
     if as_json:

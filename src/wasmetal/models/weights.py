@@ -10,8 +10,8 @@ from itertools import groupby
 import numpy as np
 
 from wasmetal.device.base import Bytes
-from wasmetal.models.arena import Arena
-from wasmetal.models.gguf_file import GGUFFile, GGUFTensor
+from wasmetal.models.buffers import BufferGroup
+from wasmetal.models.files.gguf import GGUFFile, GGUFTensor
 from wasmetal.ops import ALIGNMENT, DType, Recorder, Tensor, linear
 
 Matrix = Sequence[GGUFTensor]
@@ -46,25 +46,25 @@ class Weight:
 class Weights:
     """The weights of a file, on their way to a device: used where they lie if it wraps files, brought to it if not."""
 
-    def __init__(self, arena: Arena, file: GGUFFile):
-        self._arena = arena
+    def __init__(self, buffers: BufferGroup, file: GGUFFile):
+        self._buffers = buffers
         self._pages = file.pages
-        self._wrapped = arena.wrap(file.pages) if arena.device.info.wraps_files else None
+        self._wrapped = buffers.wrap(file.pages) if buffers.device.info.wraps_files else None
 
     def place(self, matrices: Sequence[Matrix]) -> list[Weight]:
         """Weights, in the order given. Raises OutOfDeviceMemoryError."""
         if self._wrapped is None:
-            return load_weights(self._arena, matrices)
+            return load_weights(self._buffers, matrices)
         return [
             Weight([self._in_file(tensor) for tensor in matrix])
             if all(map(self._usable, matrix))
-            else load_weights(self._arena, [matrix])[0]
+            else load_weights(self._buffers, [matrix])[0]
             for matrix in matrices
         ]
 
     def _usable(self, tensor: GGUFTensor) -> bool:
         """Whether kernels take a tensor as it is in the file."""
-        aligned = self._pages.offset(tensor.data) % max(ALIGNMENT, self._arena.device.info.offset_alignment) == 0
+        aligned = self._pages.offset(tensor.data) % max(ALIGNMENT, self._buffers.device.info.offset_alignment) == 0
         return aligned and (len(tensor.shape) > 1 or tensor.dtype is DType.F32)
 
     def _in_file(self, tensor: GGUFTensor) -> Tensor:
@@ -72,13 +72,13 @@ class Weights:
         return Tensor(self._wrapped, self._pages.offset(tensor.data), tensor.dtype, tensor.shape)
 
 
-def load_weights(arena: Arena, matrices: Sequence[Matrix]) -> list[Weight]:
+def load_weights(buffers: BufferGroup, matrices: Sequence[Matrix]) -> list[Weight]:
     """Bring weights into one new buffer, in the order given. Raises OutOfDeviceMemoryError.
 
     They keep the file's own block formats, except that vectors, and on the CPU device everything, become float32:
     NumPy multiplies float32 matrices faster than it could unpack them for every token.
     """
-    device = arena.device
+    device = buffers.device
     alignment = max(ALIGNMENT, device.info.offset_alignment)
 
     def stored(tensor: GGUFTensor) -> DType:
@@ -86,7 +86,7 @@ def load_weights(arena: Arena, matrices: Sequence[Matrix]) -> list[Weight]:
 
     planned = [[_Part(dtype, tuple(group)) for dtype, group in groupby(matrix, stored)] for matrix in matrices]
     size = sum(-(-part.nbytes // alignment) * alignment for parts in planned for part in parts)
-    buffer, offset, weights = arena.allocate(size), 0, []
+    buffer, offset, weights = buffers.allocate(size), 0, []
     for parts in planned:
         tensors = []
         for part in parts:

@@ -8,7 +8,7 @@ how many rows are live and at which position the first one stands.
 from __future__ import annotations
 
 from wasmetal.kernels.catalog import THREADS
-from wasmetal.ops import check
+from wasmetal.ops import preconditions as check
 from wasmetal.ops.recorder import Recorder
 from wasmetal.ops.tensor import DType, Tensor
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wasmetal.kernels.catalog import THREADS
-from wasmetal.ops import check
+from wasmetal.ops import preconditions as check
 from wasmetal.ops.recorder import Recorder
 from wasmetal.ops.tensor import DType, Tensor
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from wasmetal.errors import OpError
 from wasmetal.kernels.catalog import THREADS
-from wasmetal.ops import check
+from wasmetal.ops import preconditions as check
 from wasmetal.ops.recorder import Recorder
 from wasmetal.ops.tensor import DType, Tensor
 

@@ -18,9 +18,9 @@ import numpy as np
 
 from wasmetal.counters import Counters
 from wasmetal.device.base import Binding, Buffer, Bytes, CommandList, DeviceInfo, HostPages, MemoryKind
-from wasmetal.device.cpu.kernels import KERNELS
 from wasmetal.errors import DeviceError, DeviceTimeoutError, OutOfDeviceMemoryError
 from wasmetal.kernels.catalog import Kernel
+from wasmetal.kernels.reference import KERNELS
 
 
 class CpuBuffer:

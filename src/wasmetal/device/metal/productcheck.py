@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from wasmetal.counters import Counters
 from wasmetal.device.base import Binding, Bytes, MemoryKind
-from wasmetal.device.cpu.kernels import KERNELS
 from wasmetal.device.metal.api import mps
 from wasmetal.device.metal.buffer import MetalBuffer
 from wasmetal.device.metal.commands import MetalCommandList
@@ -23,6 +22,7 @@ from wasmetal.device.metal.products import Products
 from wasmetal.device.metal.queue import Queue
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import CATALOG, NO_STEP, Kernel
+from wasmetal.kernels.reference import KERNELS
 
 ROWS, COLUMNS, DEPTH = 72, 136, 264
 """Of the products: no multiples of 16."""

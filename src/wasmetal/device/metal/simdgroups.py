@@ -10,8 +10,6 @@ import numpy as np
 
 from wasmetal.counters import Counters
 from wasmetal.device.base import Binding, Bytes, MemoryKind
-from wasmetal.device.cpu.kernels import KERNELS
-from wasmetal.device.cpu.kernels.blocks import row_bytes
 from wasmetal.device.metal.buffer import MetalBuffer
 from wasmetal.device.metal.commands import MetalCommandList
 from wasmetal.device.metal.memory import allocate
@@ -20,6 +18,8 @@ from wasmetal.device.metal.pipeline import Pipelines
 from wasmetal.device.metal.queue import Queue
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import CATALOG, NO_STEP, Kernel
+from wasmetal.kernels.reference import KERNELS
+from wasmetal.kernels.reference.blocks import row_bytes
 
 ROWS, COLUMNS, DEPTH = 37, 71, 96
 """Of the products: one group's tile and a piece of another's, which end within a matrix, in several steps along k."""

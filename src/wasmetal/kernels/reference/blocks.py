@@ -14,8 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from wasmetal.device.base import Bytes
-from wasmetal.device.cpu.kernels.views import F32
+from wasmetal.kernels.reference.views import F32, Bytes
 
 Expand = Callable[[Bytes], F32]
 """Bytes of rows, uint8 [rows, bytes of a row], to their weights, float32 [rows, columns]."""

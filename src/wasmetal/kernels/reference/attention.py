@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from wasmetal.device.base import Bytes
-from wasmetal.device.cpu.kernels.views import F32, array, rows, words
+from wasmetal.kernels.reference.views import F32, Bytes, array, rows, words
 
 
 class _Slots:

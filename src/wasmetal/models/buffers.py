@@ -8,7 +8,7 @@ from wasmetal.device.base import Buffer, Device, HostPages, MemoryKind
 from wasmetal.ops import DType, Tensor
 
 
-class Arena:
+class BufferGroup:
     """The buffers of one model on one device."""
 
     def __init__(self, device: Device):

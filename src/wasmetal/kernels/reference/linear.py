@@ -8,9 +8,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from wasmetal.device.base import Bytes
-from wasmetal.device.cpu.kernels.blocks import FORMATS, row_bytes
-from wasmetal.device.cpu.kernels.views import F32, active_rows, array, rows
+from wasmetal.kernels.reference.blocks import FORMATS, row_bytes
+from wasmetal.kernels.reference.views import F32, Bytes, active_rows, array, rows
 
 _CHUNK = 1 << 20
 """Weights expanded at a time: they stay in the cache, and no second copy of a model is ever made."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from wasmetal.device.base import Bytes
+from wasmetal.kernels.reference.views import Bytes
 
 
 def matmul(

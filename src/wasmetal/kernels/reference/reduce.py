@@ -8,8 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from wasmetal.device.base import Bytes
-from wasmetal.device.cpu.kernels.views import active_rows, array, rows
+from wasmetal.kernels.reference.views import Bytes, active_rows, array, rows
 
 
 def rms_norm(p: SimpleNamespace, x: Bytes, weight: Bytes, out: Bytes, step: Bytes) -> Callable[[], None]:

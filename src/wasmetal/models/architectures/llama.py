@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from wasmetal.models.arena import Arena
-from wasmetal.models.gguf_file import GGUFFile, GGUFTensor
-from wasmetal.models.kv_cache import KVCache
+from wasmetal.models.buffers import BufferGroup
+from wasmetal.models.files.gguf import GGUFFile, GGUFTensor
+from wasmetal.models.lm.kv_cache import KVCache
 from wasmetal.models.weights import Weight, Weights
 from wasmetal.ops import (
     DType,
@@ -132,15 +132,15 @@ class Block:
 class Llama:
     """A Llama on a device: its weights, room for activations of ``rows`` tokens, and the forward pass."""
 
-    def __init__(self, file: GGUFFile, config: LlamaConfig, arena: Arena, context: int, rows: int):
+    def __init__(self, file: GGUFFile, config: LlamaConfig, buffers: BufferGroup, context: int, rows: int):
         self.config = c = config
-        self._load(file, arena, context)
+        self._load(file, buffers, context)
         q, kv = c.head_count * c.head_dim, c.head_count_kv * c.head_dim
         widths = (c.embedding_length, c.embedding_length, q + 2 * kv, q, 2 * c.feed_forward_length)
         self._x, self._normed, self._qkv, self._attended, self._gate_up = (
-            arena.tensor(rows, width) for width in widths
+            buffers.tensor(rows, width) for width in widths
         )
-        self._last = arena.tensor(1, c.embedding_length)
+        self._last = buffers.tensor(1, c.embedding_length)
 
     def body(self, rec: Recorder, inputs: Inputs, cache: KVCache) -> None:
         """Record all but the head, for as many tokens as ``inputs.ids`` has room for."""
@@ -181,7 +181,7 @@ class Llama:
         layers = (w.nbytes for b in self._blocks for w in (b.qkv, b.attn_output, b.gate_up, b.ffn_down))
         return sum(layers) + self._output.nbytes
 
-    def _load(self, file: GGUFFile, arena: Arena, context: int) -> None:
+    def _load(self, file: GGUFFile, buffers: BufferGroup, context: int) -> None:
         c = self.config
         unused = dict(file.tensors)
 
@@ -214,7 +214,7 @@ class Llama:
         if unused:
             raise file.error(f"the tensor {next(iter(unused))} is not supported in a llama")
 
-        weights = Weights(arena, file)
+        weights = Weights(buffers, file)
         output_norm, embeddings, *output = weights.place(ends)
         self._output_norm, self._embeddings = output_norm.tensor(), embeddings.tensor()
         self._output = output[0] if output else embeddings
@@ -224,8 +224,8 @@ class Llama:
             self._blocks.append(Block(attn_norm.tensor(), qkv, attn_output, ffn_norm.tensor(), gate_up, ffn_down))
 
         table = rope_table(c, context, frequencies)
-        self._rope_table = arena.tensor(*table.shape)
-        arena.device.load(self._rope_table.buffer, 0, table.reshape(-1).view(np.uint8))
+        self._rope_table = buffers.tensor(*table.shape)
+        buffers.device.load(self._rope_table.buffer, 0, table.reshape(-1).view(np.uint8))
 
 
 def rope_table(config: LlamaConfig, positions: int, factors: NDArray[np.float32] | None) -> NDArray[np.float32]:

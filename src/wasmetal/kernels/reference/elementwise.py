@@ -8,8 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from wasmetal.device.base import Bytes
-from wasmetal.device.cpu.kernels.views import F32, active_rows, rows, words
+from wasmetal.kernels.reference.views import F32, Bytes, active_rows, rows, words
 
 
 def add(p: SimpleNamespace, a: Bytes, b: Bytes, out: Bytes) -> Callable[[], object]:

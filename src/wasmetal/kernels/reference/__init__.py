@@ -7,7 +7,7 @@ They compute in float32, as GPU kernels do. The single-row case is the one that 
 
 from collections.abc import Callable
 
-from wasmetal.device.cpu.kernels import attention, elementwise, embed, linear, matmul, reduce, rope
+from wasmetal.kernels.reference import attention, elementwise, embed, linear, matmul, reduce, rope
 
 KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
     "add": elementwise.add,

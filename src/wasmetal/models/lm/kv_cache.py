@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wasmetal.device.base import Bytes
 from wasmetal.errors import OutOfDeviceMemoryError
-from wasmetal.models.arena import Arena
+from wasmetal.models.buffers import BufferGroup
 from wasmetal.ops import DType, Recorder, scale
 
 PAGE_SIZE = 32
@@ -25,10 +25,10 @@ class KVCache:
     ``layers`` has, per layer, the pools of keys and of values, f32 [pages, PAGE_SIZE, kv_heads, head_dim].
     """
 
-    def __init__(self, arena: Arena, layers: int, kv_heads: int, head_dim: int, pages: int):
-        self._device = arena.device
+    def __init__(self, buffers: BufferGroup, layers: int, kv_heads: int, head_dim: int, pages: int):
+        self._device = buffers.device
         pool = (pages, PAGE_SIZE, kv_heads, head_dim)
-        self.layers = [(arena.tensor(*pool), arena.tensor(*pool)) for _ in range(layers)]
+        self.layers = [(buffers.tensor(*pool), buffers.tensor(*pool)) for _ in range(layers)]
         self._row = DType.F32.row_bytes(kv_heads * head_dim)
         self._references = np.zeros(pages, np.int32)
 

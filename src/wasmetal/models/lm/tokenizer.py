@@ -16,7 +16,7 @@ from gguf import TokenType
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 
 from wasmetal.errors import ModelError
-from wasmetal.models.gguf_file import GGUFFile
+from wasmetal.models.files.gguf import GGUFFile
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (

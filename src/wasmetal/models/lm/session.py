@@ -14,11 +14,11 @@ import numpy as np
 
 from wasmetal.device.base import CommandList
 from wasmetal.errors import ModelError
-from wasmetal.models.kv_cache import PAGE_SIZE, KVCache
+from wasmetal.models.lm.kv_cache import PAGE_SIZE, KVCache
 from wasmetal.ops import Tensor
 
 if TYPE_CHECKING:
-    from wasmetal.models.model import Model
+    from wasmetal.models.lm.model import Model
 
 _SNAPSHOT = struct.Struct("<8sII32sQI")
 """Header of a saved session: magic, version, length, the model's digest, bytes that follow, their CRC-32."""

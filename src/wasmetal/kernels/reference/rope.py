@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wasmetal.device.base import Bytes
-from wasmetal.device.cpu.kernels.views import array, words
+from wasmetal.kernels.reference.views import Bytes, array, words
 
 
 def rope(p: SimpleNamespace, x: Bytes, table: Bytes, step: Bytes) -> Callable[[], None]:

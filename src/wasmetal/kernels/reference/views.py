@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from wasmetal.device.base import Bytes
 from wasmetal.kernels.catalog import NO_STEP
 
+Bytes = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
 

@@ -8,9 +8,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from wasmetal.device.base import Bytes
-from wasmetal.device.cpu.kernels.blocks import FORMATS, row_bytes
-from wasmetal.device.cpu.kernels.views import active_rows, array, rows
+from wasmetal.kernels.reference.blocks import FORMATS, row_bytes
+from wasmetal.kernels.reference.views import Bytes, active_rows, array, rows
 
 
 def embed(kind: str, p: SimpleNamespace, table: Bytes, ids: Bytes, out: Bytes, step: Bytes) -> Callable[[], None]:

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from wasmetal.device.base import CommandList, Device, MemoryKind
 from wasmetal.errors import ModelError
-from wasmetal.models import store
-from wasmetal.models.arena import Arena
-from wasmetal.models.chat_template import ChatTemplate
-from wasmetal.models.gguf_file import GGUFFile
-from wasmetal.models.kv_cache import PAGE_SIZE, KVCache
-from wasmetal.models.llama import Inputs, Llama, LlamaConfig
-from wasmetal.models.session import Session
-from wasmetal.models.tokenizer import Tokenizer
+from wasmetal.models.architectures.llama import Inputs, Llama, LlamaConfig
+from wasmetal.models.buffers import BufferGroup
+from wasmetal.models.files import store
+from wasmetal.models.files.gguf import GGUFFile
+from wasmetal.models.lm.chat_template import ChatTemplate
+from wasmetal.models.lm.kv_cache import PAGE_SIZE, KVCache
+from wasmetal.models.lm.session import Session
+from wasmetal.models.lm.tokenizer import Tokenizer
 from wasmetal.ops import DType, Recorder, Tensor
 
 DEFAULT_CONTEXT = 4096
@@ -66,14 +66,14 @@ class Model:
         """32 bytes that tell this model from others."""
         self.lock = threading.RLock()
 
-        self._arena = Arena(device)
+        self._buffers = BufferGroup(device)
         try:
-            self._network = Llama(file, c, self._arena, self.context_length, ROWS[-1])
+            self._network = Llama(file, c, self._buffers, self.context_length, ROWS[-1])
             pages = -(-self.context_length // PAGE_SIZE)
-            self.cache = KVCache(self._arena, c.block_count, c.head_count_kv, c.head_dim, CONTEXTS * pages)
-            self._inputs = _InputBuffer(self._arena, ROWS[-1], pages)
+            self.cache = KVCache(self._buffers, c.block_count, c.head_count_kv, c.head_dim, CONTEXTS * pages)
+            self._inputs = _InputBuffer(self._buffers, ROWS[-1], pages)
         except BaseException:
-            self._arena.close()
+            self._buffers.close()
             raise
         self._bodies: dict[int, CommandList] = {}
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -94,7 +94,7 @@ class Model:
 
     def logits(self) -> Tensor:
         """A new f32 [vocab_size] tensor in shared memory for :meth:`Session.forward`. It lives as long as the model."""
-        return self._arena.tensor(self.vocab_size, kind=MemoryKind.SHARED)
+        return self._buffers.tensor(self.vocab_size, kind=MemoryKind.SHARED)
 
     def run(self, tokens: Sequence[int], position: int, pages: Sequence[int], head: CommandList | None) -> float:
         """Run the forward pass over tokens that stand at ``position`` and after it, and then the ``head``.
@@ -127,7 +127,7 @@ class Model:
         for commands in self._bodies.values():
             commands.close()
         self._bodies = {}
-        self._arena.close()
+        self._buffers.close()
 
     def __enter__(self) -> Self:
         return self
@@ -149,10 +149,10 @@ class Model:
 class _InputBuffer:
     """The shared buffer that the host writes before each submission: step, page table, token ids."""
 
-    def __init__(self, arena: Arena, rows: int, pages: int):
+    def __init__(self, buffers: BufferGroup, rows: int, pages: int):
         step, table = 0, 64
         ids = table + -(-pages * 4 // 64) * 64
-        buffer = arena.allocate(ids + rows * 4, MemoryKind.SHARED)
+        buffer = buffers.allocate(ids + rows * 4, MemoryKind.SHARED)
         self._step = Tensor(buffer, step, DType.I32, (4,))
         self._page_table = Tensor(buffer, table, DType.I32, (pages,))
         self._ids = Tensor(buffer, ids, DType.I32, (rows,))
