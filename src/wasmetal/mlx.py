@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from wasmetal.errors import DeviceError
+from wasmetal.kernels.dtypes import DType
 from wasmetal.memory.pages import page_size
-from wasmetal.ops.tensor import DType, Tensor
+from wasmetal.ops.tensor import Tensor
 
 _TYPES = {DType.F32: "float32", DType.F16: "float16", DType.I32: "int32"}
 

@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 
 from metal.shim.device import ShimDevice
-from ops.tensors import NUMPY, WEIGHTS, Bench, random_weight
+from ops.tensors import NUMPY, Bench, random_weight
 from wasmetal import ops
 from wasmetal.device import Device
 from wasmetal.device.cpu import CpuDevice
 from wasmetal.kernels.catalog import CATALOG, GRID_WIDTH, THREADS
-from wasmetal.ops import DType, Tensor
+from wasmetal.kernels.dtypes import WEIGHTS, DType
+from wasmetal.ops import Tensor
 
 FLOATS = (DType.F32, DType.F16)
 EXACT, CLOSE = 0.0, 2e-6

@@ -11,7 +11,8 @@ from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from wasmetal.device.base import Device
-from wasmetal.ops import DType, Recorder, Tensor
+from wasmetal.kernels.dtypes import DType
+from wasmetal.ops import Recorder, Tensor
 
 POISON = 0xA5
 ALIGNMENT = 256
@@ -128,9 +129,6 @@ class Bench:
         now = np.empty(tensor.buffer.nbytes, np.uint8)
         self.device.read(tensor.buffer, 0, now)
         return now
-
-
-WEIGHTS = (DType.F32, DType.F16, DType.Q8_0, DType.Q4_0, DType.Q4_1)
 
 
 def random_weight(rng: np.random.Generator, dtype: DType, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensors import WEIGHTS, Bench, assert_close, random_weight
+from tensors import Bench, assert_close, random_weight
 
 from wasmetal import ops
 from wasmetal.errors import OpError
+from wasmetal.kernels.dtypes import WEIGHTS
 from wasmetal.ops import DType, Tensor
 
 TOLERANCE = 2e-6

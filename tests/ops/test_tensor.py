@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tensors import WEIGHTS, random_weight
+from tensors import random_weight
 
 from wasmetal.errors import OpError
-from wasmetal.ops import DType, Tensor
+from wasmetal.kernels.dtypes import WEIGHTS, DType
+from wasmetal.ops import Tensor
 
 
 @pytest.mark.parametrize("dtype", WEIGHTS)
@@ -21,7 +22,7 @@ def test_row_bytes_are_those_of_the_format(dtype):
 
 @pytest.mark.parametrize("dtype", [DType.Q8_0, DType.Q4_0, DType.Q4_1])
 def test_blocks_are_whole(cpu, dtype):
-    with pytest.raises(OpError, match="no whole number"):
+    with pytest.raises(OpError, match="not a whole number"):
         Tensor(cpu.allocate(4096), 0, dtype, (2, 48))
 
 

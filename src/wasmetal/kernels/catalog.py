@@ -4,7 +4,7 @@ A kernel is written once, in ``<source>.slang`` beside this file, and compiled a
 ``compile.py``). In Slang an entry point takes its buffers first, in the order of ``buffers``, and then one struct of
 parameters, all of them entry-point ``uniform``s: those become descriptor bindings 0, 1, … of set 0 and push constants
 in SPIR-V; ``buffer(1)``, ``buffer(2)``, … and ``buffer(0)`` in Metal; plain kernel arguments in CUDA. The CPU device
-has a NumPy function of the same name with the same arguments (``wasmetal.device.cpu``), which is the oracle.
+has a NumPy function of the same name with the same arguments (``wasmetal.kernels.reference``), which is the oracle.
 
 The struct begins with ``<buffer>_offset`` for each buffer: the tensor's first element in its binding, since bindings
 have coarser alignment than tensors. Strides are in elements (of the tensor, not of the binding) from row to row.
@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from enum import Enum
 from importlib import resources
 from types import SimpleNamespace
+from typing import Any
+
+from wasmetal.kernels.dtypes import FLOATS, WEIGHTS, DType
 
 
 class Access(Enum):
@@ -68,6 +71,9 @@ class Kernel:
     """In binding order."""
     fields: tuple[tuple[str, str], ...]
     """(field, "u32" or "f32") of the parameters after the offsets, in the order of the Slang struct."""
+    defines: tuple[tuple[str, str], ...] = ()
+    """Macros that the Slang file is compiled with for this kernel, if its entry point serves several kernels.
+    ``KERNEL``, the entry point's name, is always defined."""
     features: tuple[str, ...] = ()
     """Device features that not every device has: ``float16`` (arithmetic type), ``storage16`` (in buffers) and
     ``simdgroup_matrix``, which kernels for Metal alone have: others multiply matrices of other sizes."""
@@ -130,14 +136,25 @@ def _update(name: str, element: int = 4) -> Argument:
     return Argument(name, Access.READ_WRITE, element)
 
 
-WEIGHT_TYPES = ("f32", "f16", "q8_0", "q4_0", "q4_1")
-"""Weight formats of the ``embed``, ``gemv`` and ``gemm`` kernels, as their names end."""
+_ELEMENTS = {DType.F32: "Float32", DType.F16: "Float16"}
+"""Slang's names for the element types of float operands."""
 
-_VARIANTS: dict[str, tuple[str, ...]] = {"": (), "_simdgroup": ("simdgroup_matrix",)}
-"""The ways to compute a product of matrices, as kernels' names tell them apart, and the features that each needs."""
+_THREAD_TILES: dict[str, Any] = {"defines": (("TILES", "ThreadTiles"),)}
+_SIMDGROUP_TILES: dict[str, Any] = {
+    "defines": (("SIMDGROUPS", "1"), ("TILES", "SimdgroupTiles")),
+    "features": ("simdgroup_matrix",),
+}
+_VARIANTS = {"": _THREAD_TILES, "_simdgroup": _SIMDGROUP_TILES}
+"""The ways to compute a matrix-matrix product, by what they add to a kernel's name."""
 
 _STEP = _read("step")
 _PAGED = (_read("page_table"), _STEP)
+
+
+def _variant(variant: str, defines: tuple[tuple[str, str], ...], features: tuple[str, ...] = (), **of: Any) -> Kernel:
+    more = _VARIANTS[variant]
+    return Kernel(defines=defines + more["defines"], features=more.get("features", ()) + features, **of)
+
 
 _KERNELS = (
     Kernel(
@@ -190,67 +207,74 @@ _KERNELS = (
     ),
     *(
         Kernel(
-            name=f"kv_append_{kind}",
-            source="attention",
-            buffers=(_read("k"), _read("v"), _write("k_pages"), _write("v_pages"), *_PAGED),
+            name=f"kv_append_{dtype.suffix}",
+            source="kv_append",
+            buffers=(_read("k"), _read("v"), _write("k_pages", vector), _write("v_pages", vector), *_PAGED),
             fields=_u32("rows columns k_stride v_stride pages page_size table_length"),
+            defines=(("ELEMENT", _ELEMENTS[dtype]),),
         )
-        for kind in ("f32", "f16")
+        for dtype, vector in ((DType.F32, 16), (DType.F16, 8))
     ),
     *(
         Kernel(
-            name=f"attention_{kind}",
+            name=f"attention_{dtype.suffix}",
             source="attention",
             buffers=(_read("q"), _read("k_pages", vector), _read("v_pages", vector), *_PAGED, _write("out")),
             fields=(
                 *_u32("rows heads kv_heads head_dim q_stride out_stride pages page_size table_length"),
                 ("scale", "f32"),
             ),
+            defines=(("ELEMENT", _ELEMENTS[dtype]),),
         )
-        for kind, vector in (("f32", 16), ("f16", 8))
+        for dtype, vector in ((DType.F32, 16), (DType.F16, 8))
     ),
     *(
         Kernel(
-            name=f"embed_{kind}",
+            name=f"embed_{dtype.suffix}",
             source="embed",
             buffers=(_read("table"), _read("ids"), _write("out"), _STEP),
             # The binding shows rows first_row .. first_row + bound_rows of a table of table_rows.
             fields=_u32("rows columns out_stride table_rows first_row bound_rows"),
+            defines=(("FORMAT", dtype.name),),
         )
-        for kind in WEIGHT_TYPES
+        for dtype in WEIGHTS
     ),
     *(
         Kernel(
-            name=f"gemv_{kind}",
+            name=f"gemv_{dtype.suffix}",
             source="gemv",
-            buffers=(_read("weight", 16 if kind in ("f32", "f16") else 4), _read("x", 16), _update("out"), _STEP),
+            buffers=(_read("weight", 4 if dtype.quantized else 16), _read("x", 16), _update("out"), _STEP),
             fields=_u32("n k accumulate groups"),
+            defines=(("FORMAT", f"{dtype.name}Eights"),),
         )
-        for kind in WEIGHT_TYPES
+        for dtype in WEIGHTS
     ),
     *(
-        Kernel(
-            name=f"gemm{variant}_{kind}",
-            source=f"gemm{variant}",
+        _variant(
+            variant,
+            name=f"gemm{variant}_{dtype.suffix}",
+            source="gemm",
             buffers=(_read("x"), _read("weight"), _update("out"), _STEP),
             fields=_u32("rows n k x_stride out_stride accumulate"),
-            features=_VARIANTS[variant],
+            defines=(("FORMAT", dtype.name),),
         )
         for variant in _VARIANTS
-        for kind in WEIGHT_TYPES
+        for dtype in WEIGHTS
     ),
     *(
-        Kernel(
-            name=f"matmul{variant}_{kind}_{result}",
-            source=f"matmul{variant}",
-            buffers=(_read("a"), _read("b"), _write("out", 4 if result == "f32" else 2)),
+        _variant(
+            variant,
+            name=f"matmul{variant}_{dtype.suffix}_{result.suffix}",
+            source="matmul",
+            buffers=(_read("a"), _read("b"), _write("out", result.block[1])),
             # Strides of a[batch, m, k], b[batch, k, n] and out[batch, m, n] along each; out's columns are contiguous.
             fields=_u32("batch m n k a_batch a_row a_column b_batch b_row b_column out_batch out_row"),
-            features=_VARIANTS[variant] + (("float16", "storage16") if result == "f16" else ()),
+            defines=(("ELEMENT", _ELEMENTS[dtype]), ("RESULT", "float" if result is DType.F32 else "half")),
+            features=() if result is DType.F32 else ("float16", "storage16"),
         )
         for variant in _VARIANTS
-        for kind in ("f32", "f16")
-        for result in ("f32", "f16")
+        for dtype in FLOATS
+        for result in FLOATS
     ),
 )
 

@@ -71,6 +71,7 @@ class Compiler:
         """What Slang makes of a kernel. Raises CompileError with its diagnostics, also where these only warn."""
         source = SOURCES / f"{kernel.source}.slang"
         arguments = [str(source), "-entry", kernel.name, "-target", target, "-I", str(SOURCES), *_OPTIONS]
+        arguments += [f"-D{name}={value}" for name, value in (("KERNEL", kernel.name), *kernel.defines)]
         array = (ctypes.c_char_p * len(arguments))(*(argument.encode() for argument in arguments))
         request = self._api.spCreateCompileRequest(self._session)
         try:

@@ -12,13 +12,14 @@ so that nothing is recorded anew for a token. The contents of steps, ids and pag
 them as unsigned and clamp them, and no value leads outside the tensors.
 """
 
+from wasmetal.kernels.dtypes import DType
 from wasmetal.ops.attention import attention, kv_append, rope
 from wasmetal.ops.elementwise import add, copy_row, scale, silu_mul
 from wasmetal.ops.linear import embed, linear
 from wasmetal.ops.matmul import matmul
 from wasmetal.ops.recorder import Recorder
 from wasmetal.ops.reduce import argmax, rms_norm, softmax
-from wasmetal.ops.tensor import ALIGNMENT, DType, Tensor
+from wasmetal.ops.tensor import ALIGNMENT, Tensor
 
 __all__ = [
     "ALIGNMENT",

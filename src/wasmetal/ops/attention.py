@@ -8,9 +8,10 @@ how many rows are live and at which position the first one stands.
 from __future__ import annotations
 
 from wasmetal.kernels.catalog import THREADS
+from wasmetal.kernels.dtypes import DType
 from wasmetal.ops import preconditions as check
 from wasmetal.ops.recorder import Recorder
-from wasmetal.ops.tensor import DType, Tensor
+from wasmetal.ops.tensor import Tensor
 
 MAX_HEAD_DIM = 256
 """The attention kernels keep a query and their partial sums in group memory of this size."""
@@ -64,7 +65,7 @@ def kv_append(
     check.separate("kv_append", v_pages, k=k, v=v, page_table=page_table, step=step)
     columns = kv_heads * head_dim
     rec.dispatch(
-        f"kv_append_{k_pages.dtype.name.lower()}",
+        f"kv_append_{k_pages.dtype.suffix}",
         (k, v, k_pages, v_pages, page_table, step),
         -(-rows * columns // 4 // THREADS),
         rows=rows,
@@ -106,7 +107,7 @@ def attention(
     check.step("attention", step)
     check.separate("attention", out, q=q, k_pages=k_pages, v_pages=v_pages, page_table=page_table, step=step)
     rec.dispatch(
-        f"attention_{k_pages.dtype.name.lower()}",
+        f"attention_{k_pages.dtype.suffix}",
         (q, k_pages, v_pages, page_table, step, out),
         rows * heads,
         rows=rows,

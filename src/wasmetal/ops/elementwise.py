@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from wasmetal.kernels.catalog import THREADS
+from wasmetal.kernels.dtypes import DType
 from wasmetal.ops import preconditions as check
 from wasmetal.ops.recorder import Recorder
-from wasmetal.ops.tensor import DType, Tensor
+from wasmetal.ops.tensor import Tensor
 
 
 def add(rec: Recorder, a: Tensor, b: Tensor, out: Tensor) -> None:

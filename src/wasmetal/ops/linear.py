@@ -9,11 +9,10 @@ from collections.abc import Iterator
 
 from wasmetal.errors import OpError
 from wasmetal.kernels.catalog import THREADS
+from wasmetal.kernels.dtypes import WEIGHTS, DType
 from wasmetal.ops import preconditions as check
 from wasmetal.ops.recorder import Recorder
-from wasmetal.ops.tensor import DType, Tensor
-
-WEIGHTS = (DType.F32, DType.F16, DType.Q8_0, DType.Q4_0, DType.Q4_1)
+from wasmetal.ops.tensor import Tensor
 
 GEMV_COLUMNS = 8
 """Columns that a thread of the matrix-vector kernels takes at a time; other widths use the matrix-matrix kernels."""
@@ -28,7 +27,7 @@ def linear(
 ) -> None:
     """out = x weightᵀ, added to what ``out`` holds where ``accumulate``. Raises OpError.
 
-    x f32 [T, K] and out f32 [T, N], rows may be strided; weight [N, K] F32, F16, Q8_0, Q4_0 or Q4_1. Accumulates in
+    x f32 [T, K] and out f32 [T, N], rows may be strided; weight [N, K] of any weight type. Accumulates in
     float32. A single row takes the matrix-vector kernel, more take the matrix-matrix one.
     """
     check.dtypes("linear", (DType.F32,), x=x, out=out)
@@ -41,7 +40,7 @@ def linear(
     check.packed("linear", weight=weight)
     check.separate("linear", out, x=x, weight=weight)
     step, offset = check.optional_step("linear", step, out, stand_in=x)
-    kind = weight.dtype.name.lower()
+    kind = weight.dtype.suffix
     for begin, end in _bindable_rows(rec, "linear", weight):
         some_weight, some_out = weight.rows(begin, end), out.columns(begin, end)
         if rows == 1 and k % GEMV_COLUMNS == 0:
@@ -74,7 +73,7 @@ def linear(
 def embed(rec: Recorder, table: Tensor, ids: Tensor, out: Tensor, *, step: Tensor | None = None) -> None:
     """out[t] = table[ids[t]]; ids, as unsigned numbers, are clamped to the table. Raises OpError.
 
-    table [V, K] F32, F16, Q8_0, Q4_0 or Q4_1; ids I32 [T]; out f32 [T, K], rows may be strided.
+    table [V, K] of any weight type; ids I32 [T]; out f32 [T, K], rows may be strided.
     """
     check.dtypes("embed", WEIGHTS, table=table)
     check.dtypes("embed", (DType.I32,), ids=ids)
@@ -88,7 +87,7 @@ def embed(rec: Recorder, table: Tensor, ids: Tensor, out: Tensor, *, step: Tenso
     step, offset = check.optional_step("embed", step, out, stand_in=ids)
     for begin, end in _bindable_rows(rec, "embed", table):
         rec.dispatch(
-            f"embed_{table.dtype.name.lower()}",
+            f"embed_{table.dtype.suffix}",
             (table.rows(begin, end), ids, out, step),
             rows,
             rows=rows,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from wasmetal.kernels.dtypes import DType
 from wasmetal.ops import preconditions as check
 from wasmetal.ops.recorder import Recorder
-from wasmetal.ops.tensor import DType, Tensor
+from wasmetal.ops.tensor import Tensor
 
 MATMUL_TILE = 64
 """Rows and columns of the output that a group of threads computes (``matmul.slang``)."""
@@ -30,7 +31,7 @@ def matmul(
     _, _, _, out_strides = _operand("out", out, False)
     check.separate("matmul", out, a=a, b=b)
     rec.dispatch(
-        f"{rec.product('matmul')}_{a.dtype.name.lower()}_{out.dtype.name.lower()}",
+        f"{rec.product('matmul')}_{a.dtype.suffix}_{out.dtype.suffix}",
         (a, b, out),
         batch * -(-m // MATMUL_TILE) * -(-n // MATMUL_TILE),
         batch=batch,

@@ -6,7 +6,8 @@ import math
 
 from wasmetal.errors import OpError
 from wasmetal.kernels.catalog import NO_STEP
-from wasmetal.ops.tensor import DType, Tensor
+from wasmetal.kernels.dtypes import DType
+from wasmetal.ops.tensor import Tensor
 
 
 def require(condition: bool, message: str) -> None:

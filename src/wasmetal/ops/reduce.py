@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from wasmetal.kernels.dtypes import DType
 from wasmetal.ops import preconditions as check
 from wasmetal.ops.recorder import Recorder
-from wasmetal.ops.tensor import DType, Tensor
+from wasmetal.ops.tensor import Tensor
 
 
 def rms_norm(rec: Recorder, x: Tensor, weight: Tensor, out: Tensor, eps: float, *, step: Tensor | None = None) -> None:

@@ -4,54 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from enum import Enum
 
 from wasmetal.device.base import Buffer
 from wasmetal.errors import OpError
+from wasmetal.kernels.dtypes import DType
 
 ALIGNMENT = 16
 """Tensors begin at a multiple of this many bytes in their buffer, so that kernels can load 16 bytes at a time."""
-
-
-class DType(Enum):
-    """Element types. The numbers are ggml's, so that a GGUF file's types and a guest's need no translation.
-
-    Quantized types store each row as blocks of 32 weights in GGUF's own byte layout.
-    """
-
-    F32 = 0
-    F16 = 1
-    Q4_0 = 2
-    Q4_1 = 3
-    Q8_0 = 8
-    I32 = 26
-
-    @property
-    def block(self) -> tuple[int, int]:
-        """(elements in a block, bytes in a block)."""
-        return _BLOCKS[self]
-
-    @property
-    def quantized(self) -> bool:
-        """True for the block types, which only weights can have."""
-        return self.block[0] > 1
-
-    def row_bytes(self, elements: int) -> int:
-        """Bytes of a row of ``elements``. Raises OpError where it is no whole number of blocks."""
-        per_block, nbytes = self.block
-        if elements % per_block:
-            raise OpError(f"a row of {elements} elements is no whole number of {self.name} blocks of {per_block}")
-        return elements // per_block * nbytes
-
-
-_BLOCKS = {
-    DType.F32: (1, 4),
-    DType.F16: (1, 2),
-    DType.Q4_0: (32, 18),
-    DType.Q4_1: (32, 20),
-    DType.Q8_0: (32, 34),
-    DType.I32: (1, 4),
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from wasmetal.device.metal.pipeline import Pipelines
 from wasmetal.device.metal.queue import Queue
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import CATALOG, NO_STEP, Kernel
+from wasmetal.kernels.dtypes import DType
 from wasmetal.kernels.reference import KERNELS
-from wasmetal.kernels.reference.blocks import row_bytes
 
 ROWS, COLUMNS, DEPTH = 37, 71, 96
 """Of the products: one group's tile and a piece of another's, which end within a matrix, in several steps along k."""
@@ -94,4 +94,4 @@ def _random(kind: str, rows: int) -> Bytes:
     if kind in _FLOATS:
         return random.standard_normal(rows * DEPTH).astype(_FLOATS[kind]).view(np.uint8)
     # Bytes below 0x3c, of which no pair is a float16 beyond 1, whichever bytes of a block its scales are.
-    return random.integers(0, 0x3C, rows * row_bytes(kind, DEPTH), np.uint8)
+    return random.integers(0, 0x3C, rows * DType[kind.upper()].row_bytes(DEPTH), np.uint8)

@@ -63,10 +63,9 @@ def kv_append(
     keys = rows(k, p.k_offset, p.rows, p.columns, p.k_stride)
     values = rows(v, p.v_offset, p.rows, p.columns, p.v_stride)
     pool = (p.pages * p.page_size, p.columns)
-    key_pool, value_pool = (
-        array(k_pages, p.k_pages_offset * 4, pool, dtype),
-        array(v_pages, p.v_pages_offset * 4, pool, dtype),
-    )
+    vector = 4 * np.dtype(dtype).itemsize  # The pools are bound as vectors of four elements.
+    key_pool: NDArray[Any] = array(k_pages, p.k_pages_offset * vector, pool, dtype)
+    value_pool: NDArray[Any] = array(v_pages, p.v_pages_offset * vector, pool, dtype)
     key, value = keys[0], values[0]
     slots, state = _Slots(p, page_table), words(step, p.step_offset, 4)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from wasmetal.kernels.dtypes import DType
 from wasmetal.kernels.reference.views import F32, Bytes
 
 Expand = Callable[[Bytes], F32]
@@ -57,17 +58,11 @@ def _nibbles(quants: Bytes) -> NDArray[np.uint8]:
     return np.concatenate((quants & 15, quants >> 4), axis=-1)
 
 
-FORMATS: dict[str, tuple[Expand, int, int]] = {
-    "f32": (f32, 1, 4),
-    "f16": (f16, 1, 2),
-    "q8_0": (q8_0, 32, 34),
-    "q4_0": (q4_0, 32, 18),
-    "q4_1": (q4_1, 32, 20),
+EXPAND: dict[DType, Expand] = {
+    DType.F32: f32,
+    DType.F16: f16,
+    DType.Q8_0: q8_0,
+    DType.Q4_0: q4_0,
+    DType.Q4_1: q4_1,
 }
-"""By kernel suffix: (expansion, weights in a block, bytes in a block)."""
-
-
-def row_bytes(kind: str, columns: int) -> int:
-    """Bytes of a row."""
-    _, weights, nbytes = FORMATS[kind]
-    return columns // weights * nbytes
+"""The expansion of each weight format."""

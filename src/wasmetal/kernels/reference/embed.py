@@ -8,14 +8,15 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from wasmetal.kernels.reference.blocks import FORMATS, row_bytes
+from wasmetal.kernels.dtypes import DType
+from wasmetal.kernels.reference.blocks import EXPAND
 from wasmetal.kernels.reference.views import Bytes, active_rows, array, rows
 
 
-def embed(kind: str, p: SimpleNamespace, table: Bytes, ids: Bytes, out: Bytes, step: Bytes) -> Callable[[], None]:
+def embed(dtype: DType, p: SimpleNamespace, table: Bytes, ids: Bytes, out: Bytes, step: Bytes) -> Callable[[], None]:
     """out[t] = table[ids[t]], for the ids whose rows are bound; ids past the table count as its last row."""
-    expand = FORMATS[kind][0]
-    source = array(table, p.table_offset * 4, (p.bound_rows, row_bytes(kind, p.columns)), np.uint8)
+    expand = EXPAND[dtype]
+    source = array(table, p.table_offset * 4, (p.bound_rows, dtype.row_bytes(p.columns)), np.uint8)
     indices = array(ids, p.ids_offset * 4, (p.rows,), np.uint32)
     target = rows(out, p.out_offset, p.rows, p.columns, p.out_stride)
     active = active_rows(p, step)
@@ -30,4 +31,4 @@ def embed(kind: str, p: SimpleNamespace, table: Bytes, ids: Bytes, out: Bytes, s
     return run
 
 
-KERNELS = {f"embed_{kind}": partial(embed, kind) for kind in FORMATS}
+KERNELS = {f"embed_{dtype.suffix}": partial(embed, dtype) for dtype in EXPAND}

@@ -8,21 +8,22 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from wasmetal.kernels.reference.blocks import FORMATS, row_bytes
+from wasmetal.kernels.dtypes import DType
+from wasmetal.kernels.reference.blocks import EXPAND
 from wasmetal.kernels.reference.views import F32, Bytes, active_rows, array, rows
 
 _CHUNK = 1 << 20
 """Weights expanded at a time: they stay in the cache, and no second copy of a model is ever made."""
 
 
-def gemv(kind: str, p: SimpleNamespace, weight: Bytes, x: Bytes, out: Bytes, step: Bytes) -> Callable[[], None]:
+def gemv(dtype: DType, p: SimpleNamespace, weight: Bytes, x: Bytes, out: Bytes, step: Bytes) -> Callable[[], None]:
     """Matrix-vector product: out (+)= weight x."""
     vector = array(x, p.x_offset * 16, (p.k,))
     result = array(out, p.out_offset * 4, (p.n,))
     p.rows = 1
     active = active_rows(p, step)
 
-    if kind == "f32":
+    if dtype is DType.F32:
         matrix = array(weight, p.weight_offset * 16, (p.n, p.k))
         product = np.empty(p.n, np.float32) if p.accumulate else result
         dot, add, accumulate = np.dot, np.add, p.accumulate
@@ -35,8 +36,8 @@ def gemv(kind: str, p: SimpleNamespace, weight: Bytes, x: Bytes, out: Bytes, ste
 
         return run_f32
 
-    unit = 16 if kind == "f16" else 4
-    chunks = _expander(kind, weight, p.weight_offset * unit, p.n, p.k)
+    unit = 4 if dtype.quantized else 16
+    chunks = _expander(dtype, weight, p.weight_offset * unit, p.n, p.k)
 
     def run() -> None:
         if active():
@@ -46,12 +47,12 @@ def gemv(kind: str, p: SimpleNamespace, weight: Bytes, x: Bytes, out: Bytes, ste
     return run
 
 
-def gemm(kind: str, p: SimpleNamespace, x: Bytes, weight: Bytes, out: Bytes, step: Bytes) -> Callable[[], None]:
+def gemm(dtype: DType, p: SimpleNamespace, x: Bytes, weight: Bytes, out: Bytes, step: Bytes) -> Callable[[], None]:
     """Matrix-matrix product: out (+)= x weightᵀ."""
     source = rows(x, p.x_offset, p.rows, p.k, p.x_stride)
     target = rows(out, p.out_offset, p.rows, p.n, p.out_stride)
     active = active_rows(p, step)
-    chunks = _expander(kind, weight, p.weight_offset * 4, p.n, p.k)
+    chunks = _expander(dtype, weight, p.weight_offset * 4, p.n, p.k)
 
     def run() -> None:
         n = active()
@@ -64,11 +65,11 @@ def gemm(kind: str, p: SimpleNamespace, x: Bytes, weight: Bytes, out: Bytes, ste
     return run
 
 
-def _expander(kind: str, weight: Bytes, offset: int, n: int, k: int) -> Callable[[], Iterator[tuple[slice, F32]]]:
+def _expander(dtype: DType, weight: Bytes, offset: int, n: int, k: int) -> Callable[[], Iterator[tuple[slice, F32]]]:
     """The matrix as float32, a chunk of rows at a time: (which rows, their weights)."""
-    expand = FORMATS[kind][0]
-    data = array(weight, offset, (n, row_bytes(kind, k)), np.uint8)
-    count = n if kind == "f32" else max(1, _CHUNK // k)
+    expand = EXPAND[dtype]
+    data = array(weight, offset, (n, dtype.row_bytes(k)), np.uint8)
+    count = n if dtype is DType.F32 else max(1, _CHUNK // k)
 
     def chunks() -> Iterator[tuple[slice, F32]]:
         for begin in range(0, n, count):
@@ -78,6 +79,6 @@ def _expander(kind: str, weight: Bytes, offset: int, n: int, k: int) -> Callable
     return chunks
 
 
-KERNELS = {f"gemv_{kind}": partial(gemv, kind) for kind in FORMATS} | {
-    f"gemm_{kind}": partial(gemm, kind) for kind in FORMATS
+KERNELS = {f"gemv_{dtype.suffix}": partial(gemv, dtype) for dtype in EXPAND} | {
+    f"gemm_{dtype.suffix}": partial(gemm, dtype) for dtype in EXPAND
 }

@@ -25,8 +25,8 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from wasmetal.errors import ModelError, OpError
+from wasmetal.kernels.dtypes import BY_NUMBER, WEIGHTS, DType
 from wasmetal.memory import FilePages
-from wasmetal.ops.tensor import DType
 
 MAX_HEADER = 64 << 20
 """Bytes that metadata and tensor descriptions may take; the largest vocabularies in use need about 20 MiB."""
@@ -47,7 +47,6 @@ _SCALARS = {
     GGUFValueType.INT64: "<q",
     GGUFValueType.FLOAT64: "<d",
 }
-_WEIGHTS = tuple(t for t in DType if t is not DType.I32)
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -169,11 +168,10 @@ class GGUFFile:
 
     def _measure(self, name: str, shape: tuple[int, ...], kind: int) -> tuple[DType, int]:
         """The type of a tensor and its length in bytes, in Python's integers, which no product overflows."""
-        try:
-            dtype = DType(kind)
-        except ValueError:
-            supported = ", ".join(t.name for t in _WEIGHTS)
-            raise self.error(f"tensor {_quote(name)} is of type {_type_name(kind)}; supported: {supported}") from None
+        dtype = BY_NUMBER.get(kind)
+        if dtype is None:
+            supported = ", ".join(t.name for t in WEIGHTS)
+            raise self.error(f"tensor {_quote(name)} is of type {_type_name(kind)}; supported: {supported}")
         try:
             if min(shape) < 1:
                 raise OpError(f"shape {shape} is empty")

@@ -1,0 +1,59 @@
+"""Element types: the one table of their ggml numbers and block layouts, which everything else reads."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from wasmetal.errors import OpError
+
+
+class DType(Enum):
+    """An element type: (ggml's number for it, elements in a block, bytes of a block).
+
+    The numbers are those of ``enum ggml_type``, so that the types of a GGUF file and of a guest need no translation.
+    Quantized types store each row as blocks in GGUF's own byte layout (``weights.slang`` describes each).
+    """
+
+    F32 = 0, 1, 4
+    F16 = 1, 1, 2
+    Q4_0 = 2, 32, 18
+    Q4_1 = 3, 32, 20
+    Q8_0 = 8, 32, 34
+    I32 = 26, 1, 4
+
+    _value_: int
+    block: tuple[int, int]
+    """(elements in a block, bytes of a block)."""
+
+    def __new__(cls, number: int, elements: int, nbytes: int) -> DType:  # noqa: D102
+        member = object.__new__(cls)
+        member._value_ = number
+        member.block = (elements, nbytes)
+        return member
+
+    @property
+    def quantized(self) -> bool:
+        """True for the block types, which only weights can have."""
+        return self.block[0] > 1
+
+    @property
+    def suffix(self) -> str:
+        """What the names of kernels that read this type end with."""
+        return self.name.lower()
+
+    def row_bytes(self, elements: int) -> int:
+        """Bytes of a row of ``elements``. Raises OpError if that is not a whole number of blocks."""
+        per_block, nbytes = self.block
+        if elements % per_block:
+            raise OpError(f"a row of {elements} elements is not a whole number of {self.name} blocks of {per_block}")
+        return elements // per_block * nbytes
+
+
+BY_NUMBER = {dtype.value: dtype for dtype in DType}
+"""The types by ggml's numbers."""
+
+WEIGHTS = tuple(dtype for dtype in DType if dtype is not DType.I32)
+"""The types that weights can have: every ``embed``, ``gemv`` and ``gemm`` kernel exists for each."""
+
+FLOATS = (DType.F32, DType.F16)
+"""The types that operands of ``matmul`` and the pages of a KV cache can have."""
