@@ -132,15 +132,15 @@ def test_which_products_are_large(metal: Device, bench: Bench) -> None:
 
 
 def test_which_products_mps_does_not_have(metal: Device, bench: Bench) -> None:
-    """Recorded only: with a step, in batches, of operands of two types, of rows that are not aligned."""
+    """Recorded only: with batch metadata, in batches, of operands of two types, of rows that are not aligned."""
     square = SIDE, SIDE
     assert matmul_of(bench, *square, SIDE, gap=4) == expected(metal)
     assert matmul_of(bench, *square, SIDE, gap=3) == 0
     assert matmul_of(bench, *square, SIDE, dtype=DType.F16, gap=4) == 0
     x, weight, out, half = bench.empty(*square), bench.empty(*square), bench.empty(*square), DType.F16
-    step = bench.step(SIDE)
+    batch = bench.batch(SIDE)
     assert products(record(bench, lambda rec: ops.linear(rec, x, weight, out))) == expected(metal)
-    assert products(record(bench, lambda rec: ops.linear(rec, x, weight, out, step=step))) == 0
+    assert products(record(bench, lambda rec: ops.linear(rec, x, weight, out, batch=batch))) == 0
     halves = bench.empty(*square, dtype=half)
     assert products(record(bench, lambda rec: ops.linear(rec, x, halves, out))) == 0
     assert products(record(bench, lambda rec: ops.matmul(rec, x, weight, halves))) == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metal.shim import ShimCompileError, ShimError, compile_library
-from wasmetal.kernels.catalog import CATALOG, NO_STEP
+from wasmetal.kernels.catalog import CATALOG, NO_BATCH
 
 HEADER = "#include <metal_stdlib>\nusing namespace metal;\n"
 ARGUMENTS = (
@@ -223,9 +223,9 @@ def run_rows(name, library):
     rows, columns = 3, 300
     x, out, weight = np.ones((rows, columns), np.float32), np.zeros((rows, columns), np.float32), np.ones(columns)
     fields = {"rows": rows, "columns": columns, "x_stride": columns, "out_stride": columns, "eps": 1e-5}
-    fields |= {f"{buffer.name}_offset": 0 for buffer in kernel.buffers} | {"step_offset": NO_STEP}
+    fields |= {f"{buffer.name}_offset": 0 for buffer in kernel.buffers} | {"batch_offset": NO_BATCH}
     params = kernel.pack(**{field: fields[field] for field, _ in kernel.params})
-    arrays = {"x": x, "out": out, "weight": weight.astype(np.float32), "step": x}
+    arrays = {"x": x, "out": out, "weight": weight.astype(np.float32), "batch": x}
     bound = [np.frombuffer(params, np.uint8), *(arrays[buffer.name] for buffer in kernel.buffers)]
     buffers = {i: (array.ctypes.data, array.nbytes) for i, array in enumerate(bound)}
     library.functions[name].run(buffers, (rows, 1, 1), kernel.threads)

@@ -1,4 +1,4 @@
-"""The Llama forward pass in NumPy float64, written for clarity alone and sharing no code with wasmetal."""
+"""The forward pass of Llama and Qwen2 in NumPy float64, written for clarity alone and sharing no code with wasmetal."""
 
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ def logits_of(path: Path, tokens: list[int]) -> Array:
         for t in file.tensors
     }
 
+    architecture = file.fields["general.architecture"].contents()
+
     def field(name: str, default: Any = None) -> Any:
-        found = file.fields.get(f"llama.{name}")
+        found = file.fields.get(f"{architecture}.{name}")
         return found.contents() if found else default
 
     heads, kv_heads, dim = (field(n) for n in ("attention.head_count", "attention.head_count_kv", "embedding_length"))
@@ -32,10 +34,17 @@ def logits_of(path: Path, tokens: list[int]) -> Array:
         return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon) * weights[name]
 
     def rotate(x: Array) -> Array:
-        """x [tokens, heads, head_dim]: each pair (2i, 2i + 1) is a complex number, turned by its position's angle."""
+        """x [tokens, heads, head_dim]: each pair is a complex number, turned by its position's angle.
+
+        Pairs are (2i, 2i + 1) in a llama, (i, i + head_dim / 2) in a qwen2.
+        """
         frequency = field("rope.freq_base") ** (-np.arange(0, head_dim, 2) / head_dim)
         frequency = frequency / field("rope.scaling.factor", 1.0) / weights.get("rope_freqs", 1.0)
         turn = np.exp(1j * np.arange(count)[:, None] * frequency)[:, None]
+        if architecture == "qwen2":
+            half = head_dim // 2
+            turned = (x[..., :half] + 1j * x[..., half:]) * turn
+            return np.concatenate([turned.real, turned.imag], axis=-1)
         turned = (x[..., 0::2] + 1j * x[..., 1::2]) * turn
         return np.stack([turned.real, turned.imag], axis=-1).reshape(x.shape)
 
@@ -43,9 +52,10 @@ def logits_of(path: Path, tokens: list[int]) -> Array:
     for i in range(field("block_count")):
         w = {name: weights[f"blk.{i}.{name}"] for name in ("attn_q", "attn_k", "attn_v", "attn_output")}
         h = norm(x, f"blk.{i}.attn_norm")
-        q = rotate((h @ w["attn_q"].T).reshape(count, heads, head_dim))
-        k = rotate((h @ w["attn_k"].T).reshape(count, kv_heads, head_dim))
-        v = (h @ w["attn_v"].T).reshape(count, kv_heads, head_dim)
+        b = [weights.get(f"blk.{i}.attn_{kind}.bias", 0.0) for kind in "qkv"]
+        q = rotate((h @ w["attn_q"].T + b[0]).reshape(count, heads, head_dim))
+        k = rotate((h @ w["attn_k"].T + b[1]).reshape(count, kv_heads, head_dim))
+        v = (h @ w["attn_v"].T + b[2]).reshape(count, kv_heads, head_dim)
         attended = np.empty((count, heads, head_dim))
         for head in range(heads):
             shared = head // (heads // kv_heads)

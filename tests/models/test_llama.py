@@ -19,7 +19,7 @@ from wasmetal.device.cpu import CpuDevice
 from wasmetal.device.cpu.device import CpuBuffer
 from wasmetal.errors import DeviceError, ModelError, OutOfDeviceMemoryError, WasmetalError
 from wasmetal.models import Model, load_model
-from wasmetal.models.architectures.llama import LlamaConfig, rope_table
+from wasmetal.models.architectures.decoder import DecoderConfig, rope_table
 from wasmetal.models.files.gguf import GGUFFile
 
 TOLERANCE = 1e-5
@@ -44,6 +44,8 @@ def tokens(count: int, seed: int = 0) -> list[int]:
         {"rope_scaling": "llama3"},
         {"heads": 1, "kv_heads": 1, "head_dim": 32, "blocks": 1},
         {"heads": 7, "kv_heads": 7, "head_dim": 32, "blocks": 3, "hidden": 32},
+        {"architecture": "qwen2", "qtype": "Q8_0", "value_qtype": "F16"},
+        {"architecture": "qwen2", "heads": 3, "kv_heads": 1, "head_dim": 32, "tied": False},
     ],
     ids=lambda options: "-".join(f"{key}={value}" for key, value in options.items()),
 )
@@ -96,7 +98,7 @@ def test_a_gpu_holds_weights_in_their_blocks(vulkan: Device, tmp_path: Path) -> 
 
 def test_rope_table_far_out(tmp_path: Path) -> None:
     """Angles of positions in the hundred thousands, which float32 arithmetic would get wrong by 1e-2."""
-    config = LlamaConfig.from_gguf(GGUFFile(write_tiny_llama(tmp_path / "tiny.gguf")))
+    config = DecoderConfig.from_gguf(GGUFFile(write_tiny_llama(tmp_path / "tiny.gguf")), "llama")
     table = rope_table(config, 200_001, None)
     assert table.shape == (200_001, 8, 2)
     for pair in range(8):
@@ -150,7 +152,7 @@ def text(name: str, value: str) -> Edit:
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (text("general.architecture", "mamba"), "the architecture 'mamba' is not supported; supported: llama"),
+        (text("general.architecture", "mamba"), "the architecture 'mamba' is not supported; supported: llama, qwen2"),
         (text("llama.rope.scaling.type", "yarn"), "RoPE scaling 'yarn' is not supported; supported: none, linear"),
         (integer("llama.expert_count", 8), "mixtures of experts are not supported"),
         (integer("llama.attention.value_length", 8), "keys and values of different lengths"),
@@ -160,7 +162,7 @@ def text(name: str, value: str) -> Edit:
         (integer("llama.attention.key_length", 6), "lengths must be multiples of 4"),
         (integer("llama.attention.key_length", 32), r"attn_q.weight is Q4_1 \(96, 96\); \(192, 96\) is expected"),
         (integer("llama.block_count", 3), "the tensor blk.2.attn_norm.weight is missing"),
-        (integer("llama.block_count", 1), "the tensor blk.1.*is not supported in a llama"),
+        (integer("llama.block_count", 1), "the tensor blk.1.*is not supported in the architecture llama"),
         (integer("llama.rope.dimension_count", 32), "RoPE over 32 elements of a head of 16"),
         (integer("llama.rope.dimension_count", 5), "RoPE over 5 elements"),
         (integer("llama.context_length", 0), "llama.context_length is 0"),

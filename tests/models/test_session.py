@@ -92,7 +92,7 @@ def test_truncate(model: Model, length: int) -> None:
         session.forward(range(60, 100), None)
         session.truncate(length)
         assert session.length == length
-        assert len(session._pages) == -(-length // PAGE_SIZE)
+        assert len(session.pages) == -(-length // PAGE_SIZE)
         np.testing.assert_array_equal(step(session, 7, 8), step(straight, 7, 8))
 
 
@@ -131,7 +131,7 @@ def test_pages_that_are_scattered(model: Model) -> None:
         with parent.fork() as child:
             for session in (straight, child):
                 session.forward([4] * 40, None)
-            assert np.diff(child._pages).tolist() != [1, 1]
+            assert np.diff(child.pages).tolist() != [1, 1]
             state = child.save()
             assert state == straight.save()
             expected = step(straight, 5)
@@ -226,7 +226,7 @@ def test_the_cache_is_full_and_nothing_changes(model: Model) -> None:
             three.forward([4] * 60, None)
         with pytest.raises(OutOfDeviceMemoryError, match=r"no room for 256 more tokens \(32 of 512 are free\)"):
             three.restore(state)
-        assert (three.length, len(three._pages)) == (30, 1)
+        assert (three.length, len(three.pages)) == (30, 1)
         with three.fork() as child, pytest.raises(OutOfDeviceMemoryError, match="no room for 32 more tokens"):
             child.forward([4], None)  # there is no page for the copy that it needs
         one.restore(state)  # in the place of what it holds
@@ -300,7 +300,7 @@ def test_logits_of_another_kind_are_refused(on_cpu: Model) -> None:
         for wrong in (Tensor(buffer, 0, DType.F32, (273,)), Tensor(buffer, 0, DType.I32, (274,))):
             with pytest.raises(OpError):
                 session.forward(PROMPT, wrong)
-        assert (session.length, session._pages) == (0, [])
+        assert (session.length, session.pages) == (0, [])
 
 
 def test_threads_do_not_disturb_each_other(model: Model) -> None:

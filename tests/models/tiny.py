@@ -1,4 +1,4 @@
-"""A tiny random Llama in GGUF, small enough that every test can write its own.
+"""A tiny random Llama (or another decoder) in GGUF, small enough that every test can write its own.
 
 Its vocabulary is a working byte-level BPE (256 bytes, a few merges, four control tokens) with a ChatML template, so
 that a tokenizer, a chat and a guest can run on it. What it says is noise.
@@ -61,6 +61,7 @@ def add_tokenizer(w: gguf.GGUFWriter, tokens: list[str]) -> None:
 def write_tiny_llama(
     path: str | Path,
     *,
+    architecture: str = "llama",
     qtype: str = "Q4_1",
     value_qtype: str | None = None,
     seed: int = 0,
@@ -75,15 +76,16 @@ def write_tiny_llama(
 ) -> Path:
     """Write the file and return its path.
 
-    ``qtype`` (F32, F16, Q8_0, Q4_0, Q4_1) is the type of every matrix, except that of attn_v and ffn_up where
-    ``value_qtype`` gives another. ``rope_scaling``: "none", "linear" (factor 4) or "llama3" (a tensor of factors).
+    ``qtype`` (any that weights can have) is the type of every matrix, except that of attn_v and ffn_up if
+    ``value_qtype`` gives another. ``architecture``: "llama", or "qwen2", which has biases on queries, keys and values.
+    ``rope_scaling``: "none", "linear" (factor 4) or "llama3" (a tensor of factors).
     """
     path = Path(path)
     rng = np.random.default_rng(seed)
     dim = heads * head_dim
     tokens = vocabulary()
 
-    w = gguf.GGUFWriter(path, "llama")
+    w = gguf.GGUFWriter(path, architecture)
     w.add_name("Tiny random Llama")
     w.add_context_length(context)
     w.add_embedding_length(dim)
@@ -118,6 +120,9 @@ def write_tiny_llama(
         matrix(block + "attn_q.weight", heads * head_dim, dim)
         matrix(block + "attn_k.weight", kv_heads * head_dim, dim)
         matrix(block + "attn_v.weight", kv_heads * head_dim, dim, value_qtype or qtype)
+        if architecture == "qwen2":
+            for kind, width in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
+                w.add_tensor(f"{block}attn_{kind}.bias", rng.standard_normal(width * head_dim).astype(np.float32))
         matrix(block + "attn_output.weight", dim, heads * head_dim)
         norm(block + "ffn_norm.weight")
         matrix(block + "ffn_gate.weight", hidden, dim)

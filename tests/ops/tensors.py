@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -59,8 +59,19 @@ class Bench:
         self._write(*self._before[-1])
         return tensor
 
-    def step(self, n_tokens: int, position: int = 0, last_row: int = 0) -> Tensor:
-        return self.put(np.array([n_tokens, position, last_row, 0]).astype(np.uint32).view(np.int32))
+    def batch(self, rows: int, valid: int | None = None, position: object = 0, sequence: object = 0) -> Tensor:
+        """Batch metadata for ``rows`` rows: ``position`` is the first row's, those of the others follow it, or every
+        row's; ``sequence`` is every row's, or each one's."""
+        table = np.zeros((1 + rows, 2), np.int64)
+        table[0, 0] = rows if valid is None else valid
+        table[1:, 0] = position + np.arange(rows) if isinstance(position, int) else position
+        table[1:, 1] = sequence
+        return self.put(table.astype(np.uint32).view(np.int32))
+
+    def sequences(self, tables: Sequence[Sequence[int]], lengths: Sequence[int]) -> Tensor:
+        """The lengths and page tables of sequences."""
+        rows = [[length, *table] for length, table in zip(lengths, tables, strict=True)]
+        return self.put(np.array(rows, np.int64).astype(np.uint32).view(np.int32))
 
     def run(self, record: Callable[[Recorder], None]) -> None:
         commands = self.device.record()

@@ -41,8 +41,8 @@ def test_rope(device, rows, heads, head_dim, pairs, interleaved):
     x = np.random.default_rng(1).standard_normal((rows, heads, head_dim)).astype(np.float32)
     table = angles(rows + 20, pairs)
     with Bench(device) as bench:
-        out, turns, step = bench.put(x, gap=2), bench.put(table), bench.step(rows, 11)
-        bench.run(lambda rec: ops.rope(rec, out, turns, step, interleaved=interleaved))
+        out, turns, batch = bench.put(x, gap=2), bench.put(table), bench.batch(rows, position=11)
+        bench.run(lambda rec: ops.rope(rec, out, turns, batch, interleaved=interleaved))
         want = rope(x, table, 11 + np.arange(rows), interleaved)
         assert_close(bench.get(out), want, 3e-7, 10.0)
         bench.only(out)
@@ -55,10 +55,10 @@ def test_rope_clamps_to_its_table(device, live, position, interleaved):
     x = np.random.default_rng(2).standard_normal((4, 2, 6)).astype(np.float32)
     table = angles(10, 3)
     count = live if live >= 0 else 4
-    positions = np.minimum(min(position % 2**32, 9) + np.arange(4), 9)
+    positions = np.minimum((position + np.arange(4)) % 2**32, 9)
     with Bench(device) as bench:
-        out, turns, step = bench.put(x), bench.put(table), bench.step(live, position)
-        bench.run(lambda rec: ops.rope(rec, out, turns, step, interleaved=interleaved))
+        out, turns, batch = bench.put(x), bench.put(table), bench.batch(4, live, position)
+        bench.run(lambda rec: ops.rope(rec, out, turns, batch, interleaved=interleaved))
         got = bench.get(out)
         assert_close(got[:count], rope(x, table, positions, interleaved)[:count], 3e-7, 10.0)
         assert (got[count:] == x[count:]).all()
@@ -66,31 +66,35 @@ def test_rope_clamps_to_its_table(device, live, position, interleaved):
 
 
 class Cache:
-    """A paged cache on a device, and the same in float64."""
+    """A pool of pages on a device, and the same in NumPy; sequences of which each has a page table and a length."""
 
-    def __init__(self, bench, dtype, pages, page_size, kv_heads, head_dim, table, rng):
+    def __init__(self, bench, dtype, pages, page_size, kv_heads, head_dim, tables, lengths, rng):
         kind = {DType.F32: np.float32, DType.F16: np.float16}[dtype]
         self.keys, self.values = rng.standard_normal((2, pages, page_size, kv_heads, head_dim)).astype(kind)
-        self.table = np.asarray(table)
+        self.tables = np.asarray(tables, np.int64) % 2**32
+        self.lengths = np.minimum(np.asarray(lengths, np.int64) % 2**32, self.tables.shape[1] * page_size)
         self.page_size, self.pages = page_size, pages
         self.k, self.v = bench.put(self.keys), bench.put(self.values)
-        self.page_table = bench.put(self.table.astype(np.int64).astype(np.uint32).view(np.int32))
+        self.sequences = bench.sequences(tables, lengths)
 
-    @property
-    def capacity(self):
-        return len(self.table) * self.page_size
+    def find(self, sequence):
+        """(a sequence's page table, its length), its number clamped as kernels clamp it."""
+        number = min(sequence % 2**32, len(self.tables) - 1)
+        return self.tables[number], int(self.lengths[number])
 
-    def slots(self, positions):
-        pages = np.minimum(self.table.astype(np.int64) % 2**32, self.pages - 1)[positions // self.page_size]
-        return pages, positions % self.page_size
+    def slots(self, table, positions):
+        return np.minimum(table, self.pages - 1)[positions // self.page_size], positions % self.page_size
 
 
-def attention(q, cache, position, scale):
+def attention(q, cache, positions, sequences, scale):
     rows, heads, head_dim = q.shape
-    position = min(position % 2**32, cache.capacity - 1)
     out = np.zeros(q.shape)
     for row in range(rows):
-        slots = cache.slots(np.arange(min(position + row + 1, cache.capacity)))
+        table, length = cache.find(sequences[row])
+        seen = min(positions[row] % 2**32 + 1, length)
+        if seen == 0:
+            continue
+        slots = cache.slots(table, np.arange(seen))
         for head in range(heads):
             kv_head = head * cache.keys.shape[2] // heads
             keys, values = (pool[slots][:, kv_head].astype(np.float64) for pool in (cache.keys, cache.values))
@@ -101,19 +105,21 @@ def attention(q, cache, position, scale):
 
 
 def check_attention(
-    device, dtype, rows, heads, kv_heads, head_dim, page_size, table, pages, position, live=None, gap=0
+    device, dtype, heads, kv_heads, head_dim, page_size, pages, tables, lengths, positions, sequences, valid, gap=0
 ):
+    rows = len(positions)
     rng = np.random.default_rng(rows + head_dim)
     q = rng.standard_normal((rows, heads, head_dim)).astype(np.float32)
-    count = rows if live is None or not 0 <= live <= rows else live
+    count = valid if 0 <= valid <= rows else rows
     with Bench(device) as bench:
-        cache = Cache(bench, dtype, pages, page_size, kv_heads, head_dim, table, rng)
+        cache = Cache(bench, dtype, pages, page_size, kv_heads, head_dim, tables, lengths, rng)
         queries, out = bench.put(q, gap=gap), bench.put(np.full((rows, heads * head_dim), 7, np.float32), gap=gap)
-        step = bench.step(rows if live is None else live, position)
+        batch = bench.batch(rows, valid, np.array(positions), np.array(sequences))
         scale = head_dim**-0.5
-        bench.run(lambda rec: ops.attention(rec, queries, cache.k, cache.v, cache.page_table, step, out, scale))
+        bench.run(lambda rec: ops.attention(rec, queries, cache.k, cache.v, batch, cache.sequences, out, scale))
         got = bench.get(out)
-        assert_close(got[:count], attention(q[:count], cache, position, scale), 1e-5, np.abs(cache.values).max())
+        want = attention(q[:count], cache, positions, sequences, scale)
+        assert_close(got[:count], want, 1e-5, np.abs(cache.values).max())
         assert (got[count:] == 7).all()
         bench.only(out)
 
@@ -135,7 +141,51 @@ def check_attention(
     ],
 )
 def test_attention(device, dtype, rows, heads, kv_heads, head_dim, page_size, table, pages, position):
-    check_attention(device, dtype, rows, heads, kv_heads, head_dim, page_size, table, pages, position, gap=4)
+    check_attention(
+        *(device, dtype, heads, kv_heads, head_dim, page_size, pages, [table], [position + rows]),
+        *(range(position, position + rows), [0] * rows, rows, 4),
+    )
+
+
+MIXED = ([3] * 5 + [0] + [2] * 7 + [1, 4], [*range(5), 20, *range(14, 21), 0, 33])
+"""Sequences and positions of 15 rows: two prompts, of which one goes on from position 14, and three that decode."""
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F16])
+def test_attention_of_mixed_sequences(device, dtype):
+    sequences, positions = MIXED
+    tables = [[7, 2, 11], [0, 6, 6], [2, 3, 4], [10, 7, 9], [5, 1, 8]]  # pages 2 and 7 are shared
+    check_attention(device, dtype, 6, 2, 20, 12, 12, tables, [21, 1, 21, 5, 34], positions, sequences, 15, 4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_attention_of_any_batch(device, data):
+    """Tables, lengths, positions and sequence numbers of any value."""
+    count, entries = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))
+    hostile = st.sampled_from(HOSTILE)
+    tables = [[data.draw(st.integers(0, 6) | hostile) for _ in range(entries)] for _ in range(count)]
+    lengths = [data.draw(st.integers(0, 60) | hostile) for _ in range(count)]
+    rows = data.draw(
+        st.lists(st.tuples(st.integers(0, 70) | hostile, st.integers(0, 4) | hostile), min_size=1, max_size=9)
+    )
+    positions, sequences = zip(*rows, strict=True)
+    page_size = data.draw(st.integers(1, 12))
+    check_attention(
+        device,
+        DType.F32,
+        4,
+        2,
+        8,
+        page_size,
+        5,
+        tables,
+        lengths,
+        positions,
+        sequences,
+        data.draw(st.integers(-2, 11)),
+        3,
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -147,11 +197,12 @@ def test_attention(device, dtype, rows, heads, kv_heads, head_dim, page_size, ta
     page_size=st.integers(1, 33),
     table=st.lists(st.integers(0, 6) | st.sampled_from(HOSTILE), min_size=1, max_size=8),
     position=st.integers(0, 300) | st.sampled_from(HOSTILE),
-    live=st.integers(-2, 11),
+    valid=st.integers(-2, 11),
 )
-def test_attention_over_any_table(device, rows, kv_heads, group, quads, page_size, table, position, live):
+def test_attention_over_any_table(device, rows, kv_heads, group, quads, page_size, table, position, valid):
     check_attention(
-        device, DType.F32, rows, kv_heads * group, kv_heads, 4 * quads, page_size, table, 5, position, live, gap=3
+        *(device, DType.F32, kv_heads * group, kv_heads, 4 * quads, page_size, 5, [table], [2**31 - 1]),
+        *(range(position, position + rows), [0] * rows, valid, 3),
     )
 
 
@@ -163,50 +214,75 @@ def test_attention_to_huge_scores(device):
     values = np.arange(32, dtype=np.float32).reshape(1, 8, 1, 4)
     with Bench(device) as bench:
         k, v, query = bench.put(keys), bench.put(values), bench.put(q)
-        table, step, out = bench.put(np.zeros(1, np.int32)), bench.step(1, 7), bench.empty(1, 4)
-        bench.run(lambda rec: ops.attention(rec, query, k, v, table, step, out, 1.0))
+        sequences, batch, out = bench.sequences([[0]], [8]), bench.batch(1, position=7), bench.empty(1, 4)
+        bench.run(lambda rec: ops.attention(rec, query, k, v, batch, sequences, out, 1.0))
         assert_close(bench.get(out), values[0, 4], 1e-6)
 
 
-@pytest.mark.parametrize("dtype", [DType.F32, DType.F16])
-@pytest.mark.parametrize(
-    ("rows", "live", "position"),
-    [(1, 1, 0), (1, 1, 29), (1, 0, 3), (5, 5, 8), (5, 3, 27), (5, 9, 28), (5, 5, -1), (1, 1, 30)],
-)
-def test_kv_append(device, dtype, rows, live, position):
-    rng = np.random.default_rng(3)
-    kv_heads, head_dim, table = 3, 12, [4, 0, 3]
+def check_kv_append(device, dtype, tables, lengths, positions, sequences, valid):
+    rng, rows = np.random.default_rng(3), len(positions)
+    kv_heads, head_dim, page_size = 3, 12, 10
     new_k, new_v = rng.standard_normal((2, rows, kv_heads, head_dim)).astype(np.float32)
     with Bench(device) as bench:
-        cache = Cache(bench, dtype, 5, 10, kv_heads, head_dim, table, rng)
-        k, v, step = bench.put(new_k, gap=1), bench.put(new_v, gap=2), bench.step(live, position)
-        bench.run(lambda rec: ops.kv_append(rec, k, v, cache.k, cache.v, cache.page_table, step))
-        positions = min(position % 2**32, cache.capacity) + np.arange(min(live, rows))
-        positions = positions[positions < cache.capacity]
+        cache = Cache(bench, dtype, 6, page_size, kv_heads, head_dim, tables, lengths, rng)
+        k, v = bench.put(new_k, gap=1), bench.put(new_v, gap=2)
+        batch = bench.batch(rows, valid, np.array(positions), np.array(sequences))
+        bench.run(lambda rec: ops.kv_append(rec, k, v, cache.k, cache.v, batch, cache.sequences))
         for pool, new, old in ((cache.k, new_k, cache.keys), (cache.v, new_v, cache.values)):
-            want = old.astype(np.float64)
-            want[cache.slots(positions)] = new[: len(positions)]
-            written = np.zeros(old.shape, bool)
-            written[cache.slots(positions)] = True
+            want, written = old.astype(np.float64), np.zeros(old.shape, bool)
+            for row in range(valid if 0 <= valid <= rows else rows):
+                table, length = cache.find(sequences[row])
+                if positions[row] % 2**32 < length:
+                    slot = cache.slots(table, positions[row])
+                    want[slot], written[slot] = new[row], True
             got = bench.get(pool)
             assert (got[~written] == old[~written]).all()
             assert_close(got[written], want[written], 0 if dtype is DType.F32 else 2**-10)
         bench.only(cache.k, cache.v)
 
 
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F16])
+@pytest.mark.parametrize(
+    ("rows", "valid", "position", "length"),
+    [
+        (1, 1, 0, 1),
+        (1, 1, 29, 30),
+        (1, 0, 3, 30),
+        (5, 5, 8, 13),
+        (5, 3, 27, 30),
+        (5, 9, 28, 33),
+        (5, 5, -1, 30),
+        (1, 1, 30, 99),
+        (1, 1, 3, 3),
+        (5, 5, 2, 4),
+        (1, 1, 0, 0),
+    ],
+)
+def test_kv_append(device, dtype, rows, valid, position, length):
+    check_kv_append(device, dtype, [[4, 0, 3]], [length], range(position, position + rows), [0] * rows, valid)
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F16])
+def test_kv_append_of_mixed_sequences(device, dtype):
+    tables = [[0, 1], [5, 5], [2, 2], [3, 3]]
+    check_kv_append(device, dtype, tables, [13, 1, 9, 2], [*range(8, 13), 0, 8, 1, 0], [0] * 5 + [1, 2, 3, 3], 8)
+
+
 @settings(max_examples=20, deadline=None)
 @given(
-    table=st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=6),
+    tables=st.lists(st.tuples(*[st.integers(-(2**31), 2**31 - 1)] * 3), min_size=1, max_size=3),
+    length=st.integers(-(2**31), 2**31 - 1) | st.integers(0, 30),
     position=st.integers(-(2**31), 2**31 - 1) | st.integers(0, 30),
-    live=st.integers(-(2**31), 2**31 - 1) | st.integers(0, 9),
+    sequence=st.integers(-(2**31), 2**31 - 1) | st.integers(0, 3),
+    valid=st.integers(-(2**31), 2**31 - 1) | st.integers(0, 9),
 )
-def test_kv_append_stays_in_its_pages(device, table, position, live):
+def test_kv_append_stays_in_its_pages(device, tables, length, position, sequence, valid):
     rng = np.random.default_rng(4)
     with Bench(device) as bench:
-        cache = Cache(bench, DType.F32, 3, 5, 1, 4, table, rng)
+        cache = Cache(bench, DType.F32, 3, 5, 1, 4, tables, [length] * len(tables), rng)
         k, v = bench.put(np.ones((8, 1, 4), np.float32)), bench.put(np.ones((8, 1, 4), np.float32))
-        step = bench.step(live, position)
-        bench.run(lambda rec: ops.kv_append(rec, k, v, cache.k, cache.v, cache.page_table, step))
+        batch = bench.batch(8, valid, position, sequence)
+        bench.run(lambda rec: ops.kv_append(rec, k, v, cache.k, cache.v, batch, cache.sequences))
         bench.only(cache.k, cache.v)
 
 
@@ -216,22 +292,24 @@ def test_refusals(device):
         k, v, half = bench.empty(3, 5, 2, 8), bench.empty(3, 5, 2, 8), bench.empty(3, 5, 2, 8, dtype=DType.F16)
         new, odd = bench.empty(2, 2, 8), bench.empty(2, 2, 6)
         wide, wide_pages = bench.empty(1, 1, 260), bench.empty(1, 1, 1, 260)
-        table, step, turns = bench.empty(4, dtype=DType.I32), bench.step(1), bench.empty(9, 4, 2)
+        sequences, batch, turns = bench.sequences([[0, 1, 2]], [3]), bench.batch(2), bench.empty(9, 4, 2)
+        one = bench.batch(1)
         rec = ops.Recorder(device.info, device.record())
         inside = Tensor(k.buffer, k.offset + 32, DType.F32, (2, 2, 8))
         for refused in (
-            lambda: ops.attention(rec, q, k, half, table, step, out, 1.0),
-            lambda: ops.attention(rec, q, k, v, step, table, q.reshape(2, 32), 1.0),
-            lambda: ops.attention(rec, bench.empty(2, 3, 8), k, v, table, step, bench.empty(2, 24), 1.0),
-            lambda: ops.attention(rec, wide, wide_pages, wide_pages, table, step, bench.empty(1, 260), 1.0),
-            lambda: ops.attention(rec, q, k, v, table.rows(0, 3), table.rows(0, 3), out, 1.0),
-            lambda: ops.kv_append(rec, odd, odd, bench.empty(1, 5, 2, 6), bench.empty(1, 5, 2, 6), table, step),
-            lambda: ops.kv_append(rec, new, new, k, k, table, step),
-            lambda: ops.kv_append(rec, inside, new, k, v, table, step),
-            lambda: ops.kv_append(rec, new, odd, k, v, table, step),
-            lambda: ops.rope(rec, new, bench.empty(9, 5, 2), step, interleaved=True),
-            lambda: ops.rope(rec, new, bench.empty(9, 4, 3), step, interleaved=True),
-            lambda: ops.rope(rec, turns, turns, step, interleaved=True),
+            lambda: ops.attention(rec, q, k, half, batch, sequences, out, 1.0),
+            lambda: ops.attention(rec, q, k, v, sequences, batch, q.reshape(2, 32), 1.0),
+            lambda: ops.attention(rec, bench.empty(2, 3, 8), k, v, batch, sequences, bench.empty(2, 24), 1.0),
+            lambda: ops.attention(rec, wide, wide_pages, wide_pages, one, sequences, bench.empty(1, 260), 1.0),
+            lambda: ops.attention(rec, q, k, v, one, sequences, out, 1.0),
+            lambda: ops.kv_append(rec, odd, odd, bench.empty(1, 5, 2, 6), bench.empty(1, 5, 2, 6), batch, sequences),
+            lambda: ops.attention(rec, q, k, v, batch, bench.empty(3, 1, dtype=DType.I32), out, 1.0),
+            lambda: ops.kv_append(rec, new, new, k, k, batch, sequences),
+            lambda: ops.kv_append(rec, inside, new, k, v, batch, sequences),
+            lambda: ops.kv_append(rec, new, odd, k, v, batch, sequences),
+            lambda: ops.rope(rec, new, bench.empty(9, 5, 2), batch, interleaved=True),
+            lambda: ops.rope(rec, new, bench.empty(9, 4, 3), batch, interleaved=True),
+            lambda: ops.rope(rec, turns, turns, bench.batch(9), interleaved=True),
         ):
             with pytest.raises(OpError):
                 refused()

@@ -84,25 +84,15 @@ def test_silu_of_extremes(device):
 
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("live", [0, 1, 4, 5, 6, -1])
-def test_rows_past_the_step_stay(device, rows, live):
+def test_rows_that_are_not_valid_stay(device, rows, live):
     a = np.random.default_rng(2).standard_normal((rows, 33)).astype(np.float32)
     count = live if 0 <= live <= rows else rows  # -1, read as unsigned, is more than there are.
     with Bench(device) as bench:
-        x, y, out, step = bench.put(a), bench.put(a), bench.put(np.full_like(a, 7)), bench.step(live)
-        bench.run(lambda rec: ops.silu_mul(rec, x, y, out, step=step))
+        x, y, out, batch = bench.put(a), bench.put(a), bench.put(np.full_like(a, 7)), bench.batch(rows, live)
+        bench.run(lambda rec: ops.silu_mul(rec, x, y, out, batch=batch))
         got = bench.get(out)
         assert_close(got[:count], silu(a.astype(np.float64))[:count] * a[:count], 4e-6)
         assert (got[count:] == 7).all()
-
-
-@pytest.mark.parametrize(("last", "row"), [(0, 0), (3, 3), (6, 6), (7, 6), (-1, 6), (2**31 - 1, 6)])
-def test_copy_row(device, last, row):
-    a = np.random.default_rng(3).standard_normal((7, 129)).astype(np.float32)
-    with Bench(device) as bench:
-        x, out, step = bench.put(a, gap=3), bench.empty(1, 129), bench.step(1, 0, last)
-        bench.run(lambda rec: ops.copy_row(rec, x, out, step))
-        assert (bench.get(out)[0] == a[row]).all()
-        bench.only(out)
 
 
 def test_refusals(device):
@@ -117,8 +107,8 @@ def test_refusals(device):
             lambda: (
                 ops.add(rec, y, y, shifted) or ops.add(rec, shifted, y, Tensor(x.buffer, x.offset, DType.F32, (4, 7)))
             ),
-            lambda: ops.silu_mul(rec, left, left, x.columns(0, 8).columns(0, 4).rows(0, 4).columns(0, 4), step=ids),
-            lambda: ops.copy_row(rec, x, x.rows(0, 1), bench.step(1)),
+            lambda: ops.silu_mul(rec, left, left, x.columns(0, 8).columns(0, 4).rows(0, 4).columns(0, 4), batch=ids),
+            lambda: ops.silu_mul(rec, x, x, x, batch=bench.batch(3)),
         ):
             with pytest.raises(OpError):
                 refused()

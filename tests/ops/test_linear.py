@@ -26,8 +26,8 @@ def check_linear(device, dtype, rows, n, k, *, accumulate=False, live=None, gap=
     count = rows if live is None or not 0 <= live <= rows else live
     with Bench(device, max_binding_bytes) as bench:
         x, weight, out = bench.put(a, gap=gap), bench.put_weight(raw, dtype, k), bench.put(old, gap=gap)
-        step = None if live is None else bench.step(live)
-        bench.run(lambda rec: ops.linear(rec, x, weight, out, accumulate=accumulate, step=step))
+        batch = None if live is None else bench.batch(rows, live)
+        bench.run(lambda rec: ops.linear(rec, x, weight, out, accumulate=accumulate, batch=batch))
         got = bench.get(out)
         want = a.astype(np.float64) @ weights.T + accumulate * old
         scale = np.abs(a) @ np.abs(weights).T + np.abs(old)
@@ -69,7 +69,7 @@ def test_a_vocabulary(device, dtype):
 
 @pytest.mark.parametrize("dtype", WEIGHTS)
 @pytest.mark.parametrize(("rows", "live"), [(1, 0), (1, 1), (1, -1), (70, 0), (70, 1), (70, 64), (70, 65), (70, 71)])
-def test_rows_past_the_step_stay(device, dtype, rows, live):
+def test_rows_that_are_not_valid_stay(device, dtype, rows, live):
     check_linear(device, dtype, rows, 67, 64, live=live, accumulate=True)
 
 
@@ -105,8 +105,8 @@ def check_embed(device, dtype, ids, vocabulary, k, *, live=None, gap=0, max_bind
     with Bench(device, max_binding_bytes) as bench:
         table, numbers = bench.put_weight(raw, dtype, k), bench.put(ids.view(np.int32))
         out = bench.put(np.full((len(ids), k), 7, np.float32), gap=gap)
-        step = None if live is None else bench.step(live)
-        bench.run(lambda rec: ops.embed(rec, table, numbers, out, step=step))
+        batch = None if live is None else bench.batch(len(ids), live)
+        bench.run(lambda rec: ops.embed(rec, table, numbers, out, batch=batch))
         got = bench.get(out)
         want = weights[np.minimum(ids, vocabulary - 1)]
         assert_close(got[:count], want[:count], embed_tolerance(dtype), np.abs(want[:count]) + np.abs(weights).max())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from wasmetal import ops
 from wasmetal.errors import OpError
-from wasmetal.kernels.catalog import NO_STEP
+from wasmetal.kernels.catalog import NO_BATCH
 from wasmetal.ops import DType, Recorder, Tensor
 
 
@@ -67,11 +67,11 @@ def test_a_large_weight_is_split_into_bindable_rows(cpu):
         assert max(binding.nbytes for binding in bindings) <= 100_000
 
 
-def test_without_a_step_none_is_read(cpu):
+def test_without_batch_metadata_none_is_read(cpu):
     rec = recorder(cpu)
     x = Tensor(cpu.allocate(64), 0, DType.F32, (2, 8))
     ops.silu_mul(rec, x, x, x)
-    assert rec.commands.dispatches[0][2].step_offset == NO_STEP
+    assert rec.commands.dispatches[0][2].batch_offset == NO_BATCH
 
 
 @pytest.mark.parametrize(("rows", "k", "name"), [(1, 64, "gemv"), (1, 12, "gemm"), (2, 64, "gemm")])
@@ -86,8 +86,8 @@ def test_numbers_beyond_32_bits(cpu):
     rec = recorder(cpu)
     x = Tensor(cpu.allocate(64), 0, DType.F32, (1, 8), row_stride=2**33)
     with pytest.raises(OpError, match="beyond 32 bits"):
-        ops.copy_row(
-            rec, x, Tensor(cpu.allocate(64), 0, DType.F32, (1, 8)), Tensor(cpu.allocate(16), 0, DType.I32, (4,))
+        ops.rms_norm(
+            rec, x, Tensor(cpu.allocate(64), 0, DType.F32, (8,)), Tensor(cpu.allocate(64), 0, DType.F32, (1, 8)), 1e-5
         )
 
 

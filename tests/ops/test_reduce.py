@@ -46,12 +46,12 @@ def test_rms_norm(device, shape):
 
 @pytest.mark.parametrize("rows", [1, 6])
 @pytest.mark.parametrize("live", [0, 1, 5, 6, -1])
-def test_rms_norm_of_live_rows(device, rows, live):
+def test_rms_norm_of_valid_rows(device, rows, live):
     a, w = np.random.default_rng(2).standard_normal((rows, 40)).astype(np.float32), np.ones(40, np.float32)
     count = min(live, rows) if live >= 0 else rows
     with Bench(device) as bench:
-        x, weight, out, step = bench.put(a), bench.put(w), bench.put(a), bench.step(live)
-        bench.run(lambda rec: ops.rms_norm(rec, x, weight, out, 1e-6, step=step))
+        x, weight, out, batch = bench.put(a), bench.put(w), bench.put(a), bench.batch(rows, live)
+        bench.run(lambda rec: ops.rms_norm(rec, x, weight, out, 1e-6, batch=batch))
         got = bench.get(out)
         assert_close(got[:count], rms_norm(a, w, 1e-6)[:count], 2e-6)
         assert (got[count:] == a[count:]).all()

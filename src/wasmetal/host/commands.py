@@ -72,31 +72,31 @@ OPS: dict[int, Op] = {
     ),
     2: _op(
         "linear",
-        "x weight out! step?",
-        lambda rec, t, flags, _: ops.linear(rec, *t[:3], accumulate=bool(flags & abi.ACCUMULATE), step=t[3]),
+        "x weight out! batch?",
+        lambda rec, t, flags, _: ops.linear(rec, *t[:3], accumulate=bool(flags & abi.ACCUMULATE), batch=t[3]),
         flags=abi.ACCUMULATE,
     ),
-    3: _op("embed", "table ids out= step?", lambda rec, t, *_: ops.embed(rec, *t[:3], step=t[3])),
+    3: _op("embed", "table ids out= batch?", lambda rec, t, *_: ops.embed(rec, *t[:3], batch=t[3])),
     4: _op(
         "rms_norm",
-        "x weight out= step?",
-        lambda rec, t, _, attributes: ops.rms_norm(rec, t[0], t[1], t[2], attributes[0], step=t[3]),
+        "x weight out= batch?",
+        lambda rec, t, _, attributes: ops.rms_norm(rec, t[0], t[1], t[2], attributes[0], batch=t[3]),
         attributes=1,
     ),
     5: _op(
         "rope",
-        "x! table step",
+        "x! table batch",
         lambda rec, t, flags, _: ops.rope(rec, *t, interleaved=bool(flags & abi.INTERLEAVED)),
         flags=abi.INTERLEAVED,
     ),
-    6: _op("kv_append", "k v k_pages! v_pages! page_table step", lambda rec, t, *_: ops.kv_append(rec, *t)),
+    6: _op("kv_append", "k v k_pages! v_pages! batch sequences", lambda rec, t, *_: ops.kv_append(rec, *t)),
     7: _op(
         "attention",
-        "q k_pages v_pages page_table step out=",
+        "q k_pages v_pages batch sequences out=",
         lambda rec, t, _, attributes: ops.attention(rec, t[0], t[1], t[2], t[3], t[4], t[5], scale=attributes[0]),
         attributes=1,
     ),
-    8: _op("silu_mul", "gate up out= step?", lambda rec, t, *_: ops.silu_mul(rec, *t[:3], step=t[3])),
+    8: _op("silu_mul", "gate up out= batch?", lambda rec, t, *_: ops.silu_mul(rec, *t[:3], batch=t[3])),
     9: _op("add", "a b out=", lambda rec, t, *_: ops.add(rec, *t)),
     10: _op(
         "scale",
@@ -106,7 +106,6 @@ OPS: dict[int, Op] = {
     ),
     11: _op("softmax", "x out=", lambda rec, t, *_: ops.softmax(rec, *t)),
     12: _op("argmax", "x out=", lambda rec, t, *_: ops.argmax(rec, *t)),
-    13: _op("copy_row", "x out= step", lambda rec, t, *_: ops.copy_row(rec, *t)),
 }
 """Every op, by its number."""
 

@@ -41,8 +41,9 @@ THREADS = 128
 GRID_WIDTH = 32768
 """Groups in a row of the grid; every device allows 65,535. ``common.slang`` has the same number."""
 
-NO_STEP = 0xFFFFFFFF
-"""``step_offset`` of a kernel that is to treat all its rows, with no step buffer (another stands in for it)."""
+NO_BATCH = 0xFFFFFFFF
+"""``batch_offset`` of a kernel that is given no batch metadata: all its rows are valid, and the buffer that is bound in
+place of the metadata is not read."""
 
 
 def grid(groups: int) -> tuple[int, int, int]:
@@ -147,8 +148,8 @@ _SIMDGROUP_TILES: dict[str, Any] = {
 _VARIANTS = {"": _THREAD_TILES, "_simdgroup": _SIMDGROUP_TILES}
 """The ways to compute a matrix-matrix product, by what they add to a kernel's name."""
 
-_STEP = _read("step")
-_PAGED = (_read("page_table"), _STEP)
+_BATCH = _read("batch")
+_PAGED = (_BATCH, _read("sequences"))
 
 
 def _variant(variant: str, defines: tuple[tuple[str, str], ...], features: tuple[str, ...] = (), **of: Any) -> Kernel:
@@ -172,19 +173,13 @@ _KERNELS = (
     Kernel(
         name="silu_mul",
         source="elementwise",
-        buffers=(_read("gate"), _read("up"), _write("out"), _STEP),
+        buffers=(_read("gate"), _read("up"), _write("out"), _BATCH),
         fields=_u32("rows columns gate_stride up_stride out_stride"),
-    ),
-    Kernel(
-        name="copy_row",
-        source="elementwise",
-        buffers=(_read("x"), _write("out"), _STEP),
-        fields=_u32("rows columns x_stride"),
     ),
     Kernel(
         name="rms_norm",
         source="reduce",
-        buffers=(_read("x"), _read("weight"), _write("out"), _STEP),
+        buffers=(_read("x"), _read("weight"), _write("out"), _BATCH),
         fields=(*_u32("rows columns x_stride out_stride"), ("eps", "f32")),
     ),
     Kernel(
@@ -202,7 +197,7 @@ _KERNELS = (
     Kernel(
         name="rope",
         source="rope",
-        buffers=(_update("x"), _read("table"), _STEP),
+        buffers=(_update("x"), _read("table"), _BATCH),
         fields=_u32("rows heads head_dim x_stride pairs positions interleaved"),
     ),
     *(
@@ -210,7 +205,7 @@ _KERNELS = (
             name=f"kv_append_{dtype.suffix}",
             source="kv_append",
             buffers=(_read("k"), _read("v"), _write("k_pages", vector), _write("v_pages", vector), *_PAGED),
-            fields=_u32("rows columns k_stride v_stride pages page_size table_length"),
+            fields=_u32("rows columns k_stride v_stride pages page_size sequence_count table_length"),
             defines=(("ELEMENT", _ELEMENTS[dtype]),),
         )
         for dtype, vector in ((DType.F32, 16), (DType.F16, 8))
@@ -221,7 +216,7 @@ _KERNELS = (
             source="attention",
             buffers=(_read("q"), _read("k_pages", vector), _read("v_pages", vector), *_PAGED, _write("out")),
             fields=(
-                *_u32("rows heads kv_heads head_dim q_stride out_stride pages page_size table_length"),
+                *_u32("rows heads kv_heads head_dim q_stride out_stride pages page_size sequence_count table_length"),
                 ("scale", "f32"),
             ),
             defines=(("ELEMENT", _ELEMENTS[dtype]),),
@@ -232,7 +227,7 @@ _KERNELS = (
         Kernel(
             name=f"embed_{dtype.suffix}",
             source="embed",
-            buffers=(_read("table"), _read("ids"), _write("out"), _STEP),
+            buffers=(_read("table"), _read("ids"), _write("out"), _BATCH),
             # The binding shows rows first_row .. first_row + bound_rows of a table of table_rows.
             fields=_u32("rows columns out_stride table_rows first_row bound_rows"),
             defines=(("FORMAT", dtype.name),),
@@ -243,7 +238,7 @@ _KERNELS = (
         Kernel(
             name=f"gemv_{dtype.suffix}",
             source="gemv",
-            buffers=(_read("weight", 4 if dtype.quantized else 16), _read("x", 16), _update("out"), _STEP),
+            buffers=(_read("weight", 4 if dtype.quantized else 16), _read("x", 16), _update("out")),
             fields=_u32("n k accumulate groups"),
             defines=(("FORMAT", f"{dtype.name}Eights"),),
         )
@@ -254,7 +249,7 @@ _KERNELS = (
             variant,
             name=f"gemm{variant}_{dtype.suffix}",
             source="gemm",
-            buffers=(_read("x"), _read("weight"), _update("out"), _STEP),
+            buffers=(_read("x"), _read("weight"), _update("out"), _BATCH),
             fields=_u32("rows n k x_stride out_stride accumulate"),
             defines=(("FORMAT", dtype.name),),
         )

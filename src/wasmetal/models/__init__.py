@@ -2,7 +2,7 @@
 
 from wasmetal.models.lm.chat_template import ChatTemplate
 from wasmetal.models.lm.model import Model, load_model
-from wasmetal.models.lm.session import Session
+from wasmetal.models.lm.session import Request, Session
 from wasmetal.models.lm.tokenizer import Tokenizer
 
-__all__ = ["ChatTemplate", "Model", "Session", "Tokenizer", "load_model"]
+__all__ = ["ChatTemplate", "Model", "Request", "Session", "Tokenizer", "load_model"]

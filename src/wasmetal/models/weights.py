@@ -12,14 +12,14 @@ import numpy as np
 from wasmetal.device.base import Bytes
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.files.gguf import GGUFFile, GGUFTensor
-from wasmetal.ops import ALIGNMENT, DType, Recorder, Tensor, linear
+from wasmetal.ops import ALIGNMENT, DType, Recorder, Tensor, add, linear
 
 Matrix = Sequence[GGUFTensor]
 """Tensors of a file that make one weight, rows after rows."""
 
 
 class Weight:
-    """A weight matrix [N, K], in as few parts as its types allow: rows of one type are one tensor, and one kernel."""
+    """A weight matrix [N, K], or a bias [N], in as few parts as its types allow: one tensor of one type each."""
 
     def __init__(self, parts: Sequence[Tensor]):
         self.parts = tuple(parts)
@@ -34,12 +34,22 @@ class Weight:
         (part,) = self.parts
         return part
 
-    def __call__(self, rec: Recorder, x: Tensor, out: Tensor, *, step: Tensor | None, accumulate: bool = False) -> None:
+    def __call__(
+        self, rec: Recorder, x: Tensor, out: Tensor, *, batch: Tensor | None, accumulate: bool = False
+    ) -> None:
         """out = x weightᵀ, or added to ``out``, as ``wasmetal.ops.linear`` does it; x f32 [T, K], out f32 [T, N]."""
         begin = 0
         for part in self.parts:
             end = begin + part.shape[0]
-            linear(rec, x, part, out.columns(begin, end), accumulate=accumulate, step=step)
+            linear(rec, x, part, out.columns(begin, end), accumulate=accumulate, batch=batch)
+            begin = end
+
+    def add_to(self, rec: Recorder, out: Tensor) -> None:
+        """Of a bias [N]: add it to every row of ``out``, f32 [T, N]."""
+        begin = 0
+        for part in self.parts:
+            end = begin + part.shape[0]
+            add(rec, out.columns(begin, end), part, out.columns(begin, end))
             begin = end
 
 

@@ -1,20 +1,13 @@
 """Tensor operations: each checks its tensors, on the host, once, and records the kernels that compute it.
 
-A list is recorded for up to T rows and replayed for any number of them: operations that take a ``step``, I32 [4] in a
-shared buffer, read from it what changes,
-
-    n_tokens    rows that are live; the rows after them are left as they are
-    position    the position of the first row in its sequence
-    last_row    the row that ``copy_row`` takes
-    0           unused
-
-so that nothing is recorded anew for a token. The contents of steps, ids and page tables may be a guest's: kernels read
-them as unsigned and clamp them, and no value leads outside the tensors.
+Operations on rows of activations take batch metadata (``wasmetal.ops.batch``), optional for those that would only read
+the number of valid rows from it.
 """
 
 from wasmetal.kernels.dtypes import DType
 from wasmetal.ops.attention import attention, kv_append, rope
-from wasmetal.ops.elementwise import add, copy_row, scale, silu_mul
+from wasmetal.ops.batch import batch_shape, sequences_shape
+from wasmetal.ops.elementwise import add, scale, silu_mul
 from wasmetal.ops.linear import embed, linear
 from wasmetal.ops.matmul import matmul
 from wasmetal.ops.recorder import Recorder
@@ -29,7 +22,7 @@ __all__ = [
     "add",
     "argmax",
     "attention",
-    "copy_row",
+    "batch_shape",
     "embed",
     "kv_append",
     "linear",
@@ -37,6 +30,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "scale",
+    "sequences_shape",
     "silu_mul",
     "softmax",
 ]

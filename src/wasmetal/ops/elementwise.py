@@ -10,9 +10,15 @@ from wasmetal.ops.tensor import Tensor
 
 
 def add(rec: Recorder, a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out = a + b; f32 of one shape, rows may be strided. Raises OpError."""
+    """out = a + b; f32 of one shape, rows may be strided. If a is [T, K], b may be [K]. Raises OpError."""
     check.dtypes("add", (DType.F32,), a=a, b=b, out=out)
-    rows, columns, strides = check.flat("add", a=a, b=b, out=out)
+    if len(a.shape) == 2 and b.shape == a.shape[1:]:
+        check.shape("add", "out", out, a.shape)
+        (rows, columns), strides = a.shape, {"a_stride": a.row_stride, "b_stride": 0, "out_stride": out.row_stride}
+        check.packed("add", b=b)
+        check.separate("add", out, b=b)
+    else:
+        rows, columns, strides = check.flat("add", a=a, b=b, out=out)
     check.separate_or_same("add", out, a=a, b=b)
     rec.dispatch("add", (a, b, out), _groups(rows, columns), rows=rows, columns=columns, **strides)
 
@@ -25,7 +31,7 @@ def scale(rec: Recorder, x: Tensor, factor: float, out: Tensor) -> None:
     rec.dispatch("scale", (x, out), _groups(rows, columns), rows=rows, columns=columns, factor=factor, **strides)
 
 
-def silu_mul(rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, *, step: Tensor | None = None) -> None:
+def silu_mul(rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, *, batch: Tensor | None = None) -> None:
     """out = silu(gate) * up, with silu(x) = x / (1 + exp(-x)); f32 [T, K], rows may be strided. Raises OpError.
 
     The gated linear unit of N. Shazeer, "GLU Variants Improve Transformer", 2020.
@@ -36,10 +42,10 @@ def silu_mul(rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, *, step: Tens
     check.shape("silu_mul", "gate", gate, out.shape)
     check.shape("silu_mul", "up", up, out.shape)
     check.separate_or_same("silu_mul", out, gate=gate, up=up)
-    step, offset = check.optional_step("silu_mul", step, out, stand_in=gate)
+    batch, offset = check.optional_batch("silu_mul", batch, rows, out, stand_in=gate)
     rec.dispatch(
         "silu_mul",
-        (gate, up, out, step),
+        (gate, up, out, batch),
         _groups(rows, columns),
         rows=rows,
         columns=columns,
@@ -48,17 +54,6 @@ def silu_mul(rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, *, step: Tens
         out_stride=out.row_stride,
         **offset,
     )
-
-
-def copy_row(rec: Recorder, x: Tensor, out: Tensor, step: Tensor) -> None:
-    """Out = row ``step.last_row`` of x, clamped to its rows; f32, x [T, K], out [1, K]. Raises OpError."""
-    check.dtypes("copy_row", (DType.F32,), x=x, out=out)
-    check.rank("copy_row", 2, x=x)
-    rows, columns = x.shape
-    check.shape("copy_row", "out", out, (1, columns))
-    check.step("copy_row", step)
-    check.separate("copy_row", out, x=x, step=step)
-    rec.dispatch("copy_row", (x, out, step), _groups(1, columns), rows=rows, columns=columns, x_stride=x.row_stride)
 
 
 def _groups(rows: int, columns: int) -> int:

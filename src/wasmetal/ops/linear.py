@@ -23,12 +23,13 @@ _ALIGNED_ROWS = 64
 
 
 def linear(
-    rec: Recorder, x: Tensor, weight: Tensor, out: Tensor, *, accumulate: bool = False, step: Tensor | None = None
+    rec: Recorder, x: Tensor, weight: Tensor, out: Tensor, *, accumulate: bool = False, batch: Tensor | None = None
 ) -> None:
     """out = x weightᵀ, added to what ``out`` holds where ``accumulate``. Raises OpError.
 
     x f32 [T, K] and out f32 [T, N], rows may be strided; weight [N, K] of any weight type. Accumulates in
-    float32. A single row takes the matrix-vector kernel, more take the matrix-matrix one.
+    float32. A single row without ``batch`` takes the matrix-vector kernel (GEMV), anything else the
+    matrix-matrix one (GEMM).
     """
     check.dtypes("linear", (DType.F32,), x=x, out=out)
     check.dtypes("linear", WEIGHTS, weight=weight)
@@ -39,26 +40,25 @@ def linear(
     check.shape("linear", "out", out, (rows, n))
     check.packed("linear", weight=weight)
     check.separate("linear", out, x=x, weight=weight)
-    step, offset = check.optional_step("linear", step, out, stand_in=x)
+    table, offset = check.optional_batch("linear", batch, rows, out, stand_in=x)
     kind = weight.dtype.suffix
     for begin, end in _bindable_rows(rec, "linear", weight):
         some_weight, some_out = weight.rows(begin, end), out.columns(begin, end)
-        if rows == 1 and k % GEMV_COLUMNS == 0:
+        if rows == 1 and batch is None and k % GEMV_COLUMNS == 0:
             groups = -(-(end - begin) // (THREADS // rec.info.subgroup_size))
             rec.dispatch(
                 f"gemv_{kind}",
-                (some_weight, x, some_out, step),
+                (some_weight, x, some_out),
                 groups,
                 n=end - begin,
                 k=k,
                 accumulate=int(accumulate),
                 groups=groups,
-                **offset,
             )
         else:
             rec.dispatch(
                 f"{rec.product('gemm')}_{kind}",
-                (x, some_weight, some_out, step),
+                (x, some_weight, some_out, table),
                 -(-rows // GEMM_TILE) * -(-(end - begin) // GEMM_TILE),
                 rows=rows,
                 n=end - begin,
@@ -70,7 +70,7 @@ def linear(
             )
 
 
-def embed(rec: Recorder, table: Tensor, ids: Tensor, out: Tensor, *, step: Tensor | None = None) -> None:
+def embed(rec: Recorder, table: Tensor, ids: Tensor, out: Tensor, *, batch: Tensor | None = None) -> None:
     """out[t] = table[ids[t]]; ids, as unsigned numbers, are clamped to the table. Raises OpError.
 
     table [V, K] of any weight type; ids I32 [T]; out f32 [T, K], rows may be strided.
@@ -84,11 +84,11 @@ def embed(rec: Recorder, table: Tensor, ids: Tensor, out: Tensor, *, step: Tenso
     check.shape("embed", "ids", ids, (rows,))
     check.packed("embed", table=table, ids=ids)
     check.separate("embed", out, table=table, ids=ids)
-    step, offset = check.optional_step("embed", step, out, stand_in=ids)
+    batch, offset = check.optional_batch("embed", batch, rows, out, stand_in=ids)
     for begin, end in _bindable_rows(rec, "embed", table):
         rec.dispatch(
             f"embed_{table.dtype.suffix}",
-            (table.rows(begin, end), ids, out, step),
+            (table.rows(begin, end), ids, out, batch),
             rows,
             rows=rows,
             columns=columns,

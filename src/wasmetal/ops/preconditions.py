@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from wasmetal.errors import OpError
-from wasmetal.kernels.catalog import NO_STEP
+from wasmetal.kernels.catalog import NO_BATCH
 from wasmetal.kernels.dtypes import DType
+from wasmetal.ops.batch import batch_shape
 from wasmetal.ops.tensor import Tensor
 
 
@@ -44,19 +45,21 @@ def packed(op: str, **tensors: Tensor) -> None:
             raise OpError(f"{op}: {name} has a row stride of {tensor.row_stride}; its rows must be packed")
 
 
-def step(op: str, tensor: Tensor) -> None:
-    """A step: packed I32 [4]."""
-    dtypes(op, (DType.I32,), step=tensor)
-    shape(op, "step", tensor, (4,))
-    packed(op, step=tensor)
+def batch(op: str, tensor: Tensor, rows: int) -> None:
+    """Batch metadata for so many rows: packed I32 [1 + rows, 2]."""
+    dtypes(op, (DType.I32,), batch=tensor)
+    shape(op, "batch", tensor, batch_shape(rows))
+    packed(op, batch=tensor)
 
 
-def optional_step(op: str, tensor: Tensor | None, out: Tensor, stand_in: Tensor) -> tuple[Tensor, dict[str, int]]:
-    """The tensor to bind as a kernel's step, and its parameters: without one, ``stand_in``, which is not read."""
+def optional_batch(
+    op: str, tensor: Tensor | None, rows: int, out: Tensor, stand_in: Tensor
+) -> tuple[Tensor, dict[str, int]]:
+    """(what to bind as batch metadata, parameters); without metadata, ``stand_in`` is bound and not read."""
     if tensor is None:
-        return stand_in, {"step_offset": NO_STEP}
-    step(op, tensor)
-    separate(op, out, step=tensor)
+        return stand_in, {"batch_offset": NO_BATCH}
+    batch(op, tensor, rows)
+    separate(op, out, batch=tensor)
     return tensor, {}
 
 

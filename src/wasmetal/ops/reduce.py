@@ -8,7 +8,7 @@ from wasmetal.ops.recorder import Recorder
 from wasmetal.ops.tensor import Tensor
 
 
-def rms_norm(rec: Recorder, x: Tensor, weight: Tensor, out: Tensor, eps: float, *, step: Tensor | None = None) -> None:
+def rms_norm(rec: Recorder, x: Tensor, weight: Tensor, out: Tensor, eps: float, *, batch: Tensor | None = None) -> None:
     """out = x / sqrt(mean(x²) + eps) * weight along each row; f32, x and out [T, K], weight [K]. Raises OpError.
 
     ``out`` may be ``x``. After B. Zhang and R. Sennrich, "Root Mean Square Layer Normalization", 2019.
@@ -21,10 +21,10 @@ def rms_norm(rec: Recorder, x: Tensor, weight: Tensor, out: Tensor, eps: float, 
     check.packed("rms_norm", weight=weight)
     check.separate_or_same("rms_norm", out, x=x)
     check.separate("rms_norm", out, weight=weight)
-    step, offset = check.optional_step("rms_norm", step, out, stand_in=weight)
+    batch, offset = check.optional_batch("rms_norm", batch, rows, out, stand_in=weight)
     rec.dispatch(
         "rms_norm",
-        (x, weight, out, step),
+        (x, weight, out, batch),
         rows,
         rows=rows,
         columns=columns,

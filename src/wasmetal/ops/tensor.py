@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from wasmetal.device.base import Buffer
 from wasmetal.errors import OpError
 from wasmetal.kernels.dtypes import DType
+
+_NUMPY = {DType.F32: np.float32, DType.F16: np.float16, DType.I32: np.int32}
 
 ALIGNMENT = 16
 """Tensors begin at a multiple of this many bytes in their buffer, so that kernels can load 16 bytes at a time."""
@@ -61,6 +67,20 @@ class Tensor:
     def packed(self) -> bool:
         """True where rows follow one another without gaps."""
         return self.shape[0] == 1 or self.row_stride == math.prod(self.shape[1:])
+
+    def numpy(self) -> NDArray[Any]:
+        """The elements as an array of ``shape``, without a copy: float32, float16 or int32.
+
+        Raises OpError for a quantized type, and DeviceError if the host cannot see the buffer.
+        """
+        kind = _NUMPY.get(self.dtype)
+        if kind is None:
+            raise OpError(f"{self.dtype.name} has no NumPy type; dequantize it first")
+        size, inner = self.dtype.block[1], math.prod(self.shape[1:])
+        flat: NDArray[Any] = np.ndarray(
+            (self.shape[0], inner), kind, self.buffer.view(), self.offset, (self.row_stride * size, size)
+        )
+        return flat[:, 0] if len(self.shape) == 1 else flat.reshape(self.shape)
 
     def reshape(self, *shape: int) -> Tensor:
         """The same bytes in another shape of as many elements. Only for packed tensors."""

@@ -21,7 +21,7 @@ from wasmetal.device.metal.pipeline import Pipelines
 from wasmetal.device.metal.products import Products
 from wasmetal.device.metal.queue import Queue
 from wasmetal.errors import DeviceError
-from wasmetal.kernels.catalog import CATALOG, NO_STEP, Kernel
+from wasmetal.kernels.catalog import CATALOG, NO_BATCH, Kernel
 from wasmetal.kernels.reference import KERNELS
 
 ROWS, COLUMNS, DEPTH = 72, 136, 264
@@ -65,7 +65,7 @@ def _trials() -> Iterator[_Trial]:
     """Every kernel that MPS may stand for, every way that its operands may lie."""
     left, weight = _random("f32", (ROWS, DEPTH)), _random("f32", (COLUMNS, DEPTH), gap=0)
     strides = {"x_stride": _stride("f32", DEPTH), "out_stride": _stride("f32", COLUMNS)}
-    fields = {"rows": ROWS, "n": COLUMNS, "k": DEPTH, "step_offset": NO_STEP} | strides
+    fields = {"rows": ROWS, "n": COLUMNS, "k": DEPTH, "batch_offset": NO_BATCH} | strides
     yield _Trial("gemm_f32", [left, weight], _poison("f32", (ROWS, COLUMNS)), fields | {"accumulate": 0})
     yield _Trial("gemm_f32", [left, weight], _random("f32", (ROWS, COLUMNS)), fields | {"accumulate": 1})
     for kinds, a, b in itertools.product(("f32_f32", "f16_f32", "f16_f16"), (False, True), (False, True)):

@@ -12,7 +12,7 @@ from typing import Any
 from wasmetal.device.metal.api import mps, objc
 from wasmetal.device.metal.stream import Stream
 from wasmetal.errors import DeviceError
-from wasmetal.kernels.catalog import NO_STEP, Kernel
+from wasmetal.kernels.catalog import NO_BATCH, Kernel
 
 LEAST = 512**3
 """Multiplications from which on a product is large. An estimate, not measured: a pass of its own must be worth it."""
@@ -95,7 +95,7 @@ def describe(kernel: Kernel, params: bytes) -> Multiplication | None:
     p = kernel.unpack(params)
     begins = [getattr(p, f"{argument.name}_offset") * argument.element for argument in kernel.buffers[:3]]
     if name.startswith("gemm"):
-        if p.step_offset != NO_STEP:  # rows beyond the step's are to stay as they are
+        if p.batch_offset != NO_BATCH:  # rows beyond the step's are to stay as they are
             return None
         m, accumulate = p.rows, bool(p.accumulate)
         left, right = (p.x_stride, 1), (1, p.k)

@@ -17,7 +17,7 @@ from wasmetal.device.metal.physical import PhysicalDevice
 from wasmetal.device.metal.pipeline import Pipelines
 from wasmetal.device.metal.queue import Queue
 from wasmetal.errors import DeviceError
-from wasmetal.kernels.catalog import CATALOG, NO_STEP, Kernel
+from wasmetal.kernels.catalog import CATALOG, NO_BATCH, Kernel
 from wasmetal.kernels.dtypes import DType
 from wasmetal.kernels.reference import KERNELS
 
@@ -59,7 +59,7 @@ class _Trial:
             left, right = _random("f32", ROWS), _random(kinds, COLUMNS)
             self._arrays = [left, right, self._zeros(), left]  # the last stands in for the step
             fields = {"rows": ROWS, "n": COLUMNS, "k": DEPTH, "x_stride": DEPTH, "out_stride": COLUMNS}
-            fields |= {"accumulate": 0, "step_offset": NO_STEP}
+            fields |= {"accumulate": 0, "batch_offset": NO_BATCH}
         else:
             kind, self._result = kinds.split("_")
             self._arrays = [_random(kind, ROWS), _random(kind, COLUMNS), self._zeros()]

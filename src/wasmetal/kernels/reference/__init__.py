@@ -13,7 +13,6 @@ KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
     "add": elementwise.add,
     "scale": elementwise.scale,
     "silu_mul": elementwise.silu_mul,
-    "copy_row": elementwise.copy_row,
     "rms_norm": reduce.rms_norm,
     "softmax": reduce.softmax,
     "argmax": reduce.argmax,

@@ -10,43 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from wasmetal.kernels.reference.views import F32, Bytes, array, rows, words
-
-
-class _Slots:
-    """Where positions lie in a pool of pages, each a run of ``page_size`` slots."""
-
-    def __init__(self, p: SimpleNamespace, page_table: Bytes):
-        self.page_size: int = p.page_size
-        self.capacity: int = p.table_length * p.page_size
-        self._last_page: int = p.pages - 1
-        self._table = words(page_table, p.page_table_offset, p.table_length)
-        self._raw = self._table.cast("B")
-        self._seen = b""
-        self._first: int | None = None
-
-    def slot(self, position: int) -> int:
-        page, within = divmod(position, self.page_size)
-        return min(self._table[page], self._last_page) * self.page_size + within
-
-    def slots(self, begin: int, end: int) -> slice | NDArray[np.int64]:
-        """The slots of positions begin..end: a slice where the pages follow one another, which spares a copy."""
-        pages = -(-end // self.page_size)
-        seen = bytes(self._raw[: pages * 4])
-        if seen != self._seen:
-            table = self._clamped(pages)
-            self._first = int(table[0]) if (np.diff(table) == 1).all() else None
-            self._seen = seen
-        if self._first is not None:
-            first = self._first * self.page_size
-            return slice(first + begin, first + end)
-        positions = np.arange(begin, end)
-        where: NDArray[np.int64] = self._clamped(pages)[positions // self.page_size] * self.page_size
-        return where + positions % self.page_size
-
-    def _clamped(self, pages: int) -> NDArray[np.int64]:
-        table = np.frombuffer(self._table[:pages], np.uint32).astype(np.int64)
-        return np.minimum(table, self._last_page)
+from wasmetal.kernels.reference.batch import Rows, Sequences
+from wasmetal.kernels.reference.views import F32, Bytes, array, rows
 
 
 def kv_append(
@@ -56,10 +21,10 @@ def kv_append(
     v: Bytes,
     k_pages: Bytes,
     v_pages: Bytes,
-    page_table: Bytes,
-    step: Bytes,
+    batch: Bytes,
+    sequences: Bytes,
 ) -> Callable[[], None]:
-    """Write each active row of k and v to its position's slot; positions past the table are dropped."""
+    """Write each valid row of k and v to its position's slot; rows at or past their sequence's length are dropped."""
     keys = rows(k, p.k_offset, p.rows, p.columns, p.k_stride)
     values = rows(v, p.v_offset, p.rows, p.columns, p.v_stride)
     pool = (p.pages * p.page_size, p.columns)
@@ -67,19 +32,31 @@ def kv_append(
     key_pool: NDArray[Any] = array(k_pages, p.k_pages_offset * vector, pool, dtype)
     value_pool: NDArray[Any] = array(v_pages, p.v_pages_offset * vector, pool, dtype)
     key, value = keys[0], values[0]
-    slots, state = _Slots(p, page_table), words(step, p.step_offset, 4)
+    batch_rows, tables = Rows(p, batch), Sequences(p, sequences)
 
-    def run() -> None:
-        position = min(state[1], slots.capacity)
-        n = min(state[0], p.rows, slots.capacity - position)
-        if n == 1:
-            slot = slots.slot(position)
+    def one() -> None:
+        position, sequence = batch_rows.row(0)
+        table, length = tables.find(sequence)
+        if position < length:
+            slot = tables.slot(table, position)
             key_pool[slot] = key
             value_pool[slot] = value
+
+    def many(n: int) -> None:
+        for begin, end, position, sequence in batch_rows.runs(n):
+            table, length = tables.find(sequence)
+            count = min(end - begin, length - position)
+            if count > 0:
+                where = tables.slots(table, position, position + count)
+                key_pool[where] = keys[begin : begin + count]
+                value_pool[where] = values[begin : begin + count]
+
+    def run() -> None:
+        n = batch_rows.count()
+        if n == 1:
+            one()
         elif n:
-            where = slots.slots(position, position + n)
-            key_pool[where] = keys[:n]
-            value_pool[where] = values[:n]
+            many(n)
 
     return run
 
@@ -90,11 +67,11 @@ def attention(
     q: Bytes,
     k_pages: Bytes,
     v_pages: Bytes,
-    page_table: Bytes,
-    step: Bytes,
+    batch: Bytes,
+    sequences: Bytes,
     out: Bytes,
 ) -> Callable[[], None]:
-    """out[t] = softmax(scale q[t] kᵀ) v over positions 0 .. position + t, each kv head serving its group of heads."""
+    """out[t] = softmax(scale q[t] kᵀ) v over positions 0 .. position[t], each kv head serving its group of heads."""
     group = p.heads // p.kv_heads
     split = (p.rows, p.kv_heads, group, p.head_dim)
     inner = (p.head_dim * group * 4, p.head_dim * 4, 4)
@@ -107,31 +84,44 @@ def attention(
     key_pool: NDArray[Any] = array(k_pages, p.k_pages_offset * vector, pool, dtype)
     value_pool: NDArray[Any] = array(v_pages, p.v_pages_offset * vector, pool, dtype)
     keys_first, values_first = key_pool.transpose(1, 2, 0), value_pool.transpose(1, 0, 2)
-    slots, state = _Slots(p, page_table), words(step, p.step_offset, 4)
+    batch_rows, tables = Rows(p, batch), Sequences(p, sequences)
     factor = np.float32(p.scale)
 
-    def one(length: int) -> None:
-        where = slots.slots(0, length)
+    def one() -> None:
+        position, sequence = batch_rows.row(0)
+        table, length = tables.find(sequence)
+        if length == 0:
+            result[...] = 0
+            return
+        where = tables.slots(table, 0, min(position + 1, length))
         np.multiply(query, factor, scaled)
         scores = scaled @ as_f32(keys_first[:, :, where])
         softmax_then(scores, as_f32(values_first[:, where]), result)
 
-    def many(n: int, position: int) -> None:
-        length = min(position + n, slots.capacity)
-        where = slots.slots(0, length)
-        future = np.arange(length) > np.minimum(np.arange(position, position + n), length - 1)[:, None]
+    def many(n: int) -> None:
+        for begin, end, position, sequence in batch_rows.runs(n):
+            table, length = tables.find(sequence)
+            if length:
+                run_of(begin, end, position, table, length)
+            else:
+                outs[begin:end] = 0
+
+    def run_of(begin: int, end: int, position: int, table: int, length: int) -> None:
+        seen = min(position + end - begin, length)
+        where = tables.slots(table, 0, seen)
+        future = np.arange(seen) > np.arange(position, position + end - begin)[:, None]
         for head in range(p.kv_heads):  # One at a time, so that scores of a long context need not fit all at once.
-            grouped: F32 = (queries[:n, head] * factor).swapaxes(0, 1)
+            grouped: F32 = (queries[begin:end, head] * factor).swapaxes(0, 1)
             scores: F32 = grouped @ as_f32(keys_first[head][:, where])
             scores[:, future] = -np.inf
-            softmax_then(scores, as_f32(values_first[head][where]), outs[:n, head].swapaxes(0, 1))
+            softmax_then(scores, as_f32(values_first[head][where]), outs[begin:end, head].swapaxes(0, 1))
 
     def run() -> None:
-        n, position = min(state[0], p.rows), min(state[1], slots.capacity - 1)
+        n = batch_rows.count()
         if n == 1:
-            one(position + 1)
+            one()
         elif n:
-            many(n, position)
+            many(n)
 
     return run
 

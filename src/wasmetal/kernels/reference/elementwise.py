@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from wasmetal.kernels.reference.views import F32, Bytes, active_rows, rows, words
+from wasmetal.kernels.reference.batch import valid_rows
+from wasmetal.kernels.reference.views import F32, Bytes, rows
 
 
 def add(p: SimpleNamespace, a: Bytes, b: Bytes, out: Bytes) -> Callable[[], object]:
@@ -24,12 +25,12 @@ def scale(p: SimpleNamespace, x: Bytes, out: Bytes) -> Callable[[], object]:
     return partial(np.multiply, source, np.float32(p.factor), rows(out, p.out_offset, p.rows, p.columns, p.out_stride))
 
 
-def silu_mul(p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, step: Bytes) -> Callable[[], None]:
+def silu_mul(p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, batch: Bytes) -> Callable[[], None]:
     """out = gate / (1 + exp(-gate)) * up."""
     gates = rows(gate, p.gate_offset, p.rows, p.columns, p.gate_stride)
     ups = rows(up, p.up_offset, p.rows, p.columns, p.up_stride)
     outs = rows(out, p.out_offset, p.rows, p.columns, p.out_stride)
-    active = active_rows(p, step)
+    active = valid_rows(p, batch)
 
     def run(g: F32, u: F32, o: F32, scratch: F32) -> None:
         np.negative(g, scratch)
@@ -52,15 +53,3 @@ def silu_mul(p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, step: Bytes
         run(gates[:n], ups[:n], outs[:n], np.empty((n, p.columns), np.float32))
 
     return run_rows
-
-
-def copy_row(p: SimpleNamespace, x: Bytes, out: Bytes, step: Bytes) -> Callable[[], None]:
-    """out = the row of x that the step calls its last."""
-    source = rows(x, p.x_offset, p.rows, p.columns, p.x_stride)
-    target = rows(out, p.out_offset, 1, p.columns, p.columns)[0]
-    state = words(step, p.step_offset, 4)
-
-    def run() -> None:
-        target[:] = source[min(state[2], p.rows - 1)]
-
-    return run

@@ -9,17 +9,18 @@ from types import SimpleNamespace
 import numpy as np
 
 from wasmetal.kernels.dtypes import DType
+from wasmetal.kernels.reference.batch import valid_rows
 from wasmetal.kernels.reference.blocks import EXPAND
-from wasmetal.kernels.reference.views import Bytes, active_rows, array, rows
+from wasmetal.kernels.reference.views import Bytes, array, rows
 
 
-def embed(dtype: DType, p: SimpleNamespace, table: Bytes, ids: Bytes, out: Bytes, step: Bytes) -> Callable[[], None]:
+def embed(dtype: DType, p: SimpleNamespace, table: Bytes, ids: Bytes, out: Bytes, batch: Bytes) -> Callable[[], None]:
     """out[t] = table[ids[t]], for the ids whose rows are bound; ids past the table count as its last row."""
     expand = EXPAND[dtype]
     source = array(table, p.table_offset * 4, (p.bound_rows, dtype.row_bytes(p.columns)), np.uint8)
     indices = array(ids, p.ids_offset * 4, (p.rows,), np.uint32)
     target = rows(out, p.out_offset, p.rows, p.columns, p.out_stride)
-    active = active_rows(p, step)
+    active = valid_rows(p, batch)
 
     def run() -> None:
         n = active()

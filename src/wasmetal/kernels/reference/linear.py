@@ -9,19 +9,18 @@ from types import SimpleNamespace
 import numpy as np
 
 from wasmetal.kernels.dtypes import DType
+from wasmetal.kernels.reference.batch import valid_rows
 from wasmetal.kernels.reference.blocks import EXPAND
-from wasmetal.kernels.reference.views import F32, Bytes, active_rows, array, rows
+from wasmetal.kernels.reference.views import F32, Bytes, array, rows
 
 _CHUNK = 1 << 20
 """Weights expanded at a time: they stay in the cache, and no second copy of a model is ever made."""
 
 
-def gemv(dtype: DType, p: SimpleNamespace, weight: Bytes, x: Bytes, out: Bytes, step: Bytes) -> Callable[[], None]:
+def gemv(dtype: DType, p: SimpleNamespace, weight: Bytes, x: Bytes, out: Bytes) -> Callable[[], None]:
     """Matrix-vector product: out (+)= weight x."""
     vector = array(x, p.x_offset * 16, (p.k,))
     result = array(out, p.out_offset * 4, (p.n,))
-    p.rows = 1
-    active = active_rows(p, step)
 
     if dtype is DType.F32:
         matrix = array(weight, p.weight_offset * 16, (p.n, p.k))
@@ -29,10 +28,9 @@ def gemv(dtype: DType, p: SimpleNamespace, weight: Bytes, x: Bytes, out: Bytes, 
         dot, add, accumulate = np.dot, np.add, p.accumulate
 
         def run_f32() -> None:
-            if active():
-                dot(matrix, vector, product)
-                if accumulate:
-                    add(result, product, result)
+            dot(matrix, vector, product)
+            if accumulate:
+                add(result, product, result)
 
         return run_f32
 
@@ -40,18 +38,17 @@ def gemv(dtype: DType, p: SimpleNamespace, weight: Bytes, x: Bytes, out: Bytes, 
     chunks = _expander(dtype, weight, p.weight_offset * unit, p.n, p.k)
 
     def run() -> None:
-        if active():
-            for some, chunk in chunks():
-                result[some] = chunk @ vector + (result[some] if p.accumulate else 0)
+        for some, chunk in chunks():
+            result[some] = chunk @ vector + (result[some] if p.accumulate else 0)
 
     return run
 
 
-def gemm(dtype: DType, p: SimpleNamespace, x: Bytes, weight: Bytes, out: Bytes, step: Bytes) -> Callable[[], None]:
+def gemm(dtype: DType, p: SimpleNamespace, x: Bytes, weight: Bytes, out: Bytes, batch: Bytes) -> Callable[[], None]:
     """Matrix-matrix product: out (+)= x weightᵀ."""
     source = rows(x, p.x_offset, p.rows, p.k, p.x_stride)
     target = rows(out, p.out_offset, p.rows, p.n, p.out_stride)
-    active = active_rows(p, step)
+    active = valid_rows(p, batch)
     chunks = _expander(dtype, weight, p.weight_offset * 4, p.n, p.k)
 
     def run() -> None:

@@ -8,15 +8,16 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from wasmetal.kernels.reference.views import Bytes, active_rows, array, rows
+from wasmetal.kernels.reference.batch import valid_rows
+from wasmetal.kernels.reference.views import Bytes, array, rows
 
 
-def rms_norm(p: SimpleNamespace, x: Bytes, weight: Bytes, out: Bytes, step: Bytes) -> Callable[[], None]:
+def rms_norm(p: SimpleNamespace, x: Bytes, weight: Bytes, out: Bytes, batch: Bytes) -> Callable[[], None]:
     """out = x / sqrt(mean(x²) + eps) * weight."""
     source = rows(x, p.x_offset, p.rows, p.columns, p.x_stride)
     target = rows(out, p.out_offset, p.rows, p.columns, p.out_stride)
     factor = array(weight, p.weight_offset * 4, (p.columns,))
-    active = active_rows(p, step)
+    active = valid_rows(p, batch)
     columns, eps = p.columns, p.eps
 
     if p.rows == 1:

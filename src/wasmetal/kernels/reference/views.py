@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-
-from wasmetal.kernels.catalog import NO_STEP
 
 Bytes = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -28,11 +24,3 @@ def rows(data: Bytes, offset: int, count: int, columns: int, stride: int) -> F32
 def words(data: Bytes, offset: int, count: int) -> memoryview:
     """Unsigned 32-bit integers, read as Python ints faster than through an array; ``offset`` in words."""
     return data.data[offset * 4 : (offset + count) * 4].cast("I")
-
-
-def active_rows(p: SimpleNamespace, step: Bytes) -> Callable[[], int]:
-    """How many of a kernel's rows to treat now: the step's ``n_tokens``, or all rows where it takes no step."""
-    if p.step_offset == NO_STEP:
-        return lambda: int(p.rows)
-    state, limit = words(step, p.step_offset, 4), p.rows
-    return lambda: min(state[0], limit)

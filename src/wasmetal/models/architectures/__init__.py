@@ -1,1 +1,25 @@
-"""Model architectures, one module each."""
+"""Model architectures, one module each, by the name that GGUF's ``general.architecture`` has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wasmetal.models.architectures.llama import Llama
+from wasmetal.models.architectures.network import Network
+from wasmetal.models.architectures.qwen2 import Qwen2
+from wasmetal.models.files.gguf import GGUFFile
+
+ARCHITECTURES: dict[str, Callable[[GGUFFile], Network]] = {
+    "llama": Llama,
+    "qwen2": Qwen2,
+}
+
+
+def read_network(file: GGUFFile) -> Network:
+    """The network that a file describes, not loaded yet. Raises ModelError if it is not supported, or not sound."""
+    name = file.require("general.architecture", str)
+    architecture = ARCHITECTURES.get(name)
+    if architecture is None:
+        supported = ", ".join(sorted(ARCHITECTURES))
+        raise file.error(f"the architecture {name!r} is not supported; supported: {supported}")
+    return architecture(file)

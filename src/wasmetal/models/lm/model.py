@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from wasmetal.device.base import CommandList, Device, MemoryKind
+from wasmetal.device.base import Device, MemoryKind
 from wasmetal.errors import ModelError
-from wasmetal.models.architectures.llama import Inputs, Llama, LlamaConfig
+from wasmetal.models.architectures import read_network
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.files import store
 from wasmetal.models.files.gguf import GGUFFile
 from wasmetal.models.lm.chat_template import ChatTemplate
+from wasmetal.models.lm.heads import Head, RowNumbers
 from wasmetal.models.lm.kv_cache import PAGE_SIZE, KVCache
-from wasmetal.models.lm.session import Session
+from wasmetal.models.lm.passes import IN_FLIGHT, ROWS, SEQUENCES, Pass, Passes, Segment
+from wasmetal.models.lm.session import Request, Session
 from wasmetal.models.lm.tokenizer import Tokenizer
-from wasmetal.ops import DType, Recorder, Tensor
+from wasmetal.ops import Tensor
 
 DEFAULT_CONTEXT = 4096
 """Tokens of context where none are asked for, unless the model was trained on fewer."""
 CONTEXTS = 2
 """The key-value cache has room for so many whole contexts, shared by all sessions."""
-ROWS = (1, 64, 512)
-"""Shape classes: the forward pass is recorded once for each, and runs in the smallest that the tokens fit."""
 
 
 def load_model(source: str | Path, device: Device, *, context: int | None = None) -> Model:
@@ -50,12 +48,10 @@ class Model:
     """
 
     def __init__(self, file: GGUFFile, name: str, device: Device, context: int | None = None):
-        architecture = file.require("general.architecture", str)
-        if architecture != "llama":
-            raise file.error(f"the architecture {architecture!r} is not supported; supported: llama")
+        self._network = read_network(file)
         self.device = device
         self.name = name
-        self.config = c = LlamaConfig.from_gguf(file)
+        self.config = c = self._network.config
         self.tokenizer = Tokenizer(file)
         self.chat_template = _chat_template(file, self.tokenizer)
         self.vocab_size = c.vocab_size
@@ -68,14 +64,15 @@ class Model:
 
         self._buffers = BufferGroup(device)
         try:
-            self._network = Llama(file, c, self._buffers, self.context_length, ROWS[-1])
+            self._network.load(self._buffers, self.context_length, ROWS[-1])
             pages = -(-self.context_length // PAGE_SIZE)
             self.cache = KVCache(self._buffers, c.block_count, c.head_count_kv, c.head_dim, CONTEXTS * pages)
-            self._inputs = _InputBuffer(self._buffers, ROWS[-1], pages)
+            passes = [Pass(device, self._network, self.cache.layers, self._buffers, pages) for _ in range(IN_FLIGHT)]
         except BaseException:
             self._buffers.close()
             raise
-        self._bodies: dict[int, CommandList] = {}
+        self._passes = Passes(passes)
+        self._row_numbers = RowNumbers(self._buffers)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._closed = False
 
@@ -96,37 +93,77 @@ class Model:
         """A new f32 [vocab_size] tensor in shared memory for :meth:`Session.forward`. It lives as long as the model."""
         return self._buffers.tensor(self.vocab_size, kind=MemoryKind.SHARED)
 
-    def run(self, tokens: Sequence[int], position: int, pages: Sequence[int], head: CommandList | None) -> float:
-        """Run the forward pass over tokens that stand at ``position`` and after it, and then the ``head``.
+    def forward(self, requests: Sequence[Request]) -> float:
+        """Append tokens to several sessions at once: what fits one submission is computed in one.
 
-        One submission, or several where there are more tokens than the largest shape class takes. For sessions, which
-        hold the lock. Returns the seconds that the device spent.
+        Returns the seconds that the device spent. Raises ModelError for a session that is closed, is another model's,
+        or is named twice, and what :meth:`Session.forward` raises. All sessions are then as they were before.
         """
+        sessions = [request.session for request in requests]
+        if len(set(sessions)) < len(sessions) or any(session.model is not self for session in sessions):
+            raise ModelError("a batch takes each session once, and only sessions of its own model")
+        for request in requests:
+            request.session.check(request.tokens)
+        heads = [request.session.head_into(request.logits) for request in requests]
         seconds = 0.0
-        for begin in range(0, len(tokens), ROWS[-1]):
-            some = tokens[begin : begin + ROWS[-1]]
-            self._inputs.set(some, position + begin, pages)
-            lists = [self._body(next(rows for rows in ROWS if rows >= len(some)))]
-            if head and begin + len(some) == len(tokens):
-                lists.append(head)
-            seconds += self.device.submit(lists).wait()
+        with self._reserved(requests):
+            for batch in _batches([len(request.tokens) for request in requests]):
+                segments, last = [], []
+                row = 0
+                for index, begin, end in batch:
+                    request, head = requests[index], heads[index]
+                    session = request.session
+                    segments.append(Segment(request.tokens[begin:end], session.length + begin, session.pages))
+                    row += end - begin
+                    if head and end == len(request.tokens):
+                        head.settle()
+                        head.select(row - 1)
+                        last.append(head)
+                seconds += self._run(segments, row, last)
+        for request in requests:
+            request.session.length += len(request.tokens)
         return seconds
 
-    def record_head(self, logits: Tensor) -> CommandList:
-        """A command list that writes the last token's logits to a tensor. For sessions."""
-        commands = self.device.record()
-        self._network.head(Recorder(self.device.info, commands), self._inputs.of(1), logits)
-        commands.finish()
-        return commands
+    def head(self, logits: Tensor) -> Head:
+        """A list that writes logits to a tensor. For sessions."""
+        with self.lock:
+            return Head(self.device, self._network, self._row_numbers, logits)
+
+    def _run(self, segments: Sequence[Segment], rows: int, heads: Sequence[Head]) -> float:
+        """One submission; the lock is not held while the device works on it."""
+        with self._passes.take() as taken:
+            with self.lock:
+                taken.write(segments)
+                submission = self.device.submit([taken.body(rows), *(head.commands for head in heads)])
+            users: list[Pass | Head] = [taken, *heads]
+            for user in users:
+                user.submission = submission
+            seconds = submission.wait()
+            for user in users:
+                user.submission = None
+        return seconds
+
+    @contextmanager
+    def _reserved(self, requests: Sequence[Request]) -> Iterator[None]:
+        """Room in the cache for every request; if the body fails, the sessions have the pages that they had before."""
+        held = [len(request.session.pages) for request in requests]
+        try:
+            with self.lock:
+                for request in requests:
+                    request.session.reserve(len(request.tokens))
+            yield
+        except BaseException:
+            with self.lock:
+                for request, count in zip(requests, held, strict=True):
+                    self.cache.release(request.session.pages, keep=count)
+            raise
 
     def close(self) -> None:
         """Close the sessions and give back the device's memory. Idempotent."""
         self._closed = True
         for session in list(self._sessions):
             session.close()
-        for commands in self._bodies.values():
-            commands.close()
-        self._bodies = {}
+        self._passes.close()
         self._buffers.close()
 
     def __enter__(self) -> Self:
@@ -137,38 +174,23 @@ class Model:
     ) -> None:
         self.close()
 
-    def _body(self, rows: int) -> CommandList:
-        if rows not in self._bodies:
-            commands = self.device.record()
-            self._network.body(Recorder(self.device.info, commands), self._inputs.of(rows), self.cache)
-            commands.finish()
-            self._bodies[rows] = commands
-        return self._bodies[rows]
 
-
-class _InputBuffer:
-    """The shared buffer that the host writes before each submission: step, page table, token ids."""
-
-    def __init__(self, buffers: BufferGroup, rows: int, pages: int):
-        step, table = 0, 64
-        ids = table + -(-pages * 4 // 64) * 64
-        buffer = buffers.allocate(ids + rows * 4, MemoryKind.SHARED)
-        self._step = Tensor(buffer, step, DType.I32, (4,))
-        self._page_table = Tensor(buffer, table, DType.I32, (pages,))
-        self._ids = Tensor(buffer, ids, DType.I32, (rows,))
-        words: NDArray[np.int32] = buffer.view().view(np.int32)
-        self._step_words, self._table_words, self._id_words = words[:4], words[table // 4 :], words[ids // 4 :]
-
-    def of(self, rows: int) -> Inputs:
-        """The tensors, for a shape class."""
-        return Inputs(self._step, self._ids.rows(0, rows), self._page_table)
-
-    def set(self, tokens: Sequence[int], position: int, pages: Sequence[int]) -> None:
-        """Write what the next submission is to compute."""
-        count = len(tokens)
-        self._id_words[:count] = tokens
-        self._table_words[: len(pages)] = pages
-        self._step_words[:] = (count, position, count - 1, 0)
+def _batches(counts: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
+    """Cut requests of so many tokens into batches: of each, (which request, first token, end)."""
+    batch: list[tuple[int, int, int]] = []
+    room = ROWS[-1]
+    for index, count in enumerate(counts):
+        begin = 0
+        while begin < count:
+            end = min(count, begin + room)
+            batch.append((index, begin, end))
+            room -= end - begin
+            begin = end
+            if room == 0 or len(batch) == SEQUENCES:
+                yield batch
+                batch, room = [], ROWS[-1]
+    if batch:
+        yield batch
 
 
 def _chat_template(file: GGUFFile, tokenizer: Tokenizer) -> ChatTemplate | None:

@@ -7,13 +7,14 @@ import weakref
 import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from wasmetal.device.base import CommandList
 from wasmetal.errors import ModelError
+from wasmetal.models.lm.heads import Head
 from wasmetal.models.lm.kv_cache import PAGE_SIZE, KVCache
 from wasmetal.ops import Tensor
 
@@ -36,10 +37,10 @@ class Session:
         self.model = model
         self.length = 0
         """Tokens so far."""
-        self._pages: list[int] = []
-        self._head: CommandList | None = None
-        self._head_for: Tensor | None = None
-        self._give_back = weakref.finalize(self, _give_back, model.cache, model.lock, self._pages)
+        self.pages: list[int] = []
+        """The session's pages of the model's KV cache."""
+        self._head: Head | None = None
+        self._give_back = weakref.finalize(self, _give_back, model.cache, model.lock, self.pages)
 
     def forward(self, tokens: Sequence[int], logits: Tensor | None) -> float:
         """Append tokens, and have the device write the logits after the last one into ``logits``.
@@ -49,36 +50,14 @@ class Session:
         OutOfDeviceMemoryError where the cache is full; OpError for a ``logits`` of another kind. The session is then
         as it was before.
         """
-        model = self._open()
-        count = len(tokens)
-        if count == 0:
-            raise ModelError("forward takes at least one token")
-        if min(tokens) < 0 or max(tokens) >= model.vocab_size:
-            wrong = next(t for t in tokens if not 0 <= t < model.vocab_size)
-            raise ModelError(f"token {wrong} is not in the vocabulary of {model.vocab_size}")
-        if self.length + count > model.context_length:
-            raise ModelError(
-                f"{self.length} + {count} tokens are more than the context of {model.context_length}; "
-                "truncate the session or open the model with a larger context"
-            )
-        head = self._head_into(logits) if logits is not None else None
-        with model.lock:
-            held = len(self._pages)
-            try:
-                self._reserve(count)
-                seconds = model.run(tokens, self.length, self._pages, head)
-            except BaseException:
-                model.cache.release(self._pages, keep=held)
-                raise
-        self.length += count
-        return seconds
+        return self._open().forward([Request(self, tokens, logits)])
 
     def fork(self) -> Session:
         """A new session with the same tokens. The two share pages of the cache until one writes to them."""
         model = self._open()
         other = model.session()
         with model.lock:
-            other._pages += model.cache.share(self._pages)
+            other.pages += model.cache.share(self.pages)
         other.length = self.length
         return other
 
@@ -88,7 +67,7 @@ class Session:
         if not 0 <= length <= self.length:
             raise ModelError(f"cannot truncate {self.length} tokens to {length}")
         with model.lock:
-            model.cache.release(self._pages, keep=_pages(length))
+            model.cache.release(self.pages, keep=_pages(length))
         self.length = length
 
     @property
@@ -103,7 +82,7 @@ class Session:
         """
         model = self._open()
         with model.lock:
-            state = model.cache.read(self._pages, self.length).reshape(-1)
+            state = model.cache.read(self.pages, self.length).reshape(-1)
         crc = zlib.crc32(state.data)
         return _SNAPSHOT.pack(_MAGIC, _VERSION, self.length, model.digest, state.size, crc) + state.tobytes()
 
@@ -127,9 +106,9 @@ class Session:
         if not size == data.size == length * model.cache.position_bytes or zlib.crc32(data.data) != crc:
             raise ModelError("the saved session is damaged")
         with model.lock:
-            model.cache.replace(self._pages, _pages(length))
+            model.cache.replace(self.pages, _pages(length))
             self.length = 0
-            model.cache.write(self._pages, length, data)
+            model.cache.write(self.pages, length, data)
         self.length = length
 
     def close(self) -> None:
@@ -150,24 +129,50 @@ class Session:
             raise ModelError("this session is closed; open a new one")
         return self.model
 
-    def _reserve(self, count: int) -> None:
-        """Pages for ``count`` more tokens, all of them this session's own from where it will write."""
-        cache = self.model.cache
-        cache.extend(self._pages, _pages(self.length + count) - len(self._pages))
-        if self.length % PAGE_SIZE:
-            cache.own(self._pages, self.length // PAGE_SIZE)
+    def check(self, tokens: Sequence[int]) -> None:
+        """Raise what :meth:`forward` does for tokens that cannot be appended. For the model."""
+        model = self._open()
+        count = len(tokens)
+        if count == 0:
+            raise ModelError("forward takes at least one token")
+        if min(tokens) < 0 or max(tokens) >= model.vocab_size:
+            wrong = next(t for t in tokens if not 0 <= t < model.vocab_size)
+            raise ModelError(f"token {wrong} is not in the vocabulary of {model.vocab_size}")
+        if self.length + count > model.context_length:
+            raise ModelError(
+                f"{self.length} + {count} tokens are more than the context of {model.context_length}; "
+                "truncate the session or open the model with a larger context"
+            )
 
-    def _head_into(self, logits: Tensor) -> CommandList:
-        """The head, recorded for that tensor; callers mostly use one tensor from call to call."""
-        if self._head is None or logits != self._head_for:
+    def reserve(self, count: int) -> None:
+        """Get pages for ``count`` more tokens, unshared from where the session will write. For the model."""
+        cache = self.model.cache
+        cache.extend(self.pages, _pages(self.length + count) - len(self.pages))
+        if self.length % PAGE_SIZE:
+            cache.own(self.pages, self.length // PAGE_SIZE)
+
+    def head_into(self, logits: Tensor | None) -> Head | None:
+        """The head recorded for a tensor; most callers use one tensor from call to call. For the model."""
+        if logits is None:
+            return None
+        if self._head is None or logits != self._head.logits:
             self._drop_head()
-            self._head, self._head_for = self.model.record_head(logits), logits
+            self._head = self._open().head(logits)
         return self._head
 
     def _drop_head(self) -> None:
         if self._head:
             self._head.close()
-        self._head = self._head_for = None
+            self._head = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Tokens to append to a session, and where the logits after the last one go: see :meth:`Session.forward`."""
+
+    session: Session
+    tokens: Sequence[int]
+    logits: Tensor | None = None
 
 
 def _give_back(cache: KVCache, lock: AbstractContextManager[object], pages: list[int]) -> None:

@@ -6,8 +6,8 @@ struct AttentionParams_0
     uint q_offset_0;
     uint k_pages_offset_0;
     uint v_pages_offset_0;
-    uint page_table_offset_0;
-    uint step_offset_0;
+    uint batch_offset_0;
+    uint sequences_offset_0;
     uint out_offset_0;
     uint rows_0;
     uint heads_0;
@@ -17,6 +17,7 @@ struct AttentionParams_0
     uint out_stride_0;
     uint pages_0;
     uint page_size_0;
+    uint sequence_count_0;
     uint table_length_0;
     float scale_0;
 };
@@ -26,7 +27,7 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_0, uint rows_1)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint rows_1)
 {
     uint _S1;
     if(offset_0 == 4294967295U)
@@ -35,27 +36,61 @@ __device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_0, uint r
     }
     else
     {
-        uint _S2 = __ldg((&(step_0)[offset_0]));
+        uint _S2 = __ldg((&(batch_0)[offset_0]));
         _S1 = (U32_min((_S2), (rows_1)));
     }
     return _S1;
 }
 
-__device__ uint first_position_0(StructuredBuffer<uint> step_1, uint offset_1, uint limit_0)
+__device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_1, uint row_0)
 {
-    uint _S3 = __ldg((&(step_1)[offset_1 + 1U]));
-    return (U32_min((_S3), (limit_0)));
+    uint _S3 = __ldg((&(batch_1)[offset_1 + 3U + 2U * row_0]));
+    return _S3;
+}
+
+struct SequenceTable_0
+{
+    uint begin_0;
+    uint page_size_1;
+    uint pages_1;
+    uint length_0;
+};
+
+__device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
+{
+    SequenceTable_0 _S4;
+    (&_S4)->begin_0 = begin_1;
+    (&_S4)->page_size_1 = page_size_2;
+    (&_S4)->pages_1 = pages_2;
+    (&_S4)->length_0 = length_1;
+    return _S4;
+}
+
+__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_2, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
+{
+    uint _S5 = offset_2 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S6 = _S5 + 1U;
+    uint _S7 = __ldg((&(sequences_0)[_S5]));
+    return SequenceTable_x24init_0(_S6, page_size_3, pages_3, (U32_min((_S7), (entries_0 * page_size_3))));
+}
+
+__device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_3, uint row_1)
+{
+    uint _S8 = __ldg((&(batch_2)[offset_3 + 2U + 2U * row_1]));
+    return _S8;
 }
 
 __device__ __shared__ FixedArray<float4 , 64>  query_0;
 
-__device__ uint slot_of_0(StructuredBuffer<uint> page_table_0, uint offset_2, uint position_0, uint page_size_1, uint pages_1)
+__device__ uint SequenceTable_slot_0(SequenceTable_0 * this_0, StructuredBuffer<uint> sequences_1, uint position_0)
 {
-    uint _S4 = position_0 / page_size_1;
-    uint _S5 = __ldg((&(page_table_0)[offset_2 + _S4]));
-    uint _S6 = (U32_min((_S5), (pages_1 - 1U))) * page_size_1;
-    uint _S7 = position_0 % page_size_1;
-    return _S6 + _S7;
+    uint _S9 = this_0->begin_0;
+    uint _S10 = this_0->page_size_1;
+    uint _S11 = position_0 / this_0->page_size_1;
+    uint _S12 = __ldg((&(sequences_1)[_S9 + _S11]));
+    uint _S13 = (U32_min((_S12), (this_0->pages_1 - 1U))) * _S10;
+    uint _S14 = position_0 % _S10;
+    return _S13 + _S14;
 }
 
 __device__ __shared__ FixedArray<uint, 128>  slots_0;
@@ -70,53 +105,53 @@ __device__ float4  Float16_expand_0(uint2  four_0)
     return make_float4 (halves_0(four_0.x).x, halves_0(four_0.x).y, halves_0(four_0.y).x, halves_0(four_0.y).y);
 }
 
-__device__ uint WaveGetActiveMask_0(uint _S8)
+__device__ uint WaveGetActiveMask_0(uint _S15)
 {
-    return _S8;
+    return _S15;
 }
 
-__device__ float WaveActiveMax_0(float expr_0, uint _S9)
+__device__ float WaveActiveMax_0(float expr_0, uint _S16)
 {
-    float _S10 = (_waveMax((make_uint4 (WaveGetActiveMask_0(_S9), 0U, 0U, 0U)).x, (expr_0)));
-    return _S10;
+    float _S17 = (_waveMax((make_uint4 (WaveGetActiveMask_0(_S16), 0U, 0U, 0U)).x, (expr_0)));
+    return _S17;
 }
 
-__device__ bool WaveIsFirstLane_0(uint _S11)
+__device__ bool WaveIsFirstLane_0(uint _S18)
 {
-    uint _S12 = WaveGetActiveMask_0(_S11);
-    bool _S13 = ((((_S12) & -(_S12)) == (WarpMask(1) << _getLaneId())));
-    return _S13;
+    uint _S19 = WaveGetActiveMask_0(_S18);
+    bool _S20 = ((((_S19) & -(_S19)) == (WarpMask(1) << _getLaneId())));
+    return _S20;
 }
 
 __device__ __shared__ FixedArray<float, 32>  floats_0;
 
-__device__ float group_max_0(float value_0, uint thread_0, uint _S14)
+__device__ float group_max_0(float value_0, uint thread_0, uint _S21)
 {
-    uint _S15 = ((warpSize));
-    float _S16 = WaveActiveMax_0(value_0, _S14);
-    bool _S17 = WaveIsFirstLane_0(_S14);
-    uint _S18 = __ballot_sync(_S14, _S17);
-    if(_S17)
+    uint _S22 = ((warpSize));
+    float _S23 = WaveActiveMax_0(value_0, _S21);
+    bool _S24 = WaveIsFirstLane_0(_S21);
+    uint _S25 = __ballot_sync(_S21, _S24);
+    if(_S24)
     {
-        uint _S19 = thread_0 / _S15;
-        (*&floats_0)[_S19] = _S16;
+        uint _S26 = thread_0 / _S22;
+        (*&floats_0)[_S26] = _S23;
     }
     __syncthreads();
     float result_0 = -3.4028234663852886e+38f;
     uint wave_0 = 0U;
     for(;;)
     {
-        uint _S20 = 128U / _S15;
-        if(wave_0 < _S20)
+        uint _S27 = 128U / _S22;
+        if(wave_0 < _S27)
         {
         }
         else
         {
             break;
         }
-        float _S21 = (F32_max((result_0), ((*&floats_0)[wave_0])));
+        float _S28 = (F32_max((result_0), ((*&floats_0)[wave_0])));
         uint wave_1 = wave_0 + 1U;
-        result_0 = _S21;
+        result_0 = _S28;
         wave_0 = wave_1;
     }
     __syncthreads();
@@ -125,30 +160,30 @@ __device__ float group_max_0(float value_0, uint thread_0, uint _S14)
 
 __device__ __shared__ FixedArray<float, 128>  weights_0;
 
-__device__ float WaveActiveSum_0(float expr_1, uint _S22)
+__device__ float WaveActiveSum_0(float expr_1, uint _S29)
 {
-    float _S23 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S22), 0U, 0U, 0U)).x, (expr_1)));
-    return _S23;
+    float _S30 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S29), 0U, 0U, 0U)).x, (expr_1)));
+    return _S30;
 }
 
-__device__ float group_sum_0(float value_1, uint thread_1, uint _S24)
+__device__ float group_sum_0(float value_1, uint thread_1, uint _S31)
 {
-    uint _S25 = ((warpSize));
-    float _S26 = WaveActiveSum_0(value_1, _S24);
-    bool _S27 = WaveIsFirstLane_0(_S24);
-    uint _S28 = __ballot_sync(_S24, _S27);
-    if(_S27)
+    uint _S32 = ((warpSize));
+    float _S33 = WaveActiveSum_0(value_1, _S31);
+    bool _S34 = WaveIsFirstLane_0(_S31);
+    uint _S35 = __ballot_sync(_S31, _S34);
+    if(_S34)
     {
-        uint _S29 = thread_1 / _S25;
-        (*&floats_0)[_S29] = _S26;
+        uint _S36 = thread_1 / _S32;
+        (*&floats_0)[_S36] = _S33;
     }
     __syncthreads();
     uint wave_2 = 0U;
     float result_1 = 0.0f;
     for(;;)
     {
-        uint _S30 = 128U / _S25;
-        if(wave_2 < _S30)
+        uint _S37 = 128U / _S32;
+        if(wave_2 < _S37)
         {
         }
         else
@@ -165,360 +200,384 @@ __device__ float group_sum_0(float value_1, uint thread_1, uint _S24)
 
 __device__ __shared__ FixedArray<float4 , 128>  sums_0;
 
-__device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> q_0, StructuredBuffer<uint2 > k_pages_0, StructuredBuffer<uint2 > v_pages_0, StructuredBuffer<uint> page_table_1, StructuredBuffer<uint> step_2, RWStructuredBuffer<float> result_3, AttentionParams_0 * p_0, uint _S31)
+__device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> q_0, StructuredBuffer<uint2 > k_pages_0, StructuredBuffer<uint2 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, RWStructuredBuffer<float> result_3, AttentionParams_0 * p_0, uint _S38)
 {
-    uint _S32 = 0U;
-    uint i_0;
+    uint _S39 = 0U;
     float4  sum_0;
-    uint _S33;
-    uint _S34;
-    uint _S35 = group_number_0(group_1);
-    uint _S36 = p_0->heads_0;
-    uint _S37 = _S35 / p_0->heads_0;
-    uint _S38 = _S35 % _S36;
-    uint _S39 = p_0->step_offset_0;
-    bool _S40 = _S37 >= (live_rows_0(step_2, p_0->step_offset_0, p_0->rows_0));
-    uint _S41 = __ballot_sync(_S31, _S40);
-    if(_S40)
+    uint _S40;
+    uint _S41;
+    uint _S42 = group_number_0(group_1);
+    uint _S43 = p_0->heads_0;
+    uint _S44 = _S42 / p_0->heads_0;
+    uint _S45 = _S42 % _S43;
+    uint _S46 = p_0->batch_offset_0;
+    bool _S47 = _S44 >= (valid_rows_0(batch_3, p_0->batch_offset_0, p_0->rows_0));
+    uint _S48 = __ballot_sync(_S38, _S47);
+    if(_S47)
     {
         return;
     }
     else
     {
-        uint _S42 = __ballot_sync(_S31, true);
-        _S32 = _S42;
+        uint _S49 = __ballot_sync(_S38, true);
+        _S39 = _S49;
     }
-    uint _S43 = p_0->kv_heads_0;
-    uint _S44 = _S36 / p_0->kv_heads_0;
-    uint _S45 = _S38 / _S44;
-    uint _S46 = p_0->page_size_0;
-    uint _S47 = p_0->table_length_0 * p_0->page_size_0;
-    uint _S48 = (U32_min((first_position_0(step_2, _S39, _S47 - 1U) + _S37 + 1U), (_S47)));
-    uint _S49 = p_0->head_dim_0;
-    uint _S50 = p_0->head_dim_0 / 4U;
-    bool _S51 = thread_2 < _S50;
-    uint _S52 = __ballot_sync(_S32, _S51);
-    uint begin_0;
-    if(_S51)
+    uint _S50 = p_0->kv_heads_0;
+    uint _S51 = _S43 / p_0->kv_heads_0;
+    uint _S52 = _S45 / _S51;
+    SequenceTable_0 _S53 = sequence_table_0(sequences_2, p_0->sequences_offset_0, row_sequence_0(batch_3, _S46, _S44), p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+    uint _S54 = row_position_0(batch_3, _S46, _S44);
+    bool _S55 = _S54 < (_S53.length_0);
+    uint _S56 = __ballot_sync(_S39, _S55);
+    uint begin_2;
+    uint j_0;
+    if(_S55)
     {
-        uint _S53 = p_0->q_offset_0 + _S37 * p_0->q_stride_0 + _S38 * _S49 + 4U * thread_2;
-        float _S54 = p_0->scale_0;
-        float _S55 = __ldg((&(q_0)[_S53]));
-        float _S56 = __ldg((&(q_0)[_S53 + 1U]));
-        float _S57 = __ldg((&(q_0)[_S53 + 2U]));
-        float _S58 = __ldg((&(q_0)[_S53 + 3U]));
-        (*&query_0)[thread_2] = make_float4 (_S54) * make_float4 (_S55, _S56, _S57, _S58);
-        uint _S59 = __ballot_sync(_S32, true);
-        begin_0 = _S59;
+        uint _S57 = _S54 + 1U;
+        uint _S58 = __ballot_sync(_S39, true);
+        begin_2 = _S58;
+        j_0 = _S57;
     }
     else
     {
-        uint _S60 = __ballot_sync(_S32, true);
-        begin_0 = _S60;
+        uint _S59 = __ballot_sync(_S39, true);
+        begin_2 = _S59;
+        j_0 = _S53.length_0;
+    }
+    uint _S60 = p_0->head_dim_0;
+    uint _S61 = p_0->head_dim_0 / 4U;
+    bool _S62 = thread_2 < _S61;
+    uint _S63 = __ballot_sync(begin_2, _S62);
+    if(_S62)
+    {
+        uint _S64 = p_0->q_offset_0 + _S44 * p_0->q_stride_0 + _S45 * _S60 + 4U * thread_2;
+        float _S65 = p_0->scale_0;
+        float _S66 = __ldg((&(q_0)[_S64]));
+        float _S67 = __ldg((&(q_0)[_S64 + 1U]));
+        float _S68 = __ldg((&(q_0)[_S64 + 2U]));
+        float _S69 = __ldg((&(q_0)[_S64 + 3U]));
+        (*&query_0)[thread_2] = make_float4 (_S65) * make_float4 (_S66, _S67, _S68, _S69);
+        uint _S70 = __ballot_sync(begin_2, true);
+        begin_2 = _S70;
+    }
+    else
+    {
+        uint _S71 = __ballot_sync(begin_2, true);
+        begin_2 = _S71;
     }
     __syncthreads();
-    uint _S61 = 128U / _S50;
-    uint _S62 = thread_2 / _S50;
-    uint _S63 = thread_2 % _S50;
-    int4  _S64 = make_int4 (int(0));
-    float4  _S65 = make_float4 ((float)_S64.x, (float)_S64.y, (float)_S64.z, (float)_S64.w);
-    uint _S66 = begin_0;
-    begin_0 = 0U;
-    uint i_1 = _S66;
+    uint _S72 = 128U / _S61;
+    uint _S73 = thread_2 / _S61;
+    uint _S74 = thread_2 % _S61;
+    int4  _S75 = make_int4 (int(0));
+    float4  _S76 = make_float4 ((float)_S75.x, (float)_S75.y, (float)_S75.z, (float)_S75.w);
+    uint _S77 = begin_2;
+    begin_2 = 0U;
+    uint i_0 = _S77;
     float peak_0 = -3.4028234663852886e+38f;
     float total_0 = 0.0f;
-    float4  sum_1 = _S65;
+    float4  sum_1 = _S76;
     for(;;)
     {
-        uint _S67 = 0U;
-        bool _S68 = begin_0 < _S48;
-        uint _S69 = __ballot_sync(i_1, _S68);
-        if(_S68)
+        uint _S78 = 0U;
+        bool _S79 = begin_2 < j_0;
+        uint _S80 = __ballot_sync(i_0, _S79);
+        if(_S79)
         {
-            uint _S70 = __ballot_sync(i_1, true);
-            _S67 = _S70;
+            uint _S81 = __ballot_sync(i_0, true);
+            _S78 = _S81;
         }
         else
         {
             break;
         }
-        uint _S71 = (U32_min((_S48 - begin_0), (128U)));
-        bool _S72 = thread_2 < _S71;
-        uint _S73 = __ballot_sync(_S67, _S72);
-        uint _S74;
+        uint _S82 = (U32_min((j_0 - begin_2), (128U)));
+        bool _S83 = thread_2 < _S82;
+        uint _S84 = __ballot_sync(_S78, _S83);
+        uint i_1;
+        uint _S85;
         uint i_2;
-        uint _S75;
+        uint _S86;
         float score_0;
         float4  sum_2;
-        if(_S72)
+        if(_S83)
         {
-            uint _S76 = slot_of_0(page_table_1, p_0->page_table_offset_0, begin_0 + thread_2, _S46, p_0->pages_0);
-            uint _S77 = (_S76 * _S43 + _S45) * _S50;
-            (*&slots_0)[thread_2] = _S77;
-            i_0 = 0U;
-            _S74 = _S73;
-            sum_0 = _S65;
+            uint _S87 = begin_2 + thread_2;
+            SequenceTable_0 _S88 = _S53;
+            uint _S89 = SequenceTable_slot_0(&_S88, sequences_2, _S87);
+            uint _S90 = (_S89 * _S50 + _S52) * _S61;
+            (*&slots_0)[thread_2] = _S90;
+            i_1 = 0U;
+            _S85 = _S84;
+            sum_0 = _S76;
             for(;;)
             {
-                uint _S78 = 0U;
-                uint _S79 = i_0 + 8U;
-                bool _S80 = _S79 <= _S50;
-                uint _S81 = __ballot_sync(_S74, _S80);
-                if(_S80)
+                uint _S91 = 0U;
+                uint _S92 = i_1 + 8U;
+                bool _S93 = _S92 <= _S61;
+                uint _S94 = __ballot_sync(_S85, _S93);
+                if(_S93)
                 {
-                    uint _S82 = __ballot_sync(_S74, true);
-                    _S78 = _S82;
+                    uint _S95 = __ballot_sync(_S85, true);
+                    _S91 = _S95;
                 }
                 else
                 {
-                    uint _S83 = __ballot_sync(_S74, false);
-                    uint _S84 = __ballot_sync(_S74, false);
-                    uint _S85 = __ballot_sync(_S73, true);
-                    _S33 = _S85;
+                    uint _S96 = __ballot_sync(_S85, false);
+                    uint _S97 = __ballot_sync(_S85, false);
+                    uint _S98 = __ballot_sync(_S84, true);
+                    _S40 = _S98;
                     break;
                 }
-                float4  _S86 = (*&query_0)[i_0];
-                uint _S87 = p_0->k_pages_offset_0 + _S77 + i_0;
-                uint2  _S88 = __ldg((&(k_pages_0)[_S87]));
-                float4  products_0 = sum_0 + _S86 * Float16_expand_0(_S88);
-                float4  _S89 = (*&query_0)[i_0 + 1U];
-                uint2  _S90 = __ldg((&(k_pages_0)[_S87 + 1U]));
-                float4  products_1 = products_0 + _S89 * Float16_expand_0(_S90);
-                float4  _S91 = (*&query_0)[i_0 + 2U];
-                uint2  _S92 = __ldg((&(k_pages_0)[_S87 + 2U]));
-                float4  products_2 = products_1 + _S91 * Float16_expand_0(_S92);
-                float4  _S93 = (*&query_0)[i_0 + 3U];
-                uint2  _S94 = __ldg((&(k_pages_0)[_S87 + 3U]));
-                float4  products_3 = products_2 + _S93 * Float16_expand_0(_S94);
-                float4  _S95 = (*&query_0)[i_0 + 4U];
-                uint2  _S96 = __ldg((&(k_pages_0)[_S87 + 4U]));
-                float4  products_4 = products_3 + _S95 * Float16_expand_0(_S96);
-                float4  _S97 = (*&query_0)[i_0 + 5U];
-                uint2  _S98 = __ldg((&(k_pages_0)[_S87 + 5U]));
-                float4  products_5 = products_4 + _S97 * Float16_expand_0(_S98);
-                float4  _S99 = (*&query_0)[i_0 + 6U];
-                uint2  _S100 = __ldg((&(k_pages_0)[_S87 + 6U]));
-                float4  products_6 = products_5 + _S99 * Float16_expand_0(_S100);
-                float4  _S101 = (*&query_0)[i_0 + 7U];
-                uint2  _S102 = __ldg((&(k_pages_0)[_S87 + 7U]));
-                float4  products_7 = products_6 + _S101 * Float16_expand_0(_S102);
-                uint _S103 = __ballot_sync(_S78, false);
-                uint _S104 = __ballot_sync(_S78, false);
-                uint _S105 = __ballot_sync(_S78, true);
-                uint _S106 = __ballot_sync(_S74, true);
-                i_0 = _S79;
-                _S74 = _S106;
+                float4  _S99 = (*&query_0)[i_1];
+                uint _S100 = p_0->k_pages_offset_0 + _S90 + i_1;
+                uint2  _S101 = __ldg((&(k_pages_0)[_S100]));
+                float4  products_0 = sum_0 + _S99 * Float16_expand_0(_S101);
+                float4  _S102 = (*&query_0)[i_1 + 1U];
+                uint2  _S103 = __ldg((&(k_pages_0)[_S100 + 1U]));
+                float4  products_1 = products_0 + _S102 * Float16_expand_0(_S103);
+                float4  _S104 = (*&query_0)[i_1 + 2U];
+                uint2  _S105 = __ldg((&(k_pages_0)[_S100 + 2U]));
+                float4  products_2 = products_1 + _S104 * Float16_expand_0(_S105);
+                float4  _S106 = (*&query_0)[i_1 + 3U];
+                uint2  _S107 = __ldg((&(k_pages_0)[_S100 + 3U]));
+                float4  products_3 = products_2 + _S106 * Float16_expand_0(_S107);
+                float4  _S108 = (*&query_0)[i_1 + 4U];
+                uint2  _S109 = __ldg((&(k_pages_0)[_S100 + 4U]));
+                float4  products_4 = products_3 + _S108 * Float16_expand_0(_S109);
+                float4  _S110 = (*&query_0)[i_1 + 5U];
+                uint2  _S111 = __ldg((&(k_pages_0)[_S100 + 5U]));
+                float4  products_5 = products_4 + _S110 * Float16_expand_0(_S111);
+                float4  _S112 = (*&query_0)[i_1 + 6U];
+                uint2  _S113 = __ldg((&(k_pages_0)[_S100 + 6U]));
+                float4  products_6 = products_5 + _S112 * Float16_expand_0(_S113);
+                float4  _S114 = (*&query_0)[i_1 + 7U];
+                uint2  _S115 = __ldg((&(k_pages_0)[_S100 + 7U]));
+                float4  products_7 = products_6 + _S114 * Float16_expand_0(_S115);
+                uint _S116 = __ballot_sync(_S91, false);
+                uint _S117 = __ballot_sync(_S91, false);
+                uint _S118 = __ballot_sync(_S91, true);
+                uint _S119 = __ballot_sync(_S85, true);
+                i_1 = _S92;
+                _S85 = _S119;
                 sum_0 = products_7;
             }
-            i_2 = i_0;
-            _S75 = _S33;
+            i_2 = i_1;
+            _S86 = _S40;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S107 = i_2 < _S50;
-                uint _S108 = __ballot_sync(_S75, _S107);
-                if(_S107)
+                bool _S120 = i_2 < _S61;
+                uint _S121 = __ballot_sync(_S86, _S120);
+                if(_S120)
                 {
-                    uint _S109 = __ballot_sync(_S75, true);
+                    uint _S122 = __ballot_sync(_S86, true);
                 }
                 else
                 {
-                    uint _S110 = __ballot_sync(_S75, false);
-                    uint _S111 = __ballot_sync(_S75, false);
-                    uint _S112 = __ballot_sync(_S33, true);
+                    uint _S123 = __ballot_sync(_S86, false);
+                    uint _S124 = __ballot_sync(_S86, false);
+                    uint _S125 = __ballot_sync(_S40, true);
                     break;
                 }
-                float4  _S113 = (*&query_0)[i_2];
-                uint2  _S114 = __ldg((&(k_pages_0)[p_0->k_pages_offset_0 + _S77 + i_2]));
-                float4  products_8 = sum_2 + _S113 * Float16_expand_0(_S114);
-                uint _S115 = __ballot_sync(_S75, true);
+                float4  _S126 = (*&query_0)[i_2];
+                uint2  _S127 = __ldg((&(k_pages_0)[p_0->k_pages_offset_0 + _S90 + i_2]));
+                float4  products_8 = sum_2 + _S126 * Float16_expand_0(_S127);
+                uint _S128 = __ballot_sync(_S86, true);
                 i_2 = i_2 + 1U;
-                _S75 = _S115;
+                _S86 = _S128;
                 sum_2 = products_8;
             }
-            float _S116 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
-            uint _S117 = __ballot_sync(_S67, true);
-            score_0 = _S116;
-            i_0 = _S117;
+            float _S129 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
+            uint _S130 = __ballot_sync(_S78, true);
+            score_0 = _S129;
+            i_1 = _S130;
         }
         else
         {
-            uint _S118 = __ballot_sync(_S67, true);
+            uint _S131 = __ballot_sync(_S78, true);
             score_0 = -3.4028234663852886e+38f;
-            i_0 = _S118;
+            i_1 = _S131;
         }
-        float _S119 = group_max_0(score_0, thread_2, i_0);
-        float _S120 = (F32_max((peak_0), (_S119)));
-        uint _S121 = __ballot_sync(i_0, _S72);
-        float _S122;
-        if(_S72)
+        float _S132 = group_max_0(score_0, thread_2, i_1);
+        float _S133 = (F32_max((peak_0), (_S132)));
+        uint _S134 = __ballot_sync(i_1, _S83);
+        float _S135;
+        if(_S83)
         {
-            float _S123 = (F32_exp((score_0 - _S120)));
-            uint _S124 = __ballot_sync(i_0, true);
-            _S122 = _S123;
-            _S74 = _S124;
+            float _S136 = (F32_exp((score_0 - _S133)));
+            uint _S137 = __ballot_sync(i_1, true);
+            _S135 = _S136;
+            _S85 = _S137;
         }
         else
         {
-            uint _S125 = __ballot_sync(i_0, true);
-            _S122 = 0.0f;
-            _S74 = _S125;
+            uint _S138 = __ballot_sync(i_1, true);
+            _S135 = 0.0f;
+            _S85 = _S138;
         }
-        (*&weights_0)[thread_2] = _S122;
-        float _S126 = (F32_exp((peak_0 - _S120)));
-        float _S127 = total_0 * _S126;
-        float _S128 = group_sum_0(_S122, thread_2, _S74);
-        float _S129 = _S127 + _S128;
-        float4  sum_3 = sum_1 * make_float4 (_S126);
-        bool _S130 = _S62 < _S61;
-        uint _S131 = __ballot_sync(_S74, _S130);
-        if(_S130)
+        (*&weights_0)[thread_2] = _S135;
+        float _S139 = (F32_exp((peak_0 - _S133)));
+        float _S140 = total_0 * _S139;
+        float _S141 = group_sum_0(_S135, thread_2, _S85);
+        float _S142 = _S140 + _S141;
+        float4  sum_3 = sum_1 * make_float4 (_S139);
+        bool _S143 = _S73 < _S72;
+        uint _S144 = __ballot_sync(_S85, _S143);
+        if(_S143)
         {
-            i_2 = _S62;
-            _S75 = _S131;
+            i_2 = _S73;
+            _S86 = _S144;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S132 = 0U;
-                uint _S133 = i_2 + 7U * _S61;
-                bool _S134 = _S133 < _S71;
-                uint _S135 = __ballot_sync(_S75, _S134);
-                if(_S134)
+                uint _S145 = 0U;
+                uint _S146 = i_2 + 7U * _S72;
+                bool _S147 = _S146 < _S82;
+                uint _S148 = __ballot_sync(_S86, _S147);
+                if(_S147)
                 {
-                    uint _S136 = __ballot_sync(_S75, true);
-                    _S132 = _S136;
+                    uint _S149 = __ballot_sync(_S86, true);
+                    _S145 = _S149;
                 }
                 else
                 {
-                    uint _S137 = __ballot_sync(_S75, false);
-                    uint _S138 = __ballot_sync(_S75, false);
-                    uint _S139 = __ballot_sync(_S131, true);
-                    _S34 = _S139;
+                    uint _S150 = __ballot_sync(_S86, false);
+                    uint _S151 = __ballot_sync(_S86, false);
+                    uint _S152 = __ballot_sync(_S144, true);
+                    _S41 = _S152;
                     break;
                 }
-                float _S140 = (*&weights_0)[i_2];
-                uint _S141 = p_0->v_pages_offset_0;
-                uint2  _S142 = __ldg((&(v_pages_0)[p_0->v_pages_offset_0 + (*&slots_0)[i_2] + _S63]));
-                float4  sum_4 = sum_0 + make_float4 (_S140) * Float16_expand_0(_S142);
-                uint _S143 = i_2 + _S61;
-                float _S144 = (*&weights_0)[_S143];
-                uint2  _S145 = __ldg((&(v_pages_0)[_S141 + (*&slots_0)[_S143] + _S63]));
-                float4  sum_5 = sum_4 + make_float4 (_S144) * Float16_expand_0(_S145);
-                uint _S146 = i_2 + 2U * _S61;
-                float _S147 = (*&weights_0)[_S146];
-                uint2  _S148 = __ldg((&(v_pages_0)[_S141 + (*&slots_0)[_S146] + _S63]));
-                float4  sum_6 = sum_5 + make_float4 (_S147) * Float16_expand_0(_S148);
-                uint _S149 = i_2 + 3U * _S61;
-                float _S150 = (*&weights_0)[_S149];
-                uint2  _S151 = __ldg((&(v_pages_0)[_S141 + (*&slots_0)[_S149] + _S63]));
-                float4  sum_7 = sum_6 + make_float4 (_S150) * Float16_expand_0(_S151);
-                uint _S152 = i_2 + 4U * _S61;
-                float _S153 = (*&weights_0)[_S152];
-                uint2  _S154 = __ldg((&(v_pages_0)[_S141 + (*&slots_0)[_S152] + _S63]));
-                float4  sum_8 = sum_7 + make_float4 (_S153) * Float16_expand_0(_S154);
-                uint _S155 = i_2 + 5U * _S61;
-                float _S156 = (*&weights_0)[_S155];
-                uint2  _S157 = __ldg((&(v_pages_0)[_S141 + (*&slots_0)[_S155] + _S63]));
-                float4  sum_9 = sum_8 + make_float4 (_S156) * Float16_expand_0(_S157);
-                uint _S158 = i_2 + 6U * _S61;
-                float _S159 = (*&weights_0)[_S158];
-                uint2  _S160 = __ldg((&(v_pages_0)[_S141 + (*&slots_0)[_S158] + _S63]));
-                float4  sum_10 = sum_9 + make_float4 (_S159) * Float16_expand_0(_S160);
-                float _S161 = (*&weights_0)[_S133];
-                uint2  _S162 = __ldg((&(v_pages_0)[_S141 + (*&slots_0)[_S133] + _S63]));
-                float4  sum_11 = sum_10 + make_float4 (_S161) * Float16_expand_0(_S162);
-                uint _S163 = __ballot_sync(_S132, false);
-                uint _S164 = __ballot_sync(_S132, false);
-                uint _S165 = __ballot_sync(_S132, true);
-                uint _S166 = __ballot_sync(_S75, true);
-                i_2 = i_2 + 8U * _S61;
-                _S75 = _S166;
+                float _S153 = (*&weights_0)[i_2];
+                uint _S154 = p_0->v_pages_offset_0;
+                uint2  _S155 = __ldg((&(v_pages_0)[p_0->v_pages_offset_0 + (*&slots_0)[i_2] + _S74]));
+                float4  sum_4 = sum_0 + make_float4 (_S153) * Float16_expand_0(_S155);
+                uint _S156 = i_2 + _S72;
+                float _S157 = (*&weights_0)[_S156];
+                uint2  _S158 = __ldg((&(v_pages_0)[_S154 + (*&slots_0)[_S156] + _S74]));
+                float4  sum_5 = sum_4 + make_float4 (_S157) * Float16_expand_0(_S158);
+                uint _S159 = i_2 + 2U * _S72;
+                float _S160 = (*&weights_0)[_S159];
+                uint2  _S161 = __ldg((&(v_pages_0)[_S154 + (*&slots_0)[_S159] + _S74]));
+                float4  sum_6 = sum_5 + make_float4 (_S160) * Float16_expand_0(_S161);
+                uint _S162 = i_2 + 3U * _S72;
+                float _S163 = (*&weights_0)[_S162];
+                uint2  _S164 = __ldg((&(v_pages_0)[_S154 + (*&slots_0)[_S162] + _S74]));
+                float4  sum_7 = sum_6 + make_float4 (_S163) * Float16_expand_0(_S164);
+                uint _S165 = i_2 + 4U * _S72;
+                float _S166 = (*&weights_0)[_S165];
+                uint2  _S167 = __ldg((&(v_pages_0)[_S154 + (*&slots_0)[_S165] + _S74]));
+                float4  sum_8 = sum_7 + make_float4 (_S166) * Float16_expand_0(_S167);
+                uint _S168 = i_2 + 5U * _S72;
+                float _S169 = (*&weights_0)[_S168];
+                uint2  _S170 = __ldg((&(v_pages_0)[_S154 + (*&slots_0)[_S168] + _S74]));
+                float4  sum_9 = sum_8 + make_float4 (_S169) * Float16_expand_0(_S170);
+                uint _S171 = i_2 + 6U * _S72;
+                float _S172 = (*&weights_0)[_S171];
+                uint2  _S173 = __ldg((&(v_pages_0)[_S154 + (*&slots_0)[_S171] + _S74]));
+                float4  sum_10 = sum_9 + make_float4 (_S172) * Float16_expand_0(_S173);
+                float _S174 = (*&weights_0)[_S146];
+                uint2  _S175 = __ldg((&(v_pages_0)[_S154 + (*&slots_0)[_S146] + _S74]));
+                float4  sum_11 = sum_10 + make_float4 (_S174) * Float16_expand_0(_S175);
+                uint _S176 = __ballot_sync(_S145, false);
+                uint _S177 = __ballot_sync(_S145, false);
+                uint _S178 = __ballot_sync(_S145, true);
+                uint _S179 = __ballot_sync(_S86, true);
+                i_2 = i_2 + 8U * _S72;
+                _S86 = _S179;
                 sum_0 = sum_11;
             }
             uint i_3 = i_2;
-            uint _S167 = _S34;
+            uint _S180 = _S41;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S168 = i_3 < _S71;
-                uint _S169 = __ballot_sync(_S167, _S168);
-                if(_S168)
+                bool _S181 = i_3 < _S82;
+                uint _S182 = __ballot_sync(_S180, _S181);
+                if(_S181)
                 {
-                    uint _S170 = __ballot_sync(_S167, true);
+                    uint _S183 = __ballot_sync(_S180, true);
                 }
                 else
                 {
-                    uint _S171 = __ballot_sync(_S167, false);
-                    uint _S172 = __ballot_sync(_S167, false);
-                    uint _S173 = __ballot_sync(_S34, true);
+                    uint _S184 = __ballot_sync(_S180, false);
+                    uint _S185 = __ballot_sync(_S180, false);
+                    uint _S186 = __ballot_sync(_S41, true);
                     break;
                 }
-                float _S174 = (*&weights_0)[i_3];
-                uint2  _S175 = __ldg((&(v_pages_0)[p_0->v_pages_offset_0 + (*&slots_0)[i_3] + _S63]));
-                float4  sum_12 = sum_2 + make_float4 (_S174) * Float16_expand_0(_S175);
-                uint _S176 = __ballot_sync(_S167, true);
-                i_3 = i_3 + _S61;
-                _S167 = _S176;
+                float _S187 = (*&weights_0)[i_3];
+                uint2  _S188 = __ldg((&(v_pages_0)[p_0->v_pages_offset_0 + (*&slots_0)[i_3] + _S74]));
+                float4  sum_12 = sum_2 + make_float4 (_S187) * Float16_expand_0(_S188);
+                uint _S189 = __ballot_sync(_S180, true);
+                i_3 = i_3 + _S72;
+                _S180 = _S189;
                 sum_2 = sum_12;
             }
-            uint _S177 = __ballot_sync(_S74, true);
+            uint _S190 = __ballot_sync(_S85, true);
             sum_1 = sum_2;
         }
         else
         {
-            uint _S178 = __ballot_sync(_S74, true);
+            uint _S191 = __ballot_sync(_S85, true);
             sum_1 = sum_3;
         }
         __syncthreads();
-        uint _S179 = __ballot_sync(i_1, true);
-        begin_0 = begin_0 + 128U;
-        i_1 = _S179;
-        peak_0 = _S120;
-        total_0 = _S129;
+        uint _S192 = __ballot_sync(i_0, true);
+        begin_2 = begin_2 + 128U;
+        i_0 = _S192;
+        peak_0 = _S133;
+        total_0 = _S142;
     }
     (*&sums_0)[thread_2] = sum_1;
     __syncthreads();
-    if(_S51)
+    if(_S62)
     {
-        i_1 = 0U;
-        sum_0 = _S65;
+        i_0 = 0U;
+        sum_0 = _S76;
         for(;;)
         {
-            if(i_1 < _S61)
+            if(i_0 < _S72)
             {
             }
             else
             {
                 break;
             }
-            float4  whole_0 = sum_0 + (*&sums_0)[i_1 * _S50 + thread_2];
-            i_1 = i_1 + 1U;
+            float4  whole_0 = sum_0 + (*&sums_0)[i_0 * _S61 + thread_2];
+            i_0 = i_0 + 1U;
             sum_0 = whole_0;
         }
-        float4  whole_1 = sum_0 / make_float4 (total_0);
-        uint _S180 = p_0->out_offset_0 + _S37 * p_0->out_stride_0 + _S38 * _S49 + 4U * thread_2;
-        i_0 = 0U;
+        if(j_0 == 0U)
+        {
+            sum_1 = _S76;
+        }
+        else
+        {
+            sum_1 = sum_0 / make_float4 (total_0);
+        }
+        uint _S193 = p_0->out_offset_0 + _S44 * p_0->out_stride_0 + _S45 * _S60 + 4U * thread_2;
+        j_0 = 0U;
         for(;;)
         {
-            if(i_0 < 4U)
+            if(j_0 < 4U)
             {
             }
             else
             {
                 break;
             }
-            *(&(result_3)[_S180 + i_0]) = _slang_vector_get_element(whole_1, i_0);
-            i_0 = i_0 + 1U;
+            *(&(result_3)[_S193 + j_0]) = _slang_vector_get_element(sum_1, j_0);
+            j_0 = j_0 + 1U;
         }
     }
     return;
 }
 
-extern "C" __global__ void attention_f16(StructuredBuffer<float> q_1, StructuredBuffer<uint2 > k_pages_1, StructuredBuffer<uint2 > v_pages_1, StructuredBuffer<uint> page_table_2, StructuredBuffer<uint> step_3, RWStructuredBuffer<float> result_4, AttentionParams_0 p_1)
+extern "C" __global__ void attention_f16(StructuredBuffer<float> q_1, StructuredBuffer<uint2 > k_pages_1, StructuredBuffer<uint2 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float> result_4, AttentionParams_0 p_1)
 {
-    uint _S181 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S182 = __ballot_sync(4294967295U, true);
-    AttentionParams_0 _S183 = p_1;
-    attend_0(blockIdx, _S181, q_1, k_pages_1, v_pages_1, page_table_2, step_3, result_4, &_S183, _S182);
+    uint _S194 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S195 = __ballot_sync(4294967295U, true);
+    AttentionParams_0 _S196 = p_1;
+    attend_0(blockIdx, _S194, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, result_4, &_S196, _S195);
     return;
 }

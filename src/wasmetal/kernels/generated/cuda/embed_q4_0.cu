@@ -6,7 +6,7 @@ struct EmbedParams_0
     uint table_offset_0;
     uint ids_offset_0;
     uint out_offset_0;
-    uint step_offset_0;
+    uint batch_offset_0;
     uint rows_0;
     uint columns_0;
     uint out_stride_0;
@@ -20,7 +20,7 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_0, uint rows_1)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint rows_1)
 {
     uint _S1;
     if(offset_0 == 4294967295U)
@@ -29,7 +29,7 @@ __device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_0, uint r
     }
     else
     {
-        uint _S2 = __ldg((&(step_0)[offset_0]));
+        uint _S2 = __ldg((&(batch_0)[offset_0]));
         _S1 = (U32_min((_S2), (rows_1)));
     }
     return _S1;
@@ -78,10 +78,10 @@ __device__ float4  Q4_0_four_0(StructuredBuffer<uint> words_2, uint offset_3, ui
     return make_float4 (half_at_0(words_2, offset_3, _S12)) * (nibbles_0((word_at_0(words_2, offset_3, _S12 + 1U + column_0 % 16U / 2U)) >> (column_0 % 32U / 16U * 4U)) - make_float4 (8.0f));
 }
 
-__device__ void embed_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> table_0, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> step_1, EmbedParams_0 * p_0)
+__device__ void embed_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> table_0, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> batch_1, EmbedParams_0 * p_0)
 {
     uint _S13 = group_number_0(group_1);
-    if(_S13 >= (live_rows_0(step_1, p_0->step_offset_0, p_0->rows_0)))
+    if(_S13 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->rows_0)))
     {
         return;
     }
@@ -121,10 +121,10 @@ __device__ void embed_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> ta
     return;
 }
 
-extern "C" __global__ void embed_q4_0(StructuredBuffer<uint> table_1, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> step_2, EmbedParams_0 p_1)
+extern "C" __global__ void embed_q4_0(StructuredBuffer<uint> table_1, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> batch_2, EmbedParams_0 p_1)
 {
     uint _S18 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
     EmbedParams_0 _S19 = p_1;
-    embed_0(blockIdx, _S18, table_1, ids_1, result_1, step_2, &_S19);
+    embed_0(blockIdx, _S18, table_1, ids_1, result_1, batch_2, &_S19);
     return;
 }

@@ -312,7 +312,7 @@ struct GemmParams_0
     uint x_offset_0;
     uint weight_offset_0;
     uint out_offset_0;
-    uint step_offset_0;
+    uint batch_offset_0;
     uint rows_4;
     uint n_1;
     uint k_6;
@@ -326,7 +326,7 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_3, uint rows_5)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint rows_5)
 {
     uint _S76;
     if(offset_3 == 4294967295U)
@@ -335,13 +335,13 @@ __device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_3, uint r
     }
     else
     {
-        uint _S77 = __ldg((&(step_0)[offset_3]));
+        uint _S77 = __ldg((&(batch_0)[offset_3]));
         _S76 = (U32_min((_S77), (rows_5)));
     }
     return _S76;
 }
 
-__device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_1, StructuredBuffer<uint> weight_0, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> step_1, GemmParams_0 * p_0)
+__device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_1, StructuredBuffer<uint> weight_0, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> batch_1, GemmParams_0 * p_0)
 {
     uint _S78 = p_0->n_1;
     uint _S79 = (p_0->n_1 + 64U - 1U) / 64U;
@@ -350,7 +350,7 @@ __device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_
     uint _S82 = _S81 * 64U;
     uint _S83 = _S80 % _S79;
     uint _S84 = _S83 * 64U;
-    uint _S85 = live_rows_0(step_1, p_0->step_offset_0, p_0->rows_4);
+    uint _S85 = valid_rows_0(batch_1, p_0->batch_offset_0, p_0->rows_4);
     if(_S82 >= _S85)
     {
         return;
@@ -1097,10 +1097,10 @@ __device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_
     return;
 }
 
-extern "C" __global__ void gemm_f32(StructuredBuffer<float> x_2, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> step_2, GemmParams_0 p_1)
+extern "C" __global__ void gemm_f32(StructuredBuffer<float> x_2, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> batch_2, GemmParams_0 p_1)
 {
     uint _S173 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
     GemmParams_0 _S174 = p_1;
-    gemm_0(blockIdx, _S173, x_2, weight_1, result_2, step_2, &_S174);
+    gemm_0(blockIdx, _S173, x_2, weight_1, result_2, batch_2, &_S174);
     return;
 }

@@ -308,7 +308,7 @@ struct GemmParams_0
     uint x_offset_0;
     uint weight_offset_0;
     uint out_offset_0;
-    uint step_offset_0;
+    uint batch_offset_0;
     uint rows_4;
     uint n_1;
     uint k_6;
@@ -322,7 +322,7 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_3, uint rows_5)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint rows_5)
 {
     uint _S79;
     if(offset_3 == 4294967295U)
@@ -331,13 +331,13 @@ __device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_3, uint r
     }
     else
     {
-        uint _S80 = __ldg((&(step_0)[offset_3]));
+        uint _S80 = __ldg((&(batch_0)[offset_3]));
         _S79 = (U32_min((_S80), (rows_5)));
     }
     return _S79;
 }
 
-__device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_1, StructuredBuffer<uint> weight_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> step_1, GemmParams_0 * p_0)
+__device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_1, StructuredBuffer<uint> weight_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> batch_1, GemmParams_0 * p_0)
 {
     uint _S81 = p_0->n_1;
     uint _S82 = (p_0->n_1 + 64U - 1U) / 64U;
@@ -346,7 +346,7 @@ __device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_
     uint _S85 = _S84 * 64U;
     uint _S86 = _S83 % _S82;
     uint _S87 = _S86 * 64U;
-    uint _S88 = live_rows_0(step_1, p_0->step_offset_0, p_0->rows_4);
+    uint _S88 = valid_rows_0(batch_1, p_0->batch_offset_0, p_0->rows_4);
     if(_S85 >= _S88)
     {
         return;
@@ -1093,10 +1093,10 @@ __device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_
     return;
 }
 
-extern "C" __global__ void gemm_q4_1(StructuredBuffer<float> x_2, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> step_2, GemmParams_0 p_1)
+extern "C" __global__ void gemm_q4_1(StructuredBuffer<float> x_2, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> batch_2, GemmParams_0 p_1)
 {
     uint _S176 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
     GemmParams_0 _S177 = p_1;
-    gemm_0(blockIdx, _S176, x_2, weight_1, result_1, step_2, &_S177);
+    gemm_0(blockIdx, _S176, x_2, weight_1, result_1, batch_2, &_S177);
     return;
 }

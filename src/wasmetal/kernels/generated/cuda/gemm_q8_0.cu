@@ -329,7 +329,7 @@ struct GemmParams_0
     uint x_offset_0;
     uint weight_offset_0;
     uint out_offset_0;
-    uint step_offset_0;
+    uint batch_offset_0;
     uint rows_4;
     uint n_1;
     uint k_6;
@@ -343,7 +343,7 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_5, uint rows_5)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_5, uint rows_5)
 {
     uint _S82;
     if(offset_5 == 4294967295U)
@@ -352,13 +352,13 @@ __device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_5, uint r
     }
     else
     {
-        uint _S83 = __ldg((&(step_0)[offset_5]));
+        uint _S83 = __ldg((&(batch_0)[offset_5]));
         _S82 = (U32_min((_S83), (rows_5)));
     }
     return _S82;
 }
 
-__device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_1, StructuredBuffer<uint> weight_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> step_1, GemmParams_0 * p_0)
+__device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_1, StructuredBuffer<uint> weight_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> batch_1, GemmParams_0 * p_0)
 {
     uint _S84 = p_0->n_1;
     uint _S85 = (p_0->n_1 + 64U - 1U) / 64U;
@@ -367,7 +367,7 @@ __device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_
     uint _S88 = _S87 * 64U;
     uint _S89 = _S86 % _S85;
     uint _S90 = _S89 * 64U;
-    uint _S91 = live_rows_0(step_1, p_0->step_offset_0, p_0->rows_4);
+    uint _S91 = valid_rows_0(batch_1, p_0->batch_offset_0, p_0->rows_4);
     if(_S88 >= _S91)
     {
         return;
@@ -1114,10 +1114,10 @@ __device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_
     return;
 }
 
-extern "C" __global__ void gemm_q8_0(StructuredBuffer<float> x_2, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> step_2, GemmParams_0 p_1)
+extern "C" __global__ void gemm_q8_0(StructuredBuffer<float> x_2, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> batch_2, GemmParams_0 p_1)
 {
     uint _S179 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
     GemmParams_0 _S180 = p_1;
-    gemm_0(blockIdx, _S179, x_2, weight_1, result_1, step_2, &_S180);
+    gemm_0(blockIdx, _S179, x_2, weight_1, result_1, batch_2, &_S180);
     return;
 }

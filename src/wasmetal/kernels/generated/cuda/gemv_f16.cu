@@ -6,7 +6,6 @@ struct GemvParams_0
     uint weight_offset_0;
     uint x_offset_0;
     uint out_offset_0;
-    uint step_offset_0;
     uint n_0;
     uint k_0;
     uint accumulate_0;
@@ -59,181 +58,153 @@ __device__ float product_0(uint row_1, uint i_3, StructuredBuffer<uint4 > weight
     return F16Eights_product_0(weight_1, p_0->weight_offset_0, p_0->k_0, row_1, i_3, _S5, _S6);
 }
 
-__device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_1, uint rows_0)
-{
-    uint _S7;
-    if(offset_1 == 4294967295U)
-    {
-        _S7 = rows_0;
-    }
-    else
-    {
-        uint _S8 = __ldg((&(step_0)[offset_1]));
-        _S7 = (U32_min((_S8), (rows_0)));
-    }
-    return _S7;
-}
-
 __device__ uint group_number_0(uint3  group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ uint WaveGetActiveMask_0(uint _S9)
+__device__ uint WaveGetActiveMask_0(uint _S7)
 {
+    return _S7;
+}
+
+__device__ float WaveActiveSum_0(float expr_0, uint _S8)
+{
+    float _S9 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S8), 0U, 0U, 0U)).x, (expr_0)));
     return _S9;
 }
 
-__device__ float WaveActiveSum_0(float expr_0, uint _S10)
+__device__ void gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint4 > weight_2, StructuredBuffer<float4 > x_2, RWStructuredBuffer<float> result_2, GemvParams_0 * p_1, uint _S10)
 {
-    float _S11 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S10), 0U, 0U, 0U)).x, (expr_0)));
-    return _S11;
-}
-
-__device__ void gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint4 > weight_2, StructuredBuffer<float4 > x_2, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> step_1, GemvParams_0 * p_1, uint _S12)
-{
-    uint _S13 = 0U;
-    uint _S14;
-    uint _S15;
-    bool _S16 = (live_rows_0(step_1, p_1->step_offset_0, 1U)) == 0U;
-    uint _S17 = __ballot_sync(_S12, _S16);
-    if(_S16)
-    {
-        return;
-    }
-    else
-    {
-        uint _S18 = __ballot_sync(_S12, true);
-        _S13 = _S18;
-    }
-    uint _S19 = ((warpSize));
-    uint _S20 = (_getLaneId());
-    uint _S21 = 128U / _S19;
-    uint _S22 = p_1->k_0 / 8U;
-    uint _S23 = group_number_0(group_1) * _S21;
-    uint _S24 = thread_0 / _S19;
-    uint row_2 = _S23 + _S24;
-    uint _S25;
-    _S25 = _S13;
+    uint _S11;
+    uint _S12;
+    uint _S13 = ((warpSize));
+    uint _S14 = (_getLaneId());
+    uint _S15 = 128U / _S13;
+    uint _S16 = p_1->k_0 / 8U;
+    uint _S17 = group_number_0(group_1) * _S15;
+    uint _S18 = thread_0 / _S13;
+    uint row_2 = _S17 + _S18;
+    uint _S19 = _S10;
     for(;;)
     {
-        uint _S26 = 0U;
-        bool _S27 = row_2 < (p_1->n_0);
-        uint _S28 = __ballot_sync(_S25, _S27);
-        if(_S27)
+        uint _S20 = 0U;
+        bool _S21 = row_2 < (p_1->n_0);
+        uint _S22 = __ballot_sync(_S19, _S21);
+        if(_S21)
         {
-            uint _S29 = __ballot_sync(_S25, true);
-            _S26 = _S29;
+            uint _S23 = __ballot_sync(_S19, true);
+            _S20 = _S23;
         }
         else
         {
             break;
         }
-        uint i_4 = _S20;
-        uint _S30;
-        _S30 = _S26;
+        uint i_4 = _S14;
+        uint _S24;
+        _S24 = _S20;
         float sum_0 = 0.0f;
         for(;;)
         {
-            uint _S31 = 0U;
-            uint _S32 = i_4 + 3U * _S19;
-            bool _S33 = _S32 < _S22;
-            uint _S34 = __ballot_sync(_S30, _S33);
-            if(_S33)
+            uint _S25 = 0U;
+            uint _S26 = i_4 + 3U * _S13;
+            bool _S27 = _S26 < _S16;
+            uint _S28 = __ballot_sync(_S24, _S27);
+            if(_S27)
             {
-                uint _S35 = __ballot_sync(_S30, true);
-                _S31 = _S35;
+                uint _S29 = __ballot_sync(_S24, true);
+                _S25 = _S29;
             }
             else
             {
-                uint _S36 = __ballot_sync(_S30, false);
-                uint _S37 = __ballot_sync(_S30, false);
-                uint _S38 = __ballot_sync(_S26, true);
-                _S14 = _S38;
+                uint _S30 = __ballot_sync(_S24, false);
+                uint _S31 = __ballot_sync(_S24, false);
+                uint _S32 = __ballot_sync(_S20, true);
+                _S11 = _S32;
                 break;
             }
-            float _S39 = product_0(row_2, i_4, weight_2, x_2, p_1);
-            float sum_1 = sum_0 + _S39;
-            float _S40 = product_0(row_2, i_4 + _S19, weight_2, x_2, p_1);
-            float sum_2 = sum_1 + _S40;
-            float _S41 = product_0(row_2, i_4 + 2U * _S19, weight_2, x_2, p_1);
-            float sum_3 = sum_2 + _S41;
-            float _S42 = product_0(row_2, _S32, weight_2, x_2, p_1);
-            float sum_4 = sum_3 + _S42;
-            uint _S43 = __ballot_sync(_S31, false);
-            uint _S44 = __ballot_sync(_S31, false);
-            uint _S45 = __ballot_sync(_S31, true);
-            uint _S46 = __ballot_sync(_S30, true);
-            i_4 = i_4 + 4U * _S19;
-            _S30 = _S46;
+            float _S33 = product_0(row_2, i_4, weight_2, x_2, p_1);
+            float sum_1 = sum_0 + _S33;
+            float _S34 = product_0(row_2, i_4 + _S13, weight_2, x_2, p_1);
+            float sum_2 = sum_1 + _S34;
+            float _S35 = product_0(row_2, i_4 + 2U * _S13, weight_2, x_2, p_1);
+            float sum_3 = sum_2 + _S35;
+            float _S36 = product_0(row_2, _S26, weight_2, x_2, p_1);
+            float sum_4 = sum_3 + _S36;
+            uint _S37 = __ballot_sync(_S25, false);
+            uint _S38 = __ballot_sync(_S25, false);
+            uint _S39 = __ballot_sync(_S25, true);
+            uint _S40 = __ballot_sync(_S24, true);
+            i_4 = i_4 + 4U * _S13;
+            _S24 = _S40;
             sum_0 = sum_4;
         }
         uint i_5 = i_4;
-        uint _S47 = _S14;
+        uint _S41 = _S11;
         float sum_5 = sum_0;
         for(;;)
         {
-            bool _S48 = i_5 < _S22;
-            uint _S49 = __ballot_sync(_S47, _S48);
-            if(_S48)
+            bool _S42 = i_5 < _S16;
+            uint _S43 = __ballot_sync(_S41, _S42);
+            if(_S42)
             {
-                uint _S50 = __ballot_sync(_S47, true);
+                uint _S44 = __ballot_sync(_S41, true);
             }
             else
             {
-                uint _S51 = __ballot_sync(_S47, false);
-                uint _S52 = __ballot_sync(_S47, false);
-                uint _S53 = __ballot_sync(_S14, true);
-                _S15 = _S53;
+                uint _S45 = __ballot_sync(_S41, false);
+                uint _S46 = __ballot_sync(_S41, false);
+                uint _S47 = __ballot_sync(_S11, true);
+                _S12 = _S47;
                 break;
             }
-            float _S54 = product_0(row_2, i_5, weight_2, x_2, p_1);
-            float sum_6 = sum_5 + _S54;
-            uint _S55 = __ballot_sync(_S47, true);
-            i_5 = i_5 + _S19;
-            _S47 = _S55;
+            float _S48 = product_0(row_2, i_5, weight_2, x_2, p_1);
+            float sum_6 = sum_5 + _S48;
+            uint _S49 = __ballot_sync(_S41, true);
+            i_5 = i_5 + _S13;
+            _S41 = _S49;
             sum_5 = sum_6;
         }
-        float _S56 = WaveActiveSum_0(sum_5, _S15);
-        uint _S57 = p_1->out_offset_0 + row_2;
-        bool _S58 = _S20 == 0U;
-        uint _S59 = __ballot_sync(_S15, _S58);
-        if(_S58)
+        float _S50 = WaveActiveSum_0(sum_5, _S12);
+        uint _S51 = p_1->out_offset_0 + row_2;
+        bool _S52 = _S14 == 0U;
+        uint _S53 = __ballot_sync(_S12, _S52);
+        if(_S52)
         {
-            float * _S60 = (&(result_2)[_S57]);
-            bool _S61 = (p_1->accumulate_0) != 0U;
-            uint _S62 = __ballot_sync(_S59, _S61);
-            float _S63;
-            if(_S61)
+            float * _S54 = (&(result_2)[_S51]);
+            bool _S55 = (p_1->accumulate_0) != 0U;
+            uint _S56 = __ballot_sync(_S53, _S55);
+            float _S57;
+            if(_S55)
             {
-                float _S64 = *(&(result_2)[_S57]) + _S56;
-                uint _S65 = __ballot_sync(_S59, true);
-                _S63 = _S64;
+                float _S58 = *(&(result_2)[_S51]) + _S50;
+                uint _S59 = __ballot_sync(_S53, true);
+                _S57 = _S58;
             }
             else
             {
-                uint _S66 = __ballot_sync(_S59, true);
-                _S63 = _S56;
+                uint _S60 = __ballot_sync(_S53, true);
+                _S57 = _S50;
             }
-            *_S60 = _S63;
-            uint _S67 = __ballot_sync(_S15, true);
+            *_S54 = _S57;
+            uint _S61 = __ballot_sync(_S12, true);
         }
         else
         {
-            uint _S68 = __ballot_sync(_S15, true);
+            uint _S62 = __ballot_sync(_S12, true);
         }
-        uint _S69 = __ballot_sync(_S25, true);
-        row_2 = row_2 + p_1->groups_0 * _S21;
-        _S25 = _S69;
+        uint _S63 = __ballot_sync(_S19, true);
+        row_2 = row_2 + p_1->groups_0 * _S15;
+        _S19 = _S63;
     }
     return;
 }
 
-extern "C" __global__ void gemv_f16(StructuredBuffer<uint4 > weight_3, StructuredBuffer<float4 > x_3, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> step_2, GemvParams_0 p_2)
+extern "C" __global__ void gemv_f16(StructuredBuffer<uint4 > weight_3, StructuredBuffer<float4 > x_3, RWStructuredBuffer<float> result_3, GemvParams_0 p_2)
 {
-    uint _S70 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S71 = __ballot_sync(4294967295U, true);
-    GemvParams_0 _S72 = p_2;
-    gemv_0(blockIdx, _S70, weight_3, x_3, result_3, step_2, &_S72, _S71);
+    uint _S64 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S65 = __ballot_sync(4294967295U, true);
+    GemvParams_0 _S66 = p_2;
+    gemv_0(blockIdx, _S64, weight_3, x_3, result_3, &_S66, _S65);
     return;
 }

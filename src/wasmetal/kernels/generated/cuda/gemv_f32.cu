@@ -6,7 +6,6 @@ struct GemvParams_0
     uint weight_offset_0;
     uint x_offset_0;
     uint out_offset_0;
-    uint step_offset_0;
     uint n_0;
     uint k_0;
     uint accumulate_0;
@@ -76,181 +75,153 @@ __device__ float product_0(uint row_1, uint i_4, StructuredBuffer<uint4 > weight
     return F32Eights_product_0(weight_1, p_0->weight_offset_0, p_0->k_0, row_1, i_4, _S8, _S9);
 }
 
-__device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_1, uint rows_0)
-{
-    uint _S10;
-    if(offset_1 == 4294967295U)
-    {
-        _S10 = rows_0;
-    }
-    else
-    {
-        uint _S11 = __ldg((&(step_0)[offset_1]));
-        _S10 = (U32_min((_S11), (rows_0)));
-    }
-    return _S10;
-}
-
 __device__ uint group_number_0(uint3  group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ uint WaveGetActiveMask_0(uint _S12)
+__device__ uint WaveGetActiveMask_0(uint _S10)
 {
+    return _S10;
+}
+
+__device__ float WaveActiveSum_0(float expr_0, uint _S11)
+{
+    float _S12 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S11), 0U, 0U, 0U)).x, (expr_0)));
     return _S12;
 }
 
-__device__ float WaveActiveSum_0(float expr_0, uint _S13)
+__device__ void gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint4 > weight_2, StructuredBuffer<float4 > x_3, RWStructuredBuffer<float> result_3, GemvParams_0 * p_1, uint _S13)
 {
-    float _S14 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S13), 0U, 0U, 0U)).x, (expr_0)));
-    return _S14;
-}
-
-__device__ void gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint4 > weight_2, StructuredBuffer<float4 > x_3, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> step_1, GemvParams_0 * p_1, uint _S15)
-{
-    uint _S16 = 0U;
-    uint _S17;
-    uint _S18;
-    bool _S19 = (live_rows_0(step_1, p_1->step_offset_0, 1U)) == 0U;
-    uint _S20 = __ballot_sync(_S15, _S19);
-    if(_S19)
-    {
-        return;
-    }
-    else
-    {
-        uint _S21 = __ballot_sync(_S15, true);
-        _S16 = _S21;
-    }
-    uint _S22 = ((warpSize));
-    uint _S23 = (_getLaneId());
-    uint _S24 = 128U / _S22;
-    uint _S25 = p_1->k_0 / 8U;
-    uint _S26 = group_number_0(group_1) * _S24;
-    uint _S27 = thread_0 / _S22;
-    uint row_2 = _S26 + _S27;
-    uint _S28;
-    _S28 = _S16;
+    uint _S14;
+    uint _S15;
+    uint _S16 = ((warpSize));
+    uint _S17 = (_getLaneId());
+    uint _S18 = 128U / _S16;
+    uint _S19 = p_1->k_0 / 8U;
+    uint _S20 = group_number_0(group_1) * _S18;
+    uint _S21 = thread_0 / _S16;
+    uint row_2 = _S20 + _S21;
+    uint _S22 = _S13;
     for(;;)
     {
-        uint _S29 = 0U;
-        bool _S30 = row_2 < (p_1->n_0);
-        uint _S31 = __ballot_sync(_S28, _S30);
-        if(_S30)
+        uint _S23 = 0U;
+        bool _S24 = row_2 < (p_1->n_0);
+        uint _S25 = __ballot_sync(_S22, _S24);
+        if(_S24)
         {
-            uint _S32 = __ballot_sync(_S28, true);
-            _S29 = _S32;
+            uint _S26 = __ballot_sync(_S22, true);
+            _S23 = _S26;
         }
         else
         {
             break;
         }
-        uint i_5 = _S23;
-        uint _S33;
-        _S33 = _S29;
+        uint i_5 = _S17;
+        uint _S27;
+        _S27 = _S23;
         float sum_0 = 0.0f;
         for(;;)
         {
-            uint _S34 = 0U;
-            uint _S35 = i_5 + 3U * _S22;
-            bool _S36 = _S35 < _S25;
-            uint _S37 = __ballot_sync(_S33, _S36);
-            if(_S36)
+            uint _S28 = 0U;
+            uint _S29 = i_5 + 3U * _S16;
+            bool _S30 = _S29 < _S19;
+            uint _S31 = __ballot_sync(_S27, _S30);
+            if(_S30)
             {
-                uint _S38 = __ballot_sync(_S33, true);
-                _S34 = _S38;
+                uint _S32 = __ballot_sync(_S27, true);
+                _S28 = _S32;
             }
             else
             {
-                uint _S39 = __ballot_sync(_S33, false);
-                uint _S40 = __ballot_sync(_S33, false);
-                uint _S41 = __ballot_sync(_S29, true);
-                _S17 = _S41;
+                uint _S33 = __ballot_sync(_S27, false);
+                uint _S34 = __ballot_sync(_S27, false);
+                uint _S35 = __ballot_sync(_S23, true);
+                _S14 = _S35;
                 break;
             }
-            float _S42 = product_0(row_2, i_5, weight_2, x_3, p_1);
-            float sum_1 = sum_0 + _S42;
-            float _S43 = product_0(row_2, i_5 + _S22, weight_2, x_3, p_1);
-            float sum_2 = sum_1 + _S43;
-            float _S44 = product_0(row_2, i_5 + 2U * _S22, weight_2, x_3, p_1);
-            float sum_3 = sum_2 + _S44;
-            float _S45 = product_0(row_2, _S35, weight_2, x_3, p_1);
-            float sum_4 = sum_3 + _S45;
-            uint _S46 = __ballot_sync(_S34, false);
-            uint _S47 = __ballot_sync(_S34, false);
-            uint _S48 = __ballot_sync(_S34, true);
-            uint _S49 = __ballot_sync(_S33, true);
-            i_5 = i_5 + 4U * _S22;
-            _S33 = _S49;
+            float _S36 = product_0(row_2, i_5, weight_2, x_3, p_1);
+            float sum_1 = sum_0 + _S36;
+            float _S37 = product_0(row_2, i_5 + _S16, weight_2, x_3, p_1);
+            float sum_2 = sum_1 + _S37;
+            float _S38 = product_0(row_2, i_5 + 2U * _S16, weight_2, x_3, p_1);
+            float sum_3 = sum_2 + _S38;
+            float _S39 = product_0(row_2, _S29, weight_2, x_3, p_1);
+            float sum_4 = sum_3 + _S39;
+            uint _S40 = __ballot_sync(_S28, false);
+            uint _S41 = __ballot_sync(_S28, false);
+            uint _S42 = __ballot_sync(_S28, true);
+            uint _S43 = __ballot_sync(_S27, true);
+            i_5 = i_5 + 4U * _S16;
+            _S27 = _S43;
             sum_0 = sum_4;
         }
         uint i_6 = i_5;
-        uint _S50 = _S17;
+        uint _S44 = _S14;
         float sum_5 = sum_0;
         for(;;)
         {
-            bool _S51 = i_6 < _S25;
-            uint _S52 = __ballot_sync(_S50, _S51);
-            if(_S51)
+            bool _S45 = i_6 < _S19;
+            uint _S46 = __ballot_sync(_S44, _S45);
+            if(_S45)
             {
-                uint _S53 = __ballot_sync(_S50, true);
+                uint _S47 = __ballot_sync(_S44, true);
             }
             else
             {
-                uint _S54 = __ballot_sync(_S50, false);
-                uint _S55 = __ballot_sync(_S50, false);
-                uint _S56 = __ballot_sync(_S17, true);
-                _S18 = _S56;
+                uint _S48 = __ballot_sync(_S44, false);
+                uint _S49 = __ballot_sync(_S44, false);
+                uint _S50 = __ballot_sync(_S14, true);
+                _S15 = _S50;
                 break;
             }
-            float _S57 = product_0(row_2, i_6, weight_2, x_3, p_1);
-            float sum_6 = sum_5 + _S57;
-            uint _S58 = __ballot_sync(_S50, true);
-            i_6 = i_6 + _S22;
-            _S50 = _S58;
+            float _S51 = product_0(row_2, i_6, weight_2, x_3, p_1);
+            float sum_6 = sum_5 + _S51;
+            uint _S52 = __ballot_sync(_S44, true);
+            i_6 = i_6 + _S16;
+            _S44 = _S52;
             sum_5 = sum_6;
         }
-        float _S59 = WaveActiveSum_0(sum_5, _S18);
-        uint _S60 = p_1->out_offset_0 + row_2;
-        bool _S61 = _S23 == 0U;
-        uint _S62 = __ballot_sync(_S18, _S61);
-        if(_S61)
+        float _S53 = WaveActiveSum_0(sum_5, _S15);
+        uint _S54 = p_1->out_offset_0 + row_2;
+        bool _S55 = _S17 == 0U;
+        uint _S56 = __ballot_sync(_S15, _S55);
+        if(_S55)
         {
-            float * _S63 = (&(result_3)[_S60]);
-            bool _S64 = (p_1->accumulate_0) != 0U;
-            uint _S65 = __ballot_sync(_S62, _S64);
-            float _S66;
-            if(_S64)
+            float * _S57 = (&(result_3)[_S54]);
+            bool _S58 = (p_1->accumulate_0) != 0U;
+            uint _S59 = __ballot_sync(_S56, _S58);
+            float _S60;
+            if(_S58)
             {
-                float _S67 = *(&(result_3)[_S60]) + _S59;
-                uint _S68 = __ballot_sync(_S62, true);
-                _S66 = _S67;
+                float _S61 = *(&(result_3)[_S54]) + _S53;
+                uint _S62 = __ballot_sync(_S56, true);
+                _S60 = _S61;
             }
             else
             {
-                uint _S69 = __ballot_sync(_S62, true);
-                _S66 = _S59;
+                uint _S63 = __ballot_sync(_S56, true);
+                _S60 = _S53;
             }
-            *_S63 = _S66;
-            uint _S70 = __ballot_sync(_S18, true);
+            *_S57 = _S60;
+            uint _S64 = __ballot_sync(_S15, true);
         }
         else
         {
-            uint _S71 = __ballot_sync(_S18, true);
+            uint _S65 = __ballot_sync(_S15, true);
         }
-        uint _S72 = __ballot_sync(_S28, true);
-        row_2 = row_2 + p_1->groups_0 * _S24;
-        _S28 = _S72;
+        uint _S66 = __ballot_sync(_S22, true);
+        row_2 = row_2 + p_1->groups_0 * _S18;
+        _S22 = _S66;
     }
     return;
 }
 
-extern "C" __global__ void gemv_f32(StructuredBuffer<uint4 > weight_3, StructuredBuffer<float4 > x_4, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> step_2, GemvParams_0 p_2)
+extern "C" __global__ void gemv_f32(StructuredBuffer<uint4 > weight_3, StructuredBuffer<float4 > x_4, RWStructuredBuffer<float> result_4, GemvParams_0 p_2)
 {
-    uint _S73 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S74 = __ballot_sync(4294967295U, true);
-    GemvParams_0 _S75 = p_2;
-    gemv_0(blockIdx, _S73, weight_3, x_4, result_4, step_2, &_S75, _S74);
+    uint _S67 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S68 = __ballot_sync(4294967295U, true);
+    GemvParams_0 _S69 = p_2;
+    gemv_0(blockIdx, _S67, weight_3, x_4, result_4, &_S69, _S68);
     return;
 }

@@ -6,7 +6,6 @@ struct GemvParams_0
     uint weight_offset_0;
     uint x_offset_0;
     uint out_offset_0;
-    uint step_offset_0;
     uint n_0;
     uint k_0;
     uint accumulate_0;
@@ -74,181 +73,153 @@ __device__ float product_0(uint row_1, uint i_3, StructuredBuffer<uint> weight_1
     return Q4_1Eights_product_0(weight_1, p_0->weight_offset_0, p_0->k_0, row_1, i_3, _S10, _S11);
 }
 
-__device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_1, uint rows_0)
-{
-    uint _S12;
-    if(offset_1 == 4294967295U)
-    {
-        _S12 = rows_0;
-    }
-    else
-    {
-        uint _S13 = __ldg((&(step_0)[offset_1]));
-        _S12 = (U32_min((_S13), (rows_0)));
-    }
-    return _S12;
-}
-
 __device__ uint group_number_0(uint3  group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ uint WaveGetActiveMask_0(uint _S14)
+__device__ uint WaveGetActiveMask_0(uint _S12)
 {
+    return _S12;
+}
+
+__device__ float WaveActiveSum_0(float expr_0, uint _S13)
+{
+    float _S14 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S13), 0U, 0U, 0U)).x, (expr_0)));
     return _S14;
 }
 
-__device__ float WaveActiveSum_0(float expr_0, uint _S15)
+__device__ void gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_2, RWStructuredBuffer<float> result_2, GemvParams_0 * p_1, uint _S15)
 {
-    float _S16 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S15), 0U, 0U, 0U)).x, (expr_0)));
-    return _S16;
-}
-
-__device__ void gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_2, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> step_1, GemvParams_0 * p_1, uint _S17)
-{
-    uint _S18 = 0U;
-    uint _S19;
-    uint _S20;
-    bool _S21 = (live_rows_0(step_1, p_1->step_offset_0, 1U)) == 0U;
-    uint _S22 = __ballot_sync(_S17, _S21);
-    if(_S21)
-    {
-        return;
-    }
-    else
-    {
-        uint _S23 = __ballot_sync(_S17, true);
-        _S18 = _S23;
-    }
-    uint _S24 = ((warpSize));
-    uint _S25 = (_getLaneId());
-    uint _S26 = 128U / _S24;
-    uint _S27 = p_1->k_0 / 8U;
-    uint _S28 = group_number_0(group_1) * _S26;
-    uint _S29 = thread_0 / _S24;
-    uint row_2 = _S28 + _S29;
-    uint _S30;
-    _S30 = _S18;
+    uint _S16;
+    uint _S17;
+    uint _S18 = ((warpSize));
+    uint _S19 = (_getLaneId());
+    uint _S20 = 128U / _S18;
+    uint _S21 = p_1->k_0 / 8U;
+    uint _S22 = group_number_0(group_1) * _S20;
+    uint _S23 = thread_0 / _S18;
+    uint row_2 = _S22 + _S23;
+    uint _S24 = _S15;
     for(;;)
     {
-        uint _S31 = 0U;
-        bool _S32 = row_2 < (p_1->n_0);
-        uint _S33 = __ballot_sync(_S30, _S32);
-        if(_S32)
+        uint _S25 = 0U;
+        bool _S26 = row_2 < (p_1->n_0);
+        uint _S27 = __ballot_sync(_S24, _S26);
+        if(_S26)
         {
-            uint _S34 = __ballot_sync(_S30, true);
-            _S31 = _S34;
+            uint _S28 = __ballot_sync(_S24, true);
+            _S25 = _S28;
         }
         else
         {
             break;
         }
-        uint i_4 = _S25;
-        uint _S35;
-        _S35 = _S31;
+        uint i_4 = _S19;
+        uint _S29;
+        _S29 = _S25;
         float sum_1 = 0.0f;
         for(;;)
         {
-            uint _S36 = 0U;
-            uint _S37 = i_4 + 3U * _S24;
-            bool _S38 = _S37 < _S27;
-            uint _S39 = __ballot_sync(_S35, _S38);
-            if(_S38)
+            uint _S30 = 0U;
+            uint _S31 = i_4 + 3U * _S18;
+            bool _S32 = _S31 < _S21;
+            uint _S33 = __ballot_sync(_S29, _S32);
+            if(_S32)
             {
-                uint _S40 = __ballot_sync(_S35, true);
-                _S36 = _S40;
+                uint _S34 = __ballot_sync(_S29, true);
+                _S30 = _S34;
             }
             else
             {
-                uint _S41 = __ballot_sync(_S35, false);
-                uint _S42 = __ballot_sync(_S35, false);
-                uint _S43 = __ballot_sync(_S31, true);
-                _S19 = _S43;
+                uint _S35 = __ballot_sync(_S29, false);
+                uint _S36 = __ballot_sync(_S29, false);
+                uint _S37 = __ballot_sync(_S25, true);
+                _S16 = _S37;
                 break;
             }
-            float _S44 = product_0(row_2, i_4, weight_2, x_2, p_1);
-            float sum_2 = sum_1 + _S44;
-            float _S45 = product_0(row_2, i_4 + _S24, weight_2, x_2, p_1);
-            float sum_3 = sum_2 + _S45;
-            float _S46 = product_0(row_2, i_4 + 2U * _S24, weight_2, x_2, p_1);
-            float sum_4 = sum_3 + _S46;
-            float _S47 = product_0(row_2, _S37, weight_2, x_2, p_1);
-            float sum_5 = sum_4 + _S47;
-            uint _S48 = __ballot_sync(_S36, false);
-            uint _S49 = __ballot_sync(_S36, false);
-            uint _S50 = __ballot_sync(_S36, true);
-            uint _S51 = __ballot_sync(_S35, true);
-            i_4 = i_4 + 4U * _S24;
-            _S35 = _S51;
+            float _S38 = product_0(row_2, i_4, weight_2, x_2, p_1);
+            float sum_2 = sum_1 + _S38;
+            float _S39 = product_0(row_2, i_4 + _S18, weight_2, x_2, p_1);
+            float sum_3 = sum_2 + _S39;
+            float _S40 = product_0(row_2, i_4 + 2U * _S18, weight_2, x_2, p_1);
+            float sum_4 = sum_3 + _S40;
+            float _S41 = product_0(row_2, _S31, weight_2, x_2, p_1);
+            float sum_5 = sum_4 + _S41;
+            uint _S42 = __ballot_sync(_S30, false);
+            uint _S43 = __ballot_sync(_S30, false);
+            uint _S44 = __ballot_sync(_S30, true);
+            uint _S45 = __ballot_sync(_S29, true);
+            i_4 = i_4 + 4U * _S18;
+            _S29 = _S45;
             sum_1 = sum_5;
         }
         uint i_5 = i_4;
-        uint _S52 = _S19;
+        uint _S46 = _S16;
         float sum_6 = sum_1;
         for(;;)
         {
-            bool _S53 = i_5 < _S27;
-            uint _S54 = __ballot_sync(_S52, _S53);
-            if(_S53)
+            bool _S47 = i_5 < _S21;
+            uint _S48 = __ballot_sync(_S46, _S47);
+            if(_S47)
             {
-                uint _S55 = __ballot_sync(_S52, true);
+                uint _S49 = __ballot_sync(_S46, true);
             }
             else
             {
-                uint _S56 = __ballot_sync(_S52, false);
-                uint _S57 = __ballot_sync(_S52, false);
-                uint _S58 = __ballot_sync(_S19, true);
-                _S20 = _S58;
+                uint _S50 = __ballot_sync(_S46, false);
+                uint _S51 = __ballot_sync(_S46, false);
+                uint _S52 = __ballot_sync(_S16, true);
+                _S17 = _S52;
                 break;
             }
-            float _S59 = product_0(row_2, i_5, weight_2, x_2, p_1);
-            float sum_7 = sum_6 + _S59;
-            uint _S60 = __ballot_sync(_S52, true);
-            i_5 = i_5 + _S24;
-            _S52 = _S60;
+            float _S53 = product_0(row_2, i_5, weight_2, x_2, p_1);
+            float sum_7 = sum_6 + _S53;
+            uint _S54 = __ballot_sync(_S46, true);
+            i_5 = i_5 + _S18;
+            _S46 = _S54;
             sum_6 = sum_7;
         }
-        float _S61 = WaveActiveSum_0(sum_6, _S20);
-        uint _S62 = p_1->out_offset_0 + row_2;
-        bool _S63 = _S25 == 0U;
-        uint _S64 = __ballot_sync(_S20, _S63);
-        if(_S63)
+        float _S55 = WaveActiveSum_0(sum_6, _S17);
+        uint _S56 = p_1->out_offset_0 + row_2;
+        bool _S57 = _S19 == 0U;
+        uint _S58 = __ballot_sync(_S17, _S57);
+        if(_S57)
         {
-            float * _S65 = (&(result_2)[_S62]);
-            bool _S66 = (p_1->accumulate_0) != 0U;
-            uint _S67 = __ballot_sync(_S64, _S66);
-            float _S68;
-            if(_S66)
+            float * _S59 = (&(result_2)[_S56]);
+            bool _S60 = (p_1->accumulate_0) != 0U;
+            uint _S61 = __ballot_sync(_S58, _S60);
+            float _S62;
+            if(_S60)
             {
-                float _S69 = *(&(result_2)[_S62]) + _S61;
-                uint _S70 = __ballot_sync(_S64, true);
-                _S68 = _S69;
+                float _S63 = *(&(result_2)[_S56]) + _S55;
+                uint _S64 = __ballot_sync(_S58, true);
+                _S62 = _S63;
             }
             else
             {
-                uint _S71 = __ballot_sync(_S64, true);
-                _S68 = _S61;
+                uint _S65 = __ballot_sync(_S58, true);
+                _S62 = _S55;
             }
-            *_S65 = _S68;
-            uint _S72 = __ballot_sync(_S20, true);
+            *_S59 = _S62;
+            uint _S66 = __ballot_sync(_S17, true);
         }
         else
         {
-            uint _S73 = __ballot_sync(_S20, true);
+            uint _S67 = __ballot_sync(_S17, true);
         }
-        uint _S74 = __ballot_sync(_S30, true);
-        row_2 = row_2 + p_1->groups_0 * _S26;
-        _S30 = _S74;
+        uint _S68 = __ballot_sync(_S24, true);
+        row_2 = row_2 + p_1->groups_0 * _S20;
+        _S24 = _S68;
     }
     return;
 }
 
-extern "C" __global__ void gemv_q4_1(StructuredBuffer<uint> weight_3, StructuredBuffer<float4 > x_3, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> step_2, GemvParams_0 p_2)
+extern "C" __global__ void gemv_q4_1(StructuredBuffer<uint> weight_3, StructuredBuffer<float4 > x_3, RWStructuredBuffer<float> result_3, GemvParams_0 p_2)
 {
-    uint _S75 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S76 = __ballot_sync(4294967295U, true);
-    GemvParams_0 _S77 = p_2;
-    gemv_0(blockIdx, _S75, weight_3, x_3, result_3, step_2, &_S77, _S76);
+    uint _S69 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S70 = __ballot_sync(4294967295U, true);
+    GemvParams_0 _S71 = p_2;
+    gemv_0(blockIdx, _S69, weight_3, x_3, result_3, &_S71, _S70);
     return;
 }

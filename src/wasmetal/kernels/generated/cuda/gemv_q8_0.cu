@@ -6,7 +6,6 @@ struct GemvParams_0
     uint weight_offset_0;
     uint x_offset_0;
     uint out_offset_0;
-    uint step_offset_0;
     uint n_0;
     uint k_0;
     uint accumulate_0;
@@ -92,181 +91,153 @@ __device__ float product_0(uint row_1, uint i_3, StructuredBuffer<uint> weight_1
     return Q8_0Eights_product_0(weight_1, p_0->weight_offset_0, p_0->k_0, row_1, i_3, _S15, _S16);
 }
 
-__device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_3, uint rows_0)
-{
-    uint _S17;
-    if(offset_3 == 4294967295U)
-    {
-        _S17 = rows_0;
-    }
-    else
-    {
-        uint _S18 = __ldg((&(step_0)[offset_3]));
-        _S17 = (U32_min((_S18), (rows_0)));
-    }
-    return _S17;
-}
-
 __device__ uint group_number_0(uint3  group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ uint WaveGetActiveMask_0(uint _S19)
+__device__ uint WaveGetActiveMask_0(uint _S17)
 {
+    return _S17;
+}
+
+__device__ float WaveActiveSum_0(float expr_0, uint _S18)
+{
+    float _S19 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S18), 0U, 0U, 0U)).x, (expr_0)));
     return _S19;
 }
 
-__device__ float WaveActiveSum_0(float expr_0, uint _S20)
+__device__ void gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_2, RWStructuredBuffer<float> result_2, GemvParams_0 * p_1, uint _S20)
 {
-    float _S21 = (_waveSum((make_uint4 (WaveGetActiveMask_0(_S20), 0U, 0U, 0U)).x, (expr_0)));
-    return _S21;
-}
-
-__device__ void gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_2, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> step_1, GemvParams_0 * p_1, uint _S22)
-{
-    uint _S23 = 0U;
-    uint _S24;
-    uint _S25;
-    bool _S26 = (live_rows_0(step_1, p_1->step_offset_0, 1U)) == 0U;
-    uint _S27 = __ballot_sync(_S22, _S26);
-    if(_S26)
-    {
-        return;
-    }
-    else
-    {
-        uint _S28 = __ballot_sync(_S22, true);
-        _S23 = _S28;
-    }
-    uint _S29 = ((warpSize));
-    uint _S30 = (_getLaneId());
-    uint _S31 = 128U / _S29;
-    uint _S32 = p_1->k_0 / 8U;
-    uint _S33 = group_number_0(group_1) * _S31;
-    uint _S34 = thread_0 / _S29;
-    uint row_2 = _S33 + _S34;
-    uint _S35;
-    _S35 = _S23;
+    uint _S21;
+    uint _S22;
+    uint _S23 = ((warpSize));
+    uint _S24 = (_getLaneId());
+    uint _S25 = 128U / _S23;
+    uint _S26 = p_1->k_0 / 8U;
+    uint _S27 = group_number_0(group_1) * _S25;
+    uint _S28 = thread_0 / _S23;
+    uint row_2 = _S27 + _S28;
+    uint _S29 = _S20;
     for(;;)
     {
-        uint _S36 = 0U;
-        bool _S37 = row_2 < (p_1->n_0);
-        uint _S38 = __ballot_sync(_S35, _S37);
-        if(_S37)
+        uint _S30 = 0U;
+        bool _S31 = row_2 < (p_1->n_0);
+        uint _S32 = __ballot_sync(_S29, _S31);
+        if(_S31)
         {
-            uint _S39 = __ballot_sync(_S35, true);
-            _S36 = _S39;
+            uint _S33 = __ballot_sync(_S29, true);
+            _S30 = _S33;
         }
         else
         {
             break;
         }
-        uint i_4 = _S30;
-        uint _S40;
-        _S40 = _S36;
+        uint i_4 = _S24;
+        uint _S34;
+        _S34 = _S30;
         float sum_0 = 0.0f;
         for(;;)
         {
-            uint _S41 = 0U;
-            uint _S42 = i_4 + 3U * _S29;
-            bool _S43 = _S42 < _S32;
-            uint _S44 = __ballot_sync(_S40, _S43);
-            if(_S43)
+            uint _S35 = 0U;
+            uint _S36 = i_4 + 3U * _S23;
+            bool _S37 = _S36 < _S26;
+            uint _S38 = __ballot_sync(_S34, _S37);
+            if(_S37)
             {
-                uint _S45 = __ballot_sync(_S40, true);
-                _S41 = _S45;
+                uint _S39 = __ballot_sync(_S34, true);
+                _S35 = _S39;
             }
             else
             {
-                uint _S46 = __ballot_sync(_S40, false);
-                uint _S47 = __ballot_sync(_S40, false);
-                uint _S48 = __ballot_sync(_S36, true);
-                _S24 = _S48;
+                uint _S40 = __ballot_sync(_S34, false);
+                uint _S41 = __ballot_sync(_S34, false);
+                uint _S42 = __ballot_sync(_S30, true);
+                _S21 = _S42;
                 break;
             }
-            float _S49 = product_0(row_2, i_4, weight_2, x_2, p_1);
-            float sum_1 = sum_0 + _S49;
-            float _S50 = product_0(row_2, i_4 + _S29, weight_2, x_2, p_1);
-            float sum_2 = sum_1 + _S50;
-            float _S51 = product_0(row_2, i_4 + 2U * _S29, weight_2, x_2, p_1);
-            float sum_3 = sum_2 + _S51;
-            float _S52 = product_0(row_2, _S42, weight_2, x_2, p_1);
-            float sum_4 = sum_3 + _S52;
-            uint _S53 = __ballot_sync(_S41, false);
-            uint _S54 = __ballot_sync(_S41, false);
-            uint _S55 = __ballot_sync(_S41, true);
-            uint _S56 = __ballot_sync(_S40, true);
-            i_4 = i_4 + 4U * _S29;
-            _S40 = _S56;
+            float _S43 = product_0(row_2, i_4, weight_2, x_2, p_1);
+            float sum_1 = sum_0 + _S43;
+            float _S44 = product_0(row_2, i_4 + _S23, weight_2, x_2, p_1);
+            float sum_2 = sum_1 + _S44;
+            float _S45 = product_0(row_2, i_4 + 2U * _S23, weight_2, x_2, p_1);
+            float sum_3 = sum_2 + _S45;
+            float _S46 = product_0(row_2, _S36, weight_2, x_2, p_1);
+            float sum_4 = sum_3 + _S46;
+            uint _S47 = __ballot_sync(_S35, false);
+            uint _S48 = __ballot_sync(_S35, false);
+            uint _S49 = __ballot_sync(_S35, true);
+            uint _S50 = __ballot_sync(_S34, true);
+            i_4 = i_4 + 4U * _S23;
+            _S34 = _S50;
             sum_0 = sum_4;
         }
         uint i_5 = i_4;
-        uint _S57 = _S24;
+        uint _S51 = _S21;
         float sum_5 = sum_0;
         for(;;)
         {
-            bool _S58 = i_5 < _S32;
-            uint _S59 = __ballot_sync(_S57, _S58);
-            if(_S58)
+            bool _S52 = i_5 < _S26;
+            uint _S53 = __ballot_sync(_S51, _S52);
+            if(_S52)
             {
-                uint _S60 = __ballot_sync(_S57, true);
+                uint _S54 = __ballot_sync(_S51, true);
             }
             else
             {
-                uint _S61 = __ballot_sync(_S57, false);
-                uint _S62 = __ballot_sync(_S57, false);
-                uint _S63 = __ballot_sync(_S24, true);
-                _S25 = _S63;
+                uint _S55 = __ballot_sync(_S51, false);
+                uint _S56 = __ballot_sync(_S51, false);
+                uint _S57 = __ballot_sync(_S21, true);
+                _S22 = _S57;
                 break;
             }
-            float _S64 = product_0(row_2, i_5, weight_2, x_2, p_1);
-            float sum_6 = sum_5 + _S64;
-            uint _S65 = __ballot_sync(_S57, true);
-            i_5 = i_5 + _S29;
-            _S57 = _S65;
+            float _S58 = product_0(row_2, i_5, weight_2, x_2, p_1);
+            float sum_6 = sum_5 + _S58;
+            uint _S59 = __ballot_sync(_S51, true);
+            i_5 = i_5 + _S23;
+            _S51 = _S59;
             sum_5 = sum_6;
         }
-        float _S66 = WaveActiveSum_0(sum_5, _S25);
-        uint _S67 = p_1->out_offset_0 + row_2;
-        bool _S68 = _S30 == 0U;
-        uint _S69 = __ballot_sync(_S25, _S68);
-        if(_S68)
+        float _S60 = WaveActiveSum_0(sum_5, _S22);
+        uint _S61 = p_1->out_offset_0 + row_2;
+        bool _S62 = _S24 == 0U;
+        uint _S63 = __ballot_sync(_S22, _S62);
+        if(_S62)
         {
-            float * _S70 = (&(result_2)[_S67]);
-            bool _S71 = (p_1->accumulate_0) != 0U;
-            uint _S72 = __ballot_sync(_S69, _S71);
-            float _S73;
-            if(_S71)
+            float * _S64 = (&(result_2)[_S61]);
+            bool _S65 = (p_1->accumulate_0) != 0U;
+            uint _S66 = __ballot_sync(_S63, _S65);
+            float _S67;
+            if(_S65)
             {
-                float _S74 = *(&(result_2)[_S67]) + _S66;
-                uint _S75 = __ballot_sync(_S69, true);
-                _S73 = _S74;
+                float _S68 = *(&(result_2)[_S61]) + _S60;
+                uint _S69 = __ballot_sync(_S63, true);
+                _S67 = _S68;
             }
             else
             {
-                uint _S76 = __ballot_sync(_S69, true);
-                _S73 = _S66;
+                uint _S70 = __ballot_sync(_S63, true);
+                _S67 = _S60;
             }
-            *_S70 = _S73;
-            uint _S77 = __ballot_sync(_S25, true);
+            *_S64 = _S67;
+            uint _S71 = __ballot_sync(_S22, true);
         }
         else
         {
-            uint _S78 = __ballot_sync(_S25, true);
+            uint _S72 = __ballot_sync(_S22, true);
         }
-        uint _S79 = __ballot_sync(_S35, true);
-        row_2 = row_2 + p_1->groups_0 * _S31;
-        _S35 = _S79;
+        uint _S73 = __ballot_sync(_S29, true);
+        row_2 = row_2 + p_1->groups_0 * _S25;
+        _S29 = _S73;
     }
     return;
 }
 
-extern "C" __global__ void gemv_q8_0(StructuredBuffer<uint> weight_3, StructuredBuffer<float4 > x_3, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> step_2, GemvParams_0 p_2)
+extern "C" __global__ void gemv_q8_0(StructuredBuffer<uint> weight_3, StructuredBuffer<float4 > x_3, RWStructuredBuffer<float> result_3, GemvParams_0 p_2)
 {
-    uint _S80 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S81 = __ballot_sync(4294967295U, true);
-    GemvParams_0 _S82 = p_2;
-    gemv_0(blockIdx, _S80, weight_3, x_3, result_3, step_2, &_S82, _S81);
+    uint _S74 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S75 = __ballot_sync(4294967295U, true);
+    GemvParams_0 _S76 = p_2;
+    gemv_0(blockIdx, _S74, weight_3, x_3, result_3, &_S76, _S75);
     return;
 }

@@ -11,7 +11,7 @@ __device__ uint thread_number_0(uint3  group_1, uint thread_0)
     return group_number_0(group_1) * 128U + thread_0;
 }
 
-__device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_0, uint rows_0)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint rows_0)
 {
     uint _S1;
     if(offset_0 == 4294967295U)
@@ -20,34 +20,68 @@ __device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_0, uint r
     }
     else
     {
-        uint _S2 = __ldg((&(step_0)[offset_0]));
+        uint _S2 = __ldg((&(batch_0)[offset_0]));
         _S1 = (U32_min((_S2), (rows_0)));
     }
     return _S1;
 }
 
-__device__ uint first_position_0(StructuredBuffer<uint> step_1, uint offset_1, uint limit_0)
+__device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_1, uint row_0)
 {
-    uint _S3 = __ldg((&(step_1)[offset_1 + 1U]));
-    return (U32_min((_S3), (limit_0)));
+    uint _S3 = __ldg((&(batch_1)[offset_1 + 3U + 2U * row_0]));
+    return _S3;
 }
 
-__device__ uint slot_of_0(StructuredBuffer<uint> page_table_0, uint offset_2, uint position_0, uint page_size_0, uint pages_0)
+struct SequenceTable_0
 {
-    uint _S4 = position_0 / page_size_0;
-    uint _S5 = __ldg((&(page_table_0)[offset_2 + _S4]));
-    uint _S6 = (U32_min((_S5), (pages_0 - 1U))) * page_size_0;
-    uint _S7 = position_0 % page_size_0;
-    return _S6 + _S7;
+    uint begin_0;
+    uint page_size_0;
+    uint pages_0;
+    uint length_0;
+};
+
+__device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_1, uint pages_1, uint length_1)
+{
+    SequenceTable_0 _S4;
+    (&_S4)->begin_0 = begin_1;
+    (&_S4)->page_size_0 = page_size_1;
+    (&_S4)->pages_0 = pages_1;
+    (&_S4)->length_0 = length_1;
+    return _S4;
+}
+
+__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_2, uint number_0, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
+{
+    uint _S5 = offset_2 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S6 = _S5 + 1U;
+    uint _S7 = __ldg((&(sequences_0)[_S5]));
+    return SequenceTable_x24init_0(_S6, page_size_2, pages_2, (U32_min((_S7), (entries_0 * page_size_2))));
+}
+
+__device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_3, uint row_1)
+{
+    uint _S8 = __ldg((&(batch_2)[offset_3 + 2U + 2U * row_1]));
+    return _S8;
+}
+
+__device__ uint SequenceTable_slot_0(SequenceTable_0 * this_0, StructuredBuffer<uint> sequences_1, uint position_0)
+{
+    uint _S9 = this_0->begin_0;
+    uint _S10 = this_0->page_size_0;
+    uint _S11 = position_0 / this_0->page_size_0;
+    uint _S12 = __ldg((&(sequences_1)[_S9 + _S11]));
+    uint _S13 = (U32_min((_S12), (this_0->pages_0 - 1U))) * _S10;
+    uint _S14 = position_0 % _S10;
+    return _S13 + _S14;
 }
 
 __device__ float4  four_0(StructuredBuffer<float> x_0, uint at_0)
 {
-    float _S8 = __ldg((&(x_0)[at_0]));
-    float _S9 = __ldg((&(x_0)[at_0 + 1U]));
-    float _S10 = __ldg((&(x_0)[at_0 + 2U]));
-    float _S11 = __ldg((&(x_0)[at_0 + 3U]));
-    return make_float4 (_S8, _S9, _S10, _S11);
+    float _S15 = __ldg((&(x_0)[at_0]));
+    float _S16 = __ldg((&(x_0)[at_0 + 1U]));
+    float _S17 = __ldg((&(x_0)[at_0 + 2U]));
+    float _S18 = __ldg((&(x_0)[at_0 + 3U]));
+    return make_float4 (_S15, _S16, _S17, _S18);
 }
 
 __device__ float4  Float32_pack_0(float4  four_1)
@@ -61,37 +95,39 @@ struct KvAppendParams_0
     uint v_offset_0;
     uint k_pages_offset_0;
     uint v_pages_offset_0;
-    uint page_table_offset_0;
-    uint step_offset_0;
+    uint batch_offset_0;
+    uint sequences_offset_0;
     uint rows_1;
     uint columns_0;
     uint k_stride_0;
     uint v_stride_0;
-    uint pages_1;
-    uint page_size_1;
+    uint pages_3;
+    uint page_size_3;
+    uint sequence_count_0;
     uint table_length_0;
 };
 
-extern "C" __global__ void kv_append_f32(StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, RWStructuredBuffer<float4 > k_pages_0, RWStructuredBuffer<float4 > v_pages_0, StructuredBuffer<uint> page_table_1, StructuredBuffer<uint> step_2, KvAppendParams_0 p_0)
+extern "C" __global__ void kv_append_f32(StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, RWStructuredBuffer<float4 > k_pages_0, RWStructuredBuffer<float4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, KvAppendParams_0 p_0)
 {
-    uint _S12 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
-    uint _S13 = p_0.columns_0 / 4U;
-    uint _S14 = _S12 / _S13;
-    uint _S15 = _S12 % _S13;
-    uint _S16 = p_0.table_length_0 * p_0.page_size_1;
-    if(_S14 >= (live_rows_0(step_2, p_0.step_offset_0, p_0.rows_1)))
+    uint _S19 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
+    uint _S20 = p_0.columns_0 / 4U;
+    uint _S21 = _S19 / _S20;
+    uint _S22 = _S19 % _S20;
+    if(_S21 >= (valid_rows_0(batch_3, p_0.batch_offset_0, p_0.rows_1)))
     {
         return;
     }
-    uint _S17 = first_position_0(step_2, p_0.step_offset_0, _S16) + _S14;
-    if(_S17 >= _S16)
+    SequenceTable_0 _S23 = sequence_table_0(sequences_2, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, _S21), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S24 = row_position_0(batch_3, p_0.batch_offset_0, _S21);
+    if(_S24 >= (_S23.length_0))
     {
         return;
     }
-    uint _S18 = slot_of_0(page_table_1, p_0.page_table_offset_0, _S17, p_0.page_size_1, p_0.pages_1);
-    uint _S19 = _S18 * _S13 + _S15;
-    uint _S20 = 4U * _S15;
-    *(&(k_pages_0)[p_0.k_pages_offset_0 + _S19]) = Float32_pack_0(four_0(k_0, p_0.k_offset_0 + _S14 * p_0.k_stride_0 + _S20));
-    *(&(v_pages_0)[p_0.v_pages_offset_0 + _S19]) = Float32_pack_0(four_0(v_0, p_0.v_offset_0 + _S14 * p_0.v_stride_0 + _S20));
+    SequenceTable_0 _S25 = _S23;
+    uint _S26 = SequenceTable_slot_0(&_S25, sequences_2, _S24);
+    uint _S27 = _S26 * _S20 + _S22;
+    uint _S28 = 4U * _S22;
+    *(&(k_pages_0)[p_0.k_pages_offset_0 + _S27]) = Float32_pack_0(four_0(k_0, p_0.k_offset_0 + _S21 * p_0.k_stride_0 + _S28));
+    *(&(v_pages_0)[p_0.v_pages_offset_0 + _S27]) = Float32_pack_0(four_0(v_0, p_0.v_offset_0 + _S21 * p_0.v_stride_0 + _S28));
     return;
 }

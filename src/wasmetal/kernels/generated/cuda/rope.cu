@@ -11,7 +11,7 @@ __device__ uint thread_number_0(uint3  group_1, uint thread_0)
     return group_number_0(group_1) * 128U + thread_0;
 }
 
-__device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_0, uint rows_0)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint rows_0)
 {
     uint _S1;
     if(offset_0 == 4294967295U)
@@ -20,23 +20,23 @@ __device__ uint live_rows_0(StructuredBuffer<uint> step_0, uint offset_0, uint r
     }
     else
     {
-        uint _S2 = __ldg((&(step_0)[offset_0]));
+        uint _S2 = __ldg((&(batch_0)[offset_0]));
         _S1 = (U32_min((_S2), (rows_0)));
     }
     return _S1;
 }
 
-__device__ uint first_position_0(StructuredBuffer<uint> step_1, uint offset_1, uint limit_0)
+__device__ uint row_position_0(StructuredBuffer<uint> batch_1, uint offset_1, uint row_0)
 {
-    uint _S3 = __ldg((&(step_1)[offset_1 + 1U]));
-    return (U32_min((_S3), (limit_0)));
+    uint _S3 = __ldg((&(batch_1)[offset_1 + 2U + 2U * row_0]));
+    return _S3;
 }
 
 struct RopeParams_0
 {
     uint x_offset_0;
     uint table_offset_0;
-    uint step_offset_0;
+    uint batch_offset_0;
     uint rows_1;
     uint heads_0;
     uint head_dim_0;
@@ -46,7 +46,7 @@ struct RopeParams_0
     uint interleaved_0;
 };
 
-extern "C" __global__ void rope(RWStructuredBuffer<float> x_0, StructuredBuffer<float> table_0, StructuredBuffer<uint> step_2, RopeParams_0 p_0)
+extern "C" __global__ void rope(RWStructuredBuffer<float> x_0, StructuredBuffer<float> table_0, StructuredBuffer<uint> batch_2, RopeParams_0 p_0)
 {
     uint _S4 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
     uint _S5 = _S4 % p_0.pairs_0;
@@ -54,39 +54,38 @@ extern "C" __global__ void rope(RWStructuredBuffer<float> x_0, StructuredBuffer<
     uint _S7 = _S6 % p_0.heads_0;
     uint _S8 = _S4 / p_0.pairs_0;
     uint _S9 = _S8 / p_0.heads_0;
-    if(_S9 >= (live_rows_0(step_2, p_0.step_offset_0, p_0.rows_1)))
+    if(_S9 >= (valid_rows_0(batch_2, p_0.batch_offset_0, p_0.rows_1)))
     {
         return;
     }
-    uint _S10 = p_0.positions_0 - 1U;
-    uint _S11 = p_0.table_offset_0 + 2U * ((U32_min((first_position_0(step_2, p_0.step_offset_0, _S10) + _S9), (_S10))) * p_0.pairs_0 + _S5);
-    float _S12 = __ldg((&(table_0)[_S11]));
-    float _S13 = __ldg((&(table_0)[_S11 + 1U]));
-    uint _S14 = p_0.x_offset_0 + _S9 * p_0.x_stride_0 + _S7 * p_0.head_dim_0;
-    bool _S15 = (p_0.interleaved_0) != 0U;
-    uint _S16;
-    if(_S15)
+    uint _S10 = p_0.table_offset_0 + 2U * ((U32_min((row_position_0(batch_2, p_0.batch_offset_0, _S9)), (p_0.positions_0 - 1U))) * p_0.pairs_0 + _S5);
+    float _S11 = __ldg((&(table_0)[_S10]));
+    float _S12 = __ldg((&(table_0)[_S10 + 1U]));
+    uint _S13 = p_0.x_offset_0 + _S9 * p_0.x_stride_0 + _S7 * p_0.head_dim_0;
+    bool _S14 = (p_0.interleaved_0) != 0U;
+    uint _S15;
+    if(_S14)
     {
-        _S16 = 2U * _S5;
+        _S15 = 2U * _S5;
     }
     else
     {
-        _S16 = _S5;
+        _S15 = _S5;
     }
-    uint _S17 = _S14 + _S16;
-    if(_S15)
+    uint _S16 = _S13 + _S15;
+    if(_S14)
     {
-        _S16 = _S17 + 1U;
+        _S15 = _S16 + 1U;
     }
     else
     {
-        _S16 = _S17 + p_0.pairs_0;
+        _S15 = _S16 + p_0.pairs_0;
     }
-    float * _S18 = (&(x_0)[_S17]);
-    float _S19 = *_S18;
-    float * _S20 = (&(x_0)[_S16]);
-    float _S21 = *_S20;
-    *(&(x_0)[_S17]) = *_S18 * _S12 - *_S20 * _S13;
-    *(&(x_0)[_S16]) = _S19 * _S13 + _S21 * _S12;
+    float * _S17 = (&(x_0)[_S16]);
+    float _S18 = *_S17;
+    float * _S19 = (&(x_0)[_S15]);
+    float _S20 = *_S19;
+    *(&(x_0)[_S16]) = *_S17 * _S11 - *_S19 * _S12;
+    *(&(x_0)[_S15]) = _S18 * _S12 + _S20 * _S11;
     return;
 }

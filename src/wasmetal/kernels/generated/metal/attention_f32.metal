@@ -8,8 +8,8 @@ struct AttentionParams_0
     uint q_offset_0;
     uint k_pages_offset_0;
     uint v_pages_offset_0;
-    uint page_table_offset_0;
-    uint step_offset_0;
+    uint batch_offset_0;
+    uint sequences_offset_0;
     uint out_offset_0;
     uint rows_0;
     uint heads_0;
@@ -19,6 +19,7 @@ struct AttentionParams_0
     uint out_stride_0;
     uint pages_0;
     uint page_size_0;
+    uint sequence_count_0;
     uint table_length_0;
     float scale_0;
 };
@@ -34,8 +35,8 @@ struct KernelContext_0
     float device* entryPointParams_q_0;
     packed_float4 device* entryPointParams_k_pages_0;
     packed_float4 device* entryPointParams_v_pages_0;
-    uint device* entryPointParams_page_table_0;
-    uint device* entryPointParams_step_0;
+    uint device* entryPointParams_batch_0;
+    uint device* entryPointParams_sequences_0;
     float device* entryPointParams_result_0;
     array<float4, int(64)> threadgroup* query_0;
     array<uint, int(128)> threadgroup* slots_0;
@@ -50,7 +51,7 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint live_rows_0(uint device* step_0, uint offset_0, uint rows_1)
+uint valid_rows_0(uint device* batch_0, uint offset_0, uint rows_1)
 {
     uint _S2;
     if(offset_0 == 4294967295U)
@@ -59,22 +60,53 @@ uint live_rows_0(uint device* step_0, uint offset_0, uint rows_1)
     }
     else
     {
-        _S2 = min(step_0[offset_0], rows_1);
+        _S2 = min(batch_0[offset_0], rows_1);
     }
     return _S2;
 }
 
-uint first_position_0(uint device* step_1, uint offset_1, uint limit_0)
+uint row_sequence_0(uint device* batch_1, uint offset_1, uint row_0)
 {
-    return min(step_1[offset_1 + 1U], limit_0);
+    return batch_1[offset_1 + 3U + 2U * row_0];
 }
 
-uint slot_of_0(uint device* page_table_0, uint offset_2, uint position_0, uint page_size_1, uint pages_1)
+struct SequenceTable_0
 {
-    uint _S3 = position_0 / page_size_1;
-    uint _S4 = min(page_table_0[offset_2 + _S3], pages_1 - 1U) * page_size_1;
-    uint _S5 = position_0 % page_size_1;
-    return _S4 + _S5;
+    uint begin_0;
+    uint page_size_1;
+    uint pages_1;
+    uint length_0;
+};
+
+SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
+{
+    thread SequenceTable_0 _S3;
+    (&_S3)->begin_0 = begin_1;
+    (&_S3)->page_size_1 = page_size_2;
+    (&_S3)->pages_1 = pages_2;
+    (&_S3)->length_0 = length_1;
+    return _S3;
+}
+
+SequenceTable_0 sequence_table_0(uint device* sequences_0, uint offset_2, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
+{
+    uint _S4 = offset_2 + min(number_0, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S4 + 1U, page_size_3, pages_3, min(sequences_0[_S4], entries_0 * page_size_3));
+}
+
+uint row_position_0(uint device* batch_2, uint offset_3, uint row_1)
+{
+    return batch_2[offset_3 + 2U + 2U * row_1];
+}
+
+uint SequenceTable_slot_0(const SequenceTable_0 thread* this_0, uint device* sequences_1, uint position_0)
+{
+    uint _S5 = this_0->begin_0;
+    uint _S6 = this_0->page_size_1;
+    uint _S7 = position_0 / this_0->page_size_1;
+    uint _S8 = min(sequences_1[_S5 + _S7], this_0->pages_1 - 1U) * _S6;
+    uint _S9 = position_0 % _S6;
+    return _S8 + _S9;
 }
 
 float4 Float32_expand_0(float4 four_0)
@@ -84,30 +116,30 @@ float4 Float32_expand_0(float4 four_0)
 
 float group_max_0(float value_0, uint thread_0, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S6 = kernelContext_0->_S1;
-    float _S7 = simd_max(value_0);
-    bool _S8 = simd_is_first();
-    if(_S8)
+    uint _S10 = kernelContext_0->_S1;
+    float _S11 = simd_max(value_0);
+    bool _S12 = simd_is_first();
+    if(_S12)
     {
-        uint _S9 = thread_0 / _S6;
-        (*kernelContext_0->floats_0)[_S9] = _S7;
+        uint _S13 = thread_0 / _S10;
+        (*kernelContext_0->floats_0)[_S13] = _S11;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float result_0 = -3.4028234663852886e+38;
     uint wave_0 = 0U;
     for(;;)
     {
-        uint _S10 = 128U / _S6;
-        if(wave_0 < _S10)
+        uint _S14 = 128U / _S10;
+        if(wave_0 < _S14)
         {
         }
         else
         {
             break;
         }
-        float _S11 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
+        float _S15 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
         uint wave_1 = wave_0 + 1U;
-        result_0 = _S11;
+        result_0 = _S15;
         wave_0 = wave_1;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -116,21 +148,21 @@ float group_max_0(float value_0, uint thread_0, KernelContext_0 thread* kernelCo
 
 float group_sum_0(float value_1, uint thread_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S12 = kernelContext_1->_S1;
-    float _S13 = simd_sum(value_1);
-    bool _S14 = simd_is_first();
-    if(_S14)
+    uint _S16 = kernelContext_1->_S1;
+    float _S17 = simd_sum(value_1);
+    bool _S18 = simd_is_first();
+    if(_S18)
     {
-        uint _S15 = thread_1 / _S12;
-        (*kernelContext_1->floats_0)[_S15] = _S13;
+        uint _S19 = thread_1 / _S16;
+        (*kernelContext_1->floats_0)[_S19] = _S17;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint wave_2 = 0U;
     float result_1 = 0.0;
     for(;;)
     {
-        uint _S16 = 128U / _S12;
-        if(wave_2 < _S16)
+        uint _S20 = 128U / _S16;
+        if(wave_2 < _S20)
         {
         }
         else
@@ -145,90 +177,100 @@ float group_sum_0(float value_1, uint thread_1, KernelContext_0 thread* kernelCo
     return result_1;
 }
 
-void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 device* k_pages_0, packed_float4 device* v_pages_0, uint device* page_table_1, uint device* step_2, float device* result_3, const AttentionParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 device* k_pages_0, packed_float4 device* v_pages_0, uint device* batch_3, uint device* sequences_2, float device* result_3, const AttentionParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
 {
     uint i_0;
-    uint i_1;
     float4 sum_0;
-    uint _S17 = group_number_0(group_1);
-    uint _S18 = p_1->heads_0;
-    uint _S19 = _S17 / p_1->heads_0;
-    uint _S20 = _S17 % _S18;
-    uint _S21 = p_1->step_offset_0;
-    if(_S19 >= (live_rows_0(step_2, p_1->step_offset_0, p_1->rows_0)))
+    uint _S21 = group_number_0(group_1);
+    uint _S22 = p_1->heads_0;
+    uint _S23 = _S21 / p_1->heads_0;
+    uint _S24 = _S21 % _S22;
+    uint _S25 = p_1->batch_offset_0;
+    if(_S23 >= (valid_rows_0(batch_3, p_1->batch_offset_0, p_1->rows_0)))
     {
         return;
     }
-    uint _S22 = p_1->kv_heads_0;
-    uint _S23 = _S18 / p_1->kv_heads_0;
-    uint _S24 = _S20 / _S23;
-    uint _S25 = p_1->page_size_0;
-    uint _S26 = p_1->table_length_0 * p_1->page_size_0;
-    uint _S27 = min(first_position_0(step_2, _S21, _S26 - 1U) + _S19 + 1U, _S26);
-    uint _S28 = p_1->head_dim_0;
-    uint _S29 = p_1->head_dim_0 / 4U;
-    bool _S30 = thread_2 < _S29;
-    if(_S30)
+    uint _S26 = p_1->kv_heads_0;
+    uint _S27 = _S22 / p_1->kv_heads_0;
+    uint _S28 = _S24 / _S27;
+    SequenceTable_0 _S29 = sequence_table_0(sequences_2, p_1->sequences_offset_0, row_sequence_0(batch_3, _S25, _S23), p_1->sequence_count_0, p_1->table_length_0, p_1->page_size_0, p_1->pages_0);
+    uint _S30 = row_position_0(batch_3, _S25, _S23);
+    uint j_0;
+    if(_S30 < (_S29.length_0))
     {
-        uint _S31 = p_1->q_offset_0 + _S19 * p_1->q_stride_0 + _S20 * _S28 + 4U * thread_2;
-        (*kernelContext_2->query_0)[thread_2] = float4(p_1->scale_0)  * float4(q_0[_S31], q_0[_S31 + 1U], q_0[_S31 + 2U], q_0[_S31 + 3U]);
+        j_0 = _S30 + 1U;
+    }
+    else
+    {
+        j_0 = _S29.length_0;
+    }
+    uint _S31 = p_1->head_dim_0;
+    uint _S32 = p_1->head_dim_0 / 4U;
+    bool _S33 = thread_2 < _S32;
+    if(_S33)
+    {
+        uint _S34 = p_1->q_offset_0 + _S23 * p_1->q_stride_0 + _S24 * _S31 + 4U * thread_2;
+        (*kernelContext_2->query_0)[thread_2] = float4(p_1->scale_0)  * float4(q_0[_S34], q_0[_S34 + 1U], q_0[_S34 + 2U], q_0[_S34 + 3U]);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint _S32 = 128U / _S29;
-    uint _S33 = thread_2 / _S29;
-    uint _S34 = thread_2 % _S29;
-    float4 _S35 = float4(int4(int(0)) );
-    uint begin_0 = 0U;
+    uint _S35 = 128U / _S32;
+    uint _S36 = thread_2 / _S32;
+    uint _S37 = thread_2 % _S32;
+    float4 _S38 = float4(int4(int(0)) );
+    uint begin_2 = 0U;
     float peak_0 = -3.4028234663852886e+38;
     float total_0 = 0.0;
-    float4 sum_1 = _S35;
+    float4 sum_1 = _S38;
     for(;;)
     {
-        if(begin_0 < _S27)
+        if(begin_2 < j_0)
         {
         }
         else
         {
             break;
         }
-        uint _S36 = min(_S27 - begin_0, 128U);
-        bool _S37 = thread_2 < _S36;
+        uint _S39 = min(j_0 - begin_2, 128U);
+        bool _S40 = thread_2 < _S39;
+        uint i_1;
         float score_0;
         float4 sum_2;
-        if(_S37)
+        if(_S40)
         {
-            uint _S38 = slot_of_0(page_table_1, p_1->page_table_offset_0, begin_0 + thread_2, _S25, p_1->pages_0);
-            uint _S39 = (_S38 * _S22 + _S24) * _S29;
-            (*kernelContext_2->slots_0)[thread_2] = _S39;
+            uint _S41 = begin_2 + thread_2;
+            thread SequenceTable_0 _S42 = _S29;
+            uint _S43 = SequenceTable_slot_0(&_S42, sequences_2, _S41);
+            uint _S44 = (_S43 * _S26 + _S28) * _S32;
+            (*kernelContext_2->slots_0)[thread_2] = _S44;
             i_0 = 0U;
-            sum_0 = _S35;
+            sum_0 = _S38;
             for(;;)
             {
-                uint _S40 = i_0 + 8U;
-                if(_S40 <= _S29)
+                uint _S45 = i_0 + 8U;
+                if(_S45 <= _S32)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S41 = p_1->k_pages_offset_0 + _S39 + i_0;
-                float4 products_0 = sum_0 + (*kernelContext_2->query_0)[i_0] * Float32_expand_0(float4(*(k_pages_0+_S41)) ) + (*kernelContext_2->query_0)[i_0 + 1U] * Float32_expand_0(float4(*(k_pages_0+(_S41 + 1U))) ) + (*kernelContext_2->query_0)[i_0 + 2U] * Float32_expand_0(float4(*(k_pages_0+(_S41 + 2U))) ) + (*kernelContext_2->query_0)[i_0 + 3U] * Float32_expand_0(float4(*(k_pages_0+(_S41 + 3U))) ) + (*kernelContext_2->query_0)[i_0 + 4U] * Float32_expand_0(float4(*(k_pages_0+(_S41 + 4U))) ) + (*kernelContext_2->query_0)[i_0 + 5U] * Float32_expand_0(float4(*(k_pages_0+(_S41 + 5U))) ) + (*kernelContext_2->query_0)[i_0 + 6U] * Float32_expand_0(float4(*(k_pages_0+(_S41 + 6U))) ) + (*kernelContext_2->query_0)[i_0 + 7U] * Float32_expand_0(float4(*(k_pages_0+(_S41 + 7U))) );
-                i_0 = _S40;
+                uint _S46 = p_1->k_pages_offset_0 + _S44 + i_0;
+                float4 products_0 = sum_0 + (*kernelContext_2->query_0)[i_0] * Float32_expand_0(float4(*(k_pages_0+_S46)) ) + (*kernelContext_2->query_0)[i_0 + 1U] * Float32_expand_0(float4(*(k_pages_0+(_S46 + 1U))) ) + (*kernelContext_2->query_0)[i_0 + 2U] * Float32_expand_0(float4(*(k_pages_0+(_S46 + 2U))) ) + (*kernelContext_2->query_0)[i_0 + 3U] * Float32_expand_0(float4(*(k_pages_0+(_S46 + 3U))) ) + (*kernelContext_2->query_0)[i_0 + 4U] * Float32_expand_0(float4(*(k_pages_0+(_S46 + 4U))) ) + (*kernelContext_2->query_0)[i_0 + 5U] * Float32_expand_0(float4(*(k_pages_0+(_S46 + 5U))) ) + (*kernelContext_2->query_0)[i_0 + 6U] * Float32_expand_0(float4(*(k_pages_0+(_S46 + 6U))) ) + (*kernelContext_2->query_0)[i_0 + 7U] * Float32_expand_0(float4(*(k_pages_0+(_S46 + 7U))) );
+                i_0 = _S45;
                 sum_0 = products_0;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S29)
+                if(i_1 < _S32)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Float32_expand_0(float4(*(k_pages_0+(p_1->k_pages_offset_0 + _S39 + i_1))) );
+                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Float32_expand_0(float4(*(k_pages_0+(p_1->k_pages_offset_0 + _S44 + i_1))) );
                 i_1 = i_1 + 1U;
                 sum_2 = products_1;
             }
@@ -238,60 +280,60 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 dev
         {
             score_0 = -3.4028234663852886e+38;
         }
-        float _S42 = group_max_0(score_0, thread_2, kernelContext_2);
-        float _S43 = max(peak_0, _S42);
-        float _S44;
-        if(_S37)
+        float _S47 = group_max_0(score_0, thread_2, kernelContext_2);
+        float _S48 = max(peak_0, _S47);
+        float _S49;
+        if(_S40)
         {
-            _S44 = exp(score_0 - _S43);
+            _S49 = exp(score_0 - _S48);
         }
         else
         {
-            _S44 = 0.0;
+            _S49 = 0.0;
         }
-        (*kernelContext_2->weights_0)[thread_2] = _S44;
-        float _S45 = exp(peak_0 - _S43);
-        float _S46 = total_0 * _S45;
-        float _S47 = group_sum_0(_S44, thread_2, kernelContext_2);
-        float _S48 = _S46 + _S47;
-        float4 sum_3 = sum_1 * float4(_S45) ;
-        if(_S33 < _S32)
+        (*kernelContext_2->weights_0)[thread_2] = _S49;
+        float _S50 = exp(peak_0 - _S48);
+        float _S51 = total_0 * _S50;
+        float _S52 = group_sum_0(_S49, thread_2, kernelContext_2);
+        float _S53 = _S51 + _S52;
+        float4 sum_3 = sum_1 * float4(_S50) ;
+        if(_S36 < _S35)
         {
-            i_0 = _S33;
+            i_0 = _S36;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S49 = i_0 + 7U * _S32;
-                if(_S49 < _S36)
+                uint _S54 = i_0 + 7U * _S35;
+                if(_S54 < _S39)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S50 = i_0 + _S32;
-                uint _S51 = i_0 + 2U * _S32;
-                uint _S52 = i_0 + 3U * _S32;
-                uint _S53 = i_0 + 4U * _S32;
-                uint _S54 = i_0 + 5U * _S32;
-                uint _S55 = i_0 + 6U * _S32;
-                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[i_0] + _S34))) ) + float4((*kernelContext_2->weights_0)[_S50])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S50] + _S34))) ) + float4((*kernelContext_2->weights_0)[_S51])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S51] + _S34))) ) + float4((*kernelContext_2->weights_0)[_S52])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S52] + _S34))) ) + float4((*kernelContext_2->weights_0)[_S53])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S53] + _S34))) ) + float4((*kernelContext_2->weights_0)[_S54])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S54] + _S34))) ) + float4((*kernelContext_2->weights_0)[_S55])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S55] + _S34))) ) + float4((*kernelContext_2->weights_0)[_S49])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S49] + _S34))) );
-                i_0 = i_0 + 8U * _S32;
+                uint _S55 = i_0 + _S35;
+                uint _S56 = i_0 + 2U * _S35;
+                uint _S57 = i_0 + 3U * _S35;
+                uint _S58 = i_0 + 4U * _S35;
+                uint _S59 = i_0 + 5U * _S35;
+                uint _S60 = i_0 + 6U * _S35;
+                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[i_0] + _S37))) ) + float4((*kernelContext_2->weights_0)[_S55])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S55] + _S37))) ) + float4((*kernelContext_2->weights_0)[_S56])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S56] + _S37))) ) + float4((*kernelContext_2->weights_0)[_S57])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S57] + _S37))) ) + float4((*kernelContext_2->weights_0)[_S58])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S58] + _S37))) ) + float4((*kernelContext_2->weights_0)[_S59])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S59] + _S37))) ) + float4((*kernelContext_2->weights_0)[_S60])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S60] + _S37))) ) + float4((*kernelContext_2->weights_0)[_S54])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S54] + _S37))) );
+                i_0 = i_0 + 8U * _S35;
                 sum_0 = sum_4;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S36)
+                if(i_1 < _S39)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float4 sum_5 = sum_2 + float4((*kernelContext_2->weights_0)[i_1])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[i_1] + _S34))) );
-                i_1 = i_1 + _S32;
+                float4 sum_5 = sum_2 + float4((*kernelContext_2->weights_0)[i_1])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[i_1] + _S37))) );
+                i_1 = i_1 + _S35;
                 sum_2 = sum_5;
             }
             sum_1 = sum_2;
@@ -301,57 +343,64 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 dev
             sum_1 = sum_3;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        begin_0 = begin_0 + 128U;
-        peak_0 = _S43;
-        total_0 = _S48;
+        begin_2 = begin_2 + 128U;
+        peak_0 = _S48;
+        total_0 = _S53;
     }
     (*kernelContext_2->sums_0)[thread_2] = sum_1;
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if(_S30)
+    if(_S33)
     {
         i_0 = 0U;
-        sum_0 = _S35;
+        sum_0 = _S38;
         for(;;)
         {
-            if(i_0 < _S32)
+            if(i_0 < _S35)
             {
             }
             else
             {
                 break;
             }
-            float4 whole_0 = sum_0 + (*kernelContext_2->sums_0)[i_0 * _S29 + thread_2];
+            float4 whole_0 = sum_0 + (*kernelContext_2->sums_0)[i_0 * _S32 + thread_2];
             i_0 = i_0 + 1U;
             sum_0 = whole_0;
         }
-        float4 whole_1 = sum_0 / float4(total_0) ;
-        uint _S56 = p_1->out_offset_0 + _S19 * p_1->out_stride_0 + _S20 * _S28 + 4U * thread_2;
-        i_1 = 0U;
+        if(j_0 == 0U)
+        {
+            sum_1 = _S38;
+        }
+        else
+        {
+            sum_1 = sum_0 / float4(total_0) ;
+        }
+        uint _S61 = p_1->out_offset_0 + _S23 * p_1->out_stride_0 + _S24 * _S31 + 4U * thread_2;
+        j_0 = 0U;
         for(;;)
         {
-            if(i_1 < 4U)
+            if(j_0 < 4U)
             {
             }
             else
             {
                 break;
             }
-            *(result_3+(_S56 + i_1)) = whole_1[i_1];
-            i_1 = i_1 + 1U;
+            *(result_3+(_S61 + j_0)) = sum_1[j_0];
+            j_0 = j_0 + 1U;
         }
     }
     return;
 }
 
-[[kernel]] void attention_f32(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], packed_float4 device* entryPointParams_k_pages_1 [[buffer(2)]], packed_float4 device* entryPointParams_v_pages_1 [[buffer(3)]], uint device* entryPointParams_page_table_1 [[buffer(4)]], uint device* entryPointParams_step_1 [[buffer(5)]], float device* entryPointParams_result_1 [[buffer(6)]])
+[[kernel]] void attention_f32(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], packed_float4 device* entryPointParams_k_pages_1 [[buffer(2)]], packed_float4 device* entryPointParams_v_pages_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]], uint device* entryPointParams_sequences_1 [[buffer(5)]], float device* entryPointParams_result_1 [[buffer(6)]])
 {
     thread KernelContext_0 kernelContext_3;
     (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
     (&kernelContext_3)->entryPointParams_q_0 = entryPointParams_q_1;
     (&kernelContext_3)->entryPointParams_k_pages_0 = entryPointParams_k_pages_1;
     (&kernelContext_3)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
-    (&kernelContext_3)->entryPointParams_page_table_0 = entryPointParams_page_table_1;
-    (&kernelContext_3)->entryPointParams_step_0 = entryPointParams_step_1;
+    (&kernelContext_3)->entryPointParams_batch_0 = entryPointParams_batch_1;
+    (&kernelContext_3)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
     (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
     threadgroup array<float4, int(64)> query_1;
     (&kernelContext_3)->query_0 = &query_1;
@@ -365,6 +414,6 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 dev
     (&kernelContext_3)->sums_0 = &sums_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_3)->_S1 = _builtinWaveLaneCount_0;
-    attend_0(group_2, sv_groupindex_0, entryPointParams_q_1, entryPointParams_k_pages_1, entryPointParams_v_pages_1, entryPointParams_page_table_1, entryPointParams_step_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    attend_0(group_2, sv_groupindex_0, entryPointParams_q_1, entryPointParams_k_pages_1, entryPointParams_v_pages_1, entryPointParams_batch_1, entryPointParams_sequences_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
     return;
 }

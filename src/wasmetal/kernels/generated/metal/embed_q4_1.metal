@@ -8,7 +8,7 @@ struct EmbedParams_0
     uint table_offset_0;
     uint ids_offset_0;
     uint out_offset_0;
-    uint step_offset_0;
+    uint batch_offset_0;
     uint rows_0;
     uint columns_0;
     uint out_stride_0;
@@ -22,7 +22,7 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint live_rows_0(uint device* step_0, uint offset_0, uint rows_1)
+uint valid_rows_0(uint device* batch_0, uint offset_0, uint rows_1)
 {
     uint _S1;
     if(offset_0 == 4294967295U)
@@ -31,7 +31,7 @@ uint live_rows_0(uint device* step_0, uint offset_0, uint rows_1)
     }
     else
     {
-        _S1 = min(step_0[offset_0], rows_1);
+        _S1 = min(batch_0[offset_0], rows_1);
     }
     return _S1;
 }
@@ -53,10 +53,10 @@ float4 Q4_1_four_0(uint device* words_0, uint offset_1, uint columns_1, uint row
     return float4(_S3.x)  * nibbles_0(words_0[_S2 + 1U + column_0 % 16U / 4U] >> (column_0 % 32U / 16U * 4U)) + float4(_S3.y) ;
 }
 
-void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* ids_0, float device* result_0, uint device* step_1, const EmbedParams_0 constant* p_0)
+void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* ids_0, float device* result_0, uint device* batch_1, const EmbedParams_0 constant* p_0)
 {
     uint _S4 = group_number_0(group_1);
-    if(_S4 >= (live_rows_0(step_1, p_0->step_offset_0, p_0->rows_0)))
+    if(_S4 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->rows_0)))
     {
         return;
     }
@@ -106,17 +106,17 @@ struct KernelContext_0
     uint device* entryPointParams_table_0;
     uint device* entryPointParams_ids_0;
     float device* entryPointParams_result_0;
-    uint device* entryPointParams_step_0;
+    uint device* entryPointParams_batch_0;
 };
 
-[[kernel]] void embed_q4_1(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_table_1 [[buffer(1)]], uint device* entryPointParams_ids_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]], uint device* entryPointParams_step_1 [[buffer(4)]])
+[[kernel]] void embed_q4_1(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_table_1 [[buffer(1)]], uint device* entryPointParams_ids_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]])
 {
     thread KernelContext_0 kernelContext_0;
     (&kernelContext_0)->entryPointParams_0 = entryPointParams_1;
     (&kernelContext_0)->entryPointParams_table_0 = entryPointParams_table_1;
     (&kernelContext_0)->entryPointParams_ids_0 = entryPointParams_ids_1;
     (&kernelContext_0)->entryPointParams_result_0 = entryPointParams_result_1;
-    (&kernelContext_0)->entryPointParams_step_0 = entryPointParams_step_1;
-    embed_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)], entryPointParams_table_1, entryPointParams_ids_1, entryPointParams_result_1, entryPointParams_step_1, &entryPointParams_1->p_1);
+    (&kernelContext_0)->entryPointParams_batch_0 = entryPointParams_batch_1;
+    embed_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)], entryPointParams_table_1, entryPointParams_ids_1, entryPointParams_result_1, entryPointParams_batch_1, &entryPointParams_1->p_1);
     return;
 }

@@ -153,7 +153,7 @@ struct GemmParams_0
     uint x_offset_0;
     uint weight_offset_0;
     uint out_offset_0;
-    uint step_offset_0;
+    uint batch_offset_0;
     uint rows_3;
     uint n_1;
     uint k_4;
@@ -173,7 +173,7 @@ struct KernelContext_0
     float device* entryPointParams_x_0;
     uint device* entryPointParams_weight_0;
     float device* entryPointParams_result_0;
-    uint device* entryPointParams_step_0;
+    uint device* entryPointParams_batch_0;
     array<float4, int(512)> threadgroup* left_tile_0;
     array<float4, int(512)> threadgroup* right_tile_0;
 };
@@ -317,7 +317,7 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint live_rows_0(uint device* step_0, uint offset_3, uint rows_5)
+uint valid_rows_0(uint device* batch_0, uint offset_3, uint rows_5)
 {
     uint _S62;
     if(offset_3 == 4294967295U)
@@ -326,12 +326,12 @@ uint live_rows_0(uint device* step_0, uint offset_3, uint rows_5)
     }
     else
     {
-        _S62 = min(step_0[offset_3], rows_5);
+        _S62 = min(batch_0[offset_3], rows_5);
     }
     return _S62;
 }
 
-void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight_0, float device* result_0, uint device* step_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
+void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight_0, float device* result_0, uint device* batch_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
 {
     uint _S63 = p_1->n_1;
     uint _S64 = (p_1->n_1 + 64U - 1U) / 64U;
@@ -340,7 +340,7 @@ void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight
     uint _S67 = _S66 * 64U;
     uint _S68 = _S65 % _S64;
     uint _S69 = _S68 * 64U;
-    uint _S70 = live_rows_0(step_1, p_1->step_offset_0, p_1->rows_3);
+    uint _S70 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->rows_3);
     if(_S67 >= _S70)
     {
         return;
@@ -1083,18 +1083,18 @@ void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight
     return;
 }
 
-[[kernel]] void gemm_q4_1(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_x_1 [[buffer(1)]], uint device* entryPointParams_weight_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]], uint device* entryPointParams_step_1 [[buffer(4)]])
+[[kernel]] void gemm_q4_1(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_x_1 [[buffer(1)]], uint device* entryPointParams_weight_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]])
 {
     thread KernelContext_0 kernelContext_2;
     (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
     (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
     (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
     (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
-    (&kernelContext_2)->entryPointParams_step_0 = entryPointParams_step_1;
+    (&kernelContext_2)->entryPointParams_batch_0 = entryPointParams_batch_1;
     threadgroup array<float4, int(512)> left_tile_1;
     (&kernelContext_2)->left_tile_0 = &left_tile_1;
     threadgroup array<float4, int(512)> right_tile_1;
     (&kernelContext_2)->right_tile_0 = &right_tile_1;
-    gemm_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)], entryPointParams_x_1, entryPointParams_weight_1, entryPointParams_result_1, entryPointParams_step_1, &entryPointParams_1->p_0, &kernelContext_2);
+    gemm_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)], entryPointParams_x_1, entryPointParams_weight_1, entryPointParams_result_1, entryPointParams_batch_1, &entryPointParams_1->p_0, &kernelContext_2);
     return;
 }

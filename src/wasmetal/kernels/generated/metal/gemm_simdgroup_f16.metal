@@ -210,7 +210,7 @@ struct GemmParams_0
     uint x_offset_0;
     uint weight_offset_0;
     uint out_offset_0;
-    uint step_offset_0;
+    uint batch_offset_0;
     uint rows_2;
     uint n_1;
     uint k_4;
@@ -230,7 +230,7 @@ struct KernelContext_0
     float device* entryPointParams_x_0;
     uint device* entryPointParams_weight_0;
     float device* entryPointParams_result_0;
-    uint device* entryPointParams_step_0;
+    uint device* entryPointParams_batch_0;
     array<float, int(4096)> threadgroup* tile_0;
 };
 
@@ -503,7 +503,7 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint live_rows_0(uint device* step_0, uint offset_5, uint rows_4)
+uint valid_rows_0(uint device* batch_0, uint offset_5, uint rows_4)
 {
     uint _S103;
     if(offset_5 == 4294967295U)
@@ -512,12 +512,12 @@ uint live_rows_0(uint device* step_0, uint offset_5, uint rows_4)
     }
     else
     {
-        _S103 = min(step_0[offset_5], rows_4);
+        _S103 = min(batch_0[offset_5], rows_4);
     }
     return _S103;
 }
 
-void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight_0, float device* result_4, uint device* step_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_3)
+void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight_0, float device* result_4, uint device* batch_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_3)
 {
     uint _S104 = p_1->n_1;
     uint _S105 = (p_1->n_1 + 64U - 1U) / 64U;
@@ -526,7 +526,7 @@ void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight
     uint _S108 = _S107 * 64U;
     uint _S109 = _S106 % _S105;
     uint _S110 = _S109 * 64U;
-    uint _S111 = live_rows_0(step_1, p_1->step_offset_0, p_1->rows_2);
+    uint _S111 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->rows_2);
     if(_S108 >= _S111)
     {
         return;
@@ -1269,16 +1269,16 @@ void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight
     return;
 }
 
-[[kernel]] void gemm_simdgroup_f16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_x_1 [[buffer(1)]], uint device* entryPointParams_weight_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]], uint device* entryPointParams_step_1 [[buffer(4)]])
+[[kernel]] void gemm_simdgroup_f16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_x_1 [[buffer(1)]], uint device* entryPointParams_weight_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]])
 {
     thread KernelContext_0 kernelContext_4;
     (&kernelContext_4)->entryPointParams_0 = entryPointParams_1;
     (&kernelContext_4)->entryPointParams_x_0 = entryPointParams_x_1;
     (&kernelContext_4)->entryPointParams_weight_0 = entryPointParams_weight_1;
     (&kernelContext_4)->entryPointParams_result_0 = entryPointParams_result_1;
-    (&kernelContext_4)->entryPointParams_step_0 = entryPointParams_step_1;
+    (&kernelContext_4)->entryPointParams_batch_0 = entryPointParams_batch_1;
     threadgroup array<float, int(4096)> tile_1;
     (&kernelContext_4)->tile_0 = &tile_1;
-    gemm_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)], entryPointParams_x_1, entryPointParams_weight_1, entryPointParams_result_1, entryPointParams_step_1, &entryPointParams_1->p_0, &kernelContext_4);
+    gemm_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)], entryPointParams_x_1, entryPointParams_weight_1, entryPointParams_result_1, entryPointParams_batch_1, &entryPointParams_1->p_0, &kernelContext_4);
     return;
 }

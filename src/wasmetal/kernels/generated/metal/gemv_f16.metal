@@ -8,7 +8,6 @@ struct GemvParams_0
     uint weight_offset_0;
     uint x_offset_0;
     uint out_offset_0;
-    uint step_offset_0;
     uint n_0;
     uint k_0;
     uint accumulate_0;
@@ -49,43 +48,24 @@ struct KernelContext_0
     packed_uint4 device* entryPointParams_weight_0;
     packed_float4 device* entryPointParams_x_0;
     float device* entryPointParams_result_0;
-    uint device* entryPointParams_step_0;
     uint _S4;
     uint _S5;
 };
-
-uint live_rows_0(uint device* step_0, uint offset_1, uint rows_0)
-{
-    uint _S6;
-    if(offset_1 == 4294967295U)
-    {
-        _S6 = rows_0;
-    }
-    else
-    {
-        _S6 = min(step_0[offset_1], rows_0);
-    }
-    return _S6;
-}
 
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-void gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* weight_2, packed_float4 device* x_1, float device* result_0, uint device* step_1, const GemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_0)
+void gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* weight_2, packed_float4 device* x_1, float device* result_0, const GemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_0)
 {
-    if((live_rows_0(step_1, p_2->step_offset_0, 1U)) == 0U)
-    {
-        return;
-    }
-    uint _S7 = kernelContext_0->_S4;
-    uint _S8 = kernelContext_0->_S5;
-    uint _S9 = 128U / kernelContext_0->_S4;
-    uint _S10 = p_2->k_0 / 8U;
-    uint _S11 = group_number_0(group_1) * _S9;
-    uint _S12 = thread_0 / _S7;
-    uint row_2 = _S11 + _S12;
+    uint _S6 = kernelContext_0->_S4;
+    uint _S7 = kernelContext_0->_S5;
+    uint _S8 = 128U / kernelContext_0->_S4;
+    uint _S9 = p_2->k_0 / 8U;
+    uint _S10 = group_number_0(group_1) * _S8;
+    uint _S11 = thread_0 / _S6;
+    uint row_2 = _S10 + _S11;
     for(;;)
     {
         if(row_2 < (p_2->n_0))
@@ -95,77 +75,76 @@ void gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* weight_2, packed_
         {
             break;
         }
-        uint i_3 = _S8;
+        uint i_3 = _S7;
         float sum_0 = 0.0;
         for(;;)
         {
-            uint _S13 = i_3 + 3U * _S7;
-            if(_S13 < _S10)
+            uint _S12 = i_3 + 3U * _S6;
+            if(_S12 < _S9)
             {
             }
             else
             {
                 break;
             }
-            float _S14 = product_0(row_2, i_3, weight_2, x_1, p_2);
-            float sum_1 = sum_0 + _S14;
-            float _S15 = product_0(row_2, i_3 + _S7, weight_2, x_1, p_2);
-            float sum_2 = sum_1 + _S15;
-            float _S16 = product_0(row_2, i_3 + 2U * _S7, weight_2, x_1, p_2);
-            float sum_3 = sum_2 + _S16;
-            float _S17 = product_0(row_2, _S13, weight_2, x_1, p_2);
-            float sum_4 = sum_3 + _S17;
-            i_3 = i_3 + 4U * _S7;
+            float _S13 = product_0(row_2, i_3, weight_2, x_1, p_2);
+            float sum_1 = sum_0 + _S13;
+            float _S14 = product_0(row_2, i_3 + _S6, weight_2, x_1, p_2);
+            float sum_2 = sum_1 + _S14;
+            float _S15 = product_0(row_2, i_3 + 2U * _S6, weight_2, x_1, p_2);
+            float sum_3 = sum_2 + _S15;
+            float _S16 = product_0(row_2, _S12, weight_2, x_1, p_2);
+            float sum_4 = sum_3 + _S16;
+            i_3 = i_3 + 4U * _S6;
             sum_0 = sum_4;
         }
         uint i_4 = i_3;
         float sum_5 = sum_0;
         for(;;)
         {
-            if(i_4 < _S10)
+            if(i_4 < _S9)
             {
             }
             else
             {
                 break;
             }
-            float _S18 = product_0(row_2, i_4, weight_2, x_1, p_2);
-            float sum_6 = sum_5 + _S18;
-            i_4 = i_4 + _S7;
+            float _S17 = product_0(row_2, i_4, weight_2, x_1, p_2);
+            float sum_6 = sum_5 + _S17;
+            i_4 = i_4 + _S6;
             sum_5 = sum_6;
         }
         float sum_7 = simd_sum(sum_5);
-        uint _S19 = p_2->out_offset_0 + row_2;
-        if(_S8 == 0U)
+        uint _S18 = p_2->out_offset_0 + row_2;
+        if(_S7 == 0U)
         {
-            float device* _S20 = result_0+_S19;
-            float _S21;
+            float device* _S19 = result_0+_S18;
+            float _S20;
             if((p_2->accumulate_0) != 0U)
             {
-                _S21 = *(result_0+_S19) + sum_7;
+                _S20 = *(result_0+_S18) + sum_7;
             }
             else
             {
-                _S21 = sum_7;
+                _S20 = sum_7;
             }
-            *_S20 = _S21;
+            *_S19 = _S20;
         }
-        row_2 = row_2 + p_2->groups_0 * _S9;
+        row_2 = row_2 + p_2->groups_0 * _S8;
     }
     return;
 }
 
-[[kernel]] void gemv_f16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], packed_uint4 device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]], uint device* entryPointParams_step_1 [[buffer(4)]])
+[[kernel]] void gemv_f16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], packed_uint4 device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
     thread KernelContext_0 kernelContext_1;
     (&kernelContext_1)->entryPointParams_0 = entryPointParams_1;
     (&kernelContext_1)->entryPointParams_weight_0 = entryPointParams_weight_1;
     (&kernelContext_1)->entryPointParams_x_0 = entryPointParams_x_1;
     (&kernelContext_1)->entryPointParams_result_0 = entryPointParams_result_1;
-    (&kernelContext_1)->entryPointParams_step_0 = entryPointParams_step_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_1)->_S4 = _builtinWaveLaneCount_0;
     (&kernelContext_1)->_S5 = _builtinWaveLaneIndex_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, entryPointParams_step_1, &entryPointParams_1->p_1, &kernelContext_1);
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_1, &kernelContext_1);
     return;
 }

@@ -8,7 +8,6 @@ struct GemvParams_0
     uint weight_offset_0;
     uint x_offset_0;
     uint out_offset_0;
-    uint step_offset_0;
     uint n_0;
     uint k_0;
     uint accumulate_0;
@@ -75,43 +74,24 @@ struct KernelContext_0
     uint device* entryPointParams_weight_0;
     packed_float4 device* entryPointParams_x_0;
     float device* entryPointParams_result_0;
-    uint device* entryPointParams_step_0;
     uint _S7;
     uint _S8;
 };
-
-uint live_rows_0(uint device* step_0, uint offset_3, uint rows_0)
-{
-    uint _S9;
-    if(offset_3 == 4294967295U)
-    {
-        _S9 = rows_0;
-    }
-    else
-    {
-        _S9 = min(step_0[offset_3], rows_0);
-    }
-    return _S9;
-}
 
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-void gemv_0(uint3 group_1, uint thread_0, uint device* weight_2, packed_float4 device* x_1, float device* result_0, uint device* step_1, const GemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_0)
+void gemv_0(uint3 group_1, uint thread_0, uint device* weight_2, packed_float4 device* x_1, float device* result_0, const GemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_0)
 {
-    if((live_rows_0(step_1, p_2->step_offset_0, 1U)) == 0U)
-    {
-        return;
-    }
-    uint _S10 = kernelContext_0->_S7;
-    uint _S11 = kernelContext_0->_S8;
-    uint _S12 = 128U / kernelContext_0->_S7;
-    uint _S13 = p_2->k_0 / 8U;
-    uint _S14 = group_number_0(group_1) * _S12;
-    uint _S15 = thread_0 / _S10;
-    uint row_2 = _S14 + _S15;
+    uint _S9 = kernelContext_0->_S7;
+    uint _S10 = kernelContext_0->_S8;
+    uint _S11 = 128U / kernelContext_0->_S7;
+    uint _S12 = p_2->k_0 / 8U;
+    uint _S13 = group_number_0(group_1) * _S11;
+    uint _S14 = thread_0 / _S9;
+    uint row_2 = _S13 + _S14;
     for(;;)
     {
         if(row_2 < (p_2->n_0))
@@ -121,77 +101,76 @@ void gemv_0(uint3 group_1, uint thread_0, uint device* weight_2, packed_float4 d
         {
             break;
         }
-        uint i_3 = _S11;
+        uint i_3 = _S10;
         float sum_0 = 0.0;
         for(;;)
         {
-            uint _S16 = i_3 + 3U * _S10;
-            if(_S16 < _S13)
+            uint _S15 = i_3 + 3U * _S9;
+            if(_S15 < _S12)
             {
             }
             else
             {
                 break;
             }
-            float _S17 = product_0(row_2, i_3, weight_2, x_1, p_2);
-            float sum_1 = sum_0 + _S17;
-            float _S18 = product_0(row_2, i_3 + _S10, weight_2, x_1, p_2);
-            float sum_2 = sum_1 + _S18;
-            float _S19 = product_0(row_2, i_3 + 2U * _S10, weight_2, x_1, p_2);
-            float sum_3 = sum_2 + _S19;
-            float _S20 = product_0(row_2, _S16, weight_2, x_1, p_2);
-            float sum_4 = sum_3 + _S20;
-            i_3 = i_3 + 4U * _S10;
+            float _S16 = product_0(row_2, i_3, weight_2, x_1, p_2);
+            float sum_1 = sum_0 + _S16;
+            float _S17 = product_0(row_2, i_3 + _S9, weight_2, x_1, p_2);
+            float sum_2 = sum_1 + _S17;
+            float _S18 = product_0(row_2, i_3 + 2U * _S9, weight_2, x_1, p_2);
+            float sum_3 = sum_2 + _S18;
+            float _S19 = product_0(row_2, _S15, weight_2, x_1, p_2);
+            float sum_4 = sum_3 + _S19;
+            i_3 = i_3 + 4U * _S9;
             sum_0 = sum_4;
         }
         uint i_4 = i_3;
         float sum_5 = sum_0;
         for(;;)
         {
-            if(i_4 < _S13)
+            if(i_4 < _S12)
             {
             }
             else
             {
                 break;
             }
-            float _S21 = product_0(row_2, i_4, weight_2, x_1, p_2);
-            float sum_6 = sum_5 + _S21;
-            i_4 = i_4 + _S10;
+            float _S20 = product_0(row_2, i_4, weight_2, x_1, p_2);
+            float sum_6 = sum_5 + _S20;
+            i_4 = i_4 + _S9;
             sum_5 = sum_6;
         }
         float sum_7 = simd_sum(sum_5);
-        uint _S22 = p_2->out_offset_0 + row_2;
-        if(_S11 == 0U)
+        uint _S21 = p_2->out_offset_0 + row_2;
+        if(_S10 == 0U)
         {
-            float device* _S23 = result_0+_S22;
-            float _S24;
+            float device* _S22 = result_0+_S21;
+            float _S23;
             if((p_2->accumulate_0) != 0U)
             {
-                _S24 = *(result_0+_S22) + sum_7;
+                _S23 = *(result_0+_S21) + sum_7;
             }
             else
             {
-                _S24 = sum_7;
+                _S23 = sum_7;
             }
-            *_S23 = _S24;
+            *_S22 = _S23;
         }
-        row_2 = row_2 + p_2->groups_0 * _S12;
+        row_2 = row_2 + p_2->groups_0 * _S11;
     }
     return;
 }
 
-[[kernel]] void gemv_q8_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]], uint device* entryPointParams_step_1 [[buffer(4)]])
+[[kernel]] void gemv_q8_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
     thread KernelContext_0 kernelContext_1;
     (&kernelContext_1)->entryPointParams_0 = entryPointParams_1;
     (&kernelContext_1)->entryPointParams_weight_0 = entryPointParams_weight_1;
     (&kernelContext_1)->entryPointParams_x_0 = entryPointParams_x_1;
     (&kernelContext_1)->entryPointParams_result_0 = entryPointParams_result_1;
-    (&kernelContext_1)->entryPointParams_step_0 = entryPointParams_step_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_1)->_S7 = _builtinWaveLaneCount_0;
     (&kernelContext_1)->_S8 = _builtinWaveLaneIndex_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, entryPointParams_step_1, &entryPointParams_1->p_1, &kernelContext_1);
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_1, &kernelContext_1);
     return;
 }

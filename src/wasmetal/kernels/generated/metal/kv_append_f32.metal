@@ -13,7 +13,7 @@ uint thread_number_0(uint3 group_1, uint thread_0)
     return group_number_0(group_1) * 128U + thread_0;
 }
 
-uint live_rows_0(uint device* step_0, uint offset_0, uint rows_0)
+uint valid_rows_0(uint device* batch_0, uint offset_0, uint rows_0)
 {
     uint _S1;
     if(offset_0 == 4294967295U)
@@ -22,22 +22,53 @@ uint live_rows_0(uint device* step_0, uint offset_0, uint rows_0)
     }
     else
     {
-        _S1 = min(step_0[offset_0], rows_0);
+        _S1 = min(batch_0[offset_0], rows_0);
     }
     return _S1;
 }
 
-uint first_position_0(uint device* step_1, uint offset_1, uint limit_0)
+uint row_sequence_0(uint device* batch_1, uint offset_1, uint row_0)
 {
-    return min(step_1[offset_1 + 1U], limit_0);
+    return batch_1[offset_1 + 3U + 2U * row_0];
 }
 
-uint slot_of_0(uint device* page_table_0, uint offset_2, uint position_0, uint page_size_0, uint pages_0)
+struct SequenceTable_0
 {
-    uint _S2 = position_0 / page_size_0;
-    uint _S3 = min(page_table_0[offset_2 + _S2], pages_0 - 1U) * page_size_0;
-    uint _S4 = position_0 % page_size_0;
-    return _S3 + _S4;
+    uint begin_0;
+    uint page_size_0;
+    uint pages_0;
+    uint length_0;
+};
+
+SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_1, uint pages_1, uint length_1)
+{
+    thread SequenceTable_0 _S2;
+    (&_S2)->begin_0 = begin_1;
+    (&_S2)->page_size_0 = page_size_1;
+    (&_S2)->pages_0 = pages_1;
+    (&_S2)->length_0 = length_1;
+    return _S2;
+}
+
+SequenceTable_0 sequence_table_0(uint device* sequences_0, uint offset_2, uint number_0, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
+{
+    uint _S3 = offset_2 + min(number_0, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S3 + 1U, page_size_2, pages_2, min(sequences_0[_S3], entries_0 * page_size_2));
+}
+
+uint row_position_0(uint device* batch_2, uint offset_3, uint row_1)
+{
+    return batch_2[offset_3 + 2U + 2U * row_1];
+}
+
+uint SequenceTable_slot_0(const SequenceTable_0 thread* this_0, uint device* sequences_1, uint position_0)
+{
+    uint _S4 = this_0->begin_0;
+    uint _S5 = this_0->page_size_0;
+    uint _S6 = position_0 / this_0->page_size_0;
+    uint _S7 = min(sequences_1[_S4 + _S6], this_0->pages_0 - 1U) * _S5;
+    uint _S8 = position_0 % _S5;
+    return _S7 + _S8;
 }
 
 float4 four_0(float device* x_0, uint at_0)
@@ -56,14 +87,15 @@ struct KvAppendParams_0
     uint v_offset_0;
     uint k_pages_offset_0;
     uint v_pages_offset_0;
-    uint page_table_offset_0;
-    uint step_offset_0;
+    uint batch_offset_0;
+    uint sequences_offset_0;
     uint rows_1;
     uint columns_0;
     uint k_stride_0;
     uint v_stride_0;
-    uint pages_1;
-    uint page_size_1;
+    uint pages_3;
+    uint page_size_3;
+    uint sequence_count_0;
     uint table_length_0;
 };
 
@@ -79,11 +111,11 @@ struct KernelContext_0
     float device* entryPointParams_v_0;
     packed_float4 device* entryPointParams_k_pages_0;
     packed_float4 device* entryPointParams_v_pages_0;
-    uint device* entryPointParams_page_table_0;
-    uint device* entryPointParams_step_0;
+    uint device* entryPointParams_batch_0;
+    uint device* entryPointParams_sequences_0;
 };
 
-[[kernel]] void kv_append_f32(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_k_1 [[buffer(1)]], float device* entryPointParams_v_1 [[buffer(2)]], packed_float4 device* entryPointParams_k_pages_1 [[buffer(3)]], packed_float4 device* entryPointParams_v_pages_1 [[buffer(4)]], uint device* entryPointParams_page_table_1 [[buffer(5)]], uint device* entryPointParams_step_1 [[buffer(6)]])
+[[kernel]] void kv_append_f32(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_k_1 [[buffer(1)]], float device* entryPointParams_v_1 [[buffer(2)]], packed_float4 device* entryPointParams_k_pages_1 [[buffer(3)]], packed_float4 device* entryPointParams_v_pages_1 [[buffer(4)]], uint device* entryPointParams_batch_1 [[buffer(5)]], uint device* entryPointParams_sequences_1 [[buffer(6)]])
 {
     thread KernelContext_0 kernelContext_0;
     (&kernelContext_0)->entryPointParams_0 = entryPointParams_1;
@@ -91,26 +123,27 @@ struct KernelContext_0
     (&kernelContext_0)->entryPointParams_v_0 = entryPointParams_v_1;
     (&kernelContext_0)->entryPointParams_k_pages_0 = entryPointParams_k_pages_1;
     (&kernelContext_0)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
-    (&kernelContext_0)->entryPointParams_page_table_0 = entryPointParams_page_table_1;
-    (&kernelContext_0)->entryPointParams_step_0 = entryPointParams_step_1;
-    uint _S5 = thread_number_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)]);
-    uint _S6 = entryPointParams_1->p_0.columns_0 / 4U;
-    uint _S7 = _S5 / _S6;
-    uint _S8 = _S5 % _S6;
-    uint _S9 = entryPointParams_1->p_0.table_length_0 * entryPointParams_1->p_0.page_size_1;
-    if(_S7 >= (live_rows_0((&kernelContext_0)->entryPointParams_step_0, entryPointParams_1->p_0.step_offset_0, entryPointParams_1->p_0.rows_1)))
+    (&kernelContext_0)->entryPointParams_batch_0 = entryPointParams_batch_1;
+    (&kernelContext_0)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
+    uint _S9 = thread_number_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)]);
+    uint _S10 = entryPointParams_1->p_0.columns_0 / 4U;
+    uint _S11 = _S9 / _S10;
+    uint _S12 = _S9 % _S10;
+    if(_S11 >= (valid_rows_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.rows_1)))
     {
         return;
     }
-    uint _S10 = first_position_0((&kernelContext_0)->entryPointParams_step_0, entryPointParams_1->p_0.step_offset_0, _S9) + _S7;
-    if(_S10 >= _S9)
+    SequenceTable_0 _S13 = sequence_table_0((&kernelContext_0)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, _S11), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_3, entryPointParams_1->p_0.pages_3);
+    uint _S14 = row_position_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, _S11);
+    if(_S14 >= (_S13.length_0))
     {
         return;
     }
-    uint _S11 = slot_of_0((&kernelContext_0)->entryPointParams_page_table_0, entryPointParams_1->p_0.page_table_offset_0, _S10, entryPointParams_1->p_0.page_size_1, entryPointParams_1->p_0.pages_1);
-    uint _S12 = _S11 * _S6 + _S8;
-    uint _S13 = 4U * _S8;
-    *((&kernelContext_0)->entryPointParams_k_pages_0+(entryPointParams_1->p_0.k_pages_offset_0 + _S12)) = packed_float4(Float32_pack_0(four_0((&kernelContext_0)->entryPointParams_k_0, entryPointParams_1->p_0.k_offset_0 + _S7 * entryPointParams_1->p_0.k_stride_0 + _S13))) ;
-    *((&kernelContext_0)->entryPointParams_v_pages_0+(entryPointParams_1->p_0.v_pages_offset_0 + _S12)) = packed_float4(Float32_pack_0(four_0((&kernelContext_0)->entryPointParams_v_0, entryPointParams_1->p_0.v_offset_0 + _S7 * entryPointParams_1->p_0.v_stride_0 + _S13))) ;
+    thread SequenceTable_0 _S15 = _S13;
+    uint _S16 = SequenceTable_slot_0(&_S15, (&kernelContext_0)->entryPointParams_sequences_0, _S14);
+    uint _S17 = _S16 * _S10 + _S12;
+    uint _S18 = 4U * _S12;
+    *((&kernelContext_0)->entryPointParams_k_pages_0+(entryPointParams_1->p_0.k_pages_offset_0 + _S17)) = packed_float4(Float32_pack_0(four_0((&kernelContext_0)->entryPointParams_k_0, entryPointParams_1->p_0.k_offset_0 + _S11 * entryPointParams_1->p_0.k_stride_0 + _S18))) ;
+    *((&kernelContext_0)->entryPointParams_v_pages_0+(entryPointParams_1->p_0.v_pages_offset_0 + _S17)) = packed_float4(Float32_pack_0(four_0((&kernelContext_0)->entryPointParams_v_0, entryPointParams_1->p_0.v_offset_0 + _S11 * entryPointParams_1->p_0.v_stride_0 + _S18))) ;
     return;
 }

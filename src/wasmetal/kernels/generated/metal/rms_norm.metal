@@ -8,7 +8,7 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint live_rows_0(uint device* step_0, uint offset_0, uint rows_0)
+uint valid_rows_0(uint device* batch_0, uint offset_0, uint rows_0)
 {
     uint _S1;
     if(offset_0 == 4294967295U)
@@ -17,7 +17,7 @@ uint live_rows_0(uint device* step_0, uint offset_0, uint rows_0)
     }
     else
     {
-        _S1 = min(step_0[offset_0], rows_0);
+        _S1 = min(batch_0[offset_0], rows_0);
     }
     return _S1;
 }
@@ -27,7 +27,7 @@ struct RmsNormParams_0
     uint x_offset_0;
     uint weight_offset_0;
     uint out_offset_0;
-    uint step_offset_0;
+    uint batch_offset_0;
     uint rows_1;
     uint columns_0;
     uint x_stride_0;
@@ -46,7 +46,7 @@ struct KernelContext_0
     float device* entryPointParams_x_0;
     float device* entryPointParams_weight_0;
     float device* entryPointParams_result_0;
-    uint device* entryPointParams_step_0;
+    uint device* entryPointParams_batch_0;
     uint _S2;
     array<float, int(32)> threadgroup* floats_0;
 };
@@ -82,20 +82,20 @@ float group_sum_0(float value_0, uint thread_0, KernelContext_0 thread* kernelCo
     return result_0;
 }
 
-[[kernel]] void rms_norm(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_x_1 [[buffer(1)]], float device* entryPointParams_weight_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]], uint device* entryPointParams_step_1 [[buffer(4)]])
+[[kernel]] void rms_norm(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_x_1 [[buffer(1)]], float device* entryPointParams_weight_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]])
 {
     thread KernelContext_0 kernelContext_1;
     (&kernelContext_1)->entryPointParams_0 = entryPointParams_1;
     (&kernelContext_1)->entryPointParams_x_0 = entryPointParams_x_1;
     (&kernelContext_1)->entryPointParams_weight_0 = entryPointParams_weight_1;
     (&kernelContext_1)->entryPointParams_result_0 = entryPointParams_result_1;
-    (&kernelContext_1)->entryPointParams_step_0 = entryPointParams_step_1;
+    (&kernelContext_1)->entryPointParams_batch_0 = entryPointParams_batch_1;
     threadgroup array<float, int(32)> floats_1;
     (&kernelContext_1)->floats_0 = &floats_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_1)->_S2 = _builtinWaveLaneCount_0;
     uint _S8 = group_number_0(group_1);
-    if(_S8 >= (live_rows_0(entryPointParams_step_1, entryPointParams_1->p_0.step_offset_0, entryPointParams_1->p_0.rows_1)))
+    if(_S8 >= (valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.rows_1)))
     {
         return;
     }

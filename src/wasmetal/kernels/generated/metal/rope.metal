@@ -13,7 +13,7 @@ uint thread_number_0(uint3 group_1, uint thread_0)
     return group_number_0(group_1) * 128U + thread_0;
 }
 
-uint live_rows_0(uint device* step_0, uint offset_0, uint rows_0)
+uint valid_rows_0(uint device* batch_0, uint offset_0, uint rows_0)
 {
     uint _S1;
     if(offset_0 == 4294967295U)
@@ -22,21 +22,21 @@ uint live_rows_0(uint device* step_0, uint offset_0, uint rows_0)
     }
     else
     {
-        _S1 = min(step_0[offset_0], rows_0);
+        _S1 = min(batch_0[offset_0], rows_0);
     }
     return _S1;
 }
 
-uint first_position_0(uint device* step_1, uint offset_1, uint limit_0)
+uint row_position_0(uint device* batch_1, uint offset_1, uint row_0)
 {
-    return min(step_1[offset_1 + 1U], limit_0);
+    return batch_1[offset_1 + 2U + 2U * row_0];
 }
 
 struct RopeParams_0
 {
     uint x_offset_0;
     uint table_offset_0;
-    uint step_offset_0;
+    uint batch_offset_0;
     uint rows_1;
     uint heads_0;
     uint head_dim_0;
@@ -56,54 +56,53 @@ struct KernelContext_0
     EntryPointParams_0 constant* entryPointParams_0;
     float device* entryPointParams_x_0;
     float device* entryPointParams_table_0;
-    uint device* entryPointParams_step_0;
+    uint device* entryPointParams_batch_0;
 };
 
-[[kernel]] void rope(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_x_1 [[buffer(1)]], float device* entryPointParams_table_1 [[buffer(2)]], uint device* entryPointParams_step_1 [[buffer(3)]])
+[[kernel]] void rope(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_x_1 [[buffer(1)]], float device* entryPointParams_table_1 [[buffer(2)]], uint device* entryPointParams_batch_1 [[buffer(3)]])
 {
     thread KernelContext_0 kernelContext_0;
     (&kernelContext_0)->entryPointParams_0 = entryPointParams_1;
     (&kernelContext_0)->entryPointParams_x_0 = entryPointParams_x_1;
     (&kernelContext_0)->entryPointParams_table_0 = entryPointParams_table_1;
-    (&kernelContext_0)->entryPointParams_step_0 = entryPointParams_step_1;
+    (&kernelContext_0)->entryPointParams_batch_0 = entryPointParams_batch_1;
     uint _S2 = thread_number_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)]);
     uint _S3 = _S2 % entryPointParams_1->p_0.pairs_0;
     uint _S4 = _S2 / entryPointParams_1->p_0.pairs_0;
     uint _S5 = _S4 % entryPointParams_1->p_0.heads_0;
     uint _S6 = _S2 / entryPointParams_1->p_0.pairs_0;
     uint _S7 = _S6 / entryPointParams_1->p_0.heads_0;
-    if(_S7 >= (live_rows_0((&kernelContext_0)->entryPointParams_step_0, entryPointParams_1->p_0.step_offset_0, entryPointParams_1->p_0.rows_1)))
+    if(_S7 >= (valid_rows_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.rows_1)))
     {
         return;
     }
-    uint _S8 = entryPointParams_1->p_0.positions_0 - 1U;
-    uint _S9 = entryPointParams_1->p_0.table_offset_0 + 2U * (min(first_position_0((&kernelContext_0)->entryPointParams_step_0, entryPointParams_1->p_0.step_offset_0, _S8) + _S7, _S8) * entryPointParams_1->p_0.pairs_0 + _S3);
-    float _S10 = (&kernelContext_0)->entryPointParams_table_0[_S9];
-    float _S11 = (&kernelContext_0)->entryPointParams_table_0[_S9 + 1U];
-    uint _S12 = entryPointParams_1->p_0.x_offset_0 + _S7 * entryPointParams_1->p_0.x_stride_0 + _S5 * entryPointParams_1->p_0.head_dim_0;
-    uint _S13;
+    uint _S8 = entryPointParams_1->p_0.table_offset_0 + 2U * (min(row_position_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, _S7), entryPointParams_1->p_0.positions_0 - 1U) * entryPointParams_1->p_0.pairs_0 + _S3);
+    float _S9 = (&kernelContext_0)->entryPointParams_table_0[_S8];
+    float _S10 = (&kernelContext_0)->entryPointParams_table_0[_S8 + 1U];
+    uint _S11 = entryPointParams_1->p_0.x_offset_0 + _S7 * entryPointParams_1->p_0.x_stride_0 + _S5 * entryPointParams_1->p_0.head_dim_0;
+    uint _S12;
     if((entryPointParams_1->p_0.interleaved_0) != 0U)
     {
-        _S13 = 2U * _S3;
+        _S12 = 2U * _S3;
     }
     else
     {
-        _S13 = _S3;
+        _S12 = _S3;
     }
-    uint _S14 = _S12 + _S13;
+    uint _S13 = _S11 + _S12;
     if((entryPointParams_1->p_0.interleaved_0) != 0U)
     {
-        _S13 = _S14 + 1U;
+        _S12 = _S13 + 1U;
     }
     else
     {
-        _S13 = _S14 + entryPointParams_1->p_0.pairs_0;
+        _S12 = _S13 + entryPointParams_1->p_0.pairs_0;
     }
-    float device* _S15 = (&kernelContext_0)->entryPointParams_x_0+_S14;
-    float _S16 = *_S15;
-    float device* _S17 = (&kernelContext_0)->entryPointParams_x_0+_S13;
-    float _S18 = *_S17;
-    *((&kernelContext_0)->entryPointParams_x_0+_S14) = *_S15 * _S10 - *_S17 * _S11;
-    *((&kernelContext_0)->entryPointParams_x_0+_S13) = _S16 * _S11 + _S18 * _S10;
+    float device* _S14 = (&kernelContext_0)->entryPointParams_x_0+_S13;
+    float _S15 = *_S14;
+    float device* _S16 = (&kernelContext_0)->entryPointParams_x_0+_S12;
+    float _S17 = *_S16;
+    *((&kernelContext_0)->entryPointParams_x_0+_S13) = *_S14 * _S9 - *_S16 * _S10;
+    *((&kernelContext_0)->entryPointParams_x_0+_S12) = _S15 * _S10 + _S17 * _S9;
     return;
 }

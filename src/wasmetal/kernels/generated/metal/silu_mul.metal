@@ -13,7 +13,7 @@ uint thread_number_0(uint3 group_1, uint thread_0)
     return group_number_0(group_1) * 128U + thread_0;
 }
 
-uint live_rows_0(uint device* step_0, uint offset_0, uint rows_0)
+uint valid_rows_0(uint device* batch_0, uint offset_0, uint rows_0)
 {
     uint _S1;
     if(offset_0 == 4294967295U)
@@ -22,7 +22,7 @@ uint live_rows_0(uint device* step_0, uint offset_0, uint rows_0)
     }
     else
     {
-        _S1 = min(step_0[offset_0], rows_0);
+        _S1 = min(batch_0[offset_0], rows_0);
     }
     return _S1;
 }
@@ -32,7 +32,7 @@ struct SiluMulParams_0
     uint gate_offset_0;
     uint up_offset_0;
     uint out_offset_0;
-    uint step_offset_0;
+    uint batch_offset_0;
     uint rows_1;
     uint columns_0;
     uint gate_stride_0;
@@ -51,21 +51,21 @@ struct KernelContext_0
     float device* entryPointParams_gate_0;
     float device* entryPointParams_up_0;
     float device* entryPointParams_result_0;
-    uint device* entryPointParams_step_0;
+    uint device* entryPointParams_batch_0;
 };
 
-[[kernel]] void silu_mul(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_gate_1 [[buffer(1)]], float device* entryPointParams_up_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]], uint device* entryPointParams_step_1 [[buffer(4)]])
+[[kernel]] void silu_mul(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_gate_1 [[buffer(1)]], float device* entryPointParams_up_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]])
 {
     thread KernelContext_0 kernelContext_0;
     (&kernelContext_0)->entryPointParams_0 = entryPointParams_1;
     (&kernelContext_0)->entryPointParams_gate_0 = entryPointParams_gate_1;
     (&kernelContext_0)->entryPointParams_up_0 = entryPointParams_up_1;
     (&kernelContext_0)->entryPointParams_result_0 = entryPointParams_result_1;
-    (&kernelContext_0)->entryPointParams_step_0 = entryPointParams_step_1;
+    (&kernelContext_0)->entryPointParams_batch_0 = entryPointParams_batch_1;
     uint _S2 = thread_number_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)]);
     uint _S3 = _S2 / entryPointParams_1->p_0.columns_0;
     uint _S4 = _S2 % entryPointParams_1->p_0.columns_0;
-    if(_S3 < (live_rows_0((&kernelContext_0)->entryPointParams_step_0, entryPointParams_1->p_0.step_offset_0, entryPointParams_1->p_0.rows_1)))
+    if(_S3 < (valid_rows_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.rows_1)))
     {
         float _S5 = (&kernelContext_0)->entryPointParams_gate_0[entryPointParams_1->p_0.gate_offset_0 + _S3 * entryPointParams_1->p_0.gate_stride_0 + _S4];
         *((&kernelContext_0)->entryPointParams_result_0+(entryPointParams_1->p_0.out_offset_0 + _S3 * entryPointParams_1->p_0.out_stride_0 + _S4)) = _S5 / (1.0 + exp(- _S5)) * (&kernelContext_0)->entryPointParams_up_0[entryPointParams_1->p_0.up_offset_0 + _S3 * entryPointParams_1->p_0.up_stride_0 + _S4];

@@ -5,8 +5,8 @@ struct AttentionParams_std140_0
     @align(16) q_offset_0 : u32,
     @align(4) k_pages_offset_0 : u32,
     @align(8) v_pages_offset_0 : u32,
-    @align(4) page_table_offset_0 : u32,
-    @align(16) step_offset_0 : u32,
+    @align(4) batch_offset_0 : u32,
+    @align(16) sequences_offset_0 : u32,
     @align(4) out_offset_0 : u32,
     @align(8) rows_0 : u32,
     @align(4) heads_0 : u32,
@@ -16,8 +16,9 @@ struct AttentionParams_std140_0
     @align(4) out_stride_0 : u32,
     @align(16) pages_0 : u32,
     @align(4) page_size_0 : u32,
-    @align(8) table_length_0 : u32,
-    @align(4) scale_0 : f32,
+    @align(8) sequence_count_0 : u32,
+    @align(4) table_length_0 : u32,
+    @align(16) scale_0 : f32,
 };
 
 struct EntryPointParams_std140_0
@@ -32,9 +33,9 @@ struct EntryPointParams_std140_0
 
 @binding(3) @group(0) var<storage, read> entryPointParams_v_pages_0 : array<vec2<u32>>;
 
-@binding(4) @group(0) var<storage, read> entryPointParams_page_table_0 : array<u32>;
+@binding(4) @group(0) var<storage, read> entryPointParams_batch_0 : array<u32>;
 
-@binding(5) @group(0) var<storage, read> entryPointParams_step_0 : array<u32>;
+@binding(5) @group(0) var<storage, read> entryPointParams_sequences_0 : array<u32>;
 
 @binding(6) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
@@ -43,41 +44,59 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
+struct SequenceTable_0
+{
+     begin_0 : u32,
+     page_size_1 : u32,
+     pages_1 : u32,
+     length_0 : u32,
+};
+
+fn SequenceTable_x24init_0( begin_1 : u32,  page_size_2 : u32,  pages_2 : u32,  length_1 : u32) -> SequenceTable_0
+{
+    var _S1 : SequenceTable_0;
+    _S1.begin_0 = begin_1;
+    _S1.page_size_1 = page_size_2;
+    _S1.pages_1 = pages_2;
+    _S1.length_0 = length_1;
+    return _S1;
+}
+
 var<workgroup> query_0 : array<vec4<f32>, i32(64)>;
 
 var<workgroup> slots_0 : array<u32, i32(128)>;
 
-var<private> _S1 : u32;
+var<private> _S2 : u32;
 
 var<workgroup> floats_0 : array<f32, i32(32)>;
 
 fn group_max_0( value_0 : f32,  thread_0 : u32) -> f32
 {
     ;
-    var _S2 : u32 = _S1;
-    var _S3 : f32 = subgroupMax(value_0);
-    var _S4 : bool = subgroupElect();
-    if(_S4)
+    var _S3 : u32 = _S2;
+    var _S4 : f32 = subgroupMax(value_0);
+    var _S5 : bool = subgroupElect();
+    if(_S5)
     {
-        var _S5 : u32 = thread_0 / _S2;
-        floats_0[_S5] = _S3;
+        var _S6 : u32 = thread_0 / _S3;
+        floats_0[_S6] = _S4;
     }
     workgroupBarrier();
     var result_0 : f32 = -3.4028234663852886e+38f;
     var wave_0 : u32 = u32(0);
     for(;;)
     {
-        var _S6 : u32 = u32(128) / _S2;
-        if(wave_0 < _S6)
+        var _S7 : u32 = u32(128) / _S3;
+        if(wave_0 < _S7)
         {
         }
         else
         {
             break;
         }
-        var _S7 : f32 = max(result_0, floats_0[wave_0]);
+        var _S8 : f32 = max(result_0, floats_0[wave_0]);
         var wave_1 : u32 = wave_0 + u32(1);
-        result_0 = _S7;
+        result_0 = _S8;
         wave_0 = wave_1;
     }
     workgroupBarrier();
@@ -89,21 +108,21 @@ var<workgroup> weights_0 : array<f32, i32(128)>;
 fn group_sum_0( value_1 : f32,  thread_1 : u32) -> f32
 {
     ;
-    var _S8 : u32 = _S1;
-    var _S9 : f32 = subgroupAdd(value_1);
-    var _S10 : bool = subgroupElect();
-    if(_S10)
+    var _S9 : u32 = _S2;
+    var _S10 : f32 = subgroupAdd(value_1);
+    var _S11 : bool = subgroupElect();
+    if(_S11)
     {
-        var _S11 : u32 = thread_1 / _S8;
-        floats_0[_S11] = _S9;
+        var _S12 : u32 = thread_1 / _S9;
+        floats_0[_S12] = _S10;
     }
     workgroupBarrier();
     var wave_2 : u32 = u32(0);
     var result_1 : f32 = 0.0f;
     for(;;)
     {
-        var _S12 : u32 = u32(128) / _S8;
-        if(wave_2 < _S12)
+        var _S13 : u32 = u32(128) / _S9;
+        if(wave_2 < _S13)
         {
         }
         else
@@ -120,31 +139,42 @@ fn group_sum_0( value_1 : f32,  thread_1 : u32) -> f32
 
 var<workgroup> sums_0 : array<vec4<f32>, i32(128)>;
 
-fn live_rows_0( _S13 : u32,  _S14 : u32) -> u32
+fn valid_rows_0( _S14 : u32,  _S15 : u32) -> u32
 {
-    var _S15 : u32;
-    if(_S13 == u32(4294967295))
+    var _S16 : u32;
+    if(_S14 == u32(4294967295))
     {
-        _S15 = _S14;
+        _S16 = _S15;
     }
     else
     {
-        _S15 = min(entryPointParams_step_0[_S13], _S14);
+        _S16 = min(entryPointParams_batch_0[_S14], _S15);
     }
-    return _S15;
+    return _S16;
 }
 
-fn first_position_0( _S16 : u32,  _S17 : u32) -> u32
+fn row_sequence_0( _S17 : u32,  _S18 : u32) -> u32
 {
-    return min(entryPointParams_step_0[_S16 + u32(1)], _S17);
+    return entryPointParams_batch_0[_S17 + u32(3) + u32(2) * _S18];
 }
 
-fn slot_of_0( _S18 : u32,  _S19 : u32,  _S20 : u32,  _S21 : u32) -> u32
+fn sequence_table_0( _S19 : u32,  _S20 : u32,  _S21 : u32,  _S22 : u32,  _S23 : u32,  _S24 : u32) -> SequenceTable_0
 {
-    var _S22 : u32 = _S19 / _S20;
-    var _S23 : u32 = min(entryPointParams_page_table_0[_S18 + _S22], _S21 - u32(1)) * _S20;
-    var _S24 : u32 = _S19 % _S20;
-    return _S23 + _S24;
+    var _S25 : u32 = _S19 + min(_S20, _S21 - u32(1)) * (_S22 + u32(1));
+    return SequenceTable_x24init_0(_S25 + u32(1), _S23, _S24, min(entryPointParams_sequences_0[_S25], _S22 * _S23));
+}
+
+fn row_position_0( _S26 : u32,  _S27 : u32) -> u32
+{
+    return entryPointParams_batch_0[_S26 + u32(2) + u32(2) * _S27];
+}
+
+fn SequenceTable_slot_0( _S28 : SequenceTable_0,  _S29 : u32) -> u32
+{
+    var _S30 : u32 = _S29 / _S28.page_size_1;
+    var _S31 : u32 = min(entryPointParams_sequences_0[_S28.begin_0 + _S30], _S28.pages_1 - u32(1)) * _S28.page_size_1;
+    var _S32 : u32 = _S29 % _S28.page_size_1;
+    return _S31 + _S32;
 }
 
 fn halves_0( word_0 : u32) -> vec2<f32>
@@ -157,139 +187,85 @@ fn Float16_expand_0( four_0 : vec2<u32>) -> vec4<f32>
     return vec4<f32>(halves_0(four_0.x), halves_0(four_0.y));
 }
 
-fn attend_0( _S25 : vec3<u32>,  _S26 : u32,  _S27 : ptr<function, AttentionParams_std140_0>)
+fn attend_0( _S33 : vec3<u32>,  _S34 : u32,  _S35 : ptr<function, AttentionParams_std140_0>)
 {
     var i_0 : u32;
-    var i_1 : u32;
     var sum_0 : vec4<f32>;
-    var _S28 : u32 = group_number_0(_S25);
-    var _S29 : u32 = (*_S27).heads_0;
-    var _S30 : u32 = _S28 / (*_S27).heads_0;
-    var _S31 : u32 = _S28 % _S29;
-    var _S32 : u32 = (*_S27).step_offset_0;
-    if(_S30 >= (live_rows_0((*_S27).step_offset_0, (*_S27).rows_0)))
+    var _S36 : u32 = group_number_0(_S33);
+    var _S37 : u32 = (*_S35).heads_0;
+    var _S38 : u32 = _S36 / (*_S35).heads_0;
+    var _S39 : u32 = _S36 % _S37;
+    var _S40 : u32 = (*_S35).batch_offset_0;
+    if(_S38 >= (valid_rows_0((*_S35).batch_offset_0, (*_S35).rows_0)))
     {
         return;
     }
-    var _S33 : u32 = (*_S27).kv_heads_0;
-    var _S34 : u32 = _S29 / (*_S27).kv_heads_0;
-    var _S35 : u32 = _S31 / _S34;
-    var _S36 : u32 = (*_S27).page_size_0;
-    var _S37 : u32 = (*_S27).table_length_0 * (*_S27).page_size_0;
-    var _S38 : u32 = min(first_position_0(_S32, _S37 - u32(1)) + _S30 + u32(1), _S37);
-    var _S39 : u32 = (*_S27).head_dim_0;
-    var _S40 : u32 = (*_S27).head_dim_0 / u32(4);
-    var _S41 : bool = _S26 < _S40;
-    if(_S41)
+    var _S41 : u32 = (*_S35).kv_heads_0;
+    var _S42 : u32 = _S37 / (*_S35).kv_heads_0;
+    var _S43 : u32 = _S39 / _S42;
+    var _S44 : SequenceTable_0 = sequence_table_0((*_S35).sequences_offset_0, row_sequence_0(_S40, _S38), (*_S35).sequence_count_0, (*_S35).table_length_0, (*_S35).page_size_0, (*_S35).pages_0);
+    var _S45 : u32 = row_position_0(_S40, _S38);
+    var j_0 : u32;
+    if(_S45 < (_S44.length_0))
     {
-        var _S42 : u32 = (*_S27).q_offset_0 + _S30 * (*_S27).q_stride_0 + _S31 * _S39 + u32(4) * _S26;
-        query_0[_S26] = vec4<f32>((*_S27).scale_0) * vec4<f32>(entryPointParams_q_0[_S42], entryPointParams_q_0[_S42 + u32(1)], entryPointParams_q_0[_S42 + u32(2)], entryPointParams_q_0[_S42 + u32(3)]);
+        j_0 = _S45 + u32(1);
+    }
+    else
+    {
+        j_0 = _S44.length_0;
+    }
+    var _S46 : u32 = (*_S35).head_dim_0;
+    var _S47 : u32 = (*_S35).head_dim_0 / u32(4);
+    var _S48 : bool = _S34 < _S47;
+    if(_S48)
+    {
+        var _S49 : u32 = (*_S35).q_offset_0 + _S38 * (*_S35).q_stride_0 + _S39 * _S46 + u32(4) * _S34;
+        query_0[_S34] = vec4<f32>((*_S35).scale_0) * vec4<f32>(entryPointParams_q_0[_S49], entryPointParams_q_0[_S49 + u32(1)], entryPointParams_q_0[_S49 + u32(2)], entryPointParams_q_0[_S49 + u32(3)]);
     }
     workgroupBarrier();
-    var _S43 : u32 = u32(128) / _S40;
-    var _S44 : u32 = _S26 / _S40;
-    var _S45 : u32 = _S26 % _S40;
-    var _S46 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    var begin_0 : u32 = u32(0);
+    var _S50 : u32 = u32(128) / _S47;
+    var _S51 : u32 = _S34 / _S47;
+    var _S52 : u32 = _S34 % _S47;
+    var _S53 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var begin_2 : u32 = u32(0);
     var peak_0 : f32 = -3.4028234663852886e+38f;
     var total_0 : f32 = 0.0f;
-    var sum_1 : vec4<f32> = _S46;
+    var sum_1 : vec4<f32> = _S53;
     for(;;)
     {
-        if(begin_0 < _S38)
+        if(begin_2 < j_0)
         {
         }
         else
         {
             break;
         }
-        var _S47 : u32 = min(_S38 - begin_0, u32(128));
-        var _S48 : bool = _S26 < _S47;
+        var _S54 : u32 = min(j_0 - begin_2, u32(128));
+        var _S55 : bool = _S34 < _S54;
+        var i_1 : u32;
         var score_0 : f32;
         var sum_2 : vec4<f32>;
-        if(_S48)
+        if(_S55)
         {
-            var _S49 : u32 = slot_of_0((*_S27).page_table_offset_0, begin_0 + _S26, _S36, (*_S27).pages_0);
-            var _S50 : u32 = (_S49 * _S33 + _S35) * _S40;
-            slots_0[_S26] = _S50;
+            var _S56 : u32 = SequenceTable_slot_0(_S44, begin_2 + _S34);
+            var _S57 : u32 = (_S56 * _S41 + _S43) * _S47;
+            slots_0[_S34] = _S57;
             i_0 = u32(0);
-            sum_0 = _S46;
+            sum_0 = _S53;
             for(;;)
             {
-                var _S51 : u32 = i_0 + u32(8);
-                if(_S51 <= _S40)
+                var _S58 : u32 = i_0 + u32(8);
+                if(_S58 <= _S47)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var _S52 : u32 = (*_S27).k_pages_offset_0 + _S50 + i_0;
-                var products_0 : vec4<f32> = sum_0 + query_0[i_0] * Float16_expand_0(entryPointParams_k_pages_0[_S52]) + query_0[i_0 + u32(1)] * Float16_expand_0(entryPointParams_k_pages_0[_S52 + u32(1)]) + query_0[i_0 + u32(2)] * Float16_expand_0(entryPointParams_k_pages_0[_S52 + u32(2)]) + query_0[i_0 + u32(3)] * Float16_expand_0(entryPointParams_k_pages_0[_S52 + u32(3)]) + query_0[i_0 + u32(4)] * Float16_expand_0(entryPointParams_k_pages_0[_S52 + u32(4)]) + query_0[i_0 + u32(5)] * Float16_expand_0(entryPointParams_k_pages_0[_S52 + u32(5)]) + query_0[i_0 + u32(6)] * Float16_expand_0(entryPointParams_k_pages_0[_S52 + u32(6)]) + query_0[i_0 + u32(7)] * Float16_expand_0(entryPointParams_k_pages_0[_S52 + u32(7)]);
-                i_0 = _S51;
+                var _S59 : u32 = (*_S35).k_pages_offset_0 + _S57 + i_0;
+                var products_0 : vec4<f32> = sum_0 + query_0[i_0] * Float16_expand_0(entryPointParams_k_pages_0[_S59]) + query_0[i_0 + u32(1)] * Float16_expand_0(entryPointParams_k_pages_0[_S59 + u32(1)]) + query_0[i_0 + u32(2)] * Float16_expand_0(entryPointParams_k_pages_0[_S59 + u32(2)]) + query_0[i_0 + u32(3)] * Float16_expand_0(entryPointParams_k_pages_0[_S59 + u32(3)]) + query_0[i_0 + u32(4)] * Float16_expand_0(entryPointParams_k_pages_0[_S59 + u32(4)]) + query_0[i_0 + u32(5)] * Float16_expand_0(entryPointParams_k_pages_0[_S59 + u32(5)]) + query_0[i_0 + u32(6)] * Float16_expand_0(entryPointParams_k_pages_0[_S59 + u32(6)]) + query_0[i_0 + u32(7)] * Float16_expand_0(entryPointParams_k_pages_0[_S59 + u32(7)]);
+                i_0 = _S58;
                 sum_0 = products_0;
-            }
-            i_1 = i_0;
-            sum_2 = sum_0;
-            for(;;)
-            {
-                if(i_1 < _S40)
-                {
-                }
-                else
-                {
-                    break;
-                }
-                var products_1 : vec4<f32> = sum_2 + query_0[i_1] * Float16_expand_0(entryPointParams_k_pages_0[(*_S27).k_pages_offset_0 + _S50 + i_1]);
-                i_1 = i_1 + u32(1);
-                sum_2 = products_1;
-            }
-            score_0 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
-        }
-        else
-        {
-            score_0 = -3.4028234663852886e+38f;
-        }
-        var _S53 : f32 = group_max_0(score_0, _S26);
-        var _S54 : f32 = max(peak_0, _S53);
-        var _S55 : f32;
-        if(_S48)
-        {
-            _S55 = exp(score_0 - _S54);
-        }
-        else
-        {
-            _S55 = 0.0f;
-        }
-        weights_0[_S26] = _S55;
-        var _S56 : f32 = exp(peak_0 - _S54);
-        var _S57 : f32 = total_0 * _S56;
-        var _S58 : f32 = group_sum_0(_S55, _S26);
-        var _S59 : f32 = _S57 + _S58;
-        var sum_3 : vec4<f32> = sum_1 * vec4<f32>(_S56);
-        if(_S44 < _S43)
-        {
-            i_0 = _S44;
-            sum_0 = sum_3;
-            for(;;)
-            {
-                var _S60 : u32 = i_0 + u32(7) * _S43;
-                if(_S60 < _S47)
-                {
-                }
-                else
-                {
-                    break;
-                }
-                var _S61 : u32 = i_0 + _S43;
-                var _S62 : u32 = i_0 + u32(2) * _S43;
-                var _S63 : u32 = i_0 + u32(3) * _S43;
-                var _S64 : u32 = i_0 + u32(4) * _S43;
-                var _S65 : u32 = i_0 + u32(5) * _S43;
-                var _S66 : u32 = i_0 + u32(6) * _S43;
-                var sum_4 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S27).v_pages_offset_0 + slots_0[i_0] + _S45]) + vec4<f32>(weights_0[_S61]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S27).v_pages_offset_0 + slots_0[_S61] + _S45]) + vec4<f32>(weights_0[_S62]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S27).v_pages_offset_0 + slots_0[_S62] + _S45]) + vec4<f32>(weights_0[_S63]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S27).v_pages_offset_0 + slots_0[_S63] + _S45]) + vec4<f32>(weights_0[_S64]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S27).v_pages_offset_0 + slots_0[_S64] + _S45]) + vec4<f32>(weights_0[_S65]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S27).v_pages_offset_0 + slots_0[_S65] + _S45]) + vec4<f32>(weights_0[_S66]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S27).v_pages_offset_0 + slots_0[_S66] + _S45]) + vec4<f32>(weights_0[_S60]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S27).v_pages_offset_0 + slots_0[_S60] + _S45]);
-                i_0 = i_0 + u32(8) * _S43;
-                sum_0 = sum_4;
             }
             i_1 = i_0;
             sum_2 = sum_0;
@@ -302,8 +278,70 @@ fn attend_0( _S25 : vec3<u32>,  _S26 : u32,  _S27 : ptr<function, AttentionParam
                 {
                     break;
                 }
-                var sum_5 : vec4<f32> = sum_2 + vec4<f32>(weights_0[i_1]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S27).v_pages_offset_0 + slots_0[i_1] + _S45]);
-                i_1 = i_1 + _S43;
+                var products_1 : vec4<f32> = sum_2 + query_0[i_1] * Float16_expand_0(entryPointParams_k_pages_0[(*_S35).k_pages_offset_0 + _S57 + i_1]);
+                i_1 = i_1 + u32(1);
+                sum_2 = products_1;
+            }
+            score_0 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
+        }
+        else
+        {
+            score_0 = -3.4028234663852886e+38f;
+        }
+        var _S60 : f32 = group_max_0(score_0, _S34);
+        var _S61 : f32 = max(peak_0, _S60);
+        var _S62 : f32;
+        if(_S55)
+        {
+            _S62 = exp(score_0 - _S61);
+        }
+        else
+        {
+            _S62 = 0.0f;
+        }
+        weights_0[_S34] = _S62;
+        var _S63 : f32 = exp(peak_0 - _S61);
+        var _S64 : f32 = total_0 * _S63;
+        var _S65 : f32 = group_sum_0(_S62, _S34);
+        var _S66 : f32 = _S64 + _S65;
+        var sum_3 : vec4<f32> = sum_1 * vec4<f32>(_S63);
+        if(_S51 < _S50)
+        {
+            i_0 = _S51;
+            sum_0 = sum_3;
+            for(;;)
+            {
+                var _S67 : u32 = i_0 + u32(7) * _S50;
+                if(_S67 < _S54)
+                {
+                }
+                else
+                {
+                    break;
+                }
+                var _S68 : u32 = i_0 + _S50;
+                var _S69 : u32 = i_0 + u32(2) * _S50;
+                var _S70 : u32 = i_0 + u32(3) * _S50;
+                var _S71 : u32 = i_0 + u32(4) * _S50;
+                var _S72 : u32 = i_0 + u32(5) * _S50;
+                var _S73 : u32 = i_0 + u32(6) * _S50;
+                var sum_4 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S35).v_pages_offset_0 + slots_0[i_0] + _S52]) + vec4<f32>(weights_0[_S68]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S35).v_pages_offset_0 + slots_0[_S68] + _S52]) + vec4<f32>(weights_0[_S69]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S35).v_pages_offset_0 + slots_0[_S69] + _S52]) + vec4<f32>(weights_0[_S70]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S35).v_pages_offset_0 + slots_0[_S70] + _S52]) + vec4<f32>(weights_0[_S71]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S35).v_pages_offset_0 + slots_0[_S71] + _S52]) + vec4<f32>(weights_0[_S72]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S35).v_pages_offset_0 + slots_0[_S72] + _S52]) + vec4<f32>(weights_0[_S73]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S35).v_pages_offset_0 + slots_0[_S73] + _S52]) + vec4<f32>(weights_0[_S67]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S35).v_pages_offset_0 + slots_0[_S67] + _S52]);
+                i_0 = i_0 + u32(8) * _S50;
+                sum_0 = sum_4;
+            }
+            i_1 = i_0;
+            sum_2 = sum_0;
+            for(;;)
+            {
+                if(i_1 < _S54)
+                {
+                }
+                else
+                {
+                    break;
+                }
+                var sum_5 : vec4<f32> = sum_2 + vec4<f32>(weights_0[i_1]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S35).v_pages_offset_0 + slots_0[i_1] + _S52]);
+                i_1 = i_1 + _S50;
                 sum_2 = sum_5;
             }
             sum_1 = sum_2;
@@ -313,43 +351,50 @@ fn attend_0( _S25 : vec3<u32>,  _S26 : u32,  _S27 : ptr<function, AttentionParam
             sum_1 = sum_3;
         }
         workgroupBarrier();
-        begin_0 = begin_0 + u32(128);
-        peak_0 = _S54;
-        total_0 = _S59;
+        begin_2 = begin_2 + u32(128);
+        peak_0 = _S61;
+        total_0 = _S66;
     }
-    sums_0[_S26] = sum_1;
+    sums_0[_S34] = sum_1;
     workgroupBarrier();
-    if(_S41)
+    if(_S48)
     {
         i_0 = u32(0);
-        sum_0 = _S46;
+        sum_0 = _S53;
         for(;;)
         {
-            if(i_0 < _S43)
+            if(i_0 < _S50)
             {
             }
             else
             {
                 break;
             }
-            var whole_0 : vec4<f32> = sum_0 + sums_0[i_0 * _S40 + _S26];
+            var whole_0 : vec4<f32> = sum_0 + sums_0[i_0 * _S47 + _S34];
             i_0 = i_0 + u32(1);
             sum_0 = whole_0;
         }
-        var whole_1 : vec4<f32> = sum_0 / vec4<f32>(total_0);
-        var _S67 : u32 = (*_S27).out_offset_0 + _S30 * (*_S27).out_stride_0 + _S31 * _S39 + u32(4) * _S26;
-        i_1 = u32(0);
+        if(j_0 == u32(0))
+        {
+            sum_1 = _S53;
+        }
+        else
+        {
+            sum_1 = sum_0 / vec4<f32>(total_0);
+        }
+        var _S74 : u32 = (*_S35).out_offset_0 + _S38 * (*_S35).out_stride_0 + _S39 * _S46 + u32(4) * _S34;
+        j_0 = u32(0);
         for(;;)
         {
-            if(i_1 < u32(4))
+            if(j_0 < u32(4))
             {
             }
             else
             {
                 break;
             }
-            entryPointParams_result_0[_S67 + i_1] = whole_1[i_1];
-            i_1 = i_1 + u32(1);
+            entryPointParams_result_0[_S74 + j_0] = sum_1[j_0];
+            j_0 = j_0 + u32(1);
         }
     }
     return;
@@ -359,8 +404,8 @@ fn attend_0( _S25 : vec3<u32>,  _S26 : u32,  _S27 : ptr<function, AttentionParam
 @workgroup_size(128, 1, 1)
 fn attention_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S1 = _builtinWaveLaneCount_0;
-    var _S68 : AttentionParams_std140_0 = entryPointParams_0.p_0;
-    attend_0(group_1, thread_2, &(_S68));
+    _S2 = _builtinWaveLaneCount_0;
+    var _S75 : AttentionParams_std140_0 = entryPointParams_0.p_0;
+    attend_0(group_1, thread_2, &(_S75));
     return;
 }

@@ -4,7 +4,7 @@ struct EmbedParams_std140_0
     @align(16) table_offset_0 : u32,
     @align(4) ids_offset_0 : u32,
     @align(8) out_offset_0 : u32,
-    @align(4) step_offset_0 : u32,
+    @align(4) batch_offset_0 : u32,
     @align(16) rows_0 : u32,
     @align(4) columns_0 : u32,
     @align(8) out_stride_0 : u32,
@@ -25,14 +25,14 @@ struct EntryPointParams_std140_0
 
 @binding(3) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-@binding(4) @group(0) var<storage, read> entryPointParams_step_0 : array<u32>;
+@binding(4) @group(0) var<storage, read> entryPointParams_batch_0 : array<u32>;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
     return group_0.y * u32(32768) + group_0.x;
 }
 
-fn live_rows_0( _S1 : u32,  _S2 : u32) -> u32
+fn valid_rows_0( _S1 : u32,  _S2 : u32) -> u32
 {
     var _S3 : u32;
     if(_S1 == u32(4294967295))
@@ -41,7 +41,7 @@ fn live_rows_0( _S1 : u32,  _S2 : u32) -> u32
     }
     else
     {
-        _S3 = min(entryPointParams_step_0[_S1], _S2);
+        _S3 = min(entryPointParams_batch_0[_S1], _S2);
     }
     return _S3;
 }
@@ -72,7 +72,7 @@ fn F32_four_0( _S4 : u32,  _S5 : u32,  _S6 : u32,  _S7 : u32) -> vec4<f32>
 fn embed_0( _S9 : vec3<u32>,  _S10 : u32,  _S11 : ptr<function, EmbedParams_std140_0>)
 {
     var _S12 : u32 = group_number_0(_S9);
-    if(_S12 >= (live_rows_0((*_S11).step_offset_0, (*_S11).rows_0)))
+    if(_S12 >= (valid_rows_0((*_S11).batch_offset_0, (*_S11).rows_0)))
     {
         return;
     }

@@ -4,7 +4,7 @@ struct GemmParams_std140_0
     @align(16) x_offset_0 : u32,
     @align(4) weight_offset_0 : u32,
     @align(8) out_offset_0 : u32,
-    @align(4) step_offset_0 : u32,
+    @align(4) batch_offset_0 : u32,
     @align(16) rows_0 : u32,
     @align(4) n_0 : u32,
     @align(8) k_0 : u32,
@@ -25,7 +25,7 @@ struct EntryPointParams_std140_0
 
 @binding(3) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-@binding(4) @group(0) var<storage, read> entryPointParams_step_0 : array<u32>;
+@binding(4) @group(0) var<storage, read> entryPointParams_batch_0 : array<u32>;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -37,7 +37,7 @@ fn corner_0( thread_0 : u32) -> vec2<u32>
     return vec2<u32>(thread_0 / u32(16) * u32(8), thread_0 % u32(16) * u32(4));
 }
 
-fn live_rows_0( _S1 : u32,  _S2 : u32) -> u32
+fn valid_rows_0( _S1 : u32,  _S2 : u32) -> u32
 {
     var _S3 : u32;
     if(_S1 == u32(4294967295))
@@ -46,7 +46,7 @@ fn live_rows_0( _S1 : u32,  _S2 : u32) -> u32
     }
     else
     {
-        _S3 = min(entryPointParams_step_0[_S1], _S2);
+        _S3 = min(entryPointParams_batch_0[_S1], _S2);
     }
     return _S3;
 }
@@ -319,7 +319,7 @@ fn gemm_0( _S65 : vec3<u32>,  _S66 : u32,  _S67 : ptr<function, GemmParams_std14
     var _S72 : u32 = _S71 * u32(64);
     var _S73 : u32 = _S70 % _S69;
     var _S74 : u32 = _S73 * u32(64);
-    var _S75 : u32 = live_rows_0((*_S67).step_offset_0, (*_S67).rows_0);
+    var _S75 : u32 = valid_rows_0((*_S67).batch_offset_0, (*_S67).rows_0);
     if(_S72 >= _S75)
     {
         return;

@@ -5,11 +5,10 @@ struct GemvParams_std140_0
     @align(16) weight_offset_0 : u32,
     @align(4) x_offset_0 : u32,
     @align(8) out_offset_0 : u32,
-    @align(4) step_offset_0 : u32,
-    @align(16) n_0 : u32,
-    @align(4) k_0 : u32,
-    @align(8) accumulate_0 : u32,
-    @align(4) groups_0 : u32,
+    @align(4) n_0 : u32,
+    @align(16) k_0 : u32,
+    @align(4) accumulate_0 : u32,
+    @align(8) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -24,8 +23,6 @@ struct EntryPointParams_std140_0
 
 @binding(3) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-@binding(4) @group(0) var<storage, read> entryPointParams_step_0 : array<u32>;
-
 var<private> _S1 : u32;
 
 var<private> _S2 : u32;
@@ -35,117 +32,99 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
-fn live_rows_0( _S3 : u32,  _S4 : u32) -> u32
-{
-    var _S5 : u32;
-    if(_S3 == u32(4294967295))
-    {
-        _S5 = _S4;
-    }
-    else
-    {
-        _S5 = min(entryPointParams_step_0[_S3], _S4);
-    }
-    return _S5;
-}
-
 fn F32Eights_places_0( i_0 : u32) -> vec2<u32>
 {
-    var _S6 : u32 = u32(2) * i_0;
-    return vec2<u32>(_S6, _S6 + u32(1));
+    var _S3 : u32 = u32(2) * i_0;
+    return vec2<u32>(_S3, _S3 + u32(1));
 }
 
-fn F32Eights_product_0( _S7 : u32,  _S8 : u32,  _S9 : u32,  _S10 : u32,  _S11 : vec4<f32>,  _S12 : vec4<f32>) -> f32
+fn F32Eights_product_0( _S4 : u32,  _S5 : u32,  _S6 : u32,  _S7 : u32,  _S8 : vec4<f32>,  _S9 : vec4<f32>) -> f32
 {
-    var _S13 : u32 = _S7 + _S9 * (_S8 / u32(4)) + u32(2) * _S10;
-    return dot((bitcast<vec4<f32>>((entryPointParams_weight_0[_S13]))), _S11) + dot((bitcast<vec4<f32>>((entryPointParams_weight_0[_S13 + u32(1)]))), _S12);
+    var _S10 : u32 = _S4 + _S6 * (_S5 / u32(4)) + u32(2) * _S7;
+    return dot((bitcast<vec4<f32>>((entryPointParams_weight_0[_S10]))), _S8) + dot((bitcast<vec4<f32>>((entryPointParams_weight_0[_S10 + u32(1)]))), _S9);
 }
 
-fn product_0( _S14 : u32,  _S15 : u32,  _S16 : ptr<function, GemvParams_std140_0>) -> f32
+fn product_0( _S11 : u32,  _S12 : u32,  _S13 : ptr<function, GemvParams_std140_0>) -> f32
 {
-    var _S17 : vec2<u32> = F32Eights_places_0(_S15);
-    return F32Eights_product_0((*_S16).weight_offset_0, (*_S16).k_0, _S14, _S15, entryPointParams_x_0[(*_S16).x_offset_0 + _S17.x], entryPointParams_x_0[(*_S16).x_offset_0 + _S17.y]);
+    var _S14 : vec2<u32> = F32Eights_places_0(_S12);
+    return F32Eights_product_0((*_S13).weight_offset_0, (*_S13).k_0, _S11, _S12, entryPointParams_x_0[(*_S13).x_offset_0 + _S14.x], entryPointParams_x_0[(*_S13).x_offset_0 + _S14.y]);
 }
 
-fn gemv_0( _S18 : vec3<u32>,  _S19 : u32,  _S20 : ptr<function, GemvParams_std140_0>)
+fn gemv_0( _S15 : vec3<u32>,  _S16 : u32,  _S17 : ptr<function, GemvParams_std140_0>)
 {
-    if((live_rows_0((*_S20).step_offset_0, u32(1))) == u32(0))
-    {
-        return;
-    }
     ;
-    var _S21 : u32 = _S1;
+    var _S18 : u32 = _S1;
     ;
-    var _S22 : u32 = _S2;
-    var _S23 : u32 = u32(128) / _S21;
-    var _S24 : u32 = (*_S20).k_0 / u32(8);
-    var _S25 : u32 = group_number_0(_S18) * _S23;
-    var _S26 : u32 = _S19 / _S21;
-    var row_0 : u32 = _S25 + _S26;
+    var _S19 : u32 = _S2;
+    var _S20 : u32 = u32(128) / _S18;
+    var _S21 : u32 = (*_S17).k_0 / u32(8);
+    var _S22 : u32 = group_number_0(_S15) * _S20;
+    var _S23 : u32 = _S16 / _S18;
+    var row_0 : u32 = _S22 + _S23;
     for(;;)
     {
-        if(row_0 < ((*_S20).n_0))
+        if(row_0 < ((*_S17).n_0))
         {
         }
         else
         {
             break;
         }
-        var i_1 : u32 = _S22;
+        var i_1 : u32 = _S19;
         var sum_0 : f32 = 0.0f;
         for(;;)
         {
-            var _S27 : u32 = i_1 + u32(3) * _S21;
-            if(_S27 < _S24)
+            var _S24 : u32 = i_1 + u32(3) * _S18;
+            if(_S24 < _S21)
             {
             }
             else
             {
                 break;
             }
-            var _S28 : f32 = product_0(row_0, i_1, &((*_S20)));
-            var sum_1 : f32 = sum_0 + _S28;
-            var _S29 : f32 = product_0(row_0, i_1 + _S21, &((*_S20)));
-            var sum_2 : f32 = sum_1 + _S29;
-            var _S30 : f32 = product_0(row_0, i_1 + u32(2) * _S21, &((*_S20)));
-            var sum_3 : f32 = sum_2 + _S30;
-            var _S31 : f32 = product_0(row_0, _S27, &((*_S20)));
-            var sum_4 : f32 = sum_3 + _S31;
-            i_1 = i_1 + u32(4) * _S21;
+            var _S25 : f32 = product_0(row_0, i_1, &((*_S17)));
+            var sum_1 : f32 = sum_0 + _S25;
+            var _S26 : f32 = product_0(row_0, i_1 + _S18, &((*_S17)));
+            var sum_2 : f32 = sum_1 + _S26;
+            var _S27 : f32 = product_0(row_0, i_1 + u32(2) * _S18, &((*_S17)));
+            var sum_3 : f32 = sum_2 + _S27;
+            var _S28 : f32 = product_0(row_0, _S24, &((*_S17)));
+            var sum_4 : f32 = sum_3 + _S28;
+            i_1 = i_1 + u32(4) * _S18;
             sum_0 = sum_4;
         }
         var i_2 : u32 = i_1;
         var sum_5 : f32 = sum_0;
         for(;;)
         {
-            if(i_2 < _S24)
+            if(i_2 < _S21)
             {
             }
             else
             {
                 break;
             }
-            var _S32 : f32 = product_0(row_0, i_2, &((*_S20)));
-            var sum_6 : f32 = sum_5 + _S32;
-            i_2 = i_2 + _S21;
+            var _S29 : f32 = product_0(row_0, i_2, &((*_S17)));
+            var sum_6 : f32 = sum_5 + _S29;
+            i_2 = i_2 + _S18;
             sum_5 = sum_6;
         }
         var sum_7 : f32 = subgroupAdd(sum_5);
-        var _S33 : u32 = (*_S20).out_offset_0 + row_0;
-        if(_S22 == u32(0))
+        var _S30 : u32 = (*_S17).out_offset_0 + row_0;
+        if(_S19 == u32(0))
         {
-            var _S34 : f32;
-            if(((*_S20).accumulate_0) != u32(0))
+            var _S31 : f32;
+            if(((*_S17).accumulate_0) != u32(0))
             {
-                _S34 = entryPointParams_result_0[_S33] + sum_7;
+                _S31 = entryPointParams_result_0[_S30] + sum_7;
             }
             else
             {
-                _S34 = sum_7;
+                _S31 = sum_7;
             }
-            entryPointParams_result_0[_S33] = _S34;
+            entryPointParams_result_0[_S30] = _S31;
         }
-        row_0 = row_0 + (*_S20).groups_0 * _S23;
+        row_0 = row_0 + (*_S17).groups_0 * _S20;
     }
     return;
 }
@@ -156,7 +135,7 @@ fn gemv_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocatio
 {
     _S1 = _builtinWaveLaneCount_0;
     _S2 = _builtinWaveLaneIndex_0;
-    var _S35 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S35));
+    var _S32 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_0, &(_S32));
     return;
 }

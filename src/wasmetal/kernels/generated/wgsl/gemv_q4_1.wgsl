@@ -5,11 +5,10 @@ struct GemvParams_std140_0
     @align(16) weight_offset_0 : u32,
     @align(4) x_offset_0 : u32,
     @align(8) out_offset_0 : u32,
-    @align(4) step_offset_0 : u32,
-    @align(16) n_0 : u32,
-    @align(4) k_0 : u32,
-    @align(8) accumulate_0 : u32,
-    @align(4) groups_0 : u32,
+    @align(4) n_0 : u32,
+    @align(16) k_0 : u32,
+    @align(4) accumulate_0 : u32,
+    @align(8) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -24,8 +23,6 @@ struct EntryPointParams_std140_0
 
 @binding(3) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-@binding(4) @group(0) var<storage, read> entryPointParams_step_0 : array<u32>;
-
 var<private> _S1 : u32;
 
 var<private> _S2 : u32;
@@ -35,24 +32,10 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
-fn live_rows_0( _S3 : u32,  _S4 : u32) -> u32
-{
-    var _S5 : u32;
-    if(_S3 == u32(4294967295))
-    {
-        _S5 = _S4;
-    }
-    else
-    {
-        _S5 = min(entryPointParams_step_0[_S3], _S4);
-    }
-    return _S5;
-}
-
 fn Q4_1Eights_places_0( i_0 : u32) -> vec2<u32>
 {
-    var _S6 : u32 = i_0 % u32(4);
-    return vec2<u32>(i_0 / u32(4) * u32(8) + _S6, i_0 / u32(4) * u32(8) + _S6 + u32(4));
+    var _S3 : u32 = i_0 % u32(4);
+    return vec2<u32>(i_0 / u32(4) * u32(8) + _S3, i_0 / u32(4) * u32(8) + _S3 + u32(4));
 }
 
 fn halves_0( word_0 : u32) -> vec2<f32>
@@ -70,99 +53,95 @@ fn sum_0( v_0 : vec4<f32>) -> f32
     return v_0.x + v_0.y + v_0.z + v_0.w;
 }
 
-fn Q4_1Eights_product_0( _S7 : u32,  _S8 : u32,  _S9 : u32,  _S10 : u32,  _S11 : vec4<f32>,  _S12 : vec4<f32>) -> f32
+fn Q4_1Eights_product_0( _S4 : u32,  _S5 : u32,  _S6 : u32,  _S7 : u32,  _S8 : vec4<f32>,  _S9 : vec4<f32>) -> f32
 {
-    var _S13 : u32 = _S7 + (_S9 * (_S8 / u32(32)) + _S10 / u32(4)) * u32(5);
-    var _S14 : vec2<f32> = halves_0(entryPointParams_weight_0[_S13]);
-    var _S15 : u32 = entryPointParams_weight_0[_S13 + u32(1) + _S10 % u32(4)];
-    return _S14.x * (dot(nibbles_0(_S15), _S11) + dot(nibbles_0((_S15 >> (u32(4)))), _S12)) + _S14.y * sum_0(_S11 + _S12);
+    var _S10 : u32 = _S4 + (_S6 * (_S5 / u32(32)) + _S7 / u32(4)) * u32(5);
+    var _S11 : vec2<f32> = halves_0(entryPointParams_weight_0[_S10]);
+    var _S12 : u32 = entryPointParams_weight_0[_S10 + u32(1) + _S7 % u32(4)];
+    return _S11.x * (dot(nibbles_0(_S12), _S8) + dot(nibbles_0((_S12 >> (u32(4)))), _S9)) + _S11.y * sum_0(_S8 + _S9);
 }
 
-fn product_0( _S16 : u32,  _S17 : u32,  _S18 : ptr<function, GemvParams_std140_0>) -> f32
+fn product_0( _S13 : u32,  _S14 : u32,  _S15 : ptr<function, GemvParams_std140_0>) -> f32
 {
-    var _S19 : vec2<u32> = Q4_1Eights_places_0(_S17);
-    return Q4_1Eights_product_0((*_S18).weight_offset_0, (*_S18).k_0, _S16, _S17, entryPointParams_x_0[(*_S18).x_offset_0 + _S19.x], entryPointParams_x_0[(*_S18).x_offset_0 + _S19.y]);
+    var _S16 : vec2<u32> = Q4_1Eights_places_0(_S14);
+    return Q4_1Eights_product_0((*_S15).weight_offset_0, (*_S15).k_0, _S13, _S14, entryPointParams_x_0[(*_S15).x_offset_0 + _S16.x], entryPointParams_x_0[(*_S15).x_offset_0 + _S16.y]);
 }
 
-fn gemv_0( _S20 : vec3<u32>,  _S21 : u32,  _S22 : ptr<function, GemvParams_std140_0>)
+fn gemv_0( _S17 : vec3<u32>,  _S18 : u32,  _S19 : ptr<function, GemvParams_std140_0>)
 {
-    if((live_rows_0((*_S22).step_offset_0, u32(1))) == u32(0))
-    {
-        return;
-    }
     ;
-    var _S23 : u32 = _S1;
+    var _S20 : u32 = _S1;
     ;
-    var _S24 : u32 = _S2;
-    var _S25 : u32 = u32(128) / _S23;
-    var _S26 : u32 = (*_S22).k_0 / u32(8);
-    var _S27 : u32 = group_number_0(_S20) * _S25;
-    var _S28 : u32 = _S21 / _S23;
-    var row_0 : u32 = _S27 + _S28;
+    var _S21 : u32 = _S2;
+    var _S22 : u32 = u32(128) / _S20;
+    var _S23 : u32 = (*_S19).k_0 / u32(8);
+    var _S24 : u32 = group_number_0(_S17) * _S22;
+    var _S25 : u32 = _S18 / _S20;
+    var row_0 : u32 = _S24 + _S25;
     for(;;)
     {
-        if(row_0 < ((*_S22).n_0))
+        if(row_0 < ((*_S19).n_0))
         {
         }
         else
         {
             break;
         }
-        var i_1 : u32 = _S24;
+        var i_1 : u32 = _S21;
         var sum_1 : f32 = 0.0f;
         for(;;)
         {
-            var _S29 : u32 = i_1 + u32(3) * _S23;
-            if(_S29 < _S26)
+            var _S26 : u32 = i_1 + u32(3) * _S20;
+            if(_S26 < _S23)
             {
             }
             else
             {
                 break;
             }
-            var _S30 : f32 = product_0(row_0, i_1, &((*_S22)));
-            var sum_2 : f32 = sum_1 + _S30;
-            var _S31 : f32 = product_0(row_0, i_1 + _S23, &((*_S22)));
-            var sum_3 : f32 = sum_2 + _S31;
-            var _S32 : f32 = product_0(row_0, i_1 + u32(2) * _S23, &((*_S22)));
-            var sum_4 : f32 = sum_3 + _S32;
-            var _S33 : f32 = product_0(row_0, _S29, &((*_S22)));
-            var sum_5 : f32 = sum_4 + _S33;
-            i_1 = i_1 + u32(4) * _S23;
+            var _S27 : f32 = product_0(row_0, i_1, &((*_S19)));
+            var sum_2 : f32 = sum_1 + _S27;
+            var _S28 : f32 = product_0(row_0, i_1 + _S20, &((*_S19)));
+            var sum_3 : f32 = sum_2 + _S28;
+            var _S29 : f32 = product_0(row_0, i_1 + u32(2) * _S20, &((*_S19)));
+            var sum_4 : f32 = sum_3 + _S29;
+            var _S30 : f32 = product_0(row_0, _S26, &((*_S19)));
+            var sum_5 : f32 = sum_4 + _S30;
+            i_1 = i_1 + u32(4) * _S20;
             sum_1 = sum_5;
         }
         var i_2 : u32 = i_1;
         var sum_6 : f32 = sum_1;
         for(;;)
         {
-            if(i_2 < _S26)
+            if(i_2 < _S23)
             {
             }
             else
             {
                 break;
             }
-            var _S34 : f32 = product_0(row_0, i_2, &((*_S22)));
-            var sum_7 : f32 = sum_6 + _S34;
-            i_2 = i_2 + _S23;
+            var _S31 : f32 = product_0(row_0, i_2, &((*_S19)));
+            var sum_7 : f32 = sum_6 + _S31;
+            i_2 = i_2 + _S20;
             sum_6 = sum_7;
         }
         var sum_8 : f32 = subgroupAdd(sum_6);
-        var _S35 : u32 = (*_S22).out_offset_0 + row_0;
-        if(_S24 == u32(0))
+        var _S32 : u32 = (*_S19).out_offset_0 + row_0;
+        if(_S21 == u32(0))
         {
-            var _S36 : f32;
-            if(((*_S22).accumulate_0) != u32(0))
+            var _S33 : f32;
+            if(((*_S19).accumulate_0) != u32(0))
             {
-                _S36 = entryPointParams_result_0[_S35] + sum_8;
+                _S33 = entryPointParams_result_0[_S32] + sum_8;
             }
             else
             {
-                _S36 = sum_8;
+                _S33 = sum_8;
             }
-            entryPointParams_result_0[_S35] = _S36;
+            entryPointParams_result_0[_S32] = _S33;
         }
-        row_0 = row_0 + (*_S22).groups_0 * _S25;
+        row_0 = row_0 + (*_S19).groups_0 * _S22;
     }
     return;
 }
@@ -173,7 +152,7 @@ fn gemv_q4_1(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocati
 {
     _S1 = _builtinWaveLaneCount_0;
     _S2 = _builtinWaveLaneIndex_0;
-    var _S37 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S37));
+    var _S34 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_0, &(_S34));
     return;
 }

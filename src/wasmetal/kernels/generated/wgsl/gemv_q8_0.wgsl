@@ -5,11 +5,10 @@ struct GemvParams_std140_0
     @align(16) weight_offset_0 : u32,
     @align(4) x_offset_0 : u32,
     @align(8) out_offset_0 : u32,
-    @align(4) step_offset_0 : u32,
-    @align(16) n_0 : u32,
-    @align(4) k_0 : u32,
-    @align(8) accumulate_0 : u32,
-    @align(4) groups_0 : u32,
+    @align(4) n_0 : u32,
+    @align(16) k_0 : u32,
+    @align(4) accumulate_0 : u32,
+    @align(8) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -24,8 +23,6 @@ struct EntryPointParams_std140_0
 
 @binding(3) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-@binding(4) @group(0) var<storage, read> entryPointParams_step_0 : array<u32>;
-
 var<private> _S1 : u32;
 
 var<private> _S2 : u32;
@@ -35,39 +32,25 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
-fn live_rows_0( _S3 : u32,  _S4 : u32) -> u32
-{
-    var _S5 : u32;
-    if(_S3 == u32(4294967295))
-    {
-        _S5 = _S4;
-    }
-    else
-    {
-        _S5 = min(entryPointParams_step_0[_S3], _S4);
-    }
-    return _S5;
-}
-
 fn Q8_0Eights_places_0( i_0 : u32) -> vec2<u32>
 {
-    var _S6 : u32 = u32(2) * i_0;
-    return vec2<u32>(_S6, _S6 + u32(1));
+    var _S3 : u32 = u32(2) * i_0;
+    return vec2<u32>(_S3, _S3 + u32(1));
 }
 
-fn word_at_0( _S7 : u32,  _S8 : u32) -> u32
+fn word_at_0( _S4 : u32,  _S5 : u32) -> u32
 {
-    var _S9 : u32 = _S7 + _S8 / u32(2);
-    var _S10 : u32;
-    if((_S8 % u32(2)) == u32(0))
+    var _S6 : u32 = _S4 + _S5 / u32(2);
+    var _S7 : u32;
+    if((_S5 % u32(2)) == u32(0))
     {
-        _S10 = entryPointParams_weight_0[_S9];
+        _S7 = entryPointParams_weight_0[_S6];
     }
     else
     {
-        _S10 = (((entryPointParams_weight_0[_S9] >> (u32(16)))) | (((entryPointParams_weight_0[_S9 + u32(1)] << (u32(16))))));
+        _S7 = (((entryPointParams_weight_0[_S6] >> (u32(16)))) | (((entryPointParams_weight_0[_S6 + u32(1)] << (u32(16))))));
     }
-    return _S10;
+    return _S7;
 }
 
 fn halves_0( word_0 : u32) -> vec2<f32>
@@ -75,9 +58,9 @@ fn halves_0( word_0 : u32) -> vec2<f32>
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
 }
 
-fn half_at_0( _S11 : u32,  _S12 : u32) -> f32
+fn half_at_0( _S8 : u32,  _S9 : u32) -> f32
 {
-    return halves_0((entryPointParams_weight_0[_S11 + _S12 / u32(2)] >> ((_S12 % u32(2) * u32(16))))).x;
+    return halves_0((entryPointParams_weight_0[_S8 + _S9 / u32(2)] >> ((_S9 % u32(2) * u32(16))))).x;
 }
 
 fn bytes_0( word_1 : u32) -> vec4<f32>
@@ -85,98 +68,94 @@ fn bytes_0( word_1 : u32) -> vec4<f32>
     return vec4<f32>((vec4<i32>(i32((word_1 << (u32(24)))), i32((word_1 << (u32(16)))), i32((word_1 << (u32(8)))), i32(word_1)) >> (vec4<u32>(u32(24)))));
 }
 
-fn Q8_0Eights_product_0( _S13 : u32,  _S14 : u32,  _S15 : u32,  _S16 : u32,  _S17 : vec4<f32>,  _S18 : vec4<f32>) -> f32
+fn Q8_0Eights_product_0( _S10 : u32,  _S11 : u32,  _S12 : u32,  _S13 : u32,  _S14 : vec4<f32>,  _S15 : vec4<f32>) -> f32
 {
-    var _S19 : u32 = (_S15 * (_S14 / u32(32)) + _S16 / u32(4)) * u32(17);
-    var _S20 : u32 = _S16 % u32(4) * u32(4);
-    return half_at_0(_S13, _S19) * (dot(bytes_0(word_at_0(_S13, _S19 + u32(1) + _S20)), _S17) + dot(bytes_0(word_at_0(_S13, _S19 + u32(3) + _S20)), _S18));
+    var _S16 : u32 = (_S12 * (_S11 / u32(32)) + _S13 / u32(4)) * u32(17);
+    var _S17 : u32 = _S13 % u32(4) * u32(4);
+    return half_at_0(_S10, _S16) * (dot(bytes_0(word_at_0(_S10, _S16 + u32(1) + _S17)), _S14) + dot(bytes_0(word_at_0(_S10, _S16 + u32(3) + _S17)), _S15));
 }
 
-fn product_0( _S21 : u32,  _S22 : u32,  _S23 : ptr<function, GemvParams_std140_0>) -> f32
+fn product_0( _S18 : u32,  _S19 : u32,  _S20 : ptr<function, GemvParams_std140_0>) -> f32
 {
-    var _S24 : vec2<u32> = Q8_0Eights_places_0(_S22);
-    return Q8_0Eights_product_0((*_S23).weight_offset_0, (*_S23).k_0, _S21, _S22, entryPointParams_x_0[(*_S23).x_offset_0 + _S24.x], entryPointParams_x_0[(*_S23).x_offset_0 + _S24.y]);
+    var _S21 : vec2<u32> = Q8_0Eights_places_0(_S19);
+    return Q8_0Eights_product_0((*_S20).weight_offset_0, (*_S20).k_0, _S18, _S19, entryPointParams_x_0[(*_S20).x_offset_0 + _S21.x], entryPointParams_x_0[(*_S20).x_offset_0 + _S21.y]);
 }
 
-fn gemv_0( _S25 : vec3<u32>,  _S26 : u32,  _S27 : ptr<function, GemvParams_std140_0>)
+fn gemv_0( _S22 : vec3<u32>,  _S23 : u32,  _S24 : ptr<function, GemvParams_std140_0>)
 {
-    if((live_rows_0((*_S27).step_offset_0, u32(1))) == u32(0))
-    {
-        return;
-    }
     ;
-    var _S28 : u32 = _S1;
+    var _S25 : u32 = _S1;
     ;
-    var _S29 : u32 = _S2;
-    var _S30 : u32 = u32(128) / _S28;
-    var _S31 : u32 = (*_S27).k_0 / u32(8);
-    var _S32 : u32 = group_number_0(_S25) * _S30;
-    var _S33 : u32 = _S26 / _S28;
-    var row_0 : u32 = _S32 + _S33;
+    var _S26 : u32 = _S2;
+    var _S27 : u32 = u32(128) / _S25;
+    var _S28 : u32 = (*_S24).k_0 / u32(8);
+    var _S29 : u32 = group_number_0(_S22) * _S27;
+    var _S30 : u32 = _S23 / _S25;
+    var row_0 : u32 = _S29 + _S30;
     for(;;)
     {
-        if(row_0 < ((*_S27).n_0))
+        if(row_0 < ((*_S24).n_0))
         {
         }
         else
         {
             break;
         }
-        var i_1 : u32 = _S29;
+        var i_1 : u32 = _S26;
         var sum_0 : f32 = 0.0f;
         for(;;)
         {
-            var _S34 : u32 = i_1 + u32(3) * _S28;
-            if(_S34 < _S31)
+            var _S31 : u32 = i_1 + u32(3) * _S25;
+            if(_S31 < _S28)
             {
             }
             else
             {
                 break;
             }
-            var _S35 : f32 = product_0(row_0, i_1, &((*_S27)));
-            var sum_1 : f32 = sum_0 + _S35;
-            var _S36 : f32 = product_0(row_0, i_1 + _S28, &((*_S27)));
-            var sum_2 : f32 = sum_1 + _S36;
-            var _S37 : f32 = product_0(row_0, i_1 + u32(2) * _S28, &((*_S27)));
-            var sum_3 : f32 = sum_2 + _S37;
-            var _S38 : f32 = product_0(row_0, _S34, &((*_S27)));
-            var sum_4 : f32 = sum_3 + _S38;
-            i_1 = i_1 + u32(4) * _S28;
+            var _S32 : f32 = product_0(row_0, i_1, &((*_S24)));
+            var sum_1 : f32 = sum_0 + _S32;
+            var _S33 : f32 = product_0(row_0, i_1 + _S25, &((*_S24)));
+            var sum_2 : f32 = sum_1 + _S33;
+            var _S34 : f32 = product_0(row_0, i_1 + u32(2) * _S25, &((*_S24)));
+            var sum_3 : f32 = sum_2 + _S34;
+            var _S35 : f32 = product_0(row_0, _S31, &((*_S24)));
+            var sum_4 : f32 = sum_3 + _S35;
+            i_1 = i_1 + u32(4) * _S25;
             sum_0 = sum_4;
         }
         var i_2 : u32 = i_1;
         var sum_5 : f32 = sum_0;
         for(;;)
         {
-            if(i_2 < _S31)
+            if(i_2 < _S28)
             {
             }
             else
             {
                 break;
             }
-            var _S39 : f32 = product_0(row_0, i_2, &((*_S27)));
-            var sum_6 : f32 = sum_5 + _S39;
-            i_2 = i_2 + _S28;
+            var _S36 : f32 = product_0(row_0, i_2, &((*_S24)));
+            var sum_6 : f32 = sum_5 + _S36;
+            i_2 = i_2 + _S25;
             sum_5 = sum_6;
         }
         var sum_7 : f32 = subgroupAdd(sum_5);
-        var _S40 : u32 = (*_S27).out_offset_0 + row_0;
-        if(_S29 == u32(0))
+        var _S37 : u32 = (*_S24).out_offset_0 + row_0;
+        if(_S26 == u32(0))
         {
-            var _S41 : f32;
-            if(((*_S27).accumulate_0) != u32(0))
+            var _S38 : f32;
+            if(((*_S24).accumulate_0) != u32(0))
             {
-                _S41 = entryPointParams_result_0[_S40] + sum_7;
+                _S38 = entryPointParams_result_0[_S37] + sum_7;
             }
             else
             {
-                _S41 = sum_7;
+                _S38 = sum_7;
             }
-            entryPointParams_result_0[_S40] = _S41;
+            entryPointParams_result_0[_S37] = _S38;
         }
-        row_0 = row_0 + (*_S27).groups_0 * _S30;
+        row_0 = row_0 + (*_S24).groups_0 * _S27;
     }
     return;
 }
@@ -187,7 +166,7 @@ fn gemv_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocati
 {
     _S1 = _builtinWaveLaneCount_0;
     _S2 = _builtinWaveLaneIndex_0;
-    var _S42 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S42));
+    var _S39 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_0, &(_S39));
     return;
 }

@@ -5,7 +5,7 @@ struct RmsNormParams_std140_0
     @align(16) x_offset_0 : u32,
     @align(4) weight_offset_0 : u32,
     @align(8) out_offset_0 : u32,
-    @align(4) step_offset_0 : u32,
+    @align(4) batch_offset_0 : u32,
     @align(16) rows_0 : u32,
     @align(4) columns_0 : u32,
     @align(8) x_stride_0 : u32,
@@ -25,7 +25,7 @@ struct EntryPointParams_std140_0
 
 @binding(3) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-@binding(4) @group(0) var<storage, read> entryPointParams_step_0 : array<u32>;
+@binding(4) @group(0) var<storage, read> entryPointParams_batch_0 : array<u32>;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -68,7 +68,7 @@ fn group_sum_0( value_0 : f32,  thread_0 : u32) -> f32
     return result_0;
 }
 
-fn live_rows_0( _S7 : u32,  _S8 : u32) -> u32
+fn valid_rows_0( _S7 : u32,  _S8 : u32) -> u32
 {
     var _S9 : u32;
     if(_S7 == u32(4294967295))
@@ -77,7 +77,7 @@ fn live_rows_0( _S7 : u32,  _S8 : u32) -> u32
     }
     else
     {
-        _S9 = min(entryPointParams_step_0[_S7], _S8);
+        _S9 = min(entryPointParams_batch_0[_S7], _S8);
     }
     return _S9;
 }
@@ -88,7 +88,7 @@ fn rms_norm(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocatio
 {
     _S1 = _builtinWaveLaneCount_0;
     var _S10 : u32 = group_number_0(group_1);
-    if(_S10 >= (live_rows_0(entryPointParams_0.p_0.step_offset_0, entryPointParams_0.p_0.rows_0)))
+    if(_S10 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.rows_0)))
     {
         return;
     }

@@ -1,0 +1,93 @@
+"""Batch metadata as kernels read it (``wasmetal.ops.batch``). Its words may be a guest's, so each is clamped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wasmetal.kernels.catalog import NO_BATCH
+from wasmetal.kernels.reference.views import Bytes, words
+
+
+def valid_rows(p: SimpleNamespace, batch: Bytes) -> Callable[[], int]:
+    """How many of a kernel's rows are valid now: all of them if the kernel is given no batch metadata."""
+    if p.batch_offset == NO_BATCH:
+        return lambda: int(p.rows)
+    count, limit = words(batch, p.batch_offset, 1), p.rows
+    return lambda: min(count[0], limit)
+
+
+class Rows:
+    """The number of valid rows, and each one's position and sequence."""
+
+    def __init__(self, p: SimpleNamespace, batch: Bytes):
+        self._limit: int = p.rows
+        self._words = words(batch, p.batch_offset, 2 + 2 * p.rows)
+        self._pairs: NDArray[np.uint32] = np.frombuffer(self._words, np.uint32)[2:].reshape(-1, 2)
+
+    def count(self) -> int:
+        """How many rows are valid now."""
+        return min(self._words[0], self._limit)
+
+    def row(self, number: int) -> tuple[int, int]:
+        """(position, sequence) of a row."""
+        return self._words[2 + 2 * number], self._words[3 + 2 * number]
+
+    def positions(self, count: int) -> NDArray[np.int64]:
+        """The positions of the first ``count`` rows."""
+        return self._pairs[:count, 0].astype(np.int64)
+
+    def runs(self, count: int) -> Iterator[tuple[int, int, int, int]]:
+        """The first ``count`` rows in runs of one sequence and ascending positions.
+
+        Of each run: (first row, end, position of the first row, sequence).
+        """
+        pairs = self._pairs[:count].astype(np.int64)
+        ends = np.flatnonzero((np.diff(pairs[:, 0]) != 1) | (np.diff(pairs[:, 1]) != 0)) + 1
+        begin = 0
+        for end in (*ends.tolist(), count):
+            yield begin, end, int(pairs[begin, 0]), int(pairs[begin, 1])
+            begin = end
+
+
+class Sequences:
+    """Where the positions of each sequence lie in a pool of pages, each a run of ``page_size`` slots."""
+
+    def __init__(self, p: SimpleNamespace, sequences: Bytes):
+        self.page_size: int = p.page_size
+        self._entries: int = p.table_length
+        self._last_sequence: int = p.sequence_count - 1
+        self._last_page: int = p.pages - 1
+        self._words = words(sequences, p.sequences_offset, p.sequence_count * (1 + p.table_length))
+        self._seen: dict[int, tuple[bytes, int | None]] = {}
+
+    def find(self, sequence: int) -> tuple[int, int]:
+        """(its page table, its length), for the methods below."""
+        at = min(sequence, self._last_sequence) * (1 + self._entries)
+        return at + 1, min(self._words[at], self._entries * self.page_size)
+
+    def slot(self, table: int, position: int) -> int:
+        """The slot of one position, which is below the sequence's length."""
+        page, within = divmod(position, self.page_size)
+        return min(self._words[table + page], self._last_page) * self.page_size + within
+
+    def slots(self, table: int, begin: int, end: int) -> slice | NDArray[np.int64]:
+        """The slots of positions begin..end: a slice if the pages follow one another, which spares a copy."""
+        entries = self._words[table : table + -(-end // self.page_size)]
+        content = entries.tobytes()
+        seen, first = self._seen.get(table, (b"", None))
+        if seen != content:
+            pages = self._clamped(content)
+            first = int(pages[0]) if (np.diff(pages) == 1).all() else None
+            self._seen[table] = content, first
+        if first is not None:
+            return slice(first * self.page_size + begin, first * self.page_size + end)
+        positions = np.arange(begin, end)
+        where: NDArray[np.int64] = self._clamped(content)[positions // self.page_size] * self.page_size
+        return where + positions % self.page_size
+
+    def _clamped(self, entries: bytes) -> NDArray[np.int64]:
+        return np.minimum(np.frombuffer(entries, np.uint32).astype(np.int64), self._last_page)

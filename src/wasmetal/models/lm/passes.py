@@ -1,0 +1,115 @@
+"""Forward passes over rows of several sequences: what one submission computes, and the buffers and lists it takes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from wasmetal.device.base import CommandList, Device, MemoryKind, Submission
+from wasmetal.models.architectures.network import Inputs, KVPools, Network
+from wasmetal.models.buffers import BufferGroup
+from wasmetal.ops import DType, Recorder, Tensor, batch_shape, sequences_shape
+
+ROWS = (1, 64, 512)
+"""Shape classes: the forward pass is recorded once for each, and runs in the smallest that the rows of a batch fit."""
+SEQUENCES = 64
+"""Sequences that a batch can have rows of."""
+IN_FLIGHT = 2
+"""Forward passes that can be in flight at once: while one runs, the next is prepared."""
+
+_ALIGNMENT = 256
+"""Bytes: every tensor of the input buffer begins at a multiple, as any device's bindings may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Rows of one sequence in a batch."""
+
+    tokens: Sequence[int]
+    position: int
+    """The position of the first token; the others follow."""
+    pages: Sequence[int]
+    """The sequence's page table, which covers the last token's position."""
+
+
+class Pass:
+    """What one forward pass in flight uses: the buffer that the host writes inputs to, and the lists that read it."""
+
+    def __init__(self, device: Device, network: Network, cache: Sequence[KVPools], buffers: BufferGroup, pages: int):
+        self.submission: Submission | None = None
+        """The latest submission; None if nothing of it can still run."""
+        self._device = device
+        self._network = network
+        self._cache = cache
+        self._lists: dict[int, CommandList] = {}
+        shapes = {"ids": (ROWS[-1],), "batch": batch_shape(ROWS[-1]), "sequences": sequences_shape(SEQUENCES, pages)}
+        sizes = {name: 4 * int(np.prod(shape)) for name, shape in shapes.items()}
+        starts = np.cumsum([0, *(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes.values())]).tolist()
+        buffer = buffers.allocate(starts[-1], MemoryKind.SHARED)
+        self._tensors = {
+            name: Tensor(buffer, start, DType.I32, shape)
+            for (name, shape), start in zip(shapes.items(), starts, strict=False)
+        }
+        self._ids, self._batch, self._sequences = (tensor.numpy() for tensor in self._tensors.values())
+
+    def write(self, segments: Sequence[Segment]) -> None:
+        """Write the inputs of the next submission: rows of up to SEQUENCES sequences, at most ROWS[-1] in all."""
+        row = 0
+        for number, segment in enumerate(segments):
+            count = len(segment.tokens)
+            self._ids[row : row + count] = segment.tokens
+            self._batch[1 + row : 1 + row + count, 0] = range(segment.position, segment.position + count)
+            self._batch[1 + row : 1 + row + count, 1] = number
+            self._sequences[number, 0] = segment.position + count
+            self._sequences[number, 1 : 1 + len(segment.pages)] = segment.pages
+            row += count
+        self._batch[0, 0] = row
+
+    def body(self, rows: int) -> CommandList:
+        """The list that computes everything but the heads for a batch of ``rows`` rows."""
+        fitting = next(size for size in ROWS if size >= rows)
+        if fitting not in self._lists:
+            ids, batch, sequences = self._tensors.values()
+            inputs = Inputs(ids.rows(0, fitting), batch.rows(0, 1 + fitting), sequences)
+            commands = self._device.record()
+            self._network.body(Recorder(self._device.info, commands), inputs, self._cache)
+            commands.finish()
+            self._lists[fitting] = commands
+        return self._lists[fitting]
+
+    def close(self) -> None:
+        """Release the lists. Idempotent."""
+        for commands in self._lists.values():
+            commands.close()
+        self._lists = {}
+
+
+class Passes:
+    """The passes of one model. Any thread may take one; it waits until one is free."""
+
+    def __init__(self, passes: Sequence[Pass]) -> None:
+        self._passes = tuple(passes)
+        self._free = list(passes)
+        self._available = threading.Semaphore(len(self._free))
+
+    @contextmanager
+    def take(self) -> Iterator[Pass]:
+        """A pass of the caller's own, of which nothing is in flight."""
+        with self._available:
+            taken = self._free.pop()
+            try:
+                if taken.submission:  # Its last user stopped waiting for it.
+                    taken.submission.wait()
+                    taken.submission = None
+                yield taken
+            finally:
+                self._free.append(taken)
+
+    def close(self) -> None:
+        """Release the passes' lists. Idempotent."""
+        for each in self._passes:
+            each.close()
