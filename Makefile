@@ -39,6 +39,7 @@ bench: $(VENV)/.run ## all three benchmarks
 
 reference: $(VENV)/.reference ## logits and greedy ids against transformers in float32 (installs PyTorch)
 	$(BIN)/python tests/reference/make_reference.py "$$($(BIN)/wasmetal pull $(MODEL))" --check --device cpu
+	$(BIN)/python tests/reference/check_architectures.py --device cpu
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
