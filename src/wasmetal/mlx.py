@@ -22,7 +22,7 @@ _TYPES = {DType.F32: "float32", DType.F16: "float16", DType.I32: "int32"}
 def as_array(tensor: Tensor) -> Any:
     """An ``mlx.core.array`` of the tensor's shape and dtype (F32, F16, I32), over the tensor's own bytes.
 
-    It keeps them alive, as a NumPy view would. Raises DeviceError where MLX is missing, or would have to copy.
+    It keeps them alive, as a NumPy view would. Raises DeviceError if MLX is missing, or would have to copy.
     """
     try:
         import mlx.core as mx  # noqa: PLC0415

@@ -353,7 +353,7 @@ def test_pages_are_counted(cpu: Device, data: st.DataObject) -> None:
             case "own" if holder:
                 index = data.draw(st.integers(0, len(holder) - 1), "index")
                 if cache.free or sum(holder[index] in other for other in holders) == 1:
-                    cache.own(holder, index)
+                    cache.unshare(holder, index)
                     assert sum(holder[index] in other for other in holders) == 1
         assert cache.free == total - len({page for other in holders for page in other})
 

@@ -104,7 +104,7 @@ def _python(model: Model, prompt: str, tokens: int) -> Speed:
 
 
 def _llama_cpp(path: Path, prompt_tokens: int, tokens: int) -> Speed | None:
-    """What ``llama-bench`` says of the same file, with a thread for each core, where it is on PATH."""
+    """What ``llama-bench`` says of the same file, with a thread for each core, if it is on PATH."""
     program = shutil.which("llama-bench")
     if program is None:
         return None

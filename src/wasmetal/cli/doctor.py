@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def doctor(device: Device = None, as_json: Json = False) -> None:
-    """Prove, link by link, that guest, host and device work on the same bytes. Exits with 1 where a link fails."""
+    """Prove, link by link, that guest, host and device work on the same bytes. Exits with 1 if a link fails."""
     from wasmetal.device import list_devices, open_device
     from wasmetal.doctor import prove
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def pull(name: Annotated[str, typer.Argument(help="The model, for example smollm2:135m.", show_default=False)]) -> None:
-    """Bring a model onto this machine. What was interrupted goes on where it stopped; what arrives is checked."""
+    """Bring a model onto this machine. An interrupted download resumes; the file is verified."""
     from wasmetal.models.files import store
 
     with progress(name) as report:

@@ -28,7 +28,7 @@ def size(text: str) -> int:
 
 
 def pairs(values: list[str] | None, separator: str, form: str) -> list[tuple[str, str]]:
-    """What is left and right of the first separator in each value. Raises OptionError where either is missing."""
+    """What is left and right of the first separator in each value. Raises OptionError if either is missing."""
     found = []
     for value in values or []:
         left, _, right = value.partition(separator)

@@ -14,7 +14,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table: ruled on a terminal, columns padded with spaces where the output is piped."""
+    """A table: ruled on a terminal, columns padded with spaces if the output is piped."""
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table

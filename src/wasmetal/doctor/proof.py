@@ -248,7 +248,7 @@ class Chain:
     def _overhead(self, give: Callable[[int], Buffer]) -> float:
         """MB added by giving the device 16 MiB and having it read and write all of them.
 
-        Counted are this process's resident memory and, where the device has a memory of its own, which shows in no
+        Counted are this process's resident memory and, if the device has memory of its own, which shows in no
         process's, the bytes allocated there.
         """
 

@@ -17,7 +17,7 @@ class Link:
 
 @dataclass(slots=True)
 class Report:
-    """The chain on one device. Sizes in MB (10**6 bytes), times in ms; None where a link broke first."""
+    """The chain on one device. Sizes in MB (10**6 bytes), times in ms; None if a link failed first."""
 
     name: str
     backend: str

@@ -112,7 +112,7 @@ class Kernel:
         )
 
     def code(self, target: str) -> bytes:
-        """The compiled kernel for one of TARGETS. Raises FileNotFoundError where that target has none."""
+        """The compiled kernel for one of TARGETS. Raises FileNotFoundError if that target has none."""
         suffix = TARGETS[target]
         return (resources.files("wasmetal.kernels") / "generated" / target / f"{self.name}.{suffix}").read_bytes()
 

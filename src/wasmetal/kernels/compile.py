@@ -55,7 +55,7 @@ class Compiler:
     """Slang's compiler, through the C API of its shared library."""
 
     def __init__(self) -> None:
-        """Load the library. Raises CompileError where it is not there, or is not the pinned version."""
+        """Load the library. Raises CompileError if it is not there, or is not the pinned version."""
         package = importlib.util.find_spec("slangpy")  # Found, not imported: its runtime wants a GPU.
         folder = Path(package.origin).parent if package and package.origin else None
         path = next(folder.glob("libslang-compiler*"), None) if folder else None
@@ -68,7 +68,7 @@ class Compiler:
         self._session = self._api.spCreateSession(None)
 
     def compile(self, kernel: Kernel, target: str) -> bytes:
-        """What Slang makes of a kernel. Raises CompileError with its diagnostics, also where these only warn."""
+        """What Slang makes of a kernel. Raises CompileError with its diagnostics, even if they are only warnings."""
         source = SOURCES / f"{kernel.source}.slang"
         arguments = [str(source), "-entry", kernel.name, "-target", target, "-I", str(SOURCES), *_OPTIONS]
         arguments += [f"-D{name}={value}" for name, value in (("KERNEL", kernel.name), *kernel.defines)]
@@ -177,7 +177,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def main() -> int:
-    """The command line. Exit code 1 where a file differs or a kernel does not compile."""
+    """The command line. Exit code 1 if a file differs or a kernel does not compile."""
     parser = argparse.ArgumentParser(prog="python -m wasmetal.kernels.compile", description="Compile every kernel.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a committed file differs")
     check = parser.parse_args().check

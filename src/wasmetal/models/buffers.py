@@ -1,4 +1,4 @@
-"""Device memory that is given back all at once."""
+"""Device memory that is released all at once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BufferGroup:
         return Tensor(self.allocate(nbytes, kind), 0, DType.F32, shape)
 
     def close(self) -> None:
-        """Give everything back. Idempotent."""
+        """Release every buffer. Idempotent."""
         for buffer in self._buffers:
             buffer.close()
         self._buffers = []

@@ -1,4 +1,4 @@
-"""Weights on their way from a model file into device memory."""
+"""Weights: from a model file to tensors on a device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Weight:
         return sum(part.nbytes for part in self.parts)
 
     def tensor(self) -> Tensor:
-        """The weight as the one tensor that it is, where only one was asked for."""
+        """The weight as the one tensor that it is, if only one tensor was asked for."""
         (part,) = self.parts
         return part
 
@@ -54,7 +54,7 @@ class Weight:
 
 
 class Weights:
-    """The weights of a file, on their way to a device: used where they lie if it wraps files, brought to it if not."""
+    """Places the weights of a file on a device: used in place if the device wraps files, else copied to it."""
 
     def __init__(self, buffers: BufferGroup, file: GGUFFile):
         self._buffers = buffers

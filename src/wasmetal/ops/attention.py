@@ -20,7 +20,7 @@ def rope(rec: Recorder, x: Tensor, table: Tensor, batch: Tensor, *, interleaved:
     """Rotate pairs of elements of x by the angles of their row's position, in place. Raises OpError.
 
     x f32 [T, heads, head_dim], rows may be strided; table f32 [positions, rot / 2, 2] of (cos, sin), rot <= head_dim;
-    elements past rot stay. Positions are clamped to the table. Pairs are (2i, 2i + 1) where
+    elements past rot stay. Positions are clamped to the table. Pairs are (2i, 2i + 1) if
     ``interleaved`` (GGUF's llama), else (i, i + rot / 2) (NeoX). J. Su et al., "RoFormer", 2021.
     """
     check.dtypes("rope", (DType.F32,), x=x, table=table)
@@ -101,7 +101,7 @@ def attention(
     rows, heads, head_dim = q.shape
     kv_heads = k_pages.shape[2]
     pages, page_size = _pool("attention", k_pages, v_pages, sequences, kv_heads, head_dim)
-    check.require(heads % kv_heads == 0, f"attention: {heads} heads are no multiple of {kv_heads} kv heads")
+    check.require(heads % kv_heads == 0, f"attention: {heads} heads are not a multiple of {kv_heads} kv heads")
     check.require(head_dim <= MAX_HEAD_DIM, f"attention: a head of {head_dim}; at most {MAX_HEAD_DIM} is supported")
     check.shape("attention", "out", out, (rows, heads * head_dim))
     check.batch("attention", batch, rows)

@@ -1,6 +1,6 @@
-"""Weights at work: products with a weight matrix, and rows of one by index.
+"""Matrix products with weights, and lookups of their rows.
 
-A weight larger than the device can bind at a time is taken a run of rows at a time.
+A weight larger than the device can bind at a time is processed a run of rows at a time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ALIGNED_ROWS = 64
 def linear(
     rec: Recorder, x: Tensor, weight: Tensor, out: Tensor, *, accumulate: bool = False, batch: Tensor | None = None
 ) -> None:
-    """out = x weightᵀ, added to what ``out`` holds where ``accumulate``. Raises OpError.
+    """out = x weightᵀ, added to what ``out`` holds if ``accumulate``. Raises OpError.
 
     x f32 [T, K] and out f32 [T, N], rows may be strided; weight [N, K] of any weight type. Accumulates in
     float32. A single row without ``batch`` takes the matrix-vector kernel (GEMV), anything else the

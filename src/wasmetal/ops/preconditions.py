@@ -90,7 +90,7 @@ def matrix(op: str, name: str, tensor: Tensor) -> tuple[int, int, int]:
 
 
 def flat(op: str, **tensors: Tensor) -> tuple[int, int, dict[str, int]]:
-    """Tensors of one shape as (rows, columns, {name_stride: row stride}), a single row where all are packed."""
+    """Tensors of one shape as (rows, columns, {name_stride: row stride}), a single row if all are packed."""
     first = next(iter(tensors.values()))
     for name, tensor in tensors.items():
         shape(op, name, tensor, first.shape)

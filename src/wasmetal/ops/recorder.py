@@ -1,4 +1,4 @@
-"""From tensors to bindings: what stands between an operation and a device's command list."""
+"""Recording kernels on tensors into a device's command list."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Recorder:
     def dispatch(self, name: str, tensors: Sequence[Tensor], groups: int, /, **fields: float) -> None:
         """Record the kernel ``name`` on ``tensors``, one for each of its buffers, with ``groups`` groups.
 
-        ``fields`` are its parameters but for the offsets. Raises OpError where a tensor or a number is too large.
+        ``fields`` are its parameters but for the offsets. Raises OpError if a tensor or a number is too large.
         """
         kernel = CATALOG[name]
         bindings = []

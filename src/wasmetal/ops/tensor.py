@@ -25,7 +25,7 @@ class Tensor:
 
     ``shape`` has 1 to 4 positive dimensions; the last one is contiguous. ``row_stride`` (elements from one index of
     the first dimension to the next) lets a tensor be a slice of columns of a wider one; it defaults to packed rows.
-    Raises OpError where the range leaves the buffer, or is misaligned (ALIGNMENT), or a shape is not positive.
+    Raises OpError if the range leaves the buffer, or is misaligned (ALIGNMENT), or a shape is not positive.
     """
 
     buffer: Buffer
@@ -65,7 +65,7 @@ class Tensor:
 
     @property
     def packed(self) -> bool:
-        """True where rows follow one another without gaps."""
+        """True if rows follow one another without gaps."""
         return self.shape[0] == 1 or self.row_stride == math.prod(self.shape[1:])
 
     def numpy(self) -> NDArray[Any]:
@@ -102,7 +102,7 @@ class Tensor:
         return replace(self, offset=self.offset + self.dtype.row_bytes(start), shape=(self.shape[0], stop - start))
 
     def overlaps(self, other: Tensor) -> bool:
-        """True where the byte ranges of the two meet, also through two buffers that wrap the same pages."""
+        """True if the byte ranges of the two meet, also through two buffers that wrap the same pages."""
         mine, its = self._start(), other._start()
         return mine[0] == its[0] and mine[1] < its[1] + other.nbytes and its[1] < mine[1] + self.nbytes
 

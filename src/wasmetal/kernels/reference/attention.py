@@ -134,7 +134,7 @@ def softmax_then(scores: F32, values: F32, out: F32) -> None:
 
 
 def as_f32(array: NDArray[Any]) -> F32:
-    """The array itself where it is float32 already."""
+    """The array itself if it is float32 already."""
     return array.astype(np.float32, copy=False)
 
 

@@ -1,8 +1,8 @@
-"""GGUF, the model file format of llama.cpp, read from files that nobody vouches for.
+"""GGUF, the model file format of llama.cpp, read from untrusted files.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 
-The ``gguf`` package supplies enumerations and the reference dequantization. Its reader is not used: it believes the
+The ``gguf`` package supplies enumerations and the reference dequantization. Its reader is not used: it trusts the
 header's counts and lengths. Here each one is checked against the bytes that are there before anything is sized by it,
 so a hostile file costs no more memory than a small multiple of its own header.
 """
@@ -109,7 +109,7 @@ class GGUFFile:
         """The file's pages, in which the tensors' bytes lie."""
 
     def get(self, key: str, kind: type[T], default: D) -> T | D:
-        """The metadata of that key, or ``default`` where there is none. Raises ModelError where it is no ``kind``."""
+        """The metadata of that key, or ``default`` if there is none. Raises ModelError if it is not a ``kind``."""
         if key not in self.fields:
             return default
         value = self.fields[key]
@@ -118,7 +118,7 @@ class GGUFFile:
         return value
 
     def require(self, key: str, kind: type[T]) -> T:
-        """The metadata of that key. Raises ModelError where it is missing or no ``kind``."""
+        """The metadata of that key. Raises ModelError if it is missing or not a ``kind``."""
         value = self.get(key, kind, None)
         if value is None:
             raise self.error(f"the metadata has no {key}")

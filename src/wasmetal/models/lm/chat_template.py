@@ -39,7 +39,7 @@ _MAX_OPERAND = 1 << 20
 class ChatTemplate:
     """A compiled template.
 
-    ``bos`` and ``eos`` are the texts of those tokens, which templates print by name. Raises ModelError where the
+    ``bos`` and ``eos`` are the texts of those tokens, which templates print by name. Raises ModelError if the
     source is not a template.
     """
 
@@ -56,7 +56,7 @@ class ChatTemplate:
 
         Each message has a ``role`` ("system", "user", "assistant") and a ``content``, and what else the template knows.
         ``add_generation_prompt`` ends the prompt where the assistant's turn begins. Encode the result with
-        ``add_bos=False``: a template that wants ``bos`` writes it. Raises ModelError where the template fails, refuses
+        ``add_bos=False``: a template that wants ``bos`` writes it. Raises ModelError if the template fails, refuses
         the conversation, or does not end within MAX_SECONDS and MAX_OUTPUT.
         """
         with _refusals("failed"), _deadline(MAX_SECONDS):

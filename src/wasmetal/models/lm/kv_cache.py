@@ -1,4 +1,4 @@
-"""The paged key-value cache: a model's pool of pages, which sessions share and copy when they part ways.
+"""The paged KV cache: a model's pool of pages, which forked sessions share until one of them writes to a page.
 
 A page holds the keys and values of PAGE_SIZE positions for every layer. After W. Kwon et al., "PagedAttention", 2023.
 """
@@ -39,11 +39,11 @@ class KVCache:
 
     @property
     def free(self) -> int:
-        """Pages that nobody holds."""
+        """How many pages are free."""
         return int(np.count_nonzero(self._references == 0))
 
     def extend(self, pages: list[int], count: int) -> None:
-        """Append ``count`` new pages. Raises OutOfDeviceMemoryError where there are not as many, and appends none.
+        """Append ``count`` new pages. Raises OutOfDeviceMemoryError if there are not as many, and appends none.
 
         A session's pages follow one another while they can: devices read one range faster than many.
         """
@@ -62,19 +62,19 @@ class KVCache:
         self.extend(pages, count)
 
     def share(self, pages: Sequence[int]) -> list[int]:
-        """The same pages for another holder."""
+        """The same pages for another holder, which must release them too."""
         for page in pages:
             self._references[page] += 1
         return list(pages)
 
     def release(self, pages: list[int], keep: int = 0) -> None:
-        """Let go of all pages but the first ``keep``."""
+        """Release all pages but the first ``keep``."""
         for page in pages[keep:]:
             self._references[page] -= 1
         del pages[keep:]
 
-    def own(self, pages: list[int], index: int) -> None:
-        """Make the page at ``index`` the holder's own to write to: a copy of it, on the device, where it is shared."""
+    def unshare(self, pages: list[int], index: int) -> None:
+        """Copy the page at ``index``, on the device, if others hold it too, so that the holder may write to it."""
         shared = pages[index]
         if self._references[shared] == 1:
             return
@@ -115,7 +115,7 @@ class KVCache:
             )
 
     def _roomiest(self) -> int:
-        """A free page with as many free ones around it as can be, so that those who grow do not meet soon."""
+        """A free page in the middle of the largest free range, so that sequences that grow stay contiguous for long."""
         free: NDArray[np.int8] = np.concatenate(([0], self._references == 0, [0])).astype(np.int8)
         begins, ends = np.flatnonzero(np.diff(free) == 1), np.flatnonzero(np.diff(free) == -1)
         widest = np.argmax(ends - begins)

@@ -25,7 +25,7 @@ from wasmetal.models.lm.tokenizer import Tokenizer
 from wasmetal.ops import Tensor
 
 DEFAULT_CONTEXT = 4096
-"""Tokens of context where none are asked for, unless the model was trained on fewer."""
+"""Tokens of context if the caller asks for no number, unless the model was trained on fewer."""
 CONTEXTS = 2
 """The key-value cache has room for so many whole contexts, shared by all sessions."""
 
@@ -44,7 +44,7 @@ def load_model(source: str | Path, device: Device, *, context: int | None = None
 class Model:
     """Weights, tokenizer and cache. Use as a context manager, or call :meth:`close`. Safe to use from several threads.
 
-    ``chat_template`` is None where the file has none.
+    ``chat_template`` is None if the file has none.
     """
 
     def __init__(self, file: GGUFFile, name: str, device: Device, context: int | None = None):
@@ -59,7 +59,7 @@ class Model:
         if not 1 <= self.context_length <= c.context_length:
             raise file.error(f"a context of {context} tokens; 1 to {c.context_length} are supported")
         self.digest = file.digest()
-        """32 bytes that tell this model from others."""
+        """32 bytes that identify the model's file."""
         self.lock = threading.RLock()
 
         self._buffers = BufferGroup(device)
@@ -159,7 +159,7 @@ class Model:
             raise
 
     def close(self) -> None:
-        """Close the sessions and give back the device's memory. Idempotent."""
+        """Close the sessions and release the device's memory. Idempotent."""
         self._closed = True
         for session in list(self._sessions):
             session.close()

@@ -45,9 +45,9 @@ class Session:
     def forward(self, tokens: Sequence[int], logits: Tensor | None) -> float:
         """Append tokens, and have the device write the logits after the last one into ``logits``.
 
-        ``logits`` is f32 [vocab_size] in a buffer of the model's device, or None where they are not wanted. Returns the
+        ``logits`` is f32 [vocab_size] in a buffer of the model's device, or None if they are not wanted. Returns the
         seconds that the device spent. Raises ModelError for no token, an unknown one, or more than the context holds;
-        OutOfDeviceMemoryError where the cache is full; OpError for a ``logits`` of another kind. The session is then
+        OutOfDeviceMemoryError if the cache is full; OpError for a ``logits`` of another kind. The session is then
         as it was before.
         """
         return self._open().forward([Request(self, tokens, logits)])
@@ -62,7 +62,7 @@ class Session:
         return other
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens. Raises ModelError where there are not as many."""
+        """Forget all but the first ``length`` tokens. Raises ModelError if there are not as many."""
         model = self._open()
         if not 0 <= length <= self.length:
             raise ModelError(f"cannot truncate {self.length} tokens to {length}")
@@ -90,7 +90,7 @@ class Session:
         """Become the session that was saved. Counted in ``bytes_copied``.
 
         Raises ModelError for a state that is damaged, of another model or another version, or too long for the context,
-        and OutOfDeviceMemoryError where the cache has no room for it. The session is then unchanged.
+        and OutOfDeviceMemoryError if the cache has no room for it. The session is then unchanged.
         """
         model = self._open()
         if len(state) < _SNAPSHOT.size:
@@ -112,7 +112,7 @@ class Session:
         self.length = length
 
     def close(self) -> None:
-        """Give back the session's pages. Idempotent."""
+        """Release the session's pages. Idempotent."""
         self._give_back()
         self._drop_head()
 
@@ -149,7 +149,7 @@ class Session:
         cache = self.model.cache
         cache.extend(self.pages, _pages(self.length + count) - len(self.pages))
         if self.length % PAGE_SIZE:
-            cache.own(self.pages, self.length // PAGE_SIZE)
+            cache.unshare(self.pages, self.length // PAGE_SIZE)
 
     def head_into(self, logits: Tensor | None) -> Head | None:
         """The head recorded for a tensor; most callers use one tensor from call to call. For the model."""
@@ -176,7 +176,7 @@ class Request:
 
 
 def _give_back(cache: KVCache, lock: AbstractContextManager[object], pages: list[int]) -> None:
-    """What remains to be done for a session that is gone."""
+    """Release the pages of a session that was closed or garbage-collected."""
     with lock:
         cache.release(pages)
 

@@ -58,7 +58,7 @@ _SPACE = "▁"
 
 
 class Tokenizer:
-    """The tokenizer of a model file. Raises ModelError where it is of an unknown kind or does not hold together."""
+    """The tokenizer of a model file. Raises ModelError if it is of an unknown kind or does not hold together."""
 
     bos: int | None
     """The token that begins a text."""
