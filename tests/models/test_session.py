@@ -334,7 +334,7 @@ def test_pages_are_counted(cpu: Device, data: st.DataObject) -> None:
     holders: list[list[int]] = [[], [], []]
     for _ in range(data.draw(st.integers(1, 20), "operations")):
         holder = data.draw(st.sampled_from(holders), "holder")
-        match data.draw(st.sampled_from(["extend", "share", "release", "own"]), "operation"):
+        match data.draw(st.sampled_from(["extend", "share", "release", "unshare"]), "operation"):
             case "extend":
                 count = data.draw(st.integers(0, 5), "count")
                 before, others = list(holder), {page for other in holders for page in other}
@@ -350,7 +350,7 @@ def test_pages_are_counted(cpu: Device, data: st.DataObject) -> None:
                 holders.append(cache.share(holder))
             case "release":
                 cache.release(holder, keep=data.draw(st.integers(0, len(holder)), "keep"))
-            case "own" if holder:
+            case "unshare" if holder:
                 index = data.draw(st.integers(0, len(holder) - 1), "index")
                 if cache.free or sum(holder[index] in other for other in holders) == 1:
                     cache.unshare(holder, index)

@@ -423,11 +423,11 @@ class CommandBuffer(Object):
 
     def commit(self) -> None:
         self._open("commit")
-        idle = self._gpu.idle
         self._status = _constant("MTLCommandBufferStatusCommitted")
-        if idle:
-            self._watch = Watch(self._ranges())
-        self._gpu.give(self)
+        with self._gpu.lock:  # so that no kernel of another thread's submission writes while the ranges are summed
+            if self._gpu.idle:
+                self._watch = Watch(self._ranges())
+            self._gpu.give(self)
 
     def waitUntilCompleted(self) -> None:
         rule(self._status != _constant("MTLCommandBufferStatusNotEnqueued"), "waitUntilCompleted before commit")

@@ -66,11 +66,11 @@ class Gpu:
     live: dict[int, int] = field(default_factory=dict)
     """Bytes of each buffer that there is, by a number of its own."""
     _work: list[CommandBuffer] = field(default_factory=list)
-    _lock: threading.RLock = field(default_factory=threading.RLock)
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
     def give(self, work: CommandBuffer) -> None:
         """Take a command buffer that was committed."""
-        with self._lock:
+        with self.lock:
             self._work.append(work)
             if len(self._work) > QUEUE_LENGTH:
                 self.progress()
@@ -81,7 +81,7 @@ class Gpu:
 
     def progress(self) -> None:
         """Do everything that can be done, whatever does not wait for anything in the unluckiest order."""
-        with self._lock:
+        with self.lock:
             while not self.hangs and (ready := [work for work in self._work if work.ready]):
                 self._work.remove(ready[-1])
                 ready[-1]._run(self)

@@ -4,47 +4,23 @@ from __future__ import annotations
 
 from wasmetal.device.base import CommandList, Device, MemoryKind, Submission
 from wasmetal.models.architectures.network import Network
-from wasmetal.models.buffers import BufferGroup
 from wasmetal.ops import ALIGNMENT, DType, Recorder, Tensor
-
-_SLOTS = 256
-"""Row numbers in a buffer: one page of them."""
-
-
-class RowNumbers:
-    """Places in shared memory for the numbers of rows, one for each head."""
-
-    def __init__(self, buffers: BufferGroup) -> None:
-        self._buffers = buffers
-        self._free: list[Tensor] = []
-
-    def take(self) -> Tensor:
-        """A place of the caller's own, I32 [1]. Raises OutOfDeviceMemoryError."""
-        if not self._free:
-            slot = max(ALIGNMENT, self._buffers.device.info.offset_alignment)
-            buffer = self._buffers.allocate(_SLOTS * slot, MemoryKind.SHARED)
-            self._free = [Tensor(buffer, i * slot, DType.I32, (1,)) for i in range(_SLOTS)]
-        return self._free.pop()
-
-    def give_back(self, place: Tensor) -> None:
-        """Release a place."""
-        self._free.append(place)
 
 
 class Head:
     """A recorded list that writes the logits after one row to one tensor."""
 
-    def __init__(self, device: Device, network: Network, numbers: RowNumbers, logits: Tensor) -> None:
+    def __init__(self, device: Device, network: Network, logits: Tensor) -> None:
         """Record it. Raises OpError if ``logits`` is not f32 [vocab_size]; OutOfDeviceMemoryError."""
         self.logits = logits
         self.commands: CommandList = device.record()
         self.submission: Submission | None = None
         """The latest submission; None if nothing of it can still run."""
-        self._numbers = numbers
-        self._place = numbers.take()
-        self._number = self._place.numpy()
+        row = Tensor(device.allocate(ALIGNMENT, MemoryKind.SHARED), 0, DType.I32, (1,))
+        self._buffer = row.buffer
+        self._row = row.numpy()
         try:
-            network.head(Recorder(device.info, self.commands), self._place, logits)
+            network.head(Recorder(device.info, self.commands), row, logits)
             self.commands.finish()
         except BaseException:
             self.close()
@@ -52,7 +28,7 @@ class Head:
 
     def select(self, row: int) -> None:
         """Choose the row of the batch that the next submission takes."""
-        self._number[0] = row
+        self._row[0] = row
 
     def settle(self) -> None:
         """Wait for a submission that its user stopped waiting for."""
@@ -61,6 +37,6 @@ class Head:
             self.submission = None
 
     def close(self) -> None:
-        """Release the list."""
+        """Release the list. Idempotent."""
         self.commands.close()
-        self._numbers.give_back(self._place)
+        self._buffer.close()

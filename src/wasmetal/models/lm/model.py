@@ -17,7 +17,7 @@ from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.files import store
 from wasmetal.models.files.gguf import GGUFFile
 from wasmetal.models.lm.chat_template import ChatTemplate
-from wasmetal.models.lm.heads import Head, RowNumbers
+from wasmetal.models.lm.heads import Head
 from wasmetal.models.lm.kv_cache import PAGE_SIZE, KVCache
 from wasmetal.models.lm.passes import IN_FLIGHT, ROWS, SEQUENCES, Pass, Passes, Segment
 from wasmetal.models.lm.session import Request, Session
@@ -72,7 +72,6 @@ class Model:
             self._buffers.close()
             raise
         self._passes = Passes(passes)
-        self._row_numbers = RowNumbers(self._buffers)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._closed = False
 
@@ -127,7 +126,7 @@ class Model:
     def head(self, logits: Tensor) -> Head:
         """A list that writes logits to a tensor. For sessions."""
         with self.lock:
-            return Head(self.device, self._network, self._row_numbers, logits)
+            return Head(self.device, self._network, logits)
 
     def _run(self, segments: Sequence[Segment], rows: int, heads: Sequence[Head]) -> float:
         """One submission; the lock is not held while the device works on it."""
