@@ -10,10 +10,10 @@ import pytest
 
 from host.probe import PAGE, Probe, command, tensor
 from wasmetal.device import Device
-from wasmetal.host.commands import OPS
+from wasmetal.host import abi
 from wasmetal.host.errno import Errno
 
-NUMBERS = {op.name: number for number, op in OPS.items()}
+NUMBERS = {op.name: number for number, op in abi.OPS.items()}
 rng = np.random.default_rng(7)
 
 
@@ -154,6 +154,17 @@ def test_strided_rows(device: Device) -> None:
         probe.run(command(NUMBERS["add"], left, right, tensor(buffer, (3, 16), 4096)))
         result = probe.floats(PAGE + 4096, 48).reshape(3, 16)
         np.testing.assert_array_equal(result, wide[:, :16] + wide[:, 16:])
+
+
+@pytest.mark.parametrize("field", [name for name in abi.TENSOR.names if name != "buffer"])
+def test_an_operand_without_a_buffer_must_be_zero_in_every_field(field: str) -> None:
+    from wasmetal.device.cpu import CpuDevice
+
+    with Probe(CpuDevice()) as probe:
+        value = tensor(probe.share(), (4,))
+        wrong = command(NUMBERS["add"], value, value, value)
+        wrong["t"][5][field] = 1
+        assert probe.try_submit(wrong) == Errno.INVAL
 
 
 def test_commands_of_a_list_take_effect_in_order(device: Device) -> None:

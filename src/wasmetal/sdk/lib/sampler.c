@@ -1,4 +1,4 @@
-#include "sampler.h"
+#include "wasmetal/sampler.h"
 
 #include <math.h>
 #include <stdbool.h>
