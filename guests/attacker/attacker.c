@@ -1,9 +1,9 @@
-/* Attacks the host functions: every kind of hostile number, one by one. Each must give its errno, and nothing else must
- * happen: the memory around is as it was, and the guest goes on.
+/* Attacks the host functions with hostile numbers, one call at a time. Each call must return its errno and have no
+ * other effect: the memory around stays as it was, and the guest goes on.
  *
  *   attacker [STOLEN]
  *
- * STOLEN: a handle of another guest. Prints what the host let through, and exits with 1 if there is anything.
+ * STOLEN: a handle of another guest. Prints what the host let through, and exits with 1 if that is anything at all.
  */
 #include <stdbool.h>
 #include <stdint.h>
@@ -16,7 +16,7 @@
 #define PAGE 65536u
 #define POISON 0x5a
 
-/* Unchecked addresses: what a C compiler would refuse, or fold. */
+/* Addresses that a C compiler would reject or fold. */
 #define AT(address) ((void *)(uintptr_t)(address))
 
 static _Alignas(65536) uint8_t before[PAGE];
@@ -205,7 +205,7 @@ static void tensors(void) {
   EXPECT(WM_SUCCESS, wm_buffer_destroy(write_only));
 }
 
-/* Numbers that the device itself reads from memory: whatever they are, it stays inside the tensors. */
+/* Numbers that the device itself reads from memory. Whatever they are, it must stay inside the tensors. */
 static void indices(void) {
   static const int32_t hostile[] = {-1, INT32_MIN, INT32_MAX, 1 << 30, 4096};
   wm_buffer buffer = shared();
@@ -330,7 +330,7 @@ static void models(void) {
   EXPECT(WM_TOOBIG, wm_model_tokenize(model, text, huge, 0, tokens, 1, &len));
   free(text);
 
-  /* A saved state, forged in every byte of its header and some behind it */
+  /* A saved state, forged in every byte of its header and some after it */
   EXPECT(WM_OVERFLOW, wm_session_save(session, NULL, 0, &len));
   size_t size = len;
   uint8_t *state = malloc(size);

@@ -1,9 +1,9 @@
 /* Multiplies two matrices on the device, in place: they and the product lie in this guest's own memory, and the device
- * works on those very bytes. Then verifies every element.
+ * works on those very bytes. Then the guest verifies every element.
  *
  *   matmul [--repeats N] [--copy] [--json]
  *
- * --copy goes through device buffers instead, with explicit copies there and back: what sharing saves.
+ * --copy goes through device buffers instead, with explicit copies there and back, to measure what sharing saves.
  */
 #include <stdbool.h>
 #include <stdint.h>

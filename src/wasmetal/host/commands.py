@@ -13,7 +13,8 @@ from wasmetal.device.base import Buffer
 from wasmetal.host import abi
 from wasmetal.host.abi.schema import Op
 from wasmetal.host.errno import Errno, Refusal
-from wasmetal.ops import DType, Recorder, Tensor
+from wasmetal.kernels import dtypes
+from wasmetal.ops import Recorder, Tensor
 
 
 @dataclass(eq=False, slots=True)
@@ -33,11 +34,11 @@ def encode(data: bytes, buffer_of: Callable[[int], GuestBuffer], recorder: Recor
     """Record a list of commands; return the buffers that it names.
 
     ``data`` is a whole number of COMMAND records; ``buffer_of`` finds a buffer by its handle. Raises Refusal or OpError
-    at the first command that is wrong; what was recorded until then is the caller's to throw away.
+    at the first command that is wrong; the caller then discards what was recorded.
     """
     used: set[GuestBuffer] = set()
     records = np.frombuffer(data, abi.COMMAND)
-    # Column by column: far faster than record by record. Python's integers do not wrap.
+    # As Python's integers, which do not wrap.
     op_numbers, flag_sets, attribute_bits = (records[name].tolist() for name in ("op", "flags", "attributes"))
     attributes = records["attributes"].view("<f4").tolist()
     columns = [records["t"][name].tolist() for name in _FIELDS]
@@ -56,7 +57,6 @@ def encode(data: bytes, buffer_of: Callable[[int], GuestBuffer], recorder: Recor
 
 
 _FIELDS = ("buffer", "dtype", "offset", "rank", "row_stride", "shape")
-_DTYPES = {dtype.value: dtype for dtype in DType}
 
 
 class _Call:
@@ -106,8 +106,8 @@ def _tensors(
             raise Refusal(Errno.PERM, f"{what}: the buffer's usage forbids it")
         if not 1 <= rank <= 4 or any(shape[rank:]):
             raise Refusal(Errno.INVAL, f"{what} has rank {rank} and shape {shape}")
-        if dtype not in _DTYPES:
+        if dtype not in dtypes.BY_NUMBER:
             raise Refusal(Errno.NOTSUP, f"{what} has dtype {dtype}, which is not known")
         used.add(held)
-        tensors.append(Tensor(held.buffer, offset, _DTYPES[dtype], tuple(shape[:rank]), row_stride))
+        tensors.append(Tensor(held.buffer, offset, dtypes.BY_NUMBER[dtype], tuple(shape[:rank]), row_stride))
     return tensors

@@ -1,8 +1,8 @@
 """The guest ABI: what guests import, and the records that cross the boundary.
 
-It is described once, as data: ``gpu.py``, ``llm.py`` and ``ops.py``, in the terms of ``schema.py``. From that description
-come the tables below, the C header that guests are compiled with (``sdk/include/wasmetal.h``) and the witx files. After
-a change, ``python -m wasmetal.host.abi`` writes the files anew.
+It is described once, as data: ``gpu.py``, ``llm.py`` and ``ops.py``, in the terms of ``schema.py``. From it come the
+tables below, the C header that guests are compiled with (``sdk/include/wasmetal.h``) and the witx files.
+``python -m wasmetal.host.abi`` writes the files.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 from wasmtime import FuncType, ValType
 
 from wasmetal.host.abi import gpu, llm, ops
+from wasmetal.host.abi.errors import Errno
 from wasmetal.host.abi.gpu import Backend, Usage
 from wasmetal.host.abi.llm import TemplateFlags, TokenizeFlags
-from wasmetal.host.abi.schema import PTR, SIZE, U32, U64, Errno
+from wasmetal.host.abi.schema import PTR, SIZE, U32, U64
 
 __all__ = [
     "COMMAND",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from wasmetal.host.abi.documented import Documented
+from wasmetal.host.abi.errors import Errno
 from wasmetal.host.abi.ops import OPS
 from wasmetal.host.abi.schema import (
     CHAR,
@@ -11,9 +13,7 @@ from wasmetal.host.abi.schema import (
     UINT64,
     VOID,
     Constant,
-    Documented,
     Enumeration,
-    Errno,
     Field,
     Function,
     Handle,
@@ -25,7 +25,7 @@ from wasmetal.host.abi.schema import (
     returns,
     writes,
 )
-from wasmetal.ops import DType
+from wasmetal.kernels.dtypes import DType
 
 
 class Usage(Documented):

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from enum import Enum
 from itertools import groupby
 
+from wasmetal.host.abi.errors import Errno
 from wasmetal.host.abi.schema import (
     Constant,
     Direction,
     Enumeration,
-    Errno,
     Field,
     Function,
     Handle,
@@ -24,7 +24,7 @@ from wasmetal.host.abi.schema import (
     Struct,
     Union,
 )
-from wasmetal.ops import DType
+from wasmetal.kernels.dtypes import DType
 
 WIDTH = 120
 

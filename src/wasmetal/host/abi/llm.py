@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from wasmetal.host.abi.documented import Documented
+from wasmetal.host.abi.errors import Errno
 from wasmetal.host.abi.schema import (
     CHAR,
     FLOAT,
@@ -9,9 +11,7 @@ from wasmetal.host.abi.schema import (
     UINT32,
     VOID,
     Alias,
-    Documented,
     Enumeration,
-    Errno,
     Field,
     Function,
     Handle,

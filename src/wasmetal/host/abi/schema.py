@@ -3,52 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum
+from enum import Enum
 from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 
+from wasmetal.host.abi.errors import Errno
+
 PTR, SIZE, U32, U64 = "ptr", "size", "u32", "u64"
 """How a parameter is passed. ``ptr`` and ``size`` are as wide as an address of the guest's own memory."""
-
-
-class Documented(IntEnum):
-    """An enumeration whose members are written ``NAME = number, "documentation"``."""
-
-    doc: str
-
-    def __new__(cls, number: int, doc: str = "") -> Self:
-        """The member of that number."""
-        member = int.__new__(cls, number)
-        member._value_ = number
-        member.doc = doc
-        return member
-
-
-class Errno(Documented):
-    """What a host function returns: the numbers of WASI preview 1, so that a C library's ``strerror`` knows them."""
-
-    SUCCESS = 0, "Done."
-    TOOBIG = 1, "Too many commands in a list, or more than 1 MiB of text or 2^20 tokens in a call."
-    AGAIN = 6, "Too many commands are pending: wait for a submission first."
-    BADF = 8, "No such handle."
-    BUSY = 10, "A pending submission uses it."
-    FAULT = 21, "A pointer, or its length, leaves the guest's memory."
-    ILSEQ = 25, "The text is not UTF-8."
-    INVAL = 28, "A value that the call does not accept: misaligned, out of range, an impossible tensor."
-    IO = 29, "The host failed; its log says why."
-    MFILE = 33, "The guest's limit on handles is reached."
-    NODEV = 43, "The device is lost."
-    NOENT = 44, "No model of that name was granted to the guest."
-    NOMEM = 48, "The guest's limit on device memory is reached, or the device has no more."
-    NOTSUP = 58, "An op, dtype or page range that this host or device does not support."
-    OVERFLOW = 61, "The output does not fit, or the model's context is full."
-    PERM = 63, "The buffer's usage does not allow what the command does with it."
-    TIMEDOUT = 73, "The submission is still pending."
-
-
-_WORD = np.dtype("<u4")
 
 
 class CType(Protocol):
@@ -87,15 +51,14 @@ FLOAT = Scalar("float", "f32", "", np.dtype("<f4"))
 UINT32 = Scalar("uint32_t", "u32", U32, np.dtype("<u4"))
 UINT64 = Scalar("uint64_t", "u64", U64, np.dtype("<u8"))
 SIZE_T = Scalar("size_t", "$size", SIZE, np.dtype(np.uintp))  # 32 bits wide in a 32-bit guest
+_WORD = UINT32.dtype
 
 
-@dataclass(frozen=True, slots=True)
-class Handle:
-    """A name for one of the guest's objects."""
+@dataclass(frozen=True)
+class Named:
+    """What the ABI has a name for."""
 
     name: str
-    kind: str = U32
-    dtype: np.dtype[Any] = _WORD
 
     @property
     def c(self) -> str:
@@ -108,15 +71,22 @@ class Handle:
         return f"${self.name}"
 
 
+@dataclass(frozen=True)
+class Handle(Named):
+    """A name for one of the guest's objects."""
+
+    kind: str = U32
+    dtype: np.dtype[Any] = _WORD
+
+
 class Alias(Handle):
-    """A number with a name for its type, which is no handle."""
+    """A name for the type of a number that is not a handle, such as a token."""
 
 
 @dataclass(frozen=True)
-class Enumeration:
+class Enumeration(Named):
     """Named numbers. In C they are macros: ``WM_``, ``prefix`` and the member's name."""
 
-    name: str
     members: type[Enum]
     prefix: str = ""
     doc: str = ""
@@ -125,12 +95,11 @@ class Enumeration:
     """A parameter is a set of them."""
     kind: str = U32
     dtype: np.dtype[Any] = _WORD
-    c: str = "uint32_t"
 
     @property
-    def witx(self) -> str:
-        """``$name``."""
-        return f"${self.name}"
+    def c(self) -> str:
+        """The type of a parameter."""
+        return UINT32.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,21 +111,19 @@ class Constant:
     doc: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Union:
+@dataclass(frozen=True)
+class Union(Named):
     """32 bits that are one type or another."""
 
-    name: str
     members: tuple[tuple[Scalar, str], ...]
     doc: str
     kind: str = ""
     dtype: np.dtype[Any] = _WORD
-    witx: str = "u32"
 
     @property
-    def c(self) -> str:
-        """``wm_name``."""
-        return f"wm_{self.name}"
+    def witx(self) -> str:
+        """witx has no such unions."""
+        return UINT32.witx
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,23 +143,12 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Struct:
+class Struct(Named):
     """A record in the guest's memory, laid out as C does, on wasm32 and wasm64 alike."""
 
-    name: str
     doc: str
     fields: tuple[Field, ...]
     kind: str = ""
-
-    @property
-    def c(self) -> str:
-        """``wm_name``."""
-        return f"wm_{self.name}"
-
-    @property
-    def witx(self) -> str:
-        """``$name``."""
-        return f"${self.name}"
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
@@ -245,19 +201,13 @@ def returns(name: str, type_: CType) -> Param:
 
 
 @dataclass(frozen=True)
-class Function:
+class Function(Named):
     """A host function. It returns an errno. In C it is called ``wm_name``; the module imports it as ``name``."""
 
-    name: str
     params: tuple[Param, ...]
     doc: str
     errors: dict[Errno, str] = field(default_factory=dict)
     """The errnos that it gives for reasons of its own, and the reasons, unless the errno says enough."""
-
-    @property
-    def c(self) -> str:
-        """``wm_name``."""
-        return f"wm_{self.name}"
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from wasmetal.host.abi.errors import Errno
 from wasmetal.host.abi.schema import (
     Alias,
     CType,
     Direction,
     Enumeration,
-    Errno,
     Field,
     Function,
     Handle,

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from wasmetal.models import Model, Session
 
 MAX_TEXT = 1 << 20
-"""Bytes of text, or tokens, that the host takes in one call: more than contexts hold. To tokenize a byte can take
-hundreds."""
+"""Bytes of text, or tokens, that the host takes in one call: more than any context holds. The tokenizer may need
+hundreds of bytes of host memory for each."""
 _MAX_HEADER = 4096
-"""Bytes of a saved session beside its keys and values; more than there are."""
+"""An upper bound on the bytes of a saved session other than its keys and values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +45,26 @@ class OpenSession:
 
     session: Session
     logits_at: int = 0
-    """Where in the guest's memory ``logits`` is."""
+    """The address of ``logits`` in the guest's memory."""
     logits: Tensor | None = None
-    """The place for logits that the guest named last, shared with the device."""
+    """Where the guest wanted its logits last, shared with the device."""
 
     @property
     def model(self) -> Model:
-        """Whose session it is."""
+        """The session's model."""
         return self.session.model
 
     def cache_bytes(self, tokens: int | None = None) -> int:
-        """Device memory of so many tokens, by default of all it has. Forks are charged for what they share, too."""
+        """Device memory that so many tokens take, by default all. Forks are charged for what they share, too."""
         return (self.session.length if tokens is None else tokens) * self.model.cache.position_bytes
 
     def close(self) -> None:
-        """Give back the session and the guest's pages."""
+        """Release the session and the guest's pages."""
         self.session.close()
         self.drop_logits()
 
     def drop_logits(self) -> None:
-        """Give back the guest's pages."""
+        """Release the guest's pages."""
         if self.logits:
             self.logits.buffer.close()
             self.logits = None
@@ -211,7 +211,7 @@ class Llm:
         self._account.release(before + cost - held.cache_bytes())
 
     def close(self) -> None:
-        """Give back the guest's sessions."""
+        """Release the guest's sessions."""
         for held in self._handles:
             if isinstance(held, OpenSession):
                 held.close()
@@ -226,7 +226,7 @@ class Llm:
         return self._handles.get(handle, OpenSession)
 
     def _logits(self, memory: GuestMemory, held: OpenSession, ptr: int) -> Tensor:
-        """The guest's place for logits as a tensor: wrapped once, as guests use one place from call to call."""
+        """The guest's array of logits as a tensor, wrapped once: guests use the same array call after call."""
         if held.logits is None or held.logits_at != ptr:
             aperture = memory.covering(ptr, 4 * held.model.vocab_size, ALIGNMENT, self._page_size)
             with self._metered():
@@ -238,19 +238,19 @@ class Llm:
 
 
 class _Output:
-    """A place in the guest's memory for as much as there will be. Checked when made, filled once."""
+    """Room in the guest's memory for output of variable length. Checked on creation, filled once."""
 
     def __init__(self, memory: GuestMemory, out: int, cap: int, needed: int, dtype: DTypeLike) -> None:
         self._room = memory.array(out, cap, dtype)
         self._needed = memory.size(needed)
 
     def give(self, values: NDArray[Any]) -> None:
-        """Write the values and their number. Raises OVERFLOW where they do not fit."""
+        """Write the values and their number. Raises Refusal(OVERFLOW) if they do not fit."""
         self.claim(len(values))
         self._room[: len(values)] = values
 
     def claim(self, count: int) -> None:
-        """Write the number alone, and raise OVERFLOW where so many do not fit."""
+        """Write the number only; raise Refusal(OVERFLOW) if so many do not fit."""
         self._needed[0] = min(count, np.iinfo(self._needed.dtype).max)
         if count > len(self._room):
             raise Refusal(Errno.OVERFLOW, f"{count} elements do not fit in {len(self._room)}")
