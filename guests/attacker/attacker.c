@@ -209,32 +209,29 @@ static void tensors(void) {
 static void indices(void) {
   static const int32_t hostile[] = {-1, INT32_MIN, INT32_MAX, 1 << 30, 4096};
   wm_buffer buffer = shared();
-  int32_t *step = (int32_t *)arena, *ids = step + 16;
-  wm_tensor steps = {.buffer = buffer, .dtype = WM_I32, .rank = 1, .shape = {4}};
+  int32_t *batch = (int32_t *)arena, *ids = batch + 16, *sequences = batch + 32;
+  wm_tensor rows = {.buffer = buffer, .dtype = WM_I32, .rank = 2, .shape = {3, 2}};
   wm_tensor id = {.buffer = buffer, .dtype = WM_I32, .offset = 64, .rank = 1, .shape = {2}};
-  wm_tensor page_table = {.buffer = buffer, .dtype = WM_I32, .offset = 128, .rank = 1, .shape = {2}};
+  wm_tensor pages = {.buffer = buffer, .dtype = WM_I32, .offset = 128, .rank = 2, .shape = {2, 3}};
   wm_tensor table = {.buffer = buffer, .dtype = WM_F32, .offset = 1024, .rank = 2, .shape = {3, 8}};
   wm_tensor wide = {.buffer = buffer, .dtype = WM_F32, .offset = 4096, .rank = 2, .shape = {2, 8}};
   wm_tensor turns = {.buffer = buffer, .dtype = WM_F32, .offset = 8192, .rank = 3, .shape = {3, 2, 2}};
   wm_tensor heads = {.buffer = buffer, .dtype = WM_F32, .offset = 12288, .rank = 3, .shape = {2, 2, 4}};
   wm_tensor keys = {.buffer = buffer, .dtype = WM_F32, .offset = PAGE, .rank = 4, .shape = {2, 2, 2, 4}};
   wm_tensor values = {.buffer = buffer, .dtype = WM_F32, .offset = 2 * PAGE, .rank = 4, .shape = {2, 2, 2, 4}};
-  wm_tensor last = {.buffer = buffer, .dtype = WM_F32, .offset = 16384, .rank = 2, .shape = {1, 8}};
   const wm_command commands[] = {
-      {.op = WM_OP_EMBED, .t = {table, id, wide, steps}},
+      {.op = WM_OP_EMBED, .t = {table, id, wide, rows}},
       {.op = WM_OP_EMBED, .t = {table, id, wide}},
-      {.op = WM_OP_ROPE, .t = {heads, turns, steps}},
-      {.op = WM_OP_KV_APPEND, .t = {heads, heads, keys, values, page_table, steps}},
-      {.op = WM_OP_ATTENTION, .attributes = {{.f32 = 1}}, .t = {heads, keys, values, page_table, steps, wide}},
-      {.op = WM_OP_COPY_ROW, .t = {wide, last, steps}},
-      {.op = WM_OP_RMS_NORM, .t = {wide, row(buffer, 20480, 8), wide, steps}},
+      {.op = WM_OP_ROPE, .t = {heads, turns, rows}},
+      {.op = WM_OP_KV_APPEND, .t = {heads, heads, keys, values, rows, pages}},
+      {.op = WM_OP_ATTENTION, .attributes = {{.f32 = 1}}, .t = {heads, keys, values, rows, pages, wide}},
+      {.op = WM_OP_RMS_NORM, .t = {wide, row(buffer, 20480, 8), wide, rows}},
   };
   for (size_t c = 0; c < sizeof commands / sizeof *commands; c++)
     for (size_t i = 0; i < 5; i++)
       for (size_t j = 0; j < 5; j++) {
-        for (int k = 0; k < 4; k++) step[k] = hostile[(i + (size_t)k * j) % 5];
         ids[0] = hostile[i], ids[1] = hostile[j];
-        ids[16] = hostile[j], ids[17] = hostile[i];
+        for (size_t k = 0; k < 6; k++) batch[k] = hostile[(i + k * j) % 5], sequences[k] = hostile[(j + k * i) % 5];
         EXPECT(WM_SUCCESS, submit(&commands[c]));
       }
   EXPECT(WM_SUCCESS, wm_buffer_destroy(buffer));

@@ -270,11 +270,11 @@ def test_usage_is_enforced(probe: Probe) -> None:
 def test_optional_operands(probe: Probe, operands: int) -> None:
     buffer = probe.share()
     x = tensor(buffer, (2, 4))
-    step = tensor(buffer, (4,), 1024, dtype=I32)
+    batch = tensor(buffer, (3, 2), 1024, dtype=I32)
     probe.put(PAGE, np.full(8, 2, np.float32))
-    probe.put(PAGE + 1024, np.array([1, 0, 0, 0], np.int32))
+    probe.put(PAGE + 1024, np.array([1, 0, 0, 0, 0, 0], np.int32))
     out = tensor(buffer, (2, 4), 512)
-    probe.run(command(SILU_MUL, x, x, out, step if operands == 3 else None))
+    probe.run(command(SILU_MUL, x, x, out, batch if operands == 3 else None))
     written = probe.floats(PAGE + 512, 8) != 0
     assert written.tolist() == [True] * 4 + [operands == 2] * 4
 

@@ -1,6 +1,6 @@
 """The ops of the guest ABI. Each is the function of the same name in ``wasmetal.ops``, with the same parameter names.
 
-``step``, which many ops take, is described once, here.
+The batch metadata that many ops take is described once, here; ``wasmetal.ops.batch`` says what it is for.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from wasmetal.host.abi.schema import Attribute, Flag, Op, Operand, Ops
 
-STEP = Operand("step", "I32 [4]")
-OPTIONAL_STEP = replace(STEP, optional=True)
-PAGE_TABLE = Operand("page_table", "I32 [n]: the pages that hold the sequence, in order")
+BATCH = Operand("batch", "I32 [1 + T, 2]")
+OPTIONAL_BATCH = replace(BATCH, optional=True)
+SEQUENCES = Operand("sequences", "I32 [S, 1 + P]")
 
 
 def _out(doc: str) -> Operand:
@@ -23,10 +23,14 @@ OPS = Ops(
     Ops. A command's operands stand in t[] in the order given; r and w say which usage their buffers must allow. An
     operand in brackets may be left out. Flags and attributes that an op does not name are 0.
 
-    `step` says which rows are valid: step[0] is their number, step[1] the position of the first one in its sequence,
-    step[2] the row that WM_OP_COPY_ROW takes, step[3] is 0. With it, an op leaves rows that are not valid untouched.
+    Batch metadata: `batch` and `sequences` say which of the T rows are valid and where each one stands, so that a list
+    of commands that was submitted once can be submitted again for other rows, also of several sequences at a time.
+    batch[0] is the number of valid rows, which come first, and a 0; batch[1 + t] is the position of row t and its
+    sequence, an index into `sequences`. sequences[s] is a sequence's length, with this submission's rows, and its page
+    table: the page of the KV cache that holds each run of page_size positions. With `batch`, an op leaves rows that are
+    not valid untouched; without it, all are valid.
 
-    What ops read as indices (ids, step, page tables) is clamped to what it indexes, whatever its value.
+    What ops read as indices (ids, batch, sequences) is clamped to what it indexes, whatever its value.
 
     An output may be the very same tensor as an input in the elementwise ops (add, scale, silu_mul, softmax, rms_norm);
     any other overlap of an output with an operand is WM_INVAL.
@@ -57,7 +61,7 @@ OPS = Ops(
                 Operand("x", "F32 [T, K]"),
                 Operand("weight", "any type [N, K]"),
                 Operand("out", "F32 [T, N]", written=True),
-                OPTIONAL_STEP,
+                OPTIONAL_BATCH,
             ),
             flags=(Flag("accumulate", 1, "out += x weight^T"),),
         ),
@@ -69,7 +73,7 @@ OPS = Ops(
                 Operand("table", "any type [N, K]"),
                 Operand("ids", "I32 [T]"),
                 _out("F32 [T, K]"),
-                OPTIONAL_STEP,
+                OPTIONAL_BATCH,
             ),
         ),
         Op(
@@ -80,7 +84,7 @@ OPS = Ops(
                 Operand("x", "F32 [T, K]"),
                 Operand("weight", "F32 [K]"),
                 _out("F32 [T, K]"),
-                OPTIONAL_STEP,
+                OPTIONAL_BATCH,
             ),
             attributes=(Attribute("eps", "added to the mean square"),),
         ),
@@ -91,33 +95,33 @@ OPS = Ops(
             (
                 Operand("x", "F32 [T, heads, head_dim]", written=True),
                 Operand("table", "F32 [positions, rot / 2, 2]: cosine and sine of each angle"),
-                STEP,
+                BATCH,
             ),
             flags=(Flag("interleaved", 1, "the pairs are (2i, 2i + 1)"),),
         ),
         Op(
             6,
             "kv_append",
-            "writes the rows' keys and values to their positions in the pages of a KV cache",
+            "writes keys and values to the rows' positions in a KV cache; rows past their sequence's end are dropped",
             (
                 Operand("k", "F32 [T, kv_heads, head_dim]"),
                 Operand("v", "F32 [T, kv_heads, head_dim]"),
                 Operand("k_pages", "F32 or F16 [pages, page_size, kv_heads, head_dim]", written=True),
                 Operand("v_pages", "as k_pages", written=True),
-                PAGE_TABLE,
-                STEP,
+                BATCH,
+                SEQUENCES,
             ),
         ),
         Op(
             7,
             "attention",
-            "causal attention: each row attends to all positions up to its own; heads is a multiple of kv_heads",
+            "causal attention: a row attends to its sequence up to its own position; heads is a multiple of kv_heads",
             (
                 Operand("q", "F32 [T, heads, head_dim]; head_dim is a multiple of 4, at most 256"),
                 Operand("k_pages", "F32 or F16 [pages, page_size, kv_heads, head_dim]"),
                 Operand("v_pages", "as k_pages"),
-                PAGE_TABLE,
-                STEP,
+                BATCH,
+                SEQUENCES,
                 _out("F32 [T, heads * head_dim]"),
             ),
             attributes=(Attribute("scale", "multiplies q k before the softmax; usually 1 / sqrt(head_dim)"),),
@@ -130,7 +134,7 @@ OPS = Ops(
                 Operand("gate", "F32 [T, K]"),
                 Operand("up", "F32 [T, K]"),
                 _out("F32 [T, K]"),
-                OPTIONAL_STEP,
+                OPTIONAL_BATCH,
             ),
         ),
         Op(
@@ -139,7 +143,7 @@ OPS = Ops(
             "out = a + b",
             (
                 Operand("a", "F32"),
-                Operand("b", "F32, of a's shape"),
+                Operand("b", "F32, of a's shape, or [K] if a is [T, K]"),
                 _out("F32, of a's shape"),
             ),
         ),
@@ -161,16 +165,6 @@ OPS = Ops(
             "argmax",
             "the index of each row's first maximum; NaN is less than everything",
             (Operand("x", "F32 [T, K]"), _out("I32 [T]")),
-        ),
-        Op(
-            13,
-            "copy_row",
-            "out = row step[2] of x",
-            (
-                Operand("x", "F32 [T, K]"),
-                _out("F32 [1, K]"),
-                STEP,
-            ),
         ),
     ),
 )

@@ -136,10 +136,14 @@ typedef struct wm_tensor {
 /* Ops. A command's operands stand in t[] in the order given; r and w say which usage their buffers must allow. An
  * operand in brackets may be left out. Flags and attributes that an op does not name are 0.
  *
- * `step` says which rows are valid: step[0] is their number, step[1] the position of the first one in its sequence,
- * step[2] the row that WM_OP_COPY_ROW takes, step[3] is 0. With it, an op leaves rows that are not valid untouched.
+ * Batch metadata: `batch` and `sequences` say which of the T rows are valid and where each one stands, so that a
+ * list of commands that was submitted once can be submitted again for other rows, also of several sequences at a
+ * time. batch[0] is the number of valid rows, which come first, and a 0; batch[1 + t] is the position of row t and
+ * its sequence, an index into `sequences`. sequences[s] is a sequence's length, with this submission's rows, and its
+ * page table: the page of the KV cache that holds each run of page_size positions. With `batch`, an op leaves rows
+ * that are not valid untouched; without it, all are valid.
  *
- * What ops read as indices (ids, step, page tables) is clamped to what it indexes, whatever its value.
+ * What ops read as indices (ids, batch, sequences) is clamped to what it indexes, whatever its value.
  *
  * An output may be the very same tensor as an input in the elementwise ops (add, scale, silu_mul, softmax,
  * rms_norm); any other overlap of an output with an operand is WM_INVAL.
@@ -161,7 +165,7 @@ typedef struct wm_tensor {
  *   t[0] x        r   F32 [T, K]
  *   t[1] weight   r   any type [N, K]
  *   t[2] out      rw  F32 [T, N]
- *   t[3] [step]   r   I32 [4]
+ *   t[3] [batch]  r   I32 [1 + T, 2]
  *   flag WM_ACCUMULATE: out += x weight^T */
 #define WM_OP_LINEAR 2
 #define WM_ACCUMULATE 1u
@@ -170,54 +174,54 @@ typedef struct wm_tensor {
  *   t[0] table   r   any type [N, K]
  *   t[1] ids     r   I32 [T]
  *   t[2] out     w   F32 [T, K]
- *   t[3] [step]  r   I32 [4] */
+ *   t[3] [batch] r   I32 [1 + T, 2] */
 #define WM_OP_EMBED 3
 
 /* rms_norm: out = x / sqrt(mean(x^2) + eps) * weight, row by row
  *   t[0] x        r   F32 [T, K]
  *   t[1] weight   r   F32 [K]
  *   t[2] out      w   F32 [T, K]
- *   t[3] [step]   r   I32 [4]
+ *   t[3] [batch]  r   I32 [1 + T, 2]
  *   attributes[0].f32, eps: added to the mean square */
 #define WM_OP_RMS_NORM 4
 
 /* rope: rotary position embedding in place: turns the pairs (i, i + rot / 2) of each head's first rot elements
  *   t[0] x       rw  F32 [T, heads, head_dim]
  *   t[1] table   r   F32 [positions, rot / 2, 2]: cosine and sine of each angle
- *   t[2] step    r   I32 [4]
+ *   t[2] batch   r   I32 [1 + T, 2]
  *   flag WM_INTERLEAVED: the pairs are (2i, 2i + 1) */
 #define WM_OP_ROPE 5
 #define WM_INTERLEAVED 1u
 
-/* kv_append: writes the rows' keys and values to their positions in the pages of a KV cache
- *   t[0] k            r   F32 [T, kv_heads, head_dim]
- *   t[1] v            r   F32 [T, kv_heads, head_dim]
- *   t[2] k_pages      rw  F32 or F16 [pages, page_size, kv_heads, head_dim]
- *   t[3] v_pages      rw  as k_pages
- *   t[4] page_table   r   I32 [n]: the pages that hold the sequence, in order
- *   t[5] step         r   I32 [4] */
+/* kv_append: writes keys and values to the rows' positions in a KV cache; rows past their sequence's end are dropped
+ *   t[0] k           r   F32 [T, kv_heads, head_dim]
+ *   t[1] v           r   F32 [T, kv_heads, head_dim]
+ *   t[2] k_pages     rw  F32 or F16 [pages, page_size, kv_heads, head_dim]
+ *   t[3] v_pages     rw  as k_pages
+ *   t[4] batch       r   I32 [1 + T, 2]
+ *   t[5] sequences   r   I32 [S, 1 + P] */
 #define WM_OP_KV_APPEND 6
 
-/* attention: causal attention: each row attends to all positions up to its own; heads is a multiple of kv_heads
- *   t[0] q            r   F32 [T, heads, head_dim]; head_dim is a multiple of 4, at most 256
- *   t[1] k_pages      r   F32 or F16 [pages, page_size, kv_heads, head_dim]
- *   t[2] v_pages      r   as k_pages
- *   t[3] page_table   r   I32 [n]: the pages that hold the sequence, in order
- *   t[4] step         r   I32 [4]
- *   t[5] out          w   F32 [T, heads * head_dim]
+/* attention: causal attention: a row attends to its sequence up to its own position; heads is a multiple of kv_heads
+ *   t[0] q           r   F32 [T, heads, head_dim]; head_dim is a multiple of 4, at most 256
+ *   t[1] k_pages     r   F32 or F16 [pages, page_size, kv_heads, head_dim]
+ *   t[2] v_pages     r   as k_pages
+ *   t[3] batch       r   I32 [1 + T, 2]
+ *   t[4] sequences   r   I32 [S, 1 + P]
+ *   t[5] out         w   F32 [T, heads * head_dim]
  *   attributes[0].f32, scale: multiplies q k before the softmax; usually 1 / sqrt(head_dim) */
 #define WM_OP_ATTENTION 7
 
 /* silu_mul: out = gate / (1 + exp(-gate)) * up
- *   t[0] gate   r   F32 [T, K]
- *   t[1] up     r   F32 [T, K]
- *   t[2] out    w   F32 [T, K]
- *   t[3] [step] r   I32 [4] */
+ *   t[0] gate    r   F32 [T, K]
+ *   t[1] up      r   F32 [T, K]
+ *   t[2] out     w   F32 [T, K]
+ *   t[3] [batch] r   I32 [1 + T, 2] */
 #define WM_OP_SILU_MUL 8
 
 /* add: out = a + b
  *   t[0] a     r   F32
- *   t[1] b     r   F32, of a's shape
+ *   t[1] b     r   F32, of a's shape, or [K] if a is [T, K]
  *   t[2] out   w   F32, of a's shape */
 #define WM_OP_ADD 9
 
@@ -236,12 +240,6 @@ typedef struct wm_tensor {
  *   t[0] x     r   F32 [T, K]
  *   t[1] out   w   I32 [T] */
 #define WM_OP_ARGMAX 12
-
-/* copy_row: out = row step[2] of x
- *   t[0] x      r   F32 [T, K]
- *   t[1] out    w   F32 [1, K]
- *   t[2] step   r   I32 [4] */
-#define WM_OP_COPY_ROW 13
 
 #define WM_MAX_TENSORS 6
 #define WM_MAX_ATTRIBUTES 6
