@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --root-user-action
 MODEL := smollm2:135m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint kernels guests bench reference clean
+.PHONY: help demo test lint kernels abi guests bench reference clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -18,6 +18,7 @@ demo: $(VENV)/.run ## a sandboxed guest answers a question with a real model; th
 
 test: $(VENV)/.test lint ## lint, types, generated files current, every test, coverage
 	$(BIN)/python -m wasmetal.kernels.compile --check
+	$(BIN)/python -m wasmetal.host.abi --check
 	$(BIN)/python guests/build.py --check
 	$(BIN)/wasmetal pull $(MODEL) || echo "the tests that need the model are skipped"
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
@@ -29,6 +30,9 @@ lint: $(VENV)/.test ## ruff and mypy
 
 kernels: $(VENV)/.test ## recompile the kernels into src/wasmetal/kernels/generated
 	$(BIN)/python -m wasmetal.kernels.compile
+
+abi: $(VENV)/.test ## regenerate wasmetal.h and the witx files into src/wasmetal/sdk
+	$(BIN)/python -m wasmetal.host.abi
 
 guests: $(VENV)/.test ## rebuild guests/*.wasm
 	$(BIN)/python guests/build.py

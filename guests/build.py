@@ -1,4 +1,4 @@
-"""Build the guests; with ``--check``, fail where a committed .wasm is not what its source gives.
+"""Build the guests; with ``--check``, fail if a committed .wasm differs from what its source gives.
 
 Needs the ``ziglang`` package, pinned in pyproject.toml: the same compiler gives the same bytes on every machine.
 """
@@ -13,19 +13,19 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-COMMON = ("common/text.c", "common/sampler.c")
+SDK = "../src/wasmetal/sdk"
 
 GUESTS: dict[str, tuple[str, ...]] = {
     "matmul": ("matmul/matmul.c",),
-    "chat": ("chat/chat.c", *COMMON),
+    "chat": ("chat/chat.c", f"{SDK}/lib/text.c", f"{SDK}/lib/sampler.c"),
     "attacker": ("attacker/attacker.c",),
-    "sampler": ("common/sampler_exports.c", "common/sampler.c"),
+    "sampler": ("sampler/exports.c", f"{SDK}/lib/sampler.c"),
 }
 """Sources of each guest; ``<name>.wasm`` lies beside this file."""
 
 FLAGS = (
     "-target", "wasm32-wasi", "-mcpu=generic+simd128+bulk_memory", "-std=gnu17", "-O3", "-s",
-    "-Wall", "-Wextra", "-Werror", "-I../abi", "-Icommon",
+    "-Wall", "-Wextra", "-Werror", f"-I{SDK}/include",
     "-fno-ident", "-ffile-prefix-map=.=.", "-Wl,-z,stack-size=262144",
 )  # fmt: skip
 

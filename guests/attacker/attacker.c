@@ -1,9 +1,9 @@
-/* Attacks the host functions: every kind of hostile number, one by one. Each must give its errno, and nothing else must
- * happen: the memory around is as it was, and the guest goes on.
+/* Attacks the host functions with hostile numbers, one call at a time. Each call must return its errno and have no
+ * other effect: the memory around stays as it was, and the guest goes on.
  *
  *   attacker [STOLEN]
  *
- * STOLEN: a handle of another guest. Prints what the host let through, and exits with 1 if there is anything.
+ * STOLEN: a handle of another guest. Prints what the host let through, and exits with 1 if that is anything at all.
  */
 #include <stdbool.h>
 #include <stdint.h>
@@ -16,7 +16,7 @@
 #define PAGE 65536u
 #define POISON 0x5a
 
-/* Unchecked addresses: what a C compiler would refuse, or fold. */
+/* Addresses that a C compiler would reject or fold. */
 #define AT(address) ((void *)(uintptr_t)(address))
 
 static _Alignas(65536) uint8_t before[PAGE];
@@ -55,8 +55,8 @@ static wm_tensor row(wm_buffer buffer, uint64_t offset, uint32_t n) {
 
 static wm_errno submit(const wm_command *command) {
   wm_submission submission;
-  wm_errno error = wm_submit(command, sizeof *command, &submission);
-  if (error == WM_SUCCESS) wm_wait(submission, WM_FOREVER);
+  wm_errno error = wm_commands_submit(command, sizeof *command, &submission);
+  if (error == WM_SUCCESS) wm_submission_wait(submission, WM_FOREVER);
   return error;
 }
 
@@ -82,9 +82,9 @@ static void pointers(void) {
   EXPECT(WM_INVAL, wm_buffer_create_device(0, rw, &buffer));
   EXPECT(WM_NOMEM, wm_buffer_create_device(UINT64_MAX, rw, &buffer));
   EXPECT(WM_NOMEM, wm_buffer_create_device((uint64_t)1 << 63, rw, &buffer));
-  EXPECT(WM_FAULT, wm_get_device_info(AT(END - 8)));
-  EXPECT(WM_INVAL, wm_get_device_info(AT(4)));
-  EXPECT(WM_FAULT, wm_get_counters(AT(0xfffffff8u)));
+  EXPECT(WM_FAULT, wm_device_describe(AT(END - 8)));
+  EXPECT(WM_INVAL, wm_device_describe(AT(4)));
+  EXPECT(WM_FAULT, wm_counters_read(AT(0xfffffff8u)));
 
   EXPECT(WM_SUCCESS, wm_buffer_create_device(256, rw, &buffer));
   EXPECT(WM_FAULT, wm_buffer_read(buffer, 0, AT(END - 255), 256));
@@ -96,12 +96,12 @@ static void pointers(void) {
   EXPECT(WM_SUCCESS, wm_buffer_destroy(buffer));
 
   wm_submission submission;
-  EXPECT(WM_FAULT, wm_submit(AT(END - 8), sizeof list, &submission));
-  EXPECT(WM_FAULT, wm_submit(AT(0xfffffff8u), sizeof list, &submission));
-  EXPECT(WM_INVAL, wm_submit(AT((uintptr_t)list + 4), sizeof list[0], &submission));
-  EXPECT(WM_INVAL, wm_submit(list, 0, &submission));
-  EXPECT(WM_INVAL, wm_submit(list, sizeof list - 1, &submission));
-  EXPECT(WM_INVAL, wm_submit(list, 0xffffffffu, &submission));
+  EXPECT(WM_FAULT, wm_commands_submit(AT(END - 8), sizeof list, &submission));
+  EXPECT(WM_FAULT, wm_commands_submit(AT(0xfffffff8u), sizeof list, &submission));
+  EXPECT(WM_INVAL, wm_commands_submit(AT((uintptr_t)list + 4), sizeof list[0], &submission));
+  EXPECT(WM_INVAL, wm_commands_submit(list, 0, &submission));
+  EXPECT(WM_INVAL, wm_commands_submit(list, sizeof list - 1, &submission));
+  EXPECT(WM_INVAL, wm_commands_submit(list, 0xffffffffu, &submission));
 }
 
 static void handles(uint32_t stolen) {
@@ -113,20 +113,20 @@ static void handles(uint32_t stolen) {
     EXPECT(WM_BADF, wm_buffer_destroy(forged[i]));
     EXPECT(WM_BADF, wm_buffer_read(forged[i], 0, arena, 1));
     EXPECT(WM_BADF, wm_buffer_write(forged[i], 0, arena, 1));
-    EXPECT(WM_BADF, wm_wait(forged[i], 0));
+    EXPECT(WM_BADF, wm_submission_wait(forged[i], 0));
     EXPECT(WM_BADF, wm_session_close(forged[i]));
-    EXPECT(WM_BADF, wm_forward(forged[i], (wm_token[]){1}, 1, NULL));
+    EXPECT(WM_BADF, wm_session_forward(forged[i], (wm_token[]){1}, 1, NULL));
     if (forged[i] == 0) continue; /* in a command: no tensor */
     wm_command add = {.op = WM_OP_ADD, .t = {row(forged[i], 0, 4), row(buffer, 0, 4), row(buffer, 64, 4)}};
     EXPECT(WM_BADF, submit(&add));
   }
-  EXPECT(WM_BADF, wm_wait(buffer, 0)); /* of another kind */
+  EXPECT(WM_BADF, wm_submission_wait(buffer, 0)); /* of another kind */
   wm_command add = {.op = WM_OP_ADD, .t = {row(buffer, 0, 4), row(buffer, 0, 4), row(buffer, 64, 4)}};
-  EXPECT(WM_SUCCESS, wm_submit(&add, sizeof add, &submission));
+  EXPECT(WM_SUCCESS, wm_commands_submit(&add, sizeof add, &submission));
   EXPECT(WM_BUSY, wm_buffer_destroy(buffer)); /* while a submission is pending */
   EXPECT(WM_BADF, wm_buffer_destroy(submission));
-  EXPECT(WM_SUCCESS, wm_wait(submission, WM_FOREVER));
-  EXPECT(WM_BADF, wm_wait(submission, WM_FOREVER)); /* waited for already */
+  EXPECT(WM_SUCCESS, wm_submission_wait(submission, WM_FOREVER));
+  EXPECT(WM_BADF, wm_submission_wait(submission, WM_FOREVER)); /* waited for already */
   EXPECT(WM_SUCCESS, wm_buffer_destroy(buffer));
 }
 
@@ -197,7 +197,7 @@ static void tensors(void) {
   list[0] = list[1] = good;
   list[1].op = 999;
   wm_submission submission;
-  EXPECT(WM_NOTSUP, wm_submit(list, sizeof list, &submission));
+  EXPECT(WM_NOTSUP, wm_commands_submit(list, sizeof list, &submission));
   EXPECT(0, ((float *)arena)[16] != 0);
 
   EXPECT(WM_SUCCESS, wm_buffer_destroy(buffer));
@@ -205,36 +205,33 @@ static void tensors(void) {
   EXPECT(WM_SUCCESS, wm_buffer_destroy(write_only));
 }
 
-/* Numbers that the device itself reads from memory: whatever they are, it stays inside the tensors. */
+/* Numbers that the device itself reads from memory. Whatever they are, it must stay inside the tensors. */
 static void indices(void) {
   static const int32_t hostile[] = {-1, INT32_MIN, INT32_MAX, 1 << 30, 4096};
   wm_buffer buffer = shared();
-  int32_t *step = (int32_t *)arena, *ids = step + 16;
-  wm_tensor steps = {.buffer = buffer, .dtype = WM_I32, .rank = 1, .shape = {4}};
+  int32_t *batch = (int32_t *)arena, *ids = batch + 16, *sequences = batch + 32;
+  wm_tensor rows = {.buffer = buffer, .dtype = WM_I32, .rank = 2, .shape = {3, 2}};
   wm_tensor id = {.buffer = buffer, .dtype = WM_I32, .offset = 64, .rank = 1, .shape = {2}};
-  wm_tensor page_table = {.buffer = buffer, .dtype = WM_I32, .offset = 128, .rank = 1, .shape = {2}};
+  wm_tensor pages = {.buffer = buffer, .dtype = WM_I32, .offset = 128, .rank = 2, .shape = {2, 3}};
   wm_tensor table = {.buffer = buffer, .dtype = WM_F32, .offset = 1024, .rank = 2, .shape = {3, 8}};
   wm_tensor wide = {.buffer = buffer, .dtype = WM_F32, .offset = 4096, .rank = 2, .shape = {2, 8}};
   wm_tensor turns = {.buffer = buffer, .dtype = WM_F32, .offset = 8192, .rank = 3, .shape = {3, 2, 2}};
   wm_tensor heads = {.buffer = buffer, .dtype = WM_F32, .offset = 12288, .rank = 3, .shape = {2, 2, 4}};
   wm_tensor keys = {.buffer = buffer, .dtype = WM_F32, .offset = PAGE, .rank = 4, .shape = {2, 2, 2, 4}};
   wm_tensor values = {.buffer = buffer, .dtype = WM_F32, .offset = 2 * PAGE, .rank = 4, .shape = {2, 2, 2, 4}};
-  wm_tensor last = {.buffer = buffer, .dtype = WM_F32, .offset = 16384, .rank = 2, .shape = {1, 8}};
   const wm_command commands[] = {
-      {.op = WM_OP_EMBED, .t = {table, id, wide, steps}},
+      {.op = WM_OP_EMBED, .t = {table, id, wide, rows}},
       {.op = WM_OP_EMBED, .t = {table, id, wide}},
-      {.op = WM_OP_ROPE, .t = {heads, turns, steps}},
-      {.op = WM_OP_KV_APPEND, .t = {heads, heads, keys, values, page_table, steps}},
-      {.op = WM_OP_ATTENTION, .attributes = {{.f32 = 1}}, .t = {heads, keys, values, page_table, steps, wide}},
-      {.op = WM_OP_COPY_ROW, .t = {wide, last, steps}},
-      {.op = WM_OP_RMS_NORM, .t = {wide, row(buffer, 20480, 8), wide, steps}},
+      {.op = WM_OP_ROPE, .t = {heads, turns, rows}},
+      {.op = WM_OP_KV_APPEND, .t = {heads, heads, keys, values, rows, pages}},
+      {.op = WM_OP_ATTENTION, .attributes = {{.f32 = 1}}, .t = {heads, keys, values, rows, pages, wide}},
+      {.op = WM_OP_RMS_NORM, .t = {wide, row(buffer, 20480, 8), wide, rows}},
   };
   for (size_t c = 0; c < sizeof commands / sizeof *commands; c++)
     for (size_t i = 0; i < 5; i++)
       for (size_t j = 0; j < 5; j++) {
-        for (int k = 0; k < 4; k++) step[k] = hostile[(i + (size_t)k * j) % 5];
         ids[0] = hostile[i], ids[1] = hostile[j];
-        ids[16] = hostile[j], ids[17] = hostile[i];
+        for (size_t k = 0; k < 6; k++) batch[k] = hostile[(i + k * j) % 5], sequences[k] = hostile[(j + k * i) % 5];
         EXPECT(WM_SUCCESS, submit(&commands[c]));
       }
   EXPECT(WM_SUCCESS, wm_buffer_destroy(buffer));
@@ -244,7 +241,7 @@ static void floods(void) {
   wm_submission submission;
   size_t million = 1000000 * sizeof(wm_command);
   wm_command *many = calloc(1, million);
-  if (many) EXPECT(WM_TOOBIG, wm_submit(many, million, &submission));
+  if (many) EXPECT(WM_TOOBIG, wm_commands_submit(many, million, &submission));
   free(many);
 
   wm_buffer *held = calloc(1 << 16, sizeof *held);
@@ -257,7 +254,7 @@ static void floods(void) {
   free(held);
 
   wm_device_info info;
-  EXPECT(WM_SUCCESS, wm_get_device_info(&info));
+  EXPECT(WM_SUCCESS, wm_device_describe(&info));
   wm_buffer half, more;
   EXPECT(WM_SUCCESS, wm_buffer_create_device(info.memory_limit / 2, WM_USAGE_READ, &half));
   EXPECT(WM_NOMEM, wm_buffer_create_device(info.memory_limit / 2 + 1, WM_USAGE_READ, &more));
@@ -274,8 +271,8 @@ static void models(void) {
   if (wm_model_open("default", 7, &model) != WM_SUCCESS) return; /* none was granted */
 
   wm_model_info info;
-  EXPECT(WM_SUCCESS, wm_get_model_info(model, &info));
-  EXPECT(WM_FAULT, wm_get_model_info(model, AT(END - 4)));
+  EXPECT(WM_SUCCESS, wm_model_describe(model, &info));
+  EXPECT(WM_FAULT, wm_model_describe(model, AT(END - 4)));
   wm_session session, copy;
   EXPECT(WM_SUCCESS, wm_session_open(model, &session));
   EXPECT(WM_BADF, wm_session_open(session, &copy));
@@ -283,76 +280,76 @@ static void models(void) {
   size_t len, space = info.vocab_size * sizeof(float);
   float *logits = aligned_alloc(16, (space + 15) & ~(size_t)15);
   wm_token *tokens = calloc(info.context_length + 1, sizeof *tokens);
-  EXPECT(WM_INVAL, wm_forward(session, tokens, 0, logits));
-  EXPECT(WM_INVAL, wm_forward(session, &(wm_token){info.vocab_size}, 1, logits));
-  EXPECT(WM_INVAL, wm_forward(session, &(wm_token){0xffffffffu}, 1, logits));
-  EXPECT(WM_OVERFLOW, wm_forward(session, tokens, info.context_length + 1, logits));
-  EXPECT(WM_OVERFLOW, wm_forward(session, tokens, 0xffffffffu, logits));
-  EXPECT(WM_FAULT, wm_forward(session, AT(END - 4), 2, logits));
-  EXPECT(WM_INVAL, wm_forward(session, AT(2), 1, logits));
-  EXPECT(WM_INVAL, wm_forward(session, tokens, 1, AT((uintptr_t)logits + 4)));
-  EXPECT(WM_FAULT, wm_forward(session, tokens, 1, AT(END - 16)));
-  EXPECT(WM_FAULT, wm_forward(session, tokens, 1, AT(0xfffffff0u)));
+  EXPECT(WM_INVAL, wm_session_forward(session, tokens, 0, logits));
+  EXPECT(WM_INVAL, wm_session_forward(session, &(wm_token){info.vocab_size}, 1, logits));
+  EXPECT(WM_INVAL, wm_session_forward(session, &(wm_token){0xffffffffu}, 1, logits));
+  EXPECT(WM_OVERFLOW, wm_session_forward(session, tokens, info.context_length + 1, logits));
+  EXPECT(WM_OVERFLOW, wm_session_forward(session, tokens, 0xffffffffu, logits));
+  EXPECT(WM_FAULT, wm_session_forward(session, AT(END - 4), 2, logits));
+  EXPECT(WM_INVAL, wm_session_forward(session, AT(2), 1, logits));
+  EXPECT(WM_INVAL, wm_session_forward(session, tokens, 1, AT((uintptr_t)logits + 4)));
+  EXPECT(WM_FAULT, wm_session_forward(session, tokens, 1, AT(END - 16)));
+  EXPECT(WM_FAULT, wm_session_forward(session, tokens, 1, AT(0xfffffff0u)));
   uint32_t length = 1;
   EXPECT(WM_SUCCESS, wm_session_length(session, &length));
   EXPECT(0, length);
-  EXPECT(WM_SUCCESS, wm_forward(session, tokens, 3, logits));
-  EXPECT(WM_OVERFLOW, wm_forward(session, tokens, info.context_length - 2, logits));
-  EXPECT(WM_INVAL, wm_truncate(session, 4));
-  EXPECT(WM_INVAL, wm_truncate(session, 0xffffffffu));
+  EXPECT(WM_SUCCESS, wm_session_forward(session, tokens, 3, logits));
+  EXPECT(WM_OVERFLOW, wm_session_forward(session, tokens, info.context_length - 2, logits));
+  EXPECT(WM_INVAL, wm_session_truncate(session, 4));
+  EXPECT(WM_INVAL, wm_session_truncate(session, 0xffffffffu));
   EXPECT(WM_SUCCESS, wm_session_length(session, &length));
   EXPECT(3, length);
 
   /* Texts */
-  EXPECT(WM_FAULT, wm_tokenize(model, AT(END - 1), 2, 0, tokens, 1, &len));
-  EXPECT(WM_FAULT, wm_tokenize(model, "a", 1, 0, AT(END - 4), 2, &len));
-  EXPECT(WM_FAULT, wm_tokenize(model, "a", 1, 0, tokens, 0xffffffffu, &len)); /* times 4 wraps */
-  EXPECT(WM_FAULT, wm_tokenize(model, "a", 1, 0, tokens, 1, AT(END)));
-  EXPECT(WM_INVAL, wm_tokenize(model, "a", 1, 4, tokens, 1, &len));
-  EXPECT(WM_ILSEQ, wm_tokenize(model, "\xc3", 1, 0, tokens, 1, &len));
-  EXPECT(WM_OVERFLOW, wm_tokenize(model, "a", 1, 0, NULL, 0, &len));
-  EXPECT(WM_INVAL, wm_detokenize(model, &(wm_token){info.vocab_size}, 1, (char *)arena, PAGE, &len));
-  EXPECT(WM_FAULT, wm_detokenize(model, tokens, 0x40000000u, (char *)arena, PAGE, &len));
-  EXPECT(WM_INVAL, wm_vocabulary(model, AT(2), PAGE, &len));
-  EXPECT(WM_FAULT, wm_vocabulary(model, AT(END - 4), 8, &len));
+  EXPECT(WM_FAULT, wm_model_tokenize(model, AT(END - 1), 2, 0, tokens, 1, &len));
+  EXPECT(WM_FAULT, wm_model_tokenize(model, "a", 1, 0, AT(END - 4), 2, &len));
+  EXPECT(WM_FAULT, wm_model_tokenize(model, "a", 1, 0, tokens, 0xffffffffu, &len)); /* times 4 wraps */
+  EXPECT(WM_FAULT, wm_model_tokenize(model, "a", 1, 0, tokens, 1, AT(END)));
+  EXPECT(WM_INVAL, wm_model_tokenize(model, "a", 1, 4, tokens, 1, &len));
+  EXPECT(WM_ILSEQ, wm_model_tokenize(model, "\xc3", 1, 0, tokens, 1, &len));
+  EXPECT(WM_OVERFLOW, wm_model_tokenize(model, "a", 1, 0, NULL, 0, &len));
+  EXPECT(WM_INVAL, wm_model_detokenize(model, &(wm_token){info.vocab_size}, 1, (char *)arena, PAGE, &len));
+  EXPECT(WM_FAULT, wm_model_detokenize(model, tokens, 0x40000000u, (char *)arena, PAGE, &len));
+  EXPECT(WM_INVAL, wm_model_vocabulary(model, AT(2), PAGE, &len));
+  EXPECT(WM_FAULT, wm_model_vocabulary(model, AT(END - 4), 8, &len));
   char *out = (char *)arena;
   static const char *const wrong[] = {"", "{}", "[1]", "[{}]", "[{\"role\": \"user\"}]", "[{\"role\": 1, \"content\": \"\"}]",
                                       "[{\"role\": \"user\", \"content\": \"\", \"more\": \"\"}]", "[", "nul", "1e999"};
   for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
-    EXPECT(WM_INVAL, wm_apply_template(model, wrong[i], strlen(wrong[i]), 0, out, PAGE, &len));
+    EXPECT(WM_INVAL, wm_model_apply_template(model, wrong[i], strlen(wrong[i]), 0, out, PAGE, &len));
   static char nested[100000];
   memset(nested, '[', sizeof nested);
-  EXPECT(WM_INVAL, wm_apply_template(model, nested, sizeof nested, 0, out, PAGE, &len));
+  EXPECT(WM_INVAL, wm_model_apply_template(model, nested, sizeof nested, 0, out, PAGE, &len));
   const char *surrogate = "[{\"role\": \"user\", \"content\": \"\\ud800\"}]";
-  EXPECT(WM_ILSEQ, wm_apply_template(model, surrogate, strlen(surrogate), 0, out, PAGE, &len));
+  EXPECT(WM_ILSEQ, wm_model_apply_template(model, surrogate, strlen(surrogate), 0, out, PAGE, &len));
   size_t huge = (1u << 20) + 1;
   char *text = calloc(1, huge);
-  EXPECT(WM_TOOBIG, wm_tokenize(model, text, huge, 0, tokens, 1, &len));
+  EXPECT(WM_TOOBIG, wm_model_tokenize(model, text, huge, 0, tokens, 1, &len));
   free(text);
 
-  /* A saved state, forged in every byte of its header and some behind it */
-  EXPECT(WM_OVERFLOW, wm_save(session, NULL, 0, &len));
+  /* A saved state, forged in every byte of its header and some after it */
+  EXPECT(WM_OVERFLOW, wm_session_save(session, NULL, 0, &len));
   size_t size = len;
   uint8_t *state = malloc(size);
-  EXPECT(WM_OVERFLOW, wm_save(session, state, size - 1, &len));
-  EXPECT(WM_FAULT, wm_save(session, AT(END - 16), size, &len));
-  EXPECT(WM_SUCCESS, wm_save(session, state, size, &len));
-  EXPECT(WM_INVAL, wm_restore(session, state, 0));
-  EXPECT(WM_INVAL, wm_restore(session, state, size - 1));
-  EXPECT(WM_FAULT, wm_restore(session, state, 0xffffffffu));
+  EXPECT(WM_OVERFLOW, wm_session_save(session, state, size - 1, &len));
+  EXPECT(WM_FAULT, wm_session_save(session, AT(END - 16), size, &len));
+  EXPECT(WM_SUCCESS, wm_session_save(session, state, size, &len));
+  EXPECT(WM_INVAL, wm_session_restore(session, state, 0));
+  EXPECT(WM_INVAL, wm_session_restore(session, state, size - 1));
+  EXPECT(WM_FAULT, wm_session_restore(session, state, 0xffffffffu));
   for (size_t i = 0; i < 256 && i < size; i++) {
     state[i] ^= 0x80;
-    EXPECT(WM_INVAL, wm_restore(session, state, size));
+    EXPECT(WM_INVAL, wm_session_restore(session, state, size));
     state[i] ^= 0x80;
   }
-  EXPECT(WM_SUCCESS, wm_restore(session, state, size));
+  EXPECT(WM_SUCCESS, wm_session_restore(session, state, size));
   EXPECT(WM_SUCCESS, wm_session_length(session, &length));
   EXPECT(3, length);
 
-  EXPECT(WM_SUCCESS, wm_fork(session, &copy));
+  EXPECT(WM_SUCCESS, wm_session_fork(session, &copy));
   EXPECT(WM_SUCCESS, wm_session_close(session));
-  EXPECT(WM_BADF, wm_fork(session, &session));
-  EXPECT(WM_SUCCESS, wm_forward(copy, tokens, 1, logits));
+  EXPECT(WM_BADF, wm_session_fork(session, &session));
+  EXPECT(WM_SUCCESS, wm_session_forward(copy, tokens, 1, logits));
   EXPECT(WM_SUCCESS, wm_session_close(copy));
   free(state), free(tokens), free(logits);
 }

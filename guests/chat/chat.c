@@ -2,7 +2,7 @@
  *
  * The guest keeps the conversation and the sampler; the host tokenizes and holds the model. The device writes each
  * token's logits into this guest's memory, where the guest samples from them: nothing is copied. A token costs two host
- * calls: wm_forward, and one write of its text.
+ * calls: wm_session_forward, and one write of its text.
  */
 #include <stdbool.h>
 #include <stdint.h>
@@ -12,8 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "sampler.h"
-#include "text.h"
+#include "wasmetal/sampler.h"
+#include "wasmetal/text.h"
 #include "wasmetal.h"
 
 #define RECENT 64 /* tokens that the repetition penalty looks back */
@@ -86,16 +86,16 @@ static void open_model(Chat *chat) {
     exit(1);
   }
   check(error, "model_open");
-  check(wm_get_model_info(chat->model, &chat->info), "model_info");
+  check(wm_model_describe(chat->model, &chat->info), "model_describe");
   check(wm_session_open(chat->model, &chat->session), "session_open");
 
   size_t len = chat->info.end_tokens;
   chat->ends = allocate(len, sizeof *chat->ends);
   check(wm_model_end_tokens(chat->model, chat->ends, len, &len), "model_end_tokens");
 
-  wm_vocabulary(chat->model, NULL, 0, &len);
+  wm_model_vocabulary(chat->model, NULL, 0, &len);
   chat->offsets = allocate(len, 1);
-  check(wm_vocabulary(chat->model, chat->offsets, len, &len), "vocabulary");
+  check(wm_model_vocabulary(chat->model, chat->offsets, len, &len), "model_vocabulary");
   chat->pieces = (const char *)(chat->offsets + chat->info.vocab_size + 1);
 
   chat->tokens = allocate(chat->info.context_length, sizeof *chat->tokens);
@@ -115,13 +115,13 @@ static wm_token *tokenize(Chat *chat, const Text *text, uint32_t flags, size_t *
   /* A token is at least a byte long, and a beginning-of-text token may come before all. */
   size_t cap = text->len + 1;
   wm_token *tokens = allocate(cap, sizeof *tokens);
-  wm_errno error = wm_tokenize(chat->model, text->data, text->len, flags, tokens, cap, n);
+  wm_errno error = wm_model_tokenize(chat->model, text->data, text->len, flags, tokens, cap, n);
   if (error == WM_OVERFLOW) {
     free(tokens);
     tokens = allocate(*n, sizeof *tokens);
-    error = wm_tokenize(chat->model, text->data, text->len, flags, tokens, *n, n);
+    error = wm_model_tokenize(chat->model, text->data, text->len, flags, tokens, *n, n);
   }
-  check(error, "tokenize");
+  check(error, "model_tokenize");
   return tokens;
 }
 
@@ -161,9 +161,9 @@ static Text render(Chat *chat) {
   wm_errno error;
   do {
     text_room(&prompt, len);
-    error = wm_apply_template(chat->model, json.data, json.len, WM_GENERATION_PROMPT, prompt.data, prompt.cap, &len);
+    error = wm_model_apply_template(chat->model, json.data, json.len, WM_GENERATION_PROMPT, prompt.data, prompt.cap, &len);
   } while (error == WM_OVERFLOW);
-  check(error, "apply_template");
+  check(error, "model_apply_template");
   prompt.len = len;
   free(json.data);
   return prompt;
@@ -188,7 +188,7 @@ static wm_token *prompt_tokens(Chat *chat, const char *line, size_t len, size_t 
 /* ---- The reply ---------------------------------------------------------------------------------------------------- */
 
 static void forward(Chat *chat, const wm_token *tokens, uint32_t n) {
-  check(wm_forward(chat->session, tokens, n, chat->logits), "forward");
+  check(wm_session_forward(chat->session, tokens, n, chat->logits), "session_forward");
   memcpy(chat->tokens + chat->length, tokens, n * sizeof *tokens);
   chat->length += n;
 }
@@ -198,7 +198,7 @@ static void prefill(Chat *chat, const wm_token *tokens, uint32_t n) {
   uint32_t common = 0;
   /* At least one token is run, for its logits. */
   while (common < chat->length && common + 1 < n && chat->tokens[common] == tokens[common]) common++;
-  if (common < chat->length) check(wm_truncate(chat->session, common), "truncate");
+  if (common < chat->length) check(wm_session_truncate(chat->session, common), "session_truncate");
   chat->length = common;
   double start = now();
   forward(chat, tokens + common, n - common);

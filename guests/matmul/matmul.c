@@ -1,9 +1,9 @@
 /* Multiplies two matrices on the device, in place: they and the product lie in this guest's own memory, and the device
- * works on those very bytes. Then verifies every element.
+ * works on those very bytes. Then the guest verifies every element.
  *
  *   matmul [--repeats N] [--copy] [--json]
  *
- * --copy goes through device buffers instead, with explicit copies there and back: what sharing saves.
+ * --copy goes through device buffers instead, with explicit copies there and back, to measure what sharing saves.
  */
 #include <stdbool.h>
 #include <stdint.h>
@@ -100,8 +100,8 @@ int main(int argc, char **argv) {
       check(wm_buffer_write(in_a, 0, a, BYTES), "buffer_write");
       check(wm_buffer_write(in_b, 0, b, BYTES), "buffer_write");
     }
-    check(wm_submit(&command, sizeof command, &submission), "submit");
-    check(wm_wait(submission, WM_FOREVER), "wait");
+    check(wm_commands_submit(&command, sizeof command, &submission), "commands_submit");
+    check(wm_submission_wait(submission, WM_FOREVER), "submission_wait");
     if (copy) check(wm_buffer_read(out, 0, product, BYTES), "buffer_read");
     ms[i] = now_ms() - start;
     int now = count_right();
@@ -110,7 +110,7 @@ int main(int argc, char **argv) {
   qsort(ms, (size_t)repeats, sizeof *ms, ascending);
 
   wm_counters counters;
-  check(wm_get_counters(&counters), "counters");
+  check(wm_counters_read(&counters), "counters_read");
   const char *mode = copy ? "copied" : "shared";
   if (json)
     printf("{\"n\": %d, \"mode\": \"%s\", \"verified\": %d, \"repeats\": %d, \"best_ms\": %.6f, \"median_ms\": %.6f, "

@@ -25,6 +25,10 @@ from wasmetal.cli import app
         "bench zerocopy",
         "bench dispatch",
         "bench llm",
+        "sdk",
+        "sdk new",
+        "sdk include-dir",
+        "sdk lib-dir",
     ],
 )
 def test_help_says_what_it_does(command: str) -> None:

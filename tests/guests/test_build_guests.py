@@ -20,7 +20,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import shutil
 
     folder = tmp_path_factory.mktemp("another place with a long name")
-    for name in ("guests", "abi"):
+    for name in ("guests", "src/wasmetal/sdk"):
         shutil.copytree(GUESTS.parent / name, folder / name)
     return folder
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from wasmetal import Guest
+from wasmetal.sdk import INCLUDE
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,7 +18,7 @@ def test_the_example(tmp_path: Path) -> None:
     (code,) = re.findall(r"```c\n(.*?)```", text, re.S)
     (line,) = re.findall(r"^python -m (ziglang .*)$", text, re.M)
     (tmp_path / "double.c").write_text(code)
-    arguments = [str(ROOT / "abi") if part == "abi" else part for part in line.split()]
+    arguments = line.replace('"$(wasmetal sdk include-dir)"', str(INCLUDE)).split()
     subprocess.run([sys.executable, "-m", *arguments], cwd=tmp_path, check=True)
     with Guest(tmp_path / "double.wasm", device="cpu") as guest:
         assert guest.run() == 0

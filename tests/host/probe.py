@@ -104,11 +104,11 @@ class Probe:
         return self.u32()
 
     def try_submit(self, *commands: Any, at: int = 4096) -> Errno:
-        return self.submit(at, self.put(at, b"".join(each.tobytes() for each in commands)), self.OUT)
+        return self.commands_submit(at, self.put(at, b"".join(each.tobytes() for each in commands)), self.OUT)
 
     def run(self, *commands: Any) -> None:
         """Submit and wait; both must succeed."""
-        assert self.wait(self.start(*commands), abi.FOREVER) == Errno.SUCCESS
+        assert self.submission_wait(self.start(*commands), abi.FOREVER) == Errno.SUCCESS
 
 
 def tensor(buffer: int, shape: tuple[int, ...], offset: int = 0, dtype: int = 0, row_stride: int = 0) -> Any:

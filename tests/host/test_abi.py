@@ -1,178 +1,112 @@
-"""The header, the witx files and the host's tables say the same."""
+"""The C compiler and the host agree about the ABI, and the generated files are current."""
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+import wasmtime
 
+from wasmetal import Guest, sdk
 from wasmetal.host import abi
-from wasmetal.host.commands import _COMMAND, OPS
+from wasmetal.host.abi.__main__ import generate, main
+from wasmetal.host.abi.schema import Constant, Direction, Enumeration, Ops, Param, Struct
 from wasmetal.host.errno import Errno
-from wasmetal.ops import DType
 
-ABI = Path(__file__).parents[2] / "abi"
-HEADER = (ABI / "wasmetal.h").read_text()
-STRUCTS = {
-    "wm_tensor": abi.TENSOR,
-    "wm_command": abi.COMMAND,
-    "wm_device_info": abi.DEVICE_INFO,
-    "wm_counters": abi.COUNTERS,
-    "wm_model_info": abi.MODEL_INFO,
-}
-C_KINDS = {"size_t": abi.SIZE, "uint64_t": abi.U64, "uint32_t": abi.U32}
+ITEMS = [item for interface in abi.DESCRIPTION for item in interface.items]
+FUNCTIONS = [function for interface in abi.DESCRIPTION for function in interface.functions]
+
+wasm32_and_wasm64 = pytest.mark.parametrize("memory64", [False, True], ids=["wasm32", "wasm64"])
 
 
-def parse(text: str) -> list:
-    """S-expressions as nested lists."""
-    stack: list[list] = [[]]
-    for token in re.findall(r'"[^"]*"|[()]|[^\s()]+', re.sub(r";;.*", "", text)):
-        if token == "(":
-            stack.append([])
-        elif token == ")":
-            done = stack.pop()
-            stack[-1].append(done)
-        else:
-            stack[-1].append(token.strip('"'))
-    return stack[0]
+def compile_c(folder: Path, source: str, memory64: bool) -> Path:
+    """A module made of C alone, with no C library."""
+    target = "wasm64-freestanding" if memory64 else "wasm32-freestanding"
+    (folder / "probe.c").write_text(f'#include "wasmetal.h"\n{source}')
+    flags = ["-target", target, "-nostdlib", "-Wl,--no-entry", "-Wall", "-Wextra", "-Werror", "-I", sdk.INCLUDE]
+    subprocess.run(
+        [sys.executable, "-m", "ziglang", "cc", *flags, "probe.c", "-o", "probe.wasm"], cwd=folder, check=True
+    )
+    return folder / "probe.wasm"
 
 
-@pytest.fixture(scope="module")
-def witx() -> list:
-    return parse((ABI / "wasi_ephemeral_gpu.witx").read_text()) + parse((ABI / "wasmetal_llm.witx").read_text())
+def test_generated_files_are_current() -> None:
+    for path, text in generate().items():
+        assert (sdk.FOLDER / path).read_text() == text, f"{path}: run make abi"
+        assert "Generated" in text.partition("\n")[0]
 
 
-def witx_constants(witx: list, typename: str) -> dict[str, int]:
-    entries = [e for e in witx if e[:3] == ["@witx", "const", f"${typename}"]]
-    return {name.removeprefix("$").upper(): int(value) for _, _, _, name, value in entries}
+def test_a_stale_file_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("include", "witx"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setattr(sys, "argv", ["abi"])
+    assert main(tmp_path) == 0
+    monkeypatch.setattr(sys, "argv", ["abi", "--check"])
+    assert main(tmp_path) == 0
+    header = tmp_path / "include" / "wasmetal.h"
+    header.write_text(header.read_text().replace("WM_TOOBIG 1", "WM_TOOBIG 2"))
+    assert main(tmp_path) == 1
+    assert "wasmetal.h is not current" in capsys.readouterr().err
 
 
-def witx_record(witx: list, typename: str) -> list[str]:
-    (record,) = [e[2] for e in witx if e[:2] == ["typename", f"${typename}"]]
-    return [name.removeprefix("$") for _, name, _ in record[1:]]
+@wasm32_and_wasm64
+def test_the_compiler_lays_out_structs_and_numbers_as_the_host_does(memory64: bool, tmp_path: Path) -> None:
+    facts = {f"WM_{each.name}": each.value for each in Errno}
+    for item in ITEMS:
+        match item:
+            case Struct():
+                facts[f"sizeof({item.c})"] = item.dtype.itemsize
+                facts[f"_Alignof({item.c})"] = item.dtype.alignment
+                for name, (dtype, offset, *_) in item.dtype.fields.items():
+                    facts[f"offsetof({item.c}, {name})"] = offset
+                    facts[f"sizeof((({item.c} *)0)->{name})"] = dtype.itemsize
+            case Enumeration():
+                facts |= {f"WM_{item.prefix}{each.name}": each.value for each in item.members}
+            case Constant():
+                facts[f"WM_{item.name}"] = item.value
+            case Ops():
+                facts |= {f"WM_OP_{op.name.upper()}": op.number for op in item.ops}
+                facts |= {flag.c: flag.bit for op in item.ops for flag in op.flags}
+    # Not assertions of the compiler's: the module says what it found, so that a failure shows both numbers.
+    body = "".join(
+        f'__attribute__((export_name("fact{i}"))) uint64_t fact{i}(void) {{ return {fact}; }}\n'
+        for i, fact in enumerate(facts)
+    )
+    with Guest(compile_c(tmp_path, body, memory64), device="cpu") as guest:
+        found = {fact: guest.call(f"fact{i}") % 2**64 for i, fact in enumerate(facts)}
+    assert found == facts
 
 
-def defines(prefix: str) -> dict[str, int]:
-    return {name: int(value) for name, value in re.findall(rf"#define {prefix}(\w+) (\d+)u?\b", HEADER)}
+@wasm32_and_wasm64
+def test_every_function_links_with_its_signature_in_c(memory64: bool, tmp_path: Path) -> None:
+    def declared(param: Param) -> str:
+        const = "const " if param.direction is Direction.IN else ""
+        return f"{const}{param.type.c} {'*' if param.pointer else ''}{param.name}"
+
+    body = ""
+    for function in FUNCTIONS:
+        parameters = ", ".join(map(declared, function.params))
+        arguments = ", ".join(param.name for param in function.params)
+        body += f'__attribute__((export_name("{function.name}")))\n'
+        body += f"wm_errno call_{function.name}({parameters}) {{ return {function.c}({arguments}); }}\n"
+    path = compile_c(tmp_path, body, memory64)
+    imported = wasmtime.Module(wasmtime.Engine(), path.read_bytes()).imports
+    assert {(each.module, each.name) for each in imported} == {
+        (name, function) for name, functions in abi.INTERFACES.items() for function in functions
+    }
+    with Guest(path, device="cpu") as guest:  # the host's types are those of the C prototypes, or this fails
+        for function in FUNCTIONS:
+            # Every pointer is misaligned or outside, every handle 0.
+            values = [-1 if param.pointer else 0 for param in function.params]
+            assert guest.call(function.name, *values) in function.all_errors
 
 
-def header_functions() -> dict[str, dict[str, tuple[str, ...]]]:
-    """Parameter kinds of every function that the header declares, by interface."""
-    interfaces: dict[str, dict[str, tuple[str, ...]]] = {abi.GPU: {}, abi.LLM: {}}
-    for interface, name, parameters in re.findall(r"^WM_(GPU|LLM)\((\w+)\)\s+wm_errno \w+\(([^)]*)\);", HEADER, re.M):
-        kinds = []
-        for parameter in parameters.split(","):
-            kind = parameter.replace("const", "").split()[0]
-            kinds.append(abi.PTR if "*" in parameter else C_KINDS.get(kind, abi.U32))
-        interfaces[getattr(abi, interface)][name] = tuple(kinds)
-    return interfaces
-
-
-def witx_functions(witx: list) -> dict[str, dict[str, tuple[str, ...]]]:
-    kinds = {"u32": abi.U32, "u64": abi.U64}
-    for entry in witx:
-        if entry[0] == "typename":
-            body = entry[2]
-            if body == ["@witx", "usize"]:
-                kinds[entry[1]] = abi.SIZE
-            elif isinstance(body, str):
-                kinds[entry[1]] = kinds[body]
-            elif body[0] in ("handle", "flags"):
-                kinds[entry[1]] = abi.U32
-    interfaces = {}
-    for module in (e for e in witx if e[0] == "module"):
-        functions = interfaces[module[1].removeprefix("$")] = {}
-        for function in module[3:]:
-            _, _, (_, name), *rest = function[1:] if function[0] != "@interface" else function
-            parameters = []
-            for part in rest:
-                if part[0] == "param":
-                    pointer = isinstance(part[2], list) and part[2][1] in ("pointer", "const_pointer")
-                    parameters.append(abi.PTR if pointer else kinds[part[2]])
-                elif len(part[2]) == 3:  # (expected $value (error $errno)): the value goes through a pointer
-                    parameters.append(abi.PTR)
-            functions[name] = tuple(parameters)
-    return interfaces
-
-
-def test_functions_agree(witx: list) -> None:
-    assert header_functions() == abi.INTERFACES
-    assert witx_functions(witx) == abi.INTERFACES
-
-
-def test_errnos_agree(witx: list) -> None:
-    expected = {errno.name: errno.value for errno in Errno}
-    block = HEADER[HEADER.index("typedef uint32_t wm_errno") : HEADER.index("---- wasi_ephemeral_gpu")]
-    assert {n: int(v) for n, v in re.findall(r"#define WM_(\w+) (\d+)", block)} == expected
-    assert witx_constants(witx, "errno") == expected
-
-
-def test_ops_and_dtypes_agree(witx: list) -> None:
-    ops = {op.name.upper(): number for number, op in OPS.items()}
-    assert defines("WM_OP_") == ops
-    assert witx_constants(witx, "op") == ops
-    dtypes = {dtype.name: dtype.value for dtype in DType}
-    assert witx_constants(witx, "dtype") == dtypes
-    assert {name: defines("WM_")[name] for name in dtypes} == dtypes
-
-
-def test_flags_and_constants_agree(witx: list) -> None:
-    defined = defines("WM_")
-    for name in (
-        *("USAGE_READ", "USAGE_WRITE", "TRANSPOSE_A", "TRANSPOSE_B", "ACCUMULATE", "INTERLEAVED"),
-        *("PARSE_SPECIAL", "ADD_BOS", "GENERATION_PROMPT"),
-    ):
-        assert defined[name] == getattr(abi, name)
-    backends = {f"{name.upper()}": i for i, name in enumerate(abi.BACKENDS)}
-    assert defines("WM_BACKEND_") == backends == witx_constants(witx, "backend")
-    assert re.search(r"#define WM_FOREVER UINT64_MAX", HEADER)
-    assert abi.FOREVER == 2**64 - 1
-
-
-def test_witx_records_are_the_structs(witx: list) -> None:
-    assert witx_record(witx, "counters") == list(abi.COUNTERS.names)
-    assert witx_record(witx, "model_info") == list(abi.MODEL_INFO.names)
-    assert witx_record(witx, "device_info") == [name for name in abi.DEVICE_INFO.names if name != "name"]
-    flat = [re.sub(r"_\d$", "", name) for name in witx_record(witx, "tensor")]
-    assert list(dict.fromkeys(flat)) == list(abi.TENSOR.names)
-
-
-def test_records_are_parsed_as_they_are_laid_out() -> None:
-    data = np.arange(abi.COMMAND.itemsize // 4, dtype=np.uint32).tobytes()
-    record = np.frombuffer(data, abi.COMMAND)[0]
-    op, flags, *words = _COMMAND.unpack(data)
-    assert (op, flags, *words[:6]) == (record["op"], record["flags"], *record["attributes"])
-    for i, operand in enumerate(record["t"]):
-        fields = [operand[name] for name in ("buffer", "dtype", "offset", "rank", "row_stride")]
-        assert words[6 + 9 * i : 15 + 9 * i] == [*fields, *operand["shape"]]
-
-
-@pytest.mark.parametrize("target", ["wasm32-wasi", "wasm64-freestanding"])
-def test_c_lays_the_structs_out_like_the_host(target: str, tmp_path: Path) -> None:
-    lines = ['#include "wasmetal.h"']
-    for name, dtype in STRUCTS.items():
-        lines.append(f'_Static_assert(sizeof({name}) == {dtype.itemsize}, "size of {name}");')
-        lines.append(f'_Static_assert(_Alignof({name}) == {dtype.alignment}, "alignment of {name}");')
-        for field, (_, offset, *_) in dtype.fields.items():
-            lines.append(f'_Static_assert(offsetof({name}, {field}) == {offset}, "{name}.{field}");')
-    source = tmp_path / "layout.c"
-    source.write_text("\n".join(lines))
-    command = [
-        sys.executable,
-        "-m",
-        "ziglang",
-        "cc",
-        "-target",
-        target,
-        "-I",
-        ABI,
-        "-c",
-        source,
-        "-o",
-        tmp_path / "layout.o",
-    ]
-    subprocess.run(command, check=True)
+def test_each_interface_is_described_once() -> None:
+    names = [function.name for function in FUNCTIONS]
+    assert len(set(names)) == len(names)
+    numbers = [op.number for item in ITEMS if isinstance(item, Ops) for op in item.ops]
+    assert len(set(numbers)) == len(numbers)

@@ -10,10 +10,10 @@ import pytest
 
 from host.probe import PAGE, Probe, command, tensor
 from wasmetal.device import Device
-from wasmetal.host.commands import OPS
+from wasmetal.host import abi
 from wasmetal.host.errno import Errno
 
-NUMBERS = {op.name: number for number, op in OPS.items()}
+NUMBERS = {op.name: number for number, op in abi.OPS.items()}
 rng = np.random.default_rng(7)
 
 
@@ -32,10 +32,13 @@ def silu(x: np.ndarray) -> np.ndarray:
 
 x, y, weight, out = normal(3, 8), normal(3, 8), normal(5, 8), normal(3, 5)
 ids = np.array([4, 0, 2], np.int32)
-step = np.array([2, 1, 1, 0], np.int32)  # two rows, the first at position 1; the last row is row 1
+batch = np.array([[2, 0], [1, 0], [2, 0], [0, 0]], np.int32)  # two valid rows of sequence 0, at positions 1 and 2
 heads, table = normal(3, 2, 4), normal(6, 2, 2)
 keys, values = normal(3, 2, 1, 4), normal(3, 2, 1, 4)  # pages of two positions
 pages = np.array([2, 0, 1], np.int32)
+sequences = np.array([[3, *pages]], np.int32)
+mixed = np.array([[2, 0], [4, 0], [1, 1], [0, 0]], np.int32)  # two valid rows, of two sequences
+both = np.array([[5, *pages], [2, *pages[1:], 0]], np.int32)
 
 
 def rotated(interleaved: bool) -> np.ndarray:
@@ -56,12 +59,13 @@ def appended(pool: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return result
 
 
-def attended() -> np.ndarray:
-    k, v = keys[pages].reshape(6, 4), values[pages].reshape(6, 4)
+def attended(*places: tuple[int, np.ndarray]) -> np.ndarray:
+    """Rows at these positions of sequences with these pages."""
     result = np.zeros((3, 8), np.float32)
-    for t in range(2):
+    for t, (position, table) in enumerate(places):
+        k, v = keys[table].reshape(-1, 4), values[table].reshape(-1, 4)
         for head in range(2):
-            seen = 1 + t + 1
+            seen = position + 1
             result[t, 4 * head : 4 * head + 4] = softmax(0.5 * k[:seen] @ heads[t, head]) @ v[:seen]
     return result
 
@@ -89,35 +93,45 @@ CASES: dict[str, tuple[str, list[Any], dict[str, Any], int, Callable[[], np.ndar
     "matmul, b transposed": ("matmul", [x, weight, NEW((3, 5))], {"flags": 2}, 2, lambda: x @ weight.T),
     "linear": ("linear", [x, weight, NEW((3, 5))], {}, 2, lambda: x @ weight.T),
     "linear, accumulating": ("linear", [x, weight, out], {"flags": 1}, 2, lambda: out + x @ weight.T),
-    "linear, two rows": ("linear", [x, weight, NEW((3, 5)), step], {}, 2, lambda: rows(x @ weight.T, 2)),
+    "linear, two rows": ("linear", [x, weight, NEW((3, 5)), batch], {}, 2, lambda: rows(x @ weight.T, 2)),
     "embed": ("embed", [weight, ids, NEW((3, 8))], {}, 2, lambda: weight[ids]),
-    "embed, two rows": ("embed", [weight, ids, NEW((3, 8)), step], {}, 2, lambda: rows(weight[ids], 2)),
+    "embed, two rows": ("embed", [weight, ids, NEW((3, 8)), batch], {}, 2, lambda: rows(weight[ids], 2)),
     "rms_norm": ("rms_norm", [x, weight[0], NEW((3, 8))], {"attributes": (0.5,)}, 2, lambda: rms * weight[0]),
     "rms_norm, two rows": (
-        *("rms_norm", [x, weight[0], NEW((3, 8)), step], {"attributes": (0.5,)}, 2),
+        *("rms_norm", [x, weight[0], NEW((3, 8)), batch], {"attributes": (0.5,)}, 2),
         lambda: rows(rms * weight[0], 2),
     ),
-    "rope": ("rope", [heads, table, step], {}, 0, lambda: rotated(False)),
-    "rope, interleaved": ("rope", [heads, table, step], {"flags": 1}, 0, lambda: rotated(True)),
-    "kv_append, keys": ("kv_append", [k_new, v_new, keys, values, pages, step], {}, 2, lambda: appended(keys, k_new)),
+    "rope": ("rope", [heads, table, batch], {}, 0, lambda: rotated(False)),
+    "rope, interleaved": ("rope", [heads, table, batch], {"flags": 1}, 0, lambda: rotated(True)),
+    "kv_append, keys": (
+        "kv_append",
+        [k_new, v_new, keys, values, batch, sequences],
+        {},
+        2,
+        lambda: appended(keys, k_new),
+    ),
     "kv_append, values": (
         "kv_append",
-        [k_new, v_new, keys, values, pages, step],
+        [k_new, v_new, keys, values, batch, sequences],
         {},
         3,
         lambda: appended(values, v_new),
     ),
     "attention": (
-        *("attention", [heads, keys, values, pages, step, NEW((3, 8))], {"attributes": (0.5,)}, 5),
-        attended,
+        *("attention", [heads, keys, values, batch, sequences, NEW((3, 8))], {"attributes": (0.5,)}, 5),
+        lambda: attended((1, pages), (2, pages)),
+    ),
+    "attention, two sequences": (
+        *("attention", [heads, keys, values, mixed, both, NEW((3, 8))], {"attributes": (0.5,)}, 5),
+        lambda: attended((4, pages), (1, pages[1:])),
     ),
     "silu_mul": ("silu_mul", [x, y, NEW((3, 8))], {}, 2, lambda: silu(x) * y),
-    "silu_mul, two rows": ("silu_mul", [x, y, NEW((3, 8)), step], {}, 2, lambda: rows(silu(x) * y, 2)),
+    "silu_mul, two rows": ("silu_mul", [x, y, NEW((3, 8)), batch], {}, 2, lambda: rows(silu(x) * y, 2)),
     "add": ("add", [x, y, NEW((3, 8))], {}, 2, lambda: x + y),
+    "add, a vector to every row": ("add", [x, y[0], NEW((3, 8))], {}, 2, lambda: x + y[0]),
     "scale": ("scale", [x, NEW((3, 8))], {"attributes": (-2.5,)}, 1, lambda: x * np.float32(-2.5)),
     "softmax": ("softmax", [x, NEW((3, 8))], {}, 1, lambda: softmax(x)),
     "argmax": ("argmax", [x, NEW(3, np.int32)], {}, 1, lambda: x.argmax(-1)),
-    "copy_row": ("copy_row", [x, NEW((1, 8)), step], {}, 1, lambda: x[1:2]),
 }
 
 
@@ -154,6 +168,17 @@ def test_strided_rows(device: Device) -> None:
         probe.run(command(NUMBERS["add"], left, right, tensor(buffer, (3, 16), 4096)))
         result = probe.floats(PAGE + 4096, 48).reshape(3, 16)
         np.testing.assert_array_equal(result, wide[:, :16] + wide[:, 16:])
+
+
+@pytest.mark.parametrize("field", [name for name in abi.TENSOR.names if name != "buffer"])
+def test_an_operand_without_a_buffer_must_be_zero_in_every_field(field: str) -> None:
+    from wasmetal.device.cpu import CpuDevice
+
+    with Probe(CpuDevice()) as probe:
+        value = tensor(probe.share(), (4,))
+        wrong = command(NUMBERS["add"], value, value, value)
+        wrong["t"][5][field] = 1
+        assert probe.try_submit(wrong) == Errno.INVAL
 
 
 def test_commands_of_a_list_take_effect_in_order(device: Device) -> None:

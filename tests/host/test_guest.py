@@ -70,7 +70,7 @@ def test_the_public_names() -> None:
         (b"\0asm\x01\0\0\0\x0d", "unexpected end"),
         (b"(module (func)", "expected"),
         (b'(module (import "env" "f" (func)))', "env::f"),
-        (b'(module (import "wasi_ephemeral_gpu" "wait" (func (param i32))))', "incompatible import type"),
+        (b'(module (import "wasmetal_gpu" "submission_wait" (func (param i32))))', "incompatible import type"),
         (b"(module (memory i64 0 0x1000000000000) (memory 70000))", "memory"),
     ],
 )
@@ -361,7 +361,7 @@ def test_one_call_at_a_time() -> None:
 
 def test_a_start_function_may_call_the_host() -> None:
     text = f"""(module
-        (import "{abi.GPU}" "device_info" (func $info (param i32) (result i32)))
+        (import "{abi.GPU}" "device_describe" (func $info (param i32) (result i32)))
         (memory (export "memory") 1) (global $errno (mut i32) (i32.const -1))
         (func $start (global.set $errno (call $info (i32.const 0)))) (start $start)
         (func (export "errno") (result i32) (global.get $errno)))"""
@@ -370,7 +370,7 @@ def test_a_start_function_may_call_the_host() -> None:
 
 
 def test_a_guest_without_memory_gets_a_fault() -> None:
-    text = f"""(module (import "{abi.GPU}" "device_info" (func $info (param i32) (result i32)))
+    text = f"""(module (import "{abi.GPU}" "device_describe" (func $info (param i32) (result i32)))
         (func (export "info") (result i32) (call $info (i32.const 0))))"""
     with Guest(text.encode(), device="cpu") as guest:
         assert guest.call("info") == Errno.FAULT
@@ -489,7 +489,7 @@ def test_a_failed_constructor_gives_back_what_it_took() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "open_device", lambda spec: Watched())
         with pytest.raises(GuestError):
-            Guest(b'(module (import "wasi_ephemeral_gpu" "none" (func)))', device="cpu")
+            Guest(b'(module (import "wasmetal_gpu" "none" (func)))', device="cpu")
     assert len(closed) == 1
 
 

@@ -104,7 +104,7 @@ def test_wall_time_while_the_device_works() -> None:
         x = tensor(probe.share(), (4,))
         submission = probe.start(command(9, x, x, x))
         with pytest.raises(LimitError, match=r"0\.2 seconds of wall time"):
-            probe.wait(submission, abi.FOREVER)
+            probe.submission_wait(submission, abi.FOREVER)
 
 
 def test_a_stopped_guest_stays_stopped() -> None:
@@ -123,7 +123,7 @@ def test_handles(device: Device) -> None:
         assert probe.buffer_create(PAGE, PAGE, 1, probe.OUT) == Errno.MFILE
         assert probe.buffer_create_device(64, 1, probe.OUT) == Errno.MFILE
         assert probe.try_submit(command(9, x, x, x)) == Errno.MFILE
-        assert probe.wait(submission, abi.FOREVER) == Errno.SUCCESS
+        assert probe.submission_wait(submission, abi.FOREVER) == Errno.SUCCESS
         assert probe.allocate(64)
 
 
@@ -163,9 +163,9 @@ def test_commands_pending(device: Device) -> None:
         first = probe.start(*[add] * 3)
         assert probe.try_submit(add, add) == Errno.AGAIN
         second = probe.start(add)
-        assert probe.wait(first, abi.FOREVER) == Errno.SUCCESS
+        assert probe.submission_wait(first, abi.FOREVER) == Errno.SUCCESS
         probe.run(add, add, add)
-        assert probe.wait(second, 0) == Errno.SUCCESS
+        assert probe.submission_wait(second, 0) == Errno.SUCCESS
 
 
 def test_a_million_commands(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,10 +177,10 @@ def test_a_million_commands(device: Device, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("wasmetal.host.submissions.encode", encode)
     nbytes = 10**6 * abi.COMMAND.itemsize
     with Probe(device, pages=1) as probe:
-        assert probe.submit(0, nbytes, probe.OUT) == Errno.FAULT
+        assert probe.commands_submit(0, nbytes, probe.OUT) == Errno.FAULT
     pages = -(-nbytes // PAGE) + 1
     with Probe(device, pages=pages, maximum=pages) as probe:
-        assert probe.submit(PAGE, nbytes, probe.OUT) == Errno.TOOBIG
+        assert probe.commands_submit(PAGE, nbytes, probe.OUT) == Errno.TOOBIG
 
 
 def test_device_seconds(device: Device) -> None:
@@ -188,7 +188,7 @@ def test_device_seconds(device: Device) -> None:
         x = tensor(probe.share(), (4,))
         submission = probe.start(command(9, x, x, x))
         with pytest.raises(LimitError, match="1e-09 seconds of device time"):
-            probe.wait(submission, abi.FOREVER)
+            probe.submission_wait(submission, abi.FOREVER)
 
 
 @pytest.mark.parametrize("limit", ["device_seconds", "wall_seconds"])
@@ -199,7 +199,7 @@ def test_a_long_list_ends_at_the_limit(limit: str, cpu: Device) -> None:
         before = cpu.counters.dispatches
         submission = probe.start(*[command(11, x, x)] * 16_000)
         with pytest.raises(LimitError, match=r"0\.05 seconds of (device|wall) time"):
-            probe.wait(submission, abi.FOREVER)
+            probe.submission_wait(submission, abi.FOREVER)
     with Probe(cpu) as probe:
         x = tensor(probe.share(), (4,))
         probe.run(command(9, x, x, x))

@@ -51,7 +51,7 @@ def session(probe: Probe) -> int:
 
 def forward(probe: Probe, session: int, tokens: list[int], logits: int = LOGITS) -> Errno:
     probe.put(TOKENS, np.array(tokens, np.uint32))
-    return probe.forward(session, TOKENS, len(tokens), logits)
+    return probe.session_forward(session, TOKENS, len(tokens), logits)
 
 
 def test_models_are_had_by_the_names_that_were_granted(probe: Probe) -> None:
@@ -67,7 +67,7 @@ def test_nothing_is_granted_by_default(device: Device) -> None:
 
 def test_model_info(probe: Probe, model: Any) -> None:
     handle = opened(probe)
-    assert probe.model_info(handle, OUT) == Errno.SUCCESS
+    assert probe.model_describe(handle, OUT) == Errno.SUCCESS
     info = probe.bytes[OUT : OUT + abi.MODEL_INFO.itemsize].view(abi.MODEL_INFO)[0]
     ends = sorted(model.tokenizer.end_of_generation)
     assert tuple(info) == (model.vocab_size, model.context_length, len(ends), 1)
@@ -79,11 +79,11 @@ def test_model_info(probe: Probe, model: Any) -> None:
 
 def test_vocabulary(probe: Probe, model: Any) -> None:
     handle = opened(probe)
-    assert probe.vocabulary(handle, 0, 0, probe.OUT) == Errno.OVERFLOW
+    assert probe.model_vocabulary(handle, 0, 0, probe.OUT) == Errno.OVERFLOW
     nbytes = size(probe)
-    assert probe.vocabulary(handle, OUT, nbytes - 1, probe.OUT) == Errno.OVERFLOW
+    assert probe.model_vocabulary(handle, OUT, nbytes - 1, probe.OUT) == Errno.OVERFLOW
     assert not probe.bytes[OUT : OUT + nbytes].any()
-    assert probe.vocabulary(handle, OUT, nbytes, probe.OUT) == Errno.SUCCESS
+    assert probe.model_vocabulary(handle, OUT, nbytes, probe.OUT) == Errno.SUCCESS
     offsets = probe.bytes[OUT:].view(np.uint32)[: model.vocab_size + 1]
     data = probe.bytes[OUT + offsets.nbytes : OUT + nbytes].tobytes()
     pieces = [data[begin:end] for begin, end in pairwise(offsets)]
@@ -96,15 +96,15 @@ def test_tokenize_and_back(probe: Probe, model: Any) -> None:
     n = probe.put(TEXT, text.encode())
     for flags, options in {
         0: {"parse_special": False, "add_bos": False},
-        abi.PARSE_SPECIAL: {"parse_special": True, "add_bos": False},
-        abi.ADD_BOS: {"parse_special": False, "add_bos": None},
+        abi.TokenizeFlags.PARSE_SPECIAL: {"parse_special": True, "add_bos": False},
+        abi.TokenizeFlags.ADD_BOS: {"parse_special": False, "add_bos": None},
     }.items():
-        assert probe.tokenize(handle, TEXT, n, flags, TOKENS, 64, probe.OUT) == Errno.SUCCESS
+        assert probe.model_tokenize(handle, TEXT, n, flags, TOKENS, 64, probe.OUT) == Errno.SUCCESS
         tokens = probe.bytes[TOKENS:].view(np.uint32)[: size(probe)].tolist()
         assert tokens == model.tokenizer.encode(text, **options)
-        assert probe.detokenize(handle, TOKENS, len(tokens), OUT, 64, probe.OUT) == Errno.SUCCESS
+        assert probe.model_detokenize(handle, TOKENS, len(tokens), OUT, 64, probe.OUT) == Errno.SUCCESS
         assert probe.bytes[OUT : OUT + size(probe)].tobytes().decode() == text
-    assert probe.detokenize(handle, TOKENS, len(tokens), OUT, 5, probe.OUT) == Errno.OVERFLOW
+    assert probe.model_detokenize(handle, TOKENS, len(tokens), OUT, 5, probe.OUT) == Errno.OVERFLOW
     assert size(probe) == n
 
 
@@ -112,8 +112,8 @@ def test_apply_template(probe: Probe, model: Any) -> None:
     messages = [{"role": "user", "content": 'quote " and ünicode'}]
     handle = opened(probe)
     n = probe.put(TEXT, json.dumps(messages).encode())
-    for flags in (0, abi.GENERATION_PROMPT):
-        assert probe.apply_template(handle, TEXT, n, flags, OUT, 4096, probe.OUT) == Errno.SUCCESS
+    for flags in (0, abi.TemplateFlags.GENERATION_PROMPT):
+        assert probe.model_apply_template(handle, TEXT, n, flags, OUT, 4096, probe.OUT) == Errno.SUCCESS
         expected = model.chat_template.render(messages, add_generation_prompt=bool(flags))
         assert probe.bytes[OUT : OUT + size(probe)].tobytes().decode() == expected
 
@@ -123,7 +123,7 @@ def test_a_model_without_a_template() -> None:
     with Probe(model.device, models={"tiny": model}) as probe:
         handle = opened(probe)
         n = probe.put(TEXT, b"[]")
-        assert probe.apply_template(handle, TEXT, n, 0, OUT, 4096, probe.OUT) == Errno.NOTSUP
+        assert probe.model_apply_template(handle, TEXT, n, 0, OUT, 4096, probe.OUT) == Errno.NOTSUP
 
 
 def test_a_state_too_large_for_the_model_is_not_even_read(probe: Probe, model: Any) -> None:
@@ -131,7 +131,7 @@ def test_a_state_too_large_for_the_model_is_not_even_read(probe: Probe, model: A
     most = model.context_length * model.cache.position_bytes
     assert most + 8192 < 64 * PAGE
     assert probe.guest.call("grow", 56) == 8
-    assert probe.restore(handle, 0, most + 8192) == Errno.INVAL
+    assert probe.session_restore(handle, 0, most + 8192) == Errno.INVAL
 
 
 def reference(model: Any, tokens: list[int]) -> np.ndarray:
@@ -179,29 +179,29 @@ def test_a_full_context_is_an_overflow(probe: Probe, model: Any) -> None:
     assert forward(probe, handle, [1] * (room + 1)) == Errno.OVERFLOW
     assert forward(probe, handle, [1] * room) == Errno.SUCCESS
     assert forward(probe, handle, [1]) == Errno.OVERFLOW
-    assert probe.truncate(handle, room - 1) == Errno.SUCCESS
+    assert probe.session_truncate(handle, room - 1) == Errno.SUCCESS
     assert forward(probe, handle, [1]) == Errno.SUCCESS
 
 
 def test_fork_truncate_save_restore(probe: Probe, model: Any) -> None:
     handle = session(probe)
     assert forward(probe, handle, [5, 6, 7]) == Errno.SUCCESS
-    assert probe.fork(handle, probe.OUT) == Errno.SUCCESS
+    assert probe.session_fork(handle, probe.OUT) == Errno.SUCCESS
     copy = probe.u32()
     assert forward(probe, handle, [8]) == Errno.SUCCESS
     expected = probe.floats(LOGITS, model.vocab_size).copy()
-    assert probe.truncate(copy, 2) == Errno.SUCCESS
+    assert probe.session_truncate(copy, 2) == Errno.SUCCESS
     assert forward(probe, copy, [7]) == Errno.SUCCESS
     copied = probe.guest.counters.bytes_copied
-    assert probe.save(copy, 0, 0, probe.OUT) == Errno.OVERFLOW
+    assert probe.session_save(copy, 0, 0, probe.OUT) == Errno.OVERFLOW
     assert probe.guest.counters.bytes_copied == copied  # to ask for the size copies nothing
     nbytes = size(probe)
-    assert probe.save(copy, OUT, nbytes, probe.OUT) == Errno.SUCCESS
+    assert probe.session_save(copy, OUT, nbytes, probe.OUT) == Errno.SUCCESS
     assert size(probe) == nbytes
     assert probe.guest.counters.bytes_copied == copied + 3 * model.cache.position_bytes
     assert probe.session_close(copy) == Errno.SUCCESS
     fresh = session(probe)
-    assert probe.restore(fresh, OUT, nbytes) == Errno.SUCCESS
+    assert probe.session_restore(fresh, OUT, nbytes) == Errno.SUCCESS
     assert probe.session_length(fresh, probe.OUT) == Errno.SUCCESS
     assert probe.u32() == 3
     assert forward(probe, fresh, [8]) == Errno.SUCCESS
@@ -214,24 +214,24 @@ def test_device_memory_of_sessions_is_limited(model: Any) -> None:
         handle = session(probe)
         assert forward(probe, handle, [1] * 11) == Errno.NOMEM
         assert forward(probe, handle, [1] * 6) == Errno.SUCCESS
-        assert probe.fork(handle, probe.OUT) == Errno.NOMEM
+        assert probe.session_fork(handle, probe.OUT) == Errno.NOMEM
         assert probe.buffer_create_device(4 * per_token + 1, 1, probe.OUT) == Errno.NOMEM
-        assert probe.truncate(handle, 5) == Errno.SUCCESS
-        assert probe.fork(handle, probe.OUT) == Errno.SUCCESS
+        assert probe.session_truncate(handle, 5) == Errno.SUCCESS
+        assert probe.session_fork(handle, probe.OUT) == Errno.SUCCESS
         copy = probe.u32()
         assert forward(probe, copy, [1]) == Errno.NOMEM
         assert probe.session_close(handle) == Errno.SUCCESS
         assert forward(probe, copy, [1] * 5) == Errno.SUCCESS
-        assert probe.save(copy, 0, 0, probe.OUT) == Errno.OVERFLOW
-        assert probe.save(copy, OUT, size(probe), probe.OUT) == Errno.SUCCESS
+        assert probe.session_save(copy, 0, 0, probe.OUT) == Errno.OVERFLOW
+        assert probe.session_save(copy, OUT, size(probe), probe.OUT) == Errno.SUCCESS
         state = size(probe)
         assert probe.session_close(copy) == Errno.SUCCESS
         assert probe.guest._account.device_bytes == 0
         fresh = session(probe)
         assert forward(probe, fresh, [1]) == Errno.SUCCESS
-        assert probe.restore(fresh, OUT, state) == Errno.NOMEM
-        assert probe.truncate(fresh, 0) == Errno.SUCCESS
-        assert probe.restore(fresh, OUT, state) == Errno.SUCCESS
+        assert probe.session_restore(fresh, OUT, state) == Errno.NOMEM
+        assert probe.session_truncate(fresh, 0) == Errno.SUCCESS
+        assert probe.session_restore(fresh, OUT, state) == Errno.SUCCESS
         assert probe.guest._account.device_bytes == 10 * per_token
 
 

@@ -19,8 +19,6 @@ from wasmetal.host.guest import Guest
 
 ROUNDS = 500
 WARM_UP = 20
-SCALE = 10
-"""The op's number in ``abi/wasmetal.h``."""
 COMMAND = 1024
 """Where the command lies in the guest's memory."""
 
@@ -58,7 +56,7 @@ def _split(device: Device, fresh: bool) -> Split:
 def _guest(fresh: bool) -> bytes:
     """The module of ``round_trip.wat``, its command being to scale 1,024 float32 in place."""
     command = np.zeros((), abi.COMMAND)
-    command["op"] = SCALE
+    (command["op"],) = (number for number, op in abi.OPS.items() if op.name == "scale")
     command["attributes"][0] = np.float32(1).view(np.uint32)
     for operand in command["t"][:2]:
         operand["dtype"], operand["rank"], operand["shape"][0] = 0, 1, 1024

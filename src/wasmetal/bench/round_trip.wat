@@ -1,9 +1,9 @@
 ;; The guest of `wasmetal bench dispatch`: {ROUNDS} times it submits the one command at {COMMAND}, on a page range that it
 ;; shares, and waits for it. With {FRESH} = 1 each list differs from the one before, so that the host must record it anew.
 (module
-  (import "wasi_ephemeral_gpu" "buffer_create" (func $buffer_create (param i32 i32 i32 i32) (result i32)))
-  (import "wasi_ephemeral_gpu" "submit" (func $submit (param i32 i32 i32) (result i32)))
-  (import "wasi_ephemeral_gpu" "wait" (func $wait (param i32 i64) (result i32)))
+  (import "wasmetal_gpu" "buffer_create" (func $buffer_create (param i32 i32 i32 i32) (result i32)))
+  (import "wasmetal_gpu" "commands_submit" (func $submit (param i32 i32 i32) (result i32)))
+  (import "wasmetal_gpu" "submission_wait" (func $wait (param i32 i64) (result i32)))
   (memory (export "memory") 2)
   (data (i32.const {COMMAND}) "{RECORD}")
 

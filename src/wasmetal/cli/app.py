@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from wasmetal.cli import bench, chat, devices, doctor, models, run
+from wasmetal.cli import bench, chat, devices, doctor, models, run, sdk
 from wasmetal.errors import WasmetalError
 
 
@@ -54,6 +54,7 @@ app.command()(models.models)
 app.command()(devices.devices)
 app.command()(doctor.doctor)
 app.add_typer(bench.bench, name="bench")
+app.add_typer(sdk.sdk, name="sdk")
 
 
 def show_version(wanted: bool) -> None:

@@ -1,8 +1,6 @@
-"""The error numbers that guests see: those of WASI preview 1, so that a C library's ``strerror`` knows them."""
+"""Refusals: how a host function gives a guest an errno."""
 
 from __future__ import annotations
-
-from enum import IntEnum
 
 from wasmetal.errors import (
     DeviceError,
@@ -15,32 +13,13 @@ from wasmetal.errors import (
     OutOfDeviceMemoryError,
     WrapRefusedError,
 )
+from wasmetal.host.abi import Errno
 
-
-class Errno(IntEnum):
-    """What a host function returns. ``abi/wasmetal.h`` says what each means there."""
-
-    SUCCESS = 0
-    TOOBIG = 1
-    AGAIN = 6
-    BADF = 8
-    BUSY = 10
-    FAULT = 21
-    ILSEQ = 25
-    INVAL = 28
-    IO = 29
-    MFILE = 33
-    NODEV = 43
-    NOENT = 44
-    NOMEM = 48
-    NOTSUP = 58
-    OVERFLOW = 61
-    PERM = 63
-    TIMEDOUT = 73
+__all__ = ["Errno", "Refusal", "errno_of"]
 
 
 class Refusal(Exception):
-    """A guest's request that a host function does not grant: an errno for the guest, a sentence for the host's log."""
+    """A request of a guest that a host function denies: an errno for the guest, a sentence for the host's log."""
 
     def __init__(self, errno: Errno, message: str) -> None:
         super().__init__(message)

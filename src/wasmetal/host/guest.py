@@ -22,12 +22,12 @@ from wasmetal.device import Device, open_device
 from wasmetal.errors import GuestError, GuestTrapError, LimitError, MemoryRefusedError
 from wasmetal.host import abi, wasi
 from wasmetal.host.calls import Call
-from wasmetal.host.gpu import Gpu
+from wasmetal.host.functions.gpu import Gpu
+from wasmetal.host.functions.llm import Llm
 from wasmetal.host.handles import Handles
 from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.limits import Account, Limits
 from wasmetal.host.link import HostFunctions
-from wasmetal.host.llm import Llm
 from wasmetal.host.runtime import runtime
 from wasmetal.host.wasm import compile_module, describe_trap, has_memory64, one_line, read_module
 from wasmetal.memory import memory_refusals

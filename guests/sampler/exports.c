@@ -1,7 +1,7 @@
 /* The sampler alone, for its tests. */
 #include <stdlib.h>
 
-#include "sampler.h"
+#include "wasmetal/sampler.h"
 
 static Sampler sampler;
 

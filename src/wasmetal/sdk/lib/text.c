@@ -1,4 +1,4 @@
-#include "text.h"
+#include "wasmetal/text.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,7 +25,7 @@ void text_add(Text *text, const char *data, size_t len) {
 
 void text_add_string(Text *text, const char *string) { text_add(text, string, strlen(string)); }
 
-/* Bytes of the UTF-8 character at data (Unicode, table 3-7); 0 where there is none. */
+/* Bytes of the UTF-8 character at data (Unicode, table 3-7); 0 if it is not one. */
 static size_t character(const unsigned char *data, size_t len) {
   unsigned char c = data[0], low = 0x80, high = 0xbf;
   size_t size = c < 0x80 ? 1 : c < 0xc2 ? 0 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf5 ? 4 : 0;

@@ -1,10 +1,10 @@
-#include "sampler.h"
+#include "wasmetal/sampler.h"
 
 #include <math.h>
 #include <stdbool.h>
 #include <wasm_simd128.h>
 
-/* A heap of token ids, the likeliest on top or the unlikeliest. Of equals, the lower id counts as the likelier. */
+/* A heap of token ids, with the likeliest or the unlikeliest on top. Of equals, the lower id counts as the likelier. */
 typedef struct Heap {
   const float *logits;
   uint32_t *ids;
@@ -35,7 +35,7 @@ static void heapify(Heap *heap, bool unlikeliest_first) {
   for (uint32_t i = heap->size / 2; i-- > 0;) sift_down(heap, i);
 }
 
-/* The k likeliest of n tokens: the unlikeliest of them is on top, and gives way to each that is likelier. */
+/* The k likeliest of n tokens. The unlikeliest found so far is on top and is replaced by each that is likelier. */
 static Heap likeliest(const float *logits, uint32_t n, uint32_t k, uint32_t *ids) {
   Heap heap = {logits, ids, k, false};
   for (uint32_t i = 0; i < k; i++) ids[i] = i;
@@ -52,8 +52,8 @@ static Heap likeliest(const float *logits, uint32_t n, uint32_t k, uint32_t *ids
   return heap;
 }
 
-/* The i-th likeliest of the k tokens that the heap was made of, where those before it were asked for already: what is
- * taken off the heap is put behind it. */
+/* The i-th likeliest of the heap's k tokens. To be called for i = 0, 1, 2, ..., again for any i that it was called for:
+ * tokens taken off the heap are kept behind it. */
 static uint32_t ranked(Heap *heap, uint32_t k, uint32_t i) {
   if (i == k - heap->size) {
     uint32_t top = heap->ids[0];
@@ -80,7 +80,7 @@ static void penalize(float *logits, uint32_t n, float penalty, const uint32_t *r
   }
 }
 
-/* The largest, NaN left out. pmax(a, b) is a < b ? b : a, so that NaN never replaces a number. */
+/* The largest logit that is not NaN. pmax(a, b) is a < b ? b : a, so that NaN never replaces a number. */
 static float maximum(const float *logits, uint32_t n) {
   v128_t most[4] = {wasm_f32x4_splat(-INFINITY), wasm_f32x4_splat(-INFINITY), wasm_f32x4_splat(-INFINITY),
                     wasm_f32x4_splat(-INFINITY)};
@@ -94,7 +94,7 @@ static float maximum(const float *logits, uint32_t n) {
   return max;
 }
 
-/* The first place of a value that is there. */
+/* The index of the first logit of that value; there is one. */
 static uint32_t first(const float *logits, uint32_t n, float value) {
   uint32_t i = 0;
   while (i + 4 <= n && !wasm_v128_any_true(wasm_f32x4_eq(wasm_v128_load(logits + i), wasm_f32x4_splat(value)))) i += 4;
@@ -111,7 +111,7 @@ uint32_t sample(Sampler *s, float *logits, uint32_t n, uint32_t *scratch, const 
   for (uint32_t i = 0; i < n; i++) logits[i] = isnan(logits[i]) ? -INFINITY : logits[i];
   const uint32_t k = s->top_k && s->top_k < n ? s->top_k : n;
   Heap heap = likeliest(logits, n, k, scratch);
-  /* A token's weight is its probability, but for a factor that makes the likeliest 1. */
+  /* A token's weight is its probability, scaled so that the likeliest has 1. */
 #define WEIGHT(id) expf((logits[id] - max) / s->temperature)
 
   uint32_t kept = k;
@@ -132,7 +132,7 @@ uint32_t sample(Sampler *s, float *logits, uint32_t n, uint32_t *scratch, const 
   for (uint32_t i = 0; i < kept && left >= 0; i++) {
     uint32_t id = ranked(&heap, k, i);
     float weight = WEIGHT(id);
-    if (weight == 0) break; /* rounding left a little over; nothing behind here has a chance */
+    if (weight == 0) break; /* rounding left a remainder; all later tokens have weight 0 */
     chosen = id;
     left -= weight;
   }

@@ -1,4 +1,4 @@
-"""The interface ``wasi_ephemeral_gpu``. ``abi/wasmetal.h`` says what each function means."""
+"""The interface ``wasmetal_gpu``. ``wasmetal.h`` says what each function means."""
 
 # ruff: noqa: D102
 
@@ -73,7 +73,7 @@ class Gpu:
             with self._metered():
                 self._device.write(held.buffer, offset, data)
 
-    def submit(self, memory: GuestMemory, ptr: int, nbytes: int, out: int) -> None:
+    def commands_submit(self, memory: GuestMemory, ptr: int, nbytes: int, out: int) -> None:
         handle = memory.array(out, 1, np.uint32)
         count, rest = divmod(nbytes, abi.COMMAND.itemsize)
         if rest or not count:
@@ -86,7 +86,7 @@ class Gpu:
             submitted = self._submissions.submit(records.tobytes(), self._buffer)
         handle[0] = self._handles.add(submitted)
 
-    def wait(self, memory: GuestMemory, handle: int, timeout_ns: int) -> None:
+    def submission_wait(self, memory: GuestMemory, handle: int, timeout_ns: int) -> None:
         submitted = self._handles.get(handle, Submitted)
         try:
             with self._metered():
@@ -95,11 +95,11 @@ class Gpu:
             if submitted.done:
                 self._handles.remove(handle)
 
-    def device_info(self, memory: GuestMemory, out: int) -> None:
+    def device_describe(self, memory: GuestMemory, out: int) -> None:
         record = memory.array(out, 1, abi.DEVICE_INFO)
         info = self._device.info
         record[0] = np.zeros((), abi.DEVICE_INFO)
-        record["backend"] = abi.BACKENDS.index(info.backend)
+        record["backend"] = abi.Backend[info.backend.upper()]
         record["unified"] = info.unified
         record["page_size"] = self._page_size
         record["tensor_alignment"] = ALIGNMENT
@@ -111,7 +111,7 @@ class Gpu:
         name = info.name.encode()[:80].decode(errors="ignore").encode()
         record["name"][0, : len(name)] = np.frombuffer(name, np.uint8)
 
-    def counters(self, memory: GuestMemory, out: int) -> None:
+    def counters_read(self, memory: GuestMemory, out: int) -> None:
         record = memory.array(out, 1, abi.COUNTERS)
         totals = self._account.counters.as_dict()
         totals["device_ns"] = int(totals.pop("device_seconds") * 1e9)
@@ -119,7 +119,7 @@ class Gpu:
             record[name] = total
 
     def close(self) -> None:
-        """Give back the guest's lists and buffers, once the device is done with them."""
+        """Release the guest's lists and buffers, once the device is done with them."""
         self._submissions.close()
         for held in self._handles:
             if isinstance(held, GuestBuffer):
@@ -147,5 +147,5 @@ class Gpu:
 
 
 def _check_usage(usage: int) -> None:
-    if not 0 < usage <= (abi.USAGE_READ | abi.USAGE_WRITE):
-        raise Refusal(Errno.INVAL, f"usage {usage:#x} is no set of WM_USAGE_READ and WM_USAGE_WRITE")
+    if not 0 < usage <= (abi.Usage.READ | abi.Usage.WRITE):
+        raise Refusal(Errno.INVAL, f"usage {usage:#x} is not a set of WM_USAGE_READ and WM_USAGE_WRITE")

@@ -1,4 +1,4 @@
-"""The interface ``wasmetal_llm``. ``abi/wasmetal.h`` says what each function means."""
+"""The interface ``wasmetal_llm``. ``wasmetal.h`` says what each function means."""
 
 # ruff: noqa: D102
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from wasmetal.models import Model, Session
 
 MAX_TEXT = 1 << 20
-"""Bytes of text, or tokens, that the host takes in one call: more than contexts hold. To tokenize a byte can take
-hundreds."""
+"""Bytes of text, or tokens, that the host takes in one call: more than any context holds. The tokenizer may need
+hundreds of bytes of host memory for each."""
 _MAX_HEADER = 4096
-"""Bytes of a saved session beside its keys and values; more than there are."""
+"""An upper bound on the bytes of a saved session other than its keys and values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +45,26 @@ class OpenSession:
 
     session: Session
     logits_at: int = 0
-    """Where in the guest's memory ``logits`` is."""
+    """The address of ``logits`` in the guest's memory."""
     logits: Tensor | None = None
-    """The place for logits that the guest named last, shared with the device."""
+    """Where the guest wanted its logits last, shared with the device."""
 
     @property
     def model(self) -> Model:
-        """Whose session it is."""
+        """The session's model."""
         return self.session.model
 
     def cache_bytes(self, tokens: int | None = None) -> int:
-        """Device memory of so many tokens, by default of all it has. Forks are charged for what they share, too."""
+        """Device memory that so many tokens take, by default all. Forks are charged for what they share, too."""
         return (self.session.length if tokens is None else tokens) * self.model.cache.position_bytes
 
     def close(self) -> None:
-        """Give back the session and the guest's pages."""
+        """Release the session and the guest's pages."""
         self.session.close()
         self.drop_logits()
 
     def drop_logits(self) -> None:
-        """Give back the guest's pages."""
+        """Release the guest's pages."""
         if self.logits:
             self.logits.buffer.close()
             self.logits = None
@@ -87,7 +87,7 @@ class Llm:
             raise Refusal(Errno.NOENT, f"no model {name!r} was granted to the guest")
         handle[0] = self._handles.add(OpenModel(self._models[name]))
 
-    def model_info(self, memory: GuestMemory, handle: int, out: int) -> None:
+    def model_describe(self, memory: GuestMemory, handle: int, out: int) -> None:
         record = memory.array(out, 1, abi.MODEL_INFO)
         model = self._model(handle)
         record["vocab_size"] = model.vocab_size
@@ -99,7 +99,7 @@ class Llm:
         output = _Output(memory, out, cap, needed, np.uint32)
         output.give(np.array(sorted(self._model(handle).tokenizer.end_of_generation), np.uint32))
 
-    def vocabulary(self, memory: GuestMemory, handle: int, out: int, cap: int, needed: int) -> None:
+    def model_vocabulary(self, memory: GuestMemory, handle: int, out: int, cap: int, needed: int) -> None:
         memory.array(out, 0, np.uint32)
         output = _Output(memory, out, cap, needed, np.uint8)
         pieces = self._model(handle).tokenizer.pieces()
@@ -107,36 +107,36 @@ class Llm:
         np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
         output.give_bytes(offsets.tobytes() + b"".join(pieces))
 
-    def tokenize(
+    def model_tokenize(
         self, memory: GuestMemory, handle: int, ptr: int, nbytes: int, flags: int, out: int, cap: int, needed: int
     ) -> None:
         output = _Output(memory, out, cap, needed, np.uint32)
         tokenizer = self._model(handle).tokenizer
-        _check_flags(flags, abi.PARSE_SPECIAL | abi.ADD_BOS)
+        _check_flags(flags, abi.TokenizeFlags.PARSE_SPECIAL | abi.TokenizeFlags.ADD_BOS)
         ids = tokenizer.encode(
             _text(memory, ptr, nbytes),
-            parse_special=bool(flags & abi.PARSE_SPECIAL),
-            add_bos=None if flags & abi.ADD_BOS else False,
+            parse_special=bool(flags & abi.TokenizeFlags.PARSE_SPECIAL),
+            add_bos=None if flags & abi.TokenizeFlags.ADD_BOS else False,
         )
         output.give(np.array(ids, np.uint32))
 
-    def detokenize(
+    def model_detokenize(
         self, memory: GuestMemory, handle: int, ptr: int, count: int, out: int, cap: int, needed: int
     ) -> None:
         output = _Output(memory, out, cap, needed, np.uint8)
         model = self._model(handle)
         output.give_bytes(model.tokenizer.decode(_tokens(memory, ptr, count, model)).encode())
 
-    def apply_template(
+    def model_apply_template(
         self, memory: GuestMemory, handle: int, ptr: int, nbytes: int, flags: int, out: int, cap: int, needed: int
     ) -> None:
         output = _Output(memory, out, cap, needed, np.uint8)
         template = self._model(handle).chat_template
-        _check_flags(flags, abi.GENERATION_PROMPT)
+        _check_flags(flags, abi.TemplateFlags.GENERATION_PROMPT)
         if template is None:
             raise Refusal(Errno.NOTSUP, "the model has no chat template")
         messages = _messages(_text(memory, ptr, nbytes))
-        prompt = template.render(messages, add_generation_prompt=bool(flags & abi.GENERATION_PROMPT))
+        prompt = template.render(messages, add_generation_prompt=bool(flags & abi.TemplateFlags.GENERATION_PROMPT))
         try:
             output.give_bytes(prompt.encode())
         except UnicodeEncodeError:
@@ -160,7 +160,7 @@ class Llm:
     def session_length(self, memory: GuestMemory, handle: int, out: int) -> None:
         memory.array(out, 1, np.uint32)[0] = self._session(handle).session.length
 
-    def forward(self, memory: GuestMemory, handle: int, ptr: int, count: int, logits_ptr: int) -> None:
+    def session_forward(self, memory: GuestMemory, handle: int, ptr: int, count: int, logits_ptr: int) -> None:
         held = self._session(handle)
         if count == 0:
             raise Refusal(Errno.INVAL, "no tokens")
@@ -174,7 +174,7 @@ class Llm:
         with self._account.charged(held.cache_bytes(count)), self._metered():
             self._account.counters.device_seconds += held.session.forward(tokens, logits)
 
-    def fork(self, memory: GuestMemory, handle: int, out: int) -> None:
+    def session_fork(self, memory: GuestMemory, handle: int, out: int) -> None:
         new_handle = memory.array(out, 1, np.uint32)
         held = self._session(handle)
         self._handles.check_room()
@@ -182,7 +182,7 @@ class Llm:
             session = held.session.fork()
         new_handle[0] = self._handles.add(OpenSession(session))
 
-    def truncate(self, memory: GuestMemory, handle: int, count: int) -> None:
+    def session_truncate(self, memory: GuestMemory, handle: int, count: int) -> None:
         held = self._session(handle)
         length = held.session.length
         if count > length:
@@ -191,7 +191,7 @@ class Llm:
             held.session.truncate(count)
         self._account.release(held.cache_bytes(length - count))
 
-    def save(self, memory: GuestMemory, handle: int, out: int, cap: int, needed: int) -> None:
+    def session_save(self, memory: GuestMemory, handle: int, out: int, cap: int, needed: int) -> None:
         output = _Output(memory, out, cap, needed, np.uint8)
         session = self._session(handle).session
         output.claim(session.state_bytes)  # before the copy is made
@@ -199,7 +199,7 @@ class Llm:
             state = session.save()
         output.give_bytes(state)
 
-    def restore(self, memory: GuestMemory, handle: int, ptr: int, nbytes: int) -> None:
+    def session_restore(self, memory: GuestMemory, handle: int, ptr: int, nbytes: int) -> None:
         state = memory.array(ptr, nbytes)
         held = self._session(handle)
         before = held.cache_bytes()
@@ -211,7 +211,7 @@ class Llm:
         self._account.release(before + cost - held.cache_bytes())
 
     def close(self) -> None:
-        """Give back the guest's sessions."""
+        """Release the guest's sessions."""
         for held in self._handles:
             if isinstance(held, OpenSession):
                 held.close()
@@ -226,7 +226,7 @@ class Llm:
         return self._handles.get(handle, OpenSession)
 
     def _logits(self, memory: GuestMemory, held: OpenSession, ptr: int) -> Tensor:
-        """The guest's place for logits as a tensor: wrapped once, as guests use one place from call to call."""
+        """The guest's array of logits as a tensor, wrapped once: guests use the same array call after call."""
         if held.logits is None or held.logits_at != ptr:
             aperture = memory.covering(ptr, 4 * held.model.vocab_size, ALIGNMENT, self._page_size)
             with self._metered():
@@ -238,19 +238,19 @@ class Llm:
 
 
 class _Output:
-    """A place in the guest's memory for as much as there will be. Checked when made, filled once."""
+    """Room in the guest's memory for output of variable length. Checked on creation, filled once."""
 
     def __init__(self, memory: GuestMemory, out: int, cap: int, needed: int, dtype: DTypeLike) -> None:
         self._room = memory.array(out, cap, dtype)
         self._needed = memory.size(needed)
 
     def give(self, values: NDArray[Any]) -> None:
-        """Write the values and their number. Raises OVERFLOW where they do not fit."""
+        """Write the values and their number. Raises Refusal(OVERFLOW) if they do not fit."""
         self.claim(len(values))
         self._room[: len(values)] = values
 
     def claim(self, count: int) -> None:
-        """Write the number alone, and raise OVERFLOW where so many do not fit."""
+        """Write the number only; raise Refusal(OVERFLOW) if so many do not fit."""
         self._needed[0] = min(count, np.iinfo(self._needed.dtype).max)
         if count > len(self._room):
             raise Refusal(Errno.OVERFLOW, f"{count} elements do not fit in {len(self._room)}")
