@@ -17,7 +17,7 @@ COMMON = ("common/text.c", "common/sampler.c")
 
 GUESTS: dict[str, tuple[str, ...]] = {
     "matmul": ("matmul/matmul.c",),
-    "chat": ("chat/chat.c", *COMMON),
+    "chat": ("chat/main.c", "chat/chat.c", *COMMON),
     "attacker": ("attacker/attacker.c",),
     "sampler": ("common/sampler_exports.c", "common/sampler.c"),
 }

@@ -174,6 +174,14 @@ class Guest:
         """Call an exported function. Raises GuestError where there is none, GuestTrapError, LimitError."""
         return self._enter(lambda: self._function(name)(self._store, *args))
 
+    def read(self, address: int, nbytes: int) -> bytes:
+        """A copy of so many bytes of the exported memory. Raises GuestError if they are not all inside of it."""
+        return self._enter(lambda: bytes(self._memory(address, nbytes).read(self._store, address, address + nbytes)))
+
+    def write(self, address: int, data: bytes) -> None:
+        """Copy bytes into the exported memory. Raises GuestError if they do not all fit into it there."""
+        self._enter(lambda: self._memory(address, len(data)).write(self._store, data, address) if data else 0)
+
     def stop(self) -> None:
         """Stop the guest, from another thread; its run raises GuestError. It cannot be run again."""
         self._interrupt.stop(GuestError("the guest was stopped"))
@@ -258,6 +266,15 @@ class Guest:
         if not isinstance(function, wasmtime.Func):
             raise GuestError(f"the module exports no function {name!r}")
         return function
+
+    def _memory(self, address: int, nbytes: int) -> wasmtime.Memory:
+        memory = self._instance.exports(self._store).get("memory")
+        if not isinstance(memory, wasmtime.Memory):
+            raise GuestError("the module exports no memory named 'memory'")
+        size = memory.data_len(self._store)
+        if min(address, nbytes) < 0 or address + nbytes > size:
+            raise GuestError(f"{nbytes} bytes at {address:#x} leave the guest's memory of {size} bytes")
+        return memory
 
     def _start(self) -> int:
         try:
