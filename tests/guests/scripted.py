@@ -37,7 +37,9 @@ class ScriptedModel:
         return [*(bytes([i]) for i in range(256)), *map(str.encode, SPECIAL)]
 
     def encode(self, text: str, *, parse_special: bool, add_bos: bool | None) -> list[int]:
-        parts = re.split(r"(\^|<\|im_end\|>)", text) if parse_special else [text]
+        if not parse_special:
+            return list(text.encode())
+        parts = re.split(r"(\^|<\|im_end\|>)", text)
         return [token for part in parts for token in ([SPECIAL[part]] if part in SPECIAL else part.encode())]
 
     def render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:

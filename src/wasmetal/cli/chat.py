@@ -43,9 +43,9 @@ def chat(
 ) -> None:
     """Chat with a model, inside a sandboxed guest.
 
-    At a terminal, /help lists the commands (/system, /reset, /save, /load, /stats, /bye), Ctrl-C stops an answer, Ctrl-D
-    leaves, and the arrow keys bring back earlier messages. With -p, or if standard input or output is no terminal, it
-    answers the prompt, or each line of standard input, and prints the answers and nothing else.
+    At a terminal, /help lists the commands (/system, /reset, /save, /load, /stats, /bye), the arrow keys bring back
+    earlier messages, Ctrl-C stops an answer, and Ctrl-D leaves. With -p, or if standard input or output is no terminal,
+    it answers the prompt, or each line of standard input, and prints the answers and nothing else.
     """
     from wasmetal.device import open_device
 
