@@ -17,7 +17,8 @@ from cli.command import wasmetal
 from cli.pseudoterminal import CTRL_C, CTRL_D, PROMPT, UP, Terminal, plain
 from guests.scripted import ScriptedModel
 from models.tiny import write_tiny_llama
-from wasmetal.cli.interactive import HELP, converse, describe, prompt_reader
+from wasmetal.cli.interactive import HELP, converse, describe
+from wasmetal.cli.prompt import prompt_reader
 from wasmetal.cli.terminal import Wrapped
 from wasmetal.conversation import Conversation, Stats
 
@@ -152,8 +153,8 @@ def test_files_that_cannot_be_used_leave_the_conversation(chat: Chat, tmp_path: 
         f"{tmp_path}/none: No such file or directory",
         f"{wrong}: this is no conversation: it is not JSON",
         f"{tmp_path}: Is a directory",
-        "name a file",
         f"{tmp_path}/no/such: No such file or directory",
+        "name a file",
         "name a file",
     ]
     assert [each["content"] for each in model.conversations[-1]] == ["one", "a", "two"]
@@ -192,7 +193,7 @@ def test_history_is_kept_and_private(tmp_path: Path) -> None:
 def test_a_history_that_cannot_be_kept_is_no_obstacle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert lines_read("one\rtwo\r", 2, tmp_path / "file" / "history") == ["one", "two"]
-    assert "lines are remembered until you leave" in capsys.readouterr().out
+    assert "messages are remembered until you leave" in capsys.readouterr().out
 
 
 # ---- The whole, on a terminal

@@ -10,7 +10,7 @@ import pytest
 
 from guests.scripted import BEGIN, ScriptedModel
 from wasmetal.conversation import Conversation, read_messages
-from wasmetal.errors import GuestError, ModelError
+from wasmetal.errors import DeviceLostError, GuestError, ModelError
 
 USER = [{"role": "user", "content": "one"}]
 
@@ -169,6 +169,19 @@ def test_raw_text_has_no_messages() -> None:
         assert not it.conversation.load(USER)
         assert it.err == "chat: --raw has no messages\n" * 2
         assert it.conversation.messages() == []
+
+
+def test_a_lost_device_ends_the_guest() -> None:
+    class Lost(ScriptedModel):
+        def session(self) -> Any:
+            session = super().session()
+            session.forward = lambda *_: (_ for _ in ()).throw(DeviceLostError("gone"))  # type: ignore[method-assign]
+            return session
+
+    with talk(Lost()) as it:
+        with pytest.raises(GuestError, match="the guest ended with exit code 1; its standard error may say why"):
+            it.answer("one")
+        assert it.err == "chat: forward: No such device\n"
 
 
 @pytest.mark.parametrize(

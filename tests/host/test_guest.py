@@ -295,7 +295,8 @@ def test_exports_that_are_not_there() -> None:
 
 def test_memory_is_read_and_written_between_calls() -> None:
     code = b"""(module (memory (export "memory") 1)
-        (func (export "double") (param i32) (i32.store8 (local.get 0) (i32.shl (i32.load8_u (local.get 0)) (i32.const 1)))))"""
+        (func (export "double") (param i32)
+            (i32.store8 (local.get 0) (i32.shl (i32.load8_u (local.get 0)) (i32.const 1)))))"""
     with Guest(code) as guest:
         guest.write(PAGE - 2, b"\x15\x16")
         guest.call("double", PAGE - 2)

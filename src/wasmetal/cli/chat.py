@@ -91,6 +91,7 @@ def _as_filter(model: str, device: OpenDevice, arguments: Sequence[str]) -> tupl
 def _at_terminal(model: str, device: OpenDevice, arguments: Sequence[str]) -> tuple[int, Counters]:
     """Converse with the user. Returns the exit code, and what it cost."""
     from wasmetal.cli import interactive
+    from wasmetal.cli.prompt import prompt_reader
     from wasmetal.cli.terminal import Wrapped
     from wasmetal.conversation import Conversation
     from wasmetal.home import home
@@ -101,7 +102,7 @@ def _at_terminal(model: str, device: OpenDevice, arguments: Sequence[str]) -> tu
     ) as conversation:
         if not (code := conversation.open()):
             print(interactive.greeting(model, device.info, conversation.stats()))
-            interactive.converse(conversation, out, interactive.prompt_reader(home() / "chat-history"))
+            interactive.converse(conversation, out, prompt_reader(home() / "chat-history"))
         return code, conversation.guest.counters
 
 

@@ -1,4 +1,4 @@
-"""``wasmetal chat`` at a terminal: lines are edited and remembered, slash commands obeyed, answers wrapped."""
+"""``wasmetal chat`` at a terminal: messages are answered, slash commands obeyed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,12 +18,8 @@ from wasmetal.conversation import Conversation, Stats, read_messages
 from wasmetal.errors import GuestError
 
 if TYPE_CHECKING:
-    from prompt_toolkit import PromptSession
-
+    from wasmetal.cli.prompt import Read
     from wasmetal.device import DeviceInfo
-
-Read = Callable[[], str]
-"""Asks for a message. Raises EOFError when there are no more."""
 
 HELP = """\
 /system [TEXT]  set the system message; without TEXT, drop it
@@ -164,45 +160,6 @@ def greeting(model: str, device: DeviceInfo, stats: Stats) -> str:
 def columns() -> int:
     """The terminal's width."""
     return shutil.get_terminal_size().columns
-
-
-def prompt_reader(history: Path) -> Read:
-    """A reader that edits lines, and remembers them in a file."""
-    session = prompt_session(history)
-    return lambda: session.prompt("> ", prompt_continuation="  ")
-
-
-def prompt_session(history: Path) -> PromptSession[str]:
-    """Enter ends a message, Alt-Enter a line of it, Ctrl-C clears it. The history is the user's alone to read."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.enums import DEFAULT_BUFFER
-    from prompt_toolkit.filters import has_focus
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
-    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-
-    keys = KeyBindings()
-    editing = has_focus(DEFAULT_BUFFER)
-
-    @keys.add("enter", filter=editing)
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.validate_and_handle()
-
-    @keys.add("escape", "enter", filter=editing)
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    @keys.add("c-c", filter=editing)
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.reset()
-
-    try:
-        history.parent.mkdir(parents=True, exist_ok=True)
-        history.touch(mode=0o600)
-        lines: FileHistory | InMemoryHistory = FileHistory(history)
-    except OSError as error:
-        _tell(f"{history}: {error.strerror}; lines are remembered until you leave")
-        lines = InMemoryHistory()
-    return PromptSession(history=lines, key_bindings=keys, multiline=True)
 
 
 def _tell(text: str) -> None:

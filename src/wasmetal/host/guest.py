@@ -168,10 +168,10 @@ class Guest:
         finally:
             self._abandon(call, GuestError("the guest's output is no longer read"))
         if self.exit_code:
-            raise GuestError(f"the guest ended with exit code {self.exit_code}; its standard error may say why")
+            raise _exited(self.exit_code)
 
     def call(self, name: str, *args: int | float) -> Any:
-        """Call an exported function. Raises GuestError where there is none, GuestTrapError, LimitError."""
+        """Call an exported function. Raises GuestError if there is none or it exits, GuestTrapError, LimitError."""
         return self._enter(lambda: self._function(name)(self._store, *args))
 
     def read(self, address: int, nbytes: int) -> bytes:
@@ -313,6 +313,8 @@ class Guest:
             return call.outcome.result()
         except wasmtime.Trap as trap:
             raise self._interrupt.reason or GuestTrapError(describe_trap(trap)) from None
+        except wasmtime.ExitTrap as exit:
+            raise _exited(exit.code) from None
         except wasmtime.WasmtimeError as error:
             raise self._interrupt.reason or GuestError(one_line(error)) from None
 
@@ -349,6 +351,10 @@ class _Output:
             self._interrupt.stop(error)
             return -errno.EIO
         return len(data)
+
+
+def _exited(code: int) -> GuestError:
+    return GuestError(f"the guest ended with exit code {code}; its standard error may say why")
 
 
 def _next(pieces: queue.Queue[T]) -> T:
