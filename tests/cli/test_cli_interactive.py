@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prompt_toolkit.application import create_app_session
@@ -17,7 +19,7 @@ from cli.command import wasmetal
 from cli.pseudoterminal import CTRL_C, CTRL_D, PROMPT, UP, Terminal, plain
 from guests.scripted import ScriptedModel
 from models.tiny import write_tiny_llama
-from wasmetal.cli.interactive import HELP, converse, describe
+from wasmetal.cli.interactive import HELP, answer, converse, describe
 from wasmetal.cli.prompt import prompt_reader
 from wasmetal.cli.terminal import Wrapped
 from wasmetal.conversation import Conversation, Stats
@@ -160,6 +162,46 @@ def test_files_that_cannot_be_used_leave_the_conversation(chat: Chat, tmp_path: 
     assert [each["content"] for each in model.conversations[-1]] == ["one", "a", "two"]
 
 
+# ---- Ctrl-C
+
+
+class Interrupted:
+    """A conversation whose user presses Ctrl-C ``presses`` times as the answer begins."""
+
+    def __init__(self, presses: int) -> None:
+        self.presses = presses
+        self.calls: list[str] = []
+
+    def ask(self, text: str) -> bool:
+        for _ in range(self.presses):
+            signal.raise_signal(signal.SIGINT)
+        return True
+
+    def go_on(self) -> bool:
+        self.calls.append("go on")
+        return len(self.calls) < 2
+
+    def end(self) -> None:
+        self.calls.append("end")
+
+
+@pytest.mark.parametrize(("presses", "calls"), [(0, ["go on", "go on"]), (1, ["end"])])
+def test_the_first_ctrl_c_ends_the_answer(presses: int, calls: list[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    conversation: Any = Interrupted(presses)
+    answer(conversation, "hello")
+    assert conversation.calls == calls
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_second_ctrl_c_leaves() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    conversation: Any = Interrupted(2)
+    with pytest.raises(KeyboardInterrupt):
+        answer(conversation, "hello")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 # ---- Editing
 
 
@@ -211,9 +253,9 @@ def test_a_conversation_at_a_terminal(tiny: Path, tmp_path: Path) -> None:
         greeting = plain(terminal.until(PROMPT))
         assert greeting.startswith(f"{tiny} on cpu:0 (")
         assert greeting.endswith("), 4096 tokens of context; /help lists the commands\n")
-        answer = terminal.line("hello")
-        assert answer.count("\n") > 1
-        assert max(map(len, answer.splitlines())) <= 40
+        said = terminal.line("hello")
+        assert said.count("\n") > 1
+        assert max(map(len, said.splitlines())) <= 40
         assert re.fullmatch(STATS + "\n", terminal.line("/stats"))
         assert terminal.line("/help").startswith("/system")
         terminal.type(CTRL_D)
@@ -223,7 +265,7 @@ def test_a_conversation_at_a_terminal(tiny: Path, tmp_path: Path) -> None:
         assert "/help lists" in plain(terminal.until(PROMPT))
         terminal.type(UP * 3 + b"\r")  # hello, from the run before
         terminal.until(b"\x1b[?2004l")
-        assert "".join(plain(terminal.until(PROMPT)).split()) == "".join(answer.split())
+        assert "".join(plain(terminal.until(PROMPT)).split()) == "".join(said.split())
         terminal.type(b"/bye\r")
         terminal.rest()
         assert terminal.wait() == 0
@@ -278,8 +320,8 @@ def test_a_real_answer_is_the_same_text_wrapped(smollm2: Path, tmp_path: Path) -
     question = "What is a computer?"
     with Terminal(*arguments, columns=40, WASMETAL_HOME=str(tmp_path)) as terminal:
         terminal.until(PROMPT)
-        answer = terminal.line(question)
-    lines = answer.rstrip("\n").split("\n")
+        said = terminal.line(question)
+    lines = said.rstrip("\n").split("\n")
     assert max(map(len, lines)) <= 40
     assert len(lines) > 2
-    assert answer.split() == wasmetal(*arguments, "-p", question).stdout.split()
+    assert said.split() == wasmetal(*arguments, "-p", question).stdout.split()
