@@ -54,6 +54,7 @@ def test_a_control_character_split_over_writes_is_still_one() -> None:
         ("日本語の文", 5, "日本\n語の\n文"),
         ("x 日本", 4, "x 日\n本"),
         ("cafe\u0301 au lait", 7, "cafe\u0301 au\nlait"),
+        ("\u0301\ta", 2, "\u0301\na"),
         (b"cut \xe2\x82", 40, "cut \ufffd"),
     ],
 )

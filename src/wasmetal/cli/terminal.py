@@ -50,6 +50,7 @@ class Wrapped:
         self._write = write
         self._width = width
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._begun = False
         self._column = 0
         self._spaces = ""
         self._word = ""
@@ -71,8 +72,7 @@ class Wrapped:
         for c in harmless(text):
             if c == "\n":
                 self._end_word()
-                self._ready += c
-                self._spaces, self._column = "", 0
+                self._end_line()
             elif c == "\t":
                 self._end_word()
                 self._spaces += " " * (_TAB - (self._column + len(self._spaces)) % _TAB)
@@ -90,12 +90,15 @@ class Wrapped:
     def _end_word(self) -> None:
         if not self._word:
             return
-        if self._column and self._column + len(self._spaces) + cell_len(self._word) > self._width():
-            self._ready += "\n"
-            self._spaces, self._column = "", 0
+        if self._begun and self._column + len(self._spaces) + cell_len(self._word) > self._width():
+            self._end_line()
         self._ready += self._spaces + self._word
         self._column += len(self._spaces) + cell_len(self._word)
-        self._spaces = self._word = ""
+        self._begun, self._spaces, self._word = True, "", ""
+
+    def _end_line(self) -> None:
+        self._ready += "\n"
+        self._begun, self._spaces, self._column = False, "", 0
 
     def _flush(self) -> None:
         if self._ready:
