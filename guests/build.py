@@ -17,7 +17,7 @@ SDK = "../src/wasmetal/sdk"
 
 GUESTS: dict[str, tuple[str, ...]] = {
     "matmul": ("matmul/matmul.c",),
-    "chat": ("chat/chat.c", f"{SDK}/lib/text.c", f"{SDK}/lib/sampler.c"),
+    "chat": ("chat/main.c", "chat/chat.c", f"{SDK}/lib/text.c", f"{SDK}/lib/sampler.c"),
     "attacker": ("attacker/attacker.c",),
     "sampler": ("sampler/exports.c", f"{SDK}/lib/sampler.c"),
 }

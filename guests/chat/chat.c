@@ -1,72 +1,38 @@
-/* A conversation with a language model: the control plane, inside the sandbox.
- *
- * The guest keeps the conversation and the sampler; the host tokenizes and holds the model. The device writes each
- * token's logits into this guest's memory, where the guest samples from them: nothing is copied. A token costs two host
- * calls: wm_session_forward, and one write of its text.
- */
-#include <stdbool.h>
-#include <stdint.h>
+#include "chat.h"
+
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "wasmetal/sampler.h"
-#include "wasmetal/text.h"
-#include "wasmetal.h"
-
 #define RECENT 64 /* tokens that the repetition penalty looks back */
 
-static const char USAGE[] =
-    "usage: chat [-p PROMPT] [--system TEXT] [--raw] [--greedy] [--max-tokens N] [--seed N] [--temperature T]\n"
-    "            [--top-k K] [--top-p P] [--min-p P] [--repeat-penalty R] [--model NAME] [--stats]\n";
+static const char *const ROLE_NAMES[ROLES] = {"system", "user", "assistant"};
 
-typedef struct Options {
-  const char *prompt, *system, *model;
-  bool raw, greedy, stats;
-  uint32_t max_tokens; /* 0: as many as fit */
-  Sampler sampler;
-} Options;
-
-typedef struct Message {
-  const char *role;
-  char *content;
-  size_t len;
-} Message;
-
-typedef struct Chat {
-  Options options;
-  wm_model model;
-  wm_model_info info;
-  wm_session session;
-  wm_token *ends;
-  uint32_t *offsets; /* where each token's bytes begin in pieces, and the end of the last */
-  const char *pieces;
-  wm_token *tokens; /* what the session holds: context_length places, `length` in use */
-  uint32_t length;
-  float *logits;
-  uint32_t *scratch;
-  Message *messages;
-  size_t message_count;
-  uint32_t prefill_tokens, decode_tokens;
-  double prefill_seconds, decode_seconds;
-} Chat;
-
-static _Noreturn void fail(const char *what) {
-  fprintf(stderr, "chat: %s\n", what);
-  exit(1);
+__attribute__((format(printf, 1, 2))) static bool refuse(const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  fputs("chat: ", stderr);
+  vfprintf(stderr, format, arguments);
+  fputs("\n", stderr);
+  va_end(arguments);
+  return false;
 }
 
 static void check(wm_errno error, const char *what) {
   if (error == WM_SUCCESS) return;
-  fprintf(stderr, "chat: %s: %s\n", what, strerror((int)error));
+  refuse("%s: %s", what, strerror((int)error));
   exit(1);
 }
 
 static void *allocate(size_t count, size_t size) {
   void *memory = calloc(count ? count : 1, size);
-  if (!memory) fail("out of memory");
+  if (!memory) {
+    refuse("out of memory");
+    exit(1);
+  }
   return memory;
 }
 
@@ -78,15 +44,13 @@ static double now(void) {
 
 /* ---- The model ---------------------------------------------------------------------------------------------------- */
 
-static void open_model(Chat *chat) {
+bool chat_open(Chat *chat) {
   const char *name = chat->options.model;
   wm_errno error = wm_model_open(name, strlen(name), &chat->model);
-  if (error == WM_NOENT) {
-    fprintf(stderr, "chat: no model named '%s' was granted\n", name);
-    exit(1);
-  }
+  if (error == WM_NOENT) return refuse("no model named '%s' was granted", name);
   check(error, "model_open");
   check(wm_model_describe(chat->model, &chat->info), "model_describe");
+  if (!chat->options.raw && !chat->info.chat_template) return refuse("the model has no chat template; use --raw");
   check(wm_session_open(chat->model, &chat->session), "session_open");
 
   size_t len = chat->info.end_tokens;
@@ -102,7 +66,15 @@ static void open_model(Chat *chat) {
   chat->scratch = allocate(chat->info.vocab_size, sizeof *chat->scratch);
   size_t bytes = (chat->info.vocab_size * sizeof(float) + 15) & ~(size_t)15;
   chat->logits = aligned_alloc(16, bytes);
-  if (!chat->logits) fail("out of memory");
+  if (!chat->logits) check(WM_NOMEM, "logits");
+
+  /* Random, so that no message can hold it. */
+  uint64_t random;
+  if (getentropy(&random, sizeof random)) check(WM_IO, "getentropy");
+  snprintf(chat->placeholder, sizeof chat->placeholder, "wm%016llx", (unsigned long long)random);
+
+  const char *system = chat->options.system;
+  return !system || chat->options.raw || chat_set_system(chat, system, strlen(system));
 }
 
 static bool is_end(const Chat *chat, wm_token token) {
@@ -111,81 +83,171 @@ static bool is_end(const Chat *chat, wm_token token) {
   return false;
 }
 
-static wm_token *tokenize(Chat *chat, const Text *text, uint32_t flags, size_t *n) {
+typedef struct Tokens {
+  wm_token *data;
+  size_t len;
+} Tokens;
+
+/* Adds a text's tokens. */
+static wm_errno tokenize(const Chat *chat, const char *text, size_t len, uint32_t flags, Tokens *out) {
   /* A token is at least a byte long, and a beginning-of-text token may come before all. */
-  size_t cap = text->len + 1;
-  wm_token *tokens = allocate(cap, sizeof *tokens);
-  wm_errno error = wm_model_tokenize(chat->model, text->data, text->len, flags, tokens, cap, n);
-  if (error == WM_OVERFLOW) {
-    free(tokens);
-    tokens = allocate(*n, sizeof *tokens);
-    error = wm_model_tokenize(chat->model, text->data, text->len, flags, tokens, *n, n);
-  }
-  check(error, "model_tokenize");
-  return tokens;
+  size_t cap = len + 1, n;
+  wm_errno error;
+  do {
+    out->data = realloc(out->data, (out->len + cap) * sizeof *out->data);
+    if (!out->data) check(WM_NOMEM, "model_tokenize");
+    error = wm_model_tokenize(chat->model, text, len, flags, out->data + out->len, cap, &n);
+    cap = n;
+  } while (error == WM_OVERFLOW);
+  if (error == WM_SUCCESS) out->len += n;
+  return error;
 }
 
 /* ---- The conversation --------------------------------------------------------------------------------------------- */
 
-static void remember(Chat *chat, const char *role, const char *content, size_t len) {
-  chat->messages = realloc(chat->messages, (chat->message_count + 1) * sizeof *chat->messages);
-  if (!chat->messages) fail("out of memory");
-  char *copy = allocate(len, 1);
-  memcpy(copy, content, len);
-  chat->messages[chat->message_count++] = (Message){role, copy, len};
+/* Whether the text would give other tokens if control tokens that it spells out were taken for those. */
+static bool spells_token(const Chat *chat, const Text *text) {
+  Tokens plain = {0}, special = {0};
+  bool same = tokenize(chat, text->data, text->len, 0, &plain) == WM_SUCCESS &&
+              tokenize(chat, text->data, text->len, WM_PARSE_SPECIAL, &special) == WM_SUCCESS &&
+              plain.len == special.len && !memcmp(plain.data, special.data, plain.len * sizeof *plain.data);
+  free(plain.data);
+  free(special.data);
+  return !same;
 }
 
-/* Drops the oldest question and its answer. False where only the last question is left. */
+static void insert(Chat *chat, size_t at, Role role, const char *text, size_t len) {
+  chat->messages = realloc(chat->messages, (chat->message_count + 1) * sizeof *chat->messages);
+  if (!chat->messages) check(WM_NOMEM, "messages");
+  memmove(chat->messages + at + 1, chat->messages + at, (chat->message_count - at) * sizeof *chat->messages);
+  chat->message_count++;
+  Message *message = &chat->messages[at];
+  *message = (Message){.role = role};
+  text_add_utf8(&message->content, text, len);
+  message->spells_token = spells_token(chat, &message->content);
+}
+
+static void drop(Chat *chat, size_t from, size_t to) {
+  for (size_t i = from; i < to; i++) free(chat->messages[i].content.data);
+  memmove(chat->messages + from, chat->messages + to, (chat->message_count - to) * sizeof *chat->messages);
+  chat->message_count -= to - from;
+}
+
+static size_t first_question(const Chat *chat) {
+  return chat->message_count && chat->messages[0].role == SYSTEM ? 1 : 0;
+}
+
+/* Drops the oldest question and its answer. False if only the last question is left. */
 static bool forget_oldest(Chat *chat) {
-  size_t first = chat->options.system ? 1 : 0;
+  size_t first = first_question(chat);
   if (chat->message_count < first + 3) return false;
-  free(chat->messages[first].content);
-  free(chat->messages[first + 1].content);
-  chat->message_count -= 2;
-  memmove(chat->messages + first, chat->messages + first + 2, (chat->message_count - first) * sizeof *chat->messages);
+  drop(chat, first, first + 2);
   return true;
 }
 
-static Text render(Chat *chat) {
-  Text json = {0}, prompt = {0};
-  text_add_string(&json, "[");
+bool chat_set_system(Chat *chat, const char *text, size_t len) {
+  if (chat->options.raw) return refuse("--raw has no messages");
+  drop(chat, 0, first_question(chat));
+  if (len) insert(chat, 0, SYSTEM, text, len);
+  return true;
+}
+
+bool chat_add(Chat *chat, Role role, const char *text, size_t len) {
+  if (chat->options.raw) return refuse("--raw has no messages");
+  if (role >= ROLES) return refuse("no role has the number %u", (unsigned)role);
+  insert(chat, chat->message_count, role, text, len);
+  return true;
+}
+
+void chat_forget(Chat *chat, bool all) {
+  chat_end(chat);
+  drop(chat, all ? 0 : first_question(chat), chat->message_count);
+  check(wm_session_truncate(chat->session, 0), "session_truncate");
+  chat->length = 0;
+}
+
+static void add_messages(const Chat *chat, Text *json, bool placeholders) {
+  text_add_string(json, "[");
   for (size_t i = 0; i < chat->message_count; i++) {
-    text_add_string(&json, i ? ", {\"role\": \"" : "{\"role\": \"");
-    text_add_string(&json, chat->messages[i].role);
-    text_add_string(&json, "\", \"content\": ");
-    text_add_json(&json, chat->messages[i].content, chat->messages[i].len);
-    text_add_string(&json, "}");
+    const Message *message = &chat->messages[i];
+    text_add_string(json, i ? ", {\"role\": \"" : "{\"role\": \"");
+    text_add_string(json, ROLE_NAMES[message->role]);
+    text_add_string(json, "\", \"content\": ");
+    if (placeholders && message->spells_token) {
+      char placeholder[40];
+      int len = snprintf(placeholder, sizeof placeholder, "%s%08zx", chat->placeholder, i);
+      text_add_json(json, placeholder, (size_t)len);
+    } else {
+      text_add_json(json, message->content.data, message->content.len);
+    }
+    text_add_string(json, "}");
   }
-  text_add_string(&json, "]");
+  text_add_string(json, "]");
+}
+
+void chat_messages(const Chat *chat, Text *json) { add_messages(chat, json, false); }
+
+static wm_errno render(const Chat *chat, Text *prompt) {
+  Text json = {0};
+  add_messages(chat, &json, true);
   size_t len = 2 * json.len + 1024;
   wm_errno error;
   do {
-    text_room(&prompt, len);
-    error = wm_model_apply_template(chat->model, json.data, json.len, WM_GENERATION_PROMPT, prompt.data, prompt.cap, &len);
+    text_room(prompt, len);
+    error = wm_model_apply_template(chat->model, json.data, json.len, WM_GENERATION_PROMPT, prompt->data, prompt->cap, &len);
   } while (error == WM_OVERFLOW);
-  check(error, "model_apply_template");
-  prompt.len = len;
+  if (error == WM_SUCCESS) prompt->len = len;
   free(json.data);
-  return prompt;
+  return error;
 }
 
-/* The conversation, or for --raw the line itself, as tokens that fit the context with room for a reply. */
-static wm_token *prompt_tokens(Chat *chat, const char *line, size_t len, size_t *n) {
+/* The tokens of a rendered template. Only the template's own control tokens become those: what a message spells out
+ * stays text. A message without such spellings is tokenized together with what surrounds it, as models are trained. */
+static wm_errno tokenize_rendered(const Chat *chat, const Text *prompt, Tokens *out) {
+  const char *at = prompt->data, *end = prompt->data + prompt->len;
+  size_t prefix = strlen(chat->placeholder);
+  wm_errno error = WM_SUCCESS;
+  while (error == WM_SUCCESS && at < end) {
+    const char *found = memmem(at, (size_t)(end - at), chat->placeholder, prefix);
+    if (found && (size_t)(end - found) < prefix + 8) found = NULL;
+    size_t len = (size_t)((found ? found : end) - at);
+    if (len) error = tokenize(chat, at, len, WM_PARSE_SPECIAL, out);
+    if (!found) break;
+    char digits[9] = {0};
+    memcpy(digits, found + prefix, 8);
+    size_t i = strtoul(digits, NULL, 16);
+    if (i >= chat->message_count) return WM_INVAL;
+    const Text *content = &chat->messages[i].content;
+    if (error == WM_SUCCESS) error = tokenize(chat, content->data, content->len, 0, out);
+    at = found + prefix + 8;
+  }
+  return error;
+}
+
+/* The conversation, or for --raw the text itself, as tokens that fit the context with room for an answer. */
+static bool prompt_tokens(Chat *chat, const char *text, size_t len, Tokens *out) {
   if (chat->options.raw) {
-    Text text = {(char *)line, len, len};
-    return tokenize(chat, &text, WM_ADD_BOS, n);
+    wm_errno error = tokenize(chat, text, len, WM_ADD_BOS, out);
+    if (error != WM_SUCCESS) return refuse("the prompt cannot be tokenized: %s", strerror((int)error));
+  } else {
+    do {
+      out->len = 0;
+      Text prompt = {0};
+      wm_errno error = render(chat, &prompt);
+      if (error != WM_SUCCESS) refuse("the model's chat template refuses the conversation: %s", strerror((int)error));
+      else if ((error = tokenize_rendered(chat, &prompt, out)) != WM_SUCCESS)
+        refuse("the conversation cannot be tokenized: %s", strerror((int)error));
+      free(prompt.data);
+      if (error != WM_SUCCESS) return false;
+    } while (out->len >= chat->info.context_length && forget_oldest(chat));
   }
-  remember(chat, "user", line, len);
-  for (;;) {
-    Text text = render(chat);
-    wm_token *tokens = tokenize(chat, &text, WM_PARSE_SPECIAL, n);
-    free(text.data);
-    if (*n < chat->info.context_length || !forget_oldest(chat)) return tokens;
-    free(tokens);
-  }
+  if (!out->len) return refuse("the prompt is empty");
+  if (out->len > chat->info.context_length)
+    return refuse("the prompt has %zu tokens; the model's context is %u", out->len, chat->info.context_length);
+  return true;
 }
 
-/* ---- The reply ---------------------------------------------------------------------------------------------------- */
+/* ---- The answer --------------------------------------------------------------------------------------------------- */
 
 static void forward(Chat *chat, const wm_token *tokens, uint32_t n) {
   check(wm_session_forward(chat->session, tokens, n, chat->logits), "session_forward");
@@ -215,7 +277,7 @@ static void write_all(const char *data, size_t len) {
   }
 }
 
-/* Streams a token's bytes behind what is held back: line ends that may turn out to be the reply's last. */
+/* Streams a token's bytes behind what is held back: line ends that may turn out to be the answer's last. */
 static void emit(Text *held, const char *bytes, size_t len) {
   text_add(held, bytes, len);
   size_t ready = held->len;
@@ -231,104 +293,55 @@ static wm_token next_token(Chat *chat) {
                 chat->tokens + chat->length - recent, recent);
 }
 
-static void answer(Chat *chat, const char *line, size_t len) {
-  size_t n;
-  wm_token *prompt = prompt_tokens(chat, line, len, &n);
-  if (!n) fail("the prompt is empty");
-  if (n > chat->info.context_length) {
-    fprintf(stderr, "chat: the prompt has %zu tokens; the model's context is %u\n", n, chat->info.context_length);
-    exit(1);
-  }
-  prefill(chat, prompt, (uint32_t)n);
-  free(prompt);
+bool chat_ask(Chat *chat, const char *text, size_t len) {
+  chat_end(chat);
+  if (!chat->options.raw) chat_add(chat, USER, text, len);
+  Tokens prompt = {0};
+  bool fits = prompt_tokens(chat, text, len, &prompt);
+  if (fits) prefill(chat, prompt.data, (uint32_t)prompt.len);
+  else if (!chat->options.raw) drop(chat, chat->message_count - 1, chat->message_count);
+  free(prompt.data);
+  chat->reply_tokens = 0;
+  return chat->answering = fits;
+}
 
-  Text reply = {0}, held = {0};
+/* One token of the answer. False if it is the last. */
+static bool decode(Chat *chat) {
+  wm_token token = next_token(chat);
+  if (is_end(chat, token)) return false;
+  const char *bytes = chat->pieces + chat->offsets[token];
+  size_t len = chat->offsets[token + 1] - chat->offsets[token];
+  emit(&chat->held, bytes, len);
+  text_add(&chat->reply, bytes, len);
+  if (++chat->reply_tokens == chat->options.max_tokens || chat->length == chat->info.context_length) return false;
+  forward(chat, &token, 1);
+  chat->decode_tokens++;
+  return true;
+}
+
+bool chat_continue(Chat *chat, double seconds) {
   double start = now();
-  for (uint32_t count = 1;; count++) {
-    wm_token token = next_token(chat);
-    if (is_end(chat, token)) break;
-    const char *bytes = chat->pieces + chat->offsets[token];
-    size_t bytes_len = chat->offsets[token + 1] - chat->offsets[token];
-    emit(&held, bytes, bytes_len);
-    text_add(&reply, bytes, bytes_len);
-    if (count == chat->options.max_tokens || chat->length == chat->info.context_length) break;
-    forward(chat, &token, 1);
-    chat->decode_tokens++;
-  }
+  bool more = chat->answering;
+  while (more && (more = decode(chat)) && (seconds == INFINITY || now() - start < seconds)) continue;
   chat->decode_seconds += now() - start;
+  if (!more) chat_end(chat);
+  return more;
+}
+
+void chat_end(Chat *chat) {
+  if (!chat->answering) return;
+  chat->answering = false;
   write_all("\n", 1);
-  if (!chat->options.raw) remember(chat, "assistant", reply.data, reply.len);
-  free(reply.data);
-  free(held.data);
+  if (!chat->options.raw) chat_add(chat, ASSISTANT, chat->reply.data, chat->reply.len);
+  chat->reply.len = chat->held.len = 0;
 }
 
-/* ---- The command line --------------------------------------------------------------------------------------------- */
-
-static _Noreturn void usage(void) {
-  fputs(USAGE, stderr);
-  exit(2);
-}
-
-static double number(const char *text, double least, double most) {
-  char *end;
-  double value = strtod(text, &end);
-  if (end == text || *end || !(value >= least && value <= most)) usage();
-  return value;
-}
-
-static Options parse(int argc, char **argv) {
-  Options o = {.model = "default", .sampler = {.temperature = 0.7f, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f,
-                                               .repeat_penalty = 1}};
-  if (getentropy(&o.sampler.seed, sizeof o.sampler.seed)) fail("no random seed");
-  for (int i = 1; i < argc; i++) {
-    const char *name = argv[i];
-    if (!strcmp(name, "--raw")) { o.raw = true; continue; }
-    if (!strcmp(name, "--greedy")) { o.greedy = true; continue; }
-    if (!strcmp(name, "--stats")) { o.stats = true; continue; }
-    if (++i == argc) usage();
-    const char *value = argv[i];
-    if (!strcmp(name, "-p")) o.prompt = value;
-    else if (!strcmp(name, "--system")) o.system = value;
-    else if (!strcmp(name, "--model")) o.model = value;
-    else if (!strcmp(name, "--max-tokens")) o.max_tokens = (uint32_t)number(value, 0, UINT32_MAX);
-    else if (!strcmp(name, "--seed")) o.sampler.seed = (uint64_t)number(value, 0, 0x1p53);
-    else if (!strcmp(name, "--temperature")) o.sampler.temperature = (float)number(value, 0, 100);
-    else if (!strcmp(name, "--top-k")) o.sampler.top_k = (uint32_t)number(value, 0, UINT32_MAX);
-    else if (!strcmp(name, "--top-p")) o.sampler.top_p = (float)number(value, 0, 1);
-    else if (!strcmp(name, "--min-p")) o.sampler.min_p = (float)number(value, 0, 1);
-    else if (!strcmp(name, "--repeat-penalty")) o.sampler.repeat_penalty = (float)number(value, 0.01, 100);
-    else usage();
-  }
-  if (o.greedy) o.sampler.temperature = 0;
-  return o;
-}
-
-/* Reads lines until the end of the input; the prompt goes to standard error, so that standard output holds replies only. */
-static void converse(Chat *chat) {
-  char *line = NULL;
-  size_t cap = 0;
-  for (;;) {
-    fputs("> ", stderr);
-    ssize_t len = getline(&line, &cap, stdin);
-    if (len < 0) break;
-    while (len && (line[len - 1] == '\n' || line[len - 1] == '\r')) len--;
-    if (len) answer(chat, line, (size_t)len);
-  }
-  fputs("\n", stderr);
-  free(line);
-}
-
-int main(int argc, char **argv) {
-  Chat chat = {.options = parse(argc, argv)};
-  const Options *o = &chat.options;
-  open_model(&chat);
-  if (!o->raw && !chat.info.chat_template) fail("the model has no chat template; use --raw");
-  if (o->system && !o->raw) remember(&chat, "system", o->system, strlen(o->system));
-  if (o->prompt) answer(&chat, o->prompt, strlen(o->prompt));
-  else converse(&chat);
-  if (o->stats)
-    fprintf(stderr,
-            "{\"prefill_tokens\": %u, \"prefill_seconds\": %.6f, \"decode_tokens\": %u, \"decode_seconds\": %.6f}\n",
-            chat.prefill_tokens, chat.prefill_seconds, chat.decode_tokens, chat.decode_seconds);
-  return 0;
+void chat_stats(const Chat *chat, Text *json) {
+  char line[256];
+  int len = snprintf(line, sizeof line,
+                     "{\"context_tokens\": %u, \"context_length\": %u, \"prefill_tokens\": %u, \"prefill_seconds\": %.6f, "
+                     "\"decode_tokens\": %u, \"decode_seconds\": %.6f}\n",
+                     chat->length, chat->info.context_length, chat->prefill_tokens, chat->prefill_seconds,
+                     chat->decode_tokens, chat->decode_seconds);
+  text_add(json, line, (size_t)len);
 }

@@ -1,4 +1,4 @@
-"""The folder in which wasmetal keeps what it can fetch or make again: models, compiled pipelines."""
+"""The folder in which wasmetal keeps models, compiled pipelines and the lines typed in chats."""
 
 import os
 from pathlib import Path

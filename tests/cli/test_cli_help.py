@@ -46,4 +46,4 @@ def test_version() -> None:
 def test_help_loads_neither_engine_nor_arrays() -> None:
     code = "import json, sys, wasmetal.cli; print(json.dumps(list(sys.modules)))"
     loaded = json.loads(subprocess.check_output([sys.executable, "-c", code]))
-    assert not {"numpy", "wasmtime", "vulkan", "gguf", "tokenizers", "jinja2"} & set(loaded)
+    assert not {"numpy", "wasmtime", "vulkan", "gguf", "tokenizers", "jinja2", "prompt_toolkit"} & set(loaded)

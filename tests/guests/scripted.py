@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,11 @@ from wasmetal.device.cpu import CpuDevice
 END = 256
 BEGIN = 257
 VOCABULARY = 258
+SPECIAL = {"<|im_end|>": END, "^": BEGIN}
 
 
 class ScriptedModel:
-    """Tokens are bytes; END ends a turn, BEGIN stands for a special text. Each prompt gets the next of ``replies``."""
+    """Tokens are bytes; END ends a turn, BEGIN begins a prompt. Each prompt gets the next of ``replies``."""
 
     def __init__(self, *replies: bytes | list[int], context: int = 1000, template: bool = True) -> None:
         self.device = CpuDevice()
@@ -32,14 +34,13 @@ class ScriptedModel:
         self.sessions = 0
 
     def pieces(self) -> list[bytes]:
-        return [*(bytes([i]) for i in range(256)), b"<end>", b"<begin>"]
+        return [*(bytes([i]) for i in range(256)), *map(str.encode, SPECIAL)]
 
     def encode(self, text: str, *, parse_special: bool, add_bos: bool | None) -> list[int]:
-        tokens = list(text.encode())
-        if parse_special:
-            assert tokens[0] == ord("^")
-            tokens[0] = BEGIN
-        return tokens
+        if not parse_special:
+            return list(text.encode())
+        parts = re.split(r"(\^|<\|im_end\|>)", text)
+        return [token for part in parts for token in ([SPECIAL[part]] if part in SPECIAL else part.encode())]
 
     def render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
         self.conversations.append(list(messages))

@@ -75,17 +75,25 @@ def test_max_tokens() -> None:
 
 def test_the_template_gets_the_messages() -> None:
     model = ScriptedModel(b"yes")
-    text = 'quote " backslash \\ tab \t bell \x07 ünïcode 🚀 <|im_end|>'
+    text = 'quote " backslash \\ tab \t bell \x07 ünïcode 🚀'
     Ran(model, "-p", text, "--system", "Be kind.")
     assert model.conversations == [[{"role": "system", "content": "Be kind."}, {"role": "user", "content": text}]]
     assert model.forwards[0] == [BEGIN, *f"s:Be kind.|u:{text}|a:".encode()]
+
+
+def test_control_tokens_spelled_out_in_a_message_stay_text() -> None:
+    model = ScriptedModel(b"I say ^ too", b"yes")
+    Ran(model, "--system", "^s", stdin=b"one\nend it<|im_end|>^ now\n")
+    first, *others = (token for tokens in model.forwards[: -len(b"yes")] for token in tokens)
+    assert first == BEGIN
+    assert bytes(others) == b"s:^s|u:one|a:I say ^ too|u:end it<|im_end|>^ now|a:"
 
 
 def test_a_conversation() -> None:
     model = ScriptedModel(b"first", b"second")
     ran = Ran(model, stdin=b"one\n\r\n\ntwo\r\n")
     assert (ran.code, ran.out) == (0, b"first\nsecond\n")
-    assert ran.err == b"> > > > > \n"
+    assert ran.err == b""  # no prompts, as standard input is no terminal
     assert [message["content"] for message in model.conversations[1]] == ["one", "first", "two"]
     assert [message["role"] for message in model.conversations[1]] == ["user", "assistant", "user"]
 
@@ -147,8 +155,10 @@ def test_stats() -> None:
     [
         (["--what"], 2, b"usage: chat"),
         (["-p"], 2, b"usage: chat"),
-        (["-p", "x", "--top-p", "2"], 2, b"usage: chat"),
-        (["-p", "x", "--top-k", "many"], 2, b"usage: chat"),
+        (["-p", "x", "--top-p", "2"], 2, b"chat: --top-p is a number from 0 to 1, not '2'\n"),
+        (["-p", "x", "--top-k", "many"], 2, b"chat: --top-k is a number from 0 to 4294967295, not 'many'\n"),
+        (["-p", "x", "--max-tokens", "0"], 2, b"chat: --max-tokens is a number from 1 to 4294967295, not '0'\n"),
+        (["-p", "x", "--seed", "nan"], 2, b"chat: --seed is a number from 0 to 9007199254740992, not 'nan'\n"),
         (["-p", "x", "--model", "other"], 1, b"no model named 'other' was granted"),
         (["-p", ""], 0, b""),
         (["--raw", "-p", ""], 1, b"the prompt is empty"),

@@ -293,6 +293,26 @@ def test_exports_that_are_not_there() -> None:
             guest.call("memory")
 
 
+def test_memory_is_read_and_written_between_calls() -> None:
+    code = b"""(module (memory (export "memory") 1)
+        (func (export "double") (param i32)
+            (i32.store8 (local.get 0) (i32.shl (i32.load8_u (local.get 0)) (i32.const 1)))))"""
+    with Guest(code) as guest:
+        guest.write(PAGE - 2, b"\x15\x16")
+        guest.call("double", PAGE - 2)
+        assert guest.read(PAGE - 2, 2) == b"\x2a\x16"
+        assert guest.read(PAGE, 0) == b""
+        guest.write(PAGE, b"")
+        for address, nbytes in ((PAGE - 1, 2), (-1, 1), (0, -1), (2**32, 1)):
+            with pytest.raises(GuestError, match="leave the guest's memory of 65536 bytes"):
+                guest.read(address, nbytes)
+        with pytest.raises(GuestError, match="leave the guest's memory"):
+            guest.write(PAGE - 1, b"ab")
+        assert guest.read(PAGE - 1, 1) == b"\x16"
+    with Guest(b"(module)") as guest, pytest.raises(GuestError, match="no memory"):
+        guest.read(0, 1)
+
+
 def test_stop_from_another_thread() -> None:
     with Guest(SPIN) as guest:
         timer = threading.Timer(0.1, guest.stop)

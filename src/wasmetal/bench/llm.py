@@ -14,11 +14,10 @@ from statistics import median
 
 import numpy as np
 
-from wasmetal import packaged
 from wasmetal.bench import bandwidth
+from wasmetal.conversation import Conversation
 from wasmetal.device.base import Device
 from wasmetal.errors import GuestError
-from wasmetal.host.guest import Guest
 from wasmetal.models import Model, load_model
 from wasmetal.models.files import store
 
@@ -75,18 +74,15 @@ def _prompt(model: Model, count: int) -> str:
 def _guest(model: Model, prompt: str, tokens: int) -> tuple[Speed, int]:
     """The speed, and how many tokens were decoded before the model ended its text."""
     errors = bytearray()
-    with Guest(
-        packaged.guest("chat"),
-        device=model.device,
-        models={"default": model},
-        args=["--raw", "--greedy", "--stats", "--max-tokens", str(tokens + 1), "-p", prompt],
-        stderr=errors.extend,
-    ) as guest:
-        if guest.run():
+    arguments = ["--raw", "--greedy", "--max-tokens", str(tokens + 1)]
+    with Conversation(model, device=model.device, arguments=arguments, stderr=errors.extend) as conversation:
+        if conversation.open() or not conversation.ask(prompt):
             raise GuestError(f"the chat guest failed: {errors.decode(errors='replace').strip()}")
-    stats = json.loads(errors.decode().splitlines()[-1])
-    prefill = stats["prefill_tokens"] / stats["prefill_seconds"]
-    return Speed("guest", prefill, stats["decode_tokens"] / stats["decode_seconds"]), stats["decode_tokens"]
+        while conversation.go_on():
+            pass
+        stats = conversation.stats()
+    speed = Speed("guest", stats.prefill_tokens / stats.prefill_seconds, stats.decode_tokens / stats.decode_seconds)
+    return speed, stats.decode_tokens
 
 
 def _python(model: Model, prompt: str, tokens: int) -> Speed:

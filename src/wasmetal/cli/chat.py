@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from wasmetal.cli.models import progress
 from wasmetal.cli.options import DEFAULT_MODEL, Device
-from wasmetal.cli.output import in_bytes, writer
+from wasmetal.cli.output import in_bytes, text_writer, writer
 from wasmetal.cli.run import run_or_leave
+
+if TYPE_CHECKING:
+    from wasmetal import Counters
+    from wasmetal.device import Device as OpenDevice
+    from wasmetal.host.wasi import Output
 
 
 def chat(
@@ -21,21 +27,28 @@ def chat(
         bool, typer.Option("--raw", help="Complete the text as it stands, without a chat template.")
     ] = False,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token.")] = False,
-    max_tokens: Annotated[int | None, typer.Option(min=1, max=2**32 - 1, help="Longest reply.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**53, help="Make the choice of tokens repeatable.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=100, help="0 is greedy.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Choose among so many tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="… among the likeliest of this share.")] = None,
-    min_p: Annotated[float | None, typer.Option(min=0, max=1, help="… at least this likely, next to the best.")] = None,
-    repeat_penalty: Annotated[float | None, typer.Option(min=0.01, max=100, help="1 is none.")] = None,
+    # The guest checks the numbers and says their ranges: they are text here.
+    max_tokens: Annotated[str | None, typer.Option(metavar="N", help="Longest answer.")] = None,
+    seed: Annotated[str | None, typer.Option(metavar="N", help="Make the choice of tokens repeatable.")] = None,
+    temperature: Annotated[str | None, typer.Option(metavar="T", help="0 is greedy.")] = None,
+    top_k: Annotated[str | None, typer.Option(metavar="K", help="Choose among so many tokens.")] = None,
+    top_p: Annotated[str | None, typer.Option(metavar="P", help="… among the likeliest of this share.")] = None,
+    min_p: Annotated[str | None, typer.Option(metavar="P", help="… at least this likely, next to the best.")] = None,
+    repeat_penalty: Annotated[str | None, typer.Option(metavar="R", help="1 is none.")] = None,
     device: Device = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Then print tokens, seconds and context use, as JSON on standard error.")
+    ] = False,
     counters: Annotated[bool, typer.Option("--counters", help="Then print what was copied, shared and run.")] = False,
 ) -> None:
-    """Chat with a model, inside a sandboxed guest. With -p, print the reply and nothing else."""
-    from wasmetal import Guest, packaged
+    """Chat with a model, inside a sandboxed guest.
 
-    if prompt is None:
-        _offer_to_pull(model)
+    At a terminal, /help lists the commands (/system, /reset, /save, /load, /stats, /bye), the arrow keys bring back
+    earlier messages, Ctrl-C stops an answer, and Ctrl-D leaves. With -p, or if standard input or output is no terminal,
+    it answers the prompt, or each line of standard input, and prints the answers and nothing else.
+    """
+    from wasmetal.device import open_device
+
     values = {
         "-p": prompt,
         "--system": system,
@@ -47,25 +60,67 @@ def chat(
         "--min-p": min_p,
         "--repeat-penalty": repeat_penalty,
     }
-    arguments = [text for name, value in values.items() if value is not None for text in (name, str(value))]
-    arguments += [name for name, given in {"--raw": raw, "--greedy": greedy}.items() if given]
+    arguments = [text for name, value in values.items() if value is not None for text in (name, value)]
+    arguments += [name for name, given in {"--raw": raw, "--greedy": greedy, "--stats": stats}.items() if given]
+    if prompt is None:
+        _offer_to_pull(model)
+    at_terminal = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
+    with open_device(device) as opened:
+        code, totals = (_at_terminal if at_terminal else _as_filter)(model, opened, arguments)
+    if counters:
+        _print_counters(totals)
+    raise typer.Exit(code)
+
+
+def _as_filter(model: str, device: OpenDevice, arguments: Sequence[str]) -> tuple[int, Counters]:
+    """Answer what the arguments or standard input ask. Returns the exit code, and what it cost."""
+    from wasmetal import Guest, packaged
+
     with Guest(
         packaged.guest("chat"),
         device=device,
         models={"default": model},
         args=arguments,
         stdin="inherit",
-        stdout=writer(sys.stdout),
-        stderr=writer(sys.stderr),
+        stdout=_output(sys.stdout),
+        stderr=_output(sys.stderr),
     ) as guest:
-        code = run_or_leave(guest)
-        if counters:
-            print()
-            totals = guest.counters.as_dict()
-            totals["bytes_copied"] = totals.pop("bytes_copied")  # the point of it all comes last
-            for name, total in totals.items():
-                print(name.replace("_", " "), f"{total:.3f}" if isinstance(total, float) else total)
-    raise typer.Exit(code)
+        return run_or_leave(guest), guest.counters
+
+
+def _at_terminal(model: str, device: OpenDevice, arguments: Sequence[str]) -> tuple[int, Counters]:
+    """Converse with the user. Returns the exit code, and what it cost."""
+    from wasmetal.cli import interactive
+    from wasmetal.cli.prompt import prompt_reader
+    from wasmetal.cli.terminal import Wrapped
+    from wasmetal.conversation import Conversation
+    from wasmetal.home import home
+
+    out = Wrapped(text_writer(sys.stdout), interactive.columns)
+    with Conversation(
+        model, device=device, arguments=arguments, stdout=out, stderr=_output(sys.stderr)
+    ) as conversation:
+        if not (code := conversation.open()):
+            print(interactive.greeting(model, device.info, conversation.stats()))
+            interactive.converse(conversation, out, prompt_reader(home() / "chat-history"))
+        return code, conversation.guest.counters
+
+
+def _output(stream: TextIO) -> Output:
+    """Where a guest's output goes: byte for byte into files and pipes, harmless on a terminal."""
+    if not stream.isatty():
+        return writer(stream)
+    from wasmetal.cli.terminal import Plain
+
+    return Plain(text_writer(stream))
+
+
+def _print_counters(counters: Counters) -> None:
+    print()
+    totals = counters.as_dict()
+    totals["bytes_copied"] = totals.pop("bytes_copied")  # the point of it all comes last
+    for name, total in totals.items():
+        print(name.replace("_", " "), f"{total:.3f}" if isinstance(total, float) else total)
 
 
 def _offer_to_pull(name: str) -> None:

@@ -48,3 +48,9 @@ def writer(stream: TextIO) -> Callable[[bytes], object]:
         stream.flush()
 
     return write
+
+
+def text_writer(stream: TextIO) -> Callable[[str], object]:
+    """A function that writes text to a standard stream at once. What its encoding lacks becomes ``?``."""
+    write = writer(stream)
+    return lambda text: write(text.encode(stream.encoding, "replace"))

@@ -168,11 +168,19 @@ class Guest:
         finally:
             self._abandon(call, GuestError("the guest's output is no longer read"))
         if self.exit_code:
-            raise GuestError(f"the guest ended with exit code {self.exit_code}; its standard error may say why")
+            raise _exited(self.exit_code)
 
     def call(self, name: str, *args: int | float) -> Any:
-        """Call an exported function. Raises GuestError where there is none, GuestTrapError, LimitError."""
+        """Call an exported function. Raises GuestError if there is none or it exits, GuestTrapError, LimitError."""
         return self._enter(lambda: self._function(name)(self._store, *args))
+
+    def read(self, address: int, nbytes: int) -> bytes:
+        """A copy of so many bytes of the exported memory. Raises GuestError if they are not all inside of it."""
+        return self._enter(lambda: bytes(self._memory(address, nbytes).read(self._store, address, address + nbytes)))
+
+    def write(self, address: int, data: bytes) -> None:
+        """Copy bytes into the exported memory. Raises GuestError if they do not all fit into it there."""
+        self._enter(lambda: self._memory(address, len(data)).write(self._store, data, address) if data else 0)
 
     def stop(self) -> None:
         """Stop the guest, from another thread; its run raises GuestError. It cannot be run again."""
@@ -259,6 +267,15 @@ class Guest:
             raise GuestError(f"the module exports no function {name!r}")
         return function
 
+    def _memory(self, address: int, nbytes: int) -> wasmtime.Memory:
+        memory = self._instance.exports(self._store).get("memory")
+        if not isinstance(memory, wasmtime.Memory):
+            raise GuestError("the module exports no memory named 'memory'")
+        size = memory.data_len(self._store)
+        if min(address, nbytes) < 0 or address + nbytes > size:
+            raise GuestError(f"{nbytes} bytes at {address:#x} leave the guest's memory of {size} bytes")
+        return memory
+
     def _start(self) -> int:
         try:
             self._function("_start")(self._store)
@@ -296,6 +313,8 @@ class Guest:
             return call.outcome.result()
         except wasmtime.Trap as trap:
             raise self._interrupt.reason or GuestTrapError(describe_trap(trap)) from None
+        except wasmtime.ExitTrap as exit:
+            raise _exited(exit.code) from None
         except wasmtime.WasmtimeError as error:
             raise self._interrupt.reason or GuestError(one_line(error)) from None
 
@@ -332,6 +351,10 @@ class _Output:
             self._interrupt.stop(error)
             return -errno.EIO
         return len(data)
+
+
+def _exited(code: int) -> GuestError:
+    return GuestError(f"the guest ended with exit code {code}; its standard error may say why")
 
 
 def _next(pieces: queue.Queue[T]) -> T:

@@ -39,6 +39,14 @@ static size_t character(const unsigned char *data, size_t len) {
   return size;
 }
 
+void text_add_utf8(Text *text, const char *data, size_t len) {
+  for (size_t i = 0, size; i < len; i += size ? size : 1) {
+    size = character((const unsigned char *)data + i, len - i);
+    if (size) text_add(text, data + i, size);
+    else text_add_string(text, "\xef\xbf\xbd");
+  }
+}
+
 void text_add_json(Text *text, const char *data, size_t len) {
   text_add_string(text, "\"");
   for (size_t i = 0, size; i < len; i += size) {

@@ -18,6 +18,9 @@ char *text_room(Text *text, size_t more);
 void text_add(Text *text, const char *data, size_t len);
 void text_add_string(Text *text, const char *string);
 
+/* Appends data as UTF-8. Bytes that are not UTF-8 become U+FFFD. */
+void text_add_utf8(Text *text, const char *data, size_t len);
+
 /* Appends data as a JSON string, quotes included. Bytes that are not UTF-8 become U+FFFD. */
 void text_add_json(Text *text, const char *data, size_t len);
 

@@ -1,0 +1,81 @@
+/* A conversation with a language model. */
+#ifndef CHAT_H
+#define CHAT_H
+
+#include <math.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "wasmetal/sampler.h"
+#include "wasmetal/text.h"
+#include "wasmetal.h"
+
+typedef struct Options {
+  const char *prompt, *system, *model;
+  bool raw, greedy, stats;
+  uint32_t max_tokens; /* 0: as many as fit */
+  Sampler sampler;
+} Options;
+
+typedef enum Role { SYSTEM, USER, ASSISTANT, ROLES } Role;
+
+typedef struct Message {
+  Role role;
+  Text content;
+  bool spells_token; /* the content spells out a control token, such as <|im_end|> */
+} Message;
+
+typedef struct Chat {
+  Options options;
+  wm_model model;
+  wm_model_info info;
+  wm_session session;
+  wm_token *ends;
+  uint32_t *offsets; /* where each token's bytes begin in pieces, and the end of the last */
+  const char *pieces;
+  wm_token *tokens; /* what the session holds: context_length places, `length` in use */
+  uint32_t length;
+  float *logits;
+  uint32_t *scratch;
+  char placeholder[20]; /* stands in a rendered template for a message that spells a token */
+  Message *messages;
+  size_t message_count;
+  bool answering;
+  Text reply, held; /* the answer so far, and its line ends that are not written yet */
+  uint32_t reply_tokens;
+  uint32_t prefill_tokens, decode_tokens;
+  double prefill_seconds, decode_seconds;
+} Chat;
+
+/* Functions that return bool say on standard error why they return false; the conversation is then as it was. A failure
+ * after which it cannot go on ends the program. */
+
+/* Opens the model that the options name. */
+bool chat_open(Chat *chat);
+
+/* Replaces the system message; without text, drops it. */
+bool chat_set_system(Chat *chat, const char *text, size_t len);
+
+/* Adds a message that was said before. */
+bool chat_add(Chat *chat, Role role, const char *text, size_t len);
+
+/* Forgets all messages, but not the system message unless `all`. */
+void chat_forget(Chat *chat, bool all);
+
+/* Runs the conversation with this question, or for --raw this text alone: then chat_continue writes the answer. */
+bool chat_ask(Chat *chat, const char *text, size_t len);
+
+/* Goes on with the answer until it ends, which returns false, or for about so many seconds. */
+bool chat_continue(Chat *chat, double seconds);
+
+/* Ends the answer where it is. */
+void chat_end(Chat *chat);
+
+/* Adds the messages as a JSON array of objects with "role" and "content". */
+void chat_messages(const Chat *chat, Text *json);
+
+/* Adds one line of JSON: tokens in the context, tokens prefilled and decoded, and the seconds that took. */
+void chat_stats(const Chat *chat, Text *json);
+
+#endif
