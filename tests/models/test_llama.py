@@ -38,6 +38,7 @@ def tokens(count: int, seed: int = 0) -> list[int]:
         {"qtype": "Q8_0"},
         {"qtype": "Q4_0"},
         {"qtype": "Q4_1"},
+        {"qtype": "Q5_0"},
         {"qtype": "Q8_0", "value_qtype": "F16"},  # q and k are one matrix, v another; so are gate and up
         {"tied": False},
         {"rope_scaling": "linear"},

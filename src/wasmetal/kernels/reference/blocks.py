@@ -4,6 +4,7 @@ A row is a run of blocks of 32 weights, in the byte layout of ggml (``ggml-commo
     Q8_0  d, 32 signed bytes q           weight = d q
     Q4_0  d, 16 bytes of two nibbles q   weight = d (q - 8)
     Q4_1  d, m, 16 bytes of two nibbles  weight = d q + m
+    Q5_0  d, 32 fifth bits, 16 bytes of two nibbles  weight = d (q - 16)
 The low nibbles are weights 0..15 of the block, the high ones 16..31.
 """
 
@@ -49,6 +50,13 @@ def q4_1(rows: Bytes) -> F32:
     return (_half(blocks, 0) * _nibbles(blocks[..., 4:]) + _half(blocks, 2)).reshape(len(rows), -1)
 
 
+def q5_0(rows: Bytes) -> F32:
+    """Q5_0 rows."""
+    blocks = rows.reshape(len(rows), -1, 22)
+    fifths = np.unpackbits(blocks[..., 2:6], axis=-1, bitorder="little") << 4
+    return (_half(blocks, 0) * ((_nibbles(blocks[..., 6:]) | fifths) - np.float32(16))).reshape(len(rows), -1)
+
+
 def _half(blocks: Bytes, at: int) -> F32:
     """The float16 at a byte of each block, as float32 [rows, blocks, 1]."""
     return np.ascontiguousarray(blocks[..., at : at + 2]).view(np.float16).astype(np.float32)
@@ -64,5 +72,6 @@ EXPAND: dict[DType, Expand] = {
     DType.Q8_0: q8_0,
     DType.Q4_0: q4_0,
     DType.Q4_1: q4_1,
+    DType.Q5_0: q5_0,
 }
 """The expansion of each weight format."""

@@ -119,6 +119,7 @@ wm_errno wm_buffer_write(wm_buffer buffer, uint64_t offset, const void *ptr, siz
 #define WM_F16 1
 #define WM_Q4_0 2 /* blocks of 32 in 18 bytes */
 #define WM_Q4_1 3 /* blocks of 32 in 20 bytes */
+#define WM_Q5_0 6 /* blocks of 32 in 22 bytes */
 #define WM_Q8_0 8 /* blocks of 32 in 34 bytes */
 #define WM_I32 26
 
