@@ -9,3 +9,8 @@ def home() -> Path:
     if own := os.environ.get("WASMETAL_HOME"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wasmetal"
+
+
+def pipelines_directory() -> Path:
+    """The folder of compiled kernels. It need not exist yet."""
+    return home() / "pipelines"

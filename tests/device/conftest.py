@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from metal.devices import METAL, open_metal
 from wasmetal.device import Device, open_device
+from wasmetal.device.opened import OpenDevice
 from wasmetal.memory.region import Region
 
 Opener = Callable[[], Device]
@@ -17,12 +19,12 @@ Opener = Callable[[], Device]
 
 def open_as_discrete() -> Device:
     """The Vulkan device taken for a discrete GPU: its device memory is not mapped, and is reached by staging alone."""
-    from wasmetal.device.vulkan.device import VulkanDevice
+    from wasmetal.device.vulkan import VulkanBackend
     from wasmetal.device.vulkan.physical import physical_devices
 
     physical = physical_devices()[0]
     physical.unified = False
-    return VulkanDevice(physical)
+    return OpenDevice(VulkanBackend(physical))
 
 
 OPENERS: dict[str, Opener] = {
@@ -33,24 +35,47 @@ OPENERS: dict[str, Opener] = {
 }
 
 
+ALIGNMENTS = {"cpu": (16, 64, 256), "vulkan": (64, 256), "vulkan as discrete": (16,), "metal": (64,)}
+"""Offset alignments that each device is tested at; its own if that is coarser."""
+
+
 @pytest.fixture(
+    scope="module",
     params=[
-        "cpu",
-        pytest.param("vulkan", marks=pytest.mark.vulkan),
-        pytest.param("vulkan as discrete", marks=pytest.mark.vulkan),
-        pytest.param("metal", id=METAL),
-    ]
+        pytest.param(
+            (name, alignment),
+            id=f"{METAL if name == 'metal' else name} {alignment}",
+            marks=[pytest.mark.vulkan] if name.startswith("vulkan") else [],
+        )
+        for name, alignments in ALIGNMENTS.items()
+        for alignment in alignments
+    ],
 )
 def opener(request: pytest.FixtureRequest) -> Opener:
-    """How to open each device, for tests that close it."""
-    if request.param != "cpu":
-        request.getfixturevalue(request.param.split()[0])  # skips, or fails, where there is none
-    return OPENERS[request.param]
+    """How to open each device, claiming each alignment, for tests that close it."""
+    name, alignment = request.param
+    if name != "cpu":
+        request.getfixturevalue(name.split()[0])  # skips, or fails, if there is none
+
+    def open_it() -> Device:
+        device = OPENERS[name]()
+        backend = device.backend
+        backend.info = replace(backend.info, offset_alignment=max(backend.info.offset_alignment, alignment))
+        return device
+
+    return open_it
 
 
 @pytest.fixture
 def device(opener: Opener) -> Iterator[Device]:
     """A device of the test's own."""
+    with opener() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def lasting(opener: Opener) -> Iterator[Device]:
+    """A device for several tests, which leave it as it was."""
     with opener() as opened:
         yield opened
 
@@ -103,7 +128,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Callable[[Device, str, int], None
 
     def inject(device: Device, function: str, result: int) -> None:
         if function == "vkGetMemoryHostPointerPropertiesEXT":  # an extension's, so the device has it from the driver
-            monkeypatch.setattr(device._parts.logical, "_host_pointer_properties", lambda *args: result)
+            monkeypatch.setattr(device.backend.logical, "_host_pointer_properties", lambda *args: result)
         else:
             monkeypatch.setattr(api, "lib", Library(function, result))
 

@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 from numpy.typing import NDArray
 
-from wasmetal.device import Binding, Buffer, CommandList, Device
+from wasmetal.device import Binding, Buffer, CommandList, Device, MemoryKind
 from wasmetal.kernels.catalog import CATALOG, grid
 
 Floats = NDArray[np.float32]
@@ -21,6 +21,43 @@ def floats(buffer: Buffer) -> Floats:
 def span(buffer: Buffer, start: int, count: int) -> Binding:
     """``count`` float32 values of a buffer, from the value numbered ``start`` on."""
     return Binding(buffer, 4 * start, 4 * count)
+
+
+class Vectors:
+    """Vectors of ``count`` float32 values in one buffer, each where a binding of the device may begin."""
+
+    def __init__(
+        self,
+        device: Device,
+        number: int,
+        count: int,
+        kind: MemoryKind = MemoryKind.SHARED,
+        buffer: Buffer | None = None,
+    ) -> None:
+        """In a new buffer, or in one that is there, from its beginning on."""
+        alignment = device.info.offset_alignment
+        self._device = device
+        self._count = count
+        self._stride = -(-4 * count // alignment) * alignment
+        self.buffer = buffer or device.allocate(number * self._stride, kind)
+
+    def __getitem__(self, number: int) -> Binding:
+        return Binding(self.buffer, number * self._stride, 4 * self._count)
+
+    def view(self, number: int) -> Floats:
+        """A vector's values, in memory that the host sees."""
+        return self.buffer.view()[number * self._stride :][: 4 * self._count].view(np.float32)
+
+    def write(self, number: int, values: Floats | float) -> None:
+        """Set a vector's values, in any memory."""
+        data = np.broadcast_to(np.asarray(values, np.float32), self._count).copy()
+        self._device.write(self.buffer, number * self._stride, data.view(np.uint8))
+
+    def read(self, number: int) -> Floats:
+        """A vector's values, in any memory."""
+        out = np.empty(4 * self._count, np.uint8)
+        self._device.read(self.buffer, number * self._stride, out)
+        return out.view(np.float32)
 
 
 def add(commands: CommandList, a: Binding, b: Binding, out: Binding) -> None:

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from wasmetal.device import list_devices, open_device, select
-from wasmetal.device.backend import Candidate, Tier
+from wasmetal.device.backend import AnyBackend, Candidate, FoundDevice, Tier, Unusable
+from wasmetal.device.cpu import CpuBackend
 from wasmetal.errors import DeviceError, DeviceNotFoundError
 
 
 class Machine:
     """A machine with GPUs of the test's choice beside its real CPU."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, **backends: list[Tier]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **backends: list[Tier | str]) -> None:
+        """For each backend its devices: how good each is, or why it cannot be used."""
         monkeypatch.delenv("WASMETAL_DEVICE", raising=False)
-        cpu = open_device("cpu").info
-        table = {}
-        for name, tiers in backends.items():
-            infos = [replace(cpu, backend=name, index=i, name=f"{tier.name} GPU") for i, tier in enumerate(tiers)]
-            found = [Candidate(info, tier) for info, tier in zip(infos, tiers, strict=True)]
-            table[name] = select.Backend(
-                lambda name=name, found=found: found or self.none(name),
-                lambda index, infos=infos: SimpleNamespace(info=infos[index]),
-            )
-        monkeypatch.setattr(select, "BACKENDS", {**table, "cpu": select.BACKENDS["cpu"]})
+        table = {"cpu": select.BACKENDS["cpu"]}
+        for name, devices in backends.items():
+            found = [self.found(name, i, device) for i, device in enumerate(devices)]
+            module = f"a_machine_of_the_tests_{name}"
+            monkeypatch.setitem(sys.modules, module, SimpleNamespace(find_devices=lambda found=found: found))
+            table = {name: module, **table}
+        monkeypatch.setattr(select, "BACKENDS", table)
 
     @staticmethod
-    def none(name: str) -> list[Candidate]:
-        raise DeviceNotFoundError(f"no {name} here")
+    def found(backend: str, index: int, device: Tier | str) -> FoundDevice:
+        if isinstance(device, str):
+            return Unusable(f"{backend} GPU", device)
+        made = CpuBackend()
+        made.info = replace(made.info, backend=backend, index=index, name=f"{device.name} GPU")
+        return Candidate(made.info, device, lambda: made)
 
 
 def opened(spec: str | None = None) -> str:
@@ -85,9 +89,21 @@ def test_a_name_that_means_nothing(monkeypatch: pytest.MonkeyPatch, spec: str) -
 
 
 def test_a_backend_without_devices_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    Machine(monkeypatch, vulkan=[])
-    with pytest.raises(DeviceNotFoundError, match="no vulkan here"):
+    Machine(monkeypatch, vulkan=[], metal=["too old", "on loan"])
+    with pytest.raises(DeviceNotFoundError, match="no usable vulkan device: the installed drivers show none"):
         open_device("vulkan")
+    with pytest.raises(DeviceNotFoundError, match="no usable metal device: metal GPU: too old; metal GPU: on loan"):
+        open_device("metal")
+    with pytest.raises(DeviceError, match=r"metal:1 \(metal GPU\) cannot be used: on loan"):
+        open_device("metal:1")
+    with pytest.raises(DeviceNotFoundError, match="no device metal:2: there are 2"):
+        open_device("metal:2")
+    assert opened("auto") == "cpu:0"
+
+
+def test_what_cannot_be_used_keeps_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(monkeypatch, vulkan=["too old", Tier.DISCRETE])
+    assert opened("vulkan") == opened("vulkan:1") == opened("auto") == "vulkan:1"
 
 
 def test_there_is_one_cpu() -> None:
@@ -98,10 +114,11 @@ def test_there_is_one_cpu() -> None:
 def test_what_is_there_but_broken_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     Machine(monkeypatch, vulkan=[Tier.DISCRETE])
 
-    def broken(index: int) -> None:
+    def broken() -> AnyBackend:
         raise DeviceError("it is on fire")
 
-    monkeypatch.setitem(select.BACKENDS, "vulkan", replace(select.BACKENDS["vulkan"], open=broken))
+    found = replace(sys.modules[select.BACKENDS["vulkan"]].find_devices()[0], open=broken)
+    monkeypatch.setattr(sys.modules[select.BACKENDS["vulkan"]], "find_devices", lambda: [found])
     with pytest.raises(DeviceError, match="it is on fire"):
         open_device("auto")
 

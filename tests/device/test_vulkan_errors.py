@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from harness import add, recorded, span
 
@@ -20,7 +19,6 @@ from wasmetal.errors import (
     DeviceTimeoutError,
     OutOfDeviceMemoryError,
 )
-from wasmetal.kernels.catalog import CATALOG
 
 OPEN = (
     "import wasmetal.device as d, wasmetal.errors as e\ntry: d.open_device('vulkan')\nexcept e.{error} as x: print(x)"
@@ -71,7 +69,7 @@ def test_no_driver(vulkan: Device) -> None:
 
 @pytest.mark.vulkan
 def test_no_device_of_that_index(vulkan: Device) -> None:
-    with pytest.raises(DeviceNotFoundError, match=r"no device vulkan:99: the installed drivers show \d+"):
+    with pytest.raises(DeviceNotFoundError, match=r"no device vulkan:99: there are \d+"):
         open_device("vulkan:99")
 
 
@@ -86,7 +84,7 @@ class TestUnusableDevices:
         reason = "its driver lacks VK_EXT_of_tomorrow, without which host pages cannot be shared"
         with pytest.raises(DeviceError, match=r"vulkan:0 \(.*\) cannot be used: " + reason):
             open_device("vulkan:0")
-        with pytest.raises(DeviceNotFoundError, match="no usable Vulkan device: .*: " + reason):
+        with pytest.raises(DeviceNotFoundError, match="no usable vulkan device: .*: " + reason):
             open_device("vulkan")
 
     def test_an_old_driver(self, vulkan: Device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,9 +144,8 @@ class TestFaults:
     def test_lost_while_waiting(self, own_vulkan: Device, faults: Faults) -> None:
         ran = recorded(own_vulkan)
         submission = own_vulkan.submit([ran])
-        own_vulkan._parts.submissions.wait_all()  # it is at rest, in truth
-        own_vulkan._parts.logical._completed = 0
-        submission.seconds = None
+        own_vulkan.backend.logical.wait(1)  # it is at rest, in truth
+        own_vulkan.backend.logical._completed = 0
         faults(own_vulkan, "vkWaitSemaphores", -4)
         with pytest.raises(DeviceLostError, match="vkWaitSemaphores: VK_ERROR_DEVICE_LOST"):
             submission.wait()
@@ -158,77 +155,15 @@ class TestFaults:
 
 
 @pytest.mark.vulkan
-class TestMisuse:
-    def test_a_closed_device(self, own_vulkan: Device) -> None:
-        buffer = own_vulkan.allocate(64)
-        ran = recorded(own_vulkan)
-        own_vulkan.close()
-        own_vulkan.close()
-        for use in (lambda: own_vulkan.allocate(64), own_vulkan.record, lambda: own_vulkan.submit([ran])):
-            with pytest.raises(DeviceError, match="the device is closed"):
-                use()
-        for use in (buffer.view, lambda: buffer.address, lambda: buffer.device_address):
-            with pytest.raises(DeviceError, match="the buffer is closed"):
-                use()
-
-    def test_a_closed_list(self, own_vulkan: Device) -> None:
-        commands = recorded(own_vulkan)
-        commands.close()
-        commands.close()
-        for use in (lambda: own_vulkan.submit([commands]), commands.finish):
-            with pytest.raises(DeviceError, match="the command list is closed"):
-                use()
-
-    def test_a_closed_buffer(self, own_vulkan: Device) -> None:
-        buffer = own_vulkan.allocate(64)
-        buffer.close()
-        with pytest.raises(DeviceError, match="the buffer is closed"):
-            recorded(own_vulkan, (span(buffer, 0, 4),) * 3)
-
-    def test_nothing_to_submit(self, own_vulkan: Device) -> None:
-        with pytest.raises(DeviceError, match="at least one command list"):
-            own_vulkan.submit([])
-
-    def test_what_belongs_to_another_device(self, own_vulkan: Device, vulkan: Device, cpu: Device) -> None:
-        for other in (vulkan, cpu):
-            buffer = other.allocate(64)
-            with pytest.raises(DeviceError, match="a buffer of another device cannot be bound"):
-                recorded(own_vulkan, (span(buffer, 0, 4),) * 3)
-            with pytest.raises(DeviceError, match="a buffer of another device cannot be copied"):
-                own_vulkan.write(buffer, 0, np.zeros(4, np.uint8))
-            with pytest.raises(DeviceError, match="a command list of another device cannot be submitted"):
-                own_vulkan.submit([recorded(other)])
-
-    def test_arguments_that_do_not_fit_the_kernel(self, own_vulkan: Device) -> None:
-        kernel = CATALOG["add"]
-        buffer = own_vulkan.allocate(256)
-        commands = own_vulkan.record()
-        three, params = [Binding(buffer, 0, 64)] * 3, bytes(4 * len(kernel.params))
-        with pytest.raises(DeviceError, match="kernel add takes 3 buffers, not 2"):
-            commands.dispatch(kernel, three[:2], params, (1, 1, 1))
-        with pytest.raises(DeviceError, match=r"kernel add takes \d+ bytes of parameters, not 1"):
-            commands.dispatch(kernel, three, b"1", (1, 1, 1))
-        for groups in ((0, 1, 1), (1, 1 << 32, 1), (1, 1, -1)):
-            with pytest.raises(DeviceError, match="kernel add: a grid of"):
-                commands.dispatch(kernel, three, params, groups)
-
-    def test_bindings_that_do_not_fit_the_device(self, own_vulkan: Device) -> None:
-        limit = own_vulkan.info.max_binding_bytes
-        buffer = own_vulkan.allocate(1024)
-        good = span(buffer, 0, 4)
-        with pytest.raises(DeviceError, match="takes multiples of"):
-            add(own_vulkan.record(), good, good, Binding(buffer, own_vulkan.info.offset_alignment // 2, 16))
-        try:
-            large = own_vulkan.allocate(limit + 4)
-        except OutOfDeviceMemoryError:
-            return  # No buffer of this device is longer than what it can bind.
-        with pytest.raises(DeviceError, match=f"takes at most {limit}"):
-            add(own_vulkan.record(), good, good, Binding(large, 0, limit + 4))
-
-    def test_bytes_of_the_wrong_type(self, own_vulkan: Device) -> None:
-        buffer = own_vulkan.allocate(64)
-        with pytest.raises(DeviceError, match="must be uint8 of one dimension, not float32 of 1"):
-            own_vulkan.write(buffer, 0, np.zeros(4, np.float32))
+def test_a_binding_longer_than_the_device_takes(own_vulkan: Device) -> None:
+    limit = own_vulkan.info.max_binding_bytes
+    good = span(own_vulkan.allocate(1024), 0, 4)
+    try:
+        large = own_vulkan.allocate(limit + 4)
+    except OutOfDeviceMemoryError:
+        return  # No buffer of this device is longer than what it can bind.
+    with pytest.raises(DeviceError, match=f"takes at most {limit}"):
+        add(own_vulkan.record(), good, good, Binding(large, 0, limit + 4))
 
 
 @pytest.mark.vulkan
@@ -245,26 +180,16 @@ class TestPendingWork:
         submission = own_vulkan.submit([long_list])
         with pytest.raises(DeviceTimeoutError, match=r"did not finish within 0\.0001 seconds; it is still at work"):
             submission.wait(0.0001)
-        assert submission.wait() > 0.0001
-        assert submission.wait(0) > 0.0001  # done is done
-
-    def test_a_list_runs_once_at_a_time(self, own_vulkan: Device, long_list) -> None:
-        submission = own_vulkan.submit([long_list])
-        with pytest.raises(DeviceError, match="a command list is still at work"):
-            own_vulkan.submit([long_list])
         submission.wait()
-        with pytest.raises(DeviceError, match="a command list is still at work"):
-            own_vulkan.submit([long_list, long_list])
-        assert own_vulkan.counters.submits == 1
+        assert submission.seconds > 0.0001
 
     def test_a_time_that_nobody_asked_for_is_counted(self, own_vulkan: Device, long_list) -> None:
         first = own_vulkan.submit([long_list])
-        own_vulkan._parts.logical.wait_all()
+        own_vulkan.backend.logical.wait(1)
         second = own_vulkan.submit([long_list])  # overwrites the timestamps of the first
-        assert own_vulkan.counters.device_seconds == first.wait() > 0
-        assert own_vulkan.counters.device_seconds - first.wait() == 0
-        total = first.wait() + second.wait()
-        assert own_vulkan.counters.device_seconds == pytest.approx(total)
+        assert own_vulkan.counters.device_seconds == first.seconds > 0
+        second.wait()
+        assert own_vulkan.counters.device_seconds == pytest.approx(first.seconds + second.seconds)
 
     @pytest.mark.parametrize("close", ["list", "device", "nothing"])
     def test_closed_while_at_work(self, own_vulkan: Device, long_list, close: str) -> None:
@@ -274,5 +199,6 @@ class TestPendingWork:
             long_list.close()
         elif close == "device":
             own_vulkan.close()
-            assert submission.wait(0) > 0
+            submission.wait(0)
+            assert submission.seconds > 0
         del submission, long_list

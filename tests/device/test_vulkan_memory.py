@@ -45,7 +45,7 @@ def test_memory_type(
 def test_the_host_does_not_see_a_discrete_gpus_memory(own_discrete: Device) -> None:
     buffer = own_discrete.allocate(64, MemoryKind.DEVICE)
     assert buffer.address is None
-    with pytest.raises(DeviceError, match=r"use Device.read and Device.write"):
+    with pytest.raises(DeviceError, match=r"use Device\.read and Device\.write"):
         buffer.view()
     assert own_discrete.allocate(64, MemoryKind.SHARED).address is not None
 
@@ -77,7 +77,7 @@ def test_a_copy_waits_for_what_was_submitted_before_it(own_discrete: Device) -> 
 
 def test_a_view_outlives_its_buffer_and_device(vulkan: Device) -> None:
     device = open_device("vulkan")
-    logical = weakref.ref(device._parts.logical)
+    logical = weakref.ref(device.backend.logical)
     view = device.allocate(1 << 20, MemoryKind.SHARED).view()
     part = view[1000:2000]
     device.close()
@@ -93,14 +93,15 @@ def test_a_view_outlives_its_buffer_and_device(vulkan: Device) -> None:
 
 def test_closing_frees_what_is_still_open(vulkan: Device) -> None:
     device = open_device("vulkan")
-    logical = weakref.ref(device._parts.logical)
+    logical = weakref.ref(device.backend.logical)
     buffers = [device.allocate(1 << 20, kind) for kind in MemoryKind]
     allocations = [weakref.ref(buffer.allocation) for buffer in buffers]
     lists = [recorded(device, (span(buffers[0], 0, 4), span(buffers[1], 0, 4), span(buffers[0], 4, 4)))]
     submission = device.submit(lists)
     device.close()
     assert [allocation() for allocation in allocations] == [None, None]
-    assert submission.wait(0) > 0  # it has ended, and says so still
+    submission.wait(0)
+    assert submission.seconds > 0  # it has ended, and says so still
     del submission, lists
     assert logical() is None
 
@@ -108,7 +109,7 @@ def test_closing_frees_what_is_still_open(vulkan: Device) -> None:
 def test_all_dropped_while_at_work(vulkan: Device) -> None:
     """Nothing is closed, everything is forgotten: the work ends before what it uses is freed."""
     device = open_device("vulkan")
-    logical = weakref.ref(device._parts.logical)
+    logical = weakref.ref(device.backend.logical)
     count = 1 << 16
     whole = span(device.allocate(4 * count), 0, count)
     device.submit([recorded(device, *[(whole, whole, whole)] * 400)])

@@ -17,6 +17,11 @@ from wasmetal.kernels.catalog import CATALOG, Kernel
 pytestmark = pytest.mark.vulkan
 
 
+def dispatch(device: Device, kernel: Kernel) -> None:
+    bindings = [span(device.allocate(64), 0, 4)] * len(kernel.access)
+    device.record().dispatch(kernel, bindings, bytes(4 * len(kernel.params)), (1, 1, 1))
+
+
 def test_capabilities_of_a_module(vulkan: Device) -> None:
     from wasmetal.device.vulkan.features import declared_capabilities
 
@@ -29,7 +34,7 @@ def test_capabilities_of_a_module(vulkan: Device) -> None:
 
 
 def test_a_kernel_that_needs_more_than_there_is(own_vulkan: Device) -> None:
-    physical = own_vulkan._parts.logical.physical
+    physical = own_vulkan.backend.logical.physical
     physical.capabilities = frozenset()
     buffer = own_vulkan.allocate(64)
     with pytest.raises(DeviceError, match=r"kernel add needs SPIR-V capability 1, which .* lacks"):
@@ -39,7 +44,7 @@ def test_a_kernel_that_needs_more_than_there_is(own_vulkan: Device) -> None:
 def test_a_kernel_that_was_not_compiled(own_vulkan: Device) -> None:
     kernel = replace(CATALOG["add"], name="never_written")
     with pytest.raises(DeviceError, match="kernel never_written was not compiled to SPIR-V"):
-        own_vulkan.record().dispatch(kernel, [], b"", (1, 1, 1))
+        dispatch(own_vulkan, kernel)
 
 
 def test_a_pipeline_is_made_once(own_vulkan: Device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +58,7 @@ def test_a_pipeline_is_made_once(own_vulkan: Device, monkeypatch: pytest.MonkeyP
 
 
 def test_the_subgroup_size_is_pinned_where_there_is_a_choice(own_vulkan: Device) -> None:
-    physical = own_vulkan._parts.logical.physical
+    physical = own_vulkan.backend.logical.physical
     if not physical.has("subgroupSizeControl"):
         pytest.skip("this device has one subgroup size")
     physical.several_subgroup_sizes = True
@@ -66,7 +71,7 @@ def test_the_subgroup_size_is_pinned_where_there_is_a_choice(own_vulkan: Device)
     assert floats(buffer)[32:48].tolist() == [2] * 16
     physical.max_subgroups = 1
     with pytest.raises(DeviceError, match="kernel scale has groups of 128 threads"):
-        own_vulkan.record().dispatch(CATALOG["scale"], [], b"", (1, 1, 1))
+        dispatch(own_vulkan, CATALOG["scale"])
 
 
 def test_info_matches_the_driver(vulkan: Device) -> None:

@@ -18,7 +18,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from harness import recorded, span
 from wasmetal.device import open_device
-from wasmetal.device.vulkan import commands, validation
+from wasmetal.device.vulkan import recording, validation
 {fault}
 with open_device("vulkan") as device:
     buffer = device.allocate(1024)
@@ -53,7 +53,7 @@ def test_silent_where_all_is_well() -> None:
 
 
 def test_a_missing_barrier_is_heard() -> None:
-    assert "SYNC-HAZARD-READ-AFTER-WRITE" in run("commands.Hazards.needs_barrier = lambda self, touches: False")
+    assert "SYNC-HAZARD-READ-AFTER-WRITE" in run("recording.Hazards.needs_barrier = lambda self, touches: False")
 
 
 def test_a_wrong_call_is_heard() -> None:

@@ -48,9 +48,9 @@ def test_no_pages(own_vulkan: Device) -> None:
     refused(own_vulkan, Pages(page_size(), page_size()), "is not mapped")
 
 
-def test_more_than_the_driver_takes_at_once(own_vulkan: Device) -> None:
-    limit = own_vulkan._parts.logical.physical.max_allocation_bytes
-    refused(own_vulkan, Pages(1 << 40, limit + page_size()), f"at most {limit} bytes in one range")
+def test_more_than_the_driver_takes_at_once(own_vulkan: Device, region: Region) -> None:
+    own_vulkan.backend.logical.physical.max_allocation_bytes = limit = 3 * page_size()
+    refused(own_vulkan, region.aperture(0, limit + page_size()), f"at most {limit} bytes in one range")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_the_drivers_own_refusal(own_vulkan: Device, region: Region, faults, fun
 
 
 def test_no_memory_type(own_vulkan: Device, region: Region, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_vulkan._parts.logical, "importable_types", lambda address: 0)
+    monkeypatch.setattr(own_vulkan.backend.logical, "importable_types", lambda address: 0)
     refused(own_vulkan, region.aperture(0, page_size()), "the driver has no memory type for them")
 
 

@@ -45,6 +45,8 @@ class LaggingDevice(CpuDevice):
 
 
 class LaggingSubmission:
+    seconds = 0.125
+
     def __init__(self, device: LaggingDevice, run: Any) -> None:
         self._device, self._run, self.done, self.looks = device, run, False, device.looks
 
@@ -53,7 +55,7 @@ class LaggingSubmission:
             self._run()
             self.done = True
 
-    def wait(self, timeout: float | None = None) -> float:
+    def wait(self, timeout: float | None = None) -> None:
         if self._device.error:
             raise self._device.error
         assert timeout is not None, "the host looks at its limits from time to time"
@@ -62,7 +64,6 @@ class LaggingSubmission:
         if not self.done:
             self.looks = None if self.looks is None else self.looks - 1
             raise DeviceTimeoutError("not done")
-        return 0.125
 
 
 @pytest.fixture(params=[False, True], ids=["memory32", "memory64"])

@@ -8,8 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from device.harness import recorded
 from metal.devices import EMULATED
@@ -111,28 +109,6 @@ def test_one_page_past_the_longest(open_on: Callable[[Gpu], Device]) -> None:
         assert buffer.view().view(np.float32)[-5:].tolist() == [0, 6, 6, 6, 6]
 
 
-@given(data=st.data())
-def test_a_binding_lies_in_one_part(data: st.DataObject) -> None:
-    """The arithmetic of splitting, apart from any device."""
-    from metal.standin import installed
-
-    with installed():
-        from wasmetal.device.metal.memory import Parts
-    longest = data.draw(st.integers(2, 50))
-    binding = data.draw(st.integers(1, longest // 2))
-    pages = data.draw(st.integers(1, 400))
-    parts = Parts(pages * PAGE, longest * PAGE, binding * PAGE)
-    for part in range(len(parts)):
-        start, stop = parts.range(part)
-        assert 0 <= start < stop <= pages * PAGE
-        assert stop - start <= longest * PAGE
-    offset = data.draw(st.integers(0, pages * PAGE - 1))
-    nbytes = data.draw(st.integers(1, min(binding * PAGE, pages * PAGE - offset)))
-    start, stop = parts.range(parts.holding(offset))
-    assert start <= offset
-    assert offset + nbytes <= stop
-
-
 def double(device: Device, where: Binding) -> None:
     ran = recorded(device, (where, where, where))
     device.submit([ran]).wait()
@@ -148,7 +124,7 @@ def test_both_kinds_are_seen_by_the_host(emulated: Device) -> None:
 
 def test_buffers_that_nobody_holds_are_freed(metal: Device) -> None:
     """By Metal's own account; also on a Mac, where PyObjC before its core 13 let none of them go."""
-    handle = metal._parts.queue.physical.handle
+    handle = metal.backend.queue.physical.handle
     nbytes = 64 * MIB
     gc.collect()
     before = handle.currentAllocatedSize()

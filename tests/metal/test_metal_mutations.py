@@ -1,9 +1,19 @@
-"""Mistakes put into the Metal device on purpose: each must be noticed on the emulated GPU."""
+"""Mistakes put into the Metal device on purpose, a function or a number at a time: each must be noticed.
+
+By the stand-in, which knows Metal's rules, or in results.
+"""
 
 from __future__ import annotations
 
 import gc
+import itertools
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +21,8 @@ import pytest
 from device.harness import recorded, span
 from metal.devices import EMULATED
 from metal.standin import Gpu, RuleError, installed
-from metal.standin.mutant import mutant
+from metal.test_metal_products import BY_MPS, chain, check, run
+from ops.tensors import Bench
 from wasmetal.device import MemoryKind, open_device
 from wasmetal.memory.pages import page_size
 from wasmetal.memory.region import Region
@@ -24,13 +35,47 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WASMETAL_HOME", str(tmp_path))
 
 
-def use_it() -> None:
-    """A bit of everything that a device does. Fails where a result is wrong, or something is left behind."""
+Mistake = Callable[["Seams"], None]
+
+
+class Seams:
+    """Where mistakes are put: the functions and numbers of the device's modules, as the stand-in has loaded them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._patch = patch
+
+    def replace(self, module: str, name: str, mistake: Callable[[Any], Any]) -> None:
+        """Have ``name`` (of a class's, after a dot) be what ``mistake`` makes of the real one."""
+        owner: Any = import_module(f"wasmetal.device.metal.{module}")
+        *path, attribute = name.split(".")
+        for part in path:
+            owner = getattr(owner, part)
+        self._patch.setattr(owner, attribute, mistake(getattr(owner, attribute)))
+
+
+def nothing(module: str, name: str) -> Mistake:
+    """A function that does nothing."""
+    return lambda seams: seams.replace(module, name, lambda _: lambda *args: None)
+
+
+def number(module: str, name: str, value: int) -> Mistake:
+    """Another number."""
+    return lambda seams: seams.replace(module, name, lambda _: value)
+
+
+def changed(module: str, name: str, mistake: Callable[..., Any]) -> Mistake:
+    """A function that is replaced by ``mistake``, which is given the real one first."""
+    return lambda seams: seams.replace(module, name, lambda real: lambda *args: mistake(real, *args))
+
+
+def use_it(mistake: Mistake, patch: pytest.MonkeyPatch) -> None:
+    """A bit of everything that a device does. Fails if a result is wrong, or something is left behind."""
     gpu = Gpu(max_buffer_length=4 * page_size())
     region = Region(16 * page_size(), 8 * page_size())
     memory = region.view().view(np.float32)[-64:]
     memory[:] = 1
-    with installed(gpu):
+    with installed(gpu), patch.context() as patches:
+        mistake(Seams(patches))
         device = open_device("metal")
         wrapped = device.wrap(region.aperture(0, region.size))
         shared = span(wrapped, region.size // 4 - 64, 64)
@@ -50,7 +95,9 @@ def use_it() -> None:
             closed.close()
         del wrapped, ones, own, shared, one, a, b, c, lists, short_lived, closed
         gc.collect()
-        assert all(submission.wait() > 0 for submission in submissions)
+        for submission in submissions:
+            submission.wait()
+            assert submission.seconds > 0
         assert values[:, 0].tolist() == [16, 5, 8]
         assert np.all(memory == 4)
         gc.collect()
@@ -58,37 +105,119 @@ def use_it() -> None:
         device.close()
 
 
-def test_without_a_mistake() -> None:
-    use_it()
+def use_mps(mistake: Mistake, patch: pytest.MonkeyPatch) -> None:
+    """Kernels and products by MPS, each of which needs the one before. Fails also if MPS is not used."""
+    with installed(), patch.context() as patches:
+        mistake(Seams(patches))
+        with open_device("metal") as device, Bench(device) as bench:
+            assert BY_MPS in device.info.features
+            operations, out, want = chain(bench)
+            run(bench, *operations)
+            check(bench.get(out), want)
 
 
-MISTAKES: dict[str, tuple[str, str, str, type[Exception]]] = {
-    "a wrong selector": ("memory", "BytesNoCopy_length_options_", "BytesNoCopy_length_option_", AttributeError),
-    "a missing argument": ("memory", "pages.size, _OPTIONS, None)", "pages.size, _OPTIONS)", TypeError),
-    "an argument of another kind": ("encoding", "buffer, offset, index)", "buffer, float(offset), index)", ValueError),
-    "a wrong constant": ("api", "MTLCommandBufferErrorTimeout", "MTLCommandBufferErrorTimedOut", AttributeError),
-    "an unaligned length": ("memory", "pages.size, _OPTIONS, None)", "pages.size - 4, _OPTIONS, None)", RuleError),
-    "an unaligned offset": ("memory", "_parts.range(part)[0]", "_parts.range(part)[0] + 4", RuleError),
-    "an unaligned parameter": ("commands", "_SLOT = 256", "_SLOT = 40", RuleError),
-    "private storage": ("memory", "mtl.MTLResourceStorageModeShared |", "2 << 4 |", RuleError),
-    "fast math": ("pipeline", "mtl.MTLMathModeSafe", "2", RuleError),
-    "too many threads": ("commands", ".kernel.threads)", ".kernel.threads[:2] + (16,))", RuleError),
-    "no pipeline": ("encoding", 'self._call("setComputePipelineState_", pipeline)', "pass", RuleError),
-    "an offset not set": ("encoding", 'self._call("setBufferOffset_atIndex_", offset, index)', "pass", AssertionError),
-    "no barrier between dispatches": ("commands", "encoding.barrier()", "pass", AssertionError),
-    "no barrier between lists": ("stream", "self._encoder.memoryBarrierWithScope_", "id", AssertionError),
-    "submissions out of order": ("queue", "commands.encodeWaitForEvent_value_(", "print(", AssertionError),
-    "an encoder left open": ("stream", "encoder.endEncoding()", "pass", RuleError),
-    "no autorelease pool": ("queue", "with self._lock, objc.autorelease_pool():", "with self._lock:", RuleError),
-    "a buffer released early": ("queue", "commands, lists)", "commands, ())", RuleError),
-    "pages released early": ("commands", "dispatch.ranges) for", "None) for", RuleError),
-    "a buffer kept for ever": ("memory", "queue.residency.remove(buffers)", "pass", AssertionError),
+def none(seams: Seams) -> None:
+    """No mistake."""
+
+
+@pytest.mark.parametrize("use", [use_it, use_mps])
+def test_without_a_mistake(use: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    use(none, monkeypatch)
+
+
+def keeps_parameters_alone(init: Callable[..., None], recording: Any, *args: Any) -> None:
+    init(recording, *args)
+    recording._keeps[:] = recording._keeps[-1:]
+
+
+def tells_of_no_product(init: Callable[..., None], recording: Any, *args: Any) -> None:
+    init(recording, *args)
+    recording.products = 0
+
+
+def without_offsets(call: Callable[..., None], encoding: Any, method: str, *args: Any) -> None:
+    if method != "setBufferOffset_atIndex_":
+        call(encoding, method, *args)
+
+
+def further(bind: Callable[..., tuple[Any, int]], allocation: Any, offset: int) -> tuple[Any, int]:
+    buffer, at = bind(allocation, offset)
+    return buffer, at + 4
+
+
+MISTAKES: dict[str, tuple[Mistake, type[Exception]]] = {
+    "an unaligned length": (
+        changed("memory", "_wrap", lambda real, device, pages: real(device, pages[:-4])),
+        RuleError,
+    ),
+    "an unaligned offset": (changed("memory", "MetalAllocation.bind", further), RuleError),
+    "an unaligned parameter": (number("recording", "_SLOT", 40), RuleError),
+    "private storage": (number("memory", "_OPTIONS", 2 << 4), RuleError),
+    "fast math": (number("pipeline", "mtl.MTLMathModeSafe", 2), RuleError),
+    "too many threads": (
+        changed("encoding", "Encoding.dispatch", lambda real, e, groups, threads: real(e, groups, (*threads[:2], 16))),
+        RuleError,
+    ),
+    "no pipeline": (nothing("encoding", "Encoding.pipeline"), RuleError),
+    "an offset not set": (changed("encoding", "Encoding._call", without_offsets), AssertionError),
+    "no barrier between dispatches": (nothing("recording", "Hazards.needs_barrier"), AssertionError),
+    "no barrier between lists": (nothing("stream", "Stream.barrier"), AssertionError),
+    "submissions out of order": (nothing("queue", "CommandQueue._busy"), AssertionError),
+    "an encoder left open": (nothing("stream", "Stream.end"), RuleError),
+    "no autorelease pool": (
+        lambda seams: seams.replace("queue", "objc", lambda _: SimpleNamespace(autorelease_pool=nullcontext)),
+        RuleError,
+    ),
+    "pages released early": (changed("recording", "MetalRecording.__init__", keeps_parameters_alone), RuleError),
+    "a buffer kept for ever": (nothing("residency", "Residency.remove"), AssertionError),
 }
+
+MISTAKES_WITH_MPS: dict[str, tuple[Mistake, type[Exception]]] = {
+    "passes out of order": (
+        changed("stream", "Stream.commands", lambda _, stream: (stream.end(), stream._commands)[1]),
+        AssertionError,
+    ),
+    "an open encoder": (changed("stream", "Stream.commands", lambda _, stream: stream._commands), RuleError),
+    "an event that had come already": (
+        changed("stream", "Stream.__init__", lambda real, s, commands, event, _: real(s, commands, event, ONES)),
+        RuleError,
+    ),
+    "a buffer that holds on to nothing": (
+        changed("recording", "MetalRecording.__init__", tells_of_no_product),
+        RuleError,
+    ),
+    "no element's offset": (
+        changed("products", "_bound", lambda real, matrix, buffer, begin: real(matrix, buffer, begin + 1)),
+        RuleError,
+    ),
+    "the offset of a binding left out": (
+        changed("products", "_bound", lambda real, matrix, buffer, begin: real(matrix, buffer, 0)),
+        AssertionError,
+    ),
+    "the wrong way round": (
+        changed("products", "_matrix", lambda real, *args: replace(real(*args), transposed=False)),
+        AssertionError,
+    ),
+    "a result not added to": (
+        changed("products", "_kernel", lambda real, device, what: real(device, replace(what, accumulate=False))),
+        AssertionError,
+    ),
+}
+ONES = itertools.repeat(1)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_noticed(mistake: str) -> None:
-    module, old, new, noticed = MISTAKES[mistake]
-    with mutant(module, old, new), pytest.raises(noticed):
-        use_it()
+def test_a_mistake_is_noticed(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, noticed = MISTAKES[mistake]
+    with pytest.raises(noticed):
+        use_it(made, monkeypatch)
+    gc.collect()
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_WITH_MPS)
+def test_a_mistake_with_mps_is_noticed(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On opening already, perhaps: MPS is not used then, which is an AssertionError too."""
+    made, noticed = MISTAKES_WITH_MPS[mistake]
+    with pytest.raises(noticed):
+        use_mps(made, monkeypatch)
     gc.collect()

@@ -15,8 +15,8 @@ from models.oracle import logits_of, relative_error
 from models.tiny import write_tiny_llama
 from wasmetal.device import Device
 from wasmetal.device.base import MemoryKind
+from wasmetal.device.buffer import DeviceBuffer
 from wasmetal.device.cpu import CpuDevice
-from wasmetal.device.cpu.device import CpuBuffer
 from wasmetal.errors import DeviceError, ModelError, OutOfDeviceMemoryError, WasmetalError
 from wasmetal.models import Model, load_model
 from wasmetal.models.architectures.decoder import DecoderConfig, rope_table
@@ -224,9 +224,9 @@ class SmallDevice(CpuDevice):
     def __init__(self, room: int):
         super().__init__()
         self.room = room
-        self.allocated: list[CpuBuffer] = []
+        self.allocated: list[DeviceBuffer] = []
 
-    def allocate(self, nbytes: int, kind: MemoryKind = MemoryKind.DEVICE) -> CpuBuffer:
+    def allocate(self, nbytes: int, kind: MemoryKind = MemoryKind.DEVICE) -> DeviceBuffer:
         if len(self.allocated) == self.room:
             raise OutOfDeviceMemoryError("no room")
         self.allocated.append(super().allocate(nbytes, kind))

@@ -26,14 +26,12 @@ NUMPY = {DType.F32: np.float32, DType.F16: np.float16, DType.I32: np.int32}
 class Bench:
     """Puts arrays on a device, runs operations on them, and proves that nothing else was written."""
 
-    def __init__(self, device: Device, max_binding_bytes: int | None = None, simdgroup_matrices: bool = True):
-        """A device whose products of matrices may be by simdgroup matrices, or may not."""
+    def __init__(self, device: Device, max_binding_bytes: int | None = None):
         self.device = device
         self.info = replace(
             device.info,
             offset_alignment=ALIGNMENT,
             max_binding_bytes=max_binding_bytes or device.info.max_binding_bytes,
-            simdgroup_matrices=device.info.simdgroup_matrices and simdgroup_matrices,
         )
         self._before: list[tuple[Tensor, np.ndarray]] = []
 

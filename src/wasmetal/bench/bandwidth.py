@@ -6,7 +6,7 @@ from statistics import median
 
 import numpy as np
 
-from wasmetal.device.base import Device, MemoryKind
+from wasmetal.device.base import CommandList, Device, MemoryKind, Submission
 from wasmetal.ops import DType, Recorder, Tensor, linear
 
 NBYTES = 512 << 20
@@ -33,9 +33,15 @@ def measure(device: Device) -> float:
         device.load(vectors, 0, some)
         linear(Recorder(device.info, commands), x, matrix, out)
         commands.finish()
-        times = [device.submit([commands]).wait() for _ in range(REPEATS + 1)]
-        return weights.nbytes / median(times[1:])  # the first warms up
+        submissions = [_run(device, commands) for _ in range(REPEATS + 1)]
+        return weights.nbytes / median(submission.seconds for submission in submissions[1:])  # the first warms up
     finally:
         commands.close()
         vectors.close()
         weights.close()
+
+
+def _run(device: Device, commands: CommandList) -> Submission:
+    submission = device.submit([commands])
+    submission.wait()
+    return submission

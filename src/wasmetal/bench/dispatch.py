@@ -110,7 +110,7 @@ class ClockedDevice:
         begin = time.perf_counter()
         submission = self._device.submit([cast(_ClockedList, one).commands for one in lists])
         self.rounds[-1].submit = time.perf_counter() - begin
-        return _ClockedSubmission(submission, self.rounds)
+        return cast(Submission, _ClockedSubmission(submission, self.rounds))
 
 
 class _ClockedList:
@@ -132,11 +132,13 @@ class _ClockedSubmission:
         self._submission = submission
         self._rounds = rounds
 
-    def wait(self, timeout: float | None = None) -> float:
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._submission, name)
+
+    def wait(self, timeout: float | None = None) -> None:
         begin = time.perf_counter()
-        seconds = self._submission.wait(timeout)
+        self._submission.wait(timeout)
         done = self._rounds[-1]
         done.end = time.perf_counter()
         done.wait = done.end - begin
         self._rounds.append(Round())
-        return seconds

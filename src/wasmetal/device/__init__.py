@@ -1,4 +1,7 @@
-"""Devices: one protocol (base) and a module each; nothing here knows of Wasm or of models."""
+"""Devices: one protocol (``base``), one shared half (``opened``) and a package for each backend.
+
+Nothing here knows of Wasm or of models.
+"""
 
 from wasmetal.device.base import Binding, Buffer, CommandList, Device, DeviceInfo, MemoryKind, Submission
 from wasmetal.device.select import list_devices, open_device

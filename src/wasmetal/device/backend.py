@@ -1,11 +1,146 @@
-"""What the module of a backend offers for selection: the devices that it finds, and how good a choice each is."""
+"""What a backend implements: the part of a device that differs. ``OpenDevice`` makes a ``base.Device`` of it.
+
+Callers have been checked before a backend is called: bindings, grids, copies, page ranges and states.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any, Generic, Protocol, TypeVar
 
-from wasmetal.device.base import DeviceInfo
+from wasmetal.device.base import Bytes, DeviceInfo, HostPages, MemoryKind
+from wasmetal.device.hazards import Touch
+from wasmetal.kernels.catalog import Kernel
+
+Grid = tuple[int, int, int]
+
+
+class Allocation(Protocol):
+    """Memory that the device can use, freed when nothing refers to it any more.
+
+    Buffers, recorded lists and views of the bytes refer to it, so it outlives the buffer that was closed before them.
+    """
+
+    @property
+    def address(self) -> int | None:
+        """Host address of the first byte; None if the host cannot see the bytes."""
+
+    @property
+    def device_address(self) -> int | None:
+        """The address at which the device sees the first byte; None if the device does not tell."""
+
+    def view(self) -> Bytes:
+        """The bytes, uint8 of one dimension. Called only if there is an ``address``."""
+
+
+A = TypeVar("A", bound=Allocation)
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, slots=True)
+class Range(Generic[A]):
+    """A binding, checked. It refers to the allocation, so that the buffer may be closed before the list is finished."""
+
+    allocation: A
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch(Generic[A, C]):
+    """A recorded kernel, checked."""
+
+    kernel: Kernel
+    code: C
+    """What :meth:`Backend.resolve` found for it."""
+    ranges: tuple[Range[A], ...]
+    params: bytes
+    groups: Grid
+
+    def touches(self) -> list[Touch]:
+        """The byte ranges that the kernel reads and writes, by host address if there is one.
+
+        Two buffers over the same pages have the same addresses, so they count as the same memory.
+        """
+        touches: list[Touch] = []
+        for access, bound in zip(self.kernel.access, self.ranges, strict=True):
+            address = bound.allocation.address
+            space, base = (id(bound.allocation), 0) if address is None else (None, address)
+            start = base + bound.offset
+            touches.append((access, space, start, start + bound.nbytes))
+        return touches
+
+
+class Recording(Protocol):
+    """A finished command list, as the device runs it. It refers to everything that it uses."""
+
+    @property
+    def dispatches(self) -> int:
+        """How many kernels it runs."""
+
+    def close(self) -> None:
+        """Called when the list is closed, perhaps while a submission of it is pending."""
+
+
+R = TypeVar("R", bound=Recording)
+
+
+class Work(Protocol):
+    """Recordings that were started together."""
+
+    def wait(self, seconds: float) -> bool:
+        """Block for at most about so many seconds; return whether the work has ended. Called without any lock."""
+
+    def ended(self) -> bool:
+        """Whether the work has ended, without waiting."""
+
+    def result(self) -> tuple[float, Exception | None]:
+        """Once it has ended: the seconds that the device spent, and the error that it ended with. Called once."""
+
+
+class Backend(ABC, Generic[A, C, R]):
+    """A device's own half: its memory, its compiled kernels, its queue."""
+
+    info: DeviceInfo
+    grid_limits: Grid
+    """The most groups along each side of a grid."""
+
+    @abstractmethod
+    def allocate(self, nbytes: int, kind: MemoryKind) -> A:
+        """Zero-filled memory of at least ``nbytes`` > 0. Raises OutOfDeviceMemoryError."""
+
+    @abstractmethod
+    def wrap(self, pages: HostPages) -> A:
+        """Accessible, aligned host pages as memory of the device. Raises WrapRefusedError, with the driver's reason."""
+
+    @abstractmethod
+    def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[A]]) -> C:
+        """What computes a kernel on this device: the kernel, or a variant of it, compiled. Raises DeviceError."""
+
+    @abstractmethod
+    def build(self, dispatches: Sequence[Dispatch[A, C]]) -> R:
+        """A finished list, ready to be started again and again. Raises DeviceError."""
+
+    @abstractmethod
+    def start(self, recordings: Sequence[R]) -> Work:
+        """Start recordings, in order, after everything that was started before. One call at a time."""
+
+    def copy_in(self, allocation: A, offset: int, data: Bytes) -> None:
+        """Copy host bytes into memory of the device; done on return."""
+        allocation.view()[offset : offset + data.size] = data
+
+    def copy_out(self, allocation: A, offset: int, out: Bytes) -> None:
+        """Copy bytes of the device to the host; done on return."""
+        out[:] = allocation.view()[offset : offset + out.size]
+
+    def close(self) -> None:
+        """Called once, when all work has ended: the place to save compiled kernels."""
+
+
+AnyBackend = Backend[Any, Any, Any]
 
 
 class Tier(IntEnum):
@@ -20,7 +155,21 @@ class Tier(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A device that could be opened."""
+    """A device that can be opened. A backend's package lists its devices, in the driver's order: ``find_devices()``."""
 
     info: DeviceInfo
     tier: Tier
+    open: Callable[[], AnyBackend]
+    """Opens it. Raises DeviceError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A device that a driver shows, and that cannot be used."""
+
+    name: str
+    problem: str
+    """Why, in words."""
+
+
+FoundDevice = Candidate | Unusable

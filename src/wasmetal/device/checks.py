@@ -1,4 +1,4 @@
-"""What every device checks of its callers, whatever it is."""
+"""What every device checks of its callers."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from wasmetal.device.backend import Grid
 from wasmetal.device.base import Binding, Buffer, Bytes, DeviceInfo
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import Kernel
-
-Grid = tuple[int, int, int]
 
 
 def check_call(
     info: DeviceInfo, kernel: Kernel, bindings: Sequence[Binding], params: bytes, groups: Grid, limits: Grid
 ) -> None:
-    """Raise DeviceError where a dispatch does not fit its kernel, or its grid the device's ``limits``."""
+    """Raise DeviceError if a dispatch does not fit its kernel, or its grid the device's ``limits``."""
     if len(bindings) != len(kernel.access):
         raise DeviceError(f"kernel {kernel.name} takes {len(kernel.access)} buffers, not {len(bindings)}")
     if len(params) != 4 * len(kernel.params):
@@ -26,7 +25,7 @@ def check_call(
 
 
 def check_binding(info: DeviceInfo, binding: Binding) -> None:
-    """Raise DeviceError where a binding leaves its buffer, or is not as the device demands."""
+    """Raise DeviceError if a binding leaves its buffer, or is not as the device demands."""
     offset, nbytes = binding.offset, binding.nbytes
     if offset < 0 or nbytes < 1 or offset + nbytes > binding.buffer.nbytes:
         raise DeviceError(f"binding of {nbytes} bytes at {offset} leaves its buffer of {binding.buffer.nbytes}")
@@ -37,7 +36,7 @@ def check_binding(info: DeviceInfo, binding: Binding) -> None:
 
 
 def check_copy(buffer: Buffer, offset: int, data: Bytes) -> None:
-    """Raise DeviceError where ``data`` cannot be copied to or from a buffer at ``offset``."""
+    """Raise DeviceError if ``data`` cannot be copied to or from a buffer at ``offset``."""
     if data.dtype != np.uint8 or data.ndim != 1:
         raise DeviceError(f"bytes to copy must be uint8 of one dimension, not {data.dtype} of {data.ndim}")
     if offset < 0 or offset + data.size > buffer.nbytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 
 from wasmetal.kernels.catalog import Access
 
@@ -18,6 +18,9 @@ class RangeSet:
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._stops: list[int] = []
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(self._starts, self._stops, strict=True)
 
     def add(self, start: int, stop: int) -> None:
         """Add every integer from ``start`` up to ``stop``; ranges that meet become one."""
@@ -35,28 +38,48 @@ class RangeSet:
         return at < len(self._starts) and self._starts[at] < stop
 
 
-class Hazards:
-    """The byte ranges that were read and written since the last barrier."""
+class Footprint:
+    """The byte ranges that some dispatches read and write."""
 
     def __init__(self) -> None:
         self._read: defaultdict[Hashable, RangeSet] = defaultdict(RangeSet)
         self._written: defaultdict[Hashable, RangeSet] = defaultdict(RangeSet)
 
-    def needs_barrier(self, touches: Iterable[Touch]) -> bool:
-        """Take note of the next dispatch; True where a barrier must come before it (and the record begins anew)."""
-        touches = list(touches)
-        hazard = any(self._conflicts(*touch) for touch in touches)
-        if hazard:
-            self._read.clear()
-            self._written.clear()
+    def __iter__(self) -> Iterator[Touch]:
+        for access, sets in ((Access.READ, self._read), (Access.WRITE, self._written)):
+            for space, ranges in sets.items():
+                for start, stop in ranges:
+                    yield access, space, start, stop
+
+    def add(self, touches: Iterable[Touch]) -> None:
+        """Add what one more dispatch touches."""
         for access, space, start, stop in touches:
             if access is not Access.WRITE:
                 self._read[space].add(start, stop)
             if access is not Access.READ:
                 self._written[space].add(start, stop)
-        return hazard
 
-    def _conflicts(self, access: Access, space: Hashable, start: int, stop: int) -> bool:
+    def conflicts(self, touches: Iterable[Touch]) -> bool:
+        """Whether there is a hazard between these dispatches and one that touches ``touches``."""
+        return any(self._conflict(*touch) for touch in touches)
+
+    def _conflict(self, access: Access, space: Hashable, start: int, stop: int) -> bool:
         if space in self._written and self._written[space].meets(start, stop):
             return True
         return access is not Access.READ and space in self._read and self._read[space].meets(start, stop)
+
+
+class Hazards:
+    """The byte ranges that were read and written since the last barrier."""
+
+    def __init__(self) -> None:
+        self._since = Footprint()
+
+    def needs_barrier(self, touches: Iterable[Touch]) -> bool:
+        """Note the next dispatch; True if a barrier must come before it (and the record begins anew)."""
+        touches = list(touches)
+        hazard = self._since.conflicts(touches)
+        if hazard:
+            self._since = Footprint()
+        self._since.add(touches)
+        return hazard

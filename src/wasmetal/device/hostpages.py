@@ -1,4 +1,4 @@
-"""Whether host pages can be read and written, asked before a driver is given them.
+"""Whether host pages can be shared with a device, asked before a driver is given them.
 
 Drivers differ: one refuses bad pages on import, another takes them and the process dies when a kernel meets them.
 """
@@ -7,13 +7,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from wasmetal.device.base import DeviceInfo, HostPages
+from wasmetal.errors import WrapRefusedError
+
 _MAPS = Path("/proc/self/maps")
 
 
-def find_obstacle(address: int, nbytes: int, *, write: bool = True) -> str | None:
-    """What keeps a range of pages from being read, and with ``write`` written, in words; None where nothing does.
+def check_pages(info: DeviceInfo, pages: HostPages) -> bool:
+    """Whether pages are writable: read-only ones are a file's. Raises WrapRefusedError if a device cannot take them."""
+    address, nbytes, alignment = pages.address, pages.nbytes, info.page_alignment
+    if nbytes <= 0 or address % alignment or nbytes % alignment:
+        raise WrapRefusedError(f"address and length must be multiples of {alignment}")
+    writable = not info.wraps_files or pages.view().flags.writeable
+    if obstacle := find_obstacle(address, nbytes, write=writable):
+        raise WrapRefusedError(obstacle)
+    return writable
 
-    Where the operating system keeps no list of mappings in /proc (macOS), nothing is known and None is returned.
+
+def find_obstacle(address: int, nbytes: int, *, write: bool = True) -> str | None:
+    """What keeps a range of pages from being read, and with ``write`` written, in words; None if nothing does.
+
+    If the operating system keeps no list of mappings in /proc (macOS), nothing is known and None is returned.
     """
     if not _MAPS.exists():
         return None

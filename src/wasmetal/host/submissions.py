@@ -146,7 +146,8 @@ class Submissions:
         while True:
             now = time.monotonic()
             try:
-                seconds = running.wait(min(_LOOK, max(end - now, 0.0)))
+                running.wait(min(_LOOK, max(end - now, 0.0)))
+                seconds = running.seconds
                 break
             except DeviceTimeoutError:
                 self._interrupt.check()

@@ -85,14 +85,14 @@ class Weights:
 def load_weights(buffers: BufferGroup, matrices: Sequence[Matrix]) -> list[Weight]:
     """Bring weights into one new buffer, in the order given. Raises OutOfDeviceMemoryError.
 
-    They keep the file's own block formats, except that vectors, and on the CPU device everything, become float32:
-    NumPy multiplies float32 matrices faster than it could unpack them for every token.
+    They keep the file's own block formats, except that vectors, and everything on a device that expands weights,
+    become float32: NumPy multiplies float32 matrices faster than it could unpack them for every token.
     """
     device = buffers.device
     alignment = max(ALIGNMENT, device.info.offset_alignment)
 
     def stored(tensor: GGUFTensor) -> DType:
-        return DType.F32 if device.info.backend == "cpu" or len(tensor.shape) == 1 else tensor.dtype
+        return DType.F32 if device.info.expands_weights or len(tensor.shape) == 1 else tensor.dtype
 
     planned = [[_Part(dtype, tuple(group)) for dtype, group in groupby(matrix, stored)] for matrix in matrices]
     size = sum(-(-part.nbytes // alignment) * alignment for parts in planned for part in parts)

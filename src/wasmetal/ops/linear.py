@@ -57,7 +57,7 @@ def linear(
             )
         else:
             rec.dispatch(
-                f"{rec.product('gemm')}_{kind}",
+                f"gemm_{kind}",
                 (x, some_weight, some_out, table),
                 -(-rows // GEMM_TILE) * -(-(end - begin) // GEMM_TILE),
                 rows=rows,

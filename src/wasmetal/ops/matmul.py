@@ -31,7 +31,7 @@ def matmul(
     _, _, _, out_strides = _operand("out", out, False)
     check.separate("matmul", out, a=a, b=b)
     rec.dispatch(
-        f"{rec.product('matmul')}_{a.dtype.suffix}_{out.dtype.suffix}",
+        f"matmul_{a.dtype.suffix}_{out.dtype.suffix}",
         (a, b, out),
         batch * -(-m // MATMUL_TILE) * -(-n // MATMUL_TILE),
         batch=batch,

@@ -26,10 +26,6 @@ class Recorder:
         self.max_tensor_bytes = min(info.max_binding_bytes, 2**32) - info.offset_alignment
         """The longest tensor that is sure to fit one binding, wherever it begins. Kernels count in 32 bits."""
 
-    def product(self, op: str) -> str:
-        """The kernels that the device computes a product of matrices by, as their names begin: ``op`` or a variant."""
-        return f"{op}_simdgroup" if self.info.simdgroup_matrices else op
-
     def dispatch(self, name: str, tensors: Sequence[Tensor], groups: int, /, **fields: float) -> None:
         """Record the kernel ``name`` on ``tensors``, one for each of its buffers, with ``groups`` groups.
 

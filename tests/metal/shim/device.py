@@ -9,44 +9,53 @@ from dataclasses import replace
 import numpy as np
 
 from metal.shim.library import Function, compile_library
-from wasmetal.device.base import Binding, Bytes
-from wasmetal.device.cpu.device import CpuCommandList, CpuDevice
-from wasmetal.kernels.catalog import Access, Kernel
+from wasmetal.device.backend import Dispatch, Range
+from wasmetal.device.base import Bytes
+from wasmetal.device.cpu import CpuBackend
+from wasmetal.device.cpu.memory import Pages
+from wasmetal.device.cpu.work import CpuRecording, Step
+from wasmetal.device.opened import OpenDevice
+from wasmetal.kernels.catalog import CATALOG, Access, Kernel
 
 
-class ShimDevice(CpuDevice):
-    """The CPU device's buffers, and Metal's kernels. Each dispatch runs with so many seeds: see ``Function.run``."""
+class ShimDevice(OpenDevice):
+    """The CPU device with Metal's kernels."""
 
     def __init__(self, seeds: int = 3) -> None:
+        self.shim = ShimBackend(seeds)
+        super().__init__(self.shim)
+
+
+class ShimBackend(CpuBackend):
+    """The CPU's buffers, and Metal's kernels: each runs in several orders of its threads, to the same bytes."""
+
+    def __init__(self, seeds: int) -> None:
+        """``seeds``: how many orders; see ``Function.run``."""
         super().__init__()
-        self.seeds = seeds
         self.info = replace(
-            self.info, name="Metal kernels on the CPU", backend="shim", subgroup_size=32, simdgroup_matrices=True
+            self.info, name="Metal kernels on the CPU", backend="shim", subgroup_size=32, expands_weights=False
         )
+        self.simdgroups = True
+        """Whether GEMMs are computed with simdgroup matrices, if there is a kernel for it."""
+        self.seeds = seeds
         self.ran: set[str] = set()
 
-    def record(self) -> ShimCommandList:
-        return ShimCommandList(self)
+    def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[Pages]]) -> Step:
+        if self.simdgroups:
+            operation, _, kinds = kernel.name.partition("_")
+            kernel = CATALOG.get(f"{operation}_simdgroup_{kinds}", kernel)
+        arrays = [bound.allocation.view()[bound.offset :][: bound.nbytes] for bound in ranges]
+        return functools.partial(self._launch, kernel, arrays, np.frombuffer(params, np.uint8))
 
-
-class ShimCommandList(CpuCommandList):
-    """Runs each dispatch in several orders of its threads, which must all come to the same bytes."""
-
-    def __init__(self, device: ShimDevice) -> None:
-        super().__init__(device.counters)
-        self._device = device
-
-    def dispatch(
-        self, kernel: Kernel, bindings: Sequence[Binding], params: bytes, groups: tuple[int, int, int]
-    ) -> None:
-        arrays = [binding.buffer.view()[binding.offset :][: binding.nbytes] for binding in bindings]
-        self._steps.append(functools.partial(self._launch, kernel, arrays, np.frombuffer(params, np.uint8), groups))
+    def build(self, dispatches: Sequence[Dispatch[Pages, Step]]) -> CpuRecording:
+        """With their grids, which NumPy kernels have no use for."""
+        return super().build([replace(made, code=functools.partial(made.code, made.groups)) for made in dispatches])
 
     def _launch(self, kernel: Kernel, arrays: list[Bytes], params: Bytes, groups: tuple[int, int, int]) -> None:
         buffers = {i: (array.ctypes.data, array.size) for i, array in enumerate([params, *arrays])}
         before = [array.copy() for array in arrays]
         function, after = kernel_function(kernel), []
-        for seed in range(self._device.seeds):
+        for seed in range(self.seeds):
             for array, old in zip(arrays, before, strict=True):
                 array[:] = old
             function.run(buffers, groups, kernel.threads, seed=seed)
@@ -58,7 +67,7 @@ class ShimCommandList(CpuCommandList):
             )
             if argument.access is Access.READ and not self._written(kernel, arrays, arrays[i]):
                 assert (results[0] == before[i]).all(), f"{kernel.name} writes {argument.name}, which it is to read"
-        self._device.ran.add(kernel.name)
+        self.ran.add(kernel.name)
 
     @staticmethod
     def _written(kernel: Kernel, arrays: list[Bytes], array: Bytes) -> bool:

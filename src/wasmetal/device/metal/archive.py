@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from wasmetal.device.cache import cache_directory
 from wasmetal.device.metal.api import NSURL, error_text, mtl, objc, succeeded
 from wasmetal.device.metal.physical import PhysicalDevice
+from wasmetal.device.pipelines import CacheFile
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import CATALOG
 
@@ -23,17 +21,16 @@ _log = logging.getLogger(__name__)
 class Archive:
     """An ``MTLBinaryArchive`` that begins with what an earlier process left.
 
-    The file is named by system, GPU and a digest of every kernel's source, so that none is given what another made, and
-    has a digest beside it: a damaged one is not shown to Metal but made anew. An archive only saves time, so one that
-    cannot be read or written, and a GPU that has none (``kept`` is False; virtual ones), are passed over.
+    Its file is named by system, GPU and a digest of every kernel's source, so that none is given what another made. An
+    archive only saves time, so a GPU that has none (``kept`` is False; virtual ones) is passed over.
     """
 
     def __init__(self, physical: PhysicalDevice) -> None:
         self._device = physical.handle
-        self._path = cache_directory() / f"metal-{_key(physical)}.archive"
+        self._file = CacheFile(f"metal-{_key(physical)}.archive")
         self._changed = False
         with objc.autorelease_pool():
-            self._archive = self._make(self._path if _whole(self._path) else None) or self._make(None)
+            self._archive = self._make(self._file.path if self._file.whole() else None) or self._make(None)
 
     @property
     def kept(self) -> bool:
@@ -57,23 +54,18 @@ class Archive:
         return self._build(descriptor, mtl.MTLPipelineOptionNone, what)
 
     def save(self) -> None:
-        """Write the file anew where something was added."""
-        if not self._changed:
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self._path.parent) as directory, objc.autorelease_pool():
-                file = Path(directory) / "archive"
-                written = self._archive.serializeToURL_error_(NSURL.fileURLWithPath_(str(file)), None)
-                succeeded(written, "the pipeline archive was not written")
-                digest = file.with_name("digest")
-                digest.write_text(_digest(file))
-                # In this order a process that comes between the two sees an archive without its digest: a damaged one.
-                os.replace(file, self._path)
-                os.replace(digest, _digest_path(self._path))
-        except (OSError, DeviceError) as error:
-            _log.info("%s", error)
-        self._changed = False
+        """Write the file anew if something was added."""
+        if self._changed:
+            try:
+                self._file.replace(self._write)
+            except DeviceError as error:
+                _log.info("%s", error)
+            self._changed = False
+
+    def _write(self, path: Path) -> None:
+        with objc.autorelease_pool():
+            written = self._archive.serializeToURL_error_(NSURL.fileURLWithPath_(str(path)), None)
+            succeeded(written, "the pipeline archive was not written")
 
     def _build(self, descriptor: Any, option: int, what: str) -> Any:
         build = self._device.newComputePipelineStateWithDescriptor_options_reflection_error_
@@ -97,19 +89,3 @@ def _key(physical: PhysicalDevice) -> str:
         with contextlib.suppress(FileNotFoundError):  # a kernel for other devices
             sources.update(CATALOG[name].code("metal"))
     return re.sub(r"[^A-Za-z0-9.-]+", "_", f"{physical.system}-{physical.name}-{sources.hexdigest()[:16]}")
-
-
-def _whole(path: Path) -> bool:
-    try:
-        return _digest_path(path).read_text() == _digest(path)
-    except OSError:
-        return False
-
-
-def _digest_path(path: Path) -> Path:
-    return path.with_suffix(".sha256")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

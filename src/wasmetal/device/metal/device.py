@@ -1,170 +1,119 @@
-"""The Metal device."""
+"""What Metal does of a device's work."""
 
 from __future__ import annotations
 
-import contextlib
-import weakref
+import os
 from collections.abc import Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import Self
+from itertools import product
 
-from wasmetal.counters import Counters
-from wasmetal.device.base import Buffer, Bytes, CommandList, DeviceInfo, HostPages, MemoryKind
-from wasmetal.device.checks import check_copy
-from wasmetal.device.metal import productcheck
-from wasmetal.device.metal.buffer import MetalBuffer
-from wasmetal.device.metal.commands import MetalCommandList, Recording
-from wasmetal.device.metal.filecheck import check_seen
-from wasmetal.device.metal.memory import allocate, wrap_pages
+from wasmetal.device.backend import Backend, Dispatch, Range
+from wasmetal.device.base import HostPages, MemoryKind
+from wasmetal.device.metal.api import mps
+from wasmetal.device.metal.memory import MetalAllocation, allocate, wrap_pages
 from wasmetal.device.metal.physical import PhysicalDevice
-from wasmetal.device.metal.pipeline import Pipelines
-from wasmetal.device.metal.products import Products
-from wasmetal.device.metal.queue import MetalSubmission, Queue
-from wasmetal.device.metal.simdgroups import find_obstacle
-from wasmetal.errors import DeviceError, DeviceLostError
+from wasmetal.device.metal.pipeline import Pipeline, Pipelines, simdgroup_variant
+from wasmetal.device.metal.products import LEAST, Product, Products
+from wasmetal.device.metal.queue import CommandQueue, MetalWork
+from wasmetal.device.metal.recording import MetalRecording
+from wasmetal.device.opened import OpenDevice
+from wasmetal.device.trial import find_obstacle, gemm, matmul
+from wasmetal.kernels.catalog import Kernel
+from wasmetal.kernels.dtypes import WEIGHTS
+
+Code = Pipeline | Product
 
 
-class _Parts:
-    """What an open device is made of."""
+class MetalBackend(Backend[MetalAllocation, Code, MetalRecording]):
+    """One GPU, opened. The host sees every buffer."""
 
-    def __init__(self, physical: PhysicalDevice, counters: Counters) -> None:
-        self.queue = Queue(physical, counters)
-        self.pipelines = Pipelines(physical)
+    grid_limits = (2**32 - 1,) * 3  # what kernels can count; Metal has no limit of its own
+
+    def __init__(self, physical: PhysicalDevice, pipelines: Pipelines) -> None:
+        self.info = physical.info
+        self.queue = CommandQueue(physical)
+        self.pipelines = pipelines
+        self.simdgroups = False
+        """Whether GEMMs are computed by the kernels with simdgroup matrices."""
         self.products: Products | None = None
+        """What finds the GEMMs that MPS computes."""
 
+    def allocate(self, nbytes: int, kind: MemoryKind) -> MetalAllocation:
+        """New zero-filled pages of the system's."""
+        return allocate(self.queue, nbytes)
 
-class MetalDevice:
-    """One GPU, opened. Any thread may use it; a command list is recorded by one at a time.
+    def wrap(self, pages: HostPages) -> MetalAllocation:
+        """The pages themselves."""
+        return wrap_pages(self.queue, pages)
 
-    The host sees every buffer. ``read``, ``write`` and ``load`` touch the bytes at once, so wait first for submissions
-    that use them.
-    """
+    def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[MetalAllocation]]) -> Code:
+        """MPS, the kernel's variant with simdgroup matrices, or the kernel itself."""
+        if self.products is not None:
+            places = [bound.allocation.bind(bound.offset) for bound in ranges]
+            if (found := self.products.find(kernel, params, places)) is not None:
+                return found
+        return self.pipelines.get(simdgroup_variant(kernel) if self.simdgroups else kernel)
 
-    def __init__(self, physical: PhysicalDevice) -> None:
-        self._counters = Counters()
-        self._buffers: weakref.WeakSet[MetalBuffer] = weakref.WeakSet()
-        self._lists: weakref.WeakSet[MetalCommandList] = weakref.WeakSet()
-        parts = _Parts(physical, self._counters)
-        self._parts: _Parts | None = parts
-        simdgroups = find_obstacle(physical, parts.pipelines)
-        products = productcheck.find_obstacle(physical, parts.pipelines)
-        if products is None:
-            parts.products = Products(physical.handle)
-        kept = {
-            "residency set": parts.queue.residency.kept,
-            "pipeline archive": parts.pipelines.archive.kept,
-        }
-        features = (
-            *physical.info.features,
-            *(name for name, has in kept.items() if has),
-            f"no MPS ({products})" if products else "large products by MPS",
-            f"no simdgroup matrices ({simdgroups})" if simdgroups else "simdgroup matrices",
-        )
-        self._info = replace(physical.info, simdgroup_matrices=simdgroups is None, features=features)
+    def build(self, dispatches: Sequence[Dispatch[MetalAllocation, Code]]) -> MetalRecording:
+        """The calls that encode the list."""
+        return MetalRecording(self.queue, dispatches)
 
-    @property
-    def info(self) -> DeviceInfo:
-        """What the device is."""
-        return self._info
-
-    @property
-    def counters(self) -> Counters:
-        """What this device has copied, shared and run since it was opened."""
-        return self._counters
-
-    def allocate(self, nbytes: int, kind: MemoryKind = MemoryKind.DEVICE) -> Buffer:
-        """A new zero-filled buffer of ``nbytes`` > 0. Raises OutOfDeviceMemoryError."""
-        parts = self._open()
-        if nbytes < 1:
-            raise DeviceError(f"a buffer of {nbytes} bytes cannot be allocated")
-        return self._keep(MetalBuffer(allocate(parts.queue, nbytes), nbytes, kind))
-
-    def wrap(self, pages: HostPages) -> Buffer:
-        """Host pages as a buffer, not copied; they stay mapped for as long as the buffer or its view is used.
-
-        Raises WrapRefusedError.
-        """
-        allocation = wrap_pages(self._open().queue, pages)
-        buffer = self._keep(MetalBuffer(allocation, allocation.nbytes, MemoryKind.SHARED))
-        if not allocation.view().flags.writeable:
-            try:
-                check_seen(self, buffer)
-            except DeviceError:
-                buffer.close()
-                raise
-        self._counters.bytes_shared += allocation.nbytes
-        return buffer
-
-    def record(self) -> CommandList:
-        """A new, empty command list."""
-        parts = self._open()
-        commands = MetalCommandList(parts.queue, parts.pipelines, parts.products)
-        self._lists.add(commands)
-        return commands
-
-    def submit(self, lists: Sequence[CommandList]) -> MetalSubmission:
-        """Start finished lists, in order, as one submission. Raises DeviceLostError."""
-        parts = self._open()
-        if not lists:
-            raise DeviceError("a submission needs at least one command list")
-        return parts.queue.submit([_recording(parts, commands) for commands in lists])
-
-    def write(self, buffer: Buffer, offset: int, data: Bytes) -> None:
-        """Copy host bytes into a buffer; counted in ``bytes_copied``."""
-        self._range(buffer, offset, data)[:] = data
-        self._counters.bytes_copied += data.size
-
-    def load(self, buffer: Buffer, offset: int, data: Bytes) -> None:
-        """Like :meth:`write`, for model weights; counted in ``bytes_loaded``."""
-        self._range(buffer, offset, data)[:] = data
-        self._counters.bytes_loaded += data.size
-
-    def read(self, buffer: Buffer, offset: int, out: Bytes) -> None:
-        """Copy a buffer's bytes to the host; counted in ``bytes_copied``."""
-        out[:] = self._range(buffer, offset, out)
-        self._counters.bytes_copied += out.size
+    def start(self, recordings: Sequence[MetalRecording]) -> MetalWork:
+        """Encode and commit a command buffer. Raises DeviceLostError."""
+        return self.queue.start(recordings)
 
     def close(self) -> None:
-        """Wait, save the pipelines, close every list and buffer. Idempotent. Views that are still held stay valid."""
-        parts, self._parts = self._parts, None
-        if parts is None:
-            return
-        with contextlib.suppress(DeviceLostError):  # there is nothing left to wait for, or to save
-            parts.queue.wait_all()
-            parts.pipelines.save()
-        for commands in list(self._lists):
-            commands.close()
-        for buffer in list(self._buffers):
-            buffer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _open(self) -> _Parts:
-        if self._parts is None:
-            raise DeviceError("the device is closed")
-        return self._parts
-
-    def _keep(self, buffer: MetalBuffer) -> MetalBuffer:
-        self._buffers.add(buffer)
-        return buffer
-
-    def _range(self, buffer: Buffer, offset: int, data: Bytes) -> Bytes:
-        """The bytes of a buffer that ``data`` is to be copied to or from, once it is known to fit there."""
-        parts = self._open()
-        if not isinstance(buffer, MetalBuffer) or buffer.allocation.queue is not parts.queue:
-            raise DeviceError("a buffer of another device cannot be copied")
-        check_copy(buffer, offset, data)
-        return buffer.view()[offset : offset + data.size]
+        """Save what was compiled."""
+        self.pipelines.save()
 
 
-def _recording(parts: _Parts, commands: CommandList) -> Recording:
-    if not isinstance(commands, MetalCommandList) or commands.queue is not parts.queue:
-        raise DeviceError("a command list of another device cannot be submitted")
-    return commands.recording
+def open_tried(physical: PhysicalDevice) -> MetalBackend:
+    """Open a GPU, with those ways to compute a GEMM that agree with the NumPy kernels. Raises DeviceError."""
+    backend = MetalBackend(physical, Pipelines(physical))
+    no_simdgroups = _try_simdgroups(physical, backend.pipelines)
+    no_mps = _try_mps(physical, backend.pipelines)
+    backend.simdgroups = no_simdgroups is None
+    backend.products = Products(physical.handle, LEAST) if no_mps is None else None
+    kept = {"residency set": backend.queue.residency.kept, "pipeline archive": backend.pipelines.archive.kept}
+    features = (
+        *physical.info.features,
+        *(name for name, has in kept.items() if has),
+        f"no MPS ({no_mps})" if no_mps else "large products by MPS",
+        f"no simdgroup matrices ({no_simdgroups})" if no_simdgroups else "simdgroup matrices",
+    )
+    backend.info = replace(physical.info, features=features)
+    return backend
+
+
+# Trials run on a device of their own, so that they are in nobody's counters; it shares the compiled kernels.
+
+
+def _try_simdgroups(physical: PhysicalDevice, pipelines: Pipelines) -> str | None:
+    """Why not to use the kernels with simdgroup matrices; None if every one of them is right."""
+    backend = MetalBackend(physical, pipelines)
+    backend.simdgroups = True
+    m, n, k = 37, 71, 96  # one group's tile and a piece of another's, which end within a matrix; several steps along k
+    gemms = [gemm(dtype.suffix, m, n, k) for dtype in WEIGHTS]
+    floats = ("f32", "f16")
+    matmuls = [matmul(kind, result, m, n, k, transpose_b=True) for kind, result in product(floats, floats)]
+    return find_obstacle(OpenDevice(backend), gemms + matmuls)
+
+
+def _try_mps(physical: PhysicalDevice, pipelines: Pipelines) -> str | None:
+    """Why GEMMs are not to be computed by MPS; None if each that it may be asked for is right."""
+    if os.environ.get("WASMETAL_NO_MPS") == "1":
+        return "WASMETAL_NO_MPS=1"
+    if mps is None:
+        return "PyObjC's MetalPerformanceShaders is not installed"
+    if not mps.MPSSupportsMTLDevice(physical.handle):
+        return "it does not support this GPU"
+    backend = MetalBackend(physical, pipelines)
+    backend.products = Products(physical.handle, least=0)
+    m, n, k = 72, 136, 264  # no multiples of 16
+    gemms = [gemm("f32", m, n, k, gap=16, accumulate=accumulate) for accumulate in (False, True)]
+    kinds = (("f32", "f32"), ("f16", "f32"), ("f16", "f16"))
+    matmuls = [
+        matmul(kind, result, m, n, k, gap=16, transpose_a=a, transpose_b=b)
+        for (kind, result), a, b in product(kinds, (False, True), (False, True))
+    ]
+    return find_obstacle(OpenDevice(backend), gemms + matmuls)

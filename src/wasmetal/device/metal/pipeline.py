@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Collection
 from typing import Any
 
 from wasmetal.device.metal.api import mtl, objc, succeeded
 from wasmetal.device.metal.archive import Archive
 from wasmetal.device.metal.physical import SIMD_WIDTH, PhysicalDevice
+from wasmetal.device.pipelines import PipelineTable
 from wasmetal.errors import DeviceError
-from wasmetal.kernels.catalog import Kernel
+from wasmetal.kernels.catalog import CATALOG, Kernel
 
 
 class Pipeline:
@@ -53,28 +53,23 @@ def _function(device: Any, kernel: Kernel) -> Any:
     return function
 
 
+def simdgroup_variant(kernel: Kernel) -> Kernel:
+    """The kernel that computes the same with simdgroup matrices; the kernel itself if there is none."""
+    operation, _, kinds = kernel.name.partition("_")
+    return CATALOG.get(f"{operation}_simdgroup_{kinds}", kernel)
+
+
 class Pipelines:
-    """Every pipeline made so far, by kernel."""
+    """Every pipeline made so far, by kernel, and the archive of them."""
 
     def __init__(self, physical: PhysicalDevice) -> None:
-        self._physical = physical
-        self.archive = Archive(physical)
-        self._made: dict[Kernel, Pipeline] = {}
-        self._lock = threading.Lock()
-
-    def get(self, kernel: Kernel) -> Pipeline:
-        """The kernel's pipeline. Raises DeviceError where the GPU cannot run it."""
-        with self._lock:
-            pipeline = self._made.get(kernel)
-            if pipeline is None:
-                pipeline = self._made[kernel] = Pipeline(self._physical, kernel, self.archive)
-            return pipeline
+        archive = self.archive = Archive(physical)
+        table = PipelineTable(lambda kernel: Pipeline(physical, kernel, archive))
+        self.get = table.get
+        self._table = table
+        self.save = archive.save
 
     @property
     def made(self) -> Collection[Kernel]:
         """The kernels that have one."""
-        return self._made.keys()
-
-    def save(self) -> None:
-        """Write what was compiled to disk, for the next process."""
-        self.archive.save()
+        return self._table.made

@@ -20,7 +20,7 @@ LEAST_SIDE = 64
 """Rows, columns and depth that a large product has at least; narrower ones are nearly products with a vector."""
 
 KERNELS = {"gemm_f32": "f32", "matmul_f32_f32": "f32", "matmul_f16_f32": "f16", "matmul_f16_f16": "f16"}
-"""The kernels that can be replaced, whatever the variant, and the type of both operands: MPS has no mixed ones."""
+"""The kernels that can be replaced, and the type of both operands: MPS has no mixed ones."""
 
 _ALIGNMENT = 16
 """Bytes that matrices and rows begin at multiples of. MPS demands whole elements, and recommends this."""
@@ -88,7 +88,7 @@ class Multiplication:
 
 def describe(kernel: Kernel, params: bytes) -> Multiplication | None:
     """The one product that a kernel computes, whatever a buffer holds; None where MPS has none such."""
-    name = kernel.name.replace("_simdgroup", "")
+    name = kernel.name
     if name not in KERNELS:
         return None
     kind, result = KERNELS[name], name.rpartition("_")[2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 from wasmetal.device.vulkan import features
@@ -21,10 +20,8 @@ from wasmetal.device.vulkan.api import (
     struct,
 )
 from wasmetal.device.vulkan.physical import HOST_MEMORY_EXTENSION, PhysicalDevice
-from wasmetal.errors import DeviceLostError, DeviceTimeoutError
-
-_SLICE = 0.5
-"""Seconds of an uninterrupted wait: between slices Python sees signals, so that Ctrl-C ends a long one."""
+from wasmetal.device.waiting import wait_in_slices
+from wasmetal.errors import DeviceLostError
 
 
 class LogicalDevice:
@@ -87,10 +84,13 @@ class LogicalDevice:
             self._submitted += 1
             return self._submitted
 
-    def wait(self, number: int, timeout: float | None = None) -> None:
-        """Block until a submission, and so all before it, has ended. Raises DeviceTimeoutError and DeviceLostError."""
+    def wait_for(self, number: int, seconds: float) -> bool:
+        """Block for at most so many seconds; return whether a submission, and so all before it, has ended.
+
+        Raises DeviceLostError.
+        """
         if number <= self._completed:
-            return
+            return True
         self._check_lost()
         info = struct(
             "VkSemaphoreWaitInfo",
@@ -98,18 +98,14 @@ class LogicalDevice:
             pSemaphores=self._semaphore,
             pValues=array("uint64_t", [number]),
         )
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            left = _SLICE if deadline is None else min(_SLICE, max(0.0, deadline - time.monotonic()))
-            if self._call("vkWaitSemaphores", self.handle, info, int(left * 1e9)) == lib.VK_SUCCESS:
-                self._completed = max(self._completed, number)
-                return
-            if deadline is not None and time.monotonic() >= deadline:
-                raise DeviceTimeoutError(f"the device did not finish within {timeout:g} seconds; it is still at work")
+        if self._call("vkWaitSemaphores", self.handle, info, int(seconds * 1e9)) != lib.VK_SUCCESS:
+            return False
+        self._completed = max(self._completed, number)
+        return True
 
-    def wait_all(self) -> None:
-        """Block until everything submitted so far has ended."""
-        self.wait(self._submitted)
+    def wait(self, number: int) -> None:
+        """Block until a submission has ended. Raises DeviceLostError."""
+        wait_in_slices(lambda seconds: self.wait_for(number, seconds))
 
     def completed(self, number: int) -> bool:
         """Whether a submission has ended, without waiting."""

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from wasmetal.device.base import Bytes, HostPages, MemoryKind
-from wasmetal.device.hostpages import find_obstacle
 from wasmetal.device.vulkan.api import NULL, call, create, ffi, lib, on_release, struct
 from wasmetal.device.vulkan.logical import LogicalDevice
 from wasmetal.errors import DeviceError, OutOfDeviceMemoryError, WrapRefusedError
@@ -26,7 +25,7 @@ _GRANULE = 16
 """Buffers are sized in multiples of this, so that they can be filled by words and loaded 16 bytes at a time."""
 
 
-class Allocation:
+class VulkanAllocation:
     """A Vulkan buffer and its memory, freed when nothing refers to it any more.
 
     Recorded commands and NumPy views refer to it, so it outlives the ``Buffer`` that was closed before them.
@@ -83,12 +82,8 @@ class Allocation:
         self.bind(self.nbytes, memory_type, host)
 
     def view(self) -> Bytes:
-        """The bytes, uint8 of shape [nbytes]. Raises DeviceError where the host cannot see them."""
-        if self._pages:
-            return self._pages[0]
-        if self.address is None:
-            raise DeviceError("the host cannot see device memory: use Device.read and Device.write")
-        return np.asarray(self)
+        """The bytes, uint8 of shape [nbytes]; only if the host sees them."""
+        return self._pages[0] if self._pages else np.asarray(self)
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -96,7 +91,7 @@ class Allocation:
         return {"version": 3, "shape": (self.nbytes,), "typestr": "|u1", "data": (self.address, False)}
 
 
-def allocate(device: LogicalDevice, nbytes: int, kind: MemoryKind) -> Allocation:
+def allocate(device: LogicalDevice, nbytes: int, kind: MemoryKind) -> VulkanAllocation:
     """Memory of the driver's, mapped where the host may see it; its content is undefined.
 
     Device memory is mapped on unified devices only: on a discrete GPU a host read through the bus runs at megabytes per
@@ -114,7 +109,7 @@ def allocate(device: LogicalDevice, nbytes: int, kind: MemoryKind) -> Allocation
         needed, preferred, avoided = _MAPPABLE, _CACHED, _DEVICE_LOCAL
     else:
         needed, preferred, avoided = _DEVICE_LOCAL, 0, _MAPPABLE
-    allocation = Allocation(device, nbytes)
+    allocation = VulkanAllocation(device, nbytes)
     allowed = allocation.requirements.memoryTypeBits
     chosen = choose_type(physical.memory_types, allowed, needed, preferred, avoided)
     if chosen is None:
@@ -125,27 +120,18 @@ def allocate(device: LogicalDevice, nbytes: int, kind: MemoryKind) -> Allocation
     return allocation
 
 
-def import_pages(device: LogicalDevice, aperture: HostPages) -> Allocation:
+def import_pages(device: LogicalDevice, pages: HostPages) -> VulkanAllocation:
     """Host pages as device memory: the same bytes, not copied. Raises WrapRefusedError, which says why."""
-    physical = device.physical
-    address, nbytes, alignment = aperture.address, aperture.nbytes, physical.page_alignment
-    pages = f"{nbytes} bytes of host pages at {address:#x} cannot be shared with {physical.name}"
-    if nbytes <= 0 or address % alignment or nbytes % alignment:
-        raise WrapRefusedError(f"{pages}: address and length must be multiples of {alignment}")
+    physical, nbytes = device.physical, pages.nbytes
     if nbytes > physical.max_allocation_bytes:
-        raise WrapRefusedError(f"{pages}: it takes at most {physical.max_allocation_bytes} bytes in one range")
-    if obstacle := find_obstacle(address, nbytes):
-        raise WrapRefusedError(f"{pages}: {obstacle}")
-    try:
-        external = struct("VkExternalMemoryBufferCreateInfo", handleTypes=_HOST_ALLOCATION)
-        allocation = Allocation(device, nbytes, external)
-        allowed = allocation.requirements.memoryTypeBits & device.importable_types(address)
-        chosen = choose_type(physical.memory_types, allowed, _MAPPABLE, _CACHED, _DEVICE_LOCAL)
-        if chosen is None or allocation.requirements.size > nbytes:
-            raise WrapRefusedError("the driver has no memory type for them")
-        allocation.bind_pages(aperture.view(), chosen)
-    except (WrapRefusedError, OutOfDeviceMemoryError) as error:  # the latter where the pages cannot be pinned
-        raise WrapRefusedError(f"{pages}: {error}") from error
+        raise WrapRefusedError(f"it takes at most {physical.max_allocation_bytes} bytes in one range")
+    external = struct("VkExternalMemoryBufferCreateInfo", handleTypes=_HOST_ALLOCATION)
+    allocation = VulkanAllocation(device, nbytes, external)
+    allowed = allocation.requirements.memoryTypeBits & device.importable_types(pages.address)
+    chosen = choose_type(physical.memory_types, allowed, _MAPPABLE, _CACHED, _DEVICE_LOCAL)
+    if chosen is None or allocation.requirements.size > nbytes:
+        raise WrapRefusedError("the driver has no memory type for them")
+    allocation.bind_pages(pages.view(), chosen)
     return allocation
 
 

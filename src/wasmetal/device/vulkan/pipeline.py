@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import threading
 from typing import Any
 
+from wasmetal.device.pipelines import CacheFile, PipelineTable
 from wasmetal.device.vulkan import features
 from wasmetal.device.vulkan.api import NULL, array, call, ffi, lib, on_release, struct
-from wasmetal.device.vulkan.cache import PipelineCache
 from wasmetal.device.vulkan.logical import LogicalDevice
 from wasmetal.device.vulkan.physical import PhysicalDevice
 from wasmetal.errors import DeviceError
@@ -18,7 +17,8 @@ from wasmetal.kernels.catalog import Kernel
 class Pipeline:
     """A kernel compiled for the device: storage buffers at bindings 0, 1, … of set 0, parameters as push constants."""
 
-    def __init__(self, device: LogicalDevice, kernel: Kernel, cache: PipelineCache) -> None:
+    def __init__(self, device: LogicalDevice, kernel: Kernel, cache: Any) -> None:
+        """``cache``: a ``VkPipelineCache``. Raises DeviceError if the device cannot run the kernel."""
         self.kernel = kernel
         spirv = _code(device.physical, kernel)
         bindings = [
@@ -59,7 +59,7 @@ class Pipeline:
         )
         info = struct("VkComputePipelineCreateInfo", stage=stage[0], layout=self.layout)
         made = ffi.new("VkPipeline *")
-        call("vkCreateComputePipelines", device.handle, cache.handle, 1, info, NULL, made)
+        call("vkCreateComputePipelines", device.handle, cache, 1, info, NULL, made)
         self.handle = made[0]
         on_release(self, _destroy, device, self.handle)
 
@@ -96,22 +96,28 @@ def _subgroup_size(physical: PhysicalDevice, kernel: Kernel) -> dict[str, Any]:
 
 
 class Pipelines:
-    """Every pipeline made so far, by kernel."""
+    """The device's compiled kernels, and the driver's cache of them, which begins with what an earlier process left.
+
+    Its file is named by vendor, device, driver and the driver's own cache identifier, so that no driver is given the
+    data of another.
+    """
 
     def __init__(self, device: LogicalDevice) -> None:
         self._device = device
-        self._cache = PipelineCache(device)
-        self._made: dict[Kernel, Pipeline] = {}
-        self._lock = threading.Lock()
-
-    def get(self, kernel: Kernel) -> Pipeline:
-        """The kernel's pipeline. Raises DeviceError where the device cannot run it."""
-        with self._lock:
-            pipeline = self._made.get(kernel)
-            if pipeline is None:
-                pipeline = self._made[kernel] = Pipeline(self._device, kernel, self._cache)
-            return pipeline
+        self._file = CacheFile(f"vulkan-{device.physical.cache_key}.bin")
+        self._saved = self._file.path.read_bytes() if self._file.whole() else b""
+        data = ffi.from_buffer(self._saved) if self._saved else NULL
+        info = struct("VkPipelineCacheCreateInfo", initialDataSize=len(self._saved), pInitialData=data)
+        cache = self._cache = device.create("PipelineCache", info)
+        self.get = PipelineTable(lambda kernel: Pipeline(device, kernel, cache.handle)).get
 
     def save(self) -> None:
-        """Write what the driver compiled to disk, for the next process."""
-        self._cache.save()
+        """Write the file anew if there is something new to write."""
+        size = ffi.new("size_t *")
+        call("vkGetPipelineCacheData", self._device.handle, self._cache.handle, size, NULL)
+        held = ffi.new("char[]", size[0])
+        call("vkGetPipelineCacheData", self._device.handle, self._cache.handle, size, held)
+        data = bytes(ffi.buffer(held, size[0]))
+        if data != self._saved:
+            self._file.replace(lambda path: path.write_bytes(data))
+            self._saved = data

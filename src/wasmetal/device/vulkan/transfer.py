@@ -10,7 +10,7 @@ from wasmetal.device.base import Bytes, MemoryKind
 from wasmetal.device.vulkan.api import lib, struct
 from wasmetal.device.vulkan.commandbuffer import CommandBuffer, submit
 from wasmetal.device.vulkan.logical import LogicalDevice
-from wasmetal.device.vulkan.memory import Allocation, allocate
+from wasmetal.device.vulkan.memory import VulkanAllocation, allocate
 
 CHUNK = 16 << 20
 """Bytes of the staging buffer."""
@@ -22,15 +22,15 @@ class Transfer:
     def __init__(self, device: LogicalDevice) -> None:
         self._device = device
         self._commands = CommandBuffer(device)
-        self._staging: Allocation | None = None
+        self._staging: VulkanAllocation | None = None
         self._lock = threading.Lock()
 
-    def zero(self, target: Allocation) -> None:
+    def zero(self, target: VulkanAllocation) -> None:
         """Fill an allocation with zeros."""
         with self._lock:
             self._run((target,), lambda commands: lib.vkCmdFillBuffer(commands, target.buffer, 0, target.size, 0))
 
-    def write(self, target: Allocation, offset: int, data: Bytes) -> None:
+    def write(self, target: VulkanAllocation, offset: int, data: Bytes) -> None:
         """Copy host bytes to an allocation, from ``offset`` on."""
         with self._lock:
             staging = self._stage()
@@ -39,7 +39,7 @@ class Transfer:
                 staging.view()[: part.size] = part
                 self._copy(staging, 0, target, offset + start, part.size)
 
-    def read(self, source: Allocation, offset: int, out: Bytes) -> None:
+    def read(self, source: VulkanAllocation, offset: int, out: Bytes) -> None:
         """Copy an allocation's bytes, from ``offset`` on, to the host."""
         with self._lock:
             staging = self._stage()
@@ -48,20 +48,20 @@ class Transfer:
                 self._copy(source, offset + start, staging, 0, part.size)
                 part[:] = staging.view()[: part.size]
 
-    def _stage(self) -> Allocation:
+    def _stage(self) -> VulkanAllocation:
         self._commands.wait()  # an interrupted copy may still be using it
         if self._staging is None:
             self._staging = allocate(self._device, CHUNK, MemoryKind.SHARED)
         return self._staging
 
-    def _copy(self, source: Allocation, start: int, target: Allocation, to: int, nbytes: int) -> None:
+    def _copy(self, source: VulkanAllocation, start: int, target: VulkanAllocation, to: int, nbytes: int) -> None:
         region = struct("VkBufferCopy", srcOffset=start, dstOffset=to, size=nbytes)
         self._run(
             (source, target),
             lambda commands: lib.vkCmdCopyBuffer(commands, source.buffer, target.buffer, 1, region),
         )
 
-    def _run(self, uses: tuple[Allocation, ...], record: Callable[[Any], None]) -> None:
+    def _run(self, uses: tuple[VulkanAllocation, ...], record: Callable[[Any], None]) -> None:
         commands = self._commands
         commands.wait()
         commands.keeps[:] = uses

@@ -137,10 +137,10 @@ class Model:
             users: list[Pass | Head] = [taken, *heads]
             for user in users:
                 user.submission = submission
-            seconds = submission.wait()
+            submission.wait()
             for user in users:
                 user.submission = None
-        return seconds
+        return submission.seconds
 
     @contextmanager
     def _reserved(self, requests: Sequence[Request]) -> Iterator[None]:

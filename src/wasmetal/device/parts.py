@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 class Parts:
-    """A range of ``nbytes`` cut into parts of at most ``longest`` bytes.
+    """A range of ``nbytes`` cut into parts of at most ``longest`` bytes, for bindings of at most ``binding`` bytes.
 
-    Each part begins so early before the end of the last that any ``binding`` bytes lie whole in the part that holds the
-    first of them. ``longest`` and ``binding`` are multiples of whatever the parts must begin at.
+    Consecutive parts overlap by ``binding`` bytes, so that a binding lies whole in the part that holds its first byte.
+    ``longest`` and ``binding`` are multiples of the alignment that parts must begin at.
     """
 
     def __init__(self, nbytes: int, longest: int, binding: int) -> None:
@@ -25,5 +25,5 @@ class Parts:
         return start, min(start + self._longest, self._nbytes)
 
     def holding(self, offset: int) -> int:
-        """The part to bind from, for what begins at an offset."""
+        """The part to bind from, for a binding that begins at an offset."""
         return min(offset // self._stride, len(self) - 1)

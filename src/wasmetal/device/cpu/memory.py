@@ -1,0 +1,31 @@
+"""Memory of the CPU device: pages of the host's."""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+
+from wasmetal.device.base import Bytes
+from wasmetal.errors import OutOfDeviceMemoryError
+
+
+class Pages:
+    """Page-aligned host memory: the device's own, or wrapped. The array keeps the bytes mapped."""
+
+    def __init__(self, data: Bytes) -> None:
+        self._data = data
+        self.address = data.ctypes.data
+        self.device_address = self.address
+
+    def view(self) -> Bytes:
+        """The bytes, uint8 of one dimension."""
+        return self._data
+
+
+def allocate(nbytes: int) -> Pages:
+    """New zero-filled pages. Raises OutOfDeviceMemoryError."""
+    try:
+        return Pages(np.frombuffer(mmap.mmap(-1, nbytes), np.uint8))
+    except (OSError, ValueError, OverflowError) as error:
+        raise OutOfDeviceMemoryError(f"{nbytes} bytes of host memory: {error}; free some memory") from error

@@ -1,0 +1,120 @@
+"""Submissions on the CPU, where nobody computes but the threads that wait."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import chain
+
+import numpy as np
+
+from wasmetal.device.backend import Dispatch
+from wasmetal.device.cpu.memory import Pages
+from wasmetal.device.hazards import Footprint
+from wasmetal.errors import DeviceError
+
+Step = Callable[[], object]
+"""A NumPy kernel over typed views of the bound bytes, made once when it is recorded."""
+
+
+class CpuRecording:
+    """NumPy kernels, one after another."""
+
+    def __init__(self, dispatches: Sequence[Dispatch[Pages, Step]]) -> None:
+        self.dispatches = len(dispatches)
+        self.steps = [dispatch.code for dispatch in dispatches]
+        self.closed = False
+        self._dispatches = list(dispatches)
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """What the kernels read and write."""
+        footprint = Footprint()
+        for dispatch in self._dispatches:
+            footprint.add(dispatch.touches())
+        return footprint
+
+    def close(self) -> None:
+        """Drop the kernels: those that have not run yet will not."""
+        self.closed = True
+        self.steps.clear()
+        self._dispatches.clear()
+
+
+class CpuWork:
+    """Recordings that run in the threads that wait for them, once what they need has run.
+
+    They need what the same thread has submitted before, and what touches the same bytes. All else can run at the same
+    time, in other threads, which Python and the operating system give their turns. So a short submission does not wait
+    for another thread's long one.
+    """
+
+    def __init__(self, recordings: Sequence[CpuRecording], pending: Sequence[CpuWork]) -> None:
+        """``pending``: what was started before and has not ended, in order."""
+        self._recordings = recordings
+        self._steps = chain.from_iterable([recording.steps for recording in recordings])
+        self._thread = threading.get_ident()
+        self._needs: Sequence[CpuWork] = self._find_needs(pending) if pending else ()
+        self._lock = threading.Lock()
+        self._left = sum([recording.dispatches for recording in recordings])
+        self._seconds = 0.0
+        self._error: Exception | None = None
+        self._done = False
+
+    def wait(self, seconds: float) -> bool:
+        """Run kernels for about so many seconds, at least one of them; return whether none is left."""
+        end = time.monotonic() + seconds
+        for needed in self._needs:
+            if not needed._done and not needed.wait(max(0.0, end - time.monotonic())):
+                return False
+        if not self._lock.acquire(timeout=max(0.0, end - time.monotonic())):
+            return False  # another thread is at it
+        try:
+            return self._done or self._run(end)
+        finally:
+            self._lock.release()
+
+    def ended(self) -> bool:
+        """Whether no kernel is left to run."""
+        return self._done or all(recording.closed for recording in self._recordings)
+
+    def result(self) -> tuple[float, Exception | None]:
+        """The seconds that the kernels took, and what one of them raised."""
+        self._needs = ()
+        if self._error is None and self._left:
+            self._error = DeviceError("a command list was closed before it had run; wait for its submission first")
+        return self._seconds, self._error
+
+    def _run(self, end: float) -> bool:
+        begin = time.perf_counter()
+        try:
+            with np.errstate(all="ignore"):  # infinities and NaN are values like any other to a kernel
+                for step in self._steps:
+                    step()
+                    self._left -= 1
+                    if time.monotonic() >= end:
+                        return False
+        except Exception as error:
+            self._error = error
+        except BaseException:  # Ctrl-C: nobody knows how much of the kernel has run
+            self._error = DeviceError("the submission was interrupted within a kernel; submit it again")
+            self._done = True
+            raise
+        finally:
+            self._seconds += time.perf_counter() - begin
+        self._done = True
+        return True
+
+    def _find_needs(self, pending: Sequence[CpuWork]) -> list[CpuWork]:
+        needs: list[CpuWork] = []
+        for earlier in reversed(pending):
+            if any(earlier in later._needs for later in needs) or self._depends(earlier):
+                needs.insert(0, earlier)
+        return needs
+
+    def _depends(self, earlier: CpuWork) -> bool:
+        return self._thread == earlier._thread or any(
+            before.footprint.conflicts(after.footprint) for before in earlier._recordings for after in self._recordings
+        )

@@ -1,0 +1,66 @@
+"""A finished command list as the calls that encode it, and all that they use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from wasmetal.device.backend import Dispatch
+from wasmetal.device.hazards import Hazards
+from wasmetal.device.metal.encoding import Encoding
+from wasmetal.device.metal.memory import MetalAllocation, allocate
+from wasmetal.device.metal.pipeline import Pipeline
+from wasmetal.device.metal.products import Product
+from wasmetal.device.metal.queue import CommandQueue
+from wasmetal.device.metal.stream import Stream
+
+_SLOT = 256
+"""Bytes from one parameter struct to the next: what every GPU takes as the offset of a ``constant`` argument."""
+
+Dispatches = Sequence[Dispatch[MetalAllocation, Pipeline | Product]]
+
+
+class MetalRecording:
+    """The passes of a list: runs of kernels, each encoded by one :class:`Encoding`, between products by MPS."""
+
+    def __init__(self, queue: CommandQueue, dispatches: Dispatches) -> None:
+        self.dispatches = len(dispatches)
+        self.products = sum(isinstance(dispatch.code, Product) for dispatch in dispatches)
+        self._passes: list[Encoding | Product] = []
+        self._keeps: list[object] = [(dispatch.code, dispatch.ranges) for dispatch in dispatches]
+        if dispatches:
+            self._encode(queue, dispatches)
+
+    def encode(self, stream: Stream) -> None:
+        """Make the calls."""
+        for part in self._passes:
+            part.encode(stream)
+
+    def close(self) -> None:
+        """Nothing: a pending submission refers to the recording until it has ended."""
+
+    def _encode(self, queue: CommandQueue, dispatches: Dispatches) -> None:
+        """The parameters of all dispatches lie in one buffer, equal ones once, and are argument 0 of each kernel."""
+        slots = {params: slot * _SLOT for slot, params in enumerate(dict.fromkeys(d.params for d in dispatches))}
+        params = allocate(queue, len(slots) * _SLOT)
+        self._keeps.append(params)
+        for content, offset in slots.items():
+            params.view()[offset : offset + len(content)] = np.frombuffer(content, np.uint8)
+        encoding = None
+        for dispatch in dispatches:
+            code = dispatch.code
+            if isinstance(code, Product):  # ordered behind all before it, as all after it are behind it
+                self._passes.append(code)
+                encoding = None
+                continue
+            if encoding is None:
+                hazards, encoding = Hazards(), Encoding()
+                self._passes.append(encoding)
+            if hazards.needs_barrier(dispatch.touches()):
+                encoding.barrier()
+            encoding.pipeline(code.handle)
+            encoding.argument(0, *params.bind(slots[dispatch.params]))
+            for index, bound in enumerate(dispatch.ranges, start=1):
+                encoding.argument(index, *bound.allocation.bind(bound.offset))
+            encoding.dispatch(dispatch.groups, code.kernel.threads)

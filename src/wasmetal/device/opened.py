@@ -1,0 +1,149 @@
+"""An open device: everything that is the same whatever the backend."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self, cast
+
+from wasmetal.counters import Counters
+from wasmetal.device.backend import Allocation, AnyBackend
+from wasmetal.device.base import Buffer, Bytes, CommandList, DeviceInfo, HostPages, MemoryKind
+from wasmetal.device.buffer import DeviceBuffer, allocation_of
+from wasmetal.device.checks import check_copy
+from wasmetal.device.commandlist import RecordedList
+from wasmetal.device.hostpages import check_pages
+from wasmetal.device.queue import DeviceSubmission, Queue
+from wasmetal.device.trial import check_file
+from wasmetal.errors import DeviceError, DeviceLostError, OutOfDeviceMemoryError, WrapRefusedError
+
+
+class OpenDevice:
+    """A ``base.Device`` over a backend. ``base`` says what holds for threads, for order and for pending lists."""
+
+    def __init__(self, backend: AnyBackend) -> None:
+        self._backend: AnyBackend | None = backend
+        self._info: DeviceInfo | None = None
+        self._counters = Counters()
+        self._queue = Queue(backend, self._counters)
+        self._buffers: weakref.WeakSet[DeviceBuffer] = weakref.WeakSet()
+        self._lists: weakref.WeakSet[RecordedList] = weakref.WeakSet()
+
+    @property
+    def backend(self) -> AnyBackend:
+        """The device's own half. Raises DeviceError if the device is closed."""
+        if self._backend is None:
+            raise DeviceError("the device is closed; open it again")
+        return self._backend
+
+    @property
+    def info(self) -> DeviceInfo:
+        """What the device is."""
+        return self._info or self.backend.info
+
+    @property
+    def counters(self) -> Counters:
+        """What this device has copied, shared and run since it was opened."""
+        return self._counters
+
+    def allocate(self, nbytes: int, kind: MemoryKind = MemoryKind.DEVICE) -> DeviceBuffer:
+        """A new zero-filled buffer of ``nbytes`` > 0. Raises OutOfDeviceMemoryError, and DeviceError for no bytes."""
+        backend = self.backend
+        if nbytes < 1:
+            raise DeviceError(f"a buffer of {nbytes} bytes cannot be allocated; ask for at least one")
+        return self._keep(DeviceBuffer(backend, backend.allocate(nbytes, kind), nbytes, kind))
+
+    def wrap(self, pages: HostPages) -> DeviceBuffer:
+        """Host pages as a buffer, not copied; they stay mapped while the buffer or a view of it is used.
+
+        Raises WrapRefusedError, which says why.
+        """
+        backend, writable = self.backend, True
+        try:
+            writable = check_pages(backend.info, pages)
+            buffer = DeviceBuffer(backend, backend.wrap(pages), pages.nbytes, MemoryKind.SHARED)
+            if not writable:
+                check_file(self, buffer)
+        except (WrapRefusedError, OutOfDeviceMemoryError) as error:  # the latter if the pages cannot be pinned
+            where = f"{pages.nbytes} bytes of host pages at {pages.address:#x}"
+            advice = "" if writable else "; to have a model's file copied, set WASMETAL_COPY_WEIGHTS=1"
+            raise WrapRefusedError(f"{where} cannot be shared with {backend.info.name}: {error}{advice}") from error
+        with self._queue.lock:
+            self._counters.bytes_shared += pages.nbytes
+        return self._keep(buffer)
+
+    def record(self) -> RecordedList:
+        """A new, empty command list."""
+        commands = RecordedList(self.backend)
+        with self._queue.lock:
+            self._lists.add(commands)
+        return commands
+
+    def submit(self, lists: Sequence[CommandList]) -> DeviceSubmission:
+        """Start one or more finished lists, in order, as one submission.
+
+        Raises DeviceError if a list is unfinished, closed, pending, another device's, or named twice.
+        """
+        backend = self.backend
+        for commands in lists:
+            if not isinstance(commands, RecordedList) or commands.backend not in (backend, None):
+                raise DeviceError(f"a command list of another device cannot be submitted to {backend.info.name}")
+        return self._queue.submit(cast(Sequence[RecordedList], lists))
+
+    def write(self, buffer: Buffer, offset: int, data: Bytes) -> None:
+        """Copy ``data``, uint8 of one dimension, into a buffer; counted in ``bytes_copied``."""
+        self._copy_in(buffer, offset, data)
+        with self._queue.lock:
+            self._counters.bytes_copied += data.size
+
+    def load(self, buffer: Buffer, offset: int, data: Bytes) -> None:
+        """Like :meth:`write`, for model weights; counted in ``bytes_loaded``."""
+        self._copy_in(buffer, offset, data)
+        with self._queue.lock:
+            self._counters.bytes_loaded += data.size
+
+    def read(self, buffer: Buffer, offset: int, out: Bytes) -> None:
+        """Copy a buffer's bytes into ``out``; counted in ``bytes_copied``."""
+        backend = self.backend
+        backend.copy_out(_memory(backend, buffer, offset, out), offset, out)
+        with self._queue.lock:
+            self._counters.bytes_copied += out.size
+
+    def close(self) -> None:
+        """Wait for pending submissions, then close every list and buffer. Idempotent. Views stay valid."""
+        if self._backend is None:
+            return
+        backend, self._info, self._backend = self._backend, self._backend.info, None
+        with contextlib.suppress(DeviceLostError):  # there is nothing left to wait for, or to save
+            self._queue.close()
+            backend.close()
+        for commands in list(self._lists):
+            commands.close()
+        for buffer in list(self._buffers):
+            buffer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _keep(self, buffer: DeviceBuffer) -> DeviceBuffer:
+        with self._queue.lock:
+            self._buffers.add(buffer)
+        return buffer
+
+    def _copy_in(self, buffer: Buffer, offset: int, data: Bytes) -> None:
+        backend = self.backend
+        backend.copy_in(_memory(backend, buffer, offset, data), offset, data)
+
+
+def _memory(backend: AnyBackend, buffer: Buffer, offset: int, data: Bytes) -> Allocation:
+    """The memory behind a buffer, if ``data`` can be copied to or from it at ``offset``."""
+    allocation = allocation_of(buffer, backend)
+    check_copy(buffer, offset, data)
+    return allocation
