@@ -1,0 +1,87 @@
+"""The GEMM that a dispatch computes, for backends that leave some to a library of the vendor's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wasmetal.kernels.catalog import NO_BATCH, Kernel
+
+_SIZES = {"f32": 4, "f16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A matrix in a binding, row by row."""
+
+    kind: str
+    """``f32`` or ``f16``."""
+    offset: int
+    """Byte of the binding at which it begins."""
+    rows: int
+    columns: int
+    row_bytes: int
+    """From row to row."""
+    transposed: bool = False
+    """Whether the GEMM takes it the other way round."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return _SIZES[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Gemm:
+    """left [m, k] times right [k, n], into result [m, n] or, with ``accumulate``, added to it."""
+
+    m: int
+    n: int
+    k: int
+    matrices: tuple[Matrix, Matrix, Matrix]
+    """Left, right, result: the kernel's first three buffers."""
+    accumulate: bool
+
+    @property
+    def size(self) -> int:
+        """Multiplications of numbers."""
+        return self.m * self.n * self.k
+
+    @property
+    def least_side(self) -> int:
+        """The least of its dimensions."""
+        return min(self.m, self.n, self.k)
+
+
+def gemm_of(kernel: Kernel, params: bytes) -> Gemm | None:
+    """The one GEMM of unquantized matrices that a dispatch computes, whatever its buffers hold; None if it is none."""
+    operation, *kinds = kernel.name.split("_")
+    if operation not in ("gemm", "matmul") or kinds[0] not in _SIZES:
+        return None
+    p = kernel.unpack(params)
+    begins = [getattr(p, f"{argument.name}_offset") * argument.element for argument in kernel.buffers[:3]]
+    if operation == "gemm":
+        if p.batch_offset != NO_BATCH:  # rows beyond the batch's are to stay as they are
+            return None
+        m, accumulate, out_row = p.rows, bool(p.accumulate), p.out_stride
+        left_kind, right_kind, result = "f32", kinds[0], "f32"
+        left, right = (p.x_stride, 1), (1, p.k)
+    else:
+        if p.batch != 1:
+            return None
+        m, accumulate, out_row = p.m, False, p.out_row
+        left_kind, right_kind, result = kinds[0], kinds[0], kinds[1]
+        left, right = (p.a_row, p.a_column), (p.b_row, p.b_column)
+    matrices = (
+        _matrix(left_kind, begins[0], (m, p.k), left),
+        _matrix(right_kind, begins[1], (p.k, p.n), right),
+        _matrix(result, begins[2], (m, p.n), (out_row, 1)),
+    )
+    return Gemm(m, p.n, p.k, matrices, accumulate)
+
+
+def _matrix(kind: str, begin: int, shape: tuple[int, int], strides: tuple[int, int]) -> Matrix:
+    """From how the GEMM sees it; of the strides, in elements, one is 1."""
+    size = _SIZES[kind]
+    if strides[1] == 1:
+        return Matrix(kind, begin, shape[0], shape[1], strides[0] * size)
+    return Matrix(kind, begin, shape[1], shape[0], strides[1] * size, transposed=True)
