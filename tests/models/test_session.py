@@ -4,6 +4,7 @@ import gc
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from models.oracle import relative_error
 from models.tiny import write_tiny_llama
 from wasmetal.device import Device
 from wasmetal.errors import ModelError, OpError, OutOfDeviceMemoryError
+from wasmetal.kernels.reference import KERNELS
 from wasmetal.models import Model, Session, load_model
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.lm.kv_cache import PAGE_SIZE, KVCache
@@ -49,6 +51,35 @@ def step(session: Session, *tokens: int) -> NDArray[np.float32]:
 
 def free(model: Model) -> int:
     return model.cache.free
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_a_forward_that_failed_is_no_concern_of_the_next(
+    on_cpu: Model, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """Interrupted or failed in the middle of the forward pass, in lists that the next one uses again."""
+    rope, faults = KERNELS["rope"], [error]
+
+    def interrupted(*args: Any) -> Any:
+        run = rope(*args)
+
+        def either() -> None:
+            if faults:
+                raise faults.pop()
+            run()
+
+        return either
+
+    monkeypatch.setitem(KERNELS, "rope", interrupted)
+    with on_cpu.session() as session:
+        logits = on_cpu.logits()
+        with pytest.raises(error):
+            session.forward(PROMPT, logits)
+        assert session.length == 0
+        session.forward(PROMPT, logits)
+        monkeypatch.undo()
+        with on_cpu.session() as other:
+            assert np.array_equal(logits.numpy(), step(other, *PROMPT))
 
 
 def test_a_fork_goes_its_own_way(model: Model) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,8 +102,9 @@ class Passes:
         with self._available:
             taken = self._free.pop()
             try:
-                if taken.submission:  # Its last user stopped waiting for it.
-                    taken.submission.wait()
+                if taken.submission:  # Its last user stopped waiting for it, and how it ended was theirs to learn.
+                    with suppress(Exception):
+                        taken.submission.wait()
                     taken.submission = None
                 yield taken
             finally:
