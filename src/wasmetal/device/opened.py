@@ -1,4 +1,4 @@
-"""An open device: everything that is the same whatever the backend."""
+"""An open device: the half that is the same for every backend."""
 
 from __future__ import annotations
 

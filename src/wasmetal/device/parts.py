@@ -1,4 +1,4 @@
-"""Showing a long range by several buffers, such that whatever is bound at once lies whole in one of them."""
+"""Showing a long range by several buffers, so that every binding is whole in one of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 class Parts:
     """A range of ``nbytes`` cut into parts of at most ``longest`` bytes, for bindings of at most ``binding`` bytes.
 
-    Consecutive parts overlap by ``binding`` bytes, so that a binding lies whole in the part that holds its first byte.
+    Consecutive parts overlap by ``binding`` bytes, so that a binding is whole in the part that holds its first byte.
     ``longest`` and ``binding`` are multiples of the alignment that parts must begin at.
     """
 

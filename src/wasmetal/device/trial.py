@@ -22,7 +22,7 @@ _FLOATS: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtyp
 _TOLERANCE = {"f32": 1e-5, "f16": 1e-3}
 """By the type of the results, relative to the largest. Operands or sums rounded to fewer bits would be farther off."""
 _POISON = 0xFF
-"""Bytes that are no number, whatever they are read as: they must be neither used nor written."""
+"""A byte of no number: read as f32 or f16 it gives NaN. Such bytes must be neither used nor written."""
 _TILE = 64
 """Rows and columns that a group of the GEMM and matmul kernels computes."""
 

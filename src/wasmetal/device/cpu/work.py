@@ -1,4 +1,4 @@
-"""Submissions on the CPU, where nobody computes but the threads that wait."""
+"""Submissions on the CPU: the threads that wait are the ones that compute."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class CpuWork:
             self._lock.release()
 
     def ended(self) -> bool:
-        """Whether no kernel is left to run."""
-        return self._done or all(recording.closed for recording in self._recordings)
+        """Whether no kernel is running or left to run."""
+        return self._done or (not self._lock.locked() and all(recording.closed for recording in self._recordings))
 
     def result(self) -> tuple[float, Exception | None]:
         """The seconds that the kernels took, and what one of them raised."""

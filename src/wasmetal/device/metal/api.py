@@ -39,7 +39,7 @@ def error_text(error: Any) -> str:
 
 
 def succeeded(result: tuple[Any, Any], what: str) -> Any:
-    """The first of (result, NSError) where it is one. Raises DeviceError: ``what`` failed, and why."""
+    """The first of (result, NSError) if there is one. Raises DeviceError: ``what`` failed, and why."""
     made, error = result
     if not made:
         raise DeviceError(f"{what}: {error_text(error)}")

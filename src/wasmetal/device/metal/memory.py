@@ -1,4 +1,4 @@
-"""Pages as Metal buffers: wrapped where they lie, whether a guest's, a file's or the device's own."""
+"""Pages as Metal buffers: wrapped in place, whether a guest's, a file's or the device's own."""
 
 from __future__ import annotations
 

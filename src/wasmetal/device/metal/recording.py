@@ -41,7 +41,7 @@ class MetalRecording:
         """Nothing: a pending submission refers to the recording until it has ended."""
 
     def _encode(self, queue: CommandQueue, dispatches: Dispatches) -> None:
-        """The parameters of all dispatches lie in one buffer, equal ones once, and are argument 0 of each kernel."""
+        """The parameters of all dispatches are in one buffer, equal ones once, and are argument 0 of each kernel."""
         slots = {params: slot * _SLOT for slot, params in enumerate(dict.fromkeys(d.params for d in dispatches))}
         params = allocate(queue, len(slots) * _SLOT)
         self._keeps.append(params)

@@ -127,7 +127,7 @@ def on_release(owner: object, function: Callable[..., None], *args: Any) -> None
     """Call ``function(*args)`` when nothing refers to ``owner`` any more.
 
     This is how handles are destroyed. What must outlive the owner is among ``args``, which are held until the call, so
-    that no order of dropping is wrong, not even where owner and all become garbage at once. At the end of the process
+    that no order of dropping is wrong, not even if owner and all become garbage at once. At the end of the process
     nothing is called: the driver's own clean-up has then begun.
     """
     weakref.finalize(owner, function, *args).atexit = False

@@ -1,4 +1,4 @@
-"""What is switched on where a device has it, and the SPIR-V capabilities that each feature lets kernels declare."""
+"""What is switched on if a device has it, and the SPIR-V capabilities that each feature lets kernels declare."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Feature:
     struct: str
     field: str
     words: str
-    """As ``wasmetal devices`` says it; empty where it is of no interest there."""
+    """As ``wasmetal devices`` says it; empty if it is of no interest there."""
     capabilities: tuple[int, ...] = ()
     """Numbers of the SPIR-V capabilities (specification, section 3.2.30) that need it."""
 

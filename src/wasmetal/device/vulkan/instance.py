@@ -18,9 +18,9 @@ def version_text(version: int) -> str:
 
 
 class Instance:
-    """An instance, with the validation layer where the environment asks for it.
+    """An instance, with the validation layer if the environment asks for it.
 
-    Raises DeviceNotFoundError where the loader is too old, or finds no driver.
+    Raises DeviceNotFoundError if the loader is too old, or finds no driver.
     """
 
     def __init__(self) -> None:

@@ -35,9 +35,9 @@ class VulkanAllocation:
         self.device = device
         self.nbytes = nbytes
         self.address: int | None = None
-        """Where the host sees the bytes; None where it does not."""
+        """Where the host sees the bytes; None if it does not."""
         self.device_address: int | None = None
-        """Where the device sees them; None where it does not tell."""
+        """Where the device sees them; None if it does not tell."""
         usage = (
             lib.VK_BUFFER_USAGE_STORAGE_BUFFER_BIT
             | lib.VK_BUFFER_USAGE_TRANSFER_SRC_BIT
@@ -92,7 +92,7 @@ class VulkanAllocation:
 
 
 def allocate(device: LogicalDevice, nbytes: int, kind: MemoryKind) -> VulkanAllocation:
-    """Memory of the driver's, mapped where the host may see it; its content is undefined.
+    """Memory of the driver's, mapped if the host may see it; its content is undefined.
 
     Device memory is mapped on unified devices only: on a discrete GPU a host read through the bus runs at megabytes per
     second, so there it is reached through the staging buffer alone. Raises OutOfDeviceMemoryError.
@@ -136,7 +136,7 @@ def import_pages(device: LogicalDevice, pages: HostPages) -> VulkanAllocation:
 
 
 def choose_type(types: Sequence[int], allowed: int, needed: int, preferred: int, avoided: int) -> int | None:
-    """The best memory type, by property flags, among the bits of ``allowed``; None where none has all ``needed``.
+    """The best memory type, by property flags, among the bits of ``allowed``; None if none has all ``needed``.
 
     Having ``preferred`` properties counts for more than lacking ``avoided`` ones; between equals the driver's own
     order, best first, decides.

@@ -129,7 +129,7 @@ def _compute_queue(handle: Any) -> tuple[int | None, int]:
 def physical_devices() -> list[PhysicalDevice]:
     """Every device that the installed drivers show, usable or not, in the loader's order.
 
-    Raises DeviceNotFoundError where there is no loader or no driver.
+    Raises DeviceNotFoundError if there is no loader or no driver.
     """
     instance = Instance()
     return [PhysicalDevice(instance, i, handle) for i, handle in enumerate(instance.physical_devices())]

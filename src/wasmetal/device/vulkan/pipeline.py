@@ -69,7 +69,7 @@ def _destroy(device: LogicalDevice, handle: Any) -> None:
 
 
 def _code(physical: PhysicalDevice, kernel: Kernel) -> bytes:
-    """The kernel's SPIR-V. Raises DeviceError where there is none, or it needs what the device lacks."""
+    """The kernel's SPIR-V. Raises DeviceError if there is none, or it needs what the device lacks."""
     try:
         spirv = kernel.code("spirv")
     except FileNotFoundError as error:
@@ -81,7 +81,7 @@ def _code(physical: PhysicalDevice, kernel: Kernel) -> bytes:
 
 
 def _subgroup_size(physical: PhysicalDevice, kernel: Kernel) -> dict[str, Any]:
-    """What pins subgroups to the size that DeviceInfo tells, all of them full, where a driver could choose another."""
+    """What pins subgroups to the size that DeviceInfo tells, all of them full, if a driver could choose another."""
     if not physical.several_subgroup_sizes:
         return {}
     size, threads = physical.subgroup_size, math.prod(kernel.threads)

@@ -31,7 +31,7 @@ def present() -> bool:
 
 
 def require() -> None:
-    """Raise DeviceError where the layer is not installed."""
+    """Raise DeviceError if the layer is not installed."""
     if not present():
         raise DeviceError(
             f"WASMETAL_VULKAN_VALIDATION=1, but {LAYER} is not installed (Debian: vulkan-validationlayers)"
