@@ -45,6 +45,8 @@ class LaggingDevice(CpuDevice):
 
 
 class LaggingSubmission:
+    seconds, dispatches = 0.125, 1
+
     def __init__(self, device: LaggingDevice, run: Any) -> None:
         self._device, self._run, self.done, self.looks = device, run, False, device.looks
 
@@ -62,7 +64,7 @@ class LaggingSubmission:
         if not self.done:
             self.looks = None if self.looks is None else self.looks - 1
             raise DeviceTimeoutError("not done")
-        return 0.125
+        return self.seconds
 
 
 @pytest.fixture(params=[False, True], ids=["memory32", "memory64"])

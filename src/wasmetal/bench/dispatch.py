@@ -132,6 +132,9 @@ class _ClockedSubmission:
         self._submission = submission
         self._rounds = rounds
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._submission, name)
+
     def wait(self, timeout: float | None = None) -> float:
         begin = time.perf_counter()
         seconds = self._submission.wait(timeout)

@@ -137,7 +137,15 @@ class CommandList(Protocol):
 
 
 class Submission(Protocol):
-    """Command lists under way on the device."""
+    """Command lists under way on the device. What they cost is known once :meth:`wait` has returned."""
+
+    @property
+    def seconds(self) -> float:
+        """The seconds that the device spent."""
+
+    @property
+    def dispatches(self) -> int:
+        """The kernels that it ran."""
 
     def wait(self, timeout: float | None = None) -> float:
         """Block until done; return the seconds that the device spent.

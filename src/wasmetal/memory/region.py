@@ -24,6 +24,9 @@ class Region:
     The bytes are zero to begin with and never move. The pages are shared by reference: the region, its apertures, the
     arrays viewing them and a Wasm instance that runs on them each hold them, and the last to let go unmaps them. So
     they may be closed or dropped in any order.
+
+    Linear memories of guests have a guard of ``GUARD`` bytes, behind ``RESERVATION`` bytes at least: see
+    :mod:`wasmetal.memory.wasmtime_engine`.
     """
 
     def __init__(self, capacity: int, size: int = 0, guard: int = 0) -> None:

@@ -89,6 +89,8 @@ class CpuSubmission:
     def __init__(self, queue: CpuQueue, lists: Sequence[CpuCommandList]):
         self.seconds = 0.0
         """Time spent on the kernels so far."""
+        self.dispatches = 0
+        """Kernels run so far."""
         self.error: Exception | None = None
         """What a kernel raised, which ends the submission."""
         self._queue = queue
@@ -109,6 +111,7 @@ class CpuSubmission:
         begin = time.perf_counter()
         try:
             for _ in self._kernels:
+                self.dispatches += 1
                 if time.monotonic() >= end:
                     raise DeviceTimeoutError("the kernels did not end in time; wait again to go on")
         finally:

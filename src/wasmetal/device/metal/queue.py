@@ -46,6 +46,7 @@ class MetalSubmission:
         """The command buffer; None once it has ended."""
         self.lists = lists
         self.seconds = 0.0
+        self.dispatches = sum(recording.dispatches for recording in lists)
         self.error: DeviceError | None = None
         """What it ended with, where it did not end well."""
 
@@ -114,7 +115,7 @@ class Queue:
             self._pending.append(submission)
             _busy.add(self)
             self._counters.submits += 1
-            self._counters.dispatches += sum(recording.dispatches for recording in lists)
+            self._counters.dispatches += submission.dispatches
             return submission
 
     def wait(self, submission: MetalSubmission, timeout: float | None = None) -> None:

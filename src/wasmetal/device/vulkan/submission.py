@@ -35,7 +35,7 @@ class Submissions:
             submission = VulkanSubmission(self, number, recordings)
             self._pending.append(submission)
             self._counters.submits += 1
-            self._counters.dispatches += sum(recording.dispatches for recording in recordings)
+            self._counters.dispatches += submission.dispatches
         return submission
 
     def wait(self, submission: VulkanSubmission, timeout: float | None) -> float:
@@ -52,7 +52,7 @@ class Submissions:
                 self._finish(submission)
 
     def _finish(self, submission: VulkanSubmission) -> float:
-        if submission.seconds is None:
+        if submission.recordings:
             begin, _ = submission.recordings[0].timestamps()
             _, end = submission.recordings[-1].timestamps()
             submission.seconds = self._device.physical.seconds(begin, end)
@@ -71,14 +71,15 @@ class VulkanSubmission:
         """Its place in the order of the device's submissions."""
         self.recordings = recordings
         """What is running, kept until it has ended."""
-        self.seconds: float | None = None
-        """The time that it took on the device; None until that is known."""
+        self.seconds = 0.0
+        """The time that it took on the device, once it has ended."""
+        self.dispatches = sum(recording.dispatches for recording in recordings)
 
     def wait(self, timeout: float | None = None) -> float:
         """Block until done; return the seconds that the device spent, from the first kernel to the end of the last.
 
         Raises DeviceTimeoutError after ``timeout`` seconds (the submission is then still pending) and DeviceLostError.
         """
-        if self.seconds is None:
+        if self.recordings:
             return self._submissions.wait(self, timeout)
         return self.seconds

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from wasmetal.device.base import Device, MemoryKind
+from wasmetal.counters import Counters
+from wasmetal.device.base import Device, MemoryKind, Submission
 from wasmetal.errors import ModelError
 from wasmetal.models.architectures import read_network
 from wasmetal.models.buffers import BufferGroup
@@ -80,6 +81,11 @@ class Model:
         """Bytes of weights that the device reads for each decoded token."""
         return self._network.weight_bytes
 
+    @property
+    def counters(self) -> Counters:
+        """What loading the model moved."""
+        return self._buffers.counters
+
     def session(self) -> Session:
         """A new session, empty."""
         if self._closed:
@@ -118,7 +124,11 @@ class Model:
                         head.settle()
                         head.select(row - 1)
                         last.append(head)
-                seconds += self._run(segments, row, last)
+                submission = self._run(segments, row, last)
+                seconds += submission.seconds
+                for index, begin, end in batch:
+                    share = submission.seconds * (end - begin) / row
+                    requests[index].session.counters.count_submission(share, submission.dispatches)
         for request in requests:
             request.session.length += len(request.tokens)
         return seconds
@@ -128,7 +138,7 @@ class Model:
         with self.lock:
             return Head(self.device, self._network, logits)
 
-    def _run(self, segments: Sequence[Segment], rows: int, heads: Sequence[Head]) -> float:
+    def _run(self, segments: Sequence[Segment], rows: int, heads: Sequence[Head]) -> Submission:
         """One submission; the lock is not held while the device works on it."""
         with self._passes.take() as taken:
             with self.lock:
@@ -137,10 +147,10 @@ class Model:
             users: list[Pass | Head] = [taken, *heads]
             for user in users:
                 user.submission = submission
-            seconds = submission.wait()
+            submission.wait()
             for user in users:
                 user.submission = None
-        return seconds
+        return submission
 
     @contextmanager
     def _reserved(self, requests: Sequence[Request]) -> Iterator[None]:

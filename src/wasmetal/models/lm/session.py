@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from wasmetal.counters import Counters
 from wasmetal.errors import ModelError
 from wasmetal.models.lm.heads import Head
 from wasmetal.models.lm.kv_cache import PAGE_SIZE, KVCache
@@ -37,6 +38,9 @@ class Session:
         self.model = model
         self.length = 0
         """Tokens so far."""
+        self.counters = Counters()
+        """What the session has cost the device. A submission for several sessions counts for each; its seconds are
+        divided by how many tokens each had in it."""
         self.pages: list[int] = []
         """The session's pages of the model's KV cache."""
         self._head: Head | None = None
@@ -83,6 +87,7 @@ class Session:
         model = self._open()
         with model.lock:
             state = model.cache.read(self.pages, self.length).reshape(-1)
+        self.counters.bytes_copied += state.size
         crc = zlib.crc32(state.data)
         return _SNAPSHOT.pack(_MAGIC, _VERSION, self.length, model.digest, state.size, crc) + state.tobytes()
 
@@ -109,6 +114,7 @@ class Session:
             model.cache.replace(self.pages, _pages(length))
             self.length = 0
             model.cache.write(self.pages, length, data)
+        self.counters.bytes_copied += data.size
         self.length = length
 
     def close(self) -> None:
@@ -149,7 +155,7 @@ class Session:
         cache = self.model.cache
         cache.extend(self.pages, _pages(self.length + count) - len(self.pages))
         if self.length % PAGE_SIZE:
-            cache.unshare(self.pages, self.length // PAGE_SIZE)
+            cache.unshare(self.pages, self.length // PAGE_SIZE, self.counters)
 
     def head_into(self, logits: Tensor | None) -> Head | None:
         """The head recorded for a tensor; most callers use one tensor from call to call. For the model."""

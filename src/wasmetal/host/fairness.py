@@ -1,0 +1,124 @@
+"""Whose work a shared device takes next: that of the guest that has used the device least.
+
+Fair queueing by virtual time, after P. Goyal, H. M. Vin and H. Cheng, "Start-time Fair Queuing", 1996, with the device
+seconds that a submission took in place of a packet's length: they are known afterwards, so they are charged afterwards.
+A guest that returns after a pause starts where the others stand, so nobody can save up time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import takewhile
+from weakref import WeakKeyDictionary, WeakSet
+
+from wasmetal.device.base import Device, Submission
+
+SLICE = 0.01
+"""Device seconds by which a guest may be ahead of another that wants the device too."""
+PAUSE = 0.002
+"""Seconds that a guest may take from one wait to the next and still count as wanting the device: between two of its
+submissions, a guest that shares the device with a busier one would otherwise lose its turn every time."""
+_LOOK = 0.05
+"""Seconds of waiting for a turn after which the guest's limits are looked at."""
+
+
+class Share:
+    """One guest's share of a device. Used by the guest's own thread; the lock is held for moments only."""
+
+    def __init__(self, device: Device) -> None:
+        with _making:
+            self._queue = _queues.setdefault(device, _Queue())
+        self._used = 0.0
+        """Virtual time: device seconds, and those that were forgone in pauses."""
+        self._waits = False
+        self._left = -PAUSE
+        with self._queue.changed:
+            self._queue.shares.add(self)
+
+    @contextmanager
+    def wanted(self) -> Iterator[None]:
+        """The guest waits for the device meanwhile, for a turn or for its work to end."""
+        with self._queue.changed:
+            self._return()
+            self._waits = True
+        try:
+            yield
+        finally:
+            with self._queue.changed:
+                self._waits = False
+                self._left = time.monotonic()
+                self._queue.changed.notify_all()
+
+    def has_turn(self) -> bool:
+        """Whether the guest may submit now: it is not ahead of any guest that wants the device by more than SLICE."""
+        with self._queue.changed:
+            self._return()
+            return not self._ahead()
+
+    def wait_turn(self, look: Callable[[], None]) -> None:
+        """Wait until :meth:`has_turn`. ``look`` is called from time to time, without the lock, and may raise."""
+        while True:
+            with self._queue.changed:
+                if not self._ahead():
+                    return
+                # Nobody tells when another guest's pause is over.
+                timeout = _LOOK if any(other._waits for other in self._ahead()) else PAUSE
+                self._queue.changed.wait(timeout)
+            look()
+
+    def charge(self, seconds: float) -> None:
+        """The device has spent so many seconds for the guest."""
+        queue = self._queue
+        with queue.changed:
+            self._used += seconds
+            least = min((each._used for each in queue.shares if each._wants()), default=self._used)
+            queue.time = max(queue.time, least)
+            queue.changed.notify_all()
+
+    def submitted(self, submission: Submission) -> None:
+        """The guest has submitted something."""
+        with self._queue.changed:
+            self._queue.submissions.append((self, submission))
+
+    def ended(self, submission: Submission) -> None:
+        """A submission has ended, or nobody will ever wait for it."""
+        with self._queue.changed:
+            if (self, submission) in self._queue.submissions:
+                self._queue.submissions.remove((self, submission))
+
+    def is_behind(self, submission: Submission) -> bool:
+        """Whether another guest's submission came before this one and is not known to have ended."""
+        with self._queue.changed:
+            ahead = takewhile(lambda each: each[1] is not submission, self._queue.submissions)
+            return any(share is not self for share, _ in ahead)
+
+    def _wants(self) -> bool:
+        return self._waits or time.monotonic() - self._left < PAUSE
+
+    def _return(self) -> None:
+        if not self._wants():
+            self._used = max(self._used, self._queue.time)
+            self._left = time.monotonic()
+
+    def _ahead(self) -> list[Share]:
+        """The guests that are to go first."""
+        return [other for other in self._queue.shares if other._wants() and self._used - other._used > SLICE]
+
+
+class _Queue:
+    """The shares of one device."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.shares: WeakSet[Share] = WeakSet()
+        self.submissions: list[tuple[Share, Submission]] = []
+        """What the device was given, in order, and is not known to have ended."""
+        self.time = 0.0
+        """Virtual time of the device: the least that any guest that wanted it had used, as of the latest charge."""
+
+
+_queues: WeakKeyDictionary[Device, _Queue] = WeakKeyDictionary()
+_making = threading.Lock()
