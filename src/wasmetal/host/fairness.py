@@ -18,9 +18,9 @@ from wasmetal.device.base import Device, Submission
 
 SLICE = 0.01
 """Device seconds by which a guest may be ahead of another that wants the device too."""
-PAUSE = 0.002
-"""Seconds that a guest may take from one wait to the next and still count as wanting the device: between two of its
-submissions, a guest that shares the device with a busier one would otherwise lose its turn every time."""
+PAUSE = 0.005
+"""Seconds that a guest may take from one wait to the next and still count as wanting the device: otherwise a guest with
+short lists would lose its turn to one with long lists after every list. As long as Python lets another thread run."""
 _LOOK = 0.05
 """Seconds of waiting for a turn after which the guest's limits are looked at."""
 
