@@ -190,7 +190,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_the_guest_that_used_less_goes_first(clock: Clock) -> None:
     device = CpuDevice()
     one, other = Share(device), Share(device)
-    with one.wanted(), other.wanted():
+    with one, other:
         assert one.has_turn()
         assert other.has_turn()
         one.charge(SLICE / 2)
@@ -206,16 +206,16 @@ def test_time_is_not_saved_up(clock: Clock) -> None:
     """A guest that comes late, or comes back, starts where the others stand."""
     device = CpuDevice()
     one, late = Share(device), Share(device)
-    with one.wanted():
+    with one:
         one.charge(100.0)
-        with late.wanted():
+        with late:
             assert one.has_turn()
             late.charge(2 * SLICE)
             assert not late.has_turn()
     clock.now += 10.0
-    with one.wanted():
+    with one:
         one.charge(50.0)
-        with late.wanted():
+        with late:
             late.charge(2 * SLICE)
             assert not late.has_turn()
 
@@ -223,8 +223,8 @@ def test_time_is_not_saved_up(clock: Clock) -> None:
 def test_a_guest_that_went_does_not_count(clock: Clock) -> None:
     device = CpuDevice()
     one, other = Share(device), Share(device)
-    with one.wanted():
-        with other.wanted():
+    with one:
+        with other:
             one.charge(10 * SLICE)
             assert not one.has_turn()
         assert not one.has_turn()  # it may come back at once
@@ -232,18 +232,19 @@ def test_a_guest_that_went_does_not_count(clock: Clock) -> None:
         assert one.has_turn()
 
 
-def test_a_dropped_guest_does_not_count() -> None:
+def test_a_closed_guest_does_not_count() -> None:
     device = CpuDevice()
     one, other = Share(device), Share(device)
-    with one.wanted(), other.wanted():
+    with one, other:
         one.charge(10 * SLICE)
-    del other
+    other.close()
+    other.close()
     assert one.has_turn()
 
 
 def test_devices_are_apart() -> None:
     one, other = Share(CpuDevice()), Share(CpuDevice())
-    with one.wanted(), other.wanted():
+    with one, other:
         one.charge(100.0)
         assert one.has_turn()
 
@@ -251,7 +252,7 @@ def test_devices_are_apart() -> None:
 def test_a_turn_that_does_not_come_can_be_given_up() -> None:
     device = CpuDevice()
     one, other = Share(device), Share(device)
-    with one.wanted(), other.wanted():
+    with one, other:
         one.charge(1.0)
 
         def stop() -> None:
@@ -267,12 +268,12 @@ def test_a_turn_comes_when_the_other_has_caught_up() -> None:
     order: list[str] = []
 
     def wait() -> None:
-        with one.wanted():
+        with one:
             one.wait_turn(lambda: None)
             order.append("one")
 
-    with other.wanted():
-        with one.wanted():
+    with other:
+        with one:
             one.charge(1.0)
         thread = threading.Thread(target=wait)
         thread.start()
@@ -295,7 +296,7 @@ def test_device_time_is_divided_and_not_the_number_of_submissions(clock: Clock) 
         nonlocal free_at
         share, spent = Share(device), 0.0
         while True:
-            with share.wanted():
+            with share:
                 while not share.has_turn():
                     yield spent
                 end = free_at = max(free_at, clock.now) + seconds  # behind what was submitted before

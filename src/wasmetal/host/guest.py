@@ -207,6 +207,7 @@ class Guest:
         self._account.counters.add(granted.counters)
         handles = Handles(self._account.limits.handles, secrets.randbits(32))
         device = MeteredDevice(granted.device, self._account, self._interrupt)
+        self._cleanup.callback(device.close)
         gpu = Gpu(self._account, handles, device, self._interrupt)
         self._cleanup.callback(gpu.close)
         llm = Llm(self._account, handles, device, granted.models)

@@ -69,13 +69,17 @@ class MeteredDevice:
         self._account.counters.device_seconds += submission.seconds
         self.share.charge(submission.seconds)
 
+    def close(self) -> None:
+        """The guest has gone; nothing that it submitted will be waited for. Idempotent."""
+        self.share.close()
+
     @contextmanager
     def working(self, counters: Counters) -> Iterator[None]:
         """Work that others do for the guest, in its turn: what they add to ``counters`` is the guest's.
 
         Raises LimitError at the end if the guest's device time is used up.
         """
-        with self.share.wanted():
+        with self.share:
             self.share.wait_turn(self._interrupt.check)
             before = replace(counters)
             try:

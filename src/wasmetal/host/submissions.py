@@ -123,7 +123,7 @@ class Submissions:
         device raised if the list failed.
         """
         end = math.inf if submitted.suspends or timeout is None else time.monotonic() + timeout
-        with self._device.share.wanted():
+        with self._device.share:
             while not submitted.done:
                 if not self._flights:
                     self._device.share.wait_turn(lambda: self._look(end))
@@ -132,7 +132,8 @@ class Submissions:
                     self._finish(self._flights[0], end)
                 if not submitted.done:
                     self._look(end)
-        self._send(None)
+        if self._queue:
+            self._send(None)
         if submitted.error:
             raise submitted.error
 
@@ -142,8 +143,6 @@ class Submissions:
 
     def close(self) -> None:
         """Drop what the device has not begun. Idempotent."""
-        for flight in self._flights:
-            self._device.share.ended(flight.submission)
         self._flights.clear()
         for submitted in self._queue:
             submitted.recorded.close()
