@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from models.oracle import relative_error
 from models.tiny import write_tiny_llama
+from wasmetal.counters import Counters
 from wasmetal.device import Device
 from wasmetal.errors import ModelError, OpError, OutOfDeviceMemoryError
 from wasmetal.models import Model, Session, load_model
@@ -353,7 +354,7 @@ def test_pages_are_counted(cpu: Device, data: st.DataObject) -> None:
             case "unshare" if holder:
                 index = data.draw(st.integers(0, len(holder) - 1), "index")
                 if cache.free or sum(holder[index] in other for other in holders) == 1:
-                    cache.unshare(holder, index)
+                    cache.unshare(holder, index, Counters())
                     assert sum(holder[index] in other for other in holders) == 1
         assert cache.free == total - len({page for other in holders for page in other})
 
