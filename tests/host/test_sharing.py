@@ -61,7 +61,7 @@ def test_a_long_list_does_not_hold_up_another_guest(device: Device, shared: bool
         buffer = busy.share(40 * PAGE, 32 * PAGE) if shared else busy.allocate(32 * PAGE)
         x = tensor(buffer, (1, 32 * PAGE // 4))
         pending = busy.start(*[command(SOFTMAX, x, x)] * count)
-        with background(lambda: busy.wait(pending, abi.FOREVER)) as thread:
+        with background(lambda: busy.submission_wait(pending, abi.FOREVER)) as thread:
             until(lambda: busy.guest.counters.dispatches > 0)  # it has begun
             own, mine = quick.allocate(4096), quick.share()
             for _ in range(3):
@@ -93,13 +93,13 @@ def test_nothing_is_locked_while_another_guest_waits() -> None:
     device = Endless()
     with Probe(device) as busy, Probe(device) as other:
         pending = busy.start(add(busy.allocate(128)))
-        with background(lambda: busy.wait(pending, abi.FOREVER)) as thread:
+        with background(lambda: busy.submission_wait(pending, abi.FOREVER)) as thread:
             mine = other.share()
             own = other.allocate(128)
             assert other.buffer_write(own, 0, PAGE, 64) == Errno.SUCCESS
             assert other.buffer_read(own, 0, PAGE, 64) == Errno.SUCCESS
             submission = other.start(add(own))
-            assert other.wait(submission, 0) == Errno.TIMEDOUT
+            assert other.submission_wait(submission, 0) == Errno.TIMEDOUT
             assert other.buffer_destroy(mine) == Errno.SUCCESS
             assert thread.is_alive()
             busy.guest.stop()
@@ -144,7 +144,7 @@ def test_what_a_model_costs_is_counted_for_the_guest_that_uses_it(device: Device
                 session = probe.u32()
                 for _ in range(tokens):
                     probe.put(256, b"\x05\0\0\0")
-                    assert probe.forward(session, 256, 1, 0) == Errno.SUCCESS
+                    assert probe.session_forward(session, 256, 1, 0) == Errno.SUCCESS
             mine, its = one.guest.counters, other.guest.counters
             assert (mine.submits, its.submits) == (3, 2)
             assert mine.dispatches * 2 == its.dispatches * 3 > 0
