@@ -68,7 +68,7 @@ def test_a_long_list_does_not_hold_up_another_guest(device: Device, shared: bool
                 quick.run(add(mine))
                 quick.run(add(own))
                 assert quick.buffer_read(own, 0, PAGE, 64) == Errno.SUCCESS
-                assert quick.device_info(128) == Errno.SUCCESS
+                assert quick.device_describe(128) == Errno.SUCCESS
             assert thread.is_alive()
             done = busy.guest.counters.dispatches
             busy.guest.stop()
