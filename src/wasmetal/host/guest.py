@@ -67,7 +67,7 @@ class Guest:
         stdout: wasi.Output | None = None,
         stderr: wasi.Output | None = None,
     ) -> None:
-        """Instantiate a module; nothing but a start function of its own runs yet.
+        """Instantiate a module; nothing but its start function, if it has one, runs yet.
 
         ``module``: a :class:`Program`, or what one is made of: a path, or the bytes, of a core module, binary or text.
         ``device``: as for :func:`open_device`, or an open one, which stays open. It is opened only if the module
