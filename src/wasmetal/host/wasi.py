@@ -1,4 +1,4 @@
-"""WASI preview 1 for guests: what is granted of it, and its clocks, replaced so that a sleeping guest can be stopped."""
+"""WASI preview 1 for guests: what is granted of it, and its clocks, such that a sleeping guest can be stopped."""
 
 # ruff: noqa: D102
 
