@@ -22,8 +22,8 @@ class Region:
         | read and write   | faults until grown | always faults     |
 
     The bytes are zero to begin with and never move. The pages are shared by reference: the region, its apertures, the
-    arrays viewing them and a Wasm instance that runs on them each hold them, and they are unmapped when the last of these
-    is gone. So these may be closed or dropped in any order.
+    arrays viewing them and a Wasm instance that runs on them each hold them, and they are unmapped when the last of
+    these is gone. So these may be closed or dropped in any order.
 
     Linear memories of guests have a guard of ``GUARD`` bytes, behind ``RESERVATION`` bytes at least: see
     :mod:`wasmetal.memory.wasmtime_engine`.
