@@ -37,9 +37,9 @@ abi: $(VENV)/.test ## regenerate wasmetal.h and the witx files into src/wasmetal
 guests: $(VENV)/.test ## rebuild guests/*.wasm
 	$(BIN)/python guests/build.py
 
-bench: $(VENV)/.run ## all three benchmarks
+bench: $(VENV)/.run ## all benchmarks
 	$(BIN)/wasmetal pull $(MODEL)
-	for what in zerocopy dispatch llm; do $(BIN)/wasmetal bench $$what || exit; done
+	for what in zerocopy dispatch instantiate llm; do $(BIN)/wasmetal bench $$what || exit; done
 
 reference: $(VENV)/.reference ## logits and greedy ids against transformers in float32 (installs PyTorch)
 	$(BIN)/python tests/reference/make_reference.py "$$($(BIN)/wasmetal pull $(MODEL))" --check --device cpu

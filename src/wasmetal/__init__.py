@@ -9,14 +9,16 @@ if TYPE_CHECKING:
     from wasmetal.device import open_device
     from wasmetal.host.guest import Guest
     from wasmetal.host.limits import Limits
+    from wasmetal.host.program import Program
     from wasmetal.models import load_model
 
-__all__ = ["Counters", "Guest", "Limits", "errors", "load_model", "open_device"]
+__all__ = ["Counters", "Guest", "Limits", "Program", "errors", "load_model", "open_device"]
 
 _HOMES = {
     "Counters": "wasmetal.counters",
     "Guest": "wasmetal.host.guest",
     "Limits": "wasmetal.host.limits",
+    "Program": "wasmetal.host.program",
     "load_model": "wasmetal.models",
     "open_device": "wasmetal.device",
 }

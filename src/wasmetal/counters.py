@@ -1,11 +1,15 @@
 """Counts of what crossed the boundary between host, guest and device."""
 
-from dataclasses import asdict, dataclass
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
 
 
 @dataclass(slots=True)
 class Counters:
-    """Running totals. Tensor bytes cross the boundary only through functions that add to ``bytes_copied``.
+    """Running totals: of a device, a model, a session or a guest.
+
+    Tensor bytes cross the boundary only through functions that add to ``bytes_copied``.
 
     Control data (token ids, the few words of a parameter buffer, command lists, text) is not tensor bytes.
     """
@@ -24,6 +28,21 @@ class Counters:
     """Kernels run."""
     device_seconds: float = 0.0
     """Time that the device spent on them, in seconds."""
+
+    def count_submission(self, seconds: float, dispatches: int) -> None:
+        """Count a submission that has ended: the seconds that the device spent, and the kernels that it ran."""
+        self.submits += 1
+        self.dispatches += dispatches
+        self.device_seconds += seconds
+
+    def add(self, other: Counters) -> None:
+        """Add another's totals to these."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+    def __sub__(self, before: Counters) -> Counters:
+        """What was added since these totals were ``before``."""
+        return Counters(**{name: total - getattr(before, name) for name, total in self.as_dict().items()})
 
     def as_dict(self) -> dict[str, int | float]:
         """The totals by name, for printing and JSON."""

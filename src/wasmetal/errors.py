@@ -12,6 +12,18 @@ class MemoryRefusedError(WasmetalError):
     """Pages could not be reserved, committed or shared: a limit, or the operating system's refusal."""
 
 
+class MemorySizeError(MemoryRefusedError):
+    """A linear memory is larger than the guest may have."""
+
+
+class MemoryCountError(MemoryRefusedError):
+    """A module has more linear memories than the guest may have."""
+
+
+class AddressSpaceError(MemoryRefusedError):
+    """The process has no address space left for a reservation."""
+
+
 class DeviceError(WasmetalError):
     """A device could not do what was asked."""
 

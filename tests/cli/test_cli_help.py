@@ -24,6 +24,7 @@ from wasmetal.cli import app
         "bench",
         "bench zerocopy",
         "bench dispatch",
+        "bench instantiate",
         "bench llm",
         "sdk",
         "sdk new",

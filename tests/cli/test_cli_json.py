@@ -86,6 +86,13 @@ def test_dispatch_splits_the_round_trip(spec: str) -> None:
         assert min(split["host_call_us"], split["submit_us"]) > 0
 
 
+def test_instantiate_tells_of_every_step() -> None:
+    result = read("bench", "instantiate", "--device", "cpu")
+    assert result["device"] == "cpu:0"
+    for step in ("compile", "load", "instantiate"):
+        assert 0 < result[step]["median"] <= result[step]["p95"]
+
+
 def test_llm_measures_guest_and_python(tmp_path: Path) -> None:
     model = write_tiny_llama(tmp_path / "tiny.gguf", context=2048)
     arguments = ("--prompt-tokens", 40, "--tokens", 5, "--repeats", 1, "--device", "cpu")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from wasmetal.counters import Counters
 from wasmetal.device.cpu import CpuDevice
 
 END = 256
@@ -56,6 +57,7 @@ class ScriptedSession:
     def __init__(self, model: ScriptedModel) -> None:
         self.model = model
         self.length = 0
+        self.counters = Counters()
         self._reply: list[int] = []
 
     def forward(self, tokens: Sequence[int], logits: Any) -> float:

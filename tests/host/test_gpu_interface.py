@@ -45,7 +45,7 @@ class LaggingDevice(CpuDevice):
 
 
 class LaggingSubmission:
-    seconds = 0.125
+    seconds, dispatches = 0.125, 1
 
     def __init__(self, device: LaggingDevice, run: Any) -> None:
         self._device, self._run, self.done, self.looks = device, run, False, device.looks

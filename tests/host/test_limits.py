@@ -80,7 +80,7 @@ def test_wall_time_while_asleep() -> None:
 
 def test_wall_time_counts_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr("wasmetal.host.limits.time", clock)
+    monkeypatch.setattr("wasmetal.host.account.time", clock)
     with Guest(module('(func (export "f"))'), limits=Limits(wall_seconds=0.5)) as guest:
         for _ in range(3):
             clock.now += 0.4
@@ -92,6 +92,8 @@ def test_wall_time_counts_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_wall_time_while_the_device_works() -> None:
     class Stuck(CpuDevice):
+        seconds, dispatches = 0.0, 1
+
         def submit(self, lists: Any) -> Any:
             return self
 

@@ -14,8 +14,8 @@ import pytest
 import wasmtime
 
 from wasmetal.memory.creator import MemoryCreator
-from wasmetal.memory.engine import new_engine
 from wasmetal.memory.region import Region
+from wasmetal.memory.wasmtime_engine import new_engine
 
 MAPS = Path("/proc/self/maps")
 

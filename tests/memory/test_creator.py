@@ -14,12 +14,14 @@ import pytest
 import wasmtime
 
 from memory.conftest import MAPS, Guest, accessors
-from wasmetal.errors import MemoryRefusedError
+from wasmetal import wasmtime_c
+from wasmetal.errors import AddressSpaceError, MemoryCountError, MemoryRefusedError, MemorySizeError
 from wasmetal.memory import creator as creator_module
 from wasmetal.memory.creator import MemoryCreator
-from wasmetal.memory.engine import memory_refusals, new_engine
 from wasmetal.memory.pages import page_size
 from wasmetal.memory.region import Region
+from wasmetal.memory.wasmtime_engine import new_engine
+from wasmetal.wasmtime_c import memory_refusals
 
 Load = Callable[..., Guest]
 Access = Callable[[int], str]
@@ -41,7 +43,7 @@ def nothing_left_behind() -> Iterator[None]:
     """After every test, Wasmtime has given back every memory."""
     yield
     gc.collect()
-    assert [thing for thing in creator_module._lent.values() if not isinstance(thing, MemoryCreator)] == []
+    assert [thing for thing in wasmtime_c.lent.values() if not isinstance(thing, MemoryCreator)] == []
 
 
 # ---- the same bytes ----
@@ -212,9 +214,9 @@ def test_the_first_byte_past_the_end_traps(load: Load, name: str, size: int, gro
 
 
 def test_a_limit_of_the_store_is_a_refusal(load: Load, creator: MemoryCreator) -> None:
-    with pytest.raises(MemoryRefusedError, match="minimum size of 2 pages exceeds memory limits"), memory_refusals():
+    with pytest.raises(MemorySizeError, match="minimum size of 2 pages exceeds memory limits"), memory_refusals():
         load("(module (memory 2))", memory_size=WASM_PAGE)
-    with pytest.raises(MemoryRefusedError, match="memory count too high"), memory_refusals():
+    with pytest.raises(MemoryCountError, match="memory count too high"), memory_refusals():
         load(SEVERAL, memories=3)
     assert creator.regions() == []
 
@@ -229,7 +231,7 @@ def test_a_minimum_over_the_creators_limit_is_a_refusal(load: Load, creator: Mem
 def test_no_address_space_is_a_refusal_with_the_systems_reason() -> None:
     engine = new_engine(MemoryCreator(max_capacity=1 << 62))
     module = wasmtime.Module(engine, "(module (memory i64 1))")
-    with pytest.raises(MemoryRefusedError, match="Cannot allocate memory") as refusal, memory_refusals():
+    with pytest.raises(AddressSpaceError, match="Cannot allocate memory") as refusal, memory_refusals():
         wasmtime.Instance(wasmtime.Store(engine), module, [])
     assert "\n" not in str(refusal.value)
 
@@ -242,7 +244,8 @@ import re, resource
 import wasmtime
 from wasmetal.errors import MemoryRefusedError
 from wasmetal.memory.creator import MemoryCreator
-from wasmetal.memory.engine import memory_refusals, new_engine
+from wasmetal.memory.wasmtime_engine import new_engine
+from wasmetal.wasmtime_c import memory_refusals
 creator = MemoryCreator()
 engine = new_engine(creator)
 store = wasmtime.Store(engine)
@@ -393,9 +396,9 @@ def test_the_last_user_of_an_engine_gives_the_creator_back(last: str) -> None:
         del engine
     for name in held.keys() - {last}:
         held.pop(name).close()
-    assert creator in creator_module._lent.values()
+    assert creator in wasmtime_c.lent.values()
     held.pop(last).close()
-    assert creator not in creator_module._lent.values()
+    assert creator not in wasmtime_c.lent.values()
 
 
 def test_one_creator_serves_several_engines(creator: MemoryCreator) -> None:
@@ -456,7 +459,7 @@ def test_the_interpreter_ends_quietly(
 import ctypes
 import wasmtime
 from wasmetal.memory.creator import MemoryCreator
-from wasmetal.memory.engine import new_engine
+from wasmetal.memory.wasmtime_engine import new_engine
 creator = MemoryCreator()
 engine = new_engine(creator)
 store = wasmtime.Store(engine)

@@ -30,7 +30,7 @@ from wasmtime import _ffi as ffi
 from wasmtime._func import enter_wasm
 
 from wasmetal.memory.creator import MemoryCreator
-from wasmetal.memory.engine import new_engine
+from wasmetal.memory.wasmtime_engine import new_engine
 
 FEATURES = ("--enable-memory64", "--enable-multi-memory", "--enable-extended-const", "--enable-tail-call")
 

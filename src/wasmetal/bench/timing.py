@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from statistics import median
+from dataclasses import dataclass
+from statistics import median, quantiles
 
 
 def median_seconds(action: Callable[[], object], repeats: int, budget: float = 1.0) -> float:
@@ -16,3 +17,23 @@ def median_seconds(action: Callable[[], object], repeats: int, budget: float = 1
         action()
         times.append(time.perf_counter() - begin)
     return median(times)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Seconds that something took, over many runs."""
+
+    median: float
+    p95: float
+    """95 % of the runs took no longer."""
+
+
+def spread(action: Callable[[], object], repeats: int) -> Spread:
+    """The times of ``repeats`` runs (two or more), after a warm-up."""
+    action()
+    times: list[float] = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - begin)
+    return Spread(median(times), quantiles(times, n=20, method="inclusive")[-1])

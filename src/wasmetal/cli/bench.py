@@ -13,7 +13,7 @@ from wasmetal.cli.output import in_bytes, print_json, print_table
 if TYPE_CHECKING:
     from wasmetal.device import DeviceInfo
 
-bench = typer.Typer(help="Measure what sharing saves, what a round trip costs, how fast a model runs.")
+bench = typer.Typer(help="Measure what sharing saves, what a round trip and a new guest cost, how fast a model runs.")
 
 
 @bench.command()
@@ -71,6 +71,25 @@ def dispatch(device: Device = None, as_json: Json = False) -> None:
     print_table(
         ("command list", *(part.replace("_", " ") for part in parts)),
         [(name, *(f"{getattr(split, part + '_us'):.1f}" for part in parts)) for name, split in splits.items()],
+    )
+
+
+@bench.command()
+def instantiate(device: Device = None, as_json: Json = False) -> None:
+    """From a module to a guest: compiling it, loading what was compiled before, making an instance and closing it."""
+    from wasmetal.bench import instantiate
+    from wasmetal.device import open_device
+
+    with open_device(device) as opened:
+        info = opened.info
+        measured = instantiate.measure(opened)
+    if as_json:
+        print_json({**_named(info), **{step: asdict(times) for step, times in measured.items()}})
+        return
+    print(f"{info.spec}  {info.name}: the chat guest, in ms")
+    print_table(
+        ("step", "median", "95 % within"),
+        [(step, f"{1e3 * times.median:.3f}", f"{1e3 * times.p95:.3f}") for step, times in measured.items()],
     )
 
 

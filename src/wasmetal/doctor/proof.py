@@ -24,8 +24,8 @@ from wasmetal.doctor.report import Link, Report
 from wasmetal.doctor.resident import resident_bytes
 from wasmetal.errors import WasmetalError
 from wasmetal.memory.creator import MemoryCreator
-from wasmetal.memory.engine import new_engine
 from wasmetal.memory.pages import page_size
+from wasmetal.memory.wasmtime_engine import new_engine
 from wasmetal.ops import DType, Recorder, Tensor
 
 START = 1 << 20

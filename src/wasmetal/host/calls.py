@@ -1,4 +1,4 @@
-"""Guest code at work, on a thread of its own."""
+"""Guest code running on its own thread."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ T = TypeVar("T")
 class Call(threading.Thread, Generic[T]):
     """One call into a guest.
 
-    A thread other than the main one, where Python raises KeyboardInterrupt: in a callback from Wasmtime that would be
-    lost.
+    Never on the main thread: Python raises KeyboardInterrupt there, which would be lost in a callback from Wasmtime.
     """
 
     def __init__(self, function: Callable[[], T]) -> None:
         super().__init__(name="wasmetal-guest", daemon=True)
         self.outcome: Future[T] = Future()
         self.done = threading.Event()
-        """Set when no guest code runs any more. Not for ``join`` to tell: Ctrl-C in it (before Python 3.13) has the
-        thread taken for ended while it runs on."""
+        """Set when no guest code runs any more. ``join`` cannot tell: before Python 3.13, Ctrl-C during a ``join``
+        makes a running thread count as ended."""
         self._function = function
 
     def run(self) -> None:
-        """Call the function; its outcome is for the thread that waits."""
+        """Call the function, and keep its outcome for the thread that waits."""
         try:
             with runtime().ticking():
                 value = self._function()

@@ -1,11 +1,8 @@
-"""A guest: a WebAssembly module, what it was granted, and its run."""
+"""A guest: an instance of a program, what it was granted, and its run."""
 
 from __future__ import annotations
 
 import atexit
-import codecs
-import errno
-import queue
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,20 +14,25 @@ from weakref import WeakSet
 
 import wasmtime
 
+from wasmetal import wasmtime_c
 from wasmetal.counters import Counters
-from wasmetal.device import Device, open_device
-from wasmetal.errors import GuestError, GuestTrapError, LimitError, MemoryRefusedError
+from wasmetal.device import Device
+from wasmetal.errors import GuestError, GuestTrapError, LimitError, MemoryCountError, MemorySizeError
 from wasmetal.host import abi, wasi
+from wasmetal.host.account import Account
 from wasmetal.host.calls import Call
 from wasmetal.host.functions.gpu import Gpu
 from wasmetal.host.functions.llm import Llm
+from wasmetal.host.grants import Granted, grant
 from wasmetal.host.handles import Handles
 from wasmetal.host.interrupt import Interrupt
-from wasmetal.host.limits import Account, Limits
-from wasmetal.host.link import HostFunctions
+from wasmetal.host.limits import Limits
+from wasmetal.host.link import GuestContext
+from wasmetal.host.metering import MeteredDevice
+from wasmetal.host.program import Program
 from wasmetal.host.runtime import runtime
-from wasmetal.host.wasm import compile_module, describe_trap, has_memory64, one_line, read_module
-from wasmetal.memory import memory_refusals
+from wasmetal.host.streams import Output, TextPipe
+from wasmetal.host.wasm import describe_trap, one_line
 
 if TYPE_CHECKING:
     from wasmetal.models import Model
@@ -39,21 +41,21 @@ T = TypeVar("T")
 
 _TABLE_ELEMENTS = 1 << 20
 _WAKE = 0.1
-"""Seconds after which a main thread that waits looks for Ctrl-C: one that comes as it falls asleep does not wake it."""
+"""Seconds after which a waiting main thread checks for Ctrl-C: if it comes just before a wait, the wait goes on."""
 _PATIENCE = 1.0
-"""Seconds that a guest which was told to stop gets; only one that waits on standard input takes longer."""
+"""Seconds that a guest gets to end once it was told to stop; only one that reads standard input takes longer."""
 
 
 class Guest:
-    """A WebAssembly module in its sandbox.
+    """An instance of a WebAssembly module, in its sandbox.
 
     It can use one device, within its limits, and nothing else that is not given here. Use it as a context manager, or
-    call :meth:`close`. Its code runs on a thread of its own, one call at a time; Ctrl-C stops it.
+    call :meth:`close`. Its code runs on its own thread, one call at a time; Ctrl-C stops it.
     """
 
     def __init__(
         self,
-        module: str | Path | bytes,
+        module: Program | str | Path | bytes,
         *,
         device: str | Device | None = None,
         models: Mapping[str, str | Path | Model] | None = None,
@@ -65,10 +67,10 @@ class Guest:
         stdout: wasi.Output | None = None,
         stderr: wasi.Output | None = None,
     ) -> None:
-        """Load a module and instantiate it; nothing but a start function of its own runs yet.
+        """Instantiate a module; nothing but its start function, if it has one, runs yet.
 
-        ``module``: a path, or the bytes, of a core module, binary or text.
-        ``device``: as for :func:`open_device`, or an open one, which stays open. It is opened only where the module
+        ``module``: a :class:`Program`, or what one is made of: a path, or the bytes, of a core module, binary or text.
+        ``device``: as for :func:`open_device`, or an open one, which stays open. It is opened only if the module
         imports from wasmetal.
         ``models``: what the guest can open, by its name there: a model's name or path, or a loaded one on the same
         device, which stays loaded.
@@ -76,46 +78,41 @@ class Guest:
         ``dirs``: host directories, readable and writable, by the guest's names for them.
         ``stdin``: bytes, or "inherit" for the process's own.
         ``stdout``, ``stderr``: called with the bytes that the guest writes, as it writes them, on the guest's thread.
-        Where they are None, what is written is lost.
+        If None, what is written is lost.
 
         Raises GuestError (no such file, not a module, an import that does not exist, a directory or model that cannot
         be granted), GuestTrapError, LimitError, MemoryRefusedError, DeviceError and ModelError.
         """
-        limits = limits or Limits()
-        name, code = read_module(module)
+        program = module if isinstance(module, Program) else Program(module)
         self.exit_code: int | None = None
         """The exit code of the run, once it has ended."""
         self._call: Call[Any] | None = None
         self._closed = False
         self._lock = threading.Lock()
-        """Held where a call begins and where the guest is taken apart."""
-        self._account = Account(limits)
+        """Held while a call begins and while the guest is closed."""
+        self._account = Account(limits or Limits())
+        self._interrupt = Interrupt(self._account)
+        self._context = GuestContext(program.memory64, self._account.counters, self._interrupt)
+        self._stdout = Output(self._interrupt, stdout)
+        self._store = self._new_store()
         self._cleanup = ExitStack()
+        self._cleanup.callback(self._store.close)
         _open.add(self)
-        engine = runtime().engine
-        self._module = compile_module(engine, name, code)
-        self._store = wasmtime.Store(engine)
-        self._store.set_limits(
-            memory_size=min(limits.memory_bytes, 2**63 - 1),
-            memories=limits.memories,
-            table_elements=_TABLE_ELEMENTS,
-            instances=1,
-        )
-        self._interrupt = Interrupt(self._store, self._account)
-        self._stdout = _Output(self._interrupt, stdout)
         try:
             self._store.set_wasi(
                 wasi.configure(
-                    args=[name, *args],
+                    args=[program.name, *args],
                     env=env or {},
                     dirs={guest: str(host) for guest, host in (dirs or {}).items()},
                     stdin=stdin,
                     stdout=self._stdout,
-                    stderr=_Output(self._interrupt, stderr),
+                    stderr=Output(self._interrupt, stderr),
                 )
             )
-            linker = self._link(device, models or {})
-            self._instance = self._enter(lambda: self._instantiate(linker))
+            self._context.interfaces[wasi.MODULE] = wasi.Clocks(self._interrupt)
+            if device is not None or models or program.imports_device:
+                self._give(grant(device, models or {}, self._cleanup))
+            self._instance = self._enter(lambda: self._instantiate(program))
         except BaseException:
             self.close()
             raise
@@ -136,34 +133,22 @@ class Guest:
     def stream(self) -> Iterator[str]:
         """Run the module's ``_start`` and yield what it writes to standard output, as text, as it writes it.
 
-        Stops the guest where the iterator is closed early. Raises what :meth:`run` does, and GuestError where the guest
-        ends with an exit code other than 0.
+        Stops the guest if the iterator is closed early. Raises what :meth:`run` does, and GuestError if the guest ends
+        with an exit code other than 0.
         """
-        pieces: queue.Queue[bytes | None] = queue.Queue(maxsize=64)
-
-        def put(piece: bytes | None) -> None:
-            while True:
-                try:
-                    return pieces.put(piece, timeout=_PATIENCE / 10)
-                except queue.Full:
-                    self._interrupt.check()
+        pipe = TextPipe(self._interrupt)
 
         def run() -> int:
-            given, self._stdout.target = self._stdout.target, put
+            given, self._stdout.target = self._stdout.target, pipe.write
             try:
                 return self._start()
             finally:
                 self._stdout.target = given
-                put(None)
+                pipe.finish()
 
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         call = self._begin(run)
         try:
-            while (piece := _next(pieces)) is not None:
-                if text := decoder.decode(piece):
-                    yield text
-            if text := decoder.decode(b"", final=True):
-                yield text
+            yield from pipe.read(call.done)
             self.exit_code = self._end(call)
         finally:
             self._abandon(call, GuestError("the guest's output is no longer read"))
@@ -205,61 +190,39 @@ class Guest:
         if hasattr(self, "_cleanup"):
             self.close()
 
-    def _link(self, device: str | Device | None, models: Mapping[str, str | Path | Model]) -> wasmtime.Linker:
-        linker = wasmtime.Linker(self._store.engine)
-        linker.define_wasi()
-        linker.allow_shadowing = True
-        # Wasmtime calls these functions and knows nothing of references: they must live as long as the store.
-        self._functions = HostFunctions(runtime().creator, self._account, self._interrupt, has_memory64(self._module))
-        self._cleanup.callback(self._store.close)
-        clocks = wasi.Clocks(self._interrupt)
-        self._functions.define(linker, wasi.MODULE, wasi.CLOCKS, clocks, count=False)
-        if device is not None or models or any(each.module in abi.INTERFACES for each in self._module.imports):
-            self._link_device(linker, *self._grant(device, models))
-        return linker
+    def _new_store(self) -> wasmtime.Store:
+        limits = self._account.limits
+        store = wasmtime.Store(runtime().engine)
+        store.set_limits(
+            memory_size=min(limits.memory_bytes, 2**63 - 1),
+            memories=limits.memories,
+            table_elements=_TABLE_ELEMENTS,
+            instances=1,
+        )
+        wasmtime_c.set_owner(store, self._context)
+        return store
 
-    def _grant(
-        self, device: str | Device | None, sources: Mapping[str, str | Path | Model]
-    ) -> tuple[Device, dict[str, Model]]:
-        """The device, and the models by name, opened and loaded where they are not yet."""
-        if device is None:
-            device = next((model.device for model in sources.values() if not isinstance(model, str | Path)), None)
-        if device is None or isinstance(device, str):
-            device = self._cleanup.enter_context(open_device(device))
-        models = {}
-        for name, source in sources.items():
-            if not isinstance(source, str | Path):
-                if source.device is not device:
-                    raise GuestError(f"model {name!r} is on another device than the guest; load it on the guest's")
-                models[name] = source
-            else:
-                from wasmetal.models import load_model  # noqa: PLC0415 (slow to import, and few guests need it)
-
-                with self._account.metered(device):
-                    models[name] = load_model(source, device)
-                self._cleanup.callback(models[name].close)
-        return device, models
-
-    def _link_device(self, linker: wasmtime.Linker, device: Device, models: Mapping[str, Model]) -> None:
+    def _give(self, granted: Granted) -> None:
+        """Make the device and the models reachable by the guest's imports."""
+        self._account.counters.add(granted.counters)
         handles = Handles(self._account.limits.handles, secrets.randbits(32))
+        device = MeteredDevice(granted.device, self._account, self._interrupt)
+        self._cleanup.callback(device.close)
         gpu = Gpu(self._account, handles, device, self._interrupt)
         self._cleanup.callback(gpu.close)
-        llm = Llm(self._account, handles, device, models)
+        llm = Llm(self._account, handles, device, granted.models)
         self._cleanup.callback(llm.close)
-        self._functions.define(linker, abi.GPU, abi.INTERFACES[abi.GPU], gpu, count=True)
-        self._functions.define(linker, abi.LLM, abi.INTERFACES[abi.LLM], llm, count=True)
+        self._context.interfaces |= {abi.GPU: gpu, abi.LLM: llm}
 
-    def _instantiate(self, linker: wasmtime.Linker) -> wasmtime.Instance:
+    def _instantiate(self, program: Program) -> wasmtime.Instance:
         limits = self._account.limits
         try:
-            with memory_refusals():
-                return linker.instantiate(self._store, self._module)
-        except MemoryRefusedError as error:
-            if "memory count" in str(error):
-                raise LimitError(f"limit reached: {limits.memories} linear memories") from None
-            if "exceeds memory limits" in str(error):
-                raise LimitError(f"limit reached: {limits.memory_bytes} bytes of linear memory") from None
-            raise
+            with wasmtime_c.memory_refusals():
+                return program.instantiate(self._store)
+        except MemoryCountError:
+            raise LimitError(f"limit reached: {limits.memories} linear memories") from None
+        except MemorySizeError:
+            raise LimitError(f"limit reached: {limits.memory_bytes} bytes of linear memory") from None
 
     def _function(self, name: str) -> wasmtime.Func:
         function = self._instance.exports(self._store).get(name)
@@ -306,7 +269,7 @@ class Guest:
         return call
 
     def _end(self, call: Call[T]) -> T:
-        """Wait for a call; turn what ended it, if not a return, into an error of ours."""
+        """Wait for a call; turn what ended it, other than a return, into one of our errors."""
         while not call.done.wait(_WAKE):
             pass
         try:
@@ -319,7 +282,7 @@ class Guest:
             raise self._interrupt.reason or GuestError(one_line(error)) from None
 
     def _abandon(self, call: Call[Any], reason: BaseException) -> bool:
-        """Have a call ended; False where it cannot be, as long as it waits for standard input."""
+        """Stop a call; False if it cannot be stopped because it waits for standard input."""
         if not call.done.is_set() and call is not threading.current_thread():
             self._interrupt.stop(reason)
             call.done.wait(_PATIENCE)
@@ -331,35 +294,10 @@ _open: WeakSet[Guest] = WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """While Python can still be called back: Wasmtime's threads may not come with a guest's remains afterwards."""
+    """Close guests while Python still runs: Wasmtime's threads must not call back into an interpreter that is gone."""
     for guest in list(_open):
         guest.close()
 
 
-class _Output:
-    """A standard stream of a guest: passes on what is written; where that fails, the guest is stopped."""
-
-    def __init__(self, interrupt: Interrupt, target: wasi.Output | None) -> None:
-        self.target = target
-        self._interrupt = interrupt
-
-    def __call__(self, data: bytes) -> int:
-        try:
-            if self.target:
-                self.target(data)
-        except BaseException as error:
-            self._interrupt.stop(error)
-            return -errno.EIO
-        return len(data)
-
-
 def _exited(code: int) -> GuestError:
     return GuestError(f"the guest ended with exit code {code}; its standard error may say why")
-
-
-def _next(pieces: queue.Queue[T]) -> T:
-    while True:
-        try:
-            return pieces.get(timeout=_WAKE)
-        except queue.Empty:
-            pass

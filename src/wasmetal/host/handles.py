@@ -38,7 +38,7 @@ class Handles:
         return (held for held in self._objects if held is not None)
 
     def check_room(self) -> None:
-        """Raise MFILE where :meth:`add` would: asked before anything is made that a handle is to name."""
+        """Raise MFILE if :meth:`add` would. Called before the object is made that the handle is to name."""
         if self._count >= self.limit or (not self._free and len(self._objects) == _SLOTS):
             raise Refusal(Errno.MFILE, f"limit reached: {self.limit} handles")
 
@@ -63,7 +63,7 @@ class Handles:
         return held
 
     def remove(self, handle: int) -> None:
-        """Free a handle. BADF where it is not live."""
+        """Free a handle. BADF if it is not live."""
         index = self._index(handle)
         self._objects[index] = None
         self._count -= 1

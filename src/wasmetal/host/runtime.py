@@ -1,4 +1,7 @@
-"""The Wasmtime engine that all guests of a process share."""
+"""What all guests of a process share: one Wasmtime engine, the source of their memories, and the clock that stops them.
+
+How the engine is configured is said in ``wasmetal.memory.wasmtime_engine``.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ from functools import cache
 from wasmetal.memory import MemoryCreator, new_engine
 
 TICK_SECONDS = 0.02
-"""Time between two ticks of the epoch: how late, about, a guest is stopped."""
+"""Time between two ticks of the epoch: about how late a guest is stopped."""
 
 
 class Runtime:
-    """The engine, where its memories come from, and the clock by which running guests are interrupted."""
+    """The engine, the creator of its linear memories, and the ticker by which running guests are interrupted."""
 
     def __init__(self) -> None:
         self.creator = MemoryCreator()
@@ -25,7 +28,7 @@ class Runtime:
 
     @contextmanager
     def ticking(self) -> Iterator[None]:
-        """A guest runs: the epoch goes up until none does."""
+        """A guest runs: the epoch advances for as long as any guest does."""
         with self._lock:
             self._running += 1
             if self._running == 1:

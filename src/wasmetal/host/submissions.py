@@ -7,24 +7,32 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
 
-from wasmetal.device.base import CommandList, Device, Submission
+from wasmetal.device.base import CommandList, Submission
 from wasmetal.errors import DeviceError, DeviceTimeoutError
 from wasmetal.host import abi
+from wasmetal.host.account import Account
 from wasmetal.host.commands import GuestBuffer, encode
 from wasmetal.host.errno import Errno, Refusal
+from wasmetal.host.fairness import SLICE
 from wasmetal.host.interrupt import Interrupt
-from wasmetal.host.limits import Account
+from wasmetal.host.metering import MeteredDevice
 from wasmetal.ops import Recorder
+
+SEGMENT = 16
+"""Commands that are recorded as one list of the device. A device takes work from its guests in whole segments."""
+FIRST = 64
+"""Commands of a guest that the device is given at a time, until it is known how long they take."""
+_LOOK = 0.05
+"""Seconds of waiting for the device after which the guest's limits are looked at."""
 
 
 @dataclass(eq=False, slots=True)
 class Recorded:
-    """A command list, the bytes that it was recorded from, and the buffers that it names."""
+    """A guest's command list: the bytes that it was recorded from, what was recorded, and the buffers that it names."""
 
     source: bytes
-    commands: CommandList
+    segments: list[CommandList]
     buffers: set[GuestBuffer]
 
     @property
@@ -34,132 +42,200 @@ class Recorded:
 
     @property
     def shared(self) -> bool:
-        """True where it touches pages of the guest's memory."""
+        """True if it touches pages of the guest's memory."""
         return any(held.shared for held in self.buffers)
+
+    def size(self, segment: int) -> int:
+        """How many commands a segment has."""
+        return min(SEGMENT, self.count - segment * SEGMENT)
+
+    def close(self) -> None:
+        """Drop what was recorded."""
+        for commands in self.segments:
+            commands.close()
 
 
 @dataclass(eq=False, slots=True)
 class Submitted:
-    """A list under way. The guest's handle names it until the guest has waited for it."""
+    """A pending list. The guest's handle names it until the guest has waited for it."""
 
     recorded: Recorded
-    running: Submission | None = None
-    """None until the device has it."""
+    suspends: bool
+    """It runs only while the guest waits: it touches the guest's pages, or comes after a list that does."""
+    sent: int = 0
+    """Segments that the device has been given."""
+    ended: int = 0
+    """Segments that the device has finished."""
     done: bool = False
     error: Exception | None = None
-    """Why it did not come to its end, where it did not."""
+    """Why it failed, if it did."""
 
 
-_LOOK = 0.05
-"""Seconds of waiting for the device after which the guest's limits are looked at."""
+@dataclass(eq=False, slots=True)
+class _Flight:
+    """One submission to the device: segments of one or several lists."""
+
+    submission: Submission
+    lists: list[Submitted]
+    """The list of each segment."""
+    commands: int
 
 
 class Submissions:
     """A first-in, first-out queue of one guest's lists.
 
-    A list that touches the guest's own pages goes to the device in :meth:`wait`, while the guest is suspended, and so
-    does every list behind it; others go at once.
+    The device is given no more at a time than takes it about a slice of its time, so that other guests' work gets in
+    between. A list that touches the guest's own pages goes to the device in :meth:`wait`, while the guest is suspended,
+    and so does every list behind it; of the others as much as fits the slice goes at once.
     """
 
-    def __init__(self, account: Account, device: Device, interrupt: Interrupt) -> None:
+    def __init__(self, account: Account, device: MeteredDevice, interrupt: Interrupt) -> None:
         self._account = account
         self._device = device
         self._interrupt = interrupt
         self._queue: deque[Submitted] = deque()
+        self._flights: deque[_Flight] = deque()
+        self._at_a_time = FIRST
+        """Commands that the device is given at a time."""
         self._replayable = _Replayable(account.limits.commands)
 
     def submit(self, source: bytes, buffer_of: Callable[[int], GuestBuffer]) -> Submitted:
-        """Check and record the list, or find it recorded already, and start it where it may start."""
+        """Check and record the list, unless it is recorded already, and start it if it may start."""
         limit = self._account.limits.commands
         count = len(source) // abi.COMMAND.itemsize
         if count + sum(pending.recorded.count for pending in self._queue) > limit:
             raise Refusal(Errno.AGAIN, f"limit reached: {limit} commands pending")
         recorded = self._replayable.take(source) or self._record(source, buffer_of)
-        submitted = Submitted(recorded)
-        if not recorded.shared and not (self._queue and self._queue[-1].running is None):
-            try:
-                submitted.running = self._device.submit([recorded.commands])
-            except BaseException:
-                recorded.commands.close()
-                raise
+        submitted = Submitted(recorded, recorded.shared or bool(self._queue and self._queue[-1].suspends))
         self._queue.append(submitted)
         for held in recorded.buffers:
             held.pending += 1
+        self._send(None)
+        if submitted.error:
+            raise submitted.error
         return submitted
 
     def wait(self, submitted: Submitted, timeout: float | None) -> None:
-        """Bring a list, and every one before it, to its end.
+        """Wait for a list, and every one before it.
 
-        Raises TIMEDOUT after ``timeout`` seconds where all of them were under way already; those started here run to
-        their end, as the guest's own pages are in use. Raises LimitError where the guest's time is up first, and what
-        the device raised where it failed.
+        Raises TIMEDOUT after ``timeout`` seconds, unless the list is one that runs only during this call; that one runs
+        to its end, as it uses the guest's own pages. Raises LimitError if the guest's time is up first, and what the
+        device raised if the list failed.
         """
-        if not submitted.done:
-            ahead = list(self._queue)
-            ahead = ahead[: ahead.index(submitted) + 1]
-            waiting = [each for each in ahead if each.running is None]
-            if waiting:
-                self._start(waiting)
-            end = math.inf if waiting or timeout is None else time.monotonic() + timeout
-            for running, group in groupby(ahead, lambda each: each.running):
-                if running:
-                    self._finish(running, list(group), end)
+        end = math.inf if submitted.suspends or timeout is None else time.monotonic() + timeout
+        with self._device.share:
+            while not submitted.done:
+                if not self._flights:
+                    self._device.share.wait_turn(lambda: self._look(end))
+                self._send(submitted)
+                if self._flights:
+                    self._finish(self._flights[0], end)
+                if not submitted.done:
+                    self._look(end)
+        if self._queue:
+            self._send(None)
         if submitted.error:
             raise submitted.error
 
     def forget(self, held: GuestBuffer) -> None:
-        """Drop the lists that name a buffer which is about to go; none of them is pending."""
+        """Drop the lists that name a buffer which is about to be destroyed; none of them is pending."""
         self._replayable.forget(held)
 
     def close(self) -> None:
         """Drop what the device has not begun. Idempotent."""
+        self._flights.clear()
         for submitted in self._queue:
-            submitted.recorded.commands.close()
+            submitted.recorded.close()
         self._queue.clear()
         self._replayable.close()
 
     def _record(self, source: bytes, buffer_of: Callable[[int], GuestBuffer]) -> Recorded:
-        commands = self._device.record()
+        recorded = Recorded(source, [], set())
+        step = SEGMENT * abi.COMMAND.itemsize
         try:
-            buffers = encode(source, buffer_of, Recorder(self._device.info, commands))
-            commands.finish()
+            for begin in range(0, len(source), step):
+                commands = self._device.record()
+                recorded.segments.append(commands)
+                recorded.buffers |= encode(
+                    source[begin : begin + step], buffer_of, Recorder(self._device.info, commands)
+                )
+                commands.finish()
         except BaseException as error:
-            commands.close()
+            recorded.close()
             if type(error) is DeviceError:  # none of those that tell of the device's state: it cannot do this
                 raise Refusal(Errno.NOTSUP, str(error)) from None
             raise
-        return Recorded(source, commands, buffers)
+        return recorded
 
-    def _start(self, waiting: list[Submitted]) -> None:
-        try:
-            running = self._device.submit([each.recorded.commands for each in waiting])
-        except Exception as error:
-            for each in waiting:
-                self._end(each, error)
-            raise
-        for each in waiting:
-            each.running = running
+    def _send(self, last: Submitted | None) -> None:
+        """Give the device what it may begin with now. ``last``: the list that the guest waits for."""
+        while (segments := self._next(last)) and self._device.share.has_turn():
+            lists = [submitted for submitted, _ in segments]
+            try:
+                submission = self._device.submit([submitted.recorded.segments[i] for submitted, i in segments])
+            except Exception as error:
+                for submitted in dict.fromkeys(lists):
+                    self._end(submitted, error)
+                continue
+            commands = sum(submitted.recorded.size(i) for submitted, i in segments)
+            self._flights.append(_Flight(submission, lists, commands))
+            for submitted in lists:
+                submitted.sent += 1
 
-    def _finish(self, running: Submission, group: list[Submitted], end: float) -> None:
-        """Wait for one submission to the device, which may be several of the guest's."""
-        begin, seconds, error = time.monotonic(), 0.0, None
+    def _next(self, last: Submitted | None) -> list[tuple[Submitted, int]]:
+        """The segments that are next, as many as the device is to be given now: lists, and numbers of segments."""
+        room = self._at_a_time - sum(flight.commands for flight in self._flights)
+        segments: list[tuple[Submitted, int]] = []
+        waited_for = last is not None
+        for submitted in self._queue:
+            if submitted.suspends and not waited_for:
+                break
+            for i in range(submitted.sent, len(submitted.recorded.segments)):
+                room -= submitted.recorded.size(i)
+                if room < 0 and (segments or self._flights):
+                    return segments
+                segments.append((submitted, i))
+            waited_for = waited_for and submitted is not last
+        return segments
+
+    def _finish(self, flight: _Flight, end: float) -> None:
+        """Wait for the submission that was first to go to the device."""
+        begin, error = time.monotonic(), None
         while True:
             now = time.monotonic()
             try:
-                running.wait(min(_LOOK, max(end - now, 0.0)))
-                seconds = running.seconds
+                flight.submission.wait(min(_LOOK, max(end - now, 0.0)))
                 break
             except DeviceTimeoutError:
-                self._interrupt.check()
+                if self._device.share.is_behind(flight.submission):
+                    begin = now
                 self._account.check_device_time(now - begin)
-                if now >= end:
-                    raise Refusal(Errno.TIMEDOUT, "the submission is still pending") from None
+                self._look(end)
             except Exception as failure:
                 error = failure
                 break
-        self._account.counters.device_seconds += seconds
-        for submitted in group:
-            self._end(submitted, error)
+        self._flights.remove(flight)
+        if error:
+            self._device.share.ended(flight.submission)
+        else:
+            self._device.finished(flight.submission)
+            self._adapt(flight)
+        for submitted in flight.lists:
+            submitted.ended += 1
+            if not submitted.done and (error or submitted.ended == len(submitted.recorded.segments)):
+                self._end(submitted, error)
+        self._account.check_device_time()
+
+    def _look(self, end: float) -> None:
+        """Raise if the guest is to stop, or if it has waited until ``end``."""
+        self._interrupt.check()
+        if time.monotonic() >= end:
+            raise Refusal(Errno.TIMEDOUT, "the submission is still pending")
+
+    def _adapt(self, flight: _Flight) -> None:
+        """Have the next submission take about a slice of time, and not many times the commands of this one."""
+        seconds = max(flight.submission.seconds, 1e-9)
+        self._at_a_time = max(1, int(min(flight.commands * SLICE / seconds, max(4 * flight.commands, FIRST))))
 
     def _end(self, submitted: Submitted, error: Exception | None) -> None:
         self._queue.remove(submitted)
@@ -167,7 +243,7 @@ class Submissions:
         for held in submitted.recorded.buffers:
             held.pending -= 1
         if error:
-            submitted.recorded.commands.close()
+            submitted.recorded.close()
         else:
             self._replayable.keep(submitted.recorded)
 
@@ -175,8 +251,8 @@ class Submissions:
 class _Replayable:
     """Finished lists, by their bytes: a guest that submits the same bytes again gets the recorded list again.
 
-    The same bytes mean the same list, because a handle never comes to name another buffer. Those used last are kept: at
-    most 64 lists, of ``commands`` commands in all.
+    The same bytes mean the same list, because a handle never comes to name another buffer. The lists used last are
+    kept: at most 64, of ``commands`` commands in all.
     """
 
     def __init__(self, commands: int) -> None:
@@ -191,7 +267,7 @@ class _Replayable:
 
     def keep(self, recorded: Recorded) -> None:
         if recorded.source in self._kept:
-            recorded.commands.close()
+            recorded.close()
             return
         self._kept[recorded.source] = recorded
         self._room -= recorded.count
@@ -209,4 +285,4 @@ class _Replayable:
     def _drop(self, source: bytes) -> None:
         recorded = self._kept.pop(source)
         self._room += recorded.count
-        recorded.commands.close()
+        recorded.close()

@@ -25,7 +25,7 @@ class GuestMemory:
         self._size_dtype = np.dtype("<u8" if memory64 else "<u4")
 
     def array(self, ptr: int, count: int, dtype: DTypeLike = np.uint8) -> NDArray[Any]:
-        """``count`` elements at ``ptr``, aligned as C aligns them. INVAL where misaligned, FAULT where outside."""
+        """``count`` elements at ``ptr``, aligned as C aligns them. INVAL if misaligned, FAULT if outside the memory."""
         element = np.dtype(dtype)
         self._check(ptr, count * element.itemsize, element.alignment)
         return self._region.view()[ptr : ptr + count * element.itemsize].view(element)
@@ -35,7 +35,7 @@ class GuestMemory:
         return self.array(ptr, 1, self._size_dtype)
 
     def pages(self, ptr: int, nbytes: int, page_size: int) -> Aperture:
-        """A whole number of pages (at least one), beginning at a page. INVAL or FAULT where it is not that."""
+        """A whole number of pages (at least one), beginning at a page. INVAL or FAULT otherwise."""
         if nbytes == 0 or nbytes % page_size:
             raise Refusal(Errno.INVAL, f"length {nbytes} is not a positive multiple of the page size {page_size}")
         self._check(ptr, nbytes, page_size)

@@ -1,20 +1,18 @@
-"""WASI preview 1 for guests: what is granted of it, and clocks of our own, so that a sleeping guest can be stopped."""
+"""WASI preview 1 for guests: what is granted of it, and its clocks, such that a sleeping guest can be stopped."""
 
 # ruff: noqa: D102
 
 from __future__ import annotations
 
 import atexit
-import ctypes
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 import wasmtime
-from wasmtime import _bindings as c_api
-from wasmtime._wasi import CUSTOM_OUTPUTS
 
+from wasmetal import wasmtime_c
 from wasmetal.errors import GuestError
 from wasmetal.host.abi import U32, U64
 from wasmetal.host.errno import Errno, Refusal
@@ -24,7 +22,7 @@ from wasmetal.host.view import GuestMemory
 MODULE = "wasi_snapshot_preview1"
 
 Output = Callable[[bytes], object]
-"""Takes what a guest writes, as it writes it."""
+"""Called with what a guest writes, as the guest writes it."""
 
 
 def configure(
@@ -35,7 +33,7 @@ def configure(
     stdout: Output,
     stderr: Output,
 ) -> wasmtime.WasiConfig:
-    """Grant a guest exactly this. ``dirs``: host directories by the guest's names for them. Raises GuestError."""
+    """What a guest is granted of WASI. ``dirs``: host directories by the guest's names for them. Raises GuestError."""
     config = wasmtime.WasiConfig()
     try:
         config.argv = list(args)
@@ -47,9 +45,7 @@ def configure(
     if stdin == "inherit":
         config.inherit_stdin()
     else:
-        data = c_api.wasm_byte_vec_t()
-        c_api.wasm_byte_vec_new(ctypes.byref(data), len(stdin), (ctypes.c_ubyte * len(stdin)).from_buffer_copy(stdin))
-        c_api.wasi_config_set_stdin_bytes(config.ptr(), ctypes.byref(data))
+        wasmtime_c.set_stdin(config, stdin)
     config.stdout_custom = stdout
     config.stderr_custom = stderr
     return config
@@ -57,13 +53,13 @@ def configure(
 
 @atexit.register
 def _outlive_outputs() -> None:
-    """Wait, at exit, until Wasmtime is done with the outputs of guests that were closed.
+    """Wait, at exit, until Wasmtime has released the outputs of guests that were closed.
 
-    It drops them a little later, on threads of its own, through a Python callback; a thread that comes with one while
-    Python shuts down brings the process down.
+    Wasmtime releases them a little later, on its own threads, through a Python callback; if one of those threads calls
+    back while Python shuts down, the process crashes.
     """
     give_up = time.monotonic() + 0.5  # for a guest that nobody closed
-    while CUSTOM_OUTPUTS.handles and time.monotonic() < give_up:
+    while wasmtime_c.outputs_in_use() and time.monotonic() < give_up:
         time.sleep(0.001)
 
 

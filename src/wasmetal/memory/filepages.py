@@ -1,4 +1,4 @@
-"""The pages of a file that is mapped read-only, for devices that can use them where they lie."""
+"""The pages of a file that is mapped read-only, for devices that can use them in place."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from wasmetal.errors import MemoryRefusedError
+from wasmetal.errors import AddressSpaceError, MemoryRefusedError
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _mmap = _libc.mmap
@@ -47,7 +47,7 @@ class Pages:
     """
 
     def __init__(self, nbytes: int) -> None:
-        """Reserve ``nbytes`` > 0 of address space. Raises MemoryRefusedError where the system has none left."""
+        """Reserve ``nbytes`` > 0 of address space. Raises AddressSpaceError if the system has none left."""
         # ctypes would cut a longer integer down to 64 bits without a word.
         if not 0 < nbytes <= sys.maxsize:
             raise MemoryRefusedError(
@@ -56,7 +56,7 @@ class Pages:
         address = _mmap(None, nbytes, _PROT_NONE, _FLAGS, -1, 0)
         if address == _MAP_FAILED:
             reason = os.strerror(ctypes.get_errno())
-            raise MemoryRefusedError(
+            raise AddressSpaceError(
                 f"cannot reserve {nbytes} bytes of address space: {reason}; close other guests, or raise `ulimit -v`"
             )
         self.address: Final[int] = address

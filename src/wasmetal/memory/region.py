@@ -22,8 +22,11 @@ class Region:
         | read and write   | faults until grown | always faults     |
 
     The bytes are zero to begin with and never move. The pages are shared by reference: the region, its apertures, the
-    arrays viewing them and a Wasm instance that runs on them each hold them, and the last to let go unmaps them. So
-    they may be closed or dropped in any order.
+    arrays viewing them and a Wasm instance that runs on them each hold them, and they are unmapped when the last of
+    these is gone. So these may be closed or dropped in any order.
+
+    Linear memories of guests have a guard of ``GUARD`` bytes, behind ``RESERVATION`` bytes at least: see
+    :mod:`wasmetal.memory.wasmtime_engine`.
     """
 
     def __init__(self, capacity: int, size: int = 0, guard: int = 0) -> None:
@@ -51,7 +54,7 @@ class Region:
         return self._pages
 
     def grow(self, size: int) -> None:
-        """Make the first ``size`` bytes accessible, in place. Nothing changes where it fails.
+        """Make the first ``size`` bytes accessible, in place. If that fails, nothing changes.
 
         Raises MemoryRefusedError: past the capacity, smaller than now, not whole pages, or the system has no memory.
         """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from wasmetal.device.base import Buffer, Device, HostPages, MemoryKind
+from wasmetal.counters import Counters
+from wasmetal.device.base import Buffer, Bytes, Device, HostPages, MemoryKind
 from wasmetal.ops import DType, Tensor
 
 
@@ -13,6 +14,8 @@ class BufferGroup:
 
     def __init__(self, device: Device):
         self.device = device
+        self.counters = Counters()
+        """What was wrapped and loaded."""
         self._buffers: list[Buffer] = []
 
     def allocate(self, nbytes: int, kind: MemoryKind = MemoryKind.DEVICE) -> Buffer:
@@ -25,7 +28,13 @@ class BufferGroup:
         """Host pages as a buffer. Raises WrapRefusedError."""
         buffer = self.device.wrap(pages)
         self._buffers.append(buffer)
+        self.counters.bytes_shared += pages.nbytes
         return buffer
+
+    def load(self, buffer: Buffer, offset: int, data: Bytes) -> None:
+        """Bring weights into a buffer of the group."""
+        self.device.load(buffer, offset, data)
+        self.counters.bytes_loaded += data.size
 
     def tensor(self, *shape: int, kind: MemoryKind = MemoryKind.DEVICE) -> Tensor:
         """A new f32 tensor of zeros in a buffer of its own. Raises OutOfDeviceMemoryError."""

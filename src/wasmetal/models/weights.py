@@ -103,7 +103,7 @@ def load_weights(buffers: BufferGroup, matrices: Sequence[Matrix]) -> list[Weigh
             tensors.append(Tensor(buffer, offset, part.dtype, part.shape))
             at = offset
             for data in part.data():
-                device.load(buffer, at, data)
+                buffers.load(buffer, at, data)
                 at += data.size
             offset += -(-part.nbytes // alignment) * alignment
         weights.append(Weight(tensors))

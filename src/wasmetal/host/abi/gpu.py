@@ -182,7 +182,8 @@ GPU = Interface(
             sizeof(wm_command). The whole list is read and checked before this returns, so the guest may reuse its
             memory at once; if any command is wrong, none runs.
 
-            A submission that names device buffers only starts at once. One that names a shared buffer, or that follows
+            A submission that names device buffers only starts at once; if it is long, or other guests have used the
+            device less, the rest of it runs inside wm_submission_wait. One that names a shared buffer, or that follows
             such a one, runs inside wm_submission_wait.
             """,
             {
@@ -201,10 +202,9 @@ GPU = Interface(
             "submission_wait",
             (Param("submission", SUBMISSION), Param("timeout_ns", UINT64)),
             """
-            Waits until a submission, and every earlier one, is complete, and frees its handle. A submission that had to
-            wait for this call (see wm_commands_submit) runs to its end whatever timeout_ns is. One that is in flight
-            already is waited for up to timeout_ns nanoseconds; if that is too short, it stays pending and its handle
-            valid.
+            Waits until a submission, and every earlier one, is complete, and frees its handle. A submission that names
+            a shared buffer, or that follows such a one, runs to its end whatever timeout_ns is. Any other is waited for
+            up to timeout_ns nanoseconds; if that is too short, it stays pending and its handle valid.
             """,
             {Errno.TIMEDOUT: ""},
         ),

@@ -4,17 +4,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 import numpy as np
 
-from wasmetal.device.base import Device, MemoryKind
 from wasmetal.host import abi
+from wasmetal.host.account import Account
 from wasmetal.host.commands import GuestBuffer
 from wasmetal.host.errno import Errno, Refusal
 from wasmetal.host.handles import Handles
 from wasmetal.host.interrupt import Interrupt
-from wasmetal.host.limits import Account
+from wasmetal.host.metering import MeteredDevice
 from wasmetal.host.submissions import Submissions, Submitted
 from wasmetal.host.view import GuestMemory
 from wasmetal.memory import page_size
@@ -24,7 +22,7 @@ from wasmetal.ops import ALIGNMENT
 class Gpu:
     """One guest's buffers and submissions. Each public method but :meth:`close` is a host function."""
 
-    def __init__(self, account: Account, handles: Handles, device: Device, interrupt: Interrupt) -> None:
+    def __init__(self, account: Account, handles: Handles, device: MeteredDevice, interrupt: Interrupt) -> None:
         self._account = account
         self._handles = handles
         self._device = device
@@ -36,8 +34,7 @@ class Gpu:
         _check_usage(usage)
         aperture = memory.pages(ptr, nbytes, self._page_size)
         self._handles.check_room()
-        with self._metered():
-            buffer = self._device.wrap(aperture)
+        buffer = self._device.wrap(aperture)
         handle[0] = self._handles.add(GuestBuffer(buffer, usage, shared=True))
 
     def buffer_create_device(self, memory: GuestMemory, nbytes: int, usage: int, out: int) -> None:
@@ -46,16 +43,14 @@ class Gpu:
         if nbytes == 0:
             raise Refusal(Errno.INVAL, "a buffer of 0 bytes")
         self._handles.check_room()
-        with self._account.charged(nbytes), self._metered():
-            buffer = self._device.allocate(nbytes, MemoryKind.DEVICE)
+        buffer = self._device.allocate(nbytes)
         handle[0] = self._handles.add(GuestBuffer(buffer, usage, shared=False))
 
     def buffer_destroy(self, memory: GuestMemory, handle: int) -> None:
         held = self._idle(handle)
         self._handles.remove(handle)
-        with self._metered():
-            self._submissions.forget(held)
-            held.buffer.close()
+        self._submissions.forget(held)
+        held.buffer.close()
         if not held.shared:
             self._account.release(held.buffer.nbytes)
 
@@ -63,15 +58,13 @@ class Gpu:
         out = memory.array(ptr, nbytes)
         held = self._copyable(handle, offset, nbytes)
         if nbytes:
-            with self._metered():
-                self._device.read(held.buffer, offset, out)
+            self._device.read(held.buffer, offset, out)
 
     def buffer_write(self, memory: GuestMemory, handle: int, offset: int, ptr: int, nbytes: int) -> None:
         data = memory.array(ptr, nbytes)
         held = self._copyable(handle, offset, nbytes)
         if nbytes:
-            with self._metered():
-                self._device.write(held.buffer, offset, data)
+            self._device.write(held.buffer, offset, data)
 
     def commands_submit(self, memory: GuestMemory, ptr: int, nbytes: int, out: int) -> None:
         handle = memory.array(out, 1, np.uint32)
@@ -82,15 +75,13 @@ class Gpu:
         if count > self._account.limits.commands:
             raise Refusal(Errno.TOOBIG, f"limit reached: {self._account.limits.commands} commands in a list")
         self._handles.check_room()
-        with self._metered():
-            submitted = self._submissions.submit(records.tobytes(), self._buffer)
+        submitted = self._submissions.submit(records.tobytes(), self._buffer)
         handle[0] = self._handles.add(submitted)
 
     def submission_wait(self, memory: GuestMemory, handle: int, timeout_ns: int) -> None:
         submitted = self._handles.get(handle, Submitted)
         try:
-            with self._metered():
-                self._submissions.wait(submitted, None if timeout_ns == abi.FOREVER else timeout_ns / 1e9)
+            self._submissions.wait(submitted, None if timeout_ns == abi.FOREVER else timeout_ns / 1e9)
         finally:
             if submitted.done:
                 self._handles.remove(handle)
@@ -124,9 +115,6 @@ class Gpu:
         for held in self._handles:
             if isinstance(held, GuestBuffer):
                 held.buffer.close()
-
-    def _metered(self) -> AbstractContextManager[None]:
-        return self._account.metered(self._device)
 
     def _buffer(self, handle: int) -> GuestBuffer:
         return self._handles.get(handle, GuestBuffer)

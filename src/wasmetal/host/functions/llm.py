@@ -6,18 +6,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from wasmetal.device.base import Device
 from wasmetal.host import abi
+from wasmetal.host.account import Account
 from wasmetal.host.errno import Errno, Refusal
 from wasmetal.host.handles import Handles
-from wasmetal.host.limits import Account
+from wasmetal.host.metering import MeteredDevice
 from wasmetal.host.view import GuestMemory
 from wasmetal.memory import page_size
 from wasmetal.ops import ALIGNMENT, DType, Tensor
@@ -73,7 +72,7 @@ class OpenSession:
 class Llm:
     """One guest's models and sessions. Each public method but :meth:`close` is a host function."""
 
-    def __init__(self, account: Account, handles: Handles, device: Device, models: Mapping[str, Model]) -> None:
+    def __init__(self, account: Account, handles: Handles, device: MeteredDevice, models: Mapping[str, Model]) -> None:
         self._account = account
         self._handles = handles
         self._device = device
@@ -146,16 +145,14 @@ class Llm:
         new_handle = memory.array(out, 1, np.uint32)
         model = self._model(handle)
         self._handles.check_room()
-        with self._metered():
-            session = model.session()
+        session = model.session()
         new_handle[0] = self._handles.add(OpenSession(session))
 
     def session_close(self, memory: GuestMemory, handle: int) -> None:
         held = self._session(handle)
         self._handles.remove(handle)
         self._account.release(held.cache_bytes())
-        with self._metered():
-            held.close()
+        held.close()
 
     def session_length(self, memory: GuestMemory, handle: int, out: int) -> None:
         memory.array(out, 1, np.uint32)[0] = self._session(handle).session.length
@@ -171,14 +168,14 @@ class Llm:
             )
         tokens = _tokens(memory, ptr, count, held.model)
         logits = self._logits(memory, held, logits_ptr) if logits_ptr else None
-        with self._account.charged(held.cache_bytes(count)), self._metered():
-            self._account.counters.device_seconds += held.session.forward(tokens, logits)
+        with self._account.charged(held.cache_bytes(count)), self._device.working(held.session.counters):
+            held.session.forward(tokens, logits)
 
     def session_fork(self, memory: GuestMemory, handle: int, out: int) -> None:
         new_handle = memory.array(out, 1, np.uint32)
         held = self._session(handle)
         self._handles.check_room()
-        with self._account.charged(held.cache_bytes()), self._metered():
+        with self._account.charged(held.cache_bytes()):
             session = held.session.fork()
         new_handle[0] = self._handles.add(OpenSession(session))
 
@@ -187,15 +184,14 @@ class Llm:
         length = held.session.length
         if count > length:
             raise Refusal(Errno.INVAL, f"cannot truncate {length} tokens to {count}")
-        with self._metered():
-            held.session.truncate(count)
+        held.session.truncate(count)
         self._account.release(held.cache_bytes(length - count))
 
     def session_save(self, memory: GuestMemory, handle: int, out: int, cap: int, needed: int) -> None:
         output = _Output(memory, out, cap, needed, np.uint8)
         session = self._session(handle).session
         output.claim(session.state_bytes)  # before the copy is made
-        with self._metered():
+        with self._device.working(session.counters):
             state = session.save()
         output.give_bytes(state)
 
@@ -206,7 +202,7 @@ class Llm:
         if nbytes > _MAX_HEADER + held.cache_bytes(held.model.context_length):
             raise Refusal(Errno.INVAL, f"{nbytes} bytes are more than any state of this model")
         cost = held.cache_bytes(nbytes // held.model.cache.position_bytes)
-        with self._account.charged(cost), self._metered():
+        with self._account.charged(cost), self._device.working(held.session.counters):
             held.session.restore(state.tobytes())
         self._account.release(before + cost - held.cache_bytes())
 
@@ -215,9 +211,6 @@ class Llm:
         for held in self._handles:
             if isinstance(held, OpenSession):
                 held.close()
-
-    def _metered(self) -> AbstractContextManager[None]:
-        return self._account.metered(self._device)
 
     def _model(self, handle: int) -> Model:
         return self._handles.get(handle, OpenModel).model
@@ -229,8 +222,7 @@ class Llm:
         """The guest's array of logits as a tensor, wrapped once: guests use the same array call after call."""
         if held.logits is None or held.logits_at != ptr:
             aperture = memory.covering(ptr, 4 * held.model.vocab_size, ALIGNMENT, self._page_size)
-            with self._metered():
-                buffer = self._device.wrap(aperture)
+            buffer = self._device.wrap(aperture)
             held.drop_logits()
             held.logits_at = ptr
             held.logits = Tensor(buffer, ptr - aperture.offset, DType.F32, (held.model.vocab_size,))

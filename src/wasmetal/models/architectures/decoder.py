@@ -196,7 +196,7 @@ class Decoder:
             )
         table = rope_table(c, context, self._frequencies)
         self._rope_table = buffers.tensor(*table.shape)
-        buffers.device.load(self._rope_table.buffer, 0, table.reshape(-1).view(np.uint8))
+        buffers.load(self._rope_table.buffer, 0, table.reshape(-1).view(np.uint8))
 
         q, kv = c.head_count * c.head_dim, c.head_count_kv * c.head_dim
         self._x, self._normed = (buffers.tensor(rows, c.embedding_length) for _ in range(2))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from wasmetal.counters import Counters
 from wasmetal.device.base import Bytes
 from wasmetal.errors import OutOfDeviceMemoryError
 from wasmetal.models.buffers import BufferGroup
@@ -73,8 +74,11 @@ class KVCache:
             self._references[page] -= 1
         del pages[keep:]
 
-    def unshare(self, pages: list[int], index: int) -> None:
-        """Copy the page at ``index``, on the device, if others hold it too, so that the holder may write to it."""
+    def unshare(self, pages: list[int], index: int, counters: Counters) -> None:
+        """Copy the page at ``index``, on the device, if others hold it too, so that the holder may write to it.
+
+        What the copy costs is added to ``counters``.
+        """
         shared = pages[index]
         if self._references[shared] == 1:
             return
@@ -85,7 +89,9 @@ class KVCache:
         for pool in (pool for layer in self.layers for pool in layer):
             scale(rec, pool.rows(shared, shared + 1), 1.0, pool.rows(copy[0], copy[0] + 1))
         commands.finish()
-        self._device.submit([commands]).wait()
+        submission = self._device.submit([commands])
+        submission.wait()
+        counters.count_submission(submission.seconds, submission.dispatches)
         commands.close()
         self._references[shared] -= 1
         pages[index] = copy[0]

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from wasmetal.device.base import Device, MemoryKind
+from wasmetal.counters import Counters
+from wasmetal.device.base import Device, MemoryKind, Submission
 from wasmetal.errors import ModelError
 from wasmetal.models.architectures import read_network
 from wasmetal.models.buffers import BufferGroup
@@ -80,6 +81,11 @@ class Model:
         """Bytes of weights that the device reads for each decoded token."""
         return self._network.weight_bytes
 
+    @property
+    def counters(self) -> Counters:
+        """What loading the model moved."""
+        return self._buffers.counters
+
     def session(self) -> Session:
         """A new session, empty."""
         if self._closed:
@@ -92,11 +98,11 @@ class Model:
         """A new f32 [vocab_size] tensor in shared memory for :meth:`Session.forward`. It lives as long as the model."""
         return self._buffers.tensor(self.vocab_size, kind=MemoryKind.SHARED)
 
-    def forward(self, requests: Sequence[Request]) -> float:
+    def forward(self, requests: Sequence[Request]) -> None:
         """Append tokens to several sessions at once: what fits one submission is computed in one.
 
-        Returns the seconds that the device spent. Raises ModelError for a session that is closed, is another model's,
-        or is named twice, and what :meth:`Session.forward` raises. All sessions are then as they were before.
+        What that costs is added to each session's counters. Raises ModelError for a session that is closed, is another
+        model's, or is named twice, and what :meth:`Session.forward` raises. All sessions are then as they were before.
         """
         sessions = [request.session for request in requests]
         if len(set(sessions)) < len(sessions) or any(session.model is not self for session in sessions):
@@ -104,7 +110,6 @@ class Model:
         for request in requests:
             request.session.check(request.tokens)
         heads = [request.session.head_into(request.logits) for request in requests]
-        seconds = 0.0
         with self._reserved(requests):
             for batch in _batches([len(request.tokens) for request in requests]):
                 segments, last = [], []
@@ -118,17 +123,19 @@ class Model:
                         head.settle()
                         head.select(row - 1)
                         last.append(head)
-                seconds += self._run(segments, row, last)
+                submission = self._run(segments, row, last)
+                for index, begin, end in batch:
+                    share = submission.seconds * (end - begin) / row
+                    requests[index].session.counters.count_submission(share, submission.dispatches)
         for request in requests:
             request.session.length += len(request.tokens)
-        return seconds
 
     def head(self, logits: Tensor) -> Head:
         """A list that writes logits to a tensor. For sessions."""
         with self.lock:
             return Head(self.device, self._network, logits)
 
-    def _run(self, segments: Sequence[Segment], rows: int, heads: Sequence[Head]) -> float:
+    def _run(self, segments: Sequence[Segment], rows: int, heads: Sequence[Head]) -> Submission:
         """One submission; the lock is not held while the device works on it."""
         with self._passes.take() as taken:
             with self.lock:
@@ -140,7 +147,7 @@ class Model:
             submission.wait()
             for user in users:
                 user.submission = None
-        return submission.seconds
+        return submission
 
     @contextmanager
     def _reserved(self, requests: Sequence[Request]) -> Iterator[None]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from wasmetal.counters import Counters
 from wasmetal.errors import ModelError
 from wasmetal.models.lm.heads import Head
 from wasmetal.models.lm.kv_cache import PAGE_SIZE, KVCache
@@ -37,20 +38,23 @@ class Session:
         self.model = model
         self.length = 0
         """Tokens so far."""
+        self.counters = Counters()
+        """What the session has cost the device. A submission for several sessions counts for each; its seconds are
+        divided by how many tokens each had in it."""
         self.pages: list[int] = []
         """The session's pages of the model's KV cache."""
         self._head: Head | None = None
         self._give_back = weakref.finalize(self, _give_back, model.cache, model.lock, self.pages)
 
-    def forward(self, tokens: Sequence[int], logits: Tensor | None) -> float:
+    def forward(self, tokens: Sequence[int], logits: Tensor | None) -> None:
         """Append tokens, and have the device write the logits after the last one into ``logits``.
 
-        ``logits`` is f32 [vocab_size] in a buffer of the model's device, or None if they are not wanted. Returns the
-        seconds that the device spent. Raises ModelError for no token, an unknown one, or more than the context holds;
-        OutOfDeviceMemoryError if the cache is full; OpError for a ``logits`` of another kind. The session is then
-        as it was before.
+        ``logits`` is f32 [vocab_size] in a buffer of the model's device, or None if they are not wanted. What the pass
+        costs is added to ``counters``. Raises ModelError for no token, an unknown one, or more than the context holds;
+        OutOfDeviceMemoryError if the cache is full; OpError for a ``logits`` of another kind. The session is then as it
+        was before.
         """
-        return self._open().forward([Request(self, tokens, logits)])
+        self._open().forward([Request(self, tokens, logits)])
 
     def fork(self) -> Session:
         """A new session with the same tokens. The two share pages of the cache until one writes to them."""
@@ -83,6 +87,7 @@ class Session:
         model = self._open()
         with model.lock:
             state = model.cache.read(self.pages, self.length).reshape(-1)
+        self.counters.bytes_copied += state.size
         crc = zlib.crc32(state.data)
         return _SNAPSHOT.pack(_MAGIC, _VERSION, self.length, model.digest, state.size, crc) + state.tobytes()
 
@@ -109,6 +114,7 @@ class Session:
             model.cache.replace(self.pages, _pages(length))
             self.length = 0
             model.cache.write(self.pages, length, data)
+        self.counters.bytes_copied += data.size
         self.length = length
 
     def close(self) -> None:
@@ -149,7 +155,7 @@ class Session:
         cache = self.model.cache
         cache.extend(self.pages, _pages(self.length + count) - len(self.pages))
         if self.length % PAGE_SIZE:
-            cache.unshare(self.pages, self.length // PAGE_SIZE)
+            cache.unshare(self.pages, self.length // PAGE_SIZE, self.counters)
 
     def head_into(self, logits: Tensor | None) -> Head | None:
         """The head recorded for a tensor; most callers use one tensor from call to call. For the model."""

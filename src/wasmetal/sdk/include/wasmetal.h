@@ -263,8 +263,9 @@ typedef struct wm_command {
  * sizeof(wm_command). The whole list is read and checked before this returns, so the guest may reuse its memory at
  * once; if any command is wrong, none runs.
  *
- * A submission that names device buffers only starts at once. One that names a shared buffer, or that follows such a
- * one, runs inside wm_submission_wait.
+ * A submission that names device buffers only starts at once; if it is long, or other guests have used the device
+ * less, the rest of it runs inside wm_submission_wait. One that names a shared buffer, or that follows such a one,
+ * runs inside wm_submission_wait.
  *
  * Errors: WM_FAULT, WM_INVAL (bad len, or a wrong command), WM_TOOBIG, WM_AGAIN, WM_MFILE, WM_NOMEM, WM_BADF (a
  * command names no live buffer), WM_NOTSUP (an unknown op or dtype, or more than the device can do), WM_PERM. */
@@ -274,9 +275,9 @@ wm_errno wm_commands_submit(const wm_command *commands, size_t len, wm_submissio
 /* For wm_submission_wait: no timeout. */
 #define WM_FOREVER UINT64_MAX
 
-/* Waits until a submission, and every earlier one, is complete, and frees its handle. A submission that had to wait
- * for this call (see wm_commands_submit) runs to its end whatever timeout_ns is. One that is in flight already is
- * waited for up to timeout_ns nanoseconds; if that is too short, it stays pending and its handle valid.
+/* Waits until a submission, and every earlier one, is complete, and frees its handle. A submission that names a
+ * shared buffer, or that follows such a one, runs to its end whatever timeout_ns is. Any other is waited for up to
+ * timeout_ns nanoseconds; if that is too short, it stays pending and its handle valid.
  *
  * Errors: WM_BADF, WM_TIMEDOUT. */
 WM_GPU(submission_wait)

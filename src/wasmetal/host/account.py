@@ -1,0 +1,65 @@
+"""What one guest has used."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from wasmetal.counters import Counters
+from wasmetal.errors import LimitError
+from wasmetal.host.errno import Errno, Refusal
+from wasmetal.host.limits import Limits
+
+
+class Account:
+    """One guest's use of resources, held against its limits.
+
+    Written to by the guest's own host calls only, of which there is one at a time, so it needs no lock.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.counters = Counters()
+        self.device_bytes = 0
+        """Device memory that the guest holds now."""
+        self._deadline: float | None = None
+
+    @contextmanager
+    def charged(self, nbytes: int) -> Iterator[None]:
+        """Charge device memory that is being allocated; if the allocation fails, the charge is taken back.
+
+        Raises NOMEM over the limit.
+        """
+        if self.device_bytes + nbytes > self.limits.device_bytes:
+            raise Refusal(Errno.NOMEM, f"limit reached: {self.limits.device_bytes} bytes of device memory")
+        self.device_bytes += nbytes
+        try:
+            yield
+        except BaseException:
+            self.device_bytes -= nbytes
+            raise
+
+    def release(self, nbytes: int) -> None:
+        """Device memory was given back."""
+        self.device_bytes -= nbytes
+
+    def start_clock(self) -> None:
+        """A run begins."""
+        limit = self.limits.wall_seconds
+        self._deadline = None if limit is None else time.monotonic() + limit
+
+    def wall_left(self) -> float | None:
+        """Seconds until the limit on wall time; None if there is no limit."""
+        return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
+
+    def check_clock(self) -> None:
+        """Raise LimitError if the run has used up its wall time."""
+        if self.wall_left() == 0:
+            raise LimitError(f"limit reached: {self.limits.wall_seconds:g} seconds of wall time")
+
+    def check_device_time(self, more: float = 0.0) -> None:
+        """Raise LimitError if the guest's device time, plus ``more`` seconds, is over the limit."""
+        limit = self.limits.device_seconds
+        if limit is not None and self.counters.device_seconds + more > limit:
+            raise LimitError(f"limit reached: {limit:g} seconds of device time")

@@ -1,0 +1,131 @@
+"""Whose work a shared device takes next: that of the guest that has used the device least.
+
+Fair queueing by virtual time, after P. Goyal, H. M. Vin and H. Cheng, "Start-time Fair Queuing", 1996, with the device
+seconds that a submission took in place of a packet's length: they are known afterwards, so they are charged afterwards.
+A guest that returns after a pause starts where the others stand, so nobody can save up time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from itertools import takewhile
+from weakref import WeakKeyDictionary
+
+from wasmetal.device.base import Device, Submission
+
+SLICE = 0.01
+"""Device seconds by which a guest may be ahead of another that wants the device too."""
+PAUSE = 0.005
+"""Seconds that a guest may take from one wait to the next and still count as wanting the device: otherwise a guest with
+short lists would lose its turn to one with long lists after every list. As long as Python lets another thread run."""
+_LOOK = 0.05
+"""Seconds of waiting for a turn after which the guest's limits are looked at."""
+
+
+class Share:
+    """One guest's share of a device. Used by the guest's own thread; locks are held for moments only.
+
+    ``with share:`` the guest wants the device: it waits for a turn, or for its work to end.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._used = 0.0
+        """Virtual time: device seconds, and those that were forgone in pauses."""
+        self._waits = False
+        self._left = -PAUSE
+        """When it last stopped waiting."""
+        with _making:
+            self._queue = _queues.setdefault(device, _Queue())
+        with self._queue.changed:
+            self._queue.shares.append(self)
+
+    def close(self) -> None:
+        """The guest has gone. Idempotent."""
+        queue = self._queue
+        with queue.changed:
+            if self in queue.shares:
+                queue.shares.remove(self)
+            queue.submissions[:] = [each for each in queue.submissions if each[0] is not self]
+            queue.changed.notify_all()
+
+    def __enter__(self) -> None:
+        with self._queue.changed:
+            self._return()
+            self._waits = True
+
+    def __exit__(self, *_: object) -> None:
+        with self._queue.changed:
+            self._waits = False
+            self._left = time.monotonic()
+            self._queue.changed.notify_all()
+
+    def has_turn(self) -> bool:
+        """Whether the guest may submit now: it is not ahead of any guest that wants the device by more than SLICE."""
+        if len(self._queue.shares) == 1:
+            return True
+        with self._queue.changed:
+            self._return()
+            return not self._first()
+
+    def wait_turn(self, look: Callable[[], None]) -> None:
+        """Wait until :meth:`has_turn`. ``look`` is called from time to time, without the lock, and may raise."""
+        while not self.has_turn():
+            with self._queue.changed:
+                if first := self._first():
+                    # Nobody tells when another guest's pause is over.
+                    self._queue.changed.wait(_LOOK if any(other._waits for other in first) else PAUSE)
+            look()
+
+    def charge(self, seconds: float) -> None:
+        """The device has spent so many seconds for the guest."""
+        queue = self._queue
+        with queue.changed:
+            self._used += seconds
+            queue.time = max(queue.time, min((each._used for each in queue.shares if each._wants()), default=0.0))
+            queue.changed.notify_all()
+
+    # A list's own operations are atomic in Python, so the following need no lock.
+
+    def submitted(self, submission: Submission) -> None:
+        """The guest has submitted something."""
+        self._queue.submissions.append((self, submission))
+
+    def ended(self, submission: Submission) -> None:
+        """It has ended."""
+        self._queue.submissions.remove((self, submission))
+
+    def is_behind(self, submission: Submission) -> bool:
+        """Whether another guest's submission came before this one and is not known to have ended."""
+        ahead = takewhile(lambda each: each[1] is not submission, tuple(self._queue.submissions))
+        return any(share is not self for share, _ in ahead)
+
+    def _wants(self) -> bool:
+        return self._waits or time.monotonic() - self._left < PAUSE
+
+    def _return(self) -> None:
+        """Start where the others stand, after a pause."""
+        if not self._wants():
+            self._used = max(self._used, self._queue.time)
+            self._left = time.monotonic()
+
+    def _first(self) -> list[Share]:
+        """The guests that are to go first."""
+        return [other for other in self._queue.shares if self._used - other._used > SLICE and other._wants()]
+
+
+class _Queue:
+    """The shares of one device."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.shares: list[Share] = []
+        self.submissions: list[tuple[Share, Submission]] = []
+        """What the device was given, in order, and is not known to have ended."""
+        self.time = 0.0
+        """Virtual time of the device: the least that any guest that wanted it had used, as of the latest charge."""
+
+
+_queues: WeakKeyDictionary[Device, _Queue] = WeakKeyDictionary()
+_making = threading.Lock()

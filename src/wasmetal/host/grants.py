@@ -1,0 +1,51 @@
+"""What of the host a guest is given: a device, and models on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wasmetal.counters import Counters
+from wasmetal.device import Device, open_device
+from wasmetal.errors import GuestError
+
+if TYPE_CHECKING:
+    from wasmetal.models import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A device, and models by the guest's names for them."""
+
+    device: Device
+    models: Mapping[str, Model]
+    counters: Counters = field(default_factory=Counters)
+    """What loading the models took that were not loaded yet."""
+
+
+def grant(device: str | Device | None, models: Mapping[str, str | Path | Model], cleanup: ExitStack) -> Granted:
+    """Open the device and load the models that are not open and loaded yet; ``cleanup`` closes those again.
+
+    Without a device, it is that of a loaded model, or the default one. Raises GuestError if a loaded model is on
+    another device, and what :func:`open_device` and :func:`load_model` raise.
+    """
+    if device is None:
+        device = next((model.device for model in models.values() if not isinstance(model, str | Path)), None)
+    if device is None or isinstance(device, str):
+        device = cleanup.enter_context(open_device(device))
+    granted: dict[str, Model] = {}
+    counters = Counters()
+    for name, source in models.items():
+        if not isinstance(source, str | Path):
+            if source.device is not device:
+                raise GuestError(f"model {name!r} is on another device than the guest; load it on the guest's")
+            granted[name] = source
+        else:
+            from wasmetal.models import load_model  # noqa: PLC0415 (slow to import, and few guests need it)
+
+            granted[name] = cleanup.enter_context(load_model(source, device))
+            counters.add(granted[name].counters)
+    return Granted(device, granted, counters)

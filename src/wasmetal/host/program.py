@@ -1,0 +1,52 @@
+"""A program: a WebAssembly module, compiled and linked once, of which any number of guests can be made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import wasmtime
+
+from wasmetal.errors import GuestError
+from wasmetal.host import abi, program_cache
+from wasmetal.host.link import host_functions
+from wasmetal.host.runtime import runtime
+from wasmetal.host.wasm import compile_module, has_memory64, one_line, read_module
+
+
+class Program:
+    """A compiled module. Guests made of it share its code; any thread may use it.
+
+    ::
+
+        program = wasmetal.Program("guests/chat.wasm")
+        with wasmetal.Guest(program, models={"default": "smollm2:135m"}) as guest:
+            guest.run()
+
+    What was compiled is kept in the folder ``programs`` of the cache (``WASMETAL_HOME``) for the next process;
+    ``WASMETAL_NO_PROGRAM_CACHE=1`` switches that off.
+    """
+
+    def __init__(self, module: str | Path | bytes) -> None:
+        """``module``: a path, or the bytes, of a core module, binary or text.
+
+        Raises GuestError: no such file, not a module, or an import that does not exist.
+        """
+        self.name, code = read_module(module)
+        """The file's name; "guest" if the module was given as bytes."""
+        engine = runtime().engine
+        compiled = program_cache.load(engine, code)
+        if compiled is None:
+            compiled = compile_module(engine, self.name, code)
+            program_cache.save(compiled, code)
+        self.memory64 = has_memory64(compiled)
+        """Whether the memory that the guest shares has 64-bit addresses."""
+        self.imports_device = any(each.module in abi.INTERFACES for each in compiled.imports)
+        """Whether guests need a device: the module imports from wasmetal."""
+        try:
+            self._linked = host_functions(self.memory64).linker.instantiate_pre(compiled)
+        except wasmtime.WasmtimeError as error:
+            raise GuestError(one_line(error)) from None
+
+    def instantiate(self, store: wasmtime.Store) -> wasmtime.Instance:
+        """A new instance; a start function of the module runs. Raises what Wasmtime raises."""
+        return self._linked.instantiate(store)

@@ -1,0 +1,339 @@
+"""Guests that share a device: neither holds the other up, each is charged for its own work, and time is divided."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from host.probe import PAGE, Probe, command, tensor
+from models.tiny import write_tiny_llama
+from wasmetal import Limits, load_model
+from wasmetal.device import Device
+from wasmetal.device.cpu import CpuDevice
+from wasmetal.errors import DeviceTimeoutError, GuestError
+from wasmetal.host import abi, fairness
+from wasmetal.host.errno import Errno
+from wasmetal.host.fairness import SLICE, Share
+
+SOFTMAX, ADD, SCALE = 11, 9, 10
+
+
+def add(buffer: int) -> Any:
+    x = tensor(buffer, (4,))
+    return command(ADD, x, x, tensor(buffer, (4,), 64))
+
+
+@contextlib.contextmanager
+def background(work: Callable[[], object]) -> Iterator[threading.Thread]:
+    """Work of a guest on a thread, until the guest is stopped."""
+
+    def run() -> None:
+        with contextlib.suppress(GuestError):
+            work()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come to that in a minute")
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["own pages", "device memory"])
+def test_a_long_list_does_not_hold_up_another_guest(device: Device, shared: bool) -> None:
+    """The list of the first guest is far from its end when the second is done with everything."""
+    count = 4000
+    with Probe(device, pages=80, maximum=80) as busy, Probe(device) as quick:
+        buffer = busy.share(40 * PAGE, 32 * PAGE) if shared else busy.allocate(32 * PAGE)
+        x = tensor(buffer, (1, 32 * PAGE // 4))
+        pending = busy.start(*[command(SOFTMAX, x, x)] * count)
+        with background(lambda: busy.submission_wait(pending, abi.FOREVER)) as thread:
+            until(lambda: busy.guest.counters.dispatches > 0)  # it has begun
+            own, mine = quick.allocate(4096), quick.share()
+            for _ in range(3):
+                quick.run(add(mine))
+                quick.run(add(own))
+                assert quick.buffer_read(own, 0, PAGE, 64) == Errno.SUCCESS
+                assert quick.device_describe(128) == Errno.SUCCESS
+            assert thread.is_alive()
+            done = busy.guest.counters.dispatches
+            busy.guest.stop()
+        assert 0 < done < count
+        assert (quick.guest.counters.submits, quick.guest.counters.dispatches) == (6, 6)
+
+
+def test_nothing_is_locked_while_another_guest_waits() -> None:
+    """Every call but a wait returns at once while the device works for another guest, for ever."""
+
+    class Endless:
+        pending, seconds, dispatches = True, 0.0, 1
+
+        def wait(self, timeout: float | None = None) -> None:
+            assert timeout is not None
+            time.sleep(timeout)
+            raise DeviceTimeoutError("not done")
+
+    class EndlessDevice(CpuDevice):
+        def submit(self, lists: Any) -> Any:
+            return Endless()
+
+    device = EndlessDevice()
+    with Probe(device) as busy, Probe(device) as other:
+        pending = busy.start(add(busy.allocate(128)))
+        with background(lambda: busy.submission_wait(pending, abi.FOREVER)) as thread:
+            mine = other.share()
+            own = other.allocate(128)
+            assert other.buffer_write(own, 0, PAGE, 64) == Errno.SUCCESS
+            assert other.buffer_read(own, 0, PAGE, 64) == Errno.SUCCESS
+            submission = other.start(add(own))
+            assert other.submission_wait(submission, 0) == Errno.TIMEDOUT
+            assert other.buffer_destroy(mine) == Errno.SUCCESS
+            assert thread.is_alive()
+            busy.guest.stop()
+
+
+def test_counters_are_each_guests_own(device: Device) -> None:
+    """Exact, whatever the other guest does meanwhile."""
+
+    def work(probe: Probe, rounds: int) -> None:
+        buffer, own = probe.share(), probe.allocate(4096)
+        for _ in range(rounds):
+            probe.run(add(buffer), add(own))
+            assert probe.buffer_write(own, 0, PAGE, 128) == Errno.SUCCESS
+            assert probe.buffer_read(own, 0, PAGE, 64) == Errno.SUCCESS
+
+    before = device.counters.as_dict()
+    with Probe(device) as one, Probe(device) as other:
+        with background(lambda: work(one, 50)), background(lambda: work(other, 30)):
+            pass
+        for probe, rounds in ((one, 50), (other, 30)):
+            counters = probe.guest.counters
+            assert counters.submits == rounds
+            assert counters.dispatches == 2 * rounds
+            assert counters.bytes_copied == 192 * rounds
+            assert counters.bytes_shared == 4 * PAGE
+            assert counters.host_calls == 2 + 4 * rounds
+            assert counters.bytes_loaded == 0
+        mine, its = one.guest.counters.device_seconds, other.guest.counters.device_seconds
+        assert min(mine, its) > 0
+        # The device may also have come to the remains of a guest that was stopped before.
+        assert mine + its <= (device.counters.device_seconds - before["device_seconds"]) * (1 + 1e-9)
+
+
+def test_what_a_model_costs_is_counted_for_the_guest_that_uses_it(device: Device, tmp_path: Any) -> None:
+    path = write_tiny_llama(tmp_path / "tiny.gguf")
+    with load_model(path, device) as model:
+        grants = {"models": {"m": model}}
+        with Probe(device, **grants) as one, Probe(device, **grants) as other:
+            before = device.counters.as_dict()
+            for probe, tokens in ((one, 3), (other, 2)):
+                probe.put(128, b"m")
+                assert probe.model_open(128, 1, probe.OUT) == Errno.SUCCESS
+                assert probe.session_open(probe.u32(), probe.OUT) == Errno.SUCCESS
+                session = probe.u32()
+                for _ in range(tokens):
+                    probe.put(256, b"\x05\0\0\0")
+                    assert probe.session_forward(session, 256, 1, 0) == Errno.SUCCESS
+            mine, its = one.guest.counters, other.guest.counters
+            assert (mine.submits, its.submits) == (3, 2)
+            assert mine.dispatches * 2 == its.dispatches * 3 > 0
+            after = device.counters.as_dict()
+            assert mine.dispatches + its.dispatches == after["dispatches"] - before["dispatches"]
+            assert mine.bytes_loaded == its.bytes_loaded == 0  # the host's model
+    with Probe(device, models={"m": path}) as owner:
+        loaded = owner.guest.counters
+        assert loaded.bytes_loaded + loaded.bytes_shared > 0
+        assert loaded.submits == 0
+
+
+def test_a_list_is_cut_where_it_takes_long(cpu: Device) -> None:
+    """So that others get in between: several submissions, all of whose commands run, in order."""
+    with Probe(cpu, limits=Limits(commands=2000)) as probe:
+        buffer = probe.share()
+        probe.put(PAGE, b"\0\0\x80\x3f" * 4)
+        x = tensor(buffer, (4,))
+        probe.run(*[command(SCALE, x, x, attributes=(2.0,))] * 100)
+        assert (probe.floats(PAGE, 4) == 2.0**100).all()
+        assert probe.guest.counters.dispatches == 100
+        assert probe.guest.counters.submits >= 2
+
+
+# ---- Whose turn it is, with a device whose seconds are the test's own
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(fairness, "time", clock)
+    return clock
+
+
+def test_the_guest_that_used_less_goes_first(clock: Clock) -> None:
+    device = CpuDevice()
+    one, other = Share(device), Share(device)
+    with one, other:
+        assert one.has_turn()
+        assert other.has_turn()
+        one.charge(SLICE / 2)
+        assert one.has_turn()  # within the slice
+        one.charge(SLICE)
+        assert not one.has_turn()
+        assert other.has_turn()
+        other.charge(SLICE)
+        assert one.has_turn()
+
+
+def test_time_is_not_saved_up(clock: Clock) -> None:
+    """A guest that comes late, or comes back, starts where the others stand."""
+    device = CpuDevice()
+    one, late = Share(device), Share(device)
+    with one:
+        one.charge(100.0)
+        with late:
+            assert one.has_turn()
+            late.charge(2 * SLICE)
+            assert not late.has_turn()
+    clock.now += 10.0
+    with one:
+        one.charge(50.0)
+        with late:
+            late.charge(2 * SLICE)
+            assert not late.has_turn()
+
+
+def test_a_guest_that_went_does_not_count(clock: Clock) -> None:
+    device = CpuDevice()
+    one, other = Share(device), Share(device)
+    with one:
+        with other:
+            one.charge(10 * SLICE)
+            assert not one.has_turn()
+        assert not one.has_turn()  # it may come back at once
+        clock.now += 1.0
+        assert one.has_turn()
+
+
+def test_a_closed_guest_does_not_count() -> None:
+    device = CpuDevice()
+    one, other = Share(device), Share(device)
+    with one, other:
+        one.charge(10 * SLICE)
+    other.close()
+    other.close()
+    assert one.has_turn()
+
+
+def test_devices_are_apart() -> None:
+    one, other = Share(CpuDevice()), Share(CpuDevice())
+    with one, other:
+        one.charge(100.0)
+        assert one.has_turn()
+
+
+def test_a_turn_that_does_not_come_can_be_given_up() -> None:
+    device = CpuDevice()
+    one, other = Share(device), Share(device)
+    with one, other:
+        one.charge(1.0)
+
+        def stop() -> None:
+            raise GuestError("stopped")
+
+        with pytest.raises(GuestError, match="stopped"):
+            one.wait_turn(stop)
+
+
+def test_a_turn_comes_when_the_other_has_caught_up() -> None:
+    device = CpuDevice()
+    one, other = Share(device), Share(device)
+    order: list[str] = []
+
+    def wait() -> None:
+        with one:
+            one.wait_turn(lambda: None)
+            order.append("one")
+
+    with other:
+        with one:
+            one.charge(1.0)
+        thread = threading.Thread(target=wait)
+        thread.start()
+        for _ in range(9):
+            order.append("other")
+            other.charge(0.1)
+        assert "one" not in order
+        other.charge(0.1)
+        thread.join(60)
+    assert order[-1] == "one"
+
+
+def test_device_time_is_divided_and_not_the_number_of_submissions(clock: Clock) -> None:
+    """Ten milliseconds at a time against one, with a pause of half a millisecond after each: simulated."""
+    device = CpuDevice()
+    free_at = clock.now
+
+    def guest(seconds: float) -> Iterator[float]:
+        """Yields at every tick what the device has spent for it so far."""
+        nonlocal free_at
+        share, spent = Share(device), 0.0
+        while True:
+            with share:
+                while not share.has_turn():
+                    yield spent
+                end = free_at = max(free_at, clock.now) + seconds  # behind what was submitted before
+                while clock.now < end:
+                    yield spent
+                share.charge(seconds)
+            spent += seconds
+            back = clock.now + 0.0005
+            while clock.now < back:
+                yield spent
+
+    guests = [guest(0.010), guest(0.001)]
+    spent = [0.0, 0.0]
+    while clock.now < 1010.0:
+        spent = [next(each) for each in guests]
+        clock.now += 0.0001
+    assert sum(spent) > 7.0  # of ten
+    assert 0.8 < spent[0] / spent[1] < 1.25, spent
+
+
+def test_two_greedy_guests_get_about_the_same_time(cpu: Device) -> None:
+    """One submits long lists, the other shorter ones, over and over."""
+    size = 16 * PAGE // 4
+    with Probe(cpu, pages=24) as long, Probe(cpu, pages=24) as short:
+        probes = (long, short)
+        tensors = [tensor(probe.share(4 * PAGE, 16 * PAGE), (1, size)) for probe in probes]
+        over = threading.Event()
+
+        def greedy(probe: Probe, x: Any, count: int) -> None:
+            while not over.is_set():
+                probe.run(*[command(SOFTMAX, x, x)] * count)
+
+        with background(lambda: greedy(long, tensors[0], 300)), background(lambda: greedy(short, tensors[1], 60)):
+            until(lambda: sum(probe.guest.counters.device_seconds for probe in probes) > 1.5)
+            seconds = [probe.guest.counters.device_seconds for probe in probes]
+            over.set()
+    assert min(seconds) > 0.25 * max(seconds), seconds
