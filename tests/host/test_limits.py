@@ -211,7 +211,7 @@ def test_a_long_list_ends_at_the_limit(limit: str, cpu: Device, monkeypatch: pyt
         x = tensor(probe.share(), (4,))
         probe.run(command(9, x, x, x))
         assert probe.guest.counters.dispatches == 1
-    assert 0 < len(runs) < 16_000
+    assert len(runs) < 16_000
 
 
 @pytest.mark.parametrize("name", ["memory_bytes", "device_bytes", "handles", "commands", "wall_seconds"])
