@@ -5,23 +5,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --root-user-action=ignore
 MODEL := smollm2:135m
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --cov --cov-report term:skip-covered
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint kernels abi guests bench reference clean
+.PHONY: help demo test test-all model lint kernels abi guests bench reference clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 demo: $(VENV)/.run ## a sandboxed guest answers a question with a real model; then what was copied
 	@$(BIN)/wasmetal pull $(MODEL) >/dev/null
 	$(BIN)/wasmetal chat $(MODEL) --greedy --max-tokens 64 --counters -p "What is a computer? Answer in one sentence."
 
-test: $(VENV)/.test lint ## lint, types, generated files current, every test, coverage
-	$(BIN)/python -m wasmetal.kernels.compile --check
-	$(BIN)/python -m wasmetal.host.abi --check
-	$(BIN)/python guests/build.py --check
+test: $(VENV)/.test lint model ## lint, types, generated files current, the tests on all cores, coverage
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.test lint model ## the same, with the slow tests, and more examples for each property
+	$(PYTEST) --hypothesis-profile all
+
+model: $(VENV)/.run
 	$(BIN)/wasmetal pull $(MODEL) || echo "the tests that need the model are skipped"
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 lint: $(VENV)/.test ## ruff and mypy
 	$(BIN)/ruff check
@@ -46,7 +49,7 @@ reference: $(VENV)/.reference ## logits and greedy ids against transformers in f
 	$(BIN)/python tests/reference/check_architectures.py --device cpu
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Set-up, remembered by a stamp each: system packages and the package (run), the tools too (test), PyTorch too (reference).
 $(VENV)/.run: pyproject.toml scripts/system_packages.py

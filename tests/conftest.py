@@ -1,19 +1,24 @@
-"""The devices that tests run on, and the watch over Vulkan's validation layer.
+"""What tests run on: devices, the model; the watch over Vulkan's validation layer; what a run says at its end.
 
-Vulkan tests are skipped where there is no Vulkan driver, and fail instead where ``WASMETAL_REQUIRE_VULKAN=1``. If the
-validation layer is installed it is switched on, and any word from it fails the test, or the session, that caused it.
+Vulkan tests are skipped if there is no Vulkan driver, and fail instead if ``WASMETAL_REQUIRE_VULKAN=1``. If the
+validation layer is installed it is switched on, and any message from it fails the test, or the run, that caused it.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from metal.devices import METAL, open_metal
+from metal.devices import LAYERS, METAL, open_metal
 from wasmetal.device import Device, open_device
-from wasmetal.errors import DeviceNotFoundError
+from wasmetal.errors import DeviceNotFoundError, ModelError
+from wasmetal.models.files import store
 
 REQUIRED = os.environ.get("WASMETAL_REQUIRE_VULKAN") == "1"
 
@@ -22,8 +27,24 @@ try:
 except DeviceNotFoundError:
     validation = None
 
+# No deadlines: a busy machine is no failure. "all" is for make test-all (--hypothesis-profile=all).
+settings.register_profile(
+    "all",
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.register_profile("quick", settings.get_profile("all"), max_examples=20)
+settings.load_profile("quick")
 
-def pytest_configure() -> None:
+MESSAGES = pytest.StashKey[list[str]]()
+"""What the validation layer said in the workers of this run."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[MESSAGES] = []
+    if workers := config.getoption("numprocesses", None):  # of pytest-xdist; more threads than cores would spin
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     if validation is not None and validation.present():
         os.environ["WASMETAL_VULKAN_VALIDATION"] = "1"
     elif REQUIRED:
@@ -41,18 +62,56 @@ def _silent_validation() -> Iterator[None]:
         pytest.fail("the Vulkan validation layer: " + "\n".join(validation.messages[seen:]))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """In the controller of pytest-xdist: a worker has ended."""
+    node.config.stash[MESSAGES] += getattr(node, "workeroutput", {}).get("validation", ())
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     # Also what was said between tests: when the session's devices were closed, or garbage was collected.
-    if validation and validation.messages:
+    messages = session.config.stash[MESSAGES]
+    messages += validation.messages if validation else ()
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["validation"] = messages
+    elif messages:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     terminalreporter.section("Vulkan validation layer")
+    messages = config.stash[MESSAGES]
     watched = validation is not None and validation.requested()
-    terminalreporter.write_line(f"{len(validation.messages)} messages" if watched else "not installed")
-    for message in validation.messages if watched else ():
+    terminalreporter.write_line(f"{len(messages)} messages" if watched else "not installed")
+    for message in messages:
         terminalreporter.write_line(message)
+
+    terminalreporter.section("Metal")
+    passed, failed = (terminalreporter.getreports(outcome) for outcome in ("passed", "failed"))
+    for layer, has in LAYERS.items():
+        good, bad = (sum(r.when == "call" and has(r.nodeid) for r in reports) for reports in (passed, failed))
+        terminalreporter.write_line(
+            f"layer {layer}: {f'{good} passed, {bad} failed' if good + bad else 'not run here'}"
+        )
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT interrupts, here and in processes started from here, even if the tests were started with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real model's file. Tests that ask for it are marked ``model``."""
+    try:
+        return store.resolve("smollm2:135m")
+    except ModelError as error:
+        if os.environ.get("WASMETAL_REQUIRE_MODEL") == "1":
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

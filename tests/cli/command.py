@@ -20,7 +20,7 @@ def wasmetal(*arguments: object, stdin: str = "", **environment: str) -> subproc
         capture_output=True,
         text=True,
         errors="backslashreplace",  # random models say what is no UTF-8
-        timeout=300,
+        timeout=150,
         check=False,
         env=os.environ | environment_for(*arguments) | environment,
     )

@@ -2,10 +2,6 @@ from __future__ import annotations
 
 import pytest
 
-from models.conftest import smollm2
-
-__all__ = ["smollm2", "spec"]
-
 
 @pytest.fixture(params=["cpu", pytest.param("vulkan", marks=pytest.mark.vulkan)])
 def spec(request: pytest.FixtureRequest) -> str:

@@ -97,8 +97,9 @@ def test_prompt_that_does_not_fit_is_the_guests_one_line(tiny: Path) -> None:
 
 @pytest.mark.model
 def test_the_capital_of_france(spec: str, smollm2: Path) -> None:
-    arguments = ("--raw", "--greedy", "--max-tokens", 24, "-p", "The capital of France is")
+    arguments = ("--raw", "--greedy", "--max-tokens", 24, "--counters", "-p", "The capital of France is")
     done = wasmetal("chat", smollm2, *arguments, "--device", spec)
     assert done.returncode == 0
     assert done.stderr == ""
     assert done.stdout.startswith(" Paris.")
+    assert done.stdout.endswith("bytes copied 0\n")

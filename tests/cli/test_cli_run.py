@@ -76,17 +76,17 @@ def test_timeout_names_the_limit(guest: Path) -> None:
 
 
 @given(wat.FLOOD)
-def test_interrupt_is_quiet(guest: Path) -> None:
+def test_interrupt_is_quiet(guest: Path, interruptible: None) -> None:
     running = subprocess.Popen([SCRIPT, "run", guest], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert running.stdout is not None
     assert running.stdout.read(10)  # the guest runs
     running.send_signal(signal.SIGINT)
-    assert running.communicate(timeout=30)[1] == b""
+    assert running.communicate(timeout=60)[1] == b""
     assert running.returncode == 130
 
 
 @given(wat.CAT)
-def test_interrupt_while_the_guest_waits_for_input(guest: Path) -> None:
+def test_interrupt_while_the_guest_waits_for_input(guest: Path, interruptible: None) -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([SCRIPT, "run", guest], bufsize=0, **pipes) as running:
         assert running.stdin is not None
@@ -95,7 +95,7 @@ def test_interrupt_while_the_guest_waits_for_input(guest: Path) -> None:
         running.stdin.write(b"line\n")
         assert running.stdout.read(5) == b"line\n"  # and now it waits for the next
         running.send_signal(signal.SIGINT)
-        assert running.wait(timeout=30) == 130
+        assert running.wait(timeout=60) == 130
         assert running.stderr.read() == b""
 
 
@@ -106,5 +106,5 @@ def test_reader_that_leaves_ends_the_guest_quietly(guest: Path) -> None:
     assert running.stdout.read(10)
     running.stdout.close()
     running.stdout = None
-    assert running.communicate(timeout=30)[1] == b""
+    assert running.communicate(timeout=60)[1] == b""
     assert running.returncode == 1

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import pytest
 from harness import Pages, Vectors, add, recorded
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wasmetal.device import Binding, Device, MemoryKind
@@ -19,8 +19,6 @@ from wasmetal.errors import DeviceError, DeviceTimeoutError, OutOfDeviceMemoryEr
 from wasmetal.kernels.catalog import CATALOG
 from wasmetal.memory.pages import page_size
 from wasmetal.memory.region import Region
-
-per_device = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def bytes_of(device: Device, buffer, offset: int, nbytes: int) -> np.ndarray:
@@ -69,7 +67,6 @@ def test_more_than_there_is(device: Device) -> None:
 
 
 @pytest.mark.parametrize("kind", MemoryKind)
-@per_device
 @given(data=st.data())
 def test_write_and_read(device: Device, kind: MemoryKind, data: st.DataObject) -> None:
     size = 5000
@@ -178,7 +175,6 @@ def test_each_dispatch_sees_those_before_it(device: Device, kind: MemoryKind) ->
         assert np.all(vectors.read(i % 3) == number)
 
 
-@per_device
 @given(program=st.lists(st.tuples(*[st.integers(0, 5)] * 3), min_size=1, max_size=30), lists=st.integers(1, 4))
 def test_any_program_runs_in_order(device: Device, program: list[tuple[int, int, int]], lists: int) -> None:
     """Random sums between six places, cut into several lists, against NumPy one after another."""
@@ -266,7 +262,7 @@ def test_a_wait_that_is_too_short(device: Device) -> None:
     submission.wait(0)  # done is done
 
 
-@per_device
+@pytest.mark.timeout(600)  # opens as many devices as there are examples
 @given(order=st.permutations(["region", "aperture", "buffer", "list", "device"]))
 def test_closing_in_any_order(opener: Callable[[], Device], order: list[str]) -> None:
     device = opener()

@@ -172,7 +172,7 @@ class TestPendingWork:
 
     @pytest.fixture
     def long_list(self, own_vulkan: Device):
-        count = 1 << 16
+        count = 1 << 19
         whole = span(own_vulkan.allocate(4 * count), 0, count)
         return recorded(own_vulkan, *[(whole, whole, whole)] * 400)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(600)  # the first time, the compiler builds the C library too
 GUESTS = Path(__file__).parents[2] / "guests"
 
 

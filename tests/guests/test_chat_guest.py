@@ -222,6 +222,7 @@ def test_the_seed_decides(tiny: Any) -> None:
     assert said("1") == said("1") != said("2")
 
 
+@pytest.mark.slow  # the command asks the same, through the same guest: tests/cli/test_cli_chat.py
 @pytest.mark.model
 @pytest.mark.parametrize("name", ["cpu", pytest.param("vulkan", marks=pytest.mark.vulkan)])
 def test_the_capital_of_france(name: str, smollm2: Path, request: pytest.FixtureRequest) -> None:

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from wasmetal import Guest
 from wasmetal.sdk import INCLUDE
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.timeout(600)  # the first time, the compiler builds the C library too
 def test_the_example(tmp_path: Path) -> None:
     text = (ROOT / "guests" / "README.md").read_text()
     (code,) = re.findall(r"```c\n(.*?)```", text, re.S)

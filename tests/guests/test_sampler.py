@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wasmetal import Guest
@@ -86,7 +86,6 @@ def distribution(logits: np.ndarray, s: Sampling, recent: list[int]) -> np.ndarr
     return result
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(1, 300),
     st.builds(

@@ -70,7 +70,7 @@ class HandleMachine(RuleBasedStateMachine):
 
 
 TestHandles = HandleMachine.TestCase
-TestHandles.settings = settings(max_examples=50, deadline=None)
+TestHandles.settings = settings(max_examples=50)
 
 
 @given(key=st.integers(0, 2**32 - 1))

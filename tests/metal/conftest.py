@@ -38,21 +38,3 @@ def open_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
                 return stack.enter_context(open_device("metal"))
 
         yield open_it
-
-
-LAYERS = {
-    "1, kernels on the CPU shim": lambda name: "test_kernels_on_shim.py::" in name,
-    "2, emulated Metal": lambda name: EMULATED and ("emulated metal" in name or "metal/test_metal_" in name),
-    "3, this Mac's GPU": lambda name: not EMULATED and ("[metal" in name or "metal/test_metal_" in name),
-}
-"""What each layer of proof is called, and the tests that make it up (docs/metal.md)."""
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    terminalreporter.section("Metal")
-    passed, failed = (terminalreporter.getreports(outcome) for outcome in ("passed", "failed"))
-    for layer, has in LAYERS.items():
-        good, bad = (sum(r.when == "call" and has(r.nodeid) for r in reports) for reports in (passed, failed))
-        terminalreporter.write_line(
-            f"layer {layer}: {f'{good} passed, {bad} failed' if good + bad else 'not run here'}"
-        )

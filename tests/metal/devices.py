@@ -13,6 +13,13 @@ EMULATED = sys.platform != "darwin"
 METAL = "emulated metal" if EMULATED else "metal"
 """What it is called in the names of tests."""
 
+LAYERS = {
+    "1, kernels on the CPU shim": lambda test: "test_kernels_on_shim.py::" in test,
+    "2, emulated Metal": lambda test: EMULATED and ("emulated metal" in test or "metal/test_metal_" in test),
+    "3, this Mac's GPU": lambda test: not EMULATED and ("[metal" in test or "metal/test_metal_" in test),
+}
+"""What each layer of proof is called, and whether a test is a part of it (docs/metal.md)."""
+
 
 def open_metal() -> Device:
     """Open it. Raises DeviceNotFoundError."""

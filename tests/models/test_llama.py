@@ -8,7 +8,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models.oracle import logits_of, relative_error
@@ -193,7 +193,6 @@ def test_refused_before_anything_is_allocated(
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_mutation_runs_or_is_refused(cpu: Device, tmp_path_factory: Any, data: st.DataObject) -> None:
     """Whatever a few bytes of the file are changed to: a model that runs, or one line."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -191,7 +191,6 @@ def test_a_state_moves_between_devices(cpu: Device, vulkan: Device, path: Path) 
         assert relative_error(step(moved, 5), step(session, 5)) < 1e-5
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_state_is_refused_and_nothing_changes(on_cpu: Model, data: st.DataObject) -> None:
     with on_cpu.session() as session, on_cpu.session() as other:
@@ -359,7 +358,7 @@ def test_threads_do_not_disturb_each_other(model: Model) -> None:
 # --- The pool
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200)
 @given(data=st.data())
 def test_pages_are_counted(cpu: Device, data: st.DataObject) -> None:
     """Whatever holders do, a page is free exactly while none holds it, and a new page is nobody else's."""

@@ -6,7 +6,7 @@ float16 pages; for attention 1e-5 of the largest value there is to average.
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tensors import Bench, assert_close
 
@@ -158,7 +158,6 @@ def test_attention_of_mixed_sequences(device, dtype):
     check_attention(device, dtype, 6, 2, 20, 12, 12, tables, [21, 1, 21, 5, 34], positions, sequences, 15, 4)
 
 
-@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_attention_of_any_batch(device, data):
     """Tables, lengths, positions and sequence numbers of any value."""
@@ -188,7 +187,6 @@ def test_attention_of_any_batch(device, data):
     )
 
 
-@settings(max_examples=20, deadline=None)
 @given(
     rows=st.integers(1, 9),
     kv_heads=st.integers(1, 3),
@@ -268,7 +266,6 @@ def test_kv_append_of_mixed_sequences(device, dtype):
     check_kv_append(device, dtype, tables, [13, 1, 9, 2], [*range(8, 13), 0, 8, 1, 0], [0] * 5 + [1, 2, 3, 3], 8)
 
 
-@settings(max_examples=20, deadline=None)
 @given(
     tables=st.lists(st.tuples(*[st.integers(-(2**31), 2**31 - 1)] * 3), min_size=1, max_size=3),
     length=st.integers(-(2**31), 2**31 - 1) | st.integers(0, 30),

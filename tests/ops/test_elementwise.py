@@ -5,7 +5,7 @@ Tolerances: one rounding (6e-8) for sums and products; 4e-6 for SiLU, whose expo
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tensors import Bench, assert_close
 
@@ -39,7 +39,6 @@ def test_add_and_scale(device, shape):
         bench.unchanged(x, y)
 
 
-@settings(max_examples=15, deadline=None)
 @given(rows=sizes, columns=sizes, gaps=st.tuples(*[st.integers(0, 3)] * 3), seed=st.integers(0, 99))
 def test_strided_rows(device, rows, columns, gaps, seed):
     rng = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tensors import Bench, assert_close, random_weight
 
@@ -73,7 +73,6 @@ def test_rows_that_are_not_valid_stay(device, dtype, rows, live):
     check_linear(device, dtype, rows, 67, 64, live=live, accumulate=True)
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     dtype=st.sampled_from(WEIGHTS),
     rows=st.integers(1, 80),
@@ -129,7 +128,6 @@ def test_embed_odd_widths(device, dtype, k):
     check_embed(device, dtype, [3, 1, 4, 1, 5], 6, k)
 
 
-@settings(max_examples=20, deadline=None)
 @given(
     dtype=st.sampled_from(WEIGHTS),
     ids=st.lists(st.integers(0, 220) | st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=9),

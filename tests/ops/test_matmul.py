@@ -5,7 +5,7 @@ Tolerances: 2e-6 of the sum of the products' magnitudes, and a unit of float16 f
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tensors import NUMPY, Bench, assert_close
 
@@ -55,7 +55,6 @@ def test_large(device):
     check_matmul(device, 257, 383, 512, kind=DType.F16)
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     m=st.integers(1, 70),
     n=st.integers(1, 70),

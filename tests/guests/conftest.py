@@ -1,3 +1,0 @@
-from models.conftest import smollm2
-
-__all__ = ["smollm2"]
