@@ -35,7 +35,7 @@ def doubling(device: Device, vectors: Vectors, times: int = 1):
 def long_list(device: Device):
     """A list that a real queue is at work on for a while: some hundred additions, one after another."""
     emulated = device.info.backend == "metal"  # that begins only when it is waited for
-    return doubling(device, Vectors(device, 1, 1 << 16), 4 if emulated else 400)
+    return doubling(device, Vectors(device, 1, 1 << 19), 4 if emulated else 400)
 
 
 def test_info(device: Device) -> None:
