@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from metal.devices import LAYERS, METAL, open_metal
+from tests.metal.devices import LAYERS, METAL, open_metal
 from wasmetal.device import Device, open_device
 from wasmetal.errors import DeviceNotFoundError, ModelError
 from wasmetal.models.files import store

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from metal.devices import environment_for
+from tests.metal.devices import environment_for
 
 SCRIPT = Path(sys.executable).with_name("wasmetal")
 

@@ -15,7 +15,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-from cli.command import SCRIPT
+from tests.cli.command import SCRIPT
 
 PROMPT = b"\x1b[?2004h"
 """Switches bracketed paste on: the line editor does it when it begins to read a line."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.command import wasmetal
-from models.tiny import write_tiny_llama
+from tests.cli.command import wasmetal
+from tests.models.tiny import write_tiny_llama
 
 
 @pytest.fixture(scope="module")

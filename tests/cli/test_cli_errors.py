@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.command import wasmetal
+from tests.cli.command import wasmetal
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from cli.command import wasmetal
-from cli.pseudoterminal import CTRL_C, CTRL_D, PROMPT, UP, Terminal, plain
-from guests.scripted import ScriptedModel
-from models.tiny import write_tiny_llama
+from tests.cli.command import wasmetal
+from tests.cli.pseudoterminal import CTRL_C, CTRL_D, PROMPT, UP, Terminal, plain
+from tests.guests.scripted import ScriptedModel
+from tests.models.tiny import write_tiny_llama
 from wasmetal.cli.interactive import HELP, answer, converse, describe
 from wasmetal.cli.prompt import prompt_reader
 from wasmetal.cli.terminal import Wrapped

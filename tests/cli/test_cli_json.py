@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cli.command import wasmetal
-from models.tiny import write_tiny_llama
+from tests.cli.command import wasmetal
+from tests.models.tiny import write_tiny_llama
 from wasmetal.device import list_devices
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cli import wat
-from cli.command import SCRIPT, wasmetal
+from tests.cli import wat
+from tests.cli.command import SCRIPT, wasmetal
 
 
 @pytest.fixture

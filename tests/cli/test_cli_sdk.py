@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.command import SCRIPT, wasmetal
+from tests.cli.command import SCRIPT, wasmetal
 from wasmetal import Guest
 
 ROOT = Path(__file__).parents[2]

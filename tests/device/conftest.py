@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from metal.devices import METAL, open_metal
+from tests.metal.devices import METAL, open_metal
 from wasmetal.device import Device, open_device
 from wasmetal.device.opened import OpenDevice
 from wasmetal.memory.region import Region

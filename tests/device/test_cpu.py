@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from harness import Vectors, recorded
 
+from tests.device.harness import Vectors, recorded
 from wasmetal.device import Device, open_device
 from wasmetal.errors import DeviceError, DeviceTimeoutError
 from wasmetal.kernels.catalog import CATALOG

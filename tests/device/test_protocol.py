@@ -10,10 +10,10 @@ from functools import cached_property
 
 import numpy as np
 import pytest
-from harness import Pages, Vectors, add, recorded
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.device.harness import Pages, Vectors, add, recorded
 from wasmetal.device import Binding, Device, MemoryKind
 from wasmetal.errors import DeviceError, DeviceTimeoutError, OutOfDeviceMemoryError, WrapRefusedError
 from wasmetal.kernels.catalog import CATALOG

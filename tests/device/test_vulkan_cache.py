@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import recorded, span
 
+from tests.device.harness import recorded, span
 from wasmetal.device import Device, MemoryKind, open_device
 
 pytestmark = pytest.mark.vulkan

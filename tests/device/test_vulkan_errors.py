@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import add, recorded, span
 
+from tests.device.harness import add, recorded, span
 from wasmetal.device import Binding, Device, open_device
 from wasmetal.errors import (
     DeviceError,

@@ -7,8 +7,8 @@ import weakref
 
 import numpy as np
 import pytest
-from harness import recorded, span
 
+from tests.device.harness import recorded, span
 from wasmetal.device import Device, MemoryKind, open_device
 from wasmetal.errors import DeviceError
 

@@ -8,8 +8,8 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-from harness import add, floats, span
 
+from tests.device.harness import add, floats, span
 from wasmetal.device import Device, MemoryKind
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import CATALOG, Kernel

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.vulkan
 
 PROGRAM = """
 import sys
-sys.path.insert(0, {tests!r})
-from harness import recorded, span
+sys.path.insert(0, {root!r})
+from tests.device.harness import recorded, span
 from wasmetal.device import open_device
 from wasmetal.device.vulkan import recording, validation
 {fault}
@@ -30,7 +30,7 @@ print(len(validation.messages), *(message.split("|")[0] for message in validatio
 
 def run(fault: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(fault=fault, tests=str(Path(__file__).parent))],
+        [sys.executable, "-c", PROGRAM.format(fault=fault, root=str(Path(__file__).parents[2]))],
         env={**os.environ, "WASMETAL_VULKAN_VALIDATION": "1"},
         capture_output=True,
         text=True,

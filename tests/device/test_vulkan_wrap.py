@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import Pages
 
+from tests.device.harness import Pages
 from wasmetal.device import Device
 from wasmetal.errors import WrapRefusedError
 from wasmetal.memory.pages import page_size

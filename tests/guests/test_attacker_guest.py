@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from host.probe import PAGE, Probe
-from models.tiny import write_tiny_llama
+from tests.host.probe import PAGE, Probe
+from tests.models.tiny import write_tiny_llama
 from wasmetal import Guest, Limits, load_model
 from wasmetal.device import Device
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from guests.scripted import BEGIN, ScriptedModel, stats
-from models.tiny import write_tiny_llama
+from tests.guests.scripted import BEGIN, ScriptedModel, stats
+from tests.models.tiny import write_tiny_llama
 from wasmetal import Guest, Limits, load_model
 from wasmetal.device import Device
 

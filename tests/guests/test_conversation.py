@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from guests.scripted import BEGIN, ScriptedModel
+from tests.guests.scripted import BEGIN, ScriptedModel
 from wasmetal.conversation import Conversation, read_messages
 from wasmetal.errors import DeviceLostError, GuestError, ModelError
 

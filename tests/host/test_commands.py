@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from host.probe import PAGE, Probe, command, tensor
+from tests.host.probe import PAGE, Probe, command, tensor
 from wasmetal.device import Device
 from wasmetal.host import abi
 from wasmetal.host.errno import Errno

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from host.probe import PAGE, Probe, command, tensor
+from tests.host.probe import PAGE, Probe, command, tensor
 from wasmetal import Limits
 from wasmetal.device import Device
 from wasmetal.device.cpu import CpuDevice

@@ -15,7 +15,7 @@ import pytest
 import wasmtime
 
 import wasmetal
-from host.probe import PAGE, Probe, command, tensor
+from tests.host.probe import PAGE, Probe, command, tensor
 from wasmetal import Guest, Limits
 from wasmetal.device.cpu import CpuDevice
 from wasmetal.errors import GuestError, GuestTrapError, MemoryRefusedError

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from host.probe import PAGE, Probe, command, tensor
-from models.tiny import write_tiny_llama
+from tests.host.probe import PAGE, Probe, command, tensor
+from tests.models.tiny import write_tiny_llama
 from wasmetal import Limits, load_model
 from wasmetal.device import Device, open_device
 from wasmetal.host import abi

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from host.probe import PAGE, Probe, command, tensor
+from tests.host.probe import PAGE, Probe, command, tensor
 from wasmetal import Guest, Limits
 from wasmetal.device import Device
 from wasmetal.device.cpu import CpuDevice

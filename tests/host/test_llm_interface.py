@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from guests.scripted import ScriptedModel
-from host.probe import PAGE, Probe
-from models.tiny import write_tiny_llama
+from tests.guests.scripted import ScriptedModel
+from tests.host.probe import PAGE, Probe
+from tests.models.tiny import write_tiny_llama
 from wasmetal import Limits, load_model
 from wasmetal.device import Device
 from wasmetal.errors import GuestError

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from host.probe import PAGE, Probe, command, tensor
-from models.tiny import write_tiny_llama
+from tests.host.probe import PAGE, Probe, command, tensor
+from tests.models.tiny import write_tiny_llama
 from wasmetal import Limits, load_model
 from wasmetal.device import Device
 from wasmetal.device.cpu import CpuDevice

@@ -6,8 +6,8 @@ import shutil
 import subprocess
 
 import pytest
-from spirv import parse
 
+from tests.kernels.spirv import parse
 from wasmetal.kernels import compile as compiling
 from wasmetal.kernels.catalog import CATALOG, GRID_WIDTH, NO_BATCH, TARGETS, THREADS, Access, grid
 from wasmetal.kernels.reference import KERNELS

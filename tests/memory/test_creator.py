@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import wasmtime
 
-from memory.conftest import MAPS, Guest, accessors
+from tests.memory.conftest import MAPS, Guest, accessors
 from wasmetal import wasmtime_c
 from wasmetal.errors import AddressSpaceError, MemoryCountError, MemoryRefusedError, MemorySizeError
 from wasmetal.memory import creator as creator_module

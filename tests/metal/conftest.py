@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from metal.devices import EMULATED
-from metal.standin import Gpu, installed
+from tests.metal.devices import EMULATED
+from tests.metal.standin import Gpu, installed
 from wasmetal.device import Device, open_device
 
 

@@ -25,7 +25,7 @@ def open_metal() -> Device:
     """Open it. Raises DeviceNotFoundError."""
     if not EMULATED:
         return open_device("metal")
-    from metal.standin import installed
+    from tests.metal.standin import installed
 
     with installed():
         return open_device("metal")
@@ -35,5 +35,5 @@ def environment_for(*arguments: object) -> dict[str, str]:
     """Variables for a process with these arguments: where they name Metal, it is to find the emulated one."""
     if not EMULATED or not any(str(argument).startswith("metal") for argument in arguments):
         return {}
-    tests = Path(__file__).parents[1]
-    return {"PYTHONPATH": os.pathsep.join([str(tests), str(tests / "metal/standin/modules")])}
+    root = Path(__file__).parents[2]
+    return {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests/metal/standin/modules")])}

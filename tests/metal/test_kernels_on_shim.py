@@ -17,8 +17,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from metal.shim.device import ShimDevice
-from ops.tensors import NUMPY, Bench, random_weight
+from tests.metal.shim.device import ShimDevice
+from tests.ops.tensors import NUMPY, Bench, random_weight
 from wasmetal import ops
 from wasmetal.device import Device
 from wasmetal.device.cpu import CpuDevice

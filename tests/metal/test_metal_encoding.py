@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from metal.standin import bridge
-from metal.standin.framework import ComputeCommandEncoder
-from models.tiny import write_tiny_llama
+from tests.metal.standin import bridge
+from tests.metal.standin.framework import ComputeCommandEncoder
+from tests.models.tiny import write_tiny_llama
 from wasmetal.device import Device
 from wasmetal.models import Model, load_model
 

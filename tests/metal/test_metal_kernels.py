@@ -6,9 +6,9 @@ import functools
 
 import numpy as np
 import pytest
-from test_kernels_on_shim import CASES, Case, results
 
-from metal.devices import EMULATED
+from tests.metal.devices import EMULATED
+from tests.metal.test_kernels_on_shim import CASES, Case, results
 from wasmetal.device import Device
 from wasmetal.device.cpu import CpuDevice
 from wasmetal.kernels.catalog import CATALOG

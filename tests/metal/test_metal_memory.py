@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from device.harness import recorded
-from metal.devices import EMULATED
-from metal.standin import Gpu
+from tests.device.harness import recorded
+from tests.metal.devices import EMULATED
+from tests.metal.standin import Gpu
 from wasmetal.device import Binding, Device, MemoryKind
 from wasmetal.errors import DeviceError, OutOfDeviceMemoryError, WrapRefusedError
 from wasmetal.memory.pages import page_size

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from device.harness import recorded, span
-from metal.devices import EMULATED
-from metal.standin import Gpu, RuleError, installed
-from metal.test_metal_products import BY_MPS, chain, check, run
-from ops.tensors import Bench
+from tests.device.harness import recorded, span
+from tests.metal.devices import EMULATED
+from tests.metal.standin import Gpu, RuleError, installed
+from tests.metal.test_metal_products import BY_MPS, chain, check, run
+from tests.ops.tensors import Bench
 from wasmetal.device import MemoryKind, open_device
 from wasmetal.memory.pages import page_size
 from wasmetal.memory.region import Region

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device.harness import recorded, span
-from metal.standin import Gpu
-from ops.tensors import Bench
+from tests.device.harness import recorded, span
+from tests.metal.standin import Gpu
+from tests.ops.tensors import Bench
 from wasmetal import ops
 from wasmetal.counters import Counters
 from wasmetal.device import Device

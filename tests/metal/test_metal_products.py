@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from metal.devices import EMULATED
-from metal.standin import Gpu
-from ops.tensors import NUMPY, Bench
+from tests.metal.devices import EMULATED
+from tests.metal.standin import Gpu
+from tests.ops.tensors import NUMPY, Bench
 from wasmetal import ops
 from wasmetal.device import CommandList, Device
 from wasmetal.ops import DType, Recorder, Tensor

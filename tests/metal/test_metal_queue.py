@@ -13,10 +13,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from device.harness import floats, recorded, span
-from metal.devices import environment_for
-from metal.standin import Gpu, RuleError, installed
-from metal.standin.bridge import table
+from tests.device.harness import floats, recorded, span
+from tests.metal.devices import environment_for
+from tests.metal.standin import Gpu, RuleError, installed
+from tests.metal.standin.bridge import table
 from wasmetal.device import Device, MemoryKind, list_devices, open_device
 from wasmetal.errors import (
     DeviceError,
@@ -172,7 +172,7 @@ def test_systems_and_gpus_that_will_not_do(open_on: Callable[[Gpu], Device]) -> 
 
 def test_selection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several GPUs, of which one is asked for; none but old ones; and without the stand-in, none."""
-    from metal.standin import installed
+    from tests.metal.standin import installed
     from wasmetal.device import open_device
 
     with installed(Gpu(name="first"), Gpu(name="second")):

@@ -9,8 +9,8 @@ import gguf
 import numpy as np
 import pytest
 
-from metal.standin import Gpu
-from models.tiny import write_tiny_llama
+from tests.metal.standin import Gpu
+from tests.models.tiny import write_tiny_llama
 from wasmetal.device import Device
 from wasmetal.errors import WrapRefusedError
 from wasmetal.memory.pages import page_size

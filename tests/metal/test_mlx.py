@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from metal.devices import EMULATED
+from tests.metal.devices import EMULATED
 from wasmetal.device import Device
 from wasmetal.errors import DeviceError
 from wasmetal.memory.pages import page_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from metal.shim import ShimCompileError, ShimError, compile_library
+from tests.metal.shim import ShimCompileError, ShimError, compile_library
 from wasmetal.kernels.catalog import CATALOG, NO_BATCH
 
 HEADER = "#include <metal_stdlib>\nusing namespace metal;\n"

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metal.standin import Gpu, RuleError, bridge, framework, gpu, wheel
-from metal.standin.bridge import Object, Pool, table
-from metal.standin.framework import Framework
+from tests.metal.standin import Gpu, RuleError, bridge, framework, gpu, wheel
+from tests.metal.standin.bridge import Object, Pool, table
+from tests.metal.standin.framework import Framework
 from wasmetal.memory.pages import page_size
 from wasmetal.memory.region import Region
 
@@ -35,7 +35,7 @@ def test_the_signatures_are_the_wheels() -> None:
         if os.environ.get("WASMETAL_REQUIRE_PYOBJC") == "1":
             raise
         pytest.skip(f"PyObjC's wheel could not be downloaded: {error}")
-    assert text == wheel.SIGNATURES.read_text(), "run `python -m metal.standin` in tests"
+    assert text == wheel.SIGNATURES.read_text(), "run `python -m tests.metal.standin`"
 
 
 def test_all_it_has_is_described() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metal.standin import Gpu, RuleError, bridge, shaders
-from metal.standin.bridge import Pool, table
-from metal.standin.framework import Framework
-from metal.standin.shaders import Shaders
+from tests.metal.standin import Gpu, RuleError, bridge, shaders
+from tests.metal.standin.bridge import Pool, table
+from tests.metal.standin.framework import Framework
+from tests.metal.standin.shaders import Shaders
 from wasmetal.memory.pages import page_size
 from wasmetal.memory.region import Region
 

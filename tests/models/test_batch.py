@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models.oracle import logits_of, relative_error
-from models.tiny import write_tiny_llama
+from tests.models.oracle import logits_of, relative_error
+from tests.models.tiny import write_tiny_llama
 from wasmetal.device import Device
 from wasmetal.errors import ModelError, OutOfDeviceMemoryError
 from wasmetal.models import Model, Request, Session, load_model

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from models.tiny import CHAT_TEMPLATE
+from tests.models.tiny import CHAT_TEMPLATE
 from wasmetal.errors import ModelError
 from wasmetal.models.files.gguf import GGUFFile
 from wasmetal.models.lm import chat_template

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.tiny import write_tiny_llama
+from tests.models.tiny import write_tiny_llama
 from wasmetal.device import Device
 from wasmetal.models import load_model
 from wasmetal.ops import Recorder

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.tiny import vocabulary, write_tiny_llama
+from tests.models.tiny import vocabulary, write_tiny_llama
 from wasmetal.errors import ModelError
 from wasmetal.models.files.gguf import GGUFFile
 from wasmetal.ops.tensor import DType

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.oracle import logits_of, relative_error
-from models.tiny import write_tiny_llama
+from tests.models.oracle import logits_of, relative_error
+from tests.models.tiny import write_tiny_llama
 from wasmetal.device import Device
 from wasmetal.device.base import MemoryKind
 from wasmetal.device.buffer import DeviceBuffer

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.oracle import relative_error
+from tests.models.oracle import relative_error
 from wasmetal.device import Device
 from wasmetal.models import load_model
 

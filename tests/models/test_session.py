@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models.oracle import relative_error
-from models.tiny import write_tiny_llama
+from tests.models.oracle import relative_error
+from tests.models.tiny import write_tiny_llama
 from wasmetal.counters import Counters
 from wasmetal.device import Device
 from wasmetal.errors import ModelError, OpError, OutOfDeviceMemoryError

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.tiny import CONTROL, byte_alphabet, vocabulary, write_tiny_llama
+from tests.models.tiny import CONTROL, byte_alphabet, vocabulary, write_tiny_llama
 from wasmetal.errors import ModelError
 from wasmetal.models.files.gguf import GGUFFile
 from wasmetal.models.lm.tokenizer import Tokenizer

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tensors import Bench, assert_close
 
+from tests.ops.tensors import Bench, assert_close
 from wasmetal import ops
 from wasmetal.errors import OpError
 from wasmetal.ops import DType, Tensor

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tensors import Bench, assert_close, random_weight
 
+from tests.ops.tensors import Bench, assert_close, random_weight
 from wasmetal import ops
 from wasmetal.errors import OpError
 from wasmetal.kernels.dtypes import WEIGHTS

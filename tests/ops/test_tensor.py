@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tensors import random_weight
 
+from tests.ops.tensors import random_weight
 from wasmetal.errors import OpError
 from wasmetal.kernels.dtypes import WEIGHTS, DType
 from wasmetal.ops import Tensor

@@ -22,8 +22,8 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from models.tiny import add_tokenizer, vocabulary
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.models.tiny import add_tokenizer, vocabulary
 
 TOLERANCE = 1e-3
 PROMPT, DECODED = 23, 16

@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import runner
+
+from tests.spec import runner
 
 CASES = sorted((Path(__file__).parent / "cases").glob("*.wast"))
 

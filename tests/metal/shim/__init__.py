@@ -5,6 +5,6 @@ checks a kernel's arithmetic, indexing, address spaces and barriers. That Apple'
 show, nor how fast a GPU is.
 """
 
-from metal.shim.library import Function, Library, ShimCompileError, ShimError, compile_library
+from tests.metal.shim.library import Function, Library, ShimCompileError, ShimError, compile_library
 
 __all__ = ["Function", "Library", "ShimCompileError", "ShimError", "compile_library"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from metal.shim.library import Function, compile_library
+from tests.metal.shim.library import Function, compile_library
 from wasmetal.device.backend import Dispatch, Range
 from wasmetal.device.base import Bytes
 from wasmetal.device.cpu import CpuBackend

@@ -15,7 +15,7 @@ import threading
 from importlib import metadata
 from pathlib import Path
 
-from metal.shim.source import Signature, SourceError, translate
+from tests.metal.shim.source import Signature, SourceError, translate
 
 SHIM = Path(__file__).parent
 CACHE = SHIM.parents[2] / "build" / "metal-shim"

@@ -6,8 +6,8 @@ shows that the device speaks the bridge's language and keeps Metal's rules, as f
 does not show that Apple's compiler, drivers or GPUs agree.
 """
 
-from metal.standin.bridge import RuleError
-from metal.standin.gpu import Gpu
-from metal.standin.install import installed
+from tests.metal.standin.bridge import RuleError
+from tests.metal.standin.gpu import Gpu
+from tests.metal.standin.install import installed
 
 __all__ = ["Gpu", "RuleError", "installed"]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from metal.standin.wheel import SIGNATURES
+from tests.metal.standin.wheel import SIGNATURES
 
 
 class RuleError(AssertionError):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from metal.standin.bridge import Object, Pool, not_in_wheel
-from metal.standin.gpu import Gpu
+from tests.metal.standin.bridge import Object, Pool, not_in_wheel
+from tests.metal.standin.gpu import Gpu
 
 
 class NSError(Object):

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from metal.shim import Function as Kernel
-from metal.shim import ShimCompileError, ShimError, compile_library
-from metal.standin.bridge import Object, Pool, RuleError, Struct, Varlist, calls, not_in_wheel, struct, table
-from metal.standin.foundation import NSError
-from metal.standin.gpu import Gpu, Watch, accessible, memory, page_aligned
+from tests.metal.shim import Function as Kernel
+from tests.metal.shim import ShimCompileError, ShimError, compile_library
+from tests.metal.standin.bridge import Object, Pool, RuleError, Struct, Varlist, calls, not_in_wheel, struct, table
+from tests.metal.standin.foundation import NSError
+from tests.metal.standin.gpu import Gpu, Watch, accessible, memory, page_aligned
 
 FUNCTIONS = ("MTLCopyAllDevices", "MTLSizeMake")
 STRUCTS = ("MTLSize",)

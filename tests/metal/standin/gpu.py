@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metal.standin.bridge import RuleError
+from tests.metal.standin.bridge import RuleError
 
 if TYPE_CHECKING:
-    from metal.standin.framework import CommandBuffer
+    from tests.metal.standin.framework import CommandBuffer
 
 QUEUE_LENGTH = 64
 """Command buffers that a queue takes before it makes the host wait."""

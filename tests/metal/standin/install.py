@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import wasmetal.device
-from metal.standin.foundation import Foundation, Objc
-from metal.standin.framework import Framework, broken
-from metal.standin.gpu import Gpu
-from metal.standin.shaders import Shaders
+from tests.metal.standin.foundation import Foundation, Objc
+from tests.metal.standin.framework import Framework, broken
+from tests.metal.standin.gpu import Gpu
+from tests.metal.standin.shaders import Shaders
 
 PACKAGE = "wasmetal.device.metal"
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from metal.standin.bridge import Object, calls, not_in_wheel, table
-from metal.standin.framework import Buffer, CommandBuffer, Device, rule
-from metal.standin.gpu import Gpu, memory
+from tests.metal.standin.bridge import Object, calls, not_in_wheel, table
+from tests.metal.standin.framework import Buffer, CommandBuffer, Device, rule
+from tests.metal.standin.gpu import Gpu, memory
 
 FUNCTIONS = ("MPSSupportsMTLDevice",)
 
