@@ -12,6 +12,7 @@ import numpy as np
 
 from wasmetal.counters import Counters
 from wasmetal.device.cpu import CpuDevice
+from wasmetal.models.loaded import Capability
 
 END = 256
 BEGIN = 257
@@ -24,6 +25,7 @@ class ScriptedModel:
 
     def __init__(self, *replies: bytes | list[int], context: int = 1000, template: bool = True) -> None:
         self.device = CpuDevice()
+        self.capabilities = frozenset({Capability.LANGUAGE})
         self.replies = [list(reply) for reply in replies]
         self.context_length, self.vocab_size = context, VOCABULARY
         self.tokenizer = self

@@ -14,6 +14,7 @@ from tests.guests.scripted import ScriptedModel
 from tests.host.probe import PAGE, Probe
 from tests.models.tiny import write_tiny_llama
 from wasmetal import Limits, load_model
+from wasmetal.counters import Counters
 from wasmetal.device import Device
 from wasmetal.errors import GuestError
 from wasmetal.host import abi
@@ -63,6 +64,14 @@ def test_models_are_had_by_the_names_that_were_granted(probe: Probe) -> None:
 def test_nothing_is_granted_by_default(device: Device) -> None:
     with Probe(device) as probe:
         assert probe.model_open(TEXT, probe.put(TEXT, b"default"), probe.OUT) == Errno.NOENT
+
+
+def test_a_model_that_is_not_a_language_model(cpu: Device) -> None:
+    class ImageModel:
+        name, device, capabilities, counters = "image", cpu, frozenset[Any](), Counters()
+
+    with Probe(cpu, models={"image": ImageModel()}) as probe:
+        assert probe.model_open(TEXT, probe.put(TEXT, b"image"), probe.OUT) == Errno.NOTSUP
 
 
 def test_model_info(probe: Probe, model: Any) -> None:

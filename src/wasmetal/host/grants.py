@@ -13,7 +13,7 @@ from wasmetal.device import Device, open_device
 from wasmetal.errors import GuestError
 
 if TYPE_CHECKING:
-    from wasmetal.models import Model
+    from wasmetal.models.loaded import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +21,12 @@ class Granted:
     """A device, and models by the guest's names for them."""
 
     device: Device
-    models: Mapping[str, Model]
+    models: Mapping[str, LoadedModel]
     counters: Counters = field(default_factory=Counters)
     """What loading the models took that were not loaded yet."""
 
 
-def grant(device: str | Device | None, models: Mapping[str, str | Path | Model], cleanup: ExitStack) -> Granted:
+def grant(device: str | Device | None, models: Mapping[str, str | Path | LoadedModel], cleanup: ExitStack) -> Granted:
     """Open the device and load the models that are not open and loaded yet; ``cleanup`` closes those again.
 
     Without a device, it is that of a loaded model, or the default one. Raises GuestError if a loaded model is on
@@ -36,7 +36,7 @@ def grant(device: str | Device | None, models: Mapping[str, str | Path | Model],
         device = next((model.device for model in models.values() if not isinstance(model, str | Path)), None)
     if device is None or isinstance(device, str):
         device = cleanup.enter_context(open_device(device))
-    granted: dict[str, Model] = {}
+    granted: dict[str, LoadedModel] = {}
     counters = Counters()
     for name, source in models.items():
         if not isinstance(source, str | Path):

@@ -35,7 +35,7 @@ from wasmetal.host.streams import Output, TextPipe
 from wasmetal.host.wasm import describe_trap, one_line
 
 if TYPE_CHECKING:
-    from wasmetal.models import Model
+    from wasmetal.models.loaded import LoadedModel
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class Guest:
         module: Program | str | Path | bytes,
         *,
         device: str | Device | None = None,
-        models: Mapping[str, str | Path | Model] | None = None,
+        models: Mapping[str, str | Path | LoadedModel] | None = None,
         args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         dirs: Mapping[str, str | Path] | None = None,

@@ -70,7 +70,13 @@ LLM = Interface(
             Opens a model that the host granted under this name. Opening a name again gives another handle to the same
             model. Handles last as long as the guest.
             """,
-            {Errno.NOENT: "", Errno.ILSEQ: "", Errno.TOOBIG: "", Errno.MFILE: ""},
+            {
+                Errno.NOENT: "",
+                Errno.NOTSUP: "it is not a language model",
+                Errno.ILSEQ: "",
+                Errno.TOOBIG: "",
+                Errno.MFILE: "",
+            },
         ),
         MODEL_INFO,
         Function("model_describe", (_MODEL, returns("info", MODEL_INFO)), "The model's sizes."),

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -23,6 +23,7 @@ from wasmetal.ops import ALIGNMENT, DType, Tensor
 
 if TYPE_CHECKING:
     from wasmetal.models import Model, Session
+    from wasmetal.models.loaded import LoadedModel
 
 MAX_TEXT = 1 << 20
 """Bytes of text, or tokens, that the host takes in one call: more than any context holds. The tokenizer may need
@@ -72,7 +73,9 @@ class OpenSession:
 class Llm:
     """One guest's models and sessions. Each public method but :meth:`close` is a host function."""
 
-    def __init__(self, account: Account, handles: Handles, device: MeteredDevice, models: Mapping[str, Model]) -> None:
+    def __init__(
+        self, account: Account, handles: Handles, device: MeteredDevice, models: Mapping[str, LoadedModel]
+    ) -> None:
         self._account = account
         self._handles = handles
         self._device = device
@@ -84,7 +87,12 @@ class Llm:
         name = _text(memory, ptr, nbytes)
         if name not in self._models:
             raise Refusal(Errno.NOENT, f"no model {name!r} was granted to the guest")
-        handle[0] = self._handles.add(OpenModel(self._models[name]))
+        from wasmetal.models.loaded import Capability  # noqa: PLC0415 (slow to import; here it is loaded)
+
+        model = self._models[name]
+        if Capability.LANGUAGE not in model.capabilities:
+            raise Refusal(Errno.NOTSUP, f"the model {name!r} is not a language model")
+        handle[0] = self._handles.add(OpenModel(cast("Model", model)))
 
     def model_describe(self, memory: GuestMemory, handle: int, out: int) -> None:
         record = memory.array(out, 1, abi.MODEL_INFO)

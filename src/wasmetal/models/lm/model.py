@@ -23,6 +23,7 @@ from wasmetal.models.lm.kv_cache import PAGE_SIZE, KVCache
 from wasmetal.models.lm.passes import IN_FLIGHT, ROWS, SEQUENCES, Pass, Passes, Segment
 from wasmetal.models.lm.session import Request, Session
 from wasmetal.models.lm.tokenizer import Tokenizer
+from wasmetal.models.loaded import Capability
 from wasmetal.ops import Tensor
 
 DEFAULT_CONTEXT = 4096
@@ -47,6 +48,8 @@ class Model:
 
     ``chat_template`` is None if the file has none.
     """
+
+    capabilities = frozenset({Capability.LANGUAGE})
 
     def __init__(self, file: GGUFFile, name: str, device: Device, context: int | None = None):
         self._network = read_network(file)

@@ -340,7 +340,7 @@ typedef uint32_t wm_token;
 /* Opens a model that the host granted under this name. Opening a name again gives another handle to the same model.
  * Handles last as long as the guest.
  *
- * Errors: WM_FAULT, WM_INVAL, WM_NOENT, WM_ILSEQ, WM_TOOBIG, WM_MFILE. */
+ * Errors: WM_FAULT, WM_INVAL, WM_NOENT, WM_NOTSUP (it is not a language model), WM_ILSEQ, WM_TOOBIG, WM_MFILE. */
 WM_LLM(model_open)
 wm_errno wm_model_open(const char *name, size_t name_len, wm_model *model);
 
