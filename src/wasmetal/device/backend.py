@@ -40,7 +40,10 @@ A = TypeVar("A", bound=Allocation)
 C = TypeVar("C")
 
 
-@dataclass(frozen=True, slots=True)
+# These two are made for every command of a guest, and a frozen dataclass takes three times as long to make.
+
+
+@dataclass(slots=True, eq=False)
 class Range(Generic[A]):
     """A binding, checked. It refers to the allocation, so that the buffer may be closed before the list is finished."""
 
@@ -49,7 +52,7 @@ class Range(Generic[A]):
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Dispatch(Generic[A, C]):
     """A recorded kernel, checked."""
 

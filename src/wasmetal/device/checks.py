@@ -18,9 +18,10 @@ def check_call(
     """Raise DeviceError if a dispatch does not fit its kernel, or its grid the device's ``limits``."""
     if len(bindings) != len(kernel.access):
         raise DeviceError(f"kernel {kernel.name} takes {len(kernel.access)} buffers, not {len(bindings)}")
-    if len(params) != 4 * len(kernel.params):
-        raise DeviceError(f"kernel {kernel.name} takes {4 * len(kernel.params)} bytes of parameters, not {len(params)}")
-    if not all(1 <= count <= limit for count, limit in zip(groups, limits, strict=True)):
+    if len(params) != kernel.params_size:
+        raise DeviceError(f"kernel {kernel.name} takes {kernel.params_size} bytes of parameters, not {len(params)}")
+    (x, y, z), (most_x, most_y, most_z) = groups, limits
+    if not (1 <= x <= most_x and 1 <= y <= most_y and 1 <= z <= most_z):
         raise DeviceError(f"kernel {kernel.name}: a grid of {groups}; {info.name} takes 1 to {limits}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 
 from wasmetal.counters import Counters
 from wasmetal.device.backend import AnyBackend, Recording, Work
@@ -66,11 +67,13 @@ class Queue:
             if self._backend is None:
                 raise DeviceError("the device is closed; open it again")
             self._settle()
-            recordings = [commands.recording for commands in lists]
+            recordings: list[Recording] = []
+            for commands in lists:
+                recordings.append(commands.recording)
+                if commands.pending:
+                    raise DeviceError("a command list is still pending; wait for its submission before the next")
             if len(lists) > 1 and len(set(lists)) < len(lists):
                 raise DeviceError("a command list is named twice in one submission; record another")
-            if any([commands.pending for commands in lists]):
-                raise DeviceError("a command list is still pending; wait for its submission before the next")
             submission = DeviceSubmission(self, self._backend.start(recordings), recordings)
             for commands in lists:
                 commands.submission = submission
@@ -81,26 +84,24 @@ class Queue:
 
     def wait(self, submission: DeviceSubmission, timeout: float | None = None) -> None:
         """Block until a submission has ended, well or not. Raises DeviceTimeoutError."""
-        work = submission.work
-        if work is None:
-            return
-
-        def attempt(seconds: float) -> bool:
-            ended = work.wait(seconds)
-            with self.lock:
-                # The earlier ones first, in their order; they may have to be settled for this one to end.
-                self._settle()
-                if ended:
-                    self._end(submission)
-            return submission.work is None
-
-        wait_in_slices(attempt, timeout)
+        if submission.work is not None:
+            wait_in_slices(partial(self._attempt, submission, submission.work), timeout)
 
     def close(self) -> None:
         """Take no more submissions, and block until all have ended, well or not. Raises DeviceLostError."""
         self._backend = None
         for submission in list(self._pending):
             self.wait(submission)
+
+    def _attempt(self, submission: DeviceSubmission, work: Work, seconds: float) -> bool:
+        ended = work.wait(seconds)
+        with self.lock:
+            if not self._pending or self._pending[0] is not submission:
+                # The earlier ones first, in their order; they may have to be settled for this one to end.
+                self._settle()
+            if ended:
+                self._end(submission)
+        return submission.work is None
 
     def _settle(self) -> None:
         while self._pending:

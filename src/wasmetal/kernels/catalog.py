@@ -15,8 +15,10 @@ Groups are numbered in one dimension, whatever the grid: see :func:`grid`.
 from __future__ import annotations
 
 import struct
+from collections.abc import KeysView
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from importlib import resources
 from types import SimpleNamespace
 from typing import Any
@@ -61,7 +63,7 @@ class Argument:
     """Bytes of an element as the kernel declares the buffer, which is the unit of ``<name>_offset``."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)  # compared by identity, so that looking one up costs nothing
 class Kernel:
     """One entry point."""
 
@@ -89,36 +91,43 @@ class Kernel:
         """Threads of a group."""
         return (THREADS, 1, 1)
 
-    @property
+    @cached_property
     def access(self) -> tuple[Access, ...]:
         """One entry per buffer, in binding order."""
         return tuple(buffer.access for buffer in self.buffers)
 
-    @property
+    @cached_property
     def params(self) -> tuple[tuple[str, str], ...]:
         """(field, "u32" or "f32"), in the order of the Slang struct; 4 bytes each, at most 128 in all."""
         return tuple((f"{buffer.name}_offset", "u32") for buffer in self.buffers) + self.fields
 
+    @cached_property
+    def params_size(self) -> int:
+        """Bytes of the parameter struct."""
+        return self._layout.size
+
     def pack(self, **values: float) -> bytes:
         """The parameter struct's bytes. Every field must be given, and no other."""
-        if values.keys() != {name for name, _ in self.params}:
+        if values.keys() != self._fields:
             raise TypeError(f"{self.name} takes {[name for name, _ in self.params]}, not {list(values)}")
-        return struct.pack(self._format, *(values[name] for name, _ in self.params))
+        return self._layout.pack(*[values[name] for name in self._fields])
 
     def unpack(self, params: bytes) -> SimpleNamespace:
         """The fields of a packed parameter struct, by name."""
-        return SimpleNamespace(
-            **dict(zip((name for name, _ in self.params), struct.unpack(self._format, params), strict=True))
-        )
+        return SimpleNamespace(**dict(zip(self._fields, self._layout.unpack(params), strict=True)))
 
     def code(self, target: str) -> bytes:
         """The compiled kernel for one of TARGETS. Raises FileNotFoundError if that target has none."""
         suffix = TARGETS[target]
         return (resources.files("wasmetal.kernels") / "generated" / target / f"{self.name}.{suffix}").read_bytes()
 
-    @property
-    def _format(self) -> str:
-        return "<" + "".join({"u32": "I", "f32": "f"}[kind] for _, kind in self.params)
+    @cached_property
+    def _fields(self) -> KeysView[str]:
+        return dict(self.params).keys()
+
+    @cached_property
+    def _layout(self) -> struct.Struct:
+        return struct.Struct("<" + "".join({"u32": "I", "f32": "f"}[kind] for _, kind in self.params))
 
 
 def _u32(names: str) -> tuple[tuple[str, str], ...]:
