@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.device.harness import recorded, span
-from wasmetal.device import Device, MemoryKind, open_device
+from wasmetal.device import Device, MemoryKind, copying, open_device
 from wasmetal.errors import DeviceError
 
 pytestmark = pytest.mark.vulkan
@@ -51,9 +51,7 @@ def test_the_host_does_not_see_a_discrete_gpus_memory(own_discrete: Device) -> N
 
 
 def test_long_copies_go_in_chunks(own_discrete: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    from wasmetal.device.vulkan import transfer
-
-    monkeypatch.setattr(transfer, "CHUNK", 1000)
+    monkeypatch.setattr(copying, "CHUNK", 1000)
     buffer = own_discrete.allocate(12_345, MemoryKind.DEVICE)
     data = np.random.default_rng(0).integers(0, 256, 12_000, dtype=np.uint8)
     own_discrete.load(buffer, 345, data)

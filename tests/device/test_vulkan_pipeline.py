@@ -13,6 +13,7 @@ from tests.device.harness import add, floats, span
 from wasmetal.device import Device, MemoryKind
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import CATALOG, Kernel
+from wasmetal.kernels.spirv import declared_capabilities
 
 pytestmark = pytest.mark.vulkan
 
@@ -22,9 +23,7 @@ def dispatch(device: Device, kernel: Kernel) -> None:
     device.record().dispatch(kernel, bindings, bytes(4 * len(kernel.params)), (1, 1, 1))
 
 
-def test_capabilities_of_a_module(vulkan: Device) -> None:
-    from wasmetal.device.vulkan.features import declared_capabilities
-
+def test_capabilities_of_a_module() -> None:
     header = struct.pack("<5I", 0x07230203, 0x00010500, 0, 8, 0)
     module = header + struct.pack("<4I", 2 << 16 | 17, 1, 2 << 16 | 17, 9) + struct.pack("<3I", 3 << 16 | 14, 0, 1)
     assert declared_capabilities(module) == {1, 9}

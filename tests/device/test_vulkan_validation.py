@@ -58,15 +58,14 @@ def test_a_missing_barrier_is_heard() -> None:
 
 def test_a_wrong_call_is_heard() -> None:
     assert "VUID-VkBufferCreateInfo-size-00912" in run(
-        "from wasmetal.device.vulkan import memory; memory._GRANULE = 10**9; "
-        "real = memory.create; memory.create = lambda kind, device, info: (setattr(info, 'size', 0), "
-        "real(kind, device, info))[1]"
+        "from wasmetal.device.vulkan import memory; real = memory.struct; memory.struct = lambda name, **fields: "
+        "real(name, **(fields | {'size': 0} if name == 'VkBufferCreateInfo' else fields))"
     )
 
 
 def test_an_object_left_behind_is_heard() -> None:
     assert "VUID-vkDestroyDevice-device" in run(
-        "from wasmetal.device.vulkan import memory; memory._destroy = lambda *a: None"
+        "from wasmetal.device.vulkan import logical; logical._destroy_owned = lambda *a: None"
     )
 
 

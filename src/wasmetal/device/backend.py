@@ -131,13 +131,12 @@ class Backend(ABC, Generic[A, C, R]):
     def start(self, recordings: Sequence[R]) -> Work:
         """Start recordings, in order, after everything that was started before. One call at a time."""
 
-    def copy_in(self, allocation: A, offset: int, data: Bytes) -> None:
-        """Copy host bytes into memory of the device; done on return."""
-        allocation.view()[offset : offset + data.size] = data
+    def copy(self, source: Range[A], target: Range[A]) -> None:
+        """Copy between two ranges of one length, behind all that was started before; done on return.
 
-    def copy_out(self, allocation: A, offset: int, out: Bytes) -> None:
-        """Copy bytes of the device to the host; done on return."""
-        out[:] = allocation.view()[offset : offset + out.size]
+        Called only if the device has memory that the host cannot see.
+        """
+        raise NotImplementedError
 
     def close(self) -> None:
         """Called once, when all work has ended: the place to save compiled kernels."""

@@ -14,6 +14,7 @@ from wasmetal.device.base import Buffer, Bytes, CommandList, DeviceInfo, HostPag
 from wasmetal.device.buffer import DeviceBuffer, allocation_of
 from wasmetal.device.checks import check_copy
 from wasmetal.device.commandlist import RecordedList
+from wasmetal.device.copying import Copier
 from wasmetal.device.hostpages import check_pages
 from wasmetal.device.queue import DeviceSubmission, Queue
 from wasmetal.device.trial import check_file
@@ -28,6 +29,7 @@ class OpenDevice:
         self._info: DeviceInfo | None = None
         self._counters = Counters()
         self._queue = Queue(backend, self._counters)
+        self._copier = Copier()
         self._buffers: weakref.WeakSet[DeviceBuffer] = weakref.WeakSet()
         self._lists: weakref.WeakSet[RecordedList] = weakref.WeakSet()
 
@@ -107,7 +109,7 @@ class OpenDevice:
     def read(self, buffer: Buffer, offset: int, out: Bytes) -> None:
         """Copy a buffer's bytes into ``out``; counted in ``bytes_copied``."""
         backend = self.backend
-        backend.copy_out(_memory(backend, buffer, offset, out), offset, out)
+        self._copier.copy_out(backend, _memory(backend, buffer, offset, out), offset, out)
         with self._queue.lock:
             self._counters.bytes_copied += out.size
 
@@ -119,6 +121,7 @@ class OpenDevice:
         with contextlib.suppress(DeviceLostError):  # there is nothing left to wait for, or to save
             self._queue.close()
             backend.close()
+        self._copier.close()
         for commands in list(self._lists):
             commands.close()
         for buffer in list(self._buffers):
@@ -139,7 +142,7 @@ class OpenDevice:
 
     def _copy_in(self, buffer: Buffer, offset: int, data: Bytes) -> None:
         backend = self.backend
-        backend.copy_in(_memory(backend, buffer, offset, data), offset, data)
+        self._copier.copy_in(backend, _memory(backend, buffer, offset, data), offset, data)
 
 
 def _memory(backend: AnyBackend, buffer: Buffer, offset: int, data: Bytes) -> Allocation:

@@ -8,7 +8,7 @@ microseconds per argument, which a submission per token cannot spare.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -59,10 +59,12 @@ def call(function: str, *args: Any) -> int:
     return check(getattr(lib, function)(*args), function)
 
 
-def create(handle: str, *args: Any) -> Any:
-    """Call ``vkCreate<handle>``, whose last arguments are the create info, the allocator and the new handle."""
-    made = ffi.new(f"Vk{handle} *")
-    call(f"vkCreate{handle}", *args, NULL, made)
+def make(function: str, kind: str, *args: Any) -> Any:
+    """Call a function whose last argument takes its result: a new handle, a number, a filled struct. Returns that."""
+    made = ffi.new(f"{kind} *")
+    result = getattr(lib, function)(*args, made)
+    if result is not None:
+        check(result, function)
     return made[0]
 
 
@@ -82,45 +84,45 @@ _held: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 def struct(name: str, **fields: Any) -> Any:
-    """A new Vulkan struct, as a pointer, with its ``sType``; what its fields point to lives as long as it does."""
+    """A new Vulkan struct, as a pointer, with its ``sType``; what its fields point to lives as long as it does.
+
+    A list becomes the array that the field points to: of handles, numbers, strings, or copies of structs.
+    """
     made = ffi.new(f"{name} *")
-    structure_type = _structure_type(name)
-    if structure_type is not None:
-        made.sType = structure_type
-    for field, value in fields.items():
+    types = _field_types(name)
+    if "sType" in types:
+        made.sType = _structure_type(name)
+    values = {
+        field: _array(types[field], value) if isinstance(value, list) else value for field, value in fields.items()
+    }
+    for field, value in values.items():
         setattr(made, field, value)
-    _held[made] = tuple(fields.values())
+    _held[made] = values, fields
     return made
 
 
-def array(item: str, values: Iterable[Any]) -> Any:
-    """A new array of handles, numbers, or copies of structs; what those point to lives as long as it does."""
-    values = list(values)
-    structs = ffi.typeof(item).kind == "struct"
-    made = ffi.new(f"{item}[]", [value[0] for value in values] if structs else values)
-    _held[made] = tuple(values)
+def _array(pointer: Any, values: list[Any]) -> Any:
+    if pointer.item.kind == "struct":
+        values = [value[0] for value in values]
+    strings = [ffi.new("char[]", value.encode()) for value in values if isinstance(value, str)]
+    made = ffi.new(ffi.getctype(pointer.item, "[]"), strings or values)
+    _held[made] = strings
     return made
-
-
-def strings(values: Iterable[str]) -> Any:
-    """A new array of C strings."""
-    return array("char *", [ffi.new("char[]", value.encode()) for value in values])
 
 
 @cache
-def _structure_type(name: str) -> int | None:
-    template = getattr(vk, name)()
-    return template.sType if hasattr(template, "sType") else None
+def _field_types(name: str) -> dict[str, Any]:
+    return {field: of.type for field, of in ffi.typeof(name).fields}
+
+
+@cache
+def _structure_type(name: str) -> int:
+    return int(getattr(vk, name)().sType)
 
 
 def instance_function(instance: Any, name: str) -> Any:
     """A function of an instance extension."""
     return ffi.cast(f"PFN_{name}", lib.vkGetInstanceProcAddr(instance, name.encode()))
-
-
-def device_function(device: Any, name: str) -> Any:
-    """A function of a device extension."""
-    return ffi.cast(f"PFN_{name}", lib.vkGetDeviceProcAddr(device, name.encode()))
 
 
 def on_release(owner: object, function: Callable[..., None], *args: Any) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 from wasmetal.device.backend import Backend, Dispatch, Range
-from wasmetal.device.base import Bytes, HostPages, MemoryKind
-from wasmetal.device.vulkan.commandbuffer import submit
+from wasmetal.device.base import HostPages, MemoryKind
+from wasmetal.device.vulkan import commands, memory
+from wasmetal.device.vulkan.api import lib, struct
 from wasmetal.device.vulkan.logical import LogicalDevice
-from wasmetal.device.vulkan.memory import VulkanAllocation, allocate, import_pages
+from wasmetal.device.vulkan.memory import VulkanAllocation
 from wasmetal.device.vulkan.physical import PhysicalDevice
 from wasmetal.device.vulkan.pipeline import Pipeline, Pipelines
 from wasmetal.device.vulkan.recording import VulkanRecording
-from wasmetal.device.vulkan.transfer import Transfer
 from wasmetal.kernels.catalog import Kernel
 
 
@@ -22,24 +23,22 @@ class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
 
     def __init__(self, physical: PhysicalDevice) -> None:
         self.info = physical.info
-        x, y, z = physical.limits.maxComputeWorkGroupCount
-        self.grid_limits = (x, y, z)
+        self.grid_limits = physical.grid_limits
         self.logical = LogicalDevice(physical)
         self.pipelines = Pipelines(self.logical)
-        self._transfer = Transfer(self.logical)
 
     def allocate(self, nbytes: int, kind: MemoryKind) -> VulkanAllocation:
         """Zero-filled memory of the driver's."""
-        allocation = allocate(self.logical, nbytes, kind)
-        if allocation.address is None:
-            self._transfer.zero(allocation)
+        made = memory.allocate(self.logical, nbytes, kind)
+        if made.address is not None:
+            ctypes.memset(made.address, 0, made.size)
         else:
-            ctypes.memset(allocation.address, 0, allocation.size)
-        return allocation
+            commands.run(self.logical, lambda handle: lib.vkCmdFillBuffer(handle, made.buffer, 0, made.size, 0), [made])
+        return made
 
     def wrap(self, pages: HostPages) -> VulkanAllocation:
         """Host pages, imported."""
-        return import_pages(self.logical, pages)
+        return memory.import_pages(self.logical, pages)
 
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[VulkanAllocation]]) -> Pipeline:
         """The kernel's pipeline."""
@@ -51,21 +50,17 @@ class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
 
     def start(self, recordings: Sequence[VulkanRecording]) -> VulkanWork:
         """Submit the command buffers to the queue."""
-        return VulkanWork(self.logical, submit([recording.commands for recording in recordings]), recordings)
+        number = commands.submit(self.logical, [recording.commands for recording in recordings])
+        return VulkanWork(self.logical, number, recordings)
 
-    def copy_in(self, allocation: VulkanAllocation, offset: int, data: Bytes) -> None:
-        """Copy host bytes into memory; through a staging buffer if the host does not see it."""
-        if allocation.address is None:
-            self._transfer.write(allocation, offset, data)
-        else:
-            super().copy_in(allocation, offset, data)
+    def copy(self, source: Range[VulkanAllocation], target: Range[VulkanAllocation]) -> None:
+        """Copy between two buffers, behind all that was submitted before."""
+        region = struct("VkBufferCopy", srcOffset=source.offset, dstOffset=target.offset, size=source.nbytes)
 
-    def copy_out(self, allocation: VulkanAllocation, offset: int, out: Bytes) -> None:
-        """Copy bytes of memory to the host; through a staging buffer if the host does not see it."""
-        if allocation.address is None:
-            self._transfer.read(allocation, offset, out)
-        else:
-            super().copy_out(allocation, offset, out)
+        def record(handle: Any) -> None:
+            lib.vkCmdCopyBuffer(handle, source.allocation.buffer, target.allocation.buffer, 1, region)
+
+        commands.run(self.logical, record, [source, target])
 
     def close(self) -> None:
         """Save what the driver compiled."""

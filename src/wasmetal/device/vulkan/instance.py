@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from wasmetal.device.vulkan import validation
-from wasmetal.device.vulkan.api import NULL, call, create, enumerate_all, ffi, lib, on_release, strings, struct
+from wasmetal.device.vulkan.api import NULL, enumerate_all, lib, make, on_release, struct
 from wasmetal.errors import DeviceNotFoundError
 
 API_VERSION = 1 << 22 | 2 << 12
@@ -24,21 +24,14 @@ class Instance:
     """
 
     def __init__(self) -> None:
-        loader = ffi.new("uint32_t *")
-        call("vkEnumerateInstanceVersion", loader)
-        if loader[0] < API_VERSION:
-            raise DeviceNotFoundError(f"the Vulkan loader speaks {version_text(loader[0])}; 1.2 or later is needed")
+        loader = make("vkEnumerateInstanceVersion", "uint32_t")
+        if loader < API_VERSION:
+            raise DeviceNotFoundError(f"the Vulkan loader speaks {version_text(loader)}; 1.2 or later is needed")
         application = struct("VkApplicationInfo", apiVersion=API_VERSION)
-        info = struct("VkInstanceCreateInfo", pApplicationInfo=application)
-        if validation.requested():
-            validation.require()
-            layers, extensions = strings([validation.LAYER]), strings(validation.EXTENSIONS)
-            checks = validation.features_info()
-            info.pNext = checks
-            info.enabledLayerCount, info.ppEnabledLayerNames = len(layers), layers
-            info.enabledExtensionCount, info.ppEnabledExtensionNames = len(extensions), extensions
-        self.handle = create("Instance", info)
-        messenger = validation.install(self.handle) if validation.requested() else None
+        layer = validation.instance_fields() if validation.requested() else {}
+        info = struct("VkInstanceCreateInfo", pApplicationInfo=application, **layer)
+        self.handle = make("vkCreateInstance", "VkInstance", info, NULL)
+        messenger = validation.install(self.handle) if layer else None
         on_release(self, _destroy, self.handle, messenger)
 
     def physical_devices(self) -> list[Any]:

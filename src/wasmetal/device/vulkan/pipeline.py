@@ -7,11 +7,14 @@ from typing import Any
 
 from wasmetal.device.pipelines import CacheFile, PipelineTable
 from wasmetal.device.vulkan import features
-from wasmetal.device.vulkan.api import NULL, array, call, ffi, lib, on_release, struct
-from wasmetal.device.vulkan.logical import LogicalDevice
+from wasmetal.device.vulkan.api import NULL, call, ffi, lib, make, struct
+from wasmetal.device.vulkan.logical import LogicalDevice, Owned
 from wasmetal.device.vulkan.physical import PhysicalDevice
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import Kernel
+from wasmetal.kernels.spirv import declared_capabilities
+
+_STAGE: int = lib.VK_SHADER_STAGE_COMPUTE_BIT
 
 
 class Pipeline:
@@ -19,53 +22,34 @@ class Pipeline:
 
     def __init__(self, device: LogicalDevice, kernel: Kernel, cache: Any) -> None:
         """``cache``: a ``VkPipelineCache``. Raises DeviceError if the device cannot run the kernel."""
-        self.kernel = kernel
         spirv = _code(device.physical, kernel)
-        bindings = [
-            struct(
-                "VkDescriptorSetLayoutBinding",
-                binding=i,
-                descriptorType=lib.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER,
-                descriptorCount=1,
-                stageFlags=lib.VK_SHADER_STAGE_COMPUTE_BIT,
-            )
-            for i in range(len(kernel.access))
-        ]
-        set_info = struct(
-            "VkDescriptorSetLayoutCreateInfo",
-            bindingCount=len(bindings),
-            pBindings=array("VkDescriptorSetLayoutBinding", bindings),
-        )
-        self._set_layout = device.create("DescriptorSetLayout", set_info)
+        storage = {"descriptorType": lib.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, "descriptorCount": 1, "stageFlags": _STAGE}
+        count = len(kernel.buffers)
+        bindings = [struct("VkDescriptorSetLayoutBinding", binding=i, **storage) for i in range(count)]
+        info = struct("VkDescriptorSetLayoutCreateInfo", bindingCount=count, pBindings=bindings)
+        self._set_layout = device.create("DescriptorSetLayout", info)
         self.set_layout = self._set_layout.handle
-        params = struct("VkPushConstantRange", stageFlags=lib.VK_SHADER_STAGE_COMPUTE_BIT, size=4 * len(kernel.params))
-        layout_info = struct(
+        info = struct(
             "VkPipelineLayoutCreateInfo",
             setLayoutCount=1,
-            pSetLayouts=array("VkDescriptorSetLayout", [self.set_layout]),
+            pSetLayouts=[self.set_layout],
             pushConstantRangeCount=1 if kernel.params else 0,
-            pPushConstantRanges=params,
+            pPushConstantRanges=struct("VkPushConstantRange", stageFlags=_STAGE, size=kernel.params_size),
         )
-        self._layout = device.create("PipelineLayout", layout_info)
+        self._layout = device.create("PipelineLayout", info)
         self.layout = self._layout.handle
         code = ffi.from_buffer("uint32_t[]", spirv)
         module = device.create("ShaderModule", struct("VkShaderModuleCreateInfo", codeSize=len(spirv), pCode=code))
         stage = struct(
             "VkPipelineShaderStageCreateInfo",
-            stage=lib.VK_SHADER_STAGE_COMPUTE_BIT,
+            stage=_STAGE,
             module=module.handle,
             pName=ffi.new("char[]", b"main"),
             **_subgroup_size(device.physical, kernel),
         )
         info = struct("VkComputePipelineCreateInfo", stage=stage[0], layout=self.layout)
-        made = ffi.new("VkPipeline *")
-        call("vkCreateComputePipelines", device.handle, cache, 1, info, NULL, made)
-        self.handle = made[0]
-        on_release(self, _destroy, device, self.handle)
-
-
-def _destroy(device: LogicalDevice, handle: Any) -> None:
-    lib.vkDestroyPipeline(device.handle, handle, NULL)
+        self.handle = make("vkCreateComputePipelines", "VkPipeline", device.handle, cache, 1, info, NULL)
+        self._pipeline = Owned(device, self.handle, "vkDestroyPipeline")
 
 
 def _code(physical: PhysicalDevice, kernel: Kernel) -> bytes:
@@ -74,7 +58,7 @@ def _code(physical: PhysicalDevice, kernel: Kernel) -> bytes:
         spirv = kernel.code("spirv")
     except FileNotFoundError as error:
         raise DeviceError(f"kernel {kernel.name} was not compiled to SPIR-V: generate the kernels") from error
-    if missing := features.declared_capabilities(spirv) - physical.capabilities:
+    if missing := declared_capabilities(spirv) - physical.capabilities:
         words = ", ".join(features.capability_name(number) for number in sorted(missing))
         raise DeviceError(f"kernel {kernel.name} needs {words}, which {physical.name} lacks")
     return spirv
@@ -84,7 +68,7 @@ def _subgroup_size(physical: PhysicalDevice, kernel: Kernel) -> dict[str, Any]:
     """What pins subgroups to the size that DeviceInfo tells, all of them full, if a driver could choose another."""
     if not physical.several_subgroup_sizes:
         return {}
-    size, threads = physical.subgroup_size, math.prod(kernel.threads)
+    size, threads = physical.info.subgroup_size, math.prod(kernel.threads)
     limit = size * physical.max_subgroups
     if threads > limit:
         raise DeviceError(f"kernel {kernel.name} has groups of {threads} threads; {physical.name} takes {limit}")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 from wasmetal.device.backend import Dispatch
 from wasmetal.device.hazards import Hazards
-from wasmetal.device.vulkan.api import NULL, array, call, ffi, lib, struct
-from wasmetal.device.vulkan.commandbuffer import COMPUTE, CommandBuffer
-from wasmetal.device.vulkan.logical import LogicalDevice
+from wasmetal.device.vulkan.api import NULL, call, ffi, lib, struct
+from wasmetal.device.vulkan.commands import COMPUTE, Commands, kernel_barrier
+from wasmetal.device.vulkan.logical import LogicalDevice, Owned
 from wasmetal.device.vulkan.memory import VulkanAllocation
 from wasmetal.device.vulkan.pipeline import Pipeline
-from wasmetal.errors import DeviceLostError
 
 _BIND_POINT: int = lib.VK_PIPELINE_BIND_POINT_COMPUTE
 _STAGE: int = lib.VK_SHADER_STAGE_COMPUTE_BIT
@@ -26,89 +24,72 @@ class VulkanRecording:
 
     def __init__(self, device: LogicalDevice, dispatches: Dispatches) -> None:
         self.dispatches = len(dispatches)
-        self.commands = CommandBuffer(device)
-        query_info = struct("VkQueryPoolCreateInfo", queryType=lib.VK_QUERY_TYPE_TIMESTAMP, queryCount=2)
-        self._queries = device.create("QueryPool", query_info)
-        self._stamps = ffi.new("uint64_t[2]")
-        keeps: list[object] = [self._queries]
-        sets = _descriptor_sets(device, dispatches, keeps) if dispatches else []
-        for dispatch in dispatches:
-            keeps += [dispatch.code, *(bound.allocation for bound in dispatch.ranges)]
-        self.commands.keeps[:] = keeps
-        self.commands.begin()
-        handle = self.commands.handle
-        lib.vkCmdResetQueryPool(handle, self._queries.handle, 0, 2)
-        lib.vkCmdWriteTimestamp(handle, COMPUTE, self._queries.handle, 0)
-        self._record(dispatches, sets)
-        lib.vkCmdWriteTimestamp(handle, COMPUTE, self._queries.handle, 1)
-        self.commands.end()
+        self._device = device
+        info = struct("VkQueryPoolCreateInfo", queryType=lib.VK_QUERY_TYPE_TIMESTAMP, queryCount=2)
+        queries = self._queries = device.create("QueryPool", info)
+        pool, sets = _descriptor_sets(device, dispatches) if dispatches else (None, [])
+
+        def record(handle: Any) -> None:
+            lib.vkCmdResetQueryPool(handle, queries.handle, 0, 2)
+            lib.vkCmdWriteTimestamp(handle, COMPUTE, queries.handle, 0)
+            _record(handle, dispatches, sets)
+            lib.vkCmdWriteTimestamp(handle, COMPUTE, queries.handle, 1)
+
+        self.commands = Commands(device, record, [queries, pool, *((each.code, each.ranges) for each in dispatches)])
 
     def timestamps(self) -> tuple[int, int]:
         """When the latest submission began and ended, in the device's ticks; only once it has ended."""
+        stamps = ffi.new("uint64_t[2]")
         flags = lib.VK_QUERY_RESULT_64_BIT | lib.VK_QUERY_RESULT_WAIT_BIT
-        device, queries = self.commands.device, self._queries.handle
-        call("vkGetQueryPoolResults", device.handle, queries, 0, 2, 16, self._stamps, 8, flags)
-        return self._stamps[0], self._stamps[1]
+        call("vkGetQueryPoolResults", self._device.handle, self._queries.handle, 0, 2, 16, stamps, 8, flags)
+        return stamps[0], stamps[1]
 
     def close(self) -> None:
         """Wait for a pending submission, so that what it uses can be freed."""
-        with contextlib.suppress(DeviceLostError):  # a lost device is no longer at work
-            self.commands.wait()
-
-    def _record(self, dispatches: Dispatches, sets: Sequence[Any]) -> None:
-        handle = self.commands.handle
-        hazards = Hazards()
-        bound = None
-        for dispatch, descriptors in zip(dispatches, sets, strict=True):
-            pipeline = dispatch.code
-            if hazards.needs_barrier(dispatch.touches()):
-                self.commands.barrier((COMPUTE,), (COMPUTE,))
-            if pipeline is not bound:
-                lib.vkCmdBindPipeline(handle, _BIND_POINT, pipeline.handle)
-                bound = pipeline
-            lib.vkCmdBindDescriptorSets(
-                handle, _BIND_POINT, pipeline.layout, 0, 1, array("VkDescriptorSet", [descriptors]), 0, NULL
-            )
-            if dispatch.params:
-                size = len(dispatch.params)
-                lib.vkCmdPushConstants(handle, pipeline.layout, _STAGE, 0, size, ffi.from_buffer(dispatch.params))
-            lib.vkCmdDispatch(handle, *dispatch.groups)
+        self.commands.wait()
 
 
-def _descriptor_sets(device: LogicalDevice, dispatches: Dispatches, keeps: list[object]) -> list[Any]:
-    """One descriptor set for each dispatch, from a pool of just the right size."""
-    count = sum(len(dispatch.ranges) for dispatch in dispatches)
-    storage = lib.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER
-    pool_info = struct(
-        "VkDescriptorPoolCreateInfo",
-        maxSets=len(dispatches),
-        poolSizeCount=1,
-        pPoolSizes=struct("VkDescriptorPoolSize", type=storage, descriptorCount=count),
-    )
-    pool = device.create("DescriptorPool", pool_info)
-    keeps.append(pool)
-    layouts = array("VkDescriptorSetLayout", [dispatch.code.set_layout for dispatch in dispatches])
+def _record(handle: Any, dispatches: Dispatches, sets: Sequence[Any]) -> None:
+    hazards = Hazards()
+    bound = None
+    for dispatch, descriptors in zip(dispatches, sets, strict=True):
+        pipeline, params = dispatch.code, dispatch.params
+        if hazards.needs_barrier(dispatch.touches()):
+            kernel_barrier(handle)
+        if pipeline is not bound:
+            lib.vkCmdBindPipeline(handle, _BIND_POINT, pipeline.handle)
+            bound = pipeline
+        lib.vkCmdBindDescriptorSets(handle, _BIND_POINT, pipeline.layout, 0, 1, [descriptors], 0, NULL)
+        if params:
+            lib.vkCmdPushConstants(handle, pipeline.layout, _STAGE, 0, len(params), ffi.from_buffer(params))
+        lib.vkCmdDispatch(handle, *dispatch.groups)
+
+
+def _descriptor_sets(device: LogicalDevice, dispatches: Dispatches) -> tuple[Owned, Sequence[Any]]:
+    """One descriptor set for each dispatch, and the pool of just the right size that they are from."""
+    count, storage = len(dispatches), lib.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER
+    bound = [each for dispatch in dispatches for each in dispatch.ranges]
+    size = struct("VkDescriptorPoolSize", type=storage, descriptorCount=len(bound))
+    info = struct("VkDescriptorPoolCreateInfo", maxSets=count, poolSizeCount=1, pPoolSizes=size)
+    pool = device.create("DescriptorPool", info)
+    layouts = [dispatch.code.set_layout for dispatch in dispatches]
     info = struct(
-        "VkDescriptorSetAllocateInfo",
-        descriptorPool=pool.handle,
-        descriptorSetCount=len(dispatches),
-        pSetLayouts=layouts,
+        "VkDescriptorSetAllocateInfo", descriptorPool=pool.handle, descriptorSetCount=count, pSetLayouts=layouts
     )
-    sets = ffi.new("VkDescriptorSet[]", len(dispatches))
+    sets = ffi.new("VkDescriptorSet[]", count)
     call("vkAllocateDescriptorSets", device.handle, info, sets)
+    places = ffi.new("VkDescriptorBufferInfo[]", [(each.allocation.buffer, each.offset, each.nbytes) for each in bound])
+    slots = [(sets[i], binding) for i, each in enumerate(dispatches) for binding in range(len(each.ranges))]
     writes = [
-        struct(
-            "VkWriteDescriptorSet",
-            dstSet=descriptors,
-            dstBinding=i,
-            descriptorCount=1,
-            descriptorType=storage,
-            pBufferInfo=struct(
-                "VkDescriptorBufferInfo", buffer=bound.allocation.buffer, offset=bound.offset, range=bound.nbytes
-            ),
-        )
-        for dispatch, descriptors in zip(dispatches, sets, strict=True)
-        for i, bound in enumerate(dispatch.ranges)
+        {
+            "sType": lib.VK_STRUCTURE_TYPE_WRITE_DESCRIPTOR_SET,
+            "dstSet": descriptors,
+            "dstBinding": binding,
+            "descriptorCount": 1,
+            "descriptorType": storage,
+            "pBufferInfo": places + i,
+        }
+        for i, (descriptors, binding) in enumerate(slots)
     ]
-    lib.vkUpdateDescriptorSets(device.handle, len(writes), array("VkWriteDescriptorSet", writes), 0, NULL)
-    return list(sets)
+    lib.vkUpdateDescriptorSets(device.handle, len(writes), writes, 0, NULL)
+    return pool, sets

@@ -6,12 +6,11 @@ import logging
 import os
 from typing import Any
 
-from wasmetal.device.vulkan.api import NULL, array, check, enumerate_all, ffi, instance_function, lib, struct
+from wasmetal.device.vulkan.api import NULL, check, enumerate_all, ffi, instance_function, lib, struct
 from wasmetal.errors import DeviceError
 
 LAYER = "VK_LAYER_KHRONOS_validation"
-EXTENSIONS = ("VK_EXT_debug_utils", "VK_EXT_validation_features")
-"""Instance extensions of the layer's own."""
+_EXTENSIONS = ["VK_EXT_debug_utils", "VK_EXT_validation_features"]
 
 messages: list[str] = []
 """Every warning and error of the layer since the process began."""
@@ -30,14 +29,6 @@ def present() -> bool:
     return any(ffi.string(layer.layerName).decode() == LAYER for layer in layers)
 
 
-def require() -> None:
-    """Raise DeviceError if the layer is not installed."""
-    if not present():
-        raise DeviceError(
-            f"WASMETAL_VULKAN_VALIDATION=1, but {LAYER} is not installed (Debian: vulkan-validationlayers)"
-        )
-
-
 @ffi.callback("PFN_vkDebugUtilsMessengerCallbackEXT")  # type: ignore[untyped-decorator]
 def _receive(severity: int, kinds: int, data: Any, user: Any) -> int:
     text = ffi.string(data.pMessage).decode(errors="replace")
@@ -46,34 +37,43 @@ def _receive(severity: int, kinds: int, data: Any, user: Any) -> int:
     return 0  # the call that is being reported goes on
 
 
-def messenger_info() -> Any:
-    """The create info of a messenger for the layer's warnings and errors (the loader's own chatter is left out)."""
-    return struct(
-        "VkDebugUtilsMessengerCreateInfoEXT",
-        messageSeverity=lib.VK_DEBUG_UTILS_MESSAGE_SEVERITY_WARNING_BIT_EXT
-        | lib.VK_DEBUG_UTILS_MESSAGE_SEVERITY_ERROR_BIT_EXT,
-        messageType=lib.VK_DEBUG_UTILS_MESSAGE_TYPE_VALIDATION_BIT_EXT
-        | lib.VK_DEBUG_UTILS_MESSAGE_TYPE_PERFORMANCE_BIT_EXT,
-        pfnUserCallback=_receive,
-    )
+# The layer's own warnings and errors; the loader's chatter is left out.
+_MESSENGER = struct(
+    "VkDebugUtilsMessengerCreateInfoEXT",
+    messageSeverity=lib.VK_DEBUG_UTILS_MESSAGE_SEVERITY_WARNING_BIT_EXT
+    | lib.VK_DEBUG_UTILS_MESSAGE_SEVERITY_ERROR_BIT_EXT,
+    messageType=lib.VK_DEBUG_UTILS_MESSAGE_TYPE_VALIDATION_BIT_EXT
+    | lib.VK_DEBUG_UTILS_MESSAGE_TYPE_PERFORMANCE_BIT_EXT,
+    pfnUserCallback=_receive,
+)
 
 
-def features_info() -> Any:
-    """What else the layer is to look at: accesses that no barrier orders."""
-    enabled = array("VkValidationFeatureEnableEXT", [lib.VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT])
-    return struct(
+def instance_fields() -> dict[str, Any]:
+    """What turns the layer on in a ``VkInstanceCreateInfo``. Raises DeviceError if it is not installed."""
+    if not present():
+        raise DeviceError(
+            f"WASMETAL_VULKAN_VALIDATION=1, but {LAYER} is not installed (Debian: vulkan-validationlayers)"
+        )
+    checks = struct(
         "VkValidationFeaturesEXT",
-        pNext=messenger_info(),  # for the calls that create and destroy the instance itself
-        enabledValidationFeatureCount=len(enabled),
-        pEnabledValidationFeatures=enabled,
+        pNext=_MESSENGER,  # for the calls that create and destroy the instance itself
+        enabledValidationFeatureCount=1,
+        pEnabledValidationFeatures=[lib.VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT],
     )
+    return {
+        "pNext": checks,
+        "enabledLayerCount": 1,
+        "ppEnabledLayerNames": [LAYER],
+        "enabledExtensionCount": len(_EXTENSIONS),
+        "ppEnabledExtensionNames": _EXTENSIONS,
+    }
 
 
 def install(instance: Any) -> Any:
     """Have the layer's messages collected; returns the messenger, for :func:`remove`."""
     made = ffi.new("VkDebugUtilsMessengerEXT *")
     create = instance_function(instance, "vkCreateDebugUtilsMessengerEXT")
-    check(create(instance, messenger_info(), NULL, made), "vkCreateDebugUtilsMessengerEXT")
+    check(create(instance, _MESSENGER, NULL, made), "vkCreateDebugUtilsMessengerEXT")
     return made[0]
 
 
