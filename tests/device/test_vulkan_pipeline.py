@@ -13,7 +13,7 @@ from tests.device.harness import add, floats, span
 from wasmetal.device import Device, MemoryKind
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import CATALOG, Kernel
-from wasmetal.kernels.spirv import declared_capabilities
+from wasmetal.kernels.spirv import CAPABILITIES, declared_capabilities
 
 pytestmark = pytest.mark.vulkan
 
@@ -26,17 +26,22 @@ def dispatch(device: Device, kernel: Kernel) -> None:
 def test_capabilities_of_a_module() -> None:
     header = struct.pack("<5I", 0x07230203, 0x00010500, 0, 8, 0)
     module = header + struct.pack("<4I", 2 << 16 | 17, 1, 2 << 16 | 17, 9) + struct.pack("<3I", 3 << 16 | 14, 0, 1)
-    assert declared_capabilities(module) == {1, 9}
+    assert declared_capabilities(module) == {"Shader", "Float16"}
     assert declared_capabilities(header) == frozenset()
-    kernels = [kernel for kernel in CATALOG.values() if "spirv" in kernel.targets]
-    assert all(1 in declared_capabilities(kernel.code("spirv")) for kernel in kernels)
+
+
+@pytest.mark.parametrize("kernel", [kernel for kernel in CATALOG.values() if "spirv" in kernel.targets])
+def test_every_capability_of_the_kernels_is_one_that_is_asked_for(kernel: Kernel) -> None:
+    declared = declared_capabilities(kernel.code("spirv"))
+    assert "Shader" in declared
+    assert declared <= set(CAPABILITIES.values())
 
 
 def test_a_kernel_that_needs_more_than_there_is(own_vulkan: Device) -> None:
     physical = own_vulkan.backend.logical.physical
     physical.capabilities = frozenset()
     buffer = own_vulkan.allocate(64)
-    with pytest.raises(DeviceError, match=r"kernel add needs SPIR-V capability 1, which .* lacks"):
+    with pytest.raises(DeviceError, match=r"kernel add needs SPIR-V Shader; .* lacks it"):
         add(own_vulkan.record(), *[span(buffer, 0, 4)] * 3)
 
 

@@ -60,6 +60,10 @@ class CacheFile:
         except OSError:
             return False
 
+    def read(self) -> bytes:
+        """The file's content; none if it is missing or damaged."""
+        return self.path.read_bytes() if self.whole() else b""
+
     def replace(self, write: Callable[[Path], object]) -> None:
         """Have ``write`` make the file anew, at a path that it is given; OSError in it is passed over."""
         with contextlib.suppress(OSError):

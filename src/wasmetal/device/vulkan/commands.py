@@ -45,10 +45,6 @@ class Commands:
         _barrier(self._handle, _WORK, _HOST, _ALL)
         call("vkEndCommandBuffer", self._handle)
 
-    def wait(self) -> None:
-        """Block until the latest submission has ended."""
-        _wait(self._device, self._last)
-
 
 def submit(device: LogicalDevice, buffers: Sequence[Commands]) -> int:
     """Start command buffers, in order; returns the submission's number."""
@@ -72,11 +68,7 @@ def _barrier(handle: Any, before: int, after: int, accesses: Any) -> None:
     lib.vkCmdPipelineBarrier(handle, before, after, 0, 1, accesses, 0, NULL, 0, NULL)
 
 
-def _wait(device: LogicalDevice, last: list[int]) -> None:
-    with contextlib.suppress(DeviceLostError):  # a lost device is no longer at work
-        device.wait(last[0])
-
-
 def _release(device: LogicalDevice, last: list[int], _pool: object, _keeps: Sequence[object]) -> None:
     # What the commands use is among the arguments, and so outlives them.
-    _wait(device, last)
+    with contextlib.suppress(DeviceLostError):  # a lost device is no longer at work
+        device.wait(last[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from wasmetal.device.vulkan import validation
@@ -31,15 +32,14 @@ class Instance:
         layer = validation.instance_fields() if validation.requested() else {}
         info = struct("VkInstanceCreateInfo", pApplicationInfo=application, **layer)
         self.handle = make("vkCreateInstance", "VkInstance", info, NULL)
-        messenger = validation.install(self.handle) if layer else None
-        on_release(self, _destroy, self.handle, messenger)
+        on_release(self, _destroy, self.handle, validation.listen(self.handle) if layer else None)
 
     def physical_devices(self) -> list[Any]:
         """Handles of every device that the installed drivers show, in the loader's order."""
         return list(enumerate_all("vkEnumeratePhysicalDevices", "VkPhysicalDevice", self.handle))
 
 
-def _destroy(instance: Any, messenger: Any) -> None:
-    if messenger is not None:
-        validation.remove(instance, messenger)
+def _destroy(instance: Any, stop_listening: Callable[[], None] | None) -> None:
+    if stop_listening is not None:
+        stop_listening()
     lib.vkDestroyInstance(instance, NULL)

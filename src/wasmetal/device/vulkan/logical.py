@@ -8,7 +8,7 @@ from typing import Any
 
 from wasmetal.device.vulkan import features
 from wasmetal.device.vulkan.api import NULL, call, check, ffi, lib, make, on_release, struct
-from wasmetal.device.vulkan.physical import HOST_MEMORY_EXTENSION, PhysicalDevice
+from wasmetal.device.vulkan.physical import EXTENSIONS, PhysicalDevice
 from wasmetal.device.waiting import wait_in_slices
 from wasmetal.errors import DeviceLostError
 
@@ -18,7 +18,7 @@ class LogicalDevice:
 
     def __init__(self, physical: PhysicalDevice) -> None:
         self.physical = physical
-        extensions = [HOST_MEMORY_EXTENSION]
+        extensions = list(EXTENSIONS)
         if physical.has("subgroupSizeControl"):
             extensions.append(features.SUBGROUP_SIZE_EXTENSION)
         family = physical.queue_family
@@ -41,8 +41,9 @@ class LogicalDevice:
         self._completed = 0
         self._lost = False
         self._lock = threading.Lock()
-        function = lib.vkGetDeviceProcAddr(self.handle, b"vkGetMemoryHostPointerPropertiesEXT")
-        self._host_pointer_properties = ffi.cast("PFN_vkGetMemoryHostPointerPropertiesEXT", function)
+        self._host_pointer_properties = self._function("vkGetMemoryHostPointerPropertiesEXT")
+        self.push_descriptors = self._function("vkCmdPushDescriptorSetKHR")
+        """Binds buffers to the kernel that comes next in a command buffer."""
 
     def create(self, kind: str, info: Any) -> Owned:
         """A new object of the device's: ``kind`` names it as in ``vkCreate<kind>``."""
@@ -98,6 +99,10 @@ class LogicalDevice:
         result = self._host_pointer_properties(self.handle, handle_type, ffi.cast("void *", address), properties)
         check(result, "vkGetMemoryHostPointerPropertiesEXT")
         return int(properties.memoryTypeBits)
+
+    def _function(self, name: str) -> Any:
+        """A function of a device extension."""
+        return ffi.cast(f"PFN_{name}", lib.vkGetDeviceProcAddr(self.handle, name.encode()))
 
     def _call(self, function: str, *args: Any) -> int:
         try:

@@ -11,7 +11,11 @@ from wasmetal.device.vulkan import features
 from wasmetal.device.vulkan.api import NULL, enumerate_all, ffi, lib, make, struct
 from wasmetal.device.vulkan.instance import API_VERSION, Instance, version_text
 
-HOST_MEMORY_EXTENSION = "VK_EXT_external_memory_host"
+EXTENSIONS = {
+    "VK_EXT_external_memory_host": "host pages cannot be shared",
+    "VK_KHR_push_descriptor": "kernels cannot be given their buffers",
+}
+"""Extensions that a device must have, and what is not possible without each."""
 
 _TIERS = {
     lib.VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU: Tier.DISCRETE,
@@ -42,8 +46,9 @@ class PhysicalDevice:
     def _find_problem(self, version: int) -> str | None:
         if version < API_VERSION:
             return f"its driver speaks Vulkan {version_text(version)}, and 1.2 is needed"
-        if HOST_MEMORY_EXTENSION not in self.extensions:
-            return f"its driver lacks {HOST_MEMORY_EXTENSION}, without which host pages cannot be shared"
+        for name, lack in EXTENSIONS.items():
+            if name not in self.extensions:
+                return f"its driver lacks {name}, without which {lack}"
         if self.queue_family is None:
             return "it has no compute queue with timestamps"
         return None

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from wasmetal.device.pipelines import CacheFile, PipelineTable
-from wasmetal.device.vulkan import features
 from wasmetal.device.vulkan.api import NULL, call, ffi, lib, make, struct
 from wasmetal.device.vulkan.logical import LogicalDevice, Owned
 from wasmetal.device.vulkan.physical import PhysicalDevice
@@ -26,13 +25,13 @@ class Pipeline:
         storage = {"descriptorType": lib.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, "descriptorCount": 1, "stageFlags": _STAGE}
         count = len(kernel.buffers)
         bindings = [struct("VkDescriptorSetLayoutBinding", binding=i, **storage) for i in range(count)]
-        info = struct("VkDescriptorSetLayoutCreateInfo", bindingCount=count, pBindings=bindings)
-        self._set_layout = device.create("DescriptorSetLayout", info)
-        self.set_layout = self._set_layout.handle
+        pushed = lib.VK_DESCRIPTOR_SET_LAYOUT_CREATE_PUSH_DESCRIPTOR_BIT_KHR
+        info = struct("VkDescriptorSetLayoutCreateInfo", flags=pushed, bindingCount=count, pBindings=bindings)
+        set_layout = self._set_layout = device.create("DescriptorSetLayout", info)
         info = struct(
             "VkPipelineLayoutCreateInfo",
             setLayoutCount=1,
-            pSetLayouts=[self.set_layout],
+            pSetLayouts=[set_layout.handle],
             pushConstantRangeCount=1 if kernel.params else 0,
             pPushConstantRanges=struct("VkPushConstantRange", stageFlags=_STAGE, size=kernel.params_size),
         )
@@ -59,8 +58,7 @@ def _code(physical: PhysicalDevice, kernel: Kernel) -> bytes:
     except FileNotFoundError as error:
         raise DeviceError(f"kernel {kernel.name} was not compiled to SPIR-V: generate the kernels") from error
     if missing := declared_capabilities(spirv) - physical.capabilities:
-        words = ", ".join(features.capability_name(number) for number in sorted(missing))
-        raise DeviceError(f"kernel {kernel.name} needs {words}, which {physical.name} lacks")
+        raise DeviceError(f"kernel {kernel.name} needs SPIR-V {', '.join(sorted(missing))}; {physical.name} lacks it")
     return spirv
 
 
@@ -89,7 +87,7 @@ class Pipelines:
     def __init__(self, device: LogicalDevice) -> None:
         self._device = device
         self._file = CacheFile(f"vulkan-{device.physical.cache_key}.bin")
-        self._saved = self._file.path.read_bytes() if self._file.whole() else b""
+        self._saved = self._file.read()
         data = ffi.from_buffer(self._saved) if self._saved else NULL
         info = struct("VkPipelineCacheCreateInfo", initialDataSize=len(self._saved), pInitialData=data)
         cache = self._cache = device.create("PipelineCache", info)
@@ -104,4 +102,3 @@ class Pipelines:
         data = bytes(ffi.buffer(held, size[0]))
         if data != self._saved:
             self._file.replace(lambda path: path.write_bytes(data))
-            self._saved = data

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from wasmetal.device.vulkan.api import NULL, check, enumerate_all, ffi, instance_function, lib, struct
@@ -69,14 +71,9 @@ def instance_fields() -> dict[str, Any]:
     }
 
 
-def install(instance: Any) -> Any:
-    """Have the layer's messages collected; returns the messenger, for :func:`remove`."""
+def listen(instance: Any) -> Callable[[], None]:
+    """Have the layer's messages collected; returns what ends that, to be called before the instance is destroyed."""
     made = ffi.new("VkDebugUtilsMessengerEXT *")
     create = instance_function(instance, "vkCreateDebugUtilsMessengerEXT")
     check(create(instance, _MESSENGER, NULL, made), "vkCreateDebugUtilsMessengerEXT")
-    return made[0]
-
-
-def remove(instance: Any, messenger: Any) -> None:
-    """Destroy a messenger, before its instance."""
-    instance_function(instance, "vkDestroyDebugUtilsMessengerEXT")(instance, messenger, NULL)
+    return partial(instance_function(instance, "vkDestroyDebugUtilsMessengerEXT"), instance, made[0], NULL)
