@@ -23,7 +23,7 @@ from wasmetal.models.files import store
 REQUIRED = os.environ.get("WASMETAL_REQUIRE_VULKAN") == "1"
 
 try:
-    from wasmetal.device.vulkan import validation
+    from tests import vulkan_validation as validation
 except DeviceNotFoundError:
     validation = None
 
@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if workers := config.getoption("numprocesses", None):  # of pytest-xdist; more threads than cores would spin
         os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     if validation is not None and validation.present():
-        os.environ["WASMETAL_VULKAN_VALIDATION"] = "1"
+        validation.watch()
     elif REQUIRED:
         raise pytest.UsageError(
             "WASMETAL_REQUIRE_VULKAN=1, but the Vulkan loader or its validation layer is not installed "
@@ -81,7 +81,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     terminalreporter.section("Vulkan validation layer")
     messages = config.stash[MESSAGES]
-    watched = validation is not None and validation.requested()
+    watched = validation is not None and validation.present()
     terminalreporter.write_line(f"{len(messages)} messages" if watched else "not installed")
     for message in messages:
         terminalreporter.write_line(message)

@@ -45,7 +45,7 @@ def no_loader(tmp_path: Path) -> dict[str, str]:
     """An environment in which the vulkan package finds no libvulkan, as on a machine without one."""
     (tmp_path / "vulkan.py").write_text("raise OSError('Cannot find Vulkan SDK version.')\n")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    return {"PYTHONPATH": path, "WASMETAL_VULKAN_VALIDATION": "0"}
+    return {"PYTHONPATH": path}
 
 
 def test_no_loader(no_loader: dict[str, str]) -> None:

@@ -6,9 +6,10 @@ Callers have been checked before a backend is called: bindings, grids, copies, p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from wasmetal.device.base import Bytes, DeviceInfo, HostPages, MemoryKind
@@ -175,3 +176,24 @@ class Unusable:
 
 
 FoundDevice = Candidate | Unusable
+
+
+class Shown(Protocol):
+    """A device as a driver shows it."""
+
+    name: str
+    problem: str | None
+    """Why it cannot be used, in words; the rest is to be relied on only if this is None."""
+    tier: Tier
+    info: DeviceInfo
+
+
+S = TypeVar("S", bound=Shown)
+
+
+def found_devices(shown: Iterable[S], open_one: Callable[[S], AnyBackend]) -> list[FoundDevice]:
+    """What ``find_devices()`` returns, for the devices that a driver shows."""
+    return [
+        Unusable(each.name, each.problem) if each.problem else Candidate(each.info, each.tier, partial(open_one, each))
+        for each in shown
+    ]

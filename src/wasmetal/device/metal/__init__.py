@@ -3,9 +3,7 @@
 Importing this package loads the Metal framework; it raises DeviceNotFoundError anywhere but on macOS.
 """
 
-from functools import partial
-
-from wasmetal.device.backend import Candidate, FoundDevice, Unusable
+from wasmetal.device.backend import FoundDevice, found_devices
 from wasmetal.device.metal.device import open_tried
 from wasmetal.device.metal.physical import physical_devices
 
@@ -14,9 +12,4 @@ __all__ = ["find_devices"]
 
 def find_devices() -> list[FoundDevice]:
     """Every GPU that Metal shows, in its order."""
-    return [
-        Unusable(found.name, found.problem)
-        if found.problem
-        else Candidate(found.info, found.tier, partial(open_tried, found))
-        for found in physical_devices()
-    ]
+    return found_devices(physical_devices(), open_tried)

@@ -3,9 +3,7 @@
 Importing this package loads the system's Vulkan loader; it raises DeviceNotFoundError if there is none.
 """
 
-from functools import partial
-
-from wasmetal.device.backend import Candidate, FoundDevice, Unusable
+from wasmetal.device.backend import FoundDevice, found_devices
 from wasmetal.device.vulkan.device import VulkanBackend
 from wasmetal.device.vulkan.physical import physical_devices
 
@@ -14,9 +12,4 @@ __all__ = ["VulkanBackend", "find_devices"]
 
 def find_devices() -> list[FoundDevice]:
     """Every device that the installed drivers show, in the loader's order. Raises DeviceNotFoundError if none do."""
-    return [
-        Unusable(found.name, found.problem)
-        if found.problem
-        else Candidate(found.info, found.tier, partial(VulkanBackend, found))
-        for found in physical_devices()
-    ]
+    return found_devices(physical_devices(), VulkanBackend)

@@ -120,11 +120,6 @@ def _structure_type(name: str) -> int:
     return int(getattr(vk, name)().sType)
 
 
-def instance_function(instance: Any, name: str) -> Any:
-    """A function of an instance extension."""
-    return ffi.cast(f"PFN_{name}", lib.vkGetInstanceProcAddr(instance, name.encode()))
-
-
 def on_release(owner: object, function: Callable[..., None], *args: Any) -> None:
     """Call ``function(*args)`` when nothing refers to ``owner`` any more.
 

@@ -19,7 +19,7 @@ def _accesses(write: int, read: int) -> Any:
     return struct("VkMemoryBarrier", srcAccessMask=write, dstAccessMask=write | read)
 
 
-_BY_KERNELS = _accesses(lib.VK_ACCESS_SHADER_WRITE_BIT, lib.VK_ACCESS_SHADER_READ_BIT)
+BY_KERNELS = _accesses(lib.VK_ACCESS_SHADER_WRITE_BIT, lib.VK_ACCESS_SHADER_READ_BIT)
 _ALL = _accesses(lib.VK_ACCESS_MEMORY_WRITE_BIT, lib.VK_ACCESS_MEMORY_READ_BIT)
 
 
@@ -40,9 +40,9 @@ class Commands:
         info = struct("VkCommandBufferAllocateInfo", commandPool=pool.handle, commandBufferCount=1)
         self._handle = make("vkAllocateCommandBuffers", "VkCommandBuffer", device.handle, info)
         call("vkBeginCommandBuffer", self._handle, struct("VkCommandBufferBeginInfo"))
-        _barrier(self._handle, _WORK, _WORK, _ALL)
+        barrier(self._handle, _WORK, _WORK, _ALL)
         record(self._handle)
-        _barrier(self._handle, _WORK, _HOST, _ALL)
+        barrier(self._handle, _WORK, _HOST, _ALL)
         call("vkEndCommandBuffer", self._handle)
 
 
@@ -59,12 +59,8 @@ def run(device: LogicalDevice, record: Callable[[Any], None], keeps: Sequence[ob
     device.wait(submit(device, [Commands(device, record, keeps)]))
 
 
-def kernel_barrier(handle: Any) -> None:
-    """Order every kernel that follows behind all before."""
-    _barrier(handle, COMPUTE, COMPUTE, _BY_KERNELS)
-
-
-def _barrier(handle: Any, before: int, after: int, accesses: Any) -> None:
+def barrier(handle: Any, before: int, after: int, accesses: Any) -> None:
+    """Order accesses of the stages ``after`` behind those of the stages ``before``."""
     lib.vkCmdPipelineBarrier(handle, before, after, 0, 1, accesses, 0, NULL, 0, NULL)
 
 

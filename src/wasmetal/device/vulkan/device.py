@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
 
 from wasmetal.device.backend import Backend, Dispatch, Range
 from wasmetal.device.base import HostPages, MemoryKind
-from wasmetal.device.vulkan import commands, memory
+from wasmetal.device.vulkan import commands
 from wasmetal.device.vulkan.api import lib, struct
 from wasmetal.device.vulkan.logical import LogicalDevice
-from wasmetal.device.vulkan.memory import VulkanAllocation
+from wasmetal.device.vulkan.memory import DEVICE, SHARED, UNIFIED, VulkanAllocation
 from wasmetal.device.vulkan.physical import PhysicalDevice
 from wasmetal.device.vulkan.pipeline import Pipeline, Pipelines
 from wasmetal.device.vulkan.recording import VulkanRecording
@@ -28,17 +27,23 @@ class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
         self.pipelines = Pipelines(self.logical)
 
     def allocate(self, nbytes: int, kind: MemoryKind) -> VulkanAllocation:
-        """Zero-filled memory of the driver's."""
-        made = memory.allocate(self.logical, nbytes, kind)
+        """Zero-filled memory of the driver's.
+
+        Device memory is mapped on unified devices only: on a discrete GPU a host read through the bus runs at megabytes
+        per second, so there it is reached by staging alone.
+        """
+        discrete = SHARED if kind is MemoryKind.SHARED else DEVICE
+        made = VulkanAllocation(self.logical, nbytes, UNIFIED if self.logical.physical.unified else discrete)
         if made.address is not None:
             ctypes.memset(made.address, 0, made.size)
         else:
-            commands.run(self.logical, lambda handle: lib.vkCmdFillBuffer(handle, made.buffer, 0, made.size, 0), [made])
+            buffer = made.buffer.handle
+            commands.run(self.logical, lambda handle: lib.vkCmdFillBuffer(handle, buffer, 0, made.size, 0), [made])
         return made
 
     def wrap(self, pages: HostPages) -> VulkanAllocation:
         """Host pages, imported."""
-        return memory.import_pages(self.logical, pages)
+        return VulkanAllocation(self.logical, pages.nbytes, SHARED, pages)
 
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[VulkanAllocation]]) -> Pipeline:
         """The kernel's pipeline."""
@@ -57,10 +62,8 @@ class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
         """Copy between two buffers, behind all that was submitted before."""
         region = struct("VkBufferCopy", srcOffset=source.offset, dstOffset=target.offset, size=source.nbytes)
 
-        def record(handle: Any) -> None:
-            lib.vkCmdCopyBuffer(handle, source.allocation.buffer, target.allocation.buffer, 1, region)
-
-        commands.run(self.logical, record, [source, target])
+        buffers = source.allocation.buffer.handle, target.allocation.buffer.handle
+        commands.run(self.logical, lambda handle: lib.vkCmdCopyBuffer(handle, *buffers, 1, region), [source, target])
 
     def close(self) -> None:
         """Save what the driver compiled."""
@@ -81,7 +84,7 @@ class VulkanWork:
 
     def ended(self) -> bool:
         """Whether the submission has ended. Raises DeviceLostError."""
-        return self._device.completed(self._number)
+        return self._device.wait_for(self._number, 0)
 
     def result(self) -> tuple[float, None]:
         """The seconds from the first kernel to the end of the last. Raises DeviceLostError."""

@@ -55,19 +55,15 @@ def _chain(extensions: Collection[str]) -> tuple[Any, dict[str, Any]]:
     return head, {**structs, CORE: head.features}
 
 
-def supported(physical_device: Any, extensions: Collection[str]) -> tuple[Feature, ...]:
-    """Those of FEATURES that a device has."""
+def query(physical_device: Any, extensions: Collection[str]) -> tuple[tuple[Feature, ...], Any]:
+    """Those of FEATURES that a device has, and the chain that switches them on, for ``VkDeviceCreateInfo.pNext``."""
     head, structs = _chain(extensions)
     lib.vkGetPhysicalDeviceFeatures2(physical_device, head)
-    return tuple(f for f in FEATURES if f.struct in structs and getattr(structs[f.struct], f.field))
-
-
-def enabling(features: Collection[Feature], extensions: Collection[str]) -> Any:
-    """The chain that switches features on, for ``VkDeviceCreateInfo.pNext``."""
-    head, structs = _chain(extensions)
-    for feature in features:
+    found = tuple(f for f in FEATURES if f.struct in structs and getattr(structs[f.struct], f.field))
+    enabling, structs = _chain(extensions)
+    for feature in found:
         setattr(structs[feature.struct], feature.field, True)
-    return head
+    return found, enabling
 
 
 def capabilities(features: Collection[Feature], subgroup_operations: int) -> frozenset[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from wasmetal.device.vulkan import validation
 from wasmetal.device.vulkan.api import NULL, enumerate_all, lib, make, on_release, struct
 from wasmetal.errors import DeviceNotFoundError
 
@@ -19,27 +17,18 @@ def version_text(version: int) -> str:
 
 
 class Instance:
-    """An instance, with the validation layer if the environment asks for it.
+    """An instance. Raises DeviceNotFoundError if the loader is too old, or finds no driver."""
 
-    Raises DeviceNotFoundError if the loader is too old, or finds no driver.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, **fields: Any) -> None:
+        """``fields``: what else its ``VkInstanceCreateInfo`` has, such as layers."""
         loader = make("vkEnumerateInstanceVersion", "uint32_t")
         if loader < API_VERSION:
             raise DeviceNotFoundError(f"the Vulkan loader speaks {version_text(loader)}; 1.2 or later is needed")
         application = struct("VkApplicationInfo", apiVersion=API_VERSION)
-        layer = validation.instance_fields() if validation.requested() else {}
-        info = struct("VkInstanceCreateInfo", pApplicationInfo=application, **layer)
+        info = struct("VkInstanceCreateInfo", pApplicationInfo=application, **fields)
         self.handle = make("vkCreateInstance", "VkInstance", info, NULL)
-        on_release(self, _destroy, self.handle, validation.listen(self.handle) if layer else None)
+        on_release(self, lib.vkDestroyInstance, self.handle, NULL)
 
     def physical_devices(self) -> list[Any]:
         """Handles of every device that the installed drivers show, in the loader's order."""
         return list(enumerate_all("vkEnumeratePhysicalDevices", "VkPhysicalDevice", self.handle))
-
-
-def _destroy(instance: Any, stop_listening: Callable[[], None] | None) -> None:
-    if stop_listening is not None:
-        stop_listening()
-    lib.vkDestroyInstance(instance, NULL)

@@ -25,7 +25,7 @@ class LogicalDevice:
         queue = struct("VkDeviceQueueCreateInfo", queueFamilyIndex=family, queueCount=1, pQueuePriorities=[1.0])
         info = struct(
             "VkDeviceCreateInfo",
-            pNext=features.enabling(physical.features, physical.extensions),
+            pNext=physical.enabling,
             queueCreateInfoCount=1,
             pQueueCreateInfos=queue,
             enabledExtensionCount=len(extensions),
@@ -41,6 +41,13 @@ class LogicalDevice:
         self._completed = 0
         self._lost = False
         self._lock = threading.Lock()
+        self._signal = ffi.new("uint64_t *")
+        timeline = struct(
+            "VkTimelineSemaphoreSubmitInfo", signalSemaphoreValueCount=1, pSignalSemaphoreValues=self._signal
+        )
+        self._submit_info = struct(
+            "VkSubmitInfo", pNext=timeline, signalSemaphoreCount=1, pSignalSemaphores=self._semaphore
+        )
         self._host_pointer_properties = self._function("vkGetMemoryHostPointerPropertiesEXT")
         self.push_descriptors = self._function("vkCmdPushDescriptorSetKHR")
         """Binds buffers to the kernel that comes next in a command buffer."""
@@ -53,20 +60,12 @@ class LogicalDevice:
     def submit(self, command_buffers: Sequence[Any]) -> int:
         """Start ``VkCommandBuffer``s; returns the submission's number, to wait for. From any thread."""
         with self._lock:
-            self._check_lost()
             number = self._submitted + 1
-            signal = struct(
-                "VkTimelineSemaphoreSubmitInfo", signalSemaphoreValueCount=1, pSignalSemaphoreValues=[number]
-            )
-            info = struct(
-                "VkSubmitInfo",
-                pNext=signal,
-                commandBufferCount=len(command_buffers),
-                pCommandBuffers=list(command_buffers),
-                signalSemaphoreCount=1,
-                pSignalSemaphores=self._semaphore,
-            )
-            self._call("vkQueueSubmit", self._queue, 1, info, NULL)
+            self._signal[0] = number
+            self._submit_info.commandBufferCount = len(command_buffers)
+            self._submit_info.pCommandBuffers = buffers = ffi.new("VkCommandBuffer[]", command_buffers)
+            self._call("vkQueueSubmit", self._queue, 1, self._submit_info, NULL)
+            del buffers  # which the submission reads, and the struct does not keep alive
             self._submitted = number
             return number
 
@@ -77,8 +76,9 @@ class LogicalDevice:
         """
         if number <= self._completed:
             return True
-        self._check_lost()
-        info = struct("VkSemaphoreWaitInfo", semaphoreCount=1, pSemaphores=self._semaphore, pValues=[number])
+        value = ffi.new("uint64_t *", number)
+        fields = lib.VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO, NULL, 0, 1, self._semaphore, value
+        info = ffi.new("VkSemaphoreWaitInfo *", fields)  # by hand, as this is waited for with every token
         if self._call("vkWaitSemaphores", self.handle, info, int(seconds * 1e9)) != lib.VK_SUCCESS:
             return False
         self._completed = max(self._completed, number)
@@ -87,10 +87,6 @@ class LogicalDevice:
     def wait(self, number: int) -> None:
         """Block until a submission has ended. Raises DeviceLostError."""
         wait_in_slices(lambda seconds: self.wait_for(number, seconds))
-
-    def completed(self, number: int) -> bool:
-        """Whether a submission has ended, without waiting. Raises DeviceLostError."""
-        return self.wait_for(number, 0)
 
     def importable_types(self, address: int) -> int:
         """Bits of the memory types that host pages at an address can be imported as. Raises WrapRefusedError."""
@@ -105,15 +101,13 @@ class LogicalDevice:
         return ffi.cast(f"PFN_{name}", lib.vkGetDeviceProcAddr(self.handle, name.encode()))
 
     def _call(self, function: str, *args: Any) -> int:
+        if self._lost:
+            raise DeviceLostError("the device was lost: open it again")
         try:
             return call(function, *args)
         except DeviceLostError:
             self._lost = True
             raise
-
-    def _check_lost(self) -> None:
-        if self._lost:
-            raise DeviceLostError("the device was lost: open it again")
 
 
 class Owned:

@@ -7,11 +7,11 @@ buffers (a model's weights are a handful), so there is no sub-allocator.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from wasmetal.device.base import Bytes, HostPages, MemoryKind
+from wasmetal.device.base import Bytes, HostPages
 from wasmetal.device.vulkan.api import NULL, call, ffi, lib, make, struct
 from wasmetal.device.vulkan.logical import LogicalDevice, Owned
 from wasmetal.errors import DeviceError, OutOfDeviceMemoryError, WrapRefusedError
@@ -28,17 +28,12 @@ _GRANULE = 16
 """Buffers are sized in multiples of this, so that they can be filled by words and loaded 16 bytes at a time."""
 
 
-class Wish(NamedTuple):
-    """Properties that memory must have, should have and should not have."""
+Wish = tuple[int, int, int]
+"""Properties that memory must have, should have and should not have."""
 
-    needed: int
-    preferred: int
-    avoided: int
-
-
-_UNIFIED = Wish(_MAPPABLE, _DEVICE_LOCAL | _CACHED, 0)
-_SHARED = Wish(_MAPPABLE, _CACHED, _DEVICE_LOCAL)
-_DEVICE = Wish(_DEVICE_LOCAL, 0, _MAPPABLE)
+UNIFIED: Wish = (_MAPPABLE, _DEVICE_LOCAL | _CACHED, 0)
+SHARED: Wish = (_MAPPABLE, _CACHED, _DEVICE_LOCAL)
+DEVICE: Wish = (_DEVICE_LOCAL, 0, _MAPPABLE)
 
 
 class VulkanAllocation:
@@ -53,50 +48,48 @@ class VulkanAllocation:
         Raises OutOfDeviceMemoryError, DeviceError if the device has no such memory, and WrapRefusedError.
         """
         physical, handle = device.physical, device.handle
+        needed, preferred, avoided = wish
         if nbytes > physical.max_allocation_bytes:
             limit = physical.max_allocation_bytes
             raise OutOfDeviceMemoryError(f"{nbytes} bytes: {physical.name} takes at most {limit} bytes in one range")
-        addressed = physical.has("bufferDeviceAddress")
         self.nbytes = nbytes
         self.size = -(-nbytes // _GRANULE) * _GRANULE
         """``nbytes``, rounded up."""
-        self._pages = None if pages is None else pages.view()
-        usage = _USAGE | (lib.VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT if addressed else 0)
-        external = NULL if pages is None else struct("VkExternalMemoryBufferCreateInfo", handleTypes=_HOST_ALLOCATION)
-        self._buffer = device.create(
-            "Buffer", struct("VkBufferCreateInfo", pNext=external, size=self.size, usage=usage)
-        )
-        self.buffer = self._buffer.handle
-        needs = make("vkGetBufferMemoryRequirements", "VkMemoryRequirements", handle, self.buffer)
-        allowed = (
-            needs.memoryTypeBits if pages is None else needs.memoryTypeBits & device.importable_types(pages.address)
-        )
-        chosen = choose_type(physical.memory_types, allowed, *wish)
+        self._pages: Bytes | None = None
+        external = chain = NULL
+        if pages is not None:
+            self._pages = pages.view()
+            pointer = ffi.cast("void *", pages.address)
+            external = struct("VkExternalMemoryBufferCreateInfo", handleTypes=_HOST_ALLOCATION)
+            chain = struct("VkImportMemoryHostPointerInfoEXT", handleType=_HOST_ALLOCATION, pHostPointer=pointer)
+        usage, addressed = _USAGE, physical.has("bufferDeviceAddress")
+        if addressed:
+            usage |= lib.VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT
+            flags = lib.VK_MEMORY_ALLOCATE_DEVICE_ADDRESS_BIT
+            chain = struct("VkMemoryAllocateFlagsInfo", pNext=chain, flags=flags)
+        info = struct("VkBufferCreateInfo", pNext=external, size=self.size, usage=usage)
+        self.buffer = device.create("Buffer", info)
+        needs = make("vkGetBufferMemoryRequirements", "VkMemoryRequirements", handle, self.buffer.handle)
+        importable = ~0 if pages is None else device.importable_types(pages.address)
+        chosen = choose_type(physical.memory_types, needs.memoryTypeBits & importable, needed, preferred, avoided)
         if pages is not None and (chosen is None or needs.size > nbytes):
             raise WrapRefusedError("the driver has no memory type for them")
         if chosen is None:
-            raise DeviceError(f"{physical.name} has no memory of the kind that a buffer can use")
-        chain = NULL
-        if pages is not None:
-            pointer = ffi.cast("void *", pages.address)
-            chain = struct("VkImportMemoryHostPointerInfoEXT", handleType=_HOST_ALLOCATION, pHostPointer=pointer)
-        if addressed:
-            flags = lib.VK_MEMORY_ALLOCATE_DEVICE_ADDRESS_BIT
-            chain = struct("VkMemoryAllocateFlagsInfo", pNext=chain, flags=flags)
+            raise DeviceError(f"{physical.name} has no memory of this kind that a buffer can use")
         info = struct("VkMemoryAllocateInfo", pNext=chain, allocationSize=needs.size, memoryTypeIndex=chosen)
         memory = make("vkAllocateMemory", "VkDeviceMemory", handle, info, NULL)
         self._memory = Owned(device, memory, "vkFreeMemory", self._pages)
-        call("vkBindBufferMemory", handle, self.buffer, memory, 0)
+        call("vkBindBufferMemory", handle, self.buffer.handle, memory, 0)
         self.device_address: int | None = None
         """Where the device sees the bytes; None if it does not tell."""
         if addressed:
-            of_buffer = struct("VkBufferDeviceAddressInfo", buffer=self.buffer)
+            of_buffer = struct("VkBufferDeviceAddressInfo", buffer=self.buffer.handle)
             self.device_address = int(lib.vkGetBufferDeviceAddress(handle, of_buffer))
         self.address: int | None = None
         """Where the host sees the bytes; None if it does not."""
         if pages is not None:
             self.address = pages.address
-        elif wish.needed & _MAPPABLE:
+        elif needed & _MAPPABLE:
             mapped = make("vkMapMemory", "void *", handle, memory, 0, self.size, 0)
             self.address = int(ffi.cast("uintptr_t", mapped))
 
@@ -108,22 +101,6 @@ class VulkanAllocation:
     def __array_interface__(self) -> dict[str, Any]:
         # NumPy's protocol for arrays over foreign memory: the array refers to this object, and so keeps it alive.
         return {"version": 3, "shape": (self.nbytes,), "typestr": "|u1", "data": (self.address, False)}
-
-
-def allocate(device: LogicalDevice, nbytes: int, kind: MemoryKind) -> VulkanAllocation:
-    """Memory of the driver's, mapped if the host may see it; its content is undefined.
-
-    Device memory is mapped on unified devices only: on a discrete GPU a host read through the bus runs at megabytes per
-    second, so there it is reached by staging alone. Raises OutOfDeviceMemoryError.
-    """
-    if device.physical.unified:
-        return VulkanAllocation(device, nbytes, _UNIFIED)
-    return VulkanAllocation(device, nbytes, _SHARED if kind is MemoryKind.SHARED else _DEVICE)
-
-
-def import_pages(device: LogicalDevice, pages: HostPages) -> VulkanAllocation:
-    """Host pages as device memory. Raises WrapRefusedError, which says why, and OutOfDeviceMemoryError."""
-    return VulkanAllocation(device, pages.nbytes, _SHARED, pages)
 
 
 def choose_type(types: Sequence[int], allowed: int, needed: int, preferred: int, avoided: int) -> int | None:

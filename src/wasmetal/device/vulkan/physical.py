@@ -67,7 +67,7 @@ class PhysicalDevice:
 
         self.tier = _TIERS.get(core.deviceType, Tier.SOFTWARE)
         self.unified = core.deviceType in _UNIFIED
-        self.features = features.supported(self.handle, self.extensions)
+        self.features, self.enabling = features.query(self.handle, self.extensions)
         self.capabilities = features.capabilities(self.features, subgroup.supportedOperations)
         self.grid_limits = tuple(core.limits.maxComputeWorkGroupCount)
         self.max_allocation_bytes = int(sizes.maxMemoryAllocationSize)

@@ -35,8 +35,7 @@ class Pipeline:
             pushConstantRangeCount=1 if kernel.params else 0,
             pPushConstantRanges=struct("VkPushConstantRange", stageFlags=_STAGE, size=kernel.params_size),
         )
-        self._layout = device.create("PipelineLayout", info)
-        self.layout = self._layout.handle
+        self.layout = device.create("PipelineLayout", info)
         code = ffi.from_buffer("uint32_t[]", spirv)
         module = device.create("ShaderModule", struct("VkShaderModuleCreateInfo", codeSize=len(spirv), pCode=code))
         stage = struct(
@@ -46,9 +45,9 @@ class Pipeline:
             pName=ffi.new("char[]", b"main"),
             **_subgroup_size(device.physical, kernel),
         )
-        info = struct("VkComputePipelineCreateInfo", stage=stage[0], layout=self.layout)
-        self.handle = make("vkCreateComputePipelines", "VkPipeline", device.handle, cache, 1, info, NULL)
-        self._pipeline = Owned(device, self.handle, "vkDestroyPipeline")
+        info = struct("VkComputePipelineCreateInfo", stage=stage[0], layout=self.layout.handle)
+        made = make("vkCreateComputePipelines", "VkPipeline", device.handle, cache, 1, info, NULL)
+        self.pipeline = Owned(device, made, "vkDestroyPipeline")
 
 
 def _code(physical: PhysicalDevice, kernel: Kernel) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 from wasmetal.device.backend import Dispatch
 from wasmetal.device.hazards import Hazards
 from wasmetal.device.vulkan.api import call, ffi, lib, struct
-from wasmetal.device.vulkan.commands import COMPUTE, Commands, kernel_barrier
+from wasmetal.device.vulkan.commands import BY_KERNELS, COMPUTE, Commands, barrier
 from wasmetal.device.vulkan.logical import LogicalDevice
 from wasmetal.device.vulkan.memory import VulkanAllocation
 from wasmetal.device.vulkan.pipeline import Pipeline
@@ -33,7 +33,7 @@ class VulkanRecording:
             hazards = Hazards()
             for dispatch in dispatches:
                 if hazards.needs_barrier(dispatch.touches()):
-                    kernel_barrier(handle)
+                    barrier(handle, COMPUTE, COMPUTE, BY_KERNELS)
                 _record(device, handle, dispatch)
             lib.vkCmdWriteTimestamp(handle, COMPUTE, queries.handle, 1)
 
@@ -52,7 +52,7 @@ class VulkanRecording:
 
 def _record(device: LogicalDevice, handle: Any, dispatch: Dispatch[VulkanAllocation, Pipeline]) -> None:
     pipeline, params, count = dispatch.code, dispatch.params, len(dispatch.ranges)
-    places = [(bound.allocation.buffer, bound.offset, bound.nbytes) for bound in dispatch.ranges]
+    places = [(bound.allocation.buffer.handle, bound.offset, bound.nbytes) for bound in dispatch.ranges]
     infos = ffi.new("VkDescriptorBufferInfo[]", places)
     write = {
         "sType": lib.VK_STRUCTURE_TYPE_WRITE_DESCRIPTOR_SET,
@@ -60,9 +60,10 @@ def _record(device: LogicalDevice, handle: Any, dispatch: Dispatch[VulkanAllocat
         "descriptorType": lib.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER,
     }
     writes = [{**write, "dstBinding": i, "pBufferInfo": infos + i} for i in range(count)]
-    lib.vkCmdBindPipeline(handle, _BIND_POINT, pipeline.handle)
-    device.push_descriptors(handle, _BIND_POINT, pipeline.layout, 0, count, writes)
+    layout = pipeline.layout.handle
+    lib.vkCmdBindPipeline(handle, _BIND_POINT, pipeline.pipeline.handle)
+    device.push_descriptors(handle, _BIND_POINT, layout, 0, count, writes)
     if params:
         stage = lib.VK_SHADER_STAGE_COMPUTE_BIT
-        lib.vkCmdPushConstants(handle, pipeline.layout, stage, 0, len(params), ffi.from_buffer(params))
+        lib.vkCmdPushConstants(handle, layout, stage, 0, len(params), ffi.from_buffer(params))
     lib.vkCmdDispatch(handle, *dispatch.groups)

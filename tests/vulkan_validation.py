@@ -1,0 +1,73 @@
+"""The Khronos validation layer, watching every Vulkan instance that is made after :func:`watch`."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from wasmetal.device.vulkan import physical
+from wasmetal.device.vulkan.api import NULL, check, enumerate_all, ffi, lib, on_release, struct
+from wasmetal.device.vulkan.instance import Instance
+
+LAYER = "VK_LAYER_KHRONOS_validation"
+EXTENSIONS = ["VK_EXT_debug_utils", "VK_EXT_validation_features"]
+
+_log = logging.getLogger(__name__)
+
+messages: list[str] = []
+"""Every warning and error of the layer since the process began."""
+
+
+def present() -> bool:
+    """Whether the layer is installed."""
+    layers = enumerate_all("vkEnumerateInstanceLayerProperties", "VkLayerProperties")
+    return any(ffi.string(layer.layerName).decode() == LAYER for layer in layers)
+
+
+def watch() -> None:
+    """Switch the layer on from now on."""
+    physical.Instance = _watched_instance
+
+
+@ffi.callback("PFN_vkDebugUtilsMessengerCallbackEXT")
+def _receive(severity: int, kinds: int, data: Any, user: Any) -> int:
+    messages.append(ffi.string(data.pMessage).decode(errors="replace"))
+    _log.warning("%s", messages[-1])  # at once: the call that is being reported may end the process
+    return 0  # the call that is being reported goes on
+
+
+# The layer's own warnings and errors; the loader's chatter is left out.
+_MESSENGER = struct(
+    "VkDebugUtilsMessengerCreateInfoEXT",
+    messageSeverity=lib.VK_DEBUG_UTILS_MESSAGE_SEVERITY_WARNING_BIT_EXT
+    | lib.VK_DEBUG_UTILS_MESSAGE_SEVERITY_ERROR_BIT_EXT,
+    messageType=lib.VK_DEBUG_UTILS_MESSAGE_TYPE_VALIDATION_BIT_EXT
+    | lib.VK_DEBUG_UTILS_MESSAGE_TYPE_PERFORMANCE_BIT_EXT,
+    pfnUserCallback=_receive,
+)
+
+
+def _watched_instance() -> Instance:
+    checks = struct(
+        "VkValidationFeaturesEXT",
+        pNext=_MESSENGER,  # for the calls that create and destroy the instance itself
+        enabledValidationFeatureCount=1,
+        pEnabledValidationFeatures=[lib.VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT],
+    )
+    instance = Instance(
+        pNext=checks,
+        enabledLayerCount=1,
+        ppEnabledLayerNames=[LAYER],
+        enabledExtensionCount=len(EXTENSIONS),
+        ppEnabledExtensionNames=EXTENSIONS,
+    )
+    made = ffi.new("VkDebugUtilsMessengerEXT *")
+    create = _function(instance.handle, "vkCreateDebugUtilsMessengerEXT")
+    check(create(instance.handle, _MESSENGER, NULL, made), "vkCreateDebugUtilsMessengerEXT")
+    # What was asked for last is called first, so before the instance is destroyed.
+    on_release(instance, _function(instance.handle, "vkDestroyDebugUtilsMessengerEXT"), instance.handle, made[0], NULL)
+    return instance
+
+
+def _function(instance: Any, name: str) -> Any:
+    return ffi.cast(f"PFN_{name}", lib.vkGetInstanceProcAddr(instance, name.encode()))
