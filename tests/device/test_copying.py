@@ -1,0 +1,83 @@
+"""Copies by staging, apart from any device: whole, in chunks, and never by a buffer that may still be in use."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from wasmetal.device import MemoryKind, copying
+from wasmetal.device.backend import Range
+from wasmetal.device.base import Bytes
+
+
+class Memory:
+    def __init__(self, nbytes: int, address: int | None) -> None:
+        self.address = address
+        self.bytes = np.zeros(nbytes, np.uint8)
+
+    def view(self) -> Bytes:
+        assert self.address is not None
+        return self.bytes
+
+
+class Hidden:
+    """A backend whose device memory the host does not see."""
+
+    def __init__(self) -> None:
+        self.made: list[Memory] = []
+        self.copies: list[tuple[Memory, Memory]] = []
+        self.interrupted = False
+
+    def allocate(self, nbytes: int, kind: MemoryKind) -> Memory:
+        self.made.append(Memory(nbytes, 64 if kind is MemoryKind.SHARED else None))
+        return self.made[-1]
+
+    def copy(self, source: Range[Memory], target: Range[Memory]) -> None:
+        self.copies.append((source.allocation, target.allocation))
+        if self.interrupted:
+            raise KeyboardInterrupt
+        data = source.allocation.bytes[source.offset :][: source.nbytes]
+        target.allocation.bytes[target.offset :][: target.nbytes] = data
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "CHUNK", 100)
+
+
+def test_what_the_host_does_not_see_is_copied_in_chunks() -> None:
+    backend, copier = Hidden(), copying.Copier()
+    memory = backend.allocate(1000, MemoryKind.DEVICE)
+    data = np.random.default_rng(0).integers(1, 256, 730, dtype=np.uint8)
+    copier.copy_in(backend, memory, 45, data)
+    assert np.array_equal(memory.bytes[45:775], data)
+    assert not memory.bytes[:45].any()
+    assert not memory.bytes[775:].any()
+    out = np.empty_like(data)
+    copier.copy_out(backend, memory, 45, out)
+    assert np.array_equal(out, data)
+    assert len(backend.copies) == 16
+    assert len(backend.made) == 2  # one staging buffer for all of it
+
+
+def test_what_the_host_sees_is_copied_at_once() -> None:
+    backend, copier = Hidden(), copying.Copier()
+    memory = backend.allocate(1000, MemoryKind.SHARED)
+    copier.copy_in(backend, memory, 10, np.full(300, 7, np.uint8))
+    out = np.empty(310, np.uint8)
+    copier.copy_out(backend, memory, 0, out)
+    assert out.tolist() == [0] * 10 + [7] * 300
+    assert backend.copies == []
+
+
+def test_after_an_interrupt_the_staging_buffer_is_another() -> None:
+    """The device may still be at work on the first."""
+    backend, copier = Hidden(), copying.Copier()
+    memory = backend.allocate(1000, MemoryKind.DEVICE)
+    backend.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        copier.copy_in(backend, memory, 0, np.ones(50, np.uint8))
+    backend.interrupted = False
+    copier.copy_in(backend, memory, 0, np.ones(50, np.uint8))
+    (first, _), (second, _) = backend.copies
+    assert first is not second
