@@ -5,7 +5,10 @@ from __future__ import annotations
 import mmap
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 
 import numpy as np
 
@@ -85,11 +88,15 @@ def _info() -> DeviceInfo:
     )
 
 
+@cache
 def _processor() -> str:
     """The processor's marketing name if the system tells, else its architecture."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
             return next(names, platform.machine())
-    except OSError:
-        return platform.processor() or platform.machine()
+    except OSError:  # macOS, where Python itself knows no more than "arm"
+        asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        with suppress(OSError, subprocess.SubprocessError):
+            return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        return platform.machine()
