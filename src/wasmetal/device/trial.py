@@ -31,6 +31,9 @@ _SAMPLES = 64
 _WORDS = 256
 """Words compared at each."""
 
+PATIENCE = 30.0
+"""Seconds that a trial is waited for: virtual GPUs are known to hang."""
+
 
 class Trial:
     """One kernel on operands of a trial's own."""
@@ -103,14 +106,17 @@ def matmul(
     return Trial(kernel, [*operands, out], result, _tiles(m, n), fields | _offsets(kernel, gap))
 
 
-def find_obstacle(device: Device, trials: Sequence[Trial]) -> str | None:
-    """Why a device is not to be used for these kernels, in words; None if each agrees with the NumPy kernel."""
+def find_obstacle(device: Device, trials: Sequence[Trial], patience: float = PATIENCE) -> str | None:
+    """Why a device is not to be used for these kernels, in words; None if each agrees with the NumPy kernel.
+
+    A device that has not finished after ``patience`` seconds is not to be used either.
+    """
     try:
         commands = device.record()
         for trial in trials:
             trial.record(device, commands)
         commands.finish()
-        device.submit([commands]).wait()
+        device.submit([commands]).wait(patience)
     except DeviceError as error:
         return str(error)
     wrong = [trial.kernel.name for trial in trials if not trial.agrees()]
@@ -118,7 +124,9 @@ def find_obstacle(device: Device, trials: Sequence[Trial]) -> str | None:
 
 
 def check_file(device: Device, buffer: Buffer) -> None:
-    """Have the device copy samples of a wrapped file, and compare them. Raises WrapRefusedError if one differs.
+    """Have the device copy samples of a wrapped file, and compare them.
+
+    Raises WrapRefusedError if one differs, and DeviceTimeoutError if the device does not finish.
 
     Virtual GPUs are known to have read stale bytes there, in silence.
     """
@@ -135,7 +143,7 @@ def check_file(device: Device, buffer: Buffer) -> None:
         bindings = [Binding(buffer, place, nbytes), index, Binding(copies, i * nbytes, nbytes), index]
         commands.dispatch(kernel, bindings, params, grid(1))
     commands.finish()
-    device.submit([commands]).wait()
+    device.submit([commands]).wait(PATIENCE)
     seen, there = copies.view().reshape(_SAMPLES, nbytes), buffer.view()
     wrong = [place for i, place in enumerate(places) if not np.array_equal(seen[i], there[place : place + nbytes])]
     for gone in (commands, copies, ids):

@@ -121,13 +121,21 @@ class Object:
     @classmethod
     def new(cls) -> Any:
         calls["new"] += 1
+        _needs_pool("new")
         return cls()
 
     @classmethod
     def alloc(cls) -> Any:
         """An object that is nothing until it has been sent a selector that begins with ``init``."""
         calls["alloc"] += 1
+        _needs_pool("alloc")
         return cls.__new__(cls)
+
+
+def _needs_pool(name: str) -> None:
+    """What makes or changes something may autorelease objects, on threads that have no pool. Plain getters do not."""
+    if Pool.depth() == 0:
+        raise RuleError(f"{name}: called with no pool in place, so that what it autoreleases is leaked")
 
 
 def _crossing(cls: type[Object], name: str, method: Callable[..., Any], types: list[str] | None) -> Callable[..., Any]:
@@ -143,8 +151,8 @@ def _crossing(cls: type[Object], name: str, method: Callable[..., Any], types: l
         for position, (value, kind) in enumerate(zip(args, argument_types, strict=True)):
             _check(f"{name}, argument {position}", value, kind, args)
         calls[name] += 1
-        if result_type == "@" and not name.startswith(("new", "init")) and Pool.depth() == 0:
-            raise RuleError(f"{name}: autoreleased with no pool in place, so leaked")
+        if args or result_type in ("v", "@"):
+            _needs_pool(name)
         result = method(self, *(value for value, kind in zip(args, argument_types, strict=True) if kind[0] != "o"))
         outs = sum(kind[0] == "o" for kind in argument_types)
         assert (len(result) if outs else 0) == (outs + 1 if outs else 0), (

@@ -122,7 +122,7 @@ class Device(Object):
     def newResidencySetWithDescriptor_error_(self, descriptor: ResidencySetDescriptor) -> tuple[Any, Any]:
         if not self._gpu.has_residency:
             return None, NSError("MTLErrorDomain", 1, "residency sets are not supported")
-        return ResidencySet(), None
+        return ResidencySet(self._gpu), None
 
     def newBufferWithBytesNoCopy_length_options_deallocator_(
         self, pages: Any, length: int, options: int, deallocator: Any
@@ -276,7 +276,8 @@ class ResidencySet(Object):
 
     protocol = "MTLResidencySet"
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
         self._now: dict[int, Buffer] = {}
         self._next: dict[int, Buffer] = {}
 
@@ -291,7 +292,14 @@ class ResidencySet(Object):
         self._now = dict(self._next)
 
     def requestResidency(self) -> None:
-        pass
+        self._gpu.wired.append(self.nbytes)
+
+    def endResidency(self) -> None:
+        self._gpu.wired.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer._length for buffer in self._now.values())
 
 
 class Event(Object):
@@ -332,6 +340,8 @@ class CommandQueue(Object):
 
     def addResidencySet_(self, buffers: ResidencySet) -> None:
         self._sets.append(buffers)
+        rule(len(self._sets) <= 32, "a queue takes 32 residency sets")
+        self._gpu.sets = self._sets
 
     def commandBuffer(self) -> CommandBuffer:
         return CommandBuffer(self._gpu, retains=True)

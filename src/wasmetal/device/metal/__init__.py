@@ -6,7 +6,7 @@ Importing this package loads the Metal framework; it raises DeviceNotFoundError 
 from functools import partial
 
 from wasmetal.device.backend import Candidate, FoundDevice, Unusable
-from wasmetal.device.metal.device import open_tried
+from wasmetal.device.metal.opening import open_gpu
 from wasmetal.device.metal.physical import physical_devices
 
 __all__ = ["find_devices"]
@@ -17,6 +17,6 @@ def find_devices() -> list[FoundDevice]:
     return [
         Unusable(found.name, found.problem)
         if found.problem
-        else Candidate(found.info, found.tier, partial(open_tried, found))
+        else Candidate(found.info, found.tier, partial(open_gpu, found))
         for found in physical_devices()
     ]

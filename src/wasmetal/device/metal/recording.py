@@ -60,7 +60,7 @@ class MetalRecording:
             if hazards.needs_barrier(dispatch.touches()):
                 encoding.barrier()
             encoding.pipeline(code.handle)
-            encoding.argument(0, *params.bind(slots[dispatch.params]))
+            encoding.argument(0, *params.bind(slots[dispatch.params], _SLOT))
             for index, bound in enumerate(dispatch.ranges, start=1):
-                encoding.argument(index, *bound.allocation.bind(bound.offset))
+                encoding.argument(index, *bound.allocation.bind(bound.offset, bound.nbytes))
             encoding.dispatch(dispatch.groups, code.kernel.threads)
