@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import platform
 import subprocess
@@ -20,6 +19,7 @@ from wasmetal.device.opened import OpenDevice
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import Kernel
 from wasmetal.kernels.reference import KERNELS
+from wasmetal.memory.pages import page_size
 
 
 class CpuBackend(Backend[Pages, Step, CpuRecording]):
@@ -79,7 +79,7 @@ def _info() -> DeviceInfo:
         driver=f"NumPy {np.__version__}",
         unified=True,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        page_alignment=mmap.PAGESIZE,
+        page_alignment=page_size(),
         offset_alignment=16,
         max_binding_bytes=2**32,
         subgroup_size=1,
