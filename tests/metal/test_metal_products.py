@@ -294,6 +294,14 @@ def test_mps_switched_off(open_on: Callable[[Gpu], Device], monkeypatch: pytest.
     assert bridge.calls["MPSSupportsMTLDevice"] == before
 
 
+def test_mps_on_a_virtual_gpu_if_that_is_asked_for(
+    open_on: Callable[[Gpu], Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WASMETAL_NO_MPS", "0")
+    with Bench(open_on(Gpu(name="Apple Paravirtual device"))) as bench:
+        assert matmul_of(bench, SIDE, SIDE, SIDE) == 1
+
+
 def test_opening_does_not_load_mps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WASMETAL_HOME", str(tmp_path))
     with installed(), open_device("metal") as device, Bench(device) as bench:

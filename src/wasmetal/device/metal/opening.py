@@ -52,10 +52,14 @@ def _try_simdgroups(physical: PhysicalDevice, pipelines: Pipelines) -> str | Non
 
 
 def _no_mps(physical: PhysicalDevice) -> str | None:
-    """Why MPS is not even tried: on a virtual GPU it is known to end the process, or to give wrong numbers."""
-    if os.environ.get("WASMETAL_NO_MPS") == "1":
+    """Why MPS is not even tried: on a virtual GPU it is known to end the process, or to give wrong numbers.
+
+    WASMETAL_NO_MPS=0 has it tried there too.
+    """
+    switch = os.environ.get("WASMETAL_NO_MPS")
+    if switch == "1":
         return "WASMETAL_NO_MPS=1"
-    return "a virtual GPU" if physical.virtual else None
+    return "a virtual GPU" if physical.virtual and switch != "0" else None
 
 
 def _try_mps(physical: PhysicalDevice, pipelines: Pipelines, verdicts: Verdicts, kinds: Kinds) -> str | None:
