@@ -123,6 +123,36 @@ def find_obstacle(device: Device, trials: Sequence[Trial], patience: float = PAT
     return f"wrong results for {wrong[0]}" if wrong else None
 
 
+def chain_differs(device: Device, other: Device, length: int = 64, runs: int = 3) -> str | None:
+    """Why a list of kernels, each of which needs the one before, is not the same on both devices; None if it is.
+
+    The list is run several times.
+    """
+    kernel, count = CATALOG["add"], 256
+    strides = dict.fromkeys((f"{name}_stride" for name in ("a", "b", "out")), count)
+    offsets = dict.fromkeys((f"{name}_offset" for name in ("a", "b", "out")), 0)
+    params = kernel.pack(rows=1, columns=count, **strides, **offsets)
+    found = []
+    try:
+        for each in (device, other):
+            buffer = each.allocate(3 * 4 * count, MemoryKind.SHARED)
+            values = buffer.view().view(np.float32)
+            values[:] = np.random.default_rng(0).standard_normal(3 * count)
+            thirds = [Binding(buffer, i * 4 * count, 4 * count) for i in range(3)]
+            commands = each.record()
+            for i in range(length):
+                bindings = [thirds[(i + j) % 3] for j in range(3)]
+                commands.dispatch(kernel, bindings, params, grid(-(-count // kernel.threads[0])))
+            commands.finish()
+            for _ in range(runs):
+                values *= 1e-6
+                each.submit([commands]).wait(PATIENCE)
+            found.append(values.tobytes())
+    except DeviceError as error:
+        return str(error)
+    return None if found[0] == found[1] else "wrong results for a chain of kernels"
+
+
 def check_file(device: Device, buffer: Buffer) -> None:
     """Have the device copy samples of a wrapped file, and compare them.
 

@@ -91,6 +91,17 @@ def not_in_wheel(*types: str) -> Callable[[Callable[..., Any]], Callable[..., An
     return mark
 
 
+def as_the_runtime_says(*types: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Marks a selector whose types PyObjC takes from the Objective-C runtime, since the wheel's do not fit those."""
+
+    def mark(method: Callable[..., Any]) -> Callable[..., Any]:
+        method.types = list(types)
+        method.in_wheel = True
+        return method
+
+    return mark
+
+
 def selector(name: str) -> str:
     """The selector that a PyObjC name stands for."""
     return name.replace("_", ":")
@@ -112,7 +123,7 @@ class Object:
             if name.startswith("_") or not callable(method) or isinstance(method, type):
                 continue
             types = getattr(method, "types", None)
-            if types is None:
+            if types is None or getattr(method, "in_wheel", False):
                 described.append(selector(name))
             crossing = _crossing(cls, selector(name), method, types)
             setattr(cls, name, classmethod(crossing) if of_class else crossing)
@@ -185,6 +196,9 @@ def _check(what: str, value: Any, kind: str, args: tuple[Any, ...]) -> None:
         length = args[int(kind[4:-1])]
         good = isinstance(value, bytes | memoryview | np.ndarray) and memoryview(value).contiguous
         good = good and memoryview(value).nbytes >= length
+    elif kind.startswith("n^@["):
+        good = isinstance(value, list) and len(value) == args[int(kind[4:-1])]
+        good = good and all(isinstance(item, Object) for item in value)
     elif kind.startswith("{"):
         good = isinstance(value, Struct) and value.encoding == kind
     else:

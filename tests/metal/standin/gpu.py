@@ -57,6 +57,8 @@ class Gpu:
     mps: str = "good"
     """Products by Metal Performance Shaders are "good"; "wrong", computed with "few bits" or from "sums of few bits",
     add to what is "not a number" or write "gaps" between rows; the GPU is "unsupported", or the framework "missing"."""
+    indirect: str = "good"
+    """Indirect command buffers are "good", there are "none", or they run "without barriers"."""
     has_archives: bool = True
     has_residency: bool = True
     has_queues: bool = True

@@ -15,11 +15,21 @@ from wasmetal.errors import DeviceError, DeviceLostError, DeviceNotFoundError, O
 try:
     import Metal as mtl
     import objc
-    from Foundation import NSURL, NSProcessInfo
+    from Foundation import NSURL, NSMakeRange, NSProcessInfo
 except ImportError as error:
     raise DeviceNotFoundError("no Metal: it is a part of macOS, and PyObjC reaches it from there") from error
 
-__all__ = ["NSURL", "NSProcessInfo", "command_error", "error_text", "load_mps", "mtl", "objc", "succeeded"]
+__all__ = [
+    "NSURL",
+    "NSMakeRange",
+    "NSProcessInfo",
+    "command_error",
+    "error_text",
+    "load_mps",
+    "mtl",
+    "objc",
+    "succeeded",
+]
 
 _COMMAND_ERRORS: dict[int, tuple[type[DeviceError], str]] = {
     mtl.MTLCommandBufferErrorOutOfMemory: (OutOfDeviceMemoryError, "the GPU is out of memory"),

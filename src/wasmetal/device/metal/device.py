@@ -31,6 +31,8 @@ class MetalBackend(Backend[MetalAllocation, Code, MetalRecording]):
         self.pipelines = pipelines
         self.simdgroups = False
         """Whether GEMMs are computed by the kernels with simdgroup matrices."""
+        self.indirect = False
+        """Whether lists are written into indirect command buffers."""
         self.products: Products | None = None
         """What finds the GEMMs that MPS computes."""
 
@@ -60,7 +62,7 @@ class MetalBackend(Backend[MetalAllocation, Code, MetalRecording]):
 
     def build(self, dispatches: Sequence[Dispatch[MetalAllocation, Code]]) -> MetalRecording:
         """The calls that encode the list."""
-        return MetalRecording(self.queue, dispatches)
+        return MetalRecording(self.queue, dispatches, self.indirect)
 
     def start(self, recordings: Sequence[MetalRecording]) -> MetalWork:
         """Encode and commit a command buffer. Raises DeviceLostError."""

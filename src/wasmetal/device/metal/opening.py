@@ -15,16 +15,22 @@ from wasmetal.device.metal.physical import PhysicalDevice
 from wasmetal.device.metal.pipeline import Pipelines
 from wasmetal.device.metal.products import LEAST, Kinds, Products
 from wasmetal.device.opened import OpenDevice
-from wasmetal.device.trial import find_obstacle, gemm, matmul
+from wasmetal.device.trial import chain_differs, find_obstacle, gemm, matmul
 from wasmetal.device.verdicts import Verdicts
 from wasmetal.kernels.dtypes import WEIGHTS
 
 
 def open_gpu(physical: PhysicalDevice) -> MetalBackend:
     """Open a GPU. Raises DeviceError."""
-    pipelines = Pipelines(physical)
+    asked = os.environ.get("WASMETAL_METAL_ICB") == "1"
+    pipelines = Pipelines(physical, asked and not physical.virtual)
     backend = MetalBackend(physical, pipelines)
     verdicts = Verdicts(f"{pipelines.archive.key}.verdicts")
+    if asked:
+        no_indirect = _no_indirect(physical, pipelines, verdicts)
+        backend.indirect = no_indirect is None
+        named = "indirect command buffers"
+        backend.features += (f"no {named} ({no_indirect})" if no_indirect else named,)
     no_simdgroups = verdicts.obstacle("simdgroup matrices", partial(_try_simdgroups, physical, pipelines))
     no_mps = _no_mps(physical)
     backend.simdgroups = no_simdgroups is None
@@ -49,6 +55,19 @@ def _try_simdgroups(physical: PhysicalDevice, pipelines: Pipelines) -> str | Non
     floats = ("f32", "f16")
     matmuls = [matmul(kind, result, m, n, k, transpose_b=True) for kind, result in product(floats, floats)]
     return find_obstacle(OpenDevice(backend), gemms + matmuls)
+
+
+def _no_indirect(physical: PhysicalDevice, pipelines: Pipelines, verdicts: Verdicts) -> str | None:
+    """Why not to use indirect command buffers; None if a list gives the same bytes with them and without."""
+    if physical.virtual:
+        return "a virtual GPU"
+
+    def run() -> str | None:
+        indirect, plain = MetalBackend(physical, pipelines), MetalBackend(physical, pipelines)
+        indirect.indirect = True
+        return chain_differs(OpenDevice(indirect), OpenDevice(plain))
+
+    return verdicts.obstacle("indirect command buffers", run)
 
 
 def _no_mps(physical: PhysicalDevice) -> str | None:

@@ -34,6 +34,8 @@ class PhysicalDevice:
         self.problem = None if objc.macos_available(15) else "macOS 15 or later is needed"
         self.virtual = "virtual" in self.name.lower()
         """Whether the GPU is a virtual machine's ("Apple Paravirtual device")."""
+        self.forgets_pipelines = not handle.supportsFamily_(mtl.MTLGPUFamilyApple9)
+        """Whether pipelines must be set on an encoder before indirect commands use them, as on M1 and M2."""
         unified = bool(handle.hasUnifiedMemory())
         self.tier = Tier.INTEGRATED if unified else Tier.DISCRETE
         self.max_buffer_bytes = int(handle.maxBufferLength()) // page_size() * page_size()
