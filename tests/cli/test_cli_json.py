@@ -42,7 +42,7 @@ def test_doctor_proves_every_device(spec: str) -> None:
     assert report["backend"] == spec.partition(":")[0]
     assert report["ok"] is True
     assert report["pointer_identity"] is True
-    assert report["shared_overhead_mb"] < 0.1
+    assert report["shared_overhead_mb"] < 1
     assert report["copy_overhead_mb"] > 16
     assert report["bytes_copied"] == 0
     assert report["gemm_shared_ms"] > 0

@@ -12,6 +12,7 @@ import pytest
 from tests.metal.devices import METAL, open_metal
 from wasmetal.device import Device, open_device
 from wasmetal.device.opened import OpenDevice
+from wasmetal.memory.pages import page_size
 from wasmetal.memory.region import Region
 
 Opener = Callable[[], Device]
@@ -105,9 +106,9 @@ def region() -> Iterator[Region]:
 @pytest.fixture
 def read_only() -> Iterator[int]:
     """The address of one page that can be read and not written."""
-    pages = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ)
+    pages = mmap.mmap(-1, 2 * page_size(), prot=mmap.PROT_READ)
     view = np.frombuffer(pages, np.uint8)
-    yield view.ctypes.data
+    yield -(-view.ctypes.data // page_size()) * page_size()
     del view
     pages.close()
 

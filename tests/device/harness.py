@@ -23,6 +23,11 @@ def span(buffer: Buffer, start: int, count: int) -> Binding:
     return Binding(buffer, 4 * start, 4 * count)
 
 
+def spent_time(device: Device, seconds: float) -> bool:
+    """Whether seconds on a device are those of some work. A virtual GPU may not measure them."""
+    return seconds > 0 or (seconds == 0 and "virtual" in device.info.name.lower())
+
+
 class Vectors:
     """Vectors of ``count`` float32 values in one buffer, each where a binding of the device may begin."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ def test_pages_not_yet_open(region: Region) -> None:
 
 
 def test_read_only_pages(read_only: int) -> None:
-    assert find_obstacle(read_only, mmap.PAGESIZE) == f"the page at {read_only:#x} is read-only"
+    assert find_obstacle(read_only, page_size()) == f"the page at {read_only:#x} is read-only"
 
 
 def test_no_pages() -> None:

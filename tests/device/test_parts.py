@@ -1,4 +1,4 @@
-"""The arithmetic of splitting a range into overlapping parts."""
+"""The arithmetic of cutting a range into parts."""
 
 from __future__ import annotations
 
@@ -7,21 +7,14 @@ from hypothesis import strategies as st
 
 from wasmetal.device.parts import Parts
 
-PAGE = 4096
 
-
-@given(data=st.data())
-def test_a_binding_lies_in_one_part(data: st.DataObject) -> None:
-    longest = data.draw(st.integers(2, 50))
-    binding = data.draw(st.integers(1, longest // 2))
-    pages = data.draw(st.integers(1, 400))
-    parts = Parts(pages * PAGE, longest * PAGE, binding * PAGE)
-    for part in range(len(parts)):
-        start, stop = parts.range(part)
-        assert 0 <= start < stop <= pages * PAGE
-        assert stop - start <= longest * PAGE
-    offset = data.draw(st.integers(0, pages * PAGE - 1))
-    nbytes = data.draw(st.integers(1, min(binding * PAGE, pages * PAGE - offset)))
-    start, stop = parts.range(parts.holding(offset))
-    assert start <= offset
-    assert offset + nbytes <= stop
+@given(nbytes=st.integers(1, 5000), longest=st.integers(1, 700), data=st.data())
+def test_a_binding_lies_whole_in_its_part(nbytes: int, longest: int, data: st.DataObject) -> None:
+    parts = Parts(nbytes, longest)
+    ranges = parts.ranges()
+    assert [byte for start, stop in ranges for byte in range(start, stop)] == list(range(nbytes))
+    assert max(stop - start for start, stop in ranges) <= longest
+    offset = data.draw(st.integers(0, nbytes - 1))
+    bound = data.draw(st.integers(1, nbytes - offset))
+    whole = [part for part, (start, stop) in enumerate(ranges) if start <= offset and offset + bound <= stop]
+    assert parts.holding(offset, bound) == (whole[0] if whole else None)

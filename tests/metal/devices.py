@@ -36,4 +36,5 @@ def environment_for(*arguments: object) -> dict[str, str]:
     if not EMULATED or not any(str(argument).startswith("metal") for argument in arguments):
         return {}
     root = Path(__file__).parents[2]
-    return {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests/metal/standin/modules")])}
+    path = [str(root), str(root / "tests/metal/standin/modules"), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, path))}

@@ -37,7 +37,8 @@ def decode(model: Model, tokens: int) -> Counter[str]:
         for token in range(tokens):
             session.forward([token], logits)
         assert model.device.counters.dispatches == dispatches + tokens * (3 + 1 + 13 * model.config.block_count)
-        return bridge.calls - before
+        # How often residency is asked for depends on the time, and not on the tokens (test_metal_residency.py).
+        return Counter({name: count for name, count in (bridge.calls - before).items() if name != "requestResidency"})
 
 
 def test_calls_per_token(model: Model) -> None:

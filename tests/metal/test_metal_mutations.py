@@ -21,7 +21,7 @@ import pytest
 from tests.device.harness import recorded, span
 from tests.metal.devices import EMULATED
 from tests.metal.standin import Gpu, RuleError, installed
-from tests.metal.test_metal_products import BY_MPS, chain, check, run
+from tests.metal.test_metal_products import by_mps, chain, check, run
 from tests.ops.tensors import Bench
 from wasmetal.device import MemoryKind, open_device
 from wasmetal.memory.pages import page_size
@@ -110,9 +110,9 @@ def use_mps(mistake: Mistake, patch: pytest.MonkeyPatch) -> None:
     with installed(), patch.context() as patches:
         mistake(Seams(patches))
         with open_device("metal") as device, Bench(device) as bench:
-            assert BY_MPS in device.info.features
             operations, out, want = chain(bench)
             run(bench, *operations)
+            assert by_mps(device)
             check(bench.get(out), want)
 
 
@@ -148,8 +148,8 @@ def without_offsets(call: Callable[..., None], encoding: Any, method: str, *args
         call(encoding, method, *args)
 
 
-def further(bind: Callable[..., tuple[Any, int]], allocation: Any, offset: int) -> tuple[Any, int]:
-    buffer, at = bind(allocation, offset)
+def further(bind: Callable[..., tuple[Any, int]], allocation: Any, *place: int) -> tuple[Any, int]:
+    buffer, at = bind(allocation, *place)
     return buffer, at + 4
 
 

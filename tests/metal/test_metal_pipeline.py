@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 
 from tests.device.harness import recorded, span
-from tests.metal.standin import Gpu
+from tests.metal.standin import Gpu, bridge
 from tests.ops.tensors import Bench
 from wasmetal import ops
 from wasmetal.counters import Counters
-from wasmetal.device import Device
+from wasmetal.device import Device, trial
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import CATALOG, Kernel
 
 COMPILED = [*(name for name, kernel in CATALOG.items() if "simdgroup_matrix" in kernel.features), "add"]
-"""What a session has compiled: what the device tries when it is opened, and what it is then asked for."""
+"""What a first session has compiled: what the device tries when it is opened, and what it is then asked for."""
+TRIED = ["add"]
+"""What a session has compiled whose device has passed its trials before, if there is no archive."""
 
 
 @pytest.fixture
@@ -43,8 +45,8 @@ def files(home: Path) -> list[Path]:
 
 def test_a_kernel_is_compiled_once_in_two_processes(session: Callable[..., list[str]], tmp_path: Path) -> None:
     assert session() == COMPILED
-    archive, digest = files(tmp_path)  # and nothing else
-    assert (archive.suffix, digest.suffix) == (".archive", ".sha256")
+    archive, digest, verdicts, _ = files(tmp_path)  # and nothing else
+    assert (archive.suffix, digest.suffix, verdicts.suffix) == (".archive", ".sha256", ".verdicts")
     before = archive.stat()
     assert session() == []
     assert archive.stat().st_mtime_ns == before.st_mtime_ns  # there was nothing to add
@@ -59,21 +61,21 @@ def test_an_archive_belongs_to_a_gpu_a_system_and_kernels(
     code = Kernel.code
     monkeypatch.setattr(Kernel, "code", lambda kernel, target: code(kernel, target) + b"// changed")
     assert session() == COMPILED
-    assert len(files(tmp_path)) == 8
+    assert len(files(tmp_path)) == 16
 
 
 @pytest.mark.parametrize("damage", ["cut short", "changed", "emptied", "of another", "no digest"])
 def test_a_damaged_archive_is_made_anew(session: Callable[..., list[str]], tmp_path: Path, damage: str) -> None:
     session()
-    archive, digest = files(tmp_path)
+    archive, digest, *_ = files(tmp_path)
     whole = archive.read_bytes()
     if damage == "no digest":
         digest.unlink()
     else:
         cut = {"cut short": whole[:-3], "changed": whole.replace(b"add", b"sub"), "emptied": b"", "of another": b"{}"}
         archive.write_bytes(cut[damage])
-    assert session() == COMPILED
-    assert archive.read_bytes() == whole
+    assert session() == TRIED
+    assert b"add" in archive.read_bytes()
     assert session() == []
 
 
@@ -82,17 +84,17 @@ def test_an_archive_that_metal_refuses(session: Callable[..., list[str]], tmp_pa
     import hashlib
 
     session()
-    archive, digest = files(tmp_path)
+    archive, digest, *_ = files(tmp_path)
     archive.write_bytes(b"from another world")
     digest.write_text(hashlib.sha256(b"from another world").hexdigest())
-    assert session() == COMPILED
+    assert session() == TRIED
     assert session() == []
 
 
 def test_a_gpu_without_archives(session: Callable[..., list[str]], tmp_path: Path) -> None:
-    for _ in range(2):
-        assert session(has_archives=False) == COMPILED
-    assert not (tmp_path / "pipelines").exists()
+    assert session(has_archives=False) == COMPILED
+    assert session(has_archives=False) == TRIED
+    assert not list((tmp_path / "pipelines").glob("*.archive"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -159,7 +161,7 @@ def test_simdgroup_matrices_that_do_not_work(open_on: Callable[[Gpu], Device], s
     gpu = Gpu(simdgroups=simdgroups)
     device = open_on(gpu)
     assert not device.backend.simdgroups
-    assert device.info.features[-1] == f"no simdgroup matrices ({obstacle})"
+    assert f"no simdgroup matrices ({obstacle})" in device.info.features
     computes_a_product(device)
     assert gpu.compiled[-1] == "gemm_f32"
 
@@ -189,5 +191,54 @@ def test_one_wrong_kernel_is_enough(
     monkeypatch.setattr(Kernel, "code", changed)
     device = open_on(Gpu())
     plain = name.replace("_simdgroup", "")
-    assert device.info.features[-1] == f"no simdgroup matrices (wrong results for {plain})"
+    assert f"no simdgroup matrices (wrong results for {plain})" in device.info.features
     computes_a_product(device)
+
+
+def test_what_has_been_tried_is_not_tried_again(
+    open_on: Callable[[Gpu], Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by the next process nor in this one; but what was wrong is, and so is another GPU."""
+
+    def dispatches(**changes: object) -> int:
+        before = bridge.calls["dispatchThreadgroups:threadsPerThreadgroup:"]
+        device = open_on(Gpu(**changes))
+        assert any(feature.startswith("simdgroup matrices") for feature in device.info.features) or changes
+        return bridge.calls["dispatchThreadgroups:threadsPerThreadgroup:"] - before
+
+    assert dispatches(simdgroups="wrong") == len(COMPILED) - 1
+    assert dispatches() == len(COMPILED) - 1
+    assert dispatches() == 0
+    assert dispatches(name="another GPU") == len(COMPILED) - 1
+    monkeypatch.setattr(Kernel, "code", lambda kernel, target, code=Kernel.code: code(kernel, target) + b"// changed")
+    assert dispatches() == len(COMPILED) - 1
+
+
+def test_mps_is_tried_once_in_two_processes(open_on: Callable[[Gpu], Device]) -> None:
+    def products(count: int) -> int:
+        encoded = "encodeToCommandBuffer:leftMatrix:rightMatrix:resultMatrix:"
+        before = bridge.calls[encoded]
+        with Bench(open_on(Gpu())) as bench:
+            for _ in range(count):
+                tensors = [bench.empty(512, 512) for _ in range(3)]
+                commands = bench.device.record()
+                ops.matmul(ops.Recorder(bench.info, commands), *tensors)
+        return bridge.calls[encoded] - before
+
+    assert products(0) == 0
+    assert products(2) == 6  # of float32, in every way that they may lie
+    assert products(1) == 0
+
+
+def test_a_gpu_that_hangs_at_its_trials(
+    open_on: Callable[[Gpu], Device], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(trial.find_obstacle, "__defaults__", (0.05,))
+    gpu = Gpu(hangs=True)
+    device = open_on(gpu)
+    assert any("no simdgroup matrices (the device did not finish" in feature for feature in device.info.features)
+    gpu.hangs = False
+    computes_a_product(device)
+    assert gpu.compiled[-1] == "gemm_f32"
+    device.close()
+    assert "simdgroup matrices" in open_on(Gpu()).info.features  # it is given another chance

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.metal.devices import EMULATED
-from tests.metal.standin import Gpu
+from tests.metal.standin import Gpu, bridge, installed
 from tests.ops.tensors import NUMPY, Bench
 from wasmetal import ops
-from wasmetal.device import CommandList, Device
+from wasmetal.device import CommandList, Device, open_device
 from wasmetal.ops import DType, Recorder, Tensor
 
 SIDE = 512
 """Rows, columns and depth of the least product that is large."""
-BY_MPS = "large products by MPS"
 TOLERANCE = {DType.F32: 1e-5, DType.F16: 1e-3}
 """By the type of the result, relative to the largest."""
 RNG = np.random.default_rng(4)
@@ -53,10 +54,17 @@ def run(bench: Bench, *operations: Callable[[Recorder], None]) -> int:
     return products(commands)
 
 
-def expected(metal: Device, count: int = 1) -> int:
-    """Of products that MPS computes where it is used at all: the emulated GPU has it."""
-    assert BY_MPS in metal.info.features or not EMULATED
-    return count if BY_MPS in metal.info.features else 0
+def by_mps(device: Device, kinds: str = "f32 to f32") -> bool:
+    """Whether MPS was found to be right for products of some types."""
+    used = [feature for feature in device.info.features if feature.startswith("large products by MPS")]
+    return bool(used) and kinds in used[0]
+
+
+def expected(metal: Device, count: int = 1, kinds: str = "f32 to f32") -> int:
+    """Of products recorded before, those that MPS computes if it is right: on the emulated GPU it is."""
+    right = by_mps(metal, kinds)
+    assert right or not EMULATED
+    return count if right else 0
 
 
 def normal(*shape: int, dtype: DType = DType.F32) -> np.ndarray:
@@ -88,7 +96,8 @@ def test_matmul(
 
     out = bench.empty(m, n, dtype=result, gap=16)
     tensors = bench.put(a, gap=8), bench.put(b, gap=24), out
-    assert run(bench, lambda rec: matmul(rec, *tensors)) == expected(metal)
+    found = run(bench, lambda rec: matmul(rec, *tensors))
+    assert found == expected(metal, kinds=f"{kind.suffix} to {result.suffix}")
     bench.only(out)
     want = oracle(cpu, matmul, [a, b], np.zeros((m, n), NUMPY[result]))
     check(bench.get(out), want, result)
@@ -240,24 +249,64 @@ def test_buffers_closed_while_a_product_is_under_way(metal: Device, bench: Bench
     [
         ("missing", "PyObjC's MetalPerformanceShaders is not installed"),
         ("unsupported", "it does not support this GPU"),
-        ("wrong", "wrong results for gemm_f32"),
-        ("few bits", "wrong results for gemm_f32"),
-        ("sums of few bits", "wrong results for matmul_f16_f16"),
-        ("not a number", "wrong results for gemm_f32"),
-        ("gaps", "wrong results for gemm_f32"),
+        ("wrong", "wrong results for matmul_f32_f32"),
+        ("few bits", "wrong results for matmul_f32_f32"),
+        ("not a number", "wrong results for matmul_f32_f32"),
+        ("gaps", "wrong results for matmul_f32_f32"),
     ],
 )
 def test_mps_that_does_not_work(open_on: Callable[[Gpu], Device], mps: str, obstacle: str) -> None:
     """Our kernels compute all products then."""
     device = open_on(Gpu(mps=mps))
-    assert f"no MPS ({obstacle})" in device.info.features
     with Bench(device) as bench:
         assert matmul_of(bench, SIDE, SIDE, SIDE) == 0
+    assert f"no MPS for f32 to f32 ({obstacle})" in device.info.features
+    assert not by_mps(device)
 
 
-def test_mps_switched_off(open_on: Callable[[Gpu], Device], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WASMETAL_NO_MPS", "1")
-    device = open_on(Gpu())
-    assert "no MPS (WASMETAL_NO_MPS=1)" in device.info.features
+def test_types_are_tried_one_by_one(open_on: Callable[[Gpu], Device]) -> None:
+    """At their first use, and what is wrong for some is used for the others."""
+    device = open_on(Gpu(mps="sums of few bits"))
+    assert "large products by MPS (tried at their first use)" in device.info.features
+    with Bench(device) as bench:
+        halves = bench.empty(SIDE, SIDE, dtype=DType.F16), bench.empty(SIDE, SIDE, dtype=DType.F16)
+        out = bench.empty(SIDE, SIDE, dtype=DType.F16)
+        assert products(record(bench, lambda rec: ops.matmul(rec, *halves, out))) == 0
+        obstacle = "no MPS for f16 to f16 (wrong results for matmul_f16_f16)"
+        assert device.info.features[-1] == obstacle
+        assert matmul_of(bench, SIDE, SIDE, SIDE, dtype=DType.F16) == 1
+        assert matmul_of(bench, SIDE, SIDE, SIDE) == 1
+        assert device.info.features[-2:] == ("large products by MPS (f16 to f32, f32 to f32)", obstacle)
+    assert device.counters.dispatches == 0  # trials are not in the device's own account
+
+
+@pytest.mark.parametrize("why", ["WASMETAL_NO_MPS=1", "a virtual GPU"])
+def test_mps_switched_off(open_on: Callable[[Gpu], Device], monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    """MPS is not even asked then."""
+    switched = why.startswith("WASMETAL")
+    if switched:
+        monkeypatch.setenv("WASMETAL_NO_MPS", "1")
+    device = open_on(Gpu() if switched else Gpu(name="Apple Paravirtual device"))
+    before = bridge.calls["MPSSupportsMTLDevice"]
+    assert f"no MPS ({why})" in device.info.features
     with Bench(device) as bench:
         assert matmul_of(bench, SIDE, SIDE, SIDE) == 0
+    assert bridge.calls["MPSSupportsMTLDevice"] == before
+
+
+def test_mps_on_a_virtual_gpu_if_that_is_asked_for(
+    open_on: Callable[[Gpu], Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WASMETAL_NO_MPS", "0")
+    with Bench(open_on(Gpu(name="Apple Paravirtual device"))) as bench:
+        assert matmul_of(bench, SIDE, SIDE, SIDE) == 1
+
+
+def test_opening_does_not_load_mps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WASMETAL_HOME", str(tmp_path))
+    with installed(), open_device("metal") as device, Bench(device) as bench:
+        loaded = import_module("wasmetal.device.metal.api").load_mps.cache_info
+        matmul_of(bench, 64, 64, 64)
+        assert loaded().currsize == 0
+        matmul_of(bench, SIDE, SIDE, SIDE)
+        assert loaded().currsize == 1

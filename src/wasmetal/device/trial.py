@@ -31,6 +31,9 @@ _SAMPLES = 64
 _WORDS = 256
 """Words compared at each."""
 
+PATIENCE = 30.0
+"""Seconds that a trial is waited for: virtual GPUs are known to hang."""
+
 
 class Trial:
     """One kernel on operands of a trial's own."""
@@ -103,22 +106,57 @@ def matmul(
     return Trial(kernel, [*operands, out], result, _tiles(m, n), fields | _offsets(kernel, gap))
 
 
-def find_obstacle(device: Device, trials: Sequence[Trial]) -> str | None:
-    """Why a device is not to be used for these kernels, in words; None if each agrees with the NumPy kernel."""
+def find_obstacle(device: Device, trials: Sequence[Trial], patience: float = PATIENCE) -> str | None:
+    """Why a device is not to be used for these kernels, in words; None if each agrees with the NumPy kernel.
+
+    A device that has not finished after ``patience`` seconds is not to be used either.
+    """
     try:
         commands = device.record()
         for trial in trials:
             trial.record(device, commands)
         commands.finish()
-        device.submit([commands]).wait()
+        device.submit([commands]).wait(patience)
     except DeviceError as error:
         return str(error)
     wrong = [trial.kernel.name for trial in trials if not trial.agrees()]
     return f"wrong results for {wrong[0]}" if wrong else None
 
 
+def chain_differs(device: Device, other: Device, length: int = 64, runs: int = 3) -> str | None:
+    """Why a list of kernels, each of which needs the one before, is not the same on both devices; None if it is.
+
+    The list is run several times.
+    """
+    kernel, count = CATALOG["add"], 256
+    strides = dict.fromkeys((f"{name}_stride" for name in ("a", "b", "out")), count)
+    offsets = dict.fromkeys((f"{name}_offset" for name in ("a", "b", "out")), 0)
+    params = kernel.pack(rows=1, columns=count, **strides, **offsets)
+    found = []
+    try:
+        for each in (device, other):
+            buffer = each.allocate(3 * 4 * count, MemoryKind.SHARED)
+            values = buffer.view().view(np.float32)
+            values[:] = np.random.default_rng(0).standard_normal(3 * count)
+            thirds = [Binding(buffer, i * 4 * count, 4 * count) for i in range(3)]
+            commands = each.record()
+            for i in range(length):
+                bindings = [thirds[(i + j) % 3] for j in range(3)]
+                commands.dispatch(kernel, bindings, params, grid(-(-count // kernel.threads[0])))
+            commands.finish()
+            for _ in range(runs):
+                values *= 1e-6
+                each.submit([commands]).wait(PATIENCE)
+            found.append(values.tobytes())
+    except DeviceError as error:
+        return str(error)
+    return None if found[0] == found[1] else "wrong results for a chain of kernels"
+
+
 def check_file(device: Device, buffer: Buffer) -> None:
-    """Have the device copy samples of a wrapped file, and compare them. Raises WrapRefusedError if one differs.
+    """Have the device copy samples of a wrapped file, and compare them.
+
+    Raises WrapRefusedError if one differs, and DeviceTimeoutError if the device does not finish.
 
     Virtual GPUs are known to have read stale bytes there, in silence.
     """
@@ -135,7 +173,7 @@ def check_file(device: Device, buffer: Buffer) -> None:
         bindings = [Binding(buffer, place, nbytes), index, Binding(copies, i * nbytes, nbytes), index]
         commands.dispatch(kernel, bindings, params, grid(1))
     commands.finish()
-    device.submit([commands]).wait()
+    device.submit([commands]).wait(PATIENCE)
     seen, there = copies.view().reshape(_SAMPLES, nbytes), buffer.view()
     wrong = [place for i, place in enumerate(places) if not np.array_equal(seen[i], there[place : place + nbytes])]
     for gone in (commands, copies, ids):

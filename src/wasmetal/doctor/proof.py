@@ -38,8 +38,8 @@ COUNT = 1 << 16
 N = 128
 """Rows and columns of the multiplied matrices."""
 REPEATS = 30
-OVERHEAD_LIMIT_MB = 0.1
-"""More resident memory than this, added by sharing, and the pages cannot have been shared."""
+NOISE_PAGES = 64
+"""Pages that allocators and drivers may add to the process between two measurements; a copy adds far more."""
 
 
 class BrokenLinkError(WasmetalError):
@@ -158,7 +158,7 @@ class Chain:
         copied = self.report.copy_overhead_mb = self._overhead(copy)
         self.copied_for_comparison += self.device.counters.bytes_copied - copied_before
         saw = f"{shared:.2f} MB added by sharing 16 MiB, {copied:.2f} MB by copying them"
-        check(shared < OVERHEAD_LIMIT_MB, saw)
+        check(shared < max(1e6, NOISE_PAGES * page_size()) / 1e6, saw)
         return saw
 
     def matmul(self) -> str:

@@ -34,9 +34,13 @@ _MAP_NORESERVE = 0x40 if sys.platform == "darwin" else 0x4000
 _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 
 
+_PAGE_SIZE = max(mmap.PAGESIZE, int(os.environ.get("WASMETAL_TEST_PAGE_SIZE", "0")))
+"""For tests only, a larger power of two can be had: so 16 KiB pages are tested on machines that have 4 KiB ones."""
+
+
 def page_size() -> int:
     """The host's page size in bytes: 16 KiB on Apple silicon, 4 KiB on most Linux machines."""
-    return mmap.PAGESIZE
+    return _PAGE_SIZE
 
 
 class Pages:
@@ -53,16 +57,17 @@ class Pages:
             raise MemoryRefusedError(
                 f"cannot reserve {nbytes} bytes: ask for at least one page, and less than 2^63 bytes"
             )
-        address = _mmap(None, nbytes, _PROT_NONE, _FLAGS, -1, 0)
+        reserved = nbytes + page_size() - mmap.PAGESIZE  # the system aligns to its own pages
+        address = _mmap(None, reserved, _PROT_NONE, _FLAGS, -1, 0)
         if address == _MAP_FAILED:
             reason = os.strerror(ctypes.get_errno())
             raise AddressSpaceError(
                 f"cannot reserve {nbytes} bytes of address space: {reason}; close other guests, or raise `ulimit -v`"
             )
-        self.address: Final[int] = address
+        self.address: Final[int] = -(-address // page_size()) * page_size()
         self.nbytes: Final = nbytes
         # At exit the process goes as a whole; unmapping then could only pull pages from under somebody.
-        weakref.finalize(self, _munmap, address, nbytes).atexit = False
+        weakref.finalize(self, _munmap, address, reserved).atexit = False
 
     def open(self, start: int, end: int) -> None:
         """Make the whole pages in [start, end) readable and writable. Raises MemoryRefusedError."""

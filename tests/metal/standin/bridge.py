@@ -91,6 +91,17 @@ def not_in_wheel(*types: str) -> Callable[[Callable[..., Any]], Callable[..., An
     return mark
 
 
+def as_the_runtime_says(*types: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Marks a selector whose types PyObjC takes from the Objective-C runtime, since the wheel's do not fit those."""
+
+    def mark(method: Callable[..., Any]) -> Callable[..., Any]:
+        method.types = list(types)
+        method.in_wheel = True
+        return method
+
+    return mark
+
+
 def selector(name: str) -> str:
     """The selector that a PyObjC name stands for."""
     return name.replace("_", ":")
@@ -112,7 +123,7 @@ class Object:
             if name.startswith("_") or not callable(method) or isinstance(method, type):
                 continue
             types = getattr(method, "types", None)
-            if types is None:
+            if types is None or getattr(method, "in_wheel", False):
                 described.append(selector(name))
             crossing = _crossing(cls, selector(name), method, types)
             setattr(cls, name, classmethod(crossing) if of_class else crossing)
@@ -121,13 +132,21 @@ class Object:
     @classmethod
     def new(cls) -> Any:
         calls["new"] += 1
+        _needs_pool("new")
         return cls()
 
     @classmethod
     def alloc(cls) -> Any:
         """An object that is nothing until it has been sent a selector that begins with ``init``."""
         calls["alloc"] += 1
+        _needs_pool("alloc")
         return cls.__new__(cls)
+
+
+def _needs_pool(name: str) -> None:
+    """What makes or changes something may autorelease objects, on threads that have no pool. Plain getters do not."""
+    if Pool.depth() == 0:
+        raise RuleError(f"{name}: called with no pool in place, so that what it autoreleases is leaked")
 
 
 def _crossing(cls: type[Object], name: str, method: Callable[..., Any], types: list[str] | None) -> Callable[..., Any]:
@@ -143,8 +162,8 @@ def _crossing(cls: type[Object], name: str, method: Callable[..., Any], types: l
         for position, (value, kind) in enumerate(zip(args, argument_types, strict=True)):
             _check(f"{name}, argument {position}", value, kind, args)
         calls[name] += 1
-        if result_type == "@" and not name.startswith(("new", "init")) and Pool.depth() == 0:
-            raise RuleError(f"{name}: autoreleased with no pool in place, so leaked")
+        if args or result_type in ("v", "@"):
+            _needs_pool(name)
         result = method(self, *(value for value, kind in zip(args, argument_types, strict=True) if kind[0] != "o"))
         outs = sum(kind[0] == "o" for kind in argument_types)
         assert (len(result) if outs else 0) == (outs + 1 if outs else 0), (
@@ -177,6 +196,9 @@ def _check(what: str, value: Any, kind: str, args: tuple[Any, ...]) -> None:
         length = args[int(kind[4:-1])]
         good = isinstance(value, bytes | memoryview | np.ndarray) and memoryview(value).contiguous
         good = good and memoryview(value).nbytes >= length
+    elif kind.startswith("n^@["):
+        good = isinstance(value, list) and len(value) == args[int(kind[4:-1])]
+        good = good and all(isinstance(item, Object) for item in value)
     elif kind.startswith("{"):
         good = isinstance(value, Struct) and value.encoding == kind
     else:

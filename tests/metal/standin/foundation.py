@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.metal.standin.bridge import Object, Pool, not_in_wheel
+from tests.metal.standin.bridge import Object, Pool, Struct, not_in_wheel
 from tests.metal.standin.gpu import Gpu
 
 
@@ -48,10 +48,18 @@ class _ProcessInfo(Object):
         return f"Version {self._gpu.macos}.0 (emulated)"
 
 
+class NSRange(Struct):
+    encoding = "{_NSRange=QQ}"
+
+
 class Foundation:
     """What ``import Foundation`` gives."""
 
     NSURL = NSURL
+
+    @staticmethod
+    def NSMakeRange(location: int, length: int) -> NSRange:
+        return NSRange((location, length))
 
     def __init__(self, gpu: Gpu) -> None:
         info = _ProcessInfo(gpu)

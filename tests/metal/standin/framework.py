@@ -14,7 +14,18 @@ import numpy as np
 
 from tests.metal.shim import Function as Kernel
 from tests.metal.shim import ShimCompileError, ShimError, compile_library
-from tests.metal.standin.bridge import Object, Pool, RuleError, Struct, Varlist, calls, not_in_wheel, struct, table
+from tests.metal.standin.bridge import (
+    Object,
+    Pool,
+    RuleError,
+    Struct,
+    Varlist,
+    as_the_runtime_says,
+    calls,
+    not_in_wheel,
+    struct,
+    table,
+)
 from tests.metal.standin.foundation import NSError
 from tests.metal.standin.gpu import Gpu, Watch, accessible, memory, page_aligned
 
@@ -60,6 +71,11 @@ class ComputePipelineDescriptor(Object):
 
     function: Function | None = None
     archives: tuple[BinaryArchive, ...] = ()
+    indirect = False
+
+    @not_in_wheel("v", "Z")
+    def setSupportIndirectCommandBuffers_(self, indirect: bool) -> None:
+        self.indirect = indirect
 
     @not_in_wheel("v", "@")
     def setComputeFunction_(self, function: Function) -> None:
@@ -78,6 +94,29 @@ class BinaryArchiveDescriptor(Object):
     @not_in_wheel("v", "@")
     def setUrl_(self, url: Any) -> None:
         self.url = url
+
+
+class IndirectCommandBufferDescriptor(Object):
+    """MTLIndirectCommandBufferDescriptor."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, int] = {}
+
+    @not_in_wheel("v", "Q")
+    def setCommandTypes_(self, types: int) -> None:
+        self.told["types"] = types
+
+    @not_in_wheel("v", "Z")
+    def setInheritBuffers_(self, inherit: bool) -> None:
+        self.told["buffers"] = inherit
+
+    @not_in_wheel("v", "Z")
+    def setInheritPipelineState_(self, inherit: bool) -> None:
+        self.told["pipeline"] = inherit
+
+    @not_in_wheel("v", "Q")
+    def setMaxKernelBufferBindCount_(self, count: int) -> None:
+        self.told["count"] = count
 
 
 class ResidencySetDescriptor(Object):
@@ -122,7 +161,7 @@ class Device(Object):
     def newResidencySetWithDescriptor_error_(self, descriptor: ResidencySetDescriptor) -> tuple[Any, Any]:
         if not self._gpu.has_residency:
             return None, NSError("MTLErrorDomain", 1, "residency sets are not supported")
-        return ResidencySet(), None
+        return ResidencySet(self._gpu), None
 
     def newBufferWithBytesNoCopy_length_options_deallocator_(
         self, pages: Any, length: int, options: int, deallocator: Any
@@ -154,6 +193,15 @@ class Device(Object):
         except ShimCompileError as error:
             return None, NSError("MTLLibraryErrorDomain", 3, str(error))
 
+    def newIndirectCommandBufferWithDescriptor_maxCommandCount_options_(
+        self, descriptor: IndirectCommandBufferDescriptor, count: int, options: int
+    ) -> IndirectCommandBuffer | None:
+        told, dispatches = descriptor.told, _constant("MTLIndirectCommandTypeConcurrentDispatch")
+        rule(told.get("types") == dispatches, "the stand-in has concurrent dispatches in threadgroups only")
+        rule(told.get("buffers") is told.get("pipeline") is False, "commands are to bring all that they use")
+        rule(1 <= count <= 16384, f"an indirect command buffer of {count} commands")
+        return None if self._gpu.indirect == "none" else IndirectCommandBuffer(self._gpu, told["count"], count)
+
     def newBinaryArchiveWithDescriptor_error_(self, descriptor: BinaryArchiveDescriptor) -> tuple[Any, Any]:
         if not self._gpu.has_archives:
             return None, NSError("MTLBinaryArchiveDomain", 4, "binary archives are not supported")
@@ -175,7 +223,7 @@ class Device(Object):
             if options & _constant("MTLPipelineOptionFailOnBinaryArchiveMiss"):
                 return None, NSError("MTLLibraryErrorDomain", 2, "not found in the binary archives")
             self._gpu.compiled.append(function.kernel.name)
-        return ComputePipelineState(self._gpu, function.kernel), None
+        return ComputePipelineState(self._gpu, function.kernel, descriptor.indirect), None
 
 
 class Buffer(Object):
@@ -259,9 +307,10 @@ class ComputePipelineState(Object):
 
     protocol = "MTLComputePipelineState"
 
-    def __init__(self, gpu: Gpu, kernel: Kernel) -> None:
+    def __init__(self, gpu: Gpu, kernel: Kernel, indirect: bool) -> None:
         self._gpu = gpu
         self.kernel = kernel
+        self.indirect = indirect
 
     def maxTotalThreadsPerThreadgroup(self) -> int:
         too_large = self._gpu.simdgroups == "too large" and "simdgroup" in self.kernel.name
@@ -271,12 +320,55 @@ class ComputePipelineState(Object):
         return self._gpu.simd_width
 
 
+class IndirectCommandBuffer(Object):
+    """Commands that are written once."""
+
+    protocol = "MTLIndirectCommandBuffer"
+
+    def __init__(self, gpu: Gpu, arguments: int, count: int) -> None:
+        self._gpu = gpu
+        self._commands = [IndirectComputeCommand(gpu, arguments) for _ in range(count)]
+
+    def indirectComputeCommandAtIndex_(self, index: int) -> IndirectComputeCommand:
+        rule(index < len(self._commands), f"command {index} of {len(self._commands)}")
+        return self._commands[index]
+
+
+class IndirectComputeCommand(Object):
+    """One dispatch."""
+
+    protocol = "MTLIndirectComputeCommand"
+
+    def __init__(self, gpu: Gpu, arguments: int) -> None:
+        self._gpu, self._most = gpu, arguments
+        self.pipeline: ComputePipelineState | None = None
+        self.arguments: dict[int, tuple[weakref.ref[Buffer], int]] = {}
+        self.dispatch: Dispatch | None = None
+        self.barrier = False
+
+    def setComputePipelineState_(self, pipeline: ComputePipelineState) -> None:
+        rule(pipeline.indirect, "a pipeline that was not made for indirect command buffers")
+        self.pipeline = pipeline
+
+    def setKernelBuffer_offset_atIndex_(self, buffer: Buffer, offset: int, index: int) -> None:
+        rule(index < self._most, f"buffer argument {index}: the descriptor has {self._most}")
+        self.arguments[index] = _argument(weakref.ref(buffer), offset, index)
+
+    def setBarrier(self) -> None:
+        self.barrier = self._gpu.indirect != "without barriers"
+
+    @as_the_runtime_says("v", "{MTLSize=QQQ}", "{MTLSize=QQQ}")
+    def concurrentDispatchThreadgroups_threadsPerThreadgroup_(self, groups: Struct, threads: Struct) -> None:
+        self.dispatch = _dispatch(self.pipeline, self.arguments, groups, threads)
+
+
 class ResidencySet(Object):
     """Buffers that stay where the GPU reaches them. As with Metal's, they live for as long as they are in it."""
 
     protocol = "MTLResidencySet"
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
         self._now: dict[int, Buffer] = {}
         self._next: dict[int, Buffer] = {}
 
@@ -291,7 +383,14 @@ class ResidencySet(Object):
         self._now = dict(self._next)
 
     def requestResidency(self) -> None:
-        pass
+        self._gpu.wired.append(self.nbytes)
+
+    def endResidency(self) -> None:
+        self._gpu.wired.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer._length for buffer in self._now.values())
 
 
 class Event(Object):
@@ -332,6 +431,8 @@ class CommandQueue(Object):
 
     def addResidencySet_(self, buffers: ResidencySet) -> None:
         self._sets.append(buffers)
+        rule(len(self._sets) <= 32, "a queue takes 32 residency sets")
+        self._gpu.sets = self._sets
 
     def commandBuffer(self) -> CommandBuffer:
         return CommandBuffer(self._gpu, retains=True)
@@ -468,6 +569,8 @@ class ComputeCommandEncoder(Object):
         self._serial = serial
         self._pipeline: ComputePipelineState | None = None
         self._arguments: dict[int, tuple[weakref.ref[Buffer], int]] = {}
+        self._set_pipelines: set[int] = set()
+        self._used: set[int] = set()
         # Between two barriers a GPU may run dispatches in any order, or all at once.
         self._groups: list[list[Dispatch]] = [[]]
         weakref.finalize(self, _left_open, self.__dict__)
@@ -483,6 +586,7 @@ class ComputeCommandEncoder(Object):
     def setComputePipelineState_(self, pipeline: ComputePipelineState) -> None:
         self._open("setComputePipelineState:")
         self._pipeline = pipeline
+        self._set_pipelines.add(id(pipeline))
 
     def setBuffer_offset_atIndex_(self, buffer: Buffer, offset: int, index: int) -> None:
         self._open("setBuffer:offset:atIndex:")
@@ -496,19 +600,28 @@ class ComputeCommandEncoder(Object):
 
     def dispatchThreadgroups_threadsPerThreadgroup_(self, groups: Struct, threads: Struct) -> None:
         self._open("dispatchThreadgroups:threadsPerThreadgroup:")
-        rule(self._pipeline is not None, "a dispatch before a pipeline was set")
-        assert self._pipeline is not None
-        count = threads[0] * threads[1] * threads[2]
-        most = self._pipeline._gpu.max_threads
-        rule(1 <= count <= most, f"{count} threads in a threadgroup, where the pipeline has 1 to {most}")
-        rule(min(groups) > 0, "a dispatch of no threadgroups")
-        kernel = self._pipeline.kernel
-        for index in kernel.buffers:
-            rule(index in self._arguments, f"{kernel.name}: no buffer was set at index {index}")
-        arguments = {index: self._arguments[index] for index in kernel.buffers}
-        self._groups[-1].append(Dispatch(weakref.ref(self._pipeline), arguments, tuple(groups), tuple(threads)))
+        if tuple(groups) == tuple(threads) == (0, 0, 0):
+            return  # what is known to bring pipelines to the GPU for indirect commands
+        self._groups[-1].append(_dispatch(self._pipeline, self._arguments, groups, threads))
         if self._serial:
             self._groups.append([])
+
+    def useResources_count_usage_(self, resources: list[Buffer], count: int, usage: int) -> None:
+        self._open("useResources:count:usage:")
+        self._used |= {id(resource) for resource in resources}
+
+    def executeCommandsInBuffer_withRange_(self, commands: IndirectCommandBuffer, where: Struct) -> None:
+        self._open("executeCommandsInBuffer:withRange:")
+        rule(where[0] + where[1] <= len(commands._commands), "a range of commands that are not there")
+        keeps = any(family >= "Apple9" for family in commands._gpu.families if family.startswith("Apple"))
+        for command in commands._commands[where[0] : where[0] + where[1]]:
+            rule(command.dispatch is not None, "an indirect command that was not written")
+            rule(keeps or id(command.pipeline) in self._set_pipelines, "a pipeline that the encoder was never given")
+            used = (reference() for reference, _ in command.arguments.values())
+            rule(all(id(buffer) in self._used for buffer in used), "a buffer that no useResources: names")
+            if command.barrier:
+                self._groups.append([])
+            self._groups[-1].append(command.dispatch)
 
     def memoryBarrierWithScope_(self, scope: int) -> None:
         self._open("memoryBarrierWithScope:")
@@ -521,16 +634,39 @@ class ComputeCommandEncoder(Object):
         self._pipeline = None
 
     def _set(self, buffer: weakref.ref[Buffer], offset: int, index: int) -> None:
-        held = buffer()
-        rule(held is not None, "a buffer was released before it was used")
-        assert held is not None
-        alignment = CONSTANT_ALIGNMENT if index == 0 else DEVICE_ALIGNMENT
-        rule(offset % alignment == 0, f"offset {offset} of buffer argument {index} is no multiple of {alignment}")
-        rule(offset < held._length, f"offset {offset} is past a buffer of {held._length} bytes")
-        self._arguments[index] = buffer, offset
+        self._arguments[index] = _argument(buffer, offset, index)
 
     def _open(self, what: str) -> None:
         rule(not self.ended, f"{what} after endEncoding")
+
+
+def _argument(buffer: weakref.ref[Buffer], offset: int, index: int) -> tuple[weakref.ref[Buffer], int]:
+    held = buffer()
+    rule(held is not None, "a buffer was released before it was used")
+    assert held is not None
+    alignment = CONSTANT_ALIGNMENT if index == 0 else DEVICE_ALIGNMENT
+    rule(offset % alignment == 0, f"offset {offset} of buffer argument {index} is no multiple of {alignment}")
+    rule(offset < held._length, f"offset {offset} is past a buffer of {held._length} bytes")
+    return buffer, offset
+
+
+def _dispatch(
+    pipeline: ComputePipelineState | None,
+    given: dict[int, tuple[weakref.ref[Buffer], int]],
+    groups: Struct,
+    threads: Struct,
+) -> Dispatch:
+    rule(pipeline is not None, "a dispatch before a pipeline was set")
+    assert pipeline is not None
+    count = threads[0] * threads[1] * threads[2]
+    most = pipeline._gpu.max_threads
+    rule(1 <= count <= most, f"{count} threads in a threadgroup, where the pipeline has 1 to {most}")
+    rule(min(groups) > 0, "a dispatch of no threadgroups")
+    kernel = pipeline.kernel
+    for index in kernel.buffers:
+        rule(index in given, f"{kernel.name}: no buffer was set at index {index}")
+    arguments = {index: given[index] for index in kernel.buffers}
+    return Dispatch(weakref.ref(pipeline), arguments, tuple(groups), tuple(threads))
 
 
 class Dispatch:
@@ -588,6 +724,7 @@ CLASSES: dict[str, type[Object]] = {
     "MTLCompileOptions": CompileOptions,
     "MTLComputePipelineDescriptor": ComputePipelineDescriptor,
     "MTLBinaryArchiveDescriptor": BinaryArchiveDescriptor,
+    "MTLIndirectCommandBufferDescriptor": IndirectCommandBufferDescriptor,
     "MTLResidencySetDescriptor": ResidencySetDescriptor,
 }
 """What Python sees by name."""

@@ -7,7 +7,6 @@ buffers that wait for no event, and dispatches without a barrier between them, r
 from __future__ import annotations
 
 import ctypes
-import mmap
 import threading
 import time
 import zlib
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.metal.standin.bridge import RuleError
+from wasmetal.memory.pages import page_size
 
 if TYPE_CHECKING:
-    from tests.metal.standin.framework import CommandBuffer
+    from tests.metal.standin.framework import CommandBuffer, ResidencySet
 
 QUEUE_LENGTH = 64
 """Command buffers that a queue takes before it makes the host wait."""
@@ -57,6 +57,8 @@ class Gpu:
     mps: str = "good"
     """Products by Metal Performance Shaders are "good"; "wrong", computed with "few bits" or from "sums of few bits",
     add to what is "not a number" or write "gaps" between rows; the GPU is "unsupported", or the framework "missing"."""
+    indirect: str = "good"
+    """Indirect command buffers are "good", there are "none", or they run "without barriers"."""
     has_archives: bool = True
     has_residency: bool = True
     has_queues: bool = True
@@ -65,6 +67,10 @@ class Gpu:
     """Kernels that were compiled for it, not found in an archive."""
     live: dict[int, int] = field(default_factory=dict)
     """Bytes of each buffer that there is, by a number of its own."""
+    wired: list[int] = field(default_factory=list)
+    """Bytes of each residency set whose residency was requested, one after another, since it was last given up."""
+    sets: list[ResidencySet] = field(default_factory=list)
+    """The residency sets of the queue that was last given one."""
     _work: list[CommandBuffer] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -140,4 +146,4 @@ def accessible(ranges: list[tuple[int, int]], write: bool) -> bool:
 
 
 def page_aligned(value: int) -> bool:
-    return value % mmap.PAGESIZE == 0
+    return value % page_size() == 0

@@ -30,6 +30,8 @@ def installed(*gpus: Gpu) -> Iterator[Gpu]:
     try:
         yield gpus[0]
     finally:
+        if api := sys.modules.get(f"{PACKAGE}.api"):
+            api.load_mps()  # devices outlive the stand-in's place among the modules, and may want this one later
         _take_out(modules)
         sys.modules.update(saved)
         if PACKAGE in saved:

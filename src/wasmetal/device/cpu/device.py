@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from wasmetal.device.opened import OpenDevice
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import Kernel
 from wasmetal.kernels.reference import KERNELS
+from wasmetal.memory.pages import page_size
 
 
 class CpuBackend(Backend[Pages, Step, CpuRecording]):
@@ -76,7 +79,7 @@ def _info() -> DeviceInfo:
         driver=f"NumPy {np.__version__}",
         unified=True,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        page_alignment=mmap.PAGESIZE,
+        page_alignment=page_size(),
         offset_alignment=16,
         max_binding_bytes=2**32,
         subgroup_size=1,
@@ -85,11 +88,15 @@ def _info() -> DeviceInfo:
     )
 
 
+@cache
 def _processor() -> str:
     """The processor's marketing name if the system tells, else its architecture."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
             return next(names, platform.machine())
-    except OSError:
-        return platform.processor() or platform.machine()
+    except OSError:  # macOS, where Python itself knows no more than "arm"
+        asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        with suppress(OSError, subprocess.SubprocessError):
+            return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        return platform.machine()

@@ -4,7 +4,7 @@ Importing this package loads the Metal framework; it raises DeviceNotFoundError 
 """
 
 from wasmetal.device.backend import FoundDevice, found_devices
-from wasmetal.device.metal.device import open_tried
+from wasmetal.device.metal.opening import open_gpu
 from wasmetal.device.metal.physical import physical_devices
 
 __all__ = ["find_devices"]
@@ -12,4 +12,4 @@ __all__ = ["find_devices"]
 
 def find_devices() -> list[FoundDevice]:
     """Every GPU that Metal shows, in its order."""
-    return found_devices(physical_devices(), open_tried)
+    return found_devices(physical_devices(), open_gpu)

@@ -6,6 +6,8 @@ as None and comes back as the second of two results.
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 from wasmetal.errors import DeviceError, DeviceLostError, DeviceNotFoundError, OutOfDeviceMemoryError
@@ -13,16 +15,21 @@ from wasmetal.errors import DeviceError, DeviceLostError, DeviceNotFoundError, O
 try:
     import Metal as mtl
     import objc
-    from Foundation import NSURL, NSProcessInfo
+    from Foundation import NSURL, NSMakeRange, NSProcessInfo
 except ImportError as error:
     raise DeviceNotFoundError("no Metal: it is a part of macOS, and PyObjC reaches it from there") from error
 
-try:
-    import MetalPerformanceShaders as mps
-except ImportError:  # all works without
-    mps = None
-
-__all__ = ["NSURL", "NSProcessInfo", "command_error", "error_text", "mps", "mtl", "objc", "succeeded"]
+__all__ = [
+    "NSURL",
+    "NSMakeRange",
+    "NSProcessInfo",
+    "command_error",
+    "error_text",
+    "load_mps",
+    "mtl",
+    "objc",
+    "succeeded",
+]
 
 _COMMAND_ERRORS: dict[int, tuple[type[DeviceError], str]] = {
     mtl.MTLCommandBufferErrorOutOfMemory: (OutOfDeviceMemoryError, "the GPU is out of memory"),
@@ -31,6 +38,15 @@ _COMMAND_ERRORS: dict[int, tuple[type[DeviceError], str]] = {
     mtl.MTLCommandBufferErrorTimeout: (DeviceError, "the system stopped a submission that took too long"),
     mtl.MTLCommandBufferErrorPageFault: (DeviceError, "a kernel touched memory that is not its own"),
 }
+
+
+@cache
+def load_mps() -> Any:
+    """Metal Performance Shaders, loaded when they are first asked for; None if PyObjC has no module for them."""
+    try:
+        return import_module("MetalPerformanceShaders")
+    except ImportError:
+        return None
 
 
 def error_text(error: Any) -> str:

@@ -27,7 +27,9 @@ class Archive:
 
     def __init__(self, physical: PhysicalDevice) -> None:
         self._device = physical.handle
-        self._file = CacheFile(f"metal-{_key(physical)}.archive")
+        self.key = _key(physical)
+        """Names files of what holds for this system, GPU and state of the kernels alone."""
+        self._file = CacheFile(f"{self.key}.archive")
         self._changed = False
         with objc.autorelease_pool():
             self._archive = self._make(self._file.path if self._file.whole() else None) or self._make(None)
@@ -88,4 +90,4 @@ def _key(physical: PhysicalDevice) -> str:
     for name in sorted(CATALOG):
         with contextlib.suppress(FileNotFoundError):  # a kernel for other devices
             sources.update(CATALOG[name].code("metal"))
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", f"{physical.system}-{physical.name}-{sources.hexdigest()[:16]}")
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", f"metal-{physical.system}-{physical.name}-{sources.hexdigest()[:16]}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any
 
 import numpy as np
 
 from wasmetal.device.base import Bytes, HostPages
-from wasmetal.device.metal.api import mtl
+from wasmetal.device.metal.api import mtl, objc
 from wasmetal.device.metal.queue import CommandQueue
 from wasmetal.device.parts import Parts
 from wasmetal.errors import MemoryRefusedError, OutOfDeviceMemoryError, WrapRefusedError
@@ -28,17 +29,37 @@ class MetalAllocation:
         physical = queue.physical
         self.address = pages.ctypes.data
         self._pages = pages
-        self._parts = Parts(pages.size, physical.max_buffer_bytes, physical.info.max_binding_bytes)
-        ranges = [self._parts.range(part) for part in range(len(self._parts))]
-        self._buffers = [_wrap(physical.handle, pages[start:stop]) for start, stop in ranges]
-        self.device_address: int | None = int(self._buffers[0].gpuAddress()) or None
+        self._queue = queue
+        self._lock = threading.Lock()
+        self._parts = Parts(pages.size, physical.part_bytes)
+        self._bridges: dict[tuple[int, int], Any] = {}
+        with objc.autorelease_pool():
+            self._buffers = [_wrap(physical.handle, pages[start:stop]) for start, stop in self._parts.ranges()]
+            self.device_address: int | None = int(self._buffers[0].gpuAddress()) or None
         queue.residency.add(self._buffers)
         weakref.finalize(self, _release, queue, self._buffers, pages).atexit = False
 
-    def bind(self, offset: int) -> tuple[Any, int]:
-        """The ``MTLBuffer`` for a binding that begins at an offset, and where in it that is."""
-        part = self._parts.holding(offset)
-        return self._buffers[part], offset - self._parts.range(part)[0]
+    def bind(self, offset: int, nbytes: int) -> tuple[Any, int]:
+        """The ``MTLBuffer`` that shows so many bytes at an offset, and where in it they begin.
+
+        Bytes that lie in several parts get a buffer of their own over the same pages. Raises WrapRefusedError if Metal
+        makes none.
+        """
+        part = self._parts.holding(offset, nbytes)
+        if part is not None:
+            start, _ = self._parts.ranges()[part]
+            return self._buffers[part], offset - start
+        page = page_size()
+        start, stop = offset // page * page, -(-(offset + nbytes) // page) * page
+        with self._lock:
+            bridge = self._bridges.get((start, stop))
+            if bridge is None:
+                with objc.autorelease_pool():
+                    bridge = _wrap(self._queue.physical.handle, self._pages[start:stop])
+                self._queue.residency.add([bridge])
+                self._bridges[start, stop] = bridge
+                self._buffers.append(bridge)
+        return bridge, offset - start
 
     def view(self) -> Bytes:
         """The bytes, uint8 of shape [nbytes]."""

@@ -16,6 +16,10 @@ OFFSET_ALIGNMENT = 16
 SIMD_WIDTH = 32
 """Threads in lockstep on every Apple GPU. Checked against each pipeline."""
 
+_PARTS = 20
+"""Parts of the GPU's working set: the system makes each resident, or not, as a whole. (MLX has the same number.)"""
+_SMALLEST_PART = 64 << 20
+
 _FAMILIES = (("Metal4", "Metal3"), ("Apple10", "Apple9", "Apple8", "Apple7"))
 
 
@@ -28,22 +32,30 @@ class PhysicalDevice:
         self.system = str(NSProcessInfo.processInfo().operatingSystemVersionString()).removeprefix("Version ")
         # Before it, the virtual GPUs that continuous integration runs on give wrapped pages no length, or stale bytes.
         self.problem = None if objc.macos_available(15) else "macOS 15 or later is needed"
+        self.virtual = "virtual" in self.name.lower()
+        """Whether the GPU is a virtual machine's ("Apple Paravirtual device")."""
+        self.forgets_pipelines = not handle.supportsFamily_(mtl.MTLGPUFamilyApple9)
+        """Whether pipelines must be set on an encoder before indirect commands use them, as on M1 and M2."""
         unified = bool(handle.hasUnifiedMemory())
         self.tier = Tier.INTEGRATED if unified else Tier.DISCRETE
         self.max_buffer_bytes = int(handle.maxBufferLength()) // page_size() * page_size()
         """The longest ``MTLBuffer``, in whole pages."""
         wraps_files = unified and os.environ.get("WASMETAL_COPY_WEIGHTS") != "1"
-        half = self.max_buffer_bytes // 2 // page_size() * page_size()  # parts.py says why not all of it
+        memory_bytes = int(handle.recommendedMaxWorkingSetSize())
+        self.part_bytes = min(self.max_buffer_bytes, max(_SMALLEST_PART, memory_bytes // _PARTS))
+        self.part_bytes = self.part_bytes // page_size() * page_size()
+        """The longest ``MTLBuffer`` that long ranges are cut into, and bytes of a residency set."""
         self.info = DeviceInfo(
             name=self.name,
             backend="metal",
             index=index,
             driver=", ".join(("Metal", f"macOS {self.system}", *_families(handle))),
             unified=unified,
-            memory_bytes=int(handle.recommendedMaxWorkingSetSize()),
+            memory_bytes=memory_bytes,
             page_alignment=page_size(),
             offset_alignment=OFFSET_ALIGNMENT,
-            max_binding_bytes=min(half, 2**32),
+            # A page less, because whole pages show a binding that begins and ends within pages.
+            max_binding_bytes=min(self.max_buffer_bytes - page_size(), 2**32),
             subgroup_size=SIMD_WIDTH,
             wraps_files=wraps_files,
             features=("host pages in place", "weights in place" if wraps_files else "weights copied", "timestamps"),

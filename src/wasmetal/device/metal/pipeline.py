@@ -17,11 +17,13 @@ from wasmetal.kernels.catalog import CATALOG, Kernel
 class Pipeline:
     """A kernel compiled for the GPU: its parameters are buffer argument 0, its buffers 1, 2, …"""
 
-    def __init__(self, physical: PhysicalDevice, kernel: Kernel, archive: Archive) -> None:
+    def __init__(self, physical: PhysicalDevice, kernel: Kernel, archive: Archive, indirect: bool) -> None:
         self.kernel = kernel
         with objc.autorelease_pool():
             descriptor = mtl.MTLComputePipelineDescriptor.new()
             descriptor.setComputeFunction_(_function(physical.handle, kernel))
+            if indirect:
+                descriptor.setSupportIndirectCommandBuffers_(True)
             self.handle = archive.pipeline(descriptor, f"kernel {kernel.name}")
         self._check(physical)
 
@@ -62,9 +64,10 @@ def simdgroup_variant(kernel: Kernel) -> Kernel:
 class Pipelines:
     """Every pipeline made so far, by kernel, and the archive of them."""
 
-    def __init__(self, physical: PhysicalDevice) -> None:
+    def __init__(self, physical: PhysicalDevice, indirect: bool = False) -> None:
+        """``indirect``: they are to be used from indirect command buffers."""
         archive = self.archive = Archive(physical)
-        table = PipelineTable(lambda kernel: Pipeline(physical, kernel, archive))
+        table = PipelineTable(lambda kernel: Pipeline(physical, kernel, archive, indirect))
         self.get = table.get
         self._table = table
         self.save = archive.save

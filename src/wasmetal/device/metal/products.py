@@ -5,11 +5,11 @@ Operations know nothing of them: a dispatch of a GEMM kernel is recognised when 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from wasmetal.device.gemm import Gemm, Matrix, gemm_of
-from wasmetal.device.metal.api import mps, objc
+from wasmetal.device.metal.api import load_mps, objc
 from wasmetal.device.metal.stream import Stream
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import Kernel
@@ -19,8 +19,10 @@ LEAST = 512**3
 LEAST_SIDE = 64
 """Rows, columns and depth that a large GEMM has at least; narrower ones are nearly matrix-vector products."""
 
-_KINDS = {("f32", "f32", "f32"), ("f16", "f16", "f32"), ("f16", "f16", "f16")}
-"""Element types of left, right and result that MPS has."""
+Kinds = tuple[str, str, str]
+"""Element types of left, right and result."""
+_KINDS: set[Kinds] = {("f32", "f32", "f32"), ("f16", "f16", "f32"), ("f16", "f16", "f16")}
+"""Those that MPS has."""
 _ALIGNMENT = 16
 """Bytes that matrices and rows begin at multiples of. MPS demands whole elements, and recommends this."""
 _REACH = 2**31
@@ -33,9 +35,13 @@ Place = tuple[Any, int]
 
 def takes(what: Gemm) -> bool:
     """Whether MPS computes a GEMM, if its matrices fit."""
+    reachable = (what.m + 2 * what.k) * what.matrices[2].row_bytes < _REACH
+    return _kinds(what) in _KINDS and reachable
+
+
+def _kinds(what: Gemm) -> Kinds:
     left, right, result = what.matrices
-    reachable = (what.m + 2 * what.k) * result.row_bytes < _REACH
-    return (left.kind, right.kind, result.kind) in _KINDS and reachable
+    return left.kind, right.kind, result.kind
 
 
 def fits(matrix: Matrix, room: int) -> bool:
@@ -64,6 +70,7 @@ class Product:
 
 def _bound(matrix: Matrix, buffer: Any, begin: int) -> Any:
     """An ``MPSMatrix``."""
+    mps = load_mps()
     kind = mps.MPSDataTypeFloat32 if matrix.kind == "f32" else mps.MPSDataTypeFloat16
     describe = mps.MPSMatrixDescriptor.matrixDescriptorWithRows_columns_rowBytes_dataType_
     descriptor = describe(matrix.rows, matrix.columns, matrix.row_bytes, kind)
@@ -74,7 +81,7 @@ def _kernel(device: Any, what: Gemm) -> Any:
     """An ``MPSMatrixMultiplication``: alpha left right + beta result."""
     left, right, _ = what.matrices
     alpha, beta = 1.0, float(what.accumulate)
-    new = mps.MPSMatrixMultiplication.alloc()
+    new = load_mps().MPSMatrixMultiplication.alloc()
     return new.initWithDevice_transposeLeft_transposeRight_resultRows_resultColumns_interiorColumns_alpha_beta_(
         device, left.transposed, right.transposed, what.m, what.n, what.k, alpha, beta
     )
@@ -83,10 +90,23 @@ def _kernel(device: Any, what: Gemm) -> Any:
 class Products:
     """Finds the dispatches that MPS is to compute."""
 
-    def __init__(self, device: Any, least: int = LEAST) -> None:
-        """For an ``MTLDevice``; GEMMs of fewer than ``least`` multiplications are left to the catalog's kernels."""
+    def __init__(self, device: Any, least: int, try_out: Callable[[Kinds], str | None]) -> None:
+        """For an ``MTLDevice``; GEMMs of fewer than ``least`` multiplications are left to the catalog's kernels.
+
+        ``try_out`` is called before the first GEMM of some types; it says what keeps MPS from computing them, or None.
+        """
         self._device = device
         self._least = least
+        self._try_out = try_out
+        self._tried: dict[Kinds, str | None] = {}
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What MPS is used for, in words."""
+        right = [_named(kinds) for kinds, obstacle in self._tried.items() if obstacle is None]
+        wrong = [f"no MPS for {_named(kinds)} ({obstacle})" for kinds, obstacle in self._tried.items() if obstacle]
+        used = f"large products by MPS ({', '.join(right) or 'tried at their first use'})"
+        return (used, *wrong) if right or not wrong else tuple(wrong)
 
     def find(self, kernel: Kernel, params: bytes, places: Sequence[Place]) -> Product | None:
         """What computes the same as a kernel with these parameters and bindings; None if the kernel is to."""
@@ -96,5 +116,14 @@ class Products:
         bound = list(zip(what.matrices, places, strict=False))
         if not all(fits(matrix, buffer.length() - begin) for matrix, (buffer, begin) in bound):
             return None
+        kinds = _kinds(what)
+        if kinds not in self._tried:
+            self._tried[kinds] = self._try_out(kinds)
+        if self._tried[kinds] is not None:
+            return None
         with objc.autorelease_pool():
             return Product(self._device, what, [place for _, place in bound])
+
+
+def _named(kinds: Kinds) -> str:
+    return f"{kinds[0]} to {kinds[2]}"

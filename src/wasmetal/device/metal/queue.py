@@ -41,10 +41,10 @@ class MetalWork:
         commands = self._commands  # another thread may settle the work meanwhile
         if commands is None:
             return True
-        if self._queue.event.waitUntilSignaledValue_timeoutMS_(self._number, math.ceil(seconds * 1000)):
-            with objc.autorelease_pool():
+        with objc.autorelease_pool():
+            if self._queue.event.waitUntilSignaledValue_timeoutMS_(self._number, math.ceil(seconds * 1000)):
                 commands.waitUntilCompleted()  # the event comes before the times are known
-            return True
+                return True
         return self.ended()
 
     def ended(self) -> bool:
@@ -64,7 +64,7 @@ class MetalWork:
     def _end(self) -> tuple[float, DeviceError | None]:
         commands = self._commands
         if commands.status() != mtl.MTLCommandBufferStatusError:
-            return commands.GPUEndTime() - commands.GPUStartTime(), None
+            return max(0.0, commands.GPUEndTime() - commands.GPUStartTime()), None  # virtual GPUs may not tell
         error = command_error(commands.error())
         self._queue.lost |= isinstance(error, DeviceLostError)
         self._queue.event.setSignaledValue_(self._number)  # it did not come to that, and others wait for it
@@ -82,14 +82,15 @@ class CommandQueue:
         self.physical = physical
         self.lost = False
         """Whether the GPU is gone."""
-        self.event = physical.handle.newSharedEvent()
-        """Signals the number of each command buffer that has ended."""
-        self._queue = physical.handle.newCommandQueue()
-        self._order = physical.handle.newEvent()
-        self._numbers = itertools.count(1)
+        with objc.autorelease_pool():
+            self.event = physical.handle.newSharedEvent()
+            """Signals the number of each command buffer that has ended."""
+            self._queue = physical.handle.newCommandQueue()
+            self._order = physical.handle.newEvent()
         if any(made is None for made in (self._queue, self.event, self._order)):
             raise DeviceError(f"{physical.name} gives no command queue; close other programs that use the GPU")
-        self.residency = Residency(physical.handle, self._queue)
+        self._numbers = itertools.count(1)
+        self.residency = Residency(physical.handle, self._queue, physical.part_bytes)
         self._submitted = 0
         self._last: MetalWork | None = None
         for abandoned in sorted(_in_flight, key=lambda work: work._number):
@@ -100,6 +101,7 @@ class CommandQueue:
         """Run lists, in order, behind all before. Raises DeviceLostError."""
         if self.lost:
             raise DeviceLostError("the GPU was lost; open a device again")
+        self.residency.use()
         with objc.autorelease_pool():
             if any(recording.products for recording in lists):
                 commands = self._queue.commandBuffer()  # MPS may use what nobody else holds on to

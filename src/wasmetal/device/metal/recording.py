@@ -9,6 +9,7 @@ import numpy as np
 from wasmetal.device.backend import Dispatch
 from wasmetal.device.hazards import Hazards
 from wasmetal.device.metal.encoding import Encoding
+from wasmetal.device.metal.indirect import MOST_COMMANDS, IndirectEncoding
 from wasmetal.device.metal.memory import MetalAllocation, allocate
 from wasmetal.device.metal.pipeline import Pipeline
 from wasmetal.device.metal.products import Product
@@ -22,12 +23,16 @@ Dispatches = Sequence[Dispatch[MetalAllocation, Pipeline | Product]]
 
 
 class MetalRecording:
-    """The passes of a list: runs of kernels, each encoded by one :class:`Encoding`, between products by MPS."""
+    """The passes of a list: runs of kernels, each encoded by one :class:`Encoding`, between products by MPS.
 
-    def __init__(self, queue: CommandQueue, dispatches: Dispatches) -> None:
+    If the list is to be ``indirect``, they are encoded by one :class:`IndirectEncoding` each.
+    """
+
+    def __init__(self, queue: CommandQueue, dispatches: Dispatches, indirect: bool = False) -> None:
         self.dispatches = len(dispatches)
         self.products = sum(isinstance(dispatch.code, Product) for dispatch in dispatches)
-        self._passes: list[Encoding | Product] = []
+        self._indirect = indirect and len(dispatches) <= MOST_COMMANDS
+        self._passes: list[Encoding | IndirectEncoding | Product] = []
         self._keeps: list[object] = [(dispatch.code, dispatch.ranges) for dispatch in dispatches]
         if dispatches:
             self._encode(queue, dispatches)
@@ -47,7 +52,7 @@ class MetalRecording:
         self._keeps.append(params)
         for content, offset in slots.items():
             params.view()[offset : offset + len(content)] = np.frombuffer(content, np.uint8)
-        encoding = None
+        encoding: Encoding | IndirectEncoding | None = None
         for dispatch in dispatches:
             code = dispatch.code
             if isinstance(code, Product):  # ordered behind all before it, as all after it are behind it
@@ -55,12 +60,16 @@ class MetalRecording:
                 encoding = None
                 continue
             if encoding is None:
-                hazards, encoding = Hazards(), Encoding()
+                hazards = Hazards()
+                encoding = IndirectEncoding(queue.physical) if self._indirect else Encoding()
                 self._passes.append(encoding)
             if hazards.needs_barrier(dispatch.touches()):
                 encoding.barrier()
             encoding.pipeline(code.handle)
-            encoding.argument(0, *params.bind(slots[dispatch.params]))
+            encoding.argument(0, *params.bind(slots[dispatch.params], _SLOT))
             for index, bound in enumerate(dispatch.ranges, start=1):
-                encoding.argument(index, *bound.allocation.bind(bound.offset))
+                encoding.argument(index, *bound.allocation.bind(bound.offset, bound.nbytes))
             encoding.dispatch(dispatch.groups, code.kernel.threads)
+        for part in self._passes:
+            if isinstance(part, IndirectEncoding):
+                part.finish()

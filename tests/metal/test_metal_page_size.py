@@ -1,0 +1,46 @@
+"""The same tests with pages of 16 KiB, as Apple silicon has them, on a machine whose own are smaller."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+SIZE = 1 << 14
+FILES = (
+    "memory/test_creator.py",
+    "memory/test_region.py",
+    "device/test_protocol.py",
+    "metal/test_metal_memory.py",
+    "metal/test_metal_queue.py",
+    "metal/test_metal_residency.py",
+    "metal/test_standin.py",
+)
+"""All but those of mapped files, which the system maps where its own pages begin."""
+
+
+@pytest.mark.skipif(mmap.PAGESIZE >= SIZE, reason="this machine's pages are as large")
+def test_with_pages_of_16_kib() -> None:
+    chosen = [
+        "-m",
+        "not slow",
+        "-k",
+        "not vulkan and not page_size_is_the_systems",
+        *(str(TESTS / file) for file in FILES),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *chosen],
+        env=os.environ | {"WASMETAL_TEST_PAGE_SIZE": str(SIZE)},
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"emulated Metal: [0-9]+ passed, 0 failed", done.stdout), done.stdout
