@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
 from wasmetal.bench import bandwidth
 from wasmetal.conversation import Conversation
 from wasmetal.device.base import Device
@@ -88,7 +86,7 @@ def _guest(model: Model, prompt: str, tokens: int) -> tuple[Speed, int]:
 def _python(model: Model, prompt: str, tokens: int) -> Speed:
     ids = model.tokenizer.encode(prompt)
     logits = model.logits()
-    scores = logits.buffer.view()[logits.offset : logits.offset + logits.nbytes].view(np.float32)
+    scores = logits.numpy()
     with model.session() as session:
         begin = time.perf_counter()
         session.forward(ids, logits)
