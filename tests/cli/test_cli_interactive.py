@@ -153,7 +153,7 @@ def test_files_that_cannot_be_used_leave_the_conversation(chat: Chat, tmp_path: 
     shown = chat(model, "one", *lines, "two")
     assert shown.splitlines()[1:-2] == [
         f"{tmp_path}/none: No such file or directory",
-        f"{wrong}: this is no conversation: it is not JSON",
+        f"{wrong}: not a conversation: the text is not JSON",
         f"{tmp_path}: Is a directory",
         f"{tmp_path}/no/such: No such file or directory",
         "name a file",
