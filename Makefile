@@ -10,10 +10,10 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --co
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all model lint kernels abi guests bench reference clean
 
-help: ## this list
+help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-demo: $(VENV)/.run ## a sandboxed guest answers a question with a real model; then what was copied
+demo: $(VENV)/.run ## a sandboxed guest answers a question with a real model, and the counters show that nothing was copied
 	@$(BIN)/wasmetal pull $(MODEL) >/dev/null
 	$(BIN)/wasmetal chat $(MODEL) --greedy --max-tokens 64 --counters -p "What is a computer? Answer in one sentence."
 

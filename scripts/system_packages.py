@@ -1,8 +1,8 @@
-"""Install the system packages that `make demo` and `make test` use; where that is not allowed, say what is lost.
+"""Install the system packages that `make demo` and `make test` use, or say what is missing without them.
 
-As root on Debian or Ubuntu the missing packages are installed with apt-get. Anywhere else each one is named, with what
-goes without it, and the exit status is still 0: everything else works. Runs before there is a virtual environment, so
-on the standard library alone.
+As root on Debian or Ubuntu the missing packages are installed with apt-get. Otherwise each is named, with what does not
+work without it, and the exit status is still 0: everything else works. Runs before there is a virtual environment, so
+it uses only the standard library.
 
 Usage: python3 scripts/system_packages.py {run|test}
 """
@@ -29,12 +29,12 @@ class Package(NamedTuple):
 
 
 def command(name: str) -> Callable[[], bool]:
-    """Present when a command is on PATH."""
+    """Present if a command is on PATH."""
     return lambda: shutil.which(name) is not None
 
 
 def vulkan_file(pattern: str) -> Callable[[], bool]:
-    """Present when a Vulkan manifest of that name is where the loader looks."""
+    """Present if the Vulkan loader finds a manifest of that name."""
     return lambda: any(next(Path(d, "vulkan").glob(pattern), None) for d in VULKAN_DIRECTORIES)
 
 

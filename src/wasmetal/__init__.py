@@ -25,7 +25,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, when it is: so that ``wasmetal --help`` loads neither engine nor tokenizer."""
+    """Import a name at its first use, so that ``wasmetal --help`` loads neither Wasmtime nor NumPy."""
     if name == "errors":
         return import_module("wasmetal.errors")
     if name not in _HOMES:

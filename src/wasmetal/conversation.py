@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ROLES = ("system", "user", "assistant")
 _SLICE_MS = 50
-"""Time that the guest decodes before the host may stop the answer."""
+"""Seconds that the guest decodes before the host gets a chance to stop the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Stats:
     """What a conversation has cost until now."""
 
     context_tokens: int
-    """Tokens that the session holds."""
+    """Tokens in the session."""
     context_length: int
-    """Tokens that it can hold."""
+    """Tokens that the session can hold."""
     prefill_tokens: int
     prefill_seconds: float
     decode_tokens: int
@@ -44,8 +44,8 @@ class Stats:
 class Conversation:
     """A chat guest that stays open between questions. Use it as a context manager, or call :meth:`close`.
 
-    ``arguments`` are those of the guest's command line. Answers go to ``stdout`` as they are made, what the guest
-    refuses to ``stderr``, one line each; both are called on the guest's thread. Raises what :class:`Guest` does.
+    ``arguments`` are those of the guest's command line. ``stdout`` receives answers as they are generated, ``stderr``
+    the guest's error messages, one line each; both are called on the guest's thread. Raises what :class:`Guest` does.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Conversation:
         )
 
     def open(self) -> int:
-        """Begin. Returns the guest's exit code: 0, 1 if the model cannot be used, 2 if the arguments are wrong."""
+        """Start the guest. Returns its exit code: 0, 1 if the model cannot be used, 2 if the arguments are wrong."""
         return int(self.guest.call("chat_open"))
 
     def ask(self, text: str) -> bool:
-        """Ask something; :meth:`go_on` then writes the answer. False if the guest refuses."""
+        """Ask a question; :meth:`go_on` then writes the answer. False if the guest refuses."""
         return self._give("chat_ask", text)
 
     def go_on(self) -> bool:
@@ -79,7 +79,7 @@ class Conversation:
         return bool(self.guest.call("chat_continue", _SLICE_MS))
 
     def end(self) -> None:
-        """End the answer where it is; the conversation keeps it so."""
+        """Stop the answer; the conversation keeps what there is of it."""
         self.guest.call("chat_end")
 
     def set_system(self, text: str) -> bool:
@@ -96,7 +96,7 @@ class Conversation:
         return messages
 
     def load(self, messages: Sequence[Mapping[str, str]]) -> bool:
-        """Go on from these messages in place of the present ones. False if the guest refuses one."""
+        """Replace the conversation with these messages. False if the guest refuses one."""
         self.guest.call("chat_forget", 1)
         return all(self._give("chat_add", each["content"], ROLES.index(each["role"])) for each in messages)
 
@@ -130,14 +130,14 @@ class Conversation:
 
 
 def read_messages(text: str) -> list[dict[str, str]]:
-    """Messages from the JSON that was made of them. Raises GuestError if the text is anything else."""
+    """Parse messages from JSON. Raises GuestError if the text is anything else."""
     try:
         messages = json.loads(text)
     except (ValueError, RecursionError):
-        raise GuestError("this is no conversation: it is not JSON") from None
+        raise GuestError("not a conversation: the text is not JSON") from None
     if not isinstance(messages, list) or not all(map(_is_message, messages)):
         raise GuestError(
-            "this is no conversation: it is not a JSON array of objects with the strings role and content, "
+            "not a conversation: the text is not a JSON array of objects with the strings role and content, "
             f"role one of {', '.join(ROLES)}"
         )
     return messages

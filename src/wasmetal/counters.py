@@ -17,20 +17,20 @@ class Counters:
     bytes_copied: int = 0
     """Tensor bytes copied between guest, host and device."""
     bytes_shared: int = 0
-    """Bytes of pages wrapped for a device, in place of a copy."""
+    """Bytes of pages wrapped for a device instead of copied."""
     bytes_loaded: int = 0
-    """Model weights brought into device memory, once per model."""
+    """Bytes of model weights loaded into device memory, once per model."""
     host_calls: int = 0
-    """Calls from a guest into host functions of ours (WASI not included)."""
+    """A guest's calls of host functions (WASI not included)."""
     submits: int = 0
     """Submissions to the device."""
     dispatches: int = 0
     """Kernels run."""
     device_seconds: float = 0.0
-    """Time that the device spent on them, in seconds."""
+    """Time on the device, in seconds."""
 
     def count_submission(self, seconds: float, dispatches: int) -> None:
-        """Count a submission that has ended: the seconds that the device spent, and the kernels that it ran."""
+        """Count a completed submission: its seconds on the device and its kernels."""
         self.submits += 1
         self.dispatches += dispatches
         self.device_seconds += seconds
@@ -41,7 +41,7 @@ class Counters:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
     def __sub__(self, before: Counters) -> Counters:
-        """What was added since these totals were ``before``."""
+        """The difference between these totals and earlier ones."""
         return Counters(**{name: total - getattr(before, name) for name, total in self.as_dict().items()})
 
     def as_dict(self) -> dict[str, int | float]:

@@ -1,6 +1,6 @@
 """Every error that wasmetal raises on purpose.
 
-Each message is one line that says what was met and what to do; the command line prints it as it stands.
+Each message is one line that says what went wrong and what to do; the command line prints it unchanged.
 """
 
 
@@ -41,11 +41,11 @@ class OutOfDeviceMemoryError(DeviceError):
 
 
 class WrapRefusedError(DeviceError):
-    """The driver would not take host pages: their alignment, protection or size."""
+    """The driver refused host pages, because of their alignment, protection or size."""
 
 
 class DeviceTimeoutError(DeviceError):
-    """A submission did not end within the time that its caller gave it."""
+    """A submission did not complete within the timeout."""
 
 
 class OpError(WasmetalError):
@@ -65,4 +65,4 @@ class GuestTrapError(GuestError):
 
 
 class LimitError(GuestError):
-    """A limit of the guest's was reached; the message names it."""
+    """The guest reached one of its limits; the message names it."""

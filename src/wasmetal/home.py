@@ -1,4 +1,4 @@
-"""The folder in which wasmetal keeps models, compiled pipelines and the lines typed in chats."""
+"""The cache folder: models, compiled pipelines and programs, and the history of chats."""
 
 import os
 from pathlib import Path
@@ -12,5 +12,5 @@ def home() -> Path:
 
 
 def pipelines_directory() -> Path:
-    """The folder of compiled kernels. It need not exist yet."""
+    """The folder of compiled pipelines. It need not exist yet."""
     return home() / "pipelines"

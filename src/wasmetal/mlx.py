@@ -1,8 +1,8 @@
-"""A tensor's bytes as an MLX array, shared: ``pip install 'mlx>=0.32.1'``. Never a copy; an error instead.
+"""A tensor's bytes as an MLX array, shared: ``pip install 'mlx>=0.32.1'``. If MLX would have to copy, that is an error.
 
-MLX wraps host pages as the ``metal`` device does, so both see the same bytes. Neither knows what the other has under
-way: wait for submissions before MLX reads, and call ``mlx.core.eval`` before kernels or guests do. MLX's operations
-make new arrays, as ever; what is shared is what they read.
+MLX wraps host pages as the ``metal`` device does, so both see the same bytes. Neither knows which of
+the other's work is in flight: wait for submissions before MLX reads, and call ``mlx.core.eval`` before kernels or
+guests do. MLX operations return new arrays, which are not shared; their inputs are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TYPES = {DType.F32: "float32", DType.F16: "float16", DType.I32: "int32"}
 def as_array(tensor: Tensor) -> Any:
     """An ``mlx.core.array`` of the tensor's shape and dtype (F32, F16, I32), over the tensor's own bytes.
 
-    It keeps them alive, as a NumPy view would. Raises DeviceError if MLX is missing, or would have to copy.
+    The array keeps the buffer alive, as a NumPy view would. Raises DeviceError if MLX is missing or would have to copy.
     """
     try:
         import mlx.core as mx  # noqa: PLC0415
@@ -40,7 +40,7 @@ def as_array(tensor: Tensor) -> Any:
     try:
         shared = mx.asarray(pages, copy=False)
     except (AttributeError, TypeError, ValueError) as error:  # the first two before 0.32.1
-        raise DeviceError(f"MLX would not share {pages.size} bytes at {pages.ctypes.data:#x}: {error}") from error
+        raise DeviceError(f"MLX refused to share {pages.size} bytes at {pages.ctypes.data:#x}: {error}") from error
     seen = np.frombuffer(memoryview(shared), np.uint8).ctypes.data
     if seen != pages.ctypes.data:
         raise DeviceError(f"MLX has its array at {seen:#x}, not at {pages.ctypes.data:#x}: it made a copy")

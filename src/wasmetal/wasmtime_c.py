@@ -1,6 +1,6 @@
-"""The parts of Wasmtime's C API that its Python package keeps private: all that wasmetal uses of them is here.
+"""Everything that wasmetal uses of the C API that Wasmtime's Python package keeps private.
 
-The package promises nothing about these names, so an upgrade of it can break this module, and should break no other.
+The package makes no promise about these names, so upgrading it can break this module, and should break no other.
 Everything needed is listed in ``PRIVATE`` and looked up when this module is imported.
 """
 
@@ -56,7 +56,7 @@ PRIVATE: dict[str, tuple[str, ...]] = {
     "wasmtime.WasiConfig": ("ptr",),
     "wasmtime.WasmtimeError": ("_from_ptr",),
 }
-"""The private names, by the module or class that has them. Nothing else of the kind is used."""
+"""The private names in use, by the module or class that has them."""
 
 
 def version() -> str:
@@ -86,13 +86,13 @@ def _find(home: str) -> Any:
 
 
 check_version()
-# Made of the list, so that a name that is not on it cannot be used.
+# Built from the list, so that no other name can be used.
 _c = SimpleNamespace(**{name: getattr(_find("wasmtime._bindings"), name) for name in PRIVATE["wasmtime._bindings"]})
 _outputs = _find("wasmtime._wasi").CUSTOM_OUTPUTS
 
 _finalizer_t = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _NO_FINALIZER = ctypes.cast(0, _finalizer_t)
-# Wasmtime knows Python objects by a number. Counting, and single operations on a dict, are atomic: no lock is needed.
+# Wasmtime refers to Python objects by number. Counting and single dict operations are atomic, so no lock is needed.
 _numbers = itertools.count(1)
 
 
@@ -130,7 +130,7 @@ class LinearMemory(Protocol):
         """The bytes that it can grow to."""
 
     def grow(self, size: int) -> None:
-        """Make ``size`` bytes accessible. Whatever it raises is a refusal."""
+        """Make ``size`` bytes accessible. An exception refuses the request."""
 
     def drop(self) -> None:
         """Wasmtime no longer uses the memory."""
@@ -140,7 +140,7 @@ class MemorySource(Protocol):
     """Makes linear memories."""
 
     def new_memory(self, minimum: int, maximum: int, reserved: int, guard: int) -> LinearMemory:
-        """A memory of ``minimum`` bytes that may grow to ``maximum``. Whatever this raises is a refusal.
+        """A memory of ``minimum`` bytes that may grow to ``maximum``. An exception refuses the request.
 
         Compiled code omits bounds checks wherever an address cannot pass ``reserved + guard`` bytes, so all bytes past
         the size and up to there must fault.
@@ -148,15 +148,15 @@ class MemorySource(Protocol):
 
 
 _REFUSED = "linear memory refused: "
-"""Begins the message of every error that a memory's callbacks hand to Wasmtime, which tells it from other errors."""
+"""Prefix of every error message that a memory's callbacks return to Wasmtime, to tell these errors from others."""
 _LIMITS: dict[str, type[MemoryRefusedError]] = {
     "exceeds memory limits": MemorySizeError,
     "memory count too high": MemoryCountError,
     "failed to grow memory": MemoryRefusedError,
 }
-"""What Wasmtime's own messages about limits of a store contain. Its C API has no codes for them."""
+"""Parts of Wasmtime's messages about limits of a store. Its C API has no codes for them."""
 lent: dict[int, Any] = {}
-"""What Wasmtime holds, by its number, until Wasmtime calls the finalizer."""
+"""The Python objects that Wasmtime holds, by number, until it calls their finalizer."""
 
 
 class _Refused(threading.local):
@@ -164,7 +164,7 @@ class _Refused(threading.local):
 
 
 _refused = _Refused()
-"""What a callback refused last on each thread: Wasmtime passes on the message of an error, and not its type."""
+"""Each thread's last refusal by a callback: Wasmtime passes on the message of an error but not its type."""
 
 
 def set_memory_source(config: wasmtime.Config, source: MemorySource) -> None:
@@ -178,7 +178,7 @@ def memory_refusals() -> Iterator[None]:
     """Turn Wasmtime's errors about linear memory into MemoryRefusedError, with the reason; other errors pass.
 
     For instantiation and ``Memory.grow``. (A guest's own ``memory.grow`` gives -1 and no reason.) Raises
-    MemorySizeError and MemoryCountError for limits of the store, and else what the memory source raised.
+    MemorySizeError and MemoryCountError for limits of the store, otherwise what the memory source raised.
     """
     _refused.error = None
     try:
@@ -203,11 +203,11 @@ def _lend(thing: MemorySource | LinearMemory) -> int:
 
 def _refusal(error: BaseException) -> int:
     refused = error if isinstance(error, MemoryRefusedError) else MemoryRefusedError(repr(error))
-    _refused.error = refused.with_traceback(None)  # a traceback would keep alive everything that it passed through
+    _refused.error = refused.with_traceback(None)  # a traceback would keep every frame that it passed through alive
     return new_error(f"{_REFUSED}{refused}")
 
 
-# The callbacks. Nothing may be raised through C: what fails, KeyboardInterrupt included, is returned as an error, and 0
+# The callbacks. No exception may pass through C: every one, KeyboardInterrupt included, is returned as an error; 0
 # means success.
 
 
@@ -242,7 +242,7 @@ def _drop_source(env: int) -> None:
     del lent[env]
 
 
-# As C functions. They live as long as this module, hence outlive every engine.
+# The same as C functions. They live as long as this module, so they outlive every engine.
 _NEW_MEMORY = _c.wasmtime_new_memory_callback_t(_new_memory)
 _GET_MEMORY = _c.wasmtime_memory_get_callback_t(_get_memory)
 _GROW_MEMORY = _c.wasmtime_memory_grow_callback_t(_grow_memory)
@@ -254,10 +254,10 @@ _DROP_SOURCE = _finalizer_t(_drop_source)
 
 
 class StoreOwner(Protocol):
-    """What a store belongs to."""
+    """The owner of a store."""
 
     def may_go_on(self) -> bool:
-        """Asked at every tick of the engine's epoch while code of the store runs; if False, the code is stopped."""
+        """Called at every tick of the engine's epoch while code of the store runs; False stops the code."""
 
 
 _owners: dict[int, weakref.ref[StoreOwner]] = {}
@@ -271,14 +271,14 @@ _epoch_callback_t = ctypes.CFUNCTYPE(
 )
 _CONTINUE = 0
 
-# On the path of every host call, so they are called without letting other threads run, which takes longer than they do.
+# On the path of every host call, so they are called without releasing the GIL, which would take longer than they do.
 _quick_t = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
 _caller_context = _quick_t(_address(_c.dll.wasmtime_caller_context))
 _context_data = _quick_t(_address(_c.dll.wasmtime_context_get_data))
 
 
 def set_owner(store: wasmtime.Store, owner: StoreOwner) -> None:
-    """Make a store known as ``owner``'s, which must live as long as the store: it is not kept alive by it."""
+    """Set a store's owner. The store does not keep it alive: it must live at least as long as the store."""
     number = next(_numbers)
     _owners[number] = weakref.ref(owner)
     _c.wasmtime_context_set_data(store._context(), number)
@@ -287,7 +287,7 @@ def set_owner(store: wasmtime.Store, owner: StoreOwner) -> None:
 
 
 def owner_of(caller: int) -> Any:
-    """The owner of the store that a host function is called from; ``caller`` as its callback was given it."""
+    """The owner of the store that calls a host function; ``caller`` is its callback's argument of that name."""
     return _owners[_context_data(_caller_context(caller))]()
 
 
@@ -325,16 +325,16 @@ _DROP_OWNER = _finalizer_t(_drop_owner)
 _host_function_t = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 HostFunction = Callable[[int, int, int, int], int]
-"""Takes a number of no use, the caller, the address of the raw values (16 bytes each, the results take the place of the
-parameters) and their count; returns 0, or the address of a trap. It must raise nothing."""
+"""Takes an unused number, the caller, the address of the raw values (16 bytes each; results overwrite the parameters)
+and their count; returns 0 or the address of a trap. It must not raise."""
 
 
 def define_function(
     linker: wasmtime.Linker, module: str, name: str, type_: wasmtime.FuncType, function: HostFunction
 ) -> object:
-    """Define a host function by Wasmtime's unchecked calls: about 0.4 µs each, against 6 µs by the package's own.
+    """Define a host function through Wasmtime's unchecked calls: about 0.4 µs each, against 6 µs for the package's own.
 
-    The caller keeps what is returned for as long as the linker, and everything instantiated with it, is used.
+    The caller must keep the returned object while the linker, or anything instantiated with it, is in use.
     """
     callback = _host_function_t(function)
     error = _c.wasmtime_linker_define_func_unchecked(

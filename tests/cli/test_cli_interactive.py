@@ -89,7 +89,7 @@ def test_help_names_every_command(chat: Chat) -> None:
     assert chat(ScriptedModel(), "/help") == HELP + "\n"
     for name in ("/system", "/reset", "/save", "/load", "/stats", "/help", "/bye"):
         assert name in HELP
-        assert "is no command" not in chat(ScriptedModel(), name)
+        assert "is not a command" not in chat(ScriptedModel(), name)
 
 
 def test_bye_leaves(chat: Chat) -> None:
@@ -101,7 +101,7 @@ def test_bye_leaves(chat: Chat) -> None:
 @pytest.mark.parametrize("line", ["/what", "/", "/obey", "/more", "/__init__ x"])
 def test_unknown_commands_are_said_to_be_so(chat: Chat, line: str) -> None:
     model = ScriptedModel()
-    assert chat(model, line) == f"{line.partition(' ')[0]} is no command; /help lists them\n"
+    assert chat(model, line) == f"{line.partition(' ')[0]} is not a command; /help lists the commands\n"
     assert model.conversations == []
 
 
@@ -153,7 +153,7 @@ def test_files_that_cannot_be_used_leave_the_conversation(chat: Chat, tmp_path: 
     shown = chat(model, "one", *lines, "two")
     assert shown.splitlines()[1:-2] == [
         f"{tmp_path}/none: No such file or directory",
-        f"{wrong}: this is no conversation: it is not JSON",
+        f"{wrong}: not a conversation: the text is not JSON",
         f"{tmp_path}: Is a directory",
         f"{tmp_path}/no/such: No such file or directory",
         "name a file",

@@ -227,5 +227,5 @@ def test_messages_are_read_from_json() -> None:
     ],
 )
 def test_what_is_no_conversation(text: str) -> None:
-    with pytest.raises(GuestError, match="this is no conversation"):
+    with pytest.raises(GuestError, match="not a conversation"):
         read_messages(text)

@@ -165,7 +165,7 @@ def test_sentencepiece_without_prefix(tmp_path: Path) -> None:
     assert plain.decode(plain.encode(" ab", add_bos=False)) == " ab"
 
 
-# --- What does not hold together
+# --- Inconsistent vocabularies
 
 
 def gpt2(**changes: Any) -> Callable[[gguf.GGUFWriter], None]:
@@ -191,13 +191,13 @@ def gpt2(**changes: Any) -> Callable[[gguf.GGUFWriter], None]:
         ({"model": "bert"}, "tokenizer.ggml.model is 'bert'; supported: gpt2, llama"),
         ({"pre": "klingon"}, "tokenizer.ggml.pre is 'klingon'; supported: command-r, .*smollm"),
         ({"pre": None}, "the metadata has no tokenizer.ggml.pre"),
-        ({"tokens": ["a", "b", "a"]}, "has a token twice"),
+        ({"tokens": ["a", "b", "a"]}, "contains a token twice"),
         ({"tokens": ["", "", ""]}, "tokenizer.ggml.tokens is empty"),
         ({"types": [1]}, "tokenizer.ggml.token_type has 1 entries for 3 tokens"),
-        ({"merges": ["a c"]}, "the vocabulary does not hold together"),
-        ({"merges": ["a x\ny"]}, "the vocabulary does not hold together: .*x y"),
-        ({"merges": ["ab"]}, "the vocabulary does not hold together"),
-        ({"merges": [""]}, "the vocabulary does not hold together"),
+        ({"merges": ["a c"]}, "the vocabulary is inconsistent"),
+        ({"merges": ["a x\ny"]}, "the vocabulary is inconsistent: .*x y"),
+        ({"merges": ["ab"]}, "the vocabulary is inconsistent"),
+        ({"merges": [""]}, "the vocabulary is inconsistent"),
         ({"eos": 3}, "tokenizer.ggml.eos_token_id is 3; the vocabulary has 3 tokens"),
         ({"model": "llama"}, "the metadata has no tokenizer.ggml.scores"),
     ],

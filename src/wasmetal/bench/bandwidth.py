@@ -1,4 +1,4 @@
-"""Memory bandwidth: the floor under a model's decoding, which reads every weight once for each token."""
+"""Memory bandwidth, which bounds the speed of decoding: every token reads every weight once."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from wasmetal.device.base import CommandList, Device, MemoryKind, Submission
 from wasmetal.ops import DType, Recorder, Tensor, linear
 
 NBYTES = 512 << 20
-"""More than any cache holds."""
+"""Bytes of the weights: more than any cache holds."""
 COLUMNS = 4096
 REPEATS = 10
 
 
 def measure(device: Device) -> float:
-    """Bytes per second at which the device reads its own memory: a float32 matrix of random weights, times a vector.
+    """Bytes per second at which the device reads its own memory: a GEMV with random float32 weights.
 
-    The time is the device's own, so that what a submission costs the host is left out.
+    Measured on the device's clock, which leaves out what a submission costs the host.
     """
     rows = min(NBYTES, device.info.memory_bytes // 8) // (4 * COLUMNS)
     some = np.random.default_rng(0).standard_normal((1, COLUMNS), np.float32).view(np.uint8).reshape(-1)

@@ -20,7 +20,7 @@ from wasmetal.host.guest import Guest
 ROUNDS = 500
 WARM_UP = 20
 COMMAND = 1024
-"""Where the command lies in the guest's memory."""
+"""Address of the command in the guest's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ class Split:
     submit_us: float
     """Handing the list to the device."""
     wait_us: float
-    """Until the device is done. The CPU device computes here."""
+    """Until the device has finished. The CPU device computes here."""
 
 
 def measure(device: Device) -> dict[str, Split]:
-    """The split for a list that the host has not met before, and for one that it has."""
+    """The split for a list that is new to the host, and for one that it has recorded before."""
     return {"new": _split(device, fresh=True), "same": _split(device, fresh=False)}
 
 
@@ -54,7 +54,7 @@ def _split(device: Device, fresh: bool) -> Split:
 
 
 def _guest(fresh: bool) -> bytes:
-    """The module of ``round_trip.wat``, its command being to scale 1,024 float32 in place."""
+    """The module of ``round_trip.wat``, with a command that scales 1,024 float32 in place."""
     command = np.zeros((), abi.COMMAND)
     (command["op"],) = (number for number, op in abi.OPS.items() if op.name == "scale")
     command["attributes"][0] = np.float32(1).view(np.uint32)
@@ -83,7 +83,7 @@ def _guest(fresh: bool) -> bytes:
 
 @dataclass(slots=True)
 class Round:
-    """What the device was asked in one round trip: seconds, and the time at its end."""
+    """The device's part of one round trip: seconds of each step, and the time at its end."""
 
     encode: float = 0.0
     submit: float = 0.0
@@ -92,7 +92,7 @@ class Round:
 
 
 class ClockedDevice:
-    """A device that notes how long each step of a round trip takes, and passes everything on."""
+    """A device that times each step of a round trip and forwards everything."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -102,11 +102,11 @@ class ClockedDevice:
         return getattr(self._device, name)
 
     def record(self) -> CommandList:
-        """A list whose recording is timed, from here to its ``finish``."""
+        """A list whose recording is timed, from this call to ``finish``."""
         return cast(CommandList, _ClockedList(self._device.record(), self.rounds))
 
     def submit(self, lists: Sequence[CommandList]) -> Submission:
-        """Submit, timed; so is the wait for it."""
+        """Submit, timed, with a wait that is timed too."""
         begin = time.perf_counter()
         submission = self._device.submit([cast(_ClockedList, one).commands for one in lists])
         self.rounds[-1].submit = time.perf_counter() - begin

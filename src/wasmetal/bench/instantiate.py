@@ -1,4 +1,4 @@
-"""From a module to a guest that is ready to run: what each step takes."""
+"""From a module to a guest that is ready to run: how long each step takes."""
 
 from __future__ import annotations
 

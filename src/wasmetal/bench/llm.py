@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
 from wasmetal.bench import bandwidth
 from wasmetal.conversation import Conversation
 from wasmetal.device.base import Device
@@ -36,11 +34,11 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Speeds, and what bounds decoding: every token reads all weights once."""
+    """Speeds, and the bound on decoding that memory bandwidth sets, since every token reads all weights once."""
 
     speeds: list[Speed]
     weight_bytes: int
-    """As the device holds them: the CPU device expands them to float32."""
+    """Bytes of weights on the device; the CPU device expands them to float32."""
     bandwidth: float
     """Bytes per second that the device reads from its memory, measured in the same run."""
 
@@ -55,7 +53,7 @@ def measure(device: Device, source: str, prompt_tokens: int = 128, tokens: int =
     with load_model(source, device) as model:
         prompt = _prompt(model, prompt_tokens)
         runs: list[tuple[Speed, Speed]] = []
-        for _ in range(repeats + 1):  # in turn, so that both meet the same disturbances; the first run warms up
+        for _ in range(repeats + 1):  # alternating, so that both meet the same disturbances; the first warms up
             guest, decoded = _guest(model, prompt, tokens)
             runs.append((guest, _python(model, prompt, decoded)))
         speeds = [_median(speeds) for speeds in zip(*runs[1:], strict=True)]
@@ -88,7 +86,7 @@ def _guest(model: Model, prompt: str, tokens: int) -> tuple[Speed, int]:
 def _python(model: Model, prompt: str, tokens: int) -> Speed:
     ids = model.tokenizer.encode(prompt)
     logits = model.logits()
-    scores = logits.buffer.view()[logits.offset : logits.offset + logits.nbytes].view(np.float32)
+    scores = logits.numpy()
     with model.session() as session:
         begin = time.perf_counter()
         session.forward(ids, logits)
@@ -100,7 +98,7 @@ def _python(model: Model, prompt: str, tokens: int) -> Speed:
 
 
 def _llama_cpp(path: Path, prompt_tokens: int, tokens: int) -> Speed | None:
-    """What ``llama-bench`` says of the same file, with a thread for each core, if it is on PATH."""
+    """The speed that ``llama-bench`` reports for the same file, with a thread per core; None if it is not on PATH."""
     program = shutil.which("llama-bench")
     if program is None:
         return None

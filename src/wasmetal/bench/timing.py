@@ -1,4 +1,4 @@
-"""How long something takes."""
+"""Timing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def median_seconds(action: Callable[[], object], repeats: int, budget: float = 1
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Seconds that something took, over many runs."""
+    """Seconds of a run, over many runs."""
 
     median: float
     p95: float

@@ -1,4 +1,4 @@
-"""Shared against copied: the device scales an array in place, where it lies or as a copy there and back."""
+"""Shared against copied: the device scales an array in the host's pages, or a copy of it that is copied back."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Row:
 
     nbytes: int
     shared_ms: float
-    """The device works on the pages where they lie."""
+    """The device works on the pages in place."""
     copied_ms: float
-    """They are copied to the device's memory, worked on there and copied back."""
+    """The array is copied to the device's memory, scaled there and copied back."""
     wrap_ms: float
-    """Once per buffer: making the pages known to the device."""
+    """Wrapping the pages, once per buffer."""
     bytes_copied_shared: int
-    """Counted by the device in one round."""
+    """Bytes that the device copied in one run."""
     bytes_copied_copied: int
 
 
@@ -43,7 +43,7 @@ class Skipped:
 
 
 def measure(device: Device, sizes: Sequence[int] = SIZES) -> Iterator[Row | Skipped]:
-    """One result for each size, as it is measured."""
+    """Yield a result for each size as soon as it is measured."""
     for nbytes in sizes:
         # The array, its copy on the device, and as much again for a driver that stages what it copies.
         if 3 * nbytes > device.info.memory_bytes:
@@ -61,7 +61,7 @@ def _row(device: Device, nbytes: int) -> Row:
         region = Region(-(-nbytes // page) * page, -(-nbytes // page) * page)
         stack.callback(region.close)
         data = region.view()[:nbytes]
-        data[:] = 0  # pages are there before the clock runs
+        data[:] = 0  # pages are resident before the clock starts
         aperture = region.aperture(0, region.size)
         stack.callback(aperture.close)
 

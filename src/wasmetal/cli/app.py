@@ -1,4 +1,4 @@
-"""The ``wasmetal`` command: its subcommands, and what becomes of errors.
+"""The ``wasmetal`` command: its subcommands, and how errors are reported.
 
 Each subcommand imports what it needs when it runs, so that ``wasmetal --help`` stays quick.
 """
@@ -17,7 +17,7 @@ from wasmetal.errors import WasmetalError
 
 
 class Commands(TyperGroup):
-    """Turns an error into one line and an exit status: 2 for ours, 130 for Ctrl-C, 1 for a reader that went away."""
+    """Turns an error into one line and an exit status: 2 for a WasmetalError, 130 for Ctrl-C, 1 for a closed pipe."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the subcommand."""
@@ -30,7 +30,7 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            # Python flushes stdout once more at exit; let that go nowhere.
+            # Python flushes stdout again at exit, which would fail once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         return result
@@ -47,7 +47,7 @@ app = typer.Typer(
 )
 
 app.command()(chat.chat)
-# Whatever follows the guest is the guest's own, options included.
+# Everything after the guest, options included, is for the guest.
 app.command(context_settings={"allow_interspersed_args": False})(run.run)
 app.command()(models.pull)
 app.command()(models.models)
@@ -58,7 +58,7 @@ app.add_typer(sdk.sdk, name="sdk")
 
 
 def show_version(wanted: bool) -> None:
-    """Print the version and leave."""
+    """Print the version and exit."""
     if wanted:
         from importlib.metadata import version
 

@@ -13,7 +13,9 @@ from wasmetal.cli.output import in_bytes, print_json, print_table
 if TYPE_CHECKING:
     from wasmetal.device import DeviceInfo
 
-bench = typer.Typer(help="Measure what sharing saves, what a round trip and a new guest cost, how fast a model runs.")
+bench = typer.Typer(
+    help="Measure what sharing saves, what a round trip and a new guest cost, and how fast a model runs."
+)
 
 
 @bench.command()
@@ -22,7 +24,7 @@ def zerocopy(
     largest: Annotated[str, typer.Option(metavar="SIZE", help="Stop at this size.")] = "1GiB",
     as_json: Json = False,
 ) -> None:
-    """Shared against copied: the device reads and writes an array in place, or in a copy there and back."""
+    """Shared against copied: the device works on an array in place, or on a copy that is copied back."""
     from wasmetal.bench import zerocopy
     from wasmetal.device import open_device
 
@@ -76,7 +78,7 @@ def dispatch(device: Device = None, as_json: Json = False) -> None:
 
 @bench.command()
 def instantiate(device: Device = None, as_json: Json = False) -> None:
-    """From a module to a guest: compiling it, loading what was compiled before, making an instance and closing it."""
+    """From a module to a guest: compiling, loading compiled code from the cache, creating and closing an instance."""
     from wasmetal.bench import instantiate
     from wasmetal.device import open_device
 
@@ -99,7 +101,7 @@ def llm(
     device: Device = None,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens to prefill.")] = 128,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of which the median is taken.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs; the median is reported.")] = 3,
     as_json: Json = False,
 ) -> None:
     """Tokens per second from the chat guest and from plain Python; from llama.cpp too if llama-bench is on PATH."""

@@ -21,25 +21,41 @@ if TYPE_CHECKING:
 
 def chat(
     model: Annotated[str, typer.Argument(help="A model that `wasmetal models` lists, or a GGUF file.")] = DEFAULT_MODEL,
-    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Answer this, and nothing more.")] = None,
-    system: Annotated[str | None, typer.Option(help="What the model is to be.")] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Complete the text as it stands, without a chat template.")
-    ] = False,
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Answer this prompt and exit.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Complete the text without a chat template.")] = False,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token.")] = False,
-    # The guest checks the numbers and says their ranges: they are text here.
-    max_tokens: Annotated[str | None, typer.Option(metavar="N", help="Longest answer.")] = None,
-    seed: Annotated[str | None, typer.Option(metavar="N", help="Make the choice of tokens repeatable.")] = None,
-    temperature: Annotated[str | None, typer.Option(metavar="T", help="0 is greedy.")] = None,
-    top_k: Annotated[str | None, typer.Option(metavar="K", help="Choose among so many tokens.")] = None,
-    top_p: Annotated[str | None, typer.Option(metavar="P", help="… among the likeliest of this share.")] = None,
-    min_p: Annotated[str | None, typer.Option(metavar="P", help="… at least this likely, next to the best.")] = None,
-    repeat_penalty: Annotated[str | None, typer.Option(metavar="R", help="1 is none.")] = None,
+    # Numbers stay text here: the guest checks them and reports their ranges.
+    max_tokens: Annotated[str | None, typer.Option(metavar="N", help="Most tokens of an answer.")] = None,
+    seed: Annotated[
+        str | None, typer.Option(metavar="N", help="Seed of the random choice of tokens, for repeatable answers.")
+    ] = None,
+    temperature: Annotated[str | None, typer.Option(metavar="T", help="Randomness of the choice; 0 is greedy.")] = None,
+    top_k: Annotated[
+        str | None, typer.Option(metavar="K", help="Choose among the K likeliest tokens; 0 is all.")
+    ] = None,
+    top_p: Annotated[
+        str | None,
+        typer.Option(metavar="P", help="Choose among the likeliest tokens with this total probability; 1 is all."),
+    ] = None,
+    min_p: Annotated[
+        str | None,
+        typer.Option(metavar="P", help="Choose among tokens at least this likely, relative to the likeliest."),
+    ] = None,
+    repeat_penalty: Annotated[
+        str | None, typer.Option(metavar="R", help="Penalty on recent tokens; 1 is none.")
+    ] = None,
     device: Device = None,
     stats: Annotated[
-        bool, typer.Option("--stats", help="Then print tokens, seconds and context use, as JSON on standard error.")
+        bool,
+        typer.Option("--stats", help="At the end, print tokens, seconds and context use as JSON on standard error."),
     ] = False,
-    counters: Annotated[bool, typer.Option("--counters", help="Then print what was copied, shared and run.")] = False,
+    counters: Annotated[
+        bool,
+        typer.Option(
+            "--counters", help="At the end, print the counters: bytes copied and shared, host calls, kernels run."
+        ),
+    ] = False,
 ) -> None:
     """Chat with a model, inside a sandboxed guest.
 
@@ -73,7 +89,7 @@ def chat(
 
 
 def _as_filter(model: str, device: OpenDevice, arguments: Sequence[str]) -> tuple[int, Counters]:
-    """Answer what the arguments or standard input ask. Returns the exit code, and what it cost."""
+    """Answer the prompt, or each line of standard input. Returns the exit code and the counters."""
     from wasmetal import Guest, packaged
 
     with Guest(
@@ -89,7 +105,7 @@ def _as_filter(model: str, device: OpenDevice, arguments: Sequence[str]) -> tupl
 
 
 def _at_terminal(model: str, device: OpenDevice, arguments: Sequence[str]) -> tuple[int, Counters]:
-    """Converse with the user. Returns the exit code, and what it cost."""
+    """Converse with the user. Returns the exit code and the counters."""
     from wasmetal.cli import interactive
     from wasmetal.cli.prompt import prompt_reader
     from wasmetal.cli.terminal import Wrapped
@@ -107,7 +123,7 @@ def _at_terminal(model: str, device: OpenDevice, arguments: Sequence[str]) -> tu
 
 
 def _output(stream: TextIO) -> Output:
-    """Where a guest's output goes: byte for byte into files and pipes, harmless on a terminal."""
+    """The function that prints a guest's output: unchanged into files and pipes, harmless on a terminal."""
     if not stream.isatty():
         return writer(stream)
     from wasmetal.cli.terminal import Plain
@@ -118,13 +134,13 @@ def _output(stream: TextIO) -> Output:
 def _print_counters(counters: Counters) -> None:
     print()
     totals = counters.as_dict()
-    totals["bytes_copied"] = totals.pop("bytes_copied")  # the point of it all comes last
+    totals["bytes_copied"] = totals.pop("bytes_copied")  # the most important one last
     for name, total in totals.items():
         print(name.replace("_", " "), f"{total:.3f}" if isinstance(total, float) else total)
 
 
 def _offer_to_pull(name: str) -> None:
-    """On a terminal, ask whether to bring a known model that is not on this machine yet."""
+    """On a terminal, offer to download a known model that is not on this machine yet."""
     from wasmetal.models.files import store
 
     known = store.CATALOG.get(name)

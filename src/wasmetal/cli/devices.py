@@ -9,7 +9,7 @@ from wasmetal.cli.output import in_bytes, print_json
 
 
 def devices(as_json: Json = False) -> None:
-    """List the devices that guests can run on, the best first."""
+    """List the devices that guests can use, best first."""
     from wasmetal.device import list_devices
 
     found = list_devices()

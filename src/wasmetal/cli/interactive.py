@@ -1,4 +1,4 @@
-"""``wasmetal chat`` at a terminal: messages are answered, slash commands obeyed."""
+"""``wasmetal chat`` at a terminal: answers messages and carries out slash commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HELP = """\
 /system [TEXT]  set the system message; without TEXT, drop it
 /reset          forget what was said, but not the system message
 /save FILE      write the conversation to a file, as JSON
-/load FILE      go on from a conversation that was saved
+/load FILE      continue a saved conversation
 /stats          tokens per second, and how full the context is
 /help           this list
 /bye            leave; so does Ctrl-D
@@ -34,7 +34,7 @@ To send a message that begins with /, put a space before it."""
 
 
 def converse(conversation: Conversation, out: Wrapped, read: Read) -> None:
-    """Read messages and commands, answer and obey them, until the reader has no more or ``/bye``."""
+    """Answer messages and carry out commands until ``/bye`` or the end of the input."""
     commands = Commands(conversation)
     while commands.more:
         try:
@@ -62,7 +62,7 @@ def answer(conversation: Conversation, message: str) -> None:
 
 @contextmanager
 def _interrupt() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the guest would not survive the exception that it raises otherwise."""
+    """An event that the first Ctrl-C sets. (The KeyboardInterrupt that it raises otherwise would end the guest.)"""
     interrupted = threading.Event()
 
     def note(_signal: int, _frame: FrameType | None) -> None:
@@ -82,15 +82,15 @@ class Commands:
 
     def __init__(self, conversation: Conversation) -> None:
         self.more = True
-        """False once it is time to leave."""
+        """False after ``/bye``."""
         self._conversation = conversation
 
     def obey(self, line: str) -> None:
-        """Do what a line says, or say why not."""
+        """Carry out a command line, or print why that is not possible."""
         name, _, rest = line[1:].partition(" ")
         known = {each: getattr(self, each) for each in ("system", "reset", "save", "load", "stats", "help", "bye")}
         if name not in known:
-            _tell(f"/{name} is no command; /help lists them")
+            _tell(f"/{name} is not a command; /help lists the commands")
             return
         try:
             known[name](rest.strip())
@@ -103,7 +103,7 @@ class Commands:
             _tell("system message set" if text else "no system message")
 
     def reset(self, _rest: str) -> None:
-        """Begin anew."""
+        """Forget the conversation."""
         self._conversation.reset()
         _tell("conversation forgotten")
 
@@ -115,7 +115,7 @@ class Commands:
             _tell(f"{_messages(len(messages))} saved to {path}")
 
     def load(self, file: str) -> None:
-        """Go on from a conversation in a file."""
+        """Continue a conversation from a file."""
         if not (path := _path(file)):
             return
         try:
@@ -152,7 +152,7 @@ def describe(stats: Stats) -> str:
 
 
 def greeting(model: str, device: DeviceInfo, stats: Stats) -> str:
-    """One line on what runs where."""
+    """One line that names the model, the device and the context length."""
     context = f"{stats.context_length} tokens of context"
     return harmless(f"{model} on {device.spec} ({device.name}), {context}; /help lists the commands")
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def pull(name: Annotated[str, typer.Argument(help="The model, for example smollm2:135m.", show_default=False)]) -> None:
-    """Bring a model onto this machine. An interrupted download resumes; the file is verified."""
+    """Download a model. An interrupted download resumes; the file is verified."""
     from wasmetal.models.files import store
 
     with progress(name) as report:
@@ -26,7 +26,7 @@ def pull(name: Annotated[str, typer.Argument(help="The model, for example smollm
 
 
 def models(as_json: Json = False) -> None:
-    """List the models that can be pulled, and those that are on this machine."""
+    """List the models that can be pulled, and which are on this machine."""
     from wasmetal.models.files import store
 
     present = {model.name: model for model in store.models()}
@@ -49,7 +49,7 @@ def models(as_json: Json = False) -> None:
 
 @contextmanager
 def progress(name: str) -> Iterator[Progress]:
-    """Show a download on stderr: a bar on a terminal, elsewhere a line for every tenth."""
+    """Show a download on stderr: a bar on a terminal, otherwise a line for every 10 %."""
     if not sys.stderr.isatty():
         tenths = 0
 

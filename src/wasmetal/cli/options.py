@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their values are read."""
+"""Options that several commands share, and parsing their values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)}
 
 
 class OptionError(WasmetalError):
-    """An option's value that cannot be read."""
+    """An option has an invalid value."""
 
 
 def size(text: str) -> int:
@@ -28,7 +28,7 @@ def size(text: str) -> int:
 
 
 def pairs(values: list[str] | None, separator: str, form: str) -> list[tuple[str, str]]:
-    """What is left and right of the first separator in each value. Raises OptionError if either is missing."""
+    """Each value split at its first separator. Raises OptionError if either side is empty."""
     found = []
     for value in values or []:
         left, _, right = value.partition(separator)

@@ -1,4 +1,4 @@
-"""What the commands print."""
+"""Printing: JSON, tables, sizes, and guests' output."""
 
 from __future__ import annotations
 
@@ -51,6 +51,6 @@ def writer(stream: TextIO) -> Callable[[bytes], object]:
 
 
 def text_writer(stream: TextIO) -> Callable[[str], object]:
-    """A function that writes text to a standard stream at once. What its encoding lacks becomes ``?``."""
+    """A function that writes text to a standard stream at once. Characters that its encoding lacks become ``?``."""
     write = writer(stream)
     return lambda text: write(text.encode(stream.encoding, "replace"))

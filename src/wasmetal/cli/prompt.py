@@ -1,4 +1,4 @@
-"""Messages typed at a terminal: edited, and remembered across runs. Slow to import."""
+"""Reading messages at a terminal, with editing and a history across runs. Slow to import."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 Read = Callable[[], str]
-"""Asks for a message. Raises EOFError when there are no more."""
+"""Reads a message. Raises EOFError when there are no more."""
 
 
 def prompt_reader(history: Path) -> Read:
-    """A reader that edits lines, and remembers them in a file."""
+    """A reader with line editing, and a history in a file."""
     session = prompt_session(history)
     return lambda: session.prompt("> ", prompt_continuation="  ")
 
 
 def prompt_session(history: Path) -> PromptSession[str]:
-    """Enter ends a message, Alt-Enter a line of it, Ctrl-C clears it. The history is the user's alone to read."""
+    """Enter ends a message, Alt-Enter a line of it; Ctrl-C clears it. Only the user can read the history file."""
     keys = KeyBindings()
     editing = has_focus(DEFAULT_BUFFER)
 

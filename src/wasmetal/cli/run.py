@@ -21,26 +21,32 @@ def run(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[ARGS]...", help="The guest's arguments.")] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", metavar="NAME=MODEL", help="Grant a model: the guest's name for it, and its own."),
+        typer.Option(
+            "--model",
+            metavar="NAME=MODEL",
+            help="Grant a model: the guest's name for it, and the model's name or path.",
+        ),
     ] = None,
     directory: Annotated[
         list[str] | None,
-        typer.Option("--dir", metavar="HOST::GUEST", help="Grant a directory, and the guest's name for it."),
+        typer.Option("--dir", metavar="HOST::GUEST", help="Grant a directory: its path, and the guest's name for it."),
     ] = None,
-    env: Annotated[list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="Set a variable.")] = None,
+    env: Annotated[
+        list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="Set an environment variable.")
+    ] = None,
     memory_limit: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Most linear memory, for example 64MiB.")
+        str | None, typer.Option(metavar="SIZE", help="Limit on linear memory, for example 64MiB.")
     ] = None,
     device_memory_limit: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Most device memory, for example 1GiB.")
+        str | None, typer.Option(metavar="SIZE", help="Limit on device memory, for example 1GiB.")
     ] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="Longest time to run.")] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="Limit on the running time.")] = None,
     device: Device = None,
 ) -> None:
     """Run a guest, and exit with its exit code.
 
-    It gets standard input and output, a device, and what the options grant; nothing else. Options of wasmetal go before
-    GUEST.wasm: all that follows it is the guest's.
+    The guest gets standard input and output, a device, and what the options grant; nothing else. Options of wasmetal
+    must come before GUEST.wasm; everything after it is passed to the guest.
     """
     from wasmetal import Guest, Limits
 
@@ -66,9 +72,9 @@ def run(
 
 
 def run_or_leave(guest: Guest) -> int:
-    """Run the guest, and return its exit code. Ctrl-C ends the process then and there: exit code 130.
+    """Run the guest and return its exit code. Ctrl-C ends the process immediately, with exit code 130.
 
-    A guest that waits for a line of input cannot be stopped, so closing it in good order would take until it gets one.
+    A guest that waits for input cannot be stopped, so closing it properly would have to wait for that input.
     """
     try:
         return guest.run()

@@ -17,13 +17,13 @@ def new(
 ) -> None:
     """Create a folder with a guest in C: source, Makefile and README.
 
-    It builds and runs as it is. `make test` there does both.
+    The guest builds and runs as it is; `make test` in the folder does both.
     """
     from wasmetal.sdk import create
 
     folder = create(name, directory)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
-    print("To build and run it, type `make test` there. It needs a C compiler: pip install ziglang.")
+    print("To build and run the guest, run `make test` in the folder. That needs a C compiler: pip install ziglang.")
 
 
 @sdk.command()
@@ -38,7 +38,7 @@ def include_dir() -> None:
 def lib_dir() -> None:
     """Print the folder of the C library's sources.
 
-    They are to be compiled with a guest that includes wasmetal/text.h or wasmetal/sampler.h.
+    Compile them with a guest that includes wasmetal/text.h or wasmetal/sampler.h.
     """
     from wasmetal.sdk import LIBRARY
 

@@ -1,4 +1,4 @@
-"""Text from a model, on a terminal: harmless, and wrapped between words as it arrives."""
+"""A model's text on a terminal: without control characters, and wrapped between words as it arrives."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ def _visible(control: str) -> str:
 
 
 class Plain:
-    """Writes text as it comes, but :func:`harmless`. ``write`` is to flush."""
+    """Writes text as it arrives, made :func:`harmless`. ``write`` must flush."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def __call__(self, data: bytes) -> None:
-        """Write what is whole characters by now."""
+        """Write the characters that are complete by now."""
         if text := harmless(self._decoder.decode(data)):
             self._write(text)
 
     def close(self) -> None:
-        """Write what is left of a character."""
+        """Write what there is of an incomplete character."""
         if text := self._decoder.decode(b"", final=True):
             self._write(text)
 
 
 class Wrapped:
-    """Writes text :func:`harmless` and wrapped between words at ``width()`` columns. ``write`` is to flush.
+    """Writes text :func:`harmless` and wrapped between words at ``width()`` columns. ``write`` must flush.
 
-    A word is written when it is whole. Spaces at which a line is broken are dropped, others are kept: code keeps its
-    indentation. A word wider than a line is broken anywhere, and so is text in wide characters.
+    A word is written when it is complete. Spaces at which a line is broken are dropped; others are kept, so code keeps
+    its indentation. A word wider than a line may be broken anywhere, and so may text in wide characters.
     """
 
     def __init__(self, write: Callable[[str], object], width: Callable[[], int]) -> None:
@@ -57,12 +57,12 @@ class Wrapped:
         self._ready = ""
 
     def __call__(self, data: bytes) -> None:
-        """Write the words that are whole by now."""
+        """Write the words that are complete by now."""
         self._feed(self._decoder.decode(data))
         self._flush()
 
     def close(self) -> None:
-        """Write the last word. What comes then begins a new line, or goes on in this one."""
+        """Write the last word. Later text begins a new line, or continues this one."""
         self._feed(self._decoder.decode(b"", final=True))
         self._end_word()
         self._flush()

@@ -1,4 +1,4 @@
-"""The proof that the chain holds on a device: guest, host and device work on the same bytes, and none is copied."""
+"""The proof that guest, host and device work on the same bytes, and that none is copied."""
 
 from wasmetal.doctor.proof import prove
 from wasmetal.doctor.report import Link, Report

@@ -1,7 +1,7 @@
-"""The links of the chain, one method each: linear memory, the pages beneath it, the device's buffer over them.
+"""The links of the chain, one method each: linear memory, its pages, and the device's buffer over them.
 
-A link says what it saw, or raises :class:`BrokenLinkError`. The guest (``probe.wat``) writes and checks with its own
-instructions, so that every comparison is made by a party other than the writer.
+A link says what it saw, or raises :class:`BrokenLinkError`. The guest (``probe.wat``) writes and checks bytes itself,
+so that whoever compares is never the one who wrote.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SHARED = 16 << 20
 """Bytes shared with the device, and then copied to it for comparison."""
 WASM_PAGE = 1 << 16
 COUNT = 1 << 16
-"""Elements in each of the arrays of the byte pattern. Every value stays below 2**24, so float32 holds it exactly."""
+"""Elements of each array of test values, all below 2**24, so that float32 holds them exactly."""
 N = 128
 """Rows and columns of the multiplied matrices."""
 REPEATS = 30
@@ -43,11 +43,11 @@ NOISE_PAGES = 64
 
 
 class BrokenLinkError(WasmetalError):
-    """A link of the chain that does not hold; says what was seen."""
+    """A link of the chain does not hold; the message says what was seen."""
 
 
 def prove(device: Device) -> Report:
-    """Walk the chain on ``device``. Never raises for a link that breaks: the report says which and why."""
+    """Check the chain on ``device``. Does not raise if a link fails: the report says which and why."""
     report = Report(device.info.name, device.info.backend, device.info.spec, device.info.features)
     with ExitStack() as stack:
         chain: Chain | None = None
@@ -89,13 +89,13 @@ class Chain:
         self.store.close()
 
     def pages(self) -> str:
-        """Shared pages begin and end where the operating system's and the device's pages do."""
+        """Shared pages are aligned to the operating system's pages and to the device's."""
         need = max(page_size(), self.device.info.page_alignment)
         check(self.region.address % need == 0, f"memory at {self.region.address:#x} is not aligned to {need}")
         return f"memory at {self.base:#x}, aligned to the {page_size()}-byte pages; the device asks for {need}"
 
     def addresses(self) -> str:
-        """Wasm memory, mapping and buffer are one address."""
+        """Wasm memory, mapping and buffer have the same address."""
         seen = {"wasm": self.base, "mapping": self.region.address}
         if self.buffer.address is not None:
             seen["buffer"] = self.buffer.address - START
@@ -103,12 +103,12 @@ class Chain:
         self.report.pointer_identity = True
         device = self.buffer.device_address
         if device is None:
-            return f"{listed(seen)}; the device does not tell its own address"
+            return f"{listed(seen)}; the device does not report its own address"
         same = "the same" if device == self.aperture.address else "its own"
         return f"{listed(seen)}; the device uses {same}, {device:#x} for byte {START:#x}"
 
     def bytes(self) -> str:
-        """What guest, host and device write, the other two see."""
+        """Guest, host and device each see what the other two write."""
         a, b, out = self._arrays()
         self._call("write", START, COUNT, 0.0, 1.0)
         check(bool(np.array_equal(self._host(a), progression(0, 1))), "the host does not see what the guest wrote")
@@ -116,7 +116,10 @@ class Chain:
         check(self._mismatches(b, 100_000, 2) == 0, "the guest does not see what the host wrote")
         self._run(lambda rec: ops.add(rec, a, b, out))
         check(self._mismatches(out, 100_000, 3) == 0, "the guest does not see what the device wrote")
-        check(bool(np.array_equal(self._host(out), progression(100_000, 3))), "nor does the host")
+        check(
+            bool(np.array_equal(self._host(out), progression(100_000, 3))),
+            "the host does not see what the device wrote",
+        )
         return f"{COUNT} values each, written by guest, host and device, seen by the other two"
 
     def growth(self) -> str:
@@ -162,7 +165,7 @@ class Chain:
         return saw
 
     def matmul(self) -> str:
-        """Two matrices multiplied where they lie in the guest's memory, and as copies."""
+        """Two matrices multiplied in place in the guest's memory, and as copies."""
         random = np.random.default_rng(0)
         nbytes = N * N * 4
         inputs = [random.standard_normal((N, N), np.float32) for _ in range(2)]
@@ -170,15 +173,15 @@ class Chain:
         for tensor, values in zip(shared, inputs, strict=False):
             self._host(tensor)[:] = values
 
-        def check_product(product: NDArray[np.float32], where: str) -> None:
-            error = float(np.abs(product - inputs[0] @ inputs[1]).max())
-            check(error < 1e-3, f"the product {where} is off by {error:.2g}")
+        def check_result(result: NDArray[np.float32], what: str) -> None:
+            error = float(np.abs(result - inputs[0] @ inputs[1]).max())
+            check(error < 1e-3, f"the matmul {what} is off by {error:.2g}")
 
         buffers = [self.device.allocate(nbytes, MemoryKind.DEVICE) for _ in range(3)]
         copied = [Tensor(buffer, 0, DType.F32, (N, N)) for buffer in buffers]
         in_place = self._record(lambda rec: ops.matmul(rec, *shared))
         on_copies = self._record(lambda rec: ops.matmul(rec, *copied))
-        product = np.empty((N, N), np.float32)
+        result = np.empty((N, N), np.float32)
 
         def multiply() -> None:
             self.device.submit([in_place]).wait()
@@ -188,7 +191,7 @@ class Chain:
             for buffer, values in zip(buffers, inputs, strict=False):
                 self.device.write(buffer, 0, values.reshape(-1).view(np.uint8))
             self.device.submit([on_copies]).wait()
-            self.device.read(buffers[2], 0, product.reshape(-1).view(np.uint8))
+            self.device.read(buffers[2], 0, result.reshape(-1).view(np.uint8))
             self.copied_for_comparison += self.device.counters.bytes_copied - before
 
         self.report.gemm_shared_ms, self.report.gemm_copy_ms = medians_ms(multiply, copy_and_multiply)
@@ -196,15 +199,15 @@ class Chain:
             commands.close()
         for buffer in buffers:
             buffer.close()
-        check_product(self._host(shared[2]), "in the guest's memory")
-        check_product(product, "of the copies")
+        check_result(self._host(shared[2]), "in the guest's memory")
+        check_result(result, "of the copies")
         return (
-            f"{N} × {N} in {self.report.gemm_shared_ms:.3f} ms where it lies, "
+            f"{N} × {N} in {self.report.gemm_shared_ms:.3f} ms in place, "
             f"{self.report.gemm_copy_ms:.3f} ms with copies there and back"
         )
 
     def copies(self) -> str:
-        """Nothing above, but for the two comparisons, copied a byte."""
+        """No byte was copied, except for the two comparisons with copying."""
         copied = self.device.counters.bytes_copied - self.copied_before - self.copied_for_comparison
         self.report.bytes_copied = copied
         saw = f"{copied} bytes copied on the shared path"
@@ -222,7 +225,7 @@ class Chain:
         return int(function(self.store, *arguments) or 0)
 
     def _mismatches(self, tensor: Tensor, first: float, step: float) -> int:
-        """How many of the values the guest finds different from first, first + step, …"""
+        """How many values the guest finds to differ from first, first + step, …"""
         return self._call("mismatches", START + tensor.offset, COUNT, float(first), float(step))
 
     def _arrays(self) -> list[Tensor]:
@@ -284,12 +287,12 @@ def progression(first: int, step: int) -> NDArray[np.float32]:
 
 
 def address_of(memory: Memory, store: Store) -> int:
-    """Where a Wasm memory begins in this process."""
+    """Address of a Wasm memory in this process."""
     return ctypes.cast(memory.data_ptr(store), ctypes.c_void_p).value or 0
 
 
 def medians_ms(*actions: Callable[[], object]) -> list[float]:
-    """Median times of REPEATS runs of each, in ms, after three to warm up. They take turns."""
+    """Median times of REPEATS runs of each, in ms, after three to warm up. They alternate."""
     times: list[list[float]] = [[] for _ in actions]
     for _ in range(3 + REPEATS):
         for action, its in zip(actions, times, strict=True):

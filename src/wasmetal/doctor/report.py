@@ -1,4 +1,4 @@
-"""What the proof found on one device."""
+"""The results of the proof on one device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(slots=True)
 class Link:
-    """One link: whether it holds, and what was seen."""
+    """One link of the chain: whether it holds, and what was seen."""
 
     name: str
     ok: bool
@@ -17,25 +17,25 @@ class Link:
 
 @dataclass(slots=True)
 class Report:
-    """The chain on one device. Sizes in MB (10**6 bytes), times in ms; None if a link failed first."""
+    """The chain on one device. Sizes in MB (10**6 bytes), times in ms; None if an earlier link failed."""
 
     name: str
     backend: str
     spec: str
     features: tuple[str, ...] = ()
-    """What the opened device makes use of, in words."""
+    """Features of the device that are in use."""
     pointer_identity: bool = False
-    """Wasm memory, mapping and device buffer begin at one address."""
+    """Whether Wasm memory, mapping and device buffer begin at the same address."""
     shared_overhead_mb: float | None = None
     """Memory added by sharing 16 MiB with the device: this process's resident memory, and what the device allocated."""
     copy_overhead_mb: float | None = None
-    """Memory added by giving the device a copy of them: likewise."""
+    """Memory added by copying 16 MiB to the device, measured the same way."""
     bytes_copied: int | None = None
     """Bytes that the device's copying functions moved on the shared path."""
     gemm_shared_ms: float | None = None
     """Median time of a 128 × 128 float32 matrix multiplication in the guest's memory."""
     gemm_copy_ms: float | None = None
-    """The same with both matrices copied to the device and the product copied back."""
+    """The same with both matrices copied to the device and the result copied back."""
     links: list[Link] = field(default_factory=list)
 
     @property

@@ -13,9 +13,9 @@ from wasmetal.host.limits import Limits
 
 
 class Account:
-    """One guest's use of resources, held against its limits.
+    """One guest's use of resources, checked against its limits.
 
-    Written to by the guest's own host calls only, of which there is one at a time, so it needs no lock.
+    Only the guest's own host calls write to it, one at a time, so it needs no lock.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -41,7 +41,7 @@ class Account:
             raise
 
     def release(self, nbytes: int) -> None:
-        """Device memory was given back."""
+        """Device memory was released."""
         self.device_bytes -= nbytes
 
     def start_clock(self) -> None:

@@ -13,21 +13,21 @@ T = TypeVar("T")
 
 
 class Call(threading.Thread, Generic[T]):
-    """One call into a guest.
+    """A thread that makes one call into a guest.
 
-    Never on the main thread: Python raises KeyboardInterrupt there, which would be lost in a callback from Wasmtime.
+    Never the main thread: Python raises KeyboardInterrupt there, which would be lost in a callback from Wasmtime.
     """
 
     def __init__(self, function: Callable[[], T]) -> None:
         super().__init__(name="wasmetal-guest", daemon=True)
         self.outcome: Future[T] = Future()
         self.done = threading.Event()
-        """Set when no guest code runs any more. ``join`` cannot tell: before Python 3.13, Ctrl-C during a ``join``
-        makes a running thread count as ended."""
+        """Set when the guest code has ended. ``join`` is no substitute: before Python 3.13, Ctrl-C during ``join``
+        marks a running thread as ended."""
         self._function = function
 
     def run(self) -> None:
-        """Call the function, and keep its outcome for the thread that waits."""
+        """Call the function and store its outcome for the waiting thread."""
         try:
             with runtime().ticking():
                 value = self._function()
@@ -36,5 +36,5 @@ class Call(threading.Thread, Generic[T]):
         else:
             self.outcome.set_result(value)
         finally:
-            del self._function  # refers to the guest, which refers to this
+            del self._function  # refers to the guest, which refers to this thread
             self.done.set()

@@ -1,4 +1,4 @@
-"""Command lists: the records that a guest wrote in its memory, checked and turned into calls of ops."""
+"""Command lists: records in a guest's memory, checked and turned into calls of ops."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class GuestBuffer:
     usage: int
     """Set of Usage."""
     shared: bool
-    """Made of pages of the guest's own memory."""
+    """Whether it wraps pages of the guest's memory."""
     pending: int = 0
     """How many pending submissions name it."""
 
@@ -38,7 +38,7 @@ def encode(data: bytes, buffer_of: Callable[[int], GuestBuffer], recorder: Recor
     """
     used: set[GuestBuffer] = set()
     records = np.frombuffer(data, abi.COMMAND)
-    # As Python's integers, which do not wrap.
+    # Python's integers, which do not wrap.
     op_numbers, flag_sets, attribute_bits = (records[name].tolist() for name in ("op", "flags", "attributes"))
     attributes = records["attributes"].view("<f4").tolist()
     columns = [records["t"][name].tolist() for name in _FIELDS]
@@ -60,7 +60,7 @@ _FIELDS = ("buffer", "dtype", "offset", "rank", "row_stride", "shape")
 
 
 class _Call:
-    """The function that computes an op, called with what a command holds."""
+    """Calls the function that computes an op with the operands, flags and attributes of a command."""
 
     def __init__(self, op: Op) -> None:
         self.op = op

@@ -19,7 +19,7 @@ __all__ = ["Errno", "Refusal", "errno_of"]
 
 
 class Refusal(Exception):
-    """A request of a guest that a host function denies: an errno for the guest, a sentence for the host's log."""
+    """A guest's request is refused: with an errno for the guest and a sentence for the host's log."""
 
     def __init__(self, errno: Errno, message: str) -> None:
         super().__init__(message)
@@ -40,5 +40,5 @@ _ERRNOS: tuple[tuple[type[Exception], Errno], ...] = (
 
 
 def errno_of(error: Exception) -> Errno:
-    """The errno for an error raised below the host functions; IO for any that no guest's request explains."""
+    """The errno for an error raised below the host functions; IO for errors that the guest did not cause."""
     return next((errno for kind, errno in _ERRNOS if isinstance(error, kind)), Errno.IO)

@@ -1,8 +1,8 @@
-"""Whose work a shared device takes next: that of the guest that has used the device least.
+"""Which guest's work a shared device takes next: that of the guest that has used it least.
 
-Fair queueing by virtual time, after P. Goyal, H. M. Vin and H. Cheng, "Start-time Fair Queuing", 1996, with the device
-seconds that a submission took in place of a packet's length: they are known afterwards, so they are charged afterwards.
-A guest that returns after a pause starts where the others stand, so nobody can save up time.
+Fair queueing by virtual time, after P. Goyal, H. M. Vin and H. Cheng, "Start-time Fair Queuing", 1996, with a
+submission's device seconds in place of a packet's length: they are charged afterwards, when they are known. A guest
+that returns after a pause starts at the others' virtual time, so no guest can save up time.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from wasmetal.device.base import Device, Submission
 SLICE = 0.01
 """Device seconds by which a guest may be ahead of another that wants the device too."""
 PAUSE = 0.005
-"""Seconds that a guest may take from one wait to the next and still count as wanting the device: otherwise a guest with
-short lists would lose its turn to one with long lists after every list. As long as Python lets another thread run."""
+"""Seconds from one wait to the next within which a guest still counts as wanting the device. Otherwise a guest with
+short lists would lose its turn to one with long lists after every list. As long as Python's thread switch interval."""
 _LOOK = 0.05
-"""Seconds of waiting for a turn after which the guest's limits are looked at."""
+"""Seconds of waiting for a turn between two checks of the guest's limits."""
 
 
 class Share:
@@ -32,7 +32,7 @@ class Share:
 
     def __init__(self, device: Device) -> None:
         self._used = 0.0
-        """Virtual time: device seconds, and those that were forgone in pauses."""
+        """Virtual time: device seconds used, plus those forgone in pauses."""
         self._waits = False
         self._left = -PAUSE
         """When it last stopped waiting."""
@@ -42,7 +42,7 @@ class Share:
             self._queue.shares.append(self)
 
     def close(self) -> None:
-        """The guest has gone. Idempotent."""
+        """Leave the queue: the guest has ended. Idempotent."""
         queue = self._queue
         with queue.changed:
             if self in queue.shares:
@@ -74,30 +74,30 @@ class Share:
         while not self.has_turn():
             with self._queue.changed:
                 if first := self._first():
-                    # Nobody tells when another guest's pause is over.
+                    # There is no notification when another guest's pause is over.
                     self._queue.changed.wait(_LOOK if any(other._waits for other in first) else PAUSE)
             look()
 
     def charge(self, seconds: float) -> None:
-        """The device has spent so many seconds for the guest."""
+        """Charge the guest for ``seconds`` on the device."""
         queue = self._queue
         with queue.changed:
             self._used += seconds
             queue.time = max(queue.time, min((each._used for each in queue.shares if each._wants()), default=0.0))
             queue.changed.notify_all()
 
-    # A list's own operations are atomic in Python, so the following need no lock.
+    # List operations are atomic in Python, so the following methods need no lock.
 
     def submitted(self, submission: Submission) -> None:
-        """The guest has submitted something."""
+        """A submission of the guest's has begun."""
         self._queue.submissions.append((self, submission))
 
     def ended(self, submission: Submission) -> None:
-        """It has ended."""
+        """The submission has ended."""
         self._queue.submissions.remove((self, submission))
 
     def is_behind(self, submission: Submission) -> bool:
-        """Whether another guest's submission came before this one and is not known to have ended."""
+        """Whether an earlier submission of another guest is not known to have ended."""
         ahead = takewhile(lambda each: each[1] is not submission, tuple(self._queue.submissions))
         return any(share is not self for share, _ in ahead)
 
@@ -105,7 +105,7 @@ class Share:
         return self._waits or time.monotonic() - self._left < PAUSE
 
     def _return(self) -> None:
-        """Start where the others stand, after a pause."""
+        """After a pause, start at the others' virtual time."""
         if not self._wants():
             self._used = max(self._used, self._queue.time)
             self._left = time.monotonic()
@@ -122,7 +122,7 @@ class _Queue:
         self.changed = threading.Condition()
         self.shares: list[Share] = []
         self.submissions: list[tuple[Share, Submission]] = []
-        """What the device was given, in order, and is not known to have ended."""
+        """Submissions that are not known to have ended, in order."""
         self.time = 0.0
         """Virtual time of the device: the least that any guest that wanted it had used, as of the latest charge."""
 

@@ -1,4 +1,4 @@
-"""What of the host a guest is given: a device, and models on it."""
+"""What a guest is granted: a device, and models on it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Granted:
     device: Device
     models: Mapping[str, LoadedModel]
     counters: Counters = field(default_factory=Counters)
-    """What loading the models took that were not loaded yet."""
+    """The cost of loading the models that were not loaded yet."""
 
 
 def grant(device: str | Device | None, models: Mapping[str, str | Path | LoadedModel], cleanup: ExitStack) -> Granted:
-    """Open the device and load the models that are not open and loaded yet; ``cleanup`` closes those again.
+    """Open the device and load the models, unless they are open and loaded already; ``cleanup`` closes what was opened.
 
-    Without a device, it is that of a loaded model, or the default one. Raises GuestError if a loaded model is on
-    another device, and what :func:`open_device` and :func:`load_model` raise.
+    If no device is given, the device of a loaded model is taken, or else the default one. Raises GuestError if a loaded
+    model is on another device, and what :func:`open_device` and :func:`load_model` raise.
     """
     if device is None:
         device = next((model.device for model in models.values() if not isinstance(model, str | Path)), None)

@@ -41,16 +41,16 @@ T = TypeVar("T")
 
 _TABLE_ELEMENTS = 1 << 20
 _WAKE = 0.1
-"""Seconds after which a waiting main thread checks for Ctrl-C: if it comes just before a wait, the wait goes on."""
+"""Seconds after which a waiting main thread checks for Ctrl-C, which does not end a wait if it arrives just before."""
 _PATIENCE = 1.0
-"""Seconds that a guest gets to end once it was told to stop; only one that reads standard input takes longer."""
+"""Seconds that a stopped guest gets to end. Only a guest that is reading standard input takes longer."""
 
 
 class Guest:
     """An instance of a WebAssembly module, in its sandbox.
 
-    It can use one device, within its limits, and nothing else that is not given here. Use it as a context manager, or
-    call :meth:`close`. Its code runs on its own thread, one call at a time; Ctrl-C stops it.
+    It can use one device, within its limits, and nothing else unless it is granted here. Use it as a context manager,
+    or call :meth:`close`. Its code runs on its own thread, one call at a time; Ctrl-C stops it.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class Guest:
         stdout: wasi.Output | None = None,
         stderr: wasi.Output | None = None,
     ) -> None:
-        """Instantiate a module; nothing but its start function, if it has one, runs yet.
+        """Instantiate a module. Only its start function, if it has one, runs yet.
 
-        ``module``: a :class:`Program`, or what one is made of: a path, or the bytes, of a core module, binary or text.
+        ``module``: a :class:`Program`, or the path or bytes of a core module, binary or text.
         ``device``: as for :func:`open_device`, or an open one, which stays open. It is opened only if the module
         imports from wasmetal.
         ``models``: what the guest can open, by its name there: a model's name or path, or a loaded one on the same
@@ -85,7 +85,7 @@ class Guest:
         """
         program = module if isinstance(module, Program) else Program(module)
         self.exit_code: int | None = None
-        """The exit code of the run, once it has ended."""
+        """The exit code, once the run has ended."""
         self._call: Call[Any] | None = None
         self._closed = False
         self._lock = threading.Lock()
@@ -119,7 +119,7 @@ class Guest:
 
     @property
     def counters(self) -> Counters:
-        """What the guest has caused until now."""
+        """What the guest has caused so far."""
         return self._account.counters
 
     def run(self) -> int:
@@ -160,15 +160,15 @@ class Guest:
         return self._enter(lambda: self._function(name)(self._store, *args))
 
     def read(self, address: int, nbytes: int) -> bytes:
-        """A copy of so many bytes of the exported memory. Raises GuestError if they are not all inside of it."""
+        """A copy of ``nbytes`` bytes of the exported memory. Raises GuestError if they are not all inside it."""
         return self._enter(lambda: bytes(self._memory(address, nbytes).read(self._store, address, address + nbytes)))
 
     def write(self, address: int, data: bytes) -> None:
-        """Copy bytes into the exported memory. Raises GuestError if they do not all fit into it there."""
+        """Copy bytes into the exported memory. Raises GuestError if they would leave it."""
         self._enter(lambda: self._memory(address, len(data)).write(self._store, data, address) if data else 0)
 
     def stop(self) -> None:
-        """Stop the guest, from another thread; its run raises GuestError. It cannot be run again."""
+        """Stop the guest, from another thread; its run raises GuestError. The guest cannot be run again."""
         self._interrupt.stop(GuestError("the guest was stopped"))
 
     def close(self) -> None:
@@ -203,7 +203,7 @@ class Guest:
         return store
 
     def _give(self, granted: Granted) -> None:
-        """Make the device and the models reachable by the guest's imports."""
+        """Connect the guest's imports to the device and the models."""
         self._account.counters.add(granted.counters)
         handles = Handles(self._account.limits.handles, secrets.randbits(32))
         device = MeteredDevice(granted.device, self._account, self._interrupt)
@@ -260,7 +260,7 @@ class Guest:
             if self._closed:
                 raise GuestError("the guest is closed")
             if self._call and not self._call.done.is_set():
-                raise GuestError("the guest is running already; it can do one thing at a time")
+                raise GuestError("the guest is running already; a guest runs one call at a time")
             if self._interrupt.reason:
                 raise GuestError(f"the guest cannot go on after this: {self._interrupt.reason}")
             self._account.start_clock()
@@ -269,7 +269,7 @@ class Guest:
         return call
 
     def _end(self, call: Call[T]) -> T:
-        """Wait for a call; turn what ended it, other than a return, into one of our errors."""
+        """Wait for a call to return. Raises a WasmetalError if it ended in any other way."""
         while not call.done.wait(_WAKE):
             pass
         try:

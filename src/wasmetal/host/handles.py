@@ -17,9 +17,9 @@ _GENERATIONS = 1 << (32 - _INDEX_BITS)
 class Handles:
     """One guest's handles.
 
-    A handle is a slot's index and the slot's generation, which moves on when the handle is freed; a slot whose
-    generations are used up retires. So no number is given out twice, and a stale one never names another object.
-    ``key`` (32 bits, the guest's own) is mixed in so that numbers of another guest are meaningless here.
+    A handle is a slot's index and the slot's generation, which is incremented when the handle is freed; a slot whose
+    generations are used up retires. So no number is issued twice, and a stale one never names another object. ``key``
+    (32 bits, different for each guest) is mixed in, so that another guest's numbers are meaningless here.
     """
 
     def __init__(self, limit: int, key: int) -> None:
@@ -38,7 +38,7 @@ class Handles:
         return (held for held in self._objects if held is not None)
 
     def check_room(self) -> None:
-        """Raise MFILE if :meth:`add` would. Called before the object is made that the handle is to name."""
+        """Raise MFILE if :meth:`add` would. Called before the handle's object is made."""
         if self._count >= self.limit or (not self._free and len(self._objects) == _SLOTS):
             raise Refusal(Errno.MFILE, f"limit reached: {self.limit} handles")
 

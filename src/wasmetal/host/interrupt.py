@@ -9,16 +9,16 @@ from wasmetal.wasmtime_c import new_trap
 
 
 class Interrupt:
-    """Decides, at every tick of the engine's epoch and wherever a host function waits, whether a guest may go on."""
+    """Decides whether a guest may go on, at every tick of the engine's epoch and whenever a host function waits."""
 
     def __init__(self, account: Account) -> None:
         self.reason: BaseException | None = None
-        """Why the guest was stopped; it does not run again after that."""
+        """Why the guest was stopped. A stopped guest does not run again."""
         self._account = account
         self._asked = threading.Event()
 
     def stop(self, reason: BaseException) -> None:
-        """Stop the guest from another thread: soon, or when the host function that it is in returns."""
+        """Stop the guest, from another thread: at the next tick, or when the current host function returns."""
         self.reason = self.reason or reason
         self._asked.set()
 
@@ -29,7 +29,7 @@ class Interrupt:
         self._account.check_clock()
 
     def may_go_on(self) -> bool:
-        """The same as :meth:`check`, without raising: a guest that may not go on is stopped from then on."""
+        """Like :meth:`check`, but returns False instead of raising. The guest is then stopped for good."""
         try:
             self.check()
         except BaseException as reason:
@@ -38,12 +38,12 @@ class Interrupt:
         return True
 
     def sleep(self, seconds: float) -> None:
-        """Wait, unless the guest is to stop meanwhile, for which this raises what :meth:`check` does."""
+        """Wait. Raises what :meth:`check` does if the guest is stopped meanwhile."""
         left = self._account.wall_left()
         self._asked.wait(min(seconds, threading.TIMEOUT_MAX if left is None else left))
         self.check()
 
     def trap(self, reason: BaseException) -> int:
-        """End the guest from within a host function, which returns the result to Wasmtime."""
+        """End the guest from within a host function, which must return the result to Wasmtime."""
         self.stop(reason)
         return new_trap("stopped by the host")

@@ -12,22 +12,23 @@ class Limits:
     """Limits of one guest. None: no limit."""
 
     memory_bytes: int = 4 << 30
-    """Bytes of a linear memory. Beyond it ``memory.grow`` gives -1, and a module that asks for more to begin with is
+    """Bytes of a linear memory. Beyond it ``memory.grow`` gives -1, and a module whose initial memory is larger is
     refused with LimitError."""
     memories: int = 1
-    """How many linear memories the module may have, each of up to ``memory_bytes``; LimitError."""
+    """How many linear memories the module may have, each of up to ``memory_bytes``; beyond it, LimitError."""
     device_bytes: int = 4 << 30
-    """Device memory held by the guest's buffers and sessions; the call gives NOMEM."""
+    """Device memory held by the guest's buffers and sessions; beyond it, the call gives NOMEM."""
     handles: int = 1024
-    """Buffers, submissions, models and sessions held at a time; the call gives MFILE."""
+    """Buffers, submissions, models and sessions held at a time; beyond it, the call gives MFILE."""
     commands: int = 16_384
     """Commands in one list (TOOBIG), and in all pending submissions together (AGAIN)."""
     wall_seconds: float | None = None
-    """Time that one run may take; LimitError. What is already running finishes first: one kernel on the CPU device, one
-    forward pass of a model, one read of a granted standard input."""
+    """Time that one run may take; then LimitError. What is already running finishes first: one kernel on the CPU
+    device, one forward pass of a model, one read of a granted standard input."""
     device_seconds: float | None = None
-    """Time that the device may spend for the guest; LimitError, with the same exceptions. Until the device has reported
-    how long a submission took, the time that the guest has waited for it counts, unless other guests' work is ahead."""
+    """Time that the device may spend on the guest; then LimitError, with the same exceptions. Until the device has
+    reported how long a submission took, the time that the guest has waited for it counts, unless other guests' work is
+    ahead."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

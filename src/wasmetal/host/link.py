@@ -1,6 +1,6 @@
 """Host functions, as Wasmtime calls them: raw values in, an errno out, and nothing raised into the guest.
 
-They are linked once in a process and serve every guest: each call finds the guest that it comes from.
+They are linked once per process and serve every guest: each call looks up the guest that makes it.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from wasmetal.host.runtime import runtime
 from wasmetal.host.view import GuestMemory
 
 log = logging.getLogger("wasmetal.guest")
-"""What guests were refused, at level DEBUG, and what went wrong in the host, at level ERROR."""
+"""Refused calls at level DEBUG, failures of the host at level ERROR."""
 
 
 @dataclass(eq=False)
 class GuestContext:
-    """What host functions need of the guest that calls them. It must live as long as the guest's store."""
+    """What host functions need to know of the calling guest. It must live as long as the guest's store."""
 
     memory64: bool
     counters: Counters
     interrupt: Interrupt
     interfaces: dict[str, object] = field(default_factory=dict)
-    """For each module that the guest imports from, the object whose methods are the functions of that module."""
+    """By module name: the object whose methods are the functions of that module."""
     memory: GuestMemory | None = None
     """The guest's memory, from the first host call on."""
 
     def may_go_on(self) -> bool:
-        """For Wasmtime, at each tick of the epoch."""
+        """Called by Wasmtime at each tick of the epoch."""
         return self.interrupt.may_go_on()
 
 
 @dataclass(frozen=True)
 class HostFunctions:
-    """A linker with every function that guests with one width of addresses can import."""
+    """A linker with every function that guests can import, for one width of addresses."""
 
     linker: wasmtime.Linker
     callbacks: list[object]
-    """The functions as C has them. Wasmtime does not keep them alive."""
+    """The C functions, which Wasmtime does not keep alive."""
 
 
 @cache
@@ -75,11 +75,11 @@ def _define(
 
 
 def _adapt(module: str, name: str, kinds: tuple[str, ...], memory64: bool, count: bool) -> wasmtime_c.HostFunction:
-    """A function for Wasmtime of a method that takes the guest's memory and then its parameters.
+    """Make a host function of a method that takes the guest's memory and then its parameters.
 
-    The parameters are given to the method as non-negative integers.
+    The method receives the parameters as non-negative integers.
     """
-    # A raw value takes 16 bytes; what lies above an i32 in its 8 bytes is whatever was there.
+    # A raw value takes 16 bytes; the upper half of an i32's 8 bytes is undefined.
     masks = tuple((1 << abi.width(kind, memory64)) - 1 for kind in kinds)
     values_type = ctypes.c_uint64 * (2 * len(masks))
 
@@ -111,7 +111,7 @@ def _adapt(module: str, name: str, kinds: tuple[str, ...], memory64: bool, count
 
 
 def _find_memory(context: GuestContext, caller: int) -> GuestMemory:
-    # Looked up at the first call, as a module's start function may call before there is an instance to ask.
+    # Looked up at the first call, because a start function may call before the instance is returned.
     address = wasmtime_c.exported_memory(caller, "memory")
     if address is None:
         raise Refusal(Errno.FAULT, "the guest exports no memory named memory")

@@ -1,4 +1,4 @@
-"""A device as one guest uses it: what passes through is counted, and the guest takes turns with others."""
+"""A device as one guest uses it: its use is counted, and the guest takes turns with others."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from wasmetal.host.interrupt import Interrupt
 
 
 class MeteredDevice:
-    """Passes on to a device what a guest asks of it, and counts that in the guest's account.
+    """Forwards a guest's requests to a device, and counts their cost in the guest's account.
 
-    Nothing here is locked while the device works, so guests on other threads can use the same device meanwhile.
+    No lock is held while the device works, so guests on other threads can use the same device meanwhile.
     """
 
     def __init__(self, device: Device, account: Account, interrupt: Interrupt) -> None:
@@ -56,26 +56,26 @@ class MeteredDevice:
         return self._device.record()
 
     def submit(self, lists: Sequence[CommandList]) -> Submission:
-        """Start lists as one submission. What it cost is counted by :meth:`finished`."""
+        """Start lists as one submission. :meth:`finished` counts its cost."""
         submission = self._device.submit(lists)
         self._account.counters.submits += 1
         self.share.submitted(submission)
         return submission
 
     def finished(self, submission: Submission) -> None:
-        """Count what a submission cost that has been waited for."""
+        """Count the cost of a submission that has been waited for."""
         self.share.ended(submission)
         self._account.counters.dispatches += submission.dispatches
         self._account.counters.device_seconds += submission.seconds
         self.share.charge(submission.seconds)
 
     def close(self) -> None:
-        """The guest has gone; nothing that it submitted will be waited for. Idempotent."""
+        """Stop counting: the guest has ended, and its submissions will not be waited for. Idempotent."""
         self.share.close()
 
     @contextmanager
     def working(self, counters: Counters) -> Iterator[None]:
-        """Work that others do for the guest, in its turn: what they add to ``counters`` is the guest's.
+        """A turn in which other code works for the guest: what it adds to ``counters`` is charged to the guest.
 
         Raises LimitError at the end if the guest's device time is used up.
         """

@@ -1,4 +1,4 @@
-"""A program: a WebAssembly module, compiled and linked once, of which any number of guests can be made."""
+"""A program: a WebAssembly module, compiled and linked once, for any number of guests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Program:
         with wasmetal.Guest(program, models={"default": "smollm2:135m"}) as guest:
             guest.run()
 
-    What was compiled is kept in the folder ``programs`` of the cache (``WASMETAL_HOME``) for the next process;
+    Compiled code is kept on disk for the next process, in ``programs`` of the cache folder (``WASMETAL_HOME``);
     ``WASMETAL_NO_PROGRAM_CACHE=1`` switches that off.
     """
 
@@ -39,14 +39,14 @@ class Program:
             compiled = compile_module(engine, self.name, code)
             program_cache.save(compiled, code)
         self.memory64 = has_memory64(compiled)
-        """Whether the memory that the guest shares has 64-bit addresses."""
+        """Whether the exported memory has 64-bit addresses."""
         self.imports_device = any(each.module in abi.INTERFACES for each in compiled.imports)
-        """Whether guests need a device: the module imports from wasmetal."""
+        """Whether guests need a device, because the module imports from wasmetal."""
         try:
             self._linked = host_functions(self.memory64).linker.instantiate_pre(compiled)
         except wasmtime.WasmtimeError as error:
             raise GuestError(one_line(error)) from None
 
     def instantiate(self, store: wasmtime.Store) -> wasmtime.Instance:
-        """A new instance; a start function of the module runs. Raises what Wasmtime raises."""
+        """A new instance; the module's start function runs. Raises what Wasmtime raises."""
         return self._linked.instantiate(store)

@@ -1,7 +1,7 @@
 """Compiled programs on disk, so that the next process need not compile them again.
 
-A compiled program is machine code, and Wasmtime runs what it is given. So a file is used only if no other user can have
-written it: it and its folder belong to this user and can be written by nobody else.
+A compiled program is machine code, and Wasmtime runs it unchecked. So a file is used only if no other user can have
+written it: the file and its folder must belong to this user and be writable by nobody else.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from wasmetal.memory.wasmtime_engine import SETTINGS
 from wasmetal.wasmtime_c import version
 
 MAX_BYTES = 256 << 20
-"""Bytes that the folder may hold; what was used least recently goes first."""
+"""Bytes that the folder may hold; the least recently used files are removed first."""
 WORTH_KEEPING = 4096
-"""Bytes of a module below which compiling takes a few milliseconds at most, and no file is made."""
+"""Modules of fewer bytes compile in a few milliseconds at most, and are not kept."""
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -34,7 +34,7 @@ log = logging.getLogger("wasmetal.programs")
 
 
 def load(engine: wasmtime.Engine, code: bytes) -> wasmtime.Module | None:
-    """The module that was compiled of ``code`` before; None if there is none that can be used."""
+    """The compiled module of ``code``; None if the cache has none that can be used."""
     if not _used(code):
         return None
     path = _path(code)
@@ -52,7 +52,7 @@ def load(engine: wasmtime.Engine, code: bytes) -> wasmtime.Module | None:
 
 
 def save(module: wasmtime.Module, code: bytes) -> None:
-    """Keep a compiled module for :meth:`load`. A folder that cannot be written costs only time, later."""
+    """Keep a compiled module for :meth:`load`. If the folder cannot be written, the next process compiles again."""
     if not _used(code):
         return
     path = _path(code)
@@ -68,14 +68,14 @@ def _used(code: bytes) -> bool:
 
 
 def _path(code: bytes) -> Path:
-    """Named by everything that the compiled code depends on."""
+    """The file, named by everything that the compiled code depends on."""
     depends = (version(), sorted(SETTINGS.items()), _processor(), hashlib.sha256(code).hexdigest())
     return home() / "programs" / f"{hashlib.sha256(repr(depends).encode()).hexdigest()}.cwasm"
 
 
 @cache
 def _processor() -> str:
-    """The host's processor, with its instruction set as far as the system tells. (Wasmtime checks that too.)"""
+    """The host's processor, with its instruction set as far as the system reports it. (Wasmtime checks that too.)"""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -115,7 +115,7 @@ def _write_private(path: Path, compiled: bytes) -> None:
 
 
 def _evict(folder: Path) -> None:
-    """Remove what was used least recently, until the rest fits."""
+    """Remove the least recently used files until the rest fits."""
     files = []
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another process evicts too

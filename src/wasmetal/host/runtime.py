@@ -1,6 +1,6 @@
 """What all guests of a process share: one Wasmtime engine, the source of their memories, and the clock that stops them.
 
-How the engine is configured is said in ``wasmetal.memory.wasmtime_engine``.
+``wasmetal.memory.wasmtime_engine`` configures the engine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Runtime:
 
     @contextmanager
     def ticking(self) -> Iterator[None]:
-        """A guest runs: the epoch advances for as long as any guest does."""
+        """While a guest runs: the epoch advances as long as any guest is running."""
         with self._lock:
             self._running += 1
             if self._running == 1:

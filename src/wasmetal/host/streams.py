@@ -13,9 +13,9 @@ from wasmetal.host import wasi
 from wasmetal.host.interrupt import Interrupt
 
 _LOOK = 0.1
-"""Seconds of waiting after which either side looks whether the other is still there."""
+"""Seconds of waiting between two checks that the other side is still there."""
 _PIECES = 64
-"""Writes of a guest that may wait for a reader; then the guest waits."""
+"""How many writes may be queued for the reader before the guest has to wait."""
 
 
 class Output:
@@ -26,7 +26,7 @@ class Output:
         self._interrupt = interrupt
 
     def __call__(self, data: bytes) -> int:
-        """For Wasmtime: the bytes taken, or a negative errno."""
+        """Called by Wasmtime. Returns the number of bytes taken, or a negative errno."""
         try:
             if self.target:
                 self.target(data)
@@ -37,14 +37,14 @@ class Output:
 
 
 class TextPipe:
-    """What a guest writes, read as text on another thread. A guest that is ahead of the reader by far waits for it."""
+    """A guest's output, read as text on another thread. A guest that gets far ahead of the reader waits for it."""
 
     def __init__(self, interrupt: Interrupt) -> None:
         self._interrupt = interrupt
         self._pieces: queue.Queue[bytes | None] = queue.Queue(_PIECES)
 
     def write(self, piece: bytes) -> None:
-        """For the guest's thread: an output's target."""
+        """Called on the guest's thread with its output."""
         while True:
             try:
                 return self._pieces.put(piece, timeout=_LOOK)
@@ -52,12 +52,12 @@ class TextPipe:
                 self._interrupt.check()
 
     def finish(self) -> None:
-        """For the guest's thread: nothing more will be written."""
-        with contextlib.suppress(queue.Full):  # then the reader finds that the call has ended
+        """Called on the guest's thread: nothing more will be written."""
+        with contextlib.suppress(queue.Full):  # then the reader notices that the call has ended
             self._pieces.put_nowait(None)
 
     def read(self, ended: threading.Event) -> Iterator[str]:
-        """The text, until ``finish`` or until ``ended`` is set; bytes that are not UTF-8 are replaced."""
+        """Yield the text until ``finish`` is called or ``ended`` is set; bytes that are not UTF-8 are replaced."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         while (piece := self._next(ended)) is not None:
             if text := decoder.decode(piece):
@@ -67,7 +67,7 @@ class TextPipe:
 
     def _next(self, ended: threading.Event) -> bytes | None:
         while True:
-            over = ended.is_set()  # asked first: what was written before the end is still to be read
+            over = ended.is_set()  # checked first: what was written before the end must still be read
             try:
                 return self._pieces.get(timeout=0 if over else _LOOK)
             except queue.Empty:

@@ -1,4 +1,4 @@
-"""The command lists that one guest has submitted, in order, and those it may submit again."""
+"""The command lists that one guest has submitted, in order, and recorded lists that it may submit again."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from wasmetal.host.metering import MeteredDevice
 from wasmetal.ops import Recorder
 
 SEGMENT = 16
-"""Commands that are recorded as one list of the device. A device takes work from its guests in whole segments."""
+"""Commands that are recorded as one list of the device. Devices take guests' work in whole segments."""
 FIRST = 64
-"""Commands of a guest that the device is given at a time, until it is known how long they take."""
+"""Commands that the device is given at first, until it is known how long they take."""
 _LOOK = 0.05
-"""Seconds of waiting for the device after which the guest's limits are looked at."""
+"""Seconds of waiting for the device between two checks of the guest's limits."""
 
 
 @dataclass(eq=False, slots=True)
@@ -42,7 +42,7 @@ class Recorded:
 
     @property
     def shared(self) -> bool:
-        """True if it touches pages of the guest's memory."""
+        """Whether the list touches pages of the guest's memory."""
         return any(held.shared for held in self.buffers)
 
     def size(self, segment: int) -> int:
@@ -50,7 +50,7 @@ class Recorded:
         return min(SEGMENT, self.count - segment * SEGMENT)
 
     def close(self) -> None:
-        """Drop what was recorded."""
+        """Release what was recorded."""
         for commands in self.segments:
             commands.close()
 
@@ -61,14 +61,14 @@ class Submitted:
 
     recorded: Recorded
     suspends: bool
-    """It runs only while the guest waits: it touches the guest's pages, or comes after a list that does."""
+    """Whether it runs only while the guest waits, because it, or a list before it, touches the guest's pages."""
     sent: int = 0
     """Segments that the device has been given."""
     ended: int = 0
     """Segments that the device has finished."""
     done: bool = False
     error: Exception | None = None
-    """Why it failed, if it did."""
+    """Why the list failed, if it did."""
 
 
 @dataclass(eq=False, slots=True)
@@ -84,9 +84,9 @@ class _Flight:
 class Submissions:
     """A first-in, first-out queue of one guest's lists.
 
-    The device is given no more at a time than takes it about a slice of its time, so that other guests' work gets in
-    between. A list that touches the guest's own pages goes to the device in :meth:`wait`, while the guest is suspended,
-    and so does every list behind it; of the others as much as fits the slice goes at once.
+    The device is given about one slice of work at a time, so that other guests' work gets in between. A list that
+    touches the guest's own pages goes to the device in :meth:`wait`, while the guest is suspended, and so does every
+    list after it. Of other lists, as much as fits the slice starts immediately.
     """
 
     def __init__(self, account: Account, device: MeteredDevice, interrupt: Interrupt) -> None:
@@ -100,7 +100,7 @@ class Submissions:
         self._replayable = _Replayable(account.limits.commands)
 
     def submit(self, source: bytes, buffer_of: Callable[[int], GuestBuffer]) -> Submitted:
-        """Check and record the list, unless it is recorded already, and start it if it may start."""
+        """Check and record the list, unless that was done before, and start it if it may start."""
         limit = self._account.limits.commands
         count = len(source) // abi.COMMAND.itemsize
         if count + sum(pending.recorded.count for pending in self._queue) > limit:
@@ -118,9 +118,9 @@ class Submissions:
     def wait(self, submitted: Submitted, timeout: float | None) -> None:
         """Wait for a list, and every one before it.
 
-        Raises TIMEDOUT after ``timeout`` seconds, unless the list is one that runs only during this call; that one runs
-        to its end, as it uses the guest's own pages. Raises LimitError if the guest's time is up first, and what the
-        device raised if the list failed.
+        Raises TIMEDOUT after ``timeout`` seconds, unless the list uses the guest's own pages: such a list runs only
+        during this call, to its end. Raises LimitError if the guest's time is up first, and what the device raised if
+        the list failed.
         """
         end = math.inf if submitted.suspends or timeout is None else time.monotonic() + timeout
         with self._device.share:
@@ -138,7 +138,7 @@ class Submissions:
             raise submitted.error
 
     def forget(self, held: GuestBuffer) -> None:
-        """Drop the lists that name a buffer which is about to be destroyed; none of them is pending."""
+        """Drop the lists that name a buffer that is about to be destroyed; none of them is pending."""
         self._replayable.forget(held)
 
     def close(self) -> None:
@@ -162,13 +162,13 @@ class Submissions:
                 commands.finish()
         except BaseException as error:
             recorded.close()
-            if type(error) is DeviceError:  # none of those that tell of the device's state: it cannot do this
+            if type(error) is DeviceError:  # an error about the list, not about the device's state
                 raise Refusal(Errno.NOTSUP, str(error)) from None
             raise
         return recorded
 
     def _send(self, last: Submitted | None) -> None:
-        """Give the device what it may begin with now. ``last``: the list that the guest waits for."""
+        """Give the device the work that it may start now. ``last``: the list that the guest waits for."""
         while (segments := self._next(last)) and self._device.share.has_turn():
             lists = [submitted for submitted, _ in segments]
             try:
@@ -183,7 +183,7 @@ class Submissions:
                 submitted.sent += 1
 
     def _next(self, last: Submitted | None) -> list[tuple[Submitted, int]]:
-        """The segments that are next, as many as the device is to be given now: lists, and numbers of segments."""
+        """The next segments that the device is given: (list, index of the segment)."""
         room = self._at_a_time - sum(flight.commands for flight in self._flights)
         segments: list[tuple[Submitted, int]] = []
         waited_for = last is not None
@@ -199,7 +199,7 @@ class Submissions:
         return segments
 
     def _finish(self, flight: _Flight, end: float) -> None:
-        """Wait for the submission that was first to go to the device."""
+        """Wait for the oldest submission on the device."""
         begin, error = time.monotonic(), None
         while True:
             now = time.monotonic()
@@ -227,13 +227,13 @@ class Submissions:
         self._account.check_device_time()
 
     def _look(self, end: float) -> None:
-        """Raise if the guest is to stop, or if it has waited until ``end``."""
+        """Raise if the guest must stop, or if it has waited until ``end``."""
         self._interrupt.check()
         if time.monotonic() >= end:
             raise Refusal(Errno.TIMEDOUT, "the submission is still pending")
 
     def _adapt(self, flight: _Flight) -> None:
-        """Have the next submission take about a slice of time, and not many times the commands of this one."""
+        """Size the next submission to take about a slice of time, without growing too fast."""
         seconds = max(flight.submission.seconds, 1e-9)
         self._at_a_time = max(1, int(min(flight.commands * SLICE / seconds, max(4 * flight.commands, FIRST))))
 
@@ -249,10 +249,10 @@ class Submissions:
 
 
 class _Replayable:
-    """Finished lists, by their bytes: a guest that submits the same bytes again gets the recorded list again.
+    """Completed lists, by their bytes: a guest that submits the same bytes again reuses the recorded list.
 
-    The same bytes mean the same list, because a handle never comes to name another buffer. The lists used last are
-    kept: at most 64, of ``commands`` commands in all.
+    The same bytes mean the same list, because a handle never comes to name another buffer. The most recently used lists
+    are kept: at most 64, with ``commands`` commands in all.
     """
 
     def __init__(self, commands: int) -> None:

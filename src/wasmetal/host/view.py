@@ -17,7 +17,7 @@ from wasmetal.memory import Aperture, Region
 class GuestMemory:
     """Checked access to one guest's linear memory.
 
-    Views are writable and see the guest's bytes themselves; they are for the duration of one host call.
+    Views are writable and see the guest's bytes themselves; they are valid during one host call only.
     """
 
     def __init__(self, region: Region, memory64: bool) -> None:
@@ -31,11 +31,11 @@ class GuestMemory:
         return self._region.view()[ptr : ptr + count * element.itemsize].view(element)
 
     def size(self, ptr: int) -> NDArray[Any]:
-        """Where a ``size_t`` is to be written: one element, as wide as the guest's addresses."""
+        """One ``size_t`` to write: an element as wide as the guest's addresses."""
         return self.array(ptr, 1, self._size_dtype)
 
     def pages(self, ptr: int, nbytes: int, page_size: int) -> Aperture:
-        """A whole number of pages (at least one), beginning at a page. INVAL or FAULT otherwise."""
+        """A whole number of pages (at least one), starting at a page. INVAL or FAULT otherwise."""
         if nbytes == 0 or nbytes % page_size:
             raise Refusal(Errno.INVAL, f"length {nbytes} is not a positive multiple of the page size {page_size}")
         self._check(ptr, nbytes, page_size)

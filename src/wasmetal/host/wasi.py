@@ -1,4 +1,4 @@
-"""WASI preview 1 for guests: what is granted of it, and its clocks, such that a sleeping guest can be stopped."""
+"""WASI preview 1 for guests: what is granted, and clocks that let a sleeping guest be stopped."""
 
 # ruff: noqa: D102
 
@@ -22,7 +22,7 @@ from wasmetal.host.view import GuestMemory
 MODULE = "wasi_snapshot_preview1"
 
 Output = Callable[[bytes], object]
-"""Called with what a guest writes, as the guest writes it."""
+"""Called with a guest's output, as the guest writes it."""
 
 
 def configure(
@@ -33,7 +33,7 @@ def configure(
     stdout: Output,
     stderr: Output,
 ) -> wasmtime.WasiConfig:
-    """What a guest is granted of WASI. ``dirs``: host directories by the guest's names for them. Raises GuestError."""
+    """A guest's WASI configuration. ``dirs``: host directories by the guest's names for them. Raises GuestError."""
     config = wasmtime.WasiConfig()
     try:
         config.argv = list(args)
@@ -55,10 +55,10 @@ def configure(
 def _outlive_outputs() -> None:
     """Wait, at exit, until Wasmtime has released the outputs of guests that were closed.
 
-    Wasmtime releases them a little later, on its own threads, through a Python callback; if one of those threads calls
-    back while Python shuts down, the process crashes.
+    Wasmtime releases them slightly later, from its own threads, through a Python callback; a callback while Python
+    shuts down crashes the process.
     """
-    give_up = time.monotonic() + 0.5  # for a guest that nobody closed
+    give_up = time.monotonic() + 0.5  # a guest may never have been closed
     while wasmtime_c.outputs_in_use() and time.monotonic() < give_up:
         time.sleep(0.001)
 
@@ -88,11 +88,11 @@ _MAX_SUBSCRIPTIONS = 4096
 
 
 CLOCKS: dict[str, tuple[str, ...]] = {"clock_time_get": (U32, U64, U32), "poll_oneoff": (U32, U32, U32, U32)}
-"""The functions of :class:`Clocks` and their parameters. Pointers of preview 1 have 32 bits."""
+"""The functions of :class:`Clocks` and their parameters. Preview 1 has 32-bit pointers."""
 
 
 class Clocks:
-    """WASI's clock and poll functions, as its specification has them."""
+    """WASI's clock and poll functions, as in its specification."""
 
     def __init__(self, interrupt: Interrupt) -> None:
         self._interrupt = interrupt

@@ -1,4 +1,4 @@
-"""Modules as Wasmtime takes them, and its errors as one line each."""
+"""Compiling modules, and Wasmtime's errors as one line each."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def compile_module(engine: wasmtime.Engine, name: str, code: bytes) -> wasmtime.
 
 
 def has_memory64(module: wasmtime.Module) -> bool:
-    """Whether the memory that host functions reach, the one exported as "memory", has 64-bit addresses."""
+    """Whether the memory exported as "memory", which host functions use, has 64-bit addresses."""
     exported = {each.name: each.type for each in module.exports}.get("memory")
     return isinstance(exported, wasmtime.MemoryType) and exported.is_64
 
 
 def describe_trap(trap: wasmtime.Trap) -> str:
-    """One line: why, and in which function."""
+    """One line that says why the guest trapped, and in which function."""
     reason = trap.message.rpartition("wasm trap: ")[2].strip()
     frames = trap.frames
     function = frames[0].func_name or f"function {frames[0].func_index}" if frames else "the host"
@@ -46,7 +46,7 @@ def describe_trap(trap: wasmtime.Trap) -> str:
 
 
 def one_line(message: object) -> str:
-    """An error of Wasmtime's, which may tell of a backtrace and causes, in one line."""
+    """A Wasmtime error, which may have a backtrace and causes, in one line."""
     head, _, cause = str(message).strip().partition("Caused by:")
     lines = [text.strip().partition("\n")[0].rstrip(":") for text in (head, cause) if text.strip()]
     if len(lines) == 2 and lines[0].startswith("error while executing"):
@@ -55,5 +55,5 @@ def one_line(message: object) -> str:
 
 
 def _printable(text: str) -> str:
-    """Names are the guest's own choice, and a terminal obeys control characters."""
+    """Replace control characters: the guest chooses the names, and a terminal would obey them."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:500])

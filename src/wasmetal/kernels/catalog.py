@@ -38,18 +38,18 @@ TARGETS = {"spirv": "spv", "metal": "metal", "cuda": "cu", "wgsl": "wgsl"}
 """Compilation targets and the file suffix of each under ``generated/<target>/``."""
 
 THREADS = 128
-"""Threads of every group. Kernels divide it by the subgroup size, so it is a multiple of any device's."""
+"""Threads of every group: a multiple of any device's subgroup size, since kernels divide by that."""
 
 GRID_WIDTH = 32768
 """Groups in a row of the grid; every device allows 65,535. ``common.slang`` has the same number."""
 
 NO_BATCH = 0xFFFFFFFF
-"""``batch_offset`` of a kernel that is given no batch metadata: all its rows are valid, and the buffer that is bound in
-place of the metadata is not read."""
+"""``batch_offset`` of a kernel without batch metadata: all its rows are valid, and the buffer that is bound
+instead of the metadata is not read."""
 
 
 def grid(groups: int) -> tuple[int, int, int]:
-    """A grid of at least ``groups`` groups; a kernel's surplus groups find their number past the end and leave."""
+    """A grid of at least ``groups`` groups; surplus groups return without doing anything."""
     return (groups, 1, 1) if groups <= GRID_WIDTH else (GRID_WIDTH, -(-groups // GRID_WIDTH), 1)
 
 
@@ -75,15 +75,15 @@ class Kernel:
     fields: tuple[tuple[str, str], ...]
     """(field, "u32" or "f32") of the parameters after the offsets, in the order of the Slang struct."""
     defines: tuple[tuple[str, str], ...] = ()
-    """Macros that the Slang file is compiled with for this kernel, if its entry point serves several kernels.
-    ``KERNEL``, the entry point's name, is always defined."""
+    """Macros for compiling the Slang file, if one entry point serves several kernels. ``KERNEL``, the name of the entry
+    point, is always defined."""
     features: tuple[str, ...] = ()
     """Device features that not every device has: ``float16`` (arithmetic type), ``storage16`` (in buffers) and
-    ``simdgroup_matrix``, which kernels for Metal alone have: others multiply matrices of other sizes."""
+    ``simdgroup_matrix``, for kernels that are compiled for Metal only."""
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Those of TARGETS that the kernel is compiled for. The CPU device has those that are for all."""
+        """Those of TARGETS that the kernel is compiled for. The CPU device has the kernels that are for all."""
         return ("metal",) if "simdgroup_matrix" in self.features else tuple(TARGETS)
 
     @property
@@ -107,7 +107,7 @@ class Kernel:
         return self._layout.size
 
     def pack(self, **values: float) -> bytes:
-        """The parameter struct's bytes. Every field must be given, and no other."""
+        """The parameter struct's bytes. Exactly its fields must be given."""
         if values.keys() != self._fields:
             raise TypeError(f"{self.name} takes {[name for name, _ in self.params]}, not {list(values)}")
         return self._layout.pack(*[values[name] for name in self._fields])
@@ -117,7 +117,7 @@ class Kernel:
         return SimpleNamespace(**dict(zip(self._fields, self._layout.unpack(params), strict=True)))
 
     def code(self, target: str) -> bytes:
-        """The compiled kernel for one of TARGETS. Raises FileNotFoundError if that target has none."""
+        """The compiled kernel for one of TARGETS. Raises FileNotFoundError if it is not compiled for that target."""
         suffix = TARGETS[target]
         return (resources.files("wasmetal.kernels") / "generated" / target / f"{self.name}.{suffix}").read_bytes()
 
@@ -155,7 +155,7 @@ _SIMDGROUP_TILES: dict[str, Any] = {
     "features": ("simdgroup_matrix",),
 }
 _VARIANTS = {"": _THREAD_TILES, "_simdgroup": _SIMDGROUP_TILES}
-"""The ways to compute a matrix-matrix product, by what they add to a kernel's name."""
+"""The ways to compute a GEMM, by what they add to a kernel's name."""
 
 _BATCH = _read("batch")
 _PAGED = (_BATCH, _read("sequences"))
@@ -237,7 +237,7 @@ _KERNELS = (
             name=f"embed_{dtype.suffix}",
             source="embed",
             buffers=(_read("table"), _read("ids"), _write("out"), _BATCH),
-            # The binding shows rows first_row .. first_row + bound_rows of a table of table_rows.
+            # The binding holds rows first_row .. first_row + bound_rows of a table of table_rows.
             fields=_u32("rows columns out_stride table_rows first_row bound_rows"),
             defines=(("FORMAT", dtype.name),),
         )

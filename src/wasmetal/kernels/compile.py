@@ -1,8 +1,8 @@
 """Compile every kernel for every target, with no GPU: ``python -m wasmetal.kernels.compile [--check]``.
 
 Writes ``generated/``; with ``--check`` writes nothing, compares, names each file that differs and exits with 1. The
-Slang compiler comes inside the ``slangpy`` package and is called through its C API, since the runtime around it cannot
-be told to share host memory. It is pinned, and what it writes is the same on every machine.
+Slang compiler comes inside the ``slangpy`` package and is called through its C API, since the package's own
+runtime cannot share host memory. The compiler is pinned, and its output is the same on every machine.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ wgsl/   WebGPU. Kernels that reduce need its `subgroups` feature, those with flo
 
 _OPTIONS = (
     *("-stage", "compute"),
-    *("-line-directive-mode", "none"),  # No paths of the machine that compiled.
+    *("-line-directive-mode", "none"),  # No paths of this machine.
     # Buffers and parameters among an entry point's uniforms; the catalog says what becomes of them.
     *("-warnings-disable", "31106,31107"),
 )
 
 
 class CompileError(WasmetalError):
-    """The pinned compiler is missing, or it refused a kernel."""
+    """The pinned compiler is missing, or a kernel does not compile."""
 
 
 class Compiler:
@@ -56,7 +56,7 @@ class Compiler:
 
     def __init__(self) -> None:
         """Load the library. Raises CompileError if it is not there, or is not the pinned version."""
-        package = importlib.util.find_spec("slangpy")  # Found, not imported: its runtime wants a GPU.
+        package = importlib.util.find_spec("slangpy")  # Located, not imported: its runtime needs a GPU.
         folder = Path(package.origin).parent if package and package.origin else None
         path = next(folder.glob("libslang-compiler*"), None) if folder else None
         if path is None:
@@ -68,7 +68,7 @@ class Compiler:
         self._session = self._api.spCreateSession(None)
 
     def compile(self, kernel: Kernel, target: str) -> bytes:
-        """What Slang makes of a kernel. Raises CompileError with its diagnostics, even if they are only warnings."""
+        """Compile a kernel. Raises CompileError with Slang's diagnostics, even if they are only warnings."""
         source = SOURCES / f"{kernel.source}.slang"
         arguments = [str(source), "-entry", kernel.name, "-target", target, "-I", str(SOURCES), *_OPTIONS]
         arguments += [f"-D{name}={value}" for name, value in (("KERNEL", kernel.name), *kernel.defines)]
@@ -112,7 +112,7 @@ def generate(compiler: Compiler) -> dict[str, bytes]:
 
 
 def differences(files: dict[str, bytes]) -> list[str]:
-    """One line for each file of ``generated/`` that is not what it should be."""
+    """One line for each file of ``generated/`` that is missing, superfluous or different."""
     found = {str(path.relative_to(GENERATED)): path for path in GENERATED.rglob("*") if path.is_file()}
     return (
         [f"{path} is missing" for path in sorted(files.keys() - found.keys())]

@@ -1,4 +1,4 @@
-"""Element types: the one table of their ggml numbers and block layouts, which everything else reads."""
+"""Element types: their ggml numbers and block layouts, the only table of these."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class DType(Enum):
 
     @property
     def quantized(self) -> bool:
-        """True for the block types, which only weights can have."""
+        """Whether it is a block type, which only weights can have."""
         return self.block[0] > 1
 
     @property
     def suffix(self) -> str:
-        """What the names of kernels that read this type end with."""
+        """Suffix of the names of kernels that read this type."""
         return self.name.lower()
 
     def row_bytes(self, elements: int) -> int:

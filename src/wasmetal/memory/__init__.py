@@ -1,4 +1,4 @@
-"""Linear memory: pages, regions, apertures, and the source that gives them to Wasmtime; and the pages of files."""
+"""Linear memory: pages, regions, apertures, and how Wasmtime gets them; and the pages of mapped files."""
 
 from wasmetal.memory.aperture import Aperture
 from wasmetal.memory.creator import MemoryCreator

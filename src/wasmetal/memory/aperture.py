@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Aperture:
     """A borrowed range of whole, accessible pages. Made by :meth:`Region.aperture` and :meth:`Region.covering`.
 
-    The pages stay mapped until the aperture is closed or dropped, whatever becomes of the region, the guest or the
-    engine meanwhile; they stay where they are when the region grows.
+    The pages stay mapped until the aperture is closed or dropped, even if the region, the guest or the engine goes
+    first. They do not move when the region grows.
     """
 
     def __init__(self, region: Region, offset: int, nbytes: int) -> None:
@@ -38,5 +38,5 @@ class Aperture:
         return self._pages.view(self.offset, self.nbytes)
 
     def close(self) -> None:
-        """Give the pages back. Idempotent."""
+        """Release the pages. Idempotent."""
         self._pages = None

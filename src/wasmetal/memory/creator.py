@@ -1,4 +1,4 @@
-"""The source of every linear memory of a guest: a region for each."""
+"""The source of guests' linear memories: a region for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wasmetal.memory.region import Region
 
 
 class MemoryCreator:
-    """Makes a region for each linear memory that a module defines, and finds it again by its address.
+    """Makes a region for each linear memory that a module defines, and finds regions by address.
 
     Thread safe: any number of engines, stores and threads may share one.
 
@@ -27,9 +27,8 @@ class MemoryCreator:
     def __init__(self, max_capacity: int = 64 << 30) -> None:
         """``max_capacity``: bytes, whole pages, that one memory may grow to.
 
-        It matters to memory64 alone, whose declared maximum can be more than any address space holds: what a memory may
-        grow to is reserved at once. 64 GiB is more than a guest will fill, and a thousand of them still fit in the 2^47
-        bytes of a process.
+        The whole capacity is reserved when the memory is made. A memory64 can declare a maximum larger than any address
+        space; 64 GiB is more than a guest will fill, and a thousand such memories still fit in a process's 2^47 bytes.
         """
         self.max_capacity = max_capacity
         # Single operations on a dict are atomic in Python, so no lock is needed.
@@ -44,7 +43,7 @@ class MemoryCreator:
         return self._regions[address]
 
     def regions(self) -> list[Region]:
-        """The regions of all live linear memories, oldest first; the heap of a guest that uses GC types is one too."""
+        """The regions of all live linear memories, oldest first; the GC heap of a guest counts too."""
         return list(self._regions.values())
 
     def new_memory(self, minimum: int, maximum: int, reserved: int, guard: int) -> _RegionMemory:
@@ -54,7 +53,7 @@ class MemoryCreator:
                 f"a memory of {minimum} bytes is over the limit of {self.max_capacity}; raise max_capacity"
             )
         capacity = min(maximum, self.max_capacity)
-        # All of ``reserved + guard`` must fault, even if the memory may not grow so far.
+        # Everything up to ``reserved + guard`` must fault, even if the memory may not grow that far.
         region = Region(capacity, minimum, guard=max(reserved - capacity, 0) + guard)
         self._regions[region.address] = region
         return _RegionMemory(self._regions, region, region.pages)
@@ -62,7 +61,7 @@ class MemoryCreator:
 
 @dataclass(slots=True)
 class _RegionMemory:
-    """A region as Wasmtime holds it. It holds the pages itself, in case somebody closes the region."""
+    """A region as Wasmtime holds it, with its own reference to the pages in case the region is closed."""
 
     regions: dict[int, Region]
     region: Region
@@ -84,6 +83,6 @@ class _RegionMemory:
         self.region.grow(size)
 
     def drop(self) -> None:
-        # Forgotten before it is unmapped: another thread may be given the same address at once.
+        # Removed before it is unmapped: another thread may be given the same address immediately.
         del self.regions[self.region.address]
         self.region.close()

@@ -12,21 +12,21 @@ from wasmetal.memory.pages import page_size
 
 
 class FilePages:
-    """All pages of a mapping. It stays mapped for as long as this, or an array of its bytes, is held."""
+    """All pages of a mapping, which stays mapped while this object, or an array of its bytes, exists."""
 
     def __init__(self, mapped: mmap.mmap) -> None:
         self._bytes = np.frombuffer(mapped, np.uint8)
         self.address: Final[int] = self._bytes.ctypes.data
         """Host address of the file's first byte; a multiple of the page size."""
         self.nbytes: Final = -(-self._bytes.size // page_size()) * page_size()
-        """Length in whole pages. What is past the end of the file is zero."""
+        """Length in bytes, whole pages. Bytes past the end of the file are zero."""
 
     def view(self) -> NDArray[np.uint8]:
         """The bytes themselves, uint8 of shape [nbytes], read-only, not copied."""
         return np.asarray(self)
 
     def offset(self, data: NDArray[np.uint8]) -> int:
-        """Where in the file an array of its bytes begins."""
+        """The offset in the file at which an array of its bytes begins."""
         return data.ctypes.data - self.address
 
     @property

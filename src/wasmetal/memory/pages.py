@@ -1,7 +1,7 @@
-"""Host pages: reserved with mmap, opened with mprotect, given back with munmap.
+"""Host pages: reserved with mmap, opened with mprotect, released with munmap.
 
 Python's own ``mmap`` class cannot do this (it neither reserves without access nor changes protection), so the C library
-is called through ``ctypes``. Linux and macOS; both are 64-bit here, where ``off_t`` is ``long``.
+is called through ``ctypes``. 64-bit Linux and macOS, on which ``off_t`` is ``long``.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ def page_size() -> int:
 
 
 class Pages:
-    """A reserved address range. No byte of it can be touched until it is opened; it is zero-filled then.
+    """A reserved address range. Its bytes fault until they are opened; they are zero then.
 
-    The range is unmapped when nothing refers to this object any more, and not before: whoever uses the addresses holds
-    a reference. Arrays from :meth:`view` do so by themselves.
+    The range is unmapped when nothing refers to this object any more, so whoever uses the addresses must hold a
+    reference. Arrays from :meth:`view` hold one.
     """
 
     def __init__(self, nbytes: int) -> None:
         """Reserve ``nbytes`` > 0 of address space. Raises AddressSpaceError if the system has none left."""
-        # ctypes would cut a longer integer down to 64 bits without a word.
+        # ctypes would silently truncate a longer integer to 64 bits.
         if not 0 < nbytes <= sys.maxsize:
             raise MemoryRefusedError(
                 f"cannot reserve {nbytes} bytes: ask for at least one page, and less than 2^63 bytes"
@@ -66,7 +66,7 @@ class Pages:
             )
         self.address: Final[int] = -(-address // page_size()) * page_size()
         self.nbytes: Final = nbytes
-        # At exit the process goes as a whole; unmapping then could only pull pages from under somebody.
+        # Not at exit: the system unmaps everything then, and other threads may still be using the pages.
         weakref.finalize(self, _munmap, address, reserved).atexit = False
 
     def open(self, start: int, end: int) -> None:

@@ -1,4 +1,4 @@
-"""Regions: address ranges of which a growing prefix is memory, and the rest faults."""
+"""Regions: address ranges whose growing first part is memory and whose rest faults."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from wasmetal.memory.pages import Pages, page_size
 
 
 class Region:
-    """Owns pages: ``size`` accessible bytes from ``address`` on, up to ``capacity`` by growing, then a guard.
+    """Owns pages: ``size`` accessible bytes at ``address``, which can grow to ``capacity``, then a guard.
 
     ::
 
         address            + size              + capacity          + guard
         | read and write   | faults until grown | always faults     |
 
-    The bytes are zero to begin with and never move. The pages are shared by reference: the region, its apertures, the
+    The bytes are initially zero and never move. The pages are shared by reference: the region, its apertures, the
     arrays viewing them and a Wasm instance that runs on them each hold them, and they are unmapped when the last of
-    these is gone. So these may be closed or dropped in any order.
+    these is gone. So they may be closed or dropped in any order.
 
-    Linear memories of guests have a guard of ``GUARD`` bytes, behind ``RESERVATION`` bytes at least: see
+    Linear memories of guests have a guard of ``GUARD`` bytes, after at least ``RESERVATION`` bytes: see
     :mod:`wasmetal.memory.wasmtime_engine`.
     """
 
@@ -50,7 +50,7 @@ class Region:
     def pages(self) -> Pages:
         """The pages, guard included; they stay mapped while the caller holds them. Raises MemoryRefusedError."""
         if self._pages is None:
-            raise MemoryRefusedError("the region is closed; use it before its guest or owner goes")
+            raise MemoryRefusedError("the region is closed; use it before its guest or owner is closed")
         return self._pages
 
     def grow(self, size: int) -> None:
@@ -74,7 +74,7 @@ class Region:
 
     def aperture(self, offset: int, nbytes: int) -> Aperture:
         """Borrow ``nbytes`` > 0 from ``offset`` on: whole pages, inside ``size``, or MemoryRefusedError is raised."""
-        # Python's integers, whatever comes in: NumPy's would wrap around in the sums below.
+        # NumPy's integers would wrap around in the sums below; Python's do not.
         offset, nbytes = index(offset), index(nbytes)
         self._check_inside(offset, nbytes)
         return Aperture(self, _whole_pages("offset", offset), _whole_pages("length", nbytes))
@@ -89,7 +89,7 @@ class Region:
         return Aperture(self, start, end - start)
 
     def close(self) -> None:
-        """Give the pages up; they are unmapped once nobody else holds them. Idempotent."""
+        """Release the pages; they are unmapped once nothing else holds them. Idempotent."""
         self._pages = None
 
     def _check_inside(self, offset: int, nbytes: int) -> None:

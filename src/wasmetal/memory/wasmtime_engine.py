@@ -11,15 +11,15 @@ import wasmtime
 from wasmetal.memory.creator import MemoryCreator
 
 RESERVATION = 4 << 30
-"""Bytes reserved for every memory at least: all that a 32-bit index can address, so that memory32 code needs no bounds
-checks. Wasmtime's own default."""
+"""Least bytes reserved for a memory: all that a 32-bit index can address, so that memory32 code needs no bounds checks.
+Wasmtime's default."""
 
 GUARD = 32 << 20
-"""Bytes after that which fault too: covers an access's constant offset. Wasmtime's own default."""
+"""Bytes of the guard after the reservation, which covers the constant offset of an access. Wasmtime's default."""
 
 SETTINGS: dict[str, bool | int] = {
-    # Regions never move: they grow in place or not at all. But told so, Wasmtime takes the reservation for the most
-    # that a memory can grow to, and compiles memory64 code that traps beyond it.
+    # Regions never move: they grow in place or not at all. But if Wasmtime is told so, it assumes that no memory grows
+    # past the reservation, and compiles memory64 code that traps there.
     "memory_may_move": True,
     "memory_reservation": RESERVATION,
     "memory_guard_size": GUARD,

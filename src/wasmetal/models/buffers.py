@@ -1,4 +1,4 @@
-"""Device memory that is released all at once."""
+"""Device memory that is released together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class BufferGroup:
     def __init__(self, device: Device):
         self.device = device
         self.counters = Counters()
-        """What was wrapped and loaded."""
+        """Bytes wrapped and loaded."""
         self._buffers: list[Buffer] = []
 
     def allocate(self, nbytes: int, kind: MemoryKind = MemoryKind.DEVICE) -> Buffer:
@@ -32,12 +32,12 @@ class BufferGroup:
         return buffer
 
     def load(self, buffer: Buffer, offset: int, data: Bytes) -> None:
-        """Bring weights into a buffer of the group."""
+        """Load weights into a buffer of the group."""
         self.device.load(buffer, offset, data)
         self.counters.bytes_loaded += data.size
 
     def tensor(self, *shape: int, kind: MemoryKind = MemoryKind.DEVICE) -> Tensor:
-        """A new f32 tensor of zeros in a buffer of its own. Raises OutOfDeviceMemoryError."""
+        """A new f32 tensor of zeros, in a new buffer. Raises OutOfDeviceMemoryError."""
         nbytes = DType.F32.row_bytes(math.prod(shape))
         return Tensor(self.allocate(nbytes, kind), 0, DType.F32, shape)
 

@@ -1,4 +1,4 @@
-"""Weights: from a model file to tensors on a device."""
+"""Loading weights: from a model file to tensors on a device."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from wasmetal.models.files.gguf import GGUFFile, GGUFTensor
 from wasmetal.ops import ALIGNMENT, DType, Recorder, Tensor, add, linear
 
 Matrix = Sequence[GGUFTensor]
-"""Tensors of a file that make one weight, rows after rows."""
+"""Tensors of a file that are concatenated, row-wise, into one weight."""
 
 
 class Weight:
-    """A weight matrix [N, K], or a bias [N], in as few parts as its types allow: one tensor of one type each."""
+    """A weight matrix [N, K], or a bias [N], in as few tensors as its types allow: one per type."""
 
     def __init__(self, parts: Sequence[Tensor]):
         self.parts = tuple(parts)
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes on the device."""
+        """Bytes on the device."""
         return sum(part.nbytes for part in self.parts)
 
     def tensor(self) -> Tensor:
-        """The weight as the one tensor that it is, if only one tensor was asked for."""
+        """The weight as a tensor, if it was made of only one."""
         (part,) = self.parts
         return part
 
@@ -45,7 +45,7 @@ class Weight:
             begin = end
 
     def add_to(self, rec: Recorder, out: Tensor) -> None:
-        """Of a bias [N]: add it to every row of ``out``, f32 [T, N]."""
+        """For a bias [N]: add it to every row of ``out``, f32 [T, N]."""
         begin = 0
         for part in self.parts:
             end = begin + part.shape[0]
@@ -54,7 +54,7 @@ class Weight:
 
 
 class Weights:
-    """Places the weights of a file on a device: used in place if the device wraps files, else copied to it."""
+    """Loads a file's weights onto a device: used in place if the device wraps files, else copied."""
 
     def __init__(self, buffers: BufferGroup, file: GGUFFile):
         self._buffers = buffers
@@ -73,7 +73,7 @@ class Weights:
         ]
 
     def _usable(self, tensor: GGUFTensor) -> bool:
-        """Whether kernels take a tensor as it is in the file."""
+        """Whether kernels can read a tensor in the form that it has in the file."""
         aligned = self._pages.offset(tensor.data) % max(ALIGNMENT, self._buffers.device.info.offset_alignment) == 0
         return aligned and (len(tensor.shape) > 1 or tensor.dtype is DType.F32)
 
@@ -83,10 +83,10 @@ class Weights:
 
 
 def load_weights(buffers: BufferGroup, matrices: Sequence[Matrix]) -> list[Weight]:
-    """Bring weights into one new buffer, in the order given. Raises OutOfDeviceMemoryError.
+    """Load weights into one new buffer, in the order given. Raises OutOfDeviceMemoryError.
 
-    They keep the file's own block formats, except that vectors, and everything on a device that expands weights,
-    become float32: NumPy multiplies float32 matrices faster than it could unpack them for every token.
+    They keep the file's formats, except that vectors, and all weights on a device that expands them, become float32:
+    NumPy multiplies float32 matrices faster than it could dequantize them for every token.
     """
     device = buffers.device
     alignment = max(ALIGNMENT, device.info.offset_alignment)
@@ -112,7 +112,7 @@ def load_weights(buffers: BufferGroup, matrices: Sequence[Matrix]) -> list[Weigh
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Tensors that become one, rows after rows, of one type on the device."""
+    """Tensors that are concatenated row-wise, with one type on the device."""
 
     dtype: DType
     tensors: tuple[GGUFTensor, ...]

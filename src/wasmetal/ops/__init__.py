@@ -1,7 +1,7 @@
-"""Tensor operations: each checks its tensors, on the host, once, and records the kernels that compute it.
+"""Tensor operations: each checks its tensors once, on the host, and records the kernels that compute it.
 
-Operations on rows of activations take batch metadata (``wasmetal.ops.batch``), optional for those that would only read
-the number of valid rows from it.
+Operations on rows of activations take batch metadata (``wasmetal.ops.batch``). It is optional if an operation reads
+only the number of valid rows from it.
 """
 
 from wasmetal.kernels.dtypes import DType

@@ -1,7 +1,7 @@
 """Rotary positions, the paged key-value cache and attention over it.
 
-A cache is a pool of pages [pages, page_size, kv_heads, head_dim]. ``batch`` says at which position of which sequence
-each row stands, ``sequences`` how long each sequence is and which pages hold it: see ``wasmetal.ops.batch``.
+A cache is a pool of pages [pages, page_size, kv_heads, head_dim]. ``batch`` holds the position and the sequence of each
+row, ``sequences`` the length and the page table of each sequence: see ``wasmetal.ops.batch``.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ MAX_HEAD_DIM = 256
 
 
 def rope(rec: Recorder, x: Tensor, table: Tensor, batch: Tensor, *, interleaved: bool) -> None:
-    """Rotate pairs of elements of x by the angles of their row's position, in place. Raises OpError.
+    """Rotary position embedding: rotate pairs of elements of x by the angles of their row's position, in place.
 
     x f32 [T, heads, head_dim], rows may be strided; table f32 [positions, rot / 2, 2] of (cos, sin), rot <= head_dim;
-    elements past rot stay. Positions are clamped to the table. Pairs are (2i, 2i + 1) if
-    ``interleaved`` (GGUF's llama), else (i, i + rot / 2) (NeoX). J. Su et al., "RoFormer", 2021.
+    elements past rot are unchanged. Positions are clamped to the table. Pairs are (2i, 2i + 1) if
+    ``interleaved`` (GGUF's llama), else (i, i + rot / 2) (NeoX). J. Su et al., "RoFormer", 2021. Raises OpError.
     """
     check.dtypes("rope", (DType.F32,), x=x, table=table)
     check.rank("rope", 3, x=x, table=table)
     rows, heads, head_dim = x.shape
     positions, pairs, _ = table.shape
     check.shape("rope", "table", table, (positions, pairs, 2))
-    check.require(2 * pairs <= head_dim, f"rope: the table turns {2 * pairs} elements of a head of {head_dim}")
+    check.require(2 * pairs <= head_dim, f"rope: the table rotates {2 * pairs} elements of a head of {head_dim}")
     check.packed("rope", table=table)
     check.batch("rope", batch, rows)
     check.separate("rope", x, table=table, batch=batch)
@@ -88,7 +88,7 @@ def attention(
     out: Tensor,
     scale: float,
 ) -> None:
-    """Causal grouped-query attention over the paged cache, which holds the valid rows' keys and values already.
+    """Causal grouped-query attention over the paged cache, which must already hold the valid rows' keys and values.
 
     q f32 [T, heads, head_dim], rows may be strided; pages f32 or f16 [pages, page_size, kv_heads, head_dim]; head_dim a
     multiple of 4, at most 256; heads a multiple of kv_heads, head h reading kv head h * kv_heads / heads; out f32

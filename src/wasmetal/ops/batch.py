@@ -1,15 +1,15 @@
-"""Batch metadata: which rows of a submission are valid, and where each one stands.
+"""Batch metadata: which rows of a submission are valid, and the position and sequence of each.
 
 A command list is recorded for up to T rows and replayed for any number of them, which may belong to several sequences:
-the rows of a prompt beside the rows of other sequences that decode. What changes from one submission to the next lies
-in two tensors in shared memory, so that nothing is recorded anew for a token:
+rows of a prompt and rows of sequences that decode, side by side. What changes from one submission to the next is in two
+tensors in shared memory, so nothing is recorded again for a token:
 
     batch      I32 [1 + T, 2]   the number of valid rows and a 0; then the position and the sequence of each row
-    sequences  I32 [S, 1 + P]   of each sequence: its length, then its page table
+    sequences  I32 [S, 1 + P]   for each sequence: its length, then its page table
 
 Valid rows come first; rows after them are left as they are. A row's sequence is an index into ``sequences``. A length
-is how many positions of the sequence the KV cache holds once this submission's rows are appended: rows at or past it
-are neither appended nor seen by attention. A page table names the page of the cache that holds each run of
+is the number of the sequence's positions in the KV cache once this submission's rows are appended: rows at or past it
+are neither appended nor attended to. A page table names the page of the cache that holds each run of
 ``page_size`` positions (W. Kwon et al., "PagedAttention", 2023), so sequences can share pages.
 
 The contents may be a guest's: kernels read them as unsigned and clamp them, and no value leads outside the tensors.
@@ -24,5 +24,5 @@ def batch_shape(rows: int) -> tuple[int, int]:
 
 
 def sequences_shape(sequences: int, pages: int) -> tuple[int, int]:
-    """The shape of ``sequences`` for so many sequences of up to ``pages`` pages each."""
+    """The shape of ``sequences`` for that many sequences of up to ``pages`` pages each."""
     return sequences, 1 + pages

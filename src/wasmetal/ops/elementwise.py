@@ -1,4 +1,4 @@
-"""Elementwise operations. The output may be the very tensor of an input, but not a part of it."""
+"""Elementwise operations. The output may be the same tensor as an input, but may not overlap it otherwise."""
 
 from __future__ import annotations
 

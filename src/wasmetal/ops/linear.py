@@ -1,6 +1,6 @@
-"""Matrix products with weights, and lookups of their rows.
+"""GEMV and GEMM with weights, and lookups of their rows.
 
-A weight larger than the device can bind at a time is processed a run of rows at a time.
+A weight larger than a binding may be is processed in runs of rows.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from wasmetal.ops.recorder import Recorder
 from wasmetal.ops.tensor import Tensor
 
 GEMV_COLUMNS = 8
-"""Columns that a thread of the matrix-vector kernels takes at a time; other widths use the matrix-matrix kernels."""
+"""Columns that a thread of the GEMV kernels takes at a time; rows of other widths use the GEMM kernels."""
 GEMM_TILE = 64
-"""Rows and columns of the output that a group of the matrix-matrix kernels computes (``gemm.slang``)."""
+"""Rows and columns of the output that a group of the GEMM kernels computes (``gemm.slang``)."""
 _ALIGNED_ROWS = 64
-"""Rows are split at multiples of this, where weights of any type and outputs are aligned as tensors must be."""
+"""Weights are split at multiples of this many rows, which keeps weights of any type and outputs aligned."""
 
 
 def linear(
@@ -28,8 +28,7 @@ def linear(
     """out = x weightᵀ, added to what ``out`` holds if ``accumulate``. Raises OpError.
 
     x f32 [T, K] and out f32 [T, N], rows may be strided; weight [N, K] of any weight type. Accumulates in
-    float32. A single row without ``batch`` takes the matrix-vector kernel (GEMV), anything else the
-    matrix-matrix one (GEMM).
+    float32. A single row without ``batch`` takes the GEMV kernel, anything else the GEMM kernel.
     """
     check.dtypes("linear", (DType.F32,), x=x, out=out)
     check.dtypes("linear", WEIGHTS, weight=weight)
@@ -101,13 +100,13 @@ def embed(rec: Recorder, table: Tensor, ids: Tensor, out: Tensor, *, batch: Tens
 
 
 def _bindable_rows(rec: Recorder, op: str, weight: Tensor) -> Iterator[tuple[int, int]]:
-    """Runs of rows, each of which one binding can show."""
+    """Runs of rows, each of which fits one binding."""
     n, k = weight.shape
     if weight.nbytes <= rec.max_tensor_bytes:
         yield 0, n
         return
     count = rec.max_tensor_bytes // weight.dtype.row_bytes(k) // _ALIGNED_ROWS * _ALIGNED_ROWS
     if count == 0:
-        raise OpError(f"{op}: {_ALIGNED_ROWS} rows of {k} {weight.dtype.name} weights are more than a binding can show")
+        raise OpError(f"{op}: {_ALIGNED_ROWS} rows of {k} {weight.dtype.name} weights are more than a binding can hold")
     for begin in range(0, n, count):
         yield begin, min(begin + count, n)

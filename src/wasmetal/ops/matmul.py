@@ -1,4 +1,4 @@
-"""The general matrix product."""
+"""Matrix multiplication of two tensors of activations."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def matmul(
     """out = a @ b, accumulated in float32. Raises OpError.
 
     a [batch, M, K] and out [batch, M, N], or both without the batch; b [batch, K, N], or [K, N] for every batch. The
-    last two dimensions of a transposed operand are the other way round. a and b f32 or f16, both alike; out f32 or f16.
-    Rows of matrices may be strided; of tensors with a batch, only whole batches may.
+    last two dimensions of a transposed operand are swapped. a and b are of one type, f32 or f16; out is f32 or f16.
+    Rows of a matrix may be strided; in a tensor with a batch, only the batches may.
     """
     floats = (DType.F32, DType.F16)
     check.dtypes("matmul", floats, a=a, out=out)
@@ -46,7 +46,7 @@ def matmul(
 
 
 def _operand(name: str, tensor: Tensor, transposed: bool) -> tuple[int, int, int, tuple[int, int, int]]:
-    """(batch, rows, columns, strides of the three), as the product sees the operand."""
+    """(batch, rows, columns, strides of the three) of the operand after transposition."""
     if len(tensor.shape) == 2:
         batch, (rows, columns), strides = 1, tensor.shape, (0, tensor.row_stride, 1)
     else:

@@ -1,4 +1,4 @@
-"""What operations ask of their tensors, in one place. Everything here raises OpError."""
+"""What operations require of their tensors. Every function here raises OpError if a requirement is not met."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def shape(op: str, name: str, tensor: Tensor, expected: tuple[int, ...]) -> None
 
 
 def rank(op: str, dimensions: int, **tensors: Tensor) -> None:
-    """Each tensor has so many dimensions."""
+    """Each tensor has ``dimensions`` dimensions."""
     for name, tensor in tensors.items():
         if len(tensor.shape) != dimensions:
             raise OpError(f"{op}: {name} has shape {tensor.shape}; it must have {dimensions} dimensions")
@@ -46,7 +46,7 @@ def packed(op: str, **tensors: Tensor) -> None:
 
 
 def batch(op: str, tensor: Tensor, rows: int) -> None:
-    """Batch metadata for so many rows: packed I32 [1 + rows, 2]."""
+    """The tensor is batch metadata for ``rows`` rows: packed I32 [1 + rows, 2]."""
     dtypes(op, (DType.I32,), batch=tensor)
     shape(op, "batch", tensor, batch_shape(rows))
     packed(op, batch=tensor)
@@ -55,7 +55,7 @@ def batch(op: str, tensor: Tensor, rows: int) -> None:
 def optional_batch(
     op: str, tensor: Tensor | None, rows: int, out: Tensor, stand_in: Tensor
 ) -> tuple[Tensor, dict[str, int]]:
-    """(what to bind as batch metadata, parameters); without metadata, ``stand_in`` is bound and not read."""
+    """(tensor to bind as batch metadata, parameters); without metadata, ``stand_in`` is bound and not read."""
     if tensor is None:
         return stand_in, {"batch_offset": NO_BATCH}
     batch(op, tensor, rows)
@@ -67,7 +67,7 @@ def separate(op: str, out: Tensor, **inputs: Tensor) -> None:
     """No byte of ``out`` is a byte of an input."""
     for name, tensor in inputs.items():
         if _meet(out, tensor):
-            raise OpError(f"{op}: the output overlaps {name}; give it memory of its own")
+            raise OpError(f"{op}: the output overlaps {name}; give it separate memory")
 
 
 def separate_or_same(op: str, out: Tensor, **inputs: Tensor) -> None:
@@ -108,7 +108,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _meet(one: Tensor, other: Tensor) -> bool:
-    """Overlap of elements: two column slices of one matrix interleave without a byte in common."""
+    """Whether elements overlap: two column slices of one matrix interleave without a byte in common."""
     if not one.overlaps(other):
         return False
     if one.row_stride != other.row_stride or one.dtype is not other.dtype or 1 in (len(one.shape), len(other.shape)):
@@ -119,7 +119,7 @@ def _meet(one: Tensor, other: Tensor) -> bool:
 
 
 def _distance(one: Tensor, other: Tensor) -> int:
-    """Bytes from the first element of ``one`` to that of ``other``, which lie in one buffer or one address space."""
+    """Bytes from the first element of ``one`` to that of ``other``, in the same buffer or address space."""
     if one.buffer.address is not None and other.buffer.address is not None:
         return other.buffer.address + other.offset - one.buffer.address - one.offset
     return other.offset - one.offset

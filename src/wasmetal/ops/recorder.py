@@ -10,26 +10,26 @@ from wasmetal.kernels.catalog import CATALOG, Argument, grid
 from wasmetal.ops.tensor import Tensor
 
 WORD = 4
-"""Bytes of the smallest unit that kernels read; a binding is a whole number of them."""
+"""Bytes of the smallest unit that kernels read; the length of a binding is a multiple of it."""
 
 
 class Recorder:
     """Records kernels on tensors into a command list.
 
-    A device's bindings have an alignment and a length limit of their own. So a tensor is bound from the nearest aligned
-    byte before it, and the kernel is told at which element of the binding it begins.
+    Bindings are aligned more coarsely than tensors. So a tensor is bound from the nearest aligned byte before it, and
+    the kernel is told at which element of the binding it begins.
     """
 
     def __init__(self, info: DeviceInfo, commands: CommandList):
         self.info = info
         self.commands = commands
         self.max_tensor_bytes = min(info.max_binding_bytes, 2**32) - info.offset_alignment
-        """The longest tensor that is sure to fit one binding, wherever it begins. Kernels count in 32 bits."""
+        """Bytes of the longest tensor that fits one binding wherever it begins. Kernels count in 32 bits."""
 
     def dispatch(self, name: str, tensors: Sequence[Tensor], groups: int, /, **fields: float) -> None:
         """Record the kernel ``name`` on ``tensors``, one for each of its buffers, with ``groups`` groups.
 
-        ``fields`` are its parameters but for the offsets. Raises OpError if a tensor or a number is too large.
+        ``fields`` are its parameters other than the offsets. Raises OpError if a tensor or a number is too large.
         """
         kernel = CATALOG[name]
         bindings = []

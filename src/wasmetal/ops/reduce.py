@@ -1,4 +1,4 @@
-"""Operations that reduce along rows; one group of threads to a row."""
+"""Operations that reduce along rows, with one group of threads per row."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rms_norm(rec: Recorder, x: Tensor, weight: Tensor, out: Tensor, eps: float, 
 
 
 def softmax(rec: Recorder, x: Tensor, out: Tensor) -> None:
-    """out = exp(x - max) / sum over the last dimension; f32 of one shape. A row of -inf alone gives zeros.
+    """out = exp(x - max) / sum over the last dimension; f32 of one shape. A row that is all -inf gives zeros.
 
     ``out`` may be ``x``. Raises OpError.
     """
@@ -51,7 +51,7 @@ def softmax(rec: Recorder, x: Tensor, out: Tensor) -> None:
 def argmax(rec: Recorder, x: Tensor, out: Tensor) -> None:
     """Out = index of the largest element over the last dimension, the lowest of equals; x f32, out I32 of the rest.
 
-    NaN is less than everything; a row of NaN alone gives 0. A vector x gives out [1]. Raises OpError.
+    NaN is less than everything; a row that is all NaN gives 0. A vector x gives out [1]. Raises OpError.
     """
     check.dtypes("argmax", (DType.F32,), x=x)
     check.dtypes("argmax", (DType.I32,), out=out)

@@ -65,7 +65,7 @@ class Tensor:
 
     @property
     def packed(self) -> bool:
-        """True if rows follow one another without gaps."""
+        """Whether the rows have no gaps between them."""
         return self.shape[0] == 1 or self.row_stride == math.prod(self.shape[1:])
 
     def numpy(self) -> NDArray[Any]:
@@ -102,7 +102,7 @@ class Tensor:
         return replace(self, offset=self.offset + self.dtype.row_bytes(start), shape=(self.shape[0], stop - start))
 
     def overlaps(self, other: Tensor) -> bool:
-        """True if the byte ranges of the two meet, also through two buffers that wrap the same pages."""
+        """Whether the byte ranges of the two overlap, also through two buffers that wrap the same pages."""
         mine, its = self._start(), other._start()
         return mine[0] == its[0] and mine[1] < its[1] + other.nbytes and its[1] < mine[1] + self.nbytes
 

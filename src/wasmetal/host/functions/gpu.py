@@ -110,7 +110,7 @@ class Gpu:
             record[name] = total
 
     def close(self) -> None:
-        """Release the guest's lists and buffers, once the device is done with them."""
+        """Release the guest's lists and buffers once the device has finished with them."""
         self._submissions.close()
         for held in self._handles:
             if isinstance(held, GuestBuffer):

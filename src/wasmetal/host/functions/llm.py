@@ -45,9 +45,9 @@ class OpenSession:
 
     session: Session
     logits_at: int = 0
-    """The address of ``logits`` in the guest's memory."""
+    """Address of ``logits`` in the guest's memory."""
     logits: Tensor | None = None
-    """Where the guest wanted its logits last, shared with the device."""
+    """The array in the guest's memory that last received logits, shared with the device."""
 
     @property
     def model(self) -> Model:
@@ -55,7 +55,7 @@ class OpenSession:
         return self.session.model
 
     def cache_bytes(self, tokens: int | None = None) -> int:
-        """Device memory that so many tokens take, by default all. Forks are charged for what they share, too."""
+        """Device memory that ``tokens`` tokens take, by default all. Forks are charged for shared pages too."""
         return (self.session.length if tokens is None else tokens) * self.model.cache.position_bytes
 
     def close(self) -> None:
@@ -227,7 +227,7 @@ class Llm:
         return self._handles.get(handle, OpenSession)
 
     def _logits(self, memory: GuestMemory, held: OpenSession, ptr: int) -> Tensor:
-        """The guest's array of logits as a tensor, wrapped once: guests use the same array call after call."""
+        """The guest's array of logits as a tensor. Guests use the same array in every call, so it is wrapped once."""
         if held.logits is None or held.logits_at != ptr:
             aperture = memory.covering(ptr, 4 * held.model.vocab_size, ALIGNMENT, self._page_size)
             buffer = self._device.wrap(aperture)
@@ -250,13 +250,13 @@ class _Output:
         self._room[: len(values)] = values
 
     def claim(self, count: int) -> None:
-        """Write the number only; raise Refusal(OVERFLOW) if so many do not fit."""
+        """Write only the number; raise Refusal(OVERFLOW) if that many elements do not fit."""
         self._needed[0] = min(count, np.iinfo(self._needed.dtype).max)
         if count > len(self._room):
             raise Refusal(Errno.OVERFLOW, f"{count} elements do not fit in {len(self._room)}")
 
     def give_bytes(self, data: bytes) -> None:
-        """The same, for bytes."""
+        """Like :meth:`write`, for bytes."""
         self.give(np.frombuffer(data, np.uint8))
 
 

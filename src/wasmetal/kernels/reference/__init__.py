@@ -1,8 +1,8 @@
 """The kernels of ``wasmetal.kernels.catalog`` in NumPy.
 
-Each takes the unpacked parameters and the bound bytes, once, and returns the function that runs it: whatever can be
-worked out when a list is recorded (views, shapes, scratch arrays) is, so that little Python is left for each step.
-They compute in float32, as GPU kernels do. The single-row case is the one that decodes tokens, and has its own paths.
+Each takes the unpacked parameters and the bound bytes, once, and returns the function that runs it: views, shapes and
+scratch arrays are prepared when a list is recorded, so that little Python runs for each submission. They compute in
+float32, as GPU kernels do. The single-row case decodes tokens, and has its own code paths.
 """
 
 from collections.abc import Callable
@@ -22,4 +22,4 @@ KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
     **linear.KERNELS,
     **matmul.KERNELS,
 }
-"""By the catalog's names."""
+"""The kernels, by their names in the catalog."""

@@ -1,4 +1,4 @@
-"""The paged key-value cache, and attention over it."""
+"""The paged KV cache, and attention over it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def attention(
     sequences: Bytes,
     out: Bytes,
 ) -> Callable[[], None]:
-    """out[t] = softmax(scale q[t] kᵀ) v over positions 0 .. position[t], each kv head serving its group of heads."""
+    """out[t] = softmax(scale q[t] kᵀ) v over positions 0 .. position[t]; each kv head serves a group of heads."""
     group = p.heads // p.kv_heads
     split = (p.rows, p.kv_heads, group, p.head_dim)
     inner = (p.head_dim * group * 4, p.head_dim * 4, 4)
@@ -110,7 +110,7 @@ def attention(
         seen = min(position + end - begin, length)
         where = tables.slots(table, 0, seen)
         future = np.arange(seen) > np.arange(position, position + end - begin)[:, None]
-        for head in range(p.kv_heads):  # One at a time, so that scores of a long context need not fit all at once.
+        for head in range(p.kv_heads):  # One row at a time, so that the scores of all rows need not fit memory at once.
             grouped: F32 = (queries[begin:end, head] * factor).swapaxes(0, 1)
             scores: F32 = grouped @ as_f32(keys_first[head][:, where])
             scores[:, future] = -np.inf

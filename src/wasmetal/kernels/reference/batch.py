@@ -13,7 +13,7 @@ from wasmetal.kernels.reference.views import Bytes, words
 
 
 def valid_rows(p: SimpleNamespace, batch: Bytes) -> Callable[[], int]:
-    """How many of a kernel's rows are valid now: all of them if the kernel is given no batch metadata."""
+    """How many of a kernel's rows are valid now: all of them without batch metadata."""
     if p.batch_offset == NO_BATCH:
         return lambda: int(p.rows)
     count, limit = words(batch, p.batch_offset, 1), p.rows
@@ -41,9 +41,9 @@ class Rows:
         return self._pairs[:count, 0].astype(np.int64)
 
     def runs(self, count: int) -> Iterator[tuple[int, int, int, int]]:
-        """The first ``count`` rows in runs of one sequence and ascending positions.
+        """The first ``count`` rows as runs of one sequence with consecutive positions.
 
-        Of each run: (first row, end, position of the first row, sequence).
+        Each run is (first row, end, position of the first row, sequence).
         """
         pairs = self._pairs[:count].astype(np.int64)
         ends = np.flatnonzero((np.diff(pairs[:, 0]) != 1) | (np.diff(pairs[:, 1]) != 0)) + 1
@@ -54,7 +54,7 @@ class Rows:
 
 
 class Sequences:
-    """Where the positions of each sequence lie in a pool of pages, each a run of ``page_size`` slots."""
+    """Maps positions of each sequence to slots of a pool of pages, each a run of ``page_size`` slots."""
 
     def __init__(self, p: SimpleNamespace, sequences: Bytes):
         self.page_size: int = p.page_size
@@ -65,7 +65,7 @@ class Sequences:
         self._seen: dict[int, tuple[bytes, int | None]] = {}
 
     def find(self, sequence: int) -> tuple[int, int]:
-        """(its page table, its length), for the methods below."""
+        """(page table, length) of a sequence, for the methods below."""
         at = min(sequence, self._last_sequence) * (1 + self._entries)
         return at + 1, min(self._words[at], self._entries * self.page_size)
 
@@ -75,7 +75,7 @@ class Sequences:
         return min(self._words[table + page], self._last_page) * self.page_size + within
 
     def slots(self, table: int, begin: int, end: int) -> slice | NDArray[np.int64]:
-        """The slots of positions begin..end: a slice if the pages follow one another, which spares a copy."""
+        """The slots of positions begin..end: a slice if the pages are consecutive, which saves a copy."""
         entries = self._words[table : table + -(-end // self.page_size)]
         content = entries.tobytes()
         seen, first = self._seen.get(table, (b"", None))

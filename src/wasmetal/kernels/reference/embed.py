@@ -15,7 +15,7 @@ from wasmetal.kernels.reference.views import Bytes, array, rows
 
 
 def embed(dtype: DType, p: SimpleNamespace, table: Bytes, ids: Bytes, out: Bytes, batch: Bytes) -> Callable[[], None]:
-    """out[t] = table[ids[t]], for the ids whose rows are bound; ids past the table count as its last row."""
+    """out[t] = table[ids[t]], for the ids whose rows are bound; ids past the table are clamped to its last row."""
     expand = EXPAND[dtype]
     source = array(table, p.table_offset * 4, (p.bound_rows, dtype.row_bytes(p.columns)), np.uint8)
     indices = array(ids, p.ids_offset * 4, (p.rows,), np.uint32)

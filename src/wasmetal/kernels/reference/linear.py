@@ -1,4 +1,4 @@
-"""Products with a weight matrix, which has one row per output."""
+"""GEMV and GEMM with a weight matrix, which has one row per output."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from wasmetal.kernels.reference.blocks import EXPAND
 from wasmetal.kernels.reference.views import F32, Bytes, array, rows
 
 _CHUNK = 1 << 20
-"""Weights expanded at a time: they stay in the cache, and no second copy of a model is ever made."""
+"""Weights expanded at a time: few enough to stay in the processor's cache, and never a second copy of a model."""
 
 
 def gemv(dtype: DType, p: SimpleNamespace, weight: Bytes, x: Bytes, out: Bytes) -> Callable[[], None]:
-    """Matrix-vector product: out (+)= weight x."""
+    """GEMV: out (+)= weight x."""
     vector = array(x, p.x_offset * 16, (p.k,))
     result = array(out, p.out_offset * 4, (p.n,))
 
@@ -45,7 +45,7 @@ def gemv(dtype: DType, p: SimpleNamespace, weight: Bytes, x: Bytes, out: Bytes) 
 
 
 def gemm(dtype: DType, p: SimpleNamespace, x: Bytes, weight: Bytes, out: Bytes, batch: Bytes) -> Callable[[], None]:
-    """Matrix-matrix product: out (+)= x weightᵀ."""
+    """GEMM: out (+)= x weightᵀ."""
     source = rows(x, p.x_offset, p.rows, p.k, p.x_stride)
     target = rows(out, p.out_offset, p.rows, p.n, p.out_stride)
     active = valid_rows(p, batch)

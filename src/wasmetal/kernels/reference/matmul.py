@@ -1,4 +1,4 @@
-"""The general matrix product, over strided operands."""
+"""Matrix multiplication over strided operands."""
 
 from __future__ import annotations
 

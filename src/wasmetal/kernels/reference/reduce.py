@@ -42,7 +42,7 @@ def rms_norm(p: SimpleNamespace, x: Bytes, weight: Bytes, out: Bytes, batch: Byt
 
 
 def softmax(p: SimpleNamespace, x: Bytes, out: Bytes) -> Callable[[], None]:
-    """out = exp(x - max) / sum along each row; zeros for a row of -inf alone."""
+    """out = exp(x - max) / sum along each row; zeros for a row that is all -inf."""
     source = rows(x, p.x_offset, p.rows, p.columns, p.x_stride)
     target = rows(out, p.out_offset, p.rows, p.columns, p.out_stride)
 

@@ -14,7 +14,7 @@ from wasmetal.kernels.reference.views import Bytes, array
 
 
 def rope(p: SimpleNamespace, x: Bytes, table: Bytes, batch: Bytes) -> Callable[[], None]:
-    """Turn each pair of elements, as a complex number, by its row's angle: table rows are (cos, sin) pairs."""
+    """Rotate each pair of elements, as a complex number, by its row's angle: table rows are (cos, sin) pairs."""
     turns = array(table, p.table_offset * 4, (p.positions, p.pairs), np.complex64)
     batch_rows = Rows(p, batch)
     last = p.positions - 1

@@ -1,4 +1,4 @@
-"""Typed views of the bytes that a kernel is bound to. NumPy refuses any that would leave them."""
+"""Typed views of the bytes that a kernel is bound to. NumPy refuses a view that would leave them."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ ARCHITECTURES: dict[str, Callable[[GGUFFile], Network]] = {
 
 
 def read_network(file: GGUFFile) -> Network:
-    """The network that a file describes, not loaded yet. Raises ModelError if it is not supported, or not sound."""
+    """The network that a file describes, not loaded yet. Raises ModelError if it is unsupported or malformed."""
     name = file.require("general.architecture", str)
     architecture = ARCHITECTURES.get(name)
     if architecture is None:

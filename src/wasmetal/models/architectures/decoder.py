@@ -1,7 +1,7 @@
-"""The decoder that most language models are: attention and a gated feed-forward network in every layer, each after an
-RMS norm and added to the residual stream, with rotary positions and grouped queries.
+"""The decoder of most language models: in every layer attention and a gated feed-forward network, each after an RMS
+norm and added to the residual stream, with rotary position embedding and grouped queries.
 
-Architectures are subclasses that say what they do differently.
+Architectures are subclasses that define their differences.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from wasmetal.ops import (
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """A model's dimensions, as its metadata give them."""
+    """A model's dimensions, from its metadata."""
 
     context_length: int
-    """Positions that the model was trained on."""
+    """Positions that the model was trained for."""
     embedding_length: int
     block_count: int
     feed_forward_length: int
@@ -46,10 +46,10 @@ class DecoderConfig:
     vocab_size: int
     norm_epsilon: float
     rope_dimension_count: int
-    """Elements of each head that carry the position."""
+    """Elements of each head that RoPE rotates."""
     rope_freq_base: float
     rope_scaling_factor: float
-    """Positions are divided by this (linear scaling)."""
+    """Divisor of positions (linear scaling)."""
 
     @classmethod
     def from_gguf(cls, file: GGUFFile, prefix: str) -> DecoderConfig:
@@ -123,14 +123,14 @@ class Decoder:
     """A decoder: the tensors of a file, then weights on a device, and the forward pass."""
 
     name: ClassVar[str]
-    """What metadata keys begin with."""
+    """Prefix of the metadata keys."""
     interleaved_rope: ClassVar[bool]
-    """Whether the pairs that RoPE rotates are neighbours, or half a head apart."""
+    """Whether the pairs that RoPE rotates are adjacent; otherwise they are half the rotated elements apart."""
     qkv_bias: ClassVar[bool] = False
     """Whether queries, keys and values have biases."""
 
     def __init__(self, file: GGUFFile) -> None:
-        """Read the metadata and find every tensor, so that nothing is allocated for a file that cannot be used.
+        """Read the metadata and check every tensor, so that nothing is allocated for a file that cannot be used.
 
         Raises ModelError.
         """
@@ -174,12 +174,13 @@ class Decoder:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of weights that the device reads for each token, one row of the embeddings aside."""
+        """Bytes of weights that the device reads for each token, not counting its row of the embeddings."""
         layers = (w.nbytes for b in self._blocks for w in (b.qkv, b.attn_output, b.gate_up, b.ffn_down))
         return sum(layers) + self._output.nbytes
 
     def load(self, buffers: BufferGroup, context: int, rows: int) -> None:
-        """Bring the weights to the device, with room for activations of up to ``rows`` rows at positions < ``context``.
+        """Load the weights onto the device, with room for activations of up to ``rows`` rows at positions <
+        ``context``.
 
         Raises OutOfDeviceMemoryError.
         """
@@ -205,7 +206,7 @@ class Decoder:
         self._last = buffers.tensor(1, c.embedding_length)
 
     def body(self, rec: Recorder, inputs: Inputs, cache: Sequence[KVPools]) -> None:
-        """Record everything but the head, for as many rows as ``inputs.ids`` has."""
+        """Record everything but the head, for all rows of ``inputs.ids``."""
         c, batch, sequences, rows = self.config, inputs.batch, inputs.sequences, inputs.ids.shape[0]
         valid = batch if rows > 1 else None  # A single row is always valid.
         x, normed, qkv, attended, gate_up = (
@@ -235,17 +236,17 @@ class Decoder:
             block.ffn_down(rec, gate, x, batch=valid, accumulate=True)
 
     def head(self, rec: Recorder, row: Tensor, logits: Tensor) -> None:
-        """Record the logits, f32 [vocab_size], of one of the body's rows, whose number is in ``row``, I32 [1]."""
+        """Record the logits, f32 [vocab_size], of one of the body's rows; ``row``, I32 [1], holds its index."""
         embed(rec, self._x, row, self._last)
         rms_norm(rec, self._last, self._output_norm, self._last, self.config.norm_epsilon)
         self._output(rec, self._last, logits.reshape(1, self.config.vocab_size), batch=None)
 
 
 def rope_table(config: DecoderConfig, positions: int, factors: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """(cos, sin) of every position and pair, f32 [positions, rope_dimension_count / 2, 2], worked out in float64.
+    """(cos, sin) of every position and pair, f32 [positions, rope_dimension_count / 2, 2], computed in float64.
 
     The angle of pair i at a position is position * base^(-2i / rope_dimension_count), divided by the linear scaling
-    factor and by ``factors[i]`` (the tensor ``rope_freqs`` of Llama 3.1 and later, which stretches the slow ones).
+    factor and by ``factors[i]`` (the tensor ``rope_freqs`` of Llama 3.1 and later, which stretches low frequencies).
     """
     pairs = np.arange(config.rope_dimension_count // 2, dtype=np.float64)
     frequencies = config.rope_freq_base ** (-2 * pairs / config.rope_dimension_count) / config.rope_scaling_factor

@@ -1,4 +1,4 @@
-"""The architecture ``llama``: Llama 1 to 3, SmolLM2, Mistral, and what else is built like them.
+"""The architecture ``llama``: Llama 1 to 3, SmolLM2, Mistral and models built like them.
 
 H. Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023.
 """
@@ -9,7 +9,7 @@ from wasmetal.models.architectures.decoder import Decoder
 
 
 class Llama(Decoder):
-    """The decoder as it is."""
+    """The decoder without changes."""
 
     name = "llama"
-    interleaved_rope = True  # GGUF files have the rows of q and k reordered so that pairs are neighbours.
+    interleaved_rope = True  # GGUF files reorder the rows of q and k so that pairs are adjacent.

@@ -1,4 +1,4 @@
-"""What a language model's network is to the rest of the package, whatever its architecture."""
+"""The interface of a language model's network, whatever its architecture."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Config(Protocol):
 
     @property
     def context_length(self) -> int:
-        """Positions that the model was trained on."""
+        """Positions that the model was trained for."""
 
     @property
     def vocab_size(self) -> int:
-        """Tokens that it knows."""
+        """Tokens in the vocabulary."""
 
     @property
     def block_count(self) -> int:
-        """Layers, each with keys and values of its own."""
+        """Number of layers, each with its own keys and values."""
 
     @property
     def head_count_kv(self) -> int:
-        """Heads of keys and values in a layer."""
+        """Number of key and value heads per layer."""
 
     @property
     def head_dim(self) -> int:
@@ -39,7 +39,7 @@ class Config(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a forward pass over T rows reads besides weights and cache; the host writes it before each submission."""
+    """Inputs of a forward pass over T rows, which the host writes before each submission."""
 
     ids: Tensor
     """I32 [T]: the token of each row."""
@@ -50,24 +50,25 @@ class Inputs:
 
 
 class Network(Protocol):
-    """The network of one model file: made from the file, which is checked then; loaded onto a device afterwards."""
+    """The network of one model file. Making it checks the file; :meth:`load` loads the weights onto a device."""
 
     @property
     def config(self) -> Config:
-        """Its dimensions."""
+        """The network's dimensions."""
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights that the device reads for each decoded token, once loaded."""
 
     def load(self, buffers: BufferGroup, context: int, rows: int) -> None:
-        """Bring the weights to the device, with room for activations of up to ``rows`` rows at positions < ``context``.
+        """Load the weights onto the device, with room for activations of up to ``rows`` rows at positions <
+        ``context``.
 
         Raises OutOfDeviceMemoryError.
         """
 
     def body(self, rec: Recorder, inputs: Inputs, cache: Sequence[KVPools]) -> None:
-        """Record everything but the head, for as many rows as ``inputs.ids`` has."""
+        """Record everything but the head, for all rows of ``inputs.ids``."""
 
     def head(self, rec: Recorder, row: Tensor, logits: Tensor) -> None:
-        """Record the logits, f32 [vocab_size], of one of the body's rows, whose number is in ``row``, I32 [1]."""
+        """Record the logits, f32 [vocab_size], of one of the body's rows; ``row``, I32 [1], holds its index."""

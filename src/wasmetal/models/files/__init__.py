@@ -1,1 +1,1 @@
-"""Model files: where they are found, and what is in them."""
+"""Model files: finding them and reading them."""

@@ -3,8 +3,8 @@
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 
 The ``gguf`` package supplies enumerations and the reference dequantization. Its reader is not used: it trusts the
-header's counts and lengths. Here each one is checked against the bytes that are there before anything is sized by it,
-so a hostile file costs no more memory than a small multiple of its own header.
+header's counts and lengths. Here each one is checked against the file's size before anything is allocated from it, so
+a hostile file costs no more memory than a small multiple of its header.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class GGUFTensor:
     shape: tuple[int, ...]
     """Row-major: rows before columns (the file's own order is the reverse)."""
     data: NDArray[np.uint8]
-    """Its bytes [nbytes], read-only, in the mapped file."""
+    """The tensor's bytes [nbytes], read-only, in the mapped file."""
 
     @property
     def size(self) -> int:
@@ -78,7 +78,7 @@ class GGUFTensor:
 
 
 class GGUFFile:
-    """A GGUF file, mapped read-only, its header checked. Raises ModelError for any file that is not sound."""
+    """A GGUF file, mapped read-only, its header checked. Raises ModelError if it is malformed."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -89,8 +89,8 @@ class GGUFFile:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as e:
             raise self.error(e.strerror or str(e)) from e
-        except ValueError:  # what mmap says of no bytes
-            raise self.error("an empty file is no GGUF file") from None
+        except ValueError:  # mmap refuses 0 bytes
+            raise self.error("an empty file is not a GGUF file") from None
         header = _Header(mapped, self.error)
         self.fields: dict[str, Any] = {}
         """Metadata: int, float, bool, str, list[str] or a NumPy array by key."""
@@ -101,15 +101,15 @@ class GGUFFile:
         for _ in range(fields):
             key = header.string("a key", MAX_KEY)
             if key in self.fields:
-                raise self.error(f"the key {_quote(key)} is there twice")
+                raise self.error(f"the key {_quote(key)} occurs twice")
             self.fields[key] = header.value(_quote(key))
         self._read_tensors(header, tensors, mapped)
         self._header = memoryview(mapped)[: header.position]
         self.pages = FilePages(mapped)
-        """The file's pages, in which the tensors' bytes lie."""
+        """The file's pages, which hold the tensors' bytes."""
 
     def get(self, key: str, kind: type[T], default: D) -> T | D:
-        """The metadata of that key, or ``default`` if there is none. Raises ModelError if it is not a ``kind``."""
+        """The metadata value of ``key``, or ``default`` if there is none. Raises ModelError if it is not a ``kind``."""
         if key not in self.fields:
             return default
         value = self.fields[key]
@@ -118,21 +118,21 @@ class GGUFFile:
         return value
 
     def require(self, key: str, kind: type[T]) -> T:
-        """The metadata of that key. Raises ModelError if it is missing or not a ``kind``."""
+        """The metadata value of ``key``. Raises ModelError if it is missing or not a ``kind``."""
         value = self.get(key, kind, None)
         if value is None:
             raise self.error(f"the metadata has no {key}")
         return value
 
     def digest(self) -> bytes:
-        """32 bytes that tell this file from others: a SHA-256 of its header and of the beginning of every tensor."""
+        """32 bytes that identify the file: a SHA-256 of its header and of the beginning of every tensor."""
         sha256 = hashlib.sha256(self._header)
         for tensor in self.tensors.values():
             sha256.update(tensor.data[:4096].data)
         return sha256.digest()
 
     def error(self, what: str) -> ModelError:
-        """An error to raise that names the file."""
+        """A ModelError that names the file, to be raised."""
         return ModelError(f"{self.path.name}: {what}")
 
     def _read_tensors(self, header: _Header, count: int, mapped: mmap.mmap) -> None:
@@ -162,12 +162,12 @@ class GGUFFile:
                 raise self.error(f"tensor {_quote(name)} overlaps another one")
             end = offset + nbytes
             if name in self.tensors:
-                raise self.error(f"tensor {_quote(name)} is there twice")
+                raise self.error(f"tensor {_quote(name)} occurs twice")
             data = np.frombuffer(mapped, np.uint8, nbytes, start + offset)
             self.tensors[name] = GGUFTensor(name, dtype, shape, data)
 
     def _measure(self, name: str, shape: tuple[int, ...], kind: int) -> tuple[DType, int]:
-        """The type of a tensor and its length in bytes, in Python's integers, which no product overflows."""
+        """The type of a tensor and its length in bytes, as Python's integers, which cannot overflow."""
         dtype = BY_NUMBER.get(kind)
         if dtype is None:
             supported = ", ".join(t.name for t in WEIGHTS)
@@ -239,7 +239,7 @@ class _Header:
             raise self._error(f"{what} has the unknown type {number}") from None
 
     def _take(self, nbytes: int) -> int:
-        """Step over the next bytes and return where they began."""
+        """Skip the next bytes; return the offset at which they begin."""
         if nbytes > self._end - self.position:
             where = "the end of the file" if self._end < MAX_HEADER else f"the supported {MAX_HEADER} bytes"
             raise self._error(f"truncated or corrupted: the header goes past {where}")
@@ -257,5 +257,5 @@ def _type_name(number: int) -> str:
 
 
 def _quote(text: str) -> str:
-    """A name from the file, fit to be printed in one line."""
+    """A name from the file, quoted so that it prints on one line."""
     return repr(text if len(text) <= 80 else text[:77] + "...")

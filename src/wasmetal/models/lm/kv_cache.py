@@ -17,7 +17,7 @@ from wasmetal.models.buffers import BufferGroup
 from wasmetal.ops import DType, Recorder, scale
 
 PAGE_SIZE = 32
-"""Positions of a page."""
+"""Positions per page."""
 
 
 class KVCache:
@@ -35,7 +35,7 @@ class KVCache:
 
     @property
     def position_bytes(self) -> int:
-        """Bytes that a position takes, over all layers."""
+        """Bytes per position, over all layers."""
         return len(self.layers) * 2 * self._row
 
     @property
@@ -44,9 +44,9 @@ class KVCache:
         return int(np.count_nonzero(self._references == 0))
 
     def extend(self, pages: list[int], count: int) -> None:
-        """Append ``count`` new pages. Raises OutOfDeviceMemoryError if there are not as many, and appends none.
+        """Append ``count`` new pages. Raises OutOfDeviceMemoryError if too few are free, and appends none.
 
-        A session's pages follow one another while they can: devices read one range faster than many.
+        A session's pages are consecutive as long as that is possible: devices read one range faster than many.
         """
         self._check_room(count, self.free)
         for _ in range(count):
@@ -57,7 +57,7 @@ class KVCache:
             pages.append(page)
 
     def replace(self, pages: list[int], count: int) -> None:
-        """Exchange all pages for ``count`` new ones. Raises OutOfDeviceMemoryError, and then changes nothing."""
+        """Replace all pages with ``count`` new ones. Raises OutOfDeviceMemoryError and then changes nothing."""
         self._check_room(count, self.free + sum(int(self._references[page]) == 1 for page in pages))
         self.release(pages)
         self.extend(pages, count)
@@ -77,7 +77,7 @@ class KVCache:
     def unshare(self, pages: list[int], index: int, counters: Counters) -> None:
         """Copy the page at ``index``, on the device, if others hold it too, so that the holder may write to it.
 
-        What the copy costs is added to ``counters``.
+        The cost of the copy is added to ``counters``.
         """
         shared = pages[index]
         if self._references[shared] == 1:
@@ -121,7 +121,7 @@ class KVCache:
             )
 
     def _roomiest(self) -> int:
-        """A free page in the middle of the largest free range, so that sequences that grow stay contiguous for long."""
+        """A free page in the middle of the largest free range, so that growing sequences stay contiguous for long."""
         free: NDArray[np.int8] = np.concatenate(([0], self._references == 0, [0])).astype(np.int8)
         begins, ends = np.flatnonzero(np.diff(free) == 1), np.flatnonzero(np.diff(free) == -1)
         widest = np.argmax(ends - begins)
@@ -130,7 +130,7 @@ class KVCache:
 
 
 def _runs(pages: Sequence[int], length: int) -> Iterator[tuple[int, int, int]]:
-    """Positions 0..length in runs whose slots follow one another: (first position, end, first slot)."""
+    """Positions 0..length as runs of consecutive slots: (first position, end, first slot)."""
     begin = 0
     for position in range(PAGE_SIZE, length + PAGE_SIZE, PAGE_SIZE):
         page = position // PAGE_SIZE

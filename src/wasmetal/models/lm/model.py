@@ -27,16 +27,17 @@ from wasmetal.models.loaded import Capability
 from wasmetal.ops import Tensor
 
 DEFAULT_CONTEXT = 4096
-"""Tokens of context if the caller asks for no number, unless the model was trained on fewer."""
+"""Default tokens of context, unless the model was trained for fewer."""
 CONTEXTS = 2
-"""The key-value cache has room for so many whole contexts, shared by all sessions."""
+"""Size of the KV cache, shared by all sessions, in whole contexts."""
 
 
 def load_model(source: str | Path, device: Device, *, context: int | None = None) -> Model:
     """Load a model onto a device: a known model's name, or a path to a GGUF file.
 
-    ``context`` is the number of tokens that a session may have, by default DEFAULT_CONTEXT or what the model was
-    trained on, if less. Raises ModelError for a file that cannot be used, OutOfDeviceMemoryError for one too large.
+    ``context`` is the number of tokens that a session may have, by default DEFAULT_CONTEXT, or what the model was
+    trained for if that is less. Raises ModelError if the file cannot be used, OutOfDeviceMemoryError if it is too
+    large.
     """
     path = store.resolve(source)
     name = str(source) if source in store.CATALOG else path.stem
@@ -86,7 +87,7 @@ class Model:
 
     @property
     def counters(self) -> Counters:
-        """What loading the model moved."""
+        """Bytes that loading the model wrapped and loaded."""
         return self._buffers.counters
 
     def session(self) -> Session:
@@ -102,10 +103,10 @@ class Model:
         return self._buffers.tensor(self.vocab_size, kind=MemoryKind.SHARED)
 
     def forward(self, requests: Sequence[Request]) -> None:
-        """Append tokens to several sessions at once: what fits one submission is computed in one.
+        """Append tokens to several sessions at once, in as few submissions as possible.
 
-        What that costs is added to each session's counters. Raises ModelError for a session that is closed, is another
-        model's, or is named twice, and what :meth:`Session.forward` raises. All sessions are then as they were before.
+        The cost is added to each session's counters. Raises ModelError if a session is closed, belongs to another model
+        or is named twice, and what :meth:`Session.forward` raises. All sessions are then unchanged.
         """
         sessions = [request.session for request in requests]
         if len(set(sessions)) < len(sessions) or any(session.model is not self for session in sessions):
@@ -154,7 +155,7 @@ class Model:
 
     @contextmanager
     def _reserved(self, requests: Sequence[Request]) -> Iterator[None]:
-        """Room in the cache for every request; if the body fails, the sessions have the pages that they had before."""
+        """Reserve pages of the cache for every request; if the ``with`` body fails, release them again."""
         held = [len(request.session.pages) for request in requests]
         try:
             with self.lock:
@@ -185,7 +186,7 @@ class Model:
 
 
 def _batches(counts: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
-    """Cut requests of so many tokens into batches: of each, (which request, first token, end)."""
+    """Cut requests with these token counts into batches of (index of the request, first token, end)."""
     batch: list[tuple[int, int, int]] = []
     room = ROWS[-1]
     for index, count in enumerate(counts):

@@ -1,4 +1,4 @@
-"""Forward passes over rows of several sequences: what one submission computes, and the buffers and lists it takes."""
+"""Forward passes over rows of several sequences: the buffers and command lists of one submission."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from wasmetal.models.buffers import BufferGroup
 from wasmetal.ops import DType, Recorder, Tensor, batch_shape, sequences_shape
 
 ROWS = (1, 64, 512)
-"""Shape classes: the forward pass is recorded once for each, and runs in the smallest that the rows of a batch fit."""
+"""Shape classes: the forward pass is recorded once for each; a batch takes the smallest that its rows fit."""
 SEQUENCES = 64
-"""Sequences that a batch can have rows of."""
+"""Most sequences in a batch."""
 IN_FLIGHT = 2
-"""Forward passes that can be in flight at once: while one runs, the next is prepared."""
+"""Most forward passes in flight at once: while one runs, the next is prepared."""
 
 _ALIGNMENT = 256
-"""Bytes: every tensor of the input buffer begins at a multiple, as any device's bindings may."""
+"""Every tensor of the input buffer begins at a multiple of this many bytes, at which any device's bindings may
+begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Pass:
 
     def __init__(self, device: Device, network: Network, cache: Sequence[KVPools], buffers: BufferGroup, pages: int):
         self.submission: Submission | None = None
-        """The latest submission; None if nothing of it can still run."""
+        """The latest submission; None if it cannot be running any more."""
         self._device = device
         self._network = network
         self._cache = cache
@@ -89,7 +90,7 @@ class Pass:
 
 
 class Passes:
-    """The passes of one model. Any thread may take one; it waits until one is free."""
+    """The passes of one model. Any thread may take one, and waits until one is free."""
 
     def __init__(self, passes: Sequence[Pass]) -> None:
         self._passes = tuple(passes)
@@ -98,11 +99,11 @@ class Passes:
 
     @contextmanager
     def take(self) -> Iterator[Pass]:
-        """A pass of the caller's own, of which nothing is in flight."""
+        """A pass for the caller alone, with nothing in flight."""
         with self._available:
             taken = self._free.pop()
             try:
-                if taken.submission:  # Its last user stopped waiting for it, and how it ended was theirs to learn.
+                if taken.submission:  # Its last user stopped waiting for it; errors do not concern the next one.
                     with suppress(Exception):
                         taken.submission.wait()
                     taken.submission = None

@@ -1,4 +1,4 @@
-"""One conversation with a model: the tokens so far, as pages of its key-value cache."""
+"""One conversation with a model: the tokens so far, as pages of the model's KV cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from wasmetal.models.lm.model import Model
 
 _SNAPSHOT = struct.Struct("<8sII32sQI")
-"""Header of a saved session: magic, version, length, the model's digest, bytes that follow, their CRC-32."""
+"""Header of a saved session: magic, version, length, the model's digest, number of bytes that follow, their CRC-32."""
 _MAGIC = b"wasmetal"
 _VERSION = 1
 
@@ -39,8 +39,8 @@ class Session:
         self.length = 0
         """Tokens so far."""
         self.counters = Counters()
-        """What the session has cost the device. A submission for several sessions counts for each; its seconds are
-        divided by how many tokens each had in it."""
+        """What the session has cost the device. A submission for several sessions counts for each of them, with its
+        seconds divided in proportion to their tokens in it."""
         self.pages: list[int] = []
         """The session's pages of the model's KV cache."""
         self._head: Head | None = None
@@ -49,10 +49,10 @@ class Session:
     def forward(self, tokens: Sequence[int], logits: Tensor | None) -> None:
         """Append tokens, and have the device write the logits after the last one into ``logits``.
 
-        ``logits`` is f32 [vocab_size] in a buffer of the model's device, or None if they are not wanted. What the pass
-        costs is added to ``counters``. Raises ModelError for no token, an unknown one, or more than the context holds;
-        OutOfDeviceMemoryError if the cache is full; OpError for a ``logits`` of another kind. The session is then as it
-        was before.
+        ``logits`` is f32 [vocab_size] in a buffer of the model's device, or None if they are not wanted. The
+        cost is added to ``counters``. Raises ModelError if there are no tokens, an unknown one, or more than the
+        context holds; OutOfDeviceMemoryError if the cache is full; OpError if ``logits`` is of another shape or type.
+        The session is then unchanged.
         """
         self._open().forward([Request(self, tokens, logits)])
 
@@ -66,7 +66,7 @@ class Session:
         return other
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens. Raises ModelError if there are not as many."""
+        """Forget all but the first ``length`` tokens. Raises ModelError if there are fewer."""
         model = self._open()
         if not 0 <= length <= self.length:
             raise ModelError(f"cannot truncate {self.length} tokens to {length}")
@@ -76,7 +76,7 @@ class Session:
 
     @property
     def state_bytes(self) -> int:
-        """How many bytes :meth:`save` gives."""
+        """Number of bytes that :meth:`save` returns."""
         return _SNAPSHOT.size + self.length * self.model.cache.position_bytes
 
     def save(self) -> bytes:
@@ -92,9 +92,9 @@ class Session:
         return _SNAPSHOT.pack(_MAGIC, _VERSION, self.length, model.digest, state.size, crc) + state.tobytes()
 
     def restore(self, state: bytes) -> None:
-        """Become the session that was saved. Counted in ``bytes_copied``.
+        """Replace the session's state with a saved one. Counted in ``bytes_copied``.
 
-        Raises ModelError for a state that is damaged, of another model or another version, or too long for the context,
+        Raises ModelError if the state is damaged, of another model or version, or too long for the context,
         and OutOfDeviceMemoryError if the cache has no room for it. The session is then unchanged.
         """
         model = self._open()
@@ -136,7 +136,7 @@ class Session:
         return self.model
 
     def check(self, tokens: Sequence[int]) -> None:
-        """Raise what :meth:`forward` does for tokens that cannot be appended. For the model."""
+        """Raise what :meth:`forward` does if the tokens cannot be appended. For the model."""
         model = self._open()
         count = len(tokens)
         if count == 0:
@@ -151,14 +151,14 @@ class Session:
             )
 
     def reserve(self, count: int) -> None:
-        """Get pages for ``count`` more tokens, unshared from where the session will write. For the model."""
+        """Get pages for ``count`` more tokens, and copy a shared page that the session will write to. For the model."""
         cache = self.model.cache
         cache.extend(self.pages, _pages(self.length + count) - len(self.pages))
         if self.length % PAGE_SIZE:
             cache.unshare(self.pages, self.length // PAGE_SIZE, self.counters)
 
     def head_into(self, logits: Tensor | None) -> Head | None:
-        """The head recorded for a tensor; most callers use one tensor from call to call. For the model."""
+        """The head recorded for a tensor, kept because most callers use one tensor in every call. For the model."""
         if logits is None:
             return None
         if self._head is None or logits != self._head.logits:
@@ -174,7 +174,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Tokens to append to a session, and where the logits after the last one go: see :meth:`Session.forward`."""
+    """Tokens to append to a session, and the tensor for the logits after the last one: see :meth:`Session.forward`."""
 
     session: Session
     tokens: Sequence[int]
@@ -188,5 +188,5 @@ def _give_back(cache: KVCache, lock: AbstractContextManager[object], pages: list
 
 
 def _pages(length: int) -> int:
-    """Pages that so many tokens take."""
+    """Number of pages that ``length`` tokens take."""
     return -(-length // PAGE_SIZE)

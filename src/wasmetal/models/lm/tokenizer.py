@@ -41,24 +41,24 @@ PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
     "stablelm2": (_QWEN2,),
     "starcoder": (r"\p{N}", _GPT2),
 }
-"""Patterns that cut text into words before BPE, one after another, by ``tokenizer.ggml.pre``.
+"""Patterns that split text into words before BPE, applied one after another, by ``tokenizer.ggml.pre``.
 
-They are those of the models' published ``tokenizer.json`` files; the names are llama.cpp's.
+They come from the models' published ``tokenizer.json`` files; the names are llama.cpp's.
 """
 
 _WHOLE_WORDS_FIRST = frozenset({"llama-bpe"})
-"""Vocabularies in which a whole word that is a token is taken as it stands, whatever the merges say."""
+"""Vocabularies in which a whole word that is a token becomes that token, whatever the merges say."""
 
 _END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_id|>")
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")
-"""Texts of the tokens that end a generation, for files whose metadata name only one of them."""
+"""Texts of the tokens that end a generation, for files whose metadata names only one of them."""
 
 _SPACE = "▁"
 """SentencePiece's stand-in for a space."""
 
 
 class Tokenizer:
-    """The tokenizer of a model file. Raises ModelError if it is of an unknown kind or does not hold together."""
+    """The tokenizer of a model file. Raises ModelError if it is of an unknown kind or inconsistent."""
 
     bos: int | None
     """The token that begins a text."""
@@ -67,17 +67,17 @@ class Tokenizer:
     eot: int | None
     """The token that ends a turn of a conversation."""
     end_of_generation: frozenset[int]
-    """The tokens that end a reply: ``eos``, ``eot`` and their likes."""
+    """The tokens that end a reply: ``eos``, ``eot`` and similar ones."""
     add_bos: bool
-    """Whether texts are meant to begin with ``bos``."""
+    """Whether the model expects texts to begin with ``bos``."""
 
     def __init__(self, file: GGUFFile):
         self.tokens: list[str] = file.require("tokenizer.ggml.tokens", list)
-        """Every token as the file spells it (see :meth:`pieces` for its bytes)."""
+        """Every token as spelled in the file (see :meth:`pieces` for its bytes)."""
         self._types = _read_types(file, len(self.tokens))
         self._ids = {token: i for i, token in enumerate(self.tokens) if token}
         if not self._ids or len(self._ids) != sum(map(bool, self.tokens)):
-            raise file.error("tokenizer.ggml.tokens is empty or has a token twice")
+            raise file.error("tokenizer.ggml.tokens is empty or contains a token twice")
 
         kind = file.require("tokenizer.ggml.model", str)
         if kind not in ("gpt2", "llama"):
@@ -92,7 +92,7 @@ class Tokenizer:
         except ModelError:
             raise
         except Exception as e:  # the package raises bare Exceptions
-            raise file.error(f"the vocabulary does not hold together: {' '.join(str(e).split())}") from e
+            raise file.error(f"the vocabulary is inconsistent: {' '.join(str(e).split())}") from e
         self._plain, self._special = self._with_added_tokens(base)
 
         size = len(self.tokens)
@@ -112,9 +112,9 @@ class Tokenizer:
     def encode(self, text: str, *, parse_special: bool = True, add_bos: bool | None = None) -> list[int]:
         """The ids of a text.
 
-        ``parse_special`` takes the text of a control token, such as ``<|im_end|>``, for that token; without it, it is
-        text like any other (what a stranger wrote should not be able to end a turn). ``add_bos`` puts ``bos`` first;
-        None does as the model is meant to. Raises ModelError for text that is no Unicode (a lone surrogate).
+        With ``parse_special``, the text of a control token, such as ``<|im_end|>``, becomes that token; without it, it
+        stays text, so that untrusted text cannot end a turn. ``add_bos`` puts ``bos`` first; None does what the model
+        expects. Raises ModelError if the text is not valid Unicode (a lone surrogate).
         """
         try:
             text.encode()
@@ -126,13 +126,13 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids. Bytes that are not UTF-8 become U+FFFD. Raises ModelError for an id out of range."""
+        """The text of some ids. Bytes that are not UTF-8 become U+FFFD. Raises ModelError if an id is out of range."""
         return "".join(self.stream(ids))
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of ids as they come: each piece of text as soon as its characters are whole.
+        """Yield the text of ids as they arrive, each piece as soon as its characters are complete.
 
-        A character may be split over several tokens; what is left of one at the end becomes U+FFFD.
+        A character may be split over several tokens; an incomplete one at the end becomes U+FFFD.
         """
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         pieces = self.pieces()
@@ -149,7 +149,7 @@ class Tokenizer:
             yield rest
 
     def pieces(self) -> list[bytes]:
-        """The bytes of every token, by id. A token may be a part of a UTF-8 character."""
+        """The bytes of every token, by id. A token may be part of a UTF-8 character."""
         return self._pieces
 
     @cached_property
@@ -191,7 +191,7 @@ class Tokenizer:
         return tokenizer
 
     def _with_added_tokens(self, base: tokenizers.Tokenizer) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
-        """The tokenizer that knows user-defined tokens in a text, and the one that knows control tokens too."""
+        """Two tokenizers: one recognizes user-defined tokens in a text, the other control tokens too."""
         special = tokenizers.Tokenizer(base.model)
         special.normalizer, special.pre_tokenizer = base.normalizer, base.pre_tokenizer
         added = {TokenType.USER_DEFINED: (base, special), TokenType.CONTROL: (special,), TokenType.UNKNOWN: (special,)}
@@ -222,7 +222,7 @@ def _token_id(file: GGUFFile, name: str, count: int) -> int | None:
 
 
 def _merges_by_score(tokens: list[str], types: list[int], scores: list[float]) -> list[tuple[str, str]]:
-    """The merge list that does what SentencePiece does with scores: join the pair whose whole scores best, first.
+    """The merge list that is equivalent to SentencePiece's scores: pairs whose concatenation scores best come first.
 
     The conversion is that of Hugging Face's ``SentencePieceExtractor``.
     """
@@ -252,5 +252,5 @@ _BYTES = _byte_level_alphabet()
 
 
 def _byte_level_bytes(token: str) -> bytes:
-    # Characters outside the alphabet, in vocabularies with tokens added carelessly, stand for themselves.
+    # Some vocabularies have added tokens with characters outside the alphabet, which stand for themselves.
     return b"".join(bytes([_BYTES[c]]) if c in _BYTES else c.encode() for c in token)
