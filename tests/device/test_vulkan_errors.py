@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.device.harness import add, recorded, span
@@ -202,3 +203,22 @@ class TestPendingWork:
             submission.wait(0)
             assert submission.seconds > 0
         del submission, long_list
+
+
+@pytest.mark.vulkan
+def test_an_interrupt_ends_a_copy_that_waits(own_discrete: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = own_discrete.allocate(64)
+    logical = own_discrete.backend.logical
+    real = logical.wait
+
+    def interrupted(number: int) -> None:
+        monkeypatch.setattr(logical, "wait", real)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(logical, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        own_discrete.write(buffer, 0, np.ones(64, np.uint8))
+    own_discrete.write(buffer, 0, np.full(64, 2, np.uint8))
+    out = np.empty(64, np.uint8)
+    own_discrete.read(buffer, 0, out)
+    assert np.all(out == 2)

@@ -56,7 +56,8 @@ def submit(device: LogicalDevice, buffers: Sequence[Commands]) -> int:
 
 def run(device: LogicalDevice, record: Callable[[Any], None], keeps: Sequence[object]) -> None:
     """Record commands, submit them and wait for them. Raises DeviceLostError."""
-    device.wait(submit(device, [Commands(device, record, keeps)]))
+    commands = Commands(device, record, keeps)  # held here, or else its release would do the waiting
+    device.wait(submit(device, [commands]))
 
 
 def barrier(handle: Any, before: int, after: int, accesses: Any) -> None:

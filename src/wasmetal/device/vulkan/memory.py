@@ -27,13 +27,12 @@ _USAGE: int = (
 _GRANULE = 16
 """Buffers are sized in multiples of this, so that they can be filled by words and loaded 16 bytes at a time."""
 
-
-Wish = tuple[int, int, int]
+Properties = tuple[int, int, int]
 """Properties that memory must have, should have and should not have."""
 
-UNIFIED: Wish = (_MAPPABLE, _DEVICE_LOCAL | _CACHED, 0)
-SHARED: Wish = (_MAPPABLE, _CACHED, _DEVICE_LOCAL)
-DEVICE: Wish = (_DEVICE_LOCAL, 0, _MAPPABLE)
+UNIFIED: Properties = (_MAPPABLE, _DEVICE_LOCAL | _CACHED, 0)
+SHARED: Properties = (_MAPPABLE, _CACHED, _DEVICE_LOCAL)
+DEVICE: Properties = (_DEVICE_LOCAL, 0, _MAPPABLE)
 
 
 class VulkanAllocation:
@@ -42,16 +41,18 @@ class VulkanAllocation:
     Recorded commands and NumPy views refer to it, so it outlives the ``Buffer`` that was closed before them.
     """
 
-    def __init__(self, device: LogicalDevice, nbytes: int, wish: Wish, pages: HostPages | None = None) -> None:
+    def __init__(
+        self, device: LogicalDevice, nbytes: int, properties: Properties, pages: HostPages | None = None
+    ) -> None:
         """Memory of the driver's, whose content is undefined, or ``pages``, imported: the same bytes, not copied.
 
         Raises OutOfDeviceMemoryError, DeviceError if the device has no such memory, and WrapRefusedError.
         """
         physical, handle = device.physical, device.handle
-        needed, preferred, avoided = wish
+        needed, preferred, avoided = properties
         if nbytes > physical.max_allocation_bytes:
             limit = physical.max_allocation_bytes
-            raise OutOfDeviceMemoryError(f"{nbytes} bytes: {physical.name} takes at most {limit} bytes in one range")
+            raise OutOfDeviceMemoryError(f"{physical.name} takes at most {limit} bytes in one range, not {nbytes}")
         self.nbytes = nbytes
         self.size = -(-nbytes // _GRANULE) * _GRANULE
         """``nbytes``, rounded up."""
@@ -75,7 +76,7 @@ class VulkanAllocation:
         if pages is not None and (chosen is None or needs.size > nbytes):
             raise WrapRefusedError("the driver has no memory type for them")
         if chosen is None:
-            raise DeviceError(f"{physical.name} has no memory of this kind that a buffer can use")
+            raise DeviceError(f"{physical.name} has no memory type that a buffer can use; choose another device")
         info = struct("VkMemoryAllocateInfo", pNext=chain, allocationSize=needs.size, memoryTypeIndex=chosen)
         memory = make("vkAllocateMemory", "VkDeviceMemory", handle, info, NULL)
         self._memory = Owned(device, memory, "vkFreeMemory", self._pages)
