@@ -1,5 +1,5 @@
 /* Attacks the host functions with hostile numbers, one call at a time. Each call must return its errno and have no
- * other effect: the memory around stays as it was, and the guest goes on.
+ * other effect: the memory around stays unchanged, and the guest continues.
  *
  *   attacker [STOLEN]
  *
@@ -64,7 +64,7 @@ static void pointers(void) {
   wm_buffer buffer;
   const uint32_t rw = WM_USAGE_READ | WM_USAGE_WRITE;
 
-  EXPECT(WM_FAULT, wm_buffer_create(AT(END), PAGE, rw, &buffer));                       /* behind the end */
+  EXPECT(WM_FAULT, wm_buffer_create(AT(END), PAGE, rw, &buffer));                       /* past the end */
   EXPECT(WM_FAULT, wm_buffer_create(AT(END - PAGE), 2 * PAGE, rw, &buffer));            /* across the end */
   EXPECT(WM_FAULT, wm_buffer_create(AT(0u - PAGE), PAGE, rw, &buffer));                 /* the last page of all */
   EXPECT(WM_FAULT, wm_buffer_create(AT(0u - PAGE), 2 * PAGE, rw, &buffer));             /* wraps around to 64 KiB */
@@ -76,7 +76,7 @@ static void pointers(void) {
   EXPECT(WM_INVAL, wm_buffer_create(arena, PAGE, 0, &buffer));                          /* usage */
   EXPECT(WM_INVAL, wm_buffer_create(arena, PAGE, 4, &buffer));
   EXPECT(WM_INVAL, wm_buffer_create(arena, PAGE, 0xffffffffu, &buffer));
-  EXPECT(WM_FAULT, wm_buffer_create(arena, PAGE, rw, AT(END)));                         /* where to write the handle */
+  EXPECT(WM_FAULT, wm_buffer_create(arena, PAGE, rw, AT(END)));                         /* the place for the handle is outside */
   EXPECT(WM_FAULT, wm_buffer_create(arena, PAGE, rw, AT(0xfffffffcu)));
   EXPECT(WM_INVAL, wm_buffer_create(arena, PAGE, rw, AT(END - 2)));
   EXPECT(WM_INVAL, wm_buffer_create_device(0, rw, &buffer));
@@ -152,7 +152,7 @@ static void tensors(void) {
   BAD(WM_INVAL, bad.attributes[0].u32 = 1);
   BAD(WM_INVAL, bad.t[2] = (wm_tensor){0});         /* an operand is missing */
   BAD(WM_INVAL, bad.t[3] = x);                      /* one too many */
-  BAD(WM_INVAL, bad.t[5].row_stride = 1);           /* rubbish where there is none */
+  BAD(WM_INVAL, bad.t[5].row_stride = 1);           /* an unused operand that is not all 0 */
   BAD(WM_NOTSUP, bad.t[0].dtype = 77);
   BAD(WM_INVAL, bad.t[0].dtype = WM_I32);
   BAD(WM_INVAL, bad.t[0].rank = 0);
@@ -162,7 +162,7 @@ static void tensors(void) {
   BAD(WM_INVAL, bad.t[0].shape[0] = 0);
   BAD(WM_INVAL, bad.t[0].shape[0] = 0x40000000u);   /* bytes wrap to 0 in 32 bits */
   BAD(WM_INVAL, bad.t[0].offset = 8);               /* misaligned */
-  BAD(WM_INVAL, bad.t[0].offset = sizeof arena);    /* behind the end */
+  BAD(WM_INVAL, bad.t[0].offset = sizeof arena);    /* past the end */
   BAD(WM_INVAL, bad.t[0].offset = UINT64_MAX - 15); /* offset + size wraps */
   BAD(WM_INVAL, bad.t[2].offset = sizeof arena - 15);
   BAD(WM_INVAL, bad.t[2].shape[0] = sizeof arena);  /* across the end */

@@ -277,7 +277,7 @@ static void write_all(const char *data, size_t len) {
   }
 }
 
-/* Streams a token's bytes behind what is held back: line ends that may turn out to be the answer's last. */
+/* Streams a token's bytes after those held back: line ends that may turn out to be the answer's last. */
 static void emit(Text *held, const char *bytes, size_t len) {
   text_add(held, bytes, len);
   size_t ready = held->len;

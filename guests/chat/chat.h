@@ -69,7 +69,7 @@ bool chat_ask(Chat *chat, const char *text, size_t len);
 /* Goes on with the answer until it ends, which returns false, or for about so many seconds. */
 bool chat_continue(Chat *chat, double seconds);
 
-/* Ends the answer where it is. */
+/* Ends the answer now. */
 void chat_end(Chat *chat);
 
 /* Adds the messages as a JSON array of objects with "role" and "content". */

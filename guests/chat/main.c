@@ -160,7 +160,7 @@ EXPORT(add) int32_t export_add(uint32_t role, uint32_t len) { return chat_add(&c
 /* Goes on with the answer for about so long: 1 if there is more to come, 0 if that was its end. */
 EXPORT(continue) int32_t export_continue(uint32_t milliseconds) { return chat_continue(&chat, milliseconds / 1e3); }
 
-/* Ends the answer where it is; the conversation keeps it so. */
+/* Ends the answer now; the conversation keeps what there is of it. */
 EXPORT(end) void export_end(void) { chat_end(&chat); }
 
 /* Forgets all messages, but not the system message unless `all`. */

@@ -207,7 +207,7 @@ class Function(Named):
     params: tuple[Param, ...]
     doc: str
     errors: dict[Errno, str] = field(default_factory=dict)
-    """The errnos that it gives for reasons of its own, and the reasons, unless the errno says enough."""
+    """The errnos that the function gives besides the common ones, with the reasons, unless the errno says enough."""
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The witx files: the interfaces as WASI preview 1 writes its own, for tools that read that."""
+"""The witx files: the interfaces in the notation of WASI preview 1, for tools that read it."""
 
 from __future__ import annotations
 

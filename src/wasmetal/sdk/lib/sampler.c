@@ -52,8 +52,8 @@ static Heap likeliest(const float *logits, uint32_t n, uint32_t k, uint32_t *ids
   return heap;
 }
 
-/* The i-th likeliest of the heap's k tokens. To be called for i = 0, 1, 2, ..., again for any i that it was called for:
- * tokens taken off the heap are kept behind it. */
+/* The i-th likeliest of the heap's k tokens. Call it for i = 0, 1, 2, ... in this order; an i that was asked for before
+ * may be asked for again, because tokens taken off the heap are kept after its end. */
 static uint32_t ranked(Heap *heap, uint32_t k, uint32_t i) {
   if (i == k - heap->size) {
     uint32_t top = heap->ids[0];
