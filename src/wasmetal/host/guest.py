@@ -20,10 +20,10 @@ from wasmetal.device import Device
 from wasmetal.errors import GuestError, GuestTrapError, LimitError, MemoryCountError, MemorySizeError
 from wasmetal.host import abi, wasi
 from wasmetal.host.account import Account
-from wasmetal.host.calls import Call
 from wasmetal.host.functions.gpu import Gpu
 from wasmetal.host.functions.llm import Llm
 from wasmetal.host.grants import Granted, grant
+from wasmetal.host.guest_thread import GuestThread
 from wasmetal.host.handles import Handles
 from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.limits import Limits
@@ -86,7 +86,7 @@ class Guest:
         program = module if isinstance(module, Program) else Program(module)
         self.exit_code: int | None = None
         """The exit code, once the run has ended."""
-        self._call: Call[Any] | None = None
+        self._call: GuestThread[Any] | None = None
         self._closed = False
         self._lock = threading.Lock()
         """Held while a call begins and while the guest is closed."""
@@ -255,7 +255,7 @@ class Guest:
             self._abandon(call, error)
             raise
 
-    def _begin(self, function: Callable[[], T]) -> Call[T]:
+    def _begin(self, function: Callable[[], T]) -> GuestThread[T]:
         with self._lock:
             if self._closed:
                 raise GuestError("the guest is closed")
@@ -264,11 +264,11 @@ class Guest:
             if self._interrupt.reason:
                 raise GuestError(f"the guest cannot go on after this: {self._interrupt.reason}")
             self._account.start_clock()
-            self._call = call = Call(function)
+            self._call = call = GuestThread(function)
             call.start()
         return call
 
-    def _end(self, call: Call[T]) -> T:
+    def _end(self, call: GuestThread[T]) -> T:
         """Wait for a call to return. Raises a WasmetalError if it ended in any other way."""
         while not call.done.wait(_WAKE):
             pass
@@ -281,7 +281,7 @@ class Guest:
         except wasmtime.WasmtimeError as error:
             raise self._interrupt.reason or GuestError(one_line(error)) from None
 
-    def _abandon(self, call: Call[Any], reason: BaseException) -> bool:
+    def _abandon(self, call: GuestThread[Any], reason: BaseException) -> bool:
         """Stop a call; False if it cannot be stopped because it waits for standard input."""
         if not call.done.is_set() and call is not threading.current_thread():
             self._interrupt.stop(reason)

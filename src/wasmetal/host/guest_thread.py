@@ -1,4 +1,4 @@
-"""Guest code running on its own thread."""
+"""The threads that guest code runs on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wasmetal.host.runtime import runtime
 T = TypeVar("T")
 
 
-class Call(threading.Thread, Generic[T]):
+class GuestThread(threading.Thread, Generic[T]):
     """A thread that makes one call into a guest.
 
     Never the main thread: Python raises KeyboardInterrupt there, which would be lost in a callback from Wasmtime.
