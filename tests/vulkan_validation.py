@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from wasmetal.device.release import on_release
 from wasmetal.device.vulkan import physical
-from wasmetal.device.vulkan.api import NULL, check, enumerate_all, ffi, lib, on_release, struct
+from wasmetal.device.vulkan.api import NULL, check, enumerate_all, ffi, lib, struct
 from wasmetal.device.vulkan.instance import Instance
 
 LAYER = "VK_LAYER_KHRONOS_validation"

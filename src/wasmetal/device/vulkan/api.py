@@ -8,17 +8,10 @@ microseconds per argument, which a submission per token cannot spare.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from wasmetal.errors import (
-    DeviceError,
-    DeviceLostError,
-    DeviceNotFoundError,
-    OutOfDeviceMemoryError,
-    WrapRefusedError,
-)
+from wasmetal.errors import DeviceError, DeviceLostError, DeviceNotFoundError, OutOfDeviceMemoryError, WrapRefusedError
 
 try:
     import vulkan as vk
@@ -45,38 +38,36 @@ _ERRORS: dict[str, tuple[type[DeviceError], str]] = {
 }
 
 
-def check(result: int, function: str) -> int:
-    """Raise the error that a VkResult stands for; return the non-negative ones (VK_TIMEOUT, VK_NOT_READY)."""
-    if result >= 0:
-        return result
+def check(result: int | None, function: str) -> int:
+    """Raise the error for a negative VkResult; return any other (VK_TIMEOUT, VK_NOT_READY), and 0 for a void function.
+
+    ``function`` is named in the message.
+    """
+    if result is None or result >= 0:
+        return result or 0
     name = _RESULTS.get(result, f"VkResult {result}")
     kind, message = _ERRORS.get(name, (DeviceError, "the Vulkan driver failed"))
     raise kind(f"{message} ({function}: {name})")
 
 
 def call(function: str, *args: Any) -> int:
-    """Call a function that returns a VkResult, and check it."""
+    """Call a Vulkan function and check its result."""
     return check(getattr(lib, function)(*args), function)
 
 
 def make(function: str, kind: str, *args: Any) -> Any:
-    """Call a function whose last argument takes its result: a new handle, a number, a filled struct. Returns that."""
+    """Call a function that writes a new handle, number or struct through its last argument; return what it wrote."""
     made = ffi.new(f"{kind} *")
-    result = getattr(lib, function)(*args, made)
-    if result is not None:
-        check(result, function)
+    call(function, *args, made)
     return made[0]
 
 
-def enumerate_all(function: str, item: str, *args: Any) -> Any:
-    """Call one of the functions that fill an array after telling its length; return the array."""
-    query = getattr(lib, function)
-    count = ffi.new("uint32_t *")
-    query(*args, count, NULL)
+def enumerate_all(function: str, item: str, *args: Any, count_type: str = "uint32_t") -> Any:
+    """Call a function once for the length of its array and again for the array; return the array."""
+    count = ffi.new(f"{count_type} *")
+    call(function, *args, count, NULL)
     items = ffi.new(f"{item}[]", count[0])
-    result = query(*args, count, items)
-    if result is not None:
-        check(result, function)
+    call(function, *args, count, items)
     return items
 
 
@@ -84,19 +75,13 @@ _held: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 def struct(name: str, **fields: Any) -> Any:
-    """A new Vulkan struct, as a pointer, with its ``sType``; what its fields point to lives as long as it does.
+    """A pointer to a new Vulkan struct, with its ``sType`` set; it keeps everything that its fields point to alive.
 
-    A list becomes the array that the field points to: of handles, numbers, strings, or copies of structs.
+    A list of handles, numbers, strings or structs becomes the array that the field points to.
     """
-    made = ffi.new(f"{name} *")
-    types = _field_types(name)
-    if "sType" in types:
-        made.sType = _structure_type(name)
-    values = {
-        field: _array(types[field], value) if isinstance(value, list) else value for field, value in fields.items()
-    }
-    for field, value in values.items():
-        setattr(made, field, value)
+    types, constants = _layout(name)
+    values = {f: _array(types[f], value) if isinstance(value, list) else value for f, value in fields.items()}
+    made = ffi.new(f"{name} *", constants | values)
     _held[made] = values, fields
     return made
 
@@ -111,20 +96,7 @@ def _array(pointer: Any, values: list[Any]) -> Any:
 
 
 @cache
-def _field_types(name: str) -> dict[str, Any]:
-    return {field: of.type for field, of in ffi.typeof(name).fields}
-
-
-@cache
-def _structure_type(name: str) -> int:
-    return int(getattr(vk, name)().sType)
-
-
-def on_release(owner: object, function: Callable[..., None], *args: Any) -> None:
-    """Call ``function(*args)`` when nothing refers to ``owner`` any more.
-
-    This is how handles are destroyed. What must outlive the owner is among ``args``, which are held until the call, so
-    that no order of dropping is wrong, not even if owner and all become garbage at once. At the end of the process
-    nothing is called: the driver's own clean-up has then begun.
-    """
-    weakref.finalize(owner, function, *args).atexit = False
+def _layout(name: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """The type of each field of a struct, and the values that never change: its ``sType``, if it has one."""
+    types = {field: of.type for field, of in ffi.typeof(name).fields}
+    return types, {"sType": int(getattr(vk, name)().sType)} if "sType" in types else {}

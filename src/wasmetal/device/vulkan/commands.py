@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from wasmetal.device.vulkan.api import NULL, call, lib, make, on_release, struct
+from wasmetal.device.release import on_release
+from wasmetal.device.vulkan.api import NULL, call, lib, make, struct
 from wasmetal.device.vulkan.logical import LogicalDevice
 from wasmetal.errors import DeviceLostError
 

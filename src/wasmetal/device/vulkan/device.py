@@ -61,7 +61,6 @@ class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
     def copy(self, source: Range[VulkanAllocation], target: Range[VulkanAllocation]) -> None:
         """Copy between two buffers, behind all that was submitted before."""
         region = struct("VkBufferCopy", srcOffset=source.offset, dstOffset=target.offset, size=source.nbytes)
-
         buffers = source.allocation.buffer.handle, target.allocation.buffer.handle
         commands.run(self.logical, lambda handle: lib.vkCmdCopyBuffer(handle, *buffers, 1, region), [source, target])
 

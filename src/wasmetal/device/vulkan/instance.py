@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from wasmetal.device.vulkan.api import NULL, enumerate_all, lib, make, on_release, struct
+from wasmetal.device.release import on_release
+from wasmetal.device.vulkan.api import NULL, lib, make, struct
 from wasmetal.errors import DeviceNotFoundError
 
 API_VERSION = 1 << 22 | 2 << 12
@@ -28,7 +29,3 @@ class Instance:
         info = struct("VkInstanceCreateInfo", pApplicationInfo=application, **fields)
         self.handle = make("vkCreateInstance", "VkInstance", info, NULL)
         on_release(self, lib.vkDestroyInstance, self.handle, NULL)
-
-    def physical_devices(self) -> list[Any]:
-        """Handles of every device that the installed drivers show, in the loader's order."""
-        return list(enumerate_all("vkEnumeratePhysicalDevices", "VkPhysicalDevice", self.handle))

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from wasmetal.device.release import on_release
 from wasmetal.device.vulkan import features
-from wasmetal.device.vulkan.api import NULL, call, check, ffi, lib, make, on_release, struct
+from wasmetal.device.vulkan.api import NULL, call, check, ffi, lib, make, struct
 from wasmetal.device.vulkan.physical import EXTENSIONS, PhysicalDevice
 from wasmetal.device.waiting import wait_in_slices
 from wasmetal.errors import DeviceLostError
@@ -41,13 +42,10 @@ class LogicalDevice:
         self._completed = 0
         self._lost = False
         self._lock = threading.Lock()
-        self._signal = ffi.new("uint64_t *")
-        timeline = struct(
-            "VkTimelineSemaphoreSubmitInfo", signalSemaphoreValueCount=1, pSignalSemaphoreValues=self._signal
-        )
-        self._submit_info = struct(
-            "VkSubmitInfo", pNext=timeline, signalSemaphoreCount=1, pSignalSemaphores=self._semaphore
-        )
+        value = self._signal_value = ffi.new("uint64_t *")
+        chain = struct("VkTimelineSemaphoreSubmitInfo", signalSemaphoreValueCount=1, pSignalSemaphoreValues=value)
+        signal = {"signalSemaphoreCount": 1, "pSignalSemaphores": self._semaphore}
+        self._submit_info = struct("VkSubmitInfo", pNext=chain, **signal)
         self._host_pointer_properties = self._function("vkGetMemoryHostPointerPropertiesEXT")
         self.push_descriptors = self._function("vkCmdPushDescriptorSetKHR")
         """Binds buffers to the kernel that comes next in a command buffer."""
@@ -61,7 +59,7 @@ class LogicalDevice:
         """Start ``VkCommandBuffer``s; returns the submission's number, to wait for. From any thread."""
         with self._lock:
             number = self._submitted + 1
-            self._signal[0] = number
+            self._signal_value[0] = number
             self._submit_info.commandBufferCount = len(command_buffers)
             self._submit_info.pCommandBuffers = buffers = ffi.new("VkCommandBuffer[]", command_buffers)
             self._call("vkQueueSubmit", self._queue, 1, self._submit_info, NULL)

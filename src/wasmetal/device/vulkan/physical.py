@@ -125,4 +125,5 @@ def physical_devices() -> list[PhysicalDevice]:
     Raises DeviceNotFoundError if there is no loader or no driver.
     """
     instance = Instance()
-    return [PhysicalDevice(instance, i, handle) for i, handle in enumerate(instance.physical_devices())]
+    handles = enumerate_all("vkEnumeratePhysicalDevices", "VkPhysicalDevice", instance.handle)
+    return [PhysicalDevice(instance, i, handle) for i, handle in enumerate(handles)]

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from wasmetal.device.pipelines import CacheFile, PipelineTable
-from wasmetal.device.vulkan.api import NULL, call, ffi, lib, make, struct
+from wasmetal.device.vulkan.api import NULL, enumerate_all, ffi, lib, make, struct
 from wasmetal.device.vulkan.logical import LogicalDevice, Owned
 from wasmetal.device.vulkan.physical import PhysicalDevice
 from wasmetal.errors import DeviceError
@@ -94,10 +94,7 @@ class Pipelines:
 
     def save(self) -> None:
         """Write the file anew if there is something new to write."""
-        size = ffi.new("size_t *")
-        call("vkGetPipelineCacheData", self._device.handle, self._cache.handle, size, NULL)
-        held = ffi.new("char[]", size[0])
-        call("vkGetPipelineCacheData", self._device.handle, self._cache.handle, size, held)
-        data = bytes(ffi.buffer(held, size[0]))
+        handles = self._device.handle, self._cache.handle
+        data = bytes(ffi.buffer(enumerate_all("vkGetPipelineCacheData", "char", *handles, count_type="size_t")))
         if data != self._saved:
             self._file.replace(lambda path: path.write_bytes(data))
