@@ -47,7 +47,7 @@ def test_a_kernel_that_needs_more_than_there_is(own_vulkan: Device) -> None:
 
 def test_a_kernel_that_was_not_compiled(own_vulkan: Device) -> None:
     kernel = replace(CATALOG["add"], name="never_written")
-    with pytest.raises(DeviceError, match="kernel never_written was not compiled to SPIR-V"):
+    with pytest.raises(DeviceError, match="kernel never_written was not compiled to spirv"):
         dispatch(own_vulkan, kernel)
 
 

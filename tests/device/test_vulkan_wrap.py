@@ -50,7 +50,7 @@ def test_no_pages(own_vulkan: Device) -> None:
 
 def test_more_than_the_driver_takes_at_once(own_vulkan: Device, region: Region) -> None:
     own_vulkan.backend.logical.physical.max_allocation_bytes = limit = 3 * page_size()
-    refused(own_vulkan, region.aperture(0, limit + page_size()), f"at most {limit} bytes in one range")
+    refused(own_vulkan, region.aperture(0, limit + page_size()), f"at most {limit} at once")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_more_than_the_driver_takes_at_once(own_vulkan: Device, region: Region) 
     [
         ("vkGetMemoryHostPointerPropertiesEXT", -1000072003),
         ("vkAllocateMemory", -1000072003),
-        ("vkAllocateMemory", -2),  # what a driver says where it cannot pin the pages
+        ("vkAllocateMemory", -2),  # the result of a driver that cannot pin the pages
         ("vkAllocateMemory", -1),
     ],
 )
@@ -69,7 +69,7 @@ def test_the_drivers_own_refusal(own_vulkan: Device, region: Region, faults, fun
 
 def test_no_memory_type(own_vulkan: Device, region: Region, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_vulkan.backend.logical, "importable_types", lambda address: 0)
-    refused(own_vulkan, region.aperture(0, page_size()), "the driver has no memory type for them")
+    refused(own_vulkan, region.aperture(0, page_size()), "the driver has no memory type for these host pages")
 
 
 def test_a_refusal_leaves_the_device_usable(own_vulkan: Device, region: Region) -> None:

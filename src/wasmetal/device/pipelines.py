@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from wasmetal.errors import DeviceError
 from wasmetal.home import pipelines_directory
 from wasmetal.kernels.catalog import Kernel
 
@@ -40,6 +41,14 @@ class PipelineTable(Generic[P]):
     def made(self) -> Collection[Kernel]:
         """The kernels that have a pipeline."""
         return self._made.keys()
+
+
+def compiled_code(kernel: Kernel, target: str) -> bytes:
+    """A kernel's code for one of ``catalog.TARGETS``. Raises DeviceError if it was not compiled for that target."""
+    try:
+        return kernel.code(target)
+    except FileNotFoundError as error:
+        raise DeviceError(f"kernel {kernel.name} was not compiled to {target}: generate the kernels") from error
 
 
 class CacheFile:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from wasmetal.device.base import Bytes, HostPages
 from wasmetal.device.metal.api import mtl, objc
 from wasmetal.device.metal.queue import CommandQueue
 from wasmetal.device.parts import Parts
+from wasmetal.device.release import on_release
 from wasmetal.errors import MemoryRefusedError, OutOfDeviceMemoryError, WrapRefusedError
 from wasmetal.memory.pages import Pages, page_size
 
@@ -37,7 +37,7 @@ class MetalAllocation:
             self._buffers = [_wrap(physical.handle, pages[start:stop]) for start, stop in self._parts.ranges()]
             self.device_address: int | None = int(self._buffers[0].gpuAddress()) or None
         queue.residency.add(self._buffers)
-        weakref.finalize(self, _release, queue, self._buffers, pages).atexit = False
+        on_release(self, _release, queue, self._buffers, pages)
 
     def bind(self, offset: int, nbytes: int) -> tuple[Any, int]:
         """The ``MTLBuffer`` that shows so many bytes at an offset, and where in it they begin.

@@ -9,7 +9,7 @@ from typing import Any
 from wasmetal.device.metal.api import mtl, objc, succeeded
 from wasmetal.device.metal.archive import Archive
 from wasmetal.device.metal.physical import SIMD_WIDTH, PhysicalDevice
-from wasmetal.device.pipelines import PipelineTable
+from wasmetal.device.pipelines import PipelineTable, compiled_code
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import CATALOG, Kernel
 
@@ -38,10 +38,7 @@ class Pipeline:
 
 
 def _function(device: Any, kernel: Kernel) -> Any:
-    try:
-        source = kernel.code("metal").decode()
-    except FileNotFoundError as error:
-        raise DeviceError(f"kernel {kernel.name} was not compiled to Metal: generate the kernels") from error
+    source = compiled_code(kernel, "metal").decode()
     options = mtl.MTLCompileOptions.new()
     # Fast math reorders sums, and treats NaN and infinity as if there were none.
     options.setMathMode_(mtl.MTLMathModeSafe)

@@ -11,5 +11,5 @@ __all__ = ["VulkanBackend", "find_devices"]
 
 
 def find_devices() -> list[FoundDevice]:
-    """Every device that the installed drivers show, in the loader's order. Raises DeviceNotFoundError if none do."""
+    """Every device that the drivers enumerate, in the loader's order. Raises DeviceNotFoundError without a driver."""
     return found_devices(physical_devices(), VulkanBackend)

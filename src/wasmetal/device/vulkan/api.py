@@ -1,8 +1,8 @@
-"""The Vulkan API as C has it, through the cffi declarations of the ``vulkan`` package.
+"""The C API of Vulkan, called through the cffi declarations of the ``vulkan`` package.
 
-The package's own wrapper functions are not used. They keep only shallow references to the structs they build, so that a
-struct in a list is freed before the call that reads it; they raise KeyError for results they do not know; and they cost
-microseconds per argument, which a submission per token cannot spare.
+The package's wrapper functions are not used, for three reasons: they keep only shallow references to the structs that
+they build, so a struct in a list is freed before the call that reads it; they raise KeyError for unknown results; and
+they cost microseconds per argument, which is too much for a submission per token.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ except OSError as error:
     raise DeviceNotFoundError("no Vulkan loader (libvulkan): install it (Debian: libvulkan1) and a driver") from error
 
 ffi: Any = vk.ffi
-lib: Any = vk.lib  # the functions, and every enumeration's constants
+lib: Any = vk.lib  # functions and enumeration constants
 NULL: Any = ffi.NULL
 
 _RESULTS: dict[int, str] = ffi.typeof("VkResult").elements
@@ -27,14 +27,11 @@ _RESULTS: dict[int, str] = ffi.typeof("VkResult").elements
 _ERRORS: dict[str, tuple[type[DeviceError], str]] = {
     "VK_ERROR_OUT_OF_HOST_MEMORY": (OutOfDeviceMemoryError, "the Vulkan driver is out of host memory"),
     "VK_ERROR_OUT_OF_DEVICE_MEMORY": (OutOfDeviceMemoryError, "the device is out of memory"),
-    "VK_ERROR_TOO_MANY_OBJECTS": (OutOfDeviceMemoryError, "the device has no room for one more allocation"),
-    "VK_ERROR_DEVICE_LOST": (DeviceLostError, "the device was lost: its driver reset it; open it again"),
-    "VK_ERROR_INCOMPATIBLE_DRIVER": (
-        DeviceNotFoundError,
-        "no Vulkan driver: install one (Debian: mesa-vulkan-drivers)",
-    ),
+    "VK_ERROR_TOO_MANY_OBJECTS": (OutOfDeviceMemoryError, "the Vulkan driver allows no more allocations"),
+    "VK_ERROR_DEVICE_LOST": (DeviceLostError, "the device was lost: the driver reset it; open it again"),
+    "VK_ERROR_INCOMPATIBLE_DRIVER": (DeviceNotFoundError, "no Vulkan driver (Debian: install mesa-vulkan-drivers)"),
     "VK_ERROR_INITIALIZATION_FAILED": (DeviceNotFoundError, "the Vulkan driver could not start"),
-    "VK_ERROR_INVALID_EXTERNAL_HANDLE": (WrapRefusedError, "the driver would not import these host pages"),
+    "VK_ERROR_INVALID_EXTERNAL_HANDLE": (WrapRefusedError, "the driver cannot import these host pages"),
 }
 
 

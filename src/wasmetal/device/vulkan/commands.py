@@ -1,4 +1,4 @@
-"""Command buffers that know when they may be freed."""
+"""Command buffers that are freed after their last submission has ended."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _ALL = _accesses(lib.VK_ACCESS_MEMORY_WRITE_BIT, lib.VK_ACCESS_MEMORY_READ_BIT)
 
 
 class Commands:
-    """One command buffer, recorded once, in a pool of its own so that any thread may record it.
+    """A command buffer, recorded once. It has a separate pool, so that any thread can record it.
 
-    Its commands come behind all that was submitted before them, and the host sees what they wrote after a wait. When
-    nothing refers to it any more it is freed, once its last submission has ended, and with it what it ``keeps``.
+    Barriers order its commands after all earlier submissions, and make their writes visible to the host after a wait.
+    Once nothing refers to the command buffer, it is freed as soon as its last submission has ended.
     """
 
     def __init__(self, device: LogicalDevice, record: Callable[[Any], None], keeps: Sequence[object]) -> None:
-        """``record`` is given the ``VkCommandBuffer``; ``keeps`` is what the commands use."""
+        """Call ``record`` with the ``VkCommandBuffer``. ``keeps``: what the commands use, held until they are freed."""
         self._device = device
-        self._last = [0]  # the number of the latest submission, 0 before the first
+        self._last = [0]  # the latest submission; 0 before the first
         family = device.physical.queue_family
         pool = device.create("CommandPool", struct("VkCommandPoolCreateInfo", queueFamilyIndex=family))
         on_release(self, _release, device, self._last, pool, keeps)
@@ -48,7 +48,7 @@ class Commands:
 
 
 def submit(device: LogicalDevice, buffers: Sequence[Commands]) -> int:
-    """Start command buffers, in order; returns the submission's number."""
+    """Start command buffers, in order; return the number of the submission."""
     number = device.submit([buffer._handle for buffer in buffers])
     for buffer in buffers:
         buffer._last[0] = number
@@ -57,16 +57,16 @@ def submit(device: LogicalDevice, buffers: Sequence[Commands]) -> int:
 
 def run(device: LogicalDevice, record: Callable[[Any], None], keeps: Sequence[object]) -> None:
     """Record commands, submit them and wait for them. Raises DeviceLostError."""
-    commands = Commands(device, record, keeps)  # held here, or else its release would do the waiting
+    commands = Commands(device, record, keeps)  # a reference, so that the wait below can be interrupted
     device.wait(submit(device, [commands]))
 
 
 def barrier(handle: Any, before: int, after: int, accesses: Any) -> None:
-    """Order accesses of the stages ``after`` behind those of the stages ``before``."""
+    """Record a barrier: the stages ``after`` wait for the stages ``before``, and see what they wrote."""
     lib.vkCmdPipelineBarrier(handle, before, after, 0, 1, accesses, 0, NULL, 0, NULL)
 
 
 def _release(device: LogicalDevice, last: list[int], _pool: object, _keeps: Sequence[object]) -> None:
-    # What the commands use is among the arguments, and so outlives them.
-    with contextlib.suppress(DeviceLostError):  # a lost device is no longer at work
+    # The pool, and everything that the commands use, are arguments so that they stay alive during the wait.
+    with contextlib.suppress(DeviceLostError):  # a lost device runs no commands
         device.wait(last[0])

@@ -1,4 +1,4 @@
-"""What Vulkan does of a device's work."""
+"""The Vulkan backend."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wasmetal.kernels.catalog import Kernel
 
 
 class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
-    """One Vulkan device, opened."""
+    """An open Vulkan device."""
 
     def __init__(self, physical: PhysicalDevice) -> None:
         self.info = physical.info
@@ -27,10 +27,10 @@ class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
         self.pipelines = Pipelines(self.logical)
 
     def allocate(self, nbytes: int, kind: MemoryKind) -> VulkanAllocation:
-        """Zero-filled memory of the driver's.
+        """Zero-filled memory that the driver allocates.
 
-        Device memory is mapped on unified devices only: on a discrete GPU a host read through the bus runs at megabytes
-        per second, so there it is reached by staging alone.
+        A discrete GPU's device memory is not mapped, because the host reads it over the bus at megabytes per second;
+        copies to and from it are staged.
         """
         discrete = SHARED if kind is MemoryKind.SHARED else DEVICE
         made = VulkanAllocation(self.logical, nbytes, UNIFIED if self.logical.physical.unified else discrete)
@@ -42,15 +42,15 @@ class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
         return made
 
     def wrap(self, pages: HostPages) -> VulkanAllocation:
-        """Host pages, imported."""
+        """Import host pages."""
         return VulkanAllocation(self.logical, pages.nbytes, SHARED, pages)
 
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[VulkanAllocation]]) -> Pipeline:
-        """The kernel's pipeline."""
+        """The compute pipeline of the kernel."""
         return self.pipelines.get(kernel)
 
     def build(self, dispatches: Sequence[Dispatch[VulkanAllocation, Pipeline]]) -> VulkanRecording:
-        """A command buffer."""
+        """Record a command buffer."""
         return VulkanRecording(self.logical, dispatches)
 
     def start(self, recordings: Sequence[VulkanRecording]) -> VulkanWork:
@@ -59,18 +59,18 @@ class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
         return VulkanWork(self.logical, number, recordings)
 
     def copy(self, source: Range[VulkanAllocation], target: Range[VulkanAllocation]) -> None:
-        """Copy between two buffers, behind all that was submitted before."""
+        """Copy between two buffers after all earlier submissions, and wait for the copy."""
         region = struct("VkBufferCopy", srcOffset=source.offset, dstOffset=target.offset, size=source.nbytes)
         buffers = source.allocation.buffer.handle, target.allocation.buffer.handle
         commands.run(self.logical, lambda handle: lib.vkCmdCopyBuffer(handle, *buffers, 1, region), [source, target])
 
     def close(self) -> None:
-        """Save what the driver compiled."""
+        """Save the pipeline cache."""
         self.pipelines.save()
 
 
 class VulkanWork:
-    """A numbered submission. Its timestamps are read before one of its lists runs again and overwrites them."""
+    """A submission. Its timestamps must be read before any of its recordings is submitted again."""
 
     def __init__(self, device: LogicalDevice, number: int, recordings: Sequence[VulkanRecording]) -> None:
         self._device = device
@@ -78,7 +78,7 @@ class VulkanWork:
         self._recordings = recordings
 
     def wait(self, seconds: float) -> bool:
-        """Block for at most so many seconds; return whether the submission has ended. Raises DeviceLostError."""
+        """Block for at most ``seconds``; return whether the submission has ended. Raises DeviceLostError."""
         return self._device.wait_for(self._number, seconds)
 
     def ended(self) -> bool:
@@ -86,7 +86,7 @@ class VulkanWork:
         return self._device.wait_for(self._number, 0)
 
     def result(self) -> tuple[float, None]:
-        """The seconds from the first kernel to the end of the last. Raises DeviceLostError."""
+        """Seconds from the start of the first kernel to the end of the last, and no error. Raises DeviceLostError."""
         begin, _ = self._recordings[0].timestamps()
         _, end = self._recordings[-1].timestamps()
         return self._device.physical.seconds(begin, end), None

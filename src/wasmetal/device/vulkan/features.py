@@ -1,4 +1,4 @@
-"""What is switched on if a device has it, and the SPIR-V capabilities that each feature lets kernels declare."""
+"""The optional features that are enabled on a device, and the SPIR-V capabilities that depend on them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ SUBGROUP_SIZE = "VkPhysicalDeviceSubgroupSizeControlFeatures"
 
 
 class Feature(NamedTuple):
-    """One boolean of one of Vulkan's feature structs."""
+    """A boolean field of a Vulkan feature struct."""
 
     struct: str
     field: str
     words: str = ""
-    """As ``wasmetal devices`` says it; empty if it is of no interest there."""
+    """Its name in the output of ``wasmetal devices``; empty to leave it out."""
     capability: str = "Shader"
-    """The SPIR-V capability that needs it."""
+    """The SPIR-V capability that requires it."""
 
 
 FEATURES = (
-    # A last line of defence: an index that a kernel failed to clamp stays inside the buffer's own memory.
+    # A last line of defence: an index that a kernel fails to clamp cannot leave the buffer.
     Feature(CORE, "robustBufferAccess", "robust buffer access"),
     Feature(VULKAN_1_1, "storageBuffer16BitAccess", "16-bit storage", "StorageBuffer16BitAccess"),
     Feature(VULKAN_1_1, "uniformAndStorageBuffer16BitAccess", "", "UniformAndStorageBuffer16BitAccess"),
@@ -46,7 +46,7 @@ _SUBGROUPS = {
 
 
 def _chain(extensions: Collection[str]) -> tuple[Any, dict[str, Any]]:
-    """An empty chain of all feature structs: its head, and what carries the booleans of each struct."""
+    """A ``pNext`` chain of every feature struct, all false: its head, and the struct of fields for each name."""
     structs, chain = {}, NULL
     for name in (VULKAN_1_1, VULKAN_1_2, SUBGROUP_SIZE):
         if name != SUBGROUP_SIZE or SUBGROUP_SIZE_EXTENSION in extensions:
@@ -56,7 +56,7 @@ def _chain(extensions: Collection[str]) -> tuple[Any, dict[str, Any]]:
 
 
 def query(physical_device: Any, extensions: Collection[str]) -> tuple[tuple[Feature, ...], Any]:
-    """Those of FEATURES that a device has, and the chain that switches them on, for ``VkDeviceCreateInfo.pNext``."""
+    """Those of FEATURES that a device supports, and the chain that enables them, for ``VkDeviceCreateInfo.pNext``."""
     head, structs = _chain(extensions)
     lib.vkGetPhysicalDeviceFeatures2(physical_device, head)
     found = tuple(f for f in FEATURES if f.struct in structs and getattr(structs[f.struct], f.field))
@@ -67,6 +67,6 @@ def query(physical_device: Any, extensions: Collection[str]) -> tuple[tuple[Feat
 
 
 def capabilities(features: Collection[Feature], subgroup_operations: int) -> frozenset[str]:
-    """The SPIR-V capabilities that kernels may declare."""
+    """The SPIR-V capabilities that kernels may declare on a device with these features and subgroup operations."""
     of_subgroups = {name for bit, name in _SUBGROUPS.items() if subgroup_operations & bit}
     return frozenset({"Shader"} | {feature.capability for feature in features} | of_subgroups)

@@ -1,4 +1,4 @@
-"""The Vulkan instance: the loader's door to the drivers that are installed."""
+"""The Vulkan instance, which loads the installed drivers."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from wasmetal.device.vulkan.api import NULL, lib, make, struct
 from wasmetal.errors import DeviceNotFoundError
 
 API_VERSION = 1 << 22 | 2 << 12
-"""Vulkan 1.2, the least that the loader and a device must speak."""
+"""Vulkan 1.2: the oldest version of loader and device that works."""
 
 
 def version_text(version: int) -> str:
-    """A packed Vulkan version number as text, as in ``1.3.230``."""
+    """A packed Vulkan version number as text, such as ``1.3.230``."""
     return f"{version >> 22 & 0x7F}.{version >> 12 & 0x3FF}.{version & 0xFFF}"
 
 
 class Instance:
-    """An instance. Raises DeviceNotFoundError if the loader is too old, or finds no driver."""
+    """A Vulkan instance. Raises DeviceNotFoundError if the loader is too old or finds no driver."""
 
     def __init__(self, **fields: Any) -> None:
-        """``fields``: what else its ``VkInstanceCreateInfo`` has, such as layers."""
+        """``fields``: further fields of its ``VkInstanceCreateInfo``, such as layers."""
         loader = make("vkEnumerateInstanceVersion", "uint32_t")
         if loader < API_VERSION:
-            raise DeviceNotFoundError(f"the Vulkan loader speaks {version_text(loader)}; 1.2 or later is needed")
+            raise DeviceNotFoundError(f"the Vulkan loader supports {version_text(loader)}; install 1.2 or later")
         application = struct("VkApplicationInfo", apiVersion=API_VERSION)
         info = struct("VkInstanceCreateInfo", pApplicationInfo=application, **fields)
         self.handle = make("vkCreateInstance", "VkInstance", info, NULL)

@@ -1,4 +1,4 @@
-"""A logical device with its one queue. A timeline semaphore numbers the submissions, so waiting needs no fences."""
+"""A logical device with one queue. A timeline semaphore counts submissions, so no fences are needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wasmetal.errors import DeviceLostError
 
 
 class LogicalDevice:
-    """The opened device, as all its objects know it. It is destroyed when the last of them is gone."""
+    """An open ``VkDevice``. Objects created from it refer to it, so it is destroyed after all of them."""
 
     def __init__(self, physical: PhysicalDevice) -> None:
         self.physical = physical
@@ -24,14 +24,9 @@ class LogicalDevice:
             extensions.append(features.SUBGROUP_SIZE_EXTENSION)
         family = physical.queue_family
         queue = struct("VkDeviceQueueCreateInfo", queueFamilyIndex=family, queueCount=1, pQueuePriorities=[1.0])
-        info = struct(
-            "VkDeviceCreateInfo",
-            pNext=physical.enabling,
-            queueCreateInfoCount=1,
-            pQueueCreateInfos=queue,
-            enabledExtensionCount=len(extensions),
-            ppEnabledExtensionNames=extensions,
-        )
+        queues = {"queueCreateInfoCount": 1, "pQueueCreateInfos": queue}
+        enabled = {"enabledExtensionCount": len(extensions), "ppEnabledExtensionNames": extensions}
+        info = struct("VkDeviceCreateInfo", pNext=physical.enabling, **queues, **enabled)
         self.handle = make("vkCreateDevice", "VkDevice", physical.handle, info, NULL)
         self._semaphore = ffi.new("VkSemaphore *")
         on_release(self, _destroy, physical.instance, self.handle, self._semaphore)
@@ -48,27 +43,27 @@ class LogicalDevice:
         self._submit_info = struct("VkSubmitInfo", pNext=chain, **signal)
         self._host_pointer_properties = self._function("vkGetMemoryHostPointerPropertiesEXT")
         self.push_descriptors = self._function("vkCmdPushDescriptorSetKHR")
-        """Binds buffers to the kernel that comes next in a command buffer."""
+        """``vkCmdPushDescriptorSetKHR``: binds buffers for the next dispatch in a command buffer."""
 
     def create(self, kind: str, info: Any) -> Owned:
-        """A new object of the device's: ``kind`` names it as in ``vkCreate<kind>``."""
+        """Call ``vkCreate<kind>``; the new object is destroyed with ``vkDestroy<kind>``."""
         handle = make(f"vkCreate{kind}", f"Vk{kind}", self.handle, info, NULL)
         return Owned(self, handle, f"vkDestroy{kind}")
 
     def submit(self, command_buffers: Sequence[Any]) -> int:
-        """Start ``VkCommandBuffer``s; returns the submission's number, to wait for. From any thread."""
+        """Submit ``VkCommandBuffer``s; return the submission's number, for :meth:`wait`. Callable from any thread."""
         with self._lock:
             number = self._submitted + 1
             self._signal_value[0] = number
             self._submit_info.commandBufferCount = len(command_buffers)
             self._submit_info.pCommandBuffers = buffers = ffi.new("VkCommandBuffer[]", command_buffers)
             self._call("vkQueueSubmit", self._queue, 1, self._submit_info, NULL)
-            del buffers  # which the submission reads, and the struct does not keep alive
+            del buffers  # kept until here: the call reads it through the struct, which does not refer to it
             self._submitted = number
             return number
 
     def wait_for(self, number: int, seconds: float) -> bool:
-        """Block for at most so many seconds; return whether a submission, and so all before it, has ended.
+        """Block for at most ``seconds``; return whether a submission, and so every earlier one, has ended.
 
         Raises DeviceLostError.
         """
@@ -76,7 +71,7 @@ class LogicalDevice:
             return True
         value = ffi.new("uint64_t *", number)
         fields = lib.VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO, NULL, 0, 1, self._semaphore, value
-        info = ffi.new("VkSemaphoreWaitInfo *", fields)  # by hand, as this is waited for with every token
+        info = ffi.new("VkSemaphoreWaitInfo *", fields)  # without struct(): every token waits here
         if self._call("vkWaitSemaphores", self.handle, info, int(seconds * 1e9)) != lib.VK_SUCCESS:
             return False
         self._completed = max(self._completed, number)
@@ -87,7 +82,7 @@ class LogicalDevice:
         wait_in_slices(lambda seconds: self.wait_for(number, seconds))
 
     def importable_types(self, address: int) -> int:
-        """Bits of the memory types that host pages at an address can be imported as. Raises WrapRefusedError."""
+        """A bit mask of the memory types that can import host pages at ``address``. Raises WrapRefusedError."""
         properties = struct("VkMemoryHostPointerPropertiesEXT")
         handle_type = lib.VK_EXTERNAL_MEMORY_HANDLE_TYPE_HOST_ALLOCATION_BIT_EXT
         result = self._host_pointer_properties(self.handle, handle_type, ffi.cast("void *", address), properties)
@@ -95,7 +90,7 @@ class LogicalDevice:
         return int(properties.memoryTypeBits)
 
     def _function(self, name: str) -> Any:
-        """A function of a device extension."""
+        """A function of a device extension, by name."""
         return ffi.cast(f"PFN_{name}", lib.vkGetDeviceProcAddr(self.handle, name.encode()))
 
     def _call(self, function: str, *args: Any) -> int:
@@ -109,7 +104,7 @@ class LogicalDevice:
 
 
 class Owned:
-    """An object of the device's, destroyed when nothing refers to it any more; what it ``keeps`` outlives it."""
+    """A Vulkan object, destroyed once nothing refers to it; the device and ``keeps`` stay alive until then."""
 
     def __init__(self, device: LogicalDevice, handle: Any, destroy: str, keeps: object = None) -> None:
         self.handle = handle
@@ -121,6 +116,6 @@ def _destroy_owned(device: LogicalDevice, handle: Any, destroy: str, _keeps: obj
 
 
 def _destroy(_instance: object, device: Any, semaphore: Any) -> None:
-    # The instance is an argument so that it outlives its device.
+    # The instance is an argument so that it is destroyed after the device.
     lib.vkDestroySemaphore(device, semaphore[0], NULL)
     lib.vkDestroyDevice(device, NULL)

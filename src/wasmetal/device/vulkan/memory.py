@@ -1,7 +1,7 @@
-"""Device memory: a ``VkBuffer`` bound to memory of the driver's, or to imported host pages.
+"""Device memory: a ``VkBuffer`` bound to memory that the driver allocates, or to imported host pages.
 
-Each buffer has one ``VkDeviceMemory`` of its own. Drivers allow a few thousand of them, and callers use few, large
-buffers (a model's weights are a handful), so there is no sub-allocator.
+Each buffer has a separate ``VkDeviceMemory``. Drivers allow a few thousand of these, and callers use few, large buffers
+(a handful for a model's weights), so there is no sub-allocator.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _USAGE: int = (
 )
 
 _GRANULE = 16
-"""Buffers are sized in multiples of this, so that they can be filled by words and loaded 16 bytes at a time."""
+"""Buffer sizes are multiples of this: fills write 4-byte words, and kernels load up to 16 bytes at a time."""
 
 Properties = tuple[int, int, int]
-"""Properties that memory must have, should have and should not have."""
+"""Property flags that a memory type must have, should have and should not have."""
 
 UNIFIED: Properties = (_MAPPABLE, _DEVICE_LOCAL | _CACHED, 0)
 SHARED: Properties = (_MAPPABLE, _CACHED, _DEVICE_LOCAL)
@@ -36,26 +36,25 @@ DEVICE: Properties = (_DEVICE_LOCAL, 0, _MAPPABLE)
 
 
 class VulkanAllocation:
-    """A Vulkan buffer and its memory, freed when nothing refers to it any more.
+    """A Vulkan buffer and its memory, freed once nothing refers to them.
 
-    Recorded commands and NumPy views refer to it, so it outlives the ``Buffer`` that was closed before them.
+    Recorded commands and NumPy views refer to the allocation, so it can outlive its ``Buffer``.
     """
 
-    def __init__(
-        self, device: LogicalDevice, nbytes: int, properties: Properties, pages: HostPages | None = None
-    ) -> None:
-        """Memory of the driver's, whose content is undefined, or ``pages``, imported: the same bytes, not copied.
+    def __init__(self, device: LogicalDevice, nbytes: int, wanted: Properties, pages: HostPages | None = None) -> None:
+        """Import ``pages`` without copying, or allocate memory, whose content is undefined.
 
-        Raises OutOfDeviceMemoryError, DeviceError if the device has no such memory, and WrapRefusedError.
+        Raises OutOfDeviceMemoryError, DeviceError if the device has no suitable memory type, and WrapRefusedError if
+        the pages cannot be imported.
         """
         physical, handle = device.physical, device.handle
-        needed, preferred, avoided = properties
+        needed, preferred, avoided = wanted
         if nbytes > physical.max_allocation_bytes:
             limit = physical.max_allocation_bytes
-            raise OutOfDeviceMemoryError(f"{physical.name} takes at most {limit} bytes in one range, not {nbytes}")
+            raise OutOfDeviceMemoryError(f"{nbytes} bytes: {physical.name} allocates at most {limit} at once")
         self.nbytes = nbytes
         self.size = -(-nbytes // _GRANULE) * _GRANULE
-        """``nbytes``, rounded up."""
+        """``nbytes``, rounded up to a multiple of ``_GRANULE``."""
         self._pages: Bytes | None = None
         external = chain = NULL
         if pages is not None:
@@ -74,43 +73,37 @@ class VulkanAllocation:
         importable = ~0 if pages is None else device.importable_types(pages.address)
         chosen = choose_type(physical.memory_types, needs.memoryTypeBits & importable, needed, preferred, avoided)
         if pages is not None and (chosen is None or needs.size > nbytes):
-            raise WrapRefusedError("the driver has no memory type for them")
+            raise WrapRefusedError("the driver has no memory type for these host pages")
         if chosen is None:
-            raise DeviceError(f"{physical.name} has no memory type that a buffer can use; choose another device")
+            raise DeviceError(f"{physical.name} has no memory type for a storage buffer; choose another device")
         info = struct("VkMemoryAllocateInfo", pNext=chain, allocationSize=needs.size, memoryTypeIndex=chosen)
         memory = make("vkAllocateMemory", "VkDeviceMemory", handle, info, NULL)
         self._memory = Owned(device, memory, "vkFreeMemory", self._pages)
         call("vkBindBufferMemory", handle, self.buffer.handle, memory, 0)
         self.device_address: int | None = None
-        """Where the device sees the bytes; None if it does not tell."""
         if addressed:
             of_buffer = struct("VkBufferDeviceAddressInfo", buffer=self.buffer.handle)
             self.device_address = int(lib.vkGetBufferDeviceAddress(handle, of_buffer))
-        self.address: int | None = None
-        """Where the host sees the bytes; None if it does not."""
-        if pages is not None:
-            self.address = pages.address
-        elif needed & _MAPPABLE:
+        self.address: int | None = None if pages is None else pages.address
+        if pages is None and needed & _MAPPABLE:
             mapped = make("vkMapMemory", "void *", handle, memory, 0, self.size, 0)
             self.address = int(ffi.cast("uintptr_t", mapped))
 
     def view(self) -> Bytes:
-        """The bytes, uint8 of shape [nbytes]; only if the host sees them."""
+        """The bytes, uint8 of shape [nbytes]. Called only if the host can see them."""
         return np.asarray(self) if self._pages is None else self._pages
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
-        # NumPy's protocol for arrays over foreign memory: the array refers to this object, and so keeps it alive.
+        # An array made by this protocol refers to the allocation, and so keeps the memory mapped.
         return {"version": 3, "shape": (self.nbytes,), "typestr": "|u1", "data": (self.address, False)}
 
 
 def choose_type(types: Sequence[int], allowed: int, needed: int, preferred: int, avoided: int) -> int | None:
-    """The best memory type, by property flags, among the bits of ``allowed``; None if none has all ``needed``.
+    """The index of the best memory type in the bit mask ``allowed``; None if none has every ``needed`` flag.
 
-    Having ``preferred`` properties counts for more than lacking ``avoided`` ones; between equals the driver's own
-    order, best first, decides.
+    ``types`` are property flags. Most ``preferred`` flags win, then fewest ``avoided`` flags, then the driver's order.
     """
     fitting = [i for i, flags in enumerate(types) if allowed >> i & 1 and flags & needed == needed]
-    return max(
-        fitting, key=lambda i: ((types[i] & preferred).bit_count(), -(types[i] & avoided).bit_count()), default=None
-    )
+    score = {i: ((types[i] & preferred).bit_count(), -(types[i] & avoided).bit_count()) for i in fitting}
+    return max(fitting, key=score.__getitem__, default=None)

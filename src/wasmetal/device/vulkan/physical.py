@@ -1,4 +1,4 @@
-"""A physical device: what the driver says of it, and whether we can use it."""
+"""Physical devices: their properties, and why a device cannot be used."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ EXTENSIONS = {
     "VK_EXT_external_memory_host": "host pages cannot be shared",
     "VK_KHR_push_descriptor": "kernels cannot be given their buffers",
 }
-"""Extensions that a device must have, and what is not possible without each."""
+"""The extensions that a device must have, and the consequence of lacking each."""
 
 _TIERS = {
     lib.VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU: Tier.DISCRETE,
     lib.VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU: Tier.INTEGRATED,
     lib.VK_PHYSICAL_DEVICE_TYPE_VIRTUAL_GPU: Tier.INTEGRATED,
 }
+_COMPUTE_STAGE: int = lib.VK_SHADER_STAGE_COMPUTE_BIT
 _UNIFIED = (lib.VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU, lib.VK_PHYSICAL_DEVICE_TYPE_CPU)
 
 
 class PhysicalDevice:
-    """One device that a driver shows.
+    """A device that a driver enumerates, usable or not.
 
-    ``problem`` says in words why it cannot be used, or is None; only then are the other attributes to be relied on.
+    ``problem`` is the reason why it cannot be used, or None. ``tier``, ``info`` and so on are set only if it is None.
     """
 
     def __init__(self, instance: Instance, index: int, handle: Any) -> None:
@@ -45,10 +46,10 @@ class PhysicalDevice:
 
     def _find_problem(self, version: int) -> str | None:
         if version < API_VERSION:
-            return f"its driver speaks Vulkan {version_text(version)}, and 1.2 is needed"
+            return f"its driver supports Vulkan {version_text(version)}; 1.2 or later is needed"
         for name, lack in EXTENSIONS.items():
             if name not in self.extensions:
-                return f"its driver lacks {name}, without which {lack}"
+                return f"its driver lacks {name}: {lack}"
         if self.queue_family is None:
             return "it has no compute queue with timestamps"
         return None
@@ -58,7 +59,7 @@ class PhysicalDevice:
         subgroup = struct("VkPhysicalDeviceSubgroupProperties", pNext=host)
         sizes = struct("VkPhysicalDeviceMaintenance3Properties", pNext=subgroup)
         driver = chain = struct("VkPhysicalDeviceDriverProperties", pNext=sizes)
-        control = struct("VkPhysicalDeviceSubgroupSizeControlProperties", pNext=chain)  # all zero if there is none
+        control = struct("VkPhysicalDeviceSubgroupSizeControlProperties", pNext=chain)  # zero if unsupported
         if features.SUBGROUP_SIZE_EXTENSION in self.extensions:
             chain = control
         lib.vkGetPhysicalDeviceProperties2(self.handle, struct("VkPhysicalDeviceProperties2", pNext=chain))
@@ -72,15 +73,11 @@ class PhysicalDevice:
         self.grid_limits = tuple(core.limits.maxComputeWorkGroupCount)
         self.max_allocation_bytes = int(sizes.maxMemoryAllocationSize)
         self.memory_types = [kind.propertyFlags for kind in memory.memoryTypes[0 : memory.memoryTypeCount]]
-        self.several_subgroup_sizes = (
-            self.has("subgroupSizeControl")
-            and bool(control.requiredSubgroupSizeStages & lib.VK_SHADER_STAGE_COMPUTE_BIT)
-            and control.minSubgroupSize < control.maxSubgroupSize
-        )
+        can_require = self.has("subgroupSizeControl") and control.requiredSubgroupSizeStages & _COMPUTE_STAGE
+        self.several_subgroup_sizes = bool(can_require) and control.minSubgroupSize < control.maxSubgroupSize
         self.max_subgroups = int(control.maxComputeWorkgroupSubgroups)
-        self.cache_key = (
-            f"{core.vendorID:04x}-{core.deviceID:04x}-{core.driverVersion:x}-{bytes(core.pipelineCacheUUID).hex()}"
-        )
+        cache_id = bytes(core.pipelineCacheUUID).hex()
+        self.cache_key = f"{core.vendorID:04x}-{core.deviceID:04x}-{core.driverVersion:x}-{cache_id}"
         self._seconds_per_tick = float(core.limits.timestampPeriod) * 1e-9
         version = version_text(core.apiVersion)
         self.info = DeviceInfo(
@@ -98,11 +95,11 @@ class PhysicalDevice:
         )
 
     def seconds(self, begin: int, end: int) -> float:
-        """The time between two timestamps, whose counter may have wrapped round."""
+        """Seconds between two timestamps, in ticks of a counter that may have wrapped around."""
         return (end - begin & (1 << self._timestamp_bits) - 1) * self._seconds_per_tick
 
     def has(self, field: str) -> bool:
-        """Whether the device has a feature, by its field's name in Vulkan's structs."""
+        """Whether the device supports one of FEATURES, by its field in Vulkan's structs."""
         return any(feature.field == field for feature in self.features)
 
 
@@ -111,7 +108,7 @@ def _text(chars: Any) -> str:
 
 
 def _compute_queue(handle: Any) -> tuple[int | None, int]:
-    """(index, timestamp bits) of the first queue family with compute and timestamps."""
+    """The first queue family with compute and timestamps: its index (None if there is none) and timestamp bits."""
     families = enumerate_all("vkGetPhysicalDeviceQueueFamilyProperties", "VkQueueFamilyProperties", handle)
     for index, family in enumerate(families):
         if family.queueFlags & lib.VK_QUEUE_COMPUTE_BIT and family.timestampValidBits:
@@ -120,7 +117,7 @@ def _compute_queue(handle: Any) -> tuple[int | None, int]:
 
 
 def physical_devices() -> list[PhysicalDevice]:
-    """Every device that the installed drivers show, usable or not, in the loader's order.
+    """Every device that the installed drivers enumerate, usable or not, in the loader's order.
 
     Raises DeviceNotFoundError if there is no loader or no driver.
     """

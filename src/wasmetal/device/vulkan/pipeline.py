@@ -1,11 +1,11 @@
-"""Compute pipelines, one for each kernel, made when it is first recorded."""
+"""Compute pipelines, each created when its kernel is first recorded."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from wasmetal.device.pipelines import CacheFile, PipelineTable
+from wasmetal.device.pipelines import CacheFile, PipelineTable, compiled_code
 from wasmetal.device.vulkan.api import NULL, enumerate_all, ffi, lib, make, struct
 from wasmetal.device.vulkan.logical import LogicalDevice, Owned
 from wasmetal.device.vulkan.physical import PhysicalDevice
@@ -17,7 +17,7 @@ _STAGE: int = lib.VK_SHADER_STAGE_COMPUTE_BIT
 
 
 class Pipeline:
-    """A kernel compiled for the device: storage buffers at bindings 0, 1, … of set 0, parameters as push constants."""
+    """A compiled kernel: its buffers are bindings 0, 1, … of descriptor set 0, its parameters push constants."""
 
     def __init__(self, device: LogicalDevice, kernel: Kernel, cache: Any) -> None:
         """``cache``: a ``VkPipelineCache``. Raises DeviceError if the device cannot run the kernel."""
@@ -51,24 +51,21 @@ class Pipeline:
 
 
 def _code(physical: PhysicalDevice, kernel: Kernel) -> bytes:
-    """The kernel's SPIR-V. Raises DeviceError if there is none, or it needs what the device lacks."""
-    try:
-        spirv = kernel.code("spirv")
-    except FileNotFoundError as error:
-        raise DeviceError(f"kernel {kernel.name} was not compiled to SPIR-V: generate the kernels") from error
+    """The kernel's SPIR-V. Raises DeviceError if it was not compiled, or needs a capability that the device lacks."""
+    spirv = compiled_code(kernel, "spirv")
     if missing := declared_capabilities(spirv) - physical.capabilities:
         raise DeviceError(f"kernel {kernel.name} needs SPIR-V {', '.join(sorted(missing))}; {physical.name} lacks it")
     return spirv
 
 
 def _subgroup_size(physical: PhysicalDevice, kernel: Kernel) -> dict[str, Any]:
-    """What pins subgroups to the size that DeviceInfo tells, all of them full, if a driver could choose another."""
+    """Stage fields that require ``DeviceInfo.subgroup_size`` and full subgroups, if the driver could choose others."""
     if not physical.several_subgroup_sizes:
         return {}
     size, threads = physical.info.subgroup_size, math.prod(kernel.threads)
     limit = size * physical.max_subgroups
     if threads > limit:
-        raise DeviceError(f"kernel {kernel.name} has groups of {threads} threads; {physical.name} takes {limit}")
+        raise DeviceError(f"kernel {kernel.name} has groups of {threads} threads; {physical.name} allows {limit}")
     full = kernel.threads[0] % size == 0 and physical.has("computeFullSubgroups")
     return {
         "pNext": struct("VkPipelineShaderStageRequiredSubgroupSizeCreateInfo", requiredSubgroupSize=size),
@@ -77,10 +74,10 @@ def _subgroup_size(physical: PhysicalDevice, kernel: Kernel) -> dict[str, Any]:
 
 
 class Pipelines:
-    """The device's compiled kernels, and the driver's cache of them, which begins with what an earlier process left.
+    """The device's pipelines, and a ``VkPipelineCache`` that is kept in a file between processes.
 
-    Its file is named by vendor, device, driver and the driver's own cache identifier, so that no driver is given the
-    data of another.
+    The file name contains the vendor, the device, the driver's version and its cache identifier, so that no driver
+    reads another's data.
     """
 
     def __init__(self, device: LogicalDevice) -> None:
@@ -93,7 +90,7 @@ class Pipelines:
         self.get = PipelineTable(lambda kernel: Pipeline(device, kernel, cache.handle)).get
 
     def save(self) -> None:
-        """Write the file anew if there is something new to write."""
+        """Write the cache file if its content has changed."""
         handles = self._device.handle, self._cache.handle
         data = bytes(ffi.buffer(enumerate_all("vkGetPipelineCacheData", "char", *handles, count_type="size_t")))
         if data != self._saved:

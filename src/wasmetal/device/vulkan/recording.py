@@ -19,7 +19,7 @@ Dispatches = Sequence[Dispatch[VulkanAllocation, Pipeline]]
 
 
 class VulkanRecording:
-    """A command buffer between two timestamps, ready to be submitted again and again."""
+    """A command buffer with a timestamp before and after its kernels, to be submitted any number of times."""
 
     def __init__(self, device: LogicalDevice, dispatches: Dispatches) -> None:
         self.dispatches = len(dispatches)
@@ -40,25 +40,22 @@ class VulkanRecording:
         self.commands = Commands(device, record, [queries, *((each.code, each.ranges) for each in dispatches)])
 
     def timestamps(self) -> tuple[int, int]:
-        """When the latest submission began and ended, in the device's ticks; only once it has ended."""
+        """Begin and end of the latest submission, in ticks. Called once it has ended. Raises DeviceLostError."""
         stamps = ffi.new("uint64_t[2]")
         flags = lib.VK_QUERY_RESULT_64_BIT | lib.VK_QUERY_RESULT_WAIT_BIT
         call("vkGetQueryPoolResults", self._device.handle, self._queries.handle, 0, 2, 16, stamps, 8, flags)
         return stamps[0], stamps[1]
 
     def close(self) -> None:
-        """Nothing: a pending submission refers to the recording until it has ended."""
+        """Do nothing: a pending submission keeps the recording alive until it has ended."""
 
 
 def _record(device: LogicalDevice, handle: Any, dispatch: Dispatch[VulkanAllocation, Pipeline]) -> None:
     pipeline, params, count = dispatch.code, dispatch.params, len(dispatch.ranges)
     places = [(bound.allocation.buffer.handle, bound.offset, bound.nbytes) for bound in dispatch.ranges]
     infos = ffi.new("VkDescriptorBufferInfo[]", places)
-    write = {
-        "sType": lib.VK_STRUCTURE_TYPE_WRITE_DESCRIPTOR_SET,
-        "descriptorCount": 1,
-        "descriptorType": lib.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER,
-    }
+    kind, storage = lib.VK_STRUCTURE_TYPE_WRITE_DESCRIPTOR_SET, lib.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER
+    write = {"sType": kind, "descriptorCount": 1, "descriptorType": storage}
     writes = [{**write, "dstBinding": i, "pBufferInfo": infos + i} for i in range(count)]
     layout = pipeline.layout.handle
     lib.vkCmdBindPipeline(handle, _BIND_POINT, pipeline.pipeline.handle)
