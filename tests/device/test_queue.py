@@ -108,7 +108,7 @@ def test_a_pending_list_is_refused_until_its_submission_has_ended(made: Fixture)
 
 def test_a_timeout_leaves_a_submission_pending(made: Fixture) -> None:
     submission = made.submit()
-    with pytest.raises(DeviceTimeoutError, match=r"did not finish within 0\.001 seconds; it is still at work"):
+    with pytest.raises(DeviceTimeoutError, match=r"did not finish within 0\.001 seconds; it is still running"):
         submission.wait(0.001)
     assert submission.pending
     made.works[0].end.set()

@@ -90,7 +90,7 @@ def test_a_name_that_means_nothing(monkeypatch: pytest.MonkeyPatch, spec: str) -
 
 def test_a_backend_without_devices_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     Machine(monkeypatch, vulkan=[], metal=["too old", "on loan"])
-    with pytest.raises(DeviceNotFoundError, match="no usable vulkan device: the installed drivers show none"):
+    with pytest.raises(DeviceNotFoundError, match="no usable vulkan device: the installed drivers have none"):
         open_device("vulkan")
     with pytest.raises(DeviceNotFoundError, match="no usable metal device: metal GPU: too old; metal GPU: on loan"):
         open_device("metal")

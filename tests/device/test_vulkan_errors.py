@@ -163,13 +163,13 @@ def test_a_binding_longer_than_the_device_takes(own_vulkan: Device) -> None:
         large = own_vulkan.allocate(limit + 4)
     except OutOfDeviceMemoryError:
         return  # No buffer of this device is longer than what it can bind.
-    with pytest.raises(DeviceError, match=f"takes at most {limit}"):
+    with pytest.raises(DeviceError, match=f"allows at most {limit}"):
         add(own_vulkan.record(), good, good, Binding(large, 0, limit + 4))
 
 
 @pytest.mark.vulkan
 class TestPendingWork:
-    """A submission that is still at work: some hundred additions, one after another, not waited for."""
+    """A submission in flight: some hundred dependent additions, not waited for."""
 
     @pytest.fixture
     def long_list(self, own_vulkan: Device):
@@ -179,7 +179,7 @@ class TestPendingWork:
 
     def test_timeout(self, own_vulkan: Device, long_list) -> None:
         submission = own_vulkan.submit([long_list])
-        with pytest.raises(DeviceTimeoutError, match=r"did not finish within 0\.0001 seconds; it is still at work"):
+        with pytest.raises(DeviceTimeoutError, match=r"did not finish within 0\.0001 seconds; it is still running"):
             submission.wait(0.0001)
         submission.wait()
         assert submission.seconds > 0.0001

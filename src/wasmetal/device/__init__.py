@@ -1,6 +1,6 @@
-"""Devices: one protocol (``base``), one shared half (``opened``) and a package for each backend.
+"""Devices: one interface (``base``), one shared half (``opened``) and a package for each backend.
 
-Nothing here knows of Wasm or of models.
+Nothing here depends on Wasm or on models.
 """
 
 from wasmetal.device.base import Binding, Buffer, CommandList, Device, DeviceInfo, MemoryKind, Submission

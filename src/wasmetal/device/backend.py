@@ -1,6 +1,6 @@
-"""What a backend implements: the part of a device that differs. ``OpenDevice`` makes a ``base.Device`` of it.
+"""The interface that each backend implements. ``OpenDevice`` builds a ``base.Device`` on it.
 
-Callers have been checked before a backend is called: bindings, grids, copies, page ranges and states.
+``OpenDevice`` checks bindings, grids, copies, page ranges and states, so backends do not.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Grid = tuple[int, int, int]
 
 
 class Allocation(Protocol):
-    """Memory that the device can use, freed when nothing refers to it any more.
+    """Memory that the device can use, freed once nothing refers to it.
 
-    Buffers, recorded lists and views of the bytes refer to it, so it outlives the buffer that was closed before them.
+    Buffers, recorded lists and views of the bytes refer to the allocation, so it can outlive its buffer.
     """
 
     @property
@@ -31,22 +31,22 @@ class Allocation(Protocol):
 
     @property
     def device_address(self) -> int | None:
-        """The address at which the device sees the first byte; None if the device does not tell."""
+        """Device address of the first byte; None if the device does not expose it."""
 
     def view(self) -> Bytes:
-        """The bytes, uint8 of one dimension. Called only if there is an ``address``."""
+        """The bytes, a one-dimensional uint8 array. Called only if there is an ``address``."""
 
 
 A = TypeVar("A", bound=Allocation)
 C = TypeVar("C")
 
 
-# These two are made for every command of a guest, and a frozen dataclass takes three times as long to make.
+# Range and Dispatch are not frozen: a frozen dataclass is three times as slow to create, and guests create many.
 
 
 @dataclass(slots=True, eq=False)
 class Range(Generic[A]):
-    """A binding, checked. It refers to the allocation, so that the buffer may be closed before the list is finished."""
+    """A checked binding. It refers to the allocation, so that the buffer may be closed before the list is finished."""
 
     allocation: A
     offset: int
@@ -55,11 +55,11 @@ class Range(Generic[A]):
 
 @dataclass(slots=True, eq=False)
 class Dispatch(Generic[A, C]):
-    """A recorded kernel, checked."""
+    """A checked dispatch of a kernel."""
 
     kernel: Kernel
     code: C
-    """What :meth:`Backend.resolve` found for it."""
+    """The result of :meth:`Backend.resolve`."""
     ranges: tuple[Range[A], ...]
     params: bytes
     groups: Grid
@@ -67,7 +67,7 @@ class Dispatch(Generic[A, C]):
     def touches(self) -> list[Touch]:
         """The byte ranges that the kernel reads and writes, by host address if there is one.
 
-        Two buffers over the same pages have the same addresses, so they count as the same memory.
+        Two buffers over the same pages have the same addresses, so their accesses can conflict.
         """
         touches: list[Touch] = []
         for access, bound in zip(self.kernel.access, self.ranges, strict=True):
@@ -79,38 +79,38 @@ class Dispatch(Generic[A, C]):
 
 
 class Recording(Protocol):
-    """A finished command list, as the device runs it. It refers to everything that it uses."""
+    """A finished command list in the form that the device runs. It refers to everything that it uses."""
 
     @property
     def dispatches(self) -> int:
-        """How many kernels it runs."""
+        """The number of dispatches."""
 
     def close(self) -> None:
-        """Called when the list is closed, perhaps while a submission of it is pending."""
+        """Called when the list is closed, possibly while a submission of it is pending."""
 
 
 R = TypeVar("R", bound=Recording)
 
 
 class Work(Protocol):
-    """Recordings that were started together."""
+    """Recordings that were started together, in flight."""
 
     def wait(self, seconds: float) -> bool:
-        """Block for at most about so many seconds; return whether the work has ended. Called without any lock."""
+        """Block for at most about ``seconds``; return whether the work has ended. Called without any lock."""
 
     def ended(self) -> bool:
         """Whether the work has ended, without waiting."""
 
     def result(self) -> tuple[float, Exception | None]:
-        """Once it has ended: the seconds that the device spent, and the error that it ended with. Called once."""
+        """The device time in seconds, and the error if the work failed. Called once, after the work has ended."""
 
 
 class Backend(ABC, Generic[A, C, R]):
-    """A device's own half: its memory, its compiled kernels, its queue."""
+    """The backend-specific half of a device: memory, compiled kernels, queue."""
 
     info: DeviceInfo
     grid_limits: Grid
-    """The most groups along each side of a grid."""
+    """The maximum number of groups along each side of a grid."""
 
     @abstractmethod
     def allocate(self, nbytes: int, kind: MemoryKind) -> A:
@@ -118,39 +118,39 @@ class Backend(ABC, Generic[A, C, R]):
 
     @abstractmethod
     def wrap(self, pages: HostPages) -> A:
-        """Accessible, aligned host pages as memory of the device. Raises WrapRefusedError, with the driver's reason."""
+        """Import accessible, aligned host pages. Raises WrapRefusedError with the driver's reason."""
 
     @abstractmethod
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[A]]) -> C:
-        """What computes a kernel on this device: the kernel, or a variant of it, compiled. Raises DeviceError."""
+        """The compiled kernel, or a variant of it that suits the dispatch. Raises DeviceError."""
 
     @abstractmethod
     def build(self, dispatches: Sequence[Dispatch[A, C]]) -> R:
-        """A finished list, ready to be started again and again. Raises DeviceError."""
+        """Build a recording, which can be started any number of times. Raises DeviceError."""
 
     @abstractmethod
     def start(self, recordings: Sequence[R]) -> Work:
-        """Start recordings, in order, after everything that was started before. One call at a time."""
+        """Start recordings in order, after all earlier work. One call at a time."""
 
     def copy(self, source: Range[A], target: Range[A]) -> None:
-        """Copy between two ranges of one length, behind all that was started before; done on return.
+        """Copy between two ranges of equal length after all earlier work; complete on return.
 
-        Called only if the device has memory that the host cannot see.
+        Called only if a range is in memory that the host cannot see.
         """
         raise NotImplementedError
 
     def close(self) -> None:
-        """Called once, when all work has ended: the place to save compiled kernels."""
+        """Called once, after all work has ended; saves compiled kernels."""
 
 
 AnyBackend = Backend[Any, Any, Any]
 
 
 class Tier(IntEnum):
-    """How good a choice a device is; ``auto`` takes the highest."""
+    """The rank of a device; ``auto`` opens one of the highest tier."""
 
     SOFTWARE = 0
-    """A GPU interface carried out on the CPU: never better than the CPU device itself, so ``auto`` leaves it alone."""
+    """A GPU API emulated on the CPU: slower than the CPU device, so ``auto`` ranks it last."""
     CPU = 1
     INTEGRATED = 2
     DISCRETE = 3
@@ -158,32 +158,32 @@ class Tier(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A device that can be opened. A backend's package lists its devices, in the driver's order: ``find_devices()``."""
+    """A device that can be opened. ``find_devices()`` of a backend's package lists them in the driver's order."""
 
     info: DeviceInfo
     tier: Tier
     open: Callable[[], AnyBackend]
-    """Opens it. Raises DeviceError."""
+    """Opens the device. Raises DeviceError."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """A device that a driver shows, and that cannot be used."""
+    """A device that a driver enumerates but that cannot be used."""
 
     name: str
     problem: str
-    """Why, in words."""
+    """The reason, for the user."""
 
 
 FoundDevice = Candidate | Unusable
 
 
 class Shown(Protocol):
-    """A device as a driver shows it."""
+    """A device that a driver enumerates."""
 
     name: str
     problem: str | None
-    """Why it cannot be used, in words; the rest is to be relied on only if this is None."""
+    """Why it cannot be used, for the user; ``tier`` and ``info`` are set only if this is None."""
     tier: Tier
     info: DeviceInfo
 
@@ -192,7 +192,7 @@ S = TypeVar("S", bound=Shown)
 
 
 def found_devices(shown: Iterable[S], open_one: Callable[[S], AnyBackend]) -> list[FoundDevice]:
-    """What ``find_devices()`` returns, for the devices that a driver shows."""
+    """The result of ``find_devices()`` for the devices that a driver enumerates."""
     return [
         Unusable(each.name, each.problem) if each.problem else Candidate(each.info, each.tier, partial(open_one, each))
         for each in shown

@@ -1,18 +1,18 @@
-"""What a device is: allocate, wrap host pages, record a command list, submit, wait, report the cost.
+"""The device interface: allocate, wrap host pages, record a command list, submit, wait, report the cost.
 
-Everything above this module (ops, models, host functions) speaks to these protocols alone, so that a device can be
-added or changed without reading another. Devices know nothing of Wasm or of models.
+Everything above this module (ops, models, host functions) uses only these protocols, so a backend can be added or
+changed without reading another. Devices do not depend on Wasm or on models.
 
 **Threads.** Any thread may use a device and its buffers. A command list is recorded, submitted and closed by one thread
-at a time. Submitting holds a lock of the device's; waiting holds none, so any number of threads can wait at once, also
+at a time. Submitting holds a lock of the device; waiting holds none, so any number of threads can wait at once, also
 for the same submission.
 
-**Order.** Submissions take effect in the order in which they were submitted: one that touches what an earlier one
-writes, or writes what it reads, sees it finished. Those of one thread end in that order too. Between threads,
-submissions without a byte in common may overlap.
+**Order.** Submissions take effect in the order of submission: one that touches bytes that an earlier one writes, or
+writes bytes that an earlier one reads, runs after it. Submissions of one thread also end in that order. Submissions of
+different threads may overlap if they have no byte in common.
 
-**Pending.** A submission is pending until it has ended, which the device notices when it is waited for and at the next
-submission. A command list of a pending submission cannot be submitted again (DeviceError): wait for it first.
+**Pending.** A submission is pending until it has ended, which the device detects during a wait and at the next
+submission. A command list cannot be submitted again while a submission of it is pending (DeviceError).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Bytes = NDArray[np.uint8]
 
 
 class HostPages(Protocol):
-    """Whole pages of the host's, to be wrapped: an ``Aperture`` of a region, or the ``FilePages`` of a mapped file."""
+    """Whole host pages to wrap: an ``Aperture`` of a region, or the ``FilePages`` of a mapped file."""
 
     @property
     def address(self) -> int:
@@ -44,11 +44,11 @@ class HostPages(Protocol):
         """Length in bytes; a multiple of the page size."""
 
     def view(self) -> Bytes:
-        """The bytes themselves; the array keeps them mapped. Read-only for a file's."""
+        """The bytes; the array keeps them mapped. Read-only for the pages of a file."""
 
 
 class MemoryKind(Enum):
-    """Where a buffer's bytes live. On a unified-memory device the two are the same memory."""
+    """Where a buffer's bytes are. On a unified-memory device, both kinds are the same memory."""
 
     SHARED = "shared"
     """Visible to the host (and to a guest, if the buffer wraps its pages)."""
@@ -58,7 +58,7 @@ class MemoryKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """What a device is and what it demands. Sizes and alignments are in bytes."""
+    """Properties and limits of a device. Sizes and alignments are in bytes."""
 
     name: str
     backend: str
@@ -69,28 +69,28 @@ class DeviceInfo:
     """True if device memory and host memory are the same memory."""
     memory_bytes: int
     page_alignment: int
-    """Address and length of wrapped pages must be multiples of this."""
+    """The address and length of wrapped pages must be multiples of this."""
     offset_alignment: int
-    """A binding's offset in its buffer must be a multiple of this."""
+    """The offset of a binding in its buffer must be a multiple of this."""
     max_binding_bytes: int
-    """The longest range that one binding can show to a kernel."""
+    """The longest range that one binding can have."""
     subgroup_size: int
     """Threads that run in lockstep; 1 on the CPU device."""
     wraps_files: bool = False
-    """True if the pages of mapped files can be wrapped too, so that weights are used in place."""
+    """True if the pages of mapped files can be wrapped, so that weights are used in place."""
     expands_weights: bool = False
-    """True if weights are best expanded to float32 when they are loaded, whatever their format in the file."""
+    """True if weights of any format should be expanded to float32 when they are loaded."""
     features: tuple[str, ...] = ()
-    """What the device makes use of, in words, for ``wasmetal devices`` and ``doctor``."""
+    """Names of the optional features in use, for ``wasmetal devices`` and ``doctor``."""
 
     @property
     def spec(self) -> str:
-        """The device as ``--device`` takes it: ``backend:index``."""
+        """The argument of ``--device`` that selects this device: ``backend:index``."""
         return f"{self.backend}:{self.index}"
 
 
 class Buffer(Protocol):
-    """A range of bytes that kernels can be given. Zero-filled when allocated."""
+    """A range of bytes that can be bound to kernels. Zero-filled when allocated."""
 
     @property
     def nbytes(self) -> int:
@@ -98,7 +98,7 @@ class Buffer(Protocol):
 
     @property
     def kind(self) -> MemoryKind:
-        """Where the bytes live."""
+        """Where the bytes are."""
 
     @property
     def address(self) -> int | None:
@@ -106,21 +106,21 @@ class Buffer(Protocol):
 
     @property
     def device_address(self) -> int | None:
-        """The address at which the device sees the first byte; None if the device does not tell."""
+        """Device address of the first byte; None if the device does not expose it."""
 
     def view(self) -> Bytes:
-        """The bytes themselves, uint8 of shape [nbytes], without a copy.
+        """The bytes, uint8 of shape [nbytes], without a copy.
 
-        Raises DeviceError if the host cannot see them, or the buffer is closed.
+        Raises DeviceError if the host cannot see them or the buffer is closed.
         """
 
     def close(self) -> None:
-        """Release the bytes; they are freed when no command list and no view refers to them. Idempotent."""
+        """Release the bytes; they are freed once no command list or view refers to them. Idempotent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A byte range of a buffer, as one argument of a kernel. ``offset`` obeys ``DeviceInfo.offset_alignment``."""
+    """A byte range of a buffer, as a kernel argument. ``offset`` is a multiple of ``DeviceInfo.offset_alignment``."""
 
     buffer: Buffer
     offset: int
@@ -130,17 +130,17 @@ class Binding:
 class CommandList(Protocol):
     """Kernel dispatches, recorded once and submitted any number of times.
 
-    Dispatches take effect in the order of recording: the device orders one after another wherever the second touches
-    what the first wrote (or writes what it read), by the accesses that ``Kernel.access`` declares.
-    A list keeps the bytes of every buffer that it names, also if the buffer is closed.
+    Dispatches take effect in the order of recording: one that touches bytes that an earlier one writes, or writes bytes
+    that an earlier one reads, runs after it. ``Kernel.access`` declares which buffers a kernel reads and writes.
+    A list keeps the bytes of its buffers alive, even if a buffer is closed.
     """
 
     def dispatch(
         self, kernel: Kernel, bindings: Sequence[Binding], params: bytes, groups: tuple[int, int, int]
     ) -> None:
-        """Record one kernel: its buffers in the order of ``kernel.access``, its packed parameters, its grid.
+        """Record one kernel: ``bindings`` in the order of ``kernel.access``, packed parameters, and the grid.
 
-        Raises DeviceError if they do not fit the kernel or the device, or the list is finished or closed.
+        Raises DeviceError if an argument does not fit the kernel or the device, or the list is finished or closed.
         """
 
     def finish(self) -> None:
@@ -149,12 +149,12 @@ class CommandList(Protocol):
     def close(self) -> None:
         """Free the list. Idempotent.
 
-        What the device has begun of a pending submission ends first; what it has not begun, it may drop.
+        The kernels of a pending submission that have started run to their end; the others may be dropped.
         """
 
 
 class Submission(Protocol):
-    """Command lists in flight on the device, and what they cost."""
+    """Command lists in flight on the device, and their cost."""
 
     @property
     def pending(self) -> bool:
@@ -162,30 +162,30 @@ class Submission(Protocol):
 
     @property
     def seconds(self) -> float:
-        """Time that the device spent, from the first kernel to the end of the last; 0.0 while pending."""
+        """Device time from the start of the first kernel to the end of the last; 0.0 while pending."""
 
     @property
     def dispatches(self) -> int:
-        """How many kernels were submitted."""
+        """The number of dispatches."""
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until the submission has ended.
 
         Raises DeviceTimeoutError after ``timeout`` seconds (the submission is then still pending), DeviceLostError, and
-        DeviceError if the device failed; what was raised is raised again by every later wait.
+        DeviceError if the device failed. Every later wait raises the same error again.
         """
 
 
 class Device(Protocol):
-    """One device, opened. Use as a context manager, or call :meth:`close`."""
+    """An open device. Use it as a context manager, or call :meth:`close`."""
 
     @property
     def info(self) -> DeviceInfo:
-        """What the device is."""
+        """Properties of the device. Available after ``close`` too."""
 
     @property
     def counters(self) -> Counters:
-        """What this device has copied, shared and run since it was opened."""
+        """Counts of copies, shared bytes and submissions since the device was opened."""
 
     def allocate(self, nbytes: int, kind: MemoryKind = MemoryKind.DEVICE) -> Buffer:
         """A new zero-filled buffer of ``nbytes`` > 0. Raises OutOfDeviceMemoryError, and DeviceError for no bytes."""
@@ -193,7 +193,7 @@ class Device(Protocol):
     def wrap(self, pages: HostPages) -> Buffer:
         """Host pages as a buffer, not copied; they stay mapped while the buffer or a view of it is used.
 
-        Raises WrapRefusedError. Read-only pages are a file's: they are taken only if ``info.wraps_files``, and kernels
+        Raises WrapRefusedError. Read-only pages, those of a file, are accepted only if ``info.wraps_files``; kernels
         must not write to them.
         """
 
@@ -203,14 +203,14 @@ class Device(Protocol):
     def submit(self, lists: Sequence[CommandList]) -> Submission:
         """Start one or more finished lists, in order, as one submission.
 
-        Raises DeviceError if a list is unfinished, closed, pending, another device's, or named twice.
+        Raises DeviceError if a list is unfinished, closed, pending, named twice, or belongs to another device.
         """
 
     def write(self, buffer: Buffer, offset: int, data: Bytes) -> None:
-        """Copy ``data``, uint8 of one dimension, into a buffer; counted in ``bytes_copied``.
+        """Copy ``data``, a one-dimensional uint8 array, into a buffer; counted in ``bytes_copied``.
 
-        This and :meth:`read` and :meth:`load` may touch the bytes at once: first wait for submissions that use them.
-        They raise DeviceError for bytes of another dtype, or outside of the buffer.
+        ``write``, :meth:`read` and :meth:`load` do not wait for submissions that use the bytes: wait for them first.
+        All three raise DeviceError for data of another dtype, and for a range that exceeds the buffer.
         """
 
     def read(self, buffer: Buffer, offset: int, out: Bytes) -> None:

@@ -8,7 +8,7 @@ from wasmetal.errors import DeviceError
 
 
 class DeviceBuffer:
-    """The first ``nbytes`` of an allocation. Closing it releases that; lists and views may still refer to it."""
+    """The first ``nbytes`` of an allocation. ``close`` drops the reference; lists and views may hold others."""
 
     def __init__(self, backend: AnyBackend, allocation: Allocation, nbytes: int, kind: MemoryKind) -> None:
         self._backend: AnyBackend | None = backend
@@ -40,7 +40,7 @@ class DeviceBuffer:
 
     @property
     def device_address(self) -> int | None:
-        """The address at which the device sees the first byte; None if the device does not tell."""
+        """Device address of the first byte; None if the device does not expose it."""
         return self.allocation.device_address
 
     def view(self) -> Bytes:
@@ -56,7 +56,7 @@ class DeviceBuffer:
 
 
 def allocation_of(buffer: Buffer, backend: AnyBackend) -> Allocation:
-    """The memory behind a buffer. Raises DeviceError if it is another device's, or the buffer is closed."""
+    """The memory behind a buffer. Raises DeviceError if the buffer is closed or belongs to another device."""
     if not isinstance(buffer, DeviceBuffer) or buffer._backend not in (backend, None):
         raise DeviceError(f"a buffer of another device cannot be used; allocate it from {backend.info.name}")
     return buffer.allocation

@@ -1,4 +1,4 @@
-"""What every device checks of its callers."""
+"""Argument checks that all devices share."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from wasmetal.kernels.catalog import Kernel
 def check_call(
     info: DeviceInfo, kernel: Kernel, bindings: Sequence[Binding], params: bytes, groups: Grid, limits: Grid
 ) -> None:
-    """Raise DeviceError if a dispatch does not fit its kernel, or its grid the device's ``limits``."""
+    """Raise DeviceError if arguments do not match the kernel, or the grid exceeds ``limits``."""
     if len(bindings) != len(kernel.access):
         raise DeviceError(f"kernel {kernel.name} takes {len(kernel.access)} buffers, not {len(bindings)}")
     if len(params) != kernel.params_size:
         raise DeviceError(f"kernel {kernel.name} takes {kernel.params_size} bytes of parameters, not {len(params)}")
     (x, y, z), (most_x, most_y, most_z) = groups, limits
     if not (1 <= x <= most_x and 1 <= y <= most_y and 1 <= z <= most_z):
-        raise DeviceError(f"kernel {kernel.name}: a grid of {groups}; {info.name} takes 1 to {limits}")
+        raise DeviceError(f"kernel {kernel.name}: a grid of {groups}; {info.name} allows 1 to {limits}")
 
 
 def check_binding(info: DeviceInfo, binding: Binding) -> None:
-    """Raise DeviceError if a binding leaves its buffer, or is not as the device demands."""
+    """Raise DeviceError if a binding is not within its buffer, or violates the device's alignment or size limit."""
     offset, nbytes = binding.offset, binding.nbytes
     if offset < 0 or nbytes < 1 or offset + nbytes > binding.buffer.nbytes:
-        raise DeviceError(f"binding of {nbytes} bytes at {offset} leaves its buffer of {binding.buffer.nbytes}")
+        raise DeviceError(f"binding of {nbytes} bytes at {offset} is not within its buffer of {binding.buffer.nbytes}")
     if offset % info.offset_alignment:
-        raise DeviceError(f"binding at {offset}: {info.name} takes multiples of {info.offset_alignment}")
+        raise DeviceError(f"binding at {offset}: {info.name} needs a multiple of {info.offset_alignment}")
     if nbytes > info.max_binding_bytes:
-        raise DeviceError(f"binding of {nbytes} bytes: {info.name} takes at most {info.max_binding_bytes}")
+        raise DeviceError(f"binding of {nbytes} bytes: {info.name} allows at most {info.max_binding_bytes}")
 
 
 def check_copy(buffer: Buffer, offset: int, data: Bytes) -> None:
     """Raise DeviceError if ``data`` cannot be copied to or from a buffer at ``offset``."""
     if data.dtype != np.uint8 or data.ndim != 1:
-        raise DeviceError(f"bytes to copy must be uint8 of one dimension, not {data.dtype} of {data.ndim}")
+        raise DeviceError(f"data to copy must be one-dimensional uint8, not {data.ndim}-dimensional {data.dtype}")
     if offset < 0 or offset + data.size > buffer.nbytes:
-        raise DeviceError(f"{data.size} bytes at {offset} leave their buffer of {buffer.nbytes}")
+        raise DeviceError(f"{data.size} bytes at {offset} are not within their buffer of {buffer.nbytes}")

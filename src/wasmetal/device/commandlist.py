@@ -1,4 +1,4 @@
-"""Command lists: dispatches checked and noted as they come, and built by the backend when the list is finished."""
+"""Command lists: each dispatch is checked and recorded; the backend builds the list when it is finished."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from wasmetal.device.checks import check_binding, check_call
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import Kernel
 
-_CLOSED = "the command list is closed; record another"
+_CLOSED = "the command list is closed; record a new one"
 
 
 class RecordedList:
-    """A command list of any device."""
+    """A command list, for any backend."""
 
     def __init__(self, backend: AnyBackend) -> None:
         self.backend: AnyBackend | None = backend
-        """The device that the list is for; None once the list is closed."""
+        """The backend of the list's device; None once the list is closed."""
         self.submission: Submission | None = None
         """The latest submission of the list."""
         self._dispatches: list[Dispatch[Any, Any]] = []
@@ -28,11 +28,11 @@ class RecordedList:
 
     @property
     def recording(self) -> Recording:
-        """What :meth:`finish` made. Raises DeviceError before that, and once the list is closed."""
+        """The result of :meth:`finish`. Raises DeviceError if the list is not finished, or is closed."""
         if self._recording is None:
             if self.backend is None:
                 raise DeviceError(_CLOSED)
-            raise DeviceError("the command list is not finished; finish it before it is submitted")
+            raise DeviceError("the command list is not finished; finish it before submitting it")
         return self._recording
 
     @property
@@ -41,7 +41,7 @@ class RecordedList:
         return self.submission is not None and self.submission.pending
 
     def dispatch(self, kernel: Kernel, bindings: Sequence[Binding], params: bytes, groups: Grid) -> None:
-        """Note one kernel. Raises DeviceError if it does not fit the kernel or the device, or the list has ended."""
+        """Record one kernel. Raises DeviceError if arguments do not fit, or the list is finished or closed."""
         backend = self._open()
         check_call(backend.info, kernel, bindings, params, groups, backend.grid_limits)
         ranges = tuple([_range(backend, binding) for binding in bindings])
@@ -62,7 +62,7 @@ class RecordedList:
         if self.backend is None:
             raise DeviceError(_CLOSED)
         if self._recording is not None:
-            raise DeviceError("the command list is finished; record another")
+            raise DeviceError("the command list is finished; record a new one")
         return self.backend
 
 

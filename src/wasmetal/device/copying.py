@@ -1,4 +1,4 @@
-"""Copies between the host and a device's memory, by staging if the host does not see that memory."""
+"""Copies between the host and device memory, through a staging buffer if the host cannot see that memory."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from wasmetal.device.backend import Allocation, AnyBackend, Range
 from wasmetal.device.base import Bytes, MemoryKind
 
 CHUNK = 16 << 20
-"""Bytes of the staging buffer."""
+"""Size of the staging buffer in bytes."""
 
 
 class Copier:
-    """Each copy is done when the call returns. From any thread; copies by staging take turns."""
+    """Synchronous copies, callable from any thread. A lock serializes the staged ones."""
 
     def __init__(self) -> None:
         self._staging: Allocation | None = None
         self._lock = threading.Lock()
 
     def copy_in(self, backend: AnyBackend, allocation: Allocation, offset: int, data: Bytes) -> None:
-        """Copy host bytes to an allocation, from ``offset`` on."""
+        """Copy host bytes into an allocation at ``offset``."""
         if allocation.address is not None:
             allocation.view()[offset : offset + data.size] = data
             return
@@ -29,7 +29,7 @@ class Copier:
             backend.copy(staged, there)
 
     def copy_out(self, backend: AnyBackend, allocation: Allocation, offset: int, out: Bytes) -> None:
-        """Copy an allocation's bytes, from ``offset`` on, to the host."""
+        """Copy an allocation's bytes at ``offset`` to the host."""
         if allocation.address is not None:
             out[:] = allocation.view()[offset : offset + out.size]
             return
@@ -44,9 +44,9 @@ class Copier:
     def _chunks(
         self, backend: AnyBackend, allocation: Allocation, offset: int, data: Bytes
     ) -> Iterator[tuple[Bytes, Range[Allocation], Range[Allocation]]]:
-        """Parts of the host's bytes, each with its range of the staging buffer and of the allocation."""
+        """Chunks of ``data``, each with its ranges of the staging buffer and of the allocation."""
         with self._lock:
-            # An interrupted copy may still be using its staging buffer, so that one is not used again.
+            # The device may still be using the staging buffer of an interrupted copy, so it is not put back.
             staging, self._staging = self._staging or backend.allocate(CHUNK, MemoryKind.SHARED), None
             for start in range(0, data.size, CHUNK):
                 part = data[start : start + CHUNK]

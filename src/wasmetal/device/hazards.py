@@ -1,4 +1,4 @@
-"""Where one dispatch must wait for those before it: a hazard is a byte that one writes and another touches."""
+"""Hazards between dispatches: two that touch the same byte, at least one of them writing it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from wasmetal.kernels.catalog import Access
 
 Touch = tuple[Access, Hashable, int, int]
-"""What a dispatch does to a byte range: access, address space, first byte, end. Ranges of two spaces never meet."""
+"""An access to a byte range: access, address space, start, stop. Ranges in different spaces never overlap."""
 
 
 class RangeSet:
@@ -23,7 +23,7 @@ class RangeSet:
         return zip(self._starts, self._stops, strict=True)
 
     def add(self, start: int, stop: int) -> None:
-        """Add every integer from ``start`` up to ``stop``; ranges that meet become one."""
+        """Add every integer in [start, stop); adjacent and overlapping ranges are merged."""
         first = bisect_left(self._stops, start)
         last = bisect_right(self._starts, stop)
         if first < last:
@@ -33,7 +33,7 @@ class RangeSet:
         self._stops[first:last] = [stop]
 
     def meets(self, start: int, stop: int) -> bool:
-        """Whether any integer from ``start`` up to ``stop`` is in the set."""
+        """Whether any integer in [start, stop) is in the set."""
         at = bisect_right(self._stops, start)
         return at < len(self._starts) and self._starts[at] < stop
 
@@ -52,7 +52,7 @@ class Footprint:
                     yield access, space, start, stop
 
     def add(self, touches: Iterable[Touch]) -> None:
-        """Add what one more dispatch touches."""
+        """Add the accesses of another dispatch."""
         for access, space, start, stop in touches:
             if access is not Access.WRITE:
                 self._read[space].add(start, stop)
@@ -60,7 +60,7 @@ class Footprint:
                 self._written[space].add(start, stop)
 
     def conflicts(self, touches: Iterable[Touch]) -> bool:
-        """Whether there is a hazard between these dispatches and one that touches ``touches``."""
+        """Whether there is a hazard between these dispatches and one with the accesses ``touches``."""
         return any(self._conflict(*touch) for touch in touches)
 
     def _conflict(self, access: Access, space: Hashable, start: int, stop: int) -> bool:
@@ -70,13 +70,13 @@ class Footprint:
 
 
 class Hazards:
-    """The byte ranges that were read and written since the last barrier."""
+    """The byte ranges that have been read and written since the last barrier."""
 
     def __init__(self) -> None:
         self._since = Footprint()
 
     def needs_barrier(self, touches: Iterable[Touch]) -> bool:
-        """Note the next dispatch; True if a barrier must come before it (and the record begins anew)."""
+        """Add the accesses of the next dispatch; return whether it needs a barrier, which clears the earlier ones."""
         touches = list(touches)
         hazard = self._since.conflicts(touches)
         if hazard:

@@ -1,6 +1,6 @@
-"""Whether host pages can be shared with a device, asked before a driver is given them.
+"""Checks of host pages before a driver imports them.
 
-Drivers differ: one refuses bad pages on import, another takes them and the process dies when a kernel meets them.
+Some drivers refuse bad pages on import; others accept them, and the process dies when a kernel touches them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _MAPS = Path("/proc/self/maps")
 
 
 def check_pages(info: DeviceInfo, pages: HostPages) -> bool:
-    """Whether pages are writable: read-only ones are a file's. Raises WrapRefusedError if a device cannot take them."""
+    """Whether pages are writable (a mapped file's are not). Raises WrapRefusedError if they cannot be imported."""
     address, nbytes, alignment = pages.address, pages.nbytes, info.page_alignment
     if nbytes <= 0 or address % alignment or nbytes % alignment:
         raise WrapRefusedError(f"address and length must be multiples of {alignment}")
@@ -25,9 +25,9 @@ def check_pages(info: DeviceInfo, pages: HostPages) -> bool:
 
 
 def find_obstacle(address: int, nbytes: int, *, write: bool = True) -> str | None:
-    """What keeps a range of pages from being read, and with ``write`` written, in words; None if nothing does.
+    """Why a range of pages cannot be read (and, with ``write``, written); None if it can.
 
-    If the operating system keeps no list of mappings in /proc (macOS), nothing is known and None is returned.
+    Returns None if the operating system has no list of mappings in /proc (macOS).
     """
     if not _MAPS.exists():
         return None

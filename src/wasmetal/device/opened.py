@@ -1,4 +1,4 @@
-"""An open device: the half that is the same for every backend."""
+"""An open device: the half that all backends share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from wasmetal.errors import DeviceError, DeviceLostError, OutOfDeviceMemoryError
 
 
 class OpenDevice:
-    """A ``base.Device`` over a backend. ``base`` says what holds for threads, for order and for pending lists."""
+    """A ``base.Device`` over a backend. ``base`` documents threads, order and pending lists."""
 
     def __init__(self, backend: AnyBackend) -> None:
         self._backend: AnyBackend | None = backend
@@ -35,19 +35,19 @@ class OpenDevice:
 
     @property
     def backend(self) -> AnyBackend:
-        """The device's own half. Raises DeviceError if the device is closed."""
+        """The backend-specific half. Raises DeviceError if the device is closed."""
         if self._backend is None:
             raise DeviceError("the device is closed; open it again")
         return self._backend
 
     @property
     def info(self) -> DeviceInfo:
-        """What the device is."""
+        """Properties of the device. Available after ``close`` too."""
         return self._info or self.backend.info
 
     @property
     def counters(self) -> Counters:
-        """What this device has copied, shared and run since it was opened."""
+        """Counts of copies, shared bytes and submissions since the device was opened."""
         return self._counters
 
     def allocate(self, nbytes: int, kind: MemoryKind = MemoryKind.DEVICE) -> DeviceBuffer:
@@ -60,7 +60,7 @@ class OpenDevice:
     def wrap(self, pages: HostPages) -> DeviceBuffer:
         """Host pages as a buffer, not copied; they stay mapped while the buffer or a view of it is used.
 
-        Raises WrapRefusedError, which says why.
+        Raises WrapRefusedError with the reason.
         """
         backend, writable = self.backend, True
         try:
@@ -68,7 +68,7 @@ class OpenDevice:
             buffer = DeviceBuffer(backend, backend.wrap(pages), pages.nbytes, MemoryKind.SHARED)
             if not writable:
                 check_file(self, buffer)
-        except (WrapRefusedError, OutOfDeviceMemoryError) as error:  # the latter if the pages cannot be pinned
+        except (WrapRefusedError, OutOfDeviceMemoryError) as error:  # out of memory: the pages cannot be pinned
             where = f"{pages.nbytes} bytes of host pages at {pages.address:#x}"
             advice = "" if writable else "; to have a model's file copied, set WASMETAL_COPY_WEIGHTS=1"
             raise WrapRefusedError(f"{where} cannot be shared with {backend.info.name}: {error}{advice}") from error
@@ -86,7 +86,7 @@ class OpenDevice:
     def submit(self, lists: Sequence[CommandList]) -> DeviceSubmission:
         """Start one or more finished lists, in order, as one submission.
 
-        Raises DeviceError if a list is unfinished, closed, pending, another device's, or named twice.
+        Raises DeviceError if a list is unfinished, closed, pending, named twice, or belongs to another device.
         """
         backend = self.backend
         for commands in lists:
@@ -95,7 +95,7 @@ class OpenDevice:
         return self._queue.submit(cast(Sequence[RecordedList], lists))
 
     def write(self, buffer: Buffer, offset: int, data: Bytes) -> None:
-        """Copy ``data``, uint8 of one dimension, into a buffer; counted in ``bytes_copied``."""
+        """Copy ``data``, a one-dimensional uint8 array, into a buffer; counted in ``bytes_copied``."""
         self._copy_in(buffer, offset, data)
         with self._queue.lock:
             self._counters.bytes_copied += data.size
@@ -118,7 +118,7 @@ class OpenDevice:
         if self._backend is None:
             return
         backend, self._info, self._backend = self._backend, self._backend.info, None
-        with contextlib.suppress(DeviceLostError):  # there is nothing left to wait for, or to save
+        with contextlib.suppress(DeviceLostError):  # a lost device has nothing to wait for or to save
             self._queue.close()
             backend.close()
         self._copier.close()

@@ -1,4 +1,4 @@
-"""Compiled kernels: those of this process by kernel, and a file of them for the next process."""
+"""Compiled kernels: a table in memory, and a cache file for later processes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ P = TypeVar("P")
 
 
 class PipelineTable(Generic[P]):
-    """Every pipeline made so far, by kernel."""
+    """Pipelines by kernel, compiled on first use. Callable from any thread."""
 
     def __init__(self, make: Callable[[Kernel], P]) -> None:
-        """``make`` compiles a kernel; it raises DeviceError if the device cannot run it."""
+        """``make`` compiles a kernel, and raises DeviceError if the device cannot run it."""
         self._make = make
         self._made: dict[Kernel, P] = {}
         self._lock = threading.Lock()
@@ -52,10 +52,10 @@ def compiled_code(kernel: Kernel, target: str) -> bytes:
 
 
 class CacheFile:
-    """A file of compiled kernels in the cache folder, with its digest beside it.
+    """A file of compiled kernels in the cache folder, with a file that holds its SHA-256 digest.
 
-    Drivers are not known to survive damaged data, so a file that its digest does not fit counts as missing. The file
-    only saves time: if it cannot be read or written, that is passed over in silence.
+    Drivers may crash on damaged data, so a file that does not match its digest counts as missing. The file only saves
+    time, so failures to read or write it are ignored.
     """
 
     def __init__(self, name: str) -> None:
@@ -63,25 +63,25 @@ class CacheFile:
         self._digest = self.path.with_name(f"{name}.sha256")
 
     def whole(self) -> bool:
-        """Whether the file is there and undamaged."""
+        """Whether the file exists and matches its digest."""
         try:
             return self._digest.read_text() == _digest(self.path)
         except OSError:
             return False
 
     def read(self) -> bytes:
-        """The file's content; none if it is missing or damaged."""
+        """The content of the file; empty if the file is missing or damaged."""
         return self.path.read_bytes() if self.whole() else b""
 
     def replace(self, write: Callable[[Path], object]) -> None:
-        """Have ``write`` make the file anew, at a path that it is given; OSError in it is passed over."""
+        """Replace the file with one that ``write`` creates at the path passed to it; any OSError is ignored."""
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.path.parent) as directory:
                 file, digest = Path(directory) / "file", Path(directory) / "digest"
                 write(file)
                 digest.write_text(_digest(file))
-                # In this order a process that comes between the two sees a file without its digest: a damaged one.
+                # Between the two calls, another process reads the new file with the old digest, and so ignores it.
                 os.replace(file, self.path)
                 os.replace(digest, self._digest)
 

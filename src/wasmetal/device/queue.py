@@ -1,4 +1,4 @@
-"""The submissions of a device: started one at a time, waited for by any thread, settled when they have ended."""
+"""A device's submissions: started one at a time, waited for by any thread, settled once they have ended."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from wasmetal.errors import DeviceError
 
 
 class DeviceSubmission:
-    """Recordings in flight. It refers to them, and so to everything that they use, until they have ended."""
+    """Recordings in flight. The submission refers to them, and so to everything they use, until they have ended."""
 
     __slots__ = ("_queue", "dispatches", "error", "recordings", "seconds", "work")
 
     def __init__(self, queue: Queue, work: Work, recordings: Sequence[Recording]) -> None:
         self._queue = queue
         self.work: Work | None = work
-        """None once it has ended."""
+        """None once the submission has ended."""
         self.recordings = recordings
         self.seconds = 0.0
-        """Time that the device spent, from the first kernel to the end of the last; 0.0 while pending."""
+        """Device time from the start of the first kernel to the end of the last; 0.0 while pending."""
         self.dispatches = sum([recording.dispatches for recording in recordings])
-        """How many kernels were submitted."""
+        """The number of dispatches."""
         self.error: Exception | None = None
-        """What it ended with, unless it ended well."""
+        """The error that it ended with; None while pending and after success."""
 
     @property
     def pending(self) -> bool:
@@ -47,11 +47,11 @@ class DeviceSubmission:
 
 
 class Queue:
-    """A device's pending submissions, in order. Its lock is held to submit and to settle, never to wait."""
+    """A device's pending submissions, in order. The lock is held to submit and to settle, never during a wait."""
 
     def __init__(self, backend: AnyBackend, counters: Counters) -> None:
-        self.lock = threading.RLock()  # again by whoever is called back when garbage is collected under it
-        """Guards the counters too."""
+        self.lock = threading.RLock()  # reentrant: finalizers may run while the lock is held
+        """Also guards the counters."""
         self._backend: AnyBackend | None = backend
         self._counters = counters
         self._pending: list[DeviceSubmission] = []
@@ -73,7 +73,7 @@ class Queue:
                 if commands.pending:
                     raise DeviceError("a command list is still pending; wait for its submission before the next")
             if len(lists) > 1 and len(set(lists)) < len(lists):
-                raise DeviceError("a command list is named twice in one submission; record another")
+                raise DeviceError("a command list is named twice in one submission; record a second one")
             submission = DeviceSubmission(self, self._backend.start(recordings), recordings)
             for commands in lists:
                 commands.submission = submission
@@ -83,12 +83,12 @@ class Queue:
             return submission
 
     def wait(self, submission: DeviceSubmission, timeout: float | None = None) -> None:
-        """Block until a submission has ended, well or not. Raises DeviceTimeoutError."""
+        """Block until a submission has ended, with or without an error. Raises DeviceTimeoutError."""
         if submission.work is not None:
             wait_in_slices(partial(self._attempt, submission, submission.work), timeout)
 
     def close(self) -> None:
-        """Take no more submissions, and block until all have ended, well or not. Raises DeviceLostError."""
+        """Refuse further submissions, and block until all have ended. Raises DeviceLostError."""
         self._backend = None
         for submission in list(self._pending):
             self.wait(submission)
@@ -97,7 +97,7 @@ class Queue:
         ended = work.wait(seconds)
         with self.lock:
             if not self._pending or self._pending[0] is not submission:
-                # The earlier ones first, in their order; they may have to be settled for this one to end.
+                # Settle earlier submissions first, in order: this one may depend on them to end.
                 self._settle()
             if ended:
                 self._end(submission)
@@ -111,7 +111,7 @@ class Queue:
             self._end(first)
 
     def _end(self, submission: DeviceSubmission) -> None:
-        """Note what a submission cost, and release what it used."""
+        """Record the cost of a submission, and release what it used."""
         if submission.work is not None:
             submission.seconds, submission.error = submission.work.result()
             submission.work, submission.recordings = None, ()

@@ -1,4 +1,4 @@
-"""Which devices are present, and opening one by name."""
+"""Listing the devices that are present, and opening one by name."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ BACKENDS = {
 }
 """The package of every backend, by the name that a device spec begins with.
 
-It has a function ``find_devices() -> Sequence[FoundDevice]``, which raises DeviceNotFoundError, with the reason, if
-there is no driver. A package is imported when it is asked for: wasmetal can be imported if there is no driver.
+Each package has a function ``find_devices() -> Sequence[FoundDevice]``. The import and the function raise
+DeviceNotFoundError with the reason if there is no driver, so packages are imported only when needed.
 """
 
 _SPEC = re.compile(r"(?P<backend>[a-z]+)(:(?P<index>[0-9]{1,4}))?")
 
 
 def list_devices() -> list[DeviceInfo]:
-    """Every device that can be opened, the best choice first. A backend without driver or device is left out."""
+    """Every device that can be opened, best first. Backends without a driver or a device are left out."""
     return [found.info for found in _present()]
 
 
 def open_device(spec: str | None = None) -> Device:
     """Open a device.
 
-    ``spec`` is ``auto``, a backend (``cpu``, ``vulkan``), whose best device is taken, or one with the index that
-    :func:`list_devices` tells (``vulkan:1``). None means the environment's ``WASMETAL_DEVICE``, or ``auto``: a discrete
-    GPU, else an integrated one, else the CPU; a GPU driver that runs on the CPU is never taken unasked.
+    ``spec`` is ``auto``, a backend (``cpu``, ``vulkan``) for its best device, or a backend with an index from
+    :func:`list_devices` (``vulkan:1``). None means the environment variable ``WASMETAL_DEVICE``, or else ``auto``: a
+    discrete GPU, else an integrated GPU, else the CPU. ``auto`` never opens a GPU driver that runs on the CPU.
 
     Raises DeviceNotFoundError if there is no such device, and DeviceError if it cannot be used.
     """
@@ -68,12 +68,12 @@ def _found(backend: str) -> Sequence[FoundDevice]:
 
 
 def _usable(backend: str) -> list[Candidate]:
-    """Raises DeviceNotFoundError, which says why, if there is none."""
+    """The devices of a backend that can be opened. Raises DeviceNotFoundError with the reason if there is none."""
     found = _found(backend)
     usable = [device for device in found if isinstance(device, Candidate)]
     if not usable:
         problems = "; ".join(f"{device.name}: {device.problem}" for device in found if isinstance(device, Unusable))
-        raise DeviceNotFoundError(f"no usable {backend} device: {problems or 'the installed drivers show none'}")
+        raise DeviceNotFoundError(f"no usable {backend} device: {problems or 'the installed drivers have none'}")
     return usable
 
 

@@ -1,4 +1,4 @@
-"""Waiting for a device in slices, so that Python sees signals in between and Ctrl-C ends a long wait."""
+"""Waiting in slices, so that Python can handle signals in between and Ctrl-C ends a long wait."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable
 from wasmetal.errors import DeviceTimeoutError
 
 SLICE = 0.5
-"""Seconds of an uninterrupted wait."""
+"""Length of a slice in seconds."""
 
 
 def wait_in_slices(wait: Callable[[float], bool], timeout: float | None = None) -> None:
-    """Call ``wait``, which blocks for at most the seconds that it is given, until it returns True.
+    """Call ``wait(seconds)``, which blocks for at most ``seconds``, until it returns True.
 
     Raises DeviceTimeoutError after ``timeout`` seconds.
     """
@@ -23,4 +23,4 @@ def wait_in_slices(wait: Callable[[float], bool], timeout: float | None = None) 
     deadline = time.monotonic() + timeout
     while not wait(min(SLICE, max(0.0, deadline - time.monotonic()))):
         if time.monotonic() >= deadline:
-            raise DeviceTimeoutError(f"the device did not finish within {timeout:g} seconds; it is still at work")
+            raise DeviceTimeoutError(f"the device did not finish within {timeout:g} seconds; it is still running")

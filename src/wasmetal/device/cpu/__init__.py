@@ -1,4 +1,4 @@
-"""The CPU device: NumPy on the very pages, and the oracle that every other device is tested against."""
+"""The CPU device: NumPy kernels on host pages, and the oracle that the other devices are tested against."""
 
 from wasmetal.device.cpu.device import CpuBackend, CpuDevice, find_devices
 

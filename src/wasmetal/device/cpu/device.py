@@ -1,4 +1,4 @@
-"""The CPU as a device: buffers are pages, kernels are NumPy functions, a submission runs when it is waited for."""
+"""The CPU backend: buffers are host pages, kernels are NumPy functions, and submissions run while they are awaited."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from wasmetal.memory.pages import page_size
 
 
 class CpuBackend(Backend[Pages, Step, CpuRecording]):
-    """The host's processor. Shared and device memory are the same, so nothing is ever copied to be computed on."""
+    """The host's processor. Shared and device memory are the same, so no copies are needed."""
 
-    grid_limits = (2**32 - 1,) * 3  # a NumPy kernel does all of the work in one call
+    grid_limits = (2**32 - 1,) * 3  # no limit: a NumPy kernel ignores the grid
 
     def __init__(self) -> None:
         self.info = _info()
@@ -40,18 +40,18 @@ class CpuBackend(Backend[Pages, Step, CpuRecording]):
         return Pages(pages.view())
 
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[Pages]]) -> Step:
-        """The kernel's NumPy function, over views of its bytes."""
+        """The kernel's NumPy function, bound to views of its buffers."""
         arrays = [bound.allocation.view()[bound.offset : bound.offset + bound.nbytes] for bound in ranges]
         if kernel.name not in KERNELS:
-            raise DeviceError(f"kernel {kernel.name} is for other devices; the CPU has no NumPy kernel of that name")
+            raise DeviceError(f"kernel {kernel.name} has no NumPy version; use another device")
         return KERNELS[kernel.name](kernel.unpack(params), *arrays)
 
     def build(self, dispatches: Sequence[Dispatch[Pages, Step]]) -> CpuRecording:
-        """The functions, one after another."""
+        """A recording that calls the functions in order."""
         return CpuRecording(dispatches)
 
     def start(self, recordings: Sequence[CpuRecording]) -> CpuWork:
-        """Note what is to run when it is waited for."""
+        """Queue recordings; they run when they are waited for."""
         if self._pending:
             self._pending = [work for work in self._pending if not work.ended()]
         work = CpuWork(recordings, self._pending)
@@ -60,14 +60,14 @@ class CpuBackend(Backend[Pages, Step, CpuRecording]):
 
 
 class CpuDevice(OpenDevice):
-    """The CPU device, opened."""
+    """An open CPU device."""
 
     def __init__(self) -> None:
         super().__init__(CpuBackend())
 
 
 def find_devices() -> list[Candidate]:
-    """The one CPU device."""
+    """The CPU device: always one."""
     return [Candidate(_info(), Tier.CPU, CpuBackend)]
 
 
@@ -90,12 +90,12 @@ def _info() -> DeviceInfo:
 
 @cache
 def _processor() -> str:
-    """The processor's marketing name if the system tells, else its architecture."""
+    """The processor's marketing name if the system reports it, else its architecture."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
             return next(names, platform.machine())
-    except OSError:  # macOS, where Python itself knows no more than "arm"
+    except OSError:  # macOS, on which platform.processor() is only "arm"
         asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
         with suppress(OSError, subprocess.SubprocessError):
             return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""Memory of the CPU device: pages of the host's."""
+"""Memory of the CPU device: host pages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wasmetal.errors import OutOfDeviceMemoryError
 
 
 class Pages:
-    """Page-aligned host memory: the device's own, or wrapped. The array keeps the bytes mapped."""
+    """Page-aligned host memory, allocated or wrapped. The array keeps the bytes mapped."""
 
     def __init__(self, data: Bytes) -> None:
         self._data = data
@@ -19,7 +19,7 @@ class Pages:
         self.device_address = self.address
 
     def view(self) -> Bytes:
-        """The bytes, uint8 of one dimension."""
+        """The bytes, a one-dimensional uint8 array."""
         return self._data
 
 

@@ -1,4 +1,4 @@
-"""Submissions on the CPU: the threads that wait are the ones that compute."""
+"""Submissions on the CPU: the threads that wait for a submission run its kernels."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from wasmetal.device.hazards import Footprint
 from wasmetal.errors import DeviceError
 
 Step = Callable[[], object]
-"""A NumPy kernel over typed views of the bound bytes, made once when it is recorded."""
+"""A NumPy kernel bound to typed views of its buffers, created when it is recorded."""
 
 
 class CpuRecording:
-    """NumPy kernels, one after another."""
+    """NumPy kernels, to be run in order."""
 
     def __init__(self, dispatches: Sequence[Dispatch[Pages, Step]]) -> None:
         self.dispatches = len(dispatches)
@@ -30,29 +30,28 @@ class CpuRecording:
 
     @cached_property
     def footprint(self) -> Footprint:
-        """What the kernels read and write."""
+        """The byte ranges that the kernels read and write."""
         footprint = Footprint()
         for dispatch in self._dispatches:
             footprint.add(dispatch.touches())
         return footprint
 
     def close(self) -> None:
-        """Drop the kernels: those that have not run yet will not."""
+        """Drop the kernels; those that have not run yet never run."""
         self.closed = True
         self.steps.clear()
         self._dispatches.clear()
 
 
 class CpuWork:
-    """Recordings that run in the threads that wait for them, once what they need has run.
+    """Recordings that run in the threads that wait for them, after the work that they depend on.
 
-    They need what the same thread has submitted before, and what touches the same bytes. All else can run at the same
-    time, in other threads, which Python and the operating system give their turns. So a short submission does not wait
-    for another thread's long one.
+    Work depends on earlier work of the same thread, and on earlier work with a hazard on the same bytes. Independent
+    work runs concurrently in other threads, so a short submission does not wait for another thread's long one.
     """
 
     def __init__(self, recordings: Sequence[CpuRecording], pending: Sequence[CpuWork]) -> None:
-        """``pending``: what was started before and has not ended, in order."""
+        """``pending``: earlier work that has not ended, in order."""
         self._recordings = recordings
         self._steps = chain.from_iterable([recording.steps for recording in recordings])
         self._thread = threading.get_ident()
@@ -64,12 +63,12 @@ class CpuWork:
         self._done = False
 
     def wait(self, seconds: float) -> bool:
-        """Run kernels for about so many seconds, at least one of them; return whether none is left."""
+        """Run kernels for about ``seconds``, but at least one; return whether all have run."""
         end = time.perf_counter() + seconds
         for needed in self._needs:
             if not needed._done and not needed.wait(max(0.0, end - time.perf_counter())):
                 return False
-        # If another thread is at it, wait for that; asking without a timeout first is four times as fast.
+        # Another thread may be running the kernels: wait for it. A first try without a timeout is four times as fast.
         acquired = self._lock.acquire(blocking=False)
         if not acquired and not self._lock.acquire(timeout=max(0.0, end - time.perf_counter())):
             return False
@@ -79,20 +78,22 @@ class CpuWork:
             self._lock.release()
 
     def ended(self) -> bool:
-        """Whether no kernel is running or left to run."""
+        """Whether every kernel has run, or was dropped and none is running."""
         return self._done or (not self._lock.locked() and all(recording.closed for recording in self._recordings))
 
     def result(self) -> tuple[float, Exception | None]:
-        """The seconds that the kernels took, and what one of them raised."""
+        """Seconds that the kernels took, and the error that one of them raised."""
         self._needs = ()
         if self._error is None and self._left:
-            self._error = DeviceError("a command list was closed before it had run; wait for its submission first")
+            self._error = DeviceError(
+                "a command list was closed before it had run; wait for the submission before closing it"
+            )
         return self._seconds, self._error
 
     def _run(self, end: float) -> bool:
         begin = time.perf_counter()
         try:
-            with np.errstate(all="ignore"):  # infinities and NaN are values like any other to a kernel
+            with np.errstate(all="ignore"):  # infinities and NaNs are ordinary values to a kernel
                 for step in self._steps:
                     step()
                     self._left -= 1
@@ -100,8 +101,8 @@ class CpuWork:
                         return False
         except Exception as error:
             self._error = error
-        except BaseException:  # Ctrl-C: nobody knows how much of the kernel has run
-            self._error = DeviceError("the submission was interrupted within a kernel; submit it again")
+        except BaseException:  # Ctrl-C: the kernel may have run in part
+            self._error = DeviceError("the submission was interrupted during a kernel; submit it again")
             self._done = True
             raise
         finally:
