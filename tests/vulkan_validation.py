@@ -1,4 +1,4 @@
-"""The Khronos validation layer, watching every Vulkan instance that is made after :func:`watch`."""
+"""The Khronos validation layer, enabled on every Vulkan instance created after :func:`watch`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXTENSIONS = ["VK_EXT_debug_utils", "VK_EXT_validation_features"]
 _log = logging.getLogger(__name__)
 
 messages: list[str] = []
-"""Every warning and error of the layer since the process began."""
+"""Every warning and error of the layer in this process."""
 
 
 def present() -> bool:
@@ -26,18 +26,18 @@ def present() -> bool:
 
 
 def watch() -> None:
-    """Switch the layer on from now on."""
+    """Enable the layer for new instances."""
     physical.Instance = _watched_instance
 
 
 @ffi.callback("PFN_vkDebugUtilsMessengerCallbackEXT")
 def _receive(severity: int, kinds: int, data: Any, user: Any) -> int:
     messages.append(ffi.string(data.pMessage).decode(errors="replace"))
-    _log.warning("%s", messages[-1])  # at once: the call that is being reported may end the process
-    return 0  # the call that is being reported goes on
+    _log.warning("%s", messages[-1])  # at once: the reported call may crash the process
+    return 0  # do not abort the reported call
 
 
-# The layer's own warnings and errors; the loader's chatter is left out.
+# Warnings and errors of the layer, without the loader's general messages.
 _MESSENGER = struct(
     "VkDebugUtilsMessengerCreateInfoEXT",
     messageSeverity=lib.VK_DEBUG_UTILS_MESSAGE_SEVERITY_WARNING_BIT_EXT
@@ -65,7 +65,7 @@ def _watched_instance() -> Instance:
     made = ffi.new("VkDebugUtilsMessengerEXT *")
     create = _function(instance.handle, "vkCreateDebugUtilsMessengerEXT")
     check(create(instance.handle, _MESSENGER, NULL, made), "vkCreateDebugUtilsMessengerEXT")
-    # What was asked for last is called first, so before the instance is destroyed.
+    # Finalizers run last registered first, so the messenger is destroyed before the instance.
     on_release(instance, _function(instance.handle, "vkDestroyDebugUtilsMessengerEXT"), instance.handle, made[0], NULL)
     return instance
 

@@ -1,4 +1,4 @@
-"""The devices under test, opened for each test anew."""
+"""The devices under test, opened afresh for each test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Opener = Callable[[], Device]
 
 
 def open_as_discrete() -> Device:
-    """The Vulkan device taken for a discrete GPU: its device memory is not mapped, and is reached by staging alone."""
+    """The Vulkan device, treated as a discrete GPU: its device memory is not mapped, so copies are staged."""
     from wasmetal.device.vulkan import VulkanBackend
     from wasmetal.device.vulkan.physical import physical_devices
 
@@ -37,7 +37,7 @@ OPENERS: dict[str, Opener] = {
 
 
 ALIGNMENTS = {"cpu": (16, 64, 256), "vulkan": (64, 256), "vulkan as discrete": (16,), "metal": (64,)}
-"""Offset alignments that each device is tested at; its own if that is coarser."""
+"""Offset alignments at which each device is tested; the device's alignment if that is coarser."""
 
 
 @pytest.fixture(
@@ -53,7 +53,7 @@ ALIGNMENTS = {"cpu": (16, 64, 256), "vulkan": (64, 256), "vulkan as discrete": (
     ],
 )
 def opener(request: pytest.FixtureRequest) -> Opener:
-    """How to open each device, claiming each alignment, for tests that close it."""
+    """A function that opens a device with each alignment, for tests that close the device."""
     name, alignment = request.param
     if name != "cpu":
         request.getfixturevalue(name.split()[0])  # skips, or fails, if there is none
@@ -69,28 +69,28 @@ def opener(request: pytest.FixtureRequest) -> Opener:
 
 @pytest.fixture
 def device(opener: Opener) -> Iterator[Device]:
-    """A device of the test's own."""
+    """A new device for each test."""
     with opener() as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
 def lasting(opener: Opener) -> Iterator[Device]:
-    """A device for several tests, which leave it as it was."""
+    """A device that several tests share; each must leave it as it was."""
     with opener() as opened:
         yield opened
 
 
 @pytest.fixture
 def own_vulkan(vulkan: Device) -> Iterator[Device]:
-    """A Vulkan device of the test's own."""
+    """A new Vulkan device for each test."""
     with open_device("vulkan") as opened:
         yield opened
 
 
 @pytest.fixture
 def own_discrete(vulkan: Device) -> Iterator[Device]:
-    """The Vulkan device, taken for a discrete GPU."""
+    """A new Vulkan device for each test, treated as a discrete GPU."""
     with open_as_discrete() as opened:
         yield opened
 
@@ -105,7 +105,7 @@ def region() -> Iterator[Region]:
 
 @pytest.fixture
 def read_only() -> Iterator[int]:
-    """The address of one page that can be read and not written."""
+    """The address of a read-only page."""
     pages = mmap.mmap(-1, 2 * page_size(), prot=mmap.PROT_READ)
     view = np.frombuffer(pages, np.uint8)
     yield -(-view.ctypes.data // page_size()) * page_size()
@@ -115,7 +115,7 @@ def read_only() -> Iterator[int]:
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> Callable[[Device, str, int], None]:
-    """Make one function of Vulkan's return a result of the test's choice, on a device or for all of them."""
+    """Make a Vulkan function return a given result."""
     from wasmetal.device.vulkan import api
 
     real = api.lib
@@ -128,7 +128,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Callable[[Device, str, int], None
             return getattr(real, name)
 
     def inject(device: Device, function: str, result: int) -> None:
-        if function == "vkGetMemoryHostPointerPropertiesEXT":  # an extension's, so the device has it from the driver
+        if function == "vkGetMemoryHostPointerPropertiesEXT":  # an extension function, which each device looks up
             monkeypatch.setattr(device.backend.logical, "_host_pointer_properties", lambda *args: result)
         else:
             monkeypatch.setattr(api, "lib", Library(function, result))

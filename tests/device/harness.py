@@ -1,4 +1,4 @@
-"""One small kernel driven by hand, and host pages of any kind."""
+"""Command lists of one small kernel, and host pages with any address, length and protection."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def floats(buffer: Buffer) -> Floats:
 
 
 def span(buffer: Buffer, start: int, count: int) -> Binding:
-    """``count`` float32 values of a buffer, from the value numbered ``start`` on."""
+    """``count`` float32 values of a buffer, from index ``start``."""
     return Binding(buffer, 4 * start, 4 * count)
 
 
 def spent_time(device: Device, seconds: float) -> bool:
-    """Whether seconds on a device are those of some work. A virtual GPU may not measure them."""
+    """Whether ``seconds`` can be the device time of some work. A virtual GPU may report 0."""
     return seconds > 0 or (seconds == 0 and "virtual" in device.info.name.lower())
 
 
 class Vectors:
-    """Vectors of ``count`` float32 values in one buffer, each where a binding of the device may begin."""
+    """Vectors of ``count`` float32 values in one buffer, each at the device's offset alignment."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Vectors:
         kind: MemoryKind = MemoryKind.SHARED,
         buffer: Buffer | None = None,
     ) -> None:
-        """In a new buffer, or in one that is there, from its beginning on."""
+        """In a new buffer, or at the start of ``buffer``."""
         alignment = device.info.offset_alignment
         self._device = device
         self._count = count
@@ -50,7 +50,7 @@ class Vectors:
         return Binding(self.buffer, number * self._stride, 4 * self._count)
 
     def view(self, number: int) -> Floats:
-        """A vector's values, in memory that the host sees."""
+        """A view of a vector's values, in host-visible memory."""
         return self.buffer.view()[number * self._stride :][: 4 * self._count].view(np.float32)
 
     def write(self, number: int, values: Floats | float) -> None:
@@ -59,7 +59,7 @@ class Vectors:
         self._device.write(self.buffer, number * self._stride, data.view(np.uint8))
 
     def read(self, number: int) -> Floats:
-        """A vector's values, in any memory."""
+        """A copy of a vector's values, in any memory."""
         out = np.empty(4 * self._count, np.uint8)
         self._device.read(self.buffer, number * self._stride, out)
         return out.view(np.float32)
@@ -85,7 +85,7 @@ def recorded(device: Device, *sums: tuple[Binding, Binding, Binding]) -> Command
 
 
 class Pages:
-    """Host pages under a test's control, in the shape of an aperture: any address, any length, any protection."""
+    """Host pages with the interface of an aperture: any address, any length, any protection."""
 
     def __init__(self, address: int, nbytes: int) -> None:
         self.address = address

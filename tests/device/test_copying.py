@@ -1,4 +1,4 @@
-"""Copies by staging, apart from any device: whole, in chunks, and never by a buffer that may still be in use."""
+"""Staged copies, without a device: whole, in chunks, and never through a staging buffer that may still be in use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Memory:
 
 
 class Hidden:
-    """A backend whose device memory the host does not see."""
+    """A backend with device memory that the host cannot see."""
 
     def __init__(self) -> None:
         self.made: list[Memory] = []
@@ -71,7 +71,7 @@ def test_what_the_host_sees_is_copied_at_once() -> None:
 
 
 def test_after_an_interrupt_the_staging_buffer_is_another() -> None:
-    """The device may still be at work on the first."""
+    """The device may still be using the first."""
     backend, copier = Hidden(), copying.Copier()
     memory = backend.allocate(1000, MemoryKind.DEVICE)
     backend.interrupted = True

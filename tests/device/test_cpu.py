@@ -1,4 +1,4 @@
-"""Submissions on the CPU: who runs them, what they wait for, and what is dropped."""
+"""Submissions on the CPU: which thread runs them, what they wait for, and what is dropped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wasmetal.kernels.catalog import CATALOG
 from wasmetal.kernels.reference import KERNELS
 
 LONG = 30
-"""Seconds that nothing here takes."""
+"""A timeout in seconds that no test reaches."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Where barriers are needed, against the definition spelled out byte by byte."""
+"""The need for barriers, against the definition applied byte by byte."""
 
 from __future__ import annotations
 

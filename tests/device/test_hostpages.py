@@ -1,4 +1,4 @@
-"""What is told of pages before a driver is given them."""
+"""The reasons why pages are refused before a driver imports them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arithmetic of cutting a range into parts."""
+"""The arithmetic of splitting a range into parts."""
 
 from __future__ import annotations
 

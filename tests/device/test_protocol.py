@@ -1,4 +1,4 @@
-"""What every device must do, whatever it is and however coarsely it aligns bindings."""
+"""The behaviour that all devices share, at every offset alignment."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def doubling(device: Device, vectors: Vectors, times: int = 1):
 
 
 def long_list(device: Device):
-    """A list that a real queue is at work on for a while: some hundred additions, one after another."""
+    """A list that keeps a real queue busy for a while: some hundred dependent additions."""
     emulated = device.info.backend == "metal"  # that begins only when it is waited for
     return doubling(device, Vectors(device, 1, 1 << 19), 4 if emulated else 400)
 
@@ -316,7 +316,7 @@ def test_closing_a_device_ends_its_work(opener: Callable[[], Device]) -> None:
 
 
 def test_several_threads(device: Device) -> None:
-    """Each thread with lists and buffers of its own, on one device."""
+    """Threads with separate lists and buffers, on one device."""
     threads, rounds = 4, 40
     failures: list[object] = []
 

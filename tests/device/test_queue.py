@@ -12,11 +12,11 @@ from wasmetal.device.queue import Queue
 from wasmetal.errors import DeviceError, DeviceTimeoutError
 
 LONG = 30
-"""Seconds that nothing here takes."""
+"""A timeout in seconds that no test reaches."""
 
 
 class Work:
-    """Work that ends when it is told to."""
+    """Work that ends when the test says so."""
 
     def __init__(self) -> None:
         self.end = threading.Event()

@@ -1,4 +1,4 @@
-"""Which device is opened by which name."""
+"""Opening a device by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wasmetal.errors import DeviceError, DeviceNotFoundError
 
 
 class Machine:
-    """A machine with GPUs of the test's choice beside its real CPU."""
+    """A machine with the GPUs that the test chooses and the real CPU."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **backends: list[Tier | str]) -> None:
         """For each backend its devices: how good each is, or why it cannot be used."""

@@ -1,4 +1,4 @@
-"""Every way in which Vulkan can fail, each with one clear line."""
+"""The ways in which Vulkan can fail, each with a one-line message."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Faults = Callable[[Device, str, int], None]
 
 
 def run_python(code: str, **environment: str) -> str:
-    """What a fresh Python prints, its environment changed."""
+    """The output of a new Python process with a changed environment."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},
@@ -76,7 +76,7 @@ def test_no_device_of_that_index(vulkan: Device) -> None:
 
 @pytest.mark.vulkan
 class TestUnusableDevices:
-    """What is said of a device that lacks something; the device is made to lack it."""
+    """The message for a device that lacks a requirement; each test removes one."""
 
     def test_a_missing_extension(self, vulkan: Device, monkeypatch: pytest.MonkeyPatch) -> None:
         from wasmetal.device.vulkan import physical
@@ -112,7 +112,7 @@ class TestUnusableDevices:
 
 @pytest.mark.vulkan
 class TestFaults:
-    """Results of the driver's that cannot be had on demand, put in its mouth."""
+    """Driver results that cannot be provoked, injected."""
 
     @pytest.mark.parametrize(
         ("result", "message"),
@@ -140,12 +140,12 @@ class TestFaults:
         with pytest.raises(DeviceLostError, match="the device was lost: open it again"):
             own_vulkan.submit([ran])
         ran.close()
-        own_vulkan.close()  # neither waits for ever nor raises
+        own_vulkan.close()  # neither waits forever nor raises
 
     def test_lost_while_waiting(self, own_vulkan: Device, faults: Faults) -> None:
         ran = recorded(own_vulkan)
         submission = own_vulkan.submit([ran])
-        own_vulkan.backend.logical.wait(1)  # it is at rest, in truth
+        own_vulkan.backend.logical.wait(1)  # the real device is idle
         own_vulkan.backend.logical._completed = 0
         faults(own_vulkan, "vkWaitSemaphores", -4)
         with pytest.raises(DeviceLostError, match="vkWaitSemaphores: VK_ERROR_DEVICE_LOST"):
@@ -194,7 +194,7 @@ class TestPendingWork:
 
     @pytest.mark.parametrize("close", ["list", "device", "nothing"])
     def test_closed_while_at_work(self, own_vulkan: Device, long_list, close: str) -> None:
-        """Whatever is closed or dropped, the work ends first; the validation layer would tell otherwise."""
+        """Whatever is closed or dropped, the work ends first; otherwise the validation layer would report it."""
         submission = own_vulkan.submit([long_list])
         if close == "list":
             long_list.close()

@@ -1,4 +1,4 @@
-"""Which memory a buffer gets, and how long it lives."""
+"""The memory type and the lifetime of buffers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.vulkan
 LOCAL, VISIBLE, COHERENT, CACHED = 1, 2, 4, 8
 
 DISCRETE_GPU = [0, LOCAL, VISIBLE | COHERENT, VISIBLE | COHERENT | CACHED, LOCAL | VISIBLE | COHERENT]
-"""The property flags of an NVIDIA card's memory types, the last one being its own memory through the bus."""
+"""The property flags of an NVIDIA card's memory types, the last of which is device memory over the bus."""
 
 SOFTWARE = [LOCAL | VISIBLE | COHERENT | CACHED]
 
@@ -99,13 +99,13 @@ def test_closing_frees_what_is_still_open(vulkan: Device) -> None:
     device.close()
     assert [allocation() for allocation in allocations] == [None, None]
     submission.wait(0)
-    assert submission.seconds > 0  # it has ended, and says so still
+    assert submission.seconds > 0  # readable after the device is closed
     del submission, lists
     assert logical() is None
 
 
 def test_all_dropped_while_at_work(vulkan: Device) -> None:
-    """Nothing is closed, everything is forgotten: the work ends before what it uses is freed."""
+    """Everything is dropped without being closed: the work ends before the memory that it uses is freed."""
     device = open_device("vulkan")
     logical = weakref.ref(device.backend.logical)
     count = 1 << 16

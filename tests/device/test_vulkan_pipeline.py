@@ -1,4 +1,4 @@
-"""What kernels may ask of a device."""
+"""The capabilities and limits that kernels need of a device."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_subgroup_size_is_pinned_where_there_is_a_choice(own_vulkan: Device)
 
 
 def test_info_matches_the_driver(vulkan: Device) -> None:
-    """Against the loader's own tool where it is installed."""
+    """Against ``vulkaninfo``, if it is installed."""
     if not shutil.which("vulkaninfo"):
         pytest.skip("vulkaninfo is not installed")
     said = subprocess.run(["vulkaninfo"], capture_output=True, text=True, check=False, timeout=60).stdout

@@ -1,4 +1,4 @@
-"""The validation layer's silence means something: it speaks when there is cause, and we hear it."""
+"""The validation layer reports real faults, and its messages reach the tests."""
 
 from __future__ import annotations
 

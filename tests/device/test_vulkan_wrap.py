@@ -1,4 +1,4 @@
-"""Host pages that a Vulkan device must refuse, each with its reason, and what wraps leave behind."""
+"""Host pages that a Vulkan device must refuse, each with the reason, and leaks of wraps."""
 
 from __future__ import annotations
 
@@ -95,4 +95,4 @@ def test_wraps_leave_nothing_behind(own_vulkan: Device) -> None:
     before = mappings()
     for i in range(300):
         cycle(i)
-    assert mappings() <= before + 2  # an allocator of Python's may have grown meanwhile
+    assert mappings() <= before + 2  # Python's allocator may have grown

@@ -20,7 +20,7 @@ class DeviceBuffer:
     def allocation(self) -> Allocation:
         """The memory behind the buffer. Raises DeviceError if the buffer is closed."""
         if self._allocation is None:
-            raise DeviceError("the buffer is closed; keep it open while it is used")
+            raise DeviceError("the buffer is closed; close it after its last use")
         return self._allocation
 
     @property

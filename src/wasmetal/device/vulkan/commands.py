@@ -57,7 +57,7 @@ def submit(device: LogicalDevice, buffers: Sequence[Commands]) -> int:
 
 def run(device: LogicalDevice, record: Callable[[Any], None], keeps: Sequence[object]) -> None:
     """Record commands, submit them and wait for them. Raises DeviceLostError."""
-    commands = Commands(device, record, keeps)  # a reference, so that the wait below can be interrupted
+    commands = Commands(device, record, keeps)  # a reference: without it, the finalizer would do the waiting
     device.wait(submit(device, [commands]))
 
 
