@@ -144,7 +144,7 @@ def test_buffers_that_nobody_holds_are_freed(metal: Device) -> None:
         region.close()
         del wrapped, own
         gc.collect()
-        nothing = metal.record()  # buffers of a residency set stay wired until the GPU is at work again
+        nothing = metal.record()  # buffers of a residency set stay wired until the GPU runs again
         nothing.finish()
         metal.submit([nothing]).wait()
         assert handle.currentAllocatedSize() < before + nbytes

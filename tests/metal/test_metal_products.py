@@ -56,7 +56,7 @@ def run(bench: Bench, *operations: Callable[[Recorder], None]) -> int:
 
 def by_mps(device: Device, kinds: str = "f32 to f32") -> bool:
     """Whether MPS was found to be right for products of some types."""
-    used = [feature for feature in device.info.features if feature.startswith("large products by MPS")]
+    used = [feature for feature in device.info.features if feature.startswith("large GEMMs by MPS")]
     return bool(used) and kinds in used[0]
 
 
@@ -247,8 +247,8 @@ def test_buffers_closed_while_a_product_is_under_way(metal: Device, bench: Bench
 @pytest.mark.parametrize(
     ("mps", "obstacle"),
     [
-        ("missing", "PyObjC's MetalPerformanceShaders is not installed"),
-        ("unsupported", "it does not support this GPU"),
+        ("missing", "pyobjc-framework-MetalPerformanceShaders is not installed"),
+        ("unsupported", "MPS does not support this GPU"),
         ("wrong", "wrong results for matmul_f32_f32"),
         ("few bits", "wrong results for matmul_f32_f32"),
         ("not a number", "wrong results for matmul_f32_f32"),
@@ -267,7 +267,7 @@ def test_mps_that_does_not_work(open_on: Callable[[Gpu], Device], mps: str, obst
 def test_types_are_tried_one_by_one(open_on: Callable[[Gpu], Device]) -> None:
     """At their first use, and what is wrong for some is used for the others."""
     device = open_on(Gpu(mps="sums of few bits"))
-    assert "large products by MPS (tried at their first use)" in device.info.features
+    assert "large GEMMs by MPS (tried at first use)" in device.info.features
     with Bench(device) as bench:
         halves = bench.empty(SIDE, SIDE, dtype=DType.F16), bench.empty(SIDE, SIDE, dtype=DType.F16)
         out = bench.empty(SIDE, SIDE, dtype=DType.F16)
@@ -276,7 +276,7 @@ def test_types_are_tried_one_by_one(open_on: Callable[[Gpu], Device]) -> None:
         assert device.info.features[-1] == obstacle
         assert matmul_of(bench, SIDE, SIDE, SIDE, dtype=DType.F16) == 1
         assert matmul_of(bench, SIDE, SIDE, SIDE) == 1
-        assert device.info.features[-2:] == ("large products by MPS (f16 to f32, f32 to f32)", obstacle)
+        assert device.info.features[-2:] == ("large GEMMs by MPS (f16 to f32, f32 to f32)", obstacle)
     assert device.counters.dispatches == 0  # trials are not in the device's own account
 
 

@@ -117,7 +117,7 @@ def test_a_lost_device_closes(gpu: Gpu, emulated: Device) -> None:
 
 
 def test_work_under_way_keeps_what_it_uses(gpu: Gpu, emulated: Device) -> None:
-    """Buffers, pages and lists that everybody else has let go; the memory grew meanwhile."""
+    """Buffers, pages and lists to which no other reference is left; the memory has grown meanwhile."""
     region = Region(64 * page_size(), page_size())
     pages = weakref.ref(region.pages)
     out = emulated.allocate(64, MemoryKind.SHARED)

@@ -1,7 +1,7 @@
-"""Calls to an ``MTLComputeCommandEncoder``, written down once and made for every submission.
+"""Calls to an ``MTLComputeCommandEncoder``, prepared once and made for every submission.
 
-A Metal command buffer runs only once, so what a list does is encoded again each time. All that this takes is made when
-the list is finished; encoding makes nothing, and sets nothing that is set already.
+A Metal command buffer runs only once, so a list is encoded again for each submission. The arguments of all calls are
+made when the list is finished, and calls that would set what is already set are left out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from wasmetal.device.metal.stream import Stream
 
 
 class Encoding:
-    """A flat sequence of calls, for an encoder that runs dispatches concurrently."""
+    """The calls for a run of kernels, for an encoder that runs dispatches concurrently."""
 
     def __init__(self) -> None:
         self._calls: list[tuple[str, tuple[Any, ...]]] = []
@@ -21,11 +21,11 @@ class Encoding:
         self._arguments: dict[int, tuple[Any, int]] = {}
 
     def barrier(self) -> None:
-        """Order all that follows behind all before."""
+        """Make all later dispatches wait for all earlier ones."""
         self._call("memoryBarrierWithScope_", mtl.MTLBarrierScopeBuffers)
 
     def pipeline(self, pipeline: Any) -> None:
-        """Choose the kernel."""
+        """Set the pipeline of the dispatches that follow."""
         if self._pipeline is not pipeline:
             self._call("setComputePipelineState_", pipeline)
             self._pipeline = pipeline
@@ -40,7 +40,7 @@ class Encoding:
         self._arguments[index] = buffer, offset
 
     def dispatch(self, groups: tuple[int, int, int], threads: tuple[int, int, int]) -> None:
-        """Run the kernel."""
+        """Run the pipeline on a grid of groups."""
         sizes = mtl.MTLSizeMake(*groups), mtl.MTLSizeMake(*threads)
         self._call("dispatchThreadgroups_threadsPerThreadgroup_", *sizes)
 

@@ -1,4 +1,4 @@
-"""A list's dispatches in an ``MTLIndirectCommandBuffer``: written once, and run by one call for each submission."""
+"""Dispatches in an ``MTLIndirectCommandBuffer``: written once, and run by one call for each submission."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wasmetal.device.metal.stream import Stream
 from wasmetal.errors import DeviceError
 
 MOST_COMMANDS = 16384
-"""Commands that one buffer takes; longer lists are encoded anew each time."""
+"""The most commands of one buffer; longer lists are encoded again for each submission."""
 _NOTHING: tuple[int, int, int] = (0, 0, 0)
 
 
@@ -27,7 +27,7 @@ class Command:
 
 
 class IndirectEncoding:
-    """Does what :class:`Encoding` does, and is filled in the same way. It refers to its pipelines and buffers."""
+    """A run of kernels like :class:`Encoding`. It keeps its pipelines and buffers alive."""
 
     def __init__(self, physical: PhysicalDevice) -> None:
         self._physical = physical
@@ -37,11 +37,11 @@ class IndirectEncoding:
         self._barrier = False
 
     def barrier(self) -> None:
-        """Order all that follows behind all before."""
+        """Make all later dispatches wait for all earlier ones."""
         self._barrier = True
 
     def pipeline(self, pipeline: Any) -> None:
-        """Choose the kernel."""
+        """Set the pipeline of the dispatch that follows."""
         self._pipeline = pipeline
         self._arguments = {}
 
@@ -50,12 +50,12 @@ class IndirectEncoding:
         self._arguments[index] = buffer, offset
 
     def dispatch(self, groups: tuple[int, int, int], threads: tuple[int, int, int]) -> None:
-        """Run the kernel."""
+        """Run the pipeline on a grid of groups."""
         self._commands.append(Command(self._pipeline, self._arguments, groups, threads, self._barrier))
         self._barrier = False
 
     def finish(self) -> None:
-        """Write the commands. Raises DeviceError."""
+        """Write the commands. Raises DeviceError if the GPU makes no indirect command buffer."""
         with objc.autorelease_pool():
             self._buffer = self._make()
             for i, command in enumerate(self._commands):
@@ -93,5 +93,5 @@ class IndirectEncoding:
         make = self._physical.handle.newIndirectCommandBufferWithDescriptor_maxCommandCount_options_
         buffer = make(descriptor, len(self._commands), mtl.MTLResourceStorageModeShared)
         if buffer is None:
-            raise DeviceError(f"{self._physical.name} gives no indirect command buffer; unset WASMETAL_METAL_ICB")
+            raise DeviceError(f"{self._physical.name} made no indirect command buffer; unset WASMETAL_METAL_ICB")
         return buffer

@@ -1,4 +1,4 @@
-"""Keeping buffers where the GPU can reach them, also between submissions."""
+"""Keeping buffers resident between submissions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from wasmetal.device.heartbeat import Heartbeat
 from wasmetal.device.metal.api import mtl, objc
 
 MOST_SETS = 32
-"""Residency sets that a queue takes."""
+"""The most residency sets that a queue accepts."""
 
 
 class ResidencySet:
-    """An ``MTLResidencySet``, and how many bytes are in it."""
+    """An ``MTLResidencySet``, and the bytes in it."""
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
@@ -22,21 +22,20 @@ class ResidencySet:
 
 
 class Residency:
-    """Residency sets that a queue always has with it, so that no submission waits for pages to be wired.
+    """The residency sets of a queue, so that no submission waits for pages to be wired.
 
-    The system decides for each set as a whole whether it stays resident, so buffers are spread over sets of at most
-    ``set_bytes``; only a longer buffer, or one for which there is no set left, makes a set longer. An idle device
-    loses its sets' residency after about a second, unless it is asked for again and again: a heartbeat does that.
+    The system keeps or evicts each set as a whole, so buffers are spread over sets of at most ``set_bytes``. A set only
+    grows beyond that for a longer buffer, or when the queue accepts no more sets. An idle device's sets lose residency
+    after about a second unless it is requested again: a heartbeat does that.
 
-    Where the GPU offers no sets (``kept`` is False) each submission makes its own buffers resident, as Metal does
-    unasked.
+    If the GPU has no residency sets (``kept`` is False), Metal makes buffers resident for each submission.
     """
 
     def __init__(self, device: Any, queue: Any, set_bytes: int) -> None:
         self._device = device
         self._queue = queue
         self._set_bytes = set_bytes
-        self._lock = threading.RLock()  # buffers go when the garbage collector finds them, perhaps within add()
+        self._lock = threading.RLock()  # garbage collection may call remove() within add()
         self._sets: list[ResidencySet] = []
         self._in: dict[int, tuple[ResidencySet, int]] = {}
         self._grown = False
@@ -50,7 +49,7 @@ class Residency:
         return bool(self._sets)
 
     def add(self, buffers: Sequence[Any]) -> None:
-        """Have buffers stay resident, from the next submission on."""
+        """Keep buffers resident, from the next submission on."""
         if not self.kept:
             return
         with self._lock, objc.autorelease_pool():
@@ -64,7 +63,7 @@ class Residency:
             self._grown = True
 
     def remove(self, buffers: Sequence[Any]) -> None:
-        """Keep them no longer."""
+        """No longer keep buffers resident."""
         if not self.kept:
             return
         with self._lock, objc.autorelease_pool():
@@ -75,20 +74,20 @@ class Residency:
                 found.nbytes -= nbytes
 
     def use(self) -> None:
-        """Called for every submission: the buffers are wanted now, and for some time."""
+        """Note a submission: the buffers are needed now, and probably again soon."""
         if self.kept:
             grown, self._grown = self._grown, False
             self.heartbeat.use(now=grown)
 
     def close(self) -> None:
-        """Let the system have the pages back."""
+        """End the residency of all sets, and stop the heartbeat."""
         self.heartbeat.stop()
         with self._lock, objc.autorelease_pool():
             for each in self._sets:
                 each.handle.endResidency()
 
     def _request(self) -> bool:
-        """Ask that all sets be resident; return whether there is anything in them."""
+        """Request residency of all sets; return whether they hold any buffer."""
         with self._lock, objc.autorelease_pool():
             for each in self._sets:
                 if each.nbytes:
@@ -96,14 +95,14 @@ class Residency:
             return bool(self._in)
 
     def _room(self, nbytes: int) -> ResidencySet:
-        """The set to put a buffer in: one with room for it, else a new one, else the least full."""
+        """The set for a buffer: one with room, else a new one, else the least full."""
         for each in self._sets:
             if each.nbytes == 0 or each.nbytes + nbytes <= self._set_bytes:
                 return each
         return self._new_set() or min(self._sets, key=lambda each: each.nbytes)
 
     def _new_set(self) -> ResidencySet | None:
-        """None if the GPU or its queue takes no more."""
+        """A new set; None if the GPU or the queue accepts no more."""
         if len(self._sets) == MOST_SETS:
             return None
         handle, _ = self._device.newResidencySetWithDescriptor_error_(mtl.MTLResidencySetDescriptor.new(), None)
