@@ -143,9 +143,14 @@ def turned(gemm: Any) -> Any:
     return replace(gemm, matrices=(left, wrong, result))
 
 
-def without_offsets(call: Callable[..., None], encoding: Any, method: str, *args: Any) -> None:
-    if method != "setBufferOffset_atIndex_":
-        call(encoding, method, *args)
+def too_many_threads(command: Callable[..., Any], pipeline: Any, arguments: Any, sizes: Any, barrier: bool) -> Any:
+    groups, threads = sizes
+    return command(pipeline, arguments, (groups, type(threads)((*threads[:2], 16))), barrier)
+
+
+def without(method: str) -> Mistake:
+    """One method of the encoder is never called."""
+    return changed("encoding", "_calls", lambda real, run: [call for call in real(run) if call[0] != method])
 
 
 def further(bind: Callable[..., tuple[Any, int]], allocation: Any, *place: int) -> tuple[Any, int]:
@@ -162,12 +167,9 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception]]] = {
     "an unaligned parameter": (number("recording", "_SLOT", 40), RuleError),
     "private storage": (number("memory", "_OPTIONS", 2 << 4), RuleError),
     "fast math": (number("pipeline", "mtl.MTLMathModeSafe", 2), RuleError),
-    "too many threads": (
-        changed("encoding", "Encoding.dispatch", lambda real, e, groups, threads: real(e, groups, (*threads[:2], 16))),
-        RuleError,
-    ),
-    "no pipeline": (nothing("encoding", "Encoding.pipeline"), RuleError),
-    "an offset not set": (changed("encoding", "Encoding._call", without_offsets), AssertionError),
+    "too many threads": (changed("recording", "Command", too_many_threads), RuleError),
+    "no pipeline": (without("setComputePipelineState_"), RuleError),
+    "an offset not set": (without("setBufferOffset_atIndex_"), AssertionError),
     "no barrier between dispatches": (nothing("recording", "Hazards.needs_barrier"), AssertionError),
     "no barrier between lists": (nothing("stream", "Stream.barrier"), AssertionError),
     "submissions out of order": (nothing("queue", "CommandQueue._busy"), AssertionError),

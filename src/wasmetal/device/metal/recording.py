@@ -8,7 +8,8 @@ import numpy as np
 
 from wasmetal.device.backend import Dispatch
 from wasmetal.device.hazards import Hazards
-from wasmetal.device.metal.encoding import Encoding
+from wasmetal.device.metal.api import mtl
+from wasmetal.device.metal.encoding import Command, Encoding
 from wasmetal.device.metal.indirect import MOST_COMMANDS, IndirectEncoding
 from wasmetal.device.metal.memory import MetalAllocation, allocate
 from wasmetal.device.metal.pipeline import Pipeline
@@ -52,24 +53,23 @@ class MetalRecording:
         self._keeps.append(params)
         for content, offset in slots.items():
             params.view()[offset : offset + len(content)] = np.frombuffer(content, np.uint8)
-        encoding: Encoding | IndirectEncoding | None = None
+        commands: list[Command] = []
         for dispatch in dispatches:
             code = dispatch.code
             if isinstance(code, Product):  # a pass, ordered after all before it and before all after it
+                self._end_run(queue, commands)
                 self._passes.append(code)
-                encoding = None
+                commands = []
                 continue
-            if encoding is None:
+            if not commands:
                 hazards = Hazards()
-                encoding = IndirectEncoding(queue.physical) if self._indirect else Encoding()
-                self._passes.append(encoding)
-            if hazards.needs_barrier(dispatch.touches()):
-                encoding.barrier()
-            encoding.pipeline(code.handle)
-            encoding.argument(0, *params.bind(slots[dispatch.params], _SLOT))
-            for index, bound in enumerate(dispatch.ranges, start=1):
-                encoding.argument(index, *bound.allocation.bind(bound.offset, bound.nbytes))
-            encoding.dispatch(dispatch.groups, code.kernel.threads)
-        for part in self._passes:
-            if isinstance(part, IndirectEncoding):
-                part.finish()
+            bound = [each.allocation.bind(each.offset, each.nbytes) for each in dispatch.ranges]
+            arguments = [params.bind(slots[dispatch.params], _SLOT), *bound]
+            sizes = mtl.MTLSizeMake(*dispatch.groups), mtl.MTLSizeMake(*code.kernel.threads)
+            commands.append(Command(code.handle, arguments, sizes, hazards.needs_barrier(dispatch.touches())))
+        self._end_run(queue, commands)
+
+    def _end_run(self, queue: CommandQueue, commands: Sequence[Command]) -> None:
+        if commands:
+            run = IndirectEncoding(queue.physical, commands) if self._indirect else Encoding(commands)
+            self._passes.append(run)
