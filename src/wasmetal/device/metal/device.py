@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from wasmetal.device.backend import Backend, Dispatch, Range
 from wasmetal.device.base import HostPages, MemoryKind
-from wasmetal.device.metal.memory import MetalAllocation, allocate, wrap_pages
+from wasmetal.device.metal.memory import MetalAllocation, allocate
 from wasmetal.device.metal.physical import PhysicalDevice
 from wasmetal.device.metal.pipeline import Pipeline, Pipelines, simdgroup_variant
 from wasmetal.device.metal.products import Product, Products
@@ -48,7 +48,7 @@ class MetalBackend(Backend[MetalAllocation, Code, MetalRecording]):
 
     def wrap(self, pages: HostPages) -> MetalAllocation:
         """The pages in place. Raises WrapRefusedError."""
-        return wrap_pages(self.queue, pages)
+        return MetalAllocation(self.queue, pages.view())
 
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[MetalAllocation]]) -> Code:
         """An MPS GEMM, the kernel's variant with simdgroup matrices, or the kernel itself."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from wasmetal.device.base import Bytes, HostPages
+from wasmetal.device.base import Bytes
 from wasmetal.device.metal.api import mtl, objc
 from wasmetal.device.metal.queue import CommandQueue
 from wasmetal.device.parts import Parts
@@ -92,11 +92,6 @@ def allocate(queue: CommandQueue, nbytes: int) -> MetalAllocation:
         return MetalAllocation(queue, pages.view(0, size))
     except (MemoryRefusedError, WrapRefusedError) as error:
         raise OutOfDeviceMemoryError(f"no room for {nbytes} bytes ({error})") from error
-
-
-def wrap_pages(queue: CommandQueue, pages: HostPages) -> MetalAllocation:
-    """Host pages, in place. Raises WrapRefusedError."""
-    return MetalAllocation(queue, pages.view())
 
 
 def _release(queue: CommandQueue, buffers: list[Any], _pages: Bytes) -> None:

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+from wasmetal.device.bins import Bins
 from wasmetal.device.heartbeat import Heartbeat
 from wasmetal.device.metal.api import mtl, objc
 
 MOST_SETS = 32
 """The most residency sets that a queue accepts."""
-
-
-class ResidencySet:
-    """An ``MTLResidencySet``, and the bytes in it."""
-
-    def __init__(self, handle: Any) -> None:
-        self.handle = handle
-        self.nbytes = 0
 
 
 class Residency:
@@ -32,21 +26,16 @@ class Residency:
     """
 
     def __init__(self, device: Any, queue: Any, set_bytes: int) -> None:
-        self._device = device
-        self._queue = queue
-        self._set_bytes = set_bytes
         self._lock = threading.RLock()  # garbage collection may call remove() within add()
-        self._sets: list[ResidencySet] = []
-        self._in: dict[int, tuple[ResidencySet, int]] = {}
         self._grown = False
         self.heartbeat = Heartbeat(self._request)
         with objc.autorelease_pool():
-            self._new_set()
+            self._sets: Bins[Any] = Bins(set_bytes, MOST_SETS, partial(_new_set, device, queue))
 
     @property
     def kept(self) -> bool:
         """Whether buffers stay resident between submissions."""
-        return bool(self._sets)
+        return bool(self._sets.bins)
 
     def add(self, buffers: Sequence[Any]) -> None:
         """Keep buffers resident, from the next submission on."""
@@ -54,12 +43,9 @@ class Residency:
             return
         with self._lock, objc.autorelease_pool():
             for buffer in buffers:
-                nbytes = int(buffer.length())
-                found = self._room(nbytes)
-                found.handle.addAllocation_(buffer)
-                found.handle.commit()
-                found.nbytes += nbytes
-                self._in[id(buffer)] = found, nbytes
+                found = self._sets.add(id(buffer), int(buffer.length()))
+                found.addAllocation_(buffer)
+                found.commit()
             self._grown = True
 
     def remove(self, buffers: Sequence[Any]) -> None:
@@ -68,10 +54,9 @@ class Residency:
             return
         with self._lock, objc.autorelease_pool():
             for buffer in buffers:
-                found, nbytes = self._in.pop(id(buffer))
-                found.handle.removeAllocation_(buffer)
-                found.handle.commit()
-                found.nbytes -= nbytes
+                found = self._sets.remove(id(buffer))
+                found.removeAllocation_(buffer)
+                found.commit()
 
     def use(self) -> None:
         """Note a submission: the buffers are needed now, and probably again soon."""
@@ -83,31 +68,21 @@ class Residency:
         """End the residency of all sets, and stop the heartbeat."""
         self.heartbeat.stop()
         with self._lock, objc.autorelease_pool():
-            for each in self._sets:
-                each.handle.endResidency()
+            for each in self._sets.bins:
+                each.endResidency()
 
     def _request(self) -> bool:
         """Request residency of all sets; return whether they hold any buffer."""
         with self._lock, objc.autorelease_pool():
-            for each in self._sets:
-                if each.nbytes:
-                    each.handle.requestResidency()
-            return bool(self._in)
+            used = self._sets.used
+            for each in used:
+                each.requestResidency()
+            return bool(used)
 
-    def _room(self, nbytes: int) -> ResidencySet:
-        """The set for a buffer: one with room, else a new one, else the least full."""
-        for each in self._sets:
-            if each.nbytes == 0 or each.nbytes + nbytes <= self._set_bytes:
-                return each
-        return self._new_set() or min(self._sets, key=lambda each: each.nbytes)
 
-    def _new_set(self) -> ResidencySet | None:
-        """A new set; None if the GPU or the queue accepts no more."""
-        if len(self._sets) == MOST_SETS:
-            return None
-        handle, _ = self._device.newResidencySetWithDescriptor_error_(mtl.MTLResidencySetDescriptor.new(), None)
-        if handle is None:
-            return None
-        self._queue.addResidencySet_(handle)
-        self._sets.append(ResidencySet(handle))
-        return self._sets[-1]
+def _new_set(device: Any, queue: Any) -> Any:
+    """Another ``MTLResidencySet`` of the queue; None if the GPU makes none."""
+    made, _ = device.newResidencySetWithDescriptor_error_(mtl.MTLResidencySetDescriptor.new(), None)
+    if made is not None:
+        queue.addResidencySet_(made)
+    return made
