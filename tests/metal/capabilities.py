@@ -1,4 +1,4 @@
-"""Prints what a GPU and PyObjC say of themselves, for the log of continuous integration: ``python capabilities.py``.
+"""Prints what a GPU and PyObjC report, for CI logs: ``python capabilities.py``.
 
 A question that ends in an error is answered with the error. Needs a Mac, or the stand-in's modules on the path.
 """

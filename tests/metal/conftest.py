@@ -27,7 +27,7 @@ def emulated(gpu: Gpu, open_on: Callable[[Gpu], Device]) -> Device:
 
 @pytest.fixture
 def open_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Gpu], Device]]:
-    """Opens emulated GPUs, with a pipeline archive of the test's own, and closes them in the end."""
+    """Opens emulated GPUs, with a pipeline archive for each test, and closes them at its end."""
     if not EMULATED:
         pytest.skip("on a Mac Metal is not emulated")
     monkeypatch.setenv("WASMETAL_HOME", str(tmp_path))

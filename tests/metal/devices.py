@@ -11,14 +11,14 @@ from wasmetal.device import Device, open_device
 EMULATED = sys.platform != "darwin"
 
 METAL = "emulated metal" if EMULATED else "metal"
-"""What it is called in the names of tests."""
+"""The device's name in the names of tests."""
 
 LAYERS = {
     "1, kernels on the CPU shim": lambda test: "test_kernels_on_shim.py::" in test,
     "2, emulated Metal": lambda test: EMULATED and ("emulated metal" in test or "metal/test_metal_" in test),
     "3, this Mac's GPU": lambda test: not EMULATED and ("[metal" in test or "metal/test_metal_" in test),
 }
-"""What each layer of proof is called, and whether a test is a part of it (docs/metal.md)."""
+"""The name of each layer of tests, and whether a test belongs to it (docs/metal.md)."""
 
 
 def open_metal() -> Device:
@@ -32,7 +32,7 @@ def open_metal() -> Device:
 
 
 def environment_for(*arguments: object) -> dict[str, str]:
-    """Variables for a process with these arguments: where they name Metal, it is to find the emulated one."""
+    """Environment variables for a process with these arguments: if they name Metal, it finds the emulated device."""
     if not EMULATED or not any(str(argument).startswith("metal") for argument in arguments):
         return {}
     root = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""The script that tells continuous integration's log what a Mac can do: it runs, and says what the device says."""
+"""The script that logs a Mac's capabilities in CI: it runs, and agrees with the device."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def matmul(bench, rng, dtype, result, transpose_a, transpose_b, m, n, k):
 
 @dataclass(frozen=True)
 class Case:
-    """One of the above with its arguments, and how close the devices must come."""
+    """One of the above with its arguments, and the tolerance."""
 
     name: str
     run: Callable[[Bench, np.random.Generator], list[Tensor]]
@@ -226,7 +226,7 @@ def test_layer_1_msl_on_the_cpu_shim(shim: ShimDevice, case: Case) -> None:
 
 
 def test_layer_1_a_grid_of_several_rows() -> None:
-    """More groups than stand in one row of the grid; those that the last row has too many leave."""
+    """More groups than one row of the grid holds; surplus groups of the last row return at once."""
     with ShimDevice(seeds=1) as shim:
         large = case(EXACT, scale, (GRID_WIDTH * THREADS + 5,), 0)
         want, got = (results(device, large) for device in (CpuDevice(), shim))
@@ -236,5 +236,5 @@ def test_layer_1_a_grid_of_several_rows() -> None:
 def test_layer_1_covers_every_kernel(shim: ShimDevice) -> None:
     """A kernel of the catalog without a case above fails here."""
     for case in CASES:
-        check(shim, case)  # Remembered where it ran before.
+        check(shim, case)  # Cached if it ran before.
     assert shim.shim.ran == CATALOG.keys()

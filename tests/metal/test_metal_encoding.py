@@ -1,4 +1,4 @@
-"""What a decoded token costs the host: how many calls it makes, and that it makes them with what it has already."""
+"""What a decoded token costs the host: the number of Objective-C calls, and that no new objects are passed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wasmetal.models import Model, load_model
 PER_STEP = 12
 """Calls of a submission and its wait: a command buffer, an encoder, an event, the times."""
 PER_DISPATCH = 8
-"""A pipeline, a barrier, the dispatch, and those buffers that are not the last kernel's."""
+"""A pipeline, a barrier, the dispatch, and the buffers that differ from the last kernel's."""
 
 
 @pytest.fixture(params=[2, 5])
@@ -27,7 +27,7 @@ def model(request: pytest.FixtureRequest, emulated: Device, tmp_path: Path) -> I
 
 
 def decode(model: Model, tokens: int) -> Counter[str]:
-    """The calls that it took to decode so many tokens, after some that are not counted."""
+    """The calls for decoding ``tokens`` tokens, after a warm-up that is not counted."""
     with model.session() as session:
         logits = model.logits()
         for token in (5, 6):
@@ -37,7 +37,7 @@ def decode(model: Model, tokens: int) -> Counter[str]:
         for token in range(tokens):
             session.forward([token], logits)
         assert model.device.counters.dispatches == dispatches + tokens * (3 + 1 + 13 * model.config.block_count)
-        # How often residency is asked for depends on the time, and not on the tokens (test_metal_residency.py).
+        # How often residency is requested depends on time, not on tokens (test_metal_residency.py).
         return Counter({name: count for name, count in (bridge.calls - before).items() if name != "requestResidency"})
 
 
@@ -52,7 +52,7 @@ def test_calls_per_token(model: Model) -> None:
 
 
 def test_nothing_is_made_for_a_token(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No buffer, no pipeline, no struct; every argument to the encoder is the one of the token before."""
+    """No buffer, pipeline or struct: every argument to the encoder is the same object as for the token before."""
     seen: list[tuple[object, ...]] = []
     names = [name for name in vars(ComputeCommandEncoder) if name.endswith("_") and name[0] != "_"]
     for name in names:

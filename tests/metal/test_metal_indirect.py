@@ -1,4 +1,4 @@
-"""Indirect command buffers: lists that are written once, where they are asked for and give the same results."""
+"""Indirect command buffers, used only on request, and only if they give the same results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WASMETAL_METAL_ICB", "1")
 
 
-def test_they_are_not_used_unasked(emulated: Device) -> None:
+def test_they_are_not_used_by_default(emulated: Device) -> None:
     assert not [feature for feature in emulated.info.features if FEATURE in feature]
     assert not emulated.backend.indirect
 
@@ -52,7 +52,7 @@ def test_a_model_computes_the_same(
     assert logits(device, path) == want
     assert (
         bridge.calls["executeCommandsInBuffer:withRange:"] == before + 9
-    )  # layers and head of 4 steps; a look at the file
+    )  # layers and head of 4 steps, and the check of the file
 
 
 @pytest.mark.usefixtures("asked")
@@ -60,12 +60,12 @@ def test_a_model_computes_the_same(
     ("gpu", "obstacle"),
     [
         (Gpu(name="Apple Paravirtual device"), "a virtual GPU"),
-        (Gpu(indirect="none"), "emulated Metal gives no indirect command buffer; unset WASMETAL_METAL_ICB"),
+        (Gpu(indirect="none"), "emulated Metal made no indirect command buffer; unset WASMETAL_METAL_ICB"),
         (Gpu(indirect="without barriers"), "wrong results for a chain of kernels"),
     ],
     ids=["virtual", "none", "without barriers"],
 )
-def test_where_they_do_not_work(open_on: Callable[[Gpu], Device], gpu: Gpu, obstacle: str) -> None:
+def test_unusable_ones_are_not_used(open_on: Callable[[Gpu], Device], gpu: Gpu, obstacle: str) -> None:
     device = open_on(gpu)
     assert f"no {FEATURE} ({obstacle})" in device.info.features
     buffer = device.allocate(64)

@@ -14,7 +14,7 @@ from wasmetal.device.cpu import CpuDevice
 from wasmetal.kernels.catalog import CATALOG
 
 LENIENCE = 1 if EMULATED else 16
-"""A GPU's exponentials are good to a few units in the last place, and it may fuse a product and a sum."""
+"""A GPU's exponentials are accurate to a few ulp, and it may fuse a multiplication and an addition."""
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Wrapped pages: never a copy, whatever Metal answers; split where they are too many; gone when nobody needs them."""
+"""Wrapped pages: never a copy, whatever Metal returns; split if too long; released with their last user."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_closed_buffer_is_gone(gpu: Gpu, emulated: Device, region: Region) -> 
 
 
 def test_pages_outlive_their_buffers(emulated: Device) -> None:
-    """Metal's buffer goes first, and the pages only then."""
+    """Metal's buffer is released before the pages."""
     region = Region(PAGE, PAGE)
     pages = weakref.ref(region.pages)
     buffer = emulated.wrap(region.aperture(0, PAGE))
@@ -80,7 +80,7 @@ def test_pages_outlive_their_buffers(emulated: Device) -> None:
 
 @pytest.mark.parametrize("memory", ["wrapped", "allocated"])
 def test_long_ranges_are_cut(open_on: Callable[[Gpu], Device], region: Region, memory: str) -> None:
-    """A binding that lies in several of the buffers that show a range gets one of its own over the same bytes."""
+    """A binding that crosses a boundary between buffers gets another buffer over the same bytes."""
     gpu = Gpu(max_buffer_length=10 * PAGE + 1)
     device = open_on(gpu)
     assert device.info.max_binding_bytes == 9 * PAGE
@@ -88,7 +88,7 @@ def test_long_ranges_are_cut(open_on: Callable[[Gpu], Device], region: Region, m
     before = sum(gpu.live.values())
     buffer = device.wrap(region.aperture(PAGE, nbytes)) if memory == "wrapped" else device.allocate(nbytes)
     assert (buffer.nbytes, buffer.view().size) == (nbytes, nbytes)
-    assert sum(gpu.live.values()) == before + nbytes  # no page is shown twice unasked
+    assert sum(gpu.live.values()) == before + nbytes  # no page is wrapped twice without need
     parts = {id(buffer.allocation.bind(offset, 16)[0]) for offset in range(0, nbytes, PAGE)}
     assert len(parts) == 4
 
@@ -129,7 +129,7 @@ def test_both_kinds_are_seen_by_the_host(emulated: Device) -> None:
 
 
 def test_buffers_that_nobody_holds_are_freed(metal: Device) -> None:
-    """By Metal's own account; also on a Mac, where PyObjC before its core 13 let none of them go."""
+    """By Metal's count of allocated bytes; also on a Mac: PyObjC's core before version 13 leaked every buffer there."""
     handle = metal.backend.queue.physical.handle
     nbytes = 64 * MIB
     gc.collect()
@@ -144,7 +144,7 @@ def test_buffers_that_nobody_holds_are_freed(metal: Device) -> None:
         region.close()
         del wrapped, own
         gc.collect()
-        nothing = metal.record()  # buffers of a residency set stay wired until the GPU is at work again
+        nothing = metal.record()  # buffers of a residency set stay wired until the GPU runs again
         nothing.finish()
         metal.submit([nothing]).wait()
         assert handle.currentAllocatedSize() < before + nbytes

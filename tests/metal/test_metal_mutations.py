@@ -1,6 +1,6 @@
-"""Mistakes put into the Metal device on purpose, a function or a number at a time: each must be noticed.
+"""Mutations of the Metal device, one function or constant at a time.
 
-By the stand-in, which knows Metal's rules, or in results.
+Each must be noticed by the stand-in, which enforces Metal's rules, or show in results.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ Mistake = Callable[["Seams"], None]
 
 
 class Seams:
-    """Where mistakes are put: the functions and numbers of the device's modules, as the stand-in has loaded them."""
+    """The functions and constants of the device's modules, as imported with the stand-in, to put mistakes into."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self._patch = patch
 
     def replace(self, module: str, name: str, mistake: Callable[[Any], Any]) -> None:
-        """Have ``name`` (of a class's, after a dot) be what ``mistake`` makes of the real one."""
+        """Replace ``name`` (``Class.method`` for a method) by what ``mistake`` makes of it."""
         owner: Any = import_module(f"wasmetal.device.metal.{module}")
         *path, attribute = name.split(".")
         for part in path:
@@ -64,12 +64,12 @@ def number(module: str, name: str, value: int) -> Mistake:
 
 
 def changed(module: str, name: str, mistake: Callable[..., Any]) -> Mistake:
-    """A function that is replaced by ``mistake``, which is given the real one first."""
+    """A function replaced by ``mistake``, which takes the real one as its first argument."""
     return lambda seams: seams.replace(module, name, lambda real: lambda *args: mistake(real, *args))
 
 
 def use_it(mistake: Mistake, patch: pytest.MonkeyPatch) -> None:
-    """A bit of everything that a device does. Fails if a result is wrong, or something is left behind."""
+    """Some of everything that a device does. Fails if a result is wrong, or a buffer is leaked."""
     gpu = Gpu(max_buffer_length=4 * page_size())
     region = Region(16 * page_size(), 8 * page_size())
     memory = region.view().view(np.float32)[-64:]
@@ -101,12 +101,12 @@ def use_it(mistake: Mistake, patch: pytest.MonkeyPatch) -> None:
         assert values[:, 0].tolist() == [16, 5, 8]
         assert np.all(memory == 4)
         gc.collect()
-        assert not gpu.live, "buffers were left behind"
+        assert not gpu.live, "buffers were leaked"
         device.close()
 
 
 def use_mps(mistake: Mistake, patch: pytest.MonkeyPatch) -> None:
-    """Kernels and products by MPS, each of which needs the one before. Fails also if MPS is not used."""
+    """Dependent kernels and MPS GEMMs. Also fails if MPS is not used."""
     with installed(), patch.context() as patches:
         mistake(Seams(patches))
         with open_device("metal") as device, Bench(device) as bench:
@@ -143,9 +143,14 @@ def turned(gemm: Any) -> Any:
     return replace(gemm, matrices=(left, wrong, result))
 
 
-def without_offsets(call: Callable[..., None], encoding: Any, method: str, *args: Any) -> None:
-    if method != "setBufferOffset_atIndex_":
-        call(encoding, method, *args)
+def too_many_threads(command: Callable[..., Any], pipeline: Any, arguments: Any, sizes: Any, barrier: bool) -> Any:
+    groups, threads = sizes
+    return command(pipeline, arguments, (groups, type(threads)((*threads[:2], 16))), barrier)
+
+
+def without(method: str) -> Mistake:
+    """One method of the encoder is never called."""
+    return changed("encoding", "_calls", lambda real, run: [call for call in real(run) if call[0] != method])
 
 
 def further(bind: Callable[..., tuple[Any, int]], allocation: Any, *place: int) -> tuple[Any, int]:
@@ -162,12 +167,9 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception]]] = {
     "an unaligned parameter": (number("recording", "_SLOT", 40), RuleError),
     "private storage": (number("memory", "_OPTIONS", 2 << 4), RuleError),
     "fast math": (number("pipeline", "mtl.MTLMathModeSafe", 2), RuleError),
-    "too many threads": (
-        changed("encoding", "Encoding.dispatch", lambda real, e, groups, threads: real(e, groups, (*threads[:2], 16))),
-        RuleError,
-    ),
-    "no pipeline": (nothing("encoding", "Encoding.pipeline"), RuleError),
-    "an offset not set": (changed("encoding", "Encoding._call", without_offsets), AssertionError),
+    "too many threads": (changed("recording", "Command", too_many_threads), RuleError),
+    "no pipeline": (without("setComputePipelineState_"), RuleError),
+    "an offset not set": (without("setBufferOffset_atIndex_"), AssertionError),
     "no barrier between dispatches": (nothing("recording", "Hazards.needs_barrier"), AssertionError),
     "no barrier between lists": (nothing("stream", "Stream.barrier"), AssertionError),
     "submissions out of order": (nothing("queue", "CommandQueue._busy"), AssertionError),
@@ -190,7 +192,7 @@ MISTAKES_WITH_MPS: dict[str, tuple[Mistake, type[Exception]]] = {
         changed("stream", "Stream.__init__", lambda real, s, commands, event, _: real(s, commands, event, ONES)),
         RuleError,
     ),
-    "a buffer that holds on to nothing": (
+    "an MPS pass with unretained references": (
         changed("recording", "MetalRecording.__init__", tells_of_no_product),
         RuleError,
     ),
@@ -224,7 +226,7 @@ def test_a_mistake_is_noticed(mistake: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("mistake", MISTAKES_WITH_MPS)
 def test_a_mistake_with_mps_is_noticed(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On opening already, perhaps: MPS is not used then, which is an AssertionError too."""
+    """A mistake may already show in the trials: then MPS is not used, which is an AssertionError too."""
     made, noticed = MISTAKES_WITH_MPS[mistake]
     with pytest.raises(noticed):
         use_mps(made, monkeypatch)

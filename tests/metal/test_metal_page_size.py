@@ -1,4 +1,4 @@
-"""The same tests with pages of 16 KiB, as Apple silicon has them, on a machine whose own are smaller."""
+"""The same tests with pages of 16 KiB, as on Apple silicon, on a machine with smaller ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILES = (
     "metal/test_metal_residency.py",
     "metal/test_standin.py",
 )
-"""All but those of mapped files, which the system maps where its own pages begin."""
+"""All but those of mapped files, which the system maps at multiples of the real page size."""
 
 
 @pytest.mark.skipif(mmap.PAGESIZE >= SIZE, reason="this machine's pages are as large")

@@ -1,4 +1,4 @@
-"""Compiling kernels on an emulated GPU, and the archive that saves it the next time."""
+"""Compiling kernels on an emulated GPU, and the archive that makes it unnecessary the next time."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import CATALOG, Kernel
 
 COMPILED = [*(name for name, kernel in CATALOG.items() if "simdgroup_matrix" in kernel.features), "add"]
-"""What a first session has compiled: what the device tries when it is opened, and what it is then asked for."""
+"""The kernels that a first session compiles: those of the trials, and the one that it runs."""
 TRIED = ["add"]
-"""What a session has compiled whose device has passed its trials before, if there is no archive."""
+"""The kernels that a session compiles without an archive if its device has passed the trials before."""
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_damaged_archive_is_made_anew(session: Callable[..., list[str]], tmp_p
 
 
 def test_an_archive_that_metal_refuses(session: Callable[..., list[str]], tmp_path: Path) -> None:
-    """Whole as far as we know, and still not what Metal wants."""
+    """Its digest fits, but Metal rejects it."""
     import hashlib
 
     session()
@@ -113,18 +113,18 @@ def test_a_file_in_the_way_of_the_cache(session: Callable[..., list[str]], tmp_p
 
 def test_the_compilers_words_are_told(session: Callable[..., list[str]]) -> None:
     with pytest.raises(
-        DeviceError, match="kernel add was not compiled: program_source:7: no such thing as halves"
+        DeviceError, match="kernel add did not compile: program_source:7: no such thing as halves"
     ) as told:
         session(compile_error="program_source:7:\n no such thing as halves")
     assert "\n" not in str(told.value)
-    with pytest.raises(DeviceError, match="kernel add was not compiled: too many registers"):
+    with pytest.raises(DeviceError, match="kernel add did not compile: too many registers"):
         session(pipeline_error="too many registers")
 
 
 def test_a_gpu_that_is_not_as_the_kernels_expect(session: Callable[..., list[str]]) -> None:
     with pytest.raises(DeviceError, match="kernel add has 128 threads in a group; emulated Metal allows 64"):
         session(max_threads=64)
-    with pytest.raises(DeviceError, match="runs 64 threads in lockstep"):
+    with pytest.raises(DeviceError, match="has simdgroups of 64 threads"):
         session(simd_width=64)
 
 
@@ -152,12 +152,12 @@ def test_products_are_by_simdgroup_matrices(gpu: Gpu, emulated: Device) -> None:
     ("simdgroups", "obstacle"),
     [
         ("wrong", "wrong results for gemm_f32"),
-        ("none", "kernel gemm_simdgroup_f32 was not compiled: no simdgroup matrices here"),
+        ("none", "kernel gemm_simdgroup_f32 did not compile: no simdgroup matrices here"),
         ("too large", "kernel gemm_simdgroup_f32 has 128 threads in a group; emulated Metal allows 64"),
     ],
 )
 def test_simdgroup_matrices_that_do_not_work(open_on: Callable[[Gpu], Device], simdgroups: str, obstacle: str) -> None:
-    """Where the kernels compute something else, or cannot be built, products are computed without them."""
+    """If the kernels are wrong, or do not compile, GEMMs are computed without them."""
     gpu = Gpu(simdgroups=simdgroups)
     device = open_on(gpu)
     assert not device.backend.simdgroups
@@ -198,7 +198,7 @@ def test_one_wrong_kernel_is_enough(
 def test_what_has_been_tried_is_not_tried_again(
     open_on: Callable[[Gpu], Device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither by the next process nor in this one; but what was wrong is, and so is another GPU."""
+    """Not in this process, nor in the next; but failed trials are repeated, and another GPU is tried."""
 
     def dispatches(**changes: object) -> int:
         before = bridge.calls["dispatchThreadgroups:threadsPerThreadgroup:"]
@@ -226,7 +226,7 @@ def test_mps_is_tried_once_in_two_processes(open_on: Callable[[Gpu], Device]) ->
         return bridge.calls[encoded] - before
 
     assert products(0) == 0
-    assert products(2) == 6  # of float32, in every way that they may lie
+    assert products(2) == 6  # of float32, in every layout
     assert products(1) == 0
 
 
@@ -241,4 +241,4 @@ def test_a_gpu_that_hangs_at_its_trials(
     computes_a_product(device)
     assert gpu.compiled[-1] == "gemm_f32"
     device.close()
-    assert "simdgroup matrices" in open_on(Gpu()).info.features  # it is given another chance
+    assert "simdgroup matrices" in open_on(Gpu()).info.features  # it is tried again

@@ -1,4 +1,4 @@
-"""Large products of matrices: by Metal Performance Shaders where those are right, by our kernels elsewhere."""
+"""Large GEMMs: by Metal Performance Shaders if it is right, by the catalog's kernels otherwise."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from wasmetal.device import CommandList, Device, open_device
 from wasmetal.ops import DType, Recorder, Tensor
 
 SIDE = 512
-"""Rows, columns and depth of the least product that is large."""
+"""m, n and k of the smallest large GEMM."""
 TOLERANCE = {DType.F32: 1e-5, DType.F16: 1e-3}
-"""By the type of the result, relative to the largest."""
+"""By type of the result, relative to its largest element."""
 RNG = np.random.default_rng(4)
 
 
@@ -43,25 +43,25 @@ def record(bench: Bench, *operations: Callable[[Recorder], None]) -> CommandList
 
 
 def products(commands: CommandList) -> int:
-    """How many of the list's kernels have been replaced."""
+    """How many dispatches of the list MPS computes."""
     return commands.recording.products
 
 
 def run(bench: Bench, *operations: Callable[[Recorder], None]) -> int:
-    """Run operations as one list; returns how many products were found among them."""
+    """Run operations as one list; return how many of them MPS computes."""
     commands = record(bench, *operations)
     bench.device.submit([commands]).wait(60)
     return products(commands)
 
 
 def by_mps(device: Device, kinds: str = "f32 to f32") -> bool:
-    """Whether MPS was found to be right for products of some types."""
-    used = [feature for feature in device.info.features if feature.startswith("large products by MPS")]
+    """Whether MPS is used for these types."""
+    used = [feature for feature in device.info.features if feature.startswith("large GEMMs by MPS")]
     return bool(used) and kinds in used[0]
 
 
 def expected(metal: Device, count: int = 1, kinds: str = "f32 to f32") -> int:
-    """Of products recorded before, those that MPS computes if it is right: on the emulated GPU it is."""
+    """``count`` if MPS is used, which it must be on the emulated GPU; else 0."""
     right = by_mps(metal, kinds)
     assert right or not EMULATED
     return count if right else 0
@@ -72,7 +72,7 @@ def normal(*shape: int, dtype: DType = DType.F32) -> np.ndarray:
 
 
 def oracle(cpu: Device, operation: Callable[..., None], arrays: list[np.ndarray], out: np.ndarray) -> np.ndarray:
-    """What the CPU device makes of packed arrays."""
+    """The CPU device's result for packed arrays."""
     with Bench(cpu) as bench:
         tensors = [bench.put(array) for array in arrays]
         result = bench.put(out)
@@ -86,7 +86,7 @@ def oracle(cpu: Device, operation: Callable[..., None], arrays: list[np.ndarray]
 def test_matmul(
     metal: Device, cpu: Device, bench: Bench, kind: DType, result: DType, transpose_a: bool, transpose_b: bool
 ) -> None:
-    """Rows apart, and no tensor at the beginning of its buffer; nothing else is written."""
+    """Strided rows, and no tensor at the beginning of its buffer; nothing else is written."""
     m, n, k = SIDE + 8, SIDE, SIDE + 24
     a = normal(*((k, m) if transpose_a else (m, k)), dtype=kind)
     b = normal(*((n, k) if transpose_b else (k, n)), dtype=kind)
@@ -132,7 +132,7 @@ def matmul_of(bench: Bench, m: int, n: int, k: int, *, dtype: DType = DType.F32,
 
 
 def test_which_products_are_large(metal: Device, bench: Bench) -> None:
-    """Recorded only: so many multiplications in all, no side too short."""
+    """Recorded only: enough multiplications, and no dimension too short."""
     assert matmul_of(bench, SIDE, SIDE, SIDE) == expected(metal)
     assert matmul_of(bench, SIDE, SIDE, SIDE - 4) == 0
     assert matmul_of(bench, 64, 4 * SIDE, 2 * SIDE) == expected(metal)
@@ -140,7 +140,7 @@ def test_which_products_are_large(metal: Device, bench: Bench) -> None:
 
 
 def test_which_products_mps_does_not_have(metal: Device, bench: Bench) -> None:
-    """Recorded only: with batch metadata, in batches, of operands of two types, of rows that are not aligned."""
+    """Recorded only: batch metadata, batched matmuls, operands of different types, unaligned rows."""
     square = SIDE, SIDE
     assert matmul_of(bench, *square, SIDE, gap=4) == expected(metal)
     assert matmul_of(bench, *square, SIDE, gap=3) == 0
@@ -157,7 +157,7 @@ def test_which_products_mps_does_not_have(metal: Device, bench: Bench) -> None:
 
 
 def test_a_result_that_mps_cannot_count(emulated: Device) -> None:
-    """MPS reaches two depths beyond the last row of a result: 2 GiB are too far."""
+    """MPS computes offsets up to row m + 2k of a result, which overflow at 2 GiB."""
     with Bench(emulated) as bench:
         buffer = emulated.allocate(64 << 20)
         a, b = Tensor(buffer, 0, DType.F32, (64, 4096)), Tensor(buffer, 0, DType.F32, (4096, 512))
@@ -172,7 +172,7 @@ def test_a_result_that_mps_cannot_count(emulated: Device) -> None:
 
 
 def chain(bench: Bench) -> tuple[list[Callable[[Recorder], None]], Tensor, np.ndarray]:
-    """Kernels, a product, a product of its result that adds to it, kernels; each needs the one before it."""
+    """Kernels, a GEMM, a GEMM of its result that accumulates, kernels; each depends on the one before."""
     x, y = normal(SIDE, SIDE), normal(SIDE, SIDE) / SIDE
     a, b, c, d = bench.put(x), bench.put(y), bench.empty(SIDE, SIDE), bench.put(x)
     rows, want = 4, x.astype(np.float64)
@@ -218,7 +218,7 @@ def test_products_and_kernels_see_each_others_results(
 
 
 def test_products_alone_and_after_each_other(metal: Device, bench: Bench) -> None:
-    """Two lists of nothing else in one submission; the second product needs the first's result."""
+    """Two lists of one MPS GEMM each in one submission; the second needs the first's result."""
     x, y = normal(SIDE, SIDE), normal(SIDE, SIDE) / SIDE
     a, b, c, d = bench.put(x), bench.put(y), bench.empty(SIDE, SIDE), bench.put(x)
     first, second = lambda rec: ops.matmul(rec, a, b, c), lambda rec: ops.linear(rec, c, b, d, accumulate=True)
@@ -247,8 +247,8 @@ def test_buffers_closed_while_a_product_is_under_way(metal: Device, bench: Bench
 @pytest.mark.parametrize(
     ("mps", "obstacle"),
     [
-        ("missing", "PyObjC's MetalPerformanceShaders is not installed"),
-        ("unsupported", "it does not support this GPU"),
+        ("missing", "pyobjc-framework-MetalPerformanceShaders is not installed"),
+        ("unsupported", "MPS does not support this GPU"),
         ("wrong", "wrong results for matmul_f32_f32"),
         ("few bits", "wrong results for matmul_f32_f32"),
         ("not a number", "wrong results for matmul_f32_f32"),
@@ -256,7 +256,7 @@ def test_buffers_closed_while_a_product_is_under_way(metal: Device, bench: Bench
     ],
 )
 def test_mps_that_does_not_work(open_on: Callable[[Gpu], Device], mps: str, obstacle: str) -> None:
-    """Our kernels compute all products then."""
+    """The catalog's kernels then compute all GEMMs."""
     device = open_on(Gpu(mps=mps))
     with Bench(device) as bench:
         assert matmul_of(bench, SIDE, SIDE, SIDE) == 0
@@ -265,9 +265,9 @@ def test_mps_that_does_not_work(open_on: Callable[[Gpu], Device], mps: str, obst
 
 
 def test_types_are_tried_one_by_one(open_on: Callable[[Gpu], Device]) -> None:
-    """At their first use, and what is wrong for some is used for the others."""
+    """MPS is tried at first use, for each combination of types, and used only for those that are right."""
     device = open_on(Gpu(mps="sums of few bits"))
-    assert "large products by MPS (tried at their first use)" in device.info.features
+    assert "large GEMMs by MPS (tried at first use)" in device.info.features
     with Bench(device) as bench:
         halves = bench.empty(SIDE, SIDE, dtype=DType.F16), bench.empty(SIDE, SIDE, dtype=DType.F16)
         out = bench.empty(SIDE, SIDE, dtype=DType.F16)
@@ -276,13 +276,13 @@ def test_types_are_tried_one_by_one(open_on: Callable[[Gpu], Device]) -> None:
         assert device.info.features[-1] == obstacle
         assert matmul_of(bench, SIDE, SIDE, SIDE, dtype=DType.F16) == 1
         assert matmul_of(bench, SIDE, SIDE, SIDE) == 1
-        assert device.info.features[-2:] == ("large products by MPS (f16 to f32, f32 to f32)", obstacle)
-    assert device.counters.dispatches == 0  # trials are not in the device's own account
+        assert device.info.features[-2:] == ("large GEMMs by MPS (f16 to f32, f32 to f32)", obstacle)
+    assert device.counters.dispatches == 0  # trials do not count as the device's dispatches
 
 
 @pytest.mark.parametrize("why", ["WASMETAL_NO_MPS=1", "a virtual GPU"])
 def test_mps_switched_off(open_on: Callable[[Gpu], Device], monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    """MPS is not even asked then."""
+    """MPS is then not even loaded."""
     switched = why.startswith("WASMETAL")
     if switched:
         monkeypatch.setenv("WASMETAL_NO_MPS", "1")

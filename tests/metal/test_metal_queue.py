@@ -1,4 +1,4 @@
-"""Submissions on an emulated GPU: order, waiting, what goes wrong, and what is kept until they have ended."""
+"""Submissions on an emulated GPU: order, waiting, failures, and what is kept alive until they have ended."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def doubling(device: Device):
 
 
 def test_submissions_run_one_after_another(emulated: Device) -> None:
-    """Many at a time, all of the same bytes, more than a queue takes; the last is waited for."""
+    """More submissions than a queue takes, all on the same bytes; only the last is waited for."""
     buffer, _ = doubling(emulated)
     whole = span(buffer, 0, 16)
     submissions = [emulated.submit([recorded(emulated, (whole, whole, whole))]) for _ in range(100)]
@@ -86,12 +86,12 @@ def test_a_submission_that_fails(gpu: Gpu, emulated: Device, code: str, kind: ty
         emulated.submit([double]).wait()
         assert floats(buffer)[0] == 2
     with pytest.raises(kind):
-        first.wait()  # it does not forget
+        first.wait()  # the error is raised again
     assert emulated.counters.submits == (1 if kind is DeviceLostError else 2)
 
 
 def test_those_behind_a_failed_submission_run(gpu: Gpu, emulated: Device) -> None:
-    """It never signals the event that they wait for, so the host must."""
+    """A failed submission never signals the event that later ones wait for, so the host must."""
     buffer, double = doubling(emulated)
     gpu.command_error = table().constants["MTLCommandBufferErrorPageFault"]
     failed = emulated.submit([double])
@@ -117,7 +117,7 @@ def test_a_lost_device_closes(gpu: Gpu, emulated: Device) -> None:
 
 
 def test_work_under_way_keeps_what_it_uses(gpu: Gpu, emulated: Device) -> None:
-    """Buffers, pages and lists that everybody else has let go; the memory grew meanwhile."""
+    """Buffers, pages and lists to which no other reference is left; the memory has grown meanwhile."""
     region = Region(64 * page_size(), page_size())
     pages = weakref.ref(region.pages)
     out = emulated.allocate(64, MemoryKind.SHARED)
@@ -140,7 +140,7 @@ def test_work_under_way_keeps_what_it_uses(gpu: Gpu, emulated: Device) -> None:
 
 
 def test_a_change_in_flight_is_noticed(emulated: Device) -> None:
-    """Of the stand-in: it tells when the host breaks the rule."""
+    """The stand-in notices when the host breaks the rule."""
     buffer, double = doubling(emulated)
     submission = emulated.submit([double])
     floats(buffer)[3] = 7
@@ -171,7 +171,7 @@ def test_systems_and_gpus_that_will_not_do(open_on: Callable[[Gpu], Device]) -> 
 
 
 def test_selection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several GPUs, of which one is asked for; none but old ones; and without the stand-in, none."""
+    """One of several GPUs by index; only GPUs that are too old; and, without the stand-in, none."""
     from tests.metal.standin import installed
     from wasmetal.device import open_device
 
@@ -198,7 +198,7 @@ def test_without_residency_sets(open_on: Callable[[Gpu], Device]) -> None:
 
 
 def test_nothing_of_macos_is_imported_unasked() -> None:
-    """Even where it could be, as on a Mac: only asking for devices loads the framework."""
+    """Even if it could be, as on a Mac: only listing devices loads the framework."""
     script = (
         "import sys, wasmetal, wasmetal.cli, wasmetal.models, wasmetal.doctor\n"
         "print({'Metal', 'Foundation', 'objc', 'mlx'} & set(sys.modules))\n"
@@ -211,7 +211,7 @@ def test_nothing_of_macos_is_imported_unasked() -> None:
 
 
 def test_work_that_everybody_has_abandoned(gpu: Gpu) -> None:
-    """A device dropped with work under way: all that it uses stays until it has ended, and goes then."""
+    """A device dropped with work in flight: all that the work uses lives until it has ended, and no longer."""
     with installed(gpu):
         device = open_device("metal")
         buffer, double = doubling(device)

@@ -1,4 +1,4 @@
-"""Buffers that stay resident: in sets that the system can keep one by one, and also while nothing is submitted."""
+"""Residency: buffers are spread over sets, and stay resident while nothing is submitted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def gpu() -> Gpu:
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that tests set."""
 
     now = 1000.0
 
@@ -32,7 +32,7 @@ class Clock:
 
 @pytest.fixture
 def clock(emulated: Device) -> Clock:
-    """The time as the heartbeat sees it. Its thread is not started: tests take its steps."""
+    """The heartbeat's clock. The heartbeat's thread is not started: the tests call ``step``."""
     heartbeat = emulated.backend.queue.residency.heartbeat
     heartbeat._clock = told = Clock()
     heartbeat._start = lambda: None
@@ -68,7 +68,7 @@ def test_a_queue_has_no_more_than_32_sets(open_on: Callable[[Gpu], Device]) -> N
     held += [device.allocate(half) for _ in range(14)]
     assert len(sets(gpu)) == 32
     assert sum(sets(gpu)) == sum(gpu.live.values())
-    assert max(sets(gpu)) == 2 * half  # the last one went where there was least
+    assert max(sets(gpu)) == 2 * half  # the last buffer is in the least full set
     del held
 
 
@@ -80,13 +80,13 @@ def test_residency_is_asked_for_at_a_submission(gpu: Gpu, emulated: Device, cloc
     emulated.submit([double]).wait()
     assert len(gpu.wired) == 1
     emulated.submit([double]).wait()
-    assert len(gpu.wired) == 1  # it was a moment ago
+    assert len(gpu.wired) == 1  # residency was requested a moment ago
     clock.now += 0.6
     emulated.submit([double]).wait()
     assert len(gpu.wired) == 2
     more = emulated.allocate(page_size())
     emulated.submit([double]).wait()
-    assert len(gpu.wired) == 3  # there is something new
+    assert len(gpu.wired) == 3  # a new buffer
     del more
 
 
@@ -104,7 +104,7 @@ def test_an_idle_device_keeps_its_buffers_for_three_minutes(gpu: Gpu, emulated: 
     assert heartbeat.step()
 
 
-def test_a_device_without_buffers_is_let_go(gpu: Gpu, emulated: Device, clock: Clock) -> None:
+def test_a_device_without_buffers_ends_residency(gpu: Gpu, emulated: Device, clock: Clock) -> None:
     buffer = emulated.allocate(page_size())
     submit(emulated, buffer)
     heartbeat = emulated.backend.queue.residency.heartbeat

@@ -1,4 +1,4 @@
-"""Model files used where they lie, on an emulated GPU; and brought to it where that is asked for."""
+"""Model files used in place on an emulated GPU, or copied to it on request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wasmetal.memory.pages import page_size
 from wasmetal.models import load_model
 
 TABLE = 256 * 8 * 2 * 4
-"""Bytes of the table of positions, which is no weight and always brought to the device."""
+"""Bytes of the table of positions, which is not a weight, and always copied to the device."""
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def logits(device: Device, path: Path) -> np.ndarray:
 
 @pytest.fixture
 def copied(open_on: Callable[[Gpu], Device], monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], np.ndarray]:
-    """The logits of a model with its weights brought to the device."""
+    """The logits of a model with its weights copied to the device."""
 
     def run(path: Path) -> np.ndarray:
         with monkeypatch.context() as patch:
@@ -79,7 +79,7 @@ def test_what_is_not_aligned_is_brought(
 
 
 def test_a_gpu_that_sees_other_bytes(tiny: Path, gpu: Gpu, emulated: Device) -> None:
-    """As virtual ones did: it says nothing, and computes with what is not there."""
+    """As virtual GPUs did: without an error, it computes with stale bytes."""
     gpu.stale_files = True
     with pytest.raises(WrapRefusedError, match="WASMETAL_COPY_WEIGHTS=1"):
         load_model(tiny, emulated)

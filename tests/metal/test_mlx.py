@@ -1,4 +1,4 @@
-"""The bridge to MLX, against what its ``asarray`` promises. Where MLX is installed, against MLX; on a Mac, for real."""
+"""The bridge to MLX, against the contract of ``asarray``; against MLX itself if it is installed."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_without_mlx(metal: Device, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_with_mlx_itself(metal: Device, region: Region) -> None:
-    """On a Mac it shares. Elsewhere it cannot, and says so."""
+    """On a Mac MLX shares the memory. Elsewhere it cannot, which is an error."""
     mx = pytest.importorskip("mlx.core")
     buffer = metal.wrap(region.aperture(0, page_size()))
     tensor = Tensor(buffer, 64, DType.F32, (2, 4))

@@ -1,4 +1,4 @@
-"""The CPU shim for Metal kernels itself: what it computes, and that it notices what a kernel must not do."""
+"""The CPU shim for Metal kernels: what it computes, and which errors of kernels it notices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLAGS = "mem_flags::mem_threadgroup"
 
 
 def run(body, *, before="", out=128, x=None, n=0, groups=(1, 1, 1), threads=(128, 1, 1), seed=0):
-    """The output of a kernel of this body, which sees out, x, n, group and i (its thread)."""
+    """The output of a kernel with this body, in which out, x, n, group and i (the thread) are defined."""
     source = f"{HEADER}{before}\nkernel void test({ARGUMENTS})\n{{\n{body}\n}}\n"
     function = compile_library(source).functions["test"]
     result = np.zeros(out, np.float32)
@@ -232,7 +232,7 @@ def run_rows(name, library):
 
 
 def test_the_order_of_threads_and_groups_varies():
-    """A race through device memory is not noticed, but it gives another result with another seed."""
+    """A race through device memory is not noticed, but its result depends on the seed."""
     body = "if (i == 0) for (uint k = 0; k < 128; k++) out[k] = 0.0;\nout[0] = float(group.x * 128 + i);"
     last = [run(body, groups=(3, 1, 1), seed=seed)[0] for seed in range(3)]
     assert len(set(last)) > 1

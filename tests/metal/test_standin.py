@@ -1,4 +1,4 @@
-"""The stand-in for PyObjC itself: what it knows is what the wheel says, and it refuses what a Mac would not survive."""
+"""The stand-in for PyObjC: it has what the wheel describes, and refuses what would abort the process on a Mac."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_signatures_are_the_wheels() -> None:
 
 
 def test_all_it_has_is_described() -> None:
-    """By the wheel, or else by the stand-in itself, and then by nothing but classes: protocols are all in the wheel."""
+    """By the wheel, or else by the stand-in, but only for classes: the wheel describes all protocols."""
     assert framework.selectors() == table().methods.keys()
     for kind in vars(framework).values():
         if isinstance(kind, type) and issubclass(kind, Object) and kind.protocol:
@@ -63,7 +63,7 @@ def _pool() -> Iterator[None]:
 
 
 class Bench:
-    """An emulated GPU with all that a kernel needs, made by hand."""
+    """An emulated GPU with everything that a kernel needs, made by hand."""
 
     def __init__(self) -> None:
         self.gpu = Gpu()
@@ -128,7 +128,7 @@ def test_what_is_right_works(bench: Bench) -> None:
     encoder = bench.bound()
     bench.dispatch(encoder)
     bench.commit(encoder)
-    assert bench.floats[page_size() // 4] == 1  # nothing happens until it is waited for
+    assert bench.floats[page_size() // 4] == 1  # work only runs when it is waited for
     bench.commands.waitUntilCompleted()
     assert bench.commands.status() == bench.mtl.MTLCommandBufferStatusCompleted
     assert bench.floats[page_size() // 4 :][:17].tolist() == [2] * 16 + [1]
@@ -260,7 +260,7 @@ def test_a_call_that_the_bridge_refuses(bench: Bench, what: str) -> None:
 
 
 def test_objects_need_a_pool(bench: Bench) -> None:
-    """On any thread: those of guests have none but the device's own."""
+    """On any thread: guests' threads have no pool except the device's."""
 
     def call() -> None:
         with pytest.raises(RuleError, match="no pool"):

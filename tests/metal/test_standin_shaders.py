@@ -1,4 +1,4 @@
-"""The stand-in for Metal Performance Shaders: what it knows of them is no more than is told, and their rules hold."""
+"""The stand-in for Metal Performance Shaders: its selectors and types are the wheel's, and it enforces MPS's rules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENCODE = "encodeToCommandBuffer:leftMatrix:rightMatrix:resultMatrix:"
 
 
 def test_what_the_wheel_tells_of_classes() -> None:
-    """It names all selectors but one, and where it has types, they are those of Apple's headers."""
+    """The wheel names all selectors but one, and its types, if it has any, are those of Apple's headers."""
     assert shaders.selectors() - table().named.keys() == {("MPSMatrixMultiplication", ENCODE)}
     corrected = 0
     for (kind, selector), types in table().named.items():
@@ -90,7 +90,7 @@ def test_what_is_right_works(bench: Bench, beta: float) -> None:
 
 
 def test_passes_have_no_order_but_what_an_event_gives_them(bench: Bench) -> None:
-    """A product of ones, and one of its result: the second comes first, unless it waits for the first."""
+    """A GEMM of ones, and a GEMM of its result: the second runs first unless it waits for the first."""
     bench.floats[:64] = 1
     event = bench.device.newEvent()
     second = bench.kernel(interior=2), bench.matrix(128, 2, 2), bench.matrix(64, 2, 2), bench.matrix(192, 2, 2)

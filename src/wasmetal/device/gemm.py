@@ -1,4 +1,4 @@
-"""The GEMM that a dispatch computes, for backends that leave some to a library of the vendor's."""
+"""The GEMM that a dispatch computes, for backends that leave some GEMMs to a vendor's library."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _SIZES = {"f32": 4, "f16": 2}
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A matrix in a binding, row by row."""
+    """A matrix in a binding, stored by rows."""
 
     kind: str
     """``f32`` or ``f16``."""
     offset: int
-    """Byte of the binding at which it begins."""
+    """Of the matrix in its binding, in bytes."""
     rows: int
     columns: int
     row_bytes: int
-    """From row to row."""
+    """Bytes from row to row."""
     transposed: bool = False
-    """Whether the GEMM takes it the other way round."""
+    """Whether the GEMM uses its transpose."""
 
     @property
     def itemsize(self) -> int:
@@ -32,7 +32,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Gemm:
-    """left [m, k] times right [k, n], into result [m, n] or, with ``accumulate``, added to it."""
+    """left [m, k] · right [k, n], written to result [m, n] or, with ``accumulate``, added to it."""
 
     m: int
     n: int
@@ -43,24 +43,24 @@ class Gemm:
 
     @property
     def size(self) -> int:
-        """Multiplications of numbers."""
+        """Scalar multiplications: m · n · k."""
         return self.m * self.n * self.k
 
     @property
     def least_side(self) -> int:
-        """The least of its dimensions."""
+        """The least of m, n and k."""
         return min(self.m, self.n, self.k)
 
 
 def gemm_of(kernel: Kernel, params: bytes) -> Gemm | None:
-    """The one GEMM of unquantized matrices that a dispatch computes, whatever its buffers hold; None if it is none."""
+    """The GEMM that a dispatch computes; None if it computes none, a batch of them, or one with quantized weights."""
     operation, *kinds = kernel.name.split("_")
     if operation not in ("gemm", "matmul") or kinds[0] not in _SIZES:
         return None
     p = kernel.unpack(params)
     begins = [getattr(p, f"{argument.name}_offset") * argument.element for argument in kernel.buffers[:3]]
     if operation == "gemm":
-        if p.batch_offset != NO_BATCH:  # rows beyond the batch's are to stay as they are
+        if p.batch_offset != NO_BATCH:  # rows beyond the batch must stay as they are
             return None
         m, accumulate, out_row = p.rows, bool(p.accumulate), p.out_stride
         left_kind, right_kind, result = "f32", kinds[0], "f32"
@@ -80,7 +80,7 @@ def gemm_of(kernel: Kernel, params: bytes) -> Gemm | None:
 
 
 def _matrix(kind: str, begin: int, shape: tuple[int, int], strides: tuple[int, int]) -> Matrix:
-    """From how the GEMM sees it; of the strides, in elements, one is 1."""
+    """A matrix of the ``shape`` that the GEMM sees; ``strides`` are in elements, and one of them is 1."""
     size = _SIZES[kind]
     if strides[1] == 1:
         return Matrix(kind, begin, shape[0], shape[1], strides[0] * size)

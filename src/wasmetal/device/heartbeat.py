@@ -1,4 +1,4 @@
-"""Telling a driver every now and then that a device is still wanted."""
+"""Periodic calls that tell a driver that a device is still in use."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import weakref
 from collections.abc import Callable
 
 INTERVAL = 0.5
-"""Seconds from beat to beat."""
+"""Seconds between beats."""
 LASTS = 180.0
-"""Seconds after the last use for which there are beats."""
+"""Seconds that beats go on after the last use."""
 
 
 class Heartbeat:
-    """Calls ``beat`` at most every ``INTERVAL`` seconds: while the device is used, and for a while after that.
+    """Calls ``beat`` at most every ``INTERVAL`` seconds: while a device is used, and for a while afterwards.
 
-    A device in use beats by itself (:meth:`use`); a daemon thread takes over when it is idle. The thread ends ``LASTS``
-    seconds after the last use, when ``beat`` returns False, and when the heartbeat is stopped or nobody refers to it.
+    Each use beats if a beat is due (:meth:`use`); a daemon thread beats while the device is idle. The thread ends
+    ``LASTS`` seconds after the last use, when ``beat`` returns False, and when the heartbeat is stopped or collected.
     """
 
     def __init__(self, beat: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
-        """``beat`` returns whether there is anything to keep; a bound method is referred to weakly."""
+        """``beat``, a bound method that is referenced weakly, returns whether there should be more beats."""
         self._beat = weakref.WeakMethod(beat)
         self._clock = clock
         self._lock = threading.Lock()
@@ -31,17 +31,17 @@ class Heartbeat:
 
     @property
     def alive(self) -> bool:
-        """Whether there is a thread that beats."""
+        """Whether the thread is running."""
         return self._thread is not None
 
     def use(self, now: bool = False) -> None:
-        """Note a use; beat if the last beat is some time ago, or ``now``."""
+        """Note a use; beat if a beat is due, or if ``now``."""
         self._used = self._clock()
         if (now or self._used - self._last >= INTERVAL) and self.step():
             self._start()
 
     def step(self) -> bool:
-        """Beat, unless the last use is too long ago; return whether there are to be more beats."""
+        """Beat, unless the last use is ``LASTS`` seconds ago; return whether there should be more beats."""
         now, beat = self._clock(), self._beat()
         if now - self._used >= LASTS or beat is None:
             return False
@@ -49,7 +49,7 @@ class Heartbeat:
         return beat()
 
     def stop(self) -> None:
-        """End the thread. There will be no other."""
+        """End the thread for good."""
         self._stop.set()
 
     def _start(self) -> None:
@@ -60,7 +60,7 @@ class Heartbeat:
                 self._thread.start()
 
     def _ended(self) -> bool:
-        """Beat once for the thread, and note its end if that was the last time."""
+        """Beat in the thread; return whether that was the last beat and the thread ends."""
         with self._lock:
             if self.step():
                 return False

@@ -1,7 +1,7 @@
-"""Whether a device computes what the NumPy kernels compute: it is tried, on small random operands.
+"""Trials: whether a device computes what the NumPy kernels compute, on small random operands.
 
-What a driver says of itself is no guide: a GPU may lack what its family has, and a virtual one may have more than it
-says. So a backend that has several ways to compute a GEMM tries each before it is used.
+The features that a driver reports are no guide: a GPU may lack a feature of its family, and a virtual GPU may support
+more than it reports. So a backend with several GEMM implementations tries each before using it.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ from wasmetal.kernels.reference import KERNELS
 
 _FLOATS: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
 _TOLERANCE = {"f32": 1e-5, "f16": 1e-3}
-"""By the type of the results, relative to the largest. Operands or sums rounded to fewer bits would be farther off."""
+"""By type of the result, relative to its largest element. Operands or sums rounded to fewer bits would exceed it."""
 _POISON = 0xFF
-"""A byte of no number: read as f32 or f16 it gives NaN. Such bytes must be neither used nor written."""
+"""Fills bytes that must be neither read nor written: as f32 or f16 it gives NaN."""
 _TILE = 64
-"""Rows and columns that a group of the GEMM and matmul kernels computes."""
+"""Rows and columns of the result tile that one group of a GEMM or matmul kernel computes."""
 
 _SAMPLES = 64
-"""Places in a file, evenly spread, the first and last bytes among them."""
+"""Places of a file that are compared, evenly spread, including its first and last bytes."""
 _WORDS = 256
-"""Words compared at each."""
+"""32-bit words compared at each place."""
 
 PATIENCE = 30.0
-"""Seconds that a trial is waited for: virtual GPUs are known to hang."""
+"""Seconds after which a trial has failed: virtual GPUs are known to hang."""
 
 
 class Trial:
-    """One kernel on operands of a trial's own."""
+    """One kernel, with operands to try it on."""
 
     def __init__(
         self, kernel: Kernel, arrays: Sequence[Bytes], result: str, tiles: int, fields: dict[str, int]
     ) -> None:
-        """``arrays``: the bytes of each buffer; the third is written, and holds numbers of the type ``result``."""
+        """``arrays``: the bytes of each buffer; the third is the result, of element type ``result``."""
         given = dict.fromkeys((name for name, _ in kernel.params), 0) | fields
         self.kernel = kernel
         self._params = kernel.pack(**given)
-        self._arrays = [*arrays, arrays[0]][: len(kernel.buffers)]  # x stands in for no batch
+        self._arrays = [*arrays, arrays[0]][: len(kernel.buffers)]  # no batch: bind x in its place
         self._dtype = _FLOATS[result]
         self._tolerance = _TOLERANCE[result]
         self._tiles = tiles
         self._buffers: list[Buffer] = []
 
     def record(self, device: Device, commands: Any) -> None:
-        """Record the kernel. Raises DeviceError if the device cannot run it."""
+        """Record the kernel in ``commands``. Raises DeviceError if the device cannot run it."""
         self._buffers = [device.allocate(array.size, MemoryKind.SHARED) for array in self._arrays]
         for buffer, array in zip(self._buffers, self._arrays, strict=True):
             buffer.view()[:] = array
@@ -60,7 +60,7 @@ class Trial:
         commands.dispatch(self.kernel, bindings, self._params, grid(self._tiles))
 
     def agrees(self) -> bool:
-        """Once it has run: whether it wrote what the NumPy kernel writes, and nothing else."""
+        """Whether the kernel, which must have run, wrote what the NumPy kernel writes and nothing else."""
         got = [buffer.view() for buffer in self._buffers]
         want = [array.copy() for array in self._arrays]
         KERNELS[self.kernel.name](self.kernel.unpack(self._params), *want)()
@@ -68,12 +68,12 @@ class Trial:
         bits = f"u{self._dtype.itemsize}"
         written = before.view(bits) != after.view(bits)
         results, wanted = found[written].astype(np.float64), after[written].astype(np.float64)
-        close = np.abs(results - wanted) <= self._tolerance * np.abs(wanted).max()  # not so for NaN
+        close = np.abs(results - wanted) <= self._tolerance * np.abs(wanted).max()  # False for NaN
         return bool(close.all() and (found.view(bits) == before.view(bits))[~written].all())
 
 
 def gemm(kind: str, m: int, n: int, k: int, *, gap: int = 0, accumulate: bool = False) -> Trial:
-    """x [m, k] weightᵀ, for a weight [n, k] of a type; ``gap`` bytes before and after the rows of x and the result."""
+    """x [m, k] · weightᵀ, weight [n, k] of type ``kind``; ``gap`` bytes before x and the result, and after rows."""
     kernel = CATALOG[f"gemm_{kind}"]
     x, out = _random("f32", m, k, gap), _random("f32", m, n, gap) if accumulate else _poison("f32", m, n, gap)
     weight = _random(kind, n, k, 0, start=gap)
@@ -93,7 +93,7 @@ def matmul(
     transpose_a: bool = False,
     transpose_b: bool = False,
 ) -> Trial:
-    """a [m, k] b [k, n], each laid out by rows or, transposed, by columns."""
+    """a [m, k] · b [k, n], each stored by rows or, if transposed, by columns; ``gap`` as in :func:`gemm`."""
     kernel = CATALOG[f"matmul_{kind}_{result}"]
     fields = {"batch": 1, "m": m, "n": n, "k": k, "out_row": _stride(result, n, gap)}
     operands = []
@@ -107,9 +107,9 @@ def matmul(
 
 
 def find_obstacle(device: Device, trials: Sequence[Trial], patience: float = PATIENCE) -> str | None:
-    """Why a device is not to be used for these kernels, in words; None if each agrees with the NumPy kernel.
+    """Why a device cannot be used for the kernels of these trials; None if each agrees with the NumPy kernel.
 
-    A device that has not finished after ``patience`` seconds is not to be used either.
+    A device that has not finished after ``patience`` seconds cannot be used.
     """
     try:
         commands = device.record()
@@ -124,10 +124,7 @@ def find_obstacle(device: Device, trials: Sequence[Trial], patience: float = PAT
 
 
 def chain_differs(device: Device, other: Device, length: int = 64, runs: int = 3) -> str | None:
-    """Why a list of kernels, each of which needs the one before, is not the same on both devices; None if it is.
-
-    The list is run several times.
-    """
+    """How two devices differ after ``runs`` runs of a list of ``length`` dependent dispatches; None if they agree."""
     kernel, count = CATALOG["add"], 256
     strides = dict.fromkeys((f"{name}_stride" for name in ("a", "b", "out")), count)
     offsets = dict.fromkeys((f"{name}_offset" for name in ("a", "b", "out")), 0)
@@ -154,13 +151,12 @@ def chain_differs(device: Device, other: Device, length: int = 64, runs: int = 3
 
 
 def check_file(device: Device, buffer: Buffer) -> None:
-    """Have the device copy samples of a wrapped file, and compare them.
+    """Compare samples of a wrapped file, as the device sees them, with the file.
 
-    Raises WrapRefusedError if one differs, and DeviceTimeoutError if the device does not finish.
-
-    Virtual GPUs are known to have read stale bytes there, in silence.
+    Virtual GPUs are known to read stale bytes there without an error. Raises WrapRefusedError if a sample differs, and
+    DeviceTimeoutError if the device does not finish.
     """
-    kernel, alignment = CATALOG["embed_f32"], device.info.offset_alignment  # of a table of one row
+    kernel, alignment = CATALOG["embed_f32"], device.info.offset_alignment  # on a table of one row it copies the row
     nbytes = 4 * _WORDS
     last = buffer.nbytes - nbytes
     places = [last * i // (_SAMPLES - 1) // alignment * alignment for i in range(_SAMPLES)]
@@ -179,7 +175,7 @@ def check_file(device: Device, buffer: Buffer) -> None:
     for gone in (commands, copies, ids):
         gone.close()
     if wrong:
-        raise WrapRefusedError(f"the device does not see what the file has at byte {wrong[0]}")
+        raise WrapRefusedError(f"the device's view differs from the file at byte {wrong[0]}")
 
 
 def _tiles(m: int, n: int) -> int:
@@ -187,30 +183,30 @@ def _tiles(m: int, n: int) -> int:
 
 
 def _offsets(kernel: Kernel, gap: int) -> dict[str, int]:
-    """Where the operands begin, in elements of their bindings: behind ``gap`` bytes."""
+    """The offsets of the operands in their bindings, in elements: ``gap`` bytes each."""
     return {f"{buffer.name}_offset": gap // buffer.element for buffer in kernel.buffers[:3]}
 
 
 def _stride(kind: str, columns: int, gap: int) -> int:
-    """Numbers from row to row."""
+    """Elements from row to row."""
     return columns + gap // _FLOATS[kind].itemsize
 
 
 def _poison(kind: str, rows: int, columns: int, gap: int) -> Bytes:
-    """The bytes of a matrix that is not there yet, behind ``gap`` bytes."""
+    """Poison bytes for a result matrix, with ``gap`` bytes before it and after each row."""
     return np.full(gap + rows * _stride(kind, columns, gap) * _FLOATS[kind].itemsize, _POISON, np.uint8)
 
 
 def _random(kind: str, rows: int, columns: int, gap: int, start: int | None = None) -> Bytes:
-    """The bytes of a matrix, with ``gap`` bytes of poison after each row, behind ``start`` (or else ``gap``) bytes."""
+    """The bytes of a random matrix: ``gap`` poison bytes after each row, ``start`` (default ``gap``) before it."""
     random = np.random.default_rng((rows, columns))
     start = gap if start is None else start
     head = np.full(start, _POISON, np.uint8)
     if kind not in _FLOATS:
-        # Bytes below 0x3c: no pair of them is a float16 beyond 1, wherever the scales of a block are.
+        # Bytes below 0x3c: no pair is a float16 above 1, whichever bytes of a block are its scales.
         return np.concatenate([head, random.integers(0, 0x3C, rows * DType[kind.upper()].row_bytes(columns), np.uint8)])
     body: NDArray[Any] = np.empty((rows, _stride(kind, columns, gap)), _FLOATS[kind])
     body.view(np.uint8)[...] = _POISON
-    # About 1, so that sums grow: rounding on the way shows best there.
+    # Around 1, so that sums grow with k, and rounding of partial sums shows.
     body[:, :columns] = 1 + random.standard_normal((rows, columns))
     return np.concatenate([head, body.view(np.uint8).reshape(-1)])

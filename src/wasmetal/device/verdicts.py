@@ -1,4 +1,4 @@
-"""Which trials a device has passed, kept on disk, so that the next process need not run them again."""
+"""The trials that a device has passed, saved so that the next process need not run them again."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from wasmetal.device.pipelines import CacheFile
 
 
 class Verdicts:
-    """The trials of one device, each run once.
+    """The results of one device's trials, each of which runs once.
 
-    Only agreement is kept on disk: a device that failed a trial is tried again by the next process, since it may have
-    been busy, or out of memory. The file's name says what the verdicts depend on.
+    Only passed trials are saved: the next process repeats a failed one, since the device may have been busy or out of
+    memory. What the results depend on must be part of the file's ``name``.
     """
 
     def __init__(self, name: str) -> None:
         self._file = CacheFile(name)
-        self._passed = set(self._file.path.read_text().splitlines()) if self._file.whole() else set()
+        self._passed = set(self._file.read().decode().splitlines())
         self._obstacles: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def obstacle(self, trial: str, run: Callable[[], str | None]) -> str | None:
-        """What a trial found in the way, in words; None if nothing. ``run`` runs it, if it has not been passed yet."""
+        """Why a trial failed; None if it passed. ``run`` runs it if its result is not known yet."""
         with self._lock:
             if trial not in self._passed and trial not in self._obstacles:
                 if obstacle := run():

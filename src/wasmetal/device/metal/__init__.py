@@ -1,6 +1,6 @@
 """Apple GPUs, through Metal. Guest pages are wrapped in place (``newBufferWithBytesNoCopy``).
 
-Importing this package loads the Metal framework; it raises DeviceNotFoundError anywhere but on macOS.
+Importing this package loads the Metal framework; except on macOS, that raises DeviceNotFoundError.
 """
 
 from wasmetal.device.backend import FoundDevice, found_devices
@@ -11,5 +11,5 @@ __all__ = ["find_devices"]
 
 
 def find_devices() -> list[FoundDevice]:
-    """Every GPU that Metal shows, in its order."""
+    """Every GPU that Metal lists, in Metal's order."""
     return found_devices(physical_devices(), open_gpu)

@@ -1,7 +1,7 @@
-"""Metal as Python has it, through PyObjC, and its errors as ours.
+"""Metal through PyObjC, and its errors as wasmetal's.
 
-PyObjC turns ``newBufferWithLength:options:`` into ``newBufferWithLength_options_``; an ``NSError **`` argument is given
-as None and comes back as the second of two results.
+PyObjC turns ``newBufferWithLength:options:`` into ``newBufferWithLength_options_``; an ``NSError **`` argument
+is passed as None and returned as the second of two results.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ try:
     import objc
     from Foundation import NSURL, NSMakeRange, NSProcessInfo
 except ImportError as error:
-    raise DeviceNotFoundError("no Metal: it is a part of macOS, and PyObjC reaches it from there") from error
+    raise DeviceNotFoundError("no Metal: it is part of macOS; use another device") from error
 
 __all__ = [
     "NSURL",
@@ -33,16 +33,16 @@ __all__ = [
 
 _COMMAND_ERRORS: dict[int, tuple[type[DeviceError], str]] = {
     mtl.MTLCommandBufferErrorOutOfMemory: (OutOfDeviceMemoryError, "the GPU is out of memory"),
-    mtl.MTLCommandBufferErrorDeviceRemoved: (DeviceLostError, "the GPU was removed; open a device again"),
-    mtl.MTLCommandBufferErrorAccessRevoked: (DeviceLostError, "the system took the GPU away; open it again"),
+    mtl.MTLCommandBufferErrorDeviceRemoved: (DeviceLostError, "the GPU was removed; open the device again"),
+    mtl.MTLCommandBufferErrorAccessRevoked: (DeviceLostError, "the system took the GPU away; open the device again"),
     mtl.MTLCommandBufferErrorTimeout: (DeviceError, "the system stopped a submission that took too long"),
-    mtl.MTLCommandBufferErrorPageFault: (DeviceError, "a kernel touched memory that is not its own"),
+    mtl.MTLCommandBufferErrorPageFault: (DeviceError, "a kernel accessed memory that is not mapped"),
 }
 
 
 @cache
 def load_mps() -> Any:
-    """Metal Performance Shaders, loaded when they are first asked for; None if PyObjC has no module for them."""
+    """The Metal Performance Shaders module, loaded on first use; None if PyObjC's package for it is not installed."""
     try:
         return import_module("MetalPerformanceShaders")
     except ImportError:
@@ -50,12 +50,12 @@ def load_mps() -> Any:
 
 
 def error_text(error: Any) -> str:
-    """What an NSError says, on one line."""
+    """An NSError's description, on one line."""
     return " ".join(str(error.localizedDescription()).split()) if error is not None else "no reason given"
 
 
 def succeeded(result: tuple[Any, Any], what: str) -> Any:
-    """The first of (result, NSError) if there is one. Raises DeviceError: ``what`` failed, and why."""
+    """The result of a call that returns (result, NSError). Raises DeviceError if it failed: ``what``, and why."""
     made, error = result
     if not made:
         raise DeviceError(f"{what}: {error_text(error)}")
@@ -63,7 +63,7 @@ def succeeded(result: tuple[Any, Any], what: str) -> Any:
 
 
 def command_error(error: Any) -> DeviceError:
-    """The error that a command buffer ended with, as ours."""
+    """A command buffer's NSError as a DeviceError."""
     code = int(error.code()) if error is not None else 0
     kind, message = _COMMAND_ERRORS.get(code, (DeviceError, "the GPU failed"))
     return kind(f"{message} (Metal error {code}: {error_text(error)})")

@@ -1,4 +1,4 @@
-"""Compiled pipelines on disk, in Metal's own archive, so that the next process need not compile them again."""
+"""Compiled pipelines on disk, in an ``MTLBinaryArchive``, so that the next process need not compile them again."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ _log = logging.getLogger(__name__)
 
 
 class Archive:
-    """An ``MTLBinaryArchive`` that begins with what an earlier process left.
+    """An ``MTLBinaryArchive``, loaded from the file that an earlier process saved.
 
-    Its file is named by system, GPU and a digest of every kernel's source, so that none is given what another made. An
-    archive only saves time, so a GPU that has none (``kept`` is False; virtual ones) is passed over.
+    The file's name contains the system, the GPU and a digest of every kernel's source, so a change to any of them
+    starts a new archive. An archive only saves time: a GPU that supports none (virtual GPUs; ``kept`` is False) works
+    without.
     """
 
     def __init__(self, physical: PhysicalDevice) -> None:
         self._device = physical.handle
         self.key = _key(physical)
-        """Names files of what holds for this system, GPU and state of the kernels alone."""
+        """Names cache files that are valid only for this system, this GPU and these kernel sources."""
         self._file = CacheFile(f"{self.key}.archive")
         self._changed = False
         with objc.autorelease_pool():
@@ -36,27 +37,27 @@ class Archive:
 
     @property
     def kept(self) -> bool:
-        """Whether there is an archive at all."""
+        """Whether the GPU supports archives."""
         return self._archive is not None
 
     def pipeline(self, descriptor: Any, what: str) -> Any:
-        """The ``MTLComputePipelineState`` that a descriptor describes: kept here, or else compiled and then kept.
+        """The ``MTLComputePipelineState`` for a descriptor: from the archive, or else compiled and added to it.
 
-        Raises DeviceError, that ``what`` was not compiled.
+        Raises DeviceError, which names ``what``, if it does not compile.
         """
         if self._archive is not None:
             descriptor.setBinaryArchives_([self._archive])
             with contextlib.suppress(DeviceError):
                 return self._build(descriptor, mtl.MTLPipelineOptionFailOnBinaryArchiveMiss, what)
-            # Compiled into the archive, and so once: the pipeline is then found there.
+            # Adding it compiles it; building the pipeline below then finds it in the archive, so it is compiled once.
             added, error = self._archive.addComputePipelineFunctionsWithDescriptor_error_(descriptor, None)
             self._changed |= bool(added)
             if not added:
-                _log.info("%s was not added to the pipeline archive: %s", what, error_text(error))
+                _log.info("%s could not be added to the pipeline archive: %s", what, error_text(error))
         return self._build(descriptor, mtl.MTLPipelineOptionNone, what)
 
     def save(self) -> None:
-        """Write the file anew if something was added."""
+        """Write the file if any pipeline was added."""
         if self._changed:
             try:
                 self._file.replace(self._write)
@@ -67,12 +68,12 @@ class Archive:
     def _write(self, path: Path) -> None:
         with objc.autorelease_pool():
             written = self._archive.serializeToURL_error_(NSURL.fileURLWithPath_(str(path)), None)
-            succeeded(written, "the pipeline archive was not written")
+            succeeded(written, "cannot write the pipeline archive")
 
     def _build(self, descriptor: Any, option: int, what: str) -> Any:
         build = self._device.newComputePipelineStateWithDescriptor_options_reflection_error_
-        # PyObjC has no result for the reflection argument, so there are two and not three.
-        return succeeded(build(descriptor, option, None, None), f"{what} was not compiled")
+        # With None for the reflection argument, PyObjC returns two results, not three.
+        return succeeded(build(descriptor, option, None, None), f"{what} did not compile")
 
     def _make(self, path: Path | None) -> Any:
         descriptor = mtl.MTLBinaryArchiveDescriptor.new()
@@ -85,9 +86,9 @@ class Archive:
 
 
 def _key(physical: PhysicalDevice) -> str:
-    """What compiled code depends on, as part of a file's name."""
+    """What compiled code depends on, for use in a file's name."""
     sources = hashlib.sha256()
     for name in sorted(CATALOG):
-        with contextlib.suppress(FileNotFoundError):  # a kernel for other devices
+        with contextlib.suppress(FileNotFoundError):  # not a kernel for Metal
             sources.update(CATALOG[name].code("metal"))
     return re.sub(r"[^A-Za-z0-9.-]+", "_", f"metal-{physical.system}-{physical.name}-{sources.hexdigest()[:16]}")

@@ -1,82 +1,46 @@
-"""A list's dispatches in an ``MTLIndirectCommandBuffer``: written once, and run by one call for each submission."""
+"""Dispatches in an ``MTLIndirectCommandBuffer``: written once, and run by one call for each submission."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from wasmetal.device.metal.api import NSMakeRange, mtl, objc
+from wasmetal.device.metal.encoding import Command
 from wasmetal.device.metal.physical import PhysicalDevice
 from wasmetal.device.metal.stream import Stream
 from wasmetal.errors import DeviceError
 
 MOST_COMMANDS = 16384
-"""Commands that one buffer takes; longer lists are encoded anew each time."""
-_NOTHING: tuple[int, int, int] = (0, 0, 0)
-
-
-@dataclass(slots=True)
-class Command:
-    """One dispatch."""
-
-    pipeline: Any
-    arguments: dict[int, tuple[Any, int]]
-    groups: tuple[int, int, int]
-    threads: tuple[int, int, int]
-    barrier: bool
+"""The most commands of one buffer; longer lists are encoded again for each submission."""
 
 
 class IndirectEncoding:
-    """Does what :class:`Encoding` does, and is filled in the same way. It refers to its pipelines and buffers."""
+    """A run of commands like :class:`Encoding`. It keeps its pipelines and buffers alive."""
 
-    def __init__(self, physical: PhysicalDevice) -> None:
-        self._physical = physical
-        self._commands: list[Command] = []
-        self._pipeline: Any = None
-        self._arguments: dict[int, tuple[Any, int]] = {}
-        self._barrier = False
-
-    def barrier(self) -> None:
-        """Order all that follows behind all before."""
-        self._barrier = True
-
-    def pipeline(self, pipeline: Any) -> None:
-        """Choose the kernel."""
-        self._pipeline = pipeline
-        self._arguments = {}
-
-    def argument(self, index: int, buffer: Any, offset: int) -> None:
-        """Set one buffer argument."""
-        self._arguments[index] = buffer, offset
-
-    def dispatch(self, groups: tuple[int, int, int], threads: tuple[int, int, int]) -> None:
-        """Run the kernel."""
-        self._commands.append(Command(self._pipeline, self._arguments, groups, threads, self._barrier))
-        self._barrier = False
-
-    def finish(self) -> None:
-        """Write the commands. Raises DeviceError."""
+    def __init__(self, physical: PhysicalDevice, commands: Sequence[Command]) -> None:
+        """Write the commands. Raises DeviceError if the GPU makes no indirect command buffer."""
+        bound = [buffer for command in commands for buffer, _ in command.arguments]
+        self._resources = list({id(buffer): buffer for buffer in bound}.values())
+        self._pipelines = list({id(command.pipeline): command.pipeline for command in commands}.values())
+        self._set_pipelines = physical.forgets_pipelines
         with objc.autorelease_pool():
-            self._buffer = self._make()
-            for i, command in enumerate(self._commands):
+            self._buffer = _make(physical, commands)
+            for i, command in enumerate(commands):
                 indirect = self._buffer.indirectComputeCommandAtIndex_(i)
                 indirect.setComputePipelineState_(command.pipeline)
-                for index, (buffer, offset) in command.arguments.items():
+                for index, (buffer, offset) in enumerate(command.arguments):
                     indirect.setKernelBuffer_offset_atIndex_(buffer, offset, index)
                 if command.barrier:
                     indirect.setBarrier()
-                sizes = mtl.MTLSizeMake(*command.groups), mtl.MTLSizeMake(*command.threads)
-                indirect.concurrentDispatchThreadgroups_threadsPerThreadgroup_(*sizes)
-            self._range = NSMakeRange(0, len(self._commands))
-            self._nothing = mtl.MTLSizeMake(*_NOTHING)
-        bound = [buffer for command in self._commands for buffer, _ in command.arguments.values()]
-        self._resources = list({id(buffer): buffer for buffer in bound}.values())
-        self._pipelines = list({id(command.pipeline): command.pipeline for command in self._commands}.values())
+                indirect.concurrentDispatchThreadgroups_threadsPerThreadgroup_(*command.sizes)
+            self._range = NSMakeRange(0, len(commands))
+            self._nothing = mtl.MTLSizeMake(0, 0, 0)
 
     def encode(self, stream: Stream) -> None:
         """Make the calls."""
         encoder = stream.encoder()
-        if self._physical.forgets_pipelines:
+        if self._set_pipelines:
             for pipeline in self._pipelines:
                 encoder.setComputePipelineState_(pipeline)
                 encoder.dispatchThreadgroups_threadsPerThreadgroup_(self._nothing, self._nothing)
@@ -84,14 +48,15 @@ class IndirectEncoding:
         encoder.useResources_count_usage_(self._resources, len(self._resources), usage)
         encoder.executeCommandsInBuffer_withRange_(self._buffer, self._range)
 
-    def _make(self) -> Any:
-        descriptor = mtl.MTLIndirectCommandBufferDescriptor.new()
-        descriptor.setCommandTypes_(mtl.MTLIndirectCommandTypeConcurrentDispatch)
-        descriptor.setInheritBuffers_(False)
-        descriptor.setInheritPipelineState_(False)
-        descriptor.setMaxKernelBufferBindCount_(1 + max(max(command.arguments) for command in self._commands))
-        make = self._physical.handle.newIndirectCommandBufferWithDescriptor_maxCommandCount_options_
-        buffer = make(descriptor, len(self._commands), mtl.MTLResourceStorageModeShared)
-        if buffer is None:
-            raise DeviceError(f"{self._physical.name} gives no indirect command buffer; unset WASMETAL_METAL_ICB")
-        return buffer
+
+def _make(physical: PhysicalDevice, commands: Sequence[Command]) -> Any:
+    descriptor = mtl.MTLIndirectCommandBufferDescriptor.new()
+    descriptor.setCommandTypes_(mtl.MTLIndirectCommandTypeConcurrentDispatch)
+    descriptor.setInheritBuffers_(False)
+    descriptor.setInheritPipelineState_(False)
+    descriptor.setMaxKernelBufferBindCount_(max(len(command.arguments) for command in commands))
+    make = physical.handle.newIndirectCommandBufferWithDescriptor_maxCommandCount_options_
+    buffer = make(descriptor, len(commands), mtl.MTLResourceStorageModeShared)
+    if buffer is None:
+        raise DeviceError(f"{physical.name} made no indirect command buffer; unset WASMETAL_METAL_ICB")
+    return buffer

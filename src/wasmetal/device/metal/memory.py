@@ -1,4 +1,4 @@
-"""Pages as Metal buffers: wrapped in place, whether a guest's, a file's or the device's own."""
+"""Pages wrapped in place as Metal buffers: a guest's, a mapped file's, or pages that the device allocates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from wasmetal.device.base import Bytes, HostPages
+from wasmetal.device.base import Bytes
 from wasmetal.device.metal.api import mtl, objc
 from wasmetal.device.metal.queue import CommandQueue
 from wasmetal.device.parts import Parts
@@ -16,16 +16,16 @@ from wasmetal.errors import MemoryRefusedError, OutOfDeviceMemoryError, WrapRefu
 from wasmetal.memory.pages import Pages, page_size
 
 _OPTIONS: int = (
-    # Untracked: barriers and the queue's event order the work, by address, which Metal's own tracking cannot.
+    # Untracked: buffers may overlap, which Metal's hazard tracking does not see. Barriers and events order the work.
     mtl.MTLResourceStorageModeShared | mtl.MTLResourceHazardTrackingModeUntracked
 )
 
 
 class MetalAllocation:
-    """Whole pages as Metal buffers; both are freed, the buffers first, when nothing refers to it any more."""
+    """Whole pages as Metal buffers. Without references to it, the buffers are released, then the pages."""
 
     def __init__(self, queue: CommandQueue, pages: Bytes) -> None:
-        """Wrap ``pages``, uint8 of a whole number of pages. Raises WrapRefusedError if Metal will not."""
+        """Wrap ``pages``: uint8, a whole number of pages. Raises WrapRefusedError if Metal refuses."""
         physical = queue.physical
         self.address = pages.ctypes.data
         self._pages = pages
@@ -40,10 +40,10 @@ class MetalAllocation:
         on_release(self, _release, queue, self._buffers, pages)
 
     def bind(self, offset: int, nbytes: int) -> tuple[Any, int]:
-        """The ``MTLBuffer`` that shows so many bytes at an offset, and where in it they begin.
+        """The ``MTLBuffer`` that holds ``nbytes`` bytes at ``offset``, and their offset in it.
 
-        Bytes that lie in several parts get a buffer of their own over the same pages. Raises WrapRefusedError if Metal
-        makes none.
+        Bytes that no single part holds get another buffer over the same pages. Raises WrapRefusedError if Metal
+        refuses to make it.
         """
         part = self._parts.holding(offset, nbytes)
         if part is not None:
@@ -67,24 +67,24 @@ class MetalAllocation:
 
 
 def _wrap(device: Any, pages: Bytes) -> Any:
-    """An ``MTLBuffer`` over pages, proved to be over them and no others."""
+    """An ``MTLBuffer`` whose contents are verified to be at the address of ``pages``. Raises WrapRefusedError."""
     buffer = device.newBufferWithBytesNoCopy_length_options_deallocator_(pages, pages.size, _OPTIONS, None)
     if buffer is None:
-        raise WrapRefusedError("Metal made no buffer of them")
+        raise WrapRefusedError("Metal made no buffer of the pages")
     if buffer.length() != pages.size:
         raise WrapRefusedError(f"Metal's buffer has {buffer.length()} bytes; this macOS cannot share pages")
     contents = buffer.contents()
     seen = np.frombuffer(contents.as_buffer(pages.size), np.uint8).ctypes.data if contents is not None else 0
     if seen != pages.ctypes.data:
-        raise WrapRefusedError(f"Metal's buffer is at {seen:#x}, so it would have been a copy")
+        raise WrapRefusedError(f"Metal's buffer is at {seen:#x}, so it would be a copy")
     return buffer
 
 
 def allocate(queue: CommandQueue, nbytes: int) -> MetalAllocation:
-    """New zero-filled pages of the system's. Raises OutOfDeviceMemoryError."""
+    """New zero-filled pages. Raises OutOfDeviceMemoryError."""
     physical = queue.physical
     if nbytes > physical.info.memory_bytes:
-        raise OutOfDeviceMemoryError(f"{nbytes} bytes: {physical.name} works with {physical.info.memory_bytes} at most")
+        raise OutOfDeviceMemoryError(f"{nbytes} bytes: {physical.name} works with at most {physical.info.memory_bytes}")
     size = -(-nbytes // page_size()) * page_size()
     try:
         pages = Pages(size)
@@ -94,12 +94,7 @@ def allocate(queue: CommandQueue, nbytes: int) -> MetalAllocation:
         raise OutOfDeviceMemoryError(f"no room for {nbytes} bytes ({error})") from error
 
 
-def wrap_pages(queue: CommandQueue, pages: HostPages) -> MetalAllocation:
-    """Host pages, in place. Raises WrapRefusedError, which says why."""
-    return MetalAllocation(queue, pages.view())
-
-
 def _release(queue: CommandQueue, buffers: list[Any], _pages: Bytes) -> None:
-    # The pages are an argument so that they outlive the buffers.
+    # The finalizer holds the pages so that they outlive the buffers.
     queue.residency.remove(buffers)
     buffers.clear()

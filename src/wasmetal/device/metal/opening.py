@@ -1,6 +1,6 @@
-"""Opening a GPU, with those ways to compute a GEMM that agree with the NumPy kernels.
+"""Opening a GPU with the GEMM implementations that agree with the NumPy kernels.
 
-Trials run on a device of their own, so that they are in nobody's counters; it shares the compiled kernels.
+Trials run on a separate device, so that they do not show in the opened device's counters; both share the pipelines.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def open_gpu(physical: PhysicalDevice) -> MetalBackend:
 
 
 def _try_simdgroups(physical: PhysicalDevice, pipelines: Pipelines) -> str | None:
-    """Why not to use the kernels with simdgroup matrices; None if every one of them is right."""
+    """Why the kernels with simdgroup matrices cannot be used; None if all of them are right."""
     backend = MetalBackend(physical, pipelines)
     backend.simdgroups = True
-    m, n, k = 37, 71, 96  # one group's tile and a piece of another's, which end within a matrix; several steps along k
+    m, n, k = 37, 71, 96  # a full tile and a partial one, edges inside an 8 × 8 matrix, several steps along k
     gemms = [gemm(dtype.suffix, m, n, k) for dtype in WEIGHTS]
     floats = ("f32", "f16")
     matmuls = [matmul(kind, result, m, n, k, transpose_b=True) for kind, result in product(floats, floats)]
@@ -58,7 +58,7 @@ def _try_simdgroups(physical: PhysicalDevice, pipelines: Pipelines) -> str | Non
 
 
 def _no_indirect(physical: PhysicalDevice, pipelines: Pipelines, verdicts: Verdicts) -> str | None:
-    """Why not to use indirect command buffers; None if a list gives the same bytes with them and without."""
+    """Why indirect command buffers cannot be used; None if a list gives the same bytes with and without them."""
     if physical.virtual:
         return "a virtual GPU"
 
@@ -71,9 +71,9 @@ def _no_indirect(physical: PhysicalDevice, pipelines: Pipelines, verdicts: Verdi
 
 
 def _no_mps(physical: PhysicalDevice) -> str | None:
-    """Why MPS is not even tried: on a virtual GPU it is known to end the process, or to give wrong numbers.
+    """Why MPS is not even tried; None if it may be.
 
-    WASMETAL_NO_MPS=0 has it tried there too.
+    On virtual GPUs MPS is known to abort the process or to give wrong results; WASMETAL_NO_MPS=0 tries it there too.
     """
     switch = os.environ.get("WASMETAL_NO_MPS")
     if switch == "1":
@@ -82,17 +82,17 @@ def _no_mps(physical: PhysicalDevice) -> str | None:
 
 
 def _try_mps(physical: PhysicalDevice, pipelines: Pipelines, verdicts: Verdicts, kinds: Kinds) -> str | None:
-    """Why GEMMs of some types are not to be computed by MPS; None if it is right whichever way its operands lie."""
+    """Why MPS cannot compute GEMMs of these types; None if it is right for every layout of the operands."""
     mps = load_mps()
     if mps is None:
-        return "PyObjC's MetalPerformanceShaders is not installed"
+        return "pyobjc-framework-MetalPerformanceShaders is not installed"
     if not mps.MPSSupportsMTLDevice(physical.handle):
-        return "it does not support this GPU"
+        return "MPS does not support this GPU"
 
     def run() -> str | None:
         backend = MetalBackend(physical, pipelines)
         backend.products = Products(physical.handle, 0, lambda _: None)
-        m, n, k = 72, 136, 264  # no multiples of 16
+        m, n, k = 72, 136, 264  # not multiples of 16
         kind, _, result = kinds
         trials = [
             matmul(kind, result, m, n, k, gap=16, transpose_a=a, transpose_b=b)

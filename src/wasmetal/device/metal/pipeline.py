@@ -1,4 +1,4 @@
-"""Compute pipelines, one for each kernel, compiled from its Metal source when it is first recorded."""
+"""Compute pipelines, each compiled from its kernel's Metal source when the kernel is first recorded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wasmetal.kernels.catalog import CATALOG, Kernel
 
 
 class Pipeline:
-    """A kernel compiled for the GPU: its parameters are buffer argument 0, its buffers 1, 2, …"""
+    """A kernel compiled for the GPU. The parameter struct is buffer argument 0, the kernel's buffers are 1, 2, …"""
 
     def __init__(self, physical: PhysicalDevice, kernel: Kernel, archive: Archive, indirect: bool) -> None:
         self.kernel = kernel
@@ -34,18 +34,18 @@ class Pipeline:
                 f"kernel {self.kernel.name} has {threads} threads in a group; {physical.name} allows {most}"
             )
         if (width := self.handle.threadExecutionWidth()) != SIMD_WIDTH:
-            raise DeviceError(f"{physical.name} runs {width} threads in lockstep; kernels are written for {SIMD_WIDTH}")
+            raise DeviceError(f"{physical.name} has simdgroups of {width} threads; the kernels need {SIMD_WIDTH}")
 
 
 def _function(device: Any, kernel: Kernel) -> Any:
     source = compiled_code(kernel, "metal").decode()
     options = mtl.MTLCompileOptions.new()
-    # Fast math reorders sums, and treats NaN and infinity as if there were none.
+    # Fast math reorders sums, and assumes that there are no NaNs and infinities.
     options.setMathMode_(mtl.MTLMathModeSafe)
     options.setMathFloatingPointFunctions_(mtl.MTLMathFloatingPointFunctionsPrecise)
     options.setLanguageVersion_(mtl.MTLLanguageVersion3_1)
     compiled = device.newLibraryWithSource_options_error_(source, options, None)
-    library = succeeded(compiled, f"kernel {kernel.name} was not compiled")
+    library = succeeded(compiled, f"kernel {kernel.name} did not compile")
     function = library.newFunctionWithName_(kernel.name)
     if function is None:
         raise DeviceError(f"kernel {kernel.name} is not in its own library: generate the kernels again")
@@ -53,16 +53,16 @@ def _function(device: Any, kernel: Kernel) -> Any:
 
 
 def simdgroup_variant(kernel: Kernel) -> Kernel:
-    """The kernel that computes the same with simdgroup matrices; the kernel itself if there is none."""
+    """The kernel's variant with simdgroup matrices; the kernel itself if there is none."""
     operation, _, kinds = kernel.name.partition("_")
     return CATALOG.get(f"{operation}_simdgroup_{kinds}", kernel)
 
 
 class Pipelines:
-    """Every pipeline made so far, by kernel, and the archive of them."""
+    """Every pipeline made so far, by kernel, and their archive."""
 
     def __init__(self, physical: PhysicalDevice, indirect: bool = False) -> None:
-        """``indirect``: they are to be used from indirect command buffers."""
+        """``indirect``: the pipelines can also be used from indirect command buffers."""
         archive = self.archive = Archive(physical)
         table = PipelineTable(lambda kernel: Pipeline(physical, kernel, archive, indirect))
         self.get = table.get
@@ -71,5 +71,5 @@ class Pipelines:
 
     @property
     def made(self) -> Collection[Kernel]:
-        """The kernels that have one."""
+        """The kernels that have a pipeline."""
         return self._table.made

@@ -1,6 +1,6 @@
-"""Large GEMMs by Apple's own kernels (Metal Performance Shaders), in place of the catalog's.
+"""Large GEMMs computed by Metal Performance Shaders (MPS) instead of the catalog's kernels.
 
-Operations know nothing of them: a dispatch of a GEMM kernel is recognised when it is recorded.
+Operations do not know of this: a dispatch that computes a GEMM is recognised when it is recorded.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import Kernel
 
 LEAST = 512**3
-"""Multiplications from which a GEMM counts as large. An estimate, not measured: a pass of its own must pay."""
+"""Multiplications from which a GEMM counts as large. A guess: no crossover has been measured."""
 LEAST_SIDE = 64
-"""Rows, columns and depth that a large GEMM has at least; narrower ones are nearly matrix-vector products."""
+"""The least m, n and k of a large GEMM; below, it is close to a matrix-vector product."""
 
 Kinds = tuple[str, str, str]
-"""Element types of left, right and result."""
+"""Element types of the left matrix, the right matrix and the result."""
 _KINDS: set[Kinds] = {("f32", "f32", "f32"), ("f16", "f16", "f32"), ("f16", "f16", "f16")}
-"""Those that MPS has."""
+"""The combinations that MPS supports."""
 _ALIGNMENT = 16
-"""Bytes that matrices and rows begin at multiples of. MPS demands whole elements, and recommends this."""
+"""Alignment of matrices and rows, in bytes. MPS requires whole elements, and recommends this."""
 _REACH = 2**31
-"""MPS counts bytes in 32 bits with a sign, and as far as (rows + 2 depth) rows into a result: beyond, it writes NaN
+"""MPS computes byte offsets in signed 32 bits, up to row m + 2k of a result; where they overflow it writes NaN
 (github.com/JuliaGPU/Metal.jl, issue 381)."""
 
 Place = tuple[Any, int]
-"""An ``MTLBuffer``, and a byte in it."""
+"""An ``MTLBuffer``, and an offset in it in bytes."""
 
 
 def takes(what: Gemm) -> bool:
-    """Whether MPS computes a GEMM, if its matrices fit."""
+    """Whether MPS can compute a GEMM of these types and sizes."""
     reachable = (what.m + 2 * what.k) * what.matrices[2].row_bytes < _REACH
     return _kinds(what) in _KINDS and reachable
 
@@ -45,7 +45,7 @@ def _kinds(what: Gemm) -> Kinds:
 
 
 def fits(matrix: Matrix, room: int) -> bool:
-    """Whether MPS takes a matrix from a buffer that has ``room`` bytes where it is bound. It takes whole rows."""
+    """Whether MPS accepts a matrix in a binding with ``room`` bytes to the buffer's end. It accesses whole rows."""
     nbytes = matrix.rows * matrix.row_bytes
     aligned = matrix.offset % _ALIGNMENT == 0 and matrix.row_bytes % _ALIGNMENT == 0
     whole = matrix.columns * matrix.itemsize <= matrix.row_bytes and nbytes < _REACH
@@ -53,23 +53,23 @@ def fits(matrix: Matrix, room: int) -> bool:
 
 
 class Product:
-    """A GEMM by MPS, ready to be encoded any number of times."""
+    """A GEMM by MPS, which can be encoded any number of times."""
 
     def __init__(self, device: Any, what: Gemm, places: Sequence[Place]) -> None:
-        """``places``: where each of its bindings begins. Raises DeviceError."""
+        """``places``: where each matrix's binding begins. Raises DeviceError if MPS does not make the GEMM."""
         self._matrices = [_bound(matrix, *place) for matrix, place in zip(what.matrices, places, strict=True)]
         self._kernel = _kernel(device, what)
         if any(made is None for made in (self._kernel, *self._matrices)):
-            raise DeviceError("Metal Performance Shaders made no matrix multiplication")
+            raise DeviceError("Metal Performance Shaders cannot make this GEMM; set WASMETAL_NO_MPS=1")
 
     def encode(self, stream: Stream) -> None:
-        """Run it behind all that is encoded so far."""
+        """Encode the GEMM as a separate pass."""
         encode = self._kernel.encodeToCommandBuffer_leftMatrix_rightMatrix_resultMatrix_
         encode(stream.commands(), *self._matrices)
 
 
 def _bound(matrix: Matrix, buffer: Any, begin: int) -> Any:
-    """An ``MPSMatrix``."""
+    """A matrix as an ``MPSMatrix``, for a binding that begins at a byte of a buffer."""
     mps = load_mps()
     kind = mps.MPSDataTypeFloat32 if matrix.kind == "f32" else mps.MPSDataTypeFloat16
     describe = mps.MPSMatrixDescriptor.matrixDescriptorWithRows_columns_rowBytes_dataType_
@@ -78,7 +78,7 @@ def _bound(matrix: Matrix, buffer: Any, begin: int) -> Any:
 
 
 def _kernel(device: Any, what: Gemm) -> Any:
-    """An ``MPSMatrixMultiplication``: alpha left right + beta result."""
+    """An ``MPSMatrixMultiplication``: alpha · left · right + beta · result."""
     left, right, _ = what.matrices
     alpha, beta = 1.0, float(what.accumulate)
     new = load_mps().MPSMatrixMultiplication.alloc()
@@ -88,12 +88,13 @@ def _kernel(device: Any, what: Gemm) -> Any:
 
 
 class Products:
-    """Finds the dispatches that MPS is to compute."""
+    """Selects the dispatches that MPS computes."""
 
     def __init__(self, device: Any, least: int, try_out: Callable[[Kinds], str | None]) -> None:
-        """For an ``MTLDevice``; GEMMs of fewer than ``least`` multiplications are left to the catalog's kernels.
+        """``device``: an ``MTLDevice``; ``least``: GEMMs of fewer multiplications are left to the catalog's kernels.
 
-        ``try_out`` is called before the first GEMM of some types; it says what keeps MPS from computing them, or None.
+        ``try_out`` is called before the first GEMM of each combination of types, and returns why MPS cannot compute
+        them, or None.
         """
         self._device = device
         self._least = least
@@ -102,14 +103,14 @@ class Products:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """What MPS is used for, in words."""
+        """What MPS is used for, as features of the device."""
         right = [_named(kinds) for kinds, obstacle in self._tried.items() if obstacle is None]
         wrong = [f"no MPS for {_named(kinds)} ({obstacle})" for kinds, obstacle in self._tried.items() if obstacle]
-        used = f"large products by MPS ({', '.join(right) or 'tried at their first use'})"
+        used = f"large GEMMs by MPS ({', '.join(right) or 'tried at first use'})"
         return (used, *wrong) if right or not wrong else tuple(wrong)
 
     def find(self, kernel: Kernel, params: bytes, places: Sequence[Place]) -> Product | None:
-        """What computes the same as a kernel with these parameters and bindings; None if the kernel is to."""
+        """The MPS equivalent of a dispatch with these parameters and bindings; None if the kernel runs instead."""
         what = gemm_of(kernel, params)
         if what is None or what.size < self._least or what.least_side < LEAST_SIDE or not takes(what):
             return None

@@ -1,4 +1,4 @@
-"""The command queue: numbered command buffers, one after another, and a shared event that tells which have ended."""
+"""The command queue: numbered command buffers, run in order, and a shared event that counts those that have ended."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from wasmetal.errors import DeviceError, DeviceLostError
 
 
 class Encodable(Protocol):
-    """What can be run: a finished command list."""
+    """A finished command list."""
 
     @property
     def products(self) -> int:
-        """How many of its kernels are replaced by MPS."""
+        """How many of its dispatches MPS computes."""
 
     def encode(self, stream: Stream) -> None:
-        """Make its calls."""
+        """Encode the list into a command buffer."""
 
 
 class MetalWork:
-    """A committed command buffer. It refers to all that the lists use until it has ended: Metal does not."""
+    """A committed command buffer. Until it has ended it keeps alive what its lists use, which Metal does not."""
 
     def __init__(self, queue: CommandQueue, number: int, commands: Any, lists: Sequence[Encodable]) -> None:
         self._queue = queue
@@ -37,23 +37,23 @@ class MetalWork:
         _in_flight.add(self)
 
     def wait(self, seconds: float) -> bool:
-        """Block for at most so many seconds; return whether the command buffer has ended, well or not."""
+        """Block for at most ``seconds``; return whether the command buffer has ended, successfully or not."""
         commands = self._commands  # another thread may settle the work meanwhile
         if commands is None:
             return True
         with objc.autorelease_pool():
             if self._queue.event.waitUntilSignaledValue_timeoutMS_(self._number, math.ceil(seconds * 1000)):
-                commands.waitUntilCompleted()  # the event comes before the times are known
+                commands.waitUntilCompleted()  # the event is signalled before the times are known
                 return True
         return self.ended()
 
     def ended(self) -> bool:
-        """Whether the command buffer has ended, well or not."""
+        """Whether the command buffer has ended, successfully or not."""
         commands = self._commands
         return commands is None or commands.status() >= mtl.MTLCommandBufferStatusCompleted
 
     def result(self) -> tuple[float, DeviceError | None]:
-        """The seconds from the first kernel to the end of the last, and how the GPU failed. Only once it has ended."""
+        """Seconds of GPU time, and the error if the GPU failed. To be called once the command buffer has ended."""
         if self._result is None:
             with objc.autorelease_pool():
                 self._result = self._end()
@@ -64,31 +64,31 @@ class MetalWork:
     def _end(self) -> tuple[float, DeviceError | None]:
         commands = self._commands
         if commands.status() != mtl.MTLCommandBufferStatusError:
-            return max(0.0, commands.GPUEndTime() - commands.GPUStartTime()), None  # virtual GPUs may not tell
+            return max(0.0, commands.GPUEndTime() - commands.GPUStartTime()), None  # virtual GPUs may not report times
         error = command_error(commands.error())
         self._queue.lost |= isinstance(error, DeviceLostError)
-        self._queue.event.setSignaledValue_(self._number)  # it did not come to that, and others wait for it
+        self._queue.event.setSignaledValue_(self._number)  # the GPU did not, and later work waits for it
         return 0.0, error
 
 
 _in_flight: set[MetalWork] = set()
-"""Work that has not ended. It stays, with all that it uses, even if nobody else refers to it."""
+"""Work that has not ended: it must outlive its last other reference."""
 
 
 class CommandQueue:
-    """The queue of an open GPU. It is released when nothing that needs it is left, and its work has ended."""
+    """The queue of an open GPU. It lives until its work has ended, and its allocations are freed."""
 
     def __init__(self, physical: PhysicalDevice) -> None:
         self.physical = physical
         self.lost = False
-        """Whether the GPU is gone."""
+        """Whether the GPU was lost."""
         with objc.autorelease_pool():
             self.event = physical.handle.newSharedEvent()
-            """Signals the number of each command buffer that has ended."""
+            """Set to the number of each command buffer as it ends."""
             self._queue = physical.handle.newCommandQueue()
             self._order = physical.handle.newEvent()
         if any(made is None for made in (self._queue, self.event, self._order)):
-            raise DeviceError(f"{physical.name} gives no command queue; close other programs that use the GPU")
+            raise DeviceError(f"{physical.name} made no command queue; close other programs that use the GPU")
         self._numbers = itertools.count(1)
         self.residency = Residency(physical.handle, self._queue, physical.part_bytes)
         self._submitted = 0
@@ -98,17 +98,17 @@ class CommandQueue:
                 abandoned.result()
 
     def start(self, lists: Sequence[Encodable]) -> MetalWork:
-        """Run lists, in order, behind all before. Raises DeviceLostError."""
+        """Run lists in order, after all work started before. Raises DeviceLostError."""
         if self.lost:
             raise DeviceLostError("the GPU was lost; open a device again")
         self.residency.use()
         with objc.autorelease_pool():
             if any(recording.products for recording in lists):
-                commands = self._queue.commandBuffer()  # MPS may use what nobody else holds on to
+                commands = self._queue.commandBuffer()  # only this one retains MPS's temporary objects
             else:
                 commands = self._queue.commandBufferWithUnretainedReferences()
             if self._busy():
-                # Buffers are untracked, so Metal would let two submissions overlap.
+                # Buffers are untracked, so Metal would let submissions overlap.
                 commands.encodeWaitForEvent_value_(self.event, self._submitted)
             with Stream(commands, self._order, self._numbers) as stream:
                 for i, recording in enumerate(lists):
@@ -122,5 +122,5 @@ class CommandQueue:
             return self._last
 
     def _busy(self) -> bool:
-        """Whether what was started before is still at work."""
+        """Whether the last submission is still in flight."""
         return self._last is not None and not self._last.ended()

@@ -1,4 +1,4 @@
-"""A finished command list as the calls that encode it, and all that they use."""
+"""A finished command list, as what is encoded for each submission."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 
 from wasmetal.device.backend import Dispatch
 from wasmetal.device.hazards import Hazards
-from wasmetal.device.metal.encoding import Encoding
+from wasmetal.device.metal.api import mtl
+from wasmetal.device.metal.encoding import Command, Encoding
 from wasmetal.device.metal.indirect import MOST_COMMANDS, IndirectEncoding
 from wasmetal.device.metal.memory import MetalAllocation, allocate
 from wasmetal.device.metal.pipeline import Pipeline
@@ -17,15 +18,15 @@ from wasmetal.device.metal.queue import CommandQueue
 from wasmetal.device.metal.stream import Stream
 
 _SLOT = 256
-"""Bytes from one parameter struct to the next: what every GPU takes as the offset of a ``constant`` argument."""
+"""Bytes from one parameter struct to the next: every GPU takes multiples of 256 as offsets of ``constant`` data."""
 
 Dispatches = Sequence[Dispatch[MetalAllocation, Pipeline | Product]]
 
 
 class MetalRecording:
-    """The passes of a list: runs of kernels, each encoded by one :class:`Encoding`, between products by MPS.
+    """The passes of a list: GEMMs by MPS, and the runs of kernels between them.
 
-    If the list is to be ``indirect``, they are encoded by one :class:`IndirectEncoding` each.
+    Each run is an :class:`Encoding` or, if ``indirect``, an :class:`IndirectEncoding`.
     """
 
     def __init__(self, queue: CommandQueue, dispatches: Dispatches, indirect: bool = False) -> None:
@@ -38,38 +39,37 @@ class MetalRecording:
             self._encode(queue, dispatches)
 
     def encode(self, stream: Stream) -> None:
-        """Make the calls."""
+        """Encode all passes."""
         for part in self._passes:
             part.encode(stream)
 
     def close(self) -> None:
-        """Nothing: a pending submission refers to the recording until it has ended."""
+        """Nothing: work in flight keeps the recording alive."""
 
     def _encode(self, queue: CommandQueue, dispatches: Dispatches) -> None:
-        """The parameters of all dispatches are in one buffer, equal ones once, and are argument 0 of each kernel."""
+        """Build the passes. One buffer, argument 0 of each kernel, holds every distinct parameter struct."""
         slots = {params: slot * _SLOT for slot, params in enumerate(dict.fromkeys(d.params for d in dispatches))}
         params = allocate(queue, len(slots) * _SLOT)
         self._keeps.append(params)
         for content, offset in slots.items():
             params.view()[offset : offset + len(content)] = np.frombuffer(content, np.uint8)
-        encoding: Encoding | IndirectEncoding | None = None
+        commands: list[Command] = []
         for dispatch in dispatches:
             code = dispatch.code
-            if isinstance(code, Product):  # ordered behind all before it, as all after it are behind it
+            if isinstance(code, Product):  # a pass, ordered after all before it and before all after it
+                self._end_run(queue, commands)
                 self._passes.append(code)
-                encoding = None
+                commands = []
                 continue
-            if encoding is None:
+            if not commands:
                 hazards = Hazards()
-                encoding = IndirectEncoding(queue.physical) if self._indirect else Encoding()
-                self._passes.append(encoding)
-            if hazards.needs_barrier(dispatch.touches()):
-                encoding.barrier()
-            encoding.pipeline(code.handle)
-            encoding.argument(0, *params.bind(slots[dispatch.params], _SLOT))
-            for index, bound in enumerate(dispatch.ranges, start=1):
-                encoding.argument(index, *bound.allocation.bind(bound.offset, bound.nbytes))
-            encoding.dispatch(dispatch.groups, code.kernel.threads)
-        for part in self._passes:
-            if isinstance(part, IndirectEncoding):
-                part.finish()
+            bound = [each.allocation.bind(each.offset, each.nbytes) for each in dispatch.ranges]
+            arguments = [params.bind(slots[dispatch.params], _SLOT), *bound]
+            sizes = mtl.MTLSizeMake(*dispatch.groups), mtl.MTLSizeMake(*code.kernel.threads)
+            commands.append(Command(code.handle, arguments, sizes, hazards.needs_barrier(dispatch.touches())))
+        self._end_run(queue, commands)
+
+    def _end_run(self, queue: CommandQueue, commands: Sequence[Command]) -> None:
+        if commands:
+            run = IndirectEncoding(queue.physical, commands) if self._indirect else Encoding(commands)
+            self._passes.append(run)

@@ -1,114 +1,88 @@
-"""Keeping buffers where the GPU can reach them, also between submissions."""
+"""Keeping buffers resident between submissions."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+from wasmetal.device.bins import Bins
 from wasmetal.device.heartbeat import Heartbeat
 from wasmetal.device.metal.api import mtl, objc
 
 MOST_SETS = 32
-"""Residency sets that a queue takes."""
-
-
-class ResidencySet:
-    """An ``MTLResidencySet``, and how many bytes are in it."""
-
-    def __init__(self, handle: Any) -> None:
-        self.handle = handle
-        self.nbytes = 0
+"""The most residency sets that a queue accepts."""
 
 
 class Residency:
-    """Residency sets that a queue always has with it, so that no submission waits for pages to be wired.
+    """The residency sets of a queue, so that no submission waits for pages to be wired.
 
-    The system decides for each set as a whole whether it stays resident, so buffers are spread over sets of at most
-    ``set_bytes``; only a longer buffer, or one for which there is no set left, makes a set longer. An idle device
-    loses its sets' residency after about a second, unless it is asked for again and again: a heartbeat does that.
+    The system keeps or evicts each set as a whole, so buffers are spread over sets of at most ``set_bytes``. A set only
+    grows beyond that for a longer buffer, or when the queue accepts no more sets. An idle device's sets lose residency
+    after about a second unless it is requested again: a heartbeat does that.
 
-    Where the GPU offers no sets (``kept`` is False) each submission makes its own buffers resident, as Metal does
-    unasked.
+    If the GPU has no residency sets (``kept`` is False), Metal makes buffers resident for each submission.
     """
 
     def __init__(self, device: Any, queue: Any, set_bytes: int) -> None:
-        self._device = device
-        self._queue = queue
-        self._set_bytes = set_bytes
-        self._lock = threading.RLock()  # buffers go when the garbage collector finds them, perhaps within add()
-        self._sets: list[ResidencySet] = []
-        self._in: dict[int, tuple[ResidencySet, int]] = {}
+        self._lock = threading.RLock()  # garbage collection may call remove() within add()
         self._grown = False
         self.heartbeat = Heartbeat(self._request)
         with objc.autorelease_pool():
-            self._new_set()
+            self._sets: Bins[Any] = Bins(set_bytes, MOST_SETS, partial(_new_set, device, queue))
 
     @property
     def kept(self) -> bool:
         """Whether buffers stay resident between submissions."""
-        return bool(self._sets)
+        return bool(self._sets.bins)
 
     def add(self, buffers: Sequence[Any]) -> None:
-        """Have buffers stay resident, from the next submission on."""
+        """Keep buffers resident, from the next submission on."""
         if not self.kept:
             return
         with self._lock, objc.autorelease_pool():
             for buffer in buffers:
-                nbytes = int(buffer.length())
-                found = self._room(nbytes)
-                found.handle.addAllocation_(buffer)
-                found.handle.commit()
-                found.nbytes += nbytes
-                self._in[id(buffer)] = found, nbytes
+                found = self._sets.add(id(buffer), int(buffer.length()))
+                found.addAllocation_(buffer)
+                found.commit()
             self._grown = True
 
     def remove(self, buffers: Sequence[Any]) -> None:
-        """Keep them no longer."""
+        """No longer keep buffers resident."""
         if not self.kept:
             return
         with self._lock, objc.autorelease_pool():
             for buffer in buffers:
-                found, nbytes = self._in.pop(id(buffer))
-                found.handle.removeAllocation_(buffer)
-                found.handle.commit()
-                found.nbytes -= nbytes
+                found = self._sets.remove(id(buffer))
+                found.removeAllocation_(buffer)
+                found.commit()
 
     def use(self) -> None:
-        """Called for every submission: the buffers are wanted now, and for some time."""
+        """Note a submission: the buffers are needed now, and probably again soon."""
         if self.kept:
             grown, self._grown = self._grown, False
             self.heartbeat.use(now=grown)
 
     def close(self) -> None:
-        """Let the system have the pages back."""
+        """End the residency of all sets, and stop the heartbeat."""
         self.heartbeat.stop()
         with self._lock, objc.autorelease_pool():
-            for each in self._sets:
-                each.handle.endResidency()
+            for each in self._sets.bins:
+                each.endResidency()
 
     def _request(self) -> bool:
-        """Ask that all sets be resident; return whether there is anything in them."""
+        """Request residency of all sets; return whether they hold any buffer."""
         with self._lock, objc.autorelease_pool():
-            for each in self._sets:
-                if each.nbytes:
-                    each.handle.requestResidency()
-            return bool(self._in)
+            used = self._sets.used
+            for each in used:
+                each.requestResidency()
+            return bool(used)
 
-    def _room(self, nbytes: int) -> ResidencySet:
-        """The set to put a buffer in: one with room for it, else a new one, else the least full."""
-        for each in self._sets:
-            if each.nbytes == 0 or each.nbytes + nbytes <= self._set_bytes:
-                return each
-        return self._new_set() or min(self._sets, key=lambda each: each.nbytes)
 
-    def _new_set(self) -> ResidencySet | None:
-        """None if the GPU or its queue takes no more."""
-        if len(self._sets) == MOST_SETS:
-            return None
-        handle, _ = self._device.newResidencySetWithDescriptor_error_(mtl.MTLResidencySetDescriptor.new(), None)
-        if handle is None:
-            return None
-        self._queue.addResidencySet_(handle)
-        self._sets.append(ResidencySet(handle))
-        return self._sets[-1]
+def _new_set(device: Any, queue: Any) -> Any:
+    """Another ``MTLResidencySet`` of the queue; None if the GPU makes none."""
+    made, _ = device.newResidencySetWithDescriptor_error_(mtl.MTLResidencySetDescriptor.new(), None)
+    if made is not None:
+        queue.addResidencySet_(made)
+    return made

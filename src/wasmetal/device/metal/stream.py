@@ -1,4 +1,4 @@
-"""A command buffer being filled: with kernels, through an encoder, and with what encodes itself."""
+"""A command buffer being encoded: kernels go through its encoder, MPS encodes passes itself."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from wasmetal.device.metal.api import mtl
 
 
 class Stream:
-    """Passes over a command buffer, each of which begins when all before it have ended.
+    """The passes of a command buffer, each of which begins when all before it have ended.
 
-    Buffers are untracked, so Metal by itself would let passes overlap: an event keeps them apart, the only thing that
-    also orders a pass whose encoder is another's. Its ``numbers`` only grow, for as long as there is the event.
+    Buffers are untracked, so Metal would let passes overlap. An event orders them: fences and barriers do not
+    reach into the encoders that MPS makes. ``numbers`` gives the event's values, which must only ever grow.
     """
 
     def __init__(self, commands: Any, event: Any, numbers: Iterator[int]) -> None:
@@ -24,14 +24,14 @@ class Stream:
         self._used = False
 
     def encoder(self) -> Any:
-        """An ``MTLComputeCommandEncoder`` that runs dispatches concurrently: the open one, or else a new one."""
+        """The open ``MTLComputeCommandEncoder``, or else a new one. It runs dispatches concurrently."""
         if self._encoder is None:
             commands = self.commands()
             self._encoder = commands.computeCommandEncoderWithDispatchType_(mtl.MTLDispatchTypeConcurrent)
         return self._encoder
 
     def commands(self) -> Any:
-        """The command buffer itself, for one pass."""
+        """The command buffer, to encode a separate pass into."""
         self.end()
         if self._used:
             number = next(self._numbers)
@@ -41,12 +41,12 @@ class Stream:
         return self._commands
 
     def barrier(self) -> None:
-        """Order all that follows behind all before."""
+        """Make all later dispatches wait for all earlier ones."""
         if self._encoder is not None:
             self._encoder.memoryBarrierWithScope_(mtl.MTLBarrierScopeBuffers)
 
     def end(self) -> None:
-        """Close the encoder that is open: Metal ends the process over one that is dropped open."""
+        """End the open encoder: Metal aborts the process if an encoder is released without endEncoding."""
         if self._encoder is not None:
             encoder, self._encoder = self._encoder, None
             encoder.endEncoding()
