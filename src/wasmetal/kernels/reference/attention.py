@@ -51,14 +51,7 @@ def kv_append(
                 key_pool[where] = keys[begin : begin + count]
                 value_pool[where] = values[begin : begin + count]
 
-    def run() -> None:
-        n = batch_rows.count()
-        if n == 1:
-            one()
-        elif n:
-            many(n)
-
-    return run
+    return batch_rows.runner(one, many)
 
 
 def attention(
@@ -116,14 +109,7 @@ def attention(
             scores[:, future] = -np.inf
             softmax_then(scores, as_f32(values_first[head][where]), outs[begin:end, head].swapaxes(0, 1))
 
-    def run() -> None:
-        n = batch_rows.count()
-        if n == 1:
-            one()
-        elif n:
-            many(n)
-
-    return run
+    return batch_rows.runner(one, many)
 
 
 def softmax_then(scores: F32, values: F32, out: F32) -> None:

@@ -36,6 +36,18 @@ class Rows:
         """(position, sequence) of a row."""
         return self._words[2 + 2 * number], self._words[3 + 2 * number]
 
+    def runner(self, one: Callable[[], None], many: Callable[[int], None]) -> Callable[[], None]:
+        """A kernel that calls ``one`` if a single row is valid, as in decoding, and ``many`` for more."""
+
+        def run() -> None:
+            count = self.count()
+            if count == 1:
+                one()
+            elif count:
+                many(count)
+
+        return run
+
     def positions(self, count: int) -> NDArray[np.int64]:
         """The positions of the first ``count`` rows."""
         return self._pairs[:count, 0].astype(np.int64)

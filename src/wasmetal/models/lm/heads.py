@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from wasmetal.device.base import CommandList, Device, MemoryKind, Submission
 from wasmetal.models.architectures.network import Network
 from wasmetal.ops import ALIGNMENT, DType, Recorder, Tensor
@@ -14,11 +12,11 @@ class Head:
 
     def __init__(self, device: Device, network: Network, logits: Tensor) -> None:
         """Record it. Raises OpError if ``logits`` is not f32 [vocab_size]; OutOfDeviceMemoryError."""
+        row = Tensor(device.allocate(ALIGNMENT, MemoryKind.SHARED), 0, DType.I32, (1,))
         self.logits = logits
         self.commands: CommandList = device.record()
         self.submission: Submission | None = None
-        """The latest submission; None if it cannot be running any more."""
-        row = Tensor(device.allocate(ALIGNMENT, MemoryKind.SHARED), 0, DType.I32, (1,))
+        """The latest submission."""
         self._buffer = row.buffer
         self._row = row.numpy()
         try:
@@ -31,13 +29,6 @@ class Head:
     def select(self, row: int) -> None:
         """Choose the row whose logits the next submission writes."""
         self._row[0] = row
-
-    def settle(self) -> None:
-        """Wait for a submission whose user stopped waiting for it. Its errors do not concern the next user."""
-        if self.submission:
-            with suppress(Exception):
-                self.submission.wait()
-            self.submission = None
 
     def close(self) -> None:
         """Release the list. Idempotent."""

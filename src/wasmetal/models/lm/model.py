@@ -20,7 +20,7 @@ from wasmetal.models.files.gguf import GGUFFile
 from wasmetal.models.lm.chat_template import ChatTemplate
 from wasmetal.models.lm.heads import Head
 from wasmetal.models.lm.kv_cache import PAGE_SIZE, KVCache
-from wasmetal.models.lm.passes import IN_FLIGHT, ROWS, SEQUENCES, Pass, Passes, Segment
+from wasmetal.models.lm.passes import IN_FLIGHT, ROWS, SEQUENCES, Pass, Passes, Segment, settle
 from wasmetal.models.lm.session import Request, Session
 from wasmetal.models.lm.tokenizer import Tokenizer
 from wasmetal.models.loaded import Capability
@@ -124,7 +124,7 @@ class Model:
                     segments.append(Segment(request.tokens[begin:end], session.length + begin, session.pages))
                     row += end - begin
                     if head and end == len(request.tokens):
-                        head.settle()
+                        settle(head.submission)
                         head.select(row - 1)
                         last.append(head)
                 submission = self._run(segments, row, last)
@@ -149,8 +149,6 @@ class Model:
             for user in users:
                 user.submission = submission
             submission.wait()
-            for user in users:
-                user.submission = None
         return submission
 
     @contextmanager

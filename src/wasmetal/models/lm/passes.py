@@ -37,12 +37,19 @@ class Segment:
     """The sequence's page table, which covers the last token's position."""
 
 
+def settle(submission: Submission | None) -> None:
+    """Wait for a submission whose user may have stopped waiting for it. Its errors do not concern the next user."""
+    if submission is not None and submission.pending:
+        with suppress(Exception):
+            submission.wait()
+
+
 class Pass:
     """What one forward pass in flight uses: the buffer that the host writes inputs to, and the lists that read it."""
 
     def __init__(self, device: Device, network: Network, cache: Sequence[KVPools], buffers: BufferGroup, pages: int):
         self.submission: Submission | None = None
-        """The latest submission; None if it cannot be running any more."""
+        """The latest submission."""
         self._device = device
         self._network = network
         self._cache = cache
@@ -103,10 +110,7 @@ class Passes:
         with self._available:
             taken = self._free.pop()
             try:
-                if taken.submission:  # Its last user stopped waiting for it; errors do not concern the next one.
-                    with suppress(Exception):
-                        taken.submission.wait()
-                    taken.submission = None
+                settle(taken.submission)
                 yield taken
             finally:
                 self._free.append(taken)
