@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -62,8 +62,9 @@ def test_a_batch_is_one_submission(device: Device, path: Path) -> None:
         assert device.counters.submits == before + 1
 
 
-@settings(max_examples=5)
-@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=6), forks=st.booleans())
+@settings(max_examples=3)
+@given(lengths=st.lists(st.integers(1, 150), min_size=1, max_size=4), forks=st.booleans())
+@example(lengths=[300, 200, 100], forks=True)
 def test_any_batch(device: Device, path: Path, lengths: list[int], forks: bool) -> None:
     """Batches of more rows than a submission takes, of sessions that share pages and of sessions that do not."""
     start = tokens(45, 0)
