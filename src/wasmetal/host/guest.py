@@ -33,13 +33,17 @@ from wasmetal.host.program import Program
 from wasmetal.host.runtime import runtime
 from wasmetal.host.streams import Output, TextPipe
 from wasmetal.host.wasm import describe_trap, one_line
+from wasmetal.memory import Budget
 
 if TYPE_CHECKING:
     from wasmetal.models.loaded import LoadedModel
 
 T = TypeVar("T")
 
-_TABLE_ELEMENTS = 1 << 20
+_TABLES = 4
+_BYTES_PER_ELEMENT = 2048
+"""A table may have one element for each so many bytes of ``memory_bytes``. An element takes up to 8 bytes, so tables
+take up to a 64th of ``memory_bytes`` more. Wasmtime's C API does not tell how large they are."""
 _WAKE = 0.1
 """Seconds after which a waiting main thread checks for Ctrl-C, which does not end a wait if it arrives just before."""
 _PATIENCE = 1.0
@@ -194,9 +198,9 @@ class Guest:
         limits = self._account.limits
         store = wasmtime.Store(runtime().engine)
         store.set_limits(
-            memory_size=min(limits.memory_bytes, 2**63 - 1),
             memories=limits.memories,
-            table_elements=_TABLE_ELEMENTS,
+            tables=_TABLES,
+            table_elements=min(max(limits.memory_bytes // _BYTES_PER_ELEMENT, 1 << 10), 1 << 20),
             instances=1,
         )
         wasmtime_c.set_owner(store, self._context)
@@ -217,7 +221,8 @@ class Guest:
     def _instantiate(self, program: Program) -> wasmtime.Instance:
         limits = self._account.limits
         try:
-            with wasmtime_c.memory_refusals():
+            budget = Budget(limits.memory_bytes)
+            with runtime().creator.charging(budget), wasmtime_c.memory_refusals():
                 return program.instantiate(self._store)
         except MemoryCountError:
             raise LimitError(f"limit reached: {limits.memories} linear memories") from None

@@ -12,10 +12,11 @@ class Limits:
     """Limits of one guest. None: no limit."""
 
     memory_bytes: int = 4 << 30
-    """Bytes of a linear memory. Beyond it ``memory.grow`` gives -1, and a module whose initial memory is larger is
-    refused with LimitError."""
+    """Bytes of all linear memories together. Beyond it ``memory.grow`` gives -1, and a module whose initial memories
+    are larger is refused with LimitError. Tables (at most 4, of at most 2^20 elements each) may take up to a 64th of it
+    more, or 32 KiB if that is more."""
     memories: int = 1
-    """How many linear memories the module may have, each of up to ``memory_bytes``; beyond it, LimitError."""
+    """How many linear memories the module may have; beyond it, LimitError."""
     device_bytes: int = 4 << 30
     """Device memory held by the guest's buffers and sessions; beyond it, the call gives NOMEM."""
     handles: int = 1024
