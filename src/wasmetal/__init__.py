@@ -3,19 +3,23 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from wasmetal.errors import setting_up
+
 if TYPE_CHECKING:
     from wasmetal import errors
     from wasmetal.counters import Counters
     from wasmetal.device import open_device
+    from wasmetal.host.grants import Dir
     from wasmetal.host.guest import Guest
     from wasmetal.host.limits import Limits
     from wasmetal.host.program import Program
     from wasmetal.models import load_model
 
-__all__ = ["Counters", "Guest", "Limits", "Program", "errors", "load_model", "open_device"]
+__all__ = ["Counters", "Dir", "Guest", "Limits", "Program", "errors", "load_model", "open_device"]
 
 _HOMES = {
     "Counters": "wasmetal.counters",
+    "Dir": "wasmetal.host.grants",
     "Guest": "wasmetal.host.guest",
     "Limits": "wasmetal.host.limits",
     "Program": "wasmetal.host.program",
@@ -30,4 +34,5 @@ def __getattr__(name: str) -> Any:
         return import_module("wasmetal.errors")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    with setting_up("load wasmetal"):
+        return getattr(import_module(_HOMES[name]), name)

@@ -3,6 +3,10 @@
 Each message is one line that says what went wrong and what to do; the command line prints it unchanged.
 """
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class WasmetalError(Exception):
     """Base of all errors below."""
@@ -66,3 +70,16 @@ class GuestTrapError(GuestError):
 
 class LimitError(GuestError):
     """The guest reached one of its limits; the message names it."""
+
+
+@contextmanager
+def setting_up(what: str, kind: type[WasmetalError] = WasmetalError) -> Iterator[None]:
+    """Turn the system's refusals, for example of another open file, into errors of a kind: "cannot ``what``: ..."."""
+    try:
+        yield
+    except (OSError, ImportError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        hint = (
+            "; close files, or raise `ulimit -n`" if getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE) else ""
+        )
+        raise kind(f"cannot {what}: {reason}{hint}") from error

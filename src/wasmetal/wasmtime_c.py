@@ -27,9 +27,6 @@ SUPPORTED = ">=50,<51"
 PRIVATE: dict[str, tuple[str, ...]] = {
     "wasmtime._bindings": (
         "dll",
-        "wasi_config_set_stdin_bytes",
-        "wasm_byte_vec_new",
-        "wasm_byte_vec_t",
         "wasmtime_caller_context",
         "wasmtime_caller_t",
         "wasmtime_config_host_memory_creator_set",
@@ -47,13 +44,11 @@ PRIVATE: dict[str, tuple[str, ...]] = {
         "wasmtime_store_epoch_deadline_callback",
         "wasmtime_update_deadline_kind_t",
     ),
-    "wasmtime._wasi": ("CUSTOM_OUTPUTS",),
     "wasmtime.Config": ("ptr",),
     "wasmtime.FuncType": ("ptr",),
     "wasmtime.Linker": ("ptr",),
     "wasmtime.Store": ("ptr", "_context"),
     "wasmtime.Trap": ("_consume",),
-    "wasmtime.WasiConfig": ("ptr",),
     "wasmtime.WasmtimeError": ("_from_ptr",),
 }
 """The private names in use, by the module or class that has them."""
@@ -88,7 +83,6 @@ def _find(home: str) -> Any:
 check_version()
 # Built from the list, so that no other name can be used.
 _c = SimpleNamespace(**{name: getattr(_find("wasmtime._bindings"), name) for name in PRIVATE["wasmtime._bindings"]})
-_outputs = _find("wasmtime._wasi").CUSTOM_OUTPUTS
 
 _finalizer_t = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _NO_FINALIZER = ctypes.cast(0, _finalizer_t)
@@ -351,18 +345,3 @@ def define_function(
     if error:
         raise wasmtime.WasmtimeError._from_ptr(error)
     return callback
-
-
-# ---- WASI
-
-
-def set_stdin(config: wasmtime.WasiConfig, data: bytes) -> None:
-    """Give a guest these bytes as its standard input."""
-    vector = _c.wasm_byte_vec_t()
-    _c.wasm_byte_vec_new(ctypes.byref(vector), len(data), (ctypes.c_ubyte * len(data)).from_buffer_copy(data))
-    _c.wasi_config_set_stdin_bytes(config.ptr(), ctypes.byref(vector))
-
-
-def outputs_in_use() -> bool:
-    """Whether Wasmtime still holds Python callbacks for the standard output or error of a guest."""
-    return bool(_outputs.handles)

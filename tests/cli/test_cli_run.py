@@ -10,6 +10,7 @@ import pytest
 
 from tests.cli import wat
 from tests.cli.command import SCRIPT, wasmetal
+from wasmetal.host.errno import WasiErrno
 
 
 @pytest.fixture
@@ -60,6 +61,19 @@ def test_standard_input_and_output(guest: Path) -> None:
 def test_directories_are_what_is_granted(guest: Path, tmp_path: Path) -> None:
     assert wasmetal("run", guest).returncode == 1
     assert wasmetal("run", "--dir", f"{tmp_path}::/data", guest).stdout == "/data"
+
+
+@given(wat.CREATE)
+def test_what_a_guest_may_do_in_a_directory(guest: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "granted"
+    directory.mkdir()
+    assert wasmetal("run", "--dir", f"{directory}::/data:ro", guest).returncode == WasiErrno.ROFS
+    assert list(directory.iterdir()) == []
+    assert wasmetal("run", "--dir", f"{directory}::/data", "--disk-limit", "999B", guest).returncode == WasiErrno.DQUOT
+    assert (directory / "new").stat().st_size == 0
+    (directory / "new").unlink()
+    assert wasmetal("run", "--dir", f"{directory}::/data", "--disk-limit", "1KB", guest).returncode == 0
+    assert (directory / "new").stat().st_size == 1000
 
 
 @given(wat.GROW)

@@ -84,3 +84,21 @@ PREOPENED = f"""
     (drop (call $name (i32.const 3) (i32.const 1024) (i32.load (i32.const 20))))
     (call $print (i32.const 1024) (i32.load (i32.const 20)))))
 """
+
+
+CREATE = """
+(module ;; writes 1000 bytes to a new file in its first directory; exits with the first errno
+  (import "wasi_snapshot_preview1" "path_open"
+    (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 100) "new")
+  (func $check (param i32) (if (local.get 0) (then (call $exit (local.get 0)))))
+  (func (export "_start")
+    (call $check (call $open (i32.const 3) (i32.const 0) (i32.const 100) (i32.const 3) (i32.const 1) (i64.const 64)
+      (i64.const 0) (i32.const 0) (i32.const 16)))
+    (i32.store (i32.const 0) (i32.const 1024))
+    (i32.store (i32.const 4) (i32.const 1000))
+    (call $check (call $write (i32.load (i32.const 16)) (i32.const 0) (i32.const 1) (i32.const 8)))))
+"""

@@ -29,7 +29,11 @@ def run(
     ] = None,
     directory: Annotated[
         list[str] | None,
-        typer.Option("--dir", metavar="HOST::GUEST", help="Grant a directory: its path, and the guest's name for it."),
+        typer.Option(
+            "--dir",
+            metavar="HOST::GUEST[:ro]",
+            help="Grant a directory: its path, and the guest's name for it; ':ro' for reading only.",
+        ),
     ] = None,
     env: Annotated[
         list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="Set an environment variable.")
@@ -40,6 +44,9 @@ def run(
     device_memory_limit: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Limit on device memory, for example 1GiB.")
     ] = None,
+    disk_limit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Limit on what the guest adds to files  [default: 1GiB]")
+    ] = None,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="Limit on the running time.")] = None,
     device: Device = None,
 ) -> None:
@@ -48,20 +55,25 @@ def run(
     The guest gets standard input and output, a device, and what the options grant; nothing else. Options of wasmetal
     must come before GUEST.wasm; everything after it is passed to the guest.
     """
-    from wasmetal import Guest, Limits
+    from wasmetal import Dir, Guest, Limits
 
     limits = {}
     if memory_limit:
         limits["memory_bytes"] = size(memory_limit)
     if device_memory_limit:
         limits["device_bytes"] = size(device_memory_limit)
+    if disk_limit:
+        limits["disk_bytes"] = size(disk_limit)
     with Guest(
         guest,
         device=device,
         models=dict(pairs(model, "=", "NAME=MODEL")),
         args=arguments or [],
         env=dict(pairs(env, "=", "KEY=VALUE")),
-        dirs={inside: outside for outside, inside in pairs(directory, "::", "HOST::GUEST")},
+        dirs={
+            inside.removesuffix(":ro"): Dir(outside, read_only=inside.endswith(":ro"))
+            for outside, inside in pairs(directory, "::", "HOST::GUEST[:ro]")
+        },
         limits=Limits(**limits, wall_seconds=timeout),
         stdin="inherit",
         stdout=writer(sys.stdout),

@@ -10,7 +10,7 @@ from importlib import import_module
 from wasmetal.device.backend import Candidate, FoundDevice, Unusable
 from wasmetal.device.base import Device, DeviceInfo
 from wasmetal.device.opened import OpenDevice
-from wasmetal.errors import DeviceError, DeviceNotFoundError
+from wasmetal.errors import DeviceError, DeviceNotFoundError, setting_up
 
 BACKENDS = {
     "metal": "wasmetal.device.metal",
@@ -41,6 +41,11 @@ def open_device(spec: str | None = None) -> Device:
     Raises DeviceNotFoundError if there is no such device, and DeviceError if it cannot be used.
     """
     spec = spec or os.environ.get("WASMETAL_DEVICE") or "auto"
+    with setting_up(f"open the device {spec!r}", DeviceError):
+        return _open(spec)
+
+
+def _open(spec: str) -> Device:
     if spec == "auto":
         return OpenDevice(_present()[0].open())
     parsed = _SPEC.fullmatch(spec)

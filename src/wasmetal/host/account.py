@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from wasmetal.counters import Counters
 from wasmetal.errors import LimitError
-from wasmetal.host.errno import Errno, Refusal
+from wasmetal.host.errno import Errno, Refusal, WasiErrno
 from wasmetal.host.limits import Limits
 
 
@@ -23,6 +23,10 @@ class Account:
         self.counters = Counters()
         self.device_bytes = 0
         """Device memory that the guest holds now."""
+        self.disk_bytes = 0
+        """Bytes by which the guest has extended files."""
+        self.files = 0
+        """Files, directories and links that the guest has created."""
         self._deadline: float | None = None
 
     @contextmanager
@@ -43,6 +47,30 @@ class Account:
     def release(self, nbytes: int) -> None:
         """Device memory was released."""
         self.device_bytes -= nbytes
+
+    @contextmanager
+    def extending(self, nbytes: int) -> Iterator[None]:
+        """Charge bytes by which a file is being extended; if that fails, the charge is taken back. Raises DQUOT."""
+        if self.disk_bytes + nbytes > self.limits.disk_bytes:
+            raise Refusal(WasiErrno.DQUOT, f"limit reached: {self.limits.disk_bytes} bytes added to files")
+        self.disk_bytes += nbytes
+        try:
+            yield
+        except BaseException:
+            self.disk_bytes -= nbytes
+            raise
+
+    @contextmanager
+    def creating(self) -> Iterator[None]:
+        """Charge a file, directory or link that is being created; if that fails, the charge is taken back. DQUOT."""
+        if self.files + 1 > self.limits.files:
+            raise Refusal(WasiErrno.DQUOT, f"limit reached: {self.limits.files} files created")
+        self.files += 1
+        try:
+            yield
+        except BaseException:
+            self.files -= 1
+            raise
 
     def start_clock(self) -> None:
         """A run begins."""

@@ -1,7 +1,8 @@
-"""What a guest is granted: a device, and models on it."""
+"""What a guest is granted: a device, models on it, and directories."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from wasmetal.counters import Counters
 from wasmetal.device import Device, open_device
 from wasmetal.errors import GuestError
+from wasmetal.host.descriptors import File
 
 if TYPE_CHECKING:
     from wasmetal.models.loaded import LoadedModel
@@ -49,3 +51,23 @@ def grant(device: str | Device | None, models: Mapping[str, str | Path | LoadedM
             granted[name] = cleanup.enter_context(load_model(source, device))
             counters.add(granted[name].counters)
     return Granted(device, granted, counters)
+
+
+@dataclass(frozen=True, slots=True)
+class Dir:
+    """A directory of the host, to be granted to a guest."""
+
+    path: str | Path
+    read_only: bool = False
+    """Whether the guest may only read what is in it."""
+
+
+def open_directory(name: str, directory: str | Path | Dir) -> File:
+    """Open a directory for a guest, which knows it as ``name``. Raises GuestError."""
+    given = directory if isinstance(directory, Dir) else Dir(directory)
+    try:
+        fd = os.open(given.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise GuestError(f"cannot grant directory {given.path}: {reason}") from error
+    return File(fd, given.read_only, is_directory=True, name=name.encode())

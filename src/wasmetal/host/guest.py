@@ -17,29 +17,36 @@ import wasmtime
 from wasmetal import wasmtime_c
 from wasmetal.counters import Counters
 from wasmetal.device import Device
-from wasmetal.errors import GuestError, GuestTrapError, LimitError, MemoryCountError, MemorySizeError
+from wasmetal.errors import GuestError, GuestTrapError, LimitError, MemoryCountError, MemorySizeError, setting_up
 from wasmetal.host import abi, wasi
 from wasmetal.host.account import Account
+from wasmetal.host.descriptors import Descriptors, Input
 from wasmetal.host.functions.gpu import Gpu
 from wasmetal.host.functions.llm import Llm
-from wasmetal.host.grants import Granted, grant
+from wasmetal.host.grants import Dir, Granted, grant, open_directory
 from wasmetal.host.guest_thread import GuestThread
 from wasmetal.host.handles import Handles
 from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.limits import Limits
-from wasmetal.host.link import GuestContext
+from wasmetal.host.link import CLOCKS, FILES, PATHS, GuestContext
 from wasmetal.host.metering import MeteredDevice
 from wasmetal.host.program import Program
 from wasmetal.host.runtime import runtime
 from wasmetal.host.streams import Output, TextPipe
+from wasmetal.host.wasi_files import Files
+from wasmetal.host.wasi_paths import Paths
 from wasmetal.host.wasm import describe_trap, one_line
+from wasmetal.memory import Budget
 
 if TYPE_CHECKING:
     from wasmetal.models.loaded import LoadedModel
 
 T = TypeVar("T")
 
-_TABLE_ELEMENTS = 1 << 20
+_TABLES = 4
+_BYTES_PER_ELEMENT = 2048
+"""A table may have one element for each so many bytes of ``memory_bytes``. An element takes up to 8 bytes, so tables
+take up to a 64th of ``memory_bytes`` more. Wasmtime's C API does not tell how large they are."""
 _WAKE = 0.1
 """Seconds after which a waiting main thread checks for Ctrl-C, which does not end a wait if it arrives just before."""
 _PATIENCE = 1.0
@@ -61,7 +68,7 @@ class Guest:
         models: Mapping[str, str | Path | LoadedModel] | None = None,
         args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
-        dirs: Mapping[str, str | Path] | None = None,
+        dirs: Mapping[str, str | Path | Dir] | None = None,
         limits: Limits | None = None,
         stdin: bytes | Literal["inherit"] = b"",
         stdout: wasi.Output | None = None,
@@ -75,7 +82,7 @@ class Guest:
         ``models``: what the guest can open, by its name there: a model's name or path, or a loaded one on the same
         device, which stays loaded.
         ``args``: without the program's name.
-        ``dirs``: host directories, readable and writable, by the guest's names for them.
+        ``dirs``: host directories, by the guest's names for them; writable, unless a :class:`Dir` says otherwise.
         ``stdin``: bytes, or "inherit" for the process's own.
         ``stdout``, ``stderr``: called with the bytes that the guest writes, as it writes them, on the guest's thread.
         If None, what is written is lost.
@@ -93,25 +100,21 @@ class Guest:
         self._account = Account(limits or Limits())
         self._interrupt = Interrupt(self._account)
         self._context = GuestContext(program.memory64, self._account.counters, self._interrupt)
+        self._handles = Handles(self._account.limits.handles, secrets.randbits(32))
         self._stdout = Output(self._interrupt, stdout)
         self._store = self._new_store()
         self._cleanup = ExitStack()
         self._cleanup.callback(self._store.close)
         _open.add(self)
         try:
-            self._store.set_wasi(
-                wasi.configure(
-                    args=[program.name, *args],
-                    env=env or {},
-                    dirs={guest: str(host) for guest, host in (dirs or {}).items()},
-                    stdin=stdin,
-                    stdout=self._stdout,
-                    stderr=Output(self._interrupt, stderr),
-                )
-            )
-            self._context.interfaces[wasi.MODULE] = wasi.Clocks(self._interrupt)
-            if device is not None or models or program.imports_device:
-                self._give(grant(device, models or {}, self._cleanup))
+            with setting_up("create the guest", GuestError):
+                self._store.set_wasi(wasi.configure([program.name, *args], env or {}))
+                self._context.interfaces[CLOCKS] = wasi.Clocks(self._interrupt)
+                descriptors = self._open_files(stdin, stderr, dirs or {})
+                self._context.interfaces[FILES] = Files(descriptors, self._account)
+                self._context.interfaces[PATHS] = Paths(descriptors, self._account)
+                if device is not None or models or program.imports_device:
+                    self._give(grant(device, models or {}, self._cleanup))
             self._instance = self._enter(lambda: self._instantiate(program))
         except BaseException:
             self.close()
@@ -194,30 +197,41 @@ class Guest:
         limits = self._account.limits
         store = wasmtime.Store(runtime().engine)
         store.set_limits(
-            memory_size=min(limits.memory_bytes, 2**63 - 1),
             memories=limits.memories,
-            table_elements=_TABLE_ELEMENTS,
+            tables=_TABLES,
+            table_elements=min(max(limits.memory_bytes // _BYTES_PER_ELEMENT, 1 << 10), 1 << 20),
             instances=1,
         )
         wasmtime_c.set_owner(store, self._context)
         return store
 
+    def _open_files(
+        self, stdin: bytes | Literal["inherit"], stderr: wasi.Output | None, dirs: Mapping[str, str | Path | Dir]
+    ) -> Descriptors:
+        descriptors = Descriptors(self._handles)
+        self._cleanup.callback(descriptors.close)
+        for stream in (Input(stdin, self._interrupt), self._stdout, Output(self._interrupt, stderr)):
+            descriptors.grant(stream)
+        for name, directory in dirs.items():
+            descriptors.grant(open_directory(name, directory))
+        return descriptors
+
     def _give(self, granted: Granted) -> None:
         """Connect the guest's imports to the device and the models."""
         self._account.counters.add(granted.counters)
-        handles = Handles(self._account.limits.handles, secrets.randbits(32))
         device = MeteredDevice(granted.device, self._account, self._interrupt)
         self._cleanup.callback(device.close)
-        gpu = Gpu(self._account, handles, device, self._interrupt)
+        gpu = Gpu(self._account, self._handles, device, self._interrupt)
         self._cleanup.callback(gpu.close)
-        llm = Llm(self._account, handles, device, granted.models)
+        llm = Llm(self._account, self._handles, device, granted.models)
         self._cleanup.callback(llm.close)
         self._context.interfaces |= {abi.GPU: gpu, abi.LLM: llm}
 
     def _instantiate(self, program: Program) -> wasmtime.Instance:
         limits = self._account.limits
         try:
-            with wasmtime_c.memory_refusals():
+            budget = Budget(limits.memory_bytes)
+            with runtime().creator.charging(budget), wasmtime_c.memory_refusals():
                 return program.instantiate(self._store)
         except MemoryCountError:
             raise LimitError(f"limit reached: {limits.memories} linear memories") from None

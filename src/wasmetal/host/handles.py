@@ -55,6 +55,15 @@ class Handles:
         self._count += 1
         return (self._generations[index] << _INDEX_BITS | index) ^ self._key
 
+    def hold(self) -> None:
+        """Count something that has a name of its own, such as an open file. Raises MFILE like :meth:`add`."""
+        self.check_room()
+        self._count += 1
+
+    def release(self) -> None:
+        """Count one less of what :meth:`hold` counted."""
+        self._count -= 1
+
     def get(self, handle: int, kind: type[T]) -> T:
         """The object that a handle names; BADF for anything but a live handle of that kind."""
         held = self._objects[self._index(handle)]

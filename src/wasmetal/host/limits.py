@@ -12,19 +12,25 @@ class Limits:
     """Limits of one guest. None: no limit."""
 
     memory_bytes: int = 4 << 30
-    """Bytes of a linear memory. Beyond it ``memory.grow`` gives -1, and a module whose initial memory is larger is
-    refused with LimitError."""
+    """Bytes of all linear memories together. Beyond it ``memory.grow`` gives -1, and a module whose initial memories
+    are larger is refused with LimitError. Tables (at most 4, of at most 2^20 elements each) may take up to a 64th of it
+    more, or 32 KiB if that is more."""
     memories: int = 1
-    """How many linear memories the module may have, each of up to ``memory_bytes``; beyond it, LimitError."""
+    """How many linear memories the module may have; beyond it, LimitError."""
     device_bytes: int = 4 << 30
     """Device memory held by the guest's buffers and sessions; beyond it, the call gives NOMEM."""
     handles: int = 1024
-    """Buffers, submissions, models and sessions held at a time; beyond it, the call gives MFILE."""
+    """Buffers, submissions, models, sessions and open files held at a time; beyond it, the call gives MFILE."""
     commands: int = 16_384
     """Commands in one list (TOOBIG), and in all pending submissions together (AGAIN)."""
+    disk_bytes: int = 1 << 30
+    """Bytes by which the guest may extend files in granted directories, in all; deleting or shortening files gives
+    nothing back. Beyond it, the call gives DQUOT."""
+    files: int = 65_536
+    """Files, directories and links that the guest may create in granted directories, in all; beyond it, DQUOT."""
     wall_seconds: float | None = None
     """Time that one run may take; then LimitError. What is already running finishes first: one kernel on the CPU
-    device, one forward pass of a model, one read of a granted standard input."""
+    device, one forward pass of a model."""
     device_seconds: float | None = None
     """Time that the device may spend on the guest; then LimitError, with the same exceptions. Until the device has
     reported how long a submission took, the time that the guest has waited for it counts, unless other guests' work is

@@ -15,7 +15,7 @@ import wasmtime
 from wasmetal import wasmtime_c
 from wasmetal.counters import Counters
 from wasmetal.errors import LimitError
-from wasmetal.host import abi, wasi
+from wasmetal.host import abi, wasi_abi
 from wasmetal.host.errno import Errno, Refusal, errno_of
 from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.runtime import runtime
@@ -23,6 +23,9 @@ from wasmetal.host.view import GuestMemory
 
 log = logging.getLogger("wasmetal.guest")
 """Refused calls at level DEBUG, failures of the host at level ERROR."""
+
+
+CLOCKS, FILES, PATHS = "clocks", "files", "paths"
 
 
 @dataclass(eq=False)
@@ -33,7 +36,7 @@ class GuestContext:
     counters: Counters
     interrupt: Interrupt
     interfaces: dict[str, object] = field(default_factory=dict)
-    """By module name: the object whose methods are the functions of that module."""
+    """The objects whose methods are host functions: by module name, those of WASI as CLOCKS, FILES and PATHS."""
     memory: GuestMemory | None = None
     """The guest's memory, from the first host call on."""
 
@@ -56,25 +59,27 @@ def host_functions(memory64: bool) -> HostFunctions:
     """The functions for guests with 64-bit addresses, or with 32-bit ones."""
     linker = wasmtime.Linker(runtime().engine)
     linker.define_wasi()
-    linker.allow_shadowing = True  # WASI's clocks are replaced
+    linker.allow_shadowing = True  # of WASI's functions, those for clocks and files are replaced
     functions = HostFunctions(linker, [])
-    _define(functions, wasi.MODULE, wasi.CLOCKS, memory64, count=False)
+    _define(functions, wasi_abi.MODULE, CLOCKS, wasi_abi.CLOCKS, memory64)
+    _define(functions, wasi_abi.MODULE, FILES, wasi_abi.FILES, memory64)
+    _define(functions, wasi_abi.MODULE, PATHS, wasi_abi.PATHS, memory64)
     for module, signatures in abi.INTERFACES.items():
-        _define(functions, module, signatures, memory64, count=True)
+        _define(functions, module, module, signatures, memory64)
     return functions
 
 
 def _define(
-    functions: HostFunctions, module: str, signatures: dict[str, tuple[str, ...]], memory64: bool, count: bool
+    functions: HostFunctions, module: str, interface: str, signatures: dict[str, tuple[str, ...]], memory64: bool
 ) -> None:
-    """Link the functions of one module. ``count``: their calls are counted as host calls."""
+    """Link the functions of one module, which are methods of one of the guest's interfaces."""
     for name, kinds in signatures.items():
-        function = _adapt(module, name, kinds, memory64, count)
+        function = _adapt(interface, name, kinds, memory64)
         type_ = abi.func_type(kinds, memory64)
         functions.callbacks.append(wasmtime_c.define_function(functions.linker, module, name, type_, function))
 
 
-def _adapt(module: str, name: str, kinds: tuple[str, ...], memory64: bool, count: bool) -> wasmtime_c.HostFunction:
+def _adapt(interface: str, name: str, kinds: tuple[str, ...], memory64: bool) -> wasmtime_c.HostFunction:
     """Make a host function of a method that takes the guest's memory and then its parameters.
 
     The method receives the parameters as non-negative integers.
@@ -82,6 +87,7 @@ def _adapt(module: str, name: str, kinds: tuple[str, ...], memory64: bool, count
     # A raw value takes 16 bytes; the upper half of an i32's 8 bytes is undefined.
     masks = tuple((1 << abi.width(kind, memory64)) - 1 for kind in kinds)
     values_type = ctypes.c_uint64 * (2 * len(masks))
+    count = interface in abi.INTERFACES  # WASI's calls are not counted
 
     def call(_env: int, caller: int, raw: int, _count: int) -> int:
         values = values_type.from_address(raw)
@@ -90,18 +96,18 @@ def _adapt(module: str, name: str, kinds: tuple[str, ...], memory64: bool, count
             if count:
                 context.counters.host_calls += 1
             memory = context.memory or _find_memory(context, caller)
-            method = getattr(context.interfaces[module], name)
+            method = getattr(context.interfaces[interface], name)
             method(memory, *[value & mask for value, mask in zip(values[::2], masks, strict=True)])
-            errno = Errno.SUCCESS
+            errno: int = Errno.SUCCESS
         except Refusal as refusal:
             errno = refusal.errno
-            log.debug("%s.%s: %s: %s", module, name, errno.name, refusal)
+            log.debug("%s.%s: %s: %s", interface, name, refusal.errno.name, refusal)
         except Exception as error:
             if isinstance(error, LimitError) or error is context.interrupt.reason:
                 return context.interrupt.trap(error)
             errno = errno_of(error)
             level = logging.ERROR if errno is Errno.IO else logging.DEBUG
-            log.log(level, "%s.%s: %s", module, name, error, exc_info=error)
+            log.log(level, "%s.%s: %s", interface, name, error, exc_info=error)
         except BaseException as stop:
             return context.interrupt.trap(stop)
         values[0] = errno

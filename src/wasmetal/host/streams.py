@@ -26,7 +26,7 @@ class Output:
         self._interrupt = interrupt
 
     def __call__(self, data: bytes) -> int:
-        """Called by Wasmtime. Returns the number of bytes taken, or a negative errno."""
+        """Returns the number of bytes taken, or a negative errno."""
         try:
             if self.target:
                 self.target(data)

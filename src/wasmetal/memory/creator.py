@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import wasmtime
 
 from wasmetal import wasmtime_c
-from wasmetal.errors import MemoryRefusedError
-from wasmetal.memory.pages import Pages
+from wasmetal.errors import MemoryRefusedError, MemorySizeError
+from wasmetal.memory.pages import Pages, page_size
 from wasmetal.memory.region import Region
+
+
+class Budget:
+    """Bytes that the linear memories of one guest may take together."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+    def take(self, nbytes: int) -> None:
+        """Count ``nbytes`` more. Raises MemorySizeError over the limit."""
+        if self.used + nbytes > self.limit:
+            raise MemorySizeError(f"{self.used} + {nbytes} bytes of linear memory are over the limit of {self.limit}")
+        self.used += nbytes
+
+
+class _Current(threading.local):
+    budget: Budget | None = None
 
 
 class MemoryCreator:
@@ -33,10 +54,20 @@ class MemoryCreator:
         self.max_capacity = max_capacity
         # Single operations on a dict are atomic in Python, so no lock is needed.
         self._regions: dict[int, Region] = {}
+        self._current = _Current()
 
     def install(self, config: wasmtime.Config) -> None:
         """Make engines of this configuration use this creator; they keep it alive. See :func:`new_engine`."""
         wasmtime_c.set_memory_source(config, self)
+
+    @contextmanager
+    def charging(self, budget: Budget) -> Iterator[None]:
+        """Charge the memories that this thread makes meanwhile, and whatever they grow by later, to a budget."""
+        self._current.budget = budget
+        try:
+            yield
+        finally:
+            self._current.budget = None
 
     def region_at(self, address: int) -> Region:
         """The region of the live linear memory with this base address (``Memory.data_ptr``). Raises KeyError."""
@@ -53,10 +84,14 @@ class MemoryCreator:
                 f"a memory of {minimum} bytes is over the limit of {self.max_capacity}; raise max_capacity"
             )
         capacity = min(maximum, self.max_capacity)
+        budget = self._current.budget
+        if budget:
+            budget.take(minimum)
+            capacity = min(capacity, budget.limit // page_size() * page_size())
         # Everything up to ``reserved + guard`` must fault, even if the memory may not grow that far.
         region = Region(capacity, minimum, guard=max(reserved - capacity, 0) + guard)
         self._regions[region.address] = region
-        return _RegionMemory(self._regions, region, region.pages)
+        return _RegionMemory(self._regions, region, region.pages, budget)
 
 
 @dataclass(slots=True)
@@ -66,6 +101,7 @@ class _RegionMemory:
     regions: dict[int, Region]
     region: Region
     pages: Pages
+    budget: Budget | None
 
     @property
     def address(self) -> int:
@@ -80,7 +116,15 @@ class _RegionMemory:
         return self.region.capacity
 
     def grow(self, size: int) -> None:
-        self.region.grow(size)
+        more = size - self.region.size
+        if self.budget:
+            self.budget.take(more)
+        try:
+            self.region.grow(size)
+        except BaseException:
+            if self.budget:
+                self.budget.used -= more
+            raise
 
     def drop(self) -> None:
         # Removed before it is unmapped: another thread may be given the same address immediately.

@@ -30,6 +30,10 @@ SETTINGS: dict[str, bool | int] = {
     "wasm_multi_memory": True,
     "wasm_custom_page_sizes": False,  # a size must be whole host pages; 64 KiB always is
     "wasm_threads": False,  # a shared memory could change under a device
+    # Objects and exceptions live on a second heap, with a collector: guests do without.
+    "wasm_gc": False,
+    "wasm_function_references": False,
+    "wasm_exceptions": False,
 }
 """Properties of ``wasmtime.Config``. Compiled code depends on them."""
 

@@ -12,7 +12,7 @@ from typing import Self
 
 from wasmetal.counters import Counters
 from wasmetal.device.base import Device, MemoryKind, Submission
-from wasmetal.errors import ModelError
+from wasmetal.errors import ModelError, setting_up
 from wasmetal.models.architectures import read_network
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.files import store
@@ -39,9 +39,10 @@ def load_model(source: str | Path, device: Device, *, context: int | None = None
     trained for if that is less. Raises ModelError if the file cannot be used, OutOfDeviceMemoryError if it is too
     large.
     """
-    path = store.resolve(source)
-    name = str(source) if source in store.CATALOG else path.stem
-    return Model(GGUFFile(path), name, device, context)
+    with setting_up(f"load {source}", ModelError):
+        path = store.resolve(source)
+        name = str(source) if source in store.CATALOG else path.stem
+        return Model(GGUFFile(path), name, device, context)
 
 
 class Model:

@@ -1,0 +1,141 @@
+"""What a guest's WASI descriptors stand for: standard streams, and files and directories of the host."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from wasmetal.host.errno import Refusal, WasiErrno
+from wasmetal.host.handles import Handles
+from wasmetal.host.interrupt import Interrupt
+from wasmetal.host.streams import Output
+
+_LOOK = 0.05
+"""Seconds of waiting for input between two checks of the guest's limits."""
+
+
+class Input:
+    """Standard input: bytes, or the process's own."""
+
+    def __init__(self, source: bytes | Literal["inherit"], interrupt: Interrupt) -> None:
+        self._rest = None if source == "inherit" else memoryview(source)
+        self._interrupt = interrupt
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a user types it."""
+        return self._rest is None and os.isatty(0)
+
+    def read(self, most: int) -> bytes:
+        """Up to ``most`` bytes, none at the end. Raises what ``Interrupt.check`` does if the guest is stopped."""
+        if self._rest is None:
+            while not select.select([0], [], [], _LOOK)[0]:
+                self._interrupt.check()
+            return os.read(0, most)
+        data, self._rest = self._rest[:most], self._rest[most:]
+        return bytes(data)
+
+
+@dataclass(eq=False, slots=True)
+class File:
+    """An open file, or an open directory."""
+
+    fd: int
+    """The host's descriptor."""
+    read_only: bool
+    """Whether it, and all that is in it, may not change."""
+    is_directory: bool = False
+    append: bool = False
+    name: bytes | None = None
+    """The guest's name for it, if it was granted."""
+
+    def changeable(self) -> File:
+        """Itself. Raises ROFS if it may not change."""
+        if self.read_only:
+            raise Refusal(WasiErrno.ROFS, "the directory was granted for reading only")
+        return self
+
+
+Descriptor = Input | Output | File
+
+
+class Descriptors:
+    """One guest's descriptors by number. Those that it opens are counted with its handles."""
+
+    def __init__(self, handles: Handles) -> None:
+        self._handles = handles
+        self._open: dict[int, Descriptor] = {}
+
+    def grant(self, descriptor: Descriptor) -> None:
+        """Add what the host gives the guest, under the next number."""
+        self._open[len(self._open)] = descriptor
+
+    def open(self, make: Callable[[], int], read_only: bool, append: bool) -> int:
+        """A new number for the descriptor that ``make`` opens.
+
+        Raises MFILE at the guest's limit on handles, and where the process has less than a quarter of its descriptors
+        left, which are the embedder's; NOTSUP for anything but a file or directory, which could block.
+        """
+        self._handles.check_room()
+        fd = make()
+        try:
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            if limit != resource.RLIM_INFINITY and fd >= limit * 3 // 4:  # the system gives the lowest free number
+                raise Refusal(WasiErrno.MFILE, "guests hold three quarters of the process's descriptors")
+            mode = os.fstat(fd).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise Refusal(WasiErrno.NOTSUP, "neither a file nor a directory")
+        except BaseException:
+            os.close(fd)
+            raise
+        self._handles.hold()
+        number = next(number for number in range(len(self._open) + 1) if number not in self._open)
+        self._open[number] = File(fd, read_only, stat.S_ISDIR(mode), append)
+        return number
+
+    def get(self, number: int) -> Descriptor:
+        """What a number stands for. BADF if nothing does."""
+        descriptor = self._open.get(number)
+        if descriptor is None:
+            raise Refusal(WasiErrno.BADF, f"descriptor {number} is not open")
+        return descriptor
+
+    def file(self, number: int) -> File:
+        """The file or directory that a number stands for. Raises BADF."""
+        descriptor = self.get(number)
+        if not isinstance(descriptor, File):
+            raise Refusal(WasiErrno.BADF, f"descriptor {number} is a stream")
+        return descriptor
+
+    def directory(self, number: int) -> File:
+        """The directory that a number stands for. Raises BADF and NOTDIR."""
+        descriptor = self.file(number)
+        if not descriptor.is_directory:
+            raise Refusal(WasiErrno.NOTDIR, f"descriptor {number} is a file")
+        return descriptor
+
+    def remove(self, number: int) -> None:
+        """Close what a number stands for. Raises BADF, and OSError."""
+        descriptor = self.get(number)
+        del self._open[number]
+        if isinstance(descriptor, File):
+            if descriptor.name is None:
+                self._handles.release()
+            os.close(descriptor.fd)
+
+    def renumber(self, number: int, to: int) -> None:
+        """Close ``to``, and have it stand for what ``number`` stood for. Raises BADF unless both are open."""
+        self.get(number), self.get(to)
+        if number != to:
+            self.remove(to)
+            self._open[to] = self._open.pop(number)
+
+    def close(self) -> None:
+        """Close everything. Idempotent."""
+        for number in list(self._open):
+            self.remove(number)
