@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
 
 from wasmetal.device.backend import Candidate, FoundDevice, Unusable
 from wasmetal.device.base import Device, DeviceInfo
 from wasmetal.device.opened import OpenDevice
 from wasmetal.errors import DeviceError, DeviceNotFoundError
+from wasmetal.forked import Origin
 
 BACKENDS = {
     "metal": "wasmetal.device.metal",
@@ -38,7 +40,8 @@ def open_device(spec: str | None = None) -> Device:
     :func:`list_devices` (``vulkan:1``). None means the environment variable ``WASMETAL_DEVICE``, or else ``auto``: a
     discrete GPU, else an integrated GPU, else the CPU. ``auto`` never opens a GPU driver that runs on the CPU.
 
-    Raises DeviceNotFoundError if there is no such device, and DeviceError if it cannot be used.
+    Raises DeviceNotFoundError if there is no such device, DeviceError if it cannot be used, and ForkedError for a GPU
+    in a process that was forked after the parent had looked for GPUs.
     """
     spec = spec or os.environ.get("WASMETAL_DEVICE") or "auto"
     if spec == "auto":
@@ -62,7 +65,15 @@ def _present() -> list[Candidate]:
     return _best_first(found)
 
 
+@cache
+def _driver(backend: str) -> Origin:
+    """Where the drivers of a backend were loaded. After a fork they lack their threads: Mesa's hang at exit."""
+    return Origin(f"the {backend} driver")
+
+
 def _found(backend: str) -> Sequence[FoundDevice]:
+    if backend != "cpu":
+        _driver(backend).check()
     devices: Sequence[FoundDevice] = import_module(BACKENDS[backend]).find_devices()
     return devices
 
