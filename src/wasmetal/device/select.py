@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from functools import cache
 from importlib import import_module
 
 from wasmetal.device.backend import Candidate, FoundDevice, Unusable
@@ -65,16 +64,16 @@ def _present() -> list[Candidate]:
     return _best_first(found)
 
 
-@cache
-def _driver(backend: str) -> Origin:
-    """Where the drivers of a backend were loaded. After a fork they lack their threads: Mesa's hang at exit."""
-    return Origin(f"the {backend} driver")
+_loaded: dict[str, Origin] = {}
+"""Backends whose drivers are loaded. In a forked process they lack their threads: Mesa's would hang at exit."""
 
 
 def _found(backend: str) -> Sequence[FoundDevice]:
-    if backend != "cpu":
-        _driver(backend).check()
+    if backend in _loaded:
+        _loaded[backend].check()
     devices: Sequence[FoundDevice] = import_module(BACKENDS[backend]).find_devices()
+    if backend != "cpu":
+        _loaded.setdefault(backend, Origin(f"the {backend} driver"))
     return devices
 
 

@@ -26,8 +26,10 @@ class GuestThread(HostThread, Generic[T]):
 
     def alive(self) -> bool:
         """Whether the call is still being made. Raises GuestError if nothing could stop it, ForkedError in a child."""
+        if self.ended:
+            return False
         runtime().ticker.check()
-        return not self.ended
+        return True
 
     def result(self) -> T:
         """What the call returned. Raises what it raised. Called once it has ended."""

@@ -46,11 +46,12 @@ class Ticker:
             self._running.pop()
 
     def check(self) -> None:
-        """Raise GuestError if the thread is dead. Called while a guest runs."""
+        """Raise GuestError if the thread is dead."""
         give_up = time.monotonic() + _PATIENCE
         while (now := time.monotonic()) - self._seen > _FRESH:
             if now > give_up:
                 raise GuestError("the thread that stops guests at their limits does not run; restart the process")
+            self._wake()
             time.sleep(0.0001)
 
     def _wake(self) -> None:
