@@ -12,6 +12,10 @@ class WasmetalError(Exception):
     """Base of all errors below."""
 
 
+class ForkedError(WasmetalError):
+    """A device, model, session or guest was used in a process that was forked after it was opened."""
+
+
 class MemoryRefusedError(WasmetalError):
     """Pages could not be reserved, committed or shared: a limit, or the operating system's refusal."""
 

@@ -331,7 +331,7 @@ def test_interrupting_the_main_thread_stops_the_guest(interruptible: None) -> No
         with pytest.raises(KeyboardInterrupt):
             guest.run()
         assert guest._call is not None
-        assert guest._call.done.is_set()
+        assert guest._call.ended
 
 
 def test_a_closed_guest_is_closed() -> None:
@@ -372,7 +372,7 @@ def test_one_call_at_a_time() -> None:
     with Guest(SPIN) as guest:
         thread = threading.Thread(target=run)
         thread.start()
-        while guest._call is None or guest._call.done.is_set():
+        while guest._call is None or guest._call.ended:
             time.sleep(0.01)
         with pytest.raises(GuestError, match="running already"):
             guest.run()

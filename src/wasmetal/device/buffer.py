@@ -5,16 +5,20 @@ from __future__ import annotations
 from wasmetal.device.backend import Allocation, AnyBackend
 from wasmetal.device.base import Buffer, Bytes, MemoryKind
 from wasmetal.errors import DeviceError
+from wasmetal.forked import Origin
 
 
 class DeviceBuffer:
     """The first ``nbytes`` of an allocation. ``close`` drops the reference; lists and views may hold others."""
 
-    def __init__(self, backend: AnyBackend, allocation: Allocation, nbytes: int, kind: MemoryKind) -> None:
+    def __init__(
+        self, backend: AnyBackend, allocation: Allocation, nbytes: int, kind: MemoryKind, origin: Origin
+    ) -> None:
         self._backend: AnyBackend | None = backend
         self._allocation: Allocation | None = allocation
         self._nbytes = nbytes
         self._kind = kind
+        self._origin = origin
 
     @property
     def allocation(self) -> Allocation:
@@ -45,6 +49,7 @@ class DeviceBuffer:
 
     def view(self) -> Bytes:
         """The bytes, uint8 of shape [nbytes], without a copy. Raises DeviceError if the host cannot see them."""
+        self._origin.check()
         allocation = self.allocation
         if allocation.address is None:
             raise DeviceError("the host cannot see device memory; use Device.read and Device.write")

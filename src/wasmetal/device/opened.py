@@ -19,6 +19,7 @@ from wasmetal.device.hostpages import check_pages
 from wasmetal.device.queue import DeviceSubmission, Queue
 from wasmetal.device.trial import check_file
 from wasmetal.errors import DeviceError, DeviceLostError, OutOfDeviceMemoryError, WrapRefusedError
+from wasmetal.forked import Origin
 
 
 class OpenDevice:
@@ -27,6 +28,7 @@ class OpenDevice:
     def __init__(self, backend: AnyBackend) -> None:
         self._backend: AnyBackend | None = backend
         self._info: DeviceInfo | None = None
+        self._origin = Origin(f"the device {backend.info.spec}")
         self._counters = Counters()
         self._queue = Queue(backend, self._counters)
         self._copier = Copier()
@@ -35,7 +37,8 @@ class OpenDevice:
 
     @property
     def backend(self) -> AnyBackend:
-        """The backend-specific half. Raises DeviceError if the device is closed."""
+        """The backend-specific half. Raises DeviceError if the device is closed, ForkedError in a forked process."""
+        self._origin.check()
         if self._backend is None:
             raise DeviceError("the device is closed; open it again")
         return self._backend
@@ -55,7 +58,7 @@ class OpenDevice:
         backend = self.backend
         if nbytes < 1:
             raise DeviceError(f"a buffer of {nbytes} bytes cannot be allocated; ask for at least one")
-        return self._keep(DeviceBuffer(backend, backend.allocate(nbytes, kind), nbytes, kind))
+        return self._keep(DeviceBuffer(backend, backend.allocate(nbytes, kind), nbytes, kind, self._origin))
 
     def wrap(self, pages: HostPages) -> DeviceBuffer:
         """Host pages as a buffer, not copied; they stay mapped while the buffer or a view of it is used.
@@ -65,7 +68,7 @@ class OpenDevice:
         backend, writable = self.backend, True
         try:
             writable = check_pages(backend.info, pages)
-            buffer = DeviceBuffer(backend, backend.wrap(pages), pages.nbytes, MemoryKind.SHARED)
+            buffer = DeviceBuffer(backend, backend.wrap(pages), pages.nbytes, MemoryKind.SHARED, self._origin)
             if not writable:
                 check_file(self, buffer)
         except (WrapRefusedError, OutOfDeviceMemoryError) as error:  # out of memory: the pages cannot be pinned
@@ -114,8 +117,11 @@ class OpenDevice:
             self._counters.bytes_copied += out.size
 
     def close(self) -> None:
-        """Wait for pending submissions, then close every list and buffer. Idempotent. Views stay valid."""
-        if self._backend is None:
+        """Wait for pending submissions, then close every list and buffer. Idempotent. Views stay valid.
+
+        In a process that was forked since the device was opened, nothing happens: the device is the parent's.
+        """
+        if self._backend is None or not self._origin.here:
             return
         backend, self._info, self._backend = self._backend, self._backend.info, None
         with contextlib.suppress(DeviceLostError):  # a lost device has nothing to wait for or to save

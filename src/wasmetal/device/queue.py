@@ -11,6 +11,7 @@ from wasmetal.device.backend import AnyBackend, Recording, Work
 from wasmetal.device.commandlist import RecordedList
 from wasmetal.device.waiting import wait_in_slices
 from wasmetal.errors import DeviceError
+from wasmetal.forked import Origin
 
 
 class DeviceSubmission:
@@ -54,6 +55,7 @@ class Queue:
         """Also guards the counters."""
         self._backend: AnyBackend | None = backend
         self._counters = counters
+        self._origin = Origin("the device of the submission")
         self._pending: list[DeviceSubmission] = []
 
     def submit(self, lists: Sequence[RecordedList]) -> DeviceSubmission:
@@ -83,7 +85,8 @@ class Queue:
             return submission
 
     def wait(self, submission: DeviceSubmission, timeout: float | None = None) -> None:
-        """Block until a submission has ended, with or without an error. Raises DeviceTimeoutError."""
+        """Block until a submission has ended, with or without an error. Raises DeviceTimeoutError, and ForkedError."""
+        self._origin.check()
         if submission.work is not None:
             wait_in_slices(partial(self._attempt, submission, submission.work), timeout)
 

@@ -11,6 +11,7 @@ from wasmetal.device.backend import Candidate, FoundDevice, Unusable
 from wasmetal.device.base import Device, DeviceInfo
 from wasmetal.device.opened import OpenDevice
 from wasmetal.errors import DeviceError, DeviceNotFoundError, setting_up
+from wasmetal.forked import Origin
 
 BACKENDS = {
     "metal": "wasmetal.device.metal",
@@ -38,7 +39,8 @@ def open_device(spec: str | None = None) -> Device:
     :func:`list_devices` (``vulkan:1``). None means the environment variable ``WASMETAL_DEVICE``, or else ``auto``: a
     discrete GPU, else an integrated GPU, else the CPU. ``auto`` never opens a GPU driver that runs on the CPU.
 
-    Raises DeviceNotFoundError if there is no such device, and DeviceError if it cannot be used.
+    Raises DeviceNotFoundError if there is no such device, DeviceError if it cannot be used, and ForkedError for a GPU
+    in a process that was forked after the parent had looked for GPUs.
     """
     spec = spec or os.environ.get("WASMETAL_DEVICE") or "auto"
     with setting_up(f"open the device {spec!r}", DeviceError):
@@ -67,8 +69,16 @@ def _present() -> list[Candidate]:
     return _best_first(found)
 
 
+_loaded: dict[str, Origin] = {}
+"""Backends whose drivers are loaded. In a forked process they lack their threads: Mesa's would hang at exit."""
+
+
 def _found(backend: str) -> Sequence[FoundDevice]:
+    if backend in _loaded:
+        _loaded[backend].check()
     devices: Sequence[FoundDevice] = import_module(BACKENDS[backend]).find_devices()
+    if backend != "cpu":
+        _loaded.setdefault(backend, Origin(f"the {backend} driver"))
     return devices
 
 

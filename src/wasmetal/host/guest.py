@@ -5,8 +5,10 @@ from __future__ import annotations
 import atexit
 import secrets
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -18,6 +20,7 @@ from wasmetal import wasmtime_c
 from wasmetal.counters import Counters
 from wasmetal.device import Device
 from wasmetal.errors import GuestError, GuestTrapError, LimitError, MemoryCountError, MemorySizeError, setting_up
+from wasmetal.forked import Origin
 from wasmetal.host import abi, wasi
 from wasmetal.host.account import Account
 from wasmetal.host.descriptors import Descriptors, Input
@@ -28,11 +31,12 @@ from wasmetal.host.guest_thread import GuestThread
 from wasmetal.host.handles import Handles
 from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.limits import Limits
-from wasmetal.host.link import CLOCKS, FILES, PATHS, GuestContext
+from wasmetal.host.link import CLOCKS, FILES, PATHS, GuestContext, log
 from wasmetal.host.metering import MeteredDevice
 from wasmetal.host.program import Program
 from wasmetal.host.runtime import runtime
 from wasmetal.host.streams import Output, TextPipe
+from wasmetal.host.ticker import TICK_SECONDS
 from wasmetal.host.wasi_files import Files
 from wasmetal.host.wasi_paths import Paths
 from wasmetal.host.wasm import describe_trap, one_line
@@ -57,7 +61,9 @@ class Guest:
     """An instance of a WebAssembly module, in its sandbox.
 
     It can use one device, within its limits, and nothing else unless it is granted here. Use it as a context manager,
-    or call :meth:`close`. Its code runs on its own thread, one call at a time; Ctrl-C stops it.
+    or call :meth:`close`; a guest that is dropped instead is closed when the next one is made, called or closed. Its
+    code runs on its own thread, one call at a time; Ctrl-C stops it. In a process that is forked later, every use
+    raises ForkedError.
     """
 
     def __init__(
@@ -90,11 +96,14 @@ class Guest:
         Raises GuestError (no such file, not a module, an import that does not exist, a directory or model that cannot
         be granted), GuestTrapError, LimitError, MemoryRefusedError, DeviceError and ModelError.
         """
+        _close_dropped()
         program = module if isinstance(module, Program) else Program(module)
         self.exit_code: int | None = None
         """The exit code, once the run has ended."""
         self._call: GuestThread[Any] | None = None
         self._closed = False
+        self._released = False
+        self._origin = Origin("the guest")
         self._lock = threading.Lock()
         """Held while a call begins and while the guest is closed."""
         self._account = Account(limits or Limits())
@@ -151,7 +160,7 @@ class Guest:
 
         call = self._begin(run)
         try:
-            yield from pipe.read(call.done)
+            yield from pipe.read(call.alive)
             self.exit_code = self._end(call)
         finally:
             self._abandon(call, GuestError("the guest's output is no longer read"))
@@ -173,13 +182,12 @@ class Guest:
     def stop(self) -> None:
         """Stop the guest, from another thread; its run raises GuestError. The guest cannot be run again."""
         self._interrupt.stop(GuestError("the guest was stopped"))
+        runtime().ticker.tick()
 
     def close(self) -> None:
-        """Stop the guest and release everything it held. Idempotent."""
-        self._closed = True
-        with self._lock:
-            if self._call is None or self._abandon(self._call, GuestError("the guest was closed")):
-                self._cleanup.close()
+        """Stop the guest and release everything it held. Idempotent; nothing happens in a process forked since."""
+        self._release()
+        _close_dropped()
 
     def __enter__(self) -> Self:
         return self
@@ -190,8 +198,18 @@ class Guest:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_cleanup"):
-            self.close()
+        # Closing takes locks, and this thread may hold any lock: garbage is collected in the middle of other work.
+        if hasattr(self, "_cleanup") and not self._released:
+            _dropped.append(self)
+
+    def _release(self) -> None:
+        if not self._origin.here:
+            return
+        self._closed = True
+        with self._lock:
+            if self._call is None or self._abandon(self._call, GuestError("the guest was closed")):
+                self._released = True
+                self._cleanup.close()
 
     def _new_store(self) -> wasmtime.Store:
         limits = self._account.limits
@@ -270,24 +288,30 @@ class Guest:
             raise
 
     def _begin(self, function: Callable[[], T]) -> GuestThread[T]:
+        self._origin.check()
+        _close_dropped()
         with self._lock:
             if self._closed:
                 raise GuestError("the guest is closed")
-            if self._call and not self._call.done.is_set():
+            if self._call and not self._call.ended:
                 raise GuestError("the guest is running already; a guest runs one call at a time")
             if self._interrupt.reason:
                 raise GuestError(f"the guest cannot go on after this: {self._interrupt.reason}")
             self._account.start_clock()
             self._call = call = GuestThread(function)
-            call.start()
+            try:
+                call.start()
+            except BaseException as error:
+                self._abandon(call, error)
+                raise
         return call
 
     def _end(self, call: GuestThread[T]) -> T:
         """Wait for a call to return. Raises a WasmetalError if it ended in any other way."""
-        while not call.done.wait(_WAKE):
-            pass
+        while not call.wait(_WAKE):
+            call.alive()
         try:
-            return call.outcome.result()
+            return call.result()
         except wasmtime.Trap as trap:
             raise self._interrupt.reason or GuestTrapError(describe_trap(trap)) from None
         except wasmtime.ExitTrap as exit:
@@ -297,13 +321,27 @@ class Guest:
 
     def _abandon(self, call: GuestThread[Any], reason: BaseException) -> bool:
         """Stop a call; False if it cannot be stopped because it waits for standard input."""
-        if not call.done.is_set() and call is not threading.current_thread():
+        if self._origin.here and not call.ended and not call.is_current:
             self._interrupt.stop(reason)
-            call.done.wait(_PATIENCE)
-        return call.done.is_set()
+            give_up = time.monotonic() + _PATIENCE
+            while not call.wait(TICK_SECONDS) and time.monotonic() < give_up:
+                runtime().ticker.tick()  # it may be the ticker that failed
+        return call.ended
 
 
 _open: WeakSet[Guest] = WeakSet()
+_dropped: deque[Guest] = deque()
+"""Guests that nobody referred to any more before they were closed."""
+
+
+def _close_dropped() -> None:
+    while _dropped:
+        with suppress(IndexError):  # another thread was faster
+            guest = _dropped.popleft()
+            try:
+                guest._release()
+            except Exception:  # none of the caller's business, who has another guest
+                log.exception("a guest that had been dropped could not be closed")
 
 
 @atexit.register
@@ -311,6 +349,7 @@ def _close_all() -> None:
     """Close guests while Python still runs: Wasmtime's threads must not call back into an interpreter that is gone."""
     for guest in list(_open):
         guest.close()
+    _close_dropped()
 
 
 def _exited(code: int) -> GuestError:

@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
+from wasmetal.errors import GuestError
 from wasmetal.host.runtime import runtime
+from wasmetal.host.threads import HostThread
 
 T = TypeVar("T")
 
 
-class GuestThread(threading.Thread, Generic[T]):
+class GuestThread(HostThread, Generic[T]):
     """A thread that makes one call into a guest.
 
     Never the main thread: Python raises KeyboardInterrupt there, which would be lost in a callback from Wasmtime.
     """
 
     def __init__(self, function: Callable[[], T]) -> None:
-        super().__init__(name="wasmetal-guest", daemon=True)
-        self.outcome: Future[T] = Future()
-        self.done = threading.Event()
-        """Set when the guest code has ended. ``join`` is no substitute: before Python 3.13, Ctrl-C during ``join``
-        marks a running thread as ended."""
-        self._function = function
+        super().__init__(lambda: self._call(function))
+        self._value: T | None = None
+        # Made now, since there may be no memory for it later.
+        self._error: BaseException | None = GuestError("the guest's thread ended early: the process is out of memory")
 
-    def run(self) -> None:
-        """Call the function and store its outcome for the waiting thread."""
+    def alive(self) -> bool:
+        """Whether the call is still being made. Raises GuestError if nothing could stop it, ForkedError in a child."""
+        if self.ended:
+            return False
+        runtime().ticker.check()
+        return True
+
+    def result(self) -> T:
+        """What the call returned. Raises what it raised. Called once it has ended."""
+        error, self._error = self._error, None
         try:
-            with runtime().ticking():
-                value = self._function()
-        except BaseException as error:
-            self.outcome.set_exception(error)
-        else:
-            self.outcome.set_result(value)
+            if error:
+                raise error
+            return cast(T, self._value)
         finally:
-            del self._function  # refers to the guest, which refers to this thread
-            self.done.set()
+            del error  # its traceback refers to this frame
+
+    def _call(self, function: Callable[[], T]) -> None:
+        try:
+            with runtime().ticker.ticking():
+                self._value = function()
+            self._error = None
+        except BaseException as error:
+            self._error = error

@@ -6,14 +6,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 
+from wasmetal.forked import Origin
+from wasmetal.host.ticker import Ticker
 from wasmetal.memory import MemoryCreator, new_engine
-
-TICK_SECONDS = 0.02
-"""Time between two ticks of the epoch: about how late a guest is stopped."""
 
 
 class Runtime:
@@ -22,32 +18,22 @@ class Runtime:
     def __init__(self) -> None:
         self.creator = MemoryCreator()
         self.engine = new_engine(self.creator)
-        self._lock = threading.Lock()
-        self._running = 0
-        self._idle = threading.Event()
-
-    @contextmanager
-    def ticking(self) -> Iterator[None]:
-        """While a guest runs: the epoch advances as long as any guest is running."""
-        with self._lock:
-            self._running += 1
-            if self._running == 1:
-                self._idle = threading.Event()
-                threading.Thread(target=self._tick, args=(self._idle,), name="wasmetal-epoch", daemon=True).start()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._running -= 1
-                if self._running == 0:
-                    self._idle.set()
-
-    def _tick(self, idle: threading.Event) -> None:
-        while not idle.wait(TICK_SECONDS):
-            self.engine.increment_epoch()
+        self.ticker = Ticker(self.engine.increment_epoch)
+        self.origin = Origin("Wasmtime")
 
 
-@cache
+_made: list[Runtime] = []
+_making = threading.Lock()
+
+
 def runtime() -> Runtime:
-    """The process's runtime."""
-    return Runtime()
+    """The process's runtime. Raises GuestError if its thread cannot be started.
+
+    Raises ForkedError in a process that was forked later: there, neither the ticker nor Wasmtime's own threads exist.
+    """
+    if not _made:
+        with _making:
+            if not _made:
+                _made.append(Runtime())
+    _made[0].origin.check()
+    return _made[0]

@@ -6,8 +6,7 @@ import codecs
 import contextlib
 import errno
 import queue
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from wasmetal.host import wasi
 from wasmetal.host.interrupt import Interrupt
@@ -56,18 +55,21 @@ class TextPipe:
         with contextlib.suppress(queue.Full):  # then the reader notices that the call has ended
             self._pieces.put_nowait(None)
 
-    def read(self, ended: threading.Event) -> Iterator[str]:
-        """Yield the text until ``finish`` is called or ``ended`` is set; bytes that are not UTF-8 are replaced."""
+    def read(self, alive: Callable[[], bool]) -> Iterator[str]:
+        """Yield the text until ``finish`` is called or ``alive`` returns False.
+
+        Bytes that are not UTF-8 are replaced. ``alive`` is called from time to time, and may raise.
+        """
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        while (piece := self._next(ended)) is not None:
+        while (piece := self._next(alive)) is not None:
             if text := decoder.decode(piece):
                 yield text
         if text := decoder.decode(b"", final=True):
             yield text
 
-    def _next(self, ended: threading.Event) -> bytes | None:
+    def _next(self, alive: Callable[[], bool]) -> bytes | None:
         while True:
-            over = ended.is_set()  # checked first: what was written before the end must still be read
+            over = not alive()  # checked first: what was written before the end must still be read
             try:
                 return self._pieces.get(timeout=0 if over else _LOOK)
             except queue.Empty:

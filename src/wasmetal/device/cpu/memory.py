@@ -26,6 +26,8 @@ class Pages:
 def allocate(nbytes: int) -> Pages:
     """New zero-filled pages. Raises OutOfDeviceMemoryError."""
     try:
-        return Pages(np.frombuffer(mmap.mmap(-1, nbytes), np.uint8))
+        # Private: Python's default is memory that a forked process shares.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        return Pages(np.frombuffer(mmap.mmap(-1, nbytes, flags=flags), np.uint8))
     except (OSError, ValueError, OverflowError) as error:
         raise OutOfDeviceMemoryError(f"{nbytes} bytes of host memory: {error}; free some memory") from error

@@ -5,6 +5,7 @@ A page holds the keys and values of PAGE_SIZE positions for every layer. After W
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -32,6 +33,7 @@ class KVCache:
         self.layers = [(buffers.tensor(*pool), buffers.tensor(*pool)) for _ in range(layers)]
         self._row = DType.F32.row_bytes(kv_heads * head_dim)
         self._references = np.zeros(pages, np.int32)
+        self._given_back: deque[list[int]] = deque()
 
     @property
     def position_bytes(self) -> int:
@@ -41,6 +43,7 @@ class KVCache:
     @property
     def free(self) -> int:
         """How many pages are free."""
+        self._take_back()
         return int(np.count_nonzero(self._references == 0))
 
     def extend(self, pages: list[int], count: int) -> None:
@@ -73,6 +76,14 @@ class KVCache:
         for page in pages[keep:]:
             self._references[page] -= 1
         del pages[keep:]
+
+    def give_back(self, pages: list[int]) -> None:
+        """Release all pages soon: before the next are asked for. Takes no lock, so that finalizers may call it."""
+        self._given_back.append(pages)
+
+    def _take_back(self) -> None:
+        while self._given_back:
+            self.release(self._given_back.popleft())
 
     def unshare(self, pages: list[int], index: int, counters: Counters) -> None:
         """Copy the page at ``index``, on the device, if others hold it too, so that the holder may write to it.

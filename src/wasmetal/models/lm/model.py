@@ -13,6 +13,7 @@ from typing import Self
 from wasmetal.counters import Counters
 from wasmetal.device.base import Device, MemoryKind, Submission
 from wasmetal.errors import ModelError, setting_up
+from wasmetal.forked import Origin
 from wasmetal.models.architectures import read_network
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.files import store
@@ -67,6 +68,7 @@ class Model:
         self.digest = file.digest()
         """32 bytes that identify the model's file."""
         self.lock = threading.RLock()
+        self.origin = Origin(f"the model {name}")
 
         self._buffers = BufferGroup(device)
         try:
@@ -93,6 +95,7 @@ class Model:
 
     def session(self) -> Session:
         """A new session, empty."""
+        self.origin.check()
         if self._closed:
             raise ModelError(f"the model {self.name} is closed")
         session = Session(self)
@@ -168,7 +171,9 @@ class Model:
             raise
 
     def close(self) -> None:
-        """Close the sessions and release the device's memory. Idempotent."""
+        """Close the sessions and release the device's memory. Idempotent; nothing happens in a process forked since."""
+        if not self.origin.here:
+            return
         self._closed = True
         for session in list(self._sessions):
             session.close()

@@ -6,7 +6,6 @@ import struct
 import weakref
 import zlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -16,7 +15,7 @@ import numpy as np
 from wasmetal.counters import Counters
 from wasmetal.errors import ModelError
 from wasmetal.models.lm.heads import Head
-from wasmetal.models.lm.kv_cache import PAGE_SIZE, KVCache
+from wasmetal.models.lm.kv_cache import PAGE_SIZE
 from wasmetal.ops import Tensor
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ _VERSION = 1
 class Session:
     """Made by :meth:`Model.session`. Use as a context manager, or call :meth:`close`.
 
-    Every method raises ModelError once the session or its model is closed.
+    Every method raises ModelError once the session or its model is closed, and ForkedError in a process forked later.
     """
 
     def __init__(self, model: Model):
@@ -44,7 +43,7 @@ class Session:
         self.pages: list[int] = []
         """The session's pages of the model's KV cache."""
         self._head: Head | None = None
-        self._give_back = weakref.finalize(self, _give_back, model.cache, model.lock, self.pages)
+        self._give_back = weakref.finalize(self, model.cache.give_back, self.pages)
 
     def forward(self, tokens: Sequence[int], logits: Tensor | None) -> None:
         """Append tokens, and have the device write the logits after the last one into ``logits``.
@@ -131,6 +130,7 @@ class Session:
         self.close()
 
     def _open(self) -> Model:
+        self.model.origin.check()
         if not self._give_back.alive:
             raise ModelError("this session is closed; open a new one")
         return self.model
@@ -179,12 +179,6 @@ class Request:
     session: Session
     tokens: Sequence[int]
     logits: Tensor | None = None
-
-
-def _give_back(cache: KVCache, lock: AbstractContextManager[object], pages: list[int]) -> None:
-    """Release the pages of a session that was closed or garbage-collected."""
-    with lock:
-        cache.release(pages)
 
 
 def _pages(length: int) -> int:
