@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self, cast
 
 from wasmetal.counters import Counters
+from wasmetal.device import abandoned
 from wasmetal.device.backend import Allocation, AnyBackend
 from wasmetal.device.base import Buffer, Bytes, CommandList, DeviceInfo, HostPages, MemoryKind
 from wasmetal.device.buffer import DeviceBuffer, allocation_of
@@ -25,6 +26,7 @@ class OpenDevice:
     """A ``base.Device`` over a backend. ``base`` documents threads, order and pending lists."""
 
     def __init__(self, backend: AnyBackend) -> None:
+        abandoned.release_ended()
         self._backend: AnyBackend | None = backend
         self._info: DeviceInfo | None = None
         self._counters = Counters()
@@ -114,12 +116,15 @@ class OpenDevice:
             self._counters.bytes_copied += out.size
 
     def close(self) -> None:
-        """Wait for pending submissions, then close every list and buffer. Idempotent. Views stay valid."""
+        """Close every list and buffer. Idempotent. Views stay valid.
+
+        Pending submissions get ``queue.CLOSING`` seconds to end; those that take longer are abandoned.
+        """
         if self._backend is None:
             return
         backend, self._info, self._backend = self._backend, self._backend.info, None
-        with contextlib.suppress(DeviceLostError):  # a lost device has nothing to wait for or to save
-            self._queue.close()
+        self._queue.close()
+        with contextlib.suppress(DeviceLostError):  # a lost device has nothing to save
             backend.close()
         self._copier.close()
         for commands in list(self._lists):
