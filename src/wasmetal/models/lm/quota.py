@@ -32,14 +32,14 @@ class Quota:
 
     def join(self, charge: Callable[[int], None]) -> Holder:
         """A new holder. Raises OutOfDeviceMemoryError if not even a page could be guaranteed to it."""
-        free = self._pages - sum(holder.held for holder in self._holders)
         holder = Holder(charge)
         self._holders.append(holder)
+        free = self._pages - sum(each.held for each in self._holders)
         if self._level(free) < 1:
             self.leave(holder)
             raise OutOfDeviceMemoryError(
-                f"the key-value cache has no page for another guest: {free} of {self._pages} are free for "
-                f"{len(self._holders)} holders; close guests or sessions, or load the model with more contexts"
+                f"the key-value cache has no page for another guest: {free} of {self._pages} are free, and "
+                f"{len(self._holders)} others have a share; close some, or load the model with more contexts"
             )
         return holder
 
