@@ -37,7 +37,11 @@ class Work:
 
 
 class Fixture:
+    in_order = True
+    info = SimpleNamespace(name="a device")
+
     def __init__(self) -> None:
+        self.dropped: list[Work] = []
         self.counters = Counters()
         self.queue = Queue(self, self.counters)
         self.works: list[Work] = []
@@ -45,6 +49,9 @@ class Fixture:
     def start(self, recordings: list[object]) -> Work:
         self.works.append(Work())
         return self.works[-1]
+
+    def drop(self, work: Work) -> None:
+        self.dropped.append(work)
 
     def list(self, dispatches: int = 2) -> SimpleNamespace:
         class List(SimpleNamespace):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,7 +48,13 @@ class ScriptedModel:
         assert add_generation_prompt
         return "^" + "".join(f"{each['role'][0]}:{each['content']}|" for each in messages) + "a:"
 
-    def session(self) -> ScriptedSession:
+    def join(self, charge: Callable[[int], None]) -> None:
+        pass
+
+    def leave(self, holder: None) -> None:
+        pass
+
+    def session(self, holder: None) -> ScriptedSession:
         self.sessions += 1
         return ScriptedSession(self)
 
@@ -60,7 +66,8 @@ class ScriptedSession:
         self.counters = Counters()
         self._reply: list[int] = []
 
-    def forward(self, tokens: Sequence[int], logits: Any) -> None:
+    def steps(self, tokens: Sequence[int], logits: Any) -> Generator[None]:
+        yield
         model = self.model
         model.forwards.append(list(tokens))
         self.length += len(tokens)

@@ -50,6 +50,13 @@ class LaggingSubmission:
     def __init__(self, device: LaggingDevice, run: Any) -> None:
         self._device, self._run, self.done, self.looks = device, run, False, device.looks
 
+    @property
+    def pending(self) -> bool:
+        return not self.done
+
+    def abandon(self) -> None:
+        pass
+
     def finish(self) -> None:
         if not self.done:
             self._run()

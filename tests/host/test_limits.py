@@ -92,7 +92,10 @@ def test_wall_time_counts_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_wall_time_while_the_device_works() -> None:
     class Stuck(CpuDevice):
-        seconds, dispatches = 0.0, 1
+        pending, seconds, dispatches = True, 0.0, 1
+
+        def abandon(self) -> None:
+            pass
 
         def submit(self, lists: Any) -> Any:
             return self

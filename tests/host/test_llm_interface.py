@@ -19,6 +19,7 @@ from wasmetal.device import Device
 from wasmetal.errors import GuestError
 from wasmetal.host import abi
 from wasmetal.host.errno import Errno
+from wasmetal.models.lm.kv_cache import PAGE_SIZE
 
 TEXT, TOKENS, OUT, LOGITS = 1024, 4096, PAGE, 4 * PAGE
 
@@ -218,19 +219,25 @@ def test_fork_truncate_save_restore(probe: Probe, model: Any) -> None:
 
 
 def test_device_memory_of_sessions_is_limited(model: Any) -> None:
-    per_token = model.cache.position_bytes
-    with Probe(model.device, models={"tiny": model}, limits=Limits(device_bytes=10 * per_token)) as probe:
+    """What counts is whole pages of the cache, each once however many forks share it."""
+    page = model.cache.page_bytes
+    with Probe(model.device, models={"tiny": model}, limits=Limits(device_bytes=3 * page)) as probe:
         handle = session(probe)
-        assert forward(probe, handle, [1] * 11) == Errno.NOMEM
-        assert forward(probe, handle, [1] * 6) == Errno.SUCCESS
-        assert probe.session_fork(handle, probe.OUT) == Errno.NOMEM
-        assert probe.buffer_create_device(4 * per_token + 1, 1, probe.OUT) == Errno.NOMEM
-        assert probe.session_truncate(handle, 5) == Errno.SUCCESS
+        assert forward(probe, handle, [1] * (3 * PAGE_SIZE + 1)) == Errno.NOMEM
+        assert probe.guest._account.device_bytes == 0
+        assert forward(probe, handle, [1] * (PAGE_SIZE + 1)) == Errno.SUCCESS
+        assert probe.guest._account.device_bytes == 2 * page
+        assert probe.buffer_create_device(page + 1, 1, probe.OUT) == Errno.NOMEM
         assert probe.session_fork(handle, probe.OUT) == Errno.SUCCESS
         copy = probe.u32()
-        assert forward(probe, copy, [1]) == Errno.NOMEM
+        assert probe.guest._account.device_bytes == 2 * page
+        assert forward(probe, copy, [1] * PAGE_SIZE) == Errno.NOMEM  # one page more, and a copy of the shared one
+        assert forward(probe, copy, [1]) == Errno.SUCCESS  # the copy alone
+        assert forward(probe, handle, [1] * PAGE_SIZE) == Errno.NOMEM
         assert probe.session_close(handle) == Errno.SUCCESS
-        assert forward(probe, copy, [1] * 5) == Errno.SUCCESS
+        assert probe.guest._account.device_bytes == 2 * page
+        assert forward(probe, copy, [1] * PAGE_SIZE) == Errno.SUCCESS
+        assert probe.session_truncate(copy, 2 * PAGE_SIZE) == Errno.SUCCESS
         assert probe.session_save(copy, 0, 0, probe.OUT) == Errno.OVERFLOW
         assert probe.session_save(copy, OUT, size(probe), probe.OUT) == Errno.SUCCESS
         state = size(probe)
@@ -238,10 +245,12 @@ def test_device_memory_of_sessions_is_limited(model: Any) -> None:
         assert probe.guest._account.device_bytes == 0
         fresh = session(probe)
         assert forward(probe, fresh, [1]) == Errno.SUCCESS
-        assert probe.session_restore(fresh, OUT, state) == Errno.NOMEM
-        assert probe.session_truncate(fresh, 0) == Errno.SUCCESS
-        assert probe.session_restore(fresh, OUT, state) == Errno.SUCCESS
-        assert probe.guest._account.device_bytes == 10 * per_token
+        assert probe.session_restore(fresh, OUT, state) == Errno.SUCCESS  # its page is used again
+        assert probe.guest._account.device_bytes == 2 * page
+        assert probe.session_restore(other := session(probe), OUT, state) == Errno.NOMEM
+        assert probe.session_close(fresh) == Errno.SUCCESS
+        assert probe.session_restore(other, OUT, state) == Errno.SUCCESS
+        assert probe.guest._account.device_bytes == 2 * page
 
 
 def test_a_full_cache_is_no_memory(probe: Probe, model: Any) -> None:

@@ -82,6 +82,9 @@ def test_nothing_is_locked_while_another_guest_waits() -> None:
     class Endless:
         pending, seconds, dispatches = True, 0.0, 1
 
+        def abandon(self) -> None:
+            pass
+
         def wait(self, timeout: float | None = None) -> None:
             assert timeout is not None
             time.sleep(timeout)

@@ -111,6 +111,8 @@ class Backend(ABC, Generic[A, C, R]):
     info: DeviceInfo
     grid_limits: Grid
     """The maximum number of groups along each side of a grid."""
+    in_order = True
+    """Whether all work waits for all earlier work, so that work which never ends holds up what follows."""
 
     @abstractmethod
     def allocate(self, nbytes: int, kind: MemoryKind) -> A:
@@ -132,6 +134,9 @@ class Backend(ABC, Generic[A, C, R]):
     def start(self, recordings: Sequence[R]) -> Work:
         """Start recordings in order, after all earlier work. One call at a time."""
 
+    def drop(self, work: Work) -> None:
+        """Drop what has not started of work that nobody waits for, if the device can do that."""
+
     def copy(self, source: Range[A], target: Range[A]) -> None:
         """Copy between two ranges of equal length after all earlier work; complete on return.
 
@@ -140,7 +145,7 @@ class Backend(ABC, Generic[A, C, R]):
         raise NotImplementedError
 
     def close(self) -> None:
-        """Called once, after all work has ended; saves compiled kernels."""
+        """Save compiled kernels. Called once; abandoned work may still be running."""
 
 
 AnyBackend = Backend[Any, Any, Any]

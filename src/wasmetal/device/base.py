@@ -11,8 +11,13 @@ for the same submission.
 writes bytes that an earlier one reads, runs after it. Submissions of one thread also end in that order. Submissions of
 different threads may overlap if they have no byte in common.
 
-**Pending.** A submission is pending until it has ended, which the device detects during a wait and at the next
-submission. A command list cannot be submitted again while a submission of it is pending (DeviceError).
+**Pending.** A submission is pending until it has ended, which the device detects during a wait, at the next submission,
+and when ``Submission.pending`` is read. A command list cannot be submitted again while a submission of it is pending
+(DeviceError).
+
+**Abandoned.** A kernel that has started cannot be stopped. Whoever no longer waits for a submission abandons it: the
+device drops what has not started, and keeps alive what the rest uses until it has ended. If that takes longer than
+``queue.PATIENCE`` seconds, the device is as good as lost, and later submissions raise DeviceLostError.
 """
 
 from __future__ import annotations
@@ -158,7 +163,7 @@ class Submission(Protocol):
 
     @property
     def pending(self) -> bool:
-        """Whether the submission is not known to have ended."""
+        """Whether the submission has not ended yet. Reading it neither blocks nor runs kernels."""
 
     @property
     def seconds(self) -> float:
@@ -174,6 +179,9 @@ class Submission(Protocol):
         Raises DeviceTimeoutError after ``timeout`` seconds (the submission is then still pending), DeviceLostError, and
         DeviceError if the device failed. Every later wait raises the same error again.
         """
+
+    def abandon(self) -> None:
+        """Say that nobody will wait for the submission any more: see **Abandoned** above. Idempotent."""
 
 
 class Device(Protocol):
@@ -220,7 +228,10 @@ class Device(Protocol):
         """Like :meth:`write`, for model weights; counted in ``bytes_loaded``."""
 
     def close(self) -> None:
-        """Wait for pending submissions, then close every list and buffer. Idempotent. Views stay valid."""
+        """Close every list and buffer. Idempotent. Views stay valid.
+
+        Pending submissions get ``queue.CLOSING`` seconds to end; those that take longer are abandoned.
+        """
 
     def __enter__(self) -> Self: ...
 

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self, cast
 
 from wasmetal.counters import Counters
+from wasmetal.device import abandoned
 from wasmetal.device.backend import Allocation, AnyBackend
 from wasmetal.device.base import Buffer, Bytes, CommandList, DeviceInfo, HostPages, MemoryKind
 from wasmetal.device.buffer import DeviceBuffer, allocation_of
@@ -26,6 +27,7 @@ class OpenDevice:
     """A ``base.Device`` over a backend. ``base`` documents threads, order and pending lists."""
 
     def __init__(self, backend: AnyBackend) -> None:
+        abandoned.release_ended()
         self._backend: AnyBackend | None = backend
         self._info: DeviceInfo | None = None
         self._origin = Origin(f"the device {backend.info.spec}")
@@ -117,15 +119,16 @@ class OpenDevice:
             self._counters.bytes_copied += out.size
 
     def close(self) -> None:
-        """Wait for pending submissions, then close every list and buffer. Idempotent. Views stay valid.
+        """Close every list and buffer. Idempotent. Views stay valid.
 
-        In a process that was forked since the device was opened, nothing happens: the device is the parent's.
+        Pending submissions get ``queue.CLOSING`` seconds to end; those that take longer are abandoned. In a process
+        that was forked since the device was opened, nothing happens: the device is the parent's.
         """
         if self._backend is None or not self._origin.here:
             return
         backend, self._info, self._backend = self._backend, self._backend.info, None
-        with contextlib.suppress(DeviceLostError):  # a lost device has nothing to wait for or to save
-            self._queue.close()
+        self._queue.close()
+        with contextlib.suppress(DeviceLostError):  # a lost device has nothing to save
             backend.close()
         self._copier.close()
         for commands in list(self._lists):

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 from wasmetal.counters import Counters
+from wasmetal.device import abandoned
 from wasmetal.device.backend import AnyBackend, Recording, Work
 from wasmetal.device.commandlist import RecordedList
 from wasmetal.device.waiting import wait_in_slices
-from wasmetal.errors import DeviceError
+from wasmetal.errors import DeviceError, DeviceLostError, DeviceTimeoutError
 from wasmetal.forked import Origin
+
+CLOSING = 1.0
+"""Seconds that pending submissions get to end when the device is closed."""
+PATIENCE = 10.0
+"""Seconds after which a device that is still busy with an abandoned submission counts as lost."""
 
 
 class DeviceSubmission:
     """Recordings in flight. The submission refers to them, and so to everything they use, until they have ended."""
 
-    __slots__ = ("_queue", "dispatches", "error", "recordings", "seconds", "work")
+    __slots__ = ("_queue", "abandoned", "dispatches", "error", "recordings", "seconds", "work")
 
     def __init__(self, queue: Queue, work: Work, recordings: Sequence[Recording]) -> None:
         self._queue = queue
@@ -30,11 +39,13 @@ class DeviceSubmission:
         """The number of dispatches."""
         self.error: Exception | None = None
         """The error that it ended with; None while pending and after success."""
+        self.abandoned: float | None = None
+        """When it was abandoned."""
 
     @property
     def pending(self) -> bool:
-        """Whether the submission is not known to have ended."""
-        return self.work is not None
+        """Whether the submission has not ended yet. Reading it neither blocks nor runs kernels."""
+        return self.work is not None and self._queue.is_pending(self)
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until the submission has ended.
@@ -46,6 +57,10 @@ class DeviceSubmission:
         if self.error is not None:
             raise self.error
 
+    def abandon(self) -> None:
+        """Nobody waits for the submission any more: drop what has not started, keep what the rest uses. Idempotent."""
+        self._queue.abandon(self)
+
 
 class Queue:
     """A device's pending submissions, in order. The lock is held to submit and to settle, never during a wait."""
@@ -53,7 +68,8 @@ class Queue:
     def __init__(self, backend: AnyBackend, counters: Counters) -> None:
         self.lock = threading.RLock()  # reentrant: finalizers may run while the lock is held
         """Also guards the counters."""
-        self._backend: AnyBackend | None = backend
+        self._backend = backend
+        self._closed = False
         self._counters = counters
         self._origin = Origin("the device of the submission")
         self._pending: list[DeviceSubmission] = []
@@ -61,14 +77,16 @@ class Queue:
     def submit(self, lists: Sequence[RecordedList]) -> DeviceSubmission:
         """Start one or more finished lists, in order, as one submission.
 
-        Raises DeviceError if one is unfinished, closed, pending or named twice.
+        Raises DeviceError if one is unfinished, closed, pending or named twice, and DeviceLostError.
         """
         if not lists:
             raise DeviceError("a submission needs at least one command list")
+        abandoned.release_ended()
         with self.lock:
-            if self._backend is None:
+            if self._closed:
                 raise DeviceError("the device is closed; open it again")
             self._settle()
+            self._check_answers()
             recordings: list[Recording] = []
             for commands in lists:
                 recordings.append(commands.recording)
@@ -85,16 +103,42 @@ class Queue:
             return submission
 
     def wait(self, submission: DeviceSubmission, timeout: float | None = None) -> None:
-        """Block until a submission has ended, with or without an error. Raises DeviceTimeoutError, and ForkedError."""
+        """Block until a submission has ended, with or without an error.
+
+        Raises DeviceTimeoutError, DeviceLostError and ForkedError.
+        """
         self._origin.check()
         if submission.work is not None:
             wait_in_slices(partial(self._attempt, submission, submission.work), timeout)
 
+    def is_pending(self, submission: DeviceSubmission) -> bool:
+        """Whether a submission has not ended yet."""
+        with self.lock:
+            work = submission.work
+            try:
+                if work is not None and work.ended():
+                    self._end(submission)
+            except DeviceLostError as lost:  # a lost device runs nothing
+                self._forget(submission, lost)
+        return submission.work is not None
+
+    def abandon(self, submission: DeviceSubmission) -> None:
+        """Drop what has not started of a submission that nobody waits for."""
+        with self.lock:
+            if submission.abandoned is None and submission.work is not None:
+                submission.abandoned = time.monotonic()
+                self._backend.drop(submission.work)
+
     def close(self) -> None:
-        """Refuse further submissions, and block until all have ended. Raises DeviceLostError."""
-        self._backend = None
+        """Refuse further submissions, and abandon those that have not ended after CLOSING seconds."""
+        self._closed = True
+        end = time.monotonic() + CLOSING
+        with suppress(DeviceTimeoutError, DeviceLostError):
+            for submission in list(self._pending):
+                self.wait(submission, max(0.0, end - time.monotonic()))
         for submission in list(self._pending):
-            self.wait(submission)
+            submission.abandon()
+            abandoned.keep(partial(_ended, submission), submission)
 
     def _attempt(self, submission: DeviceSubmission, work: Work, seconds: float) -> bool:
         ended = work.wait(seconds)
@@ -104,7 +148,23 @@ class Queue:
                 self._settle()
             if ended:
                 self._end(submission)
+            elif submission.work is not None:
+                self._check_answers(submission)
         return submission.work is None
+
+    def _check_answers(self, submission: DeviceSubmission | None = None) -> None:
+        """Raise DeviceLostError if an abandoned submission has held up a submission, or the next one, for too long."""
+        if not self._backend.in_order:
+            return
+        for earlier in tuple(self._pending):
+            if earlier is submission:
+                return
+            since = time.monotonic() - (earlier.abandoned or math.inf)
+            if since > PATIENCE and earlier.pending:
+                raise DeviceLostError(
+                    f"{self._backend.info.name} has not answered for {since:.0f} s, since work on it was given up; "
+                    "open it again or use another device"
+                )
 
     def _settle(self) -> None:
         while self._pending:
@@ -116,7 +176,15 @@ class Queue:
     def _end(self, submission: DeviceSubmission) -> None:
         """Record the cost of a submission, and release what it used."""
         if submission.work is not None:
-            submission.seconds, submission.error = submission.work.result()
-            submission.work, submission.recordings = None, ()
-            self._pending.remove(submission)
+            submission.seconds, error = submission.work.result()
+            self._forget(submission, error)
             self._counters.device_seconds += submission.seconds
+
+    def _forget(self, submission: DeviceSubmission, error: Exception | None) -> None:
+        submission.error = error
+        submission.work, submission.recordings = None, ()
+        self._pending.remove(submission)
+
+
+def _ended(submission: DeviceSubmission) -> bool:
+    return not submission.pending

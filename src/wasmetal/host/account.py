@@ -29,15 +29,19 @@ class Account:
         """Files, directories and links that the guest has created."""
         self._deadline: float | None = None
 
+    def charge(self, nbytes: int) -> None:
+        """Charge device memory; what was released is negative. Raises NOMEM over the limit."""
+        if nbytes > 0 and self.device_bytes + nbytes > self.limits.device_bytes:
+            raise Refusal(Errno.NOMEM, f"limit reached: {self.limits.device_bytes} bytes of device memory")
+        self.device_bytes += nbytes
+
     @contextmanager
     def charged(self, nbytes: int) -> Iterator[None]:
         """Charge device memory that is being allocated; if the allocation fails, the charge is taken back.
 
         Raises NOMEM over the limit.
         """
-        if self.device_bytes + nbytes > self.limits.device_bytes:
-            raise Refusal(Errno.NOMEM, f"limit reached: {self.limits.device_bytes} bytes of device memory")
-        self.device_bytes += nbytes
+        self.charge(nbytes)
         try:
             yield
         except BaseException:

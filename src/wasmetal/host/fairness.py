@@ -30,7 +30,9 @@ class Share:
     ``with share:`` the guest wants the device: it waits for a turn, or for its work to end.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, count: Callable[[Submission], None] = lambda submission: None) -> None:
+        """``count``: called once with each submission that has ended, under a lock, on the thread that notices it."""
+        self._count = count
         self._used = 0.0
         """Virtual time: device seconds used, plus those forgone in pauses."""
         self._waits = False
@@ -65,6 +67,7 @@ class Share:
         """Whether the guest may submit now: it is not ahead of any guest that wants the device by more than SLICE."""
         if len(self._queue.shares) == 1:
             return True
+        self.settle()
         with self._queue.changed:
             self._return()
             return not self._first()
@@ -80,26 +83,36 @@ class Share:
 
     def charge(self, seconds: float) -> None:
         """Charge the guest for ``seconds`` on the device."""
+        with self._queue.changed:
+            self._charge(seconds)
+
+    def submitted(self, submission: Submission) -> None:
+        """A submission of the guest's has begun. It is charged to the guest once it has ended, by :meth:`settle`."""
+        with self._queue.changed:
+            self._queue.submissions.append((self, submission))
+
+    def settle(self) -> None:
+        """Charge every guest for its submissions that have ended, whether it waits for them or not."""
         queue = self._queue
         with queue.changed:
-            self._used += seconds
-            queue.time = max(queue.time, min((each._used for each in queue.shares if each._wants()), default=0.0))
-            queue.changed.notify_all()
+            for each in [each for each in queue.submissions if not each[1].pending]:
+                queue.submissions.remove(each)
+                share, submission = each
+                share._count(submission)
+                share._charge(submission.seconds)
 
     # List operations are atomic in Python, so the following methods need no lock.
 
-    def submitted(self, submission: Submission) -> None:
-        """A submission of the guest's has begun."""
-        self._queue.submissions.append((self, submission))
-
-    def ended(self, submission: Submission) -> None:
-        """The submission has ended."""
-        self._queue.submissions.remove((self, submission))
-
     def is_behind(self, submission: Submission) -> bool:
-        """Whether an earlier submission of another guest is not known to have ended."""
+        """Whether an earlier submission of another guest has not been charged for yet."""
         ahead = takewhile(lambda each: each[1] is not submission, tuple(self._queue.submissions))
         return any(share is not self for share, _ in ahead)
+
+    def _charge(self, seconds: float) -> None:
+        queue = self._queue
+        self._used += seconds
+        queue.time = max(queue.time, min((each._used for each in queue.shares if each._wants()), default=0.0))
+        queue.changed.notify_all()
 
     def _wants(self) -> bool:
         return self._waits or time.monotonic() - self._left < PAUSE
@@ -122,7 +135,7 @@ class _Queue:
         self.changed = threading.Condition()
         self.shares: list[Share] = []
         self.submissions: list[tuple[Share, Submission]] = []
-        """Submissions that are not known to have ended, in order."""
+        """Submissions that have not been charged for yet, in order."""
         self.time = 0.0
         """Virtual time of the device: the least that any guest that wanted it had used, as of the latest charge."""
 

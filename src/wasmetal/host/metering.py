@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 
 from wasmetal.counters import Counters
 from wasmetal.device.base import Buffer, Bytes, CommandList, Device, DeviceInfo, HostPages, MemoryKind, Submission
+from wasmetal.errors import DeviceTimeoutError
 from wasmetal.host.account import Account
 from wasmetal.host.fairness import Share
 from wasmetal.host.interrupt import Interrupt
+
+LOOK = 0.05
+"""Seconds of waiting for the device between two checks of the guest's limits."""
 
 
 class MeteredDevice:
@@ -20,7 +25,7 @@ class MeteredDevice:
     """
 
     def __init__(self, device: Device, account: Account, interrupt: Interrupt) -> None:
-        self.share = Share(device)
+        self.share = Share(device, self._count)
         self._device = device
         self._account = account
         self._interrupt = interrupt
@@ -56,36 +61,70 @@ class MeteredDevice:
         return self._device.record()
 
     def submit(self, lists: Sequence[CommandList]) -> Submission:
-        """Start lists as one submission. :meth:`finished` counts its cost."""
+        """Start lists as one submission."""
         submission = self._device.submit(lists)
-        self._account.counters.submits += 1
-        self.share.submitted(submission)
+        self._submitted(submission)
         return submission
 
-    def finished(self, submission: Submission) -> None:
-        """Count the cost of a submission that has been waited for."""
-        self.share.ended(submission)
-        self._account.counters.dispatches += submission.dispatches
-        self._account.counters.device_seconds += submission.seconds
-        self.share.charge(submission.seconds)
+    def wait(self, submission: Submission, look: Callable[[], None], end: float = math.inf) -> Exception | None:
+        """Wait for a submission of the guest's to end, or until ``end``; return the error if it failed.
 
-    def close(self) -> None:
-        """Stop counting: the guest has ended, and its submissions will not be waited for. Idempotent."""
-        self.share.close()
+        ``look`` is called while it is pending, and may raise. Raises LimitError if the guest's device time, with what
+        it has waited, is used up.
+        """
+        begin, error = time.monotonic(), None
+        while True:
+            now = time.monotonic()
+            try:
+                submission.wait(min(LOOK, max(end - now, 0.0)))
+                break
+            except DeviceTimeoutError:
+                if self.share.is_behind(submission):
+                    begin = now
+                self._account.check_device_time(now - begin)
+                look()
+            except Exception as failure:
+                error = failure
+                break
+        self.share.settle()
+        return error
+
+    def drive(self, steps: Generator[Submission | None]) -> None:
+        """Work for the guest in steps, as ``Model.steps`` does: other guests get their turn in between.
+
+        The steps are given up if the guest is stopped or reaches a limit. Raises LimitError and what they raise.
+        """
+        with closing(steps), self.share:
+            for submission in steps:
+                if submission is None:
+                    self._account.check_device_time()
+                    self._interrupt.check()
+                    self.share.wait_turn(self._interrupt.check)
+                else:
+                    self._submitted(submission)
+                    if error := self.wait(submission, self._interrupt.check):
+                        raise error
+        self._account.check_device_time()
 
     @contextmanager
-    def working(self, counters: Counters) -> Iterator[None]:
-        """A turn in which other code works for the guest: what it adds to ``counters`` is charged to the guest.
-
-        Raises LimitError at the end if the guest's device time is used up.
-        """
+    def copying(self, counters: Counters) -> Iterator[None]:
+        """A turn in which other code copies for the guest: what it adds to ``counters`` is charged to the guest."""
         with self.share:
             self.share.wait_turn(self._interrupt.check)
-            before = replace(counters)
+            before = counters.bytes_copied
             try:
                 yield
             finally:
-                used = counters - before
-                self._account.counters.add(used)
-                self.share.charge(used.device_seconds)
-        self._account.check_device_time()
+                self._account.counters.bytes_copied += counters.bytes_copied - before
+
+    def close(self) -> None:
+        """Stop counting: the guest has ended. Idempotent."""
+        self.share.close()
+
+    def _submitted(self, submission: Submission) -> None:
+        self._account.counters.submits += 1
+        self.share.submitted(submission)
+
+    def _count(self, submission: Submission) -> None:
+        self._account.counters.dispatches += submission.dispatches
+        self._account.counters.device_seconds += submission.seconds

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from wasmetal.device.base import CommandList, Submission
-from wasmetal.errors import DeviceError, DeviceTimeoutError
+from wasmetal.errors import DeviceError
 from wasmetal.host import abi
 from wasmetal.host.account import Account
 from wasmetal.host.commands import GuestBuffer, encode
@@ -23,8 +23,6 @@ SEGMENT = 16
 """Commands that are recorded as one list of the device. Devices take guests' work in whole segments."""
 FIRST = 64
 """Commands that the device is given at first, until it is known how long they take."""
-_LOOK = 0.05
-"""Seconds of waiting for the device between two checks of the guest's limits."""
 
 
 @dataclass(eq=False, slots=True)
@@ -100,7 +98,12 @@ class Submissions:
         self._replayable = _Replayable(account.limits.commands)
 
     def submit(self, source: bytes, buffer_of: Callable[[int], GuestBuffer]) -> Submitted:
-        """Check and record the list, unless that was done before, and start it if it may start."""
+        """Check and record the list, unless that was done before, and start it if it may start.
+
+        Raises LimitError if the guest's device time is used up, by lists that it has not waited for.
+        """
+        while self._flights and not self._flights[0].submission.pending:
+            self._finish(self._flights[0], math.inf)
         limit = self._account.limits.commands
         count = len(source) // abi.COMMAND.itemsize
         if count + sum(pending.recorded.count for pending in self._queue) > limit:
@@ -142,8 +145,9 @@ class Submissions:
         self._replayable.forget(held)
 
     def close(self) -> None:
-        """Drop what the device has not begun. Idempotent."""
-        self._flights.clear()
+        """Drop what the device has not begun, and abandon the rest. Idempotent."""
+        while self._flights:
+            self._flights.pop().submission.abandon()
         for submitted in self._queue:
             submitted.recorded.close()
         self._queue.clear()
@@ -200,25 +204,11 @@ class Submissions:
 
     def _finish(self, flight: _Flight, end: float) -> None:
         """Wait for the oldest submission on the device."""
-        begin, error = time.monotonic(), None
-        while True:
-            now = time.monotonic()
-            try:
-                flight.submission.wait(min(_LOOK, max(end - now, 0.0)))
-                break
-            except DeviceTimeoutError:
-                if self._device.share.is_behind(flight.submission):
-                    begin = now
-                self._account.check_device_time(now - begin)
-                self._look(end)
-            except Exception as failure:
-                error = failure
-                break
+        error = self._device.wait(flight.submission, lambda: self._look(end), end)
         self._flights.remove(flight)
         if error:
-            self._device.share.ended(flight.submission)
+            flight.submission.abandon()  # it may still be pending if the device no longer answers
         else:
-            self._device.finished(flight.submission)
             self._adapt(flight)
         for submitted in flight.lists:
             submitted.ended += 1

@@ -8,10 +8,11 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
+from typing import cast
 
 import numpy as np
 
-from wasmetal.device.backend import Backend, Candidate, Dispatch, Range, Tier
+from wasmetal.device.backend import Backend, Candidate, Dispatch, Range, Tier, Work
 from wasmetal.device.base import DeviceInfo, HostPages, MemoryKind
 from wasmetal.device.cpu.memory import Pages, allocate
 from wasmetal.device.cpu.work import CpuRecording, CpuWork, Step
@@ -26,6 +27,7 @@ class CpuBackend(Backend[Pages, Step, CpuRecording]):
     """The host's processor. Shared and device memory are the same, so no copies are needed."""
 
     grid_limits = (2**32 - 1,) * 3  # no limit: a NumPy kernel ignores the grid
+    in_order = False
 
     def __init__(self) -> None:
         self.info = _info()
@@ -57,6 +59,10 @@ class CpuBackend(Backend[Pages, Step, CpuRecording]):
         work = CpuWork(recordings, self._pending)
         self._pending.append(work)
         return work
+
+    def drop(self, work: Work) -> None:
+        """Drop the kernels that have not run yet."""
+        cast(CpuWork, work).dropped = True
 
 
 class CpuDevice(OpenDevice):

@@ -43,6 +43,17 @@ class CpuRecording:
         self._dispatches.clear()
 
 
+_threads = threading.local()
+
+
+def _this_thread() -> object:
+    """A token of the calling thread. (Its number will not do: a later thread may get the same one.)"""
+    if not hasattr(_threads, "token"):
+        _threads.token = object()
+    token: object = _threads.token
+    return token
+
+
 class CpuWork:
     """Recordings that run in the threads that wait for them, after the work that they depend on.
 
@@ -54,13 +65,15 @@ class CpuWork:
         """``pending``: earlier work that has not ended, in order."""
         self._recordings = recordings
         self._steps = chain.from_iterable([recording.steps for recording in recordings])
-        self._thread = threading.get_ident()
+        self._thread = _this_thread()
         self._needs: Sequence[CpuWork] = self._find_needs(pending) if pending else ()
         self._lock = threading.Lock()
         self._left = sum([recording.dispatches for recording in recordings])
         self._seconds = 0.0
         self._error: Exception | None = None
         self._done = False
+        self.dropped = False
+        """Whether the kernels that have not run yet are not to run."""
 
     def wait(self, seconds: float) -> bool:
         """Run kernels for about ``seconds``, but at least one; return whether all have run."""
@@ -79,14 +92,18 @@ class CpuWork:
 
     def ended(self) -> bool:
         """Whether every kernel has run, or was dropped and none is running."""
-        return self._done or (not self._lock.locked() and all(recording.closed for recording in self._recordings))
+        return self._done or (
+            not self._lock.locked() and (self.dropped or all(recording.closed for recording in self._recordings))
+        )
 
     def result(self) -> tuple[float, Exception | None]:
         """Seconds that the kernels took, and the error that one of them raised."""
         self._needs = ()
         if self._error is None and self._left:
             self._error = DeviceError(
-                "a command list was closed before it had run; wait for the submission before closing it"
+                "the submission was abandoned before all of it had run"
+                if self.dropped
+                else "a command list was closed before it had run; wait for the submission before closing it"
             )
         return self._seconds, self._error
 
@@ -95,6 +112,8 @@ class CpuWork:
         try:
             with np.errstate(all="ignore"):  # infinities and NaNs are ordinary values to a kernel
                 for step in self._steps:
+                    if self.dropped:
+                        break
                     step()
                     self._left -= 1
                     if time.perf_counter() >= end:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+from wasmetal.device import abandoned
 from wasmetal.device.release import on_release
 from wasmetal.device.vulkan.api import NULL, call, lib, make, struct
 from wasmetal.device.vulkan.logical import LogicalDevice
-from wasmetal.errors import DeviceLostError
 
 COMPUTE: int = lib.VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT
 _WORK: int = COMPUTE | lib.VK_PIPELINE_STAGE_TRANSFER_BIT
@@ -28,7 +28,8 @@ class Commands:
     """A command buffer, recorded once. It has a separate pool, so that any thread can record it.
 
     Barriers order its commands after all earlier submissions, and make their writes visible to the host after a wait.
-    Once nothing refers to the command buffer, it is freed as soon as its last submission has ended.
+    Once nothing refers to the command buffer, it is freed if its last submission has ended, and kept alive until it has
+    otherwise.
     """
 
     def __init__(self, device: LogicalDevice, record: Callable[[Any], None], keeps: Sequence[object]) -> None:
@@ -57,7 +58,7 @@ def submit(device: LogicalDevice, buffers: Sequence[Commands]) -> int:
 
 def run(device: LogicalDevice, record: Callable[[Any], None], keeps: Sequence[object]) -> None:
     """Record commands, submit them and wait for them. Raises DeviceLostError."""
-    commands = Commands(device, record, keeps)  # a reference: without it, the finalizer would do the waiting
+    commands = Commands(device, record, keeps)  # referred to until the wait is over, so that it is freed then
     device.wait(submit(device, [commands]))
 
 
@@ -66,7 +67,6 @@ def barrier(handle: Any, before: int, after: int, accesses: Any) -> None:
     lib.vkCmdPipelineBarrier(handle, before, after, 0, 1, accesses, 0, NULL, 0, NULL)
 
 
-def _release(device: LogicalDevice, last: list[int], _pool: object, _keeps: Sequence[object]) -> None:
-    # The pool, and everything that the commands use, are arguments so that they stay alive during the wait.
-    with contextlib.suppress(DeviceLostError):  # a lost device runs no commands
-        device.wait(last[0])
+def _release(device: LogicalDevice, last: list[int], pool: object, keeps: Sequence[object]) -> None:
+    if not device.has_ended(last[0]):
+        abandoned.keep(partial(device.has_ended, last[0]), (pool, keeps))

@@ -11,7 +11,10 @@ from wasmetal.device.vulkan import features
 from wasmetal.device.vulkan.api import NULL, call, check, ffi, lib, make, struct
 from wasmetal.device.vulkan.physical import EXTENSIONS, PhysicalDevice
 from wasmetal.device.waiting import wait_in_slices
-from wasmetal.errors import DeviceLostError
+from wasmetal.errors import DeviceLostError, DeviceTimeoutError
+
+PATIENCE = 30.0
+"""Seconds that a copy may take, with all work before it."""
 
 
 class LogicalDevice:
@@ -77,9 +80,21 @@ class LogicalDevice:
         self._completed = max(self._completed, number)
         return True
 
+    def has_ended(self, number: int) -> bool:
+        """Whether a submission has ended. True if the device was lost, because then it runs nothing."""
+        try:
+            return self.wait_for(number, 0)
+        except DeviceLostError:
+            return True
+
     def wait(self, number: int) -> None:
-        """Block until a submission has ended. Raises DeviceLostError."""
-        wait_in_slices(lambda seconds: self.wait_for(number, seconds))
+        """Block until a submission has ended. Raises DeviceLostError, also if it has not after PATIENCE seconds."""
+        try:
+            wait_in_slices(lambda seconds: self.wait_for(number, seconds), PATIENCE)
+        except DeviceTimeoutError:
+            raise DeviceLostError(
+                f"{self.physical.name} has not answered for {PATIENCE:g} s; open it again or use another device"
+            ) from None
 
     def importable_types(self, address: int) -> int:
         """A bit mask of the memory types that can import host pages at ``address``. Raises WrapRefusedError."""

@@ -23,6 +23,7 @@ from wasmetal.ops import ALIGNMENT, DType, Tensor
 
 if TYPE_CHECKING:
     from wasmetal.models import Model, Session
+    from wasmetal.models.lm.quota import Holder
     from wasmetal.models.loaded import LoadedModel
 
 MAX_TEXT = 1 << 20
@@ -37,6 +38,8 @@ class OpenModel:
     """A model that a guest has opened."""
 
     model: Model
+    holder: Holder
+    """The guest, for the model's KV cache."""
 
 
 @dataclass(eq=False, slots=True)
@@ -54,10 +57,6 @@ class OpenSession:
         """The session's model."""
         return self.session.model
 
-    def cache_bytes(self, tokens: int | None = None) -> int:
-        """Device memory that ``tokens`` tokens take, by default all. Forks are charged for shared pages too."""
-        return (self.session.length if tokens is None else tokens) * self.model.cache.position_bytes
-
     def close(self) -> None:
         """Release the session and the guest's pages."""
         self.session.close()
@@ -71,7 +70,11 @@ class OpenSession:
 
 
 class Llm:
-    """One guest's models and sessions. Each public method but :meth:`close` is a host function."""
+    """One guest's models and sessions. Each public method but :meth:`close` is a host function.
+
+    The guest's device memory is charged for every page of a model's KV cache that it holds, once for all sessions that
+    share the page.
+    """
 
     def __init__(
         self, account: Account, handles: Handles, device: MeteredDevice, models: Mapping[str, LoadedModel]
@@ -81,18 +84,31 @@ class Llm:
         self._device = device
         self._models = models
         self._page_size = max(page_size(), device.info.page_alignment)
+        self._language_models: dict[str, OpenModel] = {}
+        try:
+            for name, model in models.items():
+                self._join(name, model)
+        except BaseException:
+            self.close()
+            raise
+
+    def _join(self, name: str, model: LoadedModel) -> None:
+        """Make the guest a holder of the model's KV cache, if the model has one."""
+        from wasmetal.models.loaded import Capability  # noqa: PLC0415 (slow to import; here it is loaded)
+
+        if Capability.LANGUAGE in model.capabilities:
+            language_model = cast("Model", model)
+            holder = language_model.join(self._account.charge)
+            self._language_models[name] = OpenModel(language_model, holder)
 
     def model_open(self, memory: GuestMemory, ptr: int, nbytes: int, out: int) -> None:
         handle = memory.array(out, 1, np.uint32)
         name = _text(memory, ptr, nbytes)
         if name not in self._models:
             raise Refusal(Errno.NOENT, f"no model {name!r} was granted to the guest")
-        from wasmetal.models.loaded import Capability  # noqa: PLC0415 (slow to import; here it is loaded)
-
-        model = self._models[name]
-        if Capability.LANGUAGE not in model.capabilities:
+        if name not in self._language_models:
             raise Refusal(Errno.NOTSUP, f"the model {name!r} is not a language model")
-        handle[0] = self._handles.add(OpenModel(cast("Model", model)))
+        handle[0] = self._handles.add(self._language_models[name])
 
     def model_describe(self, memory: GuestMemory, handle: int, out: int) -> None:
         record = memory.array(out, 1, abi.MODEL_INFO)
@@ -151,16 +167,16 @@ class Llm:
 
     def session_open(self, memory: GuestMemory, handle: int, out: int) -> None:
         new_handle = memory.array(out, 1, np.uint32)
-        model = self._model(handle)
+        opened = self._handles.get(handle, OpenModel)
         self._handles.check_room()
-        session = model.session()
+        session = opened.model.session(opened.holder)
         new_handle[0] = self._handles.add(OpenSession(session))
 
     def session_close(self, memory: GuestMemory, handle: int) -> None:
         held = self._session(handle)
         self._handles.remove(handle)
-        self._account.release(held.cache_bytes())
         held.close()
+        held.model.reclaim()
 
     def session_length(self, memory: GuestMemory, handle: int, out: int) -> None:
         memory.array(out, 1, np.uint32)[0] = self._session(handle).session.length
@@ -176,16 +192,13 @@ class Llm:
             )
         tokens = _tokens(memory, ptr, count, held.model)
         logits = self._logits(memory, held, logits_ptr) if logits_ptr else None
-        with self._account.charged(held.cache_bytes(count)), self._device.working(held.session.counters):
-            held.session.forward(tokens, logits)
+        self._device.drive(held.session.steps(tokens, logits))
 
     def session_fork(self, memory: GuestMemory, handle: int, out: int) -> None:
         new_handle = memory.array(out, 1, np.uint32)
         held = self._session(handle)
         self._handles.check_room()
-        with self._account.charged(held.cache_bytes()):
-            session = held.session.fork()
-        new_handle[0] = self._handles.add(OpenSession(session))
+        new_handle[0] = self._handles.add(OpenSession(held.session.fork()))
 
     def session_truncate(self, memory: GuestMemory, handle: int, count: int) -> None:
         held = self._session(handle)
@@ -193,32 +206,30 @@ class Llm:
         if count > length:
             raise Refusal(Errno.INVAL, f"cannot truncate {length} tokens to {count}")
         held.session.truncate(count)
-        self._account.release(held.cache_bytes(length - count))
 
     def session_save(self, memory: GuestMemory, handle: int, out: int, cap: int, needed: int) -> None:
         output = _Output(memory, out, cap, needed, np.uint8)
         session = self._session(handle).session
         output.claim(session.state_bytes)  # before the copy is made
-        with self._device.working(session.counters):
+        with self._device.copying(session.counters):
             state = session.save()
         output.give_bytes(state)
 
     def session_restore(self, memory: GuestMemory, handle: int, ptr: int, nbytes: int) -> None:
         state = memory.array(ptr, nbytes)
         held = self._session(handle)
-        before = held.cache_bytes()
-        if nbytes > _MAX_HEADER + held.cache_bytes(held.model.context_length):
+        if nbytes > _MAX_HEADER + held.model.context_length * held.model.cache.position_bytes:
             raise Refusal(Errno.INVAL, f"{nbytes} bytes are more than any state of this model")
-        cost = held.cache_bytes(nbytes // held.model.cache.position_bytes)
-        with self._account.charged(cost), self._device.working(held.session.counters):
+        with self._device.copying(held.session.counters):
             held.session.restore(state.tobytes())
-        self._account.release(before + cost - held.cache_bytes())
 
     def close(self) -> None:
         """Release the guest's sessions."""
         for held in self._handles:
             if isinstance(held, OpenSession):
                 held.close()
+        for opened in self._language_models.values():
+            opened.model.leave(opened.holder)
 
     def _model(self, handle: int) -> Model:
         return self._handles.get(handle, OpenModel).model

@@ -30,6 +30,11 @@ class Head:
         """Choose the row whose logits the next submission writes."""
         self._row[0] = row
 
+    @property
+    def pending(self) -> bool:
+        """Whether the latest submission has not ended yet."""
+        return self.submission is not None and self.submission.pending
+
     def close(self) -> None:
         """Release the list. Idempotent."""
         self.commands.close()

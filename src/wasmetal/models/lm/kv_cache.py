@@ -7,18 +7,32 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wasmetal.counters import Counters
-from wasmetal.device.base import Bytes
+from wasmetal.device.base import Bytes, CommandList, Submission
 from wasmetal.errors import OutOfDeviceMemoryError
 from wasmetal.models.buffers import BufferGroup
+from wasmetal.models.lm.quota import Holder, Quota
 from wasmetal.ops import DType, Recorder, scale
 
 PAGE_SIZE = 32
 """Positions per page."""
+
+
+@dataclass(eq=False, slots=True)
+class Growth:
+    """A page table that is to replace a sequence's once the device has written to the new pages."""
+
+    table: list[int]
+    fresh: list[int]
+    """The new pages: those at the end, and the copy of a page that others hold too."""
+    copy: CommandList | None = None
+    """What makes that copy; to be run before the pages are used."""
+    submission: Submission | None = None
+    """The latest submission that writes to the new pages."""
 
 
 class KVCache:
@@ -34,6 +48,12 @@ class KVCache:
         self._row = DType.F32.row_bytes(kv_heads * head_dim)
         self._references = np.zeros(pages, np.int32)
         self._given_back: deque[list[int]] = deque()
+        self._holders: dict[int, Holder] = {}
+        """Who holds each page that is not free. Sessions that share pages are always of one holder."""
+        self._retired: list[tuple[Submission, list[int]]] = []
+        self.quota = Quota(pages)
+        self.owner = self.quota.join(lambda nbytes: None)
+        """Holds the pages of sessions that belong to no guest."""
 
     @property
     def position_bytes(self) -> int:
@@ -41,29 +61,49 @@ class KVCache:
         return len(self.layers) * 2 * self._row
 
     @property
+    def page_bytes(self) -> int:
+        """Bytes per page, over all layers."""
+        return PAGE_SIZE * self.position_bytes
+
+    @property
     def free(self) -> int:
         """How many pages are free."""
-        self._take_back()
+        self.reclaim()
         return int(np.count_nonzero(self._references == 0))
 
-    def extend(self, pages: list[int], count: int) -> None:
-        """Append ``count`` new pages. Raises OutOfDeviceMemoryError if too few are free, and appends none.
+    def extend(self, pages: list[int], count: int, holder: Holder | None = None) -> None:
+        """Append ``count`` new pages, for the owner if no holder is named.
+
+        Raises OutOfDeviceMemoryError if too few are free for the holder, and what its ``charge`` does. None is appended
+        then.
 
         A session's pages are consecutive as long as that is possible: devices read one range faster than many.
         """
-        self._check_room(count, self.free)
+        holder = holder or self.owner
+        if not count:
+            return
+        if count > (room := self.quota.room(holder, self.free)):
+            raise OutOfDeviceMemoryError(
+                f"the key-value cache has no room for {count * PAGE_SIZE} more tokens ({room * PAGE_SIZE} of "
+                f"{len(self._references) * PAGE_SIZE} are free); close or truncate other sessions"
+            )
+        holder.charge(count * self.page_bytes)
+        holder.held += count
         for _ in range(count):
             page = pages[-1] + 1 if pages else 0
             if page == len(self._references) or self._references[page]:
                 page = self._roomiest()
             self._references[page] = 1
+            self._holders[page] = holder
             pages.append(page)
 
-    def replace(self, pages: list[int], count: int) -> None:
-        """Replace all pages with ``count`` new ones. Raises OutOfDeviceMemoryError and then changes nothing."""
-        self._check_room(count, self.free + sum(int(self._references[page]) == 1 for page in pages))
-        self.release(pages)
-        self.extend(pages, count)
+    def replace(self, pages: list[int], count: int, holder: Holder | None = None) -> None:
+        """Replace all pages with ``count`` that nobody else holds. If that raises what ``extend`` does, none change."""
+        own = [page for page in pages if self._references[page] == 1]
+        kept = own[:count]
+        self.extend(kept, count - len(kept), holder)
+        self.release([page for page in pages if page not in kept])
+        pages[:] = kept
 
     def share(self, pages: Sequence[int]) -> list[int]:
         """The same pages for another holder, which must release them too."""
@@ -75,37 +115,58 @@ class KVCache:
         """Release all pages but the first ``keep``."""
         for page in pages[keep:]:
             self._references[page] -= 1
+            if self._references[page] == 0:
+                holder = self._holders.pop(page)
+                holder.held -= 1
+                holder.charge(-self.page_bytes)
         del pages[keep:]
 
     def give_back(self, pages: list[int]) -> None:
         """Release all pages soon: before the next are asked for. Takes no lock, so that finalizers may call it."""
         self._given_back.append(pages)
 
-    def _take_back(self) -> None:
+    def reclaim(self) -> None:
+        """Release pages that were given back, and those that abandoned work has stopped writing to."""
         while self._given_back:
             self.release(self._given_back.popleft())
+        for each in [each for each in self._retired if not each[0].pending]:
+            self._retired.remove(each)
+            self.release(each[1])
 
-    def unshare(self, pages: list[int], index: int, counters: Counters) -> None:
-        """Copy the page at ``index``, on the device, if others hold it too, so that the holder may write to it.
+    def grow(self, pages: Sequence[int], length: int, count: int, holder: Holder | None = None) -> Growth:
+        """The pages of a sequence of ``length`` tokens that is to get ``count`` more. ``pages`` does not change.
 
-        The cost of the copy is added to ``counters``.
+        Nobody else holds those that are written to: if others hold the last page too, it is copied. To be completed by
+        :meth:`adopt` or :meth:`discard`. Raises what :meth:`extend` does.
         """
-        shared = pages[index]
-        if self._references[shared] == 1:
-            return
-        copy: list[int] = []
-        self.extend(copy, 1)
-        commands = self._device.record()
-        rec = Recorder(self._device.info, commands)
-        for pool in (pool for layer in self.layers for pool in layer):
-            scale(rec, pool.rows(shared, shared + 1), 1.0, pool.rows(copy[0], copy[0] + 1))
-        commands.finish()
-        submission = self._device.submit([commands])
-        submission.wait()
-        counters.count_submission(submission.seconds, submission.dispatches)
-        commands.close()
-        self._references[shared] -= 1
-        pages[index] = copy[0]
+        table = list(pages)
+        self.extend(table, page_count(length + count) - len(pages), holder)
+        growth = Growth(table, table[len(pages) :])
+        index = length // PAGE_SIZE
+        if length % PAGE_SIZE and self._references[pages[index]] > 1:
+            try:
+                self.extend(growth.fresh, 1, holder)
+                table[index] = growth.fresh[-1]
+                growth.copy = self._copy(pages[index], table[index])
+            except BaseException:
+                self.discard(growth)
+                raise
+        return growth
+
+    def adopt(self, pages: list[int], growth: Growth) -> None:
+        """Replace the page table ``pages`` with the one of ``growth``."""
+        replaced = [old for old, new in zip(pages, growth.table, strict=False) if old != new]
+        pages[:] = growth.table
+        self.release(replaced)
+        _close(growth)
+
+    def discard(self, growth: Growth) -> None:
+        """Release the new pages, once the device no longer writes to them."""
+        if growth.submission and growth.submission.pending:
+            self._retired.append((growth.submission, growth.fresh))
+        else:
+            self.release(growth.fresh)
+        _close(growth)
 
     def read(self, pages: Sequence[int], length: int) -> Bytes:
         """The first ``length`` positions as bytes [layers, 2, length, kv_heads * head_dim * 4]; counted as copied."""
@@ -124,12 +185,14 @@ class KVCache:
                 for begin, end, slot in _runs(pages, length):
                     self._device.write(pool.buffer, slot * self._row, rows[layer, which, begin:end].reshape(-1))
 
-    def _check_room(self, count: int, free: int) -> None:
-        if count > free:
-            raise OutOfDeviceMemoryError(
-                f"the key-value cache has no room for {count * PAGE_SIZE} more tokens ({free * PAGE_SIZE} of "
-                f"{len(self._references) * PAGE_SIZE} are free); close or truncate other sessions"
-            )
+    def _copy(self, source: int, target: int) -> CommandList:
+        """A list that copies a page."""
+        commands = self._device.record()
+        rec = Recorder(self._device.info, commands)
+        for pool in (pool for layer in self.layers for pool in layer):
+            scale(rec, pool.rows(source, source + 1), 1.0, pool.rows(target, target + 1))
+        commands.finish()
+        return commands
 
     def _roomiest(self) -> int:
         """A free page in the middle of the largest free range, so that growing sequences stay contiguous for long."""
@@ -138,6 +201,17 @@ class KVCache:
         widest = np.argmax(ends - begins)
         begin, end = int(begins[widest]), int(ends[widest])
         return begin if begin == 0 else (begin + end) // 2
+
+
+def page_count(length: int) -> int:
+    """Number of pages that ``length`` tokens take."""
+    return -(-length // PAGE_SIZE)
+
+
+def _close(growth: Growth) -> None:
+    if growth.copy:
+        growth.copy.close()
+        growth.copy = None
 
 
 def _runs(pages: Sequence[int], length: int) -> Iterator[tuple[int, int, int]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from wasmetal.counters import Counters
-from wasmetal.device.base import Device, MemoryKind, Submission
+from wasmetal.device.base import CommandList, Device, MemoryKind, Submission
 from wasmetal.errors import ModelError, setting_up
 from wasmetal.forked import Origin
 from wasmetal.models.architectures import read_network
@@ -20,8 +20,9 @@ from wasmetal.models.files import store
 from wasmetal.models.files.gguf import GGUFFile
 from wasmetal.models.lm.chat_template import ChatTemplate
 from wasmetal.models.lm.heads import Head
-from wasmetal.models.lm.kv_cache import PAGE_SIZE, KVCache
-from wasmetal.models.lm.passes import IN_FLIGHT, ROWS, SEQUENCES, Pass, Passes, Segment, settle
+from wasmetal.models.lm.kv_cache import PAGE_SIZE, Growth, KVCache
+from wasmetal.models.lm.passes import IN_FLIGHT, ROWS, SEQUENCES, Pass, Passes, Segment
+from wasmetal.models.lm.quota import Holder
 from wasmetal.models.lm.session import Request, Session
 from wasmetal.models.lm.tokenizer import Tokenizer
 from wasmetal.models.loaded import Capability
@@ -30,20 +31,25 @@ from wasmetal.ops import Tensor
 DEFAULT_CONTEXT = 4096
 """Default tokens of context, unless the model was trained for fewer."""
 CONTEXTS = 2
-"""Size of the KV cache, shared by all sessions, in whole contexts."""
+"""Default size of the KV cache, which all sessions share, in whole contexts."""
+LONGEST = 0.25
+"""Device seconds of one batch beyond which batches get smaller, so that other work need not wait for long."""
+_LOOK = 0.05
+"""Seconds of waiting for a free pass before the caller gets a chance to give up."""
 
 
-def load_model(source: str | Path, device: Device, *, context: int | None = None) -> Model:
+def load_model(source: str | Path, device: Device, *, context: int | None = None, contexts: int = CONTEXTS) -> Model:
     """Load a model onto a device: a known model's name, or a path to a GGUF file.
 
     ``context`` is the number of tokens that a session may have, by default DEFAULT_CONTEXT, or what the model was
-    trained for if that is less. Raises ModelError if the file cannot be used, OutOfDeviceMemoryError if it is too
-    large.
+    trained for if that is less. ``contexts`` is the size of the KV cache that all sessions share, in whole contexts:
+    every guest that is granted the model is guaranteed an equal share of it, and so is the caller for its own sessions.
+    Raises ModelError if the file cannot be used, OutOfDeviceMemoryError if it is too large.
     """
     with setting_up(f"load {source}", ModelError):
         path = store.resolve(source)
         name = str(source) if source in store.CATALOG else path.stem
-        return Model(GGUFFile(path), name, device, context)
+        return Model(GGUFFile(path), name, device, context, contexts)
 
 
 class Model:
@@ -54,7 +60,7 @@ class Model:
 
     capabilities = frozenset({Capability.LANGUAGE})
 
-    def __init__(self, file: GGUFFile, name: str, device: Device, context: int | None = None):
+    def __init__(self, file: GGUFFile, name: str, device: Device, context: int | None = None, contexts: int = CONTEXTS):
         self._network = read_network(file)
         self.device = device
         self.name = name
@@ -65,6 +71,8 @@ class Model:
         self.context_length = min(c.context_length, DEFAULT_CONTEXT) if context is None else context
         if not 1 <= self.context_length <= c.context_length:
             raise file.error(f"a context of {context} tokens; 1 to {c.context_length} are supported")
+        if contexts < 1:
+            raise file.error(f"a cache of {contexts} contexts; 1 or more are supported")
         self.digest = file.digest()
         """32 bytes that identify the model's file."""
         self.lock = threading.RLock()
@@ -74,12 +82,14 @@ class Model:
         try:
             self._network.load(self._buffers, self.context_length, ROWS[-1])
             pages = -(-self.context_length // PAGE_SIZE)
-            self.cache = KVCache(self._buffers, c.block_count, c.head_count_kv, c.head_dim, CONTEXTS * pages)
+            self.cache = KVCache(self._buffers, c.block_count, c.head_count_kv, c.head_dim, contexts * pages)
             passes = [Pass(device, self._network, self.cache.layers, self._buffers, pages) for _ in range(IN_FLIGHT)]
         except BaseException:
             self._buffers.close()
             raise
         self._passes = Passes(passes)
+        # NumPy takes as long for 8 x 64 rows as for 512.
+        self._batch_rows = ROWS[1] if device.info.backend == "cpu" else ROWS[-1]
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._closed = False
 
@@ -93,14 +103,33 @@ class Model:
         """Bytes that loading the model wrapped and loaded."""
         return self._buffers.counters
 
-    def session(self) -> Session:
-        """A new session, empty."""
+    def session(self, holder: Holder | None = None) -> Session:
+        """A new session, empty. Its pages of the KV cache are held by ``holder``, by default the model's owner."""
         self.origin.check()
         if self._closed:
             raise ModelError(f"the model {self.name} is closed")
-        session = Session(self)
+        session = Session(self, holder or self.cache.owner)
         self._sessions.add(session)
         return session
+
+    def join(self, charge: Callable[[int], None]) -> Holder:
+        """A holder for the sessions of one guest, for :meth:`session`; it is guaranteed a share of the KV cache.
+
+        ``charge`` is called with the bytes of pages that it takes, and that it has given back (negative): see
+        :class:`Holder`. Raises OutOfDeviceMemoryError if not even a page is left for it.
+        """
+        with self.lock:
+            return self.cache.quota.join(charge)
+
+    def leave(self, holder: Holder) -> None:
+        """The guest has ended: what it was guaranteed is there for others. Idempotent."""
+        with self.lock:
+            self.cache.quota.leave(holder)
+
+    def reclaim(self) -> None:
+        """Release the pages of closed sessions now, and not only when the next pages are asked for."""
+        with self.lock:
+            self.cache.reclaim()
 
     def logits(self) -> Tensor:
         """A new f32 [vocab_size] tensor in shared memory for :meth:`Session.forward`. It lives as long as the model."""
@@ -112,26 +141,41 @@ class Model:
         The cost is added to each session's counters. Raises ModelError if a session is closed, belongs to another model
         or is named twice, and what :meth:`Session.forward` raises. All sessions are then unchanged.
         """
+        with closing(self.steps(requests)) as steps:
+            for submission in steps:
+                if submission is not None:
+                    submission.wait()
+
+    def steps(self, requests: Sequence[Request]) -> Generator[Submission | None]:
+        """:meth:`forward` in steps, for a caller that has more to do than to wait.
+
+        Yields each submission, which must have ended before the next step is taken; and None between two submissions
+        and while all passes are in use, when nothing is held that other callers could be waiting for. If the iterator
+        is closed early, the rest is given up, and all sessions are unchanged.
+        """
         sessions = [request.session for request in requests]
         if len(set(sessions)) < len(sessions) or any(session.model is not self for session in sessions):
             raise ModelError("a batch takes each session once, and only sessions of its own model")
         for request in requests:
             request.session.check(request.tokens)
         heads = [request.session.head_into(request.logits) for request in requests]
-        with self._reserved(requests):
-            for batch in _batches([len(request.tokens) for request in requests]):
-                segments, last = [], []
+        with self._reserved(requests) as growths:
+            for batch in _batches([len(request.tokens) for request in requests], lambda: self._batch_rows):
+                segments, last, copies = [], [], []
                 row = 0
                 for index, begin, end in batch:
-                    request, head = requests[index], heads[index]
-                    session = request.session
-                    segments.append(Segment(request.tokens[begin:end], session.length + begin, session.pages))
+                    request, head, growth = requests[index], heads[index], growths[index]
+                    tokens = request.tokens[begin:end]
+                    segments.append(Segment(tokens, request.session.length + begin, growth.table))
                     row += end - begin
+                    if begin == 0 and growth.copy:
+                        copies.append(growth.copy)
                     if head and end == len(request.tokens):
-                        settle(head.submission)
                         head.select(row - 1)
                         last.append(head)
-                submission = self._run(segments, row, last)
+                yield None
+                written = [growths[index] for index, _, _ in batch]
+                submission = yield from self._run(segments, row, copies, last, written)
                 for index, begin, end in batch:
                     share = submission.seconds * (end - begin) / row
                     requests[index].session.counters.count_submission(share, submission.dispatches)
@@ -143,32 +187,53 @@ class Model:
         with self.lock:
             return Head(self.device, self._network, logits)
 
-    def _run(self, segments: Sequence[Segment], rows: int, heads: Sequence[Head]) -> Submission:
-        """One submission; the lock is not held while the device works on it."""
-        with self._passes.take() as taken:
+    def _run(
+        self,
+        segments: Sequence[Segment],
+        rows: int,
+        copies: Sequence[CommandList],
+        heads: Sequence[Head],
+        growths: Sequence[Growth],
+    ) -> Generator[Submission | None, None, Submission]:
+        """One submission, yielded to be waited for; no lock is held meanwhile."""
+        while (taken := self._passes.take(_LOOK)) is None:
+            yield None
+        users: list[Pass | Head | Growth] = [taken, *heads, *growths]
+        try:
             with self.lock:
                 taken.write(segments)
-                submission = self.device.submit([taken.body(rows), *(head.commands for head in heads)])
-            users: list[Pass | Head] = [taken, *heads]
+                submission = self.device.submit([*copies, taken.body(rows), *(head.commands for head in heads)])
             for user in users:
                 user.submission = submission
-            submission.wait()
+            try:
+                yield submission
+            except BaseException:
+                submission.abandon()
+                raise
+        finally:
+            self._passes.put_back(taken)
+        if rows > ROWS[1]:
+            self._batch_rows = ROWS[-1] if submission.seconds < LONGEST * rows / ROWS[-1] else ROWS[1]
         return submission
 
     @contextmanager
-    def _reserved(self, requests: Sequence[Request]) -> Iterator[None]:
-        """Reserve pages of the cache for every request; if the ``with`` body fails, release them again."""
-        held = [len(request.session.pages) for request in requests]
+    def _reserved(self, requests: Sequence[Request]) -> Iterator[list[Growth]]:
+        """Reserve pages of the cache for every request. The sessions get them if the ``with`` body succeeds."""
+        growths: list[Growth] = []
         try:
             with self.lock:
                 for request in requests:
-                    request.session.reserve(len(request.tokens))
-            yield
+                    session = request.session
+                    growths.append(self.cache.grow(session.pages, session.length, len(request.tokens), session.holder))
+            yield growths
         except BaseException:
             with self.lock:
-                for request, count in zip(requests, held, strict=True):
-                    self.cache.release(request.session.pages, keep=count)
+                for growth in growths:
+                    self.cache.discard(growth)
             raise
+        with self.lock:
+            for request, growth in zip(requests, growths, strict=True):
+                self.cache.adopt(request.session.pages, growth)
 
     def close(self) -> None:
         """Close the sessions and release the device's memory. Idempotent; nothing happens in a process forked since."""
@@ -189,10 +254,13 @@ class Model:
         self.close()
 
 
-def _batches(counts: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
-    """Cut requests with these token counts into batches of (index of the request, first token, end)."""
+def _batches(counts: Sequence[int], rows: Callable[[], int]) -> Iterator[list[tuple[int, int, int]]]:
+    """Cut requests with these token counts into batches of (index of the request, first token, end).
+
+    ``rows`` says how many rows a batch may have.
+    """
     batch: list[tuple[int, int, int]] = []
-    room = ROWS[-1]
+    room = rows()
     for index, count in enumerate(counts):
         begin = 0
         while begin < count:
@@ -202,7 +270,7 @@ def _batches(counts: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
             begin = end
             if room == 0 or len(batch) == SEQUENCES:
                 yield batch
-                batch, room = [], ROWS[-1]
+                batch, room = [], rows()
     if batch:
         yield batch
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from wasmetal.device.base import CommandList, Device, MemoryKind, Submission
+from wasmetal.errors import DeviceError, DeviceLostError
 from wasmetal.models.architectures.network import Inputs, KVPools, Network
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.ops import DType, Recorder, Tensor, batch_shape, sequences_shape
@@ -35,13 +35,6 @@ class Segment:
     """The position of the first token; the others follow."""
     pages: Sequence[int]
     """The sequence's page table, which covers the last token's position."""
-
-
-def settle(submission: Submission | None) -> None:
-    """Wait for a submission whose user may have stopped waiting for it. Its errors do not concern the next user."""
-    if submission is not None and submission.pending:
-        with suppress(Exception):
-            submission.wait()
 
 
 class Pass:
@@ -97,23 +90,41 @@ class Pass:
 
 
 class Passes:
-    """The passes of one model. Any thread may take one, and waits until one is free."""
+    """The passes of one model, for any thread."""
 
     def __init__(self, passes: Sequence[Pass]) -> None:
         self._passes = tuple(passes)
         self._free = list(passes)
-        self._available = threading.Semaphore(len(self._free))
+        self._changed = threading.Condition()
 
-    @contextmanager
-    def take(self) -> Iterator[Pass]:
-        """A pass for the caller alone, with nothing in flight."""
-        with self._available:
-            taken = self._free.pop()
+    def take(self, seconds: float) -> Pass | None:
+        """A pass for the caller alone, with nothing in flight; None if there is none for about ``seconds``.
+
+        Raises DeviceLostError if the device does not come back from a pass that was given up.
+        """
+        with self._changed:
+            if not self._free:
+                self._changed.wait(seconds)
+            given_up = None
+            for each in self._free:
+                if each.submission is None or not each.submission.pending:
+                    self._free.remove(each)
+                    return each
+                given_up = each.submission
+        if given_up is not None:
             try:
-                settle(taken.submission)
-                yield taken
-            finally:
-                self._free.append(taken)
+                given_up.wait(seconds)
+            except DeviceLostError:
+                raise
+            except DeviceError:  # it is pending still, or its error concerns whoever gave it up
+                pass
+        return None
+
+    def put_back(self, taken: Pass) -> None:
+        """Let others take the pass, once its submission has ended."""
+        with self._changed:
+            self._free.append(taken)
+            self._changed.notify()
 
     def close(self) -> None:
         """Release the passes' lists. Idempotent."""

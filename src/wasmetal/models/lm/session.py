@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import weakref
 import zlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from wasmetal.counters import Counters
+from wasmetal.device.base import Submission
 from wasmetal.errors import ModelError
 from wasmetal.models.lm.heads import Head
-from wasmetal.models.lm.kv_cache import PAGE_SIZE
+from wasmetal.models.lm.kv_cache import page_count
+from wasmetal.models.lm.quota import Holder
 from wasmetal.ops import Tensor
 
 if TYPE_CHECKING:
@@ -33,8 +35,10 @@ class Session:
     Every method raises ModelError once the session or its model is closed, and ForkedError in a process forked later.
     """
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model, holder: Holder):
         self.model = model
+        self.holder = holder
+        """Who holds the session's pages."""
         self.length = 0
         """Tokens so far."""
         self.counters = Counters()
@@ -55,10 +59,14 @@ class Session:
         """
         self._open().forward([Request(self, tokens, logits)])
 
+    def steps(self, tokens: Sequence[int], logits: Tensor | None) -> Generator[Submission | None]:
+        """:meth:`forward` in steps: see :meth:`Model.steps`."""
+        return self._open().steps([Request(self, tokens, logits)])
+
     def fork(self) -> Session:
         """A new session with the same tokens. The two share pages of the cache until one writes to them."""
         model = self._open()
-        other = model.session()
+        other = model.session(self.holder)
         with model.lock:
             other.pages += model.cache.share(self.pages)
         other.length = self.length
@@ -70,7 +78,7 @@ class Session:
         if not 0 <= length <= self.length:
             raise ModelError(f"cannot truncate {self.length} tokens to {length}")
         with model.lock:
-            model.cache.release(self.pages, keep=_pages(length))
+            model.cache.release(self.pages, keep=page_count(length))
         self.length = length
 
     @property
@@ -110,14 +118,14 @@ class Session:
         if not size == data.size == length * model.cache.position_bytes or zlib.crc32(data.data) != crc:
             raise ModelError("the saved session is damaged")
         with model.lock:
-            model.cache.replace(self.pages, _pages(length))
+            model.cache.replace(self.pages, page_count(length), self.holder)
             self.length = 0
             model.cache.write(self.pages, length, data)
         self.counters.bytes_copied += data.size
         self.length = length
 
     def close(self) -> None:
-        """Release the session's pages. Idempotent."""
+        """Release the session's pages. Idempotent. Takes no lock, so that finalizers may call it."""
         self._give_back()
         self._drop_head()
 
@@ -150,18 +158,14 @@ class Session:
                 "truncate the session or open the model with a larger context"
             )
 
-    def reserve(self, count: int) -> None:
-        """Get pages for ``count`` more tokens, and copy a shared page that the session will write to. For the model."""
-        cache = self.model.cache
-        cache.extend(self.pages, _pages(self.length + count) - len(self.pages))
-        if self.length % PAGE_SIZE:
-            cache.unshare(self.pages, self.length // PAGE_SIZE, self.counters)
-
     def head_into(self, logits: Tensor | None) -> Head | None:
-        """The head recorded for a tensor, kept because most callers use one tensor in every call. For the model."""
+        """The head recorded for a tensor, kept because most callers use one tensor in every call. For the model.
+
+        A head whose last submission was abandoned, and has not ended, is replaced.
+        """
         if logits is None:
             return None
-        if self._head is None or logits != self._head.logits:
+        if self._head is None or logits != self._head.logits or self._head.pending:
             self._drop_head()
             self._head = self._open().head(logits)
         return self._head
@@ -179,8 +183,3 @@ class Request:
     session: Session
     tokens: Sequence[int]
     logits: Tensor | None = None
-
-
-def _pages(length: int) -> int:
-    """Number of pages that ``length`` tokens take."""
-    return -(-length // PAGE_SIZE)

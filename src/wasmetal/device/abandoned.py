@@ -1,0 +1,26 @@
+"""What a device may still use although nobody waits for it any more: kept alive on purpose until that has ended.
+
+A kernel that hangs cannot be stopped. Its buffers, and the pages of a guest among them, must stay mapped, and Vulkan
+forbids destroying a device that is at work. So they outlive their owners here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+# Single operations on a dict are atomic in Python, so no lock is needed, and finalizers may call keep().
+_kept: dict[int, tuple[Callable[[], bool], object]] = {}
+_numbers = itertools.count()
+
+
+def keep(ended: Callable[[], bool], used: object) -> None:
+    """Refer to ``used`` until a call of :func:`release_ended` finds that ``ended()``."""
+    _kept[next(_numbers)] = ended, used
+
+
+def release_ended() -> None:
+    """Let go of what devices have finished with. Called whenever a device is opened, closed or given work."""
+    for number, (ended, _) in tuple(_kept.items()):
+        if ended():
+            _kept.pop(number, None)
