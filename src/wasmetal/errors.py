@@ -4,6 +4,11 @@ Each message is one line that says what went wrong and what to do; the command l
 """
 
 
+def printable(text: str) -> str:
+    """At most 500 characters of a text from outside, with U+FFFD for control characters: a terminal would obey them."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:500])
+
+
 class WasmetalError(Exception):
     """Base of all errors below."""
 

@@ -41,6 +41,9 @@ def run(
         str | None, typer.Option(metavar="SIZE", help="Limit on device memory, for example 1GiB.")
     ] = None,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="Limit on the running time.")] = None,
+    trusted: Annotated[
+        bool, typer.Option("--trusted", help="Compile the guest without limits on the compiler's time and memory.")
+    ] = False,
     device: Device = None,
 ) -> None:
     """Run a guest, and exit with its exit code.
@@ -63,6 +66,7 @@ def run(
         env=dict(pairs(env, "=", "KEY=VALUE")),
         dirs={inside: outside for outside, inside in pairs(directory, "::", "HOST::GUEST")},
         limits=Limits(**limits, wall_seconds=timeout),
+        trusted=trusted,
         stdin="inherit",
         stdout=writer(sys.stdout),
         stderr=writer(sys.stderr),

@@ -63,6 +63,7 @@ class Guest:
         env: Mapping[str, str] | None = None,
         dirs: Mapping[str, str | Path] | None = None,
         limits: Limits | None = None,
+        trusted: bool = False,
         stdin: bytes | Literal["inherit"] = b"",
         stdout: wasi.Output | None = None,
         stderr: wasi.Output | None = None,
@@ -76,6 +77,7 @@ class Guest:
         device, which stays loaded.
         ``args``: without the program's name.
         ``dirs``: host directories, readable and writable, by the guest's names for them.
+        ``trusted``: as for :class:`Program`; it changes only how the module is compiled.
         ``stdin``: bytes, or "inherit" for the process's own.
         ``stdout``, ``stderr``: called with the bytes that the guest writes, as it writes them, on the guest's thread.
         If None, what is written is lost.
@@ -83,7 +85,7 @@ class Guest:
         Raises GuestError (no such file, not a module, an import that does not exist, a directory or model that cannot
         be granted), GuestTrapError, LimitError, MemoryRefusedError, DeviceError and ModelError.
         """
-        program = module if isinstance(module, Program) else Program(module)
+        program = module if isinstance(module, Program) else Program(module, trusted=trusted)
         self.exit_code: int | None = None
         """The exit code, once the run has ended."""
         self._call: GuestThread[Any] | None = None
