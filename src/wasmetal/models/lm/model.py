@@ -32,16 +32,19 @@ CONTEXTS = 2
 """Size of the KV cache, shared by all sessions, in whole contexts."""
 
 
-def load_model(source: str | Path, device: Device, *, context: int | None = None) -> Model:
+def load_model(source: str | Path, device: Device, *, context: int | None = None, trusted: bool | None = None) -> Model:
     """Load a model onto a device: a known model's name, or a path to a GGUF file.
 
     ``context`` is the number of tokens that a session may have, by default DEFAULT_CONTEXT, or what the model was
-    trained for if that is less. Raises ModelError if the file cannot be used, OutOfDeviceMemoryError if it is too
-    large.
+    trained for if that is less. ``trusted``: render the model's chat template in this process, without limits on time
+    and memory; by default only for known models, which were verified when they were pulled. Raises ModelError if the
+    file cannot be used, OutOfDeviceMemoryError if it is too large.
     """
     path = store.resolve(source)
     name = str(source) if source in store.CATALOG else path.stem
-    return Model(GGUFFile(path), name, device, context)
+    return Model(
+        GGUFFile(path), name, device, context, trusted=str(source) in store.CATALOG if trusted is None else trusted
+    )
 
 
 class Model:
@@ -52,13 +55,13 @@ class Model:
 
     capabilities = frozenset({Capability.LANGUAGE})
 
-    def __init__(self, file: GGUFFile, name: str, device: Device, context: int | None = None):
+    def __init__(self, file: GGUFFile, name: str, device: Device, context: int | None = None, *, trusted: bool = False):
         self._network = read_network(file)
         self.device = device
         self.name = name
         self.config = c = self._network.config
         self.tokenizer = Tokenizer(file)
-        self.chat_template = _chat_template(file, self.tokenizer)
+        self.chat_template = _chat_template(file, self.tokenizer, trusted)
         self.vocab_size = c.vocab_size
         self.context_length = min(c.context_length, DEFAULT_CONTEXT) if context is None else context
         if not 1 <= self.context_length <= c.context_length:
@@ -201,9 +204,9 @@ def _batches(counts: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
         yield batch
 
 
-def _chat_template(file: GGUFFile, tokenizer: Tokenizer) -> ChatTemplate | None:
+def _chat_template(file: GGUFFile, tokenizer: Tokenizer, trusted: bool) -> ChatTemplate | None:
     source = file.get("tokenizer.chat_template", str, None)
     if source is None:
         return None
     bos, eos = ("" if i is None else tokenizer.tokens[i] for i in (tokenizer.bos, tokenizer.eos))
-    return ChatTemplate(source, bos=bos, eos=eos)
+    return ChatTemplate(source, bos=bos, eos=eos, trusted=trusted)
