@@ -62,6 +62,7 @@ class Conversation:
             device=device,
             models={"default": model},
             args=arguments,
+            trusted=True,  # wasmetal's own guest
             stdout=stdout,
             stderr=stderr,
         )

@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+def printable(text: str) -> str:
+    """At most 500 characters of a text from outside, with U+FFFD for control characters: a terminal would obey them."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:500])
+
+
 class WasmetalError(Exception):
     """Base of all errors below."""
 

@@ -14,8 +14,9 @@ import wasmtime
 
 from wasmetal import Guest, Limits, Program
 from wasmetal.errors import GuestError, GuestTrapError, LimitError
+from wasmetal.host import program as program_module
 from wasmetal.host import program_cache
-from wasmetal.host import wasm as wasm_module
+from wasmetal.host.compiler import compile_untrusted
 
 COUNTER = b"""(module (memory (export "memory") 1) (global $n (mut i32) (i32.const 0))
     (func (export "next") (result i32)
@@ -43,12 +44,11 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What was compiled, and not loaded."""
     codes: list[bytes] = []
 
-    class Watched(wasmtime.Module):
-        def __init__(self, engine: wasmtime.Engine, code: Any) -> None:
-            codes.append(code)
-            super().__init__(engine, code)
+    def watched(engine: wasmtime.Engine, name: str, code: bytes) -> wasmtime.Module:
+        codes.append(code)
+        return compile_untrusted(engine, name, code)
 
-    monkeypatch.setattr(wasm_module.wasmtime, "Module", Watched)
+    monkeypatch.setattr(program_module, "compile_untrusted", watched)
     return codes
 
 

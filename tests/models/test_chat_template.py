@@ -1,10 +1,11 @@
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.models.tiny import CHAT_TEMPLATE
+from wasmetal import load_model
+from wasmetal.device import Device
 from wasmetal.errors import ModelError
 from wasmetal.models.files.gguf import GGUFFile
 from wasmetal.models.lm import chat_template
@@ -21,16 +22,21 @@ LLAMA_3 = (
 )
 
 
-def test_chatml() -> None:
-    template = ChatTemplate(CHAT_TEMPLATE)
+@pytest.fixture(params=[False, True], ids=["in a worker", "trusted"])
+def trusted(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def test_chatml(trusted: bool) -> None:
+    template = ChatTemplate(CHAT_TEMPLATE, trusted=trusted)
     prompt = "<|im_start|>user\nHello <you> & all<|im_end|>\n"
     assert template.render(HELLO) == prompt + "<|im_start|>assistant\n"
     assert template.render(HELLO, add_generation_prompt=False) == prompt
 
 
-def test_llama_3_writes_bos_once() -> None:
+def test_llama_3_writes_bos_once(trusted: bool) -> None:
     messages = [*HELLO, {"role": "assistant", "content": " Hi "}]
-    assert ChatTemplate(LLAMA_3, bos="<|begin_of_text|>").render(messages) == (
+    assert ChatTemplate(LLAMA_3, bos="<|begin_of_text|>", trusted=trusted).render(messages) == (
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHello <you> & all<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\nHi<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
@@ -46,12 +52,12 @@ def test_llama_3_writes_bos_once() -> None:
         ("{{ {'a': 'ü'} | tojson(indent=1) }}", '{\n "a": "ü"\n}'),
         ("{% set ns = namespace(n=1) %}{% for i in range(3) %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "4"),
         ("{{ tools is none }}{{ nothing is defined }}{{ dict(a=1).a }}{{ '-' * 3 }}{{ 2 ** 5 }}", "TrueFalse1---32"),
-        ("{{ strftime_now('%%') }}", "%"),
+        ("{{ strftime_now('%%') }}{{ 'a b' | wordwrap(1) | pprint }}", "%'a\\nb'"),
         ("{% generation %}{{ messages[0].role }}{% endgeneration %}", "user"),
     ],
 )
-def test_environment(source: str, text: str) -> None:
-    assert ChatTemplate(source).render(HELLO) == text
+def test_environment(source: str, text: str, trusted: bool) -> None:
+    assert ChatTemplate(source, trusted=trusted).render(HELLO) == text
 
 
 @pytest.mark.parametrize(
@@ -67,9 +73,9 @@ def test_environment(source: str, text: str) -> None:
         ("{% include 'other' %}", "no loader"),
     ],
 )
-def test_failures_are_one_line(source: str, said: str) -> None:
+def test_failures_are_one_line(source: str, said: str, trusted: bool) -> None:
     with pytest.raises(ModelError, match=said) as caught:
-        ChatTemplate(source).render(HELLO)
+        ChatTemplate(source, trusted=trusted).render(HELLO)
     assert "\n" not in str(caught.value)
 
 
@@ -84,39 +90,23 @@ def test_failures_are_one_line(source: str, said: str) -> None:
         "{{ raise_exception.__globals__.x }}",
         "{{ dict.__subclasses__() }}",
         "{{ '{0.__class__.x}'.format(messages) }}",
-        "{{ 'x' * 10 ** 10 }}",
-        "{{ 10 ** 10 * [1] }}",
-        "{{ 9 ** (9 ** 9) }}",
-        "{% set ns = namespace(n=2) %}{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
-        "{{ range(10 ** 9) | list }}",
     ],
 )
-def test_the_sandbox_holds(source: str) -> None:
-    with pytest.raises(ModelError):
-        ChatTemplate(source).render(HELLO)
-
-
-def test_a_template_that_never_ends_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.05)
-    loop = "{% for i in range(100000) %}"
-    before = sys.gettrace()
-    with pytest.raises(ModelError, match=r"failed: took more than 0.05 seconds"):
-        ChatTemplate(loop * 4 + "{% endfor %}" * 4).render(HELLO)
-    assert sys.gettrace() is before
-
-
-def test_a_template_that_writes_too_much_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_template, "MAX_OUTPUT", 1000)
-    source = "{% for i in range(n) %}{{ 'x' * 100 }}{% endfor %}"
-    assert len(ChatTemplate(source.replace("n)", "10)")).render(HELLO)) == 1000
-    with pytest.raises(ModelError, match="wrote more than 1000 characters"):
-        ChatTemplate(source.replace("n)", "11)")).render(HELLO)
+def test_the_sandbox_holds(source: str, trusted: bool) -> None:
+    with pytest.raises(ModelError, match=r"^chat template "):
+        ChatTemplate(source, trusted=trusted).render(HELLO)
 
 
 @pytest.mark.parametrize("messages", [[{"role": "user", "content": object()}], object()])
 def test_messages_that_are_no_plain_data(messages: Any) -> None:
-    with pytest.raises(ModelError, match="not JSON serializable"):
+    with pytest.raises(ModelError, match=r"^the messages are not plain data: .* not JSON serializable"):
         ChatTemplate(CHAT_TEMPLATE).render(messages)
+
+
+@pytest.mark.parametrize("text", ["ü\0\r\n", "half a pair: \ud800", "😀" * 100_000])
+def test_texts_arrive_unchanged(text: str, trusted: bool) -> None:
+    template = ChatTemplate("{{ messages[0].content }}{{ eos_token }}", eos="\ud801", trusted=trusted)
+    assert template.render([{"role": "user", "content": text}]) == text + "\ud801"
 
 
 @pytest.mark.model
@@ -127,3 +117,13 @@ def test_smollm2_has_a_default_system_prompt(smollm2: Path) -> None:
     assert template.render(HELLO) == system + turn
     own = [{"role": "system", "content": "Be brief."}, *HELLO]
     assert template.render(own) == "<|im_start|>system\nBe brief.<|im_end|>\n" + turn
+
+
+@pytest.mark.model
+def test_a_known_model_is_trusted(smollm2: Path, cpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "_pool", None)
+    with load_model("smollm2:135m", cpu, context=64) as model:
+        assert model.chat_template
+        assert model.chat_template.render(HELLO).endswith("<|im_start|>assistant\n")
+    with pytest.raises(AttributeError):
+        load_model(smollm2, cpu, context=64)

@@ -22,7 +22,7 @@ def measure(device: Device) -> dict[str, Spread]:
     module = guest("chat")
     with tempfile.TemporaryDirectory() as folder:
         with _environment(WASMETAL_NO_PROGRAM_CACHE="1"):
-            compiled = spread(lambda: Program(module), COMPILATIONS)
+            compiled = spread(lambda: Program(module, trusted=True), COMPILATIONS)
         with _environment(WASMETAL_HOME=folder, WASMETAL_NO_PROGRAM_CACHE=None):
             loaded = spread(lambda: Program(module), REPEATS)
     program = Program(module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from wasmetal import Counters
     from wasmetal.device import Device as OpenDevice
     from wasmetal.host.wasi import Output
+    from wasmetal.models import Model
 
 
 def chat(
@@ -45,6 +47,9 @@ def chat(
     repeat_penalty: Annotated[
         str | None, typer.Option(metavar="R", help="Penalty on recent tokens; 1 is none.")
     ] = None,
+    trusted: Annotated[
+        bool, typer.Option("--trusted", help="Render the model's chat template without limits on time and memory.")
+    ] = False,
     device: Device = None,
     stats: Annotated[
         bool,
@@ -64,6 +69,7 @@ def chat(
     it answers the prompt, or each line of standard input, and prints the answers and nothing else.
     """
     from wasmetal.device import open_device
+    from wasmetal.models import load_model
 
     values = {
         "-p": prompt,
@@ -81,14 +87,17 @@ def chat(
     if prompt is None:
         _offer_to_pull(model)
     at_terminal = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
-    with open_device(device) as opened:
-        code, totals = (_at_terminal if at_terminal else _as_filter)(model, opened, arguments)
+    with open_device(device) as opened, ExitStack() as stack:
+        loaded = stack.enter_context(load_model(model, opened, trusted=True)) if trusted else None
+        code, totals = (_at_terminal if at_terminal else _as_filter)(model, loaded or model, opened, arguments)
+        if loaded:
+            totals.add(loaded.counters)
     if counters:
         _print_counters(totals)
     raise typer.Exit(code)
 
 
-def _as_filter(model: str, device: OpenDevice, arguments: Sequence[str]) -> tuple[int, Counters]:
+def _as_filter(name: str, model: str | Model, device: OpenDevice, arguments: Sequence[str]) -> tuple[int, Counters]:
     """Answer the prompt, or each line of standard input. Returns the exit code and the counters."""
     from wasmetal import Guest, packaged
 
@@ -97,6 +106,7 @@ def _as_filter(model: str, device: OpenDevice, arguments: Sequence[str]) -> tupl
         device=device,
         models={"default": model},
         args=arguments,
+        trusted=True,  # wasmetal's own guest
         stdin="inherit",
         stdout=_output(sys.stdout),
         stderr=_output(sys.stderr),
@@ -104,7 +114,7 @@ def _as_filter(model: str, device: OpenDevice, arguments: Sequence[str]) -> tupl
         return run_or_leave(guest), guest.counters
 
 
-def _at_terminal(model: str, device: OpenDevice, arguments: Sequence[str]) -> tuple[int, Counters]:
+def _at_terminal(name: str, model: str | Model, device: OpenDevice, arguments: Sequence[str]) -> tuple[int, Counters]:
     """Converse with the user. Returns the exit code and the counters."""
     from wasmetal.cli import interactive
     from wasmetal.cli.prompt import prompt_reader
@@ -117,7 +127,7 @@ def _at_terminal(model: str, device: OpenDevice, arguments: Sequence[str]) -> tu
         model, device=device, arguments=arguments, stdout=out, stderr=_output(sys.stderr)
     ) as conversation:
         if not (code := conversation.open()):
-            print(interactive.greeting(model, device.info, conversation.stats()))
+            print(interactive.greeting(name, device.info, conversation.stats()))
             interactive.converse(conversation, out, prompt_reader(home() / "chat-history"))
         return code, conversation.guest.counters
 

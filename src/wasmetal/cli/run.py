@@ -48,6 +48,9 @@ def run(
         str | None, typer.Option(metavar="SIZE", help="Limit on what the guest adds to files  [default: 1GiB]")
     ] = None,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="Limit on the running time.")] = None,
+    trusted: Annotated[
+        bool, typer.Option("--trusted", help="Compile the guest without limits on the compiler's time and memory.")
+    ] = False,
     device: Device = None,
 ) -> None:
     """Run a guest, and exit with its exit code.
@@ -75,6 +78,7 @@ def run(
             for outside, inside in pairs(directory, "::", "HOST::GUEST[:ro]")
         },
         limits=Limits(**limits, wall_seconds=timeout),
+        trusted=trusted,
         stdin="inherit",
         stdout=writer(sys.stdout),
         stderr=writer(sys.stderr),

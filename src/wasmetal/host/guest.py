@@ -76,6 +76,7 @@ class Guest:
         env: Mapping[str, str] | None = None,
         dirs: Mapping[str, str | Path | Dir] | None = None,
         limits: Limits | None = None,
+        trusted: bool = False,
         stdin: bytes | Literal["inherit"] = b"",
         stdout: wasi.Output | None = None,
         stderr: wasi.Output | None = None,
@@ -89,6 +90,7 @@ class Guest:
         device, which stays loaded.
         ``args``: without the program's name.
         ``dirs``: host directories, by the guest's names for them; writable, unless a :class:`Dir` says otherwise.
+        ``trusted``: as for :class:`Program`; it changes only how the module is compiled.
         ``stdin``: bytes, or "inherit" for the process's own.
         ``stdout``, ``stderr``: called with the bytes that the guest writes, as it writes them, on the guest's thread.
         If None, what is written is lost.
@@ -97,7 +99,7 @@ class Guest:
         be granted), GuestTrapError, LimitError, MemoryRefusedError, DeviceError and ModelError.
         """
         _close_dropped()
-        program = module if isinstance(module, Program) else Program(module)
+        program = module if isinstance(module, Program) else Program(module, trusted=trusted)
         self.exit_code: int | None = None
         """The exit code, once the run has ended."""
         self._call: GuestThread[Any] | None = None

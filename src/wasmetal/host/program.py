@@ -8,6 +8,7 @@ import wasmtime
 
 from wasmetal.errors import GuestError
 from wasmetal.host import abi, program_cache
+from wasmetal.host.compiler import compile_untrusted
 from wasmetal.host.link import host_functions
 from wasmetal.host.runtime import runtime
 from wasmetal.host.wasm import compile_module, has_memory64, one_line, read_module
@@ -26,17 +27,20 @@ class Program:
     ``WASMETAL_NO_PROGRAM_CACHE=1`` switches that off.
     """
 
-    def __init__(self, module: str | Path | bytes) -> None:
+    def __init__(self, module: str | Path | bytes, *, trusted: bool = False) -> None:
         """``module``: a path, or the bytes, of a core module, binary or text.
 
-        Raises GuestError: no such file, not a module, or an import that does not exist.
+        ``trusted``: compile it in this process, without limits on its size, and on the compiler's time and memory.
+
+        Raises GuestError: no such file, not a module, too large, or an import that does not exist.
         """
         self.name, code = read_module(module)
         """The file's name; "guest" if the module was given as bytes."""
         engine = runtime().engine
         compiled = program_cache.load(engine, code)
         if compiled is None:
-            compiled = compile_module(engine, self.name, code)
+            compile_ = compile_module if trusted else compile_untrusted
+            compiled = compile_(engine, self.name, code)
             program_cache.save(compiled, code)
         self.memory64 = has_memory64(compiled)
         """Whether the exported memory has 64-bit addresses."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import wasmtime
 
-from wasmetal.errors import GuestError
+from wasmetal.errors import GuestError, printable
 
 
 def read_module(module: str | Path | bytes) -> tuple[str, bytes]:
@@ -21,12 +21,23 @@ def read_module(module: str | Path | bytes) -> tuple[str, bytes]:
 
 def compile_module(engine: wasmtime.Engine, name: str, code: bytes) -> wasmtime.Module:
     """Compile a core module, binary or text. Raises GuestError."""
+    binary = to_binary(name, code)
+    try:
+        return wasmtime.Module(engine, binary)
+    except wasmtime.WasmtimeError as error:
+        raise GuestError(f"{name}: {one_line(error)}") from error
+
+
+def to_binary(name: str, code: bytes) -> bytes:
+    """A core module, binary or text, as binary. Of a binary only the beginning is checked. Raises GuestError."""
     if code[:8] == b"\0asm\x0d\0\x01\0":
         raise GuestError(f"{name} is a component; only core modules run here (target wasm32-wasip1)")
-    if code[:4] != b"\0asm" and not code.lstrip().startswith((b"(", b";;")):
+    if code[:4] == b"\0asm":
+        return code
+    if not code.lstrip().startswith((b"(", b";;")):
         raise GuestError(f"{name} is not a WebAssembly module")
     try:
-        return wasmtime.Module(engine, code)
+        return bytes(wasmtime.wat2wasm(code))
     except (wasmtime.WasmtimeError, UnicodeDecodeError) as error:
         raise GuestError(f"{name}: {one_line(error)}") from error
 
@@ -42,7 +53,7 @@ def describe_trap(trap: wasmtime.Trap) -> str:
     reason = trap.message.rpartition("wasm trap: ")[2].strip()
     frames = trap.frames
     function = frames[0].func_name or f"function {frames[0].func_index}" if frames else "the host"
-    return f"the guest trapped in {_printable(function)}: {one_line(reason)}"
+    return f"the guest trapped in {printable(function)}: {one_line(reason)}"
 
 
 def one_line(message: object) -> str:
@@ -51,9 +62,4 @@ def one_line(message: object) -> str:
     lines = [text.strip().partition("\n")[0].rstrip(":") for text in (head, cause) if text.strip()]
     if len(lines) == 2 and lines[0].startswith("error while executing"):
         del lines[0]
-    return _printable(": ".join(lines))
-
-
-def _printable(text: str) -> str:
-    """Replace control characters: the guest chooses the names, and a terminal would obey them."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:500])
+    return printable(": ".join(lines))

@@ -1,8 +1,28 @@
 """Language models: their files, tokenizers and chat templates, and sessions with them on a device."""
 
-from wasmetal.models.lm.chat_template import ChatTemplate
-from wasmetal.models.lm.model import Model, load_model
-from wasmetal.models.lm.session import Request, Session
-from wasmetal.models.lm.tokenizer import Tokenizer
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wasmetal.models.lm.chat_template import ChatTemplate
+    from wasmetal.models.lm.model import Model, load_model
+    from wasmetal.models.lm.session import Request, Session
+    from wasmetal.models.lm.tokenizer import Tokenizer
 
 __all__ = ["ChatTemplate", "Model", "Request", "Session", "Tokenizer", "load_model"]
+
+_HOMES = {
+    "ChatTemplate": "wasmetal.models.lm.chat_template",
+    "Model": "wasmetal.models.lm.model",
+    "Request": "wasmetal.models.lm.session",
+    "Session": "wasmetal.models.lm.session",
+    "Tokenizer": "wasmetal.models.lm.tokenizer",
+    "load_model": "wasmetal.models.lm.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name at its first use, so that a worker process which renders templates loads nothing else."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -38,18 +38,28 @@ _LOOK = 0.05
 """Seconds of waiting for a free pass before the caller gets a chance to give up."""
 
 
-def load_model(source: str | Path, device: Device, *, context: int | None = None, contexts: int = CONTEXTS) -> Model:
+def load_model(
+    source: str | Path,
+    device: Device,
+    *,
+    context: int | None = None,
+    contexts: int = CONTEXTS,
+    trusted: bool | None = None,
+) -> Model:
     """Load a model onto a device: a known model's name, or a path to a GGUF file.
 
     ``context`` is the number of tokens that a session may have, by default DEFAULT_CONTEXT, or what the model was
     trained for if that is less. ``contexts`` is the size of the KV cache that all sessions share, in whole contexts:
     every guest that is granted the model is guaranteed an equal share of it, and so is the caller for its own sessions.
-    Raises ModelError if the file cannot be used, OutOfDeviceMemoryError if it is too large.
+    ``trusted``: render the model's chat template in this process, without limits on time and memory; by default only
+    for known models, which were verified when they were pulled. Raises ModelError if the file cannot be used,
+    OutOfDeviceMemoryError if it is too large.
     """
     with setting_up(f"load {source}", ModelError):
         path = store.resolve(source)
-        name = str(source) if source in store.CATALOG else path.stem
-        return Model(GGUFFile(path), name, device, context, contexts)
+        known = source in store.CATALOG
+        name = str(source) if known else path.stem
+        return Model(GGUFFile(path), name, device, context, contexts, trusted=known if trusted is None else trusted)
 
 
 class Model:
@@ -60,13 +70,22 @@ class Model:
 
     capabilities = frozenset({Capability.LANGUAGE})
 
-    def __init__(self, file: GGUFFile, name: str, device: Device, context: int | None = None, contexts: int = CONTEXTS):
+    def __init__(
+        self,
+        file: GGUFFile,
+        name: str,
+        device: Device,
+        context: int | None = None,
+        contexts: int = CONTEXTS,
+        *,
+        trusted: bool = False,
+    ):
         self._network = read_network(file)
         self.device = device
         self.name = name
         self.config = c = self._network.config
         self.tokenizer = Tokenizer(file)
-        self.chat_template = _chat_template(file, self.tokenizer)
+        self.chat_template = _chat_template(file, self.tokenizer, trusted)
         self.vocab_size = c.vocab_size
         self.context_length = min(c.context_length, DEFAULT_CONTEXT) if context is None else context
         if not 1 <= self.context_length <= c.context_length:
@@ -275,9 +294,9 @@ def _batches(counts: Sequence[int], rows: Callable[[], int]) -> Iterator[list[tu
         yield batch
 
 
-def _chat_template(file: GGUFFile, tokenizer: Tokenizer) -> ChatTemplate | None:
+def _chat_template(file: GGUFFile, tokenizer: Tokenizer, trusted: bool) -> ChatTemplate | None:
     source = file.get("tokenizer.chat_template", str, None)
     if source is None:
         return None
     bos, eos = ("" if i is None else tokenizer.tokens[i] for i in (tokenizer.bos, tokenizer.eos))
-    return ChatTemplate(source, bos=bos, eos=eos)
+    return ChatTemplate(source, bos=bos, eos=eos, trusted=trusted)

@@ -1,0 +1,52 @@
+"""Compiling modules that are not trusted: in a worker process, since the compiler itself has no limits.
+
+A few hundred KiB of hostile code can make it take minutes and any amount of memory.
+"""
+
+from __future__ import annotations
+
+import wasmtime
+
+from wasmetal.errors import GuestError
+from wasmetal.host.sections import CODE, check_items, read
+from wasmetal.host.wasm import compile_module, one_line, to_binary
+from wasmetal.worker import WorkerPool
+
+MAX_MODULE = 128 << 20
+"""Bytes of a module."""
+SECONDS, MEMORY = 30.0, 1 << 30
+"""What compiling any module may take."""
+SECONDS_FOR_BYTE, MEMORY_FOR_BYTE = 8 / (1 << 20), 64
+"""What it may take more for each byte of the module. A program of 65 MiB took 115 seconds on two busy cores, 1.5 GiB of
+memory, and 162 MiB when compiled."""
+_COMPILED, _COMPILED_FOR_BYTE = 64 << 20, 8
+"""Bytes of the compiled module."""
+_SMALL = 16 << 10
+_SMALL_CODE = 4 << 10
+"""Bytes of a module, and of its functions' code, that are compiled here: the worst that we could make of that many took
+0.12 seconds and 10 MiB."""
+_pool = WorkerPool("wasmetal.host.compiler_worker", GuestError, threads=4)
+
+
+def compile_untrusted(engine: wasmtime.Engine, name: str, code: bytes) -> wasmtime.Module:
+    """Compile a core module, binary or text, within bounds that follow from its size. Raises GuestError."""
+    if len(code) > MAX_MODULE:
+        raise GuestError(f"{name} has {len(code)} bytes; at most {MAX_MODULE} are supported")
+    if len(code) <= _SMALL:
+        code = to_binary(name, code)
+        if len(code) <= _SMALL and sum(each.nbytes for each in read(code) if each.kind == CODE) <= _SMALL_CODE:
+            check_items(name, code)
+            return compile_module(engine, name, code)
+    nbytes = len(code)
+    _, compiled = _pool.request(
+        f"compiling {name}",
+        {"name": name},
+        code,
+        seconds=round(SECONDS + SECONDS_FOR_BYTE * nbytes),
+        memory=MEMORY + MEMORY_FOR_BYTE * nbytes,
+        most=_COMPILED + _COMPILED_FOR_BYTE * nbytes,
+    )
+    try:
+        return wasmtime.Module.deserialize(engine, compiled)
+    except wasmtime.WasmtimeError as error:
+        raise GuestError(f"{name}: {one_line(error)}") from error

@@ -1,0 +1,55 @@
+"""The sections of a binary module, as their headers describe them: https://webassembly.github.io/spec/core/binary/modules.html"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from wasmetal.errors import GuestError
+
+MAX_ITEMS = 1 << 17
+"""Functions, types, imports, exports, globals and so on in a module. The largest programs have about half of that."""
+
+_CUSTOM, _START, CODE, _DATA_COUNT = 0, 8, 10, 12
+_UNCOUNTED = (_CUSTOM, _START, CODE, _DATA_COUNT)  # functions are counted where they are declared
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One section."""
+
+    kind: int
+    """Its number in the specification."""
+    nbytes: int
+    items: int
+    """How many functions, types, imports or the like it says it has."""
+
+
+def read(code: bytes) -> Iterator[Section]:
+    """The sections of a binary module, up to the first that is malformed; what is wrong there the compiler says."""
+    position = 8
+    while position < len(code):
+        kind = code[position]
+        nbytes, position = _integer(code, position + 1)
+        items = 0 if kind in _UNCOUNTED else _integer(code, position)[0]
+        yield Section(kind, nbytes, items)
+        position += nbytes
+
+
+def check_items(name: str, code: bytes) -> None:
+    """Raise GuestError if a binary module has too many parts: each costs memory as long as the module is loaded."""
+    items = sum(section.items for section in read(code))
+    if items > MAX_ITEMS:
+        raise GuestError(f"{name} has {items} functions, types, imports and so on; at most {MAX_ITEMS} are supported")
+
+
+def _integer(code: bytes, position: int) -> tuple[int, int]:
+    """A 32-bit integer in LEB128, and where it ends; what is missing at the end of the module reads as zeros."""
+    value = 0
+    for shift in range(0, 35, 7):
+        byte = code[position] if position < len(code) else 0
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            break
+    return value, position

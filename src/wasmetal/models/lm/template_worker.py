@@ -1,0 +1,28 @@
+"""The service that renders chat templates in worker processes."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any
+
+from wasmetal.errors import ModelError
+from wasmetal.models.lm.jinja_template import JinjaTemplate
+
+_compiled = lru_cache(maxsize=8)(JinjaTemplate)
+
+# Whatever Python and Jinja read at the first use must be read before the worker gives up reading.
+for _source in ("{{ strftime_now('%c') }}", "{{ 'a'|wordwrap|pprint }}", "{{ raise_exception('') }}", "{% for %}"):
+    with suppress(ModelError):
+        _compiled(_source, "", "").render([], True)
+
+
+def serve(header: dict[str, Any], payload: bytearray) -> tuple[dict[str, Any], bytes]:
+    """Compile a template, and render it if the request has messages. Raises ModelError."""
+    request = json.loads(payload)
+    template = _compiled(request["source"], request["bos"], request["eos"])
+    if "messages" not in request:
+        return {}, b""
+    prompt = template.render(request["messages"], request["add_generation_prompt"])
+    return {}, prompt.encode(errors="surrogatepass")
