@@ -1,0 +1,58 @@
+"""What processes have, from /proc; nothing where there is none."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def session_of(leader: int) -> list[int]:
+    """The processes of a session: its leader and those that it has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == leader:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def resident(processes: Iterable[int]) -> int:
+    """Bytes of memory that they have; what they share is counted for each."""
+    total = 0
+    for pid in processes:
+        try:
+            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+        except OSError:
+            continue
+    return total
+
+
+@dataclass(frozen=True)
+class Held:
+    """What this process holds."""
+
+    resident: int
+    maps: int
+    descriptors: int
+    threads: int
+
+    @classmethod
+    def now(cls) -> Held:
+        """As it is."""
+        with open("/proc/self/maps", "rb") as maps:
+            lines = sum(1 for _ in maps)
+        return cls(resident([os.getpid()]), lines, len(os.listdir("/proc/self/fd")), threading.active_count())
+
+    def __str__(self) -> str:
+        return (
+            f"{self.resident >> 20} MiB resident, {self.maps} maps, {self.descriptors} descriptors, "
+            f"{self.threads} threads"
+        )
