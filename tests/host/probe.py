@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def probe_text(memory64: bool, pages: int, maximum: int) -> str:
-    """A module that exports each host function under its own name, its memory, and ``grow``."""
+    """A module that exports each host function under its own name, its memory, ``grow``, and ``trap``."""
     address = "i64" if memory64 else "i32"
     imports, exports = [], []
     for module, functions in abi.INTERFACES.items():
@@ -35,6 +35,7 @@ def probe_text(memory64: bool, pages: int, maximum: int) -> str:
             *imports,
             f'(memory (export "memory") {address if memory64 else ""} {pages} {maximum})',
             *exports,
+            '(func (export "trap") unreachable)',
             f'(func (export "grow") (param {address}) (result {address}) (memory.grow (local.get 0)))',
             ")",
         ]

@@ -1,0 +1,1 @@
+"""Guests, modules and files that mean harm, one file for each topic."""
