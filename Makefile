@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --co
 MINUTES := 10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all model lint kernels abi guests bench reference fuzz clean
+.PHONY: help demo test test-all model lint kernels abi guests bench reference fuzz soak clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -52,6 +52,9 @@ reference: $(VENV)/.reference ## logits and greedy ids against transformers in f
 
 fuzz: $(VENV)/.test ## hostile inputs at random, for MINUTES=10 in all; what is found goes to build/fuzz
 	$(BIN)/python -m tests.fuzz all --minutes $(MINUTES)
+
+soak: $(VENV)/.test ## honest guests beside hostile ones, for MINUTES=10: results stay right, and nothing grows
+	$(BIN)/python -m tests.fuzz.soak --minutes $(MINUTES)
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) build dist .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

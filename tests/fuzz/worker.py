@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import faulthandler
 import json
-import logging
 import os
 import resource
 import signal
@@ -19,31 +18,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from tests.fuzz.host_log import HostFailures
 from tests.fuzz.target import find, generate
 
 CEILING = 6 << 30
 """Bytes of writable memory that each process may have at all, so that no bomb takes the machine's."""
-
-
-class _Failures(logging.Handler):
-    """What the host logs as its own failure, although a guest caused it."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.records: list[logging.LogRecord] = []
-        logger = logging.getLogger("wasmetal")
-        logger.addHandler(self)
-        logger.propagate = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-    def first(self) -> BaseException | None:
-        """The cause of the first record, if there is one."""
-        if not self.records:
-            return None
-        record = self.records[0]
-        return (record.exc_info and record.exc_info[1]) or AssertionError(f"the host failed: {record.getMessage()}")
 
 
 def main(job: dict[str, Any]) -> int:
@@ -53,7 +32,7 @@ def main(job: dict[str, Any]) -> int:
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (CEILING, most))
     os.environ["WASMETAL_NO_PROGRAM_CACHE"] = "1"
-    failures = _Failures()
+    failures = HostFailures()
     say = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     with find(job["target"]).opened(job["device"]) as run:

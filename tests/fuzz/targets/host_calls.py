@@ -25,6 +25,7 @@ from tests.fuzz.target import Run
 from tests.host.probe import Probe
 from tests.models.tiny import write_tiny_llama
 from wasmetal import Limits, load_model, open_device
+from wasmetal.device import Device
 from wasmetal.errors import WasmetalError
 from wasmetal.host import abi
 from wasmetal.models import Model
@@ -113,8 +114,15 @@ def opened(device: str) -> Iterator[Run]:
             yield lambda data: _run(json.loads(data), opened_device, model)
 
 
-def _run(case: dict[str, Any], device: Any, model: Model) -> Counter[str]:
+def _run(case: dict[str, Any], device: Device, model: Model) -> Counter[str]:
     free = model.cache.free
+    outcomes = attack(case, device, model)
+    assert model.cache.free == free, "pages of the KV cache were lost"
+    return outcomes
+
+
+def attack(case: dict[str, Any], device: Device, model: Model) -> Counter[str]:
+    """Run an input's steps; return how often what came of them."""
     grants: dict[str, Any] = {"models": {"m": model}, "limits": LIMITS}
     with (
         Probe(device, case["memory64"], pages=8, maximum=16, **grants) as attacker,
@@ -126,5 +134,4 @@ def _run(case: dict[str, Any], device: Any, model: Model) -> Counter[str]:
         except WasmetalError as error:
             scene.outcomes[type(error).__name__] += 1
         scene.check_neighbour()
-    assert model.cache.free == free, "pages of the KV cache were lost"
     return scene.outcomes

@@ -18,6 +18,7 @@ from tests.fuzz import noise, wat
 from tests.fuzz.target import Run, refusal
 from tests.host.probe import PAGE, Probe
 from wasmetal import Guest, Limits, Program, open_device
+from wasmetal.device import Device
 from wasmetal.errors import WasmetalError
 from wasmetal.host.abi import Errno
 
@@ -51,7 +52,7 @@ def opened(device: str) -> Iterator[Run]:
         neighbour.bytes[:] = POISON
 
         def run(module: bytes) -> Counter[str]:
-            outcomes = Counter([_outcome(module, opened_device)])
+            outcomes = Counter([outcome(module, opened_device)])
             assert (neighbour.bytes == POISON).all(), "a neighbour's memory has changed"
             return outcomes
 
@@ -61,7 +62,8 @@ def opened(device: str) -> Iterator[Run]:
         assert (neighbour.bytes[PAGE : PAGE + 4096] == POISON).all(), "a neighbour's device buffer has changed"
 
 
-def _outcome(module: bytes, device: object) -> str:
+def outcome(module: bytes, device: Device) -> str:
+    """Compile, instantiate and run a module; return how far it came."""
     stage = "compile"
     try:
         program = Program(module)
