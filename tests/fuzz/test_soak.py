@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -32,9 +33,11 @@ def test_a_short_soak(request: pytest.FixtureRequest, device: str) -> None:
 
 def test_growth_is_found() -> None:
     held = Held.now()
-    with open("/dev/null", "rb"):
+    with contextlib.ExitStack() as files:
+        for _ in range(ROOM.descriptors + 1):
+            files.enter_context(open("/dev/null", "rb"))
         (found,) = [each for each in grown(held, Held.now()) if each.startswith("descriptors")]
-    assert found == f"descriptors: {held.descriptors + 1} after {held.descriptors}"
+    assert found == f"descriptors: {held.descriptors + ROOM.descriptors + 1} after {held.descriptors}"
     more = replace(held, resident=held.resident + ROOM.resident + 1, threads=held.threads + 1)
     assert [each.split(":")[0] for each in grown(held, more)] == ["resident", "threads"]
 
