@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz import target
-from tests.fuzz.resources import resident, session_of
+from tests.fuzz.resources import family, resident
 
 ROOT = Path(__file__).parents[2]
 START = 180.0
@@ -121,7 +122,7 @@ def _watch(result: Result, inputs: dict[str, Any], seconds: float, progress: Cal
         for line in lines:
             now = time.monotonic()
             if line is None:
-                result.most_memory = max(result.most_memory, used := resident(session_of(process.pid)))
+                result.most_memory = max(result.most_memory, used := resident(family(process.pid)))
                 if now - began > (limits.SECONDS if running else START):
                     wrong = f"still running after {now - began:.0f} s"
                 elif used > limits.MEMORY:
@@ -190,7 +191,10 @@ def _worker(
         try:
             yield process, _lines(process), errors
         finally:
-            os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+            if process.poll() is None:
+                for pid in family(process.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             process.wait()
             assert process.stdout
             process.stdout.close()

@@ -11,16 +11,18 @@ from pathlib import Path
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def session_of(leader: int) -> list[int]:
-    """The processes of a session: its leader and those that it has started."""
-    found = []
+def family(first: int) -> set[int]:
+    """A process, those that it has started, and those that these have."""
+    parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended
             continue
-        if int(fields[3]) == leader:
-            found.append(int(stat.parent.name))
+    found, new = set(), {first}
+    while new:
+        found |= new
+        new = {pid for pid, parent in parents.items() if parent in new}
     return found
 
 

@@ -18,7 +18,7 @@ from wasmetal.errors import ModelError
 from wasmetal.models import ChatTemplate
 
 SECONDS = 60.0
-MEMORY = 2 << 30
+MEMORY = 1 << 30
 LONGEST = 1 << 24
 """Characters that a prompt may have."""
 
@@ -116,7 +116,7 @@ BOMBS = (
 
 
 def generate(random: Random) -> bytes:
-    if random.random() < 0.05:
+    if random.random() < 0.02:
         source = random.choice(BOMBS).replace("NUMBER", random.choice(LARGE))
     else:
         source = "{% set ns = namespace(x='a', y=[0]) %}" + _block(random, 4)

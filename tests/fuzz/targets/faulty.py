@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -33,7 +35,6 @@ def _run(data: bytes) -> Counter[str]:
     if data == b"hang":
         time.sleep(1000)
     if data == b"swell":
-        held = bytearray(b"x") * (600 << 20)
-        time.sleep(1)
-        del held
+        swell = "held = bytearray(b'x') * (600 << 20); import time; time.sleep(1000)"
+        subprocess.run([sys.executable, "-c", swell], start_new_session=True, check=False)
     return Counter(["good"])
