@@ -45,16 +45,19 @@ class Held:
     maps: int
     descriptors: int
     threads: int
+    processes: int
+    """Those that it has started."""
 
     @classmethod
     def now(cls) -> Held:
         """As it is."""
         with open("/proc/self/maps", "rb") as maps:
             lines = sum(1 for _ in maps)
-        return cls(resident([os.getpid()]), lines, len(os.listdir("/proc/self/fd")), threading.active_count())
+        descriptors, own = len(os.listdir("/proc/self/fd")), os.getpid()
+        return cls(resident([own]), lines, descriptors, threading.active_count(), len(family(own)) - 1)
 
     def __str__(self) -> str:
         return (
             f"{self.resident >> 20} MiB resident, {self.maps} maps, {self.descriptors} descriptors, "
-            f"{self.threads} threads"
+            f"{self.threads} threads, {self.processes} processes"
         )
