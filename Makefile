@@ -7,8 +7,10 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --root-user-action
 MODEL := smollm2:135m
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --cov --cov-report term:skip-covered
 
+MINUTES := 10
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all model lint kernels abi guests bench reference clean
+.PHONY: help demo test test-all model lint kernels abi guests bench reference fuzz soak clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -47,6 +49,12 @@ bench: $(VENV)/.run ## all benchmarks
 reference: $(VENV)/.reference ## logits and greedy ids against transformers in float32 (installs PyTorch)
 	$(BIN)/python tests/reference/make_reference.py "$$($(BIN)/wasmetal pull $(MODEL))" --check --device cpu
 	$(BIN)/python tests/reference/check_architectures.py --device cpu
+
+fuzz: $(VENV)/.test ## hostile inputs at random, for MINUTES=10 in all; what is found goes to build/fuzz
+	$(BIN)/python -m tests.fuzz all --minutes $(MINUTES)
+
+soak: $(VENV)/.test ## honest guests beside hostile ones, for MINUTES=10: results stay right, and nothing grows
+	$(BIN)/python -m tests.fuzz.soak --minutes $(MINUTES)
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) build dist .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

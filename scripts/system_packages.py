@@ -38,6 +38,11 @@ def vulkan_file(pattern: str) -> Callable[[], bool]:
     return lambda: any(next(Path(d, "vulkan").glob(pattern), None) for d in VULKAN_DIRECTORIES)
 
 
+def c_headers() -> bool:
+    """Present if the C library's headers are where a compiler finds them."""
+    return sys.platform == "darwin" or Path("/usr/include/stdio.h").exists()
+
+
 VENV = f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
 RUN = (
     Package(VENV, lambda: importlib.util.find_spec("ensurepip") is not None, "no virtual environment can be made"),
@@ -57,6 +62,8 @@ TEST = (
     ),
     Package("wabt", command("wast2json"), "the WebAssembly specification tests are skipped"),
     Package("spirv-tools", command("spirv-val"), "the compiled kernels are not validated"),
+    Package("gcc", command("cc"), "C code for guests is tested for undefined behaviour alone, not for stray accesses"),
+    Package("libc6-dev", c_headers, "as without gcc"),
 )
 
 

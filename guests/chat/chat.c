@@ -128,6 +128,7 @@ static void insert(Chat *chat, size_t at, Role role, const char *text, size_t le
 }
 
 static void drop(Chat *chat, size_t from, size_t to) {
+  if (from == to) return;
   for (size_t i = from; i < to; i++) free(chat->messages[i].content.data);
   memmove(chat->messages + from, chat->messages + to, (chat->message_count - to) * sizeof *chat->messages);
   chat->message_count -= to - from;
@@ -282,6 +283,7 @@ static void emit(Text *held, const char *bytes, size_t len) {
   text_add(held, bytes, len);
   size_t ready = held->len;
   while (ready && held->data[ready - 1] == '\n') ready--;
+  if (!ready) return;
   write_all(held->data, ready);
   memmove(held->data, held->data + ready, held->len - ready);
   held->len -= ready;

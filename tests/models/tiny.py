@@ -4,6 +4,7 @@ Its vocabulary is a working byte-level BPE (256 bytes, a few merges, four contro
 that a tokenizer, a chat and a guest can run on it. What it says is noise.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gguf
@@ -73,17 +74,20 @@ def write_tiny_llama(
     context: int = 256,
     tied: bool = True,
     rope_scaling: str = "none",
+    tokens: Sequence[str] | None = None,
+    tokenizer: Callable[[gguf.GGUFWriter, list[str]], None] = add_tokenizer,
 ) -> Path:
     """Write the file and return its path.
 
     ``qtype`` (any that weights can have) is the type of every matrix, except that of attn_v and ffn_up if
     ``value_qtype`` gives another. ``architecture``: "llama", or "qwen2", which has biases on queries, keys and values.
-    ``rope_scaling``: "none", "linear" (factor 4) or "llama3" (a tensor of factors).
+    ``rope_scaling``: "none", "linear" (factor 4) or "llama3" (a tensor of factors). ``tokens``: another vocabulary,
+    which ``tokenizer`` must write into the file.
     """
     path = Path(path)
     rng = np.random.default_rng(seed)
     dim = heads * head_dim
-    tokens = vocabulary()
+    tokens = vocabulary() if tokens is None else list(tokens)
 
     w = gguf.GGUFWriter(path, architecture)
     w.add_name("Tiny random Llama")
@@ -101,7 +105,7 @@ def write_tiny_llama(
         w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         w.add_rope_scaling_factor(4.0)
 
-    add_tokenizer(w, tokens)
+    tokenizer(w, tokens)
 
     def matrix(name: str, rows: int, columns: int, kind: str = qtype) -> None:
         weights = rng.standard_normal((rows, columns), dtype=np.float32) / np.sqrt(np.float32(columns))

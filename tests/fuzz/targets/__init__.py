@@ -1,0 +1,1 @@
+"""The targets. ``tests.fuzz.target.Target`` says what each one is."""
