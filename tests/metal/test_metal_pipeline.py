@@ -45,8 +45,8 @@ def files(home: Path) -> list[Path]:
 
 def test_a_kernel_is_compiled_once_in_two_processes(session: Callable[..., list[str]], tmp_path: Path) -> None:
     assert session() == COMPILED
-    archive, digest, verdicts, _ = files(tmp_path)  # and nothing else
-    assert (archive.suffix, digest.suffix, verdicts.suffix) == (".archive", ".sha256", ".verdicts")
+    archive, digest, trials, _ = files(tmp_path)  # and nothing else
+    assert (archive.suffix, digest.suffix, trials.suffix) == (".archive", ".sha256", ".trials")
     before = archive.stat()
     assert session() == []
     assert archive.stat().st_mtime_ns == before.st_mtime_ns  # there was nothing to add
@@ -122,7 +122,7 @@ def test_the_compilers_words_are_told(session: Callable[..., list[str]]) -> None
 
 
 def test_a_gpu_that_is_not_as_the_kernels_expect(session: Callable[..., list[str]]) -> None:
-    with pytest.raises(DeviceError, match="kernel add has 128 threads in a group; emulated Metal allows 64"):
+    with pytest.raises(DeviceError, match="kernel add has groups of 128 threads; emulated Metal allows 64"):
         session(max_threads=64)
     with pytest.raises(DeviceError, match="has simdgroups of 64 threads"):
         session(simd_width=64)
@@ -149,19 +149,19 @@ def test_products_are_by_simdgroup_matrices(gpu: Gpu, emulated: Device) -> None:
 
 
 @pytest.mark.parametrize(
-    ("simdgroups", "obstacle"),
+    ("simdgroups", "problem"),
     [
         ("wrong", "wrong results for gemm_f32"),
         ("none", "kernel gemm_simdgroup_f32 did not compile: no simdgroup matrices here"),
-        ("too large", "kernel gemm_simdgroup_f32 has 128 threads in a group; emulated Metal allows 64"),
+        ("too large", "kernel gemm_simdgroup_f32 has groups of 128 threads; emulated Metal allows 64"),
     ],
 )
-def test_simdgroup_matrices_that_do_not_work(open_on: Callable[[Gpu], Device], simdgroups: str, obstacle: str) -> None:
+def test_simdgroup_matrices_that_do_not_work(open_on: Callable[[Gpu], Device], simdgroups: str, problem: str) -> None:
     """If the kernels are wrong, or do not compile, GEMMs are computed without them."""
     gpu = Gpu(simdgroups=simdgroups)
     device = open_on(gpu)
     assert not device.backend.simdgroups
-    assert f"no simdgroup matrices ({obstacle})" in device.info.features
+    assert f"no simdgroup matrices ({problem})" in device.info.features
     computes_a_product(device)
     assert gpu.compiled[-1] == "gemm_f32"
 
@@ -233,7 +233,7 @@ def test_mps_is_tried_once_in_two_processes(open_on: Callable[[Gpu], Device]) ->
 def test_a_gpu_that_hangs_at_its_trials(
     open_on: Callable[[Gpu], Device], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(trial.find_obstacle, "__defaults__", (0.05,))
+    monkeypatch.setattr(trial.find_problem, "__defaults__", (0.05,))
     gpu = Gpu(hangs=True)
     device = open_on(gpu)
     assert any("no simdgroup matrices (the device did not finish" in feature for feature in device.info.features)

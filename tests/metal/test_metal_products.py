@@ -44,7 +44,7 @@ def record(bench: Bench, *operations: Callable[[Recorder], None]) -> CommandList
 
 def products(commands: CommandList) -> int:
     """How many dispatches of the list MPS computes."""
-    return commands.recording.products
+    return commands.recording.gemms
 
 
 def run(bench: Bench, *operations: Callable[[Recorder], None]) -> int:
@@ -245,7 +245,7 @@ def test_buffers_closed_while_a_product_is_under_way(metal: Device, bench: Bench
 
 
 @pytest.mark.parametrize(
-    ("mps", "obstacle"),
+    ("mps", "problem"),
     [
         ("missing", "pyobjc-framework-MetalPerformanceShaders is not installed"),
         ("unsupported", "MPS does not support this GPU"),
@@ -255,12 +255,12 @@ def test_buffers_closed_while_a_product_is_under_way(metal: Device, bench: Bench
         ("gaps", "wrong results for matmul_f32_f32"),
     ],
 )
-def test_mps_that_does_not_work(open_on: Callable[[Gpu], Device], mps: str, obstacle: str) -> None:
+def test_mps_that_does_not_work(open_on: Callable[[Gpu], Device], mps: str, problem: str) -> None:
     """The catalog's kernels then compute all GEMMs."""
     device = open_on(Gpu(mps=mps))
     with Bench(device) as bench:
         assert matmul_of(bench, SIDE, SIDE, SIDE) == 0
-    assert f"no MPS for f32 to f32 ({obstacle})" in device.info.features
+    assert f"no MPS for f32 to f32 ({problem})" in device.info.features
     assert not by_mps(device)
 
 
@@ -272,11 +272,11 @@ def test_types_are_tried_one_by_one(open_on: Callable[[Gpu], Device]) -> None:
         halves = bench.empty(SIDE, SIDE, dtype=DType.F16), bench.empty(SIDE, SIDE, dtype=DType.F16)
         out = bench.empty(SIDE, SIDE, dtype=DType.F16)
         assert products(record(bench, lambda rec: ops.matmul(rec, *halves, out))) == 0
-        obstacle = "no MPS for f16 to f16 (wrong results for matmul_f16_f16)"
-        assert device.info.features[-1] == obstacle
+        problem = "no MPS for f16 to f16 (wrong results for matmul_f16_f16)"
+        assert device.info.features[-1] == problem
         assert matmul_of(bench, SIDE, SIDE, SIDE, dtype=DType.F16) == 1
         assert matmul_of(bench, SIDE, SIDE, SIDE) == 1
-        assert device.info.features[-2:] == ("large GEMMs by MPS (f16 to f32, f32 to f32)", obstacle)
+        assert device.info.features[-2:] == ("large GEMMs by MPS (f16 to f32, f32 to f32)", problem)
     assert device.counters.dispatches == 0  # trials do not count as the device's dispatches
 
 
