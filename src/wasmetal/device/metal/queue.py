@@ -24,6 +24,7 @@ class MetalWork:
         self._number = number
         self._commands = commands
         self._recordings = recordings
+        self._result: tuple[float, DeviceError | None] | None = None
         _in_flight.add(self)
 
     def wait(self, seconds: float) -> bool:
@@ -40,15 +41,21 @@ class MetalWork:
 
     def result(self) -> tuple[float, DeviceError | None]:
         """Seconds of GPU time, and the error if the GPU failed. To be called once the command buffer has ended."""
-        commands, self._recordings = self._commands, ()
-        _in_flight.discard(self)
-        with objc.autorelease_pool():
-            if commands.status() != mtl.MTLCommandBufferStatusError:
-                return max(0.0, commands.GPUEndTime() - commands.GPUStartTime()), None  # virtual GPUs may not tell
-            error = command_error(commands.error())
-            self._queue.lost |= isinstance(error, DeviceLostError)
-            self._queue.event.setSignaledValue_(self._number)  # the GPU did not, and later work waits for it
-            return 0.0, error
+        if self._result is None:
+            with objc.autorelease_pool():
+                self._result = self._end()
+            self._recordings = ()
+            _in_flight.discard(self)
+        return self._result
+
+    def _end(self) -> tuple[float, DeviceError | None]:
+        commands = self._commands
+        if commands.status() != mtl.MTLCommandBufferStatusError:
+            return max(0.0, commands.GPUEndTime() - commands.GPUStartTime()), None  # virtual GPUs may not report times
+        error = command_error(commands.error())
+        self._queue.lost |= isinstance(error, DeviceLostError)
+        self._queue.event.setSignaledValue_(self._number)  # the GPU did not, and later work waits for it
+        return 0.0, error
 
 
 _in_flight: set[MetalWork] = set()
@@ -72,9 +79,9 @@ class CommandQueue:
         self.residency = Residency(physical, self._queue)
         self._submitted = 0
         self._last: MetalWork | None = None
-        for work in list(_in_flight):
-            if work.ended():  # and was perhaps abandoned: then nobody asks for the result
-                _in_flight.discard(work)
+        for work in sorted(_in_flight, key=lambda each: each._number):
+            if work.ended():
+                work.result()  # nobody else asks for it if the work has been abandoned
 
     def start(self, recordings: Sequence[MetalRecording]) -> MetalWork:
         """Run recordings in order, after all work started before. Raises DeviceLostError."""
