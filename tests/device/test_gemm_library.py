@@ -15,11 +15,9 @@ from wasmetal.device import gemm_library
 from wasmetal.device.backend import Range
 from wasmetal.device.cpu import CpuBackend
 from wasmetal.device.cpu.memory import Pages
-from wasmetal.device.gemm import Gemm, Kinds, Matrix
-from wasmetal.device.gemm_library import GemmLibrary
-from wasmetal.device.gemm_trials import every_layout
+from wasmetal.device.gemm import Gemm, Matrix
+from wasmetal.device.gemm_library import GemmLibrary, LibraryTrials
 from wasmetal.device.opened import OpenDevice
-from wasmetal.device.trial import find_problem
 from wasmetal.device.trial_results import TrialResults
 from wasmetal.kernels.catalog import Kernel
 
@@ -33,8 +31,8 @@ class NumPyLibrary(GemmLibrary[Pages, Call]):
     name = "NumPy"
     kinds = (("f32", "f32", "f32"),)
 
-    def __init__(self, error: float = 0, problem: Callable[[Kinds], str | None] | None = None) -> None:
-        super().__init__(problem)
+    def __init__(self, error: float = 0, trials: LibraryTrials | None = None) -> None:
+        super().__init__(trials)
         self.error = error
         self.computed = 0
 
@@ -78,13 +76,8 @@ def open_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     monkeypatch.setattr(gemm_library, "LEAST", SIDE**3)
 
     def open_it(error: float = 0) -> OpenDevice:
-        results = TrialResults("test.trials")
-
-        def problem(kinds: Kinds) -> str | None:
-            device = OpenDevice(Backend(NumPyLibrary(error)))
-            return results.problem(f"NumPy {kinds}", lambda: find_problem(device, every_layout(kinds)))
-
-        return OpenDevice(Backend(NumPyLibrary(error, problem)))
+        trials = LibraryTrials(TrialResults("test.trials"), lambda: OpenDevice(Backend(NumPyLibrary(error))))
+        return OpenDevice(Backend(NumPyLibrary(error, trials)))
 
     return open_it
 

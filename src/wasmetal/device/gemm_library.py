@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Generic
 
 from wasmetal.device.backend import A, AnyBackend, C, Range
+from wasmetal.device.base import Device
 from wasmetal.device.gemm import Gemm, Kinds, gemm_of
+from wasmetal.device.gemm_trials import every_layout
+from wasmetal.device.trial import find_problem
+from wasmetal.device.trial_results import TrialResults
 from wasmetal.kernels.catalog import Kernel
 
 LEAST = 512**3
@@ -22,6 +26,15 @@ ALIGNMENT = 16
 """Alignment in bytes of matrices and rows. Libraries require whole elements, and recommend this."""
 
 
+@dataclass(frozen=True, slots=True)
+class LibraryTrials:
+    """The trials of a library, one for each combination of element types."""
+
+    results: TrialResults
+    open_device: Callable[[], Device]
+    """Opens a device for a trial: one that uses the library without trials."""
+
+
 class GemmLibrary(ABC, Generic[A, C]):
     """Selects the dispatches that a library computes: large GEMMs of types for which it has passed a trial."""
 
@@ -30,14 +43,10 @@ class GemmLibrary(ABC, Generic[A, C]):
     kinds: Collection[Kinds]
     """The combinations of element types that the library supports."""
 
-    def __init__(self, find_problem: Callable[[Kinds], str | None] | None = None) -> None:
-        """``find_problem`` tries the library before its first GEMM of each combination of types.
-
-        It returns why the library cannot compute them, or None. Without it the library is not tried, and computes
-        smaller GEMMs too: that is for the trials themselves.
-        """
-        self._find_problem = find_problem or (lambda kinds: None)
-        self._least = LEAST if find_problem else 0
+    def __init__(self, trials: LibraryTrials | None = None) -> None:
+        """Without ``trials``, which is for the device that runs them, the library also computes smaller GEMMs."""
+        self._trials = trials
+        self._least = LEAST if trials else 0
         self._tried: dict[Kinds, str | None] = {}
 
     @property
@@ -60,9 +69,24 @@ class GemmLibrary(ABC, Generic[A, C]):
             return None
         if gemm.kinds not in self._tried:
             others = tuple(name for name in backend.info.features if name not in self.features)
-            self._tried[gemm.kinds] = self._find_problem(gemm.kinds)
+            self._tried[gemm.kinds] = self._try(gemm.kinds)
             backend.info = replace(backend.info, features=others + self.features)
         return self.make(gemm, ranges) if self._tried[gemm.kinds] is None else None
+
+    def _try(self, kinds: Kinds) -> str | None:
+        """Why the library cannot be used for GEMMs of these types; None if it can."""
+        trials = self._trials
+        if trials is None:
+            return None
+
+        def run() -> str | None:
+            return find_problem(trials.open_device(), every_layout(kinds))
+
+        return self.missing() or trials.results.problem(f"{self.name} {' '.join(kinds)}", run)
+
+    def missing(self) -> str | None:
+        """Why the library cannot be tried: it is not installed, or does not support the device. None if it can."""
+        return None
 
     @abstractmethod
     def takes(self, gemm: Gemm, ranges: Sequence[Range[A]]) -> bool:

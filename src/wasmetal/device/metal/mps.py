@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from wasmetal.device.backend import Range
-from wasmetal.device.gemm import Gemm, Kinds, Matrix
-from wasmetal.device.gemm_library import GemmLibrary
+from wasmetal.device.gemm import Gemm, Matrix
+from wasmetal.device.gemm_library import GemmLibrary, LibraryTrials
 from wasmetal.device.metal.api import load_mps, objc
 from wasmetal.device.metal.memory import MetalAllocation
 from wasmetal.device.metal.stream import Stream
@@ -62,10 +62,17 @@ class Mps(GemmLibrary[MetalAllocation, MpsGemm]):
     name = "MPS"
     kinds = (("f32", "f32", "f32"), ("f16", "f16", "f32"), ("f16", "f16", "f16"))
 
-    def __init__(self, device: Any, find_problem: Callable[[Kinds], str | None] | None = None) -> None:
+    def __init__(self, device: Any, trials: LibraryTrials | None = None) -> None:
         """``device``: an ``MTLDevice``."""
-        super().__init__(find_problem)
+        super().__init__(trials)
         self._device = device
+
+    def missing(self) -> str | None:
+        """Why MPS cannot be tried; None if it can. Loads MPS."""
+        mps = load_mps()
+        if mps is None:
+            return "pyobjc-framework-MetalPerformanceShaders is not installed"
+        return None if mps.MPSSupportsMTLDevice(self._device) else "MPS does not support this GPU"
 
     def takes(self, gemm: Gemm, ranges: Sequence[Range[MetalAllocation]]) -> bool:
         """Whether MPS can address the matrices, and whole rows of them are within their buffers."""

@@ -9,9 +9,8 @@ import os
 from dataclasses import replace
 from functools import partial
 
-from wasmetal.device.gemm import Kinds
-from wasmetal.device.gemm_trials import every_gemm, every_layout
-from wasmetal.device.metal.api import load_mps
+from wasmetal.device.gemm_library import LibraryTrials
+from wasmetal.device.gemm_trials import every_gemm
 from wasmetal.device.metal.device import MetalBackend
 from wasmetal.device.metal.mps import Mps
 from wasmetal.device.metal.physical import PhysicalDevice
@@ -31,12 +30,6 @@ def open_gpu(physical: PhysicalDevice) -> MetalBackend:
     def try_simdgroups() -> str | None:
         return find_problem(OpenDevice(new(simdgroups=True)), every_gemm())
 
-    def try_mps(kinds: Kinds) -> str | None:
-        def run() -> str | None:
-            return find_problem(OpenDevice(new(mps=Mps(physical.handle))), every_layout(kinds))
-
-        return _mps_missing(physical) or results.problem(f"MPS {' '.join(kinds)}", run)
-
     def try_indirect() -> str | None:
         if physical.virtual:
             return "a virtual GPU"
@@ -45,7 +38,8 @@ def open_gpu(physical: PhysicalDevice) -> MetalBackend:
     simdgroups = results.uses("simdgroup matrices", try_simdgroups)
     indirect = asked and results.uses("indirect command buffers", try_indirect)
     no_mps = _mps_off(physical)
-    mps = None if no_mps else Mps(physical.handle, try_mps)
+    trials = LibraryTrials(results, lambda: OpenDevice(new(mps=Mps(physical.handle))))
+    mps = None if no_mps else Mps(physical.handle, trials)
     backend = new(simdgroups, mps, indirect)
     has = {"residency set": backend.queue.residency.kept, "pipeline archive": pipelines.archived}
     features = *results.features, *(name for name in has if has[name])
@@ -63,11 +57,3 @@ def _mps_off(physical: PhysicalDevice) -> str | None:
     if switch == "1":
         return "WASMETAL_NO_MPS=1"
     return "a virtual GPU" if physical.virtual and switch != "0" else None
-
-
-def _mps_missing(physical: PhysicalDevice) -> str | None:
-    """Why MPS cannot be tried; None if it can. Loads MPS."""
-    mps = load_mps()
-    if mps is None:
-        return "pyobjc-framework-MetalPerformanceShaders is not installed"
-    return None if mps.MPSSupportsMTLDevice(physical.handle) else "MPS does not support this GPU"
