@@ -21,7 +21,7 @@ import pytest
 from tests.device.harness import recorded, span
 from tests.metal.devices import EMULATED
 from tests.metal.standin import Gpu, RuleError, installed
-from tests.metal.test_metal_products import by_mps, chain, check, run
+from tests.metal.test_metal_mps import by_mps, chain, check, run
 from tests.ops.tensors import Bench
 from wasmetal.device import MemoryKind, open_device
 from wasmetal.memory.pages import page_size
@@ -130,7 +130,7 @@ def keeps_parameters_alone(init: Callable[..., None], recording: Any, *args: Any
     recording._keeps[:] = recording._keeps[-1:]
 
 
-def tells_of_no_product(init: Callable[..., None], recording: Any, *args: Any) -> None:
+def tells_of_no_gemm(init: Callable[..., None], recording: Any, *args: Any) -> None:
     init(recording, *args)
     recording.gemms = 0
 
@@ -191,7 +191,7 @@ MISTAKES_WITH_MPS: dict[str, tuple[Mistake, type[Exception]]] = {
         RuleError,
     ),
     "an MPS pass with unretained references": (
-        changed("recording", "MetalRecording.__init__", tells_of_no_product),
+        changed("recording", "MetalRecording.__init__", tells_of_no_gemm),
         RuleError,
     ),
     "no element's offset": (

@@ -128,7 +128,7 @@ def test_a_gpu_that_is_not_as_the_kernels_expect(session: Callable[..., list[str
         session(simd_width=64)
 
 
-def computes_a_product(device: Device) -> None:
+def computes_a_gemm(device: Device) -> None:
     rng = np.random.default_rng(1)
     x, weight = rng.standard_normal((3, 32)).astype(np.float32), rng.standard_normal((5, 32)).astype(np.float32)
     with Bench(device) as bench:
@@ -139,12 +139,12 @@ def computes_a_product(device: Device) -> None:
         assert np.allclose(bench.get(out), x @ weight.T, atol=1e-5)
 
 
-def test_products_are_by_simdgroup_matrices(gpu: Gpu, emulated: Device) -> None:
+def test_gemms_are_by_simdgroup_matrices(gpu: Gpu, emulated: Device) -> None:
     assert emulated.backend.simdgroups
     assert "simdgroup matrices" in emulated.info.features
     assert emulated.counters == Counters()
     assert gpu.compiled == COMPILED[:-1]
-    computes_a_product(emulated)
+    computes_a_gemm(emulated)
     assert gpu.compiled == COMPILED[:-1]
 
 
@@ -162,7 +162,7 @@ def test_simdgroup_matrices_that_do_not_work(open_on: Callable[[Gpu], Device], s
     device = open_on(gpu)
     assert not device.backend.simdgroups
     assert f"no simdgroup matrices ({problem})" in device.info.features
-    computes_a_product(device)
+    computes_a_gemm(device)
     assert gpu.compiled[-1] == "gemm_f32"
 
 
@@ -192,7 +192,7 @@ def test_one_wrong_kernel_is_enough(
     device = open_on(Gpu())
     plain = name.replace("_simdgroup", "")
     assert f"no simdgroup matrices (wrong results for {plain})" in device.info.features
-    computes_a_product(device)
+    computes_a_gemm(device)
 
 
 def test_what_has_been_tried_is_not_tried_again(
@@ -215,7 +215,7 @@ def test_what_has_been_tried_is_not_tried_again(
 
 
 def test_mps_is_tried_once_in_two_processes(open_on: Callable[[Gpu], Device]) -> None:
-    def products(count: int) -> int:
+    def gemms(count: int) -> int:
         encoded = "encodeToCommandBuffer:leftMatrix:rightMatrix:resultMatrix:"
         before = bridge.calls[encoded]
         with Bench(open_on(Gpu())) as bench:
@@ -225,9 +225,9 @@ def test_mps_is_tried_once_in_two_processes(open_on: Callable[[Gpu], Device]) ->
                 ops.matmul(ops.Recorder(bench.info, commands), *tensors)
         return bridge.calls[encoded] - before
 
-    assert products(0) == 0
-    assert products(2) == 6  # of float32, in every layout
-    assert products(1) == 0
+    assert gemms(0) == 0
+    assert gemms(2) == 6  # of float32, in every layout
+    assert gemms(1) == 0
 
 
 def test_a_gpu_that_hangs_at_its_trials(
@@ -238,7 +238,7 @@ def test_a_gpu_that_hangs_at_its_trials(
     device = open_on(gpu)
     assert any("no simdgroup matrices (the device did not finish" in feature for feature in device.info.features)
     gpu.hangs = False
-    computes_a_product(device)
+    computes_a_gemm(device)
     assert gpu.compiled[-1] == "gemm_f32"
     device.close()
     assert "simdgroup matrices" in open_on(Gpu()).info.features  # it is tried again
