@@ -49,7 +49,8 @@ def test_it_beats_after_a_use_until_nothing_is_wanted() -> None:
     ended(heartbeat)
     assert not heartbeat.alive
     wanted.more = True
-    heartbeat.use(now=True)
+    heartbeat.hasten()
+    heartbeat.use()
     assert beats(wanted)
     heartbeat.stop()
     ended(heartbeat)

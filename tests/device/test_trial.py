@@ -11,8 +11,9 @@ import pytest
 from wasmetal.device import Device
 from wasmetal.device.backend import Range
 from wasmetal.device.cpu import CpuBackend
+from wasmetal.device.gemm_trials import gemm, matmul
 from wasmetal.device.opened import OpenDevice
-from wasmetal.device.trial import Trial, find_obstacle, gemm, matmul
+from wasmetal.device.trial import Trial, find_problem
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import Kernel
 from wasmetal.kernels.dtypes import FLOATS, WEIGHTS
@@ -38,7 +39,7 @@ def trials() -> list[Trial]:
 @pytest.mark.parametrize("name", ["cpu", pytest.param("vulkan", marks=pytest.mark.vulkan)])
 def test_devices_that_are_right(name: str, request: pytest.FixtureRequest) -> None:
     device: Device = request.getfixturevalue(name)
-    assert find_obstacle(device, trials()) is None
+    assert find_problem(device, trials()) is None
 
 
 class Faulty(CpuBackend):
@@ -89,9 +90,9 @@ def broken(right: Callable[[], object], arrays: list[np.ndarray]) -> None:
 def test_one_that_is_wrong(name: str, fault: Callable[[Any, list[Any]], object]) -> None:
     gapped = [gemm("f32", *SHAPE, gap=16), matmul("f32", "f32", *SHAPE, gap=16)]
     with OpenDevice(Faulty(name, fault)) as device:
-        assert find_obstacle(device, gapped) == f"wrong results for {name}"
+        assert find_problem(device, gapped) == f"wrong results for {name}"
 
 
 def test_one_that_fails() -> None:
     with OpenDevice(Faulty("gemm_q8_0", broken)) as device:
-        assert find_obstacle(device, trials()) == "the device is on fire"
+        assert find_problem(device, trials()) == "the device is on fire"

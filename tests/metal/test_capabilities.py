@@ -16,7 +16,7 @@ def test_it_answers_every_question() -> None:
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=True)
     answers = dict(line.split(": ", 1) for line in done.stdout.splitlines())
     assert len(answers) == 10
-    assert answers["threads in lockstep, and in a group"].startswith("32, ")
+    assert answers["threads of a simdgroup, and most of a group"].startswith("32, ")
     assert float(answers["seconds of one kernel by the GPU's own clock"]) >= 0
     if EMULATED:
         assert answers["name"] == "emulated Metal"

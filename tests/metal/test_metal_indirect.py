@@ -57,7 +57,7 @@ def test_a_model_computes_the_same(
 
 @pytest.mark.usefixtures("asked")
 @pytest.mark.parametrize(
-    ("gpu", "obstacle"),
+    ("gpu", "problem"),
     [
         (Gpu(name="Apple Paravirtual device"), "a virtual GPU"),
         (Gpu(indirect="none"), "emulated Metal made no indirect command buffer; unset WASMETAL_METAL_ICB"),
@@ -65,9 +65,9 @@ def test_a_model_computes_the_same(
     ],
     ids=["virtual", "none", "without barriers"],
 )
-def test_unusable_ones_are_not_used(open_on: Callable[[Gpu], Device], gpu: Gpu, obstacle: str) -> None:
+def test_unusable_ones_are_not_used(open_on: Callable[[Gpu], Device], gpu: Gpu, problem: str) -> None:
     device = open_on(gpu)
-    assert f"no {FEATURE} ({obstacle})" in device.info.features
+    assert f"no {FEATURE} ({problem})" in device.info.features
     buffer = device.allocate(64)
     floats(buffer)[:] = 1
     whole = span(buffer, 0, 16)

@@ -130,7 +130,7 @@ def test_both_kinds_are_seen_by_the_host(emulated: Device) -> None:
 
 def test_buffers_that_nobody_holds_are_freed(metal: Device) -> None:
     """By Metal's count of allocated bytes; also on a Mac: PyObjC's core before version 13 leaked every buffer there."""
-    handle = metal.backend.queue.physical.handle
+    handle = metal.backend.queue.residency.physical.handle
     nbytes = 64 * MIB
     gc.collect()
     before = handle.currentAllocatedSize()

@@ -21,7 +21,7 @@ import pytest
 from tests.device.harness import recorded, span
 from tests.metal.devices import EMULATED
 from tests.metal.standin import Gpu, RuleError, installed
-from tests.metal.test_metal_products import by_mps, chain, check, run
+from tests.metal.test_metal_mps import by_mps, chain, check, run
 from tests.ops.tensors import Bench
 from wasmetal.device import MemoryKind, open_device
 from wasmetal.memory.pages import page_size
@@ -130,14 +130,12 @@ def keeps_parameters_alone(init: Callable[..., None], recording: Any, *args: Any
     recording._keeps[:] = recording._keeps[-1:]
 
 
-def tells_of_no_product(init: Callable[..., None], recording: Any, *args: Any) -> None:
+def tells_of_no_gemm(init: Callable[..., None], recording: Any, *args: Any) -> None:
     init(recording, *args)
-    recording.products = 0
+    recording.gemms = 0
 
 
 def turned(gemm: Any) -> Any:
-    if gemm is None:
-        return None
     left, right, result = gemm.matrices
     wrong = replace(right, rows=right.columns, columns=right.rows, transposed=not right.transposed)
     return replace(gemm, matrices=(left, wrong, result))
@@ -173,7 +171,7 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception]]] = {
     "no barrier between dispatches": (nothing("recording", "Hazards.needs_barrier"), AssertionError),
     "no barrier between lists": (nothing("stream", "Stream.barrier"), AssertionError),
     "submissions out of order": (nothing("queue", "CommandQueue._busy"), AssertionError),
-    "an encoder left open": (nothing("stream", "Stream.end"), RuleError),
+    "an encoder left open": (nothing("stream", "Stream.close"), RuleError),
     "no autorelease pool": (
         lambda seams: seams.replace("queue", "objc", lambda _: SimpleNamespace(autorelease_pool=nullcontext)),
         RuleError,
@@ -184,7 +182,7 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception]]] = {
 
 MISTAKES_WITH_MPS: dict[str, tuple[Mistake, type[Exception]]] = {
     "passes out of order": (
-        changed("stream", "Stream.commands", lambda _, stream: (stream.end(), stream._commands)[1]),
+        changed("stream", "Stream.commands", lambda _, stream: (stream.close(), stream._commands)[1]),
         AssertionError,
     ),
     "an open encoder": (changed("stream", "Stream.commands", lambda _, stream: stream._commands), RuleError),
@@ -193,23 +191,23 @@ MISTAKES_WITH_MPS: dict[str, tuple[Mistake, type[Exception]]] = {
         RuleError,
     ),
     "an MPS pass with unretained references": (
-        changed("recording", "MetalRecording.__init__", tells_of_no_product),
+        changed("recording", "MetalRecording.__init__", tells_of_no_gemm),
         RuleError,
     ),
     "no element's offset": (
-        changed("products", "_bound", lambda real, matrix, buffer, begin: real(matrix, buffer, begin + 1)),
+        changed("mps", "_matrix", lambda real, matrix, buffer, begin: real(matrix, buffer, begin + 1)),
         RuleError,
     ),
     "the offset of a binding left out": (
-        changed("products", "_bound", lambda real, matrix, buffer, begin: real(matrix, buffer, 0)),
+        changed("mps", "_matrix", lambda real, matrix, buffer, begin: real(matrix, buffer, 0)),
         AssertionError,
     ),
     "the wrong way round": (
-        changed("products", "gemm_of", lambda real, *args: turned(real(*args))),
+        changed("mps", "MpsGemm", lambda real, device, gemm, places: real(device, turned(gemm), places)),
         AssertionError,
     ),
     "a result not added to": (
-        changed("products", "_kernel", lambda real, device, what: real(device, replace(what, accumulate=False))),
+        changed("mps", "_kernel", lambda real, device, gemm: real(device, replace(gemm, accumulate=False))),
         AssertionError,
     ),
 }

@@ -45,8 +45,8 @@ def files(home: Path) -> list[Path]:
 
 def test_a_kernel_is_compiled_once_in_two_processes(session: Callable[..., list[str]], tmp_path: Path) -> None:
     assert session() == COMPILED
-    archive, digest, verdicts, _ = files(tmp_path)  # and nothing else
-    assert (archive.suffix, digest.suffix, verdicts.suffix) == (".archive", ".sha256", ".verdicts")
+    archive, digest, trials, _ = files(tmp_path)  # and nothing else
+    assert (archive.suffix, digest.suffix, trials.suffix) == (".archive", ".sha256", ".trials")
     before = archive.stat()
     assert session() == []
     assert archive.stat().st_mtime_ns == before.st_mtime_ns  # there was nothing to add
@@ -122,13 +122,13 @@ def test_the_compilers_words_are_told(session: Callable[..., list[str]]) -> None
 
 
 def test_a_gpu_that_is_not_as_the_kernels_expect(session: Callable[..., list[str]]) -> None:
-    with pytest.raises(DeviceError, match="kernel add has 128 threads in a group; emulated Metal allows 64"):
+    with pytest.raises(DeviceError, match="kernel add has groups of 128 threads; emulated Metal allows 64"):
         session(max_threads=64)
     with pytest.raises(DeviceError, match="has simdgroups of 64 threads"):
         session(simd_width=64)
 
 
-def computes_a_product(device: Device) -> None:
+def computes_a_gemm(device: Device) -> None:
     rng = np.random.default_rng(1)
     x, weight = rng.standard_normal((3, 32)).astype(np.float32), rng.standard_normal((5, 32)).astype(np.float32)
     with Bench(device) as bench:
@@ -139,30 +139,30 @@ def computes_a_product(device: Device) -> None:
         assert np.allclose(bench.get(out), x @ weight.T, atol=1e-5)
 
 
-def test_products_are_by_simdgroup_matrices(gpu: Gpu, emulated: Device) -> None:
+def test_gemms_are_by_simdgroup_matrices(gpu: Gpu, emulated: Device) -> None:
     assert emulated.backend.simdgroups
     assert "simdgroup matrices" in emulated.info.features
     assert emulated.counters == Counters()
     assert gpu.compiled == COMPILED[:-1]
-    computes_a_product(emulated)
+    computes_a_gemm(emulated)
     assert gpu.compiled == COMPILED[:-1]
 
 
 @pytest.mark.parametrize(
-    ("simdgroups", "obstacle"),
+    ("simdgroups", "problem"),
     [
         ("wrong", "wrong results for gemm_f32"),
         ("none", "kernel gemm_simdgroup_f32 did not compile: no simdgroup matrices here"),
-        ("too large", "kernel gemm_simdgroup_f32 has 128 threads in a group; emulated Metal allows 64"),
+        ("too large", "kernel gemm_simdgroup_f32 has groups of 128 threads; emulated Metal allows 64"),
     ],
 )
-def test_simdgroup_matrices_that_do_not_work(open_on: Callable[[Gpu], Device], simdgroups: str, obstacle: str) -> None:
+def test_simdgroup_matrices_that_do_not_work(open_on: Callable[[Gpu], Device], simdgroups: str, problem: str) -> None:
     """If the kernels are wrong, or do not compile, GEMMs are computed without them."""
     gpu = Gpu(simdgroups=simdgroups)
     device = open_on(gpu)
     assert not device.backend.simdgroups
-    assert f"no simdgroup matrices ({obstacle})" in device.info.features
-    computes_a_product(device)
+    assert f"no simdgroup matrices ({problem})" in device.info.features
+    computes_a_gemm(device)
     assert gpu.compiled[-1] == "gemm_f32"
 
 
@@ -192,7 +192,7 @@ def test_one_wrong_kernel_is_enough(
     device = open_on(Gpu())
     plain = name.replace("_simdgroup", "")
     assert f"no simdgroup matrices (wrong results for {plain})" in device.info.features
-    computes_a_product(device)
+    computes_a_gemm(device)
 
 
 def test_what_has_been_tried_is_not_tried_again(
@@ -215,7 +215,7 @@ def test_what_has_been_tried_is_not_tried_again(
 
 
 def test_mps_is_tried_once_in_two_processes(open_on: Callable[[Gpu], Device]) -> None:
-    def products(count: int) -> int:
+    def gemms(count: int) -> int:
         encoded = "encodeToCommandBuffer:leftMatrix:rightMatrix:resultMatrix:"
         before = bridge.calls[encoded]
         with Bench(open_on(Gpu())) as bench:
@@ -225,20 +225,20 @@ def test_mps_is_tried_once_in_two_processes(open_on: Callable[[Gpu], Device]) ->
                 ops.matmul(ops.Recorder(bench.info, commands), *tensors)
         return bridge.calls[encoded] - before
 
-    assert products(0) == 0
-    assert products(2) == 6  # of float32, in every layout
-    assert products(1) == 0
+    assert gemms(0) == 0
+    assert gemms(2) == 6  # of float32, in every layout
+    assert gemms(1) == 0
 
 
 def test_a_gpu_that_hangs_at_its_trials(
     open_on: Callable[[Gpu], Device], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(trial.find_obstacle, "__defaults__", (0.05,))
+    monkeypatch.setattr(trial.find_problem, "__defaults__", (0.05,))
     gpu = Gpu(hangs=True)
     device = open_on(gpu)
     assert any("no simdgroup matrices (the device did not finish" in feature for feature in device.info.features)
     gpu.hangs = False
-    computes_a_product(device)
+    computes_a_gemm(device)
     assert gpu.compiled[-1] == "gemm_f32"
     device.close()
     assert "simdgroup matrices" in open_on(Gpu()).info.features  # it is tried again

@@ -80,7 +80,7 @@ class DeviceInfo:
     max_binding_bytes: int
     """The longest range that one binding can have."""
     subgroup_size: int
-    """Threads that run in lockstep; 1 on the CPU device."""
+    """Threads of a subgroup (a warp, wave or simdgroup); 1 on the CPU device."""
     wraps_files: bool = False
     """True if the pages of mapped files can be wrapped, so that weights are used in place."""
     expands_weights: bool = False

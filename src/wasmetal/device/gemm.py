@@ -1,12 +1,15 @@
-"""The GEMM that a dispatch computes, for backends that leave some GEMMs to a vendor's library."""
+"""The GEMM that a dispatch computes, for backends with several implementations of GEMMs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wasmetal.kernels.catalog import NO_BATCH, Kernel
+from wasmetal.kernels.catalog import CATALOG, NO_BATCH, Kernel
 
 _SIZES = {"f32": 4, "f16": 2}
+
+Kinds = tuple[str, str, str]
+"""Element types of the left matrix, the right matrix and the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +27,10 @@ class Matrix:
     transposed: bool = False
     """Whether the GEMM uses its transpose."""
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an element."""
-        return _SIZES[self.kind]
+    def is_regular(self, alignment: int) -> bool:
+        """Whether its rows do not overlap, and the matrix and its rows begin at multiples of ``alignment`` bytes."""
+        aligned = self.offset % alignment == 0 and self.row_bytes % alignment == 0
+        return aligned and self.columns * _SIZES[self.kind] <= self.row_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,12 @@ class Gemm:
     matrices: tuple[Matrix, Matrix, Matrix]
     """Left, right, result: the kernel's first three buffers."""
     accumulate: bool
+
+    @property
+    def kinds(self) -> Kinds:
+        """The element types."""
+        left, right, result = self.matrices
+        return left.kind, right.kind, result.kind
 
     @property
     def size(self) -> int:
@@ -85,3 +94,9 @@ def _matrix(kind: str, begin: int, shape: tuple[int, int], strides: tuple[int, i
     if strides[1] == 1:
         return Matrix(kind, begin, shape[0], shape[1], strides[0] * size)
     return Matrix(kind, begin, shape[1], shape[0], strides[1] * size, transposed=True)
+
+
+def variant(kernel: Kernel, name: str) -> Kernel:
+    """A variant of a GEMM kernel, such as ``simdgroup``; the kernel itself if there is none of that name."""
+    operation, _, kinds = kernel.name.partition("_")
+    return CATALOG.get(f"{operation}_{name}_{kinds}", kernel)

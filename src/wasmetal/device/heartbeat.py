@@ -34,11 +34,15 @@ class Heartbeat:
         """Whether the thread is running."""
         return self._thread is not None
 
-    def use(self, now: bool = False) -> None:
-        """Note a use; beat if a beat is due, or if ``now``."""
+    def use(self) -> None:
+        """Note a use; beat if a beat is due."""
         self._used = self._clock()
-        if (now or self._used - self._last >= INTERVAL) and self.step():
+        if self._used - self._last >= INTERVAL and self.step():
             self._start()
+
+    def hasten(self) -> None:
+        """Make a beat due: there is something new to keep in use."""
+        self._last = -LASTS
 
     def step(self) -> bool:
         """Beat, unless the last use is ``LASTS`` seconds ago; return whether there should be more beats."""

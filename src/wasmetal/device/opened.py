@@ -16,9 +16,8 @@ from wasmetal.device.buffer import DeviceBuffer, allocation_of
 from wasmetal.device.checks import check_copy
 from wasmetal.device.commandlist import RecordedList
 from wasmetal.device.copying import Copier
-from wasmetal.device.hostpages import check_pages
+from wasmetal.device.hostpages import check_file, check_pages
 from wasmetal.device.queue import DeviceSubmission, Queue
-from wasmetal.device.trial import check_file
 from wasmetal.errors import DeviceError, DeviceLostError, OutOfDeviceMemoryError, WrapRefusedError
 from wasmetal.forked import Origin
 

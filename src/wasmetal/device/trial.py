@@ -10,26 +10,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wasmetal.device.base import Binding, Buffer, Bytes, Device, MemoryKind
-from wasmetal.errors import DeviceError, WrapRefusedError
-from wasmetal.kernels.catalog import CATALOG, NO_BATCH, Kernel, grid
-from wasmetal.kernels.dtypes import DType
+from wasmetal.errors import DeviceError
+from wasmetal.kernels.catalog import CATALOG, Kernel, grid
 from wasmetal.kernels.reference import KERNELS
 
-_FLOATS: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
+FLOATS: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
+"""The float element types of matrices, by the suffix of a kernel's name."""
 _TOLERANCE = {"f32": 1e-5, "f16": 1e-3}
 """By type of the result, relative to its largest element. Operands or sums rounded to fewer bits would exceed it."""
-_POISON = 0xFF
-"""Fills bytes that must be neither read nor written: as f32 or f16 it gives NaN."""
-_TILE = 64
-"""Rows and columns of the result tile that one group of a GEMM or matmul kernel computes."""
-
-_SAMPLES = 64
-"""Places of a file that are compared, evenly spread, including its first and last bytes."""
-_WORDS = 256
-"""32-bit words compared at each place."""
 
 PATIENCE = 30.0
 """Seconds after which a trial has failed: virtual GPUs are known to hang."""
@@ -46,7 +36,7 @@ class Trial:
         self.kernel = kernel
         self._params = kernel.pack(**given)
         self._arrays = [*arrays, arrays[0]][: len(kernel.buffers)]  # no batch: bind x in its place
-        self._dtype = _FLOATS[result]
+        self._dtype = FLOATS[result]
         self._tolerance = _TOLERANCE[result]
         self._tiles = tiles
         self._buffers: list[Buffer] = []
@@ -72,41 +62,7 @@ class Trial:
         return bool(close.all() and (found.view(bits) == before.view(bits))[~written].all())
 
 
-def gemm(kind: str, m: int, n: int, k: int, *, gap: int = 0, accumulate: bool = False) -> Trial:
-    """x [m, k] · weightᵀ, weight [n, k] of type ``kind``; ``gap`` bytes before x and the result, and after rows."""
-    kernel = CATALOG[f"gemm_{kind}"]
-    x, out = _random("f32", m, k, gap), _random("f32", m, n, gap) if accumulate else _poison("f32", m, n, gap)
-    weight = _random(kind, n, k, 0, start=gap)
-    fields = {"rows": m, "n": n, "k": k, "accumulate": int(accumulate), "batch_offset": NO_BATCH}
-    fields |= {"x_stride": _stride("f32", k, gap), "out_stride": _stride("f32", n, gap)}
-    return Trial(kernel, [x, weight, out], "f32", _tiles(m, n), fields | _offsets(kernel, gap))
-
-
-def matmul(
-    kind: str,
-    result: str,
-    m: int,
-    n: int,
-    k: int,
-    *,
-    gap: int = 0,
-    transpose_a: bool = False,
-    transpose_b: bool = False,
-) -> Trial:
-    """a [m, k] · b [k, n], each stored by rows or, if transposed, by columns; ``gap`` as in :func:`gemm`."""
-    kernel = CATALOG[f"matmul_{kind}_{result}"]
-    fields = {"batch": 1, "m": m, "n": n, "k": k, "out_row": _stride(result, n, gap)}
-    operands = []
-    for name, rows, columns, transposed in (("a", m, k, transpose_a), ("b", k, n, transpose_b)):
-        rows, columns = (columns, rows) if transposed else (rows, columns)  # noqa: PLW2901
-        operands.append(_random(kind, rows, columns, gap))
-        strides = (_stride(kind, columns, gap), 1)
-        fields[f"{name}_row"], fields[f"{name}_column"] = strides[::-1] if transposed else strides
-    out = _poison(result, m, n, gap)
-    return Trial(kernel, [*operands, out], result, _tiles(m, n), fields | _offsets(kernel, gap))
-
-
-def find_obstacle(device: Device, trials: Sequence[Trial], patience: float = PATIENCE) -> str | None:
+def find_problem(device: Device, trials: Sequence[Trial], patience: float = PATIENCE) -> str | None:
     """Why a device cannot be used for the kernels of these trials; None if each agrees with the NumPy kernel.
 
     A device that has not finished after ``patience`` seconds cannot be used.
@@ -148,65 +104,3 @@ def chain_differs(device: Device, other: Device, length: int = 64, runs: int = 3
     except DeviceError as error:
         return str(error)
     return None if found[0] == found[1] else "wrong results for a chain of kernels"
-
-
-def check_file(device: Device, buffer: Buffer) -> None:
-    """Compare samples of a wrapped file, as the device sees them, with the file.
-
-    Virtual GPUs are known to read stale bytes there without an error. Raises WrapRefusedError if a sample differs, and
-    DeviceTimeoutError if the device does not finish.
-    """
-    kernel, alignment = CATALOG["embed_f32"], device.info.offset_alignment  # on a table of one row it copies the row
-    nbytes = 4 * _WORDS
-    last = buffer.nbytes - nbytes
-    places = [last * i // (_SAMPLES - 1) // alignment * alignment for i in range(_SAMPLES)]
-    copies, ids = device.allocate(_SAMPLES * nbytes, MemoryKind.SHARED), device.allocate(16, MemoryKind.SHARED)
-    fields = dict.fromkeys((name for name, _ in kernel.params), 0)
-    fields |= {"batch_offset": NO_BATCH, "rows": 1, "columns": _WORDS, "table_rows": 1, "bound_rows": 1}
-    params, index = kernel.pack(**fields), Binding(ids, 0, 16)
-    commands = device.record()
-    for i, place in enumerate(places):
-        bindings = [Binding(buffer, place, nbytes), index, Binding(copies, i * nbytes, nbytes), index]
-        commands.dispatch(kernel, bindings, params, grid(1))
-    commands.finish()
-    device.submit([commands]).wait(PATIENCE)
-    seen, there = copies.view().reshape(_SAMPLES, nbytes), buffer.view()
-    wrong = [place for i, place in enumerate(places) if not np.array_equal(seen[i], there[place : place + nbytes])]
-    for gone in (commands, copies, ids):
-        gone.close()
-    if wrong:
-        raise WrapRefusedError(f"the device's view differs from the file at byte {wrong[0]}")
-
-
-def _tiles(m: int, n: int) -> int:
-    return -(-m // _TILE) * -(-n // _TILE)
-
-
-def _offsets(kernel: Kernel, gap: int) -> dict[str, int]:
-    """The offsets of the operands in their bindings, in elements: ``gap`` bytes each."""
-    return {f"{buffer.name}_offset": gap // buffer.element for buffer in kernel.buffers[:3]}
-
-
-def _stride(kind: str, columns: int, gap: int) -> int:
-    """Elements from row to row."""
-    return columns + gap // _FLOATS[kind].itemsize
-
-
-def _poison(kind: str, rows: int, columns: int, gap: int) -> Bytes:
-    """Poison bytes for a result matrix, with ``gap`` bytes before it and after each row."""
-    return np.full(gap + rows * _stride(kind, columns, gap) * _FLOATS[kind].itemsize, _POISON, np.uint8)
-
-
-def _random(kind: str, rows: int, columns: int, gap: int, start: int | None = None) -> Bytes:
-    """The bytes of a random matrix: ``gap`` poison bytes after each row, ``start`` (default ``gap``) before it."""
-    random = np.random.default_rng((rows, columns))
-    start = gap if start is None else start
-    head = np.full(start, _POISON, np.uint8)
-    if kind not in _FLOATS:
-        # Bytes below 0x3c: no pair is a float16 above 1, whichever bytes of a block are its scales.
-        return np.concatenate([head, random.integers(0, 0x3C, rows * DType[kind.upper()].row_bytes(columns), np.uint8)])
-    body: NDArray[Any] = np.empty((rows, _stride(kind, columns, gap)), _FLOATS[kind])
-    body.view(np.uint8)[...] = _POISON
-    # Around 1, so that sums grow with k, and rounding of partial sums shows.
-    body[:, :columns] = 1 + random.standard_normal((rows, columns))
-    return np.concatenate([head, body.view(np.uint8).reshape(-1)])

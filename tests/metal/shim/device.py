@@ -14,8 +14,9 @@ from wasmetal.device.base import Bytes
 from wasmetal.device.cpu import CpuBackend
 from wasmetal.device.cpu.memory import Pages
 from wasmetal.device.cpu.work import CpuRecording, Step
+from wasmetal.device.gemm import variant
 from wasmetal.device.opened import OpenDevice
-from wasmetal.kernels.catalog import CATALOG, Access, Kernel
+from wasmetal.kernels.catalog import Access, Kernel
 
 
 class ShimDevice(OpenDevice):
@@ -42,8 +43,7 @@ class ShimBackend(CpuBackend):
 
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[Pages]]) -> Step:
         if self.simdgroups:
-            operation, _, kinds = kernel.name.partition("_")
-            kernel = CATALOG.get(f"{operation}_simdgroup_{kinds}", kernel)
+            kernel = variant(kernel, "simdgroup")
         arrays = [bound.allocation.view()[bound.offset :][: bound.nbytes] for bound in ranges]
         return functools.partial(self._launch, kernel, arrays, np.frombuffer(params, np.uint8))
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
 
 from wasmetal.device.base import Bytes
+from wasmetal.device.hostpages import new_pages
 from wasmetal.device.metal.api import mtl, objc
-from wasmetal.device.metal.queue import CommandQueue
+from wasmetal.device.metal.residency import Residency
 from wasmetal.device.parts import Parts
 from wasmetal.device.release import on_release
-from wasmetal.errors import MemoryRefusedError, OutOfDeviceMemoryError, WrapRefusedError
-from wasmetal.memory.pages import Pages, page_size
+from wasmetal.errors import OutOfDeviceMemoryError, WrapRefusedError
+from wasmetal.memory.pages import page_size
 
 _OPTIONS: int = (
     # Untracked: buffers may overlap, which Metal's hazard tracking does not see. Barriers and events order the work.
@@ -24,42 +24,29 @@ _OPTIONS: int = (
 class MetalAllocation:
     """Whole pages as Metal buffers. Without references to it, the buffers are released, then the pages."""
 
-    def __init__(self, queue: CommandQueue, pages: Bytes) -> None:
+    def __init__(self, residency: Residency, pages: Bytes) -> None:
         """Wrap ``pages``: uint8, a whole number of pages. Raises WrapRefusedError if Metal refuses."""
-        physical = queue.physical
-        self.address = pages.ctypes.data
+        physical = residency.physical
+
+        def wrap(start: int, stop: int) -> Any:
+            with objc.autorelease_pool():
+                buffer = _wrap(physical.handle, pages[start:stop])
+            residency.add(buffer)
+            return buffer
+
         self._pages = pages
-        self._queue = queue
-        self._lock = threading.Lock()
-        self._parts = Parts(pages.size, physical.part_bytes)
-        self._bridges: dict[tuple[int, int], Any] = {}
-        with objc.autorelease_pool():
-            self._buffers = [_wrap(physical.handle, pages[start:stop]) for start, stop in self._parts.ranges()]
-            self.device_address: int | None = int(self._buffers[0].gpuAddress()) or None
-        queue.residency.add(self._buffers)
-        on_release(self, _release, queue, self._buffers, pages)
+        self._parts = Parts(pages.size, physical.part_bytes, page_size(), wrap)
+        on_release(self, _release, residency, self._parts.buffers, pages)
+        self._parts.fill()
+        self.address = pages.ctypes.data
+        self.device_address: int | None = int(self._parts.buffers[0].gpuAddress()) or None
 
     def bind(self, offset: int, nbytes: int) -> tuple[Any, int]:
         """The ``MTLBuffer`` that holds ``nbytes`` bytes at ``offset``, and their offset in it.
 
-        Bytes that no single part holds get another buffer over the same pages. Raises WrapRefusedError if Metal
-        refuses to make it.
+        Raises WrapRefusedError if that needs another buffer, and Metal refuses to make it.
         """
-        part = self._parts.holding(offset, nbytes)
-        if part is not None:
-            start, _ = self._parts.ranges()[part]
-            return self._buffers[part], offset - start
-        page = page_size()
-        start, stop = offset // page * page, -(-(offset + nbytes) // page) * page
-        with self._lock:
-            bridge = self._bridges.get((start, stop))
-            if bridge is None:
-                with objc.autorelease_pool():
-                    bridge = _wrap(self._queue.physical.handle, self._pages[start:stop])
-                self._queue.residency.add([bridge])
-                self._bridges[start, stop] = bridge
-                self._buffers.append(bridge)
-        return bridge, offset - start
+        return self._parts.bind(offset, nbytes)
 
     def view(self) -> Bytes:
         """The bytes, uint8 of shape [nbytes]."""
@@ -80,21 +67,18 @@ def _wrap(device: Any, pages: Bytes) -> Any:
     return buffer
 
 
-def allocate(queue: CommandQueue, nbytes: int) -> MetalAllocation:
+def allocate(residency: Residency, nbytes: int) -> MetalAllocation:
     """New zero-filled pages. Raises OutOfDeviceMemoryError."""
-    physical = queue.physical
+    physical = residency.physical
     if nbytes > physical.info.memory_bytes:
         raise OutOfDeviceMemoryError(f"{nbytes} bytes: {physical.name} works with at most {physical.info.memory_bytes}")
-    size = -(-nbytes // page_size()) * page_size()
     try:
-        pages = Pages(size)
-        pages.open(0, size)
-        return MetalAllocation(queue, pages.view(0, size))
-    except (MemoryRefusedError, WrapRefusedError) as error:
+        return MetalAllocation(residency, new_pages(nbytes))
+    except WrapRefusedError as error:
         raise OutOfDeviceMemoryError(f"no room for {nbytes} bytes ({error})") from error
 
 
-def _release(queue: CommandQueue, buffers: list[Any], _pages: Bytes) -> None:
+def _release(residency: Residency, buffers: list[Any], _pages: Bytes) -> None:
     # The finalizer holds the pages so that they outlive the buffers.
-    queue.residency.remove(buffers)
+    residency.remove(buffers)
     buffers.clear()

@@ -38,11 +38,10 @@ class PhysicalDevice:
         """Whether pipelines must be set on an encoder before indirect commands use them (M1 and M2)."""
         unified = bool(handle.hasUnifiedMemory())
         self.tier = Tier.INTEGRATED if unified else Tier.DISCRETE
-        self.max_buffer_bytes = int(handle.maxBufferLength()) // page_size() * page_size()
-        """The longest ``MTLBuffer``, rounded down to whole pages."""
+        longest = int(handle.maxBufferLength()) // page_size() * page_size()
         wraps_files = unified and os.environ.get("WASMETAL_COPY_WEIGHTS") != "1"
         memory_bytes = int(handle.recommendedMaxWorkingSetSize())
-        self.part_bytes = min(self.max_buffer_bytes, max(_SMALLEST_PART, memory_bytes // _PARTS))
+        self.part_bytes = min(longest, max(_SMALLEST_PART, memory_bytes // _PARTS))
         self.part_bytes = self.part_bytes // page_size() * page_size()
         """Bytes of a residency set, and of the buffers that longer ranges are split into."""
         self.info = DeviceInfo(
@@ -55,7 +54,7 @@ class PhysicalDevice:
             page_alignment=page_size(),
             offset_alignment=OFFSET_ALIGNMENT,
             # A page less, because an unaligned binding is covered by whole pages.
-            max_binding_bytes=min(self.max_buffer_bytes - page_size(), 2**32),
+            max_binding_bytes=min(longest - page_size(), 2**32),
             subgroup_size=SIMD_WIDTH,
             wraps_files=wraps_files,
             features=("host pages in place", "weights in place" if wraps_files else "weights copied", "timestamps"),

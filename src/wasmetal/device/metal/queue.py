@@ -5,59 +5,46 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from contextlib import closing
+from typing import Any
 
 from wasmetal.device.metal.api import command_error, mtl, objc
 from wasmetal.device.metal.physical import PhysicalDevice
+from wasmetal.device.metal.recording import MetalRecording
 from wasmetal.device.metal.residency import Residency
 from wasmetal.device.metal.stream import Stream
 from wasmetal.errors import DeviceError, DeviceLostError
 
 
-class Encodable(Protocol):
-    """A finished command list."""
-
-    @property
-    def products(self) -> int:
-        """How many of its dispatches MPS computes."""
-
-    def encode(self, stream: Stream) -> None:
-        """Encode the list into a command buffer."""
-
-
 class MetalWork:
-    """A committed command buffer. Until it has ended it keeps alive what its lists use, which Metal does not."""
+    """A committed command buffer. Until it has ended it keeps alive what its recordings use, which Metal does not."""
 
-    def __init__(self, queue: CommandQueue, number: int, commands: Any, lists: Sequence[Encodable]) -> None:
+    def __init__(self, queue: CommandQueue, number: int, commands: Any, recordings: Sequence[MetalRecording]) -> None:
         self._queue = queue
         self._number = number
         self._commands = commands
-        self._lists = lists
+        self._recordings = recordings
         self._result: tuple[float, DeviceError | None] | None = None
         _in_flight.add(self)
 
     def wait(self, seconds: float) -> bool:
         """Block for at most ``seconds``; return whether the command buffer has ended, successfully or not."""
-        commands = self._commands  # another thread may settle the work meanwhile
-        if commands is None:
-            return True
         with objc.autorelease_pool():
             if self._queue.event.waitUntilSignaledValue_timeoutMS_(self._number, math.ceil(seconds * 1000)):
-                commands.waitUntilCompleted()  # the event is signalled before the times are known
+                self._commands.waitUntilCompleted()  # the event is signalled before the times are known
                 return True
         return self.ended()
 
     def ended(self) -> bool:
         """Whether the command buffer has ended, successfully or not."""
-        commands = self._commands
-        return commands is None or commands.status() >= mtl.MTLCommandBufferStatusCompleted
+        return bool(self._commands.status() >= mtl.MTLCommandBufferStatusCompleted)
 
     def result(self) -> tuple[float, DeviceError | None]:
         """Seconds of GPU time, and the error if the GPU failed. To be called once the command buffer has ended."""
         if self._result is None:
             with objc.autorelease_pool():
                 self._result = self._end()
-            self._lists, self._commands = (), None
+            self._recordings = ()
             _in_flight.discard(self)
         return self._result
 
@@ -72,14 +59,13 @@ class MetalWork:
 
 
 _in_flight: set[MetalWork] = set()
-"""Work that has not ended: it must outlive its last other reference."""
+"""Work that is not known to have ended: it must outlive its last other reference."""
 
 
 class CommandQueue:
     """The queue of an open GPU. It lives until its work has ended, and its allocations are freed."""
 
     def __init__(self, physical: PhysicalDevice) -> None:
-        self.physical = physical
         self.lost = False
         """Whether the GPU was lost."""
         with objc.autorelease_pool():
@@ -90,35 +76,33 @@ class CommandQueue:
         if any(made is None for made in (self._queue, self.event, self._order)):
             raise DeviceError(f"{physical.name} made no command queue; close other programs that use the GPU")
         self._numbers = itertools.count(1)
-        self.residency = Residency(physical.handle, self._queue, physical.part_bytes)
+        self.residency = Residency(physical, self._queue)
         self._submitted = 0
         self._last: MetalWork | None = None
-        for abandoned in sorted(_in_flight, key=lambda work: work._number):
-            if abandoned.ended():
-                abandoned.result()
+        for work in sorted(_in_flight, key=lambda each: each._number):
+            if work.ended():
+                work.result()  # nobody else asks for it if the work has been abandoned
 
-    def start(self, lists: Sequence[Encodable]) -> MetalWork:
-        """Run lists in order, after all work started before. Raises DeviceLostError."""
+    def start(self, recordings: Sequence[MetalRecording]) -> MetalWork:
+        """Run recordings in order, after all work started before. Raises DeviceLostError."""
         if self.lost:
             raise DeviceLostError("the GPU was lost; open a device again")
-        self.residency.use()
+        self.residency.heartbeat.use()
         with objc.autorelease_pool():
-            if any(recording.products for recording in lists):
+            if any(recording.gemms for recording in recordings):
                 commands = self._queue.commandBuffer()  # only this one retains MPS's temporary objects
             else:
                 commands = self._queue.commandBufferWithUnretainedReferences()
             if self._busy():
                 # Buffers are untracked, so Metal would let submissions overlap.
                 commands.encodeWaitForEvent_value_(self.event, self._submitted)
-            with Stream(commands, self._order, self._numbers) as stream:
-                for i, recording in enumerate(lists):
-                    if i:
-                        stream.barrier()
+            with closing(Stream(commands, self._order, self._numbers)) as stream:
+                for recording in recordings:
                     recording.encode(stream)
             commands.encodeSignalEvent_value_(self.event, self._submitted + 1)
             commands.commit()
             self._submitted += 1
-            self._last = MetalWork(self, self._submitted, commands, lists)
+            self._last = MetalWork(self, self._submitted, commands, recordings)
             return self._last
 
     def _busy(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 
@@ -12,15 +13,15 @@ from wasmetal.device.metal.api import mtl
 from wasmetal.device.metal.encoding import Command, Encoding
 from wasmetal.device.metal.indirect import MOST_COMMANDS, IndirectEncoding
 from wasmetal.device.metal.memory import MetalAllocation, allocate
+from wasmetal.device.metal.mps import MpsGemm
 from wasmetal.device.metal.pipeline import Pipeline
-from wasmetal.device.metal.products import Product
-from wasmetal.device.metal.queue import CommandQueue
+from wasmetal.device.metal.residency import Residency
 from wasmetal.device.metal.stream import Stream
 
 _SLOT = 256
 """Bytes from one parameter struct to the next: every GPU takes multiples of 256 as offsets of ``constant`` data."""
 
-Dispatches = Sequence[Dispatch[MetalAllocation, Pipeline | Product]]
+MetalDispatch = Dispatch[MetalAllocation, Pipeline | MpsGemm]
 
 
 class MetalRecording:
@@ -29,47 +30,42 @@ class MetalRecording:
     Each run is an :class:`Encoding` or, if ``indirect``, an :class:`IndirectEncoding`.
     """
 
-    def __init__(self, queue: CommandQueue, dispatches: Dispatches, indirect: bool = False) -> None:
+    def __init__(self, residency: Residency, dispatches: Sequence[MetalDispatch], indirect: bool = False) -> None:
         self.dispatches = len(dispatches)
-        self.products = sum(isinstance(dispatch.code, Product) for dispatch in dispatches)
-        self._indirect = indirect and len(dispatches) <= MOST_COMMANDS
-        self._passes: list[Encoding | IndirectEncoding | Product] = []
+        self.gemms = sum(isinstance(dispatch.code, MpsGemm) for dispatch in dispatches)
+        """How many of the dispatches MPS computes."""
+        self._passes: list[Encoding | IndirectEncoding | MpsGemm] = []
         self._keeps: list[object] = [(dispatch.code, dispatch.ranges) for dispatch in dispatches]
         if dispatches:
-            self._encode(queue, dispatches)
+            self._build(residency, dispatches, indirect and len(dispatches) <= MOST_COMMANDS)
 
     def encode(self, stream: Stream) -> None:
-        """Encode all passes."""
+        """Encode all passes, after all that the stream has already."""
+        stream.barrier()
         for part in self._passes:
             part.encode(stream)
 
     def close(self) -> None:
-        """Nothing: work in flight keeps the recording alive."""
+        """Do nothing: work in flight keeps the recording alive."""
 
-    def _encode(self, queue: CommandQueue, dispatches: Dispatches) -> None:
+    def _build(self, residency: Residency, dispatches: Sequence[MetalDispatch], indirect: bool) -> None:
         """Build the passes. One buffer, argument 0 of each kernel, holds every distinct parameter struct."""
         slots = {params: slot * _SLOT for slot, params in enumerate(dict.fromkeys(d.params for d in dispatches))}
-        params = allocate(queue, len(slots) * _SLOT)
+        params = allocate(residency, len(slots) * _SLOT)
         self._keeps.append(params)
         for content, offset in slots.items():
             params.view()[offset : offset + len(content)] = np.frombuffer(content, np.uint8)
-        commands: list[Command] = []
-        for dispatch in dispatches:
-            code = dispatch.code
-            if isinstance(code, Product):  # a pass, ordered after all before it and before all after it
-                self._end_run(queue, commands)
-                self._passes.append(code)
-                commands = []
-                continue
-            if not commands:
-                hazards = Hazards()
-            bound = [each.allocation.bind(each.offset, each.nbytes) for each in dispatch.ranges]
-            arguments = [params.bind(slots[dispatch.params], _SLOT), *bound]
-            sizes = mtl.MTLSizeMake(*dispatch.groups), mtl.MTLSizeMake(*code.kernel.threads)
-            commands.append(Command(code.handle, arguments, sizes, hazards.needs_barrier(dispatch.touches())))
-        self._end_run(queue, commands)
-
-    def _end_run(self, queue: CommandQueue, commands: Sequence[Command]) -> None:
-        if commands:
-            run = IndirectEncoding(queue.physical, commands) if self._indirect else Encoding(commands)
-            self._passes.append(run)
+        for _, run in groupby(dispatches, lambda dispatch: type(dispatch.code)):
+            hazards = Hazards()
+            commands: list[Command] = []
+            for dispatch in run:
+                code = dispatch.code
+                if isinstance(code, MpsGemm):  # a pass, ordered after all before it and before all after it
+                    self._passes.append(code)
+                    continue
+                bound = [each.allocation.bind(each.offset, each.nbytes) for each in dispatch.ranges]
+                arguments = [params.bind(slots[dispatch.params], _SLOT), *bound]
+                sizes = mtl.MTLSizeMake(*dispatch.groups), mtl.MTLSizeMake(*code.kernel.threads)
+                commands.append(Command(code.handle, arguments, sizes, hazards.needs_barrier(dispatch.touches())))
+            if commands:
+                self._passes.append(IndirectEncoding(residency.physical, commands) if indirect else Encoding(commands))

@@ -10,6 +10,7 @@ from typing import Any
 from wasmetal.device.bins import Bins
 from wasmetal.device.heartbeat import Heartbeat
 from wasmetal.device.metal.api import mtl, objc
+from wasmetal.device.metal.physical import PhysicalDevice
 
 MOST_SETS = 32
 """The most residency sets that a queue accepts."""
@@ -18,51 +19,43 @@ MOST_SETS = 32
 class Residency:
     """The residency sets of a queue, so that no submission waits for pages to be wired.
 
-    The system keeps or evicts each set as a whole, so buffers are spread over sets of at most ``set_bytes``. A set only
-    grows beyond that for a longer buffer, or when the queue accepts no more sets. An idle device's sets lose residency
-    after about a second unless it is requested again: a heartbeat does that.
+    The system keeps or evicts each set as a whole, so buffers are spread over sets of limited size. A set only grows
+    beyond that for a longer buffer, or when the queue accepts no more sets. An idle device's sets lose residency after
+    about a second unless it is requested again: a heartbeat does that.
 
     If the GPU has no residency sets (``kept`` is False), Metal makes buffers resident for each submission.
     """
 
-    def __init__(self, device: Any, queue: Any, set_bytes: int) -> None:
-        self._lock = threading.RLock()  # garbage collection may call remove() within add()
-        self._grown = False
+    def __init__(self, physical: PhysicalDevice, queue: Any) -> None:
+        """``queue``: an ``MTLCommandQueue``."""
+        self.physical = physical
         self.heartbeat = Heartbeat(self._request)
+        self._lock = threading.RLock()  # garbage collection may call remove() within add()
         with objc.autorelease_pool():
-            self._sets: Bins[Any] = Bins(set_bytes, MOST_SETS, partial(_new_set, device, queue))
+            self._sets: Bins[Any] = Bins(physical.part_bytes, MOST_SETS, partial(_new_set, physical.handle, queue))
 
     @property
     def kept(self) -> bool:
         """Whether buffers stay resident between submissions."""
         return bool(self._sets.bins)
 
-    def add(self, buffers: Sequence[Any]) -> None:
-        """Keep buffers resident, from the next submission on."""
-        if not self.kept:
-            return
-        with self._lock, objc.autorelease_pool():
-            for buffer in buffers:
+    def add(self, buffer: Any) -> None:
+        """Keep a buffer resident, from the next submission on."""
+        if self.kept:
+            with self._lock, objc.autorelease_pool():
                 found = self._sets.add(id(buffer), int(buffer.length()))
                 found.addAllocation_(buffer)
                 found.commit()
-            self._grown = True
+            self.heartbeat.hasten()
 
     def remove(self, buffers: Sequence[Any]) -> None:
         """No longer keep buffers resident."""
-        if not self.kept:
-            return
-        with self._lock, objc.autorelease_pool():
-            for buffer in buffers:
-                found = self._sets.remove(id(buffer))
-                found.removeAllocation_(buffer)
-                found.commit()
-
-    def use(self) -> None:
-        """Note a submission: the buffers are needed now, and probably again soon."""
         if self.kept:
-            grown, self._grown = self._grown, False
-            self.heartbeat.use(now=grown)
+            with self._lock, objc.autorelease_pool():
+                for buffer in buffers:
+                    found = self._sets.remove(id(buffer))
+                    found.removeAllocation_(buffer)
+                    found.commit()
 
     def close(self) -> None:
         """End the residency of all sets, and stop the heartbeat."""

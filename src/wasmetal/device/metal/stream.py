@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from wasmetal.device.metal.api import mtl
 
@@ -32,7 +31,7 @@ class Stream:
 
     def commands(self) -> Any:
         """The command buffer, to encode a separate pass into."""
-        self.end()
+        self.close()
         if self._used:
             number = next(self._numbers)
             self._commands.encodeSignalEvent_value_(self._event, number)
@@ -45,16 +44,8 @@ class Stream:
         if self._encoder is not None:
             self._encoder.memoryBarrierWithScope_(mtl.MTLBarrierScopeBuffers)
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End the open encoder: Metal aborts the process if an encoder is released without endEncoding."""
         if self._encoder is not None:
             encoder, self._encoder = self._encoder, None
             encoder.endEncoding()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.end()

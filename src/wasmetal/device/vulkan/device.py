@@ -12,7 +12,7 @@ from wasmetal.device.vulkan.api import lib, struct
 from wasmetal.device.vulkan.logical import LogicalDevice
 from wasmetal.device.vulkan.memory import DEVICE, SHARED, UNIFIED, VulkanAllocation
 from wasmetal.device.vulkan.physical import PhysicalDevice
-from wasmetal.device.vulkan.pipeline import Pipeline, Pipelines
+from wasmetal.device.vulkan.pipeline import Pipeline, VulkanPipelines
 from wasmetal.device.vulkan.recording import VulkanRecording
 from wasmetal.kernels.catalog import Kernel
 
@@ -24,7 +24,7 @@ class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
         self.info = physical.info
         self.grid_limits = physical.grid_limits
         self.logical = LogicalDevice(physical)
-        self.pipelines = Pipelines(self.logical)
+        self.pipelines = VulkanPipelines(self.logical)
 
     def allocate(self, nbytes: int, kind: MemoryKind) -> VulkanAllocation:
         """Zero-filled memory that the driver allocates.

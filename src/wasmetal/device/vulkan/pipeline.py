@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from wasmetal.device.pipelines import CacheFile, PipelineTable, compiled_code
+from wasmetal.device.pipelines import CacheFile, Pipelines, check_threads, compiled_code
 from wasmetal.device.vulkan.api import NULL, enumerate_all, ffi, lib, make, struct
 from wasmetal.device.vulkan.logical import LogicalDevice, Owned
 from wasmetal.device.vulkan.physical import PhysicalDevice
@@ -62,10 +61,8 @@ def _subgroup_size(physical: PhysicalDevice, kernel: Kernel) -> dict[str, Any]:
     """Stage fields that require ``DeviceInfo.subgroup_size`` and full subgroups, if the driver could choose others."""
     if not physical.several_subgroup_sizes:
         return {}
-    size, threads = physical.info.subgroup_size, math.prod(kernel.threads)
-    limit = size * physical.max_subgroups
-    if threads > limit:
-        raise DeviceError(f"kernel {kernel.name} has groups of {threads} threads; {physical.name} allows {limit}")
+    size = physical.info.subgroup_size
+    check_threads(kernel, size * physical.max_subgroups, physical.name)
     full = kernel.threads[0] % size == 0 and physical.has("computeFullSubgroups")
     return {
         "pNext": struct("VkPipelineShaderStageRequiredSubgroupSizeCreateInfo", requiredSubgroupSize=size),
@@ -73,25 +70,28 @@ def _subgroup_size(physical: PhysicalDevice, kernel: Kernel) -> dict[str, Any]:
     }
 
 
-class Pipelines:
-    """The device's pipelines, and a ``VkPipelineCache`` that is kept in a file between processes.
+class VulkanPipelines(Pipelines[Pipeline]):
+    """Pipelines in a ``VkPipelineCache``, which is kept in a file between processes.
 
     The file name contains the vendor, the device, the driver's version and its cache identifier, so that no driver
     reads another's data.
     """
 
     def __init__(self, device: LogicalDevice) -> None:
+        super().__init__()
         self._device = device
         self._file = CacheFile(f"vulkan-{device.physical.cache_key}.bin")
-        self._saved = self._file.read()
-        data = ffi.from_buffer(self._saved) if self._saved else NULL
-        info = struct("VkPipelineCacheCreateInfo", initialDataSize=len(self._saved), pInitialData=data)
-        cache = self._cache = device.create("PipelineCache", info)
-        self.get = PipelineTable(lambda kernel: Pipeline(device, kernel, cache.handle)).get
+        saved = self._file.read()
+        data = ffi.from_buffer(saved) if saved else NULL
+        info = struct("VkPipelineCacheCreateInfo", initialDataSize=len(saved), pInitialData=data)
+        self._cache = device.create("PipelineCache", info)
+
+    def compile(self, kernel: Kernel) -> Pipeline:
+        """Create the kernel's pipeline. Raises DeviceError if the device cannot run it."""
+        return Pipeline(self._device, kernel, self._cache.handle)
 
     def save(self) -> None:
         """Write the cache file if its content has changed."""
         handles = self._device.handle, self._cache.handle
-        data = bytes(ffi.buffer(enumerate_all("vkGetPipelineCacheData", "char", *handles, count_type="size_t")))
-        if data != self._saved:
-            self._file.replace(lambda path: path.write_bytes(data))
+        data = enumerate_all("vkGetPipelineCacheData", "char", *handles, count_type="size_t")
+        self._file.write(bytes(ffi.buffer(data)))

@@ -90,7 +90,7 @@ DEVICE_INFO = Struct(
         Field("memory_limit", UINT64, "how much of it this guest may hold"),
         Field("handle_limit", UINT32, "how many handles this guest may hold"),
         Field("command_limit", UINT32, "how many commands it may have in one list, and pending in all"),
-        Field("subgroup_size", UINT32, "threads that run in lockstep"),
+        Field("subgroup_size", UINT32, "threads of a subgroup (a warp, wave or simdgroup)"),
         Field("reserved", UINT32),
         Field("name", CHAR, "UTF-8, filled up with zeros", 80),
     ),

@@ -299,7 +299,7 @@ typedef struct wm_device_info {
   uint64_t memory_limit;     /* how much of it this guest may hold */
   uint32_t handle_limit;     /* how many handles this guest may hold */
   uint32_t command_limit;    /* how many commands it may have in one list, and pending in all */
-  uint32_t subgroup_size;    /* threads that run in lockstep */
+  uint32_t subgroup_size;    /* threads of a subgroup (a warp, wave or simdgroup) */
   uint32_t reserved;
   char name[80];             /* UTF-8, filled up with zeros */
 } wm_device_info;

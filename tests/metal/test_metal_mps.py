@@ -42,16 +42,16 @@ def record(bench: Bench, *operations: Callable[[Recorder], None]) -> CommandList
     return commands
 
 
-def products(commands: CommandList) -> int:
+def gemms(commands: CommandList) -> int:
     """How many dispatches of the list MPS computes."""
-    return commands.recording.products
+    return commands.recording.gemms
 
 
 def run(bench: Bench, *operations: Callable[[Recorder], None]) -> int:
     """Run operations as one list; return how many of them MPS computes."""
     commands = record(bench, *operations)
     bench.device.submit([commands]).wait(60)
-    return products(commands)
+    return gemms(commands)
 
 
 def by_mps(device: Device, kinds: str = "f32 to f32") -> bool:
@@ -117,7 +117,7 @@ def test_linear(metal: Device, cpu: Device, bench: Bench, accumulate: bool) -> N
     check(bench.get(out), oracle(cpu, linear, [x, weight], before))
 
 
-def test_a_small_product_is_by_our_kernels(metal: Device, cpu: Device, bench: Bench) -> None:
+def test_a_small_gemm_is_by_our_kernels(metal: Device, cpu: Device, bench: Bench) -> None:
     x, weight = normal(40, 48), normal(33, 48)
     out = bench.empty(40, 33)
     tensors = bench.put(x), bench.put(weight), out
@@ -128,10 +128,10 @@ def test_a_small_product_is_by_our_kernels(metal: Device, cpu: Device, bench: Be
 
 def matmul_of(bench: Bench, m: int, n: int, k: int, *, dtype: DType = DType.F32, gap: int = 0) -> int:
     tensors = bench.empty(m, k, dtype=dtype, gap=gap), bench.empty(k, n, dtype=dtype), bench.empty(m, n)
-    return products(record(bench, lambda rec: ops.matmul(rec, *tensors)))
+    return gemms(record(bench, lambda rec: ops.matmul(rec, *tensors)))
 
 
-def test_which_products_are_large(metal: Device, bench: Bench) -> None:
+def test_which_gemms_are_large(metal: Device, bench: Bench) -> None:
     """Recorded only: enough multiplications, and no dimension too short."""
     assert matmul_of(bench, SIDE, SIDE, SIDE) == expected(metal)
     assert matmul_of(bench, SIDE, SIDE, SIDE - 4) == 0
@@ -139,7 +139,7 @@ def test_which_products_are_large(metal: Device, bench: Bench) -> None:
     assert matmul_of(bench, 60, 8 * SIDE, 2 * SIDE) == 0
 
 
-def test_which_products_mps_does_not_have(metal: Device, bench: Bench) -> None:
+def test_which_gemms_mps_does_not_have(metal: Device, bench: Bench) -> None:
     """Recorded only: batch metadata, batched matmuls, operands of different types, unaligned rows."""
     square = SIDE, SIDE
     assert matmul_of(bench, *square, SIDE, gap=4) == expected(metal)
@@ -147,13 +147,13 @@ def test_which_products_mps_does_not_have(metal: Device, bench: Bench) -> None:
     assert matmul_of(bench, *square, SIDE, dtype=DType.F16, gap=4) == 0
     x, weight, out, half = bench.empty(*square), bench.empty(*square), bench.empty(*square), DType.F16
     batch = bench.batch(SIDE)
-    assert products(record(bench, lambda rec: ops.linear(rec, x, weight, out))) == expected(metal)
-    assert products(record(bench, lambda rec: ops.linear(rec, x, weight, out, batch=batch))) == 0
+    assert gemms(record(bench, lambda rec: ops.linear(rec, x, weight, out))) == expected(metal)
+    assert gemms(record(bench, lambda rec: ops.linear(rec, x, weight, out, batch=batch))) == 0
     halves = bench.empty(*square, dtype=half)
-    assert products(record(bench, lambda rec: ops.linear(rec, x, halves, out))) == 0
-    assert products(record(bench, lambda rec: ops.matmul(rec, x, weight, halves))) == 0
+    assert gemms(record(bench, lambda rec: ops.linear(rec, x, halves, out))) == 0
+    assert gemms(record(bench, lambda rec: ops.matmul(rec, x, weight, halves))) == 0
     batches = [bench.empty(2, *square) for _ in range(3)]
-    assert products(record(bench, lambda rec: ops.matmul(rec, *batches))) == 0
+    assert gemms(record(bench, lambda rec: ops.matmul(rec, *batches))) == 0
 
 
 def test_a_result_that_mps_cannot_count(emulated: Device) -> None:
@@ -165,7 +165,7 @@ def test_a_result_that_mps_cannot_count(emulated: Device) -> None:
 
         def found(row_stride: int) -> int:
             out = Tensor(buffer, 16 << 20, DType.F32, (64, 512), row_stride)
-            return products(record(bench, lambda rec: ops.matmul(rec, a, b, out)))
+            return gemms(record(bench, lambda rec: ops.matmul(rec, a, b, out)))
 
         assert found(columns // 4 * 4) == 1
         assert found(columns // 4 * 4 + 4) == 0
@@ -178,9 +178,9 @@ def chain(bench: Bench) -> tuple[list[Callable[[Recorder], None]], Tensor, np.nd
     rows, want = 4, x.astype(np.float64)
     some_a, some_c, some_d = (tensor.rows(0, rows) for tensor in (a, c, d))
     want[:rows] *= 4
-    product = want @ y.T
-    product[:rows] *= 3
-    final = x + product @ y.T
+    gemm = want @ y.T
+    gemm[:rows] *= 3
+    final = x + gemm @ y.T
     final[:rows] *= 5
 
     def times(tensor: Tensor, factor: float) -> Callable[[Recorder], None]:
@@ -199,13 +199,13 @@ def chain(bench: Bench) -> tuple[list[Callable[[Recorder], None]], Tensor, np.nd
 
 @pytest.mark.parametrize("cuts", [[], [2], [3], [2, 3, 4, 5]], ids=str)
 @pytest.mark.parametrize("together", [True, False], ids=["one submission", "several"])
-def test_products_and_kernels_see_each_others_results(
+def test_gemms_and_kernels_see_each_others_results(
     metal: Device, bench: Bench, cuts: list[int], together: bool
 ) -> None:
     operations, out, want = chain(bench)
     bounds = [0, *cuts, len(operations)]
     lists = [record(bench, *operations[start:stop]) for start, stop in itertools.pairwise(bounds)]
-    assert sum(map(products, lists)) == expected(metal, 2)
+    assert sum(map(gemms, lists)) == expected(metal, 2)
     before = metal.counters.dispatches
     if together:
         metal.submit(lists).wait(60)
@@ -217,19 +217,19 @@ def test_products_and_kernels_see_each_others_results(
     check(bench.get(out), want)
 
 
-def test_products_alone_and_after_each_other(metal: Device, bench: Bench) -> None:
+def test_gemms_alone_and_after_each_other(metal: Device, bench: Bench) -> None:
     """Two lists of one MPS GEMM each in one submission; the second needs the first's result."""
     x, y = normal(SIDE, SIDE), normal(SIDE, SIDE) / SIDE
     a, b, c, d = bench.put(x), bench.put(y), bench.empty(SIDE, SIDE), bench.put(x)
     first, second = lambda rec: ops.matmul(rec, a, b, c), lambda rec: ops.linear(rec, c, b, d, accumulate=True)
     lists = [record(bench, first, second) for _ in range(2)]
-    assert [products(commands) for commands in lists] == [expected(metal, 2)] * 2
+    assert [gemms(commands) for commands in lists] == [expected(metal, 2)] * 2
     metal.submit(lists).wait(60)
     want = x + 2 * (x.astype(np.float64) @ y @ y.T)
     check(bench.get(d), want)
 
 
-def test_buffers_closed_while_a_product_is_under_way(metal: Device, bench: Bench) -> None:
+def test_buffers_closed_while_a_gemm_is_under_way(metal: Device, bench: Bench) -> None:
     x, y = normal(SIDE, SIDE), normal(SIDE, SIDE)
     a, b, c = bench.put(x), bench.put(y), bench.empty(SIDE, SIDE)
     commands = record(bench, lambda rec: ops.matmul(rec, a, b, c))
@@ -245,7 +245,7 @@ def test_buffers_closed_while_a_product_is_under_way(metal: Device, bench: Bench
 
 
 @pytest.mark.parametrize(
-    ("mps", "obstacle"),
+    ("mps", "problem"),
     [
         ("missing", "pyobjc-framework-MetalPerformanceShaders is not installed"),
         ("unsupported", "MPS does not support this GPU"),
@@ -255,12 +255,12 @@ def test_buffers_closed_while_a_product_is_under_way(metal: Device, bench: Bench
         ("gaps", "wrong results for matmul_f32_f32"),
     ],
 )
-def test_mps_that_does_not_work(open_on: Callable[[Gpu], Device], mps: str, obstacle: str) -> None:
+def test_mps_that_does_not_work(open_on: Callable[[Gpu], Device], mps: str, problem: str) -> None:
     """The catalog's kernels then compute all GEMMs."""
     device = open_on(Gpu(mps=mps))
     with Bench(device) as bench:
         assert matmul_of(bench, SIDE, SIDE, SIDE) == 0
-    assert f"no MPS for f32 to f32 ({obstacle})" in device.info.features
+    assert f"no MPS for f32 to f32 ({problem})" in device.info.features
     assert not by_mps(device)
 
 
@@ -271,12 +271,12 @@ def test_types_are_tried_one_by_one(open_on: Callable[[Gpu], Device]) -> None:
     with Bench(device) as bench:
         halves = bench.empty(SIDE, SIDE, dtype=DType.F16), bench.empty(SIDE, SIDE, dtype=DType.F16)
         out = bench.empty(SIDE, SIDE, dtype=DType.F16)
-        assert products(record(bench, lambda rec: ops.matmul(rec, *halves, out))) == 0
-        obstacle = "no MPS for f16 to f16 (wrong results for matmul_f16_f16)"
-        assert device.info.features[-1] == obstacle
+        assert gemms(record(bench, lambda rec: ops.matmul(rec, *halves, out))) == 0
+        problem = "no MPS for f16 to f16 (wrong results for matmul_f16_f16)"
+        assert device.info.features[-1] == problem
         assert matmul_of(bench, SIDE, SIDE, SIDE, dtype=DType.F16) == 1
         assert matmul_of(bench, SIDE, SIDE, SIDE) == 1
-        assert device.info.features[-2:] == ("large GEMMs by MPS (f16 to f32, f32 to f32)", obstacle)
+        assert device.info.features[-2:] == ("large GEMMs by MPS (f16 to f32, f32 to f32)", problem)
     assert device.counters.dispatches == 0  # trials do not count as the device's dispatches
 
 
