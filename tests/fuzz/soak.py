@@ -36,7 +36,7 @@ from wasmetal.models import Model
 
 ROOM = Held(resident=48 << 20, maps=64, descriptors=5, threads=0, processes=2)
 """How much more the process may hold at the end. What an allocator keeps is not the same each time. Wasmtime makes
-three descriptors when a guest first waits for time or input. Idle worker processes are kept for a while, each with one."""
+three descriptors when a guest first waits for time or input. Idle worker processes, kept for a while, have one each."""
 ADD = 9
 
 
