@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 
 import numpy as np
 import pytest
 
 from tests.device.harness import recorded, span
-from wasmetal.device import Device, MemoryKind, copying, open_device
+from wasmetal.device import Device, MemoryKind, abandoned, copying, open_device
 from wasmetal.errors import DeviceError
 
 pytestmark = pytest.mark.vulkan
@@ -113,4 +114,8 @@ def test_all_dropped_while_at_work(vulkan: Device) -> None:
     device.submit([recorded(device, *[(whole, whole, whole)] * 400)])
     del device, whole
     gc.collect()
+    end = time.monotonic() + 30
+    while logical() is not None and time.monotonic() < end:
+        time.sleep(0.01)
+        abandoned.release_ended()
     assert logical() is None

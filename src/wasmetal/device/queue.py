@@ -68,8 +68,8 @@ class Queue:
     def __init__(self, backend: AnyBackend, counters: Counters) -> None:
         self.lock = threading.RLock()  # reentrant: finalizers may run while the lock is held
         """Also guards the counters."""
-        self._backend = backend
-        self._closed = False
+        self._backend: AnyBackend | None = backend
+        """None once the device is closed, so that submissions that somebody still refers to do not keep it alive."""
         self._counters = counters
         self._origin = Origin("the device of the submission")
         self._pending: list[DeviceSubmission] = []
@@ -83,7 +83,8 @@ class Queue:
             raise DeviceError("a submission needs at least one command list")
         abandoned.release_ended()
         with self.lock:
-            if self._closed:
+            backend = self._backend
+            if backend is None:
                 raise DeviceError("the device is closed; open it again")
             self._settle()
             self._check_answers()
@@ -94,7 +95,7 @@ class Queue:
                     raise DeviceError("a command list is still pending; wait for its submission before the next")
             if len(lists) > 1 and len(set(lists)) < len(lists):
                 raise DeviceError("a command list is named twice in one submission; record a second one")
-            submission = DeviceSubmission(self, self._backend.start(recordings), recordings)
+            submission = DeviceSubmission(self, backend.start(recordings), recordings)
             for commands in lists:
                 commands.submission = submission
             self._pending.append(submission)
@@ -127,11 +128,11 @@ class Queue:
         with self.lock:
             if submission.abandoned is None and submission.work is not None:
                 submission.abandoned = time.monotonic()
-                self._backend.drop(submission.work)
+                if self._backend is not None:
+                    self._backend.drop(submission.work)
 
     def close(self) -> None:
         """Refuse further submissions, and abandon those that have not ended after CLOSING seconds."""
-        self._closed = True
         end = time.monotonic() + CLOSING
         with suppress(DeviceTimeoutError, DeviceLostError):
             for submission in list(self._pending):
@@ -139,6 +140,7 @@ class Queue:
         for submission in list(self._pending):
             submission.abandon()
             abandoned.keep(partial(_ended, submission), submission)
+        self._backend = None
 
     def _attempt(self, submission: DeviceSubmission, work: Work, seconds: float) -> bool:
         ended = work.wait(seconds)
@@ -154,7 +156,7 @@ class Queue:
 
     def _check_answers(self, submission: DeviceSubmission | None = None) -> None:
         """Raise DeviceLostError if an abandoned submission has held up a submission, or the next one, for too long."""
-        if not self._backend.in_order:
+        if self._backend is None or not self._backend.in_order:
             return
         for earlier in tuple(self._pending):
             if earlier is submission:
