@@ -204,6 +204,7 @@ def test_a_dead_ticker_does_not_keep_a_guest_from_being_stopped(
     end: Callable[[Guest], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guest = Guest(SPIN)
+    time.sleep(0.3)  # until the living one sleeps
     monkeypatch.setattr(runtime(), "ticker", Dead(after=3600))  # nobody notices
     errors: list[BaseException] = []
 
@@ -213,14 +214,14 @@ def test_a_dead_ticker_does_not_keep_a_guest_from_being_stopped(
         except GuestError as error:
             errors.append(error)
 
-    runner = threading.Thread(target=run)
+    runner = threading.Thread(target=run, daemon=True)
     runner.start()
     while guest._call is None or guest._call.ended:
         time.sleep(0.001)
     time.sleep(0.05)
     with within(0):
         end(guest)
-        runner.join()
+        runner.join(2 * SLACK)
     assert len(errors) == 1
     guest.close()
 
