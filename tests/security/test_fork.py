@@ -22,6 +22,7 @@ from tests.host.probe import Probe
 from tests.models.tiny import write_tiny_llama
 from tests.security.apart import run_apart
 from wasmetal.device import Device, MemoryKind, list_devices
+from wasmetal.device.release import on_release
 from wasmetal.errors import ForkedError, GuestError, LimitError
 from wasmetal.models import Model, Request
 
@@ -100,7 +101,7 @@ def use_the_parents(name: str, path: str, end: str) -> None:
     commands = recorded(device, (vectors[0], vectors[1], vectors[2]))
     submission = device.submit([commands])
     guest, busy = wasmetal.Guest(GUEST, device=device), wasmetal.Guest(GUEST)
-    runner = threading.Thread(target=run_until_stopped, args=[busy])
+    runner = threading.Thread(target=run_until_stopped, args=[busy], daemon=True)
     runner.start()
     some = np.zeros(4, np.uint8)
     uses: dict[str, Callable[[], Any]] = {
@@ -154,6 +155,31 @@ def use_the_parents(name: str, path: str, end: str) -> None:
 def test_a_child_cannot_use_what_its_parent_opened(name: str, end: str, path: str) -> None:
     """And leaves it as it was, and ends soon."""
     assert float(run_apart(use_the_parents, name, path, end)) < SECONDS + SLACK
+
+
+def drop_the_parents() -> None:
+    class Owner:
+        pass
+
+    released: list[str] = []
+    owners = [Owner()]
+    on_release(owners[0], released.append, "the parent's")
+
+    def work() -> None:
+        owners.clear()
+        assert released == []
+        own = Owner()
+        on_release(own, released.append, "the child's")
+        del own
+        assert released == ["the child's"]
+
+    in_child(work, "_exit")
+    owners.clear()
+    assert released == ["the parent's"]
+
+
+def test_a_child_does_not_release_what_a_driver_holds_for_its_parent() -> None:
+    run_apart(drop_the_parents)
 
 
 def write_to_the_parents(path: str) -> None:

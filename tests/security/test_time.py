@@ -14,12 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.probe import Probe
 from tests.security.apart import run_apart
 from wasmetal import Guest, Limits
 from wasmetal.device.cpu import CpuDevice
 from wasmetal.errors import GuestError, LimitError
-from wasmetal.host import threads, ticker
+from wasmetal.host import abi, threads, ticker
 from wasmetal.host.guest_thread import GuestThread
 from wasmetal.host.runtime import runtime
 from wasmetal.host.threads import HostThread
@@ -27,6 +26,13 @@ from wasmetal.host.ticker import Ticker
 
 SPIN = b'(module (func (export "_start") (loop (br 0))))'
 NOTHING = b'(module (func (export "_start")))'
+HOARDER = f"""(module (import "{abi.GPU}" "buffer_create_device" (func $create (param i64 i32 i32) (result i32)))
+    (memory (export "memory") 1)
+    (func (export "hoard") (result i32) (local $count i32)
+        (loop (if (call $create (i64.const 1) (i32.const 3) (i32.const 64)) (then (return (local.get $count))))
+            (local.set $count (i32.add (local.get $count) (i32.const 1))) (br 0))
+        unreachable))""".encode()
+"""Makes as many device buffers of one byte as it may."""
 SLACK = 20.0
 """Seconds that a busy machine may take for what takes none."""
 
@@ -150,13 +156,11 @@ def test_many_tiny_buffers_leave_room_for_threads() -> None:
 
     before = mappings()
     device = CpuDevice()
-    probes = [Probe(device) for _ in range(2)]
-    for probe in probes:
-        for _ in range(1024):
-            probe.allocate(1)
+    guests = [Guest(HOARDER, device=device) for _ in range(4)]
+    assert [guest.call("hoard") for guest in guests] == [1024] * 4
     assert mappings() - before < 512
-    for probe in probes:
-        probe.guest.close()
+    for guest in guests:
+        guest.close()
 
 
 # ---- No ticker
@@ -204,6 +208,7 @@ def test_a_dead_ticker_does_not_keep_a_guest_from_being_stopped(
     end: Callable[[Guest], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guest = Guest(SPIN)
+    time.sleep(0.3)  # until the living one sleeps
     monkeypatch.setattr(runtime(), "ticker", Dead(after=3600))  # nobody notices
     errors: list[BaseException] = []
 
@@ -213,14 +218,14 @@ def test_a_dead_ticker_does_not_keep_a_guest_from_being_stopped(
         except GuestError as error:
             errors.append(error)
 
-    runner = threading.Thread(target=run)
+    runner = threading.Thread(target=run, daemon=True)
     runner.start()
     while guest._call is None or guest._call.ended:
         time.sleep(0.001)
     time.sleep(0.05)
     with within(0):
         end(guest)
-        runner.join()
+        runner.join(2 * SLACK)
     assert len(errors) == 1
     guest.close()
 

@@ -25,16 +25,13 @@ class HostThread:
     def __init__(self, function: Callable[[], object]) -> None:
         """``function`` raises nothing."""
         self._function: Callable[[], object] | None = function
+        self.ended = False
+        """Whether the function has returned, or will never be called."""
         self._begun = _held_lock()
-        self._ended = _held_lock()
+        self._end = _held_lock()
         self._turn = threading.Lock()
         """Who takes it first decides: the new thread, that it runs; the starting one, that it has waited enough."""
         self._ident: int | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the function has returned, or will never be called."""
-        return not self._ended.locked()
 
     @property
     def is_current(self) -> bool:
@@ -53,7 +50,8 @@ class HostThread:
             never = self._turn.acquire(blocking=False)
             if never:
                 self._function = None
-                self._ended.release()
+                self.ended = True
+                self._end.release()
         if never:
             raise GuestError(
                 f"cannot start a thread: {reason}; close other guests, or raise the process's limits on threads and "
@@ -62,10 +60,9 @@ class HostThread:
 
     def wait(self, seconds: float) -> bool:
         """Wait for at most ``seconds``; return whether the thread has ended."""
-        ended = self._ended.acquire(timeout=seconds)
-        if ended:
-            self._ended.release()
-        return ended
+        if self._end.acquire(timeout=seconds):
+            self._end.release()  # for whoever waits too
+        return self.ended
 
     def _run(self) -> None:
         if not self._turn.acquire(blocking=False):
@@ -82,7 +79,8 @@ class HostThread:
                 self._function = None  # it refers to the guest, which refers to this thread
                 function()
         finally:
-            self._ended.release()
+            self.ended = True
+            self._end.release()
 
 
 def _held_lock() -> threading.Lock:
