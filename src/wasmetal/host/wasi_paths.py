@@ -58,7 +58,7 @@ class Paths:
             if mode and oflags & OFlags.CREAT and oflags & OFlags.EXCL:
                 raise Refusal(WasiErrno.EXIST, "the file exists")
             flags = _open_flags(mode, oflags, rights, fdflags)
-            if flags & (os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_RDWR):
+            if flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR):
                 directory.changeable()
 
             def make() -> int:
@@ -67,7 +67,10 @@ class Paths:
                         return os.open(name, flags, 0o666, dir_fd=parent)
                 return os.open(name, flags, dir_fd=parent)
 
-            number[0] = self._descriptors.open(make, directory.read_only, bool(flags & os.O_APPEND))
+            writing = bool(flags & (os.O_WRONLY | os.O_RDWR))
+            number[0] = self._descriptors.open(make, directory.read_only, writing, bool(flags & os.O_APPEND))
+            if oflags & OFlags.TRUNC:  # not when it is opened: only now is it known that the file may be written
+                os.ftruncate(self._descriptors.file(int(number[0])).fd, 0)
 
     def path_filestat_get(self, memory: GuestMemory, fd: int, flags: int, ptr: int, nbytes: int, out: int) -> None:
         record = memory.array(out, 1, FILESTAT)
@@ -165,10 +168,9 @@ def _open_flags(mode: int, oflags: int, rights: int, fdflags: int) -> int:
         raise Refusal(WasiErrno.NOTSUP, "neither a file nor a directory")
     if fdflags & ~(FdFlags.APPEND | FdFlags.DSYNC | FdFlags.NONBLOCK | FdFlags.SYNC):
         raise Refusal(WasiErrno.NOTSUP, f"flags {fdflags:#x} are not supported")
-    write = bool(rights & Rights.FD_WRITE)
+    write = bool(rights & Rights.FD_WRITE or oflags & OFlags.TRUNC)
     flags |= (os.O_RDWR if rights & Rights.FD_READ else os.O_WRONLY) if write else os.O_RDONLY
     flags |= (os.O_CREAT | os.O_EXCL) * (mode == 0)
-    flags |= os.O_TRUNC * bool(oflags & OFlags.TRUNC)
     flags |= os.O_APPEND * bool(fdflags & FdFlags.APPEND)
     return flags | os.O_SYNC * bool(fdflags & (FdFlags.DSYNC | FdFlags.SYNC))
 
