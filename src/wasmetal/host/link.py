@@ -15,14 +15,13 @@ import wasmtime
 
 from wasmetal import wasmtime_c
 from wasmetal.counters import Counters
-from wasmetal.errors import LimitError, WasmetalError
+from wasmetal.errors import LimitError, WasmetalError, printable
 from wasmetal.host import abi, wasi_abi
 from wasmetal.host.errno import Errno, Refusal, WasiErrno, errno_of
 from wasmetal.host.host_time import HostTime
 from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.runtime import runtime
 from wasmetal.host.view import GuestMemory
-from wasmetal.host.wasm import printable
 
 log = logging.getLogger("wasmetal.guest")
 """Refused calls at level DEBUG; failures of the host at level ERROR, once for each guest, function and kind of error,
