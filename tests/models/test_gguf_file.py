@@ -167,7 +167,6 @@ def test_tensors_agree_with_the_gguf_package(tmp_path: Path, qtype: str) -> None
         np.testing.assert_array_equal(
             mine.dequantize(), gguf.quants.dequantize(t.data, t.tensor_type).reshape(mine.shape)
         )
-        assert not mine.data.flags.writeable
     assert ours.require("tokenizer.ggml.tokens", list) == vocabulary()
 
 

@@ -82,7 +82,7 @@ def test_the_embedder_keeps_a_quarter(directory: Path) -> None:
 
 
 EXHAUSTED = """
-import os, resource, sys
+import os, resource, sys, time
 import wasmetal
 from wasmetal.errors import WasmetalError
 what, model = sys.argv[1:]
@@ -98,8 +98,13 @@ except OSError:
 try:
     if what == "device":
         wasmetal.open_device("cpu")
+    elif what == "list":
+        from wasmetal.device import list_devices
+        list_devices()
     elif what == "model":
         wasmetal.load_model(model, device)
+    elif what == "program":
+        wasmetal.Program(f'(module (global i64 (i64.const {int(time.time_ns())})))'.encode())
     else:
         wasmetal.Guest(b"(module)", dirs={"/d": "."})
 except WasmetalError as error:
@@ -107,7 +112,7 @@ except WasmetalError as error:
 """
 
 
-@pytest.mark.parametrize("what", ["device", "model", "guest"])
+@pytest.mark.parametrize("what", ["device", "list", "model", "program", "guest"])
 def test_nothing_but_our_errors_without_descriptors(what: str, tmp_path: Path) -> None:
     """Even if the modules that are needed could not be imported yet."""
     (tmp_path / "model.gguf").write_bytes(b"GGUF")

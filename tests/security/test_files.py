@@ -198,6 +198,20 @@ def test_links_lead_inside_wherever_they_are_moved(probe: WasiProbe, inside: Pat
         assert each.resolve().is_relative_to(inside.resolve())
 
 
+def test_a_link_upwards_is_not_moved(probe: WasiProbe, inside: Path) -> None:
+    """The host made it; it leads to ``file`` from where it is, and would lead out from above."""
+    (inside / "sub" / "link").symlink_to("../file")
+    for call in (
+        lambda: probe.path_rename(3, "sub/link", 3, "link"),
+        lambda: probe.path_link(3, 0, "sub/link", 3, "link"),
+    ):
+        with refused("PERM"):
+            call()
+    probe.path_unlink_file(3, "sub/link")
+    (inside / "sub" / "down").symlink_to("deep/x")
+    probe.path_rename(3, "sub/down", 3, "down")
+
+
 # ---- What would block
 
 

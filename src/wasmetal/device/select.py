@@ -28,8 +28,12 @@ _SPEC = re.compile(r"(?P<backend>[a-z]+)(:(?P<index>[0-9]{1,4}))?")
 
 
 def list_devices() -> list[DeviceInfo]:
-    """Every device that can be opened, best first. Backends without a driver or a device are left out."""
-    return [found.info for found in _present()]
+    """Every device that can be opened, best first. Backends without a driver or a device are left out.
+
+    Raises DeviceError if the system refuses to look.
+    """
+    with setting_up("look for devices", DeviceError):
+        return [found.info for found in _present()]
 
 
 def open_device(spec: str | None = None) -> Device:

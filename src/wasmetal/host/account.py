@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from wasmetal.counters import Counters
 from wasmetal.errors import LimitError
 from wasmetal.host.errno import Errno, Refusal, WasiErrno
+from wasmetal.host.host_time import HostTime
 from wasmetal.host.limits import Limits
 
 
@@ -27,6 +28,7 @@ class Account:
         """Bytes by which the guest has extended files."""
         self.files = 0
         """Files, directories and links that the guest has created."""
+        self.host_time = HostTime()
         self._deadline: float | None = None
 
     def charge(self, nbytes: int) -> None:
@@ -86,9 +88,17 @@ class Account:
         return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
 
     def check_clock(self) -> None:
-        """Raise LimitError if the run has used up its wall time."""
+        """Raise LimitError if the run has used up its wall time, or the guest its host time."""
+        self.host_time.settle()
+        self.check_host_time()
         if self.wall_left() == 0:
             raise LimitError(f"limit reached: {self.limits.wall_seconds:g} seconds of wall time")
+
+    def check_host_time(self) -> None:
+        """Raise LimitError if the guest has used up its host time, as far as it is settled."""
+        limit = self.limits.host_seconds
+        if limit is not None and self.host_time.seconds > limit:
+            raise LimitError(f"limit reached: {limit:g} seconds of host time")
 
     def check_device_time(self, more: float = 0.0) -> None:
         """Raise LimitError if the guest's device time, plus ``more`` seconds, is over the limit."""

@@ -14,6 +14,7 @@ from wasmetal.host.errno import Refusal, WasiErrno
 from wasmetal.host.handles import Handles
 from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.streams import Output
+from wasmetal.memory.file_use import WRITING, FileUse
 
 _LOOK = 0.05
 """Seconds of waiting for input between two checks of the guest's limits."""
@@ -51,6 +52,8 @@ class File:
     """Whether it, and all that is in it, may not change."""
     is_directory: bool = False
     append: bool = False
+    use: FileUse | None = None
+    """If it is open for writing."""
     name: bytes | None = None
     """The guest's name for it, if it was granted."""
 
@@ -75,11 +78,12 @@ class Descriptors:
         """Add what the host gives the guest, under the next number."""
         self._open[len(self._open)] = descriptor
 
-    def open(self, make: Callable[[], int], read_only: bool, append: bool) -> int:
+    def open(self, make: Callable[[], int], read_only: bool, writing: bool, append: bool) -> int:
         """A new number for the descriptor that ``make`` opens.
 
         Raises MFILE at the guest's limit on handles, and where the process has less than a quarter of its descriptors
-        left, which are the embedder's; NOTSUP for anything but a file or directory, which could block.
+        left, which are the embedder's; NOTSUP for anything but a file or directory, which could block; TXTBSY for
+        ``writing`` to a model file that is used in place.
         """
         self._handles.check_room()
         fd = make()
@@ -87,15 +91,19 @@ class Descriptors:
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             if limit != resource.RLIM_INFINITY and fd >= limit * 3 // 4:  # the system gives the lowest free number
                 raise Refusal(WasiErrno.MFILE, "guests hold three quarters of the process's descriptors")
-            mode = os.fstat(fd).st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            status = os.fstat(fd)
+            is_directory = stat.S_ISDIR(status.st_mode)
+            if not (is_directory or stat.S_ISREG(status.st_mode)):
                 raise Refusal(WasiErrno.NOTSUP, "neither a file nor a directory")
+            use = FileUse(status, WRITING) if writing else None
+            if use and not use.begin():
+                raise Refusal(WasiErrno.TXTBSY, "a model file that is in use")
         except BaseException:
             os.close(fd)
             raise
         self._handles.hold()
         number = next(number for number in range(len(self._open) + 1) if number not in self._open)
-        self._open[number] = File(fd, read_only, stat.S_ISDIR(mode), append)
+        self._open[number] = File(fd, read_only, is_directory, append, use)
         return number
 
     def get(self, number: int) -> Descriptor:
@@ -127,6 +135,8 @@ class Descriptors:
             if descriptor.name is None:
                 self._handles.release()
             os.close(descriptor.fd)
+            if descriptor.use:
+                descriptor.use.end()
 
     def renumber(self, number: int, to: int) -> None:
         """Close ``to``, and have it stand for what ``number`` stood for. Raises BADF unless both are open."""

@@ -79,7 +79,7 @@ _ERRNOS: tuple[tuple[type[Exception], Errno], ...] = (
 )
 
 
-def errno_of(error: Exception) -> Errno | WasiErrno:
+def errno_of(error: BaseException) -> Errno | WasiErrno:
     """The errno for an error raised below the host functions; IO for errors that the guest did not cause."""
     if isinstance(error, OSError):
         return _SYSTEM.get(error.errno or 0, WasiErrno.IO)

@@ -110,7 +110,7 @@ class Guest:
         """Held while a call begins and while the guest is closed."""
         self._account = Account(limits or Limits())
         self._interrupt = Interrupt(self._account)
-        self._context = GuestContext(program.memory64, self._account.counters, self._interrupt)
+        self._context = GuestContext(program.memory64, self._account.counters, self._interrupt, self._account.host_time)
         self._handles = Handles(self._account.limits.handles, secrets.randbits(32))
         self._stdout = Output(self._interrupt, stdout)
         self._store = self._new_store()
@@ -135,6 +135,11 @@ class Guest:
     def counters(self) -> Counters:
         """What the guest has caused so far."""
         return self._account.counters
+
+    @property
+    def host_seconds(self) -> float:
+        """Processor time that the host has spent in the guest's calls, up to 20 ms ago."""
+        return self._account.host_time.seconds
 
     def run(self) -> int:
         """Run the module's ``_start``, as a command; return its exit code.
@@ -290,6 +295,10 @@ class Guest:
             raise
 
     def _begin(self, function: Callable[[], T]) -> GuestThread[T]:
+        def run() -> T:
+            with self._account.host_time:
+                return function()
+
         self._origin.check()
         _close_dropped()
         with self._lock:
@@ -299,8 +308,9 @@ class Guest:
                 raise GuestError("the guest is running already; a guest runs one call at a time")
             if self._interrupt.reason:
                 raise GuestError(f"the guest cannot go on after this: {self._interrupt.reason}")
+            self._account.check_host_time()
             self._account.start_clock()
-            self._call = call = GuestThread(function)
+            self._call = call = GuestThread(run)
             try:
                 call.start()
             except BaseException as error:

@@ -36,6 +36,10 @@ class Limits:
     reported how long a submission took, the time that the guest has waited for it counts, unless other guests' work is
     ahead."""
 
+    host_seconds: float | None = None
+    """Processor time that the host may spend in the guest's calls, kernels of the CPU device included, in all; then
+    LimitError, once the current call has ended."""
+
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)

@@ -9,20 +9,23 @@ import ctypes
 import logging
 from dataclasses import dataclass, field
 from functools import cache
+from time import perf_counter
 
 import wasmtime
 
 from wasmetal import wasmtime_c
 from wasmetal.counters import Counters
-from wasmetal.errors import LimitError
+from wasmetal.errors import LimitError, WasmetalError, printable
 from wasmetal.host import abi, wasi_abi
-from wasmetal.host.errno import Errno, Refusal, errno_of
+from wasmetal.host.errno import Errno, Refusal, WasiErrno, errno_of
+from wasmetal.host.host_time import HostTime
 from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.runtime import runtime
 from wasmetal.host.view import GuestMemory
 
 log = logging.getLogger("wasmetal.guest")
-"""Refused calls at level DEBUG, failures of the host at level ERROR."""
+"""Refused calls at level DEBUG; failures of the host at level ERROR, once for each guest, function and kind of error,
+and all of them with tracebacks at level DEBUG."""
 
 
 CLOCKS, FILES, PATHS = "clocks", "files", "paths"
@@ -35,10 +38,13 @@ class GuestContext:
     memory64: bool
     counters: Counters
     interrupt: Interrupt
+    host_time: HostTime
     interfaces: dict[str, object] = field(default_factory=dict)
     """The objects whose methods are host functions: by module name, those of WASI as CLOCKS, FILES and PATHS."""
     memory: GuestMemory | None = None
     """The guest's memory, from the first host call on."""
+    reported: set[tuple[str, type]] = field(default_factory=set)
+    """Functions that have failed, and how: each is logged once."""
 
     def may_go_on(self) -> bool:
         """Called by Wasmtime at each tick of the epoch."""
@@ -90,6 +96,7 @@ def _adapt(interface: str, name: str, kinds: tuple[str, ...], memory64: bool) ->
     count = interface in abi.INTERFACES  # WASI's calls are not counted
 
     def call(_env: int, caller: int, raw: int, _count: int) -> int:
+        begin = perf_counter()
         values = values_type.from_address(raw)
         context: GuestContext = wasmtime_c.owner_of(caller)
         try:
@@ -102,18 +109,32 @@ def _adapt(interface: str, name: str, kinds: tuple[str, ...], memory64: bool) ->
         except Refusal as refusal:
             errno = refusal.errno
             log.debug("%s.%s: %s: %s", interface, name, refusal.errno.name, refusal)
-        except Exception as error:
-            if isinstance(error, LimitError) or error is context.interrupt.reason:
+        except BaseException as error:
+            if error is context.interrupt.reason or isinstance(error, _STOPS):
                 return context.interrupt.trap(error)
-            errno = errno_of(error)
-            level = logging.ERROR if errno is Errno.IO else logging.DEBUG
-            log.log(level, "%s.%s: %s", interface, name, error, exc_info=error)
-        except BaseException as stop:
-            return context.interrupt.trap(stop)
+            errno = _failed(context, f"{interface}.{name}", error)
+        finally:
+            context.host_time.called(perf_counter() - begin)
         values[0] = errno
         return 0
 
     return call
+
+
+_STOPS = (LimitError, KeyboardInterrupt, SystemExit)
+"""Errors that end the guest's run. Any other one gives an errno, even a BaseException, such as a panic of a package
+that is written in Rust."""
+
+
+def _failed(context: GuestContext, function: str, error: BaseException) -> int:
+    """The errno for an error. What the guest did not cause is logged, without letting the guest fill the log."""
+    errno = errno_of(error)
+    expected = errno not in (Errno.IO, WasiErrno.IO) if isinstance(error, WasmetalError | OSError) else False
+    log.debug("%s: %s", function, error, exc_info=error)
+    if not expected and (kind := (function, type(error))) not in context.reported:
+        context.reported.add(kind)
+        log.error("%s: %s", function, printable(f"{type(error).__name__}: {' '.join(str(error).split())}"))
+    return errno
 
 
 def _find_memory(context: GuestContext, caller: int) -> GuestMemory:

@@ -58,7 +58,7 @@ class Paths:
             if mode and oflags & OFlags.CREAT and oflags & OFlags.EXCL:
                 raise Refusal(WasiErrno.EXIST, "the file exists")
             flags = _open_flags(mode, oflags, rights, fdflags)
-            if flags & (os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_RDWR):
+            if flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR):
                 directory.changeable()
 
             def make() -> int:
@@ -67,7 +67,15 @@ class Paths:
                         return os.open(name, flags, 0o666, dir_fd=parent)
                 return os.open(name, flags, dir_fd=parent)
 
-            number[0] = self._descriptors.open(make, directory.read_only, bool(flags & os.O_APPEND))
+            writing = bool(flags & (os.O_WRONLY | os.O_RDWR))
+            opened = self._descriptors.open(make, directory.read_only, writing, bool(flags & os.O_APPEND))
+        try:
+            if oflags & OFlags.TRUNC:  # not when it is opened: only now is it known that the file may be written
+                os.ftruncate(self._descriptors.file(opened).fd, 0)
+        except BaseException:
+            self._descriptors.remove(opened)
+            raise
+        number[0] = opened
 
     def path_filestat_get(self, memory: GuestMemory, fd: int, flags: int, ptr: int, nbytes: int, out: int) -> None:
         record = memory.array(out, 1, FILESTAT)
@@ -127,6 +135,7 @@ class Paths:
             self._located(memory, to_fd, to, to_nbytes) as (new, to_parent, to_name),
         ):
             old.changeable(), new.changeable()  # a link in another directory would make a read-only file writable
+            _check_movable(parent, name)
             with self._account.creating():
                 os.link(name, to_name, src_dir_fd=parent, dst_dir_fd=to_parent, follow_symlinks=False)
 
@@ -138,6 +147,7 @@ class Paths:
             self._located(memory, to_fd, to, to_nbytes) as (new, to_parent, to_name),
         ):
             old.changeable(), new.changeable()
+            _check_movable(parent, name)
             os.rename(name, to_name, src_dir_fd=parent, dst_dir_fd=to_parent)
 
     @contextmanager
@@ -165,12 +175,18 @@ def _open_flags(mode: int, oflags: int, rights: int, fdflags: int) -> int:
         raise Refusal(WasiErrno.NOTSUP, "neither a file nor a directory")
     if fdflags & ~(FdFlags.APPEND | FdFlags.DSYNC | FdFlags.NONBLOCK | FdFlags.SYNC):
         raise Refusal(WasiErrno.NOTSUP, f"flags {fdflags:#x} are not supported")
-    write = bool(rights & Rights.FD_WRITE)
+    write = bool(rights & Rights.FD_WRITE or oflags & OFlags.TRUNC)
     flags |= (os.O_RDWR if rights & Rights.FD_READ else os.O_WRONLY) if write else os.O_RDONLY
     flags |= (os.O_CREAT | os.O_EXCL) * (mode == 0)
-    flags |= os.O_TRUNC * bool(oflags & OFlags.TRUNC)
     flags |= os.O_APPEND * bool(fdflags & FdFlags.APPEND)
     return flags | os.O_SYNC * bool(fdflags & (FdFlags.DSYNC | FdFlags.SYNC))
+
+
+def _check_movable(parent: int, name: bytes) -> None:
+    """Raise PERM for a symbolic link, made by the host, that could lead out of the directory once it is moved."""
+    is_link = stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+    if is_link and not leads_down(os.readlink(name, dir_fd=parent)):
+        raise Refusal(WasiErrno.PERM, "a symbolic link upwards cannot be moved")
 
 
 def _path(memory: GuestMemory, ptr: int, nbytes: int) -> bytes:

@@ -25,10 +25,6 @@ class FilePages:
         """The bytes themselves, uint8 of shape [nbytes], read-only, not copied."""
         return np.asarray(self)
 
-    def offset(self, data: NDArray[np.uint8]) -> int:
-        """The offset in the file at which an array of its bytes begins."""
-        return data.ctypes.data - self.address
-
     @property
     def __array_interface__(self) -> dict[str, Any]:
         # NumPy's protocol for arrays over foreign memory: the array refers to this object, and so keeps it alive.

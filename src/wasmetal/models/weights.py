@@ -54,12 +54,12 @@ class Weight:
 
 
 class Weights:
-    """Loads a file's weights onto a device: used in place if the device wraps files, else copied."""
+    """Loads a file's weights onto a device: used in place if the device wraps files and that is safe, else copied."""
 
     def __init__(self, buffers: BufferGroup, file: GGUFFile):
         self._buffers = buffers
-        self._pages = file.pages
-        self._wrapped = buffers.wrap(file.pages) if buffers.device.info.wraps_files else None
+        pages = file.source.pages() if buffers.device.info.wraps_files else None
+        self._wrapped = buffers.wrap(pages) if pages else None
 
     def place(self, matrices: Sequence[Matrix]) -> list[Weight]:
         """Weights, in the order given. Raises OutOfDeviceMemoryError."""
@@ -74,12 +74,12 @@ class Weights:
 
     def _usable(self, tensor: GGUFTensor) -> bool:
         """Whether kernels can read a tensor in the form that it has in the file."""
-        aligned = self._pages.offset(tensor.data) % max(ALIGNMENT, self._buffers.device.info.offset_alignment) == 0
+        aligned = tensor.offset % max(ALIGNMENT, self._buffers.device.info.offset_alignment) == 0
         return aligned and (len(tensor.shape) > 1 or tensor.dtype is DType.F32)
 
     def _in_file(self, tensor: GGUFTensor) -> Tensor:
         assert self._wrapped is not None
-        return Tensor(self._wrapped, self._pages.offset(tensor.data), tensor.dtype, tensor.shape)
+        return Tensor(self._wrapped, tensor.offset, tensor.dtype, tensor.shape)
 
 
 def load_weights(buffers: BufferGroup, matrices: Sequence[Matrix]) -> list[Weight]:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from wasmetal.models.lm.quota import Holder
     from wasmetal.models.loaded import LoadedModel
 
-MAX_TEXT = 1 << 20
-"""Bytes of text, or tokens, that the host takes in one call: more than any context holds. The tokenizer may need
-hundreds of bytes of host memory for each."""
+MAX_TEXT = 1 << 18
+"""Bytes of text, or tokens, that the host takes in one call. The tokenizer may need hundreds of bytes of host memory,
+and microseconds, for each; a call is not interrupted."""
 _MAX_HEADER = 4096
 """An upper bound on the bytes of a saved session other than its keys and values."""
 

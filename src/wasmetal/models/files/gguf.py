@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import mmap
-import stat
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,11 +24,13 @@ from numpy.typing import NDArray
 
 from wasmetal.errors import ModelError, OpError
 from wasmetal.kernels.dtypes import BY_NUMBER, WEIGHTS, DType
-from wasmetal.memory import FilePages
+from wasmetal.models.files.source import Source
 
 MAX_HEADER = 64 << 20
 """Bytes that metadata and tensor descriptions may take; the largest vocabularies in use need about 20 MiB."""
 MAX_KEY = 65535
+_CHUNK = 1 << 20
+"""Bytes of the header that are read at a time."""
 MAX_DIMENSIONS = 4
 
 _VERSIONS = (2, 3)
@@ -60,8 +60,19 @@ class GGUFTensor:
     dtype: DType
     shape: tuple[int, ...]
     """Row-major: rows before columns (the file's own order is the reverse)."""
-    data: NDArray[np.uint8]
-    """The tensor's bytes [nbytes], read-only, in the mapped file."""
+    offset: int
+    """Where its bytes begin in the file."""
+    source: Source
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes in the file."""
+        return math.prod(self.shape[:-1]) * self.dtype.row_bytes(self.shape[-1])
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        """The tensor's bytes [nbytes], read from the file. Raises ModelError if it has been shortened."""
+        return self.source.read(self.offset, self.nbytes)
 
     @property
     def size(self) -> int:
@@ -78,20 +89,14 @@ class GGUFTensor:
 
 
 class GGUFFile:
-    """A GGUF file, mapped read-only, its header checked. Raises ModelError if it is malformed."""
+    """A GGUF file, open for reading, its header checked. Raises ModelError if it is malformed."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        try:
-            if not stat.S_ISREG(self.path.stat().st_mode):
-                raise self.error("not a regular file")
-            with self.path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as e:
-            raise self.error(e.strerror or str(e)) from e
-        except ValueError:  # mmap refuses 0 bytes
-            raise self.error("an empty file is not a GGUF file") from None
-        header = _Header(mapped, self.error)
+        self.source = Source(self.path, self.error)
+        if not self.source.size:
+            raise self.error("an empty file is not a GGUF file")
+        header = _Header(self.source, self.error)
         self.fields: dict[str, Any] = {}
         """Metadata: int, float, bool, str, list[str] or a NumPy array by key."""
         self.tensors: dict[str, GGUFTensor] = {}
@@ -103,10 +108,8 @@ class GGUFFile:
             if key in self.fields:
                 raise self.error(f"the key {_quote(key)} occurs twice")
             self.fields[key] = header.value(_quote(key))
-        self._read_tensors(header, tensors, mapped)
-        self._header = memoryview(mapped)[: header.position]
-        self.pages = FilePages(mapped)
-        """The file's pages, which hold the tensors' bytes."""
+        self._read_tensors(header, tensors)
+        self._header = header.bytes[: header.position]
 
     def get(self, key: str, kind: type[T], default: D) -> T | D:
         """The metadata value of ``key``, or ``default`` if there is none. Raises ModelError if it is not a ``kind``."""
@@ -128,14 +131,14 @@ class GGUFFile:
         """32 bytes that identify the file: a SHA-256 of its header and of the beginning of every tensor."""
         sha256 = hashlib.sha256(self._header)
         for tensor in self.tensors.values():
-            sha256.update(tensor.data[:4096].data)
+            sha256.update(self.source.read(tensor.offset, min(tensor.nbytes, 4096)).data)
         return sha256.digest()
 
     def error(self, what: str) -> ModelError:
         """A ModelError that names the file, to be raised."""
         return ModelError(f"{self.path.name}: {what}")
 
-    def _read_tensors(self, header: _Header, count: int, mapped: mmap.mmap) -> None:
+    def _read_tensors(self, header: _Header, count: int) -> None:
         described = []
         for _ in range(count):
             name = header.string("a tensor's name", MAX_KEY)
@@ -154,7 +157,7 @@ class GGUFFile:
         end = 0
         for name, shape, kind, offset in sorted(described, key=lambda tensor: tensor[3]):
             dtype, nbytes = self._measure(name, shape, kind)
-            if offset % alignment or start + offset + nbytes > len(mapped):
+            if offset % alignment or start + offset + nbytes > self.source.size:
                 raise self.error(
                     f"tensor {_quote(name)} ({nbytes} bytes at {offset}) is misaligned or ends past the end of the file"
                 )
@@ -163,8 +166,7 @@ class GGUFFile:
             end = offset + nbytes
             if name in self.tensors:
                 raise self.error(f"tensor {_quote(name)} occurs twice")
-            data = np.frombuffer(mapped, np.uint8, nbytes, start + offset)
-            self.tensors[name] = GGUFTensor(name, dtype, shape, data)
+            self.tensors[name] = GGUFTensor(name, dtype, shape, start + offset, self.source)
 
     def _measure(self, name: str, shape: tuple[int, ...], kind: int) -> tuple[DType, int]:
         """The type of a tensor and its length in bytes, as Python's integers, which cannot overflow."""
@@ -183,18 +185,21 @@ class GGUFFile:
 class _Header:
     """A cursor over the header: nothing is read, or sized, past the end of the file or MAX_HEADER."""
 
-    def __init__(self, mapped: mmap.mmap, error: Callable[[str], ModelError]):
-        self._mapped = mapped
+    def __init__(self, source: Source, error: Callable[[str], ModelError]):
+        self._source = source
         self._error = error
-        self._end = min(len(mapped), MAX_HEADER)
+        self._end = min(source.size, MAX_HEADER)
+        self._buffer = np.empty(self._end, np.uint8)
+        self._filled = 0
+        self.bytes = self._buffer.data.toreadonly()
+        """The header, as far as it has been read."""
         self.position = 0
 
     def start(self) -> tuple[int, int]:
         """Check magic and version; return the counts of tensors and of metadata fields."""
-        magic = self._mapped[:4]
+        magic = bytes(self.bytes[self._take(min(4, self._end)) : 4])
         if magic != b"GGUF":
             raise self._error(f"begins with {magic!r}, not b'GGUF': not a GGUF file")
-        self.position = 4
         version = self.number("<I")
         if version & 0xFFFF == 0 and version:
             raise self._error("a big-endian GGUF file; only little-endian ones are supported")
@@ -205,7 +210,7 @@ class _Header:
     def number(self, code: str) -> Any:
         """The next number, of a ``struct`` code."""
         at = self._take(struct.calcsize(code))
-        return struct.unpack_from(code, self._mapped, at)[0]
+        return struct.unpack_from(code, self.bytes, at)[0]
 
     def string(self, what: str, limit: int = MAX_HEADER) -> str:
         """The next string."""
@@ -214,7 +219,7 @@ class _Header:
             raise self._error(f"{what} of {length} bytes; at most {limit} are supported")
         at = self._take(length)
         try:
-            return self._mapped[at : at + length].decode()
+            return str(self.bytes[at : at + length], "utf-8")
         except UnicodeDecodeError:
             raise self._error(f"{what} is not valid UTF-8") from None
 
@@ -229,7 +234,10 @@ class _Header:
         if kind is GGUFValueType.STRING:
             return [self.string(what) for _ in range(count)]
         dtype = np.dtype(_SCALARS[kind])
-        return np.frombuffer(self._mapped, dtype, count, self._take(count * dtype.itemsize)) if count else np.empty(0)
+        if not count:
+            return np.empty(0)
+        at = self._take(count * dtype.itemsize)
+        return np.frombuffer(self.bytes, dtype, count, at)
 
     def _kind(self, what: str) -> GGUFValueType:
         number = self.number("<I")
@@ -244,6 +252,10 @@ class _Header:
             where = "the end of the file" if self._end < MAX_HEADER else f"the supported {MAX_HEADER} bytes"
             raise self._error(f"truncated or corrupted: the header goes past {where}")
         self.position += nbytes
+        if self.position > self._filled:
+            more = min(max(self.position - self._filled, _CHUNK), self._end - self._filled)
+            self._source.read_into(self._filled, self._buffer[self._filled : self._filled + more])
+            self._filled += more
         return self.position - nbytes
 
 

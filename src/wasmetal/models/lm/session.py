@@ -96,7 +96,7 @@ class Session:
             state = model.cache.read(self.pages, self.length).reshape(-1)
         self.counters.bytes_copied += state.size
         crc = zlib.crc32(state.data)
-        return _SNAPSHOT.pack(_MAGIC, _VERSION, self.length, model.digest, state.size, crc) + state.tobytes()
+        return b"".join((_SNAPSHOT.pack(_MAGIC, _VERSION, self.length, model.digest, state.size, crc), state.data))
 
     def restore(self, state: bytes) -> None:
         """Replace the session's state with a saved one. Counted in ``bytes_copied``.

@@ -7,6 +7,7 @@ and ``llama`` (SentencePiece BPE with scores and byte fallback; Llama 2).
 from __future__ import annotations
 
 import codecs
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
@@ -17,6 +18,9 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 
 from wasmetal.errors import ModelError
 from wasmetal.models.files.gguf import GGUFFile
+
+# A batch of one text gains nothing from a pool of threads; and what is computed there is charged to no guest.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
@@ -120,7 +124,9 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as e:
             raise ModelError(f"the text is not valid Unicode: {e}") from e
-        ids: list[int] = (self._special if parse_special else self._plain).encode(text, add_special_tokens=False).ids
+        tokenizer = self._special if parse_special else self._plain
+        # Unlike ``encode``, this lets other threads of Python run meanwhile.
+        ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
         if (self.add_bos if add_bos is None else add_bos) and self.bos is not None:
             ids = [self.bos, *ids]
         return ids

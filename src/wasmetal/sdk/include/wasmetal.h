@@ -45,7 +45,7 @@ extern "C" {
 typedef uint32_t wm_errno;
 
 #define WM_SUCCESS 0   /* Done. */
-#define WM_TOOBIG 1    /* Too many commands in a list, or more than 1 MiB of text or 2^20 tokens in a call. */
+#define WM_TOOBIG 1    /* Too many commands in a list, or more than 256 KiB of text or 2^18 tokens in a call. */
 #define WM_AGAIN 6     /* Too many commands are pending: wait for a submission first. */
 #define WM_BADF 8      /* No such handle. */
 #define WM_BUSY 10     /* A pending submission uses it. */
