@@ -35,7 +35,7 @@ from wasmetal.host.abi import Errno
 from wasmetal.models import Model
 
 ROOM = Held(resident=48 << 20, maps=64, descriptors=5, threads=4, processes=2)
-"""How much more the process may hold at the end. What an allocator keeps is not the same each time; Wasmtime makes three
+"""How much more the process may hold at the end. What an allocator keeps is not always the same; Wasmtime makes three
 descriptors when a guest first waits for time or input, and ends its threads later; idle worker processes are kept, with
 a descriptor each."""
 ADD = 9
