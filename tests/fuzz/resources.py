@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,7 @@ class Held:
     maps: int
     descriptors: int
     threads: int
+    """Those of libraries too."""
     processes: int
     """Those that it has started."""
 
@@ -53,8 +53,9 @@ class Held:
         """As it is."""
         with open("/proc/self/maps", "rb") as maps:
             lines = sum(1 for _ in maps)
-        descriptors, own = len(os.listdir("/proc/self/fd")), os.getpid()
-        return cls(resident([own]), lines, descriptors, threading.active_count(), len(family(own)) - 1)
+        descriptors, threads = (len(os.listdir(f"/proc/self/{folder}")) for folder in ("fd", "task"))
+        own = os.getpid()
+        return cls(resident([own]), lines, descriptors, threads, len(family(own)) - 1)
 
     def __str__(self) -> str:
         return (

@@ -10,7 +10,8 @@ import pytest
 from tests.fuzz import driver, target
 from tests.fuzz.target import NAMES
 
-DEVICES = ["cpu", pytest.param("vulkan", marks=pytest.mark.vulkan)]
+ON_VULKAN = ("host_calls", "sessions", "batches")
+"""Targets whose inputs reach the device."""
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -24,8 +25,13 @@ def test_the_kept_cases(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        *[(name, "cpu") for name in NAMES],
+        *[pytest.param(name, "vulkan", marks=pytest.mark.vulkan) for name in ON_VULKAN],
+    ],
+)
 def test_new_cases(request: pytest.FixtureRequest, name: str, device: str) -> None:
     if device != "cpu":
         request.getfixturevalue(device)  # skips, or fails, if there is none

@@ -38,7 +38,7 @@ def test_growth_is_found() -> None:
             files.enter_context(open("/dev/null", "rb"))
         (found,) = [each for each in grown(held, Held.now()) if each.startswith("descriptors")]
     assert found == f"descriptors: {held.descriptors + ROOM.descriptors + 1} after {held.descriptors}"
-    more = replace(held, resident=held.resident + ROOM.resident + 1, threads=held.threads + 1)
+    more = replace(held, resident=held.resident + ROOM.resident + 1, threads=held.threads + ROOM.threads + 1)
     assert [each.split(":")[0] for each in grown(held, more)] == ["resident", "threads"]
 
 
