@@ -21,7 +21,7 @@ from tests.device.harness import Vectors, recorded
 from tests.host.probe import Probe
 from tests.models.tiny import write_tiny_llama
 from tests.security.apart import run_apart
-from wasmetal.device import Device, MemoryKind, list_devices
+from wasmetal.device import Device, MemoryKind, abandoned, list_devices
 from wasmetal.device.release import on_release
 from wasmetal.errors import ForkedError, GuestError, LimitError
 from wasmetal.models import Model, Request
@@ -109,6 +109,7 @@ def use_the_parents(name: str, path: str, end: str) -> None:
         "record": device.record,
         "submit": lambda: device.submit([commands]),
         "wait": submission.wait,
+        "pending": lambda: submission.pending,
         "read": lambda: device.read(vectors.buffer, 0, some),
         "write": lambda: device.write(vectors.buffer, 0, some),
         "view": vectors.buffer.view,
@@ -135,6 +136,7 @@ def use_the_parents(name: str, path: str, end: str) -> None:
         for what, use in uses.items():
             with pytest.raises(ForkedError, match=r'before os.fork.*"spawn", or open it after the fork'):
                 print(what, use(), "was not refused", file=sys.stderr)
+        submission.abandon()
         for each in (guest, busy, session, model, commands, vectors.buffer, device):
             each.close()
         gc.collect()
@@ -162,12 +164,17 @@ def drop_the_parents() -> None:
         pass
 
     released: list[str] = []
+    asked: list[int] = []
     owners = [Owner()]
     on_release(owners[0], released.append, "the parent's")
+    abandoned.keep(lambda: bool(asked.append(os.getpid())), owners[0])
 
     def work() -> None:
         owners.clear()
+        abandoned.release_ended()
+        abandoned._kept.clear()
         assert released == []
+        assert asked == []
         own = Owner()
         on_release(own, released.append, "the child's")
         del own
@@ -175,6 +182,9 @@ def drop_the_parents() -> None:
 
     in_child(work, "_exit")
     owners.clear()
+    abandoned.release_ended()
+    assert asked == [os.getpid()]
+    abandoned._kept.clear()
     assert released == ["the parent's"]
 
 

@@ -113,7 +113,8 @@ class Queue:
             wait_in_slices(partial(self._attempt, submission, submission.work), timeout)
 
     def is_pending(self, submission: DeviceSubmission) -> bool:
-        """Whether a submission has not ended yet."""
+        """Whether a submission has not ended yet. Raises ForkedError."""
+        self._origin.check()
         with self.lock:
             work = submission.work
             try:
@@ -124,7 +125,9 @@ class Queue:
         return submission.work is not None
 
     def abandon(self, submission: DeviceSubmission) -> None:
-        """Drop what has not started of a submission that nobody waits for."""
+        """Drop what has not started of a submission that nobody waits for. Does nothing in a forked process."""
+        if not self._origin.here:
+            return
         with self.lock:
             if submission.abandoned is None and submission.work is not None:
                 submission.abandoned = time.monotonic()

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import Counter
+from collections import Counter, deque
 from typing import Final
 
 _lock = threading.Lock()
 _users: Counter[tuple[int, int]] = Counter()
 """By device and inode: how many map a file, or as a negative number, how many write it."""
+_ended: deque[FileUse] = deque()
+"""Users that are no longer, and are still counted."""
 
 MAPPING: Final = 1
 WRITING: Final = -1
@@ -29,14 +31,21 @@ class FileUse:
     def begin(self) -> bool:
         """Whether nobody uses the file in the other way; if so, it is used from now on."""
         with _lock:
+            while _ended:
+                _ended.popleft()._subtract()
             if _users[self._file] * self._kind < 0:
                 return False
             _users[self._file] += self._kind
             return True
 
     def end(self) -> None:
-        """It is no longer used. Once for each successful :meth:`begin`."""
-        with _lock:
-            _users[self._file] -= self._kind
-            if not _users[self._file]:
-                del _users[self._file]
+        """It is no longer used. Once for each successful :meth:`begin`.
+
+        Takes no lock, so that finalizers may call it.
+        """
+        _ended.append(self)
+
+    def _subtract(self) -> None:
+        _users[self._file] -= self._kind
+        if not _users[self._file]:
+            del _users[self._file]
