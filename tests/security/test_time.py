@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.security.apart import run_apart
-from wasmetal import Guest, Limits
+from wasmetal import Guest, Limits, Program
 from wasmetal.device.cpu import CpuDevice
 from wasmetal.errors import GuestError, LimitError
 from wasmetal.host import abi, threads, ticker
@@ -94,10 +94,18 @@ def between_two_runs() -> None:
     guest.close()
 
 
+def at_the_first_compilation() -> None:
+    os.environ["WASMETAL_NO_PROGRAM_CACHE"] = "1"
+    runtime()
+    with no_more_threads():
+        program = Program(NOTHING)
+    assert Guest(program).run() == 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_NPROC counts threads on Linux only")
-@pytest.mark.parametrize("moment", [before_the_first_guest, between_two_runs])
+@pytest.mark.parametrize("moment", [before_the_first_guest, at_the_first_compilation, between_two_runs])
 def test_no_threads_left(moment: Callable[[], None]) -> None:
-    """An error while it lasts, and limits that hold afterwards."""
+    """What needs one is refused while it lasts; the process goes on, and limits hold afterwards."""
     run_apart(moment)
 
 

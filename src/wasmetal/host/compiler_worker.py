@@ -9,7 +9,7 @@ from wasmetal.host.wasm import compile_module, to_binary
 from wasmetal.memory import MemoryCreator, new_engine
 
 # Configured like the engine that guests run on, which loads the code.
-_engine = new_engine(MemoryCreator())
+_engine = new_engine(MemoryCreator(), parallel=True)
 
 
 def serve(header: dict[str, Any], code: bytearray) -> tuple[dict[str, Any], bytearray]:

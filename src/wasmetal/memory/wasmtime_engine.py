@@ -38,12 +38,15 @@ SETTINGS: dict[str, bool | int] = {
 """Properties of ``wasmtime.Config``. Compiled code depends on them."""
 
 
-def new_engine(creator: MemoryCreator) -> wasmtime.Engine:
+def new_engine(creator: MemoryCreator, *, parallel: bool = False) -> wasmtime.Engine:
     """An engine for core modules whose linear memories come from ``creator``.
+
+    ``parallel``: it compiles on several threads, and aborts the process if these cannot be started.
 
     Epoch interruption is on: call ``Store.set_epoch_deadline`` before running anything in a store, or it traps at once.
     """
     config = wasmtime.Config()
+    config.parallel_compilation = parallel
     creator.install(config)
     for name, value in SETTINGS.items():
         setattr(config, name, value)
