@@ -30,6 +30,44 @@ BYTES = tokenizer_files.VOCABULARY[1:257]
 
 
 def generate(random: Random) -> bytes:
+    tokens, merges = _merged(random) if random.random() < 0.6 else _arbitrary(random)
+    usual = random.random() < 0.6
+    fields: dict[str, Any] = {
+        "model": random.choice(["gpt2", "llama"]),
+        "pre": random.choice(list(PRE_TOKENIZERS)),
+        "tokens": tokens,
+        "token_type": [1 if usual else random.choice([1, 1, 1, 2, 3, 4, 5, 6, 0, 99]) for _ in tokens],
+        "merges": merges,
+        "scores": [random.choice([0.0, 1.0, -1.0, float("nan"), float("inf"), random.random()]) for _ in tokens],
+    }
+    for name in ("bos", "eos", "eot", "unknown"):
+        if random.random() < 0.5:
+            wrong = random.random() < 0.05
+            fields[f"{name}_token_id"] = (
+                random.choice([-1, 2**40, len(tokens)]) if wrong else random.randrange(len(tokens))
+            )
+    if random.random() < 0.3:
+        fields["add_bos_token"] = random.random() < 0.5
+    if random.random() < 0.05:
+        del fields[random.choice(list(fields))]
+    texts = [noise.text(random, 60) * random.choice([1, 1, 1, 50]) for _ in range(3)]
+    return json.dumps({"fields": fields, "texts": texts}).encode()
+
+
+def _merged(random: Random) -> tuple[list[str], list[str]]:
+    """A vocabulary as training makes it: every token is one character, or two earlier tokens and their merge."""
+    tokens = [*"abĠ▁Ċé0xF<>", "中", "😀"]
+    tokens += BYTES if random.random() < 0.3 else []
+    merges = []
+    for _ in range(random.randint(0, 40)):
+        left, right = random.choice(tokens), random.choice(tokens)
+        if left + right not in tokens and len(left + right) < 60:
+            tokens.append(left + right)
+            merges.append(f"{left} {right}")
+    return tokens, merges
+
+
+def _arbitrary(random: Random) -> tuple[list[str], list[str]]:
     tokens = list(dict.fromkeys(noise.text(random, 5) for _ in range(random.randint(1, 40))))
     if random.random() < 0.9:
         tokens = list(filter(None, tokens)) or ["a"]
@@ -38,23 +76,7 @@ def generate(random: Random) -> bytes:
     if random.random() < 0.02:  # pieces of which each contains the one before
         tokens = ["a" * n for n in range(1, random.choice([50, 400, 2000]))]
     random.shuffle(tokens)
-    fields: dict[str, Any] = {
-        "model": random.choice(["gpt2", "llama"]),
-        "pre": random.choice(list(PRE_TOKENIZERS)),
-        "tokens": tokens,
-        "token_type": [random.choice([1, 1, 1, 2, 3, 4, 5, 6, 0, 99]) for _ in tokens],
-        "merges": [_merge(random, tokens) for _ in range(random.choice([0, 0, 1, 2, 5, 30]))],
-        "scores": [random.choice([0.0, 1.0, -1.0, float("nan"), float("inf"), random.random()]) for _ in tokens],
-    }
-    for name in ("bos", "eos", "eot", "unknown"):
-        if random.random() < 0.5:
-            fields[f"{name}_token_id"] = random.choice([0, len(tokens) - 1, random.randrange(len(tokens)), -1, 2**40])
-    if random.random() < 0.3:
-        fields["add_bos_token"] = random.random() < 0.5
-    if random.random() < 0.1:
-        del fields[random.choice(list(fields))]
-    texts = [noise.text(random, 60) * random.choice([1, 1, 1, 50]) for _ in range(3)]
-    return json.dumps({"fields": fields, "texts": texts}).encode()
+    return tokens, [_merge(random, tokens) for _ in range(random.choice([0, 0, 1, 2, 5, 30]))]
 
 
 def _merge(random: Random, tokens: list[str]) -> str:
