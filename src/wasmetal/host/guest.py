@@ -368,7 +368,7 @@ def _close_unreleased() -> None:
 @atexit.register
 def _close_all() -> None:
     """Close guests while Python still runs: Wasmtime's threads must not call back into an interpreter that is gone."""
-    guests = list(_open)
+    guests = [guest for guest in list(_open) if guest._origin.here]
     for guest in guests:  # at once, so that they end at the same time
         guest.stop()
     for guest in guests:
