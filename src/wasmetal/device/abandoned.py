@@ -9,18 +9,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+from wasmetal.forked import Origin
+
 # Single operations on a dict are atomic in Python, so no lock is needed, and finalizers may call keep().
-_kept: dict[int, tuple[Callable[[], bool], object]] = {}
+_kept: dict[int, tuple[Origin, Callable[[], bool], object]] = {}
 _numbers = itertools.count()
 
 
 def keep(ended: Callable[[], bool], used: object) -> None:
     """Refer to ``used`` until a call of :func:`release_ended` finds that ``ended()``."""
-    _kept[next(_numbers)] = ended, used
+    _kept[next(_numbers)] = Origin("a driver's object"), ended, used
 
 
 def release_ended() -> None:
     """Let go of what devices have finished with. Called whenever a device is opened, closed or given work."""
-    for number, (ended, _) in tuple(_kept.items()):
-        if ended():
+    for number, (origin, ended, _) in tuple(_kept.items()):
+        if origin.here and ended():
             _kept.pop(number, None)
