@@ -20,6 +20,7 @@ from wasmetal.errors import GuestError, LimitError
 from wasmetal.host import abi
 from wasmetal.host.errno import Errno
 from wasmetal.models import Model
+from wasmetal.models.lm import model as lm_model
 from wasmetal.models.lm.passes import ROWS
 
 ADD, SOFTMAX = 9, 11
@@ -187,6 +188,18 @@ def test_a_token_gets_in_between_the_batches_of_a_prompt(model: Model, batches: 
         assert batches.count(1) == 3
         assert batches[-1] == ROWS[1]  # the prompt's last batch came after all of the others
         assert long.length == PROMPT
+
+
+def test_batches_that_take_long_get_smaller(model: Model, batches: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "_batch_rows", ROWS[-1])
+    monkeypatch.setattr(lm_model, "LONGEST", 1000.0)
+    with model.session() as session:
+        session.forward([1] * 600, None)
+        assert batches == [512, 88]
+        monkeypatch.setattr(lm_model, "LONGEST", 0.0)
+        session.forward([1] * 600, None)
+        session.forward([1] * 100, None)
+        assert batches == [512, 88, 512, 64, 24, 64, 36]
 
 
 @pytest.mark.parametrize("end", ["wall time", "device time", "stop", "close"])
