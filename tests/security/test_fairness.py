@@ -167,6 +167,7 @@ PROMPT = 512
 def batches(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows of each batch that the device has been given, which are small on every device."""
     monkeypatch.setattr(model, "_batch_rows", ROWS[1])
+    monkeypatch.setattr(model, "_most_rows", ROWS[1])
     rows: list[int] = []
     real = model._run
 
@@ -190,16 +191,20 @@ def test_a_token_gets_in_between_the_batches_of_a_prompt(model: Model, batches: 
         assert long.length == PROMPT
 
 
-def test_batches_that_take_long_get_smaller(model: Model, batches: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "_batch_rows", ROWS[-1])
-    monkeypatch.setattr(lm_model, "LONGEST", 1000.0)
+def test_batches_are_large_only_if_they_are_quick(
+    model: Model, batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "_most_rows", ROWS[-1])
     with model.session() as session:
+        monkeypatch.setattr(lm_model, "LONGEST", 1000.0)
         session.forward([1] * 600, None)
-        assert batches == [512, 88]
+        session.forward([1] * 600, None)
+        assert batches == [64, 512, 24, 512, 88]
+        batches.clear()
         monkeypatch.setattr(lm_model, "LONGEST", 0.0)
         session.forward([1] * 600, None)
         session.forward([1] * 100, None)
-        assert batches == [512, 88, 512, 64, 24, 64, 36]
+        assert batches == [512, 64, 24, 64, 36]
 
 
 @pytest.mark.parametrize("end", ["wall time", "device time", "stop", "close"])

@@ -168,6 +168,14 @@ def test_work_that_somebody_waits_for_is_not_a_lost_device(hanging: HangingDevic
         assert one.submission_wait(first, abi.FOREVER) == Errno.SUCCESS
 
 
+def test_time_behind_abandoned_work_is_not_charged(hanging: HangingDevice) -> None:
+    with Probe(hanging, limits=Limits(device_seconds=0.1, wall_seconds=0.6)) as other:
+        give_up(hanging)
+        submission = other.start(scale(other.allocate(64)))
+        with pytest.raises(LimitError, match="wall time"):
+            other.submission_wait(submission, abi.FOREVER)
+
+
 # ---- Models
 
 
