@@ -22,10 +22,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import wasmtime
 
-from tests.host.probe import PAGE, Probe, command, tensor
+from tests.host.probe import PAGE, Probe, command, probe_text, tensor
 from tests.models.tiny import write_tiny_llama
-from wasmetal import Limits, load_model
+from wasmetal import Guest, Limits, Program, load_model
 from wasmetal.device import Device, open_device
 from wasmetal.errors import GuestError
 from wasmetal.host import abi
@@ -47,6 +48,7 @@ class Worker:
     """A guest, and a thread that has it do one thing after another."""
 
     def __init__(self, device: Device, model: Model) -> None:
+        self.device = device
         self.probe = Probe(device, pages=160, maximum=160, models={"m": model}, limits=Limits())
         self.probe.put(TEXT, b"m")
         _must(self.probe.model_open(TEXT, 1, self.probe.OUT))
@@ -95,15 +97,15 @@ def multiply(worker: Worker, n: int = 192) -> Step:
 
 def long_lists(worker: Worker) -> Step:
     """Lists of 4096 commands, waited for."""
-    return lambda: worker.probe.run(*_list_of(worker, worker.probe.share(4 * PAGE, 16 * PAGE)))
+    return _list(worker, _busy(worker.probe.share(4 * PAGE, 16 * PAGE)) * 4096)
 
 
 def never_waits(worker: Worker) -> Step:
     """Lists on device memory that it never waits for."""
-    commands = _list_of(worker, worker.probe.allocate(16 * PAGE))[:512]
+    size = worker.probe.put(LISTS, b"".join(_busy(worker.probe.allocate(16 * PAGE)) * 512))
 
     def step() -> None:
-        if worker.probe.try_submit(*commands, at=LISTS) != Errno.SUCCESS:
+        if worker.probe.commands_submit(LISTS, size, worker.probe.OUT) != Errno.SUCCESS:
             time.sleep(0.001)
 
     return step
@@ -111,8 +113,7 @@ def never_waits(worker: Worker) -> Step:
 
 def big_products(worker: Worker) -> Step:
     """One matrix product after another, of 1280 x 1280."""
-    product = _product(worker.probe.allocate(3 * 4 * 1280**2), 1280)
-    return lambda: _run(worker, product)
+    return _list(worker, [_product(worker.probe.allocate(3 * 4 * 1280**2), 1280).tobytes()])
 
 
 def long_attention(worker: Worker) -> Step:
@@ -125,7 +126,7 @@ def long_attention(worker: Worker) -> Step:
     pool = tensor(buffer, (1, page, 1, 4), 4 * PAGE)
     tables = tensor(buffer, (1 + rows, 2), dtype=I32), tensor(buffer, (1, 1 + entries), PAGE, dtype=I32)
     q, out = tensor(buffer, (rows, 1, 4), 8 * PAGE), tensor(buffer, (rows, 4), 9 * PAGE)
-    return lambda: _run(worker, command(ATTENTION, q, pool, pool, *tables, out, attributes=(1.0,)))
+    return _list(worker, [command(ATTENTION, q, pool, pool, *tables, out, attributes=(1.0,)).tobytes()])
 
 
 def forward_flood(worker: Worker) -> Step:
@@ -155,11 +156,15 @@ def hoarding(worker: Worker) -> Step:
 def churn(worker: Worker) -> Step:
     """Guests that submit a long list and are closed at once."""
 
+    program = Program(bytes(wasmtime.wat2wasm(probe_text(False, 160, 160))))
+
     def step() -> None:
-        with Probe(worker.probe.guest._device, pages=160, maximum=160) as other:  # type: ignore[attr-defined]
-            buffer = other.allocate(16 * PAGE)
-            x = tensor(buffer, (1, 4 * PAGE))
-            other.try_submit(*[command(SOFTMAX, x, x)] * 512, at=LISTS)
+        with Guest(program, device=worker.device) as other:
+            other.call("buffer_create_device", 16 * PAGE, 3, Probe.OUT)
+            buffer = int.from_bytes(other.read(Probe.OUT, 4), "little")
+            commands = b"".join(_busy(buffer) * 512)
+            other.write(LISTS, commands)
+            other.call("commands_submit", LISTS, len(commands), Probe.OUT)
 
     return step
 
@@ -204,14 +209,21 @@ def _product(buffer: int, n: int) -> Any:
     return command(MATMUL, *[tensor(buffer, (n, n), 4 * n * n * i) for i in range(3)])
 
 
-def _list_of(worker: Worker, buffer: int) -> list[Any]:
+def _busy(buffer: int) -> list[bytes]:
+    """A command that takes a while."""
     x = tensor(buffer, (1, 4 * PAGE))
-    return [command(SOFTMAX, x, x)] * 4096
+    return [command(SOFTMAX, x, x).tobytes()]
 
 
-def _run(worker: Worker, one: Any) -> None:
-    if worker.probe.try_submit(one, at=LISTS) == Errno.SUCCESS:
-        worker.probe.submission_wait(worker.probe.u32(), abi.FOREVER)
+def _list(worker: Worker, commands: list[bytes]) -> Step:
+    """Submit a list and wait for it."""
+    probe, size = worker.probe, worker.probe.put(LISTS, b"".join(commands))
+
+    def step() -> None:
+        if probe.commands_submit(LISTS, size, probe.OUT) == Errno.SUCCESS:
+            probe.submission_wait(probe.u32(), abi.FOREVER)
+
+    return step
 
 
 # ---- Measuring
@@ -238,7 +250,6 @@ def measure(device: Device, model: Model, attack: Callable[[Worker], Step] | Non
         ]
         if attack:
             hostile = worker()
-            hostile.probe.guest._device = device  # type: ignore[attr-defined]
             threads.append(threading.Thread(target=hostile.loop, args=(attack(hostile), over), daemon=True))
             threads[-1].start()
             time.sleep(0.5)
