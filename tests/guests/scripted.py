@@ -54,6 +54,9 @@ class ScriptedModel:
     def leave(self, holder: None) -> None:
         pass
 
+    def reclaim(self) -> None:
+        pass
+
     def session(self, holder: None) -> ScriptedSession:
         self.sessions += 1
         return ScriptedSession(self)

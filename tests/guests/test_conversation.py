@@ -173,9 +173,9 @@ def test_raw_text_has_no_messages() -> None:
 
 def test_a_lost_device_ends_the_guest() -> None:
     class Lost(ScriptedModel):
-        def session(self) -> Any:
-            session = super().session()
-            session.forward = lambda *_: (_ for _ in ()).throw(DeviceLostError("gone"))  # type: ignore[method-assign]
+        def session(self, holder: None) -> Any:
+            session = super().session(holder)
+            session.steps = lambda *_: (_ for _ in ()).throw(DeviceLostError("gone"))  # type: ignore[method-assign]
             return session
 
     with talk(Lost()) as it:

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from wasmetal.device.cpu import CpuDevice
 from wasmetal.errors import DeviceTimeoutError, GuestError
 from wasmetal.host import abi, fairness
 from wasmetal.host.errno import Errno
-from wasmetal.host.fairness import SLICE, Share
+from wasmetal.host.fairness import LEFT_BEHIND, SLICE, Share
 
 SOFTMAX, ADD, SCALE = 11, 9, 10
 
@@ -246,6 +247,26 @@ def test_a_closed_guest_does_not_count() -> None:
     other.close()
     other.close()
     assert one.has_turn()
+
+
+def test_a_guest_that_was_closed_leaves_no_queue(clock: Clock) -> None:
+    """What it left on the device holds back everybody's next submission, for a while."""
+    device = CpuDevice()
+    one, other, closed = Share(device), Share(device), Share(device)
+    submission = SimpleNamespace(pending=True, seconds=1.0)
+    closed.submitted(submission)
+    assert one.has_turn()
+    closed.close()
+    assert not one.has_turn()
+    submission.pending = False
+    assert one.has_turn()
+    submission.pending = True
+    again = Share(device)
+    again.submitted(submission)
+    again.close()
+    assert not other.has_turn()
+    clock.now += LEFT_BEHIND
+    assert other.has_turn()  # the device may have hung, and nobody would notice who did not submit
 
 
 def test_devices_are_apart() -> None:

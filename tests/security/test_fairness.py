@@ -20,6 +20,7 @@ from wasmetal.errors import GuestError, LimitError
 from wasmetal.host import abi
 from wasmetal.host.errno import Errno
 from wasmetal.models import Model
+from wasmetal.models.lm import model as lm_model
 from wasmetal.models.lm.passes import ROWS
 
 ADD, SOFTMAX = 9, 11
@@ -166,6 +167,7 @@ PROMPT = 512
 def batches(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows of each batch that the device has been given, which are small on every device."""
     monkeypatch.setattr(model, "_batch_rows", ROWS[1])
+    monkeypatch.setattr(model, "_most_rows", ROWS[1])
     rows: list[int] = []
     real = model._run
 
@@ -187,6 +189,22 @@ def test_a_token_gets_in_between_the_batches_of_a_prompt(model: Model, batches: 
         assert batches.count(1) == 3
         assert batches[-1] == ROWS[1]  # the prompt's last batch came after all of the others
         assert long.length == PROMPT
+
+
+def test_batches_are_large_only_if_they_are_quick(
+    model: Model, batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "_most_rows", ROWS[-1])
+    with model.session() as session:
+        monkeypatch.setattr(lm_model, "LONGEST", 1000.0)
+        session.forward([1] * 600, None)
+        session.forward([1] * 600, None)
+        assert batches == [64, 512, 24, 512, 88]
+        batches.clear()
+        monkeypatch.setattr(lm_model, "LONGEST", 0.0)
+        session.forward([1] * 600, None)
+        session.forward([1] * 100, None)
+        assert batches == [512, 64, 24, 64, 36]
 
 
 @pytest.mark.parametrize("end", ["wall time", "device time", "stop", "close"])

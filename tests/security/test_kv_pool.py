@@ -128,7 +128,7 @@ def test_a_guest_for_whom_there_is_no_page_is_refused(model: Model) -> None:
 
 
 def test_shares_of_closed_guests_are_there_for_others(model: Model) -> None:
-    for _ in range(2 * POOL):
+    for _ in range(POOL + 1):
         Hoarder(model).guest.guest.close()
     with Hoarder(model) as guest:
         assert guest.forward(guest.open(), CONTEXT) == Errno.SUCCESS

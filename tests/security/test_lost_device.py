@@ -30,6 +30,7 @@ from wasmetal.device.vulkan import logical
 from wasmetal.errors import DeviceLostError, DeviceTimeoutError, GuestError, LimitError
 from wasmetal.host import abi
 from wasmetal.host.errno import Errno
+from wasmetal.kernels.reference import KERNELS
 from wasmetal.ops import DType, Recorder, Tensor, add, matmul
 
 SCALE = 10
@@ -104,6 +105,43 @@ def test_stopping_a_guest_does_not_wait_for_the_device(hanging: HangingDevice) -
             probe.submission_wait(submission, abi.FOREVER)
 
 
+def test_a_guest_in_a_long_kernel_is_released_after_it(cpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU device kernels run on the guest's thread, which cannot be ended: closing gives up after a second."""
+    begun, end = threading.Event(), threading.Event()
+
+    def kernel(*_: Any) -> Any:
+        return lambda: begun.set() or end.wait(60)
+
+    monkeypatch.setitem(KERNELS, "scale", kernel)
+    probe = Probe(cpu)
+    pages = weakref.ref(probe.region.pages)
+    submission = probe.start(scale(probe.share()))
+    outcome: list[object] = []
+
+    def wait() -> None:
+        try:
+            probe.submission_wait(submission, abi.FOREVER)
+        except GuestError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    assert begun.wait(60)
+    for _ in range(2):
+        with within(1.0):
+            probe.guest.close()
+    with within(0.5), Probe(cpu) as other:  # does not wait for it either
+        assert other.device_describe(128) == Errno.SUCCESS
+    assert pages() is not None
+    end.set()
+    thread.join(60)
+    assert "closed" in str(outcome[0])
+    outcome.clear()  # its traceback refers to the guest
+    Probe(cpu).guest.close()
+    gc.collect()
+    assert pages() is None
+
+
 @pytest.mark.usefixtures("impatient")
 def test_other_guests_are_told_that_the_device_is_lost(hanging: HangingDevice) -> None:
     """Those who wait already, and those who come later, until the device answers again."""
@@ -128,6 +166,14 @@ def test_work_that_somebody_waits_for_is_not_a_lost_device(hanging: HangingDevic
         hanging.answers.set()
         assert two.submission_wait(second, abi.FOREVER) == Errno.SUCCESS
         assert one.submission_wait(first, abi.FOREVER) == Errno.SUCCESS
+
+
+def test_time_behind_abandoned_work_is_not_charged(hanging: HangingDevice) -> None:
+    with Probe(hanging, limits=Limits(device_seconds=0.1, wall_seconds=0.6)) as other:
+        give_up(hanging)
+        submission = other.start(scale(other.allocate(64)))
+        with pytest.raises(LimitError, match="wall time"):
+            other.submission_wait(submission, abi.FOREVER)
 
 
 # ---- Models

@@ -20,6 +20,9 @@ SLICE = 0.01
 PAUSE = 0.005
 """Seconds from one wait to the next within which a guest still counts as wanting the device. Otherwise a guest with
 short lists would lose its turn to one with long lists after every list. As long as Python's thread switch interval."""
+LEFT_BEHIND = 1.0
+"""Seconds for which others wait for what a closed guest left on the device before they submit more. Otherwise guests
+that come, submit and go would fill the device's queue."""
 _LOOK = 0.05
 """Seconds of waiting for a turn between two checks of the guest's limits."""
 
@@ -38,18 +41,21 @@ class Share:
         self._waits = False
         self._left = -PAUSE
         """When it last stopped waiting."""
+        self._closed: float | None = None
+        """When the guest ended."""
         with _making:
             self._queue = _queues.setdefault(device, _Queue())
         with self._queue.changed:
             self._queue.shares.append(self)
 
     def close(self) -> None:
-        """Leave the queue: the guest has ended. Idempotent."""
+        """Leave the queue: the guest has ended. What it left on the device still holds others up. Idempotent."""
         queue = self._queue
         with queue.changed:
             if self in queue.shares:
                 queue.shares.remove(self)
-            queue.submissions[:] = [each for each in queue.submissions if each[0] is not self]
+                self._closed = time.monotonic()
+            queue.submissions[:] = [each for each in queue.submissions if each[0] is not self or each[1].pending]
             queue.changed.notify_all()
 
     def __enter__(self) -> None:
@@ -64,21 +70,24 @@ class Share:
             self._queue.changed.notify_all()
 
     def has_turn(self) -> bool:
-        """Whether the guest may submit now: it is not ahead of any guest that wants the device by more than SLICE."""
+        """Whether the guest may submit now.
+
+        It may if it is not ahead of any guest that wants the device by more than SLICE, and no closed guest left work.
+        """
         if len(self._queue.shares) == 1:
             return True
         self.settle()
-        with self._queue.changed:
+        queue = self._queue
+        with queue.changed:
             self._return()
-            return not self._first()
+            return not self._first() and not queue.left_behind()
 
     def wait_turn(self, look: Callable[[], None]) -> None:
         """Wait until :meth:`has_turn`. ``look`` is called from time to time, without the lock, and may raise."""
         while not self.has_turn():
             with self._queue.changed:
-                if first := self._first():
-                    # There is no notification when another guest's pause is over.
-                    self._queue.changed.wait(_LOOK if any(other._waits for other in first) else PAUSE)
+                # There is no notification when another guest's pause is over, or what a closed guest left has ended.
+                self._queue.changed.wait(_LOOK if any(other._waits for other in self._first()) else PAUSE)
             look()
 
     def charge(self, seconds: float) -> None:
@@ -138,6 +147,11 @@ class _Queue:
         """Submissions that have not been charged for yet, in order."""
         self.time = 0.0
         """Virtual time of the device: the least that any guest that wanted it had used, as of the latest charge."""
+
+    def left_behind(self) -> bool:
+        """Whether the device is still at work for a guest that was closed a moment ago."""
+        since = time.monotonic() - LEFT_BEHIND
+        return any(share._closed is not None and share._closed > since for share, _ in self.submissions)
 
 
 _queues: WeakKeyDictionary[Device, _Queue] = WeakKeyDictionary()

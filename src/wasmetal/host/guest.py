@@ -98,7 +98,7 @@ class Guest:
         Raises GuestError (no such file, not a module, an import that does not exist, a directory or model that cannot
         be granted), GuestTrapError, LimitError, MemoryRefusedError, DeviceError and ModelError.
         """
-        _close_dropped()
+        _close_unreleased()
         program = module if isinstance(module, Program) else Program(module, trusted=trusted)
         self.exit_code: int | None = None
         """The exit code, once the run has ended."""
@@ -192,9 +192,13 @@ class Guest:
         runtime().ticker.tick()
 
     def close(self) -> None:
-        """Stop the guest and release everything it held. Idempotent; nothing happens in a process forked since."""
+        """Stop the guest and release everything it held. Idempotent; nothing happens in a process forked since.
+
+        A guest that cannot be stopped within a second, because it is in a long kernel on the CPU device, is released
+        after it has ended: when the next guest is made, called or closed.
+        """
         self._release()
-        _close_dropped()
+        _close_unreleased()
 
     def __enter__(self) -> Self:
         return self
@@ -207,7 +211,7 @@ class Guest:
     def __del__(self) -> None:
         # Closing takes locks, and this thread may hold any lock: garbage is collected in the middle of other work.
         if hasattr(self, "_cleanup") and not self._released:
-            _dropped.append(self)
+            _unreleased.append(self)
 
     def _release(self) -> None:
         if not self._origin.here:
@@ -217,6 +221,8 @@ class Guest:
             if self._call is None or self._abandon(self._call, GuestError("the guest was closed")):
                 self._released = True
                 self._cleanup.close()
+            elif self not in _unreleased:  # it is in a kernel, which goes on using what it holds
+                _unreleased.append(self)
 
     def _new_store(self) -> wasmtime.Store:
         limits = self._account.limits
@@ -300,7 +306,7 @@ class Guest:
                 return function()
 
         self._origin.check()
-        _close_dropped()
+        _close_unreleased()
         with self._lock:
             if self._closed:
                 raise GuestError("the guest is closed")
@@ -342,14 +348,17 @@ class Guest:
 
 
 _open: WeakSet[Guest] = WeakSet()
-_dropped: deque[Guest] = deque()
-"""Guests that nobody referred to any more before they were closed."""
+_unreleased: deque[Guest] = deque()
+"""Guests that nobody referred to any more before they were closed, and guests that had not ended when they were."""
 
 
-def _close_dropped() -> None:
-    while _dropped:
+def _close_unreleased() -> None:
+    for _ in range(len(_unreleased)):
         with suppress(IndexError):  # another thread was faster
-            guest = _dropped.popleft()
+            guest = _unreleased.popleft()
+            if guest._closed and guest._call and not guest._call.ended:
+                _unreleased.append(guest)
+                continue
             try:
                 guest._release()
             except Exception:  # none of the caller's business, who has another guest
@@ -359,9 +368,11 @@ def _close_dropped() -> None:
 @atexit.register
 def _close_all() -> None:
     """Close guests while Python still runs: Wasmtime's threads must not call back into an interpreter that is gone."""
-    for guest in list(_open):
+    guests = [guest for guest in list(_open) if guest._origin.here]
+    for guest in guests:  # at once, so that they end at the same time
+        guest.stop()
+    for guest in guests:
         guest.close()
-    _close_dropped()
 
 
 def _exited(code: int) -> GuestError:

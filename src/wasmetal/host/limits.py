@@ -30,9 +30,9 @@ class Limits:
     """Files, directories and links that the guest may create in granted directories, in all; beyond it, DQUOT."""
     wall_seconds: float | None = None
     """Time that one run may take; then LimitError. What is already running finishes first: one kernel on the CPU
-    device, one forward pass of a model."""
+    device."""
     device_seconds: float | None = None
-    """Time that the device may spend on the guest; then LimitError, with the same exceptions. Until the device has
+    """Time that the device may spend on the guest; then LimitError, with the same exception. Until the device has
     reported how long a submission took, the time that the guest has waited for it counts, unless other guests' work is
     ahead."""
 

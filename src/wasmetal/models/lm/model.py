@@ -33,7 +33,7 @@ DEFAULT_CONTEXT = 4096
 CONTEXTS = 2
 """Default size of the KV cache, which all sessions share, in whole contexts."""
 LONGEST = 0.25
-"""Device seconds of one batch beyond which batches get smaller, so that other work need not wait for long."""
+"""Device seconds that a batch may take if it has more than 64 rows, so that other work need not wait for long."""
 _LOOK = 0.05
 """Seconds of waiting for a free pass before the caller gets a chance to give up."""
 
@@ -108,7 +108,9 @@ class Model:
             raise
         self._passes = Passes(passes)
         # NumPy takes as long for 8 x 64 rows as for 512.
-        self._batch_rows = ROWS[1] if device.info.backend == "cpu" else ROWS[-1]
+        self._most_rows = ROWS[1] if device.info.backend == "cpu" else ROWS[-1]
+        self._batch_rows = ROWS[1]
+        """Rows of the next batch, until it is known how long they take."""
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._closed = False
 
@@ -231,8 +233,9 @@ class Model:
                 raise
         finally:
             self._passes.put_back(taken)
-        if rows > ROWS[1]:
-            self._batch_rows = ROWS[-1] if submission.seconds < LONGEST * rows / ROWS[-1] else ROWS[1]
+        if rows >= ROWS[1]:
+            expected = submission.seconds * self._most_rows / rows
+            self._batch_rows = self._most_rows if expected < LONGEST else ROWS[1]
         return submission
 
     @contextmanager
