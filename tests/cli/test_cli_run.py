@@ -57,6 +57,15 @@ def test_standard_input_and_output(guest: Path) -> None:
     assert wasmetal("run", guest, stdin=text).stdout == text
 
 
+def test_an_isolated_guest_is_no_different(tmp_path: Path) -> None:
+    texts = {"exit": wat.EXIT, "trap": wat.TRAP, "cat": wat.CAT}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+        results = [wasmetal("run", *options, tmp_path / name, stdin="é\n" * 5000) for options in ([], ["--isolate"])]
+        apart, here = ((done.returncode, done.stdout, done.stderr) for done in results)
+        assert apart == here
+
+
 @given(wat.PREOPENED)
 def test_directories_are_what_is_granted(guest: Path, tmp_path: Path) -> None:
     assert wasmetal("run", guest).returncode == 1

@@ -8,6 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from wasmetal.errors import ModelError
+from wasmetal.worker.channel import Channel
+from wasmetal.worker.child import answer
+from wasmetal.worker.confinement import Allowance
+
+
+def run(channel: Channel, allowance: Allowance) -> None:
+    answer(channel, allowance, serve)
 
 
 def serve(header: dict[str, Any], payload: bytearray) -> tuple[dict[str, Any], bytes]:

@@ -18,7 +18,7 @@ import pytest
 
 from wasmetal.errors import ModelError, WasmetalError
 from wasmetal.worker import WorkerPool
-from wasmetal.worker.process import WorkerProcess
+from wasmetal.worker.process import WorkerFailure, WorkerProcess
 
 LINUX = sys.platform == "linux"
 MIB = 1 << 20
@@ -171,6 +171,32 @@ def test_what_a_worker_is_denied(pool: WorkerPool, do: str, tmp_path: Path, list
     with pytest.raises(ModelError, match=DENIED):
         ask(pool, do, argument)
     assert (tmp_path / "file").read_bytes() == b"as it was"
+
+
+@pytest.mark.skipif(not LINUX, reason="needs Landlock and seccomp")
+def test_a_worker_that_needs_files_can_change_only_those_it_is_given(tmp_path: Path, listening: int) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("file", "in/file"):
+        (tmp_path / name).write_bytes(b"as it was")
+
+    def asked(do: str, argument: Any) -> str:
+        """What became of it."""
+        worker = WorkerProcess("tests.worker.service", {}, files=True, writable=[str(tmp_path / "in")])
+        try:
+            request = {"do": do, "argument": argument}
+            return bytes(worker.request(request, b"", seconds=30, memory=64 * MIB, most=MIB)[1]).decode()
+        except WorkerFailure as failure:
+            return str(failure)
+        finally:
+            worker.end()
+
+    assert asked("read", str(tmp_path / "file")) == "as it was"
+    assert asked("write", str(tmp_path / "in/file")) == ""
+    assert (tmp_path / "in/file").read_bytes() == b"written"
+    assert "PermissionError" in asked("write", str(tmp_path / "file"))
+    assert (tmp_path / "file").read_bytes() == b"as it was"
+    for do, argument in (("connect", listening), ("send", listening), ("execute", None), ("fork", None)):
+        assert "PermissionError" in asked(do, argument)
 
 
 def test_files_cannot_be_opened_without_landlock_either(tmp_path: Path) -> None:

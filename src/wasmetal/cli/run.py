@@ -51,6 +51,9 @@ def run(
     trusted: Annotated[
         bool, typer.Option("--trusted", help="Compile the guest without limits on the compiler's time and memory.")
     ] = False,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Run the guest, with a device of its own, in a process of its own.")
+    ] = False,
     device: Device = None,
 ) -> None:
     """Run a guest, and exit with its exit code.
@@ -79,6 +82,7 @@ def run(
         },
         limits=Limits(**limits, wall_seconds=timeout),
         trusted=trusted,
+        isolation="process" if isolate else None,
         stdin="inherit",
         stdout=writer(sys.stdout),
         stderr=writer(sys.stderr),

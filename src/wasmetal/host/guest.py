@@ -30,6 +30,7 @@ from wasmetal.host.grants import Dir, Granted, grant, open_directory
 from wasmetal.host.guest_thread import GuestThread
 from wasmetal.host.handles import Handles
 from wasmetal.host.interrupt import Interrupt
+from wasmetal.host.isolated import IsolatedGuest
 from wasmetal.host.limits import Limits
 from wasmetal.host.link import CLOCKS, FILES, PATHS, GuestContext, log
 from wasmetal.host.metering import MeteredDevice
@@ -39,7 +40,7 @@ from wasmetal.host.streams import Output, TextPipe
 from wasmetal.host.ticker import TICK_SECONDS
 from wasmetal.host.wasi_files import Files
 from wasmetal.host.wasi_paths import Paths
-from wasmetal.host.wasm import describe_trap, one_line
+from wasmetal.host.wasm import describe_trap, exited, one_line
 from wasmetal.memory import Budget
 
 if TYPE_CHECKING:
@@ -66,6 +67,14 @@ class Guest:
     raises ForkedError.
     """
 
+    def __new__(cls, *args: Any, isolation: Literal["process"] | None = None, **kwargs: Any) -> Any:
+        """A guest, or an :class:`IsolatedGuest`, which has the same methods."""
+        if isolation is None:
+            return super().__new__(cls)
+        if isolation != "process":
+            raise GuestError(f"isolation is {isolation!r}; it must be 'process' or None")
+        return IsolatedGuest(*args, **kwargs)
+
     def __init__(
         self,
         module: Program | str | Path | bytes,
@@ -77,6 +86,7 @@ class Guest:
         dirs: Mapping[str, str | Path | Dir] | None = None,
         limits: Limits | None = None,
         trusted: bool = False,
+        isolation: Literal["process"] | None = None,
         stdin: bytes | Literal["inherit"] = b"",
         stdout: wasi.Output | None = None,
         stderr: wasi.Output | None = None,
@@ -91,6 +101,9 @@ class Guest:
         ``args``: without the program's name.
         ``dirs``: host directories, by the guest's names for them; writable, unless a :class:`Dir` says otherwise.
         ``trusted``: as for :class:`Program`; it changes only how the module is compiled.
+        ``isolation``: "process" runs the guest in a process of its own, whose memory the system limits and which is
+        killed if it hangs. It opens its own device and loads its own models, so those must be given by name; what the
+        guest writes is passed on by the thread that runs it.
         ``stdin``: bytes, or "inherit" for the process's own.
         ``stdout``, ``stderr``: called with the bytes that the guest writes, as it writes them, on the guest's thread.
         If None, what is written is lost.
@@ -172,7 +185,7 @@ class Guest:
         finally:
             self._abandon(call, GuestError("the guest's output is no longer read"))
         if self.exit_code:
-            raise _exited(self.exit_code)
+            raise exited(self.exit_code)
 
     def call(self, name: str, *args: int | float) -> Any:
         """Call an exported function. Raises GuestError if there is none or it exits, GuestTrapError, LimitError."""
@@ -333,7 +346,7 @@ class Guest:
         except wasmtime.Trap as trap:
             raise self._interrupt.reason or GuestTrapError(describe_trap(trap)) from None
         except wasmtime.ExitTrap as exit:
-            raise _exited(exit.code) from None
+            raise exited(exit.code) from None
         except wasmtime.WasmtimeError as error:
             raise self._interrupt.reason or GuestError(one_line(error)) from None
 
@@ -373,7 +386,4 @@ def _close_all() -> None:
         guest.stop()
     for guest in guests:
         guest.close()
-
-
-def _exited(code: int) -> GuestError:
-    return GuestError(f"the guest ended with exit code {code}; its standard error may say why")
+    _close_unreleased()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 import wasmtime
 
@@ -34,14 +35,34 @@ class Program:
 
         Raises GuestError: no such file, not a module, too large, or an import that does not exist.
         """
-        self.name, code = read_module(module)
-        """The file's name; "guest" if the module was given as bytes."""
+        name, code = read_module(module)
         engine = runtime().engine
         compiled = program_cache.load(engine, code)
         if compiled is None:
             compile_ = compile_module if trusted else compile_untrusted
-            compiled = compile_(engine, self.name, code)
+            compiled = compile_(engine, name, code)
             program_cache.save(compiled, code)
+        self._link(name, compiled)
+
+    @classmethod
+    def load(cls, name: str, compiled: bytes) -> Self:
+        """A program from what :meth:`serialize` returned in another process; it is machine code, and not checked."""
+        program = cls.__new__(cls)
+        program._link(name, wasmtime.Module.deserialize(runtime().engine, compiled))
+        return program
+
+    def serialize(self) -> bytes:
+        """The compiled code, for :meth:`load`."""
+        return bytes(self._compiled.serialize())
+
+    def instantiate(self, store: wasmtime.Store) -> wasmtime.Instance:
+        """A new instance; the module's start function runs. Raises what Wasmtime raises."""
+        return self._linked.instantiate(store)
+
+    def _link(self, name: str, compiled: wasmtime.Module) -> None:
+        self.name = name
+        """The file's name; "guest" if the module was given as bytes."""
+        self._compiled = compiled
         self.memory64 = has_memory64(compiled)
         """Whether the exported memory has 64-bit addresses."""
         self.imports_device = any(each.module in abi.INTERFACES for each in compiled.imports)
@@ -50,7 +71,3 @@ class Program:
             self._linked = host_functions(self.memory64).linker.instantiate_pre(compiled)
         except wasmtime.WasmtimeError as error:
             raise GuestError(one_line(error)) from None
-
-    def instantiate(self, store: wasmtime.Store) -> wasmtime.Instance:
-        """A new instance; the module's start function runs. Raises what Wasmtime raises."""
-        return self._linked.instantiate(store)

@@ -56,6 +56,11 @@ def describe_trap(trap: wasmtime.Trap) -> str:
     return f"the guest trapped in {printable(function)}: {one_line(reason)}"
 
 
+def exited(code: int) -> GuestError:
+    """The error that a guest ended with an exit code other than 0."""
+    return GuestError(f"the guest ended with exit code {code}; its standard error may say why")
+
+
 def one_line(message: object) -> str:
     """A Wasmtime error, which may have a backtrace and causes, in one line."""
     head, _, cause = str(message).strip().partition("Caused by:")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import os
 import resource
 import signal
@@ -18,6 +19,10 @@ from contextlib import contextmanager
 from wasmetal.worker import landlock, seccomp
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+
+
+DEVICES = ("/dev/dri", "/dev/kfd", "/dev/null", "/dev/shm", *sorted(glob.glob("/dev/nvidia*")))
+"""What drivers of GPUs write to."""
 
 
 def confine(*, files: bool, writable: Sequence[str] = ()) -> None:

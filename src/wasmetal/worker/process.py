@@ -46,14 +46,23 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, service: str, environment: Mapping[str, str], *, files: bool = False, writable: Sequence[str] = ()
+        self,
+        service: str,
+        environment: Mapping[str, str],
+        *,
+        files: bool = False,
+        writable: Sequence[str] = (),
+        stdin: bool = False,
     ) -> None:
-        """``service``: the module's name. ``files``, ``writable``: see :func:`wasmetal.worker.confinement.confine`."""
+        """``service``: the module's name. ``files``, ``writable``: see :func:`wasmetal.worker.confinement.confine`.
+
+        ``stdin``: whether the process has this one's standard input.
+        """
         here, there = socket.socketpair()
         self.channel = Channel(here)
         try:
             with there:
-                self._process = _starter().submit(_start, there, environment).result()
+                self._process = _starter().submit(_start, there, environment, stdin).result()
         except BaseException as error:
             here.close()
             if isinstance(error, OSError | RuntimeError):  # RuntimeError: no more threads, or Python is ending
@@ -65,7 +74,7 @@ class WorkerProcess:
             self.channel.send({"service": service, "files": files, "writable": [*writable]}, until=until)
             self.channel.receive(0, until=until)
         except (ChannelError, TimeoutError) as error:
-            raise WasmetalError(f"cannot start a worker process: it {self._why(error)}") from error
+            raise WasmetalError(f"cannot start a worker process: it {self.post_mortem(error)}") from error
         except BaseException:
             self.end()
             raise
@@ -88,7 +97,7 @@ class WorkerProcess:
             self.end()
             raise WorkerFailure(f"takes more than {seconds:g} seconds") from None
         except (ChannelError, MemoryError) as error:
-            said = self._why(error)
+            said = self.post_mortem(error)
             if isinstance(error, MemoryError) or _exhausted(said):
                 raise WorkerFailure(_too_much(memory)) from None
             raise WorkerFailure(f"failed: its process {said}") from None
@@ -107,11 +116,14 @@ class WorkerProcess:
         """Whether the process has not ended yet."""
         return self._process.poll() is None
 
-    def end(self) -> None:
-        """Kill the process. Idempotent."""
+    def kill(self) -> None:
+        """Kill the process. Any thread may do that; the one that uses the process then finds the channel closed."""
         self._process.kill()
-        self._process.communicate()
-        self.channel.close()
+
+    def end(self) -> None:
+        """Kill the process, and release what this one holds of it. Idempotent."""
+        self._process.kill()
+        self._release(None)
 
     def forget(self) -> None:
         """Called in a forked process: the worker is its parent's."""
@@ -124,29 +136,35 @@ class WorkerProcess:
             if resident_bytes(self._process.pid) > before + memory:
                 raise MemoryError
 
-    def _why(self, error: Exception) -> str:
+    def post_mortem(self, error: Exception) -> str:
         """End the process, if it has not ended by itself; say how it ended, in its own last words."""
-        patience = 1.0 if isinstance(error, ChannelError) else 0.0
         try:
-            said = self._process.communicate(timeout=patience)[1].decode(errors="replace")
+            said = self._release(1.0 if isinstance(error, ChannelError) else 0.0)
         except subprocess.TimeoutExpired:
             self.end()
             return f"did not answer: {error}"
-        self.channel.close()
         status = self._process.returncode
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
         lines = [line.strip() for line in said.split("\n") if line.strip()]
         reason = next((line for line in lines if _exhausted(line)), lines[-1] if lines else "")
         return printable(f"{how}: {reason}" if reason else how)
 
+    def _release(self, patience: float | None) -> str:
+        """Wait for the end of the process, and close the channel. Returns what it wrote to its standard error."""
+        said = b""
+        if self._process.stderr and not self._process.stderr.closed:
+            said = self._process.communicate(timeout=patience)[1]
+        self.channel.close()
+        return said.decode(errors="replace")
 
-def _start(end: socket.socket, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+
+def _start(end: socket.socket, environment: Mapping[str, str], stdin: bool) -> subprocess.Popen[bytes]:
     """Start Python anew: a forked process would have locks that nobody releases, and this process's memory."""
     # Found wherever this process found them. No folder that stands for the current one, and no code in .pth files.
     path = [str(Path(wasmetal.__file__).resolve().parents[1]), *filter(None, sys.path)]
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _CODE, str(end.fileno()), *path],
-        stdin=subprocess.DEVNULL,
+        stdin=None if stdin else subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         pass_fds=[end.fileno()],

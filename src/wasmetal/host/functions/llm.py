@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MAX_TEXT = 1 << 18
 """Bytes of text, or tokens, that the host takes in one call. The tokenizer may need hundreds of bytes of host memory,
 and microseconds, for each; a call is not interrupted."""
+_MAX_DETOKENIZED = 16 * MAX_TEXT
 _MAX_HEADER = 4096
 """An upper bound on the bytes of a saved session other than its keys and values."""
 
@@ -148,7 +149,11 @@ class Llm:
     ) -> None:
         output = _Output(memory, out, cap, needed, np.uint8)
         model = self._model(handle)
-        output.give_bytes(model.tokenizer.decode(_tokens(memory, ptr, count, model)).encode())
+        ids = _tokens(memory, ptr, count, model)
+        pieces = model.tokenizer.pieces()
+        if (total := sum(len(pieces[i]) for i in ids)) > _MAX_DETOKENIZED:  # before it is made
+            raise Refusal(Errno.TOOBIG, f"{total} bytes of text; at most {_MAX_DETOKENIZED} are given in one call")
+        output.give_bytes(model.tokenizer.decode(ids).encode())
 
     def model_apply_template(
         self, memory: GuestMemory, handle: int, ptr: int, nbytes: int, flags: int, out: int, cap: int, needed: int

@@ -4,7 +4,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 an
 
 The ``gguf`` package supplies enumerations and the reference dequantization. Its reader is not used: it trusts the
 header's counts and lengths. Here each one is checked against the file's size before anything is allocated from it, so
-a hostile file costs no more memory than a small multiple of its header.
+a hostile file costs no more memory than about six times its header.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ MAX_HEADER = 64 << 20
 MAX_KEY = 65535
 _CHUNK = 1 << 20
 """Bytes of the header that are read at a time."""
+MAX_FIELDS = MAX_TENSORS = 1 << 16
+"""Metadata fields, and tensors; files in use have up to some hundred and about 30,000."""
+MAX_STRINGS = 1 << 21
+"""Elements of all arrays of strings; the largest vocabularies and their merges have about 800,000."""
 MAX_DIMENSIONS = 4
 
 _VERSIONS = (2, 3)
@@ -103,6 +107,10 @@ class GGUFFile:
         """The tensors by name, in the file's order."""
 
         tensors, fields = header.start()
+        if tensors > MAX_TENSORS or fields > MAX_FIELDS:
+            raise self.error(
+                f"{tensors} tensors and {fields} metadata fields; at most {MAX_TENSORS} and {MAX_FIELDS} are supported"
+            )
         for _ in range(fields):
             key = header.string("a key", MAX_KEY)
             if key in self.fields:
@@ -194,6 +202,8 @@ class _Header:
         self.bytes = self._buffer.data.toreadonly()
         """The header, as far as it has been read."""
         self.position = 0
+        self._strings = 0
+        """How many elements the arrays of strings have had until now."""
 
     def start(self) -> tuple[int, int]:
         """Check magic and version; return the counts of tensors and of metadata fields."""
@@ -232,6 +242,9 @@ class _Header:
         if kind is GGUFValueType.ARRAY:
             raise self._error(f"{what} is an array of arrays, which is not supported")
         if kind is GGUFValueType.STRING:
+            self._strings += count
+            if self._strings > MAX_STRINGS:
+                raise self._error(f"{what} has {count} strings; at most {MAX_STRINGS} in all arrays are supported")
             return [self.string(what) for _ in range(count)]
         dtype = np.dtype(_SCALARS[kind])
         if not count:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any
 
 from wasmetal.errors import ModelError
 from wasmetal.models.lm.jinja_template import JinjaTemplate
+from wasmetal.worker.channel import Channel, Header
+from wasmetal.worker.child import answer
+from wasmetal.worker.confinement import Allowance
 
 _compiled = lru_cache(maxsize=8)(JinjaTemplate)
 
@@ -18,8 +20,12 @@ for _source in ("{{ strftime_now('%c') }}", "{{ 'a'|wordwrap|pprint }}", "{{ rai
         _compiled(_source, "", "").render([], True)
 
 
-def serve(header: dict[str, Any], payload: bytearray) -> tuple[dict[str, Any], bytes]:
-    """Compile a template, and render it if the request has messages. Raises ModelError."""
+def run(channel: Channel, allowance: Allowance) -> None:
+    """Answer requests to compile a template, and to render it if they have messages."""
+    answer(channel, allowance, _render)
+
+
+def _render(header: Header, payload: bytearray) -> tuple[Header, bytes]:
     request = json.loads(payload)
     template = _compiled(request["source"], request["bos"], request["eos"])
     if "messages" not in request:

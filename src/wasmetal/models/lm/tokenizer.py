@@ -9,15 +9,15 @@ from __future__ import annotations
 import codecs
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from contextlib import contextmanager
 
-import numpy as np
 import tokenizers
 from gguf import TokenType
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 
-from wasmetal.errors import ModelError
+from wasmetal.errors import ModelError, printable
 from wasmetal.models.files.gguf import GGUFFile
+from wasmetal.models.lm.vocabulary import SPACE, VERBATIM, Vocabulary
 
 # A batch of one text gains nothing from a pool of threads; and what is computed there is charged to no guest.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -57,9 +57,6 @@ _END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_i
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 """Texts of the tokens that end a generation, for files whose metadata names only one of them."""
 
-_SPACE = "▁"
-"""SentencePiece's stand-in for a space."""
-
 
 class Tokenizer:
     """The tokenizer of a model file. Raises ModelError if it is of an unknown kind or inconsistent."""
@@ -76,13 +73,6 @@ class Tokenizer:
     """Whether the model expects texts to begin with ``bos``."""
 
     def __init__(self, file: GGUFFile):
-        self.tokens: list[str] = file.require("tokenizer.ggml.tokens", list)
-        """Every token as spelled in the file (see :meth:`pieces` for its bytes)."""
-        self._types = _read_types(file, len(self.tokens))
-        self._ids = {token: i for i, token in enumerate(self.tokens) if token}
-        if not self._ids or len(self._ids) != sum(map(bool, self.tokens)):
-            raise file.error("tokenizer.ggml.tokens is empty or contains a token twice")
-
         kind = file.require("tokenizer.ggml.model", str)
         if kind not in ("gpt2", "llama"):
             raise file.error(f"tokenizer.ggml.model is {kind!r}; supported: gpt2, llama")
@@ -91,16 +81,17 @@ class Tokenizer:
         pre = "" if self._sentencepiece else file.require("tokenizer.ggml.pre", str)
         if not self._sentencepiece and pre not in PRE_TOKENIZERS:
             raise file.error(f"tokenizer.ggml.pre is {pre!r}; supported: {', '.join(PRE_TOKENIZERS)}")
-        try:
-            base = self._build_sentencepiece(file) if self._sentencepiece else self._build_byte_level(file, pre)
-        except ModelError:
-            raise
-        except Exception as e:  # the package raises bare Exceptions
-            raise file.error(f"the vocabulary is inconsistent: {' '.join(str(e).split())}") from e
-        self._plain, self._special = self._with_added_tokens(base)
+        self._vocabulary = Vocabulary(file, self._sentencepiece)
+        self.tokens = self._vocabulary.tokens
+        """Every token as spelled in the file (see :meth:`pieces` for its bytes)."""
+        unknown = self._vocabulary.token_id("unknown")
+        if unknown is not None and not self.tokens[unknown]:
+            raise file.error(f"tokenizer.ggml.unknown_token_id is {unknown}, an empty token")
+        with _refusals(f"{file.path.name}: the vocabulary is inconsistent"):
+            self._plain = self._build_sentencepiece(unknown) if self._sentencepiece else self._build_byte_level(pre)
+            self._special = self._add_tokens(self._plain)
 
-        size = len(self.tokens)
-        self.bos, self.eos, self.eot = (_token_id(file, name, size) for name in ("bos", "eos", "eot"))
+        self.bos, self.eos, self.eot = map(self._vocabulary.token_id, ("bos", "eos", "eot"))
         if self.eot is None:
             self.eot = self._first_control(_END_OF_TURN)
         ends = (self._first_control([text]) for text in (*_END_OF_TURN, *_END_OF_TEXT))
@@ -125,8 +116,9 @@ class Tokenizer:
         except UnicodeEncodeError as e:
             raise ModelError(f"the text is not valid Unicode: {e}") from e
         tokenizer = self._special if parse_special else self._plain
-        # Unlike ``encode``, this lets other threads of Python run meanwhile.
-        ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        with _refusals("the text cannot be tokenized"):
+            # Unlike ``encode``, this lets other threads of Python run meanwhile.
+            ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
         if (self.add_bos if add_bos is None else add_bos) and self.bos is not None:
             ids = [self.bos, *ids]
         return ids
@@ -156,107 +148,50 @@ class Tokenizer:
 
     def pieces(self) -> list[bytes]:
         """The bytes of every token, by id. A token may be part of a UTF-8 character."""
-        return self._pieces
+        return self._vocabulary.pieces
 
-    @cached_property
-    def _pieces(self) -> list[bytes]:
-        verbatim = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
-        to_bytes = _sentencepiece_bytes if self._sentencepiece else _byte_level_bytes
-        return [
-            token.encode() if kind in verbatim else to_bytes(token)
-            for token, kind in zip(self.tokens, self._types, strict=True)
-        ]
-
-    def _build_byte_level(self, file: GGUFFile, pre: str) -> tokenizers.Tokenizer:
-        merges = []
-        for merge in file.require("tokenizer.ggml.merges", list):
-            left, _, right = merge.partition(" ")
-            merges.append((left, right))
-        bpe = models.BPE(vocab=self._ids, merges=merges, ignore_merges=pre in _WHOLE_WORDS_FIRST)
+    def _build_byte_level(self, pre: str) -> tokenizers.Tokenizer:
+        merges = self._vocabulary.listed_merges()
+        bpe = models.BPE(vocab=self._vocabulary.ids, merges=merges, ignore_merges=pre in _WHOLE_WORDS_FIRST)
         tokenizer = tokenizers.Tokenizer(bpe)
         splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[pre]]
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
         return tokenizer
 
-    def _build_sentencepiece(self, file: GGUFFile) -> tokenizers.Tokenizer:
-        scores = file.require("tokenizer.ggml.scores", np.ndarray)
-        if len(scores) != len(self.tokens):
-            raise file.error(f"tokenizer.ggml.scores has {len(scores)} entries for {len(self.tokens)} tokens")
-        unknown = _token_id(file, "unknown", len(self.tokens))
+    def _build_sentencepiece(self, unknown: int | None) -> tokenizers.Tokenizer:
         bpe = models.BPE(
-            vocab=self._ids,
-            merges=_merges_by_score(self.tokens, self._types, scores.tolist()),
+            vocab=self._vocabulary.ids,
+            merges=self._vocabulary.scored_merges(),
             unk_token=None if unknown is None else self.tokens[unknown],
             fuse_unk=True,
             byte_fallback=True,
         )
         tokenizer = tokenizers.Tokenizer(bpe)
-        prefix = [normalizers.Prepend(_SPACE)] if self._space_prefix else []
-        tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
+        prefix = [normalizers.Prepend(SPACE)] if self._space_prefix else []
+        tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
         return tokenizer
 
-    def _with_added_tokens(self, base: tokenizers.Tokenizer) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
-        """Two tokenizers: one recognizes user-defined tokens in a text, the other control tokens too."""
+    def _add_tokens(self, base: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+        """Have ``base`` recognize user-defined tokens in a text; return one that recognizes control tokens too."""
         special = tokenizers.Tokenizer(base.model)
         special.normalizer, special.pre_tokenizer = base.normalizer, base.pre_tokenizer
-        added = {TokenType.USER_DEFINED: (base, special), TokenType.CONTROL: (special,), TokenType.UNKNOWN: (special,)}
-        for token, kind in zip(self.tokens, self._types, strict=True):
-            for tokenizer in added.get(kind, ()) if token else ():
-                tokenizer.add_tokens([AddedToken(token, normalized=False)])
-        return base, special
+        for tokenizer, types in ((base, (TokenType.USER_DEFINED,)), (special, VERBATIM)):
+            # In one call: each takes time in proportion to all added tokens.
+            tokenizer.add_tokens([AddedToken(token, normalized=False) for token in self._vocabulary.added(*types)])
+        return special
 
     def _first_control(self, texts: Iterable[str]) -> int | None:
-        ids = (self._ids.get(text) for text in texts)
-        return next((i for i in ids if i is not None and self._types[i] == TokenType.CONTROL), None)
+        ids = (self._vocabulary.ids.get(text) for text in texts)
+        return next((i for i in ids if i is not None and self._vocabulary.types[i] == TokenType.CONTROL), None)
 
 
-def _read_types(file: GGUFFile, count: int) -> list[int]:
-    key = "tokenizer.ggml.token_type"
-    types: list[int] = file.get(key, np.ndarray, np.full(count, TokenType.NORMAL)).tolist()
-    if len(types) != count:
-        raise file.error(f"{key} has {len(types)} entries for {count} tokens")
-    return types
-
-
-def _token_id(file: GGUFFile, name: str, count: int) -> int | None:
-    key = f"tokenizer.ggml.{name}_token_id"
-    i = file.get(key, int, None)
-    if i is not None and not 0 <= i < count:
-        raise file.error(f"{key} is {i}; the vocabulary has {count} tokens")
-    return i
-
-
-def _merges_by_score(tokens: list[str], types: list[int], scores: list[float]) -> list[tuple[str, str]]:
-    """The merge list that is equivalent to SentencePiece's scores: pairs whose concatenation scores best come first.
-
-    The conversion is that of Hugging Face's ``SentencePieceExtractor``.
-    """
-    normal = {t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind == TokenType.NORMAL}
-    merges = []
-    for token in sorted(normal, key=lambda t: -scores[normal[t]]):
-        pairs = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
-        known = [(left, right) for left, right in pairs if left in normal and right in normal]
-        merges += sorted(known, key=lambda pair: (normal[pair[0]], normal[pair[1]]))
-    return merges
-
-
-def _sentencepiece_bytes(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes.fromhex(token[3:5])
-    return token.replace(_SPACE, " ").encode()
-
-
-def _byte_level_alphabet() -> dict[str, int]:
-    """The byte that each printable character stands for in a byte-level vocabulary (GPT-2's ``bytes_to_unicode``)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-_BYTES = _byte_level_alphabet()
-
-
-def _byte_level_bytes(token: str) -> bytes:
-    # Some vocabularies have added tokens with characters outside the alphabet, which stand for themselves.
-    return b"".join(bytes([_BYTES[c]]) if c in _BYTES else c.encode() for c in token)
+@contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Turn what the package raises into ModelError: bare Exceptions, and Rust's panics, which are none."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError, ModelError):
+        raise
+    except BaseException as error:
+        raise ModelError(f"{what}: {printable(' '.join(str(error).split()))}") from error

@@ -1,0 +1,115 @@
+"""The service that runs one guest with a device and models of its own, for :mod:`wasmetal.host.isolated`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from wasmetal.counters import Counters
+from wasmetal.device import open_device
+from wasmetal.errors import GuestError, WasmetalError
+from wasmetal.host.grants import Dir
+from wasmetal.host.guest import Guest
+from wasmetal.host.limits import Limits
+from wasmetal.host.program import Program
+from wasmetal.worker.channel import Channel, Header, Payload
+from wasmetal.worker.child import MOST
+from wasmetal.worker.confinement import Allowance
+
+
+def run(channel: Channel, allowance: Allowance) -> None:
+    """Create the guest, and then use it as the messages say."""
+    with ExitStack() as stack:
+        service = _Service(channel, allowance, stack)
+        while True:
+            request, payload = channel.receive(MOST)
+            result: Payload = b""
+            try:
+                value, result = service.do(payload, **request)
+                answer: Header = {"value": value}
+            except WasmetalError as error:
+                answer = {"error": type(error).__name__, "message": str(error)}
+            except MemoryError:
+                answer = {"error": "LimitError", "message": "limit reached: memory of the guest's process"}
+            channel.send(answer | {"counters": service.counters}, result)
+
+
+class _Service:
+    def __init__(self, channel: Channel, allowance: Allowance, stack: ExitStack) -> None:
+        self._channel = channel
+        self._allowance = allowance
+        self._stack = stack
+        self._loading = Counters()
+        """What it cost to load the models."""
+        self._guest: Guest | None = None
+
+    @property
+    def counters(self) -> dict[str, int | float]:
+        """What the guest has caused so far, by name."""
+        total = Counters()
+        total.add(self._loading)
+        if self._guest:
+            total.add(self._guest.counters)
+        return total.as_dict()
+
+    def do(self, payload: bytearray, *, do: str, **arguments: Any) -> tuple[Any, Payload]:
+        """Do what a message says; a JSON value and bytes."""
+        if self._guest is None:
+            self._guest = self._create(payload, **arguments)
+            return None, b""
+        if do == "read":
+            return None, self._guest.read(**arguments)
+        if do == "write":
+            self._guest.write(data=bytes(payload), **arguments)
+            return None, b""
+        if do == "call":
+            return _plain(arguments["name"], self._guest.call(arguments["name"], *arguments["values"])), b""
+        return self._guest.run(), b""
+
+    def _create(
+        self,
+        payload: bytearray,
+        *,
+        name: str,
+        compiled: int,
+        device: str | None,
+        models: dict[str, str],
+        dirs: dict[str, tuple[str, bool]],
+        limits: dict[str, Any],
+        inherit: bool,
+        memory: int,
+        **others: Any,
+    ) -> Guest:
+        """``payload``: the program's code, which has ``compiled`` bytes, and standard input."""
+        program = Program.load(name, bytes(payload[:compiled]))
+        given: dict[str, Any] = {}
+        if device is not None or models or program.imports_device:
+            given["device"] = opened = self._stack.enter_context(open_device(device))
+            given["models"] = {}
+            for inside, source in models.items():
+                from wasmetal.models import load_model  # noqa: PLC0415 (slow to import, and few guests need it)
+
+                # Whatever the model does, it does it to this process.
+                given["models"][inside] = model = self._stack.enter_context(load_model(source, opened, trusted=True))
+                self._loading.add(model.counters)
+        self._stack.enter_context(self._allowance.granted(memory, None))
+        return self._stack.enter_context(
+            Guest(
+                program,
+                **given,
+                **others,
+                dirs={inside: Dir(path, read_only) for inside, (path, read_only) in dirs.items()},
+                limits=Limits(**limits),
+                stdin="inherit" if inherit else bytes(payload[compiled:]),
+                stdout=lambda data: self._channel.send({"output": "stdout"}, data),
+                stderr=lambda data: self._channel.send({"output": "stderr"}, data),
+            )
+        )
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A function's result, if it can be sent. Raises GuestError."""
+    values = value if isinstance(value, list | tuple) else [value]
+    if not all(each is None or isinstance(each, int | float) for each in values):
+        raise GuestError(f"the result of {name!r} is a reference, which cannot leave the guest's process")
+    return value

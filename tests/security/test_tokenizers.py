@@ -1,0 +1,253 @@
+"""Model files whose header or vocabulary would take all time or memory, or make the tokenizer's library panic."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.host.probe import PAGE, Probe
+from tests.models import tiny
+from tests.security.process import MIB, run
+from wasmetal import load_model
+from wasmetal.device import Device
+from wasmetal.errors import ModelError
+from wasmetal.host.errno import Errno
+from wasmetal.models.files.gguf import GGUFFile
+from wasmetal.models.lm import tokenizer as tokenizer_module
+from wasmetal.models.lm import vocabulary
+from wasmetal.models.lm.tokenizer import PRE_TOKENIZERS, Tokenizer
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+
+
+class File:
+    """A model file's metadata, without the file."""
+
+    path = Path("hostile.gguf")
+
+    def __init__(self, kind: str, tokens: list[str], types: list[int] | None = None, **fields: Any) -> None:
+        self.fields = {"model": kind, "pre": "gpt-2", "tokens": tokens, "merges": [], **fields}
+        self.fields["token_type"] = np.array(types or [NORMAL] * len(tokens), np.int32)
+        self.fields.setdefault("scores", np.zeros(len(tokens), np.float32))
+
+    def get(self, key: str, kind: type, default: Any) -> Any:
+        value = self.fields.get(key.removeprefix("tokenizer.ggml."), default)
+        assert value is default or type(value) is kind
+        return value
+
+    def require(self, key: str, kind: type) -> Any:
+        return self.get(key, kind, None)
+
+    def error(self, what: str) -> ModelError:
+        return ModelError(f"{self.path.name}: {what}")
+
+
+def tokenizer(*args: Any, **fields: Any) -> Tokenizer:
+    return Tokenizer(File(*args, **fields))  # type: ignore[arg-type]
+
+
+# ---- Vocabularies
+
+
+def test_many_control_tokens_take_linear_time() -> None:
+    """A minute and more, if each were added by itself."""
+    names = [f"<|{i:05d}|>" for i in range(30_000)]
+    began = time.monotonic()
+    made = tokenizer("gpt2", ["a", *names], [NORMAL] + [CONTROL] * len(names))
+    assert time.monotonic() - began < 20
+    assert made.encode("a<|00007|>a<|29999|>") == [0, 8, 0, 30_000]
+    assert made.encode("a<|00007|>a", parse_special=False) != [0, 8, 0]
+
+
+REFUSED: dict[str, tuple[Callable[[], File], str]] = {
+    "a long token": (lambda: File("llama", ["a", "x" * 1025]), "a token of 1025 bytes; at most 1024 are supported"),
+    "long characters": (lambda: File("gpt2", ["a", "€" * 342]), "a token of 1026 bytes"),
+    "many tokens": (lambda: File("gpt2", [f"{i:x}" for i in range(2**19 + 1)]), "524289 tokens; at most 524288"),
+    "many control tokens": (
+        lambda: File("gpt2", [f"{i:05}" + "x" * 900 for i in range(1200)], [CONTROL] * 1200),
+        "1086000 bytes of control and user-defined tokens; at most 1048576",
+    ),
+    "a, aa, aaa, …": (lambda: File("llama", ["a" * (i + 1) for i in range(500)]), "can be merged in too many ways"),
+    "many long tokens": (lambda: File("llama", [f"{i:04}" * 250 for i in range(1000)]), "tokens are too long"),
+    "bytes of merges": (lambda: File("gpt2", ["a", "aa"], merges=["a a"] * 12_000_000), "36000000 bytes of merges"),
+    "a merge of no tokens": (lambda: File("gpt2", ["ab"], merges=["ab ab"]), "the merge 'ab ab' is not of two tokens"),
+    "an empty unknown token": (lambda: File("llama", ["a", ""], unknown_token_id=1), "unknown_token_id is 1, an empty"),
+    "no byte": (lambda: File("llama", ["<0xZZ>"], [BYTE]), "'<0xZZ>' is no token for a byte, such as <0x0A>"),
+    "half a byte": (lambda: File("llama", ["<0x 4>"], [BYTE]), "'<0x 4>' is no token for a byte"),
+}
+
+
+@pytest.mark.parametrize(("file", "said"), REFUSED.values(), ids=REFUSED)
+def test_refused_in_time(file: Callable[[], File], said: str) -> None:
+    made = file()
+    began = time.monotonic()
+    with pytest.raises(ModelError, match=f"^hostile.gguf: .*{said}"):
+        Tokenizer(made)  # type: ignore[arg-type]
+    assert time.monotonic() - began < 20
+
+
+def test_a_panic_of_the_library_is_a_model_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge longer than any token makes it panic, which no ``except Exception`` catches."""
+    monkeypatch.setattr(vocabulary.Vocabulary, "listed_merges", lambda self: [("ab", "ab")])
+    with pytest.raises(ModelError, match=r"^hostile\.gguf: the vocabulary is inconsistent: .*range"):
+        tokenizer("gpt2", ["ab"])
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, MemoryError])
+def test_what_is_not_the_librarys_passes(stop: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_it(*_: Any, **__: Any) -> None:
+        raise stop
+
+    monkeypatch.setattr(tokenizer_module.models, "BPE", raise_it)
+    with pytest.raises(stop):
+        tokenizer("gpt2", ["a"])
+
+
+PARTS = [
+    "a",
+    "b",
+    "Ġ",
+    "▁",
+    " ",
+    "\n",
+    "<",
+    "0x",
+    ">",
+    "é",
+    "中",
+    "😀",
+    "\0",
+    "<0x41>",
+    "<0xZZ>",
+    "<unk>",
+    "▁▁",
+    "ab",
+    "Ċ",
+]
+TOKENS = st.lists(st.lists(st.sampled_from(PARTS), max_size=4).map("".join), min_size=1, max_size=30, unique=True)
+
+
+@given(data=st.data(), tokens=TOKENS, kind=st.sampled_from(["gpt2", "llama"]))
+def test_any_vocabulary_works_or_is_refused(data: st.DataObject, tokens: list[str], kind: str) -> None:
+    if data.draw(st.booleans()):
+        tokens += [token for byte in range(256) if (token := f"<0x{byte:02X}>") not in tokens]
+    one = st.sampled_from(tokens)
+    merges = st.one_of(st.tuples(one, one).map(" ".join), one.map(lambda token: f"{token[:1]} {token[1:]}"))
+    ids = st.integers(-1, len(tokens))
+    fields = {f"{name}_token_id": data.draw(ids) for name in ("bos", "eos", "unknown") if data.draw(st.booleans())}
+    types = data.draw(
+        st.lists(st.sampled_from([1, 1, 1, 2, 3, 4, 5, 6, 99]), min_size=len(tokens), max_size=len(tokens))
+    )
+    scores = st.lists(st.floats(width=32), min_size=len(tokens), max_size=len(tokens))
+    try:
+        made = tokenizer(
+            kind,
+            tokens,
+            types,
+            pre=data.draw(st.sampled_from(sorted(PRE_TOKENIZERS))),
+            merges=data.draw(st.lists(merges, max_size=5)),
+            scores=np.array(data.draw(scores), np.float32),
+            **fields,
+        )
+    except ModelError:
+        return
+    text = "".join(data.draw(st.lists(st.sampled_from(PARTS), max_size=30)))
+    try:
+        encoded = made.encode(text, parse_special=data.draw(st.booleans()))
+    except ModelError:
+        return
+    assert all(0 <= i < len(tokens) for i in encoded)
+    made.decode(encoded)
+
+
+# ---- Text of tokens
+
+
+@pytest.fixture
+def long_pieces(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Probe]:
+    """A guest with a model whose last token has 1 KiB."""
+    tokens = [*tiny.vocabulary()[:-1], "x" * 1024]
+    monkeypatch.setattr(tiny, "vocabulary", lambda: tokens)
+    monkeypatch.setattr(tiny, "MERGES", tiny.MERGES[:-1])
+    path = tiny.write_tiny_llama(tmp_path / "long.gguf")
+    with load_model(path, device) as model, Probe(device, pages=16, models={"m": model}) as probe:
+        probe.put(128, b"m")
+        assert probe.model_open(128, 1, probe.OUT) == Errno.SUCCESS
+        yield probe
+
+
+def test_detokenizing_makes_no_text_of_gigabytes(long_pieces: Probe) -> None:
+    model, last = long_pieces.u32(), len(tiny.vocabulary()) - 1
+    for count, errno in ((100, Errno.SUCCESS), (16 * 1024 + 1, Errno.TOOBIG)):
+        long_pieces.put(PAGE, np.full(count, last, np.uint32))
+        assert long_pieces.model_detokenize(model, PAGE, count, 4 * PAGE, 2 * PAGE, 16) == errno
+    assert long_pieces.bytes[4 * PAGE : 4 * PAGE + 100 * 1024].tobytes() == b"x" * 100 * 1024
+
+
+# ---- Headers
+
+
+def string(text: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text
+
+
+def array_of_strings(count: int, text: bytes) -> bytes:
+    return (
+        b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + string(b"k") + struct.pack("<IIQ", 9, 8, count) + string(text) * count
+    )
+
+
+def fields(count: int) -> bytes:
+    each = b"".join(string(b"%x" % i) + b"\0\0\0\0\1" for i in range(count))
+    return b"GGUF" + struct.pack("<IQQ", 3, 0, count) + each
+
+
+def tensors(count: int) -> bytes:
+    each = b"".join(string(b"%x" % i) + struct.pack("<IQIQ", 1, 1, 0, 32 * i) for i in range(count))
+    return b"GGUF" + struct.pack("<IQQ", 3, count, 0) + each + bytes(64 + 32 * count)
+
+
+HEADERS = {
+    "strings": (lambda: array_of_strings(6_000_000, b"ab"), "6000000 strings; at most 2097152", 20),
+    "the most strings": (lambda: array_of_strings(2**21, b"ab"), "1 fields, 0 tensors", 250),
+    "strings of wide characters": (lambda: array_of_strings(2**20, "a😀".encode() * 10), "1 fields, 0 tensors", 380),
+    "fields": (lambda: fields(1_000_000), "1000000 metadata fields; at most 65536", 20),
+    "the most fields": (lambda: fields(2**16), "65536 fields, 0 tensors", 40),
+    "tensors": (lambda: tensors(300_000), "300000 tensors and 0 metadata fields; at most 65536", 20),
+    "the most tensors": (lambda: tensors(2**16), "0 fields, 65536 tensors", 80),
+}
+
+
+@pytest.mark.parametrize(("content", "said", "most"), HEADERS.values(), ids=HEADERS)
+def test_headers_take_a_small_multiple_of_their_size(
+    tmp_path: Path, content: Callable[[], bytes], said: str, most: int
+) -> None:
+    """``most``: MiB of memory."""
+    path = tmp_path / "header.gguf"
+    path.write_bytes(content())
+    load = (
+        "from wasmetal.models.files.gguf import GGUFFile\n"
+        "def run(): return '{0} fields, {1} tensors'.format(len((f := GGUFFile(path)).fields), len(f.tensors))\n"
+    )
+    result, grown = run(load, str(path))
+    assert said in result
+    assert grown < most * MIB
+
+
+def test_a_hostile_file_is_refused_by_all_who_load_it(
+    tmp_path: Path, cpu: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny, "MERGES", ("hello nothing",))
+    path = tiny.write_tiny_llama(tmp_path / "merge.gguf")
+    with pytest.raises(ModelError, match="is not of two tokens into a third"):
+        load_model(path, cpu)
+    with pytest.raises(ModelError, match="is not of two tokens into a third"):
+        Tokenizer(GGUFFile(path))
