@@ -22,7 +22,7 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from wasmetal.errors import ModelError, OpError
+from wasmetal.errors import ModelError, OpError, printable
 from wasmetal.kernels.dtypes import BY_NUMBER, WEIGHTS, DType
 from wasmetal.models.files.source import Source
 
@@ -143,8 +143,8 @@ class GGUFFile:
         return sha256.digest()
 
     def error(self, what: str) -> ModelError:
-        """A ModelError that names the file, to be raised."""
-        return ModelError(f"{self.path.name}: {what}")
+        """A ModelError that names the file, to be raised. What it quotes of the file is made printable."""
+        return ModelError(printable(f"{self.path.name}: {what}"))
 
     def _read_tensors(self, header: _Header, count: int) -> None:
         described = []
