@@ -23,11 +23,12 @@ class HostTime:
         self._inside = self._since = self._processor = 0.0
 
     def __enter__(self) -> None:
-        """A run begins, on this thread."""
-        self._inside, self._since, self._processor = 0.0, perf_counter(), time.thread_time()
+        """A run begins, on a thread that has used no time yet."""
+        self._inside, self._since, self._processor = 0.0, perf_counter(), 0.0
 
     def __exit__(self, *_: object) -> None:
-        self.settle()
+        if self._inside:
+            self.settle()
 
     def called(self, seconds: float) -> None:
         """A call took so long by the clock."""
