@@ -14,10 +14,8 @@ import gc
 import os
 import sys
 import tempfile
-import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random, SystemRandom
@@ -25,6 +23,7 @@ from random import Random, SystemRandom
 import numpy as np
 
 from tests.fuzz.attacks import ATTACKS, SPIN, Stage
+from tests.fuzz.crew import Crew
 from tests.fuzz.faults import Faults
 from tests.fuzz.host_log import HostFailures
 from tests.fuzz.resources import Held
@@ -39,58 +38,6 @@ ROOM = Held(resident=48 << 20, maps=64, descriptors=5, threads=4, processes=2)
 descriptors when a guest first waits for time or input, and ends its threads later; idle worker processes are kept, with
 a descriptor each."""
 ADD = 9
-
-
-class Crew:
-    """Threads that repeat their work, and can all be brought to rest."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.failures: list[str] = []
-        self.slowest = 0.0
-        """Seconds of the longest piece of work of an honest guest."""
-        self._working = threading.Event()
-        self._ended = False
-        self._rest = threading.Barrier(1)
-        self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()
-
-    def start(self, workers: list[Callable[[], str]]) -> None:
-        """Each worker in a thread of its own."""
-        self._rest = threading.Barrier(len(workers) + 1)
-        self._working.set()
-        self._threads = [threading.Thread(target=self._repeat, args=(work,), daemon=True) for work in workers]
-        for thread in self._threads:
-            thread.start()
-
-    def rest(self, measure: Callable[[], Held]) -> Held:
-        """Wait until every worker has finished what it does, measure, and let them go on."""
-        self._working.clear()
-        self._rest.wait()
-        gc.collect()
-        held = measure()
-        self._working.set()
-        self._rest.wait()
-        return held
-
-    def stop(self) -> None:
-        """End all threads."""
-        self._ended = True
-        for thread in self._threads:
-            thread.join(60)
-
-    def _repeat(self, work: Callable[[], str]) -> None:
-        while not self._ended:
-            if not self._working.is_set():
-                self._rest.wait()
-                self._rest.wait()
-            try:
-                outcome = work()
-            except BaseException:
-                outcome = "failed"
-                self.failures.append(traceback.format_exc())
-            with self._lock:
-                self.counts[outcome] += 1
 
 
 class Honest:
@@ -189,7 +136,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="of the attacks (default: another one each time)")
     parser.add_argument("--every", type=float, default=30, help="seconds between two measurements")
     options = parser.parse_args()
-    faulthandler.enable()  # kill -ABRT shows where each thread is
+    faulthandler.enable()
     gc.set_threshold(20)  # finalizers run often, and so at every place where they can
     os.environ["WASMETAL_NO_PROGRAM_CACHE"] = "1"
     seed = SystemRandom().getrandbits(32) if options.seed is None else options.seed

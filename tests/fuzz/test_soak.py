@@ -18,6 +18,8 @@ from tests.host.probe import PAGE, Probe, command, tensor
 from wasmetal import open_device
 from wasmetal.host.abi import FOREVER, Errno
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
@@ -26,7 +28,7 @@ def test_a_short_soak(request: pytest.FixtureRequest, device: str) -> None:
     if device != "cpu":
         request.getfixturevalue(device)  # skips, or fails, if there is none
     command = [sys.executable, "-m", "tests.fuzz.soak", "--minutes", "0.4", "--every", "4", "--device", device]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "honest guests served" in done.stdout
 
@@ -58,3 +60,20 @@ def test_faults_hit_the_thread_that_they_are_injected_on() -> None:
         victim.enter(work)
         assert outcomes == {Errno.SUCCESS, Errno.IO}
         victim.run(command(9, y, y, y))
+
+
+def test_a_deadlock_is_found() -> None:
+    """It ends the process, which says where each thread is."""
+    code = """
+import threading
+from tests.fuzz import crew
+from tests.fuzz.resources import Held
+crew.PATIENCE = 1.0
+team = crew.Crew()
+team.start([threading.Event().wait])
+team.rest(Held.now)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1
+    assert "WRONG: not all have finished" in done.stderr
+    assert "in _repeat" in done.stderr
