@@ -55,7 +55,7 @@ __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, 
     uint _S5 = offset_2 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
     uint _S6 = _S5 + 1U;
     uint _S7 = __ldg((&(sequences_0)[_S5]));
-    return SequenceTable_x24init_0(_S6, page_size_2, pages_2, (U32_min((_S7), (entries_0 * page_size_2))));
+    return SequenceTable_x24init_0(_S6, page_size_2, pages_2, (U32_min((_S7), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_3, uint row_1)

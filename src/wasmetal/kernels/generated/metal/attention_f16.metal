@@ -91,7 +91,7 @@ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pag
 SequenceTable_0 sequence_table_0(uint device* sequences_0, uint offset_2, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
     uint _S4 = offset_2 + min(number_0, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S4 + 1U, page_size_3, pages_3, min(sequences_0[_S4], entries_0 * page_size_3));
+    return SequenceTable_x24init_0(_S4 + 1U, page_size_3, pages_3, min(sequences_0[_S4], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_3, uint row_1)

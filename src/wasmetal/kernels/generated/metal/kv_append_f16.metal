@@ -53,7 +53,7 @@ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_1, uint pag
 SequenceTable_0 sequence_table_0(uint device* sequences_0, uint offset_2, uint number_0, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
     uint _S3 = offset_2 + min(number_0, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S3 + 1U, page_size_2, pages_2, min(sequences_0[_S3], entries_0 * page_size_2));
+    return SequenceTable_x24init_0(_S3 + 1U, page_size_2, pages_2, min(sequences_0[_S3], min(entries_0, pages_2) * page_size_2));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_3, uint row_1)

@@ -161,7 +161,7 @@ fn row_sequence_0( _S17 : u32,  _S18 : u32) -> u32
 fn sequence_table_0( _S19 : u32,  _S20 : u32,  _S21 : u32,  _S22 : u32,  _S23 : u32,  _S24 : u32) -> SequenceTable_0
 {
     var _S25 : u32 = _S19 + min(_S20, _S21 - u32(1)) * (_S22 + u32(1));
-    return SequenceTable_x24init_0(_S25 + u32(1), _S23, _S24, min(entryPointParams_sequences_0[_S25], _S22 * _S23));
+    return SequenceTable_x24init_0(_S25 + u32(1), _S23, _S24, min(entryPointParams_sequences_0[_S25], min(_S22, _S24) * _S23));
 }
 
 fn row_position_0( _S26 : u32,  _S27 : u32) -> u32

@@ -90,7 +90,7 @@ fn row_sequence_0( _S5 : u32,  _S6 : u32) -> u32
 fn sequence_table_0( _S7 : u32,  _S8 : u32,  _S9 : u32,  _S10 : u32,  _S11 : u32,  _S12 : u32) -> SequenceTable_0
 {
     var _S13 : u32 = _S7 + min(_S8, _S9 - u32(1)) * (_S10 + u32(1));
-    return SequenceTable_x24init_0(_S13 + u32(1), _S11, _S12, min(entryPointParams_sequences_0[_S13], _S10 * _S11));
+    return SequenceTable_x24init_0(_S13 + u32(1), _S11, _S12, min(entryPointParams_sequences_0[_S13], min(_S10, _S12) * _S11));
 }
 
 fn row_position_0( _S14 : u32,  _S15 : u32) -> u32
