@@ -38,16 +38,17 @@ def kv_append(
     key, value = keys[0], values[0]
     batch_rows, tables = Rows(p, batch), Sequences(p, sequences)
 
-    def one() -> None:
-        position, sequence = batch_rows.row(0)
-        table, length = tables.find(sequence)
-        if position < length:
-            slot = tables.slot(table, position)
-            key_pool[slot] = key
-            value_pool[slot] = value
-
-    def many(n: int) -> None:
-        for begin, end, position, sequence in batch_rows.runs(n):
+    def run() -> None:
+        count = batch_rows.count()
+        if count == 1:  # as in decoding
+            position, sequence = batch_rows.row(0)
+            table, length = tables.find(sequence)
+            if position < length:
+                slot = tables.slot(table, position)
+                key_pool[slot] = key
+                value_pool[slot] = value
+            return
+        for begin, end, position, sequence in batch_rows.runs(count):
             table, length = tables.find(sequence)
             count = min(end - begin, length - position)
             if count > 0:
@@ -55,7 +56,7 @@ def kv_append(
                     where = tables.slots(table, position + some.start - begin, position + some.stop - begin)
                     key_pool[where], value_pool[where] = keys[some], values[some]
 
-    return batch_rows.runner(one, many)
+    return run
 
 
 class Attention:
@@ -84,6 +85,8 @@ class Attention:
         self._values: NDArray[Any] = array(v_pages, p.v_pages_offset * vector, pool, dtype)
         self._rows, self._tables = Rows(p, batch), Sequences(p, sequences)
         self._factor = np.float32(p.scale)
+        self._whole = p.head_count == p.heads
+        self._heads = _grouped(p.first_head, p.first_head + p.head_count, group)
         # Positions that a single row can see at once: by its scores, and by the keys if they have to be copied.
         self._in_place = BLOCK // p.heads if p.heads * p.head_dim <= BLOCK and dtype is np.float32 else 0
         self._copied = BLOCK // max(p.heads, p.kv_heads * p.head_dim) if p.heads * p.head_dim <= BLOCK else 0
@@ -91,7 +94,7 @@ class Attention:
     def __call__(self) -> None:
         """Attend, for the rows that are valid now."""
         count = self._rows.count()
-        if count == 1:
+        if count == 1 and self._whole:
             self._one()
             return
         for begin, end, position, sequence in self._rows.runs(count):
@@ -112,18 +115,20 @@ class Attention:
     def _run(self, begin: int, end: int, position: int, table: int, length: int) -> None:
         """Rows of one sequence, a block of scores at a time: of some rows, heads, queries of a head and positions."""
         seen = min(position + end - begin, length)
-        if seen == 0:
-            self._outs[begin:end] = 0
-            return
         run = min(seen, _RUN)
-        _, kv_heads, group, head_dim = self._queries.shape
-        at_a_time = min(kv_heads, max(1, BLOCK // (run * head_dim)))
-        queries = max(1, BLOCK // (at_a_time * max(run, head_dim)))
-        for some in steps(group, queries):
-            for chosen in steps(end, queries // (some.stop - some.start), begin):
-                positions = np.arange(chosen.start, chosen.stop) + (position - begin)
-                for heads in steps(kv_heads, at_a_time):
-                    self._attend((chosen, heads, some), positions, table, min(int(positions[-1]) + 1, length), run)
+        for heads, group in self._heads:
+            if seen == 0:
+                self._outs[begin:end, heads, group] = 0
+                continue
+            head_dim = self._queries.shape[-1]
+            at_a_time = min(heads.stop - heads.start, max(1, BLOCK // (run * head_dim)))
+            queries = max(1, BLOCK // (at_a_time * max(run, head_dim)))
+            for each in steps(group.stop, queries, group.start):
+                for chosen in steps(end, queries // (each.stop - each.start), begin):
+                    positions = np.arange(chosen.start, chosen.stop) + (position - begin)
+                    last = min(int(positions[-1]) + 1, length)
+                    for some in steps(heads.stop, at_a_time, heads.start):
+                        self._attend((chosen, some, each), positions, table, last, run)
 
     def _attend(
         self, chosen: tuple[slice, slice, slice], positions: NDArray[np.int64], table: int, end: int, run: int
@@ -152,6 +157,19 @@ class Attention:
             np.add(sums * rescale, scores @ values.transpose(1, 0, 2), sums)
             peak = higher
         self._outs[chosen] = (sums / total).reshape(*split, -1).transpose(2, 0, 1, 3)
+
+
+def _grouped(begin: int, end: int, group: int) -> list[tuple[slice, slice]]:
+    """A range of heads as (kv heads, which heads of their groups): whole groups, and parts of one at either end."""
+    first, last = -(-begin // group), end // group
+    if first > last:  # within one group
+        return [(slice(last, last + 1), slice(begin % group, end % group))]
+    parts = [
+        (slice(first - 1, first), slice(begin % group or group, group)),
+        (slice(first, last), slice(0, group)),
+        (slice(last, last + 1), slice(0, end % group)),
+    ]
+    return [(heads, some) for heads, some in parts if heads.start < heads.stop and some.start < some.stop]
 
 
 def _taken(pool: NDArray[Any], where: slice | NDArray[np.int64], heads: slice) -> F32:

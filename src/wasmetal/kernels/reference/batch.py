@@ -22,37 +22,22 @@ def valid_rows(p: SimpleNamespace, batch: Bytes) -> Callable[[], int]:
     """How many of a kernel's rows are valid now: all of them without batch metadata."""
     if p.batch_offset == NO_BATCH:
         return lambda: int(p.rows)
-    count, limit = words(batch, p.batch_offset, 1), p.rows
-    return lambda: min(count[0], limit)
+    count, first, limit = words(batch, p.batch_offset, 1), p.batch_row, p.rows
+    return lambda: min(max(count[0] - first, 0), limit)
 
 
 class Rows:
     """The number of valid rows, and each one's position and sequence."""
 
     def __init__(self, p: SimpleNamespace, batch: Bytes):
-        self._limit: int = p.rows
-        self._words = words(batch, p.batch_offset, 2 + 2 * p.rows)
-        self._pairs: NDArray[np.uint32] = np.frombuffer(self._words, np.uint32)[2:].reshape(-1, 2)
-
-    def count(self) -> int:
+        self.count = valid_rows(p, batch)
         """How many rows are valid now."""
-        return min(self._words[0], self._limit)
+        self._words = words(batch, p.batch_offset + 2 * p.batch_row, 2 + 2 * p.rows)
+        self._pairs: NDArray[np.uint32] = np.frombuffer(self._words, np.uint32)[2:].reshape(-1, 2)
 
     def row(self, number: int) -> tuple[int, int]:
         """(position, sequence) of a row."""
         return self._words[2 + 2 * number], self._words[3 + 2 * number]
-
-    def runner(self, one: Callable[[], None], many: Callable[[int], None]) -> Callable[[], None]:
-        """A kernel that calls ``one`` if a single row is valid, as in decoding, and ``many`` for more."""
-
-        def run() -> None:
-            count = self.count()
-            if count == 1:
-                one()
-            elif count:
-                many(count)
-
-        return run
 
     def positions(self, which: slice) -> NDArray[np.int64]:
         """The positions of some rows."""
@@ -65,11 +50,11 @@ class Rows:
         """
         for some in steps(count, _RUN):
             pairs = self._pairs[some].astype(np.int64)
-            ends = np.flatnonzero((np.diff(pairs[:, 0]) != 1) | (np.diff(pairs[:, 1]) != 0)) + 1
-            begin = 0
-            for end in (*ends.tolist(), len(pairs)):
-                yield some.start + begin, some.start + end, int(pairs[begin, 0]), int(pairs[begin, 1])
-                begin = end
+            cuts = np.flatnonzero((np.diff(pairs[:, 0]) != 1) | (np.diff(pairs[:, 1]) != 0)) + 1
+            first = 0
+            for last in (*cuts.tolist(), len(pairs)):
+                yield some.start + first, some.start + last, int(pairs[first, 0]), int(pairs[first, 1])
+                first = last
 
 
 class Sequences:
