@@ -7,6 +7,7 @@ share mappings, in slots of whole pages; a large one has its own. Mappings are p
 from __future__ import annotations
 
 import mmap
+import os
 import sys
 import threading
 import weakref
@@ -67,26 +68,39 @@ class _Slab:
         self.free.append(slot)
 
 
-_slabs: dict[int, list[_Slab]] = {}
-"""By the size of their slots. Unused ones are dropped when another of that size is needed."""
-_taking = threading.Lock()
+class _Slabs:
+    """The slabs of this process."""
 
+    def __init__(self) -> None:
+        self._start_anew()
+        os.register_at_fork(after_in_child=self._start_anew)
 
-def allocate(nbytes: int) -> Pages:
-    """New zero-filled pages. Raises OutOfDeviceMemoryError."""
-    size = -(-nbytes // page_size()) * page_size()
-    try:
-        if size > _SMALL:
-            return Pages(np.frombuffer(_map(nbytes), np.uint8))
-        with _taking:
-            slabs = _slabs.setdefault(size, [])
+    def take(self, size: int, nbytes: int) -> Bytes:
+        """The first ``nbytes`` of a slot of ``size``."""
+        with self._lock:
+            slabs = self._by_size.setdefault(size, [])
             slab = next((each for each in slabs if each.free), None)
             if slab is None:
                 slab = _Slab(size)
                 slabs.append(slab)
             data = slab.take(nbytes)
             slabs[:] = [each for each in slabs if each is slab or not each.unused]
-        return Pages(data)
+        return data
+
+    def _start_anew(self) -> None:
+        # A thread of the parent may have held the lock when this process was forked.
+        self._lock = threading.Lock()
+        self._by_size: dict[int, list[_Slab]] = {}
+
+
+_slabs = _Slabs()
+
+
+def allocate(nbytes: int) -> Pages:
+    """New zero-filled pages. Raises OutOfDeviceMemoryError."""
+    size = -(-nbytes // page_size()) * page_size()
+    try:
+        return Pages(np.frombuffer(_map(nbytes), np.uint8) if size > _SMALL else _slabs.take(size, nbytes))
     except (OSError, ValueError, OverflowError) as error:
         raise OutOfDeviceMemoryError(f"{nbytes} bytes of host memory: {error}; free some memory") from error
 
