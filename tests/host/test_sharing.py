@@ -168,10 +168,10 @@ def test_a_list_is_cut_where_it_takes_long(cpu: Device) -> None:
     """So that others get in between: several submissions, all of whose commands run, in order."""
     with Probe(cpu, limits=Limits(commands=2000)) as probe:
         buffer = probe.share()
-        probe.put(PAGE, b"\0\0\x80\x3f" * 4)
-        x = tensor(buffer, (4,))
+        probe.put(PAGE, b"\0\0\x80\x3f" * PAGE)
+        x = tensor(buffer, (PAGE,))
         probe.run(*[command(SCALE, x, x, attributes=(2.0,))] * 100)
-        assert (probe.floats(PAGE, 4) == 2.0**100).all()
+        assert (probe.floats(PAGE, PAGE) == 2.0**100).all()
         assert probe.guest.counters.dispatches == 100
         assert probe.guest.counters.submits >= 2
 

@@ -72,7 +72,8 @@ class Cache:
         kind = {DType.F32: np.float32, DType.F16: np.float16}[dtype]
         self.keys, self.values = rng.standard_normal((2, pages, page_size, kv_heads, head_dim)).astype(kind)
         self.tables = np.asarray(tables, np.int64) % 2**32
-        self.lengths = np.minimum(np.asarray(lengths, np.int64) % 2**32, self.tables.shape[1] * page_size)
+        most = min(self.tables.shape[1], pages) * page_size  # what a table covers, and the slots of the pool
+        self.lengths = np.minimum(np.asarray(lengths, np.int64) % 2**32, most)
         self.page_size, self.pages = page_size, pages
         self.k, self.v = bench.put(self.keys), bench.put(self.values)
         self.sequences = bench.sequences(tables, lengths)

@@ -64,6 +64,17 @@ def test_rms_norm_of_zeros_is_zeros(device):
         assert (bench.get(out) == 0).all()
 
 
+@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize(("value", "eps"), [(0, 0), (1, -4), (np.inf, 0), (np.nan, 1)])
+def test_rms_norm_without_a_root_is_not_finite(device, rows, value, eps):
+    """No error, as a kernel has nobody to tell."""
+    with Bench(device) as bench:
+        x, weight = bench.put(np.full((rows, 9), value, np.float32)), bench.put(np.ones(9, np.float32))
+        out = bench.put(np.zeros((rows, 9), np.float32))
+        bench.run(lambda rec: ops.rms_norm(rec, x, weight, out, eps))
+        assert not np.isfinite(bench.get(out)).any()
+
+
 @pytest.mark.parametrize("shape", [*SHAPES, (7,), (2, 3, 11)])
 def test_softmax(device, shape):
     a = np.random.default_rng(3).standard_normal(shape).astype(np.float32) * 5
@@ -116,6 +127,19 @@ def test_argmax_takes_the_lowest_of_equals_and_no_nan(device, rows):
         x, out = bench.put(a, gap=1), bench.empty(len(a), dtype=DType.I32)
         bench.run(lambda rec: ops.argmax(rec, x, out))
         assert (bench.get(out) == want).all()
+
+
+def test_argmax_of_long_rows(device):
+    """Longer than what the CPU device takes at a time."""
+    a = np.full((4, 300_000), -np.inf, np.float32)
+    a[:2, ::2] = np.nan
+    a[1, [270_001, 299_999]] = 3
+    a[2, :270_000] = np.nan
+    a[3] = np.nan
+    with Bench(device) as bench:
+        x, out = bench.put(a), bench.empty(4, dtype=DType.I32)
+        bench.run(lambda rec: ops.argmax(rec, x, out))
+        assert bench.get(out).tolist() == [1, 270_001, 270_000, 0]
 
 
 def test_argmax_of_nothing_but_one_value(device):

@@ -81,6 +81,8 @@ class DeviceInfo:
     """The longest range that one binding can have."""
     subgroup_size: int
     """Threads of a subgroup (a warp, wave or simdgroup); 1 on the CPU device."""
+    operations_per_second: float = 2e9
+    """The least speed to expect, in the unit of ``ops.work``, for sizing what a guest's work is cut into."""
     wraps_files: bool = False
     """True if the pages of mapped files can be wrapped, so that weights are used in place."""
     expands_weights: bool = False

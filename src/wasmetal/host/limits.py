@@ -23,6 +23,10 @@ class Limits:
     """Buffers, submissions, models, sessions and open files held at a time; beyond it, the call gives MFILE."""
     commands: int = 16_384
     """Commands in one list (TOOBIG), and in all pending submissions together (AGAIN)."""
+    work: int | None = 1 << 40
+    """Work of the commands in one list (TOOBIG), and in all pending submissions together (AGAIN), in operations:
+    roughly, multiply-adds or bytes read and written; products count in whole tiles of 64 × 64. The default allows a
+    product of two matrices of 10,000 × 10,000: a minute or two on two CPU cores, a second or less on a GPU."""
     disk_bytes: int = 1 << 30
     """Bytes by which the guest may extend files in granted directories, in all; deleting or shortening files gives
     nothing back. Beyond it, the call gives DQUOT."""

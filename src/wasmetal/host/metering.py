@@ -37,8 +37,13 @@ class MeteredDevice:
 
     def allocate(self, nbytes: int) -> Buffer:
         """Device memory, zero-filled. Raises NOMEM over the guest's limit, and OutOfDeviceMemoryError."""
-        with self._account.charged(nbytes):
+        with self._account.charged(self.charge(nbytes)):
             return self._device.allocate(nbytes, MemoryKind.DEVICE)
+
+    def charge(self, nbytes: int) -> int:
+        """What ``nbytes`` of device memory are charged as: whole pages, as that is how devices allocate them."""
+        page = self._device.info.page_alignment
+        return -(-nbytes // page) * page
 
     def wrap(self, pages: HostPages) -> Buffer:
         """Pages of the guest as a buffer. Raises WrapRefusedError."""

@@ -8,7 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from wasmetal.device.base import CommandList, Submission
+from wasmetal.device.base import Submission
 from wasmetal.errors import DeviceError
 from wasmetal.host import abi
 from wasmetal.host.account import Account
@@ -17,12 +17,7 @@ from wasmetal.host.errno import Errno, Refusal
 from wasmetal.host.fairness import SLICE
 from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.metering import MeteredDevice
-from wasmetal.ops import Recorder
-
-SEGMENT = 16
-"""Commands that are recorded as one list of the device. Devices take guests' work in whole segments."""
-FIRST = 64
-"""Commands that the device is given at first, until it is known how long they take."""
+from wasmetal.host.recording import SLICE_SECONDS, GuestRecorder, Segment
 
 
 @dataclass(eq=False, slots=True)
@@ -30,8 +25,10 @@ class Recorded:
     """A guest's command list: the bytes that it was recorded from, what was recorded, and the buffers that it names."""
 
     source: bytes
-    segments: list[CommandList]
+    segments: list[Segment]
     buffers: set[GuestBuffer]
+    work: int
+    """In operations."""
 
     @property
     def count(self) -> int:
@@ -39,18 +36,19 @@ class Recorded:
         return len(self.source) // abi.COMMAND.itemsize
 
     @property
+    def dispatches(self) -> int:
+        """How many dispatches the commands were recorded as."""
+        return sum(segment.dispatches for segment in self.segments)
+
+    @property
     def shared(self) -> bool:
         """Whether the list touches pages of the guest's memory."""
         return any(held.shared for held in self.buffers)
 
-    def size(self, segment: int) -> int:
-        """How many commands a segment has."""
-        return min(SEGMENT, self.count - segment * SEGMENT)
-
     def close(self) -> None:
         """Release what was recorded."""
-        for commands in self.segments:
-            commands.close()
+        for segment in self.segments:
+            segment.commands.close()
 
 
 @dataclass(eq=False, slots=True)
@@ -76,7 +74,8 @@ class _Flight:
     submission: Submission
     lists: list[Submitted]
     """The list of each segment."""
-    commands: int
+    work: int
+    """In operations."""
 
 
 class Submissions:
@@ -93,8 +92,8 @@ class Submissions:
         self._interrupt = interrupt
         self._queue: deque[Submitted] = deque()
         self._flights: deque[_Flight] = deque()
-        self._at_a_time = FIRST
-        """Commands that the device is given at a time."""
+        self._at_a_time = SLICE * device.info.operations_per_second
+        """Operations that the device is given at a time, unless a single segment has more."""
         self._replayable = _Replayable(account.limits.commands)
 
     def submit(self, source: bytes, buffer_of: Callable[[int], GuestBuffer]) -> Submitted:
@@ -109,6 +108,10 @@ class Submissions:
         if count + sum(pending.recorded.count for pending in self._queue) > limit:
             raise Refusal(Errno.AGAIN, f"limit reached: {limit} commands pending")
         recorded = self._replayable.take(source) or self._record(source, buffer_of)
+        work = self._account.limits.work
+        if work is not None and recorded.work + sum(pending.recorded.work for pending in self._queue) > work:
+            self._replayable.keep(recorded)
+            raise Refusal(Errno.AGAIN, f"limit reached: {work} operations pending")
         submitted = Submitted(recorded, recorded.shared or bool(self._queue and self._queue[-1].suspends))
         self._queue.append(submitted)
         for held in recorded.buffers:
@@ -154,48 +157,41 @@ class Submissions:
         self._replayable.close()
 
     def _record(self, source: bytes, buffer_of: Callable[[int], GuestBuffer]) -> Recorded:
-        recorded = Recorded(source, [], set())
-        step = SEGMENT * abi.COMMAND.itemsize
+        recorder = GuestRecorder(self._device, self._account.limits.work)
         try:
-            for begin in range(0, len(source), step):
-                commands = self._device.record()
-                recorded.segments.append(commands)
-                recorded.buffers |= encode(
-                    source[begin : begin + step], buffer_of, Recorder(self._device.info, commands)
-                )
-                commands.finish()
+            buffers = encode(source, buffer_of, recorder)
+            return Recorded(source, recorder.finish(), buffers, recorder.work)
         except BaseException as error:
-            recorded.close()
+            recorder.close()
             if type(error) is DeviceError:  # an error about the list, not about the device's state
                 raise Refusal(Errno.NOTSUP, str(error)) from None
             raise
-        return recorded
 
     def _send(self, last: Submitted | None) -> None:
         """Give the device the work that it may start now. ``last``: the list that the guest waits for."""
         while (segments := self._next(last)) and self._device.share.has_turn():
             lists = [submitted for submitted, _ in segments]
             try:
-                submission = self._device.submit([submitted.recorded.segments[i] for submitted, i in segments])
+                chosen = [submitted.recorded.segments[i] for submitted, i in segments]
+                submission = self._device.submit([segment.commands for segment in chosen])
             except Exception as error:
                 for submitted in dict.fromkeys(lists):
                     self._end(submitted, error)
                 continue
-            commands = sum(submitted.recorded.size(i) for submitted, i in segments)
-            self._flights.append(_Flight(submission, lists, commands))
+            self._flights.append(_Flight(submission, lists, sum(segment.work for segment in chosen)))
             for submitted in lists:
                 submitted.sent += 1
 
     def _next(self, last: Submitted | None) -> list[tuple[Submitted, int]]:
         """The next segments that the device is given: (list, index of the segment)."""
-        room = self._at_a_time - sum(flight.commands for flight in self._flights)
+        room = self._at_a_time - sum(flight.work for flight in self._flights)
         segments: list[tuple[Submitted, int]] = []
         waited_for = last is not None
         for submitted in self._queue:
             if submitted.suspends and not waited_for:
                 break
             for i in range(submitted.sent, len(submitted.recorded.segments)):
-                room -= submitted.recorded.size(i)
+                room -= submitted.recorded.segments[i].work
                 if room < 0 and (segments or self._flights):
                     return segments
                 segments.append((submitted, i))
@@ -223,9 +219,14 @@ class Submissions:
             raise Refusal(Errno.TIMEDOUT, "the submission is still pending")
 
     def _adapt(self, flight: _Flight) -> None:
-        """Size the next submission to take about a slice of time, without growing too fast."""
+        """Size the next submission to take about a slice of time.
+
+        However fast this one was, the next is no more than SLICE_SECONDS at the least speed: a guest may make a list
+        cheap, as by batch metadata without valid rows, and then dear.
+        """
         seconds = max(flight.submission.seconds, 1e-9)
-        self._at_a_time = max(1, int(min(flight.commands * SLICE / seconds, max(4 * flight.commands, FIRST))))
+        most = SLICE_SECONDS * self._device.info.operations_per_second
+        self._at_a_time = min(flight.work * SLICE / seconds, most)
 
     def _end(self, submitted: Submitted, error: Exception | None) -> None:
         self._queue.remove(submitted)
@@ -242,7 +243,7 @@ class _Replayable:
     """Completed lists, by their bytes: a guest that submits the same bytes again reuses the recorded list.
 
     The same bytes mean the same list, because a handle never comes to name another buffer. The most recently used lists
-    are kept: at most 64, with ``commands`` commands in all.
+    are kept: at most 64, recorded as ``commands`` dispatches in all.
     """
 
     def __init__(self, commands: int) -> None:
@@ -252,7 +253,7 @@ class _Replayable:
     def take(self, source: bytes) -> Recorded | None:
         recorded = self._kept.pop(source, None)
         if recorded:
-            self._room += recorded.count
+            self._room += recorded.dispatches
         return recorded
 
     def keep(self, recorded: Recorded) -> None:
@@ -260,7 +261,7 @@ class _Replayable:
             recorded.close()
             return
         self._kept[recorded.source] = recorded
-        self._room -= recorded.count
+        self._room -= recorded.dispatches
         while self._room < 0 or len(self._kept) > 64:
             self._drop(next(iter(self._kept)))
 
@@ -274,5 +275,5 @@ class _Replayable:
 
     def _drop(self, source: bytes) -> None:
         recorded = self._kept.pop(source)
-        self._room += recorded.count
+        self._room += recorded.dispatches
         recorded.close()

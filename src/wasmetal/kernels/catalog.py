@@ -7,7 +7,8 @@ in SPIR-V; ``buffer(1)``, ``buffer(2)``, … and ``buffer(0)`` in Metal; plain k
 has a NumPy function of the same name with the same arguments (``wasmetal.kernels.reference``), which is the oracle.
 
 The struct begins with ``<buffer>_offset`` for each buffer: the tensor's first element in its binding, since bindings
-have coarser alignment than tensors. Strides are in elements (of the tensor, not of the binding) from row to row.
+have coarser alignment than tensors. Strides are in elements (of the tensor, not of the binding) from row to row. The
+tensors' first row is row ``batch_row`` of the batch metadata.
 
 Groups are numbered in one dimension, whatever the grid: see :func:`grid`.
 """
@@ -183,13 +184,13 @@ _KERNELS = (
         name="silu_mul",
         source="elementwise",
         buffers=(_read("gate"), _read("up"), _write("out"), _BATCH),
-        fields=_u32("rows columns gate_stride up_stride out_stride"),
+        fields=_u32("batch_row rows columns gate_stride up_stride out_stride"),
     ),
     Kernel(
         name="rms_norm",
         source="reduce",
         buffers=(_read("x"), _read("weight"), _write("out"), _BATCH),
-        fields=(*_u32("rows columns x_stride out_stride"), ("eps", "f32")),
+        fields=(*_u32("batch_row rows columns x_stride out_stride"), ("eps", "f32")),
     ),
     Kernel(
         name="softmax",
@@ -207,14 +208,14 @@ _KERNELS = (
         name="rope",
         source="rope",
         buffers=(_update("x"), _read("table"), _BATCH),
-        fields=_u32("rows heads head_dim x_stride pairs positions interleaved"),
+        fields=_u32("batch_row rows heads head_dim x_stride pairs positions interleaved"),
     ),
     *(
         Kernel(
             name=f"kv_append_{dtype.suffix}",
             source="kv_append",
             buffers=(_read("k"), _read("v"), _write("k_pages", vector), _write("v_pages", vector), *_PAGED),
-            fields=_u32("rows columns k_stride v_stride pages page_size sequence_count table_length"),
+            fields=_u32("batch_row rows columns k_stride v_stride pages page_size sequence_count table_length"),
             defines=(("ELEMENT", _ELEMENTS[dtype]),),
         )
         for dtype, vector in ((DType.F32, 16), (DType.F16, 8))
@@ -224,8 +225,10 @@ _KERNELS = (
             name=f"attention_{dtype.suffix}",
             source="attention",
             buffers=(_read("q"), _read("k_pages", vector), _read("v_pages", vector), *_PAGED, _write("out")),
+            # Of ``heads`` heads, first_head .. first_head + head_count are computed.
             fields=(
-                *_u32("rows heads kv_heads head_dim q_stride out_stride pages page_size sequence_count table_length"),
+                *_u32("batch_row rows first_head head_count heads kv_heads head_dim q_stride out_stride"),
+                *_u32("pages page_size sequence_count table_length"),
                 ("scale", "f32"),
             ),
             defines=(("ELEMENT", _ELEMENTS[dtype]),),
@@ -238,7 +241,7 @@ _KERNELS = (
             source="embed",
             buffers=(_read("table"), _read("ids"), _write("out"), _BATCH),
             # The binding holds rows first_row .. first_row + bound_rows of a table of table_rows.
-            fields=_u32("rows columns out_stride table_rows first_row bound_rows"),
+            fields=_u32("batch_row rows columns out_stride table_rows first_row bound_rows"),
             defines=(("FORMAT", dtype.name),),
         )
         for dtype in WEIGHTS
@@ -259,7 +262,7 @@ _KERNELS = (
             name=f"gemm{variant}_{dtype.suffix}",
             source="gemm",
             buffers=(_read("x"), _read("weight"), _update("out"), _BATCH),
-            fields=_u32("rows n k x_stride out_stride accumulate"),
+            fields=_u32("batch_row rows n k x_stride out_stride accumulate"),
             defines=(("FORMAT", dtype.name),),
         )
         for variant in _VARIANTS

@@ -11,7 +11,10 @@ from wasmetal.kernels.dtypes import DType
 from wasmetal.ops import preconditions as check
 from wasmetal.ops.recorder import Recorder
 from wasmetal.ops.tensor import Tensor
+from wasmetal.ops.work import GROUP, ROW, Work
 
+_ELEMENT, _POSITION = 8, 256
+"""Operations of attention for each element of a position's key and value, and for the position itself."""
 MAX_HEAD_DIM = 256
 """The attention kernels keep a query and their partial sums in group memory of this size."""
 
@@ -32,18 +35,21 @@ def rope(rec: Recorder, x: Tensor, table: Tensor, batch: Tensor, *, interleaved:
     check.packed("rope", table=table)
     check.batch("rope", batch, rows)
     check.separate("rope", x, table=table, batch=batch)
-    rec.dispatch(
-        "rope",
-        (x, table, batch),
-        -(-rows * heads * pairs // THREADS),
-        rows=rows,
-        heads=heads,
-        head_dim=head_dim,
-        x_stride=x.row_stride,
-        pairs=pairs,
-        positions=positions,
-        interleaved=int(interleaved),
-    )
+    for part in rec.parts("rope", Work(rows, heads, 48 * pairs, column_step=heads, aligned=(x,))):
+        rec.dispatch(
+            "rope",
+            (x.rows(part.top, part.bottom), table, batch),
+            -(-part.rows * heads * pairs // THREADS),
+            part.work,
+            batch_row=part.top,
+            rows=part.rows,
+            heads=heads,
+            head_dim=head_dim,
+            x_stride=x.row_stride,
+            pairs=pairs,
+            positions=positions,
+            interleaved=int(interleaved),
+        )
 
 
 def kv_append(
@@ -63,19 +69,22 @@ def kv_append(
     check.separate("kv_append", k_pages, k=k, v=v, v_pages=v_pages, batch=batch, sequences=sequences)
     check.separate("kv_append", v_pages, k=k, v=v, batch=batch, sequences=sequences)
     columns = kv_heads * head_dim
-    rec.dispatch(
-        f"kv_append_{k_pages.dtype.suffix}",
-        (k, v, k_pages, v_pages, batch, sequences),
-        -(-rows * columns // 4 // THREADS),
-        rows=rows,
-        columns=columns,
-        k_stride=k.row_stride,
-        v_stride=v.row_stride,
-        pages=pages,
-        page_size=page_size,
-        sequence_count=sequences.shape[0],
-        table_length=sequences.shape[1] - 1,
-    )
+    for part in rec.parts("kv_append", Work(rows, columns, 16, ROW, column_step=columns, aligned=(k, v))):
+        rec.dispatch(
+            f"kv_append_{k_pages.dtype.suffix}",
+            (k.rows(part.top, part.bottom), v.rows(part.top, part.bottom), k_pages, v_pages, batch, sequences),
+            -(-part.rows * columns // 4 // THREADS),
+            part.work,
+            batch_row=part.top,
+            rows=part.rows,
+            columns=columns,
+            k_stride=k.row_stride,
+            v_stride=v.row_stride,
+            pages=pages,
+            page_size=page_size,
+            sequence_count=sequences.shape[0],
+            table_length=sequences.shape[1] - 1,
+        )
 
 
 def attention(
@@ -106,22 +115,29 @@ def attention(
     check.shape("attention", "out", out, (rows, heads * head_dim))
     check.batch("attention", batch, rows)
     check.separate("attention", out, q=q, k_pages=k_pages, v_pages=v_pages, batch=batch, sequences=sequences)
-    rec.dispatch(
-        f"attention_{k_pages.dtype.suffix}",
-        (q, k_pages, v_pages, batch, sequences, out),
-        rows * heads,
-        rows=rows,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        q_stride=q.row_stride,
-        out_stride=out.row_stride,
-        pages=pages,
-        page_size=page_size,
-        sequence_count=sequences.shape[0],
-        table_length=sequences.shape[1] - 1,
-        scale=scale,
-    )
+    positions = min(pages, sequences.shape[1] - 1) * page_size
+    work = Work(rows, heads, positions * (_ELEMENT * head_dim + _POSITION) + GROUP, ROW, aligned=(q, out))
+    for part in rec.parts("attention", work):
+        rec.dispatch(
+            f"attention_{k_pages.dtype.suffix}",
+            (q.rows(part.top, part.bottom), k_pages, v_pages, batch, sequences, out.rows(part.top, part.bottom)),
+            part.rows * part.columns,
+            part.work,
+            batch_row=part.top,
+            rows=part.rows,
+            first_head=part.left,
+            head_count=part.columns,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            q_stride=q.row_stride,
+            out_stride=out.row_stride,
+            pages=pages,
+            page_size=page_size,
+            sequence_count=sequences.shape[0],
+            table_length=sequences.shape[1] - 1,
+            scale=scale,
+        )
 
 
 def _pool(

@@ -12,7 +12,8 @@ is the number of the sequence's positions in the KV cache once this submission's
 are neither appended nor attended to. A page table names the page of the cache that holds each run of
 ``page_size`` positions (W. Kwon et al., "PagedAttention", 2023), so sequences can share pages.
 
-The contents may be a guest's: kernels read them as unsigned and clamp them, and no value leads outside the tensors.
+The contents may be a guest's: kernels read them as unsigned and clamp them, and no value leads outside the tensors. A
+length is at most what the page table covers, and at most the number of slots in the cache's pool.
 """
 
 from __future__ import annotations

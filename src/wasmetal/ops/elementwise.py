@@ -7,28 +7,54 @@ from wasmetal.kernels.dtypes import DType
 from wasmetal.ops import preconditions as check
 from wasmetal.ops.recorder import Recorder
 from wasmetal.ops.tensor import Tensor
+from wasmetal.ops.work import EXPONENTIAL, Part, Work
 
 
 def add(rec: Recorder, a: Tensor, b: Tensor, out: Tensor) -> None:
     """out = a + b; f32 of one shape, rows may be strided. If a is [T, K], b may be [K]. Raises OpError."""
     check.dtypes("add", (DType.F32,), a=a, b=b, out=out)
-    if len(a.shape) == 2 and b.shape == a.shape[1:]:
+    if broadcast := len(a.shape) == 2 and b.shape == a.shape[1:]:
         check.shape("add", "out", out, a.shape)
-        (rows, columns), strides = a.shape, {"a_stride": a.row_stride, "b_stride": 0, "out_stride": out.row_stride}
         check.packed("add", b=b)
         check.separate("add", out, b=b)
+        matrices = [a, b, out]
     else:
-        rows, columns, strides = check.flat("add", a=a, b=b, out=out)
+        matrices = check.flat("add", a=a, b=b, out=out)
     check.separate_or_same("add", out, a=a, b=b)
-    rec.dispatch("add", (a, b, out), _groups(rows, columns), rows=rows, columns=columns, **strides)
+    for part in rec.parts("add", _work(12, *matrices)):
+        left, result = matrices[0].part(part), matrices[2].part(part)
+        right = matrices[1].part(part)
+        rec.dispatch(
+            "add",
+            (left, right, result),
+            _groups(part),
+            part.work,
+            rows=part.rows,
+            columns=part.columns,
+            a_stride=left.row_stride,
+            b_stride=0 if broadcast else right.row_stride,
+            out_stride=result.row_stride,
+        )
 
 
 def scale(rec: Recorder, x: Tensor, factor: float, out: Tensor) -> None:
     """out = x * factor; f32 of one shape, rows may be strided. Raises OpError."""
     check.dtypes("scale", (DType.F32,), x=x, out=out)
-    rows, columns, strides = check.flat("scale", x=x, out=out)
+    matrices = check.flat("scale", x=x, out=out)
     check.separate_or_same("scale", out, x=x)
-    rec.dispatch("scale", (x, out), _groups(rows, columns), rows=rows, columns=columns, factor=factor, **strides)
+    for part in rec.parts("scale", _work(8, *matrices)):
+        source, result = (matrix.part(part) for matrix in matrices)
+        rec.dispatch(
+            "scale",
+            (source, result),
+            _groups(part),
+            part.work,
+            rows=part.rows,
+            columns=part.columns,
+            x_stride=source.row_stride,
+            out_stride=result.row_stride,
+            factor=factor,
+        )
 
 
 def silu_mul(rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, *, batch: Tensor | None = None) -> None:
@@ -38,24 +64,33 @@ def silu_mul(rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, *, batch: Ten
     """
     check.dtypes("silu_mul", (DType.F32,), gate=gate, up=up, out=out)
     check.rank("silu_mul", 2, gate=gate, up=up, out=out)
-    rows, columns = out.shape
     check.shape("silu_mul", "gate", gate, out.shape)
     check.shape("silu_mul", "up", up, out.shape)
     check.separate_or_same("silu_mul", out, gate=gate, up=up)
-    batch, offset = check.optional_batch("silu_mul", batch, rows, out, stand_in=gate)
-    rec.dispatch(
-        "silu_mul",
-        (gate, up, out, batch),
-        _groups(rows, columns),
-        rows=rows,
-        columns=columns,
-        gate_stride=gate.row_stride,
-        up_stride=up.row_stride,
-        out_stride=out.row_stride,
-        **offset,
-    )
+    batch, offset = check.optional_batch("silu_mul", batch, out.shape[0], out, stand_in=gate)
+    for part in rec.parts("silu_mul", _work(12 + EXPONENTIAL, gate, up, out)):
+        some_gate, some_up, some_out = (tensor.part(part) for tensor in (gate, up, out))
+        rec.dispatch(
+            "silu_mul",
+            (some_gate, some_up, some_out, batch),
+            _groups(part),
+            part.work,
+            batch_row=part.top,
+            rows=part.rows,
+            columns=part.columns,
+            gate_stride=gate.row_stride,
+            up_stride=up.row_stride,
+            out_stride=out.row_stride,
+            **offset,
+        )
 
 
-def _groups(rows: int, columns: int) -> int:
+def _work(element: int, *matrices: Tensor) -> Work:
+    """``element``: operations per element."""
+    *rows, columns = matrices[0].shape
+    return Work(rows[0] if rows else 1, columns, element, column_step=min(columns, THREADS), aligned=matrices)
+
+
+def _groups(part: Part) -> int:
     """One thread per element."""
-    return -(-rows * columns // THREADS)
+    return -(-part.rows * part.columns // THREADS)

@@ -13,6 +13,7 @@ from wasmetal.kernels.dtypes import WEIGHTS, DType
 from wasmetal.ops import preconditions as check
 from wasmetal.ops.recorder import Recorder
 from wasmetal.ops.tensor import Tensor
+from wasmetal.ops.work import GROUP, STRETCH, Work
 
 GEMV_COLUMNS = 8
 """Columns that a thread of the GEMV kernels takes at a time; rows of other widths use the GEMM kernels."""
@@ -41,32 +42,42 @@ def linear(
     check.separate("linear", out, x=x, weight=weight)
     table, offset = check.optional_batch("linear", batch, rows, out, stand_in=x)
     kind = weight.dtype.suffix
+    single = rows == 1 and batch is None and k % GEMV_COLUMNS == 0
     for begin, end in _bindable_rows(rec, "linear", weight):
         some_weight, some_out = weight.rows(begin, end), out.columns(begin, end)
-        if rows == 1 and batch is None and k % GEMV_COLUMNS == 0:
-            groups = -(-(end - begin) // (THREADS // rec.info.subgroup_size))
-            rec.dispatch(
-                f"gemv_{kind}",
-                (some_weight, x, some_out),
-                groups,
-                n=end - begin,
-                k=k,
-                accumulate=int(accumulate),
-                groups=groups,
-            )
+        if single:
+            work = Work(1, end - begin, 4 * k, column_step=_ALIGNED_ROWS)
         else:
-            rec.dispatch(
-                f"gemm_{kind}",
-                (x, some_weight, some_out, table),
-                -(-rows // GEMM_TILE) * -(-(end - begin) // GEMM_TILE),
-                rows=rows,
-                n=end - begin,
-                k=k,
-                x_stride=x.row_stride,
-                out_stride=out.row_stride,
-                accumulate=int(accumulate),
-                **offset,
-            )
+            work = Work(rows, end - begin, k + STRETCH, row_step=GEMM_TILE, column_step=GEMM_TILE)
+        for part in rec.parts("linear", work):
+            part_weight, part_out = some_weight.rows(part.left, part.right), some_out.part(part)
+            if single:
+                groups = -(-part.columns // (THREADS // rec.info.subgroup_size))
+                rec.dispatch(
+                    f"gemv_{kind}",
+                    (part_weight, x, part_out),
+                    groups,
+                    part.work,
+                    n=part.columns,
+                    k=k,
+                    accumulate=int(accumulate),
+                    groups=groups,
+                )
+            else:
+                rec.dispatch(
+                    f"gemm_{kind}",
+                    (x.rows(part.top, part.bottom), part_weight, part_out, table),
+                    -(-part.rows // GEMM_TILE) * -(-part.columns // GEMM_TILE),
+                    part.work,
+                    batch_row=part.top,
+                    rows=part.rows,
+                    n=part.columns,
+                    k=k,
+                    x_stride=x.row_stride,
+                    out_stride=out.row_stride,
+                    accumulate=int(accumulate),
+                    **offset,
+                )
 
 
 def embed(rec: Recorder, table: Tensor, ids: Tensor, out: Tensor, *, batch: Tensor | None = None) -> None:
@@ -84,19 +95,24 @@ def embed(rec: Recorder, table: Tensor, ids: Tensor, out: Tensor, *, batch: Tens
     check.packed("embed", table=table, ids=ids)
     check.separate("embed", out, table=table, ids=ids)
     batch, offset = check.optional_batch("embed", batch, rows, out, stand_in=ids)
+    numbers = ids.reshape(rows, 1)
+    work = Work(rows, columns, 12, GROUP, column_step=columns, aligned=(numbers, out))
     for begin, end in _bindable_rows(rec, "embed", table):
-        rec.dispatch(
-            f"embed_{table.dtype.suffix}",
-            (table.rows(begin, end), ids, out, batch),
-            rows,
-            rows=rows,
-            columns=columns,
-            out_stride=out.row_stride,
-            table_rows=table.shape[0],
-            first_row=begin,
-            bound_rows=end - begin,
-            **offset,
-        )
+        for part in rec.parts("embed", work):
+            rec.dispatch(
+                f"embed_{table.dtype.suffix}",
+                (table.rows(begin, end), numbers.rows(part.top, part.bottom), out.part(part), batch),
+                part.rows,
+                part.work,
+                batch_row=part.top,
+                rows=part.rows,
+                columns=columns,
+                out_stride=out.row_stride,
+                table_rows=table.shape[0],
+                first_row=begin,
+                bound_rows=end - begin,
+                **offset,
+            )
 
 
 def _bindable_rows(rec: Recorder, op: str, weight: Tensor) -> Iterator[tuple[int, int]]:

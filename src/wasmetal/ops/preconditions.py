@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from wasmetal.errors import OpError
 from wasmetal.kernels.catalog import NO_BATCH
@@ -77,29 +78,30 @@ def separate_or_same(op: str, out: Tensor, **inputs: Tensor) -> None:
             raise OpError(f"{op}: the output partly overlaps {name}; it must be the same tensor or separate memory")
 
 
-def matrix(op: str, name: str, tensor: Tensor) -> tuple[int, int, int]:
-    """The tensor as (rows, columns, row stride), its last dimension being the columns.
+def matrix(op: str, name: str, tensor: Tensor) -> Tensor:
+    """The tensor as a matrix, its last dimension being the columns.
 
     Tensors of three and more dimensions, whose stride is not that of their last dimension's rows, must be packed.
     """
-    columns = tensor.shape[-1]
     if len(tensor.shape) == 2:
-        return tensor.shape[0], columns, tensor.row_stride
+        return tensor
     packed(op, **{name: tensor})
-    return tensor.size // columns, columns, columns
+    return tensor.reshape(tensor.size // tensor.shape[-1], tensor.shape[-1])
 
 
-def flat(op: str, **tensors: Tensor) -> tuple[int, int, dict[str, int]]:
-    """Tensors of one shape as (rows, columns, {name_stride: row stride}), a single row if all are packed."""
+def flat(op: str, **tensors: Tensor) -> list[Tensor]:
+    """Tensors of one shape as vectors or matrices: those of more dimensions as a single row if all are packed."""
     first = next(iter(tensors.values()))
     for name, tensor in tensors.items():
         shape(op, name, tensor, first.shape)
         if len(tensor.shape) == 1:
             packed(op, **{name: tensor})
+    if len(first.shape) <= 2:
+        return list(tensors.values())
     if all(tensor.packed for tensor in tensors.values()):
-        return 1, first.size, {f"{name}_stride": first.size for name in tensors}
-    strides = {f"{name}_stride": tensor.row_stride for name, tensor in tensors.items()}
-    return first.shape[0], math.prod(first.shape[1:]), strides
+        return [tensor.reshape(1, first.size) for tensor in tensors.values()]
+    rows, columns = first.shape[0], math.prod(first.shape[1:])
+    return [replace(tensor, shape=(rows, columns)) for tensor in tensors.values()]
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 from wasmetal.device.base import Binding, CommandList, DeviceInfo
 from wasmetal.errors import OpError
 from wasmetal.kernels.catalog import CATALOG, Argument, grid
 from wasmetal.ops.tensor import Tensor
+from wasmetal.ops.work import Part, Work
 
 WORD = 4
 """Bytes of the smallest unit that kernels read; the length of a binding is a multiple of it."""
@@ -20,16 +22,24 @@ class Recorder:
     the kernel is told at which element of the binding it begins.
     """
 
+    slice: float = math.inf
+    """Operations above which a dispatch is cut into several, as far as it can be."""
+
     def __init__(self, info: DeviceInfo, commands: CommandList):
         self.info = info
         self.commands = commands
         self.max_tensor_bytes = min(info.max_binding_bytes, 2**32) - info.offset_alignment
         """Bytes of the longest tensor that fits one binding wherever it begins. Kernels count in 32 bits."""
 
-    def dispatch(self, name: str, tensors: Sequence[Tensor], groups: int, /, **fields: float) -> None:
+    def parts(self, op: str, work: Work) -> Iterable[Part]:
+        """The parts in which an op is to be recorded: slices of at most ``slice`` operations."""
+        return work.cut(self.slice)
+
+    def dispatch(self, name: str, tensors: Sequence[Tensor], groups: int, work: int, /, **fields: float) -> None:
         """Record the kernel ``name`` on ``tensors``, one for each of its buffers, with ``groups`` groups.
 
-        ``fields`` are its parameters other than the offsets. Raises OpError if a tensor or a number is too large.
+        ``work`` is what it costs, in operations. ``fields`` are its parameters other than the offsets. Raises OpError
+        if a tensor or a number is too large.
         """
         kernel = CATALOG[name]
         bindings = []

@@ -6,6 +6,7 @@ from wasmetal.kernels.dtypes import DType
 from wasmetal.ops import preconditions as check
 from wasmetal.ops.recorder import Recorder
 from wasmetal.ops.tensor import Tensor
+from wasmetal.ops.work import EXPONENTIAL, GROUP, Work
 
 
 def rms_norm(rec: Recorder, x: Tensor, weight: Tensor, out: Tensor, eps: float, *, batch: Tensor | None = None) -> None:
@@ -22,17 +23,20 @@ def rms_norm(rec: Recorder, x: Tensor, weight: Tensor, out: Tensor, eps: float, 
     check.separate_or_same("rms_norm", out, x=x)
     check.separate("rms_norm", out, weight=weight)
     batch, offset = check.optional_batch("rms_norm", batch, rows, out, stand_in=weight)
-    rec.dispatch(
-        "rms_norm",
-        (x, weight, out, batch),
-        rows,
-        rows=rows,
-        columns=columns,
-        x_stride=x.row_stride,
-        out_stride=out.row_stride,
-        eps=eps,
-        **offset,
-    )
+    for part in rec.parts("rms_norm", Work(rows, columns, 32, GROUP, column_step=columns, aligned=(x, out))):
+        rec.dispatch(
+            "rms_norm",
+            (x.part(part), weight, out.part(part), batch),
+            part.rows,
+            part.work,
+            batch_row=part.top,
+            rows=part.rows,
+            columns=columns,
+            x_stride=x.row_stride,
+            out_stride=out.row_stride,
+            eps=eps,
+            **offset,
+        )
 
 
 def softmax(rec: Recorder, x: Tensor, out: Tensor) -> None:
@@ -42,10 +46,22 @@ def softmax(rec: Recorder, x: Tensor, out: Tensor) -> None:
     """
     check.dtypes("softmax", (DType.F32,), x=x, out=out)
     check.shape("softmax", "out", out, x.shape)
-    rows, columns, x_stride = check.matrix("softmax", "x", x)
-    _, _, out_stride = check.matrix("softmax", "out", out)
     check.separate_or_same("softmax", out, x=x)
-    rec.dispatch("softmax", (x, out), rows, rows=rows, columns=columns, x_stride=x_stride, out_stride=out_stride)
+    x, out = check.matrix("softmax", "x", x), check.matrix("softmax", "out", out)
+    rows, columns = x.shape
+    for part in rec.parts(
+        "softmax", Work(rows, columns, 20 + 2 * EXPONENTIAL, GROUP, column_step=columns, aligned=(x, out))
+    ):
+        rec.dispatch(
+            "softmax",
+            (x.part(part), out.part(part)),
+            part.rows,
+            part.work,
+            rows=part.rows,
+            columns=columns,
+            x_stride=x.row_stride,
+            out_stride=out.row_stride,
+        )
 
 
 def argmax(rec: Recorder, x: Tensor, out: Tensor) -> None:
@@ -55,8 +71,19 @@ def argmax(rec: Recorder, x: Tensor, out: Tensor) -> None:
     """
     check.dtypes("argmax", (DType.F32,), x=x)
     check.dtypes("argmax", (DType.I32,), out=out)
-    rows, columns, stride = check.matrix("argmax", "x", x)
     check.shape("argmax", "out", out, x.shape[:-1] or (1,))
     check.packed("argmax", out=out)
     check.separate("argmax", out, x=x)
-    rec.dispatch("argmax", (x, out), rows, rows=rows, columns=columns, x_stride=stride)
+    x = check.matrix("argmax", "x", x)
+    rows, columns = x.shape
+    out = out.reshape(rows, 1)
+    for part in rec.parts("argmax", Work(rows, columns, 8, GROUP, column_step=columns, aligned=(x, out))):
+        rec.dispatch(
+            "argmax",
+            (x.part(part), out.rows(part.top, part.bottom)),
+            part.rows,
+            part.work,
+            rows=part.rows,
+            columns=columns,
+            x_stride=x.row_stride,
+        )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from wasmetal.device.base import Buffer
 from wasmetal.errors import OpError
 from wasmetal.kernels.dtypes import DType
+from wasmetal.ops.work import Part
 
 _NUMPY = {DType.F32: np.float32, DType.F16: np.float16, DType.I32: np.int32}
 
@@ -89,17 +90,34 @@ class Tensor:
         return replace(self, shape=shape, row_stride=0)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` of the first dimension."""
+        """Rows ``start`` to ``stop`` of the first dimension: the tensor itself if those are all."""
+        if start == 0 and stop == self.shape[0]:
+            return self
         if not 0 <= start < stop <= self.shape[0]:
             raise OpError(f"rows {start}:{stop} of {self.shape}")
         step = self.dtype.row_bytes(self.row_stride)
         return replace(self, offset=self.offset + start * step, shape=(stop - start, *self.shape[1:]))
 
     def columns(self, start: int, stop: int) -> Tensor:
-        """Columns ``start`` to ``stop`` of a two-dimensional tensor: a strided slice of the same bytes."""
+        """Columns ``start`` to ``stop`` of a two-dimensional tensor: a strided slice of the same bytes.
+
+        The tensor itself if those are all.
+        """
+        if self.shape[1:] == (stop,) and start == 0:
+            return self
         if len(self.shape) != 2 or not 0 <= start < stop <= self.shape[1]:
             raise OpError(f"columns {start}:{stop} of {self.shape}")
         return replace(self, offset=self.offset + self.dtype.row_bytes(start), shape=(self.shape[0], stop - start))
+
+    def part(self, part: Part) -> Tensor:
+        """The part of a matrix, or of a vector as a row: the tensor itself if that is all of it."""
+        if len(self.shape) > 1:
+            return self.rows(part.top, part.bottom).columns(part.left, part.right)
+        return self if part.columns == self.shape[0] else self.reshape(1, self.size).columns(part.left, part.right)
+
+    def row_step(self) -> int:
+        """After how many rows, at least, one begins at a multiple of ALIGNMENT again."""
+        return ALIGNMENT // math.gcd(self.dtype.row_bytes(self.row_stride), ALIGNMENT)
 
     def overlaps(self, other: Tensor) -> bool:
         """Whether the byte ranges of the two overlap, also through two buffers that wrap the same pages."""

@@ -56,6 +56,7 @@ class PhysicalDevice:
             # A page less, because an unaligned binding is covered by whole pages.
             max_binding_bytes=min(longest - page_size(), 2**32),
             subgroup_size=SIMD_WIDTH,
+            operations_per_second=2e11,
             wraps_files=wraps_files,
             features=("host pages in place", "weights in place" if wraps_files else "weights copied", "timestamps"),
         )

@@ -22,6 +22,8 @@ _TIERS = {
     lib.VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU: Tier.INTEGRATED,
     lib.VK_PHYSICAL_DEVICE_TYPE_VIRTUAL_GPU: Tier.INTEGRATED,
 }
+_SPEEDS = {Tier.SOFTWARE: 2e9, Tier.INTEGRATED: 5e10, Tier.DISCRETE: 2e11}
+"""The least speed to expect of each kind of device, in operations per second."""
 _COMPUTE_STAGE: int = lib.VK_SHADER_STAGE_COMPUTE_BIT
 _UNIFIED = (lib.VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU, lib.VK_PHYSICAL_DEVICE_TYPE_CPU)
 
@@ -91,6 +93,7 @@ class PhysicalDevice:
             offset_alignment=int(core.limits.minStorageBufferOffsetAlignment),
             max_binding_bytes=int(core.limits.maxStorageBufferRange),
             subgroup_size=int(subgroup.subgroupSize),
+            operations_per_second=_SPEEDS[self.tier],
             features=("host page import", "timestamps", *(f.words for f in self.features if f.words)),
         )
 

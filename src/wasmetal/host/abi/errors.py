@@ -9,8 +9,8 @@ class Errno(Documented):
     """What a host function returns: the numbers of WASI preview 1, so that a C library's ``strerror`` knows them."""
 
     SUCCESS = 0, "Done."
-    TOOBIG = 1, "Too many commands in a list, or more than 256 KiB of text or 2^18 tokens in a call."
-    AGAIN = 6, "Too many commands are pending: wait for a submission first."
+    TOOBIG = 1, "Too many commands or too much work in a list, or more than 256 KiB of text or 2^18 tokens in a call."
+    AGAIN = 6, "Too many commands, or too much work, are pending: wait for a submission first."
     BADF = 8, "No such handle."
     BUSY = 10, "A pending submission uses it."
     FAULT = 21, "A pointer, or its length, leaves the guest's memory."

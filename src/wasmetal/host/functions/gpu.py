@@ -52,7 +52,7 @@ class Gpu:
         self._submissions.forget(held)
         held.buffer.close()
         if not held.shared:
-            self._account.release(held.buffer.nbytes)
+            self._account.release(self._device.charge(held.buffer.nbytes))
 
     def buffer_read(self, memory: GuestMemory, handle: int, offset: int, ptr: int, nbytes: int) -> None:
         out = memory.array(ptr, nbytes)

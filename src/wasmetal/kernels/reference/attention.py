@@ -11,7 +11,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from wasmetal.kernels.reference.batch import Rows, Sequences
-from wasmetal.kernels.reference.views import F32, Bytes, array, rows
+from wasmetal.kernels.reference.scratch import BLOCK, steps
+from wasmetal.kernels.reference.views import F32, Bytes, array, as_f32, rows
+
+_RUN = 1024
+"""Most positions whose scores are computed at a time."""
 
 
 def kv_append(
@@ -34,82 +38,144 @@ def kv_append(
     key, value = keys[0], values[0]
     batch_rows, tables = Rows(p, batch), Sequences(p, sequences)
 
-    def one() -> None:
-        position, sequence = batch_rows.row(0)
-        table, length = tables.find(sequence)
-        if position < length:
-            slot = tables.slot(table, position)
-            key_pool[slot] = key
-            value_pool[slot] = value
-
-    def many(n: int) -> None:
-        for begin, end, position, sequence in batch_rows.runs(n):
+    def run() -> None:
+        count = batch_rows.count()
+        if count == 1:  # as in decoding
+            position, sequence = batch_rows.row(0)
+            table, length = tables.find(sequence)
+            if position < length:
+                slot = tables.slot(table, position)
+                key_pool[slot] = key
+                value_pool[slot] = value
+            return
+        for begin, end, position, sequence in batch_rows.runs(count):
             table, length = tables.find(sequence)
             count = min(end - begin, length - position)
             if count > 0:
-                where = tables.slots(table, position, position + count)
-                key_pool[where] = keys[begin : begin + count]
-                value_pool[where] = values[begin : begin + count]
+                for some in steps(begin + count, BLOCK // p.columns, begin):
+                    where = tables.slots(table, position + some.start - begin, position + some.stop - begin)
+                    key_pool[where], value_pool[where] = keys[some], values[some]
 
-    return batch_rows.runner(one, many)
+    return run
 
 
-def attention(
-    dtype: DTypeLike,
-    p: SimpleNamespace,
-    q: Bytes,
-    k_pages: Bytes,
-    v_pages: Bytes,
-    batch: Bytes,
-    sequences: Bytes,
-    out: Bytes,
-) -> Callable[[], None]:
+class Attention:
     """out[t] = softmax(scale q[t] kᵀ) v over positions 0 .. position[t]; each kv head serves a group of heads."""
-    group = p.heads // p.kv_heads
-    split = (p.rows, p.kv_heads, group, p.head_dim)
-    inner = (p.head_dim * group * 4, p.head_dim * 4, 4)
-    queries: F32 = np.ndarray(split, np.float32, q, p.q_offset * 4, (p.q_stride * 4, *inner))
-    outs: F32 = np.ndarray(split, np.float32, out, p.out_offset * 4, (p.out_stride * 4, *inner))
-    query, result = queries[0], outs[0]
-    scaled = np.empty(split[1:], np.float32)
-    pool = (p.pages * p.page_size, p.kv_heads, p.head_dim)
-    vector = 4 * np.dtype(dtype).itemsize  # The pools are bound as vectors of four elements.
-    key_pool: NDArray[Any] = array(k_pages, p.k_pages_offset * vector, pool, dtype)
-    value_pool: NDArray[Any] = array(v_pages, p.v_pages_offset * vector, pool, dtype)
-    keys_first, values_first = key_pool.transpose(1, 2, 0), value_pool.transpose(1, 0, 2)
-    batch_rows, tables = Rows(p, batch), Sequences(p, sequences)
-    factor = np.float32(p.scale)
 
-    def one() -> None:
-        position, sequence = batch_rows.row(0)
-        table, length = tables.find(sequence)
-        if length == 0:
-            result[...] = 0
+    def __init__(
+        self,
+        dtype: DTypeLike,
+        p: SimpleNamespace,
+        q: Bytes,
+        k_pages: Bytes,
+        v_pages: Bytes,
+        batch: Bytes,
+        sequences: Bytes,
+        out: Bytes,
+    ) -> None:
+        group = p.heads // p.kv_heads
+        split = (p.rows, p.kv_heads, group, p.head_dim)
+        inner = (p.head_dim * group * 4, p.head_dim * 4, 4)
+        self._queries: F32 = np.ndarray(split, np.float32, q, p.q_offset * 4, (p.q_stride * 4, *inner))
+        self._outs: F32 = np.ndarray(split, np.float32, out, p.out_offset * 4, (p.out_stride * 4, *inner))
+        self._query, self._result = self._queries[0], self._outs[0]
+        pool = (p.pages * p.page_size, p.kv_heads, p.head_dim)
+        vector = 4 * np.dtype(dtype).itemsize  # The pools are bound as vectors of four elements.
+        self._keys: NDArray[Any] = array(k_pages, p.k_pages_offset * vector, pool, dtype)
+        self._values: NDArray[Any] = array(v_pages, p.v_pages_offset * vector, pool, dtype)
+        self._rows, self._tables = Rows(p, batch), Sequences(p, sequences)
+        self._factor = np.float32(p.scale)
+        self._whole = p.head_count == p.heads
+        self._heads = _grouped(p.first_head, p.first_head + p.head_count, group)
+        # Positions that a single row can see at once: by its scores, and by the keys if they have to be copied.
+        self._in_place = BLOCK // p.heads if p.heads * p.head_dim <= BLOCK and dtype is np.float32 else 0
+        self._copied = BLOCK // max(p.heads, p.kv_heads * p.head_dim) if p.heads * p.head_dim <= BLOCK else 0
+
+    def __call__(self) -> None:
+        """Attend, for the rows that are valid now."""
+        count = self._rows.count()
+        if count == 1 and self._whole:
+            self._one()
             return
-        where = tables.slots(table, 0, min(position + 1, length))
-        np.multiply(query, factor, scaled)
-        scores = scaled @ as_f32(keys_first[:, :, where])
-        softmax_then(scores, as_f32(values_first[:, where]), result)
+        for begin, end, position, sequence in self._rows.runs(count):
+            self._run(begin, end, position, *self._tables.find(sequence))
 
-    def many(n: int) -> None:
-        for begin, end, position, sequence in batch_rows.runs(n):
-            table, length = tables.find(sequence)
-            if length:
-                run_of(begin, end, position, table, length)
-            else:
-                outs[begin:end] = 0
+    def _one(self) -> None:
+        position, sequence = self._rows.row(0)
+        table, length = self._tables.find(sequence)
+        seen = min(position + 1, length)
+        if 0 < seen <= max(self._in_place, self._copied):
+            where = self._tables.slots(table, 0, seen)
+            if seen <= (self._in_place if isinstance(where, slice) else self._copied):
+                scores = (self._query * self._factor) @ as_f32(self._keys[where]).transpose(1, 2, 0)
+                softmax_then(scores, as_f32(self._values[where]).transpose(1, 0, 2), self._result)
+                return
+        self._run(0, 1, position, table, length)
 
-    def run_of(begin: int, end: int, position: int, table: int, length: int) -> None:
+    def _run(self, begin: int, end: int, position: int, table: int, length: int) -> None:
+        """Rows of one sequence, a block of scores at a time: of some rows, heads, queries of a head and positions."""
         seen = min(position + end - begin, length)
-        where = tables.slots(table, 0, seen)
-        future = np.arange(seen) > np.arange(position, position + end - begin)[:, None]
-        for head in range(p.kv_heads):  # One row at a time, so that the scores of all rows need not fit memory at once.
-            grouped: F32 = (queries[begin:end, head] * factor).swapaxes(0, 1)
-            scores: F32 = grouped @ as_f32(keys_first[head][:, where])
-            scores[:, future] = -np.inf
-            softmax_then(scores, as_f32(values_first[head][where]), outs[begin:end, head].swapaxes(0, 1))
+        run = min(seen, _RUN)
+        for heads, group in self._heads:
+            if seen == 0:
+                self._outs[begin:end, heads, group] = 0
+                continue
+            head_dim = self._queries.shape[-1]
+            at_a_time = min(heads.stop - heads.start, max(1, BLOCK // (run * head_dim)))
+            queries = max(1, BLOCK // (at_a_time * max(run, head_dim)))
+            for each in steps(group.stop, queries, group.start):
+                for chosen in steps(end, queries // (each.stop - each.start), begin):
+                    positions = np.arange(chosen.start, chosen.stop) + (position - begin)
+                    last = min(int(positions[-1]) + 1, length)
+                    for some in steps(heads.stop, at_a_time, heads.start):
+                        self._attend((chosen, some, each), positions, table, last, run)
 
-    return batch_rows.runner(one, many)
+    def _attend(
+        self, chosen: tuple[slice, slice, slice], positions: NDArray[np.int64], table: int, end: int, run: int
+    ) -> None:
+        """Some queries over the positions up to ``end``, ``run`` at a time.
+
+        The softmax is rescaled from one block to the next (M. Milakov and N. Gimelshein, "Online normalizer calculation
+        for softmax", 2018).
+        """
+        grouped = (self._queries[chosen] * self._factor).transpose(1, 2, 0, 3)
+        split = grouped.shape[:3]
+        flat: F32 = grouped.reshape(split[0], split[1] * split[2], -1)
+        peak = np.full((*flat.shape[:2], 1), -np.inf, np.float32)
+        total, sums = np.zeros_like(peak), np.zeros_like(flat)
+        for part in steps(end, run):
+            where = self._tables.slots(table, part.start, part.stop)
+            keys, values = (_taken(pool, where, chosen[1]) for pool in (self._keys, self._values))
+            scores: F32 = flat @ keys.transpose(1, 2, 0)
+            if part.stop > positions[0] + 1:
+                scores.reshape(*split, -1)[..., np.arange(part.start, part.stop) > positions[:, None]] = -np.inf
+            higher = np.maximum(peak, np.maximum.reduce(scores, axis=-1, keepdims=True))
+            np.subtract(scores, higher, scores)
+            np.exp(scores, scores)
+            rescale = np.exp(peak - higher)
+            np.add(total * rescale, np.add.reduce(scores, axis=-1, keepdims=True), total)
+            np.add(sums * rescale, scores @ values.transpose(1, 0, 2), sums)
+            peak = higher
+        self._outs[chosen] = (sums / total).reshape(*split, -1).transpose(2, 0, 1, 3)
+
+
+def _grouped(begin: int, end: int, group: int) -> list[tuple[slice, slice]]:
+    """A range of heads as (kv heads, which heads of their groups): whole groups, and parts of one at either end."""
+    first, last = -(-begin // group), end // group
+    if first > last:  # within one group
+        return [(slice(last, last + 1), slice(begin % group, end % group))]
+    parts = [
+        (slice(first - 1, first), slice(begin % group or group, group)),
+        (slice(first, last), slice(0, group)),
+        (slice(last, last + 1), slice(0, end % group)),
+    ]
+    return [(heads, some) for heads, some in parts if heads.start < heads.stop and some.start < some.stop]
+
+
+def _taken(pool: NDArray[Any], where: slice | NDArray[np.int64], heads: slice) -> F32:
+    """Some heads of some slots, float32 [slots, heads, head_dim]: a view if that is possible."""
+    whole = heads.stop - heads.start == pool.shape[1]
+    return as_f32(pool[where] if whole else pool[where, heads])
 
 
 def softmax_then(scores: F32, values: F32, out: F32) -> None:
@@ -119,14 +185,9 @@ def softmax_then(scores: F32, values: F32, out: F32) -> None:
     np.divide(scores @ values, np.add.reduce(scores, axis=-1, keepdims=True), out)
 
 
-def as_f32(array: NDArray[Any]) -> F32:
-    """The array itself if it is float32 already."""
-    return array.astype(np.float32, copy=False)
-
-
 KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
     "kv_append_f32": partial(kv_append, np.float32),
     "kv_append_f16": partial(kv_append, np.float16),
-    "attention_f32": partial(attention, np.float32),
-    "attention_f16": partial(attention, np.float16),
+    "attention_f32": partial(Attention, np.float32),
+    "attention_f16": partial(Attention, np.float16),
 }

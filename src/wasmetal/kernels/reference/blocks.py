@@ -57,6 +57,11 @@ def q5_0(rows: Bytes) -> F32:
     return (_half(blocks, 0) * ((_nibbles(blocks[..., 6:]) | fifths) - np.float32(16))).reshape(len(rows), -1)
 
 
+def columns_of(dtype: DType, columns: slice) -> slice:
+    """The bytes of a row that hold these columns, which begin and end at multiples of 32 or at the row's end."""
+    return slice(dtype.row_bytes(columns.start), dtype.row_bytes(columns.stop))
+
+
 def _half(blocks: Bytes, at: int) -> F32:
     """The float16 at a byte of each block, as float32 [rows, blocks, 1]."""
     return np.ascontiguousarray(blocks[..., at : at + 2]).view(np.float16).astype(np.float32)

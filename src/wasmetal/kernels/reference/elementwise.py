@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from wasmetal.kernels.reference.batch import valid_rows
+from wasmetal.kernels.reference.scratch import BLOCK, blockwise
 from wasmetal.kernels.reference.views import F32, Bytes, rows
 
 
@@ -16,13 +17,18 @@ def add(p: SimpleNamespace, a: Bytes, b: Bytes, out: Bytes) -> Callable[[], obje
     """out = a + b."""
     left = rows(a, p.a_offset, p.rows, p.columns, p.a_stride)
     right = rows(b, p.b_offset, p.rows, p.columns, p.b_stride)
-    return partial(np.add, left, right, rows(out, p.out_offset, p.rows, p.columns, p.out_stride))
+    return _whole(np.add, left, right, rows(out, p.out_offset, p.rows, p.columns, p.out_stride))
 
 
 def scale(p: SimpleNamespace, x: Bytes, out: Bytes) -> Callable[[], object]:
     """out = x * factor."""
     source = rows(x, p.x_offset, p.rows, p.columns, p.x_stride)
-    return partial(np.multiply, source, np.float32(p.factor), rows(out, p.out_offset, p.rows, p.columns, p.out_stride))
+    factor = np.float32(p.factor)
+    return _whole(
+        lambda some, result: np.multiply(some, factor, result),
+        source,
+        rows(out, p.out_offset, p.rows, p.columns, p.out_stride),
+    )
 
 
 def silu_mul(p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, batch: Bytes) -> Callable[[], None]:
@@ -32,15 +38,15 @@ def silu_mul(p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, batch: Byte
     outs = rows(out, p.out_offset, p.rows, p.columns, p.out_stride)
     active = valid_rows(p, batch)
 
-    def run(g: F32, u: F32, o: F32, scratch: F32) -> None:
-        np.negative(g, scratch)
+    def run(g: F32, u: F32, o: F32) -> None:
+        scratch = np.negative(g)
         np.exp(scratch, scratch)
         np.add(scratch, 1.0, scratch)
         np.divide(g, scratch, scratch)
         np.multiply(scratch, u, o)
 
-    if p.rows == 1:
-        one = partial(run, gates[0], ups[0], outs[0], np.empty(p.columns, np.float32))
+    if p.rows == 1 and p.columns <= BLOCK:
+        one = partial(run, gates[0], ups[0], outs[0])
 
         def run_one() -> None:
             if active():
@@ -48,8 +54,11 @@ def silu_mul(p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, batch: Byte
 
         return run_one
 
-    def run_rows() -> None:
-        n = active()
-        run(gates[:n], ups[:n], outs[:n], np.empty((n, p.columns), np.float32))
+    return lambda: blockwise(run, active(), gates, ups, outs)
 
-    return run_rows
+
+def _whole(compute: Callable[..., object], *matrices: F32) -> Callable[[], object]:
+    """Compute all rows: at once if they are few."""
+    if matrices[0].size <= BLOCK:
+        return partial(compute, *matrices)
+    return partial(blockwise, compute, len(matrices[0]), *matrices)

@@ -10,7 +10,8 @@ import numpy as np
 
 from wasmetal.kernels.dtypes import DType
 from wasmetal.kernels.reference.batch import valid_rows
-from wasmetal.kernels.reference.blocks import EXPAND
+from wasmetal.kernels.reference.blocks import EXPAND, columns_of
+from wasmetal.kernels.reference.scratch import BLOCK, steps
 from wasmetal.kernels.reference.views import Bytes, array, rows
 
 
@@ -23,11 +24,12 @@ def embed(dtype: DType, p: SimpleNamespace, table: Bytes, ids: Bytes, out: Bytes
     active = valid_rows(p, batch)
 
     def run() -> None:
-        n = active()
-        local = np.minimum(indices[:n], p.table_rows - 1).astype(np.int64) - p.first_row
-        here = np.flatnonzero((local >= 0) & (local < p.bound_rows))
-        if here.size:
-            target[here] = expand(source[local[here]])
+        for some in steps(active(), BLOCK // p.columns):
+            local = np.minimum(indices[some], p.table_rows - 1).astype(np.int64) - p.first_row
+            here = np.flatnonzero((local >= 0) & (local < p.bound_rows))
+            if here.size:
+                for part in steps(p.columns, BLOCK):
+                    target[some][here, part] = expand(source[local[here], columns_of(dtype, part)])
 
     return run
 

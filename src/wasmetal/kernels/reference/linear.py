@@ -10,11 +10,12 @@ import numpy as np
 
 from wasmetal.kernels.dtypes import DType
 from wasmetal.kernels.reference.batch import valid_rows
-from wasmetal.kernels.reference.blocks import EXPAND
+from wasmetal.kernels.reference.blocks import EXPAND, columns_of
+from wasmetal.kernels.reference.scratch import BLOCK, steps
 from wasmetal.kernels.reference.views import F32, Bytes, array, rows
 
-_CHUNK = 1 << 20
-"""Weights expanded at a time: few enough to stay in the processor's cache, and never a second copy of a model."""
+_TILE = 1024
+"""Rows and columns of the output that GEMM computes at a time; a sum to be added to the output takes 4 MiB."""
 
 
 def gemv(dtype: DType, p: SimpleNamespace, weight: Bytes, x: Bytes, out: Bytes) -> Callable[[], None]:
@@ -24,13 +25,14 @@ def gemv(dtype: DType, p: SimpleNamespace, weight: Bytes, x: Bytes, out: Bytes) 
 
     if dtype is DType.F32:
         matrix = array(weight, p.weight_offset * 16, (p.n, p.k))
-        product = np.empty(p.n, np.float32) if p.accumulate else result
-        dot, add, accumulate = np.dot, np.add, p.accumulate
+        dot, add = np.dot, np.add
+        if not p.accumulate:
+            return partial(dot, matrix, vector, result)
+        parts = [(matrix[some], result[some]) for some in steps(p.n, BLOCK)]
 
         def run_f32() -> None:
-            dot(matrix, vector, product)
-            if accumulate:
-                add(result, product, result)
+            for some, sums in parts:
+                add(sums, dot(some, vector), sums)
 
         return run_f32
 
@@ -38,8 +40,9 @@ def gemv(dtype: DType, p: SimpleNamespace, weight: Bytes, x: Bytes, out: Bytes) 
     chunks = _expander(dtype, weight, p.weight_offset * unit, p.n, p.k)
 
     def run() -> None:
-        for some, chunk in chunks():
-            result[some] = chunk @ vector + (result[some] if p.accumulate else 0)
+        for some, part, chunk in chunks():
+            sums = chunk @ vector[part]
+            result[some] = result[some] + sums if p.accumulate or part.start else sums
 
     return run
 
@@ -53,25 +56,32 @@ def gemm(dtype: DType, p: SimpleNamespace, x: Bytes, weight: Bytes, out: Bytes, 
 
     def run() -> None:
         n = active()
-        for some, chunk in chunks():
-            if p.accumulate:
-                target[:n, some] += source[:n] @ chunk.T
-            else:
-                np.matmul(source[:n], chunk.T, target[:n, some])
+        for some, part, chunk in chunks():
+            for at in steps(n, _TILE):
+                sums, rows, columns = target[at, some], source[at, part], chunk.T
+                if p.accumulate or part.start:
+                    np.add(sums, rows @ columns, sums)
+                else:
+                    np.matmul(rows, columns, sums)
 
     return run
 
 
-def _expander(dtype: DType, weight: Bytes, offset: int, n: int, k: int) -> Callable[[], Iterator[tuple[slice, F32]]]:
-    """The matrix as float32, a chunk of rows at a time: (which rows, their weights)."""
+def _expander(
+    dtype: DType, weight: Bytes, offset: int, n: int, k: int
+) -> Callable[[], Iterator[tuple[slice, slice, F32]]]:
+    """The matrix as float32, a chunk at a time: (which rows, which columns, their weights).
+
+    Rows are whole unless one of them is longer than a block. Chunks of float32 are views.
+    """
     expand = EXPAND[dtype]
     data = array(weight, offset, (n, dtype.row_bytes(k)), np.uint8)
-    count = n if dtype is DType.F32 else max(1, _CHUNK // k)
+    height, width = (_TILE, k) if dtype is DType.F32 else (min(_TILE, BLOCK // k), BLOCK)
 
-    def chunks() -> Iterator[tuple[slice, F32]]:
-        for begin in range(0, n, count):
-            rows = slice(begin, min(begin + count, n))
-            yield rows, expand(data[rows])
+    def chunks() -> Iterator[tuple[slice, slice, F32]]:
+        for some in steps(n, height):
+            for part in steps(k, width):
+                yield some, part, expand(data[some, columns_of(dtype, part)])
 
     return chunks
 

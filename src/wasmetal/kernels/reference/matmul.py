@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from wasmetal.kernels.reference.views import Bytes
+from wasmetal.kernels.reference.scratch import BLOCK, steps
+from wasmetal.kernels.reference.views import F32, Bytes, as_f32
+
+_TILE = 512
+"""Rows and columns of a product that are computed at a time: a block."""
 
 
 def matmul(
@@ -31,9 +35,19 @@ def matmul(
         p.out_offset * bytes_out,
         tuple(bytes_out * s for s in (p.out_batch, p.out_row, 1)),
     )
+    # Small products are computed many at a time; large ones a tile at a time, and a stretch of k at a time.
+    together = BLOCK // max(p.m * p.n, p.m * p.k, p.k * p.n)
+    stretch = p.k if bytes_in == 4 else BLOCK // _TILE
 
     def run() -> None:
-        target[:] = left.astype(np.float32, copy=False) @ right.astype(np.float32, copy=False)
+        for which in steps(p.batch, together):
+            for rows in steps(p.m, _TILE):
+                for columns in steps(p.n, _TILE):
+                    total: F32 | None = None
+                    for some in steps(p.k, stretch):
+                        product = as_f32(left[which, rows, some]) @ as_f32(right[which, some, columns])
+                        total = product if total is None else np.add(total, product, total)
+                    target[which, rows, columns] = total
 
     return run
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from wasmetal.kernels.reference.batch import valid_rows
+from wasmetal.kernels.reference.scratch import BLOCK, steps
 from wasmetal.kernels.reference.views import Bytes, array, rows
 
 
@@ -26,17 +27,19 @@ def rms_norm(p: SimpleNamespace, x: Bytes, weight: Bytes, out: Bytes, batch: Byt
 
         def run_one() -> None:
             if active():
-                multiply(row, 1.0 / sqrt(float(dot(row, row)) / columns + eps), result)
+                mean = float(dot(row, row)) / columns + eps
+                # Python raises an error where IEEE 754 has infinity or NaN.
+                multiply(row, 1.0 / sqrt(mean) if mean > 0 else math.inf if mean == 0 else math.nan, result)
                 multiply(result, factor, result)
 
         return run_one
 
     def run_rows() -> None:
-        n = active()
-        some = source[:n]
-        power = np.einsum("tk,tk->t", some, some)[:, None]
-        np.multiply(some, 1.0 / np.sqrt(power / np.float32(columns) + np.float32(eps)), target[:n])
-        np.multiply(target[:n], factor, target[:n])
+        for where in steps(active(), BLOCK // columns):
+            some, result = source[where], target[where]
+            power = np.einsum("tk,tk->t", some, some)[:, None]
+            np.multiply(some, 1.0 / np.sqrt(power / np.float32(columns) + np.float32(eps)), result)
+            np.multiply(result, factor, result)
 
     return run_rows
 
@@ -47,13 +50,15 @@ def softmax(p: SimpleNamespace, x: Bytes, out: Bytes) -> Callable[[], None]:
     target = rows(out, p.out_offset, p.rows, p.columns, p.out_stride)
 
     def run() -> None:
-        peak = source.max(axis=1, keepdims=True)
-        peak[peak == -np.inf] = 0.0
-        np.subtract(source, peak, target)
-        np.exp(target, target)
-        total = target.sum(axis=1, keepdims=True)
-        total[total == 0.0] = 1.0
-        np.divide(target, total, target)
+        for where in steps(p.rows, BLOCK // p.columns):
+            some, result = source[where], target[where]
+            peak = some.max(axis=1, keepdims=True)
+            peak[peak == -np.inf] = 0.0
+            np.subtract(some, peak, result)
+            np.exp(result, result)
+            total = result.sum(axis=1, keepdims=True)
+            total[total == 0.0] = 1.0
+            np.divide(result, total, result)
 
     return run
 
@@ -64,9 +69,14 @@ def argmax(p: SimpleNamespace, x: Bytes, out: Bytes) -> Callable[[], None]:
     target = array(out, p.out_offset * 4, (p.rows,), np.int32)
 
     def run() -> None:
-        target[:] = source.argmax(axis=1)
-        for row in np.flatnonzero(np.isnan(source[np.arange(p.rows), target])):
-            numbers = np.flatnonzero(~np.isnan(source[row]))
-            target[row] = numbers[source[row, numbers].argmax()] if numbers.size else 0
+        for where in steps(p.rows, BLOCK // p.columns):
+            peak = np.full(where.stop - where.start, np.nan, np.float32)
+            for part in steps(p.columns, BLOCK):
+                some = source[where, part]
+                highest = np.fmax.reduce(some, axis=1)  # NaN only if all are
+                better = (highest > peak) | (np.isnan(peak) & ~np.isnan(highest))
+                at = (some == highest[:, None]).argmax(axis=1) + part.start
+                target[where] = np.where(better, at, target[where] if part.start else 0)
+                peak = np.fmax(peak, highest)
 
     return run

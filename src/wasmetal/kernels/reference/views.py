@@ -24,3 +24,8 @@ def rows(data: Bytes, offset: int, count: int, columns: int, stride: int) -> F32
 def words(data: Bytes, offset: int, count: int) -> memoryview:
     """Unsigned 32-bit integers, read as Python ints faster than through an array; ``offset`` in words."""
     return data.data[offset * 4 : (offset + count) * 4].cast("I")
+
+
+def as_f32(array: NDArray[Any]) -> F32:
+    """The array itself if it is float32 already."""
+    return array.astype(np.float32, copy=False)

@@ -45,8 +45,8 @@ extern "C" {
 typedef uint32_t wm_errno;
 
 #define WM_SUCCESS 0   /* Done. */
-#define WM_TOOBIG 1    /* Too many commands in a list, or more than 256 KiB of text or 2^18 tokens in a call. */
-#define WM_AGAIN 6     /* Too many commands are pending: wait for a submission first. */
+#define WM_TOOBIG 1    /* Too many commands or too much work in a list, or more than 256 KiB of text or 2^18 tokens in a call. */
+#define WM_AGAIN 6     /* Too many commands, or too much work, are pending: wait for a submission first. */
 #define WM_BADF 8      /* No such handle. */
 #define WM_BUSY 10     /* A pending submission uses it. */
 #define WM_FAULT 21    /* A pointer, or its length, leaves the guest's memory. */

@@ -9,7 +9,10 @@ struct AttentionParams_0
     uint batch_offset_0;
     uint sequences_offset_0;
     uint out_offset_0;
+    uint batch_row_0;
     uint rows_0;
+    uint first_head_0;
+    uint head_count_0;
     uint heads_0;
     uint kv_heads_0;
     uint head_dim_0;
@@ -27,7 +30,7 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint rows_1)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint first_0, uint rows_1)
 {
     uint _S1;
     if(offset_0 == 4294967295U)
@@ -37,7 +40,7 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint
     else
     {
         uint _S2 = __ldg((&(batch_0)[offset_0]));
-        _S1 = (U32_min((_S2), (rows_1)));
+        _S1 = (U32_min(((U32_max((_S2), (first_0))) - first_0), (rows_1)));
     }
     return _S1;
 }
@@ -71,7 +74,7 @@ __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, 
     uint _S5 = offset_2 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
     uint _S6 = _S5 + 1U;
     uint _S7 = __ldg((&(sequences_0)[_S5]));
-    return SequenceTable_x24init_0(_S6, page_size_3, pages_3, (U32_min((_S7), (entries_0 * page_size_3))));
+    return SequenceTable_x24init_0(_S6, page_size_3, pages_3, (U32_min((_S7), ((U32_min((entries_0), (pages_3))) * page_size_3))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_3, uint row_1)
@@ -207,355 +210,359 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
     uint _S40;
     uint _S41;
     uint _S42 = group_number_0(group_1);
-    uint _S43 = p_0->heads_0;
-    uint _S44 = _S42 / p_0->heads_0;
-    uint _S45 = _S42 % _S43;
-    uint _S46 = p_0->batch_offset_0;
-    bool _S47 = _S44 >= (valid_rows_0(batch_3, p_0->batch_offset_0, p_0->rows_0));
-    uint _S48 = __ballot_sync(_S38, _S47);
-    if(_S47)
+    uint _S43 = p_0->head_count_0;
+    uint _S44 = _S42 / p_0->head_count_0;
+    uint _S45 = p_0->first_head_0;
+    uint _S46 = _S42 % _S43;
+    uint _S47 = _S45 + _S46;
+    uint _S48 = p_0->batch_offset_0;
+    uint _S49 = p_0->batch_row_0;
+    bool _S50 = _S44 >= (valid_rows_0(batch_3, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0));
+    uint _S51 = __ballot_sync(_S38, _S50);
+    if(_S50)
     {
         return;
     }
     else
     {
-        uint _S49 = __ballot_sync(_S38, true);
-        _S39 = _S49;
+        uint _S52 = __ballot_sync(_S38, true);
+        _S39 = _S52;
     }
-    uint _S50 = p_0->kv_heads_0;
-    uint _S51 = _S43 / p_0->kv_heads_0;
-    uint _S52 = _S45 / _S51;
-    SequenceTable_0 _S53 = sequence_table_0(sequences_2, p_0->sequences_offset_0, row_sequence_0(batch_3, _S46, _S44), p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
-    uint _S54 = row_position_0(batch_3, _S46, _S44);
-    bool _S55 = _S54 < (_S53.length_0);
-    uint _S56 = __ballot_sync(_S39, _S55);
+    uint _S53 = p_0->kv_heads_0;
+    uint _S54 = p_0->heads_0 / p_0->kv_heads_0;
+    uint _S55 = _S47 / _S54;
+    uint _S56 = _S49 + _S44;
+    SequenceTable_0 _S57 = sequence_table_0(sequences_2, p_0->sequences_offset_0, row_sequence_0(batch_3, _S48, _S56), p_0->sequence_count_0, p_0->table_length_0, p_0->page_size_0, p_0->pages_0);
+    uint _S58 = row_position_0(batch_3, _S48, _S56);
+    bool _S59 = _S58 < (_S57.length_0);
+    uint _S60 = __ballot_sync(_S39, _S59);
     uint begin_2;
     uint j_0;
-    if(_S55)
+    if(_S59)
     {
-        uint _S57 = _S54 + 1U;
-        uint _S58 = __ballot_sync(_S39, true);
-        begin_2 = _S58;
-        j_0 = _S57;
+        uint _S61 = _S58 + 1U;
+        uint _S62 = __ballot_sync(_S39, true);
+        begin_2 = _S62;
+        j_0 = _S61;
     }
     else
     {
-        uint _S59 = __ballot_sync(_S39, true);
-        begin_2 = _S59;
-        j_0 = _S53.length_0;
+        uint _S63 = __ballot_sync(_S39, true);
+        begin_2 = _S63;
+        j_0 = _S57.length_0;
     }
-    uint _S60 = p_0->head_dim_0;
-    uint _S61 = p_0->head_dim_0 / 4U;
-    bool _S62 = thread_2 < _S61;
-    uint _S63 = __ballot_sync(begin_2, _S62);
-    if(_S62)
+    uint _S64 = p_0->head_dim_0;
+    uint _S65 = p_0->head_dim_0 / 4U;
+    bool _S66 = thread_2 < _S65;
+    uint _S67 = __ballot_sync(begin_2, _S66);
+    if(_S66)
     {
-        uint _S64 = p_0->q_offset_0 + _S44 * p_0->q_stride_0 + _S45 * _S60 + 4U * thread_2;
-        float _S65 = p_0->scale_0;
-        float _S66 = __ldg((&(q_0)[_S64]));
-        float _S67 = __ldg((&(q_0)[_S64 + 1U]));
-        float _S68 = __ldg((&(q_0)[_S64 + 2U]));
-        float _S69 = __ldg((&(q_0)[_S64 + 3U]));
-        (*&query_0)[thread_2] = make_float4 (_S65) * make_float4 (_S66, _S67, _S68, _S69);
-        uint _S70 = __ballot_sync(begin_2, true);
-        begin_2 = _S70;
+        uint _S68 = p_0->q_offset_0 + _S44 * p_0->q_stride_0 + _S47 * _S64 + 4U * thread_2;
+        float _S69 = p_0->scale_0;
+        float _S70 = __ldg((&(q_0)[_S68]));
+        float _S71 = __ldg((&(q_0)[_S68 + 1U]));
+        float _S72 = __ldg((&(q_0)[_S68 + 2U]));
+        float _S73 = __ldg((&(q_0)[_S68 + 3U]));
+        (*&query_0)[thread_2] = make_float4 (_S69) * make_float4 (_S70, _S71, _S72, _S73);
+        uint _S74 = __ballot_sync(begin_2, true);
+        begin_2 = _S74;
     }
     else
     {
-        uint _S71 = __ballot_sync(begin_2, true);
-        begin_2 = _S71;
+        uint _S75 = __ballot_sync(begin_2, true);
+        begin_2 = _S75;
     }
     __syncthreads();
-    uint _S72 = 128U / _S61;
-    uint _S73 = thread_2 / _S61;
-    uint _S74 = thread_2 % _S61;
-    int4  _S75 = make_int4 (int(0));
-    float4  _S76 = make_float4 ((float)_S75.x, (float)_S75.y, (float)_S75.z, (float)_S75.w);
-    uint _S77 = begin_2;
+    uint _S76 = 128U / _S65;
+    uint _S77 = thread_2 / _S65;
+    uint _S78 = thread_2 % _S65;
+    int4  _S79 = make_int4 (int(0));
+    float4  _S80 = make_float4 ((float)_S79.x, (float)_S79.y, (float)_S79.z, (float)_S79.w);
+    uint _S81 = begin_2;
     begin_2 = 0U;
-    uint i_0 = _S77;
+    uint i_0 = _S81;
     float peak_0 = -3.4028234663852886e+38f;
     float total_0 = 0.0f;
-    float4  sum_1 = _S76;
+    float4  sum_1 = _S80;
     for(;;)
     {
-        uint _S78 = 0U;
-        bool _S79 = begin_2 < j_0;
-        uint _S80 = __ballot_sync(i_0, _S79);
-        if(_S79)
+        uint _S82 = 0U;
+        bool _S83 = begin_2 < j_0;
+        uint _S84 = __ballot_sync(i_0, _S83);
+        if(_S83)
         {
-            uint _S81 = __ballot_sync(i_0, true);
-            _S78 = _S81;
+            uint _S85 = __ballot_sync(i_0, true);
+            _S82 = _S85;
         }
         else
         {
             break;
         }
-        uint _S82 = (U32_min((j_0 - begin_2), (128U)));
-        bool _S83 = thread_2 < _S82;
-        uint _S84 = __ballot_sync(_S78, _S83);
+        uint _S86 = (U32_min((j_0 - begin_2), (128U)));
+        bool _S87 = thread_2 < _S86;
+        uint _S88 = __ballot_sync(_S82, _S87);
         uint i_1;
-        uint _S85;
+        uint _S89;
         uint i_2;
-        uint _S86;
+        uint _S90;
         float score_0;
         float4  sum_2;
-        if(_S83)
+        if(_S87)
         {
-            uint _S87 = begin_2 + thread_2;
-            SequenceTable_0 _S88 = _S53;
-            uint _S89 = SequenceTable_slot_0(&_S88, sequences_2, _S87);
-            uint _S90 = (_S89 * _S50 + _S52) * _S61;
-            (*&slots_0)[thread_2] = _S90;
+            uint _S91 = begin_2 + thread_2;
+            SequenceTable_0 _S92 = _S57;
+            uint _S93 = SequenceTable_slot_0(&_S92, sequences_2, _S91);
+            uint _S94 = (_S93 * _S53 + _S55) * _S65;
+            (*&slots_0)[thread_2] = _S94;
             i_1 = 0U;
-            _S85 = _S84;
-            sum_0 = _S76;
+            _S89 = _S88;
+            sum_0 = _S80;
             for(;;)
             {
-                uint _S91 = 0U;
-                uint _S92 = i_1 + 8U;
-                bool _S93 = _S92 <= _S61;
-                uint _S94 = __ballot_sync(_S85, _S93);
-                if(_S93)
+                uint _S95 = 0U;
+                uint _S96 = i_1 + 8U;
+                bool _S97 = _S96 <= _S65;
+                uint _S98 = __ballot_sync(_S89, _S97);
+                if(_S97)
                 {
-                    uint _S95 = __ballot_sync(_S85, true);
-                    _S91 = _S95;
+                    uint _S99 = __ballot_sync(_S89, true);
+                    _S95 = _S99;
                 }
                 else
                 {
-                    uint _S96 = __ballot_sync(_S85, false);
-                    uint _S97 = __ballot_sync(_S85, false);
-                    uint _S98 = __ballot_sync(_S84, true);
-                    _S40 = _S98;
+                    uint _S100 = __ballot_sync(_S89, false);
+                    uint _S101 = __ballot_sync(_S89, false);
+                    uint _S102 = __ballot_sync(_S88, true);
+                    _S40 = _S102;
                     break;
                 }
-                float4  _S99 = (*&query_0)[i_1];
-                uint _S100 = p_0->k_pages_offset_0 + _S90 + i_1;
-                uint2  _S101 = __ldg((&(k_pages_0)[_S100]));
-                float4  products_0 = sum_0 + _S99 * Float16_expand_0(_S101);
-                float4  _S102 = (*&query_0)[i_1 + 1U];
-                uint2  _S103 = __ldg((&(k_pages_0)[_S100 + 1U]));
-                float4  products_1 = products_0 + _S102 * Float16_expand_0(_S103);
-                float4  _S104 = (*&query_0)[i_1 + 2U];
-                uint2  _S105 = __ldg((&(k_pages_0)[_S100 + 2U]));
-                float4  products_2 = products_1 + _S104 * Float16_expand_0(_S105);
-                float4  _S106 = (*&query_0)[i_1 + 3U];
-                uint2  _S107 = __ldg((&(k_pages_0)[_S100 + 3U]));
-                float4  products_3 = products_2 + _S106 * Float16_expand_0(_S107);
-                float4  _S108 = (*&query_0)[i_1 + 4U];
-                uint2  _S109 = __ldg((&(k_pages_0)[_S100 + 4U]));
-                float4  products_4 = products_3 + _S108 * Float16_expand_0(_S109);
-                float4  _S110 = (*&query_0)[i_1 + 5U];
-                uint2  _S111 = __ldg((&(k_pages_0)[_S100 + 5U]));
-                float4  products_5 = products_4 + _S110 * Float16_expand_0(_S111);
-                float4  _S112 = (*&query_0)[i_1 + 6U];
-                uint2  _S113 = __ldg((&(k_pages_0)[_S100 + 6U]));
-                float4  products_6 = products_5 + _S112 * Float16_expand_0(_S113);
-                float4  _S114 = (*&query_0)[i_1 + 7U];
-                uint2  _S115 = __ldg((&(k_pages_0)[_S100 + 7U]));
-                float4  products_7 = products_6 + _S114 * Float16_expand_0(_S115);
-                uint _S116 = __ballot_sync(_S91, false);
-                uint _S117 = __ballot_sync(_S91, false);
-                uint _S118 = __ballot_sync(_S91, true);
-                uint _S119 = __ballot_sync(_S85, true);
-                i_1 = _S92;
-                _S85 = _S119;
+                float4  _S103 = (*&query_0)[i_1];
+                uint _S104 = p_0->k_pages_offset_0 + _S94 + i_1;
+                uint2  _S105 = __ldg((&(k_pages_0)[_S104]));
+                float4  products_0 = sum_0 + _S103 * Float16_expand_0(_S105);
+                float4  _S106 = (*&query_0)[i_1 + 1U];
+                uint2  _S107 = __ldg((&(k_pages_0)[_S104 + 1U]));
+                float4  products_1 = products_0 + _S106 * Float16_expand_0(_S107);
+                float4  _S108 = (*&query_0)[i_1 + 2U];
+                uint2  _S109 = __ldg((&(k_pages_0)[_S104 + 2U]));
+                float4  products_2 = products_1 + _S108 * Float16_expand_0(_S109);
+                float4  _S110 = (*&query_0)[i_1 + 3U];
+                uint2  _S111 = __ldg((&(k_pages_0)[_S104 + 3U]));
+                float4  products_3 = products_2 + _S110 * Float16_expand_0(_S111);
+                float4  _S112 = (*&query_0)[i_1 + 4U];
+                uint2  _S113 = __ldg((&(k_pages_0)[_S104 + 4U]));
+                float4  products_4 = products_3 + _S112 * Float16_expand_0(_S113);
+                float4  _S114 = (*&query_0)[i_1 + 5U];
+                uint2  _S115 = __ldg((&(k_pages_0)[_S104 + 5U]));
+                float4  products_5 = products_4 + _S114 * Float16_expand_0(_S115);
+                float4  _S116 = (*&query_0)[i_1 + 6U];
+                uint2  _S117 = __ldg((&(k_pages_0)[_S104 + 6U]));
+                float4  products_6 = products_5 + _S116 * Float16_expand_0(_S117);
+                float4  _S118 = (*&query_0)[i_1 + 7U];
+                uint2  _S119 = __ldg((&(k_pages_0)[_S104 + 7U]));
+                float4  products_7 = products_6 + _S118 * Float16_expand_0(_S119);
+                uint _S120 = __ballot_sync(_S95, false);
+                uint _S121 = __ballot_sync(_S95, false);
+                uint _S122 = __ballot_sync(_S95, true);
+                uint _S123 = __ballot_sync(_S89, true);
+                i_1 = _S96;
+                _S89 = _S123;
                 sum_0 = products_7;
             }
             i_2 = i_1;
-            _S86 = _S40;
+            _S90 = _S40;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S120 = i_2 < _S61;
-                uint _S121 = __ballot_sync(_S86, _S120);
-                if(_S120)
+                bool _S124 = i_2 < _S65;
+                uint _S125 = __ballot_sync(_S90, _S124);
+                if(_S124)
                 {
-                    uint _S122 = __ballot_sync(_S86, true);
+                    uint _S126 = __ballot_sync(_S90, true);
                 }
                 else
                 {
-                    uint _S123 = __ballot_sync(_S86, false);
-                    uint _S124 = __ballot_sync(_S86, false);
-                    uint _S125 = __ballot_sync(_S40, true);
+                    uint _S127 = __ballot_sync(_S90, false);
+                    uint _S128 = __ballot_sync(_S90, false);
+                    uint _S129 = __ballot_sync(_S40, true);
                     break;
                 }
-                float4  _S126 = (*&query_0)[i_2];
-                uint2  _S127 = __ldg((&(k_pages_0)[p_0->k_pages_offset_0 + _S90 + i_2]));
-                float4  products_8 = sum_2 + _S126 * Float16_expand_0(_S127);
-                uint _S128 = __ballot_sync(_S86, true);
+                float4  _S130 = (*&query_0)[i_2];
+                uint2  _S131 = __ldg((&(k_pages_0)[p_0->k_pages_offset_0 + _S94 + i_2]));
+                float4  products_8 = sum_2 + _S130 * Float16_expand_0(_S131);
+                uint _S132 = __ballot_sync(_S90, true);
                 i_2 = i_2 + 1U;
-                _S86 = _S128;
+                _S90 = _S132;
                 sum_2 = products_8;
             }
-            float _S129 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
-            uint _S130 = __ballot_sync(_S78, true);
-            score_0 = _S129;
-            i_1 = _S130;
+            float _S133 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
+            uint _S134 = __ballot_sync(_S82, true);
+            score_0 = _S133;
+            i_1 = _S134;
         }
         else
         {
-            uint _S131 = __ballot_sync(_S78, true);
+            uint _S135 = __ballot_sync(_S82, true);
             score_0 = -3.4028234663852886e+38f;
-            i_1 = _S131;
+            i_1 = _S135;
         }
-        float _S132 = group_max_0(score_0, thread_2, i_1);
-        float _S133 = (F32_max((peak_0), (_S132)));
-        uint _S134 = __ballot_sync(i_1, _S83);
-        float _S135;
-        if(_S83)
+        float _S136 = group_max_0(score_0, thread_2, i_1);
+        float _S137 = (F32_max((peak_0), (_S136)));
+        uint _S138 = __ballot_sync(i_1, _S87);
+        float _S139;
+        if(_S87)
         {
-            float _S136 = (F32_exp((score_0 - _S133)));
-            uint _S137 = __ballot_sync(i_1, true);
-            _S135 = _S136;
-            _S85 = _S137;
+            float _S140 = (F32_exp((score_0 - _S137)));
+            uint _S141 = __ballot_sync(i_1, true);
+            _S139 = _S140;
+            _S89 = _S141;
         }
         else
         {
-            uint _S138 = __ballot_sync(i_1, true);
-            _S135 = 0.0f;
-            _S85 = _S138;
+            uint _S142 = __ballot_sync(i_1, true);
+            _S139 = 0.0f;
+            _S89 = _S142;
         }
-        (*&weights_0)[thread_2] = _S135;
-        float _S139 = (F32_exp((peak_0 - _S133)));
-        float _S140 = total_0 * _S139;
-        float _S141 = group_sum_0(_S135, thread_2, _S85);
-        float _S142 = _S140 + _S141;
-        float4  sum_3 = sum_1 * make_float4 (_S139);
-        bool _S143 = _S73 < _S72;
-        uint _S144 = __ballot_sync(_S85, _S143);
-        if(_S143)
+        (*&weights_0)[thread_2] = _S139;
+        float _S143 = (F32_exp((peak_0 - _S137)));
+        float _S144 = total_0 * _S143;
+        float _S145 = group_sum_0(_S139, thread_2, _S89);
+        float _S146 = _S144 + _S145;
+        float4  sum_3 = sum_1 * make_float4 (_S143);
+        bool _S147 = _S77 < _S76;
+        uint _S148 = __ballot_sync(_S89, _S147);
+        if(_S147)
         {
-            i_2 = _S73;
-            _S86 = _S144;
+            i_2 = _S77;
+            _S90 = _S148;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S145 = 0U;
-                uint _S146 = i_2 + 7U * _S72;
-                bool _S147 = _S146 < _S82;
-                uint _S148 = __ballot_sync(_S86, _S147);
-                if(_S147)
+                uint _S149 = 0U;
+                uint _S150 = i_2 + 7U * _S76;
+                bool _S151 = _S150 < _S86;
+                uint _S152 = __ballot_sync(_S90, _S151);
+                if(_S151)
                 {
-                    uint _S149 = __ballot_sync(_S86, true);
-                    _S145 = _S149;
+                    uint _S153 = __ballot_sync(_S90, true);
+                    _S149 = _S153;
                 }
                 else
                 {
-                    uint _S150 = __ballot_sync(_S86, false);
-                    uint _S151 = __ballot_sync(_S86, false);
-                    uint _S152 = __ballot_sync(_S144, true);
-                    _S41 = _S152;
+                    uint _S154 = __ballot_sync(_S90, false);
+                    uint _S155 = __ballot_sync(_S90, false);
+                    uint _S156 = __ballot_sync(_S148, true);
+                    _S41 = _S156;
                     break;
                 }
-                float _S153 = (*&weights_0)[i_2];
-                uint _S154 = p_0->v_pages_offset_0;
-                uint2  _S155 = __ldg((&(v_pages_0)[p_0->v_pages_offset_0 + (*&slots_0)[i_2] + _S74]));
-                float4  sum_4 = sum_0 + make_float4 (_S153) * Float16_expand_0(_S155);
-                uint _S156 = i_2 + _S72;
-                float _S157 = (*&weights_0)[_S156];
-                uint2  _S158 = __ldg((&(v_pages_0)[_S154 + (*&slots_0)[_S156] + _S74]));
-                float4  sum_5 = sum_4 + make_float4 (_S157) * Float16_expand_0(_S158);
-                uint _S159 = i_2 + 2U * _S72;
-                float _S160 = (*&weights_0)[_S159];
-                uint2  _S161 = __ldg((&(v_pages_0)[_S154 + (*&slots_0)[_S159] + _S74]));
-                float4  sum_6 = sum_5 + make_float4 (_S160) * Float16_expand_0(_S161);
-                uint _S162 = i_2 + 3U * _S72;
-                float _S163 = (*&weights_0)[_S162];
-                uint2  _S164 = __ldg((&(v_pages_0)[_S154 + (*&slots_0)[_S162] + _S74]));
-                float4  sum_7 = sum_6 + make_float4 (_S163) * Float16_expand_0(_S164);
-                uint _S165 = i_2 + 4U * _S72;
-                float _S166 = (*&weights_0)[_S165];
-                uint2  _S167 = __ldg((&(v_pages_0)[_S154 + (*&slots_0)[_S165] + _S74]));
-                float4  sum_8 = sum_7 + make_float4 (_S166) * Float16_expand_0(_S167);
-                uint _S168 = i_2 + 5U * _S72;
-                float _S169 = (*&weights_0)[_S168];
-                uint2  _S170 = __ldg((&(v_pages_0)[_S154 + (*&slots_0)[_S168] + _S74]));
-                float4  sum_9 = sum_8 + make_float4 (_S169) * Float16_expand_0(_S170);
-                uint _S171 = i_2 + 6U * _S72;
-                float _S172 = (*&weights_0)[_S171];
-                uint2  _S173 = __ldg((&(v_pages_0)[_S154 + (*&slots_0)[_S171] + _S74]));
-                float4  sum_10 = sum_9 + make_float4 (_S172) * Float16_expand_0(_S173);
-                float _S174 = (*&weights_0)[_S146];
-                uint2  _S175 = __ldg((&(v_pages_0)[_S154 + (*&slots_0)[_S146] + _S74]));
-                float4  sum_11 = sum_10 + make_float4 (_S174) * Float16_expand_0(_S175);
-                uint _S176 = __ballot_sync(_S145, false);
-                uint _S177 = __ballot_sync(_S145, false);
-                uint _S178 = __ballot_sync(_S145, true);
-                uint _S179 = __ballot_sync(_S86, true);
-                i_2 = i_2 + 8U * _S72;
-                _S86 = _S179;
+                float _S157 = (*&weights_0)[i_2];
+                uint _S158 = p_0->v_pages_offset_0;
+                uint2  _S159 = __ldg((&(v_pages_0)[p_0->v_pages_offset_0 + (*&slots_0)[i_2] + _S78]));
+                float4  sum_4 = sum_0 + make_float4 (_S157) * Float16_expand_0(_S159);
+                uint _S160 = i_2 + _S76;
+                float _S161 = (*&weights_0)[_S160];
+                uint2  _S162 = __ldg((&(v_pages_0)[_S158 + (*&slots_0)[_S160] + _S78]));
+                float4  sum_5 = sum_4 + make_float4 (_S161) * Float16_expand_0(_S162);
+                uint _S163 = i_2 + 2U * _S76;
+                float _S164 = (*&weights_0)[_S163];
+                uint2  _S165 = __ldg((&(v_pages_0)[_S158 + (*&slots_0)[_S163] + _S78]));
+                float4  sum_6 = sum_5 + make_float4 (_S164) * Float16_expand_0(_S165);
+                uint _S166 = i_2 + 3U * _S76;
+                float _S167 = (*&weights_0)[_S166];
+                uint2  _S168 = __ldg((&(v_pages_0)[_S158 + (*&slots_0)[_S166] + _S78]));
+                float4  sum_7 = sum_6 + make_float4 (_S167) * Float16_expand_0(_S168);
+                uint _S169 = i_2 + 4U * _S76;
+                float _S170 = (*&weights_0)[_S169];
+                uint2  _S171 = __ldg((&(v_pages_0)[_S158 + (*&slots_0)[_S169] + _S78]));
+                float4  sum_8 = sum_7 + make_float4 (_S170) * Float16_expand_0(_S171);
+                uint _S172 = i_2 + 5U * _S76;
+                float _S173 = (*&weights_0)[_S172];
+                uint2  _S174 = __ldg((&(v_pages_0)[_S158 + (*&slots_0)[_S172] + _S78]));
+                float4  sum_9 = sum_8 + make_float4 (_S173) * Float16_expand_0(_S174);
+                uint _S175 = i_2 + 6U * _S76;
+                float _S176 = (*&weights_0)[_S175];
+                uint2  _S177 = __ldg((&(v_pages_0)[_S158 + (*&slots_0)[_S175] + _S78]));
+                float4  sum_10 = sum_9 + make_float4 (_S176) * Float16_expand_0(_S177);
+                float _S178 = (*&weights_0)[_S150];
+                uint2  _S179 = __ldg((&(v_pages_0)[_S158 + (*&slots_0)[_S150] + _S78]));
+                float4  sum_11 = sum_10 + make_float4 (_S178) * Float16_expand_0(_S179);
+                uint _S180 = __ballot_sync(_S149, false);
+                uint _S181 = __ballot_sync(_S149, false);
+                uint _S182 = __ballot_sync(_S149, true);
+                uint _S183 = __ballot_sync(_S90, true);
+                i_2 = i_2 + 8U * _S76;
+                _S90 = _S183;
                 sum_0 = sum_11;
             }
             uint i_3 = i_2;
-            uint _S180 = _S41;
+            uint _S184 = _S41;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S181 = i_3 < _S82;
-                uint _S182 = __ballot_sync(_S180, _S181);
-                if(_S181)
+                bool _S185 = i_3 < _S86;
+                uint _S186 = __ballot_sync(_S184, _S185);
+                if(_S185)
                 {
-                    uint _S183 = __ballot_sync(_S180, true);
+                    uint _S187 = __ballot_sync(_S184, true);
                 }
                 else
                 {
-                    uint _S184 = __ballot_sync(_S180, false);
-                    uint _S185 = __ballot_sync(_S180, false);
-                    uint _S186 = __ballot_sync(_S41, true);
+                    uint _S188 = __ballot_sync(_S184, false);
+                    uint _S189 = __ballot_sync(_S184, false);
+                    uint _S190 = __ballot_sync(_S41, true);
                     break;
                 }
-                float _S187 = (*&weights_0)[i_3];
-                uint2  _S188 = __ldg((&(v_pages_0)[p_0->v_pages_offset_0 + (*&slots_0)[i_3] + _S74]));
-                float4  sum_12 = sum_2 + make_float4 (_S187) * Float16_expand_0(_S188);
-                uint _S189 = __ballot_sync(_S180, true);
-                i_3 = i_3 + _S72;
-                _S180 = _S189;
+                float _S191 = (*&weights_0)[i_3];
+                uint2  _S192 = __ldg((&(v_pages_0)[p_0->v_pages_offset_0 + (*&slots_0)[i_3] + _S78]));
+                float4  sum_12 = sum_2 + make_float4 (_S191) * Float16_expand_0(_S192);
+                uint _S193 = __ballot_sync(_S184, true);
+                i_3 = i_3 + _S76;
+                _S184 = _S193;
                 sum_2 = sum_12;
             }
-            uint _S190 = __ballot_sync(_S85, true);
+            uint _S194 = __ballot_sync(_S89, true);
             sum_1 = sum_2;
         }
         else
         {
-            uint _S191 = __ballot_sync(_S85, true);
+            uint _S195 = __ballot_sync(_S89, true);
             sum_1 = sum_3;
         }
         __syncthreads();
-        uint _S192 = __ballot_sync(i_0, true);
+        uint _S196 = __ballot_sync(i_0, true);
         begin_2 = begin_2 + 128U;
-        i_0 = _S192;
-        peak_0 = _S133;
-        total_0 = _S142;
+        i_0 = _S196;
+        peak_0 = _S137;
+        total_0 = _S146;
     }
     (*&sums_0)[thread_2] = sum_1;
     __syncthreads();
-    if(_S62)
+    if(_S66)
     {
         i_0 = 0U;
-        sum_0 = _S76;
+        sum_0 = _S80;
         for(;;)
         {
-            if(i_0 < _S72)
+            if(i_0 < _S76)
             {
             }
             else
             {
                 break;
             }
-            float4  whole_0 = sum_0 + (*&sums_0)[i_0 * _S61 + thread_2];
+            float4  whole_0 = sum_0 + (*&sums_0)[i_0 * _S65 + thread_2];
             i_0 = i_0 + 1U;
             sum_0 = whole_0;
         }
         if(j_0 == 0U)
         {
-            sum_1 = _S76;
+            sum_1 = _S80;
         }
         else
         {
             sum_1 = sum_0 / make_float4 (total_0);
         }
-        uint _S193 = p_0->out_offset_0 + _S44 * p_0->out_stride_0 + _S45 * _S60 + 4U * thread_2;
+        uint _S197 = p_0->out_offset_0 + _S44 * p_0->out_stride_0 + _S47 * _S64 + 4U * thread_2;
         j_0 = 0U;
         for(;;)
         {
@@ -566,7 +573,7 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
             {
                 break;
             }
-            *(&(result_3)[_S193 + j_0]) = _slang_vector_get_element(sum_1, j_0);
+            *(&(result_3)[_S197 + j_0]) = _slang_vector_get_element(sum_1, j_0);
             j_0 = j_0 + 1U;
         }
     }
@@ -575,9 +582,9 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
 
 extern "C" __global__ void attention_f16(StructuredBuffer<float> q_1, StructuredBuffer<uint2 > k_pages_1, StructuredBuffer<uint2 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float> result_4, AttentionParams_0 p_1)
 {
-    uint _S194 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S195 = __ballot_sync(4294967295U, true);
-    AttentionParams_0 _S196 = p_1;
-    attend_0(blockIdx, _S194, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, result_4, &_S196, _S195);
+    uint _S198 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S199 = __ballot_sync(4294967295U, true);
+    AttentionParams_0 _S200 = p_1;
+    attend_0(blockIdx, _S198, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, result_4, &_S200, _S199);
     return;
 }

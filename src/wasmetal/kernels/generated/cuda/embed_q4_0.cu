@@ -7,6 +7,7 @@ struct EmbedParams_0
     uint ids_offset_0;
     uint out_offset_0;
     uint batch_offset_0;
+    uint batch_row_0;
     uint rows_0;
     uint columns_0;
     uint out_stride_0;
@@ -20,7 +21,7 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint rows_1)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint first_0, uint rows_1)
 {
     uint _S1;
     if(offset_0 == 4294967295U)
@@ -30,7 +31,7 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint
     else
     {
         uint _S2 = __ldg((&(batch_0)[offset_0]));
-        _S1 = (U32_min((_S2), (rows_1)));
+        _S1 = (U32_min(((U32_max((_S2), (first_0))) - first_0), (rows_1)));
     }
     return _S1;
 }
@@ -81,7 +82,7 @@ __device__ float4  Q4_0_four_0(StructuredBuffer<uint> words_2, uint offset_3, ui
 __device__ void embed_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> table_0, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> batch_1, EmbedParams_0 * p_0)
 {
     uint _S13 = group_number_0(group_1);
-    if(_S13 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->rows_0)))
+    if(_S13 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
     {
         return;
     }

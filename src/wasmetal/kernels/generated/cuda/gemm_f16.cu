@@ -346,6 +346,7 @@ struct GemmParams_0
     uint weight_offset_0;
     uint out_offset_0;
     uint batch_offset_0;
+    uint batch_row_0;
     uint rows_4;
     uint n_1;
     uint k_6;
@@ -359,7 +360,7 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_5, uint rows_5)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_5, uint first_2, uint rows_5)
 {
     uint _S82;
     if(offset_5 == 4294967295U)
@@ -369,7 +370,7 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_5, uint
     else
     {
         uint _S83 = __ldg((&(batch_0)[offset_5]));
-        _S82 = (U32_min((_S83), (rows_5)));
+        _S82 = (U32_min(((U32_max((_S83), (first_2))) - first_2), (rows_5)));
     }
     return _S82;
 }
@@ -383,7 +384,7 @@ __device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_
     uint _S88 = _S87 * 64U;
     uint _S89 = _S86 % _S85;
     uint _S90 = _S89 * 64U;
-    uint _S91 = valid_rows_0(batch_1, p_0->batch_offset_0, p_0->rows_4);
+    uint _S91 = valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_4);
     if(_S88 >= _S91)
     {
         return;

@@ -309,6 +309,7 @@ struct GemmParams_0
     uint weight_offset_0;
     uint out_offset_0;
     uint batch_offset_0;
+    uint batch_row_0;
     uint rows_4;
     uint n_1;
     uint k_6;
@@ -322,7 +323,7 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint rows_5)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint first_2, uint rows_5)
 {
     uint _S79;
     if(offset_3 == 4294967295U)
@@ -332,7 +333,7 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_3, uint
     else
     {
         uint _S80 = __ldg((&(batch_0)[offset_3]));
-        _S79 = (U32_min((_S80), (rows_5)));
+        _S79 = (U32_min(((U32_max((_S80), (first_2))) - first_2), (rows_5)));
     }
     return _S79;
 }
@@ -346,7 +347,7 @@ __device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_
     uint _S85 = _S84 * 64U;
     uint _S86 = _S83 % _S82;
     uint _S87 = _S86 * 64U;
-    uint _S88 = valid_rows_0(batch_1, p_0->batch_offset_0, p_0->rows_4);
+    uint _S88 = valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_4);
     if(_S85 >= _S88)
     {
         return;

@@ -11,7 +11,7 @@ __device__ uint thread_number_0(uint3  group_1, uint thread_0)
     return group_number_0(group_1) * 128U + thread_0;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint rows_0)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint first_0, uint rows_0)
 {
     uint _S1;
     if(offset_0 == 4294967295U)
@@ -21,7 +21,7 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint
     else
     {
         uint _S2 = __ldg((&(batch_0)[offset_0]));
-        _S1 = (U32_min((_S2), (rows_0)));
+        _S1 = (U32_min(((U32_max((_S2), (first_0))) - first_0), (rows_0)));
     }
     return _S1;
 }
@@ -55,7 +55,7 @@ __device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, 
     uint _S5 = offset_2 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
     uint _S6 = _S5 + 1U;
     uint _S7 = __ldg((&(sequences_0)[_S5]));
-    return SequenceTable_x24init_0(_S6, page_size_2, pages_2, (U32_min((_S7), (entries_0 * page_size_2))));
+    return SequenceTable_x24init_0(_S6, page_size_2, pages_2, (U32_min((_S7), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
 __device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_3, uint row_1)
@@ -102,6 +102,7 @@ struct KvAppendParams_0
     uint v_pages_offset_0;
     uint batch_offset_0;
     uint sequences_offset_0;
+    uint batch_row_0;
     uint rows_1;
     uint columns_0;
     uint k_stride_0;
@@ -118,21 +119,22 @@ extern "C" __global__ void kv_append_f16(StructuredBuffer<float> k_0, Structured
     uint _S20 = p_0.columns_0 / 4U;
     uint _S21 = _S19 / _S20;
     uint _S22 = _S19 % _S20;
-    if(_S21 >= (valid_rows_0(batch_3, p_0.batch_offset_0, p_0.rows_1)))
+    if(_S21 >= (valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_1)))
     {
         return;
     }
-    SequenceTable_0 _S23 = sequence_table_0(sequences_2, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, _S21), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S24 = row_position_0(batch_3, p_0.batch_offset_0, _S21);
-    if(_S24 >= (_S23.length_0))
+    uint _S23 = p_0.batch_row_0 + _S21;
+    SequenceTable_0 _S24 = sequence_table_0(sequences_2, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, _S23), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S25 = row_position_0(batch_3, p_0.batch_offset_0, _S23);
+    if(_S25 >= (_S24.length_0))
     {
         return;
     }
-    SequenceTable_0 _S25 = _S23;
-    uint _S26 = SequenceTable_slot_0(&_S25, sequences_2, _S24);
-    uint _S27 = _S26 * _S20 + _S22;
-    uint _S28 = 4U * _S22;
-    *(&(k_pages_0)[p_0.k_pages_offset_0 + _S27]) = Float16_pack_0(four_0(k_0, p_0.k_offset_0 + _S21 * p_0.k_stride_0 + _S28));
-    *(&(v_pages_0)[p_0.v_pages_offset_0 + _S27]) = Float16_pack_0(four_0(v_0, p_0.v_offset_0 + _S21 * p_0.v_stride_0 + _S28));
+    SequenceTable_0 _S26 = _S24;
+    uint _S27 = SequenceTable_slot_0(&_S26, sequences_2, _S25);
+    uint _S28 = _S27 * _S20 + _S22;
+    uint _S29 = 4U * _S22;
+    *(&(k_pages_0)[p_0.k_pages_offset_0 + _S28]) = Float16_pack_0(four_0(k_0, p_0.k_offset_0 + _S21 * p_0.k_stride_0 + _S29));
+    *(&(v_pages_0)[p_0.v_pages_offset_0 + _S28]) = Float16_pack_0(four_0(v_0, p_0.v_offset_0 + _S21 * p_0.v_stride_0 + _S29));
     return;
 }

@@ -17,7 +17,7 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint rows_0)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint first_0, uint rows_0)
 {
     uint _S4;
     if(offset_0 == 4294967295U)
@@ -27,7 +27,7 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint
     else
     {
         uint _S5 = __ldg((&(batch_0)[offset_0]));
-        _S4 = (U32_min((_S5), (rows_0)));
+        _S4 = (U32_min(((U32_max((_S5), (first_0))) - first_0), (rows_0)));
     }
     return _S4;
 }
@@ -79,6 +79,7 @@ struct RmsNormParams_0
     uint weight_offset_0;
     uint out_offset_0;
     uint batch_offset_0;
+    uint batch_row_0;
     uint rows_1;
     uint columns_0;
     uint x_stride_0;
@@ -94,7 +95,7 @@ extern "C" __global__ void rms_norm(StructuredBuffer<float> x_0, StructuredBuffe
     uint _S19 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
     uint _S20 = __ballot_sync(4294967295U, true);
     uint _S21 = group_number_0(blockIdx);
-    bool _S22 = _S21 >= (valid_rows_0(batch_1, p_0.batch_offset_0, p_0.rows_1));
+    bool _S22 = _S21 >= (valid_rows_0(batch_1, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_1));
     uint _S23 = __ballot_sync(_S20, _S22);
     if(_S22)
     {

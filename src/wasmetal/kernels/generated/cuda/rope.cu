@@ -11,7 +11,7 @@ __device__ uint thread_number_0(uint3  group_1, uint thread_0)
     return group_number_0(group_1) * 128U + thread_0;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint rows_0)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint first_0, uint rows_0)
 {
     uint _S1;
     if(offset_0 == 4294967295U)
@@ -21,7 +21,7 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint
     else
     {
         uint _S2 = __ldg((&(batch_0)[offset_0]));
-        _S1 = (U32_min((_S2), (rows_0)));
+        _S1 = (U32_min(((U32_max((_S2), (first_0))) - first_0), (rows_0)));
     }
     return _S1;
 }
@@ -37,6 +37,7 @@ struct RopeParams_0
     uint x_offset_0;
     uint table_offset_0;
     uint batch_offset_0;
+    uint batch_row_0;
     uint rows_1;
     uint heads_0;
     uint head_dim_0;
@@ -54,11 +55,11 @@ extern "C" __global__ void rope(RWStructuredBuffer<float> x_0, StructuredBuffer<
     uint _S7 = _S6 % p_0.heads_0;
     uint _S8 = _S4 / p_0.pairs_0;
     uint _S9 = _S8 / p_0.heads_0;
-    if(_S9 >= (valid_rows_0(batch_2, p_0.batch_offset_0, p_0.rows_1)))
+    if(_S9 >= (valid_rows_0(batch_2, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_1)))
     {
         return;
     }
-    uint _S10 = p_0.table_offset_0 + 2U * ((U32_min((row_position_0(batch_2, p_0.batch_offset_0, _S9)), (p_0.positions_0 - 1U))) * p_0.pairs_0 + _S5);
+    uint _S10 = p_0.table_offset_0 + 2U * ((U32_min((row_position_0(batch_2, p_0.batch_offset_0, p_0.batch_row_0 + _S9)), (p_0.positions_0 - 1U))) * p_0.pairs_0 + _S5);
     float _S11 = __ldg((&(table_0)[_S10]));
     float _S12 = __ldg((&(table_0)[_S10 + 1U]));
     uint _S13 = p_0.x_offset_0 + _S9 * p_0.x_stride_0 + _S7 * p_0.head_dim_0;

@@ -11,7 +11,7 @@ __device__ uint thread_number_0(uint3  group_1, uint thread_0)
     return group_number_0(group_1) * 128U + thread_0;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint rows_0)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint first_0, uint rows_0)
 {
     uint _S1;
     if(offset_0 == 4294967295U)
@@ -21,7 +21,7 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint
     else
     {
         uint _S2 = __ldg((&(batch_0)[offset_0]));
-        _S1 = (U32_min((_S2), (rows_0)));
+        _S1 = (U32_min(((U32_max((_S2), (first_0))) - first_0), (rows_0)));
     }
     return _S1;
 }
@@ -32,6 +32,7 @@ struct SiluMulParams_0
     uint up_offset_0;
     uint out_offset_0;
     uint batch_offset_0;
+    uint batch_row_0;
     uint rows_1;
     uint columns_0;
     uint gate_stride_0;
@@ -44,7 +45,7 @@ extern "C" __global__ void silu_mul(StructuredBuffer<float> gate_0, StructuredBu
     uint _S3 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
     uint _S4 = _S3 / p_0.columns_0;
     uint _S5 = _S3 % p_0.columns_0;
-    if(_S4 < (valid_rows_0(batch_1, p_0.batch_offset_0, p_0.rows_1)))
+    if(_S4 < (valid_rows_0(batch_1, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_1)))
     {
         float _S6 = __ldg((&(gate_0)[p_0.gate_offset_0 + _S4 * p_0.gate_stride_0 + _S5]));
         float _S7 = __ldg((&(up_0)[p_0.up_offset_0 + _S4 * p_0.up_stride_0 + _S5]));

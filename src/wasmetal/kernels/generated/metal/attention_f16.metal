@@ -11,7 +11,10 @@ struct AttentionParams_0
     uint batch_offset_0;
     uint sequences_offset_0;
     uint out_offset_0;
+    uint batch_row_0;
     uint rows_0;
+    uint first_head_0;
+    uint head_count_0;
     uint heads_0;
     uint kv_heads_0;
     uint head_dim_0;
@@ -51,7 +54,7 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_0, uint rows_1)
+uint valid_rows_0(uint device* batch_0, uint offset_0, uint first_0, uint rows_1)
 {
     uint _S2;
     if(offset_0 == 4294967295U)
@@ -60,7 +63,7 @@ uint valid_rows_0(uint device* batch_0, uint offset_0, uint rows_1)
     }
     else
     {
-        _S2 = min(batch_0[offset_0], rows_1);
+        _S2 = min(max(batch_0[offset_0], first_0) - first_0, rows_1);
     }
     return _S2;
 }
@@ -91,7 +94,7 @@ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pag
 SequenceTable_0 sequence_table_0(uint device* sequences_0, uint offset_2, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
     uint _S4 = offset_2 + min(number_0, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S4 + 1U, page_size_3, pages_3, min(sequences_0[_S4], entries_0 * page_size_3));
+    return SequenceTable_x24init_0(_S4 + 1U, page_size_3, pages_3, min(sequences_0[_S4], min(entries_0, pages_3) * page_size_3));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_3, uint row_1)
@@ -187,45 +190,49 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
     uint i_0;
     float4 sum_0;
     uint _S21 = group_number_0(group_1);
-    uint _S22 = p_1->heads_0;
-    uint _S23 = _S21 / p_1->heads_0;
-    uint _S24 = _S21 % _S22;
-    uint _S25 = p_1->batch_offset_0;
-    if(_S23 >= (valid_rows_0(batch_3, p_1->batch_offset_0, p_1->rows_0)))
+    uint _S22 = p_1->head_count_0;
+    uint _S23 = _S21 / p_1->head_count_0;
+    uint _S24 = p_1->first_head_0;
+    uint _S25 = _S21 % _S22;
+    uint _S26 = _S24 + _S25;
+    uint _S27 = p_1->batch_offset_0;
+    uint _S28 = p_1->batch_row_0;
+    if(_S23 >= (valid_rows_0(batch_3, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0)))
     {
         return;
     }
-    uint _S26 = p_1->kv_heads_0;
-    uint _S27 = _S22 / p_1->kv_heads_0;
-    uint _S28 = _S24 / _S27;
-    SequenceTable_0 _S29 = sequence_table_0(sequences_2, p_1->sequences_offset_0, row_sequence_0(batch_3, _S25, _S23), p_1->sequence_count_0, p_1->table_length_0, p_1->page_size_0, p_1->pages_0);
-    uint _S30 = row_position_0(batch_3, _S25, _S23);
+    uint _S29 = p_1->kv_heads_0;
+    uint _S30 = p_1->heads_0 / p_1->kv_heads_0;
+    uint _S31 = _S26 / _S30;
+    uint _S32 = _S28 + _S23;
+    SequenceTable_0 _S33 = sequence_table_0(sequences_2, p_1->sequences_offset_0, row_sequence_0(batch_3, _S27, _S32), p_1->sequence_count_0, p_1->table_length_0, p_1->page_size_0, p_1->pages_0);
+    uint _S34 = row_position_0(batch_3, _S27, _S32);
     uint j_0;
-    if(_S30 < (_S29.length_0))
+    if(_S34 < (_S33.length_0))
     {
-        j_0 = _S30 + 1U;
+        j_0 = _S34 + 1U;
     }
     else
     {
-        j_0 = _S29.length_0;
+        j_0 = _S33.length_0;
     }
-    uint _S31 = p_1->head_dim_0;
-    uint _S32 = p_1->head_dim_0 / 4U;
-    bool _S33 = thread_2 < _S32;
-    if(_S33)
+    uint _S35 = p_1->head_dim_0;
+    uint _S36 = p_1->head_dim_0 / 4U;
+    bool _S37 = thread_2 < _S36;
+    if(_S37)
     {
-        uint _S34 = p_1->q_offset_0 + _S23 * p_1->q_stride_0 + _S24 * _S31 + 4U * thread_2;
-        (*kernelContext_2->query_0)[thread_2] = float4(p_1->scale_0)  * float4(q_0[_S34], q_0[_S34 + 1U], q_0[_S34 + 2U], q_0[_S34 + 3U]);
+        uint _S38 = p_1->q_offset_0 + _S23 * p_1->q_stride_0 + _S26 * _S35 + 4U * thread_2;
+        (*kernelContext_2->query_0)[thread_2] = float4(p_1->scale_0)  * float4(q_0[_S38], q_0[_S38 + 1U], q_0[_S38 + 2U], q_0[_S38 + 3U]);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint _S35 = 128U / _S32;
-    uint _S36 = thread_2 / _S32;
-    uint _S37 = thread_2 % _S32;
-    float4 _S38 = float4(int4(int(0)) );
+    uint _S39 = 128U / _S36;
+    uint _S40 = thread_2 / _S36;
+    uint _S41 = thread_2 % _S36;
+    float4 _S42 = float4(int4(int(0)) );
     uint begin_2 = 0U;
     float peak_0 = -3.4028234663852886e+38;
     float total_0 = 0.0;
-    float4 sum_1 = _S38;
+    float4 sum_1 = _S42;
     for(;;)
     {
         if(begin_2 < j_0)
@@ -235,47 +242,47 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
         {
             break;
         }
-        uint _S39 = min(j_0 - begin_2, 128U);
-        bool _S40 = thread_2 < _S39;
+        uint _S43 = min(j_0 - begin_2, 128U);
+        bool _S44 = thread_2 < _S43;
         uint i_1;
         float score_0;
         float4 sum_2;
-        if(_S40)
+        if(_S44)
         {
-            uint _S41 = begin_2 + thread_2;
-            thread SequenceTable_0 _S42 = _S29;
-            uint _S43 = SequenceTable_slot_0(&_S42, sequences_2, _S41);
-            uint _S44 = (_S43 * _S26 + _S28) * _S32;
-            (*kernelContext_2->slots_0)[thread_2] = _S44;
+            uint _S45 = begin_2 + thread_2;
+            thread SequenceTable_0 _S46 = _S33;
+            uint _S47 = SequenceTable_slot_0(&_S46, sequences_2, _S45);
+            uint _S48 = (_S47 * _S29 + _S31) * _S36;
+            (*kernelContext_2->slots_0)[thread_2] = _S48;
             i_0 = 0U;
-            sum_0 = _S38;
+            sum_0 = _S42;
             for(;;)
             {
-                uint _S45 = i_0 + 8U;
-                if(_S45 <= _S32)
+                uint _S49 = i_0 + 8U;
+                if(_S49 <= _S36)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S46 = p_1->k_pages_offset_0 + _S44 + i_0;
-                float4 products_0 = sum_0 + (*kernelContext_2->query_0)[i_0] * Float16_expand_0(uint2(*(k_pages_0+_S46)) ) + (*kernelContext_2->query_0)[i_0 + 1U] * Float16_expand_0(uint2(*(k_pages_0+(_S46 + 1U))) ) + (*kernelContext_2->query_0)[i_0 + 2U] * Float16_expand_0(uint2(*(k_pages_0+(_S46 + 2U))) ) + (*kernelContext_2->query_0)[i_0 + 3U] * Float16_expand_0(uint2(*(k_pages_0+(_S46 + 3U))) ) + (*kernelContext_2->query_0)[i_0 + 4U] * Float16_expand_0(uint2(*(k_pages_0+(_S46 + 4U))) ) + (*kernelContext_2->query_0)[i_0 + 5U] * Float16_expand_0(uint2(*(k_pages_0+(_S46 + 5U))) ) + (*kernelContext_2->query_0)[i_0 + 6U] * Float16_expand_0(uint2(*(k_pages_0+(_S46 + 6U))) ) + (*kernelContext_2->query_0)[i_0 + 7U] * Float16_expand_0(uint2(*(k_pages_0+(_S46 + 7U))) );
-                i_0 = _S45;
+                uint _S50 = p_1->k_pages_offset_0 + _S48 + i_0;
+                float4 products_0 = sum_0 + (*kernelContext_2->query_0)[i_0] * Float16_expand_0(uint2(*(k_pages_0+_S50)) ) + (*kernelContext_2->query_0)[i_0 + 1U] * Float16_expand_0(uint2(*(k_pages_0+(_S50 + 1U))) ) + (*kernelContext_2->query_0)[i_0 + 2U] * Float16_expand_0(uint2(*(k_pages_0+(_S50 + 2U))) ) + (*kernelContext_2->query_0)[i_0 + 3U] * Float16_expand_0(uint2(*(k_pages_0+(_S50 + 3U))) ) + (*kernelContext_2->query_0)[i_0 + 4U] * Float16_expand_0(uint2(*(k_pages_0+(_S50 + 4U))) ) + (*kernelContext_2->query_0)[i_0 + 5U] * Float16_expand_0(uint2(*(k_pages_0+(_S50 + 5U))) ) + (*kernelContext_2->query_0)[i_0 + 6U] * Float16_expand_0(uint2(*(k_pages_0+(_S50 + 6U))) ) + (*kernelContext_2->query_0)[i_0 + 7U] * Float16_expand_0(uint2(*(k_pages_0+(_S50 + 7U))) );
+                i_0 = _S49;
                 sum_0 = products_0;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S32)
+                if(i_1 < _S36)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Float16_expand_0(uint2(*(k_pages_0+(p_1->k_pages_offset_0 + _S44 + i_1))) );
+                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Float16_expand_0(uint2(*(k_pages_0+(p_1->k_pages_offset_0 + _S48 + i_1))) );
                 i_1 = i_1 + 1U;
                 sum_2 = products_1;
             }
@@ -285,60 +292,60 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
         {
             score_0 = -3.4028234663852886e+38;
         }
-        float _S47 = group_max_0(score_0, thread_2, kernelContext_2);
-        float _S48 = max(peak_0, _S47);
-        float _S49;
-        if(_S40)
+        float _S51 = group_max_0(score_0, thread_2, kernelContext_2);
+        float _S52 = max(peak_0, _S51);
+        float _S53;
+        if(_S44)
         {
-            _S49 = exp(score_0 - _S48);
+            _S53 = exp(score_0 - _S52);
         }
         else
         {
-            _S49 = 0.0;
+            _S53 = 0.0;
         }
-        (*kernelContext_2->weights_0)[thread_2] = _S49;
-        float _S50 = exp(peak_0 - _S48);
-        float _S51 = total_0 * _S50;
-        float _S52 = group_sum_0(_S49, thread_2, kernelContext_2);
-        float _S53 = _S51 + _S52;
-        float4 sum_3 = sum_1 * float4(_S50) ;
-        if(_S36 < _S35)
+        (*kernelContext_2->weights_0)[thread_2] = _S53;
+        float _S54 = exp(peak_0 - _S52);
+        float _S55 = total_0 * _S54;
+        float _S56 = group_sum_0(_S53, thread_2, kernelContext_2);
+        float _S57 = _S55 + _S56;
+        float4 sum_3 = sum_1 * float4(_S54) ;
+        if(_S40 < _S39)
         {
-            i_0 = _S36;
+            i_0 = _S40;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S54 = i_0 + 7U * _S35;
-                if(_S54 < _S39)
+                uint _S58 = i_0 + 7U * _S39;
+                if(_S58 < _S43)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S55 = i_0 + _S35;
-                uint _S56 = i_0 + 2U * _S35;
-                uint _S57 = i_0 + 3U * _S35;
-                uint _S58 = i_0 + 4U * _S35;
-                uint _S59 = i_0 + 5U * _S35;
-                uint _S60 = i_0 + 6U * _S35;
-                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[i_0] + _S37))) ) + float4((*kernelContext_2->weights_0)[_S55])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S55] + _S37))) ) + float4((*kernelContext_2->weights_0)[_S56])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S56] + _S37))) ) + float4((*kernelContext_2->weights_0)[_S57])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S57] + _S37))) ) + float4((*kernelContext_2->weights_0)[_S58])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S58] + _S37))) ) + float4((*kernelContext_2->weights_0)[_S59])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S59] + _S37))) ) + float4((*kernelContext_2->weights_0)[_S60])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S60] + _S37))) ) + float4((*kernelContext_2->weights_0)[_S54])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S54] + _S37))) );
-                i_0 = i_0 + 8U * _S35;
+                uint _S59 = i_0 + _S39;
+                uint _S60 = i_0 + 2U * _S39;
+                uint _S61 = i_0 + 3U * _S39;
+                uint _S62 = i_0 + 4U * _S39;
+                uint _S63 = i_0 + 5U * _S39;
+                uint _S64 = i_0 + 6U * _S39;
+                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[i_0] + _S41))) ) + float4((*kernelContext_2->weights_0)[_S59])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S59] + _S41))) ) + float4((*kernelContext_2->weights_0)[_S60])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S60] + _S41))) ) + float4((*kernelContext_2->weights_0)[_S61])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S61] + _S41))) ) + float4((*kernelContext_2->weights_0)[_S62])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S62] + _S41))) ) + float4((*kernelContext_2->weights_0)[_S63])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S63] + _S41))) ) + float4((*kernelContext_2->weights_0)[_S64])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S64] + _S41))) ) + float4((*kernelContext_2->weights_0)[_S58])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S58] + _S41))) );
+                i_0 = i_0 + 8U * _S39;
                 sum_0 = sum_4;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S39)
+                if(i_1 < _S43)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float4 sum_5 = sum_2 + float4((*kernelContext_2->weights_0)[i_1])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[i_1] + _S37))) );
-                i_1 = i_1 + _S35;
+                float4 sum_5 = sum_2 + float4((*kernelContext_2->weights_0)[i_1])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[i_1] + _S41))) );
+                i_1 = i_1 + _S39;
                 sum_2 = sum_5;
             }
             sum_1 = sum_2;
@@ -349,37 +356,37 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         begin_2 = begin_2 + 128U;
-        peak_0 = _S48;
-        total_0 = _S53;
+        peak_0 = _S52;
+        total_0 = _S57;
     }
     (*kernelContext_2->sums_0)[thread_2] = sum_1;
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if(_S33)
+    if(_S37)
     {
         i_0 = 0U;
-        sum_0 = _S38;
+        sum_0 = _S42;
         for(;;)
         {
-            if(i_0 < _S35)
+            if(i_0 < _S39)
             {
             }
             else
             {
                 break;
             }
-            float4 whole_0 = sum_0 + (*kernelContext_2->sums_0)[i_0 * _S32 + thread_2];
+            float4 whole_0 = sum_0 + (*kernelContext_2->sums_0)[i_0 * _S36 + thread_2];
             i_0 = i_0 + 1U;
             sum_0 = whole_0;
         }
         if(j_0 == 0U)
         {
-            sum_1 = _S38;
+            sum_1 = _S42;
         }
         else
         {
             sum_1 = sum_0 / float4(total_0) ;
         }
-        uint _S61 = p_1->out_offset_0 + _S23 * p_1->out_stride_0 + _S24 * _S31 + 4U * thread_2;
+        uint _S65 = p_1->out_offset_0 + _S23 * p_1->out_stride_0 + _S26 * _S35 + 4U * thread_2;
         j_0 = 0U;
         for(;;)
         {
@@ -390,7 +397,7 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
             {
                 break;
             }
-            *(result_3+(_S61 + j_0)) = sum_1[j_0];
+            *(result_3+(_S65 + j_0)) = sum_1[j_0];
             j_0 = j_0 + 1U;
         }
     }

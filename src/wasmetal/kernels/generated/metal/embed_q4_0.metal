@@ -9,6 +9,7 @@ struct EmbedParams_0
     uint ids_offset_0;
     uint out_offset_0;
     uint batch_offset_0;
+    uint batch_row_0;
     uint rows_0;
     uint columns_0;
     uint out_stride_0;
@@ -22,7 +23,7 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_0, uint rows_1)
+uint valid_rows_0(uint device* batch_0, uint offset_0, uint first_0, uint rows_1)
 {
     uint _S1;
     if(offset_0 == 4294967295U)
@@ -31,7 +32,7 @@ uint valid_rows_0(uint device* batch_0, uint offset_0, uint rows_1)
     }
     else
     {
-        _S1 = min(batch_0[offset_0], rows_1);
+        _S1 = min(max(batch_0[offset_0], first_0) - first_0, rows_1);
     }
     return _S1;
 }
@@ -75,7 +76,7 @@ float4 Q4_0_four_0(uint device* words_2, uint offset_3, uint columns_1, uint row
 void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* ids_0, float device* result_0, uint device* batch_1, const EmbedParams_0 constant* p_0)
 {
     uint _S5 = group_number_0(group_1);
-    if(_S5 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->rows_0)))
+    if(_S5 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
     {
         return;
     }

@@ -160,6 +160,7 @@ struct GemmParams_0
     uint weight_offset_0;
     uint out_offset_0;
     uint batch_offset_0;
+    uint batch_row_0;
     uint rows_3;
     uint n_1;
     uint k_4;
@@ -323,7 +324,7 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_3, uint rows_5)
+uint valid_rows_0(uint device* batch_0, uint offset_3, uint first_2, uint rows_5)
 {
     uint _S61;
     if(offset_3 == 4294967295U)
@@ -332,7 +333,7 @@ uint valid_rows_0(uint device* batch_0, uint offset_3, uint rows_5)
     }
     else
     {
-        _S61 = min(batch_0[offset_3], rows_5);
+        _S61 = min(max(batch_0[offset_3], first_2) - first_2, rows_5);
     }
     return _S61;
 }
@@ -346,7 +347,7 @@ void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight
     uint _S66 = _S65 * 64U;
     uint _S67 = _S64 % _S63;
     uint _S68 = _S67 * 64U;
-    uint _S69 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->rows_3);
+    uint _S69 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_3);
     if(_S66 >= _S69)
     {
         return;

@@ -173,6 +173,7 @@ struct GemmParams_0
     uint weight_offset_0;
     uint out_offset_0;
     uint batch_offset_0;
+    uint batch_row_0;
     uint rows_3;
     uint n_1;
     uint k_4;
@@ -336,7 +337,7 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_5, uint rows_5)
+uint valid_rows_0(uint device* batch_0, uint offset_5, uint first_2, uint rows_5)
 {
     uint _S63;
     if(offset_5 == 4294967295U)
@@ -345,7 +346,7 @@ uint valid_rows_0(uint device* batch_0, uint offset_5, uint rows_5)
     }
     else
     {
-        _S63 = min(batch_0[offset_5], rows_5);
+        _S63 = min(max(batch_0[offset_5], first_2) - first_2, rows_5);
     }
     return _S63;
 }
@@ -359,7 +360,7 @@ void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight
     uint _S68 = _S67 * 64U;
     uint _S69 = _S66 % _S65;
     uint _S70 = _S69 * 64U;
-    uint _S71 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->rows_3);
+    uint _S71 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_3);
     if(_S68 >= _S71)
     {
         return;

@@ -179,6 +179,7 @@ struct GemmParams_0
     uint weight_offset_0;
     uint out_offset_0;
     uint batch_offset_0;
+    uint batch_row_0;
     uint rows_3;
     uint n_1;
     uint k_4;
@@ -342,7 +343,7 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_5, uint rows_5)
+uint valid_rows_0(uint device* batch_0, uint offset_5, uint first_2, uint rows_5)
 {
     uint _S64;
     if(offset_5 == 4294967295U)
@@ -351,7 +352,7 @@ uint valid_rows_0(uint device* batch_0, uint offset_5, uint rows_5)
     }
     else
     {
-        _S64 = min(batch_0[offset_5], rows_5);
+        _S64 = min(max(batch_0[offset_5], first_2) - first_2, rows_5);
     }
     return _S64;
 }
@@ -365,7 +366,7 @@ void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight
     uint _S69 = _S68 * 64U;
     uint _S70 = _S67 % _S66;
     uint _S71 = _S70 * 64U;
-    uint _S72 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->rows_3);
+    uint _S72 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_3);
     if(_S69 >= _S72)
     {
         return;

@@ -195,6 +195,7 @@ struct GemmParams_0
     uint weight_offset_0;
     uint out_offset_0;
     uint batch_offset_0;
+    uint batch_row_0;
     uint rows_2;
     uint n_1;
     uint k_4;
@@ -487,7 +488,7 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_5, uint rows_4)
+uint valid_rows_0(uint device* batch_0, uint offset_5, uint first_2, uint rows_4)
 {
     uint _S103;
     if(offset_5 == 4294967295U)
@@ -496,7 +497,7 @@ uint valid_rows_0(uint device* batch_0, uint offset_5, uint rows_4)
     }
     else
     {
-        _S103 = min(batch_0[offset_5], rows_4);
+        _S103 = min(max(batch_0[offset_5], first_2) - first_2, rows_4);
     }
     return _S103;
 }
@@ -510,7 +511,7 @@ void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight
     uint _S108 = _S107 * 64U;
     uint _S109 = _S106 % _S105;
     uint _S110 = _S109 * 64U;
-    uint _S111 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->rows_2);
+    uint _S111 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_2);
     if(_S108 >= _S111)
     {
         return;

@@ -13,7 +13,7 @@ uint thread_number_0(uint3 group_1, uint thread_0)
     return group_number_0(group_1) * 128U + thread_0;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_0, uint rows_0)
+uint valid_rows_0(uint device* batch_0, uint offset_0, uint first_0, uint rows_0)
 {
     uint _S1;
     if(offset_0 == 4294967295U)
@@ -22,7 +22,7 @@ uint valid_rows_0(uint device* batch_0, uint offset_0, uint rows_0)
     }
     else
     {
-        _S1 = min(batch_0[offset_0], rows_0);
+        _S1 = min(max(batch_0[offset_0], first_0) - first_0, rows_0);
     }
     return _S1;
 }
@@ -53,7 +53,7 @@ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_1, uint pag
 SequenceTable_0 sequence_table_0(uint device* sequences_0, uint offset_2, uint number_0, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
     uint _S3 = offset_2 + min(number_0, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S3 + 1U, page_size_2, pages_2, min(sequences_0[_S3], entries_0 * page_size_2));
+    return SequenceTable_x24init_0(_S3 + 1U, page_size_2, pages_2, min(sequences_0[_S3], min(entries_0, pages_2) * page_size_2));
 }
 
 uint row_position_0(uint device* batch_2, uint offset_3, uint row_1)
@@ -94,6 +94,7 @@ struct KvAppendParams_0
     uint v_pages_offset_0;
     uint batch_offset_0;
     uint sequences_offset_0;
+    uint batch_row_0;
     uint rows_1;
     uint columns_0;
     uint k_stride_0;
@@ -134,12 +135,12 @@ struct KernelContext_0
     uint _S10 = entryPointParams_1->p_0.columns_0 / 4U;
     uint _S11 = _S9 / _S10;
     uint _S12 = _S9 % _S10;
-    if(_S11 >= (valid_rows_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.rows_1)))
+    if(_S11 >= (valid_rows_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
     {
         return;
     }
-    SequenceTable_0 _S13 = sequence_table_0((&kernelContext_0)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, _S11), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_3, entryPointParams_1->p_0.pages_3);
-    uint _S14 = row_position_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, _S11);
+    SequenceTable_0 _S13 = sequence_table_0((&kernelContext_0)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + _S11), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_3, entryPointParams_1->p_0.pages_3);
+    uint _S14 = row_position_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + _S11);
     if(_S14 >= (_S13.length_0))
     {
         return;

@@ -8,7 +8,7 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_0, uint rows_0)
+uint valid_rows_0(uint device* batch_0, uint offset_0, uint first_0, uint rows_0)
 {
     uint _S1;
     if(offset_0 == 4294967295U)
@@ -17,7 +17,7 @@ uint valid_rows_0(uint device* batch_0, uint offset_0, uint rows_0)
     }
     else
     {
-        _S1 = min(batch_0[offset_0], rows_0);
+        _S1 = min(max(batch_0[offset_0], first_0) - first_0, rows_0);
     }
     return _S1;
 }
@@ -28,6 +28,7 @@ struct RmsNormParams_0
     uint weight_offset_0;
     uint out_offset_0;
     uint batch_offset_0;
+    uint batch_row_0;
     uint rows_1;
     uint columns_0;
     uint x_stride_0;
@@ -95,7 +96,7 @@ float group_sum_0(float value_0, uint thread_0, KernelContext_0 thread* kernelCo
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_1)->_S2 = _builtinWaveLaneCount_0;
     uint _S8 = group_number_0(group_1);
-    if(_S8 >= (valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.rows_1)))
+    if(_S8 >= (valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
     {
         return;
     }

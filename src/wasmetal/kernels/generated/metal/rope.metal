@@ -13,7 +13,7 @@ uint thread_number_0(uint3 group_1, uint thread_0)
     return group_number_0(group_1) * 128U + thread_0;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_0, uint rows_0)
+uint valid_rows_0(uint device* batch_0, uint offset_0, uint first_0, uint rows_0)
 {
     uint _S1;
     if(offset_0 == 4294967295U)
@@ -22,7 +22,7 @@ uint valid_rows_0(uint device* batch_0, uint offset_0, uint rows_0)
     }
     else
     {
-        _S1 = min(batch_0[offset_0], rows_0);
+        _S1 = min(max(batch_0[offset_0], first_0) - first_0, rows_0);
     }
     return _S1;
 }
@@ -37,6 +37,7 @@ struct RopeParams_0
     uint x_offset_0;
     uint table_offset_0;
     uint batch_offset_0;
+    uint batch_row_0;
     uint rows_1;
     uint heads_0;
     uint head_dim_0;
@@ -72,11 +73,11 @@ struct KernelContext_0
     uint _S5 = _S4 % entryPointParams_1->p_0.heads_0;
     uint _S6 = _S2 / entryPointParams_1->p_0.pairs_0;
     uint _S7 = _S6 / entryPointParams_1->p_0.heads_0;
-    if(_S7 >= (valid_rows_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.rows_1)))
+    if(_S7 >= (valid_rows_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
     {
         return;
     }
-    uint _S8 = entryPointParams_1->p_0.table_offset_0 + 2U * (min(row_position_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, _S7), entryPointParams_1->p_0.positions_0 - 1U) * entryPointParams_1->p_0.pairs_0 + _S3);
+    uint _S8 = entryPointParams_1->p_0.table_offset_0 + 2U * (min(row_position_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + _S7), entryPointParams_1->p_0.positions_0 - 1U) * entryPointParams_1->p_0.pairs_0 + _S3);
     float _S9 = (&kernelContext_0)->entryPointParams_table_0[_S8];
     float _S10 = (&kernelContext_0)->entryPointParams_table_0[_S8 + 1U];
     uint _S11 = entryPointParams_1->p_0.x_offset_0 + _S7 * entryPointParams_1->p_0.x_stride_0 + _S5 * entryPointParams_1->p_0.head_dim_0;

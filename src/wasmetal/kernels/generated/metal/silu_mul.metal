@@ -13,7 +13,7 @@ uint thread_number_0(uint3 group_1, uint thread_0)
     return group_number_0(group_1) * 128U + thread_0;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_0, uint rows_0)
+uint valid_rows_0(uint device* batch_0, uint offset_0, uint first_0, uint rows_0)
 {
     uint _S1;
     if(offset_0 == 4294967295U)
@@ -22,7 +22,7 @@ uint valid_rows_0(uint device* batch_0, uint offset_0, uint rows_0)
     }
     else
     {
-        _S1 = min(batch_0[offset_0], rows_0);
+        _S1 = min(max(batch_0[offset_0], first_0) - first_0, rows_0);
     }
     return _S1;
 }
@@ -33,6 +33,7 @@ struct SiluMulParams_0
     uint up_offset_0;
     uint out_offset_0;
     uint batch_offset_0;
+    uint batch_row_0;
     uint rows_1;
     uint columns_0;
     uint gate_stride_0;
@@ -65,7 +66,7 @@ struct KernelContext_0
     uint _S2 = thread_number_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)]);
     uint _S3 = _S2 / entryPointParams_1->p_0.columns_0;
     uint _S4 = _S2 % entryPointParams_1->p_0.columns_0;
-    if(_S3 < (valid_rows_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.rows_1)))
+    if(_S3 < (valid_rows_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
     {
         float _S5 = (&kernelContext_0)->entryPointParams_gate_0[entryPointParams_1->p_0.gate_offset_0 + _S3 * entryPointParams_1->p_0.gate_stride_0 + _S4];
         *((&kernelContext_0)->entryPointParams_result_0+(entryPointParams_1->p_0.out_offset_0 + _S3 * entryPointParams_1->p_0.out_stride_0 + _S4)) = _S5 / (1.0 + exp(- _S5)) * (&kernelContext_0)->entryPointParams_up_0[entryPointParams_1->p_0.up_offset_0 + _S3 * entryPointParams_1->p_0.up_stride_0 + _S4];

@@ -8,17 +8,20 @@ struct AttentionParams_std140_0
     @align(4) batch_offset_0 : u32,
     @align(16) sequences_offset_0 : u32,
     @align(4) out_offset_0 : u32,
-    @align(8) rows_0 : u32,
-    @align(4) heads_0 : u32,
-    @align(16) kv_heads_0 : u32,
-    @align(4) head_dim_0 : u32,
-    @align(8) q_stride_0 : u32,
-    @align(4) out_stride_0 : u32,
-    @align(16) pages_0 : u32,
-    @align(4) page_size_0 : u32,
-    @align(8) sequence_count_0 : u32,
-    @align(4) table_length_0 : u32,
-    @align(16) scale_0 : f32,
+    @align(8) batch_row_0 : u32,
+    @align(4) rows_0 : u32,
+    @align(16) first_head_0 : u32,
+    @align(4) head_count_0 : u32,
+    @align(8) heads_0 : u32,
+    @align(4) kv_heads_0 : u32,
+    @align(16) head_dim_0 : u32,
+    @align(4) q_stride_0 : u32,
+    @align(8) out_stride_0 : u32,
+    @align(4) pages_0 : u32,
+    @align(16) page_size_0 : u32,
+    @align(4) sequence_count_0 : u32,
+    @align(8) table_length_0 : u32,
+    @align(4) scale_0 : f32,
 };
 
 struct EntryPointParams_std140_0
@@ -139,42 +142,42 @@ fn group_sum_0( value_1 : f32,  thread_1 : u32) -> f32
 
 var<workgroup> sums_0 : array<vec4<f32>, i32(128)>;
 
-fn valid_rows_0( _S14 : u32,  _S15 : u32) -> u32
+fn valid_rows_0( _S14 : u32,  _S15 : u32,  _S16 : u32) -> u32
 {
-    var _S16 : u32;
+    var _S17 : u32;
     if(_S14 == u32(4294967295))
     {
-        _S16 = _S15;
+        _S17 = _S16;
     }
     else
     {
-        _S16 = min(entryPointParams_batch_0[_S14], _S15);
+        _S17 = min(max(entryPointParams_batch_0[_S14], _S15) - _S15, _S16);
     }
-    return _S16;
+    return _S17;
 }
 
-fn row_sequence_0( _S17 : u32,  _S18 : u32) -> u32
+fn row_sequence_0( _S18 : u32,  _S19 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S17 + u32(3) + u32(2) * _S18];
+    return entryPointParams_batch_0[_S18 + u32(3) + u32(2) * _S19];
 }
 
-fn sequence_table_0( _S19 : u32,  _S20 : u32,  _S21 : u32,  _S22 : u32,  _S23 : u32,  _S24 : u32) -> SequenceTable_0
+fn sequence_table_0( _S20 : u32,  _S21 : u32,  _S22 : u32,  _S23 : u32,  _S24 : u32,  _S25 : u32) -> SequenceTable_0
 {
-    var _S25 : u32 = _S19 + min(_S20, _S21 - u32(1)) * (_S22 + u32(1));
-    return SequenceTable_x24init_0(_S25 + u32(1), _S23, _S24, min(entryPointParams_sequences_0[_S25], _S22 * _S23));
+    var _S26 : u32 = _S20 + min(_S21, _S22 - u32(1)) * (_S23 + u32(1));
+    return SequenceTable_x24init_0(_S26 + u32(1), _S24, _S25, min(entryPointParams_sequences_0[_S26], min(_S23, _S25) * _S24));
 }
 
-fn row_position_0( _S26 : u32,  _S27 : u32) -> u32
+fn row_position_0( _S27 : u32,  _S28 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S26 + u32(2) + u32(2) * _S27];
+    return entryPointParams_batch_0[_S27 + u32(2) + u32(2) * _S28];
 }
 
-fn SequenceTable_slot_0( _S28 : SequenceTable_0,  _S29 : u32) -> u32
+fn SequenceTable_slot_0( _S29 : SequenceTable_0,  _S30 : u32) -> u32
 {
-    var _S30 : u32 = _S29 / _S28.page_size_1;
-    var _S31 : u32 = min(entryPointParams_sequences_0[_S28.begin_0 + _S30], _S28.pages_1 - u32(1)) * _S28.page_size_1;
-    var _S32 : u32 = _S29 % _S28.page_size_1;
-    return _S31 + _S32;
+    var _S31 : u32 = _S30 / _S29.page_size_1;
+    var _S32 : u32 = min(entryPointParams_sequences_0[_S29.begin_0 + _S31], _S29.pages_1 - u32(1)) * _S29.page_size_1;
+    var _S33 : u32 = _S30 % _S29.page_size_1;
+    return _S32 + _S33;
 }
 
 fn Float32_expand_0( four_0 : vec4<f32>) -> vec4<f32>
@@ -182,50 +185,54 @@ fn Float32_expand_0( four_0 : vec4<f32>) -> vec4<f32>
     return four_0;
 }
 
-fn attend_0( _S33 : vec3<u32>,  _S34 : u32,  _S35 : ptr<function, AttentionParams_std140_0>)
+fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParams_std140_0>)
 {
     var i_0 : u32;
     var sum_0 : vec4<f32>;
-    var _S36 : u32 = group_number_0(_S33);
-    var _S37 : u32 = (*_S35).heads_0;
-    var _S38 : u32 = _S36 / (*_S35).heads_0;
-    var _S39 : u32 = _S36 % _S37;
-    var _S40 : u32 = (*_S35).batch_offset_0;
-    if(_S38 >= (valid_rows_0((*_S35).batch_offset_0, (*_S35).rows_0)))
+    var _S37 : u32 = group_number_0(_S34);
+    var _S38 : u32 = (*_S36).head_count_0;
+    var _S39 : u32 = _S37 / (*_S36).head_count_0;
+    var _S40 : u32 = (*_S36).first_head_0;
+    var _S41 : u32 = _S37 % _S38;
+    var _S42 : u32 = _S40 + _S41;
+    var _S43 : u32 = (*_S36).batch_offset_0;
+    var _S44 : u32 = (*_S36).batch_row_0;
+    if(_S39 >= (valid_rows_0((*_S36).batch_offset_0, (*_S36).batch_row_0, (*_S36).rows_0)))
     {
         return;
     }
-    var _S41 : u32 = (*_S35).kv_heads_0;
-    var _S42 : u32 = _S37 / (*_S35).kv_heads_0;
-    var _S43 : u32 = _S39 / _S42;
-    var _S44 : SequenceTable_0 = sequence_table_0((*_S35).sequences_offset_0, row_sequence_0(_S40, _S38), (*_S35).sequence_count_0, (*_S35).table_length_0, (*_S35).page_size_0, (*_S35).pages_0);
-    var _S45 : u32 = row_position_0(_S40, _S38);
+    var _S45 : u32 = (*_S36).kv_heads_0;
+    var _S46 : u32 = (*_S36).heads_0 / (*_S36).kv_heads_0;
+    var _S47 : u32 = _S42 / _S46;
+    var _S48 : u32 = _S44 + _S39;
+    var _S49 : SequenceTable_0 = sequence_table_0((*_S36).sequences_offset_0, row_sequence_0(_S43, _S48), (*_S36).sequence_count_0, (*_S36).table_length_0, (*_S36).page_size_0, (*_S36).pages_0);
+    var _S50 : u32 = row_position_0(_S43, _S48);
     var j_0 : u32;
-    if(_S45 < (_S44.length_0))
+    if(_S50 < (_S49.length_0))
     {
-        j_0 = _S45 + u32(1);
+        j_0 = _S50 + u32(1);
     }
     else
     {
-        j_0 = _S44.length_0;
+        j_0 = _S49.length_0;
     }
-    var _S46 : u32 = (*_S35).head_dim_0;
-    var _S47 : u32 = (*_S35).head_dim_0 / u32(4);
-    var _S48 : bool = _S34 < _S47;
-    if(_S48)
+    var _S51 : u32 = (*_S36).head_dim_0;
+    var _S52 : u32 = (*_S36).head_dim_0 / u32(4);
+    var _S53 : bool = _S35 < _S52;
+    if(_S53)
     {
-        var _S49 : u32 = (*_S35).q_offset_0 + _S38 * (*_S35).q_stride_0 + _S39 * _S46 + u32(4) * _S34;
-        query_0[_S34] = vec4<f32>((*_S35).scale_0) * vec4<f32>(entryPointParams_q_0[_S49], entryPointParams_q_0[_S49 + u32(1)], entryPointParams_q_0[_S49 + u32(2)], entryPointParams_q_0[_S49 + u32(3)]);
+        var _S54 : u32 = (*_S36).q_offset_0 + _S39 * (*_S36).q_stride_0 + _S42 * _S51 + u32(4) * _S35;
+        query_0[_S35] = vec4<f32>((*_S36).scale_0) * vec4<f32>(entryPointParams_q_0[_S54], entryPointParams_q_0[_S54 + u32(1)], entryPointParams_q_0[_S54 + u32(2)], entryPointParams_q_0[_S54 + u32(3)]);
     }
     workgroupBarrier();
-    var _S50 : u32 = u32(128) / _S47;
-    var _S51 : u32 = _S34 / _S47;
-    var _S52 : u32 = _S34 % _S47;
-    var _S53 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var _S55 : u32 = u32(128) / _S52;
+    var _S56 : u32 = _S35 / _S52;
+    var _S57 : u32 = _S35 % _S52;
+    var _S58 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var begin_2 : u32 = u32(0);
     var peak_0 : f32 = -3.4028234663852886e+38f;
     var total_0 : f32 = 0.0f;
-    var sum_1 : vec4<f32> = _S53;
+    var sum_1 : vec4<f32> = _S58;
     for(;;)
     {
         if(begin_2 < j_0)
@@ -235,45 +242,45 @@ fn attend_0( _S33 : vec3<u32>,  _S34 : u32,  _S35 : ptr<function, AttentionParam
         {
             break;
         }
-        var _S54 : u32 = min(j_0 - begin_2, u32(128));
-        var _S55 : bool = _S34 < _S54;
+        var _S59 : u32 = min(j_0 - begin_2, u32(128));
+        var _S60 : bool = _S35 < _S59;
         var i_1 : u32;
         var score_0 : f32;
         var sum_2 : vec4<f32>;
-        if(_S55)
+        if(_S60)
         {
-            var _S56 : u32 = SequenceTable_slot_0(_S44, begin_2 + _S34);
-            var _S57 : u32 = (_S56 * _S41 + _S43) * _S47;
-            slots_0[_S34] = _S57;
+            var _S61 : u32 = SequenceTable_slot_0(_S49, begin_2 + _S35);
+            var _S62 : u32 = (_S61 * _S45 + _S47) * _S52;
+            slots_0[_S35] = _S62;
             i_0 = u32(0);
-            sum_0 = _S53;
+            sum_0 = _S58;
             for(;;)
             {
-                var _S58 : u32 = i_0 + u32(8);
-                if(_S58 <= _S47)
+                var _S63 : u32 = i_0 + u32(8);
+                if(_S63 <= _S52)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var _S59 : u32 = (*_S35).k_pages_offset_0 + _S57 + i_0;
-                var products_0 : vec4<f32> = sum_0 + query_0[i_0] * Float32_expand_0(entryPointParams_k_pages_0[_S59]) + query_0[i_0 + u32(1)] * Float32_expand_0(entryPointParams_k_pages_0[_S59 + u32(1)]) + query_0[i_0 + u32(2)] * Float32_expand_0(entryPointParams_k_pages_0[_S59 + u32(2)]) + query_0[i_0 + u32(3)] * Float32_expand_0(entryPointParams_k_pages_0[_S59 + u32(3)]) + query_0[i_0 + u32(4)] * Float32_expand_0(entryPointParams_k_pages_0[_S59 + u32(4)]) + query_0[i_0 + u32(5)] * Float32_expand_0(entryPointParams_k_pages_0[_S59 + u32(5)]) + query_0[i_0 + u32(6)] * Float32_expand_0(entryPointParams_k_pages_0[_S59 + u32(6)]) + query_0[i_0 + u32(7)] * Float32_expand_0(entryPointParams_k_pages_0[_S59 + u32(7)]);
-                i_0 = _S58;
+                var _S64 : u32 = (*_S36).k_pages_offset_0 + _S62 + i_0;
+                var products_0 : vec4<f32> = sum_0 + query_0[i_0] * Float32_expand_0(entryPointParams_k_pages_0[_S64]) + query_0[i_0 + u32(1)] * Float32_expand_0(entryPointParams_k_pages_0[_S64 + u32(1)]) + query_0[i_0 + u32(2)] * Float32_expand_0(entryPointParams_k_pages_0[_S64 + u32(2)]) + query_0[i_0 + u32(3)] * Float32_expand_0(entryPointParams_k_pages_0[_S64 + u32(3)]) + query_0[i_0 + u32(4)] * Float32_expand_0(entryPointParams_k_pages_0[_S64 + u32(4)]) + query_0[i_0 + u32(5)] * Float32_expand_0(entryPointParams_k_pages_0[_S64 + u32(5)]) + query_0[i_0 + u32(6)] * Float32_expand_0(entryPointParams_k_pages_0[_S64 + u32(6)]) + query_0[i_0 + u32(7)] * Float32_expand_0(entryPointParams_k_pages_0[_S64 + u32(7)]);
+                i_0 = _S63;
                 sum_0 = products_0;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S47)
+                if(i_1 < _S52)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var products_1 : vec4<f32> = sum_2 + query_0[i_1] * Float32_expand_0(entryPointParams_k_pages_0[(*_S35).k_pages_offset_0 + _S57 + i_1]);
+                var products_1 : vec4<f32> = sum_2 + query_0[i_1] * Float32_expand_0(entryPointParams_k_pages_0[(*_S36).k_pages_offset_0 + _S62 + i_1]);
                 i_1 = i_1 + u32(1);
                 sum_2 = products_1;
             }
@@ -283,60 +290,60 @@ fn attend_0( _S33 : vec3<u32>,  _S34 : u32,  _S35 : ptr<function, AttentionParam
         {
             score_0 = -3.4028234663852886e+38f;
         }
-        var _S60 : f32 = group_max_0(score_0, _S34);
-        var _S61 : f32 = max(peak_0, _S60);
-        var _S62 : f32;
-        if(_S55)
+        var _S65 : f32 = group_max_0(score_0, _S35);
+        var _S66 : f32 = max(peak_0, _S65);
+        var _S67 : f32;
+        if(_S60)
         {
-            _S62 = exp(score_0 - _S61);
+            _S67 = exp(score_0 - _S66);
         }
         else
         {
-            _S62 = 0.0f;
+            _S67 = 0.0f;
         }
-        weights_0[_S34] = _S62;
-        var _S63 : f32 = exp(peak_0 - _S61);
-        var _S64 : f32 = total_0 * _S63;
-        var _S65 : f32 = group_sum_0(_S62, _S34);
-        var _S66 : f32 = _S64 + _S65;
-        var sum_3 : vec4<f32> = sum_1 * vec4<f32>(_S63);
-        if(_S51 < _S50)
+        weights_0[_S35] = _S67;
+        var _S68 : f32 = exp(peak_0 - _S66);
+        var _S69 : f32 = total_0 * _S68;
+        var _S70 : f32 = group_sum_0(_S67, _S35);
+        var _S71 : f32 = _S69 + _S70;
+        var sum_3 : vec4<f32> = sum_1 * vec4<f32>(_S68);
+        if(_S56 < _S55)
         {
-            i_0 = _S51;
+            i_0 = _S56;
             sum_0 = sum_3;
             for(;;)
             {
-                var _S67 : u32 = i_0 + u32(7) * _S50;
-                if(_S67 < _S54)
+                var _S72 : u32 = i_0 + u32(7) * _S55;
+                if(_S72 < _S59)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var _S68 : u32 = i_0 + _S50;
-                var _S69 : u32 = i_0 + u32(2) * _S50;
-                var _S70 : u32 = i_0 + u32(3) * _S50;
-                var _S71 : u32 = i_0 + u32(4) * _S50;
-                var _S72 : u32 = i_0 + u32(5) * _S50;
-                var _S73 : u32 = i_0 + u32(6) * _S50;
-                var sum_4 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S35).v_pages_offset_0 + slots_0[i_0] + _S52]) + vec4<f32>(weights_0[_S68]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S35).v_pages_offset_0 + slots_0[_S68] + _S52]) + vec4<f32>(weights_0[_S69]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S35).v_pages_offset_0 + slots_0[_S69] + _S52]) + vec4<f32>(weights_0[_S70]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S35).v_pages_offset_0 + slots_0[_S70] + _S52]) + vec4<f32>(weights_0[_S71]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S35).v_pages_offset_0 + slots_0[_S71] + _S52]) + vec4<f32>(weights_0[_S72]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S35).v_pages_offset_0 + slots_0[_S72] + _S52]) + vec4<f32>(weights_0[_S73]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S35).v_pages_offset_0 + slots_0[_S73] + _S52]) + vec4<f32>(weights_0[_S67]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S35).v_pages_offset_0 + slots_0[_S67] + _S52]);
-                i_0 = i_0 + u32(8) * _S50;
+                var _S73 : u32 = i_0 + _S55;
+                var _S74 : u32 = i_0 + u32(2) * _S55;
+                var _S75 : u32 = i_0 + u32(3) * _S55;
+                var _S76 : u32 = i_0 + u32(4) * _S55;
+                var _S77 : u32 = i_0 + u32(5) * _S55;
+                var _S78 : u32 = i_0 + u32(6) * _S55;
+                var sum_4 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[i_0] + _S57]) + vec4<f32>(weights_0[_S73]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S73] + _S57]) + vec4<f32>(weights_0[_S74]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S74] + _S57]) + vec4<f32>(weights_0[_S75]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S75] + _S57]) + vec4<f32>(weights_0[_S76]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S76] + _S57]) + vec4<f32>(weights_0[_S77]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S77] + _S57]) + vec4<f32>(weights_0[_S78]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S78] + _S57]) + vec4<f32>(weights_0[_S72]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S72] + _S57]);
+                i_0 = i_0 + u32(8) * _S55;
                 sum_0 = sum_4;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S54)
+                if(i_1 < _S59)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var sum_5 : vec4<f32> = sum_2 + vec4<f32>(weights_0[i_1]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S35).v_pages_offset_0 + slots_0[i_1] + _S52]);
-                i_1 = i_1 + _S50;
+                var sum_5 : vec4<f32> = sum_2 + vec4<f32>(weights_0[i_1]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[i_1] + _S57]);
+                i_1 = i_1 + _S55;
                 sum_2 = sum_5;
             }
             sum_1 = sum_2;
@@ -347,37 +354,37 @@ fn attend_0( _S33 : vec3<u32>,  _S34 : u32,  _S35 : ptr<function, AttentionParam
         }
         workgroupBarrier();
         begin_2 = begin_2 + u32(128);
-        peak_0 = _S61;
-        total_0 = _S66;
+        peak_0 = _S66;
+        total_0 = _S71;
     }
-    sums_0[_S34] = sum_1;
+    sums_0[_S35] = sum_1;
     workgroupBarrier();
-    if(_S48)
+    if(_S53)
     {
         i_0 = u32(0);
-        sum_0 = _S53;
+        sum_0 = _S58;
         for(;;)
         {
-            if(i_0 < _S50)
+            if(i_0 < _S55)
             {
             }
             else
             {
                 break;
             }
-            var whole_0 : vec4<f32> = sum_0 + sums_0[i_0 * _S47 + _S34];
+            var whole_0 : vec4<f32> = sum_0 + sums_0[i_0 * _S52 + _S35];
             i_0 = i_0 + u32(1);
             sum_0 = whole_0;
         }
         if(j_0 == u32(0))
         {
-            sum_1 = _S53;
+            sum_1 = _S58;
         }
         else
         {
             sum_1 = sum_0 / vec4<f32>(total_0);
         }
-        var _S74 : u32 = (*_S35).out_offset_0 + _S38 * (*_S35).out_stride_0 + _S39 * _S46 + u32(4) * _S34;
+        var _S79 : u32 = (*_S36).out_offset_0 + _S39 * (*_S36).out_stride_0 + _S42 * _S51 + u32(4) * _S35;
         j_0 = u32(0);
         for(;;)
         {
@@ -388,7 +395,7 @@ fn attend_0( _S33 : vec3<u32>,  _S34 : u32,  _S35 : ptr<function, AttentionParam
             {
                 break;
             }
-            entryPointParams_result_0[_S74 + j_0] = sum_1[j_0];
+            entryPointParams_result_0[_S79 + j_0] = sum_1[j_0];
             j_0 = j_0 + u32(1);
         }
     }
@@ -400,7 +407,7 @@ fn attend_0( _S33 : vec3<u32>,  _S34 : u32,  _S35 : ptr<function, AttentionParam
 fn attention_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
     _S2 = _builtinWaveLaneCount_0;
-    var _S75 : AttentionParams_std140_0 = entryPointParams_0.p_0;
-    attend_0(group_1, thread_2, &(_S75));
+    var _S80 : AttentionParams_std140_0 = entryPointParams_0.p_0;
+    attend_0(group_1, thread_2, &(_S80));
     return;
 }

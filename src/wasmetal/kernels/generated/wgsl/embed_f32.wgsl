@@ -5,12 +5,13 @@ struct EmbedParams_std140_0
     @align(4) ids_offset_0 : u32,
     @align(8) out_offset_0 : u32,
     @align(4) batch_offset_0 : u32,
-    @align(16) rows_0 : u32,
-    @align(4) columns_0 : u32,
-    @align(8) out_stride_0 : u32,
-    @align(4) table_rows_0 : u32,
-    @align(16) first_row_0 : u32,
-    @align(4) bound_rows_0 : u32,
+    @align(16) batch_row_0 : u32,
+    @align(4) rows_0 : u32,
+    @align(8) columns_0 : u32,
+    @align(4) out_stride_0 : u32,
+    @align(16) table_rows_0 : u32,
+    @align(4) first_row_0 : u32,
+    @align(8) bound_rows_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -32,23 +33,23 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
-fn valid_rows_0( _S1 : u32,  _S2 : u32) -> u32
+fn valid_rows_0( _S1 : u32,  _S2 : u32,  _S3 : u32) -> u32
 {
-    var _S3 : u32;
+    var _S4 : u32;
     if(_S1 == u32(4294967295))
     {
-        _S3 = _S2;
+        _S4 = _S3;
     }
     else
     {
-        _S3 = min(entryPointParams_batch_0[_S1], _S2);
+        _S4 = min(max(entryPointParams_batch_0[_S1], _S2) - _S2, _S3);
     }
-    return _S3;
+    return _S4;
 }
 
-fn F32_four_0( _S4 : u32,  _S5 : u32,  _S6 : u32,  _S7 : u32) -> vec4<f32>
+fn F32_four_0( _S5 : u32,  _S6 : u32,  _S7 : u32,  _S8 : u32) -> vec4<f32>
 {
-    var _S8 : u32 = _S4 + _S6 * _S5 + _S7;
+    var _S9 : u32 = _S5 + _S7 * _S6 + _S8;
     var result_0 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var c_0 : u32 = u32(0);
     for(;;)
@@ -60,50 +61,50 @@ fn F32_four_0( _S4 : u32,  _S5 : u32,  _S6 : u32,  _S7 : u32) -> vec4<f32>
         {
             break;
         }
-        if((_S7 + c_0) < _S5)
+        if((_S8 + c_0) < _S6)
         {
-            result_0[c_0] = (bitcast<f32>((entryPointParams_table_0[_S8 + c_0])));
+            result_0[c_0] = (bitcast<f32>((entryPointParams_table_0[_S9 + c_0])));
         }
         c_0 = c_0 + u32(1);
     }
     return result_0;
 }
 
-fn embed_0( _S9 : vec3<u32>,  _S10 : u32,  _S11 : ptr<function, EmbedParams_std140_0>)
+fn embed_0( _S10 : vec3<u32>,  _S11 : u32,  _S12 : ptr<function, EmbedParams_std140_0>)
 {
-    var _S12 : u32 = group_number_0(_S9);
-    if(_S12 >= (valid_rows_0((*_S11).batch_offset_0, (*_S11).rows_0)))
+    var _S13 : u32 = group_number_0(_S10);
+    if(_S13 >= (valid_rows_0((*_S12).batch_offset_0, (*_S12).batch_row_0, (*_S12).rows_0)))
     {
         return;
     }
-    var _S13 : u32 = min(entryPointParams_ids_0[(*_S11).ids_offset_0 + _S12], (*_S11).table_rows_0 - u32(1)) - (*_S11).first_row_0;
-    if(_S13 >= ((*_S11).bound_rows_0))
+    var _S14 : u32 = min(entryPointParams_ids_0[(*_S12).ids_offset_0 + _S13], (*_S12).table_rows_0 - u32(1)) - (*_S12).first_row_0;
+    if(_S14 >= ((*_S12).bound_rows_0))
     {
         return;
     }
-    var column_0 : u32 = u32(4) * _S10;
+    var column_0 : u32 = u32(4) * _S11;
     for(;;)
     {
-        var _S14 : u32 = (*_S11).columns_0;
-        if(column_0 < ((*_S11).columns_0))
+        var _S15 : u32 = (*_S12).columns_0;
+        if(column_0 < ((*_S12).columns_0))
         {
         }
         else
         {
             break;
         }
-        var _S15 : vec4<f32> = F32_four_0((*_S11).table_offset_0, _S14, _S13, column_0);
+        var _S16 : vec4<f32> = F32_four_0((*_S12).table_offset_0, _S15, _S14, column_0);
         var c_1 : u32 = u32(0);
         for(;;)
         {
-            if(c_1 < (min(u32(4), _S14 - column_0)))
+            if(c_1 < (min(u32(4), _S15 - column_0)))
             {
             }
             else
             {
                 break;
             }
-            entryPointParams_result_0[(*_S11).out_offset_0 + _S12 * (*_S11).out_stride_0 + column_0 + c_1] = _S15[c_1];
+            entryPointParams_result_0[(*_S12).out_offset_0 + _S13 * (*_S12).out_stride_0 + column_0 + c_1] = _S16[c_1];
             c_1 = c_1 + u32(1);
         }
         column_0 = column_0 + u32(512);
@@ -115,7 +116,7 @@ fn embed_0( _S9 : vec3<u32>,  _S10 : u32,  _S11 : ptr<function, EmbedParams_std1
 @workgroup_size(128, 1, 1)
 fn embed_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32)
 {
-    var _S16 : EmbedParams_std140_0 = entryPointParams_0.p_0;
-    embed_0(group_1, thread_0, &(_S16));
+    var _S17 : EmbedParams_std140_0 = entryPointParams_0.p_0;
+    embed_0(group_1, thread_0, &(_S17));
     return;
 }

@@ -5,12 +5,13 @@ struct GemmParams_std140_0
     @align(4) weight_offset_0 : u32,
     @align(8) out_offset_0 : u32,
     @align(4) batch_offset_0 : u32,
-    @align(16) rows_0 : u32,
-    @align(4) n_0 : u32,
-    @align(8) k_0 : u32,
-    @align(4) x_stride_0 : u32,
-    @align(16) out_stride_0 : u32,
-    @align(4) accumulate_0 : u32,
+    @align(16) batch_row_0 : u32,
+    @align(4) rows_0 : u32,
+    @align(8) n_0 : u32,
+    @align(4) k_0 : u32,
+    @align(16) x_stride_0 : u32,
+    @align(4) out_stride_0 : u32,
+    @align(8) accumulate_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -37,18 +38,18 @@ fn corner_0( thread_0 : u32) -> vec2<u32>
     return vec2<u32>(thread_0 / u32(16) * u32(8), thread_0 % u32(16) * u32(4));
 }
 
-fn valid_rows_0( _S1 : u32,  _S2 : u32) -> u32
+fn valid_rows_0( _S1 : u32,  _S2 : u32,  _S3 : u32) -> u32
 {
-    var _S3 : u32;
+    var _S4 : u32;
     if(_S1 == u32(4294967295))
     {
-        _S3 = _S2;
+        _S4 = _S3;
     }
     else
     {
-        _S3 = min(entryPointParams_batch_0[_S1], _S2);
+        _S4 = min(max(entryPointParams_batch_0[_S1], _S2) - _S2, _S3);
     }
-    return _S3;
+    return _S4;
 }
 
 struct Activations_0
@@ -66,26 +67,26 @@ struct Weights_0
      k_2 : u32,
 };
 
-fn Activations_along_k_0( _S4 : Activations_0) -> bool
+fn Activations_along_k_0( _S5 : Activations_0) -> bool
 {
     return true;
 }
 
 fn share_0( thread_1 : u32,  along_k_0 : bool) -> vec2<u32>
 {
-    var _S5 : vec2<u32>;
+    var _S6 : vec2<u32>;
     if(along_k_0)
     {
-        _S5 = vec2<u32>(thread_1 / u32(8), thread_1 % u32(8));
+        _S6 = vec2<u32>(thread_1 / u32(8), thread_1 % u32(8));
     }
     else
     {
-        _S5 = vec2<u32>(thread_1 % u32(16), thread_1 / u32(16));
+        _S6 = vec2<u32>(thread_1 % u32(16), thread_1 / u32(16));
     }
-    return _S5;
+    return _S6;
 }
 
-fn Weights_along_k_0( _S6 : Weights_0) -> bool
+fn Weights_along_k_0( _S7 : Weights_0) -> bool
 {
     return true;
 }
@@ -95,64 +96,64 @@ struct Block_0
      rows_2 : array<vec4<f32>, i32(4)>,
 };
 
-fn Activations_four_0( _S7 : Activations_0,  _S8 : u32,  _S9 : u32) -> vec4<f32>
+fn Activations_four_0( _S8 : Activations_0,  _S9 : u32,  _S10 : u32) -> vec4<f32>
 {
-    var _S10 : u32 = _S7.offset_0 + _S8 * _S7.stride_0 + _S9;
-    var _S11 : bool;
-    if(_S8 >= (_S7.rows_1))
+    var _S11 : u32 = _S8.offset_0 + _S9 * _S8.stride_0 + _S10;
+    var _S12 : bool;
+    if(_S9 >= (_S8.rows_1))
     {
-        _S11 = true;
+        _S12 = true;
     }
     else
     {
-        _S11 = _S9 >= (_S7.k_1);
+        _S12 = _S10 >= (_S8.k_1);
     }
-    if(_S11)
+    if(_S12)
     {
         return vec4<f32>(vec4<i32>(i32(0)));
     }
-    if((_S9 + u32(4)) > (_S7.k_1))
+    if((_S10 + u32(4)) > (_S8.k_1))
     {
-        var _S12 : f32 = entryPointParams_x_0[_S10];
-        var _S13 : f32;
-        if((_S9 + u32(1)) < (_S7.k_1))
-        {
-            _S13 = entryPointParams_x_0[_S10 + u32(1)];
-        }
-        else
-        {
-            _S13 = 0.0f;
-        }
+        var _S13 : f32 = entryPointParams_x_0[_S11];
         var _S14 : f32;
-        if((_S9 + u32(2)) < (_S7.k_1))
+        if((_S10 + u32(1)) < (_S8.k_1))
         {
-            _S14 = entryPointParams_x_0[_S10 + u32(2)];
+            _S14 = entryPointParams_x_0[_S11 + u32(1)];
         }
         else
         {
             _S14 = 0.0f;
         }
-        return vec4<f32>(_S12, _S13, _S14, 0.0f);
+        var _S15 : f32;
+        if((_S10 + u32(2)) < (_S8.k_1))
+        {
+            _S15 = entryPointParams_x_0[_S11 + u32(2)];
+        }
+        else
+        {
+            _S15 = 0.0f;
+        }
+        return vec4<f32>(_S13, _S14, _S15, 0.0f);
     }
-    return vec4<f32>(entryPointParams_x_0[_S10], entryPointParams_x_0[_S10 + u32(1)], entryPointParams_x_0[_S10 + u32(2)], entryPointParams_x_0[_S10 + u32(3)]);
+    return vec4<f32>(entryPointParams_x_0[_S11], entryPointParams_x_0[_S11 + u32(1)], entryPointParams_x_0[_S11 + u32(2)], entryPointParams_x_0[_S11 + u32(3)]);
 }
 
 fn Block_x24init_0( rows_3 : array<vec4<f32>, i32(4)>) -> Block_0
 {
-    var _S15 : Block_0;
-    _S15.rows_2 = rows_3;
-    return _S15;
+    var _S16 : Block_0;
+    _S16.rows_2 = rows_3;
+    return _S16;
 }
 
-fn Block_load_0( _S16 : Activations_0,  _S17 : u32,  _S18 : u32) -> Block_0
+fn Block_load_0( _S17 : Activations_0,  _S18 : u32,  _S19 : u32) -> Block_0
 {
-    var _S19 : array<vec4<f32>, i32(4)> = array<vec4<f32>, i32(4)>( Activations_four_0(_S16, _S17, _S18), Activations_four_0(_S16, _S17 + u32(1), _S18), Activations_four_0(_S16, _S17 + u32(2), _S18), Activations_four_0(_S16, _S17 + u32(3), _S18) );
-    return Block_x24init_0(_S19);
+    var _S20 : array<vec4<f32>, i32(4)> = array<vec4<f32>, i32(4)>( Activations_four_0(_S17, _S18, _S19), Activations_four_0(_S17, _S18 + u32(1), _S19), Activations_four_0(_S17, _S18 + u32(2), _S19), Activations_four_0(_S17, _S18 + u32(3), _S19) );
+    return Block_x24init_0(_S20);
 }
 
-fn F32_four_0( _S20 : u32,  _S21 : u32,  _S22 : u32,  _S23 : u32) -> vec4<f32>
+fn F32_four_0( _S21 : u32,  _S22 : u32,  _S23 : u32,  _S24 : u32) -> vec4<f32>
 {
-    var _S24 : u32 = _S20 + _S22 * _S21 + _S23;
+    var _S25 : u32 = _S21 + _S23 * _S22 + _S24;
     var result_0 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var c_0 : u32 = u32(0);
     for(;;)
@@ -164,42 +165,42 @@ fn F32_four_0( _S20 : u32,  _S21 : u32,  _S22 : u32,  _S23 : u32) -> vec4<f32>
         {
             break;
         }
-        if((_S23 + c_0) < _S21)
+        if((_S24 + c_0) < _S22)
         {
-            result_0[c_0] = (bitcast<f32>((entryPointParams_weight_0[_S24 + c_0])));
+            result_0[c_0] = (bitcast<f32>((entryPointParams_weight_0[_S25 + c_0])));
         }
         c_0 = c_0 + u32(1);
     }
     return result_0;
 }
 
-fn Weights_four_0( _S25 : Weights_0,  _S26 : u32,  _S27 : u32) -> vec4<f32>
+fn Weights_four_0( _S26 : Weights_0,  _S27 : u32,  _S28 : u32) -> vec4<f32>
 {
-    var _S28 : bool;
-    if(_S26 < (_S25.n_1))
+    var _S29 : bool;
+    if(_S27 < (_S26.n_1))
     {
-        _S28 = _S27 < (_S25.k_2);
+        _S29 = _S28 < (_S26.k_2);
     }
     else
     {
-        _S28 = false;
+        _S29 = false;
     }
-    var _S29 : vec4<f32>;
-    if(_S28)
+    var _S30 : vec4<f32>;
+    if(_S29)
     {
-        _S29 = F32_four_0(_S25.offset_1, _S25.k_2, _S26, _S27);
+        _S30 = F32_four_0(_S26.offset_1, _S26.k_2, _S27, _S28);
     }
     else
     {
-        _S29 = vec4<f32>(vec4<i32>(i32(0)));
+        _S30 = vec4<f32>(vec4<i32>(i32(0)));
     }
-    return _S29;
+    return _S30;
 }
 
-fn Block_load_1( _S30 : Weights_0,  _S31 : u32,  _S32 : u32) -> Block_0
+fn Block_load_1( _S31 : Weights_0,  _S32 : u32,  _S33 : u32) -> Block_0
 {
-    var _S33 : array<vec4<f32>, i32(4)> = array<vec4<f32>, i32(4)>( Weights_four_0(_S30, _S31, _S32), Weights_four_0(_S30, _S31 + u32(1), _S32), Weights_four_0(_S30, _S31 + u32(2), _S32), Weights_four_0(_S30, _S31 + u32(3), _S32) );
-    return Block_x24init_0(_S33);
+    var _S34 : array<vec4<f32>, i32(4)> = array<vec4<f32>, i32(4)>( Weights_four_0(_S31, _S32, _S33), Weights_four_0(_S31, _S32 + u32(1), _S33), Weights_four_0(_S31, _S32 + u32(2), _S33), Weights_four_0(_S31, _S32 + u32(3), _S33) );
+    return Block_x24init_0(_S34);
 }
 
 fn place_0( k_3 : u32,  quad_0 : u32) -> u32
@@ -216,55 +217,55 @@ fn Block_column_0( this_0 : Block_0,  c_1 : u32) -> vec4<f32>
 
 var<workgroup> right_tile_0 : array<vec4<f32>, i32(512)>;
 
-fn ThreadTiles_product_0( _S34 : Activations_0,  _S35 : Weights_0,  _S36 : u32,  _S37 : u32,  _S38 : u32,  _S39 : u32,  _S40 : u32,  _S41 : ptr<function, array<vec4<f32>, i32(8)>>)
+fn ThreadTiles_product_0( _S35 : Activations_0,  _S36 : Weights_0,  _S37 : u32,  _S38 : u32,  _S39 : u32,  _S40 : u32,  _S41 : u32,  _S42 : ptr<function, array<vec4<f32>, i32(8)>>)
 {
     var sums_0 : array<vec4<f32>, i32(8)>;
-    var _S42 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    sums_0[u32(0)] = _S42;
-    sums_0[u32(1)] = _S42;
-    sums_0[u32(2)] = _S42;
-    sums_0[u32(3)] = _S42;
-    sums_0[u32(4)] = _S42;
-    sums_0[u32(5)] = _S42;
-    sums_0[u32(6)] = _S42;
-    sums_0[u32(7)] = _S42;
-    var _S43 : vec2<u32> = corner_0(_S40);
-    var _S44 : vec2<u32> = share_0(_S40, Activations_along_k_0(_S34));
-    var _S45 : vec2<u32> = share_0(_S40, Weights_along_k_0(_S35));
-    var _S46 : u32 = _S44.x;
-    var _S47 : u32 = _S36 + u32(4) * _S46;
-    var _S48 : u32 = u32(4) * _S44.y;
-    var _S49 : Block_0 = Block_load_0(_S34, _S47, _S48);
-    var _S50 : u32 = _S45.x;
-    var _S51 : u32 = _S37 + u32(4) * _S50;
-    var _S52 : u32 = u32(4) * _S45.y;
-    var _S53 : Block_0 = Block_load_1(_S35, _S51, _S52);
+    var _S43 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    sums_0[u32(0)] = _S43;
+    sums_0[u32(1)] = _S43;
+    sums_0[u32(2)] = _S43;
+    sums_0[u32(3)] = _S43;
+    sums_0[u32(4)] = _S43;
+    sums_0[u32(5)] = _S43;
+    sums_0[u32(6)] = _S43;
+    sums_0[u32(7)] = _S43;
+    var _S44 : vec2<u32> = corner_0(_S41);
+    var _S45 : vec2<u32> = share_0(_S41, Activations_along_k_0(_S35));
+    var _S46 : vec2<u32> = share_0(_S41, Weights_along_k_0(_S36));
+    var _S47 : u32 = _S45.x;
+    var _S48 : u32 = _S37 + u32(4) * _S47;
+    var _S49 : u32 = u32(4) * _S45.y;
+    var _S50 : Block_0 = Block_load_0(_S35, _S48, _S49);
+    var _S51 : u32 = _S46.x;
+    var _S52 : u32 = _S38 + u32(4) * _S51;
+    var _S53 : u32 = u32(4) * _S46.y;
+    var _S54 : Block_0 = Block_load_1(_S36, _S52, _S53);
     var begin_0 : u32 = u32(0);
-    var left_block_0 : Block_0 = _S49;
-    var right_block_0 : Block_0 = _S53;
+    var left_block_0 : Block_0 = _S50;
+    var right_block_0 : Block_0 = _S54;
     for(;;)
     {
-        if(begin_0 < _S39)
+        if(begin_0 < _S40)
         {
         }
         else
         {
             break;
         }
-        left_tile_0[place_0(_S48, _S46)] = Block_column_0(left_block_0, u32(0));
-        right_tile_0[place_0(_S52, _S50)] = Block_column_0(right_block_0, u32(0));
-        left_tile_0[place_0(_S48 + u32(1), _S46)] = Block_column_0(left_block_0, u32(1));
-        right_tile_0[place_0(_S52 + u32(1), _S50)] = Block_column_0(right_block_0, u32(1));
-        left_tile_0[place_0(_S48 + u32(2), _S46)] = Block_column_0(left_block_0, u32(2));
-        right_tile_0[place_0(_S52 + u32(2), _S50)] = Block_column_0(right_block_0, u32(2));
-        left_tile_0[place_0(_S48 + u32(3), _S46)] = Block_column_0(left_block_0, u32(3));
-        right_tile_0[place_0(_S52 + u32(3), _S50)] = Block_column_0(right_block_0, u32(3));
+        left_tile_0[place_0(_S49, _S47)] = Block_column_0(left_block_0, u32(0));
+        right_tile_0[place_0(_S53, _S51)] = Block_column_0(right_block_0, u32(0));
+        left_tile_0[place_0(_S49 + u32(1), _S47)] = Block_column_0(left_block_0, u32(1));
+        right_tile_0[place_0(_S53 + u32(1), _S51)] = Block_column_0(right_block_0, u32(1));
+        left_tile_0[place_0(_S49 + u32(2), _S47)] = Block_column_0(left_block_0, u32(2));
+        right_tile_0[place_0(_S53 + u32(2), _S51)] = Block_column_0(right_block_0, u32(2));
+        left_tile_0[place_0(_S49 + u32(3), _S47)] = Block_column_0(left_block_0, u32(3));
+        right_tile_0[place_0(_S53 + u32(3), _S51)] = Block_column_0(right_block_0, u32(3));
         workgroupBarrier();
-        var _S54 : u32 = begin_0 + u32(32);
-        var _S55 : Block_0 = Block_load_0(_S34, _S47, _S54 + _S48);
-        var _S56 : Block_0 = Block_load_1(_S35, _S51, _S54 + _S52);
-        var _S57 : u32 = _S43.x;
-        if((_S36 + _S57) < _S38)
+        var _S55 : u32 = begin_0 + u32(32);
+        var _S56 : Block_0 = Block_load_0(_S35, _S48, _S55 + _S49);
+        var _S57 : Block_0 = Block_load_1(_S36, _S52, _S55 + _S53);
+        var _S58 : u32 = _S44.x;
+        if((_S37 + _S58) < _S39)
         {
             var j_0 : u32 = u32(0);
             for(;;)
@@ -276,743 +277,743 @@ fn ThreadTiles_product_0( _S34 : Activations_0,  _S35 : Weights_0,  _S36 : u32, 
                 {
                     break;
                 }
-                var _S58 : vec4<f32> = right_tile_0[place_0(j_0, _S43.y / u32(4))];
-                sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4))].x) * _S58;
-                sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4))].y) * _S58;
-                sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4))].z) * _S58;
-                sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4))].w) * _S58;
-                sums_0[u32(4)] = sums_0[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4) + u32(1))].x) * _S58;
-                sums_0[u32(5)] = sums_0[u32(5)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4) + u32(1))].y) * _S58;
-                sums_0[u32(6)] = sums_0[u32(6)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4) + u32(1))].z) * _S58;
-                sums_0[u32(7)] = sums_0[u32(7)] + vec4<f32>(left_tile_0[place_0(j_0, _S57 / u32(4) + u32(1))].w) * _S58;
+                var _S59 : vec4<f32> = right_tile_0[place_0(j_0, _S44.y / u32(4))];
+                sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4))].x) * _S59;
+                sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4))].y) * _S59;
+                sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4))].z) * _S59;
+                sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4))].w) * _S59;
+                sums_0[u32(4)] = sums_0[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4) + u32(1))].x) * _S59;
+                sums_0[u32(5)] = sums_0[u32(5)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4) + u32(1))].y) * _S59;
+                sums_0[u32(6)] = sums_0[u32(6)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4) + u32(1))].z) * _S59;
+                sums_0[u32(7)] = sums_0[u32(7)] + vec4<f32>(left_tile_0[place_0(j_0, _S58 / u32(4) + u32(1))].w) * _S59;
                 j_0 = j_0 + u32(1);
             }
         }
         workgroupBarrier();
-        begin_0 = _S54;
-        left_block_0 = _S55;
-        right_block_0 = _S56;
+        begin_0 = _S55;
+        left_block_0 = _S56;
+        right_block_0 = _S57;
     }
-    (*_S41) = sums_0;
+    (*_S42) = sums_0;
     return;
 }
 
-fn gemm_0( _S59 : vec3<u32>,  _S60 : u32,  _S61 : ptr<function, GemmParams_std140_0>)
+fn gemm_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, GemmParams_std140_0>)
 {
-    var _S62 : u32 = (*_S61).n_0;
-    var _S63 : u32 = ((*_S61).n_0 + u32(64) - u32(1)) / u32(64);
-    var _S64 : u32 = group_number_0(_S59);
-    var _S65 : u32 = _S64 / _S63;
-    var _S66 : u32 = _S65 * u32(64);
-    var _S67 : u32 = _S64 % _S63;
-    var _S68 : u32 = _S67 * u32(64);
-    var _S69 : u32 = valid_rows_0((*_S61).batch_offset_0, (*_S61).rows_0);
-    if(_S66 >= _S69)
+    var _S63 : u32 = (*_S62).n_0;
+    var _S64 : u32 = ((*_S62).n_0 + u32(64) - u32(1)) / u32(64);
+    var _S65 : u32 = group_number_0(_S60);
+    var _S66 : u32 = _S65 / _S64;
+    var _S67 : u32 = _S66 * u32(64);
+    var _S68 : u32 = _S65 % _S64;
+    var _S69 : u32 = _S68 * u32(64);
+    var _S70 : u32 = valid_rows_0((*_S62).batch_offset_0, (*_S62).batch_row_0, (*_S62).rows_0);
+    if(_S67 >= _S70)
     {
         return;
     }
     var left_0 : Activations_0;
-    left_0.offset_0 = (*_S61).x_offset_0;
-    left_0.stride_0 = (*_S61).x_stride_0;
-    left_0.rows_1 = _S69;
-    left_0.k_1 = (*_S61).k_0;
+    left_0.offset_0 = (*_S62).x_offset_0;
+    left_0.stride_0 = (*_S62).x_stride_0;
+    left_0.rows_1 = _S70;
+    left_0.k_1 = (*_S62).k_0;
     var right_0 : Weights_0;
-    right_0.offset_1 = (*_S61).weight_offset_0;
-    right_0.n_1 = _S62;
-    right_0.k_2 = (*_S61).k_0;
-    var _S70 : array<vec4<f32>, i32(8)>;
-    ThreadTiles_product_0(left_0, right_0, _S66, _S68, _S69, (*_S61).k_0, _S60, &(_S70));
-    var _S71 : array<vec4<f32>, i32(8)> = _S70;
-    var _S72 : vec2<u32> = corner_0(_S60);
-    var _S73 : u32 = _S66 + _S72.x;
-    var _S74 : bool = _S73 < _S69;
-    var _S75 : bool;
-    if(_S74)
+    right_0.offset_1 = (*_S62).weight_offset_0;
+    right_0.n_1 = _S63;
+    right_0.k_2 = (*_S62).k_0;
+    var _S71 : array<vec4<f32>, i32(8)>;
+    ThreadTiles_product_0(left_0, right_0, _S67, _S69, _S70, (*_S62).k_0, _S61, &(_S71));
+    var _S72 : array<vec4<f32>, i32(8)> = _S71;
+    var _S73 : vec2<u32> = corner_0(_S61);
+    var _S74 : u32 = _S67 + _S73.x;
+    var _S75 : bool = _S74 < _S70;
+    var _S76 : bool;
+    if(_S75)
     {
-        _S75 = (_S68 + _S72.y) < _S62;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    var _S76 : f32;
-    if(_S75)
+    var _S77 : f32;
+    if(_S76)
     {
-        var _S77 : u32 = (*_S61).out_offset_0 + _S73 * (*_S61).out_stride_0 + _S68 + _S72.y;
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S78 : u32 = (*_S62).out_offset_0 + _S74 * (*_S62).out_stride_0 + _S69 + _S73.y;
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S77] + _S71[u32(0)][u32(0)];
+            _S77 = entryPointParams_result_0[_S78] + _S72[u32(0)][u32(0)];
         }
         else
         {
-            _S76 = _S71[u32(0)][u32(0)];
+            _S77 = _S72[u32(0)][u32(0)];
         }
-        entryPointParams_result_0[_S77] = _S76;
+        entryPointParams_result_0[_S78] = _S77;
     }
-    if(_S74)
+    if(_S75)
     {
-        _S75 = (_S68 + _S72.y + u32(1)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(1)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S78 : u32 = (*_S61).out_offset_0 + _S73 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(1);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S79 : u32 = (*_S62).out_offset_0 + _S74 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(1);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S78] + _S71[u32(0)][u32(1)];
+            _S77 = entryPointParams_result_0[_S79] + _S72[u32(0)][u32(1)];
         }
         else
         {
-            _S76 = _S71[u32(0)][u32(1)];
+            _S77 = _S72[u32(0)][u32(1)];
         }
-        entryPointParams_result_0[_S78] = _S76;
+        entryPointParams_result_0[_S79] = _S77;
     }
-    if(_S74)
+    if(_S75)
     {
-        _S75 = (_S68 + _S72.y + u32(2)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(2)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S79 : u32 = (*_S61).out_offset_0 + _S73 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(2);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S80 : u32 = (*_S62).out_offset_0 + _S74 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(2);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S79] + _S71[u32(0)][u32(2)];
+            _S77 = entryPointParams_result_0[_S80] + _S72[u32(0)][u32(2)];
         }
         else
         {
-            _S76 = _S71[u32(0)][u32(2)];
+            _S77 = _S72[u32(0)][u32(2)];
         }
-        entryPointParams_result_0[_S79] = _S76;
+        entryPointParams_result_0[_S80] = _S77;
     }
-    if(_S74)
+    if(_S75)
     {
-        _S75 = (_S68 + _S72.y + u32(3)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(3)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S80 : u32 = (*_S61).out_offset_0 + _S73 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(3);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S81 : u32 = (*_S62).out_offset_0 + _S74 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(3);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S80] + _S71[u32(0)][u32(3)];
+            _S77 = entryPointParams_result_0[_S81] + _S72[u32(0)][u32(3)];
         }
         else
         {
-            _S76 = _S71[u32(0)][u32(3)];
+            _S77 = _S72[u32(0)][u32(3)];
         }
-        entryPointParams_result_0[_S80] = _S76;
+        entryPointParams_result_0[_S81] = _S77;
     }
-    var _S81 : u32 = _S73 + u32(1);
-    var _S82 : bool = _S81 < _S69;
-    if(_S82)
+    var _S82 : u32 = _S74 + u32(1);
+    var _S83 : bool = _S82 < _S70;
+    if(_S83)
     {
-        _S75 = (_S68 + _S72.y) < _S62;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S83 : u32 = (*_S61).out_offset_0 + _S81 * (*_S61).out_stride_0 + _S68 + _S72.y;
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S84 : u32 = (*_S62).out_offset_0 + _S82 * (*_S62).out_stride_0 + _S69 + _S73.y;
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S83] + _S71[u32(1)][u32(0)];
+            _S77 = entryPointParams_result_0[_S84] + _S72[u32(1)][u32(0)];
         }
         else
         {
-            _S76 = _S71[u32(1)][u32(0)];
+            _S77 = _S72[u32(1)][u32(0)];
         }
-        entryPointParams_result_0[_S83] = _S76;
+        entryPointParams_result_0[_S84] = _S77;
     }
-    if(_S82)
+    if(_S83)
     {
-        _S75 = (_S68 + _S72.y + u32(1)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(1)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S84 : u32 = (*_S61).out_offset_0 + _S81 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(1);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S85 : u32 = (*_S62).out_offset_0 + _S82 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(1);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S84] + _S71[u32(1)][u32(1)];
+            _S77 = entryPointParams_result_0[_S85] + _S72[u32(1)][u32(1)];
         }
         else
         {
-            _S76 = _S71[u32(1)][u32(1)];
+            _S77 = _S72[u32(1)][u32(1)];
         }
-        entryPointParams_result_0[_S84] = _S76;
+        entryPointParams_result_0[_S85] = _S77;
     }
-    if(_S82)
+    if(_S83)
     {
-        _S75 = (_S68 + _S72.y + u32(2)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(2)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S85 : u32 = (*_S61).out_offset_0 + _S81 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(2);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S86 : u32 = (*_S62).out_offset_0 + _S82 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(2);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S85] + _S71[u32(1)][u32(2)];
+            _S77 = entryPointParams_result_0[_S86] + _S72[u32(1)][u32(2)];
         }
         else
         {
-            _S76 = _S71[u32(1)][u32(2)];
+            _S77 = _S72[u32(1)][u32(2)];
         }
-        entryPointParams_result_0[_S85] = _S76;
+        entryPointParams_result_0[_S86] = _S77;
     }
-    if(_S82)
+    if(_S83)
     {
-        _S75 = (_S68 + _S72.y + u32(3)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(3)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S86 : u32 = (*_S61).out_offset_0 + _S81 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(3);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S87 : u32 = (*_S62).out_offset_0 + _S82 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(3);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S86] + _S71[u32(1)][u32(3)];
+            _S77 = entryPointParams_result_0[_S87] + _S72[u32(1)][u32(3)];
         }
         else
         {
-            _S76 = _S71[u32(1)][u32(3)];
+            _S77 = _S72[u32(1)][u32(3)];
         }
-        entryPointParams_result_0[_S86] = _S76;
+        entryPointParams_result_0[_S87] = _S77;
     }
-    var _S87 : u32 = _S73 + u32(2);
-    var _S88 : bool = _S87 < _S69;
-    if(_S88)
+    var _S88 : u32 = _S74 + u32(2);
+    var _S89 : bool = _S88 < _S70;
+    if(_S89)
     {
-        _S75 = (_S68 + _S72.y) < _S62;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S89 : u32 = (*_S61).out_offset_0 + _S87 * (*_S61).out_stride_0 + _S68 + _S72.y;
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S90 : u32 = (*_S62).out_offset_0 + _S88 * (*_S62).out_stride_0 + _S69 + _S73.y;
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S89] + _S71[u32(2)][u32(0)];
+            _S77 = entryPointParams_result_0[_S90] + _S72[u32(2)][u32(0)];
         }
         else
         {
-            _S76 = _S71[u32(2)][u32(0)];
+            _S77 = _S72[u32(2)][u32(0)];
         }
-        entryPointParams_result_0[_S89] = _S76;
+        entryPointParams_result_0[_S90] = _S77;
     }
-    if(_S88)
+    if(_S89)
     {
-        _S75 = (_S68 + _S72.y + u32(1)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(1)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S90 : u32 = (*_S61).out_offset_0 + _S87 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(1);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S91 : u32 = (*_S62).out_offset_0 + _S88 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(1);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S90] + _S71[u32(2)][u32(1)];
+            _S77 = entryPointParams_result_0[_S91] + _S72[u32(2)][u32(1)];
         }
         else
         {
-            _S76 = _S71[u32(2)][u32(1)];
+            _S77 = _S72[u32(2)][u32(1)];
         }
-        entryPointParams_result_0[_S90] = _S76;
+        entryPointParams_result_0[_S91] = _S77;
     }
-    if(_S88)
+    if(_S89)
     {
-        _S75 = (_S68 + _S72.y + u32(2)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(2)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S91 : u32 = (*_S61).out_offset_0 + _S87 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(2);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S92 : u32 = (*_S62).out_offset_0 + _S88 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(2);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S91] + _S71[u32(2)][u32(2)];
+            _S77 = entryPointParams_result_0[_S92] + _S72[u32(2)][u32(2)];
         }
         else
         {
-            _S76 = _S71[u32(2)][u32(2)];
+            _S77 = _S72[u32(2)][u32(2)];
         }
-        entryPointParams_result_0[_S91] = _S76;
+        entryPointParams_result_0[_S92] = _S77;
     }
-    if(_S88)
+    if(_S89)
     {
-        _S75 = (_S68 + _S72.y + u32(3)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(3)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S92 : u32 = (*_S61).out_offset_0 + _S87 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(3);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S93 : u32 = (*_S62).out_offset_0 + _S88 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(3);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S92] + _S71[u32(2)][u32(3)];
+            _S77 = entryPointParams_result_0[_S93] + _S72[u32(2)][u32(3)];
         }
         else
         {
-            _S76 = _S71[u32(2)][u32(3)];
+            _S77 = _S72[u32(2)][u32(3)];
         }
-        entryPointParams_result_0[_S92] = _S76;
+        entryPointParams_result_0[_S93] = _S77;
     }
-    var _S93 : u32 = _S73 + u32(3);
-    var _S94 : bool = _S93 < _S69;
-    if(_S94)
+    var _S94 : u32 = _S74 + u32(3);
+    var _S95 : bool = _S94 < _S70;
+    if(_S95)
     {
-        _S75 = (_S68 + _S72.y) < _S62;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S95 : u32 = (*_S61).out_offset_0 + _S93 * (*_S61).out_stride_0 + _S68 + _S72.y;
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S96 : u32 = (*_S62).out_offset_0 + _S94 * (*_S62).out_stride_0 + _S69 + _S73.y;
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S95] + _S71[u32(3)][u32(0)];
+            _S77 = entryPointParams_result_0[_S96] + _S72[u32(3)][u32(0)];
         }
         else
         {
-            _S76 = _S71[u32(3)][u32(0)];
+            _S77 = _S72[u32(3)][u32(0)];
         }
-        entryPointParams_result_0[_S95] = _S76;
+        entryPointParams_result_0[_S96] = _S77;
     }
-    if(_S94)
+    if(_S95)
     {
-        _S75 = (_S68 + _S72.y + u32(1)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(1)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S96 : u32 = (*_S61).out_offset_0 + _S93 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(1);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S97 : u32 = (*_S62).out_offset_0 + _S94 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(1);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S96] + _S71[u32(3)][u32(1)];
+            _S77 = entryPointParams_result_0[_S97] + _S72[u32(3)][u32(1)];
         }
         else
         {
-            _S76 = _S71[u32(3)][u32(1)];
+            _S77 = _S72[u32(3)][u32(1)];
         }
-        entryPointParams_result_0[_S96] = _S76;
+        entryPointParams_result_0[_S97] = _S77;
     }
-    if(_S94)
+    if(_S95)
     {
-        _S75 = (_S68 + _S72.y + u32(2)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(2)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S97 : u32 = (*_S61).out_offset_0 + _S93 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(2);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S98 : u32 = (*_S62).out_offset_0 + _S94 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(2);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S97] + _S71[u32(3)][u32(2)];
+            _S77 = entryPointParams_result_0[_S98] + _S72[u32(3)][u32(2)];
         }
         else
         {
-            _S76 = _S71[u32(3)][u32(2)];
+            _S77 = _S72[u32(3)][u32(2)];
         }
-        entryPointParams_result_0[_S97] = _S76;
+        entryPointParams_result_0[_S98] = _S77;
     }
-    if(_S94)
+    if(_S95)
     {
-        _S75 = (_S68 + _S72.y + u32(3)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(3)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S98 : u32 = (*_S61).out_offset_0 + _S93 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(3);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S99 : u32 = (*_S62).out_offset_0 + _S94 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(3);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S98] + _S71[u32(3)][u32(3)];
+            _S77 = entryPointParams_result_0[_S99] + _S72[u32(3)][u32(3)];
         }
         else
         {
-            _S76 = _S71[u32(3)][u32(3)];
+            _S77 = _S72[u32(3)][u32(3)];
         }
-        entryPointParams_result_0[_S98] = _S76;
+        entryPointParams_result_0[_S99] = _S77;
     }
-    var _S99 : u32 = _S73 + u32(4);
-    var _S100 : bool = _S99 < _S69;
-    if(_S100)
+    var _S100 : u32 = _S74 + u32(4);
+    var _S101 : bool = _S100 < _S70;
+    if(_S101)
     {
-        _S75 = (_S68 + _S72.y) < _S62;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S101 : u32 = (*_S61).out_offset_0 + _S99 * (*_S61).out_stride_0 + _S68 + _S72.y;
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S102 : u32 = (*_S62).out_offset_0 + _S100 * (*_S62).out_stride_0 + _S69 + _S73.y;
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S101] + _S71[u32(4)][u32(0)];
+            _S77 = entryPointParams_result_0[_S102] + _S72[u32(4)][u32(0)];
         }
         else
         {
-            _S76 = _S71[u32(4)][u32(0)];
+            _S77 = _S72[u32(4)][u32(0)];
         }
-        entryPointParams_result_0[_S101] = _S76;
+        entryPointParams_result_0[_S102] = _S77;
     }
-    if(_S100)
+    if(_S101)
     {
-        _S75 = (_S68 + _S72.y + u32(1)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(1)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S102 : u32 = (*_S61).out_offset_0 + _S99 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(1);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S103 : u32 = (*_S62).out_offset_0 + _S100 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(1);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S102] + _S71[u32(4)][u32(1)];
+            _S77 = entryPointParams_result_0[_S103] + _S72[u32(4)][u32(1)];
         }
         else
         {
-            _S76 = _S71[u32(4)][u32(1)];
+            _S77 = _S72[u32(4)][u32(1)];
         }
-        entryPointParams_result_0[_S102] = _S76;
+        entryPointParams_result_0[_S103] = _S77;
     }
-    if(_S100)
+    if(_S101)
     {
-        _S75 = (_S68 + _S72.y + u32(2)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(2)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S103 : u32 = (*_S61).out_offset_0 + _S99 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(2);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S104 : u32 = (*_S62).out_offset_0 + _S100 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(2);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S103] + _S71[u32(4)][u32(2)];
+            _S77 = entryPointParams_result_0[_S104] + _S72[u32(4)][u32(2)];
         }
         else
         {
-            _S76 = _S71[u32(4)][u32(2)];
+            _S77 = _S72[u32(4)][u32(2)];
         }
-        entryPointParams_result_0[_S103] = _S76;
+        entryPointParams_result_0[_S104] = _S77;
     }
-    if(_S100)
+    if(_S101)
     {
-        _S75 = (_S68 + _S72.y + u32(3)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(3)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S104 : u32 = (*_S61).out_offset_0 + _S99 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(3);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S105 : u32 = (*_S62).out_offset_0 + _S100 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(3);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S104] + _S71[u32(4)][u32(3)];
+            _S77 = entryPointParams_result_0[_S105] + _S72[u32(4)][u32(3)];
         }
         else
         {
-            _S76 = _S71[u32(4)][u32(3)];
+            _S77 = _S72[u32(4)][u32(3)];
         }
-        entryPointParams_result_0[_S104] = _S76;
+        entryPointParams_result_0[_S105] = _S77;
     }
-    var _S105 : u32 = _S73 + u32(5);
-    var _S106 : bool = _S105 < _S69;
-    if(_S106)
+    var _S106 : u32 = _S74 + u32(5);
+    var _S107 : bool = _S106 < _S70;
+    if(_S107)
     {
-        _S75 = (_S68 + _S72.y) < _S62;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S107 : u32 = (*_S61).out_offset_0 + _S105 * (*_S61).out_stride_0 + _S68 + _S72.y;
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S108 : u32 = (*_S62).out_offset_0 + _S106 * (*_S62).out_stride_0 + _S69 + _S73.y;
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S107] + _S71[u32(5)][u32(0)];
+            _S77 = entryPointParams_result_0[_S108] + _S72[u32(5)][u32(0)];
         }
         else
         {
-            _S76 = _S71[u32(5)][u32(0)];
+            _S77 = _S72[u32(5)][u32(0)];
         }
-        entryPointParams_result_0[_S107] = _S76;
+        entryPointParams_result_0[_S108] = _S77;
     }
-    if(_S106)
+    if(_S107)
     {
-        _S75 = (_S68 + _S72.y + u32(1)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(1)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S108 : u32 = (*_S61).out_offset_0 + _S105 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(1);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S109 : u32 = (*_S62).out_offset_0 + _S106 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(1);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S108] + _S71[u32(5)][u32(1)];
+            _S77 = entryPointParams_result_0[_S109] + _S72[u32(5)][u32(1)];
         }
         else
         {
-            _S76 = _S71[u32(5)][u32(1)];
+            _S77 = _S72[u32(5)][u32(1)];
         }
-        entryPointParams_result_0[_S108] = _S76;
+        entryPointParams_result_0[_S109] = _S77;
     }
-    if(_S106)
+    if(_S107)
     {
-        _S75 = (_S68 + _S72.y + u32(2)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(2)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S109 : u32 = (*_S61).out_offset_0 + _S105 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(2);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S110 : u32 = (*_S62).out_offset_0 + _S106 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(2);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S109] + _S71[u32(5)][u32(2)];
+            _S77 = entryPointParams_result_0[_S110] + _S72[u32(5)][u32(2)];
         }
         else
         {
-            _S76 = _S71[u32(5)][u32(2)];
+            _S77 = _S72[u32(5)][u32(2)];
         }
-        entryPointParams_result_0[_S109] = _S76;
+        entryPointParams_result_0[_S110] = _S77;
     }
-    if(_S106)
+    if(_S107)
     {
-        _S75 = (_S68 + _S72.y + u32(3)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(3)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S110 : u32 = (*_S61).out_offset_0 + _S105 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(3);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S111 : u32 = (*_S62).out_offset_0 + _S106 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(3);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S110] + _S71[u32(5)][u32(3)];
+            _S77 = entryPointParams_result_0[_S111] + _S72[u32(5)][u32(3)];
         }
         else
         {
-            _S76 = _S71[u32(5)][u32(3)];
+            _S77 = _S72[u32(5)][u32(3)];
         }
-        entryPointParams_result_0[_S110] = _S76;
+        entryPointParams_result_0[_S111] = _S77;
     }
-    var _S111 : u32 = _S73 + u32(6);
-    var _S112 : bool = _S111 < _S69;
-    if(_S112)
+    var _S112 : u32 = _S74 + u32(6);
+    var _S113 : bool = _S112 < _S70;
+    if(_S113)
     {
-        _S75 = (_S68 + _S72.y) < _S62;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S113 : u32 = (*_S61).out_offset_0 + _S111 * (*_S61).out_stride_0 + _S68 + _S72.y;
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S114 : u32 = (*_S62).out_offset_0 + _S112 * (*_S62).out_stride_0 + _S69 + _S73.y;
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S113] + _S71[u32(6)][u32(0)];
+            _S77 = entryPointParams_result_0[_S114] + _S72[u32(6)][u32(0)];
         }
         else
         {
-            _S76 = _S71[u32(6)][u32(0)];
+            _S77 = _S72[u32(6)][u32(0)];
         }
-        entryPointParams_result_0[_S113] = _S76;
+        entryPointParams_result_0[_S114] = _S77;
     }
-    if(_S112)
+    if(_S113)
     {
-        _S75 = (_S68 + _S72.y + u32(1)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(1)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S114 : u32 = (*_S61).out_offset_0 + _S111 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(1);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S115 : u32 = (*_S62).out_offset_0 + _S112 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(1);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S114] + _S71[u32(6)][u32(1)];
+            _S77 = entryPointParams_result_0[_S115] + _S72[u32(6)][u32(1)];
         }
         else
         {
-            _S76 = _S71[u32(6)][u32(1)];
+            _S77 = _S72[u32(6)][u32(1)];
         }
-        entryPointParams_result_0[_S114] = _S76;
+        entryPointParams_result_0[_S115] = _S77;
     }
-    if(_S112)
+    if(_S113)
     {
-        _S75 = (_S68 + _S72.y + u32(2)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(2)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S115 : u32 = (*_S61).out_offset_0 + _S111 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(2);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S116 : u32 = (*_S62).out_offset_0 + _S112 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(2);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S115] + _S71[u32(6)][u32(2)];
+            _S77 = entryPointParams_result_0[_S116] + _S72[u32(6)][u32(2)];
         }
         else
         {
-            _S76 = _S71[u32(6)][u32(2)];
+            _S77 = _S72[u32(6)][u32(2)];
         }
-        entryPointParams_result_0[_S115] = _S76;
+        entryPointParams_result_0[_S116] = _S77;
     }
-    if(_S112)
+    if(_S113)
     {
-        _S75 = (_S68 + _S72.y + u32(3)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(3)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S116 : u32 = (*_S61).out_offset_0 + _S111 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(3);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S117 : u32 = (*_S62).out_offset_0 + _S112 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(3);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S116] + _S71[u32(6)][u32(3)];
+            _S77 = entryPointParams_result_0[_S117] + _S72[u32(6)][u32(3)];
         }
         else
         {
-            _S76 = _S71[u32(6)][u32(3)];
+            _S77 = _S72[u32(6)][u32(3)];
         }
-        entryPointParams_result_0[_S116] = _S76;
+        entryPointParams_result_0[_S117] = _S77;
     }
-    var _S117 : u32 = _S73 + u32(7);
-    var _S118 : bool = _S117 < _S69;
-    if(_S118)
+    var _S118 : u32 = _S74 + u32(7);
+    var _S119 : bool = _S118 < _S70;
+    if(_S119)
     {
-        _S75 = (_S68 + _S72.y) < _S62;
+        _S76 = (_S69 + _S73.y) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S119 : u32 = (*_S61).out_offset_0 + _S117 * (*_S61).out_stride_0 + _S68 + _S72.y;
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S120 : u32 = (*_S62).out_offset_0 + _S118 * (*_S62).out_stride_0 + _S69 + _S73.y;
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S119] + _S71[u32(7)][u32(0)];
+            _S77 = entryPointParams_result_0[_S120] + _S72[u32(7)][u32(0)];
         }
         else
         {
-            _S76 = _S71[u32(7)][u32(0)];
+            _S77 = _S72[u32(7)][u32(0)];
         }
-        entryPointParams_result_0[_S119] = _S76;
+        entryPointParams_result_0[_S120] = _S77;
     }
-    if(_S118)
+    if(_S119)
     {
-        _S75 = (_S68 + _S72.y + u32(1)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(1)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S120 : u32 = (*_S61).out_offset_0 + _S117 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(1);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S121 : u32 = (*_S62).out_offset_0 + _S118 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(1);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S120] + _S71[u32(7)][u32(1)];
+            _S77 = entryPointParams_result_0[_S121] + _S72[u32(7)][u32(1)];
         }
         else
         {
-            _S76 = _S71[u32(7)][u32(1)];
+            _S77 = _S72[u32(7)][u32(1)];
         }
-        entryPointParams_result_0[_S120] = _S76;
+        entryPointParams_result_0[_S121] = _S77;
     }
-    if(_S118)
+    if(_S119)
     {
-        _S75 = (_S68 + _S72.y + u32(2)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(2)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S121 : u32 = (*_S61).out_offset_0 + _S117 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(2);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S122 : u32 = (*_S62).out_offset_0 + _S118 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(2);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S121] + _S71[u32(7)][u32(2)];
+            _S77 = entryPointParams_result_0[_S122] + _S72[u32(7)][u32(2)];
         }
         else
         {
-            _S76 = _S71[u32(7)][u32(2)];
+            _S77 = _S72[u32(7)][u32(2)];
         }
-        entryPointParams_result_0[_S121] = _S76;
+        entryPointParams_result_0[_S122] = _S77;
     }
-    if(_S118)
+    if(_S119)
     {
-        _S75 = (_S68 + _S72.y + u32(3)) < _S62;
+        _S76 = (_S69 + _S73.y + u32(3)) < _S63;
     }
     else
     {
-        _S75 = false;
+        _S76 = false;
     }
-    if(_S75)
+    if(_S76)
     {
-        var _S122 : u32 = (*_S61).out_offset_0 + _S117 * (*_S61).out_stride_0 + _S68 + _S72.y + u32(3);
-        if(((*_S61).accumulate_0) != u32(0))
+        var _S123 : u32 = (*_S62).out_offset_0 + _S118 * (*_S62).out_stride_0 + _S69 + _S73.y + u32(3);
+        if(((*_S62).accumulate_0) != u32(0))
         {
-            _S76 = entryPointParams_result_0[_S122] + _S71[u32(7)][u32(3)];
+            _S77 = entryPointParams_result_0[_S123] + _S72[u32(7)][u32(3)];
         }
         else
         {
-            _S76 = _S71[u32(7)][u32(3)];
+            _S77 = _S72[u32(7)][u32(3)];
         }
-        entryPointParams_result_0[_S122] = _S76;
+        entryPointParams_result_0[_S123] = _S77;
     }
     return;
 }
@@ -1021,7 +1022,7 @@ fn gemm_0( _S59 : vec3<u32>,  _S60 : u32,  _S61 : ptr<function, GemmParams_std14
 @workgroup_size(128, 1, 1)
 fn gemm_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32)
 {
-    var _S123 : GemmParams_std140_0 = entryPointParams_0.p_0;
-    gemm_0(group_1, thread_2, &(_S123));
+    var _S124 : GemmParams_std140_0 = entryPointParams_0.p_0;
+    gemm_0(group_1, thread_2, &(_S124));
     return;
 }

@@ -7,14 +7,15 @@ struct KvAppendParams_std140_0
     @align(4) v_pages_offset_0 : u32,
     @align(16) batch_offset_0 : u32,
     @align(4) sequences_offset_0 : u32,
-    @align(8) rows_0 : u32,
-    @align(4) columns_0 : u32,
-    @align(16) k_stride_0 : u32,
-    @align(4) v_stride_0 : u32,
-    @align(8) pages_0 : u32,
-    @align(4) page_size_0 : u32,
-    @align(16) sequence_count_0 : u32,
-    @align(4) table_length_0 : u32,
+    @align(8) batch_row_0 : u32,
+    @align(4) rows_0 : u32,
+    @align(16) columns_0 : u32,
+    @align(4) k_stride_0 : u32,
+    @align(8) v_stride_0 : u32,
+    @align(4) pages_0 : u32,
+    @align(16) page_size_0 : u32,
+    @align(4) sequence_count_0 : u32,
+    @align(8) table_length_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -68,76 +69,76 @@ fn Float32_pack_0( four_0 : vec4<f32>) -> vec4<f32>
     return four_0;
 }
 
-fn valid_rows_0( _S2 : u32,  _S3 : u32) -> u32
+fn valid_rows_0( _S2 : u32,  _S3 : u32,  _S4 : u32) -> u32
 {
-    var _S4 : u32;
+    var _S5 : u32;
     if(_S2 == u32(4294967295))
     {
-        _S4 = _S3;
+        _S5 = _S4;
     }
     else
     {
-        _S4 = min(entryPointParams_batch_0[_S2], _S3);
+        _S5 = min(max(entryPointParams_batch_0[_S2], _S3) - _S3, _S4);
     }
-    return _S4;
+    return _S5;
 }
 
-fn row_sequence_0( _S5 : u32,  _S6 : u32) -> u32
+fn row_sequence_0( _S6 : u32,  _S7 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S5 + u32(3) + u32(2) * _S6];
+    return entryPointParams_batch_0[_S6 + u32(3) + u32(2) * _S7];
 }
 
-fn sequence_table_0( _S7 : u32,  _S8 : u32,  _S9 : u32,  _S10 : u32,  _S11 : u32,  _S12 : u32) -> SequenceTable_0
+fn sequence_table_0( _S8 : u32,  _S9 : u32,  _S10 : u32,  _S11 : u32,  _S12 : u32,  _S13 : u32) -> SequenceTable_0
 {
-    var _S13 : u32 = _S7 + min(_S8, _S9 - u32(1)) * (_S10 + u32(1));
-    return SequenceTable_x24init_0(_S13 + u32(1), _S11, _S12, min(entryPointParams_sequences_0[_S13], _S10 * _S11));
+    var _S14 : u32 = _S8 + min(_S9, _S10 - u32(1)) * (_S11 + u32(1));
+    return SequenceTable_x24init_0(_S14 + u32(1), _S12, _S13, min(entryPointParams_sequences_0[_S14], min(_S11, _S13) * _S12));
 }
 
-fn row_position_0( _S14 : u32,  _S15 : u32) -> u32
+fn row_position_0( _S15 : u32,  _S16 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S14 + u32(2) + u32(2) * _S15];
+    return entryPointParams_batch_0[_S15 + u32(2) + u32(2) * _S16];
 }
 
-fn SequenceTable_slot_0( _S16 : SequenceTable_0,  _S17 : u32) -> u32
+fn SequenceTable_slot_0( _S17 : SequenceTable_0,  _S18 : u32) -> u32
 {
-    var _S18 : u32 = _S17 / _S16.page_size_1;
-    var _S19 : u32 = min(entryPointParams_sequences_0[_S16.begin_0 + _S18], _S16.pages_1 - u32(1)) * _S16.page_size_1;
-    var _S20 : u32 = _S17 % _S16.page_size_1;
-    return _S19 + _S20;
+    var _S19 : u32 = _S18 / _S17.page_size_1;
+    var _S20 : u32 = min(entryPointParams_sequences_0[_S17.begin_0 + _S19], _S17.pages_1 - u32(1)) * _S17.page_size_1;
+    var _S21 : u32 = _S18 % _S17.page_size_1;
+    return _S20 + _S21;
 }
 
-fn four_1( _S21 : u32) -> vec4<f32>
+fn four_1( _S22 : u32) -> vec4<f32>
 {
-    return vec4<f32>(entryPointParams_k_0[_S21], entryPointParams_k_0[_S21 + u32(1)], entryPointParams_k_0[_S21 + u32(2)], entryPointParams_k_0[_S21 + u32(3)]);
+    return vec4<f32>(entryPointParams_k_0[_S22], entryPointParams_k_0[_S22 + u32(1)], entryPointParams_k_0[_S22 + u32(2)], entryPointParams_k_0[_S22 + u32(3)]);
 }
 
-fn four_2( _S22 : u32) -> vec4<f32>
+fn four_2( _S23 : u32) -> vec4<f32>
 {
-    return vec4<f32>(entryPointParams_v_0[_S22], entryPointParams_v_0[_S22 + u32(1)], entryPointParams_v_0[_S22 + u32(2)], entryPointParams_v_0[_S22 + u32(3)]);
+    return vec4<f32>(entryPointParams_v_0[_S23], entryPointParams_v_0[_S23 + u32(1)], entryPointParams_v_0[_S23 + u32(2)], entryPointParams_v_0[_S23 + u32(3)]);
 }
 
 @compute
 @workgroup_size(128, 1, 1)
 fn kv_append_f32(@builtin(workgroup_id) group_2 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32)
 {
-    var _S23 : u32 = thread_number_0(group_2, thread_1);
-    var _S24 : u32 = entryPointParams_0.p_0.columns_0 / u32(4);
-    var _S25 : u32 = _S23 / _S24;
-    var _S26 : u32 = _S23 % _S24;
-    if(_S25 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.rows_0)))
+    var _S24 : u32 = thread_number_0(group_2, thread_1);
+    var _S25 : u32 = entryPointParams_0.p_0.columns_0 / u32(4);
+    var _S26 : u32 = _S24 / _S25;
+    var _S27 : u32 = _S24 % _S25;
+    if(_S26 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
     {
         return;
     }
-    var _S27 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, _S25), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
-    var _S28 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, _S25);
-    if(_S28 >= (_S27.length_0))
+    var _S28 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + _S26), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
+    var _S29 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + _S26);
+    if(_S29 >= (_S28.length_0))
     {
         return;
     }
-    var _S29 : u32 = SequenceTable_slot_0(_S27, _S28);
-    var _S30 : u32 = _S29 * _S24 + _S26;
-    var _S31 : u32 = u32(4) * _S26;
-    entryPointParams_k_pages_0[entryPointParams_0.p_0.k_pages_offset_0 + _S30] = Float32_pack_0(four_1(entryPointParams_0.p_0.k_offset_0 + _S25 * entryPointParams_0.p_0.k_stride_0 + _S31));
-    entryPointParams_v_pages_0[entryPointParams_0.p_0.v_pages_offset_0 + _S30] = Float32_pack_0(four_2(entryPointParams_0.p_0.v_offset_0 + _S25 * entryPointParams_0.p_0.v_stride_0 + _S31));
+    var _S30 : u32 = SequenceTable_slot_0(_S28, _S29);
+    var _S31 : u32 = _S30 * _S25 + _S27;
+    var _S32 : u32 = u32(4) * _S27;
+    entryPointParams_k_pages_0[entryPointParams_0.p_0.k_pages_offset_0 + _S31] = Float32_pack_0(four_1(entryPointParams_0.p_0.k_offset_0 + _S26 * entryPointParams_0.p_0.k_stride_0 + _S32));
+    entryPointParams_v_pages_0[entryPointParams_0.p_0.v_pages_offset_0 + _S31] = Float32_pack_0(four_2(entryPointParams_0.p_0.v_offset_0 + _S26 * entryPointParams_0.p_0.v_stride_0 + _S32));
     return;
 }

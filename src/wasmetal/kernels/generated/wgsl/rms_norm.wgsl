@@ -6,11 +6,12 @@ struct RmsNormParams_std140_0
     @align(4) weight_offset_0 : u32,
     @align(8) out_offset_0 : u32,
     @align(4) batch_offset_0 : u32,
-    @align(16) rows_0 : u32,
-    @align(4) columns_0 : u32,
-    @align(8) x_stride_0 : u32,
-    @align(4) out_stride_0 : u32,
-    @align(16) eps_0 : f32,
+    @align(16) batch_row_0 : u32,
+    @align(4) rows_0 : u32,
+    @align(8) columns_0 : u32,
+    @align(4) x_stride_0 : u32,
+    @align(16) out_stride_0 : u32,
+    @align(4) eps_0 : f32,
 };
 
 struct EntryPointParams_std140_0
@@ -68,18 +69,18 @@ fn group_sum_0( value_0 : f32,  thread_0 : u32) -> f32
     return result_0;
 }
 
-fn valid_rows_0( _S7 : u32,  _S8 : u32) -> u32
+fn valid_rows_0( _S7 : u32,  _S8 : u32,  _S9 : u32) -> u32
 {
-    var _S9 : u32;
+    var _S10 : u32;
     if(_S7 == u32(4294967295))
     {
-        _S9 = _S8;
+        _S10 = _S9;
     }
     else
     {
-        _S9 = min(entryPointParams_batch_0[_S7], _S8);
+        _S10 = min(max(entryPointParams_batch_0[_S7], _S8) - _S8, _S9);
     }
-    return _S9;
+    return _S10;
 }
 
 @compute
@@ -87,12 +88,12 @@ fn valid_rows_0( _S7 : u32,  _S8 : u32) -> u32
 fn rms_norm(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
     _S1 = _builtinWaveLaneCount_0;
-    var _S10 : u32 = group_number_0(group_1);
-    if(_S10 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.rows_0)))
+    var _S11 : u32 = group_number_0(group_1);
+    if(_S11 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
     {
         return;
     }
-    var _S11 : u32 = entryPointParams_0.p_0.x_offset_0 + _S10 * entryPointParams_0.p_0.x_stride_0;
+    var _S12 : u32 = entryPointParams_0.p_0.x_offset_0 + _S11 * entryPointParams_0.p_0.x_stride_0;
     var column_0 : u32 = thread_1;
     var squares_0 : f32 = 0.0f;
     for(;;)
@@ -104,13 +105,13 @@ fn rms_norm(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocatio
         {
             break;
         }
-        var _S12 : u32 = _S11 + column_0;
-        var squares_1 : f32 = squares_0 + entryPointParams_x_0[_S12] * entryPointParams_x_0[_S12];
+        var _S13 : u32 = _S12 + column_0;
+        var squares_1 : f32 = squares_0 + entryPointParams_x_0[_S13] * entryPointParams_x_0[_S13];
         column_0 = column_0 + u32(128);
         squares_0 = squares_1;
     }
-    var _S13 : f32 = group_sum_0(squares_0, thread_1);
-    var _S14 : f32 = 1.0f / sqrt(_S13 / f32(entryPointParams_0.p_0.columns_0) + entryPointParams_0.p_0.eps_0);
+    var _S14 : f32 = group_sum_0(squares_0, thread_1);
+    var _S15 : f32 = 1.0f / sqrt(_S14 / f32(entryPointParams_0.p_0.columns_0) + entryPointParams_0.p_0.eps_0);
     column_0 = thread_1;
     for(;;)
     {
@@ -121,7 +122,7 @@ fn rms_norm(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocatio
         {
             break;
         }
-        entryPointParams_result_0[entryPointParams_0.p_0.out_offset_0 + _S10 * entryPointParams_0.p_0.out_stride_0 + column_0] = entryPointParams_x_0[_S11 + column_0] * _S14 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + column_0];
+        entryPointParams_result_0[entryPointParams_0.p_0.out_offset_0 + _S11 * entryPointParams_0.p_0.out_stride_0 + column_0] = entryPointParams_x_0[_S12 + column_0] * _S15 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + column_0];
         column_0 = column_0 + u32(128);
     }
     return;

@@ -4,13 +4,14 @@ struct RopeParams_std140_0
     @align(16) x_offset_0 : u32,
     @align(4) table_offset_0 : u32,
     @align(8) batch_offset_0 : u32,
-    @align(4) rows_0 : u32,
-    @align(16) heads_0 : u32,
-    @align(4) head_dim_0 : u32,
-    @align(8) x_stride_0 : u32,
-    @align(4) pairs_0 : u32,
-    @align(16) positions_0 : u32,
-    @align(4) interleaved_0 : u32,
+    @align(4) batch_row_0 : u32,
+    @align(16) rows_0 : u32,
+    @align(4) heads_0 : u32,
+    @align(8) head_dim_0 : u32,
+    @align(4) x_stride_0 : u32,
+    @align(16) pairs_0 : u32,
+    @align(4) positions_0 : u32,
+    @align(8) interleaved_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -35,64 +36,64 @@ fn thread_number_0( group_1 : vec3<u32>,  thread_0 : u32) -> u32
     return group_number_0(group_1) * u32(128) + thread_0;
 }
 
-fn valid_rows_0( _S1 : u32,  _S2 : u32) -> u32
+fn valid_rows_0( _S1 : u32,  _S2 : u32,  _S3 : u32) -> u32
 {
-    var _S3 : u32;
+    var _S4 : u32;
     if(_S1 == u32(4294967295))
     {
-        _S3 = _S2;
+        _S4 = _S3;
     }
     else
     {
-        _S3 = min(entryPointParams_batch_0[_S1], _S2);
+        _S4 = min(max(entryPointParams_batch_0[_S1], _S2) - _S2, _S3);
     }
-    return _S3;
+    return _S4;
 }
 
-fn row_position_0( _S4 : u32,  _S5 : u32) -> u32
+fn row_position_0( _S5 : u32,  _S6 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S4 + u32(2) + u32(2) * _S5];
+    return entryPointParams_batch_0[_S5 + u32(2) + u32(2) * _S6];
 }
 
 @compute
 @workgroup_size(128, 1, 1)
 fn rope(@builtin(workgroup_id) group_2 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32)
 {
-    var _S6 : u32 = thread_number_0(group_2, thread_1);
-    var _S7 : u32 = _S6 % entryPointParams_0.p_0.pairs_0;
-    var _S8 : u32 = _S6 / entryPointParams_0.p_0.pairs_0;
-    var _S9 : u32 = _S8 % entryPointParams_0.p_0.heads_0;
-    var _S10 : u32 = _S6 / entryPointParams_0.p_0.pairs_0;
-    var _S11 : u32 = _S10 / entryPointParams_0.p_0.heads_0;
-    if(_S11 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.rows_0)))
+    var _S7 : u32 = thread_number_0(group_2, thread_1);
+    var _S8 : u32 = _S7 % entryPointParams_0.p_0.pairs_0;
+    var _S9 : u32 = _S7 / entryPointParams_0.p_0.pairs_0;
+    var _S10 : u32 = _S9 % entryPointParams_0.p_0.heads_0;
+    var _S11 : u32 = _S7 / entryPointParams_0.p_0.pairs_0;
+    var _S12 : u32 = _S11 / entryPointParams_0.p_0.heads_0;
+    if(_S12 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
     {
         return;
     }
-    var _S12 : u32 = entryPointParams_0.p_0.table_offset_0 + u32(2) * (min(row_position_0(entryPointParams_0.p_0.batch_offset_0, _S11), entryPointParams_0.p_0.positions_0 - u32(1)) * entryPointParams_0.p_0.pairs_0 + _S7);
-    var _S13 : f32 = entryPointParams_table_0[_S12];
-    var _S14 : f32 = entryPointParams_table_0[_S12 + u32(1)];
-    var _S15 : u32 = entryPointParams_0.p_0.x_offset_0 + _S11 * entryPointParams_0.p_0.x_stride_0 + _S9 * entryPointParams_0.p_0.head_dim_0;
-    var _S16 : u32;
+    var _S13 : u32 = entryPointParams_0.p_0.table_offset_0 + u32(2) * (min(row_position_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + _S12), entryPointParams_0.p_0.positions_0 - u32(1)) * entryPointParams_0.p_0.pairs_0 + _S8);
+    var _S14 : f32 = entryPointParams_table_0[_S13];
+    var _S15 : f32 = entryPointParams_table_0[_S13 + u32(1)];
+    var _S16 : u32 = entryPointParams_0.p_0.x_offset_0 + _S12 * entryPointParams_0.p_0.x_stride_0 + _S10 * entryPointParams_0.p_0.head_dim_0;
+    var _S17 : u32;
     if((entryPointParams_0.p_0.interleaved_0) != u32(0))
     {
-        _S16 = u32(2) * _S7;
+        _S17 = u32(2) * _S8;
     }
     else
     {
-        _S16 = _S7;
+        _S17 = _S8;
     }
-    var _S17 : u32 = _S15 + _S16;
+    var _S18 : u32 = _S16 + _S17;
     if((entryPointParams_0.p_0.interleaved_0) != u32(0))
     {
-        _S16 = _S17 + u32(1);
+        _S17 = _S18 + u32(1);
     }
     else
     {
-        _S16 = _S17 + entryPointParams_0.p_0.pairs_0;
+        _S17 = _S18 + entryPointParams_0.p_0.pairs_0;
     }
-    var _S18 : f32 = entryPointParams_x_0[_S17];
-    var _S19 : f32 = entryPointParams_x_0[_S16];
-    entryPointParams_x_0[_S17] = entryPointParams_x_0[_S17] * _S13 - entryPointParams_x_0[_S16] * _S14;
-    entryPointParams_x_0[_S16] = _S18 * _S14 + _S19 * _S13;
+    var _S19 : f32 = entryPointParams_x_0[_S18];
+    var _S20 : f32 = entryPointParams_x_0[_S17];
+    entryPointParams_x_0[_S18] = entryPointParams_x_0[_S18] * _S14 - entryPointParams_x_0[_S17] * _S15;
+    entryPointParams_x_0[_S17] = _S19 * _S15 + _S20 * _S14;
     return;
 }

@@ -5,11 +5,12 @@ struct SiluMulParams_std140_0
     @align(4) up_offset_0 : u32,
     @align(8) out_offset_0 : u32,
     @align(4) batch_offset_0 : u32,
-    @align(16) rows_0 : u32,
-    @align(4) columns_0 : u32,
-    @align(8) gate_stride_0 : u32,
-    @align(4) up_stride_0 : u32,
-    @align(16) out_stride_0 : u32,
+    @align(16) batch_row_0 : u32,
+    @align(4) rows_0 : u32,
+    @align(8) columns_0 : u32,
+    @align(4) gate_stride_0 : u32,
+    @align(16) up_stride_0 : u32,
+    @align(4) out_stride_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -36,31 +37,31 @@ fn thread_number_0( group_1 : vec3<u32>,  thread_0 : u32) -> u32
     return group_number_0(group_1) * u32(128) + thread_0;
 }
 
-fn valid_rows_0( _S1 : u32,  _S2 : u32) -> u32
+fn valid_rows_0( _S1 : u32,  _S2 : u32,  _S3 : u32) -> u32
 {
-    var _S3 : u32;
+    var _S4 : u32;
     if(_S1 == u32(4294967295))
     {
-        _S3 = _S2;
+        _S4 = _S3;
     }
     else
     {
-        _S3 = min(entryPointParams_batch_0[_S1], _S2);
+        _S4 = min(max(entryPointParams_batch_0[_S1], _S2) - _S2, _S3);
     }
-    return _S3;
+    return _S4;
 }
 
 @compute
 @workgroup_size(128, 1, 1)
 fn silu_mul(@builtin(workgroup_id) group_2 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32)
 {
-    var _S4 : u32 = thread_number_0(group_2, thread_1);
-    var _S5 : u32 = _S4 / entryPointParams_0.p_0.columns_0;
-    var _S6 : u32 = _S4 % entryPointParams_0.p_0.columns_0;
-    if(_S5 < (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.rows_0)))
+    var _S5 : u32 = thread_number_0(group_2, thread_1);
+    var _S6 : u32 = _S5 / entryPointParams_0.p_0.columns_0;
+    var _S7 : u32 = _S5 % entryPointParams_0.p_0.columns_0;
+    if(_S6 < (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
     {
-        var _S7 : f32 = entryPointParams_gate_0[entryPointParams_0.p_0.gate_offset_0 + _S5 * entryPointParams_0.p_0.gate_stride_0 + _S6];
-        entryPointParams_result_0[entryPointParams_0.p_0.out_offset_0 + _S5 * entryPointParams_0.p_0.out_stride_0 + _S6] = _S7 / (1.0f + exp(- _S7)) * entryPointParams_up_0[entryPointParams_0.p_0.up_offset_0 + _S5 * entryPointParams_0.p_0.up_stride_0 + _S6];
+        var _S8 : f32 = entryPointParams_gate_0[entryPointParams_0.p_0.gate_offset_0 + _S6 * entryPointParams_0.p_0.gate_stride_0 + _S7];
+        entryPointParams_result_0[entryPointParams_0.p_0.out_offset_0 + _S6 * entryPointParams_0.p_0.out_stride_0 + _S7] = _S8 / (1.0f + exp(- _S8)) * entryPointParams_up_0[entryPointParams_0.p_0.up_offset_0 + _S6 * entryPointParams_0.p_0.up_stride_0 + _S7];
     }
     return;
 }
