@@ -27,7 +27,7 @@ class Work:
         self.waited_for = threading.Event()
         self.results = 0
         self.error: Exception | None = None
-        self.lost: Exception | None = None
+        self.lost_in = ""
         self.dropped = False
 
     def drop(self) -> None:
@@ -35,12 +35,16 @@ class Work:
 
     def wait(self, seconds: float) -> bool:
         self.waited_for.set()
-        return self.end.wait(seconds) and self.ended()
+        self.lose("wait")
+        return self.end.wait(seconds)
 
     def ended(self) -> bool:
-        if self.lost is not None:
-            raise self.lost
+        self.lose("ended")
         return self.end.is_set()
+
+    def lose(self, method: str) -> None:
+        if self.lost_in == method:
+            raise DeviceLostError("fell out of the machine")
 
     def result(self) -> tuple[float, Exception | None]:
         self.results += 1
@@ -201,7 +205,7 @@ def test_recordings_outlive_a_queue_that_everybody_drops(ends: str) -> None:
     if ends == "it ends":
         work.end.set()
     else:
-        work.lost = DeviceLostError("fell out of the machine")
+        work.lost_in = "ended"
     abandoned.release_ended()
     del work
     backend.works.clear()
@@ -209,7 +213,7 @@ def test_recordings_outlive_a_queue_that_everybody_drops(ends: str) -> None:
     assert recording() is None
 
 
-@pytest.mark.parametrize("when", ["start", "wait", "result", "nobody waits"])
+@pytest.mark.parametrize("when", ["start", "wait", "result", "ended"])
 def test_a_lost_device_gets_no_more_work(made: Fixture, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     """Whichever call says so: all submissions then end with that error, and further ones are refused."""
     lost = DeviceLostError("fell out of the machine")
@@ -223,9 +227,11 @@ def test_a_lost_device_gets_no_more_work(made: Fixture, monkeypatch: pytest.Monk
         first.wait()
     else:
         for work in made.works:
-            work.error, work.lost = (lost, None) if when == "result" else (None, lost)
-            work.end.set()
-        if when != "nobody waits":
+            work.lost_in = when
+            if when == "result":
+                work.error = lost
+                work.end.set()
+        if when != "ended":  # then nobody waits
             for submission in (second, first, first):
                 with pytest.raises(DeviceLostError, match="fell out"):
                     submission.wait(LONG)
