@@ -18,7 +18,7 @@ _numbers = itertools.count()
 
 
 def keep(ended: Callable[[], bool], used: object) -> None:
-    """Refer to ``used`` until ``ended()``, which :func:`release_ended` asks, or until that raises DeviceLostError."""
+    """Refer to ``used`` until ``ended()``, which is asked now and by :func:`release_ended`, or DeviceLostError."""
     if not _over(ended):
         _kept[next(_numbers)] = Origin("abandoned work"), ended, used
 

@@ -132,14 +132,7 @@ class Queue:
         """Whether a submission has not ended yet. Raises ForkedError."""
         self._origin.check()
         with self.lock:
-            try:
-                if submission.work is not None and submission.work.ended():
-                    submission.seconds, error = submission.work.result()
-                    self._counters.device_seconds += submission.seconds
-                    self._end(submission, error)
-            except DeviceLostError as lost:  # a lost device runs nothing
-                self._end(submission, lost)
-        return submission.work is not None
+            return self._poll(submission)
 
     def abandon(self, submission: DeviceSubmission) -> None:
         """Drop what has not started of a submission that nobody waits for. Does nothing in a forked process."""
@@ -165,12 +158,13 @@ class Queue:
         try:
             work.wait(seconds)
         except DeviceLostError as lost:
-            self._end(submission, lost)
+            with self.lock:
+                self._end(submission, lost)
         with self.lock:
             if not self._pending or self._pending[0] is not submission:
                 # Settle earlier submissions first, in order: this one may depend on them to end.
                 self._settle()
-            if submission.pending:
+            if self._poll(submission):
                 self._check_answers(submission)
         return submission.work is None
 
@@ -190,18 +184,32 @@ class Queue:
 
     def _settle(self) -> None:
         """Settle what has ended, in order."""
-        while self._pending and not self._pending[0].pending:
+        while self._pending and not self._poll(self._pending[0]):
             pass
+
+    def _poll(self, submission: DeviceSubmission) -> bool:
+        """Settle a submission if it has ended; return whether it is pending."""
+        work = submission.work
+        if work is not None:
+            try:
+                if not work.ended():
+                    return True
+                submission.seconds, error = work.result()
+            except DeviceLostError as lost:  # a lost device runs nothing
+                error = lost
+            self._counters.device_seconds += submission.seconds
+            self._end(submission, error)
+        return False
 
     def _end(self, submission: DeviceSubmission, error: Exception | None) -> None:
         """Release what a submission used."""
-        with self.lock:
-            if submission.work is not None:
-                self._lost |= isinstance(error, DeviceLostError)
+        if submission.work is not None:
+            if error is not None:
                 submission.error = error
-                del self._in_flight[submission.work]
-                submission.work = None
-                self._pending.remove(submission)
+                self._lost |= isinstance(error, DeviceLostError)
+            del self._in_flight[submission.work]
+            submission.work = None
+            self._pending.remove(submission)
 
 
 def _abandon_all(in_flight: dict[Work, Sequence[Recording]]) -> None:
