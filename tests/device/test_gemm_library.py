@@ -11,12 +11,12 @@ import pytest
 
 from tests.ops.tensors import Bench
 from wasmetal import ops
-from wasmetal.device import gemm_library
 from wasmetal.device.backend import Range
 from wasmetal.device.cpu import CpuBackend
 from wasmetal.device.cpu.memory import Pages
 from wasmetal.device.gemm import Gemm, Matrix
-from wasmetal.device.gemm_library import GemmLibrary, LibraryTrials
+from wasmetal.device.libraries import base
+from wasmetal.device.libraries.base import GemmLibrary, LibraryTrials
 from wasmetal.device.opened import OpenDevice
 from wasmetal.device.trial_results import TrialResults
 from wasmetal.kernels.catalog import Kernel
@@ -73,7 +73,7 @@ class Backend(CpuBackend):
 def open_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., OpenDevice]:
     """Opens a device whose library makes a constant error, and is tried first."""
     monkeypatch.setenv("WASMETAL_HOME", str(tmp_path))
-    monkeypatch.setattr(gemm_library, "LEAST", SIDE**3)
+    monkeypatch.setattr(base, "LEAST", SIDE**3)
 
     def open_it(error: float = 0) -> OpenDevice:
         trials = LibraryTrials(TrialResults("test.trials"), lambda: OpenDevice(Backend(NumPyLibrary(error))))

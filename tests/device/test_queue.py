@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 
 from wasmetal.counters import Counters
+from wasmetal.device import abandoned
 from wasmetal.device.queue import Queue
-from wasmetal.errors import DeviceError, DeviceTimeoutError
+from wasmetal.errors import DeviceError, DeviceLostError, DeviceTimeoutError
 
 LONG = 30
 """A timeout in seconds that no test reaches."""
@@ -23,45 +27,70 @@ class Work:
         self.waited_for = threading.Event()
         self.results = 0
         self.error: Exception | None = None
+        self.lost_in = ""
+        self.dropped = False
+
+    def drop(self) -> None:
+        self.dropped = True
 
     def wait(self, seconds: float) -> bool:
         self.waited_for.set()
+        self.lose("wait")
         return self.end.wait(seconds)
 
     def ended(self) -> bool:
+        self.lose("ended")
         return self.end.is_set()
+
+    def lose(self, method: str) -> None:
+        if self.lost_in == method:
+            raise DeviceLostError("fell out of the machine")
 
     def result(self) -> tuple[float, Exception | None]:
         self.results += 1
         return 0.25, self.error
 
 
-class Fixture:
+class Backend:
     in_order = True
     info = SimpleNamespace(name="a device")
 
     def __init__(self) -> None:
-        self.dropped: list[Work] = []
-        self.counters = Counters()
-        self.queue = Queue(self, self.counters)
         self.works: list[Work] = []
 
     def start(self, recordings: list[object]) -> Work:
         self.works.append(Work())
         return self.works[-1]
 
-    def drop(self, work: Work) -> None:
-        self.dropped.append(work)
 
-    def list(self, dispatches: int = 2) -> SimpleNamespace:
-        class List(SimpleNamespace):
-            __hash__ = object.__hash__
-            pending = property(lambda self: self.submission is not None and self.submission.pending)
+class List(SimpleNamespace):
+    __hash__ = object.__hash__
+    pending = property(lambda self: self.submission is not None and self.submission.pending)
 
-        return List(recording=SimpleNamespace(dispatches=dispatches), submission=None)
+
+class Recording:
+    dispatches = 2
+
+
+def a_list() -> List:
+    return List(recording=Recording(), submission=None)
+
+
+class Fixture(Backend):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counters = Counters()
+        self.queue = Queue(self, self.counters)
 
     def submit(self, *lists: SimpleNamespace):
-        return self.queue.submit(lists or (self.list(),))
+        return self.queue.submit(lists or (a_list(),))
+
+
+def raising(error: BaseException) -> Callable[[object], Work]:
+    def broken(recordings: object) -> Work:
+        raise error
+
+    return broken
 
 
 @pytest.fixture
@@ -101,9 +130,9 @@ def test_no_lock_is_held_while_waiting(made: Fixture) -> None:
 
 
 def test_a_pending_list_is_refused_until_its_submission_has_ended(made: Fixture) -> None:
-    commands = made.list()
+    commands = a_list()
     first = made.submit(commands)
-    for lists in ((commands,), (made.list(), commands)):
+    for lists in ((commands,), (a_list(), commands)):
         with pytest.raises(DeviceError, match="still pending"):
             made.submit(*lists)
     assert len(made.works) == 1
@@ -135,22 +164,79 @@ def test_an_error_is_raised_by_every_wait(made: Fixture) -> None:
 
 
 def test_a_submission_that_cannot_start_leaves_nothing_behind(made: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands = made.list()
-
-    def broken(recordings: list[object]) -> Work:
-        raise KeyboardInterrupt
-
+    commands = a_list()
     with monkeypatch.context() as patch:
-        patch.setattr(made, "start", broken)
+        patch.setattr(made, "start", raising(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             made.submit(commands)
     assert made.counters == Counters()
     made.submit(commands)
 
 
-def test_what_ended_lets_go_of_what_it_used(made: Fixture) -> None:
-    submission = made.submit()
+def test_recordings_live_until_they_have_ended(made: Fixture) -> None:
+    """Though their list was closed."""
+    commands = a_list()
+    recording = weakref.ref(commands.recording)
+    submission = made.submit(commands)
+    del commands.recording
+    gc.collect()
+    assert recording() is not None
     made.works[0].end.set()
     submission.wait()
-    assert submission.recordings == ()
-    assert submission.work is None
+    gc.collect()
+    assert recording() is None
+
+
+@pytest.mark.parametrize("ends", ["it ends", "the device is lost"])
+def test_recordings_outlive_a_queue_that_everybody_drops(ends: str) -> None:
+    """Until their work has ended. A lost device has ended all of it."""
+    backend = Backend()
+    queue = Queue(backend, Counters())
+    commands = a_list()
+    recording, gone = weakref.ref(commands.recording), weakref.ref(queue)
+    queue.submit([commands])
+    work = backend.works[0]
+    del queue, commands
+    gc.collect()
+    assert gone() is None
+    assert work.dropped
+    abandoned.release_ended()
+    assert recording() is not None
+    if ends == "it ends":
+        work.end.set()
+    else:
+        work.lost_in = "ended"
+    abandoned.release_ended()
+    del work
+    backend.works.clear()
+    gc.collect()
+    assert recording() is None
+
+
+@pytest.mark.parametrize("when", ["start", "wait", "result", "ended"])
+def test_a_lost_device_gets_no_more_work(made: Fixture, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Whichever call says so: all submissions then end with that error, and further ones are refused."""
+    lost = DeviceLostError("fell out of the machine")
+    first, second = made.submit(), made.submit()
+    if when == "start":
+        with monkeypatch.context() as patch:
+            patch.setattr(made, "start", raising(lost))
+            with pytest.raises(DeviceLostError, match="fell out"):
+                made.submit()
+        made.works[0].end.set()
+        first.wait()
+    else:
+        for work in made.works:
+            work.lost_in = when
+            if when == "result":
+                work.error = lost
+                work.end.set()
+        if when != "ended":  # then nobody waits
+            for submission in (second, first, first):
+                with pytest.raises(DeviceLostError, match="fell out"):
+                    submission.wait(LONG)
+    with pytest.raises(DeviceLostError, match="the device was lost: open it again"):
+        made.submit()
+    assert len(made.works) == 2
+    assert first.pending is False
+    made.queue.close()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.device.harness import add, recorded, span
-from wasmetal.device import Binding, Device, open_device
+from wasmetal.device import Binding, Device, abandoned, open_device
 from wasmetal.errors import (
     DeviceError,
     DeviceLostError,
@@ -203,6 +206,21 @@ class TestPendingWork:
             submission.wait(60)
             assert submission.seconds > 0
         del submission, long_list
+
+    def test_dropped_while_at_work(self, vulkan: Device) -> None:
+        """Nobody waits or closes anything: all of it lives until the work has ended, and no longer."""
+        device = open_device(vulkan.info.spec)
+        count = 1 << 19
+        whole = span(device.allocate(4 * count), 0, count)
+        device.submit([recorded(device, *[(whole, whole, whole)] * 400)])
+        opened = weakref.ref(device.backend.logical)
+        del device, whole
+        gc.collect()
+        end = time.monotonic() + 60
+        while opened() is not None and time.monotonic() < end:
+            abandoned.release_ended()
+            gc.collect()
+        assert opened() is None
 
 
 @pytest.mark.vulkan

@@ -305,7 +305,7 @@ def test_mps_on_a_virtual_gpu_if_that_is_asked_for(
 def test_opening_does_not_load_mps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WASMETAL_HOME", str(tmp_path))
     with installed(), open_device("metal") as device, Bench(device) as bench:
-        loaded = import_module("wasmetal.device.metal.api").load_mps.cache_info
+        loaded = import_module("wasmetal.device.libraries.mps").load_mps.cache_info
         matmul_of(bench, 64, 64, 64)
         assert loaded().currsize == 0
         matmul_of(bench, SIDE, SIDE, SIDE)

@@ -46,7 +46,7 @@ class Seams:
 
     def replace(self, module: str, name: str, mistake: Callable[[Any], Any]) -> None:
         """Replace ``name`` (``Class.method`` for a method) by what ``mistake`` makes of it."""
-        owner: Any = import_module(f"wasmetal.device.metal.{module}")
+        owner: Any = import_module(f"wasmetal.device.{module}")
         *path, attribute = name.split(".")
         for part in path:
             owner = getattr(owner, part)
@@ -148,7 +148,7 @@ def too_many_threads(command: Callable[..., Any], pipeline: Any, arguments: Any,
 
 def without(method: str) -> Mistake:
     """One method of the encoder is never called."""
-    return changed("encoding", "_calls", lambda real, run: [call for call in real(run) if call[0] != method])
+    return changed("metal.encoding", "_calls", lambda real, run: [call for call in real(run) if call[0] != method])
 
 
 def further(bind: Callable[..., tuple[Any, int]], allocation: Any, *place: int) -> tuple[Any, int]:
@@ -158,56 +158,56 @@ def further(bind: Callable[..., tuple[Any, int]], allocation: Any, *place: int) 
 
 MISTAKES: dict[str, tuple[Mistake, type[Exception]]] = {
     "an unaligned length": (
-        changed("memory", "_wrap", lambda real, device, pages: real(device, pages[:-4])),
+        changed("metal.memory", "_wrap", lambda real, device, pages: real(device, pages[:-4])),
         RuleError,
     ),
-    "an unaligned offset": (changed("memory", "MetalAllocation.bind", further), RuleError),
-    "an unaligned parameter": (number("recording", "_SLOT", 40), RuleError),
-    "private storage": (number("memory", "_OPTIONS", 2 << 4), RuleError),
-    "fast math": (number("pipeline", "mtl.MTLMathModeSafe", 2), RuleError),
-    "too many threads": (changed("recording", "Command", too_many_threads), RuleError),
+    "an unaligned offset": (changed("metal.memory", "MetalAllocation.bind", further), RuleError),
+    "an unaligned parameter": (number("metal.recording", "_SLOT", 40), RuleError),
+    "private storage": (number("metal.memory", "_OPTIONS", 2 << 4), RuleError),
+    "fast math": (number("metal.pipeline", "mtl.MTLMathModeSafe", 2), RuleError),
+    "too many threads": (changed("metal.recording", "Command", too_many_threads), RuleError),
     "no pipeline": (without("setComputePipelineState_"), RuleError),
     "an offset not set": (without("setBufferOffset_atIndex_"), AssertionError),
-    "no barrier between dispatches": (nothing("recording", "Hazards.needs_barrier"), AssertionError),
-    "no barrier between lists": (nothing("stream", "Stream.barrier"), AssertionError),
-    "submissions out of order": (nothing("queue", "CommandQueue._busy"), AssertionError),
-    "an encoder left open": (nothing("stream", "Stream.close"), RuleError),
+    "no barrier between dispatches": (nothing("metal.recording", "Hazards.needs_barrier"), AssertionError),
+    "no barrier between lists": (nothing("metal.stream", "Stream.barrier"), AssertionError),
+    "submissions out of order": (nothing("metal.queue", "CommandQueue._busy"), AssertionError),
+    "an encoder left open": (nothing("metal.stream", "Stream.close"), RuleError),
     "no autorelease pool": (
-        lambda seams: seams.replace("queue", "objc", lambda _: SimpleNamespace(autorelease_pool=nullcontext)),
+        lambda seams: seams.replace("metal.queue", "objc", lambda _: SimpleNamespace(autorelease_pool=nullcontext)),
         RuleError,
     ),
-    "pages released early": (changed("recording", "MetalRecording.__init__", keeps_parameters_alone), RuleError),
-    "a buffer kept for ever": (nothing("residency", "Residency.remove"), AssertionError),
+    "pages released early": (changed("metal.recording", "MetalRecording.__init__", keeps_parameters_alone), RuleError),
+    "a buffer kept for ever": (nothing("metal.residency", "Residency.remove"), AssertionError),
 }
 
 MISTAKES_WITH_MPS: dict[str, tuple[Mistake, type[Exception]]] = {
     "passes out of order": (
-        changed("stream", "Stream.commands", lambda _, stream: (stream.close(), stream._commands)[1]),
+        changed("metal.stream", "Stream.commands", lambda _, stream: (stream.close(), stream._commands)[1]),
         AssertionError,
     ),
-    "an open encoder": (changed("stream", "Stream.commands", lambda _, stream: stream._commands), RuleError),
+    "an open encoder": (changed("metal.stream", "Stream.commands", lambda _, stream: stream._commands), RuleError),
     "an event that had come already": (
-        changed("stream", "Stream.__init__", lambda real, s, commands, event, _: real(s, commands, event, ONES)),
+        changed("metal.stream", "Stream.__init__", lambda real, s, commands, event, _: real(s, commands, event, ONES)),
         RuleError,
     ),
     "an MPS pass with unretained references": (
-        changed("recording", "MetalRecording.__init__", tells_of_no_gemm),
+        changed("metal.recording", "MetalRecording.__init__", tells_of_no_gemm),
         RuleError,
     ),
     "no element's offset": (
-        changed("mps", "_matrix", lambda real, matrix, buffer, begin: real(matrix, buffer, begin + 1)),
+        changed("libraries.mps", "_matrix", lambda real, matrix, buffer, begin: real(matrix, buffer, begin + 1)),
         RuleError,
     ),
     "the offset of a binding left out": (
-        changed("mps", "_matrix", lambda real, matrix, buffer, begin: real(matrix, buffer, 0)),
+        changed("libraries.mps", "_matrix", lambda real, matrix, buffer, begin: real(matrix, buffer, 0)),
         AssertionError,
     ),
     "the wrong way round": (
-        changed("mps", "MpsGemm", lambda real, device, gemm, places: real(device, turned(gemm), places)),
+        changed("libraries.mps", "MpsGemm", lambda real, device, gemm, places: real(device, turned(gemm), places)),
         AssertionError,
     ),
     "a result not added to": (
-        changed("mps", "_kernel", lambda real, device, gemm: real(device, replace(gemm, accumulate=False))),
+        changed("libraries.mps", "_kernel", lambda real, device, gemm: real(device, replace(gemm, accumulate=False))),
         AssertionError,
     ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from wasmetal.device.backend import Dispatch, Work
+from wasmetal.device.backend import Dispatch
 from wasmetal.device.cpu.device import CpuBackend
 from wasmetal.device.cpu.memory import Pages
 from wasmetal.device.cpu.work import CpuRecording, CpuWork, Step
@@ -28,6 +28,9 @@ class HangingWork:
     def result(self) -> tuple[float, Exception | None]:
         return self._work.result()
 
+    def drop(self) -> None:
+        """Do nothing: what has been given to the device runs."""
+
 
 class HangingRecording(CpuRecording):
     def close(self) -> None:
@@ -49,9 +52,6 @@ class HangingBackend(CpuBackend):
 
     def start(self, recordings: Sequence[CpuRecording]) -> HangingWork:  # type: ignore[override]
         return HangingWork(super().start(recordings), self.answers)
-
-    def drop(self, work: Work) -> None:
-        """Do nothing: what has been given to the device runs."""
 
 
 class HangingDevice(OpenDevice):

@@ -168,6 +168,7 @@ def drop_the_parents() -> None:
     owners = [Owner()]
     on_release(owners[0], released.append, "the parent's")
     abandoned.keep(lambda: bool(asked.append(os.getpid())), owners[0])
+    asked.clear()
 
     def work() -> None:
         owners.clear()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+from wasmetal.errors import DeviceLostError
 from wasmetal.forked import Origin
 
 # Single operations on a dict are atomic in Python, so no lock is needed, and finalizers may call keep().
@@ -17,8 +18,9 @@ _numbers = itertools.count()
 
 
 def keep(ended: Callable[[], bool], used: object) -> None:
-    """Refer to ``used`` until a call of :func:`release_ended` finds that ``ended()``."""
-    _kept[next(_numbers)] = Origin("abandoned work"), ended, used
+    """Refer to ``used`` until ``ended()``, which is asked now and by :func:`release_ended`, or DeviceLostError."""
+    if not _over(ended):
+        _kept[next(_numbers)] = Origin("abandoned work"), ended, used
 
 
 def release_ended() -> None:
@@ -27,5 +29,12 @@ def release_ended() -> None:
     In a forked process, the devices of its parent are not asked.
     """
     for number, (origin, ended, _) in tuple(_kept.items()):
-        if origin.here and ended():
+        if origin.here and _over(ended):
             _kept.pop(number, None)
+
+
+def _over(ended: Callable[[], bool]) -> bool:
+    try:
+        return ended()
+    except DeviceLostError:  # a lost device runs nothing
+        return True

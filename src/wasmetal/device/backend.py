@@ -93,16 +93,22 @@ R = TypeVar("R", bound=Recording)
 
 
 class Work(Protocol):
-    """Recordings that were started together, in flight."""
+    """Recordings that were started together, in flight. Every method may raise DeviceLostError.
+
+    What the recordings use is kept alive until the work has ended, by the caller of :meth:`Backend.start`.
+    """
 
     def wait(self, seconds: float) -> bool:
         """Block for at most about ``seconds``; return whether the work has ended. Called without any lock."""
 
     def ended(self) -> bool:
-        """Whether the work has ended, without waiting."""
+        """Whether the work has ended, without waiting and without locks, because finalizers ask too."""
 
     def result(self) -> tuple[float, Exception | None]:
         """The device time in seconds, and the error if the work failed. Called once, after the work has ended."""
+
+    def drop(self) -> None:
+        """Drop what has not started, if the device can do that: nobody waits for it any more."""
 
 
 class Backend(ABC, Generic[A, C, R]):
@@ -132,10 +138,7 @@ class Backend(ABC, Generic[A, C, R]):
 
     @abstractmethod
     def start(self, recordings: Sequence[R]) -> Work:
-        """Start recordings in order, after all earlier work. One call at a time."""
-
-    def drop(self, work: Work) -> None:
-        """Drop what has not started of work that nobody waits for, if the device can do that."""
+        """Start recordings in order, after all earlier work. One call at a time. Raises DeviceLostError."""
 
     def copy(self, source: Range[A], target: Range[A]) -> None:
         """Copy between two ranges of equal length after all earlier work; complete on return.
@@ -163,7 +166,7 @@ class Tier(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A device that can be opened. ``find_devices()`` of a backend's package lists them in the driver's order."""
+    """A device that can be opened. ``find_devices()`` of a backend lists them in the driver's order."""
 
     info: DeviceInfo
     tier: Tier

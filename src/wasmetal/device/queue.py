@@ -13,6 +13,7 @@ from wasmetal.counters import Counters
 from wasmetal.device import abandoned
 from wasmetal.device.backend import AnyBackend, Recording, Work
 from wasmetal.device.commandlist import RecordedList
+from wasmetal.device.release import on_release
 from wasmetal.device.waiting import wait_in_slices
 from wasmetal.errors import DeviceError, DeviceLostError, DeviceTimeoutError
 from wasmetal.forked import Origin
@@ -24,18 +25,17 @@ PATIENCE = 10.0
 
 
 class DeviceSubmission:
-    """Recordings in flight. The submission refers to them, and so to everything they use, until they have ended."""
+    """Recordings that were started together."""
 
-    __slots__ = ("_queue", "abandoned", "dispatches", "error", "recordings", "seconds", "work")
+    __slots__ = ("_queue", "abandoned", "dispatches", "error", "seconds", "work")
 
-    def __init__(self, queue: Queue, work: Work, recordings: Sequence[Recording]) -> None:
+    def __init__(self, queue: Queue, work: Work, dispatches: int) -> None:
         self._queue = queue
         self.work: Work | None = work
         """None once the submission has ended."""
-        self.recordings = recordings
         self.seconds = 0.0
         """Device time from the start of the first kernel to the end of the last; 0.0 while pending."""
-        self.dispatches = sum([recording.dispatches for recording in recordings])
+        self.dispatches = dispatches
         """The number of dispatches."""
         self.error: Exception | None = None
         """The error that it ended with; None while pending and after success."""
@@ -63,16 +63,23 @@ class DeviceSubmission:
 
 
 class Queue:
-    """A device's pending submissions, in order. The lock is held to submit and to settle, never during a wait."""
+    """A device's pending submissions, in order. The lock is held to submit and to settle, never during a wait.
+
+    Recordings, and so everything that they use, are referred to until they have ended, even if the queue is dropped
+    before. Once the device was lost, the queue refuses further submissions.
+    """
 
     def __init__(self, backend: AnyBackend, counters: Counters) -> None:
         self.lock = threading.RLock()  # reentrant: finalizers may run while the lock is held
         """Also guards the counters."""
         self._backend: AnyBackend | None = backend
         """None once the device is closed, so that submissions that somebody still refers to do not keep it alive."""
+        self._lost = False
         self._counters = counters
         self._origin = Origin("the device of the submission")
         self._pending: list[DeviceSubmission] = []
+        self._in_flight: dict[Work, Sequence[Recording]] = {}  # what pending submissions run
+        on_release(self, _abandon_all, self._in_flight)
 
     def submit(self, lists: Sequence[RecordedList]) -> DeviceSubmission:
         """Start one or more finished lists, in order, as one submission.
@@ -87,6 +94,8 @@ class Queue:
             if backend is None:
                 raise DeviceError("the device is closed; open it again")
             self._settle()
+            if self._lost:
+                raise DeviceLostError("the device was lost: open it again")
             self._check_answers()
             recordings: list[Recording] = []
             for commands in lists:
@@ -95,12 +104,19 @@ class Queue:
                     raise DeviceError("a command list is still pending; wait for its submission before the next")
             if len(lists) > 1 and len(set(lists)) < len(lists):
                 raise DeviceError("a command list is named twice in one submission; record a second one")
-            submission = DeviceSubmission(self, backend.start(recordings), recordings)
+            dispatches = sum([recording.dispatches for recording in recordings])
+            try:
+                work = backend.start(recordings)
+            except DeviceLostError:
+                self._lost = True
+                raise
+            self._in_flight[work] = recordings
+            submission = DeviceSubmission(self, work, dispatches)
             for commands in lists:
                 commands.submission = submission
             self._pending.append(submission)
             self._counters.submits += 1
-            self._counters.dispatches += submission.dispatches
+            self._counters.dispatches += dispatches
             return submission
 
     def wait(self, submission: DeviceSubmission, timeout: float | None = None) -> None:
@@ -116,13 +132,7 @@ class Queue:
         """Whether a submission has not ended yet. Raises ForkedError."""
         self._origin.check()
         with self.lock:
-            work = submission.work
-            try:
-                if work is not None and self._origin.here and work.ended():
-                    self._end(submission)
-            except DeviceLostError as lost:  # a lost device runs nothing
-                self._forget(submission, lost)
-        return submission.work is not None
+            return self._poll(submission)
 
     def abandon(self, submission: DeviceSubmission) -> None:
         """Drop what has not started of a submission that nobody waits for. Does nothing in a forked process."""
@@ -131,8 +141,7 @@ class Queue:
         with self.lock:
             if submission.abandoned is None and submission.work is not None:
                 submission.abandoned = time.monotonic()
-                if self._backend is not None:
-                    self._backend.drop(submission.work)
+                submission.work.drop()
 
     def close(self) -> None:
         """Refuse further submissions, and abandon those that have not ended after CLOSING seconds."""
@@ -146,14 +155,16 @@ class Queue:
         self._backend = None
 
     def _attempt(self, submission: DeviceSubmission, work: Work, seconds: float) -> bool:
-        ended = work.wait(seconds)
+        try:
+            work.wait(seconds)
+        except DeviceLostError as lost:
+            with self.lock:
+                self._end(submission, lost)
         with self.lock:
             if not self._pending or self._pending[0] is not submission:
                 # Settle earlier submissions first, in order: this one may depend on them to end.
                 self._settle()
-            if ended:
-                self._end(submission)
-            elif submission.work is not None:
+            if self._poll(submission):
                 self._check_answers(submission)
         return submission.work is None
 
@@ -172,23 +183,40 @@ class Queue:
                 )
 
     def _settle(self) -> None:
-        while self._pending:
-            first = self._pending[0]
-            if first.work is not None and not first.work.ended():
-                break
-            self._end(first)
+        """Settle what has ended, in order."""
+        while self._pending and not self._poll(self._pending[0]):
+            pass
 
-    def _end(self, submission: DeviceSubmission) -> None:
-        """Record the cost of a submission, and release what it used."""
-        if submission.work is not None:
-            submission.seconds, error = submission.work.result()
-            self._forget(submission, error)
+    def _poll(self, submission: DeviceSubmission) -> bool:
+        """Settle a submission if it has ended; return whether it is pending."""
+        work = submission.work
+        if work is not None:
+            try:
+                if not work.ended():
+                    return True
+                submission.seconds, error = work.result()
+            except DeviceLostError as lost:  # a lost device runs nothing
+                error = lost
             self._counters.device_seconds += submission.seconds
+            self._end(submission, error)
+        return False
 
-    def _forget(self, submission: DeviceSubmission, error: Exception | None) -> None:
-        submission.error = error
-        submission.work, submission.recordings = None, ()
-        self._pending.remove(submission)
+    def _end(self, submission: DeviceSubmission, error: Exception | None) -> None:
+        """Release what a submission used."""
+        if submission.work is not None:
+            if error is not None:
+                submission.error = error
+                self._lost |= isinstance(error, DeviceLostError)
+            del self._in_flight[submission.work]
+            submission.work = None
+            self._pending.remove(submission)
+
+
+def _abandon_all(in_flight: dict[Work, Sequence[Recording]]) -> None:
+    """Drop what has not started of work that nobody can wait for any more; keep what the rest uses."""
+    for work, recordings in in_flight.items():
+        work.drop()
+        abandoned.keep(work.ended, (work, recordings))
 
 
 def _ended(submission: DeviceSubmission) -> bool:

@@ -14,14 +14,14 @@ from wasmetal.errors import DeviceError, DeviceNotFoundError, setting_up
 from wasmetal.forked import Origin
 
 BACKENDS = {
-    "metal": "wasmetal.device.metal",
+    "metal": "wasmetal.device.metal.opening",
     "vulkan": "wasmetal.device.vulkan",
     "cpu": "wasmetal.device.cpu",
 }
-"""The package of every backend, by the name that a device spec begins with.
+"""The module that finds the devices of a backend, by the name that a device spec begins with.
 
-Each package has a function ``find_devices() -> Sequence[FoundDevice]``. The import and the function raise
-DeviceNotFoundError with the reason if there is no driver, so packages are imported only when needed.
+Each has a function ``find_devices() -> Sequence[FoundDevice]``. The import and the function raise
+DeviceNotFoundError with the reason if there is no driver, so backends are imported only when needed.
 """
 
 _SPEC = re.compile(r"(?P<backend>[a-z]+)(:(?P<index>[0-9]{1,4}))?")

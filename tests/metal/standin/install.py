@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from tests.metal.standin.gpu import Gpu
 from tests.metal.standin.shaders import Shaders
 
 PACKAGE = "wasmetal.device.metal"
+LIBRARY = "wasmetal.device.libraries.mps"
 
 
 @contextmanager
@@ -30,8 +31,8 @@ def installed(*gpus: Gpu) -> Iterator[Gpu]:
     try:
         yield gpus[0]
     finally:
-        if api := sys.modules.get(f"{PACKAGE}.api"):
-            api.load_mps()  # devices outlive the stand-in's place among the modules, and may want this one later
+        if library := sys.modules.get(LIBRARY):
+            library.load_mps()  # devices outlive the stand-in's place among the modules, and may want this one later
         _take_out(modules)
         sys.modules.update(saved)
         if PACKAGE in saved:
@@ -54,8 +55,9 @@ def _modules(gpus: tuple[Gpu, ...]) -> dict[str, Any]:
     }
 
 
-def _take_out(modules: dict[str, Any]) -> dict[str, Any]:
+def _take_out(modules: Iterable[str]) -> dict[str, Any]:
     """Remove these modules and the device's, so that the device's next import runs it anew; returns what was there."""
     vars(wasmetal.device).pop("metal", None)
-    names = [name for name in sys.modules if name in modules or name == PACKAGE or name.startswith(f"{PACKAGE}.")]
+    modules = {*modules, PACKAGE, LIBRARY}
+    names = [name for name in sys.modules if name in modules or name.startswith(f"{PACKAGE}.")]
     return {name: sys.modules.pop(name) for name in names}

@@ -257,6 +257,7 @@ def generate() -> str:
 def _constants(wheel: Wheel) -> set[str]:
     """Those that the device and the stand-in name."""
     root = Path(__file__).parents[3]
-    sources = [*(root / "src/wasmetal/device/metal").glob("*.py"), *Path(__file__).parent.glob("*.py")]
+    device = root / "src/wasmetal/device"
+    sources = [*device.glob("metal/*.py"), device / "libraries/mps.py", *Path(__file__).parent.glob("*.py")]
     named = {name for path in sources for name in re.findall(r"\bM(?:TL|PS)\w+", path.read_text())}
     return {name for name in wheel.constants if name in named or re.match(r"MTLGPUFamily(Apple|Metal)\d", name)}

@@ -8,11 +8,10 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
-from typing import cast
 
 import numpy as np
 
-from wasmetal.device.backend import Backend, Candidate, Dispatch, Range, Tier, Work
+from wasmetal.device.backend import Backend, Candidate, Dispatch, Range, Tier
 from wasmetal.device.base import DeviceInfo, HostPages, MemoryKind
 from wasmetal.device.cpu.memory import Pages, allocate
 from wasmetal.device.cpu.work import CpuRecording, CpuWork, Step
@@ -59,10 +58,6 @@ class CpuBackend(Backend[Pages, Step, CpuRecording]):
         work = CpuWork(recordings, self._pending)
         self._pending.append(work)
         return work
-
-    def drop(self, work: Work) -> None:
-        """Drop the kernels that have not run yet."""
-        cast(CpuWork, work).dropped = True
 
 
 class CpuDevice(OpenDevice):

@@ -72,8 +72,7 @@ class CpuWork:
         self._seconds = 0.0
         self._error: Exception | None = None
         self._done = False
-        self.dropped = False
-        """Whether the kernels that have not run yet are not to run."""
+        self._dropped = False
 
     def wait(self, seconds: float) -> bool:
         """Run kernels for about ``seconds``, but at least one; return whether all have run."""
@@ -93,7 +92,7 @@ class CpuWork:
     def ended(self) -> bool:
         """Whether every kernel has run, or was dropped and none is running."""
         return self._done or (
-            not self._lock.locked() and (self.dropped or all(recording.closed for recording in self._recordings))
+            not self._lock.locked() and (self._dropped or all(recording.closed for recording in self._recordings))
         )
 
     def result(self) -> tuple[float, Exception | None]:
@@ -102,17 +101,21 @@ class CpuWork:
         if self._error is None and self._left:
             self._error = DeviceError(
                 "the submission was abandoned before all of it had run"
-                if self.dropped
+                if self._dropped
                 else "a command list was closed before it had run; wait for the submission before closing it"
             )
         return self._seconds, self._error
+
+    def drop(self) -> None:
+        """Drop the kernels that have not run yet."""
+        self._dropped = True
 
     def _run(self, end: float) -> bool:
         begin = time.perf_counter()
         try:
             with np.errstate(all="ignore"):  # infinities and NaNs are ordinary values to a kernel
                 for step in self._steps:
-                    if self.dropped:
+                    if self._dropped:
                         break
                     step()
                     self._left -= 1

@@ -6,8 +6,6 @@ is passed as None and returned as the second of two results.
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
 from typing import Any
 
 from wasmetal.errors import DeviceError, DeviceLostError, DeviceNotFoundError, OutOfDeviceMemoryError
@@ -25,7 +23,6 @@ __all__ = [
     "NSProcessInfo",
     "command_error",
     "error_text",
-    "load_mps",
     "mtl",
     "objc",
     "succeeded",
@@ -38,15 +35,6 @@ _COMMAND_ERRORS: dict[int, tuple[type[DeviceError], str]] = {
     mtl.MTLCommandBufferErrorTimeout: (DeviceError, "the system stopped a submission that took too long"),
     mtl.MTLCommandBufferErrorPageFault: (DeviceError, "a kernel accessed memory that is not mapped"),
 }
-
-
-@cache
-def load_mps() -> Any:
-    """The Metal Performance Shaders module, loaded on first use; None if PyObjC's package for it is not installed."""
-    try:
-        return import_module("MetalPerformanceShaders")
-    except ImportError:
-        return None
 
 
 def error_text(error: Any) -> str:

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from wasmetal.device.backend import Backend, Range
 from wasmetal.device.base import HostPages, MemoryKind
 from wasmetal.device.gemm import variant
+from wasmetal.device.libraries.base import GemmLibrary
 from wasmetal.device.metal.memory import MetalAllocation, allocate
-from wasmetal.device.metal.mps import Mps, MpsGemm
 from wasmetal.device.metal.physical import PhysicalDevice
 from wasmetal.device.metal.pipeline import MetalPipelines, Pipeline
 from wasmetal.device.metal.queue import CommandQueue, MetalWork
 from wasmetal.device.metal.recording import MetalDispatch, MetalRecording
+from wasmetal.device.metal.stream import Pass
 from wasmetal.kernels.catalog import Kernel
 
 
-class MetalBackend(Backend[MetalAllocation, Pipeline | MpsGemm, MetalRecording]):
+class MetalBackend(Backend[MetalAllocation, Pipeline | Pass, MetalRecording]):
     """An open GPU. Every buffer is visible to the host."""
 
     grid_limits = (2**32 - 1,) * 3  # kernels index groups in 32 bits; Metal has no lower limit
@@ -26,10 +27,10 @@ class MetalBackend(Backend[MetalAllocation, Pipeline | MpsGemm, MetalRecording])
         physical: PhysicalDevice,
         pipelines: MetalPipelines,
         simdgroups: bool = False,
-        mps: Mps | None = None,
+        library: GemmLibrary[MetalAllocation, Pass] | None = None,
         indirect: bool = False,
     ) -> None:
-        """``simdgroups``: compute GEMMs with simdgroup matrices; ``mps``: leave large ones to MPS.
+        """``simdgroups``: compute GEMMs with simdgroup matrices; ``library``: leave large ones to it.
 
         ``indirect``: write command lists into indirect command buffers.
         """
@@ -38,7 +39,7 @@ class MetalBackend(Backend[MetalAllocation, Pipeline | MpsGemm, MetalRecording])
         self.pipelines = pipelines
         self.simdgroups = simdgroups
         self.indirect = indirect
-        self._mps = mps
+        self._library = library
 
     def allocate(self, nbytes: int, kind: MemoryKind) -> MetalAllocation:
         """New zero-filled pages. Raises OutOfDeviceMemoryError."""
@@ -48,9 +49,9 @@ class MetalBackend(Backend[MetalAllocation, Pipeline | MpsGemm, MetalRecording])
         """The pages in place. Raises WrapRefusedError."""
         return MetalAllocation(self.queue.residency, pages.view())
 
-    def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[MetalAllocation]]) -> Pipeline | MpsGemm:
-        """An MPS GEMM, the kernel's variant with simdgroup matrices, or the kernel itself."""
-        if self._mps is not None and (gemm := self._mps.find(self, kernel, params, ranges)) is not None:
+    def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[MetalAllocation]]) -> Pipeline | Pass:
+        """The library's GEMM, the kernel's variant with simdgroup matrices, or the kernel itself."""
+        if self._library is not None and (gemm := self._library.find(self, kernel, params, ranges)) is not None:
             return gemm
         return self.pipelines.get(variant(kernel, "simdgroup") if self.simdgroups else kernel)
 
@@ -59,7 +60,7 @@ class MetalBackend(Backend[MetalAllocation, Pipeline | MpsGemm, MetalRecording])
         return MetalRecording(self.queue.residency, dispatches, self.indirect)
 
     def start(self, recordings: Sequence[MetalRecording]) -> MetalWork:
-        """Encode the recordings into one command buffer and commit it. Raises DeviceLostError."""
+        """Encode the recordings into one command buffer and commit it."""
         return self.queue.start(recordings)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Opening a GPU with those of its optional features that compute what the NumPy kernels compute.
+"""Finding GPUs, and opening one with those of its optional features that compute what the NumPy kernels compute.
 
 Trials run on separate devices, so that they do not show in the opened device's counters; all share the pipelines.
 """
@@ -9,15 +9,21 @@ import os
 from dataclasses import replace
 from functools import partial
 
-from wasmetal.device.gemm_library import LibraryTrials
+from wasmetal.device.backend import FoundDevice, found_devices
 from wasmetal.device.gemm_trials import every_gemm
+from wasmetal.device.libraries.base import LibraryTrials
+from wasmetal.device.libraries.mps import Mps
 from wasmetal.device.metal.device import MetalBackend
-from wasmetal.device.metal.mps import Mps
-from wasmetal.device.metal.physical import PhysicalDevice
+from wasmetal.device.metal.physical import PhysicalDevice, physical_devices
 from wasmetal.device.metal.pipeline import MetalPipelines
 from wasmetal.device.opened import OpenDevice
 from wasmetal.device.trial import chain_differs, find_problem
 from wasmetal.device.trial_results import TrialResults
+
+
+def find_devices() -> list[FoundDevice]:
+    """Every GPU that Metal lists, in Metal's order."""
+    return found_devices(physical_devices(), open_gpu)
 
 
 def open_gpu(physical: PhysicalDevice) -> MetalBackend:
@@ -38,7 +44,7 @@ def open_gpu(physical: PhysicalDevice) -> MetalBackend:
     simdgroups = results.uses("simdgroup matrices", try_simdgroups)
     indirect = asked and results.uses("indirect command buffers", try_indirect)
     no_mps = _mps_off(physical)
-    trials = LibraryTrials(results, lambda: OpenDevice(new(mps=Mps(physical.handle))))
+    trials = LibraryTrials(results, lambda: OpenDevice(new(library=Mps(physical.handle))))
     mps = None if no_mps else Mps(physical.handle, trials)
     backend = new(simdgroups, mps, indirect)
     has = {"residency set": backend.queue.residency.kept, "pipeline archive": pipelines.archived}

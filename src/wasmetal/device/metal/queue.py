@@ -13,19 +13,16 @@ from wasmetal.device.metal.physical import PhysicalDevice
 from wasmetal.device.metal.recording import MetalRecording
 from wasmetal.device.metal.residency import Residency
 from wasmetal.device.metal.stream import Stream
-from wasmetal.errors import DeviceError, DeviceLostError
+from wasmetal.errors import DeviceError
 
 
 class MetalWork:
-    """A committed command buffer. Until it has ended it keeps alive what its recordings use, which Metal does not."""
+    """A committed command buffer. Metal does not keep alive what it uses: the device does (``device/queue.py``)."""
 
-    def __init__(self, queue: CommandQueue, number: int, commands: Any, recordings: Sequence[MetalRecording]) -> None:
+    def __init__(self, queue: CommandQueue, number: int, commands: Any) -> None:
         self._queue = queue
         self._number = number
         self._commands = commands
-        self._recordings = recordings
-        self._result: tuple[float, DeviceError | None] | None = None
-        _in_flight.add(self)
 
     def wait(self, seconds: float) -> bool:
         """Block for at most ``seconds``; return whether the command buffer has ended, successfully or not."""
@@ -41,33 +38,21 @@ class MetalWork:
 
     def result(self) -> tuple[float, DeviceError | None]:
         """Seconds of GPU time, and the error if the GPU failed. To be called once the command buffer has ended."""
-        if self._result is None:
-            with objc.autorelease_pool():
-                self._result = self._end()
-            self._recordings = ()
-            _in_flight.discard(self)
-        return self._result
-
-    def _end(self) -> tuple[float, DeviceError | None]:
         commands = self._commands
-        if commands.status() != mtl.MTLCommandBufferStatusError:
+        with objc.autorelease_pool():
+            if commands.status() == mtl.MTLCommandBufferStatusError:
+                self._queue.event.setSignaledValue_(self._number)  # the GPU did not, and later work waits for it
+                return 0.0, command_error(commands.error())
             return max(0.0, commands.GPUEndTime() - commands.GPUStartTime()), None  # virtual GPUs may not report times
-        error = command_error(commands.error())
-        self._queue.lost |= isinstance(error, DeviceLostError)
-        self._queue.event.setSignaledValue_(self._number)  # the GPU did not, and later work waits for it
-        return 0.0, error
 
-
-_in_flight: set[MetalWork] = set()
-"""Work that is not known to have ended: it must outlive its last other reference."""
+    def drop(self) -> None:
+        """Do nothing: the GPU runs what it was given."""
 
 
 class CommandQueue:
     """The queue of an open GPU. It lives until its work has ended, and its allocations are freed."""
 
     def __init__(self, physical: PhysicalDevice) -> None:
-        self.lost = False
-        """Whether the GPU was lost."""
         with objc.autorelease_pool():
             self.event = physical.handle.newSharedEvent()
             """Set to the number of each command buffer as it ends."""
@@ -79,18 +64,13 @@ class CommandQueue:
         self.residency = Residency(physical, self._queue)
         self._submitted = 0
         self._last: MetalWork | None = None
-        for work in sorted(_in_flight, key=lambda each: each._number):
-            if work.ended():
-                work.result()  # nobody else asks for it if the work has been abandoned
 
     def start(self, recordings: Sequence[MetalRecording]) -> MetalWork:
-        """Run recordings in order, after all work started before. Raises DeviceLostError."""
-        if self.lost:
-            raise DeviceLostError("the GPU was lost; open a device again")
+        """Run recordings in order, after all work started before."""
         self.residency.heartbeat.use()
         with objc.autorelease_pool():
             if any(recording.gemms for recording in recordings):
-                commands = self._queue.commandBuffer()  # only this one retains MPS's temporary objects
+                commands = self._queue.commandBuffer()  # only this one retains a library's temporary objects
             else:
                 commands = self._queue.commandBufferWithUnretainedReferences()
             if self._busy():
@@ -102,7 +82,7 @@ class CommandQueue:
             commands.encodeSignalEvent_value_(self.event, self._submitted + 1)
             commands.commit()
             self._submitted += 1
-            self._last = MetalWork(self, self._submitted, commands, recordings)
+            self._last = MetalWork(self, self._submitted, commands)
             return self._last
 
     def _busy(self) -> bool:

@@ -13,28 +13,27 @@ from wasmetal.device.metal.api import mtl
 from wasmetal.device.metal.encoding import Command, Encoding
 from wasmetal.device.metal.indirect import MOST_COMMANDS, IndirectEncoding
 from wasmetal.device.metal.memory import MetalAllocation, allocate
-from wasmetal.device.metal.mps import MpsGemm
 from wasmetal.device.metal.pipeline import Pipeline
 from wasmetal.device.metal.residency import Residency
-from wasmetal.device.metal.stream import Stream
+from wasmetal.device.metal.stream import Pass, Stream
 
 _SLOT = 256
 """Bytes from one parameter struct to the next: every GPU takes multiples of 256 as offsets of ``constant`` data."""
 
-MetalDispatch = Dispatch[MetalAllocation, Pipeline | MpsGemm]
+MetalDispatch = Dispatch[MetalAllocation, Pipeline | Pass]
 
 
 class MetalRecording:
-    """The passes of a list: GEMMs by MPS, and the runs of kernels between them.
+    """The passes of a list: GEMMs by a library, and the runs of kernels between them.
 
     Each run is an :class:`Encoding` or, if ``indirect``, an :class:`IndirectEncoding`.
     """
 
     def __init__(self, residency: Residency, dispatches: Sequence[MetalDispatch], indirect: bool = False) -> None:
         self.dispatches = len(dispatches)
-        self.gemms = sum(isinstance(dispatch.code, MpsGemm) for dispatch in dispatches)
-        """How many of the dispatches MPS computes."""
-        self._passes: list[Encoding | IndirectEncoding | MpsGemm] = []
+        self.gemms = sum(not isinstance(dispatch.code, Pipeline) for dispatch in dispatches)
+        """How many of the dispatches a library computes."""
+        self._passes: list[Pass] = []
         self._keeps: list[object] = [(dispatch.code, dispatch.ranges) for dispatch in dispatches]
         if dispatches:
             self._build(residency, dispatches, indirect and len(dispatches) <= MOST_COMMANDS)
@@ -60,7 +59,7 @@ class MetalRecording:
             commands: list[Command] = []
             for dispatch in run:
                 code = dispatch.code
-                if isinstance(code, MpsGemm):  # a pass, ordered after all before it and before all after it
+                if not isinstance(code, Pipeline):  # a pass, ordered after all before it and before all after it
                     self._passes.append(code)
                     continue
                 bound = [each.allocation.bind(each.offset, each.nbytes) for each in dispatch.ranges]

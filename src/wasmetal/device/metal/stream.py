@@ -1,9 +1,9 @@
-"""A command buffer being encoded: kernels go through its encoder, MPS encodes passes itself."""
+"""A command buffer being encoded: kernels go through its encoder, libraries encode passes themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from wasmetal.device.metal.api import mtl
 
@@ -12,7 +12,7 @@ class Stream:
     """The passes of a command buffer, each of which begins when all before it have ended.
 
     Buffers are untracked, so Metal would let passes overlap. An event orders them: fences and barriers do not
-    reach into the encoders that MPS makes. ``numbers`` gives the event's values, which must only ever grow.
+    reach into the encoders that libraries make. ``numbers`` gives the event's values, which must only ever grow.
     """
 
     def __init__(self, commands: Any, event: Any, numbers: Iterator[int]) -> None:
@@ -49,3 +49,10 @@ class Stream:
         if self._encoder is not None:
             encoder, self._encoder = self._encoder, None
             encoder.endEncoding()
+
+
+class Pass(Protocol):
+    """Part of a command buffer, prepared once and encoded for every submission."""
+
+    def encode(self, stream: Stream) -> None:
+        """Encode it into a command buffer."""

@@ -55,7 +55,7 @@ class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
 
     def start(self, recordings: Sequence[VulkanRecording]) -> VulkanWork:
         """Submit the command buffers to the queue."""
-        number = commands.submit(self.logical, [recording.commands for recording in recordings])
+        number = self.logical.submit([recording.commands.handle for recording in recordings])
         return VulkanWork(self.logical, number, recordings)
 
     def copy(self, source: Range[VulkanAllocation], target: Range[VulkanAllocation]) -> None:
@@ -90,3 +90,6 @@ class VulkanWork:
         begin, _ = self._recordings[0].timestamps()
         _, end = self._recordings[-1].timestamps()
         return self._device.physical.seconds(begin, end), None
+
+    def drop(self) -> None:
+        """Do nothing: the device runs what it was given."""

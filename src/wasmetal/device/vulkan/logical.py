@@ -38,7 +38,6 @@ class LogicalDevice:
         self._queue = make("vkGetDeviceQueue", "VkQueue", self.handle, family, 0)
         self._submitted = 0
         self._completed = 0
-        self._lost = False
         self._lock = threading.Lock()
         value = self._signal_value = ffi.new("uint64_t *")
         chain = struct("VkTimelineSemaphoreSubmitInfo", signalSemaphoreValueCount=1, pSignalSemaphoreValues=value)
@@ -60,7 +59,7 @@ class LogicalDevice:
             self._signal_value[0] = number
             self._submit_info.commandBufferCount = len(command_buffers)
             self._submit_info.pCommandBuffers = buffers = ffi.new("VkCommandBuffer[]", command_buffers)
-            self._call("vkQueueSubmit", self._queue, 1, self._submit_info, NULL)
+            call("vkQueueSubmit", self._queue, 1, self._submit_info, NULL)
             del buffers  # kept until here: the call reads it through the struct, which does not refer to it
             self._submitted = number
             return number
@@ -75,17 +74,10 @@ class LogicalDevice:
         value = ffi.new("uint64_t *", number)
         fields = lib.VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO, NULL, 0, 1, self._semaphore, value
         info = ffi.new("VkSemaphoreWaitInfo *", fields)  # without struct(): every token waits here
-        if self._call("vkWaitSemaphores", self.handle, info, int(seconds * 1e9)) != lib.VK_SUCCESS:
+        if call("vkWaitSemaphores", self.handle, info, int(seconds * 1e9)) != lib.VK_SUCCESS:
             return False
         self._completed = max(self._completed, number)
         return True
-
-    def has_ended(self, number: int) -> bool:
-        """Whether a submission has ended. True if the device was lost, because then it runs nothing."""
-        try:
-            return self.wait_for(number, 0)
-        except DeviceLostError:
-            return True
 
     def wait(self, number: int) -> None:
         """Block until a submission has ended. Raises DeviceLostError, also if it has not after PATIENCE seconds."""
@@ -107,15 +99,6 @@ class LogicalDevice:
     def _function(self, name: str) -> Any:
         """A function of a device extension, by name."""
         return ffi.cast(f"PFN_{name}", lib.vkGetDeviceProcAddr(self.handle, name.encode()))
-
-    def _call(self, function: str, *args: Any) -> int:
-        if self._lost:
-            raise DeviceLostError("the device was lost: open it again")
-        try:
-            return call(function, *args)
-        except DeviceLostError:
-            self._lost = True
-            raise
 
 
 class Owned:

@@ -123,7 +123,7 @@ class Passes:
     def put_back(self, taken: Pass) -> None:
         """Let others take the pass, once its submission has ended."""
         with self._changed:
-            self._free.append(taken)
+            self._free.insert(0, taken)  # the next token then uses the same buffers
             self._changed.notify()
 
     def close(self) -> None:

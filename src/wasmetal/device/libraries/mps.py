@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 from wasmetal.device.backend import Range
 from wasmetal.device.gemm import Gemm, Matrix
-from wasmetal.device.gemm_library import GemmLibrary, LibraryTrials
-from wasmetal.device.metal.api import load_mps, objc
+from wasmetal.device.libraries.base import GemmLibrary, LibraryTrials
+from wasmetal.device.metal.api import objc
 from wasmetal.device.metal.memory import MetalAllocation
-from wasmetal.device.metal.stream import Stream
+from wasmetal.device.metal.stream import Pass, Stream
 from wasmetal.errors import DeviceError
 
 _REACH = 2**31
@@ -19,6 +21,15 @@ _REACH = 2**31
 
 Place = tuple[Any, int]
 """An ``MTLBuffer``, and an offset in it in bytes."""
+
+
+@cache
+def load_mps() -> Any:
+    """The Metal Performance Shaders module, loaded on first use; None if PyObjC's package for it is not installed."""
+    try:
+        return import_module("MetalPerformanceShaders")
+    except ImportError:
+        return None
 
 
 class MpsGemm:
@@ -56,7 +67,7 @@ def _kernel(device: Any, gemm: Gemm) -> Any:
     )
 
 
-class Mps(GemmLibrary[MetalAllocation, MpsGemm]):
+class Mps(GemmLibrary[MetalAllocation, Pass]):
     """MPS as a library of GEMMs."""
 
     name = "MPS"
