@@ -118,7 +118,7 @@ class Queue:
         with self.lock:
             work = submission.work
             try:
-                if work is not None and self._origin.here and work.ended():
+                if work is not None and work.ended():
                     self._end(submission)
             except DeviceLostError as lost:  # a lost device runs nothing
                 self._forget(submission, lost)
