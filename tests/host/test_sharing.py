@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,8 +18,11 @@ from wasmetal.device import Device
 from wasmetal.device.cpu import CpuDevice
 from wasmetal.errors import DeviceTimeoutError, GuestError
 from wasmetal.host import abi, fairness
+from wasmetal.host.account import Account
 from wasmetal.host.errno import Errno
 from wasmetal.host.fairness import LEFT_BEHIND, SLICE, Share
+from wasmetal.host.interrupt import Interrupt
+from wasmetal.host.metering import MeteredDevice
 
 SOFTMAX, ADD, SCALE = 11, 9, 10
 
@@ -287,6 +290,30 @@ def test_a_turn_that_does_not_come_can_be_given_up() -> None:
 
         with pytest.raises(GuestError, match="stopped"):
             one.wait_turn(stop)
+
+
+def test_steps_wait_for_their_turn() -> None:
+    """Those of a forward pass, when nothing is held that others could be waiting for."""
+    device = CpuDevice()
+    account = Account(Limits())
+    one, other = MeteredDevice(device, account, Interrupt(account)), Share(device)
+    taken: list[int] = []
+
+    def steps() -> Generator[None]:
+        for step in range(3):
+            yield None
+            taken.append(step)
+            one.share.charge(1.0)
+
+    with other:
+        thread = threading.Thread(target=lambda: one.drive(steps()), daemon=True)
+        thread.start()
+        for done in ([0], [0, 1], [0, 1, 2]):
+            until(lambda done=done: taken == done)  # type: ignore[misc]
+            time.sleep(0.1)
+            assert taken == done
+            other.charge(1.0)
+        thread.join(60)
 
 
 def test_a_turn_comes_when_the_other_has_caught_up() -> None:

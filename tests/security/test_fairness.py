@@ -197,14 +197,14 @@ def test_batches_are_large_only_if_they_are_quick(
     monkeypatch.setattr(model, "_most_rows", ROWS[-1])
     with model.session() as session:
         monkeypatch.setattr(lm_model, "LONGEST", 1000.0)
-        session.forward([1] * 600, None)
-        session.forward([1] * 600, None)
-        assert batches == [64, 512, 24, 512, 88]
+        session.forward([1] * 200, None)
+        session.forward([1] * 200, None)
+        assert batches == [64, 136, 200]
         batches.clear()
         monkeypatch.setattr(lm_model, "LONGEST", 0.0)
-        session.forward([1] * 600, None)
+        session.forward([1] * 200, None)
         session.forward([1] * 100, None)
-        assert batches == [512, 64, 24, 64, 36]
+        assert batches == [200, 64, 36]
 
 
 @pytest.mark.parametrize("end", ["wall time", "device time", "stop", "close"])

@@ -31,6 +31,7 @@ from wasmetal.errors import DeviceLostError, DeviceTimeoutError, GuestError, Lim
 from wasmetal.host import abi
 from wasmetal.host.errno import Errno
 from wasmetal.kernels.reference import KERNELS
+from wasmetal.memory import Region
 from wasmetal.ops import DType, Recorder, Tensor, add, matmul
 
 SCALE = 10
@@ -227,6 +228,27 @@ def test_closing_a_model_and_its_device(hanging: HangingDevice, tiny: Path) -> N
 
 
 # ---- Devices
+
+
+def test_closing_a_device_keeps_what_it_still_uses(hanging: HangingDevice) -> None:
+    """Until it has ended and another device is opened, whoever forgets about it."""
+    region = Region(PAGE, PAGE)
+    pages = weakref.ref(region.pages)
+    x = Tensor(hanging.wrap(region.aperture(0, PAGE)), 0, DType.F32, (4,))
+    commands = hanging.record()
+    add(Recorder(hanging.info, commands), x, x, Tensor(x.buffer, 64, DType.F32, (4,)))
+    commands.finish()
+    hanging.answers.clear()
+    hanging.submit([commands])
+    with within(1.0):
+        hanging.close()
+    del region, x, commands
+    gc.collect()
+    assert pages() is not None
+    hanging.answers.set()
+    HangingDevice().close()
+    gc.collect()
+    assert pages() is None
 
 
 def zeros(device: Device, *shape: int) -> Tensor:
