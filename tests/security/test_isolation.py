@@ -107,6 +107,7 @@ def test_calls_memory_and_programs() -> None:
     assert process(one) != process(other)
 
 
+@pytest.mark.slow
 def test_large_modules_and_reads() -> None:
     with isolate(functions(3_000, exports=1)) as guest:
         guest.call("0")
@@ -125,6 +126,7 @@ def test_output_goes_where_it_should() -> None:
     assert (out, err) == ("café\n".encode(), "café\n".encode())
 
 
+@pytest.mark.slow
 def test_directories(tmp_path: Path) -> None:
     inside, outside = tmp_path / "in", tmp_path / "out"
     inside.mkdir()
@@ -140,6 +142,15 @@ def test_directories(tmp_path: Path) -> None:
     assert not (outside / "new").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs seccomp")
+def test_every_thread_of_the_process_is_confined() -> None:
+    with isolate(GUESTS / "matmul.wasm", device="cpu") as guest:
+        guest.run()
+        tasks = [task.read_text() for task in Path(f"/proc/{process(guest)}/task").glob("*/status")]
+        assert tasks
+        assert all("Seccomp:\t2\n" in task and "NoNewPrivs:\t1\n" in task for task in tasks)
+
+
 # ---- Errors are those of other guests
 
 
@@ -151,6 +162,10 @@ def _raise(data: bytes) -> None:
     raise ValueError("from a callback")
 
 
+def _time_out(data: bytes) -> None:
+    raise TimeoutError("from a callback")
+
+
 ENDS: dict[str, tuple[dict[str, Any], Callable[[Guest], Any]]] = {
     "a trap": ({}, _call("trap")),
     "no function": ({}, _call("nothing")),
@@ -159,6 +174,7 @@ ENDS: dict[str, tuple[dict[str, Any], Callable[[Guest], Any]]] = {
     "linear memory": ({"limits": Limits(memory_bytes=65536)}, _call("next")),
     "past the memory": ({}, lambda guest: guest.read(131070, 3)),
     "a write past the memory": ({}, lambda guest: guest.write(131070, b"abc")),
+    "a callback's TimeoutError": ({"module": FLOOD, "stdout": _time_out}, lambda guest: guest.run()),
     "a callback's error": ({"module": FLOOD, "stdout": _raise}, lambda guest: guest.run()),
     "no directory": ({"dirs": {"d": "/nowhere/at/all"}}, _call("next")),
     "no model": ({"models": {"m": "/nowhere/model.gguf"}}, _call("next")),
@@ -171,11 +187,17 @@ ENDS: dict[str, tuple[dict[str, Any], Callable[[Guest], Any]]] = {
 }
 
 
-@pytest.mark.parametrize(("grants", "use"), ENDS.values(), ids=ENDS)
+QUICK = ("a trap", "an exit", "wall time", "a callback's error", "no model", "closed")
+ALL_ENDS = [
+    pytest.param(*ends, id=name, marks=[] if name in QUICK else pytest.mark.slow) for name, ends in ENDS.items()
+]
+
+
+@pytest.mark.parametrize(("grants", "use"), ALL_ENDS)
 def test_errors_are_the_same(grants: dict[str, Any], use: Callable[[Guest], Any]) -> None:
     raised = []
     for isolation in ("process", None):
-        with pytest.raises((WasmetalError, ValueError)) as caught:  # noqa: SIM117
+        with pytest.raises((WasmetalError, ValueError, TimeoutError)) as caught:  # noqa: SIM117
             with Guest(**{"module": COUNTER, "device": None} | grants, isolation=isolation) as guest:
                 use(guest)
         raised.append((caught.type, str(caught.value)))
@@ -204,6 +226,12 @@ def test_what_cannot_travel(cpu: Device, tmp_path: Path) -> None:
         isolate(device="cpu", models={"m": model})
     with isolate() as guest, pytest.raises(GuestError, match=r"^the result of 'reference' is a reference"):
         guest.call("reference")
+    with isolate() as guest:
+        with pytest.raises(GuestError, match=r"^an argument of 'exit' is no number"):
+            guest.call("exit", "3")  # type: ignore[arg-type]
+        with pytest.raises(GuestError):
+            guest.call("exit", 2**70)
+        assert guest.call("next") == 1
     with pytest.raises(GuestError, match=r"^isolation is 'thread'; it must be 'process' or None$"):
         Guest(COUNTER, isolation="thread")  # type: ignore[arg-type]
 
@@ -263,6 +291,29 @@ def test_a_model_whose_template_never_ends(tmp_path: Path, monkeypatch: pytest.M
             guest.run()
         assert time.monotonic() - began < 60
         assert ended(process(guest))
+
+
+LIES: dict[str, list[dict[str, Any]]] = {
+    "nothing": [{}],
+    "no counters": [{"value": 0}],
+    "odd counters": [{"value": 0, "counters": {"bribes": 3}}],
+    "no exit code": [{"value": "x", "counters": {}}],
+    "an odd output": [{"output": ["stdout"]}, {}],
+    "an odd error": [{"error": ["LimitError"], "message": "m", "counters": {}}],
+    "an error of Python": [{"error": "SystemExit", "message": "m", "counters": {}}],
+    "an odd message": [{"error": "LimitError", "message": 5, "counters": {}}],
+}
+
+
+@pytest.mark.parametrize("lies", LIES.values(), ids=LIES)
+def test_a_process_that_lies(lies: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one might that a guest has taken over."""
+    with isolate() as guest:
+        assert isinstance(guest, IsolatedGuest)
+        answers = iter(lies)
+        monkeypatch.setattr(guest._worker.channel, "receive", lambda *_, **__: (next(answers), bytearray(b"x")))
+        with pytest.raises(GuestError):
+            guest.run()
 
 
 # ---- Threads, callbacks, ends

@@ -216,6 +216,19 @@ def test_files_cannot_be_opened_without_landlock_either(tmp_path: Path) -> None:
     assert said.stdout == "Too many open files\n"
 
 
+@pytest.mark.skipif(not LINUX, reason="needs seccomp")
+@pytest.mark.parametrize("service", ["wasmetal.host.compiler_worker", "wasmetal.models.lm.template_worker"])
+def test_every_thread_of_a_worker_is_confined(service: str) -> None:
+    """Those that libraries start when they are imported, too."""
+    worker = WorkerProcess(service, {"PATH": os.environ["PATH"], "OPENBLAS_NUM_THREADS": "1"})
+    try:
+        tasks = [task.read_text() for task in Path(f"/proc/{worker._process.pid}/task").glob("*/status")]
+        assert tasks
+        assert all("Seccomp:\t2\n" in task and "NoNewPrivs:\t1\n" in task for task in tasks)
+    finally:
+        worker.end()
+
+
 def test_the_environment_is_not_passed_on(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "secret")
     fresh = WorkerPool("tests.worker.service", ModelError, threads=3)

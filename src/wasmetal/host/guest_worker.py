@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from wasmetal.counters import Counters
@@ -12,9 +13,12 @@ from wasmetal.host.grants import Dir
 from wasmetal.host.guest import Guest
 from wasmetal.host.limits import Limits
 from wasmetal.host.program import Program
-from wasmetal.worker.channel import Channel, Header, Payload
+from wasmetal.worker.channel import Channel, ChannelError, Header, Payload
 from wasmetal.worker.child import MOST
 from wasmetal.worker.confinement import Allowance
+
+_PIECE = 1 << 20
+"""Most bytes of output in one message."""
 
 
 def run(channel: Channel, allowance: Allowance) -> None:
@@ -31,6 +35,10 @@ def run(channel: Channel, allowance: Allowance) -> None:
                 answer = {"error": type(error).__name__, "message": str(error)}
             except MemoryError:
                 answer = {"error": "LimitError", "message": "limit reached: memory of the guest's process"}
+            except ChannelError:
+                raise
+            except Exception as error:
+                answer = {"error": "GuestError", "message": f"{type(error).__name__}: {error}"}
             channel.send(answer | {"counters": service.counters}, result)
 
 
@@ -101,10 +109,14 @@ class _Service:
                 dirs={inside: Dir(path, read_only) for inside, (path, read_only) in dirs.items()},
                 limits=Limits(**limits),
                 stdin="inherit" if inherit else bytes(payload[compiled:]),
-                stdout=lambda data: self._channel.send({"output": "stdout"}, data),
-                stderr=lambda data: self._channel.send({"output": "stderr"}, data),
+                stdout=partial(self._pass_on, "stdout"),
+                stderr=partial(self._pass_on, "stderr"),
             )
         )
+
+    def _pass_on(self, output: str, data: bytes) -> None:
+        for start in range(0, len(data), _PIECE):
+            self._channel.send({"output": output}, data[start : start + _PIECE])
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -46,23 +46,14 @@ _PATIENCE = 1.0
 _OUTPUT = 1 << 26
 """Most bytes that the guest writes, or an answer holds, in one message."""
 _KEPT = (
-    *(
-        "AMD_",
-        "ANV_",
-        "CUDA_",
-        "DISABLE_LAYER",
-        "DYLD_",
-        "GALLIUM_",
-        "HOME",
-        "INTEL_",
-        "LANG",
-        "LC_",
-        "LD_LIBRARY_PATH",
-    ),
-    *("LIBGL_", "LP_", "LVP_", "MESA_", "METAL_", "MTL_", "NVIDIA_", "OMP_", "OPENBLAS_", "PATH", "RADV_", "TMPDIR"),
-    *("TZ", "VK_", "WASMETAL_", "XDG_", "__GL"),
+    *("AMD_", "ANV_", "CUDA_", "DISABLE_LAYER", "DYLD_", "GALLIUM_", "INTEL_", "LIBGL_", "LP_", "LVP_", "MESA_"),
+    *("METAL_", "MTL_", "NVIDIA_", "OMP_", "OPENBLAS_", "RADV_", "VK_", "WASMETAL_", "XDG_", "__GL"),
+    *("HOME", "LANG", "LC_", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ"),
 )
 """How the names of environment variables begin that drivers and libraries read; others may hold secrets."""
+_ERRORS = {
+    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, WasmetalError)
+}
 
 
 class IsolatedGuest:
@@ -139,8 +130,8 @@ class IsolatedGuest:
 
     def run(self) -> int:
         """See :meth:`wasmetal.Guest.run`."""
-        self.exit_code = int(self._complete("run")[0])
-        return self.exit_code
+        self.exit_code = code = _exit_code(self._complete("run")[0])
+        return code
 
     def stream(self) -> Iterator[str]:
         """See :meth:`wasmetal.Guest.stream`."""
@@ -151,14 +142,16 @@ class IsolatedGuest:
                     self._pass_on(*message)
                 elif text := decoder.decode(message[1]):
                     yield text
-        self.exit_code = int(self._answer(*message)[0])
+        self.exit_code = _exit_code(self._answer(*message)[0])
         if text := decoder.decode(b"", final=True):
             yield text
         if self.exit_code:
             raise exited(self.exit_code)
 
     def call(self, name: str, *args: int | float) -> Any:
-        """See :meth:`wasmetal.Guest.call`. The result must be numbers."""
+        """See :meth:`wasmetal.Guest.call`. Arguments and results must be numbers; if not, GuestError is raised."""
+        if not all(isinstance(each, int | float) for each in args):
+            raise GuestError(f"an argument of {name!r} is no number, and cannot reach the guest's process")
         return self._complete("call", name=name, values=args)[0]
 
     def read(self, address: int, nbytes: int) -> bytes:
@@ -231,38 +224,52 @@ class IsolatedGuest:
             def receive() -> tuple[Header, bytearray]:
                 # Measured from now if the reader has been slow, since the message may have waited here.
                 until = max(limit, time.monotonic()) + GRACE_SECONDS
-                return self._worker.channel.receive(most, until=None if until == math.inf else until)
+                try:
+                    return self._worker.channel.receive(most, until=None if until == math.inf else until)
+                except TimeoutError:
+                    raise LimitError(f"limit reached: {wall:g} seconds of wall time") from None
 
             self._worker.channel.send({"do": do, **arguments}, payload)
             yield receive
+        except ChannelError as error:
+            self._kill(self._reason or GuestError(f"the guest's process {self._worker.post_mortem(error)}"))
+            assert self._reason
+            raise self._reason from None
+        except GeneratorExit:
+            self._kill(GuestError("the guest's output is no longer read"))
+            raise
         except BaseException as error:
-            raise self._failed(error) from None
+            self._kill(error)
+            raise
         finally:
             if self._reason:
                 self._worker.end()
             self._waiting = None
             self._busy.release()
 
-    def _failed(self, error: BaseException) -> BaseException:
-        """Kill the process because of an error; returns the one to be raised."""
-        if isinstance(error, TimeoutError):
-            error = LimitError(f"limit reached: {self._limits.wall_seconds:g} seconds of wall time")
-        elif isinstance(error, ChannelError):
-            error = self._reason or GuestError(f"the guest's process {self._worker.post_mortem(error)}")
-        self._kill(GuestError("the guest's output is no longer read") if isinstance(error, GeneratorExit) else error)
-        return error
-
     def _answer(self, header: Header, result: bytearray) -> tuple[Any, bytearray]:
-        """Take what the process answers; it may be lying. Raises the guest's error."""
-        for name, value in self.counters.as_dict().items():
-            setattr(self.counters, name, type(value)(header["counters"][name]))
-        if "error" not in header:
-            return header["value"], result
-        kind = getattr(errors, str(header["error"]), GuestError)
-        is_ours = isinstance(kind, type) and issubclass(kind, WasmetalError)
-        raise (kind if is_ours else GuestError)(printable(str(header["message"])))
+        """Take what the process answers. Raises the guest's error."""
+        try:
+            self.counters = Counters(**header["counters"])
+            kind, text = (header["error"], printable(header["message"])) if "error" in header else (None, "")
+            value = None if kind else header["value"]
+        except (KeyError, TypeError):
+            raise _no_answer() from None
+        if kind is None:
+            return value, result
+        raise _ERRORS.get(str(kind), GuestError)(text)
 
     def _pass_on(self, header: Header, data: bytearray) -> None:
         """Give what the guest has written to whom it is meant for."""
-        if target := self._outputs.get(header["output"]):
+        if target := self._outputs.get(str(header["output"])):
             target(bytes(data))
+
+
+def _exit_code(value: Any) -> int:
+    if not isinstance(value, int):
+        raise _no_answer()
+    return value
+
+
+def _no_answer() -> GuestError:
+    return GuestError("the guest's process sent what is no answer")

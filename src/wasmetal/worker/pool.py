@@ -25,9 +25,10 @@ class WorkerPool:
     """
 
     def __init__(self, service: str, error: type[WasmetalError], threads: int = 1) -> None:
-        """``service``: the module's name. ``error``: what requests raise. ``threads``: for libraries that have many."""
+        """``service``: the module's name. ``error``: what requests raise. ``threads``: for libraries in Rust."""
         self._service = service
-        self._threads = {name: str(threads) for name in ("OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")}
+        # OpenBLAS starts its threads when NumPy is imported, which is before the process is confined.
+        self._threads = {"OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": str(threads)}
         self._error = error
         self._start_anew()
         os.register_at_fork(after_in_child=self._start_anew)
