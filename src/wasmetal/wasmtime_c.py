@@ -44,6 +44,7 @@ PRIVATE: dict[str, tuple[str, ...]] = {
         "wasmtime_store_epoch_deadline_callback",
         "wasmtime_update_deadline_kind_t",
     ),
+    "wasmtime._managed": ("Managed",),
     "wasmtime.Config": ("ptr",),
     "wasmtime.FuncType": ("ptr",),
     "wasmtime.Linker": ("ptr",),
@@ -103,6 +104,14 @@ def new_error(message: str) -> int:
 def new_trap(message: str) -> int:
     """The address of a new trap, which Wasmtime owns once a callback has returned it."""
     return _address(wasmtime.Trap(message)._consume())
+
+
+def release_nothing() -> None:
+    """From now on, leave what the package's objects own unreleased.
+
+    For a forked process: a thread of its parent may have held one of Wasmtime's locks, and would never release it here.
+    """
+    _find("wasmtime._managed").Managed.__del__ = lambda managed: None
 
 
 # ---- Linear memory

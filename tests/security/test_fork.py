@@ -275,10 +275,10 @@ def fork_while_guests_come_and_go() -> None:
             with wasmetal.Guest(GUEST) as guest:
                 guest.call("f")
 
-    churners = [threading.Thread(target=churn) for _ in range(2)]
+    churners = [threading.Thread(target=churn, daemon=True) for _ in range(2)]
     for each in churners:
         each.start()
-    for _ in range(20):
+    for _ in range(40):
         in_child(lambda: None, "exit")
     stop.set()
     for each in churners:
@@ -287,4 +287,4 @@ def fork_while_guests_come_and_go() -> None:
 
 @pytest.mark.slow
 def test_forks_while_guests_come_and_go() -> None:
-    run_apart(fork_while_guests_come_and_go)
+    run_apart(fork_while_guests_come_and_go, timeout=170)

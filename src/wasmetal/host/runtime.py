@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
+from wasmetal import wasmtime_c
 from wasmetal.forked import Origin
 from wasmetal.host.ticker import Ticker
 from wasmetal.memory import MemoryCreator, new_engine
@@ -20,6 +22,7 @@ class Runtime:
         self.engine = new_engine(self.creator)
         self.ticker = Ticker(self.engine.increment_epoch)
         self.origin = Origin("Wasmtime")
+        os.register_at_fork(after_in_child=wasmtime_c.release_nothing)
 
 
 _made: list[Runtime] = []
