@@ -27,4 +27,4 @@ class HostFailures(logging.Handler):
         if not self._records:
             return None
         record = self._records[0]
-        return (record.exc_info and record.exc_info[1]) or AssertionError(f"the host failed: {record.getMessage()}")
+        return getattr(record, "cause", None) or AssertionError(f"the host failed: {record.getMessage()}")

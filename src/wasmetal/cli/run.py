@@ -94,7 +94,7 @@ def run(
 def run_or_leave(guest: Guest) -> int:
     """Run the guest and return its exit code. Ctrl-C ends the process immediately, with exit code 130.
 
-    A guest that waits for input cannot be stopped, so closing it properly would have to wait for that input.
+    A guest in a long kernel of the CPU device cannot be stopped, so closing it properly would have to wait for that.
     """
     try:
         return guest.run()

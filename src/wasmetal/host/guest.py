@@ -55,7 +55,7 @@ take up to a 64th of ``memory_bytes`` more. Wasmtime's C API does not tell how l
 _WAKE = 0.1
 """Seconds after which a waiting main thread checks for Ctrl-C, which does not end a wait if it arrives just before."""
 _PATIENCE = 1.0
-"""Seconds that a stopped guest gets to end. Only a guest that is reading standard input takes longer."""
+"""Seconds that a stopped guest gets to end. Only a guest in a long kernel on the CPU device takes longer."""
 
 
 class Guest:
@@ -351,7 +351,7 @@ class Guest:
             raise self._interrupt.reason or GuestError(one_line(error)) from None
 
     def _abandon(self, call: GuestThread[Any], reason: BaseException) -> bool:
-        """Stop a call; False if it cannot be stopped because it waits for standard input."""
+        """Stop a call; False if it cannot be stopped because it is in a long kernel on the CPU device."""
         if self._origin.here and not call.ended and not call.is_current:
             self._interrupt.stop(reason)
             give_up = time.monotonic() + _PATIENCE

@@ -133,7 +133,8 @@ def _failed(context: GuestContext, function: str, error: BaseException) -> int:
     log.debug("%s: %s", function, error, exc_info=error)
     if not expected and (kind := (function, type(error))) not in context.reported:
         context.reported.add(kind)
-        log.error("%s: %s", function, printable(f"{type(error).__name__}: {' '.join(str(error).split())}"))
+        line = printable(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        log.error("%s: %s", function, line, extra={"cause": error})  # for handlers that want more than a line
     return errno
 
 
