@@ -21,7 +21,7 @@ from wasmetal.host.errno import Errno
 from wasmetal.host.recording import LONGEST, SLICE_SECONDS
 
 MATMUL, RMS_NORM, ATTENTION, ADD, SOFTMAX = 1, 4, 7, 9, 11
-SLACK = 20
+SLACK = 60
 """Seconds by which a machine may be late that is busy with other tests."""
 
 
@@ -214,7 +214,7 @@ def test_the_command_line_ends_at_its_timeout(own: Device, tmp_path: Path) -> No
         ],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=150,
         check=False,
     )
     assert "2 seconds of wall time" in ran.stderr

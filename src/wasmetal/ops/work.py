@@ -80,7 +80,9 @@ class Work:
         return (Part(0, self.rows, 0, self.columns, total),) if total <= most else self._cut(most)
 
     def _cut(self, most: float) -> Iterator[Part]:
-        columns, step = self.columns, math.lcm(self.row_step, *[rows.row_step() for rows in self.aligned])
+        columns, step = self.columns, self.row_step
+        if self.rows > step:
+            step = math.lcm(step, *[rows.row_step() for rows in self.aligned])
         if self._of(step, columns) > most:
             rows = max(step, min(self.rows, math.isqrt(int(most) // self.cell)))
             columns = max(1, int(most // self._of(rows, self.column_step))) * self.column_step
