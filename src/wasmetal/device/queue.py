@@ -96,7 +96,8 @@ class Queue:
             self._settle()
             if self._lost:
                 raise DeviceLostError("the device was lost: open it again")
-            self._check_answers()
+            if self._pending:
+                self._check_answers()
             recordings: list[Recording] = []
             for commands in lists:
                 recordings.append(commands.recording)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,10 @@ from wasmetal.host.abi.schema import Op
 from wasmetal.host.errno import Errno, Refusal
 from wasmetal.kernels import dtypes
 from wasmetal.ops import Recorder, Tensor
+
+_AT_ONCE = 16
+"""Commands after which other threads get to run, which would otherwise wait for Python's switch interval each time that
+they have called NumPy or a driver: a long list may take a second to record."""
 
 
 @dataclass(eq=False, slots=True)
@@ -43,6 +48,8 @@ def encode(data: bytes, buffer_of: Callable[[int], GuestBuffer], recorder: Recor
     attributes = records["attributes"].view("<f4").tolist()
     columns = [records["t"][name].tolist() for name in _FIELDS]
     for i, (number, flags, bits) in enumerate(zip(op_numbers, flag_sets, attribute_bits, strict=True)):
+        if i % _AT_ONCE == _AT_ONCE - 1:
+            time.sleep(0)
         call = _CALLS.get(number)
         if call is None:
             raise Refusal(Errno.NOTSUP, f"op {number} is not known")

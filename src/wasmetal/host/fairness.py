@@ -97,20 +97,18 @@ class Share:
 
     def submitted(self, submission: Submission) -> None:
         """A submission of the guest's has begun. It is charged to the guest once it has ended, by :meth:`settle`."""
-        with self._queue.changed:
-            self._queue.submissions.append((self, submission))
+        self._queue.submissions.append((self, submission))  # atomic in Python
 
     def settle(self) -> None:
         """Charge every guest for its submissions that have ended, whether it waits for them or not."""
-        queue = self._queue
-        with queue.changed:
-            for each in [each for each in queue.submissions if not each[1].pending]:
-                queue.submissions.remove(each)
+        submissions = self._queue.submissions
+        with self._queue.changed:
+            for each in tuple(submissions):
                 share, submission = each
-                share._count(submission)
-                share._charge(submission.seconds)
-
-    # List operations are atomic in Python, so the following methods need no lock.
+                if not submission.pending:
+                    submissions.remove(each)
+                    share._count(submission)
+                    share._charge(submission.seconds)
 
     def is_behind(self, submission: Submission) -> bool:
         """Whether an earlier submission of another guest has not been charged for yet."""
@@ -120,6 +118,9 @@ class Share:
     def _charge(self, seconds: float) -> None:
         queue = self._queue
         self._used += seconds
+        if queue.shares == [self]:  # nobody to compare with, and nobody who waits for a turn
+            queue.time = max(queue.time, self._used)
+            return
         queue.time = max(queue.time, min((each._used for each in queue.shares if each._wants()), default=0.0))
         queue.changed.notify_all()
 

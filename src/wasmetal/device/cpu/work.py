@@ -43,15 +43,15 @@ class CpuRecording:
         self._dispatches.clear()
 
 
-_threads = threading.local()
+class _Thread(threading.local):
+    """The calling thread."""
+
+    def __init__(self) -> None:
+        self.token = object()
+        """Equal to no other thread's. (Its number will not do: a later thread may get the same one.)"""
 
 
-def _this_thread() -> object:
-    """A token of the calling thread. (Its number will not do: a later thread may get the same one.)"""
-    if not hasattr(_threads, "token"):
-        _threads.token = object()
-    token: object = _threads.token
-    return token
+_this = _Thread()
 
 
 class CpuWork:
@@ -65,7 +65,7 @@ class CpuWork:
         """``pending``: earlier work that has not ended, in order."""
         self._recordings = recordings
         self._steps = chain.from_iterable([recording.steps for recording in recordings])
-        self._thread = _this_thread()
+        self._thread = _this.token
         self._needs: Sequence[CpuWork] = self._find_needs(pending) if pending else ()
         self._lock = threading.Lock()
         self._left = sum([recording.dispatches for recording in recordings])
