@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import signal
 import subprocess
 import sys
@@ -13,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.security.modules import HEAD, blocks, functions, loops, nested, section
+from tests.security.peak import MIB, growth_below
 from wasmetal import Guest, Program
 from wasmetal.errors import GuestError
 from wasmetal.host import compiler, sections
 
-MIB = 1 << 20
 LIMITED = sys.platform == "linux"
 
 
@@ -29,10 +28,8 @@ def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _little_memory() -> Iterator[None]:
     """No test lets this process's memory grow much."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield
-    unit = 1 if sys.platform == "darwin" else 1024
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 200 * MIB
+    with growth_below(200 * MIB):
+        yield
 
 
 BOMBS = {
