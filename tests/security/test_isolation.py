@@ -369,6 +369,26 @@ def test_a_reader_that_leaves_and_one_that_is_slow() -> None:
             list(stream)
 
 
+def test_a_forked_process_leaves_the_guest_alone() -> None:
+    script = (
+        "import os, sys; sys.path[:0] = sys.argv[1:]\n"
+        "from tests.security.test_isolation import *\n"
+        "with isolate() as guest:\n"
+        "    guest.call('next')\n"
+        "    forked = os.fork()\n"
+        "    if not forked:\n"
+        "        try: guest.call('next')\n"
+        "        except WasmetalError as error: print(type(error).__name__, flush=True)\n"
+        "        guest.close()\n"
+        "        guest.__del__()\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(forked, 0)\n"
+        "    print(guest.call('next'))\n"
+    )
+    command = [sys.executable, "-c", script, *sys.path]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout == "ForkedError\n2\n"
+
+
 def test_a_guest_that_is_dropped() -> None:
     guest = isolate()
     pid = process(guest)

@@ -45,7 +45,7 @@ LARGE = {
     "a doubled list": repeated(17, "{% set ns.x = ns.x + ns.x %}", "{{ ns.x|length }}", "x=[0]*1000"),
     "nested lists as JSON": repeated(27, "{% set ns.x = [ns.x, ns.x] %}", "{{ ns.x|tojson|length }}"),
 }
-REFUSED = r"^the chat template (takes more than [0-9.]+ seconds|needs more than [0-9]+ MiB of memory)$"
+REFUSED = r"^the chat template (takes more than [0-9.]+ seconds|needs more than [0-9]+ MiB of memory); if you trust it"
 
 
 @pytest.fixture(autouse=True)
