@@ -19,7 +19,7 @@ from tests.security.modules import functions
 from wasmetal import Dir, Guest, Limits, Program, load_model
 from wasmetal.device import Device
 from wasmetal.errors import GuestError, GuestTrapError, LimitError, WasmetalError
-from wasmetal.host import isolated
+from wasmetal.host import guest_process, isolated
 from wasmetal.host.isolated import IsolatedGuest
 
 GUESTS = Path(__file__).parents[2] / "guests"
@@ -52,7 +52,7 @@ def isolate(module: Any = COUNTER, **grants: Any) -> Guest:
 
 def process(guest: Guest) -> int:
     assert isinstance(guest, IsolatedGuest)
-    return guest._worker._process.pid
+    return guest._process.worker._process.pid
 
 
 def ended(pid: int) -> bool:
@@ -241,7 +241,7 @@ def test_what_cannot_travel(cpu: Device, tmp_path: Path) -> None:
 
 def test_a_process_that_hangs_is_killed_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if a driver did not return."""
-    monkeypatch.setattr(isolated, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(guest_process, "GRACE_SECONDS", 1.0)
     with isolate() as other, isolate(limits=Limits(wall_seconds=0.5)) as guest:
         os.kill(process(guest), signal.SIGSTOP)
         began = time.monotonic()
@@ -264,6 +264,7 @@ def test_a_process_that_dies_is_one_guests_error() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not limit memory")
 def test_the_system_limits_the_memory_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    isolate(limits=Limits(memory_bytes=2**70, device_bytes=2**70)).close()
     limits = Limits(memory_bytes=1 << 30, device_bytes=0)
     with isolate(limits=limits) as guest:
         assert guest.call("grow", 8000) == 2
@@ -277,7 +278,7 @@ def test_a_model_whose_template_never_ends(tmp_path: Path, monkeypatch: pytest.M
     nest = "{% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}"
     loop = "{% for i in range(60) %}" + nest + "{% endfor %}"
     monkeypatch.setattr(tiny, "CHAT_TEMPLATE", "{% set ns = namespace(x=[0], y=[0]) %}" + loop + "{{ ns.x == ns.y }}")
-    monkeypatch.setattr(isolated, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(guest_process, "GRACE_SECONDS", 1.0)
     path = tiny.write_tiny_llama(tmp_path / "bomb.gguf")
     began = time.monotonic()
     with isolate(
@@ -311,7 +312,7 @@ def test_a_process_that_lies(lies: list[dict[str, Any]], monkeypatch: pytest.Mon
     with isolate() as guest:
         assert isinstance(guest, IsolatedGuest)
         answers = iter(lies)
-        monkeypatch.setattr(guest._worker.channel, "receive", lambda *_, **__: (next(answers), bytearray(b"x")))
+        monkeypatch.setattr(guest._process.worker.channel, "receive", lambda *_, **__: (next(answers), bytearray(b"x")))
         with pytest.raises(GuestError):
             guest.run()
 
@@ -367,6 +368,26 @@ def test_a_reader_that_leaves_and_one_that_is_slow() -> None:
         time.sleep(1.5)
         with pytest.raises(LimitError):
             list(stream)
+
+
+def test_a_forked_process_leaves_the_guest_alone() -> None:
+    script = (
+        "import os, sys; sys.path[:0] = sys.argv[1:]\n"
+        "from tests.security.test_isolation import *\n"
+        "with isolate() as guest:\n"
+        "    guest.call('next')\n"
+        "    forked = os.fork()\n"
+        "    if not forked:\n"
+        "        try: guest.call('next')\n"
+        "        except WasmetalError as error: print(type(error).__name__, flush=True)\n"
+        "        guest.close()\n"
+        "        guest.__del__()\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(forked, 0)\n"
+        "    print(guest.call('next'))\n"
+    )
+    command = [sys.executable, "-c", script, *sys.path]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout == "ForkedError\n2\n"
 
 
 def test_a_guest_that_is_dropped() -> None:

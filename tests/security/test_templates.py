@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.models import tiny
+from tests.security.peak import MIB, growth_below
 from wasmetal import load_model
 from wasmetal.device import Device
 from wasmetal.errors import ModelError
@@ -19,7 +18,6 @@ from wasmetal.models.lm import chat_template, jinja_template
 from wasmetal.models.lm.chat_template import ChatTemplate
 
 HELLO = [{"role": "user", "content": "Hello"}]
-MIB = 1 << 20
 
 
 def repeated(times: int, statement: str, then: str, start: str = "x=[0], y=[0]") -> str:
@@ -47,16 +45,14 @@ LARGE = {
     "a doubled list": repeated(17, "{% set ns.x = ns.x + ns.x %}", "{{ ns.x|length }}", "x=[0]*1000"),
     "nested lists as JSON": repeated(27, "{% set ns.x = [ns.x, ns.x] %}", "{{ ns.x|tojson|length }}"),
 }
-REFUSED = r"^the chat template (takes more than [0-9.]+ seconds|needs more than [0-9]+ MiB of memory)$"
+REFUSED = r"^the chat template (takes more than [0-9.]+ seconds|needs more than [0-9]+ MiB of memory); if you trust it"
 
 
 @pytest.fixture(autouse=True)
 def _little_memory() -> Iterator[None]:
     """No test lets this process's memory grow much."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield
-    unit = 1 if sys.platform == "darwin" else 1024
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 200 * MIB
+    with growth_below(200 * MIB):
+        yield
 
 
 QUICK = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -88,12 +87,10 @@ def test_a_failure_costs_one_request(pool: WorkerPool, do: str, argument: Any, s
 
 
 def test_memory_is_limited_to_what_a_request_may_take(pool: WorkerPool) -> None:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert ask(pool, "allocate", 100 * MIB, memory=200 * MIB)[0] == {"held": 100 * MIB}
-    with pytest.raises(ModelError, match=r"^asking needs more than 200 MiB of memory$"):
+    with pytest.raises(ModelError, match=r"^asking needs more than 200 MiB of memory; if you trust it"):
         ask(pool, "allocate", 300 * MIB, memory=200 * MIB)
     assert ask(pool, "allocate", 300 * MIB)[0] == {"held": 300 * MIB}
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 50 << 10
 
 
 @pytest.mark.skipif(not LINUX, reason="needs /proc")
@@ -102,7 +99,7 @@ def test_memory_is_watched_where_the_system_does_not_limit_it(
 ) -> None:
     monkeypatch.setattr("wasmetal.worker.process.ENFORCED", False)
     monkeypatch.setattr("wasmetal.worker.process.resident_bytes", watched := Growing())
-    with pytest.raises(ModelError, match=r"^asking needs more than 512 MiB of memory$"):
+    with pytest.raises(ModelError, match=r"^asking needs more than 512 MiB of memory; if you trust it"):
         ask(pool, "sleep", 60)
     assert watched.looks > 2
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from wasmetal.errors import GuestError
 
 MAX_ITEMS = 1 << 17
-"""Functions, types, imports, exports, globals and so on in a module. The largest programs have about half of that."""
+"""Functions, types, imports, exports, globals and so on in a module. Yosys, of 65 MiB, has 47,000."""
 
 _CUSTOM, _START, CODE, _DATA_COUNT = 0, 8, 10, 12
 _UNCOUNTED = (_CUSTOM, _START, CODE, _DATA_COUNT)  # functions are counted where they are declared

@@ -20,7 +20,6 @@ from wasmetal.worker import landlock, seccomp
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 
-
 DEVICES = ("/dev/dri", "/dev/kfd", "/dev/null", "/dev/shm", *sorted(glob.glob("/dev/nvidia*")))
 """What drivers of GPUs write to."""
 
@@ -61,7 +60,7 @@ class Allowance:
         """
         if nbytes is not None:
             # RLIMIT_AS would count what is reserved and never used: linear memories, and an arena for each thread.
-            _limit(resource.RLIMIT_DATA, self._data() + nbytes, hard=False)
+            _limit(resource.RLIMIT_DATA, min(self._data() + nbytes, sys.maxsize), hard=False)
         if seconds is not None:
             signal.setitimer(signal.ITIMER_REAL, seconds)
         try:

@@ -16,6 +16,7 @@ _KEPT = 2
 """Idle processes that are kept for the next requests."""
 _LARGE = 8 << 20
 """Bytes of a request and its answer after which a process is not kept: it would keep the memory, too."""
+_ADVICE = "if you trust it (trusted=True, --trusted), it is done without a worker process"
 
 
 class WorkerPool:
@@ -50,7 +51,7 @@ class WorkerPool:
                 self._keep(worker)
                 raise self._error(str(refusal)) from None
             except WorkerFailure as failure:
-                raise self._error(f"{what} {failure}") from None
+                raise self._error(f"{what} {failure}; {_ADVICE}") from None
             if len(payload) + len(answer[1]) < _LARGE:
                 self._keep(worker)
             else:
@@ -66,7 +67,7 @@ class WorkerPool:
         try:
             return WorkerProcess(self._service, minimal_environment() | self._threads)
         except WasmetalError as error:
-            raise self._error(str(error)) from error
+            raise self._error(f"{error}; {_ADVICE}") from error
 
     def _keep(self, worker: WorkerProcess) -> None:
         with self._lock:

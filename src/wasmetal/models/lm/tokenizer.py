@@ -178,7 +178,7 @@ class Tokenizer:
         special.normalizer, special.pre_tokenizer = base.normalizer, base.pre_tokenizer
         for tokenizer, types in ((base, (TokenType.USER_DEFINED,)), (special, VERBATIM)):
             # In one call: each takes time in proportion to all added tokens.
-            tokenizer.add_tokens([AddedToken(token, normalized=False) for token in self._vocabulary.added(*types)])
+            tokenizer.add_tokens([AddedToken(token, normalized=False) for token in self._vocabulary.of_type(*types)])
         return special
 
     def _first_control(self, texts: Iterable[str]) -> int | None:

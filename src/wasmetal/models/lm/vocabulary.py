@@ -14,14 +14,14 @@ from wasmetal.models.files.gguf import GGUFFile
 MAX_TOKENS = 1 << 19
 """Tokens of a vocabulary; the largest in use have about 260,000."""
 MAX_TOKEN = 1024
-"""Bytes of a token; the longest in use are runs of some hundred spaces."""
+"""Bytes of a token. The longest in use are runs of spaces, dashes and the like."""
 MAX_ADDED = 1 << 20
 """Bytes of all tokens that are recognized in a text before it is split into words, such as control tokens."""
 MAX_MERGES = 32 << 20
-"""Bytes of all merges; the most in use have 5 MiB."""
+"""Bytes of all merges: 64 for each token of the largest vocabulary."""
 MAX_SQUARES = 1 << 26
 """Sum of the squares of the lengths, in characters, of a SentencePiece vocabulary: finding its merges takes time
-in proportion. The largest in use have about 20,000,000."""
+in proportion. 260,000 tokens may have 16 characters on average."""
 
 SPACE = "▁"
 """SentencePiece's stand-in for a space."""
@@ -46,15 +46,13 @@ class Vocabulary:
         """Every token's id, by its spelling."""
         if not self.ids or len(self.ids) != sum(map(bool, self.tokens)):
             raise file.error("tokenizer.ggml.tokens is empty or contains a token twice")
-        added = 0
-        for token, kind in zip(self.tokens, self.types, strict=True):
-            nbytes = len(token.encode())
-            if nbytes > MAX_TOKEN:
-                raise file.error(f"a token of {nbytes} bytes; at most {MAX_TOKEN} are supported")
-            if sentencepiece and kind == TokenType.BYTE and not _BYTE.fullmatch(token):
-                raise file.error(f"{token!r} is no token for a byte, such as <0x0A>")
-            added += nbytes if kind in VERBATIM else 0
-        if added > MAX_ADDED:
+        # A character has up to four bytes.
+        longest = max((len(token.encode()) for token in self.tokens if 4 * len(token) > MAX_TOKEN), default=0)
+        if longest > MAX_TOKEN:
+            raise file.error(f"a token of {longest} bytes; at most {MAX_TOKEN} are supported")
+        if sentencepiece and (wrong := [token for token in self.of_type(TokenType.BYTE) if not _BYTE.fullmatch(token)]):
+            raise file.error(f"{wrong[0]!r} is no token for a byte, such as <0x0A>")
+        if (added := sum(len(token.encode()) for token in self.of_type(*VERBATIM))) > MAX_ADDED:
             raise file.error(f"{added} bytes of control and user-defined tokens; at most {MAX_ADDED} are supported")
 
     def token_id(self, name: str) -> int | None:
@@ -86,7 +84,8 @@ class Vocabulary:
         scores = self._file.require("tokenizer.ggml.scores", np.ndarray).tolist()
         if len(scores) != len(self.tokens):
             raise self._file.error(f"tokenizer.ggml.scores has {len(scores)} entries for {len(self.tokens)} tokens")
-        normal = {token: i for token, i in self.ids.items() if self.types[i] == TokenType.NORMAL}
+        normal_type = int(TokenType.NORMAL)
+        normal = {token: i for token, i in self.ids.items() if self.types[i] == normal_type}
         if sum(len(token) ** 2 for token in normal) > MAX_SQUARES:
             raise self._file.error(f"tokens are too long: their squared lengths add up to more than {MAX_SQUARES}")
         merges: list[tuple[str, str]] = []
@@ -102,16 +101,18 @@ class Vocabulary:
             merges += sorted(known, key=lambda pair: (normal[pair[0]], normal[pair[1]]))
         return merges
 
-    def added(self, *types: TokenType) -> Iterator[str]:
+    def of_type(self, *types: TokenType) -> Iterator[str]:
         """The tokens of some types."""
-        return (token for token, kind in zip(self.tokens, self.types, strict=True) if token and kind in types)
+        wanted = set(map(int, types))
+        return (token for token, kind in zip(self.tokens, self.types, strict=True) if kind in wanted and token)
 
     @cached_property
     def pieces(self) -> list[bytes]:
         """The bytes of every token, by id."""
         to_bytes = _sentencepiece_bytes if self._sentencepiece else _byte_level_bytes
+        verbatim = set(map(int, VERBATIM))
         return [
-            token.encode() if kind in VERBATIM else to_bytes(token)
+            token.encode() if kind in verbatim else to_bytes(token)
             for token, kind in zip(self.tokens, self.types, strict=True)
         ]
 
