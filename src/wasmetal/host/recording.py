@@ -6,7 +6,7 @@ which keeps limits on time, and the turns of other guests, that exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from wasmetal.device.base import CommandList
@@ -40,15 +40,18 @@ class Segment:
 class GuestRecorder(Recorder):
     """Records one list of a guest's."""
 
-    def __init__(self, device: MeteredDevice, limit: int | None) -> None:
-        """``limit``: most operations of the list."""
+    def __init__(self, device: MeteredDevice, limit: int | None, look: Callable[[], None]) -> None:
+        """``limit``: most operations of the list. ``look`` is called from time to time, and may raise."""
         self.segments = [Segment(device.record())]
         super().__init__(device.info, self.segments[0].commands)
         self.slice = SLICE_SECONDS * device.info.operations_per_second
+        self._longest = max(LONGEST, self.slice)
+        self._full = SLICE * device.info.operations_per_second
         self.work = 0
         """Operations of what has been recorded so far."""
         self._device = device
         self._limit = limit
+        self._look = look
 
     def parts(self, op: str, work: Work) -> Iterable[Part]:
         """Slices of an op. Raises TOOBIG if the list is over the limit on work."""
@@ -60,12 +63,13 @@ class GuestRecorder(Recorder):
 
     def dispatch(self, name: str, tensors: Sequence[Tensor], groups: int, work: int, /, **fields: float) -> None:
         """Record a slice, in the segment that has room for it. Raises TOOBIG if it is too long and cannot be cut."""
-        if work > max(LONGEST, self.slice):
+        if work > self._longest:
             raise Refusal(
                 Errno.TOOBIG, f"{name}: {work} operations that cannot be cut; at most {LONGEST} can: use shorter rows"
             )
         segment = self.segments[-1]
-        if segment.dispatches == SEGMENT or segment.work > SLICE * self.info.operations_per_second:
+        if segment.dispatches == SEGMENT or segment.work > self._full:
+            self._look()
             segment.commands.finish()
             segment = Segment(self._device.record())
             self.segments.append(segment)

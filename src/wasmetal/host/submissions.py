@@ -29,16 +29,13 @@ class Recorded:
     buffers: set[GuestBuffer]
     work: int
     """In operations."""
+    dispatches: int
+    """How many dispatches the commands were recorded as."""
 
     @property
     def count(self) -> int:
         """How many commands."""
         return len(self.source) // abi.COMMAND.itemsize
-
-    @property
-    def dispatches(self) -> int:
-        """How many dispatches the commands were recorded as."""
-        return sum(segment.dispatches for segment in self.segments)
 
     @property
     def shared(self) -> bool:
@@ -109,9 +106,11 @@ class Submissions:
             raise Refusal(Errno.AGAIN, f"limit reached: {limit} commands pending")
         recorded = self._replayable.take(source) or self._record(source, buffer_of)
         work = self._account.limits.work
-        if work is not None and recorded.work + sum(pending.recorded.work for pending in self._queue) > work:
-            self._replayable.keep(recorded)
-            raise Refusal(Errno.AGAIN, f"limit reached: {work} operations pending")
+        if work is not None and self._queue:
+            pending = sum(each.recorded.work for each in self._queue)
+            if recorded.work + pending > work:
+                self._replayable.keep(recorded)
+                raise Refusal(Errno.AGAIN, f"limit reached: {work} operations pending")
         submitted = Submitted(recorded, recorded.shared or bool(self._queue and self._queue[-1].suspends))
         self._queue.append(submitted)
         for held in recorded.buffers:
@@ -157,10 +156,11 @@ class Submissions:
         self._replayable.close()
 
     def _record(self, source: bytes, buffer_of: Callable[[int], GuestBuffer]) -> Recorded:
-        recorder = GuestRecorder(self._device, self._account.limits.work)
+        recorder = GuestRecorder(self._device, self._account.limits.work, self._interrupt.check)
         try:
             buffers = encode(source, buffer_of, recorder)
-            return Recorded(source, recorder.finish(), buffers, recorder.work)
+            segments = recorder.finish()
+            return Recorded(source, segments, buffers, recorder.work, sum(each.dispatches for each in segments))
         except BaseException as error:
             recorder.close()
             if type(error) is DeviceError:  # an error about the list, not about the device's state

@@ -111,6 +111,8 @@ class Tensor:
 
     def part(self, part: Part) -> Tensor:
         """The part of a matrix, or of a vector as a row: the tensor itself if that is all of it."""
+        if part.whole:
+            return self
         if len(self.shape) > 1:
             return self.rows(part.top, part.bottom).columns(part.left, part.right)
         return self if part.columns == self.shape[0] else self.reshape(1, self.size).columns(part.left, part.right)

@@ -35,6 +35,8 @@ class Part:
     right: int
     work: int
     """In operations."""
+    whole: bool = False
+    """Whether it is all of the op."""
 
     @property
     def rows(self) -> int:
@@ -77,7 +79,7 @@ class Work:
     def cut(self, most: float) -> Iterable[Part]:
         """Cut into parts of at most ``most`` operations, if the steps allow it: whole rows, or else about square."""
         total = self.total
-        return (Part(0, self.rows, 0, self.columns, total),) if total <= most else self._cut(most)
+        return (Part(0, self.rows, 0, self.columns, total, True),) if total <= most else self._cut(most)
 
     def _cut(self, most: float) -> Iterator[Part]:
         columns, step = self.columns, self.row_step
