@@ -44,6 +44,15 @@ def blocks(count: int, locals_: int) -> bytes:
     return one_function(b"".join(map(block, range(count))), locals_)
 
 
+def wide_loops(count: int, width: int) -> bytes:
+    """One function of that many loops, each of which takes that many values and gives as many."""
+    values = leb128(width) + b"\x7f" * width
+    types = section(1, b"\3\x60" + values + values + b"\x60\0" + values + b"\x60\0\0")
+    body = b"\0\x10\0" + b"\x03\0\x41\0\x0d\0\x0b" * count + b"\x00\x0b"
+    head = HEAD + types + section(2, b"\1\1e\1f\0\1") + section(3, b"\1\2")
+    return head + section(10, b"\1" + leb128(len(body)) + body)
+
+
 def nested(depth: int) -> bytes:
     """One function of loops in loops."""
     return one_function(b"\x03\x40" * depth + b"\x0b" * depth)

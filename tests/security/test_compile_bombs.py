@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.security.modules import HEAD, blocks, functions, loops, nested, section
+from tests.security.modules import HEAD, blocks, functions, loops, nested, section, wide_loops
 from tests.security.peak import MIB, growth_below
 from wasmetal import Guest, Program
 from wasmetal.errors import GuestError
@@ -36,6 +37,7 @@ BOMBS = {
     "20,000 blocks and locals": lambda: blocks(20_000, 20_000),
     "5,000 loops and locals": lambda: loops(5_000, 5_000),
     "1,000,000 loops in loops": lambda: nested(1_000_000),
+    "5 KiB of loops with 1,000 parameters": lambda: wide_loops(250, 1_000),
 }
 
 
@@ -55,6 +57,31 @@ def test_a_bomb_ends_within_the_default_limits(bomb: Callable[[], bytes]) -> Non
     with pytest.raises(GuestError, match=r"^compiling guest (needs more than|takes more than)"):
         Program(bomb())
     assert time.monotonic() - began < compiler.SECONDS + 60
+
+
+SMALL = {
+    "loops and locals": lambda: loops(120, 4_000),
+    "blocks and locals": lambda: blocks(120, 4_000),
+    "loops in loops": lambda: nested(680),
+    "wide loops": lambda: wide_loops(280, 16),
+    "functions": lambda: functions(680),
+}
+
+
+@pytest.mark.parametrize("code", SMALL.values(), ids=SMALL)
+def test_what_is_compiled_here_takes_little(code: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "_pool", None)
+    used = time.process_time()
+    with suppress(GuestError), growth_below(100 * MIB):  # GuestError: an import that does not exist
+        Program(code())
+    assert time.process_time() - used < 3
+
+
+@pytest.mark.parametrize("code", [wide_loops(10, 17), loops(300, 4), functions(700), b"(module (type (array i8)))"])
+def test_what_is_not_compiled_here(code: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "_pool", None)
+    with pytest.raises(AttributeError):
+        Program(code)
 
 
 def test_a_bomb_runs_out_of_time(monkeypatch: pytest.MonkeyPatch) -> None:

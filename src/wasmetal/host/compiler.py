@@ -8,7 +8,7 @@ from __future__ import annotations
 import wasmtime
 
 from wasmetal.errors import GuestError
-from wasmetal.host.sections import CODE, check_items, read
+from wasmetal.host.sections import CODE, check_items, read, widest_type
 from wasmetal.host.wasm import compile_module, one_line, to_binary
 from wasmetal.worker import WorkerPool
 
@@ -22,9 +22,10 @@ memory, and 162 MiB when compiled."""
 _COMPILED, _COMPILED_FOR_BYTE = 64 << 20, 8
 """Bytes of the compiled module."""
 _SMALL = 16 << 10
-_SMALL_CODE = 4 << 10
-"""Bytes of a module, and of its functions' code, that are compiled here: the worst that we could make of that many took
-0.12 seconds and 10 MiB."""
+_SMALL_CODE = 2 << 10
+_SMALL_TYPE = 16
+"""Bytes of a module and of its functions' code, and parameters or results of a type, that are compiled here: the worst
+that we could make of that took 0.1 seconds and 70 MiB."""
 _pool = WorkerPool("wasmetal.host.compiler_worker", GuestError, threads=4)
 
 
@@ -34,7 +35,7 @@ def compile_untrusted(engine: wasmtime.Engine, name: str, code: bytes) -> wasmti
         raise GuestError(f"{name} has {len(code)} bytes; at most {MAX_MODULE} are supported")
     if len(code) <= _SMALL:
         code = to_binary(name, code)
-        if len(code) <= _SMALL and sum(each.nbytes for each in read(code) if each.kind == CODE) <= _SMALL_CODE:
+        if _is_small(code):
             check_items(name, code)
             return compile_module(engine, name, code)
     nbytes = len(code)
@@ -50,3 +51,9 @@ def compile_untrusted(engine: wasmtime.Engine, name: str, code: bytes) -> wasmti
         return wasmtime.Module.deserialize(engine, compiled)
     except wasmtime.WasmtimeError as error:
         raise GuestError(f"{name}: {one_line(error)}") from error
+
+
+def _is_small(binary: bytes) -> bool:
+    code = sum(section.nbytes for section in read(binary) if section.kind == CODE)
+    widest = widest_type(binary)
+    return len(binary) <= _SMALL and code <= _SMALL_CODE and widest is not None and widest <= _SMALL_TYPE

@@ -11,6 +11,10 @@ MAX_ITEMS = 1 << 17
 """Functions, types, imports, exports, globals and so on in a module. Yosys, of 65 MiB, has 47,000."""
 
 _CUSTOM, _START, CODE, _DATA_COUNT = 0, 8, 10, 12
+_TYPE = 1
+_FUNCTION_TYPE = b"\x60"
+_ONE_BYTE_TYPES = b"\x6f\x70\x7b\x7c\x7d\x7e\x7f"
+"""The value types that are one byte: numbers, vectors, externref and funcref."""
 _UNCOUNTED = (_CUSTOM, _START, CODE, _DATA_COUNT)  # functions are counted where they are declared
 
 
@@ -23,6 +27,8 @@ class Section:
     nbytes: int
     items: int
     """How many functions, types, imports or the like it says it has."""
+    content: int
+    """Where the first of them begins."""
 
 
 def read(code: bytes) -> Iterator[Section]:
@@ -31,8 +37,8 @@ def read(code: bytes) -> Iterator[Section]:
     while position < len(code):
         kind = code[position]
         nbytes, position = _integer(code, position + 1)
-        items = 0 if kind in _UNCOUNTED else _integer(code, position)[0]
-        yield Section(kind, nbytes, items)
+        items, content = (0, position) if kind in _UNCOUNTED else _integer(code, position)
+        yield Section(kind, nbytes, items, content)
         position += nbytes
 
 
@@ -41,6 +47,24 @@ def check_items(name: str, code: bytes) -> None:
     items = sum(section.items for section in read(code))
     if items > MAX_ITEMS:
         raise GuestError(f"{name} has {items} functions, types, imports and so on; at most {MAX_ITEMS} are supported")
+
+
+def widest_type(code: bytes) -> int | None:
+    """The most parameters, or results, of a function type of a binary module; None if there are other types."""
+    widest = 0
+    for section in read(code):
+        position = section.content
+        for _ in range(section.items if section.kind == _TYPE else 0):
+            if code[position : position + 1] != _FUNCTION_TYPE:
+                return None
+            position += 1
+            for _ in ("parameters", "results"):
+                count, position = _integer(code, position)
+                if not all(kind in _ONE_BYTE_TYPES for kind in code[position : position + count]):
+                    return None
+                position += count
+                widest = max(widest, count)
+    return widest
 
 
 def _integer(code: bytes, position: int) -> tuple[int, int]:
