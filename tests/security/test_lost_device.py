@@ -287,7 +287,9 @@ def test_a_long_kernel_on_a_real_driver(vulkan: Device, monkeypatch: pytest.Monk
     add(Recorder(again.info, commands), zeros(again, 4), zeros(again, 4), out := zeros(again, 4))
     commands.finish()
     again.submit([commands]).wait(60)
-    assert not out.buffer.view().any()
+    result = np.ones(16, np.uint8)
+    again.read(out.buffer, 0, result)
+    assert not result.any()
     with within(2.0):
         again.close()
     submission.wait(120)  # nothing that it uses is gone
@@ -297,6 +299,8 @@ def test_a_long_kernel_on_a_real_driver(vulkan: Device, monkeypatch: pytest.Monk
 @pytest.mark.slow
 @pytest.mark.vulkan
 def test_a_process_ends_while_a_kernel_runs(vulkan: Device) -> None:
+    if "llvmpipe" not in vulkan.info.name:
+        pytest.skip("the driver of a GPU may keep a process until the GPU has finished")
     script = """
         from tests.security.test_lost_device import long_work
         from wasmetal.device import open_device
