@@ -187,11 +187,12 @@ def test_callbacks_get_what_is_written() -> None:
     assert out == [b"one", b"two"] * 2
 
 
-def test_a_failing_callback_stops_the_guest() -> None:
+@pytest.mark.parametrize("then", ["(loop (br 0))", ""], ids=["it goes on", "it ends"])
+def test_a_failing_callback_stops_the_guest(then: str) -> None:
     def fail(data: bytes) -> None:
         raise BrokenPipeError("no reader")
 
-    with Guest(writer(b"text", then="(loop (br 0))"), stdout=fail) as guest, pytest.raises(BrokenPipeError):
+    with Guest(writer(b"text", then=then), stdout=fail) as guest, pytest.raises(BrokenPipeError):
         guest.run()
 
 

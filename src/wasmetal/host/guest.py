@@ -342,13 +342,16 @@ class Guest:
         while not call.wait(_WAKE):
             call.alive()
         try:
-            return call.result()
+            value = call.result()
         except wasmtime.Trap as trap:
             raise self._interrupt.reason or GuestTrapError(describe_trap(trap)) from None
         except wasmtime.ExitTrap as exit:
             raise exited(exit.code) from None
         except wasmtime.WasmtimeError as error:
             raise self._interrupt.reason or GuestError(one_line(error)) from None
+        if self._interrupt.reason:  # the guest ended by itself before it noticed
+            raise self._interrupt.reason
+        return value
 
     def _abandon(self, call: GuestThread[Any], reason: BaseException) -> bool:
         """Stop a call; False if it cannot be stopped because it is in a long kernel on the CPU device."""
