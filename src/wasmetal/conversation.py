@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from wasmetal import packaged
+from wasmetal.closing import Closing
 from wasmetal.device import Device
 from wasmetal.errors import GuestError
 from wasmetal.host.guest import Guest
@@ -41,7 +41,7 @@ class Stats:
     decode_seconds: float
 
 
-class Conversation:
+class Conversation(Closing):
     """A chat guest that stays open between questions. Use it as a context manager, or call :meth:`close`.
 
     ``arguments`` are those of the guest's command line. ``stdout`` receives answers as they are generated, ``stderr``
@@ -108,14 +108,6 @@ class Conversation:
     def close(self) -> None:
         """End the guest and release what it held. Idempotent."""
         self.guest.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _give(self, function: str, text: str, *before: int) -> bool:
         data = text.encode(errors="replace")

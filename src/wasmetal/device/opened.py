@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self, cast
+from typing import cast
 
+from wasmetal.closing import Closing
 from wasmetal.counters import Counters
 from wasmetal.device import abandoned
 from wasmetal.device.backend import Allocation, AnyBackend
@@ -22,7 +22,7 @@ from wasmetal.errors import DeviceError, DeviceLostError, OutOfDeviceMemoryError
 from wasmetal.forked import Origin
 
 
-class OpenDevice:
+class OpenDevice(Closing):
     """A ``base.Device`` over a backend. ``base`` documents threads, order and pending lists."""
 
     def __init__(self, backend: AnyBackend) -> None:
@@ -134,14 +134,6 @@ class OpenDevice:
             commands.close()
         for buffer in list(self._buffers):
             buffer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _keep(self, buffer: DeviceBuffer) -> DeviceBuffer:
         with self._queue.lock:

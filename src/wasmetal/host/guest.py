@@ -10,13 +10,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakSet
 
 import wasmtime
 
 from wasmetal import wasmtime_c
+from wasmetal.closing import Closing
 from wasmetal.counters import Counters
 from wasmetal.device import Device
 from wasmetal.errors import GuestError, GuestTrapError, LimitError, MemoryCountError, MemorySizeError, setting_up
@@ -58,7 +58,7 @@ _PATIENCE = 1.0
 """Seconds that a stopped guest gets to end. Only a guest in a long kernel on the CPU device takes longer."""
 
 
-class Guest:
+class Guest(Closing):
     """An instance of a WebAssembly module, in its sandbox.
 
     It can use one device, within its limits, and nothing else unless it is granted here. Use it as a context manager,
@@ -212,14 +212,6 @@ class Guest:
         """
         self._release()
         _close_unreleased()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         # Closing takes locks, and this thread may hold any lock: garbage is collected in the middle of other work.

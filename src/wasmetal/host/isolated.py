@@ -10,9 +10,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
+from wasmetal.closing import Closing
 from wasmetal.counters import Counters
 from wasmetal.device import Device
 from wasmetal.errors import GuestError, WasmetalError
@@ -42,7 +42,7 @@ _KEPT = (
 """How the names of environment variables begin that drivers and libraries read; others may hold secrets."""
 
 
-class IsolatedGuest:
+class IsolatedGuest(Closing):
     """What :class:`wasmetal.Guest` gives if ``isolation`` is "process". It has the same methods.
 
     ``stdout`` and ``stderr`` are called on the thread that runs the guest.
@@ -153,14 +153,6 @@ class IsolatedGuest:
         """Kill the process. Idempotent; nothing happens in a process forked since."""
         if self._origin.here:
             self._process.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_process") and self._origin.here:

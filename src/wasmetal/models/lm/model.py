@@ -7,9 +7,8 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from wasmetal.closing import Closing
 from wasmetal.counters import Counters
 from wasmetal.device.base import CommandList, Device, MemoryKind, Submission
 from wasmetal.errors import ModelError, setting_up
@@ -62,7 +61,7 @@ def load_model(
         return Model(GGUFFile(path), name, device, context, contexts, trusted=known if trusted is None else trusted)
 
 
-class Model:
+class Model(Closing):
     """Weights, tokenizer and cache. Use as a context manager, or call :meth:`close`. Safe to use from several threads.
 
     ``chat_template`` is None if the file has none.
@@ -266,14 +265,6 @@ class Model:
             session.close()
         self._passes.close()
         self._buffers.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _batches(counts: Sequence[int], rows: Callable[[], int]) -> Iterator[list[tuple[int, int, int]]]:

@@ -7,11 +7,11 @@ import weakref
 import zlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wasmetal.closing import Closing
 from wasmetal.counters import Counters
 from wasmetal.device.base import Submission
 from wasmetal.errors import ModelError
@@ -29,7 +29,7 @@ _MAGIC = b"wasmetal"
 _VERSION = 1
 
 
-class Session:
+class Session(Closing):
     """Made by :meth:`Model.session`. Use as a context manager, or call :meth:`close`.
 
     Every method raises ModelError once the session or its model is closed, and ForkedError in a process forked later.
@@ -128,14 +128,6 @@ class Session:
         """Release the session's pages. Idempotent. Takes no lock, so that finalizers may call it."""
         self._give_back()
         self._drop_head()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _open(self) -> Model:
         self.model.origin.check()
