@@ -90,11 +90,6 @@ class Share:
                 self._queue.changed.wait(_LOOK if any(other._waits for other in self._first()) else PAUSE)
             look()
 
-    def charge(self, seconds: float) -> None:
-        """Charge the guest for ``seconds`` on the device."""
-        with self._queue.changed:
-            self._charge(seconds)
-
     def submitted(self, submission: Submission) -> None:
         """A submission of the guest's has begun. It is charged to the guest once it has ended, by :meth:`settle`."""
         self._queue.submissions.append((self, submission))  # atomic in Python
