@@ -42,11 +42,12 @@ class GuestRecorder(Recorder):
 
     def __init__(self, device: MeteredDevice, limit: int | None, look: Callable[[], None]) -> None:
         """``limit``: most operations of the list. ``look`` is called from time to time, and may raise."""
+        info = device.info
         self.segments = [Segment(device.record())]
-        super().__init__(device.info, self.segments[0].commands)
-        self.slice = SLICE_SECONDS * device.info.operations_per_second
+        super().__init__(info, self.segments[0].commands)
+        self.slice = SLICE_SECONDS * info.operations_per_second
         self._longest = max(LONGEST, self.slice)
-        self._full = SLICE * device.info.operations_per_second
+        self._full = SLICE * info.operations_per_second
         self.work = 0
         """Operations of what has been recorded so far."""
         self._device = device
