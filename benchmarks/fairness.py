@@ -33,7 +33,7 @@ from wasmetal.host import abi
 from wasmetal.host.errno import Errno
 from wasmetal.models import Model
 
-MATMUL, ATTENTION, SOFTMAX = 1, 7, 11
+MATMUL, ATTENTION, ADD, SOFTMAX = 1, 7, 9, 11
 I32 = 26
 TEXT, TOKENS, LISTS = PAGE, 2 * PAGE, 40 * PAGE
 """Addresses in a guest's memory."""
@@ -98,6 +98,13 @@ def multiply(worker: Worker, n: int = 192) -> Step:
 def long_lists(worker: Worker) -> Step:
     """Lists of 4096 commands, waited for."""
     return _list(worker, _busy(worker.probe.share(4 * PAGE, 16 * PAGE)) * 4096)
+
+
+def short_lists(worker: Worker) -> Step:
+    """One list after another that takes the device no time."""
+    x = tensor(worker.probe.allocate(PAGE), (64,))
+    add = bytes(command(ADD, x, x, x).tobytes())
+    return _list(worker, [add])
 
 
 def never_waits(worker: Worker) -> Step:
@@ -186,6 +193,7 @@ def tokenizing(worker: Worker) -> Step:
 
 ATTACKS = (
     long_lists,
+    short_lists,
     never_waits,
     big_products,
     long_attention,

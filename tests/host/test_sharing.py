@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -242,10 +243,27 @@ def test_a_guest_that_went_does_not_count(clock: Clock) -> None:
     one, other = Share(device), Share(device)
     with one:
         with other:
+            charge(other, 0.0)
             charge(one, 10 * SLICE)
             assert not one.has_turn()
         assert not one.has_turn()  # it may come back at once
         clock.now += 1.0
+        assert one.has_turn()
+
+
+def test_a_turn_that_is_not_used_is_forgone(clock: Clock) -> None:
+    """Or a guest that asks for one over and over would hold up all others."""
+    device = CpuDevice()
+    one, other, idle = Share(device), Share(device), Share(device)
+    with one, other:
+        charge(other, 9 * SLICE)
+        with idle:
+            charge(one, 10.5 * SLICE)
+            assert not one.has_turn()
+        assert not one.has_turn()  # because of the other guest
+        charge(other, SLICE)
+        with idle:
+            pass
         assert one.has_turn()
 
 
@@ -347,35 +365,39 @@ def test_a_turn_comes_when_the_other_has_caught_up() -> None:
     assert order[-1] == "one"
 
 
-def test_device_time_is_divided_and_not_the_number_of_submissions(clock: Clock) -> None:
-    """Ten milliseconds at a time against one, with a pause of half a millisecond after each: simulated."""
+@pytest.mark.parametrize("pause", [0.00001, 0.0005, 0.004])
+@pytest.mark.parametrize("short", [0.00001, 0.001, 0.005])
+def test_time_is_divided_and_not_the_number_of_submissions(clock: Clock, short: float, pause: float) -> None:
+    """Ten milliseconds at a time against less, with a pause after each: simulated.
+
+    What counts is the time that the device was there for a guest: its lists, and its pauses if the other waited.
+    """
     device = CpuDevice()
+    events: list[tuple[float, int]] = []
     free_at = clock.now
 
-    def guest(seconds: float) -> Iterator[float]:
-        """Yields at every tick what the device has spent for it so far."""
+    def guest(seconds: float) -> Iterator[tuple[float, float]]:
+        """Yields when it goes on, and what the device has spent for it by then."""
         nonlocal free_at
         share, spent = Share(device), 0.0
         while True:
             with share:
                 while not share.has_turn():
-                    yield spent
-                end = free_at = max(free_at, clock.now) + seconds  # behind what was submitted before
-                while clock.now < end:
-                    yield spent
+                    yield clock.now + 1e-5, spent
+                free_at = max(free_at, clock.now) + seconds  # behind what was submitted before
+                yield free_at, spent
                 charge(share, seconds)
             spent += seconds
-            back = clock.now + 0.0005
-            while clock.now < back:
-                yield spent
+            yield clock.now + pause, spent
 
-    guests = [guest(0.010), guest(0.001)]
-    spent = [0.0, 0.0]
-    while clock.now < 1010.0:
-        spent = [next(each) for each in guests]
-        clock.now += 0.0001
-    assert sum(spent) > 7.0  # of ten
-    assert 0.8 < spent[0] / spent[1] < 1.25, spent
+    guests, spent = [guest(0.010), guest(short)], [0.0, 0.0]
+    events = [(clock.now, 0), (clock.now, 1)]
+    while clock.now < 1003.0:
+        clock.now, who = heapq.heappop(events)
+        again, spent[who] = next(guests[who])
+        heapq.heappush(events, (again, who))
+    times = [spent[0] * (1 + pause / 0.010), spent[1] * (1 + pause / short)]
+    assert 0.75 < times[0] / times[1] < 1.33, spent
 
 
 def test_two_greedy_guests_get_about_the_same_time(cpu: Device) -> None:

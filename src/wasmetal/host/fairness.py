@@ -2,7 +2,8 @@
 
 Fair queueing by virtual time, after P. Goyal, H. M. Vin and H. Cheng, "Start-time Fair Queuing", 1996, with a
 submission's device seconds in place of a packet's length: they are charged afterwards, when they are known. A guest
-that returns after a pause starts at the others' virtual time, so no guest can save up time.
+that returns after a pause starts at the others' virtual time, so no guest can save up time. While others wait for a
+guest, the seconds on the clock are charged to it, if they are more than the device's.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ class Share:
         self._waits = False
         self._left = -PAUSE
         """When it last stopped waiting."""
+        self._submits = False
+        """Whether it has submitted anything since it last stopped waiting."""
+        self._holds_up: float | None = None
+        """Since when another guest has waited for this one to catch up."""
         self._closed: float | None = None
         """When the guest ended."""
         with _making:
@@ -67,6 +72,9 @@ class Share:
         with self._queue.changed:
             self._waits = False
             self._left = time.monotonic()
+            if not self._submits:
+                self._forgo()
+            self._submits = False
             self._queue.changed.notify_all()
 
     def has_turn(self) -> bool:
@@ -80,7 +88,11 @@ class Share:
         queue = self._queue
         with queue.changed:
             self._return()
-            return not self._first() and not queue.left_behind()
+            first = self._first()
+            for other in first:
+                if other._holds_up is None:
+                    other._holds_up = time.monotonic()
+            return not first and not queue.left_behind()
 
     def wait_turn(self, look: Callable[[], None]) -> None:
         """Wait until :meth:`has_turn`. ``look`` is called from time to time, without the lock, and may raise."""
@@ -92,6 +104,7 @@ class Share:
 
     def submitted(self, submission: Submission) -> None:
         """A submission of the guest's has begun. It is charged to the guest once it has ended, by :meth:`settle`."""
+        self._submits = True
         self._queue.submissions.append((self, submission))  # atomic in Python
 
     def settle(self) -> None:
@@ -112,10 +125,19 @@ class Share:
 
     def _charge(self, seconds: float) -> None:
         queue = self._queue
-        self._used += seconds
         if queue.shares == [self]:  # nobody to compare with, and nobody who waits for a turn
+            self._used += seconds
+            self._holds_up = None
             queue.time = max(queue.time, self._used)
             return
+        now = time.monotonic()
+        if self._holds_up is not None:
+            # Pauses count too, or a guest with short lists could hold up others for many times its device seconds.
+            seconds = max(seconds, now - max(self._holds_up, queue.charged))
+        queue.charged = now
+        self._used += seconds
+        waits = any(other._waits and other._used - self._used > SLICE for other in queue.shares)
+        self._holds_up = now if waits else None
         queue.time = max(queue.time, min((each._used for each in queue.shares if each._wants()), default=0.0))
         queue.changed.notify_all()
 
@@ -127,6 +149,11 @@ class Share:
         if not self._wants():
             self._used = max(self._used, self._queue.time)
             self._left = time.monotonic()
+
+    def _forgo(self) -> None:
+        """Go level with the next guest. Otherwise one that asks for turns and never uses them would hold up all."""
+        waiting = [other._used for other in self._queue.shares if other is not self and other._wants()]
+        self._used = max(self._used, min(waiting, default=0.0))
 
     def _first(self) -> list[Share]:
         """The guests that are to go first."""
@@ -141,6 +168,8 @@ class _Queue:
         self.shares: list[Share] = []
         self.submissions: list[tuple[Share, Submission]] = []
         """Submissions that have not been charged for yet, in order."""
+        self.charged = 0.0
+        """When a submission was last charged for."""
         self.time = 0.0
         """Virtual time of the device: the least that any guest that wanted it had used, as of the latest charge."""
 
