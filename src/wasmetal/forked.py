@@ -6,7 +6,9 @@ belong to the parent. So what comes from the parent is neither used there nor re
 
 from __future__ import annotations
 
+import ctypes
 import os
+from contextlib import suppress
 
 from wasmetal.errors import ForkedError
 
@@ -23,6 +25,20 @@ def _count_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_count_fork)
+
+
+def skip_exit_handlers() -> None:
+    """Have processes that are forked from now on end without the exit handlers of GPU drivers. Call it once.
+
+    NVIDIA's handler crashes there and breaks the parent's device; Mesa's waits for threads that only the parent has.
+    Handlers of C libraries run in reverse order: one that a child registers first thing, and that ends it, keeps it
+    from running its parent's. Python's own (``atexit``) have run by then. Does nothing where the C library has no
+    ``on_exit``, as on macOS.
+    """
+    libc = ctypes.CDLL(None)
+    with suppress(AttributeError):
+        end, on_exit = libc._exit, libc.on_exit
+        os.register_at_fork(after_in_child=lambda: on_exit(end, None))  # called with the exit status first
 
 
 class Origin:

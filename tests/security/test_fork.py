@@ -69,9 +69,10 @@ def in_child(work: Callable[[], None], end: str) -> float:
     os.close(writer)
     assert os.read(reader, 4) == b"done", "the child's standard error says why"
     begin = time.monotonic()
-    while os.waitpid(child, os.WNOHANG) == (0, 0):
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
         assert time.monotonic() - begin < SECONDS + SLACK, "the child does not end"
         time.sleep(0.01)
+    assert ended == (child, 0)
     return time.monotonic() - begin
 
 

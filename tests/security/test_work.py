@@ -145,8 +145,7 @@ def test_the_default_limit(own: Device) -> None:
 
 def test_work_that_cannot_be_cut(own: Device) -> None:
     """A row of a softmax, of which a device computes all or nothing."""
-    longest = max(LONGEST, int(SLICE_SECONDS * own.info.operations_per_second))
-    columns = longest // 32 + 4096
+    columns = LONGEST // 32 + 4096
     pages = 4 * columns // PAGE + 3
     with Probe(own, pages=pages, maximum=pages) as probe:
         buffer = probe.share(PAGE, (pages - 1) * PAGE)

@@ -11,7 +11,7 @@ from wasmetal.device.backend import Candidate, FoundDevice, Unusable
 from wasmetal.device.base import Device, DeviceInfo
 from wasmetal.device.opened import OpenDevice
 from wasmetal.errors import DeviceError, DeviceNotFoundError, setting_up
-from wasmetal.forked import Origin
+from wasmetal.forked import Origin, skip_exit_handlers
 
 BACKENDS = {
     "metal": "wasmetal.device.metal.opening",
@@ -81,8 +81,9 @@ def _found(backend: str) -> Sequence[FoundDevice]:
     if backend in _loaded:
         _loaded[backend].check()
     devices: Sequence[FoundDevice] = import_module(BACKENDS[backend]).find_devices()
-    if backend != "cpu":
-        _loaded.setdefault(backend, Origin(f"the {backend} driver"))
+    if backend != "cpu" and backend not in _loaded:
+        _loaded[backend] = Origin(f"the {backend} driver")
+        skip_exit_handlers()
     return devices
 
 

@@ -19,8 +19,10 @@ from wasmetal.ops.work import Part, Work
 SLICE_SECONDS = 0.05
 """Device time of a slice, at the least speed that the device may have."""
 LONGEST = 1 << 30
-"""Operations of the longest dispatch that cannot be cut: a row of a softmax, a tile of a product, a head of attention.
-A single core may run it, which takes about a second."""
+"""Operations of the longest group, which cannot be cut: a row of a softmax, a tile of a product, a head of attention.
+"""
+GROUP_SPEED = 2e9
+"""The least operations per second of a group, which a single core of the device may run."""
 SEGMENT = 16
 """Most dispatches of a segment."""
 DISPATCH = 1 << 15
@@ -34,7 +36,7 @@ class Segment:
     commands: CommandList
     dispatches: int = 0
     work: int = 0
-    """In operations, those for each dispatch included."""
+    """In operations, those for each dispatch and for idle cores included."""
 
 
 class GuestRecorder(Recorder):
@@ -46,7 +48,7 @@ class GuestRecorder(Recorder):
         self.segments = [Segment(device.record())]
         super().__init__(info, self.segments[0].commands)
         self.slice = SLICE_SECONDS * info.operations_per_second
-        self._longest = max(LONGEST, self.slice)
+        self._cores = max(1.0, info.operations_per_second / GROUP_SPEED)
         self._full = SLICE * info.operations_per_second
         self.work = 0
         """Operations of what has been recorded so far."""
@@ -64,9 +66,11 @@ class GuestRecorder(Recorder):
 
     def dispatch(self, name: str, tensors: Sequence[Tensor], groups: int, work: int, /, **fields: float) -> None:
         """Record a slice, in the segment that has room for it. Raises TOOBIG if it is too long and cannot be cut."""
-        if work > self._longest:
+        if groups < self._cores:
+            work = int(work * self._cores / max(1, groups))  # it takes as long as with a group for each core
+        if (most := int(LONGEST * self._cores)) < work:
             raise Refusal(
-                Errno.TOOBIG, f"{name}: {work} operations that cannot be cut; at most {LONGEST} can: use shorter rows"
+                Errno.TOOBIG, f"{name}: {work} operations that cannot be cut; at most {most} can: use shorter rows"
             )
         segment = self.segments[-1]
         if segment.dispatches == SEGMENT or segment.work > self._full:
