@@ -15,8 +15,9 @@ import wasmtime
 from tests.fuzz.faults import Faults
 from tests.fuzz.targets import host_calls, modules
 from tests.host.probe import PAGE, Probe, command, tensor
+from tests.security.hanging import HangingDevice
 from wasmetal import Guest, Limits, Program
-from wasmetal.device import Device
+from wasmetal.device import Device, abandoned
 from wasmetal.errors import WasmetalError
 from wasmetal.host import abi
 from wasmetal.host.abi import Errno
@@ -112,8 +113,25 @@ def fail(stage: Stage, random: Random) -> str:
         return _outcome(lambda: probe.enter(work))
 
 
+def lose(stage: Stage, random: Random) -> str:
+    """A device of its own that does not come back before it is closed, and a guest that has given it work."""
+    device = HangingDevice()
+    with Probe(device, limits=Limits(wall_seconds=random.choice([0.1, 20]))) as probe:
+        x = tensor(random.choice([probe.share, lambda: probe.allocate(4096)])(), (64,))
+        device.answers.clear()
+        submission = probe.start(command(ADD, x, x, x))
+        outcome = "left"
+        if random.random() < 0.5:
+            threading.Timer(0.2, probe.guest.stop).start()
+            outcome = _outcome(lambda: probe.submission_wait(submission, abi.FOREVER))
+    device.close()
+    device.answers.set()
+    abandoned.release_ended()
+    return outcome
+
+
 ATTACKS: tuple[Callable[[Stage, Random], str], ...] = (
-    *(arbitrary_calls, arbitrary_calls, arbitrary_module, arbitrary_module, trap, close, drop, spin, stop, fail),
+    *(arbitrary_calls, arbitrary_calls, arbitrary_module, arbitrary_module, trap, close, drop, spin, stop, fail, lose),
 )
 
 
