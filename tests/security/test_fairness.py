@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from wasmetal.errors import GuestError, LimitError
 from wasmetal.host import abi
 from wasmetal.host.errno import Errno
 from wasmetal.models import Model
-from wasmetal.models.lm import model as lm_model
+from wasmetal.models.lm import pacing
+from wasmetal.models.lm.pacing import ALONE, RECENT, SHARED, Pacing
 from wasmetal.models.lm.passes import ROWS
 
 ADD, SOFTMAX = 9, 11
@@ -166,8 +168,9 @@ PROMPT = 2048
 @pytest.fixture
 def batches(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows of each batch that the device has been given, which are small on every device."""
-    monkeypatch.setattr(model, "_batch_rows", ROWS[1])
-    monkeypatch.setattr(model, "_most_rows", ROWS[1])
+    monkeypatch.setattr(pacing, "ALONE", 0.0)
+    monkeypatch.setattr(pacing, "SHARED", 0.0)
+    monkeypatch.setattr(model, "_pacing", Pacing())
     rows: list[int] = []
     real = model._run
 
@@ -193,17 +196,36 @@ def test_a_token_gets_in_between_the_batches_of_a_prompt(model: Model, batches: 
 def test_batches_are_large_only_if_they_are_quick(
     model: Model, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model, "_most_rows", ROWS[-1])
     with model.session() as session:
-        monkeypatch.setattr(lm_model, "LONGEST", 1000.0)
+        monkeypatch.setattr(pacing, "ALONE", 1000.0)
         session.forward([1] * 200, None)
         session.forward([1] * 200, None)
         assert batches == [64, 136, 200]
         batches.clear()
-        monkeypatch.setattr(lm_model, "LONGEST", 0.0)
-        session.forward([1] * 200, None)
+        monkeypatch.setattr(pacing, "ALONE", 0.0)
         session.forward([1] * 100, None)
-        assert batches == [200, 64, 36]
+        assert batches == [64, 36]
+
+
+def test_batches_are_smaller_while_others_use_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(pacing, "time", SimpleNamespace(monotonic=lambda: now))
+    pace, one, other = Pacing(), object(), object()
+    assert pace.rows(one) == ROWS[1]  # as long as nothing is known
+    pace.took(64, 64 * ALONE / 300)
+    assert pace.rows(one) == 256
+    pace.took(8, 1.0)  # that says nothing
+    now += RECENT / 2
+    assert pace.rows(other) == 64
+    now += RECENT / 2
+    assert pace.rows(other) == 64
+    now += RECENT / 2
+    assert pace.rows(other) == 256
+    pace.took(256, SHARED * 256 / 200)
+    assert pace.rows(other) == 512
+    assert pace.rows(one) == 192
+    pace.took(192, 0.0)  # as a GPU without timestamps reports
+    assert pace.rows(one) == ROWS[-1]
 
 
 @pytest.mark.parametrize("end", ["wall time", "device time", "stop", "close"])

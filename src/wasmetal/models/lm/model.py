@@ -20,6 +20,7 @@ from wasmetal.models.files.gguf import GGUFFile
 from wasmetal.models.lm.chat_template import ChatTemplate
 from wasmetal.models.lm.heads import Head
 from wasmetal.models.lm.kv_cache import PAGE_SIZE, Growth, KVCache
+from wasmetal.models.lm.pacing import Pacing
 from wasmetal.models.lm.passes import IN_FLIGHT, ROWS, SEQUENCES, Pass, Passes, Segment
 from wasmetal.models.lm.quota import Holder
 from wasmetal.models.lm.session import Request, Session
@@ -31,8 +32,6 @@ DEFAULT_CONTEXT = 4096
 """Default tokens of context, unless the model was trained for fewer."""
 CONTEXTS = 2
 """Default size of the KV cache, which all sessions share, in whole contexts."""
-LONGEST = 0.25
-"""Device seconds that a batch may take if it has more than 64 rows, so that other work need not wait for long."""
 _LOOK = 0.05
 """Seconds of waiting for a free pass before the caller gets a chance to give up."""
 
@@ -106,10 +105,7 @@ class Model(Closing):
             self._buffers.close()
             raise
         self._passes = Passes(passes)
-        # NumPy takes as long for 8 x 64 rows as for 512.
-        self._most_rows = ROWS[1] if device.info.backend == "cpu" else ROWS[-1]
-        self._batch_rows = ROWS[1]
-        """Rows of the next batch, until it is known how long they take."""
+        self._pacing = Pacing()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._closed = False
 
@@ -180,7 +176,9 @@ class Model(Closing):
             request.session.check(request.tokens)
         heads = [request.session.head_into(request.logits) for request in requests]
         with self._reserved(requests) as growths:
-            for batch in _batches([len(request.tokens) for request in requests], lambda: self._batch_rows):
+            counts = [len(request.tokens) for request in requests]
+            user = sessions[0].holder if sessions else None
+            for batch in _batches(counts, lambda: self._pacing.rows(user)):
                 segments, last, copies = [], [], []
                 row = 0
                 for index, begin, end in batch:
@@ -232,9 +230,7 @@ class Model(Closing):
                 raise
         finally:
             self._passes.put_back(taken)
-        if rows >= ROWS[1]:
-            expected = submission.seconds * self._most_rows / rows
-            self._batch_rows = self._most_rows if expected < LONGEST else ROWS[1]
+        self._pacing.took(rows, submission.seconds)
         return submission
 
     @contextmanager
