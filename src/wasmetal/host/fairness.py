@@ -50,13 +50,13 @@ class Share:
         """When the guest ended."""
         with _making:
             self._queue = _queues.setdefault(device, _Queue())
-        with self._queue.changed:
+        with self._queue.lock:
             self._queue.shares.append(self)
 
     def close(self) -> None:
         """Leave the queue: the guest has ended. What it left on the device still holds others up. Idempotent."""
         queue = self._queue
-        with queue.changed:
+        with queue.lock:
             if self in queue.shares:
                 queue.shares.remove(self)
                 self._closed = time.monotonic()
@@ -64,18 +64,20 @@ class Share:
             queue.changed.notify_all()
 
     def __enter__(self) -> None:
-        with self._queue.changed:
+        with self._queue.lock:
             self._return()
             self._waits = True
 
     def __exit__(self, *_: object) -> None:
-        with self._queue.changed:
+        queue = self._queue
+        with queue.lock:
             self._waits = False
             self._left = time.monotonic()
-            if not self._submits:
-                self._forgo()
+            if len(queue.shares) > 1:
+                if not self._submits:
+                    self._forgo()
+                queue.changed.notify_all()
             self._submits = False
-            self._queue.changed.notify_all()
 
     def has_turn(self) -> bool:
         """Whether the guest may submit now.
@@ -86,7 +88,7 @@ class Share:
             return True
         self.settle()
         queue = self._queue
-        with queue.changed:
+        with queue.lock:
             self._return()
             first = self._first()
             for other in first:
@@ -110,7 +112,7 @@ class Share:
     def settle(self) -> None:
         """Charge every guest for its submissions that have ended, whether it waits for them or not."""
         submissions = self._queue.submissions
-        with self._queue.changed:
+        with self._queue.lock:
             for each in tuple(submissions):
                 share, submission = each
                 if not submission.pending:
@@ -164,7 +166,9 @@ class _Queue:
     """The shares of one device."""
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
+        self.lock = threading.RLock()
+        """Guards everything here."""
+        self.changed = threading.Condition(self.lock)
         self.shares: list[Share] = []
         self.submissions: list[tuple[Share, Submission]] = []
         """Submissions that have not been charged for yet, in order."""

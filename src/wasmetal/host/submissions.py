@@ -91,6 +91,7 @@ class Submissions:
         self._flights: deque[_Flight] = deque()
         self._at_a_time = SLICE * device.info.operations_per_second
         """Operations that the device is given at a time, unless a single segment has more."""
+        self._most_at_a_time = SLICE_SECONDS * device.info.operations_per_second
         self._replayable = _Replayable(account.limits.commands)
 
     def submit(self, source: bytes, buffer_of: Callable[[int], GuestBuffer]) -> Submitted:
@@ -225,8 +226,7 @@ class Submissions:
         cheap, as by batch metadata without valid rows, and then dear.
         """
         seconds = max(flight.submission.seconds, 1e-9)
-        most = SLICE_SECONDS * self._device.info.operations_per_second
-        self._at_a_time = min(flight.work * SLICE / seconds, most)
+        self._at_a_time = min(flight.work * SLICE / seconds, self._most_at_a_time)
 
     def _end(self, submitted: Submitted, error: Exception | None) -> None:
         self._queue.remove(submitted)

@@ -39,6 +39,7 @@ class Region:
         self.address: Final = self._pages.address
         self.capacity: Final = capacity
         self._size = 0
+        self._view: NDArray[np.uint8] | None = None
         self.grow(size)
 
     @property
@@ -66,11 +67,18 @@ class Region:
         pages = self.pages
         if size > self._size:
             pages.open(self._size, size)
-            self._size = size
+            self._size, self._view = size, None
 
     def view(self) -> NDArray[np.uint8]:
         """The accessible bytes as they are now, uint8 of shape [size], not copied. It keeps the pages mapped."""
-        return self.pages.view(0, self._size)
+        view = self._view
+        if view is None:
+            # Two threads may both make one; a view that growth has left too short is not kept.
+            size = self._size
+            view = self.pages.view(0, size)
+            if size == self._size and self._pages is not None:
+                self._view = view
+        return view[:]
 
     def aperture(self, offset: int, nbytes: int) -> Aperture:
         """Borrow ``nbytes`` > 0 from ``offset`` on: whole pages, inside ``size``, or MemoryRefusedError is raised."""
@@ -90,7 +98,7 @@ class Region:
 
     def close(self) -> None:
         """Release the pages; they are unmapped once nothing else holds them. Idempotent."""
-        self._pages = None
+        self._pages = self._view = None
 
     def _check_inside(self, offset: int, nbytes: int) -> None:
         if offset < 0 or nbytes <= 0 or offset + nbytes > self._size:

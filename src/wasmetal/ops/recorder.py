@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterable, Sequence
 
 from wasmetal.device.base import Binding, CommandList, DeviceInfo
@@ -28,7 +29,8 @@ class Recorder:
     def __init__(self, info: DeviceInfo, commands: CommandList):
         self.info = info
         self.commands = commands
-        self.max_tensor_bytes = min(info.max_binding_bytes, 2**32) - info.offset_alignment
+        self._max_binding_bytes = min(info.max_binding_bytes, 2**32)
+        self.max_tensor_bytes = self._max_binding_bytes - info.offset_alignment
         """Bytes of the longest tensor that fits one binding wherever it begins. Kernels count in 32 bits."""
 
     def parts(self, op: str, work: Work) -> Iterable[Part]:
@@ -47,22 +49,21 @@ class Recorder:
             binding = self._binding(name, argument, tensor)
             bindings.append(binding)
             fields.setdefault(f"{argument.name}_offset", (tensor.offset - binding.offset) // argument.element)
-        if any(kind == "u32" and fields[field] >= 2**32 for field, kind in kernel.params):
-            raise OpError(f"{name}: a dimension or stride is beyond 32 bits; use smaller tensors")
         try:
             params = kernel.pack(**fields)
         except OverflowError:
             raise OpError(f"{name}: a number is beyond float32; use a smaller one") from None
+        except struct.error:
+            raise OpError(f"{name}: a dimension or stride is beyond 32 bits; use smaller tensors") from None
         self.commands.dispatch(kernel, bindings, params, grid(groups))
 
     def _binding(self, name: str, argument: Argument, tensor: Tensor) -> Binding:
         begin = tensor.offset - tensor.offset % self.info.offset_alignment
         end = -(-(tensor.offset + tensor.nbytes) // WORD) * WORD
-        what = f"{name}: {argument.name} {tensor.dtype.name} {tensor.shape}"
         if end > tensor.buffer.nbytes:
-            raise OpError(f"{what} ends within a word at the end of its buffer; make the buffer {WORD} bytes longer")
-        if end - begin > min(self.info.max_binding_bytes, 2**32):
-            raise OpError(
-                f"{what} takes {end - begin} bytes; {self.info.name} can bind {self.info.max_binding_bytes} at a time"
-            )
-        return Binding(tensor.buffer, begin, end - begin)
+            problem = f"ends within a word at the end of its buffer; make the buffer {WORD} bytes longer"
+        elif end - begin > self._max_binding_bytes:
+            problem = f"takes {end - begin} bytes; {self.info.name} can bind {self.info.max_binding_bytes} at a time"
+        else:
+            return Binding(tensor.buffer, begin, end - begin)
+        raise OpError(f"{name}: {argument.name} {tensor.dtype.name} {tensor.shape} {problem}")

@@ -71,7 +71,7 @@ class Gpu:
         count, rest = divmod(nbytes, abi.COMMAND.itemsize)
         if rest or not count:
             raise Refusal(Errno.INVAL, f"{nbytes} bytes are not one or more commands of {abi.COMMAND.itemsize}")
-        records = memory.array(ptr, count, abi.COMMAND)
+        records = memory.raw(ptr, count, abi.COMMAND)
         if count > self._account.limits.commands:
             raise Refusal(Errno.TOOBIG, f"limit reached: {self._account.limits.commands} commands in a list")
         self._handles.check_room()
