@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import heapq
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -295,6 +297,18 @@ def test_a_guest_that_was_closed_leaves_no_queue(clock: Clock) -> None:
     assert not other.has_turn()
     clock.now += LEFT_BEHIND
     assert other.has_turn()  # the device may have hung, and nobody would notice who did not submit
+
+
+def test_what_a_closed_guest_leaves_behind_keeps_nothing_alive() -> None:
+    """Neither the guest nor the device, of which nobody asks any more whether it has ended."""
+    device, account = CpuDevice(), Account(Limits())
+    metered = MeteredDevice(device, account, Interrupt(account))
+    metered.share.submitted(cast(Submission, SimpleNamespace(pending=True)))
+    metered.close()
+    alive = [weakref.ref(device), weakref.ref(metered)]
+    del device, metered
+    gc.collect()
+    assert [each() for each in alive] == [None, None]
 
 
 def test_devices_are_apart() -> None:

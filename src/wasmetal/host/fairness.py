@@ -34,9 +34,9 @@ class Share:
     ``with share:`` the guest wants the device: it waits for a turn, or for its work to end.
     """
 
-    def __init__(self, device: Device, count: Callable[[Submission], None] = lambda submission: None) -> None:
+    def __init__(self, device: Device, count: Callable[[Submission], None] | None = None) -> None:
         """``count``: called once with each submission that has ended, under a lock, on the thread that notices it."""
-        self._count = count
+        self._count: Callable[[Submission], object] = count or _ignore
         self._used = 0.0
         """Virtual time: device seconds used, plus those forgone in pauses."""
         self._waits = False
@@ -60,6 +60,7 @@ class Share:
             if self in queue.shares:
                 queue.shares.remove(self)
                 self._closed = time.monotonic()
+            self._count = _ignore  # or what is left on the device would keep the guest, and the device itself, alive
             queue.submissions[:] = [each for each in queue.submissions if each[0] is not self or each[1].pending]
             queue.changed.notify_all()
 
@@ -160,6 +161,10 @@ class Share:
     def _first(self) -> list[Share]:
         """The guests that are to go first."""
         return [other for other in self._queue.shares if self._used - other._used > SLICE and other._wants()]
+
+
+def _ignore(_: Submission) -> None:
+    """Count nothing."""
 
 
 class _Queue:
