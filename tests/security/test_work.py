@@ -192,8 +192,8 @@ def module(rows: int) -> str:
             '(func (export "_start")',
             f"(call $ok (call $buffer_create (i32.const {PAGE}) (i32.const {64 * PAGE}) (i32.const 3) (i32.const 64)))",
             handles,
-            "(call $ok (call $commands_submit (i32.const 4096) (i32.const 272) (i32.const 72)))",
-            "(call $ok (call $submission_wait (i32.load (i32.const 72)) (i64.const -1)))))",
+            "(loop $again (call $ok (call $commands_submit (i32.const 4096) (i32.const 272) (i32.const 72)))",
+            "(call $ok (call $submission_wait (i32.load (i32.const 72)) (i64.const -1))) (br $again))))",
         ]
     )
 
