@@ -280,6 +280,17 @@ _caller_context = _quick_t(_address(_c.dll.wasmtime_caller_context))
 _context_data = _quick_t(_address(_c.dll.wasmtime_context_get_data))
 
 
+class Store(wasmtime.Store):
+    """A store that is deleted by :meth:`close` only.
+
+    Wasmtime's own is also deleted by the garbage collector, which may find it together with its guest; the guest is
+    then closed by another thread, and both would delete the store if they did it at the same time.
+    """
+
+    def __del__(self) -> None:
+        pass
+
+
 def set_owner(store: wasmtime.Store, owner: StoreOwner) -> None:
     """Set a store's owner. The store does not keep it alive: it must live at least as long as the store."""
     number = next(_numbers)

@@ -25,6 +25,7 @@ FILES = (
 """All but those of mapped files, which the system maps at multiples of the real page size."""
 
 
+@pytest.mark.timeout(600)  # a suite in one test
 @pytest.mark.skipif(mmap.PAGESIZE >= SIZE, reason="this machine's pages are as large")
 def test_with_pages_of_16_kib() -> None:
     chosen = [

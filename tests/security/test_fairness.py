@@ -161,8 +161,8 @@ class Reader:
         self.probe.guest.close()
 
 
-PROMPT = 2048
-"""Tokens: 32 batches of 64, and less than a guest's share of the KV cache."""
+PROMPT = 1024
+"""Tokens: 16 batches of 64, and less than a guest's share of the KV cache."""
 
 
 @pytest.fixture

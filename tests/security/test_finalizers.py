@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import wasmtime
 
 from tests.host.probe import PAGE, Probe, command, tensor
 from tests.models.tiny import write_tiny_llama
@@ -179,3 +182,23 @@ def test_garbage_everywhere(device: Device, path: Path) -> None:
         gc.collect()
         assert model.cache.free == len(model.cache._references)
     assert errors == []
+
+
+def test_a_dropped_guest_is_deleted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the thread that closes it, and not by the garbage collector, perhaps at the same time."""
+    deleted: list[int] = []
+    delete = wasmtime.Store._delete
+
+    def noted(self: wasmtime.Store, pointer: Any) -> None:
+        deleted.append(ctypes.addressof(pointer.contents))
+        delete(self, pointer)
+
+    gc.collect()
+    monkeypatch.setattr(wasmtime.Store, "_delete", noted)
+    guest = Guest(b"(module)")
+    Cycle(guest)
+    del guest
+    gc.collect()
+    assert deleted == []
+    Guest(b"(module)").close()
+    assert len(deleted) == len(set(deleted)) == 2

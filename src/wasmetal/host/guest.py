@@ -231,7 +231,7 @@ class Guest(Closing):
 
     def _new_store(self) -> wasmtime.Store:
         limits = self._account.limits
-        store = wasmtime.Store(runtime().engine)
+        store = wasmtime_c.Store(runtime().engine)
         store.set_limits(
             memories=limits.memories,
             tables=_TABLES,

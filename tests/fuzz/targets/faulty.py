@@ -14,7 +14,7 @@ from random import Random
 
 from tests.fuzz.target import Run
 
-SECONDS = 2.0
+SECONDS = 5.0
 MEMORY = 400 << 20
 
 
