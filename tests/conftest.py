@@ -116,8 +116,15 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def cpu() -> Iterator[Device]:
-    """The CPU device: the oracle."""
+    """The CPU device."""
     with open_device("cpu") as device:
+        yield device
+
+
+@pytest.fixture(scope="session")
+def reference() -> Iterator[Device]:
+    """The reference device: NumPy kernels, which tests can replace."""
+    with open_device("reference") as device:
         yield device
 
 

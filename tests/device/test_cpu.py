@@ -20,7 +20,7 @@ LONG = 30
 
 @pytest.fixture
 def device() -> Iterator[Device]:
-    with open_device("cpu") as opened:
+    with open_device("reference") as opened:
         yield opened
 
 

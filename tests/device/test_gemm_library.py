@@ -62,7 +62,7 @@ def array(matrix: Matrix, bound: Range[Pages]) -> np.ndarray:
 
 class Backend(CpuBackend):
     def __init__(self, library: NumPyLibrary) -> None:
-        super().__init__()
+        super().__init__(None)
         self.library = library
 
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[Pages]]) -> Call:

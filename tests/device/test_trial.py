@@ -46,7 +46,7 @@ class Faulty(CpuBackend):
     """The CPU device, with a fault in one of its kernels."""
 
     def __init__(self, name: str, fault: Callable[[Any, list[Any]], object]) -> None:
-        super().__init__()
+        super().__init__(None)
         self.fault = name, fault
 
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[Any]]) -> Callable[[], object]:

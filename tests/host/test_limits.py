@@ -197,7 +197,7 @@ def test_device_seconds(device: Device) -> None:
 
 
 @pytest.mark.parametrize("limit", ["device_seconds", "wall_seconds"])
-def test_a_long_list_ends_at_the_limit(limit: str, cpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_list_ends_at_the_limit(limit: str, reference: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when its last kernel has run; what is left of it is dropped with the guest."""
     softmax, runs = KERNELS["softmax"], []
 
@@ -206,13 +206,13 @@ def test_a_long_list_ends_at_the_limit(limit: str, cpu: Device, monkeypatch: pyt
         return lambda: (run(), runs.append(1))
 
     monkeypatch.setitem(KERNELS, "softmax", counted)
-    with Probe(cpu, pages=80, maximum=80) as probe:
+    with Probe(reference, pages=80, maximum=80) as probe:
         x = tensor(probe.share(70 * PAGE, 8 * PAGE), (131072,))
         submission = probe.start(*[command(11, x, x)] * 16_000)
         probe.guest._account.limits = Limits(**{limit: 0.05})  # now, since a busy machine could take as long till here
         with pytest.raises(LimitError, match=r"0\.05 seconds of (device|wall) time"):
             probe.submission_wait(submission, abi.FOREVER)
-    with Probe(cpu) as probe:
+    with Probe(reference) as probe:
         x = tensor(probe.share(), (4,))
         probe.run(command(9, x, x, x))
         assert probe.guest.counters.dispatches == 1

@@ -80,15 +80,16 @@ def test_prompts_of_every_shape_class(device: Device, tmp_path: Path, count: int
         assert relative_error(got, expected[-1]) < TOLERANCE
 
 
-def test_the_cpu_holds_weights_as_float32(cpu: Device, tmp_path: Path) -> None:
-    with load_model(write_tiny_llama(tmp_path / "tiny.gguf", qtype="Q4_1"), cpu) as model:
+def test_numpy_has_weights_as_float32(reference: Device, tmp_path: Path) -> None:
+    with load_model(write_tiny_llama(tmp_path / "tiny.gguf", qtype="Q4_1"), reference) as model:
         dim, hidden = 96, 160
         per_layer = dim * (96 + 2 * 32 + 96 + 3 * hidden)
         assert model.weight_bytes == 4 * (2 * per_layer + model.vocab_size * dim)
 
 
-@pytest.mark.vulkan
-def test_a_gpu_holds_weights_in_their_blocks(vulkan: Device, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["cpu", pytest.param("vulkan", marks=pytest.mark.vulkan)])
+def test_weights_are_held_in_their_blocks(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> None:
+    vulkan: Device = request.getfixturevalue(name)
     before = vulkan.counters.bytes_loaded
     with load_model(write_tiny_llama(tmp_path / "tiny.gguf", qtype="Q4_1"), vulkan) as model:
         weights = 2 * 96 * (96 + 2 * 32 + 96 + 3 * 160) + model.vocab_size * 96

@@ -56,7 +56,7 @@ def free(model: Model) -> int:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_a_forward_that_failed_is_no_concern_of_the_next(
-    on_cpu: Model, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+    path: Path, reference: Device, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     """Interrupted or failed in the middle of the forward pass, in lists that the next one uses again."""
     rope, faults = KERNELS["rope"], [error]
@@ -72,14 +72,14 @@ def test_a_forward_that_failed_is_no_concern_of_the_next(
         return either
 
     monkeypatch.setitem(KERNELS, "rope", interrupted)
-    with on_cpu.session() as session:
-        logits = on_cpu.logits()
+    with load_model(path, reference) as model, model.session() as session:
+        logits = model.logits()
         with pytest.raises(error):
             session.forward(PROMPT, logits)
         assert session.length == 0
         session.forward(PROMPT, logits)
         monkeypatch.undo()
-        with on_cpu.session() as other:
+        with model.session() as other:
             assert np.array_equal(logits.numpy(), step(other, *PROMPT))
 
 

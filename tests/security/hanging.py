@@ -43,7 +43,7 @@ class HangingBackend(CpuBackend):
     in_order = True
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(None)
         self.answers = threading.Event()
         self.answers.set()
 

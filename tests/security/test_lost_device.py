@@ -106,7 +106,7 @@ def test_stopping_a_guest_does_not_wait_for_the_device(hanging: HangingDevice) -
             probe.submission_wait(submission, abi.FOREVER)
 
 
-def test_a_guest_in_a_long_kernel_is_released_after_it(cpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guest_in_a_long_kernel_is_released_after_it(reference: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU device kernels run on the guest's thread, which cannot be ended: closing gives up after a second."""
     begun, end = threading.Event(), threading.Event()
 
@@ -114,7 +114,7 @@ def test_a_guest_in_a_long_kernel_is_released_after_it(cpu: Device, monkeypatch:
         return lambda: begun.set() or end.wait(60)
 
     monkeypatch.setitem(KERNELS, "scale", kernel)
-    probe = Probe(cpu)
+    probe = Probe(reference)
     pages = weakref.ref(probe.region.pages)
     submission = probe.start(scale(probe.share()))
     outcome: list[object] = []
@@ -131,14 +131,14 @@ def test_a_guest_in_a_long_kernel_is_released_after_it(cpu: Device, monkeypatch:
     for _ in range(2):
         with within(1.0):
             probe.guest.close()
-    with within(0.5), Probe(cpu) as other:  # does not wait for it either
+    with within(0.5), Probe(reference) as other:  # does not wait for it either
         assert other.device_describe(128) == Errno.SUCCESS
     assert pages() is not None
     end.set()
     thread.join(60)
     assert "closed" in str(outcome[0])
     outcome.clear()  # its traceback refers to the guest
-    Probe(cpu).guest.close()
+    Probe(reference).guest.close()
     gc.collect()
     assert pages() is None
 

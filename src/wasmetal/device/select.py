@@ -17,6 +17,7 @@ BACKENDS = {
     "metal": "wasmetal.device.metal.opening",
     "vulkan": "wasmetal.device.vulkan",
     "cpu": "wasmetal.device.cpu",
+    "reference": "wasmetal.device.cpu.reference",
 }
 """The module that finds the devices of a backend, by the name that a device spec begins with.
 
@@ -24,6 +25,8 @@ Each has a function ``find_devices() -> Sequence[FoundDevice]``. The import and 
 DeviceNotFoundError with the reason if there is no driver, so backends are imported only when needed.
 """
 
+_BY_NAME_ONLY = ("reference",)
+"""Backends that are neither listed nor chosen by ``auto``."""
 _SPEC = re.compile(r"(?P<backend>[a-z]+)(:(?P<index>[0-9]{1,4}))?")
 
 
@@ -40,8 +43,9 @@ def open_device(spec: str | None = None) -> Device:
     """Open a device.
 
     ``spec`` is ``auto``, a backend (``cpu``, ``vulkan``) for its best device, or a backend with an index from
-    :func:`list_devices` (``vulkan:1``). None means the environment variable ``WASMETAL_DEVICE``, or else ``auto``: a
-    discrete GPU, else an integrated GPU, else the CPU. ``auto`` never opens a GPU driver that runs on the CPU.
+    :func:`list_devices` (``vulkan:1``); ``reference`` is the CPU device with NumPy's slow kernels. None means the
+    environment variable ``WASMETAL_DEVICE``, or else ``auto``: a discrete GPU, else an integrated GPU, else the CPU.
+    ``auto`` never opens a GPU driver that runs on the CPU.
 
     Raises DeviceNotFoundError if there is no such device, DeviceError if it cannot be used, and ForkedError for a GPU
     in a process that was forked after the parent had looked for GPUs.
@@ -66,6 +70,8 @@ def _open(spec: str) -> Device:
 def _present() -> list[Candidate]:
     found: list[Candidate] = []
     for backend in BACKENDS:
+        if backend in _BY_NAME_ONLY:
+            continue
         try:
             found += _usable(backend)
         except DeviceNotFoundError:
@@ -81,7 +87,7 @@ def _found(backend: str) -> Sequence[FoundDevice]:
     if backend in _loaded:
         _loaded[backend].check()
     devices: Sequence[FoundDevice] = import_module(BACKENDS[backend]).find_devices()
-    if backend != "cpu" and backend not in _loaded:
+    if backend not in ("cpu", *_BY_NAME_ONLY, *_loaded):
         _loaded[backend] = Origin(f"the {backend} driver")
         skip_exit_handlers()
     return devices

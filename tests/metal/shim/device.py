@@ -32,7 +32,7 @@ class ShimBackend(CpuBackend):
 
     def __init__(self, seeds: int) -> None:
         """``seeds``: how many orders; see ``Function.run``."""
-        super().__init__()
+        super().__init__(None)
         self.info = replace(
             self.info, name="Metal kernels on the CPU", backend="shim", subgroup_size=32, expands_weights=False
         )

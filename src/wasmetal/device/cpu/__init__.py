@@ -1,4 +1,4 @@
-"""The CPU device: NumPy kernels on host pages, and the oracle that the other devices are tested against."""
+"""The CPU device: kernels in C, or else in NumPy, on host pages."""
 
 from wasmetal.device.cpu.device import CpuBackend, CpuDevice, find_devices
 

@@ -1,4 +1,4 @@
-"""The CPU backend: buffers are host pages, kernels are NumPy functions, and submissions run while they are awaited."""
+"""The CPU backend: buffers are host pages, kernels are C or NumPy functions, and submissions run while awaited."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from wasmetal.device.backend import Backend, Candidate, Dispatch, Range, Tier
 from wasmetal.device.base import DeviceInfo, HostPages, MemoryKind
+from wasmetal.device.cpu.library import Library, library, thread_count
 from wasmetal.device.cpu.memory import Pages, allocate
 from wasmetal.device.cpu.work import CpuRecording, CpuWork, Step
 from wasmetal.device.opened import OpenDevice
@@ -28,8 +29,10 @@ class CpuBackend(Backend[Pages, Step, CpuRecording]):
     grid_limits = (2**32 - 1,) * 3  # no limit: a NumPy kernel ignores the grid
     in_order = False
 
-    def __init__(self) -> None:
-        self.info = _info()
+    def __init__(self, compiled: Library | None = None) -> None:
+        """``compiled``: kernels in C; all others, or all without it, are NumPy's."""
+        self.info = _info(compiled)
+        self._library = compiled
         self._pending: list[CpuWork] = []
 
     def allocate(self, nbytes: int, kind: MemoryKind) -> Pages:
@@ -41,7 +44,9 @@ class CpuBackend(Backend[Pages, Step, CpuRecording]):
         return Pages(pages.view())
 
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[Pages]]) -> Step:
-        """The kernel's NumPy function, bound to views of its buffers."""
+        """The compiled kernel, or else its NumPy function, bound to views of its buffers."""
+        if self._library and (number := self._library.number(kernel.name)) is not None:
+            return number, [bound.allocation.address + bound.offset for bound in ranges], params
         arrays = [bound.allocation.view()[bound.offset : bound.offset + bound.nbytes] for bound in ranges]
         if kernel.name not in KERNELS:
             raise DeviceError(f"kernel {kernel.name} has no NumPy version; use another device")
@@ -49,7 +54,7 @@ class CpuBackend(Backend[Pages, Step, CpuRecording]):
 
     def build(self, dispatches: Sequence[Dispatch[Pages, Step]]) -> CpuRecording:
         """A recording that calls the functions in order."""
-        return CpuRecording(dispatches)
+        return CpuRecording(dispatches, self._library)
 
     def start(self, recordings: Sequence[CpuRecording]) -> CpuWork:
         """Queue recordings; they run when they are waited for."""
@@ -64,28 +69,29 @@ class CpuDevice(OpenDevice):
     """An open CPU device."""
 
     def __init__(self) -> None:
-        super().__init__(CpuBackend())
+        super().__init__(CpuBackend(library()))
 
 
 def find_devices() -> list[Candidate]:
     """The CPU device: always one."""
-    return [Candidate(_info(), Tier.CPU, CpuBackend)]
+    compiled = library()
+    return [Candidate(_info(compiled), Tier.CPU, lambda: CpuBackend(compiled))]
 
 
-def _info() -> DeviceInfo:
+def _info(compiled: Library | None) -> DeviceInfo:
     return DeviceInfo(
         name=_processor(),
         backend="cpu",
         index=0,
-        driver=f"NumPy {np.__version__}",
+        driver=f"{compiled.name} and NumPy {np.__version__}" if compiled else f"NumPy {np.__version__}",
         unified=True,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         page_alignment=page_size(),
         offset_alignment=16,
         max_binding_bytes=2**32,
         subgroup_size=1,
-        expands_weights=True,
-        features=("host pages in place", f"{os.cpu_count()} threads"),
+        expands_weights=compiled is None,
+        features=("host pages in place", f"{thread_count()} threads"),
     )
 
 

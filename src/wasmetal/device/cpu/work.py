@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import chain, groupby
+from typing import cast
 
 import numpy as np
 
 from wasmetal.device.backend import Dispatch
+from wasmetal.device.cpu.library import Calls, Library
 from wasmetal.device.cpu.memory import Pages
 from wasmetal.device.hazards import Footprint
 from wasmetal.errors import DeviceError
 
-Step = Callable[[], object]
-"""A NumPy kernel bound to typed views of its buffers, created when it is recorded."""
+Native = tuple[int, Sequence[int], bytes]
+"""A compiled kernel: its number in the library, the addresses of its buffers, its parameters."""
+Step = Callable[[], object] | Native
+"""A NumPy kernel bound to typed views of its buffers, or a compiled one."""
 
 
 class CpuRecording:
-    """NumPy kernels, to be run in order."""
+    """Kernels, to be run in order: NumPy's one by one, and compiled ones as many at a time as follow each other."""
 
-    def __init__(self, dispatches: Sequence[Dispatch[Pages, Step]]) -> None:
+    def __init__(self, dispatches: Sequence[Dispatch[Pages, Step]], library: Library | None = None) -> None:
         self.dispatches = len(dispatches)
-        self.steps = [dispatch.code for dispatch in dispatches]
+        self.steps: list[Callable[[], object] | Calls] = []
         self.closed = False
+        self.stop = ctypes.c_uint8(0)
+        """Not 0 to keep compiled kernels that have not begun from running."""
         self._dispatches = list(dispatches)
+        for native, group in groupby([dispatch.code for dispatch in dispatches], lambda step: isinstance(step, tuple)):
+            if native and library:
+                self.steps.append(Calls(library, cast(list[Native], list(group)), self.stop))
+            else:
+                self.steps += cast(Iterator[Callable[[], object]], group)
 
     @cached_property
     def footprint(self) -> Footprint:
@@ -39,6 +51,7 @@ class CpuRecording:
     def close(self) -> None:
         """Drop the kernels; those that have not run yet never run."""
         self.closed = True
+        self.stop.value = 1
         self.steps.clear()
         self._dispatches.clear()
 
@@ -64,7 +77,12 @@ class CpuWork:
     def __init__(self, recordings: Sequence[CpuRecording], pending: Sequence[CpuWork]) -> None:
         """``pending``: earlier work that has not ended, in order."""
         self._recordings = recordings
+        for recording in recordings:
+            recording.stop.value = 0
         self._steps = chain.from_iterable([recording.steps for recording in recordings])
+        self._begun: Calls | None = None
+        """Compiled kernels that have run in part, up to ``_next``."""
+        self._next = 0
         self._thread = _this.token
         self._needs: Sequence[CpuWork] = self._find_needs(pending) if pending else ()
         self._lock = threading.Lock()
@@ -109,16 +127,19 @@ class CpuWork:
     def drop(self) -> None:
         """Drop the kernels that have not run yet."""
         self._dropped = True
+        for recording in self._recordings:
+            recording.stop.value = 1
 
     def _run(self, end: float) -> bool:
         begin = time.perf_counter()
         try:
             with np.errstate(all="ignore"):  # infinities and NaNs are ordinary values to a kernel
-                for step in self._steps:
-                    if self._dropped:
-                        break
-                    step()
-                    self._left -= 1
+                while not self._dropped and (step := self._begun or next(self._steps, None)):
+                    if isinstance(step, Calls):
+                        self._run_calls(step, end - time.perf_counter())
+                    else:
+                        step()
+                        self._left -= 1
                     if time.perf_counter() >= end:
                         return False
         except Exception as error:
@@ -131,6 +152,12 @@ class CpuWork:
             self._seconds += time.perf_counter() - begin
         self._done = True
         return True
+
+    def _run_calls(self, calls: Calls, seconds: float) -> None:
+        reached = calls.run(self._next, seconds)
+        self._left -= reached - self._next
+        self._next = reached % calls.count
+        self._begun = calls if self._next and not calls.stop.value else None
 
     def _find_needs(self, pending: Sequence[CpuWork]) -> list[CpuWork]:
         needs: list[CpuWork] = []

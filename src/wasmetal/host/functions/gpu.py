@@ -90,7 +90,7 @@ class Gpu:
         record = memory.array(out, 1, abi.DEVICE_INFO)
         info = self._device.info
         record[0] = np.zeros((), abi.DEVICE_INFO)
-        record["backend"] = abi.Backend[info.backend.upper()]
+        record["backend"] = abi.Backend["CPU" if info.backend == "reference" else info.backend.upper()]
         record["unified"] = info.unified
         record["page_size"] = self._page_size
         record["tensor_alignment"] = ALIGNMENT

@@ -1,0 +1,118 @@
+"""The compiled kernels: which library suits this processor, and how a list of its calls is run."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+import sys
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+
+from wasmetal.errors import DeviceError
+
+MOST_BUFFERS = 8
+CALL = struct.Struct(f"<{MOST_BUFFERS}QQII")
+"""``Call`` of native/kernel.h: buffers, parameters, kernel."""
+_V3 = {"avx2", "fma", "f16c", "bmi2"}
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
+
+
+class Calls:
+    """Calls of kernels, to be run in order. The caller keeps what the addresses point to alive."""
+
+    def __init__(self, library: Library, calls: Sequence[tuple[int, Sequence[int], bytes]], stop: ctypes.c_uint8):
+        """``calls``: (number of the kernel, addresses of its buffers, its parameters).
+
+        No call begins while ``stop`` is not 0, except for the first of a run.
+        """
+        self.count = len(calls)
+        self.stop = stop
+        self._library = library
+        self._params = ctypes.create_string_buffer(b"".join([params for _, _, params in calls]))
+        self._calls = ctypes.create_string_buffer(CALL.size * self.count)
+        at = ctypes.addressof(self._params)
+        for i, (number, addresses, params) in enumerate(calls):
+            unused = (0,) * (MOST_BUFFERS - len(addresses))
+            CALL.pack_into(self._calls, i * CALL.size, *addresses, *unused, at, number, 0)
+            at += len(params)
+
+    def run(self, first: int, seconds: float) -> int:
+        """Run from call ``first`` on for about ``seconds``, but at least one call, or until ``stop`` is not 0.
+
+        Returns the number of the next call. Python's lock is released.
+        """
+        library = self._library
+        return int(library.run(self._calls, self.count, first, library.threads, seconds, ctypes.byref(self.stop)))
+
+
+class Library:
+    """One compiled library."""
+
+    def __init__(self, name: str) -> None:
+        """Raises OSError if it cannot be loaded."""
+        with resources.as_file(resources.files("wasmetal.device.cpu") / "generated" / name) as path:
+            loaded = ctypes.CDLL(str(path))
+        self.name = name
+        self.threads = thread_count()
+        self.run = loaded.wasmetal_run
+        self.run.argtypes = (
+            *(ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32),
+            *(ctypes.c_double, ctypes.c_void_p),
+        )
+        self.run.restype = ctypes.c_uint32
+        self._kernel = loaded.wasmetal_kernel
+        self._numbers: dict[str, int] = {}
+
+    def number(self, kernel: str) -> int | None:
+        """The number of a kernel; None if the library has none of that name."""
+        if kernel not in self._numbers:
+            self._numbers[kernel] = self._kernel(kernel.encode())
+        number = self._numbers[kernel]
+        return None if number < 0 else number
+
+
+@cache
+def library() -> Library | None:
+    """The library for this processor; None if there is none, as on x86-64 without AVX2."""
+    name = _suitable(sys.platform, platform.machine(), _processor_flags())
+    if name is None or os.environ.get("WASMETAL_NO_NATIVE") == "1":
+        return None
+    try:
+        return Library(name)
+    except OSError:
+        return None  # such as a system with another C library
+
+
+def thread_count() -> int:
+    """Threads of the CPU device: WASMETAL_THREADS, or as many as this process has cores. Raises DeviceError."""
+    wanted = os.environ.get("WASMETAL_THREADS")
+    if wanted is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not wanted.isdecimal() or not 1 <= int(wanted) <= 1024:
+        raise DeviceError(f"WASMETAL_THREADS is {wanted!r}; set it to a number from 1 to 1024")
+    return int(wanted)
+
+
+def _suitable(system: str, machine: str, flags: set[str]) -> str | None:
+    if system == "darwin":
+        return "arm64.dylib" if machine == "arm64" else None
+    if system != "linux":
+        return None
+    if machine == "x86_64":
+        return "x86_64_v4.so" if flags >= _V4 else "x86_64_v3.so" if flags >= _V3 else None
+    return "aarch64.so" if machine == "aarch64" and flags >= {"asimddp", "asimdhp"} else None
+
+
+def _processor_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                key, _, value = line.partition(":")
+                if key.strip() in ("flags", "Features"):
+                    return set(value.split())
+    except OSError:
+        pass
+    return set()

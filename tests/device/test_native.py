@@ -1,0 +1,308 @@
+"""The CPU device's compiled kernels: each against its NumPy kernel, on odd sizes and any number of threads."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from wasmetal.device import open_device
+from wasmetal.device.cpu import library as libraries
+from wasmetal.device.cpu.library import Calls, Library, library
+from wasmetal.errors import DeviceError
+from wasmetal.kernels.catalog import CATALOG, NO_BATCH, Access
+from wasmetal.kernels.dtypes import WEIGHTS, DType
+from wasmetal.kernels.reference import KERNELS
+
+pytestmark = pytest.mark.skipif(library() is None, reason="no compiled kernels for this processor")
+
+GUARD = 0x5A
+"""What the bytes around a kernel's output hold."""
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["one thread", "three threads"])
+def native(request: pytest.FixtureRequest) -> Library:
+    found = library()
+    assert found
+    made = Library(found.name)
+    made.threads = request.param
+    return made
+
+
+def run(native: Library, name: str, arrays: Sequence[NDArray[Any]], params: bytes) -> None:
+    number = native.number(name)
+    assert number is not None
+    calls = Calls(native, [(number, [array.ctypes.data for array in arrays], params)], ctypes.c_uint8(0))
+    assert calls.run(0, 60.0) == 1
+
+
+def compare(native: Library, name: str, arrays: Sequence[NDArray[Any]], tolerance: float = 2e-5, **values: Any) -> None:
+    """Run both on copies of the arrays; what they write agrees, and what they only read is as before."""
+    kernel = CATALOG[name]
+    values |= {f"{each.name}_offset": values.get(f"{each.name}_offset", 0) for each in kernel.buffers}
+    params = kernel.pack(**values)
+    got, want = ([array.copy() for array in arrays] for _ in range(2))
+    run(native, name, got, params)
+    with np.errstate(all="ignore"):
+        KERNELS[name](kernel.unpack(params), *[array.view(np.uint8).reshape(-1) for array in want])()
+    for buffer, mine, theirs, before in zip(kernel.buffers, got, want, arrays, strict=True):
+        if buffer.access is Access.READ:
+            assert (mine.view(np.uint8) == before.view(np.uint8)).all(), buffer.name
+        else:
+            scale = np.abs(theirs.astype(np.float64)).max(initial=1e-6, where=np.isfinite(theirs))
+            np.testing.assert_allclose(mine, theirs, rtol=tolerance, atol=tolerance * scale, err_msg=buffer.name)
+
+
+def floats(seed: int, *shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def weights(seed: int, dtype: DType, rows: int, columns: int) -> NDArray[np.uint8]:
+    """Rows of random weights, about as large as those of models."""
+    if dtype in (DType.F32, DType.F16):
+        kind = np.float32 if dtype is DType.F32 else np.float16
+        return floats(seed, rows, columns).astype(kind).view(np.uint8).reshape(-1)
+    per_block, nbytes = dtype.block
+    random = np.random.default_rng(seed)
+    blocks = random.integers(0, 256, (rows * columns // per_block, nbytes), np.uint8)
+    for at in range(0, 4 if dtype is DType.Q4_1 else 2, 2):
+        blocks[:, at : at + 2] = random.normal(size=(len(blocks), 1)).astype(np.float16).view(np.uint8)
+    return blocks.reshape(-1)
+
+
+def test_every_kernel_but_matmul_is_compiled() -> None:
+    found = library()
+    assert found
+    missing = {name for name in KERNELS if found.number(name) is None}
+    assert {name.split("_")[0] for name in missing} == {"matmul"}
+    assert found.number("gemm") is None
+
+
+sizes = st.integers(1, 200)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS, ids=lambda dtype: dtype.name)
+@given(st.data())
+def test_linear(native: Library, dtype: DType, data: st.DataObject) -> None:
+    if native.number(f"gemv_{dtype.suffix}") is None:
+        pytest.skip("not compiled")
+    seed, n, rows = data.draw(seeds), data.draw(st.integers(1, 70)), data.draw(st.integers(1, 17))
+    k = data.draw(st.integers(1, 1400 // dtype.block[0])) * dtype.block[0]
+    # What GEMV binds begins and ends at multiples of 16 bytes.
+    wide = -(-k // 4) * 4
+    weight, x = weights(seed, dtype, n, k), floats(seed + 1, rows, wide)
+    accumulate = data.draw(st.integers(0, 1))
+    out = floats(seed + 2, n)
+    compare(native, f"gemv_{dtype.suffix}", [weight, x[0], out], n=n, k=k, accumulate=accumulate, groups=1)
+    batch = np.array([data.draw(st.integers(0, rows + 2))] + [0] * (2 * rows + 3), np.uint32)
+    options = {"rows": rows, "n": n, "k": k, "x_stride": wide, "out_stride": n + 3, "accumulate": accumulate}
+    out = floats(seed + 3, rows, n + 3)
+    compare(native, f"gemm_{dtype.suffix}", [x, weight, out, batch], batch_row=0, **options)
+    options["batch_offset"] = NO_BATCH
+    compare(native, f"gemm_{dtype.suffix}", [x, weight, out, batch], batch_row=0, **options)
+    ids = np.random.default_rng(seed).integers(0, n + 3, rows).astype(np.uint32)
+    options = {"rows": rows, "columns": k, "out_stride": k + 1, "table_rows": n, "first_row": 0, "bound_rows": n}
+    out = floats(seed, rows, k + 1)
+    compare(native, f"embed_{dtype.suffix}", [weight, ids, out, batch], 0.0, batch_row=0, **options)
+
+
+@given(seeds, st.integers(1, 9), st.integers(1, 9000), st.integers(0, 3))
+def test_rows(native: Library, seed: int, rows: int, columns: int, gap: int) -> None:
+    columns = columns if seed % 8 == 0 else columns % 100 + 1
+    stride = columns + gap
+    a, b, out = (floats(seed + i, rows, stride) for i in range(3))
+    shape = {"rows": rows, "columns": columns, "x_stride": stride, "out_stride": stride}
+    batch = np.array([rows - 1, 0, 0, 0], np.uint32)
+    strides = {"a_stride": stride, "b_stride": stride, "out_stride": stride}
+    compare(native, "add", [a, b, out], 0.0, rows=rows, columns=columns, **strides)
+    compare(native, "scale", [a, out], 0.0, factor=0.37, **shape)
+    strides = {"gate_stride": stride, "up_stride": stride, "out_stride": stride, "batch_row": 0}
+    compare(native, "silu_mul", [30 * a, b, out, batch], rows=rows, columns=columns, **strides)
+    compare(native, "rms_norm", [a, b, out, batch], eps=1e-5, batch_row=0, **shape)
+    a[:, :: max(1, columns // 3)] = (-math.inf, math.nan, 3.0)[seed % 3]
+    compare(native, "softmax", [a, out], **shape)
+    result = np.zeros(rows, np.int32)
+    compare(native, "argmax", [a, result], 0.0, rows=rows, columns=columns, x_stride=stride)
+
+
+def test_exponentials(native: Library) -> None:
+    """Within two units in the last place, wherever float32 holds the result."""
+    x = np.concatenate([np.linspace(-110, 88, 100_003), [np.inf, -np.inf, np.nan]]).astype(np.float32)
+    gate, one, out = -x, np.ones_like(x), np.zeros_like(x)
+    kernel = CATALOG["silu_mul"]
+    strides = {"gate_stride": len(x), "up_stride": len(x), "out_stride": len(x), "batch_row": 0}
+    params = kernel.pack(
+        gate_offset=0, up_offset=0, out_offset=0, batch_offset=NO_BATCH, rows=1, columns=len(x), **strides
+    )
+    run(native, "silu_mul", [gate, one, out, np.zeros(4, np.uint32)], params)
+    with np.errstate(all="ignore"):
+        exact = gate.astype(np.float64) / (1 + np.exp(x.astype(np.float64)))
+    finite = np.isfinite(exact)
+    np.testing.assert_allclose(out[finite], exact[finite], rtol=6e-7, atol=1e-44)
+    assert np.isnan(out[-1])
+
+
+words = st.one_of(st.integers(0, 40), st.integers(0, 2**32 - 1))
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16"])
+@given(st.data())
+def test_attention(native: Library, kind: str, data: st.DataObject) -> None:
+    """With metadata that a hostile guest may have written."""
+    seed, rows = data.draw(seeds), data.draw(st.integers(1, 6))
+    kv_heads, group = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    head_dim = 4 * data.draw(st.integers(1, 40))
+    page_size, pages, entries, sequences = (data.draw(st.integers(1, 9)) for _ in range(4))
+    heads = kv_heads * group
+    first = data.draw(st.integers(0, heads - 1))
+    pool = floats(seed, 2, pages * page_size, kv_heads * head_dim).astype(np.float32 if kind == "f32" else np.float16)
+    q, out = floats(seed + 1, rows, heads * head_dim), floats(seed + 2, rows, heads * head_dim)
+    batch = np.array(data.draw(st.lists(words, min_size=2 + 2 * rows, max_size=2 + 2 * rows)), np.uint32)
+    batch[0] = data.draw(st.integers(0, rows))
+    tables = sequences * (1 + entries)
+    words_of_sequences = np.array(data.draw(st.lists(words, min_size=tables, max_size=tables)), np.uint32)
+    paged = {"pages": pages, "page_size": page_size, "sequence_count": sequences, "table_length": entries}
+    shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "q_stride": heads * head_dim}
+    shape |= {"first_head": first, "head_count": heads - first, "out_stride": heads * head_dim}
+    arrays = [q, pool[0], pool[1], batch, words_of_sequences, out]
+    compare(native, f"attention_{kind}", arrays, batch_row=0, rows=rows, scale=0.2, **shape, **paged)
+    columns = kv_heads * head_dim
+    k, v = floats(seed + 3, rows, columns), floats(seed + 4, rows, columns)
+    slots = [each % (page_size * entries) for each in batch[2::2].tolist()]
+    batch[2::2] = np.unique(slots)[0] + np.arange(rows)  # no two rows write to one slot
+    batch[3::2] = 0
+    words_of_sequences[1 : 1 + entries] = np.arange(entries) % pages
+    if entries <= pages:
+        arrays = [k, v, pool[0], pool[1], batch, words_of_sequences]
+        strides = {"columns": columns, "k_stride": columns, "v_stride": columns}
+        compare(native, f"kv_append_{kind}", arrays, 0.0, batch_row=0, rows=rows, **strides, **paged)
+
+
+@given(seeds, st.integers(1, 5), st.integers(1, 4), st.integers(1, 40), st.booleans(), st.lists(words, min_size=12))
+def test_rope(
+    native: Library, seed: int, rows: int, heads: int, pairs: int, interleaved: bool, metadata: list[int]
+) -> None:
+    head_dim, positions = 2 * pairs + seed % 3, 17
+    x, table = floats(seed, rows, heads * head_dim), floats(seed + 1, positions, 2 * pairs)
+    batch = np.array([rows, *metadata[:11]], np.uint32)
+    shape = {"heads": heads, "head_dim": head_dim, "x_stride": heads * head_dim, "pairs": pairs}
+    arrays = [x, table, batch]
+    compare(native, "rope", arrays, batch_row=0, rows=rows, positions=positions, interleaved=interleaved, **shape)
+
+
+# ---- Running lists
+
+
+def additions(native: Library, count: int, stop: ctypes.c_uint8) -> tuple[Calls, NDArray[np.float32]]:
+    """x += 1, many times, on enough elements for several threads."""
+    x, one = np.zeros(100_000, np.float32), np.ones(100_000, np.float32)
+    strides = {f"{name}_stride": 1 for name in ("a", "b", "out")} | {f"{name}_offset": 0 for name in ("a", "b", "out")}
+    params = CATALOG["add"].pack(rows=1, columns=x.size, **strides)
+    number = native.number("add")
+    assert number is not None
+    addresses = [array.ctypes.data for array in (x, one, x)]
+    calls = Calls(native, [(number, addresses, params)] * count, stop)
+    calls.keep = one  # type: ignore[attr-defined]
+    return calls, x
+
+
+def test_a_list_runs_in_pieces(native: Library) -> None:
+    calls, x = additions(native, 100, ctypes.c_uint8(0))
+    assert calls.run(0, 0.0) == 1
+    assert calls.run(1, 0.0) == 2
+    assert (x == 2).all()
+    assert calls.run(2, 60.0) == 100
+    assert (x == 100).all()
+
+
+def test_a_list_is_stopped(native: Library) -> None:
+    stop = ctypes.c_uint8(0)
+    calls, x = additions(native, 200_000, stop)
+    reached: list[int] = []
+    thread = threading.Thread(target=lambda: reached.append(calls.run(0, 600.0)))
+    thread.start()
+    stop.value = 1
+    thread.join(60)
+    assert 0 < reached[0] < 200_000
+    assert (x == reached[0]).all()
+
+
+def test_lists_of_several_threads_do_not_wait_for_each_other(native: Library) -> None:
+    stop = ctypes.c_uint8(0)
+    endless, _ = additions(native, 200_000, stop)
+    thread = threading.Thread(target=lambda: endless.run(0, 600.0))
+    thread.start()
+    calls, x = additions(native, 20, ctypes.c_uint8(0))
+    assert calls.run(0, 60.0) == 20
+    stop.value = 1
+    thread.join(60)
+    assert (x == 20).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork here")
+def test_a_forked_process_has_threads_of_its_own(native: Library) -> None:
+    calls, x = additions(native, 10, ctypes.c_uint8(0))
+    calls.run(0, 60.0)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if calls.run(0, 60.0) == 10 and (x == 20).all() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    calls.run(0, 60.0)
+    assert (x == 20).all()
+
+
+# ---- Which library
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_libraries_are_current() -> None:
+    pytest.importorskip("ziglang")
+    command = [sys.executable, "-m", "wasmetal.device.cpu.compile", "--check"]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "flags", "name"),
+    [
+        ("linux", "x86_64", {"avx2", "fma", "f16c", "bmi2"}, "x86_64_v3.so"),
+        ("linux", "x86_64", {"avx2", "fma", "f16c", "bmi2", "avx512f"}, "x86_64_v3.so"),
+        ("linux", "x86_64", {"sse2"}, None),
+        ("linux", "aarch64", {"asimddp", "asimdhp"}, "aarch64.so"),
+        ("linux", "riscv64", set(), None),
+        ("darwin", "arm64", set(), "arm64.dylib"),
+        ("darwin", "x86_64", set(), None),
+    ],
+)
+def test_the_library_suits_the_processor(system: str, machine: str, flags: set[str], name: str | None) -> None:
+    assert libraries._suitable(system, machine, flags) == name
+
+
+@pytest.mark.parametrize("wanted", ["0", "-1", "two", "1025"])
+def test_threads_are_a_number(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    monkeypatch.setenv("WASMETAL_THREADS", wanted)
+    with pytest.raises(DeviceError, match="WASMETAL_THREADS"):
+        libraries.thread_count()
+
+
+def test_what_the_device_says_of_itself() -> None:
+    found = library()
+    assert found
+    with open_device("cpu") as device, open_device("reference") as oracle:
+        assert found.name in device.info.driver
+        assert not device.info.expands_weights
+        assert oracle.info.spec == "reference:0"
+        assert oracle.info.expands_weights
