@@ -65,16 +65,55 @@ static uint64_t kv_append_units(const Call *call)
     return VALID_ROWS(p, call->buffers[4]);
 }
 
-// ---- attention: out[t] = softmax(scale q[t] kᵀ) v over the positions that row t sees. A unit is a row and a head.
+// ---- attention: out[t] = softmax(scale q[t] kᵀ) v over the positions that row t sees. A unit is TALL rows and a head.
 // Positions come in runs; the softmax is rescaled from run to run (M. Milakov and N. Gimelshein, "Online normalizer
 // calculation for softmax", 2018).
 
-enum { RUN = 256, MAX_VECTORS = 16 }; // of 16 in a head of 256
+enum { TALL = 32, RUN = 64, MAX_HEAD = 256, MAX_VECTORS = MAX_HEAD / LANES };
+
+// What has been summed up for a row.
+typedef struct {
+    Floats sums[MAX_VECTORS];
+    float tail[LANES]; // of the elements past the last whole vector
+    float peak, total;
+} Row;
 
 static uint64_t attention_units(const Call *call)
 {
     const struct attention_params *p = call->params;
-    return (uint64_t)VALID_ROWS(p, call->buffers[3]) * p->head_count;
+    return ((uint64_t)VALID_ROWS(p, call->buffers[3]) + TALL - 1) / TALL * p->head_count;
+}
+
+// Turn the scores of a run, of which ``seen`` count, into weights; what has been summed up is rescaled to fit.
+static void weigh(Row *row, float *scores, uint32_t seen, uint32_t head_dim)
+{
+    float highest = row->peak;
+    for (uint32_t j = 0; j < seen; ++j)
+        highest = scores[j] > highest || scores[j] != scores[j] ? scores[j] : highest;
+    const float rescale = exponential((Floats)(row->peak - highest)).s0;
+    for (uint32_t i = 0; i < head_dim / LANES; ++i)
+        row->sums[i] *= rescale;
+    for (uint32_t i = 0; i < head_dim % LANES; ++i)
+        row->tail[i] *= rescale;
+    for (uint32_t j = seen; j < (seen + LANES - 1) / LANES * LANES; ++j)
+        scores[j] = -INFINITY;
+    Floats totals = 0;
+    for (uint32_t j = 0; j < seen; j += LANES) {
+        const Floats weights = exponential(load(scores + j) - highest);
+        store(scores + j, weights);
+        totals += weights;
+    }
+    row->total = row->total * rescale + sum(totals);
+    row->peak = highest;
+}
+
+static void finish(const Row *row, uint32_t seen, uint32_t head_dim, float *out)
+{
+    const float factor = seen ? 1.0f / row->total : 0.0f;
+    for (uint32_t i = 0; i < head_dim / LANES; ++i)
+        store(out + LANES * i, row->sums[i] * factor);
+    for (uint32_t i = 0; i < head_dim % LANES; ++i)
+        out[head_dim / LANES * LANES + i] = row->tail[i] * factor;
 }
 
 #define FORMAT f32

@@ -20,79 +20,118 @@ static void OF(kv_append)(const Call *call, uint64_t begin, uint64_t end)
     }
 }
 
-static void OF(attend)(const struct attention_params *p, const Sequence *sequence, uint32_t seen,
-                            const float *q, const TYPE *keys, const TYPE *values, float *out)
+static void OF(add_values)(const struct attention_params *p, Row *row, const TYPE *values, const size_t where[RUN],
+                           const float *weights, uint32_t seen)
 {
     const uint32_t vectors = p->head_dim / LANES, even = vectors * LANES;
-    const size_t pitch = (size_t)p->kv_heads * p->head_dim;
-    Floats query[MAX_VECTORS], sums[MAX_VECTORS] = {0};
-    float tail[LANES] = {0}, peak = -INFINITY, total = 0, scores[RUN] __attribute__((aligned(64)));
-    for (uint32_t i = 0; i < vectors; ++i)
-        query[i] = load(q + LANES * i) * p->scale;
-    for (uint32_t from = 0; from < seen; from += RUN) {
-        const uint32_t run = min_u32(RUN, seen - from);
-        size_t where[RUN];
-        float highest = -INFINITY;
-        for (uint32_t j = 0; j < run; ++j) {
-            where[j] = slot(sequence, from + j) * pitch;
-            const TYPE *k = keys + where[j];
-            Floats products = 0;
-            for (uint32_t i = 0; i < vectors; ++i)
-                products += query[i] * LOAD(k + LANES * i);
-            float score = sum(products);
-            for (uint32_t i = even; i < p->head_dim; ++i)
-                score += q[i] * p->scale * (float)k[i];
-            scores[j] = score;
-            highest = score > highest || score != score ? score : highest;
-        }
-        const float higher = highest > peak || highest != highest ? highest : peak;
-        const float rescale = exponential((Floats)(peak - higher)).s0;
-        total *= rescale;
+    for (uint32_t j = 0; j < seen; ++j) {
+        const TYPE *v = values + where[j];
         for (uint32_t i = 0; i < vectors; ++i)
-            sums[i] *= rescale;
+            row->sums[i] += weights[j] * LOAD(v + LANES * i);
         for (uint32_t i = even; i < p->head_dim; ++i)
-            tail[i - even] *= rescale;
-        for (uint32_t j = run; j < (run + LANES - 1) / LANES * LANES; ++j)
-            scores[j] = -INFINITY;
-        Floats totals = 0;
-        for (uint32_t j = 0; j < run; j += LANES) {
-            const Floats weights = exponential(load(scores + j) - higher);
-            store(scores + j, weights);
-            totals += weights;
-        }
-        total += sum(totals);
-        for (uint32_t j = 0; j < run; ++j) {
-            const TYPE *v = values + where[j];
-            for (uint32_t i = 0; i < vectors; ++i)
-                sums[i] += scores[j] * LOAD(v + LANES * i);
-            for (uint32_t i = even; i < p->head_dim; ++i)
-                tail[i - even] += scores[j] * (float)v[i];
-        }
-        peak = higher;
+            row->tail[i - even] += weights[j] * (float)v[i];
     }
-    const float factor = seen ? 1.0f / total : 0.0f;
-    for (uint32_t i = 0; i < vectors; ++i)
-        store(out + LANES * i, sums[i] * factor);
-    for (uint32_t i = even; i < p->head_dim; ++i)
-        out[i] = tail[i - even] * factor;
 }
+
+// Add a run of positions to one row: scores of single keys, as in decoding.
+static void OF(attend_one)(const struct attention_params *p, Row *row, const float *q, const TYPE *keys,
+                           const TYPE *values, const size_t where[RUN], uint32_t seen)
+{
+    const uint32_t vectors = p->head_dim / LANES, even = vectors * LANES;
+    float scores[RUN] __attribute__((aligned(64)));
+    for (uint32_t j = 0; j < seen; ++j) {
+        const TYPE *k = keys + where[j];
+        Floats products = 0;
+        for (uint32_t i = 0; i < vectors; ++i)
+            products += load(q + LANES * i) * LOAD(k + LANES * i);
+        float score = sum(products);
+        for (uint32_t i = even; i < p->head_dim; ++i)
+            score += q[i] * (float)k[i];
+        scores[j] = score * p->scale;
+    }
+    weigh(row, scores, seen, p->head_dim);
+    OF(add_values)(p, row, values, where, scores, seen);
+}
+
+// Add a run of positions to several rows: scores of LANES keys at a time, which are transposed once for all rows.
+static void OF(attend_many)(const struct attention_params *p, Row *rows, const float *const q[TALL], uint32_t count,
+                            const TYPE *keys, const TYPE *values, const size_t where[RUN], const uint32_t seen[TALL])
+{
+    float transposed[MAX_HEAD * RUN] __attribute__((aligned(64)));
+    uint32_t most = 0;
+    for (uint32_t r = 0; r < count; ++r)
+        most = seen[r] > most ? seen[r] : most;
+    for (uint32_t j = 0; j < RUN; ++j) {
+        const TYPE *k = keys + where[j < most ? j : 0];
+        for (uint32_t i = 0; i < p->head_dim; ++i)
+            transposed[i * RUN + j] = (float)k[i];
+    }
+    for (uint32_t r = 0; r < count; ++r) {
+        if (!seen[r])
+            continue;
+        Floats products[RUN / LANES] = {0};
+        for (uint32_t i = 0; i < p->head_dim; ++i)
+            for (uint32_t j = 0; j < RUN / LANES; ++j)
+                products[j] += q[r][i] * load(transposed + i * RUN + LANES * j);
+        float scores[RUN] __attribute__((aligned(64)));
+        for (uint32_t j = 0; j < RUN / LANES; ++j)
+            store(scores + LANES * j, products[j] * p->scale);
+        weigh(&rows[r], scores, seen[r], p->head_dim);
+        OF(add_values)(p, &rows[r], values, where, scores, seen[r]);
+    }
+}
+
+// Rows first .. first + count, all of one sequence.
+static void OF(attend)(const Call *call, uint32_t first, uint32_t count, uint32_t head)
+{
+    const struct attention_params *p = call->params;
+    const Sequence sequence = SEQUENCE(p, call->buffers[4], ROW_SEQUENCE(p, call->buffers[3], first));
+    const size_t of_head = (size_t)(head / (p->heads / p->kv_heads)) * p->head_dim;
+    const TYPE *keys = (const TYPE *)call->buffers[1] + (size_t)p->k_pages_offset * 4 + of_head;
+    const TYPE *values = (const TYPE *)call->buffers[2] + (size_t)p->v_pages_offset * 4 + of_head;
+    const size_t pitch = (size_t)p->kv_heads * p->head_dim;
+    Row rows[TALL];
+    const float *q[TALL];
+    uint32_t seen[TALL], most = 0;
+    for (uint32_t r = 0; r < count; ++r) {
+        const uint32_t position = ROW_POSITION(p, call->buffers[3], first + r);
+        seen[r] = position < sequence.length ? position + 1 : sequence.length;
+        most = seen[r] > most ? seen[r] : most;
+        q[r] = (const float *)call->buffers[0] + p->q_offset + (size_t)(first + r) * p->q_stride +
+               (size_t)head * p->head_dim;
+        memset(&rows[r], 0, sizeof rows[r]);
+        rows[r].peak = -INFINITY;
+    }
+    for (uint32_t from = 0; from < most; from += RUN) {
+        size_t where[RUN];
+        uint32_t now[TALL];
+        for (uint32_t j = 0; j < min_u32(RUN, most - from); ++j)
+            where[j] = slot(&sequence, from + j) * pitch;
+        for (uint32_t r = 0; r < count; ++r)
+            now[r] = seen[r] > from ? min_u32(seen[r] - from, RUN) : 0;
+        if (count == 1)
+            OF(attend_one)(p, rows, q[0], keys, values, where, now[0]);
+        else
+            OF(attend_many)(p, rows, q, count, keys, values, where, now);
+    }
+    for (uint32_t r = 0; r < count; ++r)
+        finish(&rows[r], seen[r], p->head_dim,
+               (float *)call->buffers[5] + p->out_offset + (size_t)(first + r) * p->out_stride +
+                   (size_t)head * p->head_dim);
+}
+
 static void OF(attention)(const Call *call, uint64_t begin, uint64_t end)
 {
     const struct attention_params *p = call->params;
+    const uint32_t valid = VALID_ROWS(p, call->buffers[3]);
     for (uint64_t unit = begin; unit < end; ++unit) {
-        const uint32_t row = (uint32_t)(unit / p->head_count);
-        const uint32_t head = p->first_head + (uint32_t)(unit % p->head_count);
-        const uint32_t kv_head = head / (p->heads / p->kv_heads);
-        const Sequence sequence = SEQUENCE(p, call->buffers[4], ROW_SEQUENCE(p, call->buffers[3], row));
-        const uint32_t position = ROW_POSITION(p, call->buffers[3], row);
-        const size_t of_head = (size_t)kv_head * p->head_dim;
-        OF(attend)(p, &sequence, position < sequence.length ? position + 1 : sequence.length,
-                        (const float *)call->buffers[0] + p->q_offset + (size_t)row * p->q_stride +
-                            (size_t)head * p->head_dim,
-                        (const TYPE *)call->buffers[1] + (size_t)p->k_pages_offset * 4 + of_head,
-                        (const TYPE *)call->buffers[2] + (size_t)p->v_pages_offset * 4 + of_head,
-                        (float *)call->buffers[5] + p->out_offset + (size_t)row * p->out_stride +
-                            (size_t)head * p->head_dim);
+        const uint32_t top = (uint32_t)(unit / p->head_count) * TALL, bottom = min_u32(top + TALL, valid);
+        for (uint32_t first = top, last; first < bottom; first = last) {
+            const uint32_t sequence = ROW_SEQUENCE(p, call->buffers[3], first);
+            for (last = first + 1; last < bottom && ROW_SEQUENCE(p, call->buffers[3], last) == sequence;)
+                ++last;
+            OF(attend)(call, first, last - first, p->first_head + (uint32_t)(unit % p->head_count));
+        }
     }
 }
 

@@ -3,7 +3,10 @@
 
 // ---- out (+)= weight x. A unit is ROWS outputs.
 
-enum { ROWS = 4 };
+enum {
+    ROWS = 4,
+    AHEAD = 3072, // bytes by which weights are fetched in advance: rows are too short for the processor to do it
+};
 
 static uint64_t gemv_units(const Call *call)
 {
@@ -11,19 +14,21 @@ static uint64_t gemv_units(const Call *call)
     return ((uint64_t)p->n + ROWS - 1) / ROWS;
 }
 
-// ---- out (+)= x weightᵀ. A unit is COLUMNS outputs of every row, whose weights are expanded a STRETCH at a time.
+// ---- out (+)= x weightᵀ. A unit is COLUMNS outputs of HEIGHT rows, which stay in the processor's cache from one unit to
+// the next. Its weights are expanded a STRETCH at a time.
 
 #ifdef __AVX512F__
 enum { TALL = 4, WIDE = 5 }; // the outputs that registers hold
 #else
 enum { TALL = 3, WIDE = 2 };
 #endif
-enum { COLUMNS = 4 * WIDE, STRETCH = 1024 };
+enum { HEIGHT = 128, COLUMNS = 4 * WIDE, STRETCH = 1024 };
 
 static uint64_t gemm_units(const Call *call)
 {
     const struct gemm_params *p = call->params;
-    return VALID_ROWS(p, call->buffers[3]) ? ((uint64_t)p->n + COLUMNS - 1) / COLUMNS : 0;
+    const uint64_t down = ((uint64_t)VALID_ROWS(p, call->buffers[3]) + HEIGHT - 1) / HEIGHT;
+    return down * (((uint64_t)p->n + COLUMNS - 1) / COLUMNS);
 }
 
 INLINE void tile(const float *const x[TALL], const float *w, uint32_t length, float out[TALL][WIDE])
