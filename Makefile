@@ -33,8 +33,9 @@ lint: $(VENV)/.test ## ruff and mypy
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-kernels: $(VENV)/.test ## recompile the kernels into src/wasmetal/kernels/generated
+kernels: $(VENV)/.test ## recompile the kernels of GPUs and of the CPU device into their generated/
 	$(BIN)/python -m wasmetal.kernels.compile
+	$(BIN)/python -m wasmetal.device.cpu.compile
 
 abi: $(VENV)/.test ## regenerate wasmetal.h and the witx files into src/wasmetal/sdk
 	$(BIN)/python -m wasmetal.host.abi

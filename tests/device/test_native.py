@@ -266,7 +266,6 @@ def test_a_forked_process_has_threads_of_its_own(native: Library) -> None:
 # ---- Which library
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_libraries_are_current() -> None:
     pytest.importorskip("ziglang")

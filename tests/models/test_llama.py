@@ -89,13 +89,13 @@ def test_numpy_has_weights_as_float32(reference: Device, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["cpu", pytest.param("vulkan", marks=pytest.mark.vulkan)])
 def test_weights_are_held_in_their_blocks(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> None:
-    vulkan: Device = request.getfixturevalue(name)
-    before = vulkan.counters.bytes_loaded
-    with load_model(write_tiny_llama(tmp_path / "tiny.gguf", qtype="Q4_1"), vulkan) as model:
+    device: Device = request.getfixturevalue(name)
+    before = device.counters.bytes_loaded
+    with load_model(write_tiny_llama(tmp_path / "tiny.gguf", qtype="Q4_1"), device) as model:
         weights = 2 * 96 * (96 + 2 * 32 + 96 + 3 * 160) + model.vocab_size * 96
         assert model.weight_bytes == weights // 32 * 20
         norms_and_angles = 4 * (5 * 96 + model.context_length * 16)
-        assert vulkan.counters.bytes_loaded - before == model.weight_bytes + norms_and_angles
+        assert device.counters.bytes_loaded - before == model.weight_bytes + norms_and_angles
 
 
 def test_rope_table_far_out(tmp_path: Path) -> None:
