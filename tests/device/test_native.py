@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,25 +20,48 @@ from numpy.typing import NDArray
 
 from wasmetal.device import open_device
 from wasmetal.device.cpu import library as libraries
+from wasmetal.device.cpu.compile import compile_library
 from wasmetal.device.cpu.library import Calls, Library, library
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import CATALOG, NO_BATCH, Access
 from wasmetal.kernels.dtypes import WEIGHTS, DType
 from wasmetal.kernels.reference import KERNELS
+from wasmetal.memory.pages import Pages, page_size
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no compiled kernels for this processor")
 
-GUARD = 0x5A
-"""What the bytes around a kernel's output hold."""
+GENERATED = Path(libraries.__file__).parent / "generated"
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=["one thread", "three threads"])
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library with checks for undefined behaviour, which end the process."""
+    pytest.importorskip("ziglang")
+    found = library()
+    assert found
+    path = tmp_path_factory.mktemp("native") / found.name
+    compile_library(found.name, path, "-fsanitize=undefined", "-fsanitize-trap=undefined")
+    return path
+
+
+@pytest.fixture(scope="module", params=["one thread", "three threads", pytest.param("checked", marks=pytest.mark.slow)])
 def native(request: pytest.FixtureRequest) -> Library:
     found = library()
     assert found
-    made = Library(found.name)
-    made.threads = request.param
+    built = request.param == "checked"
+    made = Library(request.getfixturevalue("checked") if built else GENERATED / found.name)
+    made.threads = 1 if request.param == "one thread" else 3
     return made
+
+
+def guarded(array: NDArray[Any]) -> NDArray[Any]:
+    """A copy that ends where pages begin that nobody may access."""
+    size = -(-array.nbytes // page_size()) * page_size()
+    pages = Pages(size + page_size())
+    pages.open(0, size)
+    copy = pages.view(size - array.nbytes, array.nbytes).view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def run(native: Library, name: str, arrays: Sequence[NDArray[Any]], params: bytes) -> None:
@@ -52,7 +76,7 @@ def compare(native: Library, name: str, arrays: Sequence[NDArray[Any]], toleranc
     kernel = CATALOG[name]
     values |= {f"{each.name}_offset": values.get(f"{each.name}_offset", 0) for each in kernel.buffers}
     params = kernel.pack(**values)
-    got, want = ([array.copy() for array in arrays] for _ in range(2))
+    got, want = [guarded(array) for array in arrays], [array.copy() for array in arrays]
     run(native, name, got, params)
     with np.errstate(all="ignore"):
         KERNELS[name](kernel.unpack(params), *[array.view(np.uint8).reshape(-1) for array in want])()

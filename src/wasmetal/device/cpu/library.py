@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
+from pathlib import Path
 
 from wasmetal.errors import DeviceError
 
@@ -51,11 +52,10 @@ class Calls:
 class Library:
     """One compiled library."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, path: Path) -> None:
         """Raises OSError if it cannot be loaded."""
-        with resources.as_file(resources.files("wasmetal.device.cpu") / "generated" / name) as path:
-            loaded = ctypes.CDLL(str(path))
-        self.name = name
+        loaded = ctypes.CDLL(str(path))
+        self.name = path.name
         self.threads = thread_count()
         self.run = loaded.wasmetal_run
         self.run.argtypes = (
@@ -81,7 +81,8 @@ def library() -> Library | None:
     if name is None or os.environ.get("WASMETAL_NO_NATIVE") == "1":
         return None
     try:
-        return Library(name)
+        with resources.as_file(resources.files("wasmetal.device.cpu") / "generated" / name) as path:
+            return Library(path)
     except OSError:
         return None  # such as a system with another C library
 
