@@ -31,6 +31,7 @@ extern const uint32_t KERNEL_COUNT;
 typedef float Floats __attribute__((ext_vector_type(16)));
 typedef int32_t Ints __attribute__((ext_vector_type(16)));
 typedef _Float16 Halves __attribute__((ext_vector_type(16)));
+typedef uint16_t Shorts __attribute__((ext_vector_type(16)));
 typedef uint8_t Bytes __attribute__((ext_vector_type(16)));
 typedef int8_t SignedBytes __attribute__((ext_vector_type(16)));
 enum { LANES = 16 };

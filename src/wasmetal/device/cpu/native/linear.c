@@ -86,6 +86,9 @@ static uint64_t embed_units(const Call *call)
 #define FORMAT f16
 #define UNIT 16
 #include "linear_format.h"
+#define FORMAT bf16
+#define UNIT 16
+#include "linear_format.h"
 #define FORMAT q4_0
 #define UNIT 4
 #include "linear_format.h"
@@ -96,6 +99,21 @@ static uint64_t embed_units(const Call *call)
 #define UNIT 4
 #include "linear_format.h"
 #define FORMAT q8_0
+#define UNIT 4
+#include "linear_format.h"
+#define FORMAT q8_16
+#define UNIT 4
+#include "linear_format.h"
+#define FORMAT q4_k
+#define UNIT 4
+#include "linear_format.h"
+#define FORMAT q5_k
+#define UNIT 4
+#include "linear_format.h"
+#define FORMAT q6_k
+#define UNIT 4
+#include "linear_format.h"
+#define FORMAT mxfp4
 #define UNIT 4
 #include "linear_format.h"
 
