@@ -33,14 +33,27 @@ def logits_of(path: Path, tokens: list[int]) -> Array:
         epsilon = field("attention.layer_norm_rms_epsilon")
         return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon) * weights[name]
 
+    def yarn(frequency: Array) -> NDArray[np.complex128]:
+        """Turns by YaRN. Where its paper has ramps over how often a pair turns in the original context, from once to 32
+        times, its authors' code and all models since have ramps over the pairs' numbers, between whole ones."""
+        turns = frequency * field("rope.scaling.original_context_length") / (2 * np.pi)
+        first, last = np.interp(-np.log([32, 1]), -np.log(turns), np.arange(len(turns)))
+        kept = 1 - np.clip((np.arange(len(turns)) - np.floor(first)) / (np.ceil(last) - np.floor(first)), 0, 1)
+        factor = field("rope.scaling.factor")
+        mixed = kept * frequency + (1 - kept) * frequency / factor
+        return (0.1 * np.log(factor) + 1) * np.exp(1j * np.arange(count)[:, None] * mixed)[:, None]
+
     def rotate(x: Array) -> Array:
         """x [tokens, heads, head_dim]: each pair is a complex number, turned by its position's angle.
 
         Pairs are (2i, 2i + 1) in a llama, (i, i + head_dim / 2) in a qwen2.
         """
         frequency = field("rope.freq_base") ** (-np.arange(0, head_dim, 2) / head_dim)
-        frequency = frequency / field("rope.scaling.factor", 1.0) / weights.get("rope_freqs", 1.0)
-        turn = np.exp(1j * np.arange(count)[:, None] * frequency)[:, None]
+        if field("rope.scaling.type") == "yarn":
+            turn = yarn(frequency)
+        else:
+            frequency = frequency / field("rope.scaling.factor", 1.0) / weights.get("rope_freqs", 1.0)
+            turn = np.exp(1j * np.arange(count)[:, None] * frequency)[:, None]
         if architecture == "qwen2":
             half = head_dim // 2
             turned = (x[..., :half] + 1j * x[..., half:]) * turn

@@ -19,7 +19,7 @@ from wasmetal.device.buffer import DeviceBuffer
 from wasmetal.device.cpu import CpuDevice
 from wasmetal.errors import DeviceError, ModelError, OutOfDeviceMemoryError, WasmetalError
 from wasmetal.models import Model, load_model
-from wasmetal.models.architectures.decoder import DecoderConfig, rope_table
+from wasmetal.models.architectures.rope import unscaled
 from wasmetal.models.files.gguf import GGUFFile
 
 TOLERANCE = 1e-5
@@ -43,6 +43,7 @@ def tokens(count: int, seed: int = 0) -> list[int]:
         {"tied": False},
         {"rope_scaling": "linear"},
         {"rope_scaling": "llama3"},
+        {"rope_scaling": "yarn"},
         {"heads": 1, "kv_heads": 1, "head_dim": 32, "blocks": 1},
         {"heads": 7, "kv_heads": 7, "head_dim": 32, "blocks": 3, "hidden": 32},
         {"architecture": "qwen2", "qtype": "Q8_0", "value_qtype": "F16"},
@@ -98,10 +99,9 @@ def test_weights_are_held_in_their_blocks(request: pytest.FixtureRequest, name: 
         assert device.counters.bytes_loaded - before == model.weight_bytes + norms_and_angles
 
 
-def test_rope_table_far_out(tmp_path: Path) -> None:
+def test_rope_table_far_out() -> None:
     """Angles of positions in the hundred thousands, which float32 arithmetic would get wrong by 1e-2."""
-    config = DecoderConfig.from_gguf(GGUFFile(write_tiny_llama(tmp_path / "tiny.gguf")), "llama")
-    table = rope_table(config, 200_001, None)
+    table = unscaled(16, 10000.0).table(200_001)
     assert table.shape == (200_001, 8, 2)
     for pair in range(8):
         angle = 200_000 * 10000.0 ** (-pair / 8)
@@ -155,7 +155,19 @@ def text(name: str, value: str) -> Edit:
     ("edit", "said"),
     [
         (text("general.architecture", "mamba"), "the architecture 'mamba' is not supported; supported: llama, qwen2"),
-        (text("llama.rope.scaling.type", "yarn"), "RoPE scaling 'yarn' is not supported; supported: none, linear"),
+        (
+            text("llama.rope.scaling.type", "longrope"),
+            "RoPE scaling 'longrope' is not supported; supported: none",
+        ),
+        (
+            text("llama.rope.scaling.type", "dynamic"),
+            "RoPE scaling 'dynamic' is not supported; supported: none",
+        ),
+        (
+            real("llama.final_logit_softcapping", 30.0),
+            "final_logit_softcapping is 30.0; .* supports only 0.0",
+        ),
+        (lambda w: w.add_tensor("rope_freqs.weight", np.zeros(8, np.float32)), "a factor that is not a finite number"),
         (integer("llama.expert_count", 8), "mixtures of experts are not supported"),
         (integer("llama.attention.value_length", 8), "keys and values of different lengths"),
         (integer("llama.attention.head_count", 0), "llama.attention.head_count is 0"),

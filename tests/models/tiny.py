@@ -59,6 +59,21 @@ def add_tokenizer(w: gguf.GGUFWriter, tokens: list[str]) -> None:
     w.add_chat_template(CHAT_TEMPLATE)
 
 
+def layer_shapes(
+    architecture: str, dim: int, heads: int, kv_heads: int, head_dim: int, hidden: int
+) -> dict[str, tuple[int, ...]]:
+    """The tensors of a layer."""
+    widths = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
+    shapes: dict[str, tuple[int, ...]] = {"attn_norm.weight": (dim,)}
+    shapes |= {f"attn_{kind}.weight": (width, dim) for kind, width in widths.items()}
+    if architecture == "qwen2":
+        shapes |= {f"attn_{kind}.bias": (width,) for kind, width in widths.items()}
+    shapes |= {"attn_output.weight": (dim, widths["q"]), "ffn_norm.weight": (dim,)}
+    shapes |= {"ffn_gate.weight": (hidden, dim), "ffn_up.weight": (hidden, dim)}
+    shapes |= {"ffn_down.weight": (dim, hidden)}
+    return shapes
+
+
 def write_tiny_llama(
     path: str | Path,
     *,
@@ -81,8 +96,8 @@ def write_tiny_llama(
 
     ``qtype`` (any that weights can have) is the type of every matrix, except that of attn_v and ffn_up if
     ``value_qtype`` gives another. ``architecture``: "llama", or "qwen2", which has biases on queries, keys and values.
-    ``rope_scaling``: "none", "linear" (factor 4) or "llama3" (a tensor of factors). ``tokens``: another vocabulary,
-    which ``tokenizer`` must write into the file.
+    ``rope_scaling``: "none", "linear" or "yarn" (factor 4), or "llama3" (a tensor of factors). ``tokens``: another
+    vocabulary, which ``tokenizer`` must write into the file.
     """
     path = Path(path)
     rng = np.random.default_rng(seed)
@@ -101,9 +116,10 @@ def write_tiny_llama(
     w.add_rope_freq_base(10000.0)
     w.add_rope_dimension_count(head_dim)
     w.add_vocab_size(len(tokens))
-    if rope_scaling == "linear":
-        w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    if rope_scaling in ("linear", "yarn"):
+        w.add_rope_scaling_type(gguf.RopeScalingType(rope_scaling))
         w.add_rope_scaling_factor(4.0)
+        w.add_rope_scaling_orig_ctx_len(context // 4)
 
     tokenizer(w, tokens)
 
@@ -112,27 +128,21 @@ def write_tiny_llama(
         t = gguf.GGMLQuantizationType[kind]
         w.add_tensor(name, quantize(weights, t), raw_dtype=t)
 
-    def norm(name: str) -> None:
-        w.add_tensor(name, 1 + 0.1 * rng.standard_normal(dim).astype(np.float32))
+    def vector(name: str, width: int) -> None:
+        values = rng.standard_normal(width).astype(np.float32)
+        w.add_tensor(name, values if name.endswith(".bias") else 1 + 0.1 * values)
 
     matrix("token_embd.weight", len(tokens), dim)
     if rope_scaling == "llama3":
         w.add_tensor("rope_freqs.weight", np.linspace(1, 8, head_dim // 2, dtype=np.float32))
     for i in range(blocks):
-        block = f"blk.{i}."
-        norm(block + "attn_norm.weight")
-        matrix(block + "attn_q.weight", heads * head_dim, dim)
-        matrix(block + "attn_k.weight", kv_heads * head_dim, dim)
-        matrix(block + "attn_v.weight", kv_heads * head_dim, dim, value_qtype or qtype)
-        if architecture == "qwen2":
-            for kind, width in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
-                w.add_tensor(f"{block}attn_{kind}.bias", rng.standard_normal(width * head_dim).astype(np.float32))
-        matrix(block + "attn_output.weight", dim, heads * head_dim)
-        norm(block + "ffn_norm.weight")
-        matrix(block + "ffn_gate.weight", hidden, dim)
-        matrix(block + "ffn_up.weight", hidden, dim, value_qtype or qtype)
-        matrix(block + "ffn_down.weight", dim, hidden)
-    norm("output_norm.weight")
+        for name, shape in layer_shapes(architecture, dim, heads, kv_heads, head_dim, hidden).items():
+            if len(shape) == 2:
+                other = value_qtype and name in ("attn_v.weight", "ffn_up.weight")
+                matrix(f"blk.{i}.{name}", *shape, value_qtype if other else qtype)
+            else:
+                vector(f"blk.{i}.{name}", *shape)
+    vector("output_norm.weight", dim)
     if not tied:
         matrix("output.weight", len(tokens), dim)
     w.write_header_to_file()

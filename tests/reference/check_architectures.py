@@ -13,6 +13,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,53 @@ SHAPE: dict[str, Any] = {
     "attn_implementation": "eager",
 }
 
+Rope = dict[str, Any]
+SCALED: dict[str, Rope] = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "llama3": {
+        **{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+}
+
+
+def llama(**options: Any) -> transformers.PreTrainedModel:
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE, **options))
+
+
 MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
-    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)),
+    "llama": llama,
+    **{
+        f"llama {name}": partial(llama, rope_parameters={"rope_theta": 10000.0, **scaled})
+        for name, scaled in SCALED.items()
+    },
     "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SHAPE, tie_word_embeddings=True)),
 }
-"""A small random model of each architecture that wasmetal has."""
+"""Small random models of each architecture that wasmetal has. The first word is its name."""
 
 
 def neighbours_of(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Rows of each head from transformers' order, first halves and then second, to RoPE pairs side by side."""
     return rows.reshape(heads, 2, rows.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(rows.shape)
+
+
+def add_rope(w: gguf.GGUFWriter, config: Any) -> None:
+    """What llama.cpp's convert_hf_to_gguf.py makes of ``rope_parameters``."""
+    rope = config.rope_parameters
+    w.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] in ("linear", "yarn"):
+        w.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
+        w.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "yarn":
+        w.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if rope["rope_type"] == "llama3":
+        head = config.hidden_size // config.num_attention_heads
+        waves = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, head, 2) / head)
+        turns = rope["original_max_position_embeddings"] / waves
+        smooth = (turns - rope["low_freq_factor"]) / (rope["high_freq_factor"] - rope["low_freq_factor"])
+        smooth = np.clip(smooth, 0, 1)
+        w.add_tensor("rope_freqs.weight", (1 / ((1 - smooth) / rope["factor"] + smooth)).astype(np.float32))
 
 
 def write_gguf(path: Path, architecture: str, model: transformers.PreTrainedModel) -> None:
@@ -78,7 +116,7 @@ def write_gguf(path: Path, architecture: str, model: transformers.PreTrainedMode
     w.add_head_count(config.num_attention_heads)
     w.add_head_count_kv(config.num_key_value_heads)
     w.add_layer_norm_rms_eps(config.rms_norm_eps)
-    w.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    add_rope(w, config)
     w.add_vocab_size(config.vocab_size)
     add_tokenizer(w, vocabulary())
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
@@ -122,7 +160,7 @@ def main() -> int:
     devices = parser.parse_args().device or ["cpu"]
     from wasmetal.models.architectures import ARCHITECTURES
 
-    failed = sorted(ARCHITECTURES.keys() - MODELS.keys())
+    failed = sorted(ARCHITECTURES.keys() - {name.split()[0] for name in MODELS})
     for name in failed:
         print(f"{name}: no reference")
     with tempfile.TemporaryDirectory() as folder:
@@ -133,7 +171,7 @@ def main() -> int:
                 for parameter in (p for n, p in model.named_parameters() if n.endswith((".bias", "norm.weight"))):
                     parameter.add_(torch.randn_like(parameter), alpha=0.2)
             path = Path(folder) / f"{name}.gguf"
-            write_gguf(path, name, model)
+            write_gguf(path, name.split()[0], model)
             tokens = np.random.default_rng(0).integers(4, SHAPE["vocab_size"], PROMPT + DECODED).tolist()
             want = reference(model, tokens)
             for device in devices:
