@@ -19,6 +19,7 @@ from wasmetal.device.buffer import DeviceBuffer
 from wasmetal.device.cpu import CpuDevice
 from wasmetal.errors import DeviceError, ModelError, OutOfDeviceMemoryError, WasmetalError
 from wasmetal.models import Model, load_model
+from wasmetal.models.architectures import ARCHITECTURES
 from wasmetal.models.architectures.rope import unscaled
 from wasmetal.models.files.gguf import GGUFFile
 
@@ -47,6 +48,8 @@ def tokens(count: int, seed: int = 0) -> list[int]:
         {"heads": 1, "kv_heads": 1, "head_dim": 32, "blocks": 1},
         {"heads": 7, "kv_heads": 7, "head_dim": 32, "blocks": 3, "hidden": 32},
         {"architecture": "qwen2", "qtype": "Q8_0", "value_qtype": "F16"},
+        {"architecture": "qwen3", "value_qtype": "Q8_0"},
+        {"architecture": "qwen3", "heads": 3, "kv_heads": 1, "head_dim": 32, "rope_scaling": "yarn"},
         {"architecture": "qwen2", "heads": 3, "kv_heads": 1, "head_dim": 32, "tied": False},
     ],
     ids=lambda options: "-".join(f"{key}={value}" for key, value in options.items()),
@@ -54,7 +57,7 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 def test_logits_agree_with_float64(device: Device, tmp_path: Path, options: dict[str, Any]) -> None:
     path = write_tiny_llama(tmp_path / "tiny.gguf", **options)
     some = tokens(11)
-    expected = logits_of(path, some)
+    expected = logits_of(path, some, long=True)
     with load_model(path, device) as model, model.session() as session:
         logits = model.logits()
         got = logits.buffer.view().view(np.float32)
@@ -151,10 +154,25 @@ def text(name: str, value: str) -> Edit:
     return named(name, gguf.gguf_writer.GGUFValue(value, gguf.GGUFValueType.STRING))
 
 
+def write_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: Edit, **options: Any) -> Path:
+    """A tiny model, edited before it is written."""
+    write = gguf.GGUFWriter.write_header_to_file
+
+    def edited(w: gguf.GGUFWriter) -> None:
+        edit(w)
+        write(w)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", edited)
+    return write_tiny_llama(tmp_path / "edited.gguf", **options)
+
+
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (text("general.architecture", "mamba"), "the architecture 'mamba' is not supported; supported: llama, qwen2"),
+        (
+            text("general.architecture", "mamba"),
+            "the architecture 'mamba' is not supported; supported: .*llama, ",
+        ),
         (
             text("llama.rope.scaling.type", "longrope"),
             "RoPE scaling 'longrope' is not supported; supported: none",
@@ -175,7 +193,7 @@ def text(name: str, value: str) -> Edit:
         (integer("llama.attention.head_count_kv", 4), "heads must divide evenly"),
         (integer("llama.attention.key_length", 6), "lengths must be multiples of 4"),
         (integer("llama.attention.key_length", 32), r"attn_q.weight is Q4_1 \(96, 96\); \(192, 96\) is expected"),
-        (integer("llama.block_count", 3), "the tensor blk.2.attn_norm.weight is missing"),
+        (integer("llama.block_count", 3), "the tensor blk.2.attn_q.weight is missing"),
         (integer("llama.block_count", 1), "the tensor blk.1.*is not supported in the architecture llama"),
         (integer("llama.rope.dimension_count", 32), "RoPE over 32 elements of a head of 16"),
         (integer("llama.rope.dimension_count", 5), "RoPE over 5 elements"),
@@ -193,14 +211,22 @@ def text(name: str, value: str) -> Edit:
 def test_refused_before_anything_is_allocated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: Edit, said: str
 ) -> None:
-    write = gguf.GGUFWriter.write_header_to_file
+    path = write_edited(tmp_path, monkeypatch, edit)
+    with pytest.raises(ModelError, match=said) as caught:
+        Model(GGUFFile(path), "edited", NoDevice())
+    assert "\n" not in str(caught.value)
 
-    def edited(w: gguf.GGUFWriter) -> None:
-        edit(w)
-        write(w)
 
-    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", edited)
-    path = write_tiny_llama(tmp_path / "edited.gguf")
+@pytest.mark.parametrize(
+    ("architecture", "edit", "said"),
+    [
+        ("qwen3", integer("qwen3.attention.key_length", 32), r"\(192, 96\) is expected"),
+    ],
+)
+def test_other_architectures_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, edit: Edit, said: str
+) -> None:
+    path = write_edited(tmp_path, monkeypatch, edit, architecture=architecture)
     with pytest.raises(ModelError, match=said) as caught:
         Model(GGUFFile(path), "edited", NoDevice())
     assert "\n" not in str(caught.value)
@@ -209,7 +235,9 @@ def test_refused_before_anything_is_allocated(
 @given(data=st.data())
 def test_any_mutation_runs_or_is_refused(cpu: Device, tmp_path_factory: Any, data: st.DataObject) -> None:
     """Whatever a few bytes of the file are changed to: a model that runs, or one line."""
-    path = write_tiny_llama(tmp_path_factory.getbasetemp() / "mutated.gguf", blocks=1, heads=2, kv_heads=1)
+    architecture = data.draw(st.sampled_from(sorted(ARCHITECTURES)), "architecture")
+    path = tmp_path_factory.getbasetemp() / "mutated.gguf"
+    write_tiny_llama(path, architecture=architecture, blocks=1, heads=2, kv_heads=1)
     content = bytearray(path.read_bytes())
     metadata = content.index(b"token_embd.weight")
     for _ in range(data.draw(st.integers(1, 3), "edits")):

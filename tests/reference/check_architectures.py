@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.models.tiny import add_tokenizer, vocabulary
 
 TOLERANCE = 1e-3
-PROMPT, DECODED = 23, 16
+PROMPT, DECODED, CONTEXT = 23, 16, 64
 NAMES = {
     "embed_tokens": "token_embd",
     "norm": "output_norm",
@@ -36,13 +36,23 @@ NAMES = {
     "q_proj": "attn_q",
     "k_proj": "attn_k",
     "v_proj": "attn_v",
+    "qkv_proj": "attn_qkv",
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
     "o_proj": "attn_output",
     "post_attention_layernorm": "ffn_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
     "gate_proj": "ffn_gate",
     "up_proj": "ffn_up",
+    "gate_up_proj": "ffn_up",
     "down_proj": "ffn_down",
 }
 """GGUF's name for each of transformers' modules."""
+POST_NORMED = {"olmo2", "gemma3"}
+"""Where transformers' ``post_attention_layernorm`` is of attention's output, not of the next input."""
+REORDERED = {"llama", "smollm3", "granite"}
+"""Whose q and k have RoPE pairs side by side in GGUF."""
 
 SHAPE: dict[str, Any] = {
     "vocab_size": len(vocabulary()),
@@ -55,6 +65,7 @@ SHAPE: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "initializer_range": 0.15,
     "attn_implementation": "eager",
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
 }
 
 Rope = dict[str, Any]
@@ -68,19 +79,23 @@ SCALED: dict[str, Rope] = {
 }
 
 
-def llama(**options: Any) -> transformers.PreTrainedModel:
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE, **options))
+def tiny(name: str, scaled: Rope | None = None, **options: Any) -> transformers.PreTrainedModel:
+    """The architecture that transformers calls ``name``, with RoPE scaled so."""
+    if scaled:
+        options["rope_parameters"] = {"rope_theta": 10000.0, **scaled}
+    text = "Text" if name == "Gemma3" else ""
+    config = getattr(transformers, f"{name}{text}Config")(**{**SHAPE, **options})
+    return getattr(transformers, f"{name}ForCausalLM")(config)
 
 
 MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
-    "llama": llama,
-    **{
-        f"llama {name}": partial(llama, rope_parameters={"rope_theta": 10000.0, **scaled})
-        for name, scaled in SCALED.items()
-    },
-    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SHAPE, tie_word_embeddings=True)),
+    "llama": partial(tiny, "Llama"),
+    **{f"llama {name}": partial(tiny, "Llama", scaled) for name, scaled in SCALED.items()},
+    "qwen2": partial(tiny, "Qwen2", tie_word_embeddings=True),
+    "qwen3": partial(tiny, "Qwen3", head_dim=24),
+    "qwen3 yarn": partial(tiny, "Qwen3", SCALED["yarn"], head_dim=16, tie_word_embeddings=True),
 }
-"""Small random models of each architecture that wasmetal has. The first word is its name."""
+"""Small random models of each architecture that wasmetal has. The first word is its name in GGUF."""
 
 
 def neighbours_of(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
@@ -88,18 +103,26 @@ def neighbours_of(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     return rows.reshape(heads, 2, rows.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(rows.shape)
 
 
-def add_rope(w: gguf.GGUFWriter, config: Any) -> None:
+def add_rope(w: gguf.GGUFWriter, config: Any, head_dim: int) -> None:
     """What llama.cpp's convert_hf_to_gguf.py makes of ``rope_parameters``."""
     rope = config.rope_parameters
+    rope = rope.get("full_attention", rope)  # of Gemma 3, whose other layers are as the architecture says
     w.add_rope_freq_base(rope["rope_theta"])
-    if rope["rope_type"] in ("linear", "yarn"):
+    w.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
+    if rope["rope_type"] in ("linear", "yarn", "longrope"):
         w.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
+    if rope["rope_type"] in ("linear", "yarn"):
         w.add_rope_scaling_factor(rope["factor"])
-    if rope["rope_type"] == "yarn":
+    if "original_max_position_embeddings" in rope:
         w.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if rope["rope_type"] == "longrope":
+        original = rope["original_max_position_embeddings"]
+        longer = config.max_position_embeddings / original
+        w.add_rope_scaling_attn_factors(np.sqrt(1 + np.log(longer) / np.log(original)))
+        for kind in ("long", "short"):
+            w.add_tensor(f"rope_factors_{kind}.weight", np.array(rope[f"{kind}_factor"], np.float32))
     if rope["rope_type"] == "llama3":
-        head = config.hidden_size // config.num_attention_heads
-        waves = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, head, 2) / head)
+        waves = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
         turns = rope["original_max_position_embeddings"] / waves
         smooth = (turns - rope["low_freq_factor"]) / (rope["high_freq_factor"] - rope["low_freq_factor"])
         smooth = np.clip(smooth, 0, 1)
@@ -116,7 +139,17 @@ def write_gguf(path: Path, architecture: str, model: transformers.PreTrainedMode
     w.add_head_count(config.num_attention_heads)
     w.add_head_count_kv(config.num_key_value_heads)
     w.add_layer_norm_rms_eps(config.rms_norm_eps)
-    add_rope(w, config)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    w.add_key_length(head_dim)
+    w.add_value_length(head_dim)
+    add_rope(w, config, head_dim)
+    if window := getattr(config, "sliding_window", None):
+        w.add_sliding_window(window)
+    if architecture == "granite":
+        w.add_embedding_scale(config.embedding_multiplier)
+        w.add_residual_scale(config.residual_multiplier)
+        w.add_attention_scale(config.attention_multiplier)
+        w.add_logit_scale(config.logits_scaling)
     w.add_vocab_size(config.vocab_size)
     add_tokenizer(w, vocabulary())
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
@@ -125,10 +158,15 @@ def write_gguf(path: Path, architecture: str, model: transformers.PreTrainedMode
             continue
         *path_, module, kind = name.split(".")
         values = tensor.numpy().astype(np.float32)
-        if architecture == "llama" and NAMES[module] in heads:
-            values = neighbours_of(values, heads[NAMES[module]])
+        renamed = NAMES[module]
+        if architecture in POST_NORMED and module == "post_attention_layernorm":
+            renamed = "post_attention_norm"
+        if architecture in REORDERED and renamed in heads:
+            values = neighbours_of(values, heads[renamed])
+        if architecture == "gemma3" and renamed.endswith("norm"):
+            values = values + 1
         block = f"blk.{path_[2]}." if "layers" in path_ else ""
-        w.add_tensor(f"{block}{NAMES[module]}.{kind}", values)
+        w.add_tensor(f"{block}{renamed}.{kind}", values)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
@@ -145,7 +183,7 @@ def ours(path: Path, device: str, tokens: list[int]) -> NDArray[np.float32]:
     from wasmetal.device import open_device
     from wasmetal.models import load_model
 
-    with open_device(device) as opened, load_model(path, opened) as model, model.session() as session:
+    with open_device(device) as opened, load_model(path, opened, context=CONTEXT) as model, model.session() as session:
         logits = model.logits()
         rows = []
         for some in (tokens[:PROMPT], *([token] for token in tokens[PROMPT:])):

@@ -12,8 +12,8 @@ from wasmetal.ops.work import EXPONENTIAL, GROUP, Work
 def rms_norm(rec: Recorder, x: Tensor, weight: Tensor, out: Tensor, eps: float, *, batch: Tensor | None = None) -> None:
     """out = x / sqrt(mean(x²) + eps) * weight along each row; f32, x and out [T, K], weight [K]. Raises OpError.
 
-    Or along each head of each row: x and out [T, heads, K], rows may be strided. ``out`` may be ``x``. After B. Zhang and
-    R. Sennrich, "Root Mean Square Layer Normalization", 2019.
+    Or along each head of each row: x and out [T, heads, K], rows may be strided. ``out`` may be ``x``. After B. Zhang
+    and R. Sennrich, "Root Mean Square Layer Normalization", 2019.
     """
     check.dtypes("rms_norm", (DType.F32,), x=x, weight=weight, out=out)
     check.require(len(x.shape) in (2, 3), f"rms_norm: x has shape {x.shape}; it must have 2 or 3 dimensions")

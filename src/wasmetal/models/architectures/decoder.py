@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -22,11 +22,13 @@ from wasmetal.models.weights import Weight, Weights
 from wasmetal.ops import (
     Recorder,
     Tensor,
+    add,
     attention,
     embed,
     kv_append,
     rms_norm,
     rope,
+    scale,
     silu_mul,
 )
 
@@ -47,6 +49,13 @@ NEUTRAL: Mapping[str, Any] = {
     "rope.scaling.yarn_log_multiplier": 0.0,
 }
 """Metadata that changes what a model computes, and the value with which it does not."""
+
+
+class Gate(Protocol):
+    """An op that multiplies one projection, activated, by another."""
+
+    def __call__(self, rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, *, batch: Tensor | None = None) -> None:
+        """Record out = activation(gate) * up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +104,19 @@ class DecoderConfig:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The weights of one layer."""
+    """The weights of one layer, and how it attends."""
 
-    attn_norm: Tensor
+    norms: Mapping[str, Tensor]
+    """Those that it has of ``attn``, ``attn_q``, ``attn_k``, ``post_attention``, ``ffn`` and ``post_ffw``."""
     qkv: Weight
     qkv_bias: Weight | None
-    rope: Tensor | None
-    """The table of its rotations, if queries and keys are turned."""
     attn_output: Weight
-    ffn_norm: Tensor
     gate_up: Weight
     ffn_down: Weight
+    rope: Tensor | None
+    """The table of its rotations, if queries and keys are turned."""
+    window: int | None
+    """How many positions, up to its own, a row sees; all if it is None."""
 
 
 class Decoder:
@@ -121,6 +132,14 @@ class Decoder:
     """Whether the RoPE scaling ``longrope`` is supported."""
     qkv_bias: ClassVar[bool] = False
     """Whether queries, keys and values have biases."""
+    qk_norm: ClassVar[Literal["heads", "rows"] | None] = None
+    """What of queries and keys is normed before they are turned, if anything: each head, or whole rows."""
+    pre_norms: ClassVar[bool] = True
+    """Whether the inputs of attention and feed-forward network are normed."""
+    post_norms: ClassVar[bool] = False
+    """Whether their outputs are."""
+    gate: ClassVar[Gate] = staticmethod(silu_mul)
+    """How the feed-forward network is gated."""
 
     def __init__(self, file: GGUFFile) -> None:
         """Read the metadata and check every tensor, so that nothing is allocated for a file that cannot be used.
@@ -130,10 +149,15 @@ class Decoder:
         self.metadata = Metadata(file, self.name)
         self.config = c = DecoderConfig.read(self.metadata)
         self._file = file
-        for name in NEUTRAL.keys() - self.reads:
-            key, neutral = self.metadata.key(name), NEUTRAL[name]
-            if file.get(key, type(neutral), neutral) != neutral:
+        for name, neutral in NEUTRAL.items():
+            key = self.metadata.key(name)
+            if name not in self.reads and file.get(key, type(neutral), neutral) != neutral:
                 raise file.error(f"{key} is {file.fields[key]}; the architecture {self.name} supports only {neutral}")
+
+        self.embedding_scale = self.logit_scale = 1.0
+        """What embeddings and logits are multiplied by."""
+        self.attention_scale = 1 / math.sqrt(c.head_dim)
+        """What the products of queries and keys are multiplied by."""
 
         tensors = Tensors(file)
         self._ends = [
@@ -152,16 +176,22 @@ class Decoder:
         c, take = self.config, tensors.take
         dim, hidden, q = c.embedding_length, c.feed_forward_length, c.head_count * c.head_dim
         layer = {
-            "attn_norm": [take(f"{block}.attn_norm.weight", dim)],
             "qkv": self.take_qkv(tensors, block),
             "attn_output": [take(f"{block}.attn_output.weight", dim, q)],
-            "ffn_norm": [take(f"{block}.ffn_norm.weight", dim)],
             "gate_up": self.take_gate_up(tensors, block),
             "ffn_down": [take(f"{block}.ffn_down.weight", dim, hidden)],
         }
         if self.qkv_bias:
             layer["qkv_bias"] = [take(f"{block}.attn_{kind}.bias", width) for kind, width in self._widths.items()]
-        return layer
+        norms: dict[str, int] = {}
+        if self.pre_norms:
+            norms |= {"attn": dim, "ffn": dim}
+        if self.post_norms:
+            norms |= {"post_attention": dim, "post_ffw": dim}
+        if self.qk_norm:
+            whole = self.qk_norm == "rows"
+            norms |= {f"attn_{kind}": self._widths[kind] if whole else c.head_dim for kind in ("q", "k")}
+        return layer | {f"{name}_norm": [take(f"{block}.{name}_norm.weight", width)] for name, width in norms.items()}
 
     @property
     def _widths(self) -> dict[str, int]:
@@ -190,6 +220,10 @@ class Decoder:
         """The rotation of a layer's queries and keys at positions < ``context``; layers of a kind have one object."""
         return self._rope
 
+    def window(self, layer: int) -> int | None:
+        """How many positions, up to its own, a row sees in a layer; all if it is None."""
+        return None
+
     # What they have in common
 
     @property
@@ -211,18 +245,22 @@ class Decoder:
         ropes = [self.rope(layer, context) for layer in range(c.block_count)]
         tables = {kind: _load_table(buffers, kind, context) for kind in dict.fromkeys(ropes) if kind}
         self._blocks = []
-        for layer, kind in zip(self._layers, ropes, strict=True):
+        for number, (layer, kind) in enumerate(zip(self._layers, ropes, strict=True)):
             placed = dict(zip(layer, weights.place(list(layer.values())), strict=True))
             self._blocks.append(
                 Block(
-                    attn_norm=placed["attn_norm"].tensor(),
+                    norms={
+                        name.removesuffix("_norm"): weight.tensor()
+                        for name, weight in placed.items()
+                        if name.endswith("_norm")
+                    },
                     qkv=placed["qkv"],
                     qkv_bias=placed.get("qkv_bias"),
-                    rope=tables[kind] if kind else None,
                     attn_output=placed["attn_output"],
-                    ffn_norm=placed["ffn_norm"].tensor(),
                     gate_up=placed["gate_up"],
                     ffn_down=placed["ffn_down"],
+                    rope=tables[kind] if kind else None,
+                    window=self.window(number),
                 )
             )
 
@@ -246,27 +284,53 @@ class Decoder:
         q_and_k = _heads(qkv.columns(0, k_end), c.head_dim)
         gate, up = gate_up.columns(0, c.feed_forward_length), gate_up.columns(c.feed_forward_length, gate_up.shape[1])
 
-        embed(rec, self._embeddings, inputs.ids, x, batch=valid)
+        def normed_by(weight: Tensor | None) -> Tensor:
+            """The residual stream, normed if there is a weight for it."""
+            if weight is None:
+                return x
+            rms_norm(rec, x, weight, normed, c.norm_epsilon, batch=valid)
+            return normed
+
+        def add_output(of: Tensor, projection: Weight, norm: Tensor | None) -> None:
+            """Add what a projection makes to the residual stream, normed if there is a weight for it."""
+            if norm is None:
+                projection(rec, of, x, batch=valid, accumulate=True)
+            else:
+                projection(rec, of, normed, batch=valid)
+                rms_norm(rec, normed, norm, normed, c.norm_epsilon, batch=valid)
+                add(rec, x, normed, x)
+
+        if self.embedding_scale == 1:
+            embed(rec, self._embeddings, inputs.ids, x, batch=valid)
+        else:
+            embed(rec, self._embeddings, inputs.ids, x)  # All rows, as all are scaled.
+            scale(rec, x, self.embedding_scale, x)
         for block, (k_pages, v_pages) in zip(self._blocks, cache, strict=True):
-            rms_norm(rec, x, block.attn_norm, normed, c.norm_epsilon, batch=valid)
-            block.qkv(rec, normed, qkv, batch=valid)
+            norms = block.norms
+            block.qkv(rec, normed_by(norms.get("attn")), qkv, batch=valid)
             if block.qkv_bias:
                 block.qkv_bias.add_to(rec, qkv)
+            for name, part, width in (("attn_q", q, q_end), ("attn_k", k, k_end - q_end)):
+                if name in norms:
+                    what = replace(part, shape=(rows, width)) if self.qk_norm == "rows" else part
+                    rms_norm(rec, what, norms[name], what, c.norm_epsilon, batch=valid)
             if block.rope:
                 rope(rec, q_and_k, block.rope, batch, interleaved=self.interleaved_rope)
             kv_append(rec, k, v, k_pages, v_pages, batch, sequences)
-            attention(rec, q, k_pages, v_pages, batch, sequences, attended, 1 / math.sqrt(c.head_dim))
-            block.attn_output(rec, attended, x, batch=valid, accumulate=True)
+            pools = k_pages, v_pages
+            attention(rec, q, *pools, batch, sequences, attended, self.attention_scale, window=block.window)
+            add_output(attended, block.attn_output, norms.get("post_attention"))
 
-            rms_norm(rec, x, block.ffn_norm, normed, c.norm_epsilon, batch=valid)
-            block.gate_up(rec, normed, gate_up, batch=valid)
-            silu_mul(rec, gate, up, gate, batch=valid)
-            block.ffn_down(rec, gate, x, batch=valid, accumulate=True)
+            block.gate_up(rec, normed_by(norms.get("ffn")), gate_up, batch=valid)
+            self.gate(rec, gate, up, gate, batch=valid)
+            add_output(gate, block.ffn_down, norms.get("post_ffw"))
 
     def head(self, rec: Recorder, row: Tensor, logits: Tensor) -> None:
         """Record the logits, f32 [vocab_size], of one of the body's rows; ``row``, I32 [1], holds its index."""
         embed(rec, self._x, row, self._last)
         rms_norm(rec, self._last, self._output_norm, self._last, self.config.norm_epsilon)
+        if self.logit_scale != 1:
+            scale(rec, self._last, self.logit_scale, self._last)
         self._output(rec, self._last, logits.reshape(1, self.config.vocab_size), batch=None)
 
 
