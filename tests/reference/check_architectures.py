@@ -94,6 +94,7 @@ MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
     "qwen2": partial(tiny, "Qwen2", tie_word_embeddings=True),
     "qwen3": partial(tiny, "Qwen3", head_dim=24),
     "qwen3 yarn": partial(tiny, "Qwen3", SCALED["yarn"], head_dim=16, tie_word_embeddings=True),
+    "smollm3": partial(tiny, "SmolLM3", num_hidden_layers=5),
 }
 """Small random models of each architecture that wasmetal has. The first word is its name in GGUF."""
 

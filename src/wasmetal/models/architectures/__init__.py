@@ -8,10 +8,11 @@ from wasmetal.models.architectures.llama import Llama
 from wasmetal.models.architectures.network import Network
 from wasmetal.models.architectures.qwen2 import Qwen2
 from wasmetal.models.architectures.qwen3 import Qwen3
+from wasmetal.models.architectures.smollm3 import SmolLM3
 from wasmetal.models.files.gguf import GGUFFile
 
 ARCHITECTURES: dict[str, Callable[[GGUFFile], Network]] = {
-    architecture.name: architecture for architecture in (Llama, Qwen2, Qwen3)
+    architecture.name: architecture for architecture in (Llama, Qwen2, Qwen3, SmolLM3)
 }
 
 
