@@ -51,6 +51,8 @@ def tokens(count: int, seed: int = 0) -> list[int]:
         {"architecture": "qwen3", "value_qtype": "Q8_0"},
         {"architecture": "qwen3", "heads": 3, "kv_heads": 1, "head_dim": 32, "rope_scaling": "yarn"},
         {"architecture": "smollm3", "blocks": 5},
+        {"architecture": "granite"},
+        {"architecture": "granite", "tied": False, "qtype": "F32"},
         {"architecture": "qwen2", "heads": 3, "kv_heads": 1, "head_dim": 32, "tied": False},
     ],
     ids=lambda options: "-".join(f"{key}={value}" for key, value in options.items()),
@@ -221,6 +223,7 @@ def test_refused_before_anything_is_allocated(
 @pytest.mark.parametrize(
     ("architecture", "edit", "said"),
     [
+        ("granite", real("granite.residual_scale", 0.0), "granite.residual_scale is 0.0"),
         ("qwen3", integer("qwen3.attention.key_length", 32), r"\(192, 96\) is expected"),
         ("smollm3", real("smollm3.rope.scaling.yarn_log_multiplier", 0.1), "yarn_log_multiplier is 0.1"),
     ],

@@ -88,6 +88,9 @@ def tiny(name: str, scaled: Rope | None = None, **options: Any) -> transformers.
     return getattr(transformers, f"{name}ForCausalLM")(config)
 
 
+MULTIPLIERS = {
+    **{"embedding_multiplier": 3.0, "residual_multiplier": 0.3, "attention_multiplier": 0.17, "logits_scaling": 5.0},
+}
 MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
     "llama": partial(tiny, "Llama"),
     **{f"llama {name}": partial(tiny, "Llama", scaled) for name, scaled in SCALED.items()},
@@ -95,6 +98,7 @@ MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
     "qwen3": partial(tiny, "Qwen3", head_dim=24),
     "qwen3 yarn": partial(tiny, "Qwen3", SCALED["yarn"], head_dim=16, tie_word_embeddings=True),
     "smollm3": partial(tiny, "SmolLM3", num_hidden_layers=5),
+    "granite": partial(tiny, "Granite", **MULTIPLIERS),
 }
 """Small random models of each architecture that wasmetal has. The first word is its name in GGUF."""
 

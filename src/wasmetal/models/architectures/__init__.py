@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from wasmetal.models.architectures.granite import Granite
 from wasmetal.models.architectures.llama import Llama
 from wasmetal.models.architectures.network import Network
 from wasmetal.models.architectures.qwen2 import Qwen2
@@ -12,7 +13,7 @@ from wasmetal.models.architectures.smollm3 import SmolLM3
 from wasmetal.models.files.gguf import GGUFFile
 
 ARCHITECTURES: dict[str, Callable[[GGUFFile], Network]] = {
-    architecture.name: architecture for architecture in (Llama, Qwen2, Qwen3, SmolLM3)
+    architecture.name: architecture for architecture in (Granite, Llama, Qwen2, Qwen3, SmolLM3)
 }
 
 
