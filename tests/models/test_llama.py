@@ -53,6 +53,7 @@ def tokens(count: int, seed: int = 0) -> list[int]:
         {"architecture": "smollm3", "blocks": 5},
         {"architecture": "granite"},
         {"architecture": "granite", "tied": False, "qtype": "F32"},
+        {"architecture": "olmo2", "heads": 4, "kv_heads": 4},
         {"architecture": "qwen2", "heads": 3, "kv_heads": 1, "head_dim": 32, "tied": False},
     ],
     ids=lambda options: "-".join(f"{key}={value}" for key, value in options.items()),
@@ -224,6 +225,7 @@ def test_refused_before_anything_is_allocated(
     ("architecture", "edit", "said"),
     [
         ("granite", real("granite.residual_scale", 0.0), "granite.residual_scale is 0.0"),
+        ("olmo2", integer("olmo2.attention.sliding_window", 4096), "sliding_window is 4096; .* supports only 0"),
         ("qwen3", integer("qwen3.attention.key_length", 32), r"\(192, 96\) is expected"),
         ("smollm3", real("smollm3.rope.scaling.yarn_log_multiplier", 0.1), "yarn_log_multiplier is 0.1"),
     ],

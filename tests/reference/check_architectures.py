@@ -99,6 +99,7 @@ MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
     "qwen3 yarn": partial(tiny, "Qwen3", SCALED["yarn"], head_dim=16, tie_word_embeddings=True),
     "smollm3": partial(tiny, "SmolLM3", num_hidden_layers=5),
     "granite": partial(tiny, "Granite", **MULTIPLIERS),
+    "olmo2": partial(tiny, "Olmo2"),
 }
 """Small random models of each architecture that wasmetal has. The first word is its name in GGUF."""
 
