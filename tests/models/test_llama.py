@@ -54,6 +54,8 @@ def tokens(count: int, seed: int = 0) -> list[int]:
         {"architecture": "granite"},
         {"architecture": "granite", "tied": False, "qtype": "F32"},
         {"architecture": "olmo2", "heads": 4, "kv_heads": 4},
+        {"architecture": "phi3", "tied": False},
+        {"architecture": "phi3", "rope_scaling": "longrope", "context": 48},
         {"architecture": "qwen2", "heads": 3, "kv_heads": 1, "head_dim": 32, "tied": False},
     ],
     ids=lambda options: "-".join(f"{key}={value}" for key, value in options.items()),
@@ -71,6 +73,18 @@ def test_logits_agree_with_float64(device: Device, tmp_path: Path, options: dict
             session.forward(some[i : i + 1], logits)
             assert relative_error(got, expected[i]) < TOLERANCE
         assert session.length == 11
+
+
+def test_longrope_by_the_context(cpu: Device, tmp_path: Path) -> None:
+    """Up to the original context, which is a quarter of the model's, RoPE has the short factors."""
+    path = write_tiny_llama(tmp_path / "tiny.gguf", architecture="phi3", rope_scaling="longrope")
+    some = tokens(11)
+    for context, long in ((64, False), (65, True)):
+        with load_model(path, cpu, context=context) as model, model.session() as session:
+            logits = model.logits()
+            session.forward(some, logits)
+            assert relative_error(logits.numpy(), logits_of(path, some, long=long)[-1]) < TOLERANCE
+            assert relative_error(logits.numpy(), logits_of(path, some, long=not long)[-1]) > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 512, 513, 1025])
@@ -226,6 +240,8 @@ def test_refused_before_anything_is_allocated(
     [
         ("granite", real("granite.residual_scale", 0.0), "granite.residual_scale is 0.0"),
         ("olmo2", integer("olmo2.attention.sliding_window", 4096), "sliding_window is 4096; .* supports only 0"),
+        ("phi3", text("phi3.rope.scaling.type", "longrope"), "the tensor rope_factors_long.weight is missing"),
+        ("phi3", lambda w: dropped(w, "blk.1.attn_qkv.weight"), "blk.1.attn_qkv.weight is missing"),
         ("qwen3", integer("qwen3.attention.key_length", 32), r"\(192, 96\) is expected"),
         ("smollm3", real("smollm3.rope.scaling.yarn_log_multiplier", 0.1), "yarn_log_multiplier is 0.1"),
     ],

@@ -88,6 +88,12 @@ def tiny(name: str, scaled: Rope | None = None, **options: Any) -> transformers.
     return getattr(transformers, f"{name}ForCausalLM")(config)
 
 
+def longrope(original: int) -> Callable[[], transformers.PreTrainedModel]:
+    factors = {"long_factor": np.linspace(1, 8, 8).tolist(), "short_factor": np.linspace(1, 2, 8).tolist()}
+    scaled = {"rope_type": "longrope", "original_max_position_embeddings": original, **factors}
+    return partial(tiny, "Phi3", scaled, original_max_position_embeddings=original)
+
+
 MULTIPLIERS = {
     **{"embedding_multiplier": 3.0, "residual_multiplier": 0.3, "attention_multiplier": 0.17, "logits_scaling": 5.0},
 }
@@ -100,6 +106,10 @@ MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
     "smollm3": partial(tiny, "SmolLM3", num_hidden_layers=5),
     "granite": partial(tiny, "Granite", **MULTIPLIERS),
     "olmo2": partial(tiny, "Olmo2"),
+    "phi3": partial(tiny, "Phi3"),
+    "phi3 partial": partial(tiny, "Phi3", {"rope_type": "default", "partial_rotary_factor": 0.5}, sliding_window=5),
+    "phi3 longrope, short": longrope(CONTEXT),
+    "phi3 longrope, long": longrope(16),
 }
 """Small random models of each architecture that wasmetal has. The first word is its name in GGUF."""
 
