@@ -56,6 +56,8 @@ def tokens(count: int, seed: int = 0) -> list[int]:
         {"architecture": "olmo2", "heads": 4, "kv_heads": 4},
         {"architecture": "phi3", "tied": False},
         {"architecture": "phi3", "rope_scaling": "longrope", "context": 48},
+        {"architecture": "gemma3", "window": 4},
+        {"architecture": "gemma3", "window": 4, "rope_scaling": "linear", "blocks": 3},
         {"architecture": "qwen2", "heads": 3, "kv_heads": 1, "head_dim": 32, "tied": False},
     ],
     ids=lambda options: "-".join(f"{key}={value}" for key, value in options.items()),
@@ -172,6 +174,12 @@ def text(name: str, value: str) -> Edit:
     return named(name, gguf.gguf_writer.GGUFValue(value, gguf.GGUFValueType.STRING))
 
 
+def pattern(*local: bool) -> Edit:
+    """A list of which layers have a sliding window, where an interval is usual."""
+    value = gguf.gguf_writer.GGUFValue(list(local), gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.BOOL)
+    return named("gemma3.attention.sliding_window_pattern", value)
+
+
 def write_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: Edit, **options: Any) -> Path:
     """A tiny model, edited before it is written."""
     write = gguf.GGUFWriter.write_header_to_file
@@ -189,7 +197,7 @@ def write_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: Edit, **
     [
         (
             text("general.architecture", "mamba"),
-            "the architecture 'mamba' is not supported; supported: .*llama, ",
+            "the architecture 'mamba' is not supported; supported: gemma3, .*llama, ",
         ),
         (
             text("llama.rope.scaling.type", "longrope"),
@@ -238,6 +246,10 @@ def test_refused_before_anything_is_allocated(
 @pytest.mark.parametrize(
     ("architecture", "edit", "said"),
     [
+        ("gemma3", pattern(True, False, True), "pattern has 3 entries for 2 layers"),
+        ("gemma3", integer("gemma3.attention.sliding_window_pattern", 0), "sliding_window_pattern is 0"),
+        ("gemma3", real("gemma3.final_logit_softcapping", 30.0), "final_logit_softcapping is 30.0"),
+        ("gemma3", lambda w: dropped(w, "blk.0.attn_q_norm.weight"), "blk.0.attn_q_norm.weight is missing"),
         ("granite", real("granite.residual_scale", 0.0), "granite.residual_scale is 0.0"),
         ("olmo2", integer("olmo2.attention.sliding_window", 4096), "sliding_window is 4096; .* supports only 0"),
         ("phi3", text("phi3.rope.scaling.type", "longrope"), "the tensor rope_factors_long.weight is missing"),
@@ -253,6 +265,15 @@ def test_other_architectures_refuse(
     with pytest.raises(ModelError, match=said) as caught:
         Model(GGUFFile(path), "edited", NoDevice())
     assert "\n" not in str(caught.value)
+
+
+def test_gemma3_may_list_its_layers(cpu: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some, options = tokens(11), {"architecture": "gemma3", "window": 4, "blocks": 3}
+    expected = logits_of(write_tiny_llama(tmp_path / "interval.gguf", **options), some)[-1]
+    listed = write_edited(tmp_path, monkeypatch, pattern(True, False, True), **options)
+    with load_model(listed, cpu) as model, model.session() as session:
+        session.forward(some, logits := model.logits())
+        assert relative_error(logits.numpy(), expected) < TOLERANCE
 
 
 @given(data=st.data())

@@ -97,6 +97,11 @@ def longrope(original: int) -> Callable[[], transformers.PreTrainedModel]:
 MULTIPLIERS = {
     **{"embedding_multiplier": 3.0, "residual_multiplier": 0.3, "attention_multiplier": 0.17, "logits_scaling": 5.0},
 }
+GEMMA3: dict[str, Any] = {"num_hidden_layers": 7, "sliding_window": 5, "head_dim": 16, "query_pre_attn_scalar": 16}
+GEMMA3_LINEAR: dict[str, Rope] = {
+    "full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
+    "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+}
 MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
     "llama": partial(tiny, "Llama"),
     **{f"llama {name}": partial(tiny, "Llama", scaled) for name, scaled in SCALED.items()},
@@ -110,6 +115,8 @@ MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
     "phi3 partial": partial(tiny, "Phi3", {"rope_type": "default", "partial_rotary_factor": 0.5}, sliding_window=5),
     "phi3 longrope, short": longrope(CONTEXT),
     "phi3 longrope, long": longrope(16),
+    "gemma3": partial(tiny, "Gemma3", **GEMMA3),
+    "gemma3 linear": partial(tiny, "Gemma3", **GEMMA3, rope_parameters=GEMMA3_LINEAR),
 }
 """Small random models of each architecture that wasmetal has. The first word is its name in GGUF."""
 

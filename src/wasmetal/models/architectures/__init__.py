@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from wasmetal.models.architectures.gemma3 import Gemma3
 from wasmetal.models.architectures.granite import Granite
 from wasmetal.models.architectures.llama import Llama
 from wasmetal.models.architectures.network import Network
@@ -15,7 +16,7 @@ from wasmetal.models.architectures.smollm3 import SmolLM3
 from wasmetal.models.files.gguf import GGUFFile
 
 ARCHITECTURES: dict[str, Callable[[GGUFFile], Network]] = {
-    architecture.name: architecture for architecture in (Granite, Llama, Olmo2, Phi3, Qwen2, Qwen3, SmolLM3)
+    architecture.name: architecture for architecture in (Gemma3, Granite, Llama, Olmo2, Phi3, Qwen2, Qwen3, SmolLM3)
 }
 
 
