@@ -48,6 +48,7 @@ def tokens(count: int, seed: int = 0) -> list[int]:
         {"heads": 1, "kv_heads": 1, "head_dim": 32, "blocks": 1},
         {"heads": 7, "kv_heads": 7, "head_dim": 32, "blocks": 3, "hidden": 32},
         {"architecture": "qwen2", "qtype": "Q8_0", "value_qtype": "F16"},
+        {"window": 4},
         {"architecture": "qwen3", "value_qtype": "Q8_0"},
         {"architecture": "qwen3", "heads": 3, "kv_heads": 1, "head_dim": 32, "rope_scaling": "yarn"},
         {"architecture": "smollm3", "blocks": 5},

@@ -105,6 +105,7 @@ GEMMA3_LINEAR: dict[str, Rope] = {
 MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
     "llama": partial(tiny, "Llama"),
     **{f"llama {name}": partial(tiny, "Llama", scaled) for name, scaled in SCALED.items()},
+    "llama mistral": partial(tiny, "Mistral", sliding_window=5),
     "qwen2": partial(tiny, "Qwen2", tie_word_embeddings=True),
     "qwen3": partial(tiny, "Qwen3", head_dim=24),
     "qwen3 yarn": partial(tiny, "Qwen3", SCALED["yarn"], head_dim=16, tie_word_embeddings=True),
