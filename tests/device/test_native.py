@@ -162,7 +162,10 @@ def test_rows(native: Library, seed: int, rows: int, columns: int, gap: int) -> 
     compare(native, "scale", [a, out], 0.0, factor=0.37, **shape)
     strides = {"gate_stride": stride, "up_stride": stride, "out_stride": stride, "batch_row": 0}
     compare(native, "silu_mul", [30 * a, b, out, batch], rows=rows, columns=columns, **strides)
-    compare(native, "rms_norm", [a, b, out, batch], eps=1e-5, batch_row=0, **shape)
+    compare(native, "gelu_mul", [30 * a, b, out, batch], rows=rows, columns=columns, **strides)
+    compare(native, "rms_norm", [a, b, out, batch], eps=1e-5, batch_row=0, heads=1, **shape)
+    of_heads = shape | {"heads": 3, "columns": max(1, columns // 3), "x_stride": 3 * stride, "out_stride": 3 * stride}
+    compare(native, "rms_norm", [np.tile(a, 3), b, np.tile(out, 3), batch], eps=1e-5, batch_row=0, **of_heads)
     a[:, :: max(1, columns // 3)] = (-math.inf, math.nan, 3.0)[seed % 3]
     compare(native, "softmax", [a, out], **shape)
     result = np.zeros(rows, np.int32)
@@ -209,6 +212,7 @@ def test_attention(native: Library, kind: str, data: st.DataObject) -> None:
     shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "q_stride": heads * head_dim}
     shape |= {"first_head": first, "head_count": heads - first, "out_stride": heads * head_dim}
     arrays = [q, pool[0], pool[1], batch, words_of_sequences, out]
+    shape["window"] = data.draw(st.integers(0, 12))
     compare(native, f"attention_{kind}", arrays, batch_row=0, rows=rows, scale=0.2, **shape, **paged)
     columns = kv_heads * head_dim
     k, v = floats(seed + 3, rows, columns), floats(seed + 4, rows, columns)

@@ -55,6 +55,18 @@ def silu_mul(bench, rng, shape, gap, live):
     return [out]
 
 
+def gelu_mul(bench, rng, shape, gap, live):
+    gate, up, out = put(bench, rng, *shape, gap=gap), put(bench, rng, *shape), put(bench, rng, *shape, gap=gap)
+    bench.run(lambda rec: ops.gelu_mul(rec, gate, up, out, batch=bench.batch(shape[0], live)))
+    return [out]
+
+
+def heads_norm(bench, rng, rows, heads, columns):
+    x, weight = put(bench, rng, rows, heads, columns, gap=4), put(bench, rng, columns)
+    bench.run(lambda rec: ops.rms_norm(rec, x, weight, x, 1e-5, batch=bench.batch(rows, max(1, rows - 1))))
+    return [x]
+
+
 def rms_norm(bench, rng, rows, columns):
     x, weight, out = put(bench, rng, rows, columns, gap=1), put(bench, rng, columns), put(bench, rng, rows, columns)
     batch = bench.batch(rows, max(1, rows - 1))
@@ -104,11 +116,12 @@ def kv_append(bench, rng, dtype, rows, kv_heads, head_dim, position):
     return [k_pages, v_pages]
 
 
-def attention(bench, rng, dtype, rows, heads, kv_heads, head_dim, page_size, position):
+def attention(bench, rng, dtype, rows, heads, kv_heads, head_dim, page_size, position, window=None):
     q, out = put(bench, rng, rows, heads, head_dim, gap=1), put(bench, rng, rows, heads * head_dim, gap=2)
     k_pages, v_pages = (put(bench, rng, 4, page_size, kv_heads, head_dim, dtype=dtype) for _ in range(2))
     sequences, batch = mixed(bench, rows, position)
-    bench.run(lambda rec: ops.attention(rec, q, k_pages, v_pages, batch, sequences, out, head_dim**-0.5))
+    scale = head_dim**-0.5
+    bench.run(lambda rec: ops.attention(rec, q, k_pages, v_pages, batch, sequences, out, scale, window=window))
     return [out]
 
 
@@ -166,6 +179,9 @@ def cases() -> Iterator[Case]:
         yield case(EXACT, scale, shape, gap)
     for shape, gap, live in (((1, 1), 0, 1), ((5, 67), 3, 4), ((2, 131), 0, None)):
         yield case(CLOSE, silu_mul, shape, gap, live)
+    yield case(CLOSE, gelu_mul, (5, 67), 3, 4)
+    for rows, heads, columns in ((1, 3, 64), (5, 2, 131)):
+        yield case(CLOSE, heads_norm, rows, heads, columns)
     for rows, columns in ((1, 1), (9, 127), (17, 300)):
         yield case(CLOSE, rms_norm, rows, columns)
         yield case(CLOSE, softmax, rows, columns)
@@ -178,6 +194,7 @@ def cases() -> Iterator[Case]:
         yield case(CLOSE, attention, dtype, 1, 3, 1, 12, 5, 0)
         yield case(CLOSE, attention, dtype, 3, 4, 2, 68, 5, 9)
         yield case(CLOSE, attention, dtype, 2, 1, 1, 256, 5, 14)
+        yield case(CLOSE, attention, dtype, 3, 4, 2, 68, 5, 9, 4)
         yield case(CLOSE, attention, dtype, 1, 2, 1, 20, 51, 140)  # More positions than a group has threads.
     # Threads compute 4 columns (of 8 rows) each: widths with every remainder.
     for dtype in WEIGHTS:

@@ -223,6 +223,7 @@ def run_rows(name, library):
     rows, columns = 3, 300
     x, out, weight = np.ones((rows, columns), np.float32), np.zeros((rows, columns), np.float32), np.ones(columns)
     fields = {"batch_row": 0, "rows": rows, "columns": columns, "x_stride": columns, "out_stride": columns, "eps": 1e-5}
+    fields["heads"] = 1
     fields |= {f"{buffer.name}_offset": 0 for buffer in kernel.buffers} | {"batch_offset": NO_BATCH}
     params = kernel.pack(**{field: fields[field] for field, _ in kernel.params})
     arrays = {"x": x, "out": out, "weight": weight.astype(np.float32), "batch": x}

@@ -1,4 +1,4 @@
-"""The forward pass of Llama and Qwen2 in NumPy float64, written for clarity alone and sharing no code with wasmetal."""
+"""The forward pass of every architecture in NumPy float64, written for clarity and sharing no code with wasmetal."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-def logits_of(path: Path, tokens: list[int]) -> Array:
-    """Logits [tokens, vocab] after each token."""
+def logits_of(path: Path, tokens: list[int], *, long: bool = False) -> Array:
+    """Logits [tokens, vocab] after each token. ``long``: for a context longer than the original one (longrope)."""
     file = gguf.GGUFReader(path)
     weights: dict[str, Array] = {
         t.name.removesuffix(".weight"): gguf.quants.dequantize(t.data, t.tensor_type).astype(np.float64)
@@ -25,49 +25,89 @@ def logits_of(path: Path, tokens: list[int]) -> Array:
         return found.contents() if found else default
 
     heads, kv_heads, dim = (field(n) for n in ("attention.head_count", "attention.head_count_kv", "embedding_length"))
-    head_dim = field("attention.key_length", dim // heads)
-    count = len(tokens)
-    causal = np.tril(np.ones((count, count), bool))
+    count, head_dim = len(tokens), field("attention.key_length", dim // heads)
 
     def norm(x: Array, name: str) -> Array:
+        """As it is without such a norm. A norm narrower than rows is of each part of its width."""
+        if name not in weights:
+            return x
+        shape, x = x.shape, x.reshape(*x.shape[:-1], -1, len(weights[name]))
         epsilon = field("attention.layer_norm_rms_epsilon")
-        return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon) * weights[name]
+        return (x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon) * weights[name]).reshape(shape)
 
-    def rotate(x: Array) -> Array:
+    def rotate(x: Array, local: bool) -> Array:
         """x [tokens, heads, head_dim]: each pair is a complex number, turned by its position's angle.
 
-        Pairs are (2i, 2i + 1) in a llama, (i, i + head_dim / 2) in a qwen2.
+        Pairs are (2i, 2i + 1) where the converter to GGUF has reordered rows, else (i, i + head_dim / 2).
         """
-        frequency = field("rope.freq_base") ** (-np.arange(0, head_dim, 2) / head_dim)
-        frequency = frequency / field("rope.scaling.factor", 1.0) / weights.get("rope_freqs", 1.0)
-        turn = np.exp(1j * np.arange(count)[:, None] * frequency)[:, None]
-        if architecture == "qwen2":
-            half = head_dim // 2
-            turned = (x[..., :half] + 1j * x[..., half:]) * turn
+        base = 1e4 if local else field("rope.freq_base")
+        frequency = base ** (-np.arange(0, head_dim, 2) / head_dim)
+        scaling, factor, length = "none" if local else field("rope.scaling.type"), field("rope.scaling.factor"), 1.0
+        if scaling == "linear":
+            frequency = frequency / factor
+        elif scaling == "yarn":
+            kept = yarn(frequency * field("rope.scaling.original_context_length") / (2 * np.pi))
+            frequency, length = kept * frequency + (1 - kept) * frequency / factor, 0.1 * np.log(factor) + 1
+        elif scaling == "longrope":
+            frequency, length = frequency / weights[f"rope_factors_{'long' if long else 'short'}"], 1.2
+        turn = length * np.exp(1j * np.arange(count)[:, None] * frequency / weights.get("rope_freqs", 1.0))[:, None]
+        if architecture not in ("llama", "smollm3", "granite"):
+            turned = (x[..., : head_dim // 2] + 1j * x[..., head_dim // 2 :]) * turn
             return np.concatenate([turned.real, turned.imag], axis=-1)
         turned = (x[..., 0::2] + 1j * x[..., 1::2]) * turn
         return np.stack([turned.real, turned.imag], axis=-1).reshape(x.shape)
 
-    x = weights["token_embd"][tokens]
+    x = weights["token_embd"][tokens] * field("embedding_scale", dim**0.5 if architecture == "gemma3" else 1.0)
+    residual = field("residual_scale", 1.0)
     for i in range(field("block_count")):
-        w = {name: weights[f"blk.{i}.{name}"] for name in ("attn_q", "attn_k", "attn_v", "attn_output")}
+        w = {name.removeprefix(f"blk.{i}."): tensor for name, tensor in weights.items() if name.startswith(f"blk.{i}.")}
+        local = architecture == "gemma3" and (i + 1) % field("attention.sliding_window_pattern") != 0
+        window = field("attention.sliding_window", count) if local or architecture != "gemma3" else count
+        if "attn_qkv" in w:
+            widths = np.cumsum([heads * head_dim, kv_heads * head_dim])
+            w["attn_q"], w["attn_k"], w["attn_v"] = np.split(w["attn_qkv"], widths)
+            w["ffn_gate"], w["ffn_up"] = np.split(w["ffn_up"], 2)
+
         h = norm(x, f"blk.{i}.attn_norm")
-        b = [weights.get(f"blk.{i}.attn_{kind}.bias", 0.0) for kind in "qkv"]
-        q = rotate((h @ w["attn_q"].T + b[0]).reshape(count, heads, head_dim))
-        k = rotate((h @ w["attn_k"].T + b[1]).reshape(count, kv_heads, head_dim))
-        v = (h @ w["attn_v"].T + b[2]).reshape(count, kv_heads, head_dim)
-        attended = np.empty((count, heads, head_dim))
-        for head in range(heads):
-            shared = head // (heads // kv_heads)
-            scores = np.where(causal, q[:, head] @ k[:, shared].T / np.sqrt(head_dim), -np.inf)
-            probabilities = np.exp(scores - scores.max(axis=-1, keepdims=True))
-            attended[:, head] = probabilities / probabilities.sum(axis=-1, keepdims=True) @ v[:, shared]
-        x = x + attended.reshape(count, -1) @ w["attn_output"].T
+        q, k, v = (h @ w[f"attn_{kind}"].T + w.get(f"attn_{kind}.bias", 0.0) for kind in "qkv")
+        q, k = norm(q, f"blk.{i}.attn_q_norm"), norm(k, f"blk.{i}.attn_k_norm")
+        q, k, v = (part.reshape(count, -1, head_dim) for part in (q, k, v))
+        if architecture != "smollm3" or (i + 1) % 4 != 0:
+            q, k = rotate(q, local), rotate(k, local)
+        attended = attend(q, k, v, field("attention.scale", head_dim**-0.5), window)
+        x = x + residual * norm(attended @ w["attn_output"].T, f"blk.{i}.post_attention_norm")
 
         h = norm(x, f"blk.{i}.ffn_norm")
-        gate, up = h @ weights[f"blk.{i}.ffn_gate"].T, h @ weights[f"blk.{i}.ffn_up"].T
-        x = x + gate / (1 + np.exp(-gate)) * up @ weights[f"blk.{i}.ffn_down"].T
-    return norm(x, "output_norm") @ weights.get("output", weights["token_embd"]).T
+        gate, up = (h @ w[f"ffn_{kind}"].T for kind in ("gate", "up"))
+        gated = up * (gelu(gate) if architecture == "gemma3" else gate / (1 + np.exp(-gate)))
+        x = x + residual * norm(gated @ w["ffn_down"].T, f"blk.{i}.post_ffw_norm")
+    return norm(x, "output_norm") @ weights.get("output", weights["token_embd"]).T / field("logit_scale", 1.0)
+
+
+def yarn(turns: Array) -> Array:
+    """How much of each pair's frequency YaRN keeps, by how often the pair turns in the original context: all from 32
+    times, nothing below once. In between the paper has a ramp over the turns; its authors' code, and all models since,
+    have one over the pairs' numbers, between whole ones."""
+    numbers = np.arange(len(turns))
+    first, last = np.interp(-np.log([32, 1]), -np.log(turns), numbers)
+    return 1 - np.clip((numbers - np.floor(first)) / (np.ceil(last) - np.floor(first)), 0, 1)
+
+
+def attend(q: Array, k: Array, v: Array, scale: float, window: int) -> Array:
+    """q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim], to [tokens, heads * head_dim]."""
+    count, heads = q.shape[:2]
+    ago = np.arange(count)[:, None] - np.arange(count)
+    attended = np.empty(q.shape)
+    for head in range(heads):
+        shared = head // (heads // k.shape[1])
+        scores = np.where((ago >= 0) & (ago < window), q[:, head] @ k[:, shared].T * scale, -np.inf)
+        probabilities = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        attended[:, head] = probabilities / probabilities.sum(axis=-1, keepdims=True) @ v[:, shared]
+    return attended.reshape(count, -1)
+
+
+def gelu(x: Array) -> Array:
+    return x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2
 
 
 def relative_error(ours: NDArray[Any], reference: NDArray[Any]) -> float:

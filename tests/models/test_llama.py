@@ -19,7 +19,8 @@ from wasmetal.device.buffer import DeviceBuffer
 from wasmetal.device.cpu import CpuDevice
 from wasmetal.errors import DeviceError, ModelError, OutOfDeviceMemoryError, WasmetalError
 from wasmetal.models import Model, load_model
-from wasmetal.models.architectures.decoder import DecoderConfig, rope_table
+from wasmetal.models.architectures import ARCHITECTURES
+from wasmetal.models.architectures.rope import unscaled
 from wasmetal.models.files.gguf import GGUFFile
 
 TOLERANCE = 1e-5
@@ -55,9 +56,21 @@ OF_256 = {"heads": 16, "kv_heads": 4, "hidden": 256}
         {"tied": False},
         {"rope_scaling": "linear"},
         {"rope_scaling": "llama3"},
+        {"rope_scaling": "yarn"},
         {"heads": 1, "kv_heads": 1, "head_dim": 32, "blocks": 1},
         {"heads": 7, "kv_heads": 7, "head_dim": 32, "blocks": 3, "hidden": 32},
         {"architecture": "qwen2", "qtype": "Q8_0", "value_qtype": "F16"},
+        {"window": 4},
+        {"architecture": "qwen3", "value_qtype": "Q8_0"},
+        {"architecture": "qwen3", "heads": 3, "kv_heads": 1, "head_dim": 32, "rope_scaling": "yarn"},
+        {"architecture": "smollm3", "blocks": 5},
+        {"architecture": "granite"},
+        {"architecture": "granite", "tied": False, "qtype": "F32"},
+        {"architecture": "olmo2", "heads": 4, "kv_heads": 4},
+        {"architecture": "phi3", "tied": False},
+        {"architecture": "phi3", "rope_scaling": "longrope", "context": 48},
+        {"architecture": "gemma3", "window": 4},
+        {"architecture": "gemma3", "window": 4, "rope_scaling": "linear", "blocks": 3},
         {"architecture": "qwen2", "heads": 3, "kv_heads": 1, "head_dim": 32, "tied": False},
     ],
     ids=lambda options: "-".join(f"{key}={value}" for key, value in options.items()),
@@ -65,7 +78,7 @@ OF_256 = {"heads": 16, "kv_heads": 4, "hidden": 256}
 def test_logits_agree_with_float64(device: Device, tmp_path: Path, options: dict[str, Any]) -> None:
     path = write_tiny_llama(tmp_path / "tiny.gguf", **options)
     some = tokens(11)
-    expected = logits_of(path, some)
+    expected = logits_of(path, some, long=True)
     with load_model(path, device) as model, model.session() as session:
         logits = model.logits()
         got = logits.buffer.view().view(np.float32)
@@ -75,6 +88,18 @@ def test_logits_agree_with_float64(device: Device, tmp_path: Path, options: dict
             session.forward(some[i : i + 1], logits)
             assert relative_error(got, expected[i]) < TOLERANCE
         assert session.length == 11
+
+
+def test_longrope_by_the_context(cpu: Device, tmp_path: Path) -> None:
+    """Up to the original context, which is a quarter of the model's, RoPE has the short factors."""
+    path = write_tiny_llama(tmp_path / "tiny.gguf", architecture="phi3", rope_scaling="longrope")
+    some = tokens(11)
+    for context, long in ((64, False), (65, True)):
+        with load_model(path, cpu, context=context) as model, model.session() as session:
+            logits = model.logits()
+            session.forward(some, logits)
+            assert relative_error(logits.numpy(), logits_of(path, some, long=long)[-1]) < TOLERANCE
+            assert relative_error(logits.numpy(), logits_of(path, some, long=not long)[-1]) > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 512, 513, 1025])
@@ -118,10 +143,9 @@ def test_weights_are_held_in_their_blocks(request: pytest.FixtureRequest, name: 
         assert device.counters.bytes_loaded - before == model.weight_bytes + norms_and_angles
 
 
-def test_rope_table_far_out(tmp_path: Path) -> None:
+def test_rope_table_far_out() -> None:
     """Angles of positions in the hundred thousands, which float32 arithmetic would get wrong by 1e-2."""
-    config = DecoderConfig.from_gguf(GGUFFile(write_tiny_llama(tmp_path / "tiny.gguf")), "llama")
-    table = rope_table(config, 200_001, None)
+    table = unscaled(16, 10000.0).table(200_001)
     assert table.shape == (200_001, 8, 2)
     for pair in range(8):
         angle = 200_000 * 10000.0 ** (-pair / 8)
@@ -171,11 +195,44 @@ def text(name: str, value: str) -> Edit:
     return named(name, gguf.gguf_writer.GGUFValue(value, gguf.GGUFValueType.STRING))
 
 
+def pattern(*local: bool) -> Edit:
+    """A list of which layers have a sliding window, where an interval is usual."""
+    value = gguf.gguf_writer.GGUFValue(list(local), gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.BOOL)
+    return named("gemma3.attention.sliding_window_pattern", value)
+
+
+def write_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: Edit, **options: Any) -> Path:
+    """A tiny model, edited before it is written."""
+    write = gguf.GGUFWriter.write_header_to_file
+
+    def edited(w: gguf.GGUFWriter) -> None:
+        edit(w)
+        write(w)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", edited)
+    return write_tiny_llama(tmp_path / "edited.gguf", **options)
+
+
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (text("general.architecture", "mamba"), "the architecture 'mamba' is not supported; supported: llama, qwen2"),
-        (text("llama.rope.scaling.type", "yarn"), "RoPE scaling 'yarn' is not supported; supported: none, linear"),
+        (
+            text("general.architecture", "mamba"),
+            "the architecture 'mamba' is not supported; supported: gemma3, .*llama, ",
+        ),
+        (
+            text("llama.rope.scaling.type", "longrope"),
+            "RoPE scaling 'longrope' is not supported; supported: none",
+        ),
+        (
+            text("llama.rope.scaling.type", "dynamic"),
+            "RoPE scaling 'dynamic' is not supported; supported: none",
+        ),
+        (
+            real("llama.final_logit_softcapping", 30.0),
+            "final_logit_softcapping is 30.0; .* supports only 0.0",
+        ),
+        (lambda w: w.add_tensor("rope_freqs.weight", np.zeros(8, np.float32)), "a factor that is not a finite number"),
         (integer("llama.expert_count", 8), "mixtures of experts are not supported"),
         (integer("llama.attention.value_length", 8), "keys and values of different lengths"),
         (integer("llama.attention.head_count", 0), "llama.attention.head_count is 0"),
@@ -183,7 +240,7 @@ def text(name: str, value: str) -> Edit:
         (integer("llama.attention.head_count_kv", 4), "heads must divide evenly"),
         (integer("llama.attention.key_length", 6), "lengths must be multiples of 4"),
         (integer("llama.attention.key_length", 32), r"attn_q.weight is Q4_1 \(96, 96\); \(192, 96\) is expected"),
-        (integer("llama.block_count", 3), "the tensor blk.2.attn_norm.weight is missing"),
+        (integer("llama.block_count", 3), "the tensor blk.2.attn_q.weight is missing"),
         (integer("llama.block_count", 1), "the tensor blk.1.*is not supported in the architecture llama"),
         (integer("llama.rope.dimension_count", 32), "RoPE over 32 elements of a head of 16"),
         (integer("llama.rope.dimension_count", 5), "RoPE over 5 elements"),
@@ -201,23 +258,51 @@ def text(name: str, value: str) -> Edit:
 def test_refused_before_anything_is_allocated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: Edit, said: str
 ) -> None:
-    write = gguf.GGUFWriter.write_header_to_file
-
-    def edited(w: gguf.GGUFWriter) -> None:
-        edit(w)
-        write(w)
-
-    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", edited)
-    path = write_tiny_llama(tmp_path / "edited.gguf")
+    path = write_edited(tmp_path, monkeypatch, edit)
     with pytest.raises(ModelError, match=said) as caught:
         Model(GGUFFile(path), "edited", NoDevice())
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "edit", "said"),
+    [
+        ("gemma3", pattern(True, False, True), "pattern has 3 entries for 2 layers"),
+        ("gemma3", integer("gemma3.attention.sliding_window_pattern", 0), "sliding_window_pattern is 0"),
+        ("gemma3", real("gemma3.final_logit_softcapping", 30.0), "final_logit_softcapping is 30.0"),
+        ("gemma3", lambda w: dropped(w, "blk.0.attn_q_norm.weight"), "blk.0.attn_q_norm.weight is missing"),
+        ("granite", real("granite.residual_scale", 0.0), "granite.residual_scale is 0.0"),
+        ("olmo2", integer("olmo2.attention.sliding_window", 4096), "sliding_window is 4096; .* supports only 0"),
+        ("phi3", text("phi3.rope.scaling.type", "longrope"), "the tensor rope_factors_long.weight is missing"),
+        ("phi3", lambda w: dropped(w, "blk.1.attn_qkv.weight"), "blk.1.attn_qkv.weight is missing"),
+        ("qwen3", integer("qwen3.attention.key_length", 32), r"\(192, 96\) is expected"),
+        ("smollm3", real("smollm3.rope.scaling.yarn_log_multiplier", 0.1), "yarn_log_multiplier is 0.1"),
+    ],
+)
+def test_other_architectures_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, edit: Edit, said: str
+) -> None:
+    path = write_edited(tmp_path, monkeypatch, edit, architecture=architecture)
+    with pytest.raises(ModelError, match=said) as caught:
+        Model(GGUFFile(path), "edited", NoDevice())
+    assert "\n" not in str(caught.value)
+
+
+def test_gemma3_may_list_its_layers(cpu: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some, options = tokens(11), {"architecture": "gemma3", "window": 4, "blocks": 3}
+    expected = logits_of(write_tiny_llama(tmp_path / "interval.gguf", **options), some)[-1]
+    listed = write_edited(tmp_path, monkeypatch, pattern(True, False, True), **options)
+    with load_model(listed, cpu) as model, model.session() as session:
+        session.forward(some, logits := model.logits())
+        assert relative_error(logits.numpy(), expected) < TOLERANCE
+
+
 @given(data=st.data())
 def test_any_mutation_runs_or_is_refused(cpu: Device, tmp_path_factory: Any, data: st.DataObject) -> None:
     """Whatever a few bytes of the file are changed to: a model that runs, or one line."""
-    path = write_tiny_llama(tmp_path_factory.getbasetemp() / "mutated.gguf", blocks=1, heads=2, kv_heads=1)
+    architecture = data.draw(st.sampled_from(sorted(ARCHITECTURES)), "architecture")
+    path = tmp_path_factory.getbasetemp() / "mutated.gguf"
+    write_tiny_llama(path, architecture=architecture, blocks=1, heads=2, kv_heads=1)
     content = bytearray(path.read_bytes())
     metadata = content.index(b"token_embd.weight")
     for _ in range(data.draw(st.integers(1, 3), "edits")):

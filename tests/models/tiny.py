@@ -82,6 +82,60 @@ def weights(rng: np.random.Generator, kind: str, rows: int, columns: int) -> np.
     return quantize(values, t)
 
 
+def add_architecture(w: gguf.GGUFWriter, architecture: str, window: int) -> None:
+    """Metadata that not every architecture has."""
+    if window:
+        w.add_sliding_window(window)
+    if architecture == "gemma3":
+        w.add_sliding_window_pattern(2)
+    if architecture == "granite":
+        w.add_attention_scale(0.17)
+        w.add_embedding_scale(3.0)
+        w.add_residual_scale(0.3)
+        w.add_logit_scale(5.0)
+
+
+def add_rope_scaling(w: gguf.GGUFWriter, scaling: str, context: int, pairs: int) -> None:
+    def factors(name: str, most: float) -> None:
+        w.add_tensor(f"rope_{name}.weight", np.linspace(1, most, pairs, dtype=np.float32))
+
+    if scaling == "llama3":
+        factors("freqs", 8)
+    elif scaling != "none":
+        w.add_rope_scaling_type(gguf.RopeScalingType(scaling))
+        w.add_rope_scaling_factor(4.0)
+        w.add_rope_scaling_orig_ctx_len(context // 4)
+    if scaling == "longrope":
+        w.add_rope_scaling_attn_factors(1.2)
+        factors("factors_long", 8)
+        factors("factors_short", 2)
+
+
+def layer_shapes(
+    architecture: str, dim: int, heads: int, kv_heads: int, head_dim: int, hidden: int
+) -> dict[str, tuple[int, ...]]:
+    """The tensors of a layer."""
+    widths = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
+    shapes: dict[str, tuple[int, ...]] = {"attn_norm.weight": (dim,)}
+    shapes |= {f"attn_{kind}.weight": (width, dim) for kind, width in widths.items()}
+    if architecture == "qwen2":
+        shapes |= {f"attn_{kind}.bias": (width,) for kind, width in widths.items()}
+    shapes |= {"attn_output.weight": (dim, widths["q"]), "ffn_norm.weight": (dim,)}
+    shapes |= {"ffn_gate.weight": (hidden, dim), "ffn_up.weight": (hidden, dim)}
+    shapes |= {"ffn_down.weight": (dim, hidden)}
+    if architecture in ("qwen3", "gemma3"):
+        shapes |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
+    if architecture in ("olmo2", "gemma3"):
+        shapes |= {"post_attention_norm.weight": (dim,), "post_ffw_norm.weight": (dim,)}
+    if architecture == "olmo2":
+        shapes |= {"attn_q_norm.weight": (widths["q"],), "attn_k_norm.weight": (widths["k"],)}
+        del shapes["attn_norm.weight"], shapes["ffn_norm.weight"]
+    if architecture == "phi3":
+        shapes |= {"attn_qkv.weight": (sum(widths.values()), dim), "ffn_up.weight": (2 * hidden, dim)}
+        del shapes["attn_q.weight"], shapes["attn_k.weight"], shapes["attn_v.weight"], shapes["ffn_gate.weight"]
+    return shapes
+
+
 def write_tiny_llama(
     path: str | Path,
     *,
@@ -97,15 +151,16 @@ def write_tiny_llama(
     context: int = 256,
     tied: bool = True,
     rope_scaling: str = "none",
+    window: int = 0,
     tokens: Sequence[str] | None = None,
     tokenizer: Callable[[gguf.GGUFWriter, list[str]], None] = add_tokenizer,
 ) -> Path:
     """Write the file and return its path.
 
     ``qtype`` (any that weights can have) is the type of every matrix, except that of attn_v and ffn_up if
-    ``value_qtype`` gives another. ``architecture``: "llama", or "qwen2", which has biases on queries, keys and values.
-    ``rope_scaling``: "none", "linear" (factor 4) or "llama3" (a tensor of factors). ``tokens``: another vocabulary,
-    which ``tokenizer`` must write into the file.
+    ``value_qtype`` gives another. ``architecture``: any. ``rope_scaling``: "none", "linear" or "yarn" (factor 4), or by
+    tensors of factors "llama3" or "longrope". ``window``: how many positions a row sees, 0 for all. ``tokens``: another
+    vocabulary, which ``tokenizer`` must write into the file.
     """
     path = Path(path)
     rng = np.random.default_rng(seed)
@@ -121,39 +176,29 @@ def write_tiny_llama(
     w.add_head_count(heads)
     w.add_head_count_kv(kv_heads)
     w.add_layer_norm_rms_eps(1e-5)
-    w.add_rope_freq_base(10000.0)
+    w.add_rope_freq_base(1e6 if architecture == "gemma3" else 1e4)
+    add_architecture(w, architecture, window)
     w.add_rope_dimension_count(head_dim)
     w.add_vocab_size(len(tokens))
-    if rope_scaling == "linear":
-        w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        w.add_rope_scaling_factor(4.0)
-
+    add_rope_scaling(w, rope_scaling, context, head_dim // 2)
     tokenizer(w, tokens)
 
     def matrix(name: str, rows: int, columns: int, kind: str = qtype) -> None:
         w.add_tensor(name, weights(rng, kind, rows, columns), raw_dtype=gguf.GGMLQuantizationType[kind])
 
-    def norm(name: str) -> None:
-        w.add_tensor(name, 1 + 0.1 * rng.standard_normal(dim).astype(np.float32))
+    def vector(name: str, width: int) -> None:
+        values = rng.standard_normal(width).astype(np.float32)
+        w.add_tensor(name, values if name.endswith(".bias") else 1 + 0.1 * values)
 
     matrix("token_embd.weight", len(tokens), dim)
-    if rope_scaling == "llama3":
-        w.add_tensor("rope_freqs.weight", np.linspace(1, 8, head_dim // 2, dtype=np.float32))
     for i in range(blocks):
-        block = f"blk.{i}."
-        norm(block + "attn_norm.weight")
-        matrix(block + "attn_q.weight", heads * head_dim, dim)
-        matrix(block + "attn_k.weight", kv_heads * head_dim, dim)
-        matrix(block + "attn_v.weight", kv_heads * head_dim, dim, value_qtype or qtype)
-        if architecture == "qwen2":
-            for kind, width in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
-                w.add_tensor(f"{block}attn_{kind}.bias", rng.standard_normal(width * head_dim).astype(np.float32))
-        matrix(block + "attn_output.weight", dim, heads * head_dim)
-        norm(block + "ffn_norm.weight")
-        matrix(block + "ffn_gate.weight", hidden, dim)
-        matrix(block + "ffn_up.weight", hidden, dim, value_qtype or qtype)
-        matrix(block + "ffn_down.weight", dim, hidden)
-    norm("output_norm.weight")
+        for name, shape in layer_shapes(architecture, dim, heads, kv_heads, head_dim, hidden).items():
+            if len(shape) == 2:
+                other = value_qtype and name in ("attn_v.weight", "ffn_up.weight")
+                matrix(f"blk.{i}.{name}", *shape, value_qtype if other else qtype)
+            else:
+                vector(f"blk.{i}.{name}", *shape)
+    vector("output_norm.weight", dim)
     if not tied:
         matrix("output.weight", len(tokens), dim)
     w.write_header_to_file()

@@ -87,15 +87,16 @@ class Cache:
         return np.minimum(table, self.pages - 1)[positions // self.page_size], positions % self.page_size
 
 
-def attention(q, cache, positions, sequences, scale):
+def attention(q, cache, positions, sequences, scale, window):
     rows, heads, head_dim = q.shape
     out = np.zeros(q.shape)
     for row in range(rows):
         table, length = cache.find(sequences[row])
-        seen = min(positions[row] % 2**32 + 1, length)
-        if seen == 0:
+        position = positions[row] % 2**32
+        seen = np.arange(max(0, position + 1 - window) if window else 0, min(position + 1, length))
+        if len(seen) == 0:
             continue
-        slots = cache.slots(table, np.arange(seen))
+        slots = cache.slots(table, seen)
         for head in range(heads):
             kv_head = head * cache.keys.shape[2] // heads
             keys, values = (pool[slots][:, kv_head].astype(np.float64) for pool in (cache.keys, cache.values))
@@ -106,7 +107,20 @@ def attention(q, cache, positions, sequences, scale):
 
 
 def check_attention(
-    device, dtype, heads, kv_heads, head_dim, page_size, pages, tables, lengths, positions, sequences, valid, gap=0
+    device,
+    dtype,
+    heads,
+    kv_heads,
+    head_dim,
+    page_size,
+    pages,
+    tables,
+    lengths,
+    positions,
+    sequences,
+    valid,
+    gap=0,
+    window=None,
 ):
     rows = len(positions)
     rng = np.random.default_rng(rows + head_dim)
@@ -117,9 +131,10 @@ def check_attention(
         queries, out = bench.put(q, gap=gap), bench.put(np.full((rows, heads * head_dim), 7, np.float32), gap=gap)
         batch = bench.batch(rows, valid, np.array(positions), np.array(sequences))
         scale = head_dim**-0.5
-        bench.run(lambda rec: ops.attention(rec, queries, cache.k, cache.v, batch, cache.sequences, out, scale))
+        pools = cache.k, cache.v
+        bench.run(lambda rec: ops.attention(rec, queries, *pools, batch, cache.sequences, out, scale, window=window))
         got = bench.get(out)
-        want = attention(q[:count], cache, positions, sequences, scale)
+        want = attention(q[:count], cache, positions, sequences, scale, window)
         assert_close(got[:count], want, 1e-5, np.abs(cache.values).max())
         assert (got[count:] == 7).all()
         bench.only(out)
@@ -145,6 +160,28 @@ def test_attention(device, dtype, rows, heads, kv_heads, head_dim, page_size, ta
     check_attention(
         *(device, dtype, heads, kv_heads, head_dim, page_size, pages, [table], [position + rows]),
         *(range(position, position + rows), [0] * rows, rows, 4),
+    )
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F16])
+@pytest.mark.parametrize(
+    ("rows", "position", "length", "window"),
+    [
+        (1, 0, 1, 1),
+        (1, 299, 300, 1),
+        (1, 299, 300, 7),
+        (1, 299, 300, 130),  # more positions than a group has threads
+        (1, 5, 6, 300),
+        (40, 0, 40, 3),
+        (40, 200, 240, 129),
+        (9, 10, 12, 4),  # the windows of the last rows end, and then begin, after the sequence's end
+        (1, 20, 12, 4),
+    ],
+)
+def test_attention_in_a_window(device, dtype, rows, position, length, window):
+    check_attention(
+        *(device, dtype, 6, 2, 20, 12, 40, [[*range(17, 30), *range(12)]], [length]),
+        *(range(position, position + rows), [0] * rows, rows, 4, window),
     )
 
 
@@ -185,6 +222,7 @@ def test_attention_of_any_batch(device, data):
         sequences,
         data.draw(st.integers(-2, 11)),
         3,
+        data.draw(st.none() | st.integers(1, 70) | st.just(2**31 - 1)),
     )
 
 
@@ -300,6 +338,7 @@ def test_refusals(device):
             lambda: ops.attention(rec, bench.empty(2, 3, 8), k, v, batch, sequences, bench.empty(2, 24), 1.0),
             lambda: ops.attention(rec, wide, wide_pages, wide_pages, one, sequences, bench.empty(1, 260), 1.0),
             lambda: ops.attention(rec, q, k, v, one, sequences, out, 1.0),
+            lambda: ops.attention(rec, q, k, v, batch, sequences, out, 1.0, window=0),
             lambda: ops.kv_append(rec, odd, odd, bench.empty(1, 5, 2, 6), bench.empty(1, 5, 2, 6), batch, sequences),
             lambda: ops.attention(rec, q, k, v, batch, bench.empty(3, 1, dtype=DType.I32), out, 1.0),
             lambda: ops.kv_append(rec, new, new, k, k, batch, sequences),

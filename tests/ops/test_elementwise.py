@@ -1,6 +1,7 @@
-"""add, scale, silu_mul and copy_row against float64 NumPy.
+"""add, scale, silu_mul and gelu_mul against float64 NumPy.
 
-Tolerances: one rounding (6e-8) for sums and products; 4e-6 for SiLU, whose exponential Vulkan allows a few units.
+Tolerances: one rounding (6e-8) for sums and products; 4e-6 for SiLU and GELU, since Vulkan allows a few units
+for an exponential.
 """
 
 import numpy as np
@@ -19,6 +20,10 @@ sizes = st.integers(1, 70)
 
 def silu(x):
     return x / (1 + np.exp(-x))
+
+
+def gelu(x):
+    return x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -45,16 +50,18 @@ def test_strided_rows(device, rows, columns, gaps, seed):
     a, b = rng.standard_normal((2, rows, columns)).astype(np.float32) * 4
     with Bench(device) as bench:
         x, y = bench.put(a, gap=gaps[0]), bench.put(b, gap=gaps[1])
-        total, gated = bench.empty(rows, columns, gap=gaps[2]), bench.empty(rows, columns, gap=gaps[2])
+        total, gated, other = (bench.empty(rows, columns, gap=gaps[2]) for _ in range(3))
 
         def record(rec):
             ops.add(rec, x, y, total)
             ops.silu_mul(rec, x, y, gated)
+            ops.gelu_mul(rec, x, y, other)
 
         bench.run(record)
         assert_close(bench.get(total), a.astype(np.float64) + b, 6e-8)
         assert_close(bench.get(gated), silu(a.astype(np.float64)) * b, 4e-6)
-        bench.only(total, gated)
+        assert_close(bench.get(other), gelu(a.astype(np.float64)) * b, 4e-6, np.abs(a * b).astype(np.float64))
+        bench.only(total, gated, other)
 
 
 def test_in_place(device):
@@ -73,24 +80,26 @@ def test_in_place(device):
         assert_close(bench.get(z), silu(a.astype(np.float64)) * a, 4e-6)
 
 
-def test_silu_of_extremes(device):
+@pytest.mark.parametrize("gated", [ops.silu_mul, ops.gelu_mul])
+def test_gates_of_extremes(device, gated):
     gate = np.array([[-1e4, -100, -0.0, 0.0, 100, 1e30]], np.float32)
     with Bench(device) as bench:
         x, y, out = bench.put(gate), bench.put(np.ones_like(gate)), bench.empty(1, 6)
-        bench.run(lambda rec: ops.silu_mul(rec, x, y, out))
+        bench.run(lambda rec: gated(rec, x, y, out))
         assert_close(bench.get(out), np.array([[0, 0, 0, 0, 100, 1e30]]), 4e-6, np.abs(gate).clip(1) * 1.0)
 
 
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("live", [0, 1, 4, 5, 6, -1])
-def test_rows_that_are_not_valid_stay(device, rows, live):
+@pytest.mark.parametrize(("gated", "activation"), [(ops.silu_mul, silu), (ops.gelu_mul, gelu)])
+def test_rows_that_are_not_valid_stay(device, rows, live, gated, activation):
     a = np.random.default_rng(2).standard_normal((rows, 33)).astype(np.float32)
     count = live if 0 <= live <= rows else rows  # -1, read as unsigned, is more than there are.
     with Bench(device) as bench:
         x, y, out, batch = bench.put(a), bench.put(a), bench.put(np.full_like(a, 7)), bench.batch(rows, live)
-        bench.run(lambda rec: ops.silu_mul(rec, x, y, out, batch=batch))
+        bench.run(lambda rec: gated(rec, x, y, out, batch=batch))
         got = bench.get(out)
-        assert_close(got[:count], silu(a.astype(np.float64))[:count] * a[:count], 4e-6)
+        assert_close(got[:count], activation(a.astype(np.float64))[:count] * a[:count], 4e-6, np.square(a[:count]))
         assert (got[count:] == 7).all()
 
 

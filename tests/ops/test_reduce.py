@@ -44,6 +44,25 @@ def test_rms_norm(device, shape):
         bench.only(x, out)
 
 
+@pytest.mark.parametrize("live", [None, 0, 1, -1])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 9, 64), (1, 5000, 80), (5, 3, 129), (31, 2, 7)])
+def test_rms_norm_of_heads(device, shape, live):
+    """Strided rows of packed heads, as queries and keys are."""
+    rng = np.random.default_rng(3)
+    a, w = rng.standard_normal(shape).astype(np.float32) * 30, rng.standard_normal(shape[2]).astype(np.float32)
+    count = shape[0] if live in (None, -1) else live
+    with Bench(device) as bench:
+        x, weight, out = bench.put(a, gap=4), bench.put(w), bench.put(a, gap=8)
+        batch = None if live is None else bench.batch(shape[0], live)
+        want = a.astype(np.float64)
+        for row in range(count):
+            want[row] = rms_norm(a[row], w, 1e-5)
+        for target in (out, x):
+            bench.run(lambda rec, target=target: ops.rms_norm(rec, x, weight, target, 1e-5, batch=batch))
+            assert_close(bench.get(target), want, 2e-6)
+        bench.only(x, out)
+
+
 @pytest.mark.parametrize("rows", [1, 6])
 @pytest.mark.parametrize("live", [0, 1, 5, 6, -1])
 def test_rms_norm_of_valid_rows(device, rows, live):
@@ -156,6 +175,8 @@ def test_refusals(device):
         rec = ops.Recorder(device.info, device.record())
         for refused in (
             lambda: ops.rms_norm(rec, x, vector, y, 1e-5),
+            lambda: ops.rms_norm(rec, vector, vector, vector, 1e-5),
+            lambda: ops.rms_norm(rec, x.reshape(2, 2, 8), vector, x, 1e-5),
             lambda: ops.rms_norm(rec, x, bench.empty(7), x, 1e-5),
             lambda: ops.rms_norm(rec, x, x.rows(1, 2).reshape(8), x, 1e-5),
             lambda: ops.softmax(rec, x, y),

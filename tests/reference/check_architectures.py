@@ -13,6 +13,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.models.tiny import add_tokenizer, vocabulary
 
 TOLERANCE = 1e-3
-PROMPT, DECODED = 23, 16
+PROMPT, DECODED, CONTEXT = 23, 16, 64
 NAMES = {
     "embed_tokens": "token_embd",
     "norm": "output_norm",
@@ -35,13 +36,23 @@ NAMES = {
     "q_proj": "attn_q",
     "k_proj": "attn_k",
     "v_proj": "attn_v",
+    "qkv_proj": "attn_qkv",
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
     "o_proj": "attn_output",
     "post_attention_layernorm": "ffn_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
     "gate_proj": "ffn_gate",
     "up_proj": "ffn_up",
+    "gate_up_proj": "ffn_up",
     "down_proj": "ffn_down",
 }
 """GGUF's name for each of transformers' modules."""
+POST_NORMED = {"olmo2", "gemma3"}
+"""Where transformers' ``post_attention_layernorm`` is of attention's output, not of the next input."""
+REORDERED = {"llama", "smollm3", "granite"}
+"""Whose q and k have RoPE pairs side by side in GGUF."""
 
 SHAPE: dict[str, Any] = {
     "vocab_size": len(vocabulary()),
@@ -54,18 +65,92 @@ SHAPE: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "initializer_range": 0.15,
     "attn_implementation": "eager",
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
 }
 
-MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
-    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)),
-    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SHAPE, tie_word_embeddings=True)),
+Rope = dict[str, Any]
+SCALED: dict[str, Rope] = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "llama3": {
+        **{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
 }
-"""A small random model of each architecture that wasmetal has."""
+
+
+def tiny(name: str, scaled: Rope | None = None, **options: Any) -> transformers.PreTrainedModel:
+    """The architecture that transformers calls ``name``, with RoPE scaled so."""
+    if scaled:
+        options["rope_parameters"] = {"rope_theta": 10000.0, **scaled}
+    text = "Text" if name == "Gemma3" else ""
+    config = getattr(transformers, f"{name}{text}Config")(**{**SHAPE, **options})
+    return getattr(transformers, f"{name}ForCausalLM")(config)
+
+
+def longrope(original: int) -> Callable[[], transformers.PreTrainedModel]:
+    factors = {"long_factor": np.linspace(1, 8, 8).tolist(), "short_factor": np.linspace(1, 2, 8).tolist()}
+    scaled = {"rope_type": "longrope", "original_max_position_embeddings": original, **factors}
+    return partial(tiny, "Phi3", scaled, original_max_position_embeddings=original)
+
+
+MULTIPLIERS = {
+    **{"embedding_multiplier": 3.0, "residual_multiplier": 0.3, "attention_multiplier": 0.17, "logits_scaling": 5.0},
+}
+GEMMA3: dict[str, Any] = {"num_hidden_layers": 7, "sliding_window": 5, "head_dim": 16, "query_pre_attn_scalar": 16}
+GEMMA3_LINEAR: dict[str, Rope] = {
+    "full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
+    "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+}
+MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
+    "llama": partial(tiny, "Llama"),
+    **{f"llama {name}": partial(tiny, "Llama", scaled) for name, scaled in SCALED.items()},
+    "llama mistral": partial(tiny, "Mistral", sliding_window=5),
+    "qwen2": partial(tiny, "Qwen2", tie_word_embeddings=True),
+    "qwen3": partial(tiny, "Qwen3", head_dim=24),
+    "qwen3 yarn": partial(tiny, "Qwen3", SCALED["yarn"], head_dim=16, tie_word_embeddings=True),
+    "smollm3": partial(tiny, "SmolLM3", num_hidden_layers=5),
+    "granite": partial(tiny, "Granite", **MULTIPLIERS),
+    "olmo2": partial(tiny, "Olmo2"),
+    "phi3": partial(tiny, "Phi3"),
+    "phi3 partial": partial(tiny, "Phi3", {"rope_type": "default", "partial_rotary_factor": 0.5}, sliding_window=5),
+    "phi3 longrope, short": longrope(CONTEXT),
+    "phi3 longrope, long": longrope(16),
+    "gemma3": partial(tiny, "Gemma3", **GEMMA3),
+    "gemma3 linear": partial(tiny, "Gemma3", **GEMMA3, rope_parameters=GEMMA3_LINEAR),
+}
+"""Small random models of each architecture that wasmetal has. The first word is its name in GGUF."""
 
 
 def neighbours_of(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Rows of each head from transformers' order, first halves and then second, to RoPE pairs side by side."""
     return rows.reshape(heads, 2, rows.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(rows.shape)
+
+
+def add_rope(w: gguf.GGUFWriter, config: Any, head_dim: int) -> None:
+    """What llama.cpp's convert_hf_to_gguf.py makes of ``rope_parameters``."""
+    rope = config.rope_parameters
+    rope = rope.get("full_attention", rope)  # of Gemma 3, whose other layers are as the architecture says
+    w.add_rope_freq_base(rope["rope_theta"])
+    w.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
+    if rope["rope_type"] in ("linear", "yarn", "longrope"):
+        w.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
+    if rope["rope_type"] in ("linear", "yarn"):
+        w.add_rope_scaling_factor(rope["factor"])
+    if "original_max_position_embeddings" in rope:
+        w.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if rope["rope_type"] == "longrope":
+        original = rope["original_max_position_embeddings"]
+        longer = config.max_position_embeddings / original
+        w.add_rope_scaling_attn_factors(np.sqrt(1 + np.log(longer) / np.log(original)))
+        for kind in ("long", "short"):
+            w.add_tensor(f"rope_factors_{kind}.weight", np.array(rope[f"{kind}_factor"], np.float32))
+    if rope["rope_type"] == "llama3":
+        waves = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
+        turns = rope["original_max_position_embeddings"] / waves
+        smooth = (turns - rope["low_freq_factor"]) / (rope["high_freq_factor"] - rope["low_freq_factor"])
+        smooth = np.clip(smooth, 0, 1)
+        w.add_tensor("rope_freqs.weight", (1 / ((1 - smooth) / rope["factor"] + smooth)).astype(np.float32))
 
 
 def write_gguf(path: Path, architecture: str, model: transformers.PreTrainedModel) -> None:
@@ -78,7 +163,17 @@ def write_gguf(path: Path, architecture: str, model: transformers.PreTrainedMode
     w.add_head_count(config.num_attention_heads)
     w.add_head_count_kv(config.num_key_value_heads)
     w.add_layer_norm_rms_eps(config.rms_norm_eps)
-    w.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    w.add_key_length(head_dim)
+    w.add_value_length(head_dim)
+    add_rope(w, config, head_dim)
+    if window := getattr(config, "sliding_window", None):
+        w.add_sliding_window(window)
+    if architecture == "granite":
+        w.add_embedding_scale(config.embedding_multiplier)
+        w.add_residual_scale(config.residual_multiplier)
+        w.add_attention_scale(config.attention_multiplier)
+        w.add_logit_scale(config.logits_scaling)
     w.add_vocab_size(config.vocab_size)
     add_tokenizer(w, vocabulary())
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
@@ -87,10 +182,15 @@ def write_gguf(path: Path, architecture: str, model: transformers.PreTrainedMode
             continue
         *path_, module, kind = name.split(".")
         values = tensor.numpy().astype(np.float32)
-        if architecture == "llama" and NAMES[module] in heads:
-            values = neighbours_of(values, heads[NAMES[module]])
+        renamed = NAMES[module]
+        if architecture in POST_NORMED and module == "post_attention_layernorm":
+            renamed = "post_attention_norm"
+        if architecture in REORDERED and renamed in heads:
+            values = neighbours_of(values, heads[renamed])
+        if architecture == "gemma3" and renamed.endswith("norm"):
+            values = values + 1
         block = f"blk.{path_[2]}." if "layers" in path_ else ""
-        w.add_tensor(f"{block}{NAMES[module]}.{kind}", values)
+        w.add_tensor(f"{block}{renamed}.{kind}", values)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
@@ -107,7 +207,7 @@ def ours(path: Path, device: str, tokens: list[int]) -> NDArray[np.float32]:
     from wasmetal.device import open_device
     from wasmetal.models import load_model
 
-    with open_device(device) as opened, load_model(path, opened) as model, model.session() as session:
+    with open_device(device) as opened, load_model(path, opened, context=CONTEXT) as model, model.session() as session:
         logits = model.logits()
         rows = []
         for some in (tokens[:PROMPT], *([token] for token in tokens[PROMPT:])):
@@ -122,7 +222,7 @@ def main() -> int:
     devices = parser.parse_args().device or ["cpu"]
     from wasmetal.models.architectures import ARCHITECTURES
 
-    failed = sorted(ARCHITECTURES.keys() - MODELS.keys())
+    failed = sorted(ARCHITECTURES.keys() - {name.split()[0] for name in MODELS})
     for name in failed:
         print(f"{name}: no reference")
     with tempfile.TemporaryDirectory() as folder:
@@ -133,7 +233,7 @@ def main() -> int:
                 for parameter in (p for n, p in model.named_parameters() if n.endswith((".bias", "norm.weight"))):
                     parameter.add_(torch.randn_like(parameter), alpha=0.2)
             path = Path(folder) / f"{name}.gguf"
-            write_gguf(path, name, model)
+            write_gguf(path, name.split()[0], model)
             tokens = np.random.default_rng(0).integers(4, SHAPE["vocab_size"], PROMPT + DECODED).tolist()
             want = reference(model, tokens)
             for device in devices:

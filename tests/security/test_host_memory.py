@@ -68,6 +68,7 @@ def halves(device: Device, columns: int, rows: int = 2048) -> tuple[Tensor, Tens
 def kernels(device: Device) -> dict[str, Record]:
     """One or more kernels each, on tensors of 32 MiB and more, or with as many rows as they can have."""
     wide, tall = new(device, 1, 1 << 24), new(device, 1 << 23, 1)
+    heads = wide.reshape(1, 1 << 24, 1)
     left, right = halves(device, 4096)
     vector, weights = new(device, 4096), new(device, 1024, 4096)
     small = new(device, 2048, 8)
@@ -81,12 +82,14 @@ def kernels(device: Device) -> dict[str, Record]:
     return {
         "silu_mul": lambda rec: ops.silu_mul(rec, wide, wide, wide),
         "silu_mul tall": lambda rec: ops.silu_mul(rec, tall, tall, tall),
+        "gelu_mul": lambda rec: ops.gelu_mul(rec, wide, wide, wide),
         "silu_mul halves": lambda rec: ops.silu_mul(rec, left, right, left),
         "add": lambda rec: ops.add(rec, wide, wide, wide),
         "add halves": lambda rec: ops.add(rec, left, vector, right),
         "scale halves": lambda rec: ops.scale(rec, left, 2.0, right),
         "rms_norm tall": lambda rec: ops.rms_norm(rec, tall, new(device, 1), tall, 0.0),
         "rms_norm wide": lambda rec: ops.rms_norm(rec, wide, new(device, 1 << 24), wide, 0.0),
+        "rms_norm heads": lambda rec: ops.rms_norm(rec, heads, new(device, 1), heads, 0.0),
         "rms_norm halves": lambda rec: ops.rms_norm(rec, left, vector, right, 0.0),
         "softmax tall": lambda rec: ops.softmax(rec, tall, tall),
         "softmax halves": lambda rec: ops.softmax(rec, left, right),

@@ -180,17 +180,20 @@ _KERNELS = (
         buffers=(_read("x"), _write("out")),
         fields=(*_u32("rows columns x_stride out_stride"), ("factor", "f32")),
     ),
-    Kernel(
-        name="silu_mul",
-        source="elementwise",
-        buffers=(_read("gate"), _read("up"), _write("out"), _BATCH),
-        fields=_u32("batch_row rows columns gate_stride up_stride out_stride"),
+    *(
+        Kernel(
+            name=name,
+            source="elementwise",
+            buffers=(_read("gate"), _read("up"), _write("out"), _BATCH),
+            fields=_u32("batch_row rows columns gate_stride up_stride out_stride"),
+        )
+        for name in ("silu_mul", "gelu_mul")
     ),
     Kernel(
         name="rms_norm",
         source="reduce",
         buffers=(_read("x"), _read("weight"), _write("out"), _BATCH),
-        fields=(*_u32("batch_row rows columns x_stride out_stride"), ("eps", "f32")),
+        fields=(*_u32("batch_row rows columns x_stride out_stride"), ("eps", "f32"), ("heads", "u32")),
     ),
     Kernel(
         name="softmax",
@@ -225,11 +228,12 @@ _KERNELS = (
             name=f"attention_{dtype.suffix}",
             source="attention",
             buffers=(_read("q"), _read("k_pages", vector), _read("v_pages", vector), *_PAGED, _write("out")),
-            # Of ``heads`` heads, first_head .. first_head + head_count are computed.
+            # Of ``heads`` heads, first_head .. first_head + head_count are computed. A ``window`` of 0 is unlimited.
             fields=(
                 *_u32("batch_row rows first_head head_count heads kv_heads head_dim q_stride out_stride"),
                 *_u32("pages page_size sequence_count table_length"),
                 ("scale", "f32"),
+                ("window", "u32"),
             ),
             defines=(("ELEMENT", _ELEMENTS[dtype]),),
         )

@@ -96,13 +96,16 @@ def attention(
     sequences: Tensor,
     out: Tensor,
     scale: float,
+    *,
+    window: int | None = None,
 ) -> None:
     """Causal grouped-query attention over the paged cache, which must already hold the valid rows' keys and values.
 
     q f32 [T, heads, head_dim], rows may be strided; pages f32 or f16 [pages, page_size, kv_heads, head_dim]; head_dim a
     multiple of 4, at most 256; heads a multiple of kv_heads, head h reading kv head h * kv_heads / heads; out f32
-    [T, heads * head_dim], rows may be strided. A row sees the positions of its sequence up to its own; it gets zeros if
-    the sequence has length 0. Page numbers past the pool are clamped to its last page. Raises OpError.
+    [T, heads * head_dim], rows may be strided. A row sees the positions of its sequence up to its own, of those only
+    the last ``window`` if that is given (I. Beltagy et al., "Longformer", 2020), and gets zeros if it sees none. Page
+    numbers past the pool are clamped to its last page. Raises OpError.
     """
     check.dtypes("attention", (DType.F32,), q=q, out=out)
     check.rank("attention", 3, q=q)
@@ -115,7 +118,10 @@ def attention(
     check.shape("attention", "out", out, (rows, heads * head_dim))
     check.batch("attention", batch, rows)
     check.separate("attention", out, q=q, k_pages=k_pages, v_pages=v_pages, batch=batch, sequences=sequences)
+    check.require(window is None or 0 < window < 2**31, f"attention: a window of {window} positions; 1 to 2^31 - 1")
     positions = min(pages, sequences.shape[1] - 1) * page_size
+    if window:
+        positions = min(positions, window)
     work = Work(rows, heads, positions * (_ELEMENT * head_dim + _POSITION) + GROUP, ROW, aligned=(q, out))
     for part in rec.parts("attention", work):
         rec.dispatch(
@@ -137,6 +143,7 @@ def attention(
             sequence_count=sequences.shape[0],
             table_length=sequences.shape[1] - 1,
             scale=scale,
+            window=window or 0,
         )
 
 

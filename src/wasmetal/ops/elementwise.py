@@ -62,16 +62,28 @@ def silu_mul(rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, *, batch: Ten
 
     The gated linear unit of N. Shazeer, "GLU Variants Improve Transformer", 2020.
     """
-    check.dtypes("silu_mul", (DType.F32,), gate=gate, up=up, out=out)
-    check.rank("silu_mul", 2, gate=gate, up=up, out=out)
-    check.shape("silu_mul", "gate", gate, out.shape)
-    check.shape("silu_mul", "up", up, out.shape)
-    check.separate_or_same("silu_mul", out, gate=gate, up=up)
-    batch, offset = check.optional_batch("silu_mul", batch, out.shape[0], out, stand_in=gate)
-    for part in rec.parts("silu_mul", _work(12 + EXPONENTIAL, gate, up, out)):
+    _gated("silu_mul", rec, gate, up, out, batch)
+
+
+def gelu_mul(rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, *, batch: Tensor | None = None) -> None:
+    """out = gelu(gate) * up, with gelu(x) = x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x³))) / 2. Otherwise as silu_mul.
+
+    The approximation of D. Hendrycks and K. Gimpel, "Gaussian Error Linear Units", 2016.
+    """
+    _gated("gelu_mul", rec, gate, up, out, batch)
+
+
+def _gated(name: str, rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, batch: Tensor | None) -> None:
+    check.dtypes(name, (DType.F32,), gate=gate, up=up, out=out)
+    check.rank(name, 2, gate=gate, up=up, out=out)
+    check.shape(name, "gate", gate, out.shape)
+    check.shape(name, "up", up, out.shape)
+    check.separate_or_same(name, out, gate=gate, up=up)
+    batch, offset = check.optional_batch(name, batch, out.shape[0], out, stand_in=gate)
+    for part in rec.parts(name, _work(12 + EXPONENTIAL, gate, up, out)):
         some_gate, some_up, some_out = (tensor.part(part) for tensor in (gate, up, out))
         rec.dispatch(
-            "silu_mul",
+            name,
             (some_gate, some_up, some_out, batch),
             _groups(part),
             part.work,

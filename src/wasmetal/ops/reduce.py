@@ -12,22 +12,25 @@ from wasmetal.ops.work import EXPONENTIAL, GROUP, Work
 def rms_norm(rec: Recorder, x: Tensor, weight: Tensor, out: Tensor, eps: float, *, batch: Tensor | None = None) -> None:
     """out = x / sqrt(mean(x²) + eps) * weight along each row; f32, x and out [T, K], weight [K]. Raises OpError.
 
-    ``out`` may be ``x``. After B. Zhang and R. Sennrich, "Root Mean Square Layer Normalization", 2019.
+    Or along each head of each row: x and out [T, heads, K], rows may be strided. ``out`` may be ``x``. After B. Zhang
+    and R. Sennrich, "Root Mean Square Layer Normalization", 2019.
     """
     check.dtypes("rms_norm", (DType.F32,), x=x, weight=weight, out=out)
-    check.rank("rms_norm", 2, x=x, out=out)
-    rows, columns = x.shape
+    check.require(len(x.shape) in (2, 3), f"rms_norm: x has shape {x.shape}; it must have 2 or 3 dimensions")
+    rows, columns = x.shape[0], x.shape[-1]
+    heads = x.shape[1] if len(x.shape) == 3 else 1
     check.shape("rms_norm", "weight", weight, (columns,))
     check.shape("rms_norm", "out", out, x.shape)
     check.packed("rms_norm", weight=weight)
     check.separate_or_same("rms_norm", out, x=x)
     check.separate("rms_norm", out, weight=weight)
     batch, offset = check.optional_batch("rms_norm", batch, rows, out, stand_in=weight)
-    for part in rec.parts("rms_norm", Work(rows, columns, 32, GROUP, column_step=columns, aligned=(x, out))):
+    width = heads * columns
+    for part in rec.parts("rms_norm", Work(rows, width, 32, heads * GROUP, column_step=width, aligned=(x, out))):
         rec.dispatch(
             "rms_norm",
-            (x.part(part), weight, out.part(part), batch),
-            part.rows,
+            (x.rows(part.top, part.bottom), weight, out.rows(part.top, part.bottom), batch),
+            part.rows * heads,
             part.work,
             batch_row=part.top,
             rows=part.rows,
@@ -35,6 +38,7 @@ def rms_norm(rec: Recorder, x: Tensor, weight: Tensor, out: Tensor, eps: float, 
             x_stride=x.row_stride,
             out_stride=out.row_stride,
             eps=eps,
+            heads=heads,
             **offset,
         )
 

@@ -42,6 +42,7 @@ def generate(random: Random) -> bytes:
         "positions": [_number(random, positions) for _ in range(rows)],
         "sequences": [_number(random, count - 1) for _ in range(rows)],
         "valid": _number(random, rows),
+        "window": random.choice([None, random.randint(1, positions + 1), 2**31 - 1]),
     }
     if case["op"] == "kv_append":  # rows of one slot may be written in any order, so each has its own
         case["sequences"] = [0] * rows
@@ -73,5 +74,5 @@ def _check(device: Device, case: dict[str, Any]) -> str:
     else:
         heads = case["kv_heads"] * case["group"]
         sizes = heads, case["kv_heads"], case["head_dim"], case["page_size"], case["pages"]
-        check_attention(device, dtype, *sizes, *metadata, valid, gap=4)
+        check_attention(device, dtype, *sizes, *metadata, valid, gap=4, window=case.get("window"))
     return case["op"]

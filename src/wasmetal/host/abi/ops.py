@@ -79,11 +79,11 @@ OPS = Ops(
         Op(
             4,
             "rms_norm",
-            "out = x / sqrt(mean(x^2) + eps) * weight, row by row",
+            "out = x / sqrt(mean(x^2) + eps) * weight along the last dimension",
             (
-                Operand("x", "F32 [T, K]"),
+                Operand("x", "F32 [T, K], or [T, heads, K]"),
                 Operand("weight", "F32 [K]"),
-                _out("F32 [T, K]"),
+                _out("F32, of x's shape"),
                 OPTIONAL_BATCH,
             ),
             attributes=(Attribute("eps", "added to the mean square"),),

@@ -13,6 +13,7 @@ KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
     "add": elementwise.add,
     "scale": elementwise.scale,
     "silu_mul": elementwise.silu_mul,
+    "gelu_mul": elementwise.gelu_mul,
     "rms_norm": reduce.rms_norm,
     "softmax": reduce.softmax,
     "argmax": reduce.argmax,

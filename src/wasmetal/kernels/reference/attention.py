@@ -60,7 +60,10 @@ def kv_append(
 
 
 class Attention:
-    """out[t] = softmax(scale q[t] kᵀ) v over positions 0 .. position[t]; each kv head serves a group of heads."""
+    """out[t] = softmax(scale q[t] kᵀ) v over positions 0 .. position[t], or the last ``window`` of them.
+
+    Each kv head serves a group of heads.
+    """
 
     def __init__(
         self,
@@ -85,6 +88,7 @@ class Attention:
         self._values: NDArray[Any] = array(v_pages, p.v_pages_offset * vector, pool, dtype)
         self._rows, self._tables = Rows(p, batch), Sequences(p, sequences)
         self._factor = np.float32(p.scale)
+        self._window = p.window or 1 << 33  # more than there are positions
         self._whole = p.head_count == p.heads
         self._heads = _grouped(p.first_head, p.first_head + p.head_count, group)
         # Positions that a single row can see at once: by its scores, and by the keys if they have to be copied.
@@ -103,9 +107,9 @@ class Attention:
     def _one(self) -> None:
         position, sequence = self._rows.row(0)
         table, length = self._tables.find(sequence)
-        seen = min(position + 1, length)
-        if 0 < seen <= max(self._in_place, self._copied):
-            where = self._tables.slots(table, 0, seen)
+        first, end = max(0, position + 1 - self._window), min(position + 1, length)
+        if 0 < (seen := end - first) <= max(self._in_place, self._copied):
+            where = self._tables.slots(table, first, end)
             if seen <= (self._in_place if isinstance(where, slice) else self._copied):
                 scores = (self._query * self._factor) @ as_f32(self._keys[where]).transpose(1, 2, 0)
                 softmax_then(scores, as_f32(self._values[where]).transpose(1, 0, 2), self._result)
@@ -114,17 +118,17 @@ class Attention:
 
     def _run(self, begin: int, end: int, position: int, table: int, length: int) -> None:
         """Rows of one sequence, a block of scores at a time: of some rows, heads, queries of a head and positions."""
-        seen = min(position + end - begin, length)
-        run = min(seen, _RUN)
+        # Rows whose window begins after the sequence's end see nothing.
+        blind = min(end, begin + max(0, length + self._window - 1 - position)) if length else begin
+        seen = min(position + blind - begin, length)
+        run = max(1, min(seen, _RUN))
         for heads, group in self._heads:
-            if seen == 0:
-                self._outs[begin:end, heads, group] = 0
-                continue
+            self._outs[blind:end, heads, group] = 0
             head_dim = self._queries.shape[-1]
             at_a_time = min(heads.stop - heads.start, max(1, BLOCK // (run * head_dim)))
             queries = max(1, BLOCK // (at_a_time * max(run, head_dim)))
             for each in steps(group.stop, queries, group.start):
-                for chosen in steps(end, queries // (each.stop - each.start), begin):
+                for chosen in steps(blind, queries // (each.stop - each.start), begin):
                     positions = np.arange(chosen.start, chosen.stop) + (position - begin)
                     last = min(int(positions[-1]) + 1, length)
                     for some in steps(heads.stop, at_a_time, heads.start):
@@ -141,14 +145,18 @@ class Attention:
         grouped = (self._queries[chosen] * self._factor).transpose(1, 2, 0, 3)
         split = grouped.shape[:3]
         flat: F32 = grouped.reshape(split[0], split[1] * split[2], -1)
-        peak = np.full((*flat.shape[:2], 1), -np.inf, np.float32)
+        # Not -inf, so that a run of which a row sees nothing has weights of 0, not NaN.
+        peak = np.full((*flat.shape[:2], 1), np.finfo(np.float32).min, np.float32)
         total, sums = np.zeros_like(peak), np.zeros_like(flat)
-        for part in steps(end, run):
+        for part in steps(end, run, max(0, int(positions[0]) + 1 - self._window)):
             where = self._tables.slots(table, part.start, part.stop)
             keys, values = (_taken(pool, where, chosen[1]) for pool in (self._keys, self._values))
             scores: F32 = flat @ keys.transpose(1, 2, 0)
             if part.stop > positions[0] + 1:
                 scores.reshape(*split, -1)[..., np.arange(part.start, part.stop) > positions[:, None]] = -np.inf
+            if part.start <= positions[-1] - self._window:
+                away = np.arange(part.start, part.stop) <= positions[:, None] - self._window
+                scores.reshape(*split, -1)[..., away] = -np.inf
             higher = np.maximum(peak, np.maximum.reduce(scores, axis=-1, keepdims=True))
             np.subtract(scores, higher, scores)
             np.exp(scores, scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ import numpy as np
 from wasmetal.kernels.reference.batch import valid_rows
 from wasmetal.kernels.reference.scratch import BLOCK, blockwise
 from wasmetal.kernels.reference.views import F32, Bytes, rows
+
+_TWICE = 2 * math.sqrt(2 / math.pi)
 
 
 def add(p: SimpleNamespace, a: Bytes, b: Bytes, out: Bytes) -> Callable[[], object]:
@@ -33,16 +36,45 @@ def scale(p: SimpleNamespace, x: Bytes, out: Bytes) -> Callable[[], object]:
 
 def silu_mul(p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, batch: Bytes) -> Callable[[], None]:
     """out = gate / (1 + exp(-gate)) * up."""
+    return _gated(_silu, p, gate, up, out, batch)
+
+
+def gelu_mul(p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, batch: Bytes) -> Callable[[], None]:
+    """out = gate * (1 + tanh(sqrt(2 / pi) (gate + 0.044715 gate^3))) / 2 * up."""
+    return _gated(_gelu, p, gate, up, out, batch)
+
+
+def _silu(g: F32, scratch: F32) -> None:
+    """scratch = g / (1 + exp(-g))."""
+    np.negative(g, scratch)
+    np.exp(scratch, scratch)
+    np.add(scratch, 1.0, scratch)
+    np.divide(g, scratch, scratch)
+
+
+def _gelu(g: F32, scratch: F32) -> None:
+    """scratch = g / (1 + exp(-2x)), which is g (1 + tanh(x)) / 2, for x = sqrt(2 / pi) (g + 0.044715 g^3)."""
+    np.multiply(g, g, scratch)
+    np.multiply(scratch, np.float32(-0.044715 * _TWICE), scratch)
+    np.subtract(scratch, np.float32(_TWICE), scratch)
+    np.multiply(scratch, g, scratch)
+    np.exp(scratch, scratch)
+    np.add(scratch, 1.0, scratch)
+    np.divide(g, scratch, scratch)
+
+
+def _gated(
+    activate: Callable[[F32, F32], None], p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, batch: Bytes
+) -> Callable[[], None]:
+    """out = activated gate * up."""
     gates = rows(gate, p.gate_offset, p.rows, p.columns, p.gate_stride)
     ups = rows(up, p.up_offset, p.rows, p.columns, p.up_stride)
     outs = rows(out, p.out_offset, p.rows, p.columns, p.out_stride)
     active = valid_rows(p, batch)
 
     def run(g: F32, u: F32, o: F32) -> None:
-        scratch = np.negative(g)
-        np.exp(scratch, scratch)
-        np.add(scratch, 1.0, scratch)
-        np.divide(g, scratch, scratch)
+        scratch = np.empty_like(g)
+        activate(g, scratch)
         np.multiply(scratch, u, o)
 
     if p.rows == 1 and p.columns <= BLOCK:

@@ -10,19 +10,20 @@ import numpy as np
 
 from wasmetal.kernels.reference.batch import valid_rows
 from wasmetal.kernels.reference.scratch import BLOCK, steps
-from wasmetal.kernels.reference.views import Bytes, array, rows
+from wasmetal.kernels.reference.views import F32, Bytes, array, rows
 
 
 def rms_norm(p: SimpleNamespace, x: Bytes, weight: Bytes, out: Bytes, batch: Bytes) -> Callable[[], None]:
-    """out = x / sqrt(mean(x²) + eps) * weight."""
-    source = rows(x, p.x_offset, p.rows, p.columns, p.x_stride)
-    target = rows(out, p.out_offset, p.rows, p.columns, p.out_stride)
+    """out = x / sqrt(mean(x²) + eps) * weight, for each head of each row."""
+    split = (p.rows, p.heads, p.columns)
+    source: F32 = np.ndarray(split, np.float32, x, p.x_offset * 4, (p.x_stride * 4, p.columns * 4, 4))
+    target: F32 = np.ndarray(split, np.float32, out, p.out_offset * 4, (p.out_stride * 4, p.columns * 4, 4))
     factor = array(weight, p.weight_offset * 4, (p.columns,))
     active = valid_rows(p, batch)
     columns, eps = p.columns, p.eps
 
-    if p.rows == 1:
-        row, result = source[0], target[0]
+    if p.rows == p.heads == 1:
+        row, result = source[0, 0], target[0, 0]
         dot, multiply, sqrt = np.dot, np.multiply, math.sqrt
 
         def run_one() -> None:
@@ -35,11 +36,12 @@ def rms_norm(p: SimpleNamespace, x: Bytes, weight: Bytes, out: Bytes, batch: Byt
         return run_one
 
     def run_rows() -> None:
-        for where in steps(active(), BLOCK // columns):
-            some, result = source[where], target[where]
-            power = np.einsum("tk,tk->t", some, some)[:, None]
-            np.multiply(some, 1.0 / np.sqrt(power / np.float32(columns) + np.float32(eps)), result)
-            np.multiply(result, factor, result)
+        for where in steps(active(), BLOCK // (p.heads * columns)):
+            for heads in steps(p.heads, BLOCK // columns):
+                some, result = source[where, heads], target[where, heads]
+                power = np.einsum("thk,thk->th", some, some)[:, :, None]
+                np.multiply(some, 1.0 / np.sqrt(power / np.float32(columns) + np.float32(eps)), result)
+                np.multiply(result, factor, result)
 
     return run_rows
 

@@ -1,5 +1,5 @@
-"""The decoder of most language models: in every layer attention and a gated feed-forward network, each after an RMS
-norm and added to the residual stream, with rotary position embedding and grouped queries.
+"""The decoder of most language models: in every layer attention and a gated feed-forward network, each added to the
+residual stream, with RMS norms, rotary position embedding and grouped queries.
 
 Architectures are subclasses that define their differences.
 """
@@ -7,28 +7,55 @@ Architectures are subclasses that define their differences.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from wasmetal.models.architectures.checked import Metadata, Tensors
 from wasmetal.models.architectures.network import Inputs, KVPools
+from wasmetal.models.architectures.rope import Rope, read_rope, take_factors
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.files.gguf import GGUFFile, GGUFTensor
 from wasmetal.models.weights import Weight, Weights
 from wasmetal.ops import (
-    DType,
     Recorder,
     Tensor,
+    add,
     attention,
     embed,
     kv_append,
     rms_norm,
     rope,
+    scale,
     silu_mul,
 )
+
+NEUTRAL: Mapping[str, Any] = {
+    "attention.causal": True,
+    "attention.clamp_kqv": 0.0,
+    "attention.max_alibi_bias": 0.0,
+    "attention.scale": 0.0,
+    "attention.sliding_window": 0,
+    "attention.temperature_scale": 0.0,
+    "attn_logit_softcapping": 0.0,
+    "embedding_scale": 1.0,
+    "final_logit_softcapping": 0.0,
+    "logit_scale": 1.0,
+    "residual_scale": 1.0,
+    "rope.scaling.yarn_attn_factor": 1.0,
+    "rope.scaling.yarn_ext_factor": 1.0,
+    "rope.scaling.yarn_log_multiplier": 0.0,
+}
+"""Metadata that changes what a model computes, and the value with which it does not."""
+
+
+class Gate(Protocol):
+    """An op that multiplies one projection, activated, by another."""
+
+    def __call__(self, rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, *, batch: Tensor | None = None) -> None:
+        """Record out = activation(gate) * up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,30 +72,11 @@ class DecoderConfig:
     head_dim: int
     vocab_size: int
     norm_epsilon: float
-    rope_dimension_count: int
-    """Elements of each head that RoPE rotates."""
-    rope_freq_base: float
-    rope_scaling_factor: float
-    """Divisor of positions (linear scaling)."""
 
     @classmethod
-    def from_gguf(cls, file: GGUFFile, prefix: str) -> DecoderConfig:
-        """Read and check the metadata, whose keys begin with ``prefix``. Raises ModelError."""
-
-        def count(name: str, default: int | None = None) -> int:
-            key = f"{prefix}.{name}"
-            value = file.require(key, int) if default is None else file.get(key, int, default)
-            if not 1 <= value < 2**31:
-                raise file.error(f"{key} is {value}")
-            return value
-
-        def positive(name: str, default: float | None = None) -> float:
-            key = f"{prefix}.{name}"
-            value = file.require(key, float) if default is None else file.get(key, float, default)
-            if not (math.isfinite(value) and value > 0):
-                raise file.error(f"{key} is {value}")
-            return value
-
+    def read(cls, metadata: Metadata) -> DecoderConfig:
+        """Read and check the metadata. Raises ModelError."""
+        file, count = metadata.file, metadata.count
         embedding, heads = count("embedding_length"), count("attention.head_count")
         head_dim = count("attention.key_length", max(1, embedding // heads))
         config = cls(
@@ -80,43 +88,35 @@ class DecoderConfig:
             head_count_kv=count("attention.head_count_kv", heads),
             head_dim=head_dim,
             vocab_size=len(file.require("tokenizer.ggml.tokens", list)),
-            norm_epsilon=positive("attention.layer_norm_rms_epsilon"),
-            rope_dimension_count=count("rope.dimension_count", head_dim),
-            rope_freq_base=positive("rope.freq_base", 10000.0),
-            rope_scaling_factor=positive("rope.scaling.factor", 1.0),
+            norm_epsilon=metadata.positive("attention.layer_norm_rms_epsilon"),
         )
-        scaling = file.get(f"{prefix}.rope.scaling.type", str, "linear")
-        if scaling == "none":
-            config = replace(config, rope_scaling_factor=1.0)
-        elif scaling != "linear":
-            raise file.error(
-                f"RoPE scaling {scaling!r} is not supported; supported: none, linear, rope_freqs (Llama 3)"
-            )
         if count("attention.value_length", head_dim) != head_dim:
             raise file.error("keys and values of different lengths are not supported")
-        if file.get(f"{prefix}.expert_count", int, 0):
+        if count("expert_count", 0, least=0):
             raise file.error("mixtures of experts are not supported")
         if heads % config.head_count_kv or head_dim % 4 or config.feed_forward_length % 4:
             raise file.error(
                 f"{heads} heads of {head_dim} for {config.head_count_kv} kv heads, feed-forward "
                 f"{config.feed_forward_length}: heads must divide evenly, lengths must be multiples of 4"
             )
-        if config.rope_dimension_count % 2 or config.rope_dimension_count > head_dim:
-            raise file.error(f"RoPE over {config.rope_dimension_count} elements of a head of {head_dim}")
         return config
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The weights of one layer."""
+    """The weights of one layer, and how it attends."""
 
-    attn_norm: Tensor
+    norms: Mapping[str, Tensor]
+    """Those that it has of ``attn``, ``attn_q``, ``attn_k``, ``post_attention``, ``ffn`` and ``post_ffw``."""
     qkv: Weight
+    qkv_bias: Weight | None
     attn_output: Weight
-    ffn_norm: Tensor
     gate_up: Weight
     ffn_down: Weight
-    qkv_bias: Weight | None
+    rope: Tensor | None
+    """The table of its rotations, if queries and keys are turned."""
+    window: int | None
+    """How many positions, up to its own, a row sees; all if it is None."""
 
 
 class Decoder:
@@ -124,53 +124,107 @@ class Decoder:
 
     name: ClassVar[str]
     """Prefix of the metadata keys."""
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """The keys of NEUTRAL that may have any value."""
     interleaved_rope: ClassVar[bool]
     """Whether the pairs that RoPE rotates are adjacent; otherwise they are half the rotated elements apart."""
+    longrope: ClassVar[bool] = False
+    """Whether the RoPE scaling ``longrope`` is supported."""
     qkv_bias: ClassVar[bool] = False
     """Whether queries, keys and values have biases."""
+    qk_norm: ClassVar[Literal["heads", "rows"] | None] = None
+    """What of queries and keys is normed before they are turned, if anything: each head, or whole rows."""
+    pre_norms: ClassVar[bool] = True
+    """Whether the inputs of attention and feed-forward network are normed."""
+    post_norms: ClassVar[bool] = False
+    """Whether their outputs are."""
+    gate: ClassVar[Gate] = staticmethod(silu_mul)
+    """How the feed-forward network is gated."""
 
     def __init__(self, file: GGUFFile) -> None:
         """Read the metadata and check every tensor, so that nothing is allocated for a file that cannot be used.
 
         Raises ModelError.
         """
-        self.config = c = DecoderConfig.from_gguf(file, self.name)
+        self.metadata = Metadata(file, self.name)
+        self.config = c = DecoderConfig.read(self.metadata)
         self._file = file
-        unused = dict(file.tensors)
+        for name, neutral in NEUTRAL.items():
+            key = self.metadata.key(name)
+            if name not in self.reads and file.get(key, type(neutral), neutral) != neutral:
+                raise file.error(f"{key} is {file.fields[key]}; the architecture {self.name} supports only {neutral}")
 
-        def tensor(name: str, *shape: int) -> GGUFTensor:
-            found = unused.pop(name, None)
-            if found is None:
-                raise file.error(f"the tensor {name} is missing")
-            if found.shape != shape or found.dtype is DType.I32:
-                raise file.error(f"{name} is {found.dtype.name} {found.shape}; {shape} is expected")
-            return found
+        self.embedding_scale = self.logit_scale = 1.0
+        """What embeddings and logits are multiplied by."""
+        self.attention_scale = 1 / math.sqrt(c.head_dim)
+        """What the products of queries and keys are multiplied by."""
 
-        def layer(block: str) -> Iterator[list[GGUFTensor]]:
-            dim, hidden = c.embedding_length, c.feed_forward_length
-            heads = {"q": c.head_count, "k": c.head_count_kv, "v": c.head_count_kv}
-            widths = {kind: count * c.head_dim for kind, count in heads.items()}
-            yield [tensor(f"{block}.attn_norm.weight", dim)]
-            yield [tensor(f"{block}.attn_{kind}.weight", width, dim) for kind, width in widths.items()]
-            yield [tensor(f"{block}.attn_output.weight", dim, widths["q"])]
-            yield [tensor(f"{block}.ffn_norm.weight", dim)]
-            yield [tensor(f"{block}.ffn_{kind}.weight", hidden, dim) for kind in ("gate", "up")]
-            yield [tensor(f"{block}.ffn_down.weight", dim, hidden)]
-            if self.qkv_bias:
-                yield [tensor(f"{block}.attn_{kind}.bias", width) for kind, width in widths.items()]
-
+        tensors = Tensors(file)
         self._ends = [
-            [tensor("output_norm.weight", c.embedding_length)],
-            [tensor("token_embd.weight", c.vocab_size, c.embedding_length)],
+            [tensors.take("output_norm.weight", c.embedding_length)],
+            [tensors.take("token_embd.weight", c.vocab_size, c.embedding_length)],
         ]
-        if "output.weight" in unused:
-            self._ends.append([tensor("output.weight", c.vocab_size, c.embedding_length)])
-        self._frequencies = None
-        if "rope_freqs.weight" in unused:
-            self._frequencies = tensor("rope_freqs.weight", c.rope_dimension_count // 2).dequantize()
-        self._layers = [list(layer(f"blk.{i}")) for i in range(c.block_count)]
-        if unused:
-            raise file.error(f"the tensor {next(iter(unused))} is not supported in the architecture {self.name}")
+        if "output.weight" in tensors:
+            self._ends.append([tensors.take("output.weight", c.vocab_size, c.embedding_length)])
+        self._rope = read_rope(self.metadata, c.head_dim, longrope=self.longrope)
+        self.take_factors(tensors)
+        self._layers = [self._take_layer(tensors, f"blk.{i}") for i in range(c.block_count)]
+        tensors.finish(self.name)
+
+    def _take_layer(self, tensors: Tensors, block: str) -> dict[str, list[GGUFTensor]]:
+        """The tensors of each of a layer's weights."""
+        c, take = self.config, tensors.take
+        dim, hidden, q = c.embedding_length, c.feed_forward_length, c.head_count * c.head_dim
+        layer = {
+            "qkv": self.take_qkv(tensors, block),
+            "attn_output": [take(f"{block}.attn_output.weight", dim, q)],
+            "gate_up": self.take_gate_up(tensors, block),
+            "ffn_down": [take(f"{block}.ffn_down.weight", dim, hidden)],
+        }
+        if self.qkv_bias:
+            layer["qkv_bias"] = [take(f"{block}.attn_{kind}.bias", width) for kind, width in self._widths.items()]
+        norms: dict[str, int] = {}
+        if self.pre_norms:
+            norms |= {"attn": dim, "ffn": dim}
+        if self.post_norms:
+            norms |= {"post_attention": dim, "post_ffw": dim}
+        if self.qk_norm:
+            whole = self.qk_norm == "rows"
+            norms |= {f"attn_{kind}": self._widths[kind] if whole else c.head_dim for kind in ("q", "k")}
+        return layer | {f"{name}_norm": [take(f"{block}.{name}_norm.weight", width)] for name, width in norms.items()}
+
+    @property
+    def _widths(self) -> dict[str, int]:
+        """Elements of a row's queries, keys and values."""
+        c = self.config
+        return {"q": c.head_count * c.head_dim, "k": c.head_count_kv * c.head_dim, "v": c.head_count_kv * c.head_dim}
+
+    # What architectures may do in another way
+
+    def take_factors(self, tensors: Tensors) -> None:
+        """Take the tensors that scale RoPE, if there are any."""
+        if "rope_freqs.weight" in tensors:
+            self._rope = self._rope.divided(take_factors(self.metadata, tensors, "rope_freqs.weight", self._rope))
+
+    def take_qkv(self, tensors: Tensors, block: str) -> list[GGUFTensor]:
+        """The projections to queries, keys and values, in that order."""
+        dim = self.config.embedding_length
+        return [tensors.take(f"{block}.attn_{kind}.weight", width, dim) for kind, width in self._widths.items()]
+
+    def take_gate_up(self, tensors: Tensors, block: str) -> list[GGUFTensor]:
+        """The two projections that open the feed-forward network, the one that is activated first."""
+        dim, hidden = self.config.embedding_length, self.config.feed_forward_length
+        return [tensors.take(f"{block}.ffn_{kind}.weight", hidden, dim) for kind in ("gate", "up")]
+
+    def rope(self, layer: int, context: int) -> Rope | None:
+        """The rotation of a layer's queries and keys at positions < ``context``; layers of a kind have one object."""
+        return self._rope
+
+    def window(self, layer: int) -> int | None:
+        """How many positions, up to its own, a row sees in a layer; all if it is None."""
+        return None
+
+    # What they have in common
 
     @property
     def weight_bytes(self) -> int:
@@ -188,18 +242,29 @@ class Decoder:
         output_norm, embeddings, *output = weights.place(self._ends)
         self._output_norm, self._embeddings = output_norm.tensor(), embeddings.tensor()
         self._output = output[0] if output else embeddings
+        ropes = [self.rope(layer, context) for layer in range(c.block_count)]
+        tables = {kind: _load_table(buffers, kind, context) for kind in dict.fromkeys(ropes) if kind}
         self._blocks = []
-        for layer in self._layers:
-            attn_norm, qkv, attn_output, ffn_norm, gate_up, ffn_down, *bias = weights.place(layer)
-            norms = attn_norm.tensor(), ffn_norm.tensor()
+        for number, (layer, kind) in enumerate(zip(self._layers, ropes, strict=True)):
+            placed = dict(zip(layer, weights.place(list(layer.values())), strict=True))
             self._blocks.append(
-                Block(norms[0], qkv, attn_output, norms[1], gate_up, ffn_down, bias[0] if bias else None)
+                Block(
+                    norms={
+                        name.removesuffix("_norm"): weight.tensor()
+                        for name, weight in placed.items()
+                        if name.endswith("_norm")
+                    },
+                    qkv=placed["qkv"],
+                    qkv_bias=placed.get("qkv_bias"),
+                    attn_output=placed["attn_output"],
+                    gate_up=placed["gate_up"],
+                    ffn_down=placed["ffn_down"],
+                    rope=tables[kind] if kind else None,
+                    window=self.window(number),
+                )
             )
-        table = rope_table(c, context, self._frequencies)
-        self._rope_table = buffers.tensor(*table.shape)
-        buffers.load(self._rope_table.buffer, 0, table.reshape(-1).view(np.uint8))
 
-        q, kv = c.head_count * c.head_dim, c.head_count_kv * c.head_dim
+        q, kv = self._widths["q"], self._widths["k"]
         self._x, self._normed = (buffers.tensor(rows, c.embedding_length) for _ in range(2))
         self._qkv, self._attended = buffers.tensor(rows, q + 2 * kv), buffers.tensor(rows, q)
         self._gate_up = buffers.tensor(rows, 2 * c.feed_forward_length)
@@ -219,41 +284,62 @@ class Decoder:
         q_and_k = _heads(qkv.columns(0, k_end), c.head_dim)
         gate, up = gate_up.columns(0, c.feed_forward_length), gate_up.columns(c.feed_forward_length, gate_up.shape[1])
 
-        embed(rec, self._embeddings, inputs.ids, x, batch=valid)
+        def normed_by(weight: Tensor | None) -> Tensor:
+            """The residual stream, normed if there is a weight for it."""
+            if weight is None:
+                return x
+            rms_norm(rec, x, weight, normed, c.norm_epsilon, batch=valid)
+            return normed
+
+        def add_output(of: Tensor, projection: Weight, norm: Tensor | None) -> None:
+            """Add what a projection makes to the residual stream, normed if there is a weight for it."""
+            if norm is None:
+                projection(rec, of, x, batch=valid, accumulate=True)
+            else:
+                projection(rec, of, normed, batch=valid)
+                rms_norm(rec, normed, norm, normed, c.norm_epsilon, batch=valid)
+                add(rec, x, normed, x)
+
+        if self.embedding_scale == 1:
+            embed(rec, self._embeddings, inputs.ids, x, batch=valid)
+        else:
+            embed(rec, self._embeddings, inputs.ids, x)  # All rows, as all are scaled.
+            scale(rec, x, self.embedding_scale, x)
         for block, (k_pages, v_pages) in zip(self._blocks, cache, strict=True):
-            rms_norm(rec, x, block.attn_norm, normed, c.norm_epsilon, batch=valid)
-            block.qkv(rec, normed, qkv, batch=valid)
+            norms = block.norms
+            block.qkv(rec, normed_by(norms.get("attn")), qkv, batch=valid)
             if block.qkv_bias:
                 block.qkv_bias.add_to(rec, qkv)
-            rope(rec, q_and_k, self._rope_table, batch, interleaved=self.interleaved_rope)
+            for name, part, width in (("attn_q", q, q_end), ("attn_k", k, k_end - q_end)):
+                if name in norms:
+                    what = replace(part, shape=(rows, width)) if self.qk_norm == "rows" else part
+                    rms_norm(rec, what, norms[name], what, c.norm_epsilon, batch=valid)
+            if block.rope:
+                rope(rec, q_and_k, block.rope, batch, interleaved=self.interleaved_rope)
             kv_append(rec, k, v, k_pages, v_pages, batch, sequences)
-            attention(rec, q, k_pages, v_pages, batch, sequences, attended, 1 / math.sqrt(c.head_dim))
-            block.attn_output(rec, attended, x, batch=valid, accumulate=True)
+            pools = k_pages, v_pages
+            attention(rec, q, *pools, batch, sequences, attended, self.attention_scale, window=block.window)
+            add_output(attended, block.attn_output, norms.get("post_attention"))
 
-            rms_norm(rec, x, block.ffn_norm, normed, c.norm_epsilon, batch=valid)
-            block.gate_up(rec, normed, gate_up, batch=valid)
-            silu_mul(rec, gate, up, gate, batch=valid)
-            block.ffn_down(rec, gate, x, batch=valid, accumulate=True)
+            block.gate_up(rec, normed_by(norms.get("ffn")), gate_up, batch=valid)
+            self.gate(rec, gate, up, gate, batch=valid)
+            add_output(gate, block.ffn_down, norms.get("post_ffw"))
 
     def head(self, rec: Recorder, row: Tensor, logits: Tensor) -> None:
         """Record the logits, f32 [vocab_size], of one of the body's rows; ``row``, I32 [1], holds its index."""
         embed(rec, self._x, row, self._last)
         rms_norm(rec, self._last, self._output_norm, self._last, self.config.norm_epsilon)
+        if self.logit_scale != 1:
+            scale(rec, self._last, self.logit_scale, self._last)
         self._output(rec, self._last, logits.reshape(1, self.config.vocab_size), batch=None)
 
 
-def rope_table(config: DecoderConfig, positions: int, factors: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """(cos, sin) of every position and pair, f32 [positions, rope_dimension_count / 2, 2], computed in float64.
-
-    The angle of pair i at a position is position * base^(-2i / rope_dimension_count), divided by the linear scaling
-    factor and by ``factors[i]`` (the tensor ``rope_freqs`` of Llama 3.1 and later, which stretches low frequencies).
-    """
-    pairs = np.arange(config.rope_dimension_count // 2, dtype=np.float64)
-    frequencies = config.rope_freq_base ** (-2 * pairs / config.rope_dimension_count) / config.rope_scaling_factor
-    if factors is not None:
-        frequencies = frequencies / factors
-    angles = np.arange(positions)[:, None] * frequencies
-    return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
+def _load_table(buffers: BufferGroup, kind: Rope, positions: int) -> Tensor:
+    """A rotation's table on the device."""
+    table = kind.table(positions)
+    loaded = buffers.tensor(*table.shape)
+    buffers.load(loaded.buffer, 0, table.reshape(-1).view(np.uint8))
+    return loaded
 
 
 def _heads(x: Tensor, head_dim: int) -> Tensor:

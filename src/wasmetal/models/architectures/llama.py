@@ -1,6 +1,7 @@
 """The architecture ``llama``: Llama 1 to 3, SmolLM2, Mistral and models built like them.
 
-H. Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023.
+H. Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023. The first Mistral attends in a sliding
+window (A. Q. Jiang et al., "Mistral 7B", 2023), if the metadata has it.
 """
 
 from __future__ import annotations
@@ -12,4 +13,9 @@ class Llama(Decoder):
     """The decoder without changes."""
 
     name = "llama"
+    reads = frozenset({"attention.sliding_window"})
     interleaved_rope = True  # GGUF files reorder the rows of q and k so that pairs are adjacent.
+
+    def window(self, layer: int) -> int | None:
+        """The same for all layers."""
+        return self.metadata.count("attention.sliding_window", 0, least=0) or None

@@ -185,10 +185,10 @@ typedef struct wm_tensor {
  *   t[3] [batch] r   I32 [1 + T, 2] */
 #define WM_OP_EMBED 3
 
-/* rms_norm: out = x / sqrt(mean(x^2) + eps) * weight, row by row
- *   t[0] x        r   F32 [T, K]
+/* rms_norm: out = x / sqrt(mean(x^2) + eps) * weight along the last dimension
+ *   t[0] x        r   F32 [T, K], or [T, heads, K]
  *   t[1] weight   r   F32 [K]
- *   t[2] out      w   F32 [T, K]
+ *   t[2] out      w   F32, of x's shape
  *   t[3] [batch]  r   I32 [1 + T, 2]
  *   attributes[0].f32, eps: added to the mean square */
 #define WM_OP_RMS_NORM 4

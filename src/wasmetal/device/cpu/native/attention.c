@@ -1,5 +1,6 @@
 // Rotary position embedding, the paged KV cache, and attention over it.
 #include <math.h>
+#include <stdbool.h>
 
 #include "kernel.h"
 
@@ -107,7 +108,7 @@ static void weigh(Row *row, float *scores, uint32_t seen, uint32_t head_dim)
     row->peak = highest;
 }
 
-static void finish(const Row *row, uint32_t seen, uint32_t head_dim, float *out)
+static void finish(const Row *row, bool seen, uint32_t head_dim, float *out)
 {
     const float factor = seen ? 1.0f / row->total : 0.0f;
     for (uint32_t i = 0; i < head_dim / LANES; ++i)

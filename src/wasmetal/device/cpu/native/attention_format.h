@@ -20,11 +20,12 @@ static void OF(kv_append)(const Call *call, uint64_t begin, uint64_t end)
     }
 }
 
+// Of the run's positions, the row sees past .. seen.
 static void OF(add_values)(const struct attention_params *p, Row *row, const TYPE *values, const size_t where[RUN],
-                           const float *weights, uint32_t seen)
+                           const float *weights, uint32_t past, uint32_t seen)
 {
     const uint32_t vectors = p->head_dim / LANES, even = vectors * LANES;
-    for (uint32_t j = 0; j < seen; ++j) {
+    for (uint32_t j = past; j < seen; ++j) {
         const TYPE *v = values + where[j];
         for (uint32_t i = 0; i < vectors; ++i)
             row->sums[i] += weights[j] * LOAD(v + LANES * i);
@@ -50,12 +51,14 @@ static void OF(attend_one)(const struct attention_params *p, Row *row, const flo
         scores[j] = score * p->scale;
     }
     weigh(row, scores, seen, p->head_dim);
-    OF(add_values)(p, row, values, where, scores, seen);
+    OF(add_values)(p, row, values, where, scores, 0, seen);
 }
 
-// Add a run of positions to several rows: scores of LANES keys at a time, which are transposed once for all rows.
+// Add a run of positions to several rows: scores of LANES keys at a time, which are transposed once for all rows. Of the
+// run's positions, row r sees past[r] .. seen[r].
 static void OF(attend_many)(const struct attention_params *p, Row *rows, const float *const q[TALL], uint32_t count,
-                            const TYPE *keys, const TYPE *values, const size_t where[RUN], const uint32_t seen[TALL])
+                            const TYPE *keys, const TYPE *values, const size_t where[RUN], const uint32_t past[TALL],
+                            const uint32_t seen[TALL])
 {
     float transposed[MAX_HEAD * RUN] __attribute__((aligned(64)));
     uint32_t most = 0;
@@ -67,7 +70,7 @@ static void OF(attend_many)(const struct attention_params *p, Row *rows, const f
             transposed[i * RUN + j] = (float)k[i];
     }
     for (uint32_t r = 0; r < count; ++r) {
-        if (!seen[r])
+        if (past[r] >= seen[r])
             continue;
         Floats products[RUN / LANES] = {0};
         for (uint32_t i = 0; i < p->head_dim; ++i)
@@ -76,8 +79,10 @@ static void OF(attend_many)(const struct attention_params *p, Row *rows, const f
         float scores[RUN] __attribute__((aligned(64)));
         for (uint32_t j = 0; j < RUN / LANES; ++j)
             store(scores + LANES * j, products[j] * p->scale);
+        for (uint32_t j = 0; j < past[r]; ++j)
+            scores[j] = -INFINITY;
         weigh(&rows[r], scores, seen[r], p->head_dim);
-        OF(add_values)(p, &rows[r], values, where, scores, seen[r]);
+        OF(add_values)(p, &rows[r], values, where, scores, past[r], seen[r]);
     }
 }
 
@@ -92,30 +97,36 @@ static void OF(attend)(const Call *call, uint32_t first, uint32_t count, uint32_
     const size_t pitch = (size_t)p->kv_heads * p->head_dim;
     Row rows[TALL];
     const float *q[TALL];
-    uint32_t seen[TALL], most = 0;
+    uint32_t begin[TALL], seen[TALL], least = UINT32_MAX, most = 0; // the rows see begin .. seen, all least .. most
     for (uint32_t r = 0; r < count; ++r) {
         const uint32_t position = ROW_POSITION(p, call->buffers[3], first + r);
         seen[r] = position < sequence.length ? position + 1 : sequence.length;
-        most = seen[r] > most ? seen[r] : most;
+        begin[r] = p->window && position >= p->window ? position - p->window + 1 : 0;
+        if (begin[r] < seen[r]) {
+            least = min_u32(least, begin[r]);
+            most = seen[r] > most ? seen[r] : most;
+        }
         q[r] = (const float *)call->buffers[0] + p->q_offset + (size_t)(first + r) * p->q_stride +
                (size_t)head * p->head_dim;
         memset(&rows[r], 0, sizeof rows[r]);
         rows[r].peak = -INFINITY;
     }
-    for (uint32_t from = 0; from < most; from += RUN) {
+    for (uint32_t from = least; from < most; from += RUN) {
         size_t where[RUN];
-        uint32_t now[TALL];
+        uint32_t past[TALL], now[TALL];
         for (uint32_t j = 0; j < min_u32(RUN, most - from); ++j)
             where[j] = slot(&sequence, from + j) * pitch;
-        for (uint32_t r = 0; r < count; ++r)
-            now[r] = seen[r] > from ? min_u32(seen[r] - from, RUN) : 0;
+        for (uint32_t r = 0; r < count; ++r) {
+            past[r] = begin[r] > from ? min_u32(begin[r] - from, RUN) : 0;
+            now[r] = begin[r] < seen[r] && seen[r] > from ? min_u32(seen[r] - from, RUN) : 0;
+        }
         if (count == 1)
             OF(attend_one)(p, rows, q[0], keys, values, where, now[0]);
         else
-            OF(attend_many)(p, rows, q, count, keys, values, where, now);
+            OF(attend_many)(p, rows, q, count, keys, values, where, past, now);
     }
     for (uint32_t r = 0; r < count; ++r)
-        finish(&rows[r], seen[r], p->head_dim,
+        finish(&rows[r], begin[r] < seen[r], p->head_dim,
                (float *)call->buffers[5] + p->out_offset + (size_t)(first + r) * p->out_stride +
                    (size_t)head * p->head_dim);
 }

@@ -48,20 +48,30 @@ INLINE Floats silu(Floats x) { return x / (1.0f + exponential(-x)); }
 ELEMENTWISE(silu_mul, VALID_ROWS(p, call->buffers[3]), ROW(gate, 0) ROW(up, 1) ROW(out, 2),
             store(out + i, silu(load(gate + i)) * load(up + i)), out[i] = silu((Floats)gate[i]).s0 * up[i])
 
+// x (1 + tanh(y)) / 2 = x / (1 + e^-2y), with y = sqrt(2 / pi) (x + 0.044715 x^3)
+INLINE Floats gelu(Floats x) { return x / (1.0f + exponential(-1.5957691216f * x * (1.0f + 0.044715f * x * x))); }
+
+ELEMENTWISE(gelu_mul, VALID_ROWS(p, call->buffers[3]), ROW(gate, 0) ROW(up, 1) ROW(out, 2),
+            store(out + i, gelu(load(gate + i)) * load(up + i)), out[i] = gelu((Floats)gate[i]).s0 * up[i])
+
 // ---- Reductions
 
+// A unit is a head of a row.
 static uint64_t rms_norm_units(const Call *call)
 {
     const struct rms_norm_params *p = call->params;
-    return VALID_ROWS(p, call->buffers[3]);
+    return (uint64_t)VALID_ROWS(p, call->buffers[3]) * p->heads;
 }
 
 static void rms_norm(const Call *call, uint64_t begin, uint64_t end)
 {
     const struct rms_norm_params *p = call->params;
     const float *weight = row_of(call->buffers[1], p->weight_offset, 0, 0);
-    for (uint32_t row = (uint32_t)begin; row < end; ++row) {
+    for (uint64_t unit = begin; unit < end; ++unit) {
+        const uint32_t row = (uint32_t)(unit / p->heads);
         ROW(x, 0) ROW(out, 2)
+        x += unit % p->heads * p->columns;
+        out += unit % p->heads * p->columns;
         Floats squares = 0;
         uint32_t i = 0;
         for (; i + LANES <= p->columns; i += LANES)
@@ -128,6 +138,7 @@ const Kernel ROW_KERNELS[] = {
     {"add", add_units, add, 4},
     {"scale", scale_units, scale, 4},
     {"silu_mul", silu_mul_units, silu_mul, 2},
+    {"gelu_mul", gelu_mul_units, gelu_mul, 2},
     {"rms_norm", rms_norm_units, rms_norm, 16},
     {"softmax", softmax_units, softmax, 1},
     {"argmax", argmax_units, argmax, 1},

@@ -23,6 +23,7 @@ struct AttentionParams_0
     uint sequence_count_0;
     uint table_length_0;
     float scale_0;
+    uint window_0;
 };
 
 __device__ uint group_number_0(uint3  group_0)
@@ -251,318 +252,350 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
         begin_2 = _S63;
         j_0 = _S57.length_0;
     }
-    uint _S64 = p_0->head_dim_0;
-    uint _S65 = p_0->head_dim_0 / 4U;
-    bool _S66 = thread_2 < _S65;
-    uint _S67 = __ballot_sync(begin_2, _S66);
-    if(_S66)
+    uint _S64 = p_0->window_0;
+    bool _S65 = (p_0->window_0) != 0U;
+    uint _S66 = __ballot_sync(begin_2, _S65);
+    bool _S67;
+    if(_S65)
     {
-        uint _S68 = p_0->q_offset_0 + _S44 * p_0->q_stride_0 + _S47 * _S64 + 4U * thread_2;
-        float _S69 = p_0->scale_0;
-        float _S70 = __ldg((&(q_0)[_S68]));
-        float _S71 = __ldg((&(q_0)[_S68 + 1U]));
-        float _S72 = __ldg((&(q_0)[_S68 + 2U]));
-        float _S73 = __ldg((&(q_0)[_S68 + 3U]));
-        (*&query_0)[thread_2] = make_float4 (_S69) * make_float4 (_S70, _S71, _S72, _S73);
+        bool _S68 = _S58 >= _S64;
+        uint _S69 = __ballot_sync(begin_2, true);
+        _S67 = _S68;
+        begin_2 = _S69;
+    }
+    else
+    {
+        uint _S70 = __ballot_sync(begin_2, true);
+        _S67 = false;
+        begin_2 = _S70;
+    }
+    uint _S71 = __ballot_sync(begin_2, _S67);
+    uint _S72;
+    if(_S67)
+    {
+        uint _S73 = _S58 - _S64 + 1U;
         uint _S74 = __ballot_sync(begin_2, true);
         begin_2 = _S74;
+        _S72 = _S73;
     }
     else
     {
         uint _S75 = __ballot_sync(begin_2, true);
         begin_2 = _S75;
+        _S72 = 0U;
+    }
+    uint _S76 = p_0->head_dim_0;
+    uint _S77 = p_0->head_dim_0 / 4U;
+    bool _S78 = thread_2 < _S77;
+    uint _S79 = __ballot_sync(begin_2, _S78);
+    if(_S78)
+    {
+        uint _S80 = p_0->q_offset_0 + _S44 * p_0->q_stride_0 + _S47 * _S76 + 4U * thread_2;
+        float _S81 = p_0->scale_0;
+        float _S82 = __ldg((&(q_0)[_S80]));
+        float _S83 = __ldg((&(q_0)[_S80 + 1U]));
+        float _S84 = __ldg((&(q_0)[_S80 + 2U]));
+        float _S85 = __ldg((&(q_0)[_S80 + 3U]));
+        (*&query_0)[thread_2] = make_float4 (_S81) * make_float4 (_S82, _S83, _S84, _S85);
+        uint _S86 = __ballot_sync(begin_2, true);
+        begin_2 = _S86;
+    }
+    else
+    {
+        uint _S87 = __ballot_sync(begin_2, true);
+        begin_2 = _S87;
     }
     __syncthreads();
-    uint _S76 = 128U / _S65;
-    uint _S77 = thread_2 / _S65;
-    uint _S78 = thread_2 % _S65;
-    int4  _S79 = make_int4 (int(0));
-    float4  _S80 = make_float4 ((float)_S79.x, (float)_S79.y, (float)_S79.z, (float)_S79.w);
-    uint _S81 = begin_2;
-    begin_2 = 0U;
-    uint i_0 = _S81;
+    uint _S88 = 128U / _S77;
+    uint _S89 = thread_2 / _S77;
+    uint _S90 = thread_2 % _S77;
+    int4  _S91 = make_int4 (int(0));
+    float4  _S92 = make_float4 ((float)_S91.x, (float)_S91.y, (float)_S91.z, (float)_S91.w);
+    uint _S93 = begin_2;
+    begin_2 = _S72;
+    uint i_0 = _S93;
     float peak_0 = -3.4028234663852886e+38f;
     float total_0 = 0.0f;
-    float4  sum_1 = _S80;
+    float4  sum_1 = _S92;
     for(;;)
     {
-        uint _S82 = 0U;
-        bool _S83 = begin_2 < j_0;
-        uint _S84 = __ballot_sync(i_0, _S83);
-        if(_S83)
+        uint _S94 = 0U;
+        bool _S95 = begin_2 < j_0;
+        uint _S96 = __ballot_sync(i_0, _S95);
+        if(_S95)
         {
-            uint _S85 = __ballot_sync(i_0, true);
-            _S82 = _S85;
+            uint _S97 = __ballot_sync(i_0, true);
+            _S94 = _S97;
         }
         else
         {
             break;
         }
-        uint _S86 = (U32_min((j_0 - begin_2), (128U)));
-        bool _S87 = thread_2 < _S86;
-        uint _S88 = __ballot_sync(_S82, _S87);
+        uint _S98 = (U32_min((j_0 - begin_2), (128U)));
+        bool _S99 = thread_2 < _S98;
+        uint _S100 = __ballot_sync(_S94, _S99);
         uint i_1;
-        uint _S89;
+        uint _S101;
         uint i_2;
-        uint _S90;
+        uint _S102;
         float score_0;
         float4  sum_2;
-        if(_S87)
+        if(_S99)
         {
-            uint _S91 = begin_2 + thread_2;
-            SequenceTable_0 _S92 = _S57;
-            uint _S93 = SequenceTable_slot_0(&_S92, sequences_2, _S91);
-            uint _S94 = (_S93 * _S53 + _S55) * _S65;
-            (*&slots_0)[thread_2] = _S94;
+            uint _S103 = begin_2 + thread_2;
+            SequenceTable_0 _S104 = _S57;
+            uint _S105 = SequenceTable_slot_0(&_S104, sequences_2, _S103);
+            uint _S106 = (_S105 * _S53 + _S55) * _S77;
+            (*&slots_0)[thread_2] = _S106;
             i_1 = 0U;
-            _S89 = _S88;
-            sum_0 = _S80;
+            _S101 = _S100;
+            sum_0 = _S92;
             for(;;)
             {
-                uint _S95 = 0U;
-                uint _S96 = i_1 + 8U;
-                bool _S97 = _S96 <= _S65;
-                uint _S98 = __ballot_sync(_S89, _S97);
-                if(_S97)
+                uint _S107 = 0U;
+                uint _S108 = i_1 + 8U;
+                bool _S109 = _S108 <= _S77;
+                uint _S110 = __ballot_sync(_S101, _S109);
+                if(_S109)
                 {
-                    uint _S99 = __ballot_sync(_S89, true);
-                    _S95 = _S99;
+                    uint _S111 = __ballot_sync(_S101, true);
+                    _S107 = _S111;
                 }
                 else
                 {
-                    uint _S100 = __ballot_sync(_S89, false);
-                    uint _S101 = __ballot_sync(_S89, false);
-                    uint _S102 = __ballot_sync(_S88, true);
-                    _S40 = _S102;
+                    uint _S112 = __ballot_sync(_S101, false);
+                    uint _S113 = __ballot_sync(_S101, false);
+                    uint _S114 = __ballot_sync(_S100, true);
+                    _S40 = _S114;
                     break;
                 }
-                float4  _S103 = (*&query_0)[i_1];
-                uint _S104 = p_0->k_pages_offset_0 + _S94 + i_1;
-                uint2  _S105 = __ldg((&(k_pages_0)[_S104]));
-                float4  products_0 = sum_0 + _S103 * Float16_expand_0(_S105);
-                float4  _S106 = (*&query_0)[i_1 + 1U];
-                uint2  _S107 = __ldg((&(k_pages_0)[_S104 + 1U]));
-                float4  products_1 = products_0 + _S106 * Float16_expand_0(_S107);
-                float4  _S108 = (*&query_0)[i_1 + 2U];
-                uint2  _S109 = __ldg((&(k_pages_0)[_S104 + 2U]));
-                float4  products_2 = products_1 + _S108 * Float16_expand_0(_S109);
-                float4  _S110 = (*&query_0)[i_1 + 3U];
-                uint2  _S111 = __ldg((&(k_pages_0)[_S104 + 3U]));
-                float4  products_3 = products_2 + _S110 * Float16_expand_0(_S111);
-                float4  _S112 = (*&query_0)[i_1 + 4U];
-                uint2  _S113 = __ldg((&(k_pages_0)[_S104 + 4U]));
-                float4  products_4 = products_3 + _S112 * Float16_expand_0(_S113);
-                float4  _S114 = (*&query_0)[i_1 + 5U];
-                uint2  _S115 = __ldg((&(k_pages_0)[_S104 + 5U]));
-                float4  products_5 = products_4 + _S114 * Float16_expand_0(_S115);
-                float4  _S116 = (*&query_0)[i_1 + 6U];
-                uint2  _S117 = __ldg((&(k_pages_0)[_S104 + 6U]));
-                float4  products_6 = products_5 + _S116 * Float16_expand_0(_S117);
-                float4  _S118 = (*&query_0)[i_1 + 7U];
-                uint2  _S119 = __ldg((&(k_pages_0)[_S104 + 7U]));
-                float4  products_7 = products_6 + _S118 * Float16_expand_0(_S119);
-                uint _S120 = __ballot_sync(_S95, false);
-                uint _S121 = __ballot_sync(_S95, false);
-                uint _S122 = __ballot_sync(_S95, true);
-                uint _S123 = __ballot_sync(_S89, true);
-                i_1 = _S96;
-                _S89 = _S123;
+                float4  _S115 = (*&query_0)[i_1];
+                uint _S116 = p_0->k_pages_offset_0 + _S106 + i_1;
+                uint2  _S117 = __ldg((&(k_pages_0)[_S116]));
+                float4  products_0 = sum_0 + _S115 * Float16_expand_0(_S117);
+                float4  _S118 = (*&query_0)[i_1 + 1U];
+                uint2  _S119 = __ldg((&(k_pages_0)[_S116 + 1U]));
+                float4  products_1 = products_0 + _S118 * Float16_expand_0(_S119);
+                float4  _S120 = (*&query_0)[i_1 + 2U];
+                uint2  _S121 = __ldg((&(k_pages_0)[_S116 + 2U]));
+                float4  products_2 = products_1 + _S120 * Float16_expand_0(_S121);
+                float4  _S122 = (*&query_0)[i_1 + 3U];
+                uint2  _S123 = __ldg((&(k_pages_0)[_S116 + 3U]));
+                float4  products_3 = products_2 + _S122 * Float16_expand_0(_S123);
+                float4  _S124 = (*&query_0)[i_1 + 4U];
+                uint2  _S125 = __ldg((&(k_pages_0)[_S116 + 4U]));
+                float4  products_4 = products_3 + _S124 * Float16_expand_0(_S125);
+                float4  _S126 = (*&query_0)[i_1 + 5U];
+                uint2  _S127 = __ldg((&(k_pages_0)[_S116 + 5U]));
+                float4  products_5 = products_4 + _S126 * Float16_expand_0(_S127);
+                float4  _S128 = (*&query_0)[i_1 + 6U];
+                uint2  _S129 = __ldg((&(k_pages_0)[_S116 + 6U]));
+                float4  products_6 = products_5 + _S128 * Float16_expand_0(_S129);
+                float4  _S130 = (*&query_0)[i_1 + 7U];
+                uint2  _S131 = __ldg((&(k_pages_0)[_S116 + 7U]));
+                float4  products_7 = products_6 + _S130 * Float16_expand_0(_S131);
+                uint _S132 = __ballot_sync(_S107, false);
+                uint _S133 = __ballot_sync(_S107, false);
+                uint _S134 = __ballot_sync(_S107, true);
+                uint _S135 = __ballot_sync(_S101, true);
+                i_1 = _S108;
+                _S101 = _S135;
                 sum_0 = products_7;
             }
             i_2 = i_1;
-            _S90 = _S40;
+            _S102 = _S40;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S124 = i_2 < _S65;
-                uint _S125 = __ballot_sync(_S90, _S124);
-                if(_S124)
+                bool _S136 = i_2 < _S77;
+                uint _S137 = __ballot_sync(_S102, _S136);
+                if(_S136)
                 {
-                    uint _S126 = __ballot_sync(_S90, true);
+                    uint _S138 = __ballot_sync(_S102, true);
                 }
                 else
                 {
-                    uint _S127 = __ballot_sync(_S90, false);
-                    uint _S128 = __ballot_sync(_S90, false);
-                    uint _S129 = __ballot_sync(_S40, true);
+                    uint _S139 = __ballot_sync(_S102, false);
+                    uint _S140 = __ballot_sync(_S102, false);
+                    uint _S141 = __ballot_sync(_S40, true);
                     break;
                 }
-                float4  _S130 = (*&query_0)[i_2];
-                uint2  _S131 = __ldg((&(k_pages_0)[p_0->k_pages_offset_0 + _S94 + i_2]));
-                float4  products_8 = sum_2 + _S130 * Float16_expand_0(_S131);
-                uint _S132 = __ballot_sync(_S90, true);
+                float4  _S142 = (*&query_0)[i_2];
+                uint2  _S143 = __ldg((&(k_pages_0)[p_0->k_pages_offset_0 + _S106 + i_2]));
+                float4  products_8 = sum_2 + _S142 * Float16_expand_0(_S143);
+                uint _S144 = __ballot_sync(_S102, true);
                 i_2 = i_2 + 1U;
-                _S90 = _S132;
+                _S102 = _S144;
                 sum_2 = products_8;
             }
-            float _S133 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
-            uint _S134 = __ballot_sync(_S82, true);
-            score_0 = _S133;
-            i_1 = _S134;
+            float _S145 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
+            uint _S146 = __ballot_sync(_S94, true);
+            score_0 = _S145;
+            i_1 = _S146;
         }
         else
         {
-            uint _S135 = __ballot_sync(_S82, true);
+            uint _S147 = __ballot_sync(_S94, true);
             score_0 = -3.4028234663852886e+38f;
-            i_1 = _S135;
+            i_1 = _S147;
         }
-        float _S136 = group_max_0(score_0, thread_2, i_1);
-        float _S137 = (F32_max((peak_0), (_S136)));
-        uint _S138 = __ballot_sync(i_1, _S87);
-        float _S139;
-        if(_S87)
+        float _S148 = group_max_0(score_0, thread_2, i_1);
+        float _S149 = (F32_max((peak_0), (_S148)));
+        uint _S150 = __ballot_sync(i_1, _S99);
+        float _S151;
+        if(_S99)
         {
-            float _S140 = (F32_exp((score_0 - _S137)));
-            uint _S141 = __ballot_sync(i_1, true);
-            _S139 = _S140;
-            _S89 = _S141;
+            float _S152 = (F32_exp((score_0 - _S149)));
+            uint _S153 = __ballot_sync(i_1, true);
+            _S151 = _S152;
+            _S101 = _S153;
         }
         else
         {
-            uint _S142 = __ballot_sync(i_1, true);
-            _S139 = 0.0f;
-            _S89 = _S142;
+            uint _S154 = __ballot_sync(i_1, true);
+            _S151 = 0.0f;
+            _S101 = _S154;
         }
-        (*&weights_0)[thread_2] = _S139;
-        float _S143 = (F32_exp((peak_0 - _S137)));
-        float _S144 = total_0 * _S143;
-        float _S145 = group_sum_0(_S139, thread_2, _S89);
-        float _S146 = _S144 + _S145;
-        float4  sum_3 = sum_1 * make_float4 (_S143);
-        bool _S147 = _S77 < _S76;
-        uint _S148 = __ballot_sync(_S89, _S147);
-        if(_S147)
+        (*&weights_0)[thread_2] = _S151;
+        float _S155 = (F32_exp((peak_0 - _S149)));
+        float _S156 = total_0 * _S155;
+        float _S157 = group_sum_0(_S151, thread_2, _S101);
+        float _S158 = _S156 + _S157;
+        float4  sum_3 = sum_1 * make_float4 (_S155);
+        bool _S159 = _S89 < _S88;
+        uint _S160 = __ballot_sync(_S101, _S159);
+        if(_S159)
         {
-            i_2 = _S77;
-            _S90 = _S148;
+            i_2 = _S89;
+            _S102 = _S160;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S149 = 0U;
-                uint _S150 = i_2 + 7U * _S76;
-                bool _S151 = _S150 < _S86;
-                uint _S152 = __ballot_sync(_S90, _S151);
-                if(_S151)
+                uint _S161 = 0U;
+                uint _S162 = i_2 + 7U * _S88;
+                bool _S163 = _S162 < _S98;
+                uint _S164 = __ballot_sync(_S102, _S163);
+                if(_S163)
                 {
-                    uint _S153 = __ballot_sync(_S90, true);
-                    _S149 = _S153;
+                    uint _S165 = __ballot_sync(_S102, true);
+                    _S161 = _S165;
                 }
                 else
                 {
-                    uint _S154 = __ballot_sync(_S90, false);
-                    uint _S155 = __ballot_sync(_S90, false);
-                    uint _S156 = __ballot_sync(_S148, true);
-                    _S41 = _S156;
+                    uint _S166 = __ballot_sync(_S102, false);
+                    uint _S167 = __ballot_sync(_S102, false);
+                    uint _S168 = __ballot_sync(_S160, true);
+                    _S41 = _S168;
                     break;
                 }
-                float _S157 = (*&weights_0)[i_2];
-                uint _S158 = p_0->v_pages_offset_0;
-                uint2  _S159 = __ldg((&(v_pages_0)[p_0->v_pages_offset_0 + (*&slots_0)[i_2] + _S78]));
-                float4  sum_4 = sum_0 + make_float4 (_S157) * Float16_expand_0(_S159);
-                uint _S160 = i_2 + _S76;
-                float _S161 = (*&weights_0)[_S160];
-                uint2  _S162 = __ldg((&(v_pages_0)[_S158 + (*&slots_0)[_S160] + _S78]));
-                float4  sum_5 = sum_4 + make_float4 (_S161) * Float16_expand_0(_S162);
-                uint _S163 = i_2 + 2U * _S76;
-                float _S164 = (*&weights_0)[_S163];
-                uint2  _S165 = __ldg((&(v_pages_0)[_S158 + (*&slots_0)[_S163] + _S78]));
-                float4  sum_6 = sum_5 + make_float4 (_S164) * Float16_expand_0(_S165);
-                uint _S166 = i_2 + 3U * _S76;
-                float _S167 = (*&weights_0)[_S166];
-                uint2  _S168 = __ldg((&(v_pages_0)[_S158 + (*&slots_0)[_S166] + _S78]));
-                float4  sum_7 = sum_6 + make_float4 (_S167) * Float16_expand_0(_S168);
-                uint _S169 = i_2 + 4U * _S76;
-                float _S170 = (*&weights_0)[_S169];
-                uint2  _S171 = __ldg((&(v_pages_0)[_S158 + (*&slots_0)[_S169] + _S78]));
-                float4  sum_8 = sum_7 + make_float4 (_S170) * Float16_expand_0(_S171);
-                uint _S172 = i_2 + 5U * _S76;
+                float _S169 = (*&weights_0)[i_2];
+                uint _S170 = p_0->v_pages_offset_0;
+                uint2  _S171 = __ldg((&(v_pages_0)[p_0->v_pages_offset_0 + (*&slots_0)[i_2] + _S90]));
+                float4  sum_4 = sum_0 + make_float4 (_S169) * Float16_expand_0(_S171);
+                uint _S172 = i_2 + _S88;
                 float _S173 = (*&weights_0)[_S172];
-                uint2  _S174 = __ldg((&(v_pages_0)[_S158 + (*&slots_0)[_S172] + _S78]));
-                float4  sum_9 = sum_8 + make_float4 (_S173) * Float16_expand_0(_S174);
-                uint _S175 = i_2 + 6U * _S76;
+                uint2  _S174 = __ldg((&(v_pages_0)[_S170 + (*&slots_0)[_S172] + _S90]));
+                float4  sum_5 = sum_4 + make_float4 (_S173) * Float16_expand_0(_S174);
+                uint _S175 = i_2 + 2U * _S88;
                 float _S176 = (*&weights_0)[_S175];
-                uint2  _S177 = __ldg((&(v_pages_0)[_S158 + (*&slots_0)[_S175] + _S78]));
-                float4  sum_10 = sum_9 + make_float4 (_S176) * Float16_expand_0(_S177);
-                float _S178 = (*&weights_0)[_S150];
-                uint2  _S179 = __ldg((&(v_pages_0)[_S158 + (*&slots_0)[_S150] + _S78]));
-                float4  sum_11 = sum_10 + make_float4 (_S178) * Float16_expand_0(_S179);
-                uint _S180 = __ballot_sync(_S149, false);
-                uint _S181 = __ballot_sync(_S149, false);
-                uint _S182 = __ballot_sync(_S149, true);
-                uint _S183 = __ballot_sync(_S90, true);
-                i_2 = i_2 + 8U * _S76;
-                _S90 = _S183;
+                uint2  _S177 = __ldg((&(v_pages_0)[_S170 + (*&slots_0)[_S175] + _S90]));
+                float4  sum_6 = sum_5 + make_float4 (_S176) * Float16_expand_0(_S177);
+                uint _S178 = i_2 + 3U * _S88;
+                float _S179 = (*&weights_0)[_S178];
+                uint2  _S180 = __ldg((&(v_pages_0)[_S170 + (*&slots_0)[_S178] + _S90]));
+                float4  sum_7 = sum_6 + make_float4 (_S179) * Float16_expand_0(_S180);
+                uint _S181 = i_2 + 4U * _S88;
+                float _S182 = (*&weights_0)[_S181];
+                uint2  _S183 = __ldg((&(v_pages_0)[_S170 + (*&slots_0)[_S181] + _S90]));
+                float4  sum_8 = sum_7 + make_float4 (_S182) * Float16_expand_0(_S183);
+                uint _S184 = i_2 + 5U * _S88;
+                float _S185 = (*&weights_0)[_S184];
+                uint2  _S186 = __ldg((&(v_pages_0)[_S170 + (*&slots_0)[_S184] + _S90]));
+                float4  sum_9 = sum_8 + make_float4 (_S185) * Float16_expand_0(_S186);
+                uint _S187 = i_2 + 6U * _S88;
+                float _S188 = (*&weights_0)[_S187];
+                uint2  _S189 = __ldg((&(v_pages_0)[_S170 + (*&slots_0)[_S187] + _S90]));
+                float4  sum_10 = sum_9 + make_float4 (_S188) * Float16_expand_0(_S189);
+                float _S190 = (*&weights_0)[_S162];
+                uint2  _S191 = __ldg((&(v_pages_0)[_S170 + (*&slots_0)[_S162] + _S90]));
+                float4  sum_11 = sum_10 + make_float4 (_S190) * Float16_expand_0(_S191);
+                uint _S192 = __ballot_sync(_S161, false);
+                uint _S193 = __ballot_sync(_S161, false);
+                uint _S194 = __ballot_sync(_S161, true);
+                uint _S195 = __ballot_sync(_S102, true);
+                i_2 = i_2 + 8U * _S88;
+                _S102 = _S195;
                 sum_0 = sum_11;
             }
             uint i_3 = i_2;
-            uint _S184 = _S41;
+            uint _S196 = _S41;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S185 = i_3 < _S86;
-                uint _S186 = __ballot_sync(_S184, _S185);
-                if(_S185)
+                bool _S197 = i_3 < _S98;
+                uint _S198 = __ballot_sync(_S196, _S197);
+                if(_S197)
                 {
-                    uint _S187 = __ballot_sync(_S184, true);
+                    uint _S199 = __ballot_sync(_S196, true);
                 }
                 else
                 {
-                    uint _S188 = __ballot_sync(_S184, false);
-                    uint _S189 = __ballot_sync(_S184, false);
-                    uint _S190 = __ballot_sync(_S41, true);
+                    uint _S200 = __ballot_sync(_S196, false);
+                    uint _S201 = __ballot_sync(_S196, false);
+                    uint _S202 = __ballot_sync(_S41, true);
                     break;
                 }
-                float _S191 = (*&weights_0)[i_3];
-                uint2  _S192 = __ldg((&(v_pages_0)[p_0->v_pages_offset_0 + (*&slots_0)[i_3] + _S78]));
-                float4  sum_12 = sum_2 + make_float4 (_S191) * Float16_expand_0(_S192);
-                uint _S193 = __ballot_sync(_S184, true);
-                i_3 = i_3 + _S76;
-                _S184 = _S193;
+                float _S203 = (*&weights_0)[i_3];
+                uint2  _S204 = __ldg((&(v_pages_0)[p_0->v_pages_offset_0 + (*&slots_0)[i_3] + _S90]));
+                float4  sum_12 = sum_2 + make_float4 (_S203) * Float16_expand_0(_S204);
+                uint _S205 = __ballot_sync(_S196, true);
+                i_3 = i_3 + _S88;
+                _S196 = _S205;
                 sum_2 = sum_12;
             }
-            uint _S194 = __ballot_sync(_S89, true);
+            uint _S206 = __ballot_sync(_S101, true);
             sum_1 = sum_2;
         }
         else
         {
-            uint _S195 = __ballot_sync(_S89, true);
+            uint _S207 = __ballot_sync(_S101, true);
             sum_1 = sum_3;
         }
         __syncthreads();
-        uint _S196 = __ballot_sync(i_0, true);
+        uint _S208 = __ballot_sync(i_0, true);
         begin_2 = begin_2 + 128U;
-        i_0 = _S196;
-        peak_0 = _S137;
-        total_0 = _S146;
+        i_0 = _S208;
+        peak_0 = _S149;
+        total_0 = _S158;
     }
     (*&sums_0)[thread_2] = sum_1;
     __syncthreads();
-    if(_S66)
+    if(_S78)
     {
         i_0 = 0U;
-        sum_0 = _S80;
+        sum_0 = _S92;
         for(;;)
         {
-            if(i_0 < _S76)
+            if(i_0 < _S88)
             {
             }
             else
             {
                 break;
             }
-            float4  whole_0 = sum_0 + (*&sums_0)[i_0 * _S65 + thread_2];
+            float4  whole_0 = sum_0 + (*&sums_0)[i_0 * _S77 + thread_2];
             i_0 = i_0 + 1U;
             sum_0 = whole_0;
         }
-        if(j_0 == 0U)
+        if(_S72 >= j_0)
         {
-            sum_1 = _S80;
+            sum_1 = _S92;
         }
         else
         {
             sum_1 = sum_0 / make_float4 (total_0);
         }
-        uint _S197 = p_0->out_offset_0 + _S44 * p_0->out_stride_0 + _S47 * _S64 + 4U * thread_2;
+        uint _S209 = p_0->out_offset_0 + _S44 * p_0->out_stride_0 + _S47 * _S76 + 4U * thread_2;
         j_0 = 0U;
         for(;;)
         {
@@ -573,7 +606,7 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
             {
                 break;
             }
-            *(&(result_3)[_S197 + j_0]) = _slang_vector_get_element(sum_1, j_0);
+            *(&(result_3)[_S209 + j_0]) = _slang_vector_get_element(sum_1, j_0);
             j_0 = j_0 + 1U;
         }
     }
@@ -582,9 +615,9 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
 
 extern "C" __global__ void attention_f16(StructuredBuffer<float> q_1, StructuredBuffer<uint2 > k_pages_1, StructuredBuffer<uint2 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float> result_4, AttentionParams_0 p_1)
 {
-    uint _S198 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S199 = __ballot_sync(4294967295U, true);
-    AttentionParams_0 _S200 = p_1;
-    attend_0(blockIdx, _S198, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, result_4, &_S200, _S199);
+    uint _S210 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S211 = __ballot_sync(4294967295U, true);
+    AttentionParams_0 _S212 = p_1;
+    attend_0(blockIdx, _S210, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, result_4, &_S212, _S211);
     return;
 }

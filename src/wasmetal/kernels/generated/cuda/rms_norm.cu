@@ -85,75 +85,77 @@ struct RmsNormParams_0
     uint x_stride_0;
     uint out_stride_0;
     float eps_0;
+    uint heads_0;
 };
 
 extern "C" __global__ void rms_norm(StructuredBuffer<float> x_0, StructuredBuffer<float> weight_0, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> batch_1, RmsNormParams_0 p_0)
 {
     uint _S16 = 0U;
     uint _S17;
-    uint _S18;
-    uint _S19 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S20 = __ballot_sync(4294967295U, true);
-    uint _S21 = group_number_0(blockIdx);
+    uint _S18 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S19 = __ballot_sync(4294967295U, true);
+    uint _S20 = group_number_0(blockIdx);
+    uint _S21 = _S20 / p_0.heads_0;
     bool _S22 = _S21 >= (valid_rows_0(batch_1, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_1));
-    uint _S23 = __ballot_sync(_S20, _S22);
+    uint _S23 = __ballot_sync(_S19, _S22);
     if(_S22)
     {
         return;
     }
     else
     {
-        uint _S24 = __ballot_sync(_S20, true);
+        uint _S24 = __ballot_sync(_S19, true);
         _S16 = _S24;
     }
-    uint _S25 = p_0.x_offset_0 + _S21 * p_0.x_stride_0;
-    uint column_0 = _S19;
+    uint _S25 = _S20 % p_0.heads_0;
+    uint _S26 = _S25 * p_0.columns_0;
+    uint _S27 = p_0.x_offset_0 + _S21 * p_0.x_stride_0 + _S26;
+    uint column_0 = _S18;
     float squares_0 = 0.0f;
-    uint _S26;
-    _S26 = _S16;
+    uint _S28;
+    _S28 = _S16;
     for(;;)
     {
-        _S17 = p_0.columns_0;
-        bool _S27 = column_0 < (p_0.columns_0);
-        uint _S28 = __ballot_sync(_S26, _S27);
-        if(_S27)
+        bool _S29 = column_0 < (p_0.columns_0);
+        uint _S30 = __ballot_sync(_S28, _S29);
+        if(_S29)
         {
-            uint _S29 = __ballot_sync(_S26, true);
+            uint _S31 = __ballot_sync(_S28, true);
         }
         else
         {
-            uint _S30 = __ballot_sync(_S26, false);
-            uint _S31 = __ballot_sync(_S26, false);
-            uint _S32 = __ballot_sync(_S16, true);
-            _S18 = _S32;
+            uint _S32 = __ballot_sync(_S28, false);
+            uint _S33 = __ballot_sync(_S28, false);
+            uint _S34 = __ballot_sync(_S16, true);
+            _S17 = _S34;
             break;
         }
-        uint _S33 = _S25 + column_0;
-        float _S34 = __ldg((&(x_0)[_S33]));
-        float _S35 = __ldg((&(x_0)[_S33]));
-        float squares_1 = squares_0 + _S34 * _S35;
-        uint _S36 = __ballot_sync(_S26, true);
+        uint _S35 = _S27 + column_0;
+        float _S36 = __ldg((&(x_0)[_S35]));
+        float _S37 = __ldg((&(x_0)[_S35]));
+        float squares_1 = squares_0 + _S36 * _S37;
+        uint _S38 = __ballot_sync(_S28, true);
         column_0 = column_0 + 128U;
         squares_0 = squares_1;
-        _S26 = _S36;
+        _S28 = _S38;
     }
-    float _S37 = group_sum_0(squares_0, _S19, _S18);
-    float _S38 = 1.0f / (F32_sqrt((_S37 / float(_S17) + p_0.eps_0)));
-    column_0 = _S19;
+    float _S39 = group_sum_0(squares_0, _S18, _S17);
+    float _S40 = 1.0f / (F32_sqrt((_S39 / float(p_0.columns_0) + p_0.eps_0)));
+    column_0 = _S18;
     for(;;)
     {
-        if(column_0 < _S17)
+        if(column_0 < (p_0.columns_0))
         {
         }
         else
         {
             break;
         }
-        float * _S39 = (&(result_2)[p_0.out_offset_0 + _S21 * p_0.out_stride_0 + column_0]);
-        float _S40 = __ldg((&(x_0)[_S25 + column_0]));
-        float _S41 = _S40 * _S38;
-        float _S42 = __ldg((&(weight_0)[p_0.weight_offset_0 + column_0]));
-        *_S39 = _S41 * _S42;
+        float * _S41 = (&(result_2)[p_0.out_offset_0 + _S21 * p_0.out_stride_0 + _S26 + column_0]);
+        float _S42 = __ldg((&(x_0)[_S27 + column_0]));
+        float _S43 = _S42 * _S40;
+        float _S44 = __ldg((&(weight_0)[p_0.weight_offset_0 + column_0]));
+        *_S41 = _S43 * _S44;
         column_0 = column_0 + 128U;
     }
     return;

@@ -26,7 +26,7 @@ __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint
     return _S1;
 }
 
-struct SiluMulParams_0
+struct GatedParams_0
 {
     uint gate_offset_0;
     uint up_offset_0;
@@ -40,7 +40,7 @@ struct SiluMulParams_0
     uint out_stride_0;
 };
 
-extern "C" __global__ void silu_mul(StructuredBuffer<float> gate_0, StructuredBuffer<float> up_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> batch_1, SiluMulParams_0 p_0)
+extern "C" __global__ void silu_mul(StructuredBuffer<float> gate_0, StructuredBuffer<float> up_0, RWStructuredBuffer<float> result_0, StructuredBuffer<uint> batch_1, GatedParams_0 p_0)
 {
     uint _S3 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
     uint _S4 = _S3 / p_0.columns_0;

@@ -25,6 +25,7 @@ struct AttentionParams_0
     uint sequence_count_0;
     uint table_length_0;
     float scale_0;
+    uint window_0;
 };
 
 struct EntryPointParams_0
@@ -211,23 +212,42 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 dev
     {
         j_0 = _S33.length_0;
     }
-    uint _S35 = p_1->head_dim_0;
-    uint _S36 = p_1->head_dim_0 / 4U;
-    bool _S37 = thread_2 < _S36;
-    if(_S37)
+    uint _S35 = p_1->window_0;
+    bool _S36;
+    if((p_1->window_0) != 0U)
     {
-        uint _S38 = p_1->q_offset_0 + _S23 * p_1->q_stride_0 + _S26 * _S35 + 4U * thread_2;
-        (*kernelContext_2->query_0)[thread_2] = float4(p_1->scale_0)  * float4(q_0[_S38], q_0[_S38 + 1U], q_0[_S38 + 2U], q_0[_S38 + 3U]);
+        _S36 = _S34 >= _S35;
+    }
+    else
+    {
+        _S36 = false;
+    }
+    uint _S37;
+    if(_S36)
+    {
+        _S37 = _S34 - _S35 + 1U;
+    }
+    else
+    {
+        _S37 = 0U;
+    }
+    uint _S38 = p_1->head_dim_0;
+    uint _S39 = p_1->head_dim_0 / 4U;
+    bool _S40 = thread_2 < _S39;
+    if(_S40)
+    {
+        uint _S41 = p_1->q_offset_0 + _S23 * p_1->q_stride_0 + _S26 * _S38 + 4U * thread_2;
+        (*kernelContext_2->query_0)[thread_2] = float4(p_1->scale_0)  * float4(q_0[_S41], q_0[_S41 + 1U], q_0[_S41 + 2U], q_0[_S41 + 3U]);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint _S39 = 128U / _S36;
-    uint _S40 = thread_2 / _S36;
-    uint _S41 = thread_2 % _S36;
-    float4 _S42 = float4(int4(int(0)) );
-    uint begin_2 = 0U;
+    uint _S42 = 128U / _S39;
+    uint _S43 = thread_2 / _S39;
+    uint _S44 = thread_2 % _S39;
+    float4 _S45 = float4(int4(int(0)) );
+    uint begin_2 = _S37;
     float peak_0 = -3.4028234663852886e+38;
     float total_0 = 0.0;
-    float4 sum_1 = _S42;
+    float4 sum_1 = _S45;
     for(;;)
     {
         if(begin_2 < j_0)
@@ -237,47 +257,47 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 dev
         {
             break;
         }
-        uint _S43 = min(j_0 - begin_2, 128U);
-        bool _S44 = thread_2 < _S43;
+        uint _S46 = min(j_0 - begin_2, 128U);
+        bool _S47 = thread_2 < _S46;
         uint i_1;
         float score_0;
         float4 sum_2;
-        if(_S44)
+        if(_S47)
         {
-            uint _S45 = begin_2 + thread_2;
-            thread SequenceTable_0 _S46 = _S33;
-            uint _S47 = SequenceTable_slot_0(&_S46, sequences_2, _S45);
-            uint _S48 = (_S47 * _S29 + _S31) * _S36;
-            (*kernelContext_2->slots_0)[thread_2] = _S48;
+            uint _S48 = begin_2 + thread_2;
+            thread SequenceTable_0 _S49 = _S33;
+            uint _S50 = SequenceTable_slot_0(&_S49, sequences_2, _S48);
+            uint _S51 = (_S50 * _S29 + _S31) * _S39;
+            (*kernelContext_2->slots_0)[thread_2] = _S51;
             i_0 = 0U;
-            sum_0 = _S42;
+            sum_0 = _S45;
             for(;;)
             {
-                uint _S49 = i_0 + 8U;
-                if(_S49 <= _S36)
+                uint _S52 = i_0 + 8U;
+                if(_S52 <= _S39)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S50 = p_1->k_pages_offset_0 + _S48 + i_0;
-                float4 products_0 = sum_0 + (*kernelContext_2->query_0)[i_0] * Float32_expand_0(float4(*(k_pages_0+_S50)) ) + (*kernelContext_2->query_0)[i_0 + 1U] * Float32_expand_0(float4(*(k_pages_0+(_S50 + 1U))) ) + (*kernelContext_2->query_0)[i_0 + 2U] * Float32_expand_0(float4(*(k_pages_0+(_S50 + 2U))) ) + (*kernelContext_2->query_0)[i_0 + 3U] * Float32_expand_0(float4(*(k_pages_0+(_S50 + 3U))) ) + (*kernelContext_2->query_0)[i_0 + 4U] * Float32_expand_0(float4(*(k_pages_0+(_S50 + 4U))) ) + (*kernelContext_2->query_0)[i_0 + 5U] * Float32_expand_0(float4(*(k_pages_0+(_S50 + 5U))) ) + (*kernelContext_2->query_0)[i_0 + 6U] * Float32_expand_0(float4(*(k_pages_0+(_S50 + 6U))) ) + (*kernelContext_2->query_0)[i_0 + 7U] * Float32_expand_0(float4(*(k_pages_0+(_S50 + 7U))) );
-                i_0 = _S49;
+                uint _S53 = p_1->k_pages_offset_0 + _S51 + i_0;
+                float4 products_0 = sum_0 + (*kernelContext_2->query_0)[i_0] * Float32_expand_0(float4(*(k_pages_0+_S53)) ) + (*kernelContext_2->query_0)[i_0 + 1U] * Float32_expand_0(float4(*(k_pages_0+(_S53 + 1U))) ) + (*kernelContext_2->query_0)[i_0 + 2U] * Float32_expand_0(float4(*(k_pages_0+(_S53 + 2U))) ) + (*kernelContext_2->query_0)[i_0 + 3U] * Float32_expand_0(float4(*(k_pages_0+(_S53 + 3U))) ) + (*kernelContext_2->query_0)[i_0 + 4U] * Float32_expand_0(float4(*(k_pages_0+(_S53 + 4U))) ) + (*kernelContext_2->query_0)[i_0 + 5U] * Float32_expand_0(float4(*(k_pages_0+(_S53 + 5U))) ) + (*kernelContext_2->query_0)[i_0 + 6U] * Float32_expand_0(float4(*(k_pages_0+(_S53 + 6U))) ) + (*kernelContext_2->query_0)[i_0 + 7U] * Float32_expand_0(float4(*(k_pages_0+(_S53 + 7U))) );
+                i_0 = _S52;
                 sum_0 = products_0;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S36)
+                if(i_1 < _S39)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Float32_expand_0(float4(*(k_pages_0+(p_1->k_pages_offset_0 + _S48 + i_1))) );
+                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Float32_expand_0(float4(*(k_pages_0+(p_1->k_pages_offset_0 + _S51 + i_1))) );
                 i_1 = i_1 + 1U;
                 sum_2 = products_1;
             }
@@ -287,60 +307,60 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 dev
         {
             score_0 = -3.4028234663852886e+38;
         }
-        float _S51 = group_max_0(score_0, thread_2, kernelContext_2);
-        float _S52 = max(peak_0, _S51);
-        float _S53;
-        if(_S44)
+        float _S54 = group_max_0(score_0, thread_2, kernelContext_2);
+        float _S55 = max(peak_0, _S54);
+        float _S56;
+        if(_S47)
         {
-            _S53 = exp(score_0 - _S52);
+            _S56 = exp(score_0 - _S55);
         }
         else
         {
-            _S53 = 0.0;
+            _S56 = 0.0;
         }
-        (*kernelContext_2->weights_0)[thread_2] = _S53;
-        float _S54 = exp(peak_0 - _S52);
-        float _S55 = total_0 * _S54;
-        float _S56 = group_sum_0(_S53, thread_2, kernelContext_2);
-        float _S57 = _S55 + _S56;
-        float4 sum_3 = sum_1 * float4(_S54) ;
-        if(_S40 < _S39)
+        (*kernelContext_2->weights_0)[thread_2] = _S56;
+        float _S57 = exp(peak_0 - _S55);
+        float _S58 = total_0 * _S57;
+        float _S59 = group_sum_0(_S56, thread_2, kernelContext_2);
+        float _S60 = _S58 + _S59;
+        float4 sum_3 = sum_1 * float4(_S57) ;
+        if(_S43 < _S42)
         {
-            i_0 = _S40;
+            i_0 = _S43;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S58 = i_0 + 7U * _S39;
-                if(_S58 < _S43)
+                uint _S61 = i_0 + 7U * _S42;
+                if(_S61 < _S46)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S59 = i_0 + _S39;
-                uint _S60 = i_0 + 2U * _S39;
-                uint _S61 = i_0 + 3U * _S39;
-                uint _S62 = i_0 + 4U * _S39;
-                uint _S63 = i_0 + 5U * _S39;
-                uint _S64 = i_0 + 6U * _S39;
-                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[i_0] + _S41))) ) + float4((*kernelContext_2->weights_0)[_S59])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S59] + _S41))) ) + float4((*kernelContext_2->weights_0)[_S60])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S60] + _S41))) ) + float4((*kernelContext_2->weights_0)[_S61])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S61] + _S41))) ) + float4((*kernelContext_2->weights_0)[_S62])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S62] + _S41))) ) + float4((*kernelContext_2->weights_0)[_S63])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S63] + _S41))) ) + float4((*kernelContext_2->weights_0)[_S64])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S64] + _S41))) ) + float4((*kernelContext_2->weights_0)[_S58])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S58] + _S41))) );
-                i_0 = i_0 + 8U * _S39;
+                uint _S62 = i_0 + _S42;
+                uint _S63 = i_0 + 2U * _S42;
+                uint _S64 = i_0 + 3U * _S42;
+                uint _S65 = i_0 + 4U * _S42;
+                uint _S66 = i_0 + 5U * _S42;
+                uint _S67 = i_0 + 6U * _S42;
+                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[i_0] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S62])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S62] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S63])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S63] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S64])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S64] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S65])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S65] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S66])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S66] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S67])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S67] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S61])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S61] + _S44))) );
+                i_0 = i_0 + 8U * _S42;
                 sum_0 = sum_4;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S43)
+                if(i_1 < _S46)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float4 sum_5 = sum_2 + float4((*kernelContext_2->weights_0)[i_1])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[i_1] + _S41))) );
-                i_1 = i_1 + _S39;
+                float4 sum_5 = sum_2 + float4((*kernelContext_2->weights_0)[i_1])  * Float32_expand_0(float4(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[i_1] + _S44))) );
+                i_1 = i_1 + _S42;
                 sum_2 = sum_5;
             }
             sum_1 = sum_2;
@@ -351,37 +371,37 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 dev
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         begin_2 = begin_2 + 128U;
-        peak_0 = _S52;
-        total_0 = _S57;
+        peak_0 = _S55;
+        total_0 = _S60;
     }
     (*kernelContext_2->sums_0)[thread_2] = sum_1;
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if(_S37)
+    if(_S40)
     {
         i_0 = 0U;
-        sum_0 = _S42;
+        sum_0 = _S45;
         for(;;)
         {
-            if(i_0 < _S39)
+            if(i_0 < _S42)
             {
             }
             else
             {
                 break;
             }
-            float4 whole_0 = sum_0 + (*kernelContext_2->sums_0)[i_0 * _S36 + thread_2];
+            float4 whole_0 = sum_0 + (*kernelContext_2->sums_0)[i_0 * _S39 + thread_2];
             i_0 = i_0 + 1U;
             sum_0 = whole_0;
         }
-        if(j_0 == 0U)
+        if(_S37 >= j_0)
         {
-            sum_1 = _S42;
+            sum_1 = _S45;
         }
         else
         {
             sum_1 = sum_0 / float4(total_0) ;
         }
-        uint _S65 = p_1->out_offset_0 + _S23 * p_1->out_stride_0 + _S26 * _S35 + 4U * thread_2;
+        uint _S68 = p_1->out_offset_0 + _S23 * p_1->out_stride_0 + _S26 * _S38 + 4U * thread_2;
         j_0 = 0U;
         for(;;)
         {
@@ -392,7 +412,7 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 dev
             {
                 break;
             }
-            *(result_3+(_S65 + j_0)) = sum_1[j_0];
+            *(result_3+(_S68 + j_0)) = sum_1[j_0];
             j_0 = j_0 + 1U;
         }
     }

@@ -34,6 +34,7 @@ struct RmsNormParams_0
     uint x_stride_0;
     uint out_stride_0;
     float eps_0;
+    uint heads_0;
 };
 
 struct EntryPointParams_0
@@ -96,11 +97,14 @@ float group_sum_0(float value_0, uint thread_0, KernelContext_0 thread* kernelCo
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_1)->_S2 = _builtinWaveLaneCount_0;
     uint _S8 = group_number_0(group_1);
-    if(_S8 >= (valid_rows_0(entryPointParams_batch_1, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
+    uint _S9 = _S8 / entryPointParams_1->p_0.heads_0;
+    if(_S9 >= (valid_rows_0((&kernelContext_1)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
     {
         return;
     }
-    uint _S9 = entryPointParams_1->p_0.x_offset_0 + _S8 * entryPointParams_1->p_0.x_stride_0;
+    uint _S10 = _S8 % entryPointParams_1->p_0.heads_0;
+    uint _S11 = _S10 * entryPointParams_1->p_0.columns_0;
+    uint _S12 = entryPointParams_1->p_0.x_offset_0 + _S9 * entryPointParams_1->p_0.x_stride_0 + _S11;
     uint column_0 = sv_groupindex_0;
     float squares_0 = 0.0;
     for(;;)
@@ -112,13 +116,13 @@ float group_sum_0(float value_0, uint thread_0, KernelContext_0 thread* kernelCo
         {
             break;
         }
-        uint _S10 = _S9 + column_0;
-        float squares_1 = squares_0 + (&kernelContext_1)->entryPointParams_x_0[_S10] * (&kernelContext_1)->entryPointParams_x_0[_S10];
+        uint _S13 = _S12 + column_0;
+        float squares_1 = squares_0 + (&kernelContext_1)->entryPointParams_x_0[_S13] * (&kernelContext_1)->entryPointParams_x_0[_S13];
         column_0 = column_0 + 128U;
         squares_0 = squares_1;
     }
-    float _S11 = group_sum_0(squares_0, sv_groupindex_0, &kernelContext_1);
-    float _S12 = 1.0 / sqrt(_S11 / float(entryPointParams_1->p_0.columns_0) + entryPointParams_1->p_0.eps_0);
+    float _S14 = group_sum_0(squares_0, sv_groupindex_0, &kernelContext_1);
+    float _S15 = 1.0 / sqrt(_S14 / float(entryPointParams_1->p_0.columns_0) + entryPointParams_1->p_0.eps_0);
     column_0 = sv_groupindex_0;
     for(;;)
     {
@@ -129,7 +133,7 @@ float group_sum_0(float value_0, uint thread_0, KernelContext_0 thread* kernelCo
         {
             break;
         }
-        *((&kernelContext_1)->entryPointParams_result_0+(entryPointParams_1->p_0.out_offset_0 + _S8 * entryPointParams_1->p_0.out_stride_0 + column_0)) = (&kernelContext_1)->entryPointParams_x_0[_S9 + column_0] * _S12 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + column_0];
+        *((&kernelContext_1)->entryPointParams_result_0+(entryPointParams_1->p_0.out_offset_0 + _S9 * entryPointParams_1->p_0.out_stride_0 + _S11 + column_0)) = (&kernelContext_1)->entryPointParams_x_0[_S12 + column_0] * _S15 * (&kernelContext_1)->entryPointParams_weight_0[entryPointParams_1->p_0.weight_offset_0 + column_0];
         column_0 = column_0 + 128U;
     }
     return;

@@ -27,7 +27,7 @@ uint valid_rows_0(uint device* batch_0, uint offset_0, uint first_0, uint rows_0
     return _S1;
 }
 
-struct SiluMulParams_0
+struct GatedParams_0
 {
     uint gate_offset_0;
     uint up_offset_0;
@@ -43,7 +43,7 @@ struct SiluMulParams_0
 
 struct EntryPointParams_0
 {
-    SiluMulParams_0 p_0;
+    GatedParams_0 p_0;
 };
 
 struct KernelContext_0

@@ -22,6 +22,7 @@ struct AttentionParams_std140_0
     @align(4) sequence_count_0 : u32,
     @align(8) table_length_0 : u32,
     @align(4) scale_0 : f32,
+    @align(16) window_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -216,23 +217,42 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
     {
         j_0 = _S49.length_0;
     }
-    var _S51 : u32 = (*_S36).head_dim_0;
-    var _S52 : u32 = (*_S36).head_dim_0 / u32(4);
-    var _S53 : bool = _S35 < _S52;
-    if(_S53)
+    var _S51 : u32 = (*_S36).window_0;
+    var _S52 : bool;
+    if(((*_S36).window_0) != u32(0))
     {
-        var _S54 : u32 = (*_S36).q_offset_0 + _S39 * (*_S36).q_stride_0 + _S42 * _S51 + u32(4) * _S35;
-        query_0[_S35] = vec4<f32>((*_S36).scale_0) * vec4<f32>(entryPointParams_q_0[_S54], entryPointParams_q_0[_S54 + u32(1)], entryPointParams_q_0[_S54 + u32(2)], entryPointParams_q_0[_S54 + u32(3)]);
+        _S52 = _S50 >= _S51;
+    }
+    else
+    {
+        _S52 = false;
+    }
+    var _S53 : u32;
+    if(_S52)
+    {
+        _S53 = _S50 - _S51 + u32(1);
+    }
+    else
+    {
+        _S53 = u32(0);
+    }
+    var _S54 : u32 = (*_S36).head_dim_0;
+    var _S55 : u32 = (*_S36).head_dim_0 / u32(4);
+    var _S56 : bool = _S35 < _S55;
+    if(_S56)
+    {
+        var _S57 : u32 = (*_S36).q_offset_0 + _S39 * (*_S36).q_stride_0 + _S42 * _S54 + u32(4) * _S35;
+        query_0[_S35] = vec4<f32>((*_S36).scale_0) * vec4<f32>(entryPointParams_q_0[_S57], entryPointParams_q_0[_S57 + u32(1)], entryPointParams_q_0[_S57 + u32(2)], entryPointParams_q_0[_S57 + u32(3)]);
     }
     workgroupBarrier();
-    var _S55 : u32 = u32(128) / _S52;
-    var _S56 : u32 = _S35 / _S52;
-    var _S57 : u32 = _S35 % _S52;
-    var _S58 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    var begin_2 : u32 = u32(0);
+    var _S58 : u32 = u32(128) / _S55;
+    var _S59 : u32 = _S35 / _S55;
+    var _S60 : u32 = _S35 % _S55;
+    var _S61 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var begin_2 : u32 = _S53;
     var peak_0 : f32 = -3.4028234663852886e+38f;
     var total_0 : f32 = 0.0f;
-    var sum_1 : vec4<f32> = _S58;
+    var sum_1 : vec4<f32> = _S61;
     for(;;)
     {
         if(begin_2 < j_0)
@@ -242,45 +262,45 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
         {
             break;
         }
-        var _S59 : u32 = min(j_0 - begin_2, u32(128));
-        var _S60 : bool = _S35 < _S59;
+        var _S62 : u32 = min(j_0 - begin_2, u32(128));
+        var _S63 : bool = _S35 < _S62;
         var i_1 : u32;
         var score_0 : f32;
         var sum_2 : vec4<f32>;
-        if(_S60)
+        if(_S63)
         {
-            var _S61 : u32 = SequenceTable_slot_0(_S49, begin_2 + _S35);
-            var _S62 : u32 = (_S61 * _S45 + _S47) * _S52;
-            slots_0[_S35] = _S62;
+            var _S64 : u32 = SequenceTable_slot_0(_S49, begin_2 + _S35);
+            var _S65 : u32 = (_S64 * _S45 + _S47) * _S55;
+            slots_0[_S35] = _S65;
             i_0 = u32(0);
-            sum_0 = _S58;
+            sum_0 = _S61;
             for(;;)
             {
-                var _S63 : u32 = i_0 + u32(8);
-                if(_S63 <= _S52)
+                var _S66 : u32 = i_0 + u32(8);
+                if(_S66 <= _S55)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var _S64 : u32 = (*_S36).k_pages_offset_0 + _S62 + i_0;
-                var products_0 : vec4<f32> = sum_0 + query_0[i_0] * Float32_expand_0(entryPointParams_k_pages_0[_S64]) + query_0[i_0 + u32(1)] * Float32_expand_0(entryPointParams_k_pages_0[_S64 + u32(1)]) + query_0[i_0 + u32(2)] * Float32_expand_0(entryPointParams_k_pages_0[_S64 + u32(2)]) + query_0[i_0 + u32(3)] * Float32_expand_0(entryPointParams_k_pages_0[_S64 + u32(3)]) + query_0[i_0 + u32(4)] * Float32_expand_0(entryPointParams_k_pages_0[_S64 + u32(4)]) + query_0[i_0 + u32(5)] * Float32_expand_0(entryPointParams_k_pages_0[_S64 + u32(5)]) + query_0[i_0 + u32(6)] * Float32_expand_0(entryPointParams_k_pages_0[_S64 + u32(6)]) + query_0[i_0 + u32(7)] * Float32_expand_0(entryPointParams_k_pages_0[_S64 + u32(7)]);
-                i_0 = _S63;
+                var _S67 : u32 = (*_S36).k_pages_offset_0 + _S65 + i_0;
+                var products_0 : vec4<f32> = sum_0 + query_0[i_0] * Float32_expand_0(entryPointParams_k_pages_0[_S67]) + query_0[i_0 + u32(1)] * Float32_expand_0(entryPointParams_k_pages_0[_S67 + u32(1)]) + query_0[i_0 + u32(2)] * Float32_expand_0(entryPointParams_k_pages_0[_S67 + u32(2)]) + query_0[i_0 + u32(3)] * Float32_expand_0(entryPointParams_k_pages_0[_S67 + u32(3)]) + query_0[i_0 + u32(4)] * Float32_expand_0(entryPointParams_k_pages_0[_S67 + u32(4)]) + query_0[i_0 + u32(5)] * Float32_expand_0(entryPointParams_k_pages_0[_S67 + u32(5)]) + query_0[i_0 + u32(6)] * Float32_expand_0(entryPointParams_k_pages_0[_S67 + u32(6)]) + query_0[i_0 + u32(7)] * Float32_expand_0(entryPointParams_k_pages_0[_S67 + u32(7)]);
+                i_0 = _S66;
                 sum_0 = products_0;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S52)
+                if(i_1 < _S55)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var products_1 : vec4<f32> = sum_2 + query_0[i_1] * Float32_expand_0(entryPointParams_k_pages_0[(*_S36).k_pages_offset_0 + _S62 + i_1]);
+                var products_1 : vec4<f32> = sum_2 + query_0[i_1] * Float32_expand_0(entryPointParams_k_pages_0[(*_S36).k_pages_offset_0 + _S65 + i_1]);
                 i_1 = i_1 + u32(1);
                 sum_2 = products_1;
             }
@@ -290,60 +310,60 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
         {
             score_0 = -3.4028234663852886e+38f;
         }
-        var _S65 : f32 = group_max_0(score_0, _S35);
-        var _S66 : f32 = max(peak_0, _S65);
-        var _S67 : f32;
-        if(_S60)
+        var _S68 : f32 = group_max_0(score_0, _S35);
+        var _S69 : f32 = max(peak_0, _S68);
+        var _S70 : f32;
+        if(_S63)
         {
-            _S67 = exp(score_0 - _S66);
+            _S70 = exp(score_0 - _S69);
         }
         else
         {
-            _S67 = 0.0f;
+            _S70 = 0.0f;
         }
-        weights_0[_S35] = _S67;
-        var _S68 : f32 = exp(peak_0 - _S66);
-        var _S69 : f32 = total_0 * _S68;
-        var _S70 : f32 = group_sum_0(_S67, _S35);
-        var _S71 : f32 = _S69 + _S70;
-        var sum_3 : vec4<f32> = sum_1 * vec4<f32>(_S68);
-        if(_S56 < _S55)
+        weights_0[_S35] = _S70;
+        var _S71 : f32 = exp(peak_0 - _S69);
+        var _S72 : f32 = total_0 * _S71;
+        var _S73 : f32 = group_sum_0(_S70, _S35);
+        var _S74 : f32 = _S72 + _S73;
+        var sum_3 : vec4<f32> = sum_1 * vec4<f32>(_S71);
+        if(_S59 < _S58)
         {
-            i_0 = _S56;
+            i_0 = _S59;
             sum_0 = sum_3;
             for(;;)
             {
-                var _S72 : u32 = i_0 + u32(7) * _S55;
-                if(_S72 < _S59)
+                var _S75 : u32 = i_0 + u32(7) * _S58;
+                if(_S75 < _S62)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var _S73 : u32 = i_0 + _S55;
-                var _S74 : u32 = i_0 + u32(2) * _S55;
-                var _S75 : u32 = i_0 + u32(3) * _S55;
-                var _S76 : u32 = i_0 + u32(4) * _S55;
-                var _S77 : u32 = i_0 + u32(5) * _S55;
-                var _S78 : u32 = i_0 + u32(6) * _S55;
-                var sum_4 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[i_0] + _S57]) + vec4<f32>(weights_0[_S73]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S73] + _S57]) + vec4<f32>(weights_0[_S74]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S74] + _S57]) + vec4<f32>(weights_0[_S75]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S75] + _S57]) + vec4<f32>(weights_0[_S76]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S76] + _S57]) + vec4<f32>(weights_0[_S77]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S77] + _S57]) + vec4<f32>(weights_0[_S78]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S78] + _S57]) + vec4<f32>(weights_0[_S72]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S72] + _S57]);
-                i_0 = i_0 + u32(8) * _S55;
+                var _S76 : u32 = i_0 + _S58;
+                var _S77 : u32 = i_0 + u32(2) * _S58;
+                var _S78 : u32 = i_0 + u32(3) * _S58;
+                var _S79 : u32 = i_0 + u32(4) * _S58;
+                var _S80 : u32 = i_0 + u32(5) * _S58;
+                var _S81 : u32 = i_0 + u32(6) * _S58;
+                var sum_4 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[i_0] + _S60]) + vec4<f32>(weights_0[_S76]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S76] + _S60]) + vec4<f32>(weights_0[_S77]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S77] + _S60]) + vec4<f32>(weights_0[_S78]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S78] + _S60]) + vec4<f32>(weights_0[_S79]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S79] + _S60]) + vec4<f32>(weights_0[_S80]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S80] + _S60]) + vec4<f32>(weights_0[_S81]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S81] + _S60]) + vec4<f32>(weights_0[_S75]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S75] + _S60]);
+                i_0 = i_0 + u32(8) * _S58;
                 sum_0 = sum_4;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S59)
+                if(i_1 < _S62)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var sum_5 : vec4<f32> = sum_2 + vec4<f32>(weights_0[i_1]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[i_1] + _S57]);
-                i_1 = i_1 + _S55;
+                var sum_5 : vec4<f32> = sum_2 + vec4<f32>(weights_0[i_1]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[i_1] + _S60]);
+                i_1 = i_1 + _S58;
                 sum_2 = sum_5;
             }
             sum_1 = sum_2;
@@ -354,37 +374,37 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
         }
         workgroupBarrier();
         begin_2 = begin_2 + u32(128);
-        peak_0 = _S66;
-        total_0 = _S71;
+        peak_0 = _S69;
+        total_0 = _S74;
     }
     sums_0[_S35] = sum_1;
     workgroupBarrier();
-    if(_S53)
+    if(_S56)
     {
         i_0 = u32(0);
-        sum_0 = _S58;
+        sum_0 = _S61;
         for(;;)
         {
-            if(i_0 < _S55)
+            if(i_0 < _S58)
             {
             }
             else
             {
                 break;
             }
-            var whole_0 : vec4<f32> = sum_0 + sums_0[i_0 * _S52 + _S35];
+            var whole_0 : vec4<f32> = sum_0 + sums_0[i_0 * _S55 + _S35];
             i_0 = i_0 + u32(1);
             sum_0 = whole_0;
         }
-        if(j_0 == u32(0))
+        if(_S53 >= j_0)
         {
-            sum_1 = _S58;
+            sum_1 = _S61;
         }
         else
         {
             sum_1 = sum_0 / vec4<f32>(total_0);
         }
-        var _S79 : u32 = (*_S36).out_offset_0 + _S39 * (*_S36).out_stride_0 + _S42 * _S51 + u32(4) * _S35;
+        var _S82 : u32 = (*_S36).out_offset_0 + _S39 * (*_S36).out_stride_0 + _S42 * _S54 + u32(4) * _S35;
         j_0 = u32(0);
         for(;;)
         {
@@ -395,7 +415,7 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
             {
                 break;
             }
-            entryPointParams_result_0[_S79 + j_0] = sum_1[j_0];
+            entryPointParams_result_0[_S82 + j_0] = sum_1[j_0];
             j_0 = j_0 + u32(1);
         }
     }
@@ -407,7 +427,7 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
 fn attention_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
     _S2 = _builtinWaveLaneCount_0;
-    var _S80 : AttentionParams_std140_0 = entryPointParams_0.p_0;
-    attend_0(group_1, thread_2, &(_S80));
+    var _S83 : AttentionParams_std140_0 = entryPointParams_0.p_0;
+    attend_0(group_1, thread_2, &(_S83));
     return;
 }

@@ -12,6 +12,7 @@ struct RmsNormParams_std140_0
     @align(4) x_stride_0 : u32,
     @align(16) out_stride_0 : u32,
     @align(4) eps_0 : f32,
+    @align(8) heads_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -89,11 +90,14 @@ fn rms_norm(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocatio
 {
     _S1 = _builtinWaveLaneCount_0;
     var _S11 : u32 = group_number_0(group_1);
-    if(_S11 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
+    var _S12 : u32 = _S11 / entryPointParams_0.p_0.heads_0;
+    if(_S12 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
     {
         return;
     }
-    var _S12 : u32 = entryPointParams_0.p_0.x_offset_0 + _S11 * entryPointParams_0.p_0.x_stride_0;
+    var _S13 : u32 = _S11 % entryPointParams_0.p_0.heads_0;
+    var _S14 : u32 = _S13 * entryPointParams_0.p_0.columns_0;
+    var _S15 : u32 = entryPointParams_0.p_0.x_offset_0 + _S12 * entryPointParams_0.p_0.x_stride_0 + _S14;
     var column_0 : u32 = thread_1;
     var squares_0 : f32 = 0.0f;
     for(;;)
@@ -105,13 +109,13 @@ fn rms_norm(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocatio
         {
             break;
         }
-        var _S13 : u32 = _S12 + column_0;
-        var squares_1 : f32 = squares_0 + entryPointParams_x_0[_S13] * entryPointParams_x_0[_S13];
+        var _S16 : u32 = _S15 + column_0;
+        var squares_1 : f32 = squares_0 + entryPointParams_x_0[_S16] * entryPointParams_x_0[_S16];
         column_0 = column_0 + u32(128);
         squares_0 = squares_1;
     }
-    var _S14 : f32 = group_sum_0(squares_0, thread_1);
-    var _S15 : f32 = 1.0f / sqrt(_S14 / f32(entryPointParams_0.p_0.columns_0) + entryPointParams_0.p_0.eps_0);
+    var _S17 : f32 = group_sum_0(squares_0, thread_1);
+    var _S18 : f32 = 1.0f / sqrt(_S17 / f32(entryPointParams_0.p_0.columns_0) + entryPointParams_0.p_0.eps_0);
     column_0 = thread_1;
     for(;;)
     {
@@ -122,7 +126,7 @@ fn rms_norm(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocatio
         {
             break;
         }
-        entryPointParams_result_0[entryPointParams_0.p_0.out_offset_0 + _S11 * entryPointParams_0.p_0.out_stride_0 + column_0] = entryPointParams_x_0[_S12 + column_0] * _S15 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + column_0];
+        entryPointParams_result_0[entryPointParams_0.p_0.out_offset_0 + _S12 * entryPointParams_0.p_0.out_stride_0 + _S14 + column_0] = entryPointParams_x_0[_S15 + column_0] * _S18 * entryPointParams_weight_0[entryPointParams_0.p_0.weight_offset_0 + column_0];
         column_0 = column_0 + u32(128);
     }
     return;
