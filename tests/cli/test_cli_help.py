@@ -19,6 +19,8 @@ from wasmetal.cli import app
         "run",
         "pull",
         "models",
+        "models rm",
+        "models verify",
         "devices",
         "doctor",
         "bench",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -214,6 +215,15 @@ class _Part(_Metadata):
             raise self.error(f"tensor {quote(name)}: {e}") from e
 
 
+def part_files(name: str) -> list[str]:
+    """The names of the files of a model that has a file of this name: ``name`` alone, unless it is that of a part."""
+    found = re.fullmatch(r"(.+-)\d{5}(-of-(\d{5})\.gguf)", name, re.DOTALL)
+    count = int(found[3]) if found else 1
+    if found is None or not 1 < count <= MAX_PARTS:
+        return [name]
+    return [f"{found[1]}{number + 1:05}{found[2]}" for number in range(count)]
+
+
 def _part_names(name: str, part: _Part) -> list[str]:
     """The names of all parts of a model, one of which is ``name``. Raises ModelError if it does not say which part."""
     number, count = part.split()
@@ -221,7 +231,7 @@ def _part_names(name: str, part: _Part) -> list[str]:
         return [name]
     if not name.endswith(ending := f"-{number + 1:05}-of-{count:05}.gguf"):
         raise part.error(f"this is part {number + 1} of {count} of a split file: its name should end in {ending}")
-    return [f"{name.removesuffix(ending)}-{each + 1:05}-of-{count:05}.gguf" for each in range(count)]
+    return part_files(name)
 
 
 def _type_name(number: int) -> str:

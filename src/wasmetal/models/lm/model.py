@@ -44,20 +44,20 @@ def load_model(
     contexts: int = CONTEXTS,
     trusted: bool | None = None,
 ) -> Model:
-    """Load a model onto a device: a known model's name, or a path to a GGUF file.
+    """Load a model onto a device: the name of one that was pulled, or a path to a GGUF file.
 
     ``context`` is the number of tokens that a session may have, by default DEFAULT_CONTEXT, or what the model was
     trained for if that is less. ``contexts`` is the size of the KV cache that all sessions share, in whole contexts:
     every guest that is granted the model is guaranteed an equal share of it, and so is the caller for its own sessions.
     ``trusted``: render the model's chat template in this process, without limits on time and memory; by default only
-    for known models, which were verified when they were pulled. Raises ModelError if the file cannot be used,
-    OutOfDeviceMemoryError if it is too large.
+    for known models whose SHA-256 is in the catalogue, which was compared when they were pulled. Raises ModelError if
+    the file cannot be used, OutOfDeviceMemoryError if it is too large.
     """
     with setting_up(f"load {source}", ModelError):
         path = store.resolve(source)
-        known = source in store.CATALOG
-        name = str(source) if known else path.stem
-        return Model(GGUFFile(path), name, device, context, contexts, trusted=known if trusted is None else trusted)
+        name = str(source) if source in store.CATALOG else path.stem
+        trusted = store.trusted(source) if trusted is None else trusted
+        return Model(GGUFFile(path), name, device, context, contexts, trusted=trusted)
 
 
 class Model(Closing):
