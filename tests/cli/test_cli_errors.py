@@ -48,6 +48,7 @@ def files(tmp_path: Path) -> Path:
         ("pull http://127.0.0.1:1/model.gguf", "refused"),
         ("pull http://127.0.0.1:1/model", "name.gguf"),
         ("chat hf:org/repo:Q8_0 -p x", "wasmetal pull hf:org/repo:Q8_0"),
+        ("models show {files}/model.gguf", "model.gguf"),
         ("models rm nosuch", "nosuch"),
         ("models verify nosuch", "models here: none"),
         ("doctor --device nowhere", "nowhere"),

@@ -19,6 +19,7 @@ from wasmetal.cli import app
         "run",
         "pull",
         "models",
+        "models show",
         "models rm",
         "models verify",
         "devices",

@@ -38,6 +38,14 @@ def test_from_pull_to_rm(server: Hub, tmp_path: Path) -> None:
     assert {"smollm2:135m", "llama3.2:1b"} <= {other["name"] for other in others}
     assert f" {path}\n" in wasmetal("models", **settings).stdout
 
+    shown = json.loads(
+        wasmetal("models", "show", "tiny", "--context", 64, "--sessions", 2, "--json", **settings).stdout
+    )
+    assert (shown["architecture"], shown["path"], shown["refusal"]) == ("llama", str(path), None)
+    assert shown["memory"]["kv_cache"] == 2 * 2 * 2 * 64 * 2 * 16 * 4
+    assert sum(each["bytes"] for each in shown["types"].values()) == shown["bytes"] == shown["memory"]["weights"]
+    assert "for 1 × 256 tokens" in wasmetal("models", "show", path, **settings).stdout
+
     good = wasmetal("models", "verify", **settings)
     assert (good.returncode, good.stdout) == (0, "model  result\ntiny   unchanged\n")
     with path.open("ab") as file:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wasmetal.cli.options import Json
-from wasmetal.cli.output import in_bytes, print_json, print_table
+from wasmetal.cli.output import in_bytes, in_thousands, print_json, print_table
+from wasmetal.errors import WasmetalError, printable
 
 if TYPE_CHECKING:
     from wasmetal.models.files.store import Progress, StoredModel
@@ -69,6 +71,67 @@ def listed(context: typer.Context, as_json: Json = False) -> None:
             for row in rows
         ],
     )
+
+
+@models.command()
+def show(
+    model: Annotated[str, typer.Argument(help="A model on this machine, or a GGUF file.", show_default=False)],
+    context: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens of each session.  [default: 4096, or what it was trained for]"),
+    ] = None,
+    sessions: Annotated[int, typer.Option(metavar="M", help="Sessions at the same time.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Show what a model is, and the memory that it takes for so many sessions of so many tokens."""
+    from wasmetal.device import list_devices
+    from wasmetal.models.files import store
+    from wasmetal.models.files.gguf import GGUFFile
+    from wasmetal.models.summary import memory_needed, summarize
+
+    file = GGUFFile(store.resolve(model))
+    summary = summarize(file)
+    stored = store.find(model)
+    licence = (stored.licence if stored else None) or summary.licence
+    memory, refusal = None, None
+    try:
+        memory = memory_needed(file, context, sessions)
+    except WasmetalError as error:
+        if context is not None or sessions != 1:
+            raise
+        refusal = str(error)
+    if as_json:
+        types = {name: {"tensors": count, "bytes": nbytes} for name, (count, nbytes) in summary.types.items()}
+        needed = None if memory is None else asdict(memory) | {"total": memory.total}
+        shown = asdict(summary) | {"path": str(file.path), "licence": licence, "types": types}
+        print_json(shown | {"memory": needed, "refusal": refusal})
+        return
+    lines = [
+        ("file", str(file.path) if len(file.sources) == 1 else f"{file.path}, and {len(file.sources) - 1} more"),
+        ("name", printable(summary.title or "")),
+        ("architecture", printable(summary.architecture)),
+        ("parameters", in_thousands(summary.parameters)),
+        ("licence", printable(licence or "not named")),
+        ("trained for", f"{summary.context} tokens" if summary.context else "not named"),
+        ("vocabulary", f"{summary.vocabulary} tokens" if summary.vocabulary else "none"),
+    ]
+    lines += [
+        (f"weights {name}", f"{in_bytes(nbytes)} in {count} tensor{'' if count == 1 else 's'}")
+        for name, (count, nbytes) in summary.types.items()
+    ]
+    if memory:
+        expanding = ", ".join(info.spec for info in list_devices() if info.expands_weights)
+        lines += [
+            ("memory", f"{in_bytes(memory.total)} for {memory.sessions} × {memory.context} tokens"),
+            ("  weights", in_bytes(memory.weights)),
+            ("  KV cache", in_bytes(memory.kv_cache)),
+            ("  scratch", in_bytes(memory.scratch)),
+        ]
+        if expanding:
+            lines.append((f"  weights on {expanding}", f"{in_bytes(memory.expanded_weights)}, expanded to float32"))
+    else:
+        lines.append(("cannot be used", refusal or ""))
+    print_table(("property", "value"), [line for line in lines if line[1]])
 
 
 @models.command()
