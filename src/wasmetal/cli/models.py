@@ -75,7 +75,7 @@ def listed(context: typer.Context, as_json: Json = False) -> None:
 
 @models.command()
 def show(
-    model: Annotated[str, typer.Argument(help="A model on this machine, or a GGUF file.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="A model on this machine, a GGUF file or a folder.", show_default=False)],
     context: Annotated[
         int | None,
         typer.Option(metavar="N", help="Tokens of each session.  [default: 4096, or what it was trained for]"),
@@ -86,10 +86,10 @@ def show(
     """Show what a model is, and the memory that it takes for so many sessions of so many tokens."""
     from wasmetal.device import list_devices
     from wasmetal.models.files import store
-    from wasmetal.models.files.gguf import GGUFFile
+    from wasmetal.models.hf_folder import open_model_file
     from wasmetal.models.summary import memory_needed, summarize
 
-    file = GGUFFile(store.resolve(model))
+    file = open_model_file(store.resolve(model))
     summary = summarize(file)
     stored = store.find(model)
     licence = (stored.licence if stored else None) or summary.licence
