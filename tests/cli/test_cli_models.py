@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cli.command import wasmetal
+from tests.cli.pseudoterminal import CTRL_D, PROMPT, Terminal
 from tests.models.hub import Hub, serving
 from tests.models.tiny import write_tiny_llama
 
@@ -64,3 +65,24 @@ def test_a_licence_to_accept(tmp_path: Path) -> None:
     refused = wasmetal("pull", "llama3.2:1b", WASMETAL_HOME=str(tmp_path))
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "llama.com/llama3_2/license/, and pull again with --accept-licence\n" in refused.stderr
+
+
+@pytest.mark.parametrize("accepts", [False, True])
+def test_chat_offers_to_pull_and_names_the_licence_to_accept(server: Hub, tmp_path: Path, accepts: bool) -> None:
+    """A known name of the hub, which stands for a tiny model here."""
+    server.repositories["ggml-org/gemma-3-1b-it-GGUF"] = {
+        "gemma-3-1b-it-Q4_K_M.gguf": server.repositories["org/m"]["tiny.gguf"]
+    }
+    settings = {name: str(tmp_path / name) for name in ("WASMETAL_HOME", "HF_HOME")}
+    settings |= {"HF_ENDPOINT": server.url, "NO_PROXY": "127.0.0.1"}
+    with Terminal("chat", "gemma3:1b", "--device", "cpu", columns=300, **settings) as terminal:
+        terminal.until(b"Download it and accept its licence, https://ai.google.dev/gemma/terms? [y/N]:")
+        terminal.type(b"y\r" if accepts else b"\r")
+        if accepts:
+            terminal.until(PROMPT)
+            terminal.type(CTRL_D)
+            terminal.rest()
+            assert terminal.wait() == 0
+        else:
+            assert b"gemma3:1b is not on this machine yet; get it with: wasmetal pull gemma3:1b" in terminal.rest()
+            assert terminal.wait() == 2

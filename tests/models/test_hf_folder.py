@@ -42,8 +42,9 @@ def edit(path: Path, change: Edit) -> None:
     path.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-@pytest.mark.parametrize(("qtype", "tied", "files"), [("F32", True, 1), ("F16", False, 3)])
+@pytest.mark.parametrize(
+    ("architecture", "qtype", "tied", "files"), [("llama", "F16", False, 3), ("qwen2", "F32", True, 1)]
+)
 def test_it_computes_what_the_gguf_file_does(
     device: Device, tmp_path: Path, architecture: str, qtype: str, tied: bool, files: int
 ) -> None:
@@ -234,7 +235,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(path / "model", write_tiny_llama(path / "tiny.gguf", qtype="F16", blocks=1), 2)
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_any_mutation_is_read_or_refused(tiny: Path, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(sorted(tiny.iterdir())), "file")
