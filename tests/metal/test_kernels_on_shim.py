@@ -184,9 +184,10 @@ def cases() -> Iterator[Case]:
             yield case(CLOSE, linear, dtype, 1, n, k, accumulate)
         for rows, n, k, accumulate in ((67, 5, 32, 1), (72, 66, 160, 0), (3, 7, 96, 1), (66, 68, 64, 0)):
             yield from products(CLOSE, linear, dtype, rows, n, k, accumulate)
-    for dtype in FLOATS:
+    for dtype in (*FLOATS, DType.BF16):
         yield from products(CLOSE, linear, dtype, 1, 7, 13, 0)
         yield from products(CLOSE, linear, dtype, 5, 9, 37, 0)
+    for dtype in FLOATS:
         for result in FLOATS:
             tolerance = CLOSE if result is DType.F32 else 1e-3
             for a, b, sizes in ((0, 0, (67, 5, 37)), (0, 1, (73, 66, 70)), (1, 0, (14, 71, 5)), (1, 1, (72, 4, 101))):

@@ -35,6 +35,7 @@ def tokens(count: int, seed: int = 0) -> list[int]:
     [
         {"qtype": "F32"},
         {"qtype": "F16"},
+        {"qtype": "BF16"},
         {"qtype": "Q8_0"},
         {"qtype": "Q4_0"},
         {"qtype": "Q4_1"},

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from gguf.constants import GGMLQuantizationType
-from gguf.quants import dequantize
+from gguf.quants import dequantize, quantize
 
 from wasmetal.device.base import Device
 from wasmetal.kernels.dtypes import DType
@@ -19,6 +19,9 @@ ALIGNMENT = 256
 """Of bindings, the coarsest that there is, so that no tensor begins where its binding does."""
 GUARD = 272
 """Bytes of poison before and after each tensor: a multiple of 16, as a tensor's offset is, but not of ALIGNMENT."""
+
+SCALES = {DType.Q4_1: (0, 2)}
+"""Where the float16 scales and offsets of a block are, in bytes; in other types the block begins with the only one."""
 
 NUMPY = {DType.F32: np.float32, DType.F16: np.float16, DType.I32: np.int32}
 
@@ -142,15 +145,18 @@ class Bench:
 
 def random_weight(rng: np.random.Generator, dtype: DType, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     """(raw rows, uint8 [rows, bytes]; the same weights by the gguf package's own reader, float64 [rows, columns])."""
-    if not dtype.quantized:
+    if dtype in NUMPY:
         values = rng.standard_normal((rows, columns)).astype(NUMPY[dtype])
         return values.view(np.uint8).reshape(rows, -1), values.astype(np.float64)
     per_block, nbytes = dtype.block
-    blocks = rng.integers(0, 256, (rows, columns // per_block, nbytes), dtype=np.uint8)
-    scales = 2 if dtype is DType.Q4_1 else 1
-    halves = rng.uniform(-0.1, 0.1, (*blocks.shape[:2], scales)).astype(np.float16)
-    blocks[..., : 2 * scales] = halves.view(np.uint8)
-    raw = blocks.reshape(rows, -1)
+    if dtype is DType.BF16:
+        raw = quantize(rng.standard_normal((rows, columns)).astype(np.float32), GGMLQuantizationType.BF16)
+    else:
+        blocks = rng.integers(0, 256, (rows, columns // per_block, nbytes), dtype=np.uint8)
+        for at in SCALES.get(dtype, (0,)):
+            halves = rng.uniform(-0.1, 0.1, blocks.shape[:2]).astype(np.float16)
+            blocks[..., at : at + 2] = halves[..., None].view(np.uint8)
+        raw = blocks.reshape(rows, -1)
     return raw, dequantize(raw, GGMLQuantizationType(dtype.value)).astype(np.float64)
 
 

@@ -21,6 +21,7 @@ class DType(Enum):
     Q5_0 = 6, 32, 22
     Q8_0 = 8, 32, 34
     I32 = 26, 1, 4
+    BF16 = 30, 1, 2
 
     _value_: int
     block: tuple[int, int]

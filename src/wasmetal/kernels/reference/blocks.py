@@ -32,6 +32,11 @@ def f16(rows: Bytes) -> F32:
     return rows.view(np.float16).astype(np.float32)
 
 
+def bf16(rows: Bytes) -> F32:
+    """BF16 rows: the high halves of float32."""
+    return (rows.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
 def q8_0(rows: Bytes) -> F32:
     """Q8_0 rows."""
     blocks = rows.reshape(len(rows), -1, 34)
@@ -74,6 +79,7 @@ def _nibbles(quants: Bytes) -> NDArray[np.uint8]:
 EXPAND: dict[DType, Expand] = {
     DType.F32: f32,
     DType.F16: f16,
+    DType.BF16: bf16,
     DType.Q8_0: q8_0,
     DType.Q4_0: q4_0,
     DType.Q4_1: q4_1,
