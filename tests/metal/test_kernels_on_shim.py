@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests.metal.shim.device import ShimDevice
-from tests.ops.tensors import NUMPY, Bench, random_weight
+from tests.ops.tensors import NUMPY, Bench, random_weight, whole_blocks
 from wasmetal import ops
 from wasmetal.device import Device
 from wasmetal.device.cpu import CpuDevice
@@ -113,6 +113,7 @@ def attention(bench, rng, dtype, rows, heads, kv_heads, head_dim, page_size, pos
 
 
 def linear(bench, rng, dtype, rows, n, k, accumulate):
+    k = whole_blocks(dtype, k)
     weight = bench.put_weight(random_weight(rng, dtype, n, k)[0], dtype, k)
     x, out = put(bench, rng, rows, k, gap=rows - 1), put(bench, rng, rows, n, gap=rows - 1)
     batch = bench.batch(rows, rows - 1) if rows > 1 else None
@@ -121,8 +122,9 @@ def linear(bench, rng, dtype, rows, n, k, accumulate):
 
 
 def embed(bench, rng, dtype):
-    table = bench.put_weight(random_weight(rng, dtype, 7, 96)[0], dtype, 96)
-    ids, out, batch = bench.put(np.array([3, 0, -1, 6, 99], np.int32)), put(bench, rng, 5, 96, gap=1), bench.batch(5, 4)
+    k = whole_blocks(dtype, 96)
+    table = bench.put_weight(random_weight(rng, dtype, 7, k)[0], dtype, k)
+    ids, out, batch = bench.put(np.array([3, 0, -1, 6, 99], np.int32)), put(bench, rng, 5, k, gap=1), bench.batch(5, 4)
     bench.run(lambda rec: ops.embed(rec, table, ids, out, batch=batch))
     return [out]
 

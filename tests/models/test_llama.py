@@ -30,6 +30,10 @@ def tokens(count: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(4, 270, count).tolist()
 
 
+OF_256 = {"heads": 16, "kv_heads": 4, "hidden": 256}
+"""Matrices whose rows are multiples of 256."""
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -40,6 +44,7 @@ def tokens(count: int, seed: int = 0) -> list[int]:
         {"qtype": "Q4_0"},
         {"qtype": "Q4_1"},
         {"qtype": "Q5_0"},
+        {"qtype": "Q6_K", **OF_256},
         {"qtype": "Q8_0", "value_qtype": "F16"},  # q and k are one matrix, v another; so are gate and up
         {"tied": False},
         {"rope_scaling": "linear"},

@@ -20,7 +20,7 @@ ALIGNMENT = 256
 GUARD = 272
 """Bytes of poison before and after each tensor: a multiple of 16, as a tensor's offset is, but not of ALIGNMENT."""
 
-SCALES = {DType.Q4_1: (0, 2)}
+SCALES = {DType.Q4_1: (0, 2), DType.Q6_K: (208,)}
 """Where the float16 scales and offsets of a block are, in bytes; in other types the block begins with the only one."""
 
 NUMPY = {DType.F32: np.float32, DType.F16: np.float16, DType.I32: np.int32}
@@ -143,8 +143,13 @@ class Bench:
         return now
 
 
-def random_weight(rng: np.random.Generator, dtype: DType, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """(raw rows, uint8 [rows, bytes]; the same weights by the gguf package's own reader, float64 [rows, columns])."""
+def random_weight(
+    rng: np.random.Generator, dtype: DType, rows: int, columns: int, scale: float = 0.1
+) -> tuple[np.ndarray, np.ndarray]:
+    """(raw rows, uint8 [rows, bytes]; the same weights by the gguf package's own reader, float64 [rows, columns]).
+
+    ``scale``: the most that a block's scale is.
+    """
     if dtype in NUMPY:
         values = rng.standard_normal((rows, columns)).astype(NUMPY[dtype])
         return values.view(np.uint8).reshape(rows, -1), values.astype(np.float64)
@@ -154,7 +159,7 @@ def random_weight(rng: np.random.Generator, dtype: DType, rows: int, columns: in
     else:
         blocks = rng.integers(0, 256, (rows, columns // per_block, nbytes), dtype=np.uint8)
         for at in SCALES.get(dtype, (0,)):
-            halves = rng.uniform(-0.1, 0.1, blocks.shape[:2]).astype(np.float16)
+            halves = rng.uniform(-scale, scale, blocks.shape[:2]).astype(np.float16)
             blocks[..., at : at + 2] = halves[..., None].view(np.uint8)
         raw = blocks.reshape(rows, -1)
     return raw, dequantize(raw, GGMLQuantizationType(dtype.value)).astype(np.float64)
@@ -168,3 +173,8 @@ def assert_close(got: np.ndarray, want: np.ndarray, tolerance: float, scale: np.
     if not (error <= bound).all():
         worst = np.unravel_index(np.argmax(error / bound), error.shape)
         pytest.fail(f"at {worst}: {got[worst]} for {want[worst]}, off by {error[worst] / bound[worst]:.3g} tolerances")
+
+
+def whole_blocks(dtype: DType, columns: int) -> int:
+    """So many columns, or as many more as complete a block of the type."""
+    return -(-columns // dtype.block[0]) * dtype.block[0]

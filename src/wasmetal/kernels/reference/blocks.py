@@ -1,11 +1,15 @@
 """GGUF's weight formats, expanded to float32.
 
-A row is a run of blocks of 32 weights, in the byte layout of ggml (``ggml-common.h``); ``d`` and ``m`` are float16:
+A row is a run of blocks in the byte layout of ggml (``ggml-common.h``); ``d`` and ``m`` are float16.
+Blocks of 32 weights:
     Q8_0  d, 32 signed bytes q           weight = d q
     Q4_0  d, 16 bytes of two nibbles q   weight = d (q - 8)
     Q4_1  d, m, 16 bytes of two nibbles  weight = d q + m
     Q5_0  d, 32 fifth bits, 16 bytes of two nibbles  weight = d (q - 16)
 The low nibbles are weights 0..15 of the block, the high ones 16..31.
+Blocks of 256 weights:
+    Q6_K  128 bytes of two nibbles, 64 of four bit pairs, a signed byte s for each 16 weights, d; weight = d s (q - 32)
+``weights.slang`` says which weights the nibbles and bit pairs belong to.
 """
 
 from __future__ import annotations
@@ -62,8 +66,18 @@ def q5_0(rows: Bytes) -> F32:
     return (_half(blocks, 0) * ((_nibbles(blocks[..., 6:]) | fifths) - np.float32(16))).reshape(len(rows), -1)
 
 
+def q6_k(rows: Bytes) -> F32:
+    """Q6_K rows."""
+    blocks = rows.reshape(len(rows), -1, 210)
+    low = _nibbles(_split(blocks[..., :128], 2))
+    high = _bits(_split(blocks[..., 128:192], 2), 2)
+    quants = (low | high << 4).reshape(*blocks.shape[:2], 16, 16) - np.float32(32)
+    scales = _half(blocks, 208) * blocks[..., 192:208].view(np.int8)
+    return (scales[..., None] * quants).reshape(len(rows), -1)
+
+
 def columns_of(dtype: DType, columns: slice) -> slice:
-    """The bytes of a row that hold these columns, which begin and end at multiples of 32 or at the row's end."""
+    """The bytes of a row that hold these columns, which begin and end at multiples of 256 or at the row's end."""
     return slice(dtype.row_bytes(columns.start), dtype.row_bytes(columns.stop))
 
 
@@ -76,6 +90,17 @@ def _nibbles(quants: Bytes) -> NDArray[np.uint8]:
     return np.concatenate((quants & 15, quants >> 4), axis=-1)
 
 
+def _split(blocks: Bytes, parts: int) -> Bytes:
+    """Bytes [..., n] as [..., parts, n / parts]."""
+    return blocks.reshape(*blocks.shape[:-1], parts, -1)
+
+
+def _bits(quants: Bytes, count: int) -> NDArray[np.uint8]:
+    """The lowest ``count`` bits of each byte [..., n], then the next ones, and so on: [..., 8 n / count]."""
+    shifts = np.arange(0, 8, count, dtype=np.uint8)[:, None]
+    return (quants[..., None, :] >> shifts & np.uint8((1 << count) - 1)).reshape(*quants.shape[:-1], -1)
+
+
 EXPAND: dict[DType, Expand] = {
     DType.F32: f32,
     DType.F16: f16,
@@ -84,5 +109,6 @@ EXPAND: dict[DType, Expand] = {
     DType.Q4_0: q4_0,
     DType.Q4_1: q4_1,
     DType.Q5_0: q5_0,
+    DType.Q6_K: q6_k,
 }
 """The expansion of each weight format."""
