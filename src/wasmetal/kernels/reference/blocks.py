@@ -9,6 +9,8 @@ Blocks of 32 weights:
 The low nibbles are weights 0..15 of the block, the high ones 16..31.
 Blocks of 256 weights:
     Q6_K  128 bytes of two nibbles, 64 of four bit pairs, a signed byte s for each 16 weights, d; weight = d s (q - 32)
+    Q4_K  d, m, 12 bytes of six bits s and six bits t for each 32 weights, 128 bytes of two nibbles q;
+          weight = d s q - m t
 ``weights.slang`` says which weights the nibbles and bit pairs belong to.
 """
 
@@ -66,6 +68,12 @@ def q5_0(rows: Bytes) -> F32:
     return (_half(blocks, 0) * ((_nibbles(blocks[..., 6:]) | fifths) - np.float32(16))).reshape(len(rows), -1)
 
 
+def q4_k(rows: Bytes) -> F32:
+    """Q4_K rows."""
+    blocks = rows.reshape(len(rows), -1, 144)
+    return _scaled(blocks, _nibbles(_split(blocks[..., 16:], 4)))
+
+
 def q6_k(rows: Bytes) -> F32:
     """Q6_K rows."""
     blocks = rows.reshape(len(rows), -1, 210)
@@ -90,6 +98,16 @@ def _nibbles(quants: Bytes) -> NDArray[np.uint8]:
     return np.concatenate((quants & 15, quants >> 4), axis=-1)
 
 
+def _scaled(blocks: Bytes, quants: NDArray[np.uint8]) -> F32:
+    """Quants [rows, blocks, …] scaled as d s q - m t, by what is at the beginning of blocks of Q4_K."""
+    s, t, others = np.moveaxis(_split(blocks[..., 4:16], 3), -2, 0)
+    scales = _half(blocks, 0) * np.concatenate((s & 63, others & 15 | s >> 2 & 48), axis=-1)
+    offsets = _half(blocks, 2) * np.concatenate((t & 63, others >> 4 | t >> 2 & 48), axis=-1)
+    groups = quants.reshape(*blocks.shape[:2], 8, 32)
+    weights: F32 = scales[..., None] * groups - offsets[..., None]
+    return weights.reshape(len(blocks), -1)
+
+
 def _split(blocks: Bytes, parts: int) -> Bytes:
     """Bytes [..., n] as [..., parts, n / parts]."""
     return blocks.reshape(*blocks.shape[:-1], parts, -1)
@@ -109,6 +127,7 @@ EXPAND: dict[DType, Expand] = {
     DType.Q4_0: q4_0,
     DType.Q4_1: q4_1,
     DType.Q5_0: q5_0,
+    DType.Q4_K: q4_k,
     DType.Q6_K: q6_k,
 }
 """The expansion of each weight format."""

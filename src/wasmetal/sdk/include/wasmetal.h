@@ -121,6 +121,7 @@ wm_errno wm_buffer_write(wm_buffer buffer, uint64_t offset, const void *ptr, siz
 #define WM_Q4_1 3  /* blocks of 32 in 20 bytes */
 #define WM_Q5_0 6  /* blocks of 32 in 22 bytes */
 #define WM_Q8_0 8  /* blocks of 32 in 34 bytes */
+#define WM_Q4_K 12 /* blocks of 256 in 144 bytes */
 #define WM_Q6_K 14 /* blocks of 256 in 210 bytes */
 #define WM_I32 26
 #define WM_BF16 30
