@@ -159,7 +159,7 @@ def test_metadata(tmp_path: Path) -> None:
         file.get("yes", int, 0)
 
 
-@pytest.mark.parametrize("qtype", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("qtype", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "MXFP4"])
 def test_tensors_agree_with_the_gguf_package(tmp_path: Path, qtype: str) -> None:
     path = write_tiny_llama(tmp_path / "t.gguf", qtype=qtype)
     ours = GGUFFile(path)

@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +20,7 @@ from wasmetal.kernels.dtypes import WEIGHTS
 from wasmetal.ops import DType, Tensor
 
 TOLERANCE = 2e-6
-LARGE = (DType.F32, DType.F16, DType.Q8_0, DType.Q4_1, DType.Q6_K)
+LARGE = (DType.F32, DType.F16, DType.Q8_0, DType.Q4_1, DType.Q6_K, DType.MXFP4)
 """Weight types for large tests: one for each size and alignment of blocks."""
 
 
@@ -144,6 +146,22 @@ def test_embed_odd_widths(device, dtype, k):
 def test_any_ids(device, dtype, ids, live, split):
     """Ids past the table, and negative ones, give its last row; a table bound in parts gives the same."""
     check_embed(device, dtype, ids, 211, 96, live=live, max_binding_bytes=96 * 4 * 70 if split else None)
+
+
+def test_every_scale_of_mxfp4(device):
+    """From 2^-125 to 2^127. (Devices may take numbers below the normal ones for 0.)"""
+    blocks = np.random.default_rng(0).integers(0, 256, (256, 17), dtype=np.uint8)
+    blocks[:, 0] = np.arange(256)
+    with Bench(device) as bench:
+        table, ids = bench.put_weight(blocks, DType.MXFP4, 32), bench.put(np.arange(256, dtype=np.int32))
+        out = bench.empty(256, 32)
+        bench.run(lambda rec: ops.embed(rec, table, ids, out))
+        got = bench.get(out)
+    with np.errstate(over="ignore"):
+        want = dequantize(blocks, GGMLQuantizationType.MXFP4)
+    normal = (np.abs(want) >= np.finfo(np.float32).tiny) & (blocks[:, :1] > 1)
+    assert (got[normal] == want[normal]).all()
+    assert np.abs(got[~normal] - want[~normal]).max() < 12 * 2.0**-126
 
 
 def test_refusals(device):

@@ -110,7 +110,10 @@ def _random(kind: str, rows: int, columns: int, gap: int, start: int | None = No
     if kind not in FLOATS:
         # Bytes below 0x3c: no pair is a float16 above 1, whichever bytes of a block are its scales.
         nbytes = -(-rows * DType[kind.upper()].row_bytes(columns) // _WORD) * _WORD
-        return np.concatenate([head, random.integers(0, 0x3C, nbytes, np.uint8)])
+        blocks = random.integers(0, 0x3C, nbytes, np.uint8)
+        if kind == "mxfp4":
+            blocks[::17] |= 0x78  # a power of two as the scale, here from 2^-7 to 1
+        return np.concatenate([head, blocks])
     body: NDArray[Any] = np.empty((rows, _stride(kind, columns, gap)), FLOATS[kind])
     body.view(np.uint8)[...] = _POISON
     # Around 1, so that sums grow with k, and rounding of partial sums shows.

@@ -24,6 +24,7 @@ class DType(Enum):
     Q6_K = 14, 256, 210
     I32 = 26, 1, 4
     BF16 = 30, 1, 2
+    MXFP4 = 39, 32, 17
 
     _value_: int
     block: tuple[int, int]

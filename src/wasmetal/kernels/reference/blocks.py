@@ -6,6 +6,7 @@ Blocks of 32 weights:
     Q4_0  d, 16 bytes of two nibbles q   weight = d (q - 8)
     Q4_1  d, m, 16 bytes of two nibbles  weight = d q + m
     Q5_0  d, 32 fifth bits, 16 bytes of two nibbles  weight = d (q - 16)
+    MXFP4  a byte e, 16 bytes of two floats q of four bits; weight = 2^(e - 127) q
 The low nibbles are weights 0..15 of the block, the high ones 16..31.
 Blocks of 256 weights:
     Q6_K  128 bytes of two nibbles, 64 of four bit pairs, a signed byte s for each 16 weights, d; weight = d s (q - 32)
@@ -38,6 +39,10 @@ def f16(rows: Bytes) -> F32:
     return rows.view(np.float16).astype(np.float32)
 
 
+_DOUBLED_FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+"""Twice the values of a float of four bits: sign, two bits of exponent, one of mantissa."""
+
+
 def bf16(rows: Bytes) -> F32:
     """BF16 rows: the high halves of float32."""
     return (rows.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
@@ -66,6 +71,13 @@ def q5_0(rows: Bytes) -> F32:
     blocks = rows.reshape(len(rows), -1, 22)
     fifths = np.unpackbits(blocks[..., 2:6], axis=-1, bitorder="little") << 4
     return (_half(blocks, 0) * ((_nibbles(blocks[..., 6:]) | fifths) - np.float32(16))).reshape(len(rows), -1)
+
+
+def mxfp4(rows: Bytes) -> F32:
+    """MXFP4 rows. Half of each scale times twice each quant, as ggml has it: overflow is then where it is in ggml."""
+    blocks = rows.reshape(len(rows), -1, 17)
+    scales = np.ldexp(np.float32(1), blocks[..., :1].astype(np.int32) - 128)
+    return (scales * _DOUBLED_FP4[_nibbles(blocks[..., 1:])]).reshape(len(rows), -1)
 
 
 def q4_k(rows: Bytes) -> F32:
@@ -127,6 +139,7 @@ EXPAND: dict[DType, Expand] = {
     DType.Q4_0: q4_0,
     DType.Q4_1: q4_1,
     DType.Q5_0: q5_0,
+    DType.MXFP4: mxfp4,
     DType.Q4_K: q4_k,
     DType.Q6_K: q6_k,
 }
