@@ -46,6 +46,7 @@ OF_256 = {"heads": 16, "kv_heads": 4, "hidden": 256}
         {"qtype": "Q5_0"},
         {"qtype": "MXFP4"},
         {"qtype": "Q6_K", **OF_256},
+        {"qtype": "Q5_K", **OF_256},
         {"qtype": "Q4_K", "value_qtype": "Q6_K", **OF_256},
         {"qtype": "Q8_0", "value_qtype": "F16"},  # q and k are one matrix, v another; so are gate and up
         {"tied": False},

@@ -35,7 +35,7 @@ MERGES = (
     "l d",
     "Ġwor ld",
 )
-RANDOM_SCALES = {"Q4_K": 1 / 200, "Q6_K": 1 / 600}
+RANDOM_SCALES = {"Q4_K": 1 / 200, "Q5_K": 1 / 400, "Q6_K": 1 / 600}
 """Types that the gguf package cannot quantize to: their blocks are random, with scales up to this, which makes most
 weights less than 1."""
 

@@ -20,7 +20,7 @@ ALIGNMENT = 256
 GUARD = 272
 """Bytes of poison before and after each tensor: a multiple of 16, as a tensor's offset is, but not of ALIGNMENT."""
 
-SCALES = {DType.Q4_1: (0, 2), DType.Q4_K: (0, 2), DType.Q6_K: (208,), DType.MXFP4: ()}
+SCALES = {DType.Q4_1: (0, 2), DType.Q4_K: (0, 2), DType.Q5_K: (0, 2), DType.Q6_K: (208,), DType.MXFP4: ()}
 """Where the float16 scales and offsets of a block are, in bytes; in other types the block begins with the only one."""
 
 NUMPY = {DType.F32: np.float32, DType.F16: np.float16, DType.I32: np.int32}

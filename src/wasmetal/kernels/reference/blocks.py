@@ -12,6 +12,7 @@ Blocks of 256 weights:
     Q6_K  128 bytes of two nibbles, 64 of four bit pairs, a signed byte s for each 16 weights, d; weight = d s (q - 32)
     Q4_K  d, m, 12 bytes of six bits s and six bits t for each 32 weights, 128 bytes of two nibbles q;
           weight = d s q - m t
+    Q5_K  the same, with 32 bytes of eight fifth bits before the nibbles
 ``weights.slang`` says which weights the nibbles and bit pairs belong to.
 """
 
@@ -86,6 +87,14 @@ def q4_k(rows: Bytes) -> F32:
     return _scaled(blocks, _nibbles(_split(blocks[..., 16:], 4)))
 
 
+def q5_k(rows: Bytes) -> F32:
+    """Q5_K rows."""
+    blocks = rows.reshape(len(rows), -1, 176)
+    low = _nibbles(_split(blocks[..., 48:], 4))
+    fifths = _bits(blocks[..., 16:48], 1).reshape(low.shape)
+    return _scaled(blocks, low | fifths << np.uint8(4))
+
+
 def q6_k(rows: Bytes) -> F32:
     """Q6_K rows."""
     blocks = rows.reshape(len(rows), -1, 210)
@@ -111,7 +120,7 @@ def _nibbles(quants: Bytes) -> NDArray[np.uint8]:
 
 
 def _scaled(blocks: Bytes, quants: NDArray[np.uint8]) -> F32:
-    """Quants [rows, blocks, …] scaled as d s q - m t, by what is at the beginning of blocks of Q4_K."""
+    """Quants [rows, blocks, …] scaled as d s q - m t, by what is at the beginning of blocks of Q4_K and Q5_K."""
     s, t, others = np.moveaxis(_split(blocks[..., 4:16], 3), -2, 0)
     scales = _half(blocks, 0) * np.concatenate((s & 63, others & 15 | s >> 2 & 48), axis=-1)
     offsets = _half(blocks, 2) * np.concatenate((t & 63, others >> 4 | t >> 2 & 48), axis=-1)
@@ -141,6 +150,7 @@ EXPAND: dict[DType, Expand] = {
     DType.Q5_0: q5_0,
     DType.MXFP4: mxfp4,
     DType.Q4_K: q4_k,
+    DType.Q5_K: q5_k,
     DType.Q6_K: q6_k,
 }
 """The expansion of each weight format."""

@@ -114,7 +114,7 @@ wm_errno wm_buffer_read(wm_buffer buffer, uint64_t offset, void *ptr, size_t len
 WM_GPU(buffer_write)
 wm_errno wm_buffer_write(wm_buffer buffer, uint64_t offset, const void *ptr, size_t len);
 
-/* Element types. The numbers are ggml's. The Q types hold rows of blocks of weights in GGUF's byte layout. */
+/* Element types. The numbers are ggml's. Those with blocks hold rows of weights in GGUF's byte layout. */
 #define WM_F32 0
 #define WM_F16 1
 #define WM_Q4_0 2   /* blocks of 32 in 18 bytes */
@@ -122,6 +122,7 @@ wm_errno wm_buffer_write(wm_buffer buffer, uint64_t offset, const void *ptr, siz
 #define WM_Q5_0 6   /* blocks of 32 in 22 bytes */
 #define WM_Q8_0 8   /* blocks of 32 in 34 bytes */
 #define WM_Q4_K 12  /* blocks of 256 in 144 bytes */
+#define WM_Q5_K 13  /* blocks of 256 in 176 bytes */
 #define WM_Q6_K 14  /* blocks of 256 in 210 bytes */
 #define WM_I32 26
 #define WM_BF16 30

@@ -36,14 +36,19 @@ __device__ uint2  scales_of_quarter_0(uint3  packed_0, uint quarter_0)
     return _S4;
 }
 
-__device__ float4  nibbles_0(uint word_1)
+__device__ float4  unsigned_bytes_0(uint word_1)
 {
-    uint4  _S5 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (15U);
+    uint4  _S5 = make_uint4 (word_1, word_1 >> int(8), word_1 >> int(16), word_1 >> int(24)) & make_uint4 (255U);
     float4  _S6 = make_float4 ((float)_S5.x, (float)_S5.y, (float)_S5.z, (float)_S5.w);
     return _S6;
 }
 
-__device__ float4  Q4_K_four_0(StructuredBuffer<uint> words_1, uint offset_1, uint columns_0, uint row_0, uint column_0)
+__device__ float4  fives_0(uint low_0, uint fifths_0)
+{
+    return unsigned_bytes_0((low_0 & 252645135U) | ((fifths_0 & 16843009U) << int(4)));
+}
+
+__device__ float4  FourOrFive_four_0(StructuredBuffer<uint> words_1, uint offset_1, uint columns_0, uint row_0, uint column_0)
 {
     uint _S7 = offset_1 + (row_0 * (columns_0 / 256U) + column_0 / 256U) * 36U;
     uint _S8 = column_0 % 256U / 32U;
@@ -57,7 +62,7 @@ __device__ float4  Q4_K_four_0(StructuredBuffer<uint> words_1, uint offset_1, ui
     float2  _S16 = make_float2 ((float)_S15.x, (float)_S15.y);
     float2  _S17 = halves_0(_S13) * _S16;
     uint _S18 = __ldg((&(words_1)[_S7 + 4U + _S8 / 2U * 8U + column_0 % 32U / 4U]));
-    return make_float4 (_S17.x) * nibbles_0(_S18 >> (_S14 * 4U)) - make_float4 (_S17.y);
+    return make_float4 (_S17.x) * fives_0(_S18 >> (_S14 * 4U), 0U) - make_float4 (_S17.y);
 }
 
 __device__ float4  Weights_four_0(Weights_0 * this_0, uint row_1, uint first_0)
@@ -74,7 +79,7 @@ __device__ float4  Weights_four_0(Weights_0 * this_0, uint row_1, uint first_0)
     float4  _S20;
     if(_S19)
     {
-        _S20 = Q4_K_four_0(this_0->words_0, this_0->offset_0, this_0->k_0, row_1, first_0);
+        _S20 = FourOrFive_four_0(this_0->words_0, this_0->offset_0, this_0->k_0, row_1, first_0);
     }
     else
     {

@@ -12,7 +12,7 @@ struct GemvParams_0
     uint groups_0;
 };
 
-__device__ uint2  Q4_KEights_places_0(uint i_0)
+__device__ uint2  FourOrFiveEights_places_0(uint i_0)
 {
     uint _S1 = i_0 % 8U;
     return make_uint2 (i_0 / 8U * 16U + _S1, i_0 / 8U * 16U + _S1 + 8U);
@@ -35,11 +35,16 @@ __device__ uint2  scales_of_quarter_0(uint3  packed_0, uint quarter_0)
     return _S5;
 }
 
-__device__ float4  nibbles_0(uint word_0)
+__device__ float4  unsigned_bytes_0(uint word_0)
 {
-    uint4  _S6 = make_uint4 (word_0, word_0 >> int(8), word_0 >> int(16), word_0 >> int(24)) & make_uint4 (15U);
+    uint4  _S6 = make_uint4 (word_0, word_0 >> int(8), word_0 >> int(16), word_0 >> int(24)) & make_uint4 (255U);
     float4  _S7 = make_float4 ((float)_S6.x, (float)_S6.y, (float)_S6.z, (float)_S6.w);
     return _S7;
+}
+
+__device__ float4  fives_0(uint low_0, uint fifths_0)
+{
+    return unsigned_bytes_0((low_0 & 252645135U) | ((fifths_0 & 16843009U) << int(4)));
 }
 
 __device__ float dot_0(float4  x_0, float4  y_0)
@@ -72,7 +77,7 @@ __device__ float2  halves_0(uint word_1)
     return make_float2 ((__half2float(__ushort_as_half((word_1 & 65535U)))), (__half2float(__ushort_as_half((word_1 >> int(16))))));
 }
 
-__device__ float Q4_KEights_product_0(StructuredBuffer<uint> weight_0, uint offset_0, uint k_1, uint row_0, uint i_2, float4  a_0, float4  b_0)
+__device__ float FourOrFiveEights_product_0(StructuredBuffer<uint> weight_0, uint offset_0, uint k_1, uint row_0, uint i_2, float4  a_0, float4  b_0)
 {
     uint _S8 = offset_0 + (row_0 * (k_1 / 256U) + i_2 / 32U) * 36U;
     uint _S9 = __ldg((&(weight_0)[_S8 + 1U]));
@@ -85,7 +90,7 @@ __device__ float Q4_KEights_product_0(StructuredBuffer<uint> weight_0, uint offs
     uint2  _S16 = _S13 >> make_uint2 (int(8));
     float2  _S17 = make_float2 ((float)_S16.x, (float)_S16.y);
     uint _S18 = __ldg((&(weight_0)[_S8 + 4U + _S12]));
-    float2  _S19 = make_float2 (_S15.x * dot_0(nibbles_0(_S18), a_0) + _S17.x * dot_0(nibbles_0(_S18 >> int(4)), b_0), _S15.y * sum_0(a_0) + _S17.y * sum_0(b_0));
+    float2  _S19 = make_float2 (_S15.x * dot_0(fives_0(_S18, 0U), a_0) + _S17.x * dot_0(fives_0(_S18 >> int(4), 0U), b_0), _S15.y * sum_0(a_0) + _S17.y * sum_0(b_0));
     uint _S20 = __ldg((&(weight_0)[_S8]));
     float2  _S21 = halves_0(_S20) * _S19;
     return _S21.x - _S21.y;
@@ -93,11 +98,11 @@ __device__ float Q4_KEights_product_0(StructuredBuffer<uint> weight_0, uint offs
 
 __device__ float product_0(uint row_1, uint i_3, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_1, GemvParams_0 * p_0)
 {
-    uint2  _S22 = Q4_KEights_places_0(i_3);
+    uint2  _S22 = FourOrFiveEights_places_0(i_3);
     uint _S23 = p_0->x_offset_0;
     float4  _S24 = __ldg((&(x_1)[p_0->x_offset_0 + _S22.x]));
     float4  _S25 = __ldg((&(x_1)[_S23 + _S22.y]));
-    return Q4_KEights_product_0(weight_1, p_0->weight_offset_0, p_0->k_0, row_1, i_3, _S24, _S25);
+    return FourOrFiveEights_product_0(weight_1, p_0->weight_offset_0, p_0->k_0, row_1, i_3, _S24, _S25);
 }
 
 __device__ uint group_number_0(uint3  group_0)

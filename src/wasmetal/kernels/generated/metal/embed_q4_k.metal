@@ -3,6 +3,47 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
+float2 halves_0(uint word_0)
+{
+    return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
+}
+
+uint2 scales_of_quarter_0(uint3 packed_0, uint quarter_0)
+{
+    uint _S1 = quarter_0 % 2U * 16U;
+    uint2 _S2 = (packed_0.xy) >> (uint2(_S1) );
+    uint _S3 = (packed_0.z) >> _S1;
+    uint2 _S4;
+    if(quarter_0 < 2U)
+    {
+        _S4 = _S2 & (uint2(16191U) );
+    }
+    else
+    {
+        _S4 = (uint2(_S3, _S3 >> 4U) & (uint2(3855U) )) | ((_S2 >> (uint2(2U) )) & (uint2(12336U) ));
+    }
+    return _S4;
+}
+
+float4 unsigned_bytes_0(uint word_1)
+{
+    return float4(uint4(word_1, word_1 >> 8U, word_1 >> 16U, word_1 >> 24U) & (uint4(255U) ));
+}
+
+float4 fives_0(uint low_0, uint fifths_0)
+{
+    return unsigned_bytes_0((low_0 & 252645135U) | ((fifths_0 & 16843009U) << 4U));
+}
+
+float4 FourOrFive_four_0(uint device* words_0, uint offset_0, uint columns_0, uint row_0, uint column_0)
+{
+    uint _S5 = offset_0 + (row_0 * (columns_0 / 256U) + column_0 / 256U) * 36U;
+    uint _S6 = column_0 % 256U / 32U;
+    uint _S7 = _S6 % 2U;
+    float2 _S8 = halves_0(words_0[_S5]) * float2(((scales_of_quarter_0(uint3(words_0[_S5 + 1U], words_0[_S5 + 2U], words_0[_S5 + 3U]), _S6 / 2U)) >> (uint2((_S7 * 8U)) )) & (uint2(255U) ));
+    return float4(_S8.x)  * fives_0(words_0[_S5 + 4U + _S6 / 2U * 8U + column_0 % 32U / 4U] >> (_S7 * 4U), 0U) - float4(_S8.y) ;
+}
+
 struct EmbedParams_0
 {
     uint table_offset_0;
@@ -11,7 +52,7 @@ struct EmbedParams_0
     uint batch_offset_0;
     uint batch_row_0;
     uint rows_0;
-    uint columns_0;
+    uint columns_1;
     uint out_stride_0;
     uint table_rows_0;
     uint first_row_0;
@@ -23,54 +64,18 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_0, uint first_0, uint rows_1)
+uint valid_rows_0(uint device* batch_0, uint offset_1, uint first_0, uint rows_1)
 {
-    uint _S1;
-    if(offset_0 == 4294967295U)
+    uint _S9;
+    if(offset_1 == 4294967295U)
     {
-        _S1 = rows_1;
+        _S9 = rows_1;
     }
     else
     {
-        _S1 = min(max(batch_0[offset_0], first_0) - first_0, rows_1);
+        _S9 = min(max(batch_0[offset_1], first_0) - first_0, rows_1);
     }
-    return _S1;
-}
-
-float2 halves_0(uint word_0)
-{
-    return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
-}
-
-uint2 scales_of_quarter_0(uint3 packed_0, uint quarter_0)
-{
-    uint _S2 = quarter_0 % 2U * 16U;
-    uint2 _S3 = (packed_0.xy) >> (uint2(_S2) );
-    uint _S4 = (packed_0.z) >> _S2;
-    uint2 _S5;
-    if(quarter_0 < 2U)
-    {
-        _S5 = _S3 & (uint2(16191U) );
-    }
-    else
-    {
-        _S5 = (uint2(_S4, _S4 >> 4U) & (uint2(3855U) )) | ((_S3 >> (uint2(2U) )) & (uint2(12336U) ));
-    }
-    return _S5;
-}
-
-float4 nibbles_0(uint word_1)
-{
-    return float4(uint4(word_1, word_1 >> 8U, word_1 >> 16U, word_1 >> 24U) & (uint4(15U) ));
-}
-
-float4 Q4_K_four_0(uint device* words_0, uint offset_1, uint columns_1, uint row_0, uint column_0)
-{
-    uint _S6 = offset_1 + (row_0 * (columns_1 / 256U) + column_0 / 256U) * 36U;
-    uint _S7 = column_0 % 256U / 32U;
-    uint _S8 = _S7 % 2U;
-    float2 _S9 = halves_0(words_0[_S6]) * float2(((scales_of_quarter_0(uint3(words_0[_S6 + 1U], words_0[_S6 + 2U], words_0[_S6 + 3U]), _S7 / 2U)) >> (uint2((_S8 * 8U)) )) & (uint2(255U) ));
-    return float4(_S9.x)  * nibbles_0(words_0[_S6 + 4U + _S7 / 2U * 8U + column_0 % 32U / 4U] >> (_S8 * 4U)) - float4(_S9.y) ;
+    return _S9;
 }
 
 void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* ids_0, float device* result_0, uint device* batch_1, const EmbedParams_0 constant* p_0)
@@ -88,15 +93,15 @@ void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* id
     uint column_1 = 4U * thread_0;
     for(;;)
     {
-        uint _S12 = p_0->columns_0;
-        if(column_1 < (p_0->columns_0))
+        uint _S12 = p_0->columns_1;
+        if(column_1 < (p_0->columns_1))
         {
         }
         else
         {
             break;
         }
-        float4 _S13 = Q4_K_four_0(table_0, p_0->table_offset_0, _S12, _S11, column_1);
+        float4 _S13 = FourOrFive_four_0(table_0, p_0->table_offset_0, _S12, _S11, column_1);
         uint c_0 = 0U;
         for(;;)
         {

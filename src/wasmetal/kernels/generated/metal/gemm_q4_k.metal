@@ -37,18 +37,23 @@ uint2 scales_of_quarter_0(uint3 packed_0, uint quarter_0)
     return _S4;
 }
 
-float4 nibbles_0(uint word_1)
+float4 unsigned_bytes_0(uint word_1)
 {
-    return float4(uint4(word_1, word_1 >> 8U, word_1 >> 16U, word_1 >> 24U) & (uint4(15U) ));
+    return float4(uint4(word_1, word_1 >> 8U, word_1 >> 16U, word_1 >> 24U) & (uint4(255U) ));
 }
 
-float4 Q4_K_four_0(uint device* words_0, uint offset_1, uint columns_0, uint row_0, uint column_0)
+float4 fives_0(uint low_0, uint fifths_0)
+{
+    return unsigned_bytes_0((low_0 & 252645135U) | ((fifths_0 & 16843009U) << 4U));
+}
+
+float4 FourOrFive_four_0(uint device* words_0, uint offset_1, uint columns_0, uint row_0, uint column_0)
 {
     uint _S5 = offset_1 + (row_0 * (columns_0 / 256U) + column_0 / 256U) * 36U;
     uint _S6 = column_0 % 256U / 32U;
     uint _S7 = _S6 % 2U;
     float2 _S8 = halves_0(words_0[_S5]) * float2(((scales_of_quarter_0(uint3(words_0[_S5 + 1U], words_0[_S5 + 2U], words_0[_S5 + 3U]), _S6 / 2U)) >> (uint2((_S7 * 8U)) )) & (uint2(255U) ));
-    return float4(_S8.x)  * nibbles_0(words_0[_S5 + 4U + _S6 / 2U * 8U + column_0 % 32U / 4U] >> (_S7 * 4U)) - float4(_S8.y) ;
+    return float4(_S8.x)  * fives_0(words_0[_S5 + 4U + _S6 / 2U * 8U + column_0 % 32U / 4U] >> (_S7 * 4U), 0U) - float4(_S8.y) ;
 }
 
 float4 Weights_four_0(const Weights_0 thread* this_0, uint device* this_words_0, uint row_1, uint first_0)
@@ -65,7 +70,7 @@ float4 Weights_four_0(const Weights_0 thread* this_0, uint device* this_words_0,
     float4 _S10;
     if(_S9)
     {
-        _S10 = Q4_K_four_0(this_words_0, this_0->offset_0, this_0->k_0, row_1, first_0);
+        _S10 = FourOrFive_four_0(this_words_0, this_0->offset_0, this_0->k_0, row_1, first_0);
     }
     else
     {

@@ -14,7 +14,7 @@ struct GemvParams_0
     uint groups_0;
 };
 
-uint2 Q4_KEights_places_0(uint i_0)
+uint2 FourOrFiveEights_places_0(uint i_0)
 {
     uint _S1 = i_0 % 8U;
     return uint2(i_0 / 8U * 16U + _S1, i_0 / 8U * 16U + _S1 + 8U);
@@ -37,9 +37,14 @@ uint2 scales_of_quarter_0(uint3 packed_0, uint quarter_0)
     return _S5;
 }
 
-float4 nibbles_0(uint word_0)
+float4 unsigned_bytes_0(uint word_0)
 {
-    return float4(uint4(word_0, word_0 >> 8U, word_0 >> 16U, word_0 >> 24U) & (uint4(15U) ));
+    return float4(uint4(word_0, word_0 >> 8U, word_0 >> 16U, word_0 >> 24U) & (uint4(255U) ));
+}
+
+float4 fives_0(uint low_0, uint fifths_0)
+{
+    return unsigned_bytes_0((low_0 & 252645135U) | ((fifths_0 & 16843009U) << 4U));
 }
 
 float sum_0(float4 v_0)
@@ -52,7 +57,7 @@ float2 halves_0(uint word_1)
     return float2((as_type<half>((ushort)((word_1 & 65535U)))), (as_type<half>((ushort)((word_1 >> 16U)))));
 }
 
-float Q4_KEights_product_0(uint device* weight_0, uint offset_0, uint k_1, uint row_0, uint i_1, float4 a_0, float4 b_0)
+float FourOrFiveEights_product_0(uint device* weight_0, uint offset_0, uint k_1, uint row_0, uint i_1, float4 a_0, float4 b_0)
 {
     uint _S6 = offset_0 + (row_0 * (k_1 / 256U) + i_1 / 32U) * 36U;
     uint _S7 = i_1 % 32U;
@@ -60,14 +65,14 @@ float Q4_KEights_product_0(uint device* weight_0, uint offset_0, uint k_1, uint 
     float2 _S9 = float2(_S8 & (uint2(255U) ));
     float2 _S10 = float2(_S8 >> (uint2(8U) ));
     uint _S11 = weight_0[_S6 + 4U + _S7];
-    float2 _S12 = halves_0(weight_0[_S6]) * float2(_S9.x * dot(nibbles_0(_S11), a_0) + _S10.x * dot(nibbles_0(_S11 >> 4U), b_0), _S9.y * sum_0(a_0) + _S10.y * sum_0(b_0));
+    float2 _S12 = halves_0(weight_0[_S6]) * float2(_S9.x * dot(fives_0(_S11, 0U), a_0) + _S10.x * dot(fives_0(_S11 >> 4U, 0U), b_0), _S9.y * sum_0(a_0) + _S10.y * sum_0(b_0));
     return _S12.x - _S12.y;
 }
 
 float product_0(uint row_1, uint i_2, uint device* weight_1, packed_float4 device* x_0, const GemvParams_0 constant* p_0)
 {
-    uint2 _S13 = Q4_KEights_places_0(i_2);
-    return Q4_KEights_product_0(weight_1, p_0->weight_offset_0, p_0->k_0, row_1, i_2, float4(*(x_0+(p_0->x_offset_0 + _S13.x))) , float4(*(x_0+(p_0->x_offset_0 + _S13.y))) );
+    uint2 _S13 = FourOrFiveEights_places_0(i_2);
+    return FourOrFiveEights_product_0(weight_1, p_0->weight_offset_0, p_0->k_0, row_1, i_2, float4(*(x_0+(p_0->x_offset_0 + _S13.x))) , float4(*(x_0+(p_0->x_offset_0 + _S13.y))) );
 }
 
 struct EntryPointParams_0

@@ -33,20 +33,6 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
-fn valid_rows_0( _S1 : u32,  _S2 : u32,  _S3 : u32) -> u32
-{
-    var _S4 : u32;
-    if(_S1 == u32(4294967295))
-    {
-        _S4 = _S3;
-    }
-    else
-    {
-        _S4 = min(max(entryPointParams_batch_0[_S1], _S2) - _S2, _S3);
-    }
-    return _S4;
-}
-
 fn halves_0( word_0 : u32) -> vec2<f32>
 {
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
@@ -54,33 +40,52 @@ fn halves_0( word_0 : u32) -> vec2<f32>
 
 fn scales_of_quarter_0( packed_0 : vec3<u32>,  quarter_0 : u32) -> vec2<u32>
 {
-    var _S5 : u32 = quarter_0 % u32(2) * u32(16);
-    var _S6 : vec2<u32> = ((packed_0.xy) >> (vec2<u32>(_S5)));
-    var _S7 : u32 = ((packed_0.z) >> (_S5));
-    var _S8 : vec2<u32>;
+    var _S1 : u32 = quarter_0 % u32(2) * u32(16);
+    var _S2 : vec2<u32> = ((packed_0.xy) >> (vec2<u32>(_S1)));
+    var _S3 : u32 = ((packed_0.z) >> (_S1));
+    var _S4 : vec2<u32>;
     if(quarter_0 < u32(2))
     {
-        _S8 = (_S6 & (vec2<u32>(u32(16191))));
+        _S4 = (_S2 & (vec2<u32>(u32(16191))));
     }
     else
     {
-        _S8 = (((vec2<u32>(_S7, (_S7 >> (u32(4)))) & (vec2<u32>(u32(3855))))) | (((((_S6 >> (vec2<u32>(u32(2))))) & (vec2<u32>(u32(12336)))))));
+        _S4 = (((vec2<u32>(_S3, (_S3 >> (u32(4)))) & (vec2<u32>(u32(3855))))) | (((((_S2 >> (vec2<u32>(u32(2))))) & (vec2<u32>(u32(12336)))))));
+    }
+    return _S4;
+}
+
+fn unsigned_bytes_0( word_1 : u32) -> vec4<f32>
+{
+    return vec4<f32>((vec4<u32>(word_1, (word_1 >> (u32(8))), (word_1 >> (u32(16))), (word_1 >> (u32(24)))) & (vec4<u32>(u32(255)))));
+}
+
+fn fives_0( low_0 : u32,  fifths_0 : u32) -> vec4<f32>
+{
+    return unsigned_bytes_0((((low_0 & (u32(252645135)))) | (((((fifths_0 & (u32(16843009)))) << (u32(4)))))));
+}
+
+fn valid_rows_0( _S5 : u32,  _S6 : u32,  _S7 : u32) -> u32
+{
+    var _S8 : u32;
+    if(_S5 == u32(4294967295))
+    {
+        _S8 = _S7;
+    }
+    else
+    {
+        _S8 = min(max(entryPointParams_batch_0[_S5], _S6) - _S6, _S7);
     }
     return _S8;
 }
 
-fn nibbles_0( word_1 : u32) -> vec4<f32>
-{
-    return vec4<f32>((vec4<u32>(word_1, (word_1 >> (u32(8))), (word_1 >> (u32(16))), (word_1 >> (u32(24)))) & (vec4<u32>(u32(15)))));
-}
-
-fn Q4_K_four_0( _S9 : u32,  _S10 : u32,  _S11 : u32,  _S12 : u32) -> vec4<f32>
+fn FourOrFive_four_0( _S9 : u32,  _S10 : u32,  _S11 : u32,  _S12 : u32) -> vec4<f32>
 {
     var _S13 : u32 = _S9 + (_S11 * (_S10 / u32(256)) + _S12 / u32(256)) * u32(36);
     var _S14 : u32 = _S12 % u32(256) / u32(32);
     var _S15 : u32 = _S14 % u32(2);
     var _S16 : vec2<f32> = halves_0(entryPointParams_table_0[_S13]) * vec2<f32>(((((scales_of_quarter_0(vec3<u32>(entryPointParams_table_0[_S13 + u32(1)], entryPointParams_table_0[_S13 + u32(2)], entryPointParams_table_0[_S13 + u32(3)]), _S14 / u32(2))) >> (vec2<u32>((_S15 * u32(8)))))) & (vec2<u32>(u32(255)))));
-    return vec4<f32>(_S16.x) * nibbles_0((entryPointParams_table_0[_S13 + u32(4) + _S14 / u32(2) * u32(8) + _S12 % u32(32) / u32(4)] >> ((_S15 * u32(4))))) - vec4<f32>(_S16.y);
+    return vec4<f32>(_S16.x) * fives_0((entryPointParams_table_0[_S13 + u32(4) + _S14 / u32(2) * u32(8) + _S12 % u32(32) / u32(4)] >> ((_S15 * u32(4)))), u32(0)) - vec4<f32>(_S16.y);
 }
 
 fn embed_0( _S17 : vec3<u32>,  _S18 : u32,  _S19 : ptr<function, EmbedParams_std140_0>)
@@ -106,7 +111,7 @@ fn embed_0( _S17 : vec3<u32>,  _S18 : u32,  _S19 : ptr<function, EmbedParams_std
         {
             break;
         }
-        var _S23 : vec4<f32> = Q4_K_four_0((*_S19).table_offset_0, _S22, _S21, column_0);
+        var _S23 : vec4<f32> = FourOrFive_four_0((*_S19).table_offset_0, _S22, _S21, column_0);
         var c_0 : u32 = u32(0);
         for(;;)
         {

@@ -38,18 +38,50 @@ fn corner_0( thread_0 : u32) -> vec2<u32>
     return vec2<u32>(thread_0 / u32(16) * u32(8), thread_0 % u32(16) * u32(4));
 }
 
-fn valid_rows_0( _S1 : u32,  _S2 : u32,  _S3 : u32) -> u32
+fn halves_0( word_0 : u32) -> vec2<f32>
 {
-    var _S4 : u32;
-    if(_S1 == u32(4294967295))
+    return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
+}
+
+fn scales_of_quarter_0( packed_0 : vec3<u32>,  quarter_0 : u32) -> vec2<u32>
+{
+    var _S1 : u32 = quarter_0 % u32(2) * u32(16);
+    var _S2 : vec2<u32> = ((packed_0.xy) >> (vec2<u32>(_S1)));
+    var _S3 : u32 = ((packed_0.z) >> (_S1));
+    var _S4 : vec2<u32>;
+    if(quarter_0 < u32(2))
     {
-        _S4 = _S3;
+        _S4 = (_S2 & (vec2<u32>(u32(16191))));
     }
     else
     {
-        _S4 = min(max(entryPointParams_batch_0[_S1], _S2) - _S2, _S3);
+        _S4 = (((vec2<u32>(_S3, (_S3 >> (u32(4)))) & (vec2<u32>(u32(3855))))) | (((((_S2 >> (vec2<u32>(u32(2))))) & (vec2<u32>(u32(12336)))))));
     }
     return _S4;
+}
+
+fn unsigned_bytes_0( word_1 : u32) -> vec4<f32>
+{
+    return vec4<f32>((vec4<u32>(word_1, (word_1 >> (u32(8))), (word_1 >> (u32(16))), (word_1 >> (u32(24)))) & (vec4<u32>(u32(255)))));
+}
+
+fn fives_0( low_0 : u32,  fifths_0 : u32) -> vec4<f32>
+{
+    return unsigned_bytes_0((((low_0 & (u32(252645135)))) | (((((fifths_0 & (u32(16843009)))) << (u32(4)))))));
+}
+
+fn valid_rows_0( _S5 : u32,  _S6 : u32,  _S7 : u32) -> u32
+{
+    var _S8 : u32;
+    if(_S5 == u32(4294967295))
+    {
+        _S8 = _S7;
+    }
+    else
+    {
+        _S8 = min(max(entryPointParams_batch_0[_S5], _S6) - _S6, _S7);
+    }
+    return _S8;
 }
 
 struct Activations_0
@@ -67,26 +99,26 @@ struct Weights_0
      k_2 : u32,
 };
 
-fn Activations_along_k_0( _S5 : Activations_0) -> bool
+fn Activations_along_k_0( _S9 : Activations_0) -> bool
 {
     return true;
 }
 
 fn share_0( thread_1 : u32,  along_k_0 : bool) -> vec2<u32>
 {
-    var _S6 : vec2<u32>;
+    var _S10 : vec2<u32>;
     if(along_k_0)
     {
-        _S6 = vec2<u32>(thread_1 / u32(8), thread_1 % u32(8));
+        _S10 = vec2<u32>(thread_1 / u32(8), thread_1 % u32(8));
     }
     else
     {
-        _S6 = vec2<u32>(thread_1 % u32(16), thread_1 / u32(16));
+        _S10 = vec2<u32>(thread_1 % u32(16), thread_1 / u32(16));
     }
-    return _S6;
+    return _S10;
 }
 
-fn Weights_along_k_0( _S7 : Weights_0) -> bool
+fn Weights_along_k_0( _S11 : Weights_0) -> bool
 {
     return true;
 }
@@ -96,95 +128,68 @@ struct Block_0
      rows_2 : array<vec4<f32>, i32(4)>,
 };
 
-fn Activations_four_0( _S8 : Activations_0,  _S9 : u32,  _S10 : u32) -> vec4<f32>
+fn Activations_four_0( _S12 : Activations_0,  _S13 : u32,  _S14 : u32) -> vec4<f32>
 {
-    var _S11 : u32 = _S8.offset_0 + _S9 * _S8.stride_0 + _S10;
-    var _S12 : bool;
-    if(_S9 >= (_S8.rows_1))
+    var _S15 : u32 = _S12.offset_0 + _S13 * _S12.stride_0 + _S14;
+    var _S16 : bool;
+    if(_S13 >= (_S12.rows_1))
     {
-        _S12 = true;
+        _S16 = true;
     }
     else
     {
-        _S12 = _S10 >= (_S8.k_1);
+        _S16 = _S14 >= (_S12.k_1);
     }
-    if(_S12)
+    if(_S16)
     {
         return vec4<f32>(vec4<i32>(i32(0)));
     }
-    if((_S10 + u32(4)) > (_S8.k_1))
+    if((_S14 + u32(4)) > (_S12.k_1))
     {
-        var _S13 : f32 = entryPointParams_x_0[_S11];
-        var _S14 : f32;
-        if((_S10 + u32(1)) < (_S8.k_1))
+        var _S17 : f32 = entryPointParams_x_0[_S15];
+        var _S18 : f32;
+        if((_S14 + u32(1)) < (_S12.k_1))
         {
-            _S14 = entryPointParams_x_0[_S11 + u32(1)];
+            _S18 = entryPointParams_x_0[_S15 + u32(1)];
         }
         else
         {
-            _S14 = 0.0f;
+            _S18 = 0.0f;
         }
-        var _S15 : f32;
-        if((_S10 + u32(2)) < (_S8.k_1))
+        var _S19 : f32;
+        if((_S14 + u32(2)) < (_S12.k_1))
         {
-            _S15 = entryPointParams_x_0[_S11 + u32(2)];
+            _S19 = entryPointParams_x_0[_S15 + u32(2)];
         }
         else
         {
-            _S15 = 0.0f;
+            _S19 = 0.0f;
         }
-        return vec4<f32>(_S13, _S14, _S15, 0.0f);
+        return vec4<f32>(_S17, _S18, _S19, 0.0f);
     }
-    return vec4<f32>(entryPointParams_x_0[_S11], entryPointParams_x_0[_S11 + u32(1)], entryPointParams_x_0[_S11 + u32(2)], entryPointParams_x_0[_S11 + u32(3)]);
+    return vec4<f32>(entryPointParams_x_0[_S15], entryPointParams_x_0[_S15 + u32(1)], entryPointParams_x_0[_S15 + u32(2)], entryPointParams_x_0[_S15 + u32(3)]);
 }
 
 fn Block_x24init_0( rows_3 : array<vec4<f32>, i32(4)>) -> Block_0
 {
-    var _S16 : Block_0;
-    _S16.rows_2 = rows_3;
-    return _S16;
+    var _S20 : Block_0;
+    _S20.rows_2 = rows_3;
+    return _S20;
 }
 
-fn Block_load_0( _S17 : Activations_0,  _S18 : u32,  _S19 : u32) -> Block_0
+fn Block_load_0( _S21 : Activations_0,  _S22 : u32,  _S23 : u32) -> Block_0
 {
-    var _S20 : array<vec4<f32>, i32(4)> = array<vec4<f32>, i32(4)>( Activations_four_0(_S17, _S18, _S19), Activations_four_0(_S17, _S18 + u32(1), _S19), Activations_four_0(_S17, _S18 + u32(2), _S19), Activations_four_0(_S17, _S18 + u32(3), _S19) );
-    return Block_x24init_0(_S20);
+    var _S24 : array<vec4<f32>, i32(4)> = array<vec4<f32>, i32(4)>( Activations_four_0(_S21, _S22, _S23), Activations_four_0(_S21, _S22 + u32(1), _S23), Activations_four_0(_S21, _S22 + u32(2), _S23), Activations_four_0(_S21, _S22 + u32(3), _S23) );
+    return Block_x24init_0(_S24);
 }
 
-fn halves_0( word_0 : u32) -> vec2<f32>
-{
-    return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
-}
-
-fn scales_of_quarter_0( packed_0 : vec3<u32>,  quarter_0 : u32) -> vec2<u32>
-{
-    var _S21 : u32 = quarter_0 % u32(2) * u32(16);
-    var _S22 : vec2<u32> = ((packed_0.xy) >> (vec2<u32>(_S21)));
-    var _S23 : u32 = ((packed_0.z) >> (_S21));
-    var _S24 : vec2<u32>;
-    if(quarter_0 < u32(2))
-    {
-        _S24 = (_S22 & (vec2<u32>(u32(16191))));
-    }
-    else
-    {
-        _S24 = (((vec2<u32>(_S23, (_S23 >> (u32(4)))) & (vec2<u32>(u32(3855))))) | (((((_S22 >> (vec2<u32>(u32(2))))) & (vec2<u32>(u32(12336)))))));
-    }
-    return _S24;
-}
-
-fn nibbles_0( word_1 : u32) -> vec4<f32>
-{
-    return vec4<f32>((vec4<u32>(word_1, (word_1 >> (u32(8))), (word_1 >> (u32(16))), (word_1 >> (u32(24)))) & (vec4<u32>(u32(15)))));
-}
-
-fn Q4_K_four_0( _S25 : u32,  _S26 : u32,  _S27 : u32,  _S28 : u32) -> vec4<f32>
+fn FourOrFive_four_0( _S25 : u32,  _S26 : u32,  _S27 : u32,  _S28 : u32) -> vec4<f32>
 {
     var _S29 : u32 = _S25 + (_S27 * (_S26 / u32(256)) + _S28 / u32(256)) * u32(36);
     var _S30 : u32 = _S28 % u32(256) / u32(32);
     var _S31 : u32 = _S30 % u32(2);
     var _S32 : vec2<f32> = halves_0(entryPointParams_weight_0[_S29]) * vec2<f32>(((((scales_of_quarter_0(vec3<u32>(entryPointParams_weight_0[_S29 + u32(1)], entryPointParams_weight_0[_S29 + u32(2)], entryPointParams_weight_0[_S29 + u32(3)]), _S30 / u32(2))) >> (vec2<u32>((_S31 * u32(8)))))) & (vec2<u32>(u32(255)))));
-    return vec4<f32>(_S32.x) * nibbles_0((entryPointParams_weight_0[_S29 + u32(4) + _S30 / u32(2) * u32(8) + _S28 % u32(32) / u32(4)] >> ((_S31 * u32(4))))) - vec4<f32>(_S32.y);
+    return vec4<f32>(_S32.x) * fives_0((entryPointParams_weight_0[_S29 + u32(4) + _S30 / u32(2) * u32(8) + _S28 % u32(32) / u32(4)] >> ((_S31 * u32(4)))), u32(0)) - vec4<f32>(_S32.y);
 }
 
 fn Weights_four_0( _S33 : Weights_0,  _S34 : u32,  _S35 : u32) -> vec4<f32>
@@ -201,7 +206,7 @@ fn Weights_four_0( _S33 : Weights_0,  _S34 : u32,  _S35 : u32) -> vec4<f32>
     var _S37 : vec4<f32>;
     if(_S36)
     {
-        _S37 = Q4_K_four_0(_S33.offset_1, _S33.k_2, _S34, _S35);
+        _S37 = FourOrFive_four_0(_S33.offset_1, _S33.k_2, _S34, _S35);
     }
     else
     {

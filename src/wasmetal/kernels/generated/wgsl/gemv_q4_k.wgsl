@@ -23,19 +23,19 @@ struct EntryPointParams_std140_0
 
 @binding(3) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-var<private> _S1 : u32;
+fn FourOrFiveEights_places_0( i_0 : u32) -> vec2<u32>
+{
+    var _S1 : u32 = i_0 % u32(8);
+    return vec2<u32>(i_0 / u32(8) * u32(16) + _S1, i_0 / u32(8) * u32(16) + _S1 + u32(8));
+}
 
 var<private> _S2 : u32;
+
+var<private> _S3 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
     return group_0.y * u32(32768) + group_0.x;
-}
-
-fn Q4_KEights_places_0( i_0 : u32) -> vec2<u32>
-{
-    var _S3 : u32 = i_0 % u32(8);
-    return vec2<u32>(i_0 / u32(8) * u32(16) + _S3, i_0 / u32(8) * u32(16) + _S3 + u32(8));
 }
 
 fn scales_of_quarter_0( packed_0 : vec3<u32>,  quarter_0 : u32) -> vec2<u32>
@@ -55,9 +55,14 @@ fn scales_of_quarter_0( packed_0 : vec3<u32>,  quarter_0 : u32) -> vec2<u32>
     return _S7;
 }
 
-fn nibbles_0( word_0 : u32) -> vec4<f32>
+fn unsigned_bytes_0( word_0 : u32) -> vec4<f32>
 {
-    return vec4<f32>((vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24)))) & (vec4<u32>(u32(15)))));
+    return vec4<f32>((vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24)))) & (vec4<u32>(u32(255)))));
+}
+
+fn fives_0( low_0 : u32,  fifths_0 : u32) -> vec4<f32>
+{
+    return unsigned_bytes_0((((low_0 & (u32(252645135)))) | (((((fifths_0 & (u32(16843009)))) << (u32(4)))))));
 }
 
 fn sum_0( v_0 : vec4<f32>) -> f32
@@ -70,7 +75,7 @@ fn halves_0( word_1 : u32) -> vec2<f32>
     return vec2<f32>((unpack2x16float(((word_1 & (u32(65535))))).x), (unpack2x16float(((word_1 >> (u32(16))))).x));
 }
 
-fn Q4_KEights_product_0( _S8 : u32,  _S9 : u32,  _S10 : u32,  _S11 : u32,  _S12 : vec4<f32>,  _S13 : vec4<f32>) -> f32
+fn FourOrFiveEights_product_0( _S8 : u32,  _S9 : u32,  _S10 : u32,  _S11 : u32,  _S12 : vec4<f32>,  _S13 : vec4<f32>) -> f32
 {
     var _S14 : u32 = _S8 + (_S10 * (_S9 / u32(256)) + _S11 / u32(32)) * u32(36);
     var _S15 : u32 = _S11 % u32(32);
@@ -78,22 +83,22 @@ fn Q4_KEights_product_0( _S8 : u32,  _S9 : u32,  _S10 : u32,  _S11 : u32,  _S12 
     var _S17 : vec2<f32> = vec2<f32>((_S16 & (vec2<u32>(u32(255)))));
     var _S18 : vec2<f32> = vec2<f32>((_S16 >> (vec2<u32>(u32(8)))));
     var _S19 : u32 = entryPointParams_weight_0[_S14 + u32(4) + _S15];
-    var _S20 : vec2<f32> = halves_0(entryPointParams_weight_0[_S14]) * vec2<f32>(_S17.x * dot(nibbles_0(_S19), _S12) + _S18.x * dot(nibbles_0((_S19 >> (u32(4)))), _S13), _S17.y * sum_0(_S12) + _S18.y * sum_0(_S13));
+    var _S20 : vec2<f32> = halves_0(entryPointParams_weight_0[_S14]) * vec2<f32>(_S17.x * dot(fives_0(_S19, u32(0)), _S12) + _S18.x * dot(fives_0((_S19 >> (u32(4))), u32(0)), _S13), _S17.y * sum_0(_S12) + _S18.y * sum_0(_S13));
     return _S20.x - _S20.y;
 }
 
 fn product_0( _S21 : u32,  _S22 : u32,  _S23 : ptr<function, GemvParams_std140_0>) -> f32
 {
-    var _S24 : vec2<u32> = Q4_KEights_places_0(_S22);
-    return Q4_KEights_product_0((*_S23).weight_offset_0, (*_S23).k_0, _S21, _S22, entryPointParams_x_0[(*_S23).x_offset_0 + _S24.x], entryPointParams_x_0[(*_S23).x_offset_0 + _S24.y]);
+    var _S24 : vec2<u32> = FourOrFiveEights_places_0(_S22);
+    return FourOrFiveEights_product_0((*_S23).weight_offset_0, (*_S23).k_0, _S21, _S22, entryPointParams_x_0[(*_S23).x_offset_0 + _S24.x], entryPointParams_x_0[(*_S23).x_offset_0 + _S24.y]);
 }
 
 fn gemv_0( _S25 : vec3<u32>,  _S26 : u32,  _S27 : ptr<function, GemvParams_std140_0>)
 {
     ;
-    var _S28 : u32 = _S1;
+    var _S28 : u32 = _S2;
     ;
-    var _S29 : u32 = _S2;
+    var _S29 : u32 = _S3;
     var _S30 : u32 = u32(128) / _S28;
     var _S31 : u32 = (*_S27).k_0 / u32(8);
     var _S32 : u32 = group_number_0(_S25) * _S30;
@@ -171,8 +176,8 @@ fn gemv_0( _S25 : vec3<u32>,  _S26 : u32,  _S27 : ptr<function, GemvParams_std14
 @workgroup_size(128, 1, 1)
 fn gemv_q4_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32)
 {
-    _S1 = _builtinWaveLaneCount_0;
-    _S2 = _builtinWaveLaneIndex_0;
+    _S2 = _builtinWaveLaneCount_0;
+    _S3 = _builtinWaveLaneIndex_0;
     var _S42 : GemvParams_std140_0 = entryPointParams_0.p_0;
     gemv_0(group_1, thread_0, &(_S42));
     return;
