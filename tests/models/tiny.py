@@ -11,8 +11,7 @@ import gguf
 import numpy as np
 from gguf.quants import quantize
 
-from tests.ops.tensors import random_weight
-from wasmetal.kernels.dtypes import DType
+from tests.ops.tensors import random_blocks
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -35,7 +34,15 @@ MERGES = (
     "l d",
     "Ġwor ld",
 )
-RANDOM_SCALES = {"Q4_K": 1 / 200, "Q5_K": 1 / 400, "Q6_K": 1 / 600}
+RANDOM_SCALES = {
+    "Q2_K": 1 / 10,
+    "Q3_K": 1 / 30,
+    "Q4_K": 1 / 200,
+    "Q5_K": 1 / 400,
+    "Q6_K": 1 / 600,
+    "IQ4_NL": 1 / 30,
+    "IQ4_XS": 1 / 600,
+}
 """Types that the gguf package cannot quantize to: their blocks are random, with scales up to this, which makes most
 weights less than 1."""
 
@@ -68,10 +75,11 @@ def add_tokenizer(w: gguf.GGUFWriter, tokens: list[str]) -> None:
 
 def weights(rng: np.random.Generator, kind: str, rows: int, columns: int) -> np.ndarray:
     """The data of a random matrix of this type."""
+    t = gguf.GGMLQuantizationType[kind]
     if kind in RANDOM_SCALES:
-        return random_weight(rng, DType[kind], rows, columns, RANDOM_SCALES[kind] / np.sqrt(columns))[0]
+        return random_blocks(rng, t, rows, columns, RANDOM_SCALES[kind] / np.sqrt(columns))
     values = rng.standard_normal((rows, columns), dtype=np.float32) / np.sqrt(np.float32(columns))
-    return quantize(values, gguf.GGMLQuantizationType[kind])
+    return quantize(values, t)
 
 
 def write_tiny_llama(

@@ -20,8 +20,8 @@ from wasmetal.kernels.dtypes import WEIGHTS
 from wasmetal.ops import DType, Tensor
 
 TOLERANCE = 2e-6
-LARGE = (DType.F32, DType.F16, DType.Q8_0, DType.Q4_1, DType.Q6_K, DType.MXFP4)
-"""Weight types for large tests: one for each size and alignment of blocks."""
+LARGE = (DType.F32, DType.F16, DType.Q8_0, DType.Q6_K)
+"""Weight types for large tests, with no blocks, blocks of 32 and blocks of 256."""
 
 
 def check_linear(device, dtype, rows, n, k, *, accumulate=False, live=None, gap=0, max_binding_bytes=None):

@@ -7,6 +7,7 @@ Blocks of 32 weights:
     Q4_1  d, m, 16 bytes of two nibbles  weight = d q + m
     Q5_0  d, 32 fifth bits, 16 bytes of two nibbles  weight = d (q - 16)
     MXFP4  a byte e, 16 bytes of two floats q of four bits; weight = 2^(e - 127) q
+    Q8_16  d, m, two signed bytes s and two t, one for each 16 weights, 32 signed bytes q; weight = d s q - m t
 The low nibbles are weights 0..15 of the block, the high ones 16..31.
 Blocks of 256 weights:
     Q6_K  128 bytes of two nibbles, 64 of four bit pairs, a signed byte s for each 16 weights, d; weight = d s (q - 32)
@@ -81,6 +82,17 @@ def mxfp4(rows: Bytes) -> F32:
     return (scales * _DOUBLED_FP4[_nibbles(blocks[..., 1:])]).reshape(len(rows), -1)
 
 
+def q8_16(rows: Bytes) -> F32:
+    """Q8_16 rows."""
+    blocks = rows.reshape(len(rows), -1, 40)
+    signed = blocks.view(np.int8)
+    scales = _half(blocks, 0) * signed[..., 4:6]
+    offsets = _half(blocks, 2) * signed[..., 6:8]
+    quants = signed[..., 8:].reshape(*blocks.shape[:2], 2, 16)
+    weights: F32 = scales[..., None] * quants - offsets[..., None]
+    return weights.reshape(len(rows), -1)
+
+
 def q4_k(rows: Bytes) -> F32:
     """Q4_K rows."""
     blocks = rows.reshape(len(rows), -1, 144)
@@ -149,6 +161,7 @@ EXPAND: dict[DType, Expand] = {
     DType.Q4_1: q4_1,
     DType.Q5_0: q5_0,
     DType.MXFP4: mxfp4,
+    DType.Q8_16: q8_16,
     DType.Q4_K: q4_k,
     DType.Q5_K: q5_k,
     DType.Q6_K: q6_k,
