@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests.metal.shim.device import ShimDevice
-from tests.ops.tensors import NUMPY, Bench, random_weight
+from tests.ops.tensors import NUMPY, Bench, random_weight, whole_blocks
 from wasmetal import ops
 from wasmetal.device import Device
 from wasmetal.device.cpu import CpuDevice
@@ -113,6 +113,7 @@ def attention(bench, rng, dtype, rows, heads, kv_heads, head_dim, page_size, pos
 
 
 def linear(bench, rng, dtype, rows, n, k, accumulate):
+    k = whole_blocks(dtype, k)
     weight = bench.put_weight(random_weight(rng, dtype, n, k)[0], dtype, k)
     x, out = put(bench, rng, rows, k, gap=rows - 1), put(bench, rng, rows, n, gap=rows - 1)
     batch = bench.batch(rows, rows - 1) if rows > 1 else None
@@ -121,8 +122,9 @@ def linear(bench, rng, dtype, rows, n, k, accumulate):
 
 
 def embed(bench, rng, dtype):
-    table = bench.put_weight(random_weight(rng, dtype, 7, 96)[0], dtype, 96)
-    ids, out, batch = bench.put(np.array([3, 0, -1, 6, 99], np.int32)), put(bench, rng, 5, 96, gap=1), bench.batch(5, 4)
+    k = whole_blocks(dtype, 96)
+    table = bench.put_weight(random_weight(rng, dtype, 7, k)[0], dtype, k)
+    ids, out, batch = bench.put(np.array([3, 0, -1, 6, 99], np.int32)), put(bench, rng, 5, k, gap=1), bench.batch(5, 4)
     bench.run(lambda rec: ops.embed(rec, table, ids, out, batch=batch))
     return [out]
 
@@ -184,9 +186,10 @@ def cases() -> Iterator[Case]:
             yield case(CLOSE, linear, dtype, 1, n, k, accumulate)
         for rows, n, k, accumulate in ((67, 5, 32, 1), (72, 66, 160, 0), (3, 7, 96, 1), (66, 68, 64, 0)):
             yield from products(CLOSE, linear, dtype, rows, n, k, accumulate)
-    for dtype in FLOATS:
+    for dtype in (*FLOATS, DType.BF16):
         yield from products(CLOSE, linear, dtype, 1, 7, 13, 0)
         yield from products(CLOSE, linear, dtype, 5, 9, 37, 0)
+    for dtype in FLOATS:
         for result in FLOATS:
             tolerance = CLOSE if result is DType.F32 else 1e-3
             for a, b, sizes in ((0, 0, (67, 5, 37)), (0, 1, (73, 66, 70)), (1, 0, (14, 71, 5)), (1, 1, (72, 4, 101))):

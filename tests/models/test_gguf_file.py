@@ -86,7 +86,7 @@ BAD = {
     "offset misaligned": (padded(header([tensor("t", [1], F32, 4)], [])), "misaligned"),
     "overlap": (padded(header([tensor("t", [16], F32, 0), tensor("u", [1], F32, 32)], [])), "'u' overlaps"),
     "tensor twice": (padded(header([tensor("t", [8], F32, 0), tensor("t", [8], F32, 32)], [])), "'t' occurs twice"),
-    "known type": (padded(header([tensor("t", [256], 12, 0)], [])), "type Q4_K; supported: F32, F16, Q4_0, "),
+    "known type": (padded(header([tensor("t", [256], 19, 0)], [])), "type IQ1_S; supported: F32, F16, Q4_0, "),
     "unknown type": (padded(header([tensor("t", [256], 4096, 0)], [])), "of type number 4096; supported"),
     "part of a block": (padded(header([tensor("t", [33], Q4_1, 0)], [])), "not a whole number of Q4_1 blocks"),
 }
@@ -159,7 +159,7 @@ def test_metadata(tmp_path: Path) -> None:
         file.get("yes", int, 0)
 
 
-@pytest.mark.parametrize("qtype", ["F32", "F16", "Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("qtype", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "MXFP4"])
 def test_tensors_agree_with_the_gguf_package(tmp_path: Path, qtype: str) -> None:
     path = write_tiny_llama(tmp_path / "t.gguf", qtype=qtype)
     ours = GGUFFile(path)

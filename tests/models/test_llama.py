@@ -30,15 +30,27 @@ def tokens(count: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(4, 270, count).tolist()
 
 
+OF_256 = {"heads": 16, "kv_heads": 4, "hidden": 256}
+"""Matrices whose rows are multiples of 256."""
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"qtype": "F32"},
         {"qtype": "F16"},
+        {"qtype": "BF16"},
         {"qtype": "Q8_0"},
         {"qtype": "Q4_0"},
         {"qtype": "Q4_1"},
         {"qtype": "Q5_0"},
+        {"qtype": "MXFP4"},
+        {"qtype": "Q6_K", **OF_256},
+        {"qtype": "Q5_K", **OF_256},
+        {"qtype": "Q5_1", "value_qtype": "IQ4_NL"},
+        {"qtype": "Q2_K", "value_qtype": "Q3_K", **OF_256},
+        {"qtype": "IQ4_XS", "value_qtype": "Q5_K", **OF_256},
+        {"qtype": "Q4_K", "value_qtype": "Q6_K", **OF_256},
         {"qtype": "Q8_0", "value_qtype": "F16"},  # q and k are one matrix, v another; so are gate and up
         {"tied": False},
         {"rope_scaling": "linear"},
@@ -85,6 +97,14 @@ def test_numpy_has_weights_as_float32(reference: Device, tmp_path: Path) -> None
         dim, hidden = 96, 160
         per_layer = dim * (96 + 2 * 32 + 96 + 3 * hidden)
         assert model.weight_bytes == 4 * (2 * per_layer + model.vocab_size * dim)
+
+
+@pytest.mark.parametrize("name", ["cpu", pytest.param("vulkan", marks=pytest.mark.vulkan)])
+def test_repacked_weights_are_held_in_other_blocks(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> None:
+    device: Device = request.getfixturevalue(name)
+    with load_model(write_tiny_llama(tmp_path / "tiny.gguf", qtype="IQ4_NL"), device) as model:
+        weights = 2 * 96 * (96 + 2 * 32 + 96 + 3 * 160) + model.vocab_size * 96
+        assert model.weight_bytes == weights // 32 * 34
 
 
 @pytest.mark.parametrize("name", ["cpu", pytest.param("vulkan", marks=pytest.mark.vulkan)])

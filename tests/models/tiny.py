@@ -11,6 +11,8 @@ import gguf
 import numpy as np
 from gguf.quants import quantize
 
+from tests.ops.tensors import random_blocks
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -32,6 +34,18 @@ MERGES = (
     "l d",
     "Ġwor ld",
 )
+RANDOM_SCALES = {
+    "Q2_K": 1 / 10,
+    "Q3_K": 1 / 30,
+    "Q4_K": 1 / 200,
+    "Q5_K": 1 / 400,
+    "Q6_K": 1 / 600,
+    "IQ4_NL": 1 / 30,
+    "IQ4_XS": 1 / 600,
+}
+"""Types that the gguf package cannot quantize to: their blocks are random, with scales up to this, which makes most
+weights less than 1."""
+
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 
 
@@ -57,6 +71,15 @@ def add_tokenizer(w: gguf.GGUFWriter, tokens: list[str]) -> None:
     w.add_eos_token_id(2)
     w.add_add_bos_token(False)
     w.add_chat_template(CHAT_TEMPLATE)
+
+
+def weights(rng: np.random.Generator, kind: str, rows: int, columns: int) -> np.ndarray:
+    """The data of a random matrix of this type."""
+    t = gguf.GGMLQuantizationType[kind]
+    if kind in RANDOM_SCALES:
+        return random_blocks(rng, t, rows, columns, RANDOM_SCALES[kind] / np.sqrt(columns))
+    values = rng.standard_normal((rows, columns), dtype=np.float32) / np.sqrt(np.float32(columns))
+    return quantize(values, t)
 
 
 def write_tiny_llama(
@@ -108,9 +131,7 @@ def write_tiny_llama(
     tokenizer(w, tokens)
 
     def matrix(name: str, rows: int, columns: int, kind: str = qtype) -> None:
-        weights = rng.standard_normal((rows, columns), dtype=np.float32) / np.sqrt(np.float32(columns))
-        t = gguf.GGMLQuantizationType[kind]
-        w.add_tensor(name, quantize(weights, t), raw_dtype=t)
+        w.add_tensor(name, weights(rng, kind, rows, columns), raw_dtype=gguf.GGMLQuantizationType[kind])
 
     def norm(name: str) -> None:
         w.add_tensor(name, 1 + 0.1 * rng.standard_normal(dim).astype(np.float32))

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType
-from gguf.quants import dequantize
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize, quantize
 
 from wasmetal.device.base import Device
 from wasmetal.kernels.dtypes import DType
@@ -19,6 +19,18 @@ ALIGNMENT = 256
 """Of bindings, the coarsest that there is, so that no tensor begins where its binding does."""
 GUARD = 272
 """Bytes of poison before and after each tensor: a multiple of 16, as a tensor's offset is, but not of ALIGNMENT."""
+
+SCALES = {
+    "Q4_1": (0, 2),
+    "Q5_1": (0, 2),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "MXFP4": (),
+}
+"""Where the float16 scales and offsets of a block are, in bytes; in other types the block begins with the only one."""
 
 NUMPY = {DType.F32: np.float32, DType.F16: np.float16, DType.I32: np.int32}
 
@@ -142,16 +154,44 @@ class Bench:
 
 def random_weight(rng: np.random.Generator, dtype: DType, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     """(raw rows, uint8 [rows, bytes]; the same weights by the gguf package's own reader, float64 [rows, columns])."""
-    if not dtype.quantized:
+    if dtype in NUMPY:
         values = rng.standard_normal((rows, columns)).astype(NUMPY[dtype])
         return values.view(np.uint8).reshape(rows, -1), values.astype(np.float64)
-    per_block, nbytes = dtype.block
+    if dtype is DType.Q8_16:
+        return random_q8_16(rng, rows, columns)
+    kind = GGMLQuantizationType(dtype.value)
+    if kind is GGMLQuantizationType.BF16:
+        raw = quantize(rng.standard_normal((rows, columns)).astype(np.float32), kind)
+    else:
+        raw = random_blocks(rng, kind, rows, columns)
+    return raw, dequantize(raw, kind).astype(np.float64)
+
+
+def random_blocks(
+    rng: np.random.Generator, kind: GGMLQuantizationType, rows: int, columns: int, scale: float = 0.1
+) -> np.ndarray:
+    """Rows of random blocks, uint8 [rows, bytes], whose scales are at most ``scale``."""
+    per_block, nbytes = GGML_QUANT_SIZES[kind]
     blocks = rng.integers(0, 256, (rows, columns // per_block, nbytes), dtype=np.uint8)
-    scales = 2 if dtype is DType.Q4_1 else 1
-    halves = rng.uniform(-0.1, 0.1, (*blocks.shape[:2], scales)).astype(np.float16)
-    blocks[..., : 2 * scales] = halves.view(np.uint8)
-    raw = blocks.reshape(rows, -1)
-    return raw, dequantize(raw, GGMLQuantizationType(dtype.value)).astype(np.float64)
+    for at in SCALES.get(kind.name, (0,)):
+        halves = rng.uniform(-scale, scale, blocks.shape[:2]).astype(np.float16)
+        blocks[..., at : at + 2] = halves[..., None].view(np.uint8)
+    if kind is GGMLQuantizationType.MXFP4:
+        blocks[..., 0] = rng.integers(120, 128, blocks.shape[:2])
+    return blocks.reshape(rows, -1)
+
+
+def random_q8_16(rng: np.random.Generator, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`random_weight`, for the type that is not of ggml."""
+    count = rows, columns // 32
+    block = np.dtype([("dm", "<f2", 2), ("s", "i1", 2), ("t", "i1", 2), ("q", "i1", (2, 16))])
+    blocks = rng.integers(0, 256, (*count, block.itemsize), dtype=np.uint8).view(block)[..., 0]
+    blocks["s"] = rng.integers(-32, 32, (*count, 2))  # as large as those of IQ4_XS: d s q is exact in float32
+    blocks["dm"] = rng.uniform(-0.1, 0.1, (*count, 2))
+    d, m = np.moveaxis(blocks["dm"].astype(np.float64), -1, 0)[..., None, None]
+    weights = d * blocks["s"][..., None] * blocks["q"] - m * blocks["t"][..., None]
+    # Rounded once, as the sum of a product and an offset is.
+    return blocks.view(np.uint8).reshape(rows, -1), weights.reshape(rows, -1).astype(np.float32).astype(np.float64)
 
 
 def assert_close(got: np.ndarray, want: np.ndarray, tolerance: float, scale: np.ndarray | float | None = None) -> None:
@@ -162,3 +202,8 @@ def assert_close(got: np.ndarray, want: np.ndarray, tolerance: float, scale: np.
     if not (error <= bound).all():
         worst = np.unravel_index(np.argmax(error / bound), error.shape)
         pytest.fail(f"at {worst}: {got[worst]} for {want[worst]}, off by {error[worst] / bound[worst]:.3g} tolerances")
+
+
+def whole_blocks(dtype: DType, columns: int) -> int:
+    """So many columns, or as many more as complete a block of the type."""
+    return -(-columns // dtype.block[0]) * dtype.block[0]

@@ -1,26 +1,32 @@
 """linear and embed, for every weight type, against float64 NumPy and the gguf package's own reading of the blocks.
 
-Tolerances: 2e-6 of the sum of the products' magnitudes for linear; one rounding of scale and of offset for embed.
+Tolerance: 2e-6 of the sum of the products' magnitudes for linear. embed is exact: in float32 the product of a scale and
+a quant has no rounding, and the addition of an offset has one, fused or not.
 """
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.ops.tensors import Bench, assert_close, random_weight
+from tests.ops.tensors import Bench, assert_close, random_weight, whole_blocks
 from wasmetal import ops
 from wasmetal.errors import OpError
 from wasmetal.kernels.dtypes import WEIGHTS
 from wasmetal.ops import DType, Tensor
 
 TOLERANCE = 2e-6
+LARGE = (DType.F32, DType.F16, DType.Q8_0, DType.Q6_K)
+"""Weight types for large tests, with no blocks, blocks of 32 and blocks of 256."""
 
 
 def check_linear(device, dtype, rows, n, k, *, accumulate=False, live=None, gap=0, max_binding_bytes=None):
     rng = np.random.default_rng(rows * n + k)
+    k = whole_blocks(dtype, k)
     raw, weights = random_weight(rng, dtype, n, k)
     a, old = rng.standard_normal((rows, k)).astype(np.float32), rng.standard_normal((rows, n)).astype(np.float32)
     count = rows if live is None or not 0 <= live <= rows else live
@@ -56,13 +62,13 @@ def test_linear(device, dtype, rows, n, k):
     check_linear(device, dtype, rows, n, k)
 
 
-@pytest.mark.parametrize("dtype", [DType.F32, DType.F16])
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F16, DType.BF16])
 @pytest.mark.parametrize(("rows", "n", "k"), [(1, 1, 1), (1, 7, 13), (1, 8, 12), (5, 11, 37), (70, 67, 101), (1, 5, 8)])
 def test_odd_widths(device, dtype, rows, n, k):
     check_linear(device, dtype, rows, n, k)
 
 
-@pytest.mark.parametrize("dtype", WEIGHTS)
+@pytest.mark.parametrize("dtype", LARGE)
 def test_a_vocabulary(device, dtype):
     check_linear(device, dtype, 1, 49152, 576)
 
@@ -93,11 +99,8 @@ def test_a_weight_too_large_to_bind(device, dtype, rows):
     check_linear(device, dtype, rows, 300, 96, accumulate=True, live=rows, max_binding_bytes=96 * 4 * 100)
 
 
-def embed_tolerance(dtype):
-    return {DType.F32: 0, DType.F16: 0, DType.Q4_1: 1e-6}.get(dtype, 1e-7)
-
-
 def check_embed(device, dtype, ids, vocabulary, k, *, live=None, gap=0, max_binding_bytes=None):
+    k = whole_blocks(dtype, k)
     raw, weights = random_weight(np.random.default_rng(k), dtype, vocabulary, k)
     ids = np.array(ids).astype(np.int64).astype(np.uint32)
     count = len(ids) if live is None or not 0 <= live <= len(ids) else live
@@ -108,7 +111,7 @@ def check_embed(device, dtype, ids, vocabulary, k, *, live=None, gap=0, max_bind
         bench.run(lambda rec: ops.embed(rec, table, numbers, out, batch=batch))
         got = bench.get(out)
         want = weights[np.minimum(ids, vocabulary - 1)]
-        assert_close(got[:count], want[:count], embed_tolerance(dtype), np.abs(want[:count]) + np.abs(weights).max())
+        assert (got[:count] == want[:count]).all()
         assert (got[count:] == 7).all()
         bench.only(out)
 
@@ -116,13 +119,19 @@ def check_embed(device, dtype, ids, vocabulary, k, *, live=None, gap=0, max_bind
 @pytest.mark.parametrize("dtype", WEIGHTS)
 @pytest.mark.parametrize(
     ("ids", "vocabulary", "k"),
-    [([0], 1, 32), ([2, 0, 2, 1], 3, 96), (range(0, 4001, 31), 4001, 160), ([5], 49152, 576)],
+    [([0], 1, 32), ([2, 0, 2, 1], 3, 96), (range(0, 131, 7), 131, 160)],
 )
 def test_embed(device, dtype, ids, vocabulary, k):
     check_embed(device, dtype, ids, vocabulary, k, gap=1)
 
 
-@pytest.mark.parametrize("dtype", [DType.F32, DType.F16])
+@pytest.mark.parametrize("dtype", LARGE)
+@pytest.mark.parametrize(("ids", "vocabulary", "k"), [(range(0, 4001, 31), 4001, 160), ([5], 49152, 576)])
+def test_embed_a_vocabulary(device, dtype, ids, vocabulary, k):
+    check_embed(device, dtype, ids, vocabulary, k, gap=1)
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F16, DType.BF16])
 @pytest.mark.parametrize("k", [1, 13, 129])
 def test_embed_odd_widths(device, dtype, k):
     check_embed(device, dtype, [3, 1, 4, 1, 5], 6, k)
@@ -137,6 +146,22 @@ def test_embed_odd_widths(device, dtype, k):
 def test_any_ids(device, dtype, ids, live, split):
     """Ids past the table, and negative ones, give its last row; a table bound in parts gives the same."""
     check_embed(device, dtype, ids, 211, 96, live=live, max_binding_bytes=96 * 4 * 70 if split else None)
+
+
+def test_every_scale_of_mxfp4(device):
+    """From 2^-125 to 2^127. (Devices may take numbers below the normal ones for 0.)"""
+    blocks = np.random.default_rng(0).integers(0, 256, (256, 17), dtype=np.uint8)
+    blocks[:, 0] = np.arange(256)
+    with Bench(device) as bench:
+        table, ids = bench.put_weight(blocks, DType.MXFP4, 32), bench.put(np.arange(256, dtype=np.int32))
+        out = bench.empty(256, 32)
+        bench.run(lambda rec: ops.embed(rec, table, ids, out))
+        got = bench.get(out)
+    with np.errstate(over="ignore"):
+        want = dequantize(blocks, GGMLQuantizationType.MXFP4)
+    normal = (np.abs(want) >= np.finfo(np.float32).tiny) & (blocks[:, :1] > 1)
+    assert (got[normal] == want[normal]).all()
+    assert np.abs(got[~normal] - want[~normal]).max() < 12 * 2.0**-126
 
 
 def test_refusals(device):

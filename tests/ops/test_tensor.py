@@ -15,12 +15,12 @@ from wasmetal.ops import Tensor
 
 @pytest.mark.parametrize("dtype", WEIGHTS)
 def test_row_bytes_are_those_of_the_format(dtype):
-    raw, weights = random_weight(np.random.default_rng(1), dtype, 3, 96)
-    assert dtype.row_bytes(96) == raw.shape[1]
-    assert weights.shape == (3, 96)
+    raw, weights = random_weight(np.random.default_rng(1), dtype, 3, 768)
+    assert dtype.row_bytes(768) == raw.shape[1]
+    assert weights.shape == (3, 768)
 
 
-@pytest.mark.parametrize("dtype", [DType.Q8_0, DType.Q4_0, DType.Q4_1])
+@pytest.mark.parametrize("dtype", [DType.Q8_0, DType.Q4_0, DType.Q4_1, DType.Q6_K])
 def test_blocks_are_whole(cpu, dtype):
     with pytest.raises(OpError, match="not a whole number"):
         Tensor(cpu.allocate(4096), 0, dtype, (2, 48))

@@ -16,6 +16,8 @@ from wasmetal.kernels.dtypes import WEIGHTS, DType
 
 _POISON = 0xFF
 """Fills bytes that must be neither read nor written: as f32 or f16 it gives NaN."""
+_WORD = 4
+"""Bytes of the smallest unit that kernels read; the length of a binding is a multiple of it."""
 _TILE = 64
 """Rows and columns of the result tile that one group of a GEMM or matmul kernel computes."""
 
@@ -39,8 +41,12 @@ def every_layout(kinds: Kinds) -> list[Trial]:
 
 
 def gemm(kind: str, m: int, n: int, k: int, *, gap: int = 0, accumulate: bool = False) -> Trial:
-    """x [m, k] · weightᵀ, weight [n, k] of type ``kind``; ``gap`` bytes before x and the result, and after rows."""
+    """x [m, k] · weightᵀ, weight [n, k] of type ``kind``; ``gap`` bytes before x and the result, and after rows.
+
+    ``k`` is rounded up to whole blocks.
+    """
     kernel = CATALOG[f"gemm_{kind}"]
+    k = _whole_blocks(kind, k)
     x, out = _random("f32", m, k, gap), _random("f32", m, n, gap) if accumulate else _poison("f32", m, n, gap)
     weight = _random(kind, n, k, 0, start=gap)
     fields = {"rows": m, "n": n, "k": k, "accumulate": int(accumulate), "batch_offset": NO_BATCH}
@@ -72,6 +78,11 @@ def matmul(
     return Trial(kernel, [*operands, out], result, _tiles(m, n), fields | _offsets(kernel, gap))
 
 
+def _whole_blocks(kind: str, columns: int) -> int:
+    per_block, _ = DType[kind.upper()].block
+    return -(-columns // per_block) * per_block
+
+
 def _tiles(m: int, n: int) -> int:
     return -(-m // _TILE) * -(-n // _TILE)
 
@@ -98,7 +109,11 @@ def _random(kind: str, rows: int, columns: int, gap: int, start: int | None = No
     head = np.full(start, _POISON, np.uint8)
     if kind not in FLOATS:
         # Bytes below 0x3c: no pair is a float16 above 1, whichever bytes of a block are its scales.
-        return np.concatenate([head, random.integers(0, 0x3C, rows * DType[kind.upper()].row_bytes(columns), np.uint8)])
+        nbytes = -(-rows * DType[kind.upper()].row_bytes(columns) // _WORD) * _WORD
+        blocks = random.integers(0, 0x3C, nbytes, np.uint8)
+        if kind == "mxfp4":
+            blocks[::17] |= 0x78  # a power of two as the scale, here from 2^-7 to 1
+        return np.concatenate([head, blocks])
     body: NDArray[Any] = np.empty((rows, _stride(kind, columns, gap)), FLOATS[kind])
     body.view(np.uint8)[...] = _POISON
     # Around 1, so that sums grow with k, and rounding of partial sums shows.

@@ -11,7 +11,8 @@ class DType(Enum):
     """An element type: (ggml's number for it, elements in a block, bytes of a block).
 
     The numbers are those of ``enum ggml_type``, so that the types of a GGUF file and of a guest need no translation.
-    Quantized types store each row as blocks in GGUF's own byte layout (``weights.slang`` describes each).
+    Quantized types store each row as blocks in GGUF's own byte layout (``weights.slang`` describes each). Q8_16 is not
+    of ggml: it holds weights of types that are repacked when a file is loaded (``models/files/repack.py``).
     """
 
     F32 = 0, 1, 4
@@ -20,7 +21,13 @@ class DType(Enum):
     Q4_1 = 3, 32, 20
     Q5_0 = 6, 32, 22
     Q8_0 = 8, 32, 34
+    Q4_K = 12, 256, 144
+    Q5_K = 13, 256, 176
+    Q6_K = 14, 256, 210
     I32 = 26, 1, 4
+    BF16 = 30, 1, 2
+    MXFP4 = 39, 32, 17
+    Q8_16 = 256, 32, 40
 
     _value_: int
     block: tuple[int, int]
@@ -44,10 +51,15 @@ class DType(Enum):
 
     def row_bytes(self, elements: int) -> int:
         """Bytes of a row of ``elements``. Raises OpError if that is not a whole number of blocks."""
-        per_block, nbytes = self.block
-        if elements % per_block:
-            raise OpError(f"a row of {elements} elements is not a whole number of {self.name} blocks of {per_block}")
-        return elements // per_block * nbytes
+        return row_bytes(self.name, self.block, elements)
+
+
+def row_bytes(name: str, block: tuple[int, int], elements: int) -> int:
+    """Bytes of a row of ``elements`` of a type. Raises OpError if that is not a whole number of blocks."""
+    per_block, nbytes = block
+    if elements % per_block:
+        raise OpError(f"a row of {elements} elements is not a whole number of {name} blocks of {per_block}")
+    return elements // per_block * nbytes
 
 
 BY_NUMBER = {dtype.value: dtype for dtype in DType}

@@ -70,8 +70,9 @@ def summarize(file: GGUFFile) -> Summary:
     count: Counter[str] = Counter()
     nbytes: Counter[str] = Counter()
     for tensor in file.tensors.values():
-        count[tensor.dtype.name] += 1
-        nbytes[tensor.dtype.name] += tensor.nbytes
+        name = (tensor.repacked.type if tensor.repacked else tensor.dtype).name
+        count[name] += 1
+        nbytes[name] += tensor.nbytes
     return Summary(
         architecture=architecture,
         title=file.get("general.name", str, None),

@@ -75,7 +75,8 @@ class Weights:
     def _usable(self, tensor: GGUFTensor) -> bool:
         """Whether kernels can read a tensor in the form that it has in the file."""
         aligned = tensor.offset % max(ALIGNMENT, self._buffers.device.info.offset_alignment) == 0
-        return tensor.source in self._wrapped and aligned and (len(tensor.shape) > 1 or tensor.dtype is DType.F32)
+        usable = tensor.source in self._wrapped and not tensor.repacked and aligned
+        return usable and (len(tensor.shape) > 1 or tensor.dtype is DType.F32)
 
     def _in_file(self, tensor: GGUFTensor) -> Tensor:
         return Tensor(self._wrapped[tensor.source], tensor.offset, tensor.dtype, tensor.shape)
@@ -84,8 +85,8 @@ class Weights:
 def load_weights(buffers: BufferGroup, matrices: Sequence[Matrix]) -> list[Weight]:
     """Load weights into one new buffer, in the order given. Raises OutOfDeviceMemoryError.
 
-    They keep the file's formats, except that vectors, and all weights on a device that expands them, become float32:
-    NumPy multiplies float32 matrices faster than it could dequantize them for every token.
+    They keep the file's types, or have those that these are repacked to; but vectors, and all weights on a device that
+    expands them, become float32: NumPy multiplies such matrices faster than it could dequantize them for every token.
     """
     device = buffers.device
     alignment = max(ALIGNMENT, device.info.offset_alignment)

@@ -49,7 +49,8 @@ USAGE = Enumeration("usage", Usage, "USAGE_", flags=True)
 DTYPE = Enumeration(
     "dtype",
     DType,
-    doc="Element types. The numbers are ggml's. The Q types hold rows of blocks of weights in GGUF's byte layout.",
+    doc="Element types. The numbers are ggml's, and those with blocks hold rows of weights in GGUF's byte layout; only "
+    "Q8_16 is not of ggml.",
 )
 BACKEND = Enumeration("backend", Backend, "BACKEND_")
 FOREVER = Constant("FOREVER", 2**64 - 1, "For wm_submission_wait: no timeout.")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from wasmetal.kernels.reference.views import F32
 
 BLOCK = 1 << 18
-"""Most elements of a scratch array: 1 MiB of float32, which stays in the processor's cache. A multiple of 32."""
+"""Most elements of a scratch array: 1 MiB of float32, which stays in the processor's cache. A multiple of 256."""
 
 
 def steps(end: int, most: int, begin: int = 0) -> Iterator[slice]:

@@ -25,13 +25,17 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from wasmetal.errors import ModelError, OpError, printable
-from wasmetal.kernels.dtypes import BY_NUMBER, WEIGHTS, DType
+from wasmetal.kernels.dtypes import BY_NUMBER, DType
 from wasmetal.models.files.gguf_header import MAX_KEY, Bounds, Header, quote
+from wasmetal.models.files.repack import REPACKED, Repacked
 from wasmetal.models.files.source import Source
 
 MAX_PARTS = 256
 """Files that a model may be split into; each stays open, and systems allow a process about 1000 open files."""
 MAX_DIMENSIONS = 4
+
+_TYPES = {number: dtype for number, dtype in BY_NUMBER.items() if dtype is not DType.Q8_16}
+"""The types of a file that are read as they are, by number."""
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -48,16 +52,18 @@ class GGUFTensor:
     offset: int
     """Where its bytes begin in the file."""
     source: Source
+    repacked: Repacked | None = None
+    """What it is in the file, if that is a type that becomes ``dtype`` when it is read."""
 
     @property
     def nbytes(self) -> int:
         """Number of bytes in the file."""
-        return math.prod(self.shape[:-1]) * self.dtype.row_bytes(self.shape[-1])
+        return math.prod(self.shape[:-1]) * (self.repacked or self.dtype).row_bytes(self.shape[-1])
 
     @property
     def data(self) -> NDArray[np.uint8]:
-        """The tensor's bytes [nbytes], read from the file. Raises ModelError if it has been shortened."""
-        return self.source.read(self.offset, self.nbytes)
+        """The tensor's bytes as ``dtype``, read from the file. Raises ModelError if it has been shortened."""
+        return self.repacked(self._stored) if self.repacked else self._stored
 
     @property
     def size(self) -> int:
@@ -66,11 +72,16 @@ class GGUFTensor:
 
     def dequantize(self) -> NDArray[np.float32]:
         """The values as float32 of ``shape``."""
-        rows = self.data.reshape(-1, self.dtype.row_bytes(self.shape[-1]))
+        kind = self.repacked.type if self.repacked else GGMLQuantizationType(self.dtype.value)
+        rows = self._stored.reshape(-1, (self.repacked or self.dtype).row_bytes(self.shape[-1]))
         if self.dtype in (DType.F32, DType.F16):
             rows = rows.view(np.float32 if self.dtype is DType.F32 else np.float16)
-        values: NDArray[np.float32] = dequantize(rows, GGMLQuantizationType(self.dtype.value))
+        values: NDArray[np.float32] = dequantize(rows, kind)
         return values.reshape(self.shape)
+
+    @property
+    def _stored(self) -> NDArray[np.uint8]:
+        return self.source.read(self.offset, self.nbytes)
 
 
 class _Metadata:
@@ -189,7 +200,7 @@ class _Part(_Metadata):
         start = -(-header.position // alignment) * alignment
         end = 0
         for name, shape, kind, offset in sorted(described, key=lambda tensor: tensor[3]):
-            dtype, nbytes = self._measure(name, shape, kind)
+            dtype, repacked, nbytes = self._measure(name, shape, kind)
             if offset % alignment or start + offset + nbytes > self.source.size:
                 raise self.error(
                     f"tensor {quote(name)} ({nbytes} bytes at {offset}) is misaligned or ends past the end of the file"
@@ -199,18 +210,24 @@ class _Part(_Metadata):
             end = offset + nbytes
             if name in self.tensors:
                 raise self.error(f"tensor {quote(name)} occurs twice")
-            self.tensors[name] = GGUFTensor(name, dtype, shape, start + offset, self.source)
+            self.tensors[name] = GGUFTensor(name, dtype, shape, start + offset, self.source, repacked)
 
-    def _measure(self, name: str, shape: tuple[int, ...], kind: int) -> tuple[DType, int]:
-        """The type of a tensor and its length in bytes, as Python's integers, which cannot overflow."""
-        dtype = BY_NUMBER.get(kind)
+    def _measure(self, name: str, shape: tuple[int, ...], kind: int) -> tuple[DType, Repacked | None, int]:
+        """The type of a tensor, what it is in the file if it is repacked, and its length there.
+
+        The length is Python's integer, which cannot overflow.
+        """
+        repacked = REPACKED.get(kind)
+        dtype = repacked.dtype if repacked else _TYPES.get(kind)
         if dtype is None:
-            supported = ", ".join(t.name for t in WEIGHTS)
+            supported = ", ".join(
+                _type_name(number) for number in sorted({*_TYPES, *REPACKED}) if number != DType.I32.value
+            )
             raise self.error(f"tensor {quote(name)} is of type {_type_name(kind)}; supported: {supported}")
         try:
             if min(shape) < 1:
                 raise OpError(f"shape {shape} is empty")
-            return dtype, math.prod(shape[:-1]) * dtype.row_bytes(shape[-1])
+            return dtype, repacked, math.prod(shape[:-1]) * (repacked or dtype).row_bytes(shape[-1])
         except OpError as e:
             raise self.error(f"tensor {quote(name)}: {e}") from e
 

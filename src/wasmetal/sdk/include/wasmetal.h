@@ -114,14 +114,21 @@ wm_errno wm_buffer_read(wm_buffer buffer, uint64_t offset, void *ptr, size_t len
 WM_GPU(buffer_write)
 wm_errno wm_buffer_write(wm_buffer buffer, uint64_t offset, const void *ptr, size_t len);
 
-/* Element types. The numbers are ggml's. The Q types hold rows of blocks of weights in GGUF's byte layout. */
+/* Element types. The numbers are ggml's, and those with blocks hold rows of weights in GGUF's byte layout; only
+ * Q8_16 is not of ggml. */
 #define WM_F32 0
 #define WM_F16 1
-#define WM_Q4_0 2 /* blocks of 32 in 18 bytes */
-#define WM_Q4_1 3 /* blocks of 32 in 20 bytes */
-#define WM_Q5_0 6 /* blocks of 32 in 22 bytes */
-#define WM_Q8_0 8 /* blocks of 32 in 34 bytes */
+#define WM_Q4_0 2    /* blocks of 32 in 18 bytes */
+#define WM_Q4_1 3    /* blocks of 32 in 20 bytes */
+#define WM_Q5_0 6    /* blocks of 32 in 22 bytes */
+#define WM_Q8_0 8    /* blocks of 32 in 34 bytes */
+#define WM_Q4_K 12   /* blocks of 256 in 144 bytes */
+#define WM_Q5_K 13   /* blocks of 256 in 176 bytes */
+#define WM_Q6_K 14   /* blocks of 256 in 210 bytes */
 #define WM_I32 26
+#define WM_BF16 30
+#define WM_MXFP4 39  /* blocks of 32 in 17 bytes */
+#define WM_Q8_16 256 /* blocks of 32 in 40 bytes */
 
 /* A row-major array of `rank` (1 to 4) dimensions in a buffer, its last dimension contiguous. 40 bytes, aligned to
  * 8. */

@@ -38,22 +38,21 @@ __device__ float2  halves_0(uint word_0)
     return make_float2 ((__half2float(__ushort_as_half((word_0 & 65535U)))), (__half2float(__ushort_as_half((word_0 >> int(16))))));
 }
 
-__device__ float half_at_0(StructuredBuffer<uint> words_2, uint offset_2, uint half_1)
+__device__ float2  Half_pair_0(uint word_1)
 {
-    uint _S7 = __ldg((&(words_2)[offset_2 + half_1 / 2U]));
-    return halves_0(_S7 >> (half_1 % 2U * 16U)).x;
+    return halves_0(word_1);
 }
 
-__device__ float4  F16_four_0(StructuredBuffer<uint> words_3, uint offset_3, uint columns_0, uint row_0, uint column_0)
+__device__ float4  Sixteens_four_0(StructuredBuffer<uint> words_2, uint offset_2, uint columns_0, uint row_0, uint column_0)
 {
-    uint _S8 = row_0 * columns_0 + column_0;
+    uint _S7 = row_0 * columns_0 + column_0;
     if((column_0 + 4U) <= columns_0)
     {
-        return make_float4 (halves_0(word_at_0(words_3, offset_3, _S8)).x, halves_0(word_at_0(words_3, offset_3, _S8)).y, halves_0(word_at_0(words_3, offset_3, _S8 + 2U)).x, halves_0(word_at_0(words_3, offset_3, _S8 + 2U)).y);
+        return make_float4 (Half_pair_0(word_at_0(words_2, offset_2, _S7)).x, Half_pair_0(word_at_0(words_2, offset_2, _S7)).y, Half_pair_0(word_at_0(words_2, offset_2, _S7 + 2U)).x, Half_pair_0(word_at_0(words_2, offset_2, _S7 + 2U)).y);
     }
-    int4  _S9 = make_int4 (int(0));
-    float4  _S10 = make_float4 ((float)_S9.x, (float)_S9.y, (float)_S9.z, (float)_S9.w);
-    float4  result_0 = _S10;
+    int4  _S8 = make_int4 (int(0));
+    float4  _S9 = make_float4 ((float)_S8.x, (float)_S8.y, (float)_S8.z, (float)_S8.w);
+    float4  result_0 = _S9;
     uint c_0 = 0U;
     for(;;)
     {
@@ -66,7 +65,9 @@ __device__ float4  F16_four_0(StructuredBuffer<uint> words_3, uint offset_3, uin
         }
         if((column_0 + c_0) < columns_0)
         {
-            *_slang_vector_get_element_ptr(&result_0, c_0) = half_at_0(words_3, offset_3, _S8 + c_0);
+            uint _S10 = _S7 + c_0;
+            uint _S11 = __ldg((&(words_2)[offset_2 + _S10 / 2U]));
+            *_slang_vector_get_element_ptr(&result_0, c_0) = Half_pair_0(_S11 >> (_S10 % 2U * 16U)).x;
         }
         c_0 = c_0 + 1U;
     }
@@ -75,55 +76,55 @@ __device__ float4  F16_four_0(StructuredBuffer<uint> words_3, uint offset_3, uin
 
 __device__ float4  Weights_four_0(Weights_0 * this_0, uint row_1, uint first_0)
 {
-    bool _S11;
+    bool _S12;
     if(row_1 < (this_0->n_0))
     {
-        _S11 = first_0 < (this_0->k_0);
+        _S12 = first_0 < (this_0->k_0);
     }
     else
     {
-        _S11 = false;
+        _S12 = false;
     }
-    float4  _S12;
-    if(_S11)
+    float4  _S13;
+    if(_S12)
     {
-        _S12 = F16_four_0(this_0->words_0, this_0->offset_0, this_0->k_0, row_1, first_0);
+        _S13 = Sixteens_four_0(this_0->words_0, this_0->offset_0, this_0->k_0, row_1, first_0);
     }
     else
     {
-        int4  _S13 = make_int4 (int(0));
-        float4  _S14 = make_float4 ((float)_S13.x, (float)_S13.y, (float)_S13.z, (float)_S13.w);
-        _S12 = _S14;
+        int4  _S14 = make_int4 (int(0));
+        float4  _S15 = make_float4 ((float)_S14.x, (float)_S14.y, (float)_S14.z, (float)_S14.w);
+        _S13 = _S15;
     }
-    return _S12;
+    return _S13;
 }
 
 __device__ Block_0 Block_x24init_0(FixedArray<float4 , 4>  * rows_1)
 {
-    Block_0 _S15;
-    (&_S15)->rows_0 = *rows_1;
-    return _S15;
+    Block_0 _S16;
+    (&_S16)->rows_0 = *rows_1;
+    return _S16;
 }
 
 __device__ Block_0 Block_load_0(Weights_0 * side_0, uint row_2, uint k_1)
 {
-    float4  _S16 = Weights_four_0(side_0, row_2, k_1);
-    float4  _S17 = Weights_four_0(side_0, row_2 + 1U, k_1);
-    float4  _S18 = Weights_four_0(side_0, row_2 + 2U, k_1);
-    float4  _S19 = Weights_four_0(side_0, row_2 + 3U, k_1);
-    FixedArray<float4 , 4>  _S20;
-    _S20[int(0)] = _S16;
-    _S20[int(1)] = _S17;
-    _S20[int(2)] = _S18;
-    _S20[int(3)] = _S19;
-    Block_0 _S21 = Block_x24init_0(&_S20);
-    return _S21;
+    float4  _S17 = Weights_four_0(side_0, row_2, k_1);
+    float4  _S18 = Weights_four_0(side_0, row_2 + 1U, k_1);
+    float4  _S19 = Weights_four_0(side_0, row_2 + 2U, k_1);
+    float4  _S20 = Weights_four_0(side_0, row_2 + 3U, k_1);
+    FixedArray<float4 , 4>  _S21;
+    _S21[int(0)] = _S17;
+    _S21[int(1)] = _S18;
+    _S21[int(2)] = _S19;
+    _S21[int(3)] = _S20;
+    Block_0 _S22 = Block_x24init_0(&_S21);
+    return _S22;
 }
 
 struct Activations_0
 {
     StructuredBuffer<float> x_0;
-    uint offset_4;
+    uint offset_3;
     uint stride_0;
     uint rows_2;
     uint k_2;
@@ -131,70 +132,70 @@ struct Activations_0
 
 __device__ float4  Activations_four_0(Activations_0 * this_1, uint row_3, uint first_1)
 {
-    uint _S22 = this_1->offset_4 + row_3 * this_1->stride_0 + first_1;
-    bool _S23;
+    uint _S23 = this_1->offset_3 + row_3 * this_1->stride_0 + first_1;
+    bool _S24;
     if(row_3 >= (this_1->rows_2))
     {
-        _S23 = true;
+        _S24 = true;
     }
     else
     {
-        _S23 = first_1 >= (this_1->k_2);
+        _S24 = first_1 >= (this_1->k_2);
     }
-    if(_S23)
+    if(_S24)
     {
-        int4  _S24 = make_int4 (int(0));
-        float4  _S25 = make_float4 ((float)_S24.x, (float)_S24.y, (float)_S24.z, (float)_S24.w);
-        return _S25;
+        int4  _S25 = make_int4 (int(0));
+        float4  _S26 = make_float4 ((float)_S25.x, (float)_S25.y, (float)_S25.z, (float)_S25.w);
+        return _S26;
     }
-    uint _S26 = this_1->k_2;
+    uint _S27 = this_1->k_2;
     if((first_1 + 4U) > (this_1->k_2))
     {
-        StructuredBuffer<float> _S27 = this_1->x_0;
-        float _S28 = __ldg((&(this_1->x_0)[_S22]));
-        float _S29;
-        if((first_1 + 1U) < _S26)
+        StructuredBuffer<float> _S28 = this_1->x_0;
+        float _S29 = __ldg((&(this_1->x_0)[_S23]));
+        float _S30;
+        if((first_1 + 1U) < _S27)
         {
-            float _S30 = __ldg((&(_S27)[_S22 + 1U]));
-            _S29 = _S30;
+            float _S31 = __ldg((&(_S28)[_S23 + 1U]));
+            _S30 = _S31;
         }
         else
         {
-            _S29 = 0.0f;
+            _S30 = 0.0f;
         }
-        float _S31;
-        if((first_1 + 2U) < _S26)
+        float _S32;
+        if((first_1 + 2U) < _S27)
         {
-            float _S32 = __ldg((&(_S27)[_S22 + 2U]));
-            _S31 = _S32;
+            float _S33 = __ldg((&(_S28)[_S23 + 2U]));
+            _S32 = _S33;
         }
         else
         {
-            _S31 = 0.0f;
+            _S32 = 0.0f;
         }
-        return make_float4 (_S28, _S29, _S31, 0.0f);
+        return make_float4 (_S29, _S30, _S32, 0.0f);
     }
-    StructuredBuffer<float> _S33 = this_1->x_0;
-    float _S34 = __ldg((&(this_1->x_0)[_S22]));
-    float _S35 = __ldg((&(_S33)[_S22 + 1U]));
-    float _S36 = __ldg((&(_S33)[_S22 + 2U]));
-    float _S37 = __ldg((&(_S33)[_S22 + 3U]));
-    return make_float4 (_S34, _S35, _S36, _S37);
+    StructuredBuffer<float> _S34 = this_1->x_0;
+    float _S35 = __ldg((&(this_1->x_0)[_S23]));
+    float _S36 = __ldg((&(_S34)[_S23 + 1U]));
+    float _S37 = __ldg((&(_S34)[_S23 + 2U]));
+    float _S38 = __ldg((&(_S34)[_S23 + 3U]));
+    return make_float4 (_S35, _S36, _S37, _S38);
 }
 
 __device__ Block_0 Block_load_1(Activations_0 * side_1, uint row_4, uint k_3)
 {
-    float4  _S38 = Activations_four_0(side_1, row_4, k_3);
-    float4  _S39 = Activations_four_0(side_1, row_4 + 1U, k_3);
-    float4  _S40 = Activations_four_0(side_1, row_4 + 2U, k_3);
-    float4  _S41 = Activations_four_0(side_1, row_4 + 3U, k_3);
-    FixedArray<float4 , 4>  _S42;
-    _S42[int(0)] = _S38;
-    _S42[int(1)] = _S39;
-    _S42[int(2)] = _S40;
-    _S42[int(3)] = _S41;
-    Block_0 _S43 = Block_x24init_0(&_S42);
-    return _S43;
+    float4  _S39 = Activations_four_0(side_1, row_4, k_3);
+    float4  _S40 = Activations_four_0(side_1, row_4 + 1U, k_3);
+    float4  _S41 = Activations_four_0(side_1, row_4 + 2U, k_3);
+    float4  _S42 = Activations_four_0(side_1, row_4 + 3U, k_3);
+    FixedArray<float4 , 4>  _S43;
+    _S43[int(0)] = _S39;
+    _S43[int(1)] = _S40;
+    _S43[int(2)] = _S41;
+    _S43[int(3)] = _S42;
+    Block_0 _S44 = Block_x24init_0(&_S43);
+    return _S44;
 }
 
 __device__ bool Weights_along_k_0(Weights_0 * this_2)
@@ -214,16 +215,16 @@ __device__ bool Activations_along_k_0(Activations_0 * this_3)
 
 __device__ uint2  share_0(uint thread_1, bool along_k_0)
 {
-    uint2  _S44;
+    uint2  _S45;
     if(along_k_0)
     {
-        _S44 = make_uint2 (thread_1 / 8U, thread_1 % 8U);
+        _S45 = make_uint2 (thread_1 / 8U, thread_1 % 8U);
     }
     else
     {
-        _S44 = make_uint2 (thread_1 % 16U, thread_1 / 16U);
+        _S45 = make_uint2 (thread_1 % 16U, thread_1 / 16U);
     }
-    return _S44;
+    return _S45;
 }
 
 __device__ uint place_0(uint k_4, uint quad_0)
@@ -240,35 +241,35 @@ __device__ float4  Block_column_0(Block_0 * this_4, uint c_1)
 
 __device__ __shared__ FixedArray<float4 , 512>  right_tile_0;
 
-__device__ void ThreadTiles_product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_5, uint column_1, uint rows_3, uint k_5, uint thread_2, FixedArray<float4 , 8>  * _S45)
+__device__ void ThreadTiles_product_0(Activations_0 * left_0, Weights_0 * right_0, uint row_5, uint column_1, uint rows_3, uint k_5, uint thread_2, FixedArray<float4 , 8>  * _S46)
 {
     FixedArray<float4 , 8>  sums_0;
-    int4  _S46 = make_int4 (int(0));
-    float4  _S47 = make_float4 ((float)_S46.x, (float)_S46.y, (float)_S46.z, (float)_S46.w);
-    sums_0[0U] = _S47;
-    sums_0[1U] = _S47;
-    sums_0[2U] = _S47;
-    sums_0[3U] = _S47;
-    sums_0[4U] = _S47;
-    sums_0[5U] = _S47;
-    sums_0[6U] = _S47;
-    sums_0[7U] = _S47;
-    uint2  _S48 = corner_0(thread_2);
-    bool _S49 = Activations_along_k_0(left_0);
-    uint2  _S50 = share_0(thread_2, _S49);
-    bool _S51 = Weights_along_k_0(right_0);
-    uint2  _S52 = share_0(thread_2, _S51);
-    uint _S53 = _S50.x;
-    uint _S54 = row_5 + 4U * _S53;
-    uint _S55 = 4U * _S50.y;
-    Block_0 _S56 = Block_load_1(left_0, _S54, _S55);
-    uint _S57 = _S52.x;
-    uint _S58 = column_1 + 4U * _S57;
-    uint _S59 = 4U * _S52.y;
-    Block_0 _S60 = Block_load_0(right_0, _S58, _S59);
+    int4  _S47 = make_int4 (int(0));
+    float4  _S48 = make_float4 ((float)_S47.x, (float)_S47.y, (float)_S47.z, (float)_S47.w);
+    sums_0[0U] = _S48;
+    sums_0[1U] = _S48;
+    sums_0[2U] = _S48;
+    sums_0[3U] = _S48;
+    sums_0[4U] = _S48;
+    sums_0[5U] = _S48;
+    sums_0[6U] = _S48;
+    sums_0[7U] = _S48;
+    uint2  _S49 = corner_0(thread_2);
+    bool _S50 = Activations_along_k_0(left_0);
+    uint2  _S51 = share_0(thread_2, _S50);
+    bool _S52 = Weights_along_k_0(right_0);
+    uint2  _S53 = share_0(thread_2, _S52);
+    uint _S54 = _S51.x;
+    uint _S55 = row_5 + 4U * _S54;
+    uint _S56 = 4U * _S51.y;
+    Block_0 _S57 = Block_load_1(left_0, _S55, _S56);
+    uint _S58 = _S53.x;
+    uint _S59 = column_1 + 4U * _S58;
+    uint _S60 = 4U * _S53.y;
+    Block_0 _S61 = Block_load_0(right_0, _S59, _S60);
     uint begin_0 = 0U;
-    Block_0 left_block_0 = _S56;
-    Block_0 right_block_0 = _S60;
+    Block_0 left_block_0 = _S57;
+    Block_0 right_block_0 = _S61;
     for(;;)
     {
         if(begin_0 < k_5)
@@ -278,36 +279,36 @@ __device__ void ThreadTiles_product_0(Activations_0 * left_0, Weights_0 * right_
         {
             break;
         }
-        Block_0 _S61 = left_block_0;
-        float4  _S62 = Block_column_0(&_S61, 0U);
-        (*&left_tile_0)[place_0(_S55, _S53)] = _S62;
-        Block_0 _S63 = right_block_0;
-        float4  _S64 = Block_column_0(&_S63, 0U);
-        (*&right_tile_0)[place_0(_S59, _S57)] = _S64;
-        Block_0 _S65 = left_block_0;
-        float4  _S66 = Block_column_0(&_S65, 1U);
-        (*&left_tile_0)[place_0(_S55 + 1U, _S53)] = _S66;
-        Block_0 _S67 = right_block_0;
-        float4  _S68 = Block_column_0(&_S67, 1U);
-        (*&right_tile_0)[place_0(_S59 + 1U, _S57)] = _S68;
-        Block_0 _S69 = left_block_0;
-        float4  _S70 = Block_column_0(&_S69, 2U);
-        (*&left_tile_0)[place_0(_S55 + 2U, _S53)] = _S70;
-        Block_0 _S71 = right_block_0;
-        float4  _S72 = Block_column_0(&_S71, 2U);
-        (*&right_tile_0)[place_0(_S59 + 2U, _S57)] = _S72;
-        Block_0 _S73 = left_block_0;
-        float4  _S74 = Block_column_0(&_S73, 3U);
-        (*&left_tile_0)[place_0(_S55 + 3U, _S53)] = _S74;
-        Block_0 _S75 = right_block_0;
-        float4  _S76 = Block_column_0(&_S75, 3U);
-        (*&right_tile_0)[place_0(_S59 + 3U, _S57)] = _S76;
+        Block_0 _S62 = left_block_0;
+        float4  _S63 = Block_column_0(&_S62, 0U);
+        (*&left_tile_0)[place_0(_S56, _S54)] = _S63;
+        Block_0 _S64 = right_block_0;
+        float4  _S65 = Block_column_0(&_S64, 0U);
+        (*&right_tile_0)[place_0(_S60, _S58)] = _S65;
+        Block_0 _S66 = left_block_0;
+        float4  _S67 = Block_column_0(&_S66, 1U);
+        (*&left_tile_0)[place_0(_S56 + 1U, _S54)] = _S67;
+        Block_0 _S68 = right_block_0;
+        float4  _S69 = Block_column_0(&_S68, 1U);
+        (*&right_tile_0)[place_0(_S60 + 1U, _S58)] = _S69;
+        Block_0 _S70 = left_block_0;
+        float4  _S71 = Block_column_0(&_S70, 2U);
+        (*&left_tile_0)[place_0(_S56 + 2U, _S54)] = _S71;
+        Block_0 _S72 = right_block_0;
+        float4  _S73 = Block_column_0(&_S72, 2U);
+        (*&right_tile_0)[place_0(_S60 + 2U, _S58)] = _S73;
+        Block_0 _S74 = left_block_0;
+        float4  _S75 = Block_column_0(&_S74, 3U);
+        (*&left_tile_0)[place_0(_S56 + 3U, _S54)] = _S75;
+        Block_0 _S76 = right_block_0;
+        float4  _S77 = Block_column_0(&_S76, 3U);
+        (*&right_tile_0)[place_0(_S60 + 3U, _S58)] = _S77;
         __syncthreads();
-        uint _S77 = begin_0 + 32U;
-        Block_0 _S78 = Block_load_1(left_0, _S54, _S77 + _S55);
-        Block_0 _S79 = Block_load_0(right_0, _S58, _S77 + _S59);
-        uint _S80 = _S48.x;
-        if((row_5 + _S80) < rows_3)
+        uint _S78 = begin_0 + 32U;
+        Block_0 _S79 = Block_load_1(left_0, _S55, _S78 + _S56);
+        Block_0 _S80 = Block_load_0(right_0, _S59, _S78 + _S60);
+        uint _S81 = _S49.x;
+        if((row_5 + _S81) < rows_3)
         {
             uint j_0 = 0U;
             for(;;)
@@ -319,24 +320,24 @@ __device__ void ThreadTiles_product_0(Activations_0 * left_0, Weights_0 * right_
                 {
                     break;
                 }
-                float4  _S81 = (*&right_tile_0)[place_0(j_0, _S48.y / 4U)];
-                sums_0[0U] = sums_0[0U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S80 / 4U)].x) * _S81;
-                sums_0[1U] = sums_0[1U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S80 / 4U)].y) * _S81;
-                sums_0[2U] = sums_0[2U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S80 / 4U)].z) * _S81;
-                sums_0[3U] = sums_0[3U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S80 / 4U)].w) * _S81;
-                sums_0[4U] = sums_0[4U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S80 / 4U + 1U)].x) * _S81;
-                sums_0[5U] = sums_0[5U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S80 / 4U + 1U)].y) * _S81;
-                sums_0[6U] = sums_0[6U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S80 / 4U + 1U)].z) * _S81;
-                sums_0[7U] = sums_0[7U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S80 / 4U + 1U)].w) * _S81;
+                float4  _S82 = (*&right_tile_0)[place_0(j_0, _S49.y / 4U)];
+                sums_0[0U] = sums_0[0U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S81 / 4U)].x) * _S82;
+                sums_0[1U] = sums_0[1U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S81 / 4U)].y) * _S82;
+                sums_0[2U] = sums_0[2U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S81 / 4U)].z) * _S82;
+                sums_0[3U] = sums_0[3U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S81 / 4U)].w) * _S82;
+                sums_0[4U] = sums_0[4U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S81 / 4U + 1U)].x) * _S82;
+                sums_0[5U] = sums_0[5U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S81 / 4U + 1U)].y) * _S82;
+                sums_0[6U] = sums_0[6U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S81 / 4U + 1U)].z) * _S82;
+                sums_0[7U] = sums_0[7U] + make_float4 ((*&left_tile_0)[place_0(j_0, _S81 / 4U + 1U)].w) * _S82;
                 j_0 = j_0 + 1U;
             }
         }
         __syncthreads();
-        begin_0 = _S77;
-        left_block_0 = _S78;
-        right_block_0 = _S79;
+        begin_0 = _S78;
+        left_block_0 = _S79;
+        right_block_0 = _S80;
     }
-    *_S45 = sums_0;
+    *_S46 = sums_0;
     return;
 }
 
@@ -360,781 +361,781 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_5, uint first_2, uint rows_5)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_2, uint rows_5)
 {
-    uint _S82;
-    if(offset_5 == 4294967295U)
+    uint _S83;
+    if(offset_4 == 4294967295U)
     {
-        _S82 = rows_5;
+        _S83 = rows_5;
     }
     else
     {
-        uint _S83 = __ldg((&(batch_0)[offset_5]));
-        _S82 = (U32_min(((U32_max((_S83), (first_2))) - first_2), (rows_5)));
+        uint _S84 = __ldg((&(batch_0)[offset_4]));
+        _S83 = (U32_min(((U32_max((_S84), (first_2))) - first_2), (rows_5)));
     }
-    return _S82;
+    return _S83;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_3, StructuredBuffer<float> x_1, StructuredBuffer<uint> weight_0, RWStructuredBuffer<float> result_1, StructuredBuffer<uint> batch_1, GemmParams_0 * p_0)
 {
-    uint _S84 = p_0->n_1;
-    uint _S85 = (p_0->n_1 + 64U - 1U) / 64U;
-    uint _S86 = group_number_0(group_1);
-    uint _S87 = _S86 / _S85;
-    uint _S88 = _S87 * 64U;
-    uint _S89 = _S86 % _S85;
-    uint _S90 = _S89 * 64U;
-    uint _S91 = valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_4);
-    if(_S88 >= _S91)
+    uint _S85 = p_0->n_1;
+    uint _S86 = (p_0->n_1 + 64U - 1U) / 64U;
+    uint _S87 = group_number_0(group_1);
+    uint _S88 = _S87 / _S86;
+    uint _S89 = _S88 * 64U;
+    uint _S90 = _S87 % _S86;
+    uint _S91 = _S90 * 64U;
+    uint _S92 = valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_4);
+    if(_S89 >= _S92)
     {
         return;
     }
     Activations_0 left_1;
     (&left_1)->x_0 = x_1;
-    (&left_1)->offset_4 = p_0->x_offset_0;
+    (&left_1)->offset_3 = p_0->x_offset_0;
     (&left_1)->stride_0 = p_0->x_stride_0;
-    (&left_1)->rows_2 = _S91;
+    (&left_1)->rows_2 = _S92;
     (&left_1)->k_2 = p_0->k_6;
     Weights_0 right_1;
     (&right_1)->words_0 = weight_0;
     (&right_1)->offset_0 = p_0->weight_offset_0;
-    (&right_1)->n_0 = _S84;
+    (&right_1)->n_0 = _S85;
     (&right_1)->k_0 = p_0->k_6;
-    Activations_0 _S92 = left_1;
-    Weights_0 _S93 = right_1;
-    FixedArray<float4 , 8>  _S94;
-    ThreadTiles_product_0(&_S92, &_S93, _S88, _S90, _S91, p_0->k_6, thread_3, &_S94);
-    FixedArray<float4 , 8>  _S95 = _S94;
-    uint2  _S96 = corner_0(thread_3);
-    uint _S97 = _S88 + _S96.x;
-    bool _S98 = _S97 < _S91;
-    bool _S99;
-    if(_S98)
+    Activations_0 _S93 = left_1;
+    Weights_0 _S94 = right_1;
+    FixedArray<float4 , 8>  _S95;
+    ThreadTiles_product_0(&_S93, &_S94, _S89, _S91, _S92, p_0->k_6, thread_3, &_S95);
+    FixedArray<float4 , 8>  _S96 = _S95;
+    uint2  _S97 = corner_0(thread_3);
+    uint _S98 = _S89 + _S97.x;
+    bool _S99 = _S98 < _S92;
+    bool _S100;
+    if(_S99)
     {
-        _S99 = (_S90 + _S96.y) < _S84;
+        _S100 = (_S91 + _S97.y) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    float _S100;
-    if(_S99)
+    float _S101;
+    if(_S100)
     {
-        uint _S101 = p_0->out_offset_0 + _S97 * p_0->out_stride_0 + _S90 + _S96.y;
-        float * _S102 = (&(result_1)[_S101]);
+        uint _S102 = p_0->out_offset_0 + _S98 * p_0->out_stride_0 + _S91 + _S97.y;
+        float * _S103 = (&(result_1)[_S102]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S101]) + _S95[0U].x;
+            _S101 = *(&(result_1)[_S102]) + _S96[0U].x;
         }
         else
         {
-            _S100 = _S95[0U].x;
+            _S101 = _S96[0U].x;
         }
-        *_S102 = _S100;
+        *_S103 = _S101;
     }
-    if(_S98)
+    if(_S99)
     {
-        _S99 = (_S90 + _S96.y + 1U) < _S84;
+        _S100 = (_S91 + _S97.y + 1U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S103 = p_0->out_offset_0 + _S97 * p_0->out_stride_0 + _S90 + _S96.y + 1U;
-        float * _S104 = (&(result_1)[_S103]);
+        uint _S104 = p_0->out_offset_0 + _S98 * p_0->out_stride_0 + _S91 + _S97.y + 1U;
+        float * _S105 = (&(result_1)[_S104]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S103]) + _S95[0U].y;
+            _S101 = *(&(result_1)[_S104]) + _S96[0U].y;
         }
         else
         {
-            _S100 = _S95[0U].y;
+            _S101 = _S96[0U].y;
         }
-        *_S104 = _S100;
+        *_S105 = _S101;
     }
-    if(_S98)
+    if(_S99)
     {
-        _S99 = (_S90 + _S96.y + 2U) < _S84;
+        _S100 = (_S91 + _S97.y + 2U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S105 = p_0->out_offset_0 + _S97 * p_0->out_stride_0 + _S90 + _S96.y + 2U;
-        float * _S106 = (&(result_1)[_S105]);
+        uint _S106 = p_0->out_offset_0 + _S98 * p_0->out_stride_0 + _S91 + _S97.y + 2U;
+        float * _S107 = (&(result_1)[_S106]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S105]) + _S95[0U].z;
+            _S101 = *(&(result_1)[_S106]) + _S96[0U].z;
         }
         else
         {
-            _S100 = _S95[0U].z;
+            _S101 = _S96[0U].z;
         }
-        *_S106 = _S100;
+        *_S107 = _S101;
     }
-    if(_S98)
+    if(_S99)
     {
-        _S99 = (_S90 + _S96.y + 3U) < _S84;
+        _S100 = (_S91 + _S97.y + 3U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S107 = p_0->out_offset_0 + _S97 * p_0->out_stride_0 + _S90 + _S96.y + 3U;
-        float * _S108 = (&(result_1)[_S107]);
+        uint _S108 = p_0->out_offset_0 + _S98 * p_0->out_stride_0 + _S91 + _S97.y + 3U;
+        float * _S109 = (&(result_1)[_S108]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S107]) + _S95[0U].w;
+            _S101 = *(&(result_1)[_S108]) + _S96[0U].w;
         }
         else
         {
-            _S100 = _S95[0U].w;
+            _S101 = _S96[0U].w;
         }
-        *_S108 = _S100;
+        *_S109 = _S101;
     }
-    uint _S109 = _S97 + 1U;
-    bool _S110 = _S109 < _S91;
-    if(_S110)
+    uint _S110 = _S98 + 1U;
+    bool _S111 = _S110 < _S92;
+    if(_S111)
     {
-        _S99 = (_S90 + _S96.y) < _S84;
+        _S100 = (_S91 + _S97.y) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S111 = p_0->out_offset_0 + _S109 * p_0->out_stride_0 + _S90 + _S96.y;
-        float * _S112 = (&(result_1)[_S111]);
+        uint _S112 = p_0->out_offset_0 + _S110 * p_0->out_stride_0 + _S91 + _S97.y;
+        float * _S113 = (&(result_1)[_S112]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S111]) + _S95[1U].x;
+            _S101 = *(&(result_1)[_S112]) + _S96[1U].x;
         }
         else
         {
-            _S100 = _S95[1U].x;
+            _S101 = _S96[1U].x;
         }
-        *_S112 = _S100;
+        *_S113 = _S101;
     }
-    if(_S110)
+    if(_S111)
     {
-        _S99 = (_S90 + _S96.y + 1U) < _S84;
+        _S100 = (_S91 + _S97.y + 1U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S113 = p_0->out_offset_0 + _S109 * p_0->out_stride_0 + _S90 + _S96.y + 1U;
-        float * _S114 = (&(result_1)[_S113]);
+        uint _S114 = p_0->out_offset_0 + _S110 * p_0->out_stride_0 + _S91 + _S97.y + 1U;
+        float * _S115 = (&(result_1)[_S114]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S113]) + _S95[1U].y;
+            _S101 = *(&(result_1)[_S114]) + _S96[1U].y;
         }
         else
         {
-            _S100 = _S95[1U].y;
+            _S101 = _S96[1U].y;
         }
-        *_S114 = _S100;
+        *_S115 = _S101;
     }
-    if(_S110)
+    if(_S111)
     {
-        _S99 = (_S90 + _S96.y + 2U) < _S84;
+        _S100 = (_S91 + _S97.y + 2U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S115 = p_0->out_offset_0 + _S109 * p_0->out_stride_0 + _S90 + _S96.y + 2U;
-        float * _S116 = (&(result_1)[_S115]);
+        uint _S116 = p_0->out_offset_0 + _S110 * p_0->out_stride_0 + _S91 + _S97.y + 2U;
+        float * _S117 = (&(result_1)[_S116]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S115]) + _S95[1U].z;
+            _S101 = *(&(result_1)[_S116]) + _S96[1U].z;
         }
         else
         {
-            _S100 = _S95[1U].z;
+            _S101 = _S96[1U].z;
         }
-        *_S116 = _S100;
+        *_S117 = _S101;
     }
-    if(_S110)
+    if(_S111)
     {
-        _S99 = (_S90 + _S96.y + 3U) < _S84;
+        _S100 = (_S91 + _S97.y + 3U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S117 = p_0->out_offset_0 + _S109 * p_0->out_stride_0 + _S90 + _S96.y + 3U;
-        float * _S118 = (&(result_1)[_S117]);
+        uint _S118 = p_0->out_offset_0 + _S110 * p_0->out_stride_0 + _S91 + _S97.y + 3U;
+        float * _S119 = (&(result_1)[_S118]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S117]) + _S95[1U].w;
+            _S101 = *(&(result_1)[_S118]) + _S96[1U].w;
         }
         else
         {
-            _S100 = _S95[1U].w;
+            _S101 = _S96[1U].w;
         }
-        *_S118 = _S100;
+        *_S119 = _S101;
     }
-    uint _S119 = _S97 + 2U;
-    bool _S120 = _S119 < _S91;
-    if(_S120)
+    uint _S120 = _S98 + 2U;
+    bool _S121 = _S120 < _S92;
+    if(_S121)
     {
-        _S99 = (_S90 + _S96.y) < _S84;
+        _S100 = (_S91 + _S97.y) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S121 = p_0->out_offset_0 + _S119 * p_0->out_stride_0 + _S90 + _S96.y;
-        float * _S122 = (&(result_1)[_S121]);
+        uint _S122 = p_0->out_offset_0 + _S120 * p_0->out_stride_0 + _S91 + _S97.y;
+        float * _S123 = (&(result_1)[_S122]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S121]) + _S95[2U].x;
+            _S101 = *(&(result_1)[_S122]) + _S96[2U].x;
         }
         else
         {
-            _S100 = _S95[2U].x;
+            _S101 = _S96[2U].x;
         }
-        *_S122 = _S100;
+        *_S123 = _S101;
     }
-    if(_S120)
+    if(_S121)
     {
-        _S99 = (_S90 + _S96.y + 1U) < _S84;
+        _S100 = (_S91 + _S97.y + 1U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S123 = p_0->out_offset_0 + _S119 * p_0->out_stride_0 + _S90 + _S96.y + 1U;
-        float * _S124 = (&(result_1)[_S123]);
+        uint _S124 = p_0->out_offset_0 + _S120 * p_0->out_stride_0 + _S91 + _S97.y + 1U;
+        float * _S125 = (&(result_1)[_S124]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S123]) + _S95[2U].y;
+            _S101 = *(&(result_1)[_S124]) + _S96[2U].y;
         }
         else
         {
-            _S100 = _S95[2U].y;
+            _S101 = _S96[2U].y;
         }
-        *_S124 = _S100;
+        *_S125 = _S101;
     }
-    if(_S120)
+    if(_S121)
     {
-        _S99 = (_S90 + _S96.y + 2U) < _S84;
+        _S100 = (_S91 + _S97.y + 2U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S125 = p_0->out_offset_0 + _S119 * p_0->out_stride_0 + _S90 + _S96.y + 2U;
-        float * _S126 = (&(result_1)[_S125]);
+        uint _S126 = p_0->out_offset_0 + _S120 * p_0->out_stride_0 + _S91 + _S97.y + 2U;
+        float * _S127 = (&(result_1)[_S126]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S125]) + _S95[2U].z;
+            _S101 = *(&(result_1)[_S126]) + _S96[2U].z;
         }
         else
         {
-            _S100 = _S95[2U].z;
+            _S101 = _S96[2U].z;
         }
-        *_S126 = _S100;
+        *_S127 = _S101;
     }
-    if(_S120)
+    if(_S121)
     {
-        _S99 = (_S90 + _S96.y + 3U) < _S84;
+        _S100 = (_S91 + _S97.y + 3U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S127 = p_0->out_offset_0 + _S119 * p_0->out_stride_0 + _S90 + _S96.y + 3U;
-        float * _S128 = (&(result_1)[_S127]);
+        uint _S128 = p_0->out_offset_0 + _S120 * p_0->out_stride_0 + _S91 + _S97.y + 3U;
+        float * _S129 = (&(result_1)[_S128]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S127]) + _S95[2U].w;
+            _S101 = *(&(result_1)[_S128]) + _S96[2U].w;
         }
         else
         {
-            _S100 = _S95[2U].w;
+            _S101 = _S96[2U].w;
         }
-        *_S128 = _S100;
+        *_S129 = _S101;
     }
-    uint _S129 = _S97 + 3U;
-    bool _S130 = _S129 < _S91;
-    if(_S130)
+    uint _S130 = _S98 + 3U;
+    bool _S131 = _S130 < _S92;
+    if(_S131)
     {
-        _S99 = (_S90 + _S96.y) < _S84;
+        _S100 = (_S91 + _S97.y) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S131 = p_0->out_offset_0 + _S129 * p_0->out_stride_0 + _S90 + _S96.y;
-        float * _S132 = (&(result_1)[_S131]);
+        uint _S132 = p_0->out_offset_0 + _S130 * p_0->out_stride_0 + _S91 + _S97.y;
+        float * _S133 = (&(result_1)[_S132]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S131]) + _S95[3U].x;
+            _S101 = *(&(result_1)[_S132]) + _S96[3U].x;
         }
         else
         {
-            _S100 = _S95[3U].x;
+            _S101 = _S96[3U].x;
         }
-        *_S132 = _S100;
+        *_S133 = _S101;
     }
-    if(_S130)
+    if(_S131)
     {
-        _S99 = (_S90 + _S96.y + 1U) < _S84;
+        _S100 = (_S91 + _S97.y + 1U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S133 = p_0->out_offset_0 + _S129 * p_0->out_stride_0 + _S90 + _S96.y + 1U;
-        float * _S134 = (&(result_1)[_S133]);
+        uint _S134 = p_0->out_offset_0 + _S130 * p_0->out_stride_0 + _S91 + _S97.y + 1U;
+        float * _S135 = (&(result_1)[_S134]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S133]) + _S95[3U].y;
+            _S101 = *(&(result_1)[_S134]) + _S96[3U].y;
         }
         else
         {
-            _S100 = _S95[3U].y;
+            _S101 = _S96[3U].y;
         }
-        *_S134 = _S100;
+        *_S135 = _S101;
     }
-    if(_S130)
+    if(_S131)
     {
-        _S99 = (_S90 + _S96.y + 2U) < _S84;
+        _S100 = (_S91 + _S97.y + 2U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S135 = p_0->out_offset_0 + _S129 * p_0->out_stride_0 + _S90 + _S96.y + 2U;
-        float * _S136 = (&(result_1)[_S135]);
+        uint _S136 = p_0->out_offset_0 + _S130 * p_0->out_stride_0 + _S91 + _S97.y + 2U;
+        float * _S137 = (&(result_1)[_S136]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S135]) + _S95[3U].z;
+            _S101 = *(&(result_1)[_S136]) + _S96[3U].z;
         }
         else
         {
-            _S100 = _S95[3U].z;
+            _S101 = _S96[3U].z;
         }
-        *_S136 = _S100;
+        *_S137 = _S101;
     }
-    if(_S130)
+    if(_S131)
     {
-        _S99 = (_S90 + _S96.y + 3U) < _S84;
+        _S100 = (_S91 + _S97.y + 3U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S137 = p_0->out_offset_0 + _S129 * p_0->out_stride_0 + _S90 + _S96.y + 3U;
-        float * _S138 = (&(result_1)[_S137]);
+        uint _S138 = p_0->out_offset_0 + _S130 * p_0->out_stride_0 + _S91 + _S97.y + 3U;
+        float * _S139 = (&(result_1)[_S138]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S137]) + _S95[3U].w;
+            _S101 = *(&(result_1)[_S138]) + _S96[3U].w;
         }
         else
         {
-            _S100 = _S95[3U].w;
+            _S101 = _S96[3U].w;
         }
-        *_S138 = _S100;
+        *_S139 = _S101;
     }
-    uint _S139 = _S97 + 4U;
-    bool _S140 = _S139 < _S91;
-    if(_S140)
+    uint _S140 = _S98 + 4U;
+    bool _S141 = _S140 < _S92;
+    if(_S141)
     {
-        _S99 = (_S90 + _S96.y) < _S84;
+        _S100 = (_S91 + _S97.y) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S141 = p_0->out_offset_0 + _S139 * p_0->out_stride_0 + _S90 + _S96.y;
-        float * _S142 = (&(result_1)[_S141]);
+        uint _S142 = p_0->out_offset_0 + _S140 * p_0->out_stride_0 + _S91 + _S97.y;
+        float * _S143 = (&(result_1)[_S142]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S141]) + _S95[4U].x;
+            _S101 = *(&(result_1)[_S142]) + _S96[4U].x;
         }
         else
         {
-            _S100 = _S95[4U].x;
+            _S101 = _S96[4U].x;
         }
-        *_S142 = _S100;
+        *_S143 = _S101;
     }
-    if(_S140)
+    if(_S141)
     {
-        _S99 = (_S90 + _S96.y + 1U) < _S84;
+        _S100 = (_S91 + _S97.y + 1U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S143 = p_0->out_offset_0 + _S139 * p_0->out_stride_0 + _S90 + _S96.y + 1U;
-        float * _S144 = (&(result_1)[_S143]);
+        uint _S144 = p_0->out_offset_0 + _S140 * p_0->out_stride_0 + _S91 + _S97.y + 1U;
+        float * _S145 = (&(result_1)[_S144]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S143]) + _S95[4U].y;
+            _S101 = *(&(result_1)[_S144]) + _S96[4U].y;
         }
         else
         {
-            _S100 = _S95[4U].y;
+            _S101 = _S96[4U].y;
         }
-        *_S144 = _S100;
+        *_S145 = _S101;
     }
-    if(_S140)
+    if(_S141)
     {
-        _S99 = (_S90 + _S96.y + 2U) < _S84;
+        _S100 = (_S91 + _S97.y + 2U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S145 = p_0->out_offset_0 + _S139 * p_0->out_stride_0 + _S90 + _S96.y + 2U;
-        float * _S146 = (&(result_1)[_S145]);
+        uint _S146 = p_0->out_offset_0 + _S140 * p_0->out_stride_0 + _S91 + _S97.y + 2U;
+        float * _S147 = (&(result_1)[_S146]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S145]) + _S95[4U].z;
+            _S101 = *(&(result_1)[_S146]) + _S96[4U].z;
         }
         else
         {
-            _S100 = _S95[4U].z;
+            _S101 = _S96[4U].z;
         }
-        *_S146 = _S100;
+        *_S147 = _S101;
     }
-    if(_S140)
+    if(_S141)
     {
-        _S99 = (_S90 + _S96.y + 3U) < _S84;
+        _S100 = (_S91 + _S97.y + 3U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S147 = p_0->out_offset_0 + _S139 * p_0->out_stride_0 + _S90 + _S96.y + 3U;
-        float * _S148 = (&(result_1)[_S147]);
+        uint _S148 = p_0->out_offset_0 + _S140 * p_0->out_stride_0 + _S91 + _S97.y + 3U;
+        float * _S149 = (&(result_1)[_S148]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S147]) + _S95[4U].w;
+            _S101 = *(&(result_1)[_S148]) + _S96[4U].w;
         }
         else
         {
-            _S100 = _S95[4U].w;
+            _S101 = _S96[4U].w;
         }
-        *_S148 = _S100;
+        *_S149 = _S101;
     }
-    uint _S149 = _S97 + 5U;
-    bool _S150 = _S149 < _S91;
-    if(_S150)
+    uint _S150 = _S98 + 5U;
+    bool _S151 = _S150 < _S92;
+    if(_S151)
     {
-        _S99 = (_S90 + _S96.y) < _S84;
+        _S100 = (_S91 + _S97.y) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S151 = p_0->out_offset_0 + _S149 * p_0->out_stride_0 + _S90 + _S96.y;
-        float * _S152 = (&(result_1)[_S151]);
+        uint _S152 = p_0->out_offset_0 + _S150 * p_0->out_stride_0 + _S91 + _S97.y;
+        float * _S153 = (&(result_1)[_S152]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S151]) + _S95[5U].x;
+            _S101 = *(&(result_1)[_S152]) + _S96[5U].x;
         }
         else
         {
-            _S100 = _S95[5U].x;
+            _S101 = _S96[5U].x;
         }
-        *_S152 = _S100;
+        *_S153 = _S101;
     }
-    if(_S150)
+    if(_S151)
     {
-        _S99 = (_S90 + _S96.y + 1U) < _S84;
+        _S100 = (_S91 + _S97.y + 1U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S153 = p_0->out_offset_0 + _S149 * p_0->out_stride_0 + _S90 + _S96.y + 1U;
-        float * _S154 = (&(result_1)[_S153]);
+        uint _S154 = p_0->out_offset_0 + _S150 * p_0->out_stride_0 + _S91 + _S97.y + 1U;
+        float * _S155 = (&(result_1)[_S154]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S153]) + _S95[5U].y;
+            _S101 = *(&(result_1)[_S154]) + _S96[5U].y;
         }
         else
         {
-            _S100 = _S95[5U].y;
+            _S101 = _S96[5U].y;
         }
-        *_S154 = _S100;
+        *_S155 = _S101;
     }
-    if(_S150)
+    if(_S151)
     {
-        _S99 = (_S90 + _S96.y + 2U) < _S84;
+        _S100 = (_S91 + _S97.y + 2U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S155 = p_0->out_offset_0 + _S149 * p_0->out_stride_0 + _S90 + _S96.y + 2U;
-        float * _S156 = (&(result_1)[_S155]);
+        uint _S156 = p_0->out_offset_0 + _S150 * p_0->out_stride_0 + _S91 + _S97.y + 2U;
+        float * _S157 = (&(result_1)[_S156]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S155]) + _S95[5U].z;
+            _S101 = *(&(result_1)[_S156]) + _S96[5U].z;
         }
         else
         {
-            _S100 = _S95[5U].z;
+            _S101 = _S96[5U].z;
         }
-        *_S156 = _S100;
+        *_S157 = _S101;
     }
-    if(_S150)
+    if(_S151)
     {
-        _S99 = (_S90 + _S96.y + 3U) < _S84;
+        _S100 = (_S91 + _S97.y + 3U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S157 = p_0->out_offset_0 + _S149 * p_0->out_stride_0 + _S90 + _S96.y + 3U;
-        float * _S158 = (&(result_1)[_S157]);
+        uint _S158 = p_0->out_offset_0 + _S150 * p_0->out_stride_0 + _S91 + _S97.y + 3U;
+        float * _S159 = (&(result_1)[_S158]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S157]) + _S95[5U].w;
+            _S101 = *(&(result_1)[_S158]) + _S96[5U].w;
         }
         else
         {
-            _S100 = _S95[5U].w;
+            _S101 = _S96[5U].w;
         }
-        *_S158 = _S100;
+        *_S159 = _S101;
     }
-    uint _S159 = _S97 + 6U;
-    bool _S160 = _S159 < _S91;
-    if(_S160)
+    uint _S160 = _S98 + 6U;
+    bool _S161 = _S160 < _S92;
+    if(_S161)
     {
-        _S99 = (_S90 + _S96.y) < _S84;
+        _S100 = (_S91 + _S97.y) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S161 = p_0->out_offset_0 + _S159 * p_0->out_stride_0 + _S90 + _S96.y;
-        float * _S162 = (&(result_1)[_S161]);
+        uint _S162 = p_0->out_offset_0 + _S160 * p_0->out_stride_0 + _S91 + _S97.y;
+        float * _S163 = (&(result_1)[_S162]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S161]) + _S95[6U].x;
+            _S101 = *(&(result_1)[_S162]) + _S96[6U].x;
         }
         else
         {
-            _S100 = _S95[6U].x;
+            _S101 = _S96[6U].x;
         }
-        *_S162 = _S100;
+        *_S163 = _S101;
     }
-    if(_S160)
+    if(_S161)
     {
-        _S99 = (_S90 + _S96.y + 1U) < _S84;
+        _S100 = (_S91 + _S97.y + 1U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S163 = p_0->out_offset_0 + _S159 * p_0->out_stride_0 + _S90 + _S96.y + 1U;
-        float * _S164 = (&(result_1)[_S163]);
+        uint _S164 = p_0->out_offset_0 + _S160 * p_0->out_stride_0 + _S91 + _S97.y + 1U;
+        float * _S165 = (&(result_1)[_S164]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S163]) + _S95[6U].y;
+            _S101 = *(&(result_1)[_S164]) + _S96[6U].y;
         }
         else
         {
-            _S100 = _S95[6U].y;
+            _S101 = _S96[6U].y;
         }
-        *_S164 = _S100;
+        *_S165 = _S101;
     }
-    if(_S160)
+    if(_S161)
     {
-        _S99 = (_S90 + _S96.y + 2U) < _S84;
+        _S100 = (_S91 + _S97.y + 2U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S165 = p_0->out_offset_0 + _S159 * p_0->out_stride_0 + _S90 + _S96.y + 2U;
-        float * _S166 = (&(result_1)[_S165]);
+        uint _S166 = p_0->out_offset_0 + _S160 * p_0->out_stride_0 + _S91 + _S97.y + 2U;
+        float * _S167 = (&(result_1)[_S166]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S165]) + _S95[6U].z;
+            _S101 = *(&(result_1)[_S166]) + _S96[6U].z;
         }
         else
         {
-            _S100 = _S95[6U].z;
+            _S101 = _S96[6U].z;
         }
-        *_S166 = _S100;
+        *_S167 = _S101;
     }
-    if(_S160)
+    if(_S161)
     {
-        _S99 = (_S90 + _S96.y + 3U) < _S84;
+        _S100 = (_S91 + _S97.y + 3U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S167 = p_0->out_offset_0 + _S159 * p_0->out_stride_0 + _S90 + _S96.y + 3U;
-        float * _S168 = (&(result_1)[_S167]);
+        uint _S168 = p_0->out_offset_0 + _S160 * p_0->out_stride_0 + _S91 + _S97.y + 3U;
+        float * _S169 = (&(result_1)[_S168]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S167]) + _S95[6U].w;
+            _S101 = *(&(result_1)[_S168]) + _S96[6U].w;
         }
         else
         {
-            _S100 = _S95[6U].w;
+            _S101 = _S96[6U].w;
         }
-        *_S168 = _S100;
+        *_S169 = _S101;
     }
-    uint _S169 = _S97 + 7U;
-    bool _S170 = _S169 < _S91;
-    if(_S170)
+    uint _S170 = _S98 + 7U;
+    bool _S171 = _S170 < _S92;
+    if(_S171)
     {
-        _S99 = (_S90 + _S96.y) < _S84;
+        _S100 = (_S91 + _S97.y) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S171 = p_0->out_offset_0 + _S169 * p_0->out_stride_0 + _S90 + _S96.y;
-        float * _S172 = (&(result_1)[_S171]);
+        uint _S172 = p_0->out_offset_0 + _S170 * p_0->out_stride_0 + _S91 + _S97.y;
+        float * _S173 = (&(result_1)[_S172]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S171]) + _S95[7U].x;
+            _S101 = *(&(result_1)[_S172]) + _S96[7U].x;
         }
         else
         {
-            _S100 = _S95[7U].x;
+            _S101 = _S96[7U].x;
         }
-        *_S172 = _S100;
+        *_S173 = _S101;
     }
-    if(_S170)
+    if(_S171)
     {
-        _S99 = (_S90 + _S96.y + 1U) < _S84;
+        _S100 = (_S91 + _S97.y + 1U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S173 = p_0->out_offset_0 + _S169 * p_0->out_stride_0 + _S90 + _S96.y + 1U;
-        float * _S174 = (&(result_1)[_S173]);
+        uint _S174 = p_0->out_offset_0 + _S170 * p_0->out_stride_0 + _S91 + _S97.y + 1U;
+        float * _S175 = (&(result_1)[_S174]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S173]) + _S95[7U].y;
+            _S101 = *(&(result_1)[_S174]) + _S96[7U].y;
         }
         else
         {
-            _S100 = _S95[7U].y;
+            _S101 = _S96[7U].y;
         }
-        *_S174 = _S100;
+        *_S175 = _S101;
     }
-    if(_S170)
+    if(_S171)
     {
-        _S99 = (_S90 + _S96.y + 2U) < _S84;
+        _S100 = (_S91 + _S97.y + 2U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S175 = p_0->out_offset_0 + _S169 * p_0->out_stride_0 + _S90 + _S96.y + 2U;
-        float * _S176 = (&(result_1)[_S175]);
+        uint _S176 = p_0->out_offset_0 + _S170 * p_0->out_stride_0 + _S91 + _S97.y + 2U;
+        float * _S177 = (&(result_1)[_S176]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S175]) + _S95[7U].z;
+            _S101 = *(&(result_1)[_S176]) + _S96[7U].z;
         }
         else
         {
-            _S100 = _S95[7U].z;
+            _S101 = _S96[7U].z;
         }
-        *_S176 = _S100;
+        *_S177 = _S101;
     }
-    if(_S170)
+    if(_S171)
     {
-        _S99 = (_S90 + _S96.y + 3U) < _S84;
+        _S100 = (_S91 + _S97.y + 3U) < _S85;
     }
     else
     {
-        _S99 = false;
+        _S100 = false;
     }
-    if(_S99)
+    if(_S100)
     {
-        uint _S177 = p_0->out_offset_0 + _S169 * p_0->out_stride_0 + _S90 + _S96.y + 3U;
-        float * _S178 = (&(result_1)[_S177]);
+        uint _S178 = p_0->out_offset_0 + _S170 * p_0->out_stride_0 + _S91 + _S97.y + 3U;
+        float * _S179 = (&(result_1)[_S178]);
         if((p_0->accumulate_0) != 0U)
         {
-            _S100 = *(&(result_1)[_S177]) + _S95[7U].w;
+            _S101 = *(&(result_1)[_S178]) + _S96[7U].w;
         }
         else
         {
-            _S100 = _S95[7U].w;
+            _S101 = _S96[7U].w;
         }
-        *_S178 = _S100;
+        *_S179 = _S101;
     }
     return;
 }
 
 extern "C" __global__ void gemm_f16(StructuredBuffer<float> x_2, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_2, StructuredBuffer<uint> batch_2, GemmParams_0 p_1)
 {
-    uint _S179 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S180 = p_1;
-    gemm_0(blockIdx, _S179, x_2, weight_1, result_2, batch_2, &_S180);
+    uint _S180 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S181 = p_1;
+    gemm_0(blockIdx, _S180, x_2, weight_1, result_2, batch_2, &_S181);
     return;
 }

@@ -12,7 +12,7 @@ struct GemvParams_0
     uint groups_0;
 };
 
-__device__ uint2  F16Eights_places_0(uint i_0)
+__device__ uint2  SixteenEights_places_0(uint i_0)
 {
     uint _S1 = 2U * i_0;
     return make_uint2 (_S1, _S1 + 1U);
@@ -21,6 +21,11 @@ __device__ uint2  F16Eights_places_0(uint i_0)
 __device__ float2  halves_0(uint word_0)
 {
     return make_float2 ((__half2float(__ushort_as_half((word_0 & 65535U)))), (__half2float(__ushort_as_half((word_0 >> int(16))))));
+}
+
+__device__ float2  Half_pair_0(uint word_1)
+{
+    return halves_0(word_1);
 }
 
 __device__ float dot_0(float4  x_0, float4  y_0)
@@ -43,19 +48,19 @@ __device__ float dot_0(float4  x_0, float4  y_0)
     return result_0;
 }
 
-__device__ float F16Eights_product_0(StructuredBuffer<uint4 > weight_0, uint offset_0, uint k_1, uint row_0, uint i_2, float4  a_0, float4  b_0)
+__device__ float SixteenEights_product_0(StructuredBuffer<uint4 > weight_0, uint offset_0, uint k_1, uint row_0, uint i_2, float4  a_0, float4  b_0)
 {
     uint4  _S2 = __ldg((&(weight_0)[offset_0 + row_0 * (k_1 / 8U) + i_2]));
-    return dot_0(make_float4 (halves_0(_S2.x).x, halves_0(_S2.x).y, halves_0(_S2.y).x, halves_0(_S2.y).y), a_0) + dot_0(make_float4 (halves_0(_S2.z).x, halves_0(_S2.z).y, halves_0(_S2.w).x, halves_0(_S2.w).y), b_0);
+    return dot_0(make_float4 (Half_pair_0(_S2.x).x, Half_pair_0(_S2.x).y, Half_pair_0(_S2.y).x, Half_pair_0(_S2.y).y), a_0) + dot_0(make_float4 (Half_pair_0(_S2.z).x, Half_pair_0(_S2.z).y, Half_pair_0(_S2.w).x, Half_pair_0(_S2.w).y), b_0);
 }
 
 __device__ float product_0(uint row_1, uint i_3, StructuredBuffer<uint4 > weight_1, StructuredBuffer<float4 > x_1, GemvParams_0 * p_0)
 {
-    uint2  _S3 = F16Eights_places_0(i_3);
+    uint2  _S3 = SixteenEights_places_0(i_3);
     uint _S4 = p_0->x_offset_0;
     float4  _S5 = __ldg((&(x_1)[p_0->x_offset_0 + _S3.x]));
     float4  _S6 = __ldg((&(x_1)[_S4 + _S3.y]));
-    return F16Eights_product_0(weight_1, p_0->weight_offset_0, p_0->k_0, row_1, i_3, _S5, _S6);
+    return SixteenEights_product_0(weight_1, p_0->weight_offset_0, p_0->k_0, row_1, i_3, _S5, _S6);
 }
 
 __device__ uint group_number_0(uint3  group_0)

@@ -3,53 +3,19 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
-struct EmbedParams_0
+uint word_at_0(uint device* words_0, uint offset_0, uint half_0)
 {
-    uint table_offset_0;
-    uint ids_offset_0;
-    uint out_offset_0;
-    uint batch_offset_0;
-    uint batch_row_0;
-    uint rows_0;
-    uint columns_0;
-    uint out_stride_0;
-    uint table_rows_0;
-    uint first_row_0;
-    uint bound_rows_0;
-};
-
-uint group_number_0(uint3 group_0)
-{
-    return group_0.y * 32768U + group_0.x;
-}
-
-uint valid_rows_0(uint device* batch_0, uint offset_0, uint first_0, uint rows_1)
-{
-    uint _S1;
-    if(offset_0 == 4294967295U)
-    {
-        _S1 = rows_1;
-    }
-    else
-    {
-        _S1 = min(max(batch_0[offset_0], first_0) - first_0, rows_1);
-    }
-    return _S1;
-}
-
-uint word_at_0(uint device* words_0, uint offset_1, uint half_0)
-{
-    uint _S2 = offset_1 + half_0 / 2U;
-    uint _S3;
+    uint _S1 = offset_0 + half_0 / 2U;
+    uint _S2;
     if((half_0 % 2U) == 0U)
     {
-        _S3 = words_0[_S2];
+        _S2 = words_0[_S1];
     }
     else
     {
-        _S3 = (words_0[_S2] >> 16U) | (words_0[_S2 + 1U] << 16U);
+        _S2 = (words_0[_S1] >> 16U) | (words_0[_S1 + 1U] << 16U);
     }
-    return _S3;
+    return _S2;
 }
 
 float2 halves_0(uint word_0)
@@ -57,17 +23,17 @@ float2 halves_0(uint word_0)
     return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
 }
 
-float half_at_0(uint device* words_1, uint offset_2, uint half_1)
+float2 Half_pair_0(uint word_1)
 {
-    return halves_0(words_1[offset_2 + half_1 / 2U] >> (half_1 % 2U * 16U)).x;
+    return halves_0(word_1);
 }
 
-float4 F16_four_0(uint device* words_2, uint offset_3, uint columns_1, uint row_0, uint column_0)
+float4 Sixteens_four_0(uint device* words_1, uint offset_1, uint columns_0, uint row_0, uint column_0)
 {
-    uint _S4 = row_0 * columns_1 + column_0;
-    if((column_0 + 4U) <= columns_1)
+    uint _S3 = row_0 * columns_0 + column_0;
+    if((column_0 + 4U) <= columns_0)
     {
-        return float4(halves_0(word_at_0(words_2, offset_3, _S4)), halves_0(word_at_0(words_2, offset_3, _S4 + 2U)));
+        return float4(Half_pair_0(word_at_0(words_1, offset_1, _S3)), Half_pair_0(word_at_0(words_1, offset_1, _S3 + 2U)));
     }
     thread float4 result_0 = float4(int4(int(0)) );
     uint c_0 = 0U;
@@ -80,50 +46,85 @@ float4 F16_four_0(uint device* words_2, uint offset_3, uint columns_1, uint row_
         {
             break;
         }
-        if((column_0 + c_0) < columns_1)
+        if((column_0 + c_0) < columns_0)
         {
-            result_0[c_0] = half_at_0(words_2, offset_3, _S4 + c_0);
+            uint _S4 = _S3 + c_0;
+            result_0[c_0] = Half_pair_0(words_1[offset_1 + _S4 / 2U] >> (_S4 % 2U * 16U)).x;
         }
         c_0 = c_0 + 1U;
     }
     return result_0;
 }
 
+struct EmbedParams_0
+{
+    uint table_offset_0;
+    uint ids_offset_0;
+    uint out_offset_0;
+    uint batch_offset_0;
+    uint batch_row_0;
+    uint rows_0;
+    uint columns_1;
+    uint out_stride_0;
+    uint table_rows_0;
+    uint first_row_0;
+    uint bound_rows_0;
+};
+
+uint group_number_0(uint3 group_0)
+{
+    return group_0.y * 32768U + group_0.x;
+}
+
+uint valid_rows_0(uint device* batch_0, uint offset_2, uint first_0, uint rows_1)
+{
+    uint _S5;
+    if(offset_2 == 4294967295U)
+    {
+        _S5 = rows_1;
+    }
+    else
+    {
+        _S5 = min(max(batch_0[offset_2], first_0) - first_0, rows_1);
+    }
+    return _S5;
+}
+
 void embed_0(uint3 group_1, uint thread_0, uint device* table_0, uint device* ids_0, float device* result_1, uint device* batch_1, const EmbedParams_0 constant* p_0)
 {
-    uint _S5 = group_number_0(group_1);
-    if(_S5 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
+    uint _S6 = group_number_0(group_1);
+    if(_S6 >= (valid_rows_0(batch_1, p_0->batch_offset_0, p_0->batch_row_0, p_0->rows_0)))
     {
         return;
     }
-    uint _S6 = min(ids_0[p_0->ids_offset_0 + _S5], p_0->table_rows_0 - 1U) - p_0->first_row_0;
-    if(_S6 >= (p_0->bound_rows_0))
+    uint _S7 = min(ids_0[p_0->ids_offset_0 + _S6], p_0->table_rows_0 - 1U) - p_0->first_row_0;
+    if(_S7 >= (p_0->bound_rows_0))
     {
         return;
     }
     uint column_1 = 4U * thread_0;
     for(;;)
     {
-        uint _S7 = p_0->columns_0;
-        if(column_1 < (p_0->columns_0))
+        uint _S8 = p_0->columns_1;
+        if(column_1 < (p_0->columns_1))
         {
         }
         else
         {
             break;
         }
-        float4 _S8 = F16_four_0(table_0, p_0->table_offset_0, _S7, _S6, column_1);
+        float4 _S9 = Sixteens_four_0(table_0, p_0->table_offset_0, _S8, _S7, column_1);
         uint c_1 = 0U;
         for(;;)
         {
-            if(c_1 < (min(4U, _S7 - column_1)))
+            if(c_1 < (min(4U, _S8 - column_1)))
             {
             }
             else
             {
                 break;
             }
-            *(result_1+(p_0->out_offset_0 + _S5 * p_0->out_stride_0 + column_1 + c_1)) = _S8[c_1];
+            *(result_1+(p_0->out_offset_0 + _S6 * p_0->out_stride_0 + column_1 + c_1)) = _S9[c_1];
             c_1 = c_1 + 1U;
         }
         column_1 = column_1 + 512U;

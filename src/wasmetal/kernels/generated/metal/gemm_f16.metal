@@ -35,17 +35,17 @@ float2 halves_0(uint word_0)
     return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
 }
 
-float half_at_0(uint device* words_1, uint offset_2, uint half_1)
+float2 Half_pair_0(uint word_1)
 {
-    return halves_0(words_1[offset_2 + half_1 / 2U] >> (half_1 % 2U * 16U)).x;
+    return halves_0(word_1);
 }
 
-float4 F16_four_0(uint device* words_2, uint offset_3, uint columns_0, uint row_0, uint column_0)
+float4 Sixteens_four_0(uint device* words_1, uint offset_2, uint columns_0, uint row_0, uint column_0)
 {
     uint _S3 = row_0 * columns_0 + column_0;
     if((column_0 + 4U) <= columns_0)
     {
-        return float4(halves_0(word_at_0(words_2, offset_3, _S3)), halves_0(word_at_0(words_2, offset_3, _S3 + 2U)));
+        return float4(Half_pair_0(word_at_0(words_1, offset_2, _S3)), Half_pair_0(word_at_0(words_1, offset_2, _S3 + 2U)));
     }
     thread float4 result_0 = float4(int4(int(0)) );
     uint c_0 = 0U;
@@ -60,7 +60,8 @@ float4 F16_four_0(uint device* words_2, uint offset_3, uint columns_0, uint row_
         }
         if((column_0 + c_0) < columns_0)
         {
-            result_0[c_0] = half_at_0(words_2, offset_3, _S3 + c_0);
+            uint _S4 = _S3 + c_0;
+            result_0[c_0] = Half_pair_0(words_1[offset_2 + _S4 / 2U] >> (_S4 % 2U * 16U)).x;
         }
         c_0 = c_0 + 1U;
     }
@@ -69,52 +70,52 @@ float4 F16_four_0(uint device* words_2, uint offset_3, uint columns_0, uint row_
 
 float4 Weights_four_0(const Weights_0 thread* this_0, uint device* this_words_0, uint row_1, uint first_0)
 {
-    bool _S4;
+    bool _S5;
     if(row_1 < (this_0->n_0))
     {
-        _S4 = first_0 < (this_0->k_0);
+        _S5 = first_0 < (this_0->k_0);
     }
     else
     {
-        _S4 = false;
+        _S5 = false;
     }
-    float4 _S5;
-    if(_S4)
+    float4 _S6;
+    if(_S5)
     {
-        _S5 = F16_four_0(this_words_0, this_0->offset_0, this_0->k_0, row_1, first_0);
+        _S6 = Sixteens_four_0(this_words_0, this_0->offset_0, this_0->k_0, row_1, first_0);
     }
     else
     {
-        _S5 = float4(int4(int(0)) );
+        _S6 = float4(int4(int(0)) );
     }
-    return _S5;
+    return _S6;
 }
 
 Block_0 Block_x24init_0(const array<float4, int(4)> thread* rows_1)
 {
-    thread Block_0 _S6;
-    (&_S6)->rows_0 = *rows_1;
-    return _S6;
+    thread Block_0 _S7;
+    (&_S7)->rows_0 = *rows_1;
+    return _S7;
 }
 
 Block_0 Block_load_0(const Weights_0 thread* side_0, uint device* side_words_0, uint row_2, uint k_1)
 {
-    float4 _S7 = Weights_four_0(side_0, side_words_0, row_2, k_1);
-    float4 _S8 = Weights_four_0(side_0, side_words_0, row_2 + 1U, k_1);
-    float4 _S9 = Weights_four_0(side_0, side_words_0, row_2 + 2U, k_1);
-    float4 _S10 = Weights_four_0(side_0, side_words_0, row_2 + 3U, k_1);
-    thread array<float4, int(4)> _S11;
-    _S11[int(0)] = _S7;
-    _S11[int(1)] = _S8;
-    _S11[int(2)] = _S9;
-    _S11[int(3)] = _S10;
-    Block_0 _S12 = Block_x24init_0(&_S11);
-    return _S12;
+    float4 _S8 = Weights_four_0(side_0, side_words_0, row_2, k_1);
+    float4 _S9 = Weights_four_0(side_0, side_words_0, row_2 + 1U, k_1);
+    float4 _S10 = Weights_four_0(side_0, side_words_0, row_2 + 2U, k_1);
+    float4 _S11 = Weights_four_0(side_0, side_words_0, row_2 + 3U, k_1);
+    thread array<float4, int(4)> _S12;
+    _S12[int(0)] = _S8;
+    _S12[int(1)] = _S9;
+    _S12[int(2)] = _S10;
+    _S12[int(3)] = _S11;
+    Block_0 _S13 = Block_x24init_0(&_S12);
+    return _S13;
 }
 
 struct Activations_0
 {
-    uint offset_4;
+    uint offset_3;
     uint stride_0;
     uint rows_2;
     uint k_2;
@@ -122,60 +123,60 @@ struct Activations_0
 
 float4 Activations_four_0(const Activations_0 thread* this_1, float device* this_x_0, uint row_3, uint first_1)
 {
-    uint _S13 = this_1->offset_4 + row_3 * this_1->stride_0 + first_1;
-    bool _S14;
+    uint _S14 = this_1->offset_3 + row_3 * this_1->stride_0 + first_1;
+    bool _S15;
     if(row_3 >= (this_1->rows_2))
     {
-        _S14 = true;
+        _S15 = true;
     }
     else
     {
-        _S14 = first_1 >= (this_1->k_2);
+        _S15 = first_1 >= (this_1->k_2);
     }
-    if(_S14)
+    if(_S15)
     {
         return float4(int4(int(0)) );
     }
-    uint _S15 = this_1->k_2;
+    uint _S16 = this_1->k_2;
     if((first_1 + 4U) > (this_1->k_2))
     {
-        float _S16 = this_x_0[_S13];
-        float _S17;
-        if((first_1 + 1U) < _S15)
-        {
-            _S17 = this_x_0[_S13 + 1U];
-        }
-        else
-        {
-            _S17 = 0.0;
-        }
+        float _S17 = this_x_0[_S14];
         float _S18;
-        if((first_1 + 2U) < _S15)
+        if((first_1 + 1U) < _S16)
         {
-            _S18 = this_x_0[_S13 + 2U];
+            _S18 = this_x_0[_S14 + 1U];
         }
         else
         {
             _S18 = 0.0;
         }
-        return float4(_S16, _S17, _S18, 0.0);
+        float _S19;
+        if((first_1 + 2U) < _S16)
+        {
+            _S19 = this_x_0[_S14 + 2U];
+        }
+        else
+        {
+            _S19 = 0.0;
+        }
+        return float4(_S17, _S18, _S19, 0.0);
     }
-    return float4(this_x_0[_S13], this_x_0[_S13 + 1U], this_x_0[_S13 + 2U], this_x_0[_S13 + 3U]);
+    return float4(this_x_0[_S14], this_x_0[_S14 + 1U], this_x_0[_S14 + 2U], this_x_0[_S14 + 3U]);
 }
 
 Block_0 Block_load_1(const Activations_0 thread* side_1, float device* side_x_0, uint row_4, uint k_3)
 {
-    float4 _S19 = Activations_four_0(side_1, side_x_0, row_4, k_3);
-    float4 _S20 = Activations_four_0(side_1, side_x_0, row_4 + 1U, k_3);
-    float4 _S21 = Activations_four_0(side_1, side_x_0, row_4 + 2U, k_3);
-    float4 _S22 = Activations_four_0(side_1, side_x_0, row_4 + 3U, k_3);
-    thread array<float4, int(4)> _S23;
-    _S23[int(0)] = _S19;
-    _S23[int(1)] = _S20;
-    _S23[int(2)] = _S21;
-    _S23[int(3)] = _S22;
-    Block_0 _S24 = Block_x24init_0(&_S23);
-    return _S24;
+    float4 _S20 = Activations_four_0(side_1, side_x_0, row_4, k_3);
+    float4 _S21 = Activations_four_0(side_1, side_x_0, row_4 + 1U, k_3);
+    float4 _S22 = Activations_four_0(side_1, side_x_0, row_4 + 2U, k_3);
+    float4 _S23 = Activations_four_0(side_1, side_x_0, row_4 + 3U, k_3);
+    thread array<float4, int(4)> _S24;
+    _S24[int(0)] = _S20;
+    _S24[int(1)] = _S21;
+    _S24[int(2)] = _S22;
+    _S24[int(3)] = _S23;
+    Block_0 _S25 = Block_x24init_0(&_S24);
+    return _S25;
 }
 
 bool Weights_along_k_0(const Weights_0 thread* this_2, uint device* this_words_1)
@@ -226,16 +227,16 @@ bool Activations_along_k_0(const Activations_0 thread* this_3, float device* thi
 
 uint2 share_0(uint thread_1, bool along_k_0)
 {
-    uint2 _S25;
+    uint2 _S26;
     if(along_k_0)
     {
-        _S25 = uint2(thread_1 / 8U, thread_1 % 8U);
+        _S26 = uint2(thread_1 / 8U, thread_1 % 8U);
     }
     else
     {
-        _S25 = uint2(thread_1 % 16U, thread_1 / 16U);
+        _S26 = uint2(thread_1 % 16U, thread_1 / 16U);
     }
-    return _S25;
+    return _S26;
 }
 
 uint place_0(uint k_5, uint quad_0)
@@ -251,31 +252,31 @@ float4 Block_column_0(const Block_0 thread* this_4, uint c_1)
 array<float4, int(8)> ThreadTiles_product_0(const Activations_0 thread* left_0, float device* left_x_0, const Weights_0 thread* right_0, uint device* right_words_0, uint row_5, uint column_1, uint rows_4, uint k_6, uint thread_2, KernelContext_0 thread* kernelContext_0)
 {
     thread array<float4, int(8)> sums_0;
-    float4 _S26 = float4(int4(int(0)) );
-    sums_0[0U] = _S26;
-    sums_0[1U] = _S26;
-    sums_0[2U] = _S26;
-    sums_0[3U] = _S26;
-    sums_0[4U] = _S26;
-    sums_0[5U] = _S26;
-    sums_0[6U] = _S26;
-    sums_0[7U] = _S26;
-    uint2 _S27 = corner_0(thread_2);
-    bool _S28 = Activations_along_k_0(left_0, left_x_0);
-    uint2 _S29 = share_0(thread_2, _S28);
-    bool _S30 = Weights_along_k_0(right_0, right_words_0);
-    uint2 _S31 = share_0(thread_2, _S30);
-    uint _S32 = _S29.x;
-    uint _S33 = row_5 + 4U * _S32;
-    uint _S34 = 4U * _S29.y;
-    Block_0 _S35 = Block_load_1(left_0, left_x_0, _S33, _S34);
-    uint _S36 = _S31.x;
-    uint _S37 = column_1 + 4U * _S36;
-    uint _S38 = 4U * _S31.y;
-    Block_0 _S39 = Block_load_0(right_0, right_words_0, _S37, _S38);
+    float4 _S27 = float4(int4(int(0)) );
+    sums_0[0U] = _S27;
+    sums_0[1U] = _S27;
+    sums_0[2U] = _S27;
+    sums_0[3U] = _S27;
+    sums_0[4U] = _S27;
+    sums_0[5U] = _S27;
+    sums_0[6U] = _S27;
+    sums_0[7U] = _S27;
+    uint2 _S28 = corner_0(thread_2);
+    bool _S29 = Activations_along_k_0(left_0, left_x_0);
+    uint2 _S30 = share_0(thread_2, _S29);
+    bool _S31 = Weights_along_k_0(right_0, right_words_0);
+    uint2 _S32 = share_0(thread_2, _S31);
+    uint _S33 = _S30.x;
+    uint _S34 = row_5 + 4U * _S33;
+    uint _S35 = 4U * _S30.y;
+    Block_0 _S36 = Block_load_1(left_0, left_x_0, _S34, _S35);
+    uint _S37 = _S32.x;
+    uint _S38 = column_1 + 4U * _S37;
+    uint _S39 = 4U * _S32.y;
+    Block_0 _S40 = Block_load_0(right_0, right_words_0, _S38, _S39);
     uint begin_0 = 0U;
-    Block_0 left_block_0 = _S35;
-    Block_0 right_block_0 = _S39;
+    Block_0 left_block_0 = _S36;
+    Block_0 right_block_0 = _S40;
     for(;;)
     {
         if(begin_0 < k_6)
@@ -285,36 +286,36 @@ array<float4, int(8)> ThreadTiles_product_0(const Activations_0 thread* left_0, 
         {
             break;
         }
-        thread Block_0 _S40 = left_block_0;
-        float4 _S41 = Block_column_0(&_S40, 0U);
-        (*kernelContext_0->left_tile_0)[place_0(_S34, _S32)] = _S41;
-        thread Block_0 _S42 = right_block_0;
-        float4 _S43 = Block_column_0(&_S42, 0U);
-        (*kernelContext_0->right_tile_0)[place_0(_S38, _S36)] = _S43;
-        thread Block_0 _S44 = left_block_0;
-        float4 _S45 = Block_column_0(&_S44, 1U);
-        (*kernelContext_0->left_tile_0)[place_0(_S34 + 1U, _S32)] = _S45;
-        thread Block_0 _S46 = right_block_0;
-        float4 _S47 = Block_column_0(&_S46, 1U);
-        (*kernelContext_0->right_tile_0)[place_0(_S38 + 1U, _S36)] = _S47;
-        thread Block_0 _S48 = left_block_0;
-        float4 _S49 = Block_column_0(&_S48, 2U);
-        (*kernelContext_0->left_tile_0)[place_0(_S34 + 2U, _S32)] = _S49;
-        thread Block_0 _S50 = right_block_0;
-        float4 _S51 = Block_column_0(&_S50, 2U);
-        (*kernelContext_0->right_tile_0)[place_0(_S38 + 2U, _S36)] = _S51;
-        thread Block_0 _S52 = left_block_0;
-        float4 _S53 = Block_column_0(&_S52, 3U);
-        (*kernelContext_0->left_tile_0)[place_0(_S34 + 3U, _S32)] = _S53;
-        thread Block_0 _S54 = right_block_0;
-        float4 _S55 = Block_column_0(&_S54, 3U);
-        (*kernelContext_0->right_tile_0)[place_0(_S38 + 3U, _S36)] = _S55;
+        thread Block_0 _S41 = left_block_0;
+        float4 _S42 = Block_column_0(&_S41, 0U);
+        (*kernelContext_0->left_tile_0)[place_0(_S35, _S33)] = _S42;
+        thread Block_0 _S43 = right_block_0;
+        float4 _S44 = Block_column_0(&_S43, 0U);
+        (*kernelContext_0->right_tile_0)[place_0(_S39, _S37)] = _S44;
+        thread Block_0 _S45 = left_block_0;
+        float4 _S46 = Block_column_0(&_S45, 1U);
+        (*kernelContext_0->left_tile_0)[place_0(_S35 + 1U, _S33)] = _S46;
+        thread Block_0 _S47 = right_block_0;
+        float4 _S48 = Block_column_0(&_S47, 1U);
+        (*kernelContext_0->right_tile_0)[place_0(_S39 + 1U, _S37)] = _S48;
+        thread Block_0 _S49 = left_block_0;
+        float4 _S50 = Block_column_0(&_S49, 2U);
+        (*kernelContext_0->left_tile_0)[place_0(_S35 + 2U, _S33)] = _S50;
+        thread Block_0 _S51 = right_block_0;
+        float4 _S52 = Block_column_0(&_S51, 2U);
+        (*kernelContext_0->right_tile_0)[place_0(_S39 + 2U, _S37)] = _S52;
+        thread Block_0 _S53 = left_block_0;
+        float4 _S54 = Block_column_0(&_S53, 3U);
+        (*kernelContext_0->left_tile_0)[place_0(_S35 + 3U, _S33)] = _S54;
+        thread Block_0 _S55 = right_block_0;
+        float4 _S56 = Block_column_0(&_S55, 3U);
+        (*kernelContext_0->right_tile_0)[place_0(_S39 + 3U, _S37)] = _S56;
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        uint _S56 = begin_0 + 32U;
-        Block_0 _S57 = Block_load_1(left_0, left_x_0, _S33, _S56 + _S34);
-        Block_0 _S58 = Block_load_0(right_0, right_words_0, _S37, _S56 + _S38);
-        uint _S59 = _S27.x;
-        if((row_5 + _S59) < rows_4)
+        uint _S57 = begin_0 + 32U;
+        Block_0 _S58 = Block_load_1(left_0, left_x_0, _S34, _S57 + _S35);
+        Block_0 _S59 = Block_load_0(right_0, right_words_0, _S38, _S57 + _S39);
+        uint _S60 = _S28.x;
+        if((row_5 + _S60) < rows_4)
         {
             uint j_0 = 0U;
             for(;;)
@@ -326,24 +327,24 @@ array<float4, int(8)> ThreadTiles_product_0(const Activations_0 thread* left_0, 
                 {
                     break;
                 }
-                float4 _S60 = (*kernelContext_0->right_tile_0)[place_0(j_0, _S27.y / 4U)];
-                float4 _S61 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S59 / 4U)];
-                sums_0[0U] = sums_0[0U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S59 / 4U)].x)  * _S60;
-                sums_0[1U] = sums_0[1U] + float4(_S61.y)  * _S60;
-                sums_0[2U] = sums_0[2U] + float4(_S61.z)  * _S60;
-                sums_0[3U] = sums_0[3U] + float4(_S61.w)  * _S60;
-                float4 _S62 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S59 / 4U + 1U)];
-                sums_0[4U] = sums_0[4U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S59 / 4U + 1U)].x)  * _S60;
-                sums_0[5U] = sums_0[5U] + float4(_S62.y)  * _S60;
-                sums_0[6U] = sums_0[6U] + float4(_S62.z)  * _S60;
-                sums_0[7U] = sums_0[7U] + float4(_S62.w)  * _S60;
+                float4 _S61 = (*kernelContext_0->right_tile_0)[place_0(j_0, _S28.y / 4U)];
+                float4 _S62 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S60 / 4U)];
+                sums_0[0U] = sums_0[0U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S60 / 4U)].x)  * _S61;
+                sums_0[1U] = sums_0[1U] + float4(_S62.y)  * _S61;
+                sums_0[2U] = sums_0[2U] + float4(_S62.z)  * _S61;
+                sums_0[3U] = sums_0[3U] + float4(_S62.w)  * _S61;
+                float4 _S63 = (*kernelContext_0->left_tile_0)[place_0(j_0, _S60 / 4U + 1U)];
+                sums_0[4U] = sums_0[4U] + float4((*kernelContext_0->left_tile_0)[place_0(j_0, _S60 / 4U + 1U)].x)  * _S61;
+                sums_0[5U] = sums_0[5U] + float4(_S63.y)  * _S61;
+                sums_0[6U] = sums_0[6U] + float4(_S63.z)  * _S61;
+                sums_0[7U] = sums_0[7U] + float4(_S63.w)  * _S61;
                 j_0 = j_0 + 1U;
             }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        begin_0 = _S56;
-        left_block_0 = _S57;
-        right_block_0 = _S58;
+        begin_0 = _S57;
+        left_block_0 = _S58;
+        right_block_0 = _S59;
     }
     return sums_0;
 }
@@ -353,768 +354,768 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_5, uint first_2, uint rows_5)
+uint valid_rows_0(uint device* batch_0, uint offset_4, uint first_2, uint rows_5)
 {
-    uint _S63;
-    if(offset_5 == 4294967295U)
+    uint _S64;
+    if(offset_4 == 4294967295U)
     {
-        _S63 = rows_5;
+        _S64 = rows_5;
     }
     else
     {
-        _S63 = min(max(batch_0[offset_5], first_2) - first_2, rows_5);
+        _S64 = min(max(batch_0[offset_4], first_2) - first_2, rows_5);
     }
-    return _S63;
+    return _S64;
 }
 
 void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight_0, float device* result_1, uint device* batch_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S64 = p_1->n_1;
-    uint _S65 = (p_1->n_1 + 64U - 1U) / 64U;
-    uint _S66 = group_number_0(group_1);
-    uint _S67 = _S66 / _S65;
-    uint _S68 = _S67 * 64U;
-    uint _S69 = _S66 % _S65;
-    uint _S70 = _S69 * 64U;
-    uint _S71 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_3);
-    if(_S68 >= _S71)
+    uint _S65 = p_1->n_1;
+    uint _S66 = (p_1->n_1 + 64U - 1U) / 64U;
+    uint _S67 = group_number_0(group_1);
+    uint _S68 = _S67 / _S66;
+    uint _S69 = _S68 * 64U;
+    uint _S70 = _S67 % _S66;
+    uint _S71 = _S70 * 64U;
+    uint _S72 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_3);
+    if(_S69 >= _S72)
     {
         return;
     }
     thread Activations_0 left_1;
-    (&left_1)->offset_4 = p_1->x_offset_0;
+    (&left_1)->offset_3 = p_1->x_offset_0;
     (&left_1)->stride_0 = p_1->x_stride_0;
-    (&left_1)->rows_2 = _S71;
+    (&left_1)->rows_2 = _S72;
     (&left_1)->k_2 = p_1->k_4;
     thread Weights_0 right_1;
     (&right_1)->offset_0 = p_1->weight_offset_0;
-    (&right_1)->n_0 = _S64;
+    (&right_1)->n_0 = _S65;
     (&right_1)->k_0 = p_1->k_4;
-    thread Activations_0 _S72 = left_1;
-    thread Weights_0 _S73 = right_1;
-    array<float4, int(8)> _S74 = ThreadTiles_product_0(&_S72, x_0, &_S73, weight_0, _S68, _S70, _S71, p_1->k_4, thread_3, kernelContext_1);
-    uint2 _S75 = corner_0(thread_3);
-    uint _S76 = _S68 + _S75.x;
-    bool _S77 = _S76 < _S71;
-    bool _S78;
-    if(_S77)
+    thread Activations_0 _S73 = left_1;
+    thread Weights_0 _S74 = right_1;
+    array<float4, int(8)> _S75 = ThreadTiles_product_0(&_S73, x_0, &_S74, weight_0, _S69, _S71, _S72, p_1->k_4, thread_3, kernelContext_1);
+    uint2 _S76 = corner_0(thread_3);
+    uint _S77 = _S69 + _S76.x;
+    bool _S78 = _S77 < _S72;
+    bool _S79;
+    if(_S78)
     {
-        _S78 = (_S70 + _S75.y) < _S64;
+        _S79 = (_S71 + _S76.y) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    float _S79;
-    if(_S78)
+    float _S80;
+    if(_S79)
     {
-        uint _S80 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S70 + _S75.y;
-        float device* _S81 = result_1+_S80;
+        uint _S81 = p_1->out_offset_0 + _S77 * p_1->out_stride_0 + _S71 + _S76.y;
+        float device* _S82 = result_1+_S81;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S80) + _S74[0U][0U];
+            _S80 = *(result_1+_S81) + _S75[0U][0U];
         }
         else
         {
-            _S79 = _S74[0U][0U];
+            _S80 = _S75[0U][0U];
         }
-        *_S81 = _S79;
+        *_S82 = _S80;
     }
-    if(_S77)
+    if(_S78)
     {
-        _S78 = (_S70 + _S75.y + 1U) < _S64;
+        _S79 = (_S71 + _S76.y + 1U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S82 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S70 + _S75.y + 1U;
-        float device* _S83 = result_1+_S82;
+        uint _S83 = p_1->out_offset_0 + _S77 * p_1->out_stride_0 + _S71 + _S76.y + 1U;
+        float device* _S84 = result_1+_S83;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S82) + _S74[0U][1U];
+            _S80 = *(result_1+_S83) + _S75[0U][1U];
         }
         else
         {
-            _S79 = _S74[0U][1U];
+            _S80 = _S75[0U][1U];
         }
-        *_S83 = _S79;
+        *_S84 = _S80;
     }
-    if(_S77)
+    if(_S78)
     {
-        _S78 = (_S70 + _S75.y + 2U) < _S64;
+        _S79 = (_S71 + _S76.y + 2U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S84 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S70 + _S75.y + 2U;
-        float device* _S85 = result_1+_S84;
+        uint _S85 = p_1->out_offset_0 + _S77 * p_1->out_stride_0 + _S71 + _S76.y + 2U;
+        float device* _S86 = result_1+_S85;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S84) + _S74[0U][2U];
+            _S80 = *(result_1+_S85) + _S75[0U][2U];
         }
         else
         {
-            _S79 = _S74[0U][2U];
+            _S80 = _S75[0U][2U];
         }
-        *_S85 = _S79;
+        *_S86 = _S80;
     }
-    if(_S77)
+    if(_S78)
     {
-        _S78 = (_S70 + _S75.y + 3U) < _S64;
+        _S79 = (_S71 + _S76.y + 3U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S86 = p_1->out_offset_0 + _S76 * p_1->out_stride_0 + _S70 + _S75.y + 3U;
-        float device* _S87 = result_1+_S86;
+        uint _S87 = p_1->out_offset_0 + _S77 * p_1->out_stride_0 + _S71 + _S76.y + 3U;
+        float device* _S88 = result_1+_S87;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S86) + _S74[0U][3U];
+            _S80 = *(result_1+_S87) + _S75[0U][3U];
         }
         else
         {
-            _S79 = _S74[0U][3U];
+            _S80 = _S75[0U][3U];
         }
-        *_S87 = _S79;
+        *_S88 = _S80;
     }
-    uint _S88 = _S76 + 1U;
-    bool _S89 = _S88 < _S71;
-    if(_S89)
+    uint _S89 = _S77 + 1U;
+    bool _S90 = _S89 < _S72;
+    if(_S90)
     {
-        _S78 = (_S70 + _S75.y) < _S64;
+        _S79 = (_S71 + _S76.y) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S90 = p_1->out_offset_0 + _S88 * p_1->out_stride_0 + _S70 + _S75.y;
-        float device* _S91 = result_1+_S90;
+        uint _S91 = p_1->out_offset_0 + _S89 * p_1->out_stride_0 + _S71 + _S76.y;
+        float device* _S92 = result_1+_S91;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S90) + _S74[1U][0U];
+            _S80 = *(result_1+_S91) + _S75[1U][0U];
         }
         else
         {
-            _S79 = _S74[1U][0U];
+            _S80 = _S75[1U][0U];
         }
-        *_S91 = _S79;
+        *_S92 = _S80;
     }
-    if(_S89)
+    if(_S90)
     {
-        _S78 = (_S70 + _S75.y + 1U) < _S64;
+        _S79 = (_S71 + _S76.y + 1U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S92 = p_1->out_offset_0 + _S88 * p_1->out_stride_0 + _S70 + _S75.y + 1U;
-        float device* _S93 = result_1+_S92;
+        uint _S93 = p_1->out_offset_0 + _S89 * p_1->out_stride_0 + _S71 + _S76.y + 1U;
+        float device* _S94 = result_1+_S93;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S92) + _S74[1U][1U];
+            _S80 = *(result_1+_S93) + _S75[1U][1U];
         }
         else
         {
-            _S79 = _S74[1U][1U];
+            _S80 = _S75[1U][1U];
         }
-        *_S93 = _S79;
+        *_S94 = _S80;
     }
-    if(_S89)
+    if(_S90)
     {
-        _S78 = (_S70 + _S75.y + 2U) < _S64;
+        _S79 = (_S71 + _S76.y + 2U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S94 = p_1->out_offset_0 + _S88 * p_1->out_stride_0 + _S70 + _S75.y + 2U;
-        float device* _S95 = result_1+_S94;
+        uint _S95 = p_1->out_offset_0 + _S89 * p_1->out_stride_0 + _S71 + _S76.y + 2U;
+        float device* _S96 = result_1+_S95;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S94) + _S74[1U][2U];
+            _S80 = *(result_1+_S95) + _S75[1U][2U];
         }
         else
         {
-            _S79 = _S74[1U][2U];
+            _S80 = _S75[1U][2U];
         }
-        *_S95 = _S79;
+        *_S96 = _S80;
     }
-    if(_S89)
+    if(_S90)
     {
-        _S78 = (_S70 + _S75.y + 3U) < _S64;
+        _S79 = (_S71 + _S76.y + 3U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S96 = p_1->out_offset_0 + _S88 * p_1->out_stride_0 + _S70 + _S75.y + 3U;
-        float device* _S97 = result_1+_S96;
+        uint _S97 = p_1->out_offset_0 + _S89 * p_1->out_stride_0 + _S71 + _S76.y + 3U;
+        float device* _S98 = result_1+_S97;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S96) + _S74[1U][3U];
+            _S80 = *(result_1+_S97) + _S75[1U][3U];
         }
         else
         {
-            _S79 = _S74[1U][3U];
+            _S80 = _S75[1U][3U];
         }
-        *_S97 = _S79;
+        *_S98 = _S80;
     }
-    uint _S98 = _S76 + 2U;
-    bool _S99 = _S98 < _S71;
-    if(_S99)
+    uint _S99 = _S77 + 2U;
+    bool _S100 = _S99 < _S72;
+    if(_S100)
     {
-        _S78 = (_S70 + _S75.y) < _S64;
+        _S79 = (_S71 + _S76.y) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S100 = p_1->out_offset_0 + _S98 * p_1->out_stride_0 + _S70 + _S75.y;
-        float device* _S101 = result_1+_S100;
+        uint _S101 = p_1->out_offset_0 + _S99 * p_1->out_stride_0 + _S71 + _S76.y;
+        float device* _S102 = result_1+_S101;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S100) + _S74[2U][0U];
+            _S80 = *(result_1+_S101) + _S75[2U][0U];
         }
         else
         {
-            _S79 = _S74[2U][0U];
+            _S80 = _S75[2U][0U];
         }
-        *_S101 = _S79;
+        *_S102 = _S80;
     }
-    if(_S99)
+    if(_S100)
     {
-        _S78 = (_S70 + _S75.y + 1U) < _S64;
+        _S79 = (_S71 + _S76.y + 1U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S102 = p_1->out_offset_0 + _S98 * p_1->out_stride_0 + _S70 + _S75.y + 1U;
-        float device* _S103 = result_1+_S102;
+        uint _S103 = p_1->out_offset_0 + _S99 * p_1->out_stride_0 + _S71 + _S76.y + 1U;
+        float device* _S104 = result_1+_S103;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S102) + _S74[2U][1U];
+            _S80 = *(result_1+_S103) + _S75[2U][1U];
         }
         else
         {
-            _S79 = _S74[2U][1U];
+            _S80 = _S75[2U][1U];
         }
-        *_S103 = _S79;
+        *_S104 = _S80;
     }
-    if(_S99)
+    if(_S100)
     {
-        _S78 = (_S70 + _S75.y + 2U) < _S64;
+        _S79 = (_S71 + _S76.y + 2U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S104 = p_1->out_offset_0 + _S98 * p_1->out_stride_0 + _S70 + _S75.y + 2U;
-        float device* _S105 = result_1+_S104;
+        uint _S105 = p_1->out_offset_0 + _S99 * p_1->out_stride_0 + _S71 + _S76.y + 2U;
+        float device* _S106 = result_1+_S105;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S104) + _S74[2U][2U];
+            _S80 = *(result_1+_S105) + _S75[2U][2U];
         }
         else
         {
-            _S79 = _S74[2U][2U];
+            _S80 = _S75[2U][2U];
         }
-        *_S105 = _S79;
+        *_S106 = _S80;
     }
-    if(_S99)
+    if(_S100)
     {
-        _S78 = (_S70 + _S75.y + 3U) < _S64;
+        _S79 = (_S71 + _S76.y + 3U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S106 = p_1->out_offset_0 + _S98 * p_1->out_stride_0 + _S70 + _S75.y + 3U;
-        float device* _S107 = result_1+_S106;
+        uint _S107 = p_1->out_offset_0 + _S99 * p_1->out_stride_0 + _S71 + _S76.y + 3U;
+        float device* _S108 = result_1+_S107;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S106) + _S74[2U][3U];
+            _S80 = *(result_1+_S107) + _S75[2U][3U];
         }
         else
         {
-            _S79 = _S74[2U][3U];
+            _S80 = _S75[2U][3U];
         }
-        *_S107 = _S79;
+        *_S108 = _S80;
     }
-    uint _S108 = _S76 + 3U;
-    bool _S109 = _S108 < _S71;
-    if(_S109)
+    uint _S109 = _S77 + 3U;
+    bool _S110 = _S109 < _S72;
+    if(_S110)
     {
-        _S78 = (_S70 + _S75.y) < _S64;
+        _S79 = (_S71 + _S76.y) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S110 = p_1->out_offset_0 + _S108 * p_1->out_stride_0 + _S70 + _S75.y;
-        float device* _S111 = result_1+_S110;
+        uint _S111 = p_1->out_offset_0 + _S109 * p_1->out_stride_0 + _S71 + _S76.y;
+        float device* _S112 = result_1+_S111;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S110) + _S74[3U][0U];
+            _S80 = *(result_1+_S111) + _S75[3U][0U];
         }
         else
         {
-            _S79 = _S74[3U][0U];
+            _S80 = _S75[3U][0U];
         }
-        *_S111 = _S79;
+        *_S112 = _S80;
     }
-    if(_S109)
+    if(_S110)
     {
-        _S78 = (_S70 + _S75.y + 1U) < _S64;
+        _S79 = (_S71 + _S76.y + 1U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S112 = p_1->out_offset_0 + _S108 * p_1->out_stride_0 + _S70 + _S75.y + 1U;
-        float device* _S113 = result_1+_S112;
+        uint _S113 = p_1->out_offset_0 + _S109 * p_1->out_stride_0 + _S71 + _S76.y + 1U;
+        float device* _S114 = result_1+_S113;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S112) + _S74[3U][1U];
+            _S80 = *(result_1+_S113) + _S75[3U][1U];
         }
         else
         {
-            _S79 = _S74[3U][1U];
+            _S80 = _S75[3U][1U];
         }
-        *_S113 = _S79;
+        *_S114 = _S80;
     }
-    if(_S109)
+    if(_S110)
     {
-        _S78 = (_S70 + _S75.y + 2U) < _S64;
+        _S79 = (_S71 + _S76.y + 2U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S114 = p_1->out_offset_0 + _S108 * p_1->out_stride_0 + _S70 + _S75.y + 2U;
-        float device* _S115 = result_1+_S114;
+        uint _S115 = p_1->out_offset_0 + _S109 * p_1->out_stride_0 + _S71 + _S76.y + 2U;
+        float device* _S116 = result_1+_S115;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S114) + _S74[3U][2U];
+            _S80 = *(result_1+_S115) + _S75[3U][2U];
         }
         else
         {
-            _S79 = _S74[3U][2U];
+            _S80 = _S75[3U][2U];
         }
-        *_S115 = _S79;
+        *_S116 = _S80;
     }
-    if(_S109)
+    if(_S110)
     {
-        _S78 = (_S70 + _S75.y + 3U) < _S64;
+        _S79 = (_S71 + _S76.y + 3U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S116 = p_1->out_offset_0 + _S108 * p_1->out_stride_0 + _S70 + _S75.y + 3U;
-        float device* _S117 = result_1+_S116;
+        uint _S117 = p_1->out_offset_0 + _S109 * p_1->out_stride_0 + _S71 + _S76.y + 3U;
+        float device* _S118 = result_1+_S117;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S116) + _S74[3U][3U];
+            _S80 = *(result_1+_S117) + _S75[3U][3U];
         }
         else
         {
-            _S79 = _S74[3U][3U];
+            _S80 = _S75[3U][3U];
         }
-        *_S117 = _S79;
+        *_S118 = _S80;
     }
-    uint _S118 = _S76 + 4U;
-    bool _S119 = _S118 < _S71;
-    if(_S119)
+    uint _S119 = _S77 + 4U;
+    bool _S120 = _S119 < _S72;
+    if(_S120)
     {
-        _S78 = (_S70 + _S75.y) < _S64;
+        _S79 = (_S71 + _S76.y) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S120 = p_1->out_offset_0 + _S118 * p_1->out_stride_0 + _S70 + _S75.y;
-        float device* _S121 = result_1+_S120;
+        uint _S121 = p_1->out_offset_0 + _S119 * p_1->out_stride_0 + _S71 + _S76.y;
+        float device* _S122 = result_1+_S121;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S120) + _S74[4U][0U];
+            _S80 = *(result_1+_S121) + _S75[4U][0U];
         }
         else
         {
-            _S79 = _S74[4U][0U];
+            _S80 = _S75[4U][0U];
         }
-        *_S121 = _S79;
+        *_S122 = _S80;
     }
-    if(_S119)
+    if(_S120)
     {
-        _S78 = (_S70 + _S75.y + 1U) < _S64;
+        _S79 = (_S71 + _S76.y + 1U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S122 = p_1->out_offset_0 + _S118 * p_1->out_stride_0 + _S70 + _S75.y + 1U;
-        float device* _S123 = result_1+_S122;
+        uint _S123 = p_1->out_offset_0 + _S119 * p_1->out_stride_0 + _S71 + _S76.y + 1U;
+        float device* _S124 = result_1+_S123;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S122) + _S74[4U][1U];
+            _S80 = *(result_1+_S123) + _S75[4U][1U];
         }
         else
         {
-            _S79 = _S74[4U][1U];
+            _S80 = _S75[4U][1U];
         }
-        *_S123 = _S79;
+        *_S124 = _S80;
     }
-    if(_S119)
+    if(_S120)
     {
-        _S78 = (_S70 + _S75.y + 2U) < _S64;
+        _S79 = (_S71 + _S76.y + 2U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S124 = p_1->out_offset_0 + _S118 * p_1->out_stride_0 + _S70 + _S75.y + 2U;
-        float device* _S125 = result_1+_S124;
+        uint _S125 = p_1->out_offset_0 + _S119 * p_1->out_stride_0 + _S71 + _S76.y + 2U;
+        float device* _S126 = result_1+_S125;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S124) + _S74[4U][2U];
+            _S80 = *(result_1+_S125) + _S75[4U][2U];
         }
         else
         {
-            _S79 = _S74[4U][2U];
+            _S80 = _S75[4U][2U];
         }
-        *_S125 = _S79;
+        *_S126 = _S80;
     }
-    if(_S119)
+    if(_S120)
     {
-        _S78 = (_S70 + _S75.y + 3U) < _S64;
+        _S79 = (_S71 + _S76.y + 3U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S126 = p_1->out_offset_0 + _S118 * p_1->out_stride_0 + _S70 + _S75.y + 3U;
-        float device* _S127 = result_1+_S126;
+        uint _S127 = p_1->out_offset_0 + _S119 * p_1->out_stride_0 + _S71 + _S76.y + 3U;
+        float device* _S128 = result_1+_S127;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S126) + _S74[4U][3U];
+            _S80 = *(result_1+_S127) + _S75[4U][3U];
         }
         else
         {
-            _S79 = _S74[4U][3U];
+            _S80 = _S75[4U][3U];
         }
-        *_S127 = _S79;
+        *_S128 = _S80;
     }
-    uint _S128 = _S76 + 5U;
-    bool _S129 = _S128 < _S71;
-    if(_S129)
+    uint _S129 = _S77 + 5U;
+    bool _S130 = _S129 < _S72;
+    if(_S130)
     {
-        _S78 = (_S70 + _S75.y) < _S64;
+        _S79 = (_S71 + _S76.y) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S130 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S70 + _S75.y;
-        float device* _S131 = result_1+_S130;
+        uint _S131 = p_1->out_offset_0 + _S129 * p_1->out_stride_0 + _S71 + _S76.y;
+        float device* _S132 = result_1+_S131;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S130) + _S74[5U][0U];
+            _S80 = *(result_1+_S131) + _S75[5U][0U];
         }
         else
         {
-            _S79 = _S74[5U][0U];
+            _S80 = _S75[5U][0U];
         }
-        *_S131 = _S79;
+        *_S132 = _S80;
     }
-    if(_S129)
+    if(_S130)
     {
-        _S78 = (_S70 + _S75.y + 1U) < _S64;
+        _S79 = (_S71 + _S76.y + 1U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S132 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S70 + _S75.y + 1U;
-        float device* _S133 = result_1+_S132;
+        uint _S133 = p_1->out_offset_0 + _S129 * p_1->out_stride_0 + _S71 + _S76.y + 1U;
+        float device* _S134 = result_1+_S133;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S132) + _S74[5U][1U];
+            _S80 = *(result_1+_S133) + _S75[5U][1U];
         }
         else
         {
-            _S79 = _S74[5U][1U];
+            _S80 = _S75[5U][1U];
         }
-        *_S133 = _S79;
+        *_S134 = _S80;
     }
-    if(_S129)
+    if(_S130)
     {
-        _S78 = (_S70 + _S75.y + 2U) < _S64;
+        _S79 = (_S71 + _S76.y + 2U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S134 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S70 + _S75.y + 2U;
-        float device* _S135 = result_1+_S134;
+        uint _S135 = p_1->out_offset_0 + _S129 * p_1->out_stride_0 + _S71 + _S76.y + 2U;
+        float device* _S136 = result_1+_S135;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S134) + _S74[5U][2U];
+            _S80 = *(result_1+_S135) + _S75[5U][2U];
         }
         else
         {
-            _S79 = _S74[5U][2U];
+            _S80 = _S75[5U][2U];
         }
-        *_S135 = _S79;
+        *_S136 = _S80;
     }
-    if(_S129)
+    if(_S130)
     {
-        _S78 = (_S70 + _S75.y + 3U) < _S64;
+        _S79 = (_S71 + _S76.y + 3U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S136 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S70 + _S75.y + 3U;
-        float device* _S137 = result_1+_S136;
+        uint _S137 = p_1->out_offset_0 + _S129 * p_1->out_stride_0 + _S71 + _S76.y + 3U;
+        float device* _S138 = result_1+_S137;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S136) + _S74[5U][3U];
+            _S80 = *(result_1+_S137) + _S75[5U][3U];
         }
         else
         {
-            _S79 = _S74[5U][3U];
+            _S80 = _S75[5U][3U];
         }
-        *_S137 = _S79;
+        *_S138 = _S80;
     }
-    uint _S138 = _S76 + 6U;
-    bool _S139 = _S138 < _S71;
-    if(_S139)
+    uint _S139 = _S77 + 6U;
+    bool _S140 = _S139 < _S72;
+    if(_S140)
     {
-        _S78 = (_S70 + _S75.y) < _S64;
+        _S79 = (_S71 + _S76.y) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S140 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S70 + _S75.y;
-        float device* _S141 = result_1+_S140;
+        uint _S141 = p_1->out_offset_0 + _S139 * p_1->out_stride_0 + _S71 + _S76.y;
+        float device* _S142 = result_1+_S141;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S140) + _S74[6U][0U];
+            _S80 = *(result_1+_S141) + _S75[6U][0U];
         }
         else
         {
-            _S79 = _S74[6U][0U];
+            _S80 = _S75[6U][0U];
         }
-        *_S141 = _S79;
+        *_S142 = _S80;
     }
-    if(_S139)
+    if(_S140)
     {
-        _S78 = (_S70 + _S75.y + 1U) < _S64;
+        _S79 = (_S71 + _S76.y + 1U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S142 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S70 + _S75.y + 1U;
-        float device* _S143 = result_1+_S142;
+        uint _S143 = p_1->out_offset_0 + _S139 * p_1->out_stride_0 + _S71 + _S76.y + 1U;
+        float device* _S144 = result_1+_S143;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S142) + _S74[6U][1U];
+            _S80 = *(result_1+_S143) + _S75[6U][1U];
         }
         else
         {
-            _S79 = _S74[6U][1U];
+            _S80 = _S75[6U][1U];
         }
-        *_S143 = _S79;
+        *_S144 = _S80;
     }
-    if(_S139)
+    if(_S140)
     {
-        _S78 = (_S70 + _S75.y + 2U) < _S64;
+        _S79 = (_S71 + _S76.y + 2U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S144 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S70 + _S75.y + 2U;
-        float device* _S145 = result_1+_S144;
+        uint _S145 = p_1->out_offset_0 + _S139 * p_1->out_stride_0 + _S71 + _S76.y + 2U;
+        float device* _S146 = result_1+_S145;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S144) + _S74[6U][2U];
+            _S80 = *(result_1+_S145) + _S75[6U][2U];
         }
         else
         {
-            _S79 = _S74[6U][2U];
+            _S80 = _S75[6U][2U];
         }
-        *_S145 = _S79;
+        *_S146 = _S80;
     }
-    if(_S139)
+    if(_S140)
     {
-        _S78 = (_S70 + _S75.y + 3U) < _S64;
+        _S79 = (_S71 + _S76.y + 3U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S146 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S70 + _S75.y + 3U;
-        float device* _S147 = result_1+_S146;
+        uint _S147 = p_1->out_offset_0 + _S139 * p_1->out_stride_0 + _S71 + _S76.y + 3U;
+        float device* _S148 = result_1+_S147;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S146) + _S74[6U][3U];
+            _S80 = *(result_1+_S147) + _S75[6U][3U];
         }
         else
         {
-            _S79 = _S74[6U][3U];
+            _S80 = _S75[6U][3U];
         }
-        *_S147 = _S79;
+        *_S148 = _S80;
     }
-    uint _S148 = _S76 + 7U;
-    bool _S149 = _S148 < _S71;
-    if(_S149)
+    uint _S149 = _S77 + 7U;
+    bool _S150 = _S149 < _S72;
+    if(_S150)
     {
-        _S78 = (_S70 + _S75.y) < _S64;
+        _S79 = (_S71 + _S76.y) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S150 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S70 + _S75.y;
-        float device* _S151 = result_1+_S150;
+        uint _S151 = p_1->out_offset_0 + _S149 * p_1->out_stride_0 + _S71 + _S76.y;
+        float device* _S152 = result_1+_S151;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S150) + _S74[7U][0U];
+            _S80 = *(result_1+_S151) + _S75[7U][0U];
         }
         else
         {
-            _S79 = _S74[7U][0U];
+            _S80 = _S75[7U][0U];
         }
-        *_S151 = _S79;
+        *_S152 = _S80;
     }
-    if(_S149)
+    if(_S150)
     {
-        _S78 = (_S70 + _S75.y + 1U) < _S64;
+        _S79 = (_S71 + _S76.y + 1U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S152 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S70 + _S75.y + 1U;
-        float device* _S153 = result_1+_S152;
+        uint _S153 = p_1->out_offset_0 + _S149 * p_1->out_stride_0 + _S71 + _S76.y + 1U;
+        float device* _S154 = result_1+_S153;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S152) + _S74[7U][1U];
+            _S80 = *(result_1+_S153) + _S75[7U][1U];
         }
         else
         {
-            _S79 = _S74[7U][1U];
+            _S80 = _S75[7U][1U];
         }
-        *_S153 = _S79;
+        *_S154 = _S80;
     }
-    if(_S149)
+    if(_S150)
     {
-        _S78 = (_S70 + _S75.y + 2U) < _S64;
+        _S79 = (_S71 + _S76.y + 2U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S154 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S70 + _S75.y + 2U;
-        float device* _S155 = result_1+_S154;
+        uint _S155 = p_1->out_offset_0 + _S149 * p_1->out_stride_0 + _S71 + _S76.y + 2U;
+        float device* _S156 = result_1+_S155;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S154) + _S74[7U][2U];
+            _S80 = *(result_1+_S155) + _S75[7U][2U];
         }
         else
         {
-            _S79 = _S74[7U][2U];
+            _S80 = _S75[7U][2U];
         }
-        *_S155 = _S79;
+        *_S156 = _S80;
     }
-    if(_S149)
+    if(_S150)
     {
-        _S78 = (_S70 + _S75.y + 3U) < _S64;
+        _S79 = (_S71 + _S76.y + 3U) < _S65;
     }
     else
     {
-        _S78 = false;
+        _S79 = false;
     }
-    if(_S78)
+    if(_S79)
     {
-        uint _S156 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S70 + _S75.y + 3U;
-        float device* _S157 = result_1+_S156;
+        uint _S157 = p_1->out_offset_0 + _S149 * p_1->out_stride_0 + _S71 + _S76.y + 3U;
+        float device* _S158 = result_1+_S157;
         if((p_1->accumulate_0) != 0U)
         {
-            _S79 = *(result_1+_S156) + _S74[7U][3U];
+            _S80 = *(result_1+_S157) + _S75[7U][3U];
         }
         else
         {
-            _S79 = _S74[7U][3U];
+            _S80 = _S75[7U][3U];
         }
-        *_S157 = _S79;
+        *_S158 = _S80;
     }
     return;
 }

@@ -66,17 +66,17 @@ float2 halves_0(uint word_0)
     return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
 }
 
-float half_at_0(uint device* words_1, uint offset_2, uint half_1)
+float2 Half_pair_0(uint word_1)
 {
-    return halves_0(words_1[offset_2 + half_1 / 2U] >> (half_1 % 2U * 16U)).x;
+    return halves_0(word_1);
 }
 
-float4 F16_four_0(uint device* words_2, uint offset_3, uint columns_0, uint row_0, uint column_0)
+float4 Sixteens_four_0(uint device* words_1, uint offset_2, uint columns_0, uint row_0, uint column_0)
 {
     uint _S3 = row_0 * columns_0 + column_0;
     if((column_0 + 4U) <= columns_0)
     {
-        return float4(halves_0(word_at_0(words_2, offset_3, _S3)), halves_0(word_at_0(words_2, offset_3, _S3 + 2U)));
+        return float4(Half_pair_0(word_at_0(words_1, offset_2, _S3)), Half_pair_0(word_at_0(words_1, offset_2, _S3 + 2U)));
     }
     thread float4 result_0 = float4(int4(int(0)) );
     uint c_0 = 0U;
@@ -91,7 +91,8 @@ float4 F16_four_0(uint device* words_2, uint offset_3, uint columns_0, uint row_
         }
         if((column_0 + c_0) < columns_0)
         {
-            result_0[c_0] = half_at_0(words_2, offset_3, _S3 + c_0);
+            uint _S4 = _S3 + c_0;
+            result_0[c_0] = Half_pair_0(words_1[offset_2 + _S4 / 2U] >> (_S4 % 2U * 16U)).x;
         }
         c_0 = c_0 + 1U;
     }
@@ -100,44 +101,44 @@ float4 F16_four_0(uint device* words_2, uint offset_3, uint columns_0, uint row_
 
 float4 Weights_four_0(const Weights_0 thread* this_0, uint device* this_words_0, uint row_1, uint first_0)
 {
-    bool _S4;
+    bool _S5;
     if(row_1 < (this_0->n_0))
     {
-        _S4 = first_0 < (this_0->k_0);
+        _S5 = first_0 < (this_0->k_0);
     }
     else
     {
-        _S4 = false;
+        _S5 = false;
     }
-    float4 _S5;
-    if(_S4)
+    float4 _S6;
+    if(_S5)
     {
-        _S5 = F16_four_0(this_words_0, this_0->offset_0, this_0->k_0, row_1, first_0);
+        _S6 = Sixteens_four_0(this_words_0, this_0->offset_0, this_0->k_0, row_1, first_0);
     }
     else
     {
-        _S5 = float4(int4(int(0)) );
+        _S6 = float4(int4(int(0)) );
     }
-    return _S5;
+    return _S6;
 }
 
 Rows_0 Rows_load_0(const Weights_0 thread* side_0, uint device* side_words_0, uint row_2, uint k_1)
 {
     thread Rows_0 result_1;
-    float4 _S6 = Weights_four_0(side_0, side_words_0, row_2, k_1);
-    (&result_1)->rows_0[0U] = _S6;
-    float4 _S7 = Weights_four_0(side_0, side_words_0, row_2 + 16U, k_1);
-    (&result_1)->rows_0[1U] = _S7;
-    float4 _S8 = Weights_four_0(side_0, side_words_0, row_2 + 32U, k_1);
-    (&result_1)->rows_0[2U] = _S8;
-    float4 _S9 = Weights_four_0(side_0, side_words_0, row_2 + 48U, k_1);
-    (&result_1)->rows_0[3U] = _S9;
+    float4 _S7 = Weights_four_0(side_0, side_words_0, row_2, k_1);
+    (&result_1)->rows_0[0U] = _S7;
+    float4 _S8 = Weights_four_0(side_0, side_words_0, row_2 + 16U, k_1);
+    (&result_1)->rows_0[1U] = _S8;
+    float4 _S9 = Weights_four_0(side_0, side_words_0, row_2 + 32U, k_1);
+    (&result_1)->rows_0[2U] = _S9;
+    float4 _S10 = Weights_four_0(side_0, side_words_0, row_2 + 48U, k_1);
+    (&result_1)->rows_0[3U] = _S10;
     return result_1;
 }
 
 struct Activations_0
 {
-    uint offset_4;
+    uint offset_3;
     uint stride_0;
     uint rows_1;
     uint k_2;
@@ -145,58 +146,58 @@ struct Activations_0
 
 float4 Activations_four_0(const Activations_0 thread* this_1, float device* this_x_0, uint row_3, uint first_1)
 {
-    uint _S10 = this_1->offset_4 + row_3 * this_1->stride_0 + first_1;
-    bool _S11;
+    uint _S11 = this_1->offset_3 + row_3 * this_1->stride_0 + first_1;
+    bool _S12;
     if(row_3 >= (this_1->rows_1))
     {
-        _S11 = true;
+        _S12 = true;
     }
     else
     {
-        _S11 = first_1 >= (this_1->k_2);
+        _S12 = first_1 >= (this_1->k_2);
     }
-    if(_S11)
+    if(_S12)
     {
         return float4(int4(int(0)) );
     }
-    uint _S12 = this_1->k_2;
+    uint _S13 = this_1->k_2;
     if((first_1 + 4U) > (this_1->k_2))
     {
-        float _S13 = this_x_0[_S10];
-        float _S14;
-        if((first_1 + 1U) < _S12)
-        {
-            _S14 = this_x_0[_S10 + 1U];
-        }
-        else
-        {
-            _S14 = 0.0;
-        }
+        float _S14 = this_x_0[_S11];
         float _S15;
-        if((first_1 + 2U) < _S12)
+        if((first_1 + 1U) < _S13)
         {
-            _S15 = this_x_0[_S10 + 2U];
+            _S15 = this_x_0[_S11 + 1U];
         }
         else
         {
             _S15 = 0.0;
         }
-        return float4(_S13, _S14, _S15, 0.0);
+        float _S16;
+        if((first_1 + 2U) < _S13)
+        {
+            _S16 = this_x_0[_S11 + 2U];
+        }
+        else
+        {
+            _S16 = 0.0;
+        }
+        return float4(_S14, _S15, _S16, 0.0);
     }
-    return float4(this_x_0[_S10], this_x_0[_S10 + 1U], this_x_0[_S10 + 2U], this_x_0[_S10 + 3U]);
+    return float4(this_x_0[_S11], this_x_0[_S11 + 1U], this_x_0[_S11 + 2U], this_x_0[_S11 + 3U]);
 }
 
 Rows_0 Rows_load_1(const Activations_0 thread* side_1, float device* side_x_0, uint row_4, uint k_3)
 {
     thread Rows_0 result_2;
-    float4 _S16 = Activations_four_0(side_1, side_x_0, row_4, k_3);
-    (&result_2)->rows_0[0U] = _S16;
-    float4 _S17 = Activations_four_0(side_1, side_x_0, row_4 + 16U, k_3);
-    (&result_2)->rows_0[1U] = _S17;
-    float4 _S18 = Activations_four_0(side_1, side_x_0, row_4 + 32U, k_3);
-    (&result_2)->rows_0[2U] = _S18;
-    float4 _S19 = Activations_four_0(side_1, side_x_0, row_4 + 48U, k_3);
-    (&result_2)->rows_0[3U] = _S19;
+    float4 _S17 = Activations_four_0(side_1, side_x_0, row_4, k_3);
+    (&result_2)->rows_0[0U] = _S17;
+    float4 _S18 = Activations_four_0(side_1, side_x_0, row_4 + 16U, k_3);
+    (&result_2)->rows_0[1U] = _S18;
+    float4 _S19 = Activations_four_0(side_1, side_x_0, row_4 + 32U, k_3);
+    (&result_2)->rows_0[2U] = _S19;
+    float4 _S20 = Activations_four_0(side_1, side_x_0, row_4 + 48U, k_3);
+    (&result_2)->rows_0[3U] = _S20;
     return result_2;
 }
 
@@ -242,16 +243,16 @@ bool Activations_along_k_0(const Activations_0 thread* this_3, float device* thi
 
 uint2 share_0(uint thread_0, bool along_k_0)
 {
-    uint2 _S20;
+    uint2 _S21;
     if(along_k_0)
     {
-        _S20 = uint2(thread_0 / 8U, thread_0 % 8U * 4U);
+        _S21 = uint2(thread_0 / 8U, thread_0 % 8U * 4U);
     }
     else
     {
-        _S20 = uint2(thread_0 % 16U, thread_0 / 16U * 4U);
+        _S21 = uint2(thread_0 % 16U, thread_0 / 16U * 4U);
     }
-    return _S20;
+    return _S21;
 }
 
 uint place_0(uint row_5, uint column_1, uint width_0)
@@ -261,83 +262,83 @@ uint place_0(uint row_5, uint column_1, uint width_0)
 
 void Rows_store_0(const Rows_0 thread* this_4, uint begin_0, uint row_6, uint k_5, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S21 = begin_0 + place_0(row_6, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S21] = this_4->rows_0[0U].x;
-    (*kernelContext_0->tile_0)[_S21 + 1U] = this_4->rows_0[0U].y;
-    (*kernelContext_0->tile_0)[_S21 + 2U] = this_4->rows_0[0U].z;
-    (*kernelContext_0->tile_0)[_S21 + 3U] = this_4->rows_0[0U].w;
-    uint _S22 = begin_0 + place_0(row_6 + 16U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S22] = this_4->rows_0[1U].x;
-    (*kernelContext_0->tile_0)[_S22 + 1U] = this_4->rows_0[1U].y;
-    (*kernelContext_0->tile_0)[_S22 + 2U] = this_4->rows_0[1U].z;
-    (*kernelContext_0->tile_0)[_S22 + 3U] = this_4->rows_0[1U].w;
-    uint _S23 = begin_0 + place_0(row_6 + 32U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S23] = this_4->rows_0[2U].x;
-    (*kernelContext_0->tile_0)[_S23 + 1U] = this_4->rows_0[2U].y;
-    (*kernelContext_0->tile_0)[_S23 + 2U] = this_4->rows_0[2U].z;
-    (*kernelContext_0->tile_0)[_S23 + 3U] = this_4->rows_0[2U].w;
-    uint _S24 = begin_0 + place_0(row_6 + 48U, k_5, 32U);
-    (*kernelContext_0->tile_0)[_S24] = this_4->rows_0[3U].x;
-    (*kernelContext_0->tile_0)[_S24 + 1U] = this_4->rows_0[3U].y;
-    (*kernelContext_0->tile_0)[_S24 + 2U] = this_4->rows_0[3U].z;
-    (*kernelContext_0->tile_0)[_S24 + 3U] = this_4->rows_0[3U].w;
+    uint _S22 = begin_0 + place_0(row_6, k_5, 32U);
+    (*kernelContext_0->tile_0)[_S22] = this_4->rows_0[0U].x;
+    (*kernelContext_0->tile_0)[_S22 + 1U] = this_4->rows_0[0U].y;
+    (*kernelContext_0->tile_0)[_S22 + 2U] = this_4->rows_0[0U].z;
+    (*kernelContext_0->tile_0)[_S22 + 3U] = this_4->rows_0[0U].w;
+    uint _S23 = begin_0 + place_0(row_6 + 16U, k_5, 32U);
+    (*kernelContext_0->tile_0)[_S23] = this_4->rows_0[1U].x;
+    (*kernelContext_0->tile_0)[_S23 + 1U] = this_4->rows_0[1U].y;
+    (*kernelContext_0->tile_0)[_S23 + 2U] = this_4->rows_0[1U].z;
+    (*kernelContext_0->tile_0)[_S23 + 3U] = this_4->rows_0[1U].w;
+    uint _S24 = begin_0 + place_0(row_6 + 32U, k_5, 32U);
+    (*kernelContext_0->tile_0)[_S24] = this_4->rows_0[2U].x;
+    (*kernelContext_0->tile_0)[_S24 + 1U] = this_4->rows_0[2U].y;
+    (*kernelContext_0->tile_0)[_S24 + 2U] = this_4->rows_0[2U].z;
+    (*kernelContext_0->tile_0)[_S24 + 3U] = this_4->rows_0[2U].w;
+    uint _S25 = begin_0 + place_0(row_6 + 48U, k_5, 32U);
+    (*kernelContext_0->tile_0)[_S25] = this_4->rows_0[3U].x;
+    (*kernelContext_0->tile_0)[_S25 + 1U] = this_4->rows_0[3U].y;
+    (*kernelContext_0->tile_0)[_S25 + 2U] = this_4->rows_0[3U].z;
+    (*kernelContext_0->tile_0)[_S25 + 3U] = this_4->rows_0[3U].w;
     return;
 }
 
 simdgroup_matrix<float, int(8), int(8)> linalg_coopMatMulAdd_0(simdgroup_matrix<float, int(8), int(8)> matA_0, simdgroup_matrix<float, int(8), int(8)> matB_0, simdgroup_matrix<float, int(8), int(8)> matC_0)
 {
-    simdgroup_matrix<float, int(8), int(8)> _S25;
-    simdgroup_multiply_accumulate(_S25, matA_0, matB_0, matC_0);
-    return _S25;
+    simdgroup_matrix<float, int(8), int(8)> _S26;
+    simdgroup_multiply_accumulate(_S26, matA_0, matB_0, matC_0);
+    return _S26;
 }
 
 void SimdgroupTiles_multiply_0(array<array<simdgroup_matrix<float, int(8), int(8)>, int(4)>, int(4)> thread* sums_0, uint top_0, uint side_2, uint along_0, KernelContext_0 thread* kernelContext_1)
 {
     thread array<simdgroup_matrix<float, int(8), int(8)>, int(4)> right_0;
-    simdgroup_matrix<float, int(8), int(8)> _S26 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2, along_0, 32U)), (ulong)(8U)));
-    right_0[0U] = _S26;
-    simdgroup_matrix<float, int(8), int(8)> _S27 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2 + 8U, along_0, 32U)), (ulong)(8U)));
-    right_0[1U] = _S27;
-    simdgroup_matrix<float, int(8), int(8)> _S28 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2 + 16U, along_0, 32U)), (ulong)(8U)));
-    right_0[2U] = _S28;
-    simdgroup_matrix<float, int(8), int(8)> _S29 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2 + 24U, along_0, 32U)), (ulong)(8U)));
-    right_0[3U] = _S29;
-    simdgroup_matrix<float, int(8), int(8)> _S30 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0, along_0, 32U)), (ulong)(8U)));
-    simdgroup_matrix<float, int(8), int(8)> _S31 = linalg_coopMatMulAdd_0(_S30, right_0[0U], (*sums_0)[0U][0U]);
-    (*sums_0)[0U][0U] = _S31;
-    simdgroup_matrix<float, int(8), int(8)> _S32 = linalg_coopMatMulAdd_0(_S30, right_0[1U], (*sums_0)[0U][1U]);
-    (*sums_0)[0U][1U] = _S32;
-    simdgroup_matrix<float, int(8), int(8)> _S33 = linalg_coopMatMulAdd_0(_S30, right_0[2U], (*sums_0)[0U][2U]);
-    (*sums_0)[0U][2U] = _S33;
-    simdgroup_matrix<float, int(8), int(8)> _S34 = linalg_coopMatMulAdd_0(_S30, right_0[3U], (*sums_0)[0U][3U]);
-    (*sums_0)[0U][3U] = _S34;
-    simdgroup_matrix<float, int(8), int(8)> _S35 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 8U, along_0, 32U)), (ulong)(8U)));
-    simdgroup_matrix<float, int(8), int(8)> _S36 = linalg_coopMatMulAdd_0(_S35, right_0[0U], (*sums_0)[1U][0U]);
-    (*sums_0)[1U][0U] = _S36;
-    simdgroup_matrix<float, int(8), int(8)> _S37 = linalg_coopMatMulAdd_0(_S35, right_0[1U], (*sums_0)[1U][1U]);
-    (*sums_0)[1U][1U] = _S37;
-    simdgroup_matrix<float, int(8), int(8)> _S38 = linalg_coopMatMulAdd_0(_S35, right_0[2U], (*sums_0)[1U][2U]);
-    (*sums_0)[1U][2U] = _S38;
-    simdgroup_matrix<float, int(8), int(8)> _S39 = linalg_coopMatMulAdd_0(_S35, right_0[3U], (*sums_0)[1U][3U]);
-    (*sums_0)[1U][3U] = _S39;
-    simdgroup_matrix<float, int(8), int(8)> _S40 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 16U, along_0, 32U)), (ulong)(8U)));
-    simdgroup_matrix<float, int(8), int(8)> _S41 = linalg_coopMatMulAdd_0(_S40, right_0[0U], (*sums_0)[2U][0U]);
-    (*sums_0)[2U][0U] = _S41;
-    simdgroup_matrix<float, int(8), int(8)> _S42 = linalg_coopMatMulAdd_0(_S40, right_0[1U], (*sums_0)[2U][1U]);
-    (*sums_0)[2U][1U] = _S42;
-    simdgroup_matrix<float, int(8), int(8)> _S43 = linalg_coopMatMulAdd_0(_S40, right_0[2U], (*sums_0)[2U][2U]);
-    (*sums_0)[2U][2U] = _S43;
-    simdgroup_matrix<float, int(8), int(8)> _S44 = linalg_coopMatMulAdd_0(_S40, right_0[3U], (*sums_0)[2U][3U]);
-    (*sums_0)[2U][3U] = _S44;
-    simdgroup_matrix<float, int(8), int(8)> _S45 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 24U, along_0, 32U)), (ulong)(8U)));
-    simdgroup_matrix<float, int(8), int(8)> _S46 = linalg_coopMatMulAdd_0(_S45, right_0[0U], (*sums_0)[3U][0U]);
-    (*sums_0)[3U][0U] = _S46;
-    simdgroup_matrix<float, int(8), int(8)> _S47 = linalg_coopMatMulAdd_0(_S45, right_0[1U], (*sums_0)[3U][1U]);
-    (*sums_0)[3U][1U] = _S47;
-    simdgroup_matrix<float, int(8), int(8)> _S48 = linalg_coopMatMulAdd_0(_S45, right_0[2U], (*sums_0)[3U][2U]);
-    (*sums_0)[3U][2U] = _S48;
-    simdgroup_matrix<float, int(8), int(8)> _S49 = linalg_coopMatMulAdd_0(_S45, right_0[3U], (*sums_0)[3U][3U]);
-    (*sums_0)[3U][3U] = _S49;
+    simdgroup_matrix<float, int(8), int(8)> _S27 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2, along_0, 32U)), (ulong)(8U)));
+    right_0[0U] = _S27;
+    simdgroup_matrix<float, int(8), int(8)> _S28 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2 + 8U, along_0, 32U)), (ulong)(8U)));
+    right_0[1U] = _S28;
+    simdgroup_matrix<float, int(8), int(8)> _S29 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2 + 16U, along_0, 32U)), (ulong)(8U)));
+    right_0[2U] = _S29;
+    simdgroup_matrix<float, int(8), int(8)> _S30 = (_slang_simdgroup_load_transpose<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (2048U + place_0(side_2 + 24U, along_0, 32U)), (ulong)(8U)));
+    right_0[3U] = _S30;
+    simdgroup_matrix<float, int(8), int(8)> _S31 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0, along_0, 32U)), (ulong)(8U)));
+    simdgroup_matrix<float, int(8), int(8)> _S32 = linalg_coopMatMulAdd_0(_S31, right_0[0U], (*sums_0)[0U][0U]);
+    (*sums_0)[0U][0U] = _S32;
+    simdgroup_matrix<float, int(8), int(8)> _S33 = linalg_coopMatMulAdd_0(_S31, right_0[1U], (*sums_0)[0U][1U]);
+    (*sums_0)[0U][1U] = _S33;
+    simdgroup_matrix<float, int(8), int(8)> _S34 = linalg_coopMatMulAdd_0(_S31, right_0[2U], (*sums_0)[0U][2U]);
+    (*sums_0)[0U][2U] = _S34;
+    simdgroup_matrix<float, int(8), int(8)> _S35 = linalg_coopMatMulAdd_0(_S31, right_0[3U], (*sums_0)[0U][3U]);
+    (*sums_0)[0U][3U] = _S35;
+    simdgroup_matrix<float, int(8), int(8)> _S36 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 8U, along_0, 32U)), (ulong)(8U)));
+    simdgroup_matrix<float, int(8), int(8)> _S37 = linalg_coopMatMulAdd_0(_S36, right_0[0U], (*sums_0)[1U][0U]);
+    (*sums_0)[1U][0U] = _S37;
+    simdgroup_matrix<float, int(8), int(8)> _S38 = linalg_coopMatMulAdd_0(_S36, right_0[1U], (*sums_0)[1U][1U]);
+    (*sums_0)[1U][1U] = _S38;
+    simdgroup_matrix<float, int(8), int(8)> _S39 = linalg_coopMatMulAdd_0(_S36, right_0[2U], (*sums_0)[1U][2U]);
+    (*sums_0)[1U][2U] = _S39;
+    simdgroup_matrix<float, int(8), int(8)> _S40 = linalg_coopMatMulAdd_0(_S36, right_0[3U], (*sums_0)[1U][3U]);
+    (*sums_0)[1U][3U] = _S40;
+    simdgroup_matrix<float, int(8), int(8)> _S41 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 16U, along_0, 32U)), (ulong)(8U)));
+    simdgroup_matrix<float, int(8), int(8)> _S42 = linalg_coopMatMulAdd_0(_S41, right_0[0U], (*sums_0)[2U][0U]);
+    (*sums_0)[2U][0U] = _S42;
+    simdgroup_matrix<float, int(8), int(8)> _S43 = linalg_coopMatMulAdd_0(_S41, right_0[1U], (*sums_0)[2U][1U]);
+    (*sums_0)[2U][1U] = _S43;
+    simdgroup_matrix<float, int(8), int(8)> _S44 = linalg_coopMatMulAdd_0(_S41, right_0[2U], (*sums_0)[2U][2U]);
+    (*sums_0)[2U][2U] = _S44;
+    simdgroup_matrix<float, int(8), int(8)> _S45 = linalg_coopMatMulAdd_0(_S41, right_0[3U], (*sums_0)[2U][3U]);
+    (*sums_0)[2U][3U] = _S45;
+    simdgroup_matrix<float, int(8), int(8)> _S46 = (_slang_simdgroup_load<simdgroup_matrix<float, int(8), int(8)>>(&((*((kernelContext_1->tile_0)))[0]) + (place_0(top_0 + 24U, along_0, 32U)), (ulong)(8U)));
+    simdgroup_matrix<float, int(8), int(8)> _S47 = linalg_coopMatMulAdd_0(_S46, right_0[0U], (*sums_0)[3U][0U]);
+    (*sums_0)[3U][0U] = _S47;
+    simdgroup_matrix<float, int(8), int(8)> _S48 = linalg_coopMatMulAdd_0(_S46, right_0[1U], (*sums_0)[3U][1U]);
+    (*sums_0)[3U][1U] = _S48;
+    simdgroup_matrix<float, int(8), int(8)> _S49 = linalg_coopMatMulAdd_0(_S46, right_0[2U], (*sums_0)[3U][2U]);
+    (*sums_0)[3U][2U] = _S49;
+    simdgroup_matrix<float, int(8), int(8)> _S50 = linalg_coopMatMulAdd_0(_S46, right_0[3U], (*sums_0)[3U][3U]);
+    (*sums_0)[3U][3U] = _S50;
     return;
 }
 
@@ -348,73 +349,73 @@ uint2 corner_0(uint thread_1)
 
 array<float4, int(8)> SimdgroupTiles_product_0(const Activations_0 thread* left_0, float device* left_x_0, const Weights_0 thread* right_1, uint device* right_words_0, uint row_7, uint column_2, uint rows_3, uint k_6, uint thread_2, KernelContext_0 thread* kernelContext_2)
 {
-    uint _S50 = thread_2 / 32U;
-    uint _S51 = _S50 / 2U * 32U;
-    uint _S52 = _S50 % 2U * 32U;
+    uint _S51 = thread_2 / 32U;
+    uint _S52 = _S51 / 2U * 32U;
+    uint _S53 = _S51 % 2U * 32U;
     thread array<array<simdgroup_matrix<float, int(8), int(8)>, int(4)>, int(4)> sums_1;
-    thread simdgroup_matrix<float, int(8), int(8)> _S53;
-    _slang_simdgroup_fill((&_S53), (0.0));
-    sums_1[0U][0U] = _S53;
     thread simdgroup_matrix<float, int(8), int(8)> _S54;
     _slang_simdgroup_fill((&_S54), (0.0));
-    sums_1[0U][1U] = _S54;
+    sums_1[0U][0U] = _S54;
     thread simdgroup_matrix<float, int(8), int(8)> _S55;
     _slang_simdgroup_fill((&_S55), (0.0));
-    sums_1[0U][2U] = _S55;
+    sums_1[0U][1U] = _S55;
     thread simdgroup_matrix<float, int(8), int(8)> _S56;
     _slang_simdgroup_fill((&_S56), (0.0));
-    sums_1[0U][3U] = _S56;
+    sums_1[0U][2U] = _S56;
     thread simdgroup_matrix<float, int(8), int(8)> _S57;
     _slang_simdgroup_fill((&_S57), (0.0));
-    sums_1[1U][0U] = _S57;
+    sums_1[0U][3U] = _S57;
     thread simdgroup_matrix<float, int(8), int(8)> _S58;
     _slang_simdgroup_fill((&_S58), (0.0));
-    sums_1[1U][1U] = _S58;
+    sums_1[1U][0U] = _S58;
     thread simdgroup_matrix<float, int(8), int(8)> _S59;
     _slang_simdgroup_fill((&_S59), (0.0));
-    sums_1[1U][2U] = _S59;
+    sums_1[1U][1U] = _S59;
     thread simdgroup_matrix<float, int(8), int(8)> _S60;
     _slang_simdgroup_fill((&_S60), (0.0));
-    sums_1[1U][3U] = _S60;
+    sums_1[1U][2U] = _S60;
     thread simdgroup_matrix<float, int(8), int(8)> _S61;
     _slang_simdgroup_fill((&_S61), (0.0));
-    sums_1[2U][0U] = _S61;
+    sums_1[1U][3U] = _S61;
     thread simdgroup_matrix<float, int(8), int(8)> _S62;
     _slang_simdgroup_fill((&_S62), (0.0));
-    sums_1[2U][1U] = _S62;
+    sums_1[2U][0U] = _S62;
     thread simdgroup_matrix<float, int(8), int(8)> _S63;
     _slang_simdgroup_fill((&_S63), (0.0));
-    sums_1[2U][2U] = _S63;
+    sums_1[2U][1U] = _S63;
     thread simdgroup_matrix<float, int(8), int(8)> _S64;
     _slang_simdgroup_fill((&_S64), (0.0));
-    sums_1[2U][3U] = _S64;
+    sums_1[2U][2U] = _S64;
     thread simdgroup_matrix<float, int(8), int(8)> _S65;
     _slang_simdgroup_fill((&_S65), (0.0));
-    sums_1[3U][0U] = _S65;
+    sums_1[2U][3U] = _S65;
     thread simdgroup_matrix<float, int(8), int(8)> _S66;
     _slang_simdgroup_fill((&_S66), (0.0));
-    sums_1[3U][1U] = _S66;
+    sums_1[3U][0U] = _S66;
     thread simdgroup_matrix<float, int(8), int(8)> _S67;
     _slang_simdgroup_fill((&_S67), (0.0));
-    sums_1[3U][2U] = _S67;
+    sums_1[3U][1U] = _S67;
     thread simdgroup_matrix<float, int(8), int(8)> _S68;
     _slang_simdgroup_fill((&_S68), (0.0));
-    sums_1[3U][3U] = _S68;
-    bool _S69 = Activations_along_k_0(left_0, left_x_0);
-    uint2 _S70 = share_0(thread_2, _S69);
-    bool _S71 = Weights_along_k_0(right_1, right_words_0);
-    uint2 _S72 = share_0(thread_2, _S71);
-    uint _S73 = _S70.x;
-    uint _S74 = row_7 + _S73;
-    uint _S75 = _S70.y;
-    Rows_0 _S76 = Rows_load_1(left_0, left_x_0, _S74, _S75);
-    uint _S77 = _S72.x;
-    uint _S78 = column_2 + _S77;
-    uint _S79 = _S72.y;
-    Rows_0 _S80 = Rows_load_0(right_1, right_words_0, _S78, _S79);
+    sums_1[3U][2U] = _S68;
+    thread simdgroup_matrix<float, int(8), int(8)> _S69;
+    _slang_simdgroup_fill((&_S69), (0.0));
+    sums_1[3U][3U] = _S69;
+    bool _S70 = Activations_along_k_0(left_0, left_x_0);
+    uint2 _S71 = share_0(thread_2, _S70);
+    bool _S72 = Weights_along_k_0(right_1, right_words_0);
+    uint2 _S73 = share_0(thread_2, _S72);
+    uint _S74 = _S71.x;
+    uint _S75 = row_7 + _S74;
+    uint _S76 = _S71.y;
+    Rows_0 _S77 = Rows_load_1(left_0, left_x_0, _S75, _S76);
+    uint _S78 = _S73.x;
+    uint _S79 = column_2 + _S78;
+    uint _S80 = _S73.y;
+    Rows_0 _S81 = Rows_load_0(right_1, right_words_0, _S79, _S80);
     uint begin_1 = 0U;
-    Rows_0 left_rows_0 = _S76;
-    Rows_0 right_rows_0 = _S80;
+    Rows_0 left_rows_0 = _S77;
+    Rows_0 right_rows_0 = _S81;
     for(;;)
     {
         if(begin_1 < k_6)
@@ -424,15 +425,15 @@ array<float4, int(8)> SimdgroupTiles_product_0(const Activations_0 thread* left_
         {
             break;
         }
-        thread Rows_0 _S81 = left_rows_0;
-        Rows_store_0(&_S81, 0U, _S73, _S75, kernelContext_2);
-        thread Rows_0 _S82 = right_rows_0;
-        Rows_store_0(&_S82, 2048U, _S77, _S79, kernelContext_2);
+        thread Rows_0 _S82 = left_rows_0;
+        Rows_store_0(&_S82, 0U, _S74, _S76, kernelContext_2);
+        thread Rows_0 _S83 = right_rows_0;
+        Rows_store_0(&_S83, 2048U, _S78, _S80, kernelContext_2);
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        uint _S83 = begin_1 + 32U;
-        Rows_0 _S84 = Rows_load_1(left_0, left_x_0, _S74, _S83 + _S75);
-        Rows_0 _S85 = Rows_load_0(right_1, right_words_0, _S78, _S83 + _S79);
-        if((row_7 + _S51) < rows_3)
+        uint _S84 = begin_1 + 32U;
+        Rows_0 _S85 = Rows_load_1(left_0, left_x_0, _S75, _S84 + _S76);
+        Rows_0 _S86 = Rows_load_0(right_1, right_words_0, _S79, _S84 + _S80);
+        if((row_7 + _S52) < rows_3)
         {
             uint j_0 = 0U;
             for(;;)
@@ -444,58 +445,58 @@ array<float4, int(8)> SimdgroupTiles_product_0(const Activations_0 thread* left_
                 {
                     break;
                 }
-                SimdgroupTiles_multiply_0(&sums_1, _S51, _S52, j_0, kernelContext_2);
+                SimdgroupTiles_multiply_0(&sums_1, _S52, _S53, j_0, kernelContext_2);
                 j_0 = j_0 + 8U;
             }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        begin_1 = _S83;
-        left_rows_0 = _S84;
-        right_rows_0 = _S85;
+        begin_1 = _S84;
+        left_rows_0 = _S85;
+        right_rows_0 = _S86;
     }
-    simdgroup_store((sums_1[0U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S51, _S52, 64U)), (ulong)(8U));
-    uint _S86 = _S52 + 8U;
-    simdgroup_store((sums_1[0U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S51, _S86, 64U)), (ulong)(8U));
-    uint _S87 = _S52 + 16U;
-    simdgroup_store((sums_1[0U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S51, _S87, 64U)), (ulong)(8U));
-    uint _S88 = _S52 + 24U;
-    simdgroup_store((sums_1[0U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S51, _S88, 64U)), (ulong)(8U));
-    uint _S89 = _S51 + 8U;
-    simdgroup_store((sums_1[1U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S52, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S86, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S87, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[1U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S89, _S88, 64U)), (ulong)(8U));
-    uint _S90 = _S51 + 16U;
-    simdgroup_store((sums_1[2U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S52, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S86, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S87, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[2U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S88, 64U)), (ulong)(8U));
-    uint _S91 = _S51 + 24U;
-    simdgroup_store((sums_1[3U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S52, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S86, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S87, 64U)), (ulong)(8U));
-    simdgroup_store((sums_1[3U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S88, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[0U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S52, _S53, 64U)), (ulong)(8U));
+    uint _S87 = _S53 + 8U;
+    simdgroup_store((sums_1[0U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S52, _S87, 64U)), (ulong)(8U));
+    uint _S88 = _S53 + 16U;
+    simdgroup_store((sums_1[0U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S52, _S88, 64U)), (ulong)(8U));
+    uint _S89 = _S53 + 24U;
+    simdgroup_store((sums_1[0U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S52, _S89, 64U)), (ulong)(8U));
+    uint _S90 = _S52 + 8U;
+    simdgroup_store((sums_1[1U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S53, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S87, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S88, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[1U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S90, _S89, 64U)), (ulong)(8U));
+    uint _S91 = _S52 + 16U;
+    simdgroup_store((sums_1[2U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S53, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S87, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S88, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[2U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S91, _S89, 64U)), (ulong)(8U));
+    uint _S92 = _S52 + 24U;
+    simdgroup_store((sums_1[3U][0U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S92, _S53, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][1U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S92, _S87, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][2U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S92, _S88, 64U)), (ulong)(8U));
+    simdgroup_store((sums_1[3U][3U]), &((*((kernelContext_2->tile_0)))[0]) + (place_0(_S92, _S89, 64U)), (ulong)(8U));
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint2 _S92 = corner_0(thread_2);
-    uint _S93 = _S92.x;
-    uint _S94 = _S92.y;
-    uint _S95 = place_0(_S93, _S94, 64U);
+    uint2 _S93 = corner_0(thread_2);
+    uint _S94 = _S93.x;
+    uint _S95 = _S93.y;
+    uint _S96 = place_0(_S94, _S95, 64U);
     thread array<float4, int(8)> result_3;
-    result_3[0U] = float4((*kernelContext_2->tile_0)[_S95], (*kernelContext_2->tile_0)[_S95 + 1U], (*kernelContext_2->tile_0)[_S95 + 2U], (*kernelContext_2->tile_0)[_S95 + 3U]);
-    uint _S96 = place_0(_S93 + 1U, _S94, 64U);
-    result_3[1U] = float4((*kernelContext_2->tile_0)[_S96], (*kernelContext_2->tile_0)[_S96 + 1U], (*kernelContext_2->tile_0)[_S96 + 2U], (*kernelContext_2->tile_0)[_S96 + 3U]);
-    uint _S97 = place_0(_S93 + 2U, _S94, 64U);
-    result_3[2U] = float4((*kernelContext_2->tile_0)[_S97], (*kernelContext_2->tile_0)[_S97 + 1U], (*kernelContext_2->tile_0)[_S97 + 2U], (*kernelContext_2->tile_0)[_S97 + 3U]);
-    uint _S98 = place_0(_S93 + 3U, _S94, 64U);
-    result_3[3U] = float4((*kernelContext_2->tile_0)[_S98], (*kernelContext_2->tile_0)[_S98 + 1U], (*kernelContext_2->tile_0)[_S98 + 2U], (*kernelContext_2->tile_0)[_S98 + 3U]);
-    uint _S99 = place_0(_S93 + 4U, _S94, 64U);
-    result_3[4U] = float4((*kernelContext_2->tile_0)[_S99], (*kernelContext_2->tile_0)[_S99 + 1U], (*kernelContext_2->tile_0)[_S99 + 2U], (*kernelContext_2->tile_0)[_S99 + 3U]);
-    uint _S100 = place_0(_S93 + 5U, _S94, 64U);
-    result_3[5U] = float4((*kernelContext_2->tile_0)[_S100], (*kernelContext_2->tile_0)[_S100 + 1U], (*kernelContext_2->tile_0)[_S100 + 2U], (*kernelContext_2->tile_0)[_S100 + 3U]);
-    uint _S101 = place_0(_S93 + 6U, _S94, 64U);
-    result_3[6U] = float4((*kernelContext_2->tile_0)[_S101], (*kernelContext_2->tile_0)[_S101 + 1U], (*kernelContext_2->tile_0)[_S101 + 2U], (*kernelContext_2->tile_0)[_S101 + 3U]);
-    uint _S102 = place_0(_S93 + 7U, _S94, 64U);
-    result_3[7U] = float4((*kernelContext_2->tile_0)[_S102], (*kernelContext_2->tile_0)[_S102 + 1U], (*kernelContext_2->tile_0)[_S102 + 2U], (*kernelContext_2->tile_0)[_S102 + 3U]);
+    result_3[0U] = float4((*kernelContext_2->tile_0)[_S96], (*kernelContext_2->tile_0)[_S96 + 1U], (*kernelContext_2->tile_0)[_S96 + 2U], (*kernelContext_2->tile_0)[_S96 + 3U]);
+    uint _S97 = place_0(_S94 + 1U, _S95, 64U);
+    result_3[1U] = float4((*kernelContext_2->tile_0)[_S97], (*kernelContext_2->tile_0)[_S97 + 1U], (*kernelContext_2->tile_0)[_S97 + 2U], (*kernelContext_2->tile_0)[_S97 + 3U]);
+    uint _S98 = place_0(_S94 + 2U, _S95, 64U);
+    result_3[2U] = float4((*kernelContext_2->tile_0)[_S98], (*kernelContext_2->tile_0)[_S98 + 1U], (*kernelContext_2->tile_0)[_S98 + 2U], (*kernelContext_2->tile_0)[_S98 + 3U]);
+    uint _S99 = place_0(_S94 + 3U, _S95, 64U);
+    result_3[3U] = float4((*kernelContext_2->tile_0)[_S99], (*kernelContext_2->tile_0)[_S99 + 1U], (*kernelContext_2->tile_0)[_S99 + 2U], (*kernelContext_2->tile_0)[_S99 + 3U]);
+    uint _S100 = place_0(_S94 + 4U, _S95, 64U);
+    result_3[4U] = float4((*kernelContext_2->tile_0)[_S100], (*kernelContext_2->tile_0)[_S100 + 1U], (*kernelContext_2->tile_0)[_S100 + 2U], (*kernelContext_2->tile_0)[_S100 + 3U]);
+    uint _S101 = place_0(_S94 + 5U, _S95, 64U);
+    result_3[5U] = float4((*kernelContext_2->tile_0)[_S101], (*kernelContext_2->tile_0)[_S101 + 1U], (*kernelContext_2->tile_0)[_S101 + 2U], (*kernelContext_2->tile_0)[_S101 + 3U]);
+    uint _S102 = place_0(_S94 + 6U, _S95, 64U);
+    result_3[6U] = float4((*kernelContext_2->tile_0)[_S102], (*kernelContext_2->tile_0)[_S102 + 1U], (*kernelContext_2->tile_0)[_S102 + 2U], (*kernelContext_2->tile_0)[_S102 + 3U]);
+    uint _S103 = place_0(_S94 + 7U, _S95, 64U);
+    result_3[7U] = float4((*kernelContext_2->tile_0)[_S103], (*kernelContext_2->tile_0)[_S103 + 1U], (*kernelContext_2->tile_0)[_S103 + 2U], (*kernelContext_2->tile_0)[_S103 + 3U]);
     return result_3;
 }
 
@@ -504,768 +505,768 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_5, uint first_2, uint rows_4)
+uint valid_rows_0(uint device* batch_0, uint offset_4, uint first_2, uint rows_4)
 {
-    uint _S103;
-    if(offset_5 == 4294967295U)
+    uint _S104;
+    if(offset_4 == 4294967295U)
     {
-        _S103 = rows_4;
+        _S104 = rows_4;
     }
     else
     {
-        _S103 = min(max(batch_0[offset_5], first_2) - first_2, rows_4);
+        _S104 = min(max(batch_0[offset_4], first_2) - first_2, rows_4);
     }
-    return _S103;
+    return _S104;
 }
 
 void gemm_0(uint3 group_1, uint thread_3, float device* x_0, uint device* weight_0, float device* result_4, uint device* batch_1, const GemmParams_0 constant* p_1, KernelContext_0 thread* kernelContext_3)
 {
-    uint _S104 = p_1->n_1;
-    uint _S105 = (p_1->n_1 + 64U - 1U) / 64U;
-    uint _S106 = group_number_0(group_1);
-    uint _S107 = _S106 / _S105;
-    uint _S108 = _S107 * 64U;
-    uint _S109 = _S106 % _S105;
-    uint _S110 = _S109 * 64U;
-    uint _S111 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_2);
-    if(_S108 >= _S111)
+    uint _S105 = p_1->n_1;
+    uint _S106 = (p_1->n_1 + 64U - 1U) / 64U;
+    uint _S107 = group_number_0(group_1);
+    uint _S108 = _S107 / _S106;
+    uint _S109 = _S108 * 64U;
+    uint _S110 = _S107 % _S106;
+    uint _S111 = _S110 * 64U;
+    uint _S112 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_2);
+    if(_S109 >= _S112)
     {
         return;
     }
     thread Activations_0 left_1;
-    (&left_1)->offset_4 = p_1->x_offset_0;
+    (&left_1)->offset_3 = p_1->x_offset_0;
     (&left_1)->stride_0 = p_1->x_stride_0;
-    (&left_1)->rows_1 = _S111;
+    (&left_1)->rows_1 = _S112;
     (&left_1)->k_2 = p_1->k_4;
     thread Weights_0 right_2;
     (&right_2)->offset_0 = p_1->weight_offset_0;
-    (&right_2)->n_0 = _S104;
+    (&right_2)->n_0 = _S105;
     (&right_2)->k_0 = p_1->k_4;
-    thread Activations_0 _S112 = left_1;
-    thread Weights_0 _S113 = right_2;
-    array<float4, int(8)> _S114 = SimdgroupTiles_product_0(&_S112, x_0, &_S113, weight_0, _S108, _S110, _S111, p_1->k_4, thread_3, kernelContext_3);
-    uint2 _S115 = corner_0(thread_3);
-    uint _S116 = _S108 + _S115.x;
-    bool _S117 = _S116 < _S111;
-    bool _S118;
-    if(_S117)
+    thread Activations_0 _S113 = left_1;
+    thread Weights_0 _S114 = right_2;
+    array<float4, int(8)> _S115 = SimdgroupTiles_product_0(&_S113, x_0, &_S114, weight_0, _S109, _S111, _S112, p_1->k_4, thread_3, kernelContext_3);
+    uint2 _S116 = corner_0(thread_3);
+    uint _S117 = _S109 + _S116.x;
+    bool _S118 = _S117 < _S112;
+    bool _S119;
+    if(_S118)
     {
-        _S118 = (_S110 + _S115.y) < _S104;
+        _S119 = (_S111 + _S116.y) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    float _S119;
-    if(_S118)
+    float _S120;
+    if(_S119)
     {
-        uint _S120 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S110 + _S115.y;
-        float device* _S121 = result_4+_S120;
+        uint _S121 = p_1->out_offset_0 + _S117 * p_1->out_stride_0 + _S111 + _S116.y;
+        float device* _S122 = result_4+_S121;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S120) + _S114[0U][0U];
+            _S120 = *(result_4+_S121) + _S115[0U][0U];
         }
         else
         {
-            _S119 = _S114[0U][0U];
+            _S120 = _S115[0U][0U];
         }
-        *_S121 = _S119;
+        *_S122 = _S120;
     }
-    if(_S117)
+    if(_S118)
     {
-        _S118 = (_S110 + _S115.y + 1U) < _S104;
+        _S119 = (_S111 + _S116.y + 1U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S122 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
-        float device* _S123 = result_4+_S122;
+        uint _S123 = p_1->out_offset_0 + _S117 * p_1->out_stride_0 + _S111 + _S116.y + 1U;
+        float device* _S124 = result_4+_S123;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S122) + _S114[0U][1U];
+            _S120 = *(result_4+_S123) + _S115[0U][1U];
         }
         else
         {
-            _S119 = _S114[0U][1U];
+            _S120 = _S115[0U][1U];
         }
-        *_S123 = _S119;
+        *_S124 = _S120;
     }
-    if(_S117)
+    if(_S118)
     {
-        _S118 = (_S110 + _S115.y + 2U) < _S104;
+        _S119 = (_S111 + _S116.y + 2U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S124 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
-        float device* _S125 = result_4+_S124;
+        uint _S125 = p_1->out_offset_0 + _S117 * p_1->out_stride_0 + _S111 + _S116.y + 2U;
+        float device* _S126 = result_4+_S125;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S124) + _S114[0U][2U];
+            _S120 = *(result_4+_S125) + _S115[0U][2U];
         }
         else
         {
-            _S119 = _S114[0U][2U];
+            _S120 = _S115[0U][2U];
         }
-        *_S125 = _S119;
+        *_S126 = _S120;
     }
-    if(_S117)
+    if(_S118)
     {
-        _S118 = (_S110 + _S115.y + 3U) < _S104;
+        _S119 = (_S111 + _S116.y + 3U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S126 = p_1->out_offset_0 + _S116 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
-        float device* _S127 = result_4+_S126;
+        uint _S127 = p_1->out_offset_0 + _S117 * p_1->out_stride_0 + _S111 + _S116.y + 3U;
+        float device* _S128 = result_4+_S127;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S126) + _S114[0U][3U];
+            _S120 = *(result_4+_S127) + _S115[0U][3U];
         }
         else
         {
-            _S119 = _S114[0U][3U];
+            _S120 = _S115[0U][3U];
         }
-        *_S127 = _S119;
+        *_S128 = _S120;
     }
-    uint _S128 = _S116 + 1U;
-    bool _S129 = _S128 < _S111;
-    if(_S129)
+    uint _S129 = _S117 + 1U;
+    bool _S130 = _S129 < _S112;
+    if(_S130)
     {
-        _S118 = (_S110 + _S115.y) < _S104;
+        _S119 = (_S111 + _S116.y) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S130 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S110 + _S115.y;
-        float device* _S131 = result_4+_S130;
+        uint _S131 = p_1->out_offset_0 + _S129 * p_1->out_stride_0 + _S111 + _S116.y;
+        float device* _S132 = result_4+_S131;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S130) + _S114[1U][0U];
+            _S120 = *(result_4+_S131) + _S115[1U][0U];
         }
         else
         {
-            _S119 = _S114[1U][0U];
+            _S120 = _S115[1U][0U];
         }
-        *_S131 = _S119;
+        *_S132 = _S120;
     }
-    if(_S129)
+    if(_S130)
     {
-        _S118 = (_S110 + _S115.y + 1U) < _S104;
+        _S119 = (_S111 + _S116.y + 1U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S132 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
-        float device* _S133 = result_4+_S132;
+        uint _S133 = p_1->out_offset_0 + _S129 * p_1->out_stride_0 + _S111 + _S116.y + 1U;
+        float device* _S134 = result_4+_S133;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S132) + _S114[1U][1U];
+            _S120 = *(result_4+_S133) + _S115[1U][1U];
         }
         else
         {
-            _S119 = _S114[1U][1U];
+            _S120 = _S115[1U][1U];
         }
-        *_S133 = _S119;
+        *_S134 = _S120;
     }
-    if(_S129)
+    if(_S130)
     {
-        _S118 = (_S110 + _S115.y + 2U) < _S104;
+        _S119 = (_S111 + _S116.y + 2U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S134 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
-        float device* _S135 = result_4+_S134;
+        uint _S135 = p_1->out_offset_0 + _S129 * p_1->out_stride_0 + _S111 + _S116.y + 2U;
+        float device* _S136 = result_4+_S135;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S134) + _S114[1U][2U];
+            _S120 = *(result_4+_S135) + _S115[1U][2U];
         }
         else
         {
-            _S119 = _S114[1U][2U];
+            _S120 = _S115[1U][2U];
         }
-        *_S135 = _S119;
+        *_S136 = _S120;
     }
-    if(_S129)
+    if(_S130)
     {
-        _S118 = (_S110 + _S115.y + 3U) < _S104;
+        _S119 = (_S111 + _S116.y + 3U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S136 = p_1->out_offset_0 + _S128 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
-        float device* _S137 = result_4+_S136;
+        uint _S137 = p_1->out_offset_0 + _S129 * p_1->out_stride_0 + _S111 + _S116.y + 3U;
+        float device* _S138 = result_4+_S137;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S136) + _S114[1U][3U];
+            _S120 = *(result_4+_S137) + _S115[1U][3U];
         }
         else
         {
-            _S119 = _S114[1U][3U];
+            _S120 = _S115[1U][3U];
         }
-        *_S137 = _S119;
+        *_S138 = _S120;
     }
-    uint _S138 = _S116 + 2U;
-    bool _S139 = _S138 < _S111;
-    if(_S139)
+    uint _S139 = _S117 + 2U;
+    bool _S140 = _S139 < _S112;
+    if(_S140)
     {
-        _S118 = (_S110 + _S115.y) < _S104;
+        _S119 = (_S111 + _S116.y) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S140 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S110 + _S115.y;
-        float device* _S141 = result_4+_S140;
+        uint _S141 = p_1->out_offset_0 + _S139 * p_1->out_stride_0 + _S111 + _S116.y;
+        float device* _S142 = result_4+_S141;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S140) + _S114[2U][0U];
+            _S120 = *(result_4+_S141) + _S115[2U][0U];
         }
         else
         {
-            _S119 = _S114[2U][0U];
+            _S120 = _S115[2U][0U];
         }
-        *_S141 = _S119;
+        *_S142 = _S120;
     }
-    if(_S139)
+    if(_S140)
     {
-        _S118 = (_S110 + _S115.y + 1U) < _S104;
+        _S119 = (_S111 + _S116.y + 1U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S142 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
-        float device* _S143 = result_4+_S142;
+        uint _S143 = p_1->out_offset_0 + _S139 * p_1->out_stride_0 + _S111 + _S116.y + 1U;
+        float device* _S144 = result_4+_S143;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S142) + _S114[2U][1U];
+            _S120 = *(result_4+_S143) + _S115[2U][1U];
         }
         else
         {
-            _S119 = _S114[2U][1U];
+            _S120 = _S115[2U][1U];
         }
-        *_S143 = _S119;
+        *_S144 = _S120;
     }
-    if(_S139)
+    if(_S140)
     {
-        _S118 = (_S110 + _S115.y + 2U) < _S104;
+        _S119 = (_S111 + _S116.y + 2U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S144 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
-        float device* _S145 = result_4+_S144;
+        uint _S145 = p_1->out_offset_0 + _S139 * p_1->out_stride_0 + _S111 + _S116.y + 2U;
+        float device* _S146 = result_4+_S145;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S144) + _S114[2U][2U];
+            _S120 = *(result_4+_S145) + _S115[2U][2U];
         }
         else
         {
-            _S119 = _S114[2U][2U];
+            _S120 = _S115[2U][2U];
         }
-        *_S145 = _S119;
+        *_S146 = _S120;
     }
-    if(_S139)
+    if(_S140)
     {
-        _S118 = (_S110 + _S115.y + 3U) < _S104;
+        _S119 = (_S111 + _S116.y + 3U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S146 = p_1->out_offset_0 + _S138 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
-        float device* _S147 = result_4+_S146;
+        uint _S147 = p_1->out_offset_0 + _S139 * p_1->out_stride_0 + _S111 + _S116.y + 3U;
+        float device* _S148 = result_4+_S147;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S146) + _S114[2U][3U];
+            _S120 = *(result_4+_S147) + _S115[2U][3U];
         }
         else
         {
-            _S119 = _S114[2U][3U];
+            _S120 = _S115[2U][3U];
         }
-        *_S147 = _S119;
+        *_S148 = _S120;
     }
-    uint _S148 = _S116 + 3U;
-    bool _S149 = _S148 < _S111;
-    if(_S149)
+    uint _S149 = _S117 + 3U;
+    bool _S150 = _S149 < _S112;
+    if(_S150)
     {
-        _S118 = (_S110 + _S115.y) < _S104;
+        _S119 = (_S111 + _S116.y) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S150 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S110 + _S115.y;
-        float device* _S151 = result_4+_S150;
+        uint _S151 = p_1->out_offset_0 + _S149 * p_1->out_stride_0 + _S111 + _S116.y;
+        float device* _S152 = result_4+_S151;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S150) + _S114[3U][0U];
+            _S120 = *(result_4+_S151) + _S115[3U][0U];
         }
         else
         {
-            _S119 = _S114[3U][0U];
+            _S120 = _S115[3U][0U];
         }
-        *_S151 = _S119;
+        *_S152 = _S120;
     }
-    if(_S149)
+    if(_S150)
     {
-        _S118 = (_S110 + _S115.y + 1U) < _S104;
+        _S119 = (_S111 + _S116.y + 1U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S152 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
-        float device* _S153 = result_4+_S152;
+        uint _S153 = p_1->out_offset_0 + _S149 * p_1->out_stride_0 + _S111 + _S116.y + 1U;
+        float device* _S154 = result_4+_S153;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S152) + _S114[3U][1U];
+            _S120 = *(result_4+_S153) + _S115[3U][1U];
         }
         else
         {
-            _S119 = _S114[3U][1U];
+            _S120 = _S115[3U][1U];
         }
-        *_S153 = _S119;
+        *_S154 = _S120;
     }
-    if(_S149)
+    if(_S150)
     {
-        _S118 = (_S110 + _S115.y + 2U) < _S104;
+        _S119 = (_S111 + _S116.y + 2U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S154 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
-        float device* _S155 = result_4+_S154;
+        uint _S155 = p_1->out_offset_0 + _S149 * p_1->out_stride_0 + _S111 + _S116.y + 2U;
+        float device* _S156 = result_4+_S155;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S154) + _S114[3U][2U];
+            _S120 = *(result_4+_S155) + _S115[3U][2U];
         }
         else
         {
-            _S119 = _S114[3U][2U];
+            _S120 = _S115[3U][2U];
         }
-        *_S155 = _S119;
+        *_S156 = _S120;
     }
-    if(_S149)
+    if(_S150)
     {
-        _S118 = (_S110 + _S115.y + 3U) < _S104;
+        _S119 = (_S111 + _S116.y + 3U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S156 = p_1->out_offset_0 + _S148 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
-        float device* _S157 = result_4+_S156;
+        uint _S157 = p_1->out_offset_0 + _S149 * p_1->out_stride_0 + _S111 + _S116.y + 3U;
+        float device* _S158 = result_4+_S157;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S156) + _S114[3U][3U];
+            _S120 = *(result_4+_S157) + _S115[3U][3U];
         }
         else
         {
-            _S119 = _S114[3U][3U];
+            _S120 = _S115[3U][3U];
         }
-        *_S157 = _S119;
+        *_S158 = _S120;
     }
-    uint _S158 = _S116 + 4U;
-    bool _S159 = _S158 < _S111;
-    if(_S159)
+    uint _S159 = _S117 + 4U;
+    bool _S160 = _S159 < _S112;
+    if(_S160)
     {
-        _S118 = (_S110 + _S115.y) < _S104;
+        _S119 = (_S111 + _S116.y) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S160 = p_1->out_offset_0 + _S158 * p_1->out_stride_0 + _S110 + _S115.y;
-        float device* _S161 = result_4+_S160;
+        uint _S161 = p_1->out_offset_0 + _S159 * p_1->out_stride_0 + _S111 + _S116.y;
+        float device* _S162 = result_4+_S161;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S160) + _S114[4U][0U];
+            _S120 = *(result_4+_S161) + _S115[4U][0U];
         }
         else
         {
-            _S119 = _S114[4U][0U];
+            _S120 = _S115[4U][0U];
         }
-        *_S161 = _S119;
+        *_S162 = _S120;
     }
-    if(_S159)
+    if(_S160)
     {
-        _S118 = (_S110 + _S115.y + 1U) < _S104;
+        _S119 = (_S111 + _S116.y + 1U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S162 = p_1->out_offset_0 + _S158 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
-        float device* _S163 = result_4+_S162;
+        uint _S163 = p_1->out_offset_0 + _S159 * p_1->out_stride_0 + _S111 + _S116.y + 1U;
+        float device* _S164 = result_4+_S163;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S162) + _S114[4U][1U];
+            _S120 = *(result_4+_S163) + _S115[4U][1U];
         }
         else
         {
-            _S119 = _S114[4U][1U];
+            _S120 = _S115[4U][1U];
         }
-        *_S163 = _S119;
+        *_S164 = _S120;
     }
-    if(_S159)
+    if(_S160)
     {
-        _S118 = (_S110 + _S115.y + 2U) < _S104;
+        _S119 = (_S111 + _S116.y + 2U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S164 = p_1->out_offset_0 + _S158 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
-        float device* _S165 = result_4+_S164;
+        uint _S165 = p_1->out_offset_0 + _S159 * p_1->out_stride_0 + _S111 + _S116.y + 2U;
+        float device* _S166 = result_4+_S165;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S164) + _S114[4U][2U];
+            _S120 = *(result_4+_S165) + _S115[4U][2U];
         }
         else
         {
-            _S119 = _S114[4U][2U];
+            _S120 = _S115[4U][2U];
         }
-        *_S165 = _S119;
+        *_S166 = _S120;
     }
-    if(_S159)
+    if(_S160)
     {
-        _S118 = (_S110 + _S115.y + 3U) < _S104;
+        _S119 = (_S111 + _S116.y + 3U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S166 = p_1->out_offset_0 + _S158 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
-        float device* _S167 = result_4+_S166;
+        uint _S167 = p_1->out_offset_0 + _S159 * p_1->out_stride_0 + _S111 + _S116.y + 3U;
+        float device* _S168 = result_4+_S167;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S166) + _S114[4U][3U];
+            _S120 = *(result_4+_S167) + _S115[4U][3U];
         }
         else
         {
-            _S119 = _S114[4U][3U];
+            _S120 = _S115[4U][3U];
         }
-        *_S167 = _S119;
+        *_S168 = _S120;
     }
-    uint _S168 = _S116 + 5U;
-    bool _S169 = _S168 < _S111;
-    if(_S169)
+    uint _S169 = _S117 + 5U;
+    bool _S170 = _S169 < _S112;
+    if(_S170)
     {
-        _S118 = (_S110 + _S115.y) < _S104;
+        _S119 = (_S111 + _S116.y) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S170 = p_1->out_offset_0 + _S168 * p_1->out_stride_0 + _S110 + _S115.y;
-        float device* _S171 = result_4+_S170;
+        uint _S171 = p_1->out_offset_0 + _S169 * p_1->out_stride_0 + _S111 + _S116.y;
+        float device* _S172 = result_4+_S171;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S170) + _S114[5U][0U];
+            _S120 = *(result_4+_S171) + _S115[5U][0U];
         }
         else
         {
-            _S119 = _S114[5U][0U];
+            _S120 = _S115[5U][0U];
         }
-        *_S171 = _S119;
+        *_S172 = _S120;
     }
-    if(_S169)
+    if(_S170)
     {
-        _S118 = (_S110 + _S115.y + 1U) < _S104;
+        _S119 = (_S111 + _S116.y + 1U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S172 = p_1->out_offset_0 + _S168 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
-        float device* _S173 = result_4+_S172;
+        uint _S173 = p_1->out_offset_0 + _S169 * p_1->out_stride_0 + _S111 + _S116.y + 1U;
+        float device* _S174 = result_4+_S173;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S172) + _S114[5U][1U];
+            _S120 = *(result_4+_S173) + _S115[5U][1U];
         }
         else
         {
-            _S119 = _S114[5U][1U];
+            _S120 = _S115[5U][1U];
         }
-        *_S173 = _S119;
+        *_S174 = _S120;
     }
-    if(_S169)
+    if(_S170)
     {
-        _S118 = (_S110 + _S115.y + 2U) < _S104;
+        _S119 = (_S111 + _S116.y + 2U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S174 = p_1->out_offset_0 + _S168 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
-        float device* _S175 = result_4+_S174;
+        uint _S175 = p_1->out_offset_0 + _S169 * p_1->out_stride_0 + _S111 + _S116.y + 2U;
+        float device* _S176 = result_4+_S175;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S174) + _S114[5U][2U];
+            _S120 = *(result_4+_S175) + _S115[5U][2U];
         }
         else
         {
-            _S119 = _S114[5U][2U];
+            _S120 = _S115[5U][2U];
         }
-        *_S175 = _S119;
+        *_S176 = _S120;
     }
-    if(_S169)
+    if(_S170)
     {
-        _S118 = (_S110 + _S115.y + 3U) < _S104;
+        _S119 = (_S111 + _S116.y + 3U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S176 = p_1->out_offset_0 + _S168 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
-        float device* _S177 = result_4+_S176;
+        uint _S177 = p_1->out_offset_0 + _S169 * p_1->out_stride_0 + _S111 + _S116.y + 3U;
+        float device* _S178 = result_4+_S177;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S176) + _S114[5U][3U];
+            _S120 = *(result_4+_S177) + _S115[5U][3U];
         }
         else
         {
-            _S119 = _S114[5U][3U];
+            _S120 = _S115[5U][3U];
         }
-        *_S177 = _S119;
+        *_S178 = _S120;
     }
-    uint _S178 = _S116 + 6U;
-    bool _S179 = _S178 < _S111;
-    if(_S179)
+    uint _S179 = _S117 + 6U;
+    bool _S180 = _S179 < _S112;
+    if(_S180)
     {
-        _S118 = (_S110 + _S115.y) < _S104;
+        _S119 = (_S111 + _S116.y) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S180 = p_1->out_offset_0 + _S178 * p_1->out_stride_0 + _S110 + _S115.y;
-        float device* _S181 = result_4+_S180;
+        uint _S181 = p_1->out_offset_0 + _S179 * p_1->out_stride_0 + _S111 + _S116.y;
+        float device* _S182 = result_4+_S181;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S180) + _S114[6U][0U];
+            _S120 = *(result_4+_S181) + _S115[6U][0U];
         }
         else
         {
-            _S119 = _S114[6U][0U];
+            _S120 = _S115[6U][0U];
         }
-        *_S181 = _S119;
+        *_S182 = _S120;
     }
-    if(_S179)
+    if(_S180)
     {
-        _S118 = (_S110 + _S115.y + 1U) < _S104;
+        _S119 = (_S111 + _S116.y + 1U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S182 = p_1->out_offset_0 + _S178 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
-        float device* _S183 = result_4+_S182;
+        uint _S183 = p_1->out_offset_0 + _S179 * p_1->out_stride_0 + _S111 + _S116.y + 1U;
+        float device* _S184 = result_4+_S183;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S182) + _S114[6U][1U];
+            _S120 = *(result_4+_S183) + _S115[6U][1U];
         }
         else
         {
-            _S119 = _S114[6U][1U];
+            _S120 = _S115[6U][1U];
         }
-        *_S183 = _S119;
+        *_S184 = _S120;
     }
-    if(_S179)
+    if(_S180)
     {
-        _S118 = (_S110 + _S115.y + 2U) < _S104;
+        _S119 = (_S111 + _S116.y + 2U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S184 = p_1->out_offset_0 + _S178 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
-        float device* _S185 = result_4+_S184;
+        uint _S185 = p_1->out_offset_0 + _S179 * p_1->out_stride_0 + _S111 + _S116.y + 2U;
+        float device* _S186 = result_4+_S185;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S184) + _S114[6U][2U];
+            _S120 = *(result_4+_S185) + _S115[6U][2U];
         }
         else
         {
-            _S119 = _S114[6U][2U];
+            _S120 = _S115[6U][2U];
         }
-        *_S185 = _S119;
+        *_S186 = _S120;
     }
-    if(_S179)
+    if(_S180)
     {
-        _S118 = (_S110 + _S115.y + 3U) < _S104;
+        _S119 = (_S111 + _S116.y + 3U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S186 = p_1->out_offset_0 + _S178 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
-        float device* _S187 = result_4+_S186;
+        uint _S187 = p_1->out_offset_0 + _S179 * p_1->out_stride_0 + _S111 + _S116.y + 3U;
+        float device* _S188 = result_4+_S187;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S186) + _S114[6U][3U];
+            _S120 = *(result_4+_S187) + _S115[6U][3U];
         }
         else
         {
-            _S119 = _S114[6U][3U];
+            _S120 = _S115[6U][3U];
         }
-        *_S187 = _S119;
+        *_S188 = _S120;
     }
-    uint _S188 = _S116 + 7U;
-    bool _S189 = _S188 < _S111;
-    if(_S189)
+    uint _S189 = _S117 + 7U;
+    bool _S190 = _S189 < _S112;
+    if(_S190)
     {
-        _S118 = (_S110 + _S115.y) < _S104;
+        _S119 = (_S111 + _S116.y) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S190 = p_1->out_offset_0 + _S188 * p_1->out_stride_0 + _S110 + _S115.y;
-        float device* _S191 = result_4+_S190;
+        uint _S191 = p_1->out_offset_0 + _S189 * p_1->out_stride_0 + _S111 + _S116.y;
+        float device* _S192 = result_4+_S191;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S190) + _S114[7U][0U];
+            _S120 = *(result_4+_S191) + _S115[7U][0U];
         }
         else
         {
-            _S119 = _S114[7U][0U];
+            _S120 = _S115[7U][0U];
         }
-        *_S191 = _S119;
+        *_S192 = _S120;
     }
-    if(_S189)
+    if(_S190)
     {
-        _S118 = (_S110 + _S115.y + 1U) < _S104;
+        _S119 = (_S111 + _S116.y + 1U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S192 = p_1->out_offset_0 + _S188 * p_1->out_stride_0 + _S110 + _S115.y + 1U;
-        float device* _S193 = result_4+_S192;
+        uint _S193 = p_1->out_offset_0 + _S189 * p_1->out_stride_0 + _S111 + _S116.y + 1U;
+        float device* _S194 = result_4+_S193;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S192) + _S114[7U][1U];
+            _S120 = *(result_4+_S193) + _S115[7U][1U];
         }
         else
         {
-            _S119 = _S114[7U][1U];
+            _S120 = _S115[7U][1U];
         }
-        *_S193 = _S119;
+        *_S194 = _S120;
     }
-    if(_S189)
+    if(_S190)
     {
-        _S118 = (_S110 + _S115.y + 2U) < _S104;
+        _S119 = (_S111 + _S116.y + 2U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S194 = p_1->out_offset_0 + _S188 * p_1->out_stride_0 + _S110 + _S115.y + 2U;
-        float device* _S195 = result_4+_S194;
+        uint _S195 = p_1->out_offset_0 + _S189 * p_1->out_stride_0 + _S111 + _S116.y + 2U;
+        float device* _S196 = result_4+_S195;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S194) + _S114[7U][2U];
+            _S120 = *(result_4+_S195) + _S115[7U][2U];
         }
         else
         {
-            _S119 = _S114[7U][2U];
+            _S120 = _S115[7U][2U];
         }
-        *_S195 = _S119;
+        *_S196 = _S120;
     }
-    if(_S189)
+    if(_S190)
     {
-        _S118 = (_S110 + _S115.y + 3U) < _S104;
+        _S119 = (_S111 + _S116.y + 3U) < _S105;
     }
     else
     {
-        _S118 = false;
+        _S119 = false;
     }
-    if(_S118)
+    if(_S119)
     {
-        uint _S196 = p_1->out_offset_0 + _S188 * p_1->out_stride_0 + _S110 + _S115.y + 3U;
-        float device* _S197 = result_4+_S196;
+        uint _S197 = p_1->out_offset_0 + _S189 * p_1->out_stride_0 + _S111 + _S116.y + 3U;
+        float device* _S198 = result_4+_S197;
         if((p_1->accumulate_0) != 0U)
         {
-            _S119 = *(result_4+_S196) + _S114[7U][3U];
+            _S120 = *(result_4+_S197) + _S115[7U][3U];
         }
         else
         {
-            _S119 = _S114[7U][3U];
+            _S120 = _S115[7U][3U];
         }
-        *_S197 = _S119;
+        *_S198 = _S120;
     }
     return;
 }

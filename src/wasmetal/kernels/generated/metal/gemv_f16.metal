@@ -14,7 +14,7 @@ struct GemvParams_0
     uint groups_0;
 };
 
-uint2 F16Eights_places_0(uint i_0)
+uint2 SixteenEights_places_0(uint i_0)
 {
     uint _S1 = 2U * i_0;
     return uint2(_S1, _S1 + 1U);
@@ -25,16 +25,21 @@ float2 halves_0(uint word_0)
     return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
 }
 
-float F16Eights_product_0(packed_uint4 device* weight_0, uint offset_0, uint k_1, uint row_0, uint i_1, float4 a_0, float4 b_0)
+float2 Half_pair_0(uint word_1)
+{
+    return halves_0(word_1);
+}
+
+float SixteenEights_product_0(packed_uint4 device* weight_0, uint offset_0, uint k_1, uint row_0, uint i_1, float4 a_0, float4 b_0)
 {
     uint4 _S2 = uint4(*(weight_0+(offset_0 + row_0 * (k_1 / 8U) + i_1))) ;
-    return dot(float4(halves_0(_S2.x), halves_0(_S2.y)), a_0) + dot(float4(halves_0(_S2.z), halves_0(_S2.w)), b_0);
+    return dot(float4(Half_pair_0(_S2.x), Half_pair_0(_S2.y)), a_0) + dot(float4(Half_pair_0(_S2.z), Half_pair_0(_S2.w)), b_0);
 }
 
 float product_0(uint row_1, uint i_2, packed_uint4 device* weight_1, packed_float4 device* x_0, const GemvParams_0 constant* p_0)
 {
-    uint2 _S3 = F16Eights_places_0(i_2);
-    return F16Eights_product_0(weight_1, p_0->weight_offset_0, p_0->k_0, row_1, i_2, float4(*(x_0+(p_0->x_offset_0 + _S3.x))) , float4(*(x_0+(p_0->x_offset_0 + _S3.y))) );
+    uint2 _S3 = SixteenEights_places_0(i_2);
+    return SixteenEights_product_0(weight_1, p_0->weight_offset_0, p_0->k_0, row_1, i_2, float4(*(x_0+(p_0->x_offset_0 + _S3.x))) , float4(*(x_0+(p_0->x_offset_0 + _S3.y))) );
 }
 
 struct EntryPointParams_0

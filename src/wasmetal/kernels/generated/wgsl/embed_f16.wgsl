@@ -67,17 +67,17 @@ fn halves_0( word_0 : u32) -> vec2<f32>
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
 }
 
-fn half_at_0( _S9 : u32,  _S10 : u32) -> f32
+fn Half_pair_0( word_1 : u32) -> vec2<f32>
 {
-    return halves_0((entryPointParams_table_0[_S9 + _S10 / u32(2)] >> ((_S10 % u32(2) * u32(16))))).x;
+    return halves_0(word_1);
 }
 
-fn F16_four_0( _S11 : u32,  _S12 : u32,  _S13 : u32,  _S14 : u32) -> vec4<f32>
+fn Sixteens_four_0( _S9 : u32,  _S10 : u32,  _S11 : u32,  _S12 : u32) -> vec4<f32>
 {
-    var _S15 : u32 = _S13 * _S12 + _S14;
-    if((_S14 + u32(4)) <= _S12)
+    var _S13 : u32 = _S11 * _S10 + _S12;
+    if((_S12 + u32(4)) <= _S10)
     {
-        return vec4<f32>(halves_0(word_at_0(_S11, _S15)), halves_0(word_at_0(_S11, _S15 + u32(2))));
+        return vec4<f32>(Half_pair_0(word_at_0(_S9, _S13)), Half_pair_0(word_at_0(_S9, _S13 + u32(2))));
     }
     var result_0 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var c_0 : u32 = u32(0);
@@ -90,50 +90,51 @@ fn F16_four_0( _S11 : u32,  _S12 : u32,  _S13 : u32,  _S14 : u32) -> vec4<f32>
         {
             break;
         }
-        if((_S14 + c_0) < _S12)
+        if((_S12 + c_0) < _S10)
         {
-            result_0[c_0] = half_at_0(_S11, _S15 + c_0);
+            var _S14 : u32 = _S13 + c_0;
+            result_0[c_0] = Half_pair_0((entryPointParams_table_0[_S9 + _S14 / u32(2)] >> ((_S14 % u32(2) * u32(16))))).x;
         }
         c_0 = c_0 + u32(1);
     }
     return result_0;
 }
 
-fn embed_0( _S16 : vec3<u32>,  _S17 : u32,  _S18 : ptr<function, EmbedParams_std140_0>)
+fn embed_0( _S15 : vec3<u32>,  _S16 : u32,  _S17 : ptr<function, EmbedParams_std140_0>)
 {
-    var _S19 : u32 = group_number_0(_S16);
-    if(_S19 >= (valid_rows_0((*_S18).batch_offset_0, (*_S18).batch_row_0, (*_S18).rows_0)))
+    var _S18 : u32 = group_number_0(_S15);
+    if(_S18 >= (valid_rows_0((*_S17).batch_offset_0, (*_S17).batch_row_0, (*_S17).rows_0)))
     {
         return;
     }
-    var _S20 : u32 = min(entryPointParams_ids_0[(*_S18).ids_offset_0 + _S19], (*_S18).table_rows_0 - u32(1)) - (*_S18).first_row_0;
-    if(_S20 >= ((*_S18).bound_rows_0))
+    var _S19 : u32 = min(entryPointParams_ids_0[(*_S17).ids_offset_0 + _S18], (*_S17).table_rows_0 - u32(1)) - (*_S17).first_row_0;
+    if(_S19 >= ((*_S17).bound_rows_0))
     {
         return;
     }
-    var column_0 : u32 = u32(4) * _S17;
+    var column_0 : u32 = u32(4) * _S16;
     for(;;)
     {
-        var _S21 : u32 = (*_S18).columns_0;
-        if(column_0 < ((*_S18).columns_0))
+        var _S20 : u32 = (*_S17).columns_0;
+        if(column_0 < ((*_S17).columns_0))
         {
         }
         else
         {
             break;
         }
-        var _S22 : vec4<f32> = F16_four_0((*_S18).table_offset_0, _S21, _S20, column_0);
+        var _S21 : vec4<f32> = Sixteens_four_0((*_S17).table_offset_0, _S20, _S19, column_0);
         var c_1 : u32 = u32(0);
         for(;;)
         {
-            if(c_1 < (min(u32(4), _S21 - column_0)))
+            if(c_1 < (min(u32(4), _S20 - column_0)))
             {
             }
             else
             {
                 break;
             }
-            entryPointParams_result_0[(*_S18).out_offset_0 + _S19 * (*_S18).out_stride_0 + column_0 + c_1] = _S22[c_1];
+            entryPointParams_result_0[(*_S17).out_offset_0 + _S18 * (*_S17).out_stride_0 + column_0 + c_1] = _S21[c_1];
             c_1 = c_1 + u32(1);
         }
         column_0 = column_0 + u32(512);
@@ -145,7 +146,7 @@ fn embed_0( _S16 : vec3<u32>,  _S17 : u32,  _S18 : ptr<function, EmbedParams_std
 @workgroup_size(128, 1, 1)
 fn embed_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32)
 {
-    var _S23 : EmbedParams_std140_0 = entryPointParams_0.p_0;
-    embed_0(group_1, thread_0, &(_S23));
+    var _S22 : EmbedParams_std140_0 = entryPointParams_0.p_0;
+    embed_0(group_1, thread_0, &(_S22));
     return;
 }

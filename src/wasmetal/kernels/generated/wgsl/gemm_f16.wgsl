@@ -171,17 +171,17 @@ fn halves_0( word_0 : u32) -> vec2<f32>
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
 }
 
-fn half_at_0( _S25 : u32,  _S26 : u32) -> f32
+fn Half_pair_0( word_1 : u32) -> vec2<f32>
 {
-    return halves_0((entryPointParams_weight_0[_S25 + _S26 / u32(2)] >> ((_S26 % u32(2) * u32(16))))).x;
+    return halves_0(word_1);
 }
 
-fn F16_four_0( _S27 : u32,  _S28 : u32,  _S29 : u32,  _S30 : u32) -> vec4<f32>
+fn Sixteens_four_0( _S25 : u32,  _S26 : u32,  _S27 : u32,  _S28 : u32) -> vec4<f32>
 {
-    var _S31 : u32 = _S29 * _S28 + _S30;
-    if((_S30 + u32(4)) <= _S28)
+    var _S29 : u32 = _S27 * _S26 + _S28;
+    if((_S28 + u32(4)) <= _S26)
     {
-        return vec4<f32>(halves_0(word_at_0(_S27, _S31)), halves_0(word_at_0(_S27, _S31 + u32(2))));
+        return vec4<f32>(Half_pair_0(word_at_0(_S25, _S29)), Half_pair_0(word_at_0(_S25, _S29 + u32(2))));
     }
     var result_0 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var c_0 : u32 = u32(0);
@@ -194,42 +194,43 @@ fn F16_four_0( _S27 : u32,  _S28 : u32,  _S29 : u32,  _S30 : u32) -> vec4<f32>
         {
             break;
         }
-        if((_S30 + c_0) < _S28)
+        if((_S28 + c_0) < _S26)
         {
-            result_0[c_0] = half_at_0(_S27, _S31 + c_0);
+            var _S30 : u32 = _S29 + c_0;
+            result_0[c_0] = Half_pair_0((entryPointParams_weight_0[_S25 + _S30 / u32(2)] >> ((_S30 % u32(2) * u32(16))))).x;
         }
         c_0 = c_0 + u32(1);
     }
     return result_0;
 }
 
-fn Weights_four_0( _S32 : Weights_0,  _S33 : u32,  _S34 : u32) -> vec4<f32>
+fn Weights_four_0( _S31 : Weights_0,  _S32 : u32,  _S33 : u32) -> vec4<f32>
 {
-    var _S35 : bool;
-    if(_S33 < (_S32.n_1))
+    var _S34 : bool;
+    if(_S32 < (_S31.n_1))
     {
-        _S35 = _S34 < (_S32.k_2);
+        _S34 = _S33 < (_S31.k_2);
     }
     else
     {
-        _S35 = false;
+        _S34 = false;
     }
-    var _S36 : vec4<f32>;
-    if(_S35)
+    var _S35 : vec4<f32>;
+    if(_S34)
     {
-        _S36 = F16_four_0(_S32.offset_1, _S32.k_2, _S33, _S34);
+        _S35 = Sixteens_four_0(_S31.offset_1, _S31.k_2, _S32, _S33);
     }
     else
     {
-        _S36 = vec4<f32>(vec4<i32>(i32(0)));
+        _S35 = vec4<f32>(vec4<i32>(i32(0)));
     }
-    return _S36;
+    return _S35;
 }
 
-fn Block_load_1( _S37 : Weights_0,  _S38 : u32,  _S39 : u32) -> Block_0
+fn Block_load_1( _S36 : Weights_0,  _S37 : u32,  _S38 : u32) -> Block_0
 {
-    var _S40 : array<vec4<f32>, i32(4)> = array<vec4<f32>, i32(4)>( Weights_four_0(_S37, _S38, _S39), Weights_four_0(_S37, _S38 + u32(1), _S39), Weights_four_0(_S37, _S38 + u32(2), _S39), Weights_four_0(_S37, _S38 + u32(3), _S39) );
-    return Block_x24init_0(_S40);
+    var _S39 : array<vec4<f32>, i32(4)> = array<vec4<f32>, i32(4)>( Weights_four_0(_S36, _S37, _S38), Weights_four_0(_S36, _S37 + u32(1), _S38), Weights_four_0(_S36, _S37 + u32(2), _S38), Weights_four_0(_S36, _S37 + u32(3), _S38) );
+    return Block_x24init_0(_S39);
 }
 
 fn place_0( k_3 : u32,  quad_0 : u32) -> u32
@@ -246,55 +247,55 @@ fn Block_column_0( this_0 : Block_0,  c_1 : u32) -> vec4<f32>
 
 var<workgroup> right_tile_0 : array<vec4<f32>, i32(512)>;
 
-fn ThreadTiles_product_0( _S41 : Activations_0,  _S42 : Weights_0,  _S43 : u32,  _S44 : u32,  _S45 : u32,  _S46 : u32,  _S47 : u32,  _S48 : ptr<function, array<vec4<f32>, i32(8)>>)
+fn ThreadTiles_product_0( _S40 : Activations_0,  _S41 : Weights_0,  _S42 : u32,  _S43 : u32,  _S44 : u32,  _S45 : u32,  _S46 : u32,  _S47 : ptr<function, array<vec4<f32>, i32(8)>>)
 {
     var sums_0 : array<vec4<f32>, i32(8)>;
-    var _S49 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    sums_0[u32(0)] = _S49;
-    sums_0[u32(1)] = _S49;
-    sums_0[u32(2)] = _S49;
-    sums_0[u32(3)] = _S49;
-    sums_0[u32(4)] = _S49;
-    sums_0[u32(5)] = _S49;
-    sums_0[u32(6)] = _S49;
-    sums_0[u32(7)] = _S49;
-    var _S50 : vec2<u32> = corner_0(_S47);
-    var _S51 : vec2<u32> = share_0(_S47, Activations_along_k_0(_S41));
-    var _S52 : vec2<u32> = share_0(_S47, Weights_along_k_0(_S42));
-    var _S53 : u32 = _S51.x;
-    var _S54 : u32 = _S43 + u32(4) * _S53;
-    var _S55 : u32 = u32(4) * _S51.y;
-    var _S56 : Block_0 = Block_load_0(_S41, _S54, _S55);
-    var _S57 : u32 = _S52.x;
-    var _S58 : u32 = _S44 + u32(4) * _S57;
-    var _S59 : u32 = u32(4) * _S52.y;
-    var _S60 : Block_0 = Block_load_1(_S42, _S58, _S59);
+    var _S48 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    sums_0[u32(0)] = _S48;
+    sums_0[u32(1)] = _S48;
+    sums_0[u32(2)] = _S48;
+    sums_0[u32(3)] = _S48;
+    sums_0[u32(4)] = _S48;
+    sums_0[u32(5)] = _S48;
+    sums_0[u32(6)] = _S48;
+    sums_0[u32(7)] = _S48;
+    var _S49 : vec2<u32> = corner_0(_S46);
+    var _S50 : vec2<u32> = share_0(_S46, Activations_along_k_0(_S40));
+    var _S51 : vec2<u32> = share_0(_S46, Weights_along_k_0(_S41));
+    var _S52 : u32 = _S50.x;
+    var _S53 : u32 = _S42 + u32(4) * _S52;
+    var _S54 : u32 = u32(4) * _S50.y;
+    var _S55 : Block_0 = Block_load_0(_S40, _S53, _S54);
+    var _S56 : u32 = _S51.x;
+    var _S57 : u32 = _S43 + u32(4) * _S56;
+    var _S58 : u32 = u32(4) * _S51.y;
+    var _S59 : Block_0 = Block_load_1(_S41, _S57, _S58);
     var begin_0 : u32 = u32(0);
-    var left_block_0 : Block_0 = _S56;
-    var right_block_0 : Block_0 = _S60;
+    var left_block_0 : Block_0 = _S55;
+    var right_block_0 : Block_0 = _S59;
     for(;;)
     {
-        if(begin_0 < _S46)
+        if(begin_0 < _S45)
         {
         }
         else
         {
             break;
         }
-        left_tile_0[place_0(_S55, _S53)] = Block_column_0(left_block_0, u32(0));
-        right_tile_0[place_0(_S59, _S57)] = Block_column_0(right_block_0, u32(0));
-        left_tile_0[place_0(_S55 + u32(1), _S53)] = Block_column_0(left_block_0, u32(1));
-        right_tile_0[place_0(_S59 + u32(1), _S57)] = Block_column_0(right_block_0, u32(1));
-        left_tile_0[place_0(_S55 + u32(2), _S53)] = Block_column_0(left_block_0, u32(2));
-        right_tile_0[place_0(_S59 + u32(2), _S57)] = Block_column_0(right_block_0, u32(2));
-        left_tile_0[place_0(_S55 + u32(3), _S53)] = Block_column_0(left_block_0, u32(3));
-        right_tile_0[place_0(_S59 + u32(3), _S57)] = Block_column_0(right_block_0, u32(3));
+        left_tile_0[place_0(_S54, _S52)] = Block_column_0(left_block_0, u32(0));
+        right_tile_0[place_0(_S58, _S56)] = Block_column_0(right_block_0, u32(0));
+        left_tile_0[place_0(_S54 + u32(1), _S52)] = Block_column_0(left_block_0, u32(1));
+        right_tile_0[place_0(_S58 + u32(1), _S56)] = Block_column_0(right_block_0, u32(1));
+        left_tile_0[place_0(_S54 + u32(2), _S52)] = Block_column_0(left_block_0, u32(2));
+        right_tile_0[place_0(_S58 + u32(2), _S56)] = Block_column_0(right_block_0, u32(2));
+        left_tile_0[place_0(_S54 + u32(3), _S52)] = Block_column_0(left_block_0, u32(3));
+        right_tile_0[place_0(_S58 + u32(3), _S56)] = Block_column_0(right_block_0, u32(3));
         workgroupBarrier();
-        var _S61 : u32 = begin_0 + u32(32);
-        var _S62 : Block_0 = Block_load_0(_S41, _S54, _S61 + _S55);
-        var _S63 : Block_0 = Block_load_1(_S42, _S58, _S61 + _S59);
-        var _S64 : u32 = _S50.x;
-        if((_S43 + _S64) < _S45)
+        var _S60 : u32 = begin_0 + u32(32);
+        var _S61 : Block_0 = Block_load_0(_S40, _S53, _S60 + _S54);
+        var _S62 : Block_0 = Block_load_1(_S41, _S57, _S60 + _S58);
+        var _S63 : u32 = _S49.x;
+        if((_S42 + _S63) < _S44)
         {
             var j_0 : u32 = u32(0);
             for(;;)
@@ -306,743 +307,743 @@ fn ThreadTiles_product_0( _S41 : Activations_0,  _S42 : Weights_0,  _S43 : u32, 
                 {
                     break;
                 }
-                var _S65 : vec4<f32> = right_tile_0[place_0(j_0, _S50.y / u32(4))];
-                sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S64 / u32(4))].x) * _S65;
-                sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(left_tile_0[place_0(j_0, _S64 / u32(4))].y) * _S65;
-                sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(left_tile_0[place_0(j_0, _S64 / u32(4))].z) * _S65;
-                sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(left_tile_0[place_0(j_0, _S64 / u32(4))].w) * _S65;
-                sums_0[u32(4)] = sums_0[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S64 / u32(4) + u32(1))].x) * _S65;
-                sums_0[u32(5)] = sums_0[u32(5)] + vec4<f32>(left_tile_0[place_0(j_0, _S64 / u32(4) + u32(1))].y) * _S65;
-                sums_0[u32(6)] = sums_0[u32(6)] + vec4<f32>(left_tile_0[place_0(j_0, _S64 / u32(4) + u32(1))].z) * _S65;
-                sums_0[u32(7)] = sums_0[u32(7)] + vec4<f32>(left_tile_0[place_0(j_0, _S64 / u32(4) + u32(1))].w) * _S65;
+                var _S64 : vec4<f32> = right_tile_0[place_0(j_0, _S49.y / u32(4))];
+                sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4))].x) * _S64;
+                sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4))].y) * _S64;
+                sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4))].z) * _S64;
+                sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4))].w) * _S64;
+                sums_0[u32(4)] = sums_0[u32(4)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4) + u32(1))].x) * _S64;
+                sums_0[u32(5)] = sums_0[u32(5)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4) + u32(1))].y) * _S64;
+                sums_0[u32(6)] = sums_0[u32(6)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4) + u32(1))].z) * _S64;
+                sums_0[u32(7)] = sums_0[u32(7)] + vec4<f32>(left_tile_0[place_0(j_0, _S63 / u32(4) + u32(1))].w) * _S64;
                 j_0 = j_0 + u32(1);
             }
         }
         workgroupBarrier();
-        begin_0 = _S61;
-        left_block_0 = _S62;
-        right_block_0 = _S63;
+        begin_0 = _S60;
+        left_block_0 = _S61;
+        right_block_0 = _S62;
     }
-    (*_S48) = sums_0;
+    (*_S47) = sums_0;
     return;
 }
 
-fn gemm_0( _S66 : vec3<u32>,  _S67 : u32,  _S68 : ptr<function, GemmParams_std140_0>)
+fn gemm_0( _S65 : vec3<u32>,  _S66 : u32,  _S67 : ptr<function, GemmParams_std140_0>)
 {
-    var _S69 : u32 = (*_S68).n_0;
-    var _S70 : u32 = ((*_S68).n_0 + u32(64) - u32(1)) / u32(64);
-    var _S71 : u32 = group_number_0(_S66);
-    var _S72 : u32 = _S71 / _S70;
-    var _S73 : u32 = _S72 * u32(64);
-    var _S74 : u32 = _S71 % _S70;
-    var _S75 : u32 = _S74 * u32(64);
-    var _S76 : u32 = valid_rows_0((*_S68).batch_offset_0, (*_S68).batch_row_0, (*_S68).rows_0);
-    if(_S73 >= _S76)
+    var _S68 : u32 = (*_S67).n_0;
+    var _S69 : u32 = ((*_S67).n_0 + u32(64) - u32(1)) / u32(64);
+    var _S70 : u32 = group_number_0(_S65);
+    var _S71 : u32 = _S70 / _S69;
+    var _S72 : u32 = _S71 * u32(64);
+    var _S73 : u32 = _S70 % _S69;
+    var _S74 : u32 = _S73 * u32(64);
+    var _S75 : u32 = valid_rows_0((*_S67).batch_offset_0, (*_S67).batch_row_0, (*_S67).rows_0);
+    if(_S72 >= _S75)
     {
         return;
     }
     var left_0 : Activations_0;
-    left_0.offset_0 = (*_S68).x_offset_0;
-    left_0.stride_0 = (*_S68).x_stride_0;
-    left_0.rows_1 = _S76;
-    left_0.k_1 = (*_S68).k_0;
+    left_0.offset_0 = (*_S67).x_offset_0;
+    left_0.stride_0 = (*_S67).x_stride_0;
+    left_0.rows_1 = _S75;
+    left_0.k_1 = (*_S67).k_0;
     var right_0 : Weights_0;
-    right_0.offset_1 = (*_S68).weight_offset_0;
-    right_0.n_1 = _S69;
-    right_0.k_2 = (*_S68).k_0;
-    var _S77 : array<vec4<f32>, i32(8)>;
-    ThreadTiles_product_0(left_0, right_0, _S73, _S75, _S76, (*_S68).k_0, _S67, &(_S77));
-    var _S78 : array<vec4<f32>, i32(8)> = _S77;
-    var _S79 : vec2<u32> = corner_0(_S67);
-    var _S80 : u32 = _S73 + _S79.x;
-    var _S81 : bool = _S80 < _S76;
-    var _S82 : bool;
-    if(_S81)
+    right_0.offset_1 = (*_S67).weight_offset_0;
+    right_0.n_1 = _S68;
+    right_0.k_2 = (*_S67).k_0;
+    var _S76 : array<vec4<f32>, i32(8)>;
+    ThreadTiles_product_0(left_0, right_0, _S72, _S74, _S75, (*_S67).k_0, _S66, &(_S76));
+    var _S77 : array<vec4<f32>, i32(8)> = _S76;
+    var _S78 : vec2<u32> = corner_0(_S66);
+    var _S79 : u32 = _S72 + _S78.x;
+    var _S80 : bool = _S79 < _S75;
+    var _S81 : bool;
+    if(_S80)
     {
-        _S82 = (_S75 + _S79.y) < _S69;
+        _S81 = (_S74 + _S78.y) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    var _S83 : f32;
-    if(_S82)
+    var _S82 : f32;
+    if(_S81)
     {
-        var _S84 : u32 = (*_S68).out_offset_0 + _S80 * (*_S68).out_stride_0 + _S75 + _S79.y;
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S83 : u32 = (*_S67).out_offset_0 + _S79 * (*_S67).out_stride_0 + _S74 + _S78.y;
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S84] + _S78[u32(0)][u32(0)];
+            _S82 = entryPointParams_result_0[_S83] + _S77[u32(0)][u32(0)];
         }
         else
         {
-            _S83 = _S78[u32(0)][u32(0)];
+            _S82 = _S77[u32(0)][u32(0)];
         }
-        entryPointParams_result_0[_S84] = _S83;
+        entryPointParams_result_0[_S83] = _S82;
     }
-    if(_S81)
+    if(_S80)
     {
-        _S82 = (_S75 + _S79.y + u32(1)) < _S69;
+        _S81 = (_S74 + _S78.y + u32(1)) < _S68;
     }
     else
     {
-        _S82 = false;
-    }
-    if(_S82)
-    {
-        var _S85 : u32 = (*_S68).out_offset_0 + _S80 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(1);
-        if(((*_S68).accumulate_0) != u32(0))
-        {
-            _S83 = entryPointParams_result_0[_S85] + _S78[u32(0)][u32(1)];
-        }
-        else
-        {
-            _S83 = _S78[u32(0)][u32(1)];
-        }
-        entryPointParams_result_0[_S85] = _S83;
+        _S81 = false;
     }
     if(_S81)
     {
-        _S82 = (_S75 + _S79.y + u32(2)) < _S69;
-    }
-    else
-    {
-        _S82 = false;
-    }
-    if(_S82)
-    {
-        var _S86 : u32 = (*_S68).out_offset_0 + _S80 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(2);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S84 : u32 = (*_S67).out_offset_0 + _S79 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(1);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S86] + _S78[u32(0)][u32(2)];
+            _S82 = entryPointParams_result_0[_S84] + _S77[u32(0)][u32(1)];
         }
         else
         {
-            _S83 = _S78[u32(0)][u32(2)];
+            _S82 = _S77[u32(0)][u32(1)];
         }
-        entryPointParams_result_0[_S86] = _S83;
+        entryPointParams_result_0[_S84] = _S82;
+    }
+    if(_S80)
+    {
+        _S81 = (_S74 + _S78.y + u32(2)) < _S68;
+    }
+    else
+    {
+        _S81 = false;
     }
     if(_S81)
     {
-        _S82 = (_S75 + _S79.y + u32(3)) < _S69;
-    }
-    else
-    {
-        _S82 = false;
-    }
-    if(_S82)
-    {
-        var _S87 : u32 = (*_S68).out_offset_0 + _S80 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(3);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S85 : u32 = (*_S67).out_offset_0 + _S79 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(2);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S87] + _S78[u32(0)][u32(3)];
+            _S82 = entryPointParams_result_0[_S85] + _S77[u32(0)][u32(2)];
         }
         else
         {
-            _S83 = _S78[u32(0)][u32(3)];
+            _S82 = _S77[u32(0)][u32(2)];
         }
-        entryPointParams_result_0[_S87] = _S83;
+        entryPointParams_result_0[_S85] = _S82;
     }
-    var _S88 : u32 = _S80 + u32(1);
-    var _S89 : bool = _S88 < _S76;
-    if(_S89)
+    if(_S80)
     {
-        _S82 = (_S75 + _S79.y) < _S69;
+        _S81 = (_S74 + _S78.y + u32(3)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S90 : u32 = (*_S68).out_offset_0 + _S88 * (*_S68).out_stride_0 + _S75 + _S79.y;
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S86 : u32 = (*_S67).out_offset_0 + _S79 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(3);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S90] + _S78[u32(1)][u32(0)];
+            _S82 = entryPointParams_result_0[_S86] + _S77[u32(0)][u32(3)];
         }
         else
         {
-            _S83 = _S78[u32(1)][u32(0)];
+            _S82 = _S77[u32(0)][u32(3)];
         }
-        entryPointParams_result_0[_S90] = _S83;
+        entryPointParams_result_0[_S86] = _S82;
     }
-    if(_S89)
+    var _S87 : u32 = _S79 + u32(1);
+    var _S88 : bool = _S87 < _S75;
+    if(_S88)
     {
-        _S82 = (_S75 + _S79.y + u32(1)) < _S69;
+        _S81 = (_S74 + _S78.y) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S91 : u32 = (*_S68).out_offset_0 + _S88 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(1);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S89 : u32 = (*_S67).out_offset_0 + _S87 * (*_S67).out_stride_0 + _S74 + _S78.y;
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S91] + _S78[u32(1)][u32(1)];
+            _S82 = entryPointParams_result_0[_S89] + _S77[u32(1)][u32(0)];
         }
         else
         {
-            _S83 = _S78[u32(1)][u32(1)];
+            _S82 = _S77[u32(1)][u32(0)];
         }
-        entryPointParams_result_0[_S91] = _S83;
+        entryPointParams_result_0[_S89] = _S82;
     }
-    if(_S89)
+    if(_S88)
     {
-        _S82 = (_S75 + _S79.y + u32(2)) < _S69;
+        _S81 = (_S74 + _S78.y + u32(1)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S92 : u32 = (*_S68).out_offset_0 + _S88 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(2);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S90 : u32 = (*_S67).out_offset_0 + _S87 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(1);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S92] + _S78[u32(1)][u32(2)];
+            _S82 = entryPointParams_result_0[_S90] + _S77[u32(1)][u32(1)];
         }
         else
         {
-            _S83 = _S78[u32(1)][u32(2)];
+            _S82 = _S77[u32(1)][u32(1)];
         }
-        entryPointParams_result_0[_S92] = _S83;
+        entryPointParams_result_0[_S90] = _S82;
     }
-    if(_S89)
+    if(_S88)
     {
-        _S82 = (_S75 + _S79.y + u32(3)) < _S69;
+        _S81 = (_S74 + _S78.y + u32(2)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S93 : u32 = (*_S68).out_offset_0 + _S88 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(3);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S91 : u32 = (*_S67).out_offset_0 + _S87 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(2);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S93] + _S78[u32(1)][u32(3)];
+            _S82 = entryPointParams_result_0[_S91] + _S77[u32(1)][u32(2)];
         }
         else
         {
-            _S83 = _S78[u32(1)][u32(3)];
+            _S82 = _S77[u32(1)][u32(2)];
         }
-        entryPointParams_result_0[_S93] = _S83;
+        entryPointParams_result_0[_S91] = _S82;
     }
-    var _S94 : u32 = _S80 + u32(2);
-    var _S95 : bool = _S94 < _S76;
-    if(_S95)
+    if(_S88)
     {
-        _S82 = (_S75 + _S79.y) < _S69;
+        _S81 = (_S74 + _S78.y + u32(3)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S96 : u32 = (*_S68).out_offset_0 + _S94 * (*_S68).out_stride_0 + _S75 + _S79.y;
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S92 : u32 = (*_S67).out_offset_0 + _S87 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(3);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S96] + _S78[u32(2)][u32(0)];
+            _S82 = entryPointParams_result_0[_S92] + _S77[u32(1)][u32(3)];
         }
         else
         {
-            _S83 = _S78[u32(2)][u32(0)];
+            _S82 = _S77[u32(1)][u32(3)];
         }
-        entryPointParams_result_0[_S96] = _S83;
+        entryPointParams_result_0[_S92] = _S82;
     }
-    if(_S95)
+    var _S93 : u32 = _S79 + u32(2);
+    var _S94 : bool = _S93 < _S75;
+    if(_S94)
     {
-        _S82 = (_S75 + _S79.y + u32(1)) < _S69;
+        _S81 = (_S74 + _S78.y) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S97 : u32 = (*_S68).out_offset_0 + _S94 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(1);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S95 : u32 = (*_S67).out_offset_0 + _S93 * (*_S67).out_stride_0 + _S74 + _S78.y;
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S97] + _S78[u32(2)][u32(1)];
+            _S82 = entryPointParams_result_0[_S95] + _S77[u32(2)][u32(0)];
         }
         else
         {
-            _S83 = _S78[u32(2)][u32(1)];
+            _S82 = _S77[u32(2)][u32(0)];
         }
-        entryPointParams_result_0[_S97] = _S83;
+        entryPointParams_result_0[_S95] = _S82;
     }
-    if(_S95)
+    if(_S94)
     {
-        _S82 = (_S75 + _S79.y + u32(2)) < _S69;
+        _S81 = (_S74 + _S78.y + u32(1)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S98 : u32 = (*_S68).out_offset_0 + _S94 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(2);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S96 : u32 = (*_S67).out_offset_0 + _S93 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(1);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S98] + _S78[u32(2)][u32(2)];
+            _S82 = entryPointParams_result_0[_S96] + _S77[u32(2)][u32(1)];
         }
         else
         {
-            _S83 = _S78[u32(2)][u32(2)];
+            _S82 = _S77[u32(2)][u32(1)];
         }
-        entryPointParams_result_0[_S98] = _S83;
+        entryPointParams_result_0[_S96] = _S82;
     }
-    if(_S95)
+    if(_S94)
     {
-        _S82 = (_S75 + _S79.y + u32(3)) < _S69;
+        _S81 = (_S74 + _S78.y + u32(2)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S99 : u32 = (*_S68).out_offset_0 + _S94 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(3);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S97 : u32 = (*_S67).out_offset_0 + _S93 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(2);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S99] + _S78[u32(2)][u32(3)];
+            _S82 = entryPointParams_result_0[_S97] + _S77[u32(2)][u32(2)];
         }
         else
         {
-            _S83 = _S78[u32(2)][u32(3)];
+            _S82 = _S77[u32(2)][u32(2)];
         }
-        entryPointParams_result_0[_S99] = _S83;
+        entryPointParams_result_0[_S97] = _S82;
     }
-    var _S100 : u32 = _S80 + u32(3);
-    var _S101 : bool = _S100 < _S76;
-    if(_S101)
+    if(_S94)
     {
-        _S82 = (_S75 + _S79.y) < _S69;
+        _S81 = (_S74 + _S78.y + u32(3)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S102 : u32 = (*_S68).out_offset_0 + _S100 * (*_S68).out_stride_0 + _S75 + _S79.y;
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S98 : u32 = (*_S67).out_offset_0 + _S93 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(3);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S102] + _S78[u32(3)][u32(0)];
+            _S82 = entryPointParams_result_0[_S98] + _S77[u32(2)][u32(3)];
         }
         else
         {
-            _S83 = _S78[u32(3)][u32(0)];
+            _S82 = _S77[u32(2)][u32(3)];
         }
-        entryPointParams_result_0[_S102] = _S83;
+        entryPointParams_result_0[_S98] = _S82;
     }
-    if(_S101)
+    var _S99 : u32 = _S79 + u32(3);
+    var _S100 : bool = _S99 < _S75;
+    if(_S100)
     {
-        _S82 = (_S75 + _S79.y + u32(1)) < _S69;
+        _S81 = (_S74 + _S78.y) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S103 : u32 = (*_S68).out_offset_0 + _S100 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(1);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S101 : u32 = (*_S67).out_offset_0 + _S99 * (*_S67).out_stride_0 + _S74 + _S78.y;
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S103] + _S78[u32(3)][u32(1)];
+            _S82 = entryPointParams_result_0[_S101] + _S77[u32(3)][u32(0)];
         }
         else
         {
-            _S83 = _S78[u32(3)][u32(1)];
+            _S82 = _S77[u32(3)][u32(0)];
         }
-        entryPointParams_result_0[_S103] = _S83;
+        entryPointParams_result_0[_S101] = _S82;
     }
-    if(_S101)
+    if(_S100)
     {
-        _S82 = (_S75 + _S79.y + u32(2)) < _S69;
+        _S81 = (_S74 + _S78.y + u32(1)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S104 : u32 = (*_S68).out_offset_0 + _S100 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(2);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S102 : u32 = (*_S67).out_offset_0 + _S99 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(1);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S104] + _S78[u32(3)][u32(2)];
+            _S82 = entryPointParams_result_0[_S102] + _S77[u32(3)][u32(1)];
         }
         else
         {
-            _S83 = _S78[u32(3)][u32(2)];
+            _S82 = _S77[u32(3)][u32(1)];
         }
-        entryPointParams_result_0[_S104] = _S83;
+        entryPointParams_result_0[_S102] = _S82;
     }
-    if(_S101)
+    if(_S100)
     {
-        _S82 = (_S75 + _S79.y + u32(3)) < _S69;
+        _S81 = (_S74 + _S78.y + u32(2)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S105 : u32 = (*_S68).out_offset_0 + _S100 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(3);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S103 : u32 = (*_S67).out_offset_0 + _S99 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(2);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S105] + _S78[u32(3)][u32(3)];
+            _S82 = entryPointParams_result_0[_S103] + _S77[u32(3)][u32(2)];
         }
         else
         {
-            _S83 = _S78[u32(3)][u32(3)];
+            _S82 = _S77[u32(3)][u32(2)];
         }
-        entryPointParams_result_0[_S105] = _S83;
+        entryPointParams_result_0[_S103] = _S82;
     }
-    var _S106 : u32 = _S80 + u32(4);
-    var _S107 : bool = _S106 < _S76;
-    if(_S107)
+    if(_S100)
     {
-        _S82 = (_S75 + _S79.y) < _S69;
+        _S81 = (_S74 + _S78.y + u32(3)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S108 : u32 = (*_S68).out_offset_0 + _S106 * (*_S68).out_stride_0 + _S75 + _S79.y;
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S104 : u32 = (*_S67).out_offset_0 + _S99 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(3);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S108] + _S78[u32(4)][u32(0)];
+            _S82 = entryPointParams_result_0[_S104] + _S77[u32(3)][u32(3)];
         }
         else
         {
-            _S83 = _S78[u32(4)][u32(0)];
+            _S82 = _S77[u32(3)][u32(3)];
         }
-        entryPointParams_result_0[_S108] = _S83;
+        entryPointParams_result_0[_S104] = _S82;
     }
-    if(_S107)
+    var _S105 : u32 = _S79 + u32(4);
+    var _S106 : bool = _S105 < _S75;
+    if(_S106)
     {
-        _S82 = (_S75 + _S79.y + u32(1)) < _S69;
+        _S81 = (_S74 + _S78.y) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S109 : u32 = (*_S68).out_offset_0 + _S106 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(1);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S107 : u32 = (*_S67).out_offset_0 + _S105 * (*_S67).out_stride_0 + _S74 + _S78.y;
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S109] + _S78[u32(4)][u32(1)];
+            _S82 = entryPointParams_result_0[_S107] + _S77[u32(4)][u32(0)];
         }
         else
         {
-            _S83 = _S78[u32(4)][u32(1)];
+            _S82 = _S77[u32(4)][u32(0)];
         }
-        entryPointParams_result_0[_S109] = _S83;
+        entryPointParams_result_0[_S107] = _S82;
     }
-    if(_S107)
+    if(_S106)
     {
-        _S82 = (_S75 + _S79.y + u32(2)) < _S69;
+        _S81 = (_S74 + _S78.y + u32(1)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S110 : u32 = (*_S68).out_offset_0 + _S106 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(2);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S108 : u32 = (*_S67).out_offset_0 + _S105 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(1);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S110] + _S78[u32(4)][u32(2)];
+            _S82 = entryPointParams_result_0[_S108] + _S77[u32(4)][u32(1)];
         }
         else
         {
-            _S83 = _S78[u32(4)][u32(2)];
+            _S82 = _S77[u32(4)][u32(1)];
         }
-        entryPointParams_result_0[_S110] = _S83;
+        entryPointParams_result_0[_S108] = _S82;
     }
-    if(_S107)
+    if(_S106)
     {
-        _S82 = (_S75 + _S79.y + u32(3)) < _S69;
+        _S81 = (_S74 + _S78.y + u32(2)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S111 : u32 = (*_S68).out_offset_0 + _S106 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(3);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S109 : u32 = (*_S67).out_offset_0 + _S105 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(2);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S111] + _S78[u32(4)][u32(3)];
+            _S82 = entryPointParams_result_0[_S109] + _S77[u32(4)][u32(2)];
         }
         else
         {
-            _S83 = _S78[u32(4)][u32(3)];
+            _S82 = _S77[u32(4)][u32(2)];
         }
-        entryPointParams_result_0[_S111] = _S83;
+        entryPointParams_result_0[_S109] = _S82;
     }
-    var _S112 : u32 = _S80 + u32(5);
-    var _S113 : bool = _S112 < _S76;
-    if(_S113)
+    if(_S106)
     {
-        _S82 = (_S75 + _S79.y) < _S69;
+        _S81 = (_S74 + _S78.y + u32(3)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S114 : u32 = (*_S68).out_offset_0 + _S112 * (*_S68).out_stride_0 + _S75 + _S79.y;
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S110 : u32 = (*_S67).out_offset_0 + _S105 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(3);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S114] + _S78[u32(5)][u32(0)];
+            _S82 = entryPointParams_result_0[_S110] + _S77[u32(4)][u32(3)];
         }
         else
         {
-            _S83 = _S78[u32(5)][u32(0)];
+            _S82 = _S77[u32(4)][u32(3)];
         }
-        entryPointParams_result_0[_S114] = _S83;
+        entryPointParams_result_0[_S110] = _S82;
     }
-    if(_S113)
+    var _S111 : u32 = _S79 + u32(5);
+    var _S112 : bool = _S111 < _S75;
+    if(_S112)
     {
-        _S82 = (_S75 + _S79.y + u32(1)) < _S69;
+        _S81 = (_S74 + _S78.y) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S115 : u32 = (*_S68).out_offset_0 + _S112 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(1);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S113 : u32 = (*_S67).out_offset_0 + _S111 * (*_S67).out_stride_0 + _S74 + _S78.y;
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S115] + _S78[u32(5)][u32(1)];
+            _S82 = entryPointParams_result_0[_S113] + _S77[u32(5)][u32(0)];
         }
         else
         {
-            _S83 = _S78[u32(5)][u32(1)];
+            _S82 = _S77[u32(5)][u32(0)];
         }
-        entryPointParams_result_0[_S115] = _S83;
+        entryPointParams_result_0[_S113] = _S82;
     }
-    if(_S113)
+    if(_S112)
     {
-        _S82 = (_S75 + _S79.y + u32(2)) < _S69;
+        _S81 = (_S74 + _S78.y + u32(1)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S116 : u32 = (*_S68).out_offset_0 + _S112 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(2);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S114 : u32 = (*_S67).out_offset_0 + _S111 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(1);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S116] + _S78[u32(5)][u32(2)];
+            _S82 = entryPointParams_result_0[_S114] + _S77[u32(5)][u32(1)];
         }
         else
         {
-            _S83 = _S78[u32(5)][u32(2)];
+            _S82 = _S77[u32(5)][u32(1)];
         }
-        entryPointParams_result_0[_S116] = _S83;
+        entryPointParams_result_0[_S114] = _S82;
     }
-    if(_S113)
+    if(_S112)
     {
-        _S82 = (_S75 + _S79.y + u32(3)) < _S69;
+        _S81 = (_S74 + _S78.y + u32(2)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S117 : u32 = (*_S68).out_offset_0 + _S112 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(3);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S115 : u32 = (*_S67).out_offset_0 + _S111 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(2);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S117] + _S78[u32(5)][u32(3)];
+            _S82 = entryPointParams_result_0[_S115] + _S77[u32(5)][u32(2)];
         }
         else
         {
-            _S83 = _S78[u32(5)][u32(3)];
+            _S82 = _S77[u32(5)][u32(2)];
         }
-        entryPointParams_result_0[_S117] = _S83;
+        entryPointParams_result_0[_S115] = _S82;
     }
-    var _S118 : u32 = _S80 + u32(6);
-    var _S119 : bool = _S118 < _S76;
-    if(_S119)
+    if(_S112)
     {
-        _S82 = (_S75 + _S79.y) < _S69;
+        _S81 = (_S74 + _S78.y + u32(3)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S120 : u32 = (*_S68).out_offset_0 + _S118 * (*_S68).out_stride_0 + _S75 + _S79.y;
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S116 : u32 = (*_S67).out_offset_0 + _S111 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(3);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S120] + _S78[u32(6)][u32(0)];
+            _S82 = entryPointParams_result_0[_S116] + _S77[u32(5)][u32(3)];
         }
         else
         {
-            _S83 = _S78[u32(6)][u32(0)];
+            _S82 = _S77[u32(5)][u32(3)];
         }
-        entryPointParams_result_0[_S120] = _S83;
+        entryPointParams_result_0[_S116] = _S82;
     }
-    if(_S119)
+    var _S117 : u32 = _S79 + u32(6);
+    var _S118 : bool = _S117 < _S75;
+    if(_S118)
     {
-        _S82 = (_S75 + _S79.y + u32(1)) < _S69;
+        _S81 = (_S74 + _S78.y) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S121 : u32 = (*_S68).out_offset_0 + _S118 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(1);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S119 : u32 = (*_S67).out_offset_0 + _S117 * (*_S67).out_stride_0 + _S74 + _S78.y;
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S121] + _S78[u32(6)][u32(1)];
+            _S82 = entryPointParams_result_0[_S119] + _S77[u32(6)][u32(0)];
         }
         else
         {
-            _S83 = _S78[u32(6)][u32(1)];
+            _S82 = _S77[u32(6)][u32(0)];
         }
-        entryPointParams_result_0[_S121] = _S83;
+        entryPointParams_result_0[_S119] = _S82;
     }
-    if(_S119)
+    if(_S118)
     {
-        _S82 = (_S75 + _S79.y + u32(2)) < _S69;
+        _S81 = (_S74 + _S78.y + u32(1)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S122 : u32 = (*_S68).out_offset_0 + _S118 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(2);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S120 : u32 = (*_S67).out_offset_0 + _S117 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(1);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S122] + _S78[u32(6)][u32(2)];
+            _S82 = entryPointParams_result_0[_S120] + _S77[u32(6)][u32(1)];
         }
         else
         {
-            _S83 = _S78[u32(6)][u32(2)];
+            _S82 = _S77[u32(6)][u32(1)];
         }
-        entryPointParams_result_0[_S122] = _S83;
+        entryPointParams_result_0[_S120] = _S82;
     }
-    if(_S119)
+    if(_S118)
     {
-        _S82 = (_S75 + _S79.y + u32(3)) < _S69;
+        _S81 = (_S74 + _S78.y + u32(2)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S123 : u32 = (*_S68).out_offset_0 + _S118 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(3);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S121 : u32 = (*_S67).out_offset_0 + _S117 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(2);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S123] + _S78[u32(6)][u32(3)];
+            _S82 = entryPointParams_result_0[_S121] + _S77[u32(6)][u32(2)];
         }
         else
         {
-            _S83 = _S78[u32(6)][u32(3)];
+            _S82 = _S77[u32(6)][u32(2)];
         }
-        entryPointParams_result_0[_S123] = _S83;
+        entryPointParams_result_0[_S121] = _S82;
     }
-    var _S124 : u32 = _S80 + u32(7);
-    var _S125 : bool = _S124 < _S76;
-    if(_S125)
+    if(_S118)
     {
-        _S82 = (_S75 + _S79.y) < _S69;
+        _S81 = (_S74 + _S78.y + u32(3)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S126 : u32 = (*_S68).out_offset_0 + _S124 * (*_S68).out_stride_0 + _S75 + _S79.y;
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S122 : u32 = (*_S67).out_offset_0 + _S117 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(3);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S126] + _S78[u32(7)][u32(0)];
+            _S82 = entryPointParams_result_0[_S122] + _S77[u32(6)][u32(3)];
         }
         else
         {
-            _S83 = _S78[u32(7)][u32(0)];
+            _S82 = _S77[u32(6)][u32(3)];
         }
-        entryPointParams_result_0[_S126] = _S83;
+        entryPointParams_result_0[_S122] = _S82;
     }
-    if(_S125)
+    var _S123 : u32 = _S79 + u32(7);
+    var _S124 : bool = _S123 < _S75;
+    if(_S124)
     {
-        _S82 = (_S75 + _S79.y + u32(1)) < _S69;
+        _S81 = (_S74 + _S78.y) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S127 : u32 = (*_S68).out_offset_0 + _S124 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(1);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S125 : u32 = (*_S67).out_offset_0 + _S123 * (*_S67).out_stride_0 + _S74 + _S78.y;
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S127] + _S78[u32(7)][u32(1)];
+            _S82 = entryPointParams_result_0[_S125] + _S77[u32(7)][u32(0)];
         }
         else
         {
-            _S83 = _S78[u32(7)][u32(1)];
+            _S82 = _S77[u32(7)][u32(0)];
         }
-        entryPointParams_result_0[_S127] = _S83;
+        entryPointParams_result_0[_S125] = _S82;
     }
-    if(_S125)
+    if(_S124)
     {
-        _S82 = (_S75 + _S79.y + u32(2)) < _S69;
+        _S81 = (_S74 + _S78.y + u32(1)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S128 : u32 = (*_S68).out_offset_0 + _S124 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(2);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S126 : u32 = (*_S67).out_offset_0 + _S123 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(1);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S128] + _S78[u32(7)][u32(2)];
+            _S82 = entryPointParams_result_0[_S126] + _S77[u32(7)][u32(1)];
         }
         else
         {
-            _S83 = _S78[u32(7)][u32(2)];
+            _S82 = _S77[u32(7)][u32(1)];
         }
-        entryPointParams_result_0[_S128] = _S83;
+        entryPointParams_result_0[_S126] = _S82;
     }
-    if(_S125)
+    if(_S124)
     {
-        _S82 = (_S75 + _S79.y + u32(3)) < _S69;
+        _S81 = (_S74 + _S78.y + u32(2)) < _S68;
     }
     else
     {
-        _S82 = false;
+        _S81 = false;
     }
-    if(_S82)
+    if(_S81)
     {
-        var _S129 : u32 = (*_S68).out_offset_0 + _S124 * (*_S68).out_stride_0 + _S75 + _S79.y + u32(3);
-        if(((*_S68).accumulate_0) != u32(0))
+        var _S127 : u32 = (*_S67).out_offset_0 + _S123 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(2);
+        if(((*_S67).accumulate_0) != u32(0))
         {
-            _S83 = entryPointParams_result_0[_S129] + _S78[u32(7)][u32(3)];
+            _S82 = entryPointParams_result_0[_S127] + _S77[u32(7)][u32(2)];
         }
         else
         {
-            _S83 = _S78[u32(7)][u32(3)];
+            _S82 = _S77[u32(7)][u32(2)];
         }
-        entryPointParams_result_0[_S129] = _S83;
+        entryPointParams_result_0[_S127] = _S82;
+    }
+    if(_S124)
+    {
+        _S81 = (_S74 + _S78.y + u32(3)) < _S68;
+    }
+    else
+    {
+        _S81 = false;
+    }
+    if(_S81)
+    {
+        var _S128 : u32 = (*_S67).out_offset_0 + _S123 * (*_S67).out_stride_0 + _S74 + _S78.y + u32(3);
+        if(((*_S67).accumulate_0) != u32(0))
+        {
+            _S82 = entryPointParams_result_0[_S128] + _S77[u32(7)][u32(3)];
+        }
+        else
+        {
+            _S82 = _S77[u32(7)][u32(3)];
+        }
+        entryPointParams_result_0[_S128] = _S82;
     }
     return;
 }
@@ -1051,7 +1052,7 @@ fn gemm_0( _S66 : vec3<u32>,  _S67 : u32,  _S68 : ptr<function, GemmParams_std14
 @workgroup_size(128, 1, 1)
 fn gemm_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32)
 {
-    var _S130 : GemmParams_std140_0 = entryPointParams_0.p_0;
-    gemm_0(group_1, thread_2, &(_S130));
+    var _S129 : GemmParams_std140_0 = entryPointParams_0.p_0;
+    gemm_0(group_1, thread_2, &(_S129));
     return;
 }

@@ -23,19 +23,19 @@ struct EntryPointParams_std140_0
 
 @binding(3) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-var<private> _S1 : u32;
+fn SixteenEights_places_0( i_0 : u32) -> vec2<u32>
+{
+    var _S1 : u32 = u32(2) * i_0;
+    return vec2<u32>(_S1, _S1 + u32(1));
+}
 
 var<private> _S2 : u32;
+
+var<private> _S3 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
     return group_0.y * u32(32768) + group_0.x;
-}
-
-fn F16Eights_places_0( i_0 : u32) -> vec2<u32>
-{
-    var _S3 : u32 = u32(2) * i_0;
-    return vec2<u32>(_S3, _S3 + u32(1));
 }
 
 fn halves_0( word_0 : u32) -> vec2<f32>
@@ -43,24 +43,29 @@ fn halves_0( word_0 : u32) -> vec2<f32>
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
 }
 
-fn F16Eights_product_0( _S4 : u32,  _S5 : u32,  _S6 : u32,  _S7 : u32,  _S8 : vec4<f32>,  _S9 : vec4<f32>) -> f32
+fn Half_pair_0( word_1 : u32) -> vec2<f32>
+{
+    return halves_0(word_1);
+}
+
+fn SixteenEights_product_0( _S4 : u32,  _S5 : u32,  _S6 : u32,  _S7 : u32,  _S8 : vec4<f32>,  _S9 : vec4<f32>) -> f32
 {
     var _S10 : vec4<u32> = entryPointParams_weight_0[_S4 + _S6 * (_S5 / u32(8)) + _S7];
-    return dot(vec4<f32>(halves_0(_S10.x), halves_0(_S10.y)), _S8) + dot(vec4<f32>(halves_0(_S10.z), halves_0(_S10.w)), _S9);
+    return dot(vec4<f32>(Half_pair_0(_S10.x), Half_pair_0(_S10.y)), _S8) + dot(vec4<f32>(Half_pair_0(_S10.z), Half_pair_0(_S10.w)), _S9);
 }
 
 fn product_0( _S11 : u32,  _S12 : u32,  _S13 : ptr<function, GemvParams_std140_0>) -> f32
 {
-    var _S14 : vec2<u32> = F16Eights_places_0(_S12);
-    return F16Eights_product_0((*_S13).weight_offset_0, (*_S13).k_0, _S11, _S12, entryPointParams_x_0[(*_S13).x_offset_0 + _S14.x], entryPointParams_x_0[(*_S13).x_offset_0 + _S14.y]);
+    var _S14 : vec2<u32> = SixteenEights_places_0(_S12);
+    return SixteenEights_product_0((*_S13).weight_offset_0, (*_S13).k_0, _S11, _S12, entryPointParams_x_0[(*_S13).x_offset_0 + _S14.x], entryPointParams_x_0[(*_S13).x_offset_0 + _S14.y]);
 }
 
 fn gemv_0( _S15 : vec3<u32>,  _S16 : u32,  _S17 : ptr<function, GemvParams_std140_0>)
 {
     ;
-    var _S18 : u32 = _S1;
+    var _S18 : u32 = _S2;
     ;
-    var _S19 : u32 = _S2;
+    var _S19 : u32 = _S3;
     var _S20 : u32 = u32(128) / _S18;
     var _S21 : u32 = (*_S17).k_0 / u32(8);
     var _S22 : u32 = group_number_0(_S15) * _S20;
@@ -138,8 +143,8 @@ fn gemv_0( _S15 : vec3<u32>,  _S16 : u32,  _S17 : ptr<function, GemvParams_std14
 @workgroup_size(128, 1, 1)
 fn gemv_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32)
 {
-    _S1 = _builtinWaveLaneCount_0;
-    _S2 = _builtinWaveLaneIndex_0;
+    _S2 = _builtinWaveLaneCount_0;
+    _S3 = _builtinWaveLaneIndex_0;
     var _S32 : GemvParams_std140_0 = entryPointParams_0.p_0;
     gemv_0(group_1, thread_0, &(_S32));
     return;
