@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -28,7 +29,7 @@ class Memory:
     """Tokens of each session."""
     sessions: int
     weights: int
-    """As they are in the file."""
+    """In the types that kernels read, which are the file's wherever possible."""
     expanded_weights: int
     """On a device that expands them to float32 (``DeviceInfo.expands_weights``)."""
     kv_cache: int
@@ -38,7 +39,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Bytes in all, on a device that uses the weights as they are in the file."""
+        """Bytes in all, on a device that does not expand the weights."""
         return self.weights + self.kv_cache + self.scratch
 
 
@@ -101,15 +102,16 @@ def memory_needed(file: GGUFFile, context: int | None = None, sessions: int = 1)
     if not 1 <= sessions <= MAX_SESSIONS:
         raise ModelError(f"{sessions} sessions; 1 to {MAX_SESSIONS} are supported")
     with Model(described, file.path.stem, cast(Device, device), context, sessions) as model:
-        summary = summarize(file)
+        tensors = file.tensors.values()
+        weights = sum(math.prod(t.shape[:-1]) * t.dtype.row_bytes(t.shape[-1]) for t in tensors)
         kv_cache = model.cache.page_bytes * model.cache.free
         return Memory(
             context=model.context_length,
             sessions=sessions,
-            weights=summary.bytes,
-            expanded_weights=4 * summary.parameters,
+            weights=weights,
+            expanded_weights=4 * sum(tensor.size for tensor in tensors),
             kv_cache=kv_cache,
-            scratch=max(0, device.allocated - summary.bytes - kv_cache),
+            scratch=max(0, device.allocated - weights - kv_cache),
         )
 
 
