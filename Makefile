@@ -50,6 +50,7 @@ bench: $(VENV)/.run ## all benchmarks
 reference: $(VENV)/.reference ## logits and greedy ids against transformers in float32 (installs PyTorch)
 	$(BIN)/python tests/reference/make_reference.py "$$($(BIN)/wasmetal pull $(MODEL))" --check --device cpu
 	$(BIN)/python tests/reference/check_architectures.py --device cpu
+	$(BIN)/python tests/reference/check_hf_folders.py --device cpu
 
 fuzz: $(VENV)/.test ## hostile inputs at random, for MINUTES=10 in all; what is found goes to build/fuzz
 	$(BIN)/python -m tests.fuzz all --minutes $(MINUTES)

@@ -30,10 +30,11 @@ def test_devices_are_those_that_the_library_lists() -> None:
 
 
 def test_models_tells_which_are_here(tmp_path: Path) -> None:
-    [model] = read("models", WASMETAL_HOME=str(tmp_path))
-    assert model["name"] == "smollm2:135m"
-    assert model["path"] is None
-    assert model["bytes"] == 98_362_432
+    first, *_ = models = read("models", WASMETAL_HOME=str(tmp_path))
+    assert first["name"] == "smollm2:135m"
+    assert first["bytes"] == 98_362_432
+    assert {model["path"] for model in models} == {None}
+    assert all(model["licence"] and model["source"] for model in models)
 
 
 def test_doctor_proves_every_device(spec: str) -> None:

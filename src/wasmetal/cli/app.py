@@ -50,9 +50,9 @@ app.command()(chat.chat)
 # Everything after the guest, options included, is for the guest.
 app.command(context_settings={"allow_interspersed_args": False})(run.run)
 app.command()(models.pull)
-app.command()(models.models)
 app.command()(devices.devices)
 app.command()(doctor.doctor)
+app.add_typer(models.models, name="models")
 app.add_typer(bench.bench, name="bench")
 app.add_typer(sdk.sdk, name="sdk")
 

@@ -154,8 +154,12 @@ def _offer_to_pull(name: str) -> None:
     from wasmetal.models.files import store
 
     known = store.CATALOG.get(name)
-    if known is None or known.path.exists() or not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if known is None or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return
-    if typer.confirm(f"{name} is not on this machine yet. Download {in_bytes(known.nbytes)}?", default=True, err=True):
+    if (found := store.find(name)) and found.complete:
+        return
+    size = f" {in_bytes(known.nbytes)}" if known.nbytes else " it"
+    asks = f" and accept its licence, {terms}" if (terms := known.terms) else ""
+    if typer.confirm(f"{name} is not on this machine yet. Download{size}{asks}?", default=not asks, err=True):
         with progress(name) as report:
-            store.pull(name, report)
+            store.pull(name, report, accept_licence=True, notice=lambda text: print(text, file=sys.stderr))

@@ -5,46 +5,176 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wasmetal.cli.options import Json
-from wasmetal.cli.output import in_bytes, print_json, print_table
+from wasmetal.cli.output import in_bytes, in_thousands, print_json, print_table
+from wasmetal.errors import WasmetalError, printable
 
 if TYPE_CHECKING:
-    from wasmetal.models.files.store import Progress
+    from wasmetal.models.files.store import Progress, StoredModel
 
 
-def pull(name: Annotated[str, typer.Argument(help="The model, for example smollm2:135m.", show_default=False)]) -> None:
-    """Download a model. An interrupted download resumes; the file is verified."""
+def pull(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A name that `wasmetal models` lists; hf:ORG/REPO, hf:ORG/REPO:FILE or hf:ORG/REPO:Q4_K_M on the "
+            "Hugging Face Hub; or the URL of a GGUF file.",
+            show_default=False,
+        ),
+    ],
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Accept the model's licence, where it asks for that.")
+    ] = False,
+) -> None:
+    """Download a model, verify it, and print its path. The licence is shown before."""
     from wasmetal.models.files import store
 
-    with progress(name) as report:
-        path = store.pull(name, report)
+    with progress(name.rpartition("/")[2].partition("?")[0]) as report:
+        path = store.pull(name, report, accept_licence=accept_licence, notice=lambda text: print(text, file=sys.stderr))
     print(path)
 
 
-def models(as_json: Json = False) -> None:
-    """List the models that can be pulled, and which are on this machine."""
+models = typer.Typer(help="The models on this machine, and those that can be pulled by name.")
+
+
+@models.callback(invoke_without_command=True)
+def listed(context: typer.Context, as_json: Json = False) -> None:
+    """List the models on this machine, and those that can be pulled by name."""
     from wasmetal.models.files import store
 
-    present = {model.name: model for model in store.models()}
+    if context.invoked_subcommand:
+        return
+    rows = [_entry(model) for model in store.models()]
+    here = {row["name"] for row in rows}
+    rows += [
+        {"name": known.name, "bytes": known.nbytes, "licence": known.licence, "source": known.origin, "path": None}
+        for known in store.CATALOG.values()
+        if known.name not in here
+    ]
     if as_json:
-        print_json(
-            [
-                {"name": known.name, "bytes": known.nbytes, "path": str(known.path) if known.name in present else None}
-                for known in store.CATALOG.values()
-            ]
-        )
+        print_json(rows)
         return
     print_table(
-        ("model", "size", "file"),
+        ("model", "size", "licence", "file"),
         [
-            (known.name, in_bytes(known.nbytes), str(known.path) if known.name in present else "not pulled yet")
-            for known in store.CATALOG.values()
+            (
+                row["name"],
+                in_bytes(row["bytes"]) if row["bytes"] else "",
+                row["licence"] or "",
+                row["path"] or ("not pulled yet" if row["name"] not in here else "missing: pull it again"),
+            )
+            for row in rows
         ],
     )
+
+
+@models.command()
+def show(
+    model: Annotated[str, typer.Argument(help="A model on this machine, a GGUF file or a folder.", show_default=False)],
+    context: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens of each session.  [default: 4096, or what it was trained for]"),
+    ] = None,
+    sessions: Annotated[int, typer.Option(metavar="M", help="Sessions at the same time.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Show what a model is, and the memory that it takes for so many sessions of so many tokens."""
+    from wasmetal.device import list_devices
+    from wasmetal.models.files import store
+    from wasmetal.models.hf_folder import open_model_file
+    from wasmetal.models.summary import memory_needed, summarize
+
+    file = open_model_file(store.resolve(model))
+    summary = summarize(file)
+    stored = store.find(model)
+    licence = (stored.licence if stored else None) or summary.licence
+    memory, refusal = None, None
+    try:
+        memory = memory_needed(file, context, sessions)
+    except WasmetalError as error:
+        if context is not None or sessions != 1:
+            raise
+        refusal = str(error)
+    if as_json:
+        types = {name: {"tensors": count, "bytes": nbytes} for name, (count, nbytes) in summary.types.items()}
+        needed = None if memory is None else asdict(memory) | {"total": memory.total}
+        shown = asdict(summary) | {"path": str(file.path), "licence": licence, "types": types}
+        print_json(shown | {"memory": needed, "refusal": refusal})
+        return
+    lines = [
+        ("file", str(file.path) if len(file.sources) == 1 else f"{file.path}, and {len(file.sources) - 1} more"),
+        ("name", printable(summary.title or "")),
+        ("architecture", printable(summary.architecture)),
+        ("parameters", in_thousands(summary.parameters)),
+        ("licence", printable(licence or "not named")),
+        ("trained for", f"{summary.context} tokens" if summary.context else "not named"),
+        ("vocabulary", f"{summary.vocabulary} tokens" if summary.vocabulary else "none"),
+    ]
+    lines += [
+        (f"weights {name}", f"{in_bytes(nbytes)} in {count} tensor{'' if count == 1 else 's'}")
+        for name, (count, nbytes) in summary.types.items()
+    ]
+    if memory:
+        expanding = ", ".join(info.spec for info in list_devices() if info.expands_weights)
+        lines += [
+            ("memory", f"{in_bytes(memory.total)} for {memory.sessions} × {memory.context} tokens"),
+            ("  weights", in_bytes(memory.weights)),
+            ("  KV cache", in_bytes(memory.kv_cache)),
+            ("  scratch", in_bytes(memory.scratch)),
+        ]
+        if expanding:
+            lines.append((f"  weights on {expanding}", f"{in_bytes(memory.expanded_weights)}, expanded to float32"))
+    else:
+        lines.append(("cannot be used", refusal or ""))
+    print_table(("property", "value"), [line for line in lines if line[1]])
+
+
+@models.command()
+def rm(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models on this machine.", show_default=False)],
+) -> None:
+    """Remove models from this machine."""
+    from wasmetal.models.files import store
+
+    for name in names:
+        model = store.remove(name)
+        print(f"removed {model.name}, {in_bytes(model.nbytes)}")
+
+
+@models.command()
+def verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Models on this machine; by default all.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the files with the checksums that they had when they were pulled. Exits with 1 if one differs."""
+    from wasmetal.models.files import store
+
+    found = [store.here(name) for name in names] if names else store.models()
+    wrong = {model.name: store.verify(model) for model in found}
+    if as_json:
+        print_json([{"name": name, "ok": not lines, "errors": lines} for name, lines in wrong.items()])
+    else:
+        print_table(
+            ("model", "result"), [(name, line) for name, lines in wrong.items() for line in lines or ["unchanged"]]
+        )
+    raise typer.Exit(any(wrong.values()))
+
+
+def _entry(model: StoredModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "bytes": model.nbytes,
+        "licence": model.licence,
+        "source": model.source,
+        "path": str(model.path) if model.complete else None,
+    }
 
 
 @contextmanager
@@ -64,7 +194,7 @@ def progress(name: str) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn(name, markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -40,6 +40,16 @@ def in_bytes(count: int) -> str:
     return f"{value:.4g} {unit}"
 
 
+def in_thousands(count: int) -> str:
+    """A number in the largest of these units that fits it: ``512``, ``135 M``, ``1.24 G``."""
+    value, unit = float(count), ""
+    for larger in (" k", " M", " G", " T"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g}{unit}"
+
+
 def writer(stream: TextIO) -> Callable[[bytes], object]:
     """A function that passes a guest's output on to a standard stream, byte for byte and at once."""
 

@@ -58,12 +58,12 @@ class Weights:
 
     def __init__(self, buffers: BufferGroup, file: GGUFFile):
         self._buffers = buffers
-        pages = file.source.pages() if buffers.device.info.wraps_files else None
-        self._wrapped = buffers.wrap(pages) if pages else None
+        sources = file.sources if buffers.device.info.wraps_files else []
+        self._wrapped = {source: buffers.wrap(pages) for source in sources if (pages := source.pages())}
 
     def place(self, matrices: Sequence[Matrix]) -> list[Weight]:
         """Weights, in the order given. Raises OutOfDeviceMemoryError."""
-        if self._wrapped is None:
+        if not self._wrapped:
             return load_weights(self._buffers, matrices)
         return [
             Weight([self._in_file(tensor) for tensor in matrix])
@@ -75,11 +75,11 @@ class Weights:
     def _usable(self, tensor: GGUFTensor) -> bool:
         """Whether kernels can read a tensor in the form that it has in the file."""
         aligned = tensor.offset % max(ALIGNMENT, self._buffers.device.info.offset_alignment) == 0
-        return aligned and not tensor.repacked and (len(tensor.shape) > 1 or tensor.dtype is DType.F32)
+        usable = tensor.source in self._wrapped and not tensor.repacked and aligned
+        return usable and (len(tensor.shape) > 1 or tensor.dtype is DType.F32)
 
     def _in_file(self, tensor: GGUFTensor) -> Tensor:
-        assert self._wrapped is not None
-        return Tensor(self._wrapped, tensor.offset, tensor.dtype, tensor.shape)
+        return Tensor(self._wrapped[tensor.source], tensor.offset, tensor.dtype, tensor.shape)
 
 
 def load_weights(buffers: BufferGroup, matrices: Sequence[Matrix]) -> list[Weight]:

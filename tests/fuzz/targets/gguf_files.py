@@ -1,4 +1,7 @@
-"""Model files: damaged copies of small ones of several kinds. An input is a file; if it can be loaded, it is used."""
+"""Model files: damaged copies of small ones of several kinds. An input is a file; if it can be loaded, it is used.
+
+An input that speaks of being split takes the place of the first part of a model in two files.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from random import Random
 from tests.fuzz import noise
 from tests.fuzz.target import Run, refusal
 from tests.fuzz.tokenizer_files import sentencepiece
+from tests.models.split import write_split_llama
 from tests.models.tiny import write_tiny_llama
 from wasmetal import load_model, open_device
 from wasmetal.device import Device
@@ -23,6 +27,7 @@ SECONDS = 60.0
 MEMORY = 1 << 30
 
 SMALL = {"heads": 4, "kv_heads": 2, "head_dim": 8, "hidden": 32, "blocks": 1, "context": 64}
+SPLIT = SMALL | {"tensors": 6}
 HEADER = 16_000
 """Bytes within which most changes are made."""
 
@@ -52,10 +57,12 @@ def _bases() -> list[tuple[bytes, list[int]]]:
         {"qtype": "Q4_0", "architecture": "qwen2"},
         {"qtype": "Q8_0", "tokenizer": sentencepiece},
     )
-    found = []
+    found, files = [], []
     with tempfile.TemporaryDirectory() as folder:
         for kind in kinds:
-            data = write_tiny_llama(Path(folder, "base.gguf"), **SMALL, **kind).read_bytes()
+            files.append(write_tiny_llama(Path(folder, "base.gguf"), **SMALL, **kind).read_bytes())
+        files.append(write_split_llama(Path(folder, "split.gguf"), **SPLIT)[0].read_bytes())
+        for data in files:
             words = range(8, min(HEADER, len(data)) - 8)
             found.append((data, [i for i in words if 0 < struct.unpack_from("<Q", data, i)[0] < 5000]))
     return found
@@ -64,9 +71,10 @@ def _bases() -> list[tuple[bytes, list[int]]]:
 @contextmanager
 def opened(device: str) -> Iterator[Run]:
     with tempfile.TemporaryDirectory() as folder, open_device(device) as opened_device:
-        path = Path(folder, "case.gguf")
+        first, _ = write_split_llama(Path(folder, "split.gguf"), **SPLIT)
 
         def run(data: bytes) -> Counter[str]:
+            path = first if b"split.count" in data[:HEADER] else Path(folder, "case.gguf")
             path.unlink(missing_ok=True)  # an earlier case may have the old file mapped
             path.write_bytes(data)
             return Counter([_outcome(path, opened_device)])

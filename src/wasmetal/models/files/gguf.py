@@ -2,58 +2,40 @@
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 
+A model may be split into several files, as ``llama-gguf-split`` does it: each has a header and tensors of its own, and
+the first has the model's metadata.
+
 The ``gguf`` package supplies enumerations and the reference dequantization. Its reader is not used: it trusts the
 header's counts and lengths. Here each one is checked against the file's size before anything is allocated from it, so
-a hostile file costs at most some 250 MiB of memory, four times MAX_HEADER.
+a hostile file costs at most some 250 MiB of memory, four times MAX_HEADER, however many files it names.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import struct
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFValueType
+from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from wasmetal.errors import ModelError, OpError, printable
 from wasmetal.kernels.dtypes import BY_NUMBER, DType
+from wasmetal.models.files.gguf_header import MAX_KEY, Bounds, Header, quote
 from wasmetal.models.files.repack import REPACKED, Repacked
 from wasmetal.models.files.source import Source
 
-MAX_HEADER = 64 << 20
-"""Bytes that metadata and tensor descriptions may take; the largest vocabularies in use need about 20 MiB."""
-MAX_KEY = 65535
-_CHUNK = 1 << 20
-"""Bytes of the header that are read at a time."""
-MAX_FIELDS = MAX_TENSORS = 1 << 16
-"""Metadata fields, and tensors. A layer with a tensor for each of 256 experts has about 800."""
-MAX_STRINGS = 1 << 21
-"""Elements of all arrays of strings: the tokens and merges of a vocabulary."""
+MAX_PARTS = 256
+"""Files that a model may be split into; each stays open, and systems allow a process about 1000 open files."""
 MAX_DIMENSIONS = 4
 
-_VERSIONS = (2, 3)
 _TYPES = {number: dtype for number, dtype in BY_NUMBER.items() if dtype is not DType.Q8_16}
 """The types of a file that are read as they are, by number."""
-_SCALARS = {
-    GGUFValueType.UINT8: "<B",
-    GGUFValueType.INT8: "<b",
-    GGUFValueType.UINT16: "<H",
-    GGUFValueType.INT16: "<h",
-    GGUFValueType.UINT32: "<I",
-    GGUFValueType.INT32: "<i",
-    GGUFValueType.FLOAT32: "<f",
-    GGUFValueType.BOOL: "<?",
-    GGUFValueType.UINT64: "<Q",
-    GGUFValueType.INT64: "<q",
-    GGUFValueType.FLOAT64: "<d",
-}
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -102,32 +84,13 @@ class GGUFTensor:
         return self.source.read(self.offset, self.nbytes)
 
 
-class GGUFFile:
-    """A GGUF file, open for reading, its header checked. Raises ModelError if it is malformed."""
+class _Metadata:
+    """Metadata by key, of the file at ``path``."""
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.source = Source(self.path, self.error)
-        if not self.source.size:
-            raise self.error("an empty file is not a GGUF file")
-        header = _Header(self.source, self.error)
+    def __init__(self, path: Path):
+        self.path = path
         self.fields: dict[str, Any] = {}
         """Metadata: int, float, bool, str, list[str] or a NumPy array by key."""
-        self.tensors: dict[str, GGUFTensor] = {}
-        """The tensors by name, in the file's order."""
-
-        tensors, fields = header.start()
-        if tensors > MAX_TENSORS or fields > MAX_FIELDS:
-            raise self.error(
-                f"{tensors} tensors and {fields} metadata fields; at most {MAX_TENSORS} and {MAX_FIELDS} are supported"
-            )
-        for _ in range(fields):
-            key = header.string("a key", MAX_KEY)
-            if key in self.fields:
-                raise self.error(f"the key {_quote(key)} occurs twice")
-            self.fields[key] = header.value(_quote(key))
-        self._read_tensors(header, tensors)
-        self._header = header.bytes[: header.position]
 
     def get(self, key: str, kind: type[T], default: D) -> T | D:
         """The metadata value of ``key``, or ``default`` if there is none. Raises ModelError if it is not a ``kind``."""
@@ -145,25 +108,88 @@ class GGUFFile:
             raise self.error(f"the metadata has no {key}")
         return value
 
-    def digest(self) -> bytes:
-        """32 bytes that identify the file: a SHA-256 of its header and of the beginning of every tensor."""
-        sha256 = hashlib.sha256(self._header)
-        for tensor in self.tensors.values():
-            sha256.update(self.source.read(tensor.offset, min(tensor.nbytes, 4096)).data)
-        return sha256.digest()
-
     def error(self, what: str) -> ModelError:
         """A ModelError that names the file, to be raised. What it quotes of the file is made printable."""
         return ModelError(printable(f"{self.path.name}: {what}"))
 
-    def _read_tensors(self, header: _Header, count: int) -> None:
+
+class GGUFFile(_Metadata):
+    """A GGUF file, or all parts of a split one, open for reading, headers checked.
+
+    ``path`` is that of the file, or of any of the parts. Raises ModelError if a file is malformed, or a part missing.
+    """
+
+    def __init__(self, path: str | Path):
+        super().__init__(Path(path))
+        bounds = Bounds()
+        opened = _Part(self.path, bounds)
+        names = _part_names(self.path.name, opened)
+        parts = [
+            opened if name == self.path.name else _Part(self.path.with_name(name), bounds, (number, len(names)))
+            for number, name in enumerate(names)
+        ]
+        self.fields = parts[0].fields
+        self.sources = [part.source for part in parts]
+        """The files' bytes, in the order of the parts."""
+        self.tensors: dict[str, GGUFTensor] = {}
+        """The tensors by name, in the files' order."""
+        self._headers = hashlib.sha256()
+        for part in parts:
+            for name in part.tensors.keys() & self.tensors.keys():
+                raise part.error(f"tensor {quote(name)} is in another part, too")
+            self.tensors |= part.tensors
+            self._headers.update(part.header)
+        expected = self.get("split.tensors.count", int, len(self.tensors))
+        if expected != len(self.tensors):
+            raise self.error(f"{len(self.tensors)} tensors in all parts; {expected} are expected")
+
+    def digest(self) -> bytes:
+        """32 bytes that identify the model: a SHA-256 of its headers and of the beginning of every tensor."""
+        sha256 = self._headers.copy()
+        for tensor in self.tensors.values():
+            sha256.update(tensor.source.read(tensor.offset, min(tensor.nbytes, 4096)).data)
+        return sha256.digest()
+
+
+class _Part(_Metadata):
+    """One file: a whole model, or part of a split one; ``which``, if given, of how many, counted from 0."""
+
+    def __init__(self, path: Path, bounds: Bounds, which: tuple[int, int] | None = None):
+        super().__init__(path)
+        self.source = Source(path, self.error)
+        if not self.source.size:
+            raise self.error("an empty file is not a GGUF file")
+        header = Header(self.source, self.error, bounds)
+        self.tensors: dict[str, GGUFTensor] = {}
+        tensors, fields = header.start()
+        for _ in range(fields):
+            key = header.string("a key", MAX_KEY)
+            if key in self.fields:
+                raise self.error(f"the key {quote(key)} occurs twice")
+            self.fields[key] = header.value(quote(key))
+        self._read_tensors(header, tensors)
+        header.finish()
+        self.header = header.bytes[: header.position]
+        if which is not None and which != (found := self.split()):
+            raise self.error(
+                f"this is part {found[0] + 1} of {found[1]}; part {which[0] + 1} of {which[1]} is expected"
+            )
+
+    def split(self) -> tuple[int, int]:
+        """The part's number, counted from 0, and how many there are: (0, 1) if the file is not split."""
+        number, count = self.get("split.no", int, 0), self.get("split.count", int, 0)
+        if not (0 <= number < max(count, 1) <= MAX_PARTS):
+            raise self.error(f"part {number + 1} of {count} of a split file; at most {MAX_PARTS} parts are supported")
+        return number, max(count, 1)
+
+    def _read_tensors(self, header: Header, count: int) -> None:
         described = []
         for _ in range(count):
             name = header.string("a tensor's name", MAX_KEY)
             dimensions = header.number("<I")
             if not 1 <= dimensions <= MAX_DIMENSIONS:
                 raise self.error(
-                    f"tensor {_quote(name)} has {dimensions} dimensions; 1 to {MAX_DIMENSIONS} are supported"
+                    f"tensor {quote(name)} has {dimensions} dimensions; 1 to {MAX_DIMENSIONS} are supported"
                 )
             shape = tuple(header.number("<Q") for _ in range(dimensions))[::-1]
             described.append((name, shape, header.number("<I"), header.number("<Q")))
@@ -177,13 +203,13 @@ class GGUFFile:
             dtype, repacked, nbytes = self._measure(name, shape, kind)
             if offset % alignment or start + offset + nbytes > self.source.size:
                 raise self.error(
-                    f"tensor {_quote(name)} ({nbytes} bytes at {offset}) is misaligned or ends past the end of the file"
+                    f"tensor {quote(name)} ({nbytes} bytes at {offset}) is misaligned or ends past the end of the file"
                 )
             if offset < end:
-                raise self.error(f"tensor {_quote(name)} overlaps another one")
+                raise self.error(f"tensor {quote(name)} overlaps another one")
             end = offset + nbytes
             if name in self.tensors:
-                raise self.error(f"tensor {_quote(name)} occurs twice")
+                raise self.error(f"tensor {quote(name)} occurs twice")
             self.tensors[name] = GGUFTensor(name, dtype, shape, start + offset, self.source, repacked)
 
     def _measure(self, name: str, shape: tuple[int, ...], kind: int) -> tuple[DType, Repacked | None, int]:
@@ -197,95 +223,32 @@ class GGUFFile:
             supported = ", ".join(
                 _type_name(number) for number in sorted({*_TYPES, *REPACKED}) if number != DType.I32.value
             )
-            raise self.error(f"tensor {_quote(name)} is of type {_type_name(kind)}; supported: {supported}")
+            raise self.error(f"tensor {quote(name)} is of type {_type_name(kind)}; supported: {supported}")
         try:
             if min(shape) < 1:
                 raise OpError(f"shape {shape} is empty")
             return dtype, repacked, math.prod(shape[:-1]) * (repacked or dtype).row_bytes(shape[-1])
         except OpError as e:
-            raise self.error(f"tensor {_quote(name)}: {e}") from e
+            raise self.error(f"tensor {quote(name)}: {e}") from e
 
 
-class _Header:
-    """A cursor over the header: nothing is read, or sized, past the end of the file or MAX_HEADER."""
+def part_files(name: str) -> list[str]:
+    """The names of the files of a model that has a file of this name: ``name`` alone, unless it is that of a part."""
+    found = re.fullmatch(r"(.+-)\d{5}(-of-(\d{5})\.gguf)", name, re.DOTALL)
+    count = int(found[3]) if found else 1
+    if found is None or not 1 < count <= MAX_PARTS:
+        return [name]
+    return [f"{found[1]}{number + 1:05}{found[2]}" for number in range(count)]
 
-    def __init__(self, source: Source, error: Callable[[str], ModelError]):
-        self._source = source
-        self._error = error
-        self._end = min(source.size, MAX_HEADER)
-        self._buffer = np.empty(self._end, np.uint8)
-        self._filled = 0
-        self.bytes = self._buffer.data.toreadonly()
-        """The header, as far as it has been read."""
-        self.position = 0
-        self._strings = 0
-        """How many elements the arrays of strings have had until now."""
 
-    def start(self) -> tuple[int, int]:
-        """Check magic and version; return the counts of tensors and of metadata fields."""
-        magic = bytes(self.bytes[self._take(min(4, self._end)) : 4])
-        if magic != b"GGUF":
-            raise self._error(f"begins with {magic!r}, not b'GGUF': not a GGUF file")
-        version = self.number("<I")
-        if version & 0xFFFF == 0 and version:
-            raise self._error("a big-endian GGUF file; only little-endian ones are supported")
-        if version not in _VERSIONS:
-            raise self._error(f"GGUF version {version}; supported: {', '.join(map(str, _VERSIONS))}")
-        return self.number("<Q"), self.number("<Q")
-
-    def number(self, code: str) -> Any:
-        """The next number, of a ``struct`` code."""
-        at = self._take(struct.calcsize(code))
-        return struct.unpack_from(code, self.bytes, at)[0]
-
-    def string(self, what: str, limit: int = MAX_HEADER) -> str:
-        """The next string."""
-        length = self.number("<Q")
-        if length > limit:
-            raise self._error(f"{what} of {length} bytes; at most {limit} are supported")
-        at = self._take(length)
-        try:
-            return str(self.bytes[at : at + length], "utf-8")
-        except UnicodeDecodeError:
-            raise self._error(f"{what} is not valid UTF-8") from None
-
-    def value(self, what: str) -> Any:
-        """The next value, with its type before it."""
-        kind = self._kind(what)
-        if kind is not GGUFValueType.ARRAY:
-            return self.string(what) if kind is GGUFValueType.STRING else self.number(_SCALARS[kind])
-        kind, count = self._kind(what), self.number("<Q")
-        if kind is GGUFValueType.ARRAY:
-            raise self._error(f"{what} is an array of arrays, which is not supported")
-        if kind is GGUFValueType.STRING:
-            self._strings += count
-            if self._strings > MAX_STRINGS:
-                raise self._error(f"{what} has {count} strings; at most {MAX_STRINGS} in all arrays are supported")
-            return [self.string(what) for _ in range(count)]
-        dtype = np.dtype(_SCALARS[kind])
-        if not count:
-            return np.empty(0)
-        at = self._take(count * dtype.itemsize)
-        return np.frombuffer(self.bytes, dtype, count, at)
-
-    def _kind(self, what: str) -> GGUFValueType:
-        number = self.number("<I")
-        try:
-            return GGUFValueType(number)
-        except ValueError:
-            raise self._error(f"{what} has the unknown type {number}") from None
-
-    def _take(self, nbytes: int) -> int:
-        """Skip the next bytes; return the offset at which they begin."""
-        if nbytes > self._end - self.position:
-            where = "the end of the file" if self._end < MAX_HEADER else f"the supported {MAX_HEADER} bytes"
-            raise self._error(f"truncated or corrupted: the header goes past {where}")
-        self.position += nbytes
-        if self.position > self._filled:
-            more = min(max(self.position - self._filled, _CHUNK), self._end - self._filled)
-            self._source.read_into(self._filled, self._buffer[self._filled : self._filled + more])
-            self._filled += more
-        return self.position - nbytes
+def _part_names(name: str, part: _Part) -> list[str]:
+    """The names of all parts of a model, one of which is ``name``. Raises ModelError if it does not say which part."""
+    number, count = part.split()
+    if count == 1:
+        return [name]
+    if not name.endswith(ending := f"-{number + 1:05}-of-{count:05}.gguf"):
+        raise part.error(f"this is part {number + 1} of {count} of a split file: its name should end in {ending}")
+    return part_files(name)
 
 
 def _type_name(number: int) -> str:
@@ -295,8 +258,3 @@ def _type_name(number: int) -> str:
         return name
     except ValueError:
         return f"number {number}"
-
-
-def _quote(text: str) -> str:
-    """A name from the file, quoted so that it prints on one line."""
-    return repr(text if len(text) <= 80 else text[:77] + "...")

@@ -17,6 +17,7 @@ from wasmetal.models.architectures import read_network
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.files import store
 from wasmetal.models.files.gguf import GGUFFile
+from wasmetal.models.hf_folder import open_model_file
 from wasmetal.models.lm.chat_template import ChatTemplate
 from wasmetal.models.lm.heads import Head
 from wasmetal.models.lm.kv_cache import PAGE_SIZE, Growth, KVCache
@@ -44,20 +45,21 @@ def load_model(
     contexts: int = CONTEXTS,
     trusted: bool | None = None,
 ) -> Model:
-    """Load a model onto a device: a known model's name, or a path to a GGUF file.
+    """Load a model onto a device: the name of one that was pulled, or a path to a GGUF file or a
+    folder of Hugging Face.
 
     ``context`` is the number of tokens that a session may have, by default DEFAULT_CONTEXT, or what the model was
     trained for if that is less. ``contexts`` is the size of the KV cache that all sessions share, in whole contexts:
     every guest that is granted the model is guaranteed an equal share of it, and so is the caller for its own sessions.
     ``trusted``: render the model's chat template in this process, without limits on time and memory; by default only
-    for known models, which were verified when they were pulled. Raises ModelError if the file cannot be used,
-    OutOfDeviceMemoryError if it is too large.
+    for known models whose SHA-256 is in the catalogue, which was compared when they were pulled. Raises ModelError if
+    the file cannot be used, OutOfDeviceMemoryError if it is too large.
     """
     with setting_up(f"load {source}", ModelError):
         path = store.resolve(source)
-        known = source in store.CATALOG
-        name = str(source) if known else path.stem
-        return Model(GGUFFile(path), name, device, context, contexts, trusted=known if trusted is None else trusted)
+        name = str(source) if source in store.CATALOG else path.name if path.is_dir() else path.stem
+        trusted = store.trusted(source) if trusted is None else trusted
+        return Model(open_model_file(path), name, device, context, contexts, trusted=trusted)
 
 
 class Model(Closing):

@@ -50,7 +50,7 @@ PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
 They come from the models' published ``tokenizer.json`` files; the names are llama.cpp's.
 """
 
-_WHOLE_WORDS_FIRST = frozenset({"llama-bpe"})
+WHOLE_WORDS_FIRST = frozenset({"llama-bpe"})
 """Vocabularies in which a whole word that is a token becomes that token, whatever the merges say."""
 
 _END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_id|>")
@@ -96,7 +96,7 @@ class Tokenizer:
             self.eot = self._first_control(_END_OF_TURN)
         ends = (self._first_control([text]) for text in (*_END_OF_TURN, *_END_OF_TEXT))
         self.end_of_generation = frozenset(i for i in (self.eos, self.eot, *ends) if i is not None)
-        by_default = self._sentencepiece or pre in _WHOLE_WORDS_FIRST
+        by_default = self._sentencepiece or pre in WHOLE_WORDS_FIRST
         self.add_bos = file.get("tokenizer.ggml.add_bos_token", bool, by_default) and self.bos is not None
 
     @property
@@ -152,7 +152,7 @@ class Tokenizer:
 
     def _build_byte_level(self, pre: str) -> tokenizers.Tokenizer:
         merges = self._vocabulary.listed_merges()
-        bpe = models.BPE(vocab=self._vocabulary.ids, merges=merges, ignore_merges=pre in _WHOLE_WORDS_FIRST)
+        bpe = models.BPE(vocab=self._vocabulary.ids, merges=merges, ignore_merges=pre in WHOLE_WORDS_FIRST)
         tokenizer = tokenizers.Tokenizer(bpe)
         splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[pre]]
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

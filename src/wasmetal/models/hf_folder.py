@@ -1,0 +1,322 @@
+"""Models as folders of Hugging Face, in GGUF's terms: the same names of metadata and tensors.
+
+The folder has ``config.json``, ``tokenizer.json`` (byte-level BPE), and the weights in ``model.safetensors``, or in the
+files that ``model.safetensors.index.json`` lists; ``tokenizer_config.json``, ``generation_config.json`` and
+``chat_template.jinja`` if there are any. The names and the order of rows are those of llama.cpp's
+``convert_hf_to_gguf.py``. All of it is untrusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from gguf import TokenType
+from numpy.typing import NDArray
+
+from wasmetal.kernels.dtypes import DType
+from wasmetal.models.files.gguf import MAX_PARTS, GGUFFile, GGUFTensor
+from wasmetal.models.files.gguf_header import quote
+from wasmetal.models.files.safetensors import SafetensorsFile, read_json
+from wasmetal.models.files.source import Source
+from wasmetal.models.lm.tokenizer import PRE_TOKENIZERS, WHOLE_WORDS_FIRST
+from wasmetal.models.lm.vocabulary import MAX_TOKENS
+
+MAX_CONFIG = 1 << 20
+"""Bytes of each of the smaller JSON files, and of a chat template."""
+MAX_INDEX = 8 << 20
+MAX_TOKENIZER = 32 << 20
+"""Bytes of ``tokenizer.json``. Qwen2's has 7 MiB."""
+
+_ARCHITECTURES = ("llama", "qwen2")
+_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+"""GGUF's name for each module: of the model, and of a layer."""
+_LAYER = re.compile(r"model\.layers\.(\d{1,6})\.(.+)\.(weight|bias)")
+_OTHER = re.compile(r"(model\.embed_tokens|model\.norm|lm_head)\.(weight)")
+
+
+def open_model_file(path: Path) -> GGUFFile:
+    """The model at a path: a GGUF file, or a folder of Hugging Face. Raises ModelError."""
+    return HFFolder(path) if path.is_dir() else GGUFFile(path)
+
+
+class HFFolder(GGUFFile):
+    """A folder of Hugging Face, its files open for reading, checked. Raises ModelError if it cannot be used."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not (path / "config.json").exists():
+            raise self.error("a folder without config.json is no model of Hugging Face")
+        config = read_json(path / "config.json", MAX_CONFIG)
+        self.fields = {}
+        self._read_config(config)
+        self._read_tokenizer(config)
+        weights = [SafetensorsFile(path / name) for name in self._weight_files()]
+        self.sources = [file.source for file in weights]
+        self._headers = hashlib.sha256(repr(sorted(config.items())).encode())
+        self._headers.update("\0".join(self.fields["tokenizer.ggml.tokens"]).encode())
+        self._stored: list[GGUFTensor] = []
+        self.tensors = {}
+        for file in weights:
+            self._headers.update(file.header)
+            for stored in file.tensors.values():
+                self._add(stored)
+        if config.get("tie_word_embeddings"):
+            self.tensors.pop("output.weight", None)
+        self._add_rope_factors(config)
+
+    def digest(self) -> bytes:
+        """32 bytes that identify the model: a SHA-256 of its headers and of the beginning of every tensor."""
+        sha256 = self._headers.copy()
+        for tensor in self._stored:
+            sha256.update(tensor.source.read(tensor.offset, min(tensor.nbytes, 4096)).data)
+        return sha256.digest()
+
+    def _read_config(self, config: dict[str, Any]) -> None:
+        architecture = config.get("model_type")
+        if architecture not in _ARCHITECTURES:
+            raise self.error(
+                f"model_type is {architecture!r}; of folders, these are supported: {', '.join(_ARCHITECTURES)}"
+            )
+        for key, value in (("hidden_act", "silu"), ("quantization_config", None), ("use_sliding_window", False)):
+            if config.get(key, value) != value:
+                raise self.error(f"{key} is {config[key]!r}, which is not supported")
+        rope = self._rope(config)
+        wanted = {
+            "context_length": ("max_position_embeddings", int),
+            "embedding_length": ("hidden_size", int),
+            "block_count": ("num_hidden_layers", int),
+            "feed_forward_length": ("intermediate_size", int),
+            "attention.head_count": ("num_attention_heads", int),
+            "attention.head_count_kv": ("num_key_value_heads", int),
+            "attention.key_length": ("head_dim", int),
+            "attention.value_length": ("head_dim", int),
+            "attention.layer_norm_rms_epsilon": ("rms_norm_eps", float),
+        }
+        self.fields["general.architecture"] = architecture
+        for key, (name, kind) in wanted.items():
+            if config.get(name) is not None:
+                self.fields[f"{architecture}.{key}"] = self._of(kind, name, config[name])
+        theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+        self.fields[f"{architecture}.rope.freq_base"] = self._of(float, "rope_theta", theta)
+        if rope["rope_type"] == "linear":
+            self.fields[f"{architecture}.rope.scaling.type"] = "linear"
+            self.fields[f"{architecture}.rope.scaling.factor"] = self._of(float, "factor", rope.get("factor"))
+
+    def _rope(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The parameters of RoPE, under the names of any version of transformers."""
+        found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        kind = found.get("rope_type", found.get("type", "default")) if isinstance(found, dict) else found
+        if kind not in ("default", "linear", "llama3"):
+            raise self.error(f"RoPE of the type {kind!r} is not supported; supported: default, linear, llama3")
+        return {**found, "rope_type": kind}
+
+    def _add_rope_factors(self, config: dict[str, Any]) -> None:
+        """The tensor ``rope_freqs`` that stands for Llama 3's scaling."""
+        rope = self._rope(config)
+        if rope["rope_type"] != "llama3":
+            return
+        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        factor, low, high, positions = (self._of(float, name, rope.get(name)) for name in names)
+        prefix = self.fields["general.architecture"]
+        heads, width = self.require(f"{prefix}.attention.head_count", int), f"{prefix}.embedding_length"
+        size = self.get(f"{prefix}.attention.key_length", int, self.require(width, int) // max(heads, 1))
+        base = self.require(f"{prefix}.rope.freq_base", float)
+        numbers = (base, factor, low, high, positions)
+        if not 2 <= size <= 1 << 16 or high <= low or not all(1e-6 < number < 1e12 for number in numbers):
+            raise self.error("the parameters of RoPE are out of range")
+        wavelengths = 2 * math.pi * base ** (np.arange(0, size - size % 2, 2) / size)
+        smooth = np.clip((positions / wavelengths - low) / (high - low), 0, 1)
+        factors = 1 / ((1 - smooth) / factor + smooth)
+        values = factors.astype(np.float32)
+        source = cast(Source, _InMemory(values.view(np.uint8)))
+        self.tensors["rope_freqs.weight"] = GGUFTensor("rope_freqs.weight", DType.F32, values.shape, 0, source)
+
+    def _of(self, kind: type, name: str, value: Any) -> Any:
+        """A number of the configuration. Raises ModelError if it is none."""
+        if type(value) is int and kind is float and abs(value) < 1 << 53:
+            value = float(value)
+        if type(value) is not kind:
+            raise self.error(f"{name} should be of type {kind.__name__}, not {type(value).__name__}")
+        return value
+
+    def _weight_files(self) -> list[str]:
+        index = self.path / "model.safetensors.index.json"
+        if not index.exists():
+            return ["model.safetensors"]
+        files = read_json(index, MAX_INDEX).get("weight_map")
+        if not isinstance(files, dict) or not files:
+            raise self.error(f"{index.name} has no weight_map")
+        for name in files.values():
+            if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name, re.ASCII):
+                raise self.error(f"{index.name} names {quote(str(name))}, which is no safetensors file of the folder")
+        names = sorted(set(files.values()))
+        if len(names) > MAX_PARTS:
+            raise self.error(f"{len(names)} files of weights; at most {MAX_PARTS} are supported")
+        return names
+
+    def _add(self, stored: GGUFTensor) -> None:
+        """Add a tensor by GGUF's name, its rows in GGUF's order."""
+        if stored.name.endswith(".rotary_emb.inv_freq"):
+            return  # computed, and not trained
+        if found := _LAYER.fullmatch(stored.name):
+            module, name = found[2], f"blk.{int(found[1])}.{_NAMES.get(found[2])}.{found[3]}"
+        elif found := _OTHER.fullmatch(stored.name):
+            module, name = found[1], f"{_NAMES[found[1]]}.{found[2]}"
+        else:
+            module, name = "", ""
+        if module not in _NAMES or name in self.tensors:
+            raise self.error(f"the tensor {quote(stored.name)} is not supported, or occurs twice")
+        tensor = replace(stored, name=name)
+        prefix = self.fields["general.architecture"]
+        if prefix == "llama" and module in ("self_attn.q_proj", "self_attn.k_proj"):
+            count = self.get(f"{prefix}.attention.head_count", int, 1)
+            heads = count if module.endswith("q_proj") else self.get(f"{prefix}.attention.head_count_kv", int, count)
+            if heads < 1 or stored.shape[0] % (2 * heads):
+                raise self.error(f"{quote(stored.name)} has {stored.shape[0]} rows for {heads} heads")
+            tensor = replace(tensor, source=cast(Source, _Adjacent(stored, heads)), offset=0)
+        self._stored.append(stored)
+        self.tensors[name] = tensor
+
+    # ---- The tokenizer
+
+    def _read_tokenizer(self, config: dict[str, Any]) -> None:
+        found = read_json(self.path / "tokenizer.json", MAX_TOKENIZER)
+        model = found.get("model") or {}
+        match model:
+            case {"type": "BPE", "vocab": dict(vocabulary), "merges": list(merges)} if not model.get("byte_fallback"):
+                pass
+            case _:
+                raise self.error("tokenizer.json is no byte-level BPE, the only kind that is supported in folders")
+        tokens, types = self._tokens(vocabulary, found.get("added_tokens") or [], config.get("vocab_size"))
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+        if not all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs):
+            raise self.error("tokenizer.json has a merge that is not of two tokens")
+        self.fields |= {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": self._pre_tokenizer(found, model.get("ignore_merges") is True),
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.token_type": types,
+            "tokenizer.ggml.merges": [" ".join(pair) for pair in pairs],
+        }
+        self._read_roles(config, {token: i for i, token in enumerate(tokens)})
+
+    def _tokens(self, vocabulary: dict[str, Any], added: Any, size: Any) -> tuple[list[str], NDArray[np.int32]]:
+        """Tokens by id, as many as the model has, and their types."""
+        size = self._of(int, "vocab_size", size)
+        if not 1 <= size <= MAX_TOKENS:
+            raise self.error(f"{size} tokens; 1 to {MAX_TOKENS} are supported")
+        tokens, types = [""] * size, np.full(size, TokenType.UNUSED, np.int32)
+        for token, i in vocabulary.items():
+            if type(i) is not int or not 0 <= i < size:
+                raise self.error(f"tokenizer.json gives {quote(token)} an id that the model has not")
+            tokens[i], types[i] = token, TokenType.NORMAL
+        for each in added if isinstance(added, list) else []:
+            match each:
+                case {"id": int(i), "content": str(content), "special": bool(special)} if 0 <= i < size:
+                    tokens[i], types[i] = content, TokenType.CONTROL if special else TokenType.USER_DEFINED
+                case _:
+                    raise self.error("tokenizer.json has an added token without content, or an id that the model has")
+        return tokens, types
+
+    def _pre_tokenizer(self, found: dict[str, Any], whole_words_first: bool) -> str:
+        """The name that a pre-tokenizer with these patterns has in GGUF files."""
+        if (found.get("normalizer") or {"type": "NFC"}) != {"type": "NFC"}:
+            raise self.error("tokenizer.json has a normalizer that is not supported; supported: none, NFC")
+        steps = found.get("pre_tokenizer")
+        if isinstance(steps, dict) and steps.get("type") == "Sequence":
+            steps = steps.get("pretokenizers")
+        patterns: list[str] = []
+        for step in steps if isinstance(steps, list) else [steps]:
+            match step:
+                case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated"}:
+                    patterns.append(pattern)
+                case {"type": "Digits", "individual_digits": True}:
+                    patterns.append(r"\p{N}")
+                case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}:
+                    pass
+                case {"type": "ByteLevel", "add_prefix_space": False}:
+                    patterns += PRE_TOKENIZERS["gpt-2"]
+                case _:
+                    raise self.error("tokenizer.json splits texts in a way that is not supported")
+        for name, known in PRE_TOKENIZERS.items():
+            if known == tuple(patterns) and (name in WHOLE_WORDS_FIRST) == whole_words_first:
+                return name
+        raise self.error("tokenizer.json splits texts by patterns that are not supported")
+
+    def _read_roles(self, config: dict[str, Any], ids: dict[str, int]) -> None:
+        """Which tokens begin and end texts, and the chat template."""
+        optional = {
+            name: read_json(path, MAX_CONFIG) if (path := self.path / f"{name}.json").exists() else {}
+            for name in ("tokenizer_config", "generation_config")
+        }
+        tokenizer = optional["tokenizer_config"]
+        for role in ("bos", "eos"):
+            named = tokenizer.get(f"{role}_token")
+            named = named.get("content") if isinstance(named, dict) else named
+            key = f"{role}_token_id"
+            found = ids.get(named) if isinstance(named, str) else None
+            if found is None:
+                found = optional["generation_config"].get(key, config.get(key))
+                found = found[0] if isinstance(found, list) and found else found
+            if found is not None:
+                self.fields[f"tokenizer.ggml.{key}"] = self._of(int, key, found)
+        if isinstance(add_bos := tokenizer.get("add_bos_token"), bool):
+            self.fields["tokenizer.ggml.add_bos_token"] = add_bos
+        template = tokenizer.get("chat_template")
+        if isinstance(template, list):  # several, by name
+            template = next((each.get("template") for each in template if isinstance(each, dict)), None)
+        if (path := self.path / "chat_template.jinja").exists():
+            source = Source(path, self.error)
+            try:
+                template = bytes(source.read(0, min(source.size, MAX_CONFIG))).decode()
+            except UnicodeDecodeError:
+                raise self.error(f"{path.name} is not valid UTF-8") from None
+        if isinstance(template, str):
+            self.fields["tokenizer.chat_template"] = template
+
+
+class _InMemory:
+    """In place of a file: bytes that were computed."""
+
+    def __init__(self, data: NDArray[np.uint8]) -> None:
+        self._data = data
+        self.size = data.size
+
+    def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        return self._data[offset : offset + nbytes].copy()
+
+
+class _Adjacent:
+    """In place of a file: a matrix with the rows that RoPE rotates together side by side, as GGUF files have them.
+
+    Hugging Face has the first of all pairs of a head, and then the second of all.
+    """
+
+    def __init__(self, stored: GGUFTensor, heads: int) -> None:
+        self._stored = stored
+        self._heads = heads
+        self.size = stored.nbytes
+
+    def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        rows = self._stored.shape[0]
+        halves = self._stored.data.reshape(self._heads, 2, rows // self._heads // 2, -1)
+        return halves.swapaxes(1, 2).reshape(-1)[offset : offset + nbytes]

@@ -1,0 +1,108 @@
+"""A tiny model as a folder of Hugging Face, made of a GGUF file's."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+
+from tests.models.tiny import CHAT_TEMPLATE, CONTROL, MERGES, vocabulary
+
+MODULES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+TYPES = {"float32": "F32", "float16": "F16"}
+
+
+def write_folder(folder: Path, source: Path, files: int = 1) -> Path:
+    """The model of a GGUF file of floats, its weights in so many files."""
+    folder.mkdir()
+    reader = gguf.GGUFReader(source)
+
+    def field(name: str) -> Any:
+        found = reader.fields.get(f"{architecture}.{name}")
+        return found.contents() if found else None
+
+    architecture = reader.fields["general.architecture"].contents()
+    heads = {"attn_q": field("attention.head_count"), "attn_k": field("attention.head_count_kv")}
+    tensors: dict[str, NDArray[Any]] = {}
+    for tensor in reader.tensors:
+        *block, module, kind = tensor.name.split(".")
+        values = np.array(tensor.data)
+        if architecture == "llama" and module in heads:  # from pairs side by side to halves
+            values = values.reshape(heads[module], -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+        name = f"{MODULES[module]}.{kind}"
+        tensors[f"model.layers.{block[1]}.{name}" if block else name] = values
+    tied = "lm_head.weight" not in tensors
+    config = {
+        "model_type": architecture,
+        "hidden_act": "silu",
+        "hidden_size": field("embedding_length"),
+        "intermediate_size": field("feed_forward_length"),
+        "max_position_embeddings": field("context_length"),
+        "num_attention_heads": heads["attn_q"],
+        "num_hidden_layers": field("block_count"),
+        "num_key_value_heads": heads["attn_k"],
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": tied,
+        "vocab_size": len(vocabulary()),
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    names = list(tensors)
+    if files == 1:
+        (folder / "model.safetensors").write_bytes(safetensors(tensors))
+    else:
+        places = {name: f"model-{i % files + 1:05}-of-{files:05}.safetensors" for i, name in enumerate(names)}
+        for file in set(places.values()):
+            part = {name: tensors[name] for name in names if places[name] == file}
+            (folder / file).write_bytes(safetensors(part))
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    write_tokenizer(folder)
+    return folder
+
+
+def safetensors(tensors: dict[str, NDArray[Any]]) -> bytes:
+    """A file with these tensors, as the format's description has it."""
+    header, data = {"__metadata__": {"format": "pt"}}, b""
+    for name, values in tensors.items():
+        end = len(data) + values.nbytes
+        header[name] = {
+            "dtype": TYPES[values.dtype.name],
+            "shape": list(values.shape),
+            "data_offsets": [len(data), end],
+        }
+        data += values.tobytes()
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def write_tokenizer(folder: Path, pattern: str | None = None) -> None:
+    """The tokenizer of the tiny models, and their template; ``pattern``: splits by it, and not as GPT-2 does."""
+    ids = {token: i for i, token in enumerate(vocabulary())}
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[tuple(merge.split(" ")) for merge in MERGES]))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
+    split = [pre_tokenizers.Split(Regex(pattern), "isolated")] if pattern else []
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, byte_level])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    roles = {"bos_token": "<|endoftext|>", "eos_token": {"content": "<|im_end|>"}, "chat_template": CHAT_TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(roles | {"add_bos_token": False}))

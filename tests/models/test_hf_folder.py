@@ -1,0 +1,263 @@
+"""Folders of Hugging Face: what GGUF files of the same models compute, and what is refused.
+
+``tests/reference/check_hf_folders.py`` compares with transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.cli.command import wasmetal
+from tests.models.folder import safetensors, write_folder, write_tokenizer
+from tests.models.tiny import write_tiny_llama
+from wasmetal import load_model
+from wasmetal.device import Device
+from wasmetal.errors import ModelError
+from wasmetal.models.architectures import read_network
+from wasmetal.models.files.safetensors import SafetensorsFile
+from wasmetal.models.hf_folder import HFFolder
+from wasmetal.models.lm.tokenizer import PRE_TOKENIZERS, Tokenizer
+
+Edit = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "model", write_tiny_llama(tmp_path / "tiny.gguf", qtype="F32"))
+
+
+def edit(path: Path, change: Edit) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "qtype", "tied", "files"), [("llama", "F16", False, 3), ("qwen2", "F32", True, 1)]
+)
+def test_it_computes_what_the_gguf_file_does(
+    device: Device, tmp_path: Path, architecture: str, qtype: str, tied: bool, files: int
+) -> None:
+    path = write_tiny_llama(tmp_path / "tiny.gguf", architecture=architecture, qtype=qtype, tied=tied)
+    folder = write_folder(tmp_path / "Tiny-0.5B", path, files)
+    for each in folder.iterdir():
+        each.chmod(0o644)
+    results = []
+    for source in (path, folder):
+        with load_model(source, device) as model, model.session() as session:
+            out = model.logits()
+            session.forward([3, 1, 4, 1, 5], out)
+            results.append(
+                (out.numpy().copy(), model.config.vocab_size, model.tokenizer.encode("hello the world, 123 ü"))
+            )
+            assert model.name == ("tiny" if source == path else "Tiny-0.5B")
+            assert model.tokenizer.eos == 2
+            assert model.chat_template is not None
+            assert model.chat_template._compiled is None  # not trusted
+            if device.info.wraps_files:
+                assert model.counters.bytes_shared > 0
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    assert results[0][1:] == results[1][1:]
+
+
+def test_sessions_of_other_models_are_told_apart(folder: Path) -> None:
+    before = HFFolder(folder).digest()
+    assert HFFolder(folder).digest() == before
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-5] + b"\1" + content[-4:])
+    assert HFFolder(folder).tensors.keys()
+    for name in ("config.json", "tokenizer.json"):
+        edit(folder / name, lambda content: content.update({"added_tokens": [], "eos_token_id": 5}))
+    assert HFFolder(folder).digest() != before
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "llama-bpe", "qwen2", "dbrx"])
+def test_patterns_of_pre_tokenizers(folder: Path, name: str) -> None:
+    (pattern,) = PRE_TOKENIZERS[name]
+    write_tokenizer(folder, None if name == "gpt-2" else pattern)
+    if name == "llama-bpe":
+        edit(folder / "tokenizer.json", lambda content: content["model"].update(ignore_merges=True))
+    file = HFFolder(folder)
+    assert PRE_TOKENIZERS[file.require("tokenizer.ggml.pre", str)] == (pattern,)
+    assert (file.require("tokenizer.ggml.pre", str) == "llama-bpe") == (name == "llama-bpe")
+    assert Tokenizer(file).encode("hello<|im_end|>")[-1] == 2
+
+
+def test_models_show(folder: Path) -> None:
+    shown = json.loads(wasmetal("models", "show", folder, "--json").stdout)
+    assert (shown["architecture"], shown["context"], shown["refusal"]) == ("llama", 256, None)
+    assert shown["types"].keys() == {"F32"}
+
+
+CONFIG: dict[str, tuple[Edit, str]] = {
+    "architecture": (lambda c: c.update(model_type="mamba"), "model_type is 'mamba'; .* supported: llama, qwen2"),
+    "quantized": (
+        lambda c: c.update(quantization_config={"quant_method": "awq"}),
+        "quantization_config is .* not supp",
+    ),
+    "activation": (lambda c: c.update(hidden_act="gelu"), "hidden_act is 'gelu'"),
+    "RoPE": (lambda c: c.update(rope_scaling={"type": "yarn"}), "RoPE of the type 'yarn' is not supported"),
+    "RoPE of no kind": (lambda c: c.update(rope_scaling=["linear"]), r"RoPE of the type \['linear'\] is not"),
+    "llama3 without numbers": (
+        lambda c: c.update(rope_scaling={"rope_type": "llama3"}),
+        "factor should be of type float",
+    ),
+    "text for a number": (lambda c: c.update(hidden_size="96"), "hidden_size should be of type int, not str"),
+    "a number too large": (lambda c: c.update(hidden_size=2**80), "embedding_length is 1208925819614629174706176"),
+    "infinite": (lambda c: c.update(rms_norm_eps=float("inf")), "rms_epsilon is inf"),
+    "vocabulary": (lambda c: c.update(vocab_size=2**40), "1099511627776 tokens; 1 to"),
+    "fewer tokens": (lambda c: c.update(vocab_size=9), "an id that the model has not|added token"),
+    "heads": (lambda c: c.update(num_attention_heads=7), "rows for 7 heads"),
+    "no heads": (lambda c: c.update(num_attention_heads=0), "rows for 0 heads"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), CONFIG.values(), ids=CONFIG.keys())
+def test_configurations_that_are_refused(folder: Path, cpu: Device, change: Edit, said: str) -> None:
+    edit(folder / "config.json", change)
+    with pytest.raises(ModelError, match=said) as refused:
+        load_model(folder, cpu)
+    assert "\n" not in str(refused.value)
+
+
+TOKENIZER: dict[str, tuple[Edit, str]] = {
+    "SentencePiece": (lambda t: t["model"].update(byte_fallback=True), "no byte-level BPE"),
+    "no model": (lambda t: t.update(model=None), "no byte-level BPE"),
+    "unigram": (lambda t: t["model"].update(type="Unigram"), "no byte-level BPE"),
+    "merge": (lambda t: t["model"].update(merges=["a"]), "a merge that is not of two tokens"),
+    "merge of others": (lambda t: t["model"].update(merges=[["zzzz", "y"]]), "the merge 'zzzz y' is not of two tokens"),
+    "id": (lambda t: t["model"]["vocab"].update(x=1.5), "gives 'x' an id that the model has not"),
+    "added": (lambda t: t.update(added_tokens=[{"id": 10**9, "content": "x", "special": True}]), "an added token"),
+    "normalizer": (lambda t: t.update(normalizer={"type": "Lowercase"}), "a normalizer that is not supported"),
+    "pattern": (lambda t: t.update(pre_tokenizer={"type": "Whitespace"}), "in a way that is not supported"),
+    "no splits": (lambda t: t.update(pre_tokenizer=None), "in a way that is not supported"),
+    "half a pair": (lambda t: t["model"]["vocab"].update({"\ud800": 5}), "not valid JSON"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), TOKENIZER.values(), ids=TOKENIZER.keys())
+def test_tokenizers_that_are_refused(folder: Path, change: Edit, said: str) -> None:
+    edit(folder / "tokenizer.json", change)
+    with pytest.raises(ModelError, match=said):
+        Tokenizer(HFFolder(folder))
+
+
+def test_files_that_are_refused(folder: Path, tmp_path: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    for places, said in (
+        ({"a": "../other/model.safetensors"}, "names '../other/model.safetensors', which is no safetensors file"),
+        ({"a": "/etc/passwd"}, "names '/etc/passwd'"),
+        ({"a": 1}, "names '1'"),
+        ({}, "has no weight_map"),
+        ({"a": "missing.safetensors"}, "missing.safetensors: No such file"),
+        ({str(i): f"{i}.safetensors" for i in range(300)}, "300 files of weights; at most 256"),
+    ):
+        index.write_text(json.dumps({"weight_map": places}))
+        with pytest.raises(ModelError, match=said):
+            HFFolder(folder)
+    index.unlink()
+    for name, content, said in (
+        ("config.json", "[" * 100_000, "config.json: not valid JSON"),
+        ("config.json", '{"a": 1, "a": 2}', "a key occurs twice"),
+        ("config.json", "[]", "a JSON object is expected"),
+        ("config.json", " " * (2 << 20), "at most 1048576 are supported"),
+    ):
+        (folder / name).write_text(content)
+        with pytest.raises(ModelError, match=said):
+            HFFolder(folder)
+    with pytest.raises(ModelError, match=r"a folder without config\.json is no model"):
+        HFFolder(tmp_path)
+
+
+def test_tensors_that_are_refused(folder: Path) -> None:
+    for tensors, said in (
+        ({"model.layers.0.mlp.other.weight": np.ones(4, np.float32)}, "other.weight' is not supported"),
+        ({"model.norm.weight": np.ones(4, np.float32)}, r"output_norm.weight is F32 \(4,\); \(96,\) is expected"),
+        ({"model.norm.weight": np.ones(96, np.float32)}, r"the tensor token_embd\.weight is missing"),
+    ):
+        (folder / "model.safetensors").write_bytes(safetensors(tensors))
+        with pytest.raises(ModelError, match=said):
+            read_network(HFFolder(folder))
+
+
+def raw(header: Any, data: bytes = bytes(64)) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def described(**changes: Any) -> dict[str, Any]:
+    return {"t": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} | changes}
+
+
+BAD = {
+    "empty": (b"", "truncated"),
+    "endless header": (struct.pack("<Q", 2**63) + bytes(100), "a header of 9223372036854775808 bytes"),
+    "header past the end": (struct.pack("<Q", 101) + bytes(100), "a header of 101 bytes"),
+    "no JSON": (raw(b"{"), "not valid JSON"),
+    "deep": (raw(b'{"t":' * 100_000), "not valid JSON"),
+    "type": (raw(described(dtype="F8_E4M3")), "is of type 'F8_E4M3'; supported: F32, F16"),
+    "no shape": (raw(described(shape=None)), "has no dtype, shape and data_offsets"),
+    "no dimensions": (raw(described(shape=[])), "has not 1 to 4 positive dimensions"),
+    "boolean": (raw(described(shape=[True])), "has not 1 to 4 positive dimensions"),
+    "negative": (raw(described(shape=[-4])), "has not 1 to 4 positive dimensions"),
+    "huge": (raw(described(shape=[2**62, 2**62])), "is not within the file, or of another length"),
+    "past the end": (raw(described(data_offsets=[64, 80])), "is not within the file"),
+    "backwards": (raw(described(data_offsets=[16, 0])), "is not within the file"),
+    "overlap": (raw(described() | {"u": described(data_offsets=[8, 24])["t"]}), "'u' overlaps"),
+    "other length": (raw(described(data_offsets=[0, 20])), "of another length"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), BAD.values(), ids=BAD.keys())
+def test_a_bad_safetensors_file_is_one_clear_line(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=said) as caught:
+        SafetensorsFile(path)
+    assert str(caught.value).startswith("bad.safetensors: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("folder")
+    return write_folder(path / "model", write_tiny_llama(path / "tiny.gguf", qtype="F16", blocks=1), 2)
+
+
+@settings(max_examples=80)
+@given(data=st.data())
+def test_any_mutation_is_read_or_refused(tiny: Path, data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(sorted(tiny.iterdir())), "file")
+    original = path.read_bytes()
+    content = bytearray(original)
+    for _ in range(data.draw(st.integers(0, 3), "edits")):
+        at = data.draw(st.integers(0, min(2000, len(content) - 1)), "at")
+        new = data.draw(st.binary(max_size=8) | st.sampled_from([b"9" * 30, b"null", b"[", b"-1", b'""']), "new")
+        content[at : at + data.draw(st.integers(0, 8), "old")] = new
+    path.write_bytes(content[: data.draw(st.just(len(content)) | st.integers(0, len(content)), "keep")])
+    tracemalloc.start()
+    message = ""
+    try:
+        file = HFFolder(tiny)
+        for tensor in file.tensors.values():
+            assert tensor.data.nbytes == tensor.nbytes
+        Tokenizer(file)
+    except ModelError as e:
+        message = str(e)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        path.write_bytes(original)
+    assert "\n" not in message
+    assert peak < 4 << 20
