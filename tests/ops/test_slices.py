@@ -9,6 +9,7 @@ from tests.ops import test_elementwise as elementwise
 from tests.ops import test_linear as linear
 from tests.ops import test_matmul as matmul
 from tests.ops import test_reduce as reduce
+from wasmetal import ops
 from wasmetal.kernels.dtypes import FLOATS
 from wasmetal.ops import DType, Recorder
 from wasmetal.ops.work import Work
@@ -25,7 +26,7 @@ def test_elementwise(device):
     elementwise.test_add_and_scale(device, (11, 4))
     elementwise.test_in_place(device)
     for live in (0, 4, 5):
-        elementwise.test_rows_that_are_not_valid_stay(device, 5, live)
+        elementwise.test_rows_that_are_not_valid_stay(device, 5, live, ops.gelu_mul, elementwise.gelu)
 
 
 @pytest.mark.parametrize("shape", [(5, 127), (31, 2), (2, 3, 12)])

@@ -183,6 +183,8 @@ def batches(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_token_gets_in_between_the_batches_of_a_prompt(model: Model, batches: list[int]) -> None:
+    if model.device.info.operations_per_second > 1e10:
+        pytest.skip("the prompt would end too soon")
     with Reader(model) as long, Reader(model) as short:
         with background(lambda: long.forward(PROMPT)):
             until(lambda: len(batches) > 0)  # it has begun
