@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from wasmetal.device.base import Bytes
 from wasmetal.device.gemm import Kinds
 from wasmetal.device.trial import FLOATS, Trial
-from wasmetal.kernels.catalog import CATALOG, NO_BATCH, Kernel
+from wasmetal.kernels.catalog import CATALOG, NO_BATCH, WORD, Kernel
 from wasmetal.kernels.dtypes import WEIGHTS, DType
 
 _POISON = 0xFF
 """Fills bytes that must be neither read nor written: as f32 or f16 it gives NaN."""
-_WORD = 4
-"""Bytes of the smallest unit that kernels read; the length of a binding is a multiple of it."""
 _TILE = 64
 """Rows and columns of the result tile that one group of a GEMM or matmul kernel computes."""
 
@@ -109,7 +107,7 @@ def _random(kind: str, rows: int, columns: int, gap: int, start: int | None = No
     head = np.full(start, _POISON, np.uint8)
     if kind not in FLOATS:
         # Bytes below 0x3c: no pair is a float16 above 1, whichever bytes of a block are its scales.
-        nbytes = -(-rows * DType[kind.upper()].row_bytes(columns) // _WORD) * _WORD
+        nbytes = -(-rows * DType[kind.upper()].row_bytes(columns) // WORD) * WORD
         blocks = random.integers(0, 0x3C, nbytes, np.uint8)
         if kind == "mxfp4":
             blocks[::17] |= 0x78  # a power of two as the scale, here from 2^-7 to 1

@@ -49,6 +49,7 @@ class GuestRecorder(Recorder):
         super().__init__(info, self.segments[0].commands)
         self.slice = SLICE_SECONDS * info.operations_per_second
         self._cores = max(1.0, info.operations_per_second / GROUP_SPEED)
+        self._longest = int(LONGEST * self._cores)
         self._full = SLICE * info.operations_per_second
         self.work = 0
         """Operations of what has been recorded so far."""
@@ -68,10 +69,9 @@ class GuestRecorder(Recorder):
         """Record a slice, in the segment that has room for it. Raises TOOBIG if it is too long and cannot be cut."""
         if groups < self._cores:
             work = int(work * self._cores / max(1, groups))  # it takes as long as with a group for each core
-        if (most := int(LONGEST * self._cores)) < work:
-            raise Refusal(
-                Errno.TOOBIG, f"{name}: {work} operations that cannot be cut; at most {most} can: use shorter rows"
-            )
+        if work > self._longest:
+            what = f"{name}: {work} operations that cannot be cut; at most {self._longest} can: use shorter rows"
+            raise Refusal(Errno.TOOBIG, what)
         segment = self.segments[-1]
         if segment.dispatches == SEGMENT or segment.work > self._full:
             self._look()

@@ -41,6 +41,9 @@ TARGETS = {"spirv": "spv", "metal": "metal", "cuda": "cu", "wgsl": "wgsl"}
 THREADS = 128
 """Threads of every group: a multiple of any device's subgroup size, since kernels divide by that."""
 
+WORD = 4
+"""Bytes of the smallest unit that kernels read; the length of a binding is a multiple of it."""
+
 GRID_WIDTH = 32768
 """Groups in a row of the grid; every device allows 65,535. ``common.slang`` has the same number."""
 

@@ -8,12 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from wasmetal.device.base import Binding, CommandList, DeviceInfo
 from wasmetal.errors import OpError
-from wasmetal.kernels.catalog import CATALOG, Argument, grid
+from wasmetal.kernels.catalog import CATALOG, WORD, Argument, grid
 from wasmetal.ops.tensor import Tensor
 from wasmetal.ops.work import Part, Work
-
-WORD = 4
-"""Bytes of the smallest unit that kernels read; the length of a binding is a multiple of it."""
 
 
 class Recorder:

@@ -154,6 +154,7 @@ class Decoder:
             if name not in self.reads and file.get(key, type(neutral), neutral) != neutral:
                 raise file.error(f"{key} is {file.fields[key]}; the architecture {self.name} supports only {neutral}")
 
+        self._window = self.metadata.count("attention.sliding_window", 0, least=0) or None
         self.embedding_scale = self.logit_scale = 1.0
         """What embeddings and logits are multiplied by."""
         self.attention_scale = 1 / math.sqrt(c.head_dim)
@@ -222,7 +223,7 @@ class Decoder:
 
     def window(self, layer: int) -> int | None:
         """How many positions, up to its own, a row sees in a layer; all if it is None."""
-        return None
+        return self._window
 
     # What they have in common
 

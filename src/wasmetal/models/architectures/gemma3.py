@@ -40,7 +40,6 @@ class Gemma3(Decoder):
         self.embedding_scale = math.sqrt(c.embedding_length)
         if c.block_count == LARGEST:
             self.attention_scale = 1 / math.sqrt(c.embedding_length / c.head_count)
-        self._window = metadata.count("attention.sliding_window", 0, least=0) or None
         base = metadata.positive("rope.freq_base_swa", 10000.0)
         self._local_rope = unscaled(dimensions(metadata, c.head_dim), base)
         pattern = metadata.key("attention.sliding_window_pattern")

@@ -15,7 +15,3 @@ class Llama(Decoder):
     name = "llama"
     reads = frozenset({"attention.sliding_window"})
     interleaved_rope = True  # GGUF files reorder the rows of q and k so that pairs are adjacent.
-
-    def window(self, layer: int) -> int | None:
-        """The same for all layers."""
-        return self.metadata.count("attention.sliding_window", 0, least=0) or None

@@ -41,7 +41,3 @@ class Phi3(Decoder):
     def rope(self, layer: int, context: int) -> Rope:
         """By the length of the context, even while fewer positions are in use: keys in the cache stay valid."""
         return self._long if context > self._original else self._rope
-
-    def window(self, layer: int) -> int | None:
-        """The same for all layers."""
-        return self.metadata.count("attention.sliding_window", 0, least=0) or None
