@@ -18,6 +18,7 @@ from pathlib import Path
 
 import wasmtime
 
+from wasmetal import processor
 from wasmetal.home import home
 from wasmetal.memory.wasmtime_engine import SETTINGS
 from wasmetal.wasmtime_c import version
@@ -76,11 +77,7 @@ def _path(code: bytes) -> Path:
 @cache
 def _processor() -> str:
     """The host's processor, with its instruction set as far as the system reports it. (Wasmtime checks that too.)"""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    flags = " ".join(sorted(processor.flags()))
     return f"{platform.system()} {platform.machine()} {platform.processor()} {flags}"
 
 

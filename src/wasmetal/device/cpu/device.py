@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
 from collections.abc import Sequence
-from contextlib import suppress
-from functools import cache
 
 import numpy as np
 
+from wasmetal import processor
 from wasmetal.device.backend import Backend, Candidate, Dispatch, Range, Tier
 from wasmetal.device.base import DeviceInfo, HostPages, MemoryKind
 from wasmetal.device.cpu.library import Library, library, thread_count
@@ -80,7 +77,7 @@ def find_devices() -> list[Candidate]:
 
 def _info(compiled: Library | None) -> DeviceInfo:
     return DeviceInfo(
-        name=_processor(),
+        name=processor.name(),
         backend="cpu",
         index=0,
         driver=f"{compiled.name} and NumPy {np.__version__}" if compiled else f"NumPy {np.__version__}",
@@ -93,17 +90,3 @@ def _info(compiled: Library | None) -> DeviceInfo:
         expands_weights=compiled is None,
         features=("host pages in place", f"{thread_count()} threads"),
     )
-
-
-@cache
-def _processor() -> str:
-    """The processor's marketing name if the system reports it, else its architecture."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-            return next(names, platform.machine())
-    except OSError:  # macOS, on which platform.processor() is only "arm"
-        asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        with suppress(OSError, subprocess.SubprocessError):
-            return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-        return platform.machine()

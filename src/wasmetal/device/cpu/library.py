@@ -12,6 +12,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from wasmetal import processor
 from wasmetal.errors import DeviceError
 
 MOST_BUFFERS = 8
@@ -77,8 +78,8 @@ class Library:
 @cache
 def library() -> Library | None:
     """The library for this processor; None if there is none, as on x86-64 without AVX2."""
-    name = _suitable(sys.platform, platform.machine(), _processor_flags())
-    if name is None or os.environ.get("WASMETAL_NO_NATIVE") == "1":
+    name = _suitable(sys.platform, platform.machine(), processor.flags())
+    if name is None:
         return None
     try:
         with resources.as_file(resources.files("wasmetal.device.cpu") / "generated" / name) as path:
@@ -105,15 +106,3 @@ def _suitable(system: str, machine: str, flags: set[str]) -> str | None:
     if machine == "x86_64":
         return "x86_64_v4.so" if flags >= _V4 else "x86_64_v3.so" if flags >= _V3 else None
     return "aarch64.so" if machine == "aarch64" and flags >= {"asimddp", "asimdhp"} else None
-
-
-def _processor_flags() -> set[str]:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            for line in lines:
-                key, _, value = line.partition(":")
-                if key.strip() in ("flags", "Features"):
-                    return set(value.split())
-    except OSError:
-        pass
-    return set()

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from wasmetal.device.backend import Candidate, Tier
 from wasmetal.device.cpu.device import CpuBackend
-from wasmetal.device.opened import OpenDevice
 
 
 class ReferenceBackend(CpuBackend):
@@ -18,13 +17,6 @@ class ReferenceBackend(CpuBackend):
     def __init__(self) -> None:
         super().__init__(None)
         self.info = replace(self.info, backend="reference")
-
-
-class ReferenceDevice(OpenDevice):
-    """An open reference device."""
-
-    def __init__(self) -> None:
-        super().__init__(ReferenceBackend())
 
 
 def find_devices() -> list[Candidate]:
