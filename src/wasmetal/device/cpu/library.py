@@ -22,14 +22,15 @@ _V3 = {"avx2", "fma", "f16c", "bmi2"}
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
 
 
+Call = tuple[int, Sequence[int], bytes]
+"""A compiled kernel: its number in the library, the addresses of its buffers, its parameters."""
+
+
 class Calls:
     """Calls of kernels, to be run in order. The caller keeps what the addresses point to alive."""
 
-    def __init__(self, library: Library, calls: Sequence[tuple[int, Sequence[int], bytes]], stop: ctypes.c_uint8):
-        """``calls``: (number of the kernel, addresses of its buffers, its parameters).
-
-        No call begins while ``stop`` is not 0, except for the first of a run.
-        """
+    def __init__(self, library: Library, calls: Sequence[Call], stop: ctypes.c_uint8):
+        """No call begins while ``stop`` is not 0, except for the first of a run."""
         self.count = len(calls)
         self.stop = stop
         self._library = library

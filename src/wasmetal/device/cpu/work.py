@@ -13,14 +13,12 @@ from typing import cast
 import numpy as np
 
 from wasmetal.device.backend import Dispatch
-from wasmetal.device.cpu.library import Calls, Library
+from wasmetal.device.cpu.library import Call, Calls, Library
 from wasmetal.device.cpu.memory import Pages
 from wasmetal.device.hazards import Footprint
 from wasmetal.errors import DeviceError
 
-Native = tuple[int, Sequence[int], bytes]
-"""A compiled kernel: its number in the library, the addresses of its buffers, its parameters."""
-Step = Callable[[], object] | Native
+Step = Callable[[], object] | Call
 """A NumPy kernel bound to typed views of its buffers, or a compiled one."""
 
 
@@ -36,7 +34,7 @@ class CpuRecording:
         self._dispatches = list(dispatches)
         for native, group in groupby([dispatch.code for dispatch in dispatches], lambda step: isinstance(step, tuple)):
             if native and library:
-                self.steps.append(Calls(library, cast(list[Native], list(group)), self.stop))
+                self.steps.append(Calls(library, cast(list[Call], list(group)), self.stop))
             else:
                 self.steps += cast(Iterator[Callable[[], object]], group)
 

@@ -25,9 +25,6 @@ typedef struct {
     uint32_t at_once; // units that are not worth sharing among threads
 } Kernel;
 
-extern const Kernel KERNELS[];
-extern const uint32_t KERNEL_COUNT;
-
 typedef float Floats __attribute__((ext_vector_type(16)));
 typedef int32_t Ints __attribute__((ext_vector_type(16)));
 typedef _Float16 Halves __attribute__((ext_vector_type(16)));
@@ -51,6 +48,7 @@ INLINE Floats load_halves(const void *from)
     memcpy(&v, from, sizeof v);
     return __builtin_convertvector(v, Floats);
 }
+INLINE Bytes load_bytes(const void *from) { Bytes v; memcpy(&v, from, sizeof v); return v; }
 INLINE float half(const void *from) { _Float16 v; memcpy(&v, from, sizeof v); return (float)v; }
 INLINE uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 

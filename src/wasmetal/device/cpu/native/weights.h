@@ -56,8 +56,7 @@ INLINE void expand_bf16(const uint8_t *row, size_t i, Floats out[2])
 
 INLINE void nibbles(const uint8_t *from, Floats out[2])
 {
-    Bytes q;
-    memcpy(&q, from, sizeof q);
+    const Bytes q = load_bytes(from);
     out[0] = __builtin_convertvector(q & (uint8_t)15, Floats);
     out[1] = __builtin_convertvector(q >> (uint8_t)4, Floats);
 }
@@ -120,9 +119,7 @@ INLINE void expand_mxfp4(const uint8_t *row, size_t i, Floats out[2])
     const uint32_t bits = e > 1 ? (uint32_t)(e - 1) << 23 : 0x200000u << e; // 2^(e - 128), half of the scale
     float scale;
     memcpy(&scale, &bits, sizeof scale);
-    Bytes packed;
-    memcpy(&packed, block + 1, sizeof packed);
-    const Ints both = __builtin_convertvector(packed, Ints);
+    const Ints both = __builtin_convertvector(load_bytes(block + 1), Ints);
     for (int j = 0; j < 2; ++j) {
         const Ints n = j ? both >> 4 : both & 15, magnitude = n & 7, power = (magnitude >> 1) - 1;
         // Twice a float of four bits: a sign, two bits of exponent and one of mantissa.
@@ -144,31 +141,28 @@ INLINE void k_scales(const uint8_t *block, uint32_t sub, float *scale, float *of
     *offset = half(block + 2) * (float)t;
 }
 
-INLINE Bytes load_bytes(const uint8_t *from) { Bytes v; memcpy(&v, from, sizeof v); return v; }
-
-INLINE void expand_q4_k(const uint8_t *row, size_t i, Floats out[2])
+// 32 weights of Q4_K or Q5_K, whose ``quants`` are in that place of a block, and their fifth bits, if it has any.
+INLINE void expand_k(const uint8_t *block, uint32_t sub, uint32_t quants, const uint8_t *fifths, Floats out[2])
 {
-    const uint8_t *block = row + 144 * (i / 8);
-    const uint32_t sub = i % 8;
     float scale, offset;
     k_scales(block, sub, &scale, &offset);
     for (int j = 0; j < 2; ++j) {
-        const Bytes q = load_bytes(block + 16 + sub / 2 * 32 + 16 * j) >> (uint8_t)(sub % 2 * 4) & (uint8_t)15;
+        Bytes q = load_bytes(block + quants + sub / 2 * 32 + 16 * j) >> (uint8_t)(sub % 2 * 4) & (uint8_t)15;
+        if (fifths)
+            q |= (load_bytes(fifths + 16 * j) >> (uint8_t)sub & (uint8_t)1) << (uint8_t)4;
         out[j] = __builtin_convertvector(q, Floats) * scale - offset;
     }
+}
+
+INLINE void expand_q4_k(const uint8_t *row, size_t i, Floats out[2])
+{
+    expand_k(row + 144 * (i / 8), i % 8, 16, NULL, out);
 }
 
 INLINE void expand_q5_k(const uint8_t *row, size_t i, Floats out[2])
 {
     const uint8_t *block = row + 176 * (i / 8);
-    const uint32_t sub = i % 8;
-    float scale, offset;
-    k_scales(block, sub, &scale, &offset);
-    for (int j = 0; j < 2; ++j) {
-        const Bytes low = load_bytes(block + 48 + sub / 2 * 32 + 16 * j) >> (uint8_t)(sub % 2 * 4) & (uint8_t)15;
-        const Bytes fifth = (load_bytes(block + 16 + 16 * j) >> (uint8_t)sub & (uint8_t)1) << (uint8_t)4;
-        out[j] = __builtin_convertvector(low | fifth, Floats) * scale - offset;
-    }
+    expand_k(block, i % 8, 48, block + 16, out);
 }
 
 INLINE void expand_q6_k(const uint8_t *row, size_t i, Floats out[2])
