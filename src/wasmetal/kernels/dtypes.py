@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from enum import Enum
+from typing import Protocol
 
 from wasmetal.errors import OpError
 
@@ -52,6 +55,18 @@ class DType(Enum):
     def row_bytes(self, elements: int) -> int:
         """Bytes of a row of ``elements``. Raises OpError if that is not a whole number of blocks."""
         return row_bytes(self.name, self.block, elements)
+
+
+class Layout(Protocol):
+    """How rows of a type lie in memory."""
+
+    def row_bytes(self, elements: int) -> int:
+        """Bytes of a row of ``elements``. Raises OpError if that is not a whole number of blocks."""
+
+
+def tensor_bytes(layout: Layout, shape: Sequence[int]) -> int:
+    """Bytes of a packed tensor. Raises OpError if its rows are not whole numbers of blocks."""
+    return math.prod(shape[:-1]) * layout.row_bytes(shape[-1])
 
 
 def row_bytes(name: str, block: tuple[int, int], elements: int) -> int:

@@ -8,7 +8,6 @@ files that ``model.safetensors.index.json`` lists; ``tokenizer_config.json``, ``
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from dataclasses import replace
@@ -20,8 +19,9 @@ from gguf import TokenType
 from numpy.typing import NDArray
 
 from wasmetal.kernels.dtypes import DType
-from wasmetal.models.files.gguf import MAX_PARTS, GGUFFile, GGUFTensor
+from wasmetal.models.files.gguf import MAX_PARTS, GGUFFile
 from wasmetal.models.files.gguf_header import quote
+from wasmetal.models.files.model_file import FileTensor, ModelFile
 from wasmetal.models.files.safetensors import SafetensorsFile, read_json
 from wasmetal.models.files.source import Source
 from wasmetal.models.lm.tokenizer import PRE_TOKENIZERS, WHOLE_WORDS_FIRST
@@ -53,28 +53,26 @@ _LAYER = re.compile(r"model\.layers\.(\d{1,6})\.(.+)\.(weight|bias)")
 _OTHER = re.compile(r"(model\.embed_tokens|model\.norm|lm_head)\.(weight)")
 
 
-def open_model_file(path: Path) -> GGUFFile:
+def open_model_file(path: Path) -> ModelFile:
     """The model at a path: a GGUF file, or a folder of Hugging Face. Raises ModelError."""
     return HFFolder(path) if path.is_dir() else GGUFFile(path)
 
 
-class HFFolder(GGUFFile):
+class HFFolder(ModelFile):
     """A folder of Hugging Face, its files open for reading, checked. Raises ModelError if it cannot be used."""
 
     def __init__(self, path: Path):
-        self.path = path
+        super().__init__(path)
         if not (path / "config.json").exists():
             raise self.error("a folder without config.json is no model of Hugging Face")
         config = read_json(path / "config.json", MAX_CONFIG)
-        self.fields = {}
         self._read_config(config)
         self._read_tokenizer(config)
         weights = [SafetensorsFile(path / name) for name in self._weight_files()]
         self.sources = [file.source for file in weights]
-        self._headers = hashlib.sha256(repr(sorted(config.items())).encode())
+        self._headers.update(repr(sorted(config.items())).encode())
         self._headers.update("\0".join(self.fields["tokenizer.ggml.tokens"]).encode())
-        self._stored: list[GGUFTensor] = []
-        self.tensors = {}
+        self._stored: list[FileTensor] = []
         for file in weights:
             self._headers.update(file.header)
             for stored in file.tensors.values():
@@ -83,12 +81,8 @@ class HFFolder(GGUFFile):
             self.tensors.pop("output.weight", None)
         self._add_rope_factors(config)
 
-    def digest(self) -> bytes:
-        """32 bytes that identify the model: a SHA-256 of its headers and of the beginning of every tensor."""
-        sha256 = self._headers.copy()
-        for tensor in self._stored:
-            sha256.update(tensor.source.read(tensor.offset, min(tensor.nbytes, 4096)).data)
-        return sha256.digest()
+    def _in_files(self) -> list[FileTensor]:
+        return self._stored
 
     def _read_config(self, config: dict[str, Any]) -> None:
         architecture = config.get("model_type")
@@ -148,7 +142,7 @@ class HFFolder(GGUFFile):
         factors = 1 / ((1 - smooth) / factor + smooth)
         values = factors.astype(np.float32)
         source = cast(Source, _InMemory(values.view(np.uint8)))
-        self.tensors["rope_freqs.weight"] = GGUFTensor("rope_freqs.weight", DType.F32, values.shape, 0, source)
+        self.tensors["rope_freqs.weight"] = FileTensor("rope_freqs.weight", DType.F32, values.shape, 0, source)
 
     def _of(self, kind: type, name: str, value: Any) -> Any:
         """A number of the configuration. Raises ModelError if it is none."""
@@ -173,7 +167,7 @@ class HFFolder(GGUFFile):
             raise self.error(f"{len(names)} files of weights; at most {MAX_PARTS} are supported")
         return names
 
-    def _add(self, stored: GGUFTensor) -> None:
+    def _add(self, stored: FileTensor) -> None:
         """Add a tensor by GGUF's name, its rows in GGUF's order."""
         if stored.name.endswith(".rotary_emb.inv_freq"):
             return  # computed, and not trained
@@ -311,7 +305,7 @@ class _Adjacent:
     Hugging Face has the first of all pairs of a head, and then the second of all.
     """
 
-    def __init__(self, stored: GGUFTensor, heads: int) -> None:
+    def __init__(self, stored: FileTensor, heads: int) -> None:
         self._stored = stored
         self._heads = heads
         self.size = stored.nbytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -12,7 +11,8 @@ import numpy as np
 
 from wasmetal.device.base import Bytes, Device, DeviceInfo, MemoryKind
 from wasmetal.errors import ModelError
-from wasmetal.models.files.gguf import GGUFFile
+from wasmetal.kernels.dtypes import tensor_bytes
+from wasmetal.models.files.model_file import ModelFile
 from wasmetal.models.files.source import Source
 from wasmetal.models.lm.model import Model
 
@@ -64,7 +64,7 @@ class Summary:
     """Of all tensors."""
 
 
-def summarize(file: GGUFFile) -> Summary:
+def summarize(file: ModelFile) -> Summary:
     """What the header says. Raises ModelError if it has no architecture, or a field is not of its type."""
     architecture = file.require("general.architecture", str)
     tokens = file.get("tokenizer.ggml.tokens", list, None)
@@ -86,7 +86,7 @@ def summarize(file: GGUFFile) -> Summary:
     )
 
 
-def memory_needed(file: GGUFFile, context: int | None = None, sessions: int = 1) -> Memory:
+def memory_needed(file: ModelFile, context: int | None = None, sessions: int = 1) -> Memory:
     """What :class:`Model` allocates for sessions of ``context`` tokens each, by default as many as ``load_model``.
 
     Found by making the model on a device that only counts. Raises ModelError if the model cannot be used.
@@ -103,7 +103,7 @@ def memory_needed(file: GGUFFile, context: int | None = None, sessions: int = 1)
         raise ModelError(f"{sessions} sessions; 1 to {MAX_SESSIONS} are supported")
     with Model(described, file.path.stem, cast(Device, device), context, sessions) as model:
         tensors = file.tensors.values()
-        weights = sum(math.prod(t.shape[:-1]) * t.dtype.row_bytes(t.shape[-1]) for t in tensors)
+        weights = sum(tensor_bytes(tensor.dtype, tensor.shape) for tensor in tensors)
         kv_cache = model.cache.page_bytes * model.cache.free
         return Memory(
             context=model.context_length,

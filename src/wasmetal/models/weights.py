@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,11 +9,12 @@ from itertools import groupby
 import numpy as np
 
 from wasmetal.device.base import Bytes
+from wasmetal.kernels.dtypes import tensor_bytes
 from wasmetal.models.buffers import BufferGroup
-from wasmetal.models.files.gguf import GGUFFile, GGUFTensor
+from wasmetal.models.files.model_file import FileTensor, ModelFile
 from wasmetal.ops import ALIGNMENT, DType, Recorder, Tensor, add, linear
 
-Matrix = Sequence[GGUFTensor]
+Matrix = Sequence[FileTensor]
 """Tensors of a file that are concatenated, row-wise, into one weight."""
 
 
@@ -56,7 +56,7 @@ class Weight:
 class Weights:
     """Loads a file's weights onto a device: used in place if the device wraps files and that is safe, else copied."""
 
-    def __init__(self, buffers: BufferGroup, file: GGUFFile):
+    def __init__(self, buffers: BufferGroup, file: ModelFile):
         self._buffers = buffers
         sources = file.sources if buffers.device.info.wraps_files else []
         self._wrapped = {source: buffers.wrap(pages) for source in sources if (pages := source.pages())}
@@ -72,13 +72,13 @@ class Weights:
             for matrix in matrices
         ]
 
-    def _usable(self, tensor: GGUFTensor) -> bool:
+    def _usable(self, tensor: FileTensor) -> bool:
         """Whether kernels can read a tensor in the form that it has in the file."""
         aligned = tensor.offset % max(ALIGNMENT, self._buffers.device.info.offset_alignment) == 0
         usable = tensor.source in self._wrapped and not tensor.repacked and aligned
         return usable and (len(tensor.shape) > 1 or tensor.dtype is DType.F32)
 
-    def _in_file(self, tensor: GGUFTensor) -> Tensor:
+    def _in_file(self, tensor: FileTensor) -> Tensor:
         return Tensor(self._wrapped[tensor.source], tensor.offset, tensor.dtype, tensor.shape)
 
 
@@ -91,7 +91,7 @@ def load_weights(buffers: BufferGroup, matrices: Sequence[Matrix]) -> list[Weigh
     device = buffers.device
     alignment = max(ALIGNMENT, device.info.offset_alignment)
 
-    def stored(tensor: GGUFTensor) -> DType:
+    def stored(tensor: FileTensor) -> DType:
         return DType.F32 if device.info.expands_weights or len(tensor.shape) == 1 else tensor.dtype
 
     planned = [[_Part(dtype, tuple(group)) for dtype, group in groupby(matrix, stored)] for matrix in matrices]
@@ -115,7 +115,7 @@ class _Part:
     """Tensors that are concatenated row-wise, with one type on the device."""
 
     dtype: DType
-    tensors: tuple[GGUFTensor, ...]
+    tensors: tuple[FileTensor, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -123,7 +123,7 @@ class _Part:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape[:-1]) * self.dtype.row_bytes(self.shape[-1])
+        return tensor_bytes(self.dtype, self.shape)
 
     def data(self) -> Iterator[Bytes]:
         for tensor in self.tensors:

@@ -21,7 +21,6 @@ CALL = struct.Struct(f"<{MOST_BUFFERS}QQII")
 _V3 = {"avx2", "fma", "f16c", "bmi2"}
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
 
-
 Call = tuple[int, Sequence[int], bytes]
 """A compiled kernel: its number in the library, the addresses of its buffers, its parameters."""
 

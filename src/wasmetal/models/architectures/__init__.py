@@ -13,14 +13,14 @@ from wasmetal.models.architectures.phi3 import Phi3
 from wasmetal.models.architectures.qwen2 import Qwen2
 from wasmetal.models.architectures.qwen3 import Qwen3
 from wasmetal.models.architectures.smollm3 import SmolLM3
-from wasmetal.models.files.gguf import GGUFFile
+from wasmetal.models.files.model_file import ModelFile
 
-ARCHITECTURES: dict[str, Callable[[GGUFFile], Network]] = {
+ARCHITECTURES: dict[str, Callable[[ModelFile], Network]] = {
     architecture.name: architecture for architecture in (Gemma3, Granite, Llama, Olmo2, Phi3, Qwen2, Qwen3, SmolLM3)
 }
 
 
-def read_network(file: GGUFFile) -> Network:
+def read_network(file: ModelFile) -> Network:
     """The network that a file describes, not loaded yet. Raises ModelError if it is unsupported or malformed."""
     name = file.require("general.architecture", str)
     architecture = ARCHITECTURES.get(name)

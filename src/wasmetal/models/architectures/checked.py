@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from wasmetal.models.files.gguf import GGUFFile, GGUFTensor
+from wasmetal.models.files.model_file import FileTensor, ModelFile
 from wasmetal.ops import DType
 
 
 class Metadata:
     """The metadata of a file whose keys begin with its architecture's name."""
 
-    def __init__(self, file: GGUFFile, architecture: str) -> None:
+    def __init__(self, file: ModelFile, architecture: str) -> None:
         self.file = file
         self._prefix = architecture
 
@@ -43,14 +43,14 @@ class Metadata:
 class Tensors:
     """The tensors of a file, each of which is taken once."""
 
-    def __init__(self, file: GGUFFile) -> None:
+    def __init__(self, file: ModelFile) -> None:
         self._file = file
         self._left = dict(file.tensors)
 
     def __contains__(self, name: str) -> bool:
         return name in self._left
 
-    def take(self, name: str, *shape: int) -> GGUFTensor:
+    def take(self, name: str, *shape: int) -> FileTensor:
         """The tensor of that name, which must have that shape."""
         found = self._left.pop(name, None)
         if found is None:

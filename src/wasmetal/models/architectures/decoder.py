@@ -17,7 +17,7 @@ from wasmetal.models.architectures.checked import Metadata, Tensors
 from wasmetal.models.architectures.network import Inputs, KVPools
 from wasmetal.models.architectures.rope import Rope, read_rope, take_factors
 from wasmetal.models.buffers import BufferGroup
-from wasmetal.models.files.gguf import GGUFFile, GGUFTensor
+from wasmetal.models.files.model_file import FileTensor, ModelFile
 from wasmetal.models.weights import Weight, Weights
 from wasmetal.ops import (
     Recorder,
@@ -141,7 +141,7 @@ class Decoder:
     gate: ClassVar[Gate] = staticmethod(silu_mul)
     """How the feed-forward network is gated."""
 
-    def __init__(self, file: GGUFFile) -> None:
+    def __init__(self, file: ModelFile) -> None:
         """Read the metadata and check every tensor, so that nothing is allocated for a file that cannot be used.
 
         Raises ModelError.
@@ -172,7 +172,7 @@ class Decoder:
         self._layers = [self._take_layer(tensors, f"blk.{i}") for i in range(c.block_count)]
         tensors.finish(self.name)
 
-    def _take_layer(self, tensors: Tensors, block: str) -> dict[str, list[GGUFTensor]]:
+    def _take_layer(self, tensors: Tensors, block: str) -> dict[str, list[FileTensor]]:
         """The tensors of each of a layer's weights."""
         c, take = self.config, tensors.take
         dim, hidden, q = c.embedding_length, c.feed_forward_length, c.head_count * c.head_dim
@@ -207,12 +207,12 @@ class Decoder:
         if "rope_freqs.weight" in tensors:
             self._rope = self._rope.divided(take_factors(self.metadata, tensors, "rope_freqs.weight", self._rope))
 
-    def take_qkv(self, tensors: Tensors, block: str) -> list[GGUFTensor]:
+    def take_qkv(self, tensors: Tensors, block: str) -> list[FileTensor]:
         """The projections to queries, keys and values, in that order."""
         dim = self.config.embedding_length
         return [tensors.take(f"{block}.attn_{kind}.weight", width, dim) for kind, width in self._widths.items()]
 
-    def take_gate_up(self, tensors: Tensors, block: str) -> list[GGUFTensor]:
+    def take_gate_up(self, tensors: Tensors, block: str) -> list[FileTensor]:
         """The two projections that open the feed-forward network, the one that is activated first."""
         dim, hidden = self.config.embedding_length, self.config.feed_forward_length
         return [tensors.take(f"{block}.ffn_{kind}.weight", hidden, dim) for kind in ("gate", "up")]

@@ -13,7 +13,7 @@ import numpy as np
 
 from wasmetal.models.architectures.decoder import Decoder
 from wasmetal.models.architectures.rope import Rope, dimensions, unscaled
-from wasmetal.models.files.gguf import GGUFFile
+from wasmetal.models.files.model_file import ModelFile
 from wasmetal.ops import gelu_mul
 
 PERIOD = 6
@@ -33,7 +33,7 @@ class Gemma3(Decoder):
     post_norms = True
     gate = staticmethod(gelu_mul)
 
-    def __init__(self, file: GGUFFile) -> None:
+    def __init__(self, file: ModelFile) -> None:
         """As for other decoders."""
         super().__init__(file)
         c, metadata = self.config, self.metadata

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from wasmetal.models.architectures.decoder import Decoder
-from wasmetal.models.files.gguf import GGUFFile
+from wasmetal.models.files.model_file import ModelFile
 
 
 class Granite(Decoder):
@@ -23,7 +23,7 @@ class Granite(Decoder):
     reads = frozenset({"attention.scale", "embedding_scale", "logit_scale", "residual_scale"})
     interleaved_rope = True  # GGUF files reorder the rows of q and k so that pairs are adjacent.
 
-    def __init__(self, file: GGUFFile) -> None:
+    def __init__(self, file: ModelFile) -> None:
         """As for other decoders."""
         super().__init__(file)
         positive = self.metadata.positive

@@ -9,7 +9,7 @@ from __future__ import annotations
 from wasmetal.models.architectures.checked import Tensors
 from wasmetal.models.architectures.decoder import Decoder
 from wasmetal.models.architectures.rope import Rope, take_factors
-from wasmetal.models.files.gguf import GGUFTensor
+from wasmetal.models.files.model_file import FileTensor
 
 
 class Phi3(Decoder):
@@ -29,11 +29,11 @@ class Phi3(Decoder):
             long, short = (take_factors(self.metadata, tensors, name, self._rope) for name in names)
             self._long, self._rope = self._rope.divided(long), self._rope.divided(short)
 
-    def take_qkv(self, tensors: Tensors, block: str) -> list[GGUFTensor]:
+    def take_qkv(self, tensors: Tensors, block: str) -> list[FileTensor]:
         """One tensor."""
         return [tensors.take(f"{block}.attn_qkv.weight", sum(self._widths.values()), self.config.embedding_length)]
 
-    def take_gate_up(self, tensors: Tensors, block: str) -> list[GGUFTensor]:
+    def take_gate_up(self, tensors: Tensors, block: str) -> list[FileTensor]:
         """One tensor."""
         c = self.config
         return [tensors.take(f"{block}.ffn_up.weight", 2 * c.feed_forward_length, c.embedding_length)]

@@ -12,21 +12,15 @@ a hostile file costs at most some 250 MiB of memory, four times MAX_HEADER, howe
 
 from __future__ import annotations
 
-import hashlib
-import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-import numpy as np
 from gguf import GGMLQuantizationType
-from gguf.quants import dequantize
-from numpy.typing import NDArray
 
-from wasmetal.errors import ModelError, OpError, printable
-from wasmetal.kernels.dtypes import BY_NUMBER, DType
+from wasmetal.errors import OpError
+from wasmetal.kernels.dtypes import BY_NUMBER, DType, tensor_bytes
 from wasmetal.models.files.gguf_header import MAX_KEY, Bounds, Header, quote
+from wasmetal.models.files.model_file import FileMetadata, FileTensor, ModelFile
 from wasmetal.models.files.repack import REPACKED, Repacked
 from wasmetal.models.files.source import Source
 
@@ -37,83 +31,8 @@ MAX_DIMENSIONS = 4
 _TYPES = {number: dtype for number, dtype in BY_NUMBER.items() if dtype is not DType.Q8_16}
 """The types of a file that are read as they are, by number."""
 
-T = TypeVar("T")
-D = TypeVar("D")
 
-
-@dataclass(frozen=True, slots=True)
-class GGUFTensor:
-    """One tensor of a file."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    """Row-major: rows before columns (the file's own order is the reverse)."""
-    offset: int
-    """Where its bytes begin in the file."""
-    source: Source
-    repacked: Repacked | None = None
-    """What it is in the file, if that is a type that becomes ``dtype`` when it is read."""
-
-    @property
-    def nbytes(self) -> int:
-        """Number of bytes in the file."""
-        return math.prod(self.shape[:-1]) * (self.repacked or self.dtype).row_bytes(self.shape[-1])
-
-    @property
-    def data(self) -> NDArray[np.uint8]:
-        """The tensor's bytes as ``dtype``, read from the file. Raises ModelError if it has been shortened."""
-        return self.repacked(self._stored) if self.repacked else self._stored
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    def dequantize(self) -> NDArray[np.float32]:
-        """The values as float32 of ``shape``."""
-        kind = self.repacked.type if self.repacked else GGMLQuantizationType(self.dtype.value)
-        rows = self._stored.reshape(-1, (self.repacked or self.dtype).row_bytes(self.shape[-1]))
-        if self.dtype in (DType.F32, DType.F16):
-            rows = rows.view(np.float32 if self.dtype is DType.F32 else np.float16)
-        values: NDArray[np.float32] = dequantize(rows, kind)
-        return values.reshape(self.shape)
-
-    @property
-    def _stored(self) -> NDArray[np.uint8]:
-        return self.source.read(self.offset, self.nbytes)
-
-
-class _Metadata:
-    """Metadata by key, of the file at ``path``."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.fields: dict[str, Any] = {}
-        """Metadata: int, float, bool, str, list[str] or a NumPy array by key."""
-
-    def get(self, key: str, kind: type[T], default: D) -> T | D:
-        """The metadata value of ``key``, or ``default`` if there is none. Raises ModelError if it is not a ``kind``."""
-        if key not in self.fields:
-            return default
-        value = self.fields[key]
-        if type(value) is not kind:
-            raise self.error(f"{key} should be of type {kind.__name__}, not {type(value).__name__}")
-        return value
-
-    def require(self, key: str, kind: type[T]) -> T:
-        """The metadata value of ``key``. Raises ModelError if it is missing or not a ``kind``."""
-        value = self.get(key, kind, None)
-        if value is None:
-            raise self.error(f"the metadata has no {key}")
-        return value
-
-    def error(self, what: str) -> ModelError:
-        """A ModelError that names the file, to be raised. What it quotes of the file is made printable."""
-        return ModelError(printable(f"{self.path.name}: {what}"))
-
-
-class GGUFFile(_Metadata):
+class GGUFFile(ModelFile):
     """A GGUF file, or all parts of a split one, open for reading, headers checked.
 
     ``path`` is that of the file, or of any of the parts. Raises ModelError if a file is malformed, or a part missing.
@@ -130,10 +49,6 @@ class GGUFFile(_Metadata):
         ]
         self.fields = parts[0].fields
         self.sources = [part.source for part in parts]
-        """The files' bytes, in the order of the parts."""
-        self.tensors: dict[str, GGUFTensor] = {}
-        """The tensors by name, in the files' order."""
-        self._headers = hashlib.sha256()
         for part in parts:
             for name in part.tensors.keys() & self.tensors.keys():
                 raise part.error(f"tensor {quote(name)} is in another part, too")
@@ -143,15 +58,8 @@ class GGUFFile(_Metadata):
         if expected != len(self.tensors):
             raise self.error(f"{len(self.tensors)} tensors in all parts; {expected} are expected")
 
-    def digest(self) -> bytes:
-        """32 bytes that identify the model: a SHA-256 of its headers and of the beginning of every tensor."""
-        sha256 = self._headers.copy()
-        for tensor in self.tensors.values():
-            sha256.update(tensor.source.read(tensor.offset, min(tensor.nbytes, 4096)).data)
-        return sha256.digest()
 
-
-class _Part(_Metadata):
+class _Part(FileMetadata):
     """One file: a whole model, or part of a split one; ``which``, if given, of how many, counted from 0."""
 
     def __init__(self, path: Path, bounds: Bounds, which: tuple[int, int] | None = None):
@@ -160,7 +68,7 @@ class _Part(_Metadata):
         if not self.source.size:
             raise self.error("an empty file is not a GGUF file")
         header = Header(self.source, self.error, bounds)
-        self.tensors: dict[str, GGUFTensor] = {}
+        self.tensors: dict[str, FileTensor] = {}
         tensors, fields = header.start()
         for _ in range(fields):
             key = header.string("a key", MAX_KEY)
@@ -210,7 +118,7 @@ class _Part(_Metadata):
             end = offset + nbytes
             if name in self.tensors:
                 raise self.error(f"tensor {quote(name)} occurs twice")
-            self.tensors[name] = GGUFTensor(name, dtype, shape, start + offset, self.source, repacked)
+            self.tensors[name] = FileTensor(name, dtype, shape, start + offset, self.source, repacked)
 
     def _measure(self, name: str, shape: tuple[int, ...], kind: int) -> tuple[DType, Repacked | None, int]:
         """The type of a tensor, what it is in the file if it is repacked, and its length there.
@@ -227,7 +135,7 @@ class _Part(_Metadata):
         try:
             if min(shape) < 1:
                 raise OpError(f"shape {shape} is empty")
-            return dtype, repacked, math.prod(shape[:-1]) * (repacked or dtype).row_bytes(shape[-1])
+            return dtype, repacked, tensor_bytes(repacked or dtype, shape)
         except OpError as e:
             raise self.error(f"tensor {quote(name)}: {e}") from e
 

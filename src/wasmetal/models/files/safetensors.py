@@ -8,7 +8,6 @@ files are.
 from __future__ import annotations
 
 import json
-import math
 import re
 import struct
 from collections.abc import Callable
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from wasmetal.errors import ModelError, printable
-from wasmetal.kernels.dtypes import DType
-from wasmetal.models.files.gguf import MAX_DIMENSIONS, GGUFTensor
+from wasmetal.kernels.dtypes import DType, tensor_bytes
+from wasmetal.models.files.gguf import MAX_DIMENSIONS
 from wasmetal.models.files.gguf_header import MAX_TENSORS, quote
+from wasmetal.models.files.model_file import FileTensor
 from wasmetal.models.files.source import Source
 
 MAX_HEADER = 8 << 20
@@ -76,7 +76,7 @@ class SafetensorsFile:
         described.pop("__metadata__", None)
         if len(described) > MAX_TENSORS:
             raise self.error(f"{len(described)} tensors; at most {MAX_TENSORS} are supported")
-        self.tensors: dict[str, GGUFTensor] = {}
+        self.tensors: dict[str, FileTensor] = {}
         """The tensors by name, in the file's order."""
         start, size = 8 + length, self.source.size - 8 - length
         found = [self._measured(name, tensor, size) for name, tensor in described.items()]
@@ -85,7 +85,7 @@ class SafetensorsFile:
             if offset < end:
                 raise self.error(f"tensor {quote(name)} overlaps another one")
             end = offset + nbytes
-            self.tensors[name] = GGUFTensor(name, dtype, shape, start + offset, self.source)
+            self.tensors[name] = FileTensor(name, dtype, shape, start + offset, self.source)
 
     def error(self, what: str) -> ModelError:
         """A ModelError that names the file, to be raised."""
@@ -103,7 +103,7 @@ class SafetensorsFile:
         if not 1 <= len(shape) <= MAX_DIMENSIONS or not all(type(n) is int and n > 0 for n in shape):
             raise self.error(f"tensor {quote(name)} has not 1 to {MAX_DIMENSIONS} positive dimensions")
         dtype = _TYPES[kind]
-        nbytes = math.prod(shape[:-1]) * dtype.row_bytes(shape[-1])
+        nbytes = tensor_bytes(dtype, shape)
         if type(begin) is not int or type(end) is not int or not 0 <= begin <= end <= size or end - begin != nbytes:
             raise self.error(f"tensor {quote(name)} ({nbytes} bytes) is not within the file, or of another length")
         return name, dtype, tuple(shape), begin, nbytes

@@ -16,7 +16,7 @@ from wasmetal.forked import Origin
 from wasmetal.models.architectures import read_network
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.files import store
-from wasmetal.models.files.gguf import GGUFFile
+from wasmetal.models.files.model_file import ModelFile
 from wasmetal.models.hf_folder import open_model_file
 from wasmetal.models.lm.chat_template import ChatTemplate
 from wasmetal.models.lm.heads import Head
@@ -45,8 +45,7 @@ def load_model(
     contexts: int = CONTEXTS,
     trusted: bool | None = None,
 ) -> Model:
-    """Load a model onto a device: the name of one that was pulled, or a path to a GGUF file or a
-    folder of Hugging Face.
+    """Load a model onto a device: the name of one that was pulled, or a path to a GGUF file or a Hugging Face folder.
 
     ``context`` is the number of tokens that a session may have, by default DEFAULT_CONTEXT, or what the model was
     trained for if that is less. ``contexts`` is the size of the KV cache that all sessions share, in whole contexts:
@@ -72,7 +71,7 @@ class Model(Closing):
 
     def __init__(
         self,
-        file: GGUFFile,
+        file: ModelFile,
         name: str,
         device: Device,
         context: int | None = None,
@@ -286,7 +285,7 @@ def _batches(counts: Sequence[int], rows: Callable[[], int]) -> Iterator[list[tu
         yield batch
 
 
-def _chat_template(file: GGUFFile, tokenizer: Tokenizer, trusted: bool) -> ChatTemplate | None:
+def _chat_template(file: ModelFile, tokenizer: Tokenizer, trusted: bool) -> ChatTemplate | None:
     source = file.get("tokenizer.chat_template", str, None)
     if source is None:
         return None

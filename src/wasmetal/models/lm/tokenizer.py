@@ -16,7 +16,7 @@ from gguf import TokenType
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 
 from wasmetal.errors import ModelError, printable
-from wasmetal.models.files.gguf import GGUFFile
+from wasmetal.models.files.model_file import ModelFile
 from wasmetal.models.lm.vocabulary import SPACE, VERBATIM, Vocabulary
 
 # A batch of one text gains nothing from a pool of threads; and what is computed there is charged to no guest.
@@ -72,7 +72,7 @@ class Tokenizer:
     add_bos: bool
     """Whether the model expects texts to begin with ``bos``."""
 
-    def __init__(self, file: GGUFFile):
+    def __init__(self, file: ModelFile):
         kind = file.require("tokenizer.ggml.model", str)
         if kind not in ("gpt2", "llama"):
             raise file.error(f"tokenizer.ggml.model is {kind!r}; supported: gpt2, llama")

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from gguf import TokenType
 
-from wasmetal.models.files.gguf import GGUFFile
+from wasmetal.models.files.model_file import ModelFile
 
 MAX_TOKENS = 1 << 19
 """Tokens of a vocabulary; the largest in use have about 260,000."""
@@ -34,7 +34,7 @@ _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 class Vocabulary:
     """Tokens by id. Raises ModelError if they are inconsistent, or too many or too long."""
 
-    def __init__(self, file: GGUFFile, sentencepiece: bool) -> None:
+    def __init__(self, file: ModelFile, sentencepiece: bool) -> None:
         self._file = file
         self._sentencepiece = sentencepiece
         self.tokens: list[str] = file.require("tokenizer.ggml.tokens", list)
