@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from wasmetal.cli.models import progress
-from wasmetal.cli.options import DEFAULT_MODEL, Device
+from wasmetal.cli.options import DEFAULT_MODEL, Device, Precision
 from wasmetal.cli.output import in_bytes, text_writer, writer
 from wasmetal.cli.run import run_or_leave
 
@@ -51,6 +51,7 @@ def chat(
         bool, typer.Option("--trusted", help="Render the model's chat template without limits on time and memory.")
     ] = False,
     device: Device = None,
+    precision: Precision = None,
     stats: Annotated[
         bool,
         typer.Option("--stats", help="At the end, print tokens, seconds and context use as JSON on standard error."),
@@ -87,7 +88,7 @@ def chat(
     if prompt is None:
         _offer_to_pull(model)
     at_terminal = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
-    with open_device(device) as opened, ExitStack() as stack:
+    with open_device(device, precision) as opened, ExitStack() as stack:
         loaded = stack.enter_context(load_model(model, opened, trusted=True)) if trusted else None
         code, totals = (_at_terminal if at_terminal else _as_filter)(model, loaded or model, opened, arguments)
         if loaded:

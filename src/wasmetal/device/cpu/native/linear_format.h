@@ -1,37 +1,5 @@
-// The kernels of linear.c for one format of weights: FORMAT, its name, and UNIT, the bytes of GEMV's unit of offsets.
-
-static void OF(gemv)(const Call *call, uint64_t begin, uint64_t end)
-{
-    const struct gemv_params *p = call->params;
-    const uint8_t *weight = call->buffers[0] + (size_t)p->weight_offset * UNIT;
-    const float *x = (const float *)call->buffers[1] + (size_t)p->x_offset * 4;
-    float *out = (float *)call->buffers[2] + p->out_offset;
-    const size_t pitch = OF(row_bytes)(p->k), whole = p->k / 32, of_group = OF(row_bytes)(32) * ROWS;
-    for (uint64_t unit = begin; unit < end; ++unit) {
-        const uint32_t n = (uint32_t)unit * ROWS;
-        const uint8_t *row[ROWS], *ahead = weight + n * pitch + AHEAD;
-        for (uint32_t r = 0; r < ROWS; ++r) // past the last row, the last again
-            row[r] = weight + min_u32(n + r, p->n - 1) * pitch;
-        Floats sums[ROWS] = {0};
-        for (size_t i = 0; i < whole; ++i) {
-            for (size_t byte = 0; byte < of_group; byte += 64)
-                __builtin_prefetch(ahead + i * of_group + byte);
-            const Floats low = load(x + 32 * i), high = load(x + 32 * i + LANES);
-            for (uint32_t r = 0; r < ROWS; ++r) {
-                Floats w[2];
-                OF(expand)(row[r], i, w);
-                sums[r] += w[0] * low;
-                sums[r] += w[1] * high;
-            }
-        }
-        for (uint32_t r = 0; r < min_u32(ROWS, p->n - n); ++r) {
-            float total = sum(sums[r]);
-            for (uint32_t i = 32 * whole; i < p->k; ++i)
-                total += OF(one)(row[r], i) * x[i];
-            out[n + r] = p->accumulate ? out[n + r] + total : total;
-        }
-    }
-}
+// GEMM and lookups for one format of weights, after ``expand``, which gives weights from .. from + length of a row as
+// float32. ``from`` is a multiple of STRETCH, ``length`` at most STRETCH.
 
 static void OF(gemm)(const Call *call, uint64_t begin, uint64_t end)
 {
@@ -47,16 +15,8 @@ static void OF(gemm)(const Call *call, uint64_t begin, uint64_t end)
         float *out = (float *)call->buffers[2] + p->out_offset + (size_t)top * p->out_stride;
         for (uint32_t from = 0; from < p->k; from += STRETCH) {
             const uint32_t length = min_u32(STRETCH, p->k - from);
-            for (uint32_t c = 0; c < columns; ++c) {
-                const uint8_t *row = weight + (first + c) * pitch;
-                for (uint32_t i = 0; i < length / 32; ++i) {
-                    Floats some[2];
-                    OF(expand)(row, from / 32 + i, some);
-                    memcpy(w + c * STRETCH + 32 * i, some, sizeof some);
-                }
-                for (uint32_t i = length / 32 * 32; i < length; ++i)
-                    w[c * STRETCH + i] = OF(one)(row, from + i);
-            }
+            for (uint32_t c = 0; c < columns; ++c)
+                OF(expand)(weight + (first + c) * pitch, from, length, w + c * STRETCH);
             gemm_stretch(p, x, w, out, rows, first, columns, from, length);
         }
     }
@@ -73,15 +33,7 @@ static void OF(embed)(const Call *call, uint64_t begin, uint64_t end)
             continue;
         const uint8_t *row = table + (id - p->first_row) * OF(row_bytes)(p->columns);
         float *out = (float *)call->buffers[2] + p->out_offset + (size_t)t * p->out_stride;
-        for (uint32_t i = 0; i < p->columns / 32; ++i) {
-            Floats some[2];
-            OF(expand)(row, i, some);
-            memcpy(out + 32 * i, some, sizeof some);
-        }
-        for (uint32_t i = p->columns / 32 * 32; i < p->columns; ++i)
-            out[i] = OF(one)(row, i);
+        for (uint32_t from = 0; from < p->columns; from += STRETCH)
+            OF(expand)(row, from, min_u32(STRETCH, p->columns - from), out + from);
     }
 }
-
-#undef FORMAT
-#undef UNIT
