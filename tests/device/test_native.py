@@ -18,14 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.ops.tensors import random_weight
+from tests.ops.tensors import pool_bytes, random_weight
 from wasmetal.device import open_device
 from wasmetal.device.cpu import library as libraries
 from wasmetal.device.cpu.compile import compile_library
 from wasmetal.device.cpu.library import Calls, Library, library
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import CATALOG, NO_BATCH, Access
-from wasmetal.kernels.dtypes import WEIGHTS, DType
+from wasmetal.kernels.dtypes import KV, WEIGHTS, DType
 from wasmetal.kernels.reference import KERNELS
 from wasmetal.memory.pages import Pages, page_size
 
@@ -190,6 +190,8 @@ def test_rows(native: Library, seed: int, rows: int, columns: int, gap: int) -> 
     strides = {"a_stride": stride, "b_stride": stride, "out_stride": stride}
     compare(native, "add", [a, b, out], 0.0, rows=rows, columns=columns, **strides)
     compare(native, "scale", [a, out], 0.0, factor=0.37, **shape)
+    vectors = a.size // 4
+    compare(native, "copy", [a, out], 0.0, vectors=vectors)
     strides = {"gate_stride": stride, "up_stride": stride, "out_stride": stride, "batch_row": 0}
     compare(native, "silu_mul", [30 * a, b, out, batch], rows=rows, columns=columns, **strides)
     compare(native, "gelu_mul", [30 * a, b, out, batch], rows=rows, columns=columns, **strides)
@@ -222,17 +224,22 @@ def test_exponentials(native: Library) -> None:
 words = st.one_of(st.integers(0, 40), st.integers(0, 2**32 - 1))
 
 
-@pytest.mark.parametrize("kind", ["f32", "f16"])
+@pytest.mark.parametrize("dtype", KV, ids=lambda dtype: dtype.suffix)
 @given(st.data())
-def test_attention(native: Library, kind: str, data: st.DataObject) -> None:
+def test_attention(native: Library, dtype: DType, data: st.DataObject) -> None:
     """With metadata that a hostile guest may have written."""
     seed, rows = data.draw(seeds), data.draw(st.integers(1, 6))
     kv_heads, group = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
-    head_dim = 4 * data.draw(st.integers(1, 40))
+    head_dim = data.draw(st.integers(1, 40)) * 4 if dtype is not DType.Q8_0 else data.draw(st.integers(1, 4)) * 64
     page_size, pages, entries, sequences = (data.draw(st.integers(1, 9)) for _ in range(4))
     heads = kv_heads * group
     first = data.draw(st.integers(0, heads - 1))
-    pool = floats(seed, 2, pages * page_size, kv_heads * head_dim).astype(np.float32 if kind == "f32" else np.float16)
+    values = floats(seed, 2, pages * page_size, kv_heads, head_dim)
+    pool: NDArray[Any] = (
+        pool_bytes(values).reshape(2, pages * page_size, -1)
+        if dtype is DType.Q8_0
+        else values.astype(np.float32 if dtype is DType.F32 else np.float16)
+    )
     q, out = floats(seed + 1, rows, heads * head_dim), floats(seed + 2, rows, heads * head_dim)
     batch = np.array(data.draw(st.lists(words, min_size=2 + 2 * rows, max_size=2 + 2 * rows)), np.uint32)
     batch[0] = data.draw(st.integers(0, rows))
@@ -243,7 +250,7 @@ def test_attention(native: Library, kind: str, data: st.DataObject) -> None:
     shape |= {"first_head": first, "head_count": heads - first, "out_stride": heads * head_dim}
     arrays = [q, pool[0], pool[1], batch, words_of_sequences, out]
     shape["window"] = data.draw(st.integers(0, 12))
-    compare(native, f"attention_{kind}", arrays, batch_row=0, rows=rows, scale=0.2, **shape, **paged)
+    compare(native, f"attention_{dtype.suffix}", arrays, batch_row=0, rows=rows, scale=0.2, **shape, **paged)
     columns = kv_heads * head_dim
     k, v = floats(seed + 3, rows, columns), floats(seed + 4, rows, columns)
     slots = [each % (page_size * entries) for each in batch[2::2].tolist()]
@@ -253,7 +260,7 @@ def test_attention(native: Library, kind: str, data: st.DataObject) -> None:
     if entries <= pages:
         arrays = [k, v, pool[0], pool[1], batch, words_of_sequences]
         strides = {"columns": columns, "k_stride": columns, "v_stride": columns}
-        compare(native, f"kv_append_{kind}", arrays, 0.0, batch_row=0, rows=rows, **strides, **paged)
+        compare(native, f"kv_append_{dtype.suffix}", arrays, 0.0, batch_row=0, rows=rows, **strides, **paged)
 
 
 @given(seeds, st.integers(1, 5), st.integers(1, 4), st.integers(1, 40), st.booleans(), st.lists(words, min_size=12))

@@ -108,9 +108,19 @@ def mixed(bench, rows, position):
     return sequences, bench.batch(rows, None, positions, number & (rows > 1))
 
 
+def pool(bench, rng, pages, page_size, kv_heads, head_dim, dtype):
+    return bench.put_pool(rng.standard_normal((pages, page_size, kv_heads, head_dim)), dtype)[0]
+
+
+def copy(bench, rng, rows, columns):
+    x, out = put(bench, rng, rows, columns), bench.empty(rows, columns)
+    bench.run(lambda rec: ops.copy(rec, x, out))
+    return [out]
+
+
 def kv_append(bench, rng, dtype, rows, kv_heads, head_dim, position):
     k, v = put(bench, rng, rows, kv_heads, head_dim, gap=3), put(bench, rng, rows, kv_heads, head_dim)
-    k_pages, v_pages = (put(bench, rng, 4, 5, kv_heads, head_dim, dtype=dtype) for _ in range(2))
+    k_pages, v_pages = (pool(bench, rng, 4, 5, kv_heads, head_dim, dtype) for _ in range(2))
     sequences, batch = mixed(bench, rows, position)
     bench.run(lambda rec: ops.kv_append(rec, k, v, k_pages, v_pages, batch, sequences))
     return [k_pages, v_pages]
@@ -118,7 +128,7 @@ def kv_append(bench, rng, dtype, rows, kv_heads, head_dim, position):
 
 def attention(bench, rng, dtype, rows, heads, kv_heads, head_dim, page_size, position, window=None):
     q, out = put(bench, rng, rows, heads, head_dim, gap=1), put(bench, rng, rows, heads * head_dim, gap=2)
-    k_pages, v_pages = (put(bench, rng, 4, page_size, kv_heads, head_dim, dtype=dtype) for _ in range(2))
+    k_pages, v_pages = (pool(bench, rng, 4, page_size, kv_heads, head_dim, dtype) for _ in range(2))
     sequences, batch = mixed(bench, rows, position)
     scale = head_dim**-0.5
     bench.run(lambda rec: ops.attention(rec, q, k_pages, v_pages, batch, sequences, out, scale, window=window))
@@ -196,6 +206,12 @@ def cases() -> Iterator[Case]:
         yield case(CLOSE, attention, dtype, 2, 1, 1, 256, 5, 14)
         yield case(CLOSE, attention, dtype, 3, 4, 2, 68, 5, 9, 4)
         yield case(CLOSE, attention, dtype, 1, 2, 1, 20, 51, 140)  # More positions than a group has threads.
+    for rows, position in ((1, 0), (3, 9), (1, -1)):
+        yield case(EXACT, kv_append, DType.Q8_0, rows, 2, 96, position)
+    for window in (None, 4):
+        yield case(CLOSE, attention, DType.Q8_0, 3, 4, 2, 96, 5, 9, window)
+    yield case(CLOSE, attention, DType.Q8_0, 1, 2, 1, 128, 51, 140)
+    yield case(EXACT, copy, 3, 172)
     # Threads compute 4 columns (of 8 rows) each: widths with every remainder.
     for dtype in WEIGHTS:
         yield case(CLOSE, embed, dtype)

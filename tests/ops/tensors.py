@@ -63,6 +63,25 @@ class Bench:
         self._write(*self._before[-1])
         return tensor
 
+    def put_pool(self, values: np.ndarray, dtype: DType) -> tuple[Tensor, np.ndarray]:
+        """A pool of a KV cache, [pages, page_size, kv_heads, head_dim], of these values rounded to a type.
+
+        Returns the rounded values too.
+        """
+        if dtype is not DType.Q8_0:
+            rounded = values.astype(NUMPY[dtype])
+            return self.put(rounded), rounded
+        raw = pool_bytes(values)
+        tensor = self._tensor(dtype, values.shape, 0)
+        self._before[-1][1][GUARD : GUARD + raw.size] = raw.ravel()
+        self._write(*self._before[-1])
+        return tensor, pool_values(raw, values.shape)
+
+    def get_pool(self, pool: Tensor) -> np.ndarray:
+        """A pool's values now."""
+        got = self.get(pool)
+        return pool_values(got, pool.shape) if pool.dtype is DType.Q8_0 else got
+
     def empty(self, *shape: int, dtype: DType = DType.F32, gap: int = 0) -> Tensor:
         """A tensor of poison."""
         tensor = self._tensor(dtype, shape, int(np.prod(shape[1:])) + gap if gap else 0)
@@ -96,7 +115,8 @@ class Bench:
         mask = np.ones(len(now), bool)
         self._elements(out, mask, repeat=True)[...] = False
         assert (now[mask] == before[mask]).all(), "written outside of the tensor"
-        return self._elements(out, now).reshape(out.shape).copy()
+        found = self._elements(out, now)
+        return found.copy() if out.dtype.quantized else found.reshape(out.shape).copy()
 
     def unchanged(self, *tensors: Tensor) -> None:
         """Fails if one of them, or its surroundings, has changed."""
@@ -134,6 +154,9 @@ class Bench:
         """The tensor's elements as a matrix view of its buffer's bytes (or, repeated, of a mask of them)."""
         size = tensor.dtype.block[1]
         inner = int(np.prod(tensor.shape[1:]))
+        if tensor.dtype.quantized:
+            row = tensor.dtype.row_bytes(inner)
+            return np.ndarray((tensor.shape[0], row), data.dtype, data, tensor.offset)
         if repeat:
             shape, strides = (tensor.shape[0], inner * size), (tensor.row_stride * size, 1)
             return np.ndarray(shape, bool, data, tensor.offset, strides)
@@ -150,6 +173,22 @@ class Bench:
         now = np.empty(tensor.buffer.nbytes, np.uint8)
         self.device.read(tensor.buffer, 0, now)
         return now
+
+
+def pool_bytes(values: np.ndarray) -> np.ndarray:
+    """Q8_0 as a pool of a KV cache has it: for each position the bytes of all blocks, then their scales."""
+    slots = values.reshape(-1, values.shape[-2] * values.shape[-1]).astype(np.float32)
+    blocks = quantize(slots, GGMLQuantizationType.Q8_0).reshape(len(slots), -1, 34)
+    parts = blocks[:, :, 2:].reshape(len(slots), -1), blocks[:, :, :2].reshape(len(slots), -1)
+    return np.concatenate(parts, axis=1)
+
+
+def pool_values(raw: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The values of :func:`pool_bytes`, float32."""
+    columns = shape[-2] * shape[-1]
+    slots = raw.reshape(-1, columns // 32 * 34)
+    scales = np.ascontiguousarray(slots[:, columns:]).view(np.float16).astype(np.float32)
+    return (slots[:, :columns].view(np.int8).reshape(len(slots), -1, 32) * scales[..., None]).reshape(shape)
 
 
 def random_weight(rng: np.random.Generator, dtype: DType, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,8 @@
 """rope, kv_append and attention against float64 NumPy.
 
 Tolerances: 3e-7 of the pair's length for rope; half a unit of float16, or one where the device rounds to zero, for
-float16 pages; for attention 1e-5 of the largest value there is to average.
+float16 pages; half a step of 1/127 of a block's largest value, and a unit of its float16 scale, for Q8_0 pages; for
+attention 1e-5 of the largest value there is to average.
 """
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from tests.ops.tensors import Bench, assert_close
 from wasmetal import ops
 from wasmetal.errors import OpError
+from wasmetal.kernels.dtypes import KV
 from wasmetal.ops import DType, Tensor
 
 HOSTILE = [-1, -(2**31), 2**31 - 1, 12345678]
@@ -69,13 +71,12 @@ class Cache:
     """A pool of pages on a device, and the same in NumPy; sequences of which each has a page table and a length."""
 
     def __init__(self, bench, dtype, pages, page_size, kv_heads, head_dim, tables, lengths, rng):
-        kind = {DType.F32: np.float32, DType.F16: np.float16}[dtype]
-        self.keys, self.values = rng.standard_normal((2, pages, page_size, kv_heads, head_dim)).astype(kind)
+        keys, values = rng.standard_normal((2, pages, page_size, kv_heads, head_dim)).astype(np.float32)
+        (self.k, self.keys), (self.v, self.values) = bench.put_pool(keys, dtype), bench.put_pool(values, dtype)
         self.tables = np.asarray(tables, np.int64) % 2**32
         most = min(self.tables.shape[1], pages) * page_size  # what a table covers, and the slots of the pool
         self.lengths = np.minimum(np.asarray(lengths, np.int64) % 2**32, most)
         self.page_size, self.pages = page_size, pages
-        self.k, self.v = bench.put(self.keys), bench.put(self.values)
         self.sequences = bench.sequences(tables, lengths)
 
     def find(self, sequence):
@@ -140,7 +141,15 @@ def check_attention(
         bench.only(out)
 
 
-@pytest.mark.parametrize("dtype", [DType.F32, DType.F16])
+def fitting(dtype, kv_heads, head_dim):
+    """The size of a head, or the next that a pool of this type can have."""
+    if dtype is not DType.Q8_0:
+        return head_dim
+    step = 32 if kv_heads % 2 == 0 else 64
+    return -(-head_dim // step) * step
+
+
+@pytest.mark.parametrize("dtype", KV)
 @pytest.mark.parametrize(
     ("rows", "heads", "kv_heads", "head_dim", "page_size", "table", "pages", "position"),
     [
@@ -157,13 +166,14 @@ def check_attention(
     ],
 )
 def test_attention(device, dtype, rows, heads, kv_heads, head_dim, page_size, table, pages, position):
+    head_dim = fitting(dtype, kv_heads, head_dim)
     check_attention(
         *(device, dtype, heads, kv_heads, head_dim, page_size, pages, [table], [position + rows]),
         *(range(position, position + rows), [0] * rows, rows, 4),
     )
 
 
-@pytest.mark.parametrize("dtype", [DType.F32, DType.F16])
+@pytest.mark.parametrize("dtype", KV)
 @pytest.mark.parametrize(
     ("rows", "position", "length", "window"),
     [
@@ -180,7 +190,7 @@ def test_attention(device, dtype, rows, heads, kv_heads, head_dim, page_size, ta
 )
 def test_attention_in_a_window(device, dtype, rows, position, length, window):
     check_attention(
-        *(device, dtype, 6, 2, 20, 12, 40, [[*range(17, 30), *range(12)]], [length]),
+        *(device, dtype, 6, 2, fitting(dtype, 2, 20), 12, 40, [[*range(17, 30), *range(12)]], [length]),
         *(range(position, position + rows), [0] * rows, rows, 4, window),
     )
 
@@ -189,11 +199,13 @@ MIXED = ([3] * 5 + [0] + [2] * 7 + [1, 4], [*range(5), 20, *range(14, 21), 0, 33
 """Sequences and positions of 15 rows: two prompts, of which one goes on from position 14, and three that decode."""
 
 
-@pytest.mark.parametrize("dtype", [DType.F32, DType.F16])
+@pytest.mark.parametrize("dtype", KV)
 def test_attention_of_mixed_sequences(device, dtype):
     sequences, positions = MIXED
     tables = [[7, 2, 11], [0, 6, 6], [2, 3, 4], [10, 7, 9], [5, 1, 8]]  # pages 2 and 7 are shared
-    check_attention(device, dtype, 6, 2, 20, 12, 12, tables, [21, 1, 21, 5, 34], positions, sequences, 15, 4)
+    check_attention(
+        device, dtype, 6, 2, fitting(dtype, 2, 20), 12, 12, tables, [21, 1, 21, 5, 34], positions, sequences, 15, 4
+    )
 
 
 @given(data=st.data())
@@ -258,7 +270,7 @@ def test_attention_to_huge_scores(device):
 
 def check_kv_append(device, dtype, tables, lengths, positions, sequences, valid):
     rng, rows = np.random.default_rng(3), len(positions)
-    kv_heads, head_dim, page_size = 3, 12, 10
+    kv_heads, head_dim, page_size = 3, fitting(dtype, 3, 12), 10
     new_k, new_v = rng.standard_normal((2, rows, kv_heads, head_dim)).astype(np.float32)
     with Bench(device) as bench:
         cache = Cache(bench, dtype, 6, page_size, kv_heads, head_dim, tables, lengths, rng)
@@ -272,13 +284,17 @@ def check_kv_append(device, dtype, tables, lengths, positions, sequences, valid)
                 if positions[row] % 2**32 < length:
                     slot = cache.slots(table, positions[row])
                     want[slot], written[slot] = new[row], True
-            got = bench.get(pool)
+            got = bench.get_pool(pool)
             assert (got[~written] == old[~written]).all()
-            assert_close(got[written], want[written], 0 if dtype is DType.F32 else 2**-10)
+            blocks = np.abs(want.reshape(-1, 4 if dtype is not DType.Q8_0 else 32))
+            most = np.broadcast_to(blocks.max(axis=1, keepdims=True), blocks.shape).reshape(want.shape)
+            tolerance = {DType.F32: 0, DType.F16: 2**-10, DType.Q8_0: 0.501 / 127 + 2**-10}[dtype]
+            scale = most if dtype is DType.Q8_0 else np.abs(want)
+            assert_close(got[written], want[written], tolerance, scale[written])
         bench.only(cache.k, cache.v)
 
 
-@pytest.mark.parametrize("dtype", [DType.F32, DType.F16])
+@pytest.mark.parametrize("dtype", KV)
 @pytest.mark.parametrize(
     ("rows", "valid", "position", "length"),
     [
@@ -299,7 +315,7 @@ def test_kv_append(device, dtype, rows, valid, position, length):
     check_kv_append(device, dtype, [[4, 0, 3]], [length], range(position, position + rows), [0] * rows, valid)
 
 
-@pytest.mark.parametrize("dtype", [DType.F32, DType.F16])
+@pytest.mark.parametrize("dtype", KV)
 def test_kv_append_of_mixed_sequences(device, dtype):
     tables = [[0, 1], [5, 5], [2, 2], [3, 3]]
     check_kv_append(device, dtype, tables, [13, 1, 9, 2], [*range(8, 13), 0, 8, 1, 0], [0] * 5 + [1, 2, 3, 3], 8)
@@ -320,6 +336,54 @@ def test_kv_append_stays_in_its_pages(device, tables, length, position, sequence
         batch = bench.batch(8, valid, position, sequence)
         bench.run(lambda rec: ops.kv_append(rec, k, v, cache.k, cache.v, batch, cache.sequences))
         bench.only(cache.k, cache.v)
+
+
+@pytest.mark.parametrize("scale", [0, 1e-9, 1e-4, 1.0, 1e4, np.nan])
+def test_blocks_of_any_size(device, scale):
+    """Blocks of zeros, of values below float16's range, and large ones; a NaN makes its whole block NaN, no other."""
+    x = np.random.default_rng(5).uniform(-1, 1, (1, 2, 64)).astype(np.float32)
+    x[0, 0, :32] *= scale
+    x[0, 1, 3] = -1  # the least of all bytes
+    with Bench(device) as bench:
+        k, v = bench.put(x), bench.put(-x)
+        pools = [bench.put_pool(np.ones((2, 3, 2, 64)), DType.Q8_0)[0] for _ in range(2)]
+        batch, sequences = bench.batch(1, position=4), bench.sequences([[0, 1]], [5])
+        bench.run(lambda rec: ops.kv_append(rec, k, v, *pools, batch, sequences))
+        for pool, sign in zip(pools, (1, -1), strict=True):
+            got, want = bench.get_pool(pool)[1, 1].reshape(-1, 32), sign * x.reshape(-1, 32)
+            most = np.abs(want).max(axis=1, keepdims=True)
+            error = np.abs(got - want)
+            bound = most * (0.501 / 127 + 2**-10) + 127 * 2**-24  # where the scale is subnormal
+            assert np.isnan(got[0]).all() if np.isnan(scale) else (error[0] <= bound[0]).all()
+            assert (error[1:] <= bound[1:]).all()
+
+
+def test_q8_0_refusals(device):
+    with Bench(device) as bench:
+        rec = ops.Recorder(device.info, device.record())
+        batch, sequences = bench.batch(1), bench.sequences([[0]], [1])
+        for kv_heads, head_dim in ((1, 32), (2, 16), (3, 96), (2, 80)):
+            q = bench.empty(1, kv_heads, head_dim)
+            pool, other = (
+                Tensor(bench.empty(4096).buffer, 0, DType.Q8_0, (1, 32, kv_heads, head_dim)) for _ in range(2)
+            )
+            with pytest.raises(OpError, match="in Q8_0 a head must be a multiple of 32, and all together of 64"):
+                ops.kv_append(rec, q, q, pool, other, batch, sequences)
+
+
+def test_copy(device):
+    """Every bit, also of float16 pairs that are denormal or NaN as float32."""
+    bits = np.random.default_rng(6).integers(0, 2**32, (3, 172), dtype=np.uint32)
+    bits[0, :4] = [1, 0x7F800001, 0x80000000, 0x00400000]
+    with Bench(device) as bench:
+        x, out = bench.put(bits.view(np.int32)), bench.empty(3, 172, dtype=DType.I32)
+        bench.run(lambda rec: ops.copy(rec, x, out))
+        assert (bench.get(out).view(np.uint32) == bits).all()
+        bench.only(out)
+        rec = ops.Recorder(device.info, device.record())
+        for wrong in (bench.empty(172, 3), bench.empty(3, 172), x, bench.empty(3, 172, dtype=DType.I32, gap=1)):
+            with pytest.raises(OpError):
+                ops.copy(rec, x, wrong)
 
 
 def test_refusals(device):

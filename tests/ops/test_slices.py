@@ -10,7 +10,7 @@ from tests.ops import test_linear as linear
 from tests.ops import test_matmul as matmul
 from tests.ops import test_reduce as reduce
 from wasmetal import ops
-from wasmetal.kernels.dtypes import FLOATS
+from wasmetal.kernels.dtypes import FLOATS, KV
 from wasmetal.ops import DType, Recorder
 from wasmetal.ops.work import Work
 
@@ -60,7 +60,7 @@ def test_rope(device, interleaved):
     attention.test_rope_clamps_to_its_table(device, 3, 8, interleaved)
 
 
-@pytest.mark.parametrize("dtype", [DType.F32, DType.F16])
+@pytest.mark.parametrize("dtype", KV)
 def test_attention(device, dtype):
     attention.test_attention_of_mixed_sequences(device, dtype)
     attention.test_attention(device, dtype, 5, 9, 3, 64, 16, [2, 0, 1], 3, 17)

@@ -8,8 +8,7 @@ from tests.ops import test_linear as linear
 from tests.ops import test_matmul as matmul
 from tests.ops import test_reduce as reduce
 from wasmetal import ops
-from wasmetal.kernels.dtypes import FLOATS, WEIGHTS
-from wasmetal.ops import DType
+from wasmetal.kernels.dtypes import FLOATS, KV, WEIGHTS
 
 
 @pytest.fixture(autouse=True, params=[32, 256], ids=lambda elements: f"blocks of {elements}")
@@ -66,7 +65,7 @@ def test_rope(reference, interleaved):
         attention.test_rope(reference, *shape, interleaved)
 
 
-@pytest.mark.parametrize("dtype", [DType.F32, DType.F16])
+@pytest.mark.parametrize("dtype", KV)
 def test_attention(reference, dtype):
     attention.test_attention_of_mixed_sequences(reference, dtype)
     for case in (

@@ -24,7 +24,7 @@ from importlib import resources
 from types import SimpleNamespace
 from typing import Any
 
-from wasmetal.kernels.dtypes import FLOATS, WEIGHTS, DType
+from wasmetal.kernels.dtypes import FLOATS, KV, WEIGHTS, DType
 
 
 class Access(Enum):
@@ -150,8 +150,10 @@ def _update(name: str, element: int = 4) -> Argument:
     return Argument(name, Access.READ_WRITE, element)
 
 
-_ELEMENTS = {DType.F32: "Float32", DType.F16: "Float16"}
-"""Slang's names for the element types of float operands."""
+_ELEMENTS = {DType.F32: "Float32", DType.F16: "Float16", DType.Q8_0: "Blocks8"}
+"""Slang's names for the element types of float operands, and of the pools of a KV cache."""
+_POOLS = tuple(zip(KV, (16, 8, 4), strict=True))
+"""The types of pools, and the bytes of four elements, which is the unit that kernels address."""
 
 _THREAD_TILES: dict[str, Any] = {"defines": (("TILES", "ThreadTiles"),)}
 _SIMDGROUP_TILES: dict[str, Any] = {
@@ -182,6 +184,12 @@ _KERNELS = (
         source="elementwise",
         buffers=(_read("x"), _write("out")),
         fields=(*_u32("rows columns x_stride out_stride"), ("factor", "f32")),
+    ),
+    Kernel(
+        name="copy",
+        source="elementwise",
+        buffers=(_read("x", 16), _write("out", 16)),
+        fields=_u32("vectors"),
     ),
     *(
         Kernel(
@@ -224,7 +232,7 @@ _KERNELS = (
             fields=_u32("batch_row rows columns k_stride v_stride pages page_size sequence_count table_length"),
             defines=(("ELEMENT", _ELEMENTS[dtype]),),
         )
-        for dtype, vector in ((DType.F32, 16), (DType.F16, 8))
+        for dtype, vector in _POOLS
     ),
     *(
         Kernel(
@@ -240,7 +248,7 @@ _KERNELS = (
             ),
             defines=(("ELEMENT", _ELEMENTS[dtype]),),
         )
-        for dtype, vector in ((DType.F32, 16), (DType.F16, 8))
+        for dtype, vector in _POOLS
     ),
     *(
         Kernel(

@@ -84,4 +84,7 @@ WEIGHTS = tuple(dtype for dtype in DType if dtype is not DType.I32)
 """The types that weights can have: every ``embed``, ``gemv`` and ``gemm`` kernel exists for each."""
 
 FLOATS = (DType.F32, DType.F16)
-"""The types that operands of ``matmul`` and the pages of a KV cache can have."""
+"""The types that operands of ``matmul`` can have."""
+
+KV = (DType.F32, DType.F16, DType.Q8_0)
+"""The types that the pages of a KV cache can have."""

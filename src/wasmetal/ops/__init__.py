@@ -7,7 +7,7 @@ only the number of valid rows from it.
 from wasmetal.kernels.dtypes import DType
 from wasmetal.ops.attention import attention, kv_append, rope
 from wasmetal.ops.batch import batch_shape, sequences_shape
-from wasmetal.ops.elementwise import add, gelu_mul, scale, silu_mul
+from wasmetal.ops.elementwise import add, copy, gelu_mul, scale, silu_mul
 from wasmetal.ops.linear import embed, linear
 from wasmetal.ops.matmul import matmul
 from wasmetal.ops.recorder import Recorder
@@ -23,6 +23,7 @@ __all__ = [
     "argmax",
     "attention",
     "batch_shape",
+    "copy",
     "embed",
     "gelu_mul",
     "kv_append",

@@ -1,13 +1,15 @@
 """Rotary positions, the paged key-value cache and attention over it.
 
-A cache is a pool of pages [pages, page_size, kv_heads, head_dim]. ``batch`` holds the position and the sequence of each
-row, ``sequences`` the length and the page table of each sequence: see ``wasmetal.ops.batch``.
+A cache is a pool of pages [pages, page_size, kv_heads, head_dim], f32, f16 or q8_0. In q8_0, each position has the
+signed bytes of its kv_heads * head_dim / 32 blocks, and then their float16 scales, so that words of it are aligned; a
+head is a multiple of 32 elements, and all heads of a position are one of 64. ``batch`` holds the position and the
+sequence of each row, ``sequences`` the length and the page table of each sequence: see ``wasmetal.ops.batch``.
 """
 
 from __future__ import annotations
 
 from wasmetal.kernels.catalog import THREADS
-from wasmetal.kernels.dtypes import DType
+from wasmetal.kernels.dtypes import KV, DType
 from wasmetal.ops import preconditions as check
 from wasmetal.ops.recorder import Recorder
 from wasmetal.ops.tensor import Tensor
@@ -17,6 +19,11 @@ _ELEMENT, _POSITION = 8, 256
 """Operations of attention for each element of a position's key and value, and for the position itself."""
 MAX_HEAD_DIM = 256
 """The attention kernels keep a query and their partial sums in group memory of this size."""
+
+
+def fits_q8_0(kv_heads: int, head_dim: int) -> bool:
+    """Whether a cache of such heads can be of the type Q8_0."""
+    return head_dim % 32 == 0 and kv_heads * head_dim % 64 == 0
 
 
 def rope(rec: Recorder, x: Tensor, table: Tensor, batch: Tensor, *, interleaved: bool) -> None:
@@ -57,7 +64,7 @@ def kv_append(
 ) -> None:
     """Write the valid rows of k and v to the slots of their positions. Raises OpError.
 
-    k, v f32 [T, kv_heads, head_dim], rows may be strided; pages f32 or f16 [pages, page_size, kv_heads, head_dim].
+    k, v f32 [T, kv_heads, head_dim], rows may be strided; pages [pages, page_size, kv_heads, head_dim].
     Rows at or past the length of their sequence are dropped; page numbers past the pool are clamped to its last page.
     """
     check.dtypes("kv_append", (DType.F32,), k=k, v=v)
@@ -69,11 +76,12 @@ def kv_append(
     check.separate("kv_append", k_pages, k=k, v=v, v_pages=v_pages, batch=batch, sequences=sequences)
     check.separate("kv_append", v_pages, k=k, v=v, batch=batch, sequences=sequences)
     columns = kv_heads * head_dim
+    step = 64 if k_pages.dtype is DType.Q8_0 else 4  # columns that a thread of a GPU appends
     for part in rec.parts("kv_append", Work(rows, columns, 16, ROW, column_step=columns, aligned=(k, v))):
         rec.dispatch(
             f"kv_append_{k_pages.dtype.suffix}",
             (k.rows(part.top, part.bottom), v.rows(part.top, part.bottom), k_pages, v_pages, batch, sequences),
-            -(-part.rows * columns // 4 // THREADS),
+            -(-part.rows * (columns // step) // THREADS),
             part.work,
             batch_row=part.top,
             rows=part.rows,
@@ -101,8 +109,8 @@ def attention(
 ) -> None:
     """Causal grouped-query attention over the paged cache, which must already hold the valid rows' keys and values.
 
-    q f32 [T, heads, head_dim], rows may be strided; pages f32 or f16 [pages, page_size, kv_heads, head_dim]; head_dim a
-    multiple of 4, at most 256; heads a multiple of kv_heads, head h reading kv head h * kv_heads / heads; out f32
+    q f32 [T, heads, head_dim], rows may be strided; pages [pages, page_size, kv_heads, head_dim]; head_dim a multiple
+    of 4, at most 256; heads a multiple of kv_heads, head h reading kv head h * kv_heads / heads; out f32
     [T, heads * head_dim], rows may be strided. A row sees the positions of its sequence up to its own, of those only
     the last ``window`` if that is given (I. Beltagy et al., "Longformer", 2020), and gets zeros if it sees none. Page
     numbers past the pool are clamped to its last page. Raises OpError.
@@ -151,7 +159,7 @@ def _pool(
     op: str, k_pages: Tensor, v_pages: Tensor, sequences: Tensor, kv_heads: int, head_dim: int
 ) -> tuple[int, int]:
     """(pages, page size) of a cache for such heads."""
-    check.dtypes(op, (DType.F32, DType.F16), k_pages=k_pages)
+    check.dtypes(op, KV, k_pages=k_pages)
     check.dtypes(op, (k_pages.dtype,), v_pages=v_pages)
     check.dtypes(op, (DType.I32,), sequences=sequences)
     check.rank(op, 4, k_pages=k_pages)
@@ -161,6 +169,11 @@ def _pool(
     check.shape(op, "v_pages", v_pages, k_pages.shape)
     check.packed(op, k_pages=k_pages, v_pages=v_pages, sequences=sequences)
     check.require(head_dim % 4 == 0, f"{op}: a head of {head_dim} elements; it must be a multiple of 4")
+    check.require(
+        k_pages.dtype is not DType.Q8_0 or fits_q8_0(kv_heads, head_dim),
+        f"{op}: {kv_heads} heads of {head_dim} elements; "
+        "in Q8_0 a head must be a multiple of 32, and all together of 64",
+    )
     entries = sequences.shape[1] - 1
     check.require(
         entries > 0, f"{op}: sequences has shape {sequences.shape}; it must have a length and at least one page each"

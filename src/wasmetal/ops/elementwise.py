@@ -6,7 +6,7 @@ from wasmetal.kernels.catalog import THREADS
 from wasmetal.kernels.dtypes import DType
 from wasmetal.ops import preconditions as check
 from wasmetal.ops.recorder import Recorder
-from wasmetal.ops.tensor import Tensor
+from wasmetal.ops.tensor import ALIGNMENT, Tensor
 from wasmetal.ops.work import EXPONENTIAL, Part, Work
 
 
@@ -55,6 +55,17 @@ def scale(rec: Recorder, x: Tensor, factor: float, out: Tensor) -> None:
             out_stride=result.row_stride,
             factor=factor,
         )
+
+
+def copy(rec: Recorder, x: Tensor, out: Tensor) -> None:
+    """out = x, bit for bit; packed, of one type and shape, a multiple of 16 bytes. Raises OpError."""
+    check.dtypes("copy", (x.dtype,), out=out)
+    check.shape("copy", "out", out, x.shape)
+    check.packed("copy", x=x, out=out)
+    check.require(x.nbytes % ALIGNMENT == 0, f"copy: {x.nbytes} bytes; they must be a multiple of {ALIGNMENT}")
+    check.separate("copy", out, x=x)
+    vectors = x.nbytes // ALIGNMENT
+    rec.dispatch("copy", (x, out), -(-vectors // THREADS), 2 * x.nbytes, vectors=vectors)
 
 
 def silu_mul(rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, *, batch: Tensor | None = None) -> None:

@@ -106,7 +106,9 @@ OPS = Ops(
             (
                 Operand("k", "F32 [T, kv_heads, head_dim]"),
                 Operand("v", "F32 [T, kv_heads, head_dim]"),
-                Operand("k_pages", "F32 or F16 [pages, page_size, kv_heads, head_dim]", written=True),
+                Operand(
+                    "k_pages", "F32, F16 or Q8_0 (guest-guide.md) [pages, page_size, kv_heads, head_dim]", written=True
+                ),
                 Operand("v_pages", "as k_pages", written=True),
                 BATCH,
                 SEQUENCES,
@@ -118,7 +120,7 @@ OPS = Ops(
             "causal attention: a row attends to its sequence up to its own position; heads is a multiple of kv_heads",
             (
                 Operand("q", "F32 [T, heads, head_dim]; head_dim is a multiple of 4, at most 256"),
-                Operand("k_pages", "F32 or F16 [pages, page_size, kv_heads, head_dim]"),
+                Operand("k_pages", "F32, F16 or Q8_0 (guest-guide.md) [pages, page_size, kv_heads, head_dim]"),
                 Operand("v_pages", "as k_pages"),
                 BATCH,
                 SEQUENCES,

@@ -12,6 +12,7 @@ from wasmetal.kernels.reference import attention, elementwise, embed, linear, ma
 KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
     "add": elementwise.add,
     "scale": elementwise.scale,
+    "copy": elementwise.copy,
     "silu_mul": elementwise.silu_mul,
     "gelu_mul": elementwise.gelu_mul,
     "rms_norm": reduce.rms_norm,

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
+from wasmetal.kernels.dtypes import KV, DType
 from wasmetal.kernels.reference.batch import Rows, Sequences
+from wasmetal.kernels.reference.pools import open_pool
 from wasmetal.kernels.reference.scratch import BLOCK, steps
-from wasmetal.kernels.reference.views import F32, Bytes, array, as_f32, rows
+from wasmetal.kernels.reference.views import F32, Bytes, rows
 
 _RUN = 1024
 """Most positions whose scores are computed at a time."""
 
 
 def kv_append(
-    dtype: DTypeLike,
+    dtype: DType,
     p: SimpleNamespace,
     k: Bytes,
     v: Bytes,
@@ -31,10 +32,9 @@ def kv_append(
     """Write each valid row of k and v to its position's slot; rows at or past their sequence's length are dropped."""
     keys = rows(k, p.k_offset, p.rows, p.columns, p.k_stride)
     values = rows(v, p.v_offset, p.rows, p.columns, p.v_stride)
-    pool = (p.pages * p.page_size, p.columns)
-    vector = 4 * np.dtype(dtype).itemsize  # The pools are bound as vectors of four elements.
-    key_pool: NDArray[Any] = array(k_pages, p.k_pages_offset * vector, pool, dtype)
-    value_pool: NDArray[Any] = array(v_pages, p.v_pages_offset * vector, pool, dtype)
+    slots = p.pages * p.page_size
+    key_pool = open_pool(dtype, k_pages, p.k_pages_offset, slots, 1, p.columns)
+    value_pool = open_pool(dtype, v_pages, p.v_pages_offset, slots, 1, p.columns)
     key, value = keys[0], values[0]
     batch_rows, tables = Rows(p, batch), Sequences(p, sequences)
 
@@ -45,8 +45,8 @@ def kv_append(
             table, length = tables.find(sequence)
             if position < length:
                 slot = tables.slot(table, position)
-                key_pool[slot] = key
-                value_pool[slot] = value
+                key_pool.write(slot, key)
+                value_pool.write(slot, value)
             return
         for begin, end, position, sequence in batch_rows.runs(count):
             table, length = tables.find(sequence)
@@ -54,7 +54,8 @@ def kv_append(
             if count > 0:
                 for some in steps(begin + count, BLOCK // p.columns, begin):
                     where = tables.slots(table, position + some.start - begin, position + some.stop - begin)
-                    key_pool[where], value_pool[where] = keys[some], values[some]
+                    key_pool.write(where, keys[some])
+                    value_pool.write(where, values[some])
 
     return run
 
@@ -67,7 +68,7 @@ class Attention:
 
     def __init__(
         self,
-        dtype: DTypeLike,
+        dtype: DType,
         p: SimpleNamespace,
         q: Bytes,
         k_pages: Bytes,
@@ -82,17 +83,16 @@ class Attention:
         self._queries: F32 = np.ndarray(split, np.float32, q, p.q_offset * 4, (p.q_stride * 4, *inner))
         self._outs: F32 = np.ndarray(split, np.float32, out, p.out_offset * 4, (p.out_stride * 4, *inner))
         self._query, self._result = self._queries[0], self._outs[0]
-        pool = (p.pages * p.page_size, p.kv_heads, p.head_dim)
-        vector = 4 * np.dtype(dtype).itemsize  # The pools are bound as vectors of four elements.
-        self._keys: NDArray[Any] = array(k_pages, p.k_pages_offset * vector, pool, dtype)
-        self._values: NDArray[Any] = array(v_pages, p.v_pages_offset * vector, pool, dtype)
+        slots = p.pages * p.page_size
+        self._keys = open_pool(dtype, k_pages, p.k_pages_offset, slots, p.kv_heads, p.head_dim)
+        self._values = open_pool(dtype, v_pages, p.v_pages_offset, slots, p.kv_heads, p.head_dim)
         self._rows, self._tables = Rows(p, batch), Sequences(p, sequences)
         self._factor = np.float32(p.scale)
         self._window = p.window or 1 << 33  # more than there are positions
         self._whole = p.head_count == p.heads
         self._heads = _grouped(p.first_head, p.first_head + p.head_count, group)
         # Positions that a single row can see at once: by its scores, and by the keys if they have to be copied.
-        self._in_place = BLOCK // p.heads if p.heads * p.head_dim <= BLOCK and dtype is np.float32 else 0
+        self._in_place = BLOCK // p.heads if p.heads * p.head_dim <= BLOCK and self._keys.in_place else 0
         self._copied = BLOCK // max(p.heads, p.kv_heads * p.head_dim) if p.heads * p.head_dim <= BLOCK else 0
 
     def __call__(self) -> None:
@@ -111,8 +111,8 @@ class Attention:
         if 0 < (seen := end - first) <= max(self._in_place, self._copied):
             where = self._tables.slots(table, first, end)
             if seen <= (self._in_place if isinstance(where, slice) else self._copied):
-                scores = (self._query * self._factor) @ as_f32(self._keys[where]).transpose(1, 2, 0)
-                softmax_then(scores, as_f32(self._values[where]).transpose(1, 0, 2), self._result)
+                scores = (self._query * self._factor) @ self._keys.read(where).transpose(1, 2, 0)
+                softmax_then(scores, self._values.read(where).transpose(1, 0, 2), self._result)
                 return
         self._run(0, 1, position, table, length)
 
@@ -150,7 +150,7 @@ class Attention:
         total, sums = np.zeros_like(peak), np.zeros_like(flat)
         for part in steps(end, run, max(0, int(positions[0]) + 1 - self._window)):
             where = self._tables.slots(table, part.start, part.stop)
-            keys, values = (_taken(pool, where, chosen[1]) for pool in (self._keys, self._values))
+            keys, values = (pool.read(where, chosen[1]) for pool in (self._keys, self._values))
             scores: F32 = flat @ keys.transpose(1, 2, 0)
             if part.stop > positions[0] + 1:
                 scores.reshape(*split, -1)[..., np.arange(part.start, part.stop) > positions[:, None]] = -np.inf
@@ -180,12 +180,6 @@ def _grouped(begin: int, end: int, group: int) -> list[tuple[slice, slice]]:
     return [(heads, some) for heads, some in parts if heads.start < heads.stop and some.start < some.stop]
 
 
-def _taken(pool: NDArray[Any], where: slice | NDArray[np.int64], heads: slice) -> F32:
-    """Some heads of some slots, float32 [slots, heads, head_dim]: a view if that is possible."""
-    whole = heads.stop - heads.start == pool.shape[1]
-    return as_f32(pool[where] if whole else pool[where, heads])
-
-
 def softmax_then(scores: F32, values: F32, out: F32) -> None:
     """out = softmax(scores) @ values; overwrites the scores."""
     np.subtract(scores, np.maximum.reduce(scores, axis=-1, keepdims=True), scores)
@@ -194,8 +188,7 @@ def softmax_then(scores: F32, values: F32, out: F32) -> None:
 
 
 KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
-    "kv_append_f32": partial(kv_append, np.float32),
-    "kv_append_f16": partial(kv_append, np.float16),
-    "attention_f32": partial(Attention, np.float32),
-    "attention_f16": partial(Attention, np.float16),
+    f"{name}_{dtype.suffix}": partial(kernel, dtype)
+    for name, kernel in (("kv_append", kv_append), ("attention", Attention))
+    for dtype in KV
 }

@@ -34,6 +34,14 @@ def scale(p: SimpleNamespace, x: Bytes, out: Bytes) -> Callable[[], object]:
     )
 
 
+def copy(p: SimpleNamespace, x: Bytes, out: Bytes) -> Callable[[], object]:
+    """out = x, in vectors of 16 bytes."""
+    source, target = (
+        data[16 * begin : 16 * (begin + p.vectors)] for data, begin in ((x, p.x_offset), (out, p.out_offset))
+    )
+    return partial(np.copyto, target, source)
+
+
 def silu_mul(p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, batch: Bytes) -> Callable[[], None]:
     """out = gate / (1 + exp(-gate)) * up."""
     return _gated(_silu, p, gate, up, out, batch)

@@ -204,7 +204,7 @@ typedef struct wm_tensor {
 /* kv_append: writes keys and values to the rows' positions in a KV cache; rows past their sequence's end are dropped
  *   t[0] k           r   F32 [T, kv_heads, head_dim]
  *   t[1] v           r   F32 [T, kv_heads, head_dim]
- *   t[2] k_pages     rw  F32 or F16 [pages, page_size, kv_heads, head_dim]
+ *   t[2] k_pages     rw  F32, F16 or Q8_0 (guest-guide.md) [pages, page_size, kv_heads, head_dim]
  *   t[3] v_pages     rw  as k_pages
  *   t[4] batch       r   I32 [1 + T, 2]
  *   t[5] sequences   r   I32 [S, 1 + P] */
@@ -212,7 +212,7 @@ typedef struct wm_tensor {
 
 /* attention: causal attention: a row attends to its sequence up to its own position; heads is a multiple of kv_heads
  *   t[0] q           r   F32 [T, heads, head_dim]; head_dim is a multiple of 4, at most 256
- *   t[1] k_pages     r   F32 or F16 [pages, page_size, kv_heads, head_dim]
+ *   t[1] k_pages     r   F32, F16 or Q8_0 (guest-guide.md) [pages, page_size, kv_heads, head_dim]
  *   t[2] v_pages     r   as k_pages
  *   t[3] batch       r   I32 [1 + T, 2]
  *   t[4] sequences   r   I32 [S, 1 + P]

@@ -3,6 +3,7 @@
 #include <stdbool.h>
 
 #include "kernel.h"
+#include "kv_pool.h"
 
 // ---- Batch metadata. Its words may be a guest's, so each is clamped.
 
@@ -118,19 +119,19 @@ static void finish(const Row *row, bool seen, uint32_t head_dim, float *out)
 }
 
 #define FORMAT f32
-#define TYPE float
-#define LOAD load
 #include "attention_format.h"
 #define FORMAT f16
-#define TYPE _Float16
-#define LOAD load_halves
+#include "attention_format.h"
+#define FORMAT q8_0
 #include "attention_format.h"
 
 const Kernel ATTENTION_KERNELS[] = {
     {"rope", rope_units, rope, 4},
     {"kv_append_f32", kv_append_units, kv_append_f32, 16},
     {"kv_append_f16", kv_append_units, kv_append_f16, 16},
+    {"kv_append_q8_0", kv_append_units, kv_append_q8_0, 16},
     {"attention_f32", attention_units, attention_f32, 1},
     {"attention_f16", attention_units, attention_f16, 1},
+    {"attention_q8_0", attention_units, attention_q8_0, 1},
     {0},
 };

@@ -1,73 +1,70 @@
-// The kernels of attention.c for one type of pool: FORMAT, its name, TYPE, its elements, and LOAD, a vector of them.
+// The kernels of attention.c for one type of pool, FORMAT, whose layout is in kv_pool.h.
 
 static void OF(kv_append)(const Call *call, uint64_t begin, uint64_t end)
 {
     const struct kv_append_params *p = call->params;
-    TYPE *k_pages = (TYPE *)call->buffers[2] + (size_t)p->k_pages_offset * 4;
-    TYPE *v_pages = (TYPE *)call->buffers[3] + (size_t)p->v_pages_offset * 4;
+    const size_t pitch = OF(slot_bytes)(p->columns);
+    uint8_t *k_pages = call->buffers[2] + (size_t)p->k_pages_offset * OF(VECTOR);
+    uint8_t *v_pages = call->buffers[3] + (size_t)p->v_pages_offset * OF(VECTOR);
     for (uint32_t row = (uint32_t)begin; row < end; ++row) {
         const uint32_t position = ROW_POSITION(p, call->buffers[4], row);
         const Sequence sequence = SEQUENCE(p, call->buffers[5], ROW_SEQUENCE(p, call->buffers[4], row));
         if (position >= sequence.length)
             continue;
-        const size_t to = slot(&sequence, position) * p->columns;
-        const float *k = (const float *)call->buffers[0] + p->k_offset + (size_t)row * p->k_stride;
-        const float *v = (const float *)call->buffers[1] + p->v_offset + (size_t)row * p->v_stride;
-        for (uint32_t i = 0; i < p->columns; ++i)
-            k_pages[to + i] = (TYPE)k[i];
-        for (uint32_t i = 0; i < p->columns; ++i)
-            v_pages[to + i] = (TYPE)v[i];
+        const size_t to = slot(&sequence, position) * pitch;
+        OF(put)(k_pages + to, (const float *)call->buffers[0] + p->k_offset + (size_t)row * p->k_stride, p->columns);
+        OF(put)(v_pages + to, (const float *)call->buffers[1] + p->v_offset + (size_t)row * p->v_stride, p->columns);
     }
 }
 
 // Of the run's positions, the row sees past .. seen.
-static void OF(add_values)(const struct attention_params *p, Row *row, const TYPE *values, const size_t where[RUN],
-                           const float *weights, uint32_t past, uint32_t seen)
+static void OF(add_values)(const struct attention_params *p, Row *row, const uint8_t *values, Head head,
+                           const size_t where[RUN], const float *weights, uint32_t past, uint32_t seen)
 {
     const uint32_t vectors = p->head_dim / LANES, even = vectors * LANES;
     for (uint32_t j = past; j < seen; ++j) {
-        const TYPE *v = values + where[j];
+        const uint8_t *v = values + where[j];
         for (uint32_t i = 0; i < vectors; ++i)
-            row->sums[i] += weights[j] * LOAD(v + LANES * i);
+            row->sums[i] += weights[j] * OF(vector)(v, head, LANES * i);
         for (uint32_t i = even; i < p->head_dim; ++i)
-            row->tail[i - even] += weights[j] * (float)v[i];
+            row->tail[i - even] += weights[j] * OF(element)(v, head, i);
     }
 }
 
 // Add a run of positions to one row: scores of single keys, as in decoding.
-static void OF(attend_one)(const struct attention_params *p, Row *row, const float *q, const TYPE *keys,
-                           const TYPE *values, const size_t where[RUN], uint32_t seen)
+static void OF(attend_one)(const struct attention_params *p, Row *row, const float *q, const uint8_t *keys,
+                           const uint8_t *values, Head head, const size_t where[RUN], uint32_t seen)
 {
     const uint32_t vectors = p->head_dim / LANES, even = vectors * LANES;
     float scores[RUN] __attribute__((aligned(64)));
     for (uint32_t j = 0; j < seen; ++j) {
-        const TYPE *k = keys + where[j];
+        const uint8_t *k = keys + where[j];
         Floats products = 0;
         for (uint32_t i = 0; i < vectors; ++i)
-            products += load(q + LANES * i) * LOAD(k + LANES * i);
+            products += load(q + LANES * i) * OF(vector)(k, head, LANES * i);
         float score = sum(products);
         for (uint32_t i = even; i < p->head_dim; ++i)
-            score += q[i] * (float)k[i];
+            score += q[i] * OF(element)(k, head, i);
         scores[j] = score * p->scale;
     }
     weigh(row, scores, seen, p->head_dim);
-    OF(add_values)(p, row, values, where, scores, 0, seen);
+    OF(add_values)(p, row, values, head, where, scores, 0, seen);
 }
 
 // Add a run of positions to several rows: scores of LANES keys at a time, which are transposed once for all rows. Of the
 // run's positions, row r sees past[r] .. seen[r].
 static void OF(attend_many)(const struct attention_params *p, Row *rows, const float *const q[TALL], uint32_t count,
-                            const TYPE *keys, const TYPE *values, const size_t where[RUN], const uint32_t past[TALL],
-                            const uint32_t seen[TALL])
+                            const uint8_t *keys, const uint8_t *values, Head head, const size_t where[RUN],
+                            const uint32_t past[TALL], const uint32_t seen[TALL])
 {
     float transposed[MAX_HEAD * RUN] __attribute__((aligned(64)));
     uint32_t most = 0;
     for (uint32_t r = 0; r < count; ++r)
         most = seen[r] > most ? seen[r] : most;
     for (uint32_t j = 0; j < RUN; ++j) {
-        const TYPE *k = keys + where[j < most ? j : 0];
+        const uint8_t *k = keys + where[j < most ? j : 0];
         for (uint32_t i = 0; i < p->head_dim; ++i)
-            transposed[i * RUN + j] = (float)k[i];
+            transposed[i * RUN + j] = OF(element)(k, head, i);
     }
     for (uint32_t r = 0; r < count; ++r) {
         if (past[r] >= seen[r])
@@ -82,7 +79,7 @@ static void OF(attend_many)(const struct attention_params *p, Row *rows, const f
         for (uint32_t j = 0; j < past[r]; ++j)
             scores[j] = -INFINITY;
         weigh(&rows[r], scores, seen[r], p->head_dim);
-        OF(add_values)(p, &rows[r], values, where, scores, past[r], seen[r]);
+        OF(add_values)(p, &rows[r], values, head, where, scores, past[r], seen[r]);
     }
 }
 
@@ -91,10 +88,11 @@ static void OF(attend)(const Call *call, uint32_t first, uint32_t count, uint32_
 {
     const struct attention_params *p = call->params;
     const Sequence sequence = SEQUENCE(p, call->buffers[4], ROW_SEQUENCE(p, call->buffers[3], first));
-    const size_t of_head = (size_t)(head / (p->heads / p->kv_heads)) * p->head_dim;
-    const TYPE *keys = (const TYPE *)call->buffers[1] + (size_t)p->k_pages_offset * 4 + of_head;
-    const TYPE *values = (const TYPE *)call->buffers[2] + (size_t)p->v_pages_offset * 4 + of_head;
-    const size_t pitch = (size_t)p->kv_heads * p->head_dim;
+    const uint32_t columns = p->kv_heads * p->head_dim;
+    const Head of_head = OF(head)(columns, head / (p->heads / p->kv_heads) * p->head_dim);
+    const uint8_t *keys = call->buffers[1] + (size_t)p->k_pages_offset * OF(VECTOR);
+    const uint8_t *values = call->buffers[2] + (size_t)p->v_pages_offset * OF(VECTOR);
+    const size_t pitch = OF(slot_bytes)(columns);
     Row rows[TALL];
     const float *q[TALL];
     uint32_t begin[TALL], seen[TALL], least = UINT32_MAX, most = 0; // the rows see begin .. seen, all least .. most
@@ -121,9 +119,9 @@ static void OF(attend)(const Call *call, uint32_t first, uint32_t count, uint32_
             now[r] = begin[r] < seen[r] && seen[r] > from ? min_u32(seen[r] - from, RUN) : 0;
         }
         if (count == 1)
-            OF(attend_one)(p, rows, q[0], keys, values, where, now[0]);
+            OF(attend_one)(p, rows, q[0], keys, values, of_head, where, now[0]);
         else
-            OF(attend_many)(p, rows, q, count, keys, values, where, past, now);
+            OF(attend_many)(p, rows, q, count, keys, values, of_head, where, past, now);
     }
     for (uint32_t r = 0; r < count; ++r)
         finish(&rows[r], begin[r] < seen[r], p->head_dim,
@@ -147,5 +145,3 @@ static void OF(attention)(const Call *call, uint64_t begin, uint64_t end)
 }
 
 #undef FORMAT
-#undef TYPE
-#undef LOAD

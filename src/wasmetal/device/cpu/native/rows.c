@@ -43,6 +43,20 @@ ELEMENTWISE(add, p->rows, ROW(a, 0) ROW(b, 1) ROW(out, 2), store(out + i, load(a
 
 ELEMENTWISE(scale, p->rows, ROW(x, 0) ROW(out, 1), store(out + i, load(x + i) * p->factor), out[i] = x[i] * p->factor)
 
+// A unit is a stretch of vectors of 16 bytes.
+static uint64_t copy_units(const Call *call)
+{
+    return ((uint64_t)((const struct copy_params *)call->params)->vectors + STRETCH - 1) / STRETCH;
+}
+
+static void copy(const Call *call, uint64_t begin, uint64_t end)
+{
+    const struct copy_params *p = call->params;
+    const size_t from = begin * STRETCH, to = end * STRETCH < p->vectors ? end * STRETCH : p->vectors;
+    memcpy(call->buffers[1] + 16 * (p->out_offset + from), call->buffers[0] + 16 * (p->x_offset + from),
+           16 * (to - from));
+}
+
 INLINE Floats silu(Floats x) { return x / (1.0f + exponential(-x)); }
 
 ELEMENTWISE(silu_mul, VALID_ROWS(p, call->buffers[3]), ROW(gate, 0) ROW(up, 1) ROW(out, 2),
@@ -137,6 +151,7 @@ static void argmax(const Call *call, uint64_t begin, uint64_t end)
 const Kernel ROW_KERNELS[] = {
     {"add", add_units, add, 4},
     {"scale", scale_units, scale, 4},
+    {"copy", copy_units, copy, 1},
     {"silu_mul", silu_mul_units, silu_mul, 2},
     {"gelu_mul", gelu_mul_units, gelu_mul, 2},
     {"rms_norm", rms_norm_units, rms_norm, 16},

@@ -84,14 +84,35 @@ __device__ float4  four_0(StructuredBuffer<float> x_0, uint at_0)
     return make_float4 (_S15, _S16, _S17, _S18);
 }
 
+struct Run_0
+{
+    uint vector_0;
+    uint scale_0;
+};
+
+__device__ Run_0 Run_x24init_0(uint vector_1, uint scale_1)
+{
+    Run_0 _S19;
+    (&_S19)->vector_0 = vector_1;
+    (&_S19)->scale_0 = scale_1;
+    return _S19;
+}
+
+__device__ Run_0 Float16_run_0(uint offset_4, uint slot_0, uint columns_0, uint element_0)
+{
+    return Run_x24init_0(offset_4 + (slot_0 * columns_0 + element_0) / 4U, 0U);
+}
+
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
 }
 
-__device__ uint2  Float16_pack_0(float4  four_1)
+__device__ void Float16_append_0(RWStructuredBuffer<uint2 > pool_0, uint offset_5, uint slot_1, uint columns_1, uint element_1, StructuredBuffer<float> x_1, uint from_0)
 {
-    return make_uint2 (pack_halves_0(float2 {four_1.x, four_1.y}), pack_halves_0(float2 {four_1.z, four_1.w}));
+    float4  _S20 = four_0(x_1, from_0);
+    *(&(pool_0)[Float16_run_0(offset_5, slot_1, columns_1, element_1).vector_0]) = make_uint2 (pack_halves_0(float2 {_S20.x, _S20.y}), pack_halves_0(float2 {_S20.z, _S20.w}));
+    return;
 }
 
 struct KvAppendParams_0
@@ -104,7 +125,7 @@ struct KvAppendParams_0
     uint sequences_offset_0;
     uint batch_row_0;
     uint rows_1;
-    uint columns_0;
+    uint columns_2;
     uint k_stride_0;
     uint v_stride_0;
     uint pages_3;
@@ -115,26 +136,25 @@ struct KvAppendParams_0
 
 extern "C" __global__ void kv_append_f16(StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, RWStructuredBuffer<uint2 > k_pages_0, RWStructuredBuffer<uint2 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, KvAppendParams_0 p_0)
 {
-    uint _S19 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
-    uint _S20 = p_0.columns_0 / 4U;
-    uint _S21 = _S19 / _S20;
-    uint _S22 = _S19 % _S20;
-    if(_S21 >= (valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_1)))
+    uint _S21 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
+    uint _S22 = p_0.columns_2 / 4U;
+    uint _S23 = _S21 / _S22;
+    uint _S24 = _S21 % _S22;
+    uint _S25 = _S24 * 4U;
+    if(_S23 >= (valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_1)))
     {
         return;
     }
-    uint _S23 = p_0.batch_row_0 + _S21;
-    SequenceTable_0 _S24 = sequence_table_0(sequences_2, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, _S23), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S25 = row_position_0(batch_3, p_0.batch_offset_0, _S23);
-    if(_S25 >= (_S24.length_0))
+    uint _S26 = p_0.batch_row_0 + _S23;
+    SequenceTable_0 _S27 = sequence_table_0(sequences_2, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, _S26), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S28 = row_position_0(batch_3, p_0.batch_offset_0, _S26);
+    if(_S28 >= (_S27.length_0))
     {
         return;
     }
-    SequenceTable_0 _S26 = _S24;
-    uint _S27 = SequenceTable_slot_0(&_S26, sequences_2, _S25);
-    uint _S28 = _S27 * _S20 + _S22;
-    uint _S29 = 4U * _S22;
-    *(&(k_pages_0)[p_0.k_pages_offset_0 + _S28]) = Float16_pack_0(four_0(k_0, p_0.k_offset_0 + _S21 * p_0.k_stride_0 + _S29));
-    *(&(v_pages_0)[p_0.v_pages_offset_0 + _S28]) = Float16_pack_0(four_0(v_0, p_0.v_offset_0 + _S21 * p_0.v_stride_0 + _S29));
+    SequenceTable_0 _S29 = _S27;
+    uint _S30 = SequenceTable_slot_0(&_S29, sequences_2, _S28);
+    Float16_append_0(k_pages_0, p_0.k_pages_offset_0, _S30, p_0.columns_2, _S25, k_0, p_0.k_offset_0 + _S23 * p_0.k_stride_0 + _S25);
+    Float16_append_0(v_pages_0, p_0.v_pages_offset_0, _S30, p_0.columns_2, _S25, v_0, p_0.v_offset_0 + _S23 * p_0.v_stride_0 + _S25);
     return;
 }

@@ -3,6 +3,46 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
+struct Run_0
+{
+    uint vector_0;
+    uint scale_0;
+};
+
+Run_0 Run_x24init_0(uint vector_1, uint scale_1)
+{
+    thread Run_0 _S1;
+    (&_S1)->vector_0 = vector_1;
+    (&_S1)->scale_0 = scale_1;
+    return _S1;
+}
+
+Run_0 Float16_run_0(uint offset_0, uint slot_0, uint columns_0, uint element_0)
+{
+    return Run_x24init_0(offset_0 + (slot_0 * columns_0 + element_0) / 4U, 0U);
+}
+
+float Float16_scale_0(packed_uint2 device* pool_0, uint at_0)
+{
+    return 1.0;
+}
+
+float2 halves_0(uint word_0)
+{
+    return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
+}
+
+float4 Float16_expand_0(uint2 four_0)
+{
+    return float4(halves_0(four_0.x), halves_0(four_0.y));
+}
+
+float4 value_0(packed_uint2 device* pool_1, uint offset_1, uint slot_1, uint columns_1, uint element_1)
+{
+    Run_0 _S2 = Float16_run_0(offset_1, slot_1, columns_1, element_1);
+    return float4(Float16_scale_0(pool_1, _S2.scale_0))  * Float16_expand_0(uint2(*(pool_1+_S2.vector_0)) );
+}
+
 struct AttentionParams_0
 {
     uint q_offset_0;
@@ -24,7 +64,7 @@ struct AttentionParams_0
     uint page_size_0;
     uint sequence_count_0;
     uint table_length_0;
-    float scale_0;
+    float scale_2;
     uint window_0;
 };
 
@@ -44,7 +84,7 @@ struct KernelContext_0
     float device* entryPointParams_result_0;
     array<float4, int(64)> threadgroup* query_0;
     array<uint, int(128)> threadgroup* slots_0;
-    uint _S1;
+    uint _S3;
     array<float, int(32)> threadgroup* floats_0;
     array<float, int(128)> threadgroup* weights_0;
     array<float4, int(128)> threadgroup* sums_0;
@@ -55,23 +95,23 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_0, uint first_0, uint rows_1)
+uint valid_rows_0(uint device* batch_0, uint offset_2, uint first_0, uint rows_1)
 {
-    uint _S2;
-    if(offset_0 == 4294967295U)
+    uint _S4;
+    if(offset_2 == 4294967295U)
     {
-        _S2 = rows_1;
+        _S4 = rows_1;
     }
     else
     {
-        _S2 = min(max(batch_0[offset_0], first_0) - first_0, rows_1);
+        _S4 = min(max(batch_0[offset_2], first_0) - first_0, rows_1);
     }
-    return _S2;
+    return _S4;
 }
 
-uint row_sequence_0(uint device* batch_1, uint offset_1, uint row_0)
+uint row_sequence_0(uint device* batch_1, uint offset_3, uint row_0)
 {
-    return batch_1[offset_1 + 3U + 2U * row_0];
+    return batch_1[offset_3 + 3U + 2U * row_0];
 }
 
 struct SequenceTable_0
@@ -84,94 +124,84 @@ struct SequenceTable_0
 
 SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
 {
-    thread SequenceTable_0 _S3;
-    (&_S3)->begin_0 = begin_1;
-    (&_S3)->page_size_1 = page_size_2;
-    (&_S3)->pages_1 = pages_2;
-    (&_S3)->length_0 = length_1;
-    return _S3;
+    thread SequenceTable_0 _S5;
+    (&_S5)->begin_0 = begin_1;
+    (&_S5)->page_size_1 = page_size_2;
+    (&_S5)->pages_1 = pages_2;
+    (&_S5)->length_0 = length_1;
+    return _S5;
 }
 
-SequenceTable_0 sequence_table_0(uint device* sequences_0, uint offset_2, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
+SequenceTable_0 sequence_table_0(uint device* sequences_0, uint offset_4, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
 {
-    uint _S4 = offset_2 + min(number_0, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S4 + 1U, page_size_3, pages_3, min(sequences_0[_S4], min(entries_0, pages_3) * page_size_3));
+    uint _S6 = offset_4 + min(number_0, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S6 + 1U, page_size_3, pages_3, min(sequences_0[_S6], min(entries_0, pages_3) * page_size_3));
 }
 
-uint row_position_0(uint device* batch_2, uint offset_3, uint row_1)
+uint row_position_0(uint device* batch_2, uint offset_5, uint row_1)
 {
-    return batch_2[offset_3 + 2U + 2U * row_1];
+    return batch_2[offset_5 + 2U + 2U * row_1];
 }
 
 uint SequenceTable_slot_0(const SequenceTable_0 thread* this_0, uint device* sequences_1, uint position_0)
 {
-    uint _S5 = this_0->begin_0;
-    uint _S6 = this_0->page_size_1;
-    uint _S7 = position_0 / this_0->page_size_1;
-    uint _S8 = min(sequences_1[_S5 + _S7], this_0->pages_1 - 1U) * _S6;
-    uint _S9 = position_0 % _S6;
-    return _S8 + _S9;
+    uint _S7 = this_0->begin_0;
+    uint _S8 = this_0->page_size_1;
+    uint _S9 = position_0 / this_0->page_size_1;
+    uint _S10 = min(sequences_1[_S7 + _S9], this_0->pages_1 - 1U) * _S8;
+    uint _S11 = position_0 % _S8;
+    return _S10 + _S11;
 }
 
-float2 halves_0(uint word_0)
+float group_max_0(float value_1, uint thread_0, KernelContext_0 thread* kernelContext_0)
 {
-    return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
-}
-
-float4 Float16_expand_0(uint2 four_0)
-{
-    return float4(halves_0(four_0.x), halves_0(four_0.y));
-}
-
-float group_max_0(float value_0, uint thread_0, KernelContext_0 thread* kernelContext_0)
-{
-    uint _S10 = kernelContext_0->_S1;
-    float _S11 = simd_max(value_0);
-    bool _S12 = simd_is_first();
-    if(_S12)
+    uint _S12 = kernelContext_0->_S3;
+    float _S13 = simd_max(value_1);
+    bool _S14 = simd_is_first();
+    if(_S14)
     {
-        uint _S13 = thread_0 / _S10;
-        (*kernelContext_0->floats_0)[_S13] = _S11;
+        uint _S15 = thread_0 / _S12;
+        (*kernelContext_0->floats_0)[_S15] = _S13;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float result_0 = -3.4028234663852886e+38;
     uint wave_0 = 0U;
     for(;;)
     {
-        uint _S14 = 128U / _S10;
-        if(wave_0 < _S14)
+        uint _S16 = 128U / _S12;
+        if(wave_0 < _S16)
         {
         }
         else
         {
             break;
         }
-        float _S15 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
+        float _S17 = max(result_0, (*kernelContext_0->floats_0)[wave_0]);
         uint wave_1 = wave_0 + 1U;
-        result_0 = _S15;
+        result_0 = _S17;
         wave_0 = wave_1;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     return result_0;
 }
 
-float group_sum_0(float value_1, uint thread_1, KernelContext_0 thread* kernelContext_1)
+float group_sum_0(float value_2, uint thread_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S16 = kernelContext_1->_S1;
-    float _S17 = simd_sum(value_1);
-    bool _S18 = simd_is_first();
-    if(_S18)
+    uint _S18 = kernelContext_1->_S3;
+    float _S19 = simd_sum(value_2);
+    bool _S20 = simd_is_first();
+    if(_S20)
     {
-        uint _S19 = thread_1 / _S16;
-        (*kernelContext_1->floats_0)[_S19] = _S17;
+        uint _S21 = thread_1 / _S18;
+        (*kernelContext_1->floats_0)[_S21] = _S19;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint wave_2 = 0U;
     float result_1 = 0.0;
     for(;;)
     {
-        uint _S20 = 128U / _S16;
-        if(wave_2 < _S20)
+        uint _S22 = 128U / _S18;
+        if(wave_2 < _S22)
         {
         }
         else
@@ -190,69 +220,72 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
 {
     uint i_0;
     float4 sum_0;
-    uint _S21 = group_number_0(group_1);
-    uint _S22 = p_1->head_count_0;
-    uint _S23 = _S21 / p_1->head_count_0;
-    uint _S24 = p_1->first_head_0;
-    uint _S25 = _S21 % _S22;
-    uint _S26 = _S24 + _S25;
-    uint _S27 = p_1->batch_offset_0;
-    uint _S28 = p_1->batch_row_0;
-    if(_S23 >= (valid_rows_0(batch_3, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0)))
+    uint _S23 = group_number_0(group_1);
+    uint _S24 = p_1->head_count_0;
+    uint _S25 = _S23 / p_1->head_count_0;
+    uint _S26 = p_1->first_head_0;
+    uint _S27 = _S23 % _S24;
+    uint _S28 = _S26 + _S27;
+    uint _S29 = p_1->batch_offset_0;
+    uint _S30 = p_1->batch_row_0;
+    if(_S25 >= (valid_rows_0(batch_3, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0)))
     {
         return;
     }
-    uint _S29 = p_1->kv_heads_0;
-    uint _S30 = p_1->heads_0 / p_1->kv_heads_0;
-    uint _S31 = _S26 / _S30;
-    uint _S32 = _S28 + _S23;
-    SequenceTable_0 _S33 = sequence_table_0(sequences_2, p_1->sequences_offset_0, row_sequence_0(batch_3, _S27, _S32), p_1->sequence_count_0, p_1->table_length_0, p_1->page_size_0, p_1->pages_0);
-    uint _S34 = row_position_0(batch_3, _S27, _S32);
+    uint _S31 = p_1->kv_heads_0;
+    uint _S32 = p_1->heads_0 / p_1->kv_heads_0;
+    uint _S33 = _S28 / _S32;
+    uint _S34 = _S30 + _S25;
+    SequenceTable_0 _S35 = sequence_table_0(sequences_2, p_1->sequences_offset_0, row_sequence_0(batch_3, _S29, _S34), p_1->sequence_count_0, p_1->table_length_0, p_1->page_size_0, p_1->pages_0);
+    uint _S36 = row_position_0(batch_3, _S29, _S34);
     uint j_0;
-    if(_S34 < (_S33.length_0))
+    if(_S36 < (_S35.length_0))
     {
-        j_0 = _S34 + 1U;
+        j_0 = _S36 + 1U;
     }
     else
     {
-        j_0 = _S33.length_0;
+        j_0 = _S35.length_0;
     }
-    uint _S35 = p_1->window_0;
-    bool _S36;
+    uint _S37 = p_1->window_0;
+    bool _S38;
     if((p_1->window_0) != 0U)
     {
-        _S36 = _S34 >= _S35;
+        _S38 = _S36 >= _S37;
     }
     else
     {
-        _S36 = false;
+        _S38 = false;
     }
-    uint _S37;
-    if(_S36)
+    uint _S39;
+    if(_S38)
     {
-        _S37 = _S34 - _S35 + 1U;
+        _S39 = _S36 - _S37 + 1U;
     }
     else
     {
-        _S37 = 0U;
+        _S39 = 0U;
     }
-    uint _S38 = p_1->head_dim_0;
-    uint _S39 = p_1->head_dim_0 / 4U;
-    bool _S40 = thread_2 < _S39;
-    if(_S40)
+    uint _S40 = p_1->head_dim_0;
+    uint _S41 = p_1->head_dim_0 / 4U;
+    bool _S42 = thread_2 < _S41;
+    if(_S42)
     {
-        uint _S41 = p_1->q_offset_0 + _S23 * p_1->q_stride_0 + _S26 * _S38 + 4U * thread_2;
-        (*kernelContext_2->query_0)[thread_2] = float4(p_1->scale_0)  * float4(q_0[_S41], q_0[_S41 + 1U], q_0[_S41 + 2U], q_0[_S41 + 3U]);
+        uint _S43 = p_1->q_offset_0 + _S25 * p_1->q_stride_0 + _S28 * _S40 + 4U * thread_2;
+        (*kernelContext_2->query_0)[thread_2] = float4(p_1->scale_2)  * float4(q_0[_S43], q_0[_S43 + 1U], q_0[_S43 + 2U], q_0[_S43 + 3U]);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint _S42 = 128U / _S39;
-    uint _S43 = thread_2 / _S39;
-    uint _S44 = thread_2 % _S39;
-    float4 _S45 = float4(int4(int(0)) );
-    uint begin_2 = _S37;
+    uint _S44 = 128U / _S41;
+    uint _S45 = thread_2 / _S41;
+    uint _S46 = _S31 * _S40;
+    uint _S47 = _S33 * _S40;
+    uint _S48 = thread_2 % _S41;
+    uint _S49 = _S47 + 4U * _S48;
+    float4 _S50 = float4(int4(int(0)) );
+    uint begin_2 = _S39;
     float peak_0 = -3.4028234663852886e+38;
     float total_0 = 0.0;
-    float4 sum_1 = _S45;
+    float4 sum_1 = _S50;
     for(;;)
     {
         if(begin_2 < j_0)
@@ -262,47 +295,47 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
         {
             break;
         }
-        uint _S46 = min(j_0 - begin_2, 128U);
-        bool _S47 = thread_2 < _S46;
+        uint _S51 = min(j_0 - begin_2, 128U);
+        bool _S52 = thread_2 < _S51;
         uint i_1;
         float score_0;
         float4 sum_2;
-        if(_S47)
+        if(_S52)
         {
-            uint _S48 = begin_2 + thread_2;
-            thread SequenceTable_0 _S49 = _S33;
-            uint _S50 = SequenceTable_slot_0(&_S49, sequences_2, _S48);
-            uint _S51 = (_S50 * _S29 + _S31) * _S39;
-            (*kernelContext_2->slots_0)[thread_2] = _S51;
+            uint _S53 = begin_2 + thread_2;
+            thread SequenceTable_0 _S54 = _S35;
+            uint _S55 = SequenceTable_slot_0(&_S54, sequences_2, _S53);
+            (*kernelContext_2->slots_0)[thread_2] = _S55;
+            Run_0 _S56 = Float16_run_0(p_1->k_pages_offset_0, _S55, _S46, _S47);
             i_0 = 0U;
-            sum_0 = _S45;
+            sum_0 = _S50;
             for(;;)
             {
-                uint _S52 = i_0 + 8U;
-                if(_S52 <= _S39)
+                uint _S57 = i_0 + 8U;
+                if(_S57 <= _S41)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S53 = p_1->k_pages_offset_0 + _S51 + i_0;
-                float4 products_0 = sum_0 + (*kernelContext_2->query_0)[i_0] * Float16_expand_0(uint2(*(k_pages_0+_S53)) ) + (*kernelContext_2->query_0)[i_0 + 1U] * Float16_expand_0(uint2(*(k_pages_0+(_S53 + 1U))) ) + (*kernelContext_2->query_0)[i_0 + 2U] * Float16_expand_0(uint2(*(k_pages_0+(_S53 + 2U))) ) + (*kernelContext_2->query_0)[i_0 + 3U] * Float16_expand_0(uint2(*(k_pages_0+(_S53 + 3U))) ) + (*kernelContext_2->query_0)[i_0 + 4U] * Float16_expand_0(uint2(*(k_pages_0+(_S53 + 4U))) ) + (*kernelContext_2->query_0)[i_0 + 5U] * Float16_expand_0(uint2(*(k_pages_0+(_S53 + 5U))) ) + (*kernelContext_2->query_0)[i_0 + 6U] * Float16_expand_0(uint2(*(k_pages_0+(_S53 + 6U))) ) + (*kernelContext_2->query_0)[i_0 + 7U] * Float16_expand_0(uint2(*(k_pages_0+(_S53 + 7U))) );
-                i_0 = _S52;
+                uint _S58 = _S56.vector_0 + i_0;
+                float4 products_0 = sum_0 + float4(Float16_scale_0(k_pages_0, _S56.scale_0 + i_0 / 8U))  * ((*kernelContext_2->query_0)[i_0] * Float16_expand_0(uint2(*(k_pages_0+_S58)) ) + (*kernelContext_2->query_0)[i_0 + 1U] * Float16_expand_0(uint2(*(k_pages_0+(_S58 + 1U))) ) + (*kernelContext_2->query_0)[i_0 + 2U] * Float16_expand_0(uint2(*(k_pages_0+(_S58 + 2U))) ) + (*kernelContext_2->query_0)[i_0 + 3U] * Float16_expand_0(uint2(*(k_pages_0+(_S58 + 3U))) ) + (*kernelContext_2->query_0)[i_0 + 4U] * Float16_expand_0(uint2(*(k_pages_0+(_S58 + 4U))) ) + (*kernelContext_2->query_0)[i_0 + 5U] * Float16_expand_0(uint2(*(k_pages_0+(_S58 + 5U))) ) + (*kernelContext_2->query_0)[i_0 + 6U] * Float16_expand_0(uint2(*(k_pages_0+(_S58 + 6U))) ) + (*kernelContext_2->query_0)[i_0 + 7U] * Float16_expand_0(uint2(*(k_pages_0+(_S58 + 7U))) ));
+                i_0 = _S57;
                 sum_0 = products_0;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S39)
+                if(i_1 < _S41)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Float16_expand_0(uint2(*(k_pages_0+(p_1->k_pages_offset_0 + _S51 + i_1))) );
+                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Float16_expand_0(uint2(*(k_pages_0+(_S56.vector_0 + i_1))) );
                 i_1 = i_1 + 1U;
                 sum_2 = products_1;
             }
@@ -312,60 +345,61 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
         {
             score_0 = -3.4028234663852886e+38;
         }
-        float _S54 = group_max_0(score_0, thread_2, kernelContext_2);
-        float _S55 = max(peak_0, _S54);
-        float _S56;
-        if(_S47)
+        float _S59 = group_max_0(score_0, thread_2, kernelContext_2);
+        float _S60 = max(peak_0, _S59);
+        float _S61;
+        if(_S52)
         {
-            _S56 = exp(score_0 - _S55);
+            _S61 = exp(score_0 - _S60);
         }
         else
         {
-            _S56 = 0.0;
+            _S61 = 0.0;
         }
-        (*kernelContext_2->weights_0)[thread_2] = _S56;
-        float _S57 = exp(peak_0 - _S55);
-        float _S58 = total_0 * _S57;
-        float _S59 = group_sum_0(_S56, thread_2, kernelContext_2);
-        float _S60 = _S58 + _S59;
-        float4 sum_3 = sum_1 * float4(_S57) ;
-        if(_S43 < _S42)
+        (*kernelContext_2->weights_0)[thread_2] = _S61;
+        float _S62 = exp(peak_0 - _S60);
+        float _S63 = total_0 * _S62;
+        float _S64 = group_sum_0(_S61, thread_2, kernelContext_2);
+        float _S65 = _S63 + _S64;
+        float4 sum_3 = sum_1 * float4(_S62) ;
+        if(_S45 < _S44)
         {
-            i_0 = _S43;
+            i_0 = _S45;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S61 = i_0 + 7U * _S42;
-                if(_S61 < _S46)
+                uint _S66 = i_0 + 7U * _S44;
+                if(_S66 < _S51)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S62 = i_0 + _S42;
-                uint _S63 = i_0 + 2U * _S42;
-                uint _S64 = i_0 + 3U * _S42;
-                uint _S65 = i_0 + 4U * _S42;
-                uint _S66 = i_0 + 5U * _S42;
-                uint _S67 = i_0 + 6U * _S42;
-                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[i_0] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S62])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S62] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S63])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S63] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S64])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S64] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S65])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S65] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S66])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S66] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S67])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S67] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S61])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S61] + _S44))) );
-                i_0 = i_0 + 8U * _S42;
+                uint _S67 = p_1->v_pages_offset_0;
+                uint _S68 = i_0 + _S44;
+                uint _S69 = i_0 + 2U * _S44;
+                uint _S70 = i_0 + 3U * _S44;
+                uint _S71 = i_0 + 4U * _S44;
+                uint _S72 = i_0 + 5U * _S44;
+                uint _S73 = i_0 + 6U * _S44;
+                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_0], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S68])  * value_0(v_pages_0, _S67, (*kernelContext_2->slots_0)[_S68], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S69])  * value_0(v_pages_0, _S67, (*kernelContext_2->slots_0)[_S69], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S70])  * value_0(v_pages_0, _S67, (*kernelContext_2->slots_0)[_S70], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S71])  * value_0(v_pages_0, _S67, (*kernelContext_2->slots_0)[_S71], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S72])  * value_0(v_pages_0, _S67, (*kernelContext_2->slots_0)[_S72], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S73])  * value_0(v_pages_0, _S67, (*kernelContext_2->slots_0)[_S73], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S66])  * value_0(v_pages_0, _S67, (*kernelContext_2->slots_0)[_S66], _S46, _S49);
+                i_0 = i_0 + 8U * _S44;
                 sum_0 = sum_4;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S46)
+                if(i_1 < _S51)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float4 sum_5 = sum_2 + float4((*kernelContext_2->weights_0)[i_1])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[i_1] + _S44))) );
-                i_1 = i_1 + _S42;
+                float4 sum_5 = sum_2 + float4((*kernelContext_2->weights_0)[i_1])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_1], _S46, _S49);
+                i_1 = i_1 + _S44;
                 sum_2 = sum_5;
             }
             sum_1 = sum_2;
@@ -376,37 +410,37 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         begin_2 = begin_2 + 128U;
-        peak_0 = _S55;
-        total_0 = _S60;
+        peak_0 = _S60;
+        total_0 = _S65;
     }
     (*kernelContext_2->sums_0)[thread_2] = sum_1;
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if(_S40)
+    if(_S42)
     {
         i_0 = 0U;
-        sum_0 = _S45;
+        sum_0 = _S50;
         for(;;)
         {
-            if(i_0 < _S42)
+            if(i_0 < _S44)
             {
             }
             else
             {
                 break;
             }
-            float4 whole_0 = sum_0 + (*kernelContext_2->sums_0)[i_0 * _S39 + thread_2];
+            float4 whole_0 = sum_0 + (*kernelContext_2->sums_0)[i_0 * _S41 + thread_2];
             i_0 = i_0 + 1U;
             sum_0 = whole_0;
         }
-        if(_S37 >= j_0)
+        if(_S39 >= j_0)
         {
-            sum_1 = _S45;
+            sum_1 = _S50;
         }
         else
         {
             sum_1 = sum_0 / float4(total_0) ;
         }
-        uint _S68 = p_1->out_offset_0 + _S23 * p_1->out_stride_0 + _S26 * _S38 + 4U * thread_2;
+        uint _S74 = p_1->out_offset_0 + _S25 * p_1->out_stride_0 + _S28 * _S40 + 4U * thread_2;
         j_0 = 0U;
         for(;;)
         {
@@ -417,7 +451,7 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
             {
                 break;
             }
-            *(result_3+(_S68 + j_0)) = sum_1[j_0];
+            *(result_3+(_S74 + j_0)) = sum_1[j_0];
             j_0 = j_0 + 1U;
         }
     }
@@ -445,7 +479,7 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
     threadgroup array<float4, int(128)> sums_1;
     (&kernelContext_3)->sums_0 = &sums_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S1 = _builtinWaveLaneCount_0;
+    (&kernelContext_3)->_S3 = _builtinWaveLaneCount_0;
     attend_0(group_2, sv_groupindex_0, entryPointParams_q_1, entryPointParams_k_pages_1, entryPointParams_v_pages_1, entryPointParams_batch_1, entryPointParams_sequences_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
     return;
 }

@@ -71,14 +71,34 @@ uint SequenceTable_slot_0(const SequenceTable_0 thread* this_0, uint device* seq
     return _S7 + _S8;
 }
 
+struct Run_0
+{
+    uint vector_0;
+    uint scale_0;
+};
+
+Run_0 Run_x24init_0(uint vector_1, uint scale_1)
+{
+    thread Run_0 _S9;
+    (&_S9)->vector_0 = vector_1;
+    (&_S9)->scale_0 = scale_1;
+    return _S9;
+}
+
+Run_0 Float32_run_0(uint offset_4, uint slot_0, uint columns_0, uint element_0)
+{
+    return Run_x24init_0(offset_4 + (slot_0 * columns_0 + element_0) / 4U, 0U);
+}
+
 float4 four_0(float device* x_0, uint at_0)
 {
     return float4(x_0[at_0], x_0[at_0 + 1U], x_0[at_0 + 2U], x_0[at_0 + 3U]);
 }
 
-float4 Float32_pack_0(float4 four_1)
+void Float32_append_0(packed_float4 device* pool_0, uint offset_5, uint slot_1, uint columns_1, uint element_1, float device* x_1, uint from_0)
 {
-    return four_1;
+    *(pool_0+Float32_run_0(offset_5, slot_1, columns_1, element_1).vector_0) = packed_float4(four_0(x_1, from_0)) ;
+    return;
 }
 
 struct KvAppendParams_0
@@ -91,7 +111,7 @@ struct KvAppendParams_0
     uint sequences_offset_0;
     uint batch_row_0;
     uint rows_1;
-    uint columns_0;
+    uint columns_2;
     uint k_stride_0;
     uint v_stride_0;
     uint pages_3;
@@ -126,25 +146,24 @@ struct KernelContext_0
     (&kernelContext_0)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
     (&kernelContext_0)->entryPointParams_batch_0 = entryPointParams_batch_1;
     (&kernelContext_0)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
-    uint _S9 = thread_number_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)]);
-    uint _S10 = entryPointParams_1->p_0.columns_0 / 4U;
-    uint _S11 = _S9 / _S10;
-    uint _S12 = _S9 % _S10;
-    if(_S11 >= (valid_rows_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
+    uint _S10 = thread_number_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)]);
+    uint _S11 = entryPointParams_1->p_0.columns_2 / 4U;
+    uint _S12 = _S10 / _S11;
+    uint _S13 = _S10 % _S11;
+    uint _S14 = _S13 * 4U;
+    if(_S12 >= (valid_rows_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
     {
         return;
     }
-    SequenceTable_0 _S13 = sequence_table_0((&kernelContext_0)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + _S11), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_3, entryPointParams_1->p_0.pages_3);
-    uint _S14 = row_position_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + _S11);
-    if(_S14 >= (_S13.length_0))
+    SequenceTable_0 _S15 = sequence_table_0((&kernelContext_0)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + _S12), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_3, entryPointParams_1->p_0.pages_3);
+    uint _S16 = row_position_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + _S12);
+    if(_S16 >= (_S15.length_0))
     {
         return;
     }
-    thread SequenceTable_0 _S15 = _S13;
-    uint _S16 = SequenceTable_slot_0(&_S15, (&kernelContext_0)->entryPointParams_sequences_0, _S14);
-    uint _S17 = _S16 * _S10 + _S12;
-    uint _S18 = 4U * _S12;
-    *((&kernelContext_0)->entryPointParams_k_pages_0+(entryPointParams_1->p_0.k_pages_offset_0 + _S17)) = packed_float4(Float32_pack_0(four_0((&kernelContext_0)->entryPointParams_k_0, entryPointParams_1->p_0.k_offset_0 + _S11 * entryPointParams_1->p_0.k_stride_0 + _S18))) ;
-    *((&kernelContext_0)->entryPointParams_v_pages_0+(entryPointParams_1->p_0.v_pages_offset_0 + _S17)) = packed_float4(Float32_pack_0(four_0((&kernelContext_0)->entryPointParams_v_0, entryPointParams_1->p_0.v_offset_0 + _S11 * entryPointParams_1->p_0.v_stride_0 + _S18))) ;
+    thread SequenceTable_0 _S17 = _S15;
+    uint _S18 = SequenceTable_slot_0(&_S17, (&kernelContext_0)->entryPointParams_sequences_0, _S16);
+    Float32_append_0((&kernelContext_0)->entryPointParams_k_pages_0, entryPointParams_1->p_0.k_pages_offset_0, _S18, entryPointParams_1->p_0.columns_2, _S14, (&kernelContext_0)->entryPointParams_k_0, entryPointParams_1->p_0.k_offset_0 + _S12 * entryPointParams_1->p_0.k_stride_0 + _S14);
+    Float32_append_0((&kernelContext_0)->entryPointParams_v_pages_0, entryPointParams_1->p_0.v_pages_offset_0, _S18, entryPointParams_1->p_0.columns_2, _S14, (&kernelContext_0)->entryPointParams_v_0, entryPointParams_1->p_0.v_offset_0 + _S12 * entryPointParams_1->p_0.v_stride_0 + _S14);
     return;
 }

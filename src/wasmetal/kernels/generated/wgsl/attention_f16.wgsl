@@ -181,6 +181,25 @@ fn SequenceTable_slot_0( _S29 : SequenceTable_0,  _S30 : u32) -> u32
     return _S32 + _S33;
 }
 
+struct Run_0
+{
+     vector_0 : u32,
+     scale_1 : u32,
+};
+
+fn Run_x24init_0( vector_1 : u32,  scale_2 : u32) -> Run_0
+{
+    var _S34 : Run_0;
+    _S34.vector_0 = vector_1;
+    _S34.scale_1 = scale_2;
+    return _S34;
+}
+
+fn Float16_run_0( offset_0 : u32,  slot_0 : u32,  columns_0 : u32,  element_0 : u32) -> Run_0
+{
+    return Run_x24init_0(offset_0 + (slot_0 * columns_0 + element_0) / u32(4), u32(0));
+}
+
 fn halves_0( word_0 : u32) -> vec2<f32>
 {
     return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
@@ -191,73 +210,92 @@ fn Float16_expand_0( four_0 : vec2<u32>) -> vec4<f32>
     return vec4<f32>(halves_0(four_0.x), halves_0(four_0.y));
 }
 
-fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParams_std140_0>)
+fn Float16_scale_0( _S35 : u32) -> f32
+{
+    return 1.0f;
+}
+
+fn Float16_scale_1( _S36 : u32) -> f32
+{
+    return 1.0f;
+}
+
+fn value_2( _S37 : u32,  _S38 : u32,  _S39 : u32,  _S40 : u32) -> vec4<f32>
+{
+    var _S41 : Run_0 = Float16_run_0(_S37, _S38, _S39, _S40);
+    return vec4<f32>(Float16_scale_1(_S41.scale_1)) * Float16_expand_0(entryPointParams_v_pages_0[_S41.vector_0]);
+}
+
+fn attend_0( _S42 : vec3<u32>,  _S43 : u32,  _S44 : ptr<function, AttentionParams_std140_0>)
 {
     var i_0 : u32;
     var sum_0 : vec4<f32>;
-    var _S37 : u32 = group_number_0(_S34);
-    var _S38 : u32 = (*_S36).head_count_0;
-    var _S39 : u32 = _S37 / (*_S36).head_count_0;
-    var _S40 : u32 = (*_S36).first_head_0;
-    var _S41 : u32 = _S37 % _S38;
-    var _S42 : u32 = _S40 + _S41;
-    var _S43 : u32 = (*_S36).batch_offset_0;
-    var _S44 : u32 = (*_S36).batch_row_0;
-    if(_S39 >= (valid_rows_0((*_S36).batch_offset_0, (*_S36).batch_row_0, (*_S36).rows_0)))
+    var _S45 : u32 = group_number_0(_S42);
+    var _S46 : u32 = (*_S44).head_count_0;
+    var _S47 : u32 = _S45 / (*_S44).head_count_0;
+    var _S48 : u32 = (*_S44).first_head_0;
+    var _S49 : u32 = _S45 % _S46;
+    var _S50 : u32 = _S48 + _S49;
+    var _S51 : u32 = (*_S44).batch_offset_0;
+    var _S52 : u32 = (*_S44).batch_row_0;
+    if(_S47 >= (valid_rows_0((*_S44).batch_offset_0, (*_S44).batch_row_0, (*_S44).rows_0)))
     {
         return;
     }
-    var _S45 : u32 = (*_S36).kv_heads_0;
-    var _S46 : u32 = (*_S36).heads_0 / (*_S36).kv_heads_0;
-    var _S47 : u32 = _S42 / _S46;
-    var _S48 : u32 = _S44 + _S39;
-    var _S49 : SequenceTable_0 = sequence_table_0((*_S36).sequences_offset_0, row_sequence_0(_S43, _S48), (*_S36).sequence_count_0, (*_S36).table_length_0, (*_S36).page_size_0, (*_S36).pages_0);
-    var _S50 : u32 = row_position_0(_S43, _S48);
+    var _S53 : u32 = (*_S44).kv_heads_0;
+    var _S54 : u32 = (*_S44).heads_0 / (*_S44).kv_heads_0;
+    var _S55 : u32 = _S50 / _S54;
+    var _S56 : u32 = _S52 + _S47;
+    var _S57 : SequenceTable_0 = sequence_table_0((*_S44).sequences_offset_0, row_sequence_0(_S51, _S56), (*_S44).sequence_count_0, (*_S44).table_length_0, (*_S44).page_size_0, (*_S44).pages_0);
+    var _S58 : u32 = row_position_0(_S51, _S56);
     var j_0 : u32;
-    if(_S50 < (_S49.length_0))
+    if(_S58 < (_S57.length_0))
     {
-        j_0 = _S50 + u32(1);
+        j_0 = _S58 + u32(1);
     }
     else
     {
-        j_0 = _S49.length_0;
+        j_0 = _S57.length_0;
     }
-    var _S51 : u32 = (*_S36).window_0;
-    var _S52 : bool;
-    if(((*_S36).window_0) != u32(0))
+    var _S59 : u32 = (*_S44).window_0;
+    var _S60 : bool;
+    if(((*_S44).window_0) != u32(0))
     {
-        _S52 = _S50 >= _S51;
-    }
-    else
-    {
-        _S52 = false;
-    }
-    var _S53 : u32;
-    if(_S52)
-    {
-        _S53 = _S50 - _S51 + u32(1);
+        _S60 = _S58 >= _S59;
     }
     else
     {
-        _S53 = u32(0);
+        _S60 = false;
     }
-    var _S54 : u32 = (*_S36).head_dim_0;
-    var _S55 : u32 = (*_S36).head_dim_0 / u32(4);
-    var _S56 : bool = _S35 < _S55;
-    if(_S56)
+    var _S61 : u32;
+    if(_S60)
     {
-        var _S57 : u32 = (*_S36).q_offset_0 + _S39 * (*_S36).q_stride_0 + _S42 * _S54 + u32(4) * _S35;
-        query_0[_S35] = vec4<f32>((*_S36).scale_0) * vec4<f32>(entryPointParams_q_0[_S57], entryPointParams_q_0[_S57 + u32(1)], entryPointParams_q_0[_S57 + u32(2)], entryPointParams_q_0[_S57 + u32(3)]);
+        _S61 = _S58 - _S59 + u32(1);
+    }
+    else
+    {
+        _S61 = u32(0);
+    }
+    var _S62 : u32 = (*_S44).head_dim_0;
+    var _S63 : u32 = (*_S44).head_dim_0 / u32(4);
+    var _S64 : bool = _S43 < _S63;
+    if(_S64)
+    {
+        var _S65 : u32 = (*_S44).q_offset_0 + _S47 * (*_S44).q_stride_0 + _S50 * _S62 + u32(4) * _S43;
+        query_0[_S43] = vec4<f32>((*_S44).scale_0) * vec4<f32>(entryPointParams_q_0[_S65], entryPointParams_q_0[_S65 + u32(1)], entryPointParams_q_0[_S65 + u32(2)], entryPointParams_q_0[_S65 + u32(3)]);
     }
     workgroupBarrier();
-    var _S58 : u32 = u32(128) / _S55;
-    var _S59 : u32 = _S35 / _S55;
-    var _S60 : u32 = _S35 % _S55;
-    var _S61 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
-    var begin_2 : u32 = _S53;
+    var _S66 : u32 = u32(128) / _S63;
+    var _S67 : u32 = _S43 / _S63;
+    var _S68 : u32 = _S53 * _S62;
+    var _S69 : u32 = _S55 * _S62;
+    var _S70 : u32 = _S43 % _S63;
+    var _S71 : u32 = _S69 + u32(4) * _S70;
+    var _S72 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var begin_2 : u32 = _S61;
     var peak_0 : f32 = -3.4028234663852886e+38f;
     var total_0 : f32 = 0.0f;
-    var sum_1 : vec4<f32> = _S61;
+    var sum_1 : vec4<f32> = _S72;
     for(;;)
     {
         if(begin_2 < j_0)
@@ -267,45 +305,45 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
         {
             break;
         }
-        var _S62 : u32 = min(j_0 - begin_2, u32(128));
-        var _S63 : bool = _S35 < _S62;
+        var _S73 : u32 = min(j_0 - begin_2, u32(128));
+        var _S74 : bool = _S43 < _S73;
         var i_1 : u32;
         var score_0 : f32;
         var sum_2 : vec4<f32>;
-        if(_S63)
+        if(_S74)
         {
-            var _S64 : u32 = SequenceTable_slot_0(_S49, begin_2 + _S35);
-            var _S65 : u32 = (_S64 * _S45 + _S47) * _S55;
-            slots_0[_S35] = _S65;
+            var _S75 : u32 = SequenceTable_slot_0(_S57, begin_2 + _S43);
+            slots_0[_S43] = _S75;
+            var _S76 : Run_0 = Float16_run_0((*_S44).k_pages_offset_0, _S75, _S68, _S69);
             i_0 = u32(0);
-            sum_0 = _S61;
+            sum_0 = _S72;
             for(;;)
             {
-                var _S66 : u32 = i_0 + u32(8);
-                if(_S66 <= _S55)
+                var _S77 : u32 = i_0 + u32(8);
+                if(_S77 <= _S63)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var _S67 : u32 = (*_S36).k_pages_offset_0 + _S65 + i_0;
-                var products_0 : vec4<f32> = sum_0 + query_0[i_0] * Float16_expand_0(entryPointParams_k_pages_0[_S67]) + query_0[i_0 + u32(1)] * Float16_expand_0(entryPointParams_k_pages_0[_S67 + u32(1)]) + query_0[i_0 + u32(2)] * Float16_expand_0(entryPointParams_k_pages_0[_S67 + u32(2)]) + query_0[i_0 + u32(3)] * Float16_expand_0(entryPointParams_k_pages_0[_S67 + u32(3)]) + query_0[i_0 + u32(4)] * Float16_expand_0(entryPointParams_k_pages_0[_S67 + u32(4)]) + query_0[i_0 + u32(5)] * Float16_expand_0(entryPointParams_k_pages_0[_S67 + u32(5)]) + query_0[i_0 + u32(6)] * Float16_expand_0(entryPointParams_k_pages_0[_S67 + u32(6)]) + query_0[i_0 + u32(7)] * Float16_expand_0(entryPointParams_k_pages_0[_S67 + u32(7)]);
-                i_0 = _S66;
+                var _S78 : u32 = _S76.vector_0 + i_0;
+                var products_0 : vec4<f32> = sum_0 + vec4<f32>(Float16_scale_0(_S76.scale_1 + i_0 / u32(8))) * (query_0[i_0] * Float16_expand_0(entryPointParams_k_pages_0[_S78]) + query_0[i_0 + u32(1)] * Float16_expand_0(entryPointParams_k_pages_0[_S78 + u32(1)]) + query_0[i_0 + u32(2)] * Float16_expand_0(entryPointParams_k_pages_0[_S78 + u32(2)]) + query_0[i_0 + u32(3)] * Float16_expand_0(entryPointParams_k_pages_0[_S78 + u32(3)]) + query_0[i_0 + u32(4)] * Float16_expand_0(entryPointParams_k_pages_0[_S78 + u32(4)]) + query_0[i_0 + u32(5)] * Float16_expand_0(entryPointParams_k_pages_0[_S78 + u32(5)]) + query_0[i_0 + u32(6)] * Float16_expand_0(entryPointParams_k_pages_0[_S78 + u32(6)]) + query_0[i_0 + u32(7)] * Float16_expand_0(entryPointParams_k_pages_0[_S78 + u32(7)]));
+                i_0 = _S77;
                 sum_0 = products_0;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S55)
+                if(i_1 < _S63)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var products_1 : vec4<f32> = sum_2 + query_0[i_1] * Float16_expand_0(entryPointParams_k_pages_0[(*_S36).k_pages_offset_0 + _S65 + i_1]);
+                var products_1 : vec4<f32> = sum_2 + query_0[i_1] * Float16_expand_0(entryPointParams_k_pages_0[_S76.vector_0 + i_1]);
                 i_1 = i_1 + u32(1);
                 sum_2 = products_1;
             }
@@ -315,60 +353,60 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
         {
             score_0 = -3.4028234663852886e+38f;
         }
-        var _S68 : f32 = group_max_0(score_0, _S35);
-        var _S69 : f32 = max(peak_0, _S68);
-        var _S70 : f32;
-        if(_S63)
+        var _S79 : f32 = group_max_0(score_0, _S43);
+        var _S80 : f32 = max(peak_0, _S79);
+        var _S81 : f32;
+        if(_S74)
         {
-            _S70 = exp(score_0 - _S69);
+            _S81 = exp(score_0 - _S80);
         }
         else
         {
-            _S70 = 0.0f;
+            _S81 = 0.0f;
         }
-        weights_0[_S35] = _S70;
-        var _S71 : f32 = exp(peak_0 - _S69);
-        var _S72 : f32 = total_0 * _S71;
-        var _S73 : f32 = group_sum_0(_S70, _S35);
-        var _S74 : f32 = _S72 + _S73;
-        var sum_3 : vec4<f32> = sum_1 * vec4<f32>(_S71);
-        if(_S59 < _S58)
+        weights_0[_S43] = _S81;
+        var _S82 : f32 = exp(peak_0 - _S80);
+        var _S83 : f32 = total_0 * _S82;
+        var _S84 : f32 = group_sum_0(_S81, _S43);
+        var _S85 : f32 = _S83 + _S84;
+        var sum_3 : vec4<f32> = sum_1 * vec4<f32>(_S82);
+        if(_S67 < _S66)
         {
-            i_0 = _S59;
+            i_0 = _S67;
             sum_0 = sum_3;
             for(;;)
             {
-                var _S75 : u32 = i_0 + u32(7) * _S58;
-                if(_S75 < _S62)
+                var _S86 : u32 = i_0 + u32(7) * _S66;
+                if(_S86 < _S73)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var _S76 : u32 = i_0 + _S58;
-                var _S77 : u32 = i_0 + u32(2) * _S58;
-                var _S78 : u32 = i_0 + u32(3) * _S58;
-                var _S79 : u32 = i_0 + u32(4) * _S58;
-                var _S80 : u32 = i_0 + u32(5) * _S58;
-                var _S81 : u32 = i_0 + u32(6) * _S58;
-                var sum_4 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[i_0] + _S60]) + vec4<f32>(weights_0[_S76]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S76] + _S60]) + vec4<f32>(weights_0[_S77]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S77] + _S60]) + vec4<f32>(weights_0[_S78]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S78] + _S60]) + vec4<f32>(weights_0[_S79]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S79] + _S60]) + vec4<f32>(weights_0[_S80]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S80] + _S60]) + vec4<f32>(weights_0[_S81]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S81] + _S60]) + vec4<f32>(weights_0[_S75]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S75] + _S60]);
-                i_0 = i_0 + u32(8) * _S58;
+                var _S87 : u32 = i_0 + _S66;
+                var _S88 : u32 = i_0 + u32(2) * _S66;
+                var _S89 : u32 = i_0 + u32(3) * _S66;
+                var _S90 : u32 = i_0 + u32(4) * _S66;
+                var _S91 : u32 = i_0 + u32(5) * _S66;
+                var _S92 : u32 = i_0 + u32(6) * _S66;
+                var sum_4 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * value_2((*_S44).v_pages_offset_0, slots_0[i_0], _S68, _S71) + vec4<f32>(weights_0[_S87]) * value_2((*_S44).v_pages_offset_0, slots_0[_S87], _S68, _S71) + vec4<f32>(weights_0[_S88]) * value_2((*_S44).v_pages_offset_0, slots_0[_S88], _S68, _S71) + vec4<f32>(weights_0[_S89]) * value_2((*_S44).v_pages_offset_0, slots_0[_S89], _S68, _S71) + vec4<f32>(weights_0[_S90]) * value_2((*_S44).v_pages_offset_0, slots_0[_S90], _S68, _S71) + vec4<f32>(weights_0[_S91]) * value_2((*_S44).v_pages_offset_0, slots_0[_S91], _S68, _S71) + vec4<f32>(weights_0[_S92]) * value_2((*_S44).v_pages_offset_0, slots_0[_S92], _S68, _S71) + vec4<f32>(weights_0[_S86]) * value_2((*_S44).v_pages_offset_0, slots_0[_S86], _S68, _S71);
+                i_0 = i_0 + u32(8) * _S66;
                 sum_0 = sum_4;
             }
             i_1 = i_0;
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S62)
+                if(i_1 < _S73)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var sum_5 : vec4<f32> = sum_2 + vec4<f32>(weights_0[i_1]) * Float16_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[i_1] + _S60]);
-                i_1 = i_1 + _S58;
+                var sum_5 : vec4<f32> = sum_2 + vec4<f32>(weights_0[i_1]) * value_2((*_S44).v_pages_offset_0, slots_0[i_1], _S68, _S71);
+                i_1 = i_1 + _S66;
                 sum_2 = sum_5;
             }
             sum_1 = sum_2;
@@ -379,37 +417,37 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
         }
         workgroupBarrier();
         begin_2 = begin_2 + u32(128);
-        peak_0 = _S69;
-        total_0 = _S74;
+        peak_0 = _S80;
+        total_0 = _S85;
     }
-    sums_0[_S35] = sum_1;
+    sums_0[_S43] = sum_1;
     workgroupBarrier();
-    if(_S56)
+    if(_S64)
     {
         i_0 = u32(0);
-        sum_0 = _S61;
+        sum_0 = _S72;
         for(;;)
         {
-            if(i_0 < _S58)
+            if(i_0 < _S66)
             {
             }
             else
             {
                 break;
             }
-            var whole_0 : vec4<f32> = sum_0 + sums_0[i_0 * _S55 + _S35];
+            var whole_0 : vec4<f32> = sum_0 + sums_0[i_0 * _S63 + _S43];
             i_0 = i_0 + u32(1);
             sum_0 = whole_0;
         }
-        if(_S53 >= j_0)
+        if(_S61 >= j_0)
         {
-            sum_1 = _S61;
+            sum_1 = _S72;
         }
         else
         {
             sum_1 = sum_0 / vec4<f32>(total_0);
         }
-        var _S82 : u32 = (*_S36).out_offset_0 + _S39 * (*_S36).out_stride_0 + _S42 * _S54 + u32(4) * _S35;
+        var _S93 : u32 = (*_S44).out_offset_0 + _S47 * (*_S44).out_stride_0 + _S50 * _S62 + u32(4) * _S43;
         j_0 = u32(0);
         for(;;)
         {
@@ -420,7 +458,7 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
             {
                 break;
             }
-            entryPointParams_result_0[_S82 + j_0] = sum_1[j_0];
+            entryPointParams_result_0[_S93 + j_0] = sum_1[j_0];
             j_0 = j_0 + u32(1);
         }
     }
@@ -432,7 +470,7 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
 fn attention_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
     _S2 = _builtinWaveLaneCount_0;
-    var _S83 : AttentionParams_std140_0 = entryPointParams_0.p_0;
-    attend_0(group_1, thread_2, &(_S83));
+    var _S94 : AttentionParams_std140_0 = entryPointParams_0.p_0;
+    attend_0(group_1, thread_2, &(_S94));
     return;
 }

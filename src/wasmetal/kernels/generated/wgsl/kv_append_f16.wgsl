@@ -64,86 +64,113 @@ fn SequenceTable_x24init_0( begin_1 : u32,  page_size_2 : u32,  pages_2 : u32,  
     return _S1;
 }
 
+struct Run_0
+{
+     vector_0 : u32,
+     scale_0 : u32,
+};
+
+fn Run_x24init_0( vector_1 : u32,  scale_1 : u32) -> Run_0
+{
+    var _S2 : Run_0;
+    _S2.vector_0 = vector_1;
+    _S2.scale_0 = scale_1;
+    return _S2;
+}
+
+fn Float16_run_0( offset_0 : u32,  slot_0 : u32,  columns_1 : u32,  element_0 : u32) -> Run_0
+{
+    return Run_x24init_0(offset_0 + (slot_0 * columns_1 + element_0) / u32(4), u32(0));
+}
+
 fn pack_halves_0( values_0 : vec2<f32>) -> u32
 {
     return ((pack2x16float(vec2f((values_0.x),0.0))) | ((((pack2x16float(vec2f((values_0.y),0.0))) << (u32(16))))));
 }
 
-fn Float16_pack_0( four_0 : vec4<f32>) -> vec2<u32>
+fn valid_rows_0( _S3 : u32,  _S4 : u32,  _S5 : u32) -> u32
 {
-    return vec2<u32>(pack_halves_0(four_0.xy), pack_halves_0(four_0.zw));
-}
-
-fn valid_rows_0( _S2 : u32,  _S3 : u32,  _S4 : u32) -> u32
-{
-    var _S5 : u32;
-    if(_S2 == u32(4294967295))
+    var _S6 : u32;
+    if(_S3 == u32(4294967295))
     {
-        _S5 = _S4;
+        _S6 = _S5;
     }
     else
     {
-        _S5 = min(max(entryPointParams_batch_0[_S2], _S3) - _S3, _S4);
+        _S6 = min(max(entryPointParams_batch_0[_S3], _S4) - _S4, _S5);
     }
-    return _S5;
+    return _S6;
 }
 
-fn row_sequence_0( _S6 : u32,  _S7 : u32) -> u32
+fn row_sequence_0( _S7 : u32,  _S8 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S6 + u32(3) + u32(2) * _S7];
+    return entryPointParams_batch_0[_S7 + u32(3) + u32(2) * _S8];
 }
 
-fn sequence_table_0( _S8 : u32,  _S9 : u32,  _S10 : u32,  _S11 : u32,  _S12 : u32,  _S13 : u32) -> SequenceTable_0
+fn sequence_table_0( _S9 : u32,  _S10 : u32,  _S11 : u32,  _S12 : u32,  _S13 : u32,  _S14 : u32) -> SequenceTable_0
 {
-    var _S14 : u32 = _S8 + min(_S9, _S10 - u32(1)) * (_S11 + u32(1));
-    return SequenceTable_x24init_0(_S14 + u32(1), _S12, _S13, min(entryPointParams_sequences_0[_S14], min(_S11, _S13) * _S12));
+    var _S15 : u32 = _S9 + min(_S10, _S11 - u32(1)) * (_S12 + u32(1));
+    return SequenceTable_x24init_0(_S15 + u32(1), _S13, _S14, min(entryPointParams_sequences_0[_S15], min(_S12, _S14) * _S13));
 }
 
-fn row_position_0( _S15 : u32,  _S16 : u32) -> u32
+fn row_position_0( _S16 : u32,  _S17 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S15 + u32(2) + u32(2) * _S16];
+    return entryPointParams_batch_0[_S16 + u32(2) + u32(2) * _S17];
 }
 
-fn SequenceTable_slot_0( _S17 : SequenceTable_0,  _S18 : u32) -> u32
+fn SequenceTable_slot_0( _S18 : SequenceTable_0,  _S19 : u32) -> u32
 {
-    var _S19 : u32 = _S18 / _S17.page_size_1;
-    var _S20 : u32 = min(entryPointParams_sequences_0[_S17.begin_0 + _S19], _S17.pages_1 - u32(1)) * _S17.page_size_1;
-    var _S21 : u32 = _S18 % _S17.page_size_1;
-    return _S20 + _S21;
+    var _S20 : u32 = _S19 / _S18.page_size_1;
+    var _S21 : u32 = min(entryPointParams_sequences_0[_S18.begin_0 + _S20], _S18.pages_1 - u32(1)) * _S18.page_size_1;
+    var _S22 : u32 = _S19 % _S18.page_size_1;
+    return _S21 + _S22;
 }
 
-fn four_1( _S22 : u32) -> vec4<f32>
+fn four_0( _S23 : u32) -> vec4<f32>
 {
-    return vec4<f32>(entryPointParams_k_0[_S22], entryPointParams_k_0[_S22 + u32(1)], entryPointParams_k_0[_S22 + u32(2)], entryPointParams_k_0[_S22 + u32(3)]);
+    return vec4<f32>(entryPointParams_k_0[_S23], entryPointParams_k_0[_S23 + u32(1)], entryPointParams_k_0[_S23 + u32(2)], entryPointParams_k_0[_S23 + u32(3)]);
 }
 
-fn four_2( _S23 : u32) -> vec4<f32>
+fn Float16_append_0( _S24 : u32,  _S25 : u32,  _S26 : u32,  _S27 : u32,  _S28 : u32)
 {
-    return vec4<f32>(entryPointParams_v_0[_S23], entryPointParams_v_0[_S23 + u32(1)], entryPointParams_v_0[_S23 + u32(2)], entryPointParams_v_0[_S23 + u32(3)]);
+    var _S29 : vec4<f32> = four_0(_S28);
+    entryPointParams_k_pages_0[Float16_run_0(_S24, _S25, _S26, _S27).vector_0] = vec2<u32>(pack_halves_0(_S29.xy), pack_halves_0(_S29.zw));
+    return;
+}
+
+fn four_1( _S30 : u32) -> vec4<f32>
+{
+    return vec4<f32>(entryPointParams_v_0[_S30], entryPointParams_v_0[_S30 + u32(1)], entryPointParams_v_0[_S30 + u32(2)], entryPointParams_v_0[_S30 + u32(3)]);
+}
+
+fn Float16_append_1( _S31 : u32,  _S32 : u32,  _S33 : u32,  _S34 : u32,  _S35 : u32)
+{
+    var _S36 : vec4<f32> = four_1(_S35);
+    entryPointParams_v_pages_0[Float16_run_0(_S31, _S32, _S33, _S34).vector_0] = vec2<u32>(pack_halves_0(_S36.xy), pack_halves_0(_S36.zw));
+    return;
 }
 
 @compute
 @workgroup_size(128, 1, 1)
 fn kv_append_f16(@builtin(workgroup_id) group_2 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32)
 {
-    var _S24 : u32 = thread_number_0(group_2, thread_1);
-    var _S25 : u32 = entryPointParams_0.p_0.columns_0 / u32(4);
-    var _S26 : u32 = _S24 / _S25;
-    var _S27 : u32 = _S24 % _S25;
-    if(_S26 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
+    var _S37 : u32 = thread_number_0(group_2, thread_1);
+    var _S38 : u32 = entryPointParams_0.p_0.columns_0 / u32(4);
+    var _S39 : u32 = _S37 / _S38;
+    var _S40 : u32 = _S37 % _S38;
+    var _S41 : u32 = _S40 * u32(4);
+    if(_S39 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
     {
         return;
     }
-    var _S28 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + _S26), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
-    var _S29 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + _S26);
-    if(_S29 >= (_S28.length_0))
+    var _S42 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + _S39), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
+    var _S43 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + _S39);
+    if(_S43 >= (_S42.length_0))
     {
         return;
     }
-    var _S30 : u32 = SequenceTable_slot_0(_S28, _S29);
-    var _S31 : u32 = _S30 * _S25 + _S27;
-    var _S32 : u32 = u32(4) * _S27;
-    entryPointParams_k_pages_0[entryPointParams_0.p_0.k_pages_offset_0 + _S31] = Float16_pack_0(four_1(entryPointParams_0.p_0.k_offset_0 + _S26 * entryPointParams_0.p_0.k_stride_0 + _S32));
-    entryPointParams_v_pages_0[entryPointParams_0.p_0.v_pages_offset_0 + _S31] = Float16_pack_0(four_2(entryPointParams_0.p_0.v_offset_0 + _S26 * entryPointParams_0.p_0.v_stride_0 + _S32));
+    var _S44 : u32 = SequenceTable_slot_0(_S42, _S43);
+    Float16_append_0(entryPointParams_0.p_0.k_pages_offset_0, _S44, entryPointParams_0.p_0.columns_0, _S41, entryPointParams_0.p_0.k_offset_0 + _S39 * entryPointParams_0.p_0.k_stride_0 + _S41);
+    Float16_append_1(entryPointParams_0.p_0.v_pages_offset_0, _S44, entryPointParams_0.p_0.columns_0, _S41, entryPointParams_0.p_0.v_offset_0 + _S39 * entryPointParams_0.p_0.v_stride_0 + _S41);
     return;
 }
