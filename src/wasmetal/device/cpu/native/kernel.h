@@ -49,6 +49,7 @@ typedef int32_t EightInts __attribute__((ext_vector_type(8)));
 #define OF(name) JOIN(name, FORMAT)
 
 #define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("clang loop unroll(full)")
 
 INLINE Floats load(const float *from) { Floats v; memcpy(&v, from, sizeof v); return v; }
 INLINE Eight load_eight(const float *from) { Eight v; memcpy(&v, from, sizeof v); return v; }

@@ -1,5 +1,5 @@
 // GEMM and lookups for one format of weights, after ``expand``, which gives weights from .. from + length of a row as
-// float32. ``from`` is a multiple of STRETCH, ``length`` at most STRETCH.
+// float32. ``from`` is a multiple of DEEP, ``length`` at most STRETCH.
 
 static void OF(gemm)(const Call *call, uint64_t begin, uint64_t end)
 {
@@ -7,17 +7,27 @@ static void OF(gemm)(const Call *call, uint64_t begin, uint64_t end)
     const uint8_t *weight = call->buffers[1] + (size_t)p->weight_offset * 4;
     const uint32_t valid = VALID_ROWS(p, call->buffers[3]), across = (p->n + COLUMNS - 1) / COLUMNS;
     const size_t pitch = OF(row_bytes)(p->k);
-    float w[COLUMNS * STRETCH] __attribute__((aligned(64)));
+    float expanded[LANES][PITCH] __attribute__((aligned(64))), panel[DEEP * COLUMNS] __attribute__((aligned(64)));
     for (uint64_t unit = begin; unit < end; ++unit) {
         const uint32_t first = (uint32_t)(unit % across) * COLUMNS, columns = min_u32(COLUMNS, p->n - first);
         const uint32_t top = (uint32_t)(unit / across) * HEIGHT, rows = min_u32(HEIGHT, valid - top);
+        const uint32_t deep = rows > FEW ? DEEP : STRETCH;
         const float *x = (const float *)call->buffers[0] + p->x_offset + (size_t)top * p->x_stride;
-        float *out = (float *)call->buffers[2] + p->out_offset + (size_t)top * p->out_stride;
-        for (uint32_t from = 0; from < p->k; from += STRETCH) {
-            const uint32_t length = min_u32(STRETCH, p->k - from);
-            for (uint32_t c = 0; c < columns; ++c)
-                OF(expand)(weight + (first + c) * pitch, from, length, w + c * STRETCH);
-            gemm_stretch(p, x, w, out, rows, first, columns, from, length);
+        float *out = (float *)call->buffers[2] + p->out_offset + (size_t)top * p->out_stride + first;
+        for (uint32_t from = 0; from < p->k; from += deep, x += deep) {
+            const uint32_t length = min_u32(deep, p->k - from);
+            const bool add = p->accumulate || from;
+            for (uint32_t left = 0; left < columns; left += LANES) {
+                const uint32_t some = min_u32(LANES, columns - left);
+                for (uint32_t c = 0; c < some; ++c)
+                    OF(expand)(weight + (first + left + c) * pitch, from, length, expanded[c]);
+                if (rows > FEW)
+                    to_panel(expanded, length, panel + left);
+                else
+                    gemm_few(p, x, expanded, length, out + left, rows, some, add);
+            }
+            if (rows > FEW)
+                gemm_panel(p, x, panel, length, out, rows, columns, add);
         }
     }
 }
