@@ -78,9 +78,10 @@ def logits_of(path: Path, tokens: list[int], *, long: bool = False) -> Array:
         x = x + residual * norm(attended @ w["attn_output"].T, f"blk.{i}.post_attention_norm")
 
         h = norm(x, f"blk.{i}.ffn_norm")
-        gate, up = (h @ w[f"ffn_{kind}"].T for kind in ("gate", "up"))
-        gated = up * (gelu(gate) if architecture == "gemma3" else gate / (1 + np.exp(-gate)))
-        x = x + residual * norm(gated @ w["ffn_down"].T, f"blk.{i}.post_ffw_norm")
+        made = (
+            mixture(h, w, field("expert_used_count")) if "ffn_gate_inp" in w else dense(h, w, architecture == "gemma3")
+        )
+        x = x + residual * norm(made, f"blk.{i}.post_ffw_norm")
     return norm(x, "output_norm") @ weights.get("output", weights["token_embd"]).T / field("logit_scale", 1.0)
 
 
@@ -104,6 +105,28 @@ def attend(q: Array, k: Array, v: Array, scale: float, window: int) -> Array:
         probabilities = np.exp(scores - scores.max(axis=-1, keepdims=True))
         attended[:, head] = probabilities / probabilities.sum(axis=-1, keepdims=True) @ v[:, shared]
     return attended.reshape(count, -1)
+
+
+def dense(h: Array, w: dict[str, Array], with_gelu: bool) -> Array:
+    gate, up = (h @ w[f"ffn_{kind}"].T for kind in ("gate", "up"))
+    return (up * (gelu(gate) if with_gelu else silu(gate))) @ w["ffn_down"].T
+
+
+def mixture(h: Array, w: dict[str, Array], used: int) -> Array:
+    """One row and expert at a time."""
+    made = np.zeros(h.shape)
+    for row, scores in enumerate(h @ w["ffn_gate_inp"].T):
+        probabilities = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+        best = np.argsort(-probabilities)[:used]
+        for expert in best:
+            gate, up = (w[f"ffn_{kind}_exps"][expert] @ h[row] for kind in ("gate", "up"))
+            share = probabilities[expert] / probabilities[best].sum()
+            made[row] += share * (w["ffn_down_exps"][expert] @ (silu(gate) * up))
+    return made
+
+
+def silu(x: Array) -> Array:
+    return x / (1 + np.exp(-x))
 
 
 def gelu(x: Array) -> Array:

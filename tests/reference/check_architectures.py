@@ -47,6 +47,7 @@ NAMES = {
     "up_proj": "ffn_up",
     "gate_up_proj": "ffn_up",
     "down_proj": "ffn_down",
+    "router": "ffn_gate_inp",
 }
 """GGUF's name for each of transformers' modules."""
 POST_NORMED = {"olmo2", "gemma3"}
@@ -97,6 +98,9 @@ def longrope(original: int) -> Callable[[], transformers.PreTrainedModel]:
 MULTIPLIERS = {
     **{"embedding_multiplier": 3.0, "residual_multiplier": 0.3, "attention_multiplier": 0.17, "logits_scaling": 5.0},
 }
+QWEN3MOE: dict[str, Any] = {
+    **{"num_experts": 9, "num_experts_per_tok": 4, "moe_intermediate_size": 48, "norm_topk_prob": True},
+}
 GEMMA3: dict[str, Any] = {"num_hidden_layers": 7, "sliding_window": 5, "head_dim": 16, "query_pre_attn_scalar": 16}
 GEMMA3_LINEAR: dict[str, Rope] = {
     "full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
@@ -108,6 +112,8 @@ MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
     "llama mistral": partial(tiny, "Mistral", sliding_window=5),
     "qwen2": partial(tiny, "Qwen2", tie_word_embeddings=True),
     "qwen3": partial(tiny, "Qwen3", head_dim=24),
+    "llama mixtral": partial(tiny, "Mixtral", num_local_experts=5, num_experts_per_tok=2),
+    "qwen3moe": partial(tiny, "Qwen3Moe", head_dim=24, **QWEN3MOE),
     "qwen3 yarn": partial(tiny, "Qwen3", SCALED["yarn"], head_dim=16, tie_word_embeddings=True),
     "smollm3": partial(tiny, "SmolLM3", num_hidden_layers=5),
     "granite": partial(tiny, "Granite", **MULTIPLIERS),
@@ -153,6 +159,16 @@ def add_rope(w: gguf.GGUFWriter, config: Any, head_dim: int) -> None:
         w.add_tensor("rope_freqs.weight", (1 / ((1 - smooth) / rope["factor"] + smooth)).astype(np.float32))
 
 
+def add_experts(w: gguf.GGUFWriter, block: str, kind: str, values: NDArray[np.float32]) -> None:
+    """Matrices [experts, n, k] of transformers, of which one may be two."""
+    if kind == "gate_up_proj":
+        gate, up = np.split(values, 2, axis=1)
+        w.add_tensor(f"{block}.ffn_gate_exps.weight", np.ascontiguousarray(gate))
+        w.add_tensor(f"{block}.ffn_up_exps.weight", np.ascontiguousarray(up))
+    else:
+        w.add_tensor(f"{block}.ffn_down_exps.weight", values)
+
+
 def write_gguf(path: Path, architecture: str, model: transformers.PreTrainedModel) -> None:
     config = model.config
     w = gguf.GGUFWriter(path, architecture)
@@ -176,12 +192,21 @@ def write_gguf(path: Path, architecture: str, model: transformers.PreTrainedMode
         w.add_logit_scale(config.logits_scaling)
     w.add_vocab_size(config.vocab_size)
     add_tokenizer(w, vocabulary())
+    if experts := getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
+        w.add_expert_count(experts)
+        w.add_expert_used_count(config.num_experts_per_tok)
+        w.add_expert_feed_forward_length(getattr(config, "moe_intermediate_size", config.intermediate_size))
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         *path_, module, kind = name.split(".")
         values = tensor.numpy().astype(np.float32)
+        if module == "experts":
+            add_experts(w, f"blk.{path_[2]}", kind, values)
+            continue
+        if experts and module == "gate":
+            module = "router"
         renamed = NAMES[module]
         if architecture in POST_NORMED and module == "post_attention_layernorm":
             renamed = "post_attention_norm"
@@ -219,7 +244,9 @@ def ours(path: Path, device: str, tokens: list[int]) -> NDArray[np.float32]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", action="append", help="as for wasmetal; by default cpu")
-    devices = parser.parse_args().device or ["cpu"]
+    parser.add_argument("--only", default="", help="models whose names begin so")
+    options = parser.parse_args()
+    devices = options.device or ["cpu"]
     from wasmetal.models.architectures import ARCHITECTURES
 
     failed = sorted(ARCHITECTURES.keys() - {name.split()[0] for name in MODELS})
@@ -227,6 +254,8 @@ def main() -> int:
         print(f"{name}: no reference")
     with tempfile.TemporaryDirectory() as folder:
         for name, make in MODELS.items():
+            if not name.startswith(options.only):
+                continue
             torch.manual_seed(0)
             model = make().to(torch.float32).eval()
             with torch.no_grad():

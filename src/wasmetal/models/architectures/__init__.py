@@ -12,11 +12,13 @@ from wasmetal.models.architectures.olmo2 import Olmo2
 from wasmetal.models.architectures.phi3 import Phi3
 from wasmetal.models.architectures.qwen2 import Qwen2
 from wasmetal.models.architectures.qwen3 import Qwen3
+from wasmetal.models.architectures.qwen3moe import Qwen3MoE
 from wasmetal.models.architectures.smollm3 import SmolLM3
 from wasmetal.models.files.model_file import ModelFile
 
 ARCHITECTURES: dict[str, Callable[[ModelFile], Network]] = {
-    architecture.name: architecture for architecture in (Gemma3, Granite, Llama, Olmo2, Phi3, Qwen2, Qwen3, SmolLM3)
+    architecture.name: architecture
+    for architecture in (Gemma3, Granite, Llama, Olmo2, Phi3, Qwen2, Qwen3, Qwen3MoE, SmolLM3)
 }
 
 
