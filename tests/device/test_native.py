@@ -24,7 +24,7 @@ from wasmetal.device.cpu import library as libraries
 from wasmetal.device.cpu.compile import compile_library
 from wasmetal.device.cpu.library import Calls, Library, library
 from wasmetal.errors import DeviceError
-from wasmetal.kernels.catalog import CATALOG, NO_BATCH, Access
+from wasmetal.kernels.catalog import CATALOG, NO_BATCH, NO_SINKS, Access
 from wasmetal.kernels.dtypes import WEIGHTS, DType
 from wasmetal.kernels.reference import KERNELS
 from wasmetal.memory.pages import Pages, page_size
@@ -255,8 +255,10 @@ def test_attention(native: Library, kind: str, data: st.DataObject) -> None:
     paged = {"pages": pages, "page_size": page_size, "sequence_count": sequences, "table_length": entries}
     shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "q_stride": heads * head_dim}
     shape |= {"first_head": first, "head_count": heads - first, "out_stride": heads * head_dim}
-    arrays = [q, pool[0], pool[1], batch, words_of_sequences, out]
+    sinks = 5 * floats(seed + 5, heads)
+    arrays = [q, pool[0], pool[1], batch, words_of_sequences, sinks, out]
     shape["window"] = data.draw(st.integers(0, 12))
+    shape["sinks_offset"] = data.draw(st.sampled_from([0, NO_SINKS]))
     compare(native, f"attention_{kind}", arrays, batch_row=0, rows=rows, scale=0.2, **shape, **paged)
     columns = kv_heads * head_dim
     k, v = floats(seed + 3, rows, columns), floats(seed + 4, rows, columns)

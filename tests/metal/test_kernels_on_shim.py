@@ -122,12 +122,13 @@ def kv_append(bench, rng, dtype, rows, kv_heads, head_dim, position):
     return [k_pages, v_pages]
 
 
-def attention(bench, rng, dtype, rows, heads, kv_heads, head_dim, page_size, position, window=None):
+def attention(bench, rng, dtype, rows, heads, kv_heads, head_dim, page_size, position, window=None, sinks=False):
     q, out = put(bench, rng, rows, heads, head_dim, gap=1), put(bench, rng, rows, heads * head_dim, gap=2)
     k_pages, v_pages = (put(bench, rng, 4, page_size, kv_heads, head_dim, dtype=dtype) for _ in range(2))
     sequences, batch = mixed(bench, rows, position)
     scale = head_dim**-0.5
-    bench.run(lambda rec: ops.attention(rec, q, k_pages, v_pages, batch, sequences, out, scale, window=window))
+    how = {"window": window, "sinks": put(bench, rng, heads) if sinks else None}
+    bench.run(lambda rec: ops.attention(rec, q, k_pages, v_pages, batch, sequences, out, scale, **how))
     return [out]
 
 
@@ -230,6 +231,7 @@ def cases() -> Iterator[Case]:
         yield case(CLOSE, attention, dtype, 3, 4, 2, 68, 5, 9)
         yield case(CLOSE, attention, dtype, 2, 1, 1, 256, 5, 14)
         yield case(CLOSE, attention, dtype, 3, 4, 2, 68, 5, 9, 4)
+        yield case(CLOSE, attention, dtype, 3, 4, 2, 20, 5, 9, None, True)
         yield case(CLOSE, attention, dtype, 1, 2, 1, 20, 51, 140)  # More positions than a group has threads.
     # Threads compute 4 columns (of 8 rows) each: widths with every remainder.
     for dtype in WEIGHTS:

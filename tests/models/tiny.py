@@ -48,8 +48,8 @@ RANDOM_SCALES = {
 weights less than 1."""
 
 EXPERT_HIDDEN = 64
-"""Elements between the two products of an expert of qwen3moe."""
-MIXTURES = {"qwen3moe": 7}
+"""Elements between the two products of an expert, except in Mixtral."""
+MIXTURES = {"qwen3moe": 7, "gpt-oss": 6}
 """Architectures that always have experts, and how many they have here unless a test says otherwise."""
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
@@ -93,7 +93,7 @@ def add_architecture(w: gguf.GGUFWriter, architecture: str, window: int, experts
     if experts:
         w.add_expert_count(experts)
         w.add_expert_used_count(max(1, experts // 3))
-    if architecture == "qwen3moe":
+    if architecture in MIXTURES:
         w.add_expert_feed_forward_length(EXPERT_HIDDEN)
     if window:
         w.add_sliding_window(window)
@@ -129,7 +129,7 @@ def layer_shapes(
     widths = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
     shapes: dict[str, tuple[int, ...]] = {"attn_norm.weight": (dim,)}
     shapes |= {f"attn_{kind}.weight": (width, dim) for kind, width in widths.items()}
-    if architecture == "qwen2":
+    if architecture in ("qwen2", "gpt-oss"):
         shapes |= {f"attn_{kind}.bias": (width,) for kind, width in widths.items()}
     shapes |= {"attn_output.weight": (dim, widths["q"]), "ffn_norm.weight": (dim,)}
     shapes |= {"ffn_gate.weight": (hidden, dim), "ffn_up.weight": (hidden, dim)}
@@ -138,6 +138,11 @@ def layer_shapes(
         for name in ("gate", "up", "down"):
             shapes[f"ffn_{name}_exps.weight"] = (experts, *shapes.pop(f"ffn_{name}.weight"))
         shapes["ffn_gate_inp.weight"] = (experts, dim)
+    if architecture == "gpt-oss":
+        for name in ("gate_inp", "gate_exps", "up_exps", "down_exps"):
+            shapes[f"ffn_{name}.bias"] = shapes[f"ffn_{name}.weight"][:-1]
+        shapes |= {"attn_output.bias": (dim,), "attn_sinks.weight": (heads,)}
+        shapes["post_attention_norm.weight"] = shapes.pop("ffn_norm.weight")
     if architecture in ("qwen3", "qwen3moe", "gemma3"):
         shapes |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
     if architecture in ("olmo2", "gemma3"):
@@ -205,17 +210,17 @@ def write_tiny_llama(
         data = weights(rng, kind, math.prod(shape[:-1]), shape[-1])
         w.add_tensor(name, data.reshape(*shape[:-1], -1), raw_dtype=gguf.GGMLQuantizationType[kind])
 
-    def vector(name: str, width: int) -> None:
-        values = rng.standard_normal(width).astype(np.float32)
-        w.add_tensor(name, values if name.endswith(".bias") else 1 + 0.1 * values)
+    def vector(name: str, *shape: int) -> None:
+        values = rng.standard_normal(shape).astype(np.float32)
+        w.add_tensor(name, 1 + 0.1 * values if "norm" in name else values)
 
     matrix("token_embd.weight", len(tokens), dim)
     for i in range(blocks):
-        width = EXPERT_HIDDEN if architecture == "qwen3moe" else hidden
+        width = EXPERT_HIDDEN if architecture in MIXTURES else hidden
         for name, shape in layer_shapes(architecture, dim, heads, kv_heads, head_dim, width, experts).items():
             if name == "ffn_gate_inp.weight":  # files have it as float32
                 matrix(f"blk.{i}.{name}", *shape, kind="F32")
-            elif len(shape) > 1:
+            elif len(shape) > 1 and not name.endswith(".bias"):
                 other = value_qtype and name in ("attn_v.weight", "ffn_up.weight", "ffn_up_exps.weight")
                 matrix(f"blk.{i}.{name}", *shape, kind=value_qtype if other else qtype)
             else:

@@ -73,6 +73,7 @@ def test_attention(device, dtype):
     attention.test_attention_of_mixed_sequences(device, dtype)
     attention.test_attention(device, dtype, 5, 9, 3, 64, 16, [2, 0, 1], 3, 17)
     attention.test_attention(device, dtype, 1, 6, 1, 8, 16, [0, 1], 2, 20)
+    attention.test_attention_with_sinks(device, dtype, 9, 10, 12, 4)
     attention.test_kv_append_of_mixed_sequences(device, dtype)
 
 

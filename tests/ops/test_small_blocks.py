@@ -107,6 +107,8 @@ def test_attention(reference, dtype):
         (23, 8, 1, 8, 32, range(9), 9, 0),
     ):
         attention.test_attention(reference, dtype, *case)
+    for rows, position, length, window in ((1, 299, 300, None), (40, 200, 240, 129), (9, 10, 12, 4)):
+        attention.test_attention_with_sinks(reference, dtype, rows, position, length, window)
     attention.test_kv_append_of_mixed_sequences(reference, dtype)
     attention.test_attention_over_any_table(reference)
     attention.test_attention_to_huge_scores(reference)

@@ -51,6 +51,9 @@ NO_BATCH = 0xFFFFFFFF
 """``batch_offset`` of a kernel without batch metadata: all its rows are valid, and the buffer that is bound
 instead of the metadata is not read."""
 
+NO_SINKS = 0xFFFFFFFF
+"""``sinks_offset`` of attention without sinks; the buffer that is bound instead of them is not read."""
+
 
 def grid(groups: int) -> tuple[int, int, int]:
     """A grid of at least ``groups`` groups; surplus groups return without doing anything."""
@@ -230,7 +233,16 @@ _KERNELS = (
         Kernel(
             name=f"attention_{dtype.suffix}",
             source="attention",
-            buffers=(_read("q"), _read("k_pages", vector), _read("v_pages", vector), *_PAGED, _write("out")),
+            buffers=(
+                *(
+                    _read("q"),
+                    _read("k_pages", vector),
+                    _read("v_pages", vector),
+                    *_PAGED,
+                    _read("sinks"),
+                    _write("out"),
+                ),
+            ),
             # Of ``heads`` heads, first_head .. first_head + head_count are computed. A ``window`` of 0 is unlimited.
             fields=(
                 *_u32("batch_row rows first_head head_count heads kv_heads head_dim q_stride out_stride"),

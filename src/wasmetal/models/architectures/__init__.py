@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from wasmetal.models.architectures.gemma3 import Gemma3
+from wasmetal.models.architectures.gpt_oss import GptOss
 from wasmetal.models.architectures.granite import Granite
 from wasmetal.models.architectures.llama import Llama
 from wasmetal.models.architectures.network import Network
@@ -18,7 +19,7 @@ from wasmetal.models.files.model_file import ModelFile
 
 ARCHITECTURES: dict[str, Callable[[ModelFile], Network]] = {
     architecture.name: architecture
-    for architecture in (Gemma3, Granite, Llama, Olmo2, Phi3, Qwen2, Qwen3, Qwen3MoE, SmolLM3)
+    for architecture in (Gemma3, GptOss, Granite, Llama, Olmo2, Phi3, Qwen2, Qwen3, Qwen3MoE, SmolLM3)
 }
 
 

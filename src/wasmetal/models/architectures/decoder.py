@@ -108,6 +108,8 @@ class Block:
     qkv: Weight
     qkv_bias: Weight | None
     attn_output: Weight
+    output_bias: Weight | None
+    sinks: Tensor | None
     feed_forward: Mapping[str, Weight]
     rope: Tensor | None
     """The table of its rotations, if queries and keys are turned."""
@@ -135,12 +137,20 @@ class Decoder:
     """Whether the pairs that RoPE rotates are adjacent; otherwise they are half the rotated elements apart."""
     longrope: ClassVar[bool] = False
     """Whether the RoPE scaling ``longrope`` is supported."""
+    yarn_whole_pairs: ClassVar[bool] = True
+    """Whether YaRN's ramp is widened to begin and end at whole pairs."""
     qkv_bias: ClassVar[bool] = False
     """Whether queries, keys and values have biases."""
+    output_bias: ClassVar[bool] = False
+    """Whether attention's output has a bias."""
+    sinks: ClassVar[bool] = False
+    """Whether each head of attention has a sink."""
     qk_norm: ClassVar[Literal["heads", "rows"] | None] = None
     """What of queries and keys is normed before they are turned, if anything: each head, or whole rows."""
     pre_norms: ClassVar[bool] = True
     """Whether the inputs of attention and feed-forward network are normed."""
+    ffn_norm: ClassVar[str] = "ffn_norm"
+    """The name of the latter norm's tensor."""
     post_norms: ClassVar[bool] = False
     """Whether their outputs are."""
     gate: ClassVar[Gate] = staticmethod(silu_mul)
@@ -173,7 +183,7 @@ class Decoder:
         ]
         if "output.weight" in tensors:
             self._ends.append([tensors.take("output.weight", c.vocab_size, c.embedding_length)])
-        self._rope = read_rope(self.metadata, c.head_dim, longrope=self.longrope)
+        self._rope = read_rope(self.metadata, c.head_dim, longrope=self.longrope, whole_pairs=self.yarn_whole_pairs)
         self.take_factors(tensors)
         self._layers = [self._take_layer(tensors, f"blk.{i}") for i in range(c.block_count)]
         tensors.finish(self.name)
@@ -188,19 +198,23 @@ class Decoder:
         }
         if self.qkv_bias:
             layer["qkv_bias"] = [take(f"{block}.attn_{kind}.bias", width) for kind, width in self._widths.items()]
-        norms: dict[str, int] = {}
+        if self.output_bias:
+            layer["output_bias"] = [take(f"{block}.attn_output.bias", dim)]
+        if self.sinks:
+            layer["sinks"] = [take(f"{block}.attn_sinks.weight", c.head_count)]
+
+        def norm(name: str, width: int) -> Matrix:
+            return [take(f"{block}.{name}.weight", width)]
+
+        norms: dict[str, Matrix] = {}
         if self.pre_norms:
-            norms |= {"attn": dim, "ffn": dim}
+            norms |= {"attn": norm("attn_norm", dim), "ffn": norm(self.ffn_norm, dim)}
         if self.post_norms:
-            norms |= {"post_attention": dim, "post_ffw": dim}
+            norms |= {name: norm(f"{name}_norm", dim) for name in ("post_attention", "post_ffw")}
         if self.qk_norm:
-            whole = self.qk_norm == "rows"
-            norms |= {f"attn_{kind}": self._widths[kind] if whole else c.head_dim for kind in ("q", "k")}
-        return _Layer(
-            attention=layer,
-            norms={name: [take(f"{block}.{name}_norm.weight", width)] for name, width in norms.items()},
-            feed_forward=self._feed_forward.take(tensors, block),
-        )
+            widths = self._widths if self.qk_norm == "rows" else dict.fromkeys(self._widths, c.head_dim)
+            norms |= {f"attn_{kind}": norm(f"attn_{kind}_norm", widths[kind]) for kind in ("q", "k")}
+        return _Layer(layer, norms, self._feed_forward.take(tensors, block))
 
     @property
     def _widths(self) -> dict[str, int]:
@@ -271,6 +285,8 @@ class Decoder:
                     qkv=attention["qkv"],
                     qkv_bias=attention.get("qkv_bias"),
                     attn_output=attention["attn_output"],
+                    output_bias=attention.get("output_bias"),
+                    sinks=attention["sinks"].tensor() if self.sinks else None,
                     feed_forward=feed_forward,
                     rope=tables[kind] if kind else None,
                     window=self.window(number),
@@ -327,10 +343,15 @@ class Decoder:
             if block.rope:
                 rope(rec, q_and_k, block.rope, batch, interleaved=self.interleaved_rope)
             kv_append(rec, k, v, k_pages, v_pages, batch, sequences)
-            pools = k_pages, v_pages
-            attention(rec, q, *pools, batch, sequences, attended, self.attention_scale, window=block.window)
+            attention(
+                *(rec, q, k_pages, v_pages, batch, sequences, attended, self.attention_scale),
+                window=block.window,
+                sinks=block.sinks,
+            )
             output = partial(block.attn_output, rec, attended, batch=valid)
             add_output(output, norms.get("post_attention"))
+            if block.output_bias:
+                block.output_bias.add_to(rec, x)
 
             normed_x = normed_by(norms.get("ffn"))
             network = partial(self._feed_forward, rec, block.feed_forward, normed_x, batch=valid)

@@ -8,6 +8,7 @@ struct AttentionParams_0
     uint v_pages_offset_0;
     uint batch_offset_0;
     uint sequences_offset_0;
+    uint sinks_offset_0;
     uint out_offset_0;
     uint batch_row_0;
     uint rows_0;
@@ -204,7 +205,7 @@ __device__ float group_sum_0(float value_1, uint thread_1, uint _S31)
 
 __device__ __shared__ FixedArray<float4 , 128>  sums_0;
 
-__device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> q_0, StructuredBuffer<uint2 > k_pages_0, StructuredBuffer<uint2 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, RWStructuredBuffer<float> result_3, AttentionParams_0 * p_0, uint _S38)
+__device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> q_0, StructuredBuffer<uint2 > k_pages_0, StructuredBuffer<uint2 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_0, RWStructuredBuffer<float> result_3, AttentionParams_0 * p_0, uint _S38)
 {
     uint _S39 = 0U;
     float4  sum_0;
@@ -309,271 +310,303 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
     uint _S88 = 128U / _S77;
     uint _S89 = thread_2 / _S77;
     uint _S90 = thread_2 % _S77;
-    int4  _S91 = make_int4 (int(0));
-    float4  _S92 = make_float4 ((float)_S91.x, (float)_S91.y, (float)_S91.z, (float)_S91.w);
-    uint _S93 = begin_2;
+    uint _S91 = p_0->sinks_offset_0;
+    bool _S92 = (p_0->sinks_offset_0) != 4294967295U;
+    uint _S93 = __ballot_sync(begin_2, _S92);
+    float peak_0;
+    if(_S92)
+    {
+        float _S94 = __ldg((&(sinks_0)[_S91 + _S47]));
+        float _S95 = (F32_max((_S94), (-3.4028234663852886e+38f)));
+        uint _S96 = __ballot_sync(begin_2, true);
+        begin_2 = _S96;
+        peak_0 = _S95;
+    }
+    else
+    {
+        uint _S97 = __ballot_sync(begin_2, true);
+        begin_2 = _S97;
+        peak_0 = -3.4028234663852886e+38f;
+    }
+    uint _S98 = __ballot_sync(begin_2, _S92);
+    int _S99;
+    if(_S92)
+    {
+        uint _S100 = __ballot_sync(begin_2, true);
+        _S99 = int(1);
+        begin_2 = _S100;
+    }
+    else
+    {
+        uint _S101 = __ballot_sync(begin_2, true);
+        _S99 = int(0);
+        begin_2 = _S101;
+    }
+    float _S102 = float(_S99);
+    int4  _S103 = make_int4 (int(0));
+    float4  _S104 = make_float4 ((float)_S103.x, (float)_S103.y, (float)_S103.z, (float)_S103.w);
+    uint _S105 = begin_2;
     begin_2 = _S72;
-    uint i_0 = _S93;
-    float peak_0 = -3.4028234663852886e+38f;
-    float total_0 = 0.0f;
-    float4  sum_1 = _S92;
+    uint i_0 = _S105;
+    float total_0 = _S102;
+    float4  sum_1 = _S104;
     for(;;)
     {
-        uint _S94 = 0U;
-        bool _S95 = begin_2 < j_0;
-        uint _S96 = __ballot_sync(i_0, _S95);
-        if(_S95)
+        uint _S106 = 0U;
+        bool _S107 = begin_2 < j_0;
+        uint _S108 = __ballot_sync(i_0, _S107);
+        if(_S107)
         {
-            uint _S97 = __ballot_sync(i_0, true);
-            _S94 = _S97;
+            uint _S109 = __ballot_sync(i_0, true);
+            _S106 = _S109;
         }
         else
         {
             break;
         }
-        uint _S98 = (U32_min((j_0 - begin_2), (128U)));
-        bool _S99 = thread_2 < _S98;
-        uint _S100 = __ballot_sync(_S94, _S99);
+        uint _S110 = (U32_min((j_0 - begin_2), (128U)));
+        bool _S111 = thread_2 < _S110;
+        uint _S112 = __ballot_sync(_S106, _S111);
         uint i_1;
-        uint _S101;
+        uint _S113;
         uint i_2;
-        uint _S102;
+        uint _S114;
         float score_0;
         float4  sum_2;
-        if(_S99)
+        if(_S111)
         {
-            uint _S103 = begin_2 + thread_2;
-            SequenceTable_0 _S104 = _S57;
-            uint _S105 = SequenceTable_slot_0(&_S104, sequences_2, _S103);
-            uint _S106 = (_S105 * _S53 + _S55) * _S77;
-            (*&slots_0)[thread_2] = _S106;
+            uint _S115 = begin_2 + thread_2;
+            SequenceTable_0 _S116 = _S57;
+            uint _S117 = SequenceTable_slot_0(&_S116, sequences_2, _S115);
+            uint _S118 = (_S117 * _S53 + _S55) * _S77;
+            (*&slots_0)[thread_2] = _S118;
             i_1 = 0U;
-            _S101 = _S100;
-            sum_0 = _S92;
+            _S113 = _S112;
+            sum_0 = _S104;
             for(;;)
             {
-                uint _S107 = 0U;
-                uint _S108 = i_1 + 8U;
-                bool _S109 = _S108 <= _S77;
-                uint _S110 = __ballot_sync(_S101, _S109);
-                if(_S109)
+                uint _S119 = 0U;
+                uint _S120 = i_1 + 8U;
+                bool _S121 = _S120 <= _S77;
+                uint _S122 = __ballot_sync(_S113, _S121);
+                if(_S121)
                 {
-                    uint _S111 = __ballot_sync(_S101, true);
-                    _S107 = _S111;
+                    uint _S123 = __ballot_sync(_S113, true);
+                    _S119 = _S123;
                 }
                 else
                 {
-                    uint _S112 = __ballot_sync(_S101, false);
-                    uint _S113 = __ballot_sync(_S101, false);
-                    uint _S114 = __ballot_sync(_S100, true);
-                    _S40 = _S114;
+                    uint _S124 = __ballot_sync(_S113, false);
+                    uint _S125 = __ballot_sync(_S113, false);
+                    uint _S126 = __ballot_sync(_S112, true);
+                    _S40 = _S126;
                     break;
                 }
-                float4  _S115 = (*&query_0)[i_1];
-                uint _S116 = p_0->k_pages_offset_0 + _S106 + i_1;
-                uint2  _S117 = __ldg((&(k_pages_0)[_S116]));
-                float4  products_0 = sum_0 + _S115 * Float16_expand_0(_S117);
-                float4  _S118 = (*&query_0)[i_1 + 1U];
-                uint2  _S119 = __ldg((&(k_pages_0)[_S116 + 1U]));
-                float4  products_1 = products_0 + _S118 * Float16_expand_0(_S119);
-                float4  _S120 = (*&query_0)[i_1 + 2U];
-                uint2  _S121 = __ldg((&(k_pages_0)[_S116 + 2U]));
-                float4  products_2 = products_1 + _S120 * Float16_expand_0(_S121);
-                float4  _S122 = (*&query_0)[i_1 + 3U];
-                uint2  _S123 = __ldg((&(k_pages_0)[_S116 + 3U]));
-                float4  products_3 = products_2 + _S122 * Float16_expand_0(_S123);
-                float4  _S124 = (*&query_0)[i_1 + 4U];
-                uint2  _S125 = __ldg((&(k_pages_0)[_S116 + 4U]));
-                float4  products_4 = products_3 + _S124 * Float16_expand_0(_S125);
-                float4  _S126 = (*&query_0)[i_1 + 5U];
-                uint2  _S127 = __ldg((&(k_pages_0)[_S116 + 5U]));
-                float4  products_5 = products_4 + _S126 * Float16_expand_0(_S127);
-                float4  _S128 = (*&query_0)[i_1 + 6U];
-                uint2  _S129 = __ldg((&(k_pages_0)[_S116 + 6U]));
-                float4  products_6 = products_5 + _S128 * Float16_expand_0(_S129);
-                float4  _S130 = (*&query_0)[i_1 + 7U];
-                uint2  _S131 = __ldg((&(k_pages_0)[_S116 + 7U]));
-                float4  products_7 = products_6 + _S130 * Float16_expand_0(_S131);
-                uint _S132 = __ballot_sync(_S107, false);
-                uint _S133 = __ballot_sync(_S107, false);
-                uint _S134 = __ballot_sync(_S107, true);
-                uint _S135 = __ballot_sync(_S101, true);
-                i_1 = _S108;
-                _S101 = _S135;
+                float4  _S127 = (*&query_0)[i_1];
+                uint _S128 = p_0->k_pages_offset_0 + _S118 + i_1;
+                uint2  _S129 = __ldg((&(k_pages_0)[_S128]));
+                float4  products_0 = sum_0 + _S127 * Float16_expand_0(_S129);
+                float4  _S130 = (*&query_0)[i_1 + 1U];
+                uint2  _S131 = __ldg((&(k_pages_0)[_S128 + 1U]));
+                float4  products_1 = products_0 + _S130 * Float16_expand_0(_S131);
+                float4  _S132 = (*&query_0)[i_1 + 2U];
+                uint2  _S133 = __ldg((&(k_pages_0)[_S128 + 2U]));
+                float4  products_2 = products_1 + _S132 * Float16_expand_0(_S133);
+                float4  _S134 = (*&query_0)[i_1 + 3U];
+                uint2  _S135 = __ldg((&(k_pages_0)[_S128 + 3U]));
+                float4  products_3 = products_2 + _S134 * Float16_expand_0(_S135);
+                float4  _S136 = (*&query_0)[i_1 + 4U];
+                uint2  _S137 = __ldg((&(k_pages_0)[_S128 + 4U]));
+                float4  products_4 = products_3 + _S136 * Float16_expand_0(_S137);
+                float4  _S138 = (*&query_0)[i_1 + 5U];
+                uint2  _S139 = __ldg((&(k_pages_0)[_S128 + 5U]));
+                float4  products_5 = products_4 + _S138 * Float16_expand_0(_S139);
+                float4  _S140 = (*&query_0)[i_1 + 6U];
+                uint2  _S141 = __ldg((&(k_pages_0)[_S128 + 6U]));
+                float4  products_6 = products_5 + _S140 * Float16_expand_0(_S141);
+                float4  _S142 = (*&query_0)[i_1 + 7U];
+                uint2  _S143 = __ldg((&(k_pages_0)[_S128 + 7U]));
+                float4  products_7 = products_6 + _S142 * Float16_expand_0(_S143);
+                uint _S144 = __ballot_sync(_S119, false);
+                uint _S145 = __ballot_sync(_S119, false);
+                uint _S146 = __ballot_sync(_S119, true);
+                uint _S147 = __ballot_sync(_S113, true);
+                i_1 = _S120;
+                _S113 = _S147;
                 sum_0 = products_7;
             }
             i_2 = i_1;
-            _S102 = _S40;
+            _S114 = _S40;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S136 = i_2 < _S77;
-                uint _S137 = __ballot_sync(_S102, _S136);
-                if(_S136)
+                bool _S148 = i_2 < _S77;
+                uint _S149 = __ballot_sync(_S114, _S148);
+                if(_S148)
                 {
-                    uint _S138 = __ballot_sync(_S102, true);
+                    uint _S150 = __ballot_sync(_S114, true);
                 }
                 else
                 {
-                    uint _S139 = __ballot_sync(_S102, false);
-                    uint _S140 = __ballot_sync(_S102, false);
-                    uint _S141 = __ballot_sync(_S40, true);
+                    uint _S151 = __ballot_sync(_S114, false);
+                    uint _S152 = __ballot_sync(_S114, false);
+                    uint _S153 = __ballot_sync(_S40, true);
                     break;
                 }
-                float4  _S142 = (*&query_0)[i_2];
-                uint2  _S143 = __ldg((&(k_pages_0)[p_0->k_pages_offset_0 + _S106 + i_2]));
-                float4  products_8 = sum_2 + _S142 * Float16_expand_0(_S143);
-                uint _S144 = __ballot_sync(_S102, true);
+                float4  _S154 = (*&query_0)[i_2];
+                uint2  _S155 = __ldg((&(k_pages_0)[p_0->k_pages_offset_0 + _S118 + i_2]));
+                float4  products_8 = sum_2 + _S154 * Float16_expand_0(_S155);
+                uint _S156 = __ballot_sync(_S114, true);
                 i_2 = i_2 + 1U;
-                _S102 = _S144;
+                _S114 = _S156;
                 sum_2 = products_8;
             }
-            float _S145 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
-            uint _S146 = __ballot_sync(_S94, true);
-            score_0 = _S145;
-            i_1 = _S146;
+            float _S157 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
+            uint _S158 = __ballot_sync(_S106, true);
+            score_0 = _S157;
+            i_1 = _S158;
         }
         else
         {
-            uint _S147 = __ballot_sync(_S94, true);
+            uint _S159 = __ballot_sync(_S106, true);
             score_0 = -3.4028234663852886e+38f;
-            i_1 = _S147;
+            i_1 = _S159;
         }
-        float _S148 = group_max_0(score_0, thread_2, i_1);
-        float _S149 = (F32_max((peak_0), (_S148)));
-        uint _S150 = __ballot_sync(i_1, _S99);
-        float _S151;
-        if(_S99)
+        float _S160 = group_max_0(score_0, thread_2, i_1);
+        float _S161 = (F32_max((peak_0), (_S160)));
+        uint _S162 = __ballot_sync(i_1, _S111);
+        float _S163;
+        if(_S111)
         {
-            float _S152 = (F32_exp((score_0 - _S149)));
-            uint _S153 = __ballot_sync(i_1, true);
-            _S151 = _S152;
-            _S101 = _S153;
+            float _S164 = (F32_exp((score_0 - _S161)));
+            uint _S165 = __ballot_sync(i_1, true);
+            _S163 = _S164;
+            _S113 = _S165;
         }
         else
         {
-            uint _S154 = __ballot_sync(i_1, true);
-            _S151 = 0.0f;
-            _S101 = _S154;
+            uint _S166 = __ballot_sync(i_1, true);
+            _S163 = 0.0f;
+            _S113 = _S166;
         }
-        (*&weights_0)[thread_2] = _S151;
-        float _S155 = (F32_exp((peak_0 - _S149)));
-        float _S156 = total_0 * _S155;
-        float _S157 = group_sum_0(_S151, thread_2, _S101);
-        float _S158 = _S156 + _S157;
-        float4  sum_3 = sum_1 * make_float4 (_S155);
-        bool _S159 = _S89 < _S88;
-        uint _S160 = __ballot_sync(_S101, _S159);
-        if(_S159)
+        (*&weights_0)[thread_2] = _S163;
+        float _S167 = (F32_exp((peak_0 - _S161)));
+        float _S168 = total_0 * _S167;
+        float _S169 = group_sum_0(_S163, thread_2, _S113);
+        float _S170 = _S168 + _S169;
+        float4  sum_3 = sum_1 * make_float4 (_S167);
+        bool _S171 = _S89 < _S88;
+        uint _S172 = __ballot_sync(_S113, _S171);
+        if(_S171)
         {
             i_2 = _S89;
-            _S102 = _S160;
+            _S114 = _S172;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S161 = 0U;
-                uint _S162 = i_2 + 7U * _S88;
-                bool _S163 = _S162 < _S98;
-                uint _S164 = __ballot_sync(_S102, _S163);
-                if(_S163)
+                uint _S173 = 0U;
+                uint _S174 = i_2 + 7U * _S88;
+                bool _S175 = _S174 < _S110;
+                uint _S176 = __ballot_sync(_S114, _S175);
+                if(_S175)
                 {
-                    uint _S165 = __ballot_sync(_S102, true);
-                    _S161 = _S165;
+                    uint _S177 = __ballot_sync(_S114, true);
+                    _S173 = _S177;
                 }
                 else
                 {
-                    uint _S166 = __ballot_sync(_S102, false);
-                    uint _S167 = __ballot_sync(_S102, false);
-                    uint _S168 = __ballot_sync(_S160, true);
-                    _S41 = _S168;
+                    uint _S178 = __ballot_sync(_S114, false);
+                    uint _S179 = __ballot_sync(_S114, false);
+                    uint _S180 = __ballot_sync(_S172, true);
+                    _S41 = _S180;
                     break;
                 }
-                float _S169 = (*&weights_0)[i_2];
-                uint _S170 = p_0->v_pages_offset_0;
-                uint2  _S171 = __ldg((&(v_pages_0)[p_0->v_pages_offset_0 + (*&slots_0)[i_2] + _S90]));
-                float4  sum_4 = sum_0 + make_float4 (_S169) * Float16_expand_0(_S171);
-                uint _S172 = i_2 + _S88;
-                float _S173 = (*&weights_0)[_S172];
-                uint2  _S174 = __ldg((&(v_pages_0)[_S170 + (*&slots_0)[_S172] + _S90]));
-                float4  sum_5 = sum_4 + make_float4 (_S173) * Float16_expand_0(_S174);
-                uint _S175 = i_2 + 2U * _S88;
-                float _S176 = (*&weights_0)[_S175];
-                uint2  _S177 = __ldg((&(v_pages_0)[_S170 + (*&slots_0)[_S175] + _S90]));
-                float4  sum_6 = sum_5 + make_float4 (_S176) * Float16_expand_0(_S177);
-                uint _S178 = i_2 + 3U * _S88;
-                float _S179 = (*&weights_0)[_S178];
-                uint2  _S180 = __ldg((&(v_pages_0)[_S170 + (*&slots_0)[_S178] + _S90]));
-                float4  sum_7 = sum_6 + make_float4 (_S179) * Float16_expand_0(_S180);
-                uint _S181 = i_2 + 4U * _S88;
-                float _S182 = (*&weights_0)[_S181];
-                uint2  _S183 = __ldg((&(v_pages_0)[_S170 + (*&slots_0)[_S181] + _S90]));
-                float4  sum_8 = sum_7 + make_float4 (_S182) * Float16_expand_0(_S183);
-                uint _S184 = i_2 + 5U * _S88;
+                float _S181 = (*&weights_0)[i_2];
+                uint _S182 = p_0->v_pages_offset_0;
+                uint2  _S183 = __ldg((&(v_pages_0)[p_0->v_pages_offset_0 + (*&slots_0)[i_2] + _S90]));
+                float4  sum_4 = sum_0 + make_float4 (_S181) * Float16_expand_0(_S183);
+                uint _S184 = i_2 + _S88;
                 float _S185 = (*&weights_0)[_S184];
-                uint2  _S186 = __ldg((&(v_pages_0)[_S170 + (*&slots_0)[_S184] + _S90]));
-                float4  sum_9 = sum_8 + make_float4 (_S185) * Float16_expand_0(_S186);
-                uint _S187 = i_2 + 6U * _S88;
+                uint2  _S186 = __ldg((&(v_pages_0)[_S182 + (*&slots_0)[_S184] + _S90]));
+                float4  sum_5 = sum_4 + make_float4 (_S185) * Float16_expand_0(_S186);
+                uint _S187 = i_2 + 2U * _S88;
                 float _S188 = (*&weights_0)[_S187];
-                uint2  _S189 = __ldg((&(v_pages_0)[_S170 + (*&slots_0)[_S187] + _S90]));
-                float4  sum_10 = sum_9 + make_float4 (_S188) * Float16_expand_0(_S189);
-                float _S190 = (*&weights_0)[_S162];
-                uint2  _S191 = __ldg((&(v_pages_0)[_S170 + (*&slots_0)[_S162] + _S90]));
-                float4  sum_11 = sum_10 + make_float4 (_S190) * Float16_expand_0(_S191);
-                uint _S192 = __ballot_sync(_S161, false);
-                uint _S193 = __ballot_sync(_S161, false);
-                uint _S194 = __ballot_sync(_S161, true);
-                uint _S195 = __ballot_sync(_S102, true);
+                uint2  _S189 = __ldg((&(v_pages_0)[_S182 + (*&slots_0)[_S187] + _S90]));
+                float4  sum_6 = sum_5 + make_float4 (_S188) * Float16_expand_0(_S189);
+                uint _S190 = i_2 + 3U * _S88;
+                float _S191 = (*&weights_0)[_S190];
+                uint2  _S192 = __ldg((&(v_pages_0)[_S182 + (*&slots_0)[_S190] + _S90]));
+                float4  sum_7 = sum_6 + make_float4 (_S191) * Float16_expand_0(_S192);
+                uint _S193 = i_2 + 4U * _S88;
+                float _S194 = (*&weights_0)[_S193];
+                uint2  _S195 = __ldg((&(v_pages_0)[_S182 + (*&slots_0)[_S193] + _S90]));
+                float4  sum_8 = sum_7 + make_float4 (_S194) * Float16_expand_0(_S195);
+                uint _S196 = i_2 + 5U * _S88;
+                float _S197 = (*&weights_0)[_S196];
+                uint2  _S198 = __ldg((&(v_pages_0)[_S182 + (*&slots_0)[_S196] + _S90]));
+                float4  sum_9 = sum_8 + make_float4 (_S197) * Float16_expand_0(_S198);
+                uint _S199 = i_2 + 6U * _S88;
+                float _S200 = (*&weights_0)[_S199];
+                uint2  _S201 = __ldg((&(v_pages_0)[_S182 + (*&slots_0)[_S199] + _S90]));
+                float4  sum_10 = sum_9 + make_float4 (_S200) * Float16_expand_0(_S201);
+                float _S202 = (*&weights_0)[_S174];
+                uint2  _S203 = __ldg((&(v_pages_0)[_S182 + (*&slots_0)[_S174] + _S90]));
+                float4  sum_11 = sum_10 + make_float4 (_S202) * Float16_expand_0(_S203);
+                uint _S204 = __ballot_sync(_S173, false);
+                uint _S205 = __ballot_sync(_S173, false);
+                uint _S206 = __ballot_sync(_S173, true);
+                uint _S207 = __ballot_sync(_S114, true);
                 i_2 = i_2 + 8U * _S88;
-                _S102 = _S195;
+                _S114 = _S207;
                 sum_0 = sum_11;
             }
             uint i_3 = i_2;
-            uint _S196 = _S41;
+            uint _S208 = _S41;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S197 = i_3 < _S98;
-                uint _S198 = __ballot_sync(_S196, _S197);
-                if(_S197)
+                bool _S209 = i_3 < _S110;
+                uint _S210 = __ballot_sync(_S208, _S209);
+                if(_S209)
                 {
-                    uint _S199 = __ballot_sync(_S196, true);
+                    uint _S211 = __ballot_sync(_S208, true);
                 }
                 else
                 {
-                    uint _S200 = __ballot_sync(_S196, false);
-                    uint _S201 = __ballot_sync(_S196, false);
-                    uint _S202 = __ballot_sync(_S41, true);
+                    uint _S212 = __ballot_sync(_S208, false);
+                    uint _S213 = __ballot_sync(_S208, false);
+                    uint _S214 = __ballot_sync(_S41, true);
                     break;
                 }
-                float _S203 = (*&weights_0)[i_3];
-                uint2  _S204 = __ldg((&(v_pages_0)[p_0->v_pages_offset_0 + (*&slots_0)[i_3] + _S90]));
-                float4  sum_12 = sum_2 + make_float4 (_S203) * Float16_expand_0(_S204);
-                uint _S205 = __ballot_sync(_S196, true);
+                float _S215 = (*&weights_0)[i_3];
+                uint2  _S216 = __ldg((&(v_pages_0)[p_0->v_pages_offset_0 + (*&slots_0)[i_3] + _S90]));
+                float4  sum_12 = sum_2 + make_float4 (_S215) * Float16_expand_0(_S216);
+                uint _S217 = __ballot_sync(_S208, true);
                 i_3 = i_3 + _S88;
-                _S196 = _S205;
+                _S208 = _S217;
                 sum_2 = sum_12;
             }
-            uint _S206 = __ballot_sync(_S101, true);
+            uint _S218 = __ballot_sync(_S113, true);
             sum_1 = sum_2;
         }
         else
         {
-            uint _S207 = __ballot_sync(_S101, true);
+            uint _S219 = __ballot_sync(_S113, true);
             sum_1 = sum_3;
         }
         __syncthreads();
-        uint _S208 = __ballot_sync(i_0, true);
+        uint _S220 = __ballot_sync(i_0, true);
         begin_2 = begin_2 + 128U;
-        i_0 = _S208;
-        peak_0 = _S149;
-        total_0 = _S158;
+        i_0 = _S220;
+        peak_0 = _S161;
+        total_0 = _S170;
     }
     (*&sums_0)[thread_2] = sum_1;
     __syncthreads();
     if(_S78)
     {
         i_0 = 0U;
-        sum_0 = _S92;
+        sum_0 = _S104;
         for(;;)
         {
             if(i_0 < _S88)
@@ -589,13 +622,13 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
         }
         if(_S72 >= j_0)
         {
-            sum_1 = _S92;
+            sum_1 = _S104;
         }
         else
         {
             sum_1 = sum_0 / make_float4 (total_0);
         }
-        uint _S209 = p_0->out_offset_0 + _S44 * p_0->out_stride_0 + _S47 * _S76 + 4U * thread_2;
+        uint _S221 = p_0->out_offset_0 + _S44 * p_0->out_stride_0 + _S47 * _S76 + 4U * thread_2;
         j_0 = 0U;
         for(;;)
         {
@@ -606,18 +639,18 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
             {
                 break;
             }
-            *(&(result_3)[_S209 + j_0]) = _slang_vector_get_element(sum_1, j_0);
+            *(&(result_3)[_S221 + j_0]) = _slang_vector_get_element(sum_1, j_0);
             j_0 = j_0 + 1U;
         }
     }
     return;
 }
 
-extern "C" __global__ void attention_f16(StructuredBuffer<float> q_1, StructuredBuffer<uint2 > k_pages_1, StructuredBuffer<uint2 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float> result_4, AttentionParams_0 p_1)
+extern "C" __global__ void attention_f16(StructuredBuffer<float> q_1, StructuredBuffer<uint2 > k_pages_1, StructuredBuffer<uint2 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_4, AttentionParams_0 p_1)
 {
-    uint _S210 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S211 = __ballot_sync(4294967295U, true);
-    AttentionParams_0 _S212 = p_1;
-    attend_0(blockIdx, _S210, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, result_4, &_S212, _S211);
+    uint _S222 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S223 = __ballot_sync(4294967295U, true);
+    AttentionParams_0 _S224 = p_1;
+    attend_0(blockIdx, _S222, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_1, result_4, &_S224, _S223);
     return;
 }

@@ -10,6 +10,7 @@ struct AttentionParams_0
     uint v_pages_offset_0;
     uint batch_offset_0;
     uint sequences_offset_0;
+    uint sinks_offset_0;
     uint out_offset_0;
     uint batch_row_0;
     uint rows_0;
@@ -41,6 +42,7 @@ struct KernelContext_0
     packed_uint2 device* entryPointParams_v_pages_0;
     uint device* entryPointParams_batch_0;
     uint device* entryPointParams_sequences_0;
+    float device* entryPointParams_sinks_0;
     float device* entryPointParams_result_0;
     array<float4, int(64)> threadgroup* query_0;
     array<uint, int(128)> threadgroup* slots_0;
@@ -186,7 +188,7 @@ float group_sum_0(float value_1, uint thread_1, KernelContext_0 thread* kernelCo
     return result_1;
 }
 
-void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 device* k_pages_0, packed_uint2 device* v_pages_0, uint device* batch_3, uint device* sequences_2, float device* result_3, const AttentionParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 device* k_pages_0, packed_uint2 device* v_pages_0, uint device* batch_3, uint device* sequences_2, float device* sinks_0, float device* result_3, const AttentionParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
 {
     uint i_0;
     float4 sum_0;
@@ -248,11 +250,31 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
     uint _S42 = 128U / _S39;
     uint _S43 = thread_2 / _S39;
     uint _S44 = thread_2 % _S39;
-    float4 _S45 = float4(int4(int(0)) );
+    uint _S45 = p_1->sinks_offset_0;
+    bool _S46 = (p_1->sinks_offset_0) != 4294967295U;
+    float peak_0;
+    if(_S46)
+    {
+        peak_0 = max(sinks_0[_S45 + _S26], -3.4028234663852886e+38);
+    }
+    else
+    {
+        peak_0 = -3.4028234663852886e+38;
+    }
+    int _S47;
+    if(_S46)
+    {
+        _S47 = int(1);
+    }
+    else
+    {
+        _S47 = int(0);
+    }
+    float _S48 = float(_S47);
+    float4 _S49 = float4(int4(int(0)) );
     uint begin_2 = _S37;
-    float peak_0 = -3.4028234663852886e+38;
-    float total_0 = 0.0;
-    float4 sum_1 = _S45;
+    float total_0 = _S48;
+    float4 sum_1 = _S49;
     for(;;)
     {
         if(begin_2 < j_0)
@@ -262,33 +284,33 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
         {
             break;
         }
-        uint _S46 = min(j_0 - begin_2, 128U);
-        bool _S47 = thread_2 < _S46;
+        uint _S50 = min(j_0 - begin_2, 128U);
+        bool _S51 = thread_2 < _S50;
         uint i_1;
         float score_0;
         float4 sum_2;
-        if(_S47)
+        if(_S51)
         {
-            uint _S48 = begin_2 + thread_2;
-            thread SequenceTable_0 _S49 = _S33;
-            uint _S50 = SequenceTable_slot_0(&_S49, sequences_2, _S48);
-            uint _S51 = (_S50 * _S29 + _S31) * _S39;
-            (*kernelContext_2->slots_0)[thread_2] = _S51;
+            uint _S52 = begin_2 + thread_2;
+            thread SequenceTable_0 _S53 = _S33;
+            uint _S54 = SequenceTable_slot_0(&_S53, sequences_2, _S52);
+            uint _S55 = (_S54 * _S29 + _S31) * _S39;
+            (*kernelContext_2->slots_0)[thread_2] = _S55;
             i_0 = 0U;
-            sum_0 = _S45;
+            sum_0 = _S49;
             for(;;)
             {
-                uint _S52 = i_0 + 8U;
-                if(_S52 <= _S39)
+                uint _S56 = i_0 + 8U;
+                if(_S56 <= _S39)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S53 = p_1->k_pages_offset_0 + _S51 + i_0;
-                float4 products_0 = sum_0 + (*kernelContext_2->query_0)[i_0] * Float16_expand_0(uint2(*(k_pages_0+_S53)) ) + (*kernelContext_2->query_0)[i_0 + 1U] * Float16_expand_0(uint2(*(k_pages_0+(_S53 + 1U))) ) + (*kernelContext_2->query_0)[i_0 + 2U] * Float16_expand_0(uint2(*(k_pages_0+(_S53 + 2U))) ) + (*kernelContext_2->query_0)[i_0 + 3U] * Float16_expand_0(uint2(*(k_pages_0+(_S53 + 3U))) ) + (*kernelContext_2->query_0)[i_0 + 4U] * Float16_expand_0(uint2(*(k_pages_0+(_S53 + 4U))) ) + (*kernelContext_2->query_0)[i_0 + 5U] * Float16_expand_0(uint2(*(k_pages_0+(_S53 + 5U))) ) + (*kernelContext_2->query_0)[i_0 + 6U] * Float16_expand_0(uint2(*(k_pages_0+(_S53 + 6U))) ) + (*kernelContext_2->query_0)[i_0 + 7U] * Float16_expand_0(uint2(*(k_pages_0+(_S53 + 7U))) );
-                i_0 = _S52;
+                uint _S57 = p_1->k_pages_offset_0 + _S55 + i_0;
+                float4 products_0 = sum_0 + (*kernelContext_2->query_0)[i_0] * Float16_expand_0(uint2(*(k_pages_0+_S57)) ) + (*kernelContext_2->query_0)[i_0 + 1U] * Float16_expand_0(uint2(*(k_pages_0+(_S57 + 1U))) ) + (*kernelContext_2->query_0)[i_0 + 2U] * Float16_expand_0(uint2(*(k_pages_0+(_S57 + 2U))) ) + (*kernelContext_2->query_0)[i_0 + 3U] * Float16_expand_0(uint2(*(k_pages_0+(_S57 + 3U))) ) + (*kernelContext_2->query_0)[i_0 + 4U] * Float16_expand_0(uint2(*(k_pages_0+(_S57 + 4U))) ) + (*kernelContext_2->query_0)[i_0 + 5U] * Float16_expand_0(uint2(*(k_pages_0+(_S57 + 5U))) ) + (*kernelContext_2->query_0)[i_0 + 6U] * Float16_expand_0(uint2(*(k_pages_0+(_S57 + 6U))) ) + (*kernelContext_2->query_0)[i_0 + 7U] * Float16_expand_0(uint2(*(k_pages_0+(_S57 + 7U))) );
+                i_0 = _S56;
                 sum_0 = products_0;
             }
             i_1 = i_0;
@@ -302,7 +324,7 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
                 {
                     break;
                 }
-                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Float16_expand_0(uint2(*(k_pages_0+(p_1->k_pages_offset_0 + _S51 + i_1))) );
+                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Float16_expand_0(uint2(*(k_pages_0+(p_1->k_pages_offset_0 + _S55 + i_1))) );
                 i_1 = i_1 + 1U;
                 sum_2 = products_1;
             }
@@ -312,44 +334,44 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
         {
             score_0 = -3.4028234663852886e+38;
         }
-        float _S54 = group_max_0(score_0, thread_2, kernelContext_2);
-        float _S55 = max(peak_0, _S54);
-        float _S56;
-        if(_S47)
+        float _S58 = group_max_0(score_0, thread_2, kernelContext_2);
+        float _S59 = max(peak_0, _S58);
+        float _S60;
+        if(_S51)
         {
-            _S56 = exp(score_0 - _S55);
+            _S60 = exp(score_0 - _S59);
         }
         else
         {
-            _S56 = 0.0;
+            _S60 = 0.0;
         }
-        (*kernelContext_2->weights_0)[thread_2] = _S56;
-        float _S57 = exp(peak_0 - _S55);
-        float _S58 = total_0 * _S57;
-        float _S59 = group_sum_0(_S56, thread_2, kernelContext_2);
-        float _S60 = _S58 + _S59;
-        float4 sum_3 = sum_1 * float4(_S57) ;
+        (*kernelContext_2->weights_0)[thread_2] = _S60;
+        float _S61 = exp(peak_0 - _S59);
+        float _S62 = total_0 * _S61;
+        float _S63 = group_sum_0(_S60, thread_2, kernelContext_2);
+        float _S64 = _S62 + _S63;
+        float4 sum_3 = sum_1 * float4(_S61) ;
         if(_S43 < _S42)
         {
             i_0 = _S43;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S61 = i_0 + 7U * _S42;
-                if(_S61 < _S46)
+                uint _S65 = i_0 + 7U * _S42;
+                if(_S65 < _S50)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S62 = i_0 + _S42;
-                uint _S63 = i_0 + 2U * _S42;
-                uint _S64 = i_0 + 3U * _S42;
-                uint _S65 = i_0 + 4U * _S42;
-                uint _S66 = i_0 + 5U * _S42;
-                uint _S67 = i_0 + 6U * _S42;
-                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[i_0] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S62])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S62] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S63])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S63] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S64])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S64] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S65])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S65] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S66])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S66] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S67])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S67] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S61])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S61] + _S44))) );
+                uint _S66 = i_0 + _S42;
+                uint _S67 = i_0 + 2U * _S42;
+                uint _S68 = i_0 + 3U * _S42;
+                uint _S69 = i_0 + 4U * _S42;
+                uint _S70 = i_0 + 5U * _S42;
+                uint _S71 = i_0 + 6U * _S42;
+                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[i_0] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S66])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S66] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S67])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S67] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S68])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S68] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S69])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S69] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S70])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S70] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S71])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S71] + _S44))) ) + float4((*kernelContext_2->weights_0)[_S65])  * Float16_expand_0(uint2(*(v_pages_0+(p_1->v_pages_offset_0 + (*kernelContext_2->slots_0)[_S65] + _S44))) );
                 i_0 = i_0 + 8U * _S42;
                 sum_0 = sum_4;
             }
@@ -357,7 +379,7 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S46)
+                if(i_1 < _S50)
                 {
                 }
                 else
@@ -376,15 +398,15 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         begin_2 = begin_2 + 128U;
-        peak_0 = _S55;
-        total_0 = _S60;
+        peak_0 = _S59;
+        total_0 = _S64;
     }
     (*kernelContext_2->sums_0)[thread_2] = sum_1;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if(_S40)
     {
         i_0 = 0U;
-        sum_0 = _S45;
+        sum_0 = _S49;
         for(;;)
         {
             if(i_0 < _S42)
@@ -400,13 +422,13 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
         }
         if(_S37 >= j_0)
         {
-            sum_1 = _S45;
+            sum_1 = _S49;
         }
         else
         {
             sum_1 = sum_0 / float4(total_0) ;
         }
-        uint _S68 = p_1->out_offset_0 + _S23 * p_1->out_stride_0 + _S26 * _S38 + 4U * thread_2;
+        uint _S72 = p_1->out_offset_0 + _S23 * p_1->out_stride_0 + _S26 * _S38 + 4U * thread_2;
         j_0 = 0U;
         for(;;)
         {
@@ -417,14 +439,14 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
             {
                 break;
             }
-            *(result_3+(_S68 + j_0)) = sum_1[j_0];
+            *(result_3+(_S72 + j_0)) = sum_1[j_0];
             j_0 = j_0 + 1U;
         }
     }
     return;
 }
 
-[[kernel]] void attention_f16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], packed_uint2 device* entryPointParams_k_pages_1 [[buffer(2)]], packed_uint2 device* entryPointParams_v_pages_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]], uint device* entryPointParams_sequences_1 [[buffer(5)]], float device* entryPointParams_result_1 [[buffer(6)]])
+[[kernel]] void attention_f16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], packed_uint2 device* entryPointParams_k_pages_1 [[buffer(2)]], packed_uint2 device* entryPointParams_v_pages_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]], uint device* entryPointParams_sequences_1 [[buffer(5)]], float device* entryPointParams_sinks_1 [[buffer(6)]], float device* entryPointParams_result_1 [[buffer(7)]])
 {
     thread KernelContext_0 kernelContext_3;
     (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
@@ -433,6 +455,7 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
     (&kernelContext_3)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
     (&kernelContext_3)->entryPointParams_batch_0 = entryPointParams_batch_1;
     (&kernelContext_3)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
+    (&kernelContext_3)->entryPointParams_sinks_0 = entryPointParams_sinks_1;
     (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
     threadgroup array<float4, int(64)> query_1;
     (&kernelContext_3)->query_0 = &query_1;
@@ -446,6 +469,6 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
     (&kernelContext_3)->sums_0 = &sums_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_3)->_S1 = _builtinWaveLaneCount_0;
-    attend_0(group_2, sv_groupindex_0, entryPointParams_q_1, entryPointParams_k_pages_1, entryPointParams_v_pages_1, entryPointParams_batch_1, entryPointParams_sequences_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    attend_0(group_2, sv_groupindex_0, entryPointParams_q_1, entryPointParams_k_pages_1, entryPointParams_v_pages_1, entryPointParams_batch_1, entryPointParams_sequences_1, entryPointParams_sinks_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
     return;
 }

@@ -7,22 +7,23 @@ struct AttentionParams_std140_0
     @align(8) v_pages_offset_0 : u32,
     @align(4) batch_offset_0 : u32,
     @align(16) sequences_offset_0 : u32,
-    @align(4) out_offset_0 : u32,
-    @align(8) batch_row_0 : u32,
-    @align(4) rows_0 : u32,
-    @align(16) first_head_0 : u32,
-    @align(4) head_count_0 : u32,
-    @align(8) heads_0 : u32,
-    @align(4) kv_heads_0 : u32,
-    @align(16) head_dim_0 : u32,
-    @align(4) q_stride_0 : u32,
-    @align(8) out_stride_0 : u32,
-    @align(4) pages_0 : u32,
-    @align(16) page_size_0 : u32,
-    @align(4) sequence_count_0 : u32,
-    @align(8) table_length_0 : u32,
-    @align(4) scale_0 : f32,
-    @align(16) window_0 : u32,
+    @align(4) sinks_offset_0 : u32,
+    @align(8) out_offset_0 : u32,
+    @align(4) batch_row_0 : u32,
+    @align(16) rows_0 : u32,
+    @align(4) first_head_0 : u32,
+    @align(8) head_count_0 : u32,
+    @align(4) heads_0 : u32,
+    @align(16) kv_heads_0 : u32,
+    @align(4) head_dim_0 : u32,
+    @align(8) q_stride_0 : u32,
+    @align(4) out_stride_0 : u32,
+    @align(16) pages_0 : u32,
+    @align(4) page_size_0 : u32,
+    @align(8) sequence_count_0 : u32,
+    @align(4) table_length_0 : u32,
+    @align(16) scale_0 : f32,
+    @align(4) window_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -41,7 +42,9 @@ struct EntryPointParams_std140_0
 
 @binding(5) @group(0) var<storage, read> entryPointParams_sequences_0 : array<u32>;
 
-@binding(6) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
+@binding(6) @group(0) var<storage, read> entryPointParams_sinks_0 : array<f32>;
+
+@binding(7) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -248,11 +251,31 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
     var _S58 : u32 = u32(128) / _S55;
     var _S59 : u32 = _S35 / _S55;
     var _S60 : u32 = _S35 % _S55;
-    var _S61 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var _S61 : u32 = (*_S36).sinks_offset_0;
+    var _S62 : bool = ((*_S36).sinks_offset_0) != u32(4294967295);
+    var peak_0 : f32;
+    if(_S62)
+    {
+        peak_0 = max(entryPointParams_sinks_0[_S61 + _S42], -3.4028234663852886e+38f);
+    }
+    else
+    {
+        peak_0 = -3.4028234663852886e+38f;
+    }
+    var _S63 : i32;
+    if(_S62)
+    {
+        _S63 = i32(1);
+    }
+    else
+    {
+        _S63 = i32(0);
+    }
+    var _S64 : f32 = f32(_S63);
+    var _S65 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var begin_2 : u32 = _S53;
-    var peak_0 : f32 = -3.4028234663852886e+38f;
-    var total_0 : f32 = 0.0f;
-    var sum_1 : vec4<f32> = _S61;
+    var total_0 : f32 = _S64;
+    var sum_1 : vec4<f32> = _S65;
     for(;;)
     {
         if(begin_2 < j_0)
@@ -262,31 +285,31 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
         {
             break;
         }
-        var _S62 : u32 = min(j_0 - begin_2, u32(128));
-        var _S63 : bool = _S35 < _S62;
+        var _S66 : u32 = min(j_0 - begin_2, u32(128));
+        var _S67 : bool = _S35 < _S66;
         var i_1 : u32;
         var score_0 : f32;
         var sum_2 : vec4<f32>;
-        if(_S63)
+        if(_S67)
         {
-            var _S64 : u32 = SequenceTable_slot_0(_S49, begin_2 + _S35);
-            var _S65 : u32 = (_S64 * _S45 + _S47) * _S55;
-            slots_0[_S35] = _S65;
+            var _S68 : u32 = SequenceTable_slot_0(_S49, begin_2 + _S35);
+            var _S69 : u32 = (_S68 * _S45 + _S47) * _S55;
+            slots_0[_S35] = _S69;
             i_0 = u32(0);
-            sum_0 = _S61;
+            sum_0 = _S65;
             for(;;)
             {
-                var _S66 : u32 = i_0 + u32(8);
-                if(_S66 <= _S55)
+                var _S70 : u32 = i_0 + u32(8);
+                if(_S70 <= _S55)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var _S67 : u32 = (*_S36).k_pages_offset_0 + _S65 + i_0;
-                var products_0 : vec4<f32> = sum_0 + query_0[i_0] * Float32_expand_0(entryPointParams_k_pages_0[_S67]) + query_0[i_0 + u32(1)] * Float32_expand_0(entryPointParams_k_pages_0[_S67 + u32(1)]) + query_0[i_0 + u32(2)] * Float32_expand_0(entryPointParams_k_pages_0[_S67 + u32(2)]) + query_0[i_0 + u32(3)] * Float32_expand_0(entryPointParams_k_pages_0[_S67 + u32(3)]) + query_0[i_0 + u32(4)] * Float32_expand_0(entryPointParams_k_pages_0[_S67 + u32(4)]) + query_0[i_0 + u32(5)] * Float32_expand_0(entryPointParams_k_pages_0[_S67 + u32(5)]) + query_0[i_0 + u32(6)] * Float32_expand_0(entryPointParams_k_pages_0[_S67 + u32(6)]) + query_0[i_0 + u32(7)] * Float32_expand_0(entryPointParams_k_pages_0[_S67 + u32(7)]);
-                i_0 = _S66;
+                var _S71 : u32 = (*_S36).k_pages_offset_0 + _S69 + i_0;
+                var products_0 : vec4<f32> = sum_0 + query_0[i_0] * Float32_expand_0(entryPointParams_k_pages_0[_S71]) + query_0[i_0 + u32(1)] * Float32_expand_0(entryPointParams_k_pages_0[_S71 + u32(1)]) + query_0[i_0 + u32(2)] * Float32_expand_0(entryPointParams_k_pages_0[_S71 + u32(2)]) + query_0[i_0 + u32(3)] * Float32_expand_0(entryPointParams_k_pages_0[_S71 + u32(3)]) + query_0[i_0 + u32(4)] * Float32_expand_0(entryPointParams_k_pages_0[_S71 + u32(4)]) + query_0[i_0 + u32(5)] * Float32_expand_0(entryPointParams_k_pages_0[_S71 + u32(5)]) + query_0[i_0 + u32(6)] * Float32_expand_0(entryPointParams_k_pages_0[_S71 + u32(6)]) + query_0[i_0 + u32(7)] * Float32_expand_0(entryPointParams_k_pages_0[_S71 + u32(7)]);
+                i_0 = _S70;
                 sum_0 = products_0;
             }
             i_1 = i_0;
@@ -300,7 +323,7 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
                 {
                     break;
                 }
-                var products_1 : vec4<f32> = sum_2 + query_0[i_1] * Float32_expand_0(entryPointParams_k_pages_0[(*_S36).k_pages_offset_0 + _S65 + i_1]);
+                var products_1 : vec4<f32> = sum_2 + query_0[i_1] * Float32_expand_0(entryPointParams_k_pages_0[(*_S36).k_pages_offset_0 + _S69 + i_1]);
                 i_1 = i_1 + u32(1);
                 sum_2 = products_1;
             }
@@ -310,44 +333,44 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
         {
             score_0 = -3.4028234663852886e+38f;
         }
-        var _S68 : f32 = group_max_0(score_0, _S35);
-        var _S69 : f32 = max(peak_0, _S68);
-        var _S70 : f32;
-        if(_S63)
+        var _S72 : f32 = group_max_0(score_0, _S35);
+        var _S73 : f32 = max(peak_0, _S72);
+        var _S74 : f32;
+        if(_S67)
         {
-            _S70 = exp(score_0 - _S69);
+            _S74 = exp(score_0 - _S73);
         }
         else
         {
-            _S70 = 0.0f;
+            _S74 = 0.0f;
         }
-        weights_0[_S35] = _S70;
-        var _S71 : f32 = exp(peak_0 - _S69);
-        var _S72 : f32 = total_0 * _S71;
-        var _S73 : f32 = group_sum_0(_S70, _S35);
-        var _S74 : f32 = _S72 + _S73;
-        var sum_3 : vec4<f32> = sum_1 * vec4<f32>(_S71);
+        weights_0[_S35] = _S74;
+        var _S75 : f32 = exp(peak_0 - _S73);
+        var _S76 : f32 = total_0 * _S75;
+        var _S77 : f32 = group_sum_0(_S74, _S35);
+        var _S78 : f32 = _S76 + _S77;
+        var sum_3 : vec4<f32> = sum_1 * vec4<f32>(_S75);
         if(_S59 < _S58)
         {
             i_0 = _S59;
             sum_0 = sum_3;
             for(;;)
             {
-                var _S75 : u32 = i_0 + u32(7) * _S58;
-                if(_S75 < _S62)
+                var _S79 : u32 = i_0 + u32(7) * _S58;
+                if(_S79 < _S66)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var _S76 : u32 = i_0 + _S58;
-                var _S77 : u32 = i_0 + u32(2) * _S58;
-                var _S78 : u32 = i_0 + u32(3) * _S58;
-                var _S79 : u32 = i_0 + u32(4) * _S58;
-                var _S80 : u32 = i_0 + u32(5) * _S58;
-                var _S81 : u32 = i_0 + u32(6) * _S58;
-                var sum_4 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[i_0] + _S60]) + vec4<f32>(weights_0[_S76]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S76] + _S60]) + vec4<f32>(weights_0[_S77]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S77] + _S60]) + vec4<f32>(weights_0[_S78]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S78] + _S60]) + vec4<f32>(weights_0[_S79]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S79] + _S60]) + vec4<f32>(weights_0[_S80]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S80] + _S60]) + vec4<f32>(weights_0[_S81]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S81] + _S60]) + vec4<f32>(weights_0[_S75]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S75] + _S60]);
+                var _S80 : u32 = i_0 + _S58;
+                var _S81 : u32 = i_0 + u32(2) * _S58;
+                var _S82 : u32 = i_0 + u32(3) * _S58;
+                var _S83 : u32 = i_0 + u32(4) * _S58;
+                var _S84 : u32 = i_0 + u32(5) * _S58;
+                var _S85 : u32 = i_0 + u32(6) * _S58;
+                var sum_4 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[i_0] + _S60]) + vec4<f32>(weights_0[_S80]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S80] + _S60]) + vec4<f32>(weights_0[_S81]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S81] + _S60]) + vec4<f32>(weights_0[_S82]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S82] + _S60]) + vec4<f32>(weights_0[_S83]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S83] + _S60]) + vec4<f32>(weights_0[_S84]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S84] + _S60]) + vec4<f32>(weights_0[_S85]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S85] + _S60]) + vec4<f32>(weights_0[_S79]) * Float32_expand_0(entryPointParams_v_pages_0[(*_S36).v_pages_offset_0 + slots_0[_S79] + _S60]);
                 i_0 = i_0 + u32(8) * _S58;
                 sum_0 = sum_4;
             }
@@ -355,7 +378,7 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S62)
+                if(i_1 < _S66)
                 {
                 }
                 else
@@ -374,15 +397,15 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
         }
         workgroupBarrier();
         begin_2 = begin_2 + u32(128);
-        peak_0 = _S69;
-        total_0 = _S74;
+        peak_0 = _S73;
+        total_0 = _S78;
     }
     sums_0[_S35] = sum_1;
     workgroupBarrier();
     if(_S56)
     {
         i_0 = u32(0);
-        sum_0 = _S61;
+        sum_0 = _S65;
         for(;;)
         {
             if(i_0 < _S58)
@@ -398,13 +421,13 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
         }
         if(_S53 >= j_0)
         {
-            sum_1 = _S61;
+            sum_1 = _S65;
         }
         else
         {
             sum_1 = sum_0 / vec4<f32>(total_0);
         }
-        var _S82 : u32 = (*_S36).out_offset_0 + _S39 * (*_S36).out_stride_0 + _S42 * _S54 + u32(4) * _S35;
+        var _S86 : u32 = (*_S36).out_offset_0 + _S39 * (*_S36).out_stride_0 + _S42 * _S54 + u32(4) * _S35;
         j_0 = u32(0);
         for(;;)
         {
@@ -415,7 +438,7 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
             {
                 break;
             }
-            entryPointParams_result_0[_S82 + j_0] = sum_1[j_0];
+            entryPointParams_result_0[_S86 + j_0] = sum_1[j_0];
             j_0 = j_0 + u32(1);
         }
     }
@@ -427,7 +450,7 @@ fn attend_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, AttentionParam
 fn attention_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
     _S2 = _builtinWaveLaneCount_0;
-    var _S83 : AttentionParams_std140_0 = entryPointParams_0.p_0;
-    attend_0(group_1, thread_2, &(_S83));
+    var _S87 : AttentionParams_std140_0 = entryPointParams_0.p_0;
+    attend_0(group_1, thread_2, &(_S87));
     return;
 }
