@@ -22,6 +22,11 @@ def silu(x):
     return x / (1 + np.exp(-x))
 
 
+def swiglu(gate, up):
+    g = np.minimum(gate, 7)
+    return g / (1 + np.exp(-1.702 * g)) * (np.clip(up, -7, 7) + 1)
+
+
 def gelu(x):
     return x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2
 
@@ -50,18 +55,20 @@ def test_strided_rows(device, rows, columns, gaps, seed):
     a, b = rng.standard_normal((2, rows, columns)).astype(np.float32) * 4
     with Bench(device) as bench:
         x, y = bench.put(a, gap=gaps[0]), bench.put(b, gap=gaps[1])
-        total, gated, other = (bench.empty(rows, columns, gap=gaps[2]) for _ in range(3))
+        total, gated, other, limited = (bench.empty(rows, columns, gap=gaps[2]) for _ in range(4))
 
         def record(rec):
             ops.add(rec, x, y, total)
             ops.silu_mul(rec, x, y, gated)
             ops.gelu_mul(rec, x, y, other)
+            ops.swiglu_oai(rec, x, y, limited)
 
         bench.run(record)
         assert_close(bench.get(total), a.astype(np.float64) + b, 6e-8)
         assert_close(bench.get(gated), silu(a.astype(np.float64)) * b, 4e-6)
         assert_close(bench.get(other), gelu(a.astype(np.float64)) * b, 4e-6, np.abs(a * b).astype(np.float64))
-        bench.only(total, gated, other)
+        assert_close(bench.get(limited), swiglu(a.astype(np.float64), b), 4e-6, np.abs(a) * (1.0 + np.abs(b)))
+        bench.only(total, gated, other, limited)
 
 
 def test_in_place(device):
@@ -87,6 +94,17 @@ def test_gates_of_extremes(device, gated):
         x, y, out = bench.put(gate), bench.put(np.ones_like(gate)), bench.empty(1, 6)
         bench.run(lambda rec: gated(rec, x, y, out))
         assert_close(bench.get(out), np.array([[0, 0, 0, 0, 100, 1e30]]), 4e-6, np.abs(gate).clip(1) * 1.0)
+
+
+def test_limits_of_swiglu(device):
+    gate = np.array([[-1e4, -100, -7, 7, 7.5, 1e30, np.inf, -3, 3]], np.float32)
+    up = np.array([[1, -9, 9, np.inf, -np.inf, 7, -1e30, 1e30, -1]], np.float32)
+    with Bench(device) as bench:
+        x, y, out = bench.put(gate), bench.put(up), bench.empty(1, 9)
+        bench.run(lambda rec: ops.swiglu_oai(rec, x, y, out))
+        size = 8 * np.abs(gate).clip(1, 7).astype(np.float64)
+        with np.errstate(over="ignore"):
+            assert_close(bench.get(out), swiglu(gate.astype(np.float64), up), 4e-6, size)
 
 
 @pytest.mark.parametrize("rows", [1, 5])

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from tests.ops import test_attention as attention
 from tests.ops import test_elementwise as elementwise
+from tests.ops import test_experts as experts
 from tests.ops import test_linear as linear
 from tests.ops import test_matmul as matmul
 from tests.ops import test_reduce as reduce
@@ -45,6 +46,13 @@ def test_linear(device, dtype):
     linear.check_embed(device, dtype, [3, 1, 4, 1, 5, 9, 2, 6, 5], 10, 96, live=6, gap=1)
 
 
+def test_experts(device):
+    for rows, live in ((1, None), (1, 1), (9, 7), (9, None)):
+        experts.check_experts(device, DType.Q4_0, rows, 3, 4, 150, 96, accumulate=rows > 1, live=live, shared=rows > 1)
+    experts.test_top_k(device, 5, 127, 8, True)
+    experts.check_sum(device, 9, 2, 131, live=7, gap=1)
+
+
 @pytest.mark.parametrize(("kind", "result"), [(kind, result) for kind in FLOATS for result in FLOATS])
 def test_matmul(device, kind, result):
     for transposed in (False, True):
@@ -65,6 +73,7 @@ def test_attention(device, dtype):
     attention.test_attention_of_mixed_sequences(device, dtype)
     attention.test_attention(device, dtype, 5, 9, 3, 64, 16, [2, 0, 1], 3, 17)
     attention.test_attention(device, dtype, 1, 6, 1, 8, 16, [0, 1], 2, 20)
+    attention.test_attention_with_sinks(device, dtype, 9, 10, 12, 4)
     attention.test_kv_append_of_mixed_sequences(device, dtype)
 
 

@@ -16,6 +16,7 @@ from wasmetal.errors import WasmetalError, printable
 
 if TYPE_CHECKING:
     from wasmetal.models.files.store import Progress, StoredModel
+    from wasmetal.models.summary import Summary
 
 
 def pull(
@@ -111,6 +112,7 @@ def show(
         ("name", printable(summary.title or "")),
         ("architecture", printable(summary.architecture)),
         ("parameters", in_thousands(summary.parameters)),
+        ("experts", _experts(summary)),
         ("licence", printable(licence or "not named")),
         ("trained for", f"{summary.context} tokens" if summary.context else "not named"),
         ("vocabulary", f"{summary.vocabulary} tokens" if summary.vocabulary else "none"),
@@ -165,6 +167,13 @@ def verify(
             ("model", "result"), [(name, line) for name, lines in wrong.items() for line in lines or ["unchanged"]]
         )
     raise typer.Exit(any(wrong.values()))
+
+
+def _experts(summary: Summary) -> str:
+    if not summary.experts:
+        return ""
+    active = in_thousands(summary.active_parameters)
+    return f"{summary.experts} in each layer, {summary.experts_used} used by each token: {active} parameters active"
 
 
 def _entry(model: StoredModel) -> dict[str, Any]:

@@ -58,6 +58,12 @@ class Summary:
     """Tokens."""
     parameters: int
     """Elements of all tensors."""
+    experts: int | None
+    """In each mixture; None if the model has none."""
+    experts_used: int | None
+    """Of those, by each token."""
+    active_parameters: int
+    """Parameters without those of experts that a token does not use."""
     types: dict[str, tuple[int, int]]
     """Tensors and their bytes, by weight type."""
     bytes: int
@@ -70,7 +76,13 @@ def summarize(file: ModelFile) -> Summary:
     tokens = file.get("tokenizer.ggml.tokens", list, None)
     count: Counter[str] = Counter()
     nbytes: Counter[str] = Counter()
+    experts, used = (file.get(f"{architecture}.expert_{name}", int, 0) for name in ("count", "used_count"))
+    mixture = 0 < used <= experts
+    parameters = idle = 0
     for tensor in file.tensors.values():
+        parameters += tensor.size
+        if mixture and "_exps." in tensor.name:
+            idle += tensor.size - tensor.size * used // experts
         name = (tensor.repacked.type if tensor.repacked else tensor.dtype).name
         count[name] += 1
         nbytes[name] += tensor.nbytes
@@ -80,7 +92,10 @@ def summarize(file: ModelFile) -> Summary:
         licence=file.get("general.license", str, None),
         context=file.get(f"{architecture}.context_length", int, None),
         vocabulary=None if tokens is None else len(tokens),
-        parameters=sum(tensor.size for tensor in file.tensors.values()),
+        parameters=parameters,
+        experts=experts if mixture else None,
+        experts_used=used if mixture else None,
+        active_parameters=parameters - idle,
         types={name: (count[name], total) for name, total in nbytes.most_common()},
         bytes=sum(nbytes.values()),
     )

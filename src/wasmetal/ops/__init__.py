@@ -7,7 +7,8 @@ only the number of valid rows from it.
 from wasmetal.kernels.dtypes import DType
 from wasmetal.ops.attention import attention, kv_append, rope
 from wasmetal.ops.batch import batch_shape, sequences_shape
-from wasmetal.ops.elementwise import add, copy, gelu_mul, scale, silu_mul
+from wasmetal.ops.elementwise import add, copy, gelu_mul, scale, silu_mul, swiglu_oai
+from wasmetal.ops.experts import expert_linear, top_k, weighted_sum
 from wasmetal.ops.linear import embed, linear
 from wasmetal.ops.matmul import matmul
 from wasmetal.ops.recorder import Recorder
@@ -25,6 +26,7 @@ __all__ = [
     "batch_shape",
     "copy",
     "embed",
+    "expert_linear",
     "gelu_mul",
     "kv_append",
     "linear",
@@ -35,4 +37,7 @@ __all__ = [
     "sequences_shape",
     "silu_mul",
     "softmax",
+    "swiglu_oai",
+    "top_k",
+    "weighted_sum",
 ]

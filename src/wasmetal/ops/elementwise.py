@@ -84,6 +84,14 @@ def gelu_mul(rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, *, batch: Ten
     _gated("gelu_mul", rec, gate, up, out, batch)
 
 
+def swiglu_oai(rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, *, batch: Tensor | None = None) -> None:
+    """out = g / (1 + exp(-1.702 g)) * (u + 1), with g = min(gate, 7) and u = up limited to -7 .. 7. Else as silu_mul.
+
+    The gated linear unit of gpt-oss: OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card", 2025, and its reference code.
+    """
+    _gated("swiglu_oai", rec, gate, up, out, batch)
+
+
 def _gated(name: str, rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, batch: Tensor | None) -> None:
     check.dtypes(name, (DType.F32,), gate=gate, up=up, out=out)
     check.rank(name, 2, gate=gate, up=up, out=out)

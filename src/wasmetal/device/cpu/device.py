@@ -51,9 +51,8 @@ class CpuBackend(Backend[Pages, Step, CpuRecording]):
 
     def _number(self, library: Library, name: str) -> int | None:
         """The compiled kernel of that name, or, if precision does not matter, one that rounds activations to 8 bits."""
-        if self.precision == "fast" and name.startswith("gemv_"):
-            rounding = library.number(name.replace("gemv_", "gemv_rounded_"))
-            return library.number(name) if rounding is None else rounding
+        if self.precision == "fast" and name.startswith(("gemv_", "expert_gemv_")):
+            name = name.replace("gemv_", "gemv_rounded_")
         return library.number(name)
 
     def build(self, dispatches: Sequence[Dispatch[Pages, Step]]) -> CpuRecording:

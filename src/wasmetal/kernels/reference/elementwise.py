@@ -52,6 +52,20 @@ def gelu_mul(p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, batch: Byte
     return _gated(_gelu, p, gate, up, out, batch)
 
 
+def swiglu_oai(p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, batch: Bytes) -> Callable[[], None]:
+    """out = g / (1 + exp(-1.702 g)) * (1 + up limited to -7 .. 7), with g the gate limited to 7."""
+    return _gated(_sigmoid_linear, p, gate, up, out, batch, lambda u: np.clip(u, -7.0, 7.0) + np.float32(1))
+
+
+def _sigmoid_linear(g: F32, scratch: F32) -> None:
+    """scratch = g / (1 + exp(-1.702 g)) of what is at most 7."""
+    limited = np.minimum(g, np.float32(7))
+    np.multiply(limited, np.float32(-1.702), scratch)
+    np.exp(scratch, scratch)
+    np.add(scratch, 1.0, scratch)
+    np.divide(limited, scratch, scratch)
+
+
 def _silu(g: F32, scratch: F32) -> None:
     """scratch = g / (1 + exp(-g))."""
     np.negative(g, scratch)
@@ -72,9 +86,15 @@ def _gelu(g: F32, scratch: F32) -> None:
 
 
 def _gated(
-    activate: Callable[[F32, F32], None], p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, batch: Bytes
+    activate: Callable[[F32, F32], None],
+    p: SimpleNamespace,
+    gate: Bytes,
+    up: Bytes,
+    out: Bytes,
+    batch: Bytes,
+    factor: Callable[[F32], F32] = lambda up: up,
 ) -> Callable[[], None]:
-    """out = activated gate * up."""
+    """out = activated gate * the factor that is made of up."""
     gates = rows(gate, p.gate_offset, p.rows, p.columns, p.gate_stride)
     ups = rows(up, p.up_offset, p.rows, p.columns, p.up_stride)
     outs = rows(out, p.out_offset, p.rows, p.columns, p.out_stride)
@@ -83,7 +103,7 @@ def _gated(
     def run(g: F32, u: F32, o: F32) -> None:
         scratch = np.empty_like(g)
         activate(g, scratch)
-        np.multiply(scratch, u, o)
+        np.multiply(scratch, factor(u), o)
 
     if p.rows == 1 and p.columns <= BLOCK:
         one = partial(run, gates[0], ups[0], outs[0])

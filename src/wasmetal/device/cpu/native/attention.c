@@ -82,6 +82,8 @@ static uint64_t kv_append_units(const Call *call)
 // Positions come in runs; the softmax is rescaled from run to run (M. Milakov and N. Gimelshein, "Online normalizer
 // calculation for softmax", 2018).
 
+static const uint32_t NO_SINKS = 0xffffffff; // of sinks_offset: there are none
+
 enum { AHEAD = 8, TALL = 32, RUN = 64, MAX_HEAD = 256, MAX_VECTORS = MAX_HEAD / LANES };
 
 // What has been summed up for a row.

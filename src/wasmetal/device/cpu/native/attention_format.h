@@ -118,6 +118,8 @@ static void OF(attend)(const Call *call, uint32_t first, uint32_t count, uint32_
     const uint8_t *keys = call->buffers[1] + (size_t)p->k_pages_offset * OF(VECTOR);
     const uint8_t *values = call->buffers[2] + (size_t)p->v_pages_offset * OF(VECTOR);
     const size_t pitch = OF(slot_bytes)(columns);
+    // A sink is the score of a position that has no value. It is as if the rows had seen it before all others.
+    const float sink = p->sinks_offset == NO_SINKS ? -INFINITY : ((const float *)call->buffers[5])[p->sinks_offset + head];
     Row rows[TALL];
     const float *q[TALL];
     uint32_t begin[TALL], seen[TALL], least = UINT32_MAX, most = 0; // the rows see begin .. seen, all least .. most
@@ -132,7 +134,8 @@ static void OF(attend)(const Call *call, uint32_t first, uint32_t count, uint32_
         q[r] = (const float *)call->buffers[0] + p->q_offset + (size_t)(first + r) * p->q_stride +
                (size_t)head * p->head_dim;
         memset(&rows[r], 0, sizeof rows[r]);
-        rows[r].peak = -INFINITY;
+        rows[r].peak = sink;
+        rows[r].total = sink > -INFINITY;
     }
     for (uint32_t from = least; from < most; from += RUN) {
         size_t where[RUN];
@@ -151,7 +154,7 @@ static void OF(attend)(const Call *call, uint32_t first, uint32_t count, uint32_
     }
     for (uint32_t r = 0; r < count; ++r)
         finish(&rows[r], begin[r] < seen[r], p->head_dim,
-               (float *)call->buffers[5] + p->out_offset + (size_t)(first + r) * p->out_stride +
+               (float *)call->buffers[6] + p->out_offset + (size_t)(first + r) * p->out_stride +
                    (size_t)head * p->head_dim);
 }
 

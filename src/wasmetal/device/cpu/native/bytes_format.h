@@ -1,4 +1,6 @@
-// GEMV, and rows as float32, for a format whose weights are scaled bytes: FORMAT, its name.
+// Products and float32 values of rows of weights that are scaled bytes: FORMAT, their format.
+
+enum { OF(UNIT) = 4 }; // bytes of GEMV's unit of offsets
 
 INLINE void OF(eight_scales)(const uint8_t *row, size_t i, size_t count, Eight *scale, Eight *offset)
 {
@@ -31,76 +33,53 @@ INLINE Eight OF(rounded_products)(ManyBytes w, ManyBytes x, const float *scale)
     return sums * scales;
 }
 
-INLINE void OF(multiply)(const Call *call, const Prepared *prepared, bool rounded, uint64_t begin, uint64_t end)
+// out (+)= rows of weights, ROWS of the ``left`` that begin at ``weight``, times x, which is rounded to bytes if that is
+// wanted. ``prepared``: what ``prepare_all`` gave for x; NULL if there is none.
+INLINE void OF(multiply)(const uint8_t *weight, uint32_t left, const float *x, uint32_t k, const Prepared *prepared,
+                         bool rounded, float *out, bool add)
 {
-    const struct gemv_params *p = call->params;
-    const size_t pitch = OF(row_bytes)(p->k), of_group = OF(row_bytes)(32) * ROWS;
-    const uint8_t *weight = call->buffers[0] + (size_t)p->weight_offset * 4;
-    const float *x = (const float *)call->buffers[1] + (size_t)p->x_offset * 4;
-    float *out = (float *)call->buffers[2] + p->out_offset;
+    const size_t pitch = OF(row_bytes)(k), of_group = OF(row_bytes)(32) * ROWS;
     const float bias = OF(BIAS) == 128 && !rounded ? 0 : OF(BIAS);
-    for (uint64_t unit = begin; unit < end; ++unit) {
-        const uint32_t n = (uint32_t)unit * ROWS;
-        const uint8_t *row[ROWS], *ahead = weight + n * pitch + AHEAD;
-        for (uint32_t r = 0; r < ROWS; ++r) // past the last row, the last again
-            row[r] = weight + min_u32(n + r, p->n - 1) * pitch;
-        Floats sums[ROWS] = {0};
-        Eight eights[ROWS] = {0}; // the rest of the sums
-        for (uint32_t from = 0; from < p->k; from += STRETCH) {
-            const uint32_t length = min_u32(STRETCH, p->k - from), count = length / 32 * OF(PARTS);
-            Prepared here;
-            const Prepared *of_x = prepared ? prepared + from / STRETCH : &here;
-            if (!prepared)
-                prepare(x + from, length, OF(PARTS), rounded, &here);
-            float scales[ROWS][PER_STRETCH];
-            for (uint32_t r = 0; r < ROWS; ++r)
-                for (uint32_t i = 0; i < count; i += 8) {
-                    const uint32_t at = eight_from(i, count);
-                    Eight scale, offset;
-                    OF(eight_scales)(row[r], from / 32 * OF(PARTS) + at, count - at, &scale, &offset);
-                    if (bias || OF(OFFSETS)) // the products below are of bytes with their bias
-                        eights[r] += (offset - scale * bias) * load_eight(of_x->sums + i);
-                    store_eight(scales[r] + at, rounded ? scale * load_eight(of_x->scale + at) : scale);
-                }
-            for (uint32_t i = from / 32, part = 0; part < count; ++i, part += OF(PARTS)) {
-                for (size_t byte = 0; byte < of_group; byte += 64)
-                    __builtin_prefetch(ahead + i * of_group + byte);
-                const Floats low = load(x + 32 * (size_t)i), high = load(x + 32 * (size_t)i + LANES);
-                const ManyBytes of_both = load_many_bytes(of_x->rounded + 32 * (size_t)i - from);
-                for (uint32_t r = 0; r < ROWS; ++r)
-                    if (rounded)
-                        eights[r] += OF(rounded_products)(OF(bytes)(row[r], i), of_both, scales[r] + part);
-                    else
-                        sums[r] += OF(products)(OF(bytes)(row[r], i), low, high, scales[r] + part);
+    const uint8_t *row[ROWS];
+    for (uint32_t r = 0; r < ROWS; ++r) // past the last row, the last again
+        row[r] = weight + min_u32(r, left - 1) * pitch;
+    Floats sums[ROWS] = {0};
+    Eight eights[ROWS] = {0}; // the rest of the sums
+    for (uint32_t from = 0; from < k; from += STRETCH) {
+        const uint32_t length = min_u32(STRETCH, k - from), count = length / 32 * OF(PARTS);
+        Prepared here;
+        const Prepared *of_x = prepared ? prepared + from / STRETCH : &here;
+        if (!prepared)
+            prepare(x + from, length, OF(PARTS), rounded, &here);
+        float scales[ROWS][PER_STRETCH];
+        for (uint32_t r = 0; r < ROWS; ++r)
+            for (uint32_t i = 0; i < count; i += 8) {
+                const uint32_t at = eight_from(i, count);
+                Eight scale, offset;
+                OF(eight_scales)(row[r], from / 32 * OF(PARTS) + at, count - at, &scale, &offset);
+                if (bias || OF(OFFSETS)) // the products below are of bytes with their bias
+                    eights[r] += (offset - scale * bias) * load_eight(of_x->sums + i);
+                store_eight(scales[r] + at, rounded ? scale * load_eight(of_x->scale + at) : scale);
             }
+        for (uint32_t i = from / 32, part = 0; part < count; ++i, part += OF(PARTS)) {
+            for (size_t byte = 0; byte < of_group; byte += 64)
+                __builtin_prefetch(weight + AHEAD + i * of_group + byte);
+            const Floats low = load(x + 32 * (size_t)i), high = load(x + 32 * (size_t)i + LANES);
+            const ManyBytes of_both = load_many_bytes(of_x->rounded + 32 * (size_t)i - from);
+            for (uint32_t r = 0; r < ROWS; ++r)
+                if (rounded)
+                    eights[r] += OF(rounded_products)(OF(bytes)(row[r], i), of_both, scales[r] + part);
+                else
+                    sums[r] += OF(products)(OF(bytes)(row[r], i), low, high, scales[r] + part);
         }
-        for (uint32_t r = 0; r < min_u32(ROWS, p->n - n); ++r) {
-            const float total = rounded ? sum_eight(eights[r]) : sum(sums[r]) + sum_eight(eights[r]);
-            out[n + r] = p->accumulate ? out[n + r] + total : total;
-        }
+    }
+    for (uint32_t r = 0; r < min_u32(ROWS, left); ++r) {
+        const float total = rounded ? sum_eight(eights[r]) : sum(sums[r]) + sum_eight(eights[r]);
+        out[r] = add ? out[r] + total : total;
     }
 }
 
-static const void *OF(sum_x)(const Call *call, void *scratch, size_t nbytes)
-{
-    return prepare_all(call->params, call->buffers[1], OF(PARTS), false, scratch, nbytes);
-}
-
-static void OF(gemv)(const Call *call, uint64_t begin, uint64_t end)
-{
-    OF(multiply)(call, prepared_by_caller, false, begin, end);
-}
-
-static const void *OF(round_x)(const Call *call, void *scratch, size_t nbytes)
-{
-    return prepare_all(call->params, call->buffers[1], OF(PARTS), true, scratch, nbytes);
-}
-
-static void OF(gemv_rounded)(const Call *call, uint64_t begin, uint64_t end)
-{
-    OF(multiply)(call, prepared_by_caller, true, begin, end);
-}
-
+// Weights from .. from + length of a row as float32. ``from`` is a multiple of 256, ``length`` at most STRETCH.
 static void OF(expand)(const uint8_t *row, uint32_t from, uint32_t length, float *out)
 {
     const uint32_t count = length / 32 * OF(PARTS), first = from / 32 * OF(PARTS);
@@ -121,6 +100,3 @@ static void OF(expand)(const uint8_t *row, uint32_t from, uint32_t length, float
         }
     }
 }
-
-#include "linear_format.h"
-#undef FORMAT

@@ -1,5 +1,36 @@
-// GEMM and lookups for one format of weights, after ``expand``, which gives weights from .. from + length of a row as
-// float32. ``from`` is a multiple of DEEP, ``length`` at most STRETCH.
+// The kernels of linear.c for one format of weights: FORMAT, its name.
+
+INLINE const void *OF(prepare_x)(const Call *call, bool rounded, void *scratch, size_t nbytes)
+{
+    const struct gemv_params *p = call->params;
+    const float *x = (const float *)call->buffers[1] + (size_t)p->x_offset * 4;
+    return OF(PARTS) > 0 && prepare_all(x, p->k, OF(PARTS), rounded, scratch, nbytes) ? scratch : NULL;
+}
+
+static const void *OF(sum_x)(const Call *call, void *scratch, size_t nbytes)
+{
+    return OF(prepare_x)(call, false, scratch, nbytes);
+}
+
+static const void *OF(round_x)(const Call *call, void *scratch, size_t nbytes)
+{
+    return OF(prepare_x)(call, true, scratch, nbytes);
+}
+
+INLINE void OF(gemv_units_of)(const Call *call, bool rounded, uint64_t begin, uint64_t end)
+{
+    const struct gemv_params *p = call->params;
+    const size_t pitch = OF(row_bytes)(p->k);
+    const uint8_t *weight = call->buffers[0] + (size_t)p->weight_offset * OF(UNIT);
+    const float *x = (const float *)call->buffers[1] + (size_t)p->x_offset * 4;
+    float *out = (float *)call->buffers[2] + p->out_offset;
+    const Prepared *prepared = prepared_by_caller;
+    for (uint32_t n = (uint32_t)begin * ROWS; n < min_u32((uint32_t)end * ROWS, p->n); n += ROWS)
+        OF(multiply)(weight + n * pitch, p->n - n, x, p->k, prepared, rounded, out + n, p->accumulate);
+}
+
+static void OF(gemv)(const Call *call, uint64_t begin, uint64_t end) { OF(gemv_units_of)(call, false, begin, end); }
+static void OF(gemv_rounded)(const Call *call, uint64_t begin, uint64_t end) { OF(gemv_units_of)(call, true, begin, end); }
 
 static void OF(gemm)(const Call *call, uint64_t begin, uint64_t end)
 {

@@ -68,6 +68,20 @@ INLINE Floats gelu(Floats x) { return x / (1.0f + exponential(-1.5957691216f * x
 ELEMENTWISE(gelu_mul, VALID_ROWS(p, call->buffers[3]), ROW(gate, 0) ROW(up, 1) ROW(out, 2),
             store(out + i, gelu(load(gate + i)) * load(up + i)), out[i] = gelu((Floats)gate[i]).s0 * up[i])
 
+// As in gpt-oss: the gate is limited above, the other factor on both sides and 1 is added to it.
+INLINE Floats limited(Floats x, float least)
+{
+    return __builtin_elementwise_min(__builtin_elementwise_max(x, (Floats)least), (Floats)7.0f);
+}
+INLINE Floats swiglu(Floats gate, Floats up)
+{
+    const Floats g = limited(gate, -INFINITY);
+    return g / (1.0f + exponential(-1.702f * g)) * (limited(up, -7.0f) + 1.0f);
+}
+
+ELEMENTWISE(swiglu_oai, VALID_ROWS(p, call->buffers[3]), ROW(gate, 0) ROW(up, 1) ROW(out, 2),
+            store(out + i, swiglu(load(gate + i), load(up + i))), out[i] = swiglu((Floats)gate[i], (Floats)up[i]).s0)
+
 // ---- Reductions
 
 // A unit is a head of a row.
@@ -154,6 +168,7 @@ const Kernel ROW_KERNELS[] = {
     {"copy", copy_units, copy, 1},
     {"silu_mul", silu_mul_units, silu_mul, 2},
     {"gelu_mul", gelu_mul_units, gelu_mul, 2},
+    {"swiglu_oai", swiglu_oai_units, swiglu_oai, 2},
     {"rms_norm", rms_norm_units, rms_norm, 16},
     {"softmax", softmax_units, softmax, 1},
     {"argmax", argmax_units, argmax, 1},

@@ -8,8 +8,8 @@
 #pragma once
 #include "kernel.h"
 
-#define OF_FLOATS(X) X(f32) X(f16) X(bf16)
-#define OF_BYTES(X) X(q4_0) X(q4_1) X(q5_0) X(q8_0) X(q8_16) X(q4_k) X(q5_k) X(q6_k) X(mxfp4)
+#define FORMATS(X)                                                                                                     \
+    X(f32) X(f16) X(bf16) X(q4_0) X(q4_1) X(q5_0) X(q8_0) X(q8_16) X(q4_k) X(q5_k) X(q6_k) X(mxfp4)
 
 #define TRAITS(format, parts, offsets, bias)                                                                           \
     enum { PARTS_##format = parts, OFFSETS_##format = offsets, BIAS_##format = bias };
