@@ -4,14 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wasmetal.models.lm.chat_families import FAMILIES
     from wasmetal.models.lm.chat_template import ChatTemplate
     from wasmetal.models.lm.model import Model, load_model
     from wasmetal.models.lm.session import Request, Session
     from wasmetal.models.lm.tokenizer import Tokenizer
 
-__all__ = ["ChatTemplate", "Model", "Request", "Session", "Tokenizer", "load_model"]
+__all__ = ["FAMILIES", "ChatTemplate", "Model", "Request", "Session", "Tokenizer", "load_model"]
 
 _HOMES = {
+    "FAMILIES": "wasmetal.models.lm.chat_families",
     "ChatTemplate": "wasmetal.models.lm.chat_template",
     "Model": "wasmetal.models.lm.model",
     "Request": "wasmetal.models.lm.session",

@@ -216,7 +216,10 @@ class HFFolder(ModelFile):
             self.fields["tokenizer.ggml.add_bos_token"] = add_bos
         template = tokenizer.get("chat_template")
         if isinstance(template, list):  # several, by name
-            template = next((each.get("template") for each in template if isinstance(each, dict)), None)
+            named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
+            template = named.get("default", next(iter(named.values()), None))
+            if isinstance(with_tools := named.get("tool_use"), str):
+                self.fields["tokenizer.chat_template.tool_use"] = with_tools
         if (path := self.path / "chat_template.jinja").exists():
             source = Source(path, self.error)
             try:

@@ -173,6 +173,10 @@ class Tokenizer:
         """The bytes of every token, by id. A token may be part of a UTF-8 character."""
         return self._pieces
 
+    def of_type(self, *types: TokenType) -> Iterator[str]:
+        """The tokens of some types, as spelled in the file."""
+        return self._vocabulary.of_type(*types)
+
     def _recognize(self, tokenizer: tokenizers.Tokenizer, tokens: list[str]) -> dict[int, int]:
         """Have a tokenizer find tokens in a text before anything else; return their ids by those that it gives them.
 
