@@ -7,11 +7,11 @@ only the number of valid rows from it.
 from wasmetal.kernels.dtypes import DType
 from wasmetal.ops.attention import attention, kv_append, rope
 from wasmetal.ops.batch import batch_shape, sequences_shape
-from wasmetal.ops.elementwise import add, gelu_mul, scale, silu_mul
+from wasmetal.ops.elementwise import add, gelu, gelu_mul, scale, silu_mul
 from wasmetal.ops.linear import embed, linear
 from wasmetal.ops.matmul import matmul
 from wasmetal.ops.recorder import Recorder
-from wasmetal.ops.reduce import argmax, rms_norm, softmax
+from wasmetal.ops.reduce import argmax, layer_norm, rms_norm, softmax
 from wasmetal.ops.tensor import ALIGNMENT, Tensor
 
 __all__ = [
@@ -24,8 +24,10 @@ __all__ = [
     "attention",
     "batch_shape",
     "embed",
+    "gelu",
     "gelu_mul",
     "kv_append",
+    "layer_norm",
     "linear",
     "matmul",
     "rms_norm",
