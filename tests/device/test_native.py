@@ -242,7 +242,9 @@ def test_rows(native: Library, seed: int, rows: int, columns: int, gap: int) -> 
     compare(native, "silu_mul", [30 * a, b, out, batch], rows=rows, columns=columns, **strides)
     compare(native, "gelu_mul", [30 * a, b, out, batch], rows=rows, columns=columns, **strides)
     compare(native, "swiglu_oai", [8 * a, 8 * b, out, batch], rows=rows, columns=columns, **strides)
+    compare(native, "gelu", [3 * a, out, batch], batch_row=0, **shape)
     compare(native, "rms_norm", [a, b, out, batch], eps=1e-5, batch_row=0, heads=1, **shape)
+    compare(native, "layer_norm", [a, b, b[::-1].copy(), out, batch], eps=1e-2, batch_row=0, **shape)
     of_heads = shape | {"heads": 3, "columns": max(1, columns // 3), "x_stride": 3 * stride, "out_stride": 3 * stride}
     compare(native, "rms_norm", [np.tile(a, 3), b, np.tile(out, 3), batch], eps=1e-5, batch_row=0, **of_heads)
     a[:, :: max(1, columns // 3)] = (-math.inf, math.nan, 3.0)[seed % 3]

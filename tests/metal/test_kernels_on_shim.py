@@ -67,6 +67,18 @@ def gelu_mul(bench, rng, shape, gap, live):
     return [out]
 
 
+def gelu(bench, rng, shape, gap, live):
+    x, out = put(bench, rng, *shape, gap=gap), put(bench, rng, *shape)
+    bench.run(lambda rec: ops.gelu(rec, x, out, batch=bench.batch(shape[0], live)))
+    return [out]
+
+
+def layer_norm(bench, rng, rows, columns):
+    x, weight, bias = put(bench, rng, rows, columns, gap=1), put(bench, rng, columns), put(bench, rng, columns)
+    bench.run(lambda rec: ops.layer_norm(rec, x, weight, bias, x, 1e-5, batch=bench.batch(rows, max(1, rows - 1))))
+    return [x]
+
+
 def heads_norm(bench, rng, rows, heads, columns):
     x, weight = put(bench, rng, rows, heads, columns, gap=4), put(bench, rng, columns)
     bench.run(lambda rec: ops.rms_norm(rec, x, weight, x, 1e-5, batch=bench.batch(rows, max(1, rows - 1))))
@@ -226,6 +238,8 @@ def cases() -> Iterator[Case]:
         yield case(CLOSE, top_k, rows, columns, slots, normalized)
     for rows, slots, columns, accumulate in ((1, 2, 131, True), (5, 3, 7, False)):
         yield case(CLOSE, weighted_sum, rows, slots, columns, accumulate)
+    yield case(CLOSE, gelu, (5, 67), 3, 4)
+    yield case(CLOSE, layer_norm, 9, 127)
     for rows, heads, columns in ((1, 3, 64), (5, 2, 131)):
         yield case(CLOSE, heads_norm, rows, heads, columns)
     for rows, columns in ((1, 1), (9, 127), (17, 300)):

@@ -1,8 +1,10 @@
-"""add, scale, silu_mul and gelu_mul against float64 NumPy.
+"""add, scale, silu_mul, gelu_mul and gelu against float64 NumPy.
 
-Tolerances: one rounding (6e-8) for sums and products; 4e-6 for SiLU and GELU, since Vulkan allows a few units
-for an exponential.
+Tolerances: one rounding (6e-8) for sums and products; 4e-6 for SiLU and gated GELU, since Vulkan allows a few units
+for an exponential; for GELU 4e-7 of the input, since erfc is within 1.5e-7.
 """
+
+import math
 
 import numpy as np
 import pytest
@@ -29,6 +31,26 @@ def swiglu(gate, up):
 
 def gelu(x):
     return x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2
+
+
+exact_gelu = np.vectorize(lambda x: x * math.erfc(-x / math.sqrt(2)) / 2, otypes=[float])
+
+
+@pytest.mark.parametrize(("shape", "gap"), [((1, 1), 0), ((3, 5), 1), ((1, 4097), 0), ((13, 127), 4)])
+@pytest.mark.parametrize("live", [None, 0, 1, -1])
+def test_gelu(device, shape, gap, live):
+    a = np.random.default_rng(4).standard_normal(shape).astype(np.float32) * 3
+    a.flat[:: max(1, a.size // 7)] = (0, -0.0, -20, 20, -1e30, 1e30, -5, 1e-20)[: len(a.flat[:: max(1, a.size // 7)])]
+    count = shape[0] if live in (None, -1) else live
+    want = a.astype(np.float64)
+    want[:count] = exact_gelu(want[:count])
+    with Bench(device) as bench:
+        x, out = bench.put(a, gap=gap), bench.put(a)
+        batch = None if live is None else bench.batch(shape[0], live)
+        for target in (out, x):
+            bench.run(lambda rec, target=target: ops.gelu(rec, x, target, batch=batch))
+            assert_close(bench.get(target), want, 4e-7, np.abs(a).clip(1e-30).astype(np.float64))
+        bench.only(x, out)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

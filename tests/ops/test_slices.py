@@ -26,6 +26,7 @@ def test_elementwise(device):
     elementwise.test_add_and_scale(device, (3, 301))
     elementwise.test_add_and_scale(device, (11, 4))
     elementwise.test_in_place(device)
+    elementwise.test_gelu(device, (13, 127), 4, 1)
     for live in (0, 4, 5):
         elementwise.test_rows_that_are_not_valid_stay(device, 5, live, ops.gelu_mul, elementwise.gelu)
 
@@ -35,6 +36,7 @@ def test_reduce(device, shape):
     if len(shape) == 2:
         reduce.test_rms_norm(device, shape)
         reduce.test_rms_norm_of_valid_rows(device, 6, 5)
+        reduce.test_layer_norm(device, shape, -1)
     reduce.test_softmax(device, shape)
     reduce.test_argmax(device, shape)
 

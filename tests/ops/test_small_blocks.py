@@ -35,6 +35,7 @@ def small_blocks(request, monkeypatch) -> int:
 def test_elementwise(reference):
     elementwise.test_add_and_scale(reference, (3, 301))
     elementwise.test_in_place(reference)
+    elementwise.test_gelu(reference, (13, 127), 4, None)
     for rows in (1, 5):
         elementwise.test_rows_that_are_not_valid_stay(reference, rows, 4, ops.gelu_mul, elementwise.gelu)
 
@@ -42,6 +43,7 @@ def test_elementwise(reference):
 @pytest.mark.parametrize("shape", [(1, 576), (5, 127), (31, 3), (3, 4099)])
 def test_reduce(reference, shape):
     reduce.test_rms_norm(reference, shape)
+    reduce.test_layer_norm(reference, shape, None)
     reduce.test_softmax(reference, shape)
     reduce.test_argmax(reference, shape)
 

@@ -50,6 +50,10 @@ def chat(
     trusted: Annotated[
         bool, typer.Option("--trusted", help="Render the model's chat template without limits on time and memory.")
     ] = False,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Write the conversation as a family of models does, such as chatml."),
+    ] = None,
     device: Device = None,
     precision: Precision = None,
     stats: Annotated[
@@ -89,7 +93,11 @@ def chat(
         _offer_to_pull(model)
     at_terminal = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
     with open_device(device, precision) as opened, ExitStack() as stack:
-        loaded = stack.enter_context(load_model(model, opened, trusted=True)) if trusted else None
+        loaded = None
+        if trusted or chat_template:
+            loaded = stack.enter_context(
+                load_model(model, opened, trusted=trusted or None, chat_template=chat_template)
+            )
         code, totals = (_at_terminal if at_terminal else _as_filter)(model, loaded or model, opened, arguments)
         if loaded:
             totals.add(loaded.counters)

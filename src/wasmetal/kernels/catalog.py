@@ -204,10 +204,22 @@ _KERNELS = (
         for name in ("silu_mul", "gelu_mul", "swiglu_oai")
     ),
     Kernel(
+        name="gelu",
+        source="elementwise",
+        buffers=(_read("x"), _write("out"), _BATCH),
+        fields=_u32("batch_row rows columns x_stride out_stride"),
+    ),
+    Kernel(
         name="rms_norm",
         source="reduce",
         buffers=(_read("x"), _read("weight"), _write("out"), _BATCH),
         fields=(*_u32("batch_row rows columns x_stride out_stride"), ("eps", "f32"), ("heads", "u32")),
+    ),
+    Kernel(
+        name="layer_norm",
+        source="reduce",
+        buffers=(_read("x"), _read("weight"), _read("bias"), _write("out"), _BATCH),
+        fields=(*_u32("batch_row rows columns x_stride out_stride"), ("eps", "f32")),
     ),
     Kernel(
         name="softmax",

@@ -12,6 +12,8 @@ import numpy as np
 from wasmetal.device.base import Bytes, Device, DeviceInfo, MemoryKind
 from wasmetal.errors import ModelError
 from wasmetal.kernels.dtypes import tensor_bytes
+from wasmetal.models.architectures.bert import Bert
+from wasmetal.models.embedder import Embedder
 from wasmetal.models.files.model_file import ModelFile
 from wasmetal.models.files.source import Source
 from wasmetal.models.lm.model import Model
@@ -102,7 +104,8 @@ def summarize(file: ModelFile) -> Summary:
 
 
 def memory_needed(file: ModelFile, context: int | None = None, sessions: int = 1) -> Memory:
-    """What :class:`Model` allocates for sessions of ``context`` tokens each, by default as many as ``load_model``.
+    """What :class:`Model` allocates for sessions of ``context`` tokens each, by default as many as ``load_model``; or
+    what :class:`Embedder` does, which has no sessions.
 
     Found by making the model on a device that only counts. Raises ModelError if the model cannot be used.
     """
@@ -116,10 +119,15 @@ def memory_needed(file: ModelFile, context: int | None = None, sessions: int = 1
     device = _Counting()
     if not 1 <= sessions <= MAX_SESSIONS:
         raise ModelError(f"{sessions} sessions; 1 to {MAX_SESSIONS} are supported")
-    with Model(described, file.path.stem, cast(Device, device), context, sessions) as model:
+    model: Embedder | Model
+    if file.get("general.architecture", str, "") == Bert.name:
+        model, kv_cache = Embedder(described, file.path.stem, cast(Device, device)), 0
+    else:
+        model = Model(described, file.path.stem, cast(Device, device), context, sessions)
+        kv_cache = model.cache.page_bytes * model.cache.free
+    with model:
         tensors = file.tensors.values()
         weights = sum(tensor_bytes(tensor.dtype, tensor.shape) for tensor in tensors)
-        kv_cache = model.cache.page_bytes * model.cache.free
         return Memory(
             context=model.context_length,
             sessions=sessions,

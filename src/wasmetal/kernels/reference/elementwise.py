@@ -14,6 +14,10 @@ from wasmetal.kernels.reference.scratch import BLOCK, blockwise
 from wasmetal.kernels.reference.views import F32, Bytes, rows
 
 _TWICE = 2 * math.sqrt(2 / math.pi)
+_SLOPE = np.float32(0.3275911 / math.sqrt(2))
+_ERFC = np.array([0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429], np.float32)
+"""erfc(x) within 1.5e-7, for x >= 0, is the polynomial t (_ERFC[0] + t (_ERFC[1] + …)) e^(-x²), with t = 1 / (1 +
+0.3275911 x): M. Abramowitz and I. Stegun, "Handbook of Mathematical Functions", 1964, 7.1.26."""
 
 
 def add(p: SimpleNamespace, a: Bytes, b: Bytes, out: Bytes) -> Callable[[], object]:
@@ -64,6 +68,26 @@ def _sigmoid_linear(g: F32, scratch: F32) -> None:
     np.exp(scratch, scratch)
     np.add(scratch, 1.0, scratch)
     np.divide(limited, scratch, scratch)
+
+
+def gelu(p: SimpleNamespace, x: Bytes, out: Bytes, batch: Bytes) -> Callable[[], None]:
+    """out = x * (1 + erf(x / sqrt(2))) / 2, which is max(x, 0) - |x| erfc(|x| / sqrt(2)) / 2."""
+    source = rows(x, p.x_offset, p.rows, p.columns, p.x_stride)
+    target = rows(out, p.out_offset, p.rows, p.columns, p.out_stride)
+    active = valid_rows(p, batch)
+
+    def run(some: F32, result: F32) -> None:
+        size = np.abs(some)
+        t = 1 / (1 + _SLOPE * size)
+        series = np.full_like(t, _ERFC[-1])
+        for coefficient in _ERFC[-2::-1]:
+            np.multiply(series, t, series)
+            np.add(series, coefficient, series)
+        np.multiply(series, t, series)
+        np.multiply(series, np.exp(np.float32(-0.5) * size * size), series)
+        np.subtract(np.maximum(some, 0), np.float32(0.5) * size * series, result)
+
+    return lambda: blockwise(run, active(), source, target)
 
 
 def _silu(g: F32, scratch: F32) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from wasmetal.models.architectures.bert import Bert
 from wasmetal.models.architectures.gemma3 import Gemma3
 from wasmetal.models.architectures.gpt_oss import GptOss
 from wasmetal.models.architectures.granite import Granite
@@ -27,6 +28,8 @@ def read_network(file: ModelFile) -> Network:
     """The network that a file describes, not loaded yet. Raises ModelError if it is unsupported or malformed."""
     name = file.require("general.architecture", str)
     architecture = ARCHITECTURES.get(name)
+    if name == Bert.name:
+        raise file.error("an embedding model: use wasmetal embed, or load_embedder")
     if architecture is None:
         supported = ", ".join(sorted(ARCHITECTURES))
         raise file.error(f"the architecture {name!r} is not supported; supported: {supported}")

@@ -18,7 +18,7 @@ from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.files import store
 from wasmetal.models.files.model_file import ModelFile
 from wasmetal.models.hf_folder import open_model_file
-from wasmetal.models.lm.chat_template import ChatTemplate
+from wasmetal.models.lm.chat_template import chat_template as read_template
 from wasmetal.models.lm.heads import Head
 from wasmetal.models.lm.kv_cache import PAGE_SIZE, Growth, KVCache
 from wasmetal.models.lm.pacing import Pacing
@@ -44,6 +44,7 @@ def load_model(
     context: int | None = None,
     contexts: int = CONTEXTS,
     trusted: bool | None = None,
+    chat_template: str | None = None,
 ) -> Model:
     """Load a model onto a device: the name of one that was pulled, or a path to a GGUF file or a Hugging Face folder.
 
@@ -51,20 +52,23 @@ def load_model(
     trained for if that is less. ``contexts`` is the size of the KV cache that all sessions share, in whole contexts:
     every guest that is granted the model is guaranteed an equal share of it, and so is the caller for its own sessions.
     ``trusted``: render the model's chat template in this process, without limits on time and memory; by default only
-    for known models whose SHA-256 is in the catalogue, which was compared when they were pulled. Raises ModelError if
-    the file cannot be used, OutOfDeviceMemoryError if it is too large.
+    for known models whose SHA-256 is in the catalogue, which was compared when they were pulled. ``chat_template``: the
+    name of a family, such as "chatml", whose template takes the place of the file's (``wasmetal.models.FAMILIES``).
+    Raises ModelError if the file cannot be used, OutOfDeviceMemoryError if it is too large.
     """
     with setting_up(f"load {source}", ModelError):
         path = store.resolve(source)
         name = str(source) if source in store.CATALOG else path.name if path.is_dir() else path.stem
         trusted = store.trusted(source) if trusted is None else trusted
-        return Model(open_model_file(path), name, device, context, contexts, trusted=trusted)
+        return Model(
+            open_model_file(path), name, device, context, contexts, trusted=trusted, chat_template=chat_template
+        )
 
 
 class Model(Closing):
     """Weights, tokenizer and cache. Use as a context manager, or call :meth:`close`. Safe to use from several threads.
 
-    ``chat_template`` is None if the file has none.
+    ``chat_template`` is None if the file has none, and its vocabulary tells of no family.
     """
 
     capabilities = frozenset({Capability.LANGUAGE})
@@ -78,13 +82,14 @@ class Model(Closing):
         contexts: int = CONTEXTS,
         *,
         trusted: bool = False,
+        chat_template: str | None = None,
     ):
         self._network = read_network(file)
         self.device = device
         self.name = name
         self.config = c = self._network.config
         self.tokenizer = Tokenizer(file)
-        self.chat_template = _chat_template(file, self.tokenizer, trusted)
+        self.chat_template = read_template(file, self.tokenizer, chat_template, trusted)
         self.vocab_size = c.vocab_size
         self.context_length = min(c.context_length, DEFAULT_CONTEXT) if context is None else context
         if not 1 <= self.context_length <= c.context_length:
@@ -283,11 +288,3 @@ def _batches(counts: Sequence[int], rows: Callable[[], int]) -> Iterator[list[tu
                 batch, room = [], rows()
     if batch:
         yield batch
-
-
-def _chat_template(file: ModelFile, tokenizer: Tokenizer, trusted: bool) -> ChatTemplate | None:
-    source = file.get("tokenizer.chat_template", str, None)
-    if source is None:
-        return None
-    bos, eos = ("" if i is None else tokenizer.tokens[i] for i in (tokenizer.bos, tokenizer.eos))
-    return ChatTemplate(source, bos=bos, eos=eos, trusted=trusted)
