@@ -48,4 +48,18 @@ Device = Annotated[
         help="auto, cpu, vulkan, or one that `wasmetal devices` lists  [default: WASMETAL_DEVICE, or auto]",
     ),
 ]
+KvType = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-type",
+        metavar="TYPE",
+        help="Type of the key-value cache: f32, f16 or q8_0  [default: f16 on GPUs, f32 elsewhere]",
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context", metavar="N", help="Tokens that a session may have  [default: 4096, or what it was trained for]"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
