@@ -56,12 +56,13 @@ def measure(
     repeats: int = 3,
     *,
     kv_type: str | None = None,
+    quantize: str | None = None,
 ) -> Result:
     """Prefill ``prompt_tokens`` and greedily decode ``tokens`` with each engine; medians of ``repeats`` runs.
 
-    ``kv_type``: as for :func:`load_model`.
+    ``kv_type``, ``quantize``: as for :func:`load_model`.
     """
-    with load_model(source, device, kv_type=kv_type) as model:
+    with load_model(source, device, kv_type=kv_type, quantize=quantize) as model:
         prompt = _prompt(model, prompt_tokens)
         runs: list[tuple[Speed, Speed]] = []
         for _ in range(repeats + 1):  # alternating, so that both meet the same disturbances; the first warms up

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from wasmetal.cli.models import progress
-from wasmetal.cli.options import DEFAULT_MODEL, Context, Device, KvType
+from wasmetal.cli.options import DEFAULT_MODEL, Context, Device, KvType, Quantize
 from wasmetal.cli.output import in_bytes, text_writer, writer
 from wasmetal.cli.run import run_or_leave
 
@@ -50,6 +52,7 @@ def chat(
     ] = False,
     context: Context = None,
     kv_type: KvType = None,
+    quantize: Quantize = None,
     device: Device = None,
     stats: Annotated[
         bool,
@@ -87,10 +90,11 @@ def chat(
     if prompt is None:
         _offer_to_pull(model)
     at_terminal = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
-    with (
-        open_device(device) as opened,
-        load_model(model, opened, context=context, kv_type=kv_type, trusted=trusted or None) as loaded,
-    ):
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_device(device))
+        options = partial(load_model, context=context, kv_type=kv_type, trusted=trusted or None)
+        with progress(f"quantizing {model}") if quantize else nullcontext() as report:
+            loaded = stack.enter_context(options(model, opened, quantize=quantize, progress=report))
         code, totals = (_at_terminal if at_terminal else _as_filter)(model, loaded, arguments)
         totals.add(loaded.counters)
     if counters:

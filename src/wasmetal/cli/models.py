@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wasmetal.cli.options import Context, Json, KvType
+from wasmetal.cli.options import Context, Json, KvType, Quantize
 from wasmetal.cli.output import in_bytes, in_thousands, print_json, print_table
 from wasmetal.errors import WasmetalError, printable
 
@@ -79,15 +79,19 @@ def show(
     context: Context = None,
     sessions: Annotated[int, typer.Option(metavar="M", help="Sessions at the same time.")] = 1,
     kv_type: KvType = None,
+    quantize: Quantize = None,
     as_json: Json = False,
 ) -> None:
     """Show what a model is, and the memory that it takes for so many sessions of so many tokens."""
     from wasmetal.device import list_devices
     from wasmetal.models.files import store
+    from wasmetal.models.files.quantize import quantize as quantize_file
     from wasmetal.models.hf_folder import open_model_file
     from wasmetal.models.summary import memory_needed, shortage, summarize
 
     file = open_model_file(store.resolve(model))
+    if quantize is not None:
+        quantize_file(file, quantize)
     summary = summarize(file)
     stored = store.find(model)
     licence = (stored.licence if stored else None) or summary.licence

@@ -62,4 +62,8 @@ Context = Annotated[
         "--context", metavar="N", help="Tokens that a session may have  [default: 4096, or what it was trained for]"
     ),
 ]
+Quantize = Annotated[
+    str | None,
+    typer.Option("--quantize", metavar="TYPE", help="Quantize float weights while loading: q8_0, q4_0 or q4_k."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

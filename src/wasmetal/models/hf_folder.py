@@ -311,6 +311,9 @@ class _Adjacent:
         self.size = stored.nbytes
 
     def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
-        rows = self._stored.shape[0]
-        halves = self._stored.data.reshape(self._heads, 2, rows // self._heads // 2, -1)
-        return halves.swapaxes(1, 2).reshape(-1)[offset : offset + nbytes]
+        stored, size = self._stored, self._stored.shape[0] // self._heads
+        row = stored.nbytes // stored.shape[0]
+        first, last = offset // row // size, -(-(offset + nbytes) // row // size)  # heads
+        data = stored.source.read(stored.offset + first * size * row, (last - first) * size * row)
+        pairs = data.reshape(last - first, 2, size // 2, row).swapaxes(1, 2).reshape(-1)
+        return pairs[offset - first * size * row :][:nbytes]

@@ -16,7 +16,9 @@ from wasmetal.forked import Origin
 from wasmetal.models.architectures import read_network
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.files import store
+from wasmetal.models.files.download import Progress
 from wasmetal.models.files.model_file import ModelFile
+from wasmetal.models.files.quantize import quantize as quantize_file
 from wasmetal.models.hf_folder import open_model_file
 from wasmetal.models.lm import fit
 from wasmetal.models.lm.chat_template import ChatTemplate
@@ -45,6 +47,8 @@ def load_model(
     context: int | None = None,
     contexts: int = CONTEXTS,
     kv_type: str | None = None,
+    quantize: str | None = None,
+    progress: Progress | None = None,
     trusted: bool | None = None,
 ) -> Model:
     """Load a model onto a device: the name of one that was pulled, or a path to a GGUF file or a Hugging Face folder.
@@ -53,7 +57,8 @@ def load_model(
     trained for if that is less. ``contexts`` is the size of the KV cache that all sessions share, in whole contexts:
     every guest that is granted the model is guaranteed an equal share of it, and so is the caller for its own sessions.
     Its memory is taken as it is used. ``kv_type`` is the type of its elements: "f32", "f16" or "q8_0", by default "f16"
-    on GPUs and "f32" elsewhere.
+    on GPUs and "f32" elsewhere. ``quantize``: "q8_0", "q4_0" or "q4_k" to quantize matrices of floats while they are
+    loaded (``files/quantize.py`` says which stay); ``progress`` is then called with the bytes done and their total.
     ``trusted``: render the model's chat template in this process, without limits on time and memory; by default only
     for known models whose SHA-256 is in the catalogue, which was compared when they were pulled. Raises ModelError if
     the file cannot be used, OutOfDeviceMemoryError if it is too large.
@@ -62,7 +67,10 @@ def load_model(
         path = store.resolve(source)
         name = str(source) if source in store.CATALOG else path.name if path.is_dir() else path.stem
         trusted = store.trusted(source) if trusted is None else trusted
-        return Model(open_model_file(path), name, device, context, contexts, kv_type=kv_type, trusted=trusted)
+        file = open_model_file(path)
+        if quantize is not None:
+            quantize_file(file, quantize, progress)
+        return Model(file, name, device, context, contexts, kv_type=kv_type, trusted=trusted)
 
 
 class Model(Closing):
