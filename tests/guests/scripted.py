@@ -28,7 +28,7 @@ class ScriptedModel:
         self.context_length, self.vocab_size = context, VOCABULARY
         self.tokenizer = self
         self.end_of_generation = frozenset([END])
-        self.cache = SimpleNamespace(position_bytes=1)
+        self.cache = SimpleNamespace(position_bytes=1, bytes_as=lambda dtype: 1)
         self.chat_template = self if template else None
         self.conversations: list[list[dict[str, str]]] = []
         self.forwards: list[list[int]] = []

@@ -28,6 +28,17 @@ MODULES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+OTHER_MODULES = {
+    "qwen3": {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"},
+    "phi3": {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
+}
+OTHER_MODULES["olmo2"] = OTHER_MODULES["qwen3"] | {
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+OTHER_MODULES["gemma3"] = OTHER_MODULES["olmo2"] | {"ffn_norm": "pre_feedforward_layernorm"}
+MODEL_TYPES = {"gemma3": "gemma3_text"}
+REORDERED = ("llama", "smollm3", "granite")
 TYPES = {"float32": "F32", "float16": "F16"}
 
 
@@ -42,17 +53,22 @@ def write_folder(folder: Path, source: Path, files: int = 1) -> Path:
 
     architecture = reader.fields["general.architecture"].contents()
     heads = {"attn_q": field("attention.head_count"), "attn_k": field("attention.head_count_kv")}
+    modules = MODULES | OTHER_MODULES.get(architecture, {})
     tensors: dict[str, NDArray[Any]] = {}
     for tensor in reader.tensors:
         *block, module, kind = tensor.name.split(".")
+        if not block and module.startswith("rope_"):
+            continue
         values = np.array(tensor.data)
-        if architecture == "llama" and module in heads:  # from pairs side by side to halves
+        if architecture in REORDERED and module in heads:  # from pairs side by side to halves
             values = values.reshape(heads[module], -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
-        name = f"{MODULES[module]}.{kind}"
+        if architecture == "gemma3" and module.endswith("norm"):
+            values = values - np.float32(1)
+        name = f"{modules[module]}.{kind}"
         tensors[f"model.layers.{block[1]}.{name}" if block else name] = values
     tied = "lm_head.weight" not in tensors
     config = {
-        "model_type": architecture,
+        "model_type": MODEL_TYPES.get(architecture, architecture),
         "hidden_act": "silu",
         "hidden_size": field("embedding_length"),
         "intermediate_size": field("feed_forward_length"),
@@ -60,11 +76,32 @@ def write_folder(folder: Path, source: Path, files: int = 1) -> Path:
         "num_attention_heads": heads["attn_q"],
         "num_hidden_layers": field("block_count"),
         "num_key_value_heads": heads["attn_k"],
+        "head_dim": field("rope.dimension_count"),
         "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
+        "rope_theta": field("rope.freq_base"),
         "tie_word_embeddings": tied,
         "vocab_size": len(vocabulary()),
     }
+    if window := field("attention.sliding_window"):
+        config |= {"sliding_window": window}
+        if architecture == "llama":
+            config["model_type"] = "mistral"
+    if architecture == "granite":
+        config |= {"embedding_multiplier": 3.0, "residual_multiplier": 0.3}
+        config |= {"attention_multiplier": 0.17, "logits_scaling": 5.0}
+    if architecture == "gemma3":
+        kinds = [("full" if i % 2 else "sliding") + "_attention" for i in range(config["num_hidden_layers"])]
+        config |= {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": config["head_dim"]}
+        config |= {"layer_types": kinds, "rope_local_base_freq": 10000.0}
+    if scaling := field("rope.scaling.type"):
+        config["rope_scaling"] = {"rope_type": scaling, "factor": field("rope.scaling.factor")} | {
+            "original_max_position_embeddings": field("rope.scaling.original_context_length")
+        }
+    if scaling == "longrope":
+        factors = {tensor.name: tensor.data.tolist() for tensor in reader.tensors if "factors" in tensor.name}
+        config["rope_scaling"] |= {"attention_factor": field("rope.scaling.attn_factor")} | {
+            f"{name}_factor": factors[f"rope_factors_{name}.weight"] for name in ("long", "short")
+        }
     (folder / "config.json").write_text(json.dumps(config))
     names = list(tensors)
     if files == 1:

@@ -38,7 +38,7 @@ def forward(model: Model, work: list[tuple[Session, list[int]]]) -> list[NDArray
 def test_prompts_beside_decoding(device: Device, path: Path) -> None:
     texts = [tokens(40, 1), tokens(33, 2), tokens(70, 3), tokens(2, 4)]
     expected = [logits_of(path, text) for text in texts]
-    with load_model(path, device) as model:
+    with load_model(path, device, kv_type="f32") as model:
         one, two, three, four = (model.session() for _ in texts)
         one.forward(texts[0][:38], None)
         two.forward(texts[1][:32], None)
@@ -55,7 +55,7 @@ def test_prompts_beside_decoding(device: Device, path: Path) -> None:
 
 
 def test_a_batch_is_one_submission(device: Device, path: Path) -> None:
-    with load_model(path, device) as model:
+    with load_model(path, device, kv_type="f32") as model:
         sessions = [model.session() for _ in range(5)]
         before = device.counters.submits
         model.forward([Request(session, tokens(3, i)) for i, session in enumerate(sessions)])
@@ -69,7 +69,7 @@ def test_any_batch(device: Device, path: Path, lengths: list[int], forks: bool) 
     """Batches of more rows than a submission takes, of sessions that share pages and of sessions that do not."""
     start = tokens(45, 0)
     texts = [tokens(length, length) for length in lengths]
-    with load_model(path, device) as model:
+    with load_model(path, device, kv_type="f32") as model:
         parent = model.session()
         parent.forward(start, None)
         sessions = [parent.fork() if forks else model.session() for _ in texts]
@@ -86,7 +86,7 @@ def test_more_sessions_than_a_submission_takes(cpu: Device, path: Path) -> None:
 
 def test_refused_whole(device: Device, path: Path) -> None:
     """A batch in which one request cannot be met changes no session."""
-    with load_model(path, device) as model, load_model(path, device) as other:
+    with load_model(path, device, kv_type="f32") as model, load_model(path, device) as other:
         good, bad = model.session(), model.session()
         good.forward([5, 6, 7], None)
         free = model.cache.free

@@ -55,7 +55,7 @@ def test_it_computes_what_the_gguf_file_does(
         each.chmod(0o644)
     results = []
     for source in (path, folder):
-        with load_model(source, device) as model, model.session() as session:
+        with load_model(source, device, kv_type="f32") as model, model.session() as session:
             out = model.logits()
             session.forward([3, 1, 4, 1, 5], out)
             results.append(
@@ -69,6 +69,33 @@ def test_it_computes_what_the_gguf_file_does(
                 assert model.counters.bytes_shared > 0
     np.testing.assert_array_equal(results[0][0], results[1][0])
     assert results[0][1:] == results[1][1:]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window": 5},
+        {"architecture": "qwen3", "heads": 3, "kv_heads": 1, "head_dim": 32, "rope_scaling": "yarn"},
+        {"architecture": "smollm3", "blocks": 5, "rope_scaling": "linear"},
+        {"architecture": "granite", "tied": False},
+        {"architecture": "olmo2", "heads": 4, "kv_heads": 4},
+        {"architecture": "phi3", "tied": False, "window": 7},
+        {"architecture": "phi3", "rope_scaling": "longrope", "context": 48},
+        {"architecture": "gemma3", "window": 4, "blocks": 3, "rope_scaling": "linear"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_architectures(cpu: Device, tmp_path: Path, options: dict[str, Any]) -> None:
+    path = write_tiny_llama(tmp_path / "tiny.gguf", qtype="F32", **options)
+    folder = write_folder(tmp_path / "model", path, 2)
+    results = []
+    for source in (path, folder):
+        with load_model(source, cpu) as model, model.session() as session:
+            out = model.logits()
+            session.forward(range(3, 33), out)
+            results.append(out.numpy().copy())
+    # Gemma's norms are 1 less in folders, which rounds them.
+    np.testing.assert_allclose(results[1], results[0], rtol=0, atol=1e-5 if options.get("window") == 4 else 0)
 
 
 def test_sessions_of_other_models_are_told_apart(folder: Path) -> None:
@@ -103,17 +130,49 @@ def test_models_show(folder: Path) -> None:
 
 
 CONFIG: dict[str, tuple[Edit, str]] = {
-    "architecture": (lambda c: c.update(model_type="mamba"), "model_type is 'mamba'; .* supported: llama, qwen2"),
+    "architecture": (
+        lambda c: c.update(model_type="mamba"),
+        "model_type is 'mamba'; .* supported: llama, mistral, qwen2",
+    ),
     "quantized": (
         lambda c: c.update(quantization_config={"quant_method": "awq"}),
         "quantization_config is .* not supp",
     ),
     "activation": (lambda c: c.update(hidden_act="gelu"), "hidden_act is 'gelu'"),
-    "RoPE": (lambda c: c.update(rope_scaling={"type": "yarn"}), "RoPE of the type 'yarn' is not supported"),
+    "RoPE": (lambda c: c.update(rope_scaling={"type": "dynamic"}), "RoPE of the type 'dynamic' is not supported"),
     "RoPE of no kind": (lambda c: c.update(rope_scaling=["linear"]), r"RoPE of the type \['linear'\] is not"),
     "llama3 without numbers": (
         lambda c: c.update(rope_scaling={"rope_type": "llama3"}),
         "factor should be of type float",
+    ),
+    "longrope": (
+        lambda c: c.update(rope_scaling={"type": "longrope"}),
+        "'longrope' is not .*: default, linear, llama3, yarn",
+    ),
+    "YaRN of another magnitude": (
+        lambda c: c.update(rope_scaling={"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.0}),
+        "YaRN with a magnitude of its own",
+    ),
+    "YaRN without a factor": (lambda c: c.update(rope_scaling={"type": "yarn"}), "factor should be of type float"),
+    "window": (
+        lambda c: c.update(model_type="mistral", sliding_window="4096"),
+        "sliding_window should be of type int, not str",
+    ),
+    "part of a head": (
+        lambda c: c.update(partial_rotary_factor=float("nan"), rope_theta="x"),
+        "rope_theta should be of type float",
+    ),
+    "scores": (
+        lambda c: c.update(model_type="gemma3_text", hidden_activation="gelu_pytorch_tanh", query_pre_attn_scalar=7),
+        "query_pre_attn_scalar is 7.0, which is not supported with heads of",
+    ),
+    "capped logits": (
+        lambda c: c.update(model_type="gemma3_text", query_pre_attn_scalar=16, final_logit_softcapping=30.0),
+        "final_logit_softcapping",
+    ),
+    "positions": (
+        lambda c: c.update(model_type="smollm3", no_rope_layers=[1, 0]),
+        "layers without RoPE other than every 4th are not supported",
     ),
     "text for a number": (lambda c: c.update(hidden_size="96"), "hidden_size should be of type int, not str"),
     "a number too large": (lambda c: c.update(hidden_size=2**80), "embedding_length is 1208925819614629174706176"),

@@ -85,7 +85,7 @@ def test_logits_agree_with_float64(device: Device, tmp_path: Path, options: dict
     path = write_tiny_llama(tmp_path / "tiny.gguf", **options)
     some = tokens(11)
     expected = logits_of(path, some, long=True)
-    with load_model(path, device) as model, model.session() as session:
+    with load_model(path, device, kv_type="f32") as model, model.session() as session:
         logits = model.logits()
         got = logits.buffer.view().view(np.float32)
         session.forward(some[:7], logits)
@@ -114,7 +114,7 @@ def test_prompts_of_every_shape_class(device: Device, tmp_path: Path, count: int
     path = write_tiny_llama(tmp_path / "tiny.gguf", context=1100, blocks=1, heads=2, kv_heads=1)
     some = tokens(count + 1)
     expected = logits_of(path, some)
-    with load_model(path, device) as model, model.session() as session:
+    with load_model(path, device, kv_type="f32") as model, model.session() as session:
         logits = model.logits()
         got = logits.buffer.view().view(np.float32)
         session.forward(some[:-1], logits)

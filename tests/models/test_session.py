@@ -33,7 +33,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(device: Device, path: Path) -> Iterator[Model]:
-    with load_model(path, device) as model:
+    with load_model(path, device, kv_type="f32") as model:
         yield model
 
 
@@ -184,7 +184,7 @@ def test_an_empty_session_can_be_saved(on_cpu: Model) -> None:
 
 @pytest.mark.vulkan
 def test_a_state_moves_between_devices(cpu: Device, vulkan: Device, path: Path) -> None:
-    here, there = load_model(path, cpu), load_model(path, vulkan)
+    here, there = load_model(path, cpu), load_model(path, vulkan, kv_type="f32")
     with here, there, here.session() as session, there.session() as moved:
         session.forward(PROMPT, None)
         moved.restore(session.save())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +20,17 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.models.folder import write_tokenizer
-from tests.reference.check_architectures import SHAPE, TOLERANCE
+from tests.reference.check_architectures import GEMMA3, SHAPE, TOLERANCE, tiny
+from tests.reference.check_architectures import MODELS as CHECKED
 from wasmetal import load_model, open_device
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
+THIRDS = ["full_attention" if (i + 1) % 3 == 0 else "sliding_attention" for i in range(7)]
+
 MODELS: dict[str, Any] = {
-    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)),
-    "llama, linear RoPE": lambda: transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**SHAPE, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4})
-    ),
-    "llama 3, tied": lambda: transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**SHAPE, tie_word_embeddings=True, rope_parameters=LLAMA3)
-    ),
-    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SHAPE)),
-    "qwen2, tied, in half precision": lambda: transformers.Qwen2ForCausalLM(
-        transformers.Qwen2Config(**SHAPE, tie_word_embeddings=True)
-    ).to(torch.float16),
+    **CHECKED,
+    "llama, tied": partial(tiny, "Llama", tie_word_embeddings=True),
+    "qwen2, in half precision": lambda: tiny("Qwen2").to(torch.float16),
+    "gemma3, every third layer": partial(tiny, "Gemma3", **GEMMA3 | {"layer_types": THIRDS}),
 }
 
 
@@ -53,7 +42,11 @@ def main() -> None:
         with open_device(spec) as device:
             for name, make in MODELS.items():
                 torch.manual_seed(0)
-                error = compare(make().eval(), device)
+                model = make().eval()
+                with torch.no_grad():
+                    for parameter in (p for n, p in model.named_parameters() if n.endswith((".bias", "norm.weight"))):
+                        parameter.add_(torch.randn_like(parameter), alpha=0.2)
+                error = compare(model, device)
                 worst = max(worst, error)
                 print(f"{device.info.spec}  {name}: relative error {error:.2e}")
     if worst > TOLERANCE:
@@ -70,7 +63,7 @@ def compare(model: transformers.PreTrainedModel, device: Any) -> float:
         assert (folder / "model.safetensors.index.json").exists()
         reference = type(model).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
         expected = reference(torch.tensor([tokens])).logits[0].numpy()
-        with load_model(folder, device) as loaded, loaded.session() as session:
+        with load_model(folder, device, kv_type="f32") as loaded, loaded.session() as session:
             out, errors = loaded.logits(), []
             for token, row in zip(tokens, expected, strict=True):
                 session.forward([token], out)

@@ -48,9 +48,21 @@ class Result:
         return self.bandwidth / self.weight_bytes
 
 
-def measure(device: Device, source: str, prompt_tokens: int = 128, tokens: int = 64, repeats: int = 3) -> Result:
-    """Prefill ``prompt_tokens`` and greedily decode ``tokens`` with each engine; medians of ``repeats`` runs."""
-    with load_model(source, device) as model:
+def measure(
+    device: Device,
+    source: str,
+    prompt_tokens: int = 128,
+    tokens: int = 64,
+    repeats: int = 3,
+    *,
+    kv_type: str | None = None,
+    quantize: str | None = None,
+) -> Result:
+    """Prefill ``prompt_tokens`` and greedily decode ``tokens`` with each engine; medians of ``repeats`` runs.
+
+    ``kv_type``, ``quantize``: as for :func:`load_model`.
+    """
+    with load_model(source, device, kv_type=kv_type, quantize=quantize) as model:
         prompt = _prompt(model, prompt_tokens)
         runs: list[tuple[Speed, Speed]] = []
         for _ in range(repeats + 1):  # alternating, so that both meet the same disturbances; the first warms up

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wasmetal.cli.options import DEFAULT_MODEL, Device, Json, Precision, size
+from wasmetal.cli.options import DEFAULT_MODEL, Device, Json, KvType, Precision, Quantize, size
 from wasmetal.cli.output import in_bytes, print_json, print_table
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ def llm(
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens to prefill.")] = 128,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Runs; the median is reported.")] = 3,
+    kv_type: KvType = None,
+    quantize: Quantize = None,
     as_json: Json = False,
 ) -> None:
     """Tokens per second from the chat guest and from plain Python; from llama.cpp too if llama-bench is on PATH."""
@@ -111,7 +113,7 @@ def llm(
 
     with open_device(device, precision) as opened:
         info = opened.info
-        result = llm.measure(opened, model, prompt_tokens, tokens, repeats)
+        result = llm.measure(opened, model, prompt_tokens, tokens, repeats, kv_type=kv_type, quantize=quantize)
     shares = [speed.decode / result.bound for speed in result.speeds]
     if as_json:
         print_json(

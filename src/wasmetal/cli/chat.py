@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from wasmetal.cli.models import progress
-from wasmetal.cli.options import DEFAULT_MODEL, Device, Precision
+from wasmetal.cli.options import DEFAULT_MODEL, Context, Device, KvType, Precision, Quantize
 from wasmetal.cli.output import in_bytes, text_writer, writer
 from wasmetal.cli.run import run_or_leave
 
 if TYPE_CHECKING:
     from wasmetal import Counters
-    from wasmetal.device import Device as OpenDevice
     from wasmetal.host.wasi import Output
     from wasmetal.models import Model
 
@@ -54,6 +54,9 @@ def chat(
         str | None,
         typer.Option(metavar="NAME", help="Write the conversation as a family of models does, such as chatml."),
     ] = None,
+    context: Context = None,
+    kv_type: KvType = None,
+    quantize: Quantize = None,
     device: Device = None,
     precision: Precision = None,
     stats: Annotated[
@@ -92,27 +95,27 @@ def chat(
     if prompt is None:
         _offer_to_pull(model)
     at_terminal = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
-    with open_device(device, precision) as opened, ExitStack() as stack:
-        loaded = None
-        if trusted or chat_template:
-            loaded = stack.enter_context(
-                load_model(model, opened, trusted=trusted or None, chat_template=chat_template)
-            )
-        code, totals = (_at_terminal if at_terminal else _as_filter)(model, loaded or model, opened, arguments)
-        if loaded:
-            totals.add(loaded.counters)
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_device(device, precision))
+        options = partial(
+            load_model, context=context, kv_type=kv_type, trusted=trusted or None, chat_template=chat_template
+        )
+        with progress(f"quantizing {model}") if quantize else nullcontext() as report:
+            loaded = stack.enter_context(options(model, opened, quantize=quantize, progress=report))
+        code, totals = (_at_terminal if at_terminal else _as_filter)(model, loaded, arguments)
+        totals.add(loaded.counters)
     if counters:
         _print_counters(totals)
     raise typer.Exit(code)
 
 
-def _as_filter(name: str, model: str | Model, device: OpenDevice, arguments: Sequence[str]) -> tuple[int, Counters]:
+def _as_filter(name: str, model: Model, arguments: Sequence[str]) -> tuple[int, Counters]:
     """Answer the prompt, or each line of standard input. Returns the exit code and the counters."""
     from wasmetal import Guest, packaged
 
     with Guest(
         packaged.guest("chat"),
-        device=device,
+        device=model.device,
         models={"default": model},
         args=arguments,
         trusted=True,  # wasmetal's own guest
@@ -123,7 +126,7 @@ def _as_filter(name: str, model: str | Model, device: OpenDevice, arguments: Seq
         return run_or_leave(guest), guest.counters
 
 
-def _at_terminal(name: str, model: str | Model, device: OpenDevice, arguments: Sequence[str]) -> tuple[int, Counters]:
+def _at_terminal(name: str, model: Model, arguments: Sequence[str]) -> tuple[int, Counters]:
     """Converse with the user. Returns the exit code and the counters."""
     from wasmetal.cli import interactive
     from wasmetal.cli.prompt import prompt_reader
@@ -133,10 +136,10 @@ def _at_terminal(name: str, model: str | Model, device: OpenDevice, arguments: S
 
     out = Wrapped(text_writer(sys.stdout), interactive.columns)
     with Conversation(
-        model, device=device, arguments=arguments, stdout=out, stderr=_output(sys.stderr)
+        model, device=model.device, arguments=arguments, stdout=out, stderr=_output(sys.stderr)
     ) as conversation:
         if not (code := conversation.open()):
-            print(interactive.greeting(name, device.info, conversation.stats()))
+            print(interactive.greeting(name, model.device.info, conversation.stats()))
             interactive.converse(conversation, out, prompt_reader(home() / "chat-history"))
         return code, conversation.guest.counters
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wasmetal.cli.options import Json
+from wasmetal.cli.options import Context, Json, KvType, Quantize
 from wasmetal.cli.output import in_bytes, in_thousands, print_json, print_table
 from wasmetal.errors import WasmetalError, printable
 
@@ -77,35 +77,38 @@ def listed(context: typer.Context, as_json: Json = False) -> None:
 @models.command()
 def show(
     model: Annotated[str, typer.Argument(help="A model on this machine, a GGUF file or a folder.", show_default=False)],
-    context: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Tokens of each session.  [default: 4096, or what it was trained for]"),
-    ] = None,
+    context: Context = None,
     sessions: Annotated[int, typer.Option(metavar="M", help="Sessions at the same time.")] = 1,
+    kv_type: KvType = None,
+    quantize: Quantize = None,
     as_json: Json = False,
 ) -> None:
     """Show what a model is, and the memory that it takes for so many sessions of so many tokens."""
     from wasmetal.device import list_devices
     from wasmetal.models.files import store
+    from wasmetal.models.files.quantize import quantize as quantize_file
     from wasmetal.models.hf_folder import open_model_file
-    from wasmetal.models.summary import memory_needed, summarize
+    from wasmetal.models.summary import memory_needed, shortage, summarize
 
     file = open_model_file(store.resolve(model))
+    if quantize is not None:
+        quantize_file(file, quantize)
     summary = summarize(file)
     stored = store.find(model)
     licence = (stored.licence if stored else None) or summary.licence
-    memory, refusal = None, None
+    memory, refusal, short = None, None, {}
     try:
-        memory = memory_needed(file, context, sessions)
+        memory = memory_needed(file, context, sessions, kv_type)
+        short = {info.spec: shortage(file, memory, info, kv_type) for info in list_devices()}
     except WasmetalError as error:
-        if context is not None or sessions != 1:
+        if (context, sessions, kv_type) != (None, 1, None):
             raise
         refusal = str(error)
     if as_json:
         types = {name: {"tensors": count, "bytes": nbytes} for name, (count, nbytes) in summary.types.items()}
         needed = None if memory is None else asdict(memory) | {"total": memory.total}
         shown = asdict(summary) | {"path": str(file.path), "licence": licence, "types": types}
-        print_json(shown | {"memory": needed, "refusal": refusal})
+        print_json(shown | {"memory": needed, "short": short, "refusal": refusal})
         return
     lines = [
         ("file", str(file.path) if len(file.sources) == 1 else f"{file.path}, and {len(file.sources) - 1} more"),
@@ -126,11 +129,12 @@ def show(
         lines += [
             ("memory", f"{in_bytes(memory.total)} for {memory.sessions} × {memory.context} tokens"),
             ("  weights", in_bytes(memory.weights)),
-            ("  KV cache", in_bytes(memory.kv_cache)),
+            ("  KV cache", f"{in_bytes(memory.kv_cache)} in {memory.kv_type}, when it is full"),
             ("  scratch", in_bytes(memory.scratch)),
         ]
         if expanding:
             lines.append((f"  weights on {expanding}", f"{in_bytes(memory.expanded_weights)}, expanded to float32"))
+        lines += [(f"not on {spec}", problem) for spec, problem in short.items() if problem]
     else:
         lines.append(("cannot be used", refusal or ""))
     print_table(("property", "value"), [line for line in lines if line[1]])

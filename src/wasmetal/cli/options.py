@@ -56,4 +56,22 @@ Precision = Annotated[
         "[default: WASMETAL_PRECISION, or exact]",
     ),
 ]
+KvType = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-type",
+        metavar="TYPE",
+        help="Type of the key-value cache: f32, f16 or q8_0  [default: f16 on GPUs, f32 elsewhere]",
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context", metavar="N", help="Tokens that a session may have  [default: 4096, or what it was trained for]"
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option("--quantize", metavar="TYPE", help="Quantize float weights while loading: q8_0, q4_0 or q4_k."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wasmetal.cli.options import Device, pairs, size
+from wasmetal.cli.options import Context, Device, KvType, Quantize, pairs, size
 from wasmetal.cli.output import writer
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ def run(
     isolate: Annotated[
         bool, typer.Option("--isolate", help="Run the guest, with a device of its own, in a process of its own.")
     ] = False,
+    context: Context = None,
+    kv_type: KvType = None,
+    quantize: Quantize = None,
     device: Device = None,
 ) -> None:
     """Run a guest, and exit with its exit code.
@@ -74,6 +77,7 @@ def run(
         guest,
         device=device,
         models=dict(pairs(model, "=", "NAME=MODEL")),
+        loading={"context": context, "kv_type": kv_type, "quantize": quantize},
         args=arguments or [],
         env=dict(pairs(env, "=", "KEY=VALUE")),
         dirs={

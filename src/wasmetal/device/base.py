@@ -83,6 +83,10 @@ class DeviceInfo:
     """Threads of a subgroup (a warp, wave or simdgroup); 1 on the CPU device."""
     operations_per_second: float = 2e9
     """The least speed to expect, in the unit of ``ops.work``, for sizing what a guest's work is cut into."""
+    gpu: bool = False
+    """True for a GPU; False for the CPU, and for a driver that acts as a GPU on it."""
+    lazy_memory: bool = False
+    """True if memory that is allocated takes no room until it is written to."""
     wraps_files: bool = False
     """True if the pages of mapped files can be wrapped, so that weights are used in place."""
     expands_weights: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wasmetal.counters import Counters
 from wasmetal.device import Device, open_device
@@ -28,9 +28,15 @@ class Granted:
     """The cost of loading the models that were not loaded yet."""
 
 
-def grant(device: str | Device | None, models: Mapping[str, str | Path | LoadedModel], cleanup: ExitStack) -> Granted:
+def grant(
+    device: str | Device | None,
+    models: Mapping[str, str | Path | LoadedModel],
+    loading: Mapping[str, Any],
+    cleanup: ExitStack,
+) -> Granted:
     """Open the device and load the models, unless they are open and loaded already; ``cleanup`` closes what was opened.
 
+    ``loading``: options of :func:`load_model`.
     If no device is given, the device of a loaded model is taken, or else the default one. Raises GuestError if a loaded
     model is on another device, and what :func:`open_device` and :func:`load_model` raise.
     """
@@ -48,7 +54,7 @@ def grant(device: str | Device | None, models: Mapping[str, str | Path | LoadedM
         else:
             from wasmetal.models import load_model  # noqa: PLC0415 (slow to import, and few guests need it)
 
-            granted[name] = cleanup.enter_context(load_model(source, device))
+            granted[name] = cleanup.enter_context(load_model(source, device, **loading))
             counters.add(granted[name].counters)
     return Granted(device, granted, counters)
 

@@ -81,6 +81,7 @@ class Guest(Closing):
         *,
         device: str | Device | None = None,
         models: Mapping[str, str | Path | LoadedModel] | None = None,
+        loading: Mapping[str, Any] | None = None,
         args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         dirs: Mapping[str, str | Path | Dir] | None = None,
@@ -98,6 +99,7 @@ class Guest(Closing):
         imports from wasmetal.
         ``models``: what the guest can open, by its name there: a model's name or path, or a loaded one on the same
         device, which stays loaded.
+        ``loading``: options of :func:`load_model` for the models that are not loaded yet, such as ``kv_type``.
         ``args``: without the program's name.
         ``dirs``: host directories, by the guest's names for them; writable, unless a :class:`Dir` says otherwise.
         ``trusted``: as for :class:`Program`; it changes only how the module is compiled.
@@ -138,7 +140,7 @@ class Guest(Closing):
                 self._context.interfaces[FILES] = Files(descriptors, self._account)
                 self._context.interfaces[PATHS] = Paths(descriptors, self._account)
                 if device is not None or models or program.imports_device:
-                    self._give(grant(device, models or {}, self._cleanup))
+                    self._give(grant(device, models or {}, loading or {}, self._cleanup))
             self._instance = self._enter(lambda: self._instantiate(program))
         except BaseException:
             self.close()

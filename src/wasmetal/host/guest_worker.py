@@ -82,6 +82,7 @@ class _Service:
         compiled: int,
         device: str | None,
         models: dict[str, str],
+        loading: dict[str, Any],
         dirs: dict[str, tuple[str, bool]],
         limits: dict[str, Any],
         inherit: bool,
@@ -98,7 +99,8 @@ class _Service:
                 from wasmetal.models import load_model  # noqa: PLC0415 (slow to import, and few guests need it)
 
                 # Whatever the model does, it does it to this process.
-                given["models"][inside] = model = self._stack.enter_context(load_model(source, opened, trusted=True))
+                model = load_model(source, opened, **loading | {"trusted": True})
+                given["models"][inside] = self._stack.enter_context(model)
                 self._loading.add(model.counters)
         self._stack.enter_context(self._allowance.granted(memory, None))
         return self._stack.enter_context(

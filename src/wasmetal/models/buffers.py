@@ -36,10 +36,15 @@ class BufferGroup:
         self.device.load(buffer, offset, data)
         self.counters.bytes_loaded += data.size
 
-    def tensor(self, *shape: int, kind: MemoryKind = MemoryKind.DEVICE) -> Tensor:
-        """A new f32 tensor of zeros, in a new buffer. Raises OutOfDeviceMemoryError."""
-        nbytes = DType.F32.row_bytes(math.prod(shape))
-        return Tensor(self.allocate(nbytes, kind), 0, DType.F32, shape)
+    def tensor(self, *shape: int, kind: MemoryKind = MemoryKind.DEVICE, dtype: DType = DType.F32) -> Tensor:
+        """A new tensor of zeros, in a new buffer. Raises OutOfDeviceMemoryError."""
+        nbytes = dtype.row_bytes(math.prod(shape))
+        return Tensor(self.allocate(nbytes, kind), 0, dtype, shape)
+
+    def release(self, tensor: Tensor) -> None:
+        """Release the buffer of a tensor of the group."""
+        tensor.buffer.close()
+        self._buffers.remove(tensor.buffer)
 
     def close(self) -> None:
         """Release every buffer. Idempotent."""

@@ -8,7 +8,6 @@ llama.cpp's ``convert_hf_to_gguf.py``. All of it is untrusted.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -23,30 +22,17 @@ from wasmetal.models.files.gguf_header import quote
 from wasmetal.models.files.model_file import FileTensor, ModelFile
 from wasmetal.models.files.safetensors import SafetensorsFile, read_json
 from wasmetal.models.files.source import Source
+from wasmetal.models.hf_config import MODEL, read_config, typed
+from wasmetal.models.hf_rope import read_rope
 from wasmetal.models.hf_tokenizer import tokenizer_fields
 
 MAX_CONFIG = 1 << 20
 """Bytes of each of the smaller JSON files, and of a chat template."""
 MAX_INDEX = 8 << 20
+_MAX_NORM = 1 << 20
 MAX_TOKENIZER = 64 << 20
 """Bytes of ``tokenizer.json``. Qwen2's has 7 MiB, Gemma 3's 32 MiB."""
 
-_ARCHITECTURES = ("llama", "qwen2")
-_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-"""GGUF's name for each module: of the model, and of a layer."""
 _LAYER = re.compile(r"model\.layers\.(\d{1,6})\.(.+)\.(weight|bias)")
 _OTHER = re.compile(r"(model\.embed_tokens|model\.norm|lm_head)\.(weight)")
 
@@ -64,7 +50,7 @@ class HFFolder(ModelFile):
         if not (path / "config.json").exists():
             raise self.error("a folder without config.json is no model of Hugging Face")
         config = read_json(path / "config.json", MAX_CONFIG)
-        self._read_config(config)
+        self._architecture = read_config(self, config)
         self._read_tokenizer(config)
         weights = [SafetensorsFile(path / name) for name in self._weight_files()]
         self.sources = [file.source for file in weights]
@@ -77,78 +63,19 @@ class HFFolder(ModelFile):
                 self._add(stored)
         if config.get("tie_word_embeddings"):
             self.tensors.pop("output.weight", None)
-        self._add_rope_factors(config)
+        read_rope(self, config, self._architecture, self._computed)
 
     def _in_files(self) -> list[FileTensor]:
         return self._stored
 
-    def _read_config(self, config: dict[str, Any]) -> None:
-        architecture = config.get("model_type")
-        if architecture not in _ARCHITECTURES:
-            raise self.error(
-                f"model_type is {architecture!r}; of folders, these are supported: {', '.join(_ARCHITECTURES)}"
-            )
-        for key, value in (("hidden_act", "silu"), ("quantization_config", None), ("use_sliding_window", False)):
-            if config.get(key, value) != value:
-                raise self.error(f"{key} is {config[key]!r}, which is not supported")
-        rope = self._rope(config)
-        wanted = {
-            "context_length": ("max_position_embeddings", int),
-            "embedding_length": ("hidden_size", int),
-            "block_count": ("num_hidden_layers", int),
-            "feed_forward_length": ("intermediate_size", int),
-            "attention.head_count": ("num_attention_heads", int),
-            "attention.head_count_kv": ("num_key_value_heads", int),
-            "attention.key_length": ("head_dim", int),
-            "attention.value_length": ("head_dim", int),
-            "attention.layer_norm_rms_epsilon": ("rms_norm_eps", float),
-        }
-        self.fields["general.architecture"] = architecture
-        for key, (name, kind) in wanted.items():
-            if config.get(name) is not None:
-                self.fields[f"{architecture}.{key}"] = self._of(kind, name, config[name])
-        theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
-        self.fields[f"{architecture}.rope.freq_base"] = self._of(float, "rope_theta", theta)
-        if rope["rope_type"] == "linear":
-            self.fields[f"{architecture}.rope.scaling.type"] = "linear"
-            self.fields[f"{architecture}.rope.scaling.factor"] = self._of(float, "factor", rope.get("factor"))
-
-    def _rope(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The parameters of RoPE, under the names of any version of transformers."""
-        found = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        kind = found.get("rope_type", found.get("type", "default")) if isinstance(found, dict) else found
-        if kind not in ("default", "linear", "llama3"):
-            raise self.error(f"RoPE of the type {kind!r} is not supported; supported: default, linear, llama3")
-        return {**found, "rope_type": kind}
-
-    def _add_rope_factors(self, config: dict[str, Any]) -> None:
-        """The tensor ``rope_freqs`` that stands for Llama 3's scaling."""
-        rope = self._rope(config)
-        if rope["rope_type"] != "llama3":
-            return
-        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        factor, low, high, positions = (self._of(float, name, rope.get(name)) for name in names)
-        prefix = self.fields["general.architecture"]
-        heads, width = self.require(f"{prefix}.attention.head_count", int), f"{prefix}.embedding_length"
-        size = self.get(f"{prefix}.attention.key_length", int, self.require(width, int) // max(heads, 1))
-        base = self.require(f"{prefix}.rope.freq_base", float)
-        numbers = (base, factor, low, high, positions)
-        if not 2 <= size <= 1 << 16 or high <= low or not all(1e-6 < number < 1e12 for number in numbers):
-            raise self.error("the parameters of RoPE are out of range")
-        wavelengths = 2 * math.pi * base ** (np.arange(0, size - size % 2, 2) / size)
-        smooth = np.clip((positions / wavelengths - low) / (high - low), 0, 1)
-        factors = 1 / ((1 - smooth) / factor + smooth)
-        values = factors.astype(np.float32)
-        source = cast(Source, _InMemory(values.view(np.uint8)))
-        self.tensors["rope_freqs.weight"] = FileTensor("rope_freqs.weight", DType.F32, values.shape, 0, source)
+    def _computed(self, name: str, values: NDArray[np.float32]) -> None:
+        """Add a tensor that is in none of the files."""
+        source = cast(Source, _InMemory(values.reshape(-1).view(np.uint8)))
+        self.tensors[name] = FileTensor(name, DType.F32, values.shape, 0, source)
 
     def _of(self, kind: type, name: str, value: Any) -> Any:
-        """A number of the configuration. Raises ModelError if it is none."""
-        if type(value) is int and kind is float and abs(value) < 1 << 53:
-            value = float(value)
-        if type(value) is not kind:
-            raise self.error(f"{name} should be of type {kind.__name__}, not {type(value).__name__}")
-        return value
+        """A value of the configuration, of a type. Raises ModelError if it is of another."""
+        return typed(self, kind, name, value)
 
     def _weight_files(self) -> list[str]:
         index = self.path / "model.safetensors.index.json"
@@ -169,24 +96,30 @@ class HFFolder(ModelFile):
         """Add a tensor by GGUF's name, its rows in GGUF's order."""
         if stored.name.endswith(".rotary_emb.inv_freq"):
             return  # computed, and not trained
+        architecture = self._architecture
         if found := _LAYER.fullmatch(stored.name):
-            module, name = found[2], f"blk.{int(found[1])}.{_NAMES.get(found[2])}.{found[3]}"
+            to, block, kind = architecture.modules.get(found[2]), f"blk.{int(found[1])}.", found[3]
         elif found := _OTHER.fullmatch(stored.name):
-            module, name = found[1], f"{_NAMES[found[1]]}.{found[2]}"
+            to, block, kind = MODEL[found[1]], "", found[2]
         else:
-            module, name = "", ""
-        if module not in _NAMES or name in self.tensors:
+            to = None
+        if to is None or (name := f"{block}{to}.{kind}") in self.tensors:
             raise self.error(f"the tensor {quote(stored.name)} is not supported, or occurs twice")
         tensor = replace(stored, name=name)
-        prefix = self.fields["general.architecture"]
-        if prefix == "llama" and module in ("self_attn.q_proj", "self_attn.k_proj"):
+        if architecture.reordered and to in ("attn_q", "attn_k"):
+            prefix = architecture.name
             count = self.get(f"{prefix}.attention.head_count", int, 1)
-            heads = count if module.endswith("q_proj") else self.get(f"{prefix}.attention.head_count_kv", int, count)
+            heads = count if to == "attn_q" else self.get(f"{prefix}.attention.head_count_kv", int, count)
             if heads < 1 or stored.shape[0] % (2 * heads):
                 raise self.error(f"{quote(stored.name)} has {stored.shape[0]} rows for {heads} heads")
             tensor = replace(tensor, source=cast(Source, _Adjacent(stored, heads)), offset=0)
         self._stored.append(stored)
-        self.tensors[name] = tensor
+        if architecture.norms_less_one and name.endswith("norm.weight"):
+            if stored.size > _MAX_NORM:
+                raise self.error(f"{quote(stored.name)} has {stored.size} weights; a norm has at most {_MAX_NORM}")
+            self._computed(name, stored.dequantize() + np.float32(1))
+        else:
+            self.tensors[name] = tensor
 
     # ---- The tokenizer
 
@@ -253,6 +186,9 @@ class _Adjacent:
         self.size = stored.nbytes
 
     def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
-        rows = self._stored.shape[0]
-        halves = self._stored.data.reshape(self._heads, 2, rows // self._heads // 2, -1)
-        return halves.swapaxes(1, 2).reshape(-1)[offset : offset + nbytes]
+        stored, size = self._stored, self._stored.shape[0] // self._heads
+        row = stored.nbytes // stored.shape[0]
+        first, last = offset // row // size, -(-(offset + nbytes) // row // size)  # heads
+        data = stored.source.read(stored.offset + first * size * row, (last - first) * size * row)
+        pairs = data.reshape(last - first, 2, size // 2, row).swapaxes(1, 2).reshape(-1)
+        return pairs[offset - first * size * row :][:nbytes]

@@ -10,12 +10,15 @@ from typing import Any, cast
 import numpy as np
 
 from wasmetal.device.base import Bytes, Device, DeviceInfo, MemoryKind
-from wasmetal.errors import ModelError
+from wasmetal.errors import ModelError, OutOfDeviceMemoryError
 from wasmetal.kernels.dtypes import tensor_bytes
+from wasmetal.models.architectures import read_network
 from wasmetal.models.architectures.bert import Bert
 from wasmetal.models.embedder import Embedder
 from wasmetal.models.files.model_file import ModelFile
 from wasmetal.models.files.source import Source
+from wasmetal.models.lm import fit
+from wasmetal.models.lm.kv_cache import KVCache
 from wasmetal.models.lm.model import Model
 
 MAX_SESSIONS = 1 << 16
@@ -34,8 +37,10 @@ class Memory:
     """In the types that kernels read, which are the file's wherever possible."""
     expanded_weights: int
     """On a device that expands them to float32 (``DeviceInfo.expands_weights``)."""
+    kv_type: str
+    """The type of the KV cache."""
     kv_cache: int
-    """For all sessions."""
+    """For all sessions, when it is full."""
     scratch: int
     """Activations, tables and inputs."""
 
@@ -103,29 +108,25 @@ def summarize(file: ModelFile) -> Summary:
     )
 
 
-def memory_needed(file: ModelFile, context: int | None = None, sessions: int = 1) -> Memory:
+def memory_needed(file: ModelFile, context: int | None = None, sessions: int = 1, kv_type: str | None = None) -> Memory:
     """What :class:`Model` allocates for sessions of ``context`` tokens each, by default as many as ``load_model``; or
     what :class:`Embedder` does, which has no sessions.
 
     Found by making the model on a device that only counts. Raises ModelError if the model cannot be used.
     """
-    described = copy.copy(file)
-    # A template is code of the file's, and takes no memory of the device.
-    described.fields = {key: value for key, value in file.fields.items() if key != "tokenizer.chat_template"}
-    described.tensors = {
-        name: replace(tensor, source=cast(Source, _Unread(tensor.source))) if tensor.nbytes > _SMALL else tensor
-        for name, tensor in file.tensors.items()
-    }
     device = _Counting()
     if not 1 <= sessions <= MAX_SESSIONS:
         raise ModelError(f"{sessions} sessions; 1 to {MAX_SESSIONS} are supported")
+    described = _described(file)
+    cache: KVCache | None = None
     model: Embedder | Model
-    if file.get("general.architecture", str, "") == Bert.name:
-        model, kv_cache = Embedder(described, file.path.stem, cast(Device, device)), 0
+    if _embeds(file):
+        model = Embedder(described, file.path.stem, cast(Device, device))
     else:
-        model = Model(described, file.path.stem, cast(Device, device), context, sessions)
-        kv_cache = model.cache.page_bytes * model.cache.free
+        model = Model(described, file.path.stem, cast(Device, device), context, sessions, kv_type=kv_type)
+        cache = model.cache
     with model:
+        kv_cache = cache.page_bytes * cache.free if cache else 0
         tensors = file.tensors.values()
         weights = sum(tensor_bytes(tensor.dtype, tensor.shape) for tensor in tensors)
         return Memory(
@@ -133,9 +134,41 @@ def memory_needed(file: ModelFile, context: int | None = None, sessions: int = 1
             sessions=sessions,
             weights=weights,
             expanded_weights=4 * sum(tensor.size for tensor in tensors),
+            kv_type=cache.dtype.suffix if cache else "",
             kv_cache=kv_cache,
             scratch=max(0, device.allocated - weights - kv_cache),
         )
+
+
+def shortage(file: ModelFile, memory: Memory, info: DeviceInfo, kv_type: str | None = None) -> str | None:
+    """Why a device has not the memory for a model, and what would fit; None if it has.
+
+    ``kv_type``: as for ``load_model``; if None, the device's default. Raises ModelError if the model cannot be used.
+    """
+    if _embeds(file):
+        return None
+    config = read_network(_described(file)).config
+    try:
+        fit.demand(config, file.tensors.values(), info, memory.context, memory.sessions, kv_type).check(info)
+    except OutOfDeviceMemoryError as error:
+        return str(error)
+    return None
+
+
+def _embeds(file: ModelFile) -> bool:
+    return file.get("general.architecture", str, "") == Bert.name
+
+
+def _described(file: ModelFile) -> ModelFile:
+    """The file without what takes long, or memory: large tensors are zeros."""
+    described = copy.copy(file)
+    # A template is code of the file's, and takes no memory of the device.
+    described.fields = {key: value for key, value in file.fields.items() if key != "tokenizer.chat_template"}
+    described.tensors = {
+        name: replace(tensor, source=cast(Source, _Unread(tensor.source))) if tensor.nbytes > _SMALL else tensor
+        for name, tensor in file.tensors.items()
+    }
+    return described
 
 
 class _Unread:
@@ -178,6 +211,7 @@ class _Counting:
         offset_alignment=16,
         max_binding_bytes=1 << 62,
         subgroup_size=1,
+        lazy_memory=True,
     )
 
     def __init__(self) -> None:

@@ -93,6 +93,7 @@ def _info(compiled: Library | None) -> DeviceInfo:
         offset_alignment=16,
         max_binding_bytes=2**32,
         subgroup_size=1,
+        lazy_memory=True,
         expands_weights=compiled is None,
         features=("host pages in place", f"{thread_count()} threads"),
     )

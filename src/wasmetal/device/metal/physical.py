@@ -57,6 +57,7 @@ class PhysicalDevice:
             max_binding_bytes=min(longest - page_size(), 2**32),
             subgroup_size=SIMD_WIDTH,
             operations_per_second=2e11,
+            gpu=True,
             wraps_files=wraps_files,
             features=("host pages in place", "weights in place" if wraps_files else "weights copied", "timestamps"),
         )

@@ -94,6 +94,7 @@ class PhysicalDevice:
             max_binding_bytes=int(core.limits.maxStorageBufferRange),
             subgroup_size=int(subgroup.subgroupSize),
             operations_per_second=_SPEEDS[self.tier],
+            gpu=self.tier is not Tier.SOFTWARE,
             features=("host page import", "timestamps", *(f.words for f in self.features if f.words)),
         )
 

@@ -223,7 +223,7 @@ class Llm:
     def session_restore(self, memory: GuestMemory, handle: int, ptr: int, nbytes: int) -> None:
         state = memory.array(ptr, nbytes)
         held = self._session(handle)
-        if nbytes > _MAX_HEADER + held.model.context_length * held.model.cache.position_bytes:
+        if nbytes > _MAX_HEADER + held.model.context_length * held.model.cache.bytes_as(DType.F32):
             raise Refusal(Errno.INVAL, f"{nbytes} bytes are more than any state of this model")
         with self._device.copying(held.session.counters):
             held.session.restore(state.tobytes())

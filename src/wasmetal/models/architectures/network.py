@@ -10,7 +10,7 @@ from wasmetal.models.buffers import BufferGroup
 from wasmetal.ops import Recorder, Tensor
 
 KVPools = tuple[Tensor, Tensor]
-"""One layer's pools of keys and of values, each f32 [pages, page size, kv_heads, head_dim]."""
+"""One layer's pools of keys and of values, each [pages, page size, kv_heads, head_dim]."""
 
 
 class Config(Protocol):

@@ -107,13 +107,21 @@ class ModelFile(FileMetadata):
         """The tensors by name, in the files' order."""
         self._headers = hashlib.sha256()
         """Of everything but the tensors that identifies the model."""
+        self._originals: tuple[FileTensor, ...] = ()
+        """The tensors as they lie in the files, if they were replaced."""
 
     def digest(self) -> bytes:
         """32 bytes that identify the model: a SHA-256 of its headers and of the beginning of every tensor."""
         sha256 = self._headers.copy()
-        for tensor in self._in_files():
+        for tensor in self._originals or self._in_files():
             sha256.update(tensor.source.read(tensor.offset, min(tensor.nbytes, 4096)).data)
         return sha256.digest()
+
+    def derive(self, tensors: dict[str, FileTensor], how: str) -> None:
+        """Use tensors that are computed from the file's; ``how`` they are is part of the model's identity."""
+        self._originals = tuple(self._in_files())
+        self._headers.update(how.encode())
+        self.tensors = tensors
 
     def _in_files(self) -> Iterable[FileTensor]:
         """The tensors as they lie in the files."""

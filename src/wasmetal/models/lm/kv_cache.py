@@ -1,6 +1,11 @@
 """The paged KV cache: a model's pool of pages, which forked sessions share until one of them writes to a page.
 
-A page holds the keys and values of PAGE_SIZE positions for every layer. After W. Kwon et al., "PagedAttention", 2023.
+A page holds the keys and values of PAGE_SIZE positions for every layer, in one of the types KV (``kernels/dtypes.py``).
+After W. Kwon et al., "PagedAttention", 2023. How a position lies in a page is described in ``ops/attention.py``.
+
+The cache is only as large as it is used. Where memory takes room when it is first written to, the operating system sees
+to that. On other devices the pools begin with FIRST_PAGES pages, and are replaced by larger ones when they are full:
+each doubles, so that over time a page is copied less than twice. Page numbers stay.
 """
 
 from __future__ import annotations
@@ -14,12 +19,18 @@ from numpy.typing import NDArray
 
 from wasmetal.device.base import Bytes, CommandList, Submission
 from wasmetal.errors import OutOfDeviceMemoryError
+from wasmetal.kernels.reference.pools import open_pool
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.lm.quota import Holder, Quota
-from wasmetal.ops import DType, Recorder, scale
+from wasmetal.ops import DType, Recorder, Tensor, copy
+from wasmetal.ops.attention import fits_q8_0
 
 PAGE_SIZE = 32
 """Positions per page."""
+FIRST_PAGES = 32
+"""Pages that the pools begin with on a device whose memory takes room at once."""
+_PATIENCE = 10.0
+"""Most seconds that the device may take to copy a pool to a larger one, and for what it was doing before."""
 
 
 @dataclass(eq=False, slots=True)
@@ -29,23 +40,40 @@ class Growth:
     table: list[int]
     fresh: list[int]
     """The new pages: those at the end, and the copy of a page that others hold too."""
+    copied: tuple[int, int] | None = None
+    """That page, and its copy, which is to be made before the pages are used: see :meth:`KVCache.copying`."""
     copy: CommandList | None = None
-    """What makes that copy; to be run before the pages are used."""
+    """What makes the copy."""
     submission: Submission | None = None
     """The latest submission that writes to the new pages."""
 
 
 class KVCache:
-    """The pages of one model on one device: ``pages`` of them, float32, counted by reference.
+    """The pages of one model on one device: ``pages`` of them, counted by reference.
 
-    ``layers`` has, per layer, the pools of keys and of values, f32 [pages, PAGE_SIZE, kv_heads, head_dim].
+    ``layers`` has, per layer, the pools of keys and of values, [capacity, PAGE_SIZE, kv_heads, head_dim]. ``version``
+    changes with them: lists that were recorded with others must be recorded again.
     """
 
-    def __init__(self, buffers: BufferGroup, layers: int, kv_heads: int, head_dim: int, pages: int):
+    def __init__(
+        self,
+        buffers: BufferGroup,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        pages: int,
+        dtype: DType = DType.F32,
+    ):
+        self._buffers = buffers
         self._device = buffers.device
-        pool = (pages, PAGE_SIZE, kv_heads, head_dim)
-        self.layers = [(buffers.tensor(*pool), buffers.tensor(*pool)) for _ in range(layers)]
-        self._row = DType.F32.row_bytes(kv_heads * head_dim)
+        self.dtype = dtype
+        self._page = PAGE_SIZE, kv_heads, head_dim
+        self._columns = kv_heads * head_dim
+        self._row = dtype.row_bytes(self._columns)
+        self.capacity = pages if self._device.info.lazy_memory else min(pages, FIRST_PAGES)
+        """Pages that there is memory for."""
+        self.layers = [(self._pool(self.capacity), self._pool(self.capacity)) for _ in range(layers)]
+        self.version = 0
         self._references = np.zeros(pages, np.int32)
         self._given_back: deque[list[int]] = deque()
         self._holders: dict[int, Holder] = {}
@@ -58,7 +86,15 @@ class KVCache:
     @property
     def position_bytes(self) -> int:
         """Bytes per position, over all layers."""
-        return len(self.layers) * 2 * self._row
+        return self.bytes_as(self.dtype)
+
+    def bytes_as(self, dtype: DType) -> int:
+        """Bytes per position, over all layers, if the cache were of this type, which it can be."""
+        return len(self.layers) * 2 * dtype.row_bytes(self._columns)
+
+    def can_be(self, dtype: DType) -> bool:
+        """Whether the cache could be of this type."""
+        return dtype is not DType.Q8_0 or fits_q8_0(*self._page[1:])
 
     @property
     def page_bytes(self) -> int:
@@ -87,11 +123,14 @@ class KVCache:
                 f"the key-value cache has no room for {count * PAGE_SIZE} more tokens ({room * PAGE_SIZE} of "
                 f"{len(self._references) * PAGE_SIZE} are free); close or truncate other sessions"
             )
+        unused = int(np.count_nonzero(self._references[: self.capacity] == 0))
+        if count > unused:
+            self._enlarge(self.capacity + count - unused)
         holder.charge(count * self.page_bytes)
         holder.held += count
         for _ in range(count):
             page = pages[-1] + 1 if pages else 0
-            if page == len(self._references) or self._references[page]:
+            if page == self.capacity or self._references[page]:
                 page = self._roomiest()
             self._references[page] = 1
             self._holders[page] = holder
@@ -147,7 +186,7 @@ class KVCache:
             try:
                 self.extend(growth.fresh, 1, holder)
                 table[index] = growth.fresh[-1]
-                growth.copy = self._copy(pages[index], table[index])
+                growth.copied = pages[index], table[index]
             except BaseException:
                 self.discard(growth)
                 raise
@@ -168,8 +207,17 @@ class KVCache:
             self.release(growth.fresh)
         _close(growth)
 
+    def copying(self, growth: Growth) -> CommandList | None:
+        """What copies the page that others hold too, to be submitted at once; None if there is none."""
+        if growth.copied and not growth.copy:
+            source, target = growth.copied
+            pools = [pool for layer in self.layers for pool in layer]
+            parts = [(pool.rows(source, source + 1), pool.rows(target, target + 1)) for pool in pools]
+            growth.copy = self._copies(parts)
+        return growth.copy
+
     def read(self, pages: Sequence[int], length: int) -> Bytes:
-        """The first ``length`` positions as bytes [layers, 2, length, kv_heads * head_dim * 4]; counted as copied."""
+        """The first ``length`` positions as bytes [layers, 2, length, bytes of a row]; counted as copied."""
         out = np.empty((len(self.layers), 2, length, self._row), np.uint8)
         for layer, pools in enumerate(self.layers):
             for which, pool in enumerate(pools):
@@ -177,26 +225,71 @@ class KVCache:
                     self._device.read(pool.buffer, slot * self._row, out[layer, which, begin:end].reshape(-1))
         return out
 
-    def write(self, pages: Sequence[int], length: int, data: Bytes) -> None:
-        """The reverse of :meth:`read`."""
-        rows = data.reshape(len(self.layers), 2, length, self._row)
+    def write(self, pages: Sequence[int], length: int, data: Bytes, dtype: DType) -> None:
+        """The reverse of :meth:`read`, for bytes from a cache of any type that this one can be."""
+        rows = data.reshape(len(self.layers), 2, length, dtype.row_bytes(self._columns))
         for layer, pools in enumerate(self.layers):
             for which, pool in enumerate(pools):
                 for begin, end, slot in _runs(pages, length):
-                    self._device.write(pool.buffer, slot * self._row, rows[layer, which, begin:end].reshape(-1))
+                    some = self._converted(rows[layer, which, begin:end], dtype)
+                    self._device.write(pool.buffer, slot * self._row, some.reshape(-1))
 
-    def _copy(self, source: int, target: int) -> CommandList:
-        """A list that copies a page."""
+    def _converted(self, rows: Bytes, dtype: DType) -> Bytes:
+        """Rows of a type in the cache's own."""
+        if dtype is self.dtype:
+            return rows
+        converted = np.empty((len(rows), self._row), np.uint8)
+        source = open_pool(dtype, np.ascontiguousarray(rows).reshape(-1), 0, len(rows), 1, self._columns)
+        target = open_pool(self.dtype, converted.reshape(-1), 0, len(rows), 1, self._columns)
+        target.write(slice(None), source.read(slice(None))[:, 0])
+        return converted
+
+    def _pool(self, pages: int) -> Tensor:
+        return self._buffers.tensor(pages, *self._page, dtype=self.dtype)
+
+    def _copies(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> CommandList:
+        """A list that copies tensors."""
         commands = self._device.record()
         rec = Recorder(self._device.info, commands)
-        for pool in (pool for layer in self.layers for pool in layer):
-            scale(rec, pool.rows(source, source + 1), 1.0, pool.rows(target, target + 1))
+        for source, target in pairs:
+            copy(rec, source, target)
         commands.finish()
         return commands
 
+    def _enlarge(self, least: int) -> None:
+        """Replace the pools by larger ones, with room for ``least`` pages, or twice as many as now if that is more.
+
+        One after the other, so that only one is there twice. Raises OutOfDeviceMemoryError: some may then be larger,
+        which does no harm.
+        """
+        wanted = min(len(self._references), max(least, 2 * self.capacity))
+        self.version += 1
+        for number, (keys, values) in enumerate(self.layers):
+            self.layers[number] = (larger := self._enlarged(keys, wanted)), values
+            self.layers[number] = larger, self._enlarged(values, wanted)
+        self.capacity = wanted
+
+    def _enlarged(self, pool: Tensor, pages: int) -> Tensor:
+        if pool.shape[0] >= pages:
+            return pool
+        larger = self._pool(pages)
+        commands = self._copies([(pool, larger.rows(0, pool.shape[0]))])
+        submission = self._device.submit([commands])
+        try:
+            submission.wait(_PATIENCE)
+        except BaseException:
+            submission.abandon()
+            self._buffers.release(larger)
+            raise
+        finally:
+            commands.close()
+        self._buffers.release(pool)
+        return larger
+
     def _roomiest(self) -> int:
         """A free page in the middle of the largest free range, so that growing sequences stay contiguous for long."""
-        free: NDArray[np.int8] = np.concatenate(([0], self._references == 0, [0])).astype(np.int8)
+        unused = self._references[: self.capacity] == 0
+        free: NDArray[np.int8] = np.concatenate(([0], unused, [0])).astype(np.int8)
         begins, ends = np.flatnonzero(np.diff(free) == 1), np.flatnonzero(np.diff(free) == -1)
         widest = np.argmax(ends - begins)
         begin, end = int(begins[widest]), int(ends[widest])

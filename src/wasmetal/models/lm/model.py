@@ -10,14 +10,17 @@ from pathlib import Path
 
 from wasmetal.closing import Closing
 from wasmetal.counters import Counters
-from wasmetal.device.base import CommandList, Device, MemoryKind, Submission
-from wasmetal.errors import ModelError, setting_up
+from wasmetal.device.base import Device, MemoryKind, Submission
+from wasmetal.errors import ModelError, OutOfDeviceMemoryError, setting_up
 from wasmetal.forked import Origin
 from wasmetal.models.architectures import read_network
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.files import store
+from wasmetal.models.files.download import Progress
 from wasmetal.models.files.model_file import ModelFile
+from wasmetal.models.files.quantize import quantize as quantize_file
 from wasmetal.models.hf_folder import open_model_file
+from wasmetal.models.lm import fit
 from wasmetal.models.lm.chat_template import chat_template as read_template
 from wasmetal.models.lm.heads import Head
 from wasmetal.models.lm.kv_cache import PAGE_SIZE, Growth, KVCache
@@ -43,6 +46,9 @@ def load_model(
     *,
     context: int | None = None,
     contexts: int = CONTEXTS,
+    kv_type: str | None = None,
+    quantize: str | None = None,
+    progress: Progress | None = None,
     trusted: bool | None = None,
     chat_template: str | None = None,
 ) -> Model:
@@ -51,6 +57,9 @@ def load_model(
     ``context`` is the number of tokens that a session may have, by default DEFAULT_CONTEXT, or what the model was
     trained for if that is less. ``contexts`` is the size of the KV cache that all sessions share, in whole contexts:
     every guest that is granted the model is guaranteed an equal share of it, and so is the caller for its own sessions.
+    Its memory is taken as it is used. ``kv_type`` is the type of its elements: "f32", "f16" or "q8_0", by default "f16"
+    on GPUs and "f32" elsewhere. ``quantize``: "q8_0", "q4_0" or "q4_k" to quantize matrices of floats while they are
+    loaded (``files/quantize.py`` says which stay); ``progress`` is then called with the bytes done and their total.
     ``trusted``: render the model's chat template in this process, without limits on time and memory; by default only
     for known models whose SHA-256 is in the catalogue, which was compared when they were pulled. ``chat_template``: the
     name of a family, such as "chatml", whose template takes the place of the file's (``wasmetal.models.FAMILIES``).
@@ -60,8 +69,11 @@ def load_model(
         path = store.resolve(source)
         name = str(source) if source in store.CATALOG else path.name if path.is_dir() else path.stem
         trusted = store.trusted(source) if trusted is None else trusted
+        file = open_model_file(path)
+        if quantize is not None:
+            quantize_file(file, quantize, progress)
         return Model(
-            open_model_file(path), name, device, context, contexts, trusted=trusted, chat_template=chat_template
+            file, name, device, context, contexts, kv_type=kv_type, trusted=trusted, chat_template=chat_template
         )
 
 
@@ -81,6 +93,7 @@ class Model(Closing):
         context: int | None = None,
         contexts: int = CONTEXTS,
         *,
+        kv_type: str | None = None,
         trusted: bool = False,
         chat_template: str | None = None,
     ):
@@ -96,6 +109,9 @@ class Model(Closing):
             raise file.error(f"a context of {context} tokens; 1 to {c.context_length} are supported")
         if contexts < 1:
             raise file.error(f"a cache of {contexts} contexts; 1 or more are supported")
+        tensors = file.tensors.values()
+        demand = fit.demand(c, tensors, device.info, self.context_length, contexts, kv_type)
+        demand.check(device.info)
         self.digest = file.digest()
         """32 bytes that identify the model's file."""
         self.lock = threading.RLock()
@@ -105,10 +121,13 @@ class Model(Closing):
         try:
             self._network.load(self._buffers, self.context_length, ROWS[-1])
             pages = -(-self.context_length // PAGE_SIZE)
-            self.cache = KVCache(self._buffers, c.block_count, c.head_count_kv, c.head_dim, contexts * pages)
-            passes = [Pass(device, self._network, self.cache.layers, self._buffers, pages) for _ in range(IN_FLIGHT)]
-        except BaseException:
+            heads = c.head_count_kv, c.head_dim
+            self.cache = KVCache(self._buffers, c.block_count, *heads, contexts * pages, demand.dtype)
+            passes = [Pass(device, self._network, self.cache, self._buffers, pages) for _ in range(IN_FLIGHT)]
+        except BaseException as error:
             self._buffers.close()
+            if isinstance(error, OutOfDeviceMemoryError):
+                raise demand.explain(device.info, error) from error
             raise
         self._passes = Passes(passes)
         self._pacing = Pacing()
@@ -185,21 +204,21 @@ class Model(Closing):
             counts = [len(request.tokens) for request in requests]
             user = sessions[0].holder if sessions else None
             for batch in _batches(counts, lambda: self._pacing.rows(user)):
-                segments, last, copies = [], [], []
+                segments, last, begun = [], [], []
                 row = 0
                 for index, begin, end in batch:
                     request, head, growth = requests[index], heads[index], growths[index]
                     tokens = request.tokens[begin:end]
                     segments.append(Segment(tokens, request.session.length + begin, growth.table))
                     row += end - begin
-                    if begin == 0 and growth.copy:
-                        copies.append(growth.copy)
+                    if begin == 0:
+                        begun.append(growth)
                     if head and end == len(request.tokens):
                         head.select(row - 1)
                         last.append(head)
                 yield None
                 written = [growths[index] for index, _, _ in batch]
-                submission = yield from self._run(segments, row, copies, last, written)
+                submission = yield from self._run(segments, row, begun, last, written)
                 for index, begin, end in batch:
                     share = submission.seconds * (end - begin) / row
                     requests[index].session.counters.count_submission(share, submission.dispatches)
@@ -215,7 +234,7 @@ class Model(Closing):
         self,
         segments: Sequence[Segment],
         rows: int,
-        copies: Sequence[CommandList],
+        begun: Sequence[Growth],
         heads: Sequence[Head],
         growths: Sequence[Growth],
     ) -> Generator[Submission | None, None, Submission]:
@@ -226,6 +245,7 @@ class Model(Closing):
         try:
             with self.lock:
                 taken.write(segments)
+                copies = [commands for growth in begun if (commands := self.cache.copying(growth))]
                 submission = self.device.submit([*copies, taken.body(rows), *(head.commands for head in heads)])
             for user in users:
                 user.submission = submission

@@ -10,8 +10,9 @@ import numpy as np
 
 from wasmetal.device.base import CommandList, Device, MemoryKind, Submission
 from wasmetal.errors import DeviceError, DeviceLostError
-from wasmetal.models.architectures.network import Inputs, KVPools, Network
+from wasmetal.models.architectures.network import Inputs, Network
 from wasmetal.models.buffers import BufferGroup
+from wasmetal.models.lm.kv_cache import KVCache
 from wasmetal.ops import DType, Recorder, Tensor, batch_shape, sequences_shape
 
 ROWS = (1, 64, 512)
@@ -40,13 +41,15 @@ class Segment:
 class Pass:
     """What one forward pass in flight uses: the buffer that the host writes inputs to, and the lists that read it."""
 
-    def __init__(self, device: Device, network: Network, cache: Sequence[KVPools], buffers: BufferGroup, pages: int):
+    def __init__(self, device: Device, network: Network, cache: KVCache, buffers: BufferGroup, pages: int):
         self.submission: Submission | None = None
         """The latest submission."""
         self._device = device
         self._network = network
         self._cache = cache
         self._lists: dict[int, CommandList] = {}
+        self._version = cache.version
+        """Of the cache with which the lists were recorded."""
         shapes = {"ids": (ROWS[-1],), "batch": batch_shape(ROWS[-1]), "sequences": sequences_shape(SEQUENCES, pages)}
         sizes = {name: 4 * int(np.prod(shape)) for name, shape in shapes.items()}
         starts = np.cumsum([0, *(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes.values())]).tolist()
@@ -72,12 +75,15 @@ class Pass:
 
     def body(self, rows: int) -> CommandList:
         """The list that computes everything but the heads for a batch of ``rows`` rows."""
+        if self._version != self._cache.version:
+            self.close()
+            self._version = self._cache.version
         fitting = next(size for size in ROWS if size >= rows)
         if fitting not in self._lists:
             ids, batch, sequences = self._tensors.values()
             inputs = Inputs(ids.rows(0, fitting), batch.rows(0, 1 + fitting), sequences)
             commands = self._device.record()
-            self._network.body(Recorder(self._device.info, commands), inputs, self._cache)
+            self._network.body(Recorder(self._device.info, commands), inputs, self._cache.layers)
             commands.finish()
             self._lists[fitting] = commands
         return self._lists[fitting]

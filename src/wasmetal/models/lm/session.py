@@ -15,6 +15,7 @@ from wasmetal.closing import Closing
 from wasmetal.counters import Counters
 from wasmetal.device.base import Submission
 from wasmetal.errors import ModelError
+from wasmetal.kernels.dtypes import KV
 from wasmetal.models.lm.heads import Head
 from wasmetal.models.lm.kv_cache import page_count
 from wasmetal.models.lm.quota import Holder
@@ -23,10 +24,11 @@ from wasmetal.ops import Tensor
 if TYPE_CHECKING:
     from wasmetal.models.lm.model import Model
 
-_SNAPSHOT = struct.Struct("<8sII32sQI")
-"""Header of a saved session: magic, version, length, the model's digest, number of bytes that follow, their CRC-32."""
+_SNAPSHOT = struct.Struct("<8sIII32sQI")
+"""Header of a saved session: magic, version, type of the KV cache (ggml's number), length, the model's digest, number
+of bytes that follow, their CRC-32."""
 _MAGIC = b"wasmetal"
-_VERSION = 1
+_VERSION = 2
 
 
 class Session(Closing):
@@ -89,25 +91,28 @@ class Session(Closing):
     def save(self) -> bytes:
         """The session's state, for :meth:`restore` with the same model, here or elsewhere.
 
-        A header and, per layer, the keys and values of the tokens so far, float32. Counted in ``bytes_copied``.
+        A header and, per layer, the keys and values of the tokens so far, in the type of the cache. Counted in
+        ``bytes_copied``.
         """
         model = self._open()
         with model.lock:
             state = model.cache.read(self.pages, self.length).reshape(-1)
         self.counters.bytes_copied += state.size
         crc = zlib.crc32(state.data)
-        return b"".join((_SNAPSHOT.pack(_MAGIC, _VERSION, self.length, model.digest, state.size, crc), state.data))
+        header = _SNAPSHOT.pack(_MAGIC, _VERSION, model.cache.dtype.value, self.length, model.digest, state.size, crc)
+        return header + state.data
 
     def restore(self, state: bytes) -> None:
         """Replace the session's state with a saved one. Counted in ``bytes_copied``.
 
-        Raises ModelError if the state is damaged, of another model or version, or too long for the context,
-        and OutOfDeviceMemoryError if the cache has no room for it. The session is then unchanged.
+        A state from a cache of another type is converted, and then as exact as the coarser of the two. Raises
+        ModelError if the state is damaged, of another model or version, or too long for the context, and
+        OutOfDeviceMemoryError if the cache has no room for it. The session is then unchanged.
         """
         model = self._open()
         if len(state) < _SNAPSHOT.size:
             raise ModelError(f"a saved session of {len(state)} bytes has no header")
-        magic, version, length, digest, size, crc = _SNAPSHOT.unpack_from(state)
+        magic, version, kind, length, digest, size, crc = _SNAPSHOT.unpack_from(state)
         if magic != _MAGIC or version != _VERSION:
             raise ModelError(f"not a saved session of version {_VERSION}: it begins with {state[:12]!r}")
         if digest != model.digest:
@@ -115,12 +120,17 @@ class Session(Closing):
         if length > model.context_length:
             raise ModelError(f"the saved session has {length} tokens; the context holds {model.context_length}")
         data = np.frombuffer(state, np.uint8, offset=_SNAPSHOT.size)
-        if not size == data.size == length * model.cache.position_bytes or zlib.crc32(data.data) != crc:
+        dtype = next((dtype for dtype in KV if dtype.value == kind and model.cache.can_be(dtype)), None)
+        if (
+            dtype is None
+            or not size == data.size == length * model.cache.bytes_as(dtype)
+            or zlib.crc32(data.data) != crc
+        ):
             raise ModelError("the saved session is damaged")
         with model.lock:
             model.cache.replace(self.pages, page_count(length), self.holder)
             self.length = 0
-            model.cache.write(self.pages, length, data)
+            model.cache.write(self.pages, length, data, dtype)
         self.counters.bytes_copied += data.size
         self.length = length
 
