@@ -167,6 +167,20 @@ def test_sentencepiece_without_prefix(tmp_path: Path) -> None:
     assert plain.decode(plain.encode(" ab", add_bos=False)) == " ab"
 
 
+@pytest.mark.parametrize(
+    ("names", "ends"),
+    [
+        (["<|start|>", "<|end|>", "<|return|>", "<|call|>"], {"<|return|>", "<|call|>"}),  # gpt-oss
+        (["<|user|>", "<|end|>", "<|endoftext|>"], {"<|end|>", "<|endoftext|>"}),  # Phi 3
+        (["<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"], {"<|end_of_text|>"}),  # Granite
+    ],
+)
+def test_what_ends_a_reply_if_the_file_does_not_say(tmp_path: Path, names: list[str], ends: set[str]) -> None:
+    fill = gpt2(tokens=["a", "b", "ab", *names], types=[NORMAL] * 3 + [CONTROL_TYPE] * len(names))
+    made = Tokenizer(vocabulary_file(tmp_path / "ends.gguf", fill))
+    assert {made.tokens[i] for i in made.end_of_generation} == ends
+
+
 @pytest.mark.parametrize("architecture", ["llama", "phi3"])
 def test_control_tokens_of_phi3_take_the_space_after_them(tmp_path: Path, architecture: str) -> None:
     made = Tokenizer(spm_file(tmp_path / "phi3.gguf", add_space_prefix=False, architecture=architecture))
