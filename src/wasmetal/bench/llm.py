@@ -38,7 +38,7 @@ class Result:
 
     speeds: list[Speed]
     weight_bytes: int
-    """Bytes of weights on the device; the CPU device expands them to float32."""
+    """Bytes of weights on the device that a token reads."""
     bandwidth: float
     """Bytes per second that the device reads from its memory, measured in the same run."""
 

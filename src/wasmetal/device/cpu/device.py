@@ -82,6 +82,8 @@ def find_devices() -> list[Candidate]:
 
 
 def _info(compiled: Library | None) -> DeviceInfo:
+    wraps_files = compiled is not None and os.environ.get("WASMETAL_COPY_WEIGHTS") != "1"
+    in_place = ("weights in place",) if wraps_files else ()
     return DeviceInfo(
         name=processor.name(),
         backend="cpu",
@@ -95,5 +97,6 @@ def _info(compiled: Library | None) -> DeviceInfo:
         subgroup_size=1,
         lazy_memory=True,
         expands_weights=compiled is None,
-        features=("host pages in place", f"{thread_count()} threads"),
+        wraps_files=wraps_files,
+        features=("host pages in place", *in_place, f"{thread_count()} threads"),
     )
