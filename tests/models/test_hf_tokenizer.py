@@ -115,6 +115,13 @@ def test_what_is_put_around_texts(template: str | None, ends: tuple[bool, bool])
     assert (file.fields["tokenizer.ggml.add_bos_token"], file.fields["tokenizer.ggml.add_eos_token"]) == ends
 
 
+def test_added_tokens_that_the_model_has_not() -> None:
+    made = SHAPES["Gemma"]()
+    beyond = {"id": SIZE, "content": "<image>", "special": True, "normalized": False}
+    ours = read(made, added_tokens=[*json.loads(made.to_str())["added_tokens"], beyond])
+    assert ours.encode("a<image>", add_bos=False) == made.encode("a<image>", add_special_tokens=False).ids
+
+
 def test_bytes_and_spaces_are_read_back() -> None:
     ours = read(SHAPES["Mistral"]())
     assert ours.decode(ours.encode("ab ü\n中", add_bos=False)) == "ab ü\n中"

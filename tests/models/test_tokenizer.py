@@ -24,8 +24,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer(GGUFFile(write_tiny_llama(tmp_path_factory.mktemp("tokenizer") / "tiny.gguf")))
 
 
-def vocabulary_file(path: Path, fill: Callable[[gguf.GGUFWriter], Any]) -> GGUFFile:
-    w = gguf.GGUFWriter(path, "llama")
+def vocabulary_file(path: Path, fill: Callable[[gguf.GGUFWriter], Any], architecture: str = "llama") -> GGUFFile:
+    w = gguf.GGUFWriter(path, architecture)
     fill(w)
     w.write_header_to_file()
     w.write_kv_data_to_file()
@@ -109,7 +109,7 @@ SCORED = {
 }
 
 
-def spm_file(path: Path, add_space_prefix: bool = True) -> GGUFFile:
+def spm_file(path: Path, add_space_prefix: bool = True, architecture: str = "llama") -> GGUFFile:
     def fill(w: gguf.GGUFWriter) -> None:
         tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *SCORED, "<user>"]
         w.add_tokenizer_model("llama")
@@ -123,7 +123,7 @@ def spm_file(path: Path, add_space_prefix: bool = True) -> GGUFFile:
         w.add_unk_token_id(0)
         w.add_add_space_prefix(add_space_prefix)
 
-    return vocabulary_file(path, fill)
+    return vocabulary_file(path, fill, architecture)
 
 
 def sentencepiece(text: str) -> list[str]:
@@ -165,6 +165,29 @@ def test_sentencepiece_without_prefix(tmp_path: Path) -> None:
     plain = Tokenizer(spm_file(tmp_path / "plain.gguf", add_space_prefix=False))
     assert [plain.tokens[i] for i in plain.encode("ab", add_bos=False)] == ["ab"]
     assert plain.decode(plain.encode(" ab", add_bos=False)) == " ab"
+
+
+@pytest.mark.parametrize(
+    ("names", "ends"),
+    [
+        (["<|start|>", "<|end|>", "<|return|>", "<|call|>"], {"<|return|>", "<|call|>"}),  # gpt-oss
+        (["<|user|>", "<|end|>", "<|endoftext|>"], {"<|end|>", "<|endoftext|>"}),  # Phi 3
+        (["<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"], {"<|end_of_text|>"}),  # Granite
+    ],
+)
+def test_what_ends_a_reply_if_the_file_does_not_say(tmp_path: Path, names: list[str], ends: set[str]) -> None:
+    fill = gpt2(tokens=["a", "b", "ab", *names], types=[NORMAL] * 3 + [CONTROL_TYPE] * len(names))
+    made = Tokenizer(vocabulary_file(tmp_path / "ends.gguf", fill))
+    assert {made.tokens[i] for i in made.end_of_generation} == ends
+
+
+@pytest.mark.parametrize("architecture", ["llama", "phi3"])
+def test_control_tokens_of_phi3_take_the_space_after_them(tmp_path: Path, architecture: str) -> None:
+    made = Tokenizer(spm_file(tmp_path / "phi3.gguf", add_space_prefix=False, architecture=architecture))
+    newline = [3 + 0x0A]
+    ab = [made.tokens.index("ab")]
+    assert made.encode("</s>\nab", add_bos=False) == [2, *([] if architecture == "phi3" else newline), *ab]
+    assert made.encode("<s>\nab", add_bos=False) == [1, *newline, *ab]
 
 
 # --- Unigram

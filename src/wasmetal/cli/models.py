@@ -129,9 +129,10 @@ def show(
         lines += [
             ("memory", f"{in_bytes(memory.total)} for {memory.sessions} × {memory.context} tokens"),
             ("  weights", in_bytes(memory.weights)),
-            ("  KV cache", f"{in_bytes(memory.kv_cache)} in {memory.kv_type}, when it is full"),
             ("  scratch", in_bytes(memory.scratch)),
         ]
+        if memory.kv_type:
+            lines.append(("  KV cache", f"{in_bytes(memory.kv_cache)} in {memory.kv_type}, when it is full"))
         if expanding:
             lines.append((f"  weights on {expanding}", f"{in_bytes(memory.expanded_weights)}, expanded to float32"))
         lines += [(f"not on {spec}", problem) for spec, problem in short.items() if problem]

@@ -80,10 +80,12 @@ def _added(added: Any, size: int, error: Error) -> dict[str, tuple[int, dict[str
     result = {}
     for each in added if isinstance(added, list) else []:
         match each:
-            case {"id": int(i), "content": str(content), "special": bool()} if 0 <= i < size:
+            case {"id": int(i)} if i >= size:
+                pass  # such as Gemma 3's token for images, which the models for text alone have no embedding of
+            case {"id": int(i), "content": str(content), "special": bool()} if i >= 0:
                 result[content] = i, each
             case _:
-                raise error("tokenizer.json has an added token without content, or an id that the model has not")
+                raise error("tokenizer.json has an added token without content, or with an id that is none")
     return result
 
 

@@ -38,7 +38,7 @@ class Memory:
     expanded_weights: int
     """On a device that expands them to float32 (``DeviceInfo.expands_weights``)."""
     kv_type: str
-    """The type of the KV cache."""
+    """The type of the KV cache; empty if there is none."""
     kv_cache: int
     """For all sessions, when it is full."""
     scratch: int

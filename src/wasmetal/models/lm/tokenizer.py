@@ -55,13 +55,15 @@ KINDS: dict[str, type[Kind]] = {
 }
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 """How added tokens are found in a text. ``tokenizer.FLAG`` lists those found so; GGUF files have no such key."""
+_PHI3_KEEP_SPACE = frozenset({"<s>", "<unk>", "<|endoftext|>"})
+"""Control tokens of Phi 3 with SentencePiece's vocabulary that leave the white space after them: GGUF files do not say
+that the others take it (``rstrip`` in its tokenizer.json)."""
 _END_OF_TURN = (
     "<|eot_id|>",
     "<|im_end|>",
     "<|return|>",
     "<|end|>",
     "<end_of_turn>",
-    "<|end_of_role|>",
     "<|END_OF_TURN_TOKEN|>",
     "<|eom_id|>",
 )
@@ -100,6 +102,8 @@ class Tokenizer:
             if self._plain.get_vocab_size() != len(self.tokens):
                 raise file.error("the vocabulary is inconsistent: two tokens would be the same in a word")
             self._flags = {flag: frozenset(file.get(f"tokenizer.{flag}", list, [])) for flag in FLAGS}
+            if name == "llama" and file.get("general.architecture", str, "") == "phi3":
+                self._flags["rstrip"] = frozenset(vocabulary.of_type(TokenType.CONTROL)) - _PHI3_KEEP_SPACE
             self._special = tokenizers.Tokenizer(self._plain.model)
             self._special.normalizer = self._plain.normalizer
             self._special.pre_tokenizer = self._plain.pre_tokenizer
