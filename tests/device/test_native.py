@@ -180,6 +180,25 @@ def test_rounded_activations(native: Library, dtype: DType, data: st.DataObject)
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5 * size)
 
 
+@pytest.mark.parametrize("dtype", QUANTIZED, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("shared", [True, False])
+def test_rounded_activations_of_experts(native: Library, dtype: DType, shared: bool) -> None:
+    """The same as each chosen expert's matrix by itself; with more slots than are prepared for at once."""
+    n, k, slots = 37, 1280, 40
+    weight, _ = random_weight(np.random.default_rng(7), dtype, 3 * n, k)
+    x, out, ids = floats(8, slots, k), floats(9, slots, n), np.arange(slots, dtype=np.uint32) % 4
+    shape = {"slots": slots, "experts": 3, "first_expert": 0, "bound_experts": 3, "n": n, "k": k, "groups": 1}
+    shape |= {"first_column": 0, "columns": n, "x_slot": 0 if shared else k, "accumulate": 0}
+    offsets = dict.fromkeys(("weight_offset", "x_offset", "out_offset"), 0)
+    params = CATALOG[f"expert_gemv_{dtype.suffix}"].pack(**shape, **offsets, ids_offset=0)
+    run(native, f"expert_gemv_rounded_{dtype.suffix}", [weight, x, ids, out], params)
+    of_one = CATALOG[f"gemv_{dtype.suffix}"].pack(n=n, k=k, accumulate=0, groups=1, **offsets)
+    for slot, expert in enumerate(np.minimum(ids, 2).tolist()):
+        want, matrix = np.zeros(n, np.float32), weight.reshape(3, n, -1)[expert].copy()
+        run(native, f"gemv_rounded_{dtype.suffix}", [matrix, x[0 if shared else slot].copy(), want], of_one)
+        np.testing.assert_array_equal(out[slot], want)
+
+
 words = st.one_of(st.integers(0, 40), st.integers(0, 2**32 - 1))
 
 

@@ -199,7 +199,7 @@ def test_attention_in_a_window(device, dtype, rows, position, length, window):
     )
 
 
-@pytest.mark.parametrize("dtype", [DType.F32, DType.F16])
+@pytest.mark.parametrize("dtype", KV)
 @pytest.mark.parametrize(
     ("rows", "position", "length", "window"),
     [(1, 0, 1, None), (1, 299, 300, None), (1, 20, 12, 4), (40, 200, 240, 129), (9, 10, 12, 4), (33, 0, 33, None)],
@@ -208,7 +208,7 @@ def test_attention_with_sinks(device, dtype, rows, position, length, window):
     """Some that matter little, some that take nearly all the weight; and one that is no score at all."""
     sinks = [-3.0, 0.5, 2.0, 9.0, 200.0, -np.inf]
     check_attention(
-        *(device, dtype, 6, 2, 20, 12, 40, [[*range(17, 30), *range(12)]], [length]),
+        *(device, dtype, 6, 2, fitting(dtype, 2, 20), 12, 40, [[*range(17, 30), *range(12)]], [length]),
         *(range(position, position + rows), [0] * rows, rows, 4, window, sinks),
     )
 

@@ -1,7 +1,7 @@
 // Mixtures of experts: which experts a row's slots have, the experts' matrices, and the sum of what they make.
 #include <math.h>
 
-#include "multiply.h"
+#include "panels.h"
 
 // ---- top_k: the largest logits of each row, and the softmax of the logits there. A unit is a row.
 
@@ -86,10 +86,12 @@ static uint64_t expert_gemv_units(const Call *call)
 }
 
 // ---- out[t, s] (+)= weight[ids[t, s]] x[t, s], for the experts that are bound. A unit is COLUMNS outputs of an expert,
-// whose weights are expanded a STRETCH at a time, for up to HEIGHT slots that have it.
+// for all slots that have it: their x are gathered, HEIGHT at a time.
 
-enum { TALL = 3, WIDE = 2, COLUMNS = 8, HEIGHT = 128 };
-enum { PITCH = STRETCH + LANES }; // of rows of expanded weights, as in linear.c
+enum {
+    HEIGHT = 64,
+    GATHERED = HEIGHT * DEEP > FEW * STRETCH ? HEIGHT * DEEP : FEW * STRETCH,
+};
 
 static uint64_t expert_gemm_units(const Call *call)
 {
@@ -97,59 +99,28 @@ static uint64_t expert_gemm_units(const Call *call)
     return ((uint64_t)p->columns + COLUMNS - 1) / COLUMNS * p->bound_experts;
 }
 
-// Up to HEIGHT of ``slots`` slots that have the expert, from number ``*from`` on, which is moved on.
-static uint32_t find_slots(const uint32_t *ids, uint64_t slots, uint32_t last, uint32_t expert, uint64_t *from,
-                           uint64_t found[HEIGHT])
-{
-    uint32_t count = 0;
-    for (; *from < slots && count < HEIGHT; ++*from)
-        if (min_u32(ids[*from], last) == expert)
-            found[count++] = *from;
-    return count;
-}
+// Slots that have an expert: their rows of x and of the output.
+typedef struct {
+    const float *x[HEIGHT];
+    float *out[HEIGHT];
+    uint32_t count;
+} Rows;
 
-// A stretch of TALL rows of x times WIDE rows of expanded weights.
-INLINE void expert_tile(const float *const x[TALL], const float *w, uint32_t length, float out[TALL][WIDE])
-{
-    const uint32_t even = length / LANES * LANES;
-    Floats sums[TALL][WIDE] = {0};
-    for (uint32_t i = 0; i < even; i += LANES)
-        for (uint32_t r = 0; r < TALL; ++r)
-            for (uint32_t c = 0; c < WIDE; ++c)
-                sums[r][c] += load(x[r] + i) * load(w + c * PITCH + i);
-    for (uint32_t r = 0; r < TALL; ++r)
-        for (uint32_t c = 0; c < WIDE; ++c) {
-            out[r][c] = sum(sums[r][c]);
-            for (uint32_t i = even; i < length; ++i)
-                out[r][c] += x[r][i] * w[c * PITCH + i];
-        }
-}
-
-// The found slots' rows of x times expanded weights of one stretch, which begins at column ``from`` of x and is for
-// the outputs first .. first + columns.
-static void expert_stretch(const Call *call, const uint64_t *found, uint32_t count, const float *w, uint32_t first,
-                           uint32_t columns, uint32_t from, uint32_t length)
+// The next slots that have the expert, from number ``*next`` on, which is moved on. Returns whether there are any.
+static bool find_rows(const Call *call, uint32_t expert, uint64_t *next, Rows *rows)
 {
     const struct expert_gemm_params *p = call->params;
-    const float *all = (const float *)call->buffers[0] + p->x_offset + from;
-    float *outs = (float *)call->buffers[3] + p->out_offset + first;
-    for (uint32_t top = 0; top < count; top += TALL) {
-        const float *x[TALL];
-        for (uint32_t r = 0; r < TALL; ++r) { // past the last one, the last again
-            const uint64_t slot = found[min_u32(top + r, count - 1)];
-            x[r] = all + slot / p->slots * p->x_stride + slot % p->slots * p->x_slot;
-        }
-        for (uint32_t left = 0; left < columns; left += WIDE) {
-            float sums[TALL][WIDE];
-            expert_tile(x, w + left * PITCH, length, sums);
-            for (uint32_t r = 0; r < min_u32(TALL, count - top); ++r) {
-                const uint64_t slot = found[top + r];
-                float *out = outs + slot / p->slots * p->out_stride + slot % p->slots * p->n + left;
-                for (uint32_t c = 0; c < min_u32(WIDE, columns - left); ++c)
-                    out[c] = p->accumulate || from ? out[c] + sums[r][c] : sums[r][c];
-            }
-        }
+    const uint32_t *ids = (const uint32_t *)call->buffers[2] + p->ids_offset;
+    const uint64_t slots = (uint64_t)VALID_ROWS(p, call->buffers[4]) * p->slots;
+    rows->count = 0;
+    for (; *next < slots && rows->count < HEIGHT; ++*next) {
+        if (min_u32(ids[*next], p->experts - 1) != expert)
+            continue;
+        const uint64_t row = *next / p->slots, slot = *next % p->slots;
+        rows->x[rows->count] = (const float *)call->buffers[0] + p->x_offset + row * p->x_stride + slot * p->x_slot;
+        rows->out[rows->count++] = (float *)call->buffers[3] + p->out_offset + row * p->out_stride + slot * p->n;
     }
+    return rows->count > 0;
 }
 
 #define KERNELS "experts_format.h"

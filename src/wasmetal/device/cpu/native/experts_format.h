@@ -1,4 +1,5 @@
 // The kernels of experts.c for one format of weights: FORMAT, its name.
+#include "panels_format.h"
 
 // What is prepared of each slot's x, in turn, or of the x that all slots share.
 INLINE const void *OF(prepare_slots)(const Call *call, bool rounded, void *scratch, size_t nbytes)
@@ -56,23 +57,26 @@ static void OF(expert_gemv_rounded)(const Call *call, uint64_t begin, uint64_t e
 static void OF(expert_gemm)(const Call *call, uint64_t begin, uint64_t end)
 {
     const struct expert_gemm_params *p = call->params;
-    const uint32_t *ids = (const uint32_t *)call->buffers[2] + p->ids_offset;
-    const uint64_t slots = (uint64_t)VALID_ROWS(p, call->buffers[4]) * p->slots;
     const uint32_t across = (p->columns + COLUMNS - 1) / COLUMNS;
     const size_t pitch = OF(row_bytes)(p->k);
-    float w[COLUMNS * PITCH] __attribute__((aligned(64)));
+    float x[GATHERED] __attribute__((aligned(64))), out[HEIGHT * COLUMNS] __attribute__((aligned(64)));
     for (uint64_t unit = begin; unit < end; ++unit) {
-        const uint32_t bound = (uint32_t)(unit / across), expert = p->first_expert + bound;
-        const uint32_t left = (uint32_t)(unit % across) * COLUMNS, columns = min_u32(COLUMNS, p->columns - left);
-        const uint8_t *weight = call->buffers[1] + (size_t)p->weight_offset * 4 +
-                                ((size_t)bound * p->n + p->first_column + left) * pitch;
-        uint64_t found[HEIGHT], next = 0;
-        for (uint32_t count; (count = find_slots(ids, slots, p->experts - 1, expert, &next, found));)
-            for (uint32_t from = 0; from < p->k; from += STRETCH) {
-                const uint32_t length = min_u32(STRETCH, p->k - from);
-                for (uint32_t c = 0; c < columns; ++c)
-                    OF(expand)(weight + c * pitch, from, length, w + c * PITCH);
-                expert_stretch(call, found, count, w, p->first_column + left, columns, from, length);
+        const uint32_t bound = (uint32_t)(unit / across), left = (uint32_t)(unit % across) * COLUMNS;
+        const uint32_t first = p->first_column + left, columns = min_u32(COLUMNS, p->columns - left);
+        const uint8_t *weight =
+            call->buffers[1] + (size_t)p->weight_offset * 4 + ((size_t)bound * p->n + first) * pitch;
+        uint64_t next = 0;
+        for (Rows rows; find_rows(call, p->first_expert + bound, &next, &rows);) {
+            const uint32_t deep = deep_for(rows.count);
+            for (uint32_t from = 0; from < p->k; from += deep) {
+                const uint32_t length = min_u32(deep, p->k - from);
+                for (uint32_t r = 0; r < rows.count; ++r)
+                    memcpy(x + r * deep, rows.x[r] + from, length * sizeof *x);
+                OF(gemm_stretch)(x, deep, weight, pitch, from, length, out, COLUMNS, rows.count, columns, from);
             }
+            for (uint32_t r = 0; r < rows.count; ++r)
+                for (uint32_t c = 0; c < columns; ++c)
+                    rows.out[r][first + c] = out[r * COLUMNS + c] + (p->accumulate ? rows.out[r][first + c] : 0);
+        }
     }
 }

@@ -1,4 +1,5 @@
 // The kernels of linear.c for one format of weights: FORMAT, its name.
+#include "panels_format.h"
 
 INLINE const void *OF(prepare_x)(const Call *call, bool rounded, void *scratch, size_t nbytes)
 {
@@ -38,28 +39,15 @@ static void OF(gemm)(const Call *call, uint64_t begin, uint64_t end)
     const uint8_t *weight = call->buffers[1] + (size_t)p->weight_offset * 4;
     const uint32_t valid = VALID_ROWS(p, call->buffers[3]), across = (p->n + COLUMNS - 1) / COLUMNS;
     const size_t pitch = OF(row_bytes)(p->k);
-    float expanded[LANES][PITCH] __attribute__((aligned(64))), panel[DEEP * COLUMNS] __attribute__((aligned(64)));
     for (uint64_t unit = begin; unit < end; ++unit) {
         const uint32_t first = (uint32_t)(unit % across) * COLUMNS, columns = min_u32(COLUMNS, p->n - first);
         const uint32_t top = (uint32_t)(unit / across) * HEIGHT, rows = min_u32(HEIGHT, valid - top);
-        const uint32_t deep = rows > FEW ? DEEP : STRETCH;
+        const uint32_t deep = deep_for(rows);
         const float *x = (const float *)call->buffers[0] + p->x_offset + (size_t)top * p->x_stride;
         float *out = (float *)call->buffers[2] + p->out_offset + (size_t)top * p->out_stride + first;
-        for (uint32_t from = 0; from < p->k; from += deep, x += deep) {
-            const uint32_t length = min_u32(deep, p->k - from);
-            const bool add = p->accumulate || from;
-            for (uint32_t left = 0; left < columns; left += LANES) {
-                const uint32_t some = min_u32(LANES, columns - left);
-                for (uint32_t c = 0; c < some; ++c)
-                    OF(expand)(weight + (first + left + c) * pitch, from, length, expanded[c]);
-                if (rows > FEW)
-                    to_panel(expanded, length, panel + left);
-                else
-                    gemm_few(p, x, expanded, length, out + left, rows, some, add);
-            }
-            if (rows > FEW)
-                gemm_panel(p, x, panel, length, out, rows, columns, add);
-        }
+        for (uint32_t from = 0; from < p->k; from += deep)
+            OF(gemm_stretch)(x + from, p->x_stride, weight + first * pitch, pitch, from, min_u32(deep, p->k - from), out,
+                             p->out_stride, rows, columns, p->accumulate || from);
     }
 }
 
