@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from wasmetal.host.guest import Guest
     from wasmetal.host.limits import Limits
     from wasmetal.host.program import Program
-    from wasmetal.models import load_model
+    from wasmetal.models import load_embedder, load_model
 
-__all__ = ["Counters", "Dir", "Guest", "Limits", "Program", "errors", "load_model", "open_device"]
+__all__ = ["Counters", "Dir", "Guest", "Limits", "Program", "errors", "load_embedder", "load_model", "open_device"]
 
 _HOMES = {
     "Counters": "wasmetal.counters",
@@ -23,6 +23,7 @@ _HOMES = {
     "Guest": "wasmetal.host.guest",
     "Limits": "wasmetal.host.limits",
     "Program": "wasmetal.host.program",
+    "load_embedder": "wasmetal.models",
     "load_model": "wasmetal.models",
     "open_device": "wasmetal.device",
 }

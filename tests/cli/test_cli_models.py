@@ -45,7 +45,10 @@ def test_from_pull_to_rm(server: Hub, tmp_path: Path) -> None:
     assert (shown["architecture"], shown["path"], shown["refusal"]) == ("llama", str(path), None)
     assert shown["memory"]["kv_cache"] == 2 * 2 * 2 * 64 * 2 * 16 * 4
     assert sum(each["bytes"] for each in shown["types"].values()) == shown["bytes"] == shown["memory"]["weights"]
+    assert shown["experts"] is None
     assert "for 1 × 256 tokens" in wasmetal("models", "show", path, **settings).stdout
+    mixture = write_tiny_llama(tmp_path / "mixture.gguf", architecture="qwen3moe")
+    assert "7 in each layer, 2 used by each token: " in wasmetal("models", "show", mixture, **settings).stdout
 
     good = wasmetal("models", "verify", **settings)
     assert (good.returncode, good.stdout) == (0, "model  result\ntiny   unchanged\n")

@@ -55,10 +55,28 @@ def silu_mul(bench, rng, shape, gap, live):
     return [out]
 
 
+def swiglu_oai(bench, rng, shape, gap, live):
+    gate, up, out = put(bench, rng, *shape, gap=gap), put(bench, rng, *shape), put(bench, rng, *shape, gap=gap)
+    bench.run(lambda rec: ops.swiglu_oai(rec, gate, up, out, batch=bench.batch(shape[0], live)))
+    return [out]
+
+
 def gelu_mul(bench, rng, shape, gap, live):
     gate, up, out = put(bench, rng, *shape, gap=gap), put(bench, rng, *shape), put(bench, rng, *shape, gap=gap)
     bench.run(lambda rec: ops.gelu_mul(rec, gate, up, out, batch=bench.batch(shape[0], live)))
     return [out]
+
+
+def gelu(bench, rng, shape, gap, live):
+    x, out = put(bench, rng, *shape, gap=gap), put(bench, rng, *shape)
+    bench.run(lambda rec: ops.gelu(rec, x, out, batch=bench.batch(shape[0], live)))
+    return [out]
+
+
+def layer_norm(bench, rng, rows, columns):
+    x, weight, bias = put(bench, rng, rows, columns, gap=1), put(bench, rng, columns), put(bench, rng, columns)
+    bench.run(lambda rec: ops.layer_norm(rec, x, weight, bias, x, 1e-5, batch=bench.batch(rows, max(1, rows - 1))))
+    return [x]
 
 
 def heads_norm(bench, rng, rows, heads, columns):
@@ -126,12 +144,13 @@ def kv_append(bench, rng, dtype, rows, kv_heads, head_dim, position):
     return [k_pages, v_pages]
 
 
-def attention(bench, rng, dtype, rows, heads, kv_heads, head_dim, page_size, position, window=None):
+def attention(bench, rng, dtype, rows, heads, kv_heads, head_dim, page_size, position, window=None, sinks=False):
     q, out = put(bench, rng, rows, heads, head_dim, gap=1), put(bench, rng, rows, heads * head_dim, gap=2)
     k_pages, v_pages = (pool(bench, rng, 4, page_size, kv_heads, head_dim, dtype) for _ in range(2))
     sequences, batch = mixed(bench, rows, position)
     scale = head_dim**-0.5
-    bench.run(lambda rec: ops.attention(rec, q, k_pages, v_pages, batch, sequences, out, scale, window=window))
+    how = {"window": window, "sinks": put(bench, rng, heads) if sinks else None}
+    bench.run(lambda rec: ops.attention(rec, q, k_pages, v_pages, batch, sequences, out, scale, **how))
     return [out]
 
 
@@ -149,6 +168,30 @@ def embed(bench, rng, dtype):
     table = bench.put_weight(random_weight(rng, dtype, 7, k)[0], dtype, k)
     ids, out, batch = bench.put(np.array([3, 0, -1, 6, 99], np.int32)), put(bench, rng, 5, k, gap=1), bench.batch(5, 4)
     bench.run(lambda rec: ops.embed(rec, table, ids, out, batch=batch))
+    return [out]
+
+
+def top_k(bench, rng, rows, columns, slots, normalized):
+    logits, ids = put(bench, rng, rows, columns, gap=3), bench.empty(rows, slots, dtype=DType.I32)
+    weights, batch = bench.empty(rows, slots), bench.batch(rows, max(1, rows - 1))
+    bench.run(lambda rec: ops.top_k(rec, logits, ids, weights, normalized=normalized, batch=batch))
+    return [ids, weights]
+
+
+def expert_linear(bench, rng, dtype, rows, slots, n, k, accumulate):
+    k = whole_blocks(dtype, k)
+    weight = bench.put_weight(random_weight(rng, dtype, 3 * n, k)[0], dtype, k).reshape(3, n, k)
+    x, out = put(bench, rng, rows, slots, k, gap=rows - 1), put(bench, rng, rows, slots, n, gap=rows - 1)
+    ids = bench.put(rng.integers(-1, 4, (rows, slots)).astype(np.int32))
+    batch = bench.batch(rows, rows - 1) if rows > 1 else None
+    bench.run(lambda rec: ops.expert_linear(rec, x, weight, ids, out, accumulate=accumulate, batch=batch))
+    return [out]
+
+
+def weighted_sum(bench, rng, rows, slots, columns, accumulate):
+    x, weights = put(bench, rng, rows, slots, columns, gap=2), put(bench, rng, rows, slots)
+    out, batch = put(bench, rng, rows, columns, gap=1), bench.batch(rows, max(1, rows - 1))
+    bench.run(lambda rec: ops.weighted_sum(rec, x, weights, out, accumulate=accumulate, batch=batch))
     return [out]
 
 
@@ -190,6 +233,13 @@ def cases() -> Iterator[Case]:
     for shape, gap, live in (((1, 1), 0, 1), ((5, 67), 3, 4), ((2, 131), 0, None)):
         yield case(CLOSE, silu_mul, shape, gap, live)
     yield case(CLOSE, gelu_mul, (5, 67), 3, 4)
+    yield case(CLOSE, swiglu_oai, (5, 67), 3, 4)
+    for rows, columns, slots, normalized in ((1, 5, 5, True), (4, 131, 3, False)):
+        yield case(CLOSE, top_k, rows, columns, slots, normalized)
+    for rows, slots, columns, accumulate in ((1, 2, 131, True), (5, 3, 7, False)):
+        yield case(CLOSE, weighted_sum, rows, slots, columns, accumulate)
+    yield case(CLOSE, gelu, (5, 67), 3, 4)
+    yield case(CLOSE, layer_norm, 9, 127)
     for rows, heads, columns in ((1, 3, 64), (5, 2, 131)):
         yield case(CLOSE, heads_norm, rows, heads, columns)
     for rows, columns in ((1, 1), (9, 127), (17, 300)):
@@ -205,6 +255,7 @@ def cases() -> Iterator[Case]:
         yield case(CLOSE, attention, dtype, 3, 4, 2, 68, 5, 9)
         yield case(CLOSE, attention, dtype, 2, 1, 1, 256, 5, 14)
         yield case(CLOSE, attention, dtype, 3, 4, 2, 68, 5, 9, 4)
+        yield case(CLOSE, attention, dtype, 3, 4, 2, 20, 5, 9, None, True)
         yield case(CLOSE, attention, dtype, 1, 2, 1, 20, 51, 140)  # More positions than a group has threads.
     for rows, position in ((1, 0), (3, 9), (1, -1)):
         yield case(EXACT, kv_append, DType.Q8_0, rows, 2, 96, position)
@@ -219,7 +270,11 @@ def cases() -> Iterator[Case]:
             yield case(CLOSE, linear, dtype, 1, n, k, accumulate)
         for rows, n, k, accumulate in ((67, 5, 32, 1), (72, 66, 160, 0), (3, 7, 96, 1), (66, 68, 64, 0)):
             yield from products(CLOSE, linear, dtype, rows, n, k, accumulate)
+        yield case(CLOSE, expert_linear, dtype, 1, 2, 13, 96, 0)
+        yield case(CLOSE, expert_linear, dtype, 4, 2, 66, 64, 1)
+    yield case(CLOSE, expert_linear, DType.Q4_1, 120, 2, 5, 32, 0)  # more rows of an expert than a tile has
     for dtype in (*FLOATS, DType.BF16):
+        yield case(CLOSE, expert_linear, dtype, 2, 2, 5, 37, 0)
         yield from products(CLOSE, linear, dtype, 1, 7, 13, 0)
         yield from products(CLOSE, linear, dtype, 5, 9, 37, 0)
     for dtype in FLOATS:

@@ -97,6 +97,53 @@ def test_the_sandbox_holds(source: str, trusted: bool) -> None:
         ChatTemplate(source, trusted=trusted).render(HELLO)
 
 
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather <now> & später",
+        "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
+    },
+}
+# Own, in the manner of published ones.
+WITH_TOOLS = (
+    "{%- if tools %}\n{{- '# Tools\\n' }}\n{%- for tool in tools %}\n{{- tool | tojson ~ '\\n' }}\n{%- endfor %}\n"
+    "{%- endif %}\n{%- for message in messages %}\n{%- if message.tool_calls is defined %}\n"
+    "{%- for call in message.tool_calls %}\n{{- call.function.name ~ call.function.arguments | tojson }}\n"
+    "{%- endfor %}\n"
+    "{%- elif message.role == 'tool' %}\n{{- '=' ~ message.content }}\n{%- else %}\n{{- message.content ~ ';' }}\n"
+    "{%- endif %}\n{%- endfor %}"
+)
+
+
+def test_tools(trusted: bool) -> None:
+    template = ChatTemplate(WITH_TOOLS, trusted=trusted)
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"place": "Köln"}}}
+    messages = [*HELLO, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "rain"}]
+    assert template.render(messages, tools=[TOOL]) == (
+        '# Tools\n{"type": "function", "function": {"name": "weather", "description": "The weather <now> & später", '
+        '"parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}}}\n'
+        'Hello <you> & all;weather{"place": "Köln"}=rain'
+    )
+    assert template.render(HELLO) == "Hello <you> & all;"
+
+
+def test_a_template_of_its_own_for_tools(trusted: bool) -> None:
+    template = ChatTemplate("plain", trusted=trusted)
+    template.with_tools = ChatTemplate("{{ tools | length }}", trusted=trusted)
+    assert (template.render(HELLO), template.render(HELLO, tools=[TOOL])) == ("plain", "1")
+
+
+def test_variables(trusted: bool) -> None:
+    source = "{{ enable_thinking is defined and enable_thinking }}{{ documents is none }}{{ add_generation_prompt }}"
+    template = ChatTemplate(source, trusted=trusted)
+    assert template.render(HELLO) == "FalseTrueTrue"
+    given = {"enable_thinking": True, "documents": [], "add_generation_prompt": "x", "messages": 1}
+    assert template.render(HELLO, False, variables=given) == "TrueFalseFalse"
+    with pytest.raises(ModelError, match="not plain data"):
+        template.render(HELLO, tools=[{"function": len}])
+
+
 @pytest.mark.parametrize("messages", [[{"role": "user", "content": object()}], object()])
 def test_messages_that_are_no_plain_data(messages: Any) -> None:
     with pytest.raises(ModelError, match=r"^the messages are not plain data: .* not JSON serializable"):

@@ -26,7 +26,8 @@ from wasmetal.errors import ModelError
 from wasmetal.models.architectures import read_network
 from wasmetal.models.files.safetensors import SafetensorsFile
 from wasmetal.models.hf_folder import HFFolder
-from wasmetal.models.lm.tokenizer import PRE_TOKENIZERS, Tokenizer
+from wasmetal.models.lm.tokenizer import Tokenizer
+from wasmetal.models.lm.tokenizer_patterns import PRE_TOKENIZERS, WHOLE_WORDS_FIRST
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -116,8 +117,9 @@ def test_patterns_of_pre_tokenizers(folder: Path, name: str) -> None:
     if name == "llama-bpe":
         edit(folder / "tokenizer.json", lambda content: content["model"].update(ignore_merges=True))
     file = HFFolder(folder)
-    assert PRE_TOKENIZERS[file.require("tokenizer.ggml.pre", str)] == (pattern,)
-    assert (file.require("tokenizer.ggml.pre", str) == "llama-bpe") == (name == "llama-bpe")
+    found = file.require("tokenizer.ggml.pre", str)
+    assert PRE_TOKENIZERS[found] == (pattern,)
+    assert (found in WHOLE_WORDS_FIRST) == (name == "llama-bpe")
     assert Tokenizer(file).encode("hello<|im_end|>")[-1] == 2
 
 
@@ -191,16 +193,17 @@ def test_configurations_that_are_refused(folder: Path, cpu: Device, change: Edit
 
 
 TOKENIZER: dict[str, tuple[Edit, str]] = {
-    "SentencePiece": (lambda t: t["model"].update(byte_fallback=True), "no byte-level BPE"),
-    "no model": (lambda t: t.update(model=None), "no byte-level BPE"),
-    "unigram": (lambda t: t["model"].update(type="Unigram"), "no byte-level BPE"),
+    "SentencePiece": (lambda t: t["model"].update(byte_fallback=True), "in a way that is not supported"),
+    "no model": (lambda t: t.update(model=None), "neither BPE nor unigram"),
+    "unigram": (lambda t: t["model"].update(type="Unigram"), "neither BPE nor unigram"),
+    "dropout": (lambda t: t["model"].update(dropout=0.1), "has a dropout, which is not supported"),
     "merge": (lambda t: t["model"].update(merges=["a"]), "a merge that is not of two tokens"),
     "merge of others": (lambda t: t["model"].update(merges=[["zzzz", "y"]]), "the merge 'zzzz y' is not of two tokens"),
     "id": (lambda t: t["model"]["vocab"].update(x=1.5), "gives 'x' an id that the model has not"),
-    "added": (lambda t: t.update(added_tokens=[{"id": 10**9, "content": "x", "special": True}]), "an added token"),
+    "added": (lambda t: t.update(added_tokens=[{"id": -1, "content": "x", "special": True}]), "an added token"),
     "normalizer": (lambda t: t.update(normalizer={"type": "Lowercase"}), "a normalizer that is not supported"),
     "pattern": (lambda t: t.update(pre_tokenizer={"type": "Whitespace"}), "in a way that is not supported"),
-    "no splits": (lambda t: t.update(pre_tokenizer=None), "in a way that is not supported"),
+    "no splits": (lambda t: t.update(pre_tokenizer=None), "has no bytes stand as characters"),
     "half a pair": (lambda t: t["model"]["vocab"].update({"\ud800": 5}), "not valid JSON"),
 }
 

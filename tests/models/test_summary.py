@@ -31,6 +31,20 @@ def test_what_the_header_says(tmp_path: Path) -> None:
     assert found == summarize(GGUFFile(write_split_llama(tmp_path / "split.gguf", value_qtype="Q8_0")[0]))
 
 
+def test_experts(cpu: Device, tmp_path: Path) -> None:
+    """Of 7 experts each token uses 2, in two layers of matrices of 64 x 96."""
+    path = write_tiny_llama(tmp_path / "tiny.gguf", architecture="qwen3moe", tied=False)
+    found = summarize(GGUFFile(path))
+    assert (found.experts, found.experts_used) == (7, 2)
+    assert found.parameters - found.active_parameters == 2 * 5 * 3 * 64 * 96
+    dense = summarize(GGUFFile(write_tiny_llama(tmp_path / "dense.gguf")))
+    assert (dense.experts, dense.experts_used, dense.active_parameters) == (None, None, dense.parameters)
+    with load_model(path, cpu) as model:
+        attention_and_output = 2 * 96 * (96 + 2 * 32 + 96) + model.vocab_size * 96
+        active = 2 * 2 * 3 * 64 * 96
+        assert model.weight_bytes == (attention_and_output + active) // 32 * 20 + 4 * 2 * 7 * 96
+
+
 @pytest.mark.parametrize(("context", "sessions"), [(None, 1), (100, 3)])
 @pytest.mark.parametrize("on", ["cpu", pytest.param("vulkan", marks=pytest.mark.vulkan)])
 def test_the_memory_is_what_the_model_allocates(

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.models.charsmap import charsmap
 from tests.models.tiny import CONTROL, byte_alphabet, vocabulary, write_tiny_llama
 from wasmetal.errors import ModelError
 from wasmetal.models.files.gguf import GGUFFile
@@ -22,8 +24,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer(GGUFFile(write_tiny_llama(tmp_path_factory.mktemp("tokenizer") / "tiny.gguf")))
 
 
-def vocabulary_file(path: Path, fill: Callable[[gguf.GGUFWriter], Any]) -> GGUFFile:
-    w = gguf.GGUFWriter(path, "llama")
+def vocabulary_file(path: Path, fill: Callable[[gguf.GGUFWriter], Any], architecture: str = "llama") -> GGUFFile:
+    w = gguf.GGUFWriter(path, architecture)
     fill(w)
     w.write_header_to_file()
     w.write_kv_data_to_file()
@@ -107,7 +109,7 @@ SCORED = {
 }
 
 
-def spm_file(path: Path, add_space_prefix: bool = True) -> GGUFFile:
+def spm_file(path: Path, add_space_prefix: bool = True, architecture: str = "llama") -> GGUFFile:
     def fill(w: gguf.GGUFWriter) -> None:
         tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *SCORED, "<user>"]
         w.add_tokenizer_model("llama")
@@ -121,7 +123,7 @@ def spm_file(path: Path, add_space_prefix: bool = True) -> GGUFFile:
         w.add_unk_token_id(0)
         w.add_add_space_prefix(add_space_prefix)
 
-    return vocabulary_file(path, fill)
+    return vocabulary_file(path, fill, architecture)
 
 
 def sentencepiece(text: str) -> list[str]:
@@ -165,6 +167,108 @@ def test_sentencepiece_without_prefix(tmp_path: Path) -> None:
     assert plain.decode(plain.encode(" ab", add_bos=False)) == " ab"
 
 
+@pytest.mark.parametrize(
+    ("names", "ends"),
+    [
+        (["<|start|>", "<|end|>", "<|return|>", "<|call|>"], {"<|return|>", "<|call|>"}),  # gpt-oss
+        (["<|user|>", "<|end|>", "<|endoftext|>"], {"<|end|>", "<|endoftext|>"}),  # Phi 3
+        (["<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"], {"<|end_of_text|>"}),  # Granite
+    ],
+)
+def test_what_ends_a_reply_if_the_file_does_not_say(tmp_path: Path, names: list[str], ends: set[str]) -> None:
+    fill = gpt2(tokens=["a", "b", "ab", *names], types=[NORMAL] * 3 + [CONTROL_TYPE] * len(names))
+    made = Tokenizer(vocabulary_file(tmp_path / "ends.gguf", fill))
+    assert {made.tokens[i] for i in made.end_of_generation} == ends
+
+
+@pytest.mark.parametrize("architecture", ["llama", "phi3"])
+def test_control_tokens_of_phi3_take_the_space_after_them(tmp_path: Path, architecture: str) -> None:
+    made = Tokenizer(spm_file(tmp_path / "phi3.gguf", add_space_prefix=False, architecture=architecture))
+    newline = [3 + 0x0A]
+    ab = [made.tokens.index("ab")]
+    assert made.encode("</s>\nab", add_bos=False) == [2, *([] if architecture == "phi3" else newline), *ab]
+    assert made.encode("<s>\nab", add_bos=False) == [1, *newline, *ab]
+
+
+# --- Unigram
+
+UNIGRAM = {"▁": -3.0, "a": -4.5, "b": -4.0, "ab": -5.1, "▁a": -4.2, "abc": -9.5, "c": -5.0, "▁ab": -6.1, "f": -7.0}
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    def fill(w: gguf.GGUFWriter) -> None:
+        w.add_tokenizer_model("t5")
+        w.add_token_list(["<pad>", "</s>", "<unk>", *UNIGRAM, "<user>"])
+        w.add_token_scores([0.0] * 3 + list(UNIGRAM.values()) + [0.0])
+        w.add_token_types([CONTROL_TYPE, CONTROL_TYPE, UNKNOWN] + [NORMAL] * len(UNIGRAM) + [USER_DEFINED])
+        w.add_eos_token_id(1)
+        w.add_unk_token_id(2)
+        w.add_remove_extra_whitespaces(True)
+        w.add_precompiled_charsmap(charsmap({"ﬀ": "ff", "\n": " "}))
+
+    return Tokenizer(vocabulary_file(tmp_path_factory.mktemp("t5") / "t5.gguf", fill))
+
+
+@given(text=st.text(alphabet="abcﬀ \n", min_size=1).filter(lambda text: text.strip()))
+def test_unigram_takes_the_best_sum_of_scores(t5: Tokenizer, text: str) -> None:
+    ids = t5.encode(text, add_bos=False)
+    spelled = "▁" + "▁".join(text.replace("ﬀ", "ff").split())
+    assert "".join(t5.tokens[i] for i in ids) == spelled
+    best = [0.0] + [-np.inf] * len(spelled)
+    for end in range(1, len(spelled) + 1):
+        parts = [(begin, spelled[begin:end]) for begin in range(end)]
+        best[end] = max(best[begin] + UNIGRAM[part] for begin, part in parts if part in UNIGRAM)
+    assert sum(UNIGRAM[t5.tokens[i]] for i in ids) == pytest.approx(best[-1])
+
+
+def test_unigram_unknown_user_defined_and_ends(t5: Tokenizer) -> None:
+    assert [t5.tokens[i] for i in t5.encode("a中中 <user>")] == ["▁a", "<unk>", "<user>"]
+    assert t5.decode(t5.encode("ab c")) == "ab c"
+    assert (t5.add_bos, t5.add_eos, t5.eos) == (False, True, 1)
+
+
+# --- WordPiece
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    words = ["▁un", "aff", "able", "▁run", "▁,", "▁中", "▁cafe", "s", "▁["]
+
+    def fill(w: gguf.GGUFWriter) -> None:
+        w.add_tokenizer_model("bert")
+        w.add_token_list(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])
+        w.add_token_types([CONTROL_TYPE, UNKNOWN, CONTROL_TYPE, CONTROL_TYPE] + [NORMAL] * len(words))
+        w.add_unk_token_id(1)
+        w.add_uint32("tokenizer.ggml.cls_token_id", 2)
+        w.add_sep_token_id(3)
+
+    return Tokenizer(vocabulary_file(tmp_path_factory.mktemp("bert") / "bert.gguf", fill))
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("unaffable", "▁un aff able"),
+        ("UNAFFABLE,  Cafés", "▁un aff able ▁, ▁cafe s"),  # lower case, without accents
+        ("run中run", "▁run ▁中 ▁run"),
+        ("affable unx run", "[UNK] [UNK] ▁run"),  # a word begins with the token of a beginning, and ends with a token
+        ("run\0\ts", "▁run [UNK]"),
+        ("un" + "s" * 98, "▁un " + " ".join("s" * 98)),
+        ("un" + "s" * 99, "[UNK]"),  # more than 100 characters
+    ],
+)
+def test_wordpiece(bert: Tokenizer, text: str, spelled: str) -> None:
+    assert [bert.tokens[i] for i in bert.encode(text, add_bos=False)] == spelled.split()
+
+
+def test_wordpiece_ends_and_control_tokens(bert: Tokenizer) -> None:
+    assert (bert.bos, bert.eos, bert.add_bos, bert.add_eos) == (2, 3, True, True)
+    assert bert.encode("[CLS] run [SEP]", add_bos=False) == [2, bert.tokens.index("▁run"), 3]
+    assert bert.decode(bert.encode("Un run,", add_bos=False)) == "un run ,"
+    assert bert.encode("[SEP]", parse_special=False, add_bos=False)[0] == bert.tokens.index("▁[")
+
+
 # --- Inconsistent vocabularies
 
 
@@ -188,8 +292,8 @@ def gpt2(**changes: Any) -> Callable[[gguf.GGUFWriter], None]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model": "bert"}, "tokenizer.ggml.model is 'bert'; supported: gpt2, llama"),
-        ({"pre": "klingon"}, "tokenizer.ggml.pre is 'klingon'; supported: command-r, .*smollm"),
+        ({"model": "rwkv"}, "tokenizer.ggml.model is 'rwkv'; supported: gpt2, llama, gemma4, t5, bert"),
+        ({"pre": "klingon"}, "tokenizer.ggml.pre is 'klingon'; supported: .*command-r, .*smollm"),
         ({"pre": None}, "the metadata has no tokenizer.ggml.pre"),
         ({"tokens": ["a", "b", "a"]}, "contains a token twice"),
         ({"tokens": ["", "", ""]}, "tokenizer.ggml.tokens is empty"),

@@ -4,6 +4,7 @@ Its vocabulary is a working byte-level BPE (256 bytes, a few merges, four contro
 that a tokenizer, a chat and a guest can run on it. What it says is noise.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -46,6 +47,11 @@ RANDOM_SCALES = {
 """Types that the gguf package cannot quantize to: their blocks are random, with scales up to this, which makes most
 weights less than 1."""
 
+EXPERT_HIDDEN = 64
+"""Elements between the two products of an expert, except in Mixtral."""
+MIXTURES = {"qwen3moe": 7, "gpt-oss": 6}
+"""Architectures that always have experts, and how many they have here unless a test says otherwise."""
+
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 
 
@@ -82,8 +88,13 @@ def weights(rng: np.random.Generator, kind: str, rows: int, columns: int) -> np.
     return quantize(values, t)
 
 
-def add_architecture(w: gguf.GGUFWriter, architecture: str, window: int) -> None:
+def add_architecture(w: gguf.GGUFWriter, architecture: str, window: int, experts: int) -> None:
     """Metadata that not every architecture has."""
+    if experts:
+        w.add_expert_count(experts)
+        w.add_expert_used_count(max(1, experts // 3))
+    if architecture in MIXTURES:
+        w.add_expert_feed_forward_length(EXPERT_HIDDEN)
     if window:
         w.add_sliding_window(window)
     if architecture == "gemma3":
@@ -112,18 +123,27 @@ def add_rope_scaling(w: gguf.GGUFWriter, scaling: str, context: int, pairs: int)
 
 
 def layer_shapes(
-    architecture: str, dim: int, heads: int, kv_heads: int, head_dim: int, hidden: int
+    architecture: str, dim: int, heads: int, kv_heads: int, head_dim: int, hidden: int, experts: int
 ) -> dict[str, tuple[int, ...]]:
     """The tensors of a layer."""
     widths = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
     shapes: dict[str, tuple[int, ...]] = {"attn_norm.weight": (dim,)}
     shapes |= {f"attn_{kind}.weight": (width, dim) for kind, width in widths.items()}
-    if architecture == "qwen2":
+    if architecture in ("qwen2", "gpt-oss"):
         shapes |= {f"attn_{kind}.bias": (width,) for kind, width in widths.items()}
     shapes |= {"attn_output.weight": (dim, widths["q"]), "ffn_norm.weight": (dim,)}
     shapes |= {"ffn_gate.weight": (hidden, dim), "ffn_up.weight": (hidden, dim)}
     shapes |= {"ffn_down.weight": (dim, hidden)}
-    if architecture in ("qwen3", "gemma3"):
+    if experts:
+        for name in ("gate", "up", "down"):
+            shapes[f"ffn_{name}_exps.weight"] = (experts, *shapes.pop(f"ffn_{name}.weight"))
+        shapes["ffn_gate_inp.weight"] = (experts, dim)
+    if architecture == "gpt-oss":
+        for name in ("gate_inp", "gate_exps", "up_exps", "down_exps"):
+            shapes[f"ffn_{name}.bias"] = shapes[f"ffn_{name}.weight"][:-1]
+        shapes |= {"attn_output.bias": (dim,), "attn_sinks.weight": (heads,)}
+        shapes["post_attention_norm.weight"] = shapes.pop("ffn_norm.weight")
+    if architecture in ("qwen3", "qwen3moe", "gemma3"):
         shapes |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
     if architecture in ("olmo2", "gemma3"):
         shapes |= {"post_attention_norm.weight": (dim,), "post_ffw_norm.weight": (dim,)}
@@ -152,15 +172,17 @@ def write_tiny_llama(
     tied: bool = True,
     rope_scaling: str = "none",
     window: int = 0,
+    experts: int | None = None,
     tokens: Sequence[str] | None = None,
     tokenizer: Callable[[gguf.GGUFWriter, list[str]], None] = add_tokenizer,
 ) -> Path:
     """Write the file and return its path.
 
     ``qtype`` (any that weights can have) is the type of every matrix, except that of attn_v and ffn_up if
-    ``value_qtype`` gives another. ``architecture``: any. ``rope_scaling``: "none", "linear" or "yarn" (factor 4), or by
-    tensors of factors "llama3" or "longrope". ``window``: how many positions a row sees, 0 for all. ``tokens``: another
-    vocabulary, which ``tokenizer`` must write into the file.
+    ``value_qtype`` gives another, and of routers. ``architecture``: any. ``rope_scaling``: "none", "linear" or "yarn"
+    (factor 4), or by tensors of factors "llama3" or "longrope". ``window``: how many positions a row sees, 0 for all.
+    ``experts``: how many there are, of which each row uses a third; 0 for none. ``tokens``: another vocabulary, which
+    ``tokenizer`` must write into the file.
     """
     path = Path(path)
     rng = np.random.default_rng(seed)
@@ -177,25 +199,30 @@ def write_tiny_llama(
     w.add_head_count_kv(kv_heads)
     w.add_layer_norm_rms_eps(1e-5)
     w.add_rope_freq_base(1e6 if architecture == "gemma3" else 1e4)
-    add_architecture(w, architecture, window)
+    experts = MIXTURES.get(architecture, 0) if experts is None else experts
+    add_architecture(w, architecture, window, experts)
     w.add_rope_dimension_count(head_dim)
     w.add_vocab_size(len(tokens))
     add_rope_scaling(w, rope_scaling, context, head_dim // 2)
     tokenizer(w, tokens)
 
-    def matrix(name: str, rows: int, columns: int, kind: str = qtype) -> None:
-        w.add_tensor(name, weights(rng, kind, rows, columns), raw_dtype=gguf.GGMLQuantizationType[kind])
+    def matrix(name: str, *shape: int, kind: str = qtype) -> None:
+        data = weights(rng, kind, math.prod(shape[:-1]), shape[-1])
+        w.add_tensor(name, data.reshape(*shape[:-1], -1), raw_dtype=gguf.GGMLQuantizationType[kind])
 
-    def vector(name: str, width: int) -> None:
-        values = rng.standard_normal(width).astype(np.float32)
-        w.add_tensor(name, values if name.endswith(".bias") else 1 + 0.1 * values)
+    def vector(name: str, *shape: int) -> None:
+        values = rng.standard_normal(shape).astype(np.float32)
+        w.add_tensor(name, 1 + 0.1 * values if "norm" in name else values)
 
     matrix("token_embd.weight", len(tokens), dim)
     for i in range(blocks):
-        for name, shape in layer_shapes(architecture, dim, heads, kv_heads, head_dim, hidden).items():
-            if len(shape) == 2:
-                other = value_qtype and name in ("attn_v.weight", "ffn_up.weight")
-                matrix(f"blk.{i}.{name}", *shape, value_qtype if other else qtype)
+        width = EXPERT_HIDDEN if architecture in MIXTURES else hidden
+        for name, shape in layer_shapes(architecture, dim, heads, kv_heads, head_dim, width, experts).items():
+            if name == "ffn_gate_inp.weight":  # files have it as float32
+                matrix(f"blk.{i}.{name}", *shape, kind="F32")
+            elif len(shape) > 1 and not name.endswith(".bias"):
+                other = value_qtype and name in ("attn_v.weight", "ffn_up.weight", "ffn_up_exps.weight")
+                matrix(f"blk.{i}.{name}", *shape, kind=value_qtype if other else qtype)
             else:
                 vector(f"blk.{i}.{name}", *shape)
     vector("output_norm.weight", dim)

@@ -88,7 +88,7 @@ class Cache:
         return np.minimum(table, self.pages - 1)[positions // self.page_size], positions % self.page_size
 
 
-def attention(q, cache, positions, sequences, scale, window):
+def attention(q, cache, positions, sequences, scale, window, sinks=None):
     rows, heads, head_dim = q.shape
     out = np.zeros(q.shape)
     for row in range(rows):
@@ -102,8 +102,10 @@ def attention(q, cache, positions, sequences, scale, window):
             kv_head = head * cache.keys.shape[2] // heads
             keys, values = (pool[slots][:, kv_head].astype(np.float64) for pool in (cache.keys, cache.values))
             scores = keys @ q[row, head].astype(np.float64) * scale
-            weights = np.exp(scores - scores.max())
-            out[row, head] = weights @ values / weights.sum()
+            sink = -np.inf if sinks is None else np.float64(sinks[head])
+            peak = max(scores.max(), sink)
+            weights = np.exp(scores - peak)
+            out[row, head] = weights @ values / (weights.sum() + np.exp(sink - peak))
     return out.reshape(rows, heads * head_dim)
 
 
@@ -122,6 +124,7 @@ def check_attention(
     valid,
     gap=0,
     window=None,
+    sinks=None,
 ):
     rows = len(positions)
     rng = np.random.default_rng(rows + head_dim)
@@ -133,9 +136,10 @@ def check_attention(
         batch = bench.batch(rows, valid, np.array(positions), np.array(sequences))
         scale = head_dim**-0.5
         pools = cache.k, cache.v
-        bench.run(lambda rec: ops.attention(rec, queries, *pools, batch, cache.sequences, out, scale, window=window))
+        how = {"window": window, "sinks": None if sinks is None else bench.put(np.array(sinks, np.float32))}
+        bench.run(lambda rec: ops.attention(rec, queries, *pools, batch, cache.sequences, out, scale, **how))
         got = bench.get(out)
-        want = attention(q[:count], cache, positions, sequences, scale, window)
+        want = attention(q[:count], cache, positions, sequences, scale, window, sinks)
         assert_close(got[:count], want, 1e-5, np.abs(cache.values).max())
         assert (got[count:] == 7).all()
         bench.only(out)
@@ -195,6 +199,20 @@ def test_attention_in_a_window(device, dtype, rows, position, length, window):
     )
 
 
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F16])
+@pytest.mark.parametrize(
+    ("rows", "position", "length", "window"),
+    [(1, 0, 1, None), (1, 299, 300, None), (1, 20, 12, 4), (40, 200, 240, 129), (9, 10, 12, 4), (33, 0, 33, None)],
+)
+def test_attention_with_sinks(device, dtype, rows, position, length, window):
+    """Some that matter little, some that take nearly all the weight; and one that is no score at all."""
+    sinks = [-3.0, 0.5, 2.0, 9.0, 200.0, -np.inf]
+    check_attention(
+        *(device, dtype, 6, 2, 20, 12, 40, [[*range(17, 30), *range(12)]], [length]),
+        *(range(position, position + rows), [0] * rows, rows, 4, window, sinks),
+    )
+
+
 MIXED = ([3] * 5 + [0] + [2] * 7 + [1, 4], [*range(5), 20, *range(14, 21), 0, 33])
 """Sequences and positions of 15 rows: two prompts, of which one goes on from position 14, and three that decode."""
 
@@ -235,6 +253,7 @@ def test_attention_of_any_batch(device, data):
         data.draw(st.integers(-2, 11)),
         3,
         data.draw(st.none() | st.integers(1, 70) | st.just(2**31 - 1)),
+        data.draw(st.none() | st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=4, max_size=4)),
     )
 
 
@@ -403,6 +422,11 @@ def test_refusals(device):
             lambda: ops.attention(rec, wide, wide_pages, wide_pages, one, sequences, bench.empty(1, 260), 1.0),
             lambda: ops.attention(rec, q, k, v, one, sequences, out, 1.0),
             lambda: ops.attention(rec, q, k, v, batch, sequences, out, 1.0, window=0),
+            lambda: ops.attention(rec, q, k, v, batch, sequences, out, 1.0, sinks=bench.empty(2)),
+            lambda: ops.attention(rec, q, k, v, batch, sequences, out, 1.0, sinks=bench.empty(4, dtype=DType.I32)),
+            lambda: ops.attention(
+                rec, q, k, v, batch, sequences, out, 1.0, sinks=Tensor(out.buffer, out.offset, DType.F32, (4,))
+            ),
             lambda: ops.kv_append(rec, odd, odd, bench.empty(1, 5, 2, 6), bench.empty(1, 5, 2, 6), batch, sequences),
             lambda: ops.attention(rec, q, k, v, batch, bench.empty(3, 1, dtype=DType.I32), out, 1.0),
             lambda: ops.kv_append(rec, new, new, k, k, batch, sequences),

@@ -1,8 +1,10 @@
-"""add, scale, silu_mul and gelu_mul against float64 NumPy.
+"""add, scale, silu_mul, gelu_mul and gelu against float64 NumPy.
 
-Tolerances: one rounding (6e-8) for sums and products; 4e-6 for SiLU and GELU, since Vulkan allows a few units
-for an exponential.
+Tolerances: one rounding (6e-8) for sums and products; 4e-6 for SiLU and gated GELU, since Vulkan allows a few units
+for an exponential; for GELU 4e-7 of the input, since erfc is within 1.5e-7.
 """
+
+import math
 
 import numpy as np
 import pytest
@@ -22,8 +24,33 @@ def silu(x):
     return x / (1 + np.exp(-x))
 
 
+def swiglu(gate, up):
+    g = np.minimum(gate, 7)
+    return g / (1 + np.exp(-1.702 * g)) * (np.clip(up, -7, 7) + 1)
+
+
 def gelu(x):
     return x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2
+
+
+exact_gelu = np.vectorize(lambda x: x * math.erfc(-x / math.sqrt(2)) / 2, otypes=[float])
+
+
+@pytest.mark.parametrize(("shape", "gap"), [((1, 1), 0), ((3, 5), 1), ((1, 4097), 0), ((13, 127), 4)])
+@pytest.mark.parametrize("live", [None, 0, 1, -1])
+def test_gelu(device, shape, gap, live):
+    a = np.random.default_rng(4).standard_normal(shape).astype(np.float32) * 3
+    a.flat[:: max(1, a.size // 7)] = (0, -0.0, -20, 20, -1e30, 1e30, -5, 1e-20)[: len(a.flat[:: max(1, a.size // 7)])]
+    count = shape[0] if live in (None, -1) else live
+    want = a.astype(np.float64)
+    want[:count] = exact_gelu(want[:count])
+    with Bench(device) as bench:
+        x, out = bench.put(a, gap=gap), bench.put(a)
+        batch = None if live is None else bench.batch(shape[0], live)
+        for target in (out, x):
+            bench.run(lambda rec, target=target: ops.gelu(rec, x, target, batch=batch))
+            assert_close(bench.get(target), want, 4e-7, np.abs(a).clip(1e-30).astype(np.float64))
+        bench.only(x, out)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -50,18 +77,20 @@ def test_strided_rows(device, rows, columns, gaps, seed):
     a, b = rng.standard_normal((2, rows, columns)).astype(np.float32) * 4
     with Bench(device) as bench:
         x, y = bench.put(a, gap=gaps[0]), bench.put(b, gap=gaps[1])
-        total, gated, other = (bench.empty(rows, columns, gap=gaps[2]) for _ in range(3))
+        total, gated, other, limited = (bench.empty(rows, columns, gap=gaps[2]) for _ in range(4))
 
         def record(rec):
             ops.add(rec, x, y, total)
             ops.silu_mul(rec, x, y, gated)
             ops.gelu_mul(rec, x, y, other)
+            ops.swiglu_oai(rec, x, y, limited)
 
         bench.run(record)
         assert_close(bench.get(total), a.astype(np.float64) + b, 6e-8)
         assert_close(bench.get(gated), silu(a.astype(np.float64)) * b, 4e-6)
         assert_close(bench.get(other), gelu(a.astype(np.float64)) * b, 4e-6, np.abs(a * b).astype(np.float64))
-        bench.only(total, gated, other)
+        assert_close(bench.get(limited), swiglu(a.astype(np.float64), b), 4e-6, np.abs(a) * (1.0 + np.abs(b)))
+        bench.only(total, gated, other, limited)
 
 
 def test_in_place(device):
@@ -87,6 +116,17 @@ def test_gates_of_extremes(device, gated):
         x, y, out = bench.put(gate), bench.put(np.ones_like(gate)), bench.empty(1, 6)
         bench.run(lambda rec: gated(rec, x, y, out))
         assert_close(bench.get(out), np.array([[0, 0, 0, 0, 100, 1e30]]), 4e-6, np.abs(gate).clip(1) * 1.0)
+
+
+def test_limits_of_swiglu(device):
+    gate = np.array([[-1e4, -100, -7, 7, 7.5, 1e30, np.inf, -3, 3]], np.float32)
+    up = np.array([[1, -9, 9, np.inf, -np.inf, 7, -1e30, 1e30, -1]], np.float32)
+    with Bench(device) as bench:
+        x, y, out = bench.put(gate), bench.put(up), bench.empty(1, 9)
+        bench.run(lambda rec: ops.swiglu_oai(rec, x, y, out))
+        size = 8 * np.abs(gate).clip(1, 7).astype(np.float64)
+        with np.errstate(over="ignore"):
+            assert_close(bench.get(out), swiglu(gate.astype(np.float64), up), 4e-6, size)
 
 
 @pytest.mark.parametrize("rows", [1, 5])

@@ -1,7 +1,8 @@
-"""rms_norm, softmax and argmax against float64 NumPy.
+"""rms_norm, layer_norm, softmax and argmax against float64 NumPy.
 
-Tolerances: 2e-6 relative for rms_norm; for softmax 1e-5 relative, plus a part in 1e7 of the row's largest value, as
-Vulkan allows its exponential an error that grows with the exponent.
+Tolerances: 2e-6 relative for rms_norm; 1e-6 and the rounding of the mean for layer_norm; for softmax
+1e-5 relative, plus a part in 1e7 of the row's largest value, as Vulkan allows its exponential an error that grows with
+the exponent.
 """
 
 import numpy as np
@@ -20,6 +21,11 @@ SHAPES = [(1, 1), (1, 576), (5, 127), (31, 129), (3, 4099), (1, 128256)]
 def rms_norm(x, weight, eps):
     x = x.astype(np.float64)
     return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + eps) * weight
+
+
+def layer_norm(x, weight, bias, eps):
+    x = x.astype(np.float64)
+    return (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + eps) * weight + bias
 
 
 def softmax(x):
@@ -60,6 +66,28 @@ def test_rms_norm_of_heads(device, shape, live):
         for target in (out, x):
             bench.run(lambda rec, target=target: ops.rms_norm(rec, x, weight, target, 1e-5, batch=batch))
             assert_close(bench.get(target), want, 2e-6)
+        bench.only(x, out)
+
+
+@pytest.mark.parametrize("live", [None, 0, 1, -1])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 384), (5, 127), (31, 129), (3, 4099)])
+def test_layer_norm(device, shape, live):
+    """Rows with a mean that is large against their spread."""
+    rng = np.random.default_rng(5)
+    a = (rng.standard_normal(shape) + 20).astype(np.float32)
+    w, b = rng.standard_normal((2, shape[1])).astype(np.float32)
+    count = shape[0] if live in (None, -1) else live
+    want = a.astype(np.float64)
+    want[:count] = layer_norm(a, w, b, 1e-12 if shape[1] > 1 else 1.0)[:count]
+    with Bench(device) as bench:
+        x, weight, bias, out = bench.put(a, gap=1), bench.put(w), bench.put(b), bench.put(a, gap=2)
+        batch = None if live is None else bench.batch(shape[0], live)
+        eps = 1e-12 if shape[1] > 1 else 1.0
+        for target in (out, x):
+            bench.run(lambda rec, target=target: ops.layer_norm(rec, x, weight, bias, target, eps, batch=batch))
+            rounding = 5e-7 * 20 / np.sqrt(a.astype(np.float64).var(axis=1, keepdims=True) + eps)  # of the mean
+            scale = 1e-6 * (np.abs(want) + np.abs(b)) + (1e-6 + rounding) * np.abs(w)
+            assert_close(bench.get(target), want, 1.0, np.broadcast_to(scale, shape))
         bench.only(x, out)
 
 

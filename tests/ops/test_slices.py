@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from tests.ops import test_attention as attention
 from tests.ops import test_elementwise as elementwise
+from tests.ops import test_experts as experts
 from tests.ops import test_linear as linear
 from tests.ops import test_matmul as matmul
 from tests.ops import test_reduce as reduce
@@ -25,6 +26,7 @@ def test_elementwise(device):
     elementwise.test_add_and_scale(device, (3, 301))
     elementwise.test_add_and_scale(device, (11, 4))
     elementwise.test_in_place(device)
+    elementwise.test_gelu(device, (13, 127), 4, 1)
     for live in (0, 4, 5):
         elementwise.test_rows_that_are_not_valid_stay(device, 5, live, ops.gelu_mul, elementwise.gelu)
 
@@ -34,6 +36,7 @@ def test_reduce(device, shape):
     if len(shape) == 2:
         reduce.test_rms_norm(device, shape)
         reduce.test_rms_norm_of_valid_rows(device, 6, 5)
+        reduce.test_layer_norm(device, shape, -1)
     reduce.test_softmax(device, shape)
     reduce.test_argmax(device, shape)
 
@@ -43,6 +46,13 @@ def test_linear(device, dtype):
     for rows, live in ((1, None), (1, 1), (150, 130), (150, 3), (150, None)):
         linear.check_linear(device, dtype, rows, 150, 96, accumulate=rows > 1, live=live, gap=4)
     linear.check_embed(device, dtype, [3, 1, 4, 1, 5, 9, 2, 6, 5], 10, 96, live=6, gap=1)
+
+
+def test_experts(device):
+    for rows, live in ((1, None), (1, 1), (9, 7), (9, None)):
+        experts.check_experts(device, DType.Q4_0, rows, 3, 4, 150, 96, accumulate=rows > 1, live=live, shared=rows > 1)
+    experts.test_top_k(device, 5, 127, 8, True)
+    experts.check_sum(device, 9, 2, 131, live=7, gap=1)
 
 
 @pytest.mark.parametrize(("kind", "result"), [(kind, result) for kind in FLOATS for result in FLOATS])
@@ -65,6 +75,7 @@ def test_attention(device, dtype):
     attention.test_attention_of_mixed_sequences(device, dtype)
     attention.test_attention(device, dtype, 5, 9, 3, 64, 16, [2, 0, 1], 3, 17)
     attention.test_attention(device, dtype, 1, 6, 1, 8, 16, [0, 1], 2, 20)
+    attention.test_attention_with_sinks(device, dtype, 9, 10, 12, 4)
     attention.test_kv_append_of_mixed_sequences(device, dtype)
 
 

@@ -47,10 +47,13 @@ NAMES = {
     "up_proj": "ffn_up",
     "gate_up_proj": "ffn_up",
     "down_proj": "ffn_down",
+    "router": "ffn_gate_inp",
+    "sinks": "attn_sinks",
 }
 """GGUF's name for each of transformers' modules."""
-POST_NORMED = {"olmo2", "gemma3"}
-"""Where transformers' ``post_attention_layernorm`` is of attention's output, not of the next input."""
+POST_NORMED = {"olmo2", "gemma3", "gpt-oss"}
+"""Where GGUF has the name of transformers' ``post_attention_layernorm``: it is of attention's output there, but in
+gpt-oss of the next input as elsewhere."""
 REORDERED = {"llama", "smollm3", "granite"}
 """Whose q and k have RoPE pairs side by side in GGUF."""
 
@@ -97,6 +100,13 @@ def longrope(original: int) -> Callable[[], transformers.PreTrainedModel]:
 MULTIPLIERS = {
     **{"embedding_multiplier": 3.0, "residual_multiplier": 0.3, "attention_multiplier": 0.17, "logits_scaling": 5.0},
 }
+QWEN3MOE: dict[str, Any] = {
+    **{"num_experts": 9, "num_experts_per_tok": 4, "moe_intermediate_size": 48, "norm_topk_prob": True},
+}
+GPT_OSS: dict[str, Any] = {
+    **{"hidden_size": 64, "intermediate_size": 96, "head_dim": 32, "num_hidden_layers": 4, "sliding_window": 5},
+    **{"num_local_experts": 6, "num_experts_per_tok": 3},
+}
 GEMMA3: dict[str, Any] = {"num_hidden_layers": 7, "sliding_window": 5, "head_dim": 16, "query_pre_attn_scalar": 16}
 GEMMA3_LINEAR: dict[str, Rope] = {
     "full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
@@ -108,6 +118,9 @@ MODELS: dict[str, Callable[[], transformers.PreTrainedModel]] = {
     "llama mistral": partial(tiny, "Mistral", sliding_window=5),
     "qwen2": partial(tiny, "Qwen2", tie_word_embeddings=True),
     "qwen3": partial(tiny, "Qwen3", head_dim=24),
+    "llama mixtral": partial(tiny, "Mixtral", num_local_experts=5, num_experts_per_tok=2),
+    "qwen3moe": partial(tiny, "Qwen3Moe", head_dim=24, **QWEN3MOE),
+    "gpt-oss": partial(tiny, "GptOss", SCALED["yarn"] | {"truncate": False}, **GPT_OSS),
     "qwen3 yarn": partial(tiny, "Qwen3", SCALED["yarn"], head_dim=16, tie_word_embeddings=True),
     "smollm3": partial(tiny, "SmolLM3", num_hidden_layers=5),
     "granite": partial(tiny, "Granite", **MULTIPLIERS),
@@ -153,6 +166,47 @@ def add_rope(w: gguf.GGUFWriter, config: Any, head_dim: int) -> None:
         w.add_tensor("rope_freqs.weight", (1 / ((1 - smooth) / rope["factor"] + smooth)).astype(np.float32))
 
 
+def add_special(w: gguf.GGUFWriter, architecture: str, config: Any) -> None:
+    """Metadata that not every architecture has."""
+    if architecture == "granite":
+        w.add_embedding_scale(config.embedding_multiplier)
+        w.add_residual_scale(config.residual_multiplier)
+        w.add_attention_scale(config.attention_multiplier)
+        w.add_logit_scale(config.logits_scaling)
+    if experts := getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
+        w.add_expert_count(experts)
+        w.add_expert_used_count(config.num_experts_per_tok)
+        w.add_expert_feed_forward_length(getattr(config, "moe_intermediate_size", config.intermediate_size))
+
+
+def add_experts(w: gguf.GGUFWriter, architecture: str, block: str, name: str, values: NDArray[np.float32]) -> None:
+    """Matrices and biases of all experts. Those of gate and up are one in transformers: rows of the one, then of the
+    other; but in gpt-oss, whose matrices are transposed, they take turns."""
+    name, kind = (name.removesuffix("_bias"), "bias") if name.endswith("_bias") else (name, "weight")
+    if architecture == "gpt-oss" and kind == "weight":
+        values = values.swapaxes(1, 2)
+    if name == "down_proj":
+        parts = {"down": values}
+    elif architecture == "gpt-oss":
+        parts = {"gate": values[:, 0::2], "up": values[:, 1::2]}
+    else:
+        parts = dict(zip(("gate", "up"), np.split(values, 2, axis=1), strict=True))
+    for part, data in parts.items():
+        mxfp4 = architecture == "gpt-oss" and kind == "weight"
+        dtype = gguf.GGMLQuantizationType.MXFP4 if mxfp4 else gguf.GGMLQuantizationType.F32
+        w.add_tensor(f"{block}.ffn_{part}_exps.{kind}", gguf.quants.quantize(data, dtype), raw_dtype=dtype)
+
+
+def to_mxfp4(model: transformers.PreTrainedModel) -> None:
+    """Round the matrices of gpt-oss's experts to what MXFP4 holds exactly, in blocks along what is added up."""
+    kind = gguf.GGMLQuantizationType.MXFP4
+    for name, parameter in model.named_parameters():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            rows = parameter.numpy().swapaxes(1, 2)
+            rounded = gguf.quants.dequantize(gguf.quants.quantize(rows, kind), kind).reshape(rows.shape)
+            parameter.copy_(torch.from_numpy(rounded.swapaxes(1, 2).copy()))
+
+
 def write_gguf(path: Path, architecture: str, model: transformers.PreTrainedModel) -> None:
     config = model.config
     w = gguf.GGUFWriter(path, architecture)
@@ -169,11 +223,7 @@ def write_gguf(path: Path, architecture: str, model: transformers.PreTrainedMode
     add_rope(w, config, head_dim)
     if window := getattr(config, "sliding_window", None):
         w.add_sliding_window(window)
-    if architecture == "granite":
-        w.add_embedding_scale(config.embedding_multiplier)
-        w.add_residual_scale(config.residual_multiplier)
-        w.add_attention_scale(config.attention_multiplier)
-        w.add_logit_scale(config.logits_scaling)
+    add_special(w, architecture, config)
     w.add_vocab_size(config.vocab_size)
     add_tokenizer(w, vocabulary())
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
@@ -182,6 +232,13 @@ def write_gguf(path: Path, architecture: str, model: transformers.PreTrainedMode
             continue
         *path_, module, kind = name.split(".")
         values = tensor.numpy().astype(np.float32)
+        if module == "experts":
+            add_experts(w, architecture, f"blk.{path_[2]}", kind, values)
+            continue
+        if module == "gate":
+            module = "router"
+        if kind == "sinks":
+            module, kind = "sinks", "weight"
         renamed = NAMES[module]
         if architecture in POST_NORMED and module == "post_attention_layernorm":
             renamed = "post_attention_norm"
@@ -219,7 +276,9 @@ def ours(path: Path, device: str, tokens: list[int]) -> NDArray[np.float32]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", action="append", help="as for wasmetal; by default cpu")
-    devices = parser.parse_args().device or ["cpu"]
+    parser.add_argument("--only", default="", help="models whose names begin so")
+    options = parser.parse_args()
+    devices = options.device or ["cpu"]
     from wasmetal.models.architectures import ARCHITECTURES
 
     failed = sorted(ARCHITECTURES.keys() - {name.split()[0] for name in MODELS})
@@ -227,11 +286,17 @@ def main() -> int:
         print(f"{name}: no reference")
     with tempfile.TemporaryDirectory() as folder:
         for name, make in MODELS.items():
+            if not name.startswith(options.only):
+                continue
             torch.manual_seed(0)
             model = make().to(torch.float32).eval()
             with torch.no_grad():
-                for parameter in (p for n, p in model.named_parameters() if n.endswith((".bias", "norm.weight"))):
+                for parameter in (
+                    p for n, p in model.named_parameters() if n.endswith(("bias", "norm.weight", "sinks"))
+                ):
                     parameter.add_(torch.randn_like(parameter), alpha=0.2)
+                if name == "gpt-oss":
+                    to_mxfp4(model)
             path = Path(folder) / f"{name}.gguf"
             write_gguf(path, name.split()[0], model)
             tokens = np.random.default_rng(0).integers(4, SHAPE["vocab_size"], PROMPT + DECODED).tolist()

@@ -21,9 +21,9 @@ from wasmetal.device import Device
 from wasmetal.errors import ModelError
 from wasmetal.host.errno import Errno
 from wasmetal.models.files.gguf import GGUFFile
-from wasmetal.models.lm import tokenizer as tokenizer_module
-from wasmetal.models.lm import vocabulary
-from wasmetal.models.lm.tokenizer import PRE_TOKENIZERS, Tokenizer
+from wasmetal.models.lm import tokenizer_byte_level, vocabulary
+from wasmetal.models.lm.tokenizer import KINDS, Tokenizer
+from wasmetal.models.lm.tokenizer_patterns import PRE_TOKENIZERS
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 
@@ -67,6 +67,41 @@ def test_many_control_tokens_take_linear_time() -> None:
     assert made.encode("a<|00007|>a", parse_special=False) != [0, 8, 0]
 
 
+REACHABLE = {
+    "a word": ("gpt2", ["s", "t", "o", "p", "st", "stop"], ["s t", "st op"], "llama-bpe"),
+    "merges": ("gpt2", ["s", "t", "o", "p", "st", "op", "stop"], ["s t", "o p", "st op"], "gpt-2"),
+    "scores": ("llama", ["s", "t", "o", "p", "st", "op", "stop", "▁", "▁stop"], [], ""),
+    "listed merges": ("gemma4", ["s", "t", "o", "p", "st", "op", "stop"], ["s t", "o p", "st op"], ""),
+    "best score": ("t5", ["s", "t", "o", "p", "▁", "stop", "▁stop"], [], ""),
+    "a first part": ("bert", ["▁s", "top", "▁stop", "stop"], [], ""),
+}
+
+
+@pytest.mark.parametrize(("kind", "tokens", "merges", "pre"), REACHABLE.values(), ids=REACHABLE)
+def test_text_is_no_control_token_even_if_it_is_spelled_like_a_word(
+    kind: str, tokens: list[str], merges: list[str], pre: str
+) -> None:
+    types = [CONTROL if token in ("stop", "▁stop") else NORMAL for token in tokens]
+    tokens, types = [*tokens, "o p", "?"], [*types, NORMAL, UNKNOWN]
+    tokens += [] if "op" in tokens or kind == "bert" else ["op"]
+    types += [NORMAL] * (len(tokens) - len(types))
+    made = tokenizer(
+        kind, tokens, types, merges=merges, pre=pre, add_space_prefix=True, unknown_token_id=types.index(UNKNOWN)
+    )
+    control = {i for i, each in enumerate(types) if each == CONTROL}
+    for text in ("stop", " stop", "stop stop", "?stop?", "▁stop", "Ġstop"):
+        assert not control & set(made.encode(text, parse_special=False, add_bos=False)), text
+    assert control & set(made.encode("stop", add_bos=False))
+
+
+@pytest.mark.parametrize("kind", [NORMAL, USER_DEFINED])
+@pytest.mark.parametrize("name", ["<|im_end|>", "<end_of_turn>", "</s>", "[/INST]", "<｜User｜>", "<|channel|>"])
+def test_markup_is_control_whatever_the_file_says(name: str, kind: int) -> None:
+    made = tokenizer("llama", ["▁", *sorted(set(name)), name], [NORMAL] * (1 + len(set(name))) + [kind])
+    assert made.encode(name, add_bos=False)[-1:] == [len(made.tokens) - 1]
+    assert len(made.tokens) - 1 not in made.encode(f"a {name}", parse_special=False, add_bos=False)
+
+
 REFUSED: dict[str, tuple[Callable[[], File], str]] = {
     "a long token": (lambda: File("llama", ["a", "x" * 1025]), "a token of 1025 bytes; at most 1024 are supported"),
     "long characters": (lambda: File("gpt2", ["a", "€" * 342]), "a token of 1026 bytes"),
@@ -79,8 +114,25 @@ REFUSED: dict[str, tuple[Callable[[], File], str]] = {
     "many long tokens": (lambda: File("llama", [f"{i:04}" * 250 for i in range(1000)]), "tokens are too long"),
     "bytes of merges": (lambda: File("gpt2", ["a", "aa"], merges=["a a"] * 12_000_000), "36000000 bytes of merges"),
     "a merge of no tokens": (lambda: File("gpt2", ["ab"], merges=["ab ab"]), "the merge 'ab ab' is not of two tokens"),
-    "an empty unknown token": (lambda: File("llama", ["a", ""], unknown_token_id=1), "unknown_token_id is 1, an empty"),
     "no byte": (lambda: File("llama", ["<0xZZ>"], [BYTE]), "'<0xZZ>' is no token for a byte, such as <0x0A>"),
+    "a table of characters": (
+        lambda: File("t5", ["a"], precompiled_charsmap=np.full(40, 255, np.uint8), unknown_token_id=0),
+        "precompiled_charsmap is damaged",
+    ),
+    "a large table": (
+        lambda: File("t5", ["a"], precompiled_charsmap=np.zeros(2**24, np.uint8), unknown_token_id=0),
+        "a precompiled_charsmap of 16777216 bytes; at most 8388608",
+    ),
+    "no score": (
+        lambda: File("t5", ["a"], scores=np.array([np.nan], np.float32), unknown_token_id=0),
+        "scores has entries that are no numbers",
+    ),
+    "a large trie": (
+        lambda: File("t5", [f"{i:05}" + "x" * 1000 for i in range(17_000)], unknown_token_id=0),
+        "17085000 bytes of tokens; at most 16777216",
+    ),
+    "no unknown token": (lambda: File("bert", ["a"]), "the metadata has no tokenizer.ggml.unknown_token_id"),
+    "one part twice": (lambda: File("bert", ["a", "▁##a"], unknown_token_id=0), "would be the same in a word"),
     "half a byte": (lambda: File("llama", ["<0x 4>"], [BYTE]), "'<0x 4>' is no token for a byte"),
 }
 
@@ -106,7 +158,7 @@ def test_what_is_not_the_librarys_passes(stop: type[BaseException], monkeypatch:
     def raise_it(*_: Any, **__: Any) -> None:
         raise stop
 
-    monkeypatch.setattr(tokenizer_module.models, "BPE", raise_it)
+    monkeypatch.setattr(tokenizer_byte_level.models, "BPE", raise_it)
     with pytest.raises(stop):
         tokenizer("gpt2", ["a"])
 
@@ -135,7 +187,7 @@ PARTS = [
 TOKENS = st.lists(st.lists(st.sampled_from(PARTS), max_size=4).map("".join), min_size=1, max_size=30, unique=True)
 
 
-@given(data=st.data(), tokens=TOKENS, kind=st.sampled_from(["gpt2", "llama"]))
+@given(data=st.data(), tokens=TOKENS, kind=st.sampled_from(sorted(KINDS)))
 def test_any_vocabulary_works_or_is_refused(data: st.DataObject, tokens: list[str], kind: str) -> None:
     if data.draw(st.booleans()):
         tokens += [token for byte in range(256) if (token := f"<0x{byte:02X}>") not in tokens]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wasmetal.cli.options import DEFAULT_MODEL, Device, Json, KvType, Quantize, size
+from wasmetal.cli.options import DEFAULT_MODEL, Device, Json, KvType, Precision, Quantize, size
 from wasmetal.cli.output import in_bytes, print_json, print_table
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def instantiate(device: Device = None, as_json: Json = False) -> None:
 def llm(
     model: Annotated[str, typer.Argument(help="A model that `wasmetal models` lists, or a GGUF file.")] = DEFAULT_MODEL,
     device: Device = None,
+    precision: Precision = None,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens to prefill.")] = 128,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Runs; the median is reported.")] = 3,
@@ -110,7 +111,7 @@ def llm(
     from wasmetal.bench import llm
     from wasmetal.device import open_device
 
-    with open_device(device) as opened:
+    with open_device(device, precision) as opened:
         info = opened.info
         result = llm.measure(opened, model, prompt_tokens, tokens, repeats, kv_type=kv_type, quantize=quantize)
     shares = [speed.decode / result.bound for speed in result.speeds]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from wasmetal.cli.models import progress
-from wasmetal.cli.options import DEFAULT_MODEL, Context, Device, KvType, Quantize
+from wasmetal.cli.options import DEFAULT_MODEL, Context, Device, KvType, Precision, Quantize
 from wasmetal.cli.output import in_bytes, text_writer, writer
 from wasmetal.cli.run import run_or_leave
 
@@ -50,10 +50,15 @@ def chat(
     trusted: Annotated[
         bool, typer.Option("--trusted", help="Render the model's chat template without limits on time and memory.")
     ] = False,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Write the conversation as a family of models does, such as chatml."),
+    ] = None,
     context: Context = None,
     kv_type: KvType = None,
     quantize: Quantize = None,
     device: Device = None,
+    precision: Precision = None,
     stats: Annotated[
         bool,
         typer.Option("--stats", help="At the end, print tokens, seconds and context use as JSON on standard error."),
@@ -91,8 +96,10 @@ def chat(
         _offer_to_pull(model)
     at_terminal = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
     with ExitStack() as stack:
-        opened = stack.enter_context(open_device(device))
-        options = partial(load_model, context=context, kv_type=kv_type, trusted=trusted or None)
+        opened = stack.enter_context(open_device(device, precision))
+        options = partial(
+            load_model, context=context, kv_type=kv_type, trusted=trusted or None, chat_template=chat_template
+        )
         with progress(f"quantizing {model}") if quantize else nullcontext() as report:
             loaded = stack.enter_context(options(model, opened, quantize=quantize, progress=report))
         code, totals = (_at_terminal if at_terminal else _as_filter)(model, loaded, arguments)

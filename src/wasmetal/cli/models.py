@@ -16,6 +16,7 @@ from wasmetal.errors import WasmetalError, printable
 
 if TYPE_CHECKING:
     from wasmetal.models.files.store import Progress, StoredModel
+    from wasmetal.models.summary import Summary
 
 
 def pull(
@@ -114,6 +115,7 @@ def show(
         ("name", printable(summary.title or "")),
         ("architecture", printable(summary.architecture)),
         ("parameters", in_thousands(summary.parameters)),
+        ("experts", _experts(summary)),
         ("licence", printable(licence or "not named")),
         ("trained for", f"{summary.context} tokens" if summary.context else "not named"),
         ("vocabulary", f"{summary.vocabulary} tokens" if summary.vocabulary else "none"),
@@ -127,9 +129,10 @@ def show(
         lines += [
             ("memory", f"{in_bytes(memory.total)} for {memory.sessions} × {memory.context} tokens"),
             ("  weights", in_bytes(memory.weights)),
-            ("  KV cache", f"{in_bytes(memory.kv_cache)} in {memory.kv_type}, when it is full"),
             ("  scratch", in_bytes(memory.scratch)),
         ]
+        if memory.kv_type:
+            lines.append(("  KV cache", f"{in_bytes(memory.kv_cache)} in {memory.kv_type}, when it is full"))
         if expanding:
             lines.append((f"  weights on {expanding}", f"{in_bytes(memory.expanded_weights)}, expanded to float32"))
         lines += [(f"not on {spec}", problem) for spec, problem in short.items() if problem]
@@ -169,6 +172,13 @@ def verify(
             ("model", "result"), [(name, line) for name, lines in wrong.items() for line in lines or ["unchanged"]]
         )
     raise typer.Exit(any(wrong.values()))
+
+
+def _experts(summary: Summary) -> str:
+    if not summary.experts:
+        return ""
+    active = in_thousands(summary.active_parameters)
+    return f"{summary.experts} in each layer, {summary.experts_used} used by each token: {active} parameters active"
 
 
 def _entry(model: StoredModel) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -46,6 +46,14 @@ Device = Annotated[
         "--device",
         metavar="DEVICE",
         help="auto, cpu, vulkan, or one that `wasmetal devices` lists  [default: WASMETAL_DEVICE, or auto]",
+    ),
+]
+Precision = Annotated[
+    Literal["exact", "fast"] | None,
+    typer.Option(
+        "--precision",
+        help="fast: on the CPU, decode with activations of 8 bits, which is faster and a little less exact  "
+        "[default: WASMETAL_PRECISION, or exact]",
     ),
 ]
 KvType = Annotated[

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from wasmetal.device.base import Bytes, DeviceInfo, HostPages, MemoryKind
 from wasmetal.device.hazards import Touch
@@ -111,12 +111,18 @@ class Work(Protocol):
         """Drop what has not started, if the device can do that: nobody waits for it any more."""
 
 
+Precision = Literal["exact", "fast"]
+"""``exact``: float32 throughout. ``fast``: activations may be rounded to fewer bits where that is faster."""
+
+
 class Backend(ABC, Generic[A, C, R]):
     """The backend-specific half of a device: memory, compiled kernels, queue."""
 
     info: DeviceInfo
     grid_limits: Grid
     """The maximum number of groups along each side of a grid."""
+    precision: Precision = "exact"
+    """How exactly kernels compute what is recorded from now on. A backend may be more exact than it is asked to be."""
     in_order = True
     """Whether all work waits for all earlier work, so that work which never ends holds up what follows."""
 

@@ -6,8 +6,9 @@ import os
 import re
 from collections.abc import Sequence
 from importlib import import_module
+from typing import cast, get_args
 
-from wasmetal.device.backend import Candidate, FoundDevice, Unusable
+from wasmetal.device.backend import Candidate, FoundDevice, Precision, Unusable
 from wasmetal.device.base import Device, DeviceInfo
 from wasmetal.device.opened import OpenDevice
 from wasmetal.errors import DeviceError, DeviceNotFoundError, setting_up
@@ -39,7 +40,7 @@ def list_devices() -> list[DeviceInfo]:
         return [found.info for found in _present()]
 
 
-def open_device(spec: str | None = None) -> Device:
+def open_device(spec: str | None = None, precision: Precision | None = None) -> Device:
     """Open a device.
 
     ``spec`` is ``auto``, a backend (``cpu``, ``vulkan``) for its best device, or a backend with an index from
@@ -47,24 +48,33 @@ def open_device(spec: str | None = None) -> Device:
     environment variable ``WASMETAL_DEVICE``, or else ``auto``: a discrete GPU, else an integrated GPU, else the CPU.
     ``auto`` never opens a GPU driver that runs on the CPU.
 
+    ``precision`` is ``exact``, or ``fast`` to let devices round activations where that is faster: the CPU device then
+    decodes with activations of 8 bits, in blocks with a scale each. None means the environment variable
+    ``WASMETAL_PRECISION``, or else ``exact``.
+
     Raises DeviceNotFoundError if there is no such device, DeviceError if it cannot be used, and ForkedError for a GPU
     in a process that was forked after the parent had looked for GPUs.
     """
     spec = spec or os.environ.get("WASMETAL_DEVICE") or "auto"
+    wanted = precision or os.environ.get("WASMETAL_PRECISION") or "exact"
+    if wanted not in get_args(Precision):
+        raise DeviceError(f"the precision is {wanted!r}; choose {' or '.join(get_args(Precision))}")
     with setting_up(f"open the device {spec!r}", DeviceError):
-        return _open(spec)
+        backend = _find(spec).open()
+        backend.precision = cast(Precision, wanted)
+        return OpenDevice(backend)
 
 
-def _open(spec: str) -> Device:
+def _find(spec: str) -> Candidate:
     if spec == "auto":
-        return OpenDevice(_present()[0].open())
+        return _present()[0]
     parsed = _SPEC.fullmatch(spec)
     if parsed is None or parsed["backend"] not in BACKENDS:
         present = ", ".join(f"{info.spec} ({info.name})" for info in list_devices())
         raise DeviceNotFoundError(f"no device {spec!r}; choose auto or one of those present: {present}")
     if parsed["index"]:
-        return OpenDevice(_numbered(parsed["backend"], int(parsed["index"])).open())
-    return OpenDevice(_best_first(_usable(parsed["backend"]))[0].open())
+        return _numbered(parsed["backend"], int(parsed["index"]))
+    return _best_first(_usable(parsed["backend"]))[0]
 
 
 def _present() -> list[Candidate]:

@@ -51,6 +51,9 @@ NO_BATCH = 0xFFFFFFFF
 """``batch_offset`` of a kernel without batch metadata: all its rows are valid, and the buffer that is bound
 instead of the metadata is not read."""
 
+NO_SINKS = 0xFFFFFFFF
+"""``sinks_offset`` of attention without sinks; the buffer that is bound instead of them is not read."""
+
 
 def grid(groups: int) -> tuple[int, int, int]:
     """A grid of at least ``groups`` groups; surplus groups return without doing anything."""
@@ -198,13 +201,25 @@ _KERNELS = (
             buffers=(_read("gate"), _read("up"), _write("out"), _BATCH),
             fields=_u32("batch_row rows columns gate_stride up_stride out_stride"),
         )
-        for name in ("silu_mul", "gelu_mul")
+        for name in ("silu_mul", "gelu_mul", "swiglu_oai")
+    ),
+    Kernel(
+        name="gelu",
+        source="elementwise",
+        buffers=(_read("x"), _write("out"), _BATCH),
+        fields=_u32("batch_row rows columns x_stride out_stride"),
     ),
     Kernel(
         name="rms_norm",
         source="reduce",
         buffers=(_read("x"), _read("weight"), _write("out"), _BATCH),
         fields=(*_u32("batch_row rows columns x_stride out_stride"), ("eps", "f32"), ("heads", "u32")),
+    ),
+    Kernel(
+        name="layer_norm",
+        source="reduce",
+        buffers=(_read("x"), _read("weight"), _read("bias"), _write("out"), _BATCH),
+        fields=(*_u32("batch_row rows columns x_stride out_stride"), ("eps", "f32")),
     ),
     Kernel(
         name="softmax",
@@ -238,7 +253,16 @@ _KERNELS = (
         Kernel(
             name=f"attention_{dtype.suffix}",
             source="attention",
-            buffers=(_read("q"), _read("k_pages", vector), _read("v_pages", vector), *_PAGED, _write("out")),
+            buffers=(
+                *(
+                    _read("q"),
+                    _read("k_pages", vector),
+                    _read("v_pages", vector),
+                    *_PAGED,
+                    _read("sinks"),
+                    _write("out"),
+                ),
+            ),
             # Of ``heads`` heads, first_head .. first_head + head_count are computed. A ``window`` of 0 is unlimited.
             fields=(
                 *_u32("batch_row rows first_head head_count heads kv_heads head_dim q_stride out_stride"),
@@ -281,6 +305,44 @@ _KERNELS = (
             defines=(("FORMAT", dtype.name),),
         )
         for variant in _VARIANTS
+        for dtype in WEIGHTS
+    ),
+    Kernel(
+        name="top_k",
+        source="routing",
+        buffers=(_read("logits"), _write("ids"), _write("weights"), _BATCH),
+        fields=_u32("batch_row rows columns slots logits_stride normalized"),
+    ),
+    Kernel(
+        name="weighted_sum",
+        source="routing",
+        buffers=(_read("x"), _read("weights"), _update("out"), _BATCH),
+        fields=_u32("batch_row rows slots columns x_stride out_stride accumulate"),
+    ),
+    # Of ``experts`` experts, the binding holds first_expert .. first_expert + bound_experts; of each one's n outputs,
+    # first_column .. first_column + columns are computed. A slot's x is x_slot elements after the one before it, or the
+    # same if that is 0.
+    *(
+        Kernel(
+            name=f"expert_gemv_{dtype.suffix}",
+            source="expert_gemv",
+            buffers=(_read("weight", 4 if dtype.quantized else 16), _read("x", 16), _read("ids"), _update("out")),
+            fields=_u32("slots experts first_expert bound_experts n k first_column columns x_slot accumulate groups"),
+            defines=(("FORMAT", f"{dtype.name}Eights"),),
+        )
+        for dtype in WEIGHTS
+    ),
+    *(
+        Kernel(
+            name=f"expert_gemm_{dtype.suffix}",
+            source="expert_gemm",
+            buffers=(_read("x"), _read("weight"), _read("ids"), _update("out"), _BATCH),
+            fields=_u32(
+                "batch_row rows slots experts first_expert bound_experts n k first_column columns x_stride x_slot"
+                " out_stride accumulate"
+            ),
+            defines=(("FORMAT", dtype.name),),
+        )
         for dtype in WEIGHTS
     ),
     *(

@@ -4,19 +4,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wasmetal.models.embedder import Embedder, load_embedder
+    from wasmetal.models.lm.chat_families import FAMILIES
     from wasmetal.models.lm.chat_template import ChatTemplate
     from wasmetal.models.lm.model import Model, load_model
     from wasmetal.models.lm.session import Request, Session
     from wasmetal.models.lm.tokenizer import Tokenizer
 
-__all__ = ["ChatTemplate", "Model", "Request", "Session", "Tokenizer", "load_model"]
+__all__ = [
+    "FAMILIES",
+    "ChatTemplate",
+    "Embedder",
+    "Model",
+    "Request",
+    "Session",
+    "Tokenizer",
+    "load_embedder",
+    "load_model",
+]
 
 _HOMES = {
+    "FAMILIES": "wasmetal.models.lm.chat_families",
     "ChatTemplate": "wasmetal.models.lm.chat_template",
+    "Embedder": "wasmetal.models.embedder",
     "Model": "wasmetal.models.lm.model",
     "Request": "wasmetal.models.lm.session",
     "Session": "wasmetal.models.lm.session",
     "Tokenizer": "wasmetal.models.lm.tokenizer",
+    "load_embedder": "wasmetal.models.embedder",
     "load_model": "wasmetal.models.lm.model",
 }
 

@@ -1,9 +1,9 @@
 """Models as folders of Hugging Face, in GGUF's terms: the same names of metadata and tensors.
 
-The folder has ``config.json``, ``tokenizer.json`` (byte-level BPE), and the weights in ``model.safetensors``, or in the
-files that ``model.safetensors.index.json`` lists; ``tokenizer_config.json``, ``generation_config.json`` and
-``chat_template.jinja`` if there are any. The names and the order of rows are those of llama.cpp's
-``convert_hf_to_gguf.py``. All of it is untrusted.
+The folder has ``config.json``, ``tokenizer.json`` (:mod:`~wasmetal.models.hf_tokenizer`), and the weights in
+``model.safetensors``, or in the files that ``model.safetensors.index.json`` lists; ``tokenizer_config.json``,
+``generation_config.json`` and ``chat_template.jinja`` if there are any. The names and the order of rows are those of
+llama.cpp's ``convert_hf_to_gguf.py``. All of it is untrusted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from gguf import TokenType
 from numpy.typing import NDArray
 
 from wasmetal.kernels.dtypes import DType
@@ -25,15 +24,14 @@ from wasmetal.models.files.safetensors import SafetensorsFile, read_json
 from wasmetal.models.files.source import Source
 from wasmetal.models.hf_config import MODEL, read_config, typed
 from wasmetal.models.hf_rope import read_rope
-from wasmetal.models.lm.tokenizer import PRE_TOKENIZERS, WHOLE_WORDS_FIRST
-from wasmetal.models.lm.vocabulary import MAX_TOKENS
+from wasmetal.models.hf_tokenizer import tokenizer_fields
 
 MAX_CONFIG = 1 << 20
 """Bytes of each of the smaller JSON files, and of a chat template."""
 MAX_INDEX = 8 << 20
 _MAX_NORM = 1 << 20
-MAX_TOKENIZER = 32 << 20
-"""Bytes of ``tokenizer.json``. Qwen2's has 7 MiB."""
+MAX_TOKENIZER = 64 << 20
+"""Bytes of ``tokenizer.json``. Qwen2's has 7 MiB, Gemma 3's 32 MiB."""
 
 _LAYER = re.compile(r"model\.layers\.(\d{1,6})\.(.+)\.(weight|bias)")
 _OTHER = re.compile(r"(model\.embed_tokens|model\.norm|lm_head)\.(weight)")
@@ -127,67 +125,8 @@ class HFFolder(ModelFile):
 
     def _read_tokenizer(self, config: dict[str, Any]) -> None:
         found = read_json(self.path / "tokenizer.json", MAX_TOKENIZER)
-        model = found.get("model") or {}
-        match model:
-            case {"type": "BPE", "vocab": dict(vocabulary), "merges": list(merges)} if not model.get("byte_fallback"):
-                pass
-            case _:
-                raise self.error("tokenizer.json is no byte-level BPE, the only kind that is supported in folders")
-        tokens, types = self._tokens(vocabulary, found.get("added_tokens") or [], config.get("vocab_size"))
-        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
-        if not all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs):
-            raise self.error("tokenizer.json has a merge that is not of two tokens")
-        self.fields |= {
-            "tokenizer.ggml.model": "gpt2",
-            "tokenizer.ggml.pre": self._pre_tokenizer(found, model.get("ignore_merges") is True),
-            "tokenizer.ggml.tokens": tokens,
-            "tokenizer.ggml.token_type": types,
-            "tokenizer.ggml.merges": [" ".join(pair) for pair in pairs],
-        }
-        self._read_roles(config, {token: i for i, token in enumerate(tokens)})
-
-    def _tokens(self, vocabulary: dict[str, Any], added: Any, size: Any) -> tuple[list[str], NDArray[np.int32]]:
-        """Tokens by id, as many as the model has, and their types."""
-        size = self._of(int, "vocab_size", size)
-        if not 1 <= size <= MAX_TOKENS:
-            raise self.error(f"{size} tokens; 1 to {MAX_TOKENS} are supported")
-        tokens, types = [""] * size, np.full(size, TokenType.UNUSED, np.int32)
-        for token, i in vocabulary.items():
-            if type(i) is not int or not 0 <= i < size:
-                raise self.error(f"tokenizer.json gives {quote(token)} an id that the model has not")
-            tokens[i], types[i] = token, TokenType.NORMAL
-        for each in added if isinstance(added, list) else []:
-            match each:
-                case {"id": int(i), "content": str(content), "special": bool(special)} if 0 <= i < size:
-                    tokens[i], types[i] = content, TokenType.CONTROL if special else TokenType.USER_DEFINED
-                case _:
-                    raise self.error("tokenizer.json has an added token without content, or an id that the model has")
-        return tokens, types
-
-    def _pre_tokenizer(self, found: dict[str, Any], whole_words_first: bool) -> str:
-        """The name that a pre-tokenizer with these patterns has in GGUF files."""
-        if (found.get("normalizer") or {"type": "NFC"}) != {"type": "NFC"}:
-            raise self.error("tokenizer.json has a normalizer that is not supported; supported: none, NFC")
-        steps = found.get("pre_tokenizer")
-        if isinstance(steps, dict) and steps.get("type") == "Sequence":
-            steps = steps.get("pretokenizers")
-        patterns: list[str] = []
-        for step in steps if isinstance(steps, list) else [steps]:
-            match step:
-                case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated"}:
-                    patterns.append(pattern)
-                case {"type": "Digits", "individual_digits": True}:
-                    patterns.append(r"\p{N}")
-                case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}:
-                    pass
-                case {"type": "ByteLevel", "add_prefix_space": False}:
-                    patterns += PRE_TOKENIZERS["gpt-2"]
-                case _:
-                    raise self.error("tokenizer.json splits texts in a way that is not supported")
-        for name, known in PRE_TOKENIZERS.items():
-            if known == tuple(patterns) and (name in WHOLE_WORDS_FIRST) == whole_words_first:
-                return name
-        raise self.error("tokenizer.json splits texts by patterns that are not supported")
+        self.fields |= tokenizer_fields(found, config.get("vocab_size"), self.error)
+        self._read_roles(config, {token: i for i, token in enumerate(self.fields["tokenizer.ggml.tokens"])})
 
     def _read_roles(self, config: dict[str, Any], ids: dict[str, int]) -> None:
         """Which tokens begin and end texts, and the chat template."""
@@ -210,7 +149,10 @@ class HFFolder(ModelFile):
             self.fields["tokenizer.ggml.add_bos_token"] = add_bos
         template = tokenizer.get("chat_template")
         if isinstance(template, list):  # several, by name
-            template = next((each.get("template") for each in template if isinstance(each, dict)), None)
+            named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
+            template = named.get("default", next(iter(named.values()), None))
+            if isinstance(with_tools := named.get("tool_use"), str):
+                self.fields["tokenizer.chat_template.tool_use"] = with_tools
         if (path := self.path / "chat_template.jinja").exists():
             source = Source(path, self.error)
             try:

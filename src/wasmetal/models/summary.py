@@ -13,9 +13,12 @@ from wasmetal.device.base import Bytes, Device, DeviceInfo, MemoryKind
 from wasmetal.errors import ModelError, OutOfDeviceMemoryError
 from wasmetal.kernels.dtypes import tensor_bytes
 from wasmetal.models.architectures import read_network
+from wasmetal.models.architectures.bert import Bert
+from wasmetal.models.embedder import Embedder
 from wasmetal.models.files.model_file import ModelFile
 from wasmetal.models.files.source import Source
 from wasmetal.models.lm import fit
+from wasmetal.models.lm.kv_cache import KVCache
 from wasmetal.models.lm.model import Model
 
 MAX_SESSIONS = 1 << 16
@@ -35,7 +38,7 @@ class Memory:
     expanded_weights: int
     """On a device that expands them to float32 (``DeviceInfo.expands_weights``)."""
     kv_type: str
-    """The type of the KV cache."""
+    """The type of the KV cache; empty if there is none."""
     kv_cache: int
     """For all sessions, when it is full."""
     scratch: int
@@ -62,6 +65,12 @@ class Summary:
     """Tokens."""
     parameters: int
     """Elements of all tensors."""
+    experts: int | None
+    """In each mixture; None if the model has none."""
+    experts_used: int | None
+    """Of those, by each token."""
+    active_parameters: int
+    """Parameters without those of experts that a token does not use."""
     types: dict[str, tuple[int, int]]
     """Tensors and their bytes, by weight type."""
     bytes: int
@@ -74,7 +83,13 @@ def summarize(file: ModelFile) -> Summary:
     tokens = file.get("tokenizer.ggml.tokens", list, None)
     count: Counter[str] = Counter()
     nbytes: Counter[str] = Counter()
+    experts, used = (file.get(f"{architecture}.expert_{name}", int, 0) for name in ("count", "used_count"))
+    mixture = 0 < used <= experts
+    parameters = idle = 0
     for tensor in file.tensors.values():
+        parameters += tensor.size
+        if mixture and "_exps." in tensor.name:
+            idle += tensor.size - tensor.size * used // experts
         name = (tensor.repacked.type if tensor.repacked else tensor.dtype).name
         count[name] += 1
         nbytes[name] += tensor.nbytes
@@ -84,14 +99,18 @@ def summarize(file: ModelFile) -> Summary:
         licence=file.get("general.license", str, None),
         context=file.get(f"{architecture}.context_length", int, None),
         vocabulary=None if tokens is None else len(tokens),
-        parameters=sum(tensor.size for tensor in file.tensors.values()),
+        parameters=parameters,
+        experts=experts if mixture else None,
+        experts_used=used if mixture else None,
+        active_parameters=parameters - idle,
         types={name: (count[name], total) for name, total in nbytes.most_common()},
         bytes=sum(nbytes.values()),
     )
 
 
 def memory_needed(file: ModelFile, context: int | None = None, sessions: int = 1, kv_type: str | None = None) -> Memory:
-    """What :class:`Model` allocates for sessions of ``context`` tokens each, by default as many as ``load_model``.
+    """What :class:`Model` allocates for sessions of ``context`` tokens each, by default as many as ``load_model``; or
+    what :class:`Embedder` does, which has no sessions.
 
     Found by making the model on a device that only counts. Raises ModelError if the model cannot be used.
     """
@@ -99,16 +118,23 @@ def memory_needed(file: ModelFile, context: int | None = None, sessions: int = 1
     if not 1 <= sessions <= MAX_SESSIONS:
         raise ModelError(f"{sessions} sessions; 1 to {MAX_SESSIONS} are supported")
     described = _described(file)
-    with Model(described, file.path.stem, cast(Device, device), context, sessions, kv_type=kv_type) as model:
+    cache: KVCache | None = None
+    model: Embedder | Model
+    if _embeds(file):
+        model = Embedder(described, file.path.stem, cast(Device, device))
+    else:
+        model = Model(described, file.path.stem, cast(Device, device), context, sessions, kv_type=kv_type)
+        cache = model.cache
+    with model:
+        kv_cache = cache.page_bytes * cache.free if cache else 0
         tensors = file.tensors.values()
         weights = sum(tensor_bytes(tensor.dtype, tensor.shape) for tensor in tensors)
-        kv_cache = model.cache.page_bytes * model.cache.free
         return Memory(
             context=model.context_length,
             sessions=sessions,
             weights=weights,
             expanded_weights=4 * sum(tensor.size for tensor in tensors),
-            kv_type=model.cache.dtype.suffix,
+            kv_type=cache.dtype.suffix if cache else "",
             kv_cache=kv_cache,
             scratch=max(0, device.allocated - weights - kv_cache),
         )
@@ -119,12 +145,18 @@ def shortage(file: ModelFile, memory: Memory, info: DeviceInfo, kv_type: str | N
 
     ``kv_type``: as for ``load_model``; if None, the device's default. Raises ModelError if the model cannot be used.
     """
+    if _embeds(file):
+        return None
     config = read_network(_described(file)).config
     try:
         fit.demand(config, file.tensors.values(), info, memory.context, memory.sessions, kv_type).check(info)
     except OutOfDeviceMemoryError as error:
         return str(error)
     return None
+
+
+def _embeds(file: ModelFile) -> bool:
+    return file.get("general.architecture", str, "") == Bert.name
 
 
 def _described(file: ModelFile) -> ModelFile:

@@ -7,11 +7,12 @@ only the number of valid rows from it.
 from wasmetal.kernels.dtypes import DType
 from wasmetal.ops.attention import attention, kv_append, rope
 from wasmetal.ops.batch import batch_shape, sequences_shape
-from wasmetal.ops.elementwise import add, copy, gelu_mul, scale, silu_mul
+from wasmetal.ops.elementwise import add, copy, gelu, gelu_mul, scale, silu_mul, swiglu_oai
+from wasmetal.ops.experts import expert_linear, top_k, weighted_sum
 from wasmetal.ops.linear import embed, linear
 from wasmetal.ops.matmul import matmul
 from wasmetal.ops.recorder import Recorder
-from wasmetal.ops.reduce import argmax, rms_norm, softmax
+from wasmetal.ops.reduce import argmax, layer_norm, rms_norm, softmax
 from wasmetal.ops.tensor import ALIGNMENT, Tensor
 
 __all__ = [
@@ -25,8 +26,11 @@ __all__ = [
     "batch_shape",
     "copy",
     "embed",
+    "expert_linear",
+    "gelu",
     "gelu_mul",
     "kv_append",
+    "layer_norm",
     "linear",
     "matmul",
     "rms_norm",
@@ -35,4 +39,7 @@ __all__ = [
     "sequences_shape",
     "silu_mul",
     "softmax",
+    "swiglu_oai",
+    "top_k",
+    "weighted_sum",
 ]

@@ -8,7 +8,7 @@ sequence of each row, ``sequences`` the length and the page table of each sequen
 
 from __future__ import annotations
 
-from wasmetal.kernels.catalog import THREADS
+from wasmetal.kernels.catalog import NO_SINKS, THREADS
 from wasmetal.kernels.dtypes import KV, DType
 from wasmetal.ops import preconditions as check
 from wasmetal.ops.recorder import Recorder
@@ -106,6 +106,7 @@ def attention(
     scale: float,
     *,
     window: int | None = None,
+    sinks: Tensor | None = None,
 ) -> None:
     """Causal grouped-query attention over the paged cache, which must already hold the valid rows' keys and values.
 
@@ -113,7 +114,9 @@ def attention(
     of 4, at most 256; heads a multiple of kv_heads, head h reading kv head h * kv_heads / heads; out f32
     [T, heads * head_dim], rows may be strided. A row sees the positions of its sequence up to its own, of those only
     the last ``window`` if that is given (I. Beltagy et al., "Longformer", 2020), and gets zeros if it sees none. Page
-    numbers past the pool are clamped to its last page. Raises OpError.
+    numbers past the pool are clamped to its last page. ``sinks``, f32 [heads], are scores of one more position for each
+    head, whose value is zero (G. Xiao et al., "Efficient Streaming Language Models with Attention Sinks", 2024, and
+    gpt-oss). Raises OpError.
     """
     check.dtypes("attention", (DType.F32,), q=q, out=out)
     check.rank("attention", 3, q=q)
@@ -127,6 +130,12 @@ def attention(
     check.batch("attention", batch, rows)
     check.separate("attention", out, q=q, k_pages=k_pages, v_pages=v_pages, batch=batch, sequences=sequences)
     check.require(window is None or 0 < window < 2**31, f"attention: a window of {window} positions; 1 to 2^31 - 1")
+    offset = {} if sinks else {"sinks_offset": NO_SINKS}
+    if sinks:
+        check.dtypes("attention", (DType.F32,), sinks=sinks)
+        check.shape("attention", "sinks", sinks, (heads,))
+        check.packed("attention", sinks=sinks)
+        check.separate("attention", out, sinks=sinks)
     positions = min(pages, sequences.shape[1] - 1) * page_size
     if window:
         positions = min(positions, window)
@@ -134,7 +143,10 @@ def attention(
     for part in rec.parts("attention", work):
         rec.dispatch(
             f"attention_{k_pages.dtype.suffix}",
-            (q.rows(part.top, part.bottom), k_pages, v_pages, batch, sequences, out.rows(part.top, part.bottom)),
+            (
+                *(q.rows(part.top, part.bottom), k_pages, v_pages, batch, sequences, sinks or sequences),
+                out.rows(part.top, part.bottom),
+            ),
             part.rows * part.columns,
             part.work,
             batch_row=part.top,
@@ -152,6 +164,7 @@ def attention(
             table_length=sequences.shape[1] - 1,
             scale=scale,
             window=window or 0,
+            **offset,
         )
 
 

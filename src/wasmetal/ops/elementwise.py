@@ -84,6 +84,39 @@ def gelu_mul(rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, *, batch: Ten
     _gated("gelu_mul", rec, gate, up, out, batch)
 
 
+def swiglu_oai(rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, *, batch: Tensor | None = None) -> None:
+    """out = g / (1 + exp(-1.702 g)) * (u + 1), with g = min(gate, 7) and u = up limited to -7 .. 7. Else as silu_mul.
+
+    The gated linear unit of gpt-oss: OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card", 2025, and its reference code.
+    """
+    _gated("swiglu_oai", rec, gate, up, out, batch)
+
+
+def gelu(rec: Recorder, x: Tensor, out: Tensor, *, batch: Tensor | None = None) -> None:
+    """out = x (1 + erf(x / sqrt(2))) / 2; f32 [T, K], rows may be strided. Raises OpError.
+
+    D. Hendrycks and K. Gimpel, "Gaussian Error Linear Units", 2016, not approximated.
+    """
+    check.dtypes("gelu", (DType.F32,), x=x, out=out)
+    check.rank("gelu", 2, x=x, out=out)
+    check.shape("gelu", "out", out, x.shape)
+    check.separate_or_same("gelu", out, x=x)
+    batch, offset = check.optional_batch("gelu", batch, out.shape[0], out, stand_in=x)
+    for part in rec.parts("gelu", _work(24 + EXPONENTIAL, x, out)):
+        rec.dispatch(
+            "gelu",
+            (x.part(part), out.part(part), batch),
+            _groups(part),
+            part.work,
+            batch_row=part.top,
+            rows=part.rows,
+            columns=part.columns,
+            x_stride=x.row_stride,
+            out_stride=out.row_stride,
+            **offset,
+        )
+
+
 def _gated(name: str, rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, batch: Tensor | None) -> None:
     check.dtypes(name, (DType.F32,), gate=gate, up=up, out=out)
     check.rank(name, 2, gate=gate, up=up, out=out)

@@ -43,6 +43,40 @@ def rms_norm(rec: Recorder, x: Tensor, weight: Tensor, out: Tensor, eps: float, 
         )
 
 
+def layer_norm(
+    rec: Recorder, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, eps: float, *, batch: Tensor | None = None
+) -> None:
+    """out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias along each row; f32, x and out [T, K], rows may be
+    strided, weight and bias [K]. ``out`` may be ``x``. Raises OpError.
+
+    After J. Ba et al., "Layer Normalization", 2016.
+    """
+    check.dtypes("layer_norm", (DType.F32,), x=x, weight=weight, bias=bias, out=out)
+    check.rank("layer_norm", 2, x=x)
+    rows, columns = x.shape
+    check.shape("layer_norm", "weight", weight, (columns,))
+    check.shape("layer_norm", "bias", bias, (columns,))
+    check.shape("layer_norm", "out", out, x.shape)
+    check.packed("layer_norm", weight=weight, bias=bias)
+    check.separate_or_same("layer_norm", out, x=x)
+    check.separate("layer_norm", out, weight=weight, bias=bias)
+    batch, offset = check.optional_batch("layer_norm", batch, rows, out, stand_in=weight)
+    for part in rec.parts("layer_norm", Work(rows, columns, 40, GROUP, column_step=columns, aligned=(x, out))):
+        rec.dispatch(
+            "layer_norm",
+            (x.rows(part.top, part.bottom), weight, bias, out.rows(part.top, part.bottom), batch),
+            part.rows,
+            part.work,
+            batch_row=part.top,
+            rows=part.rows,
+            columns=columns,
+            x_stride=x.row_stride,
+            out_stride=out.row_stride,
+            eps=eps,
+            **offset,
+        )
+
+
 def softmax(rec: Recorder, x: Tensor, out: Tensor) -> None:
     """out = exp(x - max) / sum over the last dimension; f32 of one shape. A row that is all -inf gives zeros.
 

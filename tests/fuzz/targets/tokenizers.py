@@ -20,7 +20,8 @@ from tests.models.tiny import write_tiny_llama
 from wasmetal import load_model, open_device
 from wasmetal.device import Device
 from wasmetal.errors import WasmetalError
-from wasmetal.models.lm.tokenizer import PRE_TOKENIZERS
+from wasmetal.models.lm.tokenizer import KINDS
+from wasmetal.models.lm.tokenizer_patterns import PRE_TOKENIZERS
 
 SECONDS = 60.0
 MEMORY = 1 << 30
@@ -33,7 +34,7 @@ def generate(random: Random) -> bytes:
     tokens, merges = _merged(random) if random.random() < 0.6 else _arbitrary(random)
     usual = random.random() < 0.6
     fields: dict[str, Any] = {
-        "model": random.choice(["gpt2", "llama"]),
+        "model": random.choice(list(KINDS)),
         "pre": random.choice(list(PRE_TOKENIZERS)),
         "tokens": tokens,
         "token_type": [1 if usual else random.choice([1, 1, 1, 2, 3, 4, 5, 6, 0, 99]) for _ in tokens],

@@ -42,12 +42,18 @@ class CpuBackend(Backend[Pages, Step, CpuRecording]):
 
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[Pages]]) -> Step:
         """The compiled kernel, or else its NumPy function, bound to views of its buffers."""
-        if self._library and (number := self._library.number(kernel.name)) is not None:
+        if self._library and (number := self._number(self._library, kernel.name)) is not None:
             return number, [bound.allocation.address + bound.offset for bound in ranges], params
         arrays = [bound.allocation.view()[bound.offset : bound.offset + bound.nbytes] for bound in ranges]
         if kernel.name not in KERNELS:
             raise DeviceError(f"kernel {kernel.name} has no NumPy version; use another device")
         return KERNELS[kernel.name](kernel.unpack(params), *arrays)
+
+    def _number(self, library: Library, name: str) -> int | None:
+        """The compiled kernel of that name, or, if precision does not matter, one that rounds activations to 8 bits."""
+        if self.precision == "fast" and name.startswith(("gemv_", "expert_gemv_")):
+            name = name.replace("gemv_", "gemv_rounded_")
+        return library.number(name)
 
     def build(self, dispatches: Sequence[Dispatch[Pages, Step]]) -> CpuRecording:
         """A recording that calls the functions in order."""

@@ -7,7 +7,7 @@ float32, as GPU kernels do. The single-row case decodes tokens, and has its own 
 
 from collections.abc import Callable
 
-from wasmetal.kernels.reference import attention, elementwise, embed, linear, matmul, reduce, rope
+from wasmetal.kernels.reference import attention, elementwise, embed, experts, linear, matmul, reduce, rope
 
 KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
     "add": elementwise.add,
@@ -15,12 +15,16 @@ KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
     "copy": elementwise.copy,
     "silu_mul": elementwise.silu_mul,
     "gelu_mul": elementwise.gelu_mul,
+    "swiglu_oai": elementwise.swiglu_oai,
+    "gelu": elementwise.gelu,
     "rms_norm": reduce.rms_norm,
+    "layer_norm": reduce.layer_norm,
     "softmax": reduce.softmax,
     "argmax": reduce.argmax,
     "rope": rope.rope,
     **attention.KERNELS,
     **embed.KERNELS,
+    **experts.KERNELS,
     **linear.KERNELS,
     **matmul.KERNELS,
 }

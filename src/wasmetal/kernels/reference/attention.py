@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 from numpy.typing import NDArray
 
+from wasmetal.kernels.catalog import NO_SINKS
 from wasmetal.kernels.dtypes import KV, DType
 from wasmetal.kernels.reference.batch import Rows, Sequences
 from wasmetal.kernels.reference.pools import open_pool
 from wasmetal.kernels.reference.scratch import BLOCK, steps
-from wasmetal.kernels.reference.views import F32, Bytes, rows
+from wasmetal.kernels.reference.views import F32, Bytes, array, rows
 
 _RUN = 1024
 """Most positions whose scores are computed at a time."""
@@ -63,7 +64,7 @@ def kv_append(
 class Attention:
     """out[t] = softmax(scale q[t] kᵀ) v over positions 0 .. position[t], or the last ``window`` of them.
 
-    Each kv head serves a group of heads.
+    Each kv head serves a group of heads. A head's sink, if there are any, is the score of a position without a value.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Attention:
         v_pages: Bytes,
         batch: Bytes,
         sequences: Bytes,
+        sinks: Bytes,
         out: Bytes,
     ) -> None:
         group = p.heads // p.kv_heads
@@ -89,7 +91,9 @@ class Attention:
         self._rows, self._tables = Rows(p, batch), Sequences(p, sequences)
         self._factor = np.float32(p.scale)
         self._window = p.window or 1 << 33  # more than there are positions
-        self._whole = p.head_count == p.heads
+        none = p.sinks_offset == NO_SINKS
+        self._sinks = None if none else array(sinks, p.sinks_offset * 4, (p.kv_heads, group))
+        self._whole = p.head_count == p.heads and none
         self._heads = _grouped(p.first_head, p.first_head + p.head_count, group)
         # Positions that a single row can see at once: by its scores, and by the keys if they have to be copied.
         self._in_place = BLOCK // p.heads if p.heads * p.head_dim <= BLOCK and self._keys.in_place else 0
@@ -148,6 +152,9 @@ class Attention:
         # Not -inf, so that a run of which a row sees nothing has weights of 0, not NaN.
         peak = np.full((*flat.shape[:2], 1), np.finfo(np.float32).min, np.float32)
         total, sums = np.zeros_like(peak), np.zeros_like(flat)
+        if self._sinks is not None:  # as if each query had seen its sink before all positions
+            np.maximum(peak, self._sinks[chosen[1:]].repeat(split[2], axis=1)[..., None], out=peak)
+            total += 1
         for part in steps(end, run, max(0, int(positions[0]) + 1 - self._window)):
             where = self._tables.slots(table, part.start, part.stop)
             keys, values = (pool.read(where, chosen[1]) for pool in (self._keys, self._values))

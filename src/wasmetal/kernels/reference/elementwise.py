@@ -14,6 +14,10 @@ from wasmetal.kernels.reference.scratch import BLOCK, blockwise
 from wasmetal.kernels.reference.views import F32, Bytes, rows
 
 _TWICE = 2 * math.sqrt(2 / math.pi)
+_SLOPE = np.float32(0.3275911 / math.sqrt(2))
+_ERFC = np.array([0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429], np.float32)
+"""erfc(x) within 1.5e-7, for x >= 0, is the polynomial t (_ERFC[0] + t (_ERFC[1] + …)) e^(-x²), with t = 1 / (1 +
+0.3275911 x): M. Abramowitz and I. Stegun, "Handbook of Mathematical Functions", 1964, 7.1.26."""
 
 
 def add(p: SimpleNamespace, a: Bytes, b: Bytes, out: Bytes) -> Callable[[], object]:
@@ -52,6 +56,40 @@ def gelu_mul(p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, batch: Byte
     return _gated(_gelu, p, gate, up, out, batch)
 
 
+def swiglu_oai(p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, batch: Bytes) -> Callable[[], None]:
+    """out = g / (1 + exp(-1.702 g)) * (1 + up limited to -7 .. 7), with g the gate limited to 7."""
+    return _gated(_sigmoid_linear, p, gate, up, out, batch, lambda u: np.clip(u, -7.0, 7.0) + np.float32(1))
+
+
+def _sigmoid_linear(g: F32, scratch: F32) -> None:
+    """scratch = g / (1 + exp(-1.702 g)) of what is at most 7."""
+    limited = np.minimum(g, np.float32(7))
+    np.multiply(limited, np.float32(-1.702), scratch)
+    np.exp(scratch, scratch)
+    np.add(scratch, 1.0, scratch)
+    np.divide(limited, scratch, scratch)
+
+
+def gelu(p: SimpleNamespace, x: Bytes, out: Bytes, batch: Bytes) -> Callable[[], None]:
+    """out = x * (1 + erf(x / sqrt(2))) / 2, which is max(x, 0) - |x| erfc(|x| / sqrt(2)) / 2."""
+    source = rows(x, p.x_offset, p.rows, p.columns, p.x_stride)
+    target = rows(out, p.out_offset, p.rows, p.columns, p.out_stride)
+    active = valid_rows(p, batch)
+
+    def run(some: F32, result: F32) -> None:
+        size = np.abs(some)
+        t = 1 / (1 + _SLOPE * size)
+        series = np.full_like(t, _ERFC[-1])
+        for coefficient in _ERFC[-2::-1]:
+            np.multiply(series, t, series)
+            np.add(series, coefficient, series)
+        np.multiply(series, t, series)
+        np.multiply(series, np.exp(np.float32(-0.5) * size * size), series)
+        np.subtract(np.maximum(some, 0), np.float32(0.5) * size * series, result)
+
+    return lambda: blockwise(run, active(), source, target)
+
+
 def _silu(g: F32, scratch: F32) -> None:
     """scratch = g / (1 + exp(-g))."""
     np.negative(g, scratch)
@@ -72,9 +110,15 @@ def _gelu(g: F32, scratch: F32) -> None:
 
 
 def _gated(
-    activate: Callable[[F32, F32], None], p: SimpleNamespace, gate: Bytes, up: Bytes, out: Bytes, batch: Bytes
+    activate: Callable[[F32, F32], None],
+    p: SimpleNamespace,
+    gate: Bytes,
+    up: Bytes,
+    out: Bytes,
+    batch: Bytes,
+    factor: Callable[[F32], F32] = lambda up: up,
 ) -> Callable[[], None]:
-    """out = activated gate * up."""
+    """out = activated gate * the factor that is made of up."""
     gates = rows(gate, p.gate_offset, p.rows, p.columns, p.gate_stride)
     ups = rows(up, p.up_offset, p.rows, p.columns, p.up_stride)
     outs = rows(out, p.out_offset, p.rows, p.columns, p.out_stride)
@@ -83,7 +127,7 @@ def _gated(
     def run(g: F32, u: F32, o: F32) -> None:
         scratch = np.empty_like(g)
         activate(g, scratch)
-        np.multiply(scratch, u, o)
+        np.multiply(scratch, factor(u), o)
 
     if p.rows == 1 and p.columns <= BLOCK:
         one = partial(run, gates[0], ups[0], outs[0])

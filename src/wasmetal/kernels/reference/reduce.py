@@ -46,6 +46,30 @@ def rms_norm(p: SimpleNamespace, x: Bytes, weight: Bytes, out: Bytes, batch: Byt
     return run_rows
 
 
+def layer_norm(
+    p: SimpleNamespace, x: Bytes, weight: Bytes, bias: Bytes, out: Bytes, batch: Bytes
+) -> Callable[[], None]:
+    """out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias, for each row."""
+    source = rows(x, p.x_offset, p.rows, p.columns, p.x_stride)
+    target = rows(out, p.out_offset, p.rows, p.columns, p.out_stride)
+    factor, shift = (
+        array(each, at * 4, (p.columns,)) for each, at in ((weight, p.weight_offset), (bias, p.bias_offset))
+    )
+    active = valid_rows(p, batch)
+    columns, eps = np.float32(p.columns), np.float32(p.eps)
+
+    def run() -> None:
+        for where in steps(active(), BLOCK // p.columns):
+            some, result = source[where], target[where]
+            np.subtract(some, some.sum(axis=1, keepdims=True) / columns, result)
+            power = np.einsum("tk,tk->t", result, result)[:, None]
+            np.multiply(result, 1 / np.sqrt(power / columns + eps), result)
+            np.multiply(result, factor, result)
+            np.add(result, shift, result)
+
+    return run
+
+
 def softmax(p: SimpleNamespace, x: Bytes, out: Bytes) -> Callable[[], None]:
     """out = exp(x - max) / sum along each row; zeros for a row that is all -inf."""
     source = rows(x, p.x_offset, p.rows, p.columns, p.x_stride)

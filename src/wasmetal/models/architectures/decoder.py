@@ -7,18 +7,20 @@ Architectures are subclasses that define their differences.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Protocol
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from wasmetal.models.architectures.checked import Metadata, Tensors
+from wasmetal.models.architectures.feed_forward import Dense, FeedForward, Gate
 from wasmetal.models.architectures.network import Inputs, KVPools
 from wasmetal.models.architectures.rope import Rope, read_rope, take_factors
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.files.model_file import FileTensor, ModelFile
-from wasmetal.models.weights import Weight, Weights
+from wasmetal.models.weights import Matrix, Weight, Weights
 from wasmetal.ops import (
     Recorder,
     Tensor,
@@ -41,6 +43,10 @@ NEUTRAL: Mapping[str, Any] = {
     "attention.temperature_scale": 0.0,
     "attn_logit_softcapping": 0.0,
     "embedding_scale": 1.0,
+    "expert_gating_func": 1,
+    "expert_shared_count": 0,
+    "expert_weights_norm": True,
+    "expert_weights_scale": 1.0,
     "final_logit_softcapping": 0.0,
     "logit_scale": 1.0,
     "residual_scale": 1.0,
@@ -49,13 +55,6 @@ NEUTRAL: Mapping[str, Any] = {
     "rope.scaling.yarn_log_multiplier": 0.0,
 }
 """Metadata that changes what a model computes, and the value with which it does not."""
-
-
-class Gate(Protocol):
-    """An op that multiplies one projection, activated, by another."""
-
-    def __call__(self, rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, *, batch: Tensor | None = None) -> None:
-        """Record out = activation(gate) * up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +91,6 @@ class DecoderConfig:
         )
         if count("attention.value_length", head_dim) != head_dim:
             raise file.error("keys and values of different lengths are not supported")
-        if count("expert_count", 0, least=0):
-            raise file.error("mixtures of experts are not supported")
         if heads % config.head_count_kv or head_dim % 4 or config.feed_forward_length % 4:
             raise file.error(
                 f"{heads} heads of {head_dim} for {config.head_count_kv} kv heads, feed-forward "
@@ -111,12 +108,22 @@ class Block:
     qkv: Weight
     qkv_bias: Weight | None
     attn_output: Weight
-    gate_up: Weight
-    ffn_down: Weight
+    output_bias: Weight | None
+    sinks: Tensor | None
+    feed_forward: Mapping[str, Weight]
     rope: Tensor | None
     """The table of its rotations, if queries and keys are turned."""
     window: int | None
     """How many positions, up to its own, a row sees; all if it is None."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The tensors of a layer's weights."""
+
+    attention: Mapping[str, Matrix]
+    norms: Mapping[str, Matrix]
+    feed_forward: Mapping[str, Matrix]
 
 
 class Decoder:
@@ -130,12 +137,20 @@ class Decoder:
     """Whether the pairs that RoPE rotates are adjacent; otherwise they are half the rotated elements apart."""
     longrope: ClassVar[bool] = False
     """Whether the RoPE scaling ``longrope`` is supported."""
+    yarn_whole_pairs: ClassVar[bool] = True
+    """Whether YaRN's ramp is widened to begin and end at whole pairs."""
     qkv_bias: ClassVar[bool] = False
     """Whether queries, keys and values have biases."""
+    output_bias: ClassVar[bool] = False
+    """Whether attention's output has a bias."""
+    sinks: ClassVar[bool] = False
+    """Whether each head of attention has a sink."""
     qk_norm: ClassVar[Literal["heads", "rows"] | None] = None
     """What of queries and keys is normed before they are turned, if anything: each head, or whole rows."""
     pre_norms: ClassVar[bool] = True
     """Whether the inputs of attention and feed-forward network are normed."""
+    ffn_norm: ClassVar[str] = "ffn_norm"
+    """The name of the latter norm's tensor."""
     post_norms: ClassVar[bool] = False
     """Whether their outputs are."""
     gate: ClassVar[Gate] = staticmethod(silu_mul)
@@ -160,6 +175,7 @@ class Decoder:
         self.attention_scale = 1 / math.sqrt(c.head_dim)
         """What the products of queries and keys are multiplied by."""
 
+        self._feed_forward = self.feed_forward()
         tensors = Tensors(file)
         self._ends = [
             [tensors.take("output_norm.weight", c.embedding_length)],
@@ -167,32 +183,38 @@ class Decoder:
         ]
         if "output.weight" in tensors:
             self._ends.append([tensors.take("output.weight", c.vocab_size, c.embedding_length)])
-        self._rope = read_rope(self.metadata, c.head_dim, longrope=self.longrope)
+        self._rope = read_rope(self.metadata, c.head_dim, longrope=self.longrope, whole_pairs=self.yarn_whole_pairs)
         self.take_factors(tensors)
         self._layers = [self._take_layer(tensors, f"blk.{i}") for i in range(c.block_count)]
         tensors.finish(self.name)
 
-    def _take_layer(self, tensors: Tensors, block: str) -> dict[str, list[FileTensor]]:
+    def _take_layer(self, tensors: Tensors, block: str) -> _Layer:
         """The tensors of each of a layer's weights."""
         c, take = self.config, tensors.take
-        dim, hidden, q = c.embedding_length, c.feed_forward_length, c.head_count * c.head_dim
+        dim, q = c.embedding_length, c.head_count * c.head_dim
         layer = {
             "qkv": self.take_qkv(tensors, block),
             "attn_output": [take(f"{block}.attn_output.weight", dim, q)],
-            "gate_up": self.take_gate_up(tensors, block),
-            "ffn_down": [take(f"{block}.ffn_down.weight", dim, hidden)],
         }
         if self.qkv_bias:
             layer["qkv_bias"] = [take(f"{block}.attn_{kind}.bias", width) for kind, width in self._widths.items()]
-        norms: dict[str, int] = {}
+        if self.output_bias:
+            layer["output_bias"] = [take(f"{block}.attn_output.bias", dim)]
+        if self.sinks:
+            layer["sinks"] = [take(f"{block}.attn_sinks.weight", c.head_count)]
+
+        def norm(name: str, width: int) -> Matrix:
+            return [take(f"{block}.{name}.weight", width)]
+
+        norms: dict[str, Matrix] = {}
         if self.pre_norms:
-            norms |= {"attn": dim, "ffn": dim}
+            norms |= {"attn": norm("attn_norm", dim), "ffn": norm(self.ffn_norm, dim)}
         if self.post_norms:
-            norms |= {"post_attention": dim, "post_ffw": dim}
+            norms |= {name: norm(f"{name}_norm", dim) for name in ("post_attention", "post_ffw")}
         if self.qk_norm:
-            whole = self.qk_norm == "rows"
-            norms |= {f"attn_{kind}": self._widths[kind] if whole else c.head_dim for kind in ("q", "k")}
-        return layer | {f"{name}_norm": [take(f"{block}.{name}_norm.weight", width)] for name, width in norms.items()}
+            widths = self._widths if self.qk_norm == "rows" else dict.fromkeys(self._widths, c.head_dim)
+            norms |= {f"attn_{kind}": norm(f"attn_{kind}_norm", widths[kind]) for kind in ("q", "k")}
+        return _Layer(layer, norms, self._feed_forward.take(tensors, block))
 
     @property
     def _widths(self) -> dict[str, int]:
@@ -217,6 +239,12 @@ class Decoder:
         dim, hidden = self.config.embedding_length, self.config.feed_forward_length
         return [tensors.take(f"{block}.ffn_{kind}.weight", hidden, dim) for kind in ("gate", "up")]
 
+    def feed_forward(self) -> FeedForward:
+        """The feed-forward networks."""
+        if self.metadata.count("expert_count", 0, least=0):
+            raise self._file.error(f"mixtures of experts are not supported in the architecture {self.name}")
+        return Dense(self.config.embedding_length, self.config.feed_forward_length, self.gate, self.take_gate_up)
+
     def rope(self, layer: int, context: int) -> Rope | None:
         """The rotation of a layer's queries and keys at positions < ``context``; layers of a kind have one object."""
         return self._rope
@@ -230,8 +258,9 @@ class Decoder:
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights that the device reads for each token, not counting its row of the embeddings."""
-        layers = (w.nbytes for b in self._blocks for w in (b.qkv, b.attn_output, b.gate_up, b.ffn_down))
-        return sum(layers) + self._output.nbytes
+        attention = sum(block.qkv.nbytes + block.attn_output.nbytes for block in self._blocks)
+        feed_forward = sum(self._feed_forward.active_bytes(block.feed_forward) for block in self._blocks)
+        return attention + feed_forward + self._output.nbytes
 
     def load(self, buffers: BufferGroup, context: int, rows: int) -> None:
         """Load the weights onto the device, with room for activations of up to ``rows`` rows at positions <
@@ -247,19 +276,18 @@ class Decoder:
         tables = {kind: _load_table(buffers, kind, context) for kind in dict.fromkeys(ropes) if kind}
         self._blocks = []
         for number, (layer, kind) in enumerate(zip(self._layers, ropes, strict=True)):
-            placed = dict(zip(layer, weights.place(list(layer.values())), strict=True))
+            groups = (layer.attention, layer.norms, layer.feed_forward)
+            placed = iter(weights.place([matrix for group in groups for matrix in group.values()]))
+            attention, norms, feed_forward = ({name: next(placed) for name in group} for group in groups)
             self._blocks.append(
                 Block(
-                    norms={
-                        name.removesuffix("_norm"): weight.tensor()
-                        for name, weight in placed.items()
-                        if name.endswith("_norm")
-                    },
-                    qkv=placed["qkv"],
-                    qkv_bias=placed.get("qkv_bias"),
-                    attn_output=placed["attn_output"],
-                    gate_up=placed["gate_up"],
-                    ffn_down=placed["ffn_down"],
+                    norms={name: weight.tensor() for name, weight in norms.items()},
+                    qkv=attention["qkv"],
+                    qkv_bias=attention.get("qkv_bias"),
+                    attn_output=attention["attn_output"],
+                    output_bias=attention.get("output_bias"),
+                    sinks=attention["sinks"].tensor() if self.sinks else None,
+                    feed_forward=feed_forward,
                     rope=tables[kind] if kind else None,
                     window=self.window(number),
                 )
@@ -268,22 +296,19 @@ class Decoder:
         q, kv = self._widths["q"], self._widths["k"]
         self._x, self._normed = (buffers.tensor(rows, c.embedding_length) for _ in range(2))
         self._qkv, self._attended = buffers.tensor(rows, q + 2 * kv), buffers.tensor(rows, q)
-        self._gate_up = buffers.tensor(rows, 2 * c.feed_forward_length)
+        self._feed_forward.allocate(buffers, rows)
         self._last = buffers.tensor(1, c.embedding_length)
 
     def body(self, rec: Recorder, inputs: Inputs, cache: Sequence[KVPools]) -> None:
         """Record everything but the head, for all rows of ``inputs.ids``."""
         c, batch, sequences, rows = self.config, inputs.batch, inputs.sequences, inputs.ids.shape[0]
         valid = batch if rows > 1 else None  # A single row is always valid.
-        x, normed, qkv, attended, gate_up = (
-            t.rows(0, rows) for t in (self._x, self._normed, self._qkv, self._attended, self._gate_up)
-        )
+        x, normed, qkv, attended = (t.rows(0, rows) for t in (self._x, self._normed, self._qkv, self._attended))
         q_end, k_end = c.head_count * c.head_dim, (c.head_count + c.head_count_kv) * c.head_dim
         q = _heads(qkv.columns(0, q_end), c.head_dim)
         k = _heads(qkv.columns(q_end, k_end), c.head_dim)
         v = _heads(qkv.columns(k_end, qkv.shape[1]), c.head_dim)
         q_and_k = _heads(qkv.columns(0, k_end), c.head_dim)
-        gate, up = gate_up.columns(0, c.feed_forward_length), gate_up.columns(c.feed_forward_length, gate_up.shape[1])
 
         def normed_by(weight: Tensor | None) -> Tensor:
             """The residual stream, normed if there is a weight for it."""
@@ -292,12 +317,12 @@ class Decoder:
             rms_norm(rec, x, weight, normed, c.norm_epsilon, batch=valid)
             return normed
 
-        def add_output(of: Tensor, projection: Weight, norm: Tensor | None) -> None:
-            """Add what a projection makes to the residual stream, normed if there is a weight for it."""
+        def add_output(project: Callable[..., None], norm: Tensor | None) -> None:
+            """Add what ``project(out, accumulate=…)`` records to the residual stream, normed if there is a norm."""
             if norm is None:
-                projection(rec, of, x, batch=valid, accumulate=True)
+                project(x, accumulate=True)
             else:
-                projection(rec, of, normed, batch=valid)
+                project(normed, accumulate=False)
                 rms_norm(rec, normed, norm, normed, c.norm_epsilon, batch=valid)
                 add(rec, x, normed, x)
 
@@ -318,13 +343,19 @@ class Decoder:
             if block.rope:
                 rope(rec, q_and_k, block.rope, batch, interleaved=self.interleaved_rope)
             kv_append(rec, k, v, k_pages, v_pages, batch, sequences)
-            pools = k_pages, v_pages
-            attention(rec, q, *pools, batch, sequences, attended, self.attention_scale, window=block.window)
-            add_output(attended, block.attn_output, norms.get("post_attention"))
+            attention(
+                *(rec, q, k_pages, v_pages, batch, sequences, attended, self.attention_scale),
+                window=block.window,
+                sinks=block.sinks,
+            )
+            output = partial(block.attn_output, rec, attended, batch=valid)
+            add_output(output, norms.get("post_attention"))
+            if block.output_bias:
+                block.output_bias.add_to(rec, x)
 
-            block.gate_up(rec, normed_by(norms.get("ffn")), gate_up, batch=valid)
-            self.gate(rec, gate, up, gate, batch=valid)
-            add_output(gate, block.ffn_down, norms.get("post_ffw"))
+            normed_x = normed_by(norms.get("ffn"))
+            network = partial(self._feed_forward, rec, block.feed_forward, normed_x, batch=valid)
+            add_output(network, norms.get("post_ffw"))
 
     def head(self, rec: Recorder, row: Tensor, logits: Tensor) -> None:
         """Record the logits, f32 [vocab_size], of one of the body's rows; ``row``, I32 [1], holds its index."""

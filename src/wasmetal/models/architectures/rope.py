@@ -53,9 +53,10 @@ def unscaled(rotated: int, base: float) -> Rope:
     return Rope(base ** (-np.arange(0, rotated, 2, dtype=np.float64) / rotated))
 
 
-def read_rope(metadata: Metadata, head_dim: int, *, longrope: bool = False) -> Rope:
+def read_rope(metadata: Metadata, head_dim: int, *, longrope: bool = False, whole_pairs: bool = True) -> Rope:
     """The rotation that the metadata describes, without tensors of factors; ``longrope``: whether the architecture
-    reads those of longrope. Raises ModelError if it is malformed or not supported."""
+    reads those of longrope; ``whole_pairs``: whether YaRN's ramp is widened to begin and end at whole pairs. Raises
+    ModelError if it is malformed or not supported."""
     rotated, base = dimensions(metadata, head_dim), metadata.positive("rope.freq_base", 10000.0)
     rope = replace(unscaled(rotated, base), magnitude=metadata.positive("rope.scaling.attn_factor", 1.0))
     factor = metadata.positive("rope.scaling.factor", metadata.positive("rope.scale_linear", 1.0))
@@ -65,12 +66,12 @@ def read_rope(metadata: Metadata, head_dim: int, *, longrope: bool = False) -> R
     if scaling == "linear":
         return replace(rope, frequencies=rope.frequencies / factor)
     if scaling == "yarn":
-        return _yarn(rope, metadata, rotated, base, factor)
+        return _yarn(rope, metadata, rotated, base, factor, whole_pairs)
     supported = ", ".join(["none", "linear", "yarn", *(["longrope"] if longrope else []), "rope_freqs (Llama 3)"])
     raise metadata.file.error(f"RoPE scaling {scaling!r} is not supported; supported: {supported}")
 
 
-def _yarn(rope: Rope, metadata: Metadata, rotated: int, base: float, factor: float) -> Rope:
+def _yarn(rope: Rope, metadata: Metadata, rotated: int, base: float, factor: float, whole_pairs: bool) -> Rope:
     """Frequencies divided where a pair turns fewer than beta_slow times in the original context, kept where it turns
     more than beta_fast times, and in between by a ramp over the pairs."""
     original = metadata.count("rope.scaling.original_context_length", metadata.count("context_length"))
@@ -81,8 +82,11 @@ def _yarn(rope: Rope, metadata: Metadata, rotated: int, base: float, factor: flo
         """The pair, in fractions of one, that turns so often in the original context."""
         return rotated * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
 
-    first = max(math.floor(pair(metadata.positive("rope.scaling.yarn_beta_fast", 32.0))), 0)
-    last = min(math.ceil(pair(metadata.positive("rope.scaling.yarn_beta_slow", 1.0))), rotated - 1)
+    first = pair(metadata.positive("rope.scaling.yarn_beta_fast", 32.0))
+    last = pair(metadata.positive("rope.scaling.yarn_beta_slow", 1.0))
+    if whole_pairs:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, rotated - 1)
     divided = np.clip((np.arange(rotated // 2) - first) / max(last - first, 0.001), 0, 1)
     frequencies = rope.frequencies * (1 - divided + divided / factor)
     return Rope(frequencies, rope.magnitude * (1 + 0.1 * math.log(max(factor, 1.0))))

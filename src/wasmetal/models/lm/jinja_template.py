@@ -33,16 +33,10 @@ class JinjaTemplate:
         with _refusals("cannot be read"):
             self._template: Template = _Environment().from_string(source)
 
-    def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-        """The prompt. Raises ModelError if the template fails or writes more than MAX_OUTPUT."""
+    def render(self, given: dict[str, Any]) -> str:
+        """The prompt, of ``messages`` and other variables. Raises ModelError if it fails or passes MAX_OUTPUT."""
         with _refusals("failed"):
-            parts = self._template.generate(
-                messages=messages,
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-                **self._tokens,
-            )
+            parts = self._template.generate({**self._tokens, **given})
             return "".join(_limited(parts, MAX_OUTPUT))
 
 

@@ -21,7 +21,7 @@ from wasmetal.models.files.model_file import ModelFile
 from wasmetal.models.files.quantize import quantize as quantize_file
 from wasmetal.models.hf_folder import open_model_file
 from wasmetal.models.lm import fit
-from wasmetal.models.lm.chat_template import ChatTemplate
+from wasmetal.models.lm.chat_template import chat_template as read_template
 from wasmetal.models.lm.heads import Head
 from wasmetal.models.lm.kv_cache import PAGE_SIZE, Growth, KVCache
 from wasmetal.models.lm.pacing import Pacing
@@ -50,6 +50,7 @@ def load_model(
     quantize: str | None = None,
     progress: Progress | None = None,
     trusted: bool | None = None,
+    chat_template: str | None = None,
 ) -> Model:
     """Load a model onto a device: the name of one that was pulled, or a path to a GGUF file or a Hugging Face folder.
 
@@ -60,8 +61,9 @@ def load_model(
     on GPUs and "f32" elsewhere. ``quantize``: "q8_0", "q4_0" or "q4_k" to quantize matrices of floats while they are
     loaded (``files/quantize.py`` says which stay); ``progress`` is then called with the bytes done and their total.
     ``trusted``: render the model's chat template in this process, without limits on time and memory; by default only
-    for known models whose SHA-256 is in the catalogue, which was compared when they were pulled. Raises ModelError if
-    the file cannot be used, OutOfDeviceMemoryError if it is too large.
+    for known models whose SHA-256 is in the catalogue, which was compared when they were pulled. ``chat_template``: the
+    name of a family, such as "chatml", whose template takes the place of the file's (``wasmetal.models.FAMILIES``).
+    Raises ModelError if the file cannot be used, OutOfDeviceMemoryError if it is too large.
     """
     with setting_up(f"load {source}", ModelError):
         path = store.resolve(source)
@@ -71,13 +73,15 @@ def load_model(
         file = open_model_file(path)
         if quantize is not None:
             quantize_file(file, quantize, progress)
-        return Model(file, name, device, context, contexts, kv_type=kv_type, trusted=trusted)
+        return Model(
+            file, name, device, context, contexts, kv_type=kv_type, trusted=trusted, chat_template=chat_template
+        )
 
 
 class Model(Closing):
     """Weights, tokenizer and cache. Use as a context manager, or call :meth:`close`. Safe to use from several threads.
 
-    ``chat_template`` is None if the file has none.
+    ``chat_template`` is None if the file has none, and its vocabulary tells of no family.
     """
 
     capabilities = frozenset({Capability.LANGUAGE})
@@ -92,13 +96,14 @@ class Model(Closing):
         *,
         kv_type: str | None = None,
         trusted: bool = False,
+        chat_template: str | None = None,
     ):
         self._network = read_network(file)
         self.device = device
         self.name = name
         self.config = c = self._network.config
         self.tokenizer = Tokenizer(file)
-        self.chat_template = _chat_template(file, self.tokenizer, trusted)
+        self.chat_template = read_template(file, self.tokenizer, chat_template, trusted)
         self.vocab_size = c.vocab_size
         self.context_length = min(c.context_length, DEFAULT_CONTEXT) if context is None else context
         if not 1 <= self.context_length <= c.context_length:
@@ -304,11 +309,3 @@ def _batches(counts: Sequence[int], rows: Callable[[], int]) -> Iterator[list[tu
                 batch, room = [], rows()
     if batch:
         yield batch
-
-
-def _chat_template(file: ModelFile, tokenizer: Tokenizer, trusted: bool) -> ChatTemplate | None:
-    source = file.get("tokenizer.chat_template", str, None)
-    if source is None:
-        return None
-    bos, eos = ("" if i is None else tokenizer.tokens[i] for i in (tokenizer.bos, tokenizer.eos))
-    return ChatTemplate(source, bos=bos, eos=eos, trusted=trusted)

@@ -1,7 +1,6 @@
-"""Text to token ids and back, built from a GGUF file's own metadata on the ``tokenizers`` package.
+"""Text to token ids and back, built from a model file's own metadata on the ``tokenizers`` package.
 
-Two kinds, named as in ``tokenizer.ggml.model``: ``gpt2`` (byte-level BPE with a merge list; Llama 3, SmolLM2, Qwen2)
-and ``llama`` (SentencePiece BPE with scores and byte fallback; Llama 2).
+Four kinds, each with a module, under the names of ``tokenizer.ggml.model``.
 """
 
 from __future__ import annotations
@@ -10,51 +9,65 @@ import codecs
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import tokenizers
 from gguf import TokenType
-from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken
 
 from wasmetal.errors import ModelError, printable
 from wasmetal.models.files.model_file import ModelFile
-from wasmetal.models.lm.vocabulary import SPACE, VERBATIM, Vocabulary
+from wasmetal.models.lm.tokenizer_byte_level import ByteLevel
+from wasmetal.models.lm.tokenizer_sentencepiece import SentencePiece
+from wasmetal.models.lm.tokenizer_unigram import Unigram
+from wasmetal.models.lm.tokenizer_wordpiece import WordPiece
+from wasmetal.models.lm.vocabulary import Vocabulary
 
 # A batch of one text gains nothing from a pool of threads; and what is computed there is charged to no guest.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
-PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
-    "command-r": (r"\p{N}", _GPT2),
-    "dbrx": (_LLAMA3,),
-    "default": (r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
-    "falcon": (r"[\p{P}$+<=>^~|`]+", _GPT2, "[0-9][0-9][0-9]"),
-    "gpt-2": (_GPT2,),
-    "llama-bpe": (_LLAMA3,),
-    "mpt": (_GPT2,),
-    "olmo": (_GPT2,),
-    "qwen2": (_QWEN2,),
-    "refact": (r"\p{N}", _GPT2),
-    "smaug-bpe": (_LLAMA3,),
-    "smollm": (r"\p{N}", _GPT2),
-    "stablelm2": (_QWEN2,),
-    "starcoder": (r"\p{N}", _GPT2),
+class Kind(Protocol):
+    """How texts without control tokens are tokenized."""
+
+    space_prefix: bool
+    """Whether a text's first token has a space that is none of the text."""
+    add_bos: bool
+    add_eos: bool
+    """What models of this kind expect, unless their files say otherwise."""
+
+    def __init__(self, file: ModelFile) -> None:
+        """Read how from a model file. Raises ModelError."""
+
+    def build(self, vocabulary: Vocabulary) -> tokenizers.Tokenizer:
+        """A tokenizer whose model has every id, and finds no control tokens. Raises ModelError."""
+
+    def to_bytes(self, token: str) -> bytes:
+        """What a token that is part of a word stands for."""
+
+
+KINDS: dict[str, type[Kind]] = {
+    "gpt2": ByteLevel,
+    "llama": SentencePiece,
+    "gemma4": SentencePiece,
+    "t5": Unigram,
+    "bert": WordPiece,
 }
-"""Patterns that split text into words before BPE, applied one after another, by ``tokenizer.ggml.pre``.
-
-They come from the models' published ``tokenizer.json`` files; the names are llama.cpp's.
-"""
-
-WHOLE_WORDS_FIRST = frozenset({"llama-bpe"})
-"""Vocabularies in which a whole word that is a token becomes that token, whatever the merges say."""
-
-_END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_id|>")
-_END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")
+FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
+"""How added tokens are found in a text. ``tokenizer.FLAG`` lists those found so; GGUF files have no such key."""
+_PHI3_KEEP_SPACE = frozenset({"<s>", "<unk>", "<|endoftext|>"})
+"""Control tokens of Phi 3 with SentencePiece's vocabulary that leave the white space after them: GGUF files do not say
+that the others take it (``rstrip`` in its tokenizer.json)."""
+_END_OF_TURN = (
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|return|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|eom_id|>",
+)
+_END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<|call|>", "</s>")
 """Texts of the tokens that end a generation, for files whose metadata names only one of them."""
 
 
@@ -72,32 +85,43 @@ class Tokenizer:
     add_bos: bool
     """Whether the model expects texts to begin with ``bos``."""
 
-    def __init__(self, file: ModelFile):
-        kind = file.require("tokenizer.ggml.model", str)
-        if kind not in ("gpt2", "llama"):
-            raise file.error(f"tokenizer.ggml.model is {kind!r}; supported: gpt2, llama")
-        self._sentencepiece = kind == "llama"
-        self._space_prefix = self._sentencepiece and file.get("tokenizer.ggml.add_space_prefix", bool, True)
-        pre = "" if self._sentencepiece else file.require("tokenizer.ggml.pre", str)
-        if not self._sentencepiece and pre not in PRE_TOKENIZERS:
-            raise file.error(f"tokenizer.ggml.pre is {pre!r}; supported: {', '.join(PRE_TOKENIZERS)}")
-        self._vocabulary = Vocabulary(file, self._sentencepiece)
-        self.tokens = self._vocabulary.tokens
-        """Every token as spelled in the file (see :meth:`pieces` for its bytes)."""
-        unknown = self._vocabulary.token_id("unknown")
-        if unknown is not None and not self.tokens[unknown]:
-            raise file.error(f"tokenizer.ggml.unknown_token_id is {unknown}, an empty token")
-        with _refusals(f"{file.path.name}: the vocabulary is inconsistent"):
-            self._plain = self._build_sentencepiece(unknown) if self._sentencepiece else self._build_byte_level(pre)
-            self._special = self._add_tokens(self._plain)
+    add_eos: bool
+    """Whether the model expects texts to end with ``eos``: those that it embeds, not those that it continues."""
 
-        self.bos, self.eos, self.eot = map(self._vocabulary.token_id, ("bos", "eos", "eot"))
+    def __init__(self, file: ModelFile):
+        name = file.require("tokenizer.ggml.model", str)
+        if name not in KINDS:
+            raise file.error(f"tokenizer.ggml.model is {name!r}; supported: {', '.join(KINDS)}")
+        kind = KINDS[name](file)
+        self._space_prefix = kind.space_prefix
+        self._vocabulary = vocabulary = Vocabulary(file)
+        self.tokens = vocabulary.tokens
+        """Every token as spelled in the file (see :meth:`pieces` for its bytes)."""
+        with _refusals(f"{file.path.name}: the vocabulary is inconsistent"):
+            self._plain = kind.build(vocabulary)
+            if self._plain.get_vocab_size() != len(self.tokens):
+                raise file.error("the vocabulary is inconsistent: two tokens would be the same in a word")
+            self._flags = {flag: frozenset(file.get(f"tokenizer.{flag}", list, [])) for flag in FLAGS}
+            if name == "llama" and file.get("general.architecture", str, "") == "phi3":
+                self._flags["rstrip"] = frozenset(vocabulary.of_type(TokenType.CONTROL)) - _PHI3_KEEP_SPACE
+            self._special = tokenizers.Tokenizer(self._plain.model)
+            self._special.normalizer = self._plain.normalizer
+            self._special.pre_tokenizer = self._plain.pre_tokenizer
+            self._plain_ids = self._recognize(self._plain, vocabulary.recognized(control=False))
+            self._special_ids = self._recognize(self._special, vocabulary.recognized(control=True))
+        self._pieces = vocabulary.pieces(kind.to_bytes)
+
+        self.bos, self.eos, self.eot = map(vocabulary.token_id, ("bos", "eos", "eot"))
+        if name == "bert":
+            self.bos, self.eos = vocabulary.token_id("cls") or self.bos, vocabulary.token_id("seperator") or self.eos
         if self.eot is None:
             self.eot = self._first_control(_END_OF_TURN)
-        ends = (self._first_control([text]) for text in (*_END_OF_TURN, *_END_OF_TEXT))
-        self.end_of_generation = frozenset(i for i in (self.eos, self.eot, *ends) if i is not None)
-        by_default = self._sentencepiece or pre in WHOLE_WORDS_FIRST
-        self.add_bos = file.get("tokenizer.ggml.add_bos_token", bool, by_default) and self.bos is not None
+        ends = {self.eos, self.eot, *(self._first_control([text]) for text in (*_END_OF_TURN, *_END_OF_TEXT))}
+        if self._first_control(["<|return|>"]) is not None:  # of gpt-oss: <|end|> ends a message, and others follow
+            ends.discard(self._first_control(["<|end|>"]))
+        self.end_of_generation = frozenset(i for i in ends if i is not None)
+        self.add_bos = file.get("tokenizer.ggml.add_bos_token", bool, kind.add_bos) and self.bos is not None
+        self.add_eos = file.get("tokenizer.ggml.add_eos_token", bool, kind.add_eos) and self.eos is not None
 
     @property
     def vocab_size(self) -> int:
@@ -116,9 +140,12 @@ class Tokenizer:
         except UnicodeEncodeError as e:
             raise ModelError(f"the text is not valid Unicode: {e}") from e
         tokenizer = self._special if parse_special else self._plain
+        renamed = self._special_ids if parse_special else self._plain_ids
         with _refusals("the text cannot be tokenized"):
             # Unlike ``encode``, this lets other threads of Python run meanwhile.
             ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        if renamed:
+            ids = [renamed.get(i, i) for i in ids]
         if (self.add_bos if add_bos is None else add_bos) and self.bos is not None:
             ids = [self.bos, *ids]
         return ids
@@ -148,38 +175,22 @@ class Tokenizer:
 
     def pieces(self) -> list[bytes]:
         """The bytes of every token, by id. A token may be part of a UTF-8 character."""
-        return self._vocabulary.pieces
+        return self._pieces
 
-    def _build_byte_level(self, pre: str) -> tokenizers.Tokenizer:
-        merges = self._vocabulary.listed_merges()
-        bpe = models.BPE(vocab=self._vocabulary.ids, merges=merges, ignore_merges=pre in WHOLE_WORDS_FIRST)
-        tokenizer = tokenizers.Tokenizer(bpe)
-        splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[pre]]
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
-        return tokenizer
+    def of_type(self, *types: TokenType) -> Iterator[str]:
+        """The tokens of some types, as spelled in the file."""
+        return self._vocabulary.of_type(*types)
 
-    def _build_sentencepiece(self, unknown: int | None) -> tokenizers.Tokenizer:
-        bpe = models.BPE(
-            vocab=self._vocabulary.ids,
-            merges=self._vocabulary.scored_merges(),
-            unk_token=None if unknown is None else self.tokens[unknown],
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-        tokenizer = tokenizers.Tokenizer(bpe)
-        prefix = [normalizers.Prepend(SPACE)] if self._space_prefix else []
-        tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
-        return tokenizer
+    def _recognize(self, tokenizer: tokenizers.Tokenizer, tokens: list[str]) -> dict[int, int]:
+        """Have a tokenizer find tokens in a text before anything else; return their ids by those that it gives them.
 
-    def _add_tokens(self, base: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-        """Have ``base`` recognize user-defined tokens in a text; return one that recognizes control tokens too."""
-        special = tokenizers.Tokenizer(base.model)
-        special.normalizer, special.pre_tokenizer = base.normalizer, base.pre_tokenizer
-        for tokenizer, types in ((base, (TokenType.USER_DEFINED,)), (special, VERBATIM)):
-            # In one call: each takes time in proportion to all added tokens.
-            tokenizer.add_tokens([AddedToken(token, normalized=False) for token in self._vocabulary.of_type(*types)])
-        return special
+        It has its own ids for those that it does not find in words.
+        """
+        flags = self._flags
+        added = [AddedToken(token, **{flag: token in flagged for flag, flagged in flags.items()}) for token in tokens]
+        tokenizer.add_tokens(added)  # in one call: each takes time in proportion to all added tokens
+        ids = {tokenizer.token_to_id(token): self._vocabulary.ids[token] for token in tokens}
+        return {given: i for given, i in ids.items() if given != i and given is not None}
 
     def _first_control(self, texts: Iterable[str]) -> int | None:
         ids = (self._vocabulary.ids.get(text) for text in texts)

@@ -33,6 +33,17 @@ INLINE size_t slot(const Sequence *sequence, uint32_t position)
     return (size_t)page * sequence->page_size + position % sequence->page_size;
 }
 
+// Where the slots of ``count`` positions begin, ``pitch`` bytes each.
+static void find_slots(const Sequence *sequence, uint32_t first, uint32_t count, size_t pitch, size_t *where)
+{
+    uint32_t page = first / sequence->page_size, in_page = first % sequence->page_size;
+    for (uint32_t j = 0; j < count; ++page, in_page = 0) {
+        const size_t begin = (size_t)min_u32(sequence->table[page], sequence->last_page) * sequence->page_size;
+        for (; j < count && in_page < sequence->page_size; ++j, ++in_page)
+            where[j] = (begin + in_page) * pitch;
+    }
+}
+
 // ---- rope: rotate pairs of elements by the angle of the row's position. A unit is a row.
 
 static uint64_t rope_units(const Call *call)
@@ -71,7 +82,9 @@ static uint64_t kv_append_units(const Call *call)
 // Positions come in runs; the softmax is rescaled from run to run (M. Milakov and N. Gimelshein, "Online normalizer
 // calculation for softmax", 2018).
 
-enum { TALL = 32, RUN = 64, MAX_HEAD = 256, MAX_VECTORS = MAX_HEAD / LANES };
+static const uint32_t NO_SINKS = 0xffffffff; // of sinks_offset: there are none
+
+enum { AHEAD = 8, TALL = 32, RUN = 64, MAX_HEAD = 256, MAX_VECTORS = MAX_HEAD / LANES };
 
 // What has been summed up for a row.
 typedef struct {

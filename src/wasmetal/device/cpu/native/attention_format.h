@@ -17,28 +17,43 @@ static void OF(kv_append)(const Call *call, uint64_t begin, uint64_t end)
     }
 }
 
-// Of the run's positions, the row sees past .. seen.
-static void OF(add_values)(const struct attention_params *p, Row *row, const uint8_t *values, Head head,
-                           const size_t where[RUN], const float *weights, uint32_t past, uint32_t seen)
+// Of the run's positions, the row sees past .. seen. ``vectors`` of a head, here and below, are constant where heads of that
+// size are frequent, so that the sums stay in registers.
+INLINE void OF(add_values)(const struct attention_params *p, Row *row, const uint8_t *values, Head head,
+                           const size_t where[RUN], const float *weights, uint32_t past, uint32_t seen, uint32_t vectors)
 {
-    const uint32_t vectors = p->head_dim / LANES, even = vectors * LANES;
+    const uint32_t even = vectors * LANES;
+    Floats sums[MAX_VECTORS];
+    for (uint32_t i = 0; i < vectors; ++i)
+        sums[i] = row->sums[i];
     for (uint32_t j = past; j < seen; ++j) {
         const uint8_t *v = values + where[j];
         for (uint32_t i = 0; i < vectors; ++i)
-            row->sums[i] += weights[j] * OF(vector)(v, head, LANES * i);
+            sums[i] += weights[j] * OF(vector)(v, head, LANES * i);
         for (uint32_t i = even; i < p->head_dim; ++i)
             row->tail[i - even] += weights[j] * OF(element)(v, head, i);
     }
+    for (uint32_t i = 0; i < vectors; ++i)
+        row->sums[i] = sums[i];
+}
+
+// Have a head's elements of a slot brought to the cache.
+INLINE void OF(fetch)(const uint8_t *slot, Head head, uint32_t head_dim)
+{
+    for (size_t byte = 0; byte < OF(slot_bytes)(head_dim); byte += 64)
+        __builtin_prefetch(slot + head.elements + byte);
 }
 
 // Add a run of positions to one row: scores of single keys, as in decoding.
-static void OF(attend_one)(const struct attention_params *p, Row *row, const float *q, const uint8_t *keys,
-                           const uint8_t *values, Head head, const size_t where[RUN], uint32_t seen)
+INLINE void OF(attend_one)(const struct attention_params *p, Row *row, const float *q, const uint8_t *keys,
+                           const uint8_t *values, Head head, const size_t where[RUN], uint32_t seen, uint32_t vectors)
 {
-    const uint32_t vectors = p->head_dim / LANES, even = vectors * LANES;
+    const uint32_t even = vectors * LANES;
     float scores[RUN] __attribute__((aligned(64)));
     for (uint32_t j = 0; j < seen; ++j) {
         const uint8_t *k = keys + where[j];
+        OF(fetch)(keys + where[min_u32(j + AHEAD, seen - 1)], head, p->head_dim);
+        OF(fetch)(values + where[j], head, p->head_dim);
         Floats products = 0;
         for (uint32_t i = 0; i < vectors; ++i)
             products += load(q + LANES * i) * OF(vector)(k, head, LANES * i);
@@ -48,14 +63,14 @@ static void OF(attend_one)(const struct attention_params *p, Row *row, const flo
         scores[j] = score * p->scale;
     }
     weigh(row, scores, seen, p->head_dim);
-    OF(add_values)(p, row, values, head, where, scores, 0, seen);
+    OF(add_values)(p, row, values, head, where, scores, 0, seen, vectors);
 }
 
 // Add a run of positions to several rows: scores of LANES keys at a time, which are transposed once for all rows. Of the
 // run's positions, row r sees past[r] .. seen[r].
-static void OF(attend_many)(const struct attention_params *p, Row *rows, const float *const q[TALL], uint32_t count,
+INLINE void OF(attend_many)(const struct attention_params *p, Row *rows, const float *const q[TALL], uint32_t count,
                             const uint8_t *keys, const uint8_t *values, Head head, const size_t where[RUN],
-                            const uint32_t past[TALL], const uint32_t seen[TALL])
+                            const uint32_t past[TALL], const uint32_t seen[TALL], uint32_t vectors)
 {
     float transposed[MAX_HEAD * RUN] __attribute__((aligned(64)));
     uint32_t most = 0;
@@ -79,8 +94,18 @@ static void OF(attend_many)(const struct attention_params *p, Row *rows, const f
         for (uint32_t j = 0; j < past[r]; ++j)
             scores[j] = -INFINITY;
         weigh(&rows[r], scores, seen[r], p->head_dim);
-        OF(add_values)(p, &rows[r], values, head, where, scores, past[r], seen[r]);
+        OF(add_values)(p, &rows[r], values, head, where, scores, past[r], seen[r], vectors);
     }
+}
+
+INLINE void OF(attend_run)(const struct attention_params *p, Row *rows, const float *const q[TALL], uint32_t count,
+                           const uint8_t *keys, const uint8_t *values, Head head, const size_t where[RUN],
+                           const uint32_t past[TALL], const uint32_t seen[TALL], uint32_t vectors)
+{
+    if (count == 1)
+        OF(attend_one)(p, rows, q[0], keys, values, head, where, seen[0], vectors);
+    else
+        OF(attend_many)(p, rows, q, count, keys, values, head, where, past, seen, vectors);
 }
 
 // Rows first .. first + count, all of one sequence.
@@ -93,6 +118,8 @@ static void OF(attend)(const Call *call, uint32_t first, uint32_t count, uint32_
     const uint8_t *keys = call->buffers[1] + (size_t)p->k_pages_offset * OF(VECTOR);
     const uint8_t *values = call->buffers[2] + (size_t)p->v_pages_offset * OF(VECTOR);
     const size_t pitch = OF(slot_bytes)(columns);
+    // A sink is the score of a position that has no value. It is as if the rows had seen it before all others.
+    const float sink = p->sinks_offset == NO_SINKS ? -INFINITY : ((const float *)call->buffers[5])[p->sinks_offset + head];
     Row rows[TALL];
     const float *q[TALL];
     uint32_t begin[TALL], seen[TALL], least = UINT32_MAX, most = 0; // the rows see begin .. seen, all least .. most
@@ -107,25 +134,27 @@ static void OF(attend)(const Call *call, uint32_t first, uint32_t count, uint32_
         q[r] = (const float *)call->buffers[0] + p->q_offset + (size_t)(first + r) * p->q_stride +
                (size_t)head * p->head_dim;
         memset(&rows[r], 0, sizeof rows[r]);
-        rows[r].peak = -INFINITY;
+        rows[r].peak = sink;
+        rows[r].total = sink > -INFINITY;
     }
     for (uint32_t from = least; from < most; from += RUN) {
         size_t where[RUN];
         uint32_t past[TALL], now[TALL];
-        for (uint32_t j = 0; j < min_u32(RUN, most - from); ++j)
-            where[j] = slot(&sequence, from + j) * pitch;
+        find_slots(&sequence, from, min_u32(RUN, most - from), pitch, where);
         for (uint32_t r = 0; r < count; ++r) {
             past[r] = begin[r] > from ? min_u32(begin[r] - from, RUN) : 0;
             now[r] = begin[r] < seen[r] && seen[r] > from ? min_u32(seen[r] - from, RUN) : 0;
         }
-        if (count == 1)
-            OF(attend_one)(p, rows, q[0], keys, values, of_head, where, now[0]);
+        if (p->head_dim == 64)
+            OF(attend_run)(p, rows, q, count, keys, values, of_head, where, past, now, 64 / LANES);
+        else if (p->head_dim == 128)
+            OF(attend_run)(p, rows, q, count, keys, values, of_head, where, past, now, 128 / LANES);
         else
-            OF(attend_many)(p, rows, q, count, keys, values, of_head, where, past, now);
+            OF(attend_run)(p, rows, q, count, keys, values, of_head, where, past, now, p->head_dim / LANES);
     }
     for (uint32_t r = 0; r < count; ++r)
         finish(&rows[r], begin[r] < seen[r], p->head_dim,
-               (float *)call->buffers[5] + p->out_offset + (size_t)(first + r) * p->out_stride +
+               (float *)call->buffers[6] + p->out_offset + (size_t)(first + r) * p->out_stride +
                    (size_t)head * p->head_dim);
 }
 

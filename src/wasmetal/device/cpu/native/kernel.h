@@ -23,7 +23,12 @@ typedef struct {
     uint64_t (*units)(const Call *call);
     void (*run)(const Call *call, uint64_t begin, uint64_t end);
     uint32_t at_once; // units that are not worth sharing among threads
+    // What the call's threads need of its inputs, computed once into at most ``nbytes`` of scratch; NULL if they must
+    // compute it themselves. May be NULL.
+    const void *(*prepare)(const Call *call, void *scratch, size_t nbytes);
 } Kernel;
+
+extern _Thread_local const void *prepared_by_caller; // what ``prepare`` gave for the call that is being computed, or NULL
 
 typedef float Floats __attribute__((ext_vector_type(16)));
 typedef int32_t Ints __attribute__((ext_vector_type(16)));
@@ -31,7 +36,12 @@ typedef _Float16 Halves __attribute__((ext_vector_type(16)));
 typedef uint16_t Shorts __attribute__((ext_vector_type(16)));
 typedef uint8_t Bytes __attribute__((ext_vector_type(16)));
 typedef int8_t SignedBytes __attribute__((ext_vector_type(16)));
+typedef uint8_t ManyBytes __attribute__((ext_vector_type(32)));
 enum { LANES = 16 };
+typedef float Eight __attribute__((ext_vector_type(8)));
+typedef _Float16 EightHalves __attribute__((ext_vector_type(8)));
+typedef uint16_t EightShorts __attribute__((ext_vector_type(8)));
+typedef int32_t EightInts __attribute__((ext_vector_type(8)));
 
 // A name with the format that a file is included for.
 #define JOINED_NAME(name, format) name##_##format
@@ -39,8 +49,11 @@ enum { LANES = 16 };
 #define OF(name) JOIN(name, FORMAT)
 
 #define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("clang loop unroll(full)")
 
 INLINE Floats load(const float *from) { Floats v; memcpy(&v, from, sizeof v); return v; }
+INLINE Eight load_eight(const float *from) { Eight v; memcpy(&v, from, sizeof v); return v; }
+INLINE void store_eight(float *to, Eight v) { memcpy(to, &v, sizeof v); }
 INLINE void store(float *to, Floats v) { memcpy(to, &v, sizeof v); }
 INLINE Floats load_halves(const void *from)
 {
@@ -49,15 +62,25 @@ INLINE Floats load_halves(const void *from)
     return __builtin_convertvector(v, Floats);
 }
 INLINE Bytes load_bytes(const void *from) { Bytes v; memcpy(&v, from, sizeof v); return v; }
+INLINE ManyBytes load_many_bytes(const void *from) { ManyBytes v; memcpy(&v, from, sizeof v); return v; }
 INLINE float half(const void *from) { _Float16 v; memcpy(&v, from, sizeof v); return (float)v; }
 INLINE uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
-INLINE float sum(Floats v)
+INLINE float sum_eight(Eight v)
 {
-    __attribute__((ext_vector_type(8))) float a = v.lo + v.hi;
-    __attribute__((ext_vector_type(4))) float b = a.lo + a.hi;
-    __attribute__((ext_vector_type(2))) float c = b.lo + b.hi;
-    return c.x + c.y;
+    __attribute__((ext_vector_type(4))) float a = v.lo + v.hi;
+    __attribute__((ext_vector_type(2))) float b = a.lo + a.hi;
+    return b.x + b.y;
+}
+
+INLINE float sum(Floats v) { return sum_eight(v.lo + v.hi); }
+
+INLINE float largest(Floats v)
+{
+    Eight a = __builtin_elementwise_max(v.lo, v.hi);
+    __attribute__((ext_vector_type(4))) float b = __builtin_elementwise_max(a.lo, a.hi);
+    __attribute__((ext_vector_type(2))) float c = __builtin_elementwise_max(b.lo, b.hi);
+    return c.x > c.y ? c.x : c.y;
 }
 
 // e^x within 2 units in the last place, after S. Moshier's Cephes library (expf): 2^n times a polynomial.

@@ -1,12 +1,7 @@
 // GEMV and GEMM with a matrix of weights, which has one row per output, and rows of a table of weights.
-#include "weights.h"
+#include "multiply.h"
 
 // ---- out (+)= weight x. A unit is ROWS outputs.
-
-enum {
-    ROWS = 4,
-    AHEAD = 3072, // bytes by which weights are fetched in advance: rows are too short for the processor to do it
-};
 
 static uint64_t gemv_units(const Call *call)
 {
@@ -15,14 +10,17 @@ static uint64_t gemv_units(const Call *call)
 }
 
 // ---- out (+)= x weightᵀ. A unit is COLUMNS outputs of HEIGHT rows, which stay in the processor's cache from one unit to
-// the next. Its weights are expanded a STRETCH at a time.
+// the next. Its weights are expanded. For more than FEW rows they are transposed too, DEEP at a time: so a row's element times
+// a vector of them adds to a vector of outputs (K. Goto and R. van de Geijn, "Anatomy of high-performance matrix
+// multiplication", 2008).
 
 #ifdef __AVX512F__
-enum { TALL = 4, WIDE = 5 }; // the outputs that registers hold
+enum { TALL = 12, WIDE = 2 }; // the vectors of outputs that registers hold
 #else
-enum { TALL = 3, WIDE = 2 };
+enum { TALL = 6, WIDE = 1 };
 #endif
-enum { HEIGHT = 128, COLUMNS = 4 * WIDE, STRETCH = 1024 };
+enum { HEIGHT = 128, COLUMNS = WIDE * LANES, DEEP = 256, FEW = 11, SQUARE = 4 };
+enum { PITCH = STRETCH + LANES }; // of rows of expanded weights: a power of two would have them share lines of the cache
 
 static uint64_t gemm_units(const Call *call)
 {
@@ -31,45 +29,99 @@ static uint64_t gemm_units(const Call *call)
     return down * (((uint64_t)p->n + COLUMNS - 1) / COLUMNS);
 }
 
-INLINE void tile(const float *const x[TALL], const float *w, uint32_t length, float out[TALL][WIDE])
+// Rows to columns: four times, the first half is interleaved with the second.
+INLINE void transpose(Floats v[LANES])
 {
-    Floats sums[TALL][WIDE] = {0};
-    for (uint32_t i = 0; i < length; i += LANES) {
-        Floats column[WIDE];
-        for (uint32_t c = 0; c < WIDE; ++c)
-            column[c] = load(w + c * STRETCH + i);
-        for (uint32_t r = 0; r < TALL; ++r) {
-            Floats row = load(x[r] + i);
-            for (uint32_t c = 0; c < WIDE; ++c)
-                sums[r][c] += row * column[c];
+    for (int step = 0; step < 4; ++step) {
+        Floats next[LANES];
+        for (int i = 0; i < LANES / 2; ++i) {
+            next[2 * i] = __builtin_shufflevector(v[i], v[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            next[2 * i + 1] =
+                __builtin_shufflevector(v[i], v[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
         }
+        memcpy(v, next, sizeof next);
     }
-    for (uint32_t r = 0; r < TALL; ++r)
-        for (uint32_t c = 0; c < WIDE; ++c)
-            out[r][c] = sum(sums[r][c]);
 }
 
-// Rows of x times expanded weights of one stretch, which begins at column ``from`` of x.
-static void gemm_stretch(const struct gemm_params *p, const float *x, const float *w, float *out, uint32_t rows,
-                         uint32_t first, uint32_t columns, uint32_t from, uint32_t length)
+// Of LANES rows of expanded weights, ``length`` elements each, to their columns of a panel.
+static void to_panel(const float rows[LANES][PITCH], uint32_t length, float *panel)
+{
+    uint32_t i = 0;
+    for (; i + LANES <= length; i += LANES) {
+        Floats v[LANES];
+        for (int r = 0; r < LANES; ++r)
+            v[r] = load(rows[r] + i);
+        transpose(v);
+        for (int k = 0; k < LANES; ++k)
+            store(panel + (i + k) * COLUMNS, v[k]);
+    }
+    for (; i < length; ++i)
+        for (int r = 0; r < LANES; ++r)
+            panel[i * COLUMNS + r] = rows[r][i];
+}
+
+static void store_some(float *to, Floats v, uint32_t count, bool add)
+{
+    for (uint32_t i = 0; i < count; ++i)
+        to[i] = add ? to[i] + v[i] : v[i];
+}
+
+// ``rows`` rows of x times a panel. What ``add`` says is added to is left there.
+INLINE void tile(const float *x, size_t x_stride, const float *panel, uint32_t length, float *out, size_t out_stride,
+                 uint32_t columns, bool add, uint32_t rows)
+{
+    Floats sums[TALL][WIDE] = {0};
+    for (uint32_t i = 0; i < length; ++i) {
+        Floats w[WIDE];
+        UNROLL for (uint32_t c = 0; c < WIDE; ++c)
+            w[c] = load(panel + i * COLUMNS + c * LANES);
+        UNROLL for (uint32_t r = 0; r < rows; ++r)
+            UNROLL for (uint32_t c = 0; c < WIDE; ++c)
+                sums[r][c] += x[r * x_stride + i] * w[c];
+    }
+    UNROLL for (uint32_t r = 0; r < rows; ++r, out += out_stride)
+        UNROLL for (uint32_t c = 0; c < WIDE; ++c)
+            if ((c + 1) * LANES <= columns)
+                store(out + c * LANES, add ? load(out + c * LANES) + sums[r][c] : sums[r][c]);
+            else
+                store_some(out + c * LANES, sums[r][c], columns > c * LANES ? columns - c * LANES : 0, add);
+}
+
+static void gemm_panel(const struct gemm_params *p, const float *x, const float *panel, uint32_t length, float *out,
+                       uint32_t rows, uint32_t columns, bool add)
+{
+    // Numbers of rows are constants, so that the sums stay in registers.
+    for (; rows >= TALL; rows -= TALL, x += TALL * (size_t)p->x_stride, out += TALL * (size_t)p->out_stride)
+        tile(x, p->x_stride, panel, length, out, p->out_stride, columns, add, TALL);
+    for (; rows >= 4; rows -= 4, x += 4 * (size_t)p->x_stride, out += 4 * (size_t)p->out_stride)
+        tile(x, p->x_stride, panel, length, out, p->out_stride, columns, add, 4);
+    for (; rows; --rows, x += p->x_stride, out += p->out_stride)
+        tile(x, p->x_stride, panel, length, out, p->out_stride, columns, add, 1);
+}
+
+// A few rows of x times LANES rows of expanded weights: dot products.
+static void gemm_few(const struct gemm_params *p, const float *x, const float w[LANES][PITCH], uint32_t length,
+                     float *out, uint32_t rows, uint32_t columns, bool add)
 {
     const uint32_t even = length / LANES * LANES;
-    for (uint32_t top = 0; top < rows; top += TALL) {
-        const float *row[TALL];
-        for (uint32_t r = 0; r < TALL; ++r) // past the last row, the last again
-            row[r] = x + (size_t)min_u32(top + r, rows - 1) * p->x_stride + from;
-        for (uint32_t left = 0; left < columns; left += WIDE) {
-            float sums[TALL][WIDE];
-            tile(row, w + left * STRETCH, even, sums);
-            for (uint32_t r = 0; r < min_u32(TALL, rows - top); ++r)
-                for (uint32_t c = 0; c < min_u32(WIDE, columns - left); ++c) {
-                    float total = sums[r][c], *to = out + (size_t)(top + r) * p->out_stride + first + left + c;
+    for (uint32_t top = 0; top < rows; top += SQUARE)
+        for (uint32_t left = 0; left < columns; left += SQUARE) {
+            const float *row[SQUARE];
+            for (uint32_t r = 0; r < SQUARE; ++r) // past the last row, the last again
+                row[r] = x + (size_t)min_u32(top + r, rows - 1) * p->x_stride;
+            Floats sums[SQUARE][SQUARE] = {0};
+            for (uint32_t i = 0; i < even; i += LANES)
+                UNROLL for (uint32_t r = 0; r < SQUARE; ++r)
+                    UNROLL for (uint32_t c = 0; c < SQUARE; ++c)
+                        sums[r][c] += load(row[r] + i) * load(w[left + c] + i);
+            for (uint32_t r = 0; r < min_u32(SQUARE, rows - top); ++r)
+                for (uint32_t c = 0; c < min_u32(SQUARE, columns - left); ++c) {
+                    float total = sum(sums[r][c]), *to = out + (size_t)(top + r) * p->out_stride + left + c;
                     for (uint32_t i = even; i < length; ++i)
-                        total += row[r][i] * w[(left + c) * STRETCH + i];
-                    *to = p->accumulate || from ? *to + total : total;
+                        total += row[r][i] * w[left + c][i];
+                    *to = add ? *to + total : total;
                 }
         }
-    }
 }
 
 // ---- out[t] = table[ids[t]], for the ids whose rows are bound. A unit is a row.
@@ -80,45 +132,12 @@ static uint64_t embed_units(const Call *call)
     return VALID_ROWS(p, call->buffers[3]);
 }
 
-#define FORMAT f32
-#define UNIT 16
-#include "linear_format.h"
-#define FORMAT f16
-#define UNIT 16
-#include "linear_format.h"
-#define FORMAT bf16
-#define UNIT 16
-#include "linear_format.h"
-#define FORMAT q4_0
-#define UNIT 4
-#include "linear_format.h"
-#define FORMAT q4_1
-#define UNIT 4
-#include "linear_format.h"
-#define FORMAT q5_0
-#define UNIT 4
-#include "linear_format.h"
-#define FORMAT q8_0
-#define UNIT 4
-#include "linear_format.h"
-#define FORMAT q8_16
-#define UNIT 4
-#include "linear_format.h"
-#define FORMAT q4_k
-#define UNIT 4
-#include "linear_format.h"
-#define FORMAT q5_k
-#define UNIT 4
-#include "linear_format.h"
-#define FORMAT q6_k
-#define UNIT 4
-#include "linear_format.h"
-#define FORMAT mxfp4
-#define UNIT 4
-#include "linear_format.h"
+#define KERNELS "linear_format.h"
+#include "every_format.h"
 
 #define ENTRIES(format)                                                                                                \
-    {"gemv_" #format, gemv_units, gemv_##format, 16}, {"gemm_" #format, gemm_units, gemm_##format, 1},                 \
-        {"embed_" #format, embed_units, embed_##format, 16},
+    {"gemv_" #format, gemv_units, gemv_##format, 8, sum_x_##format},                                                   \
+        {"gemv_rounded_" #format, gemv_units, gemv_rounded_##format, 8, round_x_##format},                             \
+        {"gemm_" #format, gemm_units, gemm_##format, 1}, {"embed_" #format, embed_units, embed_##format, 16},
 
 const Kernel LINEAR[] = {FORMATS(ENTRIES){0}};

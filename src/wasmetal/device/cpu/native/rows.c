@@ -63,10 +63,40 @@ ELEMENTWISE(silu_mul, VALID_ROWS(p, call->buffers[3]), ROW(gate, 0) ROW(up, 1) R
             store(out + i, silu(load(gate + i)) * load(up + i)), out[i] = silu((Floats)gate[i]).s0 * up[i])
 
 // x (1 + tanh(y)) / 2 = x / (1 + e^-2y), with y = sqrt(2 / pi) (x + 0.044715 x^3)
-INLINE Floats gelu(Floats x) { return x / (1.0f + exponential(-1.5957691216f * x * (1.0f + 0.044715f * x * x))); }
+INLINE Floats tanh_gelu(Floats x) { return x / (1.0f + exponential(-1.5957691216f * x * (1.0f + 0.044715f * x * x))); }
 
 ELEMENTWISE(gelu_mul, VALID_ROWS(p, call->buffers[3]), ROW(gate, 0) ROW(up, 1) ROW(out, 2),
-            store(out + i, gelu(load(gate + i)) * load(up + i)), out[i] = gelu((Floats)gate[i]).s0 * up[i])
+            store(out + i, tanh_gelu(load(gate + i)) * load(up + i)), out[i] = tanh_gelu((Floats)gate[i]).s0 * up[i])
+
+// x (1 + erf(x / sqrt(2))) / 2 = max(x, 0) - |x| erfc(|x| / sqrt(2)) / 2, with erfc within 1.5e-7 (M. Abramowitz and
+// I. Stegun, "Handbook of Mathematical Functions", 1964, 7.1.26).
+INLINE Floats exact_gelu(Floats x)
+{
+    const Floats size = __builtin_elementwise_abs(x), t = 1.0f / (1.0f + 0.2316418882f * size);
+    Floats series = 1.061405429f;
+    series = series * t - 1.453152027f;
+    series = series * t + 1.421413741f;
+    series = series * t - 0.284496736f;
+    series = series * t + 0.254829592f;
+    return (x > 0 ? x : 0 * x) - size * (0.5f * series * t * exponential(-0.5f * x * x));
+}
+
+ELEMENTWISE(gelu, VALID_ROWS(p, call->buffers[2]), ROW(x, 0) ROW(out, 1), store(out + i, exact_gelu(load(x + i))),
+            out[i] = exact_gelu((Floats)x[i]).s0)
+
+// As in gpt-oss: the gate is limited above, the other factor on both sides and 1 is added to it.
+INLINE Floats limited(Floats x, float least)
+{
+    return __builtin_elementwise_min(__builtin_elementwise_max(x, (Floats)least), (Floats)7.0f);
+}
+INLINE Floats swiglu(Floats gate, Floats up)
+{
+    const Floats g = limited(gate, -INFINITY);
+    return g / (1.0f + exponential(-1.702f * g)) * (limited(up, -7.0f) + 1.0f);
+}
+
+ELEMENTWISE(swiglu_oai, VALID_ROWS(p, call->buffers[3]), ROW(gate, 0) ROW(up, 1) ROW(out, 2),
+            store(out + i, swiglu(load(gate + i), load(up + i))), out[i] = swiglu((Floats)gate[i], (Floats)up[i]).s0)
 
 // ---- Reductions
 
@@ -98,6 +128,43 @@ static void rms_norm(const Call *call, uint64_t begin, uint64_t end)
             store(out + i, load(x + i) * factor * load(weight + i));
         for (; i < p->columns; ++i)
             out[i] = x[i] * factor * weight[i];
+    }
+}
+
+static uint64_t layer_norm_units(const Call *call)
+{
+    const struct layer_norm_params *p = call->params;
+    return VALID_ROWS(p, call->buffers[4]);
+}
+
+static void layer_norm(const Call *call, uint64_t begin, uint64_t end)
+{
+    const struct layer_norm_params *p = call->params;
+    const float *weight = row_of(call->buffers[1], p->weight_offset, 0, 0);
+    const float *bias = row_of(call->buffers[2], p->bias_offset, 0, 0);
+    for (uint32_t row = (uint32_t)begin; row < end; ++row) {
+        ROW(x, 0) ROW(out, 3)
+        Floats parts = 0;
+        uint32_t i = 0;
+        for (; i + LANES <= p->columns; i += LANES)
+            parts += load(x + i);
+        float total = sum(parts);
+        for (; i < p->columns; ++i)
+            total += x[i];
+        const float mean = total / p->columns;
+        parts = 0;
+        for (i = 0; i + LANES <= p->columns; i += LANES) {
+            const Floats apart = load(x + i) - mean;
+            parts += apart * apart;
+        }
+        total = sum(parts);
+        for (; i < p->columns; ++i)
+            total += (x[i] - mean) * (x[i] - mean);
+        const float factor = 1.0f / sqrtf(total / p->columns + p->eps);
+        for (i = 0; i + LANES <= p->columns; i += LANES)
+            store(out + i, (load(x + i) - mean) * factor * load(weight + i) + load(bias + i));
+        for (; i < p->columns; ++i)
+            out[i] = (x[i] - mean) * factor * weight[i] + bias[i];
     }
 }
 
@@ -154,7 +221,10 @@ const Kernel ROW_KERNELS[] = {
     {"copy", copy_units, copy, 1},
     {"silu_mul", silu_mul_units, silu_mul, 2},
     {"gelu_mul", gelu_mul_units, gelu_mul, 2},
+    {"swiglu_oai", swiglu_oai_units, swiglu_oai, 2},
+    {"gelu", gelu_units, gelu, 2},
     {"rms_norm", rms_norm_units, rms_norm, 16},
+    {"layer_norm", layer_norm_units, layer_norm, 16},
     {"softmax", softmax_units, softmax, 1},
     {"argmax", argmax_units, argmax, 1},
     {0},

@@ -2,13 +2,14 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "kernel.h"
 
-extern const Kernel LINEAR[], ROW_KERNELS[], ATTENTION_KERNELS[];
-static const Kernel *const GROUPS[] = {LINEAR, ROW_KERNELS, ATTENTION_KERNELS};
+extern const Kernel LINEAR[], EXPERT_KERNELS[], ROW_KERNELS[], ATTENTION_KERNELS[];
+static const Kernel *const GROUPS[] = {LINEAR, EXPERT_KERNELS, ROW_KERNELS, ATTENTION_KERNELS};
 enum { GROUPS_COUNT = sizeof GROUPS / sizeof *GROUPS, GROUP = 256 };
 
 #define API __attribute__((visibility("default")))
@@ -29,7 +30,7 @@ static const Kernel *kernel_of(const Call *call) { return &GROUPS[call->kernel /
 // it has units left; the caller computes too, and waits only for helpers that have joined. So a helper that the
 // system does not run holds nobody up unless it has units in hand.
 
-enum { MOST_THREADS = 64, SPINS = 2000, JOINED = 0x7fffffff };
+enum { MOST_THREADS = 64, SPINS = 2000, JOINED = 0x7fffffff, SCRATCH = 64 << 10, LINE = 128 };
 static const uint32_t CLOSED = 0x80000000;
 
 static struct {
@@ -39,10 +40,13 @@ static struct {
     uint32_t helpers; // threads that were started
     _Atomic uint32_t sleeping;
     _Atomic uint64_t state; // number of the job << 32 | CLOSED | how many helpers have joined it
-    _Atomic uint64_t next;  // unit
-    const Kernel *kernel;
+    // What threads write often is apart from what they only read.
+    _Alignas(LINE) _Atomic uint64_t next; // unit
+    _Alignas(LINE) const Kernel *kernel;
     const Call *call;
+    const void *prepared;
     uint64_t units, at_once;
+    _Alignas(LINE) uint8_t scratch[SCRATCH];
 } pool = {
     .in_use = PTHREAD_MUTEX_INITIALIZER,
     .lock = PTHREAD_MUTEX_INITIALIZER,
@@ -59,6 +63,8 @@ INLINE void relax(void)
     __asm__ volatile("yield");
 #endif
 }
+
+_Thread_local const void *prepared_by_caller;
 
 static void compute(const Kernel *kernel, const Call *call, uint64_t units, uint64_t at_once)
 {
@@ -89,6 +95,7 @@ static void *help(void *unused)
         if (!atomic_compare_exchange_strong(&pool.state, &state, state + 1))
             continue;
         seen = (uint32_t)(state >> 32);
+        prepared_by_caller = pool.prepared;
         compute(pool.kernel, pool.call, pool.units, pool.at_once);
         state = atomic_fetch_sub(&pool.state, 1) - 1;
         if ((state & CLOSED) && !(state & JOINED)) {
@@ -135,6 +142,7 @@ static void share(const Kernel *kernel, const Call *call, uint64_t units)
     // Small pieces, so that a thread that loses its core with one in hand holds the others up only briefly.
     const uint64_t even = units / (8 * (pool.helpers + 1));
     pool.kernel = kernel, pool.call = call, pool.units = units;
+    pool.prepared = kernel->prepare ? kernel->prepare(call, pool.scratch, sizeof pool.scratch) : NULL;
     pool.at_once = even > kernel->at_once ? even : kernel->at_once;
     atomic_store(&pool.next, 0);
     const uint64_t job = (atomic_load(&pool.state) >> 32) + 1;
@@ -144,6 +152,7 @@ static void share(const Kernel *kernel, const Call *call, uint64_t units)
         pthread_cond_broadcast(&pool.begun);
         pthread_mutex_unlock(&pool.lock);
     }
+    prepared_by_caller = pool.prepared;
     compute(kernel, call, units, pool.at_once);
     uint64_t state = atomic_fetch_or(&pool.state, CLOSED);
     for (uint32_t spins = 0; (state & JOINED) && spins < SPINS; ++spins) {
@@ -174,6 +183,7 @@ API uint32_t wasmetal_run(const Call *calls, uint32_t count, uint32_t first, uin
     const bool shared = threads > 1 && !pthread_mutex_trylock(&pool.in_use);
     if (shared)
         start_helpers((threads < MOST_THREADS ? threads : MOST_THREADS) - 1);
+    void *own = shared ? NULL : malloc(SCRATCH), *scratch = shared ? pool.scratch : own;
     uint32_t i = first;
     while (i < count) {
         const Call *call = &calls[i++];
@@ -181,12 +191,16 @@ API uint32_t wasmetal_run(const Call *calls, uint32_t count, uint32_t first, uin
         const uint64_t units = kernel->units(call);
         if (shared && pool.helpers && units > kernel->at_once)
             share(kernel, call, units);
-        else if (units)
+        else if (units) {
+            prepared_by_caller = kernel->prepare ? kernel->prepare(call, scratch, scratch ? SCRATCH : 0) : NULL;
             kernel->run(call, 0, units);
+        }
         if (atomic_load_explicit(stop, memory_order_relaxed) || now() >= end)
             break;
     }
     if (shared)
         pthread_mutex_unlock(&pool.in_use);
+    prepared_by_caller = NULL;
+    free(own);
     return i;
 }

@@ -45,6 +45,7 @@ struct AttentionParams_0
     uint v_pages_offset_0;
     uint batch_offset_0;
     uint sequences_offset_0;
+    uint sinks_offset_0;
     uint out_offset_0;
     uint batch_row_0;
     uint rows_0;
@@ -231,7 +232,7 @@ __device__ float group_sum_0(float value_2, uint thread_1, uint _S35)
 
 __device__ __shared__ FixedArray<float4 , 128>  sums_0;
 
-__device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> q_0, StructuredBuffer<float4 > k_pages_0, StructuredBuffer<float4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, RWStructuredBuffer<float> result_3, AttentionParams_0 * p_0, uint _S42)
+__device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> q_0, StructuredBuffer<float4 > k_pages_0, StructuredBuffer<float4 > v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_0, RWStructuredBuffer<float> result_3, AttentionParams_0 * p_0, uint _S42)
 {
     uint _S43 = 0U;
     float4  sum_0;
@@ -339,247 +340,279 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
     uint _S95 = _S59 * _S80;
     uint _S96 = thread_2 % _S81;
     uint _S97 = _S95 + 4U * _S96;
-    int4  _S98 = make_int4 (int(0));
-    float4  _S99 = make_float4 ((float)_S98.x, (float)_S98.y, (float)_S98.z, (float)_S98.w);
-    uint _S100 = begin_2;
+    uint _S98 = p_0->sinks_offset_0;
+    bool _S99 = (p_0->sinks_offset_0) != 4294967295U;
+    uint _S100 = __ballot_sync(begin_2, _S99);
+    float peak_0;
+    if(_S99)
+    {
+        float _S101 = __ldg((&(sinks_0)[_S98 + _S51]));
+        float _S102 = (F32_max((_S101), (-3.4028234663852886e+38f)));
+        uint _S103 = __ballot_sync(begin_2, true);
+        begin_2 = _S103;
+        peak_0 = _S102;
+    }
+    else
+    {
+        uint _S104 = __ballot_sync(begin_2, true);
+        begin_2 = _S104;
+        peak_0 = -3.4028234663852886e+38f;
+    }
+    uint _S105 = __ballot_sync(begin_2, _S99);
+    int _S106;
+    if(_S99)
+    {
+        uint _S107 = __ballot_sync(begin_2, true);
+        _S106 = int(1);
+        begin_2 = _S107;
+    }
+    else
+    {
+        uint _S108 = __ballot_sync(begin_2, true);
+        _S106 = int(0);
+        begin_2 = _S108;
+    }
+    float _S109 = float(_S106);
+    int4  _S110 = make_int4 (int(0));
+    float4  _S111 = make_float4 ((float)_S110.x, (float)_S110.y, (float)_S110.z, (float)_S110.w);
+    uint _S112 = begin_2;
     begin_2 = _S76;
-    uint i_0 = _S100;
-    float peak_0 = -3.4028234663852886e+38f;
-    float total_0 = 0.0f;
-    float4  sum_1 = _S99;
+    uint i_0 = _S112;
+    float total_0 = _S109;
+    float4  sum_1 = _S111;
     for(;;)
     {
-        uint _S101 = 0U;
-        bool _S102 = begin_2 < j_0;
-        uint _S103 = __ballot_sync(i_0, _S102);
-        if(_S102)
+        uint _S113 = 0U;
+        bool _S114 = begin_2 < j_0;
+        uint _S115 = __ballot_sync(i_0, _S114);
+        if(_S114)
         {
-            uint _S104 = __ballot_sync(i_0, true);
-            _S101 = _S104;
+            uint _S116 = __ballot_sync(i_0, true);
+            _S113 = _S116;
         }
         else
         {
             break;
         }
-        uint _S105 = (U32_min((j_0 - begin_2), (128U)));
-        bool _S106 = thread_2 < _S105;
-        uint _S107 = __ballot_sync(_S101, _S106);
+        uint _S117 = (U32_min((j_0 - begin_2), (128U)));
+        bool _S118 = thread_2 < _S117;
+        uint _S119 = __ballot_sync(_S113, _S118);
         uint i_1;
-        uint _S108;
+        uint _S120;
         uint i_2;
-        uint _S109;
+        uint _S121;
         float score_0;
         float4  sum_2;
-        if(_S106)
+        if(_S118)
         {
-            uint _S110 = begin_2 + thread_2;
-            SequenceTable_0 _S111 = _S61;
-            uint _S112 = SequenceTable_slot_0(&_S111, sequences_2, _S110);
-            (*&slots_0)[thread_2] = _S112;
-            Run_0 _S113 = Float32_run_0(p_0->k_pages_offset_0, _S112, _S94, _S95);
+            uint _S122 = begin_2 + thread_2;
+            SequenceTable_0 _S123 = _S61;
+            uint _S124 = SequenceTable_slot_0(&_S123, sequences_2, _S122);
+            (*&slots_0)[thread_2] = _S124;
+            Run_0 _S125 = Float32_run_0(p_0->k_pages_offset_0, _S124, _S94, _S95);
             i_1 = 0U;
-            _S108 = _S107;
-            sum_0 = _S99;
+            _S120 = _S119;
+            sum_0 = _S111;
             for(;;)
             {
-                uint _S114 = 0U;
-                uint _S115 = i_1 + 8U;
-                bool _S116 = _S115 <= _S81;
-                uint _S117 = __ballot_sync(_S108, _S116);
-                if(_S116)
+                uint _S126 = 0U;
+                uint _S127 = i_1 + 8U;
+                bool _S128 = _S127 <= _S81;
+                uint _S129 = __ballot_sync(_S120, _S128);
+                if(_S128)
                 {
-                    uint _S118 = __ballot_sync(_S108, true);
-                    _S114 = _S118;
+                    uint _S130 = __ballot_sync(_S120, true);
+                    _S126 = _S130;
                 }
                 else
                 {
-                    uint _S119 = __ballot_sync(_S108, false);
-                    uint _S120 = __ballot_sync(_S108, false);
-                    uint _S121 = __ballot_sync(_S107, true);
-                    _S44 = _S121;
+                    uint _S131 = __ballot_sync(_S120, false);
+                    uint _S132 = __ballot_sync(_S120, false);
+                    uint _S133 = __ballot_sync(_S119, true);
+                    _S44 = _S133;
                     break;
                 }
-                float4  _S122 = (*&query_0)[i_1];
-                uint _S123 = _S113.vector_0 + i_1;
-                float4  _S124 = __ldg((&(k_pages_0)[_S123]));
-                float4  _S125 = _S122 * Float32_expand_0(_S124);
-                float4  _S126 = (*&query_0)[i_1 + 1U];
-                float4  _S127 = __ldg((&(k_pages_0)[_S123 + 1U]));
-                float4  some_0 = _S125 + _S126 * Float32_expand_0(_S127);
-                float4  _S128 = (*&query_0)[i_1 + 2U];
-                float4  _S129 = __ldg((&(k_pages_0)[_S123 + 2U]));
-                float4  some_1 = some_0 + _S128 * Float32_expand_0(_S129);
-                float4  _S130 = (*&query_0)[i_1 + 3U];
-                float4  _S131 = __ldg((&(k_pages_0)[_S123 + 3U]));
-                float4  some_2 = some_1 + _S130 * Float32_expand_0(_S131);
-                float4  _S132 = (*&query_0)[i_1 + 4U];
-                float4  _S133 = __ldg((&(k_pages_0)[_S123 + 4U]));
-                float4  some_3 = some_2 + _S132 * Float32_expand_0(_S133);
-                float4  _S134 = (*&query_0)[i_1 + 5U];
-                float4  _S135 = __ldg((&(k_pages_0)[_S123 + 5U]));
-                float4  some_4 = some_3 + _S134 * Float32_expand_0(_S135);
-                float4  _S136 = (*&query_0)[i_1 + 6U];
-                float4  _S137 = __ldg((&(k_pages_0)[_S123 + 6U]));
-                float4  some_5 = some_4 + _S136 * Float32_expand_0(_S137);
-                float4  _S138 = (*&query_0)[i_1 + 7U];
-                float4  _S139 = __ldg((&(k_pages_0)[_S123 + 7U]));
-                float4  some_6 = some_5 + _S138 * Float32_expand_0(_S139);
-                uint _S140 = __ballot_sync(_S114, false);
-                uint _S141 = __ballot_sync(_S114, false);
-                uint _S142 = __ballot_sync(_S114, true);
-                float4  products_0 = sum_0 + make_float4 (Float32_scale_0(k_pages_0, _S113.scale_0 + i_1 / 8U)) * some_6;
-                uint _S143 = __ballot_sync(_S108, true);
-                i_1 = _S115;
-                _S108 = _S143;
+                float4  _S134 = (*&query_0)[i_1];
+                uint _S135 = _S125.vector_0 + i_1;
+                float4  _S136 = __ldg((&(k_pages_0)[_S135]));
+                float4  _S137 = _S134 * Float32_expand_0(_S136);
+                float4  _S138 = (*&query_0)[i_1 + 1U];
+                float4  _S139 = __ldg((&(k_pages_0)[_S135 + 1U]));
+                float4  some_0 = _S137 + _S138 * Float32_expand_0(_S139);
+                float4  _S140 = (*&query_0)[i_1 + 2U];
+                float4  _S141 = __ldg((&(k_pages_0)[_S135 + 2U]));
+                float4  some_1 = some_0 + _S140 * Float32_expand_0(_S141);
+                float4  _S142 = (*&query_0)[i_1 + 3U];
+                float4  _S143 = __ldg((&(k_pages_0)[_S135 + 3U]));
+                float4  some_2 = some_1 + _S142 * Float32_expand_0(_S143);
+                float4  _S144 = (*&query_0)[i_1 + 4U];
+                float4  _S145 = __ldg((&(k_pages_0)[_S135 + 4U]));
+                float4  some_3 = some_2 + _S144 * Float32_expand_0(_S145);
+                float4  _S146 = (*&query_0)[i_1 + 5U];
+                float4  _S147 = __ldg((&(k_pages_0)[_S135 + 5U]));
+                float4  some_4 = some_3 + _S146 * Float32_expand_0(_S147);
+                float4  _S148 = (*&query_0)[i_1 + 6U];
+                float4  _S149 = __ldg((&(k_pages_0)[_S135 + 6U]));
+                float4  some_5 = some_4 + _S148 * Float32_expand_0(_S149);
+                float4  _S150 = (*&query_0)[i_1 + 7U];
+                float4  _S151 = __ldg((&(k_pages_0)[_S135 + 7U]));
+                float4  some_6 = some_5 + _S150 * Float32_expand_0(_S151);
+                uint _S152 = __ballot_sync(_S126, false);
+                uint _S153 = __ballot_sync(_S126, false);
+                uint _S154 = __ballot_sync(_S126, true);
+                float4  products_0 = sum_0 + make_float4 (Float32_scale_0(k_pages_0, _S125.scale_0 + i_1 / 8U)) * some_6;
+                uint _S155 = __ballot_sync(_S120, true);
+                i_1 = _S127;
+                _S120 = _S155;
                 sum_0 = products_0;
             }
             i_2 = i_1;
-            _S109 = _S44;
+            _S121 = _S44;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S144 = i_2 < _S81;
-                uint _S145 = __ballot_sync(_S109, _S144);
-                if(_S144)
+                bool _S156 = i_2 < _S81;
+                uint _S157 = __ballot_sync(_S121, _S156);
+                if(_S156)
                 {
-                    uint _S146 = __ballot_sync(_S109, true);
+                    uint _S158 = __ballot_sync(_S121, true);
                 }
                 else
                 {
-                    uint _S147 = __ballot_sync(_S109, false);
-                    uint _S148 = __ballot_sync(_S109, false);
-                    uint _S149 = __ballot_sync(_S44, true);
+                    uint _S159 = __ballot_sync(_S121, false);
+                    uint _S160 = __ballot_sync(_S121, false);
+                    uint _S161 = __ballot_sync(_S44, true);
                     break;
                 }
-                float4  _S150 = (*&query_0)[i_2];
-                float4  _S151 = __ldg((&(k_pages_0)[_S113.vector_0 + i_2]));
-                float4  products_1 = sum_2 + _S150 * Float32_expand_0(_S151);
-                uint _S152 = __ballot_sync(_S109, true);
+                float4  _S162 = (*&query_0)[i_2];
+                float4  _S163 = __ldg((&(k_pages_0)[_S125.vector_0 + i_2]));
+                float4  products_1 = sum_2 + _S162 * Float32_expand_0(_S163);
+                uint _S164 = __ballot_sync(_S121, true);
                 i_2 = i_2 + 1U;
-                _S109 = _S152;
+                _S121 = _S164;
                 sum_2 = products_1;
             }
-            float _S153 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
-            uint _S154 = __ballot_sync(_S101, true);
-            score_0 = _S153;
-            i_1 = _S154;
+            float _S165 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
+            uint _S166 = __ballot_sync(_S113, true);
+            score_0 = _S165;
+            i_1 = _S166;
         }
         else
         {
-            uint _S155 = __ballot_sync(_S101, true);
+            uint _S167 = __ballot_sync(_S113, true);
             score_0 = -3.4028234663852886e+38f;
-            i_1 = _S155;
+            i_1 = _S167;
         }
-        float _S156 = group_max_0(score_0, thread_2, i_1);
-        float _S157 = (F32_max((peak_0), (_S156)));
-        uint _S158 = __ballot_sync(i_1, _S106);
-        float _S159;
-        if(_S106)
+        float _S168 = group_max_0(score_0, thread_2, i_1);
+        float _S169 = (F32_max((peak_0), (_S168)));
+        uint _S170 = __ballot_sync(i_1, _S118);
+        float _S171;
+        if(_S118)
         {
-            float _S160 = (F32_exp((score_0 - _S157)));
-            uint _S161 = __ballot_sync(i_1, true);
-            _S159 = _S160;
-            _S108 = _S161;
+            float _S172 = (F32_exp((score_0 - _S169)));
+            uint _S173 = __ballot_sync(i_1, true);
+            _S171 = _S172;
+            _S120 = _S173;
         }
         else
         {
-            uint _S162 = __ballot_sync(i_1, true);
-            _S159 = 0.0f;
-            _S108 = _S162;
+            uint _S174 = __ballot_sync(i_1, true);
+            _S171 = 0.0f;
+            _S120 = _S174;
         }
-        (*&weights_0)[thread_2] = _S159;
-        float _S163 = (F32_exp((peak_0 - _S157)));
-        float _S164 = total_0 * _S163;
-        float _S165 = group_sum_0(_S159, thread_2, _S108);
-        float _S166 = _S164 + _S165;
-        float4  sum_3 = sum_1 * make_float4 (_S163);
-        bool _S167 = _S93 < _S92;
-        uint _S168 = __ballot_sync(_S108, _S167);
-        if(_S167)
+        (*&weights_0)[thread_2] = _S171;
+        float _S175 = (F32_exp((peak_0 - _S169)));
+        float _S176 = total_0 * _S175;
+        float _S177 = group_sum_0(_S171, thread_2, _S120);
+        float _S178 = _S176 + _S177;
+        float4  sum_3 = sum_1 * make_float4 (_S175);
+        bool _S179 = _S93 < _S92;
+        uint _S180 = __ballot_sync(_S120, _S179);
+        if(_S179)
         {
             i_2 = _S93;
-            _S109 = _S168;
+            _S121 = _S180;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S169 = 0U;
-                uint _S170 = i_2 + 7U * _S92;
-                bool _S171 = _S170 < _S105;
-                uint _S172 = __ballot_sync(_S109, _S171);
-                if(_S171)
+                uint _S181 = 0U;
+                uint _S182 = i_2 + 7U * _S92;
+                bool _S183 = _S182 < _S117;
+                uint _S184 = __ballot_sync(_S121, _S183);
+                if(_S183)
                 {
-                    uint _S173 = __ballot_sync(_S109, true);
-                    _S169 = _S173;
+                    uint _S185 = __ballot_sync(_S121, true);
+                    _S181 = _S185;
                 }
                 else
                 {
-                    uint _S174 = __ballot_sync(_S109, false);
-                    uint _S175 = __ballot_sync(_S109, false);
-                    uint _S176 = __ballot_sync(_S168, true);
-                    _S45 = _S176;
+                    uint _S186 = __ballot_sync(_S121, false);
+                    uint _S187 = __ballot_sync(_S121, false);
+                    uint _S188 = __ballot_sync(_S180, true);
+                    _S45 = _S188;
                     break;
                 }
-                uint _S177 = p_0->v_pages_offset_0;
-                uint _S178 = i_2 + _S92;
-                uint _S179 = i_2 + 2U * _S92;
-                uint _S180 = i_2 + 3U * _S92;
-                uint _S181 = i_2 + 4U * _S92;
-                uint _S182 = i_2 + 5U * _S92;
-                uint _S183 = i_2 + 6U * _S92;
-                float4  sum_4 = sum_0 + make_float4 ((*&weights_0)[i_2]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_2], _S94, _S97) + make_float4 ((*&weights_0)[_S178]) * value_0(v_pages_0, _S177, (*&slots_0)[_S178], _S94, _S97) + make_float4 ((*&weights_0)[_S179]) * value_0(v_pages_0, _S177, (*&slots_0)[_S179], _S94, _S97) + make_float4 ((*&weights_0)[_S180]) * value_0(v_pages_0, _S177, (*&slots_0)[_S180], _S94, _S97) + make_float4 ((*&weights_0)[_S181]) * value_0(v_pages_0, _S177, (*&slots_0)[_S181], _S94, _S97) + make_float4 ((*&weights_0)[_S182]) * value_0(v_pages_0, _S177, (*&slots_0)[_S182], _S94, _S97) + make_float4 ((*&weights_0)[_S183]) * value_0(v_pages_0, _S177, (*&slots_0)[_S183], _S94, _S97) + make_float4 ((*&weights_0)[_S170]) * value_0(v_pages_0, _S177, (*&slots_0)[_S170], _S94, _S97);
-                uint _S184 = __ballot_sync(_S169, false);
-                uint _S185 = __ballot_sync(_S169, false);
-                uint _S186 = __ballot_sync(_S169, true);
-                uint _S187 = __ballot_sync(_S109, true);
+                uint _S189 = p_0->v_pages_offset_0;
+                uint _S190 = i_2 + _S92;
+                uint _S191 = i_2 + 2U * _S92;
+                uint _S192 = i_2 + 3U * _S92;
+                uint _S193 = i_2 + 4U * _S92;
+                uint _S194 = i_2 + 5U * _S92;
+                uint _S195 = i_2 + 6U * _S92;
+                float4  sum_4 = sum_0 + make_float4 ((*&weights_0)[i_2]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_2], _S94, _S97) + make_float4 ((*&weights_0)[_S190]) * value_0(v_pages_0, _S189, (*&slots_0)[_S190], _S94, _S97) + make_float4 ((*&weights_0)[_S191]) * value_0(v_pages_0, _S189, (*&slots_0)[_S191], _S94, _S97) + make_float4 ((*&weights_0)[_S192]) * value_0(v_pages_0, _S189, (*&slots_0)[_S192], _S94, _S97) + make_float4 ((*&weights_0)[_S193]) * value_0(v_pages_0, _S189, (*&slots_0)[_S193], _S94, _S97) + make_float4 ((*&weights_0)[_S194]) * value_0(v_pages_0, _S189, (*&slots_0)[_S194], _S94, _S97) + make_float4 ((*&weights_0)[_S195]) * value_0(v_pages_0, _S189, (*&slots_0)[_S195], _S94, _S97) + make_float4 ((*&weights_0)[_S182]) * value_0(v_pages_0, _S189, (*&slots_0)[_S182], _S94, _S97);
+                uint _S196 = __ballot_sync(_S181, false);
+                uint _S197 = __ballot_sync(_S181, false);
+                uint _S198 = __ballot_sync(_S181, true);
+                uint _S199 = __ballot_sync(_S121, true);
                 i_2 = i_2 + 8U * _S92;
-                _S109 = _S187;
+                _S121 = _S199;
                 sum_0 = sum_4;
             }
             uint i_3 = i_2;
-            uint _S188 = _S45;
+            uint _S200 = _S45;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S189 = i_3 < _S105;
-                uint _S190 = __ballot_sync(_S188, _S189);
-                if(_S189)
+                bool _S201 = i_3 < _S117;
+                uint _S202 = __ballot_sync(_S200, _S201);
+                if(_S201)
                 {
-                    uint _S191 = __ballot_sync(_S188, true);
+                    uint _S203 = __ballot_sync(_S200, true);
                 }
                 else
                 {
-                    uint _S192 = __ballot_sync(_S188, false);
-                    uint _S193 = __ballot_sync(_S188, false);
-                    uint _S194 = __ballot_sync(_S45, true);
+                    uint _S204 = __ballot_sync(_S200, false);
+                    uint _S205 = __ballot_sync(_S200, false);
+                    uint _S206 = __ballot_sync(_S45, true);
                     break;
                 }
                 float4  sum_5 = sum_2 + make_float4 ((*&weights_0)[i_3]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_3], _S94, _S97);
-                uint _S195 = __ballot_sync(_S188, true);
+                uint _S207 = __ballot_sync(_S200, true);
                 i_3 = i_3 + _S92;
-                _S188 = _S195;
+                _S200 = _S207;
                 sum_2 = sum_5;
             }
-            uint _S196 = __ballot_sync(_S108, true);
+            uint _S208 = __ballot_sync(_S120, true);
             sum_1 = sum_2;
         }
         else
         {
-            uint _S197 = __ballot_sync(_S108, true);
+            uint _S209 = __ballot_sync(_S120, true);
             sum_1 = sum_3;
         }
         __syncthreads();
-        uint _S198 = __ballot_sync(i_0, true);
+        uint _S210 = __ballot_sync(i_0, true);
         begin_2 = begin_2 + 128U;
-        i_0 = _S198;
-        peak_0 = _S157;
-        total_0 = _S166;
+        i_0 = _S210;
+        peak_0 = _S169;
+        total_0 = _S178;
     }
     (*&sums_0)[thread_2] = sum_1;
     __syncthreads();
     if(_S82)
     {
         i_0 = 0U;
-        sum_0 = _S99;
+        sum_0 = _S111;
         for(;;)
         {
             if(i_0 < _S92)
@@ -595,13 +628,13 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
         }
         if(_S76 >= j_0)
         {
-            sum_1 = _S99;
+            sum_1 = _S111;
         }
         else
         {
             sum_1 = sum_0 / make_float4 (total_0);
         }
-        uint _S199 = p_0->out_offset_0 + _S48 * p_0->out_stride_0 + _S51 * _S80 + 4U * thread_2;
+        uint _S211 = p_0->out_offset_0 + _S48 * p_0->out_stride_0 + _S51 * _S80 + 4U * thread_2;
         j_0 = 0U;
         for(;;)
         {
@@ -612,18 +645,18 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
             {
                 break;
             }
-            *(&(result_3)[_S199 + j_0]) = _slang_vector_get_element(sum_1, j_0);
+            *(&(result_3)[_S211 + j_0]) = _slang_vector_get_element(sum_1, j_0);
             j_0 = j_0 + 1U;
         }
     }
     return;
 }
 
-extern "C" __global__ void attention_f32(StructuredBuffer<float> q_1, StructuredBuffer<float4 > k_pages_1, StructuredBuffer<float4 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float> result_4, AttentionParams_0 p_1)
+extern "C" __global__ void attention_f32(StructuredBuffer<float> q_1, StructuredBuffer<float4 > k_pages_1, StructuredBuffer<float4 > v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_4, AttentionParams_0 p_1)
 {
-    uint _S200 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S201 = __ballot_sync(4294967295U, true);
-    AttentionParams_0 _S202 = p_1;
-    attend_0(blockIdx, _S200, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, result_4, &_S202, _S201);
+    uint _S212 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S213 = __ballot_sync(4294967295U, true);
+    AttentionParams_0 _S214 = p_1;
+    attend_0(blockIdx, _S212, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_1, result_4, &_S214, _S213);
     return;
 }

@@ -64,6 +64,7 @@ struct AttentionParams_0
     uint v_pages_offset_0;
     uint batch_offset_0;
     uint sequences_offset_0;
+    uint sinks_offset_0;
     uint out_offset_0;
     uint batch_row_0;
     uint rows_0;
@@ -250,7 +251,7 @@ __device__ float group_sum_0(float value_2, uint thread_1, uint _S39)
 
 __device__ __shared__ FixedArray<float4 , 128>  sums_0;
 
-__device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> q_0, StructuredBuffer<uint> k_pages_0, StructuredBuffer<uint> v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, RWStructuredBuffer<float> result_3, AttentionParams_0 * p_0, uint _S46)
+__device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> q_0, StructuredBuffer<uint> k_pages_0, StructuredBuffer<uint> v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, StructuredBuffer<float> sinks_0, RWStructuredBuffer<float> result_3, AttentionParams_0 * p_0, uint _S46)
 {
     uint _S47 = 0U;
     float4  sum_0;
@@ -358,247 +359,279 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
     uint _S99 = _S63 * _S84;
     uint _S100 = thread_2 % _S85;
     uint _S101 = _S99 + 4U * _S100;
-    int4  _S102 = make_int4 (int(0));
-    float4  _S103 = make_float4 ((float)_S102.x, (float)_S102.y, (float)_S102.z, (float)_S102.w);
-    uint _S104 = begin_2;
+    uint _S102 = p_0->sinks_offset_0;
+    bool _S103 = (p_0->sinks_offset_0) != 4294967295U;
+    uint _S104 = __ballot_sync(begin_2, _S103);
+    float peak_0;
+    if(_S103)
+    {
+        float _S105 = __ldg((&(sinks_0)[_S102 + _S55]));
+        float _S106 = (F32_max((_S105), (-3.4028234663852886e+38f)));
+        uint _S107 = __ballot_sync(begin_2, true);
+        begin_2 = _S107;
+        peak_0 = _S106;
+    }
+    else
+    {
+        uint _S108 = __ballot_sync(begin_2, true);
+        begin_2 = _S108;
+        peak_0 = -3.4028234663852886e+38f;
+    }
+    uint _S109 = __ballot_sync(begin_2, _S103);
+    int _S110;
+    if(_S103)
+    {
+        uint _S111 = __ballot_sync(begin_2, true);
+        _S110 = int(1);
+        begin_2 = _S111;
+    }
+    else
+    {
+        uint _S112 = __ballot_sync(begin_2, true);
+        _S110 = int(0);
+        begin_2 = _S112;
+    }
+    float _S113 = float(_S110);
+    int4  _S114 = make_int4 (int(0));
+    float4  _S115 = make_float4 ((float)_S114.x, (float)_S114.y, (float)_S114.z, (float)_S114.w);
+    uint _S116 = begin_2;
     begin_2 = _S80;
-    uint i_0 = _S104;
-    float peak_0 = -3.4028234663852886e+38f;
-    float total_0 = 0.0f;
-    float4  sum_1 = _S103;
+    uint i_0 = _S116;
+    float total_0 = _S113;
+    float4  sum_1 = _S115;
     for(;;)
     {
-        uint _S105 = 0U;
-        bool _S106 = begin_2 < j_0;
-        uint _S107 = __ballot_sync(i_0, _S106);
-        if(_S106)
+        uint _S117 = 0U;
+        bool _S118 = begin_2 < j_0;
+        uint _S119 = __ballot_sync(i_0, _S118);
+        if(_S118)
         {
-            uint _S108 = __ballot_sync(i_0, true);
-            _S105 = _S108;
+            uint _S120 = __ballot_sync(i_0, true);
+            _S117 = _S120;
         }
         else
         {
             break;
         }
-        uint _S109 = (U32_min((j_0 - begin_2), (128U)));
-        bool _S110 = thread_2 < _S109;
-        uint _S111 = __ballot_sync(_S105, _S110);
+        uint _S121 = (U32_min((j_0 - begin_2), (128U)));
+        bool _S122 = thread_2 < _S121;
+        uint _S123 = __ballot_sync(_S117, _S122);
         uint i_1;
-        uint _S112;
+        uint _S124;
         uint i_2;
-        uint _S113;
+        uint _S125;
         float score_0;
         float4  sum_2;
-        if(_S110)
+        if(_S122)
         {
-            uint _S114 = begin_2 + thread_2;
-            SequenceTable_0 _S115 = _S65;
-            uint _S116 = SequenceTable_slot_0(&_S115, sequences_2, _S114);
-            (*&slots_0)[thread_2] = _S116;
-            Run_0 _S117 = Blocks8_run_0(p_0->k_pages_offset_0, _S116, _S98, _S99);
+            uint _S126 = begin_2 + thread_2;
+            SequenceTable_0 _S127 = _S65;
+            uint _S128 = SequenceTable_slot_0(&_S127, sequences_2, _S126);
+            (*&slots_0)[thread_2] = _S128;
+            Run_0 _S129 = Blocks8_run_0(p_0->k_pages_offset_0, _S128, _S98, _S99);
             i_1 = 0U;
-            _S112 = _S111;
-            sum_0 = _S103;
+            _S124 = _S123;
+            sum_0 = _S115;
             for(;;)
             {
-                uint _S118 = 0U;
-                uint _S119 = i_1 + 8U;
-                bool _S120 = _S119 <= _S85;
-                uint _S121 = __ballot_sync(_S112, _S120);
-                if(_S120)
+                uint _S130 = 0U;
+                uint _S131 = i_1 + 8U;
+                bool _S132 = _S131 <= _S85;
+                uint _S133 = __ballot_sync(_S124, _S132);
+                if(_S132)
                 {
-                    uint _S122 = __ballot_sync(_S112, true);
-                    _S118 = _S122;
+                    uint _S134 = __ballot_sync(_S124, true);
+                    _S130 = _S134;
                 }
                 else
                 {
-                    uint _S123 = __ballot_sync(_S112, false);
-                    uint _S124 = __ballot_sync(_S112, false);
-                    uint _S125 = __ballot_sync(_S111, true);
-                    _S48 = _S125;
+                    uint _S135 = __ballot_sync(_S124, false);
+                    uint _S136 = __ballot_sync(_S124, false);
+                    uint _S137 = __ballot_sync(_S123, true);
+                    _S48 = _S137;
                     break;
                 }
-                float4  _S126 = (*&query_0)[i_1];
-                uint _S127 = _S117.vector_0 + i_1;
-                uint _S128 = __ldg((&(k_pages_0)[_S127]));
-                float4  _S129 = _S126 * Blocks8_expand_0(_S128);
-                float4  _S130 = (*&query_0)[i_1 + 1U];
-                uint _S131 = __ldg((&(k_pages_0)[_S127 + 1U]));
-                float4  some_0 = _S129 + _S130 * Blocks8_expand_0(_S131);
-                float4  _S132 = (*&query_0)[i_1 + 2U];
-                uint _S133 = __ldg((&(k_pages_0)[_S127 + 2U]));
-                float4  some_1 = some_0 + _S132 * Blocks8_expand_0(_S133);
-                float4  _S134 = (*&query_0)[i_1 + 3U];
-                uint _S135 = __ldg((&(k_pages_0)[_S127 + 3U]));
-                float4  some_2 = some_1 + _S134 * Blocks8_expand_0(_S135);
-                float4  _S136 = (*&query_0)[i_1 + 4U];
-                uint _S137 = __ldg((&(k_pages_0)[_S127 + 4U]));
-                float4  some_3 = some_2 + _S136 * Blocks8_expand_0(_S137);
-                float4  _S138 = (*&query_0)[i_1 + 5U];
-                uint _S139 = __ldg((&(k_pages_0)[_S127 + 5U]));
-                float4  some_4 = some_3 + _S138 * Blocks8_expand_0(_S139);
-                float4  _S140 = (*&query_0)[i_1 + 6U];
-                uint _S141 = __ldg((&(k_pages_0)[_S127 + 6U]));
-                float4  some_5 = some_4 + _S140 * Blocks8_expand_0(_S141);
-                float4  _S142 = (*&query_0)[i_1 + 7U];
-                uint _S143 = __ldg((&(k_pages_0)[_S127 + 7U]));
-                float4  some_6 = some_5 + _S142 * Blocks8_expand_0(_S143);
-                uint _S144 = __ballot_sync(_S118, false);
-                uint _S145 = __ballot_sync(_S118, false);
-                uint _S146 = __ballot_sync(_S118, true);
-                float4  products_0 = sum_0 + make_float4 (Blocks8_scale_0(k_pages_0, _S117.scale_0 + i_1 / 8U)) * some_6;
-                uint _S147 = __ballot_sync(_S112, true);
-                i_1 = _S119;
-                _S112 = _S147;
+                float4  _S138 = (*&query_0)[i_1];
+                uint _S139 = _S129.vector_0 + i_1;
+                uint _S140 = __ldg((&(k_pages_0)[_S139]));
+                float4  _S141 = _S138 * Blocks8_expand_0(_S140);
+                float4  _S142 = (*&query_0)[i_1 + 1U];
+                uint _S143 = __ldg((&(k_pages_0)[_S139 + 1U]));
+                float4  some_0 = _S141 + _S142 * Blocks8_expand_0(_S143);
+                float4  _S144 = (*&query_0)[i_1 + 2U];
+                uint _S145 = __ldg((&(k_pages_0)[_S139 + 2U]));
+                float4  some_1 = some_0 + _S144 * Blocks8_expand_0(_S145);
+                float4  _S146 = (*&query_0)[i_1 + 3U];
+                uint _S147 = __ldg((&(k_pages_0)[_S139 + 3U]));
+                float4  some_2 = some_1 + _S146 * Blocks8_expand_0(_S147);
+                float4  _S148 = (*&query_0)[i_1 + 4U];
+                uint _S149 = __ldg((&(k_pages_0)[_S139 + 4U]));
+                float4  some_3 = some_2 + _S148 * Blocks8_expand_0(_S149);
+                float4  _S150 = (*&query_0)[i_1 + 5U];
+                uint _S151 = __ldg((&(k_pages_0)[_S139 + 5U]));
+                float4  some_4 = some_3 + _S150 * Blocks8_expand_0(_S151);
+                float4  _S152 = (*&query_0)[i_1 + 6U];
+                uint _S153 = __ldg((&(k_pages_0)[_S139 + 6U]));
+                float4  some_5 = some_4 + _S152 * Blocks8_expand_0(_S153);
+                float4  _S154 = (*&query_0)[i_1 + 7U];
+                uint _S155 = __ldg((&(k_pages_0)[_S139 + 7U]));
+                float4  some_6 = some_5 + _S154 * Blocks8_expand_0(_S155);
+                uint _S156 = __ballot_sync(_S130, false);
+                uint _S157 = __ballot_sync(_S130, false);
+                uint _S158 = __ballot_sync(_S130, true);
+                float4  products_0 = sum_0 + make_float4 (Blocks8_scale_0(k_pages_0, _S129.scale_0 + i_1 / 8U)) * some_6;
+                uint _S159 = __ballot_sync(_S124, true);
+                i_1 = _S131;
+                _S124 = _S159;
                 sum_0 = products_0;
             }
             i_2 = i_1;
-            _S113 = _S48;
+            _S125 = _S48;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S148 = i_2 < _S85;
-                uint _S149 = __ballot_sync(_S113, _S148);
-                if(_S148)
+                bool _S160 = i_2 < _S85;
+                uint _S161 = __ballot_sync(_S125, _S160);
+                if(_S160)
                 {
-                    uint _S150 = __ballot_sync(_S113, true);
+                    uint _S162 = __ballot_sync(_S125, true);
                 }
                 else
                 {
-                    uint _S151 = __ballot_sync(_S113, false);
-                    uint _S152 = __ballot_sync(_S113, false);
-                    uint _S153 = __ballot_sync(_S48, true);
+                    uint _S163 = __ballot_sync(_S125, false);
+                    uint _S164 = __ballot_sync(_S125, false);
+                    uint _S165 = __ballot_sync(_S48, true);
                     break;
                 }
-                float4  _S154 = (*&query_0)[i_2];
-                uint _S155 = __ldg((&(k_pages_0)[_S117.vector_0 + i_2]));
-                float4  products_1 = sum_2 + _S154 * Blocks8_expand_0(_S155);
-                uint _S156 = __ballot_sync(_S113, true);
+                float4  _S166 = (*&query_0)[i_2];
+                uint _S167 = __ldg((&(k_pages_0)[_S129.vector_0 + i_2]));
+                float4  products_1 = sum_2 + _S166 * Blocks8_expand_0(_S167);
+                uint _S168 = __ballot_sync(_S125, true);
                 i_2 = i_2 + 1U;
-                _S113 = _S156;
+                _S125 = _S168;
                 sum_2 = products_1;
             }
-            float _S157 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
-            uint _S158 = __ballot_sync(_S105, true);
-            score_0 = _S157;
-            i_1 = _S158;
+            float _S169 = sum_2.x + sum_2.y + sum_2.z + sum_2.w;
+            uint _S170 = __ballot_sync(_S117, true);
+            score_0 = _S169;
+            i_1 = _S170;
         }
         else
         {
-            uint _S159 = __ballot_sync(_S105, true);
+            uint _S171 = __ballot_sync(_S117, true);
             score_0 = -3.4028234663852886e+38f;
-            i_1 = _S159;
+            i_1 = _S171;
         }
-        float _S160 = group_max_0(score_0, thread_2, i_1);
-        float _S161 = (F32_max((peak_0), (_S160)));
-        uint _S162 = __ballot_sync(i_1, _S110);
-        float _S163;
-        if(_S110)
+        float _S172 = group_max_0(score_0, thread_2, i_1);
+        float _S173 = (F32_max((peak_0), (_S172)));
+        uint _S174 = __ballot_sync(i_1, _S122);
+        float _S175;
+        if(_S122)
         {
-            float _S164 = (F32_exp((score_0 - _S161)));
-            uint _S165 = __ballot_sync(i_1, true);
-            _S163 = _S164;
-            _S112 = _S165;
+            float _S176 = (F32_exp((score_0 - _S173)));
+            uint _S177 = __ballot_sync(i_1, true);
+            _S175 = _S176;
+            _S124 = _S177;
         }
         else
         {
-            uint _S166 = __ballot_sync(i_1, true);
-            _S163 = 0.0f;
-            _S112 = _S166;
+            uint _S178 = __ballot_sync(i_1, true);
+            _S175 = 0.0f;
+            _S124 = _S178;
         }
-        (*&weights_0)[thread_2] = _S163;
-        float _S167 = (F32_exp((peak_0 - _S161)));
-        float _S168 = total_0 * _S167;
-        float _S169 = group_sum_0(_S163, thread_2, _S112);
-        float _S170 = _S168 + _S169;
-        float4  sum_3 = sum_1 * make_float4 (_S167);
-        bool _S171 = _S97 < _S96;
-        uint _S172 = __ballot_sync(_S112, _S171);
-        if(_S171)
+        (*&weights_0)[thread_2] = _S175;
+        float _S179 = (F32_exp((peak_0 - _S173)));
+        float _S180 = total_0 * _S179;
+        float _S181 = group_sum_0(_S175, thread_2, _S124);
+        float _S182 = _S180 + _S181;
+        float4  sum_3 = sum_1 * make_float4 (_S179);
+        bool _S183 = _S97 < _S96;
+        uint _S184 = __ballot_sync(_S124, _S183);
+        if(_S183)
         {
             i_2 = _S97;
-            _S113 = _S172;
+            _S125 = _S184;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S173 = 0U;
-                uint _S174 = i_2 + 7U * _S96;
-                bool _S175 = _S174 < _S109;
-                uint _S176 = __ballot_sync(_S113, _S175);
-                if(_S175)
+                uint _S185 = 0U;
+                uint _S186 = i_2 + 7U * _S96;
+                bool _S187 = _S186 < _S121;
+                uint _S188 = __ballot_sync(_S125, _S187);
+                if(_S187)
                 {
-                    uint _S177 = __ballot_sync(_S113, true);
-                    _S173 = _S177;
+                    uint _S189 = __ballot_sync(_S125, true);
+                    _S185 = _S189;
                 }
                 else
                 {
-                    uint _S178 = __ballot_sync(_S113, false);
-                    uint _S179 = __ballot_sync(_S113, false);
-                    uint _S180 = __ballot_sync(_S172, true);
-                    _S49 = _S180;
+                    uint _S190 = __ballot_sync(_S125, false);
+                    uint _S191 = __ballot_sync(_S125, false);
+                    uint _S192 = __ballot_sync(_S184, true);
+                    _S49 = _S192;
                     break;
                 }
-                uint _S181 = p_0->v_pages_offset_0;
-                uint _S182 = i_2 + _S96;
-                uint _S183 = i_2 + 2U * _S96;
-                uint _S184 = i_2 + 3U * _S96;
-                uint _S185 = i_2 + 4U * _S96;
-                uint _S186 = i_2 + 5U * _S96;
-                uint _S187 = i_2 + 6U * _S96;
-                float4  sum_4 = sum_0 + make_float4 ((*&weights_0)[i_2]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_2], _S98, _S101) + make_float4 ((*&weights_0)[_S182]) * value_0(v_pages_0, _S181, (*&slots_0)[_S182], _S98, _S101) + make_float4 ((*&weights_0)[_S183]) * value_0(v_pages_0, _S181, (*&slots_0)[_S183], _S98, _S101) + make_float4 ((*&weights_0)[_S184]) * value_0(v_pages_0, _S181, (*&slots_0)[_S184], _S98, _S101) + make_float4 ((*&weights_0)[_S185]) * value_0(v_pages_0, _S181, (*&slots_0)[_S185], _S98, _S101) + make_float4 ((*&weights_0)[_S186]) * value_0(v_pages_0, _S181, (*&slots_0)[_S186], _S98, _S101) + make_float4 ((*&weights_0)[_S187]) * value_0(v_pages_0, _S181, (*&slots_0)[_S187], _S98, _S101) + make_float4 ((*&weights_0)[_S174]) * value_0(v_pages_0, _S181, (*&slots_0)[_S174], _S98, _S101);
-                uint _S188 = __ballot_sync(_S173, false);
-                uint _S189 = __ballot_sync(_S173, false);
-                uint _S190 = __ballot_sync(_S173, true);
-                uint _S191 = __ballot_sync(_S113, true);
+                uint _S193 = p_0->v_pages_offset_0;
+                uint _S194 = i_2 + _S96;
+                uint _S195 = i_2 + 2U * _S96;
+                uint _S196 = i_2 + 3U * _S96;
+                uint _S197 = i_2 + 4U * _S96;
+                uint _S198 = i_2 + 5U * _S96;
+                uint _S199 = i_2 + 6U * _S96;
+                float4  sum_4 = sum_0 + make_float4 ((*&weights_0)[i_2]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_2], _S98, _S101) + make_float4 ((*&weights_0)[_S194]) * value_0(v_pages_0, _S193, (*&slots_0)[_S194], _S98, _S101) + make_float4 ((*&weights_0)[_S195]) * value_0(v_pages_0, _S193, (*&slots_0)[_S195], _S98, _S101) + make_float4 ((*&weights_0)[_S196]) * value_0(v_pages_0, _S193, (*&slots_0)[_S196], _S98, _S101) + make_float4 ((*&weights_0)[_S197]) * value_0(v_pages_0, _S193, (*&slots_0)[_S197], _S98, _S101) + make_float4 ((*&weights_0)[_S198]) * value_0(v_pages_0, _S193, (*&slots_0)[_S198], _S98, _S101) + make_float4 ((*&weights_0)[_S199]) * value_0(v_pages_0, _S193, (*&slots_0)[_S199], _S98, _S101) + make_float4 ((*&weights_0)[_S186]) * value_0(v_pages_0, _S193, (*&slots_0)[_S186], _S98, _S101);
+                uint _S200 = __ballot_sync(_S185, false);
+                uint _S201 = __ballot_sync(_S185, false);
+                uint _S202 = __ballot_sync(_S185, true);
+                uint _S203 = __ballot_sync(_S125, true);
                 i_2 = i_2 + 8U * _S96;
-                _S113 = _S191;
+                _S125 = _S203;
                 sum_0 = sum_4;
             }
             uint i_3 = i_2;
-            uint _S192 = _S49;
+            uint _S204 = _S49;
             sum_2 = sum_0;
             for(;;)
             {
-                bool _S193 = i_3 < _S109;
-                uint _S194 = __ballot_sync(_S192, _S193);
-                if(_S193)
+                bool _S205 = i_3 < _S121;
+                uint _S206 = __ballot_sync(_S204, _S205);
+                if(_S205)
                 {
-                    uint _S195 = __ballot_sync(_S192, true);
+                    uint _S207 = __ballot_sync(_S204, true);
                 }
                 else
                 {
-                    uint _S196 = __ballot_sync(_S192, false);
-                    uint _S197 = __ballot_sync(_S192, false);
-                    uint _S198 = __ballot_sync(_S49, true);
+                    uint _S208 = __ballot_sync(_S204, false);
+                    uint _S209 = __ballot_sync(_S204, false);
+                    uint _S210 = __ballot_sync(_S49, true);
                     break;
                 }
                 float4  sum_5 = sum_2 + make_float4 ((*&weights_0)[i_3]) * value_0(v_pages_0, p_0->v_pages_offset_0, (*&slots_0)[i_3], _S98, _S101);
-                uint _S199 = __ballot_sync(_S192, true);
+                uint _S211 = __ballot_sync(_S204, true);
                 i_3 = i_3 + _S96;
-                _S192 = _S199;
+                _S204 = _S211;
                 sum_2 = sum_5;
             }
-            uint _S200 = __ballot_sync(_S112, true);
+            uint _S212 = __ballot_sync(_S124, true);
             sum_1 = sum_2;
         }
         else
         {
-            uint _S201 = __ballot_sync(_S112, true);
+            uint _S213 = __ballot_sync(_S124, true);
             sum_1 = sum_3;
         }
         __syncthreads();
-        uint _S202 = __ballot_sync(i_0, true);
+        uint _S214 = __ballot_sync(i_0, true);
         begin_2 = begin_2 + 128U;
-        i_0 = _S202;
-        peak_0 = _S161;
-        total_0 = _S170;
+        i_0 = _S214;
+        peak_0 = _S173;
+        total_0 = _S182;
     }
     (*&sums_0)[thread_2] = sum_1;
     __syncthreads();
     if(_S86)
     {
         i_0 = 0U;
-        sum_0 = _S103;
+        sum_0 = _S115;
         for(;;)
         {
             if(i_0 < _S96)
@@ -614,13 +647,13 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
         }
         if(_S80 >= j_0)
         {
-            sum_1 = _S103;
+            sum_1 = _S115;
         }
         else
         {
             sum_1 = sum_0 / make_float4 (total_0);
         }
-        uint _S203 = p_0->out_offset_0 + _S52 * p_0->out_stride_0 + _S55 * _S84 + 4U * thread_2;
+        uint _S215 = p_0->out_offset_0 + _S52 * p_0->out_stride_0 + _S55 * _S84 + 4U * thread_2;
         j_0 = 0U;
         for(;;)
         {
@@ -631,18 +664,18 @@ __device__ void attend_0(uint3  group_1, uint thread_2, StructuredBuffer<float> 
             {
                 break;
             }
-            *(&(result_3)[_S203 + j_0]) = _slang_vector_get_element(sum_1, j_0);
+            *(&(result_3)[_S215 + j_0]) = _slang_vector_get_element(sum_1, j_0);
             j_0 = j_0 + 1U;
         }
     }
     return;
 }
 
-extern "C" __global__ void attention_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<uint> k_pages_1, StructuredBuffer<uint> v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, RWStructuredBuffer<float> result_4, AttentionParams_0 p_1)
+extern "C" __global__ void attention_q8_0(StructuredBuffer<float> q_1, StructuredBuffer<uint> k_pages_1, StructuredBuffer<uint> v_pages_1, StructuredBuffer<uint> batch_4, StructuredBuffer<uint> sequences_3, StructuredBuffer<float> sinks_1, RWStructuredBuffer<float> result_4, AttentionParams_0 p_1)
 {
-    uint _S204 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    uint _S205 = __ballot_sync(4294967295U, true);
-    AttentionParams_0 _S206 = p_1;
-    attend_0(blockIdx, _S204, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, result_4, &_S206, _S205);
+    uint _S216 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    uint _S217 = __ballot_sync(4294967295U, true);
+    AttentionParams_0 _S218 = p_1;
+    attend_0(blockIdx, _S216, q_1, k_pages_1, v_pages_1, batch_4, sequences_3, sinks_1, result_4, &_S218, _S217);
     return;
 }

@@ -50,6 +50,7 @@ struct AttentionParams_0
     uint v_pages_offset_0;
     uint batch_offset_0;
     uint sequences_offset_0;
+    uint sinks_offset_0;
     uint out_offset_0;
     uint batch_row_0;
     uint rows_0;
@@ -81,6 +82,7 @@ struct KernelContext_0
     packed_uint2 device* entryPointParams_v_pages_0;
     uint device* entryPointParams_batch_0;
     uint device* entryPointParams_sequences_0;
+    float device* entryPointParams_sinks_0;
     float device* entryPointParams_result_0;
     array<float4, int(64)> threadgroup* query_0;
     array<uint, int(128)> threadgroup* slots_0;
@@ -216,7 +218,7 @@ float group_sum_0(float value_2, uint thread_1, KernelContext_0 thread* kernelCo
     return result_1;
 }
 
-void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 device* k_pages_0, packed_uint2 device* v_pages_0, uint device* batch_3, uint device* sequences_2, float device* result_3, const AttentionParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 device* k_pages_0, packed_uint2 device* v_pages_0, uint device* batch_3, uint device* sequences_2, float device* sinks_0, float device* result_3, const AttentionParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
 {
     uint i_0;
     float4 sum_0;
@@ -281,11 +283,31 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
     uint _S47 = _S33 * _S40;
     uint _S48 = thread_2 % _S41;
     uint _S49 = _S47 + 4U * _S48;
-    float4 _S50 = float4(int4(int(0)) );
+    uint _S50 = p_1->sinks_offset_0;
+    bool _S51 = (p_1->sinks_offset_0) != 4294967295U;
+    float peak_0;
+    if(_S51)
+    {
+        peak_0 = max(sinks_0[_S50 + _S28], -3.4028234663852886e+38);
+    }
+    else
+    {
+        peak_0 = -3.4028234663852886e+38;
+    }
+    int _S52;
+    if(_S51)
+    {
+        _S52 = int(1);
+    }
+    else
+    {
+        _S52 = int(0);
+    }
+    float _S53 = float(_S52);
+    float4 _S54 = float4(int4(int(0)) );
     uint begin_2 = _S39;
-    float peak_0 = -3.4028234663852886e+38;
-    float total_0 = 0.0;
-    float4 sum_1 = _S50;
+    float total_0 = _S53;
+    float4 sum_1 = _S54;
     for(;;)
     {
         if(begin_2 < j_0)
@@ -295,33 +317,33 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
         {
             break;
         }
-        uint _S51 = min(j_0 - begin_2, 128U);
-        bool _S52 = thread_2 < _S51;
+        uint _S55 = min(j_0 - begin_2, 128U);
+        bool _S56 = thread_2 < _S55;
         uint i_1;
         float score_0;
         float4 sum_2;
-        if(_S52)
+        if(_S56)
         {
-            uint _S53 = begin_2 + thread_2;
-            thread SequenceTable_0 _S54 = _S35;
-            uint _S55 = SequenceTable_slot_0(&_S54, sequences_2, _S53);
-            (*kernelContext_2->slots_0)[thread_2] = _S55;
-            Run_0 _S56 = Float16_run_0(p_1->k_pages_offset_0, _S55, _S46, _S47);
+            uint _S57 = begin_2 + thread_2;
+            thread SequenceTable_0 _S58 = _S35;
+            uint _S59 = SequenceTable_slot_0(&_S58, sequences_2, _S57);
+            (*kernelContext_2->slots_0)[thread_2] = _S59;
+            Run_0 _S60 = Float16_run_0(p_1->k_pages_offset_0, _S59, _S46, _S47);
             i_0 = 0U;
-            sum_0 = _S50;
+            sum_0 = _S54;
             for(;;)
             {
-                uint _S57 = i_0 + 8U;
-                if(_S57 <= _S41)
+                uint _S61 = i_0 + 8U;
+                if(_S61 <= _S41)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S58 = _S56.vector_0 + i_0;
-                float4 products_0 = sum_0 + float4(Float16_scale_0(k_pages_0, _S56.scale_0 + i_0 / 8U))  * ((*kernelContext_2->query_0)[i_0] * Float16_expand_0(uint2(*(k_pages_0+_S58)) ) + (*kernelContext_2->query_0)[i_0 + 1U] * Float16_expand_0(uint2(*(k_pages_0+(_S58 + 1U))) ) + (*kernelContext_2->query_0)[i_0 + 2U] * Float16_expand_0(uint2(*(k_pages_0+(_S58 + 2U))) ) + (*kernelContext_2->query_0)[i_0 + 3U] * Float16_expand_0(uint2(*(k_pages_0+(_S58 + 3U))) ) + (*kernelContext_2->query_0)[i_0 + 4U] * Float16_expand_0(uint2(*(k_pages_0+(_S58 + 4U))) ) + (*kernelContext_2->query_0)[i_0 + 5U] * Float16_expand_0(uint2(*(k_pages_0+(_S58 + 5U))) ) + (*kernelContext_2->query_0)[i_0 + 6U] * Float16_expand_0(uint2(*(k_pages_0+(_S58 + 6U))) ) + (*kernelContext_2->query_0)[i_0 + 7U] * Float16_expand_0(uint2(*(k_pages_0+(_S58 + 7U))) ));
-                i_0 = _S57;
+                uint _S62 = _S60.vector_0 + i_0;
+                float4 products_0 = sum_0 + float4(Float16_scale_0(k_pages_0, _S60.scale_0 + i_0 / 8U))  * ((*kernelContext_2->query_0)[i_0] * Float16_expand_0(uint2(*(k_pages_0+_S62)) ) + (*kernelContext_2->query_0)[i_0 + 1U] * Float16_expand_0(uint2(*(k_pages_0+(_S62 + 1U))) ) + (*kernelContext_2->query_0)[i_0 + 2U] * Float16_expand_0(uint2(*(k_pages_0+(_S62 + 2U))) ) + (*kernelContext_2->query_0)[i_0 + 3U] * Float16_expand_0(uint2(*(k_pages_0+(_S62 + 3U))) ) + (*kernelContext_2->query_0)[i_0 + 4U] * Float16_expand_0(uint2(*(k_pages_0+(_S62 + 4U))) ) + (*kernelContext_2->query_0)[i_0 + 5U] * Float16_expand_0(uint2(*(k_pages_0+(_S62 + 5U))) ) + (*kernelContext_2->query_0)[i_0 + 6U] * Float16_expand_0(uint2(*(k_pages_0+(_S62 + 6U))) ) + (*kernelContext_2->query_0)[i_0 + 7U] * Float16_expand_0(uint2(*(k_pages_0+(_S62 + 7U))) ));
+                i_0 = _S61;
                 sum_0 = products_0;
             }
             i_1 = i_0;
@@ -335,7 +357,7 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
                 {
                     break;
                 }
-                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Float16_expand_0(uint2(*(k_pages_0+(_S56.vector_0 + i_1))) );
+                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Float16_expand_0(uint2(*(k_pages_0+(_S60.vector_0 + i_1))) );
                 i_1 = i_1 + 1U;
                 sum_2 = products_1;
             }
@@ -345,45 +367,45 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
         {
             score_0 = -3.4028234663852886e+38;
         }
-        float _S59 = group_max_0(score_0, thread_2, kernelContext_2);
-        float _S60 = max(peak_0, _S59);
-        float _S61;
-        if(_S52)
+        float _S63 = group_max_0(score_0, thread_2, kernelContext_2);
+        float _S64 = max(peak_0, _S63);
+        float _S65;
+        if(_S56)
         {
-            _S61 = exp(score_0 - _S60);
+            _S65 = exp(score_0 - _S64);
         }
         else
         {
-            _S61 = 0.0;
+            _S65 = 0.0;
         }
-        (*kernelContext_2->weights_0)[thread_2] = _S61;
-        float _S62 = exp(peak_0 - _S60);
-        float _S63 = total_0 * _S62;
-        float _S64 = group_sum_0(_S61, thread_2, kernelContext_2);
-        float _S65 = _S63 + _S64;
-        float4 sum_3 = sum_1 * float4(_S62) ;
+        (*kernelContext_2->weights_0)[thread_2] = _S65;
+        float _S66 = exp(peak_0 - _S64);
+        float _S67 = total_0 * _S66;
+        float _S68 = group_sum_0(_S65, thread_2, kernelContext_2);
+        float _S69 = _S67 + _S68;
+        float4 sum_3 = sum_1 * float4(_S66) ;
         if(_S45 < _S44)
         {
             i_0 = _S45;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S66 = i_0 + 7U * _S44;
-                if(_S66 < _S51)
+                uint _S70 = i_0 + 7U * _S44;
+                if(_S70 < _S55)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S67 = p_1->v_pages_offset_0;
-                uint _S68 = i_0 + _S44;
-                uint _S69 = i_0 + 2U * _S44;
-                uint _S70 = i_0 + 3U * _S44;
-                uint _S71 = i_0 + 4U * _S44;
-                uint _S72 = i_0 + 5U * _S44;
-                uint _S73 = i_0 + 6U * _S44;
-                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_0], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S68])  * value_0(v_pages_0, _S67, (*kernelContext_2->slots_0)[_S68], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S69])  * value_0(v_pages_0, _S67, (*kernelContext_2->slots_0)[_S69], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S70])  * value_0(v_pages_0, _S67, (*kernelContext_2->slots_0)[_S70], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S71])  * value_0(v_pages_0, _S67, (*kernelContext_2->slots_0)[_S71], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S72])  * value_0(v_pages_0, _S67, (*kernelContext_2->slots_0)[_S72], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S73])  * value_0(v_pages_0, _S67, (*kernelContext_2->slots_0)[_S73], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S66])  * value_0(v_pages_0, _S67, (*kernelContext_2->slots_0)[_S66], _S46, _S49);
+                uint _S71 = p_1->v_pages_offset_0;
+                uint _S72 = i_0 + _S44;
+                uint _S73 = i_0 + 2U * _S44;
+                uint _S74 = i_0 + 3U * _S44;
+                uint _S75 = i_0 + 4U * _S44;
+                uint _S76 = i_0 + 5U * _S44;
+                uint _S77 = i_0 + 6U * _S44;
+                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_0], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S72])  * value_0(v_pages_0, _S71, (*kernelContext_2->slots_0)[_S72], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S73])  * value_0(v_pages_0, _S71, (*kernelContext_2->slots_0)[_S73], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S74])  * value_0(v_pages_0, _S71, (*kernelContext_2->slots_0)[_S74], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S75])  * value_0(v_pages_0, _S71, (*kernelContext_2->slots_0)[_S75], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S76])  * value_0(v_pages_0, _S71, (*kernelContext_2->slots_0)[_S76], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S77])  * value_0(v_pages_0, _S71, (*kernelContext_2->slots_0)[_S77], _S46, _S49) + float4((*kernelContext_2->weights_0)[_S70])  * value_0(v_pages_0, _S71, (*kernelContext_2->slots_0)[_S70], _S46, _S49);
                 i_0 = i_0 + 8U * _S44;
                 sum_0 = sum_4;
             }
@@ -391,7 +413,7 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S51)
+                if(i_1 < _S55)
                 {
                 }
                 else
@@ -410,15 +432,15 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         begin_2 = begin_2 + 128U;
-        peak_0 = _S60;
-        total_0 = _S65;
+        peak_0 = _S64;
+        total_0 = _S69;
     }
     (*kernelContext_2->sums_0)[thread_2] = sum_1;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if(_S42)
     {
         i_0 = 0U;
-        sum_0 = _S50;
+        sum_0 = _S54;
         for(;;)
         {
             if(i_0 < _S44)
@@ -434,13 +456,13 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
         }
         if(_S39 >= j_0)
         {
-            sum_1 = _S50;
+            sum_1 = _S54;
         }
         else
         {
             sum_1 = sum_0 / float4(total_0) ;
         }
-        uint _S74 = p_1->out_offset_0 + _S25 * p_1->out_stride_0 + _S28 * _S40 + 4U * thread_2;
+        uint _S78 = p_1->out_offset_0 + _S25 * p_1->out_stride_0 + _S28 * _S40 + 4U * thread_2;
         j_0 = 0U;
         for(;;)
         {
@@ -451,14 +473,14 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
             {
                 break;
             }
-            *(result_3+(_S74 + j_0)) = sum_1[j_0];
+            *(result_3+(_S78 + j_0)) = sum_1[j_0];
             j_0 = j_0 + 1U;
         }
     }
     return;
 }
 
-[[kernel]] void attention_f16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], packed_uint2 device* entryPointParams_k_pages_1 [[buffer(2)]], packed_uint2 device* entryPointParams_v_pages_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]], uint device* entryPointParams_sequences_1 [[buffer(5)]], float device* entryPointParams_result_1 [[buffer(6)]])
+[[kernel]] void attention_f16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], packed_uint2 device* entryPointParams_k_pages_1 [[buffer(2)]], packed_uint2 device* entryPointParams_v_pages_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]], uint device* entryPointParams_sequences_1 [[buffer(5)]], float device* entryPointParams_sinks_1 [[buffer(6)]], float device* entryPointParams_result_1 [[buffer(7)]])
 {
     thread KernelContext_0 kernelContext_3;
     (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
@@ -467,6 +489,7 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
     (&kernelContext_3)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
     (&kernelContext_3)->entryPointParams_batch_0 = entryPointParams_batch_1;
     (&kernelContext_3)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
+    (&kernelContext_3)->entryPointParams_sinks_0 = entryPointParams_sinks_1;
     (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
     threadgroup array<float4, int(64)> query_1;
     (&kernelContext_3)->query_0 = &query_1;
@@ -480,6 +503,6 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_uint2 devi
     (&kernelContext_3)->sums_0 = &sums_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_3)->_S3 = _builtinWaveLaneCount_0;
-    attend_0(group_2, sv_groupindex_0, entryPointParams_q_1, entryPointParams_k_pages_1, entryPointParams_v_pages_1, entryPointParams_batch_1, entryPointParams_sequences_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    attend_0(group_2, sv_groupindex_0, entryPointParams_q_1, entryPointParams_k_pages_1, entryPointParams_v_pages_1, entryPointParams_batch_1, entryPointParams_sequences_1, entryPointParams_sinks_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
     return;
 }

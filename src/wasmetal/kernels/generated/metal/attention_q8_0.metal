@@ -61,6 +61,7 @@ struct AttentionParams_0
     uint v_pages_offset_0;
     uint batch_offset_0;
     uint sequences_offset_0;
+    uint sinks_offset_0;
     uint out_offset_0;
     uint batch_row_0;
     uint rows_0;
@@ -92,6 +93,7 @@ struct KernelContext_0
     uint device* entryPointParams_v_pages_0;
     uint device* entryPointParams_batch_0;
     uint device* entryPointParams_sequences_0;
+    float device* entryPointParams_sinks_0;
     float device* entryPointParams_result_0;
     array<float4, int(64)> threadgroup* query_0;
     array<uint, int(128)> threadgroup* slots_0;
@@ -227,7 +229,7 @@ float group_sum_0(float value_2, uint thread_1, KernelContext_0 thread* kernelCo
     return result_1;
 }
 
-void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pages_0, uint device* v_pages_0, uint device* batch_3, uint device* sequences_2, float device* result_3, const AttentionParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pages_0, uint device* v_pages_0, uint device* batch_3, uint device* sequences_2, float device* sinks_0, float device* result_3, const AttentionParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
 {
     uint i_0;
     float4 sum_0;
@@ -292,11 +294,31 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pa
     uint _S48 = _S34 * _S41;
     uint _S49 = thread_2 % _S42;
     uint _S50 = _S48 + 4U * _S49;
-    float4 _S51 = float4(int4(int(0)) );
+    uint _S51 = p_1->sinks_offset_0;
+    bool _S52 = (p_1->sinks_offset_0) != 4294967295U;
+    float peak_0;
+    if(_S52)
+    {
+        peak_0 = max(sinks_0[_S51 + _S29], -3.4028234663852886e+38);
+    }
+    else
+    {
+        peak_0 = -3.4028234663852886e+38;
+    }
+    int _S53;
+    if(_S52)
+    {
+        _S53 = int(1);
+    }
+    else
+    {
+        _S53 = int(0);
+    }
+    float _S54 = float(_S53);
+    float4 _S55 = float4(int4(int(0)) );
     uint begin_2 = _S40;
-    float peak_0 = -3.4028234663852886e+38;
-    float total_0 = 0.0;
-    float4 sum_1 = _S51;
+    float total_0 = _S54;
+    float4 sum_1 = _S55;
     for(;;)
     {
         if(begin_2 < j_0)
@@ -306,33 +328,33 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pa
         {
             break;
         }
-        uint _S52 = min(j_0 - begin_2, 128U);
-        bool _S53 = thread_2 < _S52;
+        uint _S56 = min(j_0 - begin_2, 128U);
+        bool _S57 = thread_2 < _S56;
         uint i_1;
         float score_0;
         float4 sum_2;
-        if(_S53)
+        if(_S57)
         {
-            uint _S54 = begin_2 + thread_2;
-            thread SequenceTable_0 _S55 = _S36;
-            uint _S56 = SequenceTable_slot_0(&_S55, sequences_2, _S54);
-            (*kernelContext_2->slots_0)[thread_2] = _S56;
-            Run_0 _S57 = Blocks8_run_0(p_1->k_pages_offset_0, _S56, _S47, _S48);
+            uint _S58 = begin_2 + thread_2;
+            thread SequenceTable_0 _S59 = _S36;
+            uint _S60 = SequenceTable_slot_0(&_S59, sequences_2, _S58);
+            (*kernelContext_2->slots_0)[thread_2] = _S60;
+            Run_0 _S61 = Blocks8_run_0(p_1->k_pages_offset_0, _S60, _S47, _S48);
             i_0 = 0U;
-            sum_0 = _S51;
+            sum_0 = _S55;
             for(;;)
             {
-                uint _S58 = i_0 + 8U;
-                if(_S58 <= _S42)
+                uint _S62 = i_0 + 8U;
+                if(_S62 <= _S42)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S59 = _S57.vector_0 + i_0;
-                float4 products_0 = sum_0 + float4(Blocks8_scale_0(k_pages_0, _S57.scale_0 + i_0 / 8U))  * ((*kernelContext_2->query_0)[i_0] * Blocks8_expand_0(k_pages_0[_S59]) + (*kernelContext_2->query_0)[i_0 + 1U] * Blocks8_expand_0(k_pages_0[_S59 + 1U]) + (*kernelContext_2->query_0)[i_0 + 2U] * Blocks8_expand_0(k_pages_0[_S59 + 2U]) + (*kernelContext_2->query_0)[i_0 + 3U] * Blocks8_expand_0(k_pages_0[_S59 + 3U]) + (*kernelContext_2->query_0)[i_0 + 4U] * Blocks8_expand_0(k_pages_0[_S59 + 4U]) + (*kernelContext_2->query_0)[i_0 + 5U] * Blocks8_expand_0(k_pages_0[_S59 + 5U]) + (*kernelContext_2->query_0)[i_0 + 6U] * Blocks8_expand_0(k_pages_0[_S59 + 6U]) + (*kernelContext_2->query_0)[i_0 + 7U] * Blocks8_expand_0(k_pages_0[_S59 + 7U]));
-                i_0 = _S58;
+                uint _S63 = _S61.vector_0 + i_0;
+                float4 products_0 = sum_0 + float4(Blocks8_scale_0(k_pages_0, _S61.scale_0 + i_0 / 8U))  * ((*kernelContext_2->query_0)[i_0] * Blocks8_expand_0(k_pages_0[_S63]) + (*kernelContext_2->query_0)[i_0 + 1U] * Blocks8_expand_0(k_pages_0[_S63 + 1U]) + (*kernelContext_2->query_0)[i_0 + 2U] * Blocks8_expand_0(k_pages_0[_S63 + 2U]) + (*kernelContext_2->query_0)[i_0 + 3U] * Blocks8_expand_0(k_pages_0[_S63 + 3U]) + (*kernelContext_2->query_0)[i_0 + 4U] * Blocks8_expand_0(k_pages_0[_S63 + 4U]) + (*kernelContext_2->query_0)[i_0 + 5U] * Blocks8_expand_0(k_pages_0[_S63 + 5U]) + (*kernelContext_2->query_0)[i_0 + 6U] * Blocks8_expand_0(k_pages_0[_S63 + 6U]) + (*kernelContext_2->query_0)[i_0 + 7U] * Blocks8_expand_0(k_pages_0[_S63 + 7U]));
+                i_0 = _S62;
                 sum_0 = products_0;
             }
             i_1 = i_0;
@@ -346,7 +368,7 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pa
                 {
                     break;
                 }
-                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Blocks8_expand_0(k_pages_0[_S57.vector_0 + i_1]);
+                float4 products_1 = sum_2 + (*kernelContext_2->query_0)[i_1] * Blocks8_expand_0(k_pages_0[_S61.vector_0 + i_1]);
                 i_1 = i_1 + 1U;
                 sum_2 = products_1;
             }
@@ -356,45 +378,45 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pa
         {
             score_0 = -3.4028234663852886e+38;
         }
-        float _S60 = group_max_0(score_0, thread_2, kernelContext_2);
-        float _S61 = max(peak_0, _S60);
-        float _S62;
-        if(_S53)
+        float _S64 = group_max_0(score_0, thread_2, kernelContext_2);
+        float _S65 = max(peak_0, _S64);
+        float _S66;
+        if(_S57)
         {
-            _S62 = exp(score_0 - _S61);
+            _S66 = exp(score_0 - _S65);
         }
         else
         {
-            _S62 = 0.0;
+            _S66 = 0.0;
         }
-        (*kernelContext_2->weights_0)[thread_2] = _S62;
-        float _S63 = exp(peak_0 - _S61);
-        float _S64 = total_0 * _S63;
-        float _S65 = group_sum_0(_S62, thread_2, kernelContext_2);
-        float _S66 = _S64 + _S65;
-        float4 sum_3 = sum_1 * float4(_S63) ;
+        (*kernelContext_2->weights_0)[thread_2] = _S66;
+        float _S67 = exp(peak_0 - _S65);
+        float _S68 = total_0 * _S67;
+        float _S69 = group_sum_0(_S66, thread_2, kernelContext_2);
+        float _S70 = _S68 + _S69;
+        float4 sum_3 = sum_1 * float4(_S67) ;
         if(_S46 < _S45)
         {
             i_0 = _S46;
             sum_0 = sum_3;
             for(;;)
             {
-                uint _S67 = i_0 + 7U * _S45;
-                if(_S67 < _S52)
+                uint _S71 = i_0 + 7U * _S45;
+                if(_S71 < _S56)
                 {
                 }
                 else
                 {
                     break;
                 }
-                uint _S68 = p_1->v_pages_offset_0;
-                uint _S69 = i_0 + _S45;
-                uint _S70 = i_0 + 2U * _S45;
-                uint _S71 = i_0 + 3U * _S45;
-                uint _S72 = i_0 + 4U * _S45;
-                uint _S73 = i_0 + 5U * _S45;
-                uint _S74 = i_0 + 6U * _S45;
-                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_0], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S69])  * value_0(v_pages_0, _S68, (*kernelContext_2->slots_0)[_S69], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S70])  * value_0(v_pages_0, _S68, (*kernelContext_2->slots_0)[_S70], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S71])  * value_0(v_pages_0, _S68, (*kernelContext_2->slots_0)[_S71], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S72])  * value_0(v_pages_0, _S68, (*kernelContext_2->slots_0)[_S72], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S73])  * value_0(v_pages_0, _S68, (*kernelContext_2->slots_0)[_S73], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S74])  * value_0(v_pages_0, _S68, (*kernelContext_2->slots_0)[_S74], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S67])  * value_0(v_pages_0, _S68, (*kernelContext_2->slots_0)[_S67], _S47, _S50);
+                uint _S72 = p_1->v_pages_offset_0;
+                uint _S73 = i_0 + _S45;
+                uint _S74 = i_0 + 2U * _S45;
+                uint _S75 = i_0 + 3U * _S45;
+                uint _S76 = i_0 + 4U * _S45;
+                uint _S77 = i_0 + 5U * _S45;
+                uint _S78 = i_0 + 6U * _S45;
+                float4 sum_4 = sum_0 + float4((*kernelContext_2->weights_0)[i_0])  * value_0(v_pages_0, p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[i_0], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S73])  * value_0(v_pages_0, _S72, (*kernelContext_2->slots_0)[_S73], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S74])  * value_0(v_pages_0, _S72, (*kernelContext_2->slots_0)[_S74], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S75])  * value_0(v_pages_0, _S72, (*kernelContext_2->slots_0)[_S75], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S76])  * value_0(v_pages_0, _S72, (*kernelContext_2->slots_0)[_S76], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S77])  * value_0(v_pages_0, _S72, (*kernelContext_2->slots_0)[_S77], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S78])  * value_0(v_pages_0, _S72, (*kernelContext_2->slots_0)[_S78], _S47, _S50) + float4((*kernelContext_2->weights_0)[_S71])  * value_0(v_pages_0, _S72, (*kernelContext_2->slots_0)[_S71], _S47, _S50);
                 i_0 = i_0 + 8U * _S45;
                 sum_0 = sum_4;
             }
@@ -402,7 +424,7 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pa
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S52)
+                if(i_1 < _S56)
                 {
                 }
                 else
@@ -421,15 +443,15 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pa
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         begin_2 = begin_2 + 128U;
-        peak_0 = _S61;
-        total_0 = _S66;
+        peak_0 = _S65;
+        total_0 = _S70;
     }
     (*kernelContext_2->sums_0)[thread_2] = sum_1;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if(_S43)
     {
         i_0 = 0U;
-        sum_0 = _S51;
+        sum_0 = _S55;
         for(;;)
         {
             if(i_0 < _S45)
@@ -445,13 +467,13 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pa
         }
         if(_S40 >= j_0)
         {
-            sum_1 = _S51;
+            sum_1 = _S55;
         }
         else
         {
             sum_1 = sum_0 / float4(total_0) ;
         }
-        uint _S75 = p_1->out_offset_0 + _S26 * p_1->out_stride_0 + _S29 * _S41 + 4U * thread_2;
+        uint _S79 = p_1->out_offset_0 + _S26 * p_1->out_stride_0 + _S29 * _S41 + 4U * thread_2;
         j_0 = 0U;
         for(;;)
         {
@@ -462,14 +484,14 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pa
             {
                 break;
             }
-            *(result_3+(_S75 + j_0)) = sum_1[j_0];
+            *(result_3+(_S79 + j_0)) = sum_1[j_0];
             j_0 = j_0 + 1U;
         }
     }
     return;
 }
 
-[[kernel]] void attention_q8_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], uint device* entryPointParams_k_pages_1 [[buffer(2)]], uint device* entryPointParams_v_pages_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]], uint device* entryPointParams_sequences_1 [[buffer(5)]], float device* entryPointParams_result_1 [[buffer(6)]])
+[[kernel]] void attention_q8_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], uint device* entryPointParams_k_pages_1 [[buffer(2)]], uint device* entryPointParams_v_pages_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]], uint device* entryPointParams_sequences_1 [[buffer(5)]], float device* entryPointParams_sinks_1 [[buffer(6)]], float device* entryPointParams_result_1 [[buffer(7)]])
 {
     thread KernelContext_0 kernelContext_3;
     (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
@@ -478,6 +500,7 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pa
     (&kernelContext_3)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
     (&kernelContext_3)->entryPointParams_batch_0 = entryPointParams_batch_1;
     (&kernelContext_3)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
+    (&kernelContext_3)->entryPointParams_sinks_0 = entryPointParams_sinks_1;
     (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
     threadgroup array<float4, int(64)> query_1;
     (&kernelContext_3)->query_0 = &query_1;
@@ -491,6 +514,6 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pa
     (&kernelContext_3)->sums_0 = &sums_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
     (&kernelContext_3)->_S4 = _builtinWaveLaneCount_0;
-    attend_0(group_2, sv_groupindex_0, entryPointParams_q_1, entryPointParams_k_pages_1, entryPointParams_v_pages_1, entryPointParams_batch_1, entryPointParams_sequences_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    attend_0(group_2, sv_groupindex_0, entryPointParams_q_1, entryPointParams_k_pages_1, entryPointParams_v_pages_1, entryPointParams_batch_1, entryPointParams_sequences_1, entryPointParams_sinks_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
     return;
 }

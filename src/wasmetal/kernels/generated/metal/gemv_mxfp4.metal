@@ -3,17 +3,6 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
-struct GemvParams_0
-{
-    uint weight_offset_0;
-    uint x_offset_0;
-    uint out_offset_0;
-    uint n_0;
-    uint k_0;
-    uint accumulate_0;
-    uint groups_0;
-};
-
 uint2 MXFP4Eights_places_0(uint i_0)
 {
     uint _S1 = i_0 % 4U;
@@ -59,22 +48,33 @@ float4 doubled_fp4_0(uint word_0)
     return float4(int4(((uint4(3362009616U) ) >> (_S8 * uint4(4U) )) & (uint4(15U) )) * (int4(int(1))  - int4((_S7 >> _S9) & _S9)));
 }
 
-float MXFP4Eights_product_0(uint device* weight_0, uint offset_2, uint k_1, uint row_0, uint i_1, float4 a_0, float4 b_0)
+float MXFP4Eights_product_0(uint device* weight_0, uint offset_2, uint k_0, uint row_0, uint i_1, float4 a_0, float4 b_0)
 {
-    uint _S10 = (row_0 * (k_1 / 32U) + i_1 / 4U) * 17U;
+    uint _S10 = (row_0 * (k_0 / 32U) + i_1 / 4U) * 17U;
     uint _S11 = word_at_byte_0(weight_0, offset_2, _S10 + 1U + i_1 % 4U * 4U);
     return fp4_scale_0(weight_0, offset_2, _S10) * (dot(doubled_fp4_0(_S11), a_0) + dot(doubled_fp4_0(_S11 >> 4U), b_0));
 }
 
-float product_0(uint row_1, uint i_2, uint device* weight_1, packed_float4 device* x_0, const GemvParams_0 constant* p_0)
+float product_0(uint row_1, uint i_2, uint device* weight_1, uint weight_offset_0, uint k_1, packed_float4 device* x_0, uint x_offset_0)
 {
     uint2 _S12 = MXFP4Eights_places_0(i_2);
-    return MXFP4Eights_product_0(weight_1, p_0->weight_offset_0, p_0->k_0, row_1, i_2, float4(*(x_0+(p_0->x_offset_0 + _S12.x))) , float4(*(x_0+(p_0->x_offset_0 + _S12.y))) );
+    return MXFP4Eights_product_0(weight_1, weight_offset_0, k_1, row_1, i_2, float4(*(x_0+(x_offset_0 + _S12.x))) , float4(*(x_0+(x_offset_0 + _S12.y))) );
 }
+
+struct GemvParams_0
+{
+    uint weight_offset_1;
+    uint x_offset_1;
+    uint out_offset_0;
+    uint n_0;
+    uint k_2;
+    uint accumulate_0;
+    uint groups_0;
+};
 
 struct EntryPointParams_0
 {
-    GemvParams_0 p_1;
+    GemvParams_0 p_0;
 };
 
 struct KernelContext_0
@@ -87,99 +87,96 @@ struct KernelContext_0
     uint _S14;
 };
 
-uint group_number_0(uint3 group_0)
-{
-    return group_0.y * 32768U + group_0.x;
-}
-
-void gemv_0(uint3 group_1, uint thread_0, uint device* weight_2, packed_float4 device* x_1, float device* result_0, const GemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_0)
+float row_product_0(uint row_2, uint device* weight_2, uint weight_offset_2, uint k_3, packed_float4 device* x_1, uint x_offset_2, KernelContext_0 thread* kernelContext_0)
 {
     uint _S15 = kernelContext_0->_S13;
-    uint _S16 = kernelContext_0->_S14;
-    uint _S17 = 128U / kernelContext_0->_S13;
-    uint _S18 = p_2->k_0 / 8U;
-    uint _S19 = group_number_0(group_1) * _S17;
-    uint _S20 = thread_0 / _S15;
-    uint row_2 = _S19 + _S20;
+    uint _S16 = k_3 / 8U;
+    uint i_3 = kernelContext_0->_S14;
+    float sum_0 = 0.0;
     for(;;)
     {
-        if(row_2 < (p_2->n_0))
+        uint _S17 = i_3 + 3U * _S15;
+        if(_S17 < _S16)
         {
         }
         else
         {
             break;
         }
-        uint i_3 = _S16;
-        float sum_0 = 0.0;
-        for(;;)
+        float sum_1 = sum_0 + product_0(row_2, i_3, weight_2, weight_offset_2, k_3, x_1, x_offset_2) + product_0(row_2, i_3 + _S15, weight_2, weight_offset_2, k_3, x_1, x_offset_2) + product_0(row_2, i_3 + 2U * _S15, weight_2, weight_offset_2, k_3, x_1, x_offset_2) + product_0(row_2, _S17, weight_2, weight_offset_2, k_3, x_1, x_offset_2);
+        i_3 = i_3 + 4U * _S15;
+        sum_0 = sum_1;
+    }
+    for(;;)
+    {
+        if(i_3 < _S16)
         {
-            uint _S21 = i_3 + 3U * _S15;
-            if(_S21 < _S18)
+        }
+        else
+        {
+            break;
+        }
+        float sum_2 = sum_0 + product_0(row_2, i_3, weight_2, weight_offset_2, k_3, x_1, x_offset_2);
+        i_3 = i_3 + _S15;
+        sum_0 = sum_2;
+    }
+    float _S18 = simd_sum(sum_0);
+    return _S18;
+}
+
+uint group_number_0(uint3 group_0)
+{
+    return group_0.y * 32768U + group_0.x;
+}
+
+void gemv_0(uint3 group_1, uint thread_0, uint device* weight_3, packed_float4 device* x_2, float device* result_0, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
+{
+    uint _S19 = kernelContext_1->_S13;
+    uint _S20 = 128U / kernelContext_1->_S13;
+    uint _S21 = group_number_0(group_1) * _S20;
+    uint _S22 = thread_0 / _S19;
+    uint row_3 = _S21 + _S22;
+    for(;;)
+    {
+        if(row_3 < (p_1->n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        float _S23 = row_product_0(row_3, weight_3, p_1->weight_offset_1, p_1->k_2, x_2, p_1->x_offset_1, kernelContext_1);
+        uint _S24 = p_1->out_offset_0 + row_3;
+        bool _S25 = simd_is_first();
+        if(_S25)
+        {
+            float device* _S26 = result_0+_S24;
+            float _S27;
+            if((p_1->accumulate_0) != 0U)
             {
+                _S27 = *(result_0+_S24) + _S23;
             }
             else
             {
-                break;
+                _S27 = _S23;
             }
-            float _S22 = product_0(row_2, i_3, weight_2, x_1, p_2);
-            float sum_1 = sum_0 + _S22;
-            float _S23 = product_0(row_2, i_3 + _S15, weight_2, x_1, p_2);
-            float sum_2 = sum_1 + _S23;
-            float _S24 = product_0(row_2, i_3 + 2U * _S15, weight_2, x_1, p_2);
-            float sum_3 = sum_2 + _S24;
-            float _S25 = product_0(row_2, _S21, weight_2, x_1, p_2);
-            float sum_4 = sum_3 + _S25;
-            i_3 = i_3 + 4U * _S15;
-            sum_0 = sum_4;
+            *_S26 = _S27;
         }
-        uint i_4 = i_3;
-        float sum_5 = sum_0;
-        for(;;)
-        {
-            if(i_4 < _S18)
-            {
-            }
-            else
-            {
-                break;
-            }
-            float _S26 = product_0(row_2, i_4, weight_2, x_1, p_2);
-            float sum_6 = sum_5 + _S26;
-            i_4 = i_4 + _S15;
-            sum_5 = sum_6;
-        }
-        float sum_7 = simd_sum(sum_5);
-        uint _S27 = p_2->out_offset_0 + row_2;
-        if(_S16 == 0U)
-        {
-            float device* _S28 = result_0+_S27;
-            float _S29;
-            if((p_2->accumulate_0) != 0U)
-            {
-                _S29 = *(result_0+_S27) + sum_7;
-            }
-            else
-            {
-                _S29 = sum_7;
-            }
-            *_S28 = _S29;
-        }
-        row_2 = row_2 + p_2->groups_0 * _S17;
+        row_3 = row_3 + p_1->groups_0 * _S20;
     }
     return;
 }
 
 [[kernel]] void gemv_mxfp4(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
-    thread KernelContext_0 kernelContext_1;
-    (&kernelContext_1)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_1)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_1)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_1)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_2;
+    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_1)->_S13 = _builtinWaveLaneCount_0;
-    (&kernelContext_1)->_S14 = _builtinWaveLaneIndex_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_1, &kernelContext_1);
+    (&kernelContext_2)->_S13 = _builtinWaveLaneCount_0;
+    (&kernelContext_2)->_S14 = _builtinWaveLaneIndex_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
     return;
 }

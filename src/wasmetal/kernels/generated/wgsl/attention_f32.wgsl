@@ -7,22 +7,23 @@ struct AttentionParams_std140_0
     @align(8) v_pages_offset_0 : u32,
     @align(4) batch_offset_0 : u32,
     @align(16) sequences_offset_0 : u32,
-    @align(4) out_offset_0 : u32,
-    @align(8) batch_row_0 : u32,
-    @align(4) rows_0 : u32,
-    @align(16) first_head_0 : u32,
-    @align(4) head_count_0 : u32,
-    @align(8) heads_0 : u32,
-    @align(4) kv_heads_0 : u32,
-    @align(16) head_dim_0 : u32,
-    @align(4) q_stride_0 : u32,
-    @align(8) out_stride_0 : u32,
-    @align(4) pages_0 : u32,
-    @align(16) page_size_0 : u32,
-    @align(4) sequence_count_0 : u32,
-    @align(8) table_length_0 : u32,
-    @align(4) scale_0 : f32,
-    @align(16) window_0 : u32,
+    @align(4) sinks_offset_0 : u32,
+    @align(8) out_offset_0 : u32,
+    @align(4) batch_row_0 : u32,
+    @align(16) rows_0 : u32,
+    @align(4) first_head_0 : u32,
+    @align(8) head_count_0 : u32,
+    @align(4) heads_0 : u32,
+    @align(16) kv_heads_0 : u32,
+    @align(4) head_dim_0 : u32,
+    @align(8) q_stride_0 : u32,
+    @align(4) out_stride_0 : u32,
+    @align(16) pages_0 : u32,
+    @align(4) page_size_0 : u32,
+    @align(8) sequence_count_0 : u32,
+    @align(4) table_length_0 : u32,
+    @align(16) scale_0 : f32,
+    @align(4) window_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -41,7 +42,9 @@ struct EntryPointParams_std140_0
 
 @binding(5) @group(0) var<storage, read> entryPointParams_sequences_0 : array<u32>;
 
-@binding(6) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
+@binding(6) @group(0) var<storage, read> entryPointParams_sinks_0 : array<f32>;
+
+@binding(7) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -286,11 +289,31 @@ fn attend_0( _S42 : vec3<u32>,  _S43 : u32,  _S44 : ptr<function, AttentionParam
     var _S69 : u32 = _S55 * _S62;
     var _S70 : u32 = _S43 % _S63;
     var _S71 : u32 = _S69 + u32(4) * _S70;
-    var _S72 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var _S72 : u32 = (*_S44).sinks_offset_0;
+    var _S73 : bool = ((*_S44).sinks_offset_0) != u32(4294967295);
+    var peak_0 : f32;
+    if(_S73)
+    {
+        peak_0 = max(entryPointParams_sinks_0[_S72 + _S50], -3.4028234663852886e+38f);
+    }
+    else
+    {
+        peak_0 = -3.4028234663852886e+38f;
+    }
+    var _S74 : i32;
+    if(_S73)
+    {
+        _S74 = i32(1);
+    }
+    else
+    {
+        _S74 = i32(0);
+    }
+    var _S75 : f32 = f32(_S74);
+    var _S76 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var begin_2 : u32 = _S61;
-    var peak_0 : f32 = -3.4028234663852886e+38f;
-    var total_0 : f32 = 0.0f;
-    var sum_1 : vec4<f32> = _S72;
+    var total_0 : f32 = _S75;
+    var sum_1 : vec4<f32> = _S76;
     for(;;)
     {
         if(begin_2 < j_0)
@@ -300,31 +323,31 @@ fn attend_0( _S42 : vec3<u32>,  _S43 : u32,  _S44 : ptr<function, AttentionParam
         {
             break;
         }
-        var _S73 : u32 = min(j_0 - begin_2, u32(128));
-        var _S74 : bool = _S43 < _S73;
+        var _S77 : u32 = min(j_0 - begin_2, u32(128));
+        var _S78 : bool = _S43 < _S77;
         var i_1 : u32;
         var score_0 : f32;
         var sum_2 : vec4<f32>;
-        if(_S74)
+        if(_S78)
         {
-            var _S75 : u32 = SequenceTable_slot_0(_S57, begin_2 + _S43);
-            slots_0[_S43] = _S75;
-            var _S76 : Run_0 = Float32_run_0((*_S44).k_pages_offset_0, _S75, _S68, _S69);
+            var _S79 : u32 = SequenceTable_slot_0(_S57, begin_2 + _S43);
+            slots_0[_S43] = _S79;
+            var _S80 : Run_0 = Float32_run_0((*_S44).k_pages_offset_0, _S79, _S68, _S69);
             i_0 = u32(0);
-            sum_0 = _S72;
+            sum_0 = _S76;
             for(;;)
             {
-                var _S77 : u32 = i_0 + u32(8);
-                if(_S77 <= _S63)
+                var _S81 : u32 = i_0 + u32(8);
+                if(_S81 <= _S63)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var _S78 : u32 = _S76.vector_0 + i_0;
-                var products_0 : vec4<f32> = sum_0 + vec4<f32>(Float32_scale_0(_S76.scale_1 + i_0 / u32(8))) * (query_0[i_0] * Float32_expand_0(entryPointParams_k_pages_0[_S78]) + query_0[i_0 + u32(1)] * Float32_expand_0(entryPointParams_k_pages_0[_S78 + u32(1)]) + query_0[i_0 + u32(2)] * Float32_expand_0(entryPointParams_k_pages_0[_S78 + u32(2)]) + query_0[i_0 + u32(3)] * Float32_expand_0(entryPointParams_k_pages_0[_S78 + u32(3)]) + query_0[i_0 + u32(4)] * Float32_expand_0(entryPointParams_k_pages_0[_S78 + u32(4)]) + query_0[i_0 + u32(5)] * Float32_expand_0(entryPointParams_k_pages_0[_S78 + u32(5)]) + query_0[i_0 + u32(6)] * Float32_expand_0(entryPointParams_k_pages_0[_S78 + u32(6)]) + query_0[i_0 + u32(7)] * Float32_expand_0(entryPointParams_k_pages_0[_S78 + u32(7)]));
-                i_0 = _S77;
+                var _S82 : u32 = _S80.vector_0 + i_0;
+                var products_0 : vec4<f32> = sum_0 + vec4<f32>(Float32_scale_0(_S80.scale_1 + i_0 / u32(8))) * (query_0[i_0] * Float32_expand_0(entryPointParams_k_pages_0[_S82]) + query_0[i_0 + u32(1)] * Float32_expand_0(entryPointParams_k_pages_0[_S82 + u32(1)]) + query_0[i_0 + u32(2)] * Float32_expand_0(entryPointParams_k_pages_0[_S82 + u32(2)]) + query_0[i_0 + u32(3)] * Float32_expand_0(entryPointParams_k_pages_0[_S82 + u32(3)]) + query_0[i_0 + u32(4)] * Float32_expand_0(entryPointParams_k_pages_0[_S82 + u32(4)]) + query_0[i_0 + u32(5)] * Float32_expand_0(entryPointParams_k_pages_0[_S82 + u32(5)]) + query_0[i_0 + u32(6)] * Float32_expand_0(entryPointParams_k_pages_0[_S82 + u32(6)]) + query_0[i_0 + u32(7)] * Float32_expand_0(entryPointParams_k_pages_0[_S82 + u32(7)]));
+                i_0 = _S81;
                 sum_0 = products_0;
             }
             i_1 = i_0;
@@ -338,7 +361,7 @@ fn attend_0( _S42 : vec3<u32>,  _S43 : u32,  _S44 : ptr<function, AttentionParam
                 {
                     break;
                 }
-                var products_1 : vec4<f32> = sum_2 + query_0[i_1] * Float32_expand_0(entryPointParams_k_pages_0[_S76.vector_0 + i_1]);
+                var products_1 : vec4<f32> = sum_2 + query_0[i_1] * Float32_expand_0(entryPointParams_k_pages_0[_S80.vector_0 + i_1]);
                 i_1 = i_1 + u32(1);
                 sum_2 = products_1;
             }
@@ -348,44 +371,44 @@ fn attend_0( _S42 : vec3<u32>,  _S43 : u32,  _S44 : ptr<function, AttentionParam
         {
             score_0 = -3.4028234663852886e+38f;
         }
-        var _S79 : f32 = group_max_0(score_0, _S43);
-        var _S80 : f32 = max(peak_0, _S79);
-        var _S81 : f32;
-        if(_S74)
+        var _S83 : f32 = group_max_0(score_0, _S43);
+        var _S84 : f32 = max(peak_0, _S83);
+        var _S85 : f32;
+        if(_S78)
         {
-            _S81 = exp(score_0 - _S80);
+            _S85 = exp(score_0 - _S84);
         }
         else
         {
-            _S81 = 0.0f;
+            _S85 = 0.0f;
         }
-        weights_0[_S43] = _S81;
-        var _S82 : f32 = exp(peak_0 - _S80);
-        var _S83 : f32 = total_0 * _S82;
-        var _S84 : f32 = group_sum_0(_S81, _S43);
-        var _S85 : f32 = _S83 + _S84;
-        var sum_3 : vec4<f32> = sum_1 * vec4<f32>(_S82);
+        weights_0[_S43] = _S85;
+        var _S86 : f32 = exp(peak_0 - _S84);
+        var _S87 : f32 = total_0 * _S86;
+        var _S88 : f32 = group_sum_0(_S85, _S43);
+        var _S89 : f32 = _S87 + _S88;
+        var sum_3 : vec4<f32> = sum_1 * vec4<f32>(_S86);
         if(_S67 < _S66)
         {
             i_0 = _S67;
             sum_0 = sum_3;
             for(;;)
             {
-                var _S86 : u32 = i_0 + u32(7) * _S66;
-                if(_S86 < _S73)
+                var _S90 : u32 = i_0 + u32(7) * _S66;
+                if(_S90 < _S77)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var _S87 : u32 = i_0 + _S66;
-                var _S88 : u32 = i_0 + u32(2) * _S66;
-                var _S89 : u32 = i_0 + u32(3) * _S66;
-                var _S90 : u32 = i_0 + u32(4) * _S66;
-                var _S91 : u32 = i_0 + u32(5) * _S66;
-                var _S92 : u32 = i_0 + u32(6) * _S66;
-                var sum_4 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * value_2((*_S44).v_pages_offset_0, slots_0[i_0], _S68, _S71) + vec4<f32>(weights_0[_S87]) * value_2((*_S44).v_pages_offset_0, slots_0[_S87], _S68, _S71) + vec4<f32>(weights_0[_S88]) * value_2((*_S44).v_pages_offset_0, slots_0[_S88], _S68, _S71) + vec4<f32>(weights_0[_S89]) * value_2((*_S44).v_pages_offset_0, slots_0[_S89], _S68, _S71) + vec4<f32>(weights_0[_S90]) * value_2((*_S44).v_pages_offset_0, slots_0[_S90], _S68, _S71) + vec4<f32>(weights_0[_S91]) * value_2((*_S44).v_pages_offset_0, slots_0[_S91], _S68, _S71) + vec4<f32>(weights_0[_S92]) * value_2((*_S44).v_pages_offset_0, slots_0[_S92], _S68, _S71) + vec4<f32>(weights_0[_S86]) * value_2((*_S44).v_pages_offset_0, slots_0[_S86], _S68, _S71);
+                var _S91 : u32 = i_0 + _S66;
+                var _S92 : u32 = i_0 + u32(2) * _S66;
+                var _S93 : u32 = i_0 + u32(3) * _S66;
+                var _S94 : u32 = i_0 + u32(4) * _S66;
+                var _S95 : u32 = i_0 + u32(5) * _S66;
+                var _S96 : u32 = i_0 + u32(6) * _S66;
+                var sum_4 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * value_2((*_S44).v_pages_offset_0, slots_0[i_0], _S68, _S71) + vec4<f32>(weights_0[_S91]) * value_2((*_S44).v_pages_offset_0, slots_0[_S91], _S68, _S71) + vec4<f32>(weights_0[_S92]) * value_2((*_S44).v_pages_offset_0, slots_0[_S92], _S68, _S71) + vec4<f32>(weights_0[_S93]) * value_2((*_S44).v_pages_offset_0, slots_0[_S93], _S68, _S71) + vec4<f32>(weights_0[_S94]) * value_2((*_S44).v_pages_offset_0, slots_0[_S94], _S68, _S71) + vec4<f32>(weights_0[_S95]) * value_2((*_S44).v_pages_offset_0, slots_0[_S95], _S68, _S71) + vec4<f32>(weights_0[_S96]) * value_2((*_S44).v_pages_offset_0, slots_0[_S96], _S68, _S71) + vec4<f32>(weights_0[_S90]) * value_2((*_S44).v_pages_offset_0, slots_0[_S90], _S68, _S71);
                 i_0 = i_0 + u32(8) * _S66;
                 sum_0 = sum_4;
             }
@@ -393,7 +416,7 @@ fn attend_0( _S42 : vec3<u32>,  _S43 : u32,  _S44 : ptr<function, AttentionParam
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S73)
+                if(i_1 < _S77)
                 {
                 }
                 else
@@ -412,15 +435,15 @@ fn attend_0( _S42 : vec3<u32>,  _S43 : u32,  _S44 : ptr<function, AttentionParam
         }
         workgroupBarrier();
         begin_2 = begin_2 + u32(128);
-        peak_0 = _S80;
-        total_0 = _S85;
+        peak_0 = _S84;
+        total_0 = _S89;
     }
     sums_0[_S43] = sum_1;
     workgroupBarrier();
     if(_S64)
     {
         i_0 = u32(0);
-        sum_0 = _S72;
+        sum_0 = _S76;
         for(;;)
         {
             if(i_0 < _S66)
@@ -436,13 +459,13 @@ fn attend_0( _S42 : vec3<u32>,  _S43 : u32,  _S44 : ptr<function, AttentionParam
         }
         if(_S61 >= j_0)
         {
-            sum_1 = _S72;
+            sum_1 = _S76;
         }
         else
         {
             sum_1 = sum_0 / vec4<f32>(total_0);
         }
-        var _S93 : u32 = (*_S44).out_offset_0 + _S47 * (*_S44).out_stride_0 + _S50 * _S62 + u32(4) * _S43;
+        var _S97 : u32 = (*_S44).out_offset_0 + _S47 * (*_S44).out_stride_0 + _S50 * _S62 + u32(4) * _S43;
         j_0 = u32(0);
         for(;;)
         {
@@ -453,7 +476,7 @@ fn attend_0( _S42 : vec3<u32>,  _S43 : u32,  _S44 : ptr<function, AttentionParam
             {
                 break;
             }
-            entryPointParams_result_0[_S93 + j_0] = sum_1[j_0];
+            entryPointParams_result_0[_S97 + j_0] = sum_1[j_0];
             j_0 = j_0 + u32(1);
         }
     }
@@ -465,7 +488,7 @@ fn attend_0( _S42 : vec3<u32>,  _S43 : u32,  _S44 : ptr<function, AttentionParam
 fn attention_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
     _S2 = _builtinWaveLaneCount_0;
-    var _S94 : AttentionParams_std140_0 = entryPointParams_0.p_0;
-    attend_0(group_1, thread_2, &(_S94));
+    var _S98 : AttentionParams_std140_0 = entryPointParams_0.p_0;
+    attend_0(group_1, thread_2, &(_S98));
     return;
 }

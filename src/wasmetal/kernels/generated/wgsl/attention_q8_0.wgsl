@@ -7,22 +7,23 @@ struct AttentionParams_std140_0
     @align(8) v_pages_offset_0 : u32,
     @align(4) batch_offset_0 : u32,
     @align(16) sequences_offset_0 : u32,
-    @align(4) out_offset_0 : u32,
-    @align(8) batch_row_0 : u32,
-    @align(4) rows_0 : u32,
-    @align(16) first_head_0 : u32,
-    @align(4) head_count_0 : u32,
-    @align(8) heads_0 : u32,
-    @align(4) kv_heads_0 : u32,
-    @align(16) head_dim_0 : u32,
-    @align(4) q_stride_0 : u32,
-    @align(8) out_stride_0 : u32,
-    @align(4) pages_0 : u32,
-    @align(16) page_size_0 : u32,
-    @align(4) sequence_count_0 : u32,
-    @align(8) table_length_0 : u32,
-    @align(4) scale_0 : f32,
-    @align(16) window_0 : u32,
+    @align(4) sinks_offset_0 : u32,
+    @align(8) out_offset_0 : u32,
+    @align(4) batch_row_0 : u32,
+    @align(16) rows_0 : u32,
+    @align(4) first_head_0 : u32,
+    @align(8) head_count_0 : u32,
+    @align(4) heads_0 : u32,
+    @align(16) kv_heads_0 : u32,
+    @align(4) head_dim_0 : u32,
+    @align(8) q_stride_0 : u32,
+    @align(4) out_stride_0 : u32,
+    @align(16) pages_0 : u32,
+    @align(4) page_size_0 : u32,
+    @align(8) sequence_count_0 : u32,
+    @align(4) table_length_0 : u32,
+    @align(16) scale_0 : f32,
+    @align(4) window_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -41,7 +42,9 @@ struct EntryPointParams_std140_0
 
 @binding(5) @group(0) var<storage, read> entryPointParams_sequences_0 : array<u32>;
 
-@binding(6) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
+@binding(6) @group(0) var<storage, read> entryPointParams_sinks_0 : array<f32>;
+
+@binding(7) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -307,11 +310,31 @@ fn attend_0( _S47 : vec3<u32>,  _S48 : u32,  _S49 : ptr<function, AttentionParam
     var _S74 : u32 = _S60 * _S67;
     var _S75 : u32 = _S48 % _S68;
     var _S76 : u32 = _S74 + u32(4) * _S75;
-    var _S77 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var _S77 : u32 = (*_S49).sinks_offset_0;
+    var _S78 : bool = ((*_S49).sinks_offset_0) != u32(4294967295);
+    var peak_0 : f32;
+    if(_S78)
+    {
+        peak_0 = max(entryPointParams_sinks_0[_S77 + _S55], -3.4028234663852886e+38f);
+    }
+    else
+    {
+        peak_0 = -3.4028234663852886e+38f;
+    }
+    var _S79 : i32;
+    if(_S78)
+    {
+        _S79 = i32(1);
+    }
+    else
+    {
+        _S79 = i32(0);
+    }
+    var _S80 : f32 = f32(_S79);
+    var _S81 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var begin_2 : u32 = _S66;
-    var peak_0 : f32 = -3.4028234663852886e+38f;
-    var total_0 : f32 = 0.0f;
-    var sum_1 : vec4<f32> = _S77;
+    var total_0 : f32 = _S80;
+    var sum_1 : vec4<f32> = _S81;
     for(;;)
     {
         if(begin_2 < j_0)
@@ -321,31 +344,31 @@ fn attend_0( _S47 : vec3<u32>,  _S48 : u32,  _S49 : ptr<function, AttentionParam
         {
             break;
         }
-        var _S78 : u32 = min(j_0 - begin_2, u32(128));
-        var _S79 : bool = _S48 < _S78;
+        var _S82 : u32 = min(j_0 - begin_2, u32(128));
+        var _S83 : bool = _S48 < _S82;
         var i_1 : u32;
         var score_0 : f32;
         var sum_2 : vec4<f32>;
-        if(_S79)
+        if(_S83)
         {
-            var _S80 : u32 = SequenceTable_slot_0(_S62, begin_2 + _S48);
-            slots_0[_S48] = _S80;
-            var _S81 : Run_0 = Blocks8_run_0((*_S49).k_pages_offset_0, _S80, _S73, _S74);
+            var _S84 : u32 = SequenceTable_slot_0(_S62, begin_2 + _S48);
+            slots_0[_S48] = _S84;
+            var _S85 : Run_0 = Blocks8_run_0((*_S49).k_pages_offset_0, _S84, _S73, _S74);
             i_0 = u32(0);
-            sum_0 = _S77;
+            sum_0 = _S81;
             for(;;)
             {
-                var _S82 : u32 = i_0 + u32(8);
-                if(_S82 <= _S68)
+                var _S86 : u32 = i_0 + u32(8);
+                if(_S86 <= _S68)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var _S83 : u32 = _S81.vector_0 + i_0;
-                var products_0 : vec4<f32> = sum_0 + vec4<f32>(Blocks8_scale_0(_S81.scale_1 + i_0 / u32(8))) * (query_0[i_0] * Blocks8_expand_0(entryPointParams_k_pages_0[_S83]) + query_0[i_0 + u32(1)] * Blocks8_expand_0(entryPointParams_k_pages_0[_S83 + u32(1)]) + query_0[i_0 + u32(2)] * Blocks8_expand_0(entryPointParams_k_pages_0[_S83 + u32(2)]) + query_0[i_0 + u32(3)] * Blocks8_expand_0(entryPointParams_k_pages_0[_S83 + u32(3)]) + query_0[i_0 + u32(4)] * Blocks8_expand_0(entryPointParams_k_pages_0[_S83 + u32(4)]) + query_0[i_0 + u32(5)] * Blocks8_expand_0(entryPointParams_k_pages_0[_S83 + u32(5)]) + query_0[i_0 + u32(6)] * Blocks8_expand_0(entryPointParams_k_pages_0[_S83 + u32(6)]) + query_0[i_0 + u32(7)] * Blocks8_expand_0(entryPointParams_k_pages_0[_S83 + u32(7)]));
-                i_0 = _S82;
+                var _S87 : u32 = _S85.vector_0 + i_0;
+                var products_0 : vec4<f32> = sum_0 + vec4<f32>(Blocks8_scale_0(_S85.scale_1 + i_0 / u32(8))) * (query_0[i_0] * Blocks8_expand_0(entryPointParams_k_pages_0[_S87]) + query_0[i_0 + u32(1)] * Blocks8_expand_0(entryPointParams_k_pages_0[_S87 + u32(1)]) + query_0[i_0 + u32(2)] * Blocks8_expand_0(entryPointParams_k_pages_0[_S87 + u32(2)]) + query_0[i_0 + u32(3)] * Blocks8_expand_0(entryPointParams_k_pages_0[_S87 + u32(3)]) + query_0[i_0 + u32(4)] * Blocks8_expand_0(entryPointParams_k_pages_0[_S87 + u32(4)]) + query_0[i_0 + u32(5)] * Blocks8_expand_0(entryPointParams_k_pages_0[_S87 + u32(5)]) + query_0[i_0 + u32(6)] * Blocks8_expand_0(entryPointParams_k_pages_0[_S87 + u32(6)]) + query_0[i_0 + u32(7)] * Blocks8_expand_0(entryPointParams_k_pages_0[_S87 + u32(7)]));
+                i_0 = _S86;
                 sum_0 = products_0;
             }
             i_1 = i_0;
@@ -359,7 +382,7 @@ fn attend_0( _S47 : vec3<u32>,  _S48 : u32,  _S49 : ptr<function, AttentionParam
                 {
                     break;
                 }
-                var products_1 : vec4<f32> = sum_2 + query_0[i_1] * Blocks8_expand_0(entryPointParams_k_pages_0[_S81.vector_0 + i_1]);
+                var products_1 : vec4<f32> = sum_2 + query_0[i_1] * Blocks8_expand_0(entryPointParams_k_pages_0[_S85.vector_0 + i_1]);
                 i_1 = i_1 + u32(1);
                 sum_2 = products_1;
             }
@@ -369,44 +392,44 @@ fn attend_0( _S47 : vec3<u32>,  _S48 : u32,  _S49 : ptr<function, AttentionParam
         {
             score_0 = -3.4028234663852886e+38f;
         }
-        var _S84 : f32 = group_max_0(score_0, _S48);
-        var _S85 : f32 = max(peak_0, _S84);
-        var _S86 : f32;
-        if(_S79)
+        var _S88 : f32 = group_max_0(score_0, _S48);
+        var _S89 : f32 = max(peak_0, _S88);
+        var _S90 : f32;
+        if(_S83)
         {
-            _S86 = exp(score_0 - _S85);
+            _S90 = exp(score_0 - _S89);
         }
         else
         {
-            _S86 = 0.0f;
+            _S90 = 0.0f;
         }
-        weights_0[_S48] = _S86;
-        var _S87 : f32 = exp(peak_0 - _S85);
-        var _S88 : f32 = total_0 * _S87;
-        var _S89 : f32 = group_sum_0(_S86, _S48);
-        var _S90 : f32 = _S88 + _S89;
-        var sum_3 : vec4<f32> = sum_1 * vec4<f32>(_S87);
+        weights_0[_S48] = _S90;
+        var _S91 : f32 = exp(peak_0 - _S89);
+        var _S92 : f32 = total_0 * _S91;
+        var _S93 : f32 = group_sum_0(_S90, _S48);
+        var _S94 : f32 = _S92 + _S93;
+        var sum_3 : vec4<f32> = sum_1 * vec4<f32>(_S91);
         if(_S72 < _S71)
         {
             i_0 = _S72;
             sum_0 = sum_3;
             for(;;)
             {
-                var _S91 : u32 = i_0 + u32(7) * _S71;
-                if(_S91 < _S78)
+                var _S95 : u32 = i_0 + u32(7) * _S71;
+                if(_S95 < _S82)
                 {
                 }
                 else
                 {
                     break;
                 }
-                var _S92 : u32 = i_0 + _S71;
-                var _S93 : u32 = i_0 + u32(2) * _S71;
-                var _S94 : u32 = i_0 + u32(3) * _S71;
-                var _S95 : u32 = i_0 + u32(4) * _S71;
-                var _S96 : u32 = i_0 + u32(5) * _S71;
-                var _S97 : u32 = i_0 + u32(6) * _S71;
-                var sum_4 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * value_2((*_S49).v_pages_offset_0, slots_0[i_0], _S73, _S76) + vec4<f32>(weights_0[_S92]) * value_2((*_S49).v_pages_offset_0, slots_0[_S92], _S73, _S76) + vec4<f32>(weights_0[_S93]) * value_2((*_S49).v_pages_offset_0, slots_0[_S93], _S73, _S76) + vec4<f32>(weights_0[_S94]) * value_2((*_S49).v_pages_offset_0, slots_0[_S94], _S73, _S76) + vec4<f32>(weights_0[_S95]) * value_2((*_S49).v_pages_offset_0, slots_0[_S95], _S73, _S76) + vec4<f32>(weights_0[_S96]) * value_2((*_S49).v_pages_offset_0, slots_0[_S96], _S73, _S76) + vec4<f32>(weights_0[_S97]) * value_2((*_S49).v_pages_offset_0, slots_0[_S97], _S73, _S76) + vec4<f32>(weights_0[_S91]) * value_2((*_S49).v_pages_offset_0, slots_0[_S91], _S73, _S76);
+                var _S96 : u32 = i_0 + _S71;
+                var _S97 : u32 = i_0 + u32(2) * _S71;
+                var _S98 : u32 = i_0 + u32(3) * _S71;
+                var _S99 : u32 = i_0 + u32(4) * _S71;
+                var _S100 : u32 = i_0 + u32(5) * _S71;
+                var _S101 : u32 = i_0 + u32(6) * _S71;
+                var sum_4 : vec4<f32> = sum_0 + vec4<f32>(weights_0[i_0]) * value_2((*_S49).v_pages_offset_0, slots_0[i_0], _S73, _S76) + vec4<f32>(weights_0[_S96]) * value_2((*_S49).v_pages_offset_0, slots_0[_S96], _S73, _S76) + vec4<f32>(weights_0[_S97]) * value_2((*_S49).v_pages_offset_0, slots_0[_S97], _S73, _S76) + vec4<f32>(weights_0[_S98]) * value_2((*_S49).v_pages_offset_0, slots_0[_S98], _S73, _S76) + vec4<f32>(weights_0[_S99]) * value_2((*_S49).v_pages_offset_0, slots_0[_S99], _S73, _S76) + vec4<f32>(weights_0[_S100]) * value_2((*_S49).v_pages_offset_0, slots_0[_S100], _S73, _S76) + vec4<f32>(weights_0[_S101]) * value_2((*_S49).v_pages_offset_0, slots_0[_S101], _S73, _S76) + vec4<f32>(weights_0[_S95]) * value_2((*_S49).v_pages_offset_0, slots_0[_S95], _S73, _S76);
                 i_0 = i_0 + u32(8) * _S71;
                 sum_0 = sum_4;
             }
@@ -414,7 +437,7 @@ fn attend_0( _S47 : vec3<u32>,  _S48 : u32,  _S49 : ptr<function, AttentionParam
             sum_2 = sum_0;
             for(;;)
             {
-                if(i_1 < _S78)
+                if(i_1 < _S82)
                 {
                 }
                 else
@@ -433,15 +456,15 @@ fn attend_0( _S47 : vec3<u32>,  _S48 : u32,  _S49 : ptr<function, AttentionParam
         }
         workgroupBarrier();
         begin_2 = begin_2 + u32(128);
-        peak_0 = _S85;
-        total_0 = _S90;
+        peak_0 = _S89;
+        total_0 = _S94;
     }
     sums_0[_S48] = sum_1;
     workgroupBarrier();
     if(_S69)
     {
         i_0 = u32(0);
-        sum_0 = _S77;
+        sum_0 = _S81;
         for(;;)
         {
             if(i_0 < _S71)
@@ -457,13 +480,13 @@ fn attend_0( _S47 : vec3<u32>,  _S48 : u32,  _S49 : ptr<function, AttentionParam
         }
         if(_S66 >= j_0)
         {
-            sum_1 = _S77;
+            sum_1 = _S81;
         }
         else
         {
             sum_1 = sum_0 / vec4<f32>(total_0);
         }
-        var _S98 : u32 = (*_S49).out_offset_0 + _S52 * (*_S49).out_stride_0 + _S55 * _S67 + u32(4) * _S48;
+        var _S102 : u32 = (*_S49).out_offset_0 + _S52 * (*_S49).out_stride_0 + _S55 * _S67 + u32(4) * _S48;
         j_0 = u32(0);
         for(;;)
         {
@@ -474,7 +497,7 @@ fn attend_0( _S47 : vec3<u32>,  _S48 : u32,  _S49 : ptr<function, AttentionParam
             {
                 break;
             }
-            entryPointParams_result_0[_S98 + j_0] = sum_1[j_0];
+            entryPointParams_result_0[_S102 + j_0] = sum_1[j_0];
             j_0 = j_0 + u32(1);
         }
     }
@@ -486,7 +509,7 @@ fn attend_0( _S47 : vec3<u32>,  _S48 : u32,  _S49 : ptr<function, AttentionParam
 fn attention_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
     _S2 = _builtinWaveLaneCount_0;
-    var _S99 : AttentionParams_std140_0 = entryPointParams_0.p_0;
-    attend_0(group_1, thread_2, &(_S99));
+    var _S103 : AttentionParams_std140_0 = entryPointParams_0.p_0;
+    attend_0(group_1, thread_2, &(_S103));
     return;
 }

@@ -49,87 +49,85 @@ fn SixteenEights_product_0( _S4 : u32,  _S5 : u32,  _S6 : u32,  _S7 : u32,  _S8 
     return dot(vec4<f32>(BFloat_pair_0(_S10.x), BFloat_pair_0(_S10.y)), _S8) + dot(vec4<f32>(BFloat_pair_0(_S10.z), BFloat_pair_0(_S10.w)), _S9);
 }
 
-fn product_0( _S11 : u32,  _S12 : u32,  _S13 : ptr<function, GemvParams_std140_0>) -> f32
+fn product_0( _S11 : u32,  _S12 : u32,  _S13 : u32,  _S14 : u32,  _S15 : u32) -> f32
 {
-    var _S14 : vec2<u32> = SixteenEights_places_0(_S12);
-    return SixteenEights_product_0((*_S13).weight_offset_0, (*_S13).k_0, _S11, _S12, entryPointParams_x_0[(*_S13).x_offset_0 + _S14.x], entryPointParams_x_0[(*_S13).x_offset_0 + _S14.y]);
+    var _S16 : vec2<u32> = SixteenEights_places_0(_S12);
+    return SixteenEights_product_0(_S13, _S14, _S11, _S12, entryPointParams_x_0[_S15 + _S16.x], entryPointParams_x_0[_S15 + _S16.y]);
 }
 
-fn gemv_0( _S15 : vec3<u32>,  _S16 : u32,  _S17 : ptr<function, GemvParams_std140_0>)
+fn row_product_0( _S17 : u32,  _S18 : u32,  _S19 : u32,  _S20 : u32) -> f32
 {
     ;
-    var _S18 : u32 = _S2;
+    var _S21 : u32 = _S2;
+    var _S22 : u32 = _S19 / u32(8);
     ;
-    var _S19 : u32 = _S3;
-    var _S20 : u32 = u32(128) / _S18;
-    var _S21 : u32 = (*_S17).k_0 / u32(8);
-    var _S22 : u32 = group_number_0(_S15) * _S20;
-    var _S23 : u32 = _S16 / _S18;
-    var row_0 : u32 = _S22 + _S23;
+    var i_1 : u32 = _S3;
+    var sum_0 : f32 = 0.0f;
     for(;;)
     {
-        if(row_0 < ((*_S17).n_0))
+        var _S23 : u32 = i_1 + u32(3) * _S21;
+        if(_S23 < _S22)
         {
         }
         else
         {
             break;
         }
-        var i_1 : u32 = _S19;
-        var sum_0 : f32 = 0.0f;
-        for(;;)
+        var sum_1 : f32 = sum_0 + product_0(_S17, i_1, _S18, _S19, _S20) + product_0(_S17, i_1 + _S21, _S18, _S19, _S20) + product_0(_S17, i_1 + u32(2) * _S21, _S18, _S19, _S20) + product_0(_S17, _S23, _S18, _S19, _S20);
+        i_1 = i_1 + u32(4) * _S21;
+        sum_0 = sum_1;
+    }
+    for(;;)
+    {
+        if(i_1 < _S22)
         {
-            var _S24 : u32 = i_1 + u32(3) * _S18;
-            if(_S24 < _S21)
+        }
+        else
+        {
+            break;
+        }
+        var sum_2 : f32 = sum_0 + product_0(_S17, i_1, _S18, _S19, _S20);
+        i_1 = i_1 + _S21;
+        sum_0 = sum_2;
+    }
+    var _S24 : f32 = subgroupAdd(sum_0);
+    return _S24;
+}
+
+fn gemv_0( _S25 : vec3<u32>,  _S26 : u32,  _S27 : ptr<function, GemvParams_std140_0>)
+{
+    ;
+    var _S28 : u32 = _S2;
+    var _S29 : u32 = u32(128) / _S2;
+    var _S30 : u32 = group_number_0(_S25) * _S29;
+    var _S31 : u32 = _S26 / _S28;
+    var row_0 : u32 = _S30 + _S31;
+    for(;;)
+    {
+        if(row_0 < ((*_S27).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S32 : f32 = row_product_0(row_0, (*_S27).weight_offset_0, (*_S27).k_0, (*_S27).x_offset_0);
+        var _S33 : u32 = (*_S27).out_offset_0 + row_0;
+        var _S34 : bool = subgroupElect();
+        if(_S34)
+        {
+            var _S35 : f32;
+            if(((*_S27).accumulate_0) != u32(0))
             {
+                _S35 = entryPointParams_result_0[_S33] + _S32;
             }
             else
             {
-                break;
+                _S35 = _S32;
             }
-            var _S25 : f32 = product_0(row_0, i_1, &((*_S17)));
-            var sum_1 : f32 = sum_0 + _S25;
-            var _S26 : f32 = product_0(row_0, i_1 + _S18, &((*_S17)));
-            var sum_2 : f32 = sum_1 + _S26;
-            var _S27 : f32 = product_0(row_0, i_1 + u32(2) * _S18, &((*_S17)));
-            var sum_3 : f32 = sum_2 + _S27;
-            var _S28 : f32 = product_0(row_0, _S24, &((*_S17)));
-            var sum_4 : f32 = sum_3 + _S28;
-            i_1 = i_1 + u32(4) * _S18;
-            sum_0 = sum_4;
+            entryPointParams_result_0[_S33] = _S35;
         }
-        var i_2 : u32 = i_1;
-        var sum_5 : f32 = sum_0;
-        for(;;)
-        {
-            if(i_2 < _S21)
-            {
-            }
-            else
-            {
-                break;
-            }
-            var _S29 : f32 = product_0(row_0, i_2, &((*_S17)));
-            var sum_6 : f32 = sum_5 + _S29;
-            i_2 = i_2 + _S18;
-            sum_5 = sum_6;
-        }
-        var sum_7 : f32 = subgroupAdd(sum_5);
-        var _S30 : u32 = (*_S17).out_offset_0 + row_0;
-        if(_S19 == u32(0))
-        {
-            var _S31 : f32;
-            if(((*_S17).accumulate_0) != u32(0))
-            {
-                _S31 = entryPointParams_result_0[_S30] + sum_7;
-            }
-            else
-            {
-                _S31 = sum_7;
-            }
-            entryPointParams_result_0[_S30] = _S31;
-        }
-        row_0 = row_0 + (*_S17).groups_0 * _S20;
+        row_0 = row_0 + (*_S27).groups_0 * _S29;
     }
     return;
 }
@@ -140,7 +138,7 @@ fn gemv_bf16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocati
 {
     _S2 = _builtinWaveLaneCount_0;
     _S3 = _builtinWaveLaneIndex_0;
-    var _S32 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S32));
+    var _S36 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_0, &(_S36));
     return;
 }

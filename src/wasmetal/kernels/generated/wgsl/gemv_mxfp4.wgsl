@@ -84,87 +84,85 @@ fn MXFP4Eights_product_0( _S16 : u32,  _S17 : u32,  _S18 : u32,  _S19 : u32,  _S
     return fp4_scale_0(_S16, _S22) * (dot(doubled_fp4_0(_S23), _S20) + dot(doubled_fp4_0((_S23 >> (u32(4)))), _S21));
 }
 
-fn product_0( _S24 : u32,  _S25 : u32,  _S26 : ptr<function, GemvParams_std140_0>) -> f32
+fn product_0( _S24 : u32,  _S25 : u32,  _S26 : u32,  _S27 : u32,  _S28 : u32) -> f32
 {
-    var _S27 : vec2<u32> = MXFP4Eights_places_0(_S25);
-    return MXFP4Eights_product_0((*_S26).weight_offset_0, (*_S26).k_0, _S24, _S25, entryPointParams_x_0[(*_S26).x_offset_0 + _S27.x], entryPointParams_x_0[(*_S26).x_offset_0 + _S27.y]);
+    var _S29 : vec2<u32> = MXFP4Eights_places_0(_S25);
+    return MXFP4Eights_product_0(_S26, _S27, _S24, _S25, entryPointParams_x_0[_S28 + _S29.x], entryPointParams_x_0[_S28 + _S29.y]);
 }
 
-fn gemv_0( _S28 : vec3<u32>,  _S29 : u32,  _S30 : ptr<function, GemvParams_std140_0>)
+fn row_product_0( _S30 : u32,  _S31 : u32,  _S32 : u32,  _S33 : u32) -> f32
 {
     ;
-    var _S31 : u32 = _S1;
+    var _S34 : u32 = _S1;
+    var _S35 : u32 = _S32 / u32(8);
     ;
-    var _S32 : u32 = _S2;
-    var _S33 : u32 = u32(128) / _S31;
-    var _S34 : u32 = (*_S30).k_0 / u32(8);
-    var _S35 : u32 = group_number_0(_S28) * _S33;
-    var _S36 : u32 = _S29 / _S31;
-    var row_0 : u32 = _S35 + _S36;
+    var i_1 : u32 = _S2;
+    var sum_0 : f32 = 0.0f;
     for(;;)
     {
-        if(row_0 < ((*_S30).n_0))
+        var _S36 : u32 = i_1 + u32(3) * _S34;
+        if(_S36 < _S35)
         {
         }
         else
         {
             break;
         }
-        var i_1 : u32 = _S32;
-        var sum_0 : f32 = 0.0f;
-        for(;;)
+        var sum_1 : f32 = sum_0 + product_0(_S30, i_1, _S31, _S32, _S33) + product_0(_S30, i_1 + _S34, _S31, _S32, _S33) + product_0(_S30, i_1 + u32(2) * _S34, _S31, _S32, _S33) + product_0(_S30, _S36, _S31, _S32, _S33);
+        i_1 = i_1 + u32(4) * _S34;
+        sum_0 = sum_1;
+    }
+    for(;;)
+    {
+        if(i_1 < _S35)
         {
-            var _S37 : u32 = i_1 + u32(3) * _S31;
-            if(_S37 < _S34)
+        }
+        else
+        {
+            break;
+        }
+        var sum_2 : f32 = sum_0 + product_0(_S30, i_1, _S31, _S32, _S33);
+        i_1 = i_1 + _S34;
+        sum_0 = sum_2;
+    }
+    var _S37 : f32 = subgroupAdd(sum_0);
+    return _S37;
+}
+
+fn gemv_0( _S38 : vec3<u32>,  _S39 : u32,  _S40 : ptr<function, GemvParams_std140_0>)
+{
+    ;
+    var _S41 : u32 = _S1;
+    var _S42 : u32 = u32(128) / _S1;
+    var _S43 : u32 = group_number_0(_S38) * _S42;
+    var _S44 : u32 = _S39 / _S41;
+    var row_0 : u32 = _S43 + _S44;
+    for(;;)
+    {
+        if(row_0 < ((*_S40).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S45 : f32 = row_product_0(row_0, (*_S40).weight_offset_0, (*_S40).k_0, (*_S40).x_offset_0);
+        var _S46 : u32 = (*_S40).out_offset_0 + row_0;
+        var _S47 : bool = subgroupElect();
+        if(_S47)
+        {
+            var _S48 : f32;
+            if(((*_S40).accumulate_0) != u32(0))
             {
+                _S48 = entryPointParams_result_0[_S46] + _S45;
             }
             else
             {
-                break;
+                _S48 = _S45;
             }
-            var _S38 : f32 = product_0(row_0, i_1, &((*_S30)));
-            var sum_1 : f32 = sum_0 + _S38;
-            var _S39 : f32 = product_0(row_0, i_1 + _S31, &((*_S30)));
-            var sum_2 : f32 = sum_1 + _S39;
-            var _S40 : f32 = product_0(row_0, i_1 + u32(2) * _S31, &((*_S30)));
-            var sum_3 : f32 = sum_2 + _S40;
-            var _S41 : f32 = product_0(row_0, _S37, &((*_S30)));
-            var sum_4 : f32 = sum_3 + _S41;
-            i_1 = i_1 + u32(4) * _S31;
-            sum_0 = sum_4;
+            entryPointParams_result_0[_S46] = _S48;
         }
-        var i_2 : u32 = i_1;
-        var sum_5 : f32 = sum_0;
-        for(;;)
-        {
-            if(i_2 < _S34)
-            {
-            }
-            else
-            {
-                break;
-            }
-            var _S42 : f32 = product_0(row_0, i_2, &((*_S30)));
-            var sum_6 : f32 = sum_5 + _S42;
-            i_2 = i_2 + _S31;
-            sum_5 = sum_6;
-        }
-        var sum_7 : f32 = subgroupAdd(sum_5);
-        var _S43 : u32 = (*_S30).out_offset_0 + row_0;
-        if(_S32 == u32(0))
-        {
-            var _S44 : f32;
-            if(((*_S30).accumulate_0) != u32(0))
-            {
-                _S44 = entryPointParams_result_0[_S43] + sum_7;
-            }
-            else
-            {
-                _S44 = sum_7;
-            }
-            entryPointParams_result_0[_S43] = _S44;
-        }
-        row_0 = row_0 + (*_S30).groups_0 * _S33;
+        row_0 = row_0 + (*_S40).groups_0 * _S42;
     }
     return;
 }
@@ -175,7 +173,7 @@ fn gemv_mxfp4(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocat
 {
     _S1 = _builtinWaveLaneCount_0;
     _S2 = _builtinWaveLaneIndex_0;
-    var _S45 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S45));
+    var _S49 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_0, &(_S49));
     return;
 }

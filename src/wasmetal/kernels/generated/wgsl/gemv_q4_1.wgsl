@@ -61,87 +61,85 @@ fn Q4_1Eights_product_0( _S4 : u32,  _S5 : u32,  _S6 : u32,  _S7 : u32,  _S8 : v
     return _S11.x * (dot(nibbles_0(_S12), _S8) + dot(nibbles_0((_S12 >> (u32(4)))), _S9)) + _S11.y * sum_0(_S8 + _S9);
 }
 
-fn product_0( _S13 : u32,  _S14 : u32,  _S15 : ptr<function, GemvParams_std140_0>) -> f32
+fn product_0( _S13 : u32,  _S14 : u32,  _S15 : u32,  _S16 : u32,  _S17 : u32) -> f32
 {
-    var _S16 : vec2<u32> = Q4_1Eights_places_0(_S14);
-    return Q4_1Eights_product_0((*_S15).weight_offset_0, (*_S15).k_0, _S13, _S14, entryPointParams_x_0[(*_S15).x_offset_0 + _S16.x], entryPointParams_x_0[(*_S15).x_offset_0 + _S16.y]);
+    var _S18 : vec2<u32> = Q4_1Eights_places_0(_S14);
+    return Q4_1Eights_product_0(_S15, _S16, _S13, _S14, entryPointParams_x_0[_S17 + _S18.x], entryPointParams_x_0[_S17 + _S18.y]);
 }
 
-fn gemv_0( _S17 : vec3<u32>,  _S18 : u32,  _S19 : ptr<function, GemvParams_std140_0>)
+fn row_product_0( _S19 : u32,  _S20 : u32,  _S21 : u32,  _S22 : u32) -> f32
 {
     ;
-    var _S20 : u32 = _S1;
+    var _S23 : u32 = _S1;
+    var _S24 : u32 = _S21 / u32(8);
     ;
-    var _S21 : u32 = _S2;
-    var _S22 : u32 = u32(128) / _S20;
-    var _S23 : u32 = (*_S19).k_0 / u32(8);
-    var _S24 : u32 = group_number_0(_S17) * _S22;
-    var _S25 : u32 = _S18 / _S20;
-    var row_0 : u32 = _S24 + _S25;
+    var i_1 : u32 = _S2;
+    var sum_1 : f32 = 0.0f;
     for(;;)
     {
-        if(row_0 < ((*_S19).n_0))
+        var _S25 : u32 = i_1 + u32(3) * _S23;
+        if(_S25 < _S24)
         {
         }
         else
         {
             break;
         }
-        var i_1 : u32 = _S21;
-        var sum_1 : f32 = 0.0f;
-        for(;;)
+        var sum_2 : f32 = sum_1 + product_0(_S19, i_1, _S20, _S21, _S22) + product_0(_S19, i_1 + _S23, _S20, _S21, _S22) + product_0(_S19, i_1 + u32(2) * _S23, _S20, _S21, _S22) + product_0(_S19, _S25, _S20, _S21, _S22);
+        i_1 = i_1 + u32(4) * _S23;
+        sum_1 = sum_2;
+    }
+    for(;;)
+    {
+        if(i_1 < _S24)
         {
-            var _S26 : u32 = i_1 + u32(3) * _S20;
-            if(_S26 < _S23)
+        }
+        else
+        {
+            break;
+        }
+        var sum_3 : f32 = sum_1 + product_0(_S19, i_1, _S20, _S21, _S22);
+        i_1 = i_1 + _S23;
+        sum_1 = sum_3;
+    }
+    var _S26 : f32 = subgroupAdd(sum_1);
+    return _S26;
+}
+
+fn gemv_0( _S27 : vec3<u32>,  _S28 : u32,  _S29 : ptr<function, GemvParams_std140_0>)
+{
+    ;
+    var _S30 : u32 = _S1;
+    var _S31 : u32 = u32(128) / _S1;
+    var _S32 : u32 = group_number_0(_S27) * _S31;
+    var _S33 : u32 = _S28 / _S30;
+    var row_0 : u32 = _S32 + _S33;
+    for(;;)
+    {
+        if(row_0 < ((*_S29).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S34 : f32 = row_product_0(row_0, (*_S29).weight_offset_0, (*_S29).k_0, (*_S29).x_offset_0);
+        var _S35 : u32 = (*_S29).out_offset_0 + row_0;
+        var _S36 : bool = subgroupElect();
+        if(_S36)
+        {
+            var _S37 : f32;
+            if(((*_S29).accumulate_0) != u32(0))
             {
+                _S37 = entryPointParams_result_0[_S35] + _S34;
             }
             else
             {
-                break;
+                _S37 = _S34;
             }
-            var _S27 : f32 = product_0(row_0, i_1, &((*_S19)));
-            var sum_2 : f32 = sum_1 + _S27;
-            var _S28 : f32 = product_0(row_0, i_1 + _S20, &((*_S19)));
-            var sum_3 : f32 = sum_2 + _S28;
-            var _S29 : f32 = product_0(row_0, i_1 + u32(2) * _S20, &((*_S19)));
-            var sum_4 : f32 = sum_3 + _S29;
-            var _S30 : f32 = product_0(row_0, _S26, &((*_S19)));
-            var sum_5 : f32 = sum_4 + _S30;
-            i_1 = i_1 + u32(4) * _S20;
-            sum_1 = sum_5;
+            entryPointParams_result_0[_S35] = _S37;
         }
-        var i_2 : u32 = i_1;
-        var sum_6 : f32 = sum_1;
-        for(;;)
-        {
-            if(i_2 < _S23)
-            {
-            }
-            else
-            {
-                break;
-            }
-            var _S31 : f32 = product_0(row_0, i_2, &((*_S19)));
-            var sum_7 : f32 = sum_6 + _S31;
-            i_2 = i_2 + _S20;
-            sum_6 = sum_7;
-        }
-        var sum_8 : f32 = subgroupAdd(sum_6);
-        var _S32 : u32 = (*_S19).out_offset_0 + row_0;
-        if(_S21 == u32(0))
-        {
-            var _S33 : f32;
-            if(((*_S19).accumulate_0) != u32(0))
-            {
-                _S33 = entryPointParams_result_0[_S32] + sum_8;
-            }
-            else
-            {
-                _S33 = sum_8;
-            }
-            entryPointParams_result_0[_S32] = _S33;
-        }
-        row_0 = row_0 + (*_S19).groups_0 * _S22;
+        row_0 = row_0 + (*_S29).groups_0 * _S31;
     }
     return;
 }
@@ -152,7 +150,7 @@ fn gemv_q4_1(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocati
 {
     _S1 = _builtinWaveLaneCount_0;
     _S2 = _builtinWaveLaneIndex_0;
-    var _S34 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S34));
+    var _S38 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_0, &(_S38));
     return;
 }

@@ -87,87 +87,85 @@ fn FourOrFiveEights_product_0( _S8 : u32,  _S9 : u32,  _S10 : u32,  _S11 : u32, 
     return _S20.x - _S20.y;
 }
 
-fn product_0( _S21 : u32,  _S22 : u32,  _S23 : ptr<function, GemvParams_std140_0>) -> f32
+fn product_0( _S21 : u32,  _S22 : u32,  _S23 : u32,  _S24 : u32,  _S25 : u32) -> f32
 {
-    var _S24 : vec2<u32> = FourOrFiveEights_places_0(_S22);
-    return FourOrFiveEights_product_0((*_S23).weight_offset_0, (*_S23).k_0, _S21, _S22, entryPointParams_x_0[(*_S23).x_offset_0 + _S24.x], entryPointParams_x_0[(*_S23).x_offset_0 + _S24.y]);
+    var _S26 : vec2<u32> = FourOrFiveEights_places_0(_S22);
+    return FourOrFiveEights_product_0(_S23, _S24, _S21, _S22, entryPointParams_x_0[_S25 + _S26.x], entryPointParams_x_0[_S25 + _S26.y]);
 }
 
-fn gemv_0( _S25 : vec3<u32>,  _S26 : u32,  _S27 : ptr<function, GemvParams_std140_0>)
+fn row_product_0( _S27 : u32,  _S28 : u32,  _S29 : u32,  _S30 : u32) -> f32
 {
     ;
-    var _S28 : u32 = _S2;
+    var _S31 : u32 = _S2;
+    var _S32 : u32 = _S29 / u32(8);
     ;
-    var _S29 : u32 = _S3;
-    var _S30 : u32 = u32(128) / _S28;
-    var _S31 : u32 = (*_S27).k_0 / u32(8);
-    var _S32 : u32 = group_number_0(_S25) * _S30;
-    var _S33 : u32 = _S26 / _S28;
-    var row_0 : u32 = _S32 + _S33;
+    var i_1 : u32 = _S3;
+    var sum_1 : f32 = 0.0f;
     for(;;)
     {
-        if(row_0 < ((*_S27).n_0))
+        var _S33 : u32 = i_1 + u32(3) * _S31;
+        if(_S33 < _S32)
         {
         }
         else
         {
             break;
         }
-        var i_1 : u32 = _S29;
-        var sum_1 : f32 = 0.0f;
-        for(;;)
+        var sum_2 : f32 = sum_1 + product_0(_S27, i_1, _S28, _S29, _S30) + product_0(_S27, i_1 + _S31, _S28, _S29, _S30) + product_0(_S27, i_1 + u32(2) * _S31, _S28, _S29, _S30) + product_0(_S27, _S33, _S28, _S29, _S30);
+        i_1 = i_1 + u32(4) * _S31;
+        sum_1 = sum_2;
+    }
+    for(;;)
+    {
+        if(i_1 < _S32)
         {
-            var _S34 : u32 = i_1 + u32(3) * _S28;
-            if(_S34 < _S31)
+        }
+        else
+        {
+            break;
+        }
+        var sum_3 : f32 = sum_1 + product_0(_S27, i_1, _S28, _S29, _S30);
+        i_1 = i_1 + _S31;
+        sum_1 = sum_3;
+    }
+    var _S34 : f32 = subgroupAdd(sum_1);
+    return _S34;
+}
+
+fn gemv_0( _S35 : vec3<u32>,  _S36 : u32,  _S37 : ptr<function, GemvParams_std140_0>)
+{
+    ;
+    var _S38 : u32 = _S2;
+    var _S39 : u32 = u32(128) / _S2;
+    var _S40 : u32 = group_number_0(_S35) * _S39;
+    var _S41 : u32 = _S36 / _S38;
+    var row_0 : u32 = _S40 + _S41;
+    for(;;)
+    {
+        if(row_0 < ((*_S37).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S42 : f32 = row_product_0(row_0, (*_S37).weight_offset_0, (*_S37).k_0, (*_S37).x_offset_0);
+        var _S43 : u32 = (*_S37).out_offset_0 + row_0;
+        var _S44 : bool = subgroupElect();
+        if(_S44)
+        {
+            var _S45 : f32;
+            if(((*_S37).accumulate_0) != u32(0))
             {
+                _S45 = entryPointParams_result_0[_S43] + _S42;
             }
             else
             {
-                break;
+                _S45 = _S42;
             }
-            var _S35 : f32 = product_0(row_0, i_1, &((*_S27)));
-            var sum_2 : f32 = sum_1 + _S35;
-            var _S36 : f32 = product_0(row_0, i_1 + _S28, &((*_S27)));
-            var sum_3 : f32 = sum_2 + _S36;
-            var _S37 : f32 = product_0(row_0, i_1 + u32(2) * _S28, &((*_S27)));
-            var sum_4 : f32 = sum_3 + _S37;
-            var _S38 : f32 = product_0(row_0, _S34, &((*_S27)));
-            var sum_5 : f32 = sum_4 + _S38;
-            i_1 = i_1 + u32(4) * _S28;
-            sum_1 = sum_5;
+            entryPointParams_result_0[_S43] = _S45;
         }
-        var i_2 : u32 = i_1;
-        var sum_6 : f32 = sum_1;
-        for(;;)
-        {
-            if(i_2 < _S31)
-            {
-            }
-            else
-            {
-                break;
-            }
-            var _S39 : f32 = product_0(row_0, i_2, &((*_S27)));
-            var sum_7 : f32 = sum_6 + _S39;
-            i_2 = i_2 + _S28;
-            sum_6 = sum_7;
-        }
-        var sum_8 : f32 = subgroupAdd(sum_6);
-        var _S40 : u32 = (*_S27).out_offset_0 + row_0;
-        if(_S29 == u32(0))
-        {
-            var _S41 : f32;
-            if(((*_S27).accumulate_0) != u32(0))
-            {
-                _S41 = entryPointParams_result_0[_S40] + sum_8;
-            }
-            else
-            {
-                _S41 = sum_8;
-            }
-            entryPointParams_result_0[_S40] = _S41;
-        }
-        row_0 = row_0 + (*_S27).groups_0 * _S30;
+        row_0 = row_0 + (*_S37).groups_0 * _S39;
     }
     return;
 }
@@ -178,7 +176,7 @@ fn gemv_q4_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocati
 {
     _S2 = _builtinWaveLaneCount_0;
     _S3 = _builtinWaveLaneIndex_0;
-    var _S42 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S42));
+    var _S46 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_0, &(_S46));
     return;
 }

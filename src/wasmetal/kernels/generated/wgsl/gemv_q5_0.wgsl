@@ -87,87 +87,85 @@ fn Q5_0Eights_product_0( _S10 : u32,  _S11 : u32,  _S12 : u32,  _S13 : u32,  _S1
     return half_at_0(_S10, _S16) * (dot(nibbles_0(_S18) + fifth_bits_0(_S19), _S14) + dot(nibbles_0((_S18 >> (u32(4)))) + fifth_bits_0((_S19 >> (u32(16)))), _S15) - 16.0f * sum_0(_S14 + _S15));
 }
 
-fn product_0( _S20 : u32,  _S21 : u32,  _S22 : ptr<function, GemvParams_std140_0>) -> f32
+fn product_0( _S20 : u32,  _S21 : u32,  _S22 : u32,  _S23 : u32,  _S24 : u32) -> f32
 {
-    var _S23 : vec2<u32> = Q5_0Eights_places_0(_S21);
-    return Q5_0Eights_product_0((*_S22).weight_offset_0, (*_S22).k_0, _S20, _S21, entryPointParams_x_0[(*_S22).x_offset_0 + _S23.x], entryPointParams_x_0[(*_S22).x_offset_0 + _S23.y]);
+    var _S25 : vec2<u32> = Q5_0Eights_places_0(_S21);
+    return Q5_0Eights_product_0(_S22, _S23, _S20, _S21, entryPointParams_x_0[_S24 + _S25.x], entryPointParams_x_0[_S24 + _S25.y]);
 }
 
-fn gemv_0( _S24 : vec3<u32>,  _S25 : u32,  _S26 : ptr<function, GemvParams_std140_0>)
+fn row_product_0( _S26 : u32,  _S27 : u32,  _S28 : u32,  _S29 : u32) -> f32
 {
     ;
-    var _S27 : u32 = _S1;
+    var _S30 : u32 = _S1;
+    var _S31 : u32 = _S28 / u32(8);
     ;
-    var _S28 : u32 = _S2;
-    var _S29 : u32 = u32(128) / _S27;
-    var _S30 : u32 = (*_S26).k_0 / u32(8);
-    var _S31 : u32 = group_number_0(_S24) * _S29;
-    var _S32 : u32 = _S25 / _S27;
-    var row_0 : u32 = _S31 + _S32;
+    var i_1 : u32 = _S2;
+    var sum_1 : f32 = 0.0f;
     for(;;)
     {
-        if(row_0 < ((*_S26).n_0))
+        var _S32 : u32 = i_1 + u32(3) * _S30;
+        if(_S32 < _S31)
         {
         }
         else
         {
             break;
         }
-        var i_1 : u32 = _S28;
-        var sum_1 : f32 = 0.0f;
-        for(;;)
+        var sum_2 : f32 = sum_1 + product_0(_S26, i_1, _S27, _S28, _S29) + product_0(_S26, i_1 + _S30, _S27, _S28, _S29) + product_0(_S26, i_1 + u32(2) * _S30, _S27, _S28, _S29) + product_0(_S26, _S32, _S27, _S28, _S29);
+        i_1 = i_1 + u32(4) * _S30;
+        sum_1 = sum_2;
+    }
+    for(;;)
+    {
+        if(i_1 < _S31)
         {
-            var _S33 : u32 = i_1 + u32(3) * _S27;
-            if(_S33 < _S30)
+        }
+        else
+        {
+            break;
+        }
+        var sum_3 : f32 = sum_1 + product_0(_S26, i_1, _S27, _S28, _S29);
+        i_1 = i_1 + _S30;
+        sum_1 = sum_3;
+    }
+    var _S33 : f32 = subgroupAdd(sum_1);
+    return _S33;
+}
+
+fn gemv_0( _S34 : vec3<u32>,  _S35 : u32,  _S36 : ptr<function, GemvParams_std140_0>)
+{
+    ;
+    var _S37 : u32 = _S1;
+    var _S38 : u32 = u32(128) / _S1;
+    var _S39 : u32 = group_number_0(_S34) * _S38;
+    var _S40 : u32 = _S35 / _S37;
+    var row_0 : u32 = _S39 + _S40;
+    for(;;)
+    {
+        if(row_0 < ((*_S36).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S41 : f32 = row_product_0(row_0, (*_S36).weight_offset_0, (*_S36).k_0, (*_S36).x_offset_0);
+        var _S42 : u32 = (*_S36).out_offset_0 + row_0;
+        var _S43 : bool = subgroupElect();
+        if(_S43)
+        {
+            var _S44 : f32;
+            if(((*_S36).accumulate_0) != u32(0))
             {
+                _S44 = entryPointParams_result_0[_S42] + _S41;
             }
             else
             {
-                break;
+                _S44 = _S41;
             }
-            var _S34 : f32 = product_0(row_0, i_1, &((*_S26)));
-            var sum_2 : f32 = sum_1 + _S34;
-            var _S35 : f32 = product_0(row_0, i_1 + _S27, &((*_S26)));
-            var sum_3 : f32 = sum_2 + _S35;
-            var _S36 : f32 = product_0(row_0, i_1 + u32(2) * _S27, &((*_S26)));
-            var sum_4 : f32 = sum_3 + _S36;
-            var _S37 : f32 = product_0(row_0, _S33, &((*_S26)));
-            var sum_5 : f32 = sum_4 + _S37;
-            i_1 = i_1 + u32(4) * _S27;
-            sum_1 = sum_5;
+            entryPointParams_result_0[_S42] = _S44;
         }
-        var i_2 : u32 = i_1;
-        var sum_6 : f32 = sum_1;
-        for(;;)
-        {
-            if(i_2 < _S30)
-            {
-            }
-            else
-            {
-                break;
-            }
-            var _S38 : f32 = product_0(row_0, i_2, &((*_S26)));
-            var sum_7 : f32 = sum_6 + _S38;
-            i_2 = i_2 + _S27;
-            sum_6 = sum_7;
-        }
-        var sum_8 : f32 = subgroupAdd(sum_6);
-        var _S39 : u32 = (*_S26).out_offset_0 + row_0;
-        if(_S28 == u32(0))
-        {
-            var _S40 : f32;
-            if(((*_S26).accumulate_0) != u32(0))
-            {
-                _S40 = entryPointParams_result_0[_S39] + sum_8;
-            }
-            else
-            {
-                _S40 = sum_8;
-            }
-            entryPointParams_result_0[_S39] = _S40;
-        }
-        row_0 = row_0 + (*_S26).groups_0 * _S29;
+        row_0 = row_0 + (*_S36).groups_0 * _S38;
     }
     return;
 }
@@ -178,7 +176,7 @@ fn gemv_q5_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocati
 {
     _S1 = _builtinWaveLaneCount_0;
     _S2 = _builtinWaveLaneIndex_0;
-    var _S41 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S41));
+    var _S45 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_0, &(_S45));
     return;
 }

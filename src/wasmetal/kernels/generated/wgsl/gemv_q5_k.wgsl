@@ -89,87 +89,85 @@ fn FourOrFiveEights_product_0( _S8 : u32,  _S9 : u32,  _S10 : u32,  _S11 : u32, 
     return _S22.x - _S22.y;
 }
 
-fn product_0( _S23 : u32,  _S24 : u32,  _S25 : ptr<function, GemvParams_std140_0>) -> f32
+fn product_0( _S23 : u32,  _S24 : u32,  _S25 : u32,  _S26 : u32,  _S27 : u32) -> f32
 {
-    var _S26 : vec2<u32> = FourOrFiveEights_places_0(_S24);
-    return FourOrFiveEights_product_0((*_S25).weight_offset_0, (*_S25).k_0, _S23, _S24, entryPointParams_x_0[(*_S25).x_offset_0 + _S26.x], entryPointParams_x_0[(*_S25).x_offset_0 + _S26.y]);
+    var _S28 : vec2<u32> = FourOrFiveEights_places_0(_S24);
+    return FourOrFiveEights_product_0(_S25, _S26, _S23, _S24, entryPointParams_x_0[_S27 + _S28.x], entryPointParams_x_0[_S27 + _S28.y]);
 }
 
-fn gemv_0( _S27 : vec3<u32>,  _S28 : u32,  _S29 : ptr<function, GemvParams_std140_0>)
+fn row_product_0( _S29 : u32,  _S30 : u32,  _S31 : u32,  _S32 : u32) -> f32
 {
     ;
-    var _S30 : u32 = _S2;
+    var _S33 : u32 = _S2;
+    var _S34 : u32 = _S31 / u32(8);
     ;
-    var _S31 : u32 = _S3;
-    var _S32 : u32 = u32(128) / _S30;
-    var _S33 : u32 = (*_S29).k_0 / u32(8);
-    var _S34 : u32 = group_number_0(_S27) * _S32;
-    var _S35 : u32 = _S28 / _S30;
-    var row_0 : u32 = _S34 + _S35;
+    var i_1 : u32 = _S3;
+    var sum_1 : f32 = 0.0f;
     for(;;)
     {
-        if(row_0 < ((*_S29).n_0))
+        var _S35 : u32 = i_1 + u32(3) * _S33;
+        if(_S35 < _S34)
         {
         }
         else
         {
             break;
         }
-        var i_1 : u32 = _S31;
-        var sum_1 : f32 = 0.0f;
-        for(;;)
+        var sum_2 : f32 = sum_1 + product_0(_S29, i_1, _S30, _S31, _S32) + product_0(_S29, i_1 + _S33, _S30, _S31, _S32) + product_0(_S29, i_1 + u32(2) * _S33, _S30, _S31, _S32) + product_0(_S29, _S35, _S30, _S31, _S32);
+        i_1 = i_1 + u32(4) * _S33;
+        sum_1 = sum_2;
+    }
+    for(;;)
+    {
+        if(i_1 < _S34)
         {
-            var _S36 : u32 = i_1 + u32(3) * _S30;
-            if(_S36 < _S33)
+        }
+        else
+        {
+            break;
+        }
+        var sum_3 : f32 = sum_1 + product_0(_S29, i_1, _S30, _S31, _S32);
+        i_1 = i_1 + _S33;
+        sum_1 = sum_3;
+    }
+    var _S36 : f32 = subgroupAdd(sum_1);
+    return _S36;
+}
+
+fn gemv_0( _S37 : vec3<u32>,  _S38 : u32,  _S39 : ptr<function, GemvParams_std140_0>)
+{
+    ;
+    var _S40 : u32 = _S2;
+    var _S41 : u32 = u32(128) / _S2;
+    var _S42 : u32 = group_number_0(_S37) * _S41;
+    var _S43 : u32 = _S38 / _S40;
+    var row_0 : u32 = _S42 + _S43;
+    for(;;)
+    {
+        if(row_0 < ((*_S39).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S44 : f32 = row_product_0(row_0, (*_S39).weight_offset_0, (*_S39).k_0, (*_S39).x_offset_0);
+        var _S45 : u32 = (*_S39).out_offset_0 + row_0;
+        var _S46 : bool = subgroupElect();
+        if(_S46)
+        {
+            var _S47 : f32;
+            if(((*_S39).accumulate_0) != u32(0))
             {
+                _S47 = entryPointParams_result_0[_S45] + _S44;
             }
             else
             {
-                break;
+                _S47 = _S44;
             }
-            var _S37 : f32 = product_0(row_0, i_1, &((*_S29)));
-            var sum_2 : f32 = sum_1 + _S37;
-            var _S38 : f32 = product_0(row_0, i_1 + _S30, &((*_S29)));
-            var sum_3 : f32 = sum_2 + _S38;
-            var _S39 : f32 = product_0(row_0, i_1 + u32(2) * _S30, &((*_S29)));
-            var sum_4 : f32 = sum_3 + _S39;
-            var _S40 : f32 = product_0(row_0, _S36, &((*_S29)));
-            var sum_5 : f32 = sum_4 + _S40;
-            i_1 = i_1 + u32(4) * _S30;
-            sum_1 = sum_5;
+            entryPointParams_result_0[_S45] = _S47;
         }
-        var i_2 : u32 = i_1;
-        var sum_6 : f32 = sum_1;
-        for(;;)
-        {
-            if(i_2 < _S33)
-            {
-            }
-            else
-            {
-                break;
-            }
-            var _S41 : f32 = product_0(row_0, i_2, &((*_S29)));
-            var sum_7 : f32 = sum_6 + _S41;
-            i_2 = i_2 + _S30;
-            sum_6 = sum_7;
-        }
-        var sum_8 : f32 = subgroupAdd(sum_6);
-        var _S42 : u32 = (*_S29).out_offset_0 + row_0;
-        if(_S31 == u32(0))
-        {
-            var _S43 : f32;
-            if(((*_S29).accumulate_0) != u32(0))
-            {
-                _S43 = entryPointParams_result_0[_S42] + sum_8;
-            }
-            else
-            {
-                _S43 = sum_8;
-            }
-            entryPointParams_result_0[_S42] = _S43;
-        }
-        row_0 = row_0 + (*_S29).groups_0 * _S32;
+        row_0 = row_0 + (*_S39).groups_0 * _S41;
     }
     return;
 }
@@ -180,7 +178,7 @@ fn gemv_q5_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocati
 {
     _S2 = _builtinWaveLaneCount_0;
     _S3 = _builtinWaveLaneIndex_0;
-    var _S44 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S44));
+    var _S48 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_0, &(_S48));
     return;
 }

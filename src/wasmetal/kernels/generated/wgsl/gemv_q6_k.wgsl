@@ -92,87 +92,85 @@ fn Q6_KEights_product_0( _S14 : u32,  _S15 : u32,  _S16 : u32,  _S17 : u32,  _S1
     return half_at_0(_S14, _S20 + u32(104)) * (byte_at_0(_S14, _S27, _S26) * dot(sixes_0(_S23, _S25), _S18) + byte_at_0(_S14, _S27, _S26 + u32(4)) * dot(sixes_0((_S23 >> (u32(4))), (_S25 >> (u32(4)))), _S19));
 }
 
-fn product_0( _S28 : u32,  _S29 : u32,  _S30 : ptr<function, GemvParams_std140_0>) -> f32
+fn product_0( _S28 : u32,  _S29 : u32,  _S30 : u32,  _S31 : u32,  _S32 : u32) -> f32
 {
-    var _S31 : vec2<u32> = Q6_KEights_places_0(_S29);
-    return Q6_KEights_product_0((*_S30).weight_offset_0, (*_S30).k_0, _S28, _S29, entryPointParams_x_0[(*_S30).x_offset_0 + _S31.x], entryPointParams_x_0[(*_S30).x_offset_0 + _S31.y]);
+    var _S33 : vec2<u32> = Q6_KEights_places_0(_S29);
+    return Q6_KEights_product_0(_S30, _S31, _S28, _S29, entryPointParams_x_0[_S32 + _S33.x], entryPointParams_x_0[_S32 + _S33.y]);
 }
 
-fn gemv_0( _S32 : vec3<u32>,  _S33 : u32,  _S34 : ptr<function, GemvParams_std140_0>)
+fn row_product_0( _S34 : u32,  _S35 : u32,  _S36 : u32,  _S37 : u32) -> f32
 {
     ;
-    var _S35 : u32 = _S1;
+    var _S38 : u32 = _S1;
+    var _S39 : u32 = _S36 / u32(8);
     ;
-    var _S36 : u32 = _S2;
-    var _S37 : u32 = u32(128) / _S35;
-    var _S38 : u32 = (*_S34).k_0 / u32(8);
-    var _S39 : u32 = group_number_0(_S32) * _S37;
-    var _S40 : u32 = _S33 / _S35;
-    var row_0 : u32 = _S39 + _S40;
+    var i_1 : u32 = _S2;
+    var sum_0 : f32 = 0.0f;
     for(;;)
     {
-        if(row_0 < ((*_S34).n_0))
+        var _S40 : u32 = i_1 + u32(3) * _S38;
+        if(_S40 < _S39)
         {
         }
         else
         {
             break;
         }
-        var i_1 : u32 = _S36;
-        var sum_0 : f32 = 0.0f;
-        for(;;)
+        var sum_1 : f32 = sum_0 + product_0(_S34, i_1, _S35, _S36, _S37) + product_0(_S34, i_1 + _S38, _S35, _S36, _S37) + product_0(_S34, i_1 + u32(2) * _S38, _S35, _S36, _S37) + product_0(_S34, _S40, _S35, _S36, _S37);
+        i_1 = i_1 + u32(4) * _S38;
+        sum_0 = sum_1;
+    }
+    for(;;)
+    {
+        if(i_1 < _S39)
         {
-            var _S41 : u32 = i_1 + u32(3) * _S35;
-            if(_S41 < _S38)
+        }
+        else
+        {
+            break;
+        }
+        var sum_2 : f32 = sum_0 + product_0(_S34, i_1, _S35, _S36, _S37);
+        i_1 = i_1 + _S38;
+        sum_0 = sum_2;
+    }
+    var _S41 : f32 = subgroupAdd(sum_0);
+    return _S41;
+}
+
+fn gemv_0( _S42 : vec3<u32>,  _S43 : u32,  _S44 : ptr<function, GemvParams_std140_0>)
+{
+    ;
+    var _S45 : u32 = _S1;
+    var _S46 : u32 = u32(128) / _S1;
+    var _S47 : u32 = group_number_0(_S42) * _S46;
+    var _S48 : u32 = _S43 / _S45;
+    var row_0 : u32 = _S47 + _S48;
+    for(;;)
+    {
+        if(row_0 < ((*_S44).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S49 : f32 = row_product_0(row_0, (*_S44).weight_offset_0, (*_S44).k_0, (*_S44).x_offset_0);
+        var _S50 : u32 = (*_S44).out_offset_0 + row_0;
+        var _S51 : bool = subgroupElect();
+        if(_S51)
+        {
+            var _S52 : f32;
+            if(((*_S44).accumulate_0) != u32(0))
             {
+                _S52 = entryPointParams_result_0[_S50] + _S49;
             }
             else
             {
-                break;
+                _S52 = _S49;
             }
-            var _S42 : f32 = product_0(row_0, i_1, &((*_S34)));
-            var sum_1 : f32 = sum_0 + _S42;
-            var _S43 : f32 = product_0(row_0, i_1 + _S35, &((*_S34)));
-            var sum_2 : f32 = sum_1 + _S43;
-            var _S44 : f32 = product_0(row_0, i_1 + u32(2) * _S35, &((*_S34)));
-            var sum_3 : f32 = sum_2 + _S44;
-            var _S45 : f32 = product_0(row_0, _S41, &((*_S34)));
-            var sum_4 : f32 = sum_3 + _S45;
-            i_1 = i_1 + u32(4) * _S35;
-            sum_0 = sum_4;
+            entryPointParams_result_0[_S50] = _S52;
         }
-        var i_2 : u32 = i_1;
-        var sum_5 : f32 = sum_0;
-        for(;;)
-        {
-            if(i_2 < _S38)
-            {
-            }
-            else
-            {
-                break;
-            }
-            var _S46 : f32 = product_0(row_0, i_2, &((*_S34)));
-            var sum_6 : f32 = sum_5 + _S46;
-            i_2 = i_2 + _S35;
-            sum_5 = sum_6;
-        }
-        var sum_7 : f32 = subgroupAdd(sum_5);
-        var _S47 : u32 = (*_S34).out_offset_0 + row_0;
-        if(_S36 == u32(0))
-        {
-            var _S48 : f32;
-            if(((*_S34).accumulate_0) != u32(0))
-            {
-                _S48 = entryPointParams_result_0[_S47] + sum_7;
-            }
-            else
-            {
-                _S48 = sum_7;
-            }
-            entryPointParams_result_0[_S47] = _S48;
-        }
-        row_0 = row_0 + (*_S34).groups_0 * _S37;
+        row_0 = row_0 + (*_S44).groups_0 * _S46;
     }
     return;
 }
@@ -183,7 +181,7 @@ fn gemv_q6_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocati
 {
     _S1 = _builtinWaveLaneCount_0;
     _S2 = _builtinWaveLaneIndex_0;
-    var _S49 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S49));
+    var _S53 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_0, &(_S53));
     return;
 }

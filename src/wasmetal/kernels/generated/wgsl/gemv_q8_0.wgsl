@@ -75,87 +75,85 @@ fn Q8_0Eights_product_0( _S10 : u32,  _S11 : u32,  _S12 : u32,  _S13 : u32,  _S1
     return half_at_0(_S10, _S16) * (dot(bytes_0(word_at_0(_S10, _S16 + u32(1) + _S17)), _S14) + dot(bytes_0(word_at_0(_S10, _S16 + u32(3) + _S17)), _S15));
 }
 
-fn product_0( _S18 : u32,  _S19 : u32,  _S20 : ptr<function, GemvParams_std140_0>) -> f32
+fn product_0( _S18 : u32,  _S19 : u32,  _S20 : u32,  _S21 : u32,  _S22 : u32) -> f32
 {
-    var _S21 : vec2<u32> = Q8_0Eights_places_0(_S19);
-    return Q8_0Eights_product_0((*_S20).weight_offset_0, (*_S20).k_0, _S18, _S19, entryPointParams_x_0[(*_S20).x_offset_0 + _S21.x], entryPointParams_x_0[(*_S20).x_offset_0 + _S21.y]);
+    var _S23 : vec2<u32> = Q8_0Eights_places_0(_S19);
+    return Q8_0Eights_product_0(_S20, _S21, _S18, _S19, entryPointParams_x_0[_S22 + _S23.x], entryPointParams_x_0[_S22 + _S23.y]);
 }
 
-fn gemv_0( _S22 : vec3<u32>,  _S23 : u32,  _S24 : ptr<function, GemvParams_std140_0>)
+fn row_product_0( _S24 : u32,  _S25 : u32,  _S26 : u32,  _S27 : u32) -> f32
 {
     ;
-    var _S25 : u32 = _S1;
+    var _S28 : u32 = _S1;
+    var _S29 : u32 = _S26 / u32(8);
     ;
-    var _S26 : u32 = _S2;
-    var _S27 : u32 = u32(128) / _S25;
-    var _S28 : u32 = (*_S24).k_0 / u32(8);
-    var _S29 : u32 = group_number_0(_S22) * _S27;
-    var _S30 : u32 = _S23 / _S25;
-    var row_0 : u32 = _S29 + _S30;
+    var i_1 : u32 = _S2;
+    var sum_0 : f32 = 0.0f;
     for(;;)
     {
-        if(row_0 < ((*_S24).n_0))
+        var _S30 : u32 = i_1 + u32(3) * _S28;
+        if(_S30 < _S29)
         {
         }
         else
         {
             break;
         }
-        var i_1 : u32 = _S26;
-        var sum_0 : f32 = 0.0f;
-        for(;;)
+        var sum_1 : f32 = sum_0 + product_0(_S24, i_1, _S25, _S26, _S27) + product_0(_S24, i_1 + _S28, _S25, _S26, _S27) + product_0(_S24, i_1 + u32(2) * _S28, _S25, _S26, _S27) + product_0(_S24, _S30, _S25, _S26, _S27);
+        i_1 = i_1 + u32(4) * _S28;
+        sum_0 = sum_1;
+    }
+    for(;;)
+    {
+        if(i_1 < _S29)
         {
-            var _S31 : u32 = i_1 + u32(3) * _S25;
-            if(_S31 < _S28)
+        }
+        else
+        {
+            break;
+        }
+        var sum_2 : f32 = sum_0 + product_0(_S24, i_1, _S25, _S26, _S27);
+        i_1 = i_1 + _S28;
+        sum_0 = sum_2;
+    }
+    var _S31 : f32 = subgroupAdd(sum_0);
+    return _S31;
+}
+
+fn gemv_0( _S32 : vec3<u32>,  _S33 : u32,  _S34 : ptr<function, GemvParams_std140_0>)
+{
+    ;
+    var _S35 : u32 = _S1;
+    var _S36 : u32 = u32(128) / _S1;
+    var _S37 : u32 = group_number_0(_S32) * _S36;
+    var _S38 : u32 = _S33 / _S35;
+    var row_0 : u32 = _S37 + _S38;
+    for(;;)
+    {
+        if(row_0 < ((*_S34).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S39 : f32 = row_product_0(row_0, (*_S34).weight_offset_0, (*_S34).k_0, (*_S34).x_offset_0);
+        var _S40 : u32 = (*_S34).out_offset_0 + row_0;
+        var _S41 : bool = subgroupElect();
+        if(_S41)
+        {
+            var _S42 : f32;
+            if(((*_S34).accumulate_0) != u32(0))
             {
+                _S42 = entryPointParams_result_0[_S40] + _S39;
             }
             else
             {
-                break;
+                _S42 = _S39;
             }
-            var _S32 : f32 = product_0(row_0, i_1, &((*_S24)));
-            var sum_1 : f32 = sum_0 + _S32;
-            var _S33 : f32 = product_0(row_0, i_1 + _S25, &((*_S24)));
-            var sum_2 : f32 = sum_1 + _S33;
-            var _S34 : f32 = product_0(row_0, i_1 + u32(2) * _S25, &((*_S24)));
-            var sum_3 : f32 = sum_2 + _S34;
-            var _S35 : f32 = product_0(row_0, _S31, &((*_S24)));
-            var sum_4 : f32 = sum_3 + _S35;
-            i_1 = i_1 + u32(4) * _S25;
-            sum_0 = sum_4;
+            entryPointParams_result_0[_S40] = _S42;
         }
-        var i_2 : u32 = i_1;
-        var sum_5 : f32 = sum_0;
-        for(;;)
-        {
-            if(i_2 < _S28)
-            {
-            }
-            else
-            {
-                break;
-            }
-            var _S36 : f32 = product_0(row_0, i_2, &((*_S24)));
-            var sum_6 : f32 = sum_5 + _S36;
-            i_2 = i_2 + _S25;
-            sum_5 = sum_6;
-        }
-        var sum_7 : f32 = subgroupAdd(sum_5);
-        var _S37 : u32 = (*_S24).out_offset_0 + row_0;
-        if(_S26 == u32(0))
-        {
-            var _S38 : f32;
-            if(((*_S24).accumulate_0) != u32(0))
-            {
-                _S38 = entryPointParams_result_0[_S37] + sum_7;
-            }
-            else
-            {
-                _S38 = sum_7;
-            }
-            entryPointParams_result_0[_S37] = _S38;
-        }
-        row_0 = row_0 + (*_S24).groups_0 * _S27;
+        row_0 = row_0 + (*_S34).groups_0 * _S36;
     }
     return;
 }
@@ -166,7 +164,7 @@ fn gemv_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocati
 {
     _S1 = _builtinWaveLaneCount_0;
     _S2 = _builtinWaveLaneIndex_0;
-    var _S39 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S39));
+    var _S43 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_0, &(_S43));
     return;
 }

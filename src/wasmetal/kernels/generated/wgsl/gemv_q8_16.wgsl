@@ -62,87 +62,85 @@ fn Q8_16Eights_product_0( _S4 : u32,  _S5 : u32,  _S6 : u32,  _S7 : u32,  _S8 : 
     return _S12.x * (dot(bytes_0(entryPointParams_weight_0[_S13]), _S8) + dot(bytes_0(entryPointParams_weight_0[_S13 + u32(1)]), _S9)) - _S12.y * sum_0(_S8 + _S9);
 }
 
-fn product_0( _S14 : u32,  _S15 : u32,  _S16 : ptr<function, GemvParams_std140_0>) -> f32
+fn product_0( _S14 : u32,  _S15 : u32,  _S16 : u32,  _S17 : u32,  _S18 : u32) -> f32
 {
-    var _S17 : vec2<u32> = Q8_16Eights_places_0(_S15);
-    return Q8_16Eights_product_0((*_S16).weight_offset_0, (*_S16).k_0, _S14, _S15, entryPointParams_x_0[(*_S16).x_offset_0 + _S17.x], entryPointParams_x_0[(*_S16).x_offset_0 + _S17.y]);
+    var _S19 : vec2<u32> = Q8_16Eights_places_0(_S15);
+    return Q8_16Eights_product_0(_S16, _S17, _S14, _S15, entryPointParams_x_0[_S18 + _S19.x], entryPointParams_x_0[_S18 + _S19.y]);
 }
 
-fn gemv_0( _S18 : vec3<u32>,  _S19 : u32,  _S20 : ptr<function, GemvParams_std140_0>)
+fn row_product_0( _S20 : u32,  _S21 : u32,  _S22 : u32,  _S23 : u32) -> f32
 {
     ;
-    var _S21 : u32 = _S1;
+    var _S24 : u32 = _S1;
+    var _S25 : u32 = _S22 / u32(8);
     ;
-    var _S22 : u32 = _S2;
-    var _S23 : u32 = u32(128) / _S21;
-    var _S24 : u32 = (*_S20).k_0 / u32(8);
-    var _S25 : u32 = group_number_0(_S18) * _S23;
-    var _S26 : u32 = _S19 / _S21;
-    var row_0 : u32 = _S25 + _S26;
+    var i_1 : u32 = _S2;
+    var sum_1 : f32 = 0.0f;
     for(;;)
     {
-        if(row_0 < ((*_S20).n_0))
+        var _S26 : u32 = i_1 + u32(3) * _S24;
+        if(_S26 < _S25)
         {
         }
         else
         {
             break;
         }
-        var i_1 : u32 = _S22;
-        var sum_1 : f32 = 0.0f;
-        for(;;)
+        var sum_2 : f32 = sum_1 + product_0(_S20, i_1, _S21, _S22, _S23) + product_0(_S20, i_1 + _S24, _S21, _S22, _S23) + product_0(_S20, i_1 + u32(2) * _S24, _S21, _S22, _S23) + product_0(_S20, _S26, _S21, _S22, _S23);
+        i_1 = i_1 + u32(4) * _S24;
+        sum_1 = sum_2;
+    }
+    for(;;)
+    {
+        if(i_1 < _S25)
         {
-            var _S27 : u32 = i_1 + u32(3) * _S21;
-            if(_S27 < _S24)
+        }
+        else
+        {
+            break;
+        }
+        var sum_3 : f32 = sum_1 + product_0(_S20, i_1, _S21, _S22, _S23);
+        i_1 = i_1 + _S24;
+        sum_1 = sum_3;
+    }
+    var _S27 : f32 = subgroupAdd(sum_1);
+    return _S27;
+}
+
+fn gemv_0( _S28 : vec3<u32>,  _S29 : u32,  _S30 : ptr<function, GemvParams_std140_0>)
+{
+    ;
+    var _S31 : u32 = _S1;
+    var _S32 : u32 = u32(128) / _S1;
+    var _S33 : u32 = group_number_0(_S28) * _S32;
+    var _S34 : u32 = _S29 / _S31;
+    var row_0 : u32 = _S33 + _S34;
+    for(;;)
+    {
+        if(row_0 < ((*_S30).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S35 : f32 = row_product_0(row_0, (*_S30).weight_offset_0, (*_S30).k_0, (*_S30).x_offset_0);
+        var _S36 : u32 = (*_S30).out_offset_0 + row_0;
+        var _S37 : bool = subgroupElect();
+        if(_S37)
+        {
+            var _S38 : f32;
+            if(((*_S30).accumulate_0) != u32(0))
             {
+                _S38 = entryPointParams_result_0[_S36] + _S35;
             }
             else
             {
-                break;
+                _S38 = _S35;
             }
-            var _S28 : f32 = product_0(row_0, i_1, &((*_S20)));
-            var sum_2 : f32 = sum_1 + _S28;
-            var _S29 : f32 = product_0(row_0, i_1 + _S21, &((*_S20)));
-            var sum_3 : f32 = sum_2 + _S29;
-            var _S30 : f32 = product_0(row_0, i_1 + u32(2) * _S21, &((*_S20)));
-            var sum_4 : f32 = sum_3 + _S30;
-            var _S31 : f32 = product_0(row_0, _S27, &((*_S20)));
-            var sum_5 : f32 = sum_4 + _S31;
-            i_1 = i_1 + u32(4) * _S21;
-            sum_1 = sum_5;
+            entryPointParams_result_0[_S36] = _S38;
         }
-        var i_2 : u32 = i_1;
-        var sum_6 : f32 = sum_1;
-        for(;;)
-        {
-            if(i_2 < _S24)
-            {
-            }
-            else
-            {
-                break;
-            }
-            var _S32 : f32 = product_0(row_0, i_2, &((*_S20)));
-            var sum_7 : f32 = sum_6 + _S32;
-            i_2 = i_2 + _S21;
-            sum_6 = sum_7;
-        }
-        var sum_8 : f32 = subgroupAdd(sum_6);
-        var _S33 : u32 = (*_S20).out_offset_0 + row_0;
-        if(_S22 == u32(0))
-        {
-            var _S34 : f32;
-            if(((*_S20).accumulate_0) != u32(0))
-            {
-                _S34 = entryPointParams_result_0[_S33] + sum_8;
-            }
-            else
-            {
-                _S34 = sum_8;
-            }
-            entryPointParams_result_0[_S33] = _S34;
-        }
-        row_0 = row_0 + (*_S20).groups_0 * _S23;
+        row_0 = row_0 + (*_S30).groups_0 * _S32;
     }
     return;
 }
@@ -153,7 +151,7 @@ fn gemv_q8_16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocat
 {
     _S1 = _builtinWaveLaneCount_0;
     _S2 = _builtinWaveLaneIndex_0;
-    var _S35 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S35));
+    var _S39 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_0, &(_S39));
     return;
 }
