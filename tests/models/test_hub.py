@@ -12,6 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 from tests.cli.command import wasmetal
+from tests.models.folder import write_folder
 from tests.models.hub import Hub, serving
 from tests.models.split import write_split_llama
 from tests.models.tiny import write_tiny_llama
@@ -92,6 +93,103 @@ def test_all_parts_of_a_split_model(hub: Hub, files: dict[str, bytes], cpu: Devi
     assert [Path(file.path).read_bytes() for file in model.files] == [files[name] for name in parts]
     with load_model(path, cpu) as loaded:
         assert loaded.config.block_count == 1
+
+
+FOLDER = "org/Model"
+
+
+@pytest.fixture
+def folder(hub: Hub, tmp_path: Path) -> dict[str, bytes]:
+    """A repository with a folder of Hugging Face in two parts, and what is not needed of it."""
+    made = write_folder(tmp_path / "made", write_tiny_llama(tmp_path / "m.gguf", qtype="F16", blocks=1), 2)
+    files = {path.name: path.read_bytes() for path in made.iterdir()}
+    needless = {
+        "README.md": b"# Model",
+        "pytorch_model.bin": BIG,
+        "consolidated.safetensors": BIG,
+        "onnx/config.json": b"{}",
+    }
+    hub.repositories[FOLDER] = files | needless | {"model.safetensors": BIG}  # superseded by the index
+    return files
+
+
+def test_a_folder_is_pulled_loaded_listed_verified_and_removed(
+    hub: Hub, folder: dict[str, bytes], cpu: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    name, seen = f"hf:{FOLDER}", []
+    hub.cut = [10_000, 3000]  # of two files: the connection breaks
+    path = store.pull(name, lambda done, total: seen.append((done, total)))
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == folder
+    total = sum(map(len, folder.values()))
+    assert seen == sorted(seen)
+    assert seen[-1] == (total, total)
+    [model] = store.models()
+    assert (model.name, model.path, model.nbytes, model.licence) == (name, path, total, "apache-2.0")
+    assert {Path(file.path).name: file.sha256 for file in model.files} == {
+        each: hashlib.sha256(data).hexdigest() for each, data in folder.items()
+    }
+    for spelling in (name, f"{name}:config.json"):
+        assert store.resolve(spelling) == path
+    with load_model(name, cpu, quantize="q8_0") as loaded:
+        assert loaded.name == name
+        assert loaded.chat_template is not None
+        assert not store.trusted(name)
+    asked = len(hub.asked)
+    assert store.pull(name) == path
+    assert len(hub.asked) == asked
+    assert store.verify(model) == []
+    shard = next(Path(file.path) for file in model.files if file.path.endswith("2.safetensors"))
+    shard.resolve().write_bytes(bytes(shard.stat().st_size))
+    assert store.verify(model) == [f"{shard}: its SHA-256 differs"]
+    shard.resolve().unlink()
+    shard.unlink()
+    with pytest.raises(ModelError, match="is not on this machine yet; get it with: wasmetal pull hf:org/Model"):
+        store.resolve(name)
+    store.pull(name)
+    assert store.verify(store.models()[0]) == []
+    shown = wasmetal("models", "show", name).stdout
+    assert "llama" in shown
+    assert "apache-2.0" in shown
+    store.remove(name)
+    assert store.models() == []
+    assert [path for path in (tmp_path / "cache").rglob("blobs/*") if path.is_file()] == []
+
+
+def test_a_folder_beside_gguf_files(hub: Hub, folder: dict[str, bytes], files: dict[str, bytes]) -> None:
+    """The file is meant, unless the folder is named."""
+    hub.repositories[FOLDER]["Model-Q8_0.gguf"] = files["Model-Q8_0.gguf"]
+    assert store.pull(f"hf:{FOLDER}").name == "Model-Q8_0.gguf"
+    assert store.pull(f"hf:{FOLDER}:config.json").is_dir()
+    assert store.resolve(f"hf:{FOLDER}").name == "Model-Q8_0.gguf"
+    assert store.resolve(f"hf:{FOLDER}:config.json").is_dir()
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", "model", "config.json"])
+def test_what_is_no_folder(hub: Hub, folder: dict[str, bytes], missing: str) -> None:
+    files = hub.repositories[FOLDER]
+    hub.repositories[FOLDER] = {name: data for name, data in files.items() if not name.startswith(missing)}
+    with pytest.raises(ModelError, match="no such GGUF file; the repository has none"):
+        store.pull(f"hf:{FOLDER}")
+    assert hub.downloads() == []
+
+
+def test_a_folder_from_the_cache_alone(
+    hub: Hub, folder: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = store.pull(f"hf:{FOLDER}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("WASMETAL_HOME", str(tmp_path / "another"))
+    asked = len(hub.asked)
+    assert store.pull(f"hf:{FOLDER}") == path
+    assert len(hub.asked) == asked
+
+
+def test_a_damaged_folder_is_refused(hub: Hub, folder: dict[str, bytes]) -> None:
+    hub.damaged = True
+    with pytest.raises(ModelError, match="is not the published file"):
+        store.pull(f"hf:{FOLDER}")
+    assert store.models() == []
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.cli.command import wasmetal
 from tests.models.oracle import logits_of, relative_error
 from tests.models.test_session import step
 from tests.models.tiny import write_tiny_llama
+from wasmetal import Guest, packaged
 from wasmetal.device import Device
 from wasmetal.device.base import DeviceInfo
 from wasmetal.errors import ModelError, OutOfDeviceMemoryError
@@ -104,6 +108,29 @@ def test_types_that_are_refused(cpu: Device, path: Path, tmp_path: Path) -> None
     small = write_tiny_llama(tmp_path / "small.gguf")
     with pytest.raises(ModelError, match="2 heads of 16; choose the type f16"):
         load_model(small, cpu, kv_type="q8_0")
+
+
+def test_the_command_line(path: Path) -> None:
+    asked = ("chat", path, "--device", "cpu", "-p", "hello", "--greedy", "--max-tokens", "2")
+    done = wasmetal(*asked, "--kv-type", "q8_0", "--context", "96", "--stats")
+    assert json.loads(done.stderr.splitlines()[-1])["context_length"] == 96
+    refused = wasmetal(*asked, "--kv-type", "q9")
+    assert refused.stderr.splitlines() == ["wasmetal: a key-value cache of the type 'q9'; supported: f32, f16, q8_0"]
+    shown = json.loads(wasmetal("models", "show", path, "--kv-type", "q8_0", "--json").stdout)["memory"]
+    assert (shown["kv_type"], shown["kv_cache"]) == ("q8_0", 512 * 8 * 34)
+
+
+@pytest.mark.parametrize("isolation", [None, "process"])
+def test_options_reach_the_models_of_a_guest(path: Path, isolation: Literal["process"] | None) -> None:
+    with pytest.raises(ModelError, match="type 'q9'; supported"):
+        Guest(
+            packaged.guest("chat"),
+            device="cpu",
+            models={"default": path},
+            loading={"kv_type": "q9"},
+            isolation=isolation,
+            trusted=True,
+        )
 
 
 # ---- Growth

@@ -24,7 +24,7 @@ def pull(
         str,
         typer.Argument(
             help="A name that `wasmetal models` lists; hf:ORG/REPO, hf:ORG/REPO:FILE or hf:ORG/REPO:Q4_K_M on the "
-            "Hugging Face Hub; or the URL of a GGUF file.",
+            "Hugging Face Hub, GGUF files or a folder of safetensors; or the URL of a GGUF file.",
             show_default=False,
         ),
     ],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wasmetal.cli.models import progress
 from wasmetal.cli.options import Context, Device, KvType, Quantize, pairs, size
 from wasmetal.cli.output import writer
 
@@ -73,24 +75,29 @@ def run(
         limits["device_bytes"] = size(device_memory_limit)
     if disk_limit:
         limits["disk_bytes"] = size(disk_limit)
-    with Guest(
-        guest,
-        device=device,
-        models=dict(pairs(model, "=", "NAME=MODEL")),
-        loading={"context": context, "kv_type": kv_type, "quantize": quantize},
-        args=arguments or [],
-        env=dict(pairs(env, "=", "KEY=VALUE")),
-        dirs={
-            inside.removesuffix(":ro"): Dir(outside, read_only=inside.endswith(":ro"))
-            for outside, inside in pairs(directory, "::", "HOST::GUEST[:ro]")
-        },
-        limits=Limits(**limits, wall_seconds=timeout),
-        trusted=trusted,
-        isolation="process" if isolate else None,
-        stdin="inherit",
-        stdout=writer(sys.stdout),
-        stderr=writer(sys.stderr),
-    ) as running:
+    loading = {"context": context, "kv_type": kv_type, "quantize": quantize}
+    with ExitStack() as stack:
+        with progress("quantizing") if quantize and not isolate else nullcontext() as report:
+            running = stack.enter_context(
+                Guest(
+                    guest,
+                    device=device,
+                    models=dict(pairs(model, "=", "NAME=MODEL")),
+                    loading=loading | ({"progress": report} if report else {}),
+                    args=arguments or [],
+                    env=dict(pairs(env, "=", "KEY=VALUE")),
+                    dirs={
+                        inside.removesuffix(":ro"): Dir(outside, read_only=inside.endswith(":ro"))
+                        for outside, inside in pairs(directory, "::", "HOST::GUEST[:ro]")
+                    },
+                    limits=Limits(**limits, wall_seconds=timeout),
+                    trusted=trusted,
+                    isolation="process" if isolate else None,
+                    stdin="inherit",
+                    stdout=writer(sys.stdout),
+                    stderr=writer(sys.stderr),
+                )
+            )
         code = run_or_leave(running)
     raise typer.Exit(code)
 

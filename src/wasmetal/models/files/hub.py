@@ -26,6 +26,13 @@ _LISTED = 24
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
 _AUXILIARY = re.compile(r"(?:^|[/._-])(?:mmproj|imatrix)", re.IGNORECASE)
 """Files that are no language models: the vision part of one, and statistics for quantizing it."""
+FOLDER = "config.json"
+"""The file that makes a repository a folder of Hugging Face, and stands for it in names."""
+_BESIDE = (
+    *("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"),
+    *("special_tokens_map.json", "model.safetensors.index.json"),
+)
+_WEIGHTS = re.compile(r"model(?:-\d{5}-of-\d{5})?\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,7 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class HubModel:
-    """A model in a repository: a file, or the parts of a split one."""
+    """A model in a repository: a file, the parts of a split one, or a folder, of which the first file is FOLDER."""
 
     repository: str
     files: Sequence[HubFile]
@@ -48,6 +55,11 @@ class HubModel:
 
     @property
     def name(self) -> str:
+        """``hf:ORG/REPO:FILE``, with the first file; of a folder, ``hf:ORG/REPO``."""
+        return self.source.removesuffix(f":{FOLDER}")
+
+    @property
+    def source(self) -> str:
         """``hf:ORG/REPO:FILE``, with the first file."""
         return f"{PREFIX}{self.repository}:{self.files[0].name}"
 
@@ -78,15 +90,30 @@ def chosen(names: Iterable[str], choice: str) -> list[list[str]]:
     ]
 
 
+def folder_of(names: Iterable[str]) -> list[str]:
+    """The files of a repository that make it a folder of Hugging Face, FOLDER first; none if it is not one."""
+    there = set(names)
+    weights = sorted(name for name in there if _WEIGHTS.fullmatch(name))
+    if "model.safetensors.index.json" in there:
+        weights = [name for name in weights if name != "model.safetensors"]
+    if not weights or not {FOLDER, "tokenizer.json"} <= there:
+        return []
+    return [FOLDER, *(name for name in _BESIDE if name in there), *weights]
+
+
 def look_up(name: str) -> HubModel:
     """The model that ``hf:ORG/REPO[:CHOICE]`` names. Raises ModelError if there is none, or more than one."""
     repository, choice = parse(name)
     library = _library()
     files, licence = _cached(library, repository) if library.is_offline_mode() else _published(library, repository)
     models = chosen(files, choice)
+    if not models and choice in ("", FOLDER) and (parts := folder_of(files)):
+        return HubModel(repository, [files[part] for part in parts], licence)
     if not models:
         there = _listed(name for name in files if name.lower().endswith(".gguf"))
-        raise ModelError(f"{printable(name)}: no such GGUF file; the repository has {there or 'none'}")
+        folder = f", and beside {FOLDER} no tokenizer.json or no safetensors files" if FOLDER in files else ""
+        there = there or f"none{folder}"
+        raise ModelError(f"{printable(name)}: no such GGUF file; the repository has {there}")
     if len(models) > 1:
         there = _listed(parts[0] for parts in models)
         raise ModelError(f"{printable(name)} may be any of {len(models)} files: {there}; name one after a colon")
@@ -111,6 +138,8 @@ def pull(model: HubModel, progress: Progress) -> list[StoredFile]:
             raise ModelError(f"{file.name} is not the published file (its SHA-256 differs); try again")
         stored.append(StoredFile(str(path), path.stat().st_size, sha256))
         done += stored[-1].nbytes
+    if model.files[0].name == FOLDER and len({Path(file.path).parent for file in stored}) > 1:
+        raise ModelError(f"{model.repository} changed while it was being pulled; pull it again")
     return stored
 
 
@@ -143,7 +172,7 @@ def _cached(library: ModuleType, repository: str) -> tuple[dict[str, HubFile], N
     """The files of a repository's main branch that are in the library's cache."""
     files = {}
     try:
-        repositories = library.scan_cache_dir().repos
+        repositories = library.scan_cache_dir(library.constants.HF_HUB_CACHE).repos
     except library.errors.CacheNotFound:
         repositories = ()
     for each in repositories:

@@ -33,12 +33,13 @@ class StoredModel:
     licence: str | None
     """Its identifier, if the source names one."""
     files: Sequence[StoredFile]
-    """In the order of the parts, if it is split."""
+    """In the order of the parts, if it is split; of a folder, ``config.json`` is the first."""
 
     @property
     def path(self) -> Path:
-        """The file to open: the first."""
-        return Path(self.files[0].path)
+        """What to open: the first file, or the folder."""
+        first = Path(self.files[0].path)
+        return first.parent if first.name == "config.json" else first
 
     @property
     def nbytes(self) -> int:

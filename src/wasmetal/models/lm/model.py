@@ -15,7 +15,7 @@ from wasmetal.errors import ModelError, OutOfDeviceMemoryError, setting_up
 from wasmetal.forked import Origin
 from wasmetal.models.architectures import read_network
 from wasmetal.models.buffers import BufferGroup
-from wasmetal.models.files import store
+from wasmetal.models.files import hub, store
 from wasmetal.models.files.download import Progress
 from wasmetal.models.files.model_file import ModelFile
 from wasmetal.models.files.quantize import quantize as quantize_file
@@ -67,7 +67,8 @@ def load_model(
     """
     with setting_up(f"load {source}", ModelError):
         path = store.resolve(source)
-        name = str(source) if source in store.CATALOG else path.name if path.is_dir() else path.stem
+        known = source in store.CATALOG or (path.is_dir() and str(source).startswith(hub.PREFIX))
+        name = str(source) if known else path.name if path.is_dir() else path.stem
         trusted = store.trusted(source) if trusted is None else trusted
         file = open_model_file(path)
         if quantize is not None:
