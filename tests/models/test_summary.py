@@ -52,8 +52,8 @@ def test_the_memory_is_what_the_model_allocates(
 ) -> None:
     device: Device = request.getfixturevalue(on)
     path = write_tiny_llama(tmp_path / "tiny.gguf", rope_scaling="llama3")
-    said = memory_needed(GGUFFile(path), context, sessions)
-    with load_model(path, device, context=context, contexts=sessions) as model:
+    said = memory_needed(GGUFFile(path), context, sessions, "f32")
+    with load_model(path, device, context=context, contexts=sessions, kv_type="f32") as model:
         allocated = sum(buffer.nbytes for buffer in model._buffers._buffers)
         assert (said.context, said.sessions) == (model.context_length, sessions)
     pages = -(-said.context // 32)
