@@ -82,7 +82,8 @@ def find_devices() -> list[Candidate]:
 
 
 def _info(compiled: Library | None) -> DeviceInfo:
-    wraps_files = compiled is not None and os.environ.get("WASMETAL_COPY_WEIGHTS") != "1"
+    # Only if asked: another process of the same user that shortens a mapped file ends this one.
+    wraps_files = compiled is not None and os.environ.get("WASMETAL_COPY_WEIGHTS") == "0"
     in_place = ("weights in place",) if wraps_files else ()
     return DeviceInfo(
         name=processor.name(),
