@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.models.oracle import logits_of, relative_error
 from tests.models.tiny import write_tiny_llama
-from wasmetal.device import Device
+from wasmetal.device import Device, open_device
 from wasmetal.device.base import MemoryKind
 from wasmetal.device.buffer import DeviceBuffer
 from wasmetal.device.cpu import CpuDevice
@@ -148,6 +148,19 @@ def test_weights_are_held_in_their_blocks(request: pytest.FixtureRequest, name: 
         in_file, angles = model.weight_bytes + 4 * 5 * 96, 4 * model.context_length * 16
         loaded = device.counters.bytes_loaded - before
         assert loaded == angles + (0 if device.info.wraps_files else in_file)
+
+
+def test_weights_in_the_pages_of_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WASMETAL_COPY_WEIGHTS", "0")
+    path, some = write_tiny_llama(tmp_path / "tiny.gguf"), tokens(5)
+    with open_device("cpu") as device:
+        if not device.info.wraps_files:
+            pytest.skip("no compiled kernels for this processor")
+        with load_model(path, device) as model, model.session() as session:
+            assert device.counters.bytes_loaded == 4 * model.context_length * 16  # the angles of RoPE
+            logits = model.logits()
+            session.forward(some, logits)
+            assert relative_error(logits.numpy(), logits_of(path, some)[-1]) < TOLERANCE
 
 
 def test_rope_table_far_out() -> None:
