@@ -33,7 +33,7 @@ SECONDS = 60.0
 MEMORY = 1 << 30
 
 SMALL = {"qtype": "F32", "heads": 2, "kv_heads": 1, "head_dim": 8, "hidden": 16, "context": 256}
-HEADER = 60
+HEADER = 64
 """Bytes of a saved state before its keys and values; the last four are their checksum."""
 STATE, ROOM, TOKENS = 4 * PAGE, 24 * PAGE, 2048
 SAVED = 6
@@ -75,8 +75,8 @@ def opened(device: str) -> Iterator[Run]:
         path = write_tiny_llama(Path(folder, "tiny.gguf"), **SMALL)
         with (
             open_device(device) as opened_device,
-            load_model(path, opened_device) as model,
-            load_model(path, opened_device) as reference,
+            load_model(path, opened_device, kv_type="f32") as model,
+            load_model(path, opened_device, kv_type="f32") as reference,
         ):
             yield lambda data: _run(json.loads(data), opened_device, model, reference)
 
