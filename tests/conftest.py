@@ -21,6 +21,8 @@ from wasmetal.errors import DeviceNotFoundError, ModelError
 from wasmetal.models.files import store
 
 REQUIRED = os.environ.get("WASMETAL_REQUIRE_VULKAN") == "1"
+HAS_CUDA = os.environ.get("WASMETAL_REQUIRE_CUDA") == "1" or Path("/dev/nvidiactl").exists()
+"""Whether tests of all devices have a case for CUDA: with a GPU of NVIDIA's only, for there is nothing in its place."""
 
 try:
     from tests import vulkan_validation as validation
@@ -154,9 +156,27 @@ def metal() -> Iterator[Device]:
         yield device
 
 
+@pytest.fixture(scope="session")
+def cuda() -> Iterator[Device]:
+    """The first GPU of NVIDIA's."""
+    try:
+        device = open_device("cuda")
+    except DeviceNotFoundError as error:
+        if os.environ.get("WASMETAL_REQUIRE_CUDA") == "1":
+            pytest.fail(f"WASMETAL_REQUIRE_CUDA=1, but {error}")
+        pytest.skip(str(error))
+    with device:
+        yield device
+
+
 @pytest.fixture(
     scope="session",
-    params=["cpu", pytest.param("vulkan", marks=pytest.mark.vulkan), pytest.param("metal", id=METAL)],
+    params=[
+        "cpu",
+        pytest.param("vulkan", marks=pytest.mark.vulkan),
+        pytest.param("metal", id=METAL),
+        *(["cuda"] if HAS_CUDA else []),
+    ],
 )
 def device(request: pytest.FixtureRequest) -> Device:
     """Every device present, one after another."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.conftest import HAS_CUDA
 from tests.metal.devices import METAL, open_metal
 from wasmetal.device import Device, open_device
 from wasmetal.device.opened import OpenDevice
@@ -33,10 +34,11 @@ OPENERS: dict[str, Opener] = {
     "vulkan": lambda: open_device("vulkan"),
     "vulkan as discrete": open_as_discrete,
     "metal": open_metal,
+    "cuda": lambda: open_device("cuda"),
 }
 
 
-ALIGNMENTS = {"cpu": (16, 64, 256), "vulkan": (64, 256), "vulkan as discrete": (16,), "metal": (64,)}
+ALIGNMENTS = {"cpu": (16, 64, 256), "vulkan": (64, 256), "vulkan as discrete": (16,), "metal": (64,), "cuda": (16, 64, 256)}
 """Offset alignments at which each device is tested; the device's alignment if that is coarser."""
 
 
@@ -49,6 +51,7 @@ ALIGNMENTS = {"cpu": (16, 64, 256), "vulkan": (64, 256), "vulkan as discrete": (
             marks=[pytest.mark.vulkan] if name.startswith("vulkan") else [],
         )
         for name, alignments in ALIGNMENTS.items()
+        if name != "cuda" or HAS_CUDA
         for alignment in alignments
     ],
 )

@@ -15,6 +15,7 @@ from wasmetal.errors import DeviceError, DeviceNotFoundError, setting_up
 from wasmetal.forked import Origin, skip_exit_handlers
 
 BACKENDS = {
+    "cuda": "wasmetal.device.cuda",
     "metal": "wasmetal.device.metal.opening",
     "vulkan": "wasmetal.device.vulkan",
     "cpu": "wasmetal.device.cpu",
@@ -43,7 +44,7 @@ def list_devices() -> list[DeviceInfo]:
 def open_device(spec: str | None = None, precision: Precision | None = None) -> Device:
     """Open a device.
 
-    ``spec`` is ``auto``, a backend (``cpu``, ``vulkan``) for its best device, or a backend with an index from
+    ``spec`` is ``auto``, a backend (``cpu``, ``vulkan``, ``cuda``) for its best device, or a backend with an index from
     :func:`list_devices` (``vulkan:1``); ``reference`` is the CPU device with NumPy's slow kernels. None means the
     environment variable ``WASMETAL_DEVICE``, or else ``auto``: a discrete GPU, else an integrated GPU, else the CPU.
     ``auto`` never opens a GPU driver that runs on the CPU.

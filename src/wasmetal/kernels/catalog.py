@@ -38,6 +38,9 @@ class Access(Enum):
 TARGETS = {"spirv": "spv", "metal": "metal", "cuda": "cu", "wgsl": "wgsl"}
 """Compilation targets and the file suffix of each under ``generated/<target>/``."""
 
+CUDA_PRELUDE = "prelude.cuh"
+"""The file under ``generated/cuda/`` that every kernel there includes."""
+
 THREADS = 128
 """Threads of every group: a multiple of any device's subgroup size, since kernels divide by that."""
 
@@ -361,6 +364,12 @@ _KERNELS = (
         for result in FLOATS
     ),
 )
+
+
+def cuda_prelude() -> bytes:
+    """The content of CUDA_PRELUDE."""
+    return (resources.files("wasmetal.kernels") / "generated" / "cuda" / CUDA_PRELUDE).read_bytes()
+
 
 CATALOG: dict[str, Kernel] = {kernel.name: kernel for kernel in _KERNELS}
 """Every kernel, by name."""

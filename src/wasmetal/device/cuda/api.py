@@ -1,0 +1,54 @@
+"""CUDA's driver API, through the package ``cuda-bindings``, with errors as exceptions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wasmetal.errors import DeviceError, DeviceLostError, DeviceNotFoundError, OutOfDeviceMemoryError, WrapRefusedError
+
+try:
+    from cuda.bindings import driver
+except ImportError as error:
+    raise DeviceNotFoundError("the package cuda-bindings is not installed: pip install 'wasmetal[cuda]'") from error
+
+cu: Any = driver
+
+_ERRORS: dict[str, tuple[type[DeviceError], str]] = {
+    "OUT_OF_MEMORY": (OutOfDeviceMemoryError, "the device is out of memory"),
+    "NO_DEVICE": (DeviceNotFoundError, "the NVIDIA driver has no GPU; CUDA_VISIBLE_DEVICES may hide them"),
+    "SYSTEM_DRIVER_MISMATCH": (DeviceNotFoundError, "the NVIDIA driver and its kernel module differ; restart"),
+    "INSUFFICIENT_DRIVER": (DeviceNotFoundError, "the NVIDIA driver is too old; install a newer one"),
+    "HOST_MEMORY_ALREADY_REGISTERED": (WrapRefusedError, "another part of this process has registered these pages"),
+    "NO_BINARY_FOR_GPU": (DeviceError, "the compiled kernel is for another GPU"),
+    "ILLEGAL_ADDRESS": (DeviceLostError, "a kernel used a wrong address; end this process"),
+    "LAUNCH_FAILED": (DeviceLostError, "a kernel failed; end this process"),
+    "LAUNCH_TIMEOUT": (DeviceLostError, "a kernel took too long for the driver; end this process"),
+    "ECC_UNCORRECTABLE": (DeviceLostError, "the GPU's memory has failed; see nvidia-smi"),
+    "CONTEXT_IS_DESTROYED": (DeviceLostError, "the device was lost; end this process"),
+}
+"""Of the results by their names, without ``CUDA_ERROR_``: the exception and its message."""
+
+NOT_READY = cu.CUresult.CUDA_ERROR_NOT_READY
+
+
+def failure(result: Any, function: str) -> DeviceError:
+    """The exception for a result other than success."""
+    name = getattr(result, "name", f"result {int(result)}").removeprefix("CUDA_ERROR_")
+    kind, message = _ERRORS.get(name, (DeviceError, "the NVIDIA driver failed"))
+    return kind(f"{message} ({function}: {name})")
+
+
+def call(function: str, *args: Any) -> Any:
+    """Call a function of the driver; return what it writes, or None. Raises DeviceError."""
+    result, *written = getattr(cu, function)(*args)
+    if result:
+        raise failure(result, function)
+    return written[0] if written else None
+
+
+def start_driver() -> None:
+    """Load the driver. Raises DeviceNotFoundError if there is none."""
+    try:
+        call("cuInit", 0)
+    except RuntimeError as error:  # what the package raises if it finds no library
+        raise DeviceNotFoundError("no NVIDIA driver (libcuda): install it from your system's packages") from error

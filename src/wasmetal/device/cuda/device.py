@@ -1,0 +1,81 @@
+"""The CUDA backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from wasmetal.device import abandoned
+from wasmetal.device.backend import Backend, Dispatch, Range
+from wasmetal.device.base import HostPages, MemoryKind
+from wasmetal.device.cuda import memory
+from wasmetal.device.cuda.api import call, cu
+from wasmetal.device.cuda.context import Context, Owned
+from wasmetal.device.cuda.memory import CudaAllocation
+from wasmetal.device.cuda.physical import PhysicalDevice
+from wasmetal.device.cuda.pipeline import CudaPipelines, Pipeline
+from wasmetal.device.cuda.recording import CudaRecording
+from wasmetal.device.cuda.work import CudaWork, Events
+from wasmetal.device.waiting import wait_in_slices
+from wasmetal.kernels.catalog import Kernel
+
+_OWN_ORDER: int = cu.CUstream_flags.CU_STREAM_NON_BLOCKING
+"""Streams that do not wait for other libraries' work in this process."""
+
+
+class CudaBackend(Backend[CudaAllocation, Pipeline, CudaRecording]):
+    """An open GPU: everything runs on one stream, in order."""
+
+    def __init__(self, physical: PhysicalDevice) -> None:
+        """Raises DeviceError."""
+        self.info = physical.info
+        self.grid_limits = physical.grid_limits
+        self.context = Context(physical)
+        self.pipelines = CudaPipelines(self.context)
+        self._stream, self._capturing = (Owned(self.context, "Stream", _OWN_ORDER) for _ in range(2))
+        self._events = Events(self.context)
+
+    def allocate(self, nbytes: int, kind: MemoryKind) -> CudaAllocation:
+        """Memory of the GPU, or host pages."""
+        if kind is MemoryKind.SHARED or self.info.unified:
+            return memory.allocate_shared(self.context, nbytes)
+        return memory.allocate_device(self.context, self._stream, nbytes)
+
+    def wrap(self, pages: HostPages) -> CudaAllocation:
+        """Register host pages."""
+        return memory.wrap(self.context, pages)
+
+    def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[CudaAllocation]]) -> Pipeline:
+        """The kernel, compiled."""
+        return self.pipelines.get(kernel)
+
+    def build(self, dispatches: Sequence[Dispatch[CudaAllocation, Pipeline]]) -> CudaRecording:
+        """Prepare the launches."""
+        return CudaRecording(self.context, dispatches)
+
+    def start(self, recordings: Sequence[CudaRecording]) -> CudaWork:
+        """Start the launches on the stream."""
+
+        def launch() -> None:
+            for recording in recordings:
+                recording.start(self._stream.handle, self._capturing.handle)
+
+        return self._start(launch)
+
+    def copy(self, source: Range[CudaAllocation], target: Range[CudaAllocation]) -> None:
+        """Copy on the stream, and wait for the copy."""
+        places = [(bound.allocation.device_address or 0) + bound.offset for bound in (target, source)]
+        work = self._start(lambda: call("cuMemcpyAsync", *places, source.nbytes, self._stream.handle))
+        try:
+            wait_in_slices(work.wait)
+        except BaseException:  # Ctrl-C, or a lost device
+            abandoned.keep(work.ended, (source, target))
+            raise
+        work.result()
+
+    def _start(self, launch: Callable[[], object]) -> CudaWork:
+        self.context.use()
+        begin, end = self._events.take(), self._events.take()
+        call("cuEventRecord", begin.handle, self._stream.handle)
+        launch()
+        call("cuEventRecord", end.handle, self._stream.handle)
+        return CudaWork(self.context, self._events, begin, end)

@@ -1,0 +1,74 @@
+"""Work on a stream, in flight between two events."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from wasmetal.device.cuda.api import NOT_READY, call, cu, failure
+from wasmetal.device.cuda.context import Context, Owned
+
+_SPIN = 2e-3
+"""Seconds for which a wait asks again and again before it begins to sleep: most lists of a model end within them."""
+_SLEEP, _LONGEST = 0.05, 1e-3
+"""How long it sleeps at a time: a part of the time that it has waited, and at most so many seconds."""
+
+
+class Events:
+    """Events of a context, to be used again."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._free: list[Owned] = []  # single operations on a list are atomic in Python
+
+    def take(self) -> Owned:
+        """An event that is not in use."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return Owned(self._context, "Event", 0)
+
+    def put_back(self, *events: Owned) -> None:
+        """Let events be used again."""
+        self._free += events
+
+
+class CudaWork:
+    """What was started on the stream between two events."""
+
+    def __init__(self, context: Context, events: Events, begin: Owned, end: Owned) -> None:
+        self._context = context
+        self._events = events
+        self._between = begin, end
+        self._end: Any = end.handle
+
+    def wait(self, seconds: float) -> bool:
+        """Block for at most ``seconds``; return whether the work has ended. Raises DeviceLostError."""
+        begin = time.perf_counter()
+        while not self.ended():
+            waited = time.perf_counter() - begin
+            if waited >= seconds:
+                return False
+            if waited > _SPIN:
+                time.sleep(min(_SLEEP * waited, _LONGEST, seconds - waited))
+        return True
+
+    def ended(self) -> bool:
+        """Whether the work has ended. Raises DeviceLostError."""
+        self._context.use()
+        (result,) = cu.cuEventQuery(self._end)
+        if result == NOT_READY:
+            return False
+        if result:
+            raise failure(result, "cuEventQuery")
+        return True
+
+    def result(self) -> tuple[float, None]:
+        """Seconds from the start of the first kernel to the end of the last, and no error. Raises DeviceLostError."""
+        begin, end = self._between
+        seconds = 1e-3 * call("cuEventElapsedTime", begin.handle, end.handle)
+        self._events.put_back(begin, end)
+        return seconds, None
+
+    def drop(self) -> None:
+        """Do nothing: the GPU runs what it was given."""
