@@ -38,7 +38,13 @@ OPENERS: dict[str, Opener] = {
 }
 
 
-ALIGNMENTS = {"cpu": (16, 64, 256), "vulkan": (64, 256), "vulkan as discrete": (16,), "metal": (64,), "cuda": (16, 64, 256)}
+ALIGNMENTS = {
+    "cpu": (16, 64, 256),
+    "vulkan": (64, 256),
+    "vulkan as discrete": (16,),
+    "metal": (64,),
+    "cuda": (16, 64, 256),
+}
 """Offset alignments at which each device is tested; the device's alignment if that is coarser."""
 
 

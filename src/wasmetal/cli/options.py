@@ -49,11 +49,11 @@ Device = Annotated[
     ),
 ]
 Precision = Annotated[
-    Literal["exact", "fast"] | None,
+    Literal["exact", "standard", "fast"] | None,
     typer.Option(
         "--precision",
-        help="fast: on the CPU, decode with activations of 8 bits, which is faster and a little less exact  "
-        "[default: WASMETAL_PRECISION, or exact]",
+        help="What activations may be rounded to: nothing, float16 (on a GPU's matrix units), or also 8 bits (on the "
+        "CPU)  [default: WASMETAL_PRECISION, or standard]",
     ),
 ]
 KvType = Annotated[

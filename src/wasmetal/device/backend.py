@@ -111,8 +111,11 @@ class Work(Protocol):
         """Drop what has not started, if the device can do that: nobody waits for it any more."""
 
 
-Precision = Literal["exact", "fast"]
-"""``exact``: float32 throughout. ``fast``: activations may be rounded to fewer bits where that is faster."""
+Precision = Literal["exact", "standard", "fast"]
+"""What activations may be rounded to before they are multiplied; sums are float32.
+
+``exact``: nothing. ``standard``: float16, in GEMMs on a GPU's matrix units, as in other engines. ``fast``: fewer bits,
+where that is faster."""
 
 
 class Backend(ABC, Generic[A, C, R]):

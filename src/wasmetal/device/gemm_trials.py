@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from wasmetal.device.base import Bytes
 from wasmetal.device.gemm import Kinds
-from wasmetal.device.trial import FLOATS, Trial
+from wasmetal.device.trial import FLOATS, ROUNDED, Trial
 from wasmetal.kernels.catalog import CATALOG, NO_BATCH, WORD, Kernel
 from wasmetal.kernels.dtypes import WEIGHTS, DType
 
@@ -27,6 +27,16 @@ def every_gemm() -> list[Trial]:
     return gemms + [matmul(kind, result, m, n, k, transpose_b=True) for kind, result in product(FLOATS, FLOATS)]
 
 
+def rounded_gemms() -> list[Trial]:
+    """A trial of each GEMM kernel, for a variant that rounds the activations to float16."""
+    m, n, k = 150, 136, 96  # a full tile of 128 x 128 and partial ones, edges inside a 16 x 16 matrix
+    return [
+        gemm(dtype.suffix, m, n, k, accumulate=accumulate, tolerance=ROUNDED)
+        for dtype in WEIGHTS
+        for accumulate in (False, True)
+    ]
+
+
 def every_layout(kinds: Kinds) -> list[Trial]:
     """GEMMs of these element types in every layout of the operands, for a library that computes them."""
     m, n, k = 72, 136, 264  # not multiples of 16
@@ -38,10 +48,12 @@ def every_layout(kinds: Kinds) -> list[Trial]:
     return trials
 
 
-def gemm(kind: str, m: int, n: int, k: int, *, gap: int = 0, accumulate: bool = False) -> Trial:
+def gemm(
+    kind: str, m: int, n: int, k: int, *, gap: int = 0, accumulate: bool = False, tolerance: float | None = None
+) -> Trial:
     """x [m, k] · weightᵀ, weight [n, k] of type ``kind``; ``gap`` bytes before x and the result, and after rows.
 
-    ``k`` is rounded up to whole blocks.
+    ``k`` is rounded up to whole blocks; ``tolerance`` as for :class:`Trial`.
     """
     kernel = CATALOG[f"gemm_{kind}"]
     k = _whole_blocks(kind, k)
@@ -49,7 +61,7 @@ def gemm(kind: str, m: int, n: int, k: int, *, gap: int = 0, accumulate: bool = 
     weight = _random(kind, n, k, 0, start=gap)
     fields = {"rows": m, "n": n, "k": k, "accumulate": int(accumulate), "batch_offset": NO_BATCH}
     fields |= {"x_stride": _stride("f32", k, gap), "out_stride": _stride("f32", n, gap)}
-    return Trial(kernel, [x, weight, out], "f32", _tiles(m, n), fields | _offsets(kernel, gap))
+    return Trial(kernel, [x, weight, out], "f32", _tiles(m, n), fields | _offsets(kernel, gap), tolerance)
 
 
 def matmul(

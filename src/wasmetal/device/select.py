@@ -49,17 +49,17 @@ def open_device(spec: str | None = None, precision: Precision | None = None) -> 
     environment variable ``WASMETAL_DEVICE``, or else ``auto``: a discrete GPU, else an integrated GPU, else the CPU.
     ``auto`` never opens a GPU driver that runs on the CPU.
 
-    ``precision`` is ``exact``, or ``fast`` to let devices round activations where that is faster: the CPU device then
-    decodes with activations of 8 bits, in blocks with a scale each. None means the environment variable
-    ``WASMETAL_PRECISION``, or else ``exact``.
+    ``precision`` says what activations may be rounded to before they are multiplied; sums are float32. ``exact`` allows
+    nothing, ``standard`` float16 in GEMMs on a GPU's matrix units, and ``fast`` also blocks of 8 bits and a scale, with
+    which the CPU device then decodes. None means the environment variable ``WASMETAL_PRECISION``, or else ``standard``.
 
     Raises DeviceNotFoundError if there is no such device, DeviceError if it cannot be used, and ForkedError for a GPU
     in a process that was forked after the parent had looked for GPUs.
     """
     spec = spec or os.environ.get("WASMETAL_DEVICE") or "auto"
-    wanted = precision or os.environ.get("WASMETAL_PRECISION") or "exact"
+    wanted = precision or os.environ.get("WASMETAL_PRECISION") or "standard"
     if wanted not in get_args(Precision):
-        raise DeviceError(f"the precision is {wanted!r}; choose {' or '.join(get_args(Precision))}")
+        raise DeviceError(f"the precision is {wanted!r}; choose {', '.join(get_args(Precision))}")
     with setting_up(f"open the device {spec!r}", DeviceError):
         backend = _find(spec).open()
         backend.precision = cast(Precision, wanted)

@@ -21,6 +21,9 @@ FLOATS: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype
 _TOLERANCE = {"f32": 1e-5, "f16": 1e-3}
 """By type of the result, relative to its largest element. Operands or sums rounded to fewer bits would exceed it."""
 
+ROUNDED = 1e-3
+"""The tolerance for sums in float32 of products whose factors were rounded to float16."""
+
 PATIENCE = 30.0
 """Seconds after which a trial has failed: virtual GPUs are known to hang."""
 
@@ -29,15 +32,24 @@ class Trial:
     """One kernel, with operands to try it on."""
 
     def __init__(
-        self, kernel: Kernel, arrays: Sequence[Bytes], result: str, tiles: int, fields: dict[str, int]
+        self,
+        kernel: Kernel,
+        arrays: Sequence[Bytes],
+        result: str,
+        tiles: int,
+        fields: dict[str, int],
+        tolerance: float | None = None,
     ) -> None:
-        """``arrays``: the bytes of each buffer; the third is the result, of element type ``result``."""
+        """``arrays``: the bytes of each buffer; the third is the result, of element type ``result``.
+
+        ``tolerance`` is relative to the largest element of the result; None for what that type allows.
+        """
         given = dict.fromkeys((name for name, _ in kernel.params), 0) | fields
         self.kernel = kernel
         self._params = kernel.pack(**given)
         self._arrays = [*arrays, arrays[0]][: len(kernel.buffers)]  # no batch: bind x in its place
         self._dtype = FLOATS[result]
-        self._tolerance = _TOLERANCE[result]
+        self._tolerance = tolerance or _TOLERANCE[result]
         self._tiles = tiles
         self._buffers: list[Buffer] = []
 

@@ -44,6 +44,9 @@ CUDA_PRELUDE = "prelude.cuh"
 THREADS = 128
 """Threads of every group: a multiple of any device's subgroup size, since kernels divide by that."""
 
+_ONLY = {"simdgroup_matrix": "metal", "cooperative_matrix": "spirv"}
+"""The target of kernels with certain features, if there is only one."""
+
 WORD = 4
 """Bytes of the smallest unit that kernels read; the length of a binding is a multiple of it."""
 
@@ -88,13 +91,14 @@ class Kernel:
     """Macros for compiling the Slang file, if one entry point serves several kernels. ``KERNEL``, the name of the entry
     point, is always defined."""
     features: tuple[str, ...] = ()
-    """Device features that not every device has: ``float16`` (arithmetic type), ``storage16`` (in buffers) and
-    ``simdgroup_matrix``, for kernels that are compiled for Metal only."""
+    """Device features that not every device has: ``float16`` (arithmetic type), ``storage16`` (in buffers);
+    ``simdgroup_matrix``, for kernels that are compiled for Metal only, and ``cooperative_matrix``, for SPIR-V only."""
 
     @property
     def targets(self) -> tuple[str, ...]:
         """Those of TARGETS that the kernel is compiled for. The CPU device has the kernels that are for all."""
-        return ("metal",) if "simdgroup_matrix" in self.features else tuple(TARGETS)
+        only = [target for feature, target in _ONLY.items() if feature in self.features]
+        return tuple(only or TARGETS)
 
     @property
     def threads(self) -> tuple[int, int, int]:
@@ -309,6 +313,19 @@ _KERNELS = (
         )
         for variant in _VARIANTS
         for dtype in WEIGHTS
+    ),
+    # The same with cooperative matrices: only where k is a multiple of 32, and rows of x and out begin at 16 bytes.
+    *(
+        Kernel(
+            name=f"gemm_coopmat_{dtype.suffix}",
+            source="matrices",
+            buffers=(_read("x"), _read("weight"), _update("out"), _BATCH),
+            fields=_u32("batch_row rows n k x_stride out_stride accumulate"),
+            defines=(("FORMAT", dtype.name),),
+            features=("cooperative_matrix",),
+        )
+        for dtype in WEIGHTS
+        if dtype is not DType.F32  # float16 would round the weights too
     ),
     Kernel(
         name="top_k",

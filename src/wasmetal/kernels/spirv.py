@@ -11,6 +11,9 @@ CAPABILITIES = {
     63: "GroupNonUniformArithmetic",
     4433: "StorageBuffer16BitAccess",
     4434: "UniformAndStorageBuffer16BitAccess",
+    5345: "VulkanMemoryModel",
+    5346: "VulkanMemoryModelDeviceScope",
+    6022: "CooperativeMatrixKHR",
 }
 """Names of the capabilities that kernels make use of, by number (specification, section 3.2.30)."""
 

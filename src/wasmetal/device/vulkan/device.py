@@ -10,6 +10,7 @@ from wasmetal.device.base import HostPages, MemoryKind
 from wasmetal.device.vulkan import commands
 from wasmetal.device.vulkan.api import lib, struct
 from wasmetal.device.vulkan.logical import LogicalDevice
+from wasmetal.device.vulkan.matrices import with_matrices
 from wasmetal.device.vulkan.memory import DEVICE, SHARED, UNIFIED, VulkanAllocation
 from wasmetal.device.vulkan.physical import PhysicalDevice
 from wasmetal.device.vulkan.pipeline import Pipeline, VulkanPipelines
@@ -20,7 +21,9 @@ from wasmetal.kernels.catalog import Kernel
 class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
     """An open Vulkan device."""
 
-    def __init__(self, physical: PhysicalDevice) -> None:
+    def __init__(self, physical: PhysicalDevice, matrices: bool = False) -> None:
+        """``matrices``: compute GEMMs with cooperative matrices, unless the precision is ``exact``."""
+        self.matrices = matrices
         self.info = physical.info
         self.grid_limits = physical.grid_limits
         self.logical = LogicalDevice(physical)
@@ -46,8 +49,9 @@ class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
         return VulkanAllocation(self.logical, pages.nbytes, SHARED, pages)
 
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[VulkanAllocation]]) -> Pipeline:
-        """The compute pipeline of the kernel."""
-        return self.pipelines.get(kernel)
+        """The compute pipeline of the kernel, or of its variant with cooperative matrices."""
+        rounds = self.matrices and self.precision != "exact"
+        return self.pipelines.get(with_matrices(kernel, params) if rounds else kernel)
 
     def build(self, dispatches: Sequence[Dispatch[VulkanAllocation, Pipeline]]) -> VulkanRecording:
         """Record a command buffer."""

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 from wasmetal.device.vulkan.api import NULL, lib, struct
 
-SUBGROUP_SIZE_EXTENSION = "VK_EXT_subgroup_size_control"
-
 CORE = "VkPhysicalDeviceFeatures2"
 VULKAN_1_1 = "VkPhysicalDeviceVulkan11Features"
 VULKAN_1_2 = "VkPhysicalDeviceVulkan12Features"
 SUBGROUP_SIZE = "VkPhysicalDeviceSubgroupSizeControlFeatures"
+MATRICES = "VkPhysicalDeviceCooperativeMatrixFeaturesKHR"
+
+EXTENSIONS = {SUBGROUP_SIZE: "VK_EXT_subgroup_size_control", MATRICES: "VK_KHR_cooperative_matrix"}
+"""The extensions that define feature structs."""
 
 
 class Feature(NamedTuple):
@@ -37,6 +39,9 @@ FEATURES = (
     Feature(VULKAN_1_2, "timelineSemaphore", "timeline semaphores"),
     Feature(SUBGROUP_SIZE, "subgroupSizeControl", "subgroup size control"),
     Feature(SUBGROUP_SIZE, "computeFullSubgroups"),
+    Feature(VULKAN_1_2, "vulkanMemoryModel", "", "VulkanMemoryModel"),
+    Feature(VULKAN_1_2, "vulkanMemoryModelDeviceScope", "", "VulkanMemoryModelDeviceScope"),
+    Feature(MATRICES, "cooperativeMatrix", "", "CooperativeMatrixKHR"),
 )
 
 _SUBGROUPS = {
@@ -48,8 +53,8 @@ _SUBGROUPS = {
 def _chain(extensions: Collection[str]) -> tuple[Any, dict[str, Any]]:
     """A ``pNext`` chain of every feature struct, all false: its head, and the struct of fields for each name."""
     structs, chain = {}, NULL
-    for name in (VULKAN_1_1, VULKAN_1_2, SUBGROUP_SIZE):
-        if name != SUBGROUP_SIZE or SUBGROUP_SIZE_EXTENSION in extensions:
+    for name in (VULKAN_1_1, VULKAN_1_2, *EXTENSIONS):
+        if EXTENSIONS.get(name) in (None, *extensions):
             structs[name] = chain = struct(name, pNext=chain)
     head = struct(CORE, pNext=chain)
     return head, {**structs, CORE: head.features}
@@ -64,6 +69,11 @@ def query(physical_device: Any, extensions: Collection[str]) -> tuple[tuple[Feat
     for feature in found:
         setattr(structs[feature.struct], feature.field, True)
     return found, enabling
+
+
+def extensions_of(features: Collection[Feature]) -> list[str]:
+    """The extensions that define some of these features."""
+    return list(dict.fromkeys(EXTENSIONS[feature.struct] for feature in features if feature.struct in EXTENSIONS))
 
 
 def capabilities(features: Collection[Feature], subgroup_operations: int) -> frozenset[str]:

@@ -22,9 +22,7 @@ class LogicalDevice:
 
     def __init__(self, physical: PhysicalDevice) -> None:
         self.physical = physical
-        extensions = list(EXTENSIONS)
-        if physical.has("subgroupSizeControl"):
-            extensions.append(features.SUBGROUP_SIZE_EXTENSION)
+        extensions = [*EXTENSIONS, *features.extensions_of(physical.features)]
         family = physical.queue_family
         queue = struct("VkDeviceQueueCreateInfo", queueFamilyIndex=family, queueCount=1, pQueuePriorities=[1.0])
         queues = {"queueCreateInfoCount": 1, "pQueueCreateInfos": queue}

@@ -7,7 +7,7 @@ from typing import Any
 
 from wasmetal.device.backend import Tier
 from wasmetal.device.base import DeviceInfo
-from wasmetal.device.vulkan import features
+from wasmetal.device.vulkan import features, matrices
 from wasmetal.device.vulkan.api import NULL, enumerate_all, ffi, lib, make, struct
 from wasmetal.device.vulkan.instance import API_VERSION, Instance, version_text
 
@@ -62,7 +62,7 @@ class PhysicalDevice:
         sizes = struct("VkPhysicalDeviceMaintenance3Properties", pNext=subgroup)
         driver = chain = struct("VkPhysicalDeviceDriverProperties", pNext=sizes)
         control = struct("VkPhysicalDeviceSubgroupSizeControlProperties", pNext=chain)  # zero if unsupported
-        if features.SUBGROUP_SIZE_EXTENSION in self.extensions:
+        if features.EXTENSIONS[features.SUBGROUP_SIZE] in self.extensions:
             chain = control
         lib.vkGetPhysicalDeviceProperties2(self.handle, struct("VkPhysicalDeviceProperties2", pNext=chain))
         memory = make("vkGetPhysicalDeviceMemoryProperties", "VkPhysicalDeviceMemoryProperties", self.handle)
@@ -75,6 +75,8 @@ class PhysicalDevice:
         self.grid_limits = tuple(core.limits.maxComputeWorkGroupCount)
         self.max_allocation_bytes = int(sizes.maxMemoryAllocationSize)
         self.memory_types = [kind.propertyFlags for kind in memory.memoryTypes[0 : memory.memoryTypeCount]]
+        self.matrices = self.has("cooperativeMatrix") and matrices.supported(self.instance, self.handle)
+        """Whether the kernels with cooperative matrices can be tried."""
         can_require = self.has("subgroupSizeControl") and control.requiredSubgroupSizeStages & _COMPUTE_STAGE
         self.several_subgroup_sizes = bool(can_require) and control.minSubgroupSize < control.maxSubgroupSize
         self.max_subgroups = int(control.maxComputeWorkgroupSubgroups)
