@@ -38,6 +38,9 @@ class Access(Enum):
 TARGETS = {"spirv": "spv", "metal": "metal", "cuda": "cu", "wgsl": "wgsl"}
 """Compilation targets and the file suffix of each under ``generated/<target>/``."""
 
+COOPMAT_TILES = (64, 128)
+"""Rows and columns of the output that a group computes with cooperative matrices."""
+
 CUDA_PRELUDE = "prelude.cuh"
 """The file under ``generated/cuda/`` that every kernel there includes."""
 
@@ -314,16 +317,18 @@ _KERNELS = (
         for variant in _VARIANTS
         for dtype in WEIGHTS
     ),
-    # The same with cooperative matrices: only where k is a multiple of 32, and rows of x and out begin at 16 bytes.
+    # The same with cooperative matrices, in tiles of two sizes: only where k is a multiple of 32, and the weights and
+    # the rows of x and out begin at 16 bytes.
     *(
         Kernel(
-            name=f"gemm_coopmat_{dtype.suffix}",
+            name=f"gemm_coopmat{tile}_{dtype.suffix}",
             source="matrices",
             buffers=(_read("x"), _read("weight"), _update("out"), _BATCH),
             fields=_u32("batch_row rows n k x_stride out_stride accumulate"),
-            defines=(("FORMAT", dtype.name),),
+            defines=(("FORMAT", f"{dtype.name}Eights"), ("TILE", str(tile))),
             features=("cooperative_matrix",),
         )
+        for tile in COOPMAT_TILES
         for dtype in WEIGHTS
         if dtype is not DType.F32  # float16 would round the weights too
     ),

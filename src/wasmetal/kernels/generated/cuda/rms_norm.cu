@@ -110,38 +110,444 @@ extern "C" __global__ void rms_norm(StructuredBuffer<float> x_0, StructuredBuffe
     uint _S25 = _S20 % p_0.heads_0;
     uint _S26 = _S25 * p_0.columns_0;
     uint _S27 = p_0.x_offset_0 + _S21 * p_0.x_stride_0 + _S26;
-    uint column_0 = _S18;
-    float squares_0 = 0.0f;
-    uint _S28;
-    _S28 = _S16;
+    uint _S28 = p_0.out_offset_0 + _S21 * p_0.out_stride_0 + _S26;
+    FixedArray<float, 16>  kept_0;
+    bool _S29 = _S18 < (p_0.columns_0);
+    uint _S30 = __ballot_sync(_S16, _S29);
+    float squares_0;
+    uint column_0;
+    if(_S29)
+    {
+        float _S31 = __ldg((&(x_0)[_S27 + _S18]));
+        uint _S32 = __ballot_sync(_S16, true);
+        squares_0 = _S31;
+        column_0 = _S32;
+    }
+    else
+    {
+        uint _S33 = __ballot_sync(_S16, true);
+        squares_0 = 0.0f;
+        column_0 = _S33;
+    }
+    kept_0[0U] = squares_0;
+    float _S34 = squares_0 * squares_0;
+    uint _S35 = _S18 + 128U;
+    bool _S36 = _S35 < (p_0.columns_0);
+    uint _S37 = __ballot_sync(column_0, _S36);
+    if(_S36)
+    {
+        float _S38 = __ldg((&(x_0)[_S27 + _S35]));
+        uint _S39 = __ballot_sync(column_0, true);
+        squares_0 = _S38;
+        column_0 = _S39;
+    }
+    else
+    {
+        uint _S40 = __ballot_sync(column_0, true);
+        squares_0 = 0.0f;
+        column_0 = _S40;
+    }
+    kept_0[1U] = squares_0;
+    float squares_1 = _S34 + squares_0 * squares_0;
+    uint _S41 = _S18 + 256U;
+    bool _S42 = _S41 < (p_0.columns_0);
+    uint _S43 = __ballot_sync(column_0, _S42);
+    if(_S42)
+    {
+        float _S44 = __ldg((&(x_0)[_S27 + _S41]));
+        uint _S45 = __ballot_sync(column_0, true);
+        squares_0 = _S44;
+        column_0 = _S45;
+    }
+    else
+    {
+        uint _S46 = __ballot_sync(column_0, true);
+        squares_0 = 0.0f;
+        column_0 = _S46;
+    }
+    kept_0[2U] = squares_0;
+    float squares_2 = squares_1 + squares_0 * squares_0;
+    uint _S47 = _S18 + 384U;
+    bool _S48 = _S47 < (p_0.columns_0);
+    uint _S49 = __ballot_sync(column_0, _S48);
+    if(_S48)
+    {
+        float _S50 = __ldg((&(x_0)[_S27 + _S47]));
+        uint _S51 = __ballot_sync(column_0, true);
+        squares_0 = _S50;
+        column_0 = _S51;
+    }
+    else
+    {
+        uint _S52 = __ballot_sync(column_0, true);
+        squares_0 = 0.0f;
+        column_0 = _S52;
+    }
+    kept_0[3U] = squares_0;
+    float squares_3 = squares_2 + squares_0 * squares_0;
+    uint _S53 = _S18 + 512U;
+    bool _S54 = _S53 < (p_0.columns_0);
+    uint _S55 = __ballot_sync(column_0, _S54);
+    if(_S54)
+    {
+        float _S56 = __ldg((&(x_0)[_S27 + _S53]));
+        uint _S57 = __ballot_sync(column_0, true);
+        squares_0 = _S56;
+        column_0 = _S57;
+    }
+    else
+    {
+        uint _S58 = __ballot_sync(column_0, true);
+        squares_0 = 0.0f;
+        column_0 = _S58;
+    }
+    kept_0[4U] = squares_0;
+    float squares_4 = squares_3 + squares_0 * squares_0;
+    uint _S59 = _S18 + 640U;
+    bool _S60 = _S59 < (p_0.columns_0);
+    uint _S61 = __ballot_sync(column_0, _S60);
+    if(_S60)
+    {
+        float _S62 = __ldg((&(x_0)[_S27 + _S59]));
+        uint _S63 = __ballot_sync(column_0, true);
+        squares_0 = _S62;
+        column_0 = _S63;
+    }
+    else
+    {
+        uint _S64 = __ballot_sync(column_0, true);
+        squares_0 = 0.0f;
+        column_0 = _S64;
+    }
+    kept_0[5U] = squares_0;
+    float squares_5 = squares_4 + squares_0 * squares_0;
+    uint _S65 = _S18 + 768U;
+    bool _S66 = _S65 < (p_0.columns_0);
+    uint _S67 = __ballot_sync(column_0, _S66);
+    if(_S66)
+    {
+        float _S68 = __ldg((&(x_0)[_S27 + _S65]));
+        uint _S69 = __ballot_sync(column_0, true);
+        squares_0 = _S68;
+        column_0 = _S69;
+    }
+    else
+    {
+        uint _S70 = __ballot_sync(column_0, true);
+        squares_0 = 0.0f;
+        column_0 = _S70;
+    }
+    kept_0[6U] = squares_0;
+    float squares_6 = squares_5 + squares_0 * squares_0;
+    uint _S71 = _S18 + 896U;
+    bool _S72 = _S71 < (p_0.columns_0);
+    uint _S73 = __ballot_sync(column_0, _S72);
+    if(_S72)
+    {
+        float _S74 = __ldg((&(x_0)[_S27 + _S71]));
+        uint _S75 = __ballot_sync(column_0, true);
+        squares_0 = _S74;
+        column_0 = _S75;
+    }
+    else
+    {
+        uint _S76 = __ballot_sync(column_0, true);
+        squares_0 = 0.0f;
+        column_0 = _S76;
+    }
+    kept_0[7U] = squares_0;
+    float squares_7 = squares_6 + squares_0 * squares_0;
+    uint _S77 = _S18 + 1024U;
+    bool _S78 = _S77 < (p_0.columns_0);
+    uint _S79 = __ballot_sync(column_0, _S78);
+    if(_S78)
+    {
+        float _S80 = __ldg((&(x_0)[_S27 + _S77]));
+        uint _S81 = __ballot_sync(column_0, true);
+        squares_0 = _S80;
+        column_0 = _S81;
+    }
+    else
+    {
+        uint _S82 = __ballot_sync(column_0, true);
+        squares_0 = 0.0f;
+        column_0 = _S82;
+    }
+    kept_0[8U] = squares_0;
+    float squares_8 = squares_7 + squares_0 * squares_0;
+    uint _S83 = _S18 + 1152U;
+    bool _S84 = _S83 < (p_0.columns_0);
+    uint _S85 = __ballot_sync(column_0, _S84);
+    if(_S84)
+    {
+        float _S86 = __ldg((&(x_0)[_S27 + _S83]));
+        uint _S87 = __ballot_sync(column_0, true);
+        squares_0 = _S86;
+        column_0 = _S87;
+    }
+    else
+    {
+        uint _S88 = __ballot_sync(column_0, true);
+        squares_0 = 0.0f;
+        column_0 = _S88;
+    }
+    kept_0[9U] = squares_0;
+    float squares_9 = squares_8 + squares_0 * squares_0;
+    uint _S89 = _S18 + 1280U;
+    bool _S90 = _S89 < (p_0.columns_0);
+    uint _S91 = __ballot_sync(column_0, _S90);
+    if(_S90)
+    {
+        float _S92 = __ldg((&(x_0)[_S27 + _S89]));
+        uint _S93 = __ballot_sync(column_0, true);
+        squares_0 = _S92;
+        column_0 = _S93;
+    }
+    else
+    {
+        uint _S94 = __ballot_sync(column_0, true);
+        squares_0 = 0.0f;
+        column_0 = _S94;
+    }
+    kept_0[10U] = squares_0;
+    float squares_10 = squares_9 + squares_0 * squares_0;
+    uint _S95 = _S18 + 1408U;
+    bool _S96 = _S95 < (p_0.columns_0);
+    uint _S97 = __ballot_sync(column_0, _S96);
+    if(_S96)
+    {
+        float _S98 = __ldg((&(x_0)[_S27 + _S95]));
+        uint _S99 = __ballot_sync(column_0, true);
+        squares_0 = _S98;
+        column_0 = _S99;
+    }
+    else
+    {
+        uint _S100 = __ballot_sync(column_0, true);
+        squares_0 = 0.0f;
+        column_0 = _S100;
+    }
+    kept_0[11U] = squares_0;
+    float squares_11 = squares_10 + squares_0 * squares_0;
+    uint _S101 = _S18 + 1536U;
+    bool _S102 = _S101 < (p_0.columns_0);
+    uint _S103 = __ballot_sync(column_0, _S102);
+    if(_S102)
+    {
+        float _S104 = __ldg((&(x_0)[_S27 + _S101]));
+        uint _S105 = __ballot_sync(column_0, true);
+        squares_0 = _S104;
+        column_0 = _S105;
+    }
+    else
+    {
+        uint _S106 = __ballot_sync(column_0, true);
+        squares_0 = 0.0f;
+        column_0 = _S106;
+    }
+    kept_0[12U] = squares_0;
+    float squares_12 = squares_11 + squares_0 * squares_0;
+    uint _S107 = _S18 + 1664U;
+    bool _S108 = _S107 < (p_0.columns_0);
+    uint _S109 = __ballot_sync(column_0, _S108);
+    if(_S108)
+    {
+        float _S110 = __ldg((&(x_0)[_S27 + _S107]));
+        uint _S111 = __ballot_sync(column_0, true);
+        squares_0 = _S110;
+        column_0 = _S111;
+    }
+    else
+    {
+        uint _S112 = __ballot_sync(column_0, true);
+        squares_0 = 0.0f;
+        column_0 = _S112;
+    }
+    kept_0[13U] = squares_0;
+    float squares_13 = squares_12 + squares_0 * squares_0;
+    uint _S113 = _S18 + 1792U;
+    bool _S114 = _S113 < (p_0.columns_0);
+    uint _S115 = __ballot_sync(column_0, _S114);
+    if(_S114)
+    {
+        float _S116 = __ldg((&(x_0)[_S27 + _S113]));
+        uint _S117 = __ballot_sync(column_0, true);
+        squares_0 = _S116;
+        column_0 = _S117;
+    }
+    else
+    {
+        uint _S118 = __ballot_sync(column_0, true);
+        squares_0 = 0.0f;
+        column_0 = _S118;
+    }
+    kept_0[14U] = squares_0;
+    float squares_14 = squares_13 + squares_0 * squares_0;
+    uint _S119 = _S18 + 1920U;
+    bool _S120 = _S119 < (p_0.columns_0);
+    uint _S121 = __ballot_sync(column_0, _S120);
+    if(_S120)
+    {
+        float _S122 = __ldg((&(x_0)[_S27 + _S119]));
+        uint _S123 = __ballot_sync(column_0, true);
+        squares_0 = _S122;
+        column_0 = _S123;
+    }
+    else
+    {
+        uint _S124 = __ballot_sync(column_0, true);
+        squares_0 = 0.0f;
+        column_0 = _S124;
+    }
+    kept_0[15U] = squares_0;
+    float squares_15 = squares_14 + squares_0 * squares_0;
+    uint _S125 = __ballot_sync(column_0, false);
+    uint _S126 = __ballot_sync(column_0, false);
+    uint _S127 = __ballot_sync(_S16, true);
+    uint _S128 = _S18 + 2048U;
+    column_0 = _S128;
+    uint _S129 = _S127;
+    squares_0 = squares_15;
     for(;;)
     {
-        bool _S29 = column_0 < (p_0.columns_0);
-        uint _S30 = __ballot_sync(_S28, _S29);
-        if(_S29)
+        bool _S130 = column_0 < (p_0.columns_0);
+        uint _S131 = __ballot_sync(_S129, _S130);
+        if(_S130)
         {
-            uint _S31 = __ballot_sync(_S28, true);
+            uint _S132 = __ballot_sync(_S129, true);
         }
         else
         {
-            uint _S32 = __ballot_sync(_S28, false);
-            uint _S33 = __ballot_sync(_S28, false);
-            uint _S34 = __ballot_sync(_S16, true);
-            _S17 = _S34;
+            uint _S133 = __ballot_sync(_S129, false);
+            uint _S134 = __ballot_sync(_S129, false);
+            uint _S135 = __ballot_sync(_S127, true);
+            _S17 = _S135;
             break;
         }
-        uint _S35 = _S27 + column_0;
-        float _S36 = __ldg((&(x_0)[_S35]));
-        float _S37 = __ldg((&(x_0)[_S35]));
-        float squares_1 = squares_0 + _S36 * _S37;
-        uint _S38 = __ballot_sync(_S28, true);
+        uint _S136 = _S27 + column_0;
+        float _S137 = __ldg((&(x_0)[_S136]));
+        float _S138 = __ldg((&(x_0)[_S136]));
+        float squares_16 = squares_0 + _S137 * _S138;
+        uint _S139 = __ballot_sync(_S129, true);
         column_0 = column_0 + 128U;
-        squares_0 = squares_1;
-        _S28 = _S38;
+        _S129 = _S139;
+        squares_0 = squares_16;
     }
-    float _S39 = group_sum_0(squares_0, _S18, _S17);
-    float _S40 = 1.0f / (F32_sqrt((_S39 / float(p_0.columns_0) + p_0.eps_0)));
-    column_0 = _S18;
+    float _S140 = group_sum_0(squares_0, _S18, _S17);
+    float _S141 = 1.0f / (F32_sqrt((_S140 / float(p_0.columns_0) + p_0.eps_0)));
+    if(_S29)
+    {
+        float * _S142 = (&(result_2)[_S28 + _S18]);
+        float _S143 = kept_0[0U] * _S141;
+        float _S144 = __ldg((&(weight_0)[p_0.weight_offset_0 + _S18]));
+        *_S142 = _S143 * _S144;
+    }
+    if(_S36)
+    {
+        float * _S145 = (&(result_2)[_S28 + _S35]);
+        float _S146 = kept_0[1U] * _S141;
+        float _S147 = __ldg((&(weight_0)[p_0.weight_offset_0 + _S35]));
+        *_S145 = _S146 * _S147;
+    }
+    if(_S42)
+    {
+        float * _S148 = (&(result_2)[_S28 + _S41]);
+        float _S149 = kept_0[2U] * _S141;
+        float _S150 = __ldg((&(weight_0)[p_0.weight_offset_0 + _S41]));
+        *_S148 = _S149 * _S150;
+    }
+    if(_S48)
+    {
+        float * _S151 = (&(result_2)[_S28 + _S47]);
+        float _S152 = kept_0[3U] * _S141;
+        float _S153 = __ldg((&(weight_0)[p_0.weight_offset_0 + _S47]));
+        *_S151 = _S152 * _S153;
+    }
+    if(_S54)
+    {
+        float * _S154 = (&(result_2)[_S28 + _S53]);
+        float _S155 = kept_0[4U] * _S141;
+        float _S156 = __ldg((&(weight_0)[p_0.weight_offset_0 + _S53]));
+        *_S154 = _S155 * _S156;
+    }
+    if(_S60)
+    {
+        float * _S157 = (&(result_2)[_S28 + _S59]);
+        float _S158 = kept_0[5U] * _S141;
+        float _S159 = __ldg((&(weight_0)[p_0.weight_offset_0 + _S59]));
+        *_S157 = _S158 * _S159;
+    }
+    if(_S66)
+    {
+        float * _S160 = (&(result_2)[_S28 + _S65]);
+        float _S161 = kept_0[6U] * _S141;
+        float _S162 = __ldg((&(weight_0)[p_0.weight_offset_0 + _S65]));
+        *_S160 = _S161 * _S162;
+    }
+    if(_S72)
+    {
+        float * _S163 = (&(result_2)[_S28 + _S71]);
+        float _S164 = kept_0[7U] * _S141;
+        float _S165 = __ldg((&(weight_0)[p_0.weight_offset_0 + _S71]));
+        *_S163 = _S164 * _S165;
+    }
+    if(_S78)
+    {
+        float * _S166 = (&(result_2)[_S28 + _S77]);
+        float _S167 = kept_0[8U] * _S141;
+        float _S168 = __ldg((&(weight_0)[p_0.weight_offset_0 + _S77]));
+        *_S166 = _S167 * _S168;
+    }
+    if(_S84)
+    {
+        float * _S169 = (&(result_2)[_S28 + _S83]);
+        float _S170 = kept_0[9U] * _S141;
+        float _S171 = __ldg((&(weight_0)[p_0.weight_offset_0 + _S83]));
+        *_S169 = _S170 * _S171;
+    }
+    if(_S90)
+    {
+        float * _S172 = (&(result_2)[_S28 + _S89]);
+        float _S173 = kept_0[10U] * _S141;
+        float _S174 = __ldg((&(weight_0)[p_0.weight_offset_0 + _S89]));
+        *_S172 = _S173 * _S174;
+    }
+    if(_S96)
+    {
+        float * _S175 = (&(result_2)[_S28 + _S95]);
+        float _S176 = kept_0[11U] * _S141;
+        float _S177 = __ldg((&(weight_0)[p_0.weight_offset_0 + _S95]));
+        *_S175 = _S176 * _S177;
+    }
+    if(_S102)
+    {
+        float * _S178 = (&(result_2)[_S28 + _S101]);
+        float _S179 = kept_0[12U] * _S141;
+        float _S180 = __ldg((&(weight_0)[p_0.weight_offset_0 + _S101]));
+        *_S178 = _S179 * _S180;
+    }
+    if(_S108)
+    {
+        float * _S181 = (&(result_2)[_S28 + _S107]);
+        float _S182 = kept_0[13U] * _S141;
+        float _S183 = __ldg((&(weight_0)[p_0.weight_offset_0 + _S107]));
+        *_S181 = _S182 * _S183;
+    }
+    if(_S114)
+    {
+        float * _S184 = (&(result_2)[_S28 + _S113]);
+        float _S185 = kept_0[14U] * _S141;
+        float _S186 = __ldg((&(weight_0)[p_0.weight_offset_0 + _S113]));
+        *_S184 = _S185 * _S186;
+    }
+    if(_S120)
+    {
+        float * _S187 = (&(result_2)[_S28 + _S119]);
+        float _S188 = kept_0[15U] * _S141;
+        float _S189 = __ldg((&(weight_0)[p_0.weight_offset_0 + _S119]));
+        *_S187 = _S188 * _S189;
+    }
+    column_0 = _S128;
     for(;;)
     {
         if(column_0 < (p_0.columns_0))
@@ -151,11 +557,11 @@ extern "C" __global__ void rms_norm(StructuredBuffer<float> x_0, StructuredBuffe
         {
             break;
         }
-        float * _S41 = (&(result_2)[p_0.out_offset_0 + _S21 * p_0.out_stride_0 + _S26 + column_0]);
-        float _S42 = __ldg((&(x_0)[_S27 + column_0]));
-        float _S43 = _S42 * _S40;
-        float _S44 = __ldg((&(weight_0)[p_0.weight_offset_0 + column_0]));
-        *_S41 = _S43 * _S44;
+        float * _S190 = (&(result_2)[_S28 + column_0]);
+        float _S191 = __ldg((&(x_0)[_S27 + column_0]));
+        float _S192 = _S191 * _S141;
+        float _S193 = __ldg((&(weight_0)[p_0.weight_offset_0 + column_0]));
+        *_S190 = _S192 * _S193;
         column_0 = column_0 + 128U;
     }
     return;
