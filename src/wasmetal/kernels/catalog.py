@@ -47,8 +47,8 @@ CUDA_PRELUDE = "prelude.cuh"
 THREADS = 128
 """Threads of every group: a multiple of any device's subgroup size, since kernels divide by that."""
 
-_ONLY = {"simdgroup_matrix": "metal", "cooperative_matrix": "spirv"}
-"""The target of kernels with certain features, if there is only one."""
+_ONLY: dict[str, tuple[str, ...]] = {"simdgroup_matrix": ("metal",), "cooperative_matrix": ("spirv", "cuda")}
+"""The targets of kernels with certain features, if those are not all."""
 
 WORD = 4
 """Bytes of the smallest unit that kernels read; the length of a binding is a multiple of it."""
@@ -95,13 +95,12 @@ class Kernel:
     point, is always defined."""
     features: tuple[str, ...] = ()
     """Device features that not every device has: ``float16`` (arithmetic type), ``storage16`` (in buffers);
-    ``simdgroup_matrix``, for kernels that are compiled for Metal only, and ``cooperative_matrix``, for SPIR-V only."""
+    ``simdgroup_matrix``, for kernels that are compiled for Metal only, and ``cooperative_matrix``, for SPIR-V and CUDA."""
 
     @property
     def targets(self) -> tuple[str, ...]:
         """Those of TARGETS that the kernel is compiled for. The CPU device has the kernels that are for all."""
-        only = [target for feature, target in _ONLY.items() if feature in self.features]
-        return tuple(only or TARGETS)
+        return next((_ONLY[feature] for feature in self.features if feature in _ONLY), tuple(TARGETS))
 
     @property
     def threads(self) -> tuple[int, int, int]:

@@ -71,6 +71,7 @@ class Compiler:
         source = SOURCES / f"{kernel.source}.slang"
         arguments = [str(source), "-entry", kernel.name, "-target", target, "-I", str(SOURCES), *_OPTIONS]
         arguments += [f"-D{name}={value}" for name, value in (("KERNEL", kernel.name), *kernel.defines)]
+        arguments.append(f"-DTARGET_{target.upper()}")
         array = (ctypes.c_char_p * len(arguments))(*(argument.encode() for argument in arguments))
         request = self._api.spCreateCompileRequest(self._session)
         try:

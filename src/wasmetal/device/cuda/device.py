@@ -11,10 +11,10 @@ from wasmetal.device.cuda import memory
 from wasmetal.device.cuda.api import call, cu
 from wasmetal.device.cuda.context import Context, Owned
 from wasmetal.device.cuda.memory import CudaAllocation
-from wasmetal.device.cuda.physical import PhysicalDevice
 from wasmetal.device.cuda.pipeline import CudaPipelines, Pipeline
 from wasmetal.device.cuda.recording import CudaRecording
 from wasmetal.device.cuda.work import CudaWork, Events
+from wasmetal.device.matrix_units import with_matrices
 from wasmetal.device.waiting import wait_in_slices
 from wasmetal.kernels.catalog import Kernel
 
@@ -25,12 +25,13 @@ _OWN_ORDER: int = cu.CUstream_flags.CU_STREAM_NON_BLOCKING
 class CudaBackend(Backend[CudaAllocation, Pipeline, CudaRecording]):
     """An open GPU: everything runs on one stream, in order."""
 
-    def __init__(self, physical: PhysicalDevice) -> None:
-        """Raises DeviceError."""
-        self.info = physical.info
-        self.grid_limits = physical.grid_limits
-        self.context = Context(physical)
-        self.pipelines = CudaPipelines(self.context)
+    def __init__(self, context: Context, pipelines: CudaPipelines, matrices: bool = False) -> None:
+        """``matrices``: compute GEMMs with cooperative matrices, unless the precision is ``exact``. Raises DeviceError."""
+        self.info = context.physical.info
+        self.grid_limits = context.physical.grid_limits
+        self.context = context
+        self.pipelines = pipelines
+        self.matrices = matrices
         self._stream, self._capturing = (Owned(self.context, "Stream", _OWN_ORDER) for _ in range(2))
         self._events = Events(self.context)
 
@@ -45,8 +46,9 @@ class CudaBackend(Backend[CudaAllocation, Pipeline, CudaRecording]):
         return memory.wrap(self.context, pages)
 
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[CudaAllocation]]) -> Pipeline:
-        """The kernel, compiled."""
-        return self.pipelines.get(kernel)
+        """The kernel, or its variant with cooperative matrices, compiled."""
+        rounds = self.matrices and self.precision != "exact"
+        return self.pipelines.get(with_matrices(kernel, params) if rounds else kernel)
 
     def build(self, dispatches: Sequence[Dispatch[CudaAllocation, Pipeline]]) -> CudaRecording:
         """Prepare the launches."""

@@ -42,11 +42,11 @@ class CudaPipelines(Pipelines[Pipeline]):
         super().__init__()
         self._context = context
         options = hashlib.sha256(cuda_prelude() + repr(_OPTIONS).encode()).hexdigest()[:16]
-        self._key = cache_key("cuda", context.physical.architecture, code_digest("cuda"), options)
+        self.key = cache_key("cuda", context.physical.architecture, code_digest("cuda"), options)
 
     def compile(self, kernel: Kernel) -> Pipeline:
         """Load the kernel's machine code, compiled now if it is not on disk. Raises DeviceError."""
-        file = CacheFile(f"{self._key}-{kernel.name}.cubin")
+        file = CacheFile(f"{self.key}-{kernel.name}.cubin")
         image = file.read()
         if not image:
             image = compile_kernel(kernel, self._context.physical.architecture)

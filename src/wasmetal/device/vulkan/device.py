@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from wasmetal.device.backend import Backend, Dispatch, Range
 from wasmetal.device.base import HostPages, MemoryKind
+from wasmetal.device.matrix_units import with_matrices
 from wasmetal.device.vulkan import commands
 from wasmetal.device.vulkan.api import lib, struct
 from wasmetal.device.vulkan.logical import LogicalDevice
-from wasmetal.device.vulkan.matrices import with_matrices
 from wasmetal.device.vulkan.memory import DEVICE, SHARED, UNIFIED, VulkanAllocation
 from wasmetal.device.vulkan.physical import PhysicalDevice
 from wasmetal.device.vulkan.pipeline import Pipeline, VulkanPipelines

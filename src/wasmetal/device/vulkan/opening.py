@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from wasmetal.device.backend import FoundDevice, found_devices
-from wasmetal.device.gemm_trials import rounded_gemms
-from wasmetal.device.opened import OpenDevice
+from wasmetal.device.matrix_units import FEATURE, SUBGROUP, try_matrices
 from wasmetal.device.pipelines import cache_key, code_digest
-from wasmetal.device.trial import find_problem
 from wasmetal.device.trial_results import TrialResults
 from wasmetal.device.vulkan.device import VulkanBackend
-from wasmetal.device.vulkan.matrices import SUBGROUP
 from wasmetal.device.vulkan.physical import PhysicalDevice, physical_devices
 
 
@@ -25,12 +22,7 @@ def open_gpu(physical: PhysicalDevice) -> VulkanBackend:
     if not physical.matrices or physical.info.subgroup_size != SUBGROUP:
         return VulkanBackend(physical)
     results = TrialResults(f"{cache_key('vulkan', physical.cache_key, code_digest('spirv'))}.trials")
-
-    def try_matrices() -> str | None:
-        backend = VulkanBackend(physical, matrices=True)
-        backend.precision = "standard"
-        return find_problem(OpenDevice(backend), rounded_gemms())
-
-    backend = VulkanBackend(physical, results.uses("cooperative matrices", try_matrices))
+    works = results.uses(FEATURE, lambda: try_matrices(VulkanBackend(physical, matrices=True)))
+    backend = VulkanBackend(physical, works)
     backend.info = replace(backend.info, features=backend.info.features + tuple(results.features))
     return backend
