@@ -27,14 +27,10 @@ def every_gemm() -> list[Trial]:
     return gemms + [matmul(kind, result, m, n, k, transpose_b=True) for kind, result in product(FLOATS, FLOATS)]
 
 
-def rounded_gemms() -> list[Trial]:
-    """A trial of each GEMM kernel, for a variant that rounds the activations to float16."""
+def rounded_gemms(kind: str) -> list[Trial]:
+    """Trials of the GEMM kernel for weights of a type, for a variant that rounds the activations to float16."""
     m, n, k = 150, 136, 96  # a full tile of 128 x 128 and partial ones, edges inside a 16 x 16 matrix
-    return [
-        gemm(dtype.suffix, m, n, k, accumulate=accumulate, tolerance=ROUNDED)
-        for dtype in WEIGHTS
-        for accumulate in (False, True)
-    ]
+    return [gemm(kind, m, n, k, accumulate=accumulate, tolerance=ROUNDED) for accumulate in (False, True)]
 
 
 def every_layout(kinds: Kinds) -> list[Trial]:

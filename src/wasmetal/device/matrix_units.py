@@ -1,18 +1,23 @@
-"""GEMMs on a GPU's matrix units, with cooperative matrices: which ones they can compute, and a trial of them."""
+"""GEMMs on a GPU's matrix units: the kernels with cooperative matrices, each tried before it is used."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 from wasmetal.device.backend import AnyBackend
 from wasmetal.device.gemm import variant
 from wasmetal.device.gemm_trials import rounded_gemms
 from wasmetal.device.opened import OpenDevice
 from wasmetal.device.trial import find_problem
+from wasmetal.device.trial_results import TrialResults
 from wasmetal.kernels.catalog import COOPMAT_TILES, Kernel
 
-FEATURE = "cooperative matrices"
-"""Their name among the features of a device."""
 SUBGROUP = 32
 """Threads of a subgroup, as the kernels have it (``fragments.slang``)."""
+_NAME = "cooperative matrices"
+"""The name of the kernels among the features of a device."""
 _DEPTH = 32
 """Elements of a tile along k."""
 _MANY = 256
@@ -21,20 +26,51 @@ _VECTOR = 4
 """Floats of the least unit that the kernels load and store."""
 
 
-def with_matrices(kernel: Kernel, params: bytes) -> Kernel:
-    """The variant of a GEMM with cooperative matrices, if there is one that can compute it; else the kernel itself."""
-    small, large = (variant(kernel, f"coopmat{tile}") for tile in COOPMAT_TILES)
-    if small is kernel:
-        return kernel
-    p = kernel.unpack(params)
-    aligned = (p.x_offset | p.x_stride | p.weight_offset | p.out_offset | p.out_stride) % _VECTOR == 0
-    if not aligned or p.k % _DEPTH:
-        return kernel
-    groups = -(-p.rows // COOPMAT_TILES[1]) * -(-p.n // COOPMAT_TILES[1])
-    return small if groups < _MANY else large
+@dataclass(frozen=True, slots=True)
+class MatrixTrials:
+    """Where the results of trials are kept, and how a backend is opened that uses only one kernel, without a trial."""
+
+    results: TrialResults
+    open_with: Callable[[MatrixUnits], AnyBackend]
 
 
-def try_matrices(backend: AnyBackend) -> str | None:
-    """Why a backend that uses cooperative matrices cannot be used; None if it computes what the NumPy kernels compute."""
-    backend.precision = "standard"
-    return find_problem(OpenDevice(backend), rounded_gemms())
+class MatrixUnits:
+    """Chooses the kernels with cooperative matrices, unless the precision is ``exact``."""
+
+    features = (_NAME,)
+
+    def __init__(self, trials: MatrixTrials | None, only: Kernel | None = None) -> None:
+        """``only``: the kernel that is used for every GEMM, without a trial."""
+        self._trials = trials
+        self._only = only
+
+    def choose(self, backend: AnyBackend, kernel: Kernel, params: bytes) -> Kernel:
+        """The variant of a GEMM that suits its sizes, if it computes what the NumPy kernel does; else the kernel itself.
+
+        Updates ``backend.info.features`` if this tries a kernel that fails.
+        """
+        small, large = (variant(kernel, f"coopmat{tile}") for tile in COOPMAT_TILES)
+        if small is kernel or backend.precision == "exact":
+            return kernel
+        p = kernel.unpack(params)
+        aligned = (p.x_offset | p.x_stride | p.weight_offset | p.out_offset | p.out_stride) % _VECTOR == 0
+        if not aligned or p.k % _DEPTH:
+            return kernel
+        groups = -(-p.rows // COOPMAT_TILES[1]) * -(-p.n // COOPMAT_TILES[1])
+        found = self._only or (small if groups < _MANY else large)
+        return found if self._works(backend, found) else kernel
+
+    def _works(self, backend: AnyBackend, kernel: Kernel) -> bool:
+        if self._trials is None:
+            return True
+        problem = self._trials.results.problem(kernel.name, partial(self._try, kernel))
+        if problem and (said := f"no {_NAME} for {kernel.name} ({problem})") not in backend.info.features:
+            backend.info = replace(backend.info, features=(*backend.info.features, said))
+        return not problem
+
+    def _try(self, kernel: Kernel) -> str | None:
+        assert self._trials is not None
+        backend = self._trials.open_with(MatrixUnits(None, kernel))
+        backend.precision = "standard"
+        with OpenDevice(backend) as device:
+            return find_problem(device, rounded_gemms(kernel.name.rpartition("coopmat")[2].partition("_")[2]))

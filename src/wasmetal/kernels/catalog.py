@@ -95,7 +95,7 @@ class Kernel:
     point, is always defined."""
     features: tuple[str, ...] = ()
     """Device features that not every device has: ``float16`` (arithmetic type), ``storage16`` (in buffers);
-    ``simdgroup_matrix``, for kernels that are compiled for Metal only, and ``cooperative_matrix``, for SPIR-V and CUDA."""
+    ``simdgroup_matrix``, for kernels that are compiled for Metal only; ``cooperative_matrix``, for SPIR-V and CUDA."""
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from wasmetal.device.cuda.memory import CudaAllocation
 from wasmetal.device.cuda.pipeline import CudaPipelines, Pipeline
 from wasmetal.device.cuda.recording import CudaRecording
 from wasmetal.device.cuda.work import CudaWork, Events
-from wasmetal.device.matrix_units import with_matrices
+from wasmetal.device.matrix_units import MatrixUnits
 from wasmetal.device.waiting import wait_in_slices
 from wasmetal.kernels.catalog import Kernel
 
@@ -25,13 +25,13 @@ _OWN_ORDER: int = cu.CUstream_flags.CU_STREAM_NON_BLOCKING
 class CudaBackend(Backend[CudaAllocation, Pipeline, CudaRecording]):
     """An open GPU: everything runs on one stream, in order."""
 
-    def __init__(self, context: Context, pipelines: CudaPipelines, matrices: bool = False) -> None:
-        """``matrices``: compute GEMMs with cooperative matrices, unless the precision is ``exact``. Raises DeviceError."""
+    def __init__(self, context: Context, pipelines: CudaPipelines, matrices: MatrixUnits) -> None:
+        """``matrices`` chooses kernels with cooperative matrices. Raises DeviceError."""
         self.info = context.physical.info
         self.grid_limits = context.physical.grid_limits
         self.context = context
         self.pipelines = pipelines
-        self.matrices = matrices
+        self._matrices = matrices
         self._stream, self._capturing = (Owned(self.context, "Stream", _OWN_ORDER) for _ in range(2))
         self._events = Events(self.context)
 
@@ -47,8 +47,7 @@ class CudaBackend(Backend[CudaAllocation, Pipeline, CudaRecording]):
 
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[CudaAllocation]]) -> Pipeline:
         """The kernel, or its variant with cooperative matrices, compiled."""
-        rounds = self.matrices and self.precision != "exact"
-        return self.pipelines.get(with_matrices(kernel, params) if rounds else kernel)
+        return self.pipelines.get(self._matrices.choose(self, kernel, params))
 
     def build(self, dispatches: Sequence[Dispatch[CudaAllocation, Pipeline]]) -> CudaRecording:
         """Prepare the launches."""

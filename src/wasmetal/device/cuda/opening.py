@@ -1,15 +1,16 @@
-"""Finding GPUs, and opening one with cooperative matrices if those compute what the NumPy kernels compute."""
+"""Finding GPUs, and opening one."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from wasmetal.device.backend import FoundDevice, found_devices
 from wasmetal.device.cuda.context import Context
 from wasmetal.device.cuda.device import CudaBackend
 from wasmetal.device.cuda.physical import PhysicalDevice, physical_devices
 from wasmetal.device.cuda.pipeline import CudaPipelines
-from wasmetal.device.matrix_units import FEATURE, try_matrices
+from wasmetal.device.matrix_units import MatrixTrials, MatrixUnits
 from wasmetal.device.trial_results import TrialResults
 
 
@@ -22,8 +23,7 @@ def open_gpu(physical: PhysicalDevice) -> CudaBackend:
     """Open a GPU. Raises DeviceError."""
     context = Context(physical)
     pipelines = CudaPipelines(context)
-    results = TrialResults(f"{pipelines.key}.trials")
-    works = results.uses(FEATURE, lambda: try_matrices(CudaBackend(context, pipelines, matrices=True)))
-    backend = CudaBackend(context, pipelines, works)
-    backend.info = replace(backend.info, features=backend.info.features + tuple(results.features))
+    trials = MatrixTrials(TrialResults(f"{pipelines.key}.trials"), partial(CudaBackend, context, pipelines))
+    backend = CudaBackend(context, pipelines, MatrixUnits(trials))
+    backend.info = replace(backend.info, features=backend.info.features + MatrixUnits.features)
     return backend

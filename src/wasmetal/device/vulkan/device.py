@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from wasmetal.device.backend import Backend, Dispatch, Range
 from wasmetal.device.base import HostPages, MemoryKind
-from wasmetal.device.matrix_units import with_matrices
+from wasmetal.device.matrix_units import MatrixUnits
 from wasmetal.device.vulkan import commands
 from wasmetal.device.vulkan.api import lib, struct
 from wasmetal.device.vulkan.logical import LogicalDevice
@@ -21,9 +21,9 @@ from wasmetal.kernels.catalog import Kernel
 class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
     """An open Vulkan device."""
 
-    def __init__(self, physical: PhysicalDevice, matrices: bool = False) -> None:
-        """``matrices``: compute GEMMs with cooperative matrices, unless the precision is ``exact``."""
-        self.matrices = matrices
+    def __init__(self, physical: PhysicalDevice, matrices: MatrixUnits | None = None) -> None:
+        """``matrices``: chooses kernels with cooperative matrices."""
+        self._matrices = matrices
         self.info = physical.info
         self.grid_limits = physical.grid_limits
         self.logical = LogicalDevice(physical)
@@ -50,8 +50,7 @@ class VulkanBackend(Backend[VulkanAllocation, Pipeline, VulkanRecording]):
 
     def resolve(self, kernel: Kernel, params: bytes, ranges: Sequence[Range[VulkanAllocation]]) -> Pipeline:
         """The compute pipeline of the kernel, or of its variant with cooperative matrices."""
-        rounds = self.matrices and self.precision != "exact"
-        return self.pipelines.get(with_matrices(kernel, params) if rounds else kernel)
+        return self.pipelines.get(self._matrices.choose(self, kernel, params) if self._matrices else kernel)
 
     def build(self, dispatches: Sequence[Dispatch[VulkanAllocation, Pipeline]]) -> VulkanRecording:
         """Record a command buffer."""

@@ -1,11 +1,12 @@
-"""Finding GPUs, and opening one with cooperative matrices if those compute what the NumPy kernels compute."""
+"""Finding devices, and opening one."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from wasmetal.device.backend import FoundDevice, found_devices
-from wasmetal.device.matrix_units import FEATURE, SUBGROUP, try_matrices
+from wasmetal.device.matrix_units import SUBGROUP, MatrixTrials, MatrixUnits
 from wasmetal.device.pipelines import cache_key, code_digest
 from wasmetal.device.trial_results import TrialResults
 from wasmetal.device.vulkan.device import VulkanBackend
@@ -22,7 +23,6 @@ def open_gpu(physical: PhysicalDevice) -> VulkanBackend:
     if not physical.matrices or physical.info.subgroup_size != SUBGROUP:
         return VulkanBackend(physical)
     results = TrialResults(f"{cache_key('vulkan', physical.cache_key, code_digest('spirv'))}.trials")
-    works = results.uses(FEATURE, lambda: try_matrices(VulkanBackend(physical, matrices=True)))
-    backend = VulkanBackend(physical, works)
-    backend.info = replace(backend.info, features=backend.info.features + tuple(results.features))
+    backend = VulkanBackend(physical, MatrixUnits(MatrixTrials(results, partial(VulkanBackend, physical))))
+    backend.info = replace(backend.info, features=backend.info.features + MatrixUnits.features)
     return backend
