@@ -45,7 +45,7 @@ class MatrixUnits:
         self._only = only
 
     def choose(self, backend: AnyBackend, kernel: Kernel, params: bytes) -> Kernel:
-        """The variant of a GEMM that suits its sizes, if it computes what the NumPy kernel does; else the kernel itself.
+        """The variant of a GEMM that suits its sizes, if its results are right; else the kernel itself.
 
         Updates ``backend.info.features`` if this tries a kernel that fails.
         """
