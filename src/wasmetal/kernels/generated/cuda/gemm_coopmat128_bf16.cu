@@ -67,8 +67,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -79,7 +77,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ float2  asfloat_0(uint2  x_3)
 {
@@ -116,19 +120,19 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S3 = make_float4 (-65504.0f);
     float4  _S4 = make_float4 (65504.0f);
-    uint _S5 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S5] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S3, _S4));
-    uint _S6 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S6] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S3, _S4));
-    uint _S7 = (row_0 + 64U) * 5U + eight_0;
-    (*&left_tile_0)[_S7] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S3, _S4));
-    uint _S8 = (row_0 + 96U) * 5U + eight_0;
-    (*&left_tile_0)[_S8] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S3, _S4));
+    uint _S5 = row_0 * 5U;
+    put_0(_S5 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S3, _S4)));
+    uint _S6 = (row_0 + 32U) * 5U;
+    put_0(_S6 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S3, _S4)));
+    uint _S7 = (row_0 + 64U) * 5U;
+    put_0(_S7 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S3, _S4)));
+    uint _S8 = (row_0 + 96U) * 5U;
+    put_0(_S8 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S3, _S4)));
     uint _S9 = 8U * eight_0;
-    (*&right_tile_0)[_S5] = BF16Eights_decode_0(this_0->right_0[0U], _S9);
-    (*&right_tile_0)[_S6] = BF16Eights_decode_0(this_0->right_0[1U], _S9);
-    (*&right_tile_0)[_S7] = BF16Eights_decode_0(this_0->right_0[2U], _S9);
-    (*&right_tile_0)[_S8] = BF16Eights_decode_0(this_0->right_0[3U], _S9);
+    put_0(640U + _S5 + eight_0, BF16Eights_decode_0(this_0->right_0[0U], _S9));
+    put_0(640U + _S6 + eight_0, BF16Eights_decode_0(this_0->right_0[1U], _S9));
+    put_0(640U + _S7 + eight_0, BF16Eights_decode_0(this_0->right_0[2U], _S9));
+    put_0(640U + _S8 + eight_0, BF16Eights_decode_0(this_0->right_0[3U], _S9));
     return;
 }
 
@@ -248,187 +252,161 @@ __device__ Sums_0 no_sums_0()
     return _S41;
 }
 
-__device__ uint4  load_right_0(FixedArray<uint4 , 640>  * tile_0, uint at_0, uint stride_0, uint lane_0)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 640>  _S42 = *tile_0;
-    uint4  _S43 = (wasmetal_load_four((&_S42[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
-    return _S43;
+    uint4  _S42 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S42;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 640>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    FixedArray<uint4 , 640>  _S44 = *tile_1;
-    uint4  _S45 = (wasmetal_load_four((&_S44[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
-    return _S45;
+    uint4  _S43 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S43;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S46 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
-    float4  _S47 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
-    FixedArray<float4 , 2>  _S48;
-    _S48[int(0)] = _S46;
-    _S48[int(1)] = _S47;
-    Sums_0 _S49 = Sums_x24init_0(&_S48);
-    return _S49;
+    float4  _S44 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
+    float4  _S45 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
+    FixedArray<float4 , 2>  _S46;
+    _S46[int(0)] = _S44;
+    _S46[int(1)] = _S45;
+    Sums_0 _S47 = Sums_x24init_0(&_S46);
+    return _S47;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 4> , 4>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 4>  right_2;
-    uint _S50 = across_0 * 5U;
-    FixedArray<uint4 , 640>  _S51 = *&right_tile_0;
-    uint4  _S52 = load_right_0(&_S51, _S50, 5U, lane_2);
-    right_2[0U] = _S52;
-    uint _S53 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S54 = *&right_tile_0;
-    uint4  _S55 = load_right_0(&_S54, _S53, 5U, lane_2);
-    right_2[1U] = _S55;
-    uint _S56 = (across_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S57 = *&right_tile_0;
-    uint4  _S58 = load_right_0(&_S57, _S56, 5U, lane_2);
-    right_2[2U] = _S58;
-    uint _S59 = (across_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S60 = *&right_tile_0;
-    uint4  _S61 = load_right_0(&_S60, _S59, 5U, lane_2);
-    right_2[3U] = _S61;
-    uint _S62 = down_0 * 5U;
-    FixedArray<uint4 , 640>  _S63 = *&left_tile_0;
-    uint4  _S64 = load_left_0(&_S63, _S62, 5U, lane_2);
-    Sums_0 _S65 = (*sums_1)[0U][0U];
-    Sums_0 _S66 = multiply_add_0(_S64, _S52, &_S65);
-    (*sums_1)[0U][0U] = _S66;
-    Sums_0 _S67 = (*sums_1)[0U][1U];
-    Sums_0 _S68 = multiply_add_0(_S64, _S55, &_S67);
-    (*sums_1)[0U][1U] = _S68;
-    Sums_0 _S69 = (*sums_1)[0U][2U];
-    Sums_0 _S70 = multiply_add_0(_S64, _S58, &_S69);
-    (*sums_1)[0U][2U] = _S70;
-    Sums_0 _S71 = (*sums_1)[0U][3U];
-    Sums_0 _S72 = multiply_add_0(_S64, _S61, &_S71);
-    (*sums_1)[0U][3U] = _S72;
-    uint _S73 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S74 = *&left_tile_0;
-    uint4  _S75 = load_left_0(&_S74, _S73, 5U, lane_2);
-    Sums_0 _S76 = (*sums_1)[1U][0U];
-    Sums_0 _S77 = multiply_add_0(_S75, _S52, &_S76);
-    (*sums_1)[1U][0U] = _S77;
-    Sums_0 _S78 = (*sums_1)[1U][1U];
-    Sums_0 _S79 = multiply_add_0(_S75, _S55, &_S78);
-    (*sums_1)[1U][1U] = _S79;
-    Sums_0 _S80 = (*sums_1)[1U][2U];
-    Sums_0 _S81 = multiply_add_0(_S75, _S58, &_S80);
-    (*sums_1)[1U][2U] = _S81;
-    Sums_0 _S82 = (*sums_1)[1U][3U];
-    Sums_0 _S83 = multiply_add_0(_S75, _S61, &_S82);
-    (*sums_1)[1U][3U] = _S83;
-    uint _S84 = (down_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S85 = *&left_tile_0;
-    uint4  _S86 = load_left_0(&_S85, _S84, 5U, lane_2);
-    Sums_0 _S87 = (*sums_1)[2U][0U];
-    Sums_0 _S88 = multiply_add_0(_S86, _S52, &_S87);
-    (*sums_1)[2U][0U] = _S88;
-    Sums_0 _S89 = (*sums_1)[2U][1U];
-    Sums_0 _S90 = multiply_add_0(_S86, _S55, &_S89);
-    (*sums_1)[2U][1U] = _S90;
-    Sums_0 _S91 = (*sums_1)[2U][2U];
-    Sums_0 _S92 = multiply_add_0(_S86, _S58, &_S91);
-    (*sums_1)[2U][2U] = _S92;
-    Sums_0 _S93 = (*sums_1)[2U][3U];
-    Sums_0 _S94 = multiply_add_0(_S86, _S61, &_S93);
-    (*sums_1)[2U][3U] = _S94;
-    uint _S95 = (down_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S96 = *&left_tile_0;
-    uint4  _S97 = load_left_0(&_S96, _S95, 5U, lane_2);
-    Sums_0 _S98 = (*sums_1)[3U][0U];
-    Sums_0 _S99 = multiply_add_0(_S97, _S52, &_S98);
-    (*sums_1)[3U][0U] = _S99;
-    Sums_0 _S100 = (*sums_1)[3U][1U];
-    Sums_0 _S101 = multiply_add_0(_S97, _S55, &_S100);
-    (*sums_1)[3U][1U] = _S101;
-    Sums_0 _S102 = (*sums_1)[3U][2U];
-    Sums_0 _S103 = multiply_add_0(_S97, _S58, &_S102);
-    (*sums_1)[3U][2U] = _S103;
-    Sums_0 _S104 = (*sums_1)[3U][3U];
-    Sums_0 _S105 = multiply_add_0(_S97, _S61, &_S104);
-    (*sums_1)[3U][3U] = _S105;
+    uint _S48 = 640U + across_0 * 5U;
+    uint4  _S49 = load_right_0(_S48, lane_2);
+    right_2[0U] = _S49;
+    uint _S50 = 640U + (across_0 + 16U) * 5U;
+    uint4  _S51 = load_right_0(_S50, lane_2);
+    right_2[1U] = _S51;
+    uint _S52 = 640U + (across_0 + 32U) * 5U;
+    uint4  _S53 = load_right_0(_S52, lane_2);
+    right_2[2U] = _S53;
+    uint _S54 = 640U + (across_0 + 48U) * 5U;
+    uint4  _S55 = load_right_0(_S54, lane_2);
+    right_2[3U] = _S55;
+    uint _S56 = down_0 * 5U;
+    uint4  _S57 = load_left_0(_S56, lane_2);
+    Sums_0 _S58 = (*sums_1)[0U][0U];
+    Sums_0 _S59 = multiply_add_0(_S57, _S49, &_S58);
+    (*sums_1)[0U][0U] = _S59;
+    Sums_0 _S60 = (*sums_1)[0U][1U];
+    Sums_0 _S61 = multiply_add_0(_S57, _S51, &_S60);
+    (*sums_1)[0U][1U] = _S61;
+    Sums_0 _S62 = (*sums_1)[0U][2U];
+    Sums_0 _S63 = multiply_add_0(_S57, _S53, &_S62);
+    (*sums_1)[0U][2U] = _S63;
+    Sums_0 _S64 = (*sums_1)[0U][3U];
+    Sums_0 _S65 = multiply_add_0(_S57, _S55, &_S64);
+    (*sums_1)[0U][3U] = _S65;
+    uint _S66 = (down_0 + 16U) * 5U;
+    uint4  _S67 = load_left_0(_S66, lane_2);
+    Sums_0 _S68 = (*sums_1)[1U][0U];
+    Sums_0 _S69 = multiply_add_0(_S67, _S49, &_S68);
+    (*sums_1)[1U][0U] = _S69;
+    Sums_0 _S70 = (*sums_1)[1U][1U];
+    Sums_0 _S71 = multiply_add_0(_S67, _S51, &_S70);
+    (*sums_1)[1U][1U] = _S71;
+    Sums_0 _S72 = (*sums_1)[1U][2U];
+    Sums_0 _S73 = multiply_add_0(_S67, _S53, &_S72);
+    (*sums_1)[1U][2U] = _S73;
+    Sums_0 _S74 = (*sums_1)[1U][3U];
+    Sums_0 _S75 = multiply_add_0(_S67, _S55, &_S74);
+    (*sums_1)[1U][3U] = _S75;
+    uint _S76 = (down_0 + 32U) * 5U;
+    uint4  _S77 = load_left_0(_S76, lane_2);
+    Sums_0 _S78 = (*sums_1)[2U][0U];
+    Sums_0 _S79 = multiply_add_0(_S77, _S49, &_S78);
+    (*sums_1)[2U][0U] = _S79;
+    Sums_0 _S80 = (*sums_1)[2U][1U];
+    Sums_0 _S81 = multiply_add_0(_S77, _S51, &_S80);
+    (*sums_1)[2U][1U] = _S81;
+    Sums_0 _S82 = (*sums_1)[2U][2U];
+    Sums_0 _S83 = multiply_add_0(_S77, _S53, &_S82);
+    (*sums_1)[2U][2U] = _S83;
+    Sums_0 _S84 = (*sums_1)[2U][3U];
+    Sums_0 _S85 = multiply_add_0(_S77, _S55, &_S84);
+    (*sums_1)[2U][3U] = _S85;
+    uint _S86 = (down_0 + 48U) * 5U;
+    uint4  _S87 = load_left_0(_S86, lane_2);
+    Sums_0 _S88 = (*sums_1)[3U][0U];
+    Sums_0 _S89 = multiply_add_0(_S87, _S49, &_S88);
+    (*sums_1)[3U][0U] = _S89;
+    Sums_0 _S90 = (*sums_1)[3U][1U];
+    Sums_0 _S91 = multiply_add_0(_S87, _S51, &_S90);
+    (*sums_1)[3U][1U] = _S91;
+    Sums_0 _S92 = (*sums_1)[3U][2U];
+    Sums_0 _S93 = multiply_add_0(_S87, _S53, &_S92);
+    (*sums_1)[3U][2U] = _S93;
+    Sums_0 _S94 = (*sums_1)[3U][3U];
+    Sums_0 _S95 = multiply_add_0(_S87, _S55, &_S94);
+    (*sums_1)[3U][3U] = _S95;
     FixedArray<uint4 , 4>  right_3;
-    uint _S106 = _S50 + 2U;
-    FixedArray<uint4 , 640>  _S107 = *&right_tile_0;
-    uint4  _S108 = load_right_0(&_S107, _S106, 5U, lane_2);
-    right_3[0U] = _S108;
-    uint _S109 = _S53 + 2U;
-    FixedArray<uint4 , 640>  _S110 = *&right_tile_0;
-    uint4  _S111 = load_right_0(&_S110, _S109, 5U, lane_2);
-    right_3[1U] = _S111;
-    uint _S112 = _S56 + 2U;
-    FixedArray<uint4 , 640>  _S113 = *&right_tile_0;
-    uint4  _S114 = load_right_0(&_S113, _S112, 5U, lane_2);
-    right_3[2U] = _S114;
-    uint _S115 = _S59 + 2U;
-    FixedArray<uint4 , 640>  _S116 = *&right_tile_0;
-    uint4  _S117 = load_right_0(&_S116, _S115, 5U, lane_2);
-    right_3[3U] = _S117;
-    uint _S118 = _S62 + 2U;
-    FixedArray<uint4 , 640>  _S119 = *&left_tile_0;
-    uint4  _S120 = load_left_0(&_S119, _S118, 5U, lane_2);
-    Sums_0 _S121 = (*sums_1)[0U][0U];
-    Sums_0 _S122 = multiply_add_0(_S120, _S108, &_S121);
-    (*sums_1)[0U][0U] = _S122;
-    Sums_0 _S123 = (*sums_1)[0U][1U];
-    Sums_0 _S124 = multiply_add_0(_S120, _S111, &_S123);
-    (*sums_1)[0U][1U] = _S124;
-    Sums_0 _S125 = (*sums_1)[0U][2U];
-    Sums_0 _S126 = multiply_add_0(_S120, _S114, &_S125);
-    (*sums_1)[0U][2U] = _S126;
-    Sums_0 _S127 = (*sums_1)[0U][3U];
-    Sums_0 _S128 = multiply_add_0(_S120, _S117, &_S127);
-    (*sums_1)[0U][3U] = _S128;
-    uint _S129 = _S73 + 2U;
-    FixedArray<uint4 , 640>  _S130 = *&left_tile_0;
-    uint4  _S131 = load_left_0(&_S130, _S129, 5U, lane_2);
-    Sums_0 _S132 = (*sums_1)[1U][0U];
-    Sums_0 _S133 = multiply_add_0(_S131, _S108, &_S132);
-    (*sums_1)[1U][0U] = _S133;
-    Sums_0 _S134 = (*sums_1)[1U][1U];
-    Sums_0 _S135 = multiply_add_0(_S131, _S111, &_S134);
-    (*sums_1)[1U][1U] = _S135;
-    Sums_0 _S136 = (*sums_1)[1U][2U];
-    Sums_0 _S137 = multiply_add_0(_S131, _S114, &_S136);
-    (*sums_1)[1U][2U] = _S137;
-    Sums_0 _S138 = (*sums_1)[1U][3U];
-    Sums_0 _S139 = multiply_add_0(_S131, _S117, &_S138);
-    (*sums_1)[1U][3U] = _S139;
-    uint _S140 = _S84 + 2U;
-    FixedArray<uint4 , 640>  _S141 = *&left_tile_0;
-    uint4  _S142 = load_left_0(&_S141, _S140, 5U, lane_2);
-    Sums_0 _S143 = (*sums_1)[2U][0U];
-    Sums_0 _S144 = multiply_add_0(_S142, _S108, &_S143);
-    (*sums_1)[2U][0U] = _S144;
-    Sums_0 _S145 = (*sums_1)[2U][1U];
-    Sums_0 _S146 = multiply_add_0(_S142, _S111, &_S145);
-    (*sums_1)[2U][1U] = _S146;
-    Sums_0 _S147 = (*sums_1)[2U][2U];
-    Sums_0 _S148 = multiply_add_0(_S142, _S114, &_S147);
-    (*sums_1)[2U][2U] = _S148;
-    Sums_0 _S149 = (*sums_1)[2U][3U];
-    Sums_0 _S150 = multiply_add_0(_S142, _S117, &_S149);
-    (*sums_1)[2U][3U] = _S150;
-    uint _S151 = _S95 + 2U;
-    FixedArray<uint4 , 640>  _S152 = *&left_tile_0;
-    uint4  _S153 = load_left_0(&_S152, _S151, 5U, lane_2);
-    Sums_0 _S154 = (*sums_1)[3U][0U];
-    Sums_0 _S155 = multiply_add_0(_S153, _S108, &_S154);
-    (*sums_1)[3U][0U] = _S155;
-    Sums_0 _S156 = (*sums_1)[3U][1U];
-    Sums_0 _S157 = multiply_add_0(_S153, _S111, &_S156);
-    (*sums_1)[3U][1U] = _S157;
-    Sums_0 _S158 = (*sums_1)[3U][2U];
-    Sums_0 _S159 = multiply_add_0(_S153, _S114, &_S158);
-    (*sums_1)[3U][2U] = _S159;
-    Sums_0 _S160 = (*sums_1)[3U][3U];
-    Sums_0 _S161 = multiply_add_0(_S153, _S117, &_S160);
-    (*sums_1)[3U][3U] = _S161;
+    uint4  _S96 = load_right_0(_S48 + 2U, lane_2);
+    right_3[0U] = _S96;
+    uint4  _S97 = load_right_0(_S50 + 2U, lane_2);
+    right_3[1U] = _S97;
+    uint4  _S98 = load_right_0(_S52 + 2U, lane_2);
+    right_3[2U] = _S98;
+    uint4  _S99 = load_right_0(_S54 + 2U, lane_2);
+    right_3[3U] = _S99;
+    uint4  _S100 = load_left_0(_S56 + 2U, lane_2);
+    Sums_0 _S101 = (*sums_1)[0U][0U];
+    Sums_0 _S102 = multiply_add_0(_S100, _S96, &_S101);
+    (*sums_1)[0U][0U] = _S102;
+    Sums_0 _S103 = (*sums_1)[0U][1U];
+    Sums_0 _S104 = multiply_add_0(_S100, _S97, &_S103);
+    (*sums_1)[0U][1U] = _S104;
+    Sums_0 _S105 = (*sums_1)[0U][2U];
+    Sums_0 _S106 = multiply_add_0(_S100, _S98, &_S105);
+    (*sums_1)[0U][2U] = _S106;
+    Sums_0 _S107 = (*sums_1)[0U][3U];
+    Sums_0 _S108 = multiply_add_0(_S100, _S99, &_S107);
+    (*sums_1)[0U][3U] = _S108;
+    uint4  _S109 = load_left_0(_S66 + 2U, lane_2);
+    Sums_0 _S110 = (*sums_1)[1U][0U];
+    Sums_0 _S111 = multiply_add_0(_S109, _S96, &_S110);
+    (*sums_1)[1U][0U] = _S111;
+    Sums_0 _S112 = (*sums_1)[1U][1U];
+    Sums_0 _S113 = multiply_add_0(_S109, _S97, &_S112);
+    (*sums_1)[1U][1U] = _S113;
+    Sums_0 _S114 = (*sums_1)[1U][2U];
+    Sums_0 _S115 = multiply_add_0(_S109, _S98, &_S114);
+    (*sums_1)[1U][2U] = _S115;
+    Sums_0 _S116 = (*sums_1)[1U][3U];
+    Sums_0 _S117 = multiply_add_0(_S109, _S99, &_S116);
+    (*sums_1)[1U][3U] = _S117;
+    uint4  _S118 = load_left_0(_S76 + 2U, lane_2);
+    Sums_0 _S119 = (*sums_1)[2U][0U];
+    Sums_0 _S120 = multiply_add_0(_S118, _S96, &_S119);
+    (*sums_1)[2U][0U] = _S120;
+    Sums_0 _S121 = (*sums_1)[2U][1U];
+    Sums_0 _S122 = multiply_add_0(_S118, _S97, &_S121);
+    (*sums_1)[2U][1U] = _S122;
+    Sums_0 _S123 = (*sums_1)[2U][2U];
+    Sums_0 _S124 = multiply_add_0(_S118, _S98, &_S123);
+    (*sums_1)[2U][2U] = _S124;
+    Sums_0 _S125 = (*sums_1)[2U][3U];
+    Sums_0 _S126 = multiply_add_0(_S118, _S99, &_S125);
+    (*sums_1)[2U][3U] = _S126;
+    uint4  _S127 = load_left_0(_S86 + 2U, lane_2);
+    Sums_0 _S128 = (*sums_1)[3U][0U];
+    Sums_0 _S129 = multiply_add_0(_S127, _S96, &_S128);
+    (*sums_1)[3U][0U] = _S129;
+    Sums_0 _S130 = (*sums_1)[3U][1U];
+    Sums_0 _S131 = multiply_add_0(_S127, _S97, &_S130);
+    (*sums_1)[3U][1U] = _S131;
+    Sums_0 _S132 = (*sums_1)[3U][2U];
+    Sums_0 _S133 = multiply_add_0(_S127, _S98, &_S132);
+    (*sums_1)[3U][2U] = _S133;
+    Sums_0 _S134 = (*sums_1)[3U][3U];
+    Sums_0 _S135 = multiply_add_0(_S127, _S99, &_S134);
+    (*sums_1)[3U][3U] = _S135;
     return;
 }
 
@@ -439,324 +417,324 @@ struct Place_0
     uint rows_3;
     uint columns_1;
     uint offset_2;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_2 + (this_2->row_3 + r_0) * this_2->stride_2 + this_2->column_2 + c_0;
+    return this_2->offset_2 + (this_2->row_3 + r_0) * this_2->stride_0 + this_2->column_2 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_3, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S162 = thread_0 % 32U;
-    uint _S163 = _S162 / 4U;
-    uint _S164 = _S162 % 4U * 2U;
-    bool _S165;
+    uint _S136 = thread_0 % 32U;
+    uint _S137 = _S136 / 4U;
+    uint _S138 = _S136 % 4U * 2U;
+    bool _S139;
     if(whole_0)
     {
-        _S165 = true;
+        _S139 = true;
     }
     else
     {
-        if((place_0->row_3 + _S163) < (place_0->rows_3))
+        if((place_0->row_3 + _S137) < (place_0->rows_3))
         {
-            _S165 = (place_0->column_2 + _S164) < (place_0->columns_1);
+            _S139 = (place_0->column_2 + _S138) < (place_0->columns_1);
         }
         else
         {
-            _S165 = false;
+            _S139 = false;
         }
     }
-    float _S166;
-    if(_S165)
+    float _S140;
+    if(_S139)
     {
-        uint _S167 = Place_at_0(place_0, _S163, _S164);
-        float _S168 = factor_0 * *&((&sums_2->halves_0[0U])->x);
-        float * _S169 = (&(result_3)[_S167]);
+        uint _S141 = Place_at_0(place_0, _S137, _S138);
+        float _S142 = factor_0 * *&((&sums_2->halves_0[0U])->x);
+        float * _S143 = (&(result_3)[_S141]);
         if(accumulate_1)
         {
-            _S166 = *(&(result_3)[_S167]) + _S168;
+            _S140 = *(&(result_3)[_S141]) + _S142;
         }
         else
         {
-            _S166 = _S168;
+            _S140 = _S142;
         }
-        *_S169 = _S166;
+        *_S143 = _S140;
     }
-    uint _S170 = _S162 / 4U;
-    uint _S171 = _S164 + 1U;
+    uint _S144 = _S136 / 4U;
+    uint _S145 = _S138 + 1U;
     if(whole_0)
     {
-        _S165 = true;
+        _S139 = true;
     }
     else
     {
-        if((place_0->row_3 + _S170) < (place_0->rows_3))
+        if((place_0->row_3 + _S144) < (place_0->rows_3))
         {
-            _S165 = (place_0->column_2 + _S171) < (place_0->columns_1);
+            _S139 = (place_0->column_2 + _S145) < (place_0->columns_1);
         }
         else
         {
-            _S165 = false;
+            _S139 = false;
         }
     }
-    if(_S165)
+    if(_S139)
     {
-        uint _S172 = Place_at_0(place_0, _S170, _S171);
-        float _S173 = factor_0 * *&((&sums_2->halves_0[0U])->y);
+        uint _S146 = Place_at_0(place_0, _S144, _S145);
+        float _S147 = factor_0 * *&((&sums_2->halves_0[0U])->y);
+        float * _S148 = (&(result_3)[_S146]);
+        if(accumulate_1)
+        {
+            _S140 = *(&(result_3)[_S146]) + _S147;
+        }
+        else
+        {
+            _S140 = _S147;
+        }
+        *_S148 = _S140;
+    }
+    uint _S149 = _S136 / 4U + 8U;
+    if(whole_0)
+    {
+        _S139 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S149) < (place_0->rows_3))
+        {
+            _S139 = (place_0->column_2 + _S138) < (place_0->columns_1);
+        }
+        else
+        {
+            _S139 = false;
+        }
+    }
+    if(_S139)
+    {
+        uint _S150 = Place_at_0(place_0, _S149, _S138);
+        float _S151 = factor_0 * *&((&sums_2->halves_0[0U])->z);
+        float * _S152 = (&(result_3)[_S150]);
+        if(accumulate_1)
+        {
+            _S140 = *(&(result_3)[_S150]) + _S151;
+        }
+        else
+        {
+            _S140 = _S151;
+        }
+        *_S152 = _S140;
+    }
+    uint _S153 = _S136 / 4U + 8U;
+    if(whole_0)
+    {
+        _S139 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S153) < (place_0->rows_3))
+        {
+            _S139 = (place_0->column_2 + _S145) < (place_0->columns_1);
+        }
+        else
+        {
+            _S139 = false;
+        }
+    }
+    if(_S139)
+    {
+        uint _S154 = Place_at_0(place_0, _S153, _S145);
+        float _S155 = factor_0 * *&((&sums_2->halves_0[0U])->w);
+        float * _S156 = (&(result_3)[_S154]);
+        if(accumulate_1)
+        {
+            _S140 = *(&(result_3)[_S154]) + _S155;
+        }
+        else
+        {
+            _S140 = _S155;
+        }
+        *_S156 = _S140;
+    }
+    uint _S157 = _S136 / 4U;
+    uint _S158 = 8U + _S138;
+    if(whole_0)
+    {
+        _S139 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S157) < (place_0->rows_3))
+        {
+            _S139 = (place_0->column_2 + _S158) < (place_0->columns_1);
+        }
+        else
+        {
+            _S139 = false;
+        }
+    }
+    if(_S139)
+    {
+        uint _S159 = Place_at_0(place_0, _S157, _S158);
+        float _S160 = factor_0 * *&((&sums_2->halves_0[1U])->x);
+        float * _S161 = (&(result_3)[_S159]);
+        if(accumulate_1)
+        {
+            _S140 = *(&(result_3)[_S159]) + _S160;
+        }
+        else
+        {
+            _S140 = _S160;
+        }
+        *_S161 = _S140;
+    }
+    uint _S162 = _S136 / 4U;
+    uint _S163 = _S158 + 1U;
+    if(whole_0)
+    {
+        _S139 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S162) < (place_0->rows_3))
+        {
+            _S139 = (place_0->column_2 + _S163) < (place_0->columns_1);
+        }
+        else
+        {
+            _S139 = false;
+        }
+    }
+    if(_S139)
+    {
+        uint _S164 = Place_at_0(place_0, _S162, _S163);
+        float _S165 = factor_0 * *&((&sums_2->halves_0[1U])->y);
+        float * _S166 = (&(result_3)[_S164]);
+        if(accumulate_1)
+        {
+            _S140 = *(&(result_3)[_S164]) + _S165;
+        }
+        else
+        {
+            _S140 = _S165;
+        }
+        *_S166 = _S140;
+    }
+    uint _S167 = _S136 / 4U + 8U;
+    if(whole_0)
+    {
+        _S139 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S167) < (place_0->rows_3))
+        {
+            _S139 = (place_0->column_2 + _S158) < (place_0->columns_1);
+        }
+        else
+        {
+            _S139 = false;
+        }
+    }
+    if(_S139)
+    {
+        uint _S168 = Place_at_0(place_0, _S167, _S158);
+        float _S169 = factor_0 * *&((&sums_2->halves_0[1U])->z);
+        float * _S170 = (&(result_3)[_S168]);
+        if(accumulate_1)
+        {
+            _S140 = *(&(result_3)[_S168]) + _S169;
+        }
+        else
+        {
+            _S140 = _S169;
+        }
+        *_S170 = _S140;
+    }
+    uint _S171 = _S136 / 4U + 8U;
+    if(whole_0)
+    {
+        _S139 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S171) < (place_0->rows_3))
+        {
+            _S139 = (place_0->column_2 + _S163) < (place_0->columns_1);
+        }
+        else
+        {
+            _S139 = false;
+        }
+    }
+    if(_S139)
+    {
+        uint _S172 = Place_at_0(place_0, _S171, _S163);
+        float _S173 = factor_0 * *&((&sums_2->halves_0[1U])->w);
         float * _S174 = (&(result_3)[_S172]);
         if(accumulate_1)
         {
-            _S166 = *(&(result_3)[_S172]) + _S173;
+            _S140 = *(&(result_3)[_S172]) + _S173;
         }
         else
         {
-            _S166 = _S173;
+            _S140 = _S173;
         }
-        *_S174 = _S166;
-    }
-    uint _S175 = _S162 / 4U + 8U;
-    if(whole_0)
-    {
-        _S165 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S175) < (place_0->rows_3))
-        {
-            _S165 = (place_0->column_2 + _S164) < (place_0->columns_1);
-        }
-        else
-        {
-            _S165 = false;
-        }
-    }
-    if(_S165)
-    {
-        uint _S176 = Place_at_0(place_0, _S175, _S164);
-        float _S177 = factor_0 * *&((&sums_2->halves_0[0U])->z);
-        float * _S178 = (&(result_3)[_S176]);
-        if(accumulate_1)
-        {
-            _S166 = *(&(result_3)[_S176]) + _S177;
-        }
-        else
-        {
-            _S166 = _S177;
-        }
-        *_S178 = _S166;
-    }
-    uint _S179 = _S162 / 4U + 8U;
-    if(whole_0)
-    {
-        _S165 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S179) < (place_0->rows_3))
-        {
-            _S165 = (place_0->column_2 + _S171) < (place_0->columns_1);
-        }
-        else
-        {
-            _S165 = false;
-        }
-    }
-    if(_S165)
-    {
-        uint _S180 = Place_at_0(place_0, _S179, _S171);
-        float _S181 = factor_0 * *&((&sums_2->halves_0[0U])->w);
-        float * _S182 = (&(result_3)[_S180]);
-        if(accumulate_1)
-        {
-            _S166 = *(&(result_3)[_S180]) + _S181;
-        }
-        else
-        {
-            _S166 = _S181;
-        }
-        *_S182 = _S166;
-    }
-    uint _S183 = _S162 / 4U;
-    uint _S184 = 8U + _S164;
-    if(whole_0)
-    {
-        _S165 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S183) < (place_0->rows_3))
-        {
-            _S165 = (place_0->column_2 + _S184) < (place_0->columns_1);
-        }
-        else
-        {
-            _S165 = false;
-        }
-    }
-    if(_S165)
-    {
-        uint _S185 = Place_at_0(place_0, _S183, _S184);
-        float _S186 = factor_0 * *&((&sums_2->halves_0[1U])->x);
-        float * _S187 = (&(result_3)[_S185]);
-        if(accumulate_1)
-        {
-            _S166 = *(&(result_3)[_S185]) + _S186;
-        }
-        else
-        {
-            _S166 = _S186;
-        }
-        *_S187 = _S166;
-    }
-    uint _S188 = _S162 / 4U;
-    uint _S189 = _S184 + 1U;
-    if(whole_0)
-    {
-        _S165 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S188) < (place_0->rows_3))
-        {
-            _S165 = (place_0->column_2 + _S189) < (place_0->columns_1);
-        }
-        else
-        {
-            _S165 = false;
-        }
-    }
-    if(_S165)
-    {
-        uint _S190 = Place_at_0(place_0, _S188, _S189);
-        float _S191 = factor_0 * *&((&sums_2->halves_0[1U])->y);
-        float * _S192 = (&(result_3)[_S190]);
-        if(accumulate_1)
-        {
-            _S166 = *(&(result_3)[_S190]) + _S191;
-        }
-        else
-        {
-            _S166 = _S191;
-        }
-        *_S192 = _S166;
-    }
-    uint _S193 = _S162 / 4U + 8U;
-    if(whole_0)
-    {
-        _S165 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S193) < (place_0->rows_3))
-        {
-            _S165 = (place_0->column_2 + _S184) < (place_0->columns_1);
-        }
-        else
-        {
-            _S165 = false;
-        }
-    }
-    if(_S165)
-    {
-        uint _S194 = Place_at_0(place_0, _S193, _S184);
-        float _S195 = factor_0 * *&((&sums_2->halves_0[1U])->z);
-        float * _S196 = (&(result_3)[_S194]);
-        if(accumulate_1)
-        {
-            _S166 = *(&(result_3)[_S194]) + _S195;
-        }
-        else
-        {
-            _S166 = _S195;
-        }
-        *_S196 = _S166;
-    }
-    uint _S197 = _S162 / 4U + 8U;
-    if(whole_0)
-    {
-        _S165 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S197) < (place_0->rows_3))
-        {
-            _S165 = (place_0->column_2 + _S189) < (place_0->columns_1);
-        }
-        else
-        {
-            _S165 = false;
-        }
-    }
-    if(_S165)
-    {
-        uint _S198 = Place_at_0(place_0, _S197, _S189);
-        float _S199 = factor_0 * *&((&sums_2->halves_0[1U])->w);
-        float * _S200 = (&(result_3)[_S198]);
-        if(accumulate_1)
-        {
-            _S166 = *(&(result_3)[_S198]) + _S199;
-        }
-        else
-        {
-            _S166 = _S199;
-        }
-        *_S200 = _S166;
+        *_S174 = _S140;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_5, StructuredBuffer<uint4 > weight_1, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S201 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S202 = (_S201 + 128U - 1U) / 128U;
-    uint _S203 = group_number_0(group_1);
-    uint _S204 = p_1->n_0;
-    if(_S203 >= (_S202 * ((p_1->n_0 + 128U - 1U) / 128U)))
+    uint _S175 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S176 = (_S175 + 128U - 1U) / 128U;
+    uint _S177 = group_number_0(group_1);
+    uint _S178 = p_1->n_0;
+    if(_S177 >= (_S176 * ((p_1->n_0 + 128U - 1U) / 128U)))
     {
         return;
     }
-    uint _S205 = _S203 % _S202;
-    uint _S206 = _S205 * 128U;
-    uint _S207 = _S203 / _S202;
-    uint _S208 = _S207 * 128U;
-    uint _S209 = thread_1 / 32U / 2U * 4U * 16U;
-    uint _S210 = thread_1 / 32U % 2U * 4U * 16U;
-    uint _S211 = thread_1 / 4U;
-    uint _S212 = thread_1 % 4U;
+    uint _S179 = _S177 % _S176;
+    uint _S180 = _S179 * 128U;
+    uint _S181 = _S177 / _S176;
+    uint _S182 = _S181 * 128U;
+    uint _S183 = thread_1 / 32U / 2U * 4U * 16U;
+    uint _S184 = thread_1 / 32U % 2U * 4U * 16U;
+    uint _S185 = thread_1 / 4U;
+    uint _S186 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_4 = x_5;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S206;
-    (&operands_0)->side_0 = _S208;
-    (&operands_0)->rows_1 = _S201;
+    (&operands_0)->top_0 = _S180;
+    (&operands_0)->side_0 = _S182;
+    (&operands_0)->rows_1 = _S175;
     FixedArray<FixedArray<Sums_0, 4> , 4>  sums_3;
-    Sums_0 _S213 = no_sums_0();
-    sums_3[0U][0U] = _S213;
-    sums_3[0U][1U] = _S213;
-    sums_3[0U][2U] = _S213;
-    sums_3[0U][3U] = _S213;
-    sums_3[1U][0U] = _S213;
-    sums_3[1U][1U] = _S213;
-    sums_3[1U][2U] = _S213;
-    sums_3[1U][3U] = _S213;
-    sums_3[2U][0U] = _S213;
-    sums_3[2U][1U] = _S213;
-    sums_3[2U][2U] = _S213;
-    sums_3[2U][3U] = _S213;
-    sums_3[3U][0U] = _S213;
-    sums_3[3U][1U] = _S213;
-    sums_3[3U][2U] = _S213;
-    sums_3[3U][3U] = _S213;
-    Operands_0 _S214 = operands_0;
-    Parts_0 _S215 = Operands_load_0(&_S214, 0U, _S211, _S212);
+    Sums_0 _S187 = no_sums_0();
+    sums_3[0U][0U] = _S187;
+    sums_3[0U][1U] = _S187;
+    sums_3[0U][2U] = _S187;
+    sums_3[0U][3U] = _S187;
+    sums_3[1U][0U] = _S187;
+    sums_3[1U][1U] = _S187;
+    sums_3[1U][2U] = _S187;
+    sums_3[1U][3U] = _S187;
+    sums_3[2U][0U] = _S187;
+    sums_3[2U][1U] = _S187;
+    sums_3[2U][2U] = _S187;
+    sums_3[2U][3U] = _S187;
+    sums_3[3U][0U] = _S187;
+    sums_3[3U][1U] = _S187;
+    sums_3[3U][2U] = _S187;
+    sums_3[3U][3U] = _S187;
+    Operands_0 _S188 = operands_0;
+    Parts_0 _S189 = Operands_load_0(&_S188, 0U, _S185, _S186);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S215;
+    Parts_0 parts_1 = _S189;
     for(;;)
     {
-        uint _S216 = p_1->k_0;
+        uint _S190 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -764,205 +742,205 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S217 = parts_1;
-        Parts_store_0(&_S217, _S211, _S212);
+        Parts_0 _S191 = parts_1;
+        Parts_store_0(&_S191, _S185, _S186);
         __syncthreads();
-        uint _S218 = begin_1 + 32U;
-        uint _S219 = (U32_min((_S218), (_S216 - 32U)));
-        Operands_0 _S220 = operands_0;
-        Parts_0 _S221 = Operands_load_0(&_S220, _S219, _S211, _S212);
-        multiply_0(&sums_3, _S209, _S210, thread_1 % 32U);
+        uint _S192 = begin_1 + 32U;
+        uint _S193 = (U32_min((_S192), (_S190 - 32U)));
+        Operands_0 _S194 = operands_0;
+        Parts_0 _S195 = Operands_load_0(&_S194, _S193, _S185, _S186);
+        multiply_0(&sums_3, _S183, _S184, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S218;
-        parts_1 = _S221;
+        begin_1 = _S192;
+        parts_1 = _S195;
     }
-    bool _S222;
-    if((_S206 + 128U) <= _S201)
+    bool _S196;
+    if((_S180 + 128U) <= _S175)
     {
-        _S222 = (_S208 + 128U) <= _S204;
+        _S196 = (_S182 + 128U) <= _S178;
     }
     else
     {
-        _S222 = false;
+        _S196 = false;
     }
     Place_0 place_1;
-    uint _S223 = _S206 + _S209;
-    (&place_1)->row_3 = _S223;
-    uint _S224 = _S208 + _S210;
-    (&place_1)->column_2 = _S224;
-    (&place_1)->rows_3 = _S201;
-    (&place_1)->columns_1 = _S204;
-    uint _S225 = p_1->out_offset_0;
+    uint _S197 = _S180 + _S183;
+    (&place_1)->row_3 = _S197;
+    uint _S198 = _S182 + _S184;
+    (&place_1)->column_2 = _S198;
+    (&place_1)->rows_3 = _S175;
+    (&place_1)->columns_1 = _S178;
+    uint _S199 = p_1->out_offset_0;
     (&place_1)->offset_2 = p_1->out_offset_0;
-    uint _S226 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S227 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S228 = sums_3[0U][0U];
-    Place_0 _S229 = place_1;
-    write_0(&_S228, 16.0f, result_4, &_S229, _S227, _S222, thread_1);
+    uint _S200 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S201 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S202 = sums_3[0U][0U];
+    Place_0 _S203 = place_1;
+    write_0(&_S202, 16.0f, result_4, &_S203, _S201, _S196, thread_1);
     Place_0 place_2;
-    (&place_2)->row_3 = _S223;
-    uint _S230 = _S224 + 16U;
-    (&place_2)->column_2 = _S230;
-    (&place_2)->rows_3 = _S201;
-    (&place_2)->columns_1 = _S204;
-    (&place_2)->offset_2 = _S225;
-    (&place_2)->stride_2 = _S226;
-    Sums_0 _S231 = sums_3[0U][1U];
-    Place_0 _S232 = place_2;
-    write_0(&_S231, 16.0f, result_4, &_S232, _S227, _S222, thread_1);
+    (&place_2)->row_3 = _S197;
+    uint _S204 = _S198 + 16U;
+    (&place_2)->column_2 = _S204;
+    (&place_2)->rows_3 = _S175;
+    (&place_2)->columns_1 = _S178;
+    (&place_2)->offset_2 = _S199;
+    (&place_2)->stride_0 = _S200;
+    Sums_0 _S205 = sums_3[0U][1U];
+    Place_0 _S206 = place_2;
+    write_0(&_S205, 16.0f, result_4, &_S206, _S201, _S196, thread_1);
     Place_0 place_3;
-    (&place_3)->row_3 = _S223;
-    uint _S233 = _S224 + 32U;
-    (&place_3)->column_2 = _S233;
-    (&place_3)->rows_3 = _S201;
-    (&place_3)->columns_1 = _S204;
-    (&place_3)->offset_2 = _S225;
-    (&place_3)->stride_2 = _S226;
-    Sums_0 _S234 = sums_3[0U][2U];
-    Place_0 _S235 = place_3;
-    write_0(&_S234, 16.0f, result_4, &_S235, _S227, _S222, thread_1);
+    (&place_3)->row_3 = _S197;
+    uint _S207 = _S198 + 32U;
+    (&place_3)->column_2 = _S207;
+    (&place_3)->rows_3 = _S175;
+    (&place_3)->columns_1 = _S178;
+    (&place_3)->offset_2 = _S199;
+    (&place_3)->stride_0 = _S200;
+    Sums_0 _S208 = sums_3[0U][2U];
+    Place_0 _S209 = place_3;
+    write_0(&_S208, 16.0f, result_4, &_S209, _S201, _S196, thread_1);
     Place_0 place_4;
-    (&place_4)->row_3 = _S223;
-    uint _S236 = _S224 + 48U;
-    (&place_4)->column_2 = _S236;
-    (&place_4)->rows_3 = _S201;
-    (&place_4)->columns_1 = _S204;
-    (&place_4)->offset_2 = _S225;
-    (&place_4)->stride_2 = _S226;
-    Sums_0 _S237 = sums_3[0U][3U];
-    Place_0 _S238 = place_4;
-    write_0(&_S237, 16.0f, result_4, &_S238, _S227, _S222, thread_1);
+    (&place_4)->row_3 = _S197;
+    uint _S210 = _S198 + 48U;
+    (&place_4)->column_2 = _S210;
+    (&place_4)->rows_3 = _S175;
+    (&place_4)->columns_1 = _S178;
+    (&place_4)->offset_2 = _S199;
+    (&place_4)->stride_0 = _S200;
+    Sums_0 _S211 = sums_3[0U][3U];
+    Place_0 _S212 = place_4;
+    write_0(&_S211, 16.0f, result_4, &_S212, _S201, _S196, thread_1);
     Place_0 place_5;
-    uint _S239 = _S223 + 16U;
-    (&place_5)->row_3 = _S239;
-    (&place_5)->column_2 = _S224;
-    (&place_5)->rows_3 = _S201;
-    (&place_5)->columns_1 = _S204;
-    (&place_5)->offset_2 = _S225;
-    (&place_5)->stride_2 = _S226;
-    Sums_0 _S240 = sums_3[1U][0U];
-    Place_0 _S241 = place_5;
-    write_0(&_S240, 16.0f, result_4, &_S241, _S227, _S222, thread_1);
+    uint _S213 = _S197 + 16U;
+    (&place_5)->row_3 = _S213;
+    (&place_5)->column_2 = _S198;
+    (&place_5)->rows_3 = _S175;
+    (&place_5)->columns_1 = _S178;
+    (&place_5)->offset_2 = _S199;
+    (&place_5)->stride_0 = _S200;
+    Sums_0 _S214 = sums_3[1U][0U];
+    Place_0 _S215 = place_5;
+    write_0(&_S214, 16.0f, result_4, &_S215, _S201, _S196, thread_1);
     Place_0 place_6;
-    (&place_6)->row_3 = _S239;
-    (&place_6)->column_2 = _S230;
-    (&place_6)->rows_3 = _S201;
-    (&place_6)->columns_1 = _S204;
-    (&place_6)->offset_2 = _S225;
-    (&place_6)->stride_2 = _S226;
-    Sums_0 _S242 = sums_3[1U][1U];
-    Place_0 _S243 = place_6;
-    write_0(&_S242, 16.0f, result_4, &_S243, _S227, _S222, thread_1);
+    (&place_6)->row_3 = _S213;
+    (&place_6)->column_2 = _S204;
+    (&place_6)->rows_3 = _S175;
+    (&place_6)->columns_1 = _S178;
+    (&place_6)->offset_2 = _S199;
+    (&place_6)->stride_0 = _S200;
+    Sums_0 _S216 = sums_3[1U][1U];
+    Place_0 _S217 = place_6;
+    write_0(&_S216, 16.0f, result_4, &_S217, _S201, _S196, thread_1);
     Place_0 place_7;
-    (&place_7)->row_3 = _S239;
-    (&place_7)->column_2 = _S233;
-    (&place_7)->rows_3 = _S201;
-    (&place_7)->columns_1 = _S204;
-    (&place_7)->offset_2 = _S225;
-    (&place_7)->stride_2 = _S226;
-    Sums_0 _S244 = sums_3[1U][2U];
-    Place_0 _S245 = place_7;
-    write_0(&_S244, 16.0f, result_4, &_S245, _S227, _S222, thread_1);
+    (&place_7)->row_3 = _S213;
+    (&place_7)->column_2 = _S207;
+    (&place_7)->rows_3 = _S175;
+    (&place_7)->columns_1 = _S178;
+    (&place_7)->offset_2 = _S199;
+    (&place_7)->stride_0 = _S200;
+    Sums_0 _S218 = sums_3[1U][2U];
+    Place_0 _S219 = place_7;
+    write_0(&_S218, 16.0f, result_4, &_S219, _S201, _S196, thread_1);
     Place_0 place_8;
-    (&place_8)->row_3 = _S239;
-    (&place_8)->column_2 = _S236;
-    (&place_8)->rows_3 = _S201;
-    (&place_8)->columns_1 = _S204;
-    (&place_8)->offset_2 = _S225;
-    (&place_8)->stride_2 = _S226;
-    Sums_0 _S246 = sums_3[1U][3U];
-    Place_0 _S247 = place_8;
-    write_0(&_S246, 16.0f, result_4, &_S247, _S227, _S222, thread_1);
+    (&place_8)->row_3 = _S213;
+    (&place_8)->column_2 = _S210;
+    (&place_8)->rows_3 = _S175;
+    (&place_8)->columns_1 = _S178;
+    (&place_8)->offset_2 = _S199;
+    (&place_8)->stride_0 = _S200;
+    Sums_0 _S220 = sums_3[1U][3U];
+    Place_0 _S221 = place_8;
+    write_0(&_S220, 16.0f, result_4, &_S221, _S201, _S196, thread_1);
     Place_0 place_9;
-    uint _S248 = _S223 + 32U;
-    (&place_9)->row_3 = _S248;
-    (&place_9)->column_2 = _S224;
-    (&place_9)->rows_3 = _S201;
-    (&place_9)->columns_1 = _S204;
-    (&place_9)->offset_2 = _S225;
-    (&place_9)->stride_2 = _S226;
-    Sums_0 _S249 = sums_3[2U][0U];
-    Place_0 _S250 = place_9;
-    write_0(&_S249, 16.0f, result_4, &_S250, _S227, _S222, thread_1);
+    uint _S222 = _S197 + 32U;
+    (&place_9)->row_3 = _S222;
+    (&place_9)->column_2 = _S198;
+    (&place_9)->rows_3 = _S175;
+    (&place_9)->columns_1 = _S178;
+    (&place_9)->offset_2 = _S199;
+    (&place_9)->stride_0 = _S200;
+    Sums_0 _S223 = sums_3[2U][0U];
+    Place_0 _S224 = place_9;
+    write_0(&_S223, 16.0f, result_4, &_S224, _S201, _S196, thread_1);
     Place_0 place_10;
-    (&place_10)->row_3 = _S248;
-    (&place_10)->column_2 = _S230;
-    (&place_10)->rows_3 = _S201;
-    (&place_10)->columns_1 = _S204;
-    (&place_10)->offset_2 = _S225;
-    (&place_10)->stride_2 = _S226;
-    Sums_0 _S251 = sums_3[2U][1U];
-    Place_0 _S252 = place_10;
-    write_0(&_S251, 16.0f, result_4, &_S252, _S227, _S222, thread_1);
+    (&place_10)->row_3 = _S222;
+    (&place_10)->column_2 = _S204;
+    (&place_10)->rows_3 = _S175;
+    (&place_10)->columns_1 = _S178;
+    (&place_10)->offset_2 = _S199;
+    (&place_10)->stride_0 = _S200;
+    Sums_0 _S225 = sums_3[2U][1U];
+    Place_0 _S226 = place_10;
+    write_0(&_S225, 16.0f, result_4, &_S226, _S201, _S196, thread_1);
     Place_0 place_11;
-    (&place_11)->row_3 = _S248;
-    (&place_11)->column_2 = _S233;
-    (&place_11)->rows_3 = _S201;
-    (&place_11)->columns_1 = _S204;
-    (&place_11)->offset_2 = _S225;
-    (&place_11)->stride_2 = _S226;
-    Sums_0 _S253 = sums_3[2U][2U];
-    Place_0 _S254 = place_11;
-    write_0(&_S253, 16.0f, result_4, &_S254, _S227, _S222, thread_1);
+    (&place_11)->row_3 = _S222;
+    (&place_11)->column_2 = _S207;
+    (&place_11)->rows_3 = _S175;
+    (&place_11)->columns_1 = _S178;
+    (&place_11)->offset_2 = _S199;
+    (&place_11)->stride_0 = _S200;
+    Sums_0 _S227 = sums_3[2U][2U];
+    Place_0 _S228 = place_11;
+    write_0(&_S227, 16.0f, result_4, &_S228, _S201, _S196, thread_1);
     Place_0 place_12;
-    (&place_12)->row_3 = _S248;
-    (&place_12)->column_2 = _S236;
-    (&place_12)->rows_3 = _S201;
-    (&place_12)->columns_1 = _S204;
-    (&place_12)->offset_2 = _S225;
-    (&place_12)->stride_2 = _S226;
-    Sums_0 _S255 = sums_3[2U][3U];
-    Place_0 _S256 = place_12;
-    write_0(&_S255, 16.0f, result_4, &_S256, _S227, _S222, thread_1);
+    (&place_12)->row_3 = _S222;
+    (&place_12)->column_2 = _S210;
+    (&place_12)->rows_3 = _S175;
+    (&place_12)->columns_1 = _S178;
+    (&place_12)->offset_2 = _S199;
+    (&place_12)->stride_0 = _S200;
+    Sums_0 _S229 = sums_3[2U][3U];
+    Place_0 _S230 = place_12;
+    write_0(&_S229, 16.0f, result_4, &_S230, _S201, _S196, thread_1);
     Place_0 place_13;
-    uint _S257 = _S223 + 48U;
-    (&place_13)->row_3 = _S257;
-    (&place_13)->column_2 = _S224;
-    (&place_13)->rows_3 = _S201;
-    (&place_13)->columns_1 = _S204;
-    (&place_13)->offset_2 = _S225;
-    (&place_13)->stride_2 = _S226;
-    Sums_0 _S258 = sums_3[3U][0U];
-    Place_0 _S259 = place_13;
-    write_0(&_S258, 16.0f, result_4, &_S259, _S227, _S222, thread_1);
+    uint _S231 = _S197 + 48U;
+    (&place_13)->row_3 = _S231;
+    (&place_13)->column_2 = _S198;
+    (&place_13)->rows_3 = _S175;
+    (&place_13)->columns_1 = _S178;
+    (&place_13)->offset_2 = _S199;
+    (&place_13)->stride_0 = _S200;
+    Sums_0 _S232 = sums_3[3U][0U];
+    Place_0 _S233 = place_13;
+    write_0(&_S232, 16.0f, result_4, &_S233, _S201, _S196, thread_1);
     Place_0 place_14;
-    (&place_14)->row_3 = _S257;
-    (&place_14)->column_2 = _S230;
-    (&place_14)->rows_3 = _S201;
-    (&place_14)->columns_1 = _S204;
-    (&place_14)->offset_2 = _S225;
-    (&place_14)->stride_2 = _S226;
-    Sums_0 _S260 = sums_3[3U][1U];
-    Place_0 _S261 = place_14;
-    write_0(&_S260, 16.0f, result_4, &_S261, _S227, _S222, thread_1);
+    (&place_14)->row_3 = _S231;
+    (&place_14)->column_2 = _S204;
+    (&place_14)->rows_3 = _S175;
+    (&place_14)->columns_1 = _S178;
+    (&place_14)->offset_2 = _S199;
+    (&place_14)->stride_0 = _S200;
+    Sums_0 _S234 = sums_3[3U][1U];
+    Place_0 _S235 = place_14;
+    write_0(&_S234, 16.0f, result_4, &_S235, _S201, _S196, thread_1);
     Place_0 place_15;
-    (&place_15)->row_3 = _S257;
-    (&place_15)->column_2 = _S233;
-    (&place_15)->rows_3 = _S201;
-    (&place_15)->columns_1 = _S204;
-    (&place_15)->offset_2 = _S225;
-    (&place_15)->stride_2 = _S226;
-    Sums_0 _S262 = sums_3[3U][2U];
-    Place_0 _S263 = place_15;
-    write_0(&_S262, 16.0f, result_4, &_S263, _S227, _S222, thread_1);
+    (&place_15)->row_3 = _S231;
+    (&place_15)->column_2 = _S207;
+    (&place_15)->rows_3 = _S175;
+    (&place_15)->columns_1 = _S178;
+    (&place_15)->offset_2 = _S199;
+    (&place_15)->stride_0 = _S200;
+    Sums_0 _S236 = sums_3[3U][2U];
+    Place_0 _S237 = place_15;
+    write_0(&_S236, 16.0f, result_4, &_S237, _S201, _S196, thread_1);
     Place_0 place_16;
-    (&place_16)->row_3 = _S257;
-    (&place_16)->column_2 = _S236;
-    (&place_16)->rows_3 = _S201;
-    (&place_16)->columns_1 = _S204;
-    (&place_16)->offset_2 = _S225;
-    (&place_16)->stride_2 = _S226;
-    Sums_0 _S264 = sums_3[3U][3U];
-    Place_0 _S265 = place_16;
-    write_0(&_S264, 16.0f, result_4, &_S265, _S227, _S222, thread_1);
+    (&place_16)->row_3 = _S231;
+    (&place_16)->column_2 = _S210;
+    (&place_16)->rows_3 = _S175;
+    (&place_16)->columns_1 = _S178;
+    (&place_16)->offset_2 = _S199;
+    (&place_16)->stride_0 = _S200;
+    Sums_0 _S238 = sums_3[3U][3U];
+    Place_0 _S239 = place_16;
+    write_0(&_S238, 16.0f, result_4, &_S239, _S201, _S196, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat128_bf16(StructuredBuffer<float4 > x_6, StructuredBuffer<uint4 > weight_2, RWStructuredBuffer<float> result_5, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S266 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S267 = p_2;
-    gemm_0(blockIdx, _S266, x_6, weight_2, result_5, batch_2, &_S267);
+    uint _S240 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S241 = p_2;
+    gemm_0(blockIdx, _S240, x_6, weight_2, result_5, batch_2, &_S241);
     return;
 }

@@ -67,8 +67,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -79,7 +77,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ uint4  F16Eights_decode_0(uint4  fetched_0, uint column_0)
 {
@@ -90,19 +94,19 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S1 = make_float4 (-65504.0f);
     float4  _S2 = make_float4 (65504.0f);
-    uint _S3 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S3] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2));
-    uint _S4 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S4] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2));
-    uint _S5 = (row_0 + 64U) * 5U + eight_0;
-    (*&left_tile_0)[_S5] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S1, _S2));
-    uint _S6 = (row_0 + 96U) * 5U + eight_0;
-    (*&left_tile_0)[_S6] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S1, _S2));
+    uint _S3 = row_0 * 5U;
+    put_0(_S3 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2)));
+    uint _S4 = (row_0 + 32U) * 5U;
+    put_0(_S4 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2)));
+    uint _S5 = (row_0 + 64U) * 5U;
+    put_0(_S5 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S1, _S2)));
+    uint _S6 = (row_0 + 96U) * 5U;
+    put_0(_S6 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S1, _S2)));
     uint _S7 = 8U * eight_0;
-    (*&right_tile_0)[_S3] = F16Eights_decode_0(this_0->right_0[0U], _S7);
-    (*&right_tile_0)[_S4] = F16Eights_decode_0(this_0->right_0[1U], _S7);
-    (*&right_tile_0)[_S5] = F16Eights_decode_0(this_0->right_0[2U], _S7);
-    (*&right_tile_0)[_S6] = F16Eights_decode_0(this_0->right_0[3U], _S7);
+    put_0(640U + _S3 + eight_0, F16Eights_decode_0(this_0->right_0[0U], _S7));
+    put_0(640U + _S4 + eight_0, F16Eights_decode_0(this_0->right_0[1U], _S7));
+    put_0(640U + _S5 + eight_0, F16Eights_decode_0(this_0->right_0[2U], _S7));
+    put_0(640U + _S6 + eight_0, F16Eights_decode_0(this_0->right_0[3U], _S7));
     return;
 }
 
@@ -222,187 +226,161 @@ __device__ Sums_0 no_sums_0()
     return _S39;
 }
 
-__device__ uint4  load_right_0(FixedArray<uint4 , 640>  * tile_0, uint at_0, uint stride_0, uint lane_0)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 640>  _S40 = *tile_0;
-    uint4  _S41 = (wasmetal_load_four((&_S40[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
-    return _S41;
+    uint4  _S40 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S40;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 640>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    FixedArray<uint4 , 640>  _S42 = *tile_1;
-    uint4  _S43 = (wasmetal_load_four((&_S42[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
-    return _S43;
+    uint4  _S41 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S41;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S44 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
-    float4  _S45 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
-    FixedArray<float4 , 2>  _S46;
-    _S46[int(0)] = _S44;
-    _S46[int(1)] = _S45;
-    Sums_0 _S47 = Sums_x24init_0(&_S46);
-    return _S47;
+    float4  _S42 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
+    float4  _S43 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
+    FixedArray<float4 , 2>  _S44;
+    _S44[int(0)] = _S42;
+    _S44[int(1)] = _S43;
+    Sums_0 _S45 = Sums_x24init_0(&_S44);
+    return _S45;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 4> , 4>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 4>  right_2;
-    uint _S48 = across_0 * 5U;
-    FixedArray<uint4 , 640>  _S49 = *&right_tile_0;
-    uint4  _S50 = load_right_0(&_S49, _S48, 5U, lane_2);
-    right_2[0U] = _S50;
-    uint _S51 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S52 = *&right_tile_0;
-    uint4  _S53 = load_right_0(&_S52, _S51, 5U, lane_2);
-    right_2[1U] = _S53;
-    uint _S54 = (across_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S55 = *&right_tile_0;
-    uint4  _S56 = load_right_0(&_S55, _S54, 5U, lane_2);
-    right_2[2U] = _S56;
-    uint _S57 = (across_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S58 = *&right_tile_0;
-    uint4  _S59 = load_right_0(&_S58, _S57, 5U, lane_2);
-    right_2[3U] = _S59;
-    uint _S60 = down_0 * 5U;
-    FixedArray<uint4 , 640>  _S61 = *&left_tile_0;
-    uint4  _S62 = load_left_0(&_S61, _S60, 5U, lane_2);
-    Sums_0 _S63 = (*sums_1)[0U][0U];
-    Sums_0 _S64 = multiply_add_0(_S62, _S50, &_S63);
-    (*sums_1)[0U][0U] = _S64;
-    Sums_0 _S65 = (*sums_1)[0U][1U];
-    Sums_0 _S66 = multiply_add_0(_S62, _S53, &_S65);
-    (*sums_1)[0U][1U] = _S66;
-    Sums_0 _S67 = (*sums_1)[0U][2U];
-    Sums_0 _S68 = multiply_add_0(_S62, _S56, &_S67);
-    (*sums_1)[0U][2U] = _S68;
-    Sums_0 _S69 = (*sums_1)[0U][3U];
-    Sums_0 _S70 = multiply_add_0(_S62, _S59, &_S69);
-    (*sums_1)[0U][3U] = _S70;
-    uint _S71 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S72 = *&left_tile_0;
-    uint4  _S73 = load_left_0(&_S72, _S71, 5U, lane_2);
-    Sums_0 _S74 = (*sums_1)[1U][0U];
-    Sums_0 _S75 = multiply_add_0(_S73, _S50, &_S74);
-    (*sums_1)[1U][0U] = _S75;
-    Sums_0 _S76 = (*sums_1)[1U][1U];
-    Sums_0 _S77 = multiply_add_0(_S73, _S53, &_S76);
-    (*sums_1)[1U][1U] = _S77;
-    Sums_0 _S78 = (*sums_1)[1U][2U];
-    Sums_0 _S79 = multiply_add_0(_S73, _S56, &_S78);
-    (*sums_1)[1U][2U] = _S79;
-    Sums_0 _S80 = (*sums_1)[1U][3U];
-    Sums_0 _S81 = multiply_add_0(_S73, _S59, &_S80);
-    (*sums_1)[1U][3U] = _S81;
-    uint _S82 = (down_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S83 = *&left_tile_0;
-    uint4  _S84 = load_left_0(&_S83, _S82, 5U, lane_2);
-    Sums_0 _S85 = (*sums_1)[2U][0U];
-    Sums_0 _S86 = multiply_add_0(_S84, _S50, &_S85);
-    (*sums_1)[2U][0U] = _S86;
-    Sums_0 _S87 = (*sums_1)[2U][1U];
-    Sums_0 _S88 = multiply_add_0(_S84, _S53, &_S87);
-    (*sums_1)[2U][1U] = _S88;
-    Sums_0 _S89 = (*sums_1)[2U][2U];
-    Sums_0 _S90 = multiply_add_0(_S84, _S56, &_S89);
-    (*sums_1)[2U][2U] = _S90;
-    Sums_0 _S91 = (*sums_1)[2U][3U];
-    Sums_0 _S92 = multiply_add_0(_S84, _S59, &_S91);
-    (*sums_1)[2U][3U] = _S92;
-    uint _S93 = (down_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S94 = *&left_tile_0;
-    uint4  _S95 = load_left_0(&_S94, _S93, 5U, lane_2);
-    Sums_0 _S96 = (*sums_1)[3U][0U];
-    Sums_0 _S97 = multiply_add_0(_S95, _S50, &_S96);
-    (*sums_1)[3U][0U] = _S97;
-    Sums_0 _S98 = (*sums_1)[3U][1U];
-    Sums_0 _S99 = multiply_add_0(_S95, _S53, &_S98);
-    (*sums_1)[3U][1U] = _S99;
-    Sums_0 _S100 = (*sums_1)[3U][2U];
-    Sums_0 _S101 = multiply_add_0(_S95, _S56, &_S100);
-    (*sums_1)[3U][2U] = _S101;
-    Sums_0 _S102 = (*sums_1)[3U][3U];
-    Sums_0 _S103 = multiply_add_0(_S95, _S59, &_S102);
-    (*sums_1)[3U][3U] = _S103;
+    uint _S46 = 640U + across_0 * 5U;
+    uint4  _S47 = load_right_0(_S46, lane_2);
+    right_2[0U] = _S47;
+    uint _S48 = 640U + (across_0 + 16U) * 5U;
+    uint4  _S49 = load_right_0(_S48, lane_2);
+    right_2[1U] = _S49;
+    uint _S50 = 640U + (across_0 + 32U) * 5U;
+    uint4  _S51 = load_right_0(_S50, lane_2);
+    right_2[2U] = _S51;
+    uint _S52 = 640U + (across_0 + 48U) * 5U;
+    uint4  _S53 = load_right_0(_S52, lane_2);
+    right_2[3U] = _S53;
+    uint _S54 = down_0 * 5U;
+    uint4  _S55 = load_left_0(_S54, lane_2);
+    Sums_0 _S56 = (*sums_1)[0U][0U];
+    Sums_0 _S57 = multiply_add_0(_S55, _S47, &_S56);
+    (*sums_1)[0U][0U] = _S57;
+    Sums_0 _S58 = (*sums_1)[0U][1U];
+    Sums_0 _S59 = multiply_add_0(_S55, _S49, &_S58);
+    (*sums_1)[0U][1U] = _S59;
+    Sums_0 _S60 = (*sums_1)[0U][2U];
+    Sums_0 _S61 = multiply_add_0(_S55, _S51, &_S60);
+    (*sums_1)[0U][2U] = _S61;
+    Sums_0 _S62 = (*sums_1)[0U][3U];
+    Sums_0 _S63 = multiply_add_0(_S55, _S53, &_S62);
+    (*sums_1)[0U][3U] = _S63;
+    uint _S64 = (down_0 + 16U) * 5U;
+    uint4  _S65 = load_left_0(_S64, lane_2);
+    Sums_0 _S66 = (*sums_1)[1U][0U];
+    Sums_0 _S67 = multiply_add_0(_S65, _S47, &_S66);
+    (*sums_1)[1U][0U] = _S67;
+    Sums_0 _S68 = (*sums_1)[1U][1U];
+    Sums_0 _S69 = multiply_add_0(_S65, _S49, &_S68);
+    (*sums_1)[1U][1U] = _S69;
+    Sums_0 _S70 = (*sums_1)[1U][2U];
+    Sums_0 _S71 = multiply_add_0(_S65, _S51, &_S70);
+    (*sums_1)[1U][2U] = _S71;
+    Sums_0 _S72 = (*sums_1)[1U][3U];
+    Sums_0 _S73 = multiply_add_0(_S65, _S53, &_S72);
+    (*sums_1)[1U][3U] = _S73;
+    uint _S74 = (down_0 + 32U) * 5U;
+    uint4  _S75 = load_left_0(_S74, lane_2);
+    Sums_0 _S76 = (*sums_1)[2U][0U];
+    Sums_0 _S77 = multiply_add_0(_S75, _S47, &_S76);
+    (*sums_1)[2U][0U] = _S77;
+    Sums_0 _S78 = (*sums_1)[2U][1U];
+    Sums_0 _S79 = multiply_add_0(_S75, _S49, &_S78);
+    (*sums_1)[2U][1U] = _S79;
+    Sums_0 _S80 = (*sums_1)[2U][2U];
+    Sums_0 _S81 = multiply_add_0(_S75, _S51, &_S80);
+    (*sums_1)[2U][2U] = _S81;
+    Sums_0 _S82 = (*sums_1)[2U][3U];
+    Sums_0 _S83 = multiply_add_0(_S75, _S53, &_S82);
+    (*sums_1)[2U][3U] = _S83;
+    uint _S84 = (down_0 + 48U) * 5U;
+    uint4  _S85 = load_left_0(_S84, lane_2);
+    Sums_0 _S86 = (*sums_1)[3U][0U];
+    Sums_0 _S87 = multiply_add_0(_S85, _S47, &_S86);
+    (*sums_1)[3U][0U] = _S87;
+    Sums_0 _S88 = (*sums_1)[3U][1U];
+    Sums_0 _S89 = multiply_add_0(_S85, _S49, &_S88);
+    (*sums_1)[3U][1U] = _S89;
+    Sums_0 _S90 = (*sums_1)[3U][2U];
+    Sums_0 _S91 = multiply_add_0(_S85, _S51, &_S90);
+    (*sums_1)[3U][2U] = _S91;
+    Sums_0 _S92 = (*sums_1)[3U][3U];
+    Sums_0 _S93 = multiply_add_0(_S85, _S53, &_S92);
+    (*sums_1)[3U][3U] = _S93;
     FixedArray<uint4 , 4>  right_3;
-    uint _S104 = _S48 + 2U;
-    FixedArray<uint4 , 640>  _S105 = *&right_tile_0;
-    uint4  _S106 = load_right_0(&_S105, _S104, 5U, lane_2);
-    right_3[0U] = _S106;
-    uint _S107 = _S51 + 2U;
-    FixedArray<uint4 , 640>  _S108 = *&right_tile_0;
-    uint4  _S109 = load_right_0(&_S108, _S107, 5U, lane_2);
-    right_3[1U] = _S109;
-    uint _S110 = _S54 + 2U;
-    FixedArray<uint4 , 640>  _S111 = *&right_tile_0;
-    uint4  _S112 = load_right_0(&_S111, _S110, 5U, lane_2);
-    right_3[2U] = _S112;
-    uint _S113 = _S57 + 2U;
-    FixedArray<uint4 , 640>  _S114 = *&right_tile_0;
-    uint4  _S115 = load_right_0(&_S114, _S113, 5U, lane_2);
-    right_3[3U] = _S115;
-    uint _S116 = _S60 + 2U;
-    FixedArray<uint4 , 640>  _S117 = *&left_tile_0;
-    uint4  _S118 = load_left_0(&_S117, _S116, 5U, lane_2);
-    Sums_0 _S119 = (*sums_1)[0U][0U];
-    Sums_0 _S120 = multiply_add_0(_S118, _S106, &_S119);
-    (*sums_1)[0U][0U] = _S120;
-    Sums_0 _S121 = (*sums_1)[0U][1U];
-    Sums_0 _S122 = multiply_add_0(_S118, _S109, &_S121);
-    (*sums_1)[0U][1U] = _S122;
-    Sums_0 _S123 = (*sums_1)[0U][2U];
-    Sums_0 _S124 = multiply_add_0(_S118, _S112, &_S123);
-    (*sums_1)[0U][2U] = _S124;
-    Sums_0 _S125 = (*sums_1)[0U][3U];
-    Sums_0 _S126 = multiply_add_0(_S118, _S115, &_S125);
-    (*sums_1)[0U][3U] = _S126;
-    uint _S127 = _S71 + 2U;
-    FixedArray<uint4 , 640>  _S128 = *&left_tile_0;
-    uint4  _S129 = load_left_0(&_S128, _S127, 5U, lane_2);
-    Sums_0 _S130 = (*sums_1)[1U][0U];
-    Sums_0 _S131 = multiply_add_0(_S129, _S106, &_S130);
-    (*sums_1)[1U][0U] = _S131;
-    Sums_0 _S132 = (*sums_1)[1U][1U];
-    Sums_0 _S133 = multiply_add_0(_S129, _S109, &_S132);
-    (*sums_1)[1U][1U] = _S133;
-    Sums_0 _S134 = (*sums_1)[1U][2U];
-    Sums_0 _S135 = multiply_add_0(_S129, _S112, &_S134);
-    (*sums_1)[1U][2U] = _S135;
-    Sums_0 _S136 = (*sums_1)[1U][3U];
-    Sums_0 _S137 = multiply_add_0(_S129, _S115, &_S136);
-    (*sums_1)[1U][3U] = _S137;
-    uint _S138 = _S82 + 2U;
-    FixedArray<uint4 , 640>  _S139 = *&left_tile_0;
-    uint4  _S140 = load_left_0(&_S139, _S138, 5U, lane_2);
-    Sums_0 _S141 = (*sums_1)[2U][0U];
-    Sums_0 _S142 = multiply_add_0(_S140, _S106, &_S141);
-    (*sums_1)[2U][0U] = _S142;
-    Sums_0 _S143 = (*sums_1)[2U][1U];
-    Sums_0 _S144 = multiply_add_0(_S140, _S109, &_S143);
-    (*sums_1)[2U][1U] = _S144;
-    Sums_0 _S145 = (*sums_1)[2U][2U];
-    Sums_0 _S146 = multiply_add_0(_S140, _S112, &_S145);
-    (*sums_1)[2U][2U] = _S146;
-    Sums_0 _S147 = (*sums_1)[2U][3U];
-    Sums_0 _S148 = multiply_add_0(_S140, _S115, &_S147);
-    (*sums_1)[2U][3U] = _S148;
-    uint _S149 = _S93 + 2U;
-    FixedArray<uint4 , 640>  _S150 = *&left_tile_0;
-    uint4  _S151 = load_left_0(&_S150, _S149, 5U, lane_2);
-    Sums_0 _S152 = (*sums_1)[3U][0U];
-    Sums_0 _S153 = multiply_add_0(_S151, _S106, &_S152);
-    (*sums_1)[3U][0U] = _S153;
-    Sums_0 _S154 = (*sums_1)[3U][1U];
-    Sums_0 _S155 = multiply_add_0(_S151, _S109, &_S154);
-    (*sums_1)[3U][1U] = _S155;
-    Sums_0 _S156 = (*sums_1)[3U][2U];
-    Sums_0 _S157 = multiply_add_0(_S151, _S112, &_S156);
-    (*sums_1)[3U][2U] = _S157;
-    Sums_0 _S158 = (*sums_1)[3U][3U];
-    Sums_0 _S159 = multiply_add_0(_S151, _S115, &_S158);
-    (*sums_1)[3U][3U] = _S159;
+    uint4  _S94 = load_right_0(_S46 + 2U, lane_2);
+    right_3[0U] = _S94;
+    uint4  _S95 = load_right_0(_S48 + 2U, lane_2);
+    right_3[1U] = _S95;
+    uint4  _S96 = load_right_0(_S50 + 2U, lane_2);
+    right_3[2U] = _S96;
+    uint4  _S97 = load_right_0(_S52 + 2U, lane_2);
+    right_3[3U] = _S97;
+    uint4  _S98 = load_left_0(_S54 + 2U, lane_2);
+    Sums_0 _S99 = (*sums_1)[0U][0U];
+    Sums_0 _S100 = multiply_add_0(_S98, _S94, &_S99);
+    (*sums_1)[0U][0U] = _S100;
+    Sums_0 _S101 = (*sums_1)[0U][1U];
+    Sums_0 _S102 = multiply_add_0(_S98, _S95, &_S101);
+    (*sums_1)[0U][1U] = _S102;
+    Sums_0 _S103 = (*sums_1)[0U][2U];
+    Sums_0 _S104 = multiply_add_0(_S98, _S96, &_S103);
+    (*sums_1)[0U][2U] = _S104;
+    Sums_0 _S105 = (*sums_1)[0U][3U];
+    Sums_0 _S106 = multiply_add_0(_S98, _S97, &_S105);
+    (*sums_1)[0U][3U] = _S106;
+    uint4  _S107 = load_left_0(_S64 + 2U, lane_2);
+    Sums_0 _S108 = (*sums_1)[1U][0U];
+    Sums_0 _S109 = multiply_add_0(_S107, _S94, &_S108);
+    (*sums_1)[1U][0U] = _S109;
+    Sums_0 _S110 = (*sums_1)[1U][1U];
+    Sums_0 _S111 = multiply_add_0(_S107, _S95, &_S110);
+    (*sums_1)[1U][1U] = _S111;
+    Sums_0 _S112 = (*sums_1)[1U][2U];
+    Sums_0 _S113 = multiply_add_0(_S107, _S96, &_S112);
+    (*sums_1)[1U][2U] = _S113;
+    Sums_0 _S114 = (*sums_1)[1U][3U];
+    Sums_0 _S115 = multiply_add_0(_S107, _S97, &_S114);
+    (*sums_1)[1U][3U] = _S115;
+    uint4  _S116 = load_left_0(_S74 + 2U, lane_2);
+    Sums_0 _S117 = (*sums_1)[2U][0U];
+    Sums_0 _S118 = multiply_add_0(_S116, _S94, &_S117);
+    (*sums_1)[2U][0U] = _S118;
+    Sums_0 _S119 = (*sums_1)[2U][1U];
+    Sums_0 _S120 = multiply_add_0(_S116, _S95, &_S119);
+    (*sums_1)[2U][1U] = _S120;
+    Sums_0 _S121 = (*sums_1)[2U][2U];
+    Sums_0 _S122 = multiply_add_0(_S116, _S96, &_S121);
+    (*sums_1)[2U][2U] = _S122;
+    Sums_0 _S123 = (*sums_1)[2U][3U];
+    Sums_0 _S124 = multiply_add_0(_S116, _S97, &_S123);
+    (*sums_1)[2U][3U] = _S124;
+    uint4  _S125 = load_left_0(_S84 + 2U, lane_2);
+    Sums_0 _S126 = (*sums_1)[3U][0U];
+    Sums_0 _S127 = multiply_add_0(_S125, _S94, &_S126);
+    (*sums_1)[3U][0U] = _S127;
+    Sums_0 _S128 = (*sums_1)[3U][1U];
+    Sums_0 _S129 = multiply_add_0(_S125, _S95, &_S128);
+    (*sums_1)[3U][1U] = _S129;
+    Sums_0 _S130 = (*sums_1)[3U][2U];
+    Sums_0 _S131 = multiply_add_0(_S125, _S96, &_S130);
+    (*sums_1)[3U][2U] = _S131;
+    Sums_0 _S132 = (*sums_1)[3U][3U];
+    Sums_0 _S133 = multiply_add_0(_S125, _S97, &_S132);
+    (*sums_1)[3U][3U] = _S133;
     return;
 }
 
@@ -413,324 +391,324 @@ struct Place_0
     uint rows_3;
     uint columns_1;
     uint offset_2;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_2 + (this_2->row_3 + r_0) * this_2->stride_2 + this_2->column_2 + c_0;
+    return this_2->offset_2 + (this_2->row_3 + r_0) * this_2->stride_0 + this_2->column_2 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S160 = thread_0 % 32U;
-    uint _S161 = _S160 / 4U;
-    uint _S162 = _S160 % 4U * 2U;
-    bool _S163;
+    uint _S134 = thread_0 % 32U;
+    uint _S135 = _S134 / 4U;
+    uint _S136 = _S134 % 4U * 2U;
+    bool _S137;
     if(whole_0)
     {
-        _S163 = true;
+        _S137 = true;
     }
     else
     {
-        if((place_0->row_3 + _S161) < (place_0->rows_3))
+        if((place_0->row_3 + _S135) < (place_0->rows_3))
         {
-            _S163 = (place_0->column_2 + _S162) < (place_0->columns_1);
+            _S137 = (place_0->column_2 + _S136) < (place_0->columns_1);
         }
         else
         {
-            _S163 = false;
+            _S137 = false;
         }
     }
-    float _S164;
-    if(_S163)
+    float _S138;
+    if(_S137)
     {
-        uint _S165 = Place_at_0(place_0, _S161, _S162);
-        float _S166 = factor_0 * *&((&sums_2->halves_0[0U])->x);
-        float * _S167 = (&(result_2)[_S165]);
+        uint _S139 = Place_at_0(place_0, _S135, _S136);
+        float _S140 = factor_0 * *&((&sums_2->halves_0[0U])->x);
+        float * _S141 = (&(result_2)[_S139]);
         if(accumulate_1)
         {
-            _S164 = *(&(result_2)[_S165]) + _S166;
+            _S138 = *(&(result_2)[_S139]) + _S140;
         }
         else
         {
-            _S164 = _S166;
+            _S138 = _S140;
         }
-        *_S167 = _S164;
+        *_S141 = _S138;
     }
-    uint _S168 = _S160 / 4U;
-    uint _S169 = _S162 + 1U;
+    uint _S142 = _S134 / 4U;
+    uint _S143 = _S136 + 1U;
     if(whole_0)
     {
-        _S163 = true;
+        _S137 = true;
     }
     else
     {
-        if((place_0->row_3 + _S168) < (place_0->rows_3))
+        if((place_0->row_3 + _S142) < (place_0->rows_3))
         {
-            _S163 = (place_0->column_2 + _S169) < (place_0->columns_1);
+            _S137 = (place_0->column_2 + _S143) < (place_0->columns_1);
         }
         else
         {
-            _S163 = false;
+            _S137 = false;
         }
     }
-    if(_S163)
+    if(_S137)
     {
-        uint _S170 = Place_at_0(place_0, _S168, _S169);
-        float _S171 = factor_0 * *&((&sums_2->halves_0[0U])->y);
+        uint _S144 = Place_at_0(place_0, _S142, _S143);
+        float _S145 = factor_0 * *&((&sums_2->halves_0[0U])->y);
+        float * _S146 = (&(result_2)[_S144]);
+        if(accumulate_1)
+        {
+            _S138 = *(&(result_2)[_S144]) + _S145;
+        }
+        else
+        {
+            _S138 = _S145;
+        }
+        *_S146 = _S138;
+    }
+    uint _S147 = _S134 / 4U + 8U;
+    if(whole_0)
+    {
+        _S137 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S147) < (place_0->rows_3))
+        {
+            _S137 = (place_0->column_2 + _S136) < (place_0->columns_1);
+        }
+        else
+        {
+            _S137 = false;
+        }
+    }
+    if(_S137)
+    {
+        uint _S148 = Place_at_0(place_0, _S147, _S136);
+        float _S149 = factor_0 * *&((&sums_2->halves_0[0U])->z);
+        float * _S150 = (&(result_2)[_S148]);
+        if(accumulate_1)
+        {
+            _S138 = *(&(result_2)[_S148]) + _S149;
+        }
+        else
+        {
+            _S138 = _S149;
+        }
+        *_S150 = _S138;
+    }
+    uint _S151 = _S134 / 4U + 8U;
+    if(whole_0)
+    {
+        _S137 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S151) < (place_0->rows_3))
+        {
+            _S137 = (place_0->column_2 + _S143) < (place_0->columns_1);
+        }
+        else
+        {
+            _S137 = false;
+        }
+    }
+    if(_S137)
+    {
+        uint _S152 = Place_at_0(place_0, _S151, _S143);
+        float _S153 = factor_0 * *&((&sums_2->halves_0[0U])->w);
+        float * _S154 = (&(result_2)[_S152]);
+        if(accumulate_1)
+        {
+            _S138 = *(&(result_2)[_S152]) + _S153;
+        }
+        else
+        {
+            _S138 = _S153;
+        }
+        *_S154 = _S138;
+    }
+    uint _S155 = _S134 / 4U;
+    uint _S156 = 8U + _S136;
+    if(whole_0)
+    {
+        _S137 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S155) < (place_0->rows_3))
+        {
+            _S137 = (place_0->column_2 + _S156) < (place_0->columns_1);
+        }
+        else
+        {
+            _S137 = false;
+        }
+    }
+    if(_S137)
+    {
+        uint _S157 = Place_at_0(place_0, _S155, _S156);
+        float _S158 = factor_0 * *&((&sums_2->halves_0[1U])->x);
+        float * _S159 = (&(result_2)[_S157]);
+        if(accumulate_1)
+        {
+            _S138 = *(&(result_2)[_S157]) + _S158;
+        }
+        else
+        {
+            _S138 = _S158;
+        }
+        *_S159 = _S138;
+    }
+    uint _S160 = _S134 / 4U;
+    uint _S161 = _S156 + 1U;
+    if(whole_0)
+    {
+        _S137 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S160) < (place_0->rows_3))
+        {
+            _S137 = (place_0->column_2 + _S161) < (place_0->columns_1);
+        }
+        else
+        {
+            _S137 = false;
+        }
+    }
+    if(_S137)
+    {
+        uint _S162 = Place_at_0(place_0, _S160, _S161);
+        float _S163 = factor_0 * *&((&sums_2->halves_0[1U])->y);
+        float * _S164 = (&(result_2)[_S162]);
+        if(accumulate_1)
+        {
+            _S138 = *(&(result_2)[_S162]) + _S163;
+        }
+        else
+        {
+            _S138 = _S163;
+        }
+        *_S164 = _S138;
+    }
+    uint _S165 = _S134 / 4U + 8U;
+    if(whole_0)
+    {
+        _S137 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S165) < (place_0->rows_3))
+        {
+            _S137 = (place_0->column_2 + _S156) < (place_0->columns_1);
+        }
+        else
+        {
+            _S137 = false;
+        }
+    }
+    if(_S137)
+    {
+        uint _S166 = Place_at_0(place_0, _S165, _S156);
+        float _S167 = factor_0 * *&((&sums_2->halves_0[1U])->z);
+        float * _S168 = (&(result_2)[_S166]);
+        if(accumulate_1)
+        {
+            _S138 = *(&(result_2)[_S166]) + _S167;
+        }
+        else
+        {
+            _S138 = _S167;
+        }
+        *_S168 = _S138;
+    }
+    uint _S169 = _S134 / 4U + 8U;
+    if(whole_0)
+    {
+        _S137 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S169) < (place_0->rows_3))
+        {
+            _S137 = (place_0->column_2 + _S161) < (place_0->columns_1);
+        }
+        else
+        {
+            _S137 = false;
+        }
+    }
+    if(_S137)
+    {
+        uint _S170 = Place_at_0(place_0, _S169, _S161);
+        float _S171 = factor_0 * *&((&sums_2->halves_0[1U])->w);
         float * _S172 = (&(result_2)[_S170]);
         if(accumulate_1)
         {
-            _S164 = *(&(result_2)[_S170]) + _S171;
+            _S138 = *(&(result_2)[_S170]) + _S171;
         }
         else
         {
-            _S164 = _S171;
+            _S138 = _S171;
         }
-        *_S172 = _S164;
-    }
-    uint _S173 = _S160 / 4U + 8U;
-    if(whole_0)
-    {
-        _S163 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S173) < (place_0->rows_3))
-        {
-            _S163 = (place_0->column_2 + _S162) < (place_0->columns_1);
-        }
-        else
-        {
-            _S163 = false;
-        }
-    }
-    if(_S163)
-    {
-        uint _S174 = Place_at_0(place_0, _S173, _S162);
-        float _S175 = factor_0 * *&((&sums_2->halves_0[0U])->z);
-        float * _S176 = (&(result_2)[_S174]);
-        if(accumulate_1)
-        {
-            _S164 = *(&(result_2)[_S174]) + _S175;
-        }
-        else
-        {
-            _S164 = _S175;
-        }
-        *_S176 = _S164;
-    }
-    uint _S177 = _S160 / 4U + 8U;
-    if(whole_0)
-    {
-        _S163 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S177) < (place_0->rows_3))
-        {
-            _S163 = (place_0->column_2 + _S169) < (place_0->columns_1);
-        }
-        else
-        {
-            _S163 = false;
-        }
-    }
-    if(_S163)
-    {
-        uint _S178 = Place_at_0(place_0, _S177, _S169);
-        float _S179 = factor_0 * *&((&sums_2->halves_0[0U])->w);
-        float * _S180 = (&(result_2)[_S178]);
-        if(accumulate_1)
-        {
-            _S164 = *(&(result_2)[_S178]) + _S179;
-        }
-        else
-        {
-            _S164 = _S179;
-        }
-        *_S180 = _S164;
-    }
-    uint _S181 = _S160 / 4U;
-    uint _S182 = 8U + _S162;
-    if(whole_0)
-    {
-        _S163 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S181) < (place_0->rows_3))
-        {
-            _S163 = (place_0->column_2 + _S182) < (place_0->columns_1);
-        }
-        else
-        {
-            _S163 = false;
-        }
-    }
-    if(_S163)
-    {
-        uint _S183 = Place_at_0(place_0, _S181, _S182);
-        float _S184 = factor_0 * *&((&sums_2->halves_0[1U])->x);
-        float * _S185 = (&(result_2)[_S183]);
-        if(accumulate_1)
-        {
-            _S164 = *(&(result_2)[_S183]) + _S184;
-        }
-        else
-        {
-            _S164 = _S184;
-        }
-        *_S185 = _S164;
-    }
-    uint _S186 = _S160 / 4U;
-    uint _S187 = _S182 + 1U;
-    if(whole_0)
-    {
-        _S163 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S186) < (place_0->rows_3))
-        {
-            _S163 = (place_0->column_2 + _S187) < (place_0->columns_1);
-        }
-        else
-        {
-            _S163 = false;
-        }
-    }
-    if(_S163)
-    {
-        uint _S188 = Place_at_0(place_0, _S186, _S187);
-        float _S189 = factor_0 * *&((&sums_2->halves_0[1U])->y);
-        float * _S190 = (&(result_2)[_S188]);
-        if(accumulate_1)
-        {
-            _S164 = *(&(result_2)[_S188]) + _S189;
-        }
-        else
-        {
-            _S164 = _S189;
-        }
-        *_S190 = _S164;
-    }
-    uint _S191 = _S160 / 4U + 8U;
-    if(whole_0)
-    {
-        _S163 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S191) < (place_0->rows_3))
-        {
-            _S163 = (place_0->column_2 + _S182) < (place_0->columns_1);
-        }
-        else
-        {
-            _S163 = false;
-        }
-    }
-    if(_S163)
-    {
-        uint _S192 = Place_at_0(place_0, _S191, _S182);
-        float _S193 = factor_0 * *&((&sums_2->halves_0[1U])->z);
-        float * _S194 = (&(result_2)[_S192]);
-        if(accumulate_1)
-        {
-            _S164 = *(&(result_2)[_S192]) + _S193;
-        }
-        else
-        {
-            _S164 = _S193;
-        }
-        *_S194 = _S164;
-    }
-    uint _S195 = _S160 / 4U + 8U;
-    if(whole_0)
-    {
-        _S163 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S195) < (place_0->rows_3))
-        {
-            _S163 = (place_0->column_2 + _S187) < (place_0->columns_1);
-        }
-        else
-        {
-            _S163 = false;
-        }
-    }
-    if(_S163)
-    {
-        uint _S196 = Place_at_0(place_0, _S195, _S187);
-        float _S197 = factor_0 * *&((&sums_2->halves_0[1U])->w);
-        float * _S198 = (&(result_2)[_S196]);
-        if(accumulate_1)
-        {
-            _S164 = *(&(result_2)[_S196]) + _S197;
-        }
-        else
-        {
-            _S164 = _S197;
-        }
-        *_S198 = _S164;
+        *_S172 = _S138;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint4 > weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S199 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S200 = (_S199 + 128U - 1U) / 128U;
-    uint _S201 = group_number_0(group_1);
-    uint _S202 = p_1->n_0;
-    if(_S201 >= (_S200 * ((p_1->n_0 + 128U - 1U) / 128U)))
+    uint _S173 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S174 = (_S173 + 128U - 1U) / 128U;
+    uint _S175 = group_number_0(group_1);
+    uint _S176 = p_1->n_0;
+    if(_S175 >= (_S174 * ((p_1->n_0 + 128U - 1U) / 128U)))
     {
         return;
     }
-    uint _S203 = _S201 % _S200;
-    uint _S204 = _S203 * 128U;
-    uint _S205 = _S201 / _S200;
-    uint _S206 = _S205 * 128U;
-    uint _S207 = thread_1 / 32U / 2U * 4U * 16U;
-    uint _S208 = thread_1 / 32U % 2U * 4U * 16U;
-    uint _S209 = thread_1 / 4U;
-    uint _S210 = thread_1 % 4U;
+    uint _S177 = _S175 % _S174;
+    uint _S178 = _S177 * 128U;
+    uint _S179 = _S175 / _S174;
+    uint _S180 = _S179 * 128U;
+    uint _S181 = thread_1 / 32U / 2U * 4U * 16U;
+    uint _S182 = thread_1 / 32U % 2U * 4U * 16U;
+    uint _S183 = thread_1 / 4U;
+    uint _S184 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S204;
-    (&operands_0)->side_0 = _S206;
-    (&operands_0)->rows_1 = _S199;
+    (&operands_0)->top_0 = _S178;
+    (&operands_0)->side_0 = _S180;
+    (&operands_0)->rows_1 = _S173;
     FixedArray<FixedArray<Sums_0, 4> , 4>  sums_3;
-    Sums_0 _S211 = no_sums_0();
-    sums_3[0U][0U] = _S211;
-    sums_3[0U][1U] = _S211;
-    sums_3[0U][2U] = _S211;
-    sums_3[0U][3U] = _S211;
-    sums_3[1U][0U] = _S211;
-    sums_3[1U][1U] = _S211;
-    sums_3[1U][2U] = _S211;
-    sums_3[1U][3U] = _S211;
-    sums_3[2U][0U] = _S211;
-    sums_3[2U][1U] = _S211;
-    sums_3[2U][2U] = _S211;
-    sums_3[2U][3U] = _S211;
-    sums_3[3U][0U] = _S211;
-    sums_3[3U][1U] = _S211;
-    sums_3[3U][2U] = _S211;
-    sums_3[3U][3U] = _S211;
-    Operands_0 _S212 = operands_0;
-    Parts_0 _S213 = Operands_load_0(&_S212, 0U, _S209, _S210);
+    Sums_0 _S185 = no_sums_0();
+    sums_3[0U][0U] = _S185;
+    sums_3[0U][1U] = _S185;
+    sums_3[0U][2U] = _S185;
+    sums_3[0U][3U] = _S185;
+    sums_3[1U][0U] = _S185;
+    sums_3[1U][1U] = _S185;
+    sums_3[1U][2U] = _S185;
+    sums_3[1U][3U] = _S185;
+    sums_3[2U][0U] = _S185;
+    sums_3[2U][1U] = _S185;
+    sums_3[2U][2U] = _S185;
+    sums_3[2U][3U] = _S185;
+    sums_3[3U][0U] = _S185;
+    sums_3[3U][1U] = _S185;
+    sums_3[3U][2U] = _S185;
+    sums_3[3U][3U] = _S185;
+    Operands_0 _S186 = operands_0;
+    Parts_0 _S187 = Operands_load_0(&_S186, 0U, _S183, _S184);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S213;
+    Parts_0 parts_1 = _S187;
     for(;;)
     {
-        uint _S214 = p_1->k_0;
+        uint _S188 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -738,205 +716,205 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S215 = parts_1;
-        Parts_store_0(&_S215, _S209, _S210);
+        Parts_0 _S189 = parts_1;
+        Parts_store_0(&_S189, _S183, _S184);
         __syncthreads();
-        uint _S216 = begin_1 + 32U;
-        uint _S217 = (U32_min((_S216), (_S214 - 32U)));
-        Operands_0 _S218 = operands_0;
-        Parts_0 _S219 = Operands_load_0(&_S218, _S217, _S209, _S210);
-        multiply_0(&sums_3, _S207, _S208, thread_1 % 32U);
+        uint _S190 = begin_1 + 32U;
+        uint _S191 = (U32_min((_S190), (_S188 - 32U)));
+        Operands_0 _S192 = operands_0;
+        Parts_0 _S193 = Operands_load_0(&_S192, _S191, _S183, _S184);
+        multiply_0(&sums_3, _S181, _S182, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S216;
-        parts_1 = _S219;
+        begin_1 = _S190;
+        parts_1 = _S193;
     }
-    bool _S220;
-    if((_S204 + 128U) <= _S199)
+    bool _S194;
+    if((_S178 + 128U) <= _S173)
     {
-        _S220 = (_S206 + 128U) <= _S202;
+        _S194 = (_S180 + 128U) <= _S176;
     }
     else
     {
-        _S220 = false;
+        _S194 = false;
     }
     Place_0 place_1;
-    uint _S221 = _S204 + _S207;
-    (&place_1)->row_3 = _S221;
-    uint _S222 = _S206 + _S208;
-    (&place_1)->column_2 = _S222;
-    (&place_1)->rows_3 = _S199;
-    (&place_1)->columns_1 = _S202;
-    uint _S223 = p_1->out_offset_0;
+    uint _S195 = _S178 + _S181;
+    (&place_1)->row_3 = _S195;
+    uint _S196 = _S180 + _S182;
+    (&place_1)->column_2 = _S196;
+    (&place_1)->rows_3 = _S173;
+    (&place_1)->columns_1 = _S176;
+    uint _S197 = p_1->out_offset_0;
     (&place_1)->offset_2 = p_1->out_offset_0;
-    uint _S224 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S225 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S226 = sums_3[0U][0U];
-    Place_0 _S227 = place_1;
-    write_0(&_S226, 16.0f, result_3, &_S227, _S225, _S220, thread_1);
+    uint _S198 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S199 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S200 = sums_3[0U][0U];
+    Place_0 _S201 = place_1;
+    write_0(&_S200, 16.0f, result_3, &_S201, _S199, _S194, thread_1);
     Place_0 place_2;
-    (&place_2)->row_3 = _S221;
-    uint _S228 = _S222 + 16U;
-    (&place_2)->column_2 = _S228;
-    (&place_2)->rows_3 = _S199;
-    (&place_2)->columns_1 = _S202;
-    (&place_2)->offset_2 = _S223;
-    (&place_2)->stride_2 = _S224;
-    Sums_0 _S229 = sums_3[0U][1U];
-    Place_0 _S230 = place_2;
-    write_0(&_S229, 16.0f, result_3, &_S230, _S225, _S220, thread_1);
+    (&place_2)->row_3 = _S195;
+    uint _S202 = _S196 + 16U;
+    (&place_2)->column_2 = _S202;
+    (&place_2)->rows_3 = _S173;
+    (&place_2)->columns_1 = _S176;
+    (&place_2)->offset_2 = _S197;
+    (&place_2)->stride_0 = _S198;
+    Sums_0 _S203 = sums_3[0U][1U];
+    Place_0 _S204 = place_2;
+    write_0(&_S203, 16.0f, result_3, &_S204, _S199, _S194, thread_1);
     Place_0 place_3;
-    (&place_3)->row_3 = _S221;
-    uint _S231 = _S222 + 32U;
-    (&place_3)->column_2 = _S231;
-    (&place_3)->rows_3 = _S199;
-    (&place_3)->columns_1 = _S202;
-    (&place_3)->offset_2 = _S223;
-    (&place_3)->stride_2 = _S224;
-    Sums_0 _S232 = sums_3[0U][2U];
-    Place_0 _S233 = place_3;
-    write_0(&_S232, 16.0f, result_3, &_S233, _S225, _S220, thread_1);
+    (&place_3)->row_3 = _S195;
+    uint _S205 = _S196 + 32U;
+    (&place_3)->column_2 = _S205;
+    (&place_3)->rows_3 = _S173;
+    (&place_3)->columns_1 = _S176;
+    (&place_3)->offset_2 = _S197;
+    (&place_3)->stride_0 = _S198;
+    Sums_0 _S206 = sums_3[0U][2U];
+    Place_0 _S207 = place_3;
+    write_0(&_S206, 16.0f, result_3, &_S207, _S199, _S194, thread_1);
     Place_0 place_4;
-    (&place_4)->row_3 = _S221;
-    uint _S234 = _S222 + 48U;
-    (&place_4)->column_2 = _S234;
-    (&place_4)->rows_3 = _S199;
-    (&place_4)->columns_1 = _S202;
-    (&place_4)->offset_2 = _S223;
-    (&place_4)->stride_2 = _S224;
-    Sums_0 _S235 = sums_3[0U][3U];
-    Place_0 _S236 = place_4;
-    write_0(&_S235, 16.0f, result_3, &_S236, _S225, _S220, thread_1);
+    (&place_4)->row_3 = _S195;
+    uint _S208 = _S196 + 48U;
+    (&place_4)->column_2 = _S208;
+    (&place_4)->rows_3 = _S173;
+    (&place_4)->columns_1 = _S176;
+    (&place_4)->offset_2 = _S197;
+    (&place_4)->stride_0 = _S198;
+    Sums_0 _S209 = sums_3[0U][3U];
+    Place_0 _S210 = place_4;
+    write_0(&_S209, 16.0f, result_3, &_S210, _S199, _S194, thread_1);
     Place_0 place_5;
-    uint _S237 = _S221 + 16U;
-    (&place_5)->row_3 = _S237;
-    (&place_5)->column_2 = _S222;
-    (&place_5)->rows_3 = _S199;
-    (&place_5)->columns_1 = _S202;
-    (&place_5)->offset_2 = _S223;
-    (&place_5)->stride_2 = _S224;
-    Sums_0 _S238 = sums_3[1U][0U];
-    Place_0 _S239 = place_5;
-    write_0(&_S238, 16.0f, result_3, &_S239, _S225, _S220, thread_1);
+    uint _S211 = _S195 + 16U;
+    (&place_5)->row_3 = _S211;
+    (&place_5)->column_2 = _S196;
+    (&place_5)->rows_3 = _S173;
+    (&place_5)->columns_1 = _S176;
+    (&place_5)->offset_2 = _S197;
+    (&place_5)->stride_0 = _S198;
+    Sums_0 _S212 = sums_3[1U][0U];
+    Place_0 _S213 = place_5;
+    write_0(&_S212, 16.0f, result_3, &_S213, _S199, _S194, thread_1);
     Place_0 place_6;
-    (&place_6)->row_3 = _S237;
-    (&place_6)->column_2 = _S228;
-    (&place_6)->rows_3 = _S199;
-    (&place_6)->columns_1 = _S202;
-    (&place_6)->offset_2 = _S223;
-    (&place_6)->stride_2 = _S224;
-    Sums_0 _S240 = sums_3[1U][1U];
-    Place_0 _S241 = place_6;
-    write_0(&_S240, 16.0f, result_3, &_S241, _S225, _S220, thread_1);
+    (&place_6)->row_3 = _S211;
+    (&place_6)->column_2 = _S202;
+    (&place_6)->rows_3 = _S173;
+    (&place_6)->columns_1 = _S176;
+    (&place_6)->offset_2 = _S197;
+    (&place_6)->stride_0 = _S198;
+    Sums_0 _S214 = sums_3[1U][1U];
+    Place_0 _S215 = place_6;
+    write_0(&_S214, 16.0f, result_3, &_S215, _S199, _S194, thread_1);
     Place_0 place_7;
-    (&place_7)->row_3 = _S237;
-    (&place_7)->column_2 = _S231;
-    (&place_7)->rows_3 = _S199;
-    (&place_7)->columns_1 = _S202;
-    (&place_7)->offset_2 = _S223;
-    (&place_7)->stride_2 = _S224;
-    Sums_0 _S242 = sums_3[1U][2U];
-    Place_0 _S243 = place_7;
-    write_0(&_S242, 16.0f, result_3, &_S243, _S225, _S220, thread_1);
+    (&place_7)->row_3 = _S211;
+    (&place_7)->column_2 = _S205;
+    (&place_7)->rows_3 = _S173;
+    (&place_7)->columns_1 = _S176;
+    (&place_7)->offset_2 = _S197;
+    (&place_7)->stride_0 = _S198;
+    Sums_0 _S216 = sums_3[1U][2U];
+    Place_0 _S217 = place_7;
+    write_0(&_S216, 16.0f, result_3, &_S217, _S199, _S194, thread_1);
     Place_0 place_8;
-    (&place_8)->row_3 = _S237;
-    (&place_8)->column_2 = _S234;
-    (&place_8)->rows_3 = _S199;
-    (&place_8)->columns_1 = _S202;
-    (&place_8)->offset_2 = _S223;
-    (&place_8)->stride_2 = _S224;
-    Sums_0 _S244 = sums_3[1U][3U];
-    Place_0 _S245 = place_8;
-    write_0(&_S244, 16.0f, result_3, &_S245, _S225, _S220, thread_1);
+    (&place_8)->row_3 = _S211;
+    (&place_8)->column_2 = _S208;
+    (&place_8)->rows_3 = _S173;
+    (&place_8)->columns_1 = _S176;
+    (&place_8)->offset_2 = _S197;
+    (&place_8)->stride_0 = _S198;
+    Sums_0 _S218 = sums_3[1U][3U];
+    Place_0 _S219 = place_8;
+    write_0(&_S218, 16.0f, result_3, &_S219, _S199, _S194, thread_1);
     Place_0 place_9;
-    uint _S246 = _S221 + 32U;
-    (&place_9)->row_3 = _S246;
-    (&place_9)->column_2 = _S222;
-    (&place_9)->rows_3 = _S199;
-    (&place_9)->columns_1 = _S202;
-    (&place_9)->offset_2 = _S223;
-    (&place_9)->stride_2 = _S224;
-    Sums_0 _S247 = sums_3[2U][0U];
-    Place_0 _S248 = place_9;
-    write_0(&_S247, 16.0f, result_3, &_S248, _S225, _S220, thread_1);
+    uint _S220 = _S195 + 32U;
+    (&place_9)->row_3 = _S220;
+    (&place_9)->column_2 = _S196;
+    (&place_9)->rows_3 = _S173;
+    (&place_9)->columns_1 = _S176;
+    (&place_9)->offset_2 = _S197;
+    (&place_9)->stride_0 = _S198;
+    Sums_0 _S221 = sums_3[2U][0U];
+    Place_0 _S222 = place_9;
+    write_0(&_S221, 16.0f, result_3, &_S222, _S199, _S194, thread_1);
     Place_0 place_10;
-    (&place_10)->row_3 = _S246;
-    (&place_10)->column_2 = _S228;
-    (&place_10)->rows_3 = _S199;
-    (&place_10)->columns_1 = _S202;
-    (&place_10)->offset_2 = _S223;
-    (&place_10)->stride_2 = _S224;
-    Sums_0 _S249 = sums_3[2U][1U];
-    Place_0 _S250 = place_10;
-    write_0(&_S249, 16.0f, result_3, &_S250, _S225, _S220, thread_1);
+    (&place_10)->row_3 = _S220;
+    (&place_10)->column_2 = _S202;
+    (&place_10)->rows_3 = _S173;
+    (&place_10)->columns_1 = _S176;
+    (&place_10)->offset_2 = _S197;
+    (&place_10)->stride_0 = _S198;
+    Sums_0 _S223 = sums_3[2U][1U];
+    Place_0 _S224 = place_10;
+    write_0(&_S223, 16.0f, result_3, &_S224, _S199, _S194, thread_1);
     Place_0 place_11;
-    (&place_11)->row_3 = _S246;
-    (&place_11)->column_2 = _S231;
-    (&place_11)->rows_3 = _S199;
-    (&place_11)->columns_1 = _S202;
-    (&place_11)->offset_2 = _S223;
-    (&place_11)->stride_2 = _S224;
-    Sums_0 _S251 = sums_3[2U][2U];
-    Place_0 _S252 = place_11;
-    write_0(&_S251, 16.0f, result_3, &_S252, _S225, _S220, thread_1);
+    (&place_11)->row_3 = _S220;
+    (&place_11)->column_2 = _S205;
+    (&place_11)->rows_3 = _S173;
+    (&place_11)->columns_1 = _S176;
+    (&place_11)->offset_2 = _S197;
+    (&place_11)->stride_0 = _S198;
+    Sums_0 _S225 = sums_3[2U][2U];
+    Place_0 _S226 = place_11;
+    write_0(&_S225, 16.0f, result_3, &_S226, _S199, _S194, thread_1);
     Place_0 place_12;
-    (&place_12)->row_3 = _S246;
-    (&place_12)->column_2 = _S234;
-    (&place_12)->rows_3 = _S199;
-    (&place_12)->columns_1 = _S202;
-    (&place_12)->offset_2 = _S223;
-    (&place_12)->stride_2 = _S224;
-    Sums_0 _S253 = sums_3[2U][3U];
-    Place_0 _S254 = place_12;
-    write_0(&_S253, 16.0f, result_3, &_S254, _S225, _S220, thread_1);
+    (&place_12)->row_3 = _S220;
+    (&place_12)->column_2 = _S208;
+    (&place_12)->rows_3 = _S173;
+    (&place_12)->columns_1 = _S176;
+    (&place_12)->offset_2 = _S197;
+    (&place_12)->stride_0 = _S198;
+    Sums_0 _S227 = sums_3[2U][3U];
+    Place_0 _S228 = place_12;
+    write_0(&_S227, 16.0f, result_3, &_S228, _S199, _S194, thread_1);
     Place_0 place_13;
-    uint _S255 = _S221 + 48U;
-    (&place_13)->row_3 = _S255;
-    (&place_13)->column_2 = _S222;
-    (&place_13)->rows_3 = _S199;
-    (&place_13)->columns_1 = _S202;
-    (&place_13)->offset_2 = _S223;
-    (&place_13)->stride_2 = _S224;
-    Sums_0 _S256 = sums_3[3U][0U];
-    Place_0 _S257 = place_13;
-    write_0(&_S256, 16.0f, result_3, &_S257, _S225, _S220, thread_1);
+    uint _S229 = _S195 + 48U;
+    (&place_13)->row_3 = _S229;
+    (&place_13)->column_2 = _S196;
+    (&place_13)->rows_3 = _S173;
+    (&place_13)->columns_1 = _S176;
+    (&place_13)->offset_2 = _S197;
+    (&place_13)->stride_0 = _S198;
+    Sums_0 _S230 = sums_3[3U][0U];
+    Place_0 _S231 = place_13;
+    write_0(&_S230, 16.0f, result_3, &_S231, _S199, _S194, thread_1);
     Place_0 place_14;
-    (&place_14)->row_3 = _S255;
-    (&place_14)->column_2 = _S228;
-    (&place_14)->rows_3 = _S199;
-    (&place_14)->columns_1 = _S202;
-    (&place_14)->offset_2 = _S223;
-    (&place_14)->stride_2 = _S224;
-    Sums_0 _S258 = sums_3[3U][1U];
-    Place_0 _S259 = place_14;
-    write_0(&_S258, 16.0f, result_3, &_S259, _S225, _S220, thread_1);
+    (&place_14)->row_3 = _S229;
+    (&place_14)->column_2 = _S202;
+    (&place_14)->rows_3 = _S173;
+    (&place_14)->columns_1 = _S176;
+    (&place_14)->offset_2 = _S197;
+    (&place_14)->stride_0 = _S198;
+    Sums_0 _S232 = sums_3[3U][1U];
+    Place_0 _S233 = place_14;
+    write_0(&_S232, 16.0f, result_3, &_S233, _S199, _S194, thread_1);
     Place_0 place_15;
-    (&place_15)->row_3 = _S255;
-    (&place_15)->column_2 = _S231;
-    (&place_15)->rows_3 = _S199;
-    (&place_15)->columns_1 = _S202;
-    (&place_15)->offset_2 = _S223;
-    (&place_15)->stride_2 = _S224;
-    Sums_0 _S260 = sums_3[3U][2U];
-    Place_0 _S261 = place_15;
-    write_0(&_S260, 16.0f, result_3, &_S261, _S225, _S220, thread_1);
+    (&place_15)->row_3 = _S229;
+    (&place_15)->column_2 = _S205;
+    (&place_15)->rows_3 = _S173;
+    (&place_15)->columns_1 = _S176;
+    (&place_15)->offset_2 = _S197;
+    (&place_15)->stride_0 = _S198;
+    Sums_0 _S234 = sums_3[3U][2U];
+    Place_0 _S235 = place_15;
+    write_0(&_S234, 16.0f, result_3, &_S235, _S199, _S194, thread_1);
     Place_0 place_16;
-    (&place_16)->row_3 = _S255;
-    (&place_16)->column_2 = _S234;
-    (&place_16)->rows_3 = _S199;
-    (&place_16)->columns_1 = _S202;
-    (&place_16)->offset_2 = _S223;
-    (&place_16)->stride_2 = _S224;
-    Sums_0 _S262 = sums_3[3U][3U];
-    Place_0 _S263 = place_16;
-    write_0(&_S262, 16.0f, result_3, &_S263, _S225, _S220, thread_1);
+    (&place_16)->row_3 = _S229;
+    (&place_16)->column_2 = _S208;
+    (&place_16)->rows_3 = _S173;
+    (&place_16)->columns_1 = _S176;
+    (&place_16)->offset_2 = _S197;
+    (&place_16)->stride_0 = _S198;
+    Sums_0 _S236 = sums_3[3U][3U];
+    Place_0 _S237 = place_16;
+    write_0(&_S236, 16.0f, result_3, &_S237, _S199, _S194, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat128_f16(StructuredBuffer<float4 > x_5, StructuredBuffer<uint4 > weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S264 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S265 = p_2;
-    gemm_0(blockIdx, _S264, x_5, weight_2, result_4, batch_2, &_S265);
+    uint _S238 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S239 = p_2;
+    gemm_0(blockIdx, _S238, x_5, weight_2, result_4, batch_2, &_S239);
     return;
 }

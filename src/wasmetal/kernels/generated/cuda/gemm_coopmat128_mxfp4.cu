@@ -67,8 +67,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -79,7 +77,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 {
@@ -90,19 +94,19 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S1 = make_float4 (-65504.0f);
     float4  _S2 = make_float4 (65504.0f);
-    uint _S3 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S3] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2));
-    uint _S4 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S4] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2));
-    uint _S5 = (row_0 + 64U) * 5U + eight_0;
-    (*&left_tile_0)[_S5] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S1, _S2));
-    uint _S6 = (row_0 + 96U) * 5U + eight_0;
-    (*&left_tile_0)[_S6] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S1, _S2));
+    uint _S3 = row_0 * 5U;
+    put_0(_S3 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2)));
+    uint _S4 = (row_0 + 32U) * 5U;
+    put_0(_S4 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2)));
+    uint _S5 = (row_0 + 64U) * 5U;
+    put_0(_S5 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S1, _S2)));
+    uint _S6 = (row_0 + 96U) * 5U;
+    put_0(_S6 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S1, _S2)));
     uint _S7 = 8U * eight_0;
-    (*&right_tile_0)[_S3] = Others_decode_0(this_0->right_0[0U], _S7);
-    (*&right_tile_0)[_S4] = Others_decode_0(this_0->right_0[1U], _S7);
-    (*&right_tile_0)[_S5] = Others_decode_0(this_0->right_0[2U], _S7);
-    (*&right_tile_0)[_S6] = Others_decode_0(this_0->right_0[3U], _S7);
+    put_0(640U + _S3 + eight_0, Others_decode_0(this_0->right_0[0U], _S7));
+    put_0(640U + _S4 + eight_0, Others_decode_0(this_0->right_0[1U], _S7));
+    put_0(640U + _S5 + eight_0, Others_decode_0(this_0->right_0[2U], _S7));
+    put_0(640U + _S6 + eight_0, Others_decode_0(this_0->right_0[3U], _S7));
     return;
 }
 
@@ -276,187 +280,161 @@ __device__ Sums_0 no_sums_0()
     return _S57;
 }
 
-__device__ uint4  load_right_0(FixedArray<uint4 , 640>  * tile_0, uint at_0, uint stride_0, uint lane_0)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 640>  _S58 = *tile_0;
-    uint4  _S59 = (wasmetal_load_four((&_S58[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
-    return _S59;
+    uint4  _S58 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S58;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 640>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    FixedArray<uint4 , 640>  _S60 = *tile_1;
-    uint4  _S61 = (wasmetal_load_four((&_S60[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
-    return _S61;
+    uint4  _S59 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S59;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S62 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
-    float4  _S63 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
-    FixedArray<float4 , 2>  _S64;
-    _S64[int(0)] = _S62;
-    _S64[int(1)] = _S63;
-    Sums_0 _S65 = Sums_x24init_0(&_S64);
-    return _S65;
+    float4  _S60 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
+    float4  _S61 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
+    FixedArray<float4 , 2>  _S62;
+    _S62[int(0)] = _S60;
+    _S62[int(1)] = _S61;
+    Sums_0 _S63 = Sums_x24init_0(&_S62);
+    return _S63;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 4> , 4>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 4>  right_2;
-    uint _S66 = across_0 * 5U;
-    FixedArray<uint4 , 640>  _S67 = *&right_tile_0;
-    uint4  _S68 = load_right_0(&_S67, _S66, 5U, lane_2);
-    right_2[0U] = _S68;
-    uint _S69 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S70 = *&right_tile_0;
-    uint4  _S71 = load_right_0(&_S70, _S69, 5U, lane_2);
-    right_2[1U] = _S71;
-    uint _S72 = (across_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S73 = *&right_tile_0;
-    uint4  _S74 = load_right_0(&_S73, _S72, 5U, lane_2);
-    right_2[2U] = _S74;
-    uint _S75 = (across_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S76 = *&right_tile_0;
-    uint4  _S77 = load_right_0(&_S76, _S75, 5U, lane_2);
-    right_2[3U] = _S77;
-    uint _S78 = down_0 * 5U;
-    FixedArray<uint4 , 640>  _S79 = *&left_tile_0;
-    uint4  _S80 = load_left_0(&_S79, _S78, 5U, lane_2);
-    Sums_0 _S81 = (*sums_1)[0U][0U];
-    Sums_0 _S82 = multiply_add_0(_S80, _S68, &_S81);
-    (*sums_1)[0U][0U] = _S82;
-    Sums_0 _S83 = (*sums_1)[0U][1U];
-    Sums_0 _S84 = multiply_add_0(_S80, _S71, &_S83);
-    (*sums_1)[0U][1U] = _S84;
-    Sums_0 _S85 = (*sums_1)[0U][2U];
-    Sums_0 _S86 = multiply_add_0(_S80, _S74, &_S85);
-    (*sums_1)[0U][2U] = _S86;
-    Sums_0 _S87 = (*sums_1)[0U][3U];
-    Sums_0 _S88 = multiply_add_0(_S80, _S77, &_S87);
-    (*sums_1)[0U][3U] = _S88;
-    uint _S89 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S90 = *&left_tile_0;
-    uint4  _S91 = load_left_0(&_S90, _S89, 5U, lane_2);
-    Sums_0 _S92 = (*sums_1)[1U][0U];
-    Sums_0 _S93 = multiply_add_0(_S91, _S68, &_S92);
-    (*sums_1)[1U][0U] = _S93;
-    Sums_0 _S94 = (*sums_1)[1U][1U];
-    Sums_0 _S95 = multiply_add_0(_S91, _S71, &_S94);
-    (*sums_1)[1U][1U] = _S95;
-    Sums_0 _S96 = (*sums_1)[1U][2U];
-    Sums_0 _S97 = multiply_add_0(_S91, _S74, &_S96);
-    (*sums_1)[1U][2U] = _S97;
-    Sums_0 _S98 = (*sums_1)[1U][3U];
-    Sums_0 _S99 = multiply_add_0(_S91, _S77, &_S98);
-    (*sums_1)[1U][3U] = _S99;
-    uint _S100 = (down_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S101 = *&left_tile_0;
-    uint4  _S102 = load_left_0(&_S101, _S100, 5U, lane_2);
-    Sums_0 _S103 = (*sums_1)[2U][0U];
-    Sums_0 _S104 = multiply_add_0(_S102, _S68, &_S103);
-    (*sums_1)[2U][0U] = _S104;
-    Sums_0 _S105 = (*sums_1)[2U][1U];
-    Sums_0 _S106 = multiply_add_0(_S102, _S71, &_S105);
-    (*sums_1)[2U][1U] = _S106;
-    Sums_0 _S107 = (*sums_1)[2U][2U];
-    Sums_0 _S108 = multiply_add_0(_S102, _S74, &_S107);
-    (*sums_1)[2U][2U] = _S108;
-    Sums_0 _S109 = (*sums_1)[2U][3U];
-    Sums_0 _S110 = multiply_add_0(_S102, _S77, &_S109);
-    (*sums_1)[2U][3U] = _S110;
-    uint _S111 = (down_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S112 = *&left_tile_0;
-    uint4  _S113 = load_left_0(&_S112, _S111, 5U, lane_2);
-    Sums_0 _S114 = (*sums_1)[3U][0U];
-    Sums_0 _S115 = multiply_add_0(_S113, _S68, &_S114);
-    (*sums_1)[3U][0U] = _S115;
-    Sums_0 _S116 = (*sums_1)[3U][1U];
-    Sums_0 _S117 = multiply_add_0(_S113, _S71, &_S116);
-    (*sums_1)[3U][1U] = _S117;
-    Sums_0 _S118 = (*sums_1)[3U][2U];
-    Sums_0 _S119 = multiply_add_0(_S113, _S74, &_S118);
-    (*sums_1)[3U][2U] = _S119;
-    Sums_0 _S120 = (*sums_1)[3U][3U];
-    Sums_0 _S121 = multiply_add_0(_S113, _S77, &_S120);
-    (*sums_1)[3U][3U] = _S121;
+    uint _S64 = 640U + across_0 * 5U;
+    uint4  _S65 = load_right_0(_S64, lane_2);
+    right_2[0U] = _S65;
+    uint _S66 = 640U + (across_0 + 16U) * 5U;
+    uint4  _S67 = load_right_0(_S66, lane_2);
+    right_2[1U] = _S67;
+    uint _S68 = 640U + (across_0 + 32U) * 5U;
+    uint4  _S69 = load_right_0(_S68, lane_2);
+    right_2[2U] = _S69;
+    uint _S70 = 640U + (across_0 + 48U) * 5U;
+    uint4  _S71 = load_right_0(_S70, lane_2);
+    right_2[3U] = _S71;
+    uint _S72 = down_0 * 5U;
+    uint4  _S73 = load_left_0(_S72, lane_2);
+    Sums_0 _S74 = (*sums_1)[0U][0U];
+    Sums_0 _S75 = multiply_add_0(_S73, _S65, &_S74);
+    (*sums_1)[0U][0U] = _S75;
+    Sums_0 _S76 = (*sums_1)[0U][1U];
+    Sums_0 _S77 = multiply_add_0(_S73, _S67, &_S76);
+    (*sums_1)[0U][1U] = _S77;
+    Sums_0 _S78 = (*sums_1)[0U][2U];
+    Sums_0 _S79 = multiply_add_0(_S73, _S69, &_S78);
+    (*sums_1)[0U][2U] = _S79;
+    Sums_0 _S80 = (*sums_1)[0U][3U];
+    Sums_0 _S81 = multiply_add_0(_S73, _S71, &_S80);
+    (*sums_1)[0U][3U] = _S81;
+    uint _S82 = (down_0 + 16U) * 5U;
+    uint4  _S83 = load_left_0(_S82, lane_2);
+    Sums_0 _S84 = (*sums_1)[1U][0U];
+    Sums_0 _S85 = multiply_add_0(_S83, _S65, &_S84);
+    (*sums_1)[1U][0U] = _S85;
+    Sums_0 _S86 = (*sums_1)[1U][1U];
+    Sums_0 _S87 = multiply_add_0(_S83, _S67, &_S86);
+    (*sums_1)[1U][1U] = _S87;
+    Sums_0 _S88 = (*sums_1)[1U][2U];
+    Sums_0 _S89 = multiply_add_0(_S83, _S69, &_S88);
+    (*sums_1)[1U][2U] = _S89;
+    Sums_0 _S90 = (*sums_1)[1U][3U];
+    Sums_0 _S91 = multiply_add_0(_S83, _S71, &_S90);
+    (*sums_1)[1U][3U] = _S91;
+    uint _S92 = (down_0 + 32U) * 5U;
+    uint4  _S93 = load_left_0(_S92, lane_2);
+    Sums_0 _S94 = (*sums_1)[2U][0U];
+    Sums_0 _S95 = multiply_add_0(_S93, _S65, &_S94);
+    (*sums_1)[2U][0U] = _S95;
+    Sums_0 _S96 = (*sums_1)[2U][1U];
+    Sums_0 _S97 = multiply_add_0(_S93, _S67, &_S96);
+    (*sums_1)[2U][1U] = _S97;
+    Sums_0 _S98 = (*sums_1)[2U][2U];
+    Sums_0 _S99 = multiply_add_0(_S93, _S69, &_S98);
+    (*sums_1)[2U][2U] = _S99;
+    Sums_0 _S100 = (*sums_1)[2U][3U];
+    Sums_0 _S101 = multiply_add_0(_S93, _S71, &_S100);
+    (*sums_1)[2U][3U] = _S101;
+    uint _S102 = (down_0 + 48U) * 5U;
+    uint4  _S103 = load_left_0(_S102, lane_2);
+    Sums_0 _S104 = (*sums_1)[3U][0U];
+    Sums_0 _S105 = multiply_add_0(_S103, _S65, &_S104);
+    (*sums_1)[3U][0U] = _S105;
+    Sums_0 _S106 = (*sums_1)[3U][1U];
+    Sums_0 _S107 = multiply_add_0(_S103, _S67, &_S106);
+    (*sums_1)[3U][1U] = _S107;
+    Sums_0 _S108 = (*sums_1)[3U][2U];
+    Sums_0 _S109 = multiply_add_0(_S103, _S69, &_S108);
+    (*sums_1)[3U][2U] = _S109;
+    Sums_0 _S110 = (*sums_1)[3U][3U];
+    Sums_0 _S111 = multiply_add_0(_S103, _S71, &_S110);
+    (*sums_1)[3U][3U] = _S111;
     FixedArray<uint4 , 4>  right_3;
-    uint _S122 = _S66 + 2U;
-    FixedArray<uint4 , 640>  _S123 = *&right_tile_0;
-    uint4  _S124 = load_right_0(&_S123, _S122, 5U, lane_2);
-    right_3[0U] = _S124;
-    uint _S125 = _S69 + 2U;
-    FixedArray<uint4 , 640>  _S126 = *&right_tile_0;
-    uint4  _S127 = load_right_0(&_S126, _S125, 5U, lane_2);
-    right_3[1U] = _S127;
-    uint _S128 = _S72 + 2U;
-    FixedArray<uint4 , 640>  _S129 = *&right_tile_0;
-    uint4  _S130 = load_right_0(&_S129, _S128, 5U, lane_2);
-    right_3[2U] = _S130;
-    uint _S131 = _S75 + 2U;
-    FixedArray<uint4 , 640>  _S132 = *&right_tile_0;
-    uint4  _S133 = load_right_0(&_S132, _S131, 5U, lane_2);
-    right_3[3U] = _S133;
-    uint _S134 = _S78 + 2U;
-    FixedArray<uint4 , 640>  _S135 = *&left_tile_0;
-    uint4  _S136 = load_left_0(&_S135, _S134, 5U, lane_2);
-    Sums_0 _S137 = (*sums_1)[0U][0U];
-    Sums_0 _S138 = multiply_add_0(_S136, _S124, &_S137);
-    (*sums_1)[0U][0U] = _S138;
-    Sums_0 _S139 = (*sums_1)[0U][1U];
-    Sums_0 _S140 = multiply_add_0(_S136, _S127, &_S139);
-    (*sums_1)[0U][1U] = _S140;
-    Sums_0 _S141 = (*sums_1)[0U][2U];
-    Sums_0 _S142 = multiply_add_0(_S136, _S130, &_S141);
-    (*sums_1)[0U][2U] = _S142;
-    Sums_0 _S143 = (*sums_1)[0U][3U];
-    Sums_0 _S144 = multiply_add_0(_S136, _S133, &_S143);
-    (*sums_1)[0U][3U] = _S144;
-    uint _S145 = _S89 + 2U;
-    FixedArray<uint4 , 640>  _S146 = *&left_tile_0;
-    uint4  _S147 = load_left_0(&_S146, _S145, 5U, lane_2);
-    Sums_0 _S148 = (*sums_1)[1U][0U];
-    Sums_0 _S149 = multiply_add_0(_S147, _S124, &_S148);
-    (*sums_1)[1U][0U] = _S149;
-    Sums_0 _S150 = (*sums_1)[1U][1U];
-    Sums_0 _S151 = multiply_add_0(_S147, _S127, &_S150);
-    (*sums_1)[1U][1U] = _S151;
-    Sums_0 _S152 = (*sums_1)[1U][2U];
-    Sums_0 _S153 = multiply_add_0(_S147, _S130, &_S152);
-    (*sums_1)[1U][2U] = _S153;
-    Sums_0 _S154 = (*sums_1)[1U][3U];
-    Sums_0 _S155 = multiply_add_0(_S147, _S133, &_S154);
-    (*sums_1)[1U][3U] = _S155;
-    uint _S156 = _S100 + 2U;
-    FixedArray<uint4 , 640>  _S157 = *&left_tile_0;
-    uint4  _S158 = load_left_0(&_S157, _S156, 5U, lane_2);
-    Sums_0 _S159 = (*sums_1)[2U][0U];
-    Sums_0 _S160 = multiply_add_0(_S158, _S124, &_S159);
-    (*sums_1)[2U][0U] = _S160;
-    Sums_0 _S161 = (*sums_1)[2U][1U];
-    Sums_0 _S162 = multiply_add_0(_S158, _S127, &_S161);
-    (*sums_1)[2U][1U] = _S162;
-    Sums_0 _S163 = (*sums_1)[2U][2U];
-    Sums_0 _S164 = multiply_add_0(_S158, _S130, &_S163);
-    (*sums_1)[2U][2U] = _S164;
-    Sums_0 _S165 = (*sums_1)[2U][3U];
-    Sums_0 _S166 = multiply_add_0(_S158, _S133, &_S165);
-    (*sums_1)[2U][3U] = _S166;
-    uint _S167 = _S111 + 2U;
-    FixedArray<uint4 , 640>  _S168 = *&left_tile_0;
-    uint4  _S169 = load_left_0(&_S168, _S167, 5U, lane_2);
-    Sums_0 _S170 = (*sums_1)[3U][0U];
-    Sums_0 _S171 = multiply_add_0(_S169, _S124, &_S170);
-    (*sums_1)[3U][0U] = _S171;
-    Sums_0 _S172 = (*sums_1)[3U][1U];
-    Sums_0 _S173 = multiply_add_0(_S169, _S127, &_S172);
-    (*sums_1)[3U][1U] = _S173;
-    Sums_0 _S174 = (*sums_1)[3U][2U];
-    Sums_0 _S175 = multiply_add_0(_S169, _S130, &_S174);
-    (*sums_1)[3U][2U] = _S175;
-    Sums_0 _S176 = (*sums_1)[3U][3U];
-    Sums_0 _S177 = multiply_add_0(_S169, _S133, &_S176);
-    (*sums_1)[3U][3U] = _S177;
+    uint4  _S112 = load_right_0(_S64 + 2U, lane_2);
+    right_3[0U] = _S112;
+    uint4  _S113 = load_right_0(_S66 + 2U, lane_2);
+    right_3[1U] = _S113;
+    uint4  _S114 = load_right_0(_S68 + 2U, lane_2);
+    right_3[2U] = _S114;
+    uint4  _S115 = load_right_0(_S70 + 2U, lane_2);
+    right_3[3U] = _S115;
+    uint4  _S116 = load_left_0(_S72 + 2U, lane_2);
+    Sums_0 _S117 = (*sums_1)[0U][0U];
+    Sums_0 _S118 = multiply_add_0(_S116, _S112, &_S117);
+    (*sums_1)[0U][0U] = _S118;
+    Sums_0 _S119 = (*sums_1)[0U][1U];
+    Sums_0 _S120 = multiply_add_0(_S116, _S113, &_S119);
+    (*sums_1)[0U][1U] = _S120;
+    Sums_0 _S121 = (*sums_1)[0U][2U];
+    Sums_0 _S122 = multiply_add_0(_S116, _S114, &_S121);
+    (*sums_1)[0U][2U] = _S122;
+    Sums_0 _S123 = (*sums_1)[0U][3U];
+    Sums_0 _S124 = multiply_add_0(_S116, _S115, &_S123);
+    (*sums_1)[0U][3U] = _S124;
+    uint4  _S125 = load_left_0(_S82 + 2U, lane_2);
+    Sums_0 _S126 = (*sums_1)[1U][0U];
+    Sums_0 _S127 = multiply_add_0(_S125, _S112, &_S126);
+    (*sums_1)[1U][0U] = _S127;
+    Sums_0 _S128 = (*sums_1)[1U][1U];
+    Sums_0 _S129 = multiply_add_0(_S125, _S113, &_S128);
+    (*sums_1)[1U][1U] = _S129;
+    Sums_0 _S130 = (*sums_1)[1U][2U];
+    Sums_0 _S131 = multiply_add_0(_S125, _S114, &_S130);
+    (*sums_1)[1U][2U] = _S131;
+    Sums_0 _S132 = (*sums_1)[1U][3U];
+    Sums_0 _S133 = multiply_add_0(_S125, _S115, &_S132);
+    (*sums_1)[1U][3U] = _S133;
+    uint4  _S134 = load_left_0(_S92 + 2U, lane_2);
+    Sums_0 _S135 = (*sums_1)[2U][0U];
+    Sums_0 _S136 = multiply_add_0(_S134, _S112, &_S135);
+    (*sums_1)[2U][0U] = _S136;
+    Sums_0 _S137 = (*sums_1)[2U][1U];
+    Sums_0 _S138 = multiply_add_0(_S134, _S113, &_S137);
+    (*sums_1)[2U][1U] = _S138;
+    Sums_0 _S139 = (*sums_1)[2U][2U];
+    Sums_0 _S140 = multiply_add_0(_S134, _S114, &_S139);
+    (*sums_1)[2U][2U] = _S140;
+    Sums_0 _S141 = (*sums_1)[2U][3U];
+    Sums_0 _S142 = multiply_add_0(_S134, _S115, &_S141);
+    (*sums_1)[2U][3U] = _S142;
+    uint4  _S143 = load_left_0(_S102 + 2U, lane_2);
+    Sums_0 _S144 = (*sums_1)[3U][0U];
+    Sums_0 _S145 = multiply_add_0(_S143, _S112, &_S144);
+    (*sums_1)[3U][0U] = _S145;
+    Sums_0 _S146 = (*sums_1)[3U][1U];
+    Sums_0 _S147 = multiply_add_0(_S143, _S113, &_S146);
+    (*sums_1)[3U][1U] = _S147;
+    Sums_0 _S148 = (*sums_1)[3U][2U];
+    Sums_0 _S149 = multiply_add_0(_S143, _S114, &_S148);
+    (*sums_1)[3U][2U] = _S149;
+    Sums_0 _S150 = (*sums_1)[3U][3U];
+    Sums_0 _S151 = multiply_add_0(_S143, _S115, &_S150);
+    (*sums_1)[3U][3U] = _S151;
     return;
 }
 
@@ -467,324 +445,324 @@ struct Place_0
     uint rows_3;
     uint columns_2;
     uint offset_5;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_5 + (this_2->row_4 + r_0) * this_2->stride_2 + this_2->column_3 + c_0;
+    return this_2->offset_5 + (this_2->row_4 + r_0) * this_2->stride_0 + this_2->column_3 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S178 = thread_0 % 32U;
-    uint _S179 = _S178 / 4U;
-    uint _S180 = _S178 % 4U * 2U;
-    bool _S181;
+    uint _S152 = thread_0 % 32U;
+    uint _S153 = _S152 / 4U;
+    uint _S154 = _S152 % 4U * 2U;
+    bool _S155;
     if(whole_0)
     {
-        _S181 = true;
+        _S155 = true;
     }
     else
     {
-        if((place_0->row_4 + _S179) < (place_0->rows_3))
+        if((place_0->row_4 + _S153) < (place_0->rows_3))
         {
-            _S181 = (place_0->column_3 + _S180) < (place_0->columns_2);
+            _S155 = (place_0->column_3 + _S154) < (place_0->columns_2);
         }
         else
         {
-            _S181 = false;
+            _S155 = false;
         }
     }
-    float _S182;
-    if(_S181)
+    float _S156;
+    if(_S155)
     {
-        uint _S183 = Place_at_0(place_0, _S179, _S180);
-        float _S184 = factor_0 * *&((&sums_2->halves_0[0U])->x);
-        float * _S185 = (&(result_2)[_S183]);
+        uint _S157 = Place_at_0(place_0, _S153, _S154);
+        float _S158 = factor_0 * *&((&sums_2->halves_0[0U])->x);
+        float * _S159 = (&(result_2)[_S157]);
         if(accumulate_1)
         {
-            _S182 = *(&(result_2)[_S183]) + _S184;
+            _S156 = *(&(result_2)[_S157]) + _S158;
         }
         else
         {
-            _S182 = _S184;
+            _S156 = _S158;
         }
-        *_S185 = _S182;
+        *_S159 = _S156;
     }
-    uint _S186 = _S178 / 4U;
-    uint _S187 = _S180 + 1U;
+    uint _S160 = _S152 / 4U;
+    uint _S161 = _S154 + 1U;
     if(whole_0)
     {
-        _S181 = true;
+        _S155 = true;
     }
     else
     {
-        if((place_0->row_4 + _S186) < (place_0->rows_3))
+        if((place_0->row_4 + _S160) < (place_0->rows_3))
         {
-            _S181 = (place_0->column_3 + _S187) < (place_0->columns_2);
+            _S155 = (place_0->column_3 + _S161) < (place_0->columns_2);
         }
         else
         {
-            _S181 = false;
+            _S155 = false;
         }
     }
-    if(_S181)
+    if(_S155)
     {
-        uint _S188 = Place_at_0(place_0, _S186, _S187);
-        float _S189 = factor_0 * *&((&sums_2->halves_0[0U])->y);
+        uint _S162 = Place_at_0(place_0, _S160, _S161);
+        float _S163 = factor_0 * *&((&sums_2->halves_0[0U])->y);
+        float * _S164 = (&(result_2)[_S162]);
+        if(accumulate_1)
+        {
+            _S156 = *(&(result_2)[_S162]) + _S163;
+        }
+        else
+        {
+            _S156 = _S163;
+        }
+        *_S164 = _S156;
+    }
+    uint _S165 = _S152 / 4U + 8U;
+    if(whole_0)
+    {
+        _S155 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S165) < (place_0->rows_3))
+        {
+            _S155 = (place_0->column_3 + _S154) < (place_0->columns_2);
+        }
+        else
+        {
+            _S155 = false;
+        }
+    }
+    if(_S155)
+    {
+        uint _S166 = Place_at_0(place_0, _S165, _S154);
+        float _S167 = factor_0 * *&((&sums_2->halves_0[0U])->z);
+        float * _S168 = (&(result_2)[_S166]);
+        if(accumulate_1)
+        {
+            _S156 = *(&(result_2)[_S166]) + _S167;
+        }
+        else
+        {
+            _S156 = _S167;
+        }
+        *_S168 = _S156;
+    }
+    uint _S169 = _S152 / 4U + 8U;
+    if(whole_0)
+    {
+        _S155 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S169) < (place_0->rows_3))
+        {
+            _S155 = (place_0->column_3 + _S161) < (place_0->columns_2);
+        }
+        else
+        {
+            _S155 = false;
+        }
+    }
+    if(_S155)
+    {
+        uint _S170 = Place_at_0(place_0, _S169, _S161);
+        float _S171 = factor_0 * *&((&sums_2->halves_0[0U])->w);
+        float * _S172 = (&(result_2)[_S170]);
+        if(accumulate_1)
+        {
+            _S156 = *(&(result_2)[_S170]) + _S171;
+        }
+        else
+        {
+            _S156 = _S171;
+        }
+        *_S172 = _S156;
+    }
+    uint _S173 = _S152 / 4U;
+    uint _S174 = 8U + _S154;
+    if(whole_0)
+    {
+        _S155 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S173) < (place_0->rows_3))
+        {
+            _S155 = (place_0->column_3 + _S174) < (place_0->columns_2);
+        }
+        else
+        {
+            _S155 = false;
+        }
+    }
+    if(_S155)
+    {
+        uint _S175 = Place_at_0(place_0, _S173, _S174);
+        float _S176 = factor_0 * *&((&sums_2->halves_0[1U])->x);
+        float * _S177 = (&(result_2)[_S175]);
+        if(accumulate_1)
+        {
+            _S156 = *(&(result_2)[_S175]) + _S176;
+        }
+        else
+        {
+            _S156 = _S176;
+        }
+        *_S177 = _S156;
+    }
+    uint _S178 = _S152 / 4U;
+    uint _S179 = _S174 + 1U;
+    if(whole_0)
+    {
+        _S155 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S178) < (place_0->rows_3))
+        {
+            _S155 = (place_0->column_3 + _S179) < (place_0->columns_2);
+        }
+        else
+        {
+            _S155 = false;
+        }
+    }
+    if(_S155)
+    {
+        uint _S180 = Place_at_0(place_0, _S178, _S179);
+        float _S181 = factor_0 * *&((&sums_2->halves_0[1U])->y);
+        float * _S182 = (&(result_2)[_S180]);
+        if(accumulate_1)
+        {
+            _S156 = *(&(result_2)[_S180]) + _S181;
+        }
+        else
+        {
+            _S156 = _S181;
+        }
+        *_S182 = _S156;
+    }
+    uint _S183 = _S152 / 4U + 8U;
+    if(whole_0)
+    {
+        _S155 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S183) < (place_0->rows_3))
+        {
+            _S155 = (place_0->column_3 + _S174) < (place_0->columns_2);
+        }
+        else
+        {
+            _S155 = false;
+        }
+    }
+    if(_S155)
+    {
+        uint _S184 = Place_at_0(place_0, _S183, _S174);
+        float _S185 = factor_0 * *&((&sums_2->halves_0[1U])->z);
+        float * _S186 = (&(result_2)[_S184]);
+        if(accumulate_1)
+        {
+            _S156 = *(&(result_2)[_S184]) + _S185;
+        }
+        else
+        {
+            _S156 = _S185;
+        }
+        *_S186 = _S156;
+    }
+    uint _S187 = _S152 / 4U + 8U;
+    if(whole_0)
+    {
+        _S155 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S187) < (place_0->rows_3))
+        {
+            _S155 = (place_0->column_3 + _S179) < (place_0->columns_2);
+        }
+        else
+        {
+            _S155 = false;
+        }
+    }
+    if(_S155)
+    {
+        uint _S188 = Place_at_0(place_0, _S187, _S179);
+        float _S189 = factor_0 * *&((&sums_2->halves_0[1U])->w);
         float * _S190 = (&(result_2)[_S188]);
         if(accumulate_1)
         {
-            _S182 = *(&(result_2)[_S188]) + _S189;
+            _S156 = *(&(result_2)[_S188]) + _S189;
         }
         else
         {
-            _S182 = _S189;
+            _S156 = _S189;
         }
-        *_S190 = _S182;
-    }
-    uint _S191 = _S178 / 4U + 8U;
-    if(whole_0)
-    {
-        _S181 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S191) < (place_0->rows_3))
-        {
-            _S181 = (place_0->column_3 + _S180) < (place_0->columns_2);
-        }
-        else
-        {
-            _S181 = false;
-        }
-    }
-    if(_S181)
-    {
-        uint _S192 = Place_at_0(place_0, _S191, _S180);
-        float _S193 = factor_0 * *&((&sums_2->halves_0[0U])->z);
-        float * _S194 = (&(result_2)[_S192]);
-        if(accumulate_1)
-        {
-            _S182 = *(&(result_2)[_S192]) + _S193;
-        }
-        else
-        {
-            _S182 = _S193;
-        }
-        *_S194 = _S182;
-    }
-    uint _S195 = _S178 / 4U + 8U;
-    if(whole_0)
-    {
-        _S181 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S195) < (place_0->rows_3))
-        {
-            _S181 = (place_0->column_3 + _S187) < (place_0->columns_2);
-        }
-        else
-        {
-            _S181 = false;
-        }
-    }
-    if(_S181)
-    {
-        uint _S196 = Place_at_0(place_0, _S195, _S187);
-        float _S197 = factor_0 * *&((&sums_2->halves_0[0U])->w);
-        float * _S198 = (&(result_2)[_S196]);
-        if(accumulate_1)
-        {
-            _S182 = *(&(result_2)[_S196]) + _S197;
-        }
-        else
-        {
-            _S182 = _S197;
-        }
-        *_S198 = _S182;
-    }
-    uint _S199 = _S178 / 4U;
-    uint _S200 = 8U + _S180;
-    if(whole_0)
-    {
-        _S181 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S199) < (place_0->rows_3))
-        {
-            _S181 = (place_0->column_3 + _S200) < (place_0->columns_2);
-        }
-        else
-        {
-            _S181 = false;
-        }
-    }
-    if(_S181)
-    {
-        uint _S201 = Place_at_0(place_0, _S199, _S200);
-        float _S202 = factor_0 * *&((&sums_2->halves_0[1U])->x);
-        float * _S203 = (&(result_2)[_S201]);
-        if(accumulate_1)
-        {
-            _S182 = *(&(result_2)[_S201]) + _S202;
-        }
-        else
-        {
-            _S182 = _S202;
-        }
-        *_S203 = _S182;
-    }
-    uint _S204 = _S178 / 4U;
-    uint _S205 = _S200 + 1U;
-    if(whole_0)
-    {
-        _S181 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S204) < (place_0->rows_3))
-        {
-            _S181 = (place_0->column_3 + _S205) < (place_0->columns_2);
-        }
-        else
-        {
-            _S181 = false;
-        }
-    }
-    if(_S181)
-    {
-        uint _S206 = Place_at_0(place_0, _S204, _S205);
-        float _S207 = factor_0 * *&((&sums_2->halves_0[1U])->y);
-        float * _S208 = (&(result_2)[_S206]);
-        if(accumulate_1)
-        {
-            _S182 = *(&(result_2)[_S206]) + _S207;
-        }
-        else
-        {
-            _S182 = _S207;
-        }
-        *_S208 = _S182;
-    }
-    uint _S209 = _S178 / 4U + 8U;
-    if(whole_0)
-    {
-        _S181 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S209) < (place_0->rows_3))
-        {
-            _S181 = (place_0->column_3 + _S200) < (place_0->columns_2);
-        }
-        else
-        {
-            _S181 = false;
-        }
-    }
-    if(_S181)
-    {
-        uint _S210 = Place_at_0(place_0, _S209, _S200);
-        float _S211 = factor_0 * *&((&sums_2->halves_0[1U])->z);
-        float * _S212 = (&(result_2)[_S210]);
-        if(accumulate_1)
-        {
-            _S182 = *(&(result_2)[_S210]) + _S211;
-        }
-        else
-        {
-            _S182 = _S211;
-        }
-        *_S212 = _S182;
-    }
-    uint _S213 = _S178 / 4U + 8U;
-    if(whole_0)
-    {
-        _S181 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S213) < (place_0->rows_3))
-        {
-            _S181 = (place_0->column_3 + _S205) < (place_0->columns_2);
-        }
-        else
-        {
-            _S181 = false;
-        }
-    }
-    if(_S181)
-    {
-        uint _S214 = Place_at_0(place_0, _S213, _S205);
-        float _S215 = factor_0 * *&((&sums_2->halves_0[1U])->w);
-        float * _S216 = (&(result_2)[_S214]);
-        if(accumulate_1)
-        {
-            _S182 = *(&(result_2)[_S214]) + _S215;
-        }
-        else
-        {
-            _S182 = _S215;
-        }
-        *_S216 = _S182;
+        *_S190 = _S156;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S217 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S218 = (_S217 + 128U - 1U) / 128U;
-    uint _S219 = group_number_0(group_1);
-    uint _S220 = p_1->n_0;
-    if(_S219 >= (_S218 * ((p_1->n_0 + 128U - 1U) / 128U)))
+    uint _S191 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S192 = (_S191 + 128U - 1U) / 128U;
+    uint _S193 = group_number_0(group_1);
+    uint _S194 = p_1->n_0;
+    if(_S193 >= (_S192 * ((p_1->n_0 + 128U - 1U) / 128U)))
     {
         return;
     }
-    uint _S221 = _S219 % _S218;
-    uint _S222 = _S221 * 128U;
-    uint _S223 = _S219 / _S218;
-    uint _S224 = _S223 * 128U;
-    uint _S225 = thread_1 / 32U / 2U * 4U * 16U;
-    uint _S226 = thread_1 / 32U % 2U * 4U * 16U;
-    uint _S227 = thread_1 / 4U;
-    uint _S228 = thread_1 % 4U;
+    uint _S195 = _S193 % _S192;
+    uint _S196 = _S195 * 128U;
+    uint _S197 = _S193 / _S192;
+    uint _S198 = _S197 * 128U;
+    uint _S199 = thread_1 / 32U / 2U * 4U * 16U;
+    uint _S200 = thread_1 / 32U % 2U * 4U * 16U;
+    uint _S201 = thread_1 / 4U;
+    uint _S202 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S222;
-    (&operands_0)->side_0 = _S224;
-    (&operands_0)->rows_1 = _S217;
+    (&operands_0)->top_0 = _S196;
+    (&operands_0)->side_0 = _S198;
+    (&operands_0)->rows_1 = _S191;
     FixedArray<FixedArray<Sums_0, 4> , 4>  sums_3;
-    Sums_0 _S229 = no_sums_0();
-    sums_3[0U][0U] = _S229;
-    sums_3[0U][1U] = _S229;
-    sums_3[0U][2U] = _S229;
-    sums_3[0U][3U] = _S229;
-    sums_3[1U][0U] = _S229;
-    sums_3[1U][1U] = _S229;
-    sums_3[1U][2U] = _S229;
-    sums_3[1U][3U] = _S229;
-    sums_3[2U][0U] = _S229;
-    sums_3[2U][1U] = _S229;
-    sums_3[2U][2U] = _S229;
-    sums_3[2U][3U] = _S229;
-    sums_3[3U][0U] = _S229;
-    sums_3[3U][1U] = _S229;
-    sums_3[3U][2U] = _S229;
-    sums_3[3U][3U] = _S229;
-    Operands_0 _S230 = operands_0;
-    Parts_0 _S231 = Operands_load_0(&_S230, 0U, _S227, _S228);
+    Sums_0 _S203 = no_sums_0();
+    sums_3[0U][0U] = _S203;
+    sums_3[0U][1U] = _S203;
+    sums_3[0U][2U] = _S203;
+    sums_3[0U][3U] = _S203;
+    sums_3[1U][0U] = _S203;
+    sums_3[1U][1U] = _S203;
+    sums_3[1U][2U] = _S203;
+    sums_3[1U][3U] = _S203;
+    sums_3[2U][0U] = _S203;
+    sums_3[2U][1U] = _S203;
+    sums_3[2U][2U] = _S203;
+    sums_3[2U][3U] = _S203;
+    sums_3[3U][0U] = _S203;
+    sums_3[3U][1U] = _S203;
+    sums_3[3U][2U] = _S203;
+    sums_3[3U][3U] = _S203;
+    Operands_0 _S204 = operands_0;
+    Parts_0 _S205 = Operands_load_0(&_S204, 0U, _S201, _S202);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S231;
+    Parts_0 parts_1 = _S205;
     for(;;)
     {
-        uint _S232 = p_1->k_0;
+        uint _S206 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -792,205 +770,205 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S233 = parts_1;
-        Parts_store_0(&_S233, _S227, _S228);
+        Parts_0 _S207 = parts_1;
+        Parts_store_0(&_S207, _S201, _S202);
         __syncthreads();
-        uint _S234 = begin_1 + 32U;
-        uint _S235 = (U32_min((_S234), (_S232 - 32U)));
-        Operands_0 _S236 = operands_0;
-        Parts_0 _S237 = Operands_load_0(&_S236, _S235, _S227, _S228);
-        multiply_0(&sums_3, _S225, _S226, thread_1 % 32U);
+        uint _S208 = begin_1 + 32U;
+        uint _S209 = (U32_min((_S208), (_S206 - 32U)));
+        Operands_0 _S210 = operands_0;
+        Parts_0 _S211 = Operands_load_0(&_S210, _S209, _S201, _S202);
+        multiply_0(&sums_3, _S199, _S200, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S234;
-        parts_1 = _S237;
+        begin_1 = _S208;
+        parts_1 = _S211;
     }
-    bool _S238;
-    if((_S222 + 128U) <= _S217)
+    bool _S212;
+    if((_S196 + 128U) <= _S191)
     {
-        _S238 = (_S224 + 128U) <= _S220;
+        _S212 = (_S198 + 128U) <= _S194;
     }
     else
     {
-        _S238 = false;
+        _S212 = false;
     }
     Place_0 place_1;
-    uint _S239 = _S222 + _S225;
-    (&place_1)->row_4 = _S239;
-    uint _S240 = _S224 + _S226;
-    (&place_1)->column_3 = _S240;
-    (&place_1)->rows_3 = _S217;
-    (&place_1)->columns_2 = _S220;
-    uint _S241 = p_1->out_offset_0;
+    uint _S213 = _S196 + _S199;
+    (&place_1)->row_4 = _S213;
+    uint _S214 = _S198 + _S200;
+    (&place_1)->column_3 = _S214;
+    (&place_1)->rows_3 = _S191;
+    (&place_1)->columns_2 = _S194;
+    uint _S215 = p_1->out_offset_0;
     (&place_1)->offset_5 = p_1->out_offset_0;
-    uint _S242 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S243 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S244 = sums_3[0U][0U];
-    Place_0 _S245 = place_1;
-    write_0(&_S244, 16.0f, result_3, &_S245, _S243, _S238, thread_1);
+    uint _S216 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S217 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S218 = sums_3[0U][0U];
+    Place_0 _S219 = place_1;
+    write_0(&_S218, 16.0f, result_3, &_S219, _S217, _S212, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S239;
-    uint _S246 = _S240 + 16U;
-    (&place_2)->column_3 = _S246;
-    (&place_2)->rows_3 = _S217;
-    (&place_2)->columns_2 = _S220;
-    (&place_2)->offset_5 = _S241;
-    (&place_2)->stride_2 = _S242;
-    Sums_0 _S247 = sums_3[0U][1U];
-    Place_0 _S248 = place_2;
-    write_0(&_S247, 16.0f, result_3, &_S248, _S243, _S238, thread_1);
+    (&place_2)->row_4 = _S213;
+    uint _S220 = _S214 + 16U;
+    (&place_2)->column_3 = _S220;
+    (&place_2)->rows_3 = _S191;
+    (&place_2)->columns_2 = _S194;
+    (&place_2)->offset_5 = _S215;
+    (&place_2)->stride_0 = _S216;
+    Sums_0 _S221 = sums_3[0U][1U];
+    Place_0 _S222 = place_2;
+    write_0(&_S221, 16.0f, result_3, &_S222, _S217, _S212, thread_1);
     Place_0 place_3;
-    (&place_3)->row_4 = _S239;
-    uint _S249 = _S240 + 32U;
-    (&place_3)->column_3 = _S249;
-    (&place_3)->rows_3 = _S217;
-    (&place_3)->columns_2 = _S220;
-    (&place_3)->offset_5 = _S241;
-    (&place_3)->stride_2 = _S242;
-    Sums_0 _S250 = sums_3[0U][2U];
-    Place_0 _S251 = place_3;
-    write_0(&_S250, 16.0f, result_3, &_S251, _S243, _S238, thread_1);
+    (&place_3)->row_4 = _S213;
+    uint _S223 = _S214 + 32U;
+    (&place_3)->column_3 = _S223;
+    (&place_3)->rows_3 = _S191;
+    (&place_3)->columns_2 = _S194;
+    (&place_3)->offset_5 = _S215;
+    (&place_3)->stride_0 = _S216;
+    Sums_0 _S224 = sums_3[0U][2U];
+    Place_0 _S225 = place_3;
+    write_0(&_S224, 16.0f, result_3, &_S225, _S217, _S212, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S239;
-    uint _S252 = _S240 + 48U;
-    (&place_4)->column_3 = _S252;
-    (&place_4)->rows_3 = _S217;
-    (&place_4)->columns_2 = _S220;
-    (&place_4)->offset_5 = _S241;
-    (&place_4)->stride_2 = _S242;
-    Sums_0 _S253 = sums_3[0U][3U];
-    Place_0 _S254 = place_4;
-    write_0(&_S253, 16.0f, result_3, &_S254, _S243, _S238, thread_1);
+    (&place_4)->row_4 = _S213;
+    uint _S226 = _S214 + 48U;
+    (&place_4)->column_3 = _S226;
+    (&place_4)->rows_3 = _S191;
+    (&place_4)->columns_2 = _S194;
+    (&place_4)->offset_5 = _S215;
+    (&place_4)->stride_0 = _S216;
+    Sums_0 _S227 = sums_3[0U][3U];
+    Place_0 _S228 = place_4;
+    write_0(&_S227, 16.0f, result_3, &_S228, _S217, _S212, thread_1);
     Place_0 place_5;
-    uint _S255 = _S239 + 16U;
-    (&place_5)->row_4 = _S255;
-    (&place_5)->column_3 = _S240;
-    (&place_5)->rows_3 = _S217;
-    (&place_5)->columns_2 = _S220;
-    (&place_5)->offset_5 = _S241;
-    (&place_5)->stride_2 = _S242;
-    Sums_0 _S256 = sums_3[1U][0U];
-    Place_0 _S257 = place_5;
-    write_0(&_S256, 16.0f, result_3, &_S257, _S243, _S238, thread_1);
+    uint _S229 = _S213 + 16U;
+    (&place_5)->row_4 = _S229;
+    (&place_5)->column_3 = _S214;
+    (&place_5)->rows_3 = _S191;
+    (&place_5)->columns_2 = _S194;
+    (&place_5)->offset_5 = _S215;
+    (&place_5)->stride_0 = _S216;
+    Sums_0 _S230 = sums_3[1U][0U];
+    Place_0 _S231 = place_5;
+    write_0(&_S230, 16.0f, result_3, &_S231, _S217, _S212, thread_1);
     Place_0 place_6;
-    (&place_6)->row_4 = _S255;
-    (&place_6)->column_3 = _S246;
-    (&place_6)->rows_3 = _S217;
-    (&place_6)->columns_2 = _S220;
-    (&place_6)->offset_5 = _S241;
-    (&place_6)->stride_2 = _S242;
-    Sums_0 _S258 = sums_3[1U][1U];
-    Place_0 _S259 = place_6;
-    write_0(&_S258, 16.0f, result_3, &_S259, _S243, _S238, thread_1);
+    (&place_6)->row_4 = _S229;
+    (&place_6)->column_3 = _S220;
+    (&place_6)->rows_3 = _S191;
+    (&place_6)->columns_2 = _S194;
+    (&place_6)->offset_5 = _S215;
+    (&place_6)->stride_0 = _S216;
+    Sums_0 _S232 = sums_3[1U][1U];
+    Place_0 _S233 = place_6;
+    write_0(&_S232, 16.0f, result_3, &_S233, _S217, _S212, thread_1);
     Place_0 place_7;
-    (&place_7)->row_4 = _S255;
-    (&place_7)->column_3 = _S249;
-    (&place_7)->rows_3 = _S217;
-    (&place_7)->columns_2 = _S220;
-    (&place_7)->offset_5 = _S241;
-    (&place_7)->stride_2 = _S242;
-    Sums_0 _S260 = sums_3[1U][2U];
-    Place_0 _S261 = place_7;
-    write_0(&_S260, 16.0f, result_3, &_S261, _S243, _S238, thread_1);
+    (&place_7)->row_4 = _S229;
+    (&place_7)->column_3 = _S223;
+    (&place_7)->rows_3 = _S191;
+    (&place_7)->columns_2 = _S194;
+    (&place_7)->offset_5 = _S215;
+    (&place_7)->stride_0 = _S216;
+    Sums_0 _S234 = sums_3[1U][2U];
+    Place_0 _S235 = place_7;
+    write_0(&_S234, 16.0f, result_3, &_S235, _S217, _S212, thread_1);
     Place_0 place_8;
-    (&place_8)->row_4 = _S255;
-    (&place_8)->column_3 = _S252;
-    (&place_8)->rows_3 = _S217;
-    (&place_8)->columns_2 = _S220;
-    (&place_8)->offset_5 = _S241;
-    (&place_8)->stride_2 = _S242;
-    Sums_0 _S262 = sums_3[1U][3U];
-    Place_0 _S263 = place_8;
-    write_0(&_S262, 16.0f, result_3, &_S263, _S243, _S238, thread_1);
+    (&place_8)->row_4 = _S229;
+    (&place_8)->column_3 = _S226;
+    (&place_8)->rows_3 = _S191;
+    (&place_8)->columns_2 = _S194;
+    (&place_8)->offset_5 = _S215;
+    (&place_8)->stride_0 = _S216;
+    Sums_0 _S236 = sums_3[1U][3U];
+    Place_0 _S237 = place_8;
+    write_0(&_S236, 16.0f, result_3, &_S237, _S217, _S212, thread_1);
     Place_0 place_9;
-    uint _S264 = _S239 + 32U;
-    (&place_9)->row_4 = _S264;
-    (&place_9)->column_3 = _S240;
-    (&place_9)->rows_3 = _S217;
-    (&place_9)->columns_2 = _S220;
-    (&place_9)->offset_5 = _S241;
-    (&place_9)->stride_2 = _S242;
-    Sums_0 _S265 = sums_3[2U][0U];
-    Place_0 _S266 = place_9;
-    write_0(&_S265, 16.0f, result_3, &_S266, _S243, _S238, thread_1);
+    uint _S238 = _S213 + 32U;
+    (&place_9)->row_4 = _S238;
+    (&place_9)->column_3 = _S214;
+    (&place_9)->rows_3 = _S191;
+    (&place_9)->columns_2 = _S194;
+    (&place_9)->offset_5 = _S215;
+    (&place_9)->stride_0 = _S216;
+    Sums_0 _S239 = sums_3[2U][0U];
+    Place_0 _S240 = place_9;
+    write_0(&_S239, 16.0f, result_3, &_S240, _S217, _S212, thread_1);
     Place_0 place_10;
-    (&place_10)->row_4 = _S264;
-    (&place_10)->column_3 = _S246;
-    (&place_10)->rows_3 = _S217;
-    (&place_10)->columns_2 = _S220;
-    (&place_10)->offset_5 = _S241;
-    (&place_10)->stride_2 = _S242;
-    Sums_0 _S267 = sums_3[2U][1U];
-    Place_0 _S268 = place_10;
-    write_0(&_S267, 16.0f, result_3, &_S268, _S243, _S238, thread_1);
+    (&place_10)->row_4 = _S238;
+    (&place_10)->column_3 = _S220;
+    (&place_10)->rows_3 = _S191;
+    (&place_10)->columns_2 = _S194;
+    (&place_10)->offset_5 = _S215;
+    (&place_10)->stride_0 = _S216;
+    Sums_0 _S241 = sums_3[2U][1U];
+    Place_0 _S242 = place_10;
+    write_0(&_S241, 16.0f, result_3, &_S242, _S217, _S212, thread_1);
     Place_0 place_11;
-    (&place_11)->row_4 = _S264;
-    (&place_11)->column_3 = _S249;
-    (&place_11)->rows_3 = _S217;
-    (&place_11)->columns_2 = _S220;
-    (&place_11)->offset_5 = _S241;
-    (&place_11)->stride_2 = _S242;
-    Sums_0 _S269 = sums_3[2U][2U];
-    Place_0 _S270 = place_11;
-    write_0(&_S269, 16.0f, result_3, &_S270, _S243, _S238, thread_1);
+    (&place_11)->row_4 = _S238;
+    (&place_11)->column_3 = _S223;
+    (&place_11)->rows_3 = _S191;
+    (&place_11)->columns_2 = _S194;
+    (&place_11)->offset_5 = _S215;
+    (&place_11)->stride_0 = _S216;
+    Sums_0 _S243 = sums_3[2U][2U];
+    Place_0 _S244 = place_11;
+    write_0(&_S243, 16.0f, result_3, &_S244, _S217, _S212, thread_1);
     Place_0 place_12;
-    (&place_12)->row_4 = _S264;
-    (&place_12)->column_3 = _S252;
-    (&place_12)->rows_3 = _S217;
-    (&place_12)->columns_2 = _S220;
-    (&place_12)->offset_5 = _S241;
-    (&place_12)->stride_2 = _S242;
-    Sums_0 _S271 = sums_3[2U][3U];
-    Place_0 _S272 = place_12;
-    write_0(&_S271, 16.0f, result_3, &_S272, _S243, _S238, thread_1);
+    (&place_12)->row_4 = _S238;
+    (&place_12)->column_3 = _S226;
+    (&place_12)->rows_3 = _S191;
+    (&place_12)->columns_2 = _S194;
+    (&place_12)->offset_5 = _S215;
+    (&place_12)->stride_0 = _S216;
+    Sums_0 _S245 = sums_3[2U][3U];
+    Place_0 _S246 = place_12;
+    write_0(&_S245, 16.0f, result_3, &_S246, _S217, _S212, thread_1);
     Place_0 place_13;
-    uint _S273 = _S239 + 48U;
-    (&place_13)->row_4 = _S273;
-    (&place_13)->column_3 = _S240;
-    (&place_13)->rows_3 = _S217;
-    (&place_13)->columns_2 = _S220;
-    (&place_13)->offset_5 = _S241;
-    (&place_13)->stride_2 = _S242;
-    Sums_0 _S274 = sums_3[3U][0U];
-    Place_0 _S275 = place_13;
-    write_0(&_S274, 16.0f, result_3, &_S275, _S243, _S238, thread_1);
+    uint _S247 = _S213 + 48U;
+    (&place_13)->row_4 = _S247;
+    (&place_13)->column_3 = _S214;
+    (&place_13)->rows_3 = _S191;
+    (&place_13)->columns_2 = _S194;
+    (&place_13)->offset_5 = _S215;
+    (&place_13)->stride_0 = _S216;
+    Sums_0 _S248 = sums_3[3U][0U];
+    Place_0 _S249 = place_13;
+    write_0(&_S248, 16.0f, result_3, &_S249, _S217, _S212, thread_1);
     Place_0 place_14;
-    (&place_14)->row_4 = _S273;
-    (&place_14)->column_3 = _S246;
-    (&place_14)->rows_3 = _S217;
-    (&place_14)->columns_2 = _S220;
-    (&place_14)->offset_5 = _S241;
-    (&place_14)->stride_2 = _S242;
-    Sums_0 _S276 = sums_3[3U][1U];
-    Place_0 _S277 = place_14;
-    write_0(&_S276, 16.0f, result_3, &_S277, _S243, _S238, thread_1);
+    (&place_14)->row_4 = _S247;
+    (&place_14)->column_3 = _S220;
+    (&place_14)->rows_3 = _S191;
+    (&place_14)->columns_2 = _S194;
+    (&place_14)->offset_5 = _S215;
+    (&place_14)->stride_0 = _S216;
+    Sums_0 _S250 = sums_3[3U][1U];
+    Place_0 _S251 = place_14;
+    write_0(&_S250, 16.0f, result_3, &_S251, _S217, _S212, thread_1);
     Place_0 place_15;
-    (&place_15)->row_4 = _S273;
-    (&place_15)->column_3 = _S249;
-    (&place_15)->rows_3 = _S217;
-    (&place_15)->columns_2 = _S220;
-    (&place_15)->offset_5 = _S241;
-    (&place_15)->stride_2 = _S242;
-    Sums_0 _S278 = sums_3[3U][2U];
-    Place_0 _S279 = place_15;
-    write_0(&_S278, 16.0f, result_3, &_S279, _S243, _S238, thread_1);
+    (&place_15)->row_4 = _S247;
+    (&place_15)->column_3 = _S223;
+    (&place_15)->rows_3 = _S191;
+    (&place_15)->columns_2 = _S194;
+    (&place_15)->offset_5 = _S215;
+    (&place_15)->stride_0 = _S216;
+    Sums_0 _S252 = sums_3[3U][2U];
+    Place_0 _S253 = place_15;
+    write_0(&_S252, 16.0f, result_3, &_S253, _S217, _S212, thread_1);
     Place_0 place_16;
-    (&place_16)->row_4 = _S273;
-    (&place_16)->column_3 = _S252;
-    (&place_16)->rows_3 = _S217;
-    (&place_16)->columns_2 = _S220;
-    (&place_16)->offset_5 = _S241;
-    (&place_16)->stride_2 = _S242;
-    Sums_0 _S280 = sums_3[3U][3U];
-    Place_0 _S281 = place_16;
-    write_0(&_S280, 16.0f, result_3, &_S281, _S243, _S238, thread_1);
+    (&place_16)->row_4 = _S247;
+    (&place_16)->column_3 = _S226;
+    (&place_16)->rows_3 = _S191;
+    (&place_16)->columns_2 = _S194;
+    (&place_16)->offset_5 = _S215;
+    (&place_16)->stride_0 = _S216;
+    Sums_0 _S254 = sums_3[3U][3U];
+    Place_0 _S255 = place_16;
+    write_0(&_S254, 16.0f, result_3, &_S255, _S217, _S212, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat128_mxfp4(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S282 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S283 = p_2;
-    gemm_0(blockIdx, _S282, x_5, weight_2, result_4, batch_2, &_S283);
+    uint _S256 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S257 = p_2;
+    gemm_0(blockIdx, _S256, x_5, weight_2, result_4, batch_2, &_S257);
     return;
 }

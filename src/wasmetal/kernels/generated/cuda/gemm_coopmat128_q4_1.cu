@@ -67,8 +67,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -79,7 +77,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 {
@@ -90,19 +94,19 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S1 = make_float4 (-65504.0f);
     float4  _S2 = make_float4 (65504.0f);
-    uint _S3 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S3] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2));
-    uint _S4 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S4] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2));
-    uint _S5 = (row_0 + 64U) * 5U + eight_0;
-    (*&left_tile_0)[_S5] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S1, _S2));
-    uint _S6 = (row_0 + 96U) * 5U + eight_0;
-    (*&left_tile_0)[_S6] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S1, _S2));
+    uint _S3 = row_0 * 5U;
+    put_0(_S3 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2)));
+    uint _S4 = (row_0 + 32U) * 5U;
+    put_0(_S4 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2)));
+    uint _S5 = (row_0 + 64U) * 5U;
+    put_0(_S5 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S1, _S2)));
+    uint _S6 = (row_0 + 96U) * 5U;
+    put_0(_S6 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S1, _S2)));
     uint _S7 = 8U * eight_0;
-    (*&right_tile_0)[_S3] = Others_decode_0(this_0->right_0[0U], _S7);
-    (*&right_tile_0)[_S4] = Others_decode_0(this_0->right_0[1U], _S7);
-    (*&right_tile_0)[_S5] = Others_decode_0(this_0->right_0[2U], _S7);
-    (*&right_tile_0)[_S6] = Others_decode_0(this_0->right_0[3U], _S7);
+    put_0(640U + _S3 + eight_0, Others_decode_0(this_0->right_0[0U], _S7));
+    put_0(640U + _S4 + eight_0, Others_decode_0(this_0->right_0[1U], _S7));
+    put_0(640U + _S5 + eight_0, Others_decode_0(this_0->right_0[2U], _S7));
+    put_0(640U + _S6 + eight_0, Others_decode_0(this_0->right_0[3U], _S7));
     return;
 }
 
@@ -243,187 +247,161 @@ __device__ Sums_0 no_sums_0()
     return _S45;
 }
 
-__device__ uint4  load_right_0(FixedArray<uint4 , 640>  * tile_0, uint at_0, uint stride_0, uint lane_0)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 640>  _S46 = *tile_0;
-    uint4  _S47 = (wasmetal_load_four((&_S46[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
-    return _S47;
+    uint4  _S46 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S46;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 640>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    FixedArray<uint4 , 640>  _S48 = *tile_1;
-    uint4  _S49 = (wasmetal_load_four((&_S48[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
-    return _S49;
+    uint4  _S47 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S47;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S50 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S51 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S52;
-    _S52[int(0)] = _S50;
-    _S52[int(1)] = _S51;
-    Sums_0 _S53 = Sums_x24init_0(&_S52);
-    return _S53;
+    float4  _S48 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S49 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S50;
+    _S50[int(0)] = _S48;
+    _S50[int(1)] = _S49;
+    Sums_0 _S51 = Sums_x24init_0(&_S50);
+    return _S51;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 4> , 4>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 4>  right_2;
-    uint _S54 = across_0 * 5U;
-    FixedArray<uint4 , 640>  _S55 = *&right_tile_0;
-    uint4  _S56 = load_right_0(&_S55, _S54, 5U, lane_2);
-    right_2[0U] = _S56;
-    uint _S57 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S58 = *&right_tile_0;
-    uint4  _S59 = load_right_0(&_S58, _S57, 5U, lane_2);
-    right_2[1U] = _S59;
-    uint _S60 = (across_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S61 = *&right_tile_0;
-    uint4  _S62 = load_right_0(&_S61, _S60, 5U, lane_2);
-    right_2[2U] = _S62;
-    uint _S63 = (across_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S64 = *&right_tile_0;
-    uint4  _S65 = load_right_0(&_S64, _S63, 5U, lane_2);
-    right_2[3U] = _S65;
-    uint _S66 = down_0 * 5U;
-    FixedArray<uint4 , 640>  _S67 = *&left_tile_0;
-    uint4  _S68 = load_left_0(&_S67, _S66, 5U, lane_2);
-    Sums_0 _S69 = (*sums_1)[0U][0U];
-    Sums_0 _S70 = multiply_add_0(_S68, _S56, &_S69);
-    (*sums_1)[0U][0U] = _S70;
-    Sums_0 _S71 = (*sums_1)[0U][1U];
-    Sums_0 _S72 = multiply_add_0(_S68, _S59, &_S71);
-    (*sums_1)[0U][1U] = _S72;
-    Sums_0 _S73 = (*sums_1)[0U][2U];
-    Sums_0 _S74 = multiply_add_0(_S68, _S62, &_S73);
-    (*sums_1)[0U][2U] = _S74;
-    Sums_0 _S75 = (*sums_1)[0U][3U];
-    Sums_0 _S76 = multiply_add_0(_S68, _S65, &_S75);
-    (*sums_1)[0U][3U] = _S76;
-    uint _S77 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S78 = *&left_tile_0;
-    uint4  _S79 = load_left_0(&_S78, _S77, 5U, lane_2);
-    Sums_0 _S80 = (*sums_1)[1U][0U];
-    Sums_0 _S81 = multiply_add_0(_S79, _S56, &_S80);
-    (*sums_1)[1U][0U] = _S81;
-    Sums_0 _S82 = (*sums_1)[1U][1U];
-    Sums_0 _S83 = multiply_add_0(_S79, _S59, &_S82);
-    (*sums_1)[1U][1U] = _S83;
-    Sums_0 _S84 = (*sums_1)[1U][2U];
-    Sums_0 _S85 = multiply_add_0(_S79, _S62, &_S84);
-    (*sums_1)[1U][2U] = _S85;
-    Sums_0 _S86 = (*sums_1)[1U][3U];
-    Sums_0 _S87 = multiply_add_0(_S79, _S65, &_S86);
-    (*sums_1)[1U][3U] = _S87;
-    uint _S88 = (down_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S89 = *&left_tile_0;
-    uint4  _S90 = load_left_0(&_S89, _S88, 5U, lane_2);
-    Sums_0 _S91 = (*sums_1)[2U][0U];
-    Sums_0 _S92 = multiply_add_0(_S90, _S56, &_S91);
-    (*sums_1)[2U][0U] = _S92;
-    Sums_0 _S93 = (*sums_1)[2U][1U];
-    Sums_0 _S94 = multiply_add_0(_S90, _S59, &_S93);
-    (*sums_1)[2U][1U] = _S94;
-    Sums_0 _S95 = (*sums_1)[2U][2U];
-    Sums_0 _S96 = multiply_add_0(_S90, _S62, &_S95);
-    (*sums_1)[2U][2U] = _S96;
-    Sums_0 _S97 = (*sums_1)[2U][3U];
-    Sums_0 _S98 = multiply_add_0(_S90, _S65, &_S97);
-    (*sums_1)[2U][3U] = _S98;
-    uint _S99 = (down_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S100 = *&left_tile_0;
-    uint4  _S101 = load_left_0(&_S100, _S99, 5U, lane_2);
-    Sums_0 _S102 = (*sums_1)[3U][0U];
-    Sums_0 _S103 = multiply_add_0(_S101, _S56, &_S102);
-    (*sums_1)[3U][0U] = _S103;
-    Sums_0 _S104 = (*sums_1)[3U][1U];
-    Sums_0 _S105 = multiply_add_0(_S101, _S59, &_S104);
-    (*sums_1)[3U][1U] = _S105;
-    Sums_0 _S106 = (*sums_1)[3U][2U];
-    Sums_0 _S107 = multiply_add_0(_S101, _S62, &_S106);
-    (*sums_1)[3U][2U] = _S107;
-    Sums_0 _S108 = (*sums_1)[3U][3U];
-    Sums_0 _S109 = multiply_add_0(_S101, _S65, &_S108);
-    (*sums_1)[3U][3U] = _S109;
+    uint _S52 = 640U + across_0 * 5U;
+    uint4  _S53 = load_right_0(_S52, lane_2);
+    right_2[0U] = _S53;
+    uint _S54 = 640U + (across_0 + 16U) * 5U;
+    uint4  _S55 = load_right_0(_S54, lane_2);
+    right_2[1U] = _S55;
+    uint _S56 = 640U + (across_0 + 32U) * 5U;
+    uint4  _S57 = load_right_0(_S56, lane_2);
+    right_2[2U] = _S57;
+    uint _S58 = 640U + (across_0 + 48U) * 5U;
+    uint4  _S59 = load_right_0(_S58, lane_2);
+    right_2[3U] = _S59;
+    uint _S60 = down_0 * 5U;
+    uint4  _S61 = load_left_0(_S60, lane_2);
+    Sums_0 _S62 = (*sums_1)[0U][0U];
+    Sums_0 _S63 = multiply_add_0(_S61, _S53, &_S62);
+    (*sums_1)[0U][0U] = _S63;
+    Sums_0 _S64 = (*sums_1)[0U][1U];
+    Sums_0 _S65 = multiply_add_0(_S61, _S55, &_S64);
+    (*sums_1)[0U][1U] = _S65;
+    Sums_0 _S66 = (*sums_1)[0U][2U];
+    Sums_0 _S67 = multiply_add_0(_S61, _S57, &_S66);
+    (*sums_1)[0U][2U] = _S67;
+    Sums_0 _S68 = (*sums_1)[0U][3U];
+    Sums_0 _S69 = multiply_add_0(_S61, _S59, &_S68);
+    (*sums_1)[0U][3U] = _S69;
+    uint _S70 = (down_0 + 16U) * 5U;
+    uint4  _S71 = load_left_0(_S70, lane_2);
+    Sums_0 _S72 = (*sums_1)[1U][0U];
+    Sums_0 _S73 = multiply_add_0(_S71, _S53, &_S72);
+    (*sums_1)[1U][0U] = _S73;
+    Sums_0 _S74 = (*sums_1)[1U][1U];
+    Sums_0 _S75 = multiply_add_0(_S71, _S55, &_S74);
+    (*sums_1)[1U][1U] = _S75;
+    Sums_0 _S76 = (*sums_1)[1U][2U];
+    Sums_0 _S77 = multiply_add_0(_S71, _S57, &_S76);
+    (*sums_1)[1U][2U] = _S77;
+    Sums_0 _S78 = (*sums_1)[1U][3U];
+    Sums_0 _S79 = multiply_add_0(_S71, _S59, &_S78);
+    (*sums_1)[1U][3U] = _S79;
+    uint _S80 = (down_0 + 32U) * 5U;
+    uint4  _S81 = load_left_0(_S80, lane_2);
+    Sums_0 _S82 = (*sums_1)[2U][0U];
+    Sums_0 _S83 = multiply_add_0(_S81, _S53, &_S82);
+    (*sums_1)[2U][0U] = _S83;
+    Sums_0 _S84 = (*sums_1)[2U][1U];
+    Sums_0 _S85 = multiply_add_0(_S81, _S55, &_S84);
+    (*sums_1)[2U][1U] = _S85;
+    Sums_0 _S86 = (*sums_1)[2U][2U];
+    Sums_0 _S87 = multiply_add_0(_S81, _S57, &_S86);
+    (*sums_1)[2U][2U] = _S87;
+    Sums_0 _S88 = (*sums_1)[2U][3U];
+    Sums_0 _S89 = multiply_add_0(_S81, _S59, &_S88);
+    (*sums_1)[2U][3U] = _S89;
+    uint _S90 = (down_0 + 48U) * 5U;
+    uint4  _S91 = load_left_0(_S90, lane_2);
+    Sums_0 _S92 = (*sums_1)[3U][0U];
+    Sums_0 _S93 = multiply_add_0(_S91, _S53, &_S92);
+    (*sums_1)[3U][0U] = _S93;
+    Sums_0 _S94 = (*sums_1)[3U][1U];
+    Sums_0 _S95 = multiply_add_0(_S91, _S55, &_S94);
+    (*sums_1)[3U][1U] = _S95;
+    Sums_0 _S96 = (*sums_1)[3U][2U];
+    Sums_0 _S97 = multiply_add_0(_S91, _S57, &_S96);
+    (*sums_1)[3U][2U] = _S97;
+    Sums_0 _S98 = (*sums_1)[3U][3U];
+    Sums_0 _S99 = multiply_add_0(_S91, _S59, &_S98);
+    (*sums_1)[3U][3U] = _S99;
     FixedArray<uint4 , 4>  right_3;
-    uint _S110 = _S54 + 2U;
-    FixedArray<uint4 , 640>  _S111 = *&right_tile_0;
-    uint4  _S112 = load_right_0(&_S111, _S110, 5U, lane_2);
-    right_3[0U] = _S112;
-    uint _S113 = _S57 + 2U;
-    FixedArray<uint4 , 640>  _S114 = *&right_tile_0;
-    uint4  _S115 = load_right_0(&_S114, _S113, 5U, lane_2);
-    right_3[1U] = _S115;
-    uint _S116 = _S60 + 2U;
-    FixedArray<uint4 , 640>  _S117 = *&right_tile_0;
-    uint4  _S118 = load_right_0(&_S117, _S116, 5U, lane_2);
-    right_3[2U] = _S118;
-    uint _S119 = _S63 + 2U;
-    FixedArray<uint4 , 640>  _S120 = *&right_tile_0;
-    uint4  _S121 = load_right_0(&_S120, _S119, 5U, lane_2);
-    right_3[3U] = _S121;
-    uint _S122 = _S66 + 2U;
-    FixedArray<uint4 , 640>  _S123 = *&left_tile_0;
-    uint4  _S124 = load_left_0(&_S123, _S122, 5U, lane_2);
-    Sums_0 _S125 = (*sums_1)[0U][0U];
-    Sums_0 _S126 = multiply_add_0(_S124, _S112, &_S125);
-    (*sums_1)[0U][0U] = _S126;
-    Sums_0 _S127 = (*sums_1)[0U][1U];
-    Sums_0 _S128 = multiply_add_0(_S124, _S115, &_S127);
-    (*sums_1)[0U][1U] = _S128;
-    Sums_0 _S129 = (*sums_1)[0U][2U];
-    Sums_0 _S130 = multiply_add_0(_S124, _S118, &_S129);
-    (*sums_1)[0U][2U] = _S130;
-    Sums_0 _S131 = (*sums_1)[0U][3U];
-    Sums_0 _S132 = multiply_add_0(_S124, _S121, &_S131);
-    (*sums_1)[0U][3U] = _S132;
-    uint _S133 = _S77 + 2U;
-    FixedArray<uint4 , 640>  _S134 = *&left_tile_0;
-    uint4  _S135 = load_left_0(&_S134, _S133, 5U, lane_2);
-    Sums_0 _S136 = (*sums_1)[1U][0U];
-    Sums_0 _S137 = multiply_add_0(_S135, _S112, &_S136);
-    (*sums_1)[1U][0U] = _S137;
-    Sums_0 _S138 = (*sums_1)[1U][1U];
-    Sums_0 _S139 = multiply_add_0(_S135, _S115, &_S138);
-    (*sums_1)[1U][1U] = _S139;
-    Sums_0 _S140 = (*sums_1)[1U][2U];
-    Sums_0 _S141 = multiply_add_0(_S135, _S118, &_S140);
-    (*sums_1)[1U][2U] = _S141;
-    Sums_0 _S142 = (*sums_1)[1U][3U];
-    Sums_0 _S143 = multiply_add_0(_S135, _S121, &_S142);
-    (*sums_1)[1U][3U] = _S143;
-    uint _S144 = _S88 + 2U;
-    FixedArray<uint4 , 640>  _S145 = *&left_tile_0;
-    uint4  _S146 = load_left_0(&_S145, _S144, 5U, lane_2);
-    Sums_0 _S147 = (*sums_1)[2U][0U];
-    Sums_0 _S148 = multiply_add_0(_S146, _S112, &_S147);
-    (*sums_1)[2U][0U] = _S148;
-    Sums_0 _S149 = (*sums_1)[2U][1U];
-    Sums_0 _S150 = multiply_add_0(_S146, _S115, &_S149);
-    (*sums_1)[2U][1U] = _S150;
-    Sums_0 _S151 = (*sums_1)[2U][2U];
-    Sums_0 _S152 = multiply_add_0(_S146, _S118, &_S151);
-    (*sums_1)[2U][2U] = _S152;
-    Sums_0 _S153 = (*sums_1)[2U][3U];
-    Sums_0 _S154 = multiply_add_0(_S146, _S121, &_S153);
-    (*sums_1)[2U][3U] = _S154;
-    uint _S155 = _S99 + 2U;
-    FixedArray<uint4 , 640>  _S156 = *&left_tile_0;
-    uint4  _S157 = load_left_0(&_S156, _S155, 5U, lane_2);
-    Sums_0 _S158 = (*sums_1)[3U][0U];
-    Sums_0 _S159 = multiply_add_0(_S157, _S112, &_S158);
-    (*sums_1)[3U][0U] = _S159;
-    Sums_0 _S160 = (*sums_1)[3U][1U];
-    Sums_0 _S161 = multiply_add_0(_S157, _S115, &_S160);
-    (*sums_1)[3U][1U] = _S161;
-    Sums_0 _S162 = (*sums_1)[3U][2U];
-    Sums_0 _S163 = multiply_add_0(_S157, _S118, &_S162);
-    (*sums_1)[3U][2U] = _S163;
-    Sums_0 _S164 = (*sums_1)[3U][3U];
-    Sums_0 _S165 = multiply_add_0(_S157, _S121, &_S164);
-    (*sums_1)[3U][3U] = _S165;
+    uint4  _S100 = load_right_0(_S52 + 2U, lane_2);
+    right_3[0U] = _S100;
+    uint4  _S101 = load_right_0(_S54 + 2U, lane_2);
+    right_3[1U] = _S101;
+    uint4  _S102 = load_right_0(_S56 + 2U, lane_2);
+    right_3[2U] = _S102;
+    uint4  _S103 = load_right_0(_S58 + 2U, lane_2);
+    right_3[3U] = _S103;
+    uint4  _S104 = load_left_0(_S60 + 2U, lane_2);
+    Sums_0 _S105 = (*sums_1)[0U][0U];
+    Sums_0 _S106 = multiply_add_0(_S104, _S100, &_S105);
+    (*sums_1)[0U][0U] = _S106;
+    Sums_0 _S107 = (*sums_1)[0U][1U];
+    Sums_0 _S108 = multiply_add_0(_S104, _S101, &_S107);
+    (*sums_1)[0U][1U] = _S108;
+    Sums_0 _S109 = (*sums_1)[0U][2U];
+    Sums_0 _S110 = multiply_add_0(_S104, _S102, &_S109);
+    (*sums_1)[0U][2U] = _S110;
+    Sums_0 _S111 = (*sums_1)[0U][3U];
+    Sums_0 _S112 = multiply_add_0(_S104, _S103, &_S111);
+    (*sums_1)[0U][3U] = _S112;
+    uint4  _S113 = load_left_0(_S70 + 2U, lane_2);
+    Sums_0 _S114 = (*sums_1)[1U][0U];
+    Sums_0 _S115 = multiply_add_0(_S113, _S100, &_S114);
+    (*sums_1)[1U][0U] = _S115;
+    Sums_0 _S116 = (*sums_1)[1U][1U];
+    Sums_0 _S117 = multiply_add_0(_S113, _S101, &_S116);
+    (*sums_1)[1U][1U] = _S117;
+    Sums_0 _S118 = (*sums_1)[1U][2U];
+    Sums_0 _S119 = multiply_add_0(_S113, _S102, &_S118);
+    (*sums_1)[1U][2U] = _S119;
+    Sums_0 _S120 = (*sums_1)[1U][3U];
+    Sums_0 _S121 = multiply_add_0(_S113, _S103, &_S120);
+    (*sums_1)[1U][3U] = _S121;
+    uint4  _S122 = load_left_0(_S80 + 2U, lane_2);
+    Sums_0 _S123 = (*sums_1)[2U][0U];
+    Sums_0 _S124 = multiply_add_0(_S122, _S100, &_S123);
+    (*sums_1)[2U][0U] = _S124;
+    Sums_0 _S125 = (*sums_1)[2U][1U];
+    Sums_0 _S126 = multiply_add_0(_S122, _S101, &_S125);
+    (*sums_1)[2U][1U] = _S126;
+    Sums_0 _S127 = (*sums_1)[2U][2U];
+    Sums_0 _S128 = multiply_add_0(_S122, _S102, &_S127);
+    (*sums_1)[2U][2U] = _S128;
+    Sums_0 _S129 = (*sums_1)[2U][3U];
+    Sums_0 _S130 = multiply_add_0(_S122, _S103, &_S129);
+    (*sums_1)[2U][3U] = _S130;
+    uint4  _S131 = load_left_0(_S90 + 2U, lane_2);
+    Sums_0 _S132 = (*sums_1)[3U][0U];
+    Sums_0 _S133 = multiply_add_0(_S131, _S100, &_S132);
+    (*sums_1)[3U][0U] = _S133;
+    Sums_0 _S134 = (*sums_1)[3U][1U];
+    Sums_0 _S135 = multiply_add_0(_S131, _S101, &_S134);
+    (*sums_1)[3U][1U] = _S135;
+    Sums_0 _S136 = (*sums_1)[3U][2U];
+    Sums_0 _S137 = multiply_add_0(_S131, _S102, &_S136);
+    (*sums_1)[3U][2U] = _S137;
+    Sums_0 _S138 = (*sums_1)[3U][3U];
+    Sums_0 _S139 = multiply_add_0(_S131, _S103, &_S138);
+    (*sums_1)[3U][3U] = _S139;
     return;
 }
 
@@ -434,324 +412,324 @@ struct Place_0
     uint rows_3;
     uint columns_2;
     uint offset_3;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_3 + (this_2->row_4 + r_0) * this_2->stride_2 + this_2->column_3 + c_0;
+    return this_2->offset_3 + (this_2->row_4 + r_0) * this_2->stride_0 + this_2->column_3 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S166 = thread_0 % 32U;
-    uint _S167 = _S166 / 4U;
-    uint _S168 = _S166 % 4U * 2U;
-    bool _S169;
+    uint _S140 = thread_0 % 32U;
+    uint _S141 = _S140 / 4U;
+    uint _S142 = _S140 % 4U * 2U;
+    bool _S143;
     if(whole_0)
     {
-        _S169 = true;
+        _S143 = true;
     }
     else
     {
-        if((place_0->row_4 + _S167) < (place_0->rows_3))
+        if((place_0->row_4 + _S141) < (place_0->rows_3))
         {
-            _S169 = (place_0->column_3 + _S168) < (place_0->columns_2);
+            _S143 = (place_0->column_3 + _S142) < (place_0->columns_2);
         }
         else
         {
-            _S169 = false;
+            _S143 = false;
         }
     }
-    float _S170;
-    if(_S169)
+    float _S144;
+    if(_S143)
     {
-        uint _S171 = Place_at_0(place_0, _S167, _S168);
-        float _S172 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S173 = (&(result_2)[_S171]);
+        uint _S145 = Place_at_0(place_0, _S141, _S142);
+        float _S146 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S147 = (&(result_2)[_S145]);
         if(accumulate_1)
         {
-            _S170 = *(&(result_2)[_S171]) + _S172;
+            _S144 = *(&(result_2)[_S145]) + _S146;
         }
         else
         {
-            _S170 = _S172;
+            _S144 = _S146;
         }
-        *_S173 = _S170;
+        *_S147 = _S144;
     }
-    uint _S174 = _S166 / 4U;
-    uint _S175 = _S168 + 1U;
+    uint _S148 = _S140 / 4U;
+    uint _S149 = _S142 + 1U;
     if(whole_0)
     {
-        _S169 = true;
+        _S143 = true;
     }
     else
     {
-        if((place_0->row_4 + _S174) < (place_0->rows_3))
+        if((place_0->row_4 + _S148) < (place_0->rows_3))
         {
-            _S169 = (place_0->column_3 + _S175) < (place_0->columns_2);
+            _S143 = (place_0->column_3 + _S149) < (place_0->columns_2);
         }
         else
         {
-            _S169 = false;
+            _S143 = false;
         }
     }
-    if(_S169)
+    if(_S143)
     {
-        uint _S176 = Place_at_0(place_0, _S174, _S175);
-        float _S177 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        uint _S150 = Place_at_0(place_0, _S148, _S149);
+        float _S151 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S152 = (&(result_2)[_S150]);
+        if(accumulate_1)
+        {
+            _S144 = *(&(result_2)[_S150]) + _S151;
+        }
+        else
+        {
+            _S144 = _S151;
+        }
+        *_S152 = _S144;
+    }
+    uint _S153 = _S140 / 4U + 8U;
+    if(whole_0)
+    {
+        _S143 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S153) < (place_0->rows_3))
+        {
+            _S143 = (place_0->column_3 + _S142) < (place_0->columns_2);
+        }
+        else
+        {
+            _S143 = false;
+        }
+    }
+    if(_S143)
+    {
+        uint _S154 = Place_at_0(place_0, _S153, _S142);
+        float _S155 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S156 = (&(result_2)[_S154]);
+        if(accumulate_1)
+        {
+            _S144 = *(&(result_2)[_S154]) + _S155;
+        }
+        else
+        {
+            _S144 = _S155;
+        }
+        *_S156 = _S144;
+    }
+    uint _S157 = _S140 / 4U + 8U;
+    if(whole_0)
+    {
+        _S143 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S157) < (place_0->rows_3))
+        {
+            _S143 = (place_0->column_3 + _S149) < (place_0->columns_2);
+        }
+        else
+        {
+            _S143 = false;
+        }
+    }
+    if(_S143)
+    {
+        uint _S158 = Place_at_0(place_0, _S157, _S149);
+        float _S159 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S160 = (&(result_2)[_S158]);
+        if(accumulate_1)
+        {
+            _S144 = *(&(result_2)[_S158]) + _S159;
+        }
+        else
+        {
+            _S144 = _S159;
+        }
+        *_S160 = _S144;
+    }
+    uint _S161 = _S140 / 4U;
+    uint _S162 = 8U + _S142;
+    if(whole_0)
+    {
+        _S143 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S161) < (place_0->rows_3))
+        {
+            _S143 = (place_0->column_3 + _S162) < (place_0->columns_2);
+        }
+        else
+        {
+            _S143 = false;
+        }
+    }
+    if(_S143)
+    {
+        uint _S163 = Place_at_0(place_0, _S161, _S162);
+        float _S164 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S165 = (&(result_2)[_S163]);
+        if(accumulate_1)
+        {
+            _S144 = *(&(result_2)[_S163]) + _S164;
+        }
+        else
+        {
+            _S144 = _S164;
+        }
+        *_S165 = _S144;
+    }
+    uint _S166 = _S140 / 4U;
+    uint _S167 = _S162 + 1U;
+    if(whole_0)
+    {
+        _S143 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S166) < (place_0->rows_3))
+        {
+            _S143 = (place_0->column_3 + _S167) < (place_0->columns_2);
+        }
+        else
+        {
+            _S143 = false;
+        }
+    }
+    if(_S143)
+    {
+        uint _S168 = Place_at_0(place_0, _S166, _S167);
+        float _S169 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S170 = (&(result_2)[_S168]);
+        if(accumulate_1)
+        {
+            _S144 = *(&(result_2)[_S168]) + _S169;
+        }
+        else
+        {
+            _S144 = _S169;
+        }
+        *_S170 = _S144;
+    }
+    uint _S171 = _S140 / 4U + 8U;
+    if(whole_0)
+    {
+        _S143 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S171) < (place_0->rows_3))
+        {
+            _S143 = (place_0->column_3 + _S162) < (place_0->columns_2);
+        }
+        else
+        {
+            _S143 = false;
+        }
+    }
+    if(_S143)
+    {
+        uint _S172 = Place_at_0(place_0, _S171, _S162);
+        float _S173 = factor_0 * *&((&sums_2->halves_1[1U])->z);
+        float * _S174 = (&(result_2)[_S172]);
+        if(accumulate_1)
+        {
+            _S144 = *(&(result_2)[_S172]) + _S173;
+        }
+        else
+        {
+            _S144 = _S173;
+        }
+        *_S174 = _S144;
+    }
+    uint _S175 = _S140 / 4U + 8U;
+    if(whole_0)
+    {
+        _S143 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S175) < (place_0->rows_3))
+        {
+            _S143 = (place_0->column_3 + _S167) < (place_0->columns_2);
+        }
+        else
+        {
+            _S143 = false;
+        }
+    }
+    if(_S143)
+    {
+        uint _S176 = Place_at_0(place_0, _S175, _S167);
+        float _S177 = factor_0 * *&((&sums_2->halves_1[1U])->w);
         float * _S178 = (&(result_2)[_S176]);
         if(accumulate_1)
         {
-            _S170 = *(&(result_2)[_S176]) + _S177;
+            _S144 = *(&(result_2)[_S176]) + _S177;
         }
         else
         {
-            _S170 = _S177;
+            _S144 = _S177;
         }
-        *_S178 = _S170;
-    }
-    uint _S179 = _S166 / 4U + 8U;
-    if(whole_0)
-    {
-        _S169 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S179) < (place_0->rows_3))
-        {
-            _S169 = (place_0->column_3 + _S168) < (place_0->columns_2);
-        }
-        else
-        {
-            _S169 = false;
-        }
-    }
-    if(_S169)
-    {
-        uint _S180 = Place_at_0(place_0, _S179, _S168);
-        float _S181 = factor_0 * *&((&sums_2->halves_1[0U])->z);
-        float * _S182 = (&(result_2)[_S180]);
-        if(accumulate_1)
-        {
-            _S170 = *(&(result_2)[_S180]) + _S181;
-        }
-        else
-        {
-            _S170 = _S181;
-        }
-        *_S182 = _S170;
-    }
-    uint _S183 = _S166 / 4U + 8U;
-    if(whole_0)
-    {
-        _S169 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S183) < (place_0->rows_3))
-        {
-            _S169 = (place_0->column_3 + _S175) < (place_0->columns_2);
-        }
-        else
-        {
-            _S169 = false;
-        }
-    }
-    if(_S169)
-    {
-        uint _S184 = Place_at_0(place_0, _S183, _S175);
-        float _S185 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S186 = (&(result_2)[_S184]);
-        if(accumulate_1)
-        {
-            _S170 = *(&(result_2)[_S184]) + _S185;
-        }
-        else
-        {
-            _S170 = _S185;
-        }
-        *_S186 = _S170;
-    }
-    uint _S187 = _S166 / 4U;
-    uint _S188 = 8U + _S168;
-    if(whole_0)
-    {
-        _S169 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S187) < (place_0->rows_3))
-        {
-            _S169 = (place_0->column_3 + _S188) < (place_0->columns_2);
-        }
-        else
-        {
-            _S169 = false;
-        }
-    }
-    if(_S169)
-    {
-        uint _S189 = Place_at_0(place_0, _S187, _S188);
-        float _S190 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S191 = (&(result_2)[_S189]);
-        if(accumulate_1)
-        {
-            _S170 = *(&(result_2)[_S189]) + _S190;
-        }
-        else
-        {
-            _S170 = _S190;
-        }
-        *_S191 = _S170;
-    }
-    uint _S192 = _S166 / 4U;
-    uint _S193 = _S188 + 1U;
-    if(whole_0)
-    {
-        _S169 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S192) < (place_0->rows_3))
-        {
-            _S169 = (place_0->column_3 + _S193) < (place_0->columns_2);
-        }
-        else
-        {
-            _S169 = false;
-        }
-    }
-    if(_S169)
-    {
-        uint _S194 = Place_at_0(place_0, _S192, _S193);
-        float _S195 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S196 = (&(result_2)[_S194]);
-        if(accumulate_1)
-        {
-            _S170 = *(&(result_2)[_S194]) + _S195;
-        }
-        else
-        {
-            _S170 = _S195;
-        }
-        *_S196 = _S170;
-    }
-    uint _S197 = _S166 / 4U + 8U;
-    if(whole_0)
-    {
-        _S169 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S197) < (place_0->rows_3))
-        {
-            _S169 = (place_0->column_3 + _S188) < (place_0->columns_2);
-        }
-        else
-        {
-            _S169 = false;
-        }
-    }
-    if(_S169)
-    {
-        uint _S198 = Place_at_0(place_0, _S197, _S188);
-        float _S199 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S200 = (&(result_2)[_S198]);
-        if(accumulate_1)
-        {
-            _S170 = *(&(result_2)[_S198]) + _S199;
-        }
-        else
-        {
-            _S170 = _S199;
-        }
-        *_S200 = _S170;
-    }
-    uint _S201 = _S166 / 4U + 8U;
-    if(whole_0)
-    {
-        _S169 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S201) < (place_0->rows_3))
-        {
-            _S169 = (place_0->column_3 + _S193) < (place_0->columns_2);
-        }
-        else
-        {
-            _S169 = false;
-        }
-    }
-    if(_S169)
-    {
-        uint _S202 = Place_at_0(place_0, _S201, _S193);
-        float _S203 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S204 = (&(result_2)[_S202]);
-        if(accumulate_1)
-        {
-            _S170 = *(&(result_2)[_S202]) + _S203;
-        }
-        else
-        {
-            _S170 = _S203;
-        }
-        *_S204 = _S170;
+        *_S178 = _S144;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S205 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S206 = (_S205 + 128U - 1U) / 128U;
-    uint _S207 = group_number_0(group_1);
-    uint _S208 = p_1->n_0;
-    if(_S207 >= (_S206 * ((p_1->n_0 + 128U - 1U) / 128U)))
+    uint _S179 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S180 = (_S179 + 128U - 1U) / 128U;
+    uint _S181 = group_number_0(group_1);
+    uint _S182 = p_1->n_0;
+    if(_S181 >= (_S180 * ((p_1->n_0 + 128U - 1U) / 128U)))
     {
         return;
     }
-    uint _S209 = _S207 % _S206;
-    uint _S210 = _S209 * 128U;
-    uint _S211 = _S207 / _S206;
-    uint _S212 = _S211 * 128U;
-    uint _S213 = thread_1 / 32U / 2U * 4U * 16U;
-    uint _S214 = thread_1 / 32U % 2U * 4U * 16U;
-    uint _S215 = thread_1 / 4U;
-    uint _S216 = thread_1 % 4U;
+    uint _S183 = _S181 % _S180;
+    uint _S184 = _S183 * 128U;
+    uint _S185 = _S181 / _S180;
+    uint _S186 = _S185 * 128U;
+    uint _S187 = thread_1 / 32U / 2U * 4U * 16U;
+    uint _S188 = thread_1 / 32U % 2U * 4U * 16U;
+    uint _S189 = thread_1 / 4U;
+    uint _S190 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S210;
-    (&operands_0)->side_0 = _S212;
-    (&operands_0)->rows_1 = _S205;
+    (&operands_0)->top_0 = _S184;
+    (&operands_0)->side_0 = _S186;
+    (&operands_0)->rows_1 = _S179;
     FixedArray<FixedArray<Sums_0, 4> , 4>  sums_3;
-    Sums_0 _S217 = no_sums_0();
-    sums_3[0U][0U] = _S217;
-    sums_3[0U][1U] = _S217;
-    sums_3[0U][2U] = _S217;
-    sums_3[0U][3U] = _S217;
-    sums_3[1U][0U] = _S217;
-    sums_3[1U][1U] = _S217;
-    sums_3[1U][2U] = _S217;
-    sums_3[1U][3U] = _S217;
-    sums_3[2U][0U] = _S217;
-    sums_3[2U][1U] = _S217;
-    sums_3[2U][2U] = _S217;
-    sums_3[2U][3U] = _S217;
-    sums_3[3U][0U] = _S217;
-    sums_3[3U][1U] = _S217;
-    sums_3[3U][2U] = _S217;
-    sums_3[3U][3U] = _S217;
-    Operands_0 _S218 = operands_0;
-    Parts_0 _S219 = Operands_load_0(&_S218, 0U, _S215, _S216);
+    Sums_0 _S191 = no_sums_0();
+    sums_3[0U][0U] = _S191;
+    sums_3[0U][1U] = _S191;
+    sums_3[0U][2U] = _S191;
+    sums_3[0U][3U] = _S191;
+    sums_3[1U][0U] = _S191;
+    sums_3[1U][1U] = _S191;
+    sums_3[1U][2U] = _S191;
+    sums_3[1U][3U] = _S191;
+    sums_3[2U][0U] = _S191;
+    sums_3[2U][1U] = _S191;
+    sums_3[2U][2U] = _S191;
+    sums_3[2U][3U] = _S191;
+    sums_3[3U][0U] = _S191;
+    sums_3[3U][1U] = _S191;
+    sums_3[3U][2U] = _S191;
+    sums_3[3U][3U] = _S191;
+    Operands_0 _S192 = operands_0;
+    Parts_0 _S193 = Operands_load_0(&_S192, 0U, _S189, _S190);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S219;
+    Parts_0 parts_1 = _S193;
     for(;;)
     {
-        uint _S220 = p_1->k_0;
+        uint _S194 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -759,205 +737,205 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S221 = parts_1;
-        Parts_store_0(&_S221, _S215, _S216);
+        Parts_0 _S195 = parts_1;
+        Parts_store_0(&_S195, _S189, _S190);
         __syncthreads();
-        uint _S222 = begin_1 + 32U;
-        uint _S223 = (U32_min((_S222), (_S220 - 32U)));
-        Operands_0 _S224 = operands_0;
-        Parts_0 _S225 = Operands_load_0(&_S224, _S223, _S215, _S216);
-        multiply_0(&sums_3, _S213, _S214, thread_1 % 32U);
+        uint _S196 = begin_1 + 32U;
+        uint _S197 = (U32_min((_S196), (_S194 - 32U)));
+        Operands_0 _S198 = operands_0;
+        Parts_0 _S199 = Operands_load_0(&_S198, _S197, _S189, _S190);
+        multiply_0(&sums_3, _S187, _S188, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S222;
-        parts_1 = _S225;
+        begin_1 = _S196;
+        parts_1 = _S199;
     }
-    bool _S226;
-    if((_S210 + 128U) <= _S205)
+    bool _S200;
+    if((_S184 + 128U) <= _S179)
     {
-        _S226 = (_S212 + 128U) <= _S208;
+        _S200 = (_S186 + 128U) <= _S182;
     }
     else
     {
-        _S226 = false;
+        _S200 = false;
     }
     Place_0 place_1;
-    uint _S227 = _S210 + _S213;
-    (&place_1)->row_4 = _S227;
-    uint _S228 = _S212 + _S214;
-    (&place_1)->column_3 = _S228;
-    (&place_1)->rows_3 = _S205;
-    (&place_1)->columns_2 = _S208;
-    uint _S229 = p_1->out_offset_0;
+    uint _S201 = _S184 + _S187;
+    (&place_1)->row_4 = _S201;
+    uint _S202 = _S186 + _S188;
+    (&place_1)->column_3 = _S202;
+    (&place_1)->rows_3 = _S179;
+    (&place_1)->columns_2 = _S182;
+    uint _S203 = p_1->out_offset_0;
     (&place_1)->offset_3 = p_1->out_offset_0;
-    uint _S230 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S231 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S232 = sums_3[0U][0U];
-    Place_0 _S233 = place_1;
-    write_0(&_S232, 16.0f, result_3, &_S233, _S231, _S226, thread_1);
+    uint _S204 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S205 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S206 = sums_3[0U][0U];
+    Place_0 _S207 = place_1;
+    write_0(&_S206, 16.0f, result_3, &_S207, _S205, _S200, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S227;
-    uint _S234 = _S228 + 16U;
-    (&place_2)->column_3 = _S234;
-    (&place_2)->rows_3 = _S205;
-    (&place_2)->columns_2 = _S208;
-    (&place_2)->offset_3 = _S229;
-    (&place_2)->stride_2 = _S230;
-    Sums_0 _S235 = sums_3[0U][1U];
-    Place_0 _S236 = place_2;
-    write_0(&_S235, 16.0f, result_3, &_S236, _S231, _S226, thread_1);
+    (&place_2)->row_4 = _S201;
+    uint _S208 = _S202 + 16U;
+    (&place_2)->column_3 = _S208;
+    (&place_2)->rows_3 = _S179;
+    (&place_2)->columns_2 = _S182;
+    (&place_2)->offset_3 = _S203;
+    (&place_2)->stride_0 = _S204;
+    Sums_0 _S209 = sums_3[0U][1U];
+    Place_0 _S210 = place_2;
+    write_0(&_S209, 16.0f, result_3, &_S210, _S205, _S200, thread_1);
     Place_0 place_3;
-    (&place_3)->row_4 = _S227;
-    uint _S237 = _S228 + 32U;
-    (&place_3)->column_3 = _S237;
-    (&place_3)->rows_3 = _S205;
-    (&place_3)->columns_2 = _S208;
-    (&place_3)->offset_3 = _S229;
-    (&place_3)->stride_2 = _S230;
-    Sums_0 _S238 = sums_3[0U][2U];
-    Place_0 _S239 = place_3;
-    write_0(&_S238, 16.0f, result_3, &_S239, _S231, _S226, thread_1);
+    (&place_3)->row_4 = _S201;
+    uint _S211 = _S202 + 32U;
+    (&place_3)->column_3 = _S211;
+    (&place_3)->rows_3 = _S179;
+    (&place_3)->columns_2 = _S182;
+    (&place_3)->offset_3 = _S203;
+    (&place_3)->stride_0 = _S204;
+    Sums_0 _S212 = sums_3[0U][2U];
+    Place_0 _S213 = place_3;
+    write_0(&_S212, 16.0f, result_3, &_S213, _S205, _S200, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S227;
-    uint _S240 = _S228 + 48U;
-    (&place_4)->column_3 = _S240;
-    (&place_4)->rows_3 = _S205;
-    (&place_4)->columns_2 = _S208;
-    (&place_4)->offset_3 = _S229;
-    (&place_4)->stride_2 = _S230;
-    Sums_0 _S241 = sums_3[0U][3U];
-    Place_0 _S242 = place_4;
-    write_0(&_S241, 16.0f, result_3, &_S242, _S231, _S226, thread_1);
+    (&place_4)->row_4 = _S201;
+    uint _S214 = _S202 + 48U;
+    (&place_4)->column_3 = _S214;
+    (&place_4)->rows_3 = _S179;
+    (&place_4)->columns_2 = _S182;
+    (&place_4)->offset_3 = _S203;
+    (&place_4)->stride_0 = _S204;
+    Sums_0 _S215 = sums_3[0U][3U];
+    Place_0 _S216 = place_4;
+    write_0(&_S215, 16.0f, result_3, &_S216, _S205, _S200, thread_1);
     Place_0 place_5;
-    uint _S243 = _S227 + 16U;
-    (&place_5)->row_4 = _S243;
-    (&place_5)->column_3 = _S228;
-    (&place_5)->rows_3 = _S205;
-    (&place_5)->columns_2 = _S208;
-    (&place_5)->offset_3 = _S229;
-    (&place_5)->stride_2 = _S230;
-    Sums_0 _S244 = sums_3[1U][0U];
-    Place_0 _S245 = place_5;
-    write_0(&_S244, 16.0f, result_3, &_S245, _S231, _S226, thread_1);
+    uint _S217 = _S201 + 16U;
+    (&place_5)->row_4 = _S217;
+    (&place_5)->column_3 = _S202;
+    (&place_5)->rows_3 = _S179;
+    (&place_5)->columns_2 = _S182;
+    (&place_5)->offset_3 = _S203;
+    (&place_5)->stride_0 = _S204;
+    Sums_0 _S218 = sums_3[1U][0U];
+    Place_0 _S219 = place_5;
+    write_0(&_S218, 16.0f, result_3, &_S219, _S205, _S200, thread_1);
     Place_0 place_6;
-    (&place_6)->row_4 = _S243;
-    (&place_6)->column_3 = _S234;
-    (&place_6)->rows_3 = _S205;
-    (&place_6)->columns_2 = _S208;
-    (&place_6)->offset_3 = _S229;
-    (&place_6)->stride_2 = _S230;
-    Sums_0 _S246 = sums_3[1U][1U];
-    Place_0 _S247 = place_6;
-    write_0(&_S246, 16.0f, result_3, &_S247, _S231, _S226, thread_1);
+    (&place_6)->row_4 = _S217;
+    (&place_6)->column_3 = _S208;
+    (&place_6)->rows_3 = _S179;
+    (&place_6)->columns_2 = _S182;
+    (&place_6)->offset_3 = _S203;
+    (&place_6)->stride_0 = _S204;
+    Sums_0 _S220 = sums_3[1U][1U];
+    Place_0 _S221 = place_6;
+    write_0(&_S220, 16.0f, result_3, &_S221, _S205, _S200, thread_1);
     Place_0 place_7;
-    (&place_7)->row_4 = _S243;
-    (&place_7)->column_3 = _S237;
-    (&place_7)->rows_3 = _S205;
-    (&place_7)->columns_2 = _S208;
-    (&place_7)->offset_3 = _S229;
-    (&place_7)->stride_2 = _S230;
-    Sums_0 _S248 = sums_3[1U][2U];
-    Place_0 _S249 = place_7;
-    write_0(&_S248, 16.0f, result_3, &_S249, _S231, _S226, thread_1);
+    (&place_7)->row_4 = _S217;
+    (&place_7)->column_3 = _S211;
+    (&place_7)->rows_3 = _S179;
+    (&place_7)->columns_2 = _S182;
+    (&place_7)->offset_3 = _S203;
+    (&place_7)->stride_0 = _S204;
+    Sums_0 _S222 = sums_3[1U][2U];
+    Place_0 _S223 = place_7;
+    write_0(&_S222, 16.0f, result_3, &_S223, _S205, _S200, thread_1);
     Place_0 place_8;
-    (&place_8)->row_4 = _S243;
-    (&place_8)->column_3 = _S240;
-    (&place_8)->rows_3 = _S205;
-    (&place_8)->columns_2 = _S208;
-    (&place_8)->offset_3 = _S229;
-    (&place_8)->stride_2 = _S230;
-    Sums_0 _S250 = sums_3[1U][3U];
-    Place_0 _S251 = place_8;
-    write_0(&_S250, 16.0f, result_3, &_S251, _S231, _S226, thread_1);
+    (&place_8)->row_4 = _S217;
+    (&place_8)->column_3 = _S214;
+    (&place_8)->rows_3 = _S179;
+    (&place_8)->columns_2 = _S182;
+    (&place_8)->offset_3 = _S203;
+    (&place_8)->stride_0 = _S204;
+    Sums_0 _S224 = sums_3[1U][3U];
+    Place_0 _S225 = place_8;
+    write_0(&_S224, 16.0f, result_3, &_S225, _S205, _S200, thread_1);
     Place_0 place_9;
-    uint _S252 = _S227 + 32U;
-    (&place_9)->row_4 = _S252;
-    (&place_9)->column_3 = _S228;
-    (&place_9)->rows_3 = _S205;
-    (&place_9)->columns_2 = _S208;
-    (&place_9)->offset_3 = _S229;
-    (&place_9)->stride_2 = _S230;
-    Sums_0 _S253 = sums_3[2U][0U];
-    Place_0 _S254 = place_9;
-    write_0(&_S253, 16.0f, result_3, &_S254, _S231, _S226, thread_1);
+    uint _S226 = _S201 + 32U;
+    (&place_9)->row_4 = _S226;
+    (&place_9)->column_3 = _S202;
+    (&place_9)->rows_3 = _S179;
+    (&place_9)->columns_2 = _S182;
+    (&place_9)->offset_3 = _S203;
+    (&place_9)->stride_0 = _S204;
+    Sums_0 _S227 = sums_3[2U][0U];
+    Place_0 _S228 = place_9;
+    write_0(&_S227, 16.0f, result_3, &_S228, _S205, _S200, thread_1);
     Place_0 place_10;
-    (&place_10)->row_4 = _S252;
-    (&place_10)->column_3 = _S234;
-    (&place_10)->rows_3 = _S205;
-    (&place_10)->columns_2 = _S208;
-    (&place_10)->offset_3 = _S229;
-    (&place_10)->stride_2 = _S230;
-    Sums_0 _S255 = sums_3[2U][1U];
-    Place_0 _S256 = place_10;
-    write_0(&_S255, 16.0f, result_3, &_S256, _S231, _S226, thread_1);
+    (&place_10)->row_4 = _S226;
+    (&place_10)->column_3 = _S208;
+    (&place_10)->rows_3 = _S179;
+    (&place_10)->columns_2 = _S182;
+    (&place_10)->offset_3 = _S203;
+    (&place_10)->stride_0 = _S204;
+    Sums_0 _S229 = sums_3[2U][1U];
+    Place_0 _S230 = place_10;
+    write_0(&_S229, 16.0f, result_3, &_S230, _S205, _S200, thread_1);
     Place_0 place_11;
-    (&place_11)->row_4 = _S252;
-    (&place_11)->column_3 = _S237;
-    (&place_11)->rows_3 = _S205;
-    (&place_11)->columns_2 = _S208;
-    (&place_11)->offset_3 = _S229;
-    (&place_11)->stride_2 = _S230;
-    Sums_0 _S257 = sums_3[2U][2U];
-    Place_0 _S258 = place_11;
-    write_0(&_S257, 16.0f, result_3, &_S258, _S231, _S226, thread_1);
+    (&place_11)->row_4 = _S226;
+    (&place_11)->column_3 = _S211;
+    (&place_11)->rows_3 = _S179;
+    (&place_11)->columns_2 = _S182;
+    (&place_11)->offset_3 = _S203;
+    (&place_11)->stride_0 = _S204;
+    Sums_0 _S231 = sums_3[2U][2U];
+    Place_0 _S232 = place_11;
+    write_0(&_S231, 16.0f, result_3, &_S232, _S205, _S200, thread_1);
     Place_0 place_12;
-    (&place_12)->row_4 = _S252;
-    (&place_12)->column_3 = _S240;
-    (&place_12)->rows_3 = _S205;
-    (&place_12)->columns_2 = _S208;
-    (&place_12)->offset_3 = _S229;
-    (&place_12)->stride_2 = _S230;
-    Sums_0 _S259 = sums_3[2U][3U];
-    Place_0 _S260 = place_12;
-    write_0(&_S259, 16.0f, result_3, &_S260, _S231, _S226, thread_1);
+    (&place_12)->row_4 = _S226;
+    (&place_12)->column_3 = _S214;
+    (&place_12)->rows_3 = _S179;
+    (&place_12)->columns_2 = _S182;
+    (&place_12)->offset_3 = _S203;
+    (&place_12)->stride_0 = _S204;
+    Sums_0 _S233 = sums_3[2U][3U];
+    Place_0 _S234 = place_12;
+    write_0(&_S233, 16.0f, result_3, &_S234, _S205, _S200, thread_1);
     Place_0 place_13;
-    uint _S261 = _S227 + 48U;
-    (&place_13)->row_4 = _S261;
-    (&place_13)->column_3 = _S228;
-    (&place_13)->rows_3 = _S205;
-    (&place_13)->columns_2 = _S208;
-    (&place_13)->offset_3 = _S229;
-    (&place_13)->stride_2 = _S230;
-    Sums_0 _S262 = sums_3[3U][0U];
-    Place_0 _S263 = place_13;
-    write_0(&_S262, 16.0f, result_3, &_S263, _S231, _S226, thread_1);
+    uint _S235 = _S201 + 48U;
+    (&place_13)->row_4 = _S235;
+    (&place_13)->column_3 = _S202;
+    (&place_13)->rows_3 = _S179;
+    (&place_13)->columns_2 = _S182;
+    (&place_13)->offset_3 = _S203;
+    (&place_13)->stride_0 = _S204;
+    Sums_0 _S236 = sums_3[3U][0U];
+    Place_0 _S237 = place_13;
+    write_0(&_S236, 16.0f, result_3, &_S237, _S205, _S200, thread_1);
     Place_0 place_14;
-    (&place_14)->row_4 = _S261;
-    (&place_14)->column_3 = _S234;
-    (&place_14)->rows_3 = _S205;
-    (&place_14)->columns_2 = _S208;
-    (&place_14)->offset_3 = _S229;
-    (&place_14)->stride_2 = _S230;
-    Sums_0 _S264 = sums_3[3U][1U];
-    Place_0 _S265 = place_14;
-    write_0(&_S264, 16.0f, result_3, &_S265, _S231, _S226, thread_1);
+    (&place_14)->row_4 = _S235;
+    (&place_14)->column_3 = _S208;
+    (&place_14)->rows_3 = _S179;
+    (&place_14)->columns_2 = _S182;
+    (&place_14)->offset_3 = _S203;
+    (&place_14)->stride_0 = _S204;
+    Sums_0 _S238 = sums_3[3U][1U];
+    Place_0 _S239 = place_14;
+    write_0(&_S238, 16.0f, result_3, &_S239, _S205, _S200, thread_1);
     Place_0 place_15;
-    (&place_15)->row_4 = _S261;
-    (&place_15)->column_3 = _S237;
-    (&place_15)->rows_3 = _S205;
-    (&place_15)->columns_2 = _S208;
-    (&place_15)->offset_3 = _S229;
-    (&place_15)->stride_2 = _S230;
-    Sums_0 _S266 = sums_3[3U][2U];
-    Place_0 _S267 = place_15;
-    write_0(&_S266, 16.0f, result_3, &_S267, _S231, _S226, thread_1);
+    (&place_15)->row_4 = _S235;
+    (&place_15)->column_3 = _S211;
+    (&place_15)->rows_3 = _S179;
+    (&place_15)->columns_2 = _S182;
+    (&place_15)->offset_3 = _S203;
+    (&place_15)->stride_0 = _S204;
+    Sums_0 _S240 = sums_3[3U][2U];
+    Place_0 _S241 = place_15;
+    write_0(&_S240, 16.0f, result_3, &_S241, _S205, _S200, thread_1);
     Place_0 place_16;
-    (&place_16)->row_4 = _S261;
-    (&place_16)->column_3 = _S240;
-    (&place_16)->rows_3 = _S205;
-    (&place_16)->columns_2 = _S208;
-    (&place_16)->offset_3 = _S229;
-    (&place_16)->stride_2 = _S230;
-    Sums_0 _S268 = sums_3[3U][3U];
-    Place_0 _S269 = place_16;
-    write_0(&_S268, 16.0f, result_3, &_S269, _S231, _S226, thread_1);
+    (&place_16)->row_4 = _S235;
+    (&place_16)->column_3 = _S214;
+    (&place_16)->rows_3 = _S179;
+    (&place_16)->columns_2 = _S182;
+    (&place_16)->offset_3 = _S203;
+    (&place_16)->stride_0 = _S204;
+    Sums_0 _S242 = sums_3[3U][3U];
+    Place_0 _S243 = place_16;
+    write_0(&_S242, 16.0f, result_3, &_S243, _S205, _S200, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat128_q4_1(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S270 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S271 = p_2;
-    gemm_0(blockIdx, _S270, x_5, weight_2, result_4, batch_2, &_S271);
+    uint _S244 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S245 = p_2;
+    gemm_0(blockIdx, _S244, x_5, weight_2, result_4, batch_2, &_S245);
     return;
 }

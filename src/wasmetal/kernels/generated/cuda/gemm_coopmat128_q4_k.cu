@@ -67,8 +67,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -79,7 +77,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 {
@@ -90,19 +94,19 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S1 = make_float4 (-65504.0f);
     float4  _S2 = make_float4 (65504.0f);
-    uint _S3 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S3] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2));
-    uint _S4 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S4] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2));
-    uint _S5 = (row_0 + 64U) * 5U + eight_0;
-    (*&left_tile_0)[_S5] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S1, _S2));
-    uint _S6 = (row_0 + 96U) * 5U + eight_0;
-    (*&left_tile_0)[_S6] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S1, _S2));
+    uint _S3 = row_0 * 5U;
+    put_0(_S3 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2)));
+    uint _S4 = (row_0 + 32U) * 5U;
+    put_0(_S4 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2)));
+    uint _S5 = (row_0 + 64U) * 5U;
+    put_0(_S5 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S1, _S2)));
+    uint _S6 = (row_0 + 96U) * 5U;
+    put_0(_S6 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S1, _S2)));
     uint _S7 = 8U * eight_0;
-    (*&right_tile_0)[_S3] = Others_decode_0(this_0->right_0[0U], _S7);
-    (*&right_tile_0)[_S4] = Others_decode_0(this_0->right_0[1U], _S7);
-    (*&right_tile_0)[_S5] = Others_decode_0(this_0->right_0[2U], _S7);
-    (*&right_tile_0)[_S6] = Others_decode_0(this_0->right_0[3U], _S7);
+    put_0(640U + _S3 + eight_0, Others_decode_0(this_0->right_0[0U], _S7));
+    put_0(640U + _S4 + eight_0, Others_decode_0(this_0->right_0[1U], _S7));
+    put_0(640U + _S5 + eight_0, Others_decode_0(this_0->right_0[2U], _S7));
+    put_0(640U + _S6 + eight_0, Others_decode_0(this_0->right_0[3U], _S7));
     return;
 }
 
@@ -272,187 +276,161 @@ __device__ Sums_0 no_sums_0()
     return _S56;
 }
 
-__device__ uint4  load_right_0(FixedArray<uint4 , 640>  * tile_0, uint at_0, uint stride_0, uint lane_0)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 640>  _S57 = *tile_0;
-    uint4  _S58 = (wasmetal_load_four((&_S57[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
-    return _S58;
+    uint4  _S57 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S57;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 640>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    FixedArray<uint4 , 640>  _S59 = *tile_1;
-    uint4  _S60 = (wasmetal_load_four((&_S59[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
-    return _S60;
+    uint4  _S58 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S58;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S61 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S62 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S63;
-    _S63[int(0)] = _S61;
-    _S63[int(1)] = _S62;
-    Sums_0 _S64 = Sums_x24init_0(&_S63);
-    return _S64;
+    float4  _S59 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S60 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S61;
+    _S61[int(0)] = _S59;
+    _S61[int(1)] = _S60;
+    Sums_0 _S62 = Sums_x24init_0(&_S61);
+    return _S62;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 4> , 4>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 4>  right_2;
-    uint _S65 = across_0 * 5U;
-    FixedArray<uint4 , 640>  _S66 = *&right_tile_0;
-    uint4  _S67 = load_right_0(&_S66, _S65, 5U, lane_2);
-    right_2[0U] = _S67;
-    uint _S68 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S69 = *&right_tile_0;
-    uint4  _S70 = load_right_0(&_S69, _S68, 5U, lane_2);
-    right_2[1U] = _S70;
-    uint _S71 = (across_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S72 = *&right_tile_0;
-    uint4  _S73 = load_right_0(&_S72, _S71, 5U, lane_2);
-    right_2[2U] = _S73;
-    uint _S74 = (across_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S75 = *&right_tile_0;
-    uint4  _S76 = load_right_0(&_S75, _S74, 5U, lane_2);
-    right_2[3U] = _S76;
-    uint _S77 = down_0 * 5U;
-    FixedArray<uint4 , 640>  _S78 = *&left_tile_0;
-    uint4  _S79 = load_left_0(&_S78, _S77, 5U, lane_2);
-    Sums_0 _S80 = (*sums_1)[0U][0U];
-    Sums_0 _S81 = multiply_add_0(_S79, _S67, &_S80);
-    (*sums_1)[0U][0U] = _S81;
-    Sums_0 _S82 = (*sums_1)[0U][1U];
-    Sums_0 _S83 = multiply_add_0(_S79, _S70, &_S82);
-    (*sums_1)[0U][1U] = _S83;
-    Sums_0 _S84 = (*sums_1)[0U][2U];
-    Sums_0 _S85 = multiply_add_0(_S79, _S73, &_S84);
-    (*sums_1)[0U][2U] = _S85;
-    Sums_0 _S86 = (*sums_1)[0U][3U];
-    Sums_0 _S87 = multiply_add_0(_S79, _S76, &_S86);
-    (*sums_1)[0U][3U] = _S87;
-    uint _S88 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S89 = *&left_tile_0;
-    uint4  _S90 = load_left_0(&_S89, _S88, 5U, lane_2);
-    Sums_0 _S91 = (*sums_1)[1U][0U];
-    Sums_0 _S92 = multiply_add_0(_S90, _S67, &_S91);
-    (*sums_1)[1U][0U] = _S92;
-    Sums_0 _S93 = (*sums_1)[1U][1U];
-    Sums_0 _S94 = multiply_add_0(_S90, _S70, &_S93);
-    (*sums_1)[1U][1U] = _S94;
-    Sums_0 _S95 = (*sums_1)[1U][2U];
-    Sums_0 _S96 = multiply_add_0(_S90, _S73, &_S95);
-    (*sums_1)[1U][2U] = _S96;
-    Sums_0 _S97 = (*sums_1)[1U][3U];
-    Sums_0 _S98 = multiply_add_0(_S90, _S76, &_S97);
-    (*sums_1)[1U][3U] = _S98;
-    uint _S99 = (down_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S100 = *&left_tile_0;
-    uint4  _S101 = load_left_0(&_S100, _S99, 5U, lane_2);
-    Sums_0 _S102 = (*sums_1)[2U][0U];
-    Sums_0 _S103 = multiply_add_0(_S101, _S67, &_S102);
-    (*sums_1)[2U][0U] = _S103;
-    Sums_0 _S104 = (*sums_1)[2U][1U];
-    Sums_0 _S105 = multiply_add_0(_S101, _S70, &_S104);
-    (*sums_1)[2U][1U] = _S105;
-    Sums_0 _S106 = (*sums_1)[2U][2U];
-    Sums_0 _S107 = multiply_add_0(_S101, _S73, &_S106);
-    (*sums_1)[2U][2U] = _S107;
-    Sums_0 _S108 = (*sums_1)[2U][3U];
-    Sums_0 _S109 = multiply_add_0(_S101, _S76, &_S108);
-    (*sums_1)[2U][3U] = _S109;
-    uint _S110 = (down_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S111 = *&left_tile_0;
-    uint4  _S112 = load_left_0(&_S111, _S110, 5U, lane_2);
-    Sums_0 _S113 = (*sums_1)[3U][0U];
-    Sums_0 _S114 = multiply_add_0(_S112, _S67, &_S113);
-    (*sums_1)[3U][0U] = _S114;
-    Sums_0 _S115 = (*sums_1)[3U][1U];
-    Sums_0 _S116 = multiply_add_0(_S112, _S70, &_S115);
-    (*sums_1)[3U][1U] = _S116;
-    Sums_0 _S117 = (*sums_1)[3U][2U];
-    Sums_0 _S118 = multiply_add_0(_S112, _S73, &_S117);
-    (*sums_1)[3U][2U] = _S118;
-    Sums_0 _S119 = (*sums_1)[3U][3U];
-    Sums_0 _S120 = multiply_add_0(_S112, _S76, &_S119);
-    (*sums_1)[3U][3U] = _S120;
+    uint _S63 = 640U + across_0 * 5U;
+    uint4  _S64 = load_right_0(_S63, lane_2);
+    right_2[0U] = _S64;
+    uint _S65 = 640U + (across_0 + 16U) * 5U;
+    uint4  _S66 = load_right_0(_S65, lane_2);
+    right_2[1U] = _S66;
+    uint _S67 = 640U + (across_0 + 32U) * 5U;
+    uint4  _S68 = load_right_0(_S67, lane_2);
+    right_2[2U] = _S68;
+    uint _S69 = 640U + (across_0 + 48U) * 5U;
+    uint4  _S70 = load_right_0(_S69, lane_2);
+    right_2[3U] = _S70;
+    uint _S71 = down_0 * 5U;
+    uint4  _S72 = load_left_0(_S71, lane_2);
+    Sums_0 _S73 = (*sums_1)[0U][0U];
+    Sums_0 _S74 = multiply_add_0(_S72, _S64, &_S73);
+    (*sums_1)[0U][0U] = _S74;
+    Sums_0 _S75 = (*sums_1)[0U][1U];
+    Sums_0 _S76 = multiply_add_0(_S72, _S66, &_S75);
+    (*sums_1)[0U][1U] = _S76;
+    Sums_0 _S77 = (*sums_1)[0U][2U];
+    Sums_0 _S78 = multiply_add_0(_S72, _S68, &_S77);
+    (*sums_1)[0U][2U] = _S78;
+    Sums_0 _S79 = (*sums_1)[0U][3U];
+    Sums_0 _S80 = multiply_add_0(_S72, _S70, &_S79);
+    (*sums_1)[0U][3U] = _S80;
+    uint _S81 = (down_0 + 16U) * 5U;
+    uint4  _S82 = load_left_0(_S81, lane_2);
+    Sums_0 _S83 = (*sums_1)[1U][0U];
+    Sums_0 _S84 = multiply_add_0(_S82, _S64, &_S83);
+    (*sums_1)[1U][0U] = _S84;
+    Sums_0 _S85 = (*sums_1)[1U][1U];
+    Sums_0 _S86 = multiply_add_0(_S82, _S66, &_S85);
+    (*sums_1)[1U][1U] = _S86;
+    Sums_0 _S87 = (*sums_1)[1U][2U];
+    Sums_0 _S88 = multiply_add_0(_S82, _S68, &_S87);
+    (*sums_1)[1U][2U] = _S88;
+    Sums_0 _S89 = (*sums_1)[1U][3U];
+    Sums_0 _S90 = multiply_add_0(_S82, _S70, &_S89);
+    (*sums_1)[1U][3U] = _S90;
+    uint _S91 = (down_0 + 32U) * 5U;
+    uint4  _S92 = load_left_0(_S91, lane_2);
+    Sums_0 _S93 = (*sums_1)[2U][0U];
+    Sums_0 _S94 = multiply_add_0(_S92, _S64, &_S93);
+    (*sums_1)[2U][0U] = _S94;
+    Sums_0 _S95 = (*sums_1)[2U][1U];
+    Sums_0 _S96 = multiply_add_0(_S92, _S66, &_S95);
+    (*sums_1)[2U][1U] = _S96;
+    Sums_0 _S97 = (*sums_1)[2U][2U];
+    Sums_0 _S98 = multiply_add_0(_S92, _S68, &_S97);
+    (*sums_1)[2U][2U] = _S98;
+    Sums_0 _S99 = (*sums_1)[2U][3U];
+    Sums_0 _S100 = multiply_add_0(_S92, _S70, &_S99);
+    (*sums_1)[2U][3U] = _S100;
+    uint _S101 = (down_0 + 48U) * 5U;
+    uint4  _S102 = load_left_0(_S101, lane_2);
+    Sums_0 _S103 = (*sums_1)[3U][0U];
+    Sums_0 _S104 = multiply_add_0(_S102, _S64, &_S103);
+    (*sums_1)[3U][0U] = _S104;
+    Sums_0 _S105 = (*sums_1)[3U][1U];
+    Sums_0 _S106 = multiply_add_0(_S102, _S66, &_S105);
+    (*sums_1)[3U][1U] = _S106;
+    Sums_0 _S107 = (*sums_1)[3U][2U];
+    Sums_0 _S108 = multiply_add_0(_S102, _S68, &_S107);
+    (*sums_1)[3U][2U] = _S108;
+    Sums_0 _S109 = (*sums_1)[3U][3U];
+    Sums_0 _S110 = multiply_add_0(_S102, _S70, &_S109);
+    (*sums_1)[3U][3U] = _S110;
     FixedArray<uint4 , 4>  right_3;
-    uint _S121 = _S65 + 2U;
-    FixedArray<uint4 , 640>  _S122 = *&right_tile_0;
-    uint4  _S123 = load_right_0(&_S122, _S121, 5U, lane_2);
-    right_3[0U] = _S123;
-    uint _S124 = _S68 + 2U;
-    FixedArray<uint4 , 640>  _S125 = *&right_tile_0;
-    uint4  _S126 = load_right_0(&_S125, _S124, 5U, lane_2);
-    right_3[1U] = _S126;
-    uint _S127 = _S71 + 2U;
-    FixedArray<uint4 , 640>  _S128 = *&right_tile_0;
-    uint4  _S129 = load_right_0(&_S128, _S127, 5U, lane_2);
-    right_3[2U] = _S129;
-    uint _S130 = _S74 + 2U;
-    FixedArray<uint4 , 640>  _S131 = *&right_tile_0;
-    uint4  _S132 = load_right_0(&_S131, _S130, 5U, lane_2);
-    right_3[3U] = _S132;
-    uint _S133 = _S77 + 2U;
-    FixedArray<uint4 , 640>  _S134 = *&left_tile_0;
-    uint4  _S135 = load_left_0(&_S134, _S133, 5U, lane_2);
-    Sums_0 _S136 = (*sums_1)[0U][0U];
-    Sums_0 _S137 = multiply_add_0(_S135, _S123, &_S136);
-    (*sums_1)[0U][0U] = _S137;
-    Sums_0 _S138 = (*sums_1)[0U][1U];
-    Sums_0 _S139 = multiply_add_0(_S135, _S126, &_S138);
-    (*sums_1)[0U][1U] = _S139;
-    Sums_0 _S140 = (*sums_1)[0U][2U];
-    Sums_0 _S141 = multiply_add_0(_S135, _S129, &_S140);
-    (*sums_1)[0U][2U] = _S141;
-    Sums_0 _S142 = (*sums_1)[0U][3U];
-    Sums_0 _S143 = multiply_add_0(_S135, _S132, &_S142);
-    (*sums_1)[0U][3U] = _S143;
-    uint _S144 = _S88 + 2U;
-    FixedArray<uint4 , 640>  _S145 = *&left_tile_0;
-    uint4  _S146 = load_left_0(&_S145, _S144, 5U, lane_2);
-    Sums_0 _S147 = (*sums_1)[1U][0U];
-    Sums_0 _S148 = multiply_add_0(_S146, _S123, &_S147);
-    (*sums_1)[1U][0U] = _S148;
-    Sums_0 _S149 = (*sums_1)[1U][1U];
-    Sums_0 _S150 = multiply_add_0(_S146, _S126, &_S149);
-    (*sums_1)[1U][1U] = _S150;
-    Sums_0 _S151 = (*sums_1)[1U][2U];
-    Sums_0 _S152 = multiply_add_0(_S146, _S129, &_S151);
-    (*sums_1)[1U][2U] = _S152;
-    Sums_0 _S153 = (*sums_1)[1U][3U];
-    Sums_0 _S154 = multiply_add_0(_S146, _S132, &_S153);
-    (*sums_1)[1U][3U] = _S154;
-    uint _S155 = _S99 + 2U;
-    FixedArray<uint4 , 640>  _S156 = *&left_tile_0;
-    uint4  _S157 = load_left_0(&_S156, _S155, 5U, lane_2);
-    Sums_0 _S158 = (*sums_1)[2U][0U];
-    Sums_0 _S159 = multiply_add_0(_S157, _S123, &_S158);
-    (*sums_1)[2U][0U] = _S159;
-    Sums_0 _S160 = (*sums_1)[2U][1U];
-    Sums_0 _S161 = multiply_add_0(_S157, _S126, &_S160);
-    (*sums_1)[2U][1U] = _S161;
-    Sums_0 _S162 = (*sums_1)[2U][2U];
-    Sums_0 _S163 = multiply_add_0(_S157, _S129, &_S162);
-    (*sums_1)[2U][2U] = _S163;
-    Sums_0 _S164 = (*sums_1)[2U][3U];
-    Sums_0 _S165 = multiply_add_0(_S157, _S132, &_S164);
-    (*sums_1)[2U][3U] = _S165;
-    uint _S166 = _S110 + 2U;
-    FixedArray<uint4 , 640>  _S167 = *&left_tile_0;
-    uint4  _S168 = load_left_0(&_S167, _S166, 5U, lane_2);
-    Sums_0 _S169 = (*sums_1)[3U][0U];
-    Sums_0 _S170 = multiply_add_0(_S168, _S123, &_S169);
-    (*sums_1)[3U][0U] = _S170;
-    Sums_0 _S171 = (*sums_1)[3U][1U];
-    Sums_0 _S172 = multiply_add_0(_S168, _S126, &_S171);
-    (*sums_1)[3U][1U] = _S172;
-    Sums_0 _S173 = (*sums_1)[3U][2U];
-    Sums_0 _S174 = multiply_add_0(_S168, _S129, &_S173);
-    (*sums_1)[3U][2U] = _S174;
-    Sums_0 _S175 = (*sums_1)[3U][3U];
-    Sums_0 _S176 = multiply_add_0(_S168, _S132, &_S175);
-    (*sums_1)[3U][3U] = _S176;
+    uint4  _S111 = load_right_0(_S63 + 2U, lane_2);
+    right_3[0U] = _S111;
+    uint4  _S112 = load_right_0(_S65 + 2U, lane_2);
+    right_3[1U] = _S112;
+    uint4  _S113 = load_right_0(_S67 + 2U, lane_2);
+    right_3[2U] = _S113;
+    uint4  _S114 = load_right_0(_S69 + 2U, lane_2);
+    right_3[3U] = _S114;
+    uint4  _S115 = load_left_0(_S71 + 2U, lane_2);
+    Sums_0 _S116 = (*sums_1)[0U][0U];
+    Sums_0 _S117 = multiply_add_0(_S115, _S111, &_S116);
+    (*sums_1)[0U][0U] = _S117;
+    Sums_0 _S118 = (*sums_1)[0U][1U];
+    Sums_0 _S119 = multiply_add_0(_S115, _S112, &_S118);
+    (*sums_1)[0U][1U] = _S119;
+    Sums_0 _S120 = (*sums_1)[0U][2U];
+    Sums_0 _S121 = multiply_add_0(_S115, _S113, &_S120);
+    (*sums_1)[0U][2U] = _S121;
+    Sums_0 _S122 = (*sums_1)[0U][3U];
+    Sums_0 _S123 = multiply_add_0(_S115, _S114, &_S122);
+    (*sums_1)[0U][3U] = _S123;
+    uint4  _S124 = load_left_0(_S81 + 2U, lane_2);
+    Sums_0 _S125 = (*sums_1)[1U][0U];
+    Sums_0 _S126 = multiply_add_0(_S124, _S111, &_S125);
+    (*sums_1)[1U][0U] = _S126;
+    Sums_0 _S127 = (*sums_1)[1U][1U];
+    Sums_0 _S128 = multiply_add_0(_S124, _S112, &_S127);
+    (*sums_1)[1U][1U] = _S128;
+    Sums_0 _S129 = (*sums_1)[1U][2U];
+    Sums_0 _S130 = multiply_add_0(_S124, _S113, &_S129);
+    (*sums_1)[1U][2U] = _S130;
+    Sums_0 _S131 = (*sums_1)[1U][3U];
+    Sums_0 _S132 = multiply_add_0(_S124, _S114, &_S131);
+    (*sums_1)[1U][3U] = _S132;
+    uint4  _S133 = load_left_0(_S91 + 2U, lane_2);
+    Sums_0 _S134 = (*sums_1)[2U][0U];
+    Sums_0 _S135 = multiply_add_0(_S133, _S111, &_S134);
+    (*sums_1)[2U][0U] = _S135;
+    Sums_0 _S136 = (*sums_1)[2U][1U];
+    Sums_0 _S137 = multiply_add_0(_S133, _S112, &_S136);
+    (*sums_1)[2U][1U] = _S137;
+    Sums_0 _S138 = (*sums_1)[2U][2U];
+    Sums_0 _S139 = multiply_add_0(_S133, _S113, &_S138);
+    (*sums_1)[2U][2U] = _S139;
+    Sums_0 _S140 = (*sums_1)[2U][3U];
+    Sums_0 _S141 = multiply_add_0(_S133, _S114, &_S140);
+    (*sums_1)[2U][3U] = _S141;
+    uint4  _S142 = load_left_0(_S101 + 2U, lane_2);
+    Sums_0 _S143 = (*sums_1)[3U][0U];
+    Sums_0 _S144 = multiply_add_0(_S142, _S111, &_S143);
+    (*sums_1)[3U][0U] = _S144;
+    Sums_0 _S145 = (*sums_1)[3U][1U];
+    Sums_0 _S146 = multiply_add_0(_S142, _S112, &_S145);
+    (*sums_1)[3U][1U] = _S146;
+    Sums_0 _S147 = (*sums_1)[3U][2U];
+    Sums_0 _S148 = multiply_add_0(_S142, _S113, &_S147);
+    (*sums_1)[3U][2U] = _S148;
+    Sums_0 _S149 = (*sums_1)[3U][3U];
+    Sums_0 _S150 = multiply_add_0(_S142, _S114, &_S149);
+    (*sums_1)[3U][3U] = _S150;
     return;
 }
 
@@ -463,324 +441,324 @@ struct Place_0
     uint rows_3;
     uint columns_2;
     uint offset_3;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_3 + (this_2->row_4 + r_0) * this_2->stride_2 + this_2->column_3 + c_0;
+    return this_2->offset_3 + (this_2->row_4 + r_0) * this_2->stride_0 + this_2->column_3 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S177 = thread_0 % 32U;
-    uint _S178 = _S177 / 4U;
-    uint _S179 = _S177 % 4U * 2U;
-    bool _S180;
+    uint _S151 = thread_0 % 32U;
+    uint _S152 = _S151 / 4U;
+    uint _S153 = _S151 % 4U * 2U;
+    bool _S154;
     if(whole_0)
     {
-        _S180 = true;
+        _S154 = true;
     }
     else
     {
-        if((place_0->row_4 + _S178) < (place_0->rows_3))
+        if((place_0->row_4 + _S152) < (place_0->rows_3))
         {
-            _S180 = (place_0->column_3 + _S179) < (place_0->columns_2);
+            _S154 = (place_0->column_3 + _S153) < (place_0->columns_2);
         }
         else
         {
-            _S180 = false;
+            _S154 = false;
         }
     }
-    float _S181;
-    if(_S180)
+    float _S155;
+    if(_S154)
     {
-        uint _S182 = Place_at_0(place_0, _S178, _S179);
-        float _S183 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S184 = (&(result_2)[_S182]);
+        uint _S156 = Place_at_0(place_0, _S152, _S153);
+        float _S157 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S158 = (&(result_2)[_S156]);
         if(accumulate_1)
         {
-            _S181 = *(&(result_2)[_S182]) + _S183;
+            _S155 = *(&(result_2)[_S156]) + _S157;
         }
         else
         {
-            _S181 = _S183;
+            _S155 = _S157;
         }
-        *_S184 = _S181;
+        *_S158 = _S155;
     }
-    uint _S185 = _S177 / 4U;
-    uint _S186 = _S179 + 1U;
+    uint _S159 = _S151 / 4U;
+    uint _S160 = _S153 + 1U;
     if(whole_0)
     {
-        _S180 = true;
+        _S154 = true;
     }
     else
     {
-        if((place_0->row_4 + _S185) < (place_0->rows_3))
+        if((place_0->row_4 + _S159) < (place_0->rows_3))
         {
-            _S180 = (place_0->column_3 + _S186) < (place_0->columns_2);
+            _S154 = (place_0->column_3 + _S160) < (place_0->columns_2);
         }
         else
         {
-            _S180 = false;
+            _S154 = false;
         }
     }
-    if(_S180)
+    if(_S154)
     {
-        uint _S187 = Place_at_0(place_0, _S185, _S186);
-        float _S188 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        uint _S161 = Place_at_0(place_0, _S159, _S160);
+        float _S162 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S163 = (&(result_2)[_S161]);
+        if(accumulate_1)
+        {
+            _S155 = *(&(result_2)[_S161]) + _S162;
+        }
+        else
+        {
+            _S155 = _S162;
+        }
+        *_S163 = _S155;
+    }
+    uint _S164 = _S151 / 4U + 8U;
+    if(whole_0)
+    {
+        _S154 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S164) < (place_0->rows_3))
+        {
+            _S154 = (place_0->column_3 + _S153) < (place_0->columns_2);
+        }
+        else
+        {
+            _S154 = false;
+        }
+    }
+    if(_S154)
+    {
+        uint _S165 = Place_at_0(place_0, _S164, _S153);
+        float _S166 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S167 = (&(result_2)[_S165]);
+        if(accumulate_1)
+        {
+            _S155 = *(&(result_2)[_S165]) + _S166;
+        }
+        else
+        {
+            _S155 = _S166;
+        }
+        *_S167 = _S155;
+    }
+    uint _S168 = _S151 / 4U + 8U;
+    if(whole_0)
+    {
+        _S154 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S168) < (place_0->rows_3))
+        {
+            _S154 = (place_0->column_3 + _S160) < (place_0->columns_2);
+        }
+        else
+        {
+            _S154 = false;
+        }
+    }
+    if(_S154)
+    {
+        uint _S169 = Place_at_0(place_0, _S168, _S160);
+        float _S170 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S171 = (&(result_2)[_S169]);
+        if(accumulate_1)
+        {
+            _S155 = *(&(result_2)[_S169]) + _S170;
+        }
+        else
+        {
+            _S155 = _S170;
+        }
+        *_S171 = _S155;
+    }
+    uint _S172 = _S151 / 4U;
+    uint _S173 = 8U + _S153;
+    if(whole_0)
+    {
+        _S154 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S172) < (place_0->rows_3))
+        {
+            _S154 = (place_0->column_3 + _S173) < (place_0->columns_2);
+        }
+        else
+        {
+            _S154 = false;
+        }
+    }
+    if(_S154)
+    {
+        uint _S174 = Place_at_0(place_0, _S172, _S173);
+        float _S175 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S176 = (&(result_2)[_S174]);
+        if(accumulate_1)
+        {
+            _S155 = *(&(result_2)[_S174]) + _S175;
+        }
+        else
+        {
+            _S155 = _S175;
+        }
+        *_S176 = _S155;
+    }
+    uint _S177 = _S151 / 4U;
+    uint _S178 = _S173 + 1U;
+    if(whole_0)
+    {
+        _S154 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S177) < (place_0->rows_3))
+        {
+            _S154 = (place_0->column_3 + _S178) < (place_0->columns_2);
+        }
+        else
+        {
+            _S154 = false;
+        }
+    }
+    if(_S154)
+    {
+        uint _S179 = Place_at_0(place_0, _S177, _S178);
+        float _S180 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S181 = (&(result_2)[_S179]);
+        if(accumulate_1)
+        {
+            _S155 = *(&(result_2)[_S179]) + _S180;
+        }
+        else
+        {
+            _S155 = _S180;
+        }
+        *_S181 = _S155;
+    }
+    uint _S182 = _S151 / 4U + 8U;
+    if(whole_0)
+    {
+        _S154 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S182) < (place_0->rows_3))
+        {
+            _S154 = (place_0->column_3 + _S173) < (place_0->columns_2);
+        }
+        else
+        {
+            _S154 = false;
+        }
+    }
+    if(_S154)
+    {
+        uint _S183 = Place_at_0(place_0, _S182, _S173);
+        float _S184 = factor_0 * *&((&sums_2->halves_1[1U])->z);
+        float * _S185 = (&(result_2)[_S183]);
+        if(accumulate_1)
+        {
+            _S155 = *(&(result_2)[_S183]) + _S184;
+        }
+        else
+        {
+            _S155 = _S184;
+        }
+        *_S185 = _S155;
+    }
+    uint _S186 = _S151 / 4U + 8U;
+    if(whole_0)
+    {
+        _S154 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S186) < (place_0->rows_3))
+        {
+            _S154 = (place_0->column_3 + _S178) < (place_0->columns_2);
+        }
+        else
+        {
+            _S154 = false;
+        }
+    }
+    if(_S154)
+    {
+        uint _S187 = Place_at_0(place_0, _S186, _S178);
+        float _S188 = factor_0 * *&((&sums_2->halves_1[1U])->w);
         float * _S189 = (&(result_2)[_S187]);
         if(accumulate_1)
         {
-            _S181 = *(&(result_2)[_S187]) + _S188;
+            _S155 = *(&(result_2)[_S187]) + _S188;
         }
         else
         {
-            _S181 = _S188;
+            _S155 = _S188;
         }
-        *_S189 = _S181;
-    }
-    uint _S190 = _S177 / 4U + 8U;
-    if(whole_0)
-    {
-        _S180 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S190) < (place_0->rows_3))
-        {
-            _S180 = (place_0->column_3 + _S179) < (place_0->columns_2);
-        }
-        else
-        {
-            _S180 = false;
-        }
-    }
-    if(_S180)
-    {
-        uint _S191 = Place_at_0(place_0, _S190, _S179);
-        float _S192 = factor_0 * *&((&sums_2->halves_1[0U])->z);
-        float * _S193 = (&(result_2)[_S191]);
-        if(accumulate_1)
-        {
-            _S181 = *(&(result_2)[_S191]) + _S192;
-        }
-        else
-        {
-            _S181 = _S192;
-        }
-        *_S193 = _S181;
-    }
-    uint _S194 = _S177 / 4U + 8U;
-    if(whole_0)
-    {
-        _S180 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S194) < (place_0->rows_3))
-        {
-            _S180 = (place_0->column_3 + _S186) < (place_0->columns_2);
-        }
-        else
-        {
-            _S180 = false;
-        }
-    }
-    if(_S180)
-    {
-        uint _S195 = Place_at_0(place_0, _S194, _S186);
-        float _S196 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S197 = (&(result_2)[_S195]);
-        if(accumulate_1)
-        {
-            _S181 = *(&(result_2)[_S195]) + _S196;
-        }
-        else
-        {
-            _S181 = _S196;
-        }
-        *_S197 = _S181;
-    }
-    uint _S198 = _S177 / 4U;
-    uint _S199 = 8U + _S179;
-    if(whole_0)
-    {
-        _S180 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S198) < (place_0->rows_3))
-        {
-            _S180 = (place_0->column_3 + _S199) < (place_0->columns_2);
-        }
-        else
-        {
-            _S180 = false;
-        }
-    }
-    if(_S180)
-    {
-        uint _S200 = Place_at_0(place_0, _S198, _S199);
-        float _S201 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S202 = (&(result_2)[_S200]);
-        if(accumulate_1)
-        {
-            _S181 = *(&(result_2)[_S200]) + _S201;
-        }
-        else
-        {
-            _S181 = _S201;
-        }
-        *_S202 = _S181;
-    }
-    uint _S203 = _S177 / 4U;
-    uint _S204 = _S199 + 1U;
-    if(whole_0)
-    {
-        _S180 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S203) < (place_0->rows_3))
-        {
-            _S180 = (place_0->column_3 + _S204) < (place_0->columns_2);
-        }
-        else
-        {
-            _S180 = false;
-        }
-    }
-    if(_S180)
-    {
-        uint _S205 = Place_at_0(place_0, _S203, _S204);
-        float _S206 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S207 = (&(result_2)[_S205]);
-        if(accumulate_1)
-        {
-            _S181 = *(&(result_2)[_S205]) + _S206;
-        }
-        else
-        {
-            _S181 = _S206;
-        }
-        *_S207 = _S181;
-    }
-    uint _S208 = _S177 / 4U + 8U;
-    if(whole_0)
-    {
-        _S180 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S208) < (place_0->rows_3))
-        {
-            _S180 = (place_0->column_3 + _S199) < (place_0->columns_2);
-        }
-        else
-        {
-            _S180 = false;
-        }
-    }
-    if(_S180)
-    {
-        uint _S209 = Place_at_0(place_0, _S208, _S199);
-        float _S210 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S211 = (&(result_2)[_S209]);
-        if(accumulate_1)
-        {
-            _S181 = *(&(result_2)[_S209]) + _S210;
-        }
-        else
-        {
-            _S181 = _S210;
-        }
-        *_S211 = _S181;
-    }
-    uint _S212 = _S177 / 4U + 8U;
-    if(whole_0)
-    {
-        _S180 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S212) < (place_0->rows_3))
-        {
-            _S180 = (place_0->column_3 + _S204) < (place_0->columns_2);
-        }
-        else
-        {
-            _S180 = false;
-        }
-    }
-    if(_S180)
-    {
-        uint _S213 = Place_at_0(place_0, _S212, _S204);
-        float _S214 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S215 = (&(result_2)[_S213]);
-        if(accumulate_1)
-        {
-            _S181 = *(&(result_2)[_S213]) + _S214;
-        }
-        else
-        {
-            _S181 = _S214;
-        }
-        *_S215 = _S181;
+        *_S189 = _S155;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S216 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S217 = (_S216 + 128U - 1U) / 128U;
-    uint _S218 = group_number_0(group_1);
-    uint _S219 = p_1->n_0;
-    if(_S218 >= (_S217 * ((p_1->n_0 + 128U - 1U) / 128U)))
+    uint _S190 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S191 = (_S190 + 128U - 1U) / 128U;
+    uint _S192 = group_number_0(group_1);
+    uint _S193 = p_1->n_0;
+    if(_S192 >= (_S191 * ((p_1->n_0 + 128U - 1U) / 128U)))
     {
         return;
     }
-    uint _S220 = _S218 % _S217;
-    uint _S221 = _S220 * 128U;
-    uint _S222 = _S218 / _S217;
-    uint _S223 = _S222 * 128U;
-    uint _S224 = thread_1 / 32U / 2U * 4U * 16U;
-    uint _S225 = thread_1 / 32U % 2U * 4U * 16U;
-    uint _S226 = thread_1 / 4U;
-    uint _S227 = thread_1 % 4U;
+    uint _S194 = _S192 % _S191;
+    uint _S195 = _S194 * 128U;
+    uint _S196 = _S192 / _S191;
+    uint _S197 = _S196 * 128U;
+    uint _S198 = thread_1 / 32U / 2U * 4U * 16U;
+    uint _S199 = thread_1 / 32U % 2U * 4U * 16U;
+    uint _S200 = thread_1 / 4U;
+    uint _S201 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S221;
-    (&operands_0)->side_0 = _S223;
-    (&operands_0)->rows_1 = _S216;
+    (&operands_0)->top_0 = _S195;
+    (&operands_0)->side_0 = _S197;
+    (&operands_0)->rows_1 = _S190;
     FixedArray<FixedArray<Sums_0, 4> , 4>  sums_3;
-    Sums_0 _S228 = no_sums_0();
-    sums_3[0U][0U] = _S228;
-    sums_3[0U][1U] = _S228;
-    sums_3[0U][2U] = _S228;
-    sums_3[0U][3U] = _S228;
-    sums_3[1U][0U] = _S228;
-    sums_3[1U][1U] = _S228;
-    sums_3[1U][2U] = _S228;
-    sums_3[1U][3U] = _S228;
-    sums_3[2U][0U] = _S228;
-    sums_3[2U][1U] = _S228;
-    sums_3[2U][2U] = _S228;
-    sums_3[2U][3U] = _S228;
-    sums_3[3U][0U] = _S228;
-    sums_3[3U][1U] = _S228;
-    sums_3[3U][2U] = _S228;
-    sums_3[3U][3U] = _S228;
-    Operands_0 _S229 = operands_0;
-    Parts_0 _S230 = Operands_load_0(&_S229, 0U, _S226, _S227);
+    Sums_0 _S202 = no_sums_0();
+    sums_3[0U][0U] = _S202;
+    sums_3[0U][1U] = _S202;
+    sums_3[0U][2U] = _S202;
+    sums_3[0U][3U] = _S202;
+    sums_3[1U][0U] = _S202;
+    sums_3[1U][1U] = _S202;
+    sums_3[1U][2U] = _S202;
+    sums_3[1U][3U] = _S202;
+    sums_3[2U][0U] = _S202;
+    sums_3[2U][1U] = _S202;
+    sums_3[2U][2U] = _S202;
+    sums_3[2U][3U] = _S202;
+    sums_3[3U][0U] = _S202;
+    sums_3[3U][1U] = _S202;
+    sums_3[3U][2U] = _S202;
+    sums_3[3U][3U] = _S202;
+    Operands_0 _S203 = operands_0;
+    Parts_0 _S204 = Operands_load_0(&_S203, 0U, _S200, _S201);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S230;
+    Parts_0 parts_1 = _S204;
     for(;;)
     {
-        uint _S231 = p_1->k_0;
+        uint _S205 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -788,205 +766,205 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S232 = parts_1;
-        Parts_store_0(&_S232, _S226, _S227);
+        Parts_0 _S206 = parts_1;
+        Parts_store_0(&_S206, _S200, _S201);
         __syncthreads();
-        uint _S233 = begin_1 + 32U;
-        uint _S234 = (U32_min((_S233), (_S231 - 32U)));
-        Operands_0 _S235 = operands_0;
-        Parts_0 _S236 = Operands_load_0(&_S235, _S234, _S226, _S227);
-        multiply_0(&sums_3, _S224, _S225, thread_1 % 32U);
+        uint _S207 = begin_1 + 32U;
+        uint _S208 = (U32_min((_S207), (_S205 - 32U)));
+        Operands_0 _S209 = operands_0;
+        Parts_0 _S210 = Operands_load_0(&_S209, _S208, _S200, _S201);
+        multiply_0(&sums_3, _S198, _S199, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S233;
-        parts_1 = _S236;
+        begin_1 = _S207;
+        parts_1 = _S210;
     }
-    bool _S237;
-    if((_S221 + 128U) <= _S216)
+    bool _S211;
+    if((_S195 + 128U) <= _S190)
     {
-        _S237 = (_S223 + 128U) <= _S219;
+        _S211 = (_S197 + 128U) <= _S193;
     }
     else
     {
-        _S237 = false;
+        _S211 = false;
     }
     Place_0 place_1;
-    uint _S238 = _S221 + _S224;
-    (&place_1)->row_4 = _S238;
-    uint _S239 = _S223 + _S225;
-    (&place_1)->column_3 = _S239;
-    (&place_1)->rows_3 = _S216;
-    (&place_1)->columns_2 = _S219;
-    uint _S240 = p_1->out_offset_0;
+    uint _S212 = _S195 + _S198;
+    (&place_1)->row_4 = _S212;
+    uint _S213 = _S197 + _S199;
+    (&place_1)->column_3 = _S213;
+    (&place_1)->rows_3 = _S190;
+    (&place_1)->columns_2 = _S193;
+    uint _S214 = p_1->out_offset_0;
     (&place_1)->offset_3 = p_1->out_offset_0;
-    uint _S241 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S242 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S243 = sums_3[0U][0U];
-    Place_0 _S244 = place_1;
-    write_0(&_S243, 16.0f, result_3, &_S244, _S242, _S237, thread_1);
+    uint _S215 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S216 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S217 = sums_3[0U][0U];
+    Place_0 _S218 = place_1;
+    write_0(&_S217, 16.0f, result_3, &_S218, _S216, _S211, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S238;
-    uint _S245 = _S239 + 16U;
-    (&place_2)->column_3 = _S245;
-    (&place_2)->rows_3 = _S216;
-    (&place_2)->columns_2 = _S219;
-    (&place_2)->offset_3 = _S240;
-    (&place_2)->stride_2 = _S241;
-    Sums_0 _S246 = sums_3[0U][1U];
-    Place_0 _S247 = place_2;
-    write_0(&_S246, 16.0f, result_3, &_S247, _S242, _S237, thread_1);
+    (&place_2)->row_4 = _S212;
+    uint _S219 = _S213 + 16U;
+    (&place_2)->column_3 = _S219;
+    (&place_2)->rows_3 = _S190;
+    (&place_2)->columns_2 = _S193;
+    (&place_2)->offset_3 = _S214;
+    (&place_2)->stride_0 = _S215;
+    Sums_0 _S220 = sums_3[0U][1U];
+    Place_0 _S221 = place_2;
+    write_0(&_S220, 16.0f, result_3, &_S221, _S216, _S211, thread_1);
     Place_0 place_3;
-    (&place_3)->row_4 = _S238;
-    uint _S248 = _S239 + 32U;
-    (&place_3)->column_3 = _S248;
-    (&place_3)->rows_3 = _S216;
-    (&place_3)->columns_2 = _S219;
-    (&place_3)->offset_3 = _S240;
-    (&place_3)->stride_2 = _S241;
-    Sums_0 _S249 = sums_3[0U][2U];
-    Place_0 _S250 = place_3;
-    write_0(&_S249, 16.0f, result_3, &_S250, _S242, _S237, thread_1);
+    (&place_3)->row_4 = _S212;
+    uint _S222 = _S213 + 32U;
+    (&place_3)->column_3 = _S222;
+    (&place_3)->rows_3 = _S190;
+    (&place_3)->columns_2 = _S193;
+    (&place_3)->offset_3 = _S214;
+    (&place_3)->stride_0 = _S215;
+    Sums_0 _S223 = sums_3[0U][2U];
+    Place_0 _S224 = place_3;
+    write_0(&_S223, 16.0f, result_3, &_S224, _S216, _S211, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S238;
-    uint _S251 = _S239 + 48U;
-    (&place_4)->column_3 = _S251;
-    (&place_4)->rows_3 = _S216;
-    (&place_4)->columns_2 = _S219;
-    (&place_4)->offset_3 = _S240;
-    (&place_4)->stride_2 = _S241;
-    Sums_0 _S252 = sums_3[0U][3U];
-    Place_0 _S253 = place_4;
-    write_0(&_S252, 16.0f, result_3, &_S253, _S242, _S237, thread_1);
+    (&place_4)->row_4 = _S212;
+    uint _S225 = _S213 + 48U;
+    (&place_4)->column_3 = _S225;
+    (&place_4)->rows_3 = _S190;
+    (&place_4)->columns_2 = _S193;
+    (&place_4)->offset_3 = _S214;
+    (&place_4)->stride_0 = _S215;
+    Sums_0 _S226 = sums_3[0U][3U];
+    Place_0 _S227 = place_4;
+    write_0(&_S226, 16.0f, result_3, &_S227, _S216, _S211, thread_1);
     Place_0 place_5;
-    uint _S254 = _S238 + 16U;
-    (&place_5)->row_4 = _S254;
-    (&place_5)->column_3 = _S239;
-    (&place_5)->rows_3 = _S216;
-    (&place_5)->columns_2 = _S219;
-    (&place_5)->offset_3 = _S240;
-    (&place_5)->stride_2 = _S241;
-    Sums_0 _S255 = sums_3[1U][0U];
-    Place_0 _S256 = place_5;
-    write_0(&_S255, 16.0f, result_3, &_S256, _S242, _S237, thread_1);
+    uint _S228 = _S212 + 16U;
+    (&place_5)->row_4 = _S228;
+    (&place_5)->column_3 = _S213;
+    (&place_5)->rows_3 = _S190;
+    (&place_5)->columns_2 = _S193;
+    (&place_5)->offset_3 = _S214;
+    (&place_5)->stride_0 = _S215;
+    Sums_0 _S229 = sums_3[1U][0U];
+    Place_0 _S230 = place_5;
+    write_0(&_S229, 16.0f, result_3, &_S230, _S216, _S211, thread_1);
     Place_0 place_6;
-    (&place_6)->row_4 = _S254;
-    (&place_6)->column_3 = _S245;
-    (&place_6)->rows_3 = _S216;
-    (&place_6)->columns_2 = _S219;
-    (&place_6)->offset_3 = _S240;
-    (&place_6)->stride_2 = _S241;
-    Sums_0 _S257 = sums_3[1U][1U];
-    Place_0 _S258 = place_6;
-    write_0(&_S257, 16.0f, result_3, &_S258, _S242, _S237, thread_1);
+    (&place_6)->row_4 = _S228;
+    (&place_6)->column_3 = _S219;
+    (&place_6)->rows_3 = _S190;
+    (&place_6)->columns_2 = _S193;
+    (&place_6)->offset_3 = _S214;
+    (&place_6)->stride_0 = _S215;
+    Sums_0 _S231 = sums_3[1U][1U];
+    Place_0 _S232 = place_6;
+    write_0(&_S231, 16.0f, result_3, &_S232, _S216, _S211, thread_1);
     Place_0 place_7;
-    (&place_7)->row_4 = _S254;
-    (&place_7)->column_3 = _S248;
-    (&place_7)->rows_3 = _S216;
-    (&place_7)->columns_2 = _S219;
-    (&place_7)->offset_3 = _S240;
-    (&place_7)->stride_2 = _S241;
-    Sums_0 _S259 = sums_3[1U][2U];
-    Place_0 _S260 = place_7;
-    write_0(&_S259, 16.0f, result_3, &_S260, _S242, _S237, thread_1);
+    (&place_7)->row_4 = _S228;
+    (&place_7)->column_3 = _S222;
+    (&place_7)->rows_3 = _S190;
+    (&place_7)->columns_2 = _S193;
+    (&place_7)->offset_3 = _S214;
+    (&place_7)->stride_0 = _S215;
+    Sums_0 _S233 = sums_3[1U][2U];
+    Place_0 _S234 = place_7;
+    write_0(&_S233, 16.0f, result_3, &_S234, _S216, _S211, thread_1);
     Place_0 place_8;
-    (&place_8)->row_4 = _S254;
-    (&place_8)->column_3 = _S251;
-    (&place_8)->rows_3 = _S216;
-    (&place_8)->columns_2 = _S219;
-    (&place_8)->offset_3 = _S240;
-    (&place_8)->stride_2 = _S241;
-    Sums_0 _S261 = sums_3[1U][3U];
-    Place_0 _S262 = place_8;
-    write_0(&_S261, 16.0f, result_3, &_S262, _S242, _S237, thread_1);
+    (&place_8)->row_4 = _S228;
+    (&place_8)->column_3 = _S225;
+    (&place_8)->rows_3 = _S190;
+    (&place_8)->columns_2 = _S193;
+    (&place_8)->offset_3 = _S214;
+    (&place_8)->stride_0 = _S215;
+    Sums_0 _S235 = sums_3[1U][3U];
+    Place_0 _S236 = place_8;
+    write_0(&_S235, 16.0f, result_3, &_S236, _S216, _S211, thread_1);
     Place_0 place_9;
-    uint _S263 = _S238 + 32U;
-    (&place_9)->row_4 = _S263;
-    (&place_9)->column_3 = _S239;
-    (&place_9)->rows_3 = _S216;
-    (&place_9)->columns_2 = _S219;
-    (&place_9)->offset_3 = _S240;
-    (&place_9)->stride_2 = _S241;
-    Sums_0 _S264 = sums_3[2U][0U];
-    Place_0 _S265 = place_9;
-    write_0(&_S264, 16.0f, result_3, &_S265, _S242, _S237, thread_1);
+    uint _S237 = _S212 + 32U;
+    (&place_9)->row_4 = _S237;
+    (&place_9)->column_3 = _S213;
+    (&place_9)->rows_3 = _S190;
+    (&place_9)->columns_2 = _S193;
+    (&place_9)->offset_3 = _S214;
+    (&place_9)->stride_0 = _S215;
+    Sums_0 _S238 = sums_3[2U][0U];
+    Place_0 _S239 = place_9;
+    write_0(&_S238, 16.0f, result_3, &_S239, _S216, _S211, thread_1);
     Place_0 place_10;
-    (&place_10)->row_4 = _S263;
-    (&place_10)->column_3 = _S245;
-    (&place_10)->rows_3 = _S216;
-    (&place_10)->columns_2 = _S219;
-    (&place_10)->offset_3 = _S240;
-    (&place_10)->stride_2 = _S241;
-    Sums_0 _S266 = sums_3[2U][1U];
-    Place_0 _S267 = place_10;
-    write_0(&_S266, 16.0f, result_3, &_S267, _S242, _S237, thread_1);
+    (&place_10)->row_4 = _S237;
+    (&place_10)->column_3 = _S219;
+    (&place_10)->rows_3 = _S190;
+    (&place_10)->columns_2 = _S193;
+    (&place_10)->offset_3 = _S214;
+    (&place_10)->stride_0 = _S215;
+    Sums_0 _S240 = sums_3[2U][1U];
+    Place_0 _S241 = place_10;
+    write_0(&_S240, 16.0f, result_3, &_S241, _S216, _S211, thread_1);
     Place_0 place_11;
-    (&place_11)->row_4 = _S263;
-    (&place_11)->column_3 = _S248;
-    (&place_11)->rows_3 = _S216;
-    (&place_11)->columns_2 = _S219;
-    (&place_11)->offset_3 = _S240;
-    (&place_11)->stride_2 = _S241;
-    Sums_0 _S268 = sums_3[2U][2U];
-    Place_0 _S269 = place_11;
-    write_0(&_S268, 16.0f, result_3, &_S269, _S242, _S237, thread_1);
+    (&place_11)->row_4 = _S237;
+    (&place_11)->column_3 = _S222;
+    (&place_11)->rows_3 = _S190;
+    (&place_11)->columns_2 = _S193;
+    (&place_11)->offset_3 = _S214;
+    (&place_11)->stride_0 = _S215;
+    Sums_0 _S242 = sums_3[2U][2U];
+    Place_0 _S243 = place_11;
+    write_0(&_S242, 16.0f, result_3, &_S243, _S216, _S211, thread_1);
     Place_0 place_12;
-    (&place_12)->row_4 = _S263;
-    (&place_12)->column_3 = _S251;
-    (&place_12)->rows_3 = _S216;
-    (&place_12)->columns_2 = _S219;
-    (&place_12)->offset_3 = _S240;
-    (&place_12)->stride_2 = _S241;
-    Sums_0 _S270 = sums_3[2U][3U];
-    Place_0 _S271 = place_12;
-    write_0(&_S270, 16.0f, result_3, &_S271, _S242, _S237, thread_1);
+    (&place_12)->row_4 = _S237;
+    (&place_12)->column_3 = _S225;
+    (&place_12)->rows_3 = _S190;
+    (&place_12)->columns_2 = _S193;
+    (&place_12)->offset_3 = _S214;
+    (&place_12)->stride_0 = _S215;
+    Sums_0 _S244 = sums_3[2U][3U];
+    Place_0 _S245 = place_12;
+    write_0(&_S244, 16.0f, result_3, &_S245, _S216, _S211, thread_1);
     Place_0 place_13;
-    uint _S272 = _S238 + 48U;
-    (&place_13)->row_4 = _S272;
-    (&place_13)->column_3 = _S239;
-    (&place_13)->rows_3 = _S216;
-    (&place_13)->columns_2 = _S219;
-    (&place_13)->offset_3 = _S240;
-    (&place_13)->stride_2 = _S241;
-    Sums_0 _S273 = sums_3[3U][0U];
-    Place_0 _S274 = place_13;
-    write_0(&_S273, 16.0f, result_3, &_S274, _S242, _S237, thread_1);
+    uint _S246 = _S212 + 48U;
+    (&place_13)->row_4 = _S246;
+    (&place_13)->column_3 = _S213;
+    (&place_13)->rows_3 = _S190;
+    (&place_13)->columns_2 = _S193;
+    (&place_13)->offset_3 = _S214;
+    (&place_13)->stride_0 = _S215;
+    Sums_0 _S247 = sums_3[3U][0U];
+    Place_0 _S248 = place_13;
+    write_0(&_S247, 16.0f, result_3, &_S248, _S216, _S211, thread_1);
     Place_0 place_14;
-    (&place_14)->row_4 = _S272;
-    (&place_14)->column_3 = _S245;
-    (&place_14)->rows_3 = _S216;
-    (&place_14)->columns_2 = _S219;
-    (&place_14)->offset_3 = _S240;
-    (&place_14)->stride_2 = _S241;
-    Sums_0 _S275 = sums_3[3U][1U];
-    Place_0 _S276 = place_14;
-    write_0(&_S275, 16.0f, result_3, &_S276, _S242, _S237, thread_1);
+    (&place_14)->row_4 = _S246;
+    (&place_14)->column_3 = _S219;
+    (&place_14)->rows_3 = _S190;
+    (&place_14)->columns_2 = _S193;
+    (&place_14)->offset_3 = _S214;
+    (&place_14)->stride_0 = _S215;
+    Sums_0 _S249 = sums_3[3U][1U];
+    Place_0 _S250 = place_14;
+    write_0(&_S249, 16.0f, result_3, &_S250, _S216, _S211, thread_1);
     Place_0 place_15;
-    (&place_15)->row_4 = _S272;
-    (&place_15)->column_3 = _S248;
-    (&place_15)->rows_3 = _S216;
-    (&place_15)->columns_2 = _S219;
-    (&place_15)->offset_3 = _S240;
-    (&place_15)->stride_2 = _S241;
-    Sums_0 _S277 = sums_3[3U][2U];
-    Place_0 _S278 = place_15;
-    write_0(&_S277, 16.0f, result_3, &_S278, _S242, _S237, thread_1);
+    (&place_15)->row_4 = _S246;
+    (&place_15)->column_3 = _S222;
+    (&place_15)->rows_3 = _S190;
+    (&place_15)->columns_2 = _S193;
+    (&place_15)->offset_3 = _S214;
+    (&place_15)->stride_0 = _S215;
+    Sums_0 _S251 = sums_3[3U][2U];
+    Place_0 _S252 = place_15;
+    write_0(&_S251, 16.0f, result_3, &_S252, _S216, _S211, thread_1);
     Place_0 place_16;
-    (&place_16)->row_4 = _S272;
-    (&place_16)->column_3 = _S251;
-    (&place_16)->rows_3 = _S216;
-    (&place_16)->columns_2 = _S219;
-    (&place_16)->offset_3 = _S240;
-    (&place_16)->stride_2 = _S241;
-    Sums_0 _S279 = sums_3[3U][3U];
-    Place_0 _S280 = place_16;
-    write_0(&_S279, 16.0f, result_3, &_S280, _S242, _S237, thread_1);
+    (&place_16)->row_4 = _S246;
+    (&place_16)->column_3 = _S225;
+    (&place_16)->rows_3 = _S190;
+    (&place_16)->columns_2 = _S193;
+    (&place_16)->offset_3 = _S214;
+    (&place_16)->stride_0 = _S215;
+    Sums_0 _S253 = sums_3[3U][3U];
+    Place_0 _S254 = place_16;
+    write_0(&_S253, 16.0f, result_3, &_S254, _S216, _S211, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat128_q4_k(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S281 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S282 = p_2;
-    gemm_0(blockIdx, _S281, x_5, weight_2, result_4, batch_2, &_S282);
+    uint _S255 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S256 = p_2;
+    gemm_0(blockIdx, _S255, x_5, weight_2, result_4, batch_2, &_S256);
     return;
 }

@@ -67,8 +67,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -79,7 +77,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 {
@@ -90,19 +94,19 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S1 = make_float4 (-65504.0f);
     float4  _S2 = make_float4 (65504.0f);
-    uint _S3 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S3] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2));
-    uint _S4 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S4] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2));
-    uint _S5 = (row_0 + 64U) * 5U + eight_0;
-    (*&left_tile_0)[_S5] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S1, _S2));
-    uint _S6 = (row_0 + 96U) * 5U + eight_0;
-    (*&left_tile_0)[_S6] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S1, _S2));
+    uint _S3 = row_0 * 5U;
+    put_0(_S3 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2)));
+    uint _S4 = (row_0 + 32U) * 5U;
+    put_0(_S4 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2)));
+    uint _S5 = (row_0 + 64U) * 5U;
+    put_0(_S5 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S1, _S2)));
+    uint _S6 = (row_0 + 96U) * 5U;
+    put_0(_S6 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S1, _S2)));
     uint _S7 = 8U * eight_0;
-    (*&right_tile_0)[_S3] = Others_decode_0(this_0->right_0[0U], _S7);
-    (*&right_tile_0)[_S4] = Others_decode_0(this_0->right_0[1U], _S7);
-    (*&right_tile_0)[_S5] = Others_decode_0(this_0->right_0[2U], _S7);
-    (*&right_tile_0)[_S6] = Others_decode_0(this_0->right_0[3U], _S7);
+    put_0(640U + _S3 + eight_0, Others_decode_0(this_0->right_0[0U], _S7));
+    put_0(640U + _S4 + eight_0, Others_decode_0(this_0->right_0[1U], _S7));
+    put_0(640U + _S5 + eight_0, Others_decode_0(this_0->right_0[2U], _S7));
+    put_0(640U + _S6 + eight_0, Others_decode_0(this_0->right_0[3U], _S7));
     return;
 }
 
@@ -272,187 +276,161 @@ __device__ Sums_0 no_sums_0()
     return _S51;
 }
 
-__device__ uint4  load_right_0(FixedArray<uint4 , 640>  * tile_0, uint at_0, uint stride_0, uint lane_0)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 640>  _S52 = *tile_0;
-    uint4  _S53 = (wasmetal_load_four((&_S52[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
-    return _S53;
+    uint4  _S52 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S52;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 640>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    FixedArray<uint4 , 640>  _S54 = *tile_1;
-    uint4  _S55 = (wasmetal_load_four((&_S54[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
-    return _S55;
+    uint4  _S53 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S53;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S56 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S57 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S58;
-    _S58[int(0)] = _S56;
-    _S58[int(1)] = _S57;
-    Sums_0 _S59 = Sums_x24init_0(&_S58);
-    return _S59;
+    float4  _S54 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S55 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S56;
+    _S56[int(0)] = _S54;
+    _S56[int(1)] = _S55;
+    Sums_0 _S57 = Sums_x24init_0(&_S56);
+    return _S57;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 4> , 4>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 4>  right_2;
-    uint _S60 = across_0 * 5U;
-    FixedArray<uint4 , 640>  _S61 = *&right_tile_0;
-    uint4  _S62 = load_right_0(&_S61, _S60, 5U, lane_2);
-    right_2[0U] = _S62;
-    uint _S63 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S64 = *&right_tile_0;
-    uint4  _S65 = load_right_0(&_S64, _S63, 5U, lane_2);
-    right_2[1U] = _S65;
-    uint _S66 = (across_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S67 = *&right_tile_0;
-    uint4  _S68 = load_right_0(&_S67, _S66, 5U, lane_2);
-    right_2[2U] = _S68;
-    uint _S69 = (across_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S70 = *&right_tile_0;
-    uint4  _S71 = load_right_0(&_S70, _S69, 5U, lane_2);
-    right_2[3U] = _S71;
-    uint _S72 = down_0 * 5U;
-    FixedArray<uint4 , 640>  _S73 = *&left_tile_0;
-    uint4  _S74 = load_left_0(&_S73, _S72, 5U, lane_2);
-    Sums_0 _S75 = (*sums_1)[0U][0U];
-    Sums_0 _S76 = multiply_add_0(_S74, _S62, &_S75);
-    (*sums_1)[0U][0U] = _S76;
-    Sums_0 _S77 = (*sums_1)[0U][1U];
-    Sums_0 _S78 = multiply_add_0(_S74, _S65, &_S77);
-    (*sums_1)[0U][1U] = _S78;
-    Sums_0 _S79 = (*sums_1)[0U][2U];
-    Sums_0 _S80 = multiply_add_0(_S74, _S68, &_S79);
-    (*sums_1)[0U][2U] = _S80;
-    Sums_0 _S81 = (*sums_1)[0U][3U];
-    Sums_0 _S82 = multiply_add_0(_S74, _S71, &_S81);
-    (*sums_1)[0U][3U] = _S82;
-    uint _S83 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S84 = *&left_tile_0;
-    uint4  _S85 = load_left_0(&_S84, _S83, 5U, lane_2);
-    Sums_0 _S86 = (*sums_1)[1U][0U];
-    Sums_0 _S87 = multiply_add_0(_S85, _S62, &_S86);
-    (*sums_1)[1U][0U] = _S87;
-    Sums_0 _S88 = (*sums_1)[1U][1U];
-    Sums_0 _S89 = multiply_add_0(_S85, _S65, &_S88);
-    (*sums_1)[1U][1U] = _S89;
-    Sums_0 _S90 = (*sums_1)[1U][2U];
-    Sums_0 _S91 = multiply_add_0(_S85, _S68, &_S90);
-    (*sums_1)[1U][2U] = _S91;
-    Sums_0 _S92 = (*sums_1)[1U][3U];
-    Sums_0 _S93 = multiply_add_0(_S85, _S71, &_S92);
-    (*sums_1)[1U][3U] = _S93;
-    uint _S94 = (down_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S95 = *&left_tile_0;
-    uint4  _S96 = load_left_0(&_S95, _S94, 5U, lane_2);
-    Sums_0 _S97 = (*sums_1)[2U][0U];
-    Sums_0 _S98 = multiply_add_0(_S96, _S62, &_S97);
-    (*sums_1)[2U][0U] = _S98;
-    Sums_0 _S99 = (*sums_1)[2U][1U];
-    Sums_0 _S100 = multiply_add_0(_S96, _S65, &_S99);
-    (*sums_1)[2U][1U] = _S100;
-    Sums_0 _S101 = (*sums_1)[2U][2U];
-    Sums_0 _S102 = multiply_add_0(_S96, _S68, &_S101);
-    (*sums_1)[2U][2U] = _S102;
-    Sums_0 _S103 = (*sums_1)[2U][3U];
-    Sums_0 _S104 = multiply_add_0(_S96, _S71, &_S103);
-    (*sums_1)[2U][3U] = _S104;
-    uint _S105 = (down_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S106 = *&left_tile_0;
-    uint4  _S107 = load_left_0(&_S106, _S105, 5U, lane_2);
-    Sums_0 _S108 = (*sums_1)[3U][0U];
-    Sums_0 _S109 = multiply_add_0(_S107, _S62, &_S108);
-    (*sums_1)[3U][0U] = _S109;
-    Sums_0 _S110 = (*sums_1)[3U][1U];
-    Sums_0 _S111 = multiply_add_0(_S107, _S65, &_S110);
-    (*sums_1)[3U][1U] = _S111;
-    Sums_0 _S112 = (*sums_1)[3U][2U];
-    Sums_0 _S113 = multiply_add_0(_S107, _S68, &_S112);
-    (*sums_1)[3U][2U] = _S113;
-    Sums_0 _S114 = (*sums_1)[3U][3U];
-    Sums_0 _S115 = multiply_add_0(_S107, _S71, &_S114);
-    (*sums_1)[3U][3U] = _S115;
+    uint _S58 = 640U + across_0 * 5U;
+    uint4  _S59 = load_right_0(_S58, lane_2);
+    right_2[0U] = _S59;
+    uint _S60 = 640U + (across_0 + 16U) * 5U;
+    uint4  _S61 = load_right_0(_S60, lane_2);
+    right_2[1U] = _S61;
+    uint _S62 = 640U + (across_0 + 32U) * 5U;
+    uint4  _S63 = load_right_0(_S62, lane_2);
+    right_2[2U] = _S63;
+    uint _S64 = 640U + (across_0 + 48U) * 5U;
+    uint4  _S65 = load_right_0(_S64, lane_2);
+    right_2[3U] = _S65;
+    uint _S66 = down_0 * 5U;
+    uint4  _S67 = load_left_0(_S66, lane_2);
+    Sums_0 _S68 = (*sums_1)[0U][0U];
+    Sums_0 _S69 = multiply_add_0(_S67, _S59, &_S68);
+    (*sums_1)[0U][0U] = _S69;
+    Sums_0 _S70 = (*sums_1)[0U][1U];
+    Sums_0 _S71 = multiply_add_0(_S67, _S61, &_S70);
+    (*sums_1)[0U][1U] = _S71;
+    Sums_0 _S72 = (*sums_1)[0U][2U];
+    Sums_0 _S73 = multiply_add_0(_S67, _S63, &_S72);
+    (*sums_1)[0U][2U] = _S73;
+    Sums_0 _S74 = (*sums_1)[0U][3U];
+    Sums_0 _S75 = multiply_add_0(_S67, _S65, &_S74);
+    (*sums_1)[0U][3U] = _S75;
+    uint _S76 = (down_0 + 16U) * 5U;
+    uint4  _S77 = load_left_0(_S76, lane_2);
+    Sums_0 _S78 = (*sums_1)[1U][0U];
+    Sums_0 _S79 = multiply_add_0(_S77, _S59, &_S78);
+    (*sums_1)[1U][0U] = _S79;
+    Sums_0 _S80 = (*sums_1)[1U][1U];
+    Sums_0 _S81 = multiply_add_0(_S77, _S61, &_S80);
+    (*sums_1)[1U][1U] = _S81;
+    Sums_0 _S82 = (*sums_1)[1U][2U];
+    Sums_0 _S83 = multiply_add_0(_S77, _S63, &_S82);
+    (*sums_1)[1U][2U] = _S83;
+    Sums_0 _S84 = (*sums_1)[1U][3U];
+    Sums_0 _S85 = multiply_add_0(_S77, _S65, &_S84);
+    (*sums_1)[1U][3U] = _S85;
+    uint _S86 = (down_0 + 32U) * 5U;
+    uint4  _S87 = load_left_0(_S86, lane_2);
+    Sums_0 _S88 = (*sums_1)[2U][0U];
+    Sums_0 _S89 = multiply_add_0(_S87, _S59, &_S88);
+    (*sums_1)[2U][0U] = _S89;
+    Sums_0 _S90 = (*sums_1)[2U][1U];
+    Sums_0 _S91 = multiply_add_0(_S87, _S61, &_S90);
+    (*sums_1)[2U][1U] = _S91;
+    Sums_0 _S92 = (*sums_1)[2U][2U];
+    Sums_0 _S93 = multiply_add_0(_S87, _S63, &_S92);
+    (*sums_1)[2U][2U] = _S93;
+    Sums_0 _S94 = (*sums_1)[2U][3U];
+    Sums_0 _S95 = multiply_add_0(_S87, _S65, &_S94);
+    (*sums_1)[2U][3U] = _S95;
+    uint _S96 = (down_0 + 48U) * 5U;
+    uint4  _S97 = load_left_0(_S96, lane_2);
+    Sums_0 _S98 = (*sums_1)[3U][0U];
+    Sums_0 _S99 = multiply_add_0(_S97, _S59, &_S98);
+    (*sums_1)[3U][0U] = _S99;
+    Sums_0 _S100 = (*sums_1)[3U][1U];
+    Sums_0 _S101 = multiply_add_0(_S97, _S61, &_S100);
+    (*sums_1)[3U][1U] = _S101;
+    Sums_0 _S102 = (*sums_1)[3U][2U];
+    Sums_0 _S103 = multiply_add_0(_S97, _S63, &_S102);
+    (*sums_1)[3U][2U] = _S103;
+    Sums_0 _S104 = (*sums_1)[3U][3U];
+    Sums_0 _S105 = multiply_add_0(_S97, _S65, &_S104);
+    (*sums_1)[3U][3U] = _S105;
     FixedArray<uint4 , 4>  right_3;
-    uint _S116 = _S60 + 2U;
-    FixedArray<uint4 , 640>  _S117 = *&right_tile_0;
-    uint4  _S118 = load_right_0(&_S117, _S116, 5U, lane_2);
-    right_3[0U] = _S118;
-    uint _S119 = _S63 + 2U;
-    FixedArray<uint4 , 640>  _S120 = *&right_tile_0;
-    uint4  _S121 = load_right_0(&_S120, _S119, 5U, lane_2);
-    right_3[1U] = _S121;
-    uint _S122 = _S66 + 2U;
-    FixedArray<uint4 , 640>  _S123 = *&right_tile_0;
-    uint4  _S124 = load_right_0(&_S123, _S122, 5U, lane_2);
-    right_3[2U] = _S124;
-    uint _S125 = _S69 + 2U;
-    FixedArray<uint4 , 640>  _S126 = *&right_tile_0;
-    uint4  _S127 = load_right_0(&_S126, _S125, 5U, lane_2);
-    right_3[3U] = _S127;
-    uint _S128 = _S72 + 2U;
-    FixedArray<uint4 , 640>  _S129 = *&left_tile_0;
-    uint4  _S130 = load_left_0(&_S129, _S128, 5U, lane_2);
-    Sums_0 _S131 = (*sums_1)[0U][0U];
-    Sums_0 _S132 = multiply_add_0(_S130, _S118, &_S131);
-    (*sums_1)[0U][0U] = _S132;
-    Sums_0 _S133 = (*sums_1)[0U][1U];
-    Sums_0 _S134 = multiply_add_0(_S130, _S121, &_S133);
-    (*sums_1)[0U][1U] = _S134;
-    Sums_0 _S135 = (*sums_1)[0U][2U];
-    Sums_0 _S136 = multiply_add_0(_S130, _S124, &_S135);
-    (*sums_1)[0U][2U] = _S136;
-    Sums_0 _S137 = (*sums_1)[0U][3U];
-    Sums_0 _S138 = multiply_add_0(_S130, _S127, &_S137);
-    (*sums_1)[0U][3U] = _S138;
-    uint _S139 = _S83 + 2U;
-    FixedArray<uint4 , 640>  _S140 = *&left_tile_0;
-    uint4  _S141 = load_left_0(&_S140, _S139, 5U, lane_2);
-    Sums_0 _S142 = (*sums_1)[1U][0U];
-    Sums_0 _S143 = multiply_add_0(_S141, _S118, &_S142);
-    (*sums_1)[1U][0U] = _S143;
-    Sums_0 _S144 = (*sums_1)[1U][1U];
-    Sums_0 _S145 = multiply_add_0(_S141, _S121, &_S144);
-    (*sums_1)[1U][1U] = _S145;
-    Sums_0 _S146 = (*sums_1)[1U][2U];
-    Sums_0 _S147 = multiply_add_0(_S141, _S124, &_S146);
-    (*sums_1)[1U][2U] = _S147;
-    Sums_0 _S148 = (*sums_1)[1U][3U];
-    Sums_0 _S149 = multiply_add_0(_S141, _S127, &_S148);
-    (*sums_1)[1U][3U] = _S149;
-    uint _S150 = _S94 + 2U;
-    FixedArray<uint4 , 640>  _S151 = *&left_tile_0;
-    uint4  _S152 = load_left_0(&_S151, _S150, 5U, lane_2);
-    Sums_0 _S153 = (*sums_1)[2U][0U];
-    Sums_0 _S154 = multiply_add_0(_S152, _S118, &_S153);
-    (*sums_1)[2U][0U] = _S154;
-    Sums_0 _S155 = (*sums_1)[2U][1U];
-    Sums_0 _S156 = multiply_add_0(_S152, _S121, &_S155);
-    (*sums_1)[2U][1U] = _S156;
-    Sums_0 _S157 = (*sums_1)[2U][2U];
-    Sums_0 _S158 = multiply_add_0(_S152, _S124, &_S157);
-    (*sums_1)[2U][2U] = _S158;
-    Sums_0 _S159 = (*sums_1)[2U][3U];
-    Sums_0 _S160 = multiply_add_0(_S152, _S127, &_S159);
-    (*sums_1)[2U][3U] = _S160;
-    uint _S161 = _S105 + 2U;
-    FixedArray<uint4 , 640>  _S162 = *&left_tile_0;
-    uint4  _S163 = load_left_0(&_S162, _S161, 5U, lane_2);
-    Sums_0 _S164 = (*sums_1)[3U][0U];
-    Sums_0 _S165 = multiply_add_0(_S163, _S118, &_S164);
-    (*sums_1)[3U][0U] = _S165;
-    Sums_0 _S166 = (*sums_1)[3U][1U];
-    Sums_0 _S167 = multiply_add_0(_S163, _S121, &_S166);
-    (*sums_1)[3U][1U] = _S167;
-    Sums_0 _S168 = (*sums_1)[3U][2U];
-    Sums_0 _S169 = multiply_add_0(_S163, _S124, &_S168);
-    (*sums_1)[3U][2U] = _S169;
-    Sums_0 _S170 = (*sums_1)[3U][3U];
-    Sums_0 _S171 = multiply_add_0(_S163, _S127, &_S170);
-    (*sums_1)[3U][3U] = _S171;
+    uint4  _S106 = load_right_0(_S58 + 2U, lane_2);
+    right_3[0U] = _S106;
+    uint4  _S107 = load_right_0(_S60 + 2U, lane_2);
+    right_3[1U] = _S107;
+    uint4  _S108 = load_right_0(_S62 + 2U, lane_2);
+    right_3[2U] = _S108;
+    uint4  _S109 = load_right_0(_S64 + 2U, lane_2);
+    right_3[3U] = _S109;
+    uint4  _S110 = load_left_0(_S66 + 2U, lane_2);
+    Sums_0 _S111 = (*sums_1)[0U][0U];
+    Sums_0 _S112 = multiply_add_0(_S110, _S106, &_S111);
+    (*sums_1)[0U][0U] = _S112;
+    Sums_0 _S113 = (*sums_1)[0U][1U];
+    Sums_0 _S114 = multiply_add_0(_S110, _S107, &_S113);
+    (*sums_1)[0U][1U] = _S114;
+    Sums_0 _S115 = (*sums_1)[0U][2U];
+    Sums_0 _S116 = multiply_add_0(_S110, _S108, &_S115);
+    (*sums_1)[0U][2U] = _S116;
+    Sums_0 _S117 = (*sums_1)[0U][3U];
+    Sums_0 _S118 = multiply_add_0(_S110, _S109, &_S117);
+    (*sums_1)[0U][3U] = _S118;
+    uint4  _S119 = load_left_0(_S76 + 2U, lane_2);
+    Sums_0 _S120 = (*sums_1)[1U][0U];
+    Sums_0 _S121 = multiply_add_0(_S119, _S106, &_S120);
+    (*sums_1)[1U][0U] = _S121;
+    Sums_0 _S122 = (*sums_1)[1U][1U];
+    Sums_0 _S123 = multiply_add_0(_S119, _S107, &_S122);
+    (*sums_1)[1U][1U] = _S123;
+    Sums_0 _S124 = (*sums_1)[1U][2U];
+    Sums_0 _S125 = multiply_add_0(_S119, _S108, &_S124);
+    (*sums_1)[1U][2U] = _S125;
+    Sums_0 _S126 = (*sums_1)[1U][3U];
+    Sums_0 _S127 = multiply_add_0(_S119, _S109, &_S126);
+    (*sums_1)[1U][3U] = _S127;
+    uint4  _S128 = load_left_0(_S86 + 2U, lane_2);
+    Sums_0 _S129 = (*sums_1)[2U][0U];
+    Sums_0 _S130 = multiply_add_0(_S128, _S106, &_S129);
+    (*sums_1)[2U][0U] = _S130;
+    Sums_0 _S131 = (*sums_1)[2U][1U];
+    Sums_0 _S132 = multiply_add_0(_S128, _S107, &_S131);
+    (*sums_1)[2U][1U] = _S132;
+    Sums_0 _S133 = (*sums_1)[2U][2U];
+    Sums_0 _S134 = multiply_add_0(_S128, _S108, &_S133);
+    (*sums_1)[2U][2U] = _S134;
+    Sums_0 _S135 = (*sums_1)[2U][3U];
+    Sums_0 _S136 = multiply_add_0(_S128, _S109, &_S135);
+    (*sums_1)[2U][3U] = _S136;
+    uint4  _S137 = load_left_0(_S96 + 2U, lane_2);
+    Sums_0 _S138 = (*sums_1)[3U][0U];
+    Sums_0 _S139 = multiply_add_0(_S137, _S106, &_S138);
+    (*sums_1)[3U][0U] = _S139;
+    Sums_0 _S140 = (*sums_1)[3U][1U];
+    Sums_0 _S141 = multiply_add_0(_S137, _S107, &_S140);
+    (*sums_1)[3U][1U] = _S141;
+    Sums_0 _S142 = (*sums_1)[3U][2U];
+    Sums_0 _S143 = multiply_add_0(_S137, _S108, &_S142);
+    (*sums_1)[3U][2U] = _S143;
+    Sums_0 _S144 = (*sums_1)[3U][3U];
+    Sums_0 _S145 = multiply_add_0(_S137, _S109, &_S144);
+    (*sums_1)[3U][3U] = _S145;
     return;
 }
 
@@ -463,324 +441,324 @@ struct Place_0
     uint rows_3;
     uint columns_2;
     uint offset_5;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_5 + (this_2->row_4 + r_0) * this_2->stride_2 + this_2->column_3 + c_0;
+    return this_2->offset_5 + (this_2->row_4 + r_0) * this_2->stride_0 + this_2->column_3 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S172 = thread_0 % 32U;
-    uint _S173 = _S172 / 4U;
-    uint _S174 = _S172 % 4U * 2U;
-    bool _S175;
+    uint _S146 = thread_0 % 32U;
+    uint _S147 = _S146 / 4U;
+    uint _S148 = _S146 % 4U * 2U;
+    bool _S149;
     if(whole_0)
     {
-        _S175 = true;
+        _S149 = true;
     }
     else
     {
-        if((place_0->row_4 + _S173) < (place_0->rows_3))
+        if((place_0->row_4 + _S147) < (place_0->rows_3))
         {
-            _S175 = (place_0->column_3 + _S174) < (place_0->columns_2);
+            _S149 = (place_0->column_3 + _S148) < (place_0->columns_2);
         }
         else
         {
-            _S175 = false;
+            _S149 = false;
         }
     }
-    float _S176;
-    if(_S175)
+    float _S150;
+    if(_S149)
     {
-        uint _S177 = Place_at_0(place_0, _S173, _S174);
-        float _S178 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S179 = (&(result_2)[_S177]);
+        uint _S151 = Place_at_0(place_0, _S147, _S148);
+        float _S152 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S153 = (&(result_2)[_S151]);
         if(accumulate_1)
         {
-            _S176 = *(&(result_2)[_S177]) + _S178;
+            _S150 = *(&(result_2)[_S151]) + _S152;
         }
         else
         {
-            _S176 = _S178;
+            _S150 = _S152;
         }
-        *_S179 = _S176;
+        *_S153 = _S150;
     }
-    uint _S180 = _S172 / 4U;
-    uint _S181 = _S174 + 1U;
+    uint _S154 = _S146 / 4U;
+    uint _S155 = _S148 + 1U;
     if(whole_0)
     {
-        _S175 = true;
+        _S149 = true;
     }
     else
     {
-        if((place_0->row_4 + _S180) < (place_0->rows_3))
+        if((place_0->row_4 + _S154) < (place_0->rows_3))
         {
-            _S175 = (place_0->column_3 + _S181) < (place_0->columns_2);
+            _S149 = (place_0->column_3 + _S155) < (place_0->columns_2);
         }
         else
         {
-            _S175 = false;
+            _S149 = false;
         }
     }
-    if(_S175)
+    if(_S149)
     {
-        uint _S182 = Place_at_0(place_0, _S180, _S181);
-        float _S183 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        uint _S156 = Place_at_0(place_0, _S154, _S155);
+        float _S157 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S158 = (&(result_2)[_S156]);
+        if(accumulate_1)
+        {
+            _S150 = *(&(result_2)[_S156]) + _S157;
+        }
+        else
+        {
+            _S150 = _S157;
+        }
+        *_S158 = _S150;
+    }
+    uint _S159 = _S146 / 4U + 8U;
+    if(whole_0)
+    {
+        _S149 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S159) < (place_0->rows_3))
+        {
+            _S149 = (place_0->column_3 + _S148) < (place_0->columns_2);
+        }
+        else
+        {
+            _S149 = false;
+        }
+    }
+    if(_S149)
+    {
+        uint _S160 = Place_at_0(place_0, _S159, _S148);
+        float _S161 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S162 = (&(result_2)[_S160]);
+        if(accumulate_1)
+        {
+            _S150 = *(&(result_2)[_S160]) + _S161;
+        }
+        else
+        {
+            _S150 = _S161;
+        }
+        *_S162 = _S150;
+    }
+    uint _S163 = _S146 / 4U + 8U;
+    if(whole_0)
+    {
+        _S149 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S163) < (place_0->rows_3))
+        {
+            _S149 = (place_0->column_3 + _S155) < (place_0->columns_2);
+        }
+        else
+        {
+            _S149 = false;
+        }
+    }
+    if(_S149)
+    {
+        uint _S164 = Place_at_0(place_0, _S163, _S155);
+        float _S165 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S166 = (&(result_2)[_S164]);
+        if(accumulate_1)
+        {
+            _S150 = *(&(result_2)[_S164]) + _S165;
+        }
+        else
+        {
+            _S150 = _S165;
+        }
+        *_S166 = _S150;
+    }
+    uint _S167 = _S146 / 4U;
+    uint _S168 = 8U + _S148;
+    if(whole_0)
+    {
+        _S149 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S167) < (place_0->rows_3))
+        {
+            _S149 = (place_0->column_3 + _S168) < (place_0->columns_2);
+        }
+        else
+        {
+            _S149 = false;
+        }
+    }
+    if(_S149)
+    {
+        uint _S169 = Place_at_0(place_0, _S167, _S168);
+        float _S170 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S171 = (&(result_2)[_S169]);
+        if(accumulate_1)
+        {
+            _S150 = *(&(result_2)[_S169]) + _S170;
+        }
+        else
+        {
+            _S150 = _S170;
+        }
+        *_S171 = _S150;
+    }
+    uint _S172 = _S146 / 4U;
+    uint _S173 = _S168 + 1U;
+    if(whole_0)
+    {
+        _S149 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S172) < (place_0->rows_3))
+        {
+            _S149 = (place_0->column_3 + _S173) < (place_0->columns_2);
+        }
+        else
+        {
+            _S149 = false;
+        }
+    }
+    if(_S149)
+    {
+        uint _S174 = Place_at_0(place_0, _S172, _S173);
+        float _S175 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S176 = (&(result_2)[_S174]);
+        if(accumulate_1)
+        {
+            _S150 = *(&(result_2)[_S174]) + _S175;
+        }
+        else
+        {
+            _S150 = _S175;
+        }
+        *_S176 = _S150;
+    }
+    uint _S177 = _S146 / 4U + 8U;
+    if(whole_0)
+    {
+        _S149 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S177) < (place_0->rows_3))
+        {
+            _S149 = (place_0->column_3 + _S168) < (place_0->columns_2);
+        }
+        else
+        {
+            _S149 = false;
+        }
+    }
+    if(_S149)
+    {
+        uint _S178 = Place_at_0(place_0, _S177, _S168);
+        float _S179 = factor_0 * *&((&sums_2->halves_1[1U])->z);
+        float * _S180 = (&(result_2)[_S178]);
+        if(accumulate_1)
+        {
+            _S150 = *(&(result_2)[_S178]) + _S179;
+        }
+        else
+        {
+            _S150 = _S179;
+        }
+        *_S180 = _S150;
+    }
+    uint _S181 = _S146 / 4U + 8U;
+    if(whole_0)
+    {
+        _S149 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S181) < (place_0->rows_3))
+        {
+            _S149 = (place_0->column_3 + _S173) < (place_0->columns_2);
+        }
+        else
+        {
+            _S149 = false;
+        }
+    }
+    if(_S149)
+    {
+        uint _S182 = Place_at_0(place_0, _S181, _S173);
+        float _S183 = factor_0 * *&((&sums_2->halves_1[1U])->w);
         float * _S184 = (&(result_2)[_S182]);
         if(accumulate_1)
         {
-            _S176 = *(&(result_2)[_S182]) + _S183;
+            _S150 = *(&(result_2)[_S182]) + _S183;
         }
         else
         {
-            _S176 = _S183;
+            _S150 = _S183;
         }
-        *_S184 = _S176;
-    }
-    uint _S185 = _S172 / 4U + 8U;
-    if(whole_0)
-    {
-        _S175 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S185) < (place_0->rows_3))
-        {
-            _S175 = (place_0->column_3 + _S174) < (place_0->columns_2);
-        }
-        else
-        {
-            _S175 = false;
-        }
-    }
-    if(_S175)
-    {
-        uint _S186 = Place_at_0(place_0, _S185, _S174);
-        float _S187 = factor_0 * *&((&sums_2->halves_1[0U])->z);
-        float * _S188 = (&(result_2)[_S186]);
-        if(accumulate_1)
-        {
-            _S176 = *(&(result_2)[_S186]) + _S187;
-        }
-        else
-        {
-            _S176 = _S187;
-        }
-        *_S188 = _S176;
-    }
-    uint _S189 = _S172 / 4U + 8U;
-    if(whole_0)
-    {
-        _S175 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S189) < (place_0->rows_3))
-        {
-            _S175 = (place_0->column_3 + _S181) < (place_0->columns_2);
-        }
-        else
-        {
-            _S175 = false;
-        }
-    }
-    if(_S175)
-    {
-        uint _S190 = Place_at_0(place_0, _S189, _S181);
-        float _S191 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S192 = (&(result_2)[_S190]);
-        if(accumulate_1)
-        {
-            _S176 = *(&(result_2)[_S190]) + _S191;
-        }
-        else
-        {
-            _S176 = _S191;
-        }
-        *_S192 = _S176;
-    }
-    uint _S193 = _S172 / 4U;
-    uint _S194 = 8U + _S174;
-    if(whole_0)
-    {
-        _S175 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S193) < (place_0->rows_3))
-        {
-            _S175 = (place_0->column_3 + _S194) < (place_0->columns_2);
-        }
-        else
-        {
-            _S175 = false;
-        }
-    }
-    if(_S175)
-    {
-        uint _S195 = Place_at_0(place_0, _S193, _S194);
-        float _S196 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S197 = (&(result_2)[_S195]);
-        if(accumulate_1)
-        {
-            _S176 = *(&(result_2)[_S195]) + _S196;
-        }
-        else
-        {
-            _S176 = _S196;
-        }
-        *_S197 = _S176;
-    }
-    uint _S198 = _S172 / 4U;
-    uint _S199 = _S194 + 1U;
-    if(whole_0)
-    {
-        _S175 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S198) < (place_0->rows_3))
-        {
-            _S175 = (place_0->column_3 + _S199) < (place_0->columns_2);
-        }
-        else
-        {
-            _S175 = false;
-        }
-    }
-    if(_S175)
-    {
-        uint _S200 = Place_at_0(place_0, _S198, _S199);
-        float _S201 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S202 = (&(result_2)[_S200]);
-        if(accumulate_1)
-        {
-            _S176 = *(&(result_2)[_S200]) + _S201;
-        }
-        else
-        {
-            _S176 = _S201;
-        }
-        *_S202 = _S176;
-    }
-    uint _S203 = _S172 / 4U + 8U;
-    if(whole_0)
-    {
-        _S175 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S203) < (place_0->rows_3))
-        {
-            _S175 = (place_0->column_3 + _S194) < (place_0->columns_2);
-        }
-        else
-        {
-            _S175 = false;
-        }
-    }
-    if(_S175)
-    {
-        uint _S204 = Place_at_0(place_0, _S203, _S194);
-        float _S205 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S206 = (&(result_2)[_S204]);
-        if(accumulate_1)
-        {
-            _S176 = *(&(result_2)[_S204]) + _S205;
-        }
-        else
-        {
-            _S176 = _S205;
-        }
-        *_S206 = _S176;
-    }
-    uint _S207 = _S172 / 4U + 8U;
-    if(whole_0)
-    {
-        _S175 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S207) < (place_0->rows_3))
-        {
-            _S175 = (place_0->column_3 + _S199) < (place_0->columns_2);
-        }
-        else
-        {
-            _S175 = false;
-        }
-    }
-    if(_S175)
-    {
-        uint _S208 = Place_at_0(place_0, _S207, _S199);
-        float _S209 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S210 = (&(result_2)[_S208]);
-        if(accumulate_1)
-        {
-            _S176 = *(&(result_2)[_S208]) + _S209;
-        }
-        else
-        {
-            _S176 = _S209;
-        }
-        *_S210 = _S176;
+        *_S184 = _S150;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S211 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S212 = (_S211 + 128U - 1U) / 128U;
-    uint _S213 = group_number_0(group_1);
-    uint _S214 = p_1->n_0;
-    if(_S213 >= (_S212 * ((p_1->n_0 + 128U - 1U) / 128U)))
+    uint _S185 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S186 = (_S185 + 128U - 1U) / 128U;
+    uint _S187 = group_number_0(group_1);
+    uint _S188 = p_1->n_0;
+    if(_S187 >= (_S186 * ((p_1->n_0 + 128U - 1U) / 128U)))
     {
         return;
     }
-    uint _S215 = _S213 % _S212;
-    uint _S216 = _S215 * 128U;
-    uint _S217 = _S213 / _S212;
-    uint _S218 = _S217 * 128U;
-    uint _S219 = thread_1 / 32U / 2U * 4U * 16U;
-    uint _S220 = thread_1 / 32U % 2U * 4U * 16U;
-    uint _S221 = thread_1 / 4U;
-    uint _S222 = thread_1 % 4U;
+    uint _S189 = _S187 % _S186;
+    uint _S190 = _S189 * 128U;
+    uint _S191 = _S187 / _S186;
+    uint _S192 = _S191 * 128U;
+    uint _S193 = thread_1 / 32U / 2U * 4U * 16U;
+    uint _S194 = thread_1 / 32U % 2U * 4U * 16U;
+    uint _S195 = thread_1 / 4U;
+    uint _S196 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S216;
-    (&operands_0)->side_0 = _S218;
-    (&operands_0)->rows_1 = _S211;
+    (&operands_0)->top_0 = _S190;
+    (&operands_0)->side_0 = _S192;
+    (&operands_0)->rows_1 = _S185;
     FixedArray<FixedArray<Sums_0, 4> , 4>  sums_3;
-    Sums_0 _S223 = no_sums_0();
-    sums_3[0U][0U] = _S223;
-    sums_3[0U][1U] = _S223;
-    sums_3[0U][2U] = _S223;
-    sums_3[0U][3U] = _S223;
-    sums_3[1U][0U] = _S223;
-    sums_3[1U][1U] = _S223;
-    sums_3[1U][2U] = _S223;
-    sums_3[1U][3U] = _S223;
-    sums_3[2U][0U] = _S223;
-    sums_3[2U][1U] = _S223;
-    sums_3[2U][2U] = _S223;
-    sums_3[2U][3U] = _S223;
-    sums_3[3U][0U] = _S223;
-    sums_3[3U][1U] = _S223;
-    sums_3[3U][2U] = _S223;
-    sums_3[3U][3U] = _S223;
-    Operands_0 _S224 = operands_0;
-    Parts_0 _S225 = Operands_load_0(&_S224, 0U, _S221, _S222);
+    Sums_0 _S197 = no_sums_0();
+    sums_3[0U][0U] = _S197;
+    sums_3[0U][1U] = _S197;
+    sums_3[0U][2U] = _S197;
+    sums_3[0U][3U] = _S197;
+    sums_3[1U][0U] = _S197;
+    sums_3[1U][1U] = _S197;
+    sums_3[1U][2U] = _S197;
+    sums_3[1U][3U] = _S197;
+    sums_3[2U][0U] = _S197;
+    sums_3[2U][1U] = _S197;
+    sums_3[2U][2U] = _S197;
+    sums_3[2U][3U] = _S197;
+    sums_3[3U][0U] = _S197;
+    sums_3[3U][1U] = _S197;
+    sums_3[3U][2U] = _S197;
+    sums_3[3U][3U] = _S197;
+    Operands_0 _S198 = operands_0;
+    Parts_0 _S199 = Operands_load_0(&_S198, 0U, _S195, _S196);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S225;
+    Parts_0 parts_1 = _S199;
     for(;;)
     {
-        uint _S226 = p_1->k_0;
+        uint _S200 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -788,205 +766,205 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S227 = parts_1;
-        Parts_store_0(&_S227, _S221, _S222);
+        Parts_0 _S201 = parts_1;
+        Parts_store_0(&_S201, _S195, _S196);
         __syncthreads();
-        uint _S228 = begin_1 + 32U;
-        uint _S229 = (U32_min((_S228), (_S226 - 32U)));
-        Operands_0 _S230 = operands_0;
-        Parts_0 _S231 = Operands_load_0(&_S230, _S229, _S221, _S222);
-        multiply_0(&sums_3, _S219, _S220, thread_1 % 32U);
+        uint _S202 = begin_1 + 32U;
+        uint _S203 = (U32_min((_S202), (_S200 - 32U)));
+        Operands_0 _S204 = operands_0;
+        Parts_0 _S205 = Operands_load_0(&_S204, _S203, _S195, _S196);
+        multiply_0(&sums_3, _S193, _S194, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S228;
-        parts_1 = _S231;
+        begin_1 = _S202;
+        parts_1 = _S205;
     }
-    bool _S232;
-    if((_S216 + 128U) <= _S211)
+    bool _S206;
+    if((_S190 + 128U) <= _S185)
     {
-        _S232 = (_S218 + 128U) <= _S214;
+        _S206 = (_S192 + 128U) <= _S188;
     }
     else
     {
-        _S232 = false;
+        _S206 = false;
     }
     Place_0 place_1;
-    uint _S233 = _S216 + _S219;
-    (&place_1)->row_4 = _S233;
-    uint _S234 = _S218 + _S220;
-    (&place_1)->column_3 = _S234;
-    (&place_1)->rows_3 = _S211;
-    (&place_1)->columns_2 = _S214;
-    uint _S235 = p_1->out_offset_0;
+    uint _S207 = _S190 + _S193;
+    (&place_1)->row_4 = _S207;
+    uint _S208 = _S192 + _S194;
+    (&place_1)->column_3 = _S208;
+    (&place_1)->rows_3 = _S185;
+    (&place_1)->columns_2 = _S188;
+    uint _S209 = p_1->out_offset_0;
     (&place_1)->offset_5 = p_1->out_offset_0;
-    uint _S236 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S237 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S238 = sums_3[0U][0U];
-    Place_0 _S239 = place_1;
-    write_0(&_S238, 16.0f, result_3, &_S239, _S237, _S232, thread_1);
+    uint _S210 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S211 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S212 = sums_3[0U][0U];
+    Place_0 _S213 = place_1;
+    write_0(&_S212, 16.0f, result_3, &_S213, _S211, _S206, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S233;
-    uint _S240 = _S234 + 16U;
-    (&place_2)->column_3 = _S240;
-    (&place_2)->rows_3 = _S211;
-    (&place_2)->columns_2 = _S214;
-    (&place_2)->offset_5 = _S235;
-    (&place_2)->stride_2 = _S236;
-    Sums_0 _S241 = sums_3[0U][1U];
-    Place_0 _S242 = place_2;
-    write_0(&_S241, 16.0f, result_3, &_S242, _S237, _S232, thread_1);
+    (&place_2)->row_4 = _S207;
+    uint _S214 = _S208 + 16U;
+    (&place_2)->column_3 = _S214;
+    (&place_2)->rows_3 = _S185;
+    (&place_2)->columns_2 = _S188;
+    (&place_2)->offset_5 = _S209;
+    (&place_2)->stride_0 = _S210;
+    Sums_0 _S215 = sums_3[0U][1U];
+    Place_0 _S216 = place_2;
+    write_0(&_S215, 16.0f, result_3, &_S216, _S211, _S206, thread_1);
     Place_0 place_3;
-    (&place_3)->row_4 = _S233;
-    uint _S243 = _S234 + 32U;
-    (&place_3)->column_3 = _S243;
-    (&place_3)->rows_3 = _S211;
-    (&place_3)->columns_2 = _S214;
-    (&place_3)->offset_5 = _S235;
-    (&place_3)->stride_2 = _S236;
-    Sums_0 _S244 = sums_3[0U][2U];
-    Place_0 _S245 = place_3;
-    write_0(&_S244, 16.0f, result_3, &_S245, _S237, _S232, thread_1);
+    (&place_3)->row_4 = _S207;
+    uint _S217 = _S208 + 32U;
+    (&place_3)->column_3 = _S217;
+    (&place_3)->rows_3 = _S185;
+    (&place_3)->columns_2 = _S188;
+    (&place_3)->offset_5 = _S209;
+    (&place_3)->stride_0 = _S210;
+    Sums_0 _S218 = sums_3[0U][2U];
+    Place_0 _S219 = place_3;
+    write_0(&_S218, 16.0f, result_3, &_S219, _S211, _S206, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S233;
-    uint _S246 = _S234 + 48U;
-    (&place_4)->column_3 = _S246;
-    (&place_4)->rows_3 = _S211;
-    (&place_4)->columns_2 = _S214;
-    (&place_4)->offset_5 = _S235;
-    (&place_4)->stride_2 = _S236;
-    Sums_0 _S247 = sums_3[0U][3U];
-    Place_0 _S248 = place_4;
-    write_0(&_S247, 16.0f, result_3, &_S248, _S237, _S232, thread_1);
+    (&place_4)->row_4 = _S207;
+    uint _S220 = _S208 + 48U;
+    (&place_4)->column_3 = _S220;
+    (&place_4)->rows_3 = _S185;
+    (&place_4)->columns_2 = _S188;
+    (&place_4)->offset_5 = _S209;
+    (&place_4)->stride_0 = _S210;
+    Sums_0 _S221 = sums_3[0U][3U];
+    Place_0 _S222 = place_4;
+    write_0(&_S221, 16.0f, result_3, &_S222, _S211, _S206, thread_1);
     Place_0 place_5;
-    uint _S249 = _S233 + 16U;
-    (&place_5)->row_4 = _S249;
-    (&place_5)->column_3 = _S234;
-    (&place_5)->rows_3 = _S211;
-    (&place_5)->columns_2 = _S214;
-    (&place_5)->offset_5 = _S235;
-    (&place_5)->stride_2 = _S236;
-    Sums_0 _S250 = sums_3[1U][0U];
-    Place_0 _S251 = place_5;
-    write_0(&_S250, 16.0f, result_3, &_S251, _S237, _S232, thread_1);
+    uint _S223 = _S207 + 16U;
+    (&place_5)->row_4 = _S223;
+    (&place_5)->column_3 = _S208;
+    (&place_5)->rows_3 = _S185;
+    (&place_5)->columns_2 = _S188;
+    (&place_5)->offset_5 = _S209;
+    (&place_5)->stride_0 = _S210;
+    Sums_0 _S224 = sums_3[1U][0U];
+    Place_0 _S225 = place_5;
+    write_0(&_S224, 16.0f, result_3, &_S225, _S211, _S206, thread_1);
     Place_0 place_6;
-    (&place_6)->row_4 = _S249;
-    (&place_6)->column_3 = _S240;
-    (&place_6)->rows_3 = _S211;
-    (&place_6)->columns_2 = _S214;
-    (&place_6)->offset_5 = _S235;
-    (&place_6)->stride_2 = _S236;
-    Sums_0 _S252 = sums_3[1U][1U];
-    Place_0 _S253 = place_6;
-    write_0(&_S252, 16.0f, result_3, &_S253, _S237, _S232, thread_1);
+    (&place_6)->row_4 = _S223;
+    (&place_6)->column_3 = _S214;
+    (&place_6)->rows_3 = _S185;
+    (&place_6)->columns_2 = _S188;
+    (&place_6)->offset_5 = _S209;
+    (&place_6)->stride_0 = _S210;
+    Sums_0 _S226 = sums_3[1U][1U];
+    Place_0 _S227 = place_6;
+    write_0(&_S226, 16.0f, result_3, &_S227, _S211, _S206, thread_1);
     Place_0 place_7;
-    (&place_7)->row_4 = _S249;
-    (&place_7)->column_3 = _S243;
-    (&place_7)->rows_3 = _S211;
-    (&place_7)->columns_2 = _S214;
-    (&place_7)->offset_5 = _S235;
-    (&place_7)->stride_2 = _S236;
-    Sums_0 _S254 = sums_3[1U][2U];
-    Place_0 _S255 = place_7;
-    write_0(&_S254, 16.0f, result_3, &_S255, _S237, _S232, thread_1);
+    (&place_7)->row_4 = _S223;
+    (&place_7)->column_3 = _S217;
+    (&place_7)->rows_3 = _S185;
+    (&place_7)->columns_2 = _S188;
+    (&place_7)->offset_5 = _S209;
+    (&place_7)->stride_0 = _S210;
+    Sums_0 _S228 = sums_3[1U][2U];
+    Place_0 _S229 = place_7;
+    write_0(&_S228, 16.0f, result_3, &_S229, _S211, _S206, thread_1);
     Place_0 place_8;
-    (&place_8)->row_4 = _S249;
-    (&place_8)->column_3 = _S246;
-    (&place_8)->rows_3 = _S211;
-    (&place_8)->columns_2 = _S214;
-    (&place_8)->offset_5 = _S235;
-    (&place_8)->stride_2 = _S236;
-    Sums_0 _S256 = sums_3[1U][3U];
-    Place_0 _S257 = place_8;
-    write_0(&_S256, 16.0f, result_3, &_S257, _S237, _S232, thread_1);
+    (&place_8)->row_4 = _S223;
+    (&place_8)->column_3 = _S220;
+    (&place_8)->rows_3 = _S185;
+    (&place_8)->columns_2 = _S188;
+    (&place_8)->offset_5 = _S209;
+    (&place_8)->stride_0 = _S210;
+    Sums_0 _S230 = sums_3[1U][3U];
+    Place_0 _S231 = place_8;
+    write_0(&_S230, 16.0f, result_3, &_S231, _S211, _S206, thread_1);
     Place_0 place_9;
-    uint _S258 = _S233 + 32U;
-    (&place_9)->row_4 = _S258;
-    (&place_9)->column_3 = _S234;
-    (&place_9)->rows_3 = _S211;
-    (&place_9)->columns_2 = _S214;
-    (&place_9)->offset_5 = _S235;
-    (&place_9)->stride_2 = _S236;
-    Sums_0 _S259 = sums_3[2U][0U];
-    Place_0 _S260 = place_9;
-    write_0(&_S259, 16.0f, result_3, &_S260, _S237, _S232, thread_1);
+    uint _S232 = _S207 + 32U;
+    (&place_9)->row_4 = _S232;
+    (&place_9)->column_3 = _S208;
+    (&place_9)->rows_3 = _S185;
+    (&place_9)->columns_2 = _S188;
+    (&place_9)->offset_5 = _S209;
+    (&place_9)->stride_0 = _S210;
+    Sums_0 _S233 = sums_3[2U][0U];
+    Place_0 _S234 = place_9;
+    write_0(&_S233, 16.0f, result_3, &_S234, _S211, _S206, thread_1);
     Place_0 place_10;
-    (&place_10)->row_4 = _S258;
-    (&place_10)->column_3 = _S240;
-    (&place_10)->rows_3 = _S211;
-    (&place_10)->columns_2 = _S214;
-    (&place_10)->offset_5 = _S235;
-    (&place_10)->stride_2 = _S236;
-    Sums_0 _S261 = sums_3[2U][1U];
-    Place_0 _S262 = place_10;
-    write_0(&_S261, 16.0f, result_3, &_S262, _S237, _S232, thread_1);
+    (&place_10)->row_4 = _S232;
+    (&place_10)->column_3 = _S214;
+    (&place_10)->rows_3 = _S185;
+    (&place_10)->columns_2 = _S188;
+    (&place_10)->offset_5 = _S209;
+    (&place_10)->stride_0 = _S210;
+    Sums_0 _S235 = sums_3[2U][1U];
+    Place_0 _S236 = place_10;
+    write_0(&_S235, 16.0f, result_3, &_S236, _S211, _S206, thread_1);
     Place_0 place_11;
-    (&place_11)->row_4 = _S258;
-    (&place_11)->column_3 = _S243;
-    (&place_11)->rows_3 = _S211;
-    (&place_11)->columns_2 = _S214;
-    (&place_11)->offset_5 = _S235;
-    (&place_11)->stride_2 = _S236;
-    Sums_0 _S263 = sums_3[2U][2U];
-    Place_0 _S264 = place_11;
-    write_0(&_S263, 16.0f, result_3, &_S264, _S237, _S232, thread_1);
+    (&place_11)->row_4 = _S232;
+    (&place_11)->column_3 = _S217;
+    (&place_11)->rows_3 = _S185;
+    (&place_11)->columns_2 = _S188;
+    (&place_11)->offset_5 = _S209;
+    (&place_11)->stride_0 = _S210;
+    Sums_0 _S237 = sums_3[2U][2U];
+    Place_0 _S238 = place_11;
+    write_0(&_S237, 16.0f, result_3, &_S238, _S211, _S206, thread_1);
     Place_0 place_12;
-    (&place_12)->row_4 = _S258;
-    (&place_12)->column_3 = _S246;
-    (&place_12)->rows_3 = _S211;
-    (&place_12)->columns_2 = _S214;
-    (&place_12)->offset_5 = _S235;
-    (&place_12)->stride_2 = _S236;
-    Sums_0 _S265 = sums_3[2U][3U];
-    Place_0 _S266 = place_12;
-    write_0(&_S265, 16.0f, result_3, &_S266, _S237, _S232, thread_1);
+    (&place_12)->row_4 = _S232;
+    (&place_12)->column_3 = _S220;
+    (&place_12)->rows_3 = _S185;
+    (&place_12)->columns_2 = _S188;
+    (&place_12)->offset_5 = _S209;
+    (&place_12)->stride_0 = _S210;
+    Sums_0 _S239 = sums_3[2U][3U];
+    Place_0 _S240 = place_12;
+    write_0(&_S239, 16.0f, result_3, &_S240, _S211, _S206, thread_1);
     Place_0 place_13;
-    uint _S267 = _S233 + 48U;
-    (&place_13)->row_4 = _S267;
-    (&place_13)->column_3 = _S234;
-    (&place_13)->rows_3 = _S211;
-    (&place_13)->columns_2 = _S214;
-    (&place_13)->offset_5 = _S235;
-    (&place_13)->stride_2 = _S236;
-    Sums_0 _S268 = sums_3[3U][0U];
-    Place_0 _S269 = place_13;
-    write_0(&_S268, 16.0f, result_3, &_S269, _S237, _S232, thread_1);
+    uint _S241 = _S207 + 48U;
+    (&place_13)->row_4 = _S241;
+    (&place_13)->column_3 = _S208;
+    (&place_13)->rows_3 = _S185;
+    (&place_13)->columns_2 = _S188;
+    (&place_13)->offset_5 = _S209;
+    (&place_13)->stride_0 = _S210;
+    Sums_0 _S242 = sums_3[3U][0U];
+    Place_0 _S243 = place_13;
+    write_0(&_S242, 16.0f, result_3, &_S243, _S211, _S206, thread_1);
     Place_0 place_14;
-    (&place_14)->row_4 = _S267;
-    (&place_14)->column_3 = _S240;
-    (&place_14)->rows_3 = _S211;
-    (&place_14)->columns_2 = _S214;
-    (&place_14)->offset_5 = _S235;
-    (&place_14)->stride_2 = _S236;
-    Sums_0 _S270 = sums_3[3U][1U];
-    Place_0 _S271 = place_14;
-    write_0(&_S270, 16.0f, result_3, &_S271, _S237, _S232, thread_1);
+    (&place_14)->row_4 = _S241;
+    (&place_14)->column_3 = _S214;
+    (&place_14)->rows_3 = _S185;
+    (&place_14)->columns_2 = _S188;
+    (&place_14)->offset_5 = _S209;
+    (&place_14)->stride_0 = _S210;
+    Sums_0 _S244 = sums_3[3U][1U];
+    Place_0 _S245 = place_14;
+    write_0(&_S244, 16.0f, result_3, &_S245, _S211, _S206, thread_1);
     Place_0 place_15;
-    (&place_15)->row_4 = _S267;
-    (&place_15)->column_3 = _S243;
-    (&place_15)->rows_3 = _S211;
-    (&place_15)->columns_2 = _S214;
-    (&place_15)->offset_5 = _S235;
-    (&place_15)->stride_2 = _S236;
-    Sums_0 _S272 = sums_3[3U][2U];
-    Place_0 _S273 = place_15;
-    write_0(&_S272, 16.0f, result_3, &_S273, _S237, _S232, thread_1);
+    (&place_15)->row_4 = _S241;
+    (&place_15)->column_3 = _S217;
+    (&place_15)->rows_3 = _S185;
+    (&place_15)->columns_2 = _S188;
+    (&place_15)->offset_5 = _S209;
+    (&place_15)->stride_0 = _S210;
+    Sums_0 _S246 = sums_3[3U][2U];
+    Place_0 _S247 = place_15;
+    write_0(&_S246, 16.0f, result_3, &_S247, _S211, _S206, thread_1);
     Place_0 place_16;
-    (&place_16)->row_4 = _S267;
-    (&place_16)->column_3 = _S246;
-    (&place_16)->rows_3 = _S211;
-    (&place_16)->columns_2 = _S214;
-    (&place_16)->offset_5 = _S235;
-    (&place_16)->stride_2 = _S236;
-    Sums_0 _S274 = sums_3[3U][3U];
-    Place_0 _S275 = place_16;
-    write_0(&_S274, 16.0f, result_3, &_S275, _S237, _S232, thread_1);
+    (&place_16)->row_4 = _S241;
+    (&place_16)->column_3 = _S220;
+    (&place_16)->rows_3 = _S185;
+    (&place_16)->columns_2 = _S188;
+    (&place_16)->offset_5 = _S209;
+    (&place_16)->stride_0 = _S210;
+    Sums_0 _S248 = sums_3[3U][3U];
+    Place_0 _S249 = place_16;
+    write_0(&_S248, 16.0f, result_3, &_S249, _S211, _S206, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat128_q5_0(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S276 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S277 = p_2;
-    gemm_0(blockIdx, _S276, x_5, weight_2, result_4, batch_2, &_S277);
+    uint _S250 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S251 = p_2;
+    gemm_0(blockIdx, _S250, x_5, weight_2, result_4, batch_2, &_S251);
     return;
 }

@@ -67,8 +67,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -79,7 +77,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 {
@@ -90,19 +94,19 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S1 = make_float4 (-65504.0f);
     float4  _S2 = make_float4 (65504.0f);
-    uint _S3 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S3] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2));
-    uint _S4 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S4] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2));
-    uint _S5 = (row_0 + 64U) * 5U + eight_0;
-    (*&left_tile_0)[_S5] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S1, _S2));
-    uint _S6 = (row_0 + 96U) * 5U + eight_0;
-    (*&left_tile_0)[_S6] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S1, _S2));
+    uint _S3 = row_0 * 5U;
+    put_0(_S3 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2)));
+    uint _S4 = (row_0 + 32U) * 5U;
+    put_0(_S4 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2)));
+    uint _S5 = (row_0 + 64U) * 5U;
+    put_0(_S5 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S1, _S2)));
+    uint _S6 = (row_0 + 96U) * 5U;
+    put_0(_S6 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S1, _S2)));
     uint _S7 = 8U * eight_0;
-    (*&right_tile_0)[_S3] = Others_decode_0(this_0->right_0[0U], _S7);
-    (*&right_tile_0)[_S4] = Others_decode_0(this_0->right_0[1U], _S7);
-    (*&right_tile_0)[_S5] = Others_decode_0(this_0->right_0[2U], _S7);
-    (*&right_tile_0)[_S6] = Others_decode_0(this_0->right_0[3U], _S7);
+    put_0(640U + _S3 + eight_0, Others_decode_0(this_0->right_0[0U], _S7));
+    put_0(640U + _S4 + eight_0, Others_decode_0(this_0->right_0[1U], _S7));
+    put_0(640U + _S5 + eight_0, Others_decode_0(this_0->right_0[2U], _S7));
+    put_0(640U + _S6 + eight_0, Others_decode_0(this_0->right_0[3U], _S7));
     return;
 }
 
@@ -276,187 +280,161 @@ __device__ Sums_0 no_sums_0()
     return _S60;
 }
 
-__device__ uint4  load_right_0(FixedArray<uint4 , 640>  * tile_0, uint at_0, uint stride_0, uint lane_0)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 640>  _S61 = *tile_0;
-    uint4  _S62 = (wasmetal_load_four((&_S61[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
-    return _S62;
+    uint4  _S61 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S61;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 640>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    FixedArray<uint4 , 640>  _S63 = *tile_1;
-    uint4  _S64 = (wasmetal_load_four((&_S63[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
-    return _S64;
+    uint4  _S62 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S62;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S65 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S66 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S67;
-    _S67[int(0)] = _S65;
-    _S67[int(1)] = _S66;
-    Sums_0 _S68 = Sums_x24init_0(&_S67);
-    return _S68;
+    float4  _S63 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S64 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S65;
+    _S65[int(0)] = _S63;
+    _S65[int(1)] = _S64;
+    Sums_0 _S66 = Sums_x24init_0(&_S65);
+    return _S66;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 4> , 4>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 4>  right_2;
-    uint _S69 = across_0 * 5U;
-    FixedArray<uint4 , 640>  _S70 = *&right_tile_0;
-    uint4  _S71 = load_right_0(&_S70, _S69, 5U, lane_2);
-    right_2[0U] = _S71;
-    uint _S72 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S73 = *&right_tile_0;
-    uint4  _S74 = load_right_0(&_S73, _S72, 5U, lane_2);
-    right_2[1U] = _S74;
-    uint _S75 = (across_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S76 = *&right_tile_0;
-    uint4  _S77 = load_right_0(&_S76, _S75, 5U, lane_2);
-    right_2[2U] = _S77;
-    uint _S78 = (across_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S79 = *&right_tile_0;
-    uint4  _S80 = load_right_0(&_S79, _S78, 5U, lane_2);
-    right_2[3U] = _S80;
-    uint _S81 = down_0 * 5U;
-    FixedArray<uint4 , 640>  _S82 = *&left_tile_0;
-    uint4  _S83 = load_left_0(&_S82, _S81, 5U, lane_2);
-    Sums_0 _S84 = (*sums_1)[0U][0U];
-    Sums_0 _S85 = multiply_add_0(_S83, _S71, &_S84);
-    (*sums_1)[0U][0U] = _S85;
-    Sums_0 _S86 = (*sums_1)[0U][1U];
-    Sums_0 _S87 = multiply_add_0(_S83, _S74, &_S86);
-    (*sums_1)[0U][1U] = _S87;
-    Sums_0 _S88 = (*sums_1)[0U][2U];
-    Sums_0 _S89 = multiply_add_0(_S83, _S77, &_S88);
-    (*sums_1)[0U][2U] = _S89;
-    Sums_0 _S90 = (*sums_1)[0U][3U];
-    Sums_0 _S91 = multiply_add_0(_S83, _S80, &_S90);
-    (*sums_1)[0U][3U] = _S91;
-    uint _S92 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S93 = *&left_tile_0;
-    uint4  _S94 = load_left_0(&_S93, _S92, 5U, lane_2);
-    Sums_0 _S95 = (*sums_1)[1U][0U];
-    Sums_0 _S96 = multiply_add_0(_S94, _S71, &_S95);
-    (*sums_1)[1U][0U] = _S96;
-    Sums_0 _S97 = (*sums_1)[1U][1U];
-    Sums_0 _S98 = multiply_add_0(_S94, _S74, &_S97);
-    (*sums_1)[1U][1U] = _S98;
-    Sums_0 _S99 = (*sums_1)[1U][2U];
-    Sums_0 _S100 = multiply_add_0(_S94, _S77, &_S99);
-    (*sums_1)[1U][2U] = _S100;
-    Sums_0 _S101 = (*sums_1)[1U][3U];
-    Sums_0 _S102 = multiply_add_0(_S94, _S80, &_S101);
-    (*sums_1)[1U][3U] = _S102;
-    uint _S103 = (down_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S104 = *&left_tile_0;
-    uint4  _S105 = load_left_0(&_S104, _S103, 5U, lane_2);
-    Sums_0 _S106 = (*sums_1)[2U][0U];
-    Sums_0 _S107 = multiply_add_0(_S105, _S71, &_S106);
-    (*sums_1)[2U][0U] = _S107;
-    Sums_0 _S108 = (*sums_1)[2U][1U];
-    Sums_0 _S109 = multiply_add_0(_S105, _S74, &_S108);
-    (*sums_1)[2U][1U] = _S109;
-    Sums_0 _S110 = (*sums_1)[2U][2U];
-    Sums_0 _S111 = multiply_add_0(_S105, _S77, &_S110);
-    (*sums_1)[2U][2U] = _S111;
-    Sums_0 _S112 = (*sums_1)[2U][3U];
-    Sums_0 _S113 = multiply_add_0(_S105, _S80, &_S112);
-    (*sums_1)[2U][3U] = _S113;
-    uint _S114 = (down_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S115 = *&left_tile_0;
-    uint4  _S116 = load_left_0(&_S115, _S114, 5U, lane_2);
-    Sums_0 _S117 = (*sums_1)[3U][0U];
-    Sums_0 _S118 = multiply_add_0(_S116, _S71, &_S117);
-    (*sums_1)[3U][0U] = _S118;
-    Sums_0 _S119 = (*sums_1)[3U][1U];
-    Sums_0 _S120 = multiply_add_0(_S116, _S74, &_S119);
-    (*sums_1)[3U][1U] = _S120;
-    Sums_0 _S121 = (*sums_1)[3U][2U];
-    Sums_0 _S122 = multiply_add_0(_S116, _S77, &_S121);
-    (*sums_1)[3U][2U] = _S122;
-    Sums_0 _S123 = (*sums_1)[3U][3U];
-    Sums_0 _S124 = multiply_add_0(_S116, _S80, &_S123);
-    (*sums_1)[3U][3U] = _S124;
+    uint _S67 = 640U + across_0 * 5U;
+    uint4  _S68 = load_right_0(_S67, lane_2);
+    right_2[0U] = _S68;
+    uint _S69 = 640U + (across_0 + 16U) * 5U;
+    uint4  _S70 = load_right_0(_S69, lane_2);
+    right_2[1U] = _S70;
+    uint _S71 = 640U + (across_0 + 32U) * 5U;
+    uint4  _S72 = load_right_0(_S71, lane_2);
+    right_2[2U] = _S72;
+    uint _S73 = 640U + (across_0 + 48U) * 5U;
+    uint4  _S74 = load_right_0(_S73, lane_2);
+    right_2[3U] = _S74;
+    uint _S75 = down_0 * 5U;
+    uint4  _S76 = load_left_0(_S75, lane_2);
+    Sums_0 _S77 = (*sums_1)[0U][0U];
+    Sums_0 _S78 = multiply_add_0(_S76, _S68, &_S77);
+    (*sums_1)[0U][0U] = _S78;
+    Sums_0 _S79 = (*sums_1)[0U][1U];
+    Sums_0 _S80 = multiply_add_0(_S76, _S70, &_S79);
+    (*sums_1)[0U][1U] = _S80;
+    Sums_0 _S81 = (*sums_1)[0U][2U];
+    Sums_0 _S82 = multiply_add_0(_S76, _S72, &_S81);
+    (*sums_1)[0U][2U] = _S82;
+    Sums_0 _S83 = (*sums_1)[0U][3U];
+    Sums_0 _S84 = multiply_add_0(_S76, _S74, &_S83);
+    (*sums_1)[0U][3U] = _S84;
+    uint _S85 = (down_0 + 16U) * 5U;
+    uint4  _S86 = load_left_0(_S85, lane_2);
+    Sums_0 _S87 = (*sums_1)[1U][0U];
+    Sums_0 _S88 = multiply_add_0(_S86, _S68, &_S87);
+    (*sums_1)[1U][0U] = _S88;
+    Sums_0 _S89 = (*sums_1)[1U][1U];
+    Sums_0 _S90 = multiply_add_0(_S86, _S70, &_S89);
+    (*sums_1)[1U][1U] = _S90;
+    Sums_0 _S91 = (*sums_1)[1U][2U];
+    Sums_0 _S92 = multiply_add_0(_S86, _S72, &_S91);
+    (*sums_1)[1U][2U] = _S92;
+    Sums_0 _S93 = (*sums_1)[1U][3U];
+    Sums_0 _S94 = multiply_add_0(_S86, _S74, &_S93);
+    (*sums_1)[1U][3U] = _S94;
+    uint _S95 = (down_0 + 32U) * 5U;
+    uint4  _S96 = load_left_0(_S95, lane_2);
+    Sums_0 _S97 = (*sums_1)[2U][0U];
+    Sums_0 _S98 = multiply_add_0(_S96, _S68, &_S97);
+    (*sums_1)[2U][0U] = _S98;
+    Sums_0 _S99 = (*sums_1)[2U][1U];
+    Sums_0 _S100 = multiply_add_0(_S96, _S70, &_S99);
+    (*sums_1)[2U][1U] = _S100;
+    Sums_0 _S101 = (*sums_1)[2U][2U];
+    Sums_0 _S102 = multiply_add_0(_S96, _S72, &_S101);
+    (*sums_1)[2U][2U] = _S102;
+    Sums_0 _S103 = (*sums_1)[2U][3U];
+    Sums_0 _S104 = multiply_add_0(_S96, _S74, &_S103);
+    (*sums_1)[2U][3U] = _S104;
+    uint _S105 = (down_0 + 48U) * 5U;
+    uint4  _S106 = load_left_0(_S105, lane_2);
+    Sums_0 _S107 = (*sums_1)[3U][0U];
+    Sums_0 _S108 = multiply_add_0(_S106, _S68, &_S107);
+    (*sums_1)[3U][0U] = _S108;
+    Sums_0 _S109 = (*sums_1)[3U][1U];
+    Sums_0 _S110 = multiply_add_0(_S106, _S70, &_S109);
+    (*sums_1)[3U][1U] = _S110;
+    Sums_0 _S111 = (*sums_1)[3U][2U];
+    Sums_0 _S112 = multiply_add_0(_S106, _S72, &_S111);
+    (*sums_1)[3U][2U] = _S112;
+    Sums_0 _S113 = (*sums_1)[3U][3U];
+    Sums_0 _S114 = multiply_add_0(_S106, _S74, &_S113);
+    (*sums_1)[3U][3U] = _S114;
     FixedArray<uint4 , 4>  right_3;
-    uint _S125 = _S69 + 2U;
-    FixedArray<uint4 , 640>  _S126 = *&right_tile_0;
-    uint4  _S127 = load_right_0(&_S126, _S125, 5U, lane_2);
-    right_3[0U] = _S127;
-    uint _S128 = _S72 + 2U;
-    FixedArray<uint4 , 640>  _S129 = *&right_tile_0;
-    uint4  _S130 = load_right_0(&_S129, _S128, 5U, lane_2);
-    right_3[1U] = _S130;
-    uint _S131 = _S75 + 2U;
-    FixedArray<uint4 , 640>  _S132 = *&right_tile_0;
-    uint4  _S133 = load_right_0(&_S132, _S131, 5U, lane_2);
-    right_3[2U] = _S133;
-    uint _S134 = _S78 + 2U;
-    FixedArray<uint4 , 640>  _S135 = *&right_tile_0;
-    uint4  _S136 = load_right_0(&_S135, _S134, 5U, lane_2);
-    right_3[3U] = _S136;
-    uint _S137 = _S81 + 2U;
-    FixedArray<uint4 , 640>  _S138 = *&left_tile_0;
-    uint4  _S139 = load_left_0(&_S138, _S137, 5U, lane_2);
-    Sums_0 _S140 = (*sums_1)[0U][0U];
-    Sums_0 _S141 = multiply_add_0(_S139, _S127, &_S140);
-    (*sums_1)[0U][0U] = _S141;
-    Sums_0 _S142 = (*sums_1)[0U][1U];
-    Sums_0 _S143 = multiply_add_0(_S139, _S130, &_S142);
-    (*sums_1)[0U][1U] = _S143;
-    Sums_0 _S144 = (*sums_1)[0U][2U];
-    Sums_0 _S145 = multiply_add_0(_S139, _S133, &_S144);
-    (*sums_1)[0U][2U] = _S145;
-    Sums_0 _S146 = (*sums_1)[0U][3U];
-    Sums_0 _S147 = multiply_add_0(_S139, _S136, &_S146);
-    (*sums_1)[0U][3U] = _S147;
-    uint _S148 = _S92 + 2U;
-    FixedArray<uint4 , 640>  _S149 = *&left_tile_0;
-    uint4  _S150 = load_left_0(&_S149, _S148, 5U, lane_2);
-    Sums_0 _S151 = (*sums_1)[1U][0U];
-    Sums_0 _S152 = multiply_add_0(_S150, _S127, &_S151);
-    (*sums_1)[1U][0U] = _S152;
-    Sums_0 _S153 = (*sums_1)[1U][1U];
-    Sums_0 _S154 = multiply_add_0(_S150, _S130, &_S153);
-    (*sums_1)[1U][1U] = _S154;
-    Sums_0 _S155 = (*sums_1)[1U][2U];
-    Sums_0 _S156 = multiply_add_0(_S150, _S133, &_S155);
-    (*sums_1)[1U][2U] = _S156;
-    Sums_0 _S157 = (*sums_1)[1U][3U];
-    Sums_0 _S158 = multiply_add_0(_S150, _S136, &_S157);
-    (*sums_1)[1U][3U] = _S158;
-    uint _S159 = _S103 + 2U;
-    FixedArray<uint4 , 640>  _S160 = *&left_tile_0;
-    uint4  _S161 = load_left_0(&_S160, _S159, 5U, lane_2);
-    Sums_0 _S162 = (*sums_1)[2U][0U];
-    Sums_0 _S163 = multiply_add_0(_S161, _S127, &_S162);
-    (*sums_1)[2U][0U] = _S163;
-    Sums_0 _S164 = (*sums_1)[2U][1U];
-    Sums_0 _S165 = multiply_add_0(_S161, _S130, &_S164);
-    (*sums_1)[2U][1U] = _S165;
-    Sums_0 _S166 = (*sums_1)[2U][2U];
-    Sums_0 _S167 = multiply_add_0(_S161, _S133, &_S166);
-    (*sums_1)[2U][2U] = _S167;
-    Sums_0 _S168 = (*sums_1)[2U][3U];
-    Sums_0 _S169 = multiply_add_0(_S161, _S136, &_S168);
-    (*sums_1)[2U][3U] = _S169;
-    uint _S170 = _S114 + 2U;
-    FixedArray<uint4 , 640>  _S171 = *&left_tile_0;
-    uint4  _S172 = load_left_0(&_S171, _S170, 5U, lane_2);
-    Sums_0 _S173 = (*sums_1)[3U][0U];
-    Sums_0 _S174 = multiply_add_0(_S172, _S127, &_S173);
-    (*sums_1)[3U][0U] = _S174;
-    Sums_0 _S175 = (*sums_1)[3U][1U];
-    Sums_0 _S176 = multiply_add_0(_S172, _S130, &_S175);
-    (*sums_1)[3U][1U] = _S176;
-    Sums_0 _S177 = (*sums_1)[3U][2U];
-    Sums_0 _S178 = multiply_add_0(_S172, _S133, &_S177);
-    (*sums_1)[3U][2U] = _S178;
-    Sums_0 _S179 = (*sums_1)[3U][3U];
-    Sums_0 _S180 = multiply_add_0(_S172, _S136, &_S179);
-    (*sums_1)[3U][3U] = _S180;
+    uint4  _S115 = load_right_0(_S67 + 2U, lane_2);
+    right_3[0U] = _S115;
+    uint4  _S116 = load_right_0(_S69 + 2U, lane_2);
+    right_3[1U] = _S116;
+    uint4  _S117 = load_right_0(_S71 + 2U, lane_2);
+    right_3[2U] = _S117;
+    uint4  _S118 = load_right_0(_S73 + 2U, lane_2);
+    right_3[3U] = _S118;
+    uint4  _S119 = load_left_0(_S75 + 2U, lane_2);
+    Sums_0 _S120 = (*sums_1)[0U][0U];
+    Sums_0 _S121 = multiply_add_0(_S119, _S115, &_S120);
+    (*sums_1)[0U][0U] = _S121;
+    Sums_0 _S122 = (*sums_1)[0U][1U];
+    Sums_0 _S123 = multiply_add_0(_S119, _S116, &_S122);
+    (*sums_1)[0U][1U] = _S123;
+    Sums_0 _S124 = (*sums_1)[0U][2U];
+    Sums_0 _S125 = multiply_add_0(_S119, _S117, &_S124);
+    (*sums_1)[0U][2U] = _S125;
+    Sums_0 _S126 = (*sums_1)[0U][3U];
+    Sums_0 _S127 = multiply_add_0(_S119, _S118, &_S126);
+    (*sums_1)[0U][3U] = _S127;
+    uint4  _S128 = load_left_0(_S85 + 2U, lane_2);
+    Sums_0 _S129 = (*sums_1)[1U][0U];
+    Sums_0 _S130 = multiply_add_0(_S128, _S115, &_S129);
+    (*sums_1)[1U][0U] = _S130;
+    Sums_0 _S131 = (*sums_1)[1U][1U];
+    Sums_0 _S132 = multiply_add_0(_S128, _S116, &_S131);
+    (*sums_1)[1U][1U] = _S132;
+    Sums_0 _S133 = (*sums_1)[1U][2U];
+    Sums_0 _S134 = multiply_add_0(_S128, _S117, &_S133);
+    (*sums_1)[1U][2U] = _S134;
+    Sums_0 _S135 = (*sums_1)[1U][3U];
+    Sums_0 _S136 = multiply_add_0(_S128, _S118, &_S135);
+    (*sums_1)[1U][3U] = _S136;
+    uint4  _S137 = load_left_0(_S95 + 2U, lane_2);
+    Sums_0 _S138 = (*sums_1)[2U][0U];
+    Sums_0 _S139 = multiply_add_0(_S137, _S115, &_S138);
+    (*sums_1)[2U][0U] = _S139;
+    Sums_0 _S140 = (*sums_1)[2U][1U];
+    Sums_0 _S141 = multiply_add_0(_S137, _S116, &_S140);
+    (*sums_1)[2U][1U] = _S141;
+    Sums_0 _S142 = (*sums_1)[2U][2U];
+    Sums_0 _S143 = multiply_add_0(_S137, _S117, &_S142);
+    (*sums_1)[2U][2U] = _S143;
+    Sums_0 _S144 = (*sums_1)[2U][3U];
+    Sums_0 _S145 = multiply_add_0(_S137, _S118, &_S144);
+    (*sums_1)[2U][3U] = _S145;
+    uint4  _S146 = load_left_0(_S105 + 2U, lane_2);
+    Sums_0 _S147 = (*sums_1)[3U][0U];
+    Sums_0 _S148 = multiply_add_0(_S146, _S115, &_S147);
+    (*sums_1)[3U][0U] = _S148;
+    Sums_0 _S149 = (*sums_1)[3U][1U];
+    Sums_0 _S150 = multiply_add_0(_S146, _S116, &_S149);
+    (*sums_1)[3U][1U] = _S150;
+    Sums_0 _S151 = (*sums_1)[3U][2U];
+    Sums_0 _S152 = multiply_add_0(_S146, _S117, &_S151);
+    (*sums_1)[3U][2U] = _S152;
+    Sums_0 _S153 = (*sums_1)[3U][3U];
+    Sums_0 _S154 = multiply_add_0(_S146, _S118, &_S153);
+    (*sums_1)[3U][3U] = _S154;
     return;
 }
 
@@ -467,324 +445,324 @@ struct Place_0
     uint rows_3;
     uint columns_2;
     uint offset_3;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_3 + (this_2->row_4 + r_0) * this_2->stride_2 + this_2->column_3 + c_0;
+    return this_2->offset_3 + (this_2->row_4 + r_0) * this_2->stride_0 + this_2->column_3 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S181 = thread_0 % 32U;
-    uint _S182 = _S181 / 4U;
-    uint _S183 = _S181 % 4U * 2U;
-    bool _S184;
+    uint _S155 = thread_0 % 32U;
+    uint _S156 = _S155 / 4U;
+    uint _S157 = _S155 % 4U * 2U;
+    bool _S158;
     if(whole_0)
     {
-        _S184 = true;
+        _S158 = true;
     }
     else
     {
-        if((place_0->row_4 + _S182) < (place_0->rows_3))
+        if((place_0->row_4 + _S156) < (place_0->rows_3))
         {
-            _S184 = (place_0->column_3 + _S183) < (place_0->columns_2);
+            _S158 = (place_0->column_3 + _S157) < (place_0->columns_2);
         }
         else
         {
-            _S184 = false;
+            _S158 = false;
         }
     }
-    float _S185;
-    if(_S184)
+    float _S159;
+    if(_S158)
     {
-        uint _S186 = Place_at_0(place_0, _S182, _S183);
-        float _S187 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S188 = (&(result_2)[_S186]);
+        uint _S160 = Place_at_0(place_0, _S156, _S157);
+        float _S161 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S162 = (&(result_2)[_S160]);
         if(accumulate_1)
         {
-            _S185 = *(&(result_2)[_S186]) + _S187;
+            _S159 = *(&(result_2)[_S160]) + _S161;
         }
         else
         {
-            _S185 = _S187;
+            _S159 = _S161;
         }
-        *_S188 = _S185;
+        *_S162 = _S159;
     }
-    uint _S189 = _S181 / 4U;
-    uint _S190 = _S183 + 1U;
+    uint _S163 = _S155 / 4U;
+    uint _S164 = _S157 + 1U;
     if(whole_0)
     {
-        _S184 = true;
+        _S158 = true;
     }
     else
     {
-        if((place_0->row_4 + _S189) < (place_0->rows_3))
+        if((place_0->row_4 + _S163) < (place_0->rows_3))
         {
-            _S184 = (place_0->column_3 + _S190) < (place_0->columns_2);
+            _S158 = (place_0->column_3 + _S164) < (place_0->columns_2);
         }
         else
         {
-            _S184 = false;
+            _S158 = false;
         }
     }
-    if(_S184)
+    if(_S158)
     {
-        uint _S191 = Place_at_0(place_0, _S189, _S190);
-        float _S192 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        uint _S165 = Place_at_0(place_0, _S163, _S164);
+        float _S166 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S167 = (&(result_2)[_S165]);
+        if(accumulate_1)
+        {
+            _S159 = *(&(result_2)[_S165]) + _S166;
+        }
+        else
+        {
+            _S159 = _S166;
+        }
+        *_S167 = _S159;
+    }
+    uint _S168 = _S155 / 4U + 8U;
+    if(whole_0)
+    {
+        _S158 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S168) < (place_0->rows_3))
+        {
+            _S158 = (place_0->column_3 + _S157) < (place_0->columns_2);
+        }
+        else
+        {
+            _S158 = false;
+        }
+    }
+    if(_S158)
+    {
+        uint _S169 = Place_at_0(place_0, _S168, _S157);
+        float _S170 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S171 = (&(result_2)[_S169]);
+        if(accumulate_1)
+        {
+            _S159 = *(&(result_2)[_S169]) + _S170;
+        }
+        else
+        {
+            _S159 = _S170;
+        }
+        *_S171 = _S159;
+    }
+    uint _S172 = _S155 / 4U + 8U;
+    if(whole_0)
+    {
+        _S158 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S172) < (place_0->rows_3))
+        {
+            _S158 = (place_0->column_3 + _S164) < (place_0->columns_2);
+        }
+        else
+        {
+            _S158 = false;
+        }
+    }
+    if(_S158)
+    {
+        uint _S173 = Place_at_0(place_0, _S172, _S164);
+        float _S174 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S175 = (&(result_2)[_S173]);
+        if(accumulate_1)
+        {
+            _S159 = *(&(result_2)[_S173]) + _S174;
+        }
+        else
+        {
+            _S159 = _S174;
+        }
+        *_S175 = _S159;
+    }
+    uint _S176 = _S155 / 4U;
+    uint _S177 = 8U + _S157;
+    if(whole_0)
+    {
+        _S158 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S176) < (place_0->rows_3))
+        {
+            _S158 = (place_0->column_3 + _S177) < (place_0->columns_2);
+        }
+        else
+        {
+            _S158 = false;
+        }
+    }
+    if(_S158)
+    {
+        uint _S178 = Place_at_0(place_0, _S176, _S177);
+        float _S179 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S180 = (&(result_2)[_S178]);
+        if(accumulate_1)
+        {
+            _S159 = *(&(result_2)[_S178]) + _S179;
+        }
+        else
+        {
+            _S159 = _S179;
+        }
+        *_S180 = _S159;
+    }
+    uint _S181 = _S155 / 4U;
+    uint _S182 = _S177 + 1U;
+    if(whole_0)
+    {
+        _S158 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S181) < (place_0->rows_3))
+        {
+            _S158 = (place_0->column_3 + _S182) < (place_0->columns_2);
+        }
+        else
+        {
+            _S158 = false;
+        }
+    }
+    if(_S158)
+    {
+        uint _S183 = Place_at_0(place_0, _S181, _S182);
+        float _S184 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S185 = (&(result_2)[_S183]);
+        if(accumulate_1)
+        {
+            _S159 = *(&(result_2)[_S183]) + _S184;
+        }
+        else
+        {
+            _S159 = _S184;
+        }
+        *_S185 = _S159;
+    }
+    uint _S186 = _S155 / 4U + 8U;
+    if(whole_0)
+    {
+        _S158 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S186) < (place_0->rows_3))
+        {
+            _S158 = (place_0->column_3 + _S177) < (place_0->columns_2);
+        }
+        else
+        {
+            _S158 = false;
+        }
+    }
+    if(_S158)
+    {
+        uint _S187 = Place_at_0(place_0, _S186, _S177);
+        float _S188 = factor_0 * *&((&sums_2->halves_1[1U])->z);
+        float * _S189 = (&(result_2)[_S187]);
+        if(accumulate_1)
+        {
+            _S159 = *(&(result_2)[_S187]) + _S188;
+        }
+        else
+        {
+            _S159 = _S188;
+        }
+        *_S189 = _S159;
+    }
+    uint _S190 = _S155 / 4U + 8U;
+    if(whole_0)
+    {
+        _S158 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S190) < (place_0->rows_3))
+        {
+            _S158 = (place_0->column_3 + _S182) < (place_0->columns_2);
+        }
+        else
+        {
+            _S158 = false;
+        }
+    }
+    if(_S158)
+    {
+        uint _S191 = Place_at_0(place_0, _S190, _S182);
+        float _S192 = factor_0 * *&((&sums_2->halves_1[1U])->w);
         float * _S193 = (&(result_2)[_S191]);
         if(accumulate_1)
         {
-            _S185 = *(&(result_2)[_S191]) + _S192;
+            _S159 = *(&(result_2)[_S191]) + _S192;
         }
         else
         {
-            _S185 = _S192;
+            _S159 = _S192;
         }
-        *_S193 = _S185;
-    }
-    uint _S194 = _S181 / 4U + 8U;
-    if(whole_0)
-    {
-        _S184 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S194) < (place_0->rows_3))
-        {
-            _S184 = (place_0->column_3 + _S183) < (place_0->columns_2);
-        }
-        else
-        {
-            _S184 = false;
-        }
-    }
-    if(_S184)
-    {
-        uint _S195 = Place_at_0(place_0, _S194, _S183);
-        float _S196 = factor_0 * *&((&sums_2->halves_1[0U])->z);
-        float * _S197 = (&(result_2)[_S195]);
-        if(accumulate_1)
-        {
-            _S185 = *(&(result_2)[_S195]) + _S196;
-        }
-        else
-        {
-            _S185 = _S196;
-        }
-        *_S197 = _S185;
-    }
-    uint _S198 = _S181 / 4U + 8U;
-    if(whole_0)
-    {
-        _S184 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S198) < (place_0->rows_3))
-        {
-            _S184 = (place_0->column_3 + _S190) < (place_0->columns_2);
-        }
-        else
-        {
-            _S184 = false;
-        }
-    }
-    if(_S184)
-    {
-        uint _S199 = Place_at_0(place_0, _S198, _S190);
-        float _S200 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S201 = (&(result_2)[_S199]);
-        if(accumulate_1)
-        {
-            _S185 = *(&(result_2)[_S199]) + _S200;
-        }
-        else
-        {
-            _S185 = _S200;
-        }
-        *_S201 = _S185;
-    }
-    uint _S202 = _S181 / 4U;
-    uint _S203 = 8U + _S183;
-    if(whole_0)
-    {
-        _S184 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S202) < (place_0->rows_3))
-        {
-            _S184 = (place_0->column_3 + _S203) < (place_0->columns_2);
-        }
-        else
-        {
-            _S184 = false;
-        }
-    }
-    if(_S184)
-    {
-        uint _S204 = Place_at_0(place_0, _S202, _S203);
-        float _S205 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S206 = (&(result_2)[_S204]);
-        if(accumulate_1)
-        {
-            _S185 = *(&(result_2)[_S204]) + _S205;
-        }
-        else
-        {
-            _S185 = _S205;
-        }
-        *_S206 = _S185;
-    }
-    uint _S207 = _S181 / 4U;
-    uint _S208 = _S203 + 1U;
-    if(whole_0)
-    {
-        _S184 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S207) < (place_0->rows_3))
-        {
-            _S184 = (place_0->column_3 + _S208) < (place_0->columns_2);
-        }
-        else
-        {
-            _S184 = false;
-        }
-    }
-    if(_S184)
-    {
-        uint _S209 = Place_at_0(place_0, _S207, _S208);
-        float _S210 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S211 = (&(result_2)[_S209]);
-        if(accumulate_1)
-        {
-            _S185 = *(&(result_2)[_S209]) + _S210;
-        }
-        else
-        {
-            _S185 = _S210;
-        }
-        *_S211 = _S185;
-    }
-    uint _S212 = _S181 / 4U + 8U;
-    if(whole_0)
-    {
-        _S184 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S212) < (place_0->rows_3))
-        {
-            _S184 = (place_0->column_3 + _S203) < (place_0->columns_2);
-        }
-        else
-        {
-            _S184 = false;
-        }
-    }
-    if(_S184)
-    {
-        uint _S213 = Place_at_0(place_0, _S212, _S203);
-        float _S214 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S215 = (&(result_2)[_S213]);
-        if(accumulate_1)
-        {
-            _S185 = *(&(result_2)[_S213]) + _S214;
-        }
-        else
-        {
-            _S185 = _S214;
-        }
-        *_S215 = _S185;
-    }
-    uint _S216 = _S181 / 4U + 8U;
-    if(whole_0)
-    {
-        _S184 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S216) < (place_0->rows_3))
-        {
-            _S184 = (place_0->column_3 + _S208) < (place_0->columns_2);
-        }
-        else
-        {
-            _S184 = false;
-        }
-    }
-    if(_S184)
-    {
-        uint _S217 = Place_at_0(place_0, _S216, _S208);
-        float _S218 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S219 = (&(result_2)[_S217]);
-        if(accumulate_1)
-        {
-            _S185 = *(&(result_2)[_S217]) + _S218;
-        }
-        else
-        {
-            _S185 = _S218;
-        }
-        *_S219 = _S185;
+        *_S193 = _S159;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S220 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S221 = (_S220 + 128U - 1U) / 128U;
-    uint _S222 = group_number_0(group_1);
-    uint _S223 = p_1->n_0;
-    if(_S222 >= (_S221 * ((p_1->n_0 + 128U - 1U) / 128U)))
+    uint _S194 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S195 = (_S194 + 128U - 1U) / 128U;
+    uint _S196 = group_number_0(group_1);
+    uint _S197 = p_1->n_0;
+    if(_S196 >= (_S195 * ((p_1->n_0 + 128U - 1U) / 128U)))
     {
         return;
     }
-    uint _S224 = _S222 % _S221;
-    uint _S225 = _S224 * 128U;
-    uint _S226 = _S222 / _S221;
-    uint _S227 = _S226 * 128U;
-    uint _S228 = thread_1 / 32U / 2U * 4U * 16U;
-    uint _S229 = thread_1 / 32U % 2U * 4U * 16U;
-    uint _S230 = thread_1 / 4U;
-    uint _S231 = thread_1 % 4U;
+    uint _S198 = _S196 % _S195;
+    uint _S199 = _S198 * 128U;
+    uint _S200 = _S196 / _S195;
+    uint _S201 = _S200 * 128U;
+    uint _S202 = thread_1 / 32U / 2U * 4U * 16U;
+    uint _S203 = thread_1 / 32U % 2U * 4U * 16U;
+    uint _S204 = thread_1 / 4U;
+    uint _S205 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S225;
-    (&operands_0)->side_0 = _S227;
-    (&operands_0)->rows_1 = _S220;
+    (&operands_0)->top_0 = _S199;
+    (&operands_0)->side_0 = _S201;
+    (&operands_0)->rows_1 = _S194;
     FixedArray<FixedArray<Sums_0, 4> , 4>  sums_3;
-    Sums_0 _S232 = no_sums_0();
-    sums_3[0U][0U] = _S232;
-    sums_3[0U][1U] = _S232;
-    sums_3[0U][2U] = _S232;
-    sums_3[0U][3U] = _S232;
-    sums_3[1U][0U] = _S232;
-    sums_3[1U][1U] = _S232;
-    sums_3[1U][2U] = _S232;
-    sums_3[1U][3U] = _S232;
-    sums_3[2U][0U] = _S232;
-    sums_3[2U][1U] = _S232;
-    sums_3[2U][2U] = _S232;
-    sums_3[2U][3U] = _S232;
-    sums_3[3U][0U] = _S232;
-    sums_3[3U][1U] = _S232;
-    sums_3[3U][2U] = _S232;
-    sums_3[3U][3U] = _S232;
-    Operands_0 _S233 = operands_0;
-    Parts_0 _S234 = Operands_load_0(&_S233, 0U, _S230, _S231);
+    Sums_0 _S206 = no_sums_0();
+    sums_3[0U][0U] = _S206;
+    sums_3[0U][1U] = _S206;
+    sums_3[0U][2U] = _S206;
+    sums_3[0U][3U] = _S206;
+    sums_3[1U][0U] = _S206;
+    sums_3[1U][1U] = _S206;
+    sums_3[1U][2U] = _S206;
+    sums_3[1U][3U] = _S206;
+    sums_3[2U][0U] = _S206;
+    sums_3[2U][1U] = _S206;
+    sums_3[2U][2U] = _S206;
+    sums_3[2U][3U] = _S206;
+    sums_3[3U][0U] = _S206;
+    sums_3[3U][1U] = _S206;
+    sums_3[3U][2U] = _S206;
+    sums_3[3U][3U] = _S206;
+    Operands_0 _S207 = operands_0;
+    Parts_0 _S208 = Operands_load_0(&_S207, 0U, _S204, _S205);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S234;
+    Parts_0 parts_1 = _S208;
     for(;;)
     {
-        uint _S235 = p_1->k_0;
+        uint _S209 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -792,205 +770,205 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S236 = parts_1;
-        Parts_store_0(&_S236, _S230, _S231);
+        Parts_0 _S210 = parts_1;
+        Parts_store_0(&_S210, _S204, _S205);
         __syncthreads();
-        uint _S237 = begin_1 + 32U;
-        uint _S238 = (U32_min((_S237), (_S235 - 32U)));
-        Operands_0 _S239 = operands_0;
-        Parts_0 _S240 = Operands_load_0(&_S239, _S238, _S230, _S231);
-        multiply_0(&sums_3, _S228, _S229, thread_1 % 32U);
+        uint _S211 = begin_1 + 32U;
+        uint _S212 = (U32_min((_S211), (_S209 - 32U)));
+        Operands_0 _S213 = operands_0;
+        Parts_0 _S214 = Operands_load_0(&_S213, _S212, _S204, _S205);
+        multiply_0(&sums_3, _S202, _S203, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S237;
-        parts_1 = _S240;
+        begin_1 = _S211;
+        parts_1 = _S214;
     }
-    bool _S241;
-    if((_S225 + 128U) <= _S220)
+    bool _S215;
+    if((_S199 + 128U) <= _S194)
     {
-        _S241 = (_S227 + 128U) <= _S223;
+        _S215 = (_S201 + 128U) <= _S197;
     }
     else
     {
-        _S241 = false;
+        _S215 = false;
     }
     Place_0 place_1;
-    uint _S242 = _S225 + _S228;
-    (&place_1)->row_4 = _S242;
-    uint _S243 = _S227 + _S229;
-    (&place_1)->column_3 = _S243;
-    (&place_1)->rows_3 = _S220;
-    (&place_1)->columns_2 = _S223;
-    uint _S244 = p_1->out_offset_0;
+    uint _S216 = _S199 + _S202;
+    (&place_1)->row_4 = _S216;
+    uint _S217 = _S201 + _S203;
+    (&place_1)->column_3 = _S217;
+    (&place_1)->rows_3 = _S194;
+    (&place_1)->columns_2 = _S197;
+    uint _S218 = p_1->out_offset_0;
     (&place_1)->offset_3 = p_1->out_offset_0;
-    uint _S245 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S246 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S247 = sums_3[0U][0U];
-    Place_0 _S248 = place_1;
-    write_0(&_S247, 16.0f, result_3, &_S248, _S246, _S241, thread_1);
+    uint _S219 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S220 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S221 = sums_3[0U][0U];
+    Place_0 _S222 = place_1;
+    write_0(&_S221, 16.0f, result_3, &_S222, _S220, _S215, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S242;
-    uint _S249 = _S243 + 16U;
-    (&place_2)->column_3 = _S249;
-    (&place_2)->rows_3 = _S220;
-    (&place_2)->columns_2 = _S223;
-    (&place_2)->offset_3 = _S244;
-    (&place_2)->stride_2 = _S245;
-    Sums_0 _S250 = sums_3[0U][1U];
-    Place_0 _S251 = place_2;
-    write_0(&_S250, 16.0f, result_3, &_S251, _S246, _S241, thread_1);
+    (&place_2)->row_4 = _S216;
+    uint _S223 = _S217 + 16U;
+    (&place_2)->column_3 = _S223;
+    (&place_2)->rows_3 = _S194;
+    (&place_2)->columns_2 = _S197;
+    (&place_2)->offset_3 = _S218;
+    (&place_2)->stride_0 = _S219;
+    Sums_0 _S224 = sums_3[0U][1U];
+    Place_0 _S225 = place_2;
+    write_0(&_S224, 16.0f, result_3, &_S225, _S220, _S215, thread_1);
     Place_0 place_3;
-    (&place_3)->row_4 = _S242;
-    uint _S252 = _S243 + 32U;
-    (&place_3)->column_3 = _S252;
-    (&place_3)->rows_3 = _S220;
-    (&place_3)->columns_2 = _S223;
-    (&place_3)->offset_3 = _S244;
-    (&place_3)->stride_2 = _S245;
-    Sums_0 _S253 = sums_3[0U][2U];
-    Place_0 _S254 = place_3;
-    write_0(&_S253, 16.0f, result_3, &_S254, _S246, _S241, thread_1);
+    (&place_3)->row_4 = _S216;
+    uint _S226 = _S217 + 32U;
+    (&place_3)->column_3 = _S226;
+    (&place_3)->rows_3 = _S194;
+    (&place_3)->columns_2 = _S197;
+    (&place_3)->offset_3 = _S218;
+    (&place_3)->stride_0 = _S219;
+    Sums_0 _S227 = sums_3[0U][2U];
+    Place_0 _S228 = place_3;
+    write_0(&_S227, 16.0f, result_3, &_S228, _S220, _S215, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S242;
-    uint _S255 = _S243 + 48U;
-    (&place_4)->column_3 = _S255;
-    (&place_4)->rows_3 = _S220;
-    (&place_4)->columns_2 = _S223;
-    (&place_4)->offset_3 = _S244;
-    (&place_4)->stride_2 = _S245;
-    Sums_0 _S256 = sums_3[0U][3U];
-    Place_0 _S257 = place_4;
-    write_0(&_S256, 16.0f, result_3, &_S257, _S246, _S241, thread_1);
+    (&place_4)->row_4 = _S216;
+    uint _S229 = _S217 + 48U;
+    (&place_4)->column_3 = _S229;
+    (&place_4)->rows_3 = _S194;
+    (&place_4)->columns_2 = _S197;
+    (&place_4)->offset_3 = _S218;
+    (&place_4)->stride_0 = _S219;
+    Sums_0 _S230 = sums_3[0U][3U];
+    Place_0 _S231 = place_4;
+    write_0(&_S230, 16.0f, result_3, &_S231, _S220, _S215, thread_1);
     Place_0 place_5;
-    uint _S258 = _S242 + 16U;
-    (&place_5)->row_4 = _S258;
-    (&place_5)->column_3 = _S243;
-    (&place_5)->rows_3 = _S220;
-    (&place_5)->columns_2 = _S223;
-    (&place_5)->offset_3 = _S244;
-    (&place_5)->stride_2 = _S245;
-    Sums_0 _S259 = sums_3[1U][0U];
-    Place_0 _S260 = place_5;
-    write_0(&_S259, 16.0f, result_3, &_S260, _S246, _S241, thread_1);
+    uint _S232 = _S216 + 16U;
+    (&place_5)->row_4 = _S232;
+    (&place_5)->column_3 = _S217;
+    (&place_5)->rows_3 = _S194;
+    (&place_5)->columns_2 = _S197;
+    (&place_5)->offset_3 = _S218;
+    (&place_5)->stride_0 = _S219;
+    Sums_0 _S233 = sums_3[1U][0U];
+    Place_0 _S234 = place_5;
+    write_0(&_S233, 16.0f, result_3, &_S234, _S220, _S215, thread_1);
     Place_0 place_6;
-    (&place_6)->row_4 = _S258;
-    (&place_6)->column_3 = _S249;
-    (&place_6)->rows_3 = _S220;
-    (&place_6)->columns_2 = _S223;
-    (&place_6)->offset_3 = _S244;
-    (&place_6)->stride_2 = _S245;
-    Sums_0 _S261 = sums_3[1U][1U];
-    Place_0 _S262 = place_6;
-    write_0(&_S261, 16.0f, result_3, &_S262, _S246, _S241, thread_1);
+    (&place_6)->row_4 = _S232;
+    (&place_6)->column_3 = _S223;
+    (&place_6)->rows_3 = _S194;
+    (&place_6)->columns_2 = _S197;
+    (&place_6)->offset_3 = _S218;
+    (&place_6)->stride_0 = _S219;
+    Sums_0 _S235 = sums_3[1U][1U];
+    Place_0 _S236 = place_6;
+    write_0(&_S235, 16.0f, result_3, &_S236, _S220, _S215, thread_1);
     Place_0 place_7;
-    (&place_7)->row_4 = _S258;
-    (&place_7)->column_3 = _S252;
-    (&place_7)->rows_3 = _S220;
-    (&place_7)->columns_2 = _S223;
-    (&place_7)->offset_3 = _S244;
-    (&place_7)->stride_2 = _S245;
-    Sums_0 _S263 = sums_3[1U][2U];
-    Place_0 _S264 = place_7;
-    write_0(&_S263, 16.0f, result_3, &_S264, _S246, _S241, thread_1);
+    (&place_7)->row_4 = _S232;
+    (&place_7)->column_3 = _S226;
+    (&place_7)->rows_3 = _S194;
+    (&place_7)->columns_2 = _S197;
+    (&place_7)->offset_3 = _S218;
+    (&place_7)->stride_0 = _S219;
+    Sums_0 _S237 = sums_3[1U][2U];
+    Place_0 _S238 = place_7;
+    write_0(&_S237, 16.0f, result_3, &_S238, _S220, _S215, thread_1);
     Place_0 place_8;
-    (&place_8)->row_4 = _S258;
-    (&place_8)->column_3 = _S255;
-    (&place_8)->rows_3 = _S220;
-    (&place_8)->columns_2 = _S223;
-    (&place_8)->offset_3 = _S244;
-    (&place_8)->stride_2 = _S245;
-    Sums_0 _S265 = sums_3[1U][3U];
-    Place_0 _S266 = place_8;
-    write_0(&_S265, 16.0f, result_3, &_S266, _S246, _S241, thread_1);
+    (&place_8)->row_4 = _S232;
+    (&place_8)->column_3 = _S229;
+    (&place_8)->rows_3 = _S194;
+    (&place_8)->columns_2 = _S197;
+    (&place_8)->offset_3 = _S218;
+    (&place_8)->stride_0 = _S219;
+    Sums_0 _S239 = sums_3[1U][3U];
+    Place_0 _S240 = place_8;
+    write_0(&_S239, 16.0f, result_3, &_S240, _S220, _S215, thread_1);
     Place_0 place_9;
-    uint _S267 = _S242 + 32U;
-    (&place_9)->row_4 = _S267;
-    (&place_9)->column_3 = _S243;
-    (&place_9)->rows_3 = _S220;
-    (&place_9)->columns_2 = _S223;
-    (&place_9)->offset_3 = _S244;
-    (&place_9)->stride_2 = _S245;
-    Sums_0 _S268 = sums_3[2U][0U];
-    Place_0 _S269 = place_9;
-    write_0(&_S268, 16.0f, result_3, &_S269, _S246, _S241, thread_1);
+    uint _S241 = _S216 + 32U;
+    (&place_9)->row_4 = _S241;
+    (&place_9)->column_3 = _S217;
+    (&place_9)->rows_3 = _S194;
+    (&place_9)->columns_2 = _S197;
+    (&place_9)->offset_3 = _S218;
+    (&place_9)->stride_0 = _S219;
+    Sums_0 _S242 = sums_3[2U][0U];
+    Place_0 _S243 = place_9;
+    write_0(&_S242, 16.0f, result_3, &_S243, _S220, _S215, thread_1);
     Place_0 place_10;
-    (&place_10)->row_4 = _S267;
-    (&place_10)->column_3 = _S249;
-    (&place_10)->rows_3 = _S220;
-    (&place_10)->columns_2 = _S223;
-    (&place_10)->offset_3 = _S244;
-    (&place_10)->stride_2 = _S245;
-    Sums_0 _S270 = sums_3[2U][1U];
-    Place_0 _S271 = place_10;
-    write_0(&_S270, 16.0f, result_3, &_S271, _S246, _S241, thread_1);
+    (&place_10)->row_4 = _S241;
+    (&place_10)->column_3 = _S223;
+    (&place_10)->rows_3 = _S194;
+    (&place_10)->columns_2 = _S197;
+    (&place_10)->offset_3 = _S218;
+    (&place_10)->stride_0 = _S219;
+    Sums_0 _S244 = sums_3[2U][1U];
+    Place_0 _S245 = place_10;
+    write_0(&_S244, 16.0f, result_3, &_S245, _S220, _S215, thread_1);
     Place_0 place_11;
-    (&place_11)->row_4 = _S267;
-    (&place_11)->column_3 = _S252;
-    (&place_11)->rows_3 = _S220;
-    (&place_11)->columns_2 = _S223;
-    (&place_11)->offset_3 = _S244;
-    (&place_11)->stride_2 = _S245;
-    Sums_0 _S272 = sums_3[2U][2U];
-    Place_0 _S273 = place_11;
-    write_0(&_S272, 16.0f, result_3, &_S273, _S246, _S241, thread_1);
+    (&place_11)->row_4 = _S241;
+    (&place_11)->column_3 = _S226;
+    (&place_11)->rows_3 = _S194;
+    (&place_11)->columns_2 = _S197;
+    (&place_11)->offset_3 = _S218;
+    (&place_11)->stride_0 = _S219;
+    Sums_0 _S246 = sums_3[2U][2U];
+    Place_0 _S247 = place_11;
+    write_0(&_S246, 16.0f, result_3, &_S247, _S220, _S215, thread_1);
     Place_0 place_12;
-    (&place_12)->row_4 = _S267;
-    (&place_12)->column_3 = _S255;
-    (&place_12)->rows_3 = _S220;
-    (&place_12)->columns_2 = _S223;
-    (&place_12)->offset_3 = _S244;
-    (&place_12)->stride_2 = _S245;
-    Sums_0 _S274 = sums_3[2U][3U];
-    Place_0 _S275 = place_12;
-    write_0(&_S274, 16.0f, result_3, &_S275, _S246, _S241, thread_1);
+    (&place_12)->row_4 = _S241;
+    (&place_12)->column_3 = _S229;
+    (&place_12)->rows_3 = _S194;
+    (&place_12)->columns_2 = _S197;
+    (&place_12)->offset_3 = _S218;
+    (&place_12)->stride_0 = _S219;
+    Sums_0 _S248 = sums_3[2U][3U];
+    Place_0 _S249 = place_12;
+    write_0(&_S248, 16.0f, result_3, &_S249, _S220, _S215, thread_1);
     Place_0 place_13;
-    uint _S276 = _S242 + 48U;
-    (&place_13)->row_4 = _S276;
-    (&place_13)->column_3 = _S243;
-    (&place_13)->rows_3 = _S220;
-    (&place_13)->columns_2 = _S223;
-    (&place_13)->offset_3 = _S244;
-    (&place_13)->stride_2 = _S245;
-    Sums_0 _S277 = sums_3[3U][0U];
-    Place_0 _S278 = place_13;
-    write_0(&_S277, 16.0f, result_3, &_S278, _S246, _S241, thread_1);
+    uint _S250 = _S216 + 48U;
+    (&place_13)->row_4 = _S250;
+    (&place_13)->column_3 = _S217;
+    (&place_13)->rows_3 = _S194;
+    (&place_13)->columns_2 = _S197;
+    (&place_13)->offset_3 = _S218;
+    (&place_13)->stride_0 = _S219;
+    Sums_0 _S251 = sums_3[3U][0U];
+    Place_0 _S252 = place_13;
+    write_0(&_S251, 16.0f, result_3, &_S252, _S220, _S215, thread_1);
     Place_0 place_14;
-    (&place_14)->row_4 = _S276;
-    (&place_14)->column_3 = _S249;
-    (&place_14)->rows_3 = _S220;
-    (&place_14)->columns_2 = _S223;
-    (&place_14)->offset_3 = _S244;
-    (&place_14)->stride_2 = _S245;
-    Sums_0 _S279 = sums_3[3U][1U];
-    Place_0 _S280 = place_14;
-    write_0(&_S279, 16.0f, result_3, &_S280, _S246, _S241, thread_1);
+    (&place_14)->row_4 = _S250;
+    (&place_14)->column_3 = _S223;
+    (&place_14)->rows_3 = _S194;
+    (&place_14)->columns_2 = _S197;
+    (&place_14)->offset_3 = _S218;
+    (&place_14)->stride_0 = _S219;
+    Sums_0 _S253 = sums_3[3U][1U];
+    Place_0 _S254 = place_14;
+    write_0(&_S253, 16.0f, result_3, &_S254, _S220, _S215, thread_1);
     Place_0 place_15;
-    (&place_15)->row_4 = _S276;
-    (&place_15)->column_3 = _S252;
-    (&place_15)->rows_3 = _S220;
-    (&place_15)->columns_2 = _S223;
-    (&place_15)->offset_3 = _S244;
-    (&place_15)->stride_2 = _S245;
-    Sums_0 _S281 = sums_3[3U][2U];
-    Place_0 _S282 = place_15;
-    write_0(&_S281, 16.0f, result_3, &_S282, _S246, _S241, thread_1);
+    (&place_15)->row_4 = _S250;
+    (&place_15)->column_3 = _S226;
+    (&place_15)->rows_3 = _S194;
+    (&place_15)->columns_2 = _S197;
+    (&place_15)->offset_3 = _S218;
+    (&place_15)->stride_0 = _S219;
+    Sums_0 _S255 = sums_3[3U][2U];
+    Place_0 _S256 = place_15;
+    write_0(&_S255, 16.0f, result_3, &_S256, _S220, _S215, thread_1);
     Place_0 place_16;
-    (&place_16)->row_4 = _S276;
-    (&place_16)->column_3 = _S255;
-    (&place_16)->rows_3 = _S220;
-    (&place_16)->columns_2 = _S223;
-    (&place_16)->offset_3 = _S244;
-    (&place_16)->stride_2 = _S245;
-    Sums_0 _S283 = sums_3[3U][3U];
-    Place_0 _S284 = place_16;
-    write_0(&_S283, 16.0f, result_3, &_S284, _S246, _S241, thread_1);
+    (&place_16)->row_4 = _S250;
+    (&place_16)->column_3 = _S229;
+    (&place_16)->rows_3 = _S194;
+    (&place_16)->columns_2 = _S197;
+    (&place_16)->offset_3 = _S218;
+    (&place_16)->stride_0 = _S219;
+    Sums_0 _S257 = sums_3[3U][3U];
+    Place_0 _S258 = place_16;
+    write_0(&_S257, 16.0f, result_3, &_S258, _S220, _S215, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat128_q5_k(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S285 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S286 = p_2;
-    gemm_0(blockIdx, _S285, x_5, weight_2, result_4, batch_2, &_S286);
+    uint _S259 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S260 = p_2;
+    gemm_0(blockIdx, _S259, x_5, weight_2, result_4, batch_2, &_S260);
     return;
 }

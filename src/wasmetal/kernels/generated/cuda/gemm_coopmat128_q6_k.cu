@@ -67,8 +67,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -79,7 +77,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 {
@@ -90,19 +94,19 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S1 = make_float4 (-65504.0f);
     float4  _S2 = make_float4 (65504.0f);
-    uint _S3 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S3] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2));
-    uint _S4 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S4] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2));
-    uint _S5 = (row_0 + 64U) * 5U + eight_0;
-    (*&left_tile_0)[_S5] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S1, _S2));
-    uint _S6 = (row_0 + 96U) * 5U + eight_0;
-    (*&left_tile_0)[_S6] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S1, _S2));
+    uint _S3 = row_0 * 5U;
+    put_0(_S3 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2)));
+    uint _S4 = (row_0 + 32U) * 5U;
+    put_0(_S4 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2)));
+    uint _S5 = (row_0 + 64U) * 5U;
+    put_0(_S5 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S1, _S2)));
+    uint _S6 = (row_0 + 96U) * 5U;
+    put_0(_S6 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S1, _S2)));
     uint _S7 = 8U * eight_0;
-    (*&right_tile_0)[_S3] = Others_decode_0(this_0->right_0[0U], _S7);
-    (*&right_tile_0)[_S4] = Others_decode_0(this_0->right_0[1U], _S7);
-    (*&right_tile_0)[_S5] = Others_decode_0(this_0->right_0[2U], _S7);
-    (*&right_tile_0)[_S6] = Others_decode_0(this_0->right_0[3U], _S7);
+    put_0(640U + _S3 + eight_0, Others_decode_0(this_0->right_0[0U], _S7));
+    put_0(640U + _S4 + eight_0, Others_decode_0(this_0->right_0[1U], _S7));
+    put_0(640U + _S5 + eight_0, Others_decode_0(this_0->right_0[2U], _S7));
+    put_0(640U + _S6 + eight_0, Others_decode_0(this_0->right_0[3U], _S7));
     return;
 }
 
@@ -279,187 +283,161 @@ __device__ Sums_0 no_sums_0()
     return _S53;
 }
 
-__device__ uint4  load_right_0(FixedArray<uint4 , 640>  * tile_0, uint at_0, uint stride_0, uint lane_0)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 640>  _S54 = *tile_0;
-    uint4  _S55 = (wasmetal_load_four((&_S54[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
-    return _S55;
+    uint4  _S54 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S54;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 640>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    FixedArray<uint4 , 640>  _S56 = *tile_1;
-    uint4  _S57 = (wasmetal_load_four((&_S56[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
-    return _S57;
+    uint4  _S55 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S55;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S58 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S59 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S60;
-    _S60[int(0)] = _S58;
-    _S60[int(1)] = _S59;
-    Sums_0 _S61 = Sums_x24init_0(&_S60);
-    return _S61;
+    float4  _S56 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S57 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S58;
+    _S58[int(0)] = _S56;
+    _S58[int(1)] = _S57;
+    Sums_0 _S59 = Sums_x24init_0(&_S58);
+    return _S59;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 4> , 4>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 4>  right_2;
-    uint _S62 = across_0 * 5U;
-    FixedArray<uint4 , 640>  _S63 = *&right_tile_0;
-    uint4  _S64 = load_right_0(&_S63, _S62, 5U, lane_2);
-    right_2[0U] = _S64;
-    uint _S65 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S66 = *&right_tile_0;
-    uint4  _S67 = load_right_0(&_S66, _S65, 5U, lane_2);
-    right_2[1U] = _S67;
-    uint _S68 = (across_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S69 = *&right_tile_0;
-    uint4  _S70 = load_right_0(&_S69, _S68, 5U, lane_2);
-    right_2[2U] = _S70;
-    uint _S71 = (across_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S72 = *&right_tile_0;
-    uint4  _S73 = load_right_0(&_S72, _S71, 5U, lane_2);
-    right_2[3U] = _S73;
-    uint _S74 = down_0 * 5U;
-    FixedArray<uint4 , 640>  _S75 = *&left_tile_0;
-    uint4  _S76 = load_left_0(&_S75, _S74, 5U, lane_2);
-    Sums_0 _S77 = (*sums_1)[0U][0U];
-    Sums_0 _S78 = multiply_add_0(_S76, _S64, &_S77);
-    (*sums_1)[0U][0U] = _S78;
-    Sums_0 _S79 = (*sums_1)[0U][1U];
-    Sums_0 _S80 = multiply_add_0(_S76, _S67, &_S79);
-    (*sums_1)[0U][1U] = _S80;
-    Sums_0 _S81 = (*sums_1)[0U][2U];
-    Sums_0 _S82 = multiply_add_0(_S76, _S70, &_S81);
-    (*sums_1)[0U][2U] = _S82;
-    Sums_0 _S83 = (*sums_1)[0U][3U];
-    Sums_0 _S84 = multiply_add_0(_S76, _S73, &_S83);
-    (*sums_1)[0U][3U] = _S84;
-    uint _S85 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S86 = *&left_tile_0;
-    uint4  _S87 = load_left_0(&_S86, _S85, 5U, lane_2);
-    Sums_0 _S88 = (*sums_1)[1U][0U];
-    Sums_0 _S89 = multiply_add_0(_S87, _S64, &_S88);
-    (*sums_1)[1U][0U] = _S89;
-    Sums_0 _S90 = (*sums_1)[1U][1U];
-    Sums_0 _S91 = multiply_add_0(_S87, _S67, &_S90);
-    (*sums_1)[1U][1U] = _S91;
-    Sums_0 _S92 = (*sums_1)[1U][2U];
-    Sums_0 _S93 = multiply_add_0(_S87, _S70, &_S92);
-    (*sums_1)[1U][2U] = _S93;
-    Sums_0 _S94 = (*sums_1)[1U][3U];
-    Sums_0 _S95 = multiply_add_0(_S87, _S73, &_S94);
-    (*sums_1)[1U][3U] = _S95;
-    uint _S96 = (down_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S97 = *&left_tile_0;
-    uint4  _S98 = load_left_0(&_S97, _S96, 5U, lane_2);
-    Sums_0 _S99 = (*sums_1)[2U][0U];
-    Sums_0 _S100 = multiply_add_0(_S98, _S64, &_S99);
-    (*sums_1)[2U][0U] = _S100;
-    Sums_0 _S101 = (*sums_1)[2U][1U];
-    Sums_0 _S102 = multiply_add_0(_S98, _S67, &_S101);
-    (*sums_1)[2U][1U] = _S102;
-    Sums_0 _S103 = (*sums_1)[2U][2U];
-    Sums_0 _S104 = multiply_add_0(_S98, _S70, &_S103);
-    (*sums_1)[2U][2U] = _S104;
-    Sums_0 _S105 = (*sums_1)[2U][3U];
-    Sums_0 _S106 = multiply_add_0(_S98, _S73, &_S105);
-    (*sums_1)[2U][3U] = _S106;
-    uint _S107 = (down_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S108 = *&left_tile_0;
-    uint4  _S109 = load_left_0(&_S108, _S107, 5U, lane_2);
-    Sums_0 _S110 = (*sums_1)[3U][0U];
-    Sums_0 _S111 = multiply_add_0(_S109, _S64, &_S110);
-    (*sums_1)[3U][0U] = _S111;
-    Sums_0 _S112 = (*sums_1)[3U][1U];
-    Sums_0 _S113 = multiply_add_0(_S109, _S67, &_S112);
-    (*sums_1)[3U][1U] = _S113;
-    Sums_0 _S114 = (*sums_1)[3U][2U];
-    Sums_0 _S115 = multiply_add_0(_S109, _S70, &_S114);
-    (*sums_1)[3U][2U] = _S115;
-    Sums_0 _S116 = (*sums_1)[3U][3U];
-    Sums_0 _S117 = multiply_add_0(_S109, _S73, &_S116);
-    (*sums_1)[3U][3U] = _S117;
+    uint _S60 = 640U + across_0 * 5U;
+    uint4  _S61 = load_right_0(_S60, lane_2);
+    right_2[0U] = _S61;
+    uint _S62 = 640U + (across_0 + 16U) * 5U;
+    uint4  _S63 = load_right_0(_S62, lane_2);
+    right_2[1U] = _S63;
+    uint _S64 = 640U + (across_0 + 32U) * 5U;
+    uint4  _S65 = load_right_0(_S64, lane_2);
+    right_2[2U] = _S65;
+    uint _S66 = 640U + (across_0 + 48U) * 5U;
+    uint4  _S67 = load_right_0(_S66, lane_2);
+    right_2[3U] = _S67;
+    uint _S68 = down_0 * 5U;
+    uint4  _S69 = load_left_0(_S68, lane_2);
+    Sums_0 _S70 = (*sums_1)[0U][0U];
+    Sums_0 _S71 = multiply_add_0(_S69, _S61, &_S70);
+    (*sums_1)[0U][0U] = _S71;
+    Sums_0 _S72 = (*sums_1)[0U][1U];
+    Sums_0 _S73 = multiply_add_0(_S69, _S63, &_S72);
+    (*sums_1)[0U][1U] = _S73;
+    Sums_0 _S74 = (*sums_1)[0U][2U];
+    Sums_0 _S75 = multiply_add_0(_S69, _S65, &_S74);
+    (*sums_1)[0U][2U] = _S75;
+    Sums_0 _S76 = (*sums_1)[0U][3U];
+    Sums_0 _S77 = multiply_add_0(_S69, _S67, &_S76);
+    (*sums_1)[0U][3U] = _S77;
+    uint _S78 = (down_0 + 16U) * 5U;
+    uint4  _S79 = load_left_0(_S78, lane_2);
+    Sums_0 _S80 = (*sums_1)[1U][0U];
+    Sums_0 _S81 = multiply_add_0(_S79, _S61, &_S80);
+    (*sums_1)[1U][0U] = _S81;
+    Sums_0 _S82 = (*sums_1)[1U][1U];
+    Sums_0 _S83 = multiply_add_0(_S79, _S63, &_S82);
+    (*sums_1)[1U][1U] = _S83;
+    Sums_0 _S84 = (*sums_1)[1U][2U];
+    Sums_0 _S85 = multiply_add_0(_S79, _S65, &_S84);
+    (*sums_1)[1U][2U] = _S85;
+    Sums_0 _S86 = (*sums_1)[1U][3U];
+    Sums_0 _S87 = multiply_add_0(_S79, _S67, &_S86);
+    (*sums_1)[1U][3U] = _S87;
+    uint _S88 = (down_0 + 32U) * 5U;
+    uint4  _S89 = load_left_0(_S88, lane_2);
+    Sums_0 _S90 = (*sums_1)[2U][0U];
+    Sums_0 _S91 = multiply_add_0(_S89, _S61, &_S90);
+    (*sums_1)[2U][0U] = _S91;
+    Sums_0 _S92 = (*sums_1)[2U][1U];
+    Sums_0 _S93 = multiply_add_0(_S89, _S63, &_S92);
+    (*sums_1)[2U][1U] = _S93;
+    Sums_0 _S94 = (*sums_1)[2U][2U];
+    Sums_0 _S95 = multiply_add_0(_S89, _S65, &_S94);
+    (*sums_1)[2U][2U] = _S95;
+    Sums_0 _S96 = (*sums_1)[2U][3U];
+    Sums_0 _S97 = multiply_add_0(_S89, _S67, &_S96);
+    (*sums_1)[2U][3U] = _S97;
+    uint _S98 = (down_0 + 48U) * 5U;
+    uint4  _S99 = load_left_0(_S98, lane_2);
+    Sums_0 _S100 = (*sums_1)[3U][0U];
+    Sums_0 _S101 = multiply_add_0(_S99, _S61, &_S100);
+    (*sums_1)[3U][0U] = _S101;
+    Sums_0 _S102 = (*sums_1)[3U][1U];
+    Sums_0 _S103 = multiply_add_0(_S99, _S63, &_S102);
+    (*sums_1)[3U][1U] = _S103;
+    Sums_0 _S104 = (*sums_1)[3U][2U];
+    Sums_0 _S105 = multiply_add_0(_S99, _S65, &_S104);
+    (*sums_1)[3U][2U] = _S105;
+    Sums_0 _S106 = (*sums_1)[3U][3U];
+    Sums_0 _S107 = multiply_add_0(_S99, _S67, &_S106);
+    (*sums_1)[3U][3U] = _S107;
     FixedArray<uint4 , 4>  right_3;
-    uint _S118 = _S62 + 2U;
-    FixedArray<uint4 , 640>  _S119 = *&right_tile_0;
-    uint4  _S120 = load_right_0(&_S119, _S118, 5U, lane_2);
-    right_3[0U] = _S120;
-    uint _S121 = _S65 + 2U;
-    FixedArray<uint4 , 640>  _S122 = *&right_tile_0;
-    uint4  _S123 = load_right_0(&_S122, _S121, 5U, lane_2);
-    right_3[1U] = _S123;
-    uint _S124 = _S68 + 2U;
-    FixedArray<uint4 , 640>  _S125 = *&right_tile_0;
-    uint4  _S126 = load_right_0(&_S125, _S124, 5U, lane_2);
-    right_3[2U] = _S126;
-    uint _S127 = _S71 + 2U;
-    FixedArray<uint4 , 640>  _S128 = *&right_tile_0;
-    uint4  _S129 = load_right_0(&_S128, _S127, 5U, lane_2);
-    right_3[3U] = _S129;
-    uint _S130 = _S74 + 2U;
-    FixedArray<uint4 , 640>  _S131 = *&left_tile_0;
-    uint4  _S132 = load_left_0(&_S131, _S130, 5U, lane_2);
-    Sums_0 _S133 = (*sums_1)[0U][0U];
-    Sums_0 _S134 = multiply_add_0(_S132, _S120, &_S133);
-    (*sums_1)[0U][0U] = _S134;
-    Sums_0 _S135 = (*sums_1)[0U][1U];
-    Sums_0 _S136 = multiply_add_0(_S132, _S123, &_S135);
-    (*sums_1)[0U][1U] = _S136;
-    Sums_0 _S137 = (*sums_1)[0U][2U];
-    Sums_0 _S138 = multiply_add_0(_S132, _S126, &_S137);
-    (*sums_1)[0U][2U] = _S138;
-    Sums_0 _S139 = (*sums_1)[0U][3U];
-    Sums_0 _S140 = multiply_add_0(_S132, _S129, &_S139);
-    (*sums_1)[0U][3U] = _S140;
-    uint _S141 = _S85 + 2U;
-    FixedArray<uint4 , 640>  _S142 = *&left_tile_0;
-    uint4  _S143 = load_left_0(&_S142, _S141, 5U, lane_2);
-    Sums_0 _S144 = (*sums_1)[1U][0U];
-    Sums_0 _S145 = multiply_add_0(_S143, _S120, &_S144);
-    (*sums_1)[1U][0U] = _S145;
-    Sums_0 _S146 = (*sums_1)[1U][1U];
-    Sums_0 _S147 = multiply_add_0(_S143, _S123, &_S146);
-    (*sums_1)[1U][1U] = _S147;
-    Sums_0 _S148 = (*sums_1)[1U][2U];
-    Sums_0 _S149 = multiply_add_0(_S143, _S126, &_S148);
-    (*sums_1)[1U][2U] = _S149;
-    Sums_0 _S150 = (*sums_1)[1U][3U];
-    Sums_0 _S151 = multiply_add_0(_S143, _S129, &_S150);
-    (*sums_1)[1U][3U] = _S151;
-    uint _S152 = _S96 + 2U;
-    FixedArray<uint4 , 640>  _S153 = *&left_tile_0;
-    uint4  _S154 = load_left_0(&_S153, _S152, 5U, lane_2);
-    Sums_0 _S155 = (*sums_1)[2U][0U];
-    Sums_0 _S156 = multiply_add_0(_S154, _S120, &_S155);
-    (*sums_1)[2U][0U] = _S156;
-    Sums_0 _S157 = (*sums_1)[2U][1U];
-    Sums_0 _S158 = multiply_add_0(_S154, _S123, &_S157);
-    (*sums_1)[2U][1U] = _S158;
-    Sums_0 _S159 = (*sums_1)[2U][2U];
-    Sums_0 _S160 = multiply_add_0(_S154, _S126, &_S159);
-    (*sums_1)[2U][2U] = _S160;
-    Sums_0 _S161 = (*sums_1)[2U][3U];
-    Sums_0 _S162 = multiply_add_0(_S154, _S129, &_S161);
-    (*sums_1)[2U][3U] = _S162;
-    uint _S163 = _S107 + 2U;
-    FixedArray<uint4 , 640>  _S164 = *&left_tile_0;
-    uint4  _S165 = load_left_0(&_S164, _S163, 5U, lane_2);
-    Sums_0 _S166 = (*sums_1)[3U][0U];
-    Sums_0 _S167 = multiply_add_0(_S165, _S120, &_S166);
-    (*sums_1)[3U][0U] = _S167;
-    Sums_0 _S168 = (*sums_1)[3U][1U];
-    Sums_0 _S169 = multiply_add_0(_S165, _S123, &_S168);
-    (*sums_1)[3U][1U] = _S169;
-    Sums_0 _S170 = (*sums_1)[3U][2U];
-    Sums_0 _S171 = multiply_add_0(_S165, _S126, &_S170);
-    (*sums_1)[3U][2U] = _S171;
-    Sums_0 _S172 = (*sums_1)[3U][3U];
-    Sums_0 _S173 = multiply_add_0(_S165, _S129, &_S172);
-    (*sums_1)[3U][3U] = _S173;
+    uint4  _S108 = load_right_0(_S60 + 2U, lane_2);
+    right_3[0U] = _S108;
+    uint4  _S109 = load_right_0(_S62 + 2U, lane_2);
+    right_3[1U] = _S109;
+    uint4  _S110 = load_right_0(_S64 + 2U, lane_2);
+    right_3[2U] = _S110;
+    uint4  _S111 = load_right_0(_S66 + 2U, lane_2);
+    right_3[3U] = _S111;
+    uint4  _S112 = load_left_0(_S68 + 2U, lane_2);
+    Sums_0 _S113 = (*sums_1)[0U][0U];
+    Sums_0 _S114 = multiply_add_0(_S112, _S108, &_S113);
+    (*sums_1)[0U][0U] = _S114;
+    Sums_0 _S115 = (*sums_1)[0U][1U];
+    Sums_0 _S116 = multiply_add_0(_S112, _S109, &_S115);
+    (*sums_1)[0U][1U] = _S116;
+    Sums_0 _S117 = (*sums_1)[0U][2U];
+    Sums_0 _S118 = multiply_add_0(_S112, _S110, &_S117);
+    (*sums_1)[0U][2U] = _S118;
+    Sums_0 _S119 = (*sums_1)[0U][3U];
+    Sums_0 _S120 = multiply_add_0(_S112, _S111, &_S119);
+    (*sums_1)[0U][3U] = _S120;
+    uint4  _S121 = load_left_0(_S78 + 2U, lane_2);
+    Sums_0 _S122 = (*sums_1)[1U][0U];
+    Sums_0 _S123 = multiply_add_0(_S121, _S108, &_S122);
+    (*sums_1)[1U][0U] = _S123;
+    Sums_0 _S124 = (*sums_1)[1U][1U];
+    Sums_0 _S125 = multiply_add_0(_S121, _S109, &_S124);
+    (*sums_1)[1U][1U] = _S125;
+    Sums_0 _S126 = (*sums_1)[1U][2U];
+    Sums_0 _S127 = multiply_add_0(_S121, _S110, &_S126);
+    (*sums_1)[1U][2U] = _S127;
+    Sums_0 _S128 = (*sums_1)[1U][3U];
+    Sums_0 _S129 = multiply_add_0(_S121, _S111, &_S128);
+    (*sums_1)[1U][3U] = _S129;
+    uint4  _S130 = load_left_0(_S88 + 2U, lane_2);
+    Sums_0 _S131 = (*sums_1)[2U][0U];
+    Sums_0 _S132 = multiply_add_0(_S130, _S108, &_S131);
+    (*sums_1)[2U][0U] = _S132;
+    Sums_0 _S133 = (*sums_1)[2U][1U];
+    Sums_0 _S134 = multiply_add_0(_S130, _S109, &_S133);
+    (*sums_1)[2U][1U] = _S134;
+    Sums_0 _S135 = (*sums_1)[2U][2U];
+    Sums_0 _S136 = multiply_add_0(_S130, _S110, &_S135);
+    (*sums_1)[2U][2U] = _S136;
+    Sums_0 _S137 = (*sums_1)[2U][3U];
+    Sums_0 _S138 = multiply_add_0(_S130, _S111, &_S137);
+    (*sums_1)[2U][3U] = _S138;
+    uint4  _S139 = load_left_0(_S98 + 2U, lane_2);
+    Sums_0 _S140 = (*sums_1)[3U][0U];
+    Sums_0 _S141 = multiply_add_0(_S139, _S108, &_S140);
+    (*sums_1)[3U][0U] = _S141;
+    Sums_0 _S142 = (*sums_1)[3U][1U];
+    Sums_0 _S143 = multiply_add_0(_S139, _S109, &_S142);
+    (*sums_1)[3U][1U] = _S143;
+    Sums_0 _S144 = (*sums_1)[3U][2U];
+    Sums_0 _S145 = multiply_add_0(_S139, _S110, &_S144);
+    (*sums_1)[3U][2U] = _S145;
+    Sums_0 _S146 = (*sums_1)[3U][3U];
+    Sums_0 _S147 = multiply_add_0(_S139, _S111, &_S146);
+    (*sums_1)[3U][3U] = _S147;
     return;
 }
 
@@ -470,324 +448,324 @@ struct Place_0
     uint rows_3;
     uint columns_2;
     uint offset_6;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_6 + (this_2->row_4 + r_0) * this_2->stride_2 + this_2->column_3 + c_0;
+    return this_2->offset_6 + (this_2->row_4 + r_0) * this_2->stride_0 + this_2->column_3 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S174 = thread_0 % 32U;
-    uint _S175 = _S174 / 4U;
-    uint _S176 = _S174 % 4U * 2U;
-    bool _S177;
+    uint _S148 = thread_0 % 32U;
+    uint _S149 = _S148 / 4U;
+    uint _S150 = _S148 % 4U * 2U;
+    bool _S151;
     if(whole_0)
     {
-        _S177 = true;
+        _S151 = true;
     }
     else
     {
-        if((place_0->row_4 + _S175) < (place_0->rows_3))
+        if((place_0->row_4 + _S149) < (place_0->rows_3))
         {
-            _S177 = (place_0->column_3 + _S176) < (place_0->columns_2);
+            _S151 = (place_0->column_3 + _S150) < (place_0->columns_2);
         }
         else
         {
-            _S177 = false;
+            _S151 = false;
         }
     }
-    float _S178;
-    if(_S177)
+    float _S152;
+    if(_S151)
     {
-        uint _S179 = Place_at_0(place_0, _S175, _S176);
-        float _S180 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S181 = (&(result_2)[_S179]);
+        uint _S153 = Place_at_0(place_0, _S149, _S150);
+        float _S154 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S155 = (&(result_2)[_S153]);
         if(accumulate_1)
         {
-            _S178 = *(&(result_2)[_S179]) + _S180;
+            _S152 = *(&(result_2)[_S153]) + _S154;
         }
         else
         {
-            _S178 = _S180;
+            _S152 = _S154;
         }
-        *_S181 = _S178;
+        *_S155 = _S152;
     }
-    uint _S182 = _S174 / 4U;
-    uint _S183 = _S176 + 1U;
+    uint _S156 = _S148 / 4U;
+    uint _S157 = _S150 + 1U;
     if(whole_0)
     {
-        _S177 = true;
+        _S151 = true;
     }
     else
     {
-        if((place_0->row_4 + _S182) < (place_0->rows_3))
+        if((place_0->row_4 + _S156) < (place_0->rows_3))
         {
-            _S177 = (place_0->column_3 + _S183) < (place_0->columns_2);
+            _S151 = (place_0->column_3 + _S157) < (place_0->columns_2);
         }
         else
         {
-            _S177 = false;
+            _S151 = false;
         }
     }
-    if(_S177)
+    if(_S151)
     {
-        uint _S184 = Place_at_0(place_0, _S182, _S183);
-        float _S185 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        uint _S158 = Place_at_0(place_0, _S156, _S157);
+        float _S159 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S160 = (&(result_2)[_S158]);
+        if(accumulate_1)
+        {
+            _S152 = *(&(result_2)[_S158]) + _S159;
+        }
+        else
+        {
+            _S152 = _S159;
+        }
+        *_S160 = _S152;
+    }
+    uint _S161 = _S148 / 4U + 8U;
+    if(whole_0)
+    {
+        _S151 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S161) < (place_0->rows_3))
+        {
+            _S151 = (place_0->column_3 + _S150) < (place_0->columns_2);
+        }
+        else
+        {
+            _S151 = false;
+        }
+    }
+    if(_S151)
+    {
+        uint _S162 = Place_at_0(place_0, _S161, _S150);
+        float _S163 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S164 = (&(result_2)[_S162]);
+        if(accumulate_1)
+        {
+            _S152 = *(&(result_2)[_S162]) + _S163;
+        }
+        else
+        {
+            _S152 = _S163;
+        }
+        *_S164 = _S152;
+    }
+    uint _S165 = _S148 / 4U + 8U;
+    if(whole_0)
+    {
+        _S151 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S165) < (place_0->rows_3))
+        {
+            _S151 = (place_0->column_3 + _S157) < (place_0->columns_2);
+        }
+        else
+        {
+            _S151 = false;
+        }
+    }
+    if(_S151)
+    {
+        uint _S166 = Place_at_0(place_0, _S165, _S157);
+        float _S167 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S168 = (&(result_2)[_S166]);
+        if(accumulate_1)
+        {
+            _S152 = *(&(result_2)[_S166]) + _S167;
+        }
+        else
+        {
+            _S152 = _S167;
+        }
+        *_S168 = _S152;
+    }
+    uint _S169 = _S148 / 4U;
+    uint _S170 = 8U + _S150;
+    if(whole_0)
+    {
+        _S151 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S169) < (place_0->rows_3))
+        {
+            _S151 = (place_0->column_3 + _S170) < (place_0->columns_2);
+        }
+        else
+        {
+            _S151 = false;
+        }
+    }
+    if(_S151)
+    {
+        uint _S171 = Place_at_0(place_0, _S169, _S170);
+        float _S172 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S173 = (&(result_2)[_S171]);
+        if(accumulate_1)
+        {
+            _S152 = *(&(result_2)[_S171]) + _S172;
+        }
+        else
+        {
+            _S152 = _S172;
+        }
+        *_S173 = _S152;
+    }
+    uint _S174 = _S148 / 4U;
+    uint _S175 = _S170 + 1U;
+    if(whole_0)
+    {
+        _S151 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S174) < (place_0->rows_3))
+        {
+            _S151 = (place_0->column_3 + _S175) < (place_0->columns_2);
+        }
+        else
+        {
+            _S151 = false;
+        }
+    }
+    if(_S151)
+    {
+        uint _S176 = Place_at_0(place_0, _S174, _S175);
+        float _S177 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S178 = (&(result_2)[_S176]);
+        if(accumulate_1)
+        {
+            _S152 = *(&(result_2)[_S176]) + _S177;
+        }
+        else
+        {
+            _S152 = _S177;
+        }
+        *_S178 = _S152;
+    }
+    uint _S179 = _S148 / 4U + 8U;
+    if(whole_0)
+    {
+        _S151 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S179) < (place_0->rows_3))
+        {
+            _S151 = (place_0->column_3 + _S170) < (place_0->columns_2);
+        }
+        else
+        {
+            _S151 = false;
+        }
+    }
+    if(_S151)
+    {
+        uint _S180 = Place_at_0(place_0, _S179, _S170);
+        float _S181 = factor_0 * *&((&sums_2->halves_1[1U])->z);
+        float * _S182 = (&(result_2)[_S180]);
+        if(accumulate_1)
+        {
+            _S152 = *(&(result_2)[_S180]) + _S181;
+        }
+        else
+        {
+            _S152 = _S181;
+        }
+        *_S182 = _S152;
+    }
+    uint _S183 = _S148 / 4U + 8U;
+    if(whole_0)
+    {
+        _S151 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S183) < (place_0->rows_3))
+        {
+            _S151 = (place_0->column_3 + _S175) < (place_0->columns_2);
+        }
+        else
+        {
+            _S151 = false;
+        }
+    }
+    if(_S151)
+    {
+        uint _S184 = Place_at_0(place_0, _S183, _S175);
+        float _S185 = factor_0 * *&((&sums_2->halves_1[1U])->w);
         float * _S186 = (&(result_2)[_S184]);
         if(accumulate_1)
         {
-            _S178 = *(&(result_2)[_S184]) + _S185;
+            _S152 = *(&(result_2)[_S184]) + _S185;
         }
         else
         {
-            _S178 = _S185;
+            _S152 = _S185;
         }
-        *_S186 = _S178;
-    }
-    uint _S187 = _S174 / 4U + 8U;
-    if(whole_0)
-    {
-        _S177 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S187) < (place_0->rows_3))
-        {
-            _S177 = (place_0->column_3 + _S176) < (place_0->columns_2);
-        }
-        else
-        {
-            _S177 = false;
-        }
-    }
-    if(_S177)
-    {
-        uint _S188 = Place_at_0(place_0, _S187, _S176);
-        float _S189 = factor_0 * *&((&sums_2->halves_1[0U])->z);
-        float * _S190 = (&(result_2)[_S188]);
-        if(accumulate_1)
-        {
-            _S178 = *(&(result_2)[_S188]) + _S189;
-        }
-        else
-        {
-            _S178 = _S189;
-        }
-        *_S190 = _S178;
-    }
-    uint _S191 = _S174 / 4U + 8U;
-    if(whole_0)
-    {
-        _S177 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S191) < (place_0->rows_3))
-        {
-            _S177 = (place_0->column_3 + _S183) < (place_0->columns_2);
-        }
-        else
-        {
-            _S177 = false;
-        }
-    }
-    if(_S177)
-    {
-        uint _S192 = Place_at_0(place_0, _S191, _S183);
-        float _S193 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S194 = (&(result_2)[_S192]);
-        if(accumulate_1)
-        {
-            _S178 = *(&(result_2)[_S192]) + _S193;
-        }
-        else
-        {
-            _S178 = _S193;
-        }
-        *_S194 = _S178;
-    }
-    uint _S195 = _S174 / 4U;
-    uint _S196 = 8U + _S176;
-    if(whole_0)
-    {
-        _S177 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S195) < (place_0->rows_3))
-        {
-            _S177 = (place_0->column_3 + _S196) < (place_0->columns_2);
-        }
-        else
-        {
-            _S177 = false;
-        }
-    }
-    if(_S177)
-    {
-        uint _S197 = Place_at_0(place_0, _S195, _S196);
-        float _S198 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S199 = (&(result_2)[_S197]);
-        if(accumulate_1)
-        {
-            _S178 = *(&(result_2)[_S197]) + _S198;
-        }
-        else
-        {
-            _S178 = _S198;
-        }
-        *_S199 = _S178;
-    }
-    uint _S200 = _S174 / 4U;
-    uint _S201 = _S196 + 1U;
-    if(whole_0)
-    {
-        _S177 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S200) < (place_0->rows_3))
-        {
-            _S177 = (place_0->column_3 + _S201) < (place_0->columns_2);
-        }
-        else
-        {
-            _S177 = false;
-        }
-    }
-    if(_S177)
-    {
-        uint _S202 = Place_at_0(place_0, _S200, _S201);
-        float _S203 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S204 = (&(result_2)[_S202]);
-        if(accumulate_1)
-        {
-            _S178 = *(&(result_2)[_S202]) + _S203;
-        }
-        else
-        {
-            _S178 = _S203;
-        }
-        *_S204 = _S178;
-    }
-    uint _S205 = _S174 / 4U + 8U;
-    if(whole_0)
-    {
-        _S177 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S205) < (place_0->rows_3))
-        {
-            _S177 = (place_0->column_3 + _S196) < (place_0->columns_2);
-        }
-        else
-        {
-            _S177 = false;
-        }
-    }
-    if(_S177)
-    {
-        uint _S206 = Place_at_0(place_0, _S205, _S196);
-        float _S207 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S208 = (&(result_2)[_S206]);
-        if(accumulate_1)
-        {
-            _S178 = *(&(result_2)[_S206]) + _S207;
-        }
-        else
-        {
-            _S178 = _S207;
-        }
-        *_S208 = _S178;
-    }
-    uint _S209 = _S174 / 4U + 8U;
-    if(whole_0)
-    {
-        _S177 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S209) < (place_0->rows_3))
-        {
-            _S177 = (place_0->column_3 + _S201) < (place_0->columns_2);
-        }
-        else
-        {
-            _S177 = false;
-        }
-    }
-    if(_S177)
-    {
-        uint _S210 = Place_at_0(place_0, _S209, _S201);
-        float _S211 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S212 = (&(result_2)[_S210]);
-        if(accumulate_1)
-        {
-            _S178 = *(&(result_2)[_S210]) + _S211;
-        }
-        else
-        {
-            _S178 = _S211;
-        }
-        *_S212 = _S178;
+        *_S186 = _S152;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S213 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S214 = (_S213 + 128U - 1U) / 128U;
-    uint _S215 = group_number_0(group_1);
-    uint _S216 = p_1->n_0;
-    if(_S215 >= (_S214 * ((p_1->n_0 + 128U - 1U) / 128U)))
+    uint _S187 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S188 = (_S187 + 128U - 1U) / 128U;
+    uint _S189 = group_number_0(group_1);
+    uint _S190 = p_1->n_0;
+    if(_S189 >= (_S188 * ((p_1->n_0 + 128U - 1U) / 128U)))
     {
         return;
     }
-    uint _S217 = _S215 % _S214;
-    uint _S218 = _S217 * 128U;
-    uint _S219 = _S215 / _S214;
-    uint _S220 = _S219 * 128U;
-    uint _S221 = thread_1 / 32U / 2U * 4U * 16U;
-    uint _S222 = thread_1 / 32U % 2U * 4U * 16U;
-    uint _S223 = thread_1 / 4U;
-    uint _S224 = thread_1 % 4U;
+    uint _S191 = _S189 % _S188;
+    uint _S192 = _S191 * 128U;
+    uint _S193 = _S189 / _S188;
+    uint _S194 = _S193 * 128U;
+    uint _S195 = thread_1 / 32U / 2U * 4U * 16U;
+    uint _S196 = thread_1 / 32U % 2U * 4U * 16U;
+    uint _S197 = thread_1 / 4U;
+    uint _S198 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S218;
-    (&operands_0)->side_0 = _S220;
-    (&operands_0)->rows_1 = _S213;
+    (&operands_0)->top_0 = _S192;
+    (&operands_0)->side_0 = _S194;
+    (&operands_0)->rows_1 = _S187;
     FixedArray<FixedArray<Sums_0, 4> , 4>  sums_3;
-    Sums_0 _S225 = no_sums_0();
-    sums_3[0U][0U] = _S225;
-    sums_3[0U][1U] = _S225;
-    sums_3[0U][2U] = _S225;
-    sums_3[0U][3U] = _S225;
-    sums_3[1U][0U] = _S225;
-    sums_3[1U][1U] = _S225;
-    sums_3[1U][2U] = _S225;
-    sums_3[1U][3U] = _S225;
-    sums_3[2U][0U] = _S225;
-    sums_3[2U][1U] = _S225;
-    sums_3[2U][2U] = _S225;
-    sums_3[2U][3U] = _S225;
-    sums_3[3U][0U] = _S225;
-    sums_3[3U][1U] = _S225;
-    sums_3[3U][2U] = _S225;
-    sums_3[3U][3U] = _S225;
-    Operands_0 _S226 = operands_0;
-    Parts_0 _S227 = Operands_load_0(&_S226, 0U, _S223, _S224);
+    Sums_0 _S199 = no_sums_0();
+    sums_3[0U][0U] = _S199;
+    sums_3[0U][1U] = _S199;
+    sums_3[0U][2U] = _S199;
+    sums_3[0U][3U] = _S199;
+    sums_3[1U][0U] = _S199;
+    sums_3[1U][1U] = _S199;
+    sums_3[1U][2U] = _S199;
+    sums_3[1U][3U] = _S199;
+    sums_3[2U][0U] = _S199;
+    sums_3[2U][1U] = _S199;
+    sums_3[2U][2U] = _S199;
+    sums_3[2U][3U] = _S199;
+    sums_3[3U][0U] = _S199;
+    sums_3[3U][1U] = _S199;
+    sums_3[3U][2U] = _S199;
+    sums_3[3U][3U] = _S199;
+    Operands_0 _S200 = operands_0;
+    Parts_0 _S201 = Operands_load_0(&_S200, 0U, _S197, _S198);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S227;
+    Parts_0 parts_1 = _S201;
     for(;;)
     {
-        uint _S228 = p_1->k_0;
+        uint _S202 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -795,205 +773,205 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S229 = parts_1;
-        Parts_store_0(&_S229, _S223, _S224);
+        Parts_0 _S203 = parts_1;
+        Parts_store_0(&_S203, _S197, _S198);
         __syncthreads();
-        uint _S230 = begin_1 + 32U;
-        uint _S231 = (U32_min((_S230), (_S228 - 32U)));
-        Operands_0 _S232 = operands_0;
-        Parts_0 _S233 = Operands_load_0(&_S232, _S231, _S223, _S224);
-        multiply_0(&sums_3, _S221, _S222, thread_1 % 32U);
+        uint _S204 = begin_1 + 32U;
+        uint _S205 = (U32_min((_S204), (_S202 - 32U)));
+        Operands_0 _S206 = operands_0;
+        Parts_0 _S207 = Operands_load_0(&_S206, _S205, _S197, _S198);
+        multiply_0(&sums_3, _S195, _S196, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S230;
-        parts_1 = _S233;
+        begin_1 = _S204;
+        parts_1 = _S207;
     }
-    bool _S234;
-    if((_S218 + 128U) <= _S213)
+    bool _S208;
+    if((_S192 + 128U) <= _S187)
     {
-        _S234 = (_S220 + 128U) <= _S216;
+        _S208 = (_S194 + 128U) <= _S190;
     }
     else
     {
-        _S234 = false;
+        _S208 = false;
     }
     Place_0 place_1;
-    uint _S235 = _S218 + _S221;
-    (&place_1)->row_4 = _S235;
-    uint _S236 = _S220 + _S222;
-    (&place_1)->column_3 = _S236;
-    (&place_1)->rows_3 = _S213;
-    (&place_1)->columns_2 = _S216;
-    uint _S237 = p_1->out_offset_0;
+    uint _S209 = _S192 + _S195;
+    (&place_1)->row_4 = _S209;
+    uint _S210 = _S194 + _S196;
+    (&place_1)->column_3 = _S210;
+    (&place_1)->rows_3 = _S187;
+    (&place_1)->columns_2 = _S190;
+    uint _S211 = p_1->out_offset_0;
     (&place_1)->offset_6 = p_1->out_offset_0;
-    uint _S238 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S239 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S240 = sums_3[0U][0U];
-    Place_0 _S241 = place_1;
-    write_0(&_S240, 16.0f, result_3, &_S241, _S239, _S234, thread_1);
+    uint _S212 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S213 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S214 = sums_3[0U][0U];
+    Place_0 _S215 = place_1;
+    write_0(&_S214, 16.0f, result_3, &_S215, _S213, _S208, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S235;
-    uint _S242 = _S236 + 16U;
-    (&place_2)->column_3 = _S242;
-    (&place_2)->rows_3 = _S213;
-    (&place_2)->columns_2 = _S216;
-    (&place_2)->offset_6 = _S237;
-    (&place_2)->stride_2 = _S238;
-    Sums_0 _S243 = sums_3[0U][1U];
-    Place_0 _S244 = place_2;
-    write_0(&_S243, 16.0f, result_3, &_S244, _S239, _S234, thread_1);
+    (&place_2)->row_4 = _S209;
+    uint _S216 = _S210 + 16U;
+    (&place_2)->column_3 = _S216;
+    (&place_2)->rows_3 = _S187;
+    (&place_2)->columns_2 = _S190;
+    (&place_2)->offset_6 = _S211;
+    (&place_2)->stride_0 = _S212;
+    Sums_0 _S217 = sums_3[0U][1U];
+    Place_0 _S218 = place_2;
+    write_0(&_S217, 16.0f, result_3, &_S218, _S213, _S208, thread_1);
     Place_0 place_3;
-    (&place_3)->row_4 = _S235;
-    uint _S245 = _S236 + 32U;
-    (&place_3)->column_3 = _S245;
-    (&place_3)->rows_3 = _S213;
-    (&place_3)->columns_2 = _S216;
-    (&place_3)->offset_6 = _S237;
-    (&place_3)->stride_2 = _S238;
-    Sums_0 _S246 = sums_3[0U][2U];
-    Place_0 _S247 = place_3;
-    write_0(&_S246, 16.0f, result_3, &_S247, _S239, _S234, thread_1);
+    (&place_3)->row_4 = _S209;
+    uint _S219 = _S210 + 32U;
+    (&place_3)->column_3 = _S219;
+    (&place_3)->rows_3 = _S187;
+    (&place_3)->columns_2 = _S190;
+    (&place_3)->offset_6 = _S211;
+    (&place_3)->stride_0 = _S212;
+    Sums_0 _S220 = sums_3[0U][2U];
+    Place_0 _S221 = place_3;
+    write_0(&_S220, 16.0f, result_3, &_S221, _S213, _S208, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S235;
-    uint _S248 = _S236 + 48U;
-    (&place_4)->column_3 = _S248;
-    (&place_4)->rows_3 = _S213;
-    (&place_4)->columns_2 = _S216;
-    (&place_4)->offset_6 = _S237;
-    (&place_4)->stride_2 = _S238;
-    Sums_0 _S249 = sums_3[0U][3U];
-    Place_0 _S250 = place_4;
-    write_0(&_S249, 16.0f, result_3, &_S250, _S239, _S234, thread_1);
+    (&place_4)->row_4 = _S209;
+    uint _S222 = _S210 + 48U;
+    (&place_4)->column_3 = _S222;
+    (&place_4)->rows_3 = _S187;
+    (&place_4)->columns_2 = _S190;
+    (&place_4)->offset_6 = _S211;
+    (&place_4)->stride_0 = _S212;
+    Sums_0 _S223 = sums_3[0U][3U];
+    Place_0 _S224 = place_4;
+    write_0(&_S223, 16.0f, result_3, &_S224, _S213, _S208, thread_1);
     Place_0 place_5;
-    uint _S251 = _S235 + 16U;
-    (&place_5)->row_4 = _S251;
-    (&place_5)->column_3 = _S236;
-    (&place_5)->rows_3 = _S213;
-    (&place_5)->columns_2 = _S216;
-    (&place_5)->offset_6 = _S237;
-    (&place_5)->stride_2 = _S238;
-    Sums_0 _S252 = sums_3[1U][0U];
-    Place_0 _S253 = place_5;
-    write_0(&_S252, 16.0f, result_3, &_S253, _S239, _S234, thread_1);
+    uint _S225 = _S209 + 16U;
+    (&place_5)->row_4 = _S225;
+    (&place_5)->column_3 = _S210;
+    (&place_5)->rows_3 = _S187;
+    (&place_5)->columns_2 = _S190;
+    (&place_5)->offset_6 = _S211;
+    (&place_5)->stride_0 = _S212;
+    Sums_0 _S226 = sums_3[1U][0U];
+    Place_0 _S227 = place_5;
+    write_0(&_S226, 16.0f, result_3, &_S227, _S213, _S208, thread_1);
     Place_0 place_6;
-    (&place_6)->row_4 = _S251;
-    (&place_6)->column_3 = _S242;
-    (&place_6)->rows_3 = _S213;
-    (&place_6)->columns_2 = _S216;
-    (&place_6)->offset_6 = _S237;
-    (&place_6)->stride_2 = _S238;
-    Sums_0 _S254 = sums_3[1U][1U];
-    Place_0 _S255 = place_6;
-    write_0(&_S254, 16.0f, result_3, &_S255, _S239, _S234, thread_1);
+    (&place_6)->row_4 = _S225;
+    (&place_6)->column_3 = _S216;
+    (&place_6)->rows_3 = _S187;
+    (&place_6)->columns_2 = _S190;
+    (&place_6)->offset_6 = _S211;
+    (&place_6)->stride_0 = _S212;
+    Sums_0 _S228 = sums_3[1U][1U];
+    Place_0 _S229 = place_6;
+    write_0(&_S228, 16.0f, result_3, &_S229, _S213, _S208, thread_1);
     Place_0 place_7;
-    (&place_7)->row_4 = _S251;
-    (&place_7)->column_3 = _S245;
-    (&place_7)->rows_3 = _S213;
-    (&place_7)->columns_2 = _S216;
-    (&place_7)->offset_6 = _S237;
-    (&place_7)->stride_2 = _S238;
-    Sums_0 _S256 = sums_3[1U][2U];
-    Place_0 _S257 = place_7;
-    write_0(&_S256, 16.0f, result_3, &_S257, _S239, _S234, thread_1);
+    (&place_7)->row_4 = _S225;
+    (&place_7)->column_3 = _S219;
+    (&place_7)->rows_3 = _S187;
+    (&place_7)->columns_2 = _S190;
+    (&place_7)->offset_6 = _S211;
+    (&place_7)->stride_0 = _S212;
+    Sums_0 _S230 = sums_3[1U][2U];
+    Place_0 _S231 = place_7;
+    write_0(&_S230, 16.0f, result_3, &_S231, _S213, _S208, thread_1);
     Place_0 place_8;
-    (&place_8)->row_4 = _S251;
-    (&place_8)->column_3 = _S248;
-    (&place_8)->rows_3 = _S213;
-    (&place_8)->columns_2 = _S216;
-    (&place_8)->offset_6 = _S237;
-    (&place_8)->stride_2 = _S238;
-    Sums_0 _S258 = sums_3[1U][3U];
-    Place_0 _S259 = place_8;
-    write_0(&_S258, 16.0f, result_3, &_S259, _S239, _S234, thread_1);
+    (&place_8)->row_4 = _S225;
+    (&place_8)->column_3 = _S222;
+    (&place_8)->rows_3 = _S187;
+    (&place_8)->columns_2 = _S190;
+    (&place_8)->offset_6 = _S211;
+    (&place_8)->stride_0 = _S212;
+    Sums_0 _S232 = sums_3[1U][3U];
+    Place_0 _S233 = place_8;
+    write_0(&_S232, 16.0f, result_3, &_S233, _S213, _S208, thread_1);
     Place_0 place_9;
-    uint _S260 = _S235 + 32U;
-    (&place_9)->row_4 = _S260;
-    (&place_9)->column_3 = _S236;
-    (&place_9)->rows_3 = _S213;
-    (&place_9)->columns_2 = _S216;
-    (&place_9)->offset_6 = _S237;
-    (&place_9)->stride_2 = _S238;
-    Sums_0 _S261 = sums_3[2U][0U];
-    Place_0 _S262 = place_9;
-    write_0(&_S261, 16.0f, result_3, &_S262, _S239, _S234, thread_1);
+    uint _S234 = _S209 + 32U;
+    (&place_9)->row_4 = _S234;
+    (&place_9)->column_3 = _S210;
+    (&place_9)->rows_3 = _S187;
+    (&place_9)->columns_2 = _S190;
+    (&place_9)->offset_6 = _S211;
+    (&place_9)->stride_0 = _S212;
+    Sums_0 _S235 = sums_3[2U][0U];
+    Place_0 _S236 = place_9;
+    write_0(&_S235, 16.0f, result_3, &_S236, _S213, _S208, thread_1);
     Place_0 place_10;
-    (&place_10)->row_4 = _S260;
-    (&place_10)->column_3 = _S242;
-    (&place_10)->rows_3 = _S213;
-    (&place_10)->columns_2 = _S216;
-    (&place_10)->offset_6 = _S237;
-    (&place_10)->stride_2 = _S238;
-    Sums_0 _S263 = sums_3[2U][1U];
-    Place_0 _S264 = place_10;
-    write_0(&_S263, 16.0f, result_3, &_S264, _S239, _S234, thread_1);
+    (&place_10)->row_4 = _S234;
+    (&place_10)->column_3 = _S216;
+    (&place_10)->rows_3 = _S187;
+    (&place_10)->columns_2 = _S190;
+    (&place_10)->offset_6 = _S211;
+    (&place_10)->stride_0 = _S212;
+    Sums_0 _S237 = sums_3[2U][1U];
+    Place_0 _S238 = place_10;
+    write_0(&_S237, 16.0f, result_3, &_S238, _S213, _S208, thread_1);
     Place_0 place_11;
-    (&place_11)->row_4 = _S260;
-    (&place_11)->column_3 = _S245;
-    (&place_11)->rows_3 = _S213;
-    (&place_11)->columns_2 = _S216;
-    (&place_11)->offset_6 = _S237;
-    (&place_11)->stride_2 = _S238;
-    Sums_0 _S265 = sums_3[2U][2U];
-    Place_0 _S266 = place_11;
-    write_0(&_S265, 16.0f, result_3, &_S266, _S239, _S234, thread_1);
+    (&place_11)->row_4 = _S234;
+    (&place_11)->column_3 = _S219;
+    (&place_11)->rows_3 = _S187;
+    (&place_11)->columns_2 = _S190;
+    (&place_11)->offset_6 = _S211;
+    (&place_11)->stride_0 = _S212;
+    Sums_0 _S239 = sums_3[2U][2U];
+    Place_0 _S240 = place_11;
+    write_0(&_S239, 16.0f, result_3, &_S240, _S213, _S208, thread_1);
     Place_0 place_12;
-    (&place_12)->row_4 = _S260;
-    (&place_12)->column_3 = _S248;
-    (&place_12)->rows_3 = _S213;
-    (&place_12)->columns_2 = _S216;
-    (&place_12)->offset_6 = _S237;
-    (&place_12)->stride_2 = _S238;
-    Sums_0 _S267 = sums_3[2U][3U];
-    Place_0 _S268 = place_12;
-    write_0(&_S267, 16.0f, result_3, &_S268, _S239, _S234, thread_1);
+    (&place_12)->row_4 = _S234;
+    (&place_12)->column_3 = _S222;
+    (&place_12)->rows_3 = _S187;
+    (&place_12)->columns_2 = _S190;
+    (&place_12)->offset_6 = _S211;
+    (&place_12)->stride_0 = _S212;
+    Sums_0 _S241 = sums_3[2U][3U];
+    Place_0 _S242 = place_12;
+    write_0(&_S241, 16.0f, result_3, &_S242, _S213, _S208, thread_1);
     Place_0 place_13;
-    uint _S269 = _S235 + 48U;
-    (&place_13)->row_4 = _S269;
-    (&place_13)->column_3 = _S236;
-    (&place_13)->rows_3 = _S213;
-    (&place_13)->columns_2 = _S216;
-    (&place_13)->offset_6 = _S237;
-    (&place_13)->stride_2 = _S238;
-    Sums_0 _S270 = sums_3[3U][0U];
-    Place_0 _S271 = place_13;
-    write_0(&_S270, 16.0f, result_3, &_S271, _S239, _S234, thread_1);
+    uint _S243 = _S209 + 48U;
+    (&place_13)->row_4 = _S243;
+    (&place_13)->column_3 = _S210;
+    (&place_13)->rows_3 = _S187;
+    (&place_13)->columns_2 = _S190;
+    (&place_13)->offset_6 = _S211;
+    (&place_13)->stride_0 = _S212;
+    Sums_0 _S244 = sums_3[3U][0U];
+    Place_0 _S245 = place_13;
+    write_0(&_S244, 16.0f, result_3, &_S245, _S213, _S208, thread_1);
     Place_0 place_14;
-    (&place_14)->row_4 = _S269;
-    (&place_14)->column_3 = _S242;
-    (&place_14)->rows_3 = _S213;
-    (&place_14)->columns_2 = _S216;
-    (&place_14)->offset_6 = _S237;
-    (&place_14)->stride_2 = _S238;
-    Sums_0 _S272 = sums_3[3U][1U];
-    Place_0 _S273 = place_14;
-    write_0(&_S272, 16.0f, result_3, &_S273, _S239, _S234, thread_1);
+    (&place_14)->row_4 = _S243;
+    (&place_14)->column_3 = _S216;
+    (&place_14)->rows_3 = _S187;
+    (&place_14)->columns_2 = _S190;
+    (&place_14)->offset_6 = _S211;
+    (&place_14)->stride_0 = _S212;
+    Sums_0 _S246 = sums_3[3U][1U];
+    Place_0 _S247 = place_14;
+    write_0(&_S246, 16.0f, result_3, &_S247, _S213, _S208, thread_1);
     Place_0 place_15;
-    (&place_15)->row_4 = _S269;
-    (&place_15)->column_3 = _S245;
-    (&place_15)->rows_3 = _S213;
-    (&place_15)->columns_2 = _S216;
-    (&place_15)->offset_6 = _S237;
-    (&place_15)->stride_2 = _S238;
-    Sums_0 _S274 = sums_3[3U][2U];
-    Place_0 _S275 = place_15;
-    write_0(&_S274, 16.0f, result_3, &_S275, _S239, _S234, thread_1);
+    (&place_15)->row_4 = _S243;
+    (&place_15)->column_3 = _S219;
+    (&place_15)->rows_3 = _S187;
+    (&place_15)->columns_2 = _S190;
+    (&place_15)->offset_6 = _S211;
+    (&place_15)->stride_0 = _S212;
+    Sums_0 _S248 = sums_3[3U][2U];
+    Place_0 _S249 = place_15;
+    write_0(&_S248, 16.0f, result_3, &_S249, _S213, _S208, thread_1);
     Place_0 place_16;
-    (&place_16)->row_4 = _S269;
-    (&place_16)->column_3 = _S248;
-    (&place_16)->rows_3 = _S213;
-    (&place_16)->columns_2 = _S216;
-    (&place_16)->offset_6 = _S237;
-    (&place_16)->stride_2 = _S238;
-    Sums_0 _S276 = sums_3[3U][3U];
-    Place_0 _S277 = place_16;
-    write_0(&_S276, 16.0f, result_3, &_S277, _S239, _S234, thread_1);
+    (&place_16)->row_4 = _S243;
+    (&place_16)->column_3 = _S222;
+    (&place_16)->rows_3 = _S187;
+    (&place_16)->columns_2 = _S190;
+    (&place_16)->offset_6 = _S211;
+    (&place_16)->stride_0 = _S212;
+    Sums_0 _S250 = sums_3[3U][3U];
+    Place_0 _S251 = place_16;
+    write_0(&_S250, 16.0f, result_3, &_S251, _S213, _S208, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat128_q6_k(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S278 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S279 = p_2;
-    gemm_0(blockIdx, _S278, x_5, weight_2, result_4, batch_2, &_S279);
+    uint _S252 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S253 = p_2;
+    gemm_0(blockIdx, _S252, x_5, weight_2, result_4, batch_2, &_S253);
     return;
 }

@@ -73,8 +73,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -85,7 +83,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ float4  bytes_1(uint word_0)
 {
@@ -103,23 +107,27 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S3 = make_float4 (-65504.0f);
     float4  _S4 = make_float4 (65504.0f);
-    uint _S5 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S5] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S3, _S4));
-    uint _S6 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S6] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S3, _S4));
-    uint _S7 = (row_0 + 64U) * 5U + eight_0;
-    (*&left_tile_0)[_S7] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S3, _S4));
-    uint _S8 = (row_0 + 96U) * 5U + eight_0;
-    (*&left_tile_0)[_S8] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S3, _S4));
-    uint _S9 = 8U * eight_0;
-    uint4  _S10 = Q8_0Eights_decode_0(&this_0->right_0[0U], _S9);
-    (*&right_tile_0)[_S5] = _S10;
-    uint4  _S11 = Q8_0Eights_decode_0(&this_0->right_0[1U], _S9);
-    (*&right_tile_0)[_S6] = _S11;
-    uint4  _S12 = Q8_0Eights_decode_0(&this_0->right_0[2U], _S9);
-    (*&right_tile_0)[_S7] = _S12;
-    uint4  _S13 = Q8_0Eights_decode_0(&this_0->right_0[3U], _S9);
-    (*&right_tile_0)[_S8] = _S13;
+    uint _S5 = row_0 * 5U;
+    put_0(_S5 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S3, _S4)));
+    uint _S6 = (row_0 + 32U) * 5U;
+    put_0(_S6 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S3, _S4)));
+    uint _S7 = (row_0 + 64U) * 5U;
+    put_0(_S7 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S3, _S4)));
+    uint _S8 = (row_0 + 96U) * 5U;
+    put_0(_S8 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S3, _S4)));
+    uint _S9 = 640U + _S5 + eight_0;
+    uint _S10 = 8U * eight_0;
+    uint4  _S11 = Q8_0Eights_decode_0(&this_0->right_0[0U], _S10);
+    put_0(_S9, _S11);
+    uint _S12 = 640U + _S6 + eight_0;
+    uint4  _S13 = Q8_0Eights_decode_0(&this_0->right_0[1U], _S10);
+    put_0(_S12, _S13);
+    uint _S14 = 640U + _S7 + eight_0;
+    uint4  _S15 = Q8_0Eights_decode_0(&this_0->right_0[2U], _S10);
+    put_0(_S14, _S15);
+    uint _S16 = 640U + _S8 + eight_0;
+    uint4  _S17 = Q8_0Eights_decode_0(&this_0->right_0[3U], _S10);
+    put_0(_S16, _S17);
     return;
 }
 
@@ -155,27 +163,27 @@ __device__ float2  halves_0(uint word_1)
 
 __device__ float half_at_0(StructuredBuffer<uint> words_0, uint offset_0, uint half_0)
 {
-    uint _S14 = __ldg((&(words_0)[offset_0 + half_0 / 2U]));
-    return halves_0(_S14 >> (half_0 % 2U * 16U)).x;
+    uint _S18 = __ldg((&(words_0)[offset_0 + half_0 / 2U]));
+    return halves_0(_S18 >> (half_0 % 2U * 16U)).x;
 }
 
 __device__ uint word_at_0(StructuredBuffer<uint> words_1, uint offset_1, uint half_1)
 {
-    uint _S15 = offset_1 + half_1 / 2U;
-    uint _S16;
+    uint _S19 = offset_1 + half_1 / 2U;
+    uint _S20;
     if((half_1 % 2U) == 0U)
     {
-        uint _S17 = __ldg((&(words_1)[_S15]));
-        _S16 = _S17;
+        uint _S21 = __ldg((&(words_1)[_S19]));
+        _S20 = _S21;
     }
     else
     {
-        uint _S18 = __ldg((&(words_1)[_S15]));
-        uint _S19 = _S18 >> int(16);
-        uint _S20 = __ldg((&(words_1)[_S15 + 1U]));
-        _S16 = _S19 | (_S20 << int(16));
+        uint _S22 = __ldg((&(words_1)[_S19]));
+        uint _S23 = _S22 >> int(16);
+        uint _S24 = __ldg((&(words_1)[_S19 + 1U]));
+        _S20 = _S23 | (_S24 << int(16));
     }
-    return _S16;
+    return _S20;
 }
 
 __device__ Bytes_0 Bytes_fetch_0(StructuredBuffer<uint> words_2, uint offset_2, uint block_0, uint first_0)
@@ -188,65 +196,65 @@ __device__ Bytes_0 Bytes_fetch_0(StructuredBuffer<uint> words_2, uint offset_2, 
 
 __device__ Bytes_0 Q8_0Eights_fetch_0(StructuredBuffer<uint> words_3, uint offset_3, uint columns_0, uint row_1, uint column_1)
 {
-    uint _S21 = (row_1 * (columns_0 / 32U) + column_1 / 32U) * 17U;
-    return Bytes_fetch_0(words_3, offset_3, _S21, _S21 + 1U + column_1 % 32U / 2U);
+    uint _S25 = (row_1 * (columns_0 / 32U) + column_1 / 32U) * 17U;
+    return Bytes_fetch_0(words_3, offset_3, _S25, _S25 + 1U + column_1 % 32U / 2U);
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_1, uint begin_0, uint row_2, uint eight_1)
 {
-    uint _S22 = (&this_1->p_0)->x_offset_0;
-    uint _S23 = this_1->top_0 + row_2;
-    uint _S24 = this_1->rows_1 - 1U;
-    uint _S25 = (&this_1->p_0)->x_stride_0;
-    uint _S26 = 2U * eight_1;
-    uint _S27 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S23), (_S24))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S26;
+    uint _S26 = (&this_1->p_0)->x_offset_0;
+    uint _S27 = this_1->top_0 + row_2;
+    uint _S28 = this_1->rows_1 - 1U;
+    uint _S29 = (&this_1->p_0)->x_stride_0;
+    uint _S30 = 2U * eight_1;
+    uint _S31 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S27), (_S28))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S30;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S28 = this_1->x_3;
-    float4  _S29 = __ldg((&(this_1->x_3)[_S27]));
-    float4  _S30 = __ldg((&(_S28)[_S27 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S29;
-    (&parts_0)->left_0[0U][int(1)] = _S30;
-    uint _S31 = (_S22 + (U32_min((_S23 + 32U), (_S24))) * _S25 + begin_0) / 4U + _S26;
-    float4  _S32 = __ldg((&(_S28)[_S31]));
-    float4  _S33 = __ldg((&(_S28)[_S31 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S32;
-    (&parts_0)->left_0[1U][int(1)] = _S33;
-    uint _S34 = (_S22 + (U32_min((_S23 + 64U), (_S24))) * _S25 + begin_0) / 4U + _S26;
-    float4  _S35 = __ldg((&(_S28)[_S34]));
-    float4  _S36 = __ldg((&(_S28)[_S34 + 1U]));
-    (&parts_0)->left_0[2U][int(0)] = _S35;
-    (&parts_0)->left_0[2U][int(1)] = _S36;
-    uint _S37 = (_S22 + (U32_min((_S23 + 96U), (_S24))) * _S25 + begin_0) / 4U + _S26;
-    float4  _S38 = __ldg((&(_S28)[_S37]));
-    float4  _S39 = __ldg((&(_S28)[_S37 + 1U]));
-    (&parts_0)->left_0[3U][int(0)] = _S38;
-    (&parts_0)->left_0[3U][int(1)] = _S39;
-    uint _S40 = this_1->side_0 + row_2;
-    uint _S41 = (&this_1->p_0)->n_0 - 1U;
-    StructuredBuffer<uint> _S42 = this_1->weight_0;
-    uint _S43 = (&this_1->p_0)->weight_offset_0;
-    uint _S44 = (&this_1->p_0)->k_0;
-    uint _S45 = begin_0 + 8U * eight_1;
-    (&parts_0)->right_0[0U] = Q8_0Eights_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S40), (_S41))), _S45);
-    (&parts_0)->right_0[1U] = Q8_0Eights_fetch_0(_S42, _S43, _S44, (U32_min((_S40 + 32U), (_S41))), _S45);
-    (&parts_0)->right_0[2U] = Q8_0Eights_fetch_0(_S42, _S43, _S44, (U32_min((_S40 + 64U), (_S41))), _S45);
-    (&parts_0)->right_0[3U] = Q8_0Eights_fetch_0(_S42, _S43, _S44, (U32_min((_S40 + 96U), (_S41))), _S45);
+    StructuredBuffer<float4 > _S32 = this_1->x_3;
+    float4  _S33 = __ldg((&(this_1->x_3)[_S31]));
+    float4  _S34 = __ldg((&(_S32)[_S31 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S33;
+    (&parts_0)->left_0[0U][int(1)] = _S34;
+    uint _S35 = (_S26 + (U32_min((_S27 + 32U), (_S28))) * _S29 + begin_0) / 4U + _S30;
+    float4  _S36 = __ldg((&(_S32)[_S35]));
+    float4  _S37 = __ldg((&(_S32)[_S35 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S36;
+    (&parts_0)->left_0[1U][int(1)] = _S37;
+    uint _S38 = (_S26 + (U32_min((_S27 + 64U), (_S28))) * _S29 + begin_0) / 4U + _S30;
+    float4  _S39 = __ldg((&(_S32)[_S38]));
+    float4  _S40 = __ldg((&(_S32)[_S38 + 1U]));
+    (&parts_0)->left_0[2U][int(0)] = _S39;
+    (&parts_0)->left_0[2U][int(1)] = _S40;
+    uint _S41 = (_S26 + (U32_min((_S27 + 96U), (_S28))) * _S29 + begin_0) / 4U + _S30;
+    float4  _S42 = __ldg((&(_S32)[_S41]));
+    float4  _S43 = __ldg((&(_S32)[_S41 + 1U]));
+    (&parts_0)->left_0[3U][int(0)] = _S42;
+    (&parts_0)->left_0[3U][int(1)] = _S43;
+    uint _S44 = this_1->side_0 + row_2;
+    uint _S45 = (&this_1->p_0)->n_0 - 1U;
+    StructuredBuffer<uint> _S46 = this_1->weight_0;
+    uint _S47 = (&this_1->p_0)->weight_offset_0;
+    uint _S48 = (&this_1->p_0)->k_0;
+    uint _S49 = begin_0 + 8U * eight_1;
+    (&parts_0)->right_0[0U] = Q8_0Eights_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S44), (_S45))), _S49);
+    (&parts_0)->right_0[1U] = Q8_0Eights_fetch_0(_S46, _S47, _S48, (U32_min((_S44 + 32U), (_S45))), _S49);
+    (&parts_0)->right_0[2U] = Q8_0Eights_fetch_0(_S46, _S47, _S48, (U32_min((_S44 + 64U), (_S45))), _S49);
+    (&parts_0)->right_0[3U] = Q8_0Eights_fetch_0(_S46, _S47, _S48, (U32_min((_S44 + 96U), (_S45))), _S49);
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_1, uint rows_2)
 {
-    uint _S46;
+    uint _S50;
     if(offset_4 == 4294967295U)
     {
-        _S46 = rows_2;
+        _S50 = rows_2;
     }
     else
     {
-        uint _S47 = __ldg((&(batch_0)[offset_4]));
-        _S46 = (U32_min(((U32_max((_S47), (first_1))) - first_1), (rows_2)));
+        uint _S51 = __ldg((&(batch_0)[offset_4]));
+        _S50 = (U32_min(((U32_max((_S51), (first_1))) - first_1), (rows_2)));
     }
-    return _S46;
+    return _S50;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -261,203 +269,177 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_2)
 {
-    Sums_0 _S48;
-    (&_S48)->halves_1 = *halves_2;
-    return _S48;
+    Sums_0 _S52;
+    (&_S52)->halves_1 = *halves_2;
+    return _S52;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S49 = make_int4 (int(0));
-    float4  _S50 = make_float4 ((float)_S49.x, (float)_S49.y, (float)_S49.z, (float)_S49.w);
-    FixedArray<float4 , 2>  _S51;
-    _S51[int(0)] = _S50;
-    _S51[int(1)] = _S50;
-    Sums_0 _S52 = Sums_x24init_0(&_S51);
-    return _S52;
-}
-
-__device__ uint4  load_right_0(FixedArray<uint4 , 640>  * tile_0, uint at_0, uint stride_0, uint lane_0)
-{
-    FixedArray<uint4 , 640>  _S53 = *tile_0;
-    uint4  _S54 = (wasmetal_load_four((&_S53[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
-    return _S54;
-}
-
-__device__ uint4  load_left_0(FixedArray<uint4 , 640>  * tile_1, uint at_1, uint stride_1, uint lane_1)
-{
-    FixedArray<uint4 , 640>  _S55 = *tile_1;
-    uint4  _S56 = (wasmetal_load_four((&_S55[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
+    int4  _S53 = make_int4 (int(0));
+    float4  _S54 = make_float4 ((float)_S53.x, (float)_S53.y, (float)_S53.z, (float)_S53.w);
+    FixedArray<float4 , 2>  _S55;
+    _S55[int(0)] = _S54;
+    _S55[int(1)] = _S54;
+    Sums_0 _S56 = Sums_x24init_0(&_S55);
     return _S56;
+}
+
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
+{
+    uint4  _S57 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S57;
+}
+
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
+{
+    uint4  _S58 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S58;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S57 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S58 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S59;
-    _S59[int(0)] = _S57;
-    _S59[int(1)] = _S58;
-    Sums_0 _S60 = Sums_x24init_0(&_S59);
-    return _S60;
+    float4  _S59 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S60 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S61;
+    _S61[int(0)] = _S59;
+    _S61[int(1)] = _S60;
+    Sums_0 _S62 = Sums_x24init_0(&_S61);
+    return _S62;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 4> , 4>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 4>  right_2;
-    uint _S61 = across_0 * 5U;
-    FixedArray<uint4 , 640>  _S62 = *&right_tile_0;
-    uint4  _S63 = load_right_0(&_S62, _S61, 5U, lane_2);
-    right_2[0U] = _S63;
-    uint _S64 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S65 = *&right_tile_0;
-    uint4  _S66 = load_right_0(&_S65, _S64, 5U, lane_2);
+    uint _S63 = 640U + across_0 * 5U;
+    uint4  _S64 = load_right_0(_S63, lane_2);
+    right_2[0U] = _S64;
+    uint _S65 = 640U + (across_0 + 16U) * 5U;
+    uint4  _S66 = load_right_0(_S65, lane_2);
     right_2[1U] = _S66;
-    uint _S67 = (across_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S68 = *&right_tile_0;
-    uint4  _S69 = load_right_0(&_S68, _S67, 5U, lane_2);
-    right_2[2U] = _S69;
-    uint _S70 = (across_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S71 = *&right_tile_0;
-    uint4  _S72 = load_right_0(&_S71, _S70, 5U, lane_2);
-    right_2[3U] = _S72;
-    uint _S73 = down_0 * 5U;
-    FixedArray<uint4 , 640>  _S74 = *&left_tile_0;
-    uint4  _S75 = load_left_0(&_S74, _S73, 5U, lane_2);
-    Sums_0 _S76 = (*sums_1)[0U][0U];
-    Sums_0 _S77 = multiply_add_0(_S75, _S63, &_S76);
-    (*sums_1)[0U][0U] = _S77;
-    Sums_0 _S78 = (*sums_1)[0U][1U];
-    Sums_0 _S79 = multiply_add_0(_S75, _S66, &_S78);
-    (*sums_1)[0U][1U] = _S79;
-    Sums_0 _S80 = (*sums_1)[0U][2U];
-    Sums_0 _S81 = multiply_add_0(_S75, _S69, &_S80);
-    (*sums_1)[0U][2U] = _S81;
-    Sums_0 _S82 = (*sums_1)[0U][3U];
-    Sums_0 _S83 = multiply_add_0(_S75, _S72, &_S82);
-    (*sums_1)[0U][3U] = _S83;
-    uint _S84 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S85 = *&left_tile_0;
-    uint4  _S86 = load_left_0(&_S85, _S84, 5U, lane_2);
-    Sums_0 _S87 = (*sums_1)[1U][0U];
-    Sums_0 _S88 = multiply_add_0(_S86, _S63, &_S87);
-    (*sums_1)[1U][0U] = _S88;
-    Sums_0 _S89 = (*sums_1)[1U][1U];
-    Sums_0 _S90 = multiply_add_0(_S86, _S66, &_S89);
-    (*sums_1)[1U][1U] = _S90;
-    Sums_0 _S91 = (*sums_1)[1U][2U];
-    Sums_0 _S92 = multiply_add_0(_S86, _S69, &_S91);
-    (*sums_1)[1U][2U] = _S92;
-    Sums_0 _S93 = (*sums_1)[1U][3U];
-    Sums_0 _S94 = multiply_add_0(_S86, _S72, &_S93);
-    (*sums_1)[1U][3U] = _S94;
-    uint _S95 = (down_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S96 = *&left_tile_0;
-    uint4  _S97 = load_left_0(&_S96, _S95, 5U, lane_2);
-    Sums_0 _S98 = (*sums_1)[2U][0U];
-    Sums_0 _S99 = multiply_add_0(_S97, _S63, &_S98);
-    (*sums_1)[2U][0U] = _S99;
-    Sums_0 _S100 = (*sums_1)[2U][1U];
-    Sums_0 _S101 = multiply_add_0(_S97, _S66, &_S100);
-    (*sums_1)[2U][1U] = _S101;
-    Sums_0 _S102 = (*sums_1)[2U][2U];
-    Sums_0 _S103 = multiply_add_0(_S97, _S69, &_S102);
-    (*sums_1)[2U][2U] = _S103;
-    Sums_0 _S104 = (*sums_1)[2U][3U];
-    Sums_0 _S105 = multiply_add_0(_S97, _S72, &_S104);
-    (*sums_1)[2U][3U] = _S105;
-    uint _S106 = (down_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S107 = *&left_tile_0;
-    uint4  _S108 = load_left_0(&_S107, _S106, 5U, lane_2);
-    Sums_0 _S109 = (*sums_1)[3U][0U];
-    Sums_0 _S110 = multiply_add_0(_S108, _S63, &_S109);
-    (*sums_1)[3U][0U] = _S110;
-    Sums_0 _S111 = (*sums_1)[3U][1U];
-    Sums_0 _S112 = multiply_add_0(_S108, _S66, &_S111);
-    (*sums_1)[3U][1U] = _S112;
-    Sums_0 _S113 = (*sums_1)[3U][2U];
-    Sums_0 _S114 = multiply_add_0(_S108, _S69, &_S113);
-    (*sums_1)[3U][2U] = _S114;
-    Sums_0 _S115 = (*sums_1)[3U][3U];
-    Sums_0 _S116 = multiply_add_0(_S108, _S72, &_S115);
-    (*sums_1)[3U][3U] = _S116;
+    uint _S67 = 640U + (across_0 + 32U) * 5U;
+    uint4  _S68 = load_right_0(_S67, lane_2);
+    right_2[2U] = _S68;
+    uint _S69 = 640U + (across_0 + 48U) * 5U;
+    uint4  _S70 = load_right_0(_S69, lane_2);
+    right_2[3U] = _S70;
+    uint _S71 = down_0 * 5U;
+    uint4  _S72 = load_left_0(_S71, lane_2);
+    Sums_0 _S73 = (*sums_1)[0U][0U];
+    Sums_0 _S74 = multiply_add_0(_S72, _S64, &_S73);
+    (*sums_1)[0U][0U] = _S74;
+    Sums_0 _S75 = (*sums_1)[0U][1U];
+    Sums_0 _S76 = multiply_add_0(_S72, _S66, &_S75);
+    (*sums_1)[0U][1U] = _S76;
+    Sums_0 _S77 = (*sums_1)[0U][2U];
+    Sums_0 _S78 = multiply_add_0(_S72, _S68, &_S77);
+    (*sums_1)[0U][2U] = _S78;
+    Sums_0 _S79 = (*sums_1)[0U][3U];
+    Sums_0 _S80 = multiply_add_0(_S72, _S70, &_S79);
+    (*sums_1)[0U][3U] = _S80;
+    uint _S81 = (down_0 + 16U) * 5U;
+    uint4  _S82 = load_left_0(_S81, lane_2);
+    Sums_0 _S83 = (*sums_1)[1U][0U];
+    Sums_0 _S84 = multiply_add_0(_S82, _S64, &_S83);
+    (*sums_1)[1U][0U] = _S84;
+    Sums_0 _S85 = (*sums_1)[1U][1U];
+    Sums_0 _S86 = multiply_add_0(_S82, _S66, &_S85);
+    (*sums_1)[1U][1U] = _S86;
+    Sums_0 _S87 = (*sums_1)[1U][2U];
+    Sums_0 _S88 = multiply_add_0(_S82, _S68, &_S87);
+    (*sums_1)[1U][2U] = _S88;
+    Sums_0 _S89 = (*sums_1)[1U][3U];
+    Sums_0 _S90 = multiply_add_0(_S82, _S70, &_S89);
+    (*sums_1)[1U][3U] = _S90;
+    uint _S91 = (down_0 + 32U) * 5U;
+    uint4  _S92 = load_left_0(_S91, lane_2);
+    Sums_0 _S93 = (*sums_1)[2U][0U];
+    Sums_0 _S94 = multiply_add_0(_S92, _S64, &_S93);
+    (*sums_1)[2U][0U] = _S94;
+    Sums_0 _S95 = (*sums_1)[2U][1U];
+    Sums_0 _S96 = multiply_add_0(_S92, _S66, &_S95);
+    (*sums_1)[2U][1U] = _S96;
+    Sums_0 _S97 = (*sums_1)[2U][2U];
+    Sums_0 _S98 = multiply_add_0(_S92, _S68, &_S97);
+    (*sums_1)[2U][2U] = _S98;
+    Sums_0 _S99 = (*sums_1)[2U][3U];
+    Sums_0 _S100 = multiply_add_0(_S92, _S70, &_S99);
+    (*sums_1)[2U][3U] = _S100;
+    uint _S101 = (down_0 + 48U) * 5U;
+    uint4  _S102 = load_left_0(_S101, lane_2);
+    Sums_0 _S103 = (*sums_1)[3U][0U];
+    Sums_0 _S104 = multiply_add_0(_S102, _S64, &_S103);
+    (*sums_1)[3U][0U] = _S104;
+    Sums_0 _S105 = (*sums_1)[3U][1U];
+    Sums_0 _S106 = multiply_add_0(_S102, _S66, &_S105);
+    (*sums_1)[3U][1U] = _S106;
+    Sums_0 _S107 = (*sums_1)[3U][2U];
+    Sums_0 _S108 = multiply_add_0(_S102, _S68, &_S107);
+    (*sums_1)[3U][2U] = _S108;
+    Sums_0 _S109 = (*sums_1)[3U][3U];
+    Sums_0 _S110 = multiply_add_0(_S102, _S70, &_S109);
+    (*sums_1)[3U][3U] = _S110;
     FixedArray<uint4 , 4>  right_3;
-    uint _S117 = _S61 + 2U;
-    FixedArray<uint4 , 640>  _S118 = *&right_tile_0;
-    uint4  _S119 = load_right_0(&_S118, _S117, 5U, lane_2);
-    right_3[0U] = _S119;
-    uint _S120 = _S64 + 2U;
-    FixedArray<uint4 , 640>  _S121 = *&right_tile_0;
-    uint4  _S122 = load_right_0(&_S121, _S120, 5U, lane_2);
-    right_3[1U] = _S122;
-    uint _S123 = _S67 + 2U;
-    FixedArray<uint4 , 640>  _S124 = *&right_tile_0;
-    uint4  _S125 = load_right_0(&_S124, _S123, 5U, lane_2);
-    right_3[2U] = _S125;
-    uint _S126 = _S70 + 2U;
-    FixedArray<uint4 , 640>  _S127 = *&right_tile_0;
-    uint4  _S128 = load_right_0(&_S127, _S126, 5U, lane_2);
-    right_3[3U] = _S128;
-    uint _S129 = _S73 + 2U;
-    FixedArray<uint4 , 640>  _S130 = *&left_tile_0;
-    uint4  _S131 = load_left_0(&_S130, _S129, 5U, lane_2);
-    Sums_0 _S132 = (*sums_1)[0U][0U];
-    Sums_0 _S133 = multiply_add_0(_S131, _S119, &_S132);
-    (*sums_1)[0U][0U] = _S133;
-    Sums_0 _S134 = (*sums_1)[0U][1U];
-    Sums_0 _S135 = multiply_add_0(_S131, _S122, &_S134);
-    (*sums_1)[0U][1U] = _S135;
-    Sums_0 _S136 = (*sums_1)[0U][2U];
-    Sums_0 _S137 = multiply_add_0(_S131, _S125, &_S136);
-    (*sums_1)[0U][2U] = _S137;
-    Sums_0 _S138 = (*sums_1)[0U][3U];
-    Sums_0 _S139 = multiply_add_0(_S131, _S128, &_S138);
-    (*sums_1)[0U][3U] = _S139;
-    uint _S140 = _S84 + 2U;
-    FixedArray<uint4 , 640>  _S141 = *&left_tile_0;
-    uint4  _S142 = load_left_0(&_S141, _S140, 5U, lane_2);
-    Sums_0 _S143 = (*sums_1)[1U][0U];
-    Sums_0 _S144 = multiply_add_0(_S142, _S119, &_S143);
-    (*sums_1)[1U][0U] = _S144;
-    Sums_0 _S145 = (*sums_1)[1U][1U];
-    Sums_0 _S146 = multiply_add_0(_S142, _S122, &_S145);
-    (*sums_1)[1U][1U] = _S146;
-    Sums_0 _S147 = (*sums_1)[1U][2U];
-    Sums_0 _S148 = multiply_add_0(_S142, _S125, &_S147);
-    (*sums_1)[1U][2U] = _S148;
-    Sums_0 _S149 = (*sums_1)[1U][3U];
-    Sums_0 _S150 = multiply_add_0(_S142, _S128, &_S149);
-    (*sums_1)[1U][3U] = _S150;
-    uint _S151 = _S95 + 2U;
-    FixedArray<uint4 , 640>  _S152 = *&left_tile_0;
-    uint4  _S153 = load_left_0(&_S152, _S151, 5U, lane_2);
-    Sums_0 _S154 = (*sums_1)[2U][0U];
-    Sums_0 _S155 = multiply_add_0(_S153, _S119, &_S154);
-    (*sums_1)[2U][0U] = _S155;
-    Sums_0 _S156 = (*sums_1)[2U][1U];
-    Sums_0 _S157 = multiply_add_0(_S153, _S122, &_S156);
-    (*sums_1)[2U][1U] = _S157;
-    Sums_0 _S158 = (*sums_1)[2U][2U];
-    Sums_0 _S159 = multiply_add_0(_S153, _S125, &_S158);
-    (*sums_1)[2U][2U] = _S159;
-    Sums_0 _S160 = (*sums_1)[2U][3U];
-    Sums_0 _S161 = multiply_add_0(_S153, _S128, &_S160);
-    (*sums_1)[2U][3U] = _S161;
-    uint _S162 = _S106 + 2U;
-    FixedArray<uint4 , 640>  _S163 = *&left_tile_0;
-    uint4  _S164 = load_left_0(&_S163, _S162, 5U, lane_2);
-    Sums_0 _S165 = (*sums_1)[3U][0U];
-    Sums_0 _S166 = multiply_add_0(_S164, _S119, &_S165);
-    (*sums_1)[3U][0U] = _S166;
-    Sums_0 _S167 = (*sums_1)[3U][1U];
-    Sums_0 _S168 = multiply_add_0(_S164, _S122, &_S167);
-    (*sums_1)[3U][1U] = _S168;
-    Sums_0 _S169 = (*sums_1)[3U][2U];
-    Sums_0 _S170 = multiply_add_0(_S164, _S125, &_S169);
-    (*sums_1)[3U][2U] = _S170;
-    Sums_0 _S171 = (*sums_1)[3U][3U];
-    Sums_0 _S172 = multiply_add_0(_S164, _S128, &_S171);
-    (*sums_1)[3U][3U] = _S172;
+    uint4  _S111 = load_right_0(_S63 + 2U, lane_2);
+    right_3[0U] = _S111;
+    uint4  _S112 = load_right_0(_S65 + 2U, lane_2);
+    right_3[1U] = _S112;
+    uint4  _S113 = load_right_0(_S67 + 2U, lane_2);
+    right_3[2U] = _S113;
+    uint4  _S114 = load_right_0(_S69 + 2U, lane_2);
+    right_3[3U] = _S114;
+    uint4  _S115 = load_left_0(_S71 + 2U, lane_2);
+    Sums_0 _S116 = (*sums_1)[0U][0U];
+    Sums_0 _S117 = multiply_add_0(_S115, _S111, &_S116);
+    (*sums_1)[0U][0U] = _S117;
+    Sums_0 _S118 = (*sums_1)[0U][1U];
+    Sums_0 _S119 = multiply_add_0(_S115, _S112, &_S118);
+    (*sums_1)[0U][1U] = _S119;
+    Sums_0 _S120 = (*sums_1)[0U][2U];
+    Sums_0 _S121 = multiply_add_0(_S115, _S113, &_S120);
+    (*sums_1)[0U][2U] = _S121;
+    Sums_0 _S122 = (*sums_1)[0U][3U];
+    Sums_0 _S123 = multiply_add_0(_S115, _S114, &_S122);
+    (*sums_1)[0U][3U] = _S123;
+    uint4  _S124 = load_left_0(_S81 + 2U, lane_2);
+    Sums_0 _S125 = (*sums_1)[1U][0U];
+    Sums_0 _S126 = multiply_add_0(_S124, _S111, &_S125);
+    (*sums_1)[1U][0U] = _S126;
+    Sums_0 _S127 = (*sums_1)[1U][1U];
+    Sums_0 _S128 = multiply_add_0(_S124, _S112, &_S127);
+    (*sums_1)[1U][1U] = _S128;
+    Sums_0 _S129 = (*sums_1)[1U][2U];
+    Sums_0 _S130 = multiply_add_0(_S124, _S113, &_S129);
+    (*sums_1)[1U][2U] = _S130;
+    Sums_0 _S131 = (*sums_1)[1U][3U];
+    Sums_0 _S132 = multiply_add_0(_S124, _S114, &_S131);
+    (*sums_1)[1U][3U] = _S132;
+    uint4  _S133 = load_left_0(_S91 + 2U, lane_2);
+    Sums_0 _S134 = (*sums_1)[2U][0U];
+    Sums_0 _S135 = multiply_add_0(_S133, _S111, &_S134);
+    (*sums_1)[2U][0U] = _S135;
+    Sums_0 _S136 = (*sums_1)[2U][1U];
+    Sums_0 _S137 = multiply_add_0(_S133, _S112, &_S136);
+    (*sums_1)[2U][1U] = _S137;
+    Sums_0 _S138 = (*sums_1)[2U][2U];
+    Sums_0 _S139 = multiply_add_0(_S133, _S113, &_S138);
+    (*sums_1)[2U][2U] = _S139;
+    Sums_0 _S140 = (*sums_1)[2U][3U];
+    Sums_0 _S141 = multiply_add_0(_S133, _S114, &_S140);
+    (*sums_1)[2U][3U] = _S141;
+    uint4  _S142 = load_left_0(_S101 + 2U, lane_2);
+    Sums_0 _S143 = (*sums_1)[3U][0U];
+    Sums_0 _S144 = multiply_add_0(_S142, _S111, &_S143);
+    (*sums_1)[3U][0U] = _S144;
+    Sums_0 _S145 = (*sums_1)[3U][1U];
+    Sums_0 _S146 = multiply_add_0(_S142, _S112, &_S145);
+    (*sums_1)[3U][1U] = _S146;
+    Sums_0 _S147 = (*sums_1)[3U][2U];
+    Sums_0 _S148 = multiply_add_0(_S142, _S113, &_S147);
+    (*sums_1)[3U][2U] = _S148;
+    Sums_0 _S149 = (*sums_1)[3U][3U];
+    Sums_0 _S150 = multiply_add_0(_S142, _S114, &_S149);
+    (*sums_1)[3U][3U] = _S150;
     return;
 }
 
@@ -468,324 +450,324 @@ struct Place_0
     uint rows_3;
     uint columns_1;
     uint offset_5;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_5 + (this_2->row_3 + r_0) * this_2->stride_2 + this_2->column_2 + c_0;
+    return this_2->offset_5 + (this_2->row_3 + r_0) * this_2->stride_0 + this_2->column_2 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_3, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S173 = thread_0 % 32U;
-    uint _S174 = _S173 / 4U;
-    uint _S175 = _S173 % 4U * 2U;
-    bool _S176;
+    uint _S151 = thread_0 % 32U;
+    uint _S152 = _S151 / 4U;
+    uint _S153 = _S151 % 4U * 2U;
+    bool _S154;
     if(whole_0)
     {
-        _S176 = true;
+        _S154 = true;
     }
     else
     {
-        if((place_0->row_3 + _S174) < (place_0->rows_3))
+        if((place_0->row_3 + _S152) < (place_0->rows_3))
         {
-            _S176 = (place_0->column_2 + _S175) < (place_0->columns_1);
+            _S154 = (place_0->column_2 + _S153) < (place_0->columns_1);
         }
         else
         {
-            _S176 = false;
+            _S154 = false;
         }
     }
-    float _S177;
-    if(_S176)
+    float _S155;
+    if(_S154)
     {
-        uint _S178 = Place_at_0(place_0, _S174, _S175);
-        float _S179 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S180 = (&(result_3)[_S178]);
+        uint _S156 = Place_at_0(place_0, _S152, _S153);
+        float _S157 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S158 = (&(result_3)[_S156]);
         if(accumulate_1)
         {
-            _S177 = *(&(result_3)[_S178]) + _S179;
+            _S155 = *(&(result_3)[_S156]) + _S157;
         }
         else
         {
-            _S177 = _S179;
+            _S155 = _S157;
         }
-        *_S180 = _S177;
+        *_S158 = _S155;
     }
-    uint _S181 = _S173 / 4U;
-    uint _S182 = _S175 + 1U;
+    uint _S159 = _S151 / 4U;
+    uint _S160 = _S153 + 1U;
     if(whole_0)
     {
-        _S176 = true;
+        _S154 = true;
     }
     else
     {
-        if((place_0->row_3 + _S181) < (place_0->rows_3))
+        if((place_0->row_3 + _S159) < (place_0->rows_3))
         {
-            _S176 = (place_0->column_2 + _S182) < (place_0->columns_1);
+            _S154 = (place_0->column_2 + _S160) < (place_0->columns_1);
         }
         else
         {
-            _S176 = false;
+            _S154 = false;
         }
     }
-    if(_S176)
+    if(_S154)
     {
-        uint _S183 = Place_at_0(place_0, _S181, _S182);
-        float _S184 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        uint _S161 = Place_at_0(place_0, _S159, _S160);
+        float _S162 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S163 = (&(result_3)[_S161]);
+        if(accumulate_1)
+        {
+            _S155 = *(&(result_3)[_S161]) + _S162;
+        }
+        else
+        {
+            _S155 = _S162;
+        }
+        *_S163 = _S155;
+    }
+    uint _S164 = _S151 / 4U + 8U;
+    if(whole_0)
+    {
+        _S154 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S164) < (place_0->rows_3))
+        {
+            _S154 = (place_0->column_2 + _S153) < (place_0->columns_1);
+        }
+        else
+        {
+            _S154 = false;
+        }
+    }
+    if(_S154)
+    {
+        uint _S165 = Place_at_0(place_0, _S164, _S153);
+        float _S166 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S167 = (&(result_3)[_S165]);
+        if(accumulate_1)
+        {
+            _S155 = *(&(result_3)[_S165]) + _S166;
+        }
+        else
+        {
+            _S155 = _S166;
+        }
+        *_S167 = _S155;
+    }
+    uint _S168 = _S151 / 4U + 8U;
+    if(whole_0)
+    {
+        _S154 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S168) < (place_0->rows_3))
+        {
+            _S154 = (place_0->column_2 + _S160) < (place_0->columns_1);
+        }
+        else
+        {
+            _S154 = false;
+        }
+    }
+    if(_S154)
+    {
+        uint _S169 = Place_at_0(place_0, _S168, _S160);
+        float _S170 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S171 = (&(result_3)[_S169]);
+        if(accumulate_1)
+        {
+            _S155 = *(&(result_3)[_S169]) + _S170;
+        }
+        else
+        {
+            _S155 = _S170;
+        }
+        *_S171 = _S155;
+    }
+    uint _S172 = _S151 / 4U;
+    uint _S173 = 8U + _S153;
+    if(whole_0)
+    {
+        _S154 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S172) < (place_0->rows_3))
+        {
+            _S154 = (place_0->column_2 + _S173) < (place_0->columns_1);
+        }
+        else
+        {
+            _S154 = false;
+        }
+    }
+    if(_S154)
+    {
+        uint _S174 = Place_at_0(place_0, _S172, _S173);
+        float _S175 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S176 = (&(result_3)[_S174]);
+        if(accumulate_1)
+        {
+            _S155 = *(&(result_3)[_S174]) + _S175;
+        }
+        else
+        {
+            _S155 = _S175;
+        }
+        *_S176 = _S155;
+    }
+    uint _S177 = _S151 / 4U;
+    uint _S178 = _S173 + 1U;
+    if(whole_0)
+    {
+        _S154 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S177) < (place_0->rows_3))
+        {
+            _S154 = (place_0->column_2 + _S178) < (place_0->columns_1);
+        }
+        else
+        {
+            _S154 = false;
+        }
+    }
+    if(_S154)
+    {
+        uint _S179 = Place_at_0(place_0, _S177, _S178);
+        float _S180 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S181 = (&(result_3)[_S179]);
+        if(accumulate_1)
+        {
+            _S155 = *(&(result_3)[_S179]) + _S180;
+        }
+        else
+        {
+            _S155 = _S180;
+        }
+        *_S181 = _S155;
+    }
+    uint _S182 = _S151 / 4U + 8U;
+    if(whole_0)
+    {
+        _S154 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S182) < (place_0->rows_3))
+        {
+            _S154 = (place_0->column_2 + _S173) < (place_0->columns_1);
+        }
+        else
+        {
+            _S154 = false;
+        }
+    }
+    if(_S154)
+    {
+        uint _S183 = Place_at_0(place_0, _S182, _S173);
+        float _S184 = factor_0 * *&((&sums_2->halves_1[1U])->z);
         float * _S185 = (&(result_3)[_S183]);
         if(accumulate_1)
         {
-            _S177 = *(&(result_3)[_S183]) + _S184;
+            _S155 = *(&(result_3)[_S183]) + _S184;
         }
         else
         {
-            _S177 = _S184;
+            _S155 = _S184;
         }
-        *_S185 = _S177;
+        *_S185 = _S155;
     }
-    uint _S186 = _S173 / 4U + 8U;
+    uint _S186 = _S151 / 4U + 8U;
     if(whole_0)
     {
-        _S176 = true;
+        _S154 = true;
     }
     else
     {
         if((place_0->row_3 + _S186) < (place_0->rows_3))
         {
-            _S176 = (place_0->column_2 + _S175) < (place_0->columns_1);
+            _S154 = (place_0->column_2 + _S178) < (place_0->columns_1);
         }
         else
         {
-            _S176 = false;
+            _S154 = false;
         }
     }
-    if(_S176)
+    if(_S154)
     {
-        uint _S187 = Place_at_0(place_0, _S186, _S175);
-        float _S188 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        uint _S187 = Place_at_0(place_0, _S186, _S178);
+        float _S188 = factor_0 * *&((&sums_2->halves_1[1U])->w);
         float * _S189 = (&(result_3)[_S187]);
         if(accumulate_1)
         {
-            _S177 = *(&(result_3)[_S187]) + _S188;
+            _S155 = *(&(result_3)[_S187]) + _S188;
         }
         else
         {
-            _S177 = _S188;
+            _S155 = _S188;
         }
-        *_S189 = _S177;
-    }
-    uint _S190 = _S173 / 4U + 8U;
-    if(whole_0)
-    {
-        _S176 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S190) < (place_0->rows_3))
-        {
-            _S176 = (place_0->column_2 + _S182) < (place_0->columns_1);
-        }
-        else
-        {
-            _S176 = false;
-        }
-    }
-    if(_S176)
-    {
-        uint _S191 = Place_at_0(place_0, _S190, _S182);
-        float _S192 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S193 = (&(result_3)[_S191]);
-        if(accumulate_1)
-        {
-            _S177 = *(&(result_3)[_S191]) + _S192;
-        }
-        else
-        {
-            _S177 = _S192;
-        }
-        *_S193 = _S177;
-    }
-    uint _S194 = _S173 / 4U;
-    uint _S195 = 8U + _S175;
-    if(whole_0)
-    {
-        _S176 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S194) < (place_0->rows_3))
-        {
-            _S176 = (place_0->column_2 + _S195) < (place_0->columns_1);
-        }
-        else
-        {
-            _S176 = false;
-        }
-    }
-    if(_S176)
-    {
-        uint _S196 = Place_at_0(place_0, _S194, _S195);
-        float _S197 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S198 = (&(result_3)[_S196]);
-        if(accumulate_1)
-        {
-            _S177 = *(&(result_3)[_S196]) + _S197;
-        }
-        else
-        {
-            _S177 = _S197;
-        }
-        *_S198 = _S177;
-    }
-    uint _S199 = _S173 / 4U;
-    uint _S200 = _S195 + 1U;
-    if(whole_0)
-    {
-        _S176 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S199) < (place_0->rows_3))
-        {
-            _S176 = (place_0->column_2 + _S200) < (place_0->columns_1);
-        }
-        else
-        {
-            _S176 = false;
-        }
-    }
-    if(_S176)
-    {
-        uint _S201 = Place_at_0(place_0, _S199, _S200);
-        float _S202 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S203 = (&(result_3)[_S201]);
-        if(accumulate_1)
-        {
-            _S177 = *(&(result_3)[_S201]) + _S202;
-        }
-        else
-        {
-            _S177 = _S202;
-        }
-        *_S203 = _S177;
-    }
-    uint _S204 = _S173 / 4U + 8U;
-    if(whole_0)
-    {
-        _S176 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S204) < (place_0->rows_3))
-        {
-            _S176 = (place_0->column_2 + _S195) < (place_0->columns_1);
-        }
-        else
-        {
-            _S176 = false;
-        }
-    }
-    if(_S176)
-    {
-        uint _S205 = Place_at_0(place_0, _S204, _S195);
-        float _S206 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S207 = (&(result_3)[_S205]);
-        if(accumulate_1)
-        {
-            _S177 = *(&(result_3)[_S205]) + _S206;
-        }
-        else
-        {
-            _S177 = _S206;
-        }
-        *_S207 = _S177;
-    }
-    uint _S208 = _S173 / 4U + 8U;
-    if(whole_0)
-    {
-        _S176 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S208) < (place_0->rows_3))
-        {
-            _S176 = (place_0->column_2 + _S200) < (place_0->columns_1);
-        }
-        else
-        {
-            _S176 = false;
-        }
-    }
-    if(_S176)
-    {
-        uint _S209 = Place_at_0(place_0, _S208, _S200);
-        float _S210 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S211 = (&(result_3)[_S209]);
-        if(accumulate_1)
-        {
-            _S177 = *(&(result_3)[_S209]) + _S210;
-        }
-        else
-        {
-            _S177 = _S210;
-        }
-        *_S211 = _S177;
+        *_S189 = _S155;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S212 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S213 = (_S212 + 128U - 1U) / 128U;
-    uint _S214 = group_number_0(group_1);
-    uint _S215 = p_1->n_0;
-    if(_S214 >= (_S213 * ((p_1->n_0 + 128U - 1U) / 128U)))
+    uint _S190 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S191 = (_S190 + 128U - 1U) / 128U;
+    uint _S192 = group_number_0(group_1);
+    uint _S193 = p_1->n_0;
+    if(_S192 >= (_S191 * ((p_1->n_0 + 128U - 1U) / 128U)))
     {
         return;
     }
-    uint _S216 = _S214 % _S213;
-    uint _S217 = _S216 * 128U;
-    uint _S218 = _S214 / _S213;
-    uint _S219 = _S218 * 128U;
-    uint _S220 = thread_1 / 32U / 2U * 4U * 16U;
-    uint _S221 = thread_1 / 32U % 2U * 4U * 16U;
-    uint _S222 = thread_1 / 4U;
-    uint _S223 = thread_1 % 4U;
+    uint _S194 = _S192 % _S191;
+    uint _S195 = _S194 * 128U;
+    uint _S196 = _S192 / _S191;
+    uint _S197 = _S196 * 128U;
+    uint _S198 = thread_1 / 32U / 2U * 4U * 16U;
+    uint _S199 = thread_1 / 32U % 2U * 4U * 16U;
+    uint _S200 = thread_1 / 4U;
+    uint _S201 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S217;
-    (&operands_0)->side_0 = _S219;
-    (&operands_0)->rows_1 = _S212;
+    (&operands_0)->top_0 = _S195;
+    (&operands_0)->side_0 = _S197;
+    (&operands_0)->rows_1 = _S190;
     FixedArray<FixedArray<Sums_0, 4> , 4>  sums_3;
-    Sums_0 _S224 = no_sums_0();
-    sums_3[0U][0U] = _S224;
-    sums_3[0U][1U] = _S224;
-    sums_3[0U][2U] = _S224;
-    sums_3[0U][3U] = _S224;
-    sums_3[1U][0U] = _S224;
-    sums_3[1U][1U] = _S224;
-    sums_3[1U][2U] = _S224;
-    sums_3[1U][3U] = _S224;
-    sums_3[2U][0U] = _S224;
-    sums_3[2U][1U] = _S224;
-    sums_3[2U][2U] = _S224;
-    sums_3[2U][3U] = _S224;
-    sums_3[3U][0U] = _S224;
-    sums_3[3U][1U] = _S224;
-    sums_3[3U][2U] = _S224;
-    sums_3[3U][3U] = _S224;
-    Operands_0 _S225 = operands_0;
-    Parts_0 _S226 = Operands_load_0(&_S225, 0U, _S222, _S223);
+    Sums_0 _S202 = no_sums_0();
+    sums_3[0U][0U] = _S202;
+    sums_3[0U][1U] = _S202;
+    sums_3[0U][2U] = _S202;
+    sums_3[0U][3U] = _S202;
+    sums_3[1U][0U] = _S202;
+    sums_3[1U][1U] = _S202;
+    sums_3[1U][2U] = _S202;
+    sums_3[1U][3U] = _S202;
+    sums_3[2U][0U] = _S202;
+    sums_3[2U][1U] = _S202;
+    sums_3[2U][2U] = _S202;
+    sums_3[2U][3U] = _S202;
+    sums_3[3U][0U] = _S202;
+    sums_3[3U][1U] = _S202;
+    sums_3[3U][2U] = _S202;
+    sums_3[3U][3U] = _S202;
+    Operands_0 _S203 = operands_0;
+    Parts_0 _S204 = Operands_load_0(&_S203, 0U, _S200, _S201);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S226;
+    Parts_0 parts_1 = _S204;
     for(;;)
     {
-        uint _S227 = p_1->k_0;
+        uint _S205 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -793,205 +775,205 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S228 = parts_1;
-        Parts_store_0(&_S228, _S222, _S223);
+        Parts_0 _S206 = parts_1;
+        Parts_store_0(&_S206, _S200, _S201);
         __syncthreads();
-        uint _S229 = begin_1 + 32U;
-        uint _S230 = (U32_min((_S229), (_S227 - 32U)));
-        Operands_0 _S231 = operands_0;
-        Parts_0 _S232 = Operands_load_0(&_S231, _S230, _S222, _S223);
-        multiply_0(&sums_3, _S220, _S221, thread_1 % 32U);
+        uint _S207 = begin_1 + 32U;
+        uint _S208 = (U32_min((_S207), (_S205 - 32U)));
+        Operands_0 _S209 = operands_0;
+        Parts_0 _S210 = Operands_load_0(&_S209, _S208, _S200, _S201);
+        multiply_0(&sums_3, _S198, _S199, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S229;
-        parts_1 = _S232;
+        begin_1 = _S207;
+        parts_1 = _S210;
     }
-    bool _S233;
-    if((_S217 + 128U) <= _S212)
+    bool _S211;
+    if((_S195 + 128U) <= _S190)
     {
-        _S233 = (_S219 + 128U) <= _S215;
+        _S211 = (_S197 + 128U) <= _S193;
     }
     else
     {
-        _S233 = false;
+        _S211 = false;
     }
     Place_0 place_1;
-    uint _S234 = _S217 + _S220;
-    (&place_1)->row_3 = _S234;
-    uint _S235 = _S219 + _S221;
-    (&place_1)->column_2 = _S235;
-    (&place_1)->rows_3 = _S212;
-    (&place_1)->columns_1 = _S215;
-    uint _S236 = p_1->out_offset_0;
+    uint _S212 = _S195 + _S198;
+    (&place_1)->row_3 = _S212;
+    uint _S213 = _S197 + _S199;
+    (&place_1)->column_2 = _S213;
+    (&place_1)->rows_3 = _S190;
+    (&place_1)->columns_1 = _S193;
+    uint _S214 = p_1->out_offset_0;
     (&place_1)->offset_5 = p_1->out_offset_0;
-    uint _S237 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S238 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S239 = sums_3[0U][0U];
-    Place_0 _S240 = place_1;
-    write_0(&_S239, 16.0f, result_4, &_S240, _S238, _S233, thread_1);
+    uint _S215 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S216 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S217 = sums_3[0U][0U];
+    Place_0 _S218 = place_1;
+    write_0(&_S217, 16.0f, result_4, &_S218, _S216, _S211, thread_1);
     Place_0 place_2;
-    (&place_2)->row_3 = _S234;
-    uint _S241 = _S235 + 16U;
-    (&place_2)->column_2 = _S241;
-    (&place_2)->rows_3 = _S212;
-    (&place_2)->columns_1 = _S215;
-    (&place_2)->offset_5 = _S236;
-    (&place_2)->stride_2 = _S237;
-    Sums_0 _S242 = sums_3[0U][1U];
-    Place_0 _S243 = place_2;
-    write_0(&_S242, 16.0f, result_4, &_S243, _S238, _S233, thread_1);
+    (&place_2)->row_3 = _S212;
+    uint _S219 = _S213 + 16U;
+    (&place_2)->column_2 = _S219;
+    (&place_2)->rows_3 = _S190;
+    (&place_2)->columns_1 = _S193;
+    (&place_2)->offset_5 = _S214;
+    (&place_2)->stride_0 = _S215;
+    Sums_0 _S220 = sums_3[0U][1U];
+    Place_0 _S221 = place_2;
+    write_0(&_S220, 16.0f, result_4, &_S221, _S216, _S211, thread_1);
     Place_0 place_3;
-    (&place_3)->row_3 = _S234;
-    uint _S244 = _S235 + 32U;
-    (&place_3)->column_2 = _S244;
-    (&place_3)->rows_3 = _S212;
-    (&place_3)->columns_1 = _S215;
-    (&place_3)->offset_5 = _S236;
-    (&place_3)->stride_2 = _S237;
-    Sums_0 _S245 = sums_3[0U][2U];
-    Place_0 _S246 = place_3;
-    write_0(&_S245, 16.0f, result_4, &_S246, _S238, _S233, thread_1);
+    (&place_3)->row_3 = _S212;
+    uint _S222 = _S213 + 32U;
+    (&place_3)->column_2 = _S222;
+    (&place_3)->rows_3 = _S190;
+    (&place_3)->columns_1 = _S193;
+    (&place_3)->offset_5 = _S214;
+    (&place_3)->stride_0 = _S215;
+    Sums_0 _S223 = sums_3[0U][2U];
+    Place_0 _S224 = place_3;
+    write_0(&_S223, 16.0f, result_4, &_S224, _S216, _S211, thread_1);
     Place_0 place_4;
-    (&place_4)->row_3 = _S234;
-    uint _S247 = _S235 + 48U;
-    (&place_4)->column_2 = _S247;
-    (&place_4)->rows_3 = _S212;
-    (&place_4)->columns_1 = _S215;
-    (&place_4)->offset_5 = _S236;
-    (&place_4)->stride_2 = _S237;
-    Sums_0 _S248 = sums_3[0U][3U];
-    Place_0 _S249 = place_4;
-    write_0(&_S248, 16.0f, result_4, &_S249, _S238, _S233, thread_1);
+    (&place_4)->row_3 = _S212;
+    uint _S225 = _S213 + 48U;
+    (&place_4)->column_2 = _S225;
+    (&place_4)->rows_3 = _S190;
+    (&place_4)->columns_1 = _S193;
+    (&place_4)->offset_5 = _S214;
+    (&place_4)->stride_0 = _S215;
+    Sums_0 _S226 = sums_3[0U][3U];
+    Place_0 _S227 = place_4;
+    write_0(&_S226, 16.0f, result_4, &_S227, _S216, _S211, thread_1);
     Place_0 place_5;
-    uint _S250 = _S234 + 16U;
-    (&place_5)->row_3 = _S250;
-    (&place_5)->column_2 = _S235;
-    (&place_5)->rows_3 = _S212;
-    (&place_5)->columns_1 = _S215;
-    (&place_5)->offset_5 = _S236;
-    (&place_5)->stride_2 = _S237;
-    Sums_0 _S251 = sums_3[1U][0U];
-    Place_0 _S252 = place_5;
-    write_0(&_S251, 16.0f, result_4, &_S252, _S238, _S233, thread_1);
+    uint _S228 = _S212 + 16U;
+    (&place_5)->row_3 = _S228;
+    (&place_5)->column_2 = _S213;
+    (&place_5)->rows_3 = _S190;
+    (&place_5)->columns_1 = _S193;
+    (&place_5)->offset_5 = _S214;
+    (&place_5)->stride_0 = _S215;
+    Sums_0 _S229 = sums_3[1U][0U];
+    Place_0 _S230 = place_5;
+    write_0(&_S229, 16.0f, result_4, &_S230, _S216, _S211, thread_1);
     Place_0 place_6;
-    (&place_6)->row_3 = _S250;
-    (&place_6)->column_2 = _S241;
-    (&place_6)->rows_3 = _S212;
-    (&place_6)->columns_1 = _S215;
-    (&place_6)->offset_5 = _S236;
-    (&place_6)->stride_2 = _S237;
-    Sums_0 _S253 = sums_3[1U][1U];
-    Place_0 _S254 = place_6;
-    write_0(&_S253, 16.0f, result_4, &_S254, _S238, _S233, thread_1);
+    (&place_6)->row_3 = _S228;
+    (&place_6)->column_2 = _S219;
+    (&place_6)->rows_3 = _S190;
+    (&place_6)->columns_1 = _S193;
+    (&place_6)->offset_5 = _S214;
+    (&place_6)->stride_0 = _S215;
+    Sums_0 _S231 = sums_3[1U][1U];
+    Place_0 _S232 = place_6;
+    write_0(&_S231, 16.0f, result_4, &_S232, _S216, _S211, thread_1);
     Place_0 place_7;
-    (&place_7)->row_3 = _S250;
-    (&place_7)->column_2 = _S244;
-    (&place_7)->rows_3 = _S212;
-    (&place_7)->columns_1 = _S215;
-    (&place_7)->offset_5 = _S236;
-    (&place_7)->stride_2 = _S237;
-    Sums_0 _S255 = sums_3[1U][2U];
-    Place_0 _S256 = place_7;
-    write_0(&_S255, 16.0f, result_4, &_S256, _S238, _S233, thread_1);
+    (&place_7)->row_3 = _S228;
+    (&place_7)->column_2 = _S222;
+    (&place_7)->rows_3 = _S190;
+    (&place_7)->columns_1 = _S193;
+    (&place_7)->offset_5 = _S214;
+    (&place_7)->stride_0 = _S215;
+    Sums_0 _S233 = sums_3[1U][2U];
+    Place_0 _S234 = place_7;
+    write_0(&_S233, 16.0f, result_4, &_S234, _S216, _S211, thread_1);
     Place_0 place_8;
-    (&place_8)->row_3 = _S250;
-    (&place_8)->column_2 = _S247;
-    (&place_8)->rows_3 = _S212;
-    (&place_8)->columns_1 = _S215;
-    (&place_8)->offset_5 = _S236;
-    (&place_8)->stride_2 = _S237;
-    Sums_0 _S257 = sums_3[1U][3U];
-    Place_0 _S258 = place_8;
-    write_0(&_S257, 16.0f, result_4, &_S258, _S238, _S233, thread_1);
+    (&place_8)->row_3 = _S228;
+    (&place_8)->column_2 = _S225;
+    (&place_8)->rows_3 = _S190;
+    (&place_8)->columns_1 = _S193;
+    (&place_8)->offset_5 = _S214;
+    (&place_8)->stride_0 = _S215;
+    Sums_0 _S235 = sums_3[1U][3U];
+    Place_0 _S236 = place_8;
+    write_0(&_S235, 16.0f, result_4, &_S236, _S216, _S211, thread_1);
     Place_0 place_9;
-    uint _S259 = _S234 + 32U;
-    (&place_9)->row_3 = _S259;
-    (&place_9)->column_2 = _S235;
-    (&place_9)->rows_3 = _S212;
-    (&place_9)->columns_1 = _S215;
-    (&place_9)->offset_5 = _S236;
-    (&place_9)->stride_2 = _S237;
-    Sums_0 _S260 = sums_3[2U][0U];
-    Place_0 _S261 = place_9;
-    write_0(&_S260, 16.0f, result_4, &_S261, _S238, _S233, thread_1);
+    uint _S237 = _S212 + 32U;
+    (&place_9)->row_3 = _S237;
+    (&place_9)->column_2 = _S213;
+    (&place_9)->rows_3 = _S190;
+    (&place_9)->columns_1 = _S193;
+    (&place_9)->offset_5 = _S214;
+    (&place_9)->stride_0 = _S215;
+    Sums_0 _S238 = sums_3[2U][0U];
+    Place_0 _S239 = place_9;
+    write_0(&_S238, 16.0f, result_4, &_S239, _S216, _S211, thread_1);
     Place_0 place_10;
-    (&place_10)->row_3 = _S259;
-    (&place_10)->column_2 = _S241;
-    (&place_10)->rows_3 = _S212;
-    (&place_10)->columns_1 = _S215;
-    (&place_10)->offset_5 = _S236;
-    (&place_10)->stride_2 = _S237;
-    Sums_0 _S262 = sums_3[2U][1U];
-    Place_0 _S263 = place_10;
-    write_0(&_S262, 16.0f, result_4, &_S263, _S238, _S233, thread_1);
+    (&place_10)->row_3 = _S237;
+    (&place_10)->column_2 = _S219;
+    (&place_10)->rows_3 = _S190;
+    (&place_10)->columns_1 = _S193;
+    (&place_10)->offset_5 = _S214;
+    (&place_10)->stride_0 = _S215;
+    Sums_0 _S240 = sums_3[2U][1U];
+    Place_0 _S241 = place_10;
+    write_0(&_S240, 16.0f, result_4, &_S241, _S216, _S211, thread_1);
     Place_0 place_11;
-    (&place_11)->row_3 = _S259;
-    (&place_11)->column_2 = _S244;
-    (&place_11)->rows_3 = _S212;
-    (&place_11)->columns_1 = _S215;
-    (&place_11)->offset_5 = _S236;
-    (&place_11)->stride_2 = _S237;
-    Sums_0 _S264 = sums_3[2U][2U];
-    Place_0 _S265 = place_11;
-    write_0(&_S264, 16.0f, result_4, &_S265, _S238, _S233, thread_1);
+    (&place_11)->row_3 = _S237;
+    (&place_11)->column_2 = _S222;
+    (&place_11)->rows_3 = _S190;
+    (&place_11)->columns_1 = _S193;
+    (&place_11)->offset_5 = _S214;
+    (&place_11)->stride_0 = _S215;
+    Sums_0 _S242 = sums_3[2U][2U];
+    Place_0 _S243 = place_11;
+    write_0(&_S242, 16.0f, result_4, &_S243, _S216, _S211, thread_1);
     Place_0 place_12;
-    (&place_12)->row_3 = _S259;
-    (&place_12)->column_2 = _S247;
-    (&place_12)->rows_3 = _S212;
-    (&place_12)->columns_1 = _S215;
-    (&place_12)->offset_5 = _S236;
-    (&place_12)->stride_2 = _S237;
-    Sums_0 _S266 = sums_3[2U][3U];
-    Place_0 _S267 = place_12;
-    write_0(&_S266, 16.0f, result_4, &_S267, _S238, _S233, thread_1);
+    (&place_12)->row_3 = _S237;
+    (&place_12)->column_2 = _S225;
+    (&place_12)->rows_3 = _S190;
+    (&place_12)->columns_1 = _S193;
+    (&place_12)->offset_5 = _S214;
+    (&place_12)->stride_0 = _S215;
+    Sums_0 _S244 = sums_3[2U][3U];
+    Place_0 _S245 = place_12;
+    write_0(&_S244, 16.0f, result_4, &_S245, _S216, _S211, thread_1);
     Place_0 place_13;
-    uint _S268 = _S234 + 48U;
-    (&place_13)->row_3 = _S268;
-    (&place_13)->column_2 = _S235;
-    (&place_13)->rows_3 = _S212;
-    (&place_13)->columns_1 = _S215;
-    (&place_13)->offset_5 = _S236;
-    (&place_13)->stride_2 = _S237;
-    Sums_0 _S269 = sums_3[3U][0U];
-    Place_0 _S270 = place_13;
-    write_0(&_S269, 16.0f, result_4, &_S270, _S238, _S233, thread_1);
+    uint _S246 = _S212 + 48U;
+    (&place_13)->row_3 = _S246;
+    (&place_13)->column_2 = _S213;
+    (&place_13)->rows_3 = _S190;
+    (&place_13)->columns_1 = _S193;
+    (&place_13)->offset_5 = _S214;
+    (&place_13)->stride_0 = _S215;
+    Sums_0 _S247 = sums_3[3U][0U];
+    Place_0 _S248 = place_13;
+    write_0(&_S247, 16.0f, result_4, &_S248, _S216, _S211, thread_1);
     Place_0 place_14;
-    (&place_14)->row_3 = _S268;
-    (&place_14)->column_2 = _S241;
-    (&place_14)->rows_3 = _S212;
-    (&place_14)->columns_1 = _S215;
-    (&place_14)->offset_5 = _S236;
-    (&place_14)->stride_2 = _S237;
-    Sums_0 _S271 = sums_3[3U][1U];
-    Place_0 _S272 = place_14;
-    write_0(&_S271, 16.0f, result_4, &_S272, _S238, _S233, thread_1);
+    (&place_14)->row_3 = _S246;
+    (&place_14)->column_2 = _S219;
+    (&place_14)->rows_3 = _S190;
+    (&place_14)->columns_1 = _S193;
+    (&place_14)->offset_5 = _S214;
+    (&place_14)->stride_0 = _S215;
+    Sums_0 _S249 = sums_3[3U][1U];
+    Place_0 _S250 = place_14;
+    write_0(&_S249, 16.0f, result_4, &_S250, _S216, _S211, thread_1);
     Place_0 place_15;
-    (&place_15)->row_3 = _S268;
-    (&place_15)->column_2 = _S244;
-    (&place_15)->rows_3 = _S212;
-    (&place_15)->columns_1 = _S215;
-    (&place_15)->offset_5 = _S236;
-    (&place_15)->stride_2 = _S237;
-    Sums_0 _S273 = sums_3[3U][2U];
-    Place_0 _S274 = place_15;
-    write_0(&_S273, 16.0f, result_4, &_S274, _S238, _S233, thread_1);
+    (&place_15)->row_3 = _S246;
+    (&place_15)->column_2 = _S222;
+    (&place_15)->rows_3 = _S190;
+    (&place_15)->columns_1 = _S193;
+    (&place_15)->offset_5 = _S214;
+    (&place_15)->stride_0 = _S215;
+    Sums_0 _S251 = sums_3[3U][2U];
+    Place_0 _S252 = place_15;
+    write_0(&_S251, 16.0f, result_4, &_S252, _S216, _S211, thread_1);
     Place_0 place_16;
-    (&place_16)->row_3 = _S268;
-    (&place_16)->column_2 = _S247;
-    (&place_16)->rows_3 = _S212;
-    (&place_16)->columns_1 = _S215;
-    (&place_16)->offset_5 = _S236;
-    (&place_16)->stride_2 = _S237;
-    Sums_0 _S275 = sums_3[3U][3U];
-    Place_0 _S276 = place_16;
-    write_0(&_S275, 16.0f, result_4, &_S276, _S238, _S233, thread_1);
+    (&place_16)->row_3 = _S246;
+    (&place_16)->column_2 = _S225;
+    (&place_16)->rows_3 = _S190;
+    (&place_16)->columns_1 = _S193;
+    (&place_16)->offset_5 = _S214;
+    (&place_16)->stride_0 = _S215;
+    Sums_0 _S253 = sums_3[3U][3U];
+    Place_0 _S254 = place_16;
+    write_0(&_S253, 16.0f, result_4, &_S254, _S216, _S211, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat128_q8_0(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_5, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S277 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S278 = p_2;
-    gemm_0(blockIdx, _S277, x_5, weight_2, result_5, batch_2, &_S278);
+    uint _S255 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S256 = p_2;
+    gemm_0(blockIdx, _S255, x_5, weight_2, result_5, batch_2, &_S256);
     return;
 }

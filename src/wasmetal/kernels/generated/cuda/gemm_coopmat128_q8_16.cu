@@ -67,8 +67,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -79,7 +77,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 640>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 1280>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 {
@@ -90,19 +94,19 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S1 = make_float4 (-65504.0f);
     float4  _S2 = make_float4 (65504.0f);
-    uint _S3 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S3] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2));
-    uint _S4 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S4] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2));
-    uint _S5 = (row_0 + 64U) * 5U + eight_0;
-    (*&left_tile_0)[_S5] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S1, _S2));
-    uint _S6 = (row_0 + 96U) * 5U + eight_0;
-    (*&left_tile_0)[_S6] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S1, _S2));
+    uint _S3 = row_0 * 5U;
+    put_0(_S3 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2)));
+    uint _S4 = (row_0 + 32U) * 5U;
+    put_0(_S4 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2)));
+    uint _S5 = (row_0 + 64U) * 5U;
+    put_0(_S5 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[2U][int(1)], _S1, _S2)));
+    uint _S6 = (row_0 + 96U) * 5U;
+    put_0(_S6 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[3U][int(1)], _S1, _S2)));
     uint _S7 = 8U * eight_0;
-    (*&right_tile_0)[_S3] = Others_decode_0(this_0->right_0[0U], _S7);
-    (*&right_tile_0)[_S4] = Others_decode_0(this_0->right_0[1U], _S7);
-    (*&right_tile_0)[_S5] = Others_decode_0(this_0->right_0[2U], _S7);
-    (*&right_tile_0)[_S6] = Others_decode_0(this_0->right_0[3U], _S7);
+    put_0(640U + _S3 + eight_0, Others_decode_0(this_0->right_0[0U], _S7));
+    put_0(640U + _S4 + eight_0, Others_decode_0(this_0->right_0[1U], _S7));
+    put_0(640U + _S5 + eight_0, Others_decode_0(this_0->right_0[2U], _S7));
+    put_0(640U + _S6 + eight_0, Others_decode_0(this_0->right_0[3U], _S7));
     return;
 }
 
@@ -246,187 +250,161 @@ __device__ Sums_0 no_sums_0()
     return _S48;
 }
 
-__device__ uint4  load_right_0(FixedArray<uint4 , 640>  * tile_0, uint at_0, uint stride_0, uint lane_0)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 640>  _S49 = *tile_0;
-    uint4  _S50 = (wasmetal_load_four((&_S49[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
-    return _S50;
+    uint4  _S49 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S49;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 640>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    FixedArray<uint4 , 640>  _S51 = *tile_1;
-    uint4  _S52 = (wasmetal_load_four((&_S51[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
-    return _S52;
+    uint4  _S50 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S50;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S53 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S54 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S55;
-    _S55[int(0)] = _S53;
-    _S55[int(1)] = _S54;
-    Sums_0 _S56 = Sums_x24init_0(&_S55);
-    return _S56;
+    float4  _S51 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S52 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S53;
+    _S53[int(0)] = _S51;
+    _S53[int(1)] = _S52;
+    Sums_0 _S54 = Sums_x24init_0(&_S53);
+    return _S54;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 4> , 4>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 4>  right_2;
-    uint _S57 = across_0 * 5U;
-    FixedArray<uint4 , 640>  _S58 = *&right_tile_0;
-    uint4  _S59 = load_right_0(&_S58, _S57, 5U, lane_2);
-    right_2[0U] = _S59;
-    uint _S60 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S61 = *&right_tile_0;
-    uint4  _S62 = load_right_0(&_S61, _S60, 5U, lane_2);
-    right_2[1U] = _S62;
-    uint _S63 = (across_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S64 = *&right_tile_0;
-    uint4  _S65 = load_right_0(&_S64, _S63, 5U, lane_2);
-    right_2[2U] = _S65;
-    uint _S66 = (across_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S67 = *&right_tile_0;
-    uint4  _S68 = load_right_0(&_S67, _S66, 5U, lane_2);
-    right_2[3U] = _S68;
-    uint _S69 = down_0 * 5U;
-    FixedArray<uint4 , 640>  _S70 = *&left_tile_0;
-    uint4  _S71 = load_left_0(&_S70, _S69, 5U, lane_2);
-    Sums_0 _S72 = (*sums_1)[0U][0U];
-    Sums_0 _S73 = multiply_add_0(_S71, _S59, &_S72);
-    (*sums_1)[0U][0U] = _S73;
-    Sums_0 _S74 = (*sums_1)[0U][1U];
-    Sums_0 _S75 = multiply_add_0(_S71, _S62, &_S74);
-    (*sums_1)[0U][1U] = _S75;
-    Sums_0 _S76 = (*sums_1)[0U][2U];
-    Sums_0 _S77 = multiply_add_0(_S71, _S65, &_S76);
-    (*sums_1)[0U][2U] = _S77;
-    Sums_0 _S78 = (*sums_1)[0U][3U];
-    Sums_0 _S79 = multiply_add_0(_S71, _S68, &_S78);
-    (*sums_1)[0U][3U] = _S79;
-    uint _S80 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 640>  _S81 = *&left_tile_0;
-    uint4  _S82 = load_left_0(&_S81, _S80, 5U, lane_2);
-    Sums_0 _S83 = (*sums_1)[1U][0U];
-    Sums_0 _S84 = multiply_add_0(_S82, _S59, &_S83);
-    (*sums_1)[1U][0U] = _S84;
-    Sums_0 _S85 = (*sums_1)[1U][1U];
-    Sums_0 _S86 = multiply_add_0(_S82, _S62, &_S85);
-    (*sums_1)[1U][1U] = _S86;
-    Sums_0 _S87 = (*sums_1)[1U][2U];
-    Sums_0 _S88 = multiply_add_0(_S82, _S65, &_S87);
-    (*sums_1)[1U][2U] = _S88;
-    Sums_0 _S89 = (*sums_1)[1U][3U];
-    Sums_0 _S90 = multiply_add_0(_S82, _S68, &_S89);
-    (*sums_1)[1U][3U] = _S90;
-    uint _S91 = (down_0 + 32U) * 5U;
-    FixedArray<uint4 , 640>  _S92 = *&left_tile_0;
-    uint4  _S93 = load_left_0(&_S92, _S91, 5U, lane_2);
-    Sums_0 _S94 = (*sums_1)[2U][0U];
-    Sums_0 _S95 = multiply_add_0(_S93, _S59, &_S94);
-    (*sums_1)[2U][0U] = _S95;
-    Sums_0 _S96 = (*sums_1)[2U][1U];
-    Sums_0 _S97 = multiply_add_0(_S93, _S62, &_S96);
-    (*sums_1)[2U][1U] = _S97;
-    Sums_0 _S98 = (*sums_1)[2U][2U];
-    Sums_0 _S99 = multiply_add_0(_S93, _S65, &_S98);
-    (*sums_1)[2U][2U] = _S99;
-    Sums_0 _S100 = (*sums_1)[2U][3U];
-    Sums_0 _S101 = multiply_add_0(_S93, _S68, &_S100);
-    (*sums_1)[2U][3U] = _S101;
-    uint _S102 = (down_0 + 48U) * 5U;
-    FixedArray<uint4 , 640>  _S103 = *&left_tile_0;
-    uint4  _S104 = load_left_0(&_S103, _S102, 5U, lane_2);
-    Sums_0 _S105 = (*sums_1)[3U][0U];
-    Sums_0 _S106 = multiply_add_0(_S104, _S59, &_S105);
-    (*sums_1)[3U][0U] = _S106;
-    Sums_0 _S107 = (*sums_1)[3U][1U];
-    Sums_0 _S108 = multiply_add_0(_S104, _S62, &_S107);
-    (*sums_1)[3U][1U] = _S108;
-    Sums_0 _S109 = (*sums_1)[3U][2U];
-    Sums_0 _S110 = multiply_add_0(_S104, _S65, &_S109);
-    (*sums_1)[3U][2U] = _S110;
-    Sums_0 _S111 = (*sums_1)[3U][3U];
-    Sums_0 _S112 = multiply_add_0(_S104, _S68, &_S111);
-    (*sums_1)[3U][3U] = _S112;
+    uint _S55 = 640U + across_0 * 5U;
+    uint4  _S56 = load_right_0(_S55, lane_2);
+    right_2[0U] = _S56;
+    uint _S57 = 640U + (across_0 + 16U) * 5U;
+    uint4  _S58 = load_right_0(_S57, lane_2);
+    right_2[1U] = _S58;
+    uint _S59 = 640U + (across_0 + 32U) * 5U;
+    uint4  _S60 = load_right_0(_S59, lane_2);
+    right_2[2U] = _S60;
+    uint _S61 = 640U + (across_0 + 48U) * 5U;
+    uint4  _S62 = load_right_0(_S61, lane_2);
+    right_2[3U] = _S62;
+    uint _S63 = down_0 * 5U;
+    uint4  _S64 = load_left_0(_S63, lane_2);
+    Sums_0 _S65 = (*sums_1)[0U][0U];
+    Sums_0 _S66 = multiply_add_0(_S64, _S56, &_S65);
+    (*sums_1)[0U][0U] = _S66;
+    Sums_0 _S67 = (*sums_1)[0U][1U];
+    Sums_0 _S68 = multiply_add_0(_S64, _S58, &_S67);
+    (*sums_1)[0U][1U] = _S68;
+    Sums_0 _S69 = (*sums_1)[0U][2U];
+    Sums_0 _S70 = multiply_add_0(_S64, _S60, &_S69);
+    (*sums_1)[0U][2U] = _S70;
+    Sums_0 _S71 = (*sums_1)[0U][3U];
+    Sums_0 _S72 = multiply_add_0(_S64, _S62, &_S71);
+    (*sums_1)[0U][3U] = _S72;
+    uint _S73 = (down_0 + 16U) * 5U;
+    uint4  _S74 = load_left_0(_S73, lane_2);
+    Sums_0 _S75 = (*sums_1)[1U][0U];
+    Sums_0 _S76 = multiply_add_0(_S74, _S56, &_S75);
+    (*sums_1)[1U][0U] = _S76;
+    Sums_0 _S77 = (*sums_1)[1U][1U];
+    Sums_0 _S78 = multiply_add_0(_S74, _S58, &_S77);
+    (*sums_1)[1U][1U] = _S78;
+    Sums_0 _S79 = (*sums_1)[1U][2U];
+    Sums_0 _S80 = multiply_add_0(_S74, _S60, &_S79);
+    (*sums_1)[1U][2U] = _S80;
+    Sums_0 _S81 = (*sums_1)[1U][3U];
+    Sums_0 _S82 = multiply_add_0(_S74, _S62, &_S81);
+    (*sums_1)[1U][3U] = _S82;
+    uint _S83 = (down_0 + 32U) * 5U;
+    uint4  _S84 = load_left_0(_S83, lane_2);
+    Sums_0 _S85 = (*sums_1)[2U][0U];
+    Sums_0 _S86 = multiply_add_0(_S84, _S56, &_S85);
+    (*sums_1)[2U][0U] = _S86;
+    Sums_0 _S87 = (*sums_1)[2U][1U];
+    Sums_0 _S88 = multiply_add_0(_S84, _S58, &_S87);
+    (*sums_1)[2U][1U] = _S88;
+    Sums_0 _S89 = (*sums_1)[2U][2U];
+    Sums_0 _S90 = multiply_add_0(_S84, _S60, &_S89);
+    (*sums_1)[2U][2U] = _S90;
+    Sums_0 _S91 = (*sums_1)[2U][3U];
+    Sums_0 _S92 = multiply_add_0(_S84, _S62, &_S91);
+    (*sums_1)[2U][3U] = _S92;
+    uint _S93 = (down_0 + 48U) * 5U;
+    uint4  _S94 = load_left_0(_S93, lane_2);
+    Sums_0 _S95 = (*sums_1)[3U][0U];
+    Sums_0 _S96 = multiply_add_0(_S94, _S56, &_S95);
+    (*sums_1)[3U][0U] = _S96;
+    Sums_0 _S97 = (*sums_1)[3U][1U];
+    Sums_0 _S98 = multiply_add_0(_S94, _S58, &_S97);
+    (*sums_1)[3U][1U] = _S98;
+    Sums_0 _S99 = (*sums_1)[3U][2U];
+    Sums_0 _S100 = multiply_add_0(_S94, _S60, &_S99);
+    (*sums_1)[3U][2U] = _S100;
+    Sums_0 _S101 = (*sums_1)[3U][3U];
+    Sums_0 _S102 = multiply_add_0(_S94, _S62, &_S101);
+    (*sums_1)[3U][3U] = _S102;
     FixedArray<uint4 , 4>  right_3;
-    uint _S113 = _S57 + 2U;
-    FixedArray<uint4 , 640>  _S114 = *&right_tile_0;
-    uint4  _S115 = load_right_0(&_S114, _S113, 5U, lane_2);
-    right_3[0U] = _S115;
-    uint _S116 = _S60 + 2U;
-    FixedArray<uint4 , 640>  _S117 = *&right_tile_0;
-    uint4  _S118 = load_right_0(&_S117, _S116, 5U, lane_2);
-    right_3[1U] = _S118;
-    uint _S119 = _S63 + 2U;
-    FixedArray<uint4 , 640>  _S120 = *&right_tile_0;
-    uint4  _S121 = load_right_0(&_S120, _S119, 5U, lane_2);
-    right_3[2U] = _S121;
-    uint _S122 = _S66 + 2U;
-    FixedArray<uint4 , 640>  _S123 = *&right_tile_0;
-    uint4  _S124 = load_right_0(&_S123, _S122, 5U, lane_2);
-    right_3[3U] = _S124;
-    uint _S125 = _S69 + 2U;
-    FixedArray<uint4 , 640>  _S126 = *&left_tile_0;
-    uint4  _S127 = load_left_0(&_S126, _S125, 5U, lane_2);
-    Sums_0 _S128 = (*sums_1)[0U][0U];
-    Sums_0 _S129 = multiply_add_0(_S127, _S115, &_S128);
-    (*sums_1)[0U][0U] = _S129;
-    Sums_0 _S130 = (*sums_1)[0U][1U];
-    Sums_0 _S131 = multiply_add_0(_S127, _S118, &_S130);
-    (*sums_1)[0U][1U] = _S131;
-    Sums_0 _S132 = (*sums_1)[0U][2U];
-    Sums_0 _S133 = multiply_add_0(_S127, _S121, &_S132);
-    (*sums_1)[0U][2U] = _S133;
-    Sums_0 _S134 = (*sums_1)[0U][3U];
-    Sums_0 _S135 = multiply_add_0(_S127, _S124, &_S134);
-    (*sums_1)[0U][3U] = _S135;
-    uint _S136 = _S80 + 2U;
-    FixedArray<uint4 , 640>  _S137 = *&left_tile_0;
-    uint4  _S138 = load_left_0(&_S137, _S136, 5U, lane_2);
-    Sums_0 _S139 = (*sums_1)[1U][0U];
-    Sums_0 _S140 = multiply_add_0(_S138, _S115, &_S139);
-    (*sums_1)[1U][0U] = _S140;
-    Sums_0 _S141 = (*sums_1)[1U][1U];
-    Sums_0 _S142 = multiply_add_0(_S138, _S118, &_S141);
-    (*sums_1)[1U][1U] = _S142;
-    Sums_0 _S143 = (*sums_1)[1U][2U];
-    Sums_0 _S144 = multiply_add_0(_S138, _S121, &_S143);
-    (*sums_1)[1U][2U] = _S144;
-    Sums_0 _S145 = (*sums_1)[1U][3U];
-    Sums_0 _S146 = multiply_add_0(_S138, _S124, &_S145);
-    (*sums_1)[1U][3U] = _S146;
-    uint _S147 = _S91 + 2U;
-    FixedArray<uint4 , 640>  _S148 = *&left_tile_0;
-    uint4  _S149 = load_left_0(&_S148, _S147, 5U, lane_2);
-    Sums_0 _S150 = (*sums_1)[2U][0U];
-    Sums_0 _S151 = multiply_add_0(_S149, _S115, &_S150);
-    (*sums_1)[2U][0U] = _S151;
-    Sums_0 _S152 = (*sums_1)[2U][1U];
-    Sums_0 _S153 = multiply_add_0(_S149, _S118, &_S152);
-    (*sums_1)[2U][1U] = _S153;
-    Sums_0 _S154 = (*sums_1)[2U][2U];
-    Sums_0 _S155 = multiply_add_0(_S149, _S121, &_S154);
-    (*sums_1)[2U][2U] = _S155;
-    Sums_0 _S156 = (*sums_1)[2U][3U];
-    Sums_0 _S157 = multiply_add_0(_S149, _S124, &_S156);
-    (*sums_1)[2U][3U] = _S157;
-    uint _S158 = _S102 + 2U;
-    FixedArray<uint4 , 640>  _S159 = *&left_tile_0;
-    uint4  _S160 = load_left_0(&_S159, _S158, 5U, lane_2);
-    Sums_0 _S161 = (*sums_1)[3U][0U];
-    Sums_0 _S162 = multiply_add_0(_S160, _S115, &_S161);
-    (*sums_1)[3U][0U] = _S162;
-    Sums_0 _S163 = (*sums_1)[3U][1U];
-    Sums_0 _S164 = multiply_add_0(_S160, _S118, &_S163);
-    (*sums_1)[3U][1U] = _S164;
-    Sums_0 _S165 = (*sums_1)[3U][2U];
-    Sums_0 _S166 = multiply_add_0(_S160, _S121, &_S165);
-    (*sums_1)[3U][2U] = _S166;
-    Sums_0 _S167 = (*sums_1)[3U][3U];
-    Sums_0 _S168 = multiply_add_0(_S160, _S124, &_S167);
-    (*sums_1)[3U][3U] = _S168;
+    uint4  _S103 = load_right_0(_S55 + 2U, lane_2);
+    right_3[0U] = _S103;
+    uint4  _S104 = load_right_0(_S57 + 2U, lane_2);
+    right_3[1U] = _S104;
+    uint4  _S105 = load_right_0(_S59 + 2U, lane_2);
+    right_3[2U] = _S105;
+    uint4  _S106 = load_right_0(_S61 + 2U, lane_2);
+    right_3[3U] = _S106;
+    uint4  _S107 = load_left_0(_S63 + 2U, lane_2);
+    Sums_0 _S108 = (*sums_1)[0U][0U];
+    Sums_0 _S109 = multiply_add_0(_S107, _S103, &_S108);
+    (*sums_1)[0U][0U] = _S109;
+    Sums_0 _S110 = (*sums_1)[0U][1U];
+    Sums_0 _S111 = multiply_add_0(_S107, _S104, &_S110);
+    (*sums_1)[0U][1U] = _S111;
+    Sums_0 _S112 = (*sums_1)[0U][2U];
+    Sums_0 _S113 = multiply_add_0(_S107, _S105, &_S112);
+    (*sums_1)[0U][2U] = _S113;
+    Sums_0 _S114 = (*sums_1)[0U][3U];
+    Sums_0 _S115 = multiply_add_0(_S107, _S106, &_S114);
+    (*sums_1)[0U][3U] = _S115;
+    uint4  _S116 = load_left_0(_S73 + 2U, lane_2);
+    Sums_0 _S117 = (*sums_1)[1U][0U];
+    Sums_0 _S118 = multiply_add_0(_S116, _S103, &_S117);
+    (*sums_1)[1U][0U] = _S118;
+    Sums_0 _S119 = (*sums_1)[1U][1U];
+    Sums_0 _S120 = multiply_add_0(_S116, _S104, &_S119);
+    (*sums_1)[1U][1U] = _S120;
+    Sums_0 _S121 = (*sums_1)[1U][2U];
+    Sums_0 _S122 = multiply_add_0(_S116, _S105, &_S121);
+    (*sums_1)[1U][2U] = _S122;
+    Sums_0 _S123 = (*sums_1)[1U][3U];
+    Sums_0 _S124 = multiply_add_0(_S116, _S106, &_S123);
+    (*sums_1)[1U][3U] = _S124;
+    uint4  _S125 = load_left_0(_S83 + 2U, lane_2);
+    Sums_0 _S126 = (*sums_1)[2U][0U];
+    Sums_0 _S127 = multiply_add_0(_S125, _S103, &_S126);
+    (*sums_1)[2U][0U] = _S127;
+    Sums_0 _S128 = (*sums_1)[2U][1U];
+    Sums_0 _S129 = multiply_add_0(_S125, _S104, &_S128);
+    (*sums_1)[2U][1U] = _S129;
+    Sums_0 _S130 = (*sums_1)[2U][2U];
+    Sums_0 _S131 = multiply_add_0(_S125, _S105, &_S130);
+    (*sums_1)[2U][2U] = _S131;
+    Sums_0 _S132 = (*sums_1)[2U][3U];
+    Sums_0 _S133 = multiply_add_0(_S125, _S106, &_S132);
+    (*sums_1)[2U][3U] = _S133;
+    uint4  _S134 = load_left_0(_S93 + 2U, lane_2);
+    Sums_0 _S135 = (*sums_1)[3U][0U];
+    Sums_0 _S136 = multiply_add_0(_S134, _S103, &_S135);
+    (*sums_1)[3U][0U] = _S136;
+    Sums_0 _S137 = (*sums_1)[3U][1U];
+    Sums_0 _S138 = multiply_add_0(_S134, _S104, &_S137);
+    (*sums_1)[3U][1U] = _S138;
+    Sums_0 _S139 = (*sums_1)[3U][2U];
+    Sums_0 _S140 = multiply_add_0(_S134, _S105, &_S139);
+    (*sums_1)[3U][2U] = _S140;
+    Sums_0 _S141 = (*sums_1)[3U][3U];
+    Sums_0 _S142 = multiply_add_0(_S134, _S106, &_S141);
+    (*sums_1)[3U][3U] = _S142;
     return;
 }
 
@@ -437,324 +415,324 @@ struct Place_0
     uint rows_3;
     uint columns_2;
     uint offset_3;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_3 + (this_2->row_4 + r_0) * this_2->stride_2 + this_2->column_3 + c_0;
+    return this_2->offset_3 + (this_2->row_4 + r_0) * this_2->stride_0 + this_2->column_3 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S169 = thread_0 % 32U;
-    uint _S170 = _S169 / 4U;
-    uint _S171 = _S169 % 4U * 2U;
-    bool _S172;
+    uint _S143 = thread_0 % 32U;
+    uint _S144 = _S143 / 4U;
+    uint _S145 = _S143 % 4U * 2U;
+    bool _S146;
     if(whole_0)
     {
-        _S172 = true;
+        _S146 = true;
     }
     else
     {
-        if((place_0->row_4 + _S170) < (place_0->rows_3))
+        if((place_0->row_4 + _S144) < (place_0->rows_3))
         {
-            _S172 = (place_0->column_3 + _S171) < (place_0->columns_2);
+            _S146 = (place_0->column_3 + _S145) < (place_0->columns_2);
         }
         else
         {
-            _S172 = false;
+            _S146 = false;
         }
     }
-    float _S173;
-    if(_S172)
+    float _S147;
+    if(_S146)
     {
-        uint _S174 = Place_at_0(place_0, _S170, _S171);
-        float _S175 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S176 = (&(result_2)[_S174]);
+        uint _S148 = Place_at_0(place_0, _S144, _S145);
+        float _S149 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S150 = (&(result_2)[_S148]);
         if(accumulate_1)
         {
-            _S173 = *(&(result_2)[_S174]) + _S175;
+            _S147 = *(&(result_2)[_S148]) + _S149;
         }
         else
         {
-            _S173 = _S175;
+            _S147 = _S149;
         }
-        *_S176 = _S173;
+        *_S150 = _S147;
     }
-    uint _S177 = _S169 / 4U;
-    uint _S178 = _S171 + 1U;
+    uint _S151 = _S143 / 4U;
+    uint _S152 = _S145 + 1U;
     if(whole_0)
     {
-        _S172 = true;
+        _S146 = true;
     }
     else
     {
-        if((place_0->row_4 + _S177) < (place_0->rows_3))
+        if((place_0->row_4 + _S151) < (place_0->rows_3))
         {
-            _S172 = (place_0->column_3 + _S178) < (place_0->columns_2);
+            _S146 = (place_0->column_3 + _S152) < (place_0->columns_2);
         }
         else
         {
-            _S172 = false;
+            _S146 = false;
         }
     }
-    if(_S172)
+    if(_S146)
     {
-        uint _S179 = Place_at_0(place_0, _S177, _S178);
-        float _S180 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        uint _S153 = Place_at_0(place_0, _S151, _S152);
+        float _S154 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S155 = (&(result_2)[_S153]);
+        if(accumulate_1)
+        {
+            _S147 = *(&(result_2)[_S153]) + _S154;
+        }
+        else
+        {
+            _S147 = _S154;
+        }
+        *_S155 = _S147;
+    }
+    uint _S156 = _S143 / 4U + 8U;
+    if(whole_0)
+    {
+        _S146 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S156) < (place_0->rows_3))
+        {
+            _S146 = (place_0->column_3 + _S145) < (place_0->columns_2);
+        }
+        else
+        {
+            _S146 = false;
+        }
+    }
+    if(_S146)
+    {
+        uint _S157 = Place_at_0(place_0, _S156, _S145);
+        float _S158 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S159 = (&(result_2)[_S157]);
+        if(accumulate_1)
+        {
+            _S147 = *(&(result_2)[_S157]) + _S158;
+        }
+        else
+        {
+            _S147 = _S158;
+        }
+        *_S159 = _S147;
+    }
+    uint _S160 = _S143 / 4U + 8U;
+    if(whole_0)
+    {
+        _S146 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S160) < (place_0->rows_3))
+        {
+            _S146 = (place_0->column_3 + _S152) < (place_0->columns_2);
+        }
+        else
+        {
+            _S146 = false;
+        }
+    }
+    if(_S146)
+    {
+        uint _S161 = Place_at_0(place_0, _S160, _S152);
+        float _S162 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S163 = (&(result_2)[_S161]);
+        if(accumulate_1)
+        {
+            _S147 = *(&(result_2)[_S161]) + _S162;
+        }
+        else
+        {
+            _S147 = _S162;
+        }
+        *_S163 = _S147;
+    }
+    uint _S164 = _S143 / 4U;
+    uint _S165 = 8U + _S145;
+    if(whole_0)
+    {
+        _S146 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S164) < (place_0->rows_3))
+        {
+            _S146 = (place_0->column_3 + _S165) < (place_0->columns_2);
+        }
+        else
+        {
+            _S146 = false;
+        }
+    }
+    if(_S146)
+    {
+        uint _S166 = Place_at_0(place_0, _S164, _S165);
+        float _S167 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S168 = (&(result_2)[_S166]);
+        if(accumulate_1)
+        {
+            _S147 = *(&(result_2)[_S166]) + _S167;
+        }
+        else
+        {
+            _S147 = _S167;
+        }
+        *_S168 = _S147;
+    }
+    uint _S169 = _S143 / 4U;
+    uint _S170 = _S165 + 1U;
+    if(whole_0)
+    {
+        _S146 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S169) < (place_0->rows_3))
+        {
+            _S146 = (place_0->column_3 + _S170) < (place_0->columns_2);
+        }
+        else
+        {
+            _S146 = false;
+        }
+    }
+    if(_S146)
+    {
+        uint _S171 = Place_at_0(place_0, _S169, _S170);
+        float _S172 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S173 = (&(result_2)[_S171]);
+        if(accumulate_1)
+        {
+            _S147 = *(&(result_2)[_S171]) + _S172;
+        }
+        else
+        {
+            _S147 = _S172;
+        }
+        *_S173 = _S147;
+    }
+    uint _S174 = _S143 / 4U + 8U;
+    if(whole_0)
+    {
+        _S146 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S174) < (place_0->rows_3))
+        {
+            _S146 = (place_0->column_3 + _S165) < (place_0->columns_2);
+        }
+        else
+        {
+            _S146 = false;
+        }
+    }
+    if(_S146)
+    {
+        uint _S175 = Place_at_0(place_0, _S174, _S165);
+        float _S176 = factor_0 * *&((&sums_2->halves_1[1U])->z);
+        float * _S177 = (&(result_2)[_S175]);
+        if(accumulate_1)
+        {
+            _S147 = *(&(result_2)[_S175]) + _S176;
+        }
+        else
+        {
+            _S147 = _S176;
+        }
+        *_S177 = _S147;
+    }
+    uint _S178 = _S143 / 4U + 8U;
+    if(whole_0)
+    {
+        _S146 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S178) < (place_0->rows_3))
+        {
+            _S146 = (place_0->column_3 + _S170) < (place_0->columns_2);
+        }
+        else
+        {
+            _S146 = false;
+        }
+    }
+    if(_S146)
+    {
+        uint _S179 = Place_at_0(place_0, _S178, _S170);
+        float _S180 = factor_0 * *&((&sums_2->halves_1[1U])->w);
         float * _S181 = (&(result_2)[_S179]);
         if(accumulate_1)
         {
-            _S173 = *(&(result_2)[_S179]) + _S180;
+            _S147 = *(&(result_2)[_S179]) + _S180;
         }
         else
         {
-            _S173 = _S180;
+            _S147 = _S180;
         }
-        *_S181 = _S173;
-    }
-    uint _S182 = _S169 / 4U + 8U;
-    if(whole_0)
-    {
-        _S172 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S182) < (place_0->rows_3))
-        {
-            _S172 = (place_0->column_3 + _S171) < (place_0->columns_2);
-        }
-        else
-        {
-            _S172 = false;
-        }
-    }
-    if(_S172)
-    {
-        uint _S183 = Place_at_0(place_0, _S182, _S171);
-        float _S184 = factor_0 * *&((&sums_2->halves_1[0U])->z);
-        float * _S185 = (&(result_2)[_S183]);
-        if(accumulate_1)
-        {
-            _S173 = *(&(result_2)[_S183]) + _S184;
-        }
-        else
-        {
-            _S173 = _S184;
-        }
-        *_S185 = _S173;
-    }
-    uint _S186 = _S169 / 4U + 8U;
-    if(whole_0)
-    {
-        _S172 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S186) < (place_0->rows_3))
-        {
-            _S172 = (place_0->column_3 + _S178) < (place_0->columns_2);
-        }
-        else
-        {
-            _S172 = false;
-        }
-    }
-    if(_S172)
-    {
-        uint _S187 = Place_at_0(place_0, _S186, _S178);
-        float _S188 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S189 = (&(result_2)[_S187]);
-        if(accumulate_1)
-        {
-            _S173 = *(&(result_2)[_S187]) + _S188;
-        }
-        else
-        {
-            _S173 = _S188;
-        }
-        *_S189 = _S173;
-    }
-    uint _S190 = _S169 / 4U;
-    uint _S191 = 8U + _S171;
-    if(whole_0)
-    {
-        _S172 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S190) < (place_0->rows_3))
-        {
-            _S172 = (place_0->column_3 + _S191) < (place_0->columns_2);
-        }
-        else
-        {
-            _S172 = false;
-        }
-    }
-    if(_S172)
-    {
-        uint _S192 = Place_at_0(place_0, _S190, _S191);
-        float _S193 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S194 = (&(result_2)[_S192]);
-        if(accumulate_1)
-        {
-            _S173 = *(&(result_2)[_S192]) + _S193;
-        }
-        else
-        {
-            _S173 = _S193;
-        }
-        *_S194 = _S173;
-    }
-    uint _S195 = _S169 / 4U;
-    uint _S196 = _S191 + 1U;
-    if(whole_0)
-    {
-        _S172 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S195) < (place_0->rows_3))
-        {
-            _S172 = (place_0->column_3 + _S196) < (place_0->columns_2);
-        }
-        else
-        {
-            _S172 = false;
-        }
-    }
-    if(_S172)
-    {
-        uint _S197 = Place_at_0(place_0, _S195, _S196);
-        float _S198 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S199 = (&(result_2)[_S197]);
-        if(accumulate_1)
-        {
-            _S173 = *(&(result_2)[_S197]) + _S198;
-        }
-        else
-        {
-            _S173 = _S198;
-        }
-        *_S199 = _S173;
-    }
-    uint _S200 = _S169 / 4U + 8U;
-    if(whole_0)
-    {
-        _S172 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S200) < (place_0->rows_3))
-        {
-            _S172 = (place_0->column_3 + _S191) < (place_0->columns_2);
-        }
-        else
-        {
-            _S172 = false;
-        }
-    }
-    if(_S172)
-    {
-        uint _S201 = Place_at_0(place_0, _S200, _S191);
-        float _S202 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S203 = (&(result_2)[_S201]);
-        if(accumulate_1)
-        {
-            _S173 = *(&(result_2)[_S201]) + _S202;
-        }
-        else
-        {
-            _S173 = _S202;
-        }
-        *_S203 = _S173;
-    }
-    uint _S204 = _S169 / 4U + 8U;
-    if(whole_0)
-    {
-        _S172 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S204) < (place_0->rows_3))
-        {
-            _S172 = (place_0->column_3 + _S196) < (place_0->columns_2);
-        }
-        else
-        {
-            _S172 = false;
-        }
-    }
-    if(_S172)
-    {
-        uint _S205 = Place_at_0(place_0, _S204, _S196);
-        float _S206 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S207 = (&(result_2)[_S205]);
-        if(accumulate_1)
-        {
-            _S173 = *(&(result_2)[_S205]) + _S206;
-        }
-        else
-        {
-            _S173 = _S206;
-        }
-        *_S207 = _S173;
+        *_S181 = _S147;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S208 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S209 = (_S208 + 128U - 1U) / 128U;
-    uint _S210 = group_number_0(group_1);
-    uint _S211 = p_1->n_0;
-    if(_S210 >= (_S209 * ((p_1->n_0 + 128U - 1U) / 128U)))
+    uint _S182 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S183 = (_S182 + 128U - 1U) / 128U;
+    uint _S184 = group_number_0(group_1);
+    uint _S185 = p_1->n_0;
+    if(_S184 >= (_S183 * ((p_1->n_0 + 128U - 1U) / 128U)))
     {
         return;
     }
-    uint _S212 = _S210 % _S209;
-    uint _S213 = _S212 * 128U;
-    uint _S214 = _S210 / _S209;
-    uint _S215 = _S214 * 128U;
-    uint _S216 = thread_1 / 32U / 2U * 4U * 16U;
-    uint _S217 = thread_1 / 32U % 2U * 4U * 16U;
-    uint _S218 = thread_1 / 4U;
-    uint _S219 = thread_1 % 4U;
+    uint _S186 = _S184 % _S183;
+    uint _S187 = _S186 * 128U;
+    uint _S188 = _S184 / _S183;
+    uint _S189 = _S188 * 128U;
+    uint _S190 = thread_1 / 32U / 2U * 4U * 16U;
+    uint _S191 = thread_1 / 32U % 2U * 4U * 16U;
+    uint _S192 = thread_1 / 4U;
+    uint _S193 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S213;
-    (&operands_0)->side_0 = _S215;
-    (&operands_0)->rows_1 = _S208;
+    (&operands_0)->top_0 = _S187;
+    (&operands_0)->side_0 = _S189;
+    (&operands_0)->rows_1 = _S182;
     FixedArray<FixedArray<Sums_0, 4> , 4>  sums_3;
-    Sums_0 _S220 = no_sums_0();
-    sums_3[0U][0U] = _S220;
-    sums_3[0U][1U] = _S220;
-    sums_3[0U][2U] = _S220;
-    sums_3[0U][3U] = _S220;
-    sums_3[1U][0U] = _S220;
-    sums_3[1U][1U] = _S220;
-    sums_3[1U][2U] = _S220;
-    sums_3[1U][3U] = _S220;
-    sums_3[2U][0U] = _S220;
-    sums_3[2U][1U] = _S220;
-    sums_3[2U][2U] = _S220;
-    sums_3[2U][3U] = _S220;
-    sums_3[3U][0U] = _S220;
-    sums_3[3U][1U] = _S220;
-    sums_3[3U][2U] = _S220;
-    sums_3[3U][3U] = _S220;
-    Operands_0 _S221 = operands_0;
-    Parts_0 _S222 = Operands_load_0(&_S221, 0U, _S218, _S219);
+    Sums_0 _S194 = no_sums_0();
+    sums_3[0U][0U] = _S194;
+    sums_3[0U][1U] = _S194;
+    sums_3[0U][2U] = _S194;
+    sums_3[0U][3U] = _S194;
+    sums_3[1U][0U] = _S194;
+    sums_3[1U][1U] = _S194;
+    sums_3[1U][2U] = _S194;
+    sums_3[1U][3U] = _S194;
+    sums_3[2U][0U] = _S194;
+    sums_3[2U][1U] = _S194;
+    sums_3[2U][2U] = _S194;
+    sums_3[2U][3U] = _S194;
+    sums_3[3U][0U] = _S194;
+    sums_3[3U][1U] = _S194;
+    sums_3[3U][2U] = _S194;
+    sums_3[3U][3U] = _S194;
+    Operands_0 _S195 = operands_0;
+    Parts_0 _S196 = Operands_load_0(&_S195, 0U, _S192, _S193);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S222;
+    Parts_0 parts_1 = _S196;
     for(;;)
     {
-        uint _S223 = p_1->k_0;
+        uint _S197 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -762,205 +740,205 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S224 = parts_1;
-        Parts_store_0(&_S224, _S218, _S219);
+        Parts_0 _S198 = parts_1;
+        Parts_store_0(&_S198, _S192, _S193);
         __syncthreads();
-        uint _S225 = begin_1 + 32U;
-        uint _S226 = (U32_min((_S225), (_S223 - 32U)));
-        Operands_0 _S227 = operands_0;
-        Parts_0 _S228 = Operands_load_0(&_S227, _S226, _S218, _S219);
-        multiply_0(&sums_3, _S216, _S217, thread_1 % 32U);
+        uint _S199 = begin_1 + 32U;
+        uint _S200 = (U32_min((_S199), (_S197 - 32U)));
+        Operands_0 _S201 = operands_0;
+        Parts_0 _S202 = Operands_load_0(&_S201, _S200, _S192, _S193);
+        multiply_0(&sums_3, _S190, _S191, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S225;
-        parts_1 = _S228;
+        begin_1 = _S199;
+        parts_1 = _S202;
     }
-    bool _S229;
-    if((_S213 + 128U) <= _S208)
+    bool _S203;
+    if((_S187 + 128U) <= _S182)
     {
-        _S229 = (_S215 + 128U) <= _S211;
+        _S203 = (_S189 + 128U) <= _S185;
     }
     else
     {
-        _S229 = false;
+        _S203 = false;
     }
     Place_0 place_1;
-    uint _S230 = _S213 + _S216;
-    (&place_1)->row_4 = _S230;
-    uint _S231 = _S215 + _S217;
-    (&place_1)->column_3 = _S231;
-    (&place_1)->rows_3 = _S208;
-    (&place_1)->columns_2 = _S211;
-    uint _S232 = p_1->out_offset_0;
+    uint _S204 = _S187 + _S190;
+    (&place_1)->row_4 = _S204;
+    uint _S205 = _S189 + _S191;
+    (&place_1)->column_3 = _S205;
+    (&place_1)->rows_3 = _S182;
+    (&place_1)->columns_2 = _S185;
+    uint _S206 = p_1->out_offset_0;
     (&place_1)->offset_3 = p_1->out_offset_0;
-    uint _S233 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S234 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S235 = sums_3[0U][0U];
-    Place_0 _S236 = place_1;
-    write_0(&_S235, 16.0f, result_3, &_S236, _S234, _S229, thread_1);
+    uint _S207 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S208 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S209 = sums_3[0U][0U];
+    Place_0 _S210 = place_1;
+    write_0(&_S209, 16.0f, result_3, &_S210, _S208, _S203, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S230;
-    uint _S237 = _S231 + 16U;
-    (&place_2)->column_3 = _S237;
-    (&place_2)->rows_3 = _S208;
-    (&place_2)->columns_2 = _S211;
-    (&place_2)->offset_3 = _S232;
-    (&place_2)->stride_2 = _S233;
-    Sums_0 _S238 = sums_3[0U][1U];
-    Place_0 _S239 = place_2;
-    write_0(&_S238, 16.0f, result_3, &_S239, _S234, _S229, thread_1);
+    (&place_2)->row_4 = _S204;
+    uint _S211 = _S205 + 16U;
+    (&place_2)->column_3 = _S211;
+    (&place_2)->rows_3 = _S182;
+    (&place_2)->columns_2 = _S185;
+    (&place_2)->offset_3 = _S206;
+    (&place_2)->stride_0 = _S207;
+    Sums_0 _S212 = sums_3[0U][1U];
+    Place_0 _S213 = place_2;
+    write_0(&_S212, 16.0f, result_3, &_S213, _S208, _S203, thread_1);
     Place_0 place_3;
-    (&place_3)->row_4 = _S230;
-    uint _S240 = _S231 + 32U;
-    (&place_3)->column_3 = _S240;
-    (&place_3)->rows_3 = _S208;
-    (&place_3)->columns_2 = _S211;
-    (&place_3)->offset_3 = _S232;
-    (&place_3)->stride_2 = _S233;
-    Sums_0 _S241 = sums_3[0U][2U];
-    Place_0 _S242 = place_3;
-    write_0(&_S241, 16.0f, result_3, &_S242, _S234, _S229, thread_1);
+    (&place_3)->row_4 = _S204;
+    uint _S214 = _S205 + 32U;
+    (&place_3)->column_3 = _S214;
+    (&place_3)->rows_3 = _S182;
+    (&place_3)->columns_2 = _S185;
+    (&place_3)->offset_3 = _S206;
+    (&place_3)->stride_0 = _S207;
+    Sums_0 _S215 = sums_3[0U][2U];
+    Place_0 _S216 = place_3;
+    write_0(&_S215, 16.0f, result_3, &_S216, _S208, _S203, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S230;
-    uint _S243 = _S231 + 48U;
-    (&place_4)->column_3 = _S243;
-    (&place_4)->rows_3 = _S208;
-    (&place_4)->columns_2 = _S211;
-    (&place_4)->offset_3 = _S232;
-    (&place_4)->stride_2 = _S233;
-    Sums_0 _S244 = sums_3[0U][3U];
-    Place_0 _S245 = place_4;
-    write_0(&_S244, 16.0f, result_3, &_S245, _S234, _S229, thread_1);
+    (&place_4)->row_4 = _S204;
+    uint _S217 = _S205 + 48U;
+    (&place_4)->column_3 = _S217;
+    (&place_4)->rows_3 = _S182;
+    (&place_4)->columns_2 = _S185;
+    (&place_4)->offset_3 = _S206;
+    (&place_4)->stride_0 = _S207;
+    Sums_0 _S218 = sums_3[0U][3U];
+    Place_0 _S219 = place_4;
+    write_0(&_S218, 16.0f, result_3, &_S219, _S208, _S203, thread_1);
     Place_0 place_5;
-    uint _S246 = _S230 + 16U;
-    (&place_5)->row_4 = _S246;
-    (&place_5)->column_3 = _S231;
-    (&place_5)->rows_3 = _S208;
-    (&place_5)->columns_2 = _S211;
-    (&place_5)->offset_3 = _S232;
-    (&place_5)->stride_2 = _S233;
-    Sums_0 _S247 = sums_3[1U][0U];
-    Place_0 _S248 = place_5;
-    write_0(&_S247, 16.0f, result_3, &_S248, _S234, _S229, thread_1);
+    uint _S220 = _S204 + 16U;
+    (&place_5)->row_4 = _S220;
+    (&place_5)->column_3 = _S205;
+    (&place_5)->rows_3 = _S182;
+    (&place_5)->columns_2 = _S185;
+    (&place_5)->offset_3 = _S206;
+    (&place_5)->stride_0 = _S207;
+    Sums_0 _S221 = sums_3[1U][0U];
+    Place_0 _S222 = place_5;
+    write_0(&_S221, 16.0f, result_3, &_S222, _S208, _S203, thread_1);
     Place_0 place_6;
-    (&place_6)->row_4 = _S246;
-    (&place_6)->column_3 = _S237;
-    (&place_6)->rows_3 = _S208;
-    (&place_6)->columns_2 = _S211;
-    (&place_6)->offset_3 = _S232;
-    (&place_6)->stride_2 = _S233;
-    Sums_0 _S249 = sums_3[1U][1U];
-    Place_0 _S250 = place_6;
-    write_0(&_S249, 16.0f, result_3, &_S250, _S234, _S229, thread_1);
+    (&place_6)->row_4 = _S220;
+    (&place_6)->column_3 = _S211;
+    (&place_6)->rows_3 = _S182;
+    (&place_6)->columns_2 = _S185;
+    (&place_6)->offset_3 = _S206;
+    (&place_6)->stride_0 = _S207;
+    Sums_0 _S223 = sums_3[1U][1U];
+    Place_0 _S224 = place_6;
+    write_0(&_S223, 16.0f, result_3, &_S224, _S208, _S203, thread_1);
     Place_0 place_7;
-    (&place_7)->row_4 = _S246;
-    (&place_7)->column_3 = _S240;
-    (&place_7)->rows_3 = _S208;
-    (&place_7)->columns_2 = _S211;
-    (&place_7)->offset_3 = _S232;
-    (&place_7)->stride_2 = _S233;
-    Sums_0 _S251 = sums_3[1U][2U];
-    Place_0 _S252 = place_7;
-    write_0(&_S251, 16.0f, result_3, &_S252, _S234, _S229, thread_1);
+    (&place_7)->row_4 = _S220;
+    (&place_7)->column_3 = _S214;
+    (&place_7)->rows_3 = _S182;
+    (&place_7)->columns_2 = _S185;
+    (&place_7)->offset_3 = _S206;
+    (&place_7)->stride_0 = _S207;
+    Sums_0 _S225 = sums_3[1U][2U];
+    Place_0 _S226 = place_7;
+    write_0(&_S225, 16.0f, result_3, &_S226, _S208, _S203, thread_1);
     Place_0 place_8;
-    (&place_8)->row_4 = _S246;
-    (&place_8)->column_3 = _S243;
-    (&place_8)->rows_3 = _S208;
-    (&place_8)->columns_2 = _S211;
-    (&place_8)->offset_3 = _S232;
-    (&place_8)->stride_2 = _S233;
-    Sums_0 _S253 = sums_3[1U][3U];
-    Place_0 _S254 = place_8;
-    write_0(&_S253, 16.0f, result_3, &_S254, _S234, _S229, thread_1);
+    (&place_8)->row_4 = _S220;
+    (&place_8)->column_3 = _S217;
+    (&place_8)->rows_3 = _S182;
+    (&place_8)->columns_2 = _S185;
+    (&place_8)->offset_3 = _S206;
+    (&place_8)->stride_0 = _S207;
+    Sums_0 _S227 = sums_3[1U][3U];
+    Place_0 _S228 = place_8;
+    write_0(&_S227, 16.0f, result_3, &_S228, _S208, _S203, thread_1);
     Place_0 place_9;
-    uint _S255 = _S230 + 32U;
-    (&place_9)->row_4 = _S255;
-    (&place_9)->column_3 = _S231;
-    (&place_9)->rows_3 = _S208;
-    (&place_9)->columns_2 = _S211;
-    (&place_9)->offset_3 = _S232;
-    (&place_9)->stride_2 = _S233;
-    Sums_0 _S256 = sums_3[2U][0U];
-    Place_0 _S257 = place_9;
-    write_0(&_S256, 16.0f, result_3, &_S257, _S234, _S229, thread_1);
+    uint _S229 = _S204 + 32U;
+    (&place_9)->row_4 = _S229;
+    (&place_9)->column_3 = _S205;
+    (&place_9)->rows_3 = _S182;
+    (&place_9)->columns_2 = _S185;
+    (&place_9)->offset_3 = _S206;
+    (&place_9)->stride_0 = _S207;
+    Sums_0 _S230 = sums_3[2U][0U];
+    Place_0 _S231 = place_9;
+    write_0(&_S230, 16.0f, result_3, &_S231, _S208, _S203, thread_1);
     Place_0 place_10;
-    (&place_10)->row_4 = _S255;
-    (&place_10)->column_3 = _S237;
-    (&place_10)->rows_3 = _S208;
-    (&place_10)->columns_2 = _S211;
-    (&place_10)->offset_3 = _S232;
-    (&place_10)->stride_2 = _S233;
-    Sums_0 _S258 = sums_3[2U][1U];
-    Place_0 _S259 = place_10;
-    write_0(&_S258, 16.0f, result_3, &_S259, _S234, _S229, thread_1);
+    (&place_10)->row_4 = _S229;
+    (&place_10)->column_3 = _S211;
+    (&place_10)->rows_3 = _S182;
+    (&place_10)->columns_2 = _S185;
+    (&place_10)->offset_3 = _S206;
+    (&place_10)->stride_0 = _S207;
+    Sums_0 _S232 = sums_3[2U][1U];
+    Place_0 _S233 = place_10;
+    write_0(&_S232, 16.0f, result_3, &_S233, _S208, _S203, thread_1);
     Place_0 place_11;
-    (&place_11)->row_4 = _S255;
-    (&place_11)->column_3 = _S240;
-    (&place_11)->rows_3 = _S208;
-    (&place_11)->columns_2 = _S211;
-    (&place_11)->offset_3 = _S232;
-    (&place_11)->stride_2 = _S233;
-    Sums_0 _S260 = sums_3[2U][2U];
-    Place_0 _S261 = place_11;
-    write_0(&_S260, 16.0f, result_3, &_S261, _S234, _S229, thread_1);
+    (&place_11)->row_4 = _S229;
+    (&place_11)->column_3 = _S214;
+    (&place_11)->rows_3 = _S182;
+    (&place_11)->columns_2 = _S185;
+    (&place_11)->offset_3 = _S206;
+    (&place_11)->stride_0 = _S207;
+    Sums_0 _S234 = sums_3[2U][2U];
+    Place_0 _S235 = place_11;
+    write_0(&_S234, 16.0f, result_3, &_S235, _S208, _S203, thread_1);
     Place_0 place_12;
-    (&place_12)->row_4 = _S255;
-    (&place_12)->column_3 = _S243;
-    (&place_12)->rows_3 = _S208;
-    (&place_12)->columns_2 = _S211;
-    (&place_12)->offset_3 = _S232;
-    (&place_12)->stride_2 = _S233;
-    Sums_0 _S262 = sums_3[2U][3U];
-    Place_0 _S263 = place_12;
-    write_0(&_S262, 16.0f, result_3, &_S263, _S234, _S229, thread_1);
+    (&place_12)->row_4 = _S229;
+    (&place_12)->column_3 = _S217;
+    (&place_12)->rows_3 = _S182;
+    (&place_12)->columns_2 = _S185;
+    (&place_12)->offset_3 = _S206;
+    (&place_12)->stride_0 = _S207;
+    Sums_0 _S236 = sums_3[2U][3U];
+    Place_0 _S237 = place_12;
+    write_0(&_S236, 16.0f, result_3, &_S237, _S208, _S203, thread_1);
     Place_0 place_13;
-    uint _S264 = _S230 + 48U;
-    (&place_13)->row_4 = _S264;
-    (&place_13)->column_3 = _S231;
-    (&place_13)->rows_3 = _S208;
-    (&place_13)->columns_2 = _S211;
-    (&place_13)->offset_3 = _S232;
-    (&place_13)->stride_2 = _S233;
-    Sums_0 _S265 = sums_3[3U][0U];
-    Place_0 _S266 = place_13;
-    write_0(&_S265, 16.0f, result_3, &_S266, _S234, _S229, thread_1);
+    uint _S238 = _S204 + 48U;
+    (&place_13)->row_4 = _S238;
+    (&place_13)->column_3 = _S205;
+    (&place_13)->rows_3 = _S182;
+    (&place_13)->columns_2 = _S185;
+    (&place_13)->offset_3 = _S206;
+    (&place_13)->stride_0 = _S207;
+    Sums_0 _S239 = sums_3[3U][0U];
+    Place_0 _S240 = place_13;
+    write_0(&_S239, 16.0f, result_3, &_S240, _S208, _S203, thread_1);
     Place_0 place_14;
-    (&place_14)->row_4 = _S264;
-    (&place_14)->column_3 = _S237;
-    (&place_14)->rows_3 = _S208;
-    (&place_14)->columns_2 = _S211;
-    (&place_14)->offset_3 = _S232;
-    (&place_14)->stride_2 = _S233;
-    Sums_0 _S267 = sums_3[3U][1U];
-    Place_0 _S268 = place_14;
-    write_0(&_S267, 16.0f, result_3, &_S268, _S234, _S229, thread_1);
+    (&place_14)->row_4 = _S238;
+    (&place_14)->column_3 = _S211;
+    (&place_14)->rows_3 = _S182;
+    (&place_14)->columns_2 = _S185;
+    (&place_14)->offset_3 = _S206;
+    (&place_14)->stride_0 = _S207;
+    Sums_0 _S241 = sums_3[3U][1U];
+    Place_0 _S242 = place_14;
+    write_0(&_S241, 16.0f, result_3, &_S242, _S208, _S203, thread_1);
     Place_0 place_15;
-    (&place_15)->row_4 = _S264;
-    (&place_15)->column_3 = _S240;
-    (&place_15)->rows_3 = _S208;
-    (&place_15)->columns_2 = _S211;
-    (&place_15)->offset_3 = _S232;
-    (&place_15)->stride_2 = _S233;
-    Sums_0 _S269 = sums_3[3U][2U];
-    Place_0 _S270 = place_15;
-    write_0(&_S269, 16.0f, result_3, &_S270, _S234, _S229, thread_1);
+    (&place_15)->row_4 = _S238;
+    (&place_15)->column_3 = _S214;
+    (&place_15)->rows_3 = _S182;
+    (&place_15)->columns_2 = _S185;
+    (&place_15)->offset_3 = _S206;
+    (&place_15)->stride_0 = _S207;
+    Sums_0 _S243 = sums_3[3U][2U];
+    Place_0 _S244 = place_15;
+    write_0(&_S243, 16.0f, result_3, &_S244, _S208, _S203, thread_1);
     Place_0 place_16;
-    (&place_16)->row_4 = _S264;
-    (&place_16)->column_3 = _S243;
-    (&place_16)->rows_3 = _S208;
-    (&place_16)->columns_2 = _S211;
-    (&place_16)->offset_3 = _S232;
-    (&place_16)->stride_2 = _S233;
-    Sums_0 _S271 = sums_3[3U][3U];
-    Place_0 _S272 = place_16;
-    write_0(&_S271, 16.0f, result_3, &_S272, _S234, _S229, thread_1);
+    (&place_16)->row_4 = _S238;
+    (&place_16)->column_3 = _S217;
+    (&place_16)->rows_3 = _S182;
+    (&place_16)->columns_2 = _S185;
+    (&place_16)->offset_3 = _S206;
+    (&place_16)->stride_0 = _S207;
+    Sums_0 _S245 = sums_3[3U][3U];
+    Place_0 _S246 = place_16;
+    write_0(&_S245, 16.0f, result_3, &_S246, _S208, _S203, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat128_q8_16(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S273 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S274 = p_2;
-    gemm_0(blockIdx, _S273, x_5, weight_2, result_4, batch_2, &_S274);
+    uint _S247 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S248 = p_2;
+    gemm_0(blockIdx, _S247, x_5, weight_2, result_4, batch_2, &_S248);
     return;
 }

@@ -67,8 +67,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -79,7 +77,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ float2  asfloat_0(uint2  x_3)
 {
@@ -116,13 +120,13 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S3 = make_float4 (-65504.0f);
     float4  _S4 = make_float4 (65504.0f);
-    uint _S5 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S5] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S3, _S4));
-    uint _S6 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S6] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S3, _S4));
+    uint _S5 = row_0 * 5U;
+    put_0(_S5 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S3, _S4)));
+    uint _S6 = (row_0 + 32U) * 5U;
+    put_0(_S6 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S3, _S4)));
     uint _S7 = 8U * eight_0;
-    (*&right_tile_0)[_S5] = BF16Eights_decode_0(this_0->right_0[0U], _S7);
-    (*&right_tile_0)[_S6] = BF16Eights_decode_0(this_0->right_0[1U], _S7);
+    put_0(320U + _S5 + eight_0, BF16Eights_decode_0(this_0->right_0[0U], _S7));
+    put_0(320U + _S6 + eight_0, BF16Eights_decode_0(this_0->right_0[1U], _S7));
     return;
 }
 
@@ -230,87 +234,73 @@ __device__ Sums_0 no_sums_0()
     return _S33;
 }
 
-__device__ uint4  load_right_0(FixedArray<uint4 , 320>  * tile_0, uint at_0, uint stride_0, uint lane_0)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 320>  _S34 = *tile_0;
-    uint4  _S35 = (wasmetal_load_four((&_S34[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
-    return _S35;
+    uint4  _S34 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S34;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 320>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    FixedArray<uint4 , 320>  _S36 = *tile_1;
-    uint4  _S37 = (wasmetal_load_four((&_S36[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
-    return _S37;
+    uint4  _S35 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S35;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S38 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
-    float4  _S39 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
-    FixedArray<float4 , 2>  _S40;
-    _S40[int(0)] = _S38;
-    _S40[int(1)] = _S39;
-    Sums_0 _S41 = Sums_x24init_0(&_S40);
-    return _S41;
+    float4  _S36 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
+    float4  _S37 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
+    FixedArray<float4 , 2>  _S38;
+    _S38[int(0)] = _S36;
+    _S38[int(1)] = _S37;
+    Sums_0 _S39 = Sums_x24init_0(&_S38);
+    return _S39;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S42 = across_0 * 5U;
-    FixedArray<uint4 , 320>  _S43 = *&right_tile_0;
-    uint4  _S44 = load_right_0(&_S43, _S42, 5U, lane_2);
-    right_2[0U] = _S44;
-    uint _S45 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S46 = *&right_tile_0;
-    uint4  _S47 = load_right_0(&_S46, _S45, 5U, lane_2);
-    right_2[1U] = _S47;
-    uint _S48 = down_0 * 5U;
-    FixedArray<uint4 , 320>  _S49 = *&left_tile_0;
-    uint4  _S50 = load_left_0(&_S49, _S48, 5U, lane_2);
-    Sums_0 _S51 = (*sums_1)[0U][0U];
-    Sums_0 _S52 = multiply_add_0(_S50, _S44, &_S51);
-    (*sums_1)[0U][0U] = _S52;
-    Sums_0 _S53 = (*sums_1)[0U][1U];
-    Sums_0 _S54 = multiply_add_0(_S50, _S47, &_S53);
-    (*sums_1)[0U][1U] = _S54;
-    uint _S55 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S56 = *&left_tile_0;
-    uint4  _S57 = load_left_0(&_S56, _S55, 5U, lane_2);
-    Sums_0 _S58 = (*sums_1)[1U][0U];
-    Sums_0 _S59 = multiply_add_0(_S57, _S44, &_S58);
-    (*sums_1)[1U][0U] = _S59;
-    Sums_0 _S60 = (*sums_1)[1U][1U];
-    Sums_0 _S61 = multiply_add_0(_S57, _S47, &_S60);
-    (*sums_1)[1U][1U] = _S61;
+    uint _S40 = 320U + across_0 * 5U;
+    uint4  _S41 = load_right_0(_S40, lane_2);
+    right_2[0U] = _S41;
+    uint _S42 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S43 = load_right_0(_S42, lane_2);
+    right_2[1U] = _S43;
+    uint _S44 = down_0 * 5U;
+    uint4  _S45 = load_left_0(_S44, lane_2);
+    Sums_0 _S46 = (*sums_1)[0U][0U];
+    Sums_0 _S47 = multiply_add_0(_S45, _S41, &_S46);
+    (*sums_1)[0U][0U] = _S47;
+    Sums_0 _S48 = (*sums_1)[0U][1U];
+    Sums_0 _S49 = multiply_add_0(_S45, _S43, &_S48);
+    (*sums_1)[0U][1U] = _S49;
+    uint _S50 = (down_0 + 16U) * 5U;
+    uint4  _S51 = load_left_0(_S50, lane_2);
+    Sums_0 _S52 = (*sums_1)[1U][0U];
+    Sums_0 _S53 = multiply_add_0(_S51, _S41, &_S52);
+    (*sums_1)[1U][0U] = _S53;
+    Sums_0 _S54 = (*sums_1)[1U][1U];
+    Sums_0 _S55 = multiply_add_0(_S51, _S43, &_S54);
+    (*sums_1)[1U][1U] = _S55;
     FixedArray<uint4 , 2>  right_3;
-    uint _S62 = _S42 + 2U;
-    FixedArray<uint4 , 320>  _S63 = *&right_tile_0;
-    uint4  _S64 = load_right_0(&_S63, _S62, 5U, lane_2);
-    right_3[0U] = _S64;
-    uint _S65 = _S45 + 2U;
-    FixedArray<uint4 , 320>  _S66 = *&right_tile_0;
-    uint4  _S67 = load_right_0(&_S66, _S65, 5U, lane_2);
-    right_3[1U] = _S67;
-    uint _S68 = _S48 + 2U;
-    FixedArray<uint4 , 320>  _S69 = *&left_tile_0;
-    uint4  _S70 = load_left_0(&_S69, _S68, 5U, lane_2);
-    Sums_0 _S71 = (*sums_1)[0U][0U];
-    Sums_0 _S72 = multiply_add_0(_S70, _S64, &_S71);
-    (*sums_1)[0U][0U] = _S72;
-    Sums_0 _S73 = (*sums_1)[0U][1U];
-    Sums_0 _S74 = multiply_add_0(_S70, _S67, &_S73);
-    (*sums_1)[0U][1U] = _S74;
-    uint _S75 = _S55 + 2U;
-    FixedArray<uint4 , 320>  _S76 = *&left_tile_0;
-    uint4  _S77 = load_left_0(&_S76, _S75, 5U, lane_2);
-    Sums_0 _S78 = (*sums_1)[1U][0U];
-    Sums_0 _S79 = multiply_add_0(_S77, _S64, &_S78);
-    (*sums_1)[1U][0U] = _S79;
-    Sums_0 _S80 = (*sums_1)[1U][1U];
-    Sums_0 _S81 = multiply_add_0(_S77, _S67, &_S80);
-    (*sums_1)[1U][1U] = _S81;
+    uint4  _S56 = load_right_0(_S40 + 2U, lane_2);
+    right_3[0U] = _S56;
+    uint4  _S57 = load_right_0(_S42 + 2U, lane_2);
+    right_3[1U] = _S57;
+    uint4  _S58 = load_left_0(_S44 + 2U, lane_2);
+    Sums_0 _S59 = (*sums_1)[0U][0U];
+    Sums_0 _S60 = multiply_add_0(_S58, _S56, &_S59);
+    (*sums_1)[0U][0U] = _S60;
+    Sums_0 _S61 = (*sums_1)[0U][1U];
+    Sums_0 _S62 = multiply_add_0(_S58, _S57, &_S61);
+    (*sums_1)[0U][1U] = _S62;
+    uint4  _S63 = load_left_0(_S50 + 2U, lane_2);
+    Sums_0 _S64 = (*sums_1)[1U][0U];
+    Sums_0 _S65 = multiply_add_0(_S63, _S56, &_S64);
+    (*sums_1)[1U][0U] = _S65;
+    Sums_0 _S66 = (*sums_1)[1U][1U];
+    Sums_0 _S67 = multiply_add_0(_S63, _S57, &_S66);
+    (*sums_1)[1U][1U] = _S67;
     return;
 }
 
@@ -321,312 +311,312 @@ struct Place_0
     uint rows_3;
     uint columns_1;
     uint offset_2;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_2 + (this_2->row_3 + r_0) * this_2->stride_2 + this_2->column_2 + c_0;
+    return this_2->offset_2 + (this_2->row_3 + r_0) * this_2->stride_0 + this_2->column_2 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_3, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S82 = thread_0 % 32U;
-    uint _S83 = _S82 / 4U;
-    uint _S84 = _S82 % 4U * 2U;
-    bool _S85;
+    uint _S68 = thread_0 % 32U;
+    uint _S69 = _S68 / 4U;
+    uint _S70 = _S68 % 4U * 2U;
+    bool _S71;
     if(whole_0)
     {
-        _S85 = true;
+        _S71 = true;
     }
     else
     {
-        if((place_0->row_3 + _S83) < (place_0->rows_3))
+        if((place_0->row_3 + _S69) < (place_0->rows_3))
         {
-            _S85 = (place_0->column_2 + _S84) < (place_0->columns_1);
+            _S71 = (place_0->column_2 + _S70) < (place_0->columns_1);
         }
         else
         {
-            _S85 = false;
+            _S71 = false;
         }
     }
-    float _S86;
-    if(_S85)
+    float _S72;
+    if(_S71)
     {
-        uint _S87 = Place_at_0(place_0, _S83, _S84);
-        float _S88 = factor_0 * *&((&sums_2->halves_0[0U])->x);
-        float * _S89 = (&(result_3)[_S87]);
+        uint _S73 = Place_at_0(place_0, _S69, _S70);
+        float _S74 = factor_0 * *&((&sums_2->halves_0[0U])->x);
+        float * _S75 = (&(result_3)[_S73]);
         if(accumulate_1)
         {
-            _S86 = *(&(result_3)[_S87]) + _S88;
+            _S72 = *(&(result_3)[_S73]) + _S74;
         }
         else
         {
-            _S86 = _S88;
+            _S72 = _S74;
         }
-        *_S89 = _S86;
+        *_S75 = _S72;
     }
-    uint _S90 = _S82 / 4U;
-    uint _S91 = _S84 + 1U;
+    uint _S76 = _S68 / 4U;
+    uint _S77 = _S70 + 1U;
     if(whole_0)
     {
-        _S85 = true;
+        _S71 = true;
     }
     else
     {
-        if((place_0->row_3 + _S90) < (place_0->rows_3))
+        if((place_0->row_3 + _S76) < (place_0->rows_3))
         {
-            _S85 = (place_0->column_2 + _S91) < (place_0->columns_1);
+            _S71 = (place_0->column_2 + _S77) < (place_0->columns_1);
         }
         else
         {
-            _S85 = false;
+            _S71 = false;
         }
     }
-    if(_S85)
+    if(_S71)
     {
-        uint _S92 = Place_at_0(place_0, _S90, _S91);
-        float _S93 = factor_0 * *&((&sums_2->halves_0[0U])->y);
-        float * _S94 = (&(result_3)[_S92]);
+        uint _S78 = Place_at_0(place_0, _S76, _S77);
+        float _S79 = factor_0 * *&((&sums_2->halves_0[0U])->y);
+        float * _S80 = (&(result_3)[_S78]);
         if(accumulate_1)
         {
-            _S86 = *(&(result_3)[_S92]) + _S93;
+            _S72 = *(&(result_3)[_S78]) + _S79;
         }
         else
         {
-            _S86 = _S93;
+            _S72 = _S79;
         }
-        *_S94 = _S86;
+        *_S80 = _S72;
     }
-    uint _S95 = _S82 / 4U + 8U;
+    uint _S81 = _S68 / 4U + 8U;
     if(whole_0)
     {
-        _S85 = true;
+        _S71 = true;
     }
     else
     {
-        if((place_0->row_3 + _S95) < (place_0->rows_3))
+        if((place_0->row_3 + _S81) < (place_0->rows_3))
         {
-            _S85 = (place_0->column_2 + _S84) < (place_0->columns_1);
+            _S71 = (place_0->column_2 + _S70) < (place_0->columns_1);
         }
         else
         {
-            _S85 = false;
+            _S71 = false;
         }
     }
-    if(_S85)
+    if(_S71)
     {
-        uint _S96 = Place_at_0(place_0, _S95, _S84);
-        float _S97 = factor_0 * *&((&sums_2->halves_0[0U])->z);
+        uint _S82 = Place_at_0(place_0, _S81, _S70);
+        float _S83 = factor_0 * *&((&sums_2->halves_0[0U])->z);
+        float * _S84 = (&(result_3)[_S82]);
+        if(accumulate_1)
+        {
+            _S72 = *(&(result_3)[_S82]) + _S83;
+        }
+        else
+        {
+            _S72 = _S83;
+        }
+        *_S84 = _S72;
+    }
+    uint _S85 = _S68 / 4U + 8U;
+    if(whole_0)
+    {
+        _S71 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S85) < (place_0->rows_3))
+        {
+            _S71 = (place_0->column_2 + _S77) < (place_0->columns_1);
+        }
+        else
+        {
+            _S71 = false;
+        }
+    }
+    if(_S71)
+    {
+        uint _S86 = Place_at_0(place_0, _S85, _S77);
+        float _S87 = factor_0 * *&((&sums_2->halves_0[0U])->w);
+        float * _S88 = (&(result_3)[_S86]);
+        if(accumulate_1)
+        {
+            _S72 = *(&(result_3)[_S86]) + _S87;
+        }
+        else
+        {
+            _S72 = _S87;
+        }
+        *_S88 = _S72;
+    }
+    uint _S89 = _S68 / 4U;
+    uint _S90 = 8U + _S70;
+    if(whole_0)
+    {
+        _S71 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S89) < (place_0->rows_3))
+        {
+            _S71 = (place_0->column_2 + _S90) < (place_0->columns_1);
+        }
+        else
+        {
+            _S71 = false;
+        }
+    }
+    if(_S71)
+    {
+        uint _S91 = Place_at_0(place_0, _S89, _S90);
+        float _S92 = factor_0 * *&((&sums_2->halves_0[1U])->x);
+        float * _S93 = (&(result_3)[_S91]);
+        if(accumulate_1)
+        {
+            _S72 = *(&(result_3)[_S91]) + _S92;
+        }
+        else
+        {
+            _S72 = _S92;
+        }
+        *_S93 = _S72;
+    }
+    uint _S94 = _S68 / 4U;
+    uint _S95 = _S90 + 1U;
+    if(whole_0)
+    {
+        _S71 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S94) < (place_0->rows_3))
+        {
+            _S71 = (place_0->column_2 + _S95) < (place_0->columns_1);
+        }
+        else
+        {
+            _S71 = false;
+        }
+    }
+    if(_S71)
+    {
+        uint _S96 = Place_at_0(place_0, _S94, _S95);
+        float _S97 = factor_0 * *&((&sums_2->halves_0[1U])->y);
         float * _S98 = (&(result_3)[_S96]);
         if(accumulate_1)
         {
-            _S86 = *(&(result_3)[_S96]) + _S97;
+            _S72 = *(&(result_3)[_S96]) + _S97;
         }
         else
         {
-            _S86 = _S97;
+            _S72 = _S97;
         }
-        *_S98 = _S86;
+        *_S98 = _S72;
     }
-    uint _S99 = _S82 / 4U + 8U;
+    uint _S99 = _S68 / 4U + 8U;
     if(whole_0)
     {
-        _S85 = true;
+        _S71 = true;
     }
     else
     {
         if((place_0->row_3 + _S99) < (place_0->rows_3))
         {
-            _S85 = (place_0->column_2 + _S91) < (place_0->columns_1);
+            _S71 = (place_0->column_2 + _S90) < (place_0->columns_1);
         }
         else
         {
-            _S85 = false;
+            _S71 = false;
         }
     }
-    if(_S85)
+    if(_S71)
     {
-        uint _S100 = Place_at_0(place_0, _S99, _S91);
-        float _S101 = factor_0 * *&((&sums_2->halves_0[0U])->w);
+        uint _S100 = Place_at_0(place_0, _S99, _S90);
+        float _S101 = factor_0 * *&((&sums_2->halves_0[1U])->z);
         float * _S102 = (&(result_3)[_S100]);
         if(accumulate_1)
         {
-            _S86 = *(&(result_3)[_S100]) + _S101;
+            _S72 = *(&(result_3)[_S100]) + _S101;
         }
         else
         {
-            _S86 = _S101;
+            _S72 = _S101;
         }
-        *_S102 = _S86;
+        *_S102 = _S72;
     }
-    uint _S103 = _S82 / 4U;
-    uint _S104 = 8U + _S84;
+    uint _S103 = _S68 / 4U + 8U;
     if(whole_0)
     {
-        _S85 = true;
+        _S71 = true;
     }
     else
     {
         if((place_0->row_3 + _S103) < (place_0->rows_3))
         {
-            _S85 = (place_0->column_2 + _S104) < (place_0->columns_1);
+            _S71 = (place_0->column_2 + _S95) < (place_0->columns_1);
         }
         else
         {
-            _S85 = false;
+            _S71 = false;
         }
     }
-    if(_S85)
+    if(_S71)
     {
-        uint _S105 = Place_at_0(place_0, _S103, _S104);
-        float _S106 = factor_0 * *&((&sums_2->halves_0[1U])->x);
-        float * _S107 = (&(result_3)[_S105]);
+        uint _S104 = Place_at_0(place_0, _S103, _S95);
+        float _S105 = factor_0 * *&((&sums_2->halves_0[1U])->w);
+        float * _S106 = (&(result_3)[_S104]);
         if(accumulate_1)
         {
-            _S86 = *(&(result_3)[_S105]) + _S106;
+            _S72 = *(&(result_3)[_S104]) + _S105;
         }
         else
         {
-            _S86 = _S106;
+            _S72 = _S105;
         }
-        *_S107 = _S86;
-    }
-    uint _S108 = _S82 / 4U;
-    uint _S109 = _S104 + 1U;
-    if(whole_0)
-    {
-        _S85 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S108) < (place_0->rows_3))
-        {
-            _S85 = (place_0->column_2 + _S109) < (place_0->columns_1);
-        }
-        else
-        {
-            _S85 = false;
-        }
-    }
-    if(_S85)
-    {
-        uint _S110 = Place_at_0(place_0, _S108, _S109);
-        float _S111 = factor_0 * *&((&sums_2->halves_0[1U])->y);
-        float * _S112 = (&(result_3)[_S110]);
-        if(accumulate_1)
-        {
-            _S86 = *(&(result_3)[_S110]) + _S111;
-        }
-        else
-        {
-            _S86 = _S111;
-        }
-        *_S112 = _S86;
-    }
-    uint _S113 = _S82 / 4U + 8U;
-    if(whole_0)
-    {
-        _S85 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S113) < (place_0->rows_3))
-        {
-            _S85 = (place_0->column_2 + _S104) < (place_0->columns_1);
-        }
-        else
-        {
-            _S85 = false;
-        }
-    }
-    if(_S85)
-    {
-        uint _S114 = Place_at_0(place_0, _S113, _S104);
-        float _S115 = factor_0 * *&((&sums_2->halves_0[1U])->z);
-        float * _S116 = (&(result_3)[_S114]);
-        if(accumulate_1)
-        {
-            _S86 = *(&(result_3)[_S114]) + _S115;
-        }
-        else
-        {
-            _S86 = _S115;
-        }
-        *_S116 = _S86;
-    }
-    uint _S117 = _S82 / 4U + 8U;
-    if(whole_0)
-    {
-        _S85 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S117) < (place_0->rows_3))
-        {
-            _S85 = (place_0->column_2 + _S109) < (place_0->columns_1);
-        }
-        else
-        {
-            _S85 = false;
-        }
-    }
-    if(_S85)
-    {
-        uint _S118 = Place_at_0(place_0, _S117, _S109);
-        float _S119 = factor_0 * *&((&sums_2->halves_0[1U])->w);
-        float * _S120 = (&(result_3)[_S118]);
-        if(accumulate_1)
-        {
-            _S86 = *(&(result_3)[_S118]) + _S119;
-        }
-        else
-        {
-            _S86 = _S119;
-        }
-        *_S120 = _S86;
+        *_S106 = _S72;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_5, StructuredBuffer<uint4 > weight_1, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S121 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S122 = (_S121 + 64U - 1U) / 64U;
-    uint _S123 = group_number_0(group_1);
-    uint _S124 = p_1->n_0;
-    if(_S123 >= (_S122 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S107 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S108 = (_S107 + 64U - 1U) / 64U;
+    uint _S109 = group_number_0(group_1);
+    uint _S110 = p_1->n_0;
+    if(_S109 >= (_S108 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S125 = _S123 % _S122;
-    uint _S126 = _S125 * 64U;
-    uint _S127 = _S123 / _S122;
-    uint _S128 = _S127 * 64U;
-    uint _S129 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S130 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S131 = thread_1 / 4U;
-    uint _S132 = thread_1 % 4U;
+    uint _S111 = _S109 % _S108;
+    uint _S112 = _S111 * 64U;
+    uint _S113 = _S109 / _S108;
+    uint _S114 = _S113 * 64U;
+    uint _S115 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S116 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S117 = thread_1 / 4U;
+    uint _S118 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_4 = x_5;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S126;
-    (&operands_0)->side_0 = _S128;
-    (&operands_0)->rows_1 = _S121;
+    (&operands_0)->top_0 = _S112;
+    (&operands_0)->side_0 = _S114;
+    (&operands_0)->rows_1 = _S107;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S133 = no_sums_0();
-    sums_3[0U][0U] = _S133;
-    sums_3[0U][1U] = _S133;
-    sums_3[1U][0U] = _S133;
-    sums_3[1U][1U] = _S133;
-    Operands_0 _S134 = operands_0;
-    Parts_0 _S135 = Operands_load_0(&_S134, 0U, _S131, _S132);
+    Sums_0 _S119 = no_sums_0();
+    sums_3[0U][0U] = _S119;
+    sums_3[0U][1U] = _S119;
+    sums_3[1U][0U] = _S119;
+    sums_3[1U][1U] = _S119;
+    Operands_0 _S120 = operands_0;
+    Parts_0 _S121 = Operands_load_0(&_S120, 0U, _S117, _S118);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S135;
+    Parts_0 parts_1 = _S121;
     for(;;)
     {
-        uint _S136 = p_1->k_0;
+        uint _S122 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -634,81 +624,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S137 = parts_1;
-        Parts_store_0(&_S137, _S131, _S132);
+        Parts_0 _S123 = parts_1;
+        Parts_store_0(&_S123, _S117, _S118);
         __syncthreads();
-        uint _S138 = begin_1 + 32U;
-        uint _S139 = (U32_min((_S138), (_S136 - 32U)));
-        Operands_0 _S140 = operands_0;
-        Parts_0 _S141 = Operands_load_0(&_S140, _S139, _S131, _S132);
-        multiply_0(&sums_3, _S129, _S130, thread_1 % 32U);
+        uint _S124 = begin_1 + 32U;
+        uint _S125 = (U32_min((_S124), (_S122 - 32U)));
+        Operands_0 _S126 = operands_0;
+        Parts_0 _S127 = Operands_load_0(&_S126, _S125, _S117, _S118);
+        multiply_0(&sums_3, _S115, _S116, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S138;
-        parts_1 = _S141;
+        begin_1 = _S124;
+        parts_1 = _S127;
     }
-    bool _S142;
-    if((_S126 + 64U) <= _S121)
+    bool _S128;
+    if((_S112 + 64U) <= _S107)
     {
-        _S142 = (_S128 + 64U) <= _S124;
+        _S128 = (_S114 + 64U) <= _S110;
     }
     else
     {
-        _S142 = false;
+        _S128 = false;
     }
     Place_0 place_1;
-    uint _S143 = _S126 + _S129;
-    (&place_1)->row_3 = _S143;
-    uint _S144 = _S128 + _S130;
-    (&place_1)->column_2 = _S144;
-    (&place_1)->rows_3 = _S121;
-    (&place_1)->columns_1 = _S124;
-    uint _S145 = p_1->out_offset_0;
+    uint _S129 = _S112 + _S115;
+    (&place_1)->row_3 = _S129;
+    uint _S130 = _S114 + _S116;
+    (&place_1)->column_2 = _S130;
+    (&place_1)->rows_3 = _S107;
+    (&place_1)->columns_1 = _S110;
+    uint _S131 = p_1->out_offset_0;
     (&place_1)->offset_2 = p_1->out_offset_0;
-    uint _S146 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S147 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S148 = sums_3[0U][0U];
-    Place_0 _S149 = place_1;
-    write_0(&_S148, 16.0f, result_4, &_S149, _S147, _S142, thread_1);
+    uint _S132 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S133 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S134 = sums_3[0U][0U];
+    Place_0 _S135 = place_1;
+    write_0(&_S134, 16.0f, result_4, &_S135, _S133, _S128, thread_1);
     Place_0 place_2;
-    (&place_2)->row_3 = _S143;
-    uint _S150 = _S144 + 16U;
-    (&place_2)->column_2 = _S150;
-    (&place_2)->rows_3 = _S121;
-    (&place_2)->columns_1 = _S124;
-    (&place_2)->offset_2 = _S145;
-    (&place_2)->stride_2 = _S146;
-    Sums_0 _S151 = sums_3[0U][1U];
-    Place_0 _S152 = place_2;
-    write_0(&_S151, 16.0f, result_4, &_S152, _S147, _S142, thread_1);
+    (&place_2)->row_3 = _S129;
+    uint _S136 = _S130 + 16U;
+    (&place_2)->column_2 = _S136;
+    (&place_2)->rows_3 = _S107;
+    (&place_2)->columns_1 = _S110;
+    (&place_2)->offset_2 = _S131;
+    (&place_2)->stride_0 = _S132;
+    Sums_0 _S137 = sums_3[0U][1U];
+    Place_0 _S138 = place_2;
+    write_0(&_S137, 16.0f, result_4, &_S138, _S133, _S128, thread_1);
     Place_0 place_3;
-    uint _S153 = _S143 + 16U;
-    (&place_3)->row_3 = _S153;
-    (&place_3)->column_2 = _S144;
-    (&place_3)->rows_3 = _S121;
-    (&place_3)->columns_1 = _S124;
-    (&place_3)->offset_2 = _S145;
-    (&place_3)->stride_2 = _S146;
-    Sums_0 _S154 = sums_3[1U][0U];
-    Place_0 _S155 = place_3;
-    write_0(&_S154, 16.0f, result_4, &_S155, _S147, _S142, thread_1);
+    uint _S139 = _S129 + 16U;
+    (&place_3)->row_3 = _S139;
+    (&place_3)->column_2 = _S130;
+    (&place_3)->rows_3 = _S107;
+    (&place_3)->columns_1 = _S110;
+    (&place_3)->offset_2 = _S131;
+    (&place_3)->stride_0 = _S132;
+    Sums_0 _S140 = sums_3[1U][0U];
+    Place_0 _S141 = place_3;
+    write_0(&_S140, 16.0f, result_4, &_S141, _S133, _S128, thread_1);
     Place_0 place_4;
-    (&place_4)->row_3 = _S153;
-    (&place_4)->column_2 = _S150;
-    (&place_4)->rows_3 = _S121;
-    (&place_4)->columns_1 = _S124;
-    (&place_4)->offset_2 = _S145;
-    (&place_4)->stride_2 = _S146;
-    Sums_0 _S156 = sums_3[1U][1U];
-    Place_0 _S157 = place_4;
-    write_0(&_S156, 16.0f, result_4, &_S157, _S147, _S142, thread_1);
+    (&place_4)->row_3 = _S139;
+    (&place_4)->column_2 = _S136;
+    (&place_4)->rows_3 = _S107;
+    (&place_4)->columns_1 = _S110;
+    (&place_4)->offset_2 = _S131;
+    (&place_4)->stride_0 = _S132;
+    Sums_0 _S142 = sums_3[1U][1U];
+    Place_0 _S143 = place_4;
+    write_0(&_S142, 16.0f, result_4, &_S143, _S133, _S128, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_bf16(StructuredBuffer<float4 > x_6, StructuredBuffer<uint4 > weight_2, RWStructuredBuffer<float> result_5, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S158 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S159 = p_2;
-    gemm_0(blockIdx, _S158, x_6, weight_2, result_5, batch_2, &_S159);
+    uint _S144 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S145 = p_2;
+    gemm_0(blockIdx, _S144, x_6, weight_2, result_5, batch_2, &_S145);
     return;
 }

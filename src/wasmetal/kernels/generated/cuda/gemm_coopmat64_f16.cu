@@ -67,8 +67,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -79,7 +77,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ uint4  F16Eights_decode_0(uint4  fetched_0, uint column_0)
 {
@@ -90,13 +94,13 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S1 = make_float4 (-65504.0f);
     float4  _S2 = make_float4 (65504.0f);
-    uint _S3 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S3] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2));
-    uint _S4 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S4] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2));
+    uint _S3 = row_0 * 5U;
+    put_0(_S3 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2)));
+    uint _S4 = (row_0 + 32U) * 5U;
+    put_0(_S4 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2)));
     uint _S5 = 8U * eight_0;
-    (*&right_tile_0)[_S3] = F16Eights_decode_0(this_0->right_0[0U], _S5);
-    (*&right_tile_0)[_S4] = F16Eights_decode_0(this_0->right_0[1U], _S5);
+    put_0(320U + _S3 + eight_0, F16Eights_decode_0(this_0->right_0[0U], _S5));
+    put_0(320U + _S4 + eight_0, F16Eights_decode_0(this_0->right_0[1U], _S5));
     return;
 }
 
@@ -204,87 +208,73 @@ __device__ Sums_0 no_sums_0()
     return _S31;
 }
 
-__device__ uint4  load_right_0(FixedArray<uint4 , 320>  * tile_0, uint at_0, uint stride_0, uint lane_0)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 320>  _S32 = *tile_0;
-    uint4  _S33 = (wasmetal_load_four((&_S32[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
-    return _S33;
+    uint4  _S32 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S32;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 320>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    FixedArray<uint4 , 320>  _S34 = *tile_1;
-    uint4  _S35 = (wasmetal_load_four((&_S34[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
-    return _S35;
+    uint4  _S33 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S33;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S36 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
-    float4  _S37 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
-    FixedArray<float4 , 2>  _S38;
-    _S38[int(0)] = _S36;
-    _S38[int(1)] = _S37;
-    Sums_0 _S39 = Sums_x24init_0(&_S38);
-    return _S39;
+    float4  _S34 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
+    float4  _S35 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
+    FixedArray<float4 , 2>  _S36;
+    _S36[int(0)] = _S34;
+    _S36[int(1)] = _S35;
+    Sums_0 _S37 = Sums_x24init_0(&_S36);
+    return _S37;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S40 = across_0 * 5U;
-    FixedArray<uint4 , 320>  _S41 = *&right_tile_0;
-    uint4  _S42 = load_right_0(&_S41, _S40, 5U, lane_2);
-    right_2[0U] = _S42;
-    uint _S43 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S44 = *&right_tile_0;
-    uint4  _S45 = load_right_0(&_S44, _S43, 5U, lane_2);
-    right_2[1U] = _S45;
-    uint _S46 = down_0 * 5U;
-    FixedArray<uint4 , 320>  _S47 = *&left_tile_0;
-    uint4  _S48 = load_left_0(&_S47, _S46, 5U, lane_2);
-    Sums_0 _S49 = (*sums_1)[0U][0U];
-    Sums_0 _S50 = multiply_add_0(_S48, _S42, &_S49);
-    (*sums_1)[0U][0U] = _S50;
-    Sums_0 _S51 = (*sums_1)[0U][1U];
-    Sums_0 _S52 = multiply_add_0(_S48, _S45, &_S51);
-    (*sums_1)[0U][1U] = _S52;
-    uint _S53 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S54 = *&left_tile_0;
-    uint4  _S55 = load_left_0(&_S54, _S53, 5U, lane_2);
-    Sums_0 _S56 = (*sums_1)[1U][0U];
-    Sums_0 _S57 = multiply_add_0(_S55, _S42, &_S56);
-    (*sums_1)[1U][0U] = _S57;
-    Sums_0 _S58 = (*sums_1)[1U][1U];
-    Sums_0 _S59 = multiply_add_0(_S55, _S45, &_S58);
-    (*sums_1)[1U][1U] = _S59;
+    uint _S38 = 320U + across_0 * 5U;
+    uint4  _S39 = load_right_0(_S38, lane_2);
+    right_2[0U] = _S39;
+    uint _S40 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S41 = load_right_0(_S40, lane_2);
+    right_2[1U] = _S41;
+    uint _S42 = down_0 * 5U;
+    uint4  _S43 = load_left_0(_S42, lane_2);
+    Sums_0 _S44 = (*sums_1)[0U][0U];
+    Sums_0 _S45 = multiply_add_0(_S43, _S39, &_S44);
+    (*sums_1)[0U][0U] = _S45;
+    Sums_0 _S46 = (*sums_1)[0U][1U];
+    Sums_0 _S47 = multiply_add_0(_S43, _S41, &_S46);
+    (*sums_1)[0U][1U] = _S47;
+    uint _S48 = (down_0 + 16U) * 5U;
+    uint4  _S49 = load_left_0(_S48, lane_2);
+    Sums_0 _S50 = (*sums_1)[1U][0U];
+    Sums_0 _S51 = multiply_add_0(_S49, _S39, &_S50);
+    (*sums_1)[1U][0U] = _S51;
+    Sums_0 _S52 = (*sums_1)[1U][1U];
+    Sums_0 _S53 = multiply_add_0(_S49, _S41, &_S52);
+    (*sums_1)[1U][1U] = _S53;
     FixedArray<uint4 , 2>  right_3;
-    uint _S60 = _S40 + 2U;
-    FixedArray<uint4 , 320>  _S61 = *&right_tile_0;
-    uint4  _S62 = load_right_0(&_S61, _S60, 5U, lane_2);
-    right_3[0U] = _S62;
-    uint _S63 = _S43 + 2U;
-    FixedArray<uint4 , 320>  _S64 = *&right_tile_0;
-    uint4  _S65 = load_right_0(&_S64, _S63, 5U, lane_2);
-    right_3[1U] = _S65;
-    uint _S66 = _S46 + 2U;
-    FixedArray<uint4 , 320>  _S67 = *&left_tile_0;
-    uint4  _S68 = load_left_0(&_S67, _S66, 5U, lane_2);
-    Sums_0 _S69 = (*sums_1)[0U][0U];
-    Sums_0 _S70 = multiply_add_0(_S68, _S62, &_S69);
-    (*sums_1)[0U][0U] = _S70;
-    Sums_0 _S71 = (*sums_1)[0U][1U];
-    Sums_0 _S72 = multiply_add_0(_S68, _S65, &_S71);
-    (*sums_1)[0U][1U] = _S72;
-    uint _S73 = _S53 + 2U;
-    FixedArray<uint4 , 320>  _S74 = *&left_tile_0;
-    uint4  _S75 = load_left_0(&_S74, _S73, 5U, lane_2);
-    Sums_0 _S76 = (*sums_1)[1U][0U];
-    Sums_0 _S77 = multiply_add_0(_S75, _S62, &_S76);
-    (*sums_1)[1U][0U] = _S77;
-    Sums_0 _S78 = (*sums_1)[1U][1U];
-    Sums_0 _S79 = multiply_add_0(_S75, _S65, &_S78);
-    (*sums_1)[1U][1U] = _S79;
+    uint4  _S54 = load_right_0(_S38 + 2U, lane_2);
+    right_3[0U] = _S54;
+    uint4  _S55 = load_right_0(_S40 + 2U, lane_2);
+    right_3[1U] = _S55;
+    uint4  _S56 = load_left_0(_S42 + 2U, lane_2);
+    Sums_0 _S57 = (*sums_1)[0U][0U];
+    Sums_0 _S58 = multiply_add_0(_S56, _S54, &_S57);
+    (*sums_1)[0U][0U] = _S58;
+    Sums_0 _S59 = (*sums_1)[0U][1U];
+    Sums_0 _S60 = multiply_add_0(_S56, _S55, &_S59);
+    (*sums_1)[0U][1U] = _S60;
+    uint4  _S61 = load_left_0(_S48 + 2U, lane_2);
+    Sums_0 _S62 = (*sums_1)[1U][0U];
+    Sums_0 _S63 = multiply_add_0(_S61, _S54, &_S62);
+    (*sums_1)[1U][0U] = _S63;
+    Sums_0 _S64 = (*sums_1)[1U][1U];
+    Sums_0 _S65 = multiply_add_0(_S61, _S55, &_S64);
+    (*sums_1)[1U][1U] = _S65;
     return;
 }
 
@@ -295,312 +285,312 @@ struct Place_0
     uint rows_3;
     uint columns_1;
     uint offset_2;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_2 + (this_2->row_3 + r_0) * this_2->stride_2 + this_2->column_2 + c_0;
+    return this_2->offset_2 + (this_2->row_3 + r_0) * this_2->stride_0 + this_2->column_2 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S80 = thread_0 % 32U;
-    uint _S81 = _S80 / 4U;
-    uint _S82 = _S80 % 4U * 2U;
-    bool _S83;
+    uint _S66 = thread_0 % 32U;
+    uint _S67 = _S66 / 4U;
+    uint _S68 = _S66 % 4U * 2U;
+    bool _S69;
     if(whole_0)
     {
-        _S83 = true;
+        _S69 = true;
     }
     else
     {
-        if((place_0->row_3 + _S81) < (place_0->rows_3))
+        if((place_0->row_3 + _S67) < (place_0->rows_3))
         {
-            _S83 = (place_0->column_2 + _S82) < (place_0->columns_1);
+            _S69 = (place_0->column_2 + _S68) < (place_0->columns_1);
         }
         else
         {
-            _S83 = false;
+            _S69 = false;
         }
     }
-    float _S84;
-    if(_S83)
+    float _S70;
+    if(_S69)
     {
-        uint _S85 = Place_at_0(place_0, _S81, _S82);
-        float _S86 = factor_0 * *&((&sums_2->halves_0[0U])->x);
-        float * _S87 = (&(result_2)[_S85]);
+        uint _S71 = Place_at_0(place_0, _S67, _S68);
+        float _S72 = factor_0 * *&((&sums_2->halves_0[0U])->x);
+        float * _S73 = (&(result_2)[_S71]);
         if(accumulate_1)
         {
-            _S84 = *(&(result_2)[_S85]) + _S86;
+            _S70 = *(&(result_2)[_S71]) + _S72;
         }
         else
         {
-            _S84 = _S86;
+            _S70 = _S72;
         }
-        *_S87 = _S84;
+        *_S73 = _S70;
     }
-    uint _S88 = _S80 / 4U;
-    uint _S89 = _S82 + 1U;
+    uint _S74 = _S66 / 4U;
+    uint _S75 = _S68 + 1U;
     if(whole_0)
     {
-        _S83 = true;
+        _S69 = true;
     }
     else
     {
-        if((place_0->row_3 + _S88) < (place_0->rows_3))
+        if((place_0->row_3 + _S74) < (place_0->rows_3))
         {
-            _S83 = (place_0->column_2 + _S89) < (place_0->columns_1);
+            _S69 = (place_0->column_2 + _S75) < (place_0->columns_1);
         }
         else
         {
-            _S83 = false;
+            _S69 = false;
         }
     }
-    if(_S83)
+    if(_S69)
     {
-        uint _S90 = Place_at_0(place_0, _S88, _S89);
-        float _S91 = factor_0 * *&((&sums_2->halves_0[0U])->y);
-        float * _S92 = (&(result_2)[_S90]);
+        uint _S76 = Place_at_0(place_0, _S74, _S75);
+        float _S77 = factor_0 * *&((&sums_2->halves_0[0U])->y);
+        float * _S78 = (&(result_2)[_S76]);
         if(accumulate_1)
         {
-            _S84 = *(&(result_2)[_S90]) + _S91;
+            _S70 = *(&(result_2)[_S76]) + _S77;
         }
         else
         {
-            _S84 = _S91;
+            _S70 = _S77;
         }
-        *_S92 = _S84;
+        *_S78 = _S70;
     }
-    uint _S93 = _S80 / 4U + 8U;
+    uint _S79 = _S66 / 4U + 8U;
     if(whole_0)
     {
-        _S83 = true;
+        _S69 = true;
     }
     else
     {
-        if((place_0->row_3 + _S93) < (place_0->rows_3))
+        if((place_0->row_3 + _S79) < (place_0->rows_3))
         {
-            _S83 = (place_0->column_2 + _S82) < (place_0->columns_1);
+            _S69 = (place_0->column_2 + _S68) < (place_0->columns_1);
         }
         else
         {
-            _S83 = false;
+            _S69 = false;
         }
     }
-    if(_S83)
+    if(_S69)
     {
-        uint _S94 = Place_at_0(place_0, _S93, _S82);
-        float _S95 = factor_0 * *&((&sums_2->halves_0[0U])->z);
+        uint _S80 = Place_at_0(place_0, _S79, _S68);
+        float _S81 = factor_0 * *&((&sums_2->halves_0[0U])->z);
+        float * _S82 = (&(result_2)[_S80]);
+        if(accumulate_1)
+        {
+            _S70 = *(&(result_2)[_S80]) + _S81;
+        }
+        else
+        {
+            _S70 = _S81;
+        }
+        *_S82 = _S70;
+    }
+    uint _S83 = _S66 / 4U + 8U;
+    if(whole_0)
+    {
+        _S69 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S83) < (place_0->rows_3))
+        {
+            _S69 = (place_0->column_2 + _S75) < (place_0->columns_1);
+        }
+        else
+        {
+            _S69 = false;
+        }
+    }
+    if(_S69)
+    {
+        uint _S84 = Place_at_0(place_0, _S83, _S75);
+        float _S85 = factor_0 * *&((&sums_2->halves_0[0U])->w);
+        float * _S86 = (&(result_2)[_S84]);
+        if(accumulate_1)
+        {
+            _S70 = *(&(result_2)[_S84]) + _S85;
+        }
+        else
+        {
+            _S70 = _S85;
+        }
+        *_S86 = _S70;
+    }
+    uint _S87 = _S66 / 4U;
+    uint _S88 = 8U + _S68;
+    if(whole_0)
+    {
+        _S69 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S87) < (place_0->rows_3))
+        {
+            _S69 = (place_0->column_2 + _S88) < (place_0->columns_1);
+        }
+        else
+        {
+            _S69 = false;
+        }
+    }
+    if(_S69)
+    {
+        uint _S89 = Place_at_0(place_0, _S87, _S88);
+        float _S90 = factor_0 * *&((&sums_2->halves_0[1U])->x);
+        float * _S91 = (&(result_2)[_S89]);
+        if(accumulate_1)
+        {
+            _S70 = *(&(result_2)[_S89]) + _S90;
+        }
+        else
+        {
+            _S70 = _S90;
+        }
+        *_S91 = _S70;
+    }
+    uint _S92 = _S66 / 4U;
+    uint _S93 = _S88 + 1U;
+    if(whole_0)
+    {
+        _S69 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S92) < (place_0->rows_3))
+        {
+            _S69 = (place_0->column_2 + _S93) < (place_0->columns_1);
+        }
+        else
+        {
+            _S69 = false;
+        }
+    }
+    if(_S69)
+    {
+        uint _S94 = Place_at_0(place_0, _S92, _S93);
+        float _S95 = factor_0 * *&((&sums_2->halves_0[1U])->y);
         float * _S96 = (&(result_2)[_S94]);
         if(accumulate_1)
         {
-            _S84 = *(&(result_2)[_S94]) + _S95;
+            _S70 = *(&(result_2)[_S94]) + _S95;
         }
         else
         {
-            _S84 = _S95;
+            _S70 = _S95;
         }
-        *_S96 = _S84;
+        *_S96 = _S70;
     }
-    uint _S97 = _S80 / 4U + 8U;
+    uint _S97 = _S66 / 4U + 8U;
     if(whole_0)
     {
-        _S83 = true;
+        _S69 = true;
     }
     else
     {
         if((place_0->row_3 + _S97) < (place_0->rows_3))
         {
-            _S83 = (place_0->column_2 + _S89) < (place_0->columns_1);
+            _S69 = (place_0->column_2 + _S88) < (place_0->columns_1);
         }
         else
         {
-            _S83 = false;
+            _S69 = false;
         }
     }
-    if(_S83)
+    if(_S69)
     {
-        uint _S98 = Place_at_0(place_0, _S97, _S89);
-        float _S99 = factor_0 * *&((&sums_2->halves_0[0U])->w);
+        uint _S98 = Place_at_0(place_0, _S97, _S88);
+        float _S99 = factor_0 * *&((&sums_2->halves_0[1U])->z);
         float * _S100 = (&(result_2)[_S98]);
         if(accumulate_1)
         {
-            _S84 = *(&(result_2)[_S98]) + _S99;
+            _S70 = *(&(result_2)[_S98]) + _S99;
         }
         else
         {
-            _S84 = _S99;
+            _S70 = _S99;
         }
-        *_S100 = _S84;
+        *_S100 = _S70;
     }
-    uint _S101 = _S80 / 4U;
-    uint _S102 = 8U + _S82;
+    uint _S101 = _S66 / 4U + 8U;
     if(whole_0)
     {
-        _S83 = true;
+        _S69 = true;
     }
     else
     {
         if((place_0->row_3 + _S101) < (place_0->rows_3))
         {
-            _S83 = (place_0->column_2 + _S102) < (place_0->columns_1);
+            _S69 = (place_0->column_2 + _S93) < (place_0->columns_1);
         }
         else
         {
-            _S83 = false;
+            _S69 = false;
         }
     }
-    if(_S83)
+    if(_S69)
     {
-        uint _S103 = Place_at_0(place_0, _S101, _S102);
-        float _S104 = factor_0 * *&((&sums_2->halves_0[1U])->x);
-        float * _S105 = (&(result_2)[_S103]);
+        uint _S102 = Place_at_0(place_0, _S101, _S93);
+        float _S103 = factor_0 * *&((&sums_2->halves_0[1U])->w);
+        float * _S104 = (&(result_2)[_S102]);
         if(accumulate_1)
         {
-            _S84 = *(&(result_2)[_S103]) + _S104;
+            _S70 = *(&(result_2)[_S102]) + _S103;
         }
         else
         {
-            _S84 = _S104;
+            _S70 = _S103;
         }
-        *_S105 = _S84;
-    }
-    uint _S106 = _S80 / 4U;
-    uint _S107 = _S102 + 1U;
-    if(whole_0)
-    {
-        _S83 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S106) < (place_0->rows_3))
-        {
-            _S83 = (place_0->column_2 + _S107) < (place_0->columns_1);
-        }
-        else
-        {
-            _S83 = false;
-        }
-    }
-    if(_S83)
-    {
-        uint _S108 = Place_at_0(place_0, _S106, _S107);
-        float _S109 = factor_0 * *&((&sums_2->halves_0[1U])->y);
-        float * _S110 = (&(result_2)[_S108]);
-        if(accumulate_1)
-        {
-            _S84 = *(&(result_2)[_S108]) + _S109;
-        }
-        else
-        {
-            _S84 = _S109;
-        }
-        *_S110 = _S84;
-    }
-    uint _S111 = _S80 / 4U + 8U;
-    if(whole_0)
-    {
-        _S83 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S111) < (place_0->rows_3))
-        {
-            _S83 = (place_0->column_2 + _S102) < (place_0->columns_1);
-        }
-        else
-        {
-            _S83 = false;
-        }
-    }
-    if(_S83)
-    {
-        uint _S112 = Place_at_0(place_0, _S111, _S102);
-        float _S113 = factor_0 * *&((&sums_2->halves_0[1U])->z);
-        float * _S114 = (&(result_2)[_S112]);
-        if(accumulate_1)
-        {
-            _S84 = *(&(result_2)[_S112]) + _S113;
-        }
-        else
-        {
-            _S84 = _S113;
-        }
-        *_S114 = _S84;
-    }
-    uint _S115 = _S80 / 4U + 8U;
-    if(whole_0)
-    {
-        _S83 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S115) < (place_0->rows_3))
-        {
-            _S83 = (place_0->column_2 + _S107) < (place_0->columns_1);
-        }
-        else
-        {
-            _S83 = false;
-        }
-    }
-    if(_S83)
-    {
-        uint _S116 = Place_at_0(place_0, _S115, _S107);
-        float _S117 = factor_0 * *&((&sums_2->halves_0[1U])->w);
-        float * _S118 = (&(result_2)[_S116]);
-        if(accumulate_1)
-        {
-            _S84 = *(&(result_2)[_S116]) + _S117;
-        }
-        else
-        {
-            _S84 = _S117;
-        }
-        *_S118 = _S84;
+        *_S104 = _S70;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint4 > weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S119 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S120 = (_S119 + 64U - 1U) / 64U;
-    uint _S121 = group_number_0(group_1);
-    uint _S122 = p_1->n_0;
-    if(_S121 >= (_S120 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S105 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S106 = (_S105 + 64U - 1U) / 64U;
+    uint _S107 = group_number_0(group_1);
+    uint _S108 = p_1->n_0;
+    if(_S107 >= (_S106 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S123 = _S121 % _S120;
-    uint _S124 = _S123 * 64U;
-    uint _S125 = _S121 / _S120;
-    uint _S126 = _S125 * 64U;
-    uint _S127 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S128 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S129 = thread_1 / 4U;
-    uint _S130 = thread_1 % 4U;
+    uint _S109 = _S107 % _S106;
+    uint _S110 = _S109 * 64U;
+    uint _S111 = _S107 / _S106;
+    uint _S112 = _S111 * 64U;
+    uint _S113 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S114 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S115 = thread_1 / 4U;
+    uint _S116 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S124;
-    (&operands_0)->side_0 = _S126;
-    (&operands_0)->rows_1 = _S119;
+    (&operands_0)->top_0 = _S110;
+    (&operands_0)->side_0 = _S112;
+    (&operands_0)->rows_1 = _S105;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S131 = no_sums_0();
-    sums_3[0U][0U] = _S131;
-    sums_3[0U][1U] = _S131;
-    sums_3[1U][0U] = _S131;
-    sums_3[1U][1U] = _S131;
-    Operands_0 _S132 = operands_0;
-    Parts_0 _S133 = Operands_load_0(&_S132, 0U, _S129, _S130);
+    Sums_0 _S117 = no_sums_0();
+    sums_3[0U][0U] = _S117;
+    sums_3[0U][1U] = _S117;
+    sums_3[1U][0U] = _S117;
+    sums_3[1U][1U] = _S117;
+    Operands_0 _S118 = operands_0;
+    Parts_0 _S119 = Operands_load_0(&_S118, 0U, _S115, _S116);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S133;
+    Parts_0 parts_1 = _S119;
     for(;;)
     {
-        uint _S134 = p_1->k_0;
+        uint _S120 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -608,81 +598,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S135 = parts_1;
-        Parts_store_0(&_S135, _S129, _S130);
+        Parts_0 _S121 = parts_1;
+        Parts_store_0(&_S121, _S115, _S116);
         __syncthreads();
-        uint _S136 = begin_1 + 32U;
-        uint _S137 = (U32_min((_S136), (_S134 - 32U)));
-        Operands_0 _S138 = operands_0;
-        Parts_0 _S139 = Operands_load_0(&_S138, _S137, _S129, _S130);
-        multiply_0(&sums_3, _S127, _S128, thread_1 % 32U);
+        uint _S122 = begin_1 + 32U;
+        uint _S123 = (U32_min((_S122), (_S120 - 32U)));
+        Operands_0 _S124 = operands_0;
+        Parts_0 _S125 = Operands_load_0(&_S124, _S123, _S115, _S116);
+        multiply_0(&sums_3, _S113, _S114, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S136;
-        parts_1 = _S139;
+        begin_1 = _S122;
+        parts_1 = _S125;
     }
-    bool _S140;
-    if((_S124 + 64U) <= _S119)
+    bool _S126;
+    if((_S110 + 64U) <= _S105)
     {
-        _S140 = (_S126 + 64U) <= _S122;
+        _S126 = (_S112 + 64U) <= _S108;
     }
     else
     {
-        _S140 = false;
+        _S126 = false;
     }
     Place_0 place_1;
-    uint _S141 = _S124 + _S127;
-    (&place_1)->row_3 = _S141;
-    uint _S142 = _S126 + _S128;
-    (&place_1)->column_2 = _S142;
-    (&place_1)->rows_3 = _S119;
-    (&place_1)->columns_1 = _S122;
-    uint _S143 = p_1->out_offset_0;
+    uint _S127 = _S110 + _S113;
+    (&place_1)->row_3 = _S127;
+    uint _S128 = _S112 + _S114;
+    (&place_1)->column_2 = _S128;
+    (&place_1)->rows_3 = _S105;
+    (&place_1)->columns_1 = _S108;
+    uint _S129 = p_1->out_offset_0;
     (&place_1)->offset_2 = p_1->out_offset_0;
-    uint _S144 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S145 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S146 = sums_3[0U][0U];
-    Place_0 _S147 = place_1;
-    write_0(&_S146, 16.0f, result_3, &_S147, _S145, _S140, thread_1);
+    uint _S130 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S131 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S132 = sums_3[0U][0U];
+    Place_0 _S133 = place_1;
+    write_0(&_S132, 16.0f, result_3, &_S133, _S131, _S126, thread_1);
     Place_0 place_2;
-    (&place_2)->row_3 = _S141;
-    uint _S148 = _S142 + 16U;
-    (&place_2)->column_2 = _S148;
-    (&place_2)->rows_3 = _S119;
-    (&place_2)->columns_1 = _S122;
-    (&place_2)->offset_2 = _S143;
-    (&place_2)->stride_2 = _S144;
-    Sums_0 _S149 = sums_3[0U][1U];
-    Place_0 _S150 = place_2;
-    write_0(&_S149, 16.0f, result_3, &_S150, _S145, _S140, thread_1);
+    (&place_2)->row_3 = _S127;
+    uint _S134 = _S128 + 16U;
+    (&place_2)->column_2 = _S134;
+    (&place_2)->rows_3 = _S105;
+    (&place_2)->columns_1 = _S108;
+    (&place_2)->offset_2 = _S129;
+    (&place_2)->stride_0 = _S130;
+    Sums_0 _S135 = sums_3[0U][1U];
+    Place_0 _S136 = place_2;
+    write_0(&_S135, 16.0f, result_3, &_S136, _S131, _S126, thread_1);
     Place_0 place_3;
-    uint _S151 = _S141 + 16U;
-    (&place_3)->row_3 = _S151;
-    (&place_3)->column_2 = _S142;
-    (&place_3)->rows_3 = _S119;
-    (&place_3)->columns_1 = _S122;
-    (&place_3)->offset_2 = _S143;
-    (&place_3)->stride_2 = _S144;
-    Sums_0 _S152 = sums_3[1U][0U];
-    Place_0 _S153 = place_3;
-    write_0(&_S152, 16.0f, result_3, &_S153, _S145, _S140, thread_1);
+    uint _S137 = _S127 + 16U;
+    (&place_3)->row_3 = _S137;
+    (&place_3)->column_2 = _S128;
+    (&place_3)->rows_3 = _S105;
+    (&place_3)->columns_1 = _S108;
+    (&place_3)->offset_2 = _S129;
+    (&place_3)->stride_0 = _S130;
+    Sums_0 _S138 = sums_3[1U][0U];
+    Place_0 _S139 = place_3;
+    write_0(&_S138, 16.0f, result_3, &_S139, _S131, _S126, thread_1);
     Place_0 place_4;
-    (&place_4)->row_3 = _S151;
-    (&place_4)->column_2 = _S148;
-    (&place_4)->rows_3 = _S119;
-    (&place_4)->columns_1 = _S122;
-    (&place_4)->offset_2 = _S143;
-    (&place_4)->stride_2 = _S144;
-    Sums_0 _S154 = sums_3[1U][1U];
-    Place_0 _S155 = place_4;
-    write_0(&_S154, 16.0f, result_3, &_S155, _S145, _S140, thread_1);
+    (&place_4)->row_3 = _S137;
+    (&place_4)->column_2 = _S134;
+    (&place_4)->rows_3 = _S105;
+    (&place_4)->columns_1 = _S108;
+    (&place_4)->offset_2 = _S129;
+    (&place_4)->stride_0 = _S130;
+    Sums_0 _S140 = sums_3[1U][1U];
+    Place_0 _S141 = place_4;
+    write_0(&_S140, 16.0f, result_3, &_S141, _S131, _S126, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_f16(StructuredBuffer<float4 > x_5, StructuredBuffer<uint4 > weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S156 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S157 = p_2;
-    gemm_0(blockIdx, _S156, x_5, weight_2, result_4, batch_2, &_S157);
+    uint _S142 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S143 = p_2;
+    gemm_0(blockIdx, _S142, x_5, weight_2, result_4, batch_2, &_S143);
     return;
 }

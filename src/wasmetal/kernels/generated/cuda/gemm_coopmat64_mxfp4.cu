@@ -67,8 +67,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -79,7 +77,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 {
@@ -90,13 +94,13 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S1 = make_float4 (-65504.0f);
     float4  _S2 = make_float4 (65504.0f);
-    uint _S3 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S3] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2));
-    uint _S4 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S4] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2));
+    uint _S3 = row_0 * 5U;
+    put_0(_S3 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2)));
+    uint _S4 = (row_0 + 32U) * 5U;
+    put_0(_S4 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2)));
     uint _S5 = 8U * eight_0;
-    (*&right_tile_0)[_S3] = Others_decode_0(this_0->right_0[0U], _S5);
-    (*&right_tile_0)[_S4] = Others_decode_0(this_0->right_0[1U], _S5);
+    put_0(320U + _S3 + eight_0, Others_decode_0(this_0->right_0[0U], _S5));
+    put_0(320U + _S4 + eight_0, Others_decode_0(this_0->right_0[1U], _S5));
     return;
 }
 
@@ -258,87 +262,73 @@ __device__ Sums_0 no_sums_0()
     return _S49;
 }
 
-__device__ uint4  load_right_0(FixedArray<uint4 , 320>  * tile_0, uint at_0, uint stride_0, uint lane_0)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 320>  _S50 = *tile_0;
-    uint4  _S51 = (wasmetal_load_four((&_S50[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
-    return _S51;
+    uint4  _S50 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S50;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 320>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    FixedArray<uint4 , 320>  _S52 = *tile_1;
-    uint4  _S53 = (wasmetal_load_four((&_S52[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
-    return _S53;
+    uint4  _S51 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S51;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S54 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
-    float4  _S55 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
-    FixedArray<float4 , 2>  _S56;
-    _S56[int(0)] = _S54;
-    _S56[int(1)] = _S55;
-    Sums_0 _S57 = Sums_x24init_0(&_S56);
-    return _S57;
+    float4  _S52 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_0[int(0)])));
+    float4  _S53 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_0[int(1)])));
+    FixedArray<float4 , 2>  _S54;
+    _S54[int(0)] = _S52;
+    _S54[int(1)] = _S53;
+    Sums_0 _S55 = Sums_x24init_0(&_S54);
+    return _S55;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S58 = across_0 * 5U;
-    FixedArray<uint4 , 320>  _S59 = *&right_tile_0;
-    uint4  _S60 = load_right_0(&_S59, _S58, 5U, lane_2);
-    right_2[0U] = _S60;
-    uint _S61 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S62 = *&right_tile_0;
-    uint4  _S63 = load_right_0(&_S62, _S61, 5U, lane_2);
-    right_2[1U] = _S63;
-    uint _S64 = down_0 * 5U;
-    FixedArray<uint4 , 320>  _S65 = *&left_tile_0;
-    uint4  _S66 = load_left_0(&_S65, _S64, 5U, lane_2);
-    Sums_0 _S67 = (*sums_1)[0U][0U];
-    Sums_0 _S68 = multiply_add_0(_S66, _S60, &_S67);
-    (*sums_1)[0U][0U] = _S68;
-    Sums_0 _S69 = (*sums_1)[0U][1U];
-    Sums_0 _S70 = multiply_add_0(_S66, _S63, &_S69);
-    (*sums_1)[0U][1U] = _S70;
-    uint _S71 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S72 = *&left_tile_0;
-    uint4  _S73 = load_left_0(&_S72, _S71, 5U, lane_2);
-    Sums_0 _S74 = (*sums_1)[1U][0U];
-    Sums_0 _S75 = multiply_add_0(_S73, _S60, &_S74);
-    (*sums_1)[1U][0U] = _S75;
-    Sums_0 _S76 = (*sums_1)[1U][1U];
-    Sums_0 _S77 = multiply_add_0(_S73, _S63, &_S76);
-    (*sums_1)[1U][1U] = _S77;
+    uint _S56 = 320U + across_0 * 5U;
+    uint4  _S57 = load_right_0(_S56, lane_2);
+    right_2[0U] = _S57;
+    uint _S58 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S59 = load_right_0(_S58, lane_2);
+    right_2[1U] = _S59;
+    uint _S60 = down_0 * 5U;
+    uint4  _S61 = load_left_0(_S60, lane_2);
+    Sums_0 _S62 = (*sums_1)[0U][0U];
+    Sums_0 _S63 = multiply_add_0(_S61, _S57, &_S62);
+    (*sums_1)[0U][0U] = _S63;
+    Sums_0 _S64 = (*sums_1)[0U][1U];
+    Sums_0 _S65 = multiply_add_0(_S61, _S59, &_S64);
+    (*sums_1)[0U][1U] = _S65;
+    uint _S66 = (down_0 + 16U) * 5U;
+    uint4  _S67 = load_left_0(_S66, lane_2);
+    Sums_0 _S68 = (*sums_1)[1U][0U];
+    Sums_0 _S69 = multiply_add_0(_S67, _S57, &_S68);
+    (*sums_1)[1U][0U] = _S69;
+    Sums_0 _S70 = (*sums_1)[1U][1U];
+    Sums_0 _S71 = multiply_add_0(_S67, _S59, &_S70);
+    (*sums_1)[1U][1U] = _S71;
     FixedArray<uint4 , 2>  right_3;
-    uint _S78 = _S58 + 2U;
-    FixedArray<uint4 , 320>  _S79 = *&right_tile_0;
-    uint4  _S80 = load_right_0(&_S79, _S78, 5U, lane_2);
-    right_3[0U] = _S80;
-    uint _S81 = _S61 + 2U;
-    FixedArray<uint4 , 320>  _S82 = *&right_tile_0;
-    uint4  _S83 = load_right_0(&_S82, _S81, 5U, lane_2);
-    right_3[1U] = _S83;
-    uint _S84 = _S64 + 2U;
-    FixedArray<uint4 , 320>  _S85 = *&left_tile_0;
-    uint4  _S86 = load_left_0(&_S85, _S84, 5U, lane_2);
-    Sums_0 _S87 = (*sums_1)[0U][0U];
-    Sums_0 _S88 = multiply_add_0(_S86, _S80, &_S87);
-    (*sums_1)[0U][0U] = _S88;
-    Sums_0 _S89 = (*sums_1)[0U][1U];
-    Sums_0 _S90 = multiply_add_0(_S86, _S83, &_S89);
-    (*sums_1)[0U][1U] = _S90;
-    uint _S91 = _S71 + 2U;
-    FixedArray<uint4 , 320>  _S92 = *&left_tile_0;
-    uint4  _S93 = load_left_0(&_S92, _S91, 5U, lane_2);
-    Sums_0 _S94 = (*sums_1)[1U][0U];
-    Sums_0 _S95 = multiply_add_0(_S93, _S80, &_S94);
-    (*sums_1)[1U][0U] = _S95;
-    Sums_0 _S96 = (*sums_1)[1U][1U];
-    Sums_0 _S97 = multiply_add_0(_S93, _S83, &_S96);
-    (*sums_1)[1U][1U] = _S97;
+    uint4  _S72 = load_right_0(_S56 + 2U, lane_2);
+    right_3[0U] = _S72;
+    uint4  _S73 = load_right_0(_S58 + 2U, lane_2);
+    right_3[1U] = _S73;
+    uint4  _S74 = load_left_0(_S60 + 2U, lane_2);
+    Sums_0 _S75 = (*sums_1)[0U][0U];
+    Sums_0 _S76 = multiply_add_0(_S74, _S72, &_S75);
+    (*sums_1)[0U][0U] = _S76;
+    Sums_0 _S77 = (*sums_1)[0U][1U];
+    Sums_0 _S78 = multiply_add_0(_S74, _S73, &_S77);
+    (*sums_1)[0U][1U] = _S78;
+    uint4  _S79 = load_left_0(_S66 + 2U, lane_2);
+    Sums_0 _S80 = (*sums_1)[1U][0U];
+    Sums_0 _S81 = multiply_add_0(_S79, _S72, &_S80);
+    (*sums_1)[1U][0U] = _S81;
+    Sums_0 _S82 = (*sums_1)[1U][1U];
+    Sums_0 _S83 = multiply_add_0(_S79, _S73, &_S82);
+    (*sums_1)[1U][1U] = _S83;
     return;
 }
 
@@ -349,312 +339,312 @@ struct Place_0
     uint rows_3;
     uint columns_2;
     uint offset_5;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_5 + (this_2->row_4 + r_0) * this_2->stride_2 + this_2->column_3 + c_0;
+    return this_2->offset_5 + (this_2->row_4 + r_0) * this_2->stride_0 + this_2->column_3 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S98 = thread_0 % 32U;
-    uint _S99 = _S98 / 4U;
-    uint _S100 = _S98 % 4U * 2U;
-    bool _S101;
+    uint _S84 = thread_0 % 32U;
+    uint _S85 = _S84 / 4U;
+    uint _S86 = _S84 % 4U * 2U;
+    bool _S87;
     if(whole_0)
     {
-        _S101 = true;
+        _S87 = true;
     }
     else
     {
-        if((place_0->row_4 + _S99) < (place_0->rows_3))
+        if((place_0->row_4 + _S85) < (place_0->rows_3))
         {
-            _S101 = (place_0->column_3 + _S100) < (place_0->columns_2);
+            _S87 = (place_0->column_3 + _S86) < (place_0->columns_2);
         }
         else
         {
-            _S101 = false;
+            _S87 = false;
         }
     }
-    float _S102;
-    if(_S101)
+    float _S88;
+    if(_S87)
     {
-        uint _S103 = Place_at_0(place_0, _S99, _S100);
-        float _S104 = factor_0 * *&((&sums_2->halves_0[0U])->x);
-        float * _S105 = (&(result_2)[_S103]);
+        uint _S89 = Place_at_0(place_0, _S85, _S86);
+        float _S90 = factor_0 * *&((&sums_2->halves_0[0U])->x);
+        float * _S91 = (&(result_2)[_S89]);
         if(accumulate_1)
         {
-            _S102 = *(&(result_2)[_S103]) + _S104;
+            _S88 = *(&(result_2)[_S89]) + _S90;
         }
         else
         {
-            _S102 = _S104;
+            _S88 = _S90;
         }
-        *_S105 = _S102;
+        *_S91 = _S88;
     }
-    uint _S106 = _S98 / 4U;
-    uint _S107 = _S100 + 1U;
+    uint _S92 = _S84 / 4U;
+    uint _S93 = _S86 + 1U;
     if(whole_0)
     {
-        _S101 = true;
+        _S87 = true;
     }
     else
     {
-        if((place_0->row_4 + _S106) < (place_0->rows_3))
+        if((place_0->row_4 + _S92) < (place_0->rows_3))
         {
-            _S101 = (place_0->column_3 + _S107) < (place_0->columns_2);
+            _S87 = (place_0->column_3 + _S93) < (place_0->columns_2);
         }
         else
         {
-            _S101 = false;
+            _S87 = false;
         }
     }
-    if(_S101)
+    if(_S87)
     {
-        uint _S108 = Place_at_0(place_0, _S106, _S107);
-        float _S109 = factor_0 * *&((&sums_2->halves_0[0U])->y);
-        float * _S110 = (&(result_2)[_S108]);
+        uint _S94 = Place_at_0(place_0, _S92, _S93);
+        float _S95 = factor_0 * *&((&sums_2->halves_0[0U])->y);
+        float * _S96 = (&(result_2)[_S94]);
         if(accumulate_1)
         {
-            _S102 = *(&(result_2)[_S108]) + _S109;
+            _S88 = *(&(result_2)[_S94]) + _S95;
         }
         else
         {
-            _S102 = _S109;
+            _S88 = _S95;
         }
-        *_S110 = _S102;
+        *_S96 = _S88;
     }
-    uint _S111 = _S98 / 4U + 8U;
+    uint _S97 = _S84 / 4U + 8U;
     if(whole_0)
     {
-        _S101 = true;
+        _S87 = true;
     }
     else
     {
-        if((place_0->row_4 + _S111) < (place_0->rows_3))
+        if((place_0->row_4 + _S97) < (place_0->rows_3))
         {
-            _S101 = (place_0->column_3 + _S100) < (place_0->columns_2);
+            _S87 = (place_0->column_3 + _S86) < (place_0->columns_2);
         }
         else
         {
-            _S101 = false;
+            _S87 = false;
         }
     }
-    if(_S101)
+    if(_S87)
     {
-        uint _S112 = Place_at_0(place_0, _S111, _S100);
-        float _S113 = factor_0 * *&((&sums_2->halves_0[0U])->z);
+        uint _S98 = Place_at_0(place_0, _S97, _S86);
+        float _S99 = factor_0 * *&((&sums_2->halves_0[0U])->z);
+        float * _S100 = (&(result_2)[_S98]);
+        if(accumulate_1)
+        {
+            _S88 = *(&(result_2)[_S98]) + _S99;
+        }
+        else
+        {
+            _S88 = _S99;
+        }
+        *_S100 = _S88;
+    }
+    uint _S101 = _S84 / 4U + 8U;
+    if(whole_0)
+    {
+        _S87 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S101) < (place_0->rows_3))
+        {
+            _S87 = (place_0->column_3 + _S93) < (place_0->columns_2);
+        }
+        else
+        {
+            _S87 = false;
+        }
+    }
+    if(_S87)
+    {
+        uint _S102 = Place_at_0(place_0, _S101, _S93);
+        float _S103 = factor_0 * *&((&sums_2->halves_0[0U])->w);
+        float * _S104 = (&(result_2)[_S102]);
+        if(accumulate_1)
+        {
+            _S88 = *(&(result_2)[_S102]) + _S103;
+        }
+        else
+        {
+            _S88 = _S103;
+        }
+        *_S104 = _S88;
+    }
+    uint _S105 = _S84 / 4U;
+    uint _S106 = 8U + _S86;
+    if(whole_0)
+    {
+        _S87 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S105) < (place_0->rows_3))
+        {
+            _S87 = (place_0->column_3 + _S106) < (place_0->columns_2);
+        }
+        else
+        {
+            _S87 = false;
+        }
+    }
+    if(_S87)
+    {
+        uint _S107 = Place_at_0(place_0, _S105, _S106);
+        float _S108 = factor_0 * *&((&sums_2->halves_0[1U])->x);
+        float * _S109 = (&(result_2)[_S107]);
+        if(accumulate_1)
+        {
+            _S88 = *(&(result_2)[_S107]) + _S108;
+        }
+        else
+        {
+            _S88 = _S108;
+        }
+        *_S109 = _S88;
+    }
+    uint _S110 = _S84 / 4U;
+    uint _S111 = _S106 + 1U;
+    if(whole_0)
+    {
+        _S87 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S110) < (place_0->rows_3))
+        {
+            _S87 = (place_0->column_3 + _S111) < (place_0->columns_2);
+        }
+        else
+        {
+            _S87 = false;
+        }
+    }
+    if(_S87)
+    {
+        uint _S112 = Place_at_0(place_0, _S110, _S111);
+        float _S113 = factor_0 * *&((&sums_2->halves_0[1U])->y);
         float * _S114 = (&(result_2)[_S112]);
         if(accumulate_1)
         {
-            _S102 = *(&(result_2)[_S112]) + _S113;
+            _S88 = *(&(result_2)[_S112]) + _S113;
         }
         else
         {
-            _S102 = _S113;
+            _S88 = _S113;
         }
-        *_S114 = _S102;
+        *_S114 = _S88;
     }
-    uint _S115 = _S98 / 4U + 8U;
+    uint _S115 = _S84 / 4U + 8U;
     if(whole_0)
     {
-        _S101 = true;
+        _S87 = true;
     }
     else
     {
         if((place_0->row_4 + _S115) < (place_0->rows_3))
         {
-            _S101 = (place_0->column_3 + _S107) < (place_0->columns_2);
+            _S87 = (place_0->column_3 + _S106) < (place_0->columns_2);
         }
         else
         {
-            _S101 = false;
+            _S87 = false;
         }
     }
-    if(_S101)
+    if(_S87)
     {
-        uint _S116 = Place_at_0(place_0, _S115, _S107);
-        float _S117 = factor_0 * *&((&sums_2->halves_0[0U])->w);
+        uint _S116 = Place_at_0(place_0, _S115, _S106);
+        float _S117 = factor_0 * *&((&sums_2->halves_0[1U])->z);
         float * _S118 = (&(result_2)[_S116]);
         if(accumulate_1)
         {
-            _S102 = *(&(result_2)[_S116]) + _S117;
+            _S88 = *(&(result_2)[_S116]) + _S117;
         }
         else
         {
-            _S102 = _S117;
+            _S88 = _S117;
         }
-        *_S118 = _S102;
+        *_S118 = _S88;
     }
-    uint _S119 = _S98 / 4U;
-    uint _S120 = 8U + _S100;
+    uint _S119 = _S84 / 4U + 8U;
     if(whole_0)
     {
-        _S101 = true;
+        _S87 = true;
     }
     else
     {
         if((place_0->row_4 + _S119) < (place_0->rows_3))
         {
-            _S101 = (place_0->column_3 + _S120) < (place_0->columns_2);
+            _S87 = (place_0->column_3 + _S111) < (place_0->columns_2);
         }
         else
         {
-            _S101 = false;
+            _S87 = false;
         }
     }
-    if(_S101)
+    if(_S87)
     {
-        uint _S121 = Place_at_0(place_0, _S119, _S120);
-        float _S122 = factor_0 * *&((&sums_2->halves_0[1U])->x);
-        float * _S123 = (&(result_2)[_S121]);
+        uint _S120 = Place_at_0(place_0, _S119, _S111);
+        float _S121 = factor_0 * *&((&sums_2->halves_0[1U])->w);
+        float * _S122 = (&(result_2)[_S120]);
         if(accumulate_1)
         {
-            _S102 = *(&(result_2)[_S121]) + _S122;
+            _S88 = *(&(result_2)[_S120]) + _S121;
         }
         else
         {
-            _S102 = _S122;
+            _S88 = _S121;
         }
-        *_S123 = _S102;
-    }
-    uint _S124 = _S98 / 4U;
-    uint _S125 = _S120 + 1U;
-    if(whole_0)
-    {
-        _S101 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S124) < (place_0->rows_3))
-        {
-            _S101 = (place_0->column_3 + _S125) < (place_0->columns_2);
-        }
-        else
-        {
-            _S101 = false;
-        }
-    }
-    if(_S101)
-    {
-        uint _S126 = Place_at_0(place_0, _S124, _S125);
-        float _S127 = factor_0 * *&((&sums_2->halves_0[1U])->y);
-        float * _S128 = (&(result_2)[_S126]);
-        if(accumulate_1)
-        {
-            _S102 = *(&(result_2)[_S126]) + _S127;
-        }
-        else
-        {
-            _S102 = _S127;
-        }
-        *_S128 = _S102;
-    }
-    uint _S129 = _S98 / 4U + 8U;
-    if(whole_0)
-    {
-        _S101 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S129) < (place_0->rows_3))
-        {
-            _S101 = (place_0->column_3 + _S120) < (place_0->columns_2);
-        }
-        else
-        {
-            _S101 = false;
-        }
-    }
-    if(_S101)
-    {
-        uint _S130 = Place_at_0(place_0, _S129, _S120);
-        float _S131 = factor_0 * *&((&sums_2->halves_0[1U])->z);
-        float * _S132 = (&(result_2)[_S130]);
-        if(accumulate_1)
-        {
-            _S102 = *(&(result_2)[_S130]) + _S131;
-        }
-        else
-        {
-            _S102 = _S131;
-        }
-        *_S132 = _S102;
-    }
-    uint _S133 = _S98 / 4U + 8U;
-    if(whole_0)
-    {
-        _S101 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S133) < (place_0->rows_3))
-        {
-            _S101 = (place_0->column_3 + _S125) < (place_0->columns_2);
-        }
-        else
-        {
-            _S101 = false;
-        }
-    }
-    if(_S101)
-    {
-        uint _S134 = Place_at_0(place_0, _S133, _S125);
-        float _S135 = factor_0 * *&((&sums_2->halves_0[1U])->w);
-        float * _S136 = (&(result_2)[_S134]);
-        if(accumulate_1)
-        {
-            _S102 = *(&(result_2)[_S134]) + _S135;
-        }
-        else
-        {
-            _S102 = _S135;
-        }
-        *_S136 = _S102;
+        *_S122 = _S88;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S137 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S138 = (_S137 + 64U - 1U) / 64U;
-    uint _S139 = group_number_0(group_1);
-    uint _S140 = p_1->n_0;
-    if(_S139 >= (_S138 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S123 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S124 = (_S123 + 64U - 1U) / 64U;
+    uint _S125 = group_number_0(group_1);
+    uint _S126 = p_1->n_0;
+    if(_S125 >= (_S124 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S141 = _S139 % _S138;
-    uint _S142 = _S141 * 64U;
-    uint _S143 = _S139 / _S138;
-    uint _S144 = _S143 * 64U;
-    uint _S145 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S146 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S147 = thread_1 / 4U;
-    uint _S148 = thread_1 % 4U;
+    uint _S127 = _S125 % _S124;
+    uint _S128 = _S127 * 64U;
+    uint _S129 = _S125 / _S124;
+    uint _S130 = _S129 * 64U;
+    uint _S131 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S132 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S133 = thread_1 / 4U;
+    uint _S134 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S142;
-    (&operands_0)->side_0 = _S144;
-    (&operands_0)->rows_1 = _S137;
+    (&operands_0)->top_0 = _S128;
+    (&operands_0)->side_0 = _S130;
+    (&operands_0)->rows_1 = _S123;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S149 = no_sums_0();
-    sums_3[0U][0U] = _S149;
-    sums_3[0U][1U] = _S149;
-    sums_3[1U][0U] = _S149;
-    sums_3[1U][1U] = _S149;
-    Operands_0 _S150 = operands_0;
-    Parts_0 _S151 = Operands_load_0(&_S150, 0U, _S147, _S148);
+    Sums_0 _S135 = no_sums_0();
+    sums_3[0U][0U] = _S135;
+    sums_3[0U][1U] = _S135;
+    sums_3[1U][0U] = _S135;
+    sums_3[1U][1U] = _S135;
+    Operands_0 _S136 = operands_0;
+    Parts_0 _S137 = Operands_load_0(&_S136, 0U, _S133, _S134);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S151;
+    Parts_0 parts_1 = _S137;
     for(;;)
     {
-        uint _S152 = p_1->k_0;
+        uint _S138 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -662,81 +652,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S153 = parts_1;
-        Parts_store_0(&_S153, _S147, _S148);
+        Parts_0 _S139 = parts_1;
+        Parts_store_0(&_S139, _S133, _S134);
         __syncthreads();
-        uint _S154 = begin_1 + 32U;
-        uint _S155 = (U32_min((_S154), (_S152 - 32U)));
-        Operands_0 _S156 = operands_0;
-        Parts_0 _S157 = Operands_load_0(&_S156, _S155, _S147, _S148);
-        multiply_0(&sums_3, _S145, _S146, thread_1 % 32U);
+        uint _S140 = begin_1 + 32U;
+        uint _S141 = (U32_min((_S140), (_S138 - 32U)));
+        Operands_0 _S142 = operands_0;
+        Parts_0 _S143 = Operands_load_0(&_S142, _S141, _S133, _S134);
+        multiply_0(&sums_3, _S131, _S132, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S154;
-        parts_1 = _S157;
+        begin_1 = _S140;
+        parts_1 = _S143;
     }
-    bool _S158;
-    if((_S142 + 64U) <= _S137)
+    bool _S144;
+    if((_S128 + 64U) <= _S123)
     {
-        _S158 = (_S144 + 64U) <= _S140;
+        _S144 = (_S130 + 64U) <= _S126;
     }
     else
     {
-        _S158 = false;
+        _S144 = false;
     }
     Place_0 place_1;
-    uint _S159 = _S142 + _S145;
-    (&place_1)->row_4 = _S159;
-    uint _S160 = _S144 + _S146;
-    (&place_1)->column_3 = _S160;
-    (&place_1)->rows_3 = _S137;
-    (&place_1)->columns_2 = _S140;
-    uint _S161 = p_1->out_offset_0;
+    uint _S145 = _S128 + _S131;
+    (&place_1)->row_4 = _S145;
+    uint _S146 = _S130 + _S132;
+    (&place_1)->column_3 = _S146;
+    (&place_1)->rows_3 = _S123;
+    (&place_1)->columns_2 = _S126;
+    uint _S147 = p_1->out_offset_0;
     (&place_1)->offset_5 = p_1->out_offset_0;
-    uint _S162 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S163 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S164 = sums_3[0U][0U];
-    Place_0 _S165 = place_1;
-    write_0(&_S164, 16.0f, result_3, &_S165, _S163, _S158, thread_1);
+    uint _S148 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S149 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S150 = sums_3[0U][0U];
+    Place_0 _S151 = place_1;
+    write_0(&_S150, 16.0f, result_3, &_S151, _S149, _S144, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S159;
-    uint _S166 = _S160 + 16U;
-    (&place_2)->column_3 = _S166;
-    (&place_2)->rows_3 = _S137;
-    (&place_2)->columns_2 = _S140;
-    (&place_2)->offset_5 = _S161;
-    (&place_2)->stride_2 = _S162;
-    Sums_0 _S167 = sums_3[0U][1U];
-    Place_0 _S168 = place_2;
-    write_0(&_S167, 16.0f, result_3, &_S168, _S163, _S158, thread_1);
+    (&place_2)->row_4 = _S145;
+    uint _S152 = _S146 + 16U;
+    (&place_2)->column_3 = _S152;
+    (&place_2)->rows_3 = _S123;
+    (&place_2)->columns_2 = _S126;
+    (&place_2)->offset_5 = _S147;
+    (&place_2)->stride_0 = _S148;
+    Sums_0 _S153 = sums_3[0U][1U];
+    Place_0 _S154 = place_2;
+    write_0(&_S153, 16.0f, result_3, &_S154, _S149, _S144, thread_1);
     Place_0 place_3;
-    uint _S169 = _S159 + 16U;
-    (&place_3)->row_4 = _S169;
-    (&place_3)->column_3 = _S160;
-    (&place_3)->rows_3 = _S137;
-    (&place_3)->columns_2 = _S140;
-    (&place_3)->offset_5 = _S161;
-    (&place_3)->stride_2 = _S162;
-    Sums_0 _S170 = sums_3[1U][0U];
-    Place_0 _S171 = place_3;
-    write_0(&_S170, 16.0f, result_3, &_S171, _S163, _S158, thread_1);
+    uint _S155 = _S145 + 16U;
+    (&place_3)->row_4 = _S155;
+    (&place_3)->column_3 = _S146;
+    (&place_3)->rows_3 = _S123;
+    (&place_3)->columns_2 = _S126;
+    (&place_3)->offset_5 = _S147;
+    (&place_3)->stride_0 = _S148;
+    Sums_0 _S156 = sums_3[1U][0U];
+    Place_0 _S157 = place_3;
+    write_0(&_S156, 16.0f, result_3, &_S157, _S149, _S144, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S169;
-    (&place_4)->column_3 = _S166;
-    (&place_4)->rows_3 = _S137;
-    (&place_4)->columns_2 = _S140;
-    (&place_4)->offset_5 = _S161;
-    (&place_4)->stride_2 = _S162;
-    Sums_0 _S172 = sums_3[1U][1U];
-    Place_0 _S173 = place_4;
-    write_0(&_S172, 16.0f, result_3, &_S173, _S163, _S158, thread_1);
+    (&place_4)->row_4 = _S155;
+    (&place_4)->column_3 = _S152;
+    (&place_4)->rows_3 = _S123;
+    (&place_4)->columns_2 = _S126;
+    (&place_4)->offset_5 = _S147;
+    (&place_4)->stride_0 = _S148;
+    Sums_0 _S158 = sums_3[1U][1U];
+    Place_0 _S159 = place_4;
+    write_0(&_S158, 16.0f, result_3, &_S159, _S149, _S144, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_mxfp4(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S174 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S175 = p_2;
-    gemm_0(blockIdx, _S174, x_5, weight_2, result_4, batch_2, &_S175);
+    uint _S160 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S161 = p_2;
+    gemm_0(blockIdx, _S160, x_5, weight_2, result_4, batch_2, &_S161);
     return;
 }

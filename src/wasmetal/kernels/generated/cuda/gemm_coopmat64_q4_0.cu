@@ -73,8 +73,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -85,7 +83,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ float4  nibbles_0(uint word_0)
 {
@@ -104,15 +108,17 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S4 = make_float4 (-65504.0f);
     float4  _S5 = make_float4 (65504.0f);
-    uint _S6 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S6] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S4, _S5), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S4, _S5));
-    uint _S7 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S7] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S4, _S5), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S4, _S5));
-    uint _S8 = 8U * eight_0;
-    uint4  _S9 = Q4_0Eights_decode_0(&this_0->right_0[0U], _S8);
-    (*&right_tile_0)[_S6] = _S9;
-    uint4  _S10 = Q4_0Eights_decode_0(&this_0->right_0[1U], _S8);
-    (*&right_tile_0)[_S7] = _S10;
+    uint _S6 = row_0 * 5U;
+    put_0(_S6 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S4, _S5), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S4, _S5)));
+    uint _S7 = (row_0 + 32U) * 5U;
+    put_0(_S7 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S4, _S5), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S4, _S5)));
+    uint _S8 = 320U + _S6 + eight_0;
+    uint _S9 = 8U * eight_0;
+    uint4  _S10 = Q4_0Eights_decode_0(&this_0->right_0[0U], _S9);
+    put_0(_S8, _S10);
+    uint _S11 = 320U + _S7 + eight_0;
+    uint4  _S12 = Q4_0Eights_decode_0(&this_0->right_0[1U], _S9);
+    put_0(_S11, _S12);
     return;
 }
 
@@ -148,27 +154,27 @@ __device__ float2  halves_0(uint word_1)
 
 __device__ float half_at_0(StructuredBuffer<uint> words_0, uint offset_0, uint half_0)
 {
-    uint _S11 = __ldg((&(words_0)[offset_0 + half_0 / 2U]));
-    return halves_0(_S11 >> (half_0 % 2U * 16U)).x;
+    uint _S13 = __ldg((&(words_0)[offset_0 + half_0 / 2U]));
+    return halves_0(_S13 >> (half_0 % 2U * 16U)).x;
 }
 
 __device__ uint word_at_0(StructuredBuffer<uint> words_1, uint offset_1, uint half_1)
 {
-    uint _S12 = offset_1 + half_1 / 2U;
-    uint _S13;
+    uint _S14 = offset_1 + half_1 / 2U;
+    uint _S15;
     if((half_1 % 2U) == 0U)
     {
-        uint _S14 = __ldg((&(words_1)[_S12]));
-        _S13 = _S14;
+        uint _S16 = __ldg((&(words_1)[_S14]));
+        _S15 = _S16;
     }
     else
     {
-        uint _S15 = __ldg((&(words_1)[_S12]));
-        uint _S16 = _S15 >> int(16);
-        uint _S17 = __ldg((&(words_1)[_S12 + 1U]));
-        _S13 = _S16 | (_S17 << int(16));
+        uint _S17 = __ldg((&(words_1)[_S14]));
+        uint _S18 = _S17 >> int(16);
+        uint _S19 = __ldg((&(words_1)[_S14 + 1U]));
+        _S15 = _S18 | (_S19 << int(16));
     }
-    return _S13;
+    return _S15;
 }
 
 __device__ Bytes_0 Bytes_fetch_0(StructuredBuffer<uint> words_2, uint offset_2, uint block_0, uint first_0)
@@ -181,53 +187,53 @@ __device__ Bytes_0 Bytes_fetch_0(StructuredBuffer<uint> words_2, uint offset_2, 
 
 __device__ Bytes_0 Q4_0Eights_fetch_0(StructuredBuffer<uint> words_3, uint offset_3, uint columns_0, uint row_1, uint column_1)
 {
-    uint _S18 = (row_1 * (columns_0 / 32U) + column_1 / 32U) * 9U;
-    return Bytes_fetch_0(words_3, offset_3, _S18, _S18 + 1U + column_1 % 16U / 2U);
+    uint _S20 = (row_1 * (columns_0 / 32U) + column_1 / 32U) * 9U;
+    return Bytes_fetch_0(words_3, offset_3, _S20, _S20 + 1U + column_1 % 16U / 2U);
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_1, uint begin_0, uint row_2, uint eight_1)
 {
-    uint _S19 = (&this_1->p_0)->x_offset_0;
-    uint _S20 = this_1->top_0 + row_2;
-    uint _S21 = this_1->rows_1 - 1U;
-    uint _S22 = (&this_1->p_0)->x_stride_0;
-    uint _S23 = 2U * eight_1;
-    uint _S24 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S20), (_S21))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S23;
+    uint _S21 = (&this_1->p_0)->x_offset_0;
+    uint _S22 = this_1->top_0 + row_2;
+    uint _S23 = this_1->rows_1 - 1U;
+    uint _S24 = (&this_1->p_0)->x_stride_0;
+    uint _S25 = 2U * eight_1;
+    uint _S26 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S22), (_S23))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S25;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S25 = this_1->x_3;
-    float4  _S26 = __ldg((&(this_1->x_3)[_S24]));
-    float4  _S27 = __ldg((&(_S25)[_S24 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S26;
-    (&parts_0)->left_0[0U][int(1)] = _S27;
-    uint _S28 = (_S19 + (U32_min((_S20 + 32U), (_S21))) * _S22 + begin_0) / 4U + _S23;
-    float4  _S29 = __ldg((&(_S25)[_S28]));
-    float4  _S30 = __ldg((&(_S25)[_S28 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S29;
-    (&parts_0)->left_0[1U][int(1)] = _S30;
-    uint _S31 = this_1->side_0 + row_2;
-    uint _S32 = (&this_1->p_0)->n_0 - 1U;
-    StructuredBuffer<uint> _S33 = this_1->weight_0;
-    uint _S34 = (&this_1->p_0)->weight_offset_0;
-    uint _S35 = (&this_1->p_0)->k_0;
-    uint _S36 = begin_0 + 8U * eight_1;
-    (&parts_0)->right_0[0U] = Q4_0Eights_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S31), (_S32))), _S36);
-    (&parts_0)->right_0[1U] = Q4_0Eights_fetch_0(_S33, _S34, _S35, (U32_min((_S31 + 32U), (_S32))), _S36);
+    StructuredBuffer<float4 > _S27 = this_1->x_3;
+    float4  _S28 = __ldg((&(this_1->x_3)[_S26]));
+    float4  _S29 = __ldg((&(_S27)[_S26 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S28;
+    (&parts_0)->left_0[0U][int(1)] = _S29;
+    uint _S30 = (_S21 + (U32_min((_S22 + 32U), (_S23))) * _S24 + begin_0) / 4U + _S25;
+    float4  _S31 = __ldg((&(_S27)[_S30]));
+    float4  _S32 = __ldg((&(_S27)[_S30 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S31;
+    (&parts_0)->left_0[1U][int(1)] = _S32;
+    uint _S33 = this_1->side_0 + row_2;
+    uint _S34 = (&this_1->p_0)->n_0 - 1U;
+    StructuredBuffer<uint> _S35 = this_1->weight_0;
+    uint _S36 = (&this_1->p_0)->weight_offset_0;
+    uint _S37 = (&this_1->p_0)->k_0;
+    uint _S38 = begin_0 + 8U * eight_1;
+    (&parts_0)->right_0[0U] = Q4_0Eights_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S33), (_S34))), _S38);
+    (&parts_0)->right_0[1U] = Q4_0Eights_fetch_0(_S35, _S36, _S37, (U32_min((_S33 + 32U), (_S34))), _S38);
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_1, uint rows_2)
 {
-    uint _S37;
+    uint _S39;
     if(offset_4 == 4294967295U)
     {
-        _S37 = rows_2;
+        _S39 = rows_2;
     }
     else
     {
-        uint _S38 = __ldg((&(batch_0)[offset_4]));
-        _S37 = (U32_min(((U32_max((_S38), (first_1))) - first_1), (rows_2)));
+        uint _S40 = __ldg((&(batch_0)[offset_4]));
+        _S39 = (U32_min(((U32_max((_S40), (first_1))) - first_1), (rows_2)));
     }
-    return _S37;
+    return _S39;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -242,33 +248,31 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_2)
 {
-    Sums_0 _S39;
-    (&_S39)->halves_1 = *halves_2;
-    return _S39;
+    Sums_0 _S41;
+    (&_S41)->halves_1 = *halves_2;
+    return _S41;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S40 = make_int4 (int(0));
-    float4  _S41 = make_float4 ((float)_S40.x, (float)_S40.y, (float)_S40.z, (float)_S40.w);
-    FixedArray<float4 , 2>  _S42;
-    _S42[int(0)] = _S41;
-    _S42[int(1)] = _S41;
-    Sums_0 _S43 = Sums_x24init_0(&_S42);
-    return _S43;
-}
-
-__device__ uint4  load_right_0(FixedArray<uint4 , 320>  * tile_0, uint at_0, uint stride_0, uint lane_0)
-{
-    FixedArray<uint4 , 320>  _S44 = *tile_0;
-    uint4  _S45 = (wasmetal_load_four((&_S44[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
+    int4  _S42 = make_int4 (int(0));
+    float4  _S43 = make_float4 ((float)_S42.x, (float)_S42.y, (float)_S42.z, (float)_S42.w);
+    FixedArray<float4 , 2>  _S44;
+    _S44[int(0)] = _S43;
+    _S44[int(1)] = _S43;
+    Sums_0 _S45 = Sums_x24init_0(&_S44);
     return _S45;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 320>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 320>  _S46 = *tile_1;
-    uint4  _S47 = (wasmetal_load_four((&_S46[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
+    uint4  _S46 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S46;
+}
+
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
+{
+    uint4  _S47 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
     return _S47;
 }
 
@@ -286,59 +290,47 @@ __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S52 = across_0 * 5U;
-    FixedArray<uint4 , 320>  _S53 = *&right_tile_0;
-    uint4  _S54 = load_right_0(&_S53, _S52, 5U, lane_2);
-    right_2[0U] = _S54;
-    uint _S55 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S56 = *&right_tile_0;
-    uint4  _S57 = load_right_0(&_S56, _S55, 5U, lane_2);
-    right_2[1U] = _S57;
-    uint _S58 = down_0 * 5U;
-    FixedArray<uint4 , 320>  _S59 = *&left_tile_0;
-    uint4  _S60 = load_left_0(&_S59, _S58, 5U, lane_2);
-    Sums_0 _S61 = (*sums_1)[0U][0U];
-    Sums_0 _S62 = multiply_add_0(_S60, _S54, &_S61);
-    (*sums_1)[0U][0U] = _S62;
-    Sums_0 _S63 = (*sums_1)[0U][1U];
-    Sums_0 _S64 = multiply_add_0(_S60, _S57, &_S63);
-    (*sums_1)[0U][1U] = _S64;
-    uint _S65 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S66 = *&left_tile_0;
-    uint4  _S67 = load_left_0(&_S66, _S65, 5U, lane_2);
-    Sums_0 _S68 = (*sums_1)[1U][0U];
-    Sums_0 _S69 = multiply_add_0(_S67, _S54, &_S68);
-    (*sums_1)[1U][0U] = _S69;
-    Sums_0 _S70 = (*sums_1)[1U][1U];
-    Sums_0 _S71 = multiply_add_0(_S67, _S57, &_S70);
-    (*sums_1)[1U][1U] = _S71;
+    uint _S52 = 320U + across_0 * 5U;
+    uint4  _S53 = load_right_0(_S52, lane_2);
+    right_2[0U] = _S53;
+    uint _S54 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S55 = load_right_0(_S54, lane_2);
+    right_2[1U] = _S55;
+    uint _S56 = down_0 * 5U;
+    uint4  _S57 = load_left_0(_S56, lane_2);
+    Sums_0 _S58 = (*sums_1)[0U][0U];
+    Sums_0 _S59 = multiply_add_0(_S57, _S53, &_S58);
+    (*sums_1)[0U][0U] = _S59;
+    Sums_0 _S60 = (*sums_1)[0U][1U];
+    Sums_0 _S61 = multiply_add_0(_S57, _S55, &_S60);
+    (*sums_1)[0U][1U] = _S61;
+    uint _S62 = (down_0 + 16U) * 5U;
+    uint4  _S63 = load_left_0(_S62, lane_2);
+    Sums_0 _S64 = (*sums_1)[1U][0U];
+    Sums_0 _S65 = multiply_add_0(_S63, _S53, &_S64);
+    (*sums_1)[1U][0U] = _S65;
+    Sums_0 _S66 = (*sums_1)[1U][1U];
+    Sums_0 _S67 = multiply_add_0(_S63, _S55, &_S66);
+    (*sums_1)[1U][1U] = _S67;
     FixedArray<uint4 , 2>  right_3;
-    uint _S72 = _S52 + 2U;
-    FixedArray<uint4 , 320>  _S73 = *&right_tile_0;
-    uint4  _S74 = load_right_0(&_S73, _S72, 5U, lane_2);
-    right_3[0U] = _S74;
-    uint _S75 = _S55 + 2U;
-    FixedArray<uint4 , 320>  _S76 = *&right_tile_0;
-    uint4  _S77 = load_right_0(&_S76, _S75, 5U, lane_2);
-    right_3[1U] = _S77;
-    uint _S78 = _S58 + 2U;
-    FixedArray<uint4 , 320>  _S79 = *&left_tile_0;
-    uint4  _S80 = load_left_0(&_S79, _S78, 5U, lane_2);
-    Sums_0 _S81 = (*sums_1)[0U][0U];
-    Sums_0 _S82 = multiply_add_0(_S80, _S74, &_S81);
-    (*sums_1)[0U][0U] = _S82;
-    Sums_0 _S83 = (*sums_1)[0U][1U];
-    Sums_0 _S84 = multiply_add_0(_S80, _S77, &_S83);
-    (*sums_1)[0U][1U] = _S84;
-    uint _S85 = _S65 + 2U;
-    FixedArray<uint4 , 320>  _S86 = *&left_tile_0;
-    uint4  _S87 = load_left_0(&_S86, _S85, 5U, lane_2);
-    Sums_0 _S88 = (*sums_1)[1U][0U];
-    Sums_0 _S89 = multiply_add_0(_S87, _S74, &_S88);
-    (*sums_1)[1U][0U] = _S89;
-    Sums_0 _S90 = (*sums_1)[1U][1U];
-    Sums_0 _S91 = multiply_add_0(_S87, _S77, &_S90);
-    (*sums_1)[1U][1U] = _S91;
+    uint4  _S68 = load_right_0(_S52 + 2U, lane_2);
+    right_3[0U] = _S68;
+    uint4  _S69 = load_right_0(_S54 + 2U, lane_2);
+    right_3[1U] = _S69;
+    uint4  _S70 = load_left_0(_S56 + 2U, lane_2);
+    Sums_0 _S71 = (*sums_1)[0U][0U];
+    Sums_0 _S72 = multiply_add_0(_S70, _S68, &_S71);
+    (*sums_1)[0U][0U] = _S72;
+    Sums_0 _S73 = (*sums_1)[0U][1U];
+    Sums_0 _S74 = multiply_add_0(_S70, _S69, &_S73);
+    (*sums_1)[0U][1U] = _S74;
+    uint4  _S75 = load_left_0(_S62 + 2U, lane_2);
+    Sums_0 _S76 = (*sums_1)[1U][0U];
+    Sums_0 _S77 = multiply_add_0(_S75, _S68, &_S76);
+    (*sums_1)[1U][0U] = _S77;
+    Sums_0 _S78 = (*sums_1)[1U][1U];
+    Sums_0 _S79 = multiply_add_0(_S75, _S69, &_S78);
+    (*sums_1)[1U][1U] = _S79;
     return;
 }
 
@@ -349,312 +341,312 @@ struct Place_0
     uint rows_3;
     uint columns_1;
     uint offset_5;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_5 + (this_2->row_3 + r_0) * this_2->stride_2 + this_2->column_2 + c_0;
+    return this_2->offset_5 + (this_2->row_3 + r_0) * this_2->stride_0 + this_2->column_2 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_3, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S92 = thread_0 % 32U;
-    uint _S93 = _S92 / 4U;
-    uint _S94 = _S92 % 4U * 2U;
-    bool _S95;
+    uint _S80 = thread_0 % 32U;
+    uint _S81 = _S80 / 4U;
+    uint _S82 = _S80 % 4U * 2U;
+    bool _S83;
     if(whole_0)
     {
-        _S95 = true;
+        _S83 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S81) < (place_0->rows_3))
+        {
+            _S83 = (place_0->column_2 + _S82) < (place_0->columns_1);
+        }
+        else
+        {
+            _S83 = false;
+        }
+    }
+    float _S84;
+    if(_S83)
+    {
+        uint _S85 = Place_at_0(place_0, _S81, _S82);
+        float _S86 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S87 = (&(result_3)[_S85]);
+        if(accumulate_1)
+        {
+            _S84 = *(&(result_3)[_S85]) + _S86;
+        }
+        else
+        {
+            _S84 = _S86;
+        }
+        *_S87 = _S84;
+    }
+    uint _S88 = _S80 / 4U;
+    uint _S89 = _S82 + 1U;
+    if(whole_0)
+    {
+        _S83 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S88) < (place_0->rows_3))
+        {
+            _S83 = (place_0->column_2 + _S89) < (place_0->columns_1);
+        }
+        else
+        {
+            _S83 = false;
+        }
+    }
+    if(_S83)
+    {
+        uint _S90 = Place_at_0(place_0, _S88, _S89);
+        float _S91 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S92 = (&(result_3)[_S90]);
+        if(accumulate_1)
+        {
+            _S84 = *(&(result_3)[_S90]) + _S91;
+        }
+        else
+        {
+            _S84 = _S91;
+        }
+        *_S92 = _S84;
+    }
+    uint _S93 = _S80 / 4U + 8U;
+    if(whole_0)
+    {
+        _S83 = true;
     }
     else
     {
         if((place_0->row_3 + _S93) < (place_0->rows_3))
         {
-            _S95 = (place_0->column_2 + _S94) < (place_0->columns_1);
+            _S83 = (place_0->column_2 + _S82) < (place_0->columns_1);
         }
         else
         {
-            _S95 = false;
+            _S83 = false;
         }
     }
-    float _S96;
-    if(_S95)
+    if(_S83)
     {
-        uint _S97 = Place_at_0(place_0, _S93, _S94);
-        float _S98 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S99 = (&(result_3)[_S97]);
+        uint _S94 = Place_at_0(place_0, _S93, _S82);
+        float _S95 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S96 = (&(result_3)[_S94]);
         if(accumulate_1)
         {
-            _S96 = *(&(result_3)[_S97]) + _S98;
+            _S84 = *(&(result_3)[_S94]) + _S95;
         }
         else
         {
-            _S96 = _S98;
+            _S84 = _S95;
         }
-        *_S99 = _S96;
+        *_S96 = _S84;
     }
-    uint _S100 = _S92 / 4U;
-    uint _S101 = _S94 + 1U;
+    uint _S97 = _S80 / 4U + 8U;
     if(whole_0)
     {
-        _S95 = true;
+        _S83 = true;
     }
     else
     {
-        if((place_0->row_3 + _S100) < (place_0->rows_3))
+        if((place_0->row_3 + _S97) < (place_0->rows_3))
         {
-            _S95 = (place_0->column_2 + _S101) < (place_0->columns_1);
+            _S83 = (place_0->column_2 + _S89) < (place_0->columns_1);
         }
         else
         {
-            _S95 = false;
+            _S83 = false;
         }
     }
-    if(_S95)
+    if(_S83)
     {
-        uint _S102 = Place_at_0(place_0, _S100, _S101);
-        float _S103 = factor_0 * *&((&sums_2->halves_1[0U])->y);
-        float * _S104 = (&(result_3)[_S102]);
+        uint _S98 = Place_at_0(place_0, _S97, _S89);
+        float _S99 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S100 = (&(result_3)[_S98]);
         if(accumulate_1)
         {
-            _S96 = *(&(result_3)[_S102]) + _S103;
+            _S84 = *(&(result_3)[_S98]) + _S99;
         }
         else
         {
-            _S96 = _S103;
+            _S84 = _S99;
         }
-        *_S104 = _S96;
+        *_S100 = _S84;
     }
-    uint _S105 = _S92 / 4U + 8U;
+    uint _S101 = _S80 / 4U;
+    uint _S102 = 8U + _S82;
     if(whole_0)
     {
-        _S95 = true;
+        _S83 = true;
     }
     else
     {
-        if((place_0->row_3 + _S105) < (place_0->rows_3))
+        if((place_0->row_3 + _S101) < (place_0->rows_3))
         {
-            _S95 = (place_0->column_2 + _S94) < (place_0->columns_1);
+            _S83 = (place_0->column_2 + _S102) < (place_0->columns_1);
         }
         else
         {
-            _S95 = false;
+            _S83 = false;
         }
     }
-    if(_S95)
+    if(_S83)
     {
-        uint _S106 = Place_at_0(place_0, _S105, _S94);
-        float _S107 = factor_0 * *&((&sums_2->halves_1[0U])->z);
-        float * _S108 = (&(result_3)[_S106]);
+        uint _S103 = Place_at_0(place_0, _S101, _S102);
+        float _S104 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S105 = (&(result_3)[_S103]);
         if(accumulate_1)
         {
-            _S96 = *(&(result_3)[_S106]) + _S107;
+            _S84 = *(&(result_3)[_S103]) + _S104;
         }
         else
         {
-            _S96 = _S107;
+            _S84 = _S104;
         }
-        *_S108 = _S96;
+        *_S105 = _S84;
     }
-    uint _S109 = _S92 / 4U + 8U;
+    uint _S106 = _S80 / 4U;
+    uint _S107 = _S102 + 1U;
     if(whole_0)
     {
-        _S95 = true;
+        _S83 = true;
     }
     else
     {
-        if((place_0->row_3 + _S109) < (place_0->rows_3))
+        if((place_0->row_3 + _S106) < (place_0->rows_3))
         {
-            _S95 = (place_0->column_2 + _S101) < (place_0->columns_1);
+            _S83 = (place_0->column_2 + _S107) < (place_0->columns_1);
         }
         else
         {
-            _S95 = false;
+            _S83 = false;
         }
     }
-    if(_S95)
+    if(_S83)
     {
-        uint _S110 = Place_at_0(place_0, _S109, _S101);
-        float _S111 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S112 = (&(result_3)[_S110]);
+        uint _S108 = Place_at_0(place_0, _S106, _S107);
+        float _S109 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S110 = (&(result_3)[_S108]);
         if(accumulate_1)
         {
-            _S96 = *(&(result_3)[_S110]) + _S111;
+            _S84 = *(&(result_3)[_S108]) + _S109;
         }
         else
         {
-            _S96 = _S111;
+            _S84 = _S109;
         }
-        *_S112 = _S96;
+        *_S110 = _S84;
     }
-    uint _S113 = _S92 / 4U;
-    uint _S114 = 8U + _S94;
+    uint _S111 = _S80 / 4U + 8U;
     if(whole_0)
     {
-        _S95 = true;
+        _S83 = true;
     }
     else
     {
-        if((place_0->row_3 + _S113) < (place_0->rows_3))
+        if((place_0->row_3 + _S111) < (place_0->rows_3))
         {
-            _S95 = (place_0->column_2 + _S114) < (place_0->columns_1);
+            _S83 = (place_0->column_2 + _S102) < (place_0->columns_1);
         }
         else
         {
-            _S95 = false;
+            _S83 = false;
         }
     }
-    if(_S95)
+    if(_S83)
     {
-        uint _S115 = Place_at_0(place_0, _S113, _S114);
-        float _S116 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S117 = (&(result_3)[_S115]);
+        uint _S112 = Place_at_0(place_0, _S111, _S102);
+        float _S113 = factor_0 * *&((&sums_2->halves_1[1U])->z);
+        float * _S114 = (&(result_3)[_S112]);
         if(accumulate_1)
         {
-            _S96 = *(&(result_3)[_S115]) + _S116;
+            _S84 = *(&(result_3)[_S112]) + _S113;
         }
         else
         {
-            _S96 = _S116;
+            _S84 = _S113;
         }
-        *_S117 = _S96;
+        *_S114 = _S84;
     }
-    uint _S118 = _S92 / 4U;
-    uint _S119 = _S114 + 1U;
+    uint _S115 = _S80 / 4U + 8U;
     if(whole_0)
     {
-        _S95 = true;
+        _S83 = true;
     }
     else
     {
-        if((place_0->row_3 + _S118) < (place_0->rows_3))
+        if((place_0->row_3 + _S115) < (place_0->rows_3))
         {
-            _S95 = (place_0->column_2 + _S119) < (place_0->columns_1);
+            _S83 = (place_0->column_2 + _S107) < (place_0->columns_1);
         }
         else
         {
-            _S95 = false;
+            _S83 = false;
         }
     }
-    if(_S95)
+    if(_S83)
     {
-        uint _S120 = Place_at_0(place_0, _S118, _S119);
-        float _S121 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S122 = (&(result_3)[_S120]);
+        uint _S116 = Place_at_0(place_0, _S115, _S107);
+        float _S117 = factor_0 * *&((&sums_2->halves_1[1U])->w);
+        float * _S118 = (&(result_3)[_S116]);
         if(accumulate_1)
         {
-            _S96 = *(&(result_3)[_S120]) + _S121;
+            _S84 = *(&(result_3)[_S116]) + _S117;
         }
         else
         {
-            _S96 = _S121;
+            _S84 = _S117;
         }
-        *_S122 = _S96;
-    }
-    uint _S123 = _S92 / 4U + 8U;
-    if(whole_0)
-    {
-        _S95 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S123) < (place_0->rows_3))
-        {
-            _S95 = (place_0->column_2 + _S114) < (place_0->columns_1);
-        }
-        else
-        {
-            _S95 = false;
-        }
-    }
-    if(_S95)
-    {
-        uint _S124 = Place_at_0(place_0, _S123, _S114);
-        float _S125 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S126 = (&(result_3)[_S124]);
-        if(accumulate_1)
-        {
-            _S96 = *(&(result_3)[_S124]) + _S125;
-        }
-        else
-        {
-            _S96 = _S125;
-        }
-        *_S126 = _S96;
-    }
-    uint _S127 = _S92 / 4U + 8U;
-    if(whole_0)
-    {
-        _S95 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S127) < (place_0->rows_3))
-        {
-            _S95 = (place_0->column_2 + _S119) < (place_0->columns_1);
-        }
-        else
-        {
-            _S95 = false;
-        }
-    }
-    if(_S95)
-    {
-        uint _S128 = Place_at_0(place_0, _S127, _S119);
-        float _S129 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S130 = (&(result_3)[_S128]);
-        if(accumulate_1)
-        {
-            _S96 = *(&(result_3)[_S128]) + _S129;
-        }
-        else
-        {
-            _S96 = _S129;
-        }
-        *_S130 = _S96;
+        *_S118 = _S84;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S131 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S132 = (_S131 + 64U - 1U) / 64U;
-    uint _S133 = group_number_0(group_1);
-    uint _S134 = p_1->n_0;
-    if(_S133 >= (_S132 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S119 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S120 = (_S119 + 64U - 1U) / 64U;
+    uint _S121 = group_number_0(group_1);
+    uint _S122 = p_1->n_0;
+    if(_S121 >= (_S120 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S135 = _S133 % _S132;
-    uint _S136 = _S135 * 64U;
-    uint _S137 = _S133 / _S132;
-    uint _S138 = _S137 * 64U;
-    uint _S139 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S140 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S141 = thread_1 / 4U;
-    uint _S142 = thread_1 % 4U;
+    uint _S123 = _S121 % _S120;
+    uint _S124 = _S123 * 64U;
+    uint _S125 = _S121 / _S120;
+    uint _S126 = _S125 * 64U;
+    uint _S127 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S128 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S129 = thread_1 / 4U;
+    uint _S130 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S136;
-    (&operands_0)->side_0 = _S138;
-    (&operands_0)->rows_1 = _S131;
+    (&operands_0)->top_0 = _S124;
+    (&operands_0)->side_0 = _S126;
+    (&operands_0)->rows_1 = _S119;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S143 = no_sums_0();
-    sums_3[0U][0U] = _S143;
-    sums_3[0U][1U] = _S143;
-    sums_3[1U][0U] = _S143;
-    sums_3[1U][1U] = _S143;
-    Operands_0 _S144 = operands_0;
-    Parts_0 _S145 = Operands_load_0(&_S144, 0U, _S141, _S142);
+    Sums_0 _S131 = no_sums_0();
+    sums_3[0U][0U] = _S131;
+    sums_3[0U][1U] = _S131;
+    sums_3[1U][0U] = _S131;
+    sums_3[1U][1U] = _S131;
+    Operands_0 _S132 = operands_0;
+    Parts_0 _S133 = Operands_load_0(&_S132, 0U, _S129, _S130);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S145;
+    Parts_0 parts_1 = _S133;
     for(;;)
     {
-        uint _S146 = p_1->k_0;
+        uint _S134 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -662,81 +654,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S147 = parts_1;
-        Parts_store_0(&_S147, _S141, _S142);
+        Parts_0 _S135 = parts_1;
+        Parts_store_0(&_S135, _S129, _S130);
         __syncthreads();
-        uint _S148 = begin_1 + 32U;
-        uint _S149 = (U32_min((_S148), (_S146 - 32U)));
-        Operands_0 _S150 = operands_0;
-        Parts_0 _S151 = Operands_load_0(&_S150, _S149, _S141, _S142);
-        multiply_0(&sums_3, _S139, _S140, thread_1 % 32U);
+        uint _S136 = begin_1 + 32U;
+        uint _S137 = (U32_min((_S136), (_S134 - 32U)));
+        Operands_0 _S138 = operands_0;
+        Parts_0 _S139 = Operands_load_0(&_S138, _S137, _S129, _S130);
+        multiply_0(&sums_3, _S127, _S128, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S148;
-        parts_1 = _S151;
+        begin_1 = _S136;
+        parts_1 = _S139;
     }
-    bool _S152;
-    if((_S136 + 64U) <= _S131)
+    bool _S140;
+    if((_S124 + 64U) <= _S119)
     {
-        _S152 = (_S138 + 64U) <= _S134;
+        _S140 = (_S126 + 64U) <= _S122;
     }
     else
     {
-        _S152 = false;
+        _S140 = false;
     }
     Place_0 place_1;
-    uint _S153 = _S136 + _S139;
-    (&place_1)->row_3 = _S153;
-    uint _S154 = _S138 + _S140;
-    (&place_1)->column_2 = _S154;
-    (&place_1)->rows_3 = _S131;
-    (&place_1)->columns_1 = _S134;
-    uint _S155 = p_1->out_offset_0;
+    uint _S141 = _S124 + _S127;
+    (&place_1)->row_3 = _S141;
+    uint _S142 = _S126 + _S128;
+    (&place_1)->column_2 = _S142;
+    (&place_1)->rows_3 = _S119;
+    (&place_1)->columns_1 = _S122;
+    uint _S143 = p_1->out_offset_0;
     (&place_1)->offset_5 = p_1->out_offset_0;
-    uint _S156 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S157 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S158 = sums_3[0U][0U];
-    Place_0 _S159 = place_1;
-    write_0(&_S158, 16.0f, result_4, &_S159, _S157, _S152, thread_1);
+    uint _S144 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S145 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S146 = sums_3[0U][0U];
+    Place_0 _S147 = place_1;
+    write_0(&_S146, 16.0f, result_4, &_S147, _S145, _S140, thread_1);
     Place_0 place_2;
-    (&place_2)->row_3 = _S153;
-    uint _S160 = _S154 + 16U;
-    (&place_2)->column_2 = _S160;
-    (&place_2)->rows_3 = _S131;
-    (&place_2)->columns_1 = _S134;
-    (&place_2)->offset_5 = _S155;
-    (&place_2)->stride_2 = _S156;
-    Sums_0 _S161 = sums_3[0U][1U];
-    Place_0 _S162 = place_2;
-    write_0(&_S161, 16.0f, result_4, &_S162, _S157, _S152, thread_1);
+    (&place_2)->row_3 = _S141;
+    uint _S148 = _S142 + 16U;
+    (&place_2)->column_2 = _S148;
+    (&place_2)->rows_3 = _S119;
+    (&place_2)->columns_1 = _S122;
+    (&place_2)->offset_5 = _S143;
+    (&place_2)->stride_0 = _S144;
+    Sums_0 _S149 = sums_3[0U][1U];
+    Place_0 _S150 = place_2;
+    write_0(&_S149, 16.0f, result_4, &_S150, _S145, _S140, thread_1);
     Place_0 place_3;
-    uint _S163 = _S153 + 16U;
-    (&place_3)->row_3 = _S163;
-    (&place_3)->column_2 = _S154;
-    (&place_3)->rows_3 = _S131;
-    (&place_3)->columns_1 = _S134;
-    (&place_3)->offset_5 = _S155;
-    (&place_3)->stride_2 = _S156;
-    Sums_0 _S164 = sums_3[1U][0U];
-    Place_0 _S165 = place_3;
-    write_0(&_S164, 16.0f, result_4, &_S165, _S157, _S152, thread_1);
+    uint _S151 = _S141 + 16U;
+    (&place_3)->row_3 = _S151;
+    (&place_3)->column_2 = _S142;
+    (&place_3)->rows_3 = _S119;
+    (&place_3)->columns_1 = _S122;
+    (&place_3)->offset_5 = _S143;
+    (&place_3)->stride_0 = _S144;
+    Sums_0 _S152 = sums_3[1U][0U];
+    Place_0 _S153 = place_3;
+    write_0(&_S152, 16.0f, result_4, &_S153, _S145, _S140, thread_1);
     Place_0 place_4;
-    (&place_4)->row_3 = _S163;
-    (&place_4)->column_2 = _S160;
-    (&place_4)->rows_3 = _S131;
-    (&place_4)->columns_1 = _S134;
-    (&place_4)->offset_5 = _S155;
-    (&place_4)->stride_2 = _S156;
-    Sums_0 _S166 = sums_3[1U][1U];
-    Place_0 _S167 = place_4;
-    write_0(&_S166, 16.0f, result_4, &_S167, _S157, _S152, thread_1);
+    (&place_4)->row_3 = _S151;
+    (&place_4)->column_2 = _S148;
+    (&place_4)->rows_3 = _S119;
+    (&place_4)->columns_1 = _S122;
+    (&place_4)->offset_5 = _S143;
+    (&place_4)->stride_0 = _S144;
+    Sums_0 _S154 = sums_3[1U][1U];
+    Place_0 _S155 = place_4;
+    write_0(&_S154, 16.0f, result_4, &_S155, _S145, _S140, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_q4_0(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_5, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S168 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S169 = p_2;
-    gemm_0(blockIdx, _S168, x_5, weight_2, result_5, batch_2, &_S169);
+    uint _S156 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S157 = p_2;
+    gemm_0(blockIdx, _S156, x_5, weight_2, result_5, batch_2, &_S157);
     return;
 }

@@ -67,8 +67,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -79,7 +77,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 {
@@ -90,13 +94,13 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S1 = make_float4 (-65504.0f);
     float4  _S2 = make_float4 (65504.0f);
-    uint _S3 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S3] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2));
-    uint _S4 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S4] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2));
+    uint _S3 = row_0 * 5U;
+    put_0(_S3 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2)));
+    uint _S4 = (row_0 + 32U) * 5U;
+    put_0(_S4 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2)));
     uint _S5 = 8U * eight_0;
-    (*&right_tile_0)[_S3] = Others_decode_0(this_0->right_0[0U], _S5);
-    (*&right_tile_0)[_S4] = Others_decode_0(this_0->right_0[1U], _S5);
+    put_0(320U + _S3 + eight_0, Others_decode_0(this_0->right_0[0U], _S5));
+    put_0(320U + _S4 + eight_0, Others_decode_0(this_0->right_0[1U], _S5));
     return;
 }
 
@@ -225,87 +229,73 @@ __device__ Sums_0 no_sums_0()
     return _S37;
 }
 
-__device__ uint4  load_right_0(FixedArray<uint4 , 320>  * tile_0, uint at_0, uint stride_0, uint lane_0)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 320>  _S38 = *tile_0;
-    uint4  _S39 = (wasmetal_load_four((&_S38[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
-    return _S39;
+    uint4  _S38 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S38;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 320>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    FixedArray<uint4 , 320>  _S40 = *tile_1;
-    uint4  _S41 = (wasmetal_load_four((&_S40[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
-    return _S41;
+    uint4  _S39 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S39;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S42 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S43 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S44;
-    _S44[int(0)] = _S42;
-    _S44[int(1)] = _S43;
-    Sums_0 _S45 = Sums_x24init_0(&_S44);
-    return _S45;
+    float4  _S40 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S41 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S42;
+    _S42[int(0)] = _S40;
+    _S42[int(1)] = _S41;
+    Sums_0 _S43 = Sums_x24init_0(&_S42);
+    return _S43;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S46 = across_0 * 5U;
-    FixedArray<uint4 , 320>  _S47 = *&right_tile_0;
-    uint4  _S48 = load_right_0(&_S47, _S46, 5U, lane_2);
-    right_2[0U] = _S48;
-    uint _S49 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S50 = *&right_tile_0;
-    uint4  _S51 = load_right_0(&_S50, _S49, 5U, lane_2);
-    right_2[1U] = _S51;
-    uint _S52 = down_0 * 5U;
-    FixedArray<uint4 , 320>  _S53 = *&left_tile_0;
-    uint4  _S54 = load_left_0(&_S53, _S52, 5U, lane_2);
-    Sums_0 _S55 = (*sums_1)[0U][0U];
-    Sums_0 _S56 = multiply_add_0(_S54, _S48, &_S55);
-    (*sums_1)[0U][0U] = _S56;
-    Sums_0 _S57 = (*sums_1)[0U][1U];
-    Sums_0 _S58 = multiply_add_0(_S54, _S51, &_S57);
-    (*sums_1)[0U][1U] = _S58;
-    uint _S59 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S60 = *&left_tile_0;
-    uint4  _S61 = load_left_0(&_S60, _S59, 5U, lane_2);
-    Sums_0 _S62 = (*sums_1)[1U][0U];
-    Sums_0 _S63 = multiply_add_0(_S61, _S48, &_S62);
-    (*sums_1)[1U][0U] = _S63;
-    Sums_0 _S64 = (*sums_1)[1U][1U];
-    Sums_0 _S65 = multiply_add_0(_S61, _S51, &_S64);
-    (*sums_1)[1U][1U] = _S65;
+    uint _S44 = 320U + across_0 * 5U;
+    uint4  _S45 = load_right_0(_S44, lane_2);
+    right_2[0U] = _S45;
+    uint _S46 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S47 = load_right_0(_S46, lane_2);
+    right_2[1U] = _S47;
+    uint _S48 = down_0 * 5U;
+    uint4  _S49 = load_left_0(_S48, lane_2);
+    Sums_0 _S50 = (*sums_1)[0U][0U];
+    Sums_0 _S51 = multiply_add_0(_S49, _S45, &_S50);
+    (*sums_1)[0U][0U] = _S51;
+    Sums_0 _S52 = (*sums_1)[0U][1U];
+    Sums_0 _S53 = multiply_add_0(_S49, _S47, &_S52);
+    (*sums_1)[0U][1U] = _S53;
+    uint _S54 = (down_0 + 16U) * 5U;
+    uint4  _S55 = load_left_0(_S54, lane_2);
+    Sums_0 _S56 = (*sums_1)[1U][0U];
+    Sums_0 _S57 = multiply_add_0(_S55, _S45, &_S56);
+    (*sums_1)[1U][0U] = _S57;
+    Sums_0 _S58 = (*sums_1)[1U][1U];
+    Sums_0 _S59 = multiply_add_0(_S55, _S47, &_S58);
+    (*sums_1)[1U][1U] = _S59;
     FixedArray<uint4 , 2>  right_3;
-    uint _S66 = _S46 + 2U;
-    FixedArray<uint4 , 320>  _S67 = *&right_tile_0;
-    uint4  _S68 = load_right_0(&_S67, _S66, 5U, lane_2);
-    right_3[0U] = _S68;
-    uint _S69 = _S49 + 2U;
-    FixedArray<uint4 , 320>  _S70 = *&right_tile_0;
-    uint4  _S71 = load_right_0(&_S70, _S69, 5U, lane_2);
-    right_3[1U] = _S71;
-    uint _S72 = _S52 + 2U;
-    FixedArray<uint4 , 320>  _S73 = *&left_tile_0;
-    uint4  _S74 = load_left_0(&_S73, _S72, 5U, lane_2);
-    Sums_0 _S75 = (*sums_1)[0U][0U];
-    Sums_0 _S76 = multiply_add_0(_S74, _S68, &_S75);
-    (*sums_1)[0U][0U] = _S76;
-    Sums_0 _S77 = (*sums_1)[0U][1U];
-    Sums_0 _S78 = multiply_add_0(_S74, _S71, &_S77);
-    (*sums_1)[0U][1U] = _S78;
-    uint _S79 = _S59 + 2U;
-    FixedArray<uint4 , 320>  _S80 = *&left_tile_0;
-    uint4  _S81 = load_left_0(&_S80, _S79, 5U, lane_2);
-    Sums_0 _S82 = (*sums_1)[1U][0U];
-    Sums_0 _S83 = multiply_add_0(_S81, _S68, &_S82);
-    (*sums_1)[1U][0U] = _S83;
-    Sums_0 _S84 = (*sums_1)[1U][1U];
-    Sums_0 _S85 = multiply_add_0(_S81, _S71, &_S84);
-    (*sums_1)[1U][1U] = _S85;
+    uint4  _S60 = load_right_0(_S44 + 2U, lane_2);
+    right_3[0U] = _S60;
+    uint4  _S61 = load_right_0(_S46 + 2U, lane_2);
+    right_3[1U] = _S61;
+    uint4  _S62 = load_left_0(_S48 + 2U, lane_2);
+    Sums_0 _S63 = (*sums_1)[0U][0U];
+    Sums_0 _S64 = multiply_add_0(_S62, _S60, &_S63);
+    (*sums_1)[0U][0U] = _S64;
+    Sums_0 _S65 = (*sums_1)[0U][1U];
+    Sums_0 _S66 = multiply_add_0(_S62, _S61, &_S65);
+    (*sums_1)[0U][1U] = _S66;
+    uint4  _S67 = load_left_0(_S54 + 2U, lane_2);
+    Sums_0 _S68 = (*sums_1)[1U][0U];
+    Sums_0 _S69 = multiply_add_0(_S67, _S60, &_S68);
+    (*sums_1)[1U][0U] = _S69;
+    Sums_0 _S70 = (*sums_1)[1U][1U];
+    Sums_0 _S71 = multiply_add_0(_S67, _S61, &_S70);
+    (*sums_1)[1U][1U] = _S71;
     return;
 }
 
@@ -316,312 +306,312 @@ struct Place_0
     uint rows_3;
     uint columns_2;
     uint offset_3;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_3 + (this_2->row_4 + r_0) * this_2->stride_2 + this_2->column_3 + c_0;
+    return this_2->offset_3 + (this_2->row_4 + r_0) * this_2->stride_0 + this_2->column_3 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S86 = thread_0 % 32U;
-    uint _S87 = _S86 / 4U;
-    uint _S88 = _S86 % 4U * 2U;
-    bool _S89;
+    uint _S72 = thread_0 % 32U;
+    uint _S73 = _S72 / 4U;
+    uint _S74 = _S72 % 4U * 2U;
+    bool _S75;
     if(whole_0)
     {
-        _S89 = true;
+        _S75 = true;
     }
     else
     {
-        if((place_0->row_4 + _S87) < (place_0->rows_3))
+        if((place_0->row_4 + _S73) < (place_0->rows_3))
         {
-            _S89 = (place_0->column_3 + _S88) < (place_0->columns_2);
+            _S75 = (place_0->column_3 + _S74) < (place_0->columns_2);
         }
         else
         {
-            _S89 = false;
+            _S75 = false;
         }
     }
-    float _S90;
-    if(_S89)
+    float _S76;
+    if(_S75)
     {
-        uint _S91 = Place_at_0(place_0, _S87, _S88);
-        float _S92 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S93 = (&(result_2)[_S91]);
+        uint _S77 = Place_at_0(place_0, _S73, _S74);
+        float _S78 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S79 = (&(result_2)[_S77]);
         if(accumulate_1)
         {
-            _S90 = *(&(result_2)[_S91]) + _S92;
+            _S76 = *(&(result_2)[_S77]) + _S78;
         }
         else
         {
-            _S90 = _S92;
+            _S76 = _S78;
         }
-        *_S93 = _S90;
+        *_S79 = _S76;
     }
-    uint _S94 = _S86 / 4U;
-    uint _S95 = _S88 + 1U;
+    uint _S80 = _S72 / 4U;
+    uint _S81 = _S74 + 1U;
     if(whole_0)
     {
-        _S89 = true;
+        _S75 = true;
     }
     else
     {
-        if((place_0->row_4 + _S94) < (place_0->rows_3))
+        if((place_0->row_4 + _S80) < (place_0->rows_3))
         {
-            _S89 = (place_0->column_3 + _S95) < (place_0->columns_2);
+            _S75 = (place_0->column_3 + _S81) < (place_0->columns_2);
         }
         else
         {
-            _S89 = false;
+            _S75 = false;
         }
     }
-    if(_S89)
+    if(_S75)
     {
-        uint _S96 = Place_at_0(place_0, _S94, _S95);
-        float _S97 = factor_0 * *&((&sums_2->halves_1[0U])->y);
-        float * _S98 = (&(result_2)[_S96]);
+        uint _S82 = Place_at_0(place_0, _S80, _S81);
+        float _S83 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S84 = (&(result_2)[_S82]);
         if(accumulate_1)
         {
-            _S90 = *(&(result_2)[_S96]) + _S97;
+            _S76 = *(&(result_2)[_S82]) + _S83;
         }
         else
         {
-            _S90 = _S97;
+            _S76 = _S83;
         }
-        *_S98 = _S90;
+        *_S84 = _S76;
     }
-    uint _S99 = _S86 / 4U + 8U;
+    uint _S85 = _S72 / 4U + 8U;
     if(whole_0)
     {
-        _S89 = true;
+        _S75 = true;
     }
     else
     {
-        if((place_0->row_4 + _S99) < (place_0->rows_3))
+        if((place_0->row_4 + _S85) < (place_0->rows_3))
         {
-            _S89 = (place_0->column_3 + _S88) < (place_0->columns_2);
+            _S75 = (place_0->column_3 + _S74) < (place_0->columns_2);
         }
         else
         {
-            _S89 = false;
+            _S75 = false;
         }
     }
-    if(_S89)
+    if(_S75)
     {
-        uint _S100 = Place_at_0(place_0, _S99, _S88);
-        float _S101 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        uint _S86 = Place_at_0(place_0, _S85, _S74);
+        float _S87 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S88 = (&(result_2)[_S86]);
+        if(accumulate_1)
+        {
+            _S76 = *(&(result_2)[_S86]) + _S87;
+        }
+        else
+        {
+            _S76 = _S87;
+        }
+        *_S88 = _S76;
+    }
+    uint _S89 = _S72 / 4U + 8U;
+    if(whole_0)
+    {
+        _S75 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S89) < (place_0->rows_3))
+        {
+            _S75 = (place_0->column_3 + _S81) < (place_0->columns_2);
+        }
+        else
+        {
+            _S75 = false;
+        }
+    }
+    if(_S75)
+    {
+        uint _S90 = Place_at_0(place_0, _S89, _S81);
+        float _S91 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S92 = (&(result_2)[_S90]);
+        if(accumulate_1)
+        {
+            _S76 = *(&(result_2)[_S90]) + _S91;
+        }
+        else
+        {
+            _S76 = _S91;
+        }
+        *_S92 = _S76;
+    }
+    uint _S93 = _S72 / 4U;
+    uint _S94 = 8U + _S74;
+    if(whole_0)
+    {
+        _S75 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S93) < (place_0->rows_3))
+        {
+            _S75 = (place_0->column_3 + _S94) < (place_0->columns_2);
+        }
+        else
+        {
+            _S75 = false;
+        }
+    }
+    if(_S75)
+    {
+        uint _S95 = Place_at_0(place_0, _S93, _S94);
+        float _S96 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S97 = (&(result_2)[_S95]);
+        if(accumulate_1)
+        {
+            _S76 = *(&(result_2)[_S95]) + _S96;
+        }
+        else
+        {
+            _S76 = _S96;
+        }
+        *_S97 = _S76;
+    }
+    uint _S98 = _S72 / 4U;
+    uint _S99 = _S94 + 1U;
+    if(whole_0)
+    {
+        _S75 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S98) < (place_0->rows_3))
+        {
+            _S75 = (place_0->column_3 + _S99) < (place_0->columns_2);
+        }
+        else
+        {
+            _S75 = false;
+        }
+    }
+    if(_S75)
+    {
+        uint _S100 = Place_at_0(place_0, _S98, _S99);
+        float _S101 = factor_0 * *&((&sums_2->halves_1[1U])->y);
         float * _S102 = (&(result_2)[_S100]);
         if(accumulate_1)
         {
-            _S90 = *(&(result_2)[_S100]) + _S101;
+            _S76 = *(&(result_2)[_S100]) + _S101;
         }
         else
         {
-            _S90 = _S101;
+            _S76 = _S101;
         }
-        *_S102 = _S90;
+        *_S102 = _S76;
     }
-    uint _S103 = _S86 / 4U + 8U;
+    uint _S103 = _S72 / 4U + 8U;
     if(whole_0)
     {
-        _S89 = true;
+        _S75 = true;
     }
     else
     {
         if((place_0->row_4 + _S103) < (place_0->rows_3))
         {
-            _S89 = (place_0->column_3 + _S95) < (place_0->columns_2);
+            _S75 = (place_0->column_3 + _S94) < (place_0->columns_2);
         }
         else
         {
-            _S89 = false;
+            _S75 = false;
         }
     }
-    if(_S89)
+    if(_S75)
     {
-        uint _S104 = Place_at_0(place_0, _S103, _S95);
-        float _S105 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        uint _S104 = Place_at_0(place_0, _S103, _S94);
+        float _S105 = factor_0 * *&((&sums_2->halves_1[1U])->z);
         float * _S106 = (&(result_2)[_S104]);
         if(accumulate_1)
         {
-            _S90 = *(&(result_2)[_S104]) + _S105;
+            _S76 = *(&(result_2)[_S104]) + _S105;
         }
         else
         {
-            _S90 = _S105;
+            _S76 = _S105;
         }
-        *_S106 = _S90;
+        *_S106 = _S76;
     }
-    uint _S107 = _S86 / 4U;
-    uint _S108 = 8U + _S88;
+    uint _S107 = _S72 / 4U + 8U;
     if(whole_0)
     {
-        _S89 = true;
+        _S75 = true;
     }
     else
     {
         if((place_0->row_4 + _S107) < (place_0->rows_3))
         {
-            _S89 = (place_0->column_3 + _S108) < (place_0->columns_2);
+            _S75 = (place_0->column_3 + _S99) < (place_0->columns_2);
         }
         else
         {
-            _S89 = false;
+            _S75 = false;
         }
     }
-    if(_S89)
+    if(_S75)
     {
-        uint _S109 = Place_at_0(place_0, _S107, _S108);
-        float _S110 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S111 = (&(result_2)[_S109]);
+        uint _S108 = Place_at_0(place_0, _S107, _S99);
+        float _S109 = factor_0 * *&((&sums_2->halves_1[1U])->w);
+        float * _S110 = (&(result_2)[_S108]);
         if(accumulate_1)
         {
-            _S90 = *(&(result_2)[_S109]) + _S110;
+            _S76 = *(&(result_2)[_S108]) + _S109;
         }
         else
         {
-            _S90 = _S110;
+            _S76 = _S109;
         }
-        *_S111 = _S90;
-    }
-    uint _S112 = _S86 / 4U;
-    uint _S113 = _S108 + 1U;
-    if(whole_0)
-    {
-        _S89 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S112) < (place_0->rows_3))
-        {
-            _S89 = (place_0->column_3 + _S113) < (place_0->columns_2);
-        }
-        else
-        {
-            _S89 = false;
-        }
-    }
-    if(_S89)
-    {
-        uint _S114 = Place_at_0(place_0, _S112, _S113);
-        float _S115 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S116 = (&(result_2)[_S114]);
-        if(accumulate_1)
-        {
-            _S90 = *(&(result_2)[_S114]) + _S115;
-        }
-        else
-        {
-            _S90 = _S115;
-        }
-        *_S116 = _S90;
-    }
-    uint _S117 = _S86 / 4U + 8U;
-    if(whole_0)
-    {
-        _S89 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S117) < (place_0->rows_3))
-        {
-            _S89 = (place_0->column_3 + _S108) < (place_0->columns_2);
-        }
-        else
-        {
-            _S89 = false;
-        }
-    }
-    if(_S89)
-    {
-        uint _S118 = Place_at_0(place_0, _S117, _S108);
-        float _S119 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S120 = (&(result_2)[_S118]);
-        if(accumulate_1)
-        {
-            _S90 = *(&(result_2)[_S118]) + _S119;
-        }
-        else
-        {
-            _S90 = _S119;
-        }
-        *_S120 = _S90;
-    }
-    uint _S121 = _S86 / 4U + 8U;
-    if(whole_0)
-    {
-        _S89 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S121) < (place_0->rows_3))
-        {
-            _S89 = (place_0->column_3 + _S113) < (place_0->columns_2);
-        }
-        else
-        {
-            _S89 = false;
-        }
-    }
-    if(_S89)
-    {
-        uint _S122 = Place_at_0(place_0, _S121, _S113);
-        float _S123 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S124 = (&(result_2)[_S122]);
-        if(accumulate_1)
-        {
-            _S90 = *(&(result_2)[_S122]) + _S123;
-        }
-        else
-        {
-            _S90 = _S123;
-        }
-        *_S124 = _S90;
+        *_S110 = _S76;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S125 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S126 = (_S125 + 64U - 1U) / 64U;
-    uint _S127 = group_number_0(group_1);
-    uint _S128 = p_1->n_0;
-    if(_S127 >= (_S126 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S111 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S112 = (_S111 + 64U - 1U) / 64U;
+    uint _S113 = group_number_0(group_1);
+    uint _S114 = p_1->n_0;
+    if(_S113 >= (_S112 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S129 = _S127 % _S126;
-    uint _S130 = _S129 * 64U;
-    uint _S131 = _S127 / _S126;
-    uint _S132 = _S131 * 64U;
-    uint _S133 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S134 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S135 = thread_1 / 4U;
-    uint _S136 = thread_1 % 4U;
+    uint _S115 = _S113 % _S112;
+    uint _S116 = _S115 * 64U;
+    uint _S117 = _S113 / _S112;
+    uint _S118 = _S117 * 64U;
+    uint _S119 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S120 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S121 = thread_1 / 4U;
+    uint _S122 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S130;
-    (&operands_0)->side_0 = _S132;
-    (&operands_0)->rows_1 = _S125;
+    (&operands_0)->top_0 = _S116;
+    (&operands_0)->side_0 = _S118;
+    (&operands_0)->rows_1 = _S111;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S137 = no_sums_0();
-    sums_3[0U][0U] = _S137;
-    sums_3[0U][1U] = _S137;
-    sums_3[1U][0U] = _S137;
-    sums_3[1U][1U] = _S137;
-    Operands_0 _S138 = operands_0;
-    Parts_0 _S139 = Operands_load_0(&_S138, 0U, _S135, _S136);
+    Sums_0 _S123 = no_sums_0();
+    sums_3[0U][0U] = _S123;
+    sums_3[0U][1U] = _S123;
+    sums_3[1U][0U] = _S123;
+    sums_3[1U][1U] = _S123;
+    Operands_0 _S124 = operands_0;
+    Parts_0 _S125 = Operands_load_0(&_S124, 0U, _S121, _S122);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S139;
+    Parts_0 parts_1 = _S125;
     for(;;)
     {
-        uint _S140 = p_1->k_0;
+        uint _S126 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -629,81 +619,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S141 = parts_1;
-        Parts_store_0(&_S141, _S135, _S136);
+        Parts_0 _S127 = parts_1;
+        Parts_store_0(&_S127, _S121, _S122);
         __syncthreads();
-        uint _S142 = begin_1 + 32U;
-        uint _S143 = (U32_min((_S142), (_S140 - 32U)));
-        Operands_0 _S144 = operands_0;
-        Parts_0 _S145 = Operands_load_0(&_S144, _S143, _S135, _S136);
-        multiply_0(&sums_3, _S133, _S134, thread_1 % 32U);
+        uint _S128 = begin_1 + 32U;
+        uint _S129 = (U32_min((_S128), (_S126 - 32U)));
+        Operands_0 _S130 = operands_0;
+        Parts_0 _S131 = Operands_load_0(&_S130, _S129, _S121, _S122);
+        multiply_0(&sums_3, _S119, _S120, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S142;
-        parts_1 = _S145;
+        begin_1 = _S128;
+        parts_1 = _S131;
     }
-    bool _S146;
-    if((_S130 + 64U) <= _S125)
+    bool _S132;
+    if((_S116 + 64U) <= _S111)
     {
-        _S146 = (_S132 + 64U) <= _S128;
+        _S132 = (_S118 + 64U) <= _S114;
     }
     else
     {
-        _S146 = false;
+        _S132 = false;
     }
     Place_0 place_1;
-    uint _S147 = _S130 + _S133;
-    (&place_1)->row_4 = _S147;
-    uint _S148 = _S132 + _S134;
-    (&place_1)->column_3 = _S148;
-    (&place_1)->rows_3 = _S125;
-    (&place_1)->columns_2 = _S128;
-    uint _S149 = p_1->out_offset_0;
+    uint _S133 = _S116 + _S119;
+    (&place_1)->row_4 = _S133;
+    uint _S134 = _S118 + _S120;
+    (&place_1)->column_3 = _S134;
+    (&place_1)->rows_3 = _S111;
+    (&place_1)->columns_2 = _S114;
+    uint _S135 = p_1->out_offset_0;
     (&place_1)->offset_3 = p_1->out_offset_0;
-    uint _S150 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S151 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S152 = sums_3[0U][0U];
-    Place_0 _S153 = place_1;
-    write_0(&_S152, 16.0f, result_3, &_S153, _S151, _S146, thread_1);
+    uint _S136 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S137 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S138 = sums_3[0U][0U];
+    Place_0 _S139 = place_1;
+    write_0(&_S138, 16.0f, result_3, &_S139, _S137, _S132, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S147;
-    uint _S154 = _S148 + 16U;
-    (&place_2)->column_3 = _S154;
-    (&place_2)->rows_3 = _S125;
-    (&place_2)->columns_2 = _S128;
-    (&place_2)->offset_3 = _S149;
-    (&place_2)->stride_2 = _S150;
-    Sums_0 _S155 = sums_3[0U][1U];
-    Place_0 _S156 = place_2;
-    write_0(&_S155, 16.0f, result_3, &_S156, _S151, _S146, thread_1);
+    (&place_2)->row_4 = _S133;
+    uint _S140 = _S134 + 16U;
+    (&place_2)->column_3 = _S140;
+    (&place_2)->rows_3 = _S111;
+    (&place_2)->columns_2 = _S114;
+    (&place_2)->offset_3 = _S135;
+    (&place_2)->stride_0 = _S136;
+    Sums_0 _S141 = sums_3[0U][1U];
+    Place_0 _S142 = place_2;
+    write_0(&_S141, 16.0f, result_3, &_S142, _S137, _S132, thread_1);
     Place_0 place_3;
-    uint _S157 = _S147 + 16U;
-    (&place_3)->row_4 = _S157;
-    (&place_3)->column_3 = _S148;
-    (&place_3)->rows_3 = _S125;
-    (&place_3)->columns_2 = _S128;
-    (&place_3)->offset_3 = _S149;
-    (&place_3)->stride_2 = _S150;
-    Sums_0 _S158 = sums_3[1U][0U];
-    Place_0 _S159 = place_3;
-    write_0(&_S158, 16.0f, result_3, &_S159, _S151, _S146, thread_1);
+    uint _S143 = _S133 + 16U;
+    (&place_3)->row_4 = _S143;
+    (&place_3)->column_3 = _S134;
+    (&place_3)->rows_3 = _S111;
+    (&place_3)->columns_2 = _S114;
+    (&place_3)->offset_3 = _S135;
+    (&place_3)->stride_0 = _S136;
+    Sums_0 _S144 = sums_3[1U][0U];
+    Place_0 _S145 = place_3;
+    write_0(&_S144, 16.0f, result_3, &_S145, _S137, _S132, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S157;
-    (&place_4)->column_3 = _S154;
-    (&place_4)->rows_3 = _S125;
-    (&place_4)->columns_2 = _S128;
-    (&place_4)->offset_3 = _S149;
-    (&place_4)->stride_2 = _S150;
-    Sums_0 _S160 = sums_3[1U][1U];
-    Place_0 _S161 = place_4;
-    write_0(&_S160, 16.0f, result_3, &_S161, _S151, _S146, thread_1);
+    (&place_4)->row_4 = _S143;
+    (&place_4)->column_3 = _S140;
+    (&place_4)->rows_3 = _S111;
+    (&place_4)->columns_2 = _S114;
+    (&place_4)->offset_3 = _S135;
+    (&place_4)->stride_0 = _S136;
+    Sums_0 _S146 = sums_3[1U][1U];
+    Place_0 _S147 = place_4;
+    write_0(&_S146, 16.0f, result_3, &_S147, _S137, _S132, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_q4_1(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S162 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S163 = p_2;
-    gemm_0(blockIdx, _S162, x_5, weight_2, result_4, batch_2, &_S163);
+    uint _S148 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S149 = p_2;
+    gemm_0(blockIdx, _S148, x_5, weight_2, result_4, batch_2, &_S149);
     return;
 }

@@ -67,8 +67,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -79,7 +77,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 {
@@ -90,13 +94,13 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S1 = make_float4 (-65504.0f);
     float4  _S2 = make_float4 (65504.0f);
-    uint _S3 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S3] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2));
-    uint _S4 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S4] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2));
+    uint _S3 = row_0 * 5U;
+    put_0(_S3 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2)));
+    uint _S4 = (row_0 + 32U) * 5U;
+    put_0(_S4 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2)));
     uint _S5 = 8U * eight_0;
-    (*&right_tile_0)[_S3] = Others_decode_0(this_0->right_0[0U], _S5);
-    (*&right_tile_0)[_S4] = Others_decode_0(this_0->right_0[1U], _S5);
+    put_0(320U + _S3 + eight_0, Others_decode_0(this_0->right_0[0U], _S5));
+    put_0(320U + _S4 + eight_0, Others_decode_0(this_0->right_0[1U], _S5));
     return;
 }
 
@@ -254,87 +258,73 @@ __device__ Sums_0 no_sums_0()
     return _S48;
 }
 
-__device__ uint4  load_right_0(FixedArray<uint4 , 320>  * tile_0, uint at_0, uint stride_0, uint lane_0)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 320>  _S49 = *tile_0;
-    uint4  _S50 = (wasmetal_load_four((&_S49[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
-    return _S50;
+    uint4  _S49 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S49;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 320>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    FixedArray<uint4 , 320>  _S51 = *tile_1;
-    uint4  _S52 = (wasmetal_load_four((&_S51[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
-    return _S52;
+    uint4  _S50 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S50;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S53 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S54 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S55;
-    _S55[int(0)] = _S53;
-    _S55[int(1)] = _S54;
-    Sums_0 _S56 = Sums_x24init_0(&_S55);
-    return _S56;
+    float4  _S51 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S52 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S53;
+    _S53[int(0)] = _S51;
+    _S53[int(1)] = _S52;
+    Sums_0 _S54 = Sums_x24init_0(&_S53);
+    return _S54;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S57 = across_0 * 5U;
-    FixedArray<uint4 , 320>  _S58 = *&right_tile_0;
-    uint4  _S59 = load_right_0(&_S58, _S57, 5U, lane_2);
-    right_2[0U] = _S59;
-    uint _S60 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S61 = *&right_tile_0;
-    uint4  _S62 = load_right_0(&_S61, _S60, 5U, lane_2);
-    right_2[1U] = _S62;
-    uint _S63 = down_0 * 5U;
-    FixedArray<uint4 , 320>  _S64 = *&left_tile_0;
-    uint4  _S65 = load_left_0(&_S64, _S63, 5U, lane_2);
-    Sums_0 _S66 = (*sums_1)[0U][0U];
-    Sums_0 _S67 = multiply_add_0(_S65, _S59, &_S66);
-    (*sums_1)[0U][0U] = _S67;
-    Sums_0 _S68 = (*sums_1)[0U][1U];
-    Sums_0 _S69 = multiply_add_0(_S65, _S62, &_S68);
-    (*sums_1)[0U][1U] = _S69;
-    uint _S70 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S71 = *&left_tile_0;
-    uint4  _S72 = load_left_0(&_S71, _S70, 5U, lane_2);
-    Sums_0 _S73 = (*sums_1)[1U][0U];
-    Sums_0 _S74 = multiply_add_0(_S72, _S59, &_S73);
-    (*sums_1)[1U][0U] = _S74;
-    Sums_0 _S75 = (*sums_1)[1U][1U];
-    Sums_0 _S76 = multiply_add_0(_S72, _S62, &_S75);
-    (*sums_1)[1U][1U] = _S76;
+    uint _S55 = 320U + across_0 * 5U;
+    uint4  _S56 = load_right_0(_S55, lane_2);
+    right_2[0U] = _S56;
+    uint _S57 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S58 = load_right_0(_S57, lane_2);
+    right_2[1U] = _S58;
+    uint _S59 = down_0 * 5U;
+    uint4  _S60 = load_left_0(_S59, lane_2);
+    Sums_0 _S61 = (*sums_1)[0U][0U];
+    Sums_0 _S62 = multiply_add_0(_S60, _S56, &_S61);
+    (*sums_1)[0U][0U] = _S62;
+    Sums_0 _S63 = (*sums_1)[0U][1U];
+    Sums_0 _S64 = multiply_add_0(_S60, _S58, &_S63);
+    (*sums_1)[0U][1U] = _S64;
+    uint _S65 = (down_0 + 16U) * 5U;
+    uint4  _S66 = load_left_0(_S65, lane_2);
+    Sums_0 _S67 = (*sums_1)[1U][0U];
+    Sums_0 _S68 = multiply_add_0(_S66, _S56, &_S67);
+    (*sums_1)[1U][0U] = _S68;
+    Sums_0 _S69 = (*sums_1)[1U][1U];
+    Sums_0 _S70 = multiply_add_0(_S66, _S58, &_S69);
+    (*sums_1)[1U][1U] = _S70;
     FixedArray<uint4 , 2>  right_3;
-    uint _S77 = _S57 + 2U;
-    FixedArray<uint4 , 320>  _S78 = *&right_tile_0;
-    uint4  _S79 = load_right_0(&_S78, _S77, 5U, lane_2);
-    right_3[0U] = _S79;
-    uint _S80 = _S60 + 2U;
-    FixedArray<uint4 , 320>  _S81 = *&right_tile_0;
-    uint4  _S82 = load_right_0(&_S81, _S80, 5U, lane_2);
-    right_3[1U] = _S82;
-    uint _S83 = _S63 + 2U;
-    FixedArray<uint4 , 320>  _S84 = *&left_tile_0;
-    uint4  _S85 = load_left_0(&_S84, _S83, 5U, lane_2);
-    Sums_0 _S86 = (*sums_1)[0U][0U];
-    Sums_0 _S87 = multiply_add_0(_S85, _S79, &_S86);
-    (*sums_1)[0U][0U] = _S87;
-    Sums_0 _S88 = (*sums_1)[0U][1U];
-    Sums_0 _S89 = multiply_add_0(_S85, _S82, &_S88);
-    (*sums_1)[0U][1U] = _S89;
-    uint _S90 = _S70 + 2U;
-    FixedArray<uint4 , 320>  _S91 = *&left_tile_0;
-    uint4  _S92 = load_left_0(&_S91, _S90, 5U, lane_2);
-    Sums_0 _S93 = (*sums_1)[1U][0U];
-    Sums_0 _S94 = multiply_add_0(_S92, _S79, &_S93);
-    (*sums_1)[1U][0U] = _S94;
-    Sums_0 _S95 = (*sums_1)[1U][1U];
-    Sums_0 _S96 = multiply_add_0(_S92, _S82, &_S95);
-    (*sums_1)[1U][1U] = _S96;
+    uint4  _S71 = load_right_0(_S55 + 2U, lane_2);
+    right_3[0U] = _S71;
+    uint4  _S72 = load_right_0(_S57 + 2U, lane_2);
+    right_3[1U] = _S72;
+    uint4  _S73 = load_left_0(_S59 + 2U, lane_2);
+    Sums_0 _S74 = (*sums_1)[0U][0U];
+    Sums_0 _S75 = multiply_add_0(_S73, _S71, &_S74);
+    (*sums_1)[0U][0U] = _S75;
+    Sums_0 _S76 = (*sums_1)[0U][1U];
+    Sums_0 _S77 = multiply_add_0(_S73, _S72, &_S76);
+    (*sums_1)[0U][1U] = _S77;
+    uint4  _S78 = load_left_0(_S65 + 2U, lane_2);
+    Sums_0 _S79 = (*sums_1)[1U][0U];
+    Sums_0 _S80 = multiply_add_0(_S78, _S71, &_S79);
+    (*sums_1)[1U][0U] = _S80;
+    Sums_0 _S81 = (*sums_1)[1U][1U];
+    Sums_0 _S82 = multiply_add_0(_S78, _S72, &_S81);
+    (*sums_1)[1U][1U] = _S82;
     return;
 }
 
@@ -345,312 +335,312 @@ struct Place_0
     uint rows_3;
     uint columns_2;
     uint offset_3;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_3 + (this_2->row_4 + r_0) * this_2->stride_2 + this_2->column_3 + c_0;
+    return this_2->offset_3 + (this_2->row_4 + r_0) * this_2->stride_0 + this_2->column_3 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S97 = thread_0 % 32U;
-    uint _S98 = _S97 / 4U;
-    uint _S99 = _S97 % 4U * 2U;
-    bool _S100;
+    uint _S83 = thread_0 % 32U;
+    uint _S84 = _S83 / 4U;
+    uint _S85 = _S83 % 4U * 2U;
+    bool _S86;
     if(whole_0)
     {
-        _S100 = true;
+        _S86 = true;
     }
     else
     {
-        if((place_0->row_4 + _S98) < (place_0->rows_3))
+        if((place_0->row_4 + _S84) < (place_0->rows_3))
         {
-            _S100 = (place_0->column_3 + _S99) < (place_0->columns_2);
+            _S86 = (place_0->column_3 + _S85) < (place_0->columns_2);
         }
         else
         {
-            _S100 = false;
+            _S86 = false;
         }
     }
-    float _S101;
-    if(_S100)
+    float _S87;
+    if(_S86)
     {
-        uint _S102 = Place_at_0(place_0, _S98, _S99);
-        float _S103 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S104 = (&(result_2)[_S102]);
+        uint _S88 = Place_at_0(place_0, _S84, _S85);
+        float _S89 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S90 = (&(result_2)[_S88]);
         if(accumulate_1)
         {
-            _S101 = *(&(result_2)[_S102]) + _S103;
+            _S87 = *(&(result_2)[_S88]) + _S89;
         }
         else
         {
-            _S101 = _S103;
+            _S87 = _S89;
         }
-        *_S104 = _S101;
+        *_S90 = _S87;
     }
-    uint _S105 = _S97 / 4U;
-    uint _S106 = _S99 + 1U;
+    uint _S91 = _S83 / 4U;
+    uint _S92 = _S85 + 1U;
     if(whole_0)
     {
-        _S100 = true;
+        _S86 = true;
     }
     else
     {
-        if((place_0->row_4 + _S105) < (place_0->rows_3))
+        if((place_0->row_4 + _S91) < (place_0->rows_3))
         {
-            _S100 = (place_0->column_3 + _S106) < (place_0->columns_2);
+            _S86 = (place_0->column_3 + _S92) < (place_0->columns_2);
         }
         else
         {
-            _S100 = false;
+            _S86 = false;
         }
     }
-    if(_S100)
+    if(_S86)
     {
-        uint _S107 = Place_at_0(place_0, _S105, _S106);
-        float _S108 = factor_0 * *&((&sums_2->halves_1[0U])->y);
-        float * _S109 = (&(result_2)[_S107]);
+        uint _S93 = Place_at_0(place_0, _S91, _S92);
+        float _S94 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S95 = (&(result_2)[_S93]);
         if(accumulate_1)
         {
-            _S101 = *(&(result_2)[_S107]) + _S108;
+            _S87 = *(&(result_2)[_S93]) + _S94;
         }
         else
         {
-            _S101 = _S108;
+            _S87 = _S94;
         }
-        *_S109 = _S101;
+        *_S95 = _S87;
     }
-    uint _S110 = _S97 / 4U + 8U;
+    uint _S96 = _S83 / 4U + 8U;
     if(whole_0)
     {
-        _S100 = true;
+        _S86 = true;
     }
     else
     {
-        if((place_0->row_4 + _S110) < (place_0->rows_3))
+        if((place_0->row_4 + _S96) < (place_0->rows_3))
         {
-            _S100 = (place_0->column_3 + _S99) < (place_0->columns_2);
+            _S86 = (place_0->column_3 + _S85) < (place_0->columns_2);
         }
         else
         {
-            _S100 = false;
+            _S86 = false;
         }
     }
-    if(_S100)
+    if(_S86)
     {
-        uint _S111 = Place_at_0(place_0, _S110, _S99);
-        float _S112 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        uint _S97 = Place_at_0(place_0, _S96, _S85);
+        float _S98 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S99 = (&(result_2)[_S97]);
+        if(accumulate_1)
+        {
+            _S87 = *(&(result_2)[_S97]) + _S98;
+        }
+        else
+        {
+            _S87 = _S98;
+        }
+        *_S99 = _S87;
+    }
+    uint _S100 = _S83 / 4U + 8U;
+    if(whole_0)
+    {
+        _S86 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S100) < (place_0->rows_3))
+        {
+            _S86 = (place_0->column_3 + _S92) < (place_0->columns_2);
+        }
+        else
+        {
+            _S86 = false;
+        }
+    }
+    if(_S86)
+    {
+        uint _S101 = Place_at_0(place_0, _S100, _S92);
+        float _S102 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S103 = (&(result_2)[_S101]);
+        if(accumulate_1)
+        {
+            _S87 = *(&(result_2)[_S101]) + _S102;
+        }
+        else
+        {
+            _S87 = _S102;
+        }
+        *_S103 = _S87;
+    }
+    uint _S104 = _S83 / 4U;
+    uint _S105 = 8U + _S85;
+    if(whole_0)
+    {
+        _S86 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S104) < (place_0->rows_3))
+        {
+            _S86 = (place_0->column_3 + _S105) < (place_0->columns_2);
+        }
+        else
+        {
+            _S86 = false;
+        }
+    }
+    if(_S86)
+    {
+        uint _S106 = Place_at_0(place_0, _S104, _S105);
+        float _S107 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S108 = (&(result_2)[_S106]);
+        if(accumulate_1)
+        {
+            _S87 = *(&(result_2)[_S106]) + _S107;
+        }
+        else
+        {
+            _S87 = _S107;
+        }
+        *_S108 = _S87;
+    }
+    uint _S109 = _S83 / 4U;
+    uint _S110 = _S105 + 1U;
+    if(whole_0)
+    {
+        _S86 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S109) < (place_0->rows_3))
+        {
+            _S86 = (place_0->column_3 + _S110) < (place_0->columns_2);
+        }
+        else
+        {
+            _S86 = false;
+        }
+    }
+    if(_S86)
+    {
+        uint _S111 = Place_at_0(place_0, _S109, _S110);
+        float _S112 = factor_0 * *&((&sums_2->halves_1[1U])->y);
         float * _S113 = (&(result_2)[_S111]);
         if(accumulate_1)
         {
-            _S101 = *(&(result_2)[_S111]) + _S112;
+            _S87 = *(&(result_2)[_S111]) + _S112;
         }
         else
         {
-            _S101 = _S112;
+            _S87 = _S112;
         }
-        *_S113 = _S101;
+        *_S113 = _S87;
     }
-    uint _S114 = _S97 / 4U + 8U;
+    uint _S114 = _S83 / 4U + 8U;
     if(whole_0)
     {
-        _S100 = true;
+        _S86 = true;
     }
     else
     {
         if((place_0->row_4 + _S114) < (place_0->rows_3))
         {
-            _S100 = (place_0->column_3 + _S106) < (place_0->columns_2);
+            _S86 = (place_0->column_3 + _S105) < (place_0->columns_2);
         }
         else
         {
-            _S100 = false;
+            _S86 = false;
         }
     }
-    if(_S100)
+    if(_S86)
     {
-        uint _S115 = Place_at_0(place_0, _S114, _S106);
-        float _S116 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        uint _S115 = Place_at_0(place_0, _S114, _S105);
+        float _S116 = factor_0 * *&((&sums_2->halves_1[1U])->z);
         float * _S117 = (&(result_2)[_S115]);
         if(accumulate_1)
         {
-            _S101 = *(&(result_2)[_S115]) + _S116;
+            _S87 = *(&(result_2)[_S115]) + _S116;
         }
         else
         {
-            _S101 = _S116;
+            _S87 = _S116;
         }
-        *_S117 = _S101;
+        *_S117 = _S87;
     }
-    uint _S118 = _S97 / 4U;
-    uint _S119 = 8U + _S99;
+    uint _S118 = _S83 / 4U + 8U;
     if(whole_0)
     {
-        _S100 = true;
+        _S86 = true;
     }
     else
     {
         if((place_0->row_4 + _S118) < (place_0->rows_3))
         {
-            _S100 = (place_0->column_3 + _S119) < (place_0->columns_2);
+            _S86 = (place_0->column_3 + _S110) < (place_0->columns_2);
         }
         else
         {
-            _S100 = false;
+            _S86 = false;
         }
     }
-    if(_S100)
+    if(_S86)
     {
-        uint _S120 = Place_at_0(place_0, _S118, _S119);
-        float _S121 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S122 = (&(result_2)[_S120]);
+        uint _S119 = Place_at_0(place_0, _S118, _S110);
+        float _S120 = factor_0 * *&((&sums_2->halves_1[1U])->w);
+        float * _S121 = (&(result_2)[_S119]);
         if(accumulate_1)
         {
-            _S101 = *(&(result_2)[_S120]) + _S121;
+            _S87 = *(&(result_2)[_S119]) + _S120;
         }
         else
         {
-            _S101 = _S121;
+            _S87 = _S120;
         }
-        *_S122 = _S101;
-    }
-    uint _S123 = _S97 / 4U;
-    uint _S124 = _S119 + 1U;
-    if(whole_0)
-    {
-        _S100 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S123) < (place_0->rows_3))
-        {
-            _S100 = (place_0->column_3 + _S124) < (place_0->columns_2);
-        }
-        else
-        {
-            _S100 = false;
-        }
-    }
-    if(_S100)
-    {
-        uint _S125 = Place_at_0(place_0, _S123, _S124);
-        float _S126 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S127 = (&(result_2)[_S125]);
-        if(accumulate_1)
-        {
-            _S101 = *(&(result_2)[_S125]) + _S126;
-        }
-        else
-        {
-            _S101 = _S126;
-        }
-        *_S127 = _S101;
-    }
-    uint _S128 = _S97 / 4U + 8U;
-    if(whole_0)
-    {
-        _S100 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S128) < (place_0->rows_3))
-        {
-            _S100 = (place_0->column_3 + _S119) < (place_0->columns_2);
-        }
-        else
-        {
-            _S100 = false;
-        }
-    }
-    if(_S100)
-    {
-        uint _S129 = Place_at_0(place_0, _S128, _S119);
-        float _S130 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S131 = (&(result_2)[_S129]);
-        if(accumulate_1)
-        {
-            _S101 = *(&(result_2)[_S129]) + _S130;
-        }
-        else
-        {
-            _S101 = _S130;
-        }
-        *_S131 = _S101;
-    }
-    uint _S132 = _S97 / 4U + 8U;
-    if(whole_0)
-    {
-        _S100 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S132) < (place_0->rows_3))
-        {
-            _S100 = (place_0->column_3 + _S124) < (place_0->columns_2);
-        }
-        else
-        {
-            _S100 = false;
-        }
-    }
-    if(_S100)
-    {
-        uint _S133 = Place_at_0(place_0, _S132, _S124);
-        float _S134 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S135 = (&(result_2)[_S133]);
-        if(accumulate_1)
-        {
-            _S101 = *(&(result_2)[_S133]) + _S134;
-        }
-        else
-        {
-            _S101 = _S134;
-        }
-        *_S135 = _S101;
+        *_S121 = _S87;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S136 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S137 = (_S136 + 64U - 1U) / 64U;
-    uint _S138 = group_number_0(group_1);
-    uint _S139 = p_1->n_0;
-    if(_S138 >= (_S137 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S122 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S123 = (_S122 + 64U - 1U) / 64U;
+    uint _S124 = group_number_0(group_1);
+    uint _S125 = p_1->n_0;
+    if(_S124 >= (_S123 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S140 = _S138 % _S137;
-    uint _S141 = _S140 * 64U;
-    uint _S142 = _S138 / _S137;
-    uint _S143 = _S142 * 64U;
-    uint _S144 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S145 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S146 = thread_1 / 4U;
-    uint _S147 = thread_1 % 4U;
+    uint _S126 = _S124 % _S123;
+    uint _S127 = _S126 * 64U;
+    uint _S128 = _S124 / _S123;
+    uint _S129 = _S128 * 64U;
+    uint _S130 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S131 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S132 = thread_1 / 4U;
+    uint _S133 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S141;
-    (&operands_0)->side_0 = _S143;
-    (&operands_0)->rows_1 = _S136;
+    (&operands_0)->top_0 = _S127;
+    (&operands_0)->side_0 = _S129;
+    (&operands_0)->rows_1 = _S122;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S148 = no_sums_0();
-    sums_3[0U][0U] = _S148;
-    sums_3[0U][1U] = _S148;
-    sums_3[1U][0U] = _S148;
-    sums_3[1U][1U] = _S148;
-    Operands_0 _S149 = operands_0;
-    Parts_0 _S150 = Operands_load_0(&_S149, 0U, _S146, _S147);
+    Sums_0 _S134 = no_sums_0();
+    sums_3[0U][0U] = _S134;
+    sums_3[0U][1U] = _S134;
+    sums_3[1U][0U] = _S134;
+    sums_3[1U][1U] = _S134;
+    Operands_0 _S135 = operands_0;
+    Parts_0 _S136 = Operands_load_0(&_S135, 0U, _S132, _S133);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S150;
+    Parts_0 parts_1 = _S136;
     for(;;)
     {
-        uint _S151 = p_1->k_0;
+        uint _S137 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -658,81 +648,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S152 = parts_1;
-        Parts_store_0(&_S152, _S146, _S147);
+        Parts_0 _S138 = parts_1;
+        Parts_store_0(&_S138, _S132, _S133);
         __syncthreads();
-        uint _S153 = begin_1 + 32U;
-        uint _S154 = (U32_min((_S153), (_S151 - 32U)));
-        Operands_0 _S155 = operands_0;
-        Parts_0 _S156 = Operands_load_0(&_S155, _S154, _S146, _S147);
-        multiply_0(&sums_3, _S144, _S145, thread_1 % 32U);
+        uint _S139 = begin_1 + 32U;
+        uint _S140 = (U32_min((_S139), (_S137 - 32U)));
+        Operands_0 _S141 = operands_0;
+        Parts_0 _S142 = Operands_load_0(&_S141, _S140, _S132, _S133);
+        multiply_0(&sums_3, _S130, _S131, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S153;
-        parts_1 = _S156;
+        begin_1 = _S139;
+        parts_1 = _S142;
     }
-    bool _S157;
-    if((_S141 + 64U) <= _S136)
+    bool _S143;
+    if((_S127 + 64U) <= _S122)
     {
-        _S157 = (_S143 + 64U) <= _S139;
+        _S143 = (_S129 + 64U) <= _S125;
     }
     else
     {
-        _S157 = false;
+        _S143 = false;
     }
     Place_0 place_1;
-    uint _S158 = _S141 + _S144;
-    (&place_1)->row_4 = _S158;
-    uint _S159 = _S143 + _S145;
-    (&place_1)->column_3 = _S159;
-    (&place_1)->rows_3 = _S136;
-    (&place_1)->columns_2 = _S139;
-    uint _S160 = p_1->out_offset_0;
+    uint _S144 = _S127 + _S130;
+    (&place_1)->row_4 = _S144;
+    uint _S145 = _S129 + _S131;
+    (&place_1)->column_3 = _S145;
+    (&place_1)->rows_3 = _S122;
+    (&place_1)->columns_2 = _S125;
+    uint _S146 = p_1->out_offset_0;
     (&place_1)->offset_3 = p_1->out_offset_0;
-    uint _S161 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S162 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S163 = sums_3[0U][0U];
-    Place_0 _S164 = place_1;
-    write_0(&_S163, 16.0f, result_3, &_S164, _S162, _S157, thread_1);
+    uint _S147 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S148 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S149 = sums_3[0U][0U];
+    Place_0 _S150 = place_1;
+    write_0(&_S149, 16.0f, result_3, &_S150, _S148, _S143, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S158;
-    uint _S165 = _S159 + 16U;
-    (&place_2)->column_3 = _S165;
-    (&place_2)->rows_3 = _S136;
-    (&place_2)->columns_2 = _S139;
-    (&place_2)->offset_3 = _S160;
-    (&place_2)->stride_2 = _S161;
-    Sums_0 _S166 = sums_3[0U][1U];
-    Place_0 _S167 = place_2;
-    write_0(&_S166, 16.0f, result_3, &_S167, _S162, _S157, thread_1);
+    (&place_2)->row_4 = _S144;
+    uint _S151 = _S145 + 16U;
+    (&place_2)->column_3 = _S151;
+    (&place_2)->rows_3 = _S122;
+    (&place_2)->columns_2 = _S125;
+    (&place_2)->offset_3 = _S146;
+    (&place_2)->stride_0 = _S147;
+    Sums_0 _S152 = sums_3[0U][1U];
+    Place_0 _S153 = place_2;
+    write_0(&_S152, 16.0f, result_3, &_S153, _S148, _S143, thread_1);
     Place_0 place_3;
-    uint _S168 = _S158 + 16U;
-    (&place_3)->row_4 = _S168;
-    (&place_3)->column_3 = _S159;
-    (&place_3)->rows_3 = _S136;
-    (&place_3)->columns_2 = _S139;
-    (&place_3)->offset_3 = _S160;
-    (&place_3)->stride_2 = _S161;
-    Sums_0 _S169 = sums_3[1U][0U];
-    Place_0 _S170 = place_3;
-    write_0(&_S169, 16.0f, result_3, &_S170, _S162, _S157, thread_1);
+    uint _S154 = _S144 + 16U;
+    (&place_3)->row_4 = _S154;
+    (&place_3)->column_3 = _S145;
+    (&place_3)->rows_3 = _S122;
+    (&place_3)->columns_2 = _S125;
+    (&place_3)->offset_3 = _S146;
+    (&place_3)->stride_0 = _S147;
+    Sums_0 _S155 = sums_3[1U][0U];
+    Place_0 _S156 = place_3;
+    write_0(&_S155, 16.0f, result_3, &_S156, _S148, _S143, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S168;
-    (&place_4)->column_3 = _S165;
-    (&place_4)->rows_3 = _S136;
-    (&place_4)->columns_2 = _S139;
-    (&place_4)->offset_3 = _S160;
-    (&place_4)->stride_2 = _S161;
-    Sums_0 _S171 = sums_3[1U][1U];
-    Place_0 _S172 = place_4;
-    write_0(&_S171, 16.0f, result_3, &_S172, _S162, _S157, thread_1);
+    (&place_4)->row_4 = _S154;
+    (&place_4)->column_3 = _S151;
+    (&place_4)->rows_3 = _S122;
+    (&place_4)->columns_2 = _S125;
+    (&place_4)->offset_3 = _S146;
+    (&place_4)->stride_0 = _S147;
+    Sums_0 _S157 = sums_3[1U][1U];
+    Place_0 _S158 = place_4;
+    write_0(&_S157, 16.0f, result_3, &_S158, _S148, _S143, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_q4_k(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S173 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S174 = p_2;
-    gemm_0(blockIdx, _S173, x_5, weight_2, result_4, batch_2, &_S174);
+    uint _S159 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S160 = p_2;
+    gemm_0(blockIdx, _S159, x_5, weight_2, result_4, batch_2, &_S160);
     return;
 }

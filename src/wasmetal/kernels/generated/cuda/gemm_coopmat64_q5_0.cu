@@ -67,8 +67,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -79,7 +77,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 {
@@ -90,13 +94,13 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S1 = make_float4 (-65504.0f);
     float4  _S2 = make_float4 (65504.0f);
-    uint _S3 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S3] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2));
-    uint _S4 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S4] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2));
+    uint _S3 = row_0 * 5U;
+    put_0(_S3 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2)));
+    uint _S4 = (row_0 + 32U) * 5U;
+    put_0(_S4 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2)));
     uint _S5 = 8U * eight_0;
-    (*&right_tile_0)[_S3] = Others_decode_0(this_0->right_0[0U], _S5);
-    (*&right_tile_0)[_S4] = Others_decode_0(this_0->right_0[1U], _S5);
+    put_0(320U + _S3 + eight_0, Others_decode_0(this_0->right_0[0U], _S5));
+    put_0(320U + _S4 + eight_0, Others_decode_0(this_0->right_0[1U], _S5));
     return;
 }
 
@@ -254,87 +258,73 @@ __device__ Sums_0 no_sums_0()
     return _S43;
 }
 
-__device__ uint4  load_right_0(FixedArray<uint4 , 320>  * tile_0, uint at_0, uint stride_0, uint lane_0)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 320>  _S44 = *tile_0;
-    uint4  _S45 = (wasmetal_load_four((&_S44[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
-    return _S45;
+    uint4  _S44 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S44;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 320>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    FixedArray<uint4 , 320>  _S46 = *tile_1;
-    uint4  _S47 = (wasmetal_load_four((&_S46[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
-    return _S47;
+    uint4  _S45 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S45;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S48 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S49 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S50;
-    _S50[int(0)] = _S48;
-    _S50[int(1)] = _S49;
-    Sums_0 _S51 = Sums_x24init_0(&_S50);
-    return _S51;
+    float4  _S46 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S47 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S48;
+    _S48[int(0)] = _S46;
+    _S48[int(1)] = _S47;
+    Sums_0 _S49 = Sums_x24init_0(&_S48);
+    return _S49;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S52 = across_0 * 5U;
-    FixedArray<uint4 , 320>  _S53 = *&right_tile_0;
-    uint4  _S54 = load_right_0(&_S53, _S52, 5U, lane_2);
-    right_2[0U] = _S54;
-    uint _S55 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S56 = *&right_tile_0;
-    uint4  _S57 = load_right_0(&_S56, _S55, 5U, lane_2);
-    right_2[1U] = _S57;
-    uint _S58 = down_0 * 5U;
-    FixedArray<uint4 , 320>  _S59 = *&left_tile_0;
-    uint4  _S60 = load_left_0(&_S59, _S58, 5U, lane_2);
-    Sums_0 _S61 = (*sums_1)[0U][0U];
-    Sums_0 _S62 = multiply_add_0(_S60, _S54, &_S61);
-    (*sums_1)[0U][0U] = _S62;
-    Sums_0 _S63 = (*sums_1)[0U][1U];
-    Sums_0 _S64 = multiply_add_0(_S60, _S57, &_S63);
-    (*sums_1)[0U][1U] = _S64;
-    uint _S65 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S66 = *&left_tile_0;
-    uint4  _S67 = load_left_0(&_S66, _S65, 5U, lane_2);
-    Sums_0 _S68 = (*sums_1)[1U][0U];
-    Sums_0 _S69 = multiply_add_0(_S67, _S54, &_S68);
-    (*sums_1)[1U][0U] = _S69;
-    Sums_0 _S70 = (*sums_1)[1U][1U];
-    Sums_0 _S71 = multiply_add_0(_S67, _S57, &_S70);
-    (*sums_1)[1U][1U] = _S71;
+    uint _S50 = 320U + across_0 * 5U;
+    uint4  _S51 = load_right_0(_S50, lane_2);
+    right_2[0U] = _S51;
+    uint _S52 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S53 = load_right_0(_S52, lane_2);
+    right_2[1U] = _S53;
+    uint _S54 = down_0 * 5U;
+    uint4  _S55 = load_left_0(_S54, lane_2);
+    Sums_0 _S56 = (*sums_1)[0U][0U];
+    Sums_0 _S57 = multiply_add_0(_S55, _S51, &_S56);
+    (*sums_1)[0U][0U] = _S57;
+    Sums_0 _S58 = (*sums_1)[0U][1U];
+    Sums_0 _S59 = multiply_add_0(_S55, _S53, &_S58);
+    (*sums_1)[0U][1U] = _S59;
+    uint _S60 = (down_0 + 16U) * 5U;
+    uint4  _S61 = load_left_0(_S60, lane_2);
+    Sums_0 _S62 = (*sums_1)[1U][0U];
+    Sums_0 _S63 = multiply_add_0(_S61, _S51, &_S62);
+    (*sums_1)[1U][0U] = _S63;
+    Sums_0 _S64 = (*sums_1)[1U][1U];
+    Sums_0 _S65 = multiply_add_0(_S61, _S53, &_S64);
+    (*sums_1)[1U][1U] = _S65;
     FixedArray<uint4 , 2>  right_3;
-    uint _S72 = _S52 + 2U;
-    FixedArray<uint4 , 320>  _S73 = *&right_tile_0;
-    uint4  _S74 = load_right_0(&_S73, _S72, 5U, lane_2);
-    right_3[0U] = _S74;
-    uint _S75 = _S55 + 2U;
-    FixedArray<uint4 , 320>  _S76 = *&right_tile_0;
-    uint4  _S77 = load_right_0(&_S76, _S75, 5U, lane_2);
-    right_3[1U] = _S77;
-    uint _S78 = _S58 + 2U;
-    FixedArray<uint4 , 320>  _S79 = *&left_tile_0;
-    uint4  _S80 = load_left_0(&_S79, _S78, 5U, lane_2);
-    Sums_0 _S81 = (*sums_1)[0U][0U];
-    Sums_0 _S82 = multiply_add_0(_S80, _S74, &_S81);
-    (*sums_1)[0U][0U] = _S82;
-    Sums_0 _S83 = (*sums_1)[0U][1U];
-    Sums_0 _S84 = multiply_add_0(_S80, _S77, &_S83);
-    (*sums_1)[0U][1U] = _S84;
-    uint _S85 = _S65 + 2U;
-    FixedArray<uint4 , 320>  _S86 = *&left_tile_0;
-    uint4  _S87 = load_left_0(&_S86, _S85, 5U, lane_2);
-    Sums_0 _S88 = (*sums_1)[1U][0U];
-    Sums_0 _S89 = multiply_add_0(_S87, _S74, &_S88);
-    (*sums_1)[1U][0U] = _S89;
-    Sums_0 _S90 = (*sums_1)[1U][1U];
-    Sums_0 _S91 = multiply_add_0(_S87, _S77, &_S90);
-    (*sums_1)[1U][1U] = _S91;
+    uint4  _S66 = load_right_0(_S50 + 2U, lane_2);
+    right_3[0U] = _S66;
+    uint4  _S67 = load_right_0(_S52 + 2U, lane_2);
+    right_3[1U] = _S67;
+    uint4  _S68 = load_left_0(_S54 + 2U, lane_2);
+    Sums_0 _S69 = (*sums_1)[0U][0U];
+    Sums_0 _S70 = multiply_add_0(_S68, _S66, &_S69);
+    (*sums_1)[0U][0U] = _S70;
+    Sums_0 _S71 = (*sums_1)[0U][1U];
+    Sums_0 _S72 = multiply_add_0(_S68, _S67, &_S71);
+    (*sums_1)[0U][1U] = _S72;
+    uint4  _S73 = load_left_0(_S60 + 2U, lane_2);
+    Sums_0 _S74 = (*sums_1)[1U][0U];
+    Sums_0 _S75 = multiply_add_0(_S73, _S66, &_S74);
+    (*sums_1)[1U][0U] = _S75;
+    Sums_0 _S76 = (*sums_1)[1U][1U];
+    Sums_0 _S77 = multiply_add_0(_S73, _S67, &_S76);
+    (*sums_1)[1U][1U] = _S77;
     return;
 }
 
@@ -345,312 +335,312 @@ struct Place_0
     uint rows_3;
     uint columns_2;
     uint offset_5;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_5 + (this_2->row_4 + r_0) * this_2->stride_2 + this_2->column_3 + c_0;
+    return this_2->offset_5 + (this_2->row_4 + r_0) * this_2->stride_0 + this_2->column_3 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S92 = thread_0 % 32U;
-    uint _S93 = _S92 / 4U;
-    uint _S94 = _S92 % 4U * 2U;
-    bool _S95;
+    uint _S78 = thread_0 % 32U;
+    uint _S79 = _S78 / 4U;
+    uint _S80 = _S78 % 4U * 2U;
+    bool _S81;
     if(whole_0)
     {
-        _S95 = true;
+        _S81 = true;
     }
     else
     {
-        if((place_0->row_4 + _S93) < (place_0->rows_3))
+        if((place_0->row_4 + _S79) < (place_0->rows_3))
         {
-            _S95 = (place_0->column_3 + _S94) < (place_0->columns_2);
+            _S81 = (place_0->column_3 + _S80) < (place_0->columns_2);
         }
         else
         {
-            _S95 = false;
+            _S81 = false;
         }
     }
-    float _S96;
-    if(_S95)
+    float _S82;
+    if(_S81)
     {
-        uint _S97 = Place_at_0(place_0, _S93, _S94);
-        float _S98 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S99 = (&(result_2)[_S97]);
+        uint _S83 = Place_at_0(place_0, _S79, _S80);
+        float _S84 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S85 = (&(result_2)[_S83]);
         if(accumulate_1)
         {
-            _S96 = *(&(result_2)[_S97]) + _S98;
+            _S82 = *(&(result_2)[_S83]) + _S84;
         }
         else
         {
-            _S96 = _S98;
+            _S82 = _S84;
         }
-        *_S99 = _S96;
+        *_S85 = _S82;
     }
-    uint _S100 = _S92 / 4U;
-    uint _S101 = _S94 + 1U;
+    uint _S86 = _S78 / 4U;
+    uint _S87 = _S80 + 1U;
     if(whole_0)
     {
-        _S95 = true;
+        _S81 = true;
     }
     else
     {
-        if((place_0->row_4 + _S100) < (place_0->rows_3))
+        if((place_0->row_4 + _S86) < (place_0->rows_3))
         {
-            _S95 = (place_0->column_3 + _S101) < (place_0->columns_2);
+            _S81 = (place_0->column_3 + _S87) < (place_0->columns_2);
         }
         else
         {
-            _S95 = false;
+            _S81 = false;
         }
     }
-    if(_S95)
+    if(_S81)
     {
-        uint _S102 = Place_at_0(place_0, _S100, _S101);
-        float _S103 = factor_0 * *&((&sums_2->halves_1[0U])->y);
-        float * _S104 = (&(result_2)[_S102]);
+        uint _S88 = Place_at_0(place_0, _S86, _S87);
+        float _S89 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S90 = (&(result_2)[_S88]);
         if(accumulate_1)
         {
-            _S96 = *(&(result_2)[_S102]) + _S103;
+            _S82 = *(&(result_2)[_S88]) + _S89;
         }
         else
         {
-            _S96 = _S103;
+            _S82 = _S89;
         }
-        *_S104 = _S96;
+        *_S90 = _S82;
     }
-    uint _S105 = _S92 / 4U + 8U;
+    uint _S91 = _S78 / 4U + 8U;
     if(whole_0)
     {
-        _S95 = true;
+        _S81 = true;
     }
     else
     {
-        if((place_0->row_4 + _S105) < (place_0->rows_3))
+        if((place_0->row_4 + _S91) < (place_0->rows_3))
         {
-            _S95 = (place_0->column_3 + _S94) < (place_0->columns_2);
+            _S81 = (place_0->column_3 + _S80) < (place_0->columns_2);
         }
         else
         {
-            _S95 = false;
+            _S81 = false;
         }
     }
-    if(_S95)
+    if(_S81)
     {
-        uint _S106 = Place_at_0(place_0, _S105, _S94);
-        float _S107 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        uint _S92 = Place_at_0(place_0, _S91, _S80);
+        float _S93 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S94 = (&(result_2)[_S92]);
+        if(accumulate_1)
+        {
+            _S82 = *(&(result_2)[_S92]) + _S93;
+        }
+        else
+        {
+            _S82 = _S93;
+        }
+        *_S94 = _S82;
+    }
+    uint _S95 = _S78 / 4U + 8U;
+    if(whole_0)
+    {
+        _S81 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S95) < (place_0->rows_3))
+        {
+            _S81 = (place_0->column_3 + _S87) < (place_0->columns_2);
+        }
+        else
+        {
+            _S81 = false;
+        }
+    }
+    if(_S81)
+    {
+        uint _S96 = Place_at_0(place_0, _S95, _S87);
+        float _S97 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S98 = (&(result_2)[_S96]);
+        if(accumulate_1)
+        {
+            _S82 = *(&(result_2)[_S96]) + _S97;
+        }
+        else
+        {
+            _S82 = _S97;
+        }
+        *_S98 = _S82;
+    }
+    uint _S99 = _S78 / 4U;
+    uint _S100 = 8U + _S80;
+    if(whole_0)
+    {
+        _S81 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S99) < (place_0->rows_3))
+        {
+            _S81 = (place_0->column_3 + _S100) < (place_0->columns_2);
+        }
+        else
+        {
+            _S81 = false;
+        }
+    }
+    if(_S81)
+    {
+        uint _S101 = Place_at_0(place_0, _S99, _S100);
+        float _S102 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S103 = (&(result_2)[_S101]);
+        if(accumulate_1)
+        {
+            _S82 = *(&(result_2)[_S101]) + _S102;
+        }
+        else
+        {
+            _S82 = _S102;
+        }
+        *_S103 = _S82;
+    }
+    uint _S104 = _S78 / 4U;
+    uint _S105 = _S100 + 1U;
+    if(whole_0)
+    {
+        _S81 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S104) < (place_0->rows_3))
+        {
+            _S81 = (place_0->column_3 + _S105) < (place_0->columns_2);
+        }
+        else
+        {
+            _S81 = false;
+        }
+    }
+    if(_S81)
+    {
+        uint _S106 = Place_at_0(place_0, _S104, _S105);
+        float _S107 = factor_0 * *&((&sums_2->halves_1[1U])->y);
         float * _S108 = (&(result_2)[_S106]);
         if(accumulate_1)
         {
-            _S96 = *(&(result_2)[_S106]) + _S107;
+            _S82 = *(&(result_2)[_S106]) + _S107;
         }
         else
         {
-            _S96 = _S107;
+            _S82 = _S107;
         }
-        *_S108 = _S96;
+        *_S108 = _S82;
     }
-    uint _S109 = _S92 / 4U + 8U;
+    uint _S109 = _S78 / 4U + 8U;
     if(whole_0)
     {
-        _S95 = true;
+        _S81 = true;
     }
     else
     {
         if((place_0->row_4 + _S109) < (place_0->rows_3))
         {
-            _S95 = (place_0->column_3 + _S101) < (place_0->columns_2);
+            _S81 = (place_0->column_3 + _S100) < (place_0->columns_2);
         }
         else
         {
-            _S95 = false;
+            _S81 = false;
         }
     }
-    if(_S95)
+    if(_S81)
     {
-        uint _S110 = Place_at_0(place_0, _S109, _S101);
-        float _S111 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        uint _S110 = Place_at_0(place_0, _S109, _S100);
+        float _S111 = factor_0 * *&((&sums_2->halves_1[1U])->z);
         float * _S112 = (&(result_2)[_S110]);
         if(accumulate_1)
         {
-            _S96 = *(&(result_2)[_S110]) + _S111;
+            _S82 = *(&(result_2)[_S110]) + _S111;
         }
         else
         {
-            _S96 = _S111;
+            _S82 = _S111;
         }
-        *_S112 = _S96;
+        *_S112 = _S82;
     }
-    uint _S113 = _S92 / 4U;
-    uint _S114 = 8U + _S94;
+    uint _S113 = _S78 / 4U + 8U;
     if(whole_0)
     {
-        _S95 = true;
+        _S81 = true;
     }
     else
     {
         if((place_0->row_4 + _S113) < (place_0->rows_3))
         {
-            _S95 = (place_0->column_3 + _S114) < (place_0->columns_2);
+            _S81 = (place_0->column_3 + _S105) < (place_0->columns_2);
         }
         else
         {
-            _S95 = false;
+            _S81 = false;
         }
     }
-    if(_S95)
+    if(_S81)
     {
-        uint _S115 = Place_at_0(place_0, _S113, _S114);
-        float _S116 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S117 = (&(result_2)[_S115]);
+        uint _S114 = Place_at_0(place_0, _S113, _S105);
+        float _S115 = factor_0 * *&((&sums_2->halves_1[1U])->w);
+        float * _S116 = (&(result_2)[_S114]);
         if(accumulate_1)
         {
-            _S96 = *(&(result_2)[_S115]) + _S116;
+            _S82 = *(&(result_2)[_S114]) + _S115;
         }
         else
         {
-            _S96 = _S116;
+            _S82 = _S115;
         }
-        *_S117 = _S96;
-    }
-    uint _S118 = _S92 / 4U;
-    uint _S119 = _S114 + 1U;
-    if(whole_0)
-    {
-        _S95 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S118) < (place_0->rows_3))
-        {
-            _S95 = (place_0->column_3 + _S119) < (place_0->columns_2);
-        }
-        else
-        {
-            _S95 = false;
-        }
-    }
-    if(_S95)
-    {
-        uint _S120 = Place_at_0(place_0, _S118, _S119);
-        float _S121 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S122 = (&(result_2)[_S120]);
-        if(accumulate_1)
-        {
-            _S96 = *(&(result_2)[_S120]) + _S121;
-        }
-        else
-        {
-            _S96 = _S121;
-        }
-        *_S122 = _S96;
-    }
-    uint _S123 = _S92 / 4U + 8U;
-    if(whole_0)
-    {
-        _S95 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S123) < (place_0->rows_3))
-        {
-            _S95 = (place_0->column_3 + _S114) < (place_0->columns_2);
-        }
-        else
-        {
-            _S95 = false;
-        }
-    }
-    if(_S95)
-    {
-        uint _S124 = Place_at_0(place_0, _S123, _S114);
-        float _S125 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S126 = (&(result_2)[_S124]);
-        if(accumulate_1)
-        {
-            _S96 = *(&(result_2)[_S124]) + _S125;
-        }
-        else
-        {
-            _S96 = _S125;
-        }
-        *_S126 = _S96;
-    }
-    uint _S127 = _S92 / 4U + 8U;
-    if(whole_0)
-    {
-        _S95 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S127) < (place_0->rows_3))
-        {
-            _S95 = (place_0->column_3 + _S119) < (place_0->columns_2);
-        }
-        else
-        {
-            _S95 = false;
-        }
-    }
-    if(_S95)
-    {
-        uint _S128 = Place_at_0(place_0, _S127, _S119);
-        float _S129 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S130 = (&(result_2)[_S128]);
-        if(accumulate_1)
-        {
-            _S96 = *(&(result_2)[_S128]) + _S129;
-        }
-        else
-        {
-            _S96 = _S129;
-        }
-        *_S130 = _S96;
+        *_S116 = _S82;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S131 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S132 = (_S131 + 64U - 1U) / 64U;
-    uint _S133 = group_number_0(group_1);
-    uint _S134 = p_1->n_0;
-    if(_S133 >= (_S132 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S117 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S118 = (_S117 + 64U - 1U) / 64U;
+    uint _S119 = group_number_0(group_1);
+    uint _S120 = p_1->n_0;
+    if(_S119 >= (_S118 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S135 = _S133 % _S132;
-    uint _S136 = _S135 * 64U;
-    uint _S137 = _S133 / _S132;
-    uint _S138 = _S137 * 64U;
-    uint _S139 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S140 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S141 = thread_1 / 4U;
-    uint _S142 = thread_1 % 4U;
+    uint _S121 = _S119 % _S118;
+    uint _S122 = _S121 * 64U;
+    uint _S123 = _S119 / _S118;
+    uint _S124 = _S123 * 64U;
+    uint _S125 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S126 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S127 = thread_1 / 4U;
+    uint _S128 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S136;
-    (&operands_0)->side_0 = _S138;
-    (&operands_0)->rows_1 = _S131;
+    (&operands_0)->top_0 = _S122;
+    (&operands_0)->side_0 = _S124;
+    (&operands_0)->rows_1 = _S117;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S143 = no_sums_0();
-    sums_3[0U][0U] = _S143;
-    sums_3[0U][1U] = _S143;
-    sums_3[1U][0U] = _S143;
-    sums_3[1U][1U] = _S143;
-    Operands_0 _S144 = operands_0;
-    Parts_0 _S145 = Operands_load_0(&_S144, 0U, _S141, _S142);
+    Sums_0 _S129 = no_sums_0();
+    sums_3[0U][0U] = _S129;
+    sums_3[0U][1U] = _S129;
+    sums_3[1U][0U] = _S129;
+    sums_3[1U][1U] = _S129;
+    Operands_0 _S130 = operands_0;
+    Parts_0 _S131 = Operands_load_0(&_S130, 0U, _S127, _S128);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S145;
+    Parts_0 parts_1 = _S131;
     for(;;)
     {
-        uint _S146 = p_1->k_0;
+        uint _S132 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -658,81 +648,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S147 = parts_1;
-        Parts_store_0(&_S147, _S141, _S142);
+        Parts_0 _S133 = parts_1;
+        Parts_store_0(&_S133, _S127, _S128);
         __syncthreads();
-        uint _S148 = begin_1 + 32U;
-        uint _S149 = (U32_min((_S148), (_S146 - 32U)));
-        Operands_0 _S150 = operands_0;
-        Parts_0 _S151 = Operands_load_0(&_S150, _S149, _S141, _S142);
-        multiply_0(&sums_3, _S139, _S140, thread_1 % 32U);
+        uint _S134 = begin_1 + 32U;
+        uint _S135 = (U32_min((_S134), (_S132 - 32U)));
+        Operands_0 _S136 = operands_0;
+        Parts_0 _S137 = Operands_load_0(&_S136, _S135, _S127, _S128);
+        multiply_0(&sums_3, _S125, _S126, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S148;
-        parts_1 = _S151;
+        begin_1 = _S134;
+        parts_1 = _S137;
     }
-    bool _S152;
-    if((_S136 + 64U) <= _S131)
+    bool _S138;
+    if((_S122 + 64U) <= _S117)
     {
-        _S152 = (_S138 + 64U) <= _S134;
+        _S138 = (_S124 + 64U) <= _S120;
     }
     else
     {
-        _S152 = false;
+        _S138 = false;
     }
     Place_0 place_1;
-    uint _S153 = _S136 + _S139;
-    (&place_1)->row_4 = _S153;
-    uint _S154 = _S138 + _S140;
-    (&place_1)->column_3 = _S154;
-    (&place_1)->rows_3 = _S131;
-    (&place_1)->columns_2 = _S134;
-    uint _S155 = p_1->out_offset_0;
+    uint _S139 = _S122 + _S125;
+    (&place_1)->row_4 = _S139;
+    uint _S140 = _S124 + _S126;
+    (&place_1)->column_3 = _S140;
+    (&place_1)->rows_3 = _S117;
+    (&place_1)->columns_2 = _S120;
+    uint _S141 = p_1->out_offset_0;
     (&place_1)->offset_5 = p_1->out_offset_0;
-    uint _S156 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S157 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S158 = sums_3[0U][0U];
-    Place_0 _S159 = place_1;
-    write_0(&_S158, 16.0f, result_3, &_S159, _S157, _S152, thread_1);
+    uint _S142 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S143 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S144 = sums_3[0U][0U];
+    Place_0 _S145 = place_1;
+    write_0(&_S144, 16.0f, result_3, &_S145, _S143, _S138, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S153;
-    uint _S160 = _S154 + 16U;
-    (&place_2)->column_3 = _S160;
-    (&place_2)->rows_3 = _S131;
-    (&place_2)->columns_2 = _S134;
-    (&place_2)->offset_5 = _S155;
-    (&place_2)->stride_2 = _S156;
-    Sums_0 _S161 = sums_3[0U][1U];
-    Place_0 _S162 = place_2;
-    write_0(&_S161, 16.0f, result_3, &_S162, _S157, _S152, thread_1);
+    (&place_2)->row_4 = _S139;
+    uint _S146 = _S140 + 16U;
+    (&place_2)->column_3 = _S146;
+    (&place_2)->rows_3 = _S117;
+    (&place_2)->columns_2 = _S120;
+    (&place_2)->offset_5 = _S141;
+    (&place_2)->stride_0 = _S142;
+    Sums_0 _S147 = sums_3[0U][1U];
+    Place_0 _S148 = place_2;
+    write_0(&_S147, 16.0f, result_3, &_S148, _S143, _S138, thread_1);
     Place_0 place_3;
-    uint _S163 = _S153 + 16U;
-    (&place_3)->row_4 = _S163;
-    (&place_3)->column_3 = _S154;
-    (&place_3)->rows_3 = _S131;
-    (&place_3)->columns_2 = _S134;
-    (&place_3)->offset_5 = _S155;
-    (&place_3)->stride_2 = _S156;
-    Sums_0 _S164 = sums_3[1U][0U];
-    Place_0 _S165 = place_3;
-    write_0(&_S164, 16.0f, result_3, &_S165, _S157, _S152, thread_1);
+    uint _S149 = _S139 + 16U;
+    (&place_3)->row_4 = _S149;
+    (&place_3)->column_3 = _S140;
+    (&place_3)->rows_3 = _S117;
+    (&place_3)->columns_2 = _S120;
+    (&place_3)->offset_5 = _S141;
+    (&place_3)->stride_0 = _S142;
+    Sums_0 _S150 = sums_3[1U][0U];
+    Place_0 _S151 = place_3;
+    write_0(&_S150, 16.0f, result_3, &_S151, _S143, _S138, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S163;
-    (&place_4)->column_3 = _S160;
-    (&place_4)->rows_3 = _S131;
-    (&place_4)->columns_2 = _S134;
-    (&place_4)->offset_5 = _S155;
-    (&place_4)->stride_2 = _S156;
-    Sums_0 _S166 = sums_3[1U][1U];
-    Place_0 _S167 = place_4;
-    write_0(&_S166, 16.0f, result_3, &_S167, _S157, _S152, thread_1);
+    (&place_4)->row_4 = _S149;
+    (&place_4)->column_3 = _S146;
+    (&place_4)->rows_3 = _S117;
+    (&place_4)->columns_2 = _S120;
+    (&place_4)->offset_5 = _S141;
+    (&place_4)->stride_0 = _S142;
+    Sums_0 _S152 = sums_3[1U][1U];
+    Place_0 _S153 = place_4;
+    write_0(&_S152, 16.0f, result_3, &_S153, _S143, _S138, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_q5_0(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S168 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S169 = p_2;
-    gemm_0(blockIdx, _S168, x_5, weight_2, result_4, batch_2, &_S169);
+    uint _S154 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S155 = p_2;
+    gemm_0(blockIdx, _S154, x_5, weight_2, result_4, batch_2, &_S155);
     return;
 }

@@ -67,8 +67,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -79,7 +77,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 {
@@ -90,13 +94,13 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S1 = make_float4 (-65504.0f);
     float4  _S2 = make_float4 (65504.0f);
-    uint _S3 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S3] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2));
-    uint _S4 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S4] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2));
+    uint _S3 = row_0 * 5U;
+    put_0(_S3 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2)));
+    uint _S4 = (row_0 + 32U) * 5U;
+    put_0(_S4 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2)));
     uint _S5 = 8U * eight_0;
-    (*&right_tile_0)[_S3] = Others_decode_0(this_0->right_0[0U], _S5);
-    (*&right_tile_0)[_S4] = Others_decode_0(this_0->right_0[1U], _S5);
+    put_0(320U + _S3 + eight_0, Others_decode_0(this_0->right_0[0U], _S5));
+    put_0(320U + _S4 + eight_0, Others_decode_0(this_0->right_0[1U], _S5));
     return;
 }
 
@@ -258,87 +262,73 @@ __device__ Sums_0 no_sums_0()
     return _S52;
 }
 
-__device__ uint4  load_right_0(FixedArray<uint4 , 320>  * tile_0, uint at_0, uint stride_0, uint lane_0)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 320>  _S53 = *tile_0;
-    uint4  _S54 = (wasmetal_load_four((&_S53[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
-    return _S54;
+    uint4  _S53 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S53;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 320>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    FixedArray<uint4 , 320>  _S55 = *tile_1;
-    uint4  _S56 = (wasmetal_load_four((&_S55[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
-    return _S56;
+    uint4  _S54 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S54;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S57 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S58 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S59;
-    _S59[int(0)] = _S57;
-    _S59[int(1)] = _S58;
-    Sums_0 _S60 = Sums_x24init_0(&_S59);
-    return _S60;
+    float4  _S55 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S56 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S57;
+    _S57[int(0)] = _S55;
+    _S57[int(1)] = _S56;
+    Sums_0 _S58 = Sums_x24init_0(&_S57);
+    return _S58;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S61 = across_0 * 5U;
-    FixedArray<uint4 , 320>  _S62 = *&right_tile_0;
-    uint4  _S63 = load_right_0(&_S62, _S61, 5U, lane_2);
-    right_2[0U] = _S63;
-    uint _S64 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S65 = *&right_tile_0;
-    uint4  _S66 = load_right_0(&_S65, _S64, 5U, lane_2);
-    right_2[1U] = _S66;
-    uint _S67 = down_0 * 5U;
-    FixedArray<uint4 , 320>  _S68 = *&left_tile_0;
-    uint4  _S69 = load_left_0(&_S68, _S67, 5U, lane_2);
-    Sums_0 _S70 = (*sums_1)[0U][0U];
-    Sums_0 _S71 = multiply_add_0(_S69, _S63, &_S70);
-    (*sums_1)[0U][0U] = _S71;
-    Sums_0 _S72 = (*sums_1)[0U][1U];
-    Sums_0 _S73 = multiply_add_0(_S69, _S66, &_S72);
-    (*sums_1)[0U][1U] = _S73;
-    uint _S74 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S75 = *&left_tile_0;
-    uint4  _S76 = load_left_0(&_S75, _S74, 5U, lane_2);
-    Sums_0 _S77 = (*sums_1)[1U][0U];
-    Sums_0 _S78 = multiply_add_0(_S76, _S63, &_S77);
-    (*sums_1)[1U][0U] = _S78;
-    Sums_0 _S79 = (*sums_1)[1U][1U];
-    Sums_0 _S80 = multiply_add_0(_S76, _S66, &_S79);
-    (*sums_1)[1U][1U] = _S80;
+    uint _S59 = 320U + across_0 * 5U;
+    uint4  _S60 = load_right_0(_S59, lane_2);
+    right_2[0U] = _S60;
+    uint _S61 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S62 = load_right_0(_S61, lane_2);
+    right_2[1U] = _S62;
+    uint _S63 = down_0 * 5U;
+    uint4  _S64 = load_left_0(_S63, lane_2);
+    Sums_0 _S65 = (*sums_1)[0U][0U];
+    Sums_0 _S66 = multiply_add_0(_S64, _S60, &_S65);
+    (*sums_1)[0U][0U] = _S66;
+    Sums_0 _S67 = (*sums_1)[0U][1U];
+    Sums_0 _S68 = multiply_add_0(_S64, _S62, &_S67);
+    (*sums_1)[0U][1U] = _S68;
+    uint _S69 = (down_0 + 16U) * 5U;
+    uint4  _S70 = load_left_0(_S69, lane_2);
+    Sums_0 _S71 = (*sums_1)[1U][0U];
+    Sums_0 _S72 = multiply_add_0(_S70, _S60, &_S71);
+    (*sums_1)[1U][0U] = _S72;
+    Sums_0 _S73 = (*sums_1)[1U][1U];
+    Sums_0 _S74 = multiply_add_0(_S70, _S62, &_S73);
+    (*sums_1)[1U][1U] = _S74;
     FixedArray<uint4 , 2>  right_3;
-    uint _S81 = _S61 + 2U;
-    FixedArray<uint4 , 320>  _S82 = *&right_tile_0;
-    uint4  _S83 = load_right_0(&_S82, _S81, 5U, lane_2);
-    right_3[0U] = _S83;
-    uint _S84 = _S64 + 2U;
-    FixedArray<uint4 , 320>  _S85 = *&right_tile_0;
-    uint4  _S86 = load_right_0(&_S85, _S84, 5U, lane_2);
-    right_3[1U] = _S86;
-    uint _S87 = _S67 + 2U;
-    FixedArray<uint4 , 320>  _S88 = *&left_tile_0;
-    uint4  _S89 = load_left_0(&_S88, _S87, 5U, lane_2);
-    Sums_0 _S90 = (*sums_1)[0U][0U];
-    Sums_0 _S91 = multiply_add_0(_S89, _S83, &_S90);
-    (*sums_1)[0U][0U] = _S91;
-    Sums_0 _S92 = (*sums_1)[0U][1U];
-    Sums_0 _S93 = multiply_add_0(_S89, _S86, &_S92);
-    (*sums_1)[0U][1U] = _S93;
-    uint _S94 = _S74 + 2U;
-    FixedArray<uint4 , 320>  _S95 = *&left_tile_0;
-    uint4  _S96 = load_left_0(&_S95, _S94, 5U, lane_2);
-    Sums_0 _S97 = (*sums_1)[1U][0U];
-    Sums_0 _S98 = multiply_add_0(_S96, _S83, &_S97);
-    (*sums_1)[1U][0U] = _S98;
-    Sums_0 _S99 = (*sums_1)[1U][1U];
-    Sums_0 _S100 = multiply_add_0(_S96, _S86, &_S99);
-    (*sums_1)[1U][1U] = _S100;
+    uint4  _S75 = load_right_0(_S59 + 2U, lane_2);
+    right_3[0U] = _S75;
+    uint4  _S76 = load_right_0(_S61 + 2U, lane_2);
+    right_3[1U] = _S76;
+    uint4  _S77 = load_left_0(_S63 + 2U, lane_2);
+    Sums_0 _S78 = (*sums_1)[0U][0U];
+    Sums_0 _S79 = multiply_add_0(_S77, _S75, &_S78);
+    (*sums_1)[0U][0U] = _S79;
+    Sums_0 _S80 = (*sums_1)[0U][1U];
+    Sums_0 _S81 = multiply_add_0(_S77, _S76, &_S80);
+    (*sums_1)[0U][1U] = _S81;
+    uint4  _S82 = load_left_0(_S69 + 2U, lane_2);
+    Sums_0 _S83 = (*sums_1)[1U][0U];
+    Sums_0 _S84 = multiply_add_0(_S82, _S75, &_S83);
+    (*sums_1)[1U][0U] = _S84;
+    Sums_0 _S85 = (*sums_1)[1U][1U];
+    Sums_0 _S86 = multiply_add_0(_S82, _S76, &_S85);
+    (*sums_1)[1U][1U] = _S86;
     return;
 }
 
@@ -349,312 +339,312 @@ struct Place_0
     uint rows_3;
     uint columns_2;
     uint offset_3;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_3 + (this_2->row_4 + r_0) * this_2->stride_2 + this_2->column_3 + c_0;
+    return this_2->offset_3 + (this_2->row_4 + r_0) * this_2->stride_0 + this_2->column_3 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S101 = thread_0 % 32U;
-    uint _S102 = _S101 / 4U;
-    uint _S103 = _S101 % 4U * 2U;
-    bool _S104;
+    uint _S87 = thread_0 % 32U;
+    uint _S88 = _S87 / 4U;
+    uint _S89 = _S87 % 4U * 2U;
+    bool _S90;
     if(whole_0)
     {
-        _S104 = true;
+        _S90 = true;
     }
     else
     {
-        if((place_0->row_4 + _S102) < (place_0->rows_3))
+        if((place_0->row_4 + _S88) < (place_0->rows_3))
         {
-            _S104 = (place_0->column_3 + _S103) < (place_0->columns_2);
+            _S90 = (place_0->column_3 + _S89) < (place_0->columns_2);
         }
         else
         {
-            _S104 = false;
+            _S90 = false;
         }
     }
-    float _S105;
-    if(_S104)
+    float _S91;
+    if(_S90)
     {
-        uint _S106 = Place_at_0(place_0, _S102, _S103);
-        float _S107 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S108 = (&(result_2)[_S106]);
+        uint _S92 = Place_at_0(place_0, _S88, _S89);
+        float _S93 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S94 = (&(result_2)[_S92]);
         if(accumulate_1)
         {
-            _S105 = *(&(result_2)[_S106]) + _S107;
+            _S91 = *(&(result_2)[_S92]) + _S93;
         }
         else
         {
-            _S105 = _S107;
+            _S91 = _S93;
         }
-        *_S108 = _S105;
+        *_S94 = _S91;
     }
-    uint _S109 = _S101 / 4U;
-    uint _S110 = _S103 + 1U;
+    uint _S95 = _S87 / 4U;
+    uint _S96 = _S89 + 1U;
     if(whole_0)
     {
-        _S104 = true;
+        _S90 = true;
     }
     else
     {
-        if((place_0->row_4 + _S109) < (place_0->rows_3))
+        if((place_0->row_4 + _S95) < (place_0->rows_3))
         {
-            _S104 = (place_0->column_3 + _S110) < (place_0->columns_2);
+            _S90 = (place_0->column_3 + _S96) < (place_0->columns_2);
         }
         else
         {
-            _S104 = false;
+            _S90 = false;
         }
     }
-    if(_S104)
+    if(_S90)
     {
-        uint _S111 = Place_at_0(place_0, _S109, _S110);
-        float _S112 = factor_0 * *&((&sums_2->halves_1[0U])->y);
-        float * _S113 = (&(result_2)[_S111]);
+        uint _S97 = Place_at_0(place_0, _S95, _S96);
+        float _S98 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S99 = (&(result_2)[_S97]);
         if(accumulate_1)
         {
-            _S105 = *(&(result_2)[_S111]) + _S112;
+            _S91 = *(&(result_2)[_S97]) + _S98;
         }
         else
         {
-            _S105 = _S112;
+            _S91 = _S98;
         }
-        *_S113 = _S105;
+        *_S99 = _S91;
     }
-    uint _S114 = _S101 / 4U + 8U;
+    uint _S100 = _S87 / 4U + 8U;
     if(whole_0)
     {
-        _S104 = true;
+        _S90 = true;
     }
     else
     {
-        if((place_0->row_4 + _S114) < (place_0->rows_3))
+        if((place_0->row_4 + _S100) < (place_0->rows_3))
         {
-            _S104 = (place_0->column_3 + _S103) < (place_0->columns_2);
+            _S90 = (place_0->column_3 + _S89) < (place_0->columns_2);
         }
         else
         {
-            _S104 = false;
+            _S90 = false;
         }
     }
-    if(_S104)
+    if(_S90)
     {
-        uint _S115 = Place_at_0(place_0, _S114, _S103);
-        float _S116 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        uint _S101 = Place_at_0(place_0, _S100, _S89);
+        float _S102 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S103 = (&(result_2)[_S101]);
+        if(accumulate_1)
+        {
+            _S91 = *(&(result_2)[_S101]) + _S102;
+        }
+        else
+        {
+            _S91 = _S102;
+        }
+        *_S103 = _S91;
+    }
+    uint _S104 = _S87 / 4U + 8U;
+    if(whole_0)
+    {
+        _S90 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S104) < (place_0->rows_3))
+        {
+            _S90 = (place_0->column_3 + _S96) < (place_0->columns_2);
+        }
+        else
+        {
+            _S90 = false;
+        }
+    }
+    if(_S90)
+    {
+        uint _S105 = Place_at_0(place_0, _S104, _S96);
+        float _S106 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S107 = (&(result_2)[_S105]);
+        if(accumulate_1)
+        {
+            _S91 = *(&(result_2)[_S105]) + _S106;
+        }
+        else
+        {
+            _S91 = _S106;
+        }
+        *_S107 = _S91;
+    }
+    uint _S108 = _S87 / 4U;
+    uint _S109 = 8U + _S89;
+    if(whole_0)
+    {
+        _S90 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S108) < (place_0->rows_3))
+        {
+            _S90 = (place_0->column_3 + _S109) < (place_0->columns_2);
+        }
+        else
+        {
+            _S90 = false;
+        }
+    }
+    if(_S90)
+    {
+        uint _S110 = Place_at_0(place_0, _S108, _S109);
+        float _S111 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S112 = (&(result_2)[_S110]);
+        if(accumulate_1)
+        {
+            _S91 = *(&(result_2)[_S110]) + _S111;
+        }
+        else
+        {
+            _S91 = _S111;
+        }
+        *_S112 = _S91;
+    }
+    uint _S113 = _S87 / 4U;
+    uint _S114 = _S109 + 1U;
+    if(whole_0)
+    {
+        _S90 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S113) < (place_0->rows_3))
+        {
+            _S90 = (place_0->column_3 + _S114) < (place_0->columns_2);
+        }
+        else
+        {
+            _S90 = false;
+        }
+    }
+    if(_S90)
+    {
+        uint _S115 = Place_at_0(place_0, _S113, _S114);
+        float _S116 = factor_0 * *&((&sums_2->halves_1[1U])->y);
         float * _S117 = (&(result_2)[_S115]);
         if(accumulate_1)
         {
-            _S105 = *(&(result_2)[_S115]) + _S116;
+            _S91 = *(&(result_2)[_S115]) + _S116;
         }
         else
         {
-            _S105 = _S116;
+            _S91 = _S116;
         }
-        *_S117 = _S105;
+        *_S117 = _S91;
     }
-    uint _S118 = _S101 / 4U + 8U;
+    uint _S118 = _S87 / 4U + 8U;
     if(whole_0)
     {
-        _S104 = true;
+        _S90 = true;
     }
     else
     {
         if((place_0->row_4 + _S118) < (place_0->rows_3))
         {
-            _S104 = (place_0->column_3 + _S110) < (place_0->columns_2);
+            _S90 = (place_0->column_3 + _S109) < (place_0->columns_2);
         }
         else
         {
-            _S104 = false;
+            _S90 = false;
         }
     }
-    if(_S104)
+    if(_S90)
     {
-        uint _S119 = Place_at_0(place_0, _S118, _S110);
-        float _S120 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        uint _S119 = Place_at_0(place_0, _S118, _S109);
+        float _S120 = factor_0 * *&((&sums_2->halves_1[1U])->z);
         float * _S121 = (&(result_2)[_S119]);
         if(accumulate_1)
         {
-            _S105 = *(&(result_2)[_S119]) + _S120;
+            _S91 = *(&(result_2)[_S119]) + _S120;
         }
         else
         {
-            _S105 = _S120;
+            _S91 = _S120;
         }
-        *_S121 = _S105;
+        *_S121 = _S91;
     }
-    uint _S122 = _S101 / 4U;
-    uint _S123 = 8U + _S103;
+    uint _S122 = _S87 / 4U + 8U;
     if(whole_0)
     {
-        _S104 = true;
+        _S90 = true;
     }
     else
     {
         if((place_0->row_4 + _S122) < (place_0->rows_3))
         {
-            _S104 = (place_0->column_3 + _S123) < (place_0->columns_2);
+            _S90 = (place_0->column_3 + _S114) < (place_0->columns_2);
         }
         else
         {
-            _S104 = false;
+            _S90 = false;
         }
     }
-    if(_S104)
+    if(_S90)
     {
-        uint _S124 = Place_at_0(place_0, _S122, _S123);
-        float _S125 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S126 = (&(result_2)[_S124]);
+        uint _S123 = Place_at_0(place_0, _S122, _S114);
+        float _S124 = factor_0 * *&((&sums_2->halves_1[1U])->w);
+        float * _S125 = (&(result_2)[_S123]);
         if(accumulate_1)
         {
-            _S105 = *(&(result_2)[_S124]) + _S125;
+            _S91 = *(&(result_2)[_S123]) + _S124;
         }
         else
         {
-            _S105 = _S125;
+            _S91 = _S124;
         }
-        *_S126 = _S105;
-    }
-    uint _S127 = _S101 / 4U;
-    uint _S128 = _S123 + 1U;
-    if(whole_0)
-    {
-        _S104 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S127) < (place_0->rows_3))
-        {
-            _S104 = (place_0->column_3 + _S128) < (place_0->columns_2);
-        }
-        else
-        {
-            _S104 = false;
-        }
-    }
-    if(_S104)
-    {
-        uint _S129 = Place_at_0(place_0, _S127, _S128);
-        float _S130 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S131 = (&(result_2)[_S129]);
-        if(accumulate_1)
-        {
-            _S105 = *(&(result_2)[_S129]) + _S130;
-        }
-        else
-        {
-            _S105 = _S130;
-        }
-        *_S131 = _S105;
-    }
-    uint _S132 = _S101 / 4U + 8U;
-    if(whole_0)
-    {
-        _S104 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S132) < (place_0->rows_3))
-        {
-            _S104 = (place_0->column_3 + _S123) < (place_0->columns_2);
-        }
-        else
-        {
-            _S104 = false;
-        }
-    }
-    if(_S104)
-    {
-        uint _S133 = Place_at_0(place_0, _S132, _S123);
-        float _S134 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S135 = (&(result_2)[_S133]);
-        if(accumulate_1)
-        {
-            _S105 = *(&(result_2)[_S133]) + _S134;
-        }
-        else
-        {
-            _S105 = _S134;
-        }
-        *_S135 = _S105;
-    }
-    uint _S136 = _S101 / 4U + 8U;
-    if(whole_0)
-    {
-        _S104 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S136) < (place_0->rows_3))
-        {
-            _S104 = (place_0->column_3 + _S128) < (place_0->columns_2);
-        }
-        else
-        {
-            _S104 = false;
-        }
-    }
-    if(_S104)
-    {
-        uint _S137 = Place_at_0(place_0, _S136, _S128);
-        float _S138 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S139 = (&(result_2)[_S137]);
-        if(accumulate_1)
-        {
-            _S105 = *(&(result_2)[_S137]) + _S138;
-        }
-        else
-        {
-            _S105 = _S138;
-        }
-        *_S139 = _S105;
+        *_S125 = _S91;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S140 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S141 = (_S140 + 64U - 1U) / 64U;
-    uint _S142 = group_number_0(group_1);
-    uint _S143 = p_1->n_0;
-    if(_S142 >= (_S141 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S126 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S127 = (_S126 + 64U - 1U) / 64U;
+    uint _S128 = group_number_0(group_1);
+    uint _S129 = p_1->n_0;
+    if(_S128 >= (_S127 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S144 = _S142 % _S141;
-    uint _S145 = _S144 * 64U;
-    uint _S146 = _S142 / _S141;
-    uint _S147 = _S146 * 64U;
-    uint _S148 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S149 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S150 = thread_1 / 4U;
-    uint _S151 = thread_1 % 4U;
+    uint _S130 = _S128 % _S127;
+    uint _S131 = _S130 * 64U;
+    uint _S132 = _S128 / _S127;
+    uint _S133 = _S132 * 64U;
+    uint _S134 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S135 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S136 = thread_1 / 4U;
+    uint _S137 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S145;
-    (&operands_0)->side_0 = _S147;
-    (&operands_0)->rows_1 = _S140;
+    (&operands_0)->top_0 = _S131;
+    (&operands_0)->side_0 = _S133;
+    (&operands_0)->rows_1 = _S126;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S152 = no_sums_0();
-    sums_3[0U][0U] = _S152;
-    sums_3[0U][1U] = _S152;
-    sums_3[1U][0U] = _S152;
-    sums_3[1U][1U] = _S152;
-    Operands_0 _S153 = operands_0;
-    Parts_0 _S154 = Operands_load_0(&_S153, 0U, _S150, _S151);
+    Sums_0 _S138 = no_sums_0();
+    sums_3[0U][0U] = _S138;
+    sums_3[0U][1U] = _S138;
+    sums_3[1U][0U] = _S138;
+    sums_3[1U][1U] = _S138;
+    Operands_0 _S139 = operands_0;
+    Parts_0 _S140 = Operands_load_0(&_S139, 0U, _S136, _S137);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S154;
+    Parts_0 parts_1 = _S140;
     for(;;)
     {
-        uint _S155 = p_1->k_0;
+        uint _S141 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -662,81 +652,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S156 = parts_1;
-        Parts_store_0(&_S156, _S150, _S151);
+        Parts_0 _S142 = parts_1;
+        Parts_store_0(&_S142, _S136, _S137);
         __syncthreads();
-        uint _S157 = begin_1 + 32U;
-        uint _S158 = (U32_min((_S157), (_S155 - 32U)));
-        Operands_0 _S159 = operands_0;
-        Parts_0 _S160 = Operands_load_0(&_S159, _S158, _S150, _S151);
-        multiply_0(&sums_3, _S148, _S149, thread_1 % 32U);
+        uint _S143 = begin_1 + 32U;
+        uint _S144 = (U32_min((_S143), (_S141 - 32U)));
+        Operands_0 _S145 = operands_0;
+        Parts_0 _S146 = Operands_load_0(&_S145, _S144, _S136, _S137);
+        multiply_0(&sums_3, _S134, _S135, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S157;
-        parts_1 = _S160;
+        begin_1 = _S143;
+        parts_1 = _S146;
     }
-    bool _S161;
-    if((_S145 + 64U) <= _S140)
+    bool _S147;
+    if((_S131 + 64U) <= _S126)
     {
-        _S161 = (_S147 + 64U) <= _S143;
+        _S147 = (_S133 + 64U) <= _S129;
     }
     else
     {
-        _S161 = false;
+        _S147 = false;
     }
     Place_0 place_1;
-    uint _S162 = _S145 + _S148;
-    (&place_1)->row_4 = _S162;
-    uint _S163 = _S147 + _S149;
-    (&place_1)->column_3 = _S163;
-    (&place_1)->rows_3 = _S140;
-    (&place_1)->columns_2 = _S143;
-    uint _S164 = p_1->out_offset_0;
+    uint _S148 = _S131 + _S134;
+    (&place_1)->row_4 = _S148;
+    uint _S149 = _S133 + _S135;
+    (&place_1)->column_3 = _S149;
+    (&place_1)->rows_3 = _S126;
+    (&place_1)->columns_2 = _S129;
+    uint _S150 = p_1->out_offset_0;
     (&place_1)->offset_3 = p_1->out_offset_0;
-    uint _S165 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S166 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S167 = sums_3[0U][0U];
-    Place_0 _S168 = place_1;
-    write_0(&_S167, 16.0f, result_3, &_S168, _S166, _S161, thread_1);
+    uint _S151 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S152 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S153 = sums_3[0U][0U];
+    Place_0 _S154 = place_1;
+    write_0(&_S153, 16.0f, result_3, &_S154, _S152, _S147, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S162;
-    uint _S169 = _S163 + 16U;
-    (&place_2)->column_3 = _S169;
-    (&place_2)->rows_3 = _S140;
-    (&place_2)->columns_2 = _S143;
-    (&place_2)->offset_3 = _S164;
-    (&place_2)->stride_2 = _S165;
-    Sums_0 _S170 = sums_3[0U][1U];
-    Place_0 _S171 = place_2;
-    write_0(&_S170, 16.0f, result_3, &_S171, _S166, _S161, thread_1);
+    (&place_2)->row_4 = _S148;
+    uint _S155 = _S149 + 16U;
+    (&place_2)->column_3 = _S155;
+    (&place_2)->rows_3 = _S126;
+    (&place_2)->columns_2 = _S129;
+    (&place_2)->offset_3 = _S150;
+    (&place_2)->stride_0 = _S151;
+    Sums_0 _S156 = sums_3[0U][1U];
+    Place_0 _S157 = place_2;
+    write_0(&_S156, 16.0f, result_3, &_S157, _S152, _S147, thread_1);
     Place_0 place_3;
-    uint _S172 = _S162 + 16U;
-    (&place_3)->row_4 = _S172;
-    (&place_3)->column_3 = _S163;
-    (&place_3)->rows_3 = _S140;
-    (&place_3)->columns_2 = _S143;
-    (&place_3)->offset_3 = _S164;
-    (&place_3)->stride_2 = _S165;
-    Sums_0 _S173 = sums_3[1U][0U];
-    Place_0 _S174 = place_3;
-    write_0(&_S173, 16.0f, result_3, &_S174, _S166, _S161, thread_1);
+    uint _S158 = _S148 + 16U;
+    (&place_3)->row_4 = _S158;
+    (&place_3)->column_3 = _S149;
+    (&place_3)->rows_3 = _S126;
+    (&place_3)->columns_2 = _S129;
+    (&place_3)->offset_3 = _S150;
+    (&place_3)->stride_0 = _S151;
+    Sums_0 _S159 = sums_3[1U][0U];
+    Place_0 _S160 = place_3;
+    write_0(&_S159, 16.0f, result_3, &_S160, _S152, _S147, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S172;
-    (&place_4)->column_3 = _S169;
-    (&place_4)->rows_3 = _S140;
-    (&place_4)->columns_2 = _S143;
-    (&place_4)->offset_3 = _S164;
-    (&place_4)->stride_2 = _S165;
-    Sums_0 _S175 = sums_3[1U][1U];
-    Place_0 _S176 = place_4;
-    write_0(&_S175, 16.0f, result_3, &_S176, _S166, _S161, thread_1);
+    (&place_4)->row_4 = _S158;
+    (&place_4)->column_3 = _S155;
+    (&place_4)->rows_3 = _S126;
+    (&place_4)->columns_2 = _S129;
+    (&place_4)->offset_3 = _S150;
+    (&place_4)->stride_0 = _S151;
+    Sums_0 _S161 = sums_3[1U][1U];
+    Place_0 _S162 = place_4;
+    write_0(&_S161, 16.0f, result_3, &_S162, _S152, _S147, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_q5_k(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S177 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S178 = p_2;
-    gemm_0(blockIdx, _S177, x_5, weight_2, result_4, batch_2, &_S178);
+    uint _S163 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S164 = p_2;
+    gemm_0(blockIdx, _S163, x_5, weight_2, result_4, batch_2, &_S164);
     return;
 }

@@ -67,8 +67,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -79,7 +77,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 {
@@ -90,13 +94,13 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S1 = make_float4 (-65504.0f);
     float4  _S2 = make_float4 (65504.0f);
-    uint _S3 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S3] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2));
-    uint _S4 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S4] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2));
+    uint _S3 = row_0 * 5U;
+    put_0(_S3 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2)));
+    uint _S4 = (row_0 + 32U) * 5U;
+    put_0(_S4 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2)));
     uint _S5 = 8U * eight_0;
-    (*&right_tile_0)[_S3] = Others_decode_0(this_0->right_0[0U], _S5);
-    (*&right_tile_0)[_S4] = Others_decode_0(this_0->right_0[1U], _S5);
+    put_0(320U + _S3 + eight_0, Others_decode_0(this_0->right_0[0U], _S5));
+    put_0(320U + _S4 + eight_0, Others_decode_0(this_0->right_0[1U], _S5));
     return;
 }
 
@@ -261,87 +265,73 @@ __device__ Sums_0 no_sums_0()
     return _S45;
 }
 
-__device__ uint4  load_right_0(FixedArray<uint4 , 320>  * tile_0, uint at_0, uint stride_0, uint lane_0)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 320>  _S46 = *tile_0;
-    uint4  _S47 = (wasmetal_load_four((&_S46[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
-    return _S47;
+    uint4  _S46 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S46;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 320>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    FixedArray<uint4 , 320>  _S48 = *tile_1;
-    uint4  _S49 = (wasmetal_load_four((&_S48[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
-    return _S49;
+    uint4  _S47 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S47;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S50 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S51 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S52;
-    _S52[int(0)] = _S50;
-    _S52[int(1)] = _S51;
-    Sums_0 _S53 = Sums_x24init_0(&_S52);
-    return _S53;
+    float4  _S48 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S49 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S50;
+    _S50[int(0)] = _S48;
+    _S50[int(1)] = _S49;
+    Sums_0 _S51 = Sums_x24init_0(&_S50);
+    return _S51;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S54 = across_0 * 5U;
-    FixedArray<uint4 , 320>  _S55 = *&right_tile_0;
-    uint4  _S56 = load_right_0(&_S55, _S54, 5U, lane_2);
-    right_2[0U] = _S56;
-    uint _S57 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S58 = *&right_tile_0;
-    uint4  _S59 = load_right_0(&_S58, _S57, 5U, lane_2);
-    right_2[1U] = _S59;
-    uint _S60 = down_0 * 5U;
-    FixedArray<uint4 , 320>  _S61 = *&left_tile_0;
-    uint4  _S62 = load_left_0(&_S61, _S60, 5U, lane_2);
-    Sums_0 _S63 = (*sums_1)[0U][0U];
-    Sums_0 _S64 = multiply_add_0(_S62, _S56, &_S63);
-    (*sums_1)[0U][0U] = _S64;
-    Sums_0 _S65 = (*sums_1)[0U][1U];
-    Sums_0 _S66 = multiply_add_0(_S62, _S59, &_S65);
-    (*sums_1)[0U][1U] = _S66;
-    uint _S67 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S68 = *&left_tile_0;
-    uint4  _S69 = load_left_0(&_S68, _S67, 5U, lane_2);
-    Sums_0 _S70 = (*sums_1)[1U][0U];
-    Sums_0 _S71 = multiply_add_0(_S69, _S56, &_S70);
-    (*sums_1)[1U][0U] = _S71;
-    Sums_0 _S72 = (*sums_1)[1U][1U];
-    Sums_0 _S73 = multiply_add_0(_S69, _S59, &_S72);
-    (*sums_1)[1U][1U] = _S73;
+    uint _S52 = 320U + across_0 * 5U;
+    uint4  _S53 = load_right_0(_S52, lane_2);
+    right_2[0U] = _S53;
+    uint _S54 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S55 = load_right_0(_S54, lane_2);
+    right_2[1U] = _S55;
+    uint _S56 = down_0 * 5U;
+    uint4  _S57 = load_left_0(_S56, lane_2);
+    Sums_0 _S58 = (*sums_1)[0U][0U];
+    Sums_0 _S59 = multiply_add_0(_S57, _S53, &_S58);
+    (*sums_1)[0U][0U] = _S59;
+    Sums_0 _S60 = (*sums_1)[0U][1U];
+    Sums_0 _S61 = multiply_add_0(_S57, _S55, &_S60);
+    (*sums_1)[0U][1U] = _S61;
+    uint _S62 = (down_0 + 16U) * 5U;
+    uint4  _S63 = load_left_0(_S62, lane_2);
+    Sums_0 _S64 = (*sums_1)[1U][0U];
+    Sums_0 _S65 = multiply_add_0(_S63, _S53, &_S64);
+    (*sums_1)[1U][0U] = _S65;
+    Sums_0 _S66 = (*sums_1)[1U][1U];
+    Sums_0 _S67 = multiply_add_0(_S63, _S55, &_S66);
+    (*sums_1)[1U][1U] = _S67;
     FixedArray<uint4 , 2>  right_3;
-    uint _S74 = _S54 + 2U;
-    FixedArray<uint4 , 320>  _S75 = *&right_tile_0;
-    uint4  _S76 = load_right_0(&_S75, _S74, 5U, lane_2);
-    right_3[0U] = _S76;
-    uint _S77 = _S57 + 2U;
-    FixedArray<uint4 , 320>  _S78 = *&right_tile_0;
-    uint4  _S79 = load_right_0(&_S78, _S77, 5U, lane_2);
-    right_3[1U] = _S79;
-    uint _S80 = _S60 + 2U;
-    FixedArray<uint4 , 320>  _S81 = *&left_tile_0;
-    uint4  _S82 = load_left_0(&_S81, _S80, 5U, lane_2);
-    Sums_0 _S83 = (*sums_1)[0U][0U];
-    Sums_0 _S84 = multiply_add_0(_S82, _S76, &_S83);
-    (*sums_1)[0U][0U] = _S84;
-    Sums_0 _S85 = (*sums_1)[0U][1U];
-    Sums_0 _S86 = multiply_add_0(_S82, _S79, &_S85);
-    (*sums_1)[0U][1U] = _S86;
-    uint _S87 = _S67 + 2U;
-    FixedArray<uint4 , 320>  _S88 = *&left_tile_0;
-    uint4  _S89 = load_left_0(&_S88, _S87, 5U, lane_2);
-    Sums_0 _S90 = (*sums_1)[1U][0U];
-    Sums_0 _S91 = multiply_add_0(_S89, _S76, &_S90);
-    (*sums_1)[1U][0U] = _S91;
-    Sums_0 _S92 = (*sums_1)[1U][1U];
-    Sums_0 _S93 = multiply_add_0(_S89, _S79, &_S92);
-    (*sums_1)[1U][1U] = _S93;
+    uint4  _S68 = load_right_0(_S52 + 2U, lane_2);
+    right_3[0U] = _S68;
+    uint4  _S69 = load_right_0(_S54 + 2U, lane_2);
+    right_3[1U] = _S69;
+    uint4  _S70 = load_left_0(_S56 + 2U, lane_2);
+    Sums_0 _S71 = (*sums_1)[0U][0U];
+    Sums_0 _S72 = multiply_add_0(_S70, _S68, &_S71);
+    (*sums_1)[0U][0U] = _S72;
+    Sums_0 _S73 = (*sums_1)[0U][1U];
+    Sums_0 _S74 = multiply_add_0(_S70, _S69, &_S73);
+    (*sums_1)[0U][1U] = _S74;
+    uint4  _S75 = load_left_0(_S62 + 2U, lane_2);
+    Sums_0 _S76 = (*sums_1)[1U][0U];
+    Sums_0 _S77 = multiply_add_0(_S75, _S68, &_S76);
+    (*sums_1)[1U][0U] = _S77;
+    Sums_0 _S78 = (*sums_1)[1U][1U];
+    Sums_0 _S79 = multiply_add_0(_S75, _S69, &_S78);
+    (*sums_1)[1U][1U] = _S79;
     return;
 }
 
@@ -352,312 +342,312 @@ struct Place_0
     uint rows_3;
     uint columns_2;
     uint offset_6;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_6 + (this_2->row_4 + r_0) * this_2->stride_2 + this_2->column_3 + c_0;
+    return this_2->offset_6 + (this_2->row_4 + r_0) * this_2->stride_0 + this_2->column_3 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S94 = thread_0 % 32U;
-    uint _S95 = _S94 / 4U;
-    uint _S96 = _S94 % 4U * 2U;
-    bool _S97;
+    uint _S80 = thread_0 % 32U;
+    uint _S81 = _S80 / 4U;
+    uint _S82 = _S80 % 4U * 2U;
+    bool _S83;
     if(whole_0)
     {
-        _S97 = true;
+        _S83 = true;
     }
     else
     {
-        if((place_0->row_4 + _S95) < (place_0->rows_3))
+        if((place_0->row_4 + _S81) < (place_0->rows_3))
         {
-            _S97 = (place_0->column_3 + _S96) < (place_0->columns_2);
+            _S83 = (place_0->column_3 + _S82) < (place_0->columns_2);
         }
         else
         {
-            _S97 = false;
+            _S83 = false;
         }
     }
-    float _S98;
-    if(_S97)
+    float _S84;
+    if(_S83)
     {
-        uint _S99 = Place_at_0(place_0, _S95, _S96);
-        float _S100 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S101 = (&(result_2)[_S99]);
+        uint _S85 = Place_at_0(place_0, _S81, _S82);
+        float _S86 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S87 = (&(result_2)[_S85]);
         if(accumulate_1)
         {
-            _S98 = *(&(result_2)[_S99]) + _S100;
+            _S84 = *(&(result_2)[_S85]) + _S86;
         }
         else
         {
-            _S98 = _S100;
+            _S84 = _S86;
         }
-        *_S101 = _S98;
+        *_S87 = _S84;
     }
-    uint _S102 = _S94 / 4U;
-    uint _S103 = _S96 + 1U;
+    uint _S88 = _S80 / 4U;
+    uint _S89 = _S82 + 1U;
     if(whole_0)
     {
-        _S97 = true;
+        _S83 = true;
     }
     else
     {
-        if((place_0->row_4 + _S102) < (place_0->rows_3))
+        if((place_0->row_4 + _S88) < (place_0->rows_3))
         {
-            _S97 = (place_0->column_3 + _S103) < (place_0->columns_2);
+            _S83 = (place_0->column_3 + _S89) < (place_0->columns_2);
         }
         else
         {
-            _S97 = false;
+            _S83 = false;
         }
     }
-    if(_S97)
+    if(_S83)
     {
-        uint _S104 = Place_at_0(place_0, _S102, _S103);
-        float _S105 = factor_0 * *&((&sums_2->halves_1[0U])->y);
-        float * _S106 = (&(result_2)[_S104]);
+        uint _S90 = Place_at_0(place_0, _S88, _S89);
+        float _S91 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S92 = (&(result_2)[_S90]);
         if(accumulate_1)
         {
-            _S98 = *(&(result_2)[_S104]) + _S105;
+            _S84 = *(&(result_2)[_S90]) + _S91;
         }
         else
         {
-            _S98 = _S105;
+            _S84 = _S91;
         }
-        *_S106 = _S98;
+        *_S92 = _S84;
     }
-    uint _S107 = _S94 / 4U + 8U;
+    uint _S93 = _S80 / 4U + 8U;
     if(whole_0)
     {
-        _S97 = true;
+        _S83 = true;
     }
     else
     {
-        if((place_0->row_4 + _S107) < (place_0->rows_3))
+        if((place_0->row_4 + _S93) < (place_0->rows_3))
         {
-            _S97 = (place_0->column_3 + _S96) < (place_0->columns_2);
+            _S83 = (place_0->column_3 + _S82) < (place_0->columns_2);
         }
         else
         {
-            _S97 = false;
+            _S83 = false;
         }
     }
-    if(_S97)
+    if(_S83)
     {
-        uint _S108 = Place_at_0(place_0, _S107, _S96);
-        float _S109 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        uint _S94 = Place_at_0(place_0, _S93, _S82);
+        float _S95 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S96 = (&(result_2)[_S94]);
+        if(accumulate_1)
+        {
+            _S84 = *(&(result_2)[_S94]) + _S95;
+        }
+        else
+        {
+            _S84 = _S95;
+        }
+        *_S96 = _S84;
+    }
+    uint _S97 = _S80 / 4U + 8U;
+    if(whole_0)
+    {
+        _S83 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S97) < (place_0->rows_3))
+        {
+            _S83 = (place_0->column_3 + _S89) < (place_0->columns_2);
+        }
+        else
+        {
+            _S83 = false;
+        }
+    }
+    if(_S83)
+    {
+        uint _S98 = Place_at_0(place_0, _S97, _S89);
+        float _S99 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S100 = (&(result_2)[_S98]);
+        if(accumulate_1)
+        {
+            _S84 = *(&(result_2)[_S98]) + _S99;
+        }
+        else
+        {
+            _S84 = _S99;
+        }
+        *_S100 = _S84;
+    }
+    uint _S101 = _S80 / 4U;
+    uint _S102 = 8U + _S82;
+    if(whole_0)
+    {
+        _S83 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S101) < (place_0->rows_3))
+        {
+            _S83 = (place_0->column_3 + _S102) < (place_0->columns_2);
+        }
+        else
+        {
+            _S83 = false;
+        }
+    }
+    if(_S83)
+    {
+        uint _S103 = Place_at_0(place_0, _S101, _S102);
+        float _S104 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S105 = (&(result_2)[_S103]);
+        if(accumulate_1)
+        {
+            _S84 = *(&(result_2)[_S103]) + _S104;
+        }
+        else
+        {
+            _S84 = _S104;
+        }
+        *_S105 = _S84;
+    }
+    uint _S106 = _S80 / 4U;
+    uint _S107 = _S102 + 1U;
+    if(whole_0)
+    {
+        _S83 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S106) < (place_0->rows_3))
+        {
+            _S83 = (place_0->column_3 + _S107) < (place_0->columns_2);
+        }
+        else
+        {
+            _S83 = false;
+        }
+    }
+    if(_S83)
+    {
+        uint _S108 = Place_at_0(place_0, _S106, _S107);
+        float _S109 = factor_0 * *&((&sums_2->halves_1[1U])->y);
         float * _S110 = (&(result_2)[_S108]);
         if(accumulate_1)
         {
-            _S98 = *(&(result_2)[_S108]) + _S109;
+            _S84 = *(&(result_2)[_S108]) + _S109;
         }
         else
         {
-            _S98 = _S109;
+            _S84 = _S109;
         }
-        *_S110 = _S98;
+        *_S110 = _S84;
     }
-    uint _S111 = _S94 / 4U + 8U;
+    uint _S111 = _S80 / 4U + 8U;
     if(whole_0)
     {
-        _S97 = true;
+        _S83 = true;
     }
     else
     {
         if((place_0->row_4 + _S111) < (place_0->rows_3))
         {
-            _S97 = (place_0->column_3 + _S103) < (place_0->columns_2);
+            _S83 = (place_0->column_3 + _S102) < (place_0->columns_2);
         }
         else
         {
-            _S97 = false;
+            _S83 = false;
         }
     }
-    if(_S97)
+    if(_S83)
     {
-        uint _S112 = Place_at_0(place_0, _S111, _S103);
-        float _S113 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        uint _S112 = Place_at_0(place_0, _S111, _S102);
+        float _S113 = factor_0 * *&((&sums_2->halves_1[1U])->z);
         float * _S114 = (&(result_2)[_S112]);
         if(accumulate_1)
         {
-            _S98 = *(&(result_2)[_S112]) + _S113;
+            _S84 = *(&(result_2)[_S112]) + _S113;
         }
         else
         {
-            _S98 = _S113;
+            _S84 = _S113;
         }
-        *_S114 = _S98;
+        *_S114 = _S84;
     }
-    uint _S115 = _S94 / 4U;
-    uint _S116 = 8U + _S96;
+    uint _S115 = _S80 / 4U + 8U;
     if(whole_0)
     {
-        _S97 = true;
+        _S83 = true;
     }
     else
     {
         if((place_0->row_4 + _S115) < (place_0->rows_3))
         {
-            _S97 = (place_0->column_3 + _S116) < (place_0->columns_2);
+            _S83 = (place_0->column_3 + _S107) < (place_0->columns_2);
         }
         else
         {
-            _S97 = false;
+            _S83 = false;
         }
     }
-    if(_S97)
+    if(_S83)
     {
-        uint _S117 = Place_at_0(place_0, _S115, _S116);
-        float _S118 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S119 = (&(result_2)[_S117]);
+        uint _S116 = Place_at_0(place_0, _S115, _S107);
+        float _S117 = factor_0 * *&((&sums_2->halves_1[1U])->w);
+        float * _S118 = (&(result_2)[_S116]);
         if(accumulate_1)
         {
-            _S98 = *(&(result_2)[_S117]) + _S118;
+            _S84 = *(&(result_2)[_S116]) + _S117;
         }
         else
         {
-            _S98 = _S118;
+            _S84 = _S117;
         }
-        *_S119 = _S98;
-    }
-    uint _S120 = _S94 / 4U;
-    uint _S121 = _S116 + 1U;
-    if(whole_0)
-    {
-        _S97 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S120) < (place_0->rows_3))
-        {
-            _S97 = (place_0->column_3 + _S121) < (place_0->columns_2);
-        }
-        else
-        {
-            _S97 = false;
-        }
-    }
-    if(_S97)
-    {
-        uint _S122 = Place_at_0(place_0, _S120, _S121);
-        float _S123 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S124 = (&(result_2)[_S122]);
-        if(accumulate_1)
-        {
-            _S98 = *(&(result_2)[_S122]) + _S123;
-        }
-        else
-        {
-            _S98 = _S123;
-        }
-        *_S124 = _S98;
-    }
-    uint _S125 = _S94 / 4U + 8U;
-    if(whole_0)
-    {
-        _S97 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S125) < (place_0->rows_3))
-        {
-            _S97 = (place_0->column_3 + _S116) < (place_0->columns_2);
-        }
-        else
-        {
-            _S97 = false;
-        }
-    }
-    if(_S97)
-    {
-        uint _S126 = Place_at_0(place_0, _S125, _S116);
-        float _S127 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S128 = (&(result_2)[_S126]);
-        if(accumulate_1)
-        {
-            _S98 = *(&(result_2)[_S126]) + _S127;
-        }
-        else
-        {
-            _S98 = _S127;
-        }
-        *_S128 = _S98;
-    }
-    uint _S129 = _S94 / 4U + 8U;
-    if(whole_0)
-    {
-        _S97 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S129) < (place_0->rows_3))
-        {
-            _S97 = (place_0->column_3 + _S121) < (place_0->columns_2);
-        }
-        else
-        {
-            _S97 = false;
-        }
-    }
-    if(_S97)
-    {
-        uint _S130 = Place_at_0(place_0, _S129, _S121);
-        float _S131 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S132 = (&(result_2)[_S130]);
-        if(accumulate_1)
-        {
-            _S98 = *(&(result_2)[_S130]) + _S131;
-        }
-        else
-        {
-            _S98 = _S131;
-        }
-        *_S132 = _S98;
+        *_S118 = _S84;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S133 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S134 = (_S133 + 64U - 1U) / 64U;
-    uint _S135 = group_number_0(group_1);
-    uint _S136 = p_1->n_0;
-    if(_S135 >= (_S134 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S119 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S120 = (_S119 + 64U - 1U) / 64U;
+    uint _S121 = group_number_0(group_1);
+    uint _S122 = p_1->n_0;
+    if(_S121 >= (_S120 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S137 = _S135 % _S134;
-    uint _S138 = _S137 * 64U;
-    uint _S139 = _S135 / _S134;
-    uint _S140 = _S139 * 64U;
-    uint _S141 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S142 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S143 = thread_1 / 4U;
-    uint _S144 = thread_1 % 4U;
+    uint _S123 = _S121 % _S120;
+    uint _S124 = _S123 * 64U;
+    uint _S125 = _S121 / _S120;
+    uint _S126 = _S125 * 64U;
+    uint _S127 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S128 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S129 = thread_1 / 4U;
+    uint _S130 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S138;
-    (&operands_0)->side_0 = _S140;
-    (&operands_0)->rows_1 = _S133;
+    (&operands_0)->top_0 = _S124;
+    (&operands_0)->side_0 = _S126;
+    (&operands_0)->rows_1 = _S119;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S145 = no_sums_0();
-    sums_3[0U][0U] = _S145;
-    sums_3[0U][1U] = _S145;
-    sums_3[1U][0U] = _S145;
-    sums_3[1U][1U] = _S145;
-    Operands_0 _S146 = operands_0;
-    Parts_0 _S147 = Operands_load_0(&_S146, 0U, _S143, _S144);
+    Sums_0 _S131 = no_sums_0();
+    sums_3[0U][0U] = _S131;
+    sums_3[0U][1U] = _S131;
+    sums_3[1U][0U] = _S131;
+    sums_3[1U][1U] = _S131;
+    Operands_0 _S132 = operands_0;
+    Parts_0 _S133 = Operands_load_0(&_S132, 0U, _S129, _S130);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S147;
+    Parts_0 parts_1 = _S133;
     for(;;)
     {
-        uint _S148 = p_1->k_0;
+        uint _S134 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -665,81 +655,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S149 = parts_1;
-        Parts_store_0(&_S149, _S143, _S144);
+        Parts_0 _S135 = parts_1;
+        Parts_store_0(&_S135, _S129, _S130);
         __syncthreads();
-        uint _S150 = begin_1 + 32U;
-        uint _S151 = (U32_min((_S150), (_S148 - 32U)));
-        Operands_0 _S152 = operands_0;
-        Parts_0 _S153 = Operands_load_0(&_S152, _S151, _S143, _S144);
-        multiply_0(&sums_3, _S141, _S142, thread_1 % 32U);
+        uint _S136 = begin_1 + 32U;
+        uint _S137 = (U32_min((_S136), (_S134 - 32U)));
+        Operands_0 _S138 = operands_0;
+        Parts_0 _S139 = Operands_load_0(&_S138, _S137, _S129, _S130);
+        multiply_0(&sums_3, _S127, _S128, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S150;
-        parts_1 = _S153;
+        begin_1 = _S136;
+        parts_1 = _S139;
     }
-    bool _S154;
-    if((_S138 + 64U) <= _S133)
+    bool _S140;
+    if((_S124 + 64U) <= _S119)
     {
-        _S154 = (_S140 + 64U) <= _S136;
+        _S140 = (_S126 + 64U) <= _S122;
     }
     else
     {
-        _S154 = false;
+        _S140 = false;
     }
     Place_0 place_1;
-    uint _S155 = _S138 + _S141;
-    (&place_1)->row_4 = _S155;
-    uint _S156 = _S140 + _S142;
-    (&place_1)->column_3 = _S156;
-    (&place_1)->rows_3 = _S133;
-    (&place_1)->columns_2 = _S136;
-    uint _S157 = p_1->out_offset_0;
+    uint _S141 = _S124 + _S127;
+    (&place_1)->row_4 = _S141;
+    uint _S142 = _S126 + _S128;
+    (&place_1)->column_3 = _S142;
+    (&place_1)->rows_3 = _S119;
+    (&place_1)->columns_2 = _S122;
+    uint _S143 = p_1->out_offset_0;
     (&place_1)->offset_6 = p_1->out_offset_0;
-    uint _S158 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S159 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S160 = sums_3[0U][0U];
-    Place_0 _S161 = place_1;
-    write_0(&_S160, 16.0f, result_3, &_S161, _S159, _S154, thread_1);
+    uint _S144 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S145 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S146 = sums_3[0U][0U];
+    Place_0 _S147 = place_1;
+    write_0(&_S146, 16.0f, result_3, &_S147, _S145, _S140, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S155;
-    uint _S162 = _S156 + 16U;
-    (&place_2)->column_3 = _S162;
-    (&place_2)->rows_3 = _S133;
-    (&place_2)->columns_2 = _S136;
-    (&place_2)->offset_6 = _S157;
-    (&place_2)->stride_2 = _S158;
-    Sums_0 _S163 = sums_3[0U][1U];
-    Place_0 _S164 = place_2;
-    write_0(&_S163, 16.0f, result_3, &_S164, _S159, _S154, thread_1);
+    (&place_2)->row_4 = _S141;
+    uint _S148 = _S142 + 16U;
+    (&place_2)->column_3 = _S148;
+    (&place_2)->rows_3 = _S119;
+    (&place_2)->columns_2 = _S122;
+    (&place_2)->offset_6 = _S143;
+    (&place_2)->stride_0 = _S144;
+    Sums_0 _S149 = sums_3[0U][1U];
+    Place_0 _S150 = place_2;
+    write_0(&_S149, 16.0f, result_3, &_S150, _S145, _S140, thread_1);
     Place_0 place_3;
-    uint _S165 = _S155 + 16U;
-    (&place_3)->row_4 = _S165;
-    (&place_3)->column_3 = _S156;
-    (&place_3)->rows_3 = _S133;
-    (&place_3)->columns_2 = _S136;
-    (&place_3)->offset_6 = _S157;
-    (&place_3)->stride_2 = _S158;
-    Sums_0 _S166 = sums_3[1U][0U];
-    Place_0 _S167 = place_3;
-    write_0(&_S166, 16.0f, result_3, &_S167, _S159, _S154, thread_1);
+    uint _S151 = _S141 + 16U;
+    (&place_3)->row_4 = _S151;
+    (&place_3)->column_3 = _S142;
+    (&place_3)->rows_3 = _S119;
+    (&place_3)->columns_2 = _S122;
+    (&place_3)->offset_6 = _S143;
+    (&place_3)->stride_0 = _S144;
+    Sums_0 _S152 = sums_3[1U][0U];
+    Place_0 _S153 = place_3;
+    write_0(&_S152, 16.0f, result_3, &_S153, _S145, _S140, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S165;
-    (&place_4)->column_3 = _S162;
-    (&place_4)->rows_3 = _S133;
-    (&place_4)->columns_2 = _S136;
-    (&place_4)->offset_6 = _S157;
-    (&place_4)->stride_2 = _S158;
-    Sums_0 _S168 = sums_3[1U][1U];
-    Place_0 _S169 = place_4;
-    write_0(&_S168, 16.0f, result_3, &_S169, _S159, _S154, thread_1);
+    (&place_4)->row_4 = _S151;
+    (&place_4)->column_3 = _S148;
+    (&place_4)->rows_3 = _S119;
+    (&place_4)->columns_2 = _S122;
+    (&place_4)->offset_6 = _S143;
+    (&place_4)->stride_0 = _S144;
+    Sums_0 _S154 = sums_3[1U][1U];
+    Place_0 _S155 = place_4;
+    write_0(&_S154, 16.0f, result_3, &_S155, _S145, _S140, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_q6_k(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S170 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S171 = p_2;
-    gemm_0(blockIdx, _S170, x_5, weight_2, result_4, batch_2, &_S171);
+    uint _S156 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S157 = p_2;
+    gemm_0(blockIdx, _S156, x_5, weight_2, result_4, batch_2, &_S157);
     return;
 }

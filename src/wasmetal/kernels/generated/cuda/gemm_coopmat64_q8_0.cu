@@ -73,8 +73,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -85,7 +83,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ float4  bytes_1(uint word_0)
 {
@@ -103,15 +107,17 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S3 = make_float4 (-65504.0f);
     float4  _S4 = make_float4 (65504.0f);
-    uint _S5 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S5] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S3, _S4));
-    uint _S6 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S6] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S3, _S4));
-    uint _S7 = 8U * eight_0;
-    uint4  _S8 = Q8_0Eights_decode_0(&this_0->right_0[0U], _S7);
-    (*&right_tile_0)[_S5] = _S8;
-    uint4  _S9 = Q8_0Eights_decode_0(&this_0->right_0[1U], _S7);
-    (*&right_tile_0)[_S6] = _S9;
+    uint _S5 = row_0 * 5U;
+    put_0(_S5 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S3, _S4)));
+    uint _S6 = (row_0 + 32U) * 5U;
+    put_0(_S6 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S3, _S4), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S3, _S4)));
+    uint _S7 = 320U + _S5 + eight_0;
+    uint _S8 = 8U * eight_0;
+    uint4  _S9 = Q8_0Eights_decode_0(&this_0->right_0[0U], _S8);
+    put_0(_S7, _S9);
+    uint _S10 = 320U + _S6 + eight_0;
+    uint4  _S11 = Q8_0Eights_decode_0(&this_0->right_0[1U], _S8);
+    put_0(_S10, _S11);
     return;
 }
 
@@ -147,27 +153,27 @@ __device__ float2  halves_0(uint word_1)
 
 __device__ float half_at_0(StructuredBuffer<uint> words_0, uint offset_0, uint half_0)
 {
-    uint _S10 = __ldg((&(words_0)[offset_0 + half_0 / 2U]));
-    return halves_0(_S10 >> (half_0 % 2U * 16U)).x;
+    uint _S12 = __ldg((&(words_0)[offset_0 + half_0 / 2U]));
+    return halves_0(_S12 >> (half_0 % 2U * 16U)).x;
 }
 
 __device__ uint word_at_0(StructuredBuffer<uint> words_1, uint offset_1, uint half_1)
 {
-    uint _S11 = offset_1 + half_1 / 2U;
-    uint _S12;
+    uint _S13 = offset_1 + half_1 / 2U;
+    uint _S14;
     if((half_1 % 2U) == 0U)
     {
-        uint _S13 = __ldg((&(words_1)[_S11]));
-        _S12 = _S13;
+        uint _S15 = __ldg((&(words_1)[_S13]));
+        _S14 = _S15;
     }
     else
     {
-        uint _S14 = __ldg((&(words_1)[_S11]));
-        uint _S15 = _S14 >> int(16);
-        uint _S16 = __ldg((&(words_1)[_S11 + 1U]));
-        _S12 = _S15 | (_S16 << int(16));
+        uint _S16 = __ldg((&(words_1)[_S13]));
+        uint _S17 = _S16 >> int(16);
+        uint _S18 = __ldg((&(words_1)[_S13 + 1U]));
+        _S14 = _S17 | (_S18 << int(16));
     }
-    return _S12;
+    return _S14;
 }
 
 __device__ Bytes_0 Bytes_fetch_0(StructuredBuffer<uint> words_2, uint offset_2, uint block_0, uint first_0)
@@ -180,53 +186,53 @@ __device__ Bytes_0 Bytes_fetch_0(StructuredBuffer<uint> words_2, uint offset_2, 
 
 __device__ Bytes_0 Q8_0Eights_fetch_0(StructuredBuffer<uint> words_3, uint offset_3, uint columns_0, uint row_1, uint column_1)
 {
-    uint _S17 = (row_1 * (columns_0 / 32U) + column_1 / 32U) * 17U;
-    return Bytes_fetch_0(words_3, offset_3, _S17, _S17 + 1U + column_1 % 32U / 2U);
+    uint _S19 = (row_1 * (columns_0 / 32U) + column_1 / 32U) * 17U;
+    return Bytes_fetch_0(words_3, offset_3, _S19, _S19 + 1U + column_1 % 32U / 2U);
 }
 
 __device__ Parts_0 Operands_load_0(Operands_0 * this_1, uint begin_0, uint row_2, uint eight_1)
 {
-    uint _S18 = (&this_1->p_0)->x_offset_0;
-    uint _S19 = this_1->top_0 + row_2;
-    uint _S20 = this_1->rows_1 - 1U;
-    uint _S21 = (&this_1->p_0)->x_stride_0;
-    uint _S22 = 2U * eight_1;
-    uint _S23 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S19), (_S20))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S22;
+    uint _S20 = (&this_1->p_0)->x_offset_0;
+    uint _S21 = this_1->top_0 + row_2;
+    uint _S22 = this_1->rows_1 - 1U;
+    uint _S23 = (&this_1->p_0)->x_stride_0;
+    uint _S24 = 2U * eight_1;
+    uint _S25 = ((&this_1->p_0)->x_offset_0 + (U32_min((_S21), (_S22))) * (&this_1->p_0)->x_stride_0 + begin_0) / 4U + _S24;
     Parts_0 parts_0;
-    StructuredBuffer<float4 > _S24 = this_1->x_3;
-    float4  _S25 = __ldg((&(this_1->x_3)[_S23]));
-    float4  _S26 = __ldg((&(_S24)[_S23 + 1U]));
-    (&parts_0)->left_0[0U][int(0)] = _S25;
-    (&parts_0)->left_0[0U][int(1)] = _S26;
-    uint _S27 = (_S18 + (U32_min((_S19 + 32U), (_S20))) * _S21 + begin_0) / 4U + _S22;
-    float4  _S28 = __ldg((&(_S24)[_S27]));
-    float4  _S29 = __ldg((&(_S24)[_S27 + 1U]));
-    (&parts_0)->left_0[1U][int(0)] = _S28;
-    (&parts_0)->left_0[1U][int(1)] = _S29;
-    uint _S30 = this_1->side_0 + row_2;
-    uint _S31 = (&this_1->p_0)->n_0 - 1U;
-    StructuredBuffer<uint> _S32 = this_1->weight_0;
-    uint _S33 = (&this_1->p_0)->weight_offset_0;
-    uint _S34 = (&this_1->p_0)->k_0;
-    uint _S35 = begin_0 + 8U * eight_1;
-    (&parts_0)->right_0[0U] = Q8_0Eights_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S30), (_S31))), _S35);
-    (&parts_0)->right_0[1U] = Q8_0Eights_fetch_0(_S32, _S33, _S34, (U32_min((_S30 + 32U), (_S31))), _S35);
+    StructuredBuffer<float4 > _S26 = this_1->x_3;
+    float4  _S27 = __ldg((&(this_1->x_3)[_S25]));
+    float4  _S28 = __ldg((&(_S26)[_S25 + 1U]));
+    (&parts_0)->left_0[0U][int(0)] = _S27;
+    (&parts_0)->left_0[0U][int(1)] = _S28;
+    uint _S29 = (_S20 + (U32_min((_S21 + 32U), (_S22))) * _S23 + begin_0) / 4U + _S24;
+    float4  _S30 = __ldg((&(_S26)[_S29]));
+    float4  _S31 = __ldg((&(_S26)[_S29 + 1U]));
+    (&parts_0)->left_0[1U][int(0)] = _S30;
+    (&parts_0)->left_0[1U][int(1)] = _S31;
+    uint _S32 = this_1->side_0 + row_2;
+    uint _S33 = (&this_1->p_0)->n_0 - 1U;
+    StructuredBuffer<uint> _S34 = this_1->weight_0;
+    uint _S35 = (&this_1->p_0)->weight_offset_0;
+    uint _S36 = (&this_1->p_0)->k_0;
+    uint _S37 = begin_0 + 8U * eight_1;
+    (&parts_0)->right_0[0U] = Q8_0Eights_fetch_0(this_1->weight_0, (&this_1->p_0)->weight_offset_0, (&this_1->p_0)->k_0, (U32_min((_S32), (_S33))), _S37);
+    (&parts_0)->right_0[1U] = Q8_0Eights_fetch_0(_S34, _S35, _S36, (U32_min((_S32 + 32U), (_S33))), _S37);
     return parts_0;
 }
 
 __device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_4, uint first_1, uint rows_2)
 {
-    uint _S36;
+    uint _S38;
     if(offset_4 == 4294967295U)
     {
-        _S36 = rows_2;
+        _S38 = rows_2;
     }
     else
     {
-        uint _S37 = __ldg((&(batch_0)[offset_4]));
-        _S36 = (U32_min(((U32_max((_S37), (first_1))) - first_1), (rows_2)));
+        uint _S39 = __ldg((&(batch_0)[offset_4]));
+        _S38 = (U32_min(((U32_max((_S39), (first_1))) - first_1), (rows_2)));
     }
-    return _S36;
+    return _S38;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -241,33 +247,31 @@ struct Sums_0
 
 __device__ Sums_0 Sums_x24init_0(FixedArray<float4 , 2>  * halves_2)
 {
-    Sums_0 _S38;
-    (&_S38)->halves_1 = *halves_2;
-    return _S38;
+    Sums_0 _S40;
+    (&_S40)->halves_1 = *halves_2;
+    return _S40;
 }
 
 __device__ Sums_0 no_sums_0()
 {
-    int4  _S39 = make_int4 (int(0));
-    float4  _S40 = make_float4 ((float)_S39.x, (float)_S39.y, (float)_S39.z, (float)_S39.w);
-    FixedArray<float4 , 2>  _S41;
-    _S41[int(0)] = _S40;
-    _S41[int(1)] = _S40;
-    Sums_0 _S42 = Sums_x24init_0(&_S41);
-    return _S42;
-}
-
-__device__ uint4  load_right_0(FixedArray<uint4 , 320>  * tile_0, uint at_0, uint stride_0, uint lane_0)
-{
-    FixedArray<uint4 , 320>  _S43 = *tile_0;
-    uint4  _S44 = (wasmetal_load_four((&_S43[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
+    int4  _S41 = make_int4 (int(0));
+    float4  _S42 = make_float4 ((float)_S41.x, (float)_S41.y, (float)_S41.z, (float)_S41.w);
+    FixedArray<float4 , 2>  _S43;
+    _S43[int(0)] = _S42;
+    _S43[int(1)] = _S42;
+    Sums_0 _S44 = Sums_x24init_0(&_S43);
     return _S44;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 320>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 320>  _S45 = *tile_1;
-    uint4  _S46 = (wasmetal_load_four((&_S45[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
+    uint4  _S45 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S45;
+}
+
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
+{
+    uint4  _S46 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
     return _S46;
 }
 
@@ -285,59 +289,47 @@ __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S51 = across_0 * 5U;
-    FixedArray<uint4 , 320>  _S52 = *&right_tile_0;
-    uint4  _S53 = load_right_0(&_S52, _S51, 5U, lane_2);
-    right_2[0U] = _S53;
-    uint _S54 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S55 = *&right_tile_0;
-    uint4  _S56 = load_right_0(&_S55, _S54, 5U, lane_2);
-    right_2[1U] = _S56;
-    uint _S57 = down_0 * 5U;
-    FixedArray<uint4 , 320>  _S58 = *&left_tile_0;
-    uint4  _S59 = load_left_0(&_S58, _S57, 5U, lane_2);
-    Sums_0 _S60 = (*sums_1)[0U][0U];
-    Sums_0 _S61 = multiply_add_0(_S59, _S53, &_S60);
-    (*sums_1)[0U][0U] = _S61;
-    Sums_0 _S62 = (*sums_1)[0U][1U];
-    Sums_0 _S63 = multiply_add_0(_S59, _S56, &_S62);
-    (*sums_1)[0U][1U] = _S63;
-    uint _S64 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S65 = *&left_tile_0;
-    uint4  _S66 = load_left_0(&_S65, _S64, 5U, lane_2);
-    Sums_0 _S67 = (*sums_1)[1U][0U];
-    Sums_0 _S68 = multiply_add_0(_S66, _S53, &_S67);
-    (*sums_1)[1U][0U] = _S68;
-    Sums_0 _S69 = (*sums_1)[1U][1U];
-    Sums_0 _S70 = multiply_add_0(_S66, _S56, &_S69);
-    (*sums_1)[1U][1U] = _S70;
+    uint _S51 = 320U + across_0 * 5U;
+    uint4  _S52 = load_right_0(_S51, lane_2);
+    right_2[0U] = _S52;
+    uint _S53 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S54 = load_right_0(_S53, lane_2);
+    right_2[1U] = _S54;
+    uint _S55 = down_0 * 5U;
+    uint4  _S56 = load_left_0(_S55, lane_2);
+    Sums_0 _S57 = (*sums_1)[0U][0U];
+    Sums_0 _S58 = multiply_add_0(_S56, _S52, &_S57);
+    (*sums_1)[0U][0U] = _S58;
+    Sums_0 _S59 = (*sums_1)[0U][1U];
+    Sums_0 _S60 = multiply_add_0(_S56, _S54, &_S59);
+    (*sums_1)[0U][1U] = _S60;
+    uint _S61 = (down_0 + 16U) * 5U;
+    uint4  _S62 = load_left_0(_S61, lane_2);
+    Sums_0 _S63 = (*sums_1)[1U][0U];
+    Sums_0 _S64 = multiply_add_0(_S62, _S52, &_S63);
+    (*sums_1)[1U][0U] = _S64;
+    Sums_0 _S65 = (*sums_1)[1U][1U];
+    Sums_0 _S66 = multiply_add_0(_S62, _S54, &_S65);
+    (*sums_1)[1U][1U] = _S66;
     FixedArray<uint4 , 2>  right_3;
-    uint _S71 = _S51 + 2U;
-    FixedArray<uint4 , 320>  _S72 = *&right_tile_0;
-    uint4  _S73 = load_right_0(&_S72, _S71, 5U, lane_2);
-    right_3[0U] = _S73;
-    uint _S74 = _S54 + 2U;
-    FixedArray<uint4 , 320>  _S75 = *&right_tile_0;
-    uint4  _S76 = load_right_0(&_S75, _S74, 5U, lane_2);
-    right_3[1U] = _S76;
-    uint _S77 = _S57 + 2U;
-    FixedArray<uint4 , 320>  _S78 = *&left_tile_0;
-    uint4  _S79 = load_left_0(&_S78, _S77, 5U, lane_2);
-    Sums_0 _S80 = (*sums_1)[0U][0U];
-    Sums_0 _S81 = multiply_add_0(_S79, _S73, &_S80);
-    (*sums_1)[0U][0U] = _S81;
-    Sums_0 _S82 = (*sums_1)[0U][1U];
-    Sums_0 _S83 = multiply_add_0(_S79, _S76, &_S82);
-    (*sums_1)[0U][1U] = _S83;
-    uint _S84 = _S64 + 2U;
-    FixedArray<uint4 , 320>  _S85 = *&left_tile_0;
-    uint4  _S86 = load_left_0(&_S85, _S84, 5U, lane_2);
-    Sums_0 _S87 = (*sums_1)[1U][0U];
-    Sums_0 _S88 = multiply_add_0(_S86, _S73, &_S87);
-    (*sums_1)[1U][0U] = _S88;
-    Sums_0 _S89 = (*sums_1)[1U][1U];
-    Sums_0 _S90 = multiply_add_0(_S86, _S76, &_S89);
-    (*sums_1)[1U][1U] = _S90;
+    uint4  _S67 = load_right_0(_S51 + 2U, lane_2);
+    right_3[0U] = _S67;
+    uint4  _S68 = load_right_0(_S53 + 2U, lane_2);
+    right_3[1U] = _S68;
+    uint4  _S69 = load_left_0(_S55 + 2U, lane_2);
+    Sums_0 _S70 = (*sums_1)[0U][0U];
+    Sums_0 _S71 = multiply_add_0(_S69, _S67, &_S70);
+    (*sums_1)[0U][0U] = _S71;
+    Sums_0 _S72 = (*sums_1)[0U][1U];
+    Sums_0 _S73 = multiply_add_0(_S69, _S68, &_S72);
+    (*sums_1)[0U][1U] = _S73;
+    uint4  _S74 = load_left_0(_S61 + 2U, lane_2);
+    Sums_0 _S75 = (*sums_1)[1U][0U];
+    Sums_0 _S76 = multiply_add_0(_S74, _S67, &_S75);
+    (*sums_1)[1U][0U] = _S76;
+    Sums_0 _S77 = (*sums_1)[1U][1U];
+    Sums_0 _S78 = multiply_add_0(_S74, _S68, &_S77);
+    (*sums_1)[1U][1U] = _S78;
     return;
 }
 
@@ -348,312 +340,312 @@ struct Place_0
     uint rows_3;
     uint columns_1;
     uint offset_5;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_5 + (this_2->row_3 + r_0) * this_2->stride_2 + this_2->column_2 + c_0;
+    return this_2->offset_5 + (this_2->row_3 + r_0) * this_2->stride_0 + this_2->column_2 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_3, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S91 = thread_0 % 32U;
-    uint _S92 = _S91 / 4U;
-    uint _S93 = _S91 % 4U * 2U;
-    bool _S94;
+    uint _S79 = thread_0 % 32U;
+    uint _S80 = _S79 / 4U;
+    uint _S81 = _S79 % 4U * 2U;
+    bool _S82;
     if(whole_0)
     {
-        _S94 = true;
+        _S82 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S80) < (place_0->rows_3))
+        {
+            _S82 = (place_0->column_2 + _S81) < (place_0->columns_1);
+        }
+        else
+        {
+            _S82 = false;
+        }
+    }
+    float _S83;
+    if(_S82)
+    {
+        uint _S84 = Place_at_0(place_0, _S80, _S81);
+        float _S85 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S86 = (&(result_3)[_S84]);
+        if(accumulate_1)
+        {
+            _S83 = *(&(result_3)[_S84]) + _S85;
+        }
+        else
+        {
+            _S83 = _S85;
+        }
+        *_S86 = _S83;
+    }
+    uint _S87 = _S79 / 4U;
+    uint _S88 = _S81 + 1U;
+    if(whole_0)
+    {
+        _S82 = true;
+    }
+    else
+    {
+        if((place_0->row_3 + _S87) < (place_0->rows_3))
+        {
+            _S82 = (place_0->column_2 + _S88) < (place_0->columns_1);
+        }
+        else
+        {
+            _S82 = false;
+        }
+    }
+    if(_S82)
+    {
+        uint _S89 = Place_at_0(place_0, _S87, _S88);
+        float _S90 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S91 = (&(result_3)[_S89]);
+        if(accumulate_1)
+        {
+            _S83 = *(&(result_3)[_S89]) + _S90;
+        }
+        else
+        {
+            _S83 = _S90;
+        }
+        *_S91 = _S83;
+    }
+    uint _S92 = _S79 / 4U + 8U;
+    if(whole_0)
+    {
+        _S82 = true;
     }
     else
     {
         if((place_0->row_3 + _S92) < (place_0->rows_3))
         {
-            _S94 = (place_0->column_2 + _S93) < (place_0->columns_1);
+            _S82 = (place_0->column_2 + _S81) < (place_0->columns_1);
         }
         else
         {
-            _S94 = false;
+            _S82 = false;
         }
     }
-    float _S95;
-    if(_S94)
+    if(_S82)
     {
-        uint _S96 = Place_at_0(place_0, _S92, _S93);
-        float _S97 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S98 = (&(result_3)[_S96]);
+        uint _S93 = Place_at_0(place_0, _S92, _S81);
+        float _S94 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S95 = (&(result_3)[_S93]);
         if(accumulate_1)
         {
-            _S95 = *(&(result_3)[_S96]) + _S97;
+            _S83 = *(&(result_3)[_S93]) + _S94;
         }
         else
         {
-            _S95 = _S97;
+            _S83 = _S94;
         }
-        *_S98 = _S95;
+        *_S95 = _S83;
     }
-    uint _S99 = _S91 / 4U;
-    uint _S100 = _S93 + 1U;
+    uint _S96 = _S79 / 4U + 8U;
     if(whole_0)
     {
-        _S94 = true;
+        _S82 = true;
     }
     else
     {
-        if((place_0->row_3 + _S99) < (place_0->rows_3))
+        if((place_0->row_3 + _S96) < (place_0->rows_3))
         {
-            _S94 = (place_0->column_2 + _S100) < (place_0->columns_1);
+            _S82 = (place_0->column_2 + _S88) < (place_0->columns_1);
         }
         else
         {
-            _S94 = false;
+            _S82 = false;
         }
     }
-    if(_S94)
+    if(_S82)
     {
-        uint _S101 = Place_at_0(place_0, _S99, _S100);
-        float _S102 = factor_0 * *&((&sums_2->halves_1[0U])->y);
-        float * _S103 = (&(result_3)[_S101]);
+        uint _S97 = Place_at_0(place_0, _S96, _S88);
+        float _S98 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S99 = (&(result_3)[_S97]);
         if(accumulate_1)
         {
-            _S95 = *(&(result_3)[_S101]) + _S102;
+            _S83 = *(&(result_3)[_S97]) + _S98;
         }
         else
         {
-            _S95 = _S102;
+            _S83 = _S98;
         }
-        *_S103 = _S95;
+        *_S99 = _S83;
     }
-    uint _S104 = _S91 / 4U + 8U;
+    uint _S100 = _S79 / 4U;
+    uint _S101 = 8U + _S81;
     if(whole_0)
     {
-        _S94 = true;
+        _S82 = true;
     }
     else
     {
-        if((place_0->row_3 + _S104) < (place_0->rows_3))
+        if((place_0->row_3 + _S100) < (place_0->rows_3))
         {
-            _S94 = (place_0->column_2 + _S93) < (place_0->columns_1);
+            _S82 = (place_0->column_2 + _S101) < (place_0->columns_1);
         }
         else
         {
-            _S94 = false;
+            _S82 = false;
         }
     }
-    if(_S94)
+    if(_S82)
     {
-        uint _S105 = Place_at_0(place_0, _S104, _S93);
-        float _S106 = factor_0 * *&((&sums_2->halves_1[0U])->z);
-        float * _S107 = (&(result_3)[_S105]);
+        uint _S102 = Place_at_0(place_0, _S100, _S101);
+        float _S103 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S104 = (&(result_3)[_S102]);
         if(accumulate_1)
         {
-            _S95 = *(&(result_3)[_S105]) + _S106;
+            _S83 = *(&(result_3)[_S102]) + _S103;
         }
         else
         {
-            _S95 = _S106;
+            _S83 = _S103;
         }
-        *_S107 = _S95;
+        *_S104 = _S83;
     }
-    uint _S108 = _S91 / 4U + 8U;
+    uint _S105 = _S79 / 4U;
+    uint _S106 = _S101 + 1U;
     if(whole_0)
     {
-        _S94 = true;
+        _S82 = true;
     }
     else
     {
-        if((place_0->row_3 + _S108) < (place_0->rows_3))
+        if((place_0->row_3 + _S105) < (place_0->rows_3))
         {
-            _S94 = (place_0->column_2 + _S100) < (place_0->columns_1);
+            _S82 = (place_0->column_2 + _S106) < (place_0->columns_1);
         }
         else
         {
-            _S94 = false;
+            _S82 = false;
         }
     }
-    if(_S94)
+    if(_S82)
     {
-        uint _S109 = Place_at_0(place_0, _S108, _S100);
-        float _S110 = factor_0 * *&((&sums_2->halves_1[0U])->w);
-        float * _S111 = (&(result_3)[_S109]);
+        uint _S107 = Place_at_0(place_0, _S105, _S106);
+        float _S108 = factor_0 * *&((&sums_2->halves_1[1U])->y);
+        float * _S109 = (&(result_3)[_S107]);
         if(accumulate_1)
         {
-            _S95 = *(&(result_3)[_S109]) + _S110;
+            _S83 = *(&(result_3)[_S107]) + _S108;
         }
         else
         {
-            _S95 = _S110;
+            _S83 = _S108;
         }
-        *_S111 = _S95;
+        *_S109 = _S83;
     }
-    uint _S112 = _S91 / 4U;
-    uint _S113 = 8U + _S93;
+    uint _S110 = _S79 / 4U + 8U;
     if(whole_0)
     {
-        _S94 = true;
+        _S82 = true;
     }
     else
     {
-        if((place_0->row_3 + _S112) < (place_0->rows_3))
+        if((place_0->row_3 + _S110) < (place_0->rows_3))
         {
-            _S94 = (place_0->column_2 + _S113) < (place_0->columns_1);
+            _S82 = (place_0->column_2 + _S101) < (place_0->columns_1);
         }
         else
         {
-            _S94 = false;
+            _S82 = false;
         }
     }
-    if(_S94)
+    if(_S82)
     {
-        uint _S114 = Place_at_0(place_0, _S112, _S113);
-        float _S115 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S116 = (&(result_3)[_S114]);
+        uint _S111 = Place_at_0(place_0, _S110, _S101);
+        float _S112 = factor_0 * *&((&sums_2->halves_1[1U])->z);
+        float * _S113 = (&(result_3)[_S111]);
         if(accumulate_1)
         {
-            _S95 = *(&(result_3)[_S114]) + _S115;
+            _S83 = *(&(result_3)[_S111]) + _S112;
         }
         else
         {
-            _S95 = _S115;
+            _S83 = _S112;
         }
-        *_S116 = _S95;
+        *_S113 = _S83;
     }
-    uint _S117 = _S91 / 4U;
-    uint _S118 = _S113 + 1U;
+    uint _S114 = _S79 / 4U + 8U;
     if(whole_0)
     {
-        _S94 = true;
+        _S82 = true;
     }
     else
     {
-        if((place_0->row_3 + _S117) < (place_0->rows_3))
+        if((place_0->row_3 + _S114) < (place_0->rows_3))
         {
-            _S94 = (place_0->column_2 + _S118) < (place_0->columns_1);
+            _S82 = (place_0->column_2 + _S106) < (place_0->columns_1);
         }
         else
         {
-            _S94 = false;
+            _S82 = false;
         }
     }
-    if(_S94)
+    if(_S82)
     {
-        uint _S119 = Place_at_0(place_0, _S117, _S118);
-        float _S120 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S121 = (&(result_3)[_S119]);
+        uint _S115 = Place_at_0(place_0, _S114, _S106);
+        float _S116 = factor_0 * *&((&sums_2->halves_1[1U])->w);
+        float * _S117 = (&(result_3)[_S115]);
         if(accumulate_1)
         {
-            _S95 = *(&(result_3)[_S119]) + _S120;
+            _S83 = *(&(result_3)[_S115]) + _S116;
         }
         else
         {
-            _S95 = _S120;
+            _S83 = _S116;
         }
-        *_S121 = _S95;
-    }
-    uint _S122 = _S91 / 4U + 8U;
-    if(whole_0)
-    {
-        _S94 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S122) < (place_0->rows_3))
-        {
-            _S94 = (place_0->column_2 + _S113) < (place_0->columns_1);
-        }
-        else
-        {
-            _S94 = false;
-        }
-    }
-    if(_S94)
-    {
-        uint _S123 = Place_at_0(place_0, _S122, _S113);
-        float _S124 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S125 = (&(result_3)[_S123]);
-        if(accumulate_1)
-        {
-            _S95 = *(&(result_3)[_S123]) + _S124;
-        }
-        else
-        {
-            _S95 = _S124;
-        }
-        *_S125 = _S95;
-    }
-    uint _S126 = _S91 / 4U + 8U;
-    if(whole_0)
-    {
-        _S94 = true;
-    }
-    else
-    {
-        if((place_0->row_3 + _S126) < (place_0->rows_3))
-        {
-            _S94 = (place_0->column_2 + _S118) < (place_0->columns_1);
-        }
-        else
-        {
-            _S94 = false;
-        }
-    }
-    if(_S94)
-    {
-        uint _S127 = Place_at_0(place_0, _S126, _S118);
-        float _S128 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S129 = (&(result_3)[_S127]);
-        if(accumulate_1)
-        {
-            _S95 = *(&(result_3)[_S127]) + _S128;
-        }
-        else
-        {
-            _S95 = _S128;
-        }
-        *_S129 = _S95;
+        *_S117 = _S83;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S130 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S131 = (_S130 + 64U - 1U) / 64U;
-    uint _S132 = group_number_0(group_1);
-    uint _S133 = p_1->n_0;
-    if(_S132 >= (_S131 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S118 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S119 = (_S118 + 64U - 1U) / 64U;
+    uint _S120 = group_number_0(group_1);
+    uint _S121 = p_1->n_0;
+    if(_S120 >= (_S119 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S134 = _S132 % _S131;
-    uint _S135 = _S134 * 64U;
-    uint _S136 = _S132 / _S131;
-    uint _S137 = _S136 * 64U;
-    uint _S138 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S139 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S140 = thread_1 / 4U;
-    uint _S141 = thread_1 % 4U;
+    uint _S122 = _S120 % _S119;
+    uint _S123 = _S122 * 64U;
+    uint _S124 = _S120 / _S119;
+    uint _S125 = _S124 * 64U;
+    uint _S126 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S127 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S128 = thread_1 / 4U;
+    uint _S129 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S135;
-    (&operands_0)->side_0 = _S137;
-    (&operands_0)->rows_1 = _S130;
+    (&operands_0)->top_0 = _S123;
+    (&operands_0)->side_0 = _S125;
+    (&operands_0)->rows_1 = _S118;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S142 = no_sums_0();
-    sums_3[0U][0U] = _S142;
-    sums_3[0U][1U] = _S142;
-    sums_3[1U][0U] = _S142;
-    sums_3[1U][1U] = _S142;
-    Operands_0 _S143 = operands_0;
-    Parts_0 _S144 = Operands_load_0(&_S143, 0U, _S140, _S141);
+    Sums_0 _S130 = no_sums_0();
+    sums_3[0U][0U] = _S130;
+    sums_3[0U][1U] = _S130;
+    sums_3[1U][0U] = _S130;
+    sums_3[1U][1U] = _S130;
+    Operands_0 _S131 = operands_0;
+    Parts_0 _S132 = Operands_load_0(&_S131, 0U, _S128, _S129);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S144;
+    Parts_0 parts_1 = _S132;
     for(;;)
     {
-        uint _S145 = p_1->k_0;
+        uint _S133 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -661,81 +653,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S146 = parts_1;
-        Parts_store_0(&_S146, _S140, _S141);
+        Parts_0 _S134 = parts_1;
+        Parts_store_0(&_S134, _S128, _S129);
         __syncthreads();
-        uint _S147 = begin_1 + 32U;
-        uint _S148 = (U32_min((_S147), (_S145 - 32U)));
-        Operands_0 _S149 = operands_0;
-        Parts_0 _S150 = Operands_load_0(&_S149, _S148, _S140, _S141);
-        multiply_0(&sums_3, _S138, _S139, thread_1 % 32U);
+        uint _S135 = begin_1 + 32U;
+        uint _S136 = (U32_min((_S135), (_S133 - 32U)));
+        Operands_0 _S137 = operands_0;
+        Parts_0 _S138 = Operands_load_0(&_S137, _S136, _S128, _S129);
+        multiply_0(&sums_3, _S126, _S127, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S147;
-        parts_1 = _S150;
+        begin_1 = _S135;
+        parts_1 = _S138;
     }
-    bool _S151;
-    if((_S135 + 64U) <= _S130)
+    bool _S139;
+    if((_S123 + 64U) <= _S118)
     {
-        _S151 = (_S137 + 64U) <= _S133;
+        _S139 = (_S125 + 64U) <= _S121;
     }
     else
     {
-        _S151 = false;
+        _S139 = false;
     }
     Place_0 place_1;
-    uint _S152 = _S135 + _S138;
-    (&place_1)->row_3 = _S152;
-    uint _S153 = _S137 + _S139;
-    (&place_1)->column_2 = _S153;
-    (&place_1)->rows_3 = _S130;
-    (&place_1)->columns_1 = _S133;
-    uint _S154 = p_1->out_offset_0;
+    uint _S140 = _S123 + _S126;
+    (&place_1)->row_3 = _S140;
+    uint _S141 = _S125 + _S127;
+    (&place_1)->column_2 = _S141;
+    (&place_1)->rows_3 = _S118;
+    (&place_1)->columns_1 = _S121;
+    uint _S142 = p_1->out_offset_0;
     (&place_1)->offset_5 = p_1->out_offset_0;
-    uint _S155 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S156 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S157 = sums_3[0U][0U];
-    Place_0 _S158 = place_1;
-    write_0(&_S157, 16.0f, result_4, &_S158, _S156, _S151, thread_1);
+    uint _S143 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S144 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S145 = sums_3[0U][0U];
+    Place_0 _S146 = place_1;
+    write_0(&_S145, 16.0f, result_4, &_S146, _S144, _S139, thread_1);
     Place_0 place_2;
-    (&place_2)->row_3 = _S152;
-    uint _S159 = _S153 + 16U;
-    (&place_2)->column_2 = _S159;
-    (&place_2)->rows_3 = _S130;
-    (&place_2)->columns_1 = _S133;
-    (&place_2)->offset_5 = _S154;
-    (&place_2)->stride_2 = _S155;
-    Sums_0 _S160 = sums_3[0U][1U];
-    Place_0 _S161 = place_2;
-    write_0(&_S160, 16.0f, result_4, &_S161, _S156, _S151, thread_1);
+    (&place_2)->row_3 = _S140;
+    uint _S147 = _S141 + 16U;
+    (&place_2)->column_2 = _S147;
+    (&place_2)->rows_3 = _S118;
+    (&place_2)->columns_1 = _S121;
+    (&place_2)->offset_5 = _S142;
+    (&place_2)->stride_0 = _S143;
+    Sums_0 _S148 = sums_3[0U][1U];
+    Place_0 _S149 = place_2;
+    write_0(&_S148, 16.0f, result_4, &_S149, _S144, _S139, thread_1);
     Place_0 place_3;
-    uint _S162 = _S152 + 16U;
-    (&place_3)->row_3 = _S162;
-    (&place_3)->column_2 = _S153;
-    (&place_3)->rows_3 = _S130;
-    (&place_3)->columns_1 = _S133;
-    (&place_3)->offset_5 = _S154;
-    (&place_3)->stride_2 = _S155;
-    Sums_0 _S163 = sums_3[1U][0U];
-    Place_0 _S164 = place_3;
-    write_0(&_S163, 16.0f, result_4, &_S164, _S156, _S151, thread_1);
+    uint _S150 = _S140 + 16U;
+    (&place_3)->row_3 = _S150;
+    (&place_3)->column_2 = _S141;
+    (&place_3)->rows_3 = _S118;
+    (&place_3)->columns_1 = _S121;
+    (&place_3)->offset_5 = _S142;
+    (&place_3)->stride_0 = _S143;
+    Sums_0 _S151 = sums_3[1U][0U];
+    Place_0 _S152 = place_3;
+    write_0(&_S151, 16.0f, result_4, &_S152, _S144, _S139, thread_1);
     Place_0 place_4;
-    (&place_4)->row_3 = _S162;
-    (&place_4)->column_2 = _S159;
-    (&place_4)->rows_3 = _S130;
-    (&place_4)->columns_1 = _S133;
-    (&place_4)->offset_5 = _S154;
-    (&place_4)->stride_2 = _S155;
-    Sums_0 _S165 = sums_3[1U][1U];
-    Place_0 _S166 = place_4;
-    write_0(&_S165, 16.0f, result_4, &_S166, _S156, _S151, thread_1);
+    (&place_4)->row_3 = _S150;
+    (&place_4)->column_2 = _S147;
+    (&place_4)->rows_3 = _S118;
+    (&place_4)->columns_1 = _S121;
+    (&place_4)->offset_5 = _S142;
+    (&place_4)->stride_0 = _S143;
+    Sums_0 _S153 = sums_3[1U][1U];
+    Place_0 _S154 = place_4;
+    write_0(&_S153, 16.0f, result_4, &_S154, _S144, _S139, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_q8_0(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_5, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S167 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S168 = p_2;
-    gemm_0(blockIdx, _S167, x_5, weight_2, result_5, batch_2, &_S168);
+    uint _S155 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S156 = p_2;
+    gemm_0(blockIdx, _S155, x_5, weight_2, result_5, batch_2, &_S156);
     return;
 }

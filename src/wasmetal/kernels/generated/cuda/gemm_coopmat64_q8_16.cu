@@ -67,8 +67,6 @@ __device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
     return min_0(max_0(x_2, minBound_0), maxBound_0);
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  left_tile_0;
-
 __device__ uint pack_halves_0(float2  values_0)
 {
     return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
@@ -79,7 +77,13 @@ __device__ uint4  eight_halves_0(float4  a_0, float4  b_0)
     return make_uint4 (pack_halves_0(float2 {a_0.x, a_0.y}), pack_halves_0(float2 {a_0.z, a_0.w}), pack_halves_0(float2 {b_0.x, b_0.y}), pack_halves_0(float2 {b_0.z, b_0.w}));
 }
 
-__device__ __shared__ FixedArray<uint4 , 320>  right_tile_0;
+__device__ __shared__ FixedArray<uint4 , 640>  tiles_0;
+
+__device__ void put_0(uint at_0, uint4  eight_halves_1)
+{
+    (*&tiles_0)[at_0] = eight_halves_1;
+    return;
+}
 
 __device__ uint4  Others_decode_0(uint4  fetched_0, uint column_0)
 {
@@ -90,13 +94,13 @@ __device__ void Parts_store_0(Parts_0 * this_0, uint row_0, uint eight_0)
 {
     float4  _S1 = make_float4 (-65504.0f);
     float4  _S2 = make_float4 (65504.0f);
-    uint _S3 = row_0 * 5U + eight_0;
-    (*&left_tile_0)[_S3] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2));
-    uint _S4 = (row_0 + 32U) * 5U + eight_0;
-    (*&left_tile_0)[_S4] = eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2));
+    uint _S3 = row_0 * 5U;
+    put_0(_S3 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[0U][int(1)], _S1, _S2)));
+    uint _S4 = (row_0 + 32U) * 5U;
+    put_0(_S4 + eight_0, eight_halves_0(clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(0)], _S1, _S2), clamp_0(make_float4 (0.0625f) * this_0->left_0[1U][int(1)], _S1, _S2)));
     uint _S5 = 8U * eight_0;
-    (*&right_tile_0)[_S3] = Others_decode_0(this_0->right_0[0U], _S5);
-    (*&right_tile_0)[_S4] = Others_decode_0(this_0->right_0[1U], _S5);
+    put_0(320U + _S3 + eight_0, Others_decode_0(this_0->right_0[0U], _S5));
+    put_0(320U + _S4 + eight_0, Others_decode_0(this_0->right_0[1U], _S5));
     return;
 }
 
@@ -228,87 +232,73 @@ __device__ Sums_0 no_sums_0()
     return _S40;
 }
 
-__device__ uint4  load_right_0(FixedArray<uint4 , 320>  * tile_0, uint at_0, uint stride_0, uint lane_0)
+__device__ uint4  load_right_0(uint at_1, uint lane_0)
 {
-    FixedArray<uint4 , 320>  _S41 = *tile_0;
-    uint4  _S42 = (wasmetal_load_four((&_S41[at_0 + (lane_0 / 16U * 8U + lane_0 % 8U) * stride_0 + lane_0 / 8U % 2U])));
-    return _S42;
+    uint4  _S41 = (wasmetal_load_four((&(*&tiles_0)[at_1 + (lane_0 / 16U * 8U + lane_0 % 8U) * 5U + lane_0 / 8U % 2U])));
+    return _S41;
 }
 
-__device__ uint4  load_left_0(FixedArray<uint4 , 320>  * tile_1, uint at_1, uint stride_1, uint lane_1)
+__device__ uint4  load_left_0(uint at_2, uint lane_1)
 {
-    FixedArray<uint4 , 320>  _S43 = *tile_1;
-    uint4  _S44 = (wasmetal_load_four((&_S43[at_1 + lane_1 % 16U * stride_1 + lane_1 / 16U])));
-    return _S44;
+    uint4  _S42 = (wasmetal_load_four((&(*&tiles_0)[at_2 + lane_1 % 16U * 5U + lane_1 / 16U])));
+    return _S42;
 }
 
 __device__ Sums_0 multiply_add_0(uint4  left_1, uint4  right_1, Sums_0 * sums_0)
 {
-    float4  _S45 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
-    float4  _S46 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
-    FixedArray<float4 , 2>  _S47;
-    _S47[int(0)] = _S45;
-    _S47[int(1)] = _S46;
-    Sums_0 _S48 = Sums_x24init_0(&_S47);
-    return _S48;
+    float4  _S43 = (wasmetal_multiply_half((left_1), (uint2 {right_1.x, right_1.y}), (sums_0->halves_1[int(0)])));
+    float4  _S44 = (wasmetal_multiply_half((left_1), (uint2 {right_1.z, right_1.w}), (sums_0->halves_1[int(1)])));
+    FixedArray<float4 , 2>  _S45;
+    _S45[int(0)] = _S43;
+    _S45[int(1)] = _S44;
+    Sums_0 _S46 = Sums_x24init_0(&_S45);
+    return _S46;
 }
 
 __device__ void multiply_0(FixedArray<FixedArray<Sums_0, 2> , 2>  * sums_1, uint down_0, uint across_0, uint lane_2)
 {
     FixedArray<uint4 , 2>  right_2;
-    uint _S49 = across_0 * 5U;
-    FixedArray<uint4 , 320>  _S50 = *&right_tile_0;
-    uint4  _S51 = load_right_0(&_S50, _S49, 5U, lane_2);
-    right_2[0U] = _S51;
-    uint _S52 = (across_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S53 = *&right_tile_0;
-    uint4  _S54 = load_right_0(&_S53, _S52, 5U, lane_2);
-    right_2[1U] = _S54;
-    uint _S55 = down_0 * 5U;
-    FixedArray<uint4 , 320>  _S56 = *&left_tile_0;
-    uint4  _S57 = load_left_0(&_S56, _S55, 5U, lane_2);
-    Sums_0 _S58 = (*sums_1)[0U][0U];
-    Sums_0 _S59 = multiply_add_0(_S57, _S51, &_S58);
-    (*sums_1)[0U][0U] = _S59;
-    Sums_0 _S60 = (*sums_1)[0U][1U];
-    Sums_0 _S61 = multiply_add_0(_S57, _S54, &_S60);
-    (*sums_1)[0U][1U] = _S61;
-    uint _S62 = (down_0 + 16U) * 5U;
-    FixedArray<uint4 , 320>  _S63 = *&left_tile_0;
-    uint4  _S64 = load_left_0(&_S63, _S62, 5U, lane_2);
-    Sums_0 _S65 = (*sums_1)[1U][0U];
-    Sums_0 _S66 = multiply_add_0(_S64, _S51, &_S65);
-    (*sums_1)[1U][0U] = _S66;
-    Sums_0 _S67 = (*sums_1)[1U][1U];
-    Sums_0 _S68 = multiply_add_0(_S64, _S54, &_S67);
-    (*sums_1)[1U][1U] = _S68;
+    uint _S47 = 320U + across_0 * 5U;
+    uint4  _S48 = load_right_0(_S47, lane_2);
+    right_2[0U] = _S48;
+    uint _S49 = 320U + (across_0 + 16U) * 5U;
+    uint4  _S50 = load_right_0(_S49, lane_2);
+    right_2[1U] = _S50;
+    uint _S51 = down_0 * 5U;
+    uint4  _S52 = load_left_0(_S51, lane_2);
+    Sums_0 _S53 = (*sums_1)[0U][0U];
+    Sums_0 _S54 = multiply_add_0(_S52, _S48, &_S53);
+    (*sums_1)[0U][0U] = _S54;
+    Sums_0 _S55 = (*sums_1)[0U][1U];
+    Sums_0 _S56 = multiply_add_0(_S52, _S50, &_S55);
+    (*sums_1)[0U][1U] = _S56;
+    uint _S57 = (down_0 + 16U) * 5U;
+    uint4  _S58 = load_left_0(_S57, lane_2);
+    Sums_0 _S59 = (*sums_1)[1U][0U];
+    Sums_0 _S60 = multiply_add_0(_S58, _S48, &_S59);
+    (*sums_1)[1U][0U] = _S60;
+    Sums_0 _S61 = (*sums_1)[1U][1U];
+    Sums_0 _S62 = multiply_add_0(_S58, _S50, &_S61);
+    (*sums_1)[1U][1U] = _S62;
     FixedArray<uint4 , 2>  right_3;
-    uint _S69 = _S49 + 2U;
-    FixedArray<uint4 , 320>  _S70 = *&right_tile_0;
-    uint4  _S71 = load_right_0(&_S70, _S69, 5U, lane_2);
-    right_3[0U] = _S71;
-    uint _S72 = _S52 + 2U;
-    FixedArray<uint4 , 320>  _S73 = *&right_tile_0;
-    uint4  _S74 = load_right_0(&_S73, _S72, 5U, lane_2);
-    right_3[1U] = _S74;
-    uint _S75 = _S55 + 2U;
-    FixedArray<uint4 , 320>  _S76 = *&left_tile_0;
-    uint4  _S77 = load_left_0(&_S76, _S75, 5U, lane_2);
-    Sums_0 _S78 = (*sums_1)[0U][0U];
-    Sums_0 _S79 = multiply_add_0(_S77, _S71, &_S78);
-    (*sums_1)[0U][0U] = _S79;
-    Sums_0 _S80 = (*sums_1)[0U][1U];
-    Sums_0 _S81 = multiply_add_0(_S77, _S74, &_S80);
-    (*sums_1)[0U][1U] = _S81;
-    uint _S82 = _S62 + 2U;
-    FixedArray<uint4 , 320>  _S83 = *&left_tile_0;
-    uint4  _S84 = load_left_0(&_S83, _S82, 5U, lane_2);
-    Sums_0 _S85 = (*sums_1)[1U][0U];
-    Sums_0 _S86 = multiply_add_0(_S84, _S71, &_S85);
-    (*sums_1)[1U][0U] = _S86;
-    Sums_0 _S87 = (*sums_1)[1U][1U];
-    Sums_0 _S88 = multiply_add_0(_S84, _S74, &_S87);
-    (*sums_1)[1U][1U] = _S88;
+    uint4  _S63 = load_right_0(_S47 + 2U, lane_2);
+    right_3[0U] = _S63;
+    uint4  _S64 = load_right_0(_S49 + 2U, lane_2);
+    right_3[1U] = _S64;
+    uint4  _S65 = load_left_0(_S51 + 2U, lane_2);
+    Sums_0 _S66 = (*sums_1)[0U][0U];
+    Sums_0 _S67 = multiply_add_0(_S65, _S63, &_S66);
+    (*sums_1)[0U][0U] = _S67;
+    Sums_0 _S68 = (*sums_1)[0U][1U];
+    Sums_0 _S69 = multiply_add_0(_S65, _S64, &_S68);
+    (*sums_1)[0U][1U] = _S69;
+    uint4  _S70 = load_left_0(_S57 + 2U, lane_2);
+    Sums_0 _S71 = (*sums_1)[1U][0U];
+    Sums_0 _S72 = multiply_add_0(_S70, _S63, &_S71);
+    (*sums_1)[1U][0U] = _S72;
+    Sums_0 _S73 = (*sums_1)[1U][1U];
+    Sums_0 _S74 = multiply_add_0(_S70, _S64, &_S73);
+    (*sums_1)[1U][1U] = _S74;
     return;
 }
 
@@ -319,312 +309,312 @@ struct Place_0
     uint rows_3;
     uint columns_2;
     uint offset_3;
-    uint stride_2;
+    uint stride_0;
 };
 
 __device__ uint Place_at_0(Place_0 * this_2, uint r_0, uint c_0)
 {
-    return this_2->offset_3 + (this_2->row_4 + r_0) * this_2->stride_2 + this_2->column_3 + c_0;
+    return this_2->offset_3 + (this_2->row_4 + r_0) * this_2->stride_0 + this_2->column_3 + c_0;
 }
 
 __device__ void write_0(Sums_0 * sums_2, float factor_0, RWStructuredBuffer<float> result_2, Place_0 * place_0, bool accumulate_1, bool whole_0, uint thread_0)
 {
-    uint _S89 = thread_0 % 32U;
-    uint _S90 = _S89 / 4U;
-    uint _S91 = _S89 % 4U * 2U;
-    bool _S92;
+    uint _S75 = thread_0 % 32U;
+    uint _S76 = _S75 / 4U;
+    uint _S77 = _S75 % 4U * 2U;
+    bool _S78;
     if(whole_0)
     {
-        _S92 = true;
+        _S78 = true;
     }
     else
     {
-        if((place_0->row_4 + _S90) < (place_0->rows_3))
+        if((place_0->row_4 + _S76) < (place_0->rows_3))
         {
-            _S92 = (place_0->column_3 + _S91) < (place_0->columns_2);
+            _S78 = (place_0->column_3 + _S77) < (place_0->columns_2);
         }
         else
         {
-            _S92 = false;
+            _S78 = false;
         }
     }
-    float _S93;
-    if(_S92)
+    float _S79;
+    if(_S78)
     {
-        uint _S94 = Place_at_0(place_0, _S90, _S91);
-        float _S95 = factor_0 * *&((&sums_2->halves_1[0U])->x);
-        float * _S96 = (&(result_2)[_S94]);
+        uint _S80 = Place_at_0(place_0, _S76, _S77);
+        float _S81 = factor_0 * *&((&sums_2->halves_1[0U])->x);
+        float * _S82 = (&(result_2)[_S80]);
         if(accumulate_1)
         {
-            _S93 = *(&(result_2)[_S94]) + _S95;
+            _S79 = *(&(result_2)[_S80]) + _S81;
         }
         else
         {
-            _S93 = _S95;
+            _S79 = _S81;
         }
-        *_S96 = _S93;
+        *_S82 = _S79;
     }
-    uint _S97 = _S89 / 4U;
-    uint _S98 = _S91 + 1U;
+    uint _S83 = _S75 / 4U;
+    uint _S84 = _S77 + 1U;
     if(whole_0)
     {
-        _S92 = true;
+        _S78 = true;
     }
     else
     {
-        if((place_0->row_4 + _S97) < (place_0->rows_3))
+        if((place_0->row_4 + _S83) < (place_0->rows_3))
         {
-            _S92 = (place_0->column_3 + _S98) < (place_0->columns_2);
+            _S78 = (place_0->column_3 + _S84) < (place_0->columns_2);
         }
         else
         {
-            _S92 = false;
+            _S78 = false;
         }
     }
-    if(_S92)
+    if(_S78)
     {
-        uint _S99 = Place_at_0(place_0, _S97, _S98);
-        float _S100 = factor_0 * *&((&sums_2->halves_1[0U])->y);
-        float * _S101 = (&(result_2)[_S99]);
+        uint _S85 = Place_at_0(place_0, _S83, _S84);
+        float _S86 = factor_0 * *&((&sums_2->halves_1[0U])->y);
+        float * _S87 = (&(result_2)[_S85]);
         if(accumulate_1)
         {
-            _S93 = *(&(result_2)[_S99]) + _S100;
+            _S79 = *(&(result_2)[_S85]) + _S86;
         }
         else
         {
-            _S93 = _S100;
+            _S79 = _S86;
         }
-        *_S101 = _S93;
+        *_S87 = _S79;
     }
-    uint _S102 = _S89 / 4U + 8U;
+    uint _S88 = _S75 / 4U + 8U;
     if(whole_0)
     {
-        _S92 = true;
+        _S78 = true;
     }
     else
     {
-        if((place_0->row_4 + _S102) < (place_0->rows_3))
+        if((place_0->row_4 + _S88) < (place_0->rows_3))
         {
-            _S92 = (place_0->column_3 + _S91) < (place_0->columns_2);
+            _S78 = (place_0->column_3 + _S77) < (place_0->columns_2);
         }
         else
         {
-            _S92 = false;
+            _S78 = false;
         }
     }
-    if(_S92)
+    if(_S78)
     {
-        uint _S103 = Place_at_0(place_0, _S102, _S91);
-        float _S104 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        uint _S89 = Place_at_0(place_0, _S88, _S77);
+        float _S90 = factor_0 * *&((&sums_2->halves_1[0U])->z);
+        float * _S91 = (&(result_2)[_S89]);
+        if(accumulate_1)
+        {
+            _S79 = *(&(result_2)[_S89]) + _S90;
+        }
+        else
+        {
+            _S79 = _S90;
+        }
+        *_S91 = _S79;
+    }
+    uint _S92 = _S75 / 4U + 8U;
+    if(whole_0)
+    {
+        _S78 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S92) < (place_0->rows_3))
+        {
+            _S78 = (place_0->column_3 + _S84) < (place_0->columns_2);
+        }
+        else
+        {
+            _S78 = false;
+        }
+    }
+    if(_S78)
+    {
+        uint _S93 = Place_at_0(place_0, _S92, _S84);
+        float _S94 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        float * _S95 = (&(result_2)[_S93]);
+        if(accumulate_1)
+        {
+            _S79 = *(&(result_2)[_S93]) + _S94;
+        }
+        else
+        {
+            _S79 = _S94;
+        }
+        *_S95 = _S79;
+    }
+    uint _S96 = _S75 / 4U;
+    uint _S97 = 8U + _S77;
+    if(whole_0)
+    {
+        _S78 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S96) < (place_0->rows_3))
+        {
+            _S78 = (place_0->column_3 + _S97) < (place_0->columns_2);
+        }
+        else
+        {
+            _S78 = false;
+        }
+    }
+    if(_S78)
+    {
+        uint _S98 = Place_at_0(place_0, _S96, _S97);
+        float _S99 = factor_0 * *&((&sums_2->halves_1[1U])->x);
+        float * _S100 = (&(result_2)[_S98]);
+        if(accumulate_1)
+        {
+            _S79 = *(&(result_2)[_S98]) + _S99;
+        }
+        else
+        {
+            _S79 = _S99;
+        }
+        *_S100 = _S79;
+    }
+    uint _S101 = _S75 / 4U;
+    uint _S102 = _S97 + 1U;
+    if(whole_0)
+    {
+        _S78 = true;
+    }
+    else
+    {
+        if((place_0->row_4 + _S101) < (place_0->rows_3))
+        {
+            _S78 = (place_0->column_3 + _S102) < (place_0->columns_2);
+        }
+        else
+        {
+            _S78 = false;
+        }
+    }
+    if(_S78)
+    {
+        uint _S103 = Place_at_0(place_0, _S101, _S102);
+        float _S104 = factor_0 * *&((&sums_2->halves_1[1U])->y);
         float * _S105 = (&(result_2)[_S103]);
         if(accumulate_1)
         {
-            _S93 = *(&(result_2)[_S103]) + _S104;
+            _S79 = *(&(result_2)[_S103]) + _S104;
         }
         else
         {
-            _S93 = _S104;
+            _S79 = _S104;
         }
-        *_S105 = _S93;
+        *_S105 = _S79;
     }
-    uint _S106 = _S89 / 4U + 8U;
+    uint _S106 = _S75 / 4U + 8U;
     if(whole_0)
     {
-        _S92 = true;
+        _S78 = true;
     }
     else
     {
         if((place_0->row_4 + _S106) < (place_0->rows_3))
         {
-            _S92 = (place_0->column_3 + _S98) < (place_0->columns_2);
+            _S78 = (place_0->column_3 + _S97) < (place_0->columns_2);
         }
         else
         {
-            _S92 = false;
+            _S78 = false;
         }
     }
-    if(_S92)
+    if(_S78)
     {
-        uint _S107 = Place_at_0(place_0, _S106, _S98);
-        float _S108 = factor_0 * *&((&sums_2->halves_1[0U])->w);
+        uint _S107 = Place_at_0(place_0, _S106, _S97);
+        float _S108 = factor_0 * *&((&sums_2->halves_1[1U])->z);
         float * _S109 = (&(result_2)[_S107]);
         if(accumulate_1)
         {
-            _S93 = *(&(result_2)[_S107]) + _S108;
+            _S79 = *(&(result_2)[_S107]) + _S108;
         }
         else
         {
-            _S93 = _S108;
+            _S79 = _S108;
         }
-        *_S109 = _S93;
+        *_S109 = _S79;
     }
-    uint _S110 = _S89 / 4U;
-    uint _S111 = 8U + _S91;
+    uint _S110 = _S75 / 4U + 8U;
     if(whole_0)
     {
-        _S92 = true;
+        _S78 = true;
     }
     else
     {
         if((place_0->row_4 + _S110) < (place_0->rows_3))
         {
-            _S92 = (place_0->column_3 + _S111) < (place_0->columns_2);
+            _S78 = (place_0->column_3 + _S102) < (place_0->columns_2);
         }
         else
         {
-            _S92 = false;
+            _S78 = false;
         }
     }
-    if(_S92)
+    if(_S78)
     {
-        uint _S112 = Place_at_0(place_0, _S110, _S111);
-        float _S113 = factor_0 * *&((&sums_2->halves_1[1U])->x);
-        float * _S114 = (&(result_2)[_S112]);
+        uint _S111 = Place_at_0(place_0, _S110, _S102);
+        float _S112 = factor_0 * *&((&sums_2->halves_1[1U])->w);
+        float * _S113 = (&(result_2)[_S111]);
         if(accumulate_1)
         {
-            _S93 = *(&(result_2)[_S112]) + _S113;
+            _S79 = *(&(result_2)[_S111]) + _S112;
         }
         else
         {
-            _S93 = _S113;
+            _S79 = _S112;
         }
-        *_S114 = _S93;
-    }
-    uint _S115 = _S89 / 4U;
-    uint _S116 = _S111 + 1U;
-    if(whole_0)
-    {
-        _S92 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S115) < (place_0->rows_3))
-        {
-            _S92 = (place_0->column_3 + _S116) < (place_0->columns_2);
-        }
-        else
-        {
-            _S92 = false;
-        }
-    }
-    if(_S92)
-    {
-        uint _S117 = Place_at_0(place_0, _S115, _S116);
-        float _S118 = factor_0 * *&((&sums_2->halves_1[1U])->y);
-        float * _S119 = (&(result_2)[_S117]);
-        if(accumulate_1)
-        {
-            _S93 = *(&(result_2)[_S117]) + _S118;
-        }
-        else
-        {
-            _S93 = _S118;
-        }
-        *_S119 = _S93;
-    }
-    uint _S120 = _S89 / 4U + 8U;
-    if(whole_0)
-    {
-        _S92 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S120) < (place_0->rows_3))
-        {
-            _S92 = (place_0->column_3 + _S111) < (place_0->columns_2);
-        }
-        else
-        {
-            _S92 = false;
-        }
-    }
-    if(_S92)
-    {
-        uint _S121 = Place_at_0(place_0, _S120, _S111);
-        float _S122 = factor_0 * *&((&sums_2->halves_1[1U])->z);
-        float * _S123 = (&(result_2)[_S121]);
-        if(accumulate_1)
-        {
-            _S93 = *(&(result_2)[_S121]) + _S122;
-        }
-        else
-        {
-            _S93 = _S122;
-        }
-        *_S123 = _S93;
-    }
-    uint _S124 = _S89 / 4U + 8U;
-    if(whole_0)
-    {
-        _S92 = true;
-    }
-    else
-    {
-        if((place_0->row_4 + _S124) < (place_0->rows_3))
-        {
-            _S92 = (place_0->column_3 + _S116) < (place_0->columns_2);
-        }
-        else
-        {
-            _S92 = false;
-        }
-    }
-    if(_S92)
-    {
-        uint _S125 = Place_at_0(place_0, _S124, _S116);
-        float _S126 = factor_0 * *&((&sums_2->halves_1[1U])->w);
-        float * _S127 = (&(result_2)[_S125]);
-        if(accumulate_1)
-        {
-            _S93 = *(&(result_2)[_S125]) + _S126;
-        }
-        else
-        {
-            _S93 = _S126;
-        }
-        *_S127 = _S93;
+        *_S113 = _S79;
     }
     return;
 }
 
 __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> weight_1, RWStructuredBuffer<float> result_3, StructuredBuffer<uint> batch_1, GemmParams_0 * p_1)
 {
-    uint _S128 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
-    uint _S129 = (_S128 + 64U - 1U) / 64U;
-    uint _S130 = group_number_0(group_1);
-    uint _S131 = p_1->n_0;
-    if(_S130 >= (_S129 * ((p_1->n_0 + 64U - 1U) / 64U)))
+    uint _S114 = valid_rows_0(batch_1, p_1->batch_offset_0, p_1->batch_row_0, p_1->rows_0);
+    uint _S115 = (_S114 + 64U - 1U) / 64U;
+    uint _S116 = group_number_0(group_1);
+    uint _S117 = p_1->n_0;
+    if(_S116 >= (_S115 * ((p_1->n_0 + 64U - 1U) / 64U)))
     {
         return;
     }
-    uint _S132 = _S130 % _S129;
-    uint _S133 = _S132 * 64U;
-    uint _S134 = _S130 / _S129;
-    uint _S135 = _S134 * 64U;
-    uint _S136 = thread_1 / 32U / 2U * 2U * 16U;
-    uint _S137 = thread_1 / 32U % 2U * 2U * 16U;
-    uint _S138 = thread_1 / 4U;
-    uint _S139 = thread_1 % 4U;
+    uint _S118 = _S116 % _S115;
+    uint _S119 = _S118 * 64U;
+    uint _S120 = _S116 / _S115;
+    uint _S121 = _S120 * 64U;
+    uint _S122 = thread_1 / 32U / 2U * 2U * 16U;
+    uint _S123 = thread_1 / 32U % 2U * 2U * 16U;
+    uint _S124 = thread_1 / 4U;
+    uint _S125 = thread_1 % 4U;
     Operands_0 operands_0;
     (&operands_0)->x_3 = x_4;
     (&operands_0)->weight_0 = weight_1;
     (&operands_0)->p_0 = *p_1;
-    (&operands_0)->top_0 = _S133;
-    (&operands_0)->side_0 = _S135;
-    (&operands_0)->rows_1 = _S128;
+    (&operands_0)->top_0 = _S119;
+    (&operands_0)->side_0 = _S121;
+    (&operands_0)->rows_1 = _S114;
     FixedArray<FixedArray<Sums_0, 2> , 2>  sums_3;
-    Sums_0 _S140 = no_sums_0();
-    sums_3[0U][0U] = _S140;
-    sums_3[0U][1U] = _S140;
-    sums_3[1U][0U] = _S140;
-    sums_3[1U][1U] = _S140;
-    Operands_0 _S141 = operands_0;
-    Parts_0 _S142 = Operands_load_0(&_S141, 0U, _S138, _S139);
+    Sums_0 _S126 = no_sums_0();
+    sums_3[0U][0U] = _S126;
+    sums_3[0U][1U] = _S126;
+    sums_3[1U][0U] = _S126;
+    sums_3[1U][1U] = _S126;
+    Operands_0 _S127 = operands_0;
+    Parts_0 _S128 = Operands_load_0(&_S127, 0U, _S124, _S125);
     uint begin_1 = 0U;
-    Parts_0 parts_1 = _S142;
+    Parts_0 parts_1 = _S128;
     for(;;)
     {
-        uint _S143 = p_1->k_0;
+        uint _S129 = p_1->k_0;
         if(begin_1 < (p_1->k_0))
         {
         }
@@ -632,81 +622,81 @@ __device__ void gemm_0(uint3  group_1, uint thread_1, StructuredBuffer<float4 > 
         {
             break;
         }
-        Parts_0 _S144 = parts_1;
-        Parts_store_0(&_S144, _S138, _S139);
+        Parts_0 _S130 = parts_1;
+        Parts_store_0(&_S130, _S124, _S125);
         __syncthreads();
-        uint _S145 = begin_1 + 32U;
-        uint _S146 = (U32_min((_S145), (_S143 - 32U)));
-        Operands_0 _S147 = operands_0;
-        Parts_0 _S148 = Operands_load_0(&_S147, _S146, _S138, _S139);
-        multiply_0(&sums_3, _S136, _S137, thread_1 % 32U);
+        uint _S131 = begin_1 + 32U;
+        uint _S132 = (U32_min((_S131), (_S129 - 32U)));
+        Operands_0 _S133 = operands_0;
+        Parts_0 _S134 = Operands_load_0(&_S133, _S132, _S124, _S125);
+        multiply_0(&sums_3, _S122, _S123, thread_1 % 32U);
         __syncthreads();
-        begin_1 = _S145;
-        parts_1 = _S148;
+        begin_1 = _S131;
+        parts_1 = _S134;
     }
-    bool _S149;
-    if((_S133 + 64U) <= _S128)
+    bool _S135;
+    if((_S119 + 64U) <= _S114)
     {
-        _S149 = (_S135 + 64U) <= _S131;
+        _S135 = (_S121 + 64U) <= _S117;
     }
     else
     {
-        _S149 = false;
+        _S135 = false;
     }
     Place_0 place_1;
-    uint _S150 = _S133 + _S136;
-    (&place_1)->row_4 = _S150;
-    uint _S151 = _S135 + _S137;
-    (&place_1)->column_3 = _S151;
-    (&place_1)->rows_3 = _S128;
-    (&place_1)->columns_2 = _S131;
-    uint _S152 = p_1->out_offset_0;
+    uint _S136 = _S119 + _S122;
+    (&place_1)->row_4 = _S136;
+    uint _S137 = _S121 + _S123;
+    (&place_1)->column_3 = _S137;
+    (&place_1)->rows_3 = _S114;
+    (&place_1)->columns_2 = _S117;
+    uint _S138 = p_1->out_offset_0;
     (&place_1)->offset_3 = p_1->out_offset_0;
-    uint _S153 = p_1->out_stride_0;
-    (&place_1)->stride_2 = p_1->out_stride_0;
-    bool _S154 = (p_1->accumulate_0) != 0U;
-    Sums_0 _S155 = sums_3[0U][0U];
-    Place_0 _S156 = place_1;
-    write_0(&_S155, 16.0f, result_3, &_S156, _S154, _S149, thread_1);
+    uint _S139 = p_1->out_stride_0;
+    (&place_1)->stride_0 = p_1->out_stride_0;
+    bool _S140 = (p_1->accumulate_0) != 0U;
+    Sums_0 _S141 = sums_3[0U][0U];
+    Place_0 _S142 = place_1;
+    write_0(&_S141, 16.0f, result_3, &_S142, _S140, _S135, thread_1);
     Place_0 place_2;
-    (&place_2)->row_4 = _S150;
-    uint _S157 = _S151 + 16U;
-    (&place_2)->column_3 = _S157;
-    (&place_2)->rows_3 = _S128;
-    (&place_2)->columns_2 = _S131;
-    (&place_2)->offset_3 = _S152;
-    (&place_2)->stride_2 = _S153;
-    Sums_0 _S158 = sums_3[0U][1U];
-    Place_0 _S159 = place_2;
-    write_0(&_S158, 16.0f, result_3, &_S159, _S154, _S149, thread_1);
+    (&place_2)->row_4 = _S136;
+    uint _S143 = _S137 + 16U;
+    (&place_2)->column_3 = _S143;
+    (&place_2)->rows_3 = _S114;
+    (&place_2)->columns_2 = _S117;
+    (&place_2)->offset_3 = _S138;
+    (&place_2)->stride_0 = _S139;
+    Sums_0 _S144 = sums_3[0U][1U];
+    Place_0 _S145 = place_2;
+    write_0(&_S144, 16.0f, result_3, &_S145, _S140, _S135, thread_1);
     Place_0 place_3;
-    uint _S160 = _S150 + 16U;
-    (&place_3)->row_4 = _S160;
-    (&place_3)->column_3 = _S151;
-    (&place_3)->rows_3 = _S128;
-    (&place_3)->columns_2 = _S131;
-    (&place_3)->offset_3 = _S152;
-    (&place_3)->stride_2 = _S153;
-    Sums_0 _S161 = sums_3[1U][0U];
-    Place_0 _S162 = place_3;
-    write_0(&_S161, 16.0f, result_3, &_S162, _S154, _S149, thread_1);
+    uint _S146 = _S136 + 16U;
+    (&place_3)->row_4 = _S146;
+    (&place_3)->column_3 = _S137;
+    (&place_3)->rows_3 = _S114;
+    (&place_3)->columns_2 = _S117;
+    (&place_3)->offset_3 = _S138;
+    (&place_3)->stride_0 = _S139;
+    Sums_0 _S147 = sums_3[1U][0U];
+    Place_0 _S148 = place_3;
+    write_0(&_S147, 16.0f, result_3, &_S148, _S140, _S135, thread_1);
     Place_0 place_4;
-    (&place_4)->row_4 = _S160;
-    (&place_4)->column_3 = _S157;
-    (&place_4)->rows_3 = _S128;
-    (&place_4)->columns_2 = _S131;
-    (&place_4)->offset_3 = _S152;
-    (&place_4)->stride_2 = _S153;
-    Sums_0 _S163 = sums_3[1U][1U];
-    Place_0 _S164 = place_4;
-    write_0(&_S163, 16.0f, result_3, &_S164, _S154, _S149, thread_1);
+    (&place_4)->row_4 = _S146;
+    (&place_4)->column_3 = _S143;
+    (&place_4)->rows_3 = _S114;
+    (&place_4)->columns_2 = _S117;
+    (&place_4)->offset_3 = _S138;
+    (&place_4)->stride_0 = _S139;
+    Sums_0 _S149 = sums_3[1U][1U];
+    Place_0 _S150 = place_4;
+    write_0(&_S149, 16.0f, result_3, &_S150, _S140, _S135, thread_1);
     return;
 }
 
 extern "C" __global__ void gemm_coopmat64_q8_16(StructuredBuffer<float4 > x_5, StructuredBuffer<uint> weight_2, RWStructuredBuffer<float> result_4, StructuredBuffer<uint> batch_2, GemmParams_0 p_2)
 {
-    uint _S165 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemmParams_0 _S166 = p_2;
-    gemm_0(blockIdx, _S165, x_5, weight_2, result_4, batch_2, &_S166);
+    uint _S151 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemmParams_0 _S152 = p_2;
+    gemm_0(blockIdx, _S151, x_5, weight_2, result_4, batch_2, &_S152);
     return;
 }
