@@ -91,6 +91,8 @@ class DeviceInfo:
     """True if the pages of mapped files can be wrapped, so that weights are used in place."""
     expands_weights: bool = False
     """True if weights of any format should be expanded to float32 when they are loaded."""
+    fuses: bool = False
+    """True if a single row is computed faster by few kernels that do several ops each (``ops.fused``), as on a GPU."""
     features: tuple[str, ...] = ()
     """Names of the optional features in use, for ``wasmetal devices`` and ``doctor``."""
 

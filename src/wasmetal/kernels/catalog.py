@@ -64,6 +64,21 @@ NO_SINKS = 0xFFFFFFFF
 """``sinks_offset`` of attention without sinks; the buffer that is bound instead of them is not read."""
 
 
+NO_BIAS = 0xFFFFFFFF
+"""``bias_offset`` of a product without a bias; the buffer that is bound instead of it is not read."""
+
+ACTIVATIONS = ("silu", "gelu")
+"""What the gate of ``gated_gemv`` can be activated by, in the order of their numbers; GELU in its tanh form."""
+
+
+def gemv_rows(dtype: DType) -> int:
+    """Rows of a weight that a subgroup of the GEMV kernels multiplies by one reading of the vector.
+
+    More of them for types of fewer bits, since for these a larger part of what is read is the vector.
+    """
+    return 4 if dtype.quantized else 2
+
+
 def grid(groups: int) -> tuple[int, int, int]:
     """A grid of at least ``groups`` groups; surplus groups return without doing anything."""
     return (groups, 1, 1) if groups <= GRID_WIDTH else (GRID_WIDTH, -(-groups // GRID_WIDTH), 1)
@@ -184,6 +199,15 @@ def _variant(variant: str, defines: tuple[tuple[str, str], ...], features: tuple
     return Kernel(defines=defines + more["defines"], features=more.get("features", ()) + features, **of)
 
 
+def _eights(name: str, dtype: DType) -> Argument:
+    """A weight as the GEMV kernels read it."""
+    return _read(name, 4 if dtype.quantized else 16)
+
+
+def _by_eights(dtype: DType) -> tuple[tuple[str, str], ...]:
+    return ("FORMAT", f"{dtype.name}Eights"), ("SUBGROUP_ROWS", str(gemv_rows(dtype)))
+
+
 _KERNELS = (
     Kernel(
         name="add",
@@ -298,9 +322,32 @@ _KERNELS = (
         Kernel(
             name=f"gemv_{dtype.suffix}",
             source="gemv",
-            buffers=(_read("weight", 4 if dtype.quantized else 16), _read("x", 16), _update("out")),
+            buffers=(_eights("weight", dtype), _read("x", 16), _update("out")),
             fields=_u32("n k accumulate groups"),
-            defines=(("FORMAT", f"{dtype.name}Eights"),),
+            defines=_by_eights(dtype),
+        )
+        for dtype in WEIGHTS
+    ),
+    *(
+        Kernel(
+            name=f"norm_gemv_{dtype.suffix}",
+            source="norm_gemv",
+            buffers=(_eights("weight", dtype), _read("x", 16), _read("norm", 16), _read("bias"), _write("out")),
+            fields=(*_u32("n k"), ("eps", "f32"), *_u32("groups")),
+            defines=_by_eights(dtype),
+        )
+        for dtype in WEIGHTS
+    ),
+    *(
+        Kernel(
+            name=f"gated_gemv_{dtype.suffix}",
+            source="gated_gemv",
+            buffers=(
+                *(_eights("gate", dtype), _eights("up", dtype)),
+                *(_read("x", 16), _read("norm", 16), _write("out")),
+            ),
+            fields=(*_u32("n k"), ("eps", "f32"), *_u32("activation groups")),
+            defines=_by_eights(dtype),
         )
         for dtype in WEIGHTS
     ),
@@ -350,9 +397,9 @@ _KERNELS = (
         Kernel(
             name=f"expert_gemv_{dtype.suffix}",
             source="expert_gemv",
-            buffers=(_read("weight", 4 if dtype.quantized else 16), _read("x", 16), _read("ids"), _update("out")),
+            buffers=(_eights("weight", dtype), _read("x", 16), _read("ids"), _update("out")),
             fields=_u32("slots experts first_expert bound_experts n k first_column columns x_slot accumulate groups"),
-            defines=(("FORMAT", f"{dtype.name}Eights"),),
+            defines=_by_eights(dtype),
         )
         for dtype in WEIGHTS
     ),

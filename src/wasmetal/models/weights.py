@@ -34,6 +34,17 @@ class Weight:
         (part,) = self.parts
         return part
 
+    def rows(self, begin: int, end: int) -> Tensor | None:
+        """Some rows of the matrix, or elements of the bias, as a tensor; None if they are not an aligned one."""
+        first = 0
+        for part in self.parts:
+            last = first + part.shape[0]
+            if first <= begin and end <= last:
+                aligned = (begin - first) * part.dtype.row_bytes(part.row_stride) % ALIGNMENT == 0
+                return part.rows(begin - first, end - first) if aligned else None
+            first = last
+        return None
+
     def __call__(
         self, rec: Recorder, x: Tensor, out: Tensor, *, batch: Tensor | None, accumulate: bool = False
     ) -> None:

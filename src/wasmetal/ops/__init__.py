@@ -9,6 +9,7 @@ from wasmetal.ops.attention import attention, kv_append, rope
 from wasmetal.ops.batch import batch_shape, sequences_shape
 from wasmetal.ops.elementwise import add, copy, gelu, gelu_mul, scale, silu_mul, swiglu_oai
 from wasmetal.ops.experts import expert_linear, top_k, weighted_sum
+from wasmetal.ops.fused import norm_gated, norm_linear
 from wasmetal.ops.linear import embed, linear
 from wasmetal.ops.matmul import matmul
 from wasmetal.ops.recorder import Recorder
@@ -33,6 +34,8 @@ __all__ = [
     "layer_norm",
     "linear",
     "matmul",
+    "norm_gated",
+    "norm_linear",
     "rms_norm",
     "rope",
     "scale",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from wasmetal.errors import OpError
-from wasmetal.kernels.catalog import THREADS
+from wasmetal.kernels.catalog import THREADS, gemv_rows
 from wasmetal.kernels.dtypes import WEIGHTS, DType
 from wasmetal.ops import preconditions as check
 from wasmetal.ops.linear import GEMM_TILE, GEMV_COLUMNS
@@ -119,7 +119,8 @@ def expert_linear(
                 "accumulate": int(accumulate),
             }
             if single:
-                groups = -(-slots * part.columns // (THREADS // rec.info.subgroup_size))
+                runs = -(-part.columns // gemv_rows(weight.dtype))
+                groups = -(-slots * runs // (THREADS // rec.info.subgroup_size))
                 rec.dispatch(f"expert_gemv_{kind}", (some, x, ids, out), groups, part.work, groups=groups, **fields)
             else:
                 row_tensors = (tensor.rows(part.top, part.bottom) for tensor in (x, ids, out))

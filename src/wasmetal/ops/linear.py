@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from wasmetal.errors import OpError
-from wasmetal.kernels.catalog import THREADS
+from wasmetal.kernels.catalog import THREADS, gemv_rows
 from wasmetal.kernels.dtypes import WEIGHTS, DType
 from wasmetal.ops import preconditions as check
 from wasmetal.ops.recorder import Recorder
@@ -43,7 +43,7 @@ def linear(
     table, offset = check.optional_batch("linear", batch, rows, out, stand_in=x)
     kind = weight.dtype.suffix
     single = rows == 1 and batch is None and k % GEMV_COLUMNS == 0
-    for begin, end in _bindable_rows(rec, "linear", weight):
+    for begin, end in bindable_rows(rec, "linear", weight):
         some_weight, some_out = weight.rows(begin, end), out.columns(begin, end)
         if single:
             work = Work(1, end - begin, 4 * k, column_step=_ALIGNED_ROWS)
@@ -52,7 +52,7 @@ def linear(
         for part in rec.parts("linear", work):
             part_weight, part_out = some_weight.rows(part.left, part.right), some_out.part(part)
             if single:
-                groups = -(-part.columns // (THREADS // rec.info.subgroup_size))
+                groups = gemv_groups(rec, weight.dtype, part.columns)
                 rec.dispatch(
                     f"gemv_{kind}",
                     (part_weight, x, part_out),
@@ -97,7 +97,7 @@ def embed(rec: Recorder, table: Tensor, ids: Tensor, out: Tensor, *, batch: Tens
     batch, offset = check.optional_batch("embed", batch, rows, out, stand_in=ids)
     numbers = ids.reshape(rows, 1)
     work = Work(rows, columns, 12, GROUP, column_step=columns, aligned=(numbers, out))
-    for begin, end in _bindable_rows(rec, "embed", table):
+    for begin, end in bindable_rows(rec, "embed", table):
         for part in rec.parts("embed", work):
             rec.dispatch(
                 f"embed_{table.dtype.suffix}",
@@ -115,7 +115,12 @@ def embed(rec: Recorder, table: Tensor, ids: Tensor, out: Tensor, *, batch: Tens
             )
 
 
-def _bindable_rows(rec: Recorder, op: str, weight: Tensor) -> Iterator[tuple[int, int]]:
+def gemv_groups(rec: Recorder, dtype: DType, rows: int) -> int:
+    """Groups of the GEMV kernels for so many rows of a weight."""
+    return -(-rows // (gemv_rows(dtype) * (THREADS // rec.info.subgroup_size)))
+
+
+def bindable_rows(rec: Recorder, op: str, weight: Tensor) -> Iterator[tuple[int, int]]:
     """Runs of rows, each of which fits one binding."""
     n, k = weight.shape
     if weight.nbytes <= rec.max_tensor_bytes:

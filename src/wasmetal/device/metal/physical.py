@@ -58,6 +58,7 @@ class PhysicalDevice:
             subgroup_size=SIMD_WIDTH,
             operations_per_second=2e11,
             gpu=True,
+            fuses=True,
             wraps_files=wraps_files,
             features=("host pages in place", "weights in place" if wraps_files else "weights copied", "timestamps"),
         )

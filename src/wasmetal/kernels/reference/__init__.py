@@ -7,7 +7,7 @@ float32, as GPU kernels do. The single-row case decodes tokens, and has its own 
 
 from collections.abc import Callable
 
-from wasmetal.kernels.reference import attention, elementwise, embed, experts, linear, matmul, reduce, rope
+from wasmetal.kernels.reference import attention, elementwise, embed, experts, fused, linear, matmul, reduce, rope
 
 KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
     "add": elementwise.add,
@@ -25,6 +25,7 @@ KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
     **attention.KERNELS,
     **embed.KERNELS,
     **experts.KERNELS,
+    **fused.KERNELS,
     **linear.KERNELS,
     **matmul.KERNELS,
 }

@@ -37,7 +37,7 @@ def gemv(dtype: DType, p: SimpleNamespace, weight: Bytes, x: Bytes, out: Bytes) 
         return run_f32
 
     unit = 4 if dtype.quantized else 16
-    chunks = _expander(dtype, weight, p.weight_offset * unit, p.n, p.k)
+    chunks = expander(dtype, weight, p.weight_offset * unit, p.n, p.k)
 
     def run() -> None:
         for some, part, chunk in chunks():
@@ -52,7 +52,7 @@ def gemm(dtype: DType, p: SimpleNamespace, x: Bytes, weight: Bytes, out: Bytes, 
     source = rows(x, p.x_offset, p.rows, p.k, p.x_stride)
     target = rows(out, p.out_offset, p.rows, p.n, p.out_stride)
     active = valid_rows(p, batch)
-    chunks = _expander(dtype, weight, p.weight_offset * 4, p.n, p.k)
+    chunks = expander(dtype, weight, p.weight_offset * 4, p.n, p.k)
 
     def run() -> None:
         n = active()
@@ -67,7 +67,7 @@ def gemm(dtype: DType, p: SimpleNamespace, x: Bytes, weight: Bytes, out: Bytes, 
     return run
 
 
-def _expander(
+def expander(
     dtype: DType, weight: Bytes, offset: int, n: int, k: int
 ) -> Callable[[], Iterator[tuple[slice, slice, F32]]]:
     """The matrix as float32, a chunk at a time: (which rows, which columns, their weights).

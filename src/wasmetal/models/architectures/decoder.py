@@ -17,6 +17,7 @@ import numpy as np
 from wasmetal.models.architectures.checked import Metadata, Tensors
 from wasmetal.models.architectures.feed_forward import Dense, FeedForward, Gate
 from wasmetal.models.architectures.network import Inputs, KVPools
+from wasmetal.models.architectures.normed import Normed
 from wasmetal.models.architectures.rope import Rope, read_rope, take_factors
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.files.model_file import FileTensor, ModelFile
@@ -310,12 +311,9 @@ class Decoder:
         v = _heads(qkv.columns(k_end, qkv.shape[1]), c.head_dim)
         q_and_k = _heads(qkv.columns(0, k_end), c.head_dim)
 
-        def normed_by(weight: Tensor | None) -> Tensor:
+        def normed_by(weight: Tensor | None) -> Normed:
             """The residual stream, normed if there is a weight for it."""
-            if weight is None:
-                return x
-            rms_norm(rec, x, weight, normed, c.norm_epsilon, batch=valid)
-            return normed
+            return Normed(rec, x, weight, c.norm_epsilon, normed, valid)
 
         def add_output(project: Callable[..., None], norm: Tensor | None) -> None:
             """Add what ``project(out, accumulate=…)`` records to the residual stream, normed if there is a norm."""
@@ -333,9 +331,7 @@ class Decoder:
             scale(rec, x, self.embedding_scale, x)
         for block, (k_pages, v_pages) in zip(self._blocks, cache, strict=True):
             norms = block.norms
-            block.qkv(rec, normed_by(norms.get("attn")), qkv, batch=valid)
-            if block.qkv_bias:
-                block.qkv_bias.add_to(rec, qkv)
+            normed_by(norms.get("attn")).product(block.qkv, qkv, block.qkv_bias)
             for name, part, width in (("attn_q", q, q_end), ("attn_k", k, k_end - q_end)):
                 if name in norms:
                     what = replace(part, shape=(rows, width)) if self.qk_norm == "rows" else part
@@ -353,17 +349,20 @@ class Decoder:
             if block.output_bias:
                 block.output_bias.add_to(rec, x)
 
-            normed_x = normed_by(norms.get("ffn"))
-            network = partial(self._feed_forward, rec, block.feed_forward, normed_x, batch=valid)
+            network = partial(self._feed_forward, block.feed_forward, normed_by(norms.get("ffn")))
             add_output(network, norms.get("post_ffw"))
 
     def head(self, rec: Recorder, row: Tensor, logits: Tensor) -> None:
         """Record the logits, f32 [vocab_size], of one of the body's rows; ``row``, I32 [1], holds its index."""
         embed(rec, self._x, row, self._last)
-        rms_norm(rec, self._last, self._output_norm, self._last, self.config.norm_epsilon)
-        if self.logit_scale != 1:
-            scale(rec, self._last, self.logit_scale, self._last)
-        self._output(rec, self._last, logits.reshape(1, self.config.vocab_size), batch=None)
+        normed = Normed(rec, self._last, self._output_norm, self.config.norm_epsilon, self._last, None)
+        out = logits.reshape(1, self.config.vocab_size)
+        if self.logit_scale == 1:
+            normed.product(self._output, out)
+        else:
+            last = normed.rows()
+            scale(rec, last, self.logit_scale, last)
+            self._output(rec, last, out, batch=None)
 
 
 def _load_table(buffers: BufferGroup, kind: Rope, positions: int) -> Tensor:

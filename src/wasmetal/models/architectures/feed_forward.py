@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from wasmetal.models.architectures.checked import Metadata, Tensors
+from wasmetal.models.architectures.normed import Normed
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.weights import Matrix, Weight
-from wasmetal.ops import DType, Recorder, Tensor, embed, expert_linear, top_k, weighted_sum
+from wasmetal.ops import DType, Recorder, Tensor, embed, expert_linear, gelu_mul, silu_mul, top_k, weighted_sum
 from wasmetal.ops.experts import MAX_SLOTS
 
 
@@ -18,6 +19,10 @@ class Gate(Protocol):
 
     def __call__(self, rec: Recorder, gate: Tensor, up: Tensor, out: Tensor, *, batch: Tensor | None = None) -> None:
         """Record out = activation(gate) * up."""
+
+
+_ACTIVATIONS: Mapping[Gate, str] = {silu_mul: "silu", gelu_mul: "gelu"}
+"""The gates that one kernel computes with the products before them, by what it calls their activations."""
 
 
 class FeedForward(Protocol):
@@ -29,19 +34,10 @@ class FeedForward(Protocol):
     def allocate(self, buffers: BufferGroup, rows: int) -> None:
         """Make room for the activations of up to ``rows`` rows. Raises OutOfDeviceMemoryError."""
 
-    def __call__(
-        self,
-        rec: Recorder,
-        layer: Mapping[str, Weight],
-        x: Tensor,
-        out: Tensor,
-        *,
-        accumulate: bool,
-        batch: Tensor | None,
-    ) -> None:
-        """Record a layer's network of x f32 [T, embedding_length] to ``out``, added to what it holds if ``accumulate``.
+    def __call__(self, layer: Mapping[str, Weight], x: Normed, out: Tensor, *, accumulate: bool) -> None:
+        """Record a layer's network of rows of embedding_length, added to what ``out`` holds if ``accumulate``.
 
-        ``out`` may be x if it is not added to.
+        ``out`` may be the scratch of x if it is not added to.
         """
 
     def active_bytes(self, layer: Mapping[str, Weight]) -> int:
@@ -64,22 +60,15 @@ class Dense:
         """Gate and up, side by side."""
         self._scratch = buffers.tensor(rows, 2 * self._hidden)
 
-    def __call__(
-        self,
-        rec: Recorder,
-        layer: Mapping[str, Weight],
-        x: Tensor,
-        out: Tensor,
-        *,
-        accumulate: bool,
-        batch: Tensor | None,
-    ) -> None:
+    def __call__(self, layer: Mapping[str, Weight], x: Normed, out: Tensor, *, accumulate: bool) -> None:
         """Two products around the gate."""
-        both = self._scratch.rows(0, x.shape[0])
+        both = self._scratch.rows(0, x.x.shape[0])
         gate, up = both.columns(0, self._hidden), both.columns(self._hidden, 2 * self._hidden)
-        layer["gate_up"](rec, x, both, batch=batch)
-        self._gate(rec, gate, up, gate, batch=batch)
-        layer["ffn_down"](rec, gate, out, batch=batch, accumulate=accumulate)
+        activation = _ACTIVATIONS.get(self._gate)
+        if activation is None or not x.gated(layer["gate_up"], gate, activation):
+            x.product(layer["gate_up"], both)
+            self._gate(x.rec, gate, up, gate, batch=x.batch)
+        layer["ffn_down"](x.rec, gate, out, batch=x.batch, accumulate=accumulate)
 
     def active_bytes(self, layer: Mapping[str, Weight]) -> int:
         """All of them."""
@@ -145,18 +134,10 @@ class Mixture:
         self._gated, self._up = (buffers.tensor(rows, e.used, e.hidden) for _ in range(2))
         self._down = buffers.tensor(rows, e.used, self._embedding)
 
-    def __call__(
-        self,
-        rec: Recorder,
-        layer: Mapping[str, Weight],
-        x: Tensor,
-        out: Tensor,
-        *,
-        accumulate: bool,
-        batch: Tensor | None,
-    ) -> None:
+    def __call__(self, layer: Mapping[str, Weight], x: Normed, out: Tensor, *, accumulate: bool) -> None:
         """Only the weights of chosen experts are read."""
-        rows, used = x.shape[0], self._experts.used
+        rec, batch, normed = x.rec, x.batch, x.rows()
+        rows, used = normed.shape[0], self._experts.used
         tensors = (self._scores, self._weights, self._ids, self._gated, self._up, self._down)
         scores, weights, ids, gated, up, down = (tensor.rows(0, rows) for tensor in tensors)
 
@@ -167,12 +148,12 @@ class Mixture:
                 embed(rec, layer[f"{name}_bias"].tensor(), ids.reshape(rows * used), flat)
             expert_linear(rec, each, layer[name].tensor(), ids, result, accumulate=self._biases, batch=batch)
 
-        layer["gate_inp"](rec, x, scores, batch=batch)
+        layer["gate_inp"](rec, normed, scores, batch=batch)
         if self._biases:
             layer["gate_inp_bias"].add_to(rec, scores)
         top_k(rec, scores, ids, weights, batch=batch)
-        project("gate_exps", x, gated)
-        project("up_exps", x, up)
+        project("gate_exps", normed, gated)
+        project("up_exps", normed, up)
         side_by_side = gated.reshape(rows, used * self._experts.hidden)
         self._gate(rec, side_by_side, up.reshape(*side_by_side.shape), side_by_side, batch=batch)
         project("down_exps", gated, down)

@@ -3,10 +3,33 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
-uint2 SixteenEights_places_0(uint i_0)
+struct SixteenEights_Eight_0
 {
-    uint _S1 = 2U * i_0;
-    return uint2(_S1, _S1 + 1U);
+    uint4 w_0;
+};
+
+SixteenEights_Eight_0 SixteenEights_Eight_x24init_0(uint4 w_1)
+{
+    thread SixteenEights_Eight_0 _S1;
+    (&_S1)->w_0 = w_1;
+    return _S1;
+}
+
+struct Products_0
+{
+    array<float, int(2)> sums_0;
+    float squares_0;
+};
+
+SixteenEights_Eight_0 SixteenEights_load_0(packed_uint4 device* weight_0, uint begin_0, uint i_0)
+{
+    return SixteenEights_Eight_x24init_0(uint4(*(weight_0+(begin_0 + i_0))) );
+}
+
+uint2 SixteenEights_places_0(uint i_1)
+{
+    uint _S2 = 2U * i_1;
+    return uint2(_S2, _S2 + 1U);
 }
 
 float2 BFloat_pair_0(uint word_0)
@@ -14,22 +37,119 @@ float2 BFloat_pair_0(uint word_0)
     return (as_type<float2>((uint2(word_0 << 16U, word_0 & 4294901760U))));
 }
 
-float SixteenEights_product_0(packed_uint4 device* weight_0, uint offset_0, uint k_0, uint row_0, uint i_1, float4 a_0, float4 b_0)
+float SixteenEights_product_0(const SixteenEights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
 {
-    uint4 _S2 = uint4(*(weight_0+(offset_0 + row_0 * (k_0 / 8U) + i_1))) ;
-    return dot(float4(BFloat_pair_0(_S2.x), BFloat_pair_0(_S2.y)), a_0) + dot(float4(BFloat_pair_0(_S2.z), BFloat_pair_0(_S2.w)), b_0);
+    return dot(float4(BFloat_pair_0(eight_0->w_0.x), BFloat_pair_0(eight_0->w_0.y)), a_0) + dot(float4(BFloat_pair_0(eight_0->w_0.z), BFloat_pair_0(eight_0->w_0.w)), b_0);
 }
 
-float product_0(uint row_1, uint i_2, packed_uint4 device* weight_1, uint weight_offset_0, uint k_1, packed_float4 device* x_0, uint x_offset_0)
+void add_products_0(Products_0 thread* products_0, const array<uint, int(2)> thread* begins_0, packed_uint4 device* even_0, packed_uint4 device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
 {
-    uint2 _S3 = SixteenEights_places_0(i_2);
-    return SixteenEights_product_0(weight_1, weight_offset_0, k_1, row_1, i_2, float4(*(x_0+(x_offset_0 + _S3.x))) , float4(*(x_0+(x_offset_0 + _S3.y))) );
+    thread array<SixteenEights_Eight_0, int(8)> eights_0;
+    uint _S3 = (*begins_0)[int(0)];
+    SixteenEights_Eight_0 _S4 = SixteenEights_load_0(even_0, (*begins_0)[int(0)], i_3);
+    eights_0[int(0)] = _S4;
+    uint _S5 = (*begins_0)[int(1)];
+    SixteenEights_Eight_0 _S6 = SixteenEights_load_0(odd_0, (*begins_0)[int(1)], i_3);
+    eights_0[int(1)] = _S6;
+    uint _S7 = i_3 + lanes_0;
+    SixteenEights_Eight_0 _S8 = SixteenEights_load_0(even_0, _S3, _S7);
+    eights_0[int(2)] = _S8;
+    SixteenEights_Eight_0 _S9 = SixteenEights_load_0(odd_0, _S5, _S7);
+    eights_0[int(3)] = _S9;
+    uint _S10 = i_3 + 2U * lanes_0;
+    SixteenEights_Eight_0 _S11 = SixteenEights_load_0(even_0, _S3, _S10);
+    eights_0[int(4)] = _S11;
+    SixteenEights_Eight_0 _S12 = SixteenEights_load_0(odd_0, _S5, _S10);
+    eights_0[int(5)] = _S12;
+    uint _S13 = i_3 + 3U * lanes_0;
+    SixteenEights_Eight_0 _S14 = SixteenEights_load_0(even_0, _S3, _S13);
+    eights_0[int(6)] = _S14;
+    SixteenEights_Eight_0 _S15 = SixteenEights_load_0(odd_0, _S5, _S13);
+    eights_0[int(7)] = _S15;
+    uint2 _S16 = SixteenEights_places_0(i_3);
+    float4 _S17 = float4(*(x_0+(x_offset_0 + _S16.x))) ;
+    float4 _S18 = float4(*(x_0+(x_offset_0 + _S16.y))) ;
+    thread SixteenEights_Eight_0 _S19 = _S4;
+    float _S20 = SixteenEights_product_0(&_S19, i_3, _S17, _S18);
+    float _S21 = products_0->sums_0[int(0)] + _S20;
+    products_0->sums_0[int(0)] = _S21;
+    thread SixteenEights_Eight_0 _S22 = _S6;
+    float _S23 = SixteenEights_product_0(&_S22, i_3, _S17, _S18);
+    float _S24 = products_0->sums_0[int(1)] + _S23;
+    products_0->sums_0[int(1)] = _S24;
+    uint2 _S25 = SixteenEights_places_0(_S7);
+    float4 _S26 = float4(*(x_0+(x_offset_0 + _S25.x))) ;
+    float4 _S27 = float4(*(x_0+(x_offset_0 + _S25.y))) ;
+    thread SixteenEights_Eight_0 _S28 = _S8;
+    float _S29 = SixteenEights_product_0(&_S28, _S7, _S26, _S27);
+    float _S30 = _S21 + _S29;
+    products_0->sums_0[int(0)] = _S30;
+    thread SixteenEights_Eight_0 _S31 = _S9;
+    float _S32 = SixteenEights_product_0(&_S31, _S7, _S26, _S27);
+    float _S33 = _S24 + _S32;
+    products_0->sums_0[int(1)] = _S33;
+    uint2 _S34 = SixteenEights_places_0(_S10);
+    float4 _S35 = float4(*(x_0+(x_offset_0 + _S34.x))) ;
+    float4 _S36 = float4(*(x_0+(x_offset_0 + _S34.y))) ;
+    thread SixteenEights_Eight_0 _S37 = _S11;
+    float _S38 = SixteenEights_product_0(&_S37, _S10, _S35, _S36);
+    float _S39 = _S30 + _S38;
+    products_0->sums_0[int(0)] = _S39;
+    thread SixteenEights_Eight_0 _S40 = _S12;
+    float _S41 = SixteenEights_product_0(&_S40, _S10, _S35, _S36);
+    float _S42 = _S33 + _S41;
+    products_0->sums_0[int(1)] = _S42;
+    uint2 _S43 = SixteenEights_places_0(_S13);
+    float4 _S44 = float4(*(x_0+(x_offset_0 + _S43.x))) ;
+    float4 _S45 = float4(*(x_0+(x_offset_0 + _S43.y))) ;
+    thread SixteenEights_Eight_0 _S46 = _S14;
+    float _S47 = SixteenEights_product_0(&_S46, _S13, _S44, _S45);
+    products_0->sums_0[int(0)] = _S39 + _S47;
+    thread SixteenEights_Eight_0 _S48 = _S15;
+    float _S49 = SixteenEights_product_0(&_S48, _S13, _S44, _S45);
+    products_0->sums_0[int(1)] = _S42 + _S49;
+    return;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<uint, int(2)> thread* begins_1, packed_uint4 device* even_1, packed_uint4 device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+{
+    thread array<SixteenEights_Eight_0, int(2)> eights_1;
+    SixteenEights_Eight_0 _S50 = SixteenEights_load_0(even_1, (*begins_1)[int(0)], i_4);
+    eights_1[int(0)] = _S50;
+    SixteenEights_Eight_0 _S51 = SixteenEights_load_0(odd_1, (*begins_1)[int(1)], i_4);
+    eights_1[int(1)] = _S51;
+    uint2 _S52 = SixteenEights_places_0(i_4);
+    float4 _S53 = float4(*(x_1+(x_offset_1 + _S52.x))) ;
+    float4 _S54 = float4(*(x_1+(x_offset_1 + _S52.y))) ;
+    thread SixteenEights_Eight_0 _S55 = _S50;
+    float _S56 = SixteenEights_product_0(&_S55, i_4, _S53, _S54);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S56;
+    thread SixteenEights_Eight_0 _S57 = _S51;
+    float _S58 = SixteenEights_product_0(&_S57, i_4, _S53, _S54);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S58;
+    return;
+}
+
+float subgroup_sum_0(float value_0)
+{
+    float _S59 = simd_sum(value_0);
+    return _S59;
+}
+
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
+{
+    thread array<float, int(2)> result_0;
+    float _S60 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S60;
+    float _S61 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S61;
+    return result_0;
 }
 
 struct ExpertGemvParams_0
 {
-    uint weight_offset_1;
-    uint x_offset_1;
+    uint weight_offset_0;
+    uint x_offset_2;
     uint ids_offset_0;
     uint out_offset_0;
     uint slots_0;
@@ -37,7 +157,7 @@ struct ExpertGemvParams_0
     uint first_expert_0;
     uint bound_experts_0;
     uint n_0;
-    uint k_2;
+    uint k_0;
     uint first_column_0;
     uint columns_0;
     uint x_slot_0;
@@ -57,45 +177,73 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_x_0;
     uint device* entryPointParams_ids_0;
     float device* entryPointParams_result_0;
-    uint _S4;
-    uint _S5;
+    uint _S62;
+    uint _S63;
 };
 
-float row_product_0(uint row_2, packed_uint4 device* weight_2, uint weight_offset_2, uint k_3, packed_float4 device* x_1, uint x_offset_2, KernelContext_0 thread* kernelContext_0)
+float own_0(const array<float, int(2)> thread* values_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S6 = kernelContext_0->_S4;
-    uint _S7 = k_3 / 8U;
-    uint i_3 = kernelContext_0->_S5;
-    float sum_0 = 0.0;
+    float _S64 = (*values_1)[int(0)];
+    float result_1;
+    if((kernelContext_0->_S62) == 1U)
+    {
+        result_1 = (*values_1)[int(1)];
+    }
+    else
+    {
+        result_1 = _S64;
+    }
+    return result_1;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, packed_uint4 device* even_2, packed_uint4 device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, KernelContext_0 thread* kernelContext_1)
+{
+    thread Products_0 products_2;
+    (&products_2)->squares_0 = 0.0;
+    (&products_2)->sums_0[int(0)] = 0.0;
+    (&products_2)->sums_0[int(1)] = 0.0;
+    uint _S65 = kernelContext_1->_S63;
+    uint _S66 = k_1 / 8U;
+    uint i_5 = kernelContext_1->_S62;
     for(;;)
     {
-        uint _S8 = i_3 + 3U * _S6;
-        if(_S8 < _S7)
+        if((i_5 + 3U * _S65) < _S66)
         {
         }
         else
         {
             break;
         }
-        float sum_1 = sum_0 + product_0(row_2, i_3, weight_2, weight_offset_2, k_3, x_1, x_offset_2) + product_0(row_2, i_3 + _S6, weight_2, weight_offset_2, k_3, x_1, x_offset_2) + product_0(row_2, i_3 + 2U * _S6, weight_2, weight_offset_2, k_3, x_1, x_offset_2) + product_0(row_2, _S8, weight_2, weight_offset_2, k_3, x_1, x_offset_2);
-        i_3 = i_3 + 4U * _S6;
-        sum_0 = sum_1;
+        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S65);
+        i_5 = i_5 + 4U * _S65;
     }
     for(;;)
     {
-        if(i_3 < _S7)
+        if(i_5 < _S66)
         {
         }
         else
         {
             break;
         }
-        float sum_2 = sum_0 + product_0(row_2, i_3, weight_2, weight_offset_2, k_3, x_1, x_offset_2);
-        i_3 = i_3 + _S6;
-        sum_0 = sum_2;
+        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S65);
+        i_5 = i_5 + _S65;
     }
-    float _S9 = simd_sum(sum_0);
-    return _S9;
+    return products_2;
+}
+
+uint SixteenEights_begin_0(uint offset_0, uint k_2, uint row_0)
+{
+    return offset_0 + row_0 * (k_2 / 8U);
+}
+
+array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_0, uint n_1)
+{
+    thread array<uint, int(2)> begins_3;
+    uint _S67 = n_1 - 1U;
+    begins_3[int(0)] = SixteenEights_begin_0(offset_1, k_3, min(first_0, _S67));
+    begins_3[int(1)] = SixteenEights_begin_0(offset_1, k_3, min(first_0 + 1U, _S67));
+    return begins_3;
 }
 
 uint group_number_0(uint3 group_0)
@@ -103,67 +251,93 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void expert_gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* weight_3, packed_float4 device* x_2, uint device* ids_0, float device* result_0, const ExpertGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
+void expert_gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* weight_1, packed_float4 device* x_3, uint device* ids_0, float device* result_2, const ExpertGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
 {
-    uint _S10 = kernelContext_1->_S4;
-    uint _S11 = 128U / kernelContext_1->_S4;
-    uint _S12 = group_number_0(group_1) * _S11;
-    uint _S13 = thread_0 / _S10;
-    uint i_4 = _S12 + _S13;
+    uint _S68 = kernelContext_2->_S63;
+    uint _S69 = 128U / kernelContext_2->_S63;
+    uint _S70 = p_1->columns_0;
+    uint _S71 = (p_1->columns_0 + 2U - 1U) / 2U;
+    uint _S72 = group_number_0(group_1) * _S69;
+    uint _S73 = thread_0 / _S68;
+    uint i_6 = _S72 + _S73;
     for(;;)
     {
-        uint _S14 = p_1->columns_0;
-        if(i_4 < (p_1->slots_0 * p_1->columns_0))
+        if(i_6 < (p_1->slots_0 * _S71))
         {
         }
         else
         {
             break;
         }
-        uint _S15 = i_4 / _S14;
-        uint _S16 = p_1->first_column_0;
-        uint _S17 = i_4 % _S14;
-        uint _S18 = _S16 + _S17;
-        uint _S19 = min(ids_0[p_1->ids_offset_0 + _S15], p_1->experts_0 - 1U) - p_1->first_expert_0;
-        if(_S19 >= (p_1->bound_experts_0))
+        uint _S74 = i_6 / _S71;
+        uint _S75 = min(ids_0[p_1->ids_offset_0 + _S74], p_1->experts_0 - 1U) - p_1->first_expert_0;
+        if(_S75 >= (p_1->bound_experts_0))
         {
-            i_4 = i_4 + p_1->groups_0 * _S11;
+            i_6 = i_6 + p_1->groups_0 * _S69;
             continue;
         }
-        uint _S20 = p_1->n_0;
-        float _S21 = row_product_0(_S19 * p_1->n_0 + _S18, weight_3, p_1->weight_offset_1, p_1->k_2, x_2, p_1->x_offset_1 + _S15 * (p_1->x_slot_0 / 4U), kernelContext_1);
-        uint _S22 = p_1->out_offset_0 + _S15 * _S20 + _S18;
-        bool _S23 = simd_is_first();
-        if(_S23)
+        uint _S76 = i_6 % _S71;
+        uint _S77 = _S76 * 2U;
+        uint _S78 = _S77 + kernelContext_2->_S62;
+        bool _S79;
+        if((kernelContext_2->_S62) < 2U)
         {
-            float device* _S24 = result_0+_S22;
-            float _S25;
-            if((p_1->accumulate_0) != 0U)
-            {
-                _S25 = *(result_0+_S22) + _S21;
-            }
-            else
-            {
-                _S25 = _S21;
-            }
-            *_S24 = _S25;
+            _S79 = _S78 < _S70;
         }
-        i_4 = i_4 + p_1->groups_0 * _S11;
+        else
+        {
+            _S79 = false;
+        }
+        uint _S80 = p_1->n_0;
+        uint _S81 = p_1->first_column_0;
+        uint _S82 = p_1->out_offset_0 + _S74 * p_1->n_0 + p_1->first_column_0 + _S78;
+        bool _S83;
+        if(_S79)
+        {
+            _S83 = (p_1->accumulate_0) != 0U;
+        }
+        else
+        {
+            _S83 = false;
+        }
+        float sum_0;
+        if(_S83)
+        {
+            sum_0 = *(result_2+_S82);
+        }
+        else
+        {
+            sum_0 = 0.0;
+        }
+        uint _S84 = _S75 * _S80 + _S81;
+        uint _S85 = p_1->x_offset_2 + _S74 * (p_1->x_slot_0 / 4U);
+        thread array<uint, int(2)> _S86 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, _S84 + _S77, _S84 + _S70);
+        Products_0 _S87 = products_of_thread_0(&_S86, weight_1, weight_1, p_1->k_0, x_3, _S85, x_3, 0U, kernelContext_2);
+        thread array<float, int(2)> _S88 = _S87.sums_0;
+        array<float, int(2)> _S89 = subgroup_sums_0(&_S88);
+        thread array<float, int(2)> _S90 = _S89;
+        float _S91 = own_0(&_S90, kernelContext_2);
+        float sum_1 = sum_0 + _S91;
+        if(_S79)
+        {
+            *(result_2+_S82) = sum_1;
+        }
+        i_6 = i_6 + p_1->groups_0 * _S69;
     }
     return;
 }
 
-[[kernel]] void expert_gemv_bf16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], packed_uint4 device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], uint device* entryPointParams_ids_1 [[buffer(3)]], float device* entryPointParams_result_1 [[buffer(4)]])
+[[kernel]] void expert_gemv_bf16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], packed_uint4 device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], uint device* entryPointParams_ids_1 [[buffer(3)]], float device* entryPointParams_result_1 [[buffer(4)]])
 {
-    thread KernelContext_0 kernelContext_2;
-    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_2)->entryPointParams_ids_0 = entryPointParams_ids_1;
-    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_3;
+    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_3)->entryPointParams_ids_0 = entryPointParams_ids_1;
+    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_2)->_S4 = _builtinWaveLaneCount_0;
-    (&kernelContext_2)->_S5 = _builtinWaveLaneIndex_0;
-    expert_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_ids_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
+    (&kernelContext_3)->_S62 = _builtinWaveLaneIndex_0;
+    (&kernelContext_3)->_S63 = _builtinWaveLaneCount_0;
+    expert_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_ids_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
     return;
 }

@@ -3,37 +3,75 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
-uint2 FourOrFiveEights_places_0(uint i_0)
+struct FourOrFiveEights_Eight_0
 {
-    uint _S1 = i_0 % 8U;
-    return uint2(i_0 / 8U * 16U + _S1, i_0 / 8U * 16U + _S1 + 8U);
+    uint q_0;
+    uint fifths_0;
+    uint scales_0;
+    uint3 packed_0;
+};
+
+FourOrFiveEights_Eight_0 FourOrFiveEights_Eight_x24init_0(uint q_1, uint fifths_1, uint scales_1, uint3 packed_1)
+{
+    thread FourOrFiveEights_Eight_0 _S1;
+    (&_S1)->q_0 = q_1;
+    (&_S1)->fifths_0 = fifths_1;
+    (&_S1)->scales_0 = scales_1;
+    (&_S1)->packed_0 = packed_1;
+    return _S1;
 }
 
-uint2 scales_of_quarter_0(uint3 packed_0, uint quarter_0)
+struct Products_0
 {
-    uint _S2 = quarter_0 % 2U * 16U;
-    uint2 _S3 = (packed_0.xy) >> (uint2(_S2) );
-    uint _S4 = (packed_0.z) >> _S2;
-    uint2 _S5;
+    array<float, int(4)> sums_0;
+    float squares_0;
+};
+
+FourOrFiveEights_Eight_0 FourOrFiveEights_load_0(uint device* weight_0, uint begin_0, uint i_0)
+{
+    uint _S2 = begin_0 + i_0 / 32U * 44U;
+    uint _S3 = _S2 + 4U;
+    uint _S4 = i_0 % 32U;
+    return FourOrFiveEights_Eight_x24init_0(weight_0[_S3 + 8U + _S4], weight_0[_S3 + i_0 % 8U] >> (_S4 / 8U * 2U), weight_0[_S2], uint3(weight_0[_S2 + 1U], weight_0[_S2 + 2U], weight_0[_S2 + 3U]));
+}
+
+uint2 FourOrFiveEights_places_0(uint i_1)
+{
+    uint _S5 = i_1 % 8U;
+    return uint2(i_1 / 8U * 16U + _S5, i_1 / 8U * 16U + _S5 + 8U);
+}
+
+uint2 scales_of_quarter_0(uint3 packed_2, uint quarter_0)
+{
+    uint _S6 = quarter_0 % 2U * 16U;
+    uint2 _S7 = (packed_2.xy) >> (uint2(_S6) );
+    uint _S8 = (packed_2.z) >> _S6;
+    uint2 _S9;
     if(quarter_0 < 2U)
     {
-        _S5 = _S3 & (uint2(16191U) );
+        _S9 = _S7 & (uint2(16191U) );
     }
     else
     {
-        _S5 = (uint2(_S4, _S4 >> 4U) & (uint2(3855U) )) | ((_S3 >> (uint2(2U) )) & (uint2(12336U) ));
+        _S9 = (uint2(_S8, _S8 >> 4U) & (uint2(3855U) )) | ((_S7 >> (uint2(2U) )) & (uint2(12336U) ));
     }
-    return _S5;
+    return _S9;
 }
 
-float4 unsigned_bytes_0(uint word_0)
+float in_place_0(uint word_0, float zero_0)
 {
-    return float4(uint4(word_0, word_0 >> 8U, word_0 >> 16U, word_0 >> 24U) & (uint4(255U) ));
+    return (as_type<float>(((word_0 & 255U) | 1258291200U))) - ((as_type<float>((1258291200U))) + zero_0);
 }
 
-float4 fives_0(uint low_0, uint fifths_0)
+float in_place_1(uint word_1, float zero_1)
 {
-    return unsigned_bytes_0((low_0 & 252645135U) | ((fifths_0 & 16843009U) << 4U));
+    return (as_type<float>(((word_1 & 65280U) | 1191182336U))) - ((as_type<float>((1191182336U))) + zero_1);
+}
+
+float4 whole_bytes_0(uint word_2, float zero_2)
+{
+    uint _S10 = word_2 >> 16U;
+    return float4(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S10, zero_2), in_place_1(_S10, zero_2));
 }
 
 float sum_0(float4 v_0)
@@ -41,35 +79,134 @@ float sum_0(float4 v_0)
     return v_0.x + v_0.y + v_0.z + v_0.w;
 }
 
-float2 halves_0(uint word_1)
+float2 halves_0(uint word_3)
 {
-    return float2((as_type<half>((ushort)((word_1 & 65535U)))), (as_type<half>((ushort)((word_1 >> 16U)))));
+    return float2((as_type<half>((ushort)((word_3 & 65535U)))), (as_type<half>((ushort)((word_3 >> 16U)))));
 }
 
-float FourOrFiveEights_product_0(uint device* weight_0, uint offset_0, uint k_0, uint row_0, uint i_1, float4 a_0, float4 b_0)
+float FourOrFiveEights_product_0(const FourOrFiveEights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
 {
-    uint _S6 = offset_0 + (row_0 * (k_0 / 256U) + i_1 / 32U) * 44U;
-    uint _S7 = i_1 % 32U;
-    uint2 _S8 = scales_of_quarter_0(uint3(weight_0[_S6 + 1U], weight_0[_S6 + 2U], weight_0[_S6 + 3U]), _S7 / 8U);
-    float2 _S9 = float2(_S8 & (uint2(255U) ));
-    float2 _S10 = float2(_S8 >> (uint2(8U) ));
-    uint _S11 = _S6 + 4U;
-    uint _S12 = weight_0[_S11 + 8U + _S7];
-    uint _S13 = weight_0[_S11 + i_1 % 8U] >> (_S7 / 8U * 2U);
-    float2 _S14 = halves_0(weight_0[_S6]) * float2(_S9.x * dot(fives_0(_S12, _S13), a_0) + _S10.x * dot(fives_0(_S12 >> 4U, _S13 >> 1U), b_0), _S9.y * sum_0(a_0) + _S10.y * sum_0(b_0));
+    uint2 _S11 = scales_of_quarter_0(eight_0->packed_0, i_2 % 32U / 8U);
+    float2 _S12 = float2(_S11 & (uint2(255U) ));
+    float2 _S13 = float2(_S11 >> (uint2(8U) ));
+    float2 _S14 = halves_0(eight_0->scales_0) * float2(_S12.x * dot(whole_bytes_0(((eight_0->q_0) & 252645135U) | (((eight_0->fifths_0) & 16843009U) << 4U), 0.0), a_0) + _S13.x * dot(whole_bytes_0((((eight_0->q_0) >> 4U) & 252645135U) | ((((eight_0->fifths_0) >> 1U) & 16843009U) << 4U), 0.0), b_0), _S12.y * sum_0(a_0) + _S13.y * sum_0(b_0));
     return _S14.x - _S14.y;
 }
 
-float product_0(uint row_1, uint i_2, uint device* weight_1, uint weight_offset_0, uint k_1, packed_float4 device* x_0, uint x_offset_0)
+void add_products_0(Products_0 thread* products_0, const array<uint, int(4)> thread* begins_0, uint device* even_0, uint device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
 {
-    uint2 _S15 = FourOrFiveEights_places_0(i_2);
-    return FourOrFiveEights_product_0(weight_1, weight_offset_0, k_1, row_1, i_2, float4(*(x_0+(x_offset_0 + _S15.x))) , float4(*(x_0+(x_offset_0 + _S15.y))) );
+    thread array<FourOrFiveEights_Eight_0, int(8)> eights_0;
+    uint _S15 = (*begins_0)[int(0)];
+    FourOrFiveEights_Eight_0 _S16 = FourOrFiveEights_load_0(even_0, (*begins_0)[int(0)], i_3);
+    eights_0[int(0)] = _S16;
+    uint _S17 = (*begins_0)[int(1)];
+    FourOrFiveEights_Eight_0 _S18 = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(1)], i_3);
+    eights_0[int(1)] = _S18;
+    uint _S19 = (*begins_0)[int(2)];
+    FourOrFiveEights_Eight_0 _S20 = FourOrFiveEights_load_0(even_0, (*begins_0)[int(2)], i_3);
+    eights_0[int(2)] = _S20;
+    uint _S21 = (*begins_0)[int(3)];
+    FourOrFiveEights_Eight_0 _S22 = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(3)], i_3);
+    eights_0[int(3)] = _S22;
+    uint _S23 = i_3 + lanes_0;
+    FourOrFiveEights_Eight_0 _S24 = FourOrFiveEights_load_0(even_0, _S15, _S23);
+    eights_0[int(4)] = _S24;
+    FourOrFiveEights_Eight_0 _S25 = FourOrFiveEights_load_0(odd_0, _S17, _S23);
+    eights_0[int(5)] = _S25;
+    FourOrFiveEights_Eight_0 _S26 = FourOrFiveEights_load_0(even_0, _S19, _S23);
+    eights_0[int(6)] = _S26;
+    FourOrFiveEights_Eight_0 _S27 = FourOrFiveEights_load_0(odd_0, _S21, _S23);
+    eights_0[int(7)] = _S27;
+    uint2 _S28 = FourOrFiveEights_places_0(i_3);
+    float4 _S29 = float4(*(x_0+(x_offset_0 + _S28.x))) ;
+    float4 _S30 = float4(*(x_0+(x_offset_0 + _S28.y))) ;
+    thread FourOrFiveEights_Eight_0 _S31 = _S16;
+    float _S32 = FourOrFiveEights_product_0(&_S31, i_3, _S29, _S30);
+    float _S33 = products_0->sums_0[int(0)] + _S32;
+    products_0->sums_0[int(0)] = _S33;
+    thread FourOrFiveEights_Eight_0 _S34 = _S18;
+    float _S35 = FourOrFiveEights_product_0(&_S34, i_3, _S29, _S30);
+    float _S36 = products_0->sums_0[int(1)] + _S35;
+    products_0->sums_0[int(1)] = _S36;
+    thread FourOrFiveEights_Eight_0 _S37 = _S20;
+    float _S38 = FourOrFiveEights_product_0(&_S37, i_3, _S29, _S30);
+    float _S39 = products_0->sums_0[int(2)] + _S38;
+    products_0->sums_0[int(2)] = _S39;
+    thread FourOrFiveEights_Eight_0 _S40 = _S22;
+    float _S41 = FourOrFiveEights_product_0(&_S40, i_3, _S29, _S30);
+    float _S42 = products_0->sums_0[int(3)] + _S41;
+    products_0->sums_0[int(3)] = _S42;
+    uint2 _S43 = FourOrFiveEights_places_0(_S23);
+    float4 _S44 = float4(*(x_0+(x_offset_0 + _S43.x))) ;
+    float4 _S45 = float4(*(x_0+(x_offset_0 + _S43.y))) ;
+    thread FourOrFiveEights_Eight_0 _S46 = _S24;
+    float _S47 = FourOrFiveEights_product_0(&_S46, _S23, _S44, _S45);
+    products_0->sums_0[int(0)] = _S33 + _S47;
+    thread FourOrFiveEights_Eight_0 _S48 = _S25;
+    float _S49 = FourOrFiveEights_product_0(&_S48, _S23, _S44, _S45);
+    products_0->sums_0[int(1)] = _S36 + _S49;
+    thread FourOrFiveEights_Eight_0 _S50 = _S26;
+    float _S51 = FourOrFiveEights_product_0(&_S50, _S23, _S44, _S45);
+    products_0->sums_0[int(2)] = _S39 + _S51;
+    thread FourOrFiveEights_Eight_0 _S52 = _S27;
+    float _S53 = FourOrFiveEights_product_0(&_S52, _S23, _S44, _S45);
+    products_0->sums_0[int(3)] = _S42 + _S53;
+    return;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<uint, int(4)> thread* begins_1, uint device* even_1, uint device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+{
+    thread array<FourOrFiveEights_Eight_0, int(4)> eights_1;
+    FourOrFiveEights_Eight_0 _S54 = FourOrFiveEights_load_0(even_1, (*begins_1)[int(0)], i_4);
+    eights_1[int(0)] = _S54;
+    FourOrFiveEights_Eight_0 _S55 = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(1)], i_4);
+    eights_1[int(1)] = _S55;
+    FourOrFiveEights_Eight_0 _S56 = FourOrFiveEights_load_0(even_1, (*begins_1)[int(2)], i_4);
+    eights_1[int(2)] = _S56;
+    FourOrFiveEights_Eight_0 _S57 = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(3)], i_4);
+    eights_1[int(3)] = _S57;
+    uint2 _S58 = FourOrFiveEights_places_0(i_4);
+    float4 _S59 = float4(*(x_1+(x_offset_1 + _S58.x))) ;
+    float4 _S60 = float4(*(x_1+(x_offset_1 + _S58.y))) ;
+    thread FourOrFiveEights_Eight_0 _S61 = _S54;
+    float _S62 = FourOrFiveEights_product_0(&_S61, i_4, _S59, _S60);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S62;
+    thread FourOrFiveEights_Eight_0 _S63 = _S55;
+    float _S64 = FourOrFiveEights_product_0(&_S63, i_4, _S59, _S60);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S64;
+    thread FourOrFiveEights_Eight_0 _S65 = _S56;
+    float _S66 = FourOrFiveEights_product_0(&_S65, i_4, _S59, _S60);
+    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S66;
+    thread FourOrFiveEights_Eight_0 _S67 = _S57;
+    float _S68 = FourOrFiveEights_product_0(&_S67, i_4, _S59, _S60);
+    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S68;
+    return;
+}
+
+float subgroup_sum_0(float value_0)
+{
+    float _S69 = simd_sum(value_0);
+    return _S69;
+}
+
+array<float, int(4)> subgroup_sums_0(const array<float, int(4)> thread* values_0)
+{
+    thread array<float, int(4)> result_0;
+    float _S70 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S70;
+    float _S71 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S71;
+    float _S72 = subgroup_sum_0((*values_0)[int(2)]);
+    result_0[int(2)] = _S72;
+    float _S73 = subgroup_sum_0((*values_0)[int(3)]);
+    result_0[int(3)] = _S73;
+    return result_0;
 }
 
 struct ExpertGemvParams_0
 {
-    uint weight_offset_1;
-    uint x_offset_1;
+    uint weight_offset_0;
+    uint x_offset_2;
     uint ids_offset_0;
     uint out_offset_0;
     uint slots_0;
@@ -77,7 +214,7 @@ struct ExpertGemvParams_0
     uint first_expert_0;
     uint bound_experts_0;
     uint n_0;
-    uint k_2;
+    uint k_0;
     uint first_column_0;
     uint columns_0;
     uint x_slot_0;
@@ -97,45 +234,85 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_x_0;
     uint device* entryPointParams_ids_0;
     float device* entryPointParams_result_0;
-    uint _S16;
-    uint _S17;
+    uint _S74;
+    uint _S75;
 };
 
-float row_product_0(uint row_2, uint device* weight_2, uint weight_offset_2, uint k_3, packed_float4 device* x_1, uint x_offset_2, KernelContext_0 thread* kernelContext_0)
+float own_0(const array<float, int(4)> thread* values_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S18 = kernelContext_0->_S16;
-    uint _S19 = k_3 / 8U;
-    uint i_3 = kernelContext_0->_S17;
-    float sum_1 = 0.0;
+    float _S76 = (*values_1)[int(0)];
+    float result_1;
+    if((kernelContext_0->_S74) == 1U)
+    {
+        result_1 = (*values_1)[int(1)];
+    }
+    else
+    {
+        result_1 = _S76;
+    }
+    if((kernelContext_0->_S74) == 2U)
+    {
+        result_1 = (*values_1)[int(2)];
+    }
+    if((kernelContext_0->_S74) == 3U)
+    {
+        result_1 = (*values_1)[int(3)];
+    }
+    return result_1;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, KernelContext_0 thread* kernelContext_1)
+{
+    thread Products_0 products_2;
+    (&products_2)->squares_0 = 0.0;
+    (&products_2)->sums_0[int(0)] = 0.0;
+    (&products_2)->sums_0[int(1)] = 0.0;
+    (&products_2)->sums_0[int(2)] = 0.0;
+    (&products_2)->sums_0[int(3)] = 0.0;
+    uint _S77 = kernelContext_1->_S75;
+    uint _S78 = k_1 / 8U;
+    uint i_5 = kernelContext_1->_S74;
     for(;;)
     {
-        uint _S20 = i_3 + 3U * _S18;
-        if(_S20 < _S19)
+        if((i_5 + _S77) < _S78)
         {
         }
         else
         {
             break;
         }
-        float sum_2 = sum_1 + product_0(row_2, i_3, weight_2, weight_offset_2, k_3, x_1, x_offset_2) + product_0(row_2, i_3 + _S18, weight_2, weight_offset_2, k_3, x_1, x_offset_2) + product_0(row_2, i_3 + 2U * _S18, weight_2, weight_offset_2, k_3, x_1, x_offset_2) + product_0(row_2, _S20, weight_2, weight_offset_2, k_3, x_1, x_offset_2);
-        i_3 = i_3 + 4U * _S18;
-        sum_1 = sum_2;
+        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S77);
+        i_5 = i_5 + 2U * _S77;
     }
     for(;;)
     {
-        if(i_3 < _S19)
+        if(i_5 < _S78)
         {
         }
         else
         {
             break;
         }
-        float sum_3 = sum_1 + product_0(row_2, i_3, weight_2, weight_offset_2, k_3, x_1, x_offset_2);
-        i_3 = i_3 + _S18;
-        sum_1 = sum_3;
+        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S77);
+        i_5 = i_5 + _S77;
     }
-    float _S21 = simd_sum(sum_1);
-    return _S21;
+    return products_2;
+}
+
+uint FourOrFiveEights_begin_0(uint offset_0, uint k_2, uint row_0)
+{
+    return offset_0 + row_0 * (k_2 / 256U) * 44U;
+}
+
+array<uint, int(4)> begins_of_rows_0(uint offset_1, uint k_3, uint first_0, uint n_1)
+{
+    thread array<uint, int(4)> begins_3;
+    uint _S79 = n_1 - 1U;
+    begins_3[int(0)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_0, _S79));
+    begins_3[int(1)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_0 + 1U, _S79));
+    begins_3[int(2)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_0 + 2U, _S79));
+    begins_3[int(3)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_0 + 3U, _S79));
+    return begins_3;
 }
 
 uint group_number_0(uint3 group_0)
@@ -143,67 +320,93 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void expert_gemv_0(uint3 group_1, uint thread_0, uint device* weight_3, packed_float4 device* x_2, uint device* ids_0, float device* result_0, const ExpertGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
+void expert_gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_3, uint device* ids_0, float device* result_2, const ExpertGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
 {
-    uint _S22 = kernelContext_1->_S16;
-    uint _S23 = 128U / kernelContext_1->_S16;
-    uint _S24 = group_number_0(group_1) * _S23;
-    uint _S25 = thread_0 / _S22;
-    uint i_4 = _S24 + _S25;
+    uint _S80 = kernelContext_2->_S75;
+    uint _S81 = 128U / kernelContext_2->_S75;
+    uint _S82 = p_1->columns_0;
+    uint _S83 = (p_1->columns_0 + 4U - 1U) / 4U;
+    uint _S84 = group_number_0(group_1) * _S81;
+    uint _S85 = thread_0 / _S80;
+    uint i_6 = _S84 + _S85;
     for(;;)
     {
-        uint _S26 = p_1->columns_0;
-        if(i_4 < (p_1->slots_0 * p_1->columns_0))
+        if(i_6 < (p_1->slots_0 * _S83))
         {
         }
         else
         {
             break;
         }
-        uint _S27 = i_4 / _S26;
-        uint _S28 = p_1->first_column_0;
-        uint _S29 = i_4 % _S26;
-        uint _S30 = _S28 + _S29;
-        uint _S31 = min(ids_0[p_1->ids_offset_0 + _S27], p_1->experts_0 - 1U) - p_1->first_expert_0;
-        if(_S31 >= (p_1->bound_experts_0))
+        uint _S86 = i_6 / _S83;
+        uint _S87 = min(ids_0[p_1->ids_offset_0 + _S86], p_1->experts_0 - 1U) - p_1->first_expert_0;
+        if(_S87 >= (p_1->bound_experts_0))
         {
-            i_4 = i_4 + p_1->groups_0 * _S23;
+            i_6 = i_6 + p_1->groups_0 * _S81;
             continue;
         }
-        uint _S32 = p_1->n_0;
-        float _S33 = row_product_0(_S31 * p_1->n_0 + _S30, weight_3, p_1->weight_offset_1, p_1->k_2, x_2, p_1->x_offset_1 + _S27 * (p_1->x_slot_0 / 4U), kernelContext_1);
-        uint _S34 = p_1->out_offset_0 + _S27 * _S32 + _S30;
-        bool _S35 = simd_is_first();
-        if(_S35)
+        uint _S88 = i_6 % _S83;
+        uint _S89 = _S88 * 4U;
+        uint _S90 = _S89 + kernelContext_2->_S74;
+        bool _S91;
+        if((kernelContext_2->_S74) < 4U)
         {
-            float device* _S36 = result_0+_S34;
-            float _S37;
-            if((p_1->accumulate_0) != 0U)
-            {
-                _S37 = *(result_0+_S34) + _S33;
-            }
-            else
-            {
-                _S37 = _S33;
-            }
-            *_S36 = _S37;
+            _S91 = _S90 < _S82;
         }
-        i_4 = i_4 + p_1->groups_0 * _S23;
+        else
+        {
+            _S91 = false;
+        }
+        uint _S92 = p_1->n_0;
+        uint _S93 = p_1->first_column_0;
+        uint _S94 = p_1->out_offset_0 + _S86 * p_1->n_0 + p_1->first_column_0 + _S90;
+        bool _S95;
+        if(_S91)
+        {
+            _S95 = (p_1->accumulate_0) != 0U;
+        }
+        else
+        {
+            _S95 = false;
+        }
+        float sum_1;
+        if(_S95)
+        {
+            sum_1 = *(result_2+_S94);
+        }
+        else
+        {
+            sum_1 = 0.0;
+        }
+        uint _S96 = _S87 * _S92 + _S93;
+        uint _S97 = p_1->x_offset_2 + _S86 * (p_1->x_slot_0 / 4U);
+        thread array<uint, int(4)> _S98 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, _S96 + _S89, _S96 + _S82);
+        Products_0 _S99 = products_of_thread_0(&_S98, weight_1, weight_1, p_1->k_0, x_3, _S97, x_3, 0U, kernelContext_2);
+        thread array<float, int(4)> _S100 = _S99.sums_0;
+        array<float, int(4)> _S101 = subgroup_sums_0(&_S100);
+        thread array<float, int(4)> _S102 = _S101;
+        float _S103 = own_0(&_S102, kernelContext_2);
+        float sum_2 = sum_1 + _S103;
+        if(_S91)
+        {
+            *(result_2+_S94) = sum_2;
+        }
+        i_6 = i_6 + p_1->groups_0 * _S81;
     }
     return;
 }
 
-[[kernel]] void expert_gemv_q5_k(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], uint device* entryPointParams_ids_1 [[buffer(3)]], float device* entryPointParams_result_1 [[buffer(4)]])
+[[kernel]] void expert_gemv_q5_k(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], uint device* entryPointParams_ids_1 [[buffer(3)]], float device* entryPointParams_result_1 [[buffer(4)]])
 {
-    thread KernelContext_0 kernelContext_2;
-    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_2)->entryPointParams_ids_0 = entryPointParams_ids_1;
-    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_3;
+    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_3)->entryPointParams_ids_0 = entryPointParams_ids_1;
+    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_2)->_S16 = _builtinWaveLaneCount_0;
-    (&kernelContext_2)->_S17 = _builtinWaveLaneIndex_0;
-    expert_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_ids_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
+    (&kernelContext_3)->_S74 = _builtinWaveLaneIndex_0;
+    (&kernelContext_3)->_S75 = _builtinWaveLaneCount_0;
+    expert_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_ids_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
     return;
 }

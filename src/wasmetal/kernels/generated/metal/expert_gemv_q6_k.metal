@@ -3,76 +3,213 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
-uint2 Q6_KEights_places_0(uint i_0)
+struct Products_0
 {
-    uint _S1 = i_0 % 16U;
-    return uint2(i_0 / 16U * 32U + _S1, i_0 / 16U * 32U + _S1 + 16U);
-}
+    array<float, int(4)> sums_0;
+    float squares_0;
+};
 
-uint word_at_0(uint device* words_0, uint offset_0, uint half_0)
+struct Q6_KEights_Eight_0
 {
-    uint _S2 = offset_0 + half_0 / 2U;
-    uint _S3;
+    uint low_0;
+    uint high_0;
+    uint first_0;
+    uint second_0;
+    uint d_0;
+};
+
+uint word_from_0(uint half_0, uint first_1, uint second_1)
+{
+    uint _S1;
     if((half_0 % 2U) == 0U)
     {
-        _S3 = words_0[_S2];
+        _S1 = first_1;
     }
     else
     {
-        _S3 = (words_0[_S2] >> 16U) | (words_0[_S2 + 1U] << 16U);
+        _S1 = (first_1 >> 16U) | (second_1 << 16U);
     }
-    return _S3;
+    return _S1;
 }
 
-float byte_at_0(uint device* words_1, uint offset_1, uint half_1, uint byte_0)
+uint load_word_0(uint device* words_0, uint half_1)
 {
-    uint _S4 = 2U * half_1 + byte_0;
-    return float(int(words_1[offset_1 + _S4 / 4U] << (24U - _S4 % 4U * 8U)) >> 24U);
+    return word_from_0(half_1, words_0[half_1 / 2U], words_0[half_1 / 2U + half_1 % 2U]);
 }
 
-float4 unsigned_bytes_0(uint word_0)
+uint load_half_0(uint device* words_1, uint half_2)
 {
-    return float4(uint4(word_0, word_0 >> 8U, word_0 >> 16U, word_0 >> 24U) & (uint4(255U) ));
+    return words_1[half_2 / 2U] >> (half_2 % 2U * 16U);
 }
 
-float4 sixes_0(uint low_0, uint high_0)
+Q6_KEights_Eight_0 Q6_KEights_Eight_x24init_0(uint low_1, uint high_1, uint first_2, uint second_2, uint d_1)
 {
-    return unsigned_bytes_0((low_0 & 252645135U) | ((high_0 & 50529027U) << 4U)) - float4(32.0) ;
+    thread Q6_KEights_Eight_0 _S2;
+    (&_S2)->low_0 = low_1;
+    (&_S2)->high_0 = high_1;
+    (&_S2)->first_0 = first_2;
+    (&_S2)->second_0 = second_2;
+    (&_S2)->d_0 = d_1;
+    return _S2;
 }
 
-float2 halves_0(uint word_1)
+Q6_KEights_Eight_0 Q6_KEights_load_0(uint device* weight_0, uint begin_0, uint i_0)
 {
-    return float2((as_type<half>((ushort)((word_1 & 65535U)))), (as_type<half>((ushort)((word_1 >> 16U)))));
+    uint _S3 = begin_0 + i_0 / 32U * 105U;
+    uint _S4 = i_0 % 32U;
+    uint _S5 = _S4 / 16U;
+    uint _S6 = i_0 % 16U;
+    uint _S7 = _S5 * 8U + _S6 / 4U;
+    uint _S8 = _S7 % 2U * 8U;
+    return Q6_KEights_Eight_x24init_0(load_word_0(weight_0, _S3 + _S4 * 2U), (load_word_0(weight_0, _S3 + 64U + _S5 * 16U + i_0 % 8U * 2U)) >> (_S6 / 8U * 2U), (load_half_0(weight_0, _S3 + 96U + _S7 / 2U)) >> _S8, (load_half_0(weight_0, _S3 + 98U + _S7 / 2U)) >> _S8, load_half_0(weight_0, _S3 + 104U));
 }
 
-float half_at_0(uint device* words_2, uint offset_2, uint half_2)
+uint2 Q6_KEights_places_0(uint i_1)
 {
-    return halves_0(words_2[offset_2 + half_2 / 2U] >> (half_2 % 2U * 16U)).x;
-}
-
-float Q6_KEights_product_0(uint device* weight_0, uint offset_3, uint k_0, uint row_0, uint i_1, float4 a_0, float4 b_0)
-{
-    uint _S5 = (row_0 * (k_0 / 256U) + i_1 / 32U) * 105U;
-    uint _S6 = i_1 % 32U;
-    uint _S7 = _S6 / 16U;
-    uint _S8 = word_at_0(weight_0, offset_3, _S5 + _S6 * 2U);
     uint _S9 = i_1 % 16U;
-    uint _S10 = (word_at_0(weight_0, offset_3, _S5 + 64U + _S7 * 16U + i_1 % 8U * 2U)) >> (_S9 / 8U * 2U);
-    uint _S11 = _S7 * 8U + _S9 / 4U;
-    uint _S12 = _S5 + 96U;
-    return half_at_0(weight_0, offset_3, _S5 + 104U) * (byte_at_0(weight_0, offset_3, _S12, _S11) * dot(sixes_0(_S8, _S10), a_0) + byte_at_0(weight_0, offset_3, _S12, _S11 + 4U) * dot(sixes_0(_S8 >> 4U, _S10 >> 4U), b_0));
+    return uint2(i_1 / 16U * 32U + _S9, i_1 / 16U * 32U + _S9 + 16U);
 }
 
-float product_0(uint row_1, uint i_2, uint device* weight_1, uint weight_offset_0, uint k_1, packed_float4 device* x_0, uint x_offset_0)
+float in_place_0(uint word_0, float zero_0)
 {
-    uint2 _S13 = Q6_KEights_places_0(i_2);
-    return Q6_KEights_product_0(weight_1, weight_offset_0, k_1, row_1, i_2, float4(*(x_0+(x_offset_0 + _S13.x))) , float4(*(x_0+(x_offset_0 + _S13.y))) );
+    return (as_type<float>(((word_0 & 255U) | 1258291200U))) - ((as_type<float>((1258291200U))) + zero_0);
+}
+
+float in_place_1(uint word_1, float zero_1)
+{
+    return (as_type<float>(((word_1 & 65280U) | 1191182336U))) - ((as_type<float>((1191182336U))) + zero_1);
+}
+
+float4 whole_bytes_0(uint word_2, float zero_2)
+{
+    uint _S10 = word_2 >> 16U;
+    return float4(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S10, zero_2), in_place_1(_S10, zero_2));
+}
+
+float2 halves_0(uint word_3)
+{
+    return float2((as_type<half>((ushort)((word_3 & 65535U)))), (as_type<half>((ushort)((word_3 >> 16U)))));
+}
+
+float Q6_KEights_product_0(const Q6_KEights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
+{
+    return halves_0(eight_0->d_0).x * (in_place_0((eight_0->first_0) ^ 128U, 128.0) * dot(whole_bytes_0(((eight_0->low_0) & 252645135U) | (((eight_0->high_0) & 50529027U) << 4U), 32.0), a_0) + in_place_0((eight_0->second_0) ^ 128U, 128.0) * dot(whole_bytes_0((((eight_0->low_0) >> 4U) & 252645135U) | ((((eight_0->high_0) >> 4U) & 50529027U) << 4U), 32.0), b_0));
+}
+
+void add_products_0(Products_0 thread* products_0, const array<uint, int(4)> thread* begins_0, uint device* even_0, uint device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
+{
+    thread array<Q6_KEights_Eight_0, int(8)> eights_0;
+    uint _S11 = (*begins_0)[int(0)];
+    Q6_KEights_Eight_0 _S12 = Q6_KEights_load_0(even_0, (*begins_0)[int(0)], i_3);
+    eights_0[int(0)] = _S12;
+    uint _S13 = (*begins_0)[int(1)];
+    Q6_KEights_Eight_0 _S14 = Q6_KEights_load_0(odd_0, (*begins_0)[int(1)], i_3);
+    eights_0[int(1)] = _S14;
+    uint _S15 = (*begins_0)[int(2)];
+    Q6_KEights_Eight_0 _S16 = Q6_KEights_load_0(even_0, (*begins_0)[int(2)], i_3);
+    eights_0[int(2)] = _S16;
+    uint _S17 = (*begins_0)[int(3)];
+    Q6_KEights_Eight_0 _S18 = Q6_KEights_load_0(odd_0, (*begins_0)[int(3)], i_3);
+    eights_0[int(3)] = _S18;
+    uint _S19 = i_3 + lanes_0;
+    Q6_KEights_Eight_0 _S20 = Q6_KEights_load_0(even_0, _S11, _S19);
+    eights_0[int(4)] = _S20;
+    Q6_KEights_Eight_0 _S21 = Q6_KEights_load_0(odd_0, _S13, _S19);
+    eights_0[int(5)] = _S21;
+    Q6_KEights_Eight_0 _S22 = Q6_KEights_load_0(even_0, _S15, _S19);
+    eights_0[int(6)] = _S22;
+    Q6_KEights_Eight_0 _S23 = Q6_KEights_load_0(odd_0, _S17, _S19);
+    eights_0[int(7)] = _S23;
+    uint2 _S24 = Q6_KEights_places_0(i_3);
+    float4 _S25 = float4(*(x_0+(x_offset_0 + _S24.x))) ;
+    float4 _S26 = float4(*(x_0+(x_offset_0 + _S24.y))) ;
+    thread Q6_KEights_Eight_0 _S27 = _S12;
+    float _S28 = Q6_KEights_product_0(&_S27, i_3, _S25, _S26);
+    float _S29 = products_0->sums_0[int(0)] + _S28;
+    products_0->sums_0[int(0)] = _S29;
+    thread Q6_KEights_Eight_0 _S30 = _S14;
+    float _S31 = Q6_KEights_product_0(&_S30, i_3, _S25, _S26);
+    float _S32 = products_0->sums_0[int(1)] + _S31;
+    products_0->sums_0[int(1)] = _S32;
+    thread Q6_KEights_Eight_0 _S33 = _S16;
+    float _S34 = Q6_KEights_product_0(&_S33, i_3, _S25, _S26);
+    float _S35 = products_0->sums_0[int(2)] + _S34;
+    products_0->sums_0[int(2)] = _S35;
+    thread Q6_KEights_Eight_0 _S36 = _S18;
+    float _S37 = Q6_KEights_product_0(&_S36, i_3, _S25, _S26);
+    float _S38 = products_0->sums_0[int(3)] + _S37;
+    products_0->sums_0[int(3)] = _S38;
+    uint2 _S39 = Q6_KEights_places_0(_S19);
+    float4 _S40 = float4(*(x_0+(x_offset_0 + _S39.x))) ;
+    float4 _S41 = float4(*(x_0+(x_offset_0 + _S39.y))) ;
+    thread Q6_KEights_Eight_0 _S42 = _S20;
+    float _S43 = Q6_KEights_product_0(&_S42, _S19, _S40, _S41);
+    products_0->sums_0[int(0)] = _S29 + _S43;
+    thread Q6_KEights_Eight_0 _S44 = _S21;
+    float _S45 = Q6_KEights_product_0(&_S44, _S19, _S40, _S41);
+    products_0->sums_0[int(1)] = _S32 + _S45;
+    thread Q6_KEights_Eight_0 _S46 = _S22;
+    float _S47 = Q6_KEights_product_0(&_S46, _S19, _S40, _S41);
+    products_0->sums_0[int(2)] = _S35 + _S47;
+    thread Q6_KEights_Eight_0 _S48 = _S23;
+    float _S49 = Q6_KEights_product_0(&_S48, _S19, _S40, _S41);
+    products_0->sums_0[int(3)] = _S38 + _S49;
+    return;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<uint, int(4)> thread* begins_1, uint device* even_1, uint device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+{
+    thread array<Q6_KEights_Eight_0, int(4)> eights_1;
+    Q6_KEights_Eight_0 _S50 = Q6_KEights_load_0(even_1, (*begins_1)[int(0)], i_4);
+    eights_1[int(0)] = _S50;
+    Q6_KEights_Eight_0 _S51 = Q6_KEights_load_0(odd_1, (*begins_1)[int(1)], i_4);
+    eights_1[int(1)] = _S51;
+    Q6_KEights_Eight_0 _S52 = Q6_KEights_load_0(even_1, (*begins_1)[int(2)], i_4);
+    eights_1[int(2)] = _S52;
+    Q6_KEights_Eight_0 _S53 = Q6_KEights_load_0(odd_1, (*begins_1)[int(3)], i_4);
+    eights_1[int(3)] = _S53;
+    uint2 _S54 = Q6_KEights_places_0(i_4);
+    float4 _S55 = float4(*(x_1+(x_offset_1 + _S54.x))) ;
+    float4 _S56 = float4(*(x_1+(x_offset_1 + _S54.y))) ;
+    thread Q6_KEights_Eight_0 _S57 = _S50;
+    float _S58 = Q6_KEights_product_0(&_S57, i_4, _S55, _S56);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S58;
+    thread Q6_KEights_Eight_0 _S59 = _S51;
+    float _S60 = Q6_KEights_product_0(&_S59, i_4, _S55, _S56);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S60;
+    thread Q6_KEights_Eight_0 _S61 = _S52;
+    float _S62 = Q6_KEights_product_0(&_S61, i_4, _S55, _S56);
+    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S62;
+    thread Q6_KEights_Eight_0 _S63 = _S53;
+    float _S64 = Q6_KEights_product_0(&_S63, i_4, _S55, _S56);
+    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S64;
+    return;
+}
+
+float subgroup_sum_0(float value_0)
+{
+    float _S65 = simd_sum(value_0);
+    return _S65;
+}
+
+array<float, int(4)> subgroup_sums_0(const array<float, int(4)> thread* values_0)
+{
+    thread array<float, int(4)> result_0;
+    float _S66 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S66;
+    float _S67 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S67;
+    float _S68 = subgroup_sum_0((*values_0)[int(2)]);
+    result_0[int(2)] = _S68;
+    float _S69 = subgroup_sum_0((*values_0)[int(3)]);
+    result_0[int(3)] = _S69;
+    return result_0;
 }
 
 struct ExpertGemvParams_0
 {
-    uint weight_offset_1;
-    uint x_offset_1;
+    uint weight_offset_0;
+    uint x_offset_2;
     uint ids_offset_0;
     uint out_offset_0;
     uint slots_0;
@@ -80,7 +217,7 @@ struct ExpertGemvParams_0
     uint first_expert_0;
     uint bound_experts_0;
     uint n_0;
-    uint k_2;
+    uint k_0;
     uint first_column_0;
     uint columns_0;
     uint x_slot_0;
@@ -100,45 +237,85 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_x_0;
     uint device* entryPointParams_ids_0;
     float device* entryPointParams_result_0;
-    uint _S14;
-    uint _S15;
+    uint _S70;
+    uint _S71;
 };
 
-float row_product_0(uint row_2, uint device* weight_2, uint weight_offset_2, uint k_3, packed_float4 device* x_1, uint x_offset_2, KernelContext_0 thread* kernelContext_0)
+float own_0(const array<float, int(4)> thread* values_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S16 = kernelContext_0->_S14;
-    uint _S17 = k_3 / 8U;
-    uint i_3 = kernelContext_0->_S15;
-    float sum_0 = 0.0;
+    float _S72 = (*values_1)[int(0)];
+    float result_1;
+    if((kernelContext_0->_S70) == 1U)
+    {
+        result_1 = (*values_1)[int(1)];
+    }
+    else
+    {
+        result_1 = _S72;
+    }
+    if((kernelContext_0->_S70) == 2U)
+    {
+        result_1 = (*values_1)[int(2)];
+    }
+    if((kernelContext_0->_S70) == 3U)
+    {
+        result_1 = (*values_1)[int(3)];
+    }
+    return result_1;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, KernelContext_0 thread* kernelContext_1)
+{
+    thread Products_0 products_2;
+    (&products_2)->squares_0 = 0.0;
+    (&products_2)->sums_0[int(0)] = 0.0;
+    (&products_2)->sums_0[int(1)] = 0.0;
+    (&products_2)->sums_0[int(2)] = 0.0;
+    (&products_2)->sums_0[int(3)] = 0.0;
+    uint _S73 = kernelContext_1->_S71;
+    uint _S74 = k_1 / 8U;
+    uint i_5 = kernelContext_1->_S70;
     for(;;)
     {
-        uint _S18 = i_3 + 3U * _S16;
-        if(_S18 < _S17)
+        if((i_5 + _S73) < _S74)
         {
         }
         else
         {
             break;
         }
-        float sum_1 = sum_0 + product_0(row_2, i_3, weight_2, weight_offset_2, k_3, x_1, x_offset_2) + product_0(row_2, i_3 + _S16, weight_2, weight_offset_2, k_3, x_1, x_offset_2) + product_0(row_2, i_3 + 2U * _S16, weight_2, weight_offset_2, k_3, x_1, x_offset_2) + product_0(row_2, _S18, weight_2, weight_offset_2, k_3, x_1, x_offset_2);
-        i_3 = i_3 + 4U * _S16;
-        sum_0 = sum_1;
+        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S73);
+        i_5 = i_5 + 2U * _S73;
     }
     for(;;)
     {
-        if(i_3 < _S17)
+        if(i_5 < _S74)
         {
         }
         else
         {
             break;
         }
-        float sum_2 = sum_0 + product_0(row_2, i_3, weight_2, weight_offset_2, k_3, x_1, x_offset_2);
-        i_3 = i_3 + _S16;
-        sum_0 = sum_2;
+        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S73);
+        i_5 = i_5 + _S73;
     }
-    float _S19 = simd_sum(sum_0);
-    return _S19;
+    return products_2;
+}
+
+uint Q6_KEights_begin_0(uint offset_0, uint k_2, uint row_0)
+{
+    return 2U * offset_0 + row_0 * (k_2 / 256U) * 105U;
+}
+
+array<uint, int(4)> begins_of_rows_0(uint offset_1, uint k_3, uint first_3, uint n_1)
+{
+    thread array<uint, int(4)> begins_3;
+    uint _S75 = n_1 - 1U;
+    begins_3[int(0)] = Q6_KEights_begin_0(offset_1, k_3, min(first_3, _S75));
+    begins_3[int(1)] = Q6_KEights_begin_0(offset_1, k_3, min(first_3 + 1U, _S75));
+    begins_3[int(2)] = Q6_KEights_begin_0(offset_1, k_3, min(first_3 + 2U, _S75));
+    begins_3[int(3)] = Q6_KEights_begin_0(offset_1, k_3, min(first_3 + 3U, _S75));
+    return begins_3;
 }
 
 uint group_number_0(uint3 group_0)
@@ -146,67 +323,93 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void expert_gemv_0(uint3 group_1, uint thread_0, uint device* weight_3, packed_float4 device* x_2, uint device* ids_0, float device* result_0, const ExpertGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
+void expert_gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_3, uint device* ids_0, float device* result_2, const ExpertGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
 {
-    uint _S20 = kernelContext_1->_S14;
-    uint _S21 = 128U / kernelContext_1->_S14;
-    uint _S22 = group_number_0(group_1) * _S21;
-    uint _S23 = thread_0 / _S20;
-    uint i_4 = _S22 + _S23;
+    uint _S76 = kernelContext_2->_S71;
+    uint _S77 = 128U / kernelContext_2->_S71;
+    uint _S78 = p_1->columns_0;
+    uint _S79 = (p_1->columns_0 + 4U - 1U) / 4U;
+    uint _S80 = group_number_0(group_1) * _S77;
+    uint _S81 = thread_0 / _S76;
+    uint i_6 = _S80 + _S81;
     for(;;)
     {
-        uint _S24 = p_1->columns_0;
-        if(i_4 < (p_1->slots_0 * p_1->columns_0))
+        if(i_6 < (p_1->slots_0 * _S79))
         {
         }
         else
         {
             break;
         }
-        uint _S25 = i_4 / _S24;
-        uint _S26 = p_1->first_column_0;
-        uint _S27 = i_4 % _S24;
-        uint _S28 = _S26 + _S27;
-        uint _S29 = min(ids_0[p_1->ids_offset_0 + _S25], p_1->experts_0 - 1U) - p_1->first_expert_0;
-        if(_S29 >= (p_1->bound_experts_0))
+        uint _S82 = i_6 / _S79;
+        uint _S83 = min(ids_0[p_1->ids_offset_0 + _S82], p_1->experts_0 - 1U) - p_1->first_expert_0;
+        if(_S83 >= (p_1->bound_experts_0))
         {
-            i_4 = i_4 + p_1->groups_0 * _S21;
+            i_6 = i_6 + p_1->groups_0 * _S77;
             continue;
         }
-        uint _S30 = p_1->n_0;
-        float _S31 = row_product_0(_S29 * p_1->n_0 + _S28, weight_3, p_1->weight_offset_1, p_1->k_2, x_2, p_1->x_offset_1 + _S25 * (p_1->x_slot_0 / 4U), kernelContext_1);
-        uint _S32 = p_1->out_offset_0 + _S25 * _S30 + _S28;
-        bool _S33 = simd_is_first();
-        if(_S33)
+        uint _S84 = i_6 % _S79;
+        uint _S85 = _S84 * 4U;
+        uint _S86 = _S85 + kernelContext_2->_S70;
+        bool _S87;
+        if((kernelContext_2->_S70) < 4U)
         {
-            float device* _S34 = result_0+_S32;
-            float _S35;
-            if((p_1->accumulate_0) != 0U)
-            {
-                _S35 = *(result_0+_S32) + _S31;
-            }
-            else
-            {
-                _S35 = _S31;
-            }
-            *_S34 = _S35;
+            _S87 = _S86 < _S78;
         }
-        i_4 = i_4 + p_1->groups_0 * _S21;
+        else
+        {
+            _S87 = false;
+        }
+        uint _S88 = p_1->n_0;
+        uint _S89 = p_1->first_column_0;
+        uint _S90 = p_1->out_offset_0 + _S82 * p_1->n_0 + p_1->first_column_0 + _S86;
+        bool _S91;
+        if(_S87)
+        {
+            _S91 = (p_1->accumulate_0) != 0U;
+        }
+        else
+        {
+            _S91 = false;
+        }
+        float sum_0;
+        if(_S91)
+        {
+            sum_0 = *(result_2+_S90);
+        }
+        else
+        {
+            sum_0 = 0.0;
+        }
+        uint _S92 = _S83 * _S88 + _S89;
+        uint _S93 = p_1->x_offset_2 + _S82 * (p_1->x_slot_0 / 4U);
+        thread array<uint, int(4)> _S94 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, _S92 + _S85, _S92 + _S78);
+        Products_0 _S95 = products_of_thread_0(&_S94, weight_1, weight_1, p_1->k_0, x_3, _S93, x_3, 0U, kernelContext_2);
+        thread array<float, int(4)> _S96 = _S95.sums_0;
+        array<float, int(4)> _S97 = subgroup_sums_0(&_S96);
+        thread array<float, int(4)> _S98 = _S97;
+        float _S99 = own_0(&_S98, kernelContext_2);
+        float sum_1 = sum_0 + _S99;
+        if(_S87)
+        {
+            *(result_2+_S90) = sum_1;
+        }
+        i_6 = i_6 + p_1->groups_0 * _S77;
     }
     return;
 }
 
-[[kernel]] void expert_gemv_q6_k(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], uint device* entryPointParams_ids_1 [[buffer(3)]], float device* entryPointParams_result_1 [[buffer(4)]])
+[[kernel]] void expert_gemv_q6_k(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], uint device* entryPointParams_ids_1 [[buffer(3)]], float device* entryPointParams_result_1 [[buffer(4)]])
 {
-    thread KernelContext_0 kernelContext_2;
-    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_2)->entryPointParams_ids_0 = entryPointParams_ids_1;
-    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_3;
+    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_3)->entryPointParams_ids_0 = entryPointParams_ids_1;
+    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_2)->_S14 = _builtinWaveLaneCount_0;
-    (&kernelContext_2)->_S15 = _builtinWaveLaneIndex_0;
-    expert_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_ids_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
+    (&kernelContext_3)->_S70 = _builtinWaveLaneIndex_0;
+    (&kernelContext_3)->_S71 = _builtinWaveLaneCount_0;
+    expert_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_ids_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
     return;
 }

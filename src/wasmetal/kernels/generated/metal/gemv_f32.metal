@@ -3,31 +3,154 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
-uint2 F32Eights_places_0(uint i_0)
+struct Products_0
 {
-    uint _S1 = 2U * i_0;
-    return uint2(_S1, _S1 + 1U);
+    array<float, int(2)> sums_0;
+    float squares_0;
+};
+
+struct F32Eights_Eight_0
+{
+    uint4 low_0;
+    uint4 high_0;
+};
+
+F32Eights_Eight_0 F32Eights_Eight_x24init_0(uint4 low_1, uint4 high_1)
+{
+    thread F32Eights_Eight_0 _S1;
+    (&_S1)->low_0 = low_1;
+    (&_S1)->high_0 = high_1;
+    return _S1;
 }
 
-float F32Eights_product_0(packed_uint4 device* weight_0, uint offset_0, uint k_0, uint row_0, uint i_1, float4 a_0, float4 b_0)
+F32Eights_Eight_0 F32Eights_load_0(packed_uint4 device* weight_0, uint begin_0, uint i_0)
 {
-    uint _S2 = offset_0 + row_0 * (k_0 / 4U) + 2U * i_1;
-    return dot((as_type<float4>((uint4(*(weight_0+_S2)) ))), a_0) + dot((as_type<float4>((uint4(*(weight_0+(_S2 + 1U))) ))), b_0);
+    uint _S2 = begin_0 + 2U * i_0;
+    return F32Eights_Eight_x24init_0(uint4(*(weight_0+_S2)) , uint4(*(weight_0+(_S2 + 1U))) );
 }
 
-float product_0(uint row_1, uint i_2, packed_uint4 device* weight_1, uint weight_offset_0, uint k_1, packed_float4 device* x_0, uint x_offset_0)
+uint2 F32Eights_places_0(uint i_1)
 {
-    uint2 _S3 = F32Eights_places_0(i_2);
-    return F32Eights_product_0(weight_1, weight_offset_0, k_1, row_1, i_2, float4(*(x_0+(x_offset_0 + _S3.x))) , float4(*(x_0+(x_offset_0 + _S3.y))) );
+    uint _S3 = 2U * i_1;
+    return uint2(_S3, _S3 + 1U);
+}
+
+float F32Eights_product_0(const F32Eights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
+{
+    return dot((as_type<float4>((eight_0->low_0))), a_0) + dot((as_type<float4>((eight_0->high_0))), b_0);
+}
+
+void add_products_0(Products_0 thread* products_0, const array<uint, int(2)> thread* begins_0, packed_uint4 device* even_0, packed_uint4 device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
+{
+    thread array<F32Eights_Eight_0, int(8)> eights_0;
+    uint _S4 = (*begins_0)[int(0)];
+    F32Eights_Eight_0 _S5 = F32Eights_load_0(even_0, (*begins_0)[int(0)], i_3);
+    eights_0[int(0)] = _S5;
+    uint _S6 = (*begins_0)[int(1)];
+    F32Eights_Eight_0 _S7 = F32Eights_load_0(odd_0, (*begins_0)[int(1)], i_3);
+    eights_0[int(1)] = _S7;
+    uint _S8 = i_3 + lanes_0;
+    F32Eights_Eight_0 _S9 = F32Eights_load_0(even_0, _S4, _S8);
+    eights_0[int(2)] = _S9;
+    F32Eights_Eight_0 _S10 = F32Eights_load_0(odd_0, _S6, _S8);
+    eights_0[int(3)] = _S10;
+    uint _S11 = i_3 + 2U * lanes_0;
+    F32Eights_Eight_0 _S12 = F32Eights_load_0(even_0, _S4, _S11);
+    eights_0[int(4)] = _S12;
+    F32Eights_Eight_0 _S13 = F32Eights_load_0(odd_0, _S6, _S11);
+    eights_0[int(5)] = _S13;
+    uint _S14 = i_3 + 3U * lanes_0;
+    F32Eights_Eight_0 _S15 = F32Eights_load_0(even_0, _S4, _S14);
+    eights_0[int(6)] = _S15;
+    F32Eights_Eight_0 _S16 = F32Eights_load_0(odd_0, _S6, _S14);
+    eights_0[int(7)] = _S16;
+    uint2 _S17 = F32Eights_places_0(i_3);
+    float4 _S18 = float4(*(x_0+(x_offset_0 + _S17.x))) ;
+    float4 _S19 = float4(*(x_0+(x_offset_0 + _S17.y))) ;
+    thread F32Eights_Eight_0 _S20 = _S5;
+    float _S21 = F32Eights_product_0(&_S20, i_3, _S18, _S19);
+    float _S22 = products_0->sums_0[int(0)] + _S21;
+    products_0->sums_0[int(0)] = _S22;
+    thread F32Eights_Eight_0 _S23 = _S7;
+    float _S24 = F32Eights_product_0(&_S23, i_3, _S18, _S19);
+    float _S25 = products_0->sums_0[int(1)] + _S24;
+    products_0->sums_0[int(1)] = _S25;
+    uint2 _S26 = F32Eights_places_0(_S8);
+    float4 _S27 = float4(*(x_0+(x_offset_0 + _S26.x))) ;
+    float4 _S28 = float4(*(x_0+(x_offset_0 + _S26.y))) ;
+    thread F32Eights_Eight_0 _S29 = _S9;
+    float _S30 = F32Eights_product_0(&_S29, _S8, _S27, _S28);
+    float _S31 = _S22 + _S30;
+    products_0->sums_0[int(0)] = _S31;
+    thread F32Eights_Eight_0 _S32 = _S10;
+    float _S33 = F32Eights_product_0(&_S32, _S8, _S27, _S28);
+    float _S34 = _S25 + _S33;
+    products_0->sums_0[int(1)] = _S34;
+    uint2 _S35 = F32Eights_places_0(_S11);
+    float4 _S36 = float4(*(x_0+(x_offset_0 + _S35.x))) ;
+    float4 _S37 = float4(*(x_0+(x_offset_0 + _S35.y))) ;
+    thread F32Eights_Eight_0 _S38 = _S12;
+    float _S39 = F32Eights_product_0(&_S38, _S11, _S36, _S37);
+    float _S40 = _S31 + _S39;
+    products_0->sums_0[int(0)] = _S40;
+    thread F32Eights_Eight_0 _S41 = _S13;
+    float _S42 = F32Eights_product_0(&_S41, _S11, _S36, _S37);
+    float _S43 = _S34 + _S42;
+    products_0->sums_0[int(1)] = _S43;
+    uint2 _S44 = F32Eights_places_0(_S14);
+    float4 _S45 = float4(*(x_0+(x_offset_0 + _S44.x))) ;
+    float4 _S46 = float4(*(x_0+(x_offset_0 + _S44.y))) ;
+    thread F32Eights_Eight_0 _S47 = _S15;
+    float _S48 = F32Eights_product_0(&_S47, _S14, _S45, _S46);
+    products_0->sums_0[int(0)] = _S40 + _S48;
+    thread F32Eights_Eight_0 _S49 = _S16;
+    float _S50 = F32Eights_product_0(&_S49, _S14, _S45, _S46);
+    products_0->sums_0[int(1)] = _S43 + _S50;
+    return;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<uint, int(2)> thread* begins_1, packed_uint4 device* even_1, packed_uint4 device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+{
+    thread array<F32Eights_Eight_0, int(2)> eights_1;
+    F32Eights_Eight_0 _S51 = F32Eights_load_0(even_1, (*begins_1)[int(0)], i_4);
+    eights_1[int(0)] = _S51;
+    F32Eights_Eight_0 _S52 = F32Eights_load_0(odd_1, (*begins_1)[int(1)], i_4);
+    eights_1[int(1)] = _S52;
+    uint2 _S53 = F32Eights_places_0(i_4);
+    float4 _S54 = float4(*(x_1+(x_offset_1 + _S53.x))) ;
+    float4 _S55 = float4(*(x_1+(x_offset_1 + _S53.y))) ;
+    thread F32Eights_Eight_0 _S56 = _S51;
+    float _S57 = F32Eights_product_0(&_S56, i_4, _S54, _S55);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S57;
+    thread F32Eights_Eight_0 _S58 = _S52;
+    float _S59 = F32Eights_product_0(&_S58, i_4, _S54, _S55);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S59;
+    return;
+}
+
+float subgroup_sum_0(float value_0)
+{
+    float _S60 = simd_sum(value_0);
+    return _S60;
+}
+
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
+{
+    thread array<float, int(2)> result_0;
+    float _S61 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S61;
+    float _S62 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S62;
+    return result_0;
 }
 
 struct GemvParams_0
 {
-    uint weight_offset_1;
-    uint x_offset_1;
+    uint weight_offset_0;
+    uint x_offset_2;
     uint out_offset_0;
     uint n_0;
-    uint k_2;
+    uint k_0;
     uint accumulate_0;
     uint groups_0;
 };
@@ -43,45 +166,73 @@ struct KernelContext_0
     packed_uint4 device* entryPointParams_weight_0;
     packed_float4 device* entryPointParams_x_0;
     float device* entryPointParams_result_0;
-    uint _S4;
-    uint _S5;
+    uint _S63;
+    uint _S64;
 };
 
-float row_product_0(uint row_2, packed_uint4 device* weight_2, uint weight_offset_2, uint k_3, packed_float4 device* x_1, uint x_offset_2, KernelContext_0 thread* kernelContext_0)
+float own_0(const array<float, int(2)> thread* values_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S6 = kernelContext_0->_S4;
-    uint _S7 = k_3 / 8U;
-    uint i_3 = kernelContext_0->_S5;
-    float sum_0 = 0.0;
+    float _S65 = (*values_1)[int(0)];
+    float result_1;
+    if((kernelContext_0->_S63) == 1U)
+    {
+        result_1 = (*values_1)[int(1)];
+    }
+    else
+    {
+        result_1 = _S65;
+    }
+    return result_1;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, packed_uint4 device* even_2, packed_uint4 device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, KernelContext_0 thread* kernelContext_1)
+{
+    thread Products_0 products_2;
+    (&products_2)->squares_0 = 0.0;
+    (&products_2)->sums_0[int(0)] = 0.0;
+    (&products_2)->sums_0[int(1)] = 0.0;
+    uint _S66 = kernelContext_1->_S64;
+    uint _S67 = k_1 / 8U;
+    uint i_5 = kernelContext_1->_S63;
     for(;;)
     {
-        uint _S8 = i_3 + 3U * _S6;
-        if(_S8 < _S7)
+        if((i_5 + 3U * _S66) < _S67)
         {
         }
         else
         {
             break;
         }
-        float sum_1 = sum_0 + product_0(row_2, i_3, weight_2, weight_offset_2, k_3, x_1, x_offset_2) + product_0(row_2, i_3 + _S6, weight_2, weight_offset_2, k_3, x_1, x_offset_2) + product_0(row_2, i_3 + 2U * _S6, weight_2, weight_offset_2, k_3, x_1, x_offset_2) + product_0(row_2, _S8, weight_2, weight_offset_2, k_3, x_1, x_offset_2);
-        i_3 = i_3 + 4U * _S6;
-        sum_0 = sum_1;
+        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S66);
+        i_5 = i_5 + 4U * _S66;
     }
     for(;;)
     {
-        if(i_3 < _S7)
+        if(i_5 < _S67)
         {
         }
         else
         {
             break;
         }
-        float sum_2 = sum_0 + product_0(row_2, i_3, weight_2, weight_offset_2, k_3, x_1, x_offset_2);
-        i_3 = i_3 + _S6;
-        sum_0 = sum_2;
+        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S66);
+        i_5 = i_5 + _S66;
     }
-    float _S9 = simd_sum(sum_0);
-    return _S9;
+    return products_2;
+}
+
+uint F32Eights_begin_0(uint offset_0, uint k_2, uint row_0)
+{
+    return offset_0 + row_0 * (k_2 / 4U);
+}
+
+array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_0, uint n_1)
+{
+    thread array<uint, int(2)> begins_3;
+    uint _S68 = n_1 - 1U;
+    begins_3[int(0)] = F32Eights_begin_0(offset_1, k_3, min(first_0, _S68));
+    begins_3[int(1)] = F32Eights_begin_0(offset_1, k_3, min(first_0 + 1U, _S68));
+    return begins_3;
 }
 
 uint group_number_0(uint3 group_0)
@@ -89,54 +240,78 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* weight_3, packed_float4 device* x_2, float device* result_0, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
+void gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* weight_1, packed_float4 device* x_3, float device* result_2, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
 {
-    uint _S10 = kernelContext_1->_S4;
-    uint _S11 = 128U / kernelContext_1->_S4;
-    uint _S12 = group_number_0(group_1) * _S11;
-    uint _S13 = thread_0 / _S10;
-    uint row_3 = _S12 + _S13;
+    uint _S69 = kernelContext_2->_S64;
+    uint _S70 = 128U / kernelContext_2->_S64;
+    uint _S71 = p_1->groups_0 * _S70 * 2U;
+    uint _S72 = group_number_0(group_1) * _S70;
+    uint _S73 = thread_0 / _S69;
+    uint first_1 = (_S72 + _S73) * 2U;
     for(;;)
     {
-        if(row_3 < (p_1->n_0))
+        uint _S74 = p_1->n_0;
+        if(first_1 < (p_1->n_0))
         {
         }
         else
         {
             break;
         }
-        float _S14 = row_product_0(row_3, weight_3, p_1->weight_offset_1, p_1->k_2, x_2, p_1->x_offset_1, kernelContext_1);
-        uint _S15 = p_1->out_offset_0 + row_3;
-        bool _S16 = simd_is_first();
-        if(_S16)
+        uint _S75 = first_1 + kernelContext_2->_S63;
+        bool _S76;
+        if((kernelContext_2->_S63) < 2U)
         {
-            float device* _S17 = result_0+_S15;
-            float _S18;
-            if((p_1->accumulate_0) != 0U)
-            {
-                _S18 = *(result_0+_S15) + _S14;
-            }
-            else
-            {
-                _S18 = _S14;
-            }
-            *_S17 = _S18;
+            _S76 = _S75 < _S74;
         }
-        row_3 = row_3 + p_1->groups_0 * _S11;
+        else
+        {
+            _S76 = false;
+        }
+        bool _S77;
+        if(_S76)
+        {
+            _S77 = (p_1->accumulate_0) != 0U;
+        }
+        else
+        {
+            _S77 = false;
+        }
+        float sum_0;
+        if(_S77)
+        {
+            sum_0 = *(result_2+(p_1->out_offset_0 + _S75));
+        }
+        else
+        {
+            sum_0 = 0.0;
+        }
+        thread array<uint, int(2)> _S78 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_1, _S74);
+        Products_0 _S79 = products_of_thread_0(&_S78, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, kernelContext_2);
+        thread array<float, int(2)> _S80 = _S79.sums_0;
+        array<float, int(2)> _S81 = subgroup_sums_0(&_S80);
+        thread array<float, int(2)> _S82 = _S81;
+        float _S83 = own_0(&_S82, kernelContext_2);
+        float sum_1 = sum_0 + _S83;
+        if(_S76)
+        {
+            *(result_2+(p_1->out_offset_0 + _S75)) = sum_1;
+        }
+        first_1 = first_1 + _S71;
     }
     return;
 }
 
-[[kernel]] void gemv_f32(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], packed_uint4 device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
+[[kernel]] void gemv_f32(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], packed_uint4 device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
-    thread KernelContext_0 kernelContext_2;
-    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_3;
+    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_2)->_S4 = _builtinWaveLaneCount_0;
-    (&kernelContext_2)->_S5 = _builtinWaveLaneIndex_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
+    (&kernelContext_3)->_S63 = _builtinWaveLaneIndex_0;
+    (&kernelContext_3)->_S64 = _builtinWaveLaneCount_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
     return;
 }

@@ -3,10 +3,41 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
-uint2 Q8_16Eights_places_0(uint i_0)
+struct Products_0
 {
-    uint _S1 = 2U * i_0;
-    return uint2(_S1, _S1 + 1U);
+    array<float, int(4)> sums_0;
+    float squares_0;
+};
+
+struct Q8_16Eights_Eight_0
+{
+    uint low_0;
+    uint high_0;
+    uint scales_0;
+    uint factors_0;
+};
+
+Q8_16Eights_Eight_0 Q8_16Eights_Eight_x24init_0(uint low_1, uint high_1, uint scales_1, uint factors_1)
+{
+    thread Q8_16Eights_Eight_0 _S1;
+    (&_S1)->low_0 = low_1;
+    (&_S1)->high_0 = high_1;
+    (&_S1)->scales_0 = scales_1;
+    (&_S1)->factors_0 = factors_1;
+    return _S1;
+}
+
+Q8_16Eights_Eight_0 Q8_16Eights_load_0(uint device* weight_0, uint begin_0, uint i_0)
+{
+    uint _S2 = begin_0 + i_0 / 4U * 10U;
+    uint _S3 = _S2 + 2U + i_0 % 4U * 2U;
+    return Q8_16Eights_Eight_x24init_0(weight_0[_S3], weight_0[_S3 + 1U], weight_0[_S2], weight_0[_S2 + 1U]);
+}
+
+uint2 Q8_16Eights_places_0(uint i_1)
+{
+    uint _S4 = 2U * i_1;
+    return uint2(_S4, _S4 + 1U);
 }
 
 float2 halves_0(uint word_0)
@@ -19,33 +50,155 @@ float4 bytes_0(uint word_1)
     return float4(int4(int(word_1 << 24U), int(word_1 << 16U), int(word_1 << 8U), int(word_1)) >> (uint4(24U) ));
 }
 
+float in_place_0(uint word_2, float zero_0)
+{
+    return (as_type<float>(((word_2 & 255U) | 1258291200U))) - ((as_type<float>((1258291200U))) + zero_0);
+}
+
+float in_place_1(uint word_3, float zero_1)
+{
+    return (as_type<float>(((word_3 & 65280U) | 1191182336U))) - ((as_type<float>((1191182336U))) + zero_1);
+}
+
+float4 whole_bytes_0(uint word_4, float zero_2)
+{
+    uint _S5 = word_4 >> 16U;
+    return float4(in_place_0(word_4, zero_2), in_place_1(word_4, zero_2), in_place_0(_S5, zero_2), in_place_1(_S5, zero_2));
+}
+
+float4 signed_bytes_0(uint word_5)
+{
+    return whole_bytes_0(word_5 ^ 2155905152U, 128.0);
+}
+
 float sum_0(float4 v_0)
 {
     return v_0.x + v_0.y + v_0.z + v_0.w;
 }
 
-float Q8_16Eights_product_0(uint device* weight_0, uint offset_0, uint k_0, uint row_0, uint i_1, float4 a_0, float4 b_0)
+float Q8_16Eights_product_0(const Q8_16Eights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
 {
-    uint _S2 = offset_0 + (row_0 * (k_0 / 32U) + i_1 / 4U) * 10U;
-    uint _S3 = i_1 % 4U;
-    float2 _S4 = halves_0(weight_0[_S2]) * bytes_0(weight_0[_S2 + 1U] >> (_S3 / 2U * 8U)).xz;
-    uint _S5 = _S2 + 2U + _S3 * 2U;
-    return _S4.x * (dot(bytes_0(weight_0[_S5]), a_0) + dot(bytes_0(weight_0[_S5 + 1U]), b_0)) - _S4.y * sum_0(a_0 + b_0);
+    float2 _S6 = halves_0(eight_0->scales_0) * bytes_0((eight_0->factors_0) >> (i_2 % 4U / 2U * 8U)).xz;
+    return _S6.x * (dot(signed_bytes_0(eight_0->low_0), a_0) + dot(signed_bytes_0(eight_0->high_0), b_0)) - _S6.y * sum_0(a_0 + b_0);
 }
 
-float product_0(uint row_1, uint i_2, uint device* weight_1, uint weight_offset_0, uint k_1, packed_float4 device* x_0, uint x_offset_0)
+void add_products_0(Products_0 thread* products_0, const array<uint, int(4)> thread* begins_0, uint device* even_0, uint device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
 {
-    uint2 _S6 = Q8_16Eights_places_0(i_2);
-    return Q8_16Eights_product_0(weight_1, weight_offset_0, k_1, row_1, i_2, float4(*(x_0+(x_offset_0 + _S6.x))) , float4(*(x_0+(x_offset_0 + _S6.y))) );
+    thread array<Q8_16Eights_Eight_0, int(8)> eights_0;
+    uint _S7 = (*begins_0)[int(0)];
+    Q8_16Eights_Eight_0 _S8 = Q8_16Eights_load_0(even_0, (*begins_0)[int(0)], i_3);
+    eights_0[int(0)] = _S8;
+    uint _S9 = (*begins_0)[int(1)];
+    Q8_16Eights_Eight_0 _S10 = Q8_16Eights_load_0(odd_0, (*begins_0)[int(1)], i_3);
+    eights_0[int(1)] = _S10;
+    uint _S11 = (*begins_0)[int(2)];
+    Q8_16Eights_Eight_0 _S12 = Q8_16Eights_load_0(even_0, (*begins_0)[int(2)], i_3);
+    eights_0[int(2)] = _S12;
+    uint _S13 = (*begins_0)[int(3)];
+    Q8_16Eights_Eight_0 _S14 = Q8_16Eights_load_0(odd_0, (*begins_0)[int(3)], i_3);
+    eights_0[int(3)] = _S14;
+    uint _S15 = i_3 + lanes_0;
+    Q8_16Eights_Eight_0 _S16 = Q8_16Eights_load_0(even_0, _S7, _S15);
+    eights_0[int(4)] = _S16;
+    Q8_16Eights_Eight_0 _S17 = Q8_16Eights_load_0(odd_0, _S9, _S15);
+    eights_0[int(5)] = _S17;
+    Q8_16Eights_Eight_0 _S18 = Q8_16Eights_load_0(even_0, _S11, _S15);
+    eights_0[int(6)] = _S18;
+    Q8_16Eights_Eight_0 _S19 = Q8_16Eights_load_0(odd_0, _S13, _S15);
+    eights_0[int(7)] = _S19;
+    uint2 _S20 = Q8_16Eights_places_0(i_3);
+    float4 _S21 = float4(*(x_0+(x_offset_0 + _S20.x))) ;
+    float4 _S22 = float4(*(x_0+(x_offset_0 + _S20.y))) ;
+    thread Q8_16Eights_Eight_0 _S23 = _S8;
+    float _S24 = Q8_16Eights_product_0(&_S23, i_3, _S21, _S22);
+    float _S25 = products_0->sums_0[int(0)] + _S24;
+    products_0->sums_0[int(0)] = _S25;
+    thread Q8_16Eights_Eight_0 _S26 = _S10;
+    float _S27 = Q8_16Eights_product_0(&_S26, i_3, _S21, _S22);
+    float _S28 = products_0->sums_0[int(1)] + _S27;
+    products_0->sums_0[int(1)] = _S28;
+    thread Q8_16Eights_Eight_0 _S29 = _S12;
+    float _S30 = Q8_16Eights_product_0(&_S29, i_3, _S21, _S22);
+    float _S31 = products_0->sums_0[int(2)] + _S30;
+    products_0->sums_0[int(2)] = _S31;
+    thread Q8_16Eights_Eight_0 _S32 = _S14;
+    float _S33 = Q8_16Eights_product_0(&_S32, i_3, _S21, _S22);
+    float _S34 = products_0->sums_0[int(3)] + _S33;
+    products_0->sums_0[int(3)] = _S34;
+    uint2 _S35 = Q8_16Eights_places_0(_S15);
+    float4 _S36 = float4(*(x_0+(x_offset_0 + _S35.x))) ;
+    float4 _S37 = float4(*(x_0+(x_offset_0 + _S35.y))) ;
+    thread Q8_16Eights_Eight_0 _S38 = _S16;
+    float _S39 = Q8_16Eights_product_0(&_S38, _S15, _S36, _S37);
+    products_0->sums_0[int(0)] = _S25 + _S39;
+    thread Q8_16Eights_Eight_0 _S40 = _S17;
+    float _S41 = Q8_16Eights_product_0(&_S40, _S15, _S36, _S37);
+    products_0->sums_0[int(1)] = _S28 + _S41;
+    thread Q8_16Eights_Eight_0 _S42 = _S18;
+    float _S43 = Q8_16Eights_product_0(&_S42, _S15, _S36, _S37);
+    products_0->sums_0[int(2)] = _S31 + _S43;
+    thread Q8_16Eights_Eight_0 _S44 = _S19;
+    float _S45 = Q8_16Eights_product_0(&_S44, _S15, _S36, _S37);
+    products_0->sums_0[int(3)] = _S34 + _S45;
+    return;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<uint, int(4)> thread* begins_1, uint device* even_1, uint device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+{
+    thread array<Q8_16Eights_Eight_0, int(4)> eights_1;
+    Q8_16Eights_Eight_0 _S46 = Q8_16Eights_load_0(even_1, (*begins_1)[int(0)], i_4);
+    eights_1[int(0)] = _S46;
+    Q8_16Eights_Eight_0 _S47 = Q8_16Eights_load_0(odd_1, (*begins_1)[int(1)], i_4);
+    eights_1[int(1)] = _S47;
+    Q8_16Eights_Eight_0 _S48 = Q8_16Eights_load_0(even_1, (*begins_1)[int(2)], i_4);
+    eights_1[int(2)] = _S48;
+    Q8_16Eights_Eight_0 _S49 = Q8_16Eights_load_0(odd_1, (*begins_1)[int(3)], i_4);
+    eights_1[int(3)] = _S49;
+    uint2 _S50 = Q8_16Eights_places_0(i_4);
+    float4 _S51 = float4(*(x_1+(x_offset_1 + _S50.x))) ;
+    float4 _S52 = float4(*(x_1+(x_offset_1 + _S50.y))) ;
+    thread Q8_16Eights_Eight_0 _S53 = _S46;
+    float _S54 = Q8_16Eights_product_0(&_S53, i_4, _S51, _S52);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S54;
+    thread Q8_16Eights_Eight_0 _S55 = _S47;
+    float _S56 = Q8_16Eights_product_0(&_S55, i_4, _S51, _S52);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S56;
+    thread Q8_16Eights_Eight_0 _S57 = _S48;
+    float _S58 = Q8_16Eights_product_0(&_S57, i_4, _S51, _S52);
+    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S58;
+    thread Q8_16Eights_Eight_0 _S59 = _S49;
+    float _S60 = Q8_16Eights_product_0(&_S59, i_4, _S51, _S52);
+    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S60;
+    return;
+}
+
+float subgroup_sum_0(float value_0)
+{
+    float _S61 = simd_sum(value_0);
+    return _S61;
+}
+
+array<float, int(4)> subgroup_sums_0(const array<float, int(4)> thread* values_0)
+{
+    thread array<float, int(4)> result_0;
+    float _S62 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S62;
+    float _S63 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S63;
+    float _S64 = subgroup_sum_0((*values_0)[int(2)]);
+    result_0[int(2)] = _S64;
+    float _S65 = subgroup_sum_0((*values_0)[int(3)]);
+    result_0[int(3)] = _S65;
+    return result_0;
 }
 
 struct GemvParams_0
 {
-    uint weight_offset_1;
-    uint x_offset_1;
+    uint weight_offset_0;
+    uint x_offset_2;
     uint out_offset_0;
     uint n_0;
-    uint k_2;
+    uint k_0;
     uint accumulate_0;
     uint groups_0;
 };
@@ -61,45 +214,85 @@ struct KernelContext_0
     uint device* entryPointParams_weight_0;
     packed_float4 device* entryPointParams_x_0;
     float device* entryPointParams_result_0;
-    uint _S7;
-    uint _S8;
+    uint _S66;
+    uint _S67;
 };
 
-float row_product_0(uint row_2, uint device* weight_2, uint weight_offset_2, uint k_3, packed_float4 device* x_1, uint x_offset_2, KernelContext_0 thread* kernelContext_0)
+float own_0(const array<float, int(4)> thread* values_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S9 = kernelContext_0->_S7;
-    uint _S10 = k_3 / 8U;
-    uint i_3 = kernelContext_0->_S8;
-    float sum_1 = 0.0;
+    float _S68 = (*values_1)[int(0)];
+    float result_1;
+    if((kernelContext_0->_S66) == 1U)
+    {
+        result_1 = (*values_1)[int(1)];
+    }
+    else
+    {
+        result_1 = _S68;
+    }
+    if((kernelContext_0->_S66) == 2U)
+    {
+        result_1 = (*values_1)[int(2)];
+    }
+    if((kernelContext_0->_S66) == 3U)
+    {
+        result_1 = (*values_1)[int(3)];
+    }
+    return result_1;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, KernelContext_0 thread* kernelContext_1)
+{
+    thread Products_0 products_2;
+    (&products_2)->squares_0 = 0.0;
+    (&products_2)->sums_0[int(0)] = 0.0;
+    (&products_2)->sums_0[int(1)] = 0.0;
+    (&products_2)->sums_0[int(2)] = 0.0;
+    (&products_2)->sums_0[int(3)] = 0.0;
+    uint _S69 = kernelContext_1->_S67;
+    uint _S70 = k_1 / 8U;
+    uint i_5 = kernelContext_1->_S66;
     for(;;)
     {
-        uint _S11 = i_3 + 3U * _S9;
-        if(_S11 < _S10)
+        if((i_5 + _S69) < _S70)
         {
         }
         else
         {
             break;
         }
-        float sum_2 = sum_1 + product_0(row_2, i_3, weight_2, weight_offset_2, k_3, x_1, x_offset_2) + product_0(row_2, i_3 + _S9, weight_2, weight_offset_2, k_3, x_1, x_offset_2) + product_0(row_2, i_3 + 2U * _S9, weight_2, weight_offset_2, k_3, x_1, x_offset_2) + product_0(row_2, _S11, weight_2, weight_offset_2, k_3, x_1, x_offset_2);
-        i_3 = i_3 + 4U * _S9;
-        sum_1 = sum_2;
+        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S69);
+        i_5 = i_5 + 2U * _S69;
     }
     for(;;)
     {
-        if(i_3 < _S10)
+        if(i_5 < _S70)
         {
         }
         else
         {
             break;
         }
-        float sum_3 = sum_1 + product_0(row_2, i_3, weight_2, weight_offset_2, k_3, x_1, x_offset_2);
-        i_3 = i_3 + _S9;
-        sum_1 = sum_3;
+        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S69);
+        i_5 = i_5 + _S69;
     }
-    float _S12 = simd_sum(sum_1);
-    return _S12;
+    return products_2;
+}
+
+uint Q8_16Eights_begin_0(uint offset_0, uint k_2, uint row_0)
+{
+    return offset_0 + row_0 * (k_2 / 32U) * 10U;
+}
+
+array<uint, int(4)> begins_of_rows_0(uint offset_1, uint k_3, uint first_0, uint n_1)
+{
+    thread array<uint, int(4)> begins_3;
+    uint _S71 = n_1 - 1U;
+    begins_3[int(0)] = Q8_16Eights_begin_0(offset_1, k_3, min(first_0, _S71));
+    begins_3[int(1)] = Q8_16Eights_begin_0(offset_1, k_3, min(first_0 + 1U, _S71));
+    begins_3[int(2)] = Q8_16Eights_begin_0(offset_1, k_3, min(first_0 + 2U, _S71));
+    begins_3[int(3)] = Q8_16Eights_begin_0(offset_1, k_3, min(first_0 + 3U, _S71));
+    return begins_3;
 }
 
 uint group_number_0(uint3 group_0)
@@ -107,54 +300,78 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void gemv_0(uint3 group_1, uint thread_0, uint device* weight_3, packed_float4 device* x_2, float device* result_0, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
+void gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_3, float device* result_2, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
 {
-    uint _S13 = kernelContext_1->_S7;
-    uint _S14 = 128U / kernelContext_1->_S7;
-    uint _S15 = group_number_0(group_1) * _S14;
-    uint _S16 = thread_0 / _S13;
-    uint row_3 = _S15 + _S16;
+    uint _S72 = kernelContext_2->_S67;
+    uint _S73 = 128U / kernelContext_2->_S67;
+    uint _S74 = p_1->groups_0 * _S73 * 4U;
+    uint _S75 = group_number_0(group_1) * _S73;
+    uint _S76 = thread_0 / _S72;
+    uint first_1 = (_S75 + _S76) * 4U;
     for(;;)
     {
-        if(row_3 < (p_1->n_0))
+        uint _S77 = p_1->n_0;
+        if(first_1 < (p_1->n_0))
         {
         }
         else
         {
             break;
         }
-        float _S17 = row_product_0(row_3, weight_3, p_1->weight_offset_1, p_1->k_2, x_2, p_1->x_offset_1, kernelContext_1);
-        uint _S18 = p_1->out_offset_0 + row_3;
-        bool _S19 = simd_is_first();
-        if(_S19)
+        uint _S78 = first_1 + kernelContext_2->_S66;
+        bool _S79;
+        if((kernelContext_2->_S66) < 4U)
         {
-            float device* _S20 = result_0+_S18;
-            float _S21;
-            if((p_1->accumulate_0) != 0U)
-            {
-                _S21 = *(result_0+_S18) + _S17;
-            }
-            else
-            {
-                _S21 = _S17;
-            }
-            *_S20 = _S21;
+            _S79 = _S78 < _S77;
         }
-        row_3 = row_3 + p_1->groups_0 * _S14;
+        else
+        {
+            _S79 = false;
+        }
+        bool _S80;
+        if(_S79)
+        {
+            _S80 = (p_1->accumulate_0) != 0U;
+        }
+        else
+        {
+            _S80 = false;
+        }
+        float sum_1;
+        if(_S80)
+        {
+            sum_1 = *(result_2+(p_1->out_offset_0 + _S78));
+        }
+        else
+        {
+            sum_1 = 0.0;
+        }
+        thread array<uint, int(4)> _S81 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_1, _S77);
+        Products_0 _S82 = products_of_thread_0(&_S81, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, kernelContext_2);
+        thread array<float, int(4)> _S83 = _S82.sums_0;
+        array<float, int(4)> _S84 = subgroup_sums_0(&_S83);
+        thread array<float, int(4)> _S85 = _S84;
+        float _S86 = own_0(&_S85, kernelContext_2);
+        float sum_2 = sum_1 + _S86;
+        if(_S79)
+        {
+            *(result_2+(p_1->out_offset_0 + _S78)) = sum_2;
+        }
+        first_1 = first_1 + _S74;
     }
     return;
 }
 
-[[kernel]] void gemv_q8_16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
+[[kernel]] void gemv_q8_16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
-    thread KernelContext_0 kernelContext_2;
-    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_3;
+    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_2)->_S7 = _builtinWaveLaneCount_0;
-    (&kernelContext_2)->_S8 = _builtinWaveLaneIndex_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
+    (&kernelContext_3)->_S66 = _builtinWaveLaneIndex_0;
+    (&kernelContext_3)->_S67 = _builtinWaveLaneCount_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
     return;
 }

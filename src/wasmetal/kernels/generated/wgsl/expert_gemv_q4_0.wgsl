@@ -33,164 +33,363 @@ struct EntryPointParams_std140_0
 
 @binding(4) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-var<private> _S1 : u32;
+fn subgroup_sum_0( value_0 : f32) -> f32
+{
+    var _S1 : f32 = subgroupAdd(value_0);
+    return _S1;
+}
 
-var<private> _S2 : u32;
+fn subgroup_sums_0( values_0 : array<f32, i32(4)>,  _S2 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_0 : array<f32, i32(4)>;
+    var _S3 : f32 = subgroup_sum_0(values_0[i32(0)]);
+    result_0[i32(0)] = _S3;
+    var _S4 : f32 = subgroup_sum_0(values_0[i32(1)]);
+    result_0[i32(1)] = _S4;
+    var _S5 : f32 = subgroup_sum_0(values_0[i32(2)]);
+    result_0[i32(2)] = _S5;
+    var _S6 : f32 = subgroup_sum_0(values_0[i32(3)]);
+    result_0[i32(3)] = _S6;
+    (*_S2) = result_0;
+    return;
+}
+
+var<private> _S7 : u32;
+
+fn own_0( values_1 : array<f32, i32(4)>) -> f32
+{
+    ;
+    var result_1 : f32;
+    if(_S7 == u32(1))
+    {
+        result_1 = values_1[i32(1)];
+    }
+    else
+    {
+        result_1 = values_1[i32(0)];
+    }
+    ;
+    if(_S7 == u32(2))
+    {
+        result_1 = values_1[i32(2)];
+    }
+    ;
+    if(_S7 == u32(3))
+    {
+        result_1 = values_1[i32(3)];
+    }
+    return result_1;
+}
+
+fn Q4_0Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
+{
+    return u32(2) * offset_0 + row_0 * (k_1 / u32(32)) * u32(9);
+}
+
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S8 : ptr<function, array<u32, i32(4)>>)
+{
+    var begins_0 : array<u32, i32(4)>;
+    var _S9 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = Q4_0Eights_begin_0(offset_1, k_2, min(first_0, _S9));
+    begins_0[i32(1)] = Q4_0Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S9));
+    begins_0[i32(2)] = Q4_0Eights_begin_0(offset_1, k_2, min(first_0 + u32(2), _S9));
+    begins_0[i32(3)] = Q4_0Eights_begin_0(offset_1, k_2, min(first_0 + u32(3), _S9));
+    (*_S8) = begins_0;
+    return;
+}
+
+fn in_place_0( word_0 : u32,  zero_0 : f32) -> f32
+{
+    return (bitcast<f32>(((((word_0 & (u32(61440)))) | (u32(1157627904)))))) - ((bitcast<f32>((u32(1157627904)))) + zero_0);
+}
+
+fn in_place_1( word_1 : u32,  zero_1 : f32) -> f32
+{
+    return (bitcast<f32>(((((word_1 & (u32(240)))) | (u32(1224736768)))))) - ((bitcast<f32>((u32(1224736768)))) + zero_1);
+}
+
+fn in_place_2( word_2 : u32,  zero_2 : f32) -> f32
+{
+    return (bitcast<f32>(((((word_2 & (u32(3840)))) | (u32(1191182336)))))) - ((bitcast<f32>((u32(1191182336)))) + zero_2);
+}
+
+fn in_place_3( word_3 : u32,  zero_3 : f32) -> f32
+{
+    return (bitcast<f32>(((((word_3 & (u32(15)))) | (u32(1258291200)))))) - ((bitcast<f32>((u32(1258291200)))) + zero_3);
+}
+
+var<private> _S10 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
     return group_0.y * u32(32768) + group_0.x;
 }
 
-fn Q4_0Eights_places_0( i_0 : u32) -> vec2<u32>
+struct Products_0
 {
-    var _S3 : u32 = i_0 % u32(4);
-    return vec2<u32>(i_0 / u32(4) * u32(8) + _S3, i_0 / u32(4) * u32(8) + _S3 + u32(4));
-}
+     sums_0 : array<f32, i32(4)>,
+     squares_0 : f32,
+};
 
-fn word_at_0( _S4 : u32,  _S5 : u32) -> u32
+struct Q4_0Eights_Eight_0
 {
-    var _S6 : u32 = _S4 + _S5 / u32(2);
-    var _S7 : u32;
-    if((_S5 % u32(2)) == u32(0))
+     q_0 : u32,
+     d_0 : u32,
+};
+
+fn word_from_0( half_0 : u32,  first_1 : u32,  second_0 : u32) -> u32
+{
+    var _S11 : u32;
+    if((half_0 % u32(2)) == u32(0))
     {
-        _S7 = entryPointParams_weight_0[_S6];
+        _S11 = first_1;
     }
     else
     {
-        _S7 = (((entryPointParams_weight_0[_S6] >> (u32(16)))) | (((entryPointParams_weight_0[_S6 + u32(1)] << (u32(16))))));
+        _S11 = (((first_1 >> (u32(16)))) | (((second_0 << (u32(16))))));
     }
-    return _S7;
+    return _S11;
 }
 
-fn halves_0( word_0 : u32) -> vec2<f32>
+fn load_word_0( _S12 : u32) -> u32
 {
-    return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
+    return word_from_0(_S12, entryPointParams_weight_0[_S12 / u32(2)], entryPointParams_weight_0[_S12 / u32(2) + _S12 % u32(2)]);
 }
 
-fn half_at_0( _S8 : u32,  _S9 : u32) -> f32
+fn load_half_0( _S13 : u32) -> u32
 {
-    return halves_0((entryPointParams_weight_0[_S8 + _S9 / u32(2)] >> ((_S9 % u32(2) * u32(16))))).x;
+    return (entryPointParams_weight_0[_S13 / u32(2)] >> ((_S13 % u32(2) * u32(16))));
 }
 
-fn nibbles_0( word_1 : u32) -> vec4<f32>
+fn Q4_0Eights_Eight_x24init_0( q_1 : u32,  d_1 : u32) -> Q4_0Eights_Eight_0
 {
-    return vec4<f32>((vec4<u32>(word_1, (word_1 >> (u32(8))), (word_1 >> (u32(16))), (word_1 >> (u32(24)))) & (vec4<u32>(u32(15)))));
+    var _S14 : Q4_0Eights_Eight_0;
+    _S14.q_0 = q_1;
+    _S14.d_0 = d_1;
+    return _S14;
 }
 
-fn sum_0( v_0 : vec4<f32>) -> f32
+fn Q4_0Eights_load_0( _S15 : u32,  _S16 : u32) -> Q4_0Eights_Eight_0
 {
-    return v_0.x + v_0.y + v_0.z + v_0.w;
+    var _S17 : u32 = _S15 + _S16 / u32(4) * u32(9);
+    return Q4_0Eights_Eight_x24init_0(load_word_0(_S17 + u32(1) + _S16 % u32(4) * u32(2)), load_half_0(_S17));
 }
 
-fn Q4_0Eights_product_0( _S10 : u32,  _S11 : u32,  _S12 : u32,  _S13 : u32,  _S14 : vec4<f32>,  _S15 : vec4<f32>) -> f32
+fn places_of_nibbles_0( i_0 : u32) -> vec2<u32>
 {
-    var _S16 : u32 = (_S12 * (_S11 / u32(32)) + _S13 / u32(4)) * u32(9);
-    var _S17 : u32 = word_at_0(_S10, _S16 + u32(1) + _S13 % u32(4) * u32(2));
-    return half_at_0(_S10, _S16) * (dot(nibbles_0(_S17), _S14) + dot(nibbles_0((_S17 >> (u32(4)))), _S15) - 8.0f * sum_0(_S14 + _S15));
+    var _S18 : u32 = i_0 % u32(4);
+    return vec2<u32>(i_0 / u32(4) * u32(8) + _S18, i_0 / u32(4) * u32(8) + _S18 + u32(4));
 }
 
-fn product_0( _S18 : u32,  _S19 : u32,  _S20 : u32,  _S21 : u32,  _S22 : u32) -> f32
+fn Q4_0Eights_places_0( i_1 : u32) -> vec2<u32>
 {
-    var _S23 : vec2<u32> = Q4_0Eights_places_0(_S19);
-    return Q4_0Eights_product_0(_S20, _S21, _S18, _S19, entryPointParams_x_0[_S22 + _S23.x], entryPointParams_x_0[_S22 + _S23.y]);
+    return places_of_nibbles_0(i_1);
 }
 
-fn row_product_0( _S24 : u32,  _S25 : u32,  _S26 : u32,  _S27 : u32) -> f32
+fn halves_0( word_4 : u32) -> vec2<f32>
 {
+    return vec2<f32>((unpack2x16float(((word_4 & (u32(65535))))).x), (unpack2x16float(((word_4 >> (u32(16))))).x));
+}
+
+fn low_nibbles_0( word_5 : u32,  zero_4 : f32) -> vec4<f32>
+{
+    var _S19 : u32 = (word_5 >> (u32(16)));
+    return vec4<f32>(in_place_3(word_5, zero_4), in_place_2(word_5, zero_4), in_place_3(_S19, zero_4), in_place_2(_S19, zero_4));
+}
+
+fn high_nibbles_0( word_6 : u32,  zero_5 : f32) -> vec4<f32>
+{
+    var _S20 : u32 = (word_6 >> (u32(16)));
+    return vec4<f32>(in_place_1(word_6, zero_5), in_place_0(word_6, zero_5), in_place_1(_S20, zero_5), in_place_0(_S20, zero_5));
+}
+
+fn Q4_0Eights_product_0( eight_0 : Q4_0Eights_Eight_0,  i_2 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
+{
+    return halves_0(eight_0.d_0).x * (dot(low_nibbles_0(eight_0.q_0, 8.0f), a_0) + dot(high_nibbles_0(eight_0.q_0, 8.0f), b_0));
+}
+
+fn add_products_0( _S21 : ptr<function, Products_0>,  _S22 : array<u32, i32(4)>,  _S23 : u32,  _S24 : u32,  _S25 : u32,  _S26 : u32)
+{
+    var eights_0 : array<Q4_0Eights_Eight_0, i32(8)>;
+    var _S27 : Q4_0Eights_Eight_0 = Q4_0Eights_load_0(_S22[i32(0)], _S25);
+    eights_0[i32(0)] = _S27;
+    var _S28 : Q4_0Eights_Eight_0 = Q4_0Eights_load_0(_S22[i32(1)], _S25);
+    eights_0[i32(1)] = _S28;
+    var _S29 : Q4_0Eights_Eight_0 = Q4_0Eights_load_0(_S22[i32(2)], _S25);
+    eights_0[i32(2)] = _S29;
+    var _S30 : Q4_0Eights_Eight_0 = Q4_0Eights_load_0(_S22[i32(3)], _S25);
+    eights_0[i32(3)] = _S30;
+    var _S31 : u32 = _S25 + _S26;
+    var _S32 : Q4_0Eights_Eight_0 = Q4_0Eights_load_0(_S22[i32(0)], _S31);
+    eights_0[i32(4)] = _S32;
+    var _S33 : Q4_0Eights_Eight_0 = Q4_0Eights_load_0(_S22[i32(1)], _S31);
+    eights_0[i32(5)] = _S33;
+    var _S34 : Q4_0Eights_Eight_0 = Q4_0Eights_load_0(_S22[i32(2)], _S31);
+    eights_0[i32(6)] = _S34;
+    var _S35 : Q4_0Eights_Eight_0 = Q4_0Eights_load_0(_S22[i32(3)], _S31);
+    eights_0[i32(7)] = _S35;
+    var _S36 : vec2<u32> = Q4_0Eights_places_0(_S25);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S23 + _S36.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S23 + _S36.y];
+    var _S37 : f32 = (*_S21).sums_0[i32(1)] + Q4_0Eights_product_0(_S28, _S25, a_1, b_1);
+    var _S38 : f32 = (*_S21).sums_0[i32(2)] + Q4_0Eights_product_0(_S29, _S25, a_1, b_1);
+    var _S39 : f32 = (*_S21).sums_0[i32(3)] + Q4_0Eights_product_0(_S30, _S25, a_1, b_1);
+    var _S40 : vec2<u32> = Q4_0Eights_places_0(_S31);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S23 + _S40.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S23 + _S40.y];
+    (*_S21).sums_0[i32(0)] = (*_S21).sums_0[i32(0)] + Q4_0Eights_product_0(_S27, _S25, a_1, b_1) + Q4_0Eights_product_0(_S32, _S31, a_2, b_2);
+    (*_S21).sums_0[i32(1)] = _S37 + Q4_0Eights_product_0(_S33, _S31, a_2, b_2);
+    (*_S21).sums_0[i32(2)] = _S38 + Q4_0Eights_product_0(_S34, _S31, a_2, b_2);
+    (*_S21).sums_0[i32(3)] = _S39 + Q4_0Eights_product_0(_S35, _S31, a_2, b_2);
+    return;
+}
+
+fn add_products_1( _S41 : ptr<function, Products_0>,  _S42 : array<u32, i32(4)>,  _S43 : u32,  _S44 : u32,  _S45 : u32,  _S46 : u32)
+{
+    var eights_1 : array<Q4_0Eights_Eight_0, i32(4)>;
+    var _S47 : Q4_0Eights_Eight_0 = Q4_0Eights_load_0(_S42[i32(0)], _S45);
+    eights_1[i32(0)] = _S47;
+    var _S48 : Q4_0Eights_Eight_0 = Q4_0Eights_load_0(_S42[i32(1)], _S45);
+    eights_1[i32(1)] = _S48;
+    var _S49 : Q4_0Eights_Eight_0 = Q4_0Eights_load_0(_S42[i32(2)], _S45);
+    eights_1[i32(2)] = _S49;
+    var _S50 : Q4_0Eights_Eight_0 = Q4_0Eights_load_0(_S42[i32(3)], _S45);
+    eights_1[i32(3)] = _S50;
+    var _S51 : vec2<u32> = Q4_0Eights_places_0(_S45);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S43 + _S51.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S43 + _S51.y];
+    (*_S41).sums_0[i32(0)] = (*_S41).sums_0[i32(0)] + Q4_0Eights_product_0(_S47, _S45, a_3, b_3);
+    (*_S41).sums_0[i32(1)] = (*_S41).sums_0[i32(1)] + Q4_0Eights_product_0(_S48, _S45, a_3, b_3);
+    (*_S41).sums_0[i32(2)] = (*_S41).sums_0[i32(2)] + Q4_0Eights_product_0(_S49, _S45, a_3, b_3);
+    (*_S41).sums_0[i32(3)] = (*_S41).sums_0[i32(3)] + Q4_0Eights_product_0(_S50, _S45, a_3, b_3);
+    return;
+}
+
+fn products_of_thread_0( _S52 : array<u32, i32(4)>,  _S53 : u32,  _S54 : u32,  _S55 : u32) -> Products_0
+{
+    var products_0 : Products_0;
+    products_0.squares_0 = 0.0f;
+    products_0.sums_0[i32(0)] = 0.0f;
+    products_0.sums_0[i32(1)] = 0.0f;
+    products_0.sums_0[i32(2)] = 0.0f;
+    products_0.sums_0[i32(3)] = 0.0f;
     ;
-    var _S28 : u32 = _S1;
-    var _S29 : u32 = _S26 / u32(8);
+    var _S56 : u32 = _S10;
+    var _S57 : u32 = _S53 / u32(8);
     ;
-    var i_1 : u32 = _S2;
-    var sum_1 : f32 = 0.0f;
+    var i_3 : u32 = _S7;
     for(;;)
     {
-        var _S30 : u32 = i_1 + u32(3) * _S28;
-        if(_S30 < _S29)
+        if((i_3 + _S56) < _S57)
         {
         }
         else
         {
             break;
         }
-        var sum_2 : f32 = sum_1 + product_0(_S24, i_1, _S25, _S26, _S27) + product_0(_S24, i_1 + _S28, _S25, _S26, _S27) + product_0(_S24, i_1 + u32(2) * _S28, _S25, _S26, _S27) + product_0(_S24, _S30, _S25, _S26, _S27);
-        i_1 = i_1 + u32(4) * _S28;
-        sum_1 = sum_2;
+        add_products_0(&(products_0), _S52, _S54, _S55, i_3, _S56);
+        i_3 = i_3 + u32(2) * _S56;
     }
     for(;;)
     {
-        if(i_1 < _S29)
+        if(i_3 < _S57)
         {
         }
         else
         {
             break;
         }
-        var sum_3 : f32 = sum_1 + product_0(_S24, i_1, _S25, _S26, _S27);
-        i_1 = i_1 + _S28;
-        sum_1 = sum_3;
+        add_products_1(&(products_0), _S52, _S54, _S55, i_3, _S56);
+        i_3 = i_3 + _S56;
     }
-    var _S31 : f32 = subgroupAdd(sum_1);
-    return _S31;
+    return products_0;
 }
 
-fn expert_gemv_0( _S32 : vec3<u32>,  _S33 : u32,  _S34 : ptr<function, ExpertGemvParams_std140_0>)
+fn expert_gemv_0( _S58 : vec3<u32>,  _S59 : u32,  _S60 : ptr<function, ExpertGemvParams_std140_0>)
 {
     ;
-    var _S35 : u32 = _S1;
-    var _S36 : u32 = u32(128) / _S1;
-    var _S37 : u32 = group_number_0(_S32) * _S36;
-    var _S38 : u32 = _S33 / _S35;
-    var i_2 : u32 = _S37 + _S38;
+    var _S61 : u32 = _S10;
+    var _S62 : u32 = u32(128) / _S10;
+    var _S63 : u32 = (*_S60).columns_0;
+    var _S64 : u32 = ((*_S60).columns_0 + u32(4) - u32(1)) / u32(4);
+    var _S65 : u32 = group_number_0(_S58) * _S62;
+    var _S66 : u32 = _S59 / _S61;
+    var i_4 : u32 = _S65 + _S66;
     for(;;)
     {
-        var _S39 : u32 = (*_S34).columns_0;
-        if(i_2 < ((*_S34).slots_0 * (*_S34).columns_0))
+        if(i_4 < ((*_S60).slots_0 * _S64))
         {
         }
         else
         {
             break;
         }
-        var _S40 : u32 = i_2 / _S39;
-        var _S41 : u32 = (*_S34).first_column_0;
-        var _S42 : u32 = i_2 % _S39;
-        var _S43 : u32 = _S41 + _S42;
-        var _S44 : u32 = min(entryPointParams_ids_0[(*_S34).ids_offset_0 + _S40], (*_S34).experts_0 - u32(1)) - (*_S34).first_expert_0;
-        if(_S44 >= ((*_S34).bound_experts_0))
+        var _S67 : u32 = i_4 / _S64;
+        var _S68 : u32 = min(entryPointParams_ids_0[(*_S60).ids_offset_0 + _S67], (*_S60).experts_0 - u32(1)) - (*_S60).first_expert_0;
+        if(_S68 >= ((*_S60).bound_experts_0))
         {
-            i_2 = i_2 + (*_S34).groups_0 * _S36;
+            i_4 = i_4 + (*_S60).groups_0 * _S62;
             continue;
         }
-        var _S45 : f32 = row_product_0(_S44 * (*_S34).n_0 + _S43, (*_S34).weight_offset_0, (*_S34).k_0, (*_S34).x_offset_0 + _S40 * ((*_S34).x_slot_0 / u32(4)));
-        var _S46 : u32 = (*_S34).out_offset_0 + _S40 * (*_S34).n_0 + _S43;
-        var _S47 : bool = subgroupElect();
-        if(_S47)
+        var _S69 : u32 = i_4 % _S64;
+        var _S70 : u32 = _S69 * u32(4);
+        ;
+        var _S71 : u32 = _S70 + _S7;
+        ;
+        var _S72 : bool;
+        if(_S7 < u32(4))
         {
-            var _S48 : f32;
-            if(((*_S34).accumulate_0) != u32(0))
-            {
-                _S48 = entryPointParams_result_0[_S46] + _S45;
-            }
-            else
-            {
-                _S48 = _S45;
-            }
-            entryPointParams_result_0[_S46] = _S48;
+            _S72 = _S71 < _S63;
         }
-        i_2 = i_2 + (*_S34).groups_0 * _S36;
+        else
+        {
+            _S72 = false;
+        }
+        var _S73 : u32 = (*_S60).n_0;
+        var _S74 : u32 = (*_S60).first_column_0;
+        var _S75 : u32 = (*_S60).out_offset_0 + _S67 * (*_S60).n_0 + (*_S60).first_column_0 + _S71;
+        var _S76 : bool;
+        if(_S72)
+        {
+            _S76 = ((*_S60).accumulate_0) != u32(0);
+        }
+        else
+        {
+            _S76 = false;
+        }
+        var sum_0 : f32;
+        if(_S76)
+        {
+            sum_0 = entryPointParams_result_0[_S75];
+        }
+        else
+        {
+            sum_0 = 0.0f;
+        }
+        var _S77 : u32 = _S68 * _S73 + _S74;
+        var _S78 : array<u32, i32(4)>;
+        begins_of_rows_0((*_S60).weight_offset_0, (*_S60).k_0, _S77 + _S70, _S77 + _S63, &(_S78));
+        var _S79 : Products_0 = products_of_thread_0(_S78, (*_S60).k_0, (*_S60).x_offset_0 + _S67 * ((*_S60).x_slot_0 / u32(4)), u32(0));
+        var _S80 : array<f32, i32(4)>;
+        subgroup_sums_0(_S79.sums_0, &(_S80));
+        var _S81 : f32 = own_0(_S80);
+        var sum_1 : f32 = sum_0 + _S81;
+        if(_S72)
+        {
+            entryPointParams_result_0[_S75] = sum_1;
+        }
+        i_4 = i_4 + (*_S60).groups_0 * _S62;
     }
     return;
 }
 
 @compute
 @workgroup_size(128, 1, 1)
-fn expert_gemv_q4_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32)
+fn expert_gemv_q4_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S1 = _builtinWaveLaneCount_0;
-    _S2 = _builtinWaveLaneIndex_0;
-    var _S49 : ExpertGemvParams_std140_0 = entryPointParams_0.p_0;
-    expert_gemv_0(group_1, thread_0, &(_S49));
+    _S7 = _builtinWaveLaneIndex_0;
+    _S10 = _builtinWaveLaneCount_0;
+    var _S82 : ExpertGemvParams_std140_0 = entryPointParams_0.p_0;
+    expert_gemv_0(group_1, thread_0, &(_S82));
     return;
 }

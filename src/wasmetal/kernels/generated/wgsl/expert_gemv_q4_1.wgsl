@@ -33,29 +33,150 @@ struct EntryPointParams_std140_0
 
 @binding(4) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-var<private> _S1 : u32;
+fn subgroup_sum_0( value_0 : f32) -> f32
+{
+    var _S1 : f32 = subgroupAdd(value_0);
+    return _S1;
+}
 
-var<private> _S2 : u32;
+fn subgroup_sums_0( values_0 : array<f32, i32(4)>,  _S2 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_0 : array<f32, i32(4)>;
+    var _S3 : f32 = subgroup_sum_0(values_0[i32(0)]);
+    result_0[i32(0)] = _S3;
+    var _S4 : f32 = subgroup_sum_0(values_0[i32(1)]);
+    result_0[i32(1)] = _S4;
+    var _S5 : f32 = subgroup_sum_0(values_0[i32(2)]);
+    result_0[i32(2)] = _S5;
+    var _S6 : f32 = subgroup_sum_0(values_0[i32(3)]);
+    result_0[i32(3)] = _S6;
+    (*_S2) = result_0;
+    return;
+}
+
+var<private> _S7 : u32;
+
+fn own_0( values_1 : array<f32, i32(4)>) -> f32
+{
+    ;
+    var result_1 : f32;
+    if(_S7 == u32(1))
+    {
+        result_1 = values_1[i32(1)];
+    }
+    else
+    {
+        result_1 = values_1[i32(0)];
+    }
+    ;
+    if(_S7 == u32(2))
+    {
+        result_1 = values_1[i32(2)];
+    }
+    ;
+    if(_S7 == u32(3))
+    {
+        result_1 = values_1[i32(3)];
+    }
+    return result_1;
+}
+
+fn Q4_1Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
+{
+    return offset_0 + row_0 * (k_1 / u32(32)) * u32(5);
+}
+
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S8 : ptr<function, array<u32, i32(4)>>)
+{
+    var begins_0 : array<u32, i32(4)>;
+    var _S9 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = Q4_1Eights_begin_0(offset_1, k_2, min(first_0, _S9));
+    begins_0[i32(1)] = Q4_1Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S9));
+    begins_0[i32(2)] = Q4_1Eights_begin_0(offset_1, k_2, min(first_0 + u32(2), _S9));
+    begins_0[i32(3)] = Q4_1Eights_begin_0(offset_1, k_2, min(first_0 + u32(3), _S9));
+    (*_S8) = begins_0;
+    return;
+}
+
+fn in_place_0( word_0 : u32,  zero_0 : f32) -> f32
+{
+    return (bitcast<f32>(((((word_0 & (u32(61440)))) | (u32(1157627904)))))) - ((bitcast<f32>((u32(1157627904)))) + zero_0);
+}
+
+fn in_place_1( word_1 : u32,  zero_1 : f32) -> f32
+{
+    return (bitcast<f32>(((((word_1 & (u32(240)))) | (u32(1224736768)))))) - ((bitcast<f32>((u32(1224736768)))) + zero_1);
+}
+
+fn in_place_2( word_2 : u32,  zero_2 : f32) -> f32
+{
+    return (bitcast<f32>(((((word_2 & (u32(3840)))) | (u32(1191182336)))))) - ((bitcast<f32>((u32(1191182336)))) + zero_2);
+}
+
+fn in_place_3( word_3 : u32,  zero_3 : f32) -> f32
+{
+    return (bitcast<f32>(((((word_3 & (u32(15)))) | (u32(1258291200)))))) - ((bitcast<f32>((u32(1258291200)))) + zero_3);
+}
+
+var<private> _S10 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
     return group_0.y * u32(32768) + group_0.x;
 }
 
-fn Q4_1Eights_places_0( i_0 : u32) -> vec2<u32>
+struct Products_0
 {
-    var _S3 : u32 = i_0 % u32(4);
-    return vec2<u32>(i_0 / u32(4) * u32(8) + _S3, i_0 / u32(4) * u32(8) + _S3 + u32(4));
+     sums_0 : array<f32, i32(4)>,
+     squares_0 : f32,
+};
+
+struct Q4_1Eights_Eight_0
+{
+     q_0 : u32,
+     scales_0 : u32,
+};
+
+fn Q4_1Eights_Eight_x24init_0( q_1 : u32,  scales_1 : u32) -> Q4_1Eights_Eight_0
+{
+    var _S11 : Q4_1Eights_Eight_0;
+    _S11.q_0 = q_1;
+    _S11.scales_0 = scales_1;
+    return _S11;
 }
 
-fn halves_0( word_0 : u32) -> vec2<f32>
+fn Q4_1Eights_load_0( _S12 : u32,  _S13 : u32) -> Q4_1Eights_Eight_0
 {
-    return vec2<f32>((unpack2x16float(((word_0 & (u32(65535))))).x), (unpack2x16float(((word_0 >> (u32(16))))).x));
+    var _S14 : u32 = _S12 + _S13 / u32(4) * u32(5);
+    return Q4_1Eights_Eight_x24init_0(entryPointParams_weight_0[_S14 + u32(1) + _S13 % u32(4)], entryPointParams_weight_0[_S14]);
 }
 
-fn nibbles_0( word_1 : u32) -> vec4<f32>
+fn places_of_nibbles_0( i_0 : u32) -> vec2<u32>
 {
-    return vec4<f32>((vec4<u32>(word_1, (word_1 >> (u32(8))), (word_1 >> (u32(16))), (word_1 >> (u32(24)))) & (vec4<u32>(u32(15)))));
+    var _S15 : u32 = i_0 % u32(4);
+    return vec2<u32>(i_0 / u32(4) * u32(8) + _S15, i_0 / u32(4) * u32(8) + _S15 + u32(4));
+}
+
+fn Q4_1Eights_places_0( i_1 : u32) -> vec2<u32>
+{
+    return places_of_nibbles_0(i_1);
+}
+
+fn halves_0( word_4 : u32) -> vec2<f32>
+{
+    return vec2<f32>((unpack2x16float(((word_4 & (u32(65535))))).x), (unpack2x16float(((word_4 >> (u32(16))))).x));
+}
+
+fn low_nibbles_0( word_5 : u32,  zero_4 : f32) -> vec4<f32>
+{
+    var _S16 : u32 = (word_5 >> (u32(16)));
+    return vec4<f32>(in_place_3(word_5, zero_4), in_place_2(word_5, zero_4), in_place_3(_S16, zero_4), in_place_2(_S16, zero_4));
+}
+
+fn high_nibbles_0( word_6 : u32,  zero_5 : f32) -> vec4<f32>
+{
+    var _S17 : u32 = (word_6 >> (u32(16)));
+    return vec4<f32>(in_place_1(word_6, zero_5), in_place_0(word_6, zero_5), in_place_1(_S17, zero_5), in_place_0(_S17, zero_5));
 }
 
 fn sum_0( v_0 : vec4<f32>) -> f32
@@ -63,115 +184,194 @@ fn sum_0( v_0 : vec4<f32>) -> f32
     return v_0.x + v_0.y + v_0.z + v_0.w;
 }
 
-fn Q4_1Eights_product_0( _S4 : u32,  _S5 : u32,  _S6 : u32,  _S7 : u32,  _S8 : vec4<f32>,  _S9 : vec4<f32>) -> f32
+fn Q4_1Eights_product_0( eight_0 : Q4_1Eights_Eight_0,  i_2 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
 {
-    var _S10 : u32 = _S4 + (_S6 * (_S5 / u32(32)) + _S7 / u32(4)) * u32(5);
-    var _S11 : vec2<f32> = halves_0(entryPointParams_weight_0[_S10]);
-    var _S12 : u32 = entryPointParams_weight_0[_S10 + u32(1) + _S7 % u32(4)];
-    return _S11.x * (dot(nibbles_0(_S12), _S8) + dot(nibbles_0((_S12 >> (u32(4)))), _S9)) + _S11.y * sum_0(_S8 + _S9);
+    var _S18 : vec2<f32> = halves_0(eight_0.scales_0);
+    return _S18.x * (dot(low_nibbles_0(eight_0.q_0, 0.0f), a_0) + dot(high_nibbles_0(eight_0.q_0, 0.0f), b_0)) + _S18.y * sum_0(a_0 + b_0);
 }
 
-fn product_0( _S13 : u32,  _S14 : u32,  _S15 : u32,  _S16 : u32,  _S17 : u32) -> f32
+fn add_products_0( _S19 : ptr<function, Products_0>,  _S20 : array<u32, i32(4)>,  _S21 : u32,  _S22 : u32,  _S23 : u32,  _S24 : u32)
 {
-    var _S18 : vec2<u32> = Q4_1Eights_places_0(_S14);
-    return Q4_1Eights_product_0(_S15, _S16, _S13, _S14, entryPointParams_x_0[_S17 + _S18.x], entryPointParams_x_0[_S17 + _S18.y]);
+    var eights_0 : array<Q4_1Eights_Eight_0, i32(8)>;
+    var _S25 : Q4_1Eights_Eight_0 = Q4_1Eights_load_0(_S20[i32(0)], _S23);
+    eights_0[i32(0)] = _S25;
+    var _S26 : Q4_1Eights_Eight_0 = Q4_1Eights_load_0(_S20[i32(1)], _S23);
+    eights_0[i32(1)] = _S26;
+    var _S27 : Q4_1Eights_Eight_0 = Q4_1Eights_load_0(_S20[i32(2)], _S23);
+    eights_0[i32(2)] = _S27;
+    var _S28 : Q4_1Eights_Eight_0 = Q4_1Eights_load_0(_S20[i32(3)], _S23);
+    eights_0[i32(3)] = _S28;
+    var _S29 : u32 = _S23 + _S24;
+    var _S30 : Q4_1Eights_Eight_0 = Q4_1Eights_load_0(_S20[i32(0)], _S29);
+    eights_0[i32(4)] = _S30;
+    var _S31 : Q4_1Eights_Eight_0 = Q4_1Eights_load_0(_S20[i32(1)], _S29);
+    eights_0[i32(5)] = _S31;
+    var _S32 : Q4_1Eights_Eight_0 = Q4_1Eights_load_0(_S20[i32(2)], _S29);
+    eights_0[i32(6)] = _S32;
+    var _S33 : Q4_1Eights_Eight_0 = Q4_1Eights_load_0(_S20[i32(3)], _S29);
+    eights_0[i32(7)] = _S33;
+    var _S34 : vec2<u32> = Q4_1Eights_places_0(_S23);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S21 + _S34.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S21 + _S34.y];
+    var _S35 : f32 = (*_S19).sums_0[i32(1)] + Q4_1Eights_product_0(_S26, _S23, a_1, b_1);
+    var _S36 : f32 = (*_S19).sums_0[i32(2)] + Q4_1Eights_product_0(_S27, _S23, a_1, b_1);
+    var _S37 : f32 = (*_S19).sums_0[i32(3)] + Q4_1Eights_product_0(_S28, _S23, a_1, b_1);
+    var _S38 : vec2<u32> = Q4_1Eights_places_0(_S29);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S21 + _S38.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S21 + _S38.y];
+    (*_S19).sums_0[i32(0)] = (*_S19).sums_0[i32(0)] + Q4_1Eights_product_0(_S25, _S23, a_1, b_1) + Q4_1Eights_product_0(_S30, _S29, a_2, b_2);
+    (*_S19).sums_0[i32(1)] = _S35 + Q4_1Eights_product_0(_S31, _S29, a_2, b_2);
+    (*_S19).sums_0[i32(2)] = _S36 + Q4_1Eights_product_0(_S32, _S29, a_2, b_2);
+    (*_S19).sums_0[i32(3)] = _S37 + Q4_1Eights_product_0(_S33, _S29, a_2, b_2);
+    return;
 }
 
-fn row_product_0( _S19 : u32,  _S20 : u32,  _S21 : u32,  _S22 : u32) -> f32
+fn add_products_1( _S39 : ptr<function, Products_0>,  _S40 : array<u32, i32(4)>,  _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : u32)
 {
+    var eights_1 : array<Q4_1Eights_Eight_0, i32(4)>;
+    var _S45 : Q4_1Eights_Eight_0 = Q4_1Eights_load_0(_S40[i32(0)], _S43);
+    eights_1[i32(0)] = _S45;
+    var _S46 : Q4_1Eights_Eight_0 = Q4_1Eights_load_0(_S40[i32(1)], _S43);
+    eights_1[i32(1)] = _S46;
+    var _S47 : Q4_1Eights_Eight_0 = Q4_1Eights_load_0(_S40[i32(2)], _S43);
+    eights_1[i32(2)] = _S47;
+    var _S48 : Q4_1Eights_Eight_0 = Q4_1Eights_load_0(_S40[i32(3)], _S43);
+    eights_1[i32(3)] = _S48;
+    var _S49 : vec2<u32> = Q4_1Eights_places_0(_S43);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S41 + _S49.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S41 + _S49.y];
+    (*_S39).sums_0[i32(0)] = (*_S39).sums_0[i32(0)] + Q4_1Eights_product_0(_S45, _S43, a_3, b_3);
+    (*_S39).sums_0[i32(1)] = (*_S39).sums_0[i32(1)] + Q4_1Eights_product_0(_S46, _S43, a_3, b_3);
+    (*_S39).sums_0[i32(2)] = (*_S39).sums_0[i32(2)] + Q4_1Eights_product_0(_S47, _S43, a_3, b_3);
+    (*_S39).sums_0[i32(3)] = (*_S39).sums_0[i32(3)] + Q4_1Eights_product_0(_S48, _S43, a_3, b_3);
+    return;
+}
+
+fn products_of_thread_0( _S50 : array<u32, i32(4)>,  _S51 : u32,  _S52 : u32,  _S53 : u32) -> Products_0
+{
+    var products_0 : Products_0;
+    products_0.squares_0 = 0.0f;
+    products_0.sums_0[i32(0)] = 0.0f;
+    products_0.sums_0[i32(1)] = 0.0f;
+    products_0.sums_0[i32(2)] = 0.0f;
+    products_0.sums_0[i32(3)] = 0.0f;
     ;
-    var _S23 : u32 = _S1;
-    var _S24 : u32 = _S21 / u32(8);
+    var _S54 : u32 = _S10;
+    var _S55 : u32 = _S51 / u32(8);
     ;
-    var i_1 : u32 = _S2;
-    var sum_1 : f32 = 0.0f;
+    var i_3 : u32 = _S7;
     for(;;)
     {
-        var _S25 : u32 = i_1 + u32(3) * _S23;
-        if(_S25 < _S24)
+        if((i_3 + _S54) < _S55)
         {
         }
         else
         {
             break;
         }
-        var sum_2 : f32 = sum_1 + product_0(_S19, i_1, _S20, _S21, _S22) + product_0(_S19, i_1 + _S23, _S20, _S21, _S22) + product_0(_S19, i_1 + u32(2) * _S23, _S20, _S21, _S22) + product_0(_S19, _S25, _S20, _S21, _S22);
-        i_1 = i_1 + u32(4) * _S23;
-        sum_1 = sum_2;
+        add_products_0(&(products_0), _S50, _S52, _S53, i_3, _S54);
+        i_3 = i_3 + u32(2) * _S54;
     }
     for(;;)
     {
-        if(i_1 < _S24)
+        if(i_3 < _S55)
         {
         }
         else
         {
             break;
         }
-        var sum_3 : f32 = sum_1 + product_0(_S19, i_1, _S20, _S21, _S22);
-        i_1 = i_1 + _S23;
-        sum_1 = sum_3;
+        add_products_1(&(products_0), _S50, _S52, _S53, i_3, _S54);
+        i_3 = i_3 + _S54;
     }
-    var _S26 : f32 = subgroupAdd(sum_1);
-    return _S26;
+    return products_0;
 }
 
-fn expert_gemv_0( _S27 : vec3<u32>,  _S28 : u32,  _S29 : ptr<function, ExpertGemvParams_std140_0>)
+fn expert_gemv_0( _S56 : vec3<u32>,  _S57 : u32,  _S58 : ptr<function, ExpertGemvParams_std140_0>)
 {
     ;
-    var _S30 : u32 = _S1;
-    var _S31 : u32 = u32(128) / _S1;
-    var _S32 : u32 = group_number_0(_S27) * _S31;
-    var _S33 : u32 = _S28 / _S30;
-    var i_2 : u32 = _S32 + _S33;
+    var _S59 : u32 = _S10;
+    var _S60 : u32 = u32(128) / _S10;
+    var _S61 : u32 = (*_S58).columns_0;
+    var _S62 : u32 = ((*_S58).columns_0 + u32(4) - u32(1)) / u32(4);
+    var _S63 : u32 = group_number_0(_S56) * _S60;
+    var _S64 : u32 = _S57 / _S59;
+    var i_4 : u32 = _S63 + _S64;
     for(;;)
     {
-        var _S34 : u32 = (*_S29).columns_0;
-        if(i_2 < ((*_S29).slots_0 * (*_S29).columns_0))
+        if(i_4 < ((*_S58).slots_0 * _S62))
         {
         }
         else
         {
             break;
         }
-        var _S35 : u32 = i_2 / _S34;
-        var _S36 : u32 = (*_S29).first_column_0;
-        var _S37 : u32 = i_2 % _S34;
-        var _S38 : u32 = _S36 + _S37;
-        var _S39 : u32 = min(entryPointParams_ids_0[(*_S29).ids_offset_0 + _S35], (*_S29).experts_0 - u32(1)) - (*_S29).first_expert_0;
-        if(_S39 >= ((*_S29).bound_experts_0))
+        var _S65 : u32 = i_4 / _S62;
+        var _S66 : u32 = min(entryPointParams_ids_0[(*_S58).ids_offset_0 + _S65], (*_S58).experts_0 - u32(1)) - (*_S58).first_expert_0;
+        if(_S66 >= ((*_S58).bound_experts_0))
         {
-            i_2 = i_2 + (*_S29).groups_0 * _S31;
+            i_4 = i_4 + (*_S58).groups_0 * _S60;
             continue;
         }
-        var _S40 : f32 = row_product_0(_S39 * (*_S29).n_0 + _S38, (*_S29).weight_offset_0, (*_S29).k_0, (*_S29).x_offset_0 + _S35 * ((*_S29).x_slot_0 / u32(4)));
-        var _S41 : u32 = (*_S29).out_offset_0 + _S35 * (*_S29).n_0 + _S38;
-        var _S42 : bool = subgroupElect();
-        if(_S42)
+        var _S67 : u32 = i_4 % _S62;
+        var _S68 : u32 = _S67 * u32(4);
+        ;
+        var _S69 : u32 = _S68 + _S7;
+        ;
+        var _S70 : bool;
+        if(_S7 < u32(4))
         {
-            var _S43 : f32;
-            if(((*_S29).accumulate_0) != u32(0))
-            {
-                _S43 = entryPointParams_result_0[_S41] + _S40;
-            }
-            else
-            {
-                _S43 = _S40;
-            }
-            entryPointParams_result_0[_S41] = _S43;
+            _S70 = _S69 < _S61;
         }
-        i_2 = i_2 + (*_S29).groups_0 * _S31;
+        else
+        {
+            _S70 = false;
+        }
+        var _S71 : u32 = (*_S58).n_0;
+        var _S72 : u32 = (*_S58).first_column_0;
+        var _S73 : u32 = (*_S58).out_offset_0 + _S65 * (*_S58).n_0 + (*_S58).first_column_0 + _S69;
+        var _S74 : bool;
+        if(_S70)
+        {
+            _S74 = ((*_S58).accumulate_0) != u32(0);
+        }
+        else
+        {
+            _S74 = false;
+        }
+        var sum_1 : f32;
+        if(_S74)
+        {
+            sum_1 = entryPointParams_result_0[_S73];
+        }
+        else
+        {
+            sum_1 = 0.0f;
+        }
+        var _S75 : u32 = _S66 * _S71 + _S72;
+        var _S76 : array<u32, i32(4)>;
+        begins_of_rows_0((*_S58).weight_offset_0, (*_S58).k_0, _S75 + _S68, _S75 + _S61, &(_S76));
+        var _S77 : Products_0 = products_of_thread_0(_S76, (*_S58).k_0, (*_S58).x_offset_0 + _S65 * ((*_S58).x_slot_0 / u32(4)), u32(0));
+        var _S78 : array<f32, i32(4)>;
+        subgroup_sums_0(_S77.sums_0, &(_S78));
+        var _S79 : f32 = own_0(_S78);
+        var sum_2 : f32 = sum_1 + _S79;
+        if(_S70)
+        {
+            entryPointParams_result_0[_S73] = sum_2;
+        }
+        i_4 = i_4 + (*_S58).groups_0 * _S60;
     }
     return;
 }
 
 @compute
 @workgroup_size(128, 1, 1)
-fn expert_gemv_q4_1(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32)
+fn expert_gemv_q4_1(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S1 = _builtinWaveLaneCount_0;
-    _S2 = _builtinWaveLaneIndex_0;
-    var _S44 : ExpertGemvParams_std140_0 = entryPointParams_0.p_0;
-    expert_gemv_0(group_1, thread_0, &(_S44));
+    _S7 = _builtinWaveLaneIndex_0;
+    _S10 = _builtinWaveLaneCount_0;
+    var _S80 : ExpertGemvParams_std140_0 = entryPointParams_0.p_0;
+    expert_gemv_0(group_1, thread_0, &(_S80));
     return;
 }

@@ -23,117 +23,264 @@ struct EntryPointParams_std140_0
 
 @binding(3) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-var<private> _S1 : u32;
+fn subgroup_sum_0( value_0 : f32) -> f32
+{
+    var _S1 : f32 = subgroupAdd(value_0);
+    return _S1;
+}
 
-var<private> _S2 : u32;
+fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S2 : ptr<function, array<f32, i32(2)>>)
+{
+    var result_0 : array<f32, i32(2)>;
+    var _S3 : f32 = subgroup_sum_0(values_0[i32(0)]);
+    result_0[i32(0)] = _S3;
+    var _S4 : f32 = subgroup_sum_0(values_0[i32(1)]);
+    result_0[i32(1)] = _S4;
+    (*_S2) = result_0;
+    return;
+}
+
+var<private> _S5 : u32;
+
+fn own_0( values_1 : array<f32, i32(2)>) -> f32
+{
+    ;
+    var result_1 : f32;
+    if(_S5 == u32(1))
+    {
+        result_1 = values_1[i32(1)];
+    }
+    else
+    {
+        result_1 = values_1[i32(0)];
+    }
+    return result_1;
+}
+
+fn F32Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
+{
+    return offset_0 + row_0 * (k_1 / u32(4));
+}
+
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S6 : ptr<function, array<u32, i32(2)>>)
+{
+    var begins_0 : array<u32, i32(2)>;
+    var _S7 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = F32Eights_begin_0(offset_1, k_2, min(first_0, _S7));
+    begins_0[i32(1)] = F32Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S7));
+    (*_S6) = begins_0;
+    return;
+}
+
+var<private> _S8 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
     return group_0.y * u32(32768) + group_0.x;
 }
 
+struct Products_0
+{
+     sums_0 : array<f32, i32(2)>,
+     squares_0 : f32,
+};
+
+struct F32Eights_Eight_0
+{
+     low_0 : vec4<u32>,
+     high_0 : vec4<u32>,
+};
+
+fn F32Eights_Eight_x24init_0( low_1 : vec4<u32>,  high_1 : vec4<u32>) -> F32Eights_Eight_0
+{
+    var _S9 : F32Eights_Eight_0;
+    _S9.low_0 = low_1;
+    _S9.high_0 = high_1;
+    return _S9;
+}
+
+fn F32Eights_load_0( _S10 : u32,  _S11 : u32) -> F32Eights_Eight_0
+{
+    var _S12 : u32 = _S10 + u32(2) * _S11;
+    return F32Eights_Eight_x24init_0(entryPointParams_weight_0[_S12], entryPointParams_weight_0[_S12 + u32(1)]);
+}
+
 fn F32Eights_places_0( i_0 : u32) -> vec2<u32>
 {
-    var _S3 : u32 = u32(2) * i_0;
-    return vec2<u32>(_S3, _S3 + u32(1));
+    var _S13 : u32 = u32(2) * i_0;
+    return vec2<u32>(_S13, _S13 + u32(1));
 }
 
-fn F32Eights_product_0( _S4 : u32,  _S5 : u32,  _S6 : u32,  _S7 : u32,  _S8 : vec4<f32>,  _S9 : vec4<f32>) -> f32
+fn F32Eights_product_0( eight_0 : F32Eights_Eight_0,  i_1 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
 {
-    var _S10 : u32 = _S4 + _S6 * (_S5 / u32(4)) + u32(2) * _S7;
-    return dot((bitcast<vec4<f32>>((entryPointParams_weight_0[_S10]))), _S8) + dot((bitcast<vec4<f32>>((entryPointParams_weight_0[_S10 + u32(1)]))), _S9);
+    return dot((bitcast<vec4<f32>>((eight_0.low_0))), a_0) + dot((bitcast<vec4<f32>>((eight_0.high_0))), b_0);
 }
 
-fn product_0( _S11 : u32,  _S12 : u32,  _S13 : u32,  _S14 : u32,  _S15 : u32) -> f32
+fn add_products_0( _S14 : ptr<function, Products_0>,  _S15 : array<u32, i32(2)>,  _S16 : u32,  _S17 : u32,  _S18 : u32,  _S19 : u32)
 {
-    var _S16 : vec2<u32> = F32Eights_places_0(_S12);
-    return F32Eights_product_0(_S13, _S14, _S11, _S12, entryPointParams_x_0[_S15 + _S16.x], entryPointParams_x_0[_S15 + _S16.y]);
+    var eights_0 : array<F32Eights_Eight_0, i32(8)>;
+    var _S20 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(0)], _S18);
+    eights_0[i32(0)] = _S20;
+    var _S21 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(1)], _S18);
+    eights_0[i32(1)] = _S21;
+    var _S22 : u32 = _S18 + _S19;
+    var _S23 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(0)], _S22);
+    eights_0[i32(2)] = _S23;
+    var _S24 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(1)], _S22);
+    eights_0[i32(3)] = _S24;
+    var _S25 : u32 = _S18 + u32(2) * _S19;
+    var _S26 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(0)], _S25);
+    eights_0[i32(4)] = _S26;
+    var _S27 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(1)], _S25);
+    eights_0[i32(5)] = _S27;
+    var _S28 : u32 = _S18 + u32(3) * _S19;
+    var _S29 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(0)], _S28);
+    eights_0[i32(6)] = _S29;
+    var _S30 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(1)], _S28);
+    eights_0[i32(7)] = _S30;
+    var _S31 : vec2<u32> = F32Eights_places_0(_S18);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S16 + _S31.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S16 + _S31.y];
+    var _S32 : vec2<u32> = F32Eights_places_0(_S22);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S16 + _S32.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S16 + _S32.y];
+    var _S33 : vec2<u32> = F32Eights_places_0(_S25);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S16 + _S33.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S16 + _S33.y];
+    var _S34 : f32 = (*_S14).sums_0[i32(1)] + F32Eights_product_0(_S21, _S18, a_1, b_1) + F32Eights_product_0(_S24, _S22, a_2, b_2) + F32Eights_product_0(_S27, _S25, a_3, b_3);
+    var _S35 : vec2<u32> = F32Eights_places_0(_S28);
+    var a_4 : vec4<f32> = entryPointParams_x_0[_S16 + _S35.x];
+    var b_4 : vec4<f32> = entryPointParams_x_0[_S16 + _S35.y];
+    (*_S14).sums_0[i32(0)] = (*_S14).sums_0[i32(0)] + F32Eights_product_0(_S20, _S18, a_1, b_1) + F32Eights_product_0(_S23, _S22, a_2, b_2) + F32Eights_product_0(_S26, _S25, a_3, b_3) + F32Eights_product_0(_S29, _S28, a_4, b_4);
+    (*_S14).sums_0[i32(1)] = _S34 + F32Eights_product_0(_S30, _S28, a_4, b_4);
+    return;
 }
 
-fn row_product_0( _S17 : u32,  _S18 : u32,  _S19 : u32,  _S20 : u32) -> f32
+fn add_products_1( _S36 : ptr<function, Products_0>,  _S37 : array<u32, i32(2)>,  _S38 : u32,  _S39 : u32,  _S40 : u32,  _S41 : u32)
 {
+    var eights_1 : array<F32Eights_Eight_0, i32(2)>;
+    var _S42 : F32Eights_Eight_0 = F32Eights_load_0(_S37[i32(0)], _S40);
+    eights_1[i32(0)] = _S42;
+    var _S43 : F32Eights_Eight_0 = F32Eights_load_0(_S37[i32(1)], _S40);
+    eights_1[i32(1)] = _S43;
+    var _S44 : vec2<u32> = F32Eights_places_0(_S40);
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S38 + _S44.x];
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S38 + _S44.y];
+    (*_S36).sums_0[i32(0)] = (*_S36).sums_0[i32(0)] + F32Eights_product_0(_S42, _S40, a_5, b_5);
+    (*_S36).sums_0[i32(1)] = (*_S36).sums_0[i32(1)] + F32Eights_product_0(_S43, _S40, a_5, b_5);
+    return;
+}
+
+fn products_of_thread_0( _S45 : array<u32, i32(2)>,  _S46 : u32,  _S47 : u32,  _S48 : u32) -> Products_0
+{
+    var products_0 : Products_0;
+    products_0.squares_0 = 0.0f;
+    products_0.sums_0[i32(0)] = 0.0f;
+    products_0.sums_0[i32(1)] = 0.0f;
     ;
-    var _S21 : u32 = _S1;
-    var _S22 : u32 = _S19 / u32(8);
+    var _S49 : u32 = _S8;
+    var _S50 : u32 = _S46 / u32(8);
     ;
-    var i_1 : u32 = _S2;
-    var sum_0 : f32 = 0.0f;
+    var i_2 : u32 = _S5;
     for(;;)
     {
-        var _S23 : u32 = i_1 + u32(3) * _S21;
-        if(_S23 < _S22)
+        if((i_2 + u32(3) * _S49) < _S50)
         {
         }
         else
         {
             break;
         }
-        var sum_1 : f32 = sum_0 + product_0(_S17, i_1, _S18, _S19, _S20) + product_0(_S17, i_1 + _S21, _S18, _S19, _S20) + product_0(_S17, i_1 + u32(2) * _S21, _S18, _S19, _S20) + product_0(_S17, _S23, _S18, _S19, _S20);
-        i_1 = i_1 + u32(4) * _S21;
-        sum_0 = sum_1;
+        add_products_0(&(products_0), _S45, _S47, _S48, i_2, _S49);
+        i_2 = i_2 + u32(4) * _S49;
     }
     for(;;)
     {
-        if(i_1 < _S22)
+        if(i_2 < _S50)
         {
         }
         else
         {
             break;
         }
-        var sum_2 : f32 = sum_0 + product_0(_S17, i_1, _S18, _S19, _S20);
-        i_1 = i_1 + _S21;
-        sum_0 = sum_2;
+        add_products_1(&(products_0), _S45, _S47, _S48, i_2, _S49);
+        i_2 = i_2 + _S49;
     }
-    var _S24 : f32 = subgroupAdd(sum_0);
-    return _S24;
+    return products_0;
 }
 
-fn gemv_0( _S25 : vec3<u32>,  _S26 : u32,  _S27 : ptr<function, GemvParams_std140_0>)
+fn gemv_0( _S51 : vec3<u32>,  _S52 : u32,  _S53 : ptr<function, GemvParams_std140_0>)
 {
     ;
-    var _S28 : u32 = _S1;
-    var _S29 : u32 = u32(128) / _S1;
-    var _S30 : u32 = group_number_0(_S25) * _S29;
-    var _S31 : u32 = _S26 / _S28;
-    var row_0 : u32 = _S30 + _S31;
+    var _S54 : u32 = _S8;
+    var _S55 : u32 = u32(128) / _S8;
+    var _S56 : u32 = (*_S53).groups_0 * _S55 * u32(2);
+    var _S57 : u32 = group_number_0(_S51) * _S55;
+    var _S58 : u32 = _S52 / _S54;
+    var first_1 : u32 = (_S57 + _S58) * u32(2);
     for(;;)
     {
-        if(row_0 < ((*_S27).n_0))
+        var _S59 : u32 = (*_S53).n_0;
+        if(first_1 < ((*_S53).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S32 : f32 = row_product_0(row_0, (*_S27).weight_offset_0, (*_S27).k_0, (*_S27).x_offset_0);
-        var _S33 : u32 = (*_S27).out_offset_0 + row_0;
-        var _S34 : bool = subgroupElect();
-        if(_S34)
+        ;
+        var _S60 : u32 = first_1 + _S5;
+        ;
+        var _S61 : bool;
+        if(_S5 < u32(2))
         {
-            var _S35 : f32;
-            if(((*_S27).accumulate_0) != u32(0))
-            {
-                _S35 = entryPointParams_result_0[_S33] + _S32;
-            }
-            else
-            {
-                _S35 = _S32;
-            }
-            entryPointParams_result_0[_S33] = _S35;
+            _S61 = _S60 < _S59;
         }
-        row_0 = row_0 + (*_S27).groups_0 * _S29;
+        else
+        {
+            _S61 = false;
+        }
+        var _S62 : bool;
+        if(_S61)
+        {
+            _S62 = ((*_S53).accumulate_0) != u32(0);
+        }
+        else
+        {
+            _S62 = false;
+        }
+        var sum_0 : f32;
+        if(_S62)
+        {
+            sum_0 = entryPointParams_result_0[(*_S53).out_offset_0 + _S60];
+        }
+        else
+        {
+            sum_0 = 0.0f;
+        }
+        var _S63 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S53).weight_offset_0, (*_S53).k_0, first_1, _S59, &(_S63));
+        var _S64 : Products_0 = products_of_thread_0(_S63, (*_S53).k_0, (*_S53).x_offset_0, u32(0));
+        var _S65 : array<f32, i32(2)>;
+        subgroup_sums_0(_S64.sums_0, &(_S65));
+        var _S66 : f32 = own_0(_S65);
+        var sum_1 : f32 = sum_0 + _S66;
+        if(_S61)
+        {
+            entryPointParams_result_0[(*_S53).out_offset_0 + _S60] = sum_1;
+        }
+        first_1 = first_1 + _S56;
     }
     return;
 }
 
 @compute
 @workgroup_size(128, 1, 1)
-fn gemv_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32)
+fn gemv_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S1 = _builtinWaveLaneCount_0;
-    _S2 = _builtinWaveLaneIndex_0;
-    var _S36 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S36));
+    _S5 = _builtinWaveLaneIndex_0;
+    _S8 = _builtinWaveLaneCount_0;
+    var _S67 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_0, &(_S67));
     return;
 }

@@ -23,157 +23,328 @@ struct EntryPointParams_std140_0
 
 @binding(3) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-var<private> _S1 : u32;
+fn subgroup_sum_0( value_0 : f32) -> f32
+{
+    var _S1 : f32 = subgroupAdd(value_0);
+    return _S1;
+}
 
-var<private> _S2 : u32;
+fn subgroup_sums_0( values_0 : array<f32, i32(4)>,  _S2 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_0 : array<f32, i32(4)>;
+    var _S3 : f32 = subgroup_sum_0(values_0[i32(0)]);
+    result_0[i32(0)] = _S3;
+    var _S4 : f32 = subgroup_sum_0(values_0[i32(1)]);
+    result_0[i32(1)] = _S4;
+    var _S5 : f32 = subgroup_sum_0(values_0[i32(2)]);
+    result_0[i32(2)] = _S5;
+    var _S6 : f32 = subgroup_sum_0(values_0[i32(3)]);
+    result_0[i32(3)] = _S6;
+    (*_S2) = result_0;
+    return;
+}
+
+var<private> _S7 : u32;
+
+fn own_0( values_1 : array<f32, i32(4)>) -> f32
+{
+    ;
+    var result_1 : f32;
+    if(_S7 == u32(1))
+    {
+        result_1 = values_1[i32(1)];
+    }
+    else
+    {
+        result_1 = values_1[i32(0)];
+    }
+    ;
+    if(_S7 == u32(2))
+    {
+        result_1 = values_1[i32(2)];
+    }
+    ;
+    if(_S7 == u32(3))
+    {
+        result_1 = values_1[i32(3)];
+    }
+    return result_1;
+}
+
+fn MXFP4Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
+{
+    return u32(4) * offset_0 + row_0 * (k_1 / u32(32)) * u32(17);
+}
+
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S8 : ptr<function, array<u32, i32(4)>>)
+{
+    var begins_0 : array<u32, i32(4)>;
+    var _S9 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0, _S9));
+    begins_0[i32(1)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S9));
+    begins_0[i32(2)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0 + u32(2), _S9));
+    begins_0[i32(3)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0 + u32(3), _S9));
+    (*_S8) = begins_0;
+    return;
+}
+
+var<private> _S10 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
     return group_0.y * u32(32768) + group_0.x;
 }
 
-fn MXFP4Eights_places_0( i_0 : u32) -> vec2<u32>
+struct Products_0
 {
-    var _S3 : u32 = i_0 % u32(4);
-    return vec2<u32>(i_0 / u32(4) * u32(8) + _S3, i_0 / u32(4) * u32(8) + _S3 + u32(4));
-}
+     sums_0 : array<f32, i32(4)>,
+     squares_0 : f32,
+};
 
-fn word_at_byte_0( _S4 : u32,  _S5 : u32) -> u32
+struct MXFP4Eights_Eight_0
 {
-    var _S6 : u32 = _S4 + _S5 / u32(4);
-    var _S7 : u32 = _S5 % u32(4) * u32(8);
-    var _S8 : u32;
-    if(_S7 == u32(0))
-    {
-        _S8 = entryPointParams_weight_0[_S6];
-    }
-    else
-    {
-        _S8 = (((entryPointParams_weight_0[_S6] >> (_S7))) | (((entryPointParams_weight_0[_S6 + u32(1)] << ((u32(32) - _S7))))));
-    }
-    return _S8;
-}
+     q_0 : u32,
+     scale_0 : f32,
+};
 
-fn fp4_scale_0( _S9 : u32,  _S10 : u32) -> f32
+fn word_from_byte_0( byte_0 : u32,  first_1 : u32,  second_0 : u32) -> u32
 {
-    var _S11 : u32 = (((entryPointParams_weight_0[_S9 + _S10 / u32(4)] >> ((_S10 % u32(4) * u32(8))))) & (u32(255)));
+    var _S11 : u32 = byte_0 % u32(4) * u32(8);
     var _S12 : u32;
-    if(_S11 < u32(2))
+    if(_S11 == u32(0))
     {
-        _S12 = u32((i32(2097152) << (_S11)));
+        _S12 = first_1;
     }
     else
     {
-        _S12 = ((_S11 - u32(1)) << (u32(23)));
+        _S12 = (((first_1 >> (_S11))) | (((second_0 << ((u32(32) - _S11))))));
     }
-    return (bitcast<f32>((_S12)));
+    return _S12;
+}
+
+fn fp4_scale_0( _S13 : u32,  _S14 : u32) -> f32
+{
+    var _S15 : u32 = (((entryPointParams_weight_0[_S13 + _S14 / u32(4)] >> ((_S14 % u32(4) * u32(8))))) & (u32(255)));
+    var _S16 : u32;
+    if(_S15 < u32(2))
+    {
+        _S16 = u32((i32(2097152) << (_S15)));
+    }
+    else
+    {
+        _S16 = ((_S15 - u32(1)) << (u32(23)));
+    }
+    return (bitcast<f32>((_S16)));
+}
+
+fn MXFP4Eights_Eight_x24init_0( q_1 : u32,  scale_1 : f32) -> MXFP4Eights_Eight_0
+{
+    var _S17 : MXFP4Eights_Eight_0;
+    _S17.q_0 = q_1;
+    _S17.scale_0 = scale_1;
+    return _S17;
+}
+
+fn MXFP4Eights_load_0( _S18 : u32,  _S19 : u32) -> MXFP4Eights_Eight_0
+{
+    var _S20 : u32 = _S18 + _S19 / u32(4) * u32(17);
+    var _S21 : u32 = _S20 + u32(1) + _S19 % u32(4) * u32(4);
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S21, entryPointParams_weight_0[_S21 / u32(4)], entryPointParams_weight_0[_S21 / u32(4) + min(_S21 % u32(4), u32(1))]), fp4_scale_0(u32(0), _S20));
+}
+
+fn places_of_nibbles_0( i_0 : u32) -> vec2<u32>
+{
+    var _S22 : u32 = i_0 % u32(4);
+    return vec2<u32>(i_0 / u32(4) * u32(8) + _S22, i_0 / u32(4) * u32(8) + _S22 + u32(4));
+}
+
+fn MXFP4Eights_places_0( i_1 : u32) -> vec2<u32>
+{
+    return places_of_nibbles_0(i_1);
 }
 
 fn doubled_fp4_0( word_0 : u32) -> vec4<f32>
 {
-    var _S13 : vec4<u32> = vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24))));
-    var _S14 : vec4<u32> = _S13 % vec4<u32>(u32(8));
-    var _S15 : vec4<u32> = vec4<u32>(u32(2));
-    return vec4<f32>(vec4<i32>((((vec4<u32>(u32(3362009616)) >> ((_S14 * vec4<u32>(u32(4)))))) & (vec4<u32>(u32(15))))) * (vec4<i32>(i32(1)) - vec4<i32>((((_S13 >> (_S15))) & (_S15)))));
+    var _S23 : vec4<u32> = vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24))));
+    var _S24 : vec4<u32> = _S23 % vec4<u32>(u32(8));
+    var _S25 : vec4<u32> = vec4<u32>(u32(2));
+    return vec4<f32>(vec4<i32>((((vec4<u32>(u32(3362009616)) >> ((_S24 * vec4<u32>(u32(4)))))) & (vec4<u32>(u32(15))))) * (vec4<i32>(i32(1)) - vec4<i32>((((_S23 >> (_S25))) & (_S25)))));
 }
 
-fn MXFP4Eights_product_0( _S16 : u32,  _S17 : u32,  _S18 : u32,  _S19 : u32,  _S20 : vec4<f32>,  _S21 : vec4<f32>) -> f32
+fn MXFP4Eights_product_0( eight_0 : MXFP4Eights_Eight_0,  i_2 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
 {
-    var _S22 : u32 = (_S18 * (_S17 / u32(32)) + _S19 / u32(4)) * u32(17);
-    var _S23 : u32 = word_at_byte_0(_S16, _S22 + u32(1) + _S19 % u32(4) * u32(4));
-    return fp4_scale_0(_S16, _S22) * (dot(doubled_fp4_0(_S23), _S20) + dot(doubled_fp4_0((_S23 >> (u32(4)))), _S21));
+    return eight_0.scale_0 * (dot(doubled_fp4_0(eight_0.q_0), a_0) + dot(doubled_fp4_0(((eight_0.q_0) >> (u32(4)))), b_0));
 }
 
-fn product_0( _S24 : u32,  _S25 : u32,  _S26 : u32,  _S27 : u32,  _S28 : u32) -> f32
+fn add_products_0( _S26 : ptr<function, Products_0>,  _S27 : array<u32, i32(4)>,  _S28 : u32,  _S29 : u32,  _S30 : u32,  _S31 : u32)
 {
-    var _S29 : vec2<u32> = MXFP4Eights_places_0(_S25);
-    return MXFP4Eights_product_0(_S26, _S27, _S24, _S25, entryPointParams_x_0[_S28 + _S29.x], entryPointParams_x_0[_S28 + _S29.y]);
+    var eights_0 : array<MXFP4Eights_Eight_0, i32(8)>;
+    var _S32 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(0)], _S30);
+    eights_0[i32(0)] = _S32;
+    var _S33 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(1)], _S30);
+    eights_0[i32(1)] = _S33;
+    var _S34 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(2)], _S30);
+    eights_0[i32(2)] = _S34;
+    var _S35 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(3)], _S30);
+    eights_0[i32(3)] = _S35;
+    var _S36 : u32 = _S30 + _S31;
+    var _S37 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(0)], _S36);
+    eights_0[i32(4)] = _S37;
+    var _S38 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(1)], _S36);
+    eights_0[i32(5)] = _S38;
+    var _S39 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(2)], _S36);
+    eights_0[i32(6)] = _S39;
+    var _S40 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(3)], _S36);
+    eights_0[i32(7)] = _S40;
+    var _S41 : vec2<u32> = MXFP4Eights_places_0(_S30);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S28 + _S41.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S28 + _S41.y];
+    var _S42 : f32 = (*_S26).sums_0[i32(1)] + MXFP4Eights_product_0(_S33, _S30, a_1, b_1);
+    var _S43 : f32 = (*_S26).sums_0[i32(2)] + MXFP4Eights_product_0(_S34, _S30, a_1, b_1);
+    var _S44 : f32 = (*_S26).sums_0[i32(3)] + MXFP4Eights_product_0(_S35, _S30, a_1, b_1);
+    var _S45 : vec2<u32> = MXFP4Eights_places_0(_S36);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S28 + _S45.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S28 + _S45.y];
+    (*_S26).sums_0[i32(0)] = (*_S26).sums_0[i32(0)] + MXFP4Eights_product_0(_S32, _S30, a_1, b_1) + MXFP4Eights_product_0(_S37, _S36, a_2, b_2);
+    (*_S26).sums_0[i32(1)] = _S42 + MXFP4Eights_product_0(_S38, _S36, a_2, b_2);
+    (*_S26).sums_0[i32(2)] = _S43 + MXFP4Eights_product_0(_S39, _S36, a_2, b_2);
+    (*_S26).sums_0[i32(3)] = _S44 + MXFP4Eights_product_0(_S40, _S36, a_2, b_2);
+    return;
 }
 
-fn row_product_0( _S30 : u32,  _S31 : u32,  _S32 : u32,  _S33 : u32) -> f32
+fn add_products_1( _S46 : ptr<function, Products_0>,  _S47 : array<u32, i32(4)>,  _S48 : u32,  _S49 : u32,  _S50 : u32,  _S51 : u32)
 {
+    var eights_1 : array<MXFP4Eights_Eight_0, i32(4)>;
+    var _S52 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S47[i32(0)], _S50);
+    eights_1[i32(0)] = _S52;
+    var _S53 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S47[i32(1)], _S50);
+    eights_1[i32(1)] = _S53;
+    var _S54 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S47[i32(2)], _S50);
+    eights_1[i32(2)] = _S54;
+    var _S55 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S47[i32(3)], _S50);
+    eights_1[i32(3)] = _S55;
+    var _S56 : vec2<u32> = MXFP4Eights_places_0(_S50);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S48 + _S56.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S48 + _S56.y];
+    (*_S46).sums_0[i32(0)] = (*_S46).sums_0[i32(0)] + MXFP4Eights_product_0(_S52, _S50, a_3, b_3);
+    (*_S46).sums_0[i32(1)] = (*_S46).sums_0[i32(1)] + MXFP4Eights_product_0(_S53, _S50, a_3, b_3);
+    (*_S46).sums_0[i32(2)] = (*_S46).sums_0[i32(2)] + MXFP4Eights_product_0(_S54, _S50, a_3, b_3);
+    (*_S46).sums_0[i32(3)] = (*_S46).sums_0[i32(3)] + MXFP4Eights_product_0(_S55, _S50, a_3, b_3);
+    return;
+}
+
+fn products_of_thread_0( _S57 : array<u32, i32(4)>,  _S58 : u32,  _S59 : u32,  _S60 : u32) -> Products_0
+{
+    var products_0 : Products_0;
+    products_0.squares_0 = 0.0f;
+    products_0.sums_0[i32(0)] = 0.0f;
+    products_0.sums_0[i32(1)] = 0.0f;
+    products_0.sums_0[i32(2)] = 0.0f;
+    products_0.sums_0[i32(3)] = 0.0f;
     ;
-    var _S34 : u32 = _S1;
-    var _S35 : u32 = _S32 / u32(8);
+    var _S61 : u32 = _S10;
+    var _S62 : u32 = _S58 / u32(8);
     ;
-    var i_1 : u32 = _S2;
-    var sum_0 : f32 = 0.0f;
+    var i_3 : u32 = _S7;
     for(;;)
     {
-        var _S36 : u32 = i_1 + u32(3) * _S34;
-        if(_S36 < _S35)
+        if((i_3 + _S61) < _S62)
         {
         }
         else
         {
             break;
         }
-        var sum_1 : f32 = sum_0 + product_0(_S30, i_1, _S31, _S32, _S33) + product_0(_S30, i_1 + _S34, _S31, _S32, _S33) + product_0(_S30, i_1 + u32(2) * _S34, _S31, _S32, _S33) + product_0(_S30, _S36, _S31, _S32, _S33);
-        i_1 = i_1 + u32(4) * _S34;
-        sum_0 = sum_1;
+        add_products_0(&(products_0), _S57, _S59, _S60, i_3, _S61);
+        i_3 = i_3 + u32(2) * _S61;
     }
     for(;;)
     {
-        if(i_1 < _S35)
+        if(i_3 < _S62)
         {
         }
         else
         {
             break;
         }
-        var sum_2 : f32 = sum_0 + product_0(_S30, i_1, _S31, _S32, _S33);
-        i_1 = i_1 + _S34;
-        sum_0 = sum_2;
+        add_products_1(&(products_0), _S57, _S59, _S60, i_3, _S61);
+        i_3 = i_3 + _S61;
     }
-    var _S37 : f32 = subgroupAdd(sum_0);
-    return _S37;
+    return products_0;
 }
 
-fn gemv_0( _S38 : vec3<u32>,  _S39 : u32,  _S40 : ptr<function, GemvParams_std140_0>)
+fn gemv_0( _S63 : vec3<u32>,  _S64 : u32,  _S65 : ptr<function, GemvParams_std140_0>)
 {
     ;
-    var _S41 : u32 = _S1;
-    var _S42 : u32 = u32(128) / _S1;
-    var _S43 : u32 = group_number_0(_S38) * _S42;
-    var _S44 : u32 = _S39 / _S41;
-    var row_0 : u32 = _S43 + _S44;
+    var _S66 : u32 = _S10;
+    var _S67 : u32 = u32(128) / _S10;
+    var _S68 : u32 = (*_S65).groups_0 * _S67 * u32(4);
+    var _S69 : u32 = group_number_0(_S63) * _S67;
+    var _S70 : u32 = _S64 / _S66;
+    var first_2 : u32 = (_S69 + _S70) * u32(4);
     for(;;)
     {
-        if(row_0 < ((*_S40).n_0))
+        var _S71 : u32 = (*_S65).n_0;
+        if(first_2 < ((*_S65).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S45 : f32 = row_product_0(row_0, (*_S40).weight_offset_0, (*_S40).k_0, (*_S40).x_offset_0);
-        var _S46 : u32 = (*_S40).out_offset_0 + row_0;
-        var _S47 : bool = subgroupElect();
-        if(_S47)
+        ;
+        var _S72 : u32 = first_2 + _S7;
+        ;
+        var _S73 : bool;
+        if(_S7 < u32(4))
         {
-            var _S48 : f32;
-            if(((*_S40).accumulate_0) != u32(0))
-            {
-                _S48 = entryPointParams_result_0[_S46] + _S45;
-            }
-            else
-            {
-                _S48 = _S45;
-            }
-            entryPointParams_result_0[_S46] = _S48;
+            _S73 = _S72 < _S71;
         }
-        row_0 = row_0 + (*_S40).groups_0 * _S42;
+        else
+        {
+            _S73 = false;
+        }
+        var _S74 : bool;
+        if(_S73)
+        {
+            _S74 = ((*_S65).accumulate_0) != u32(0);
+        }
+        else
+        {
+            _S74 = false;
+        }
+        var sum_0 : f32;
+        if(_S74)
+        {
+            sum_0 = entryPointParams_result_0[(*_S65).out_offset_0 + _S72];
+        }
+        else
+        {
+            sum_0 = 0.0f;
+        }
+        var _S75 : array<u32, i32(4)>;
+        begins_of_rows_0((*_S65).weight_offset_0, (*_S65).k_0, first_2, _S71, &(_S75));
+        var _S76 : Products_0 = products_of_thread_0(_S75, (*_S65).k_0, (*_S65).x_offset_0, u32(0));
+        var _S77 : array<f32, i32(4)>;
+        subgroup_sums_0(_S76.sums_0, &(_S77));
+        var _S78 : f32 = own_0(_S77);
+        var sum_1 : f32 = sum_0 + _S78;
+        if(_S73)
+        {
+            entryPointParams_result_0[(*_S65).out_offset_0 + _S72] = sum_1;
+        }
+        first_2 = first_2 + _S68;
     }
     return;
 }
 
 @compute
 @workgroup_size(128, 1, 1)
-fn gemv_mxfp4(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32)
+fn gemv_mxfp4(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S1 = _builtinWaveLaneCount_0;
-    _S2 = _builtinWaveLaneIndex_0;
-    var _S49 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S49));
+    _S7 = _builtinWaveLaneIndex_0;
+    _S10 = _builtinWaveLaneCount_0;
+    var _S79 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_0, &(_S79));
     return;
 }

@@ -23,165 +23,340 @@ struct EntryPointParams_std140_0
 
 @binding(3) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-var<private> _S1 : u32;
+fn subgroup_sum_0( value_0 : f32) -> f32
+{
+    var _S1 : f32 = subgroupAdd(value_0);
+    return _S1;
+}
 
-var<private> _S2 : u32;
+fn subgroup_sums_0( values_0 : array<f32, i32(4)>,  _S2 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_0 : array<f32, i32(4)>;
+    var _S3 : f32 = subgroup_sum_0(values_0[i32(0)]);
+    result_0[i32(0)] = _S3;
+    var _S4 : f32 = subgroup_sum_0(values_0[i32(1)]);
+    result_0[i32(1)] = _S4;
+    var _S5 : f32 = subgroup_sum_0(values_0[i32(2)]);
+    result_0[i32(2)] = _S5;
+    var _S6 : f32 = subgroup_sum_0(values_0[i32(3)]);
+    result_0[i32(3)] = _S6;
+    (*_S2) = result_0;
+    return;
+}
+
+var<private> _S7 : u32;
+
+fn own_0( values_1 : array<f32, i32(4)>) -> f32
+{
+    ;
+    var result_1 : f32;
+    if(_S7 == u32(1))
+    {
+        result_1 = values_1[i32(1)];
+    }
+    else
+    {
+        result_1 = values_1[i32(0)];
+    }
+    ;
+    if(_S7 == u32(2))
+    {
+        result_1 = values_1[i32(2)];
+    }
+    ;
+    if(_S7 == u32(3))
+    {
+        result_1 = values_1[i32(3)];
+    }
+    return result_1;
+}
+
+fn Q6_KEights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
+{
+    return u32(2) * offset_0 + row_0 * (k_1 / u32(256)) * u32(105);
+}
+
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S8 : ptr<function, array<u32, i32(4)>>)
+{
+    var begins_0 : array<u32, i32(4)>;
+    var _S9 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = Q6_KEights_begin_0(offset_1, k_2, min(first_0, _S9));
+    begins_0[i32(1)] = Q6_KEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S9));
+    begins_0[i32(2)] = Q6_KEights_begin_0(offset_1, k_2, min(first_0 + u32(2), _S9));
+    begins_0[i32(3)] = Q6_KEights_begin_0(offset_1, k_2, min(first_0 + u32(3), _S9));
+    (*_S8) = begins_0;
+    return;
+}
+
+fn in_place_0( word_0 : u32,  zero_0 : f32) -> f32
+{
+    return (bitcast<f32>(((((word_0 & (u32(65280)))) | (u32(1191182336)))))) - ((bitcast<f32>((u32(1191182336)))) + zero_0);
+}
+
+fn in_place_1( word_1 : u32,  zero_1 : f32) -> f32
+{
+    return (bitcast<f32>(((((word_1 & (u32(255)))) | (u32(1258291200)))))) - ((bitcast<f32>((u32(1258291200)))) + zero_1);
+}
+
+var<private> _S10 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
     return group_0.y * u32(32768) + group_0.x;
 }
 
-fn Q6_KEights_places_0( i_0 : u32) -> vec2<u32>
+struct Products_0
 {
-    var _S3 : u32 = i_0 % u32(16);
-    return vec2<u32>(i_0 / u32(16) * u32(32) + _S3, i_0 / u32(16) * u32(32) + _S3 + u32(16));
-}
+     sums_0 : array<f32, i32(4)>,
+     squares_0 : f32,
+};
 
-fn word_at_0( _S4 : u32,  _S5 : u32) -> u32
+struct Q6_KEights_Eight_0
 {
-    var _S6 : u32 = _S4 + _S5 / u32(2);
-    var _S7 : u32;
-    if((_S5 % u32(2)) == u32(0))
+     low_0 : u32,
+     high_0 : u32,
+     first_1 : u32,
+     second_0 : u32,
+     d_0 : u32,
+};
+
+fn word_from_0( half_0 : u32,  first_2 : u32,  second_1 : u32) -> u32
+{
+    var _S11 : u32;
+    if((half_0 % u32(2)) == u32(0))
     {
-        _S7 = entryPointParams_weight_0[_S6];
+        _S11 = first_2;
     }
     else
     {
-        _S7 = (((entryPointParams_weight_0[_S6] >> (u32(16)))) | (((entryPointParams_weight_0[_S6 + u32(1)] << (u32(16))))));
+        _S11 = (((first_2 >> (u32(16)))) | (((second_1 << (u32(16))))));
     }
-    return _S7;
+    return _S11;
 }
 
-fn byte_at_0( _S8 : u32,  _S9 : u32,  _S10 : u32) -> f32
+fn load_word_0( _S12 : u32) -> u32
 {
-    var _S11 : u32 = u32(2) * _S9 + _S10;
-    return f32((i32((entryPointParams_weight_0[_S8 + _S11 / u32(4)] << ((u32(24) - _S11 % u32(4) * u32(8))))) >> (u32(24))));
+    return word_from_0(_S12, entryPointParams_weight_0[_S12 / u32(2)], entryPointParams_weight_0[_S12 / u32(2) + _S12 % u32(2)]);
 }
 
-fn unsigned_bytes_0( word_0 : u32) -> vec4<f32>
+fn load_half_0( _S13 : u32) -> u32
 {
-    return vec4<f32>((vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24)))) & (vec4<u32>(u32(255)))));
+    return (entryPointParams_weight_0[_S13 / u32(2)] >> ((_S13 % u32(2) * u32(16))));
 }
 
-fn sixes_0( low_0 : u32,  high_0 : u32) -> vec4<f32>
+fn Q6_KEights_Eight_x24init_0( low_1 : u32,  high_1 : u32,  first_3 : u32,  second_2 : u32,  d_1 : u32) -> Q6_KEights_Eight_0
 {
-    return unsigned_bytes_0((((low_0 & (u32(252645135)))) | (((((high_0 & (u32(50529027)))) << (u32(4))))))) - vec4<f32>(32.0f);
+    var _S14 : Q6_KEights_Eight_0;
+    _S14.low_0 = low_1;
+    _S14.high_0 = high_1;
+    _S14.first_1 = first_3;
+    _S14.second_0 = second_2;
+    _S14.d_0 = d_1;
+    return _S14;
 }
 
-fn halves_0( word_1 : u32) -> vec2<f32>
+fn Q6_KEights_load_0( _S15 : u32,  _S16 : u32) -> Q6_KEights_Eight_0
 {
-    return vec2<f32>((unpack2x16float(((word_1 & (u32(65535))))).x), (unpack2x16float(((word_1 >> (u32(16))))).x));
+    var _S17 : u32 = _S15 + _S16 / u32(32) * u32(105);
+    var _S18 : u32 = _S16 % u32(32);
+    var _S19 : u32 = _S18 / u32(16);
+    var _S20 : u32 = _S16 % u32(16);
+    var _S21 : u32 = _S19 * u32(8) + _S20 / u32(4);
+    var _S22 : u32 = _S21 % u32(2) * u32(8);
+    return Q6_KEights_Eight_x24init_0(load_word_0(_S17 + _S18 * u32(2)), ((load_word_0(_S17 + u32(64) + _S19 * u32(16) + _S16 % u32(8) * u32(2))) >> ((_S20 / u32(8) * u32(2)))), ((load_half_0(_S17 + u32(96) + _S21 / u32(2))) >> (_S22)), ((load_half_0(_S17 + u32(98) + _S21 / u32(2))) >> (_S22)), load_half_0(_S17 + u32(104)));
 }
 
-fn half_at_0( _S12 : u32,  _S13 : u32) -> f32
+fn Q6_KEights_places_0( i_0 : u32) -> vec2<u32>
 {
-    return halves_0((entryPointParams_weight_0[_S12 + _S13 / u32(2)] >> ((_S13 % u32(2) * u32(16))))).x;
+    var _S23 : u32 = i_0 % u32(16);
+    return vec2<u32>(i_0 / u32(16) * u32(32) + _S23, i_0 / u32(16) * u32(32) + _S23 + u32(16));
 }
 
-fn Q6_KEights_product_0( _S14 : u32,  _S15 : u32,  _S16 : u32,  _S17 : u32,  _S18 : vec4<f32>,  _S19 : vec4<f32>) -> f32
+fn whole_bytes_0( word_2 : u32,  zero_2 : f32) -> vec4<f32>
 {
-    var _S20 : u32 = (_S16 * (_S15 / u32(256)) + _S17 / u32(32)) * u32(105);
-    var _S21 : u32 = _S17 % u32(32);
-    var _S22 : u32 = _S21 / u32(16);
-    var _S23 : u32 = word_at_0(_S14, _S20 + _S21 * u32(2));
-    var _S24 : u32 = _S17 % u32(16);
-    var _S25 : u32 = ((word_at_0(_S14, _S20 + u32(64) + _S22 * u32(16) + _S17 % u32(8) * u32(2))) >> ((_S24 / u32(8) * u32(2))));
-    var _S26 : u32 = _S22 * u32(8) + _S24 / u32(4);
-    var _S27 : u32 = _S20 + u32(96);
-    return half_at_0(_S14, _S20 + u32(104)) * (byte_at_0(_S14, _S27, _S26) * dot(sixes_0(_S23, _S25), _S18) + byte_at_0(_S14, _S27, _S26 + u32(4)) * dot(sixes_0((_S23 >> (u32(4))), (_S25 >> (u32(4)))), _S19));
+    var _S24 : u32 = (word_2 >> (u32(16)));
+    return vec4<f32>(in_place_1(word_2, zero_2), in_place_0(word_2, zero_2), in_place_1(_S24, zero_2), in_place_0(_S24, zero_2));
 }
 
-fn product_0( _S28 : u32,  _S29 : u32,  _S30 : u32,  _S31 : u32,  _S32 : u32) -> f32
+fn halves_0( word_3 : u32) -> vec2<f32>
 {
-    var _S33 : vec2<u32> = Q6_KEights_places_0(_S29);
-    return Q6_KEights_product_0(_S30, _S31, _S28, _S29, entryPointParams_x_0[_S32 + _S33.x], entryPointParams_x_0[_S32 + _S33.y]);
+    return vec2<f32>((unpack2x16float(((word_3 & (u32(65535))))).x), (unpack2x16float(((word_3 >> (u32(16))))).x));
 }
 
-fn row_product_0( _S34 : u32,  _S35 : u32,  _S36 : u32,  _S37 : u32) -> f32
+fn Q6_KEights_product_0( eight_0 : Q6_KEights_Eight_0,  i_1 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
 {
+    return halves_0(eight_0.d_0).x * (in_place_1(((eight_0.first_1) ^ (u32(128))), 128.0f) * dot(whole_bytes_0(((((eight_0.low_0) & (u32(252645135)))) | ((((((eight_0.high_0) & (u32(50529027)))) << (u32(4)))))), 32.0f), a_0) + in_place_1(((eight_0.second_0) ^ (u32(128))), 128.0f) * dot(whole_bytes_0(((((((eight_0.low_0) >> (u32(4)))) & (u32(252645135)))) | ((((((((eight_0.high_0) >> (u32(4)))) & (u32(50529027)))) << (u32(4)))))), 32.0f), b_0));
+}
+
+fn add_products_0( _S25 : ptr<function, Products_0>,  _S26 : array<u32, i32(4)>,  _S27 : u32,  _S28 : u32,  _S29 : u32,  _S30 : u32)
+{
+    var eights_0 : array<Q6_KEights_Eight_0, i32(8)>;
+    var _S31 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(0)], _S29);
+    eights_0[i32(0)] = _S31;
+    var _S32 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(1)], _S29);
+    eights_0[i32(1)] = _S32;
+    var _S33 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(2)], _S29);
+    eights_0[i32(2)] = _S33;
+    var _S34 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(3)], _S29);
+    eights_0[i32(3)] = _S34;
+    var _S35 : u32 = _S29 + _S30;
+    var _S36 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(0)], _S35);
+    eights_0[i32(4)] = _S36;
+    var _S37 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(1)], _S35);
+    eights_0[i32(5)] = _S37;
+    var _S38 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(2)], _S35);
+    eights_0[i32(6)] = _S38;
+    var _S39 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(3)], _S35);
+    eights_0[i32(7)] = _S39;
+    var _S40 : vec2<u32> = Q6_KEights_places_0(_S29);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S27 + _S40.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S27 + _S40.y];
+    var _S41 : f32 = (*_S25).sums_0[i32(1)] + Q6_KEights_product_0(_S32, _S29, a_1, b_1);
+    var _S42 : f32 = (*_S25).sums_0[i32(2)] + Q6_KEights_product_0(_S33, _S29, a_1, b_1);
+    var _S43 : f32 = (*_S25).sums_0[i32(3)] + Q6_KEights_product_0(_S34, _S29, a_1, b_1);
+    var _S44 : vec2<u32> = Q6_KEights_places_0(_S35);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S27 + _S44.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S27 + _S44.y];
+    (*_S25).sums_0[i32(0)] = (*_S25).sums_0[i32(0)] + Q6_KEights_product_0(_S31, _S29, a_1, b_1) + Q6_KEights_product_0(_S36, _S35, a_2, b_2);
+    (*_S25).sums_0[i32(1)] = _S41 + Q6_KEights_product_0(_S37, _S35, a_2, b_2);
+    (*_S25).sums_0[i32(2)] = _S42 + Q6_KEights_product_0(_S38, _S35, a_2, b_2);
+    (*_S25).sums_0[i32(3)] = _S43 + Q6_KEights_product_0(_S39, _S35, a_2, b_2);
+    return;
+}
+
+fn add_products_1( _S45 : ptr<function, Products_0>,  _S46 : array<u32, i32(4)>,  _S47 : u32,  _S48 : u32,  _S49 : u32,  _S50 : u32)
+{
+    var eights_1 : array<Q6_KEights_Eight_0, i32(4)>;
+    var _S51 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S46[i32(0)], _S49);
+    eights_1[i32(0)] = _S51;
+    var _S52 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S46[i32(1)], _S49);
+    eights_1[i32(1)] = _S52;
+    var _S53 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S46[i32(2)], _S49);
+    eights_1[i32(2)] = _S53;
+    var _S54 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S46[i32(3)], _S49);
+    eights_1[i32(3)] = _S54;
+    var _S55 : vec2<u32> = Q6_KEights_places_0(_S49);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S47 + _S55.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S47 + _S55.y];
+    (*_S45).sums_0[i32(0)] = (*_S45).sums_0[i32(0)] + Q6_KEights_product_0(_S51, _S49, a_3, b_3);
+    (*_S45).sums_0[i32(1)] = (*_S45).sums_0[i32(1)] + Q6_KEights_product_0(_S52, _S49, a_3, b_3);
+    (*_S45).sums_0[i32(2)] = (*_S45).sums_0[i32(2)] + Q6_KEights_product_0(_S53, _S49, a_3, b_3);
+    (*_S45).sums_0[i32(3)] = (*_S45).sums_0[i32(3)] + Q6_KEights_product_0(_S54, _S49, a_3, b_3);
+    return;
+}
+
+fn products_of_thread_0( _S56 : array<u32, i32(4)>,  _S57 : u32,  _S58 : u32,  _S59 : u32) -> Products_0
+{
+    var products_0 : Products_0;
+    products_0.squares_0 = 0.0f;
+    products_0.sums_0[i32(0)] = 0.0f;
+    products_0.sums_0[i32(1)] = 0.0f;
+    products_0.sums_0[i32(2)] = 0.0f;
+    products_0.sums_0[i32(3)] = 0.0f;
     ;
-    var _S38 : u32 = _S1;
-    var _S39 : u32 = _S36 / u32(8);
+    var _S60 : u32 = _S10;
+    var _S61 : u32 = _S57 / u32(8);
     ;
-    var i_1 : u32 = _S2;
-    var sum_0 : f32 = 0.0f;
+    var i_2 : u32 = _S7;
     for(;;)
     {
-        var _S40 : u32 = i_1 + u32(3) * _S38;
-        if(_S40 < _S39)
+        if((i_2 + _S60) < _S61)
         {
         }
         else
         {
             break;
         }
-        var sum_1 : f32 = sum_0 + product_0(_S34, i_1, _S35, _S36, _S37) + product_0(_S34, i_1 + _S38, _S35, _S36, _S37) + product_0(_S34, i_1 + u32(2) * _S38, _S35, _S36, _S37) + product_0(_S34, _S40, _S35, _S36, _S37);
-        i_1 = i_1 + u32(4) * _S38;
-        sum_0 = sum_1;
+        add_products_0(&(products_0), _S56, _S58, _S59, i_2, _S60);
+        i_2 = i_2 + u32(2) * _S60;
     }
     for(;;)
     {
-        if(i_1 < _S39)
+        if(i_2 < _S61)
         {
         }
         else
         {
             break;
         }
-        var sum_2 : f32 = sum_0 + product_0(_S34, i_1, _S35, _S36, _S37);
-        i_1 = i_1 + _S38;
-        sum_0 = sum_2;
+        add_products_1(&(products_0), _S56, _S58, _S59, i_2, _S60);
+        i_2 = i_2 + _S60;
     }
-    var _S41 : f32 = subgroupAdd(sum_0);
-    return _S41;
+    return products_0;
 }
 
-fn gemv_0( _S42 : vec3<u32>,  _S43 : u32,  _S44 : ptr<function, GemvParams_std140_0>)
+fn gemv_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemvParams_std140_0>)
 {
     ;
-    var _S45 : u32 = _S1;
-    var _S46 : u32 = u32(128) / _S1;
-    var _S47 : u32 = group_number_0(_S42) * _S46;
-    var _S48 : u32 = _S43 / _S45;
-    var row_0 : u32 = _S47 + _S48;
+    var _S65 : u32 = _S10;
+    var _S66 : u32 = u32(128) / _S10;
+    var _S67 : u32 = (*_S64).groups_0 * _S66 * u32(4);
+    var _S68 : u32 = group_number_0(_S62) * _S66;
+    var _S69 : u32 = _S63 / _S65;
+    var first_4 : u32 = (_S68 + _S69) * u32(4);
     for(;;)
     {
-        if(row_0 < ((*_S44).n_0))
+        var _S70 : u32 = (*_S64).n_0;
+        if(first_4 < ((*_S64).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S49 : f32 = row_product_0(row_0, (*_S44).weight_offset_0, (*_S44).k_0, (*_S44).x_offset_0);
-        var _S50 : u32 = (*_S44).out_offset_0 + row_0;
-        var _S51 : bool = subgroupElect();
-        if(_S51)
+        ;
+        var _S71 : u32 = first_4 + _S7;
+        ;
+        var _S72 : bool;
+        if(_S7 < u32(4))
         {
-            var _S52 : f32;
-            if(((*_S44).accumulate_0) != u32(0))
-            {
-                _S52 = entryPointParams_result_0[_S50] + _S49;
-            }
-            else
-            {
-                _S52 = _S49;
-            }
-            entryPointParams_result_0[_S50] = _S52;
+            _S72 = _S71 < _S70;
         }
-        row_0 = row_0 + (*_S44).groups_0 * _S46;
+        else
+        {
+            _S72 = false;
+        }
+        var _S73 : bool;
+        if(_S72)
+        {
+            _S73 = ((*_S64).accumulate_0) != u32(0);
+        }
+        else
+        {
+            _S73 = false;
+        }
+        var sum_0 : f32;
+        if(_S73)
+        {
+            sum_0 = entryPointParams_result_0[(*_S64).out_offset_0 + _S71];
+        }
+        else
+        {
+            sum_0 = 0.0f;
+        }
+        var _S74 : array<u32, i32(4)>;
+        begins_of_rows_0((*_S64).weight_offset_0, (*_S64).k_0, first_4, _S70, &(_S74));
+        var _S75 : Products_0 = products_of_thread_0(_S74, (*_S64).k_0, (*_S64).x_offset_0, u32(0));
+        var _S76 : array<f32, i32(4)>;
+        subgroup_sums_0(_S75.sums_0, &(_S76));
+        var _S77 : f32 = own_0(_S76);
+        var sum_1 : f32 = sum_0 + _S77;
+        if(_S72)
+        {
+            entryPointParams_result_0[(*_S64).out_offset_0 + _S71] = sum_1;
+        }
+        first_4 = first_4 + _S67;
     }
     return;
 }
 
 @compute
 @workgroup_size(128, 1, 1)
-fn gemv_q6_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32)
+fn gemv_q6_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S1 = _builtinWaveLaneCount_0;
-    _S2 = _builtinWaveLaneIndex_0;
-    var _S53 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S53));
+    _S7 = _builtinWaveLaneIndex_0;
+    _S10 = _builtinWaveLaneCount_0;
+    var _S78 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_0, &(_S78));
     return;
 }
