@@ -91,6 +91,8 @@ class DeviceInfo:
     """True if the pages of mapped files can be wrapped, so that weights are used in place."""
     expands_weights: bool = False
     """True if weights of any format should be expanded to float32 when they are loaded."""
+    fuses: bool = False
+    """True if kernels that do several ops at once are faster than one kernel for each."""
     features: tuple[str, ...] = ()
     """Names of the optional features in use, for ``wasmetal devices`` and ``doctor``."""
 

@@ -59,6 +59,7 @@ class PhysicalDevice:
             operations_per_second=2e11,
             gpu=True,
             wraps_files=wraps_files,
+            fuses=True,
             features=("host pages in place", "weights in place" if wraps_files else "weights copied", "timestamps"),
         )
 

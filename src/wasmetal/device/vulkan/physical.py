@@ -95,6 +95,7 @@ class PhysicalDevice:
             subgroup_size=int(subgroup.subgroupSize),
             operations_per_second=_SPEEDS[self.tier],
             gpu=self.tier is not Tier.SOFTWARE,
+            fuses=True,
             features=("host page import", "timestamps", *(f.words for f in self.features if f.words)),
         )
 

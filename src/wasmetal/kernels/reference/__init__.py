@@ -7,7 +7,17 @@ float32, as GPU kernels do. The single-row case decodes tokens, and has its own 
 
 from collections.abc import Callable
 
-from wasmetal.kernels.reference import attention, elementwise, embed, experts, linear, matmul, reduce, rope
+from wasmetal.kernels.reference import (
+    attention,
+    elementwise,
+    embed,
+    experts,
+    linear,
+    matmul,
+    reduce,
+    rope,
+    split_attention,
+)
 
 KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
     "add": elementwise.add,
@@ -21,11 +31,12 @@ KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
     "layer_norm": reduce.layer_norm,
     "softmax": reduce.softmax,
     "argmax": reduce.argmax,
-    "rope": rope.rope,
     **attention.KERNELS,
     **embed.KERNELS,
     **experts.KERNELS,
     **linear.KERNELS,
     **matmul.KERNELS,
+    **rope.KERNELS,
+    **split_attention.KERNELS,
 }
 """The kernels, by their names in the catalog."""
