@@ -11,9 +11,11 @@ from tests.kernels.spirv import parse
 from wasmetal.kernels import compile as compiling
 from wasmetal.kernels.catalog import CATALOG, GRID_WIDTH, NO_BATCH, NO_SINKS, TARGETS, THREADS, Access, grid
 from wasmetal.kernels.reference import KERNELS
+from wasmetal.kernels.reference.split_attention import TILE
 from wasmetal.ops.attention import MAX_HEAD_DIM
 from wasmetal.ops.linear import GEMM_TILE
 from wasmetal.ops.matmul import MATMUL_TILE
+from wasmetal.ops.split_attention import HEADS
 
 
 def each(*targets):
@@ -124,8 +126,10 @@ def test_constants_are_the_same_in_python_and_slang():
     assert found["common", "GRID_WIDTH"] == GRID_WIDTH
     assert found["common", "NO_BATCH"] == NO_BATCH
     assert found["tiles", "TILE"] == GEMM_TILE == MATMUL_TILE
-    assert found["attention", "NO_SINKS"] == NO_SINKS
-    assert found["attention", "MAX_VECTORS"] * 4 == MAX_HEAD_DIM
+    assert found["attention", "NO_SINKS"] == found["attention_merge", "NO_SINKS"] == NO_SINKS
+    assert found["attention", "MAX_VECTORS"] * 4 == found["attention_part", "MAX_VECTORS"] * 4 == MAX_HEAD_DIM
+    assert found["attention_part", "HEADS"] == HEADS
+    assert found["attention_part", "TILE"] == TILE
 
 
 @pytest.mark.parametrize("groups", [1, GRID_WIDTH - 1, GRID_WIDTH, GRID_WIDTH + 1, 5 * GRID_WIDTH + 3])

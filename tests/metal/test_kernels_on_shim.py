@@ -23,7 +23,7 @@ from wasmetal import ops
 from wasmetal.device import Device
 from wasmetal.device.cpu import CpuDevice
 from wasmetal.kernels.catalog import CATALOG, GRID_WIDTH, THREADS
-from wasmetal.kernels.dtypes import WEIGHTS, DType
+from wasmetal.kernels.dtypes import KV, WEIGHTS, DType
 from wasmetal.ops import Tensor
 
 FLOATS = (DType.F32, DType.F16)
@@ -128,6 +128,27 @@ def mixed(bench, rows, position):
 
 def pool(bench, rng, pages, page_size, kv_heads, head_dim, dtype):
     return bench.put_pool(rng.standard_normal((pages, page_size, kv_heads, head_dim)), dtype)[0]
+
+
+def rope_append(bench, rng, dtype, rows, head_dim, position, interleaved):
+    q, k = put(bench, rng, rows, 3, head_dim, gap=2), put(bench, rng, rows, 2, head_dim)
+    v, table = put(bench, rng, rows, 2, head_dim, gap=3), put(bench, rng, 9, head_dim // 2 - 1, 2)
+    k_pages, v_pages = (pool(bench, rng, 4, 5, 2, head_dim, dtype) for _ in range(2))
+    sequences, batch = mixed(bench, rows, position)
+    paged = k_pages, v_pages, batch, sequences
+    bench.run(lambda rec: ops.rope_append(rec, q, k, v, table, *paged, interleaved=interleaved))
+    return [q, k_pages, v_pages]
+
+
+def split_attention(bench, rng, dtype, heads, kv_heads, head_dim, position, parts, window=None, sinks=False):
+    q, out = put(bench, rng, 2, heads, head_dim, gap=1), put(bench, rng, 2, heads * head_dim, gap=2)
+    k_pages, v_pages = (pool(bench, rng, 4, 60, kv_heads, head_dim, dtype) for _ in range(2))
+    sequences, batch = mixed(bench, 2, position)
+    scratch, scale = bench.empty(2, heads, parts, head_dim + 4), head_dim**-0.5
+    how = {"window": window, "sinks": put(bench, rng, heads) if sinks else None}
+    paged = k_pages, v_pages, batch, sequences
+    bench.run(lambda rec: ops.split_attention(rec, q, *paged, scratch, out, scale, **how))
+    return [out, scratch]
 
 
 def copy(bench, rng, rows, columns):
@@ -257,6 +278,13 @@ def cases() -> Iterator[Case]:
         yield case(CLOSE, attention, dtype, 3, 4, 2, 68, 5, 9, 4)
         yield case(CLOSE, attention, dtype, 3, 4, 2, 20, 5, 9, None, True)
         yield case(CLOSE, attention, dtype, 1, 2, 1, 20, 51, 140)  # More positions than a group has threads.
+    for dtype, interleaved in product(KV, (True, False)):
+        yield case(CLOSE, rope_append, dtype, 3, 32, 6, interleaved)
+    yield case(CLOSE, rope_append, DType.F16, 1, 12, 14, True)
+    for dtype in KV:
+        yield case(CLOSE, split_attention, dtype, 4, 2, 96, 140, 2)
+        yield case(CLOSE, split_attention, dtype, 10, 2, 32, 9, 3, 4, True)
+    yield case(CLOSE, split_attention, DType.F16, 2, 1, 256, 170, 1)
     for rows, position in ((1, 0), (3, 9), (1, -1)):
         yield case(EXACT, kv_append, DType.Q8_0, rows, 2, 96, position)
     for window in (None, 4):

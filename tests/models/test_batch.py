@@ -1,5 +1,6 @@
 """Several sessions in one forward pass: prompts beside decoding, each with the logits that it has alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.device.conftest import open_as_discrete
 from tests.models.oracle import logits_of, relative_error
 from tests.models.tiny import write_tiny_llama
 from wasmetal.device import Device
@@ -33,6 +35,24 @@ def forward(model: Model, work: list[tuple[Session, list[int]]]) -> list[NDArray
     places = [model.logits() for _ in work]
     model.forward([Request(session, some, place) for (session, some), place in zip(work, places, strict=True)])
     return [place.numpy().copy() for place in places]
+
+
+@pytest.mark.vulkan
+@pytest.mark.parametrize("counts", [(1,), (3, 70, 1), (64, 1, 512)])
+def test_on_a_device_with_memory_of_its_own(vulkan: Device, path: Path, counts: tuple[int, ...]) -> None:
+    """Which gets the inputs of each pass in one copy; batches of all sizes, and of rows that change."""
+    texts = [tokens(count + 4, seed) for seed, count in enumerate(counts)]
+    expected = [logits_of(path, text) for text in texts]
+    device = open_as_discrete()
+    device.backend.info = replace(device.info, unified=False)
+    with device, load_model(path, device, kv_type="f32") as model:
+        sessions = [model.session() for _ in texts]
+        done = [0] * len(texts)
+        for ends in (counts, [count + 1 for count in counts], [count + 4 for count in counts]):
+            work = [(s, text[begin:end]) for s, text, begin, end in zip(sessions, texts, done, ends, strict=True)]
+            for got, want, end in zip(forward(model, work), expected, ends, strict=True):
+                assert relative_error(got, want[end - 1]) < TOLERANCE
+            done = list(ends)
 
 
 def test_prompts_beside_decoding(device: Device, path: Path) -> None:

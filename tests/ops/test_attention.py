@@ -125,6 +125,7 @@ def check_attention(
     gap=0,
     window=None,
     sinks=None,
+    parts=None,
 ):
     rows = len(positions)
     rng = np.random.default_rng(rows + head_dim)
@@ -137,12 +138,14 @@ def check_attention(
         scale = head_dim**-0.5
         pools = cache.k, cache.v
         how = {"window": window, "sinks": None if sinks is None else bench.put(np.array(sinks, np.float32))}
-        bench.run(lambda rec: ops.attention(rec, queries, *pools, batch, cache.sequences, out, scale, **how))
+        scratch = [bench.empty(rows, heads, parts, head_dim + 4)] if parts else []
+        attend = ops.split_attention if parts else ops.attention
+        bench.run(lambda rec: attend(rec, queries, *pools, batch, cache.sequences, *scratch, out, scale, **how))
         got = bench.get(out)
         want = attention(q[:count], cache, positions, sequences, scale, window, sinks)
         assert_close(got[:count], want, 1e-5, np.abs(cache.values).max())
         assert (got[count:] == 7).all()
-        bench.only(out)
+        bench.only(out, *scratch)
 
 
 def fitting(dtype, kv_heads, head_dim):
@@ -287,6 +290,24 @@ def test_attention_to_huge_scores(device):
         assert_close(bench.get(out), values[0, 4], 1e-6)
 
 
+def check_appended(bench, cache, dtype, new_k, new_v, positions, sequences, error_of_k=0.0):
+    """The rows of these positions are in their slots, and the rest of the pools is as it was."""
+    for pool, new, old, error in ((cache.k, new_k, cache.keys, error_of_k), (cache.v, new_v, cache.values, 0.0)):
+        want, written = old.astype(np.float64), np.zeros(old.shape, bool)
+        for row, position in enumerate(positions):
+            table, length = cache.find(sequences[row])
+            if position % 2**32 < length:
+                slot = cache.slots(table, position)
+                want[slot], written[slot] = new[row], True
+        got = bench.get_pool(pool)
+        assert (got[~written] == old[~written]).all()
+        blocks = np.abs(want.reshape(-1, 4 if dtype is not DType.Q8_0 else 32))
+        most = np.broadcast_to(blocks.max(axis=1, keepdims=True), blocks.shape).reshape(want.shape)
+        tolerance = {DType.F32: 0, DType.F16: 2**-10, DType.Q8_0: 0.501 / 127 + 2**-10}[dtype]
+        scale = most if dtype is DType.Q8_0 else np.abs(want)
+        assert_close(got[written], want[written], 1.0, tolerance * scale[written] + error)
+
+
 def check_kv_append(device, dtype, tables, lengths, positions, sequences, valid):
     rng, rows = np.random.default_rng(3), len(positions)
     kv_heads, head_dim, page_size = 3, fitting(dtype, 3, 12), 10
@@ -296,20 +317,7 @@ def check_kv_append(device, dtype, tables, lengths, positions, sequences, valid)
         k, v = bench.put(new_k, gap=1), bench.put(new_v, gap=2)
         batch = bench.batch(rows, valid, np.array(positions), np.array(sequences))
         bench.run(lambda rec: ops.kv_append(rec, k, v, cache.k, cache.v, batch, cache.sequences))
-        for pool, new, old in ((cache.k, new_k, cache.keys), (cache.v, new_v, cache.values)):
-            want, written = old.astype(np.float64), np.zeros(old.shape, bool)
-            for row in range(valid if 0 <= valid <= rows else rows):
-                table, length = cache.find(sequences[row])
-                if positions[row] % 2**32 < length:
-                    slot = cache.slots(table, positions[row])
-                    want[slot], written[slot] = new[row], True
-            got = bench.get_pool(pool)
-            assert (got[~written] == old[~written]).all()
-            blocks = np.abs(want.reshape(-1, 4 if dtype is not DType.Q8_0 else 32))
-            most = np.broadcast_to(blocks.max(axis=1, keepdims=True), blocks.shape).reshape(want.shape)
-            tolerance = {DType.F32: 0, DType.F16: 2**-10, DType.Q8_0: 0.501 / 127 + 2**-10}[dtype]
-            scale = most if dtype is DType.Q8_0 else np.abs(want)
-            assert_close(got[written], want[written], tolerance, scale[written])
+        check_appended(bench, cache, dtype, new_k, new_v, positions[: valid if 0 <= valid <= rows else rows], sequences)
         bench.only(cache.k, cache.v)
 
 

@@ -284,6 +284,22 @@ _KERNELS = (
     ),
     *(
         Kernel(
+            name=f"rope_append_{dtype.suffix}",
+            source="rope_append",
+            buffers=(
+                *(_update("q"), _read("k"), _read("v"), _read("table")),
+                *(_write("k_pages", vector), _write("v_pages", vector), *_PAGED),
+            ),
+            fields=_u32(
+                "batch_row rows heads columns head_dim q_stride k_stride v_stride pairs positions interleaved"
+                " pages page_size sequence_count table_length"
+            ),
+            defines=(("ELEMENT", _ELEMENTS[dtype]),),
+        )
+        for dtype, vector in _POOLS
+    ),
+    *(
+        Kernel(
             name=f"attention_{dtype.suffix}",
             source="attention",
             buffers=(
@@ -306,6 +322,31 @@ _KERNELS = (
             defines=(("ELEMENT", _ELEMENTS[dtype]),),
         )
         for dtype, vector in _POOLS
+    ),
+    # Scratch memory has, for each row, head and part, the sums of its values, and a vector of four: the largest score,
+    # the sum of the weights, and 1, or 0 if the part is empty. Of empty parts only this vector is written.
+    *(
+        Kernel(
+            name=f"attention_part_{dtype.suffix}",
+            source="attention_part",
+            buffers=(
+                *(_read("q"), _read("k_pages", vector), _read("v_pages", vector), *_PAGED),
+                _write("scratch", 16),
+            ),
+            fields=(
+                *_u32("batch_row rows heads kv_heads head_dim q_stride pages page_size sequence_count table_length"),
+                ("scale", "f32"),
+                *_u32("window parts"),
+            ),
+            defines=(("ELEMENT", _ELEMENTS[dtype]),),
+        )
+        for dtype, vector in _POOLS
+    ),
+    Kernel(
+        name="attention_merge",
+        source="attention_merge",
+        buffers=(_read("scratch", 16), _BATCH, _read("sinks"), _write("out")),
+        fields=_u32("batch_row rows heads head_dim out_stride parts"),
     ),
     *(
         Kernel(

@@ -5,15 +5,18 @@ only the number of valid rows from it.
 """
 
 from wasmetal.kernels.dtypes import DType
-from wasmetal.ops.attention import attention, kv_append, rope
+from wasmetal.ops.attention import attention
 from wasmetal.ops.batch import batch_shape, sequences_shape
 from wasmetal.ops.elementwise import add, copy, gelu, gelu_mul, scale, silu_mul, swiglu_oai
 from wasmetal.ops.experts import expert_linear, top_k, weighted_sum
 from wasmetal.ops.fused import norm_gated, norm_linear
+from wasmetal.ops.kv_append import kv_append
 from wasmetal.ops.linear import embed, linear
 from wasmetal.ops.matmul import matmul
 from wasmetal.ops.recorder import Recorder
 from wasmetal.ops.reduce import argmax, layer_norm, rms_norm, softmax
+from wasmetal.ops.rope import rope, rope_append
+from wasmetal.ops.split_attention import scratch_shape, split_attention
 from wasmetal.ops.tensor import ALIGNMENT, Tensor
 
 __all__ = [
@@ -38,10 +41,13 @@ __all__ = [
     "norm_linear",
     "rms_norm",
     "rope",
+    "rope_append",
     "scale",
+    "scratch_shape",
     "sequences_shape",
     "silu_mul",
     "softmax",
+    "split_attention",
     "swiglu_oai",
     "top_k",
     "weighted_sum",

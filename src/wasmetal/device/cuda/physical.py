@@ -76,6 +76,7 @@ class PhysicalDevice:
             subgroup_size=WARP,
             operations_per_second=5e10 if integrated else 2e11,
             gpu=True,
+            fuses=True,
             features=(f"compute capability {major}.{minor}", "host page registration", "graphs"),
         )
 

@@ -7,7 +7,18 @@ float32, as GPU kernels do. The single-row case decodes tokens, and has its own 
 
 from collections.abc import Callable
 
-from wasmetal.kernels.reference import attention, elementwise, embed, experts, fused, linear, matmul, reduce, rope
+from wasmetal.kernels.reference import (
+    attention,
+    elementwise,
+    embed,
+    experts,
+    fused,
+    linear,
+    matmul,
+    reduce,
+    rope,
+    split_attention,
+)
 
 KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
     "add": elementwise.add,
@@ -21,12 +32,13 @@ KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
     "layer_norm": reduce.layer_norm,
     "softmax": reduce.softmax,
     "argmax": reduce.argmax,
-    "rope": rope.rope,
     **attention.KERNELS,
     **embed.KERNELS,
     **experts.KERNELS,
     **fused.KERNELS,
     **linear.KERNELS,
     **matmul.KERNELS,
+    **rope.KERNELS,
+    **split_attention.KERNELS,
 }
 """The kernels, by their names in the catalog."""

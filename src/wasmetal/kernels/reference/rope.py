@@ -1,16 +1,19 @@
-"""Rotary position embedding."""
+"""Rotary position embedding, also of keys on their way to the KV cache."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wasmetal.kernels.reference.batch import Rows
+from wasmetal.kernels.dtypes import KV, DType
+from wasmetal.kernels.reference.batch import Rows, Sequences
+from wasmetal.kernels.reference.pools import open_pool
 from wasmetal.kernels.reference.scratch import BLOCK, steps
-from wasmetal.kernels.reference.views import Bytes, array
+from wasmetal.kernels.reference.views import Bytes, array, rows
 
 
 def rope(p: SimpleNamespace, x: Bytes, table: Bytes, batch: Bytes) -> Callable[[], None]:
@@ -22,12 +25,12 @@ def rope(p: SimpleNamespace, x: Bytes, table: Bytes, batch: Bytes) -> Callable[[
     begin = p.x_offset * 4
 
     def blockwise(turn_some: Callable[[tuple[slice, slice, slice], NDArray[np.complex64]], None]) -> None:
-        for rows in steps(batch_rows.count(), BLOCK // (p.heads * p.pairs)):
-            positions = np.minimum(batch_rows.positions(rows), last)
+        for some in steps(batch_rows.count(), BLOCK // (p.heads * p.pairs)):
+            positions = np.minimum(batch_rows.positions(some), last)
             for pairs in steps(p.pairs, BLOCK):
                 turn = turns[positions, None, pairs]
                 for heads in steps(p.heads, BLOCK // p.pairs):
-                    turn_some((rows, heads, pairs), turn)
+                    turn_some((some, heads, pairs), turn)
 
     if p.interleaved:
         numbers: NDArray[np.complex64] = np.ndarray(shape, np.complex64, x, begin, (*strides, 8))
@@ -55,3 +58,49 @@ def rope(p: SimpleNamespace, x: Bytes, table: Bytes, batch: Bytes) -> Callable[[
         a[:] = turned
 
     return lambda: blockwise(turn_halves)
+
+
+def rope_append(
+    dtype: DType,
+    p: SimpleNamespace,
+    q: Bytes,
+    k: Bytes,
+    v: Bytes,
+    table: Bytes,
+    k_pages: Bytes,
+    v_pages: Bytes,
+    batch: Bytes,
+    sequences: Bytes,
+) -> Callable[[], None]:
+    """Turn each valid row of q in place; write k, turned, and v to its position's slot, if its sequence has it."""
+    turn_queries = rope(SimpleNamespace(**vars(p), x_offset=p.q_offset, x_stride=p.q_stride), q, table, batch)
+    keys = rows(k, p.k_offset, p.rows, p.columns, p.k_stride)
+    values = rows(v, p.v_offset, p.rows, p.columns, p.v_stride)
+    key_pool = open_pool(dtype, k_pages, p.k_pages_offset, p.pages * p.page_size, 1, p.columns)
+    value_pool = open_pool(dtype, v_pages, p.v_pages_offset, p.pages * p.page_size, 1, p.columns)
+    turns = array(table, p.table_offset * 4, (p.positions, p.pairs), np.complex64)
+    batch_rows, tables = Rows(p, batch), Sequences(p, sequences)
+    firsts = slice(0, 2 * p.pairs, 2) if p.interleaved else slice(0, p.pairs)
+    seconds = slice(1, 2 * p.pairs, 2) if p.interleaved else slice(p.pairs, 2 * p.pairs)
+
+    def run() -> None:
+        turn_queries()
+        for row in range(batch_rows.count()):
+            position, sequence = batch_rows.row(row)
+            pages, length = tables.find(sequence)
+            if position < length:
+                turned = keys[row].copy()
+                heads = turned.reshape(-1, p.head_dim)
+                pairs = (heads[:, firsts] + 1j * heads[:, seconds]) * turns[min(position, p.positions - 1)]
+                heads[:, firsts], heads[:, seconds] = pairs.real, pairs.imag
+                slot = tables.slot(pages, position)
+                key_pool.write(slot, turned)
+                value_pool.write(slot, values[row])
+
+    return run
+
+
+KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
+    "rope": rope,
+    **{f"rope_append_{dtype.suffix}": partial(rope_append, dtype) for dtype in KV},
+}

@@ -31,8 +31,11 @@ from wasmetal.ops import (
     kv_append,
     rms_norm,
     rope,
+    rope_append,
     scale,
+    scratch_shape,
     silu_mul,
+    split_attention,
 )
 
 NEUTRAL: Mapping[str, Any] = {
@@ -297,6 +300,7 @@ class Decoder:
         q, kv = self._widths["q"], self._widths["k"]
         self._x, self._normed = (buffers.tensor(rows, c.embedding_length) for _ in range(2))
         self._qkv, self._attended = buffers.tensor(rows, q + 2 * kv), buffers.tensor(rows, q)
+        self._parts = buffers.tensor(*scratch_shape(1, c.head_count, c.head_count_kv, c.head_dim))
         self._feed_forward.allocate(buffers, rows)
         self._last = buffers.tensor(1, c.embedding_length)
 
@@ -310,6 +314,9 @@ class Decoder:
         k = _heads(qkv.columns(q_end, k_end), c.head_dim)
         v = _heads(qkv.columns(k_end, qkv.shape[1]), c.head_dim)
         q_and_k = _heads(qkv.columns(0, k_end), c.head_dim)
+
+        scratch = (self._parts,) if rows == 1 and rec.info.fuses else ()
+        attend: Callable[..., None] = split_attention if scratch else attention
 
         def normed_by(weight: Tensor | None) -> Normed:
             """The residual stream, normed if there is a weight for it."""
@@ -336,11 +343,15 @@ class Decoder:
                 if name in norms:
                     what = replace(part, shape=(rows, width)) if self.qk_norm == "rows" else part
                     rms_norm(rec, what, norms[name], what, c.norm_epsilon, batch=valid)
-            if block.rope:
-                rope(rec, q_and_k, block.rope, batch, interleaved=self.interleaved_rope)
-            kv_append(rec, k, v, k_pages, v_pages, batch, sequences)
-            attention(
-                *(rec, q, k_pages, v_pages, batch, sequences, attended, self.attention_scale),
+            if block.rope and rec.info.fuses:
+                paged = k_pages, v_pages, batch, sequences
+                rope_append(rec, q, k, v, block.rope, *paged, interleaved=self.interleaved_rope)
+            else:
+                if block.rope:
+                    rope(rec, q_and_k, block.rope, batch, interleaved=self.interleaved_rope)
+                kv_append(rec, k, v, k_pages, v_pages, batch, sequences)
+            attend(
+                *(rec, q, k_pages, v_pages, batch, sequences, *scratch, attended, self.attention_scale),
                 window=block.window,
                 sinks=block.sinks,
             )

@@ -11,7 +11,7 @@ from wasmetal.kernels.dtypes import KV, DType, tensor_bytes
 from wasmetal.models.architectures.network import Config
 from wasmetal.models.files.model_file import FileTensor
 from wasmetal.models.lm.kv_cache import PAGE_SIZE
-from wasmetal.ops.attention import fits_q8_0
+from wasmetal.ops.pools import fits_q8_0
 
 KV_TYPES = {dtype.suffix: dtype for dtype in KV}
 """The types that a KV cache can have, by the names that callers use."""

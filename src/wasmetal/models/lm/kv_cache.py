@@ -1,7 +1,7 @@
 """The paged KV cache: a model's pool of pages, which forked sessions share until one of them writes to a page.
 
 A page holds the keys and values of PAGE_SIZE positions for every layer, in one of the types KV (``kernels/dtypes.py``).
-After W. Kwon et al., "PagedAttention", 2023. How a position lies in a page is described in ``ops/attention.py``.
+After W. Kwon et al., "PagedAttention", 2023. How a position lies in a page is described in ``ops/pools.py``.
 
 The cache is only as large as it is used. Where memory takes room when it is first written to, the operating system sees
 to that. On other devices the pools begin with FIRST_PAGES pages, and are replaced by larger ones when they are full:
@@ -23,7 +23,7 @@ from wasmetal.kernels.reference.pools import open_pool
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.lm.quota import Holder, Quota
 from wasmetal.ops import DType, Recorder, Tensor, copy
-from wasmetal.ops.attention import fits_q8_0
+from wasmetal.ops.pools import fits_q8_0
 
 PAGE_SIZE = 32
 """Positions per page."""

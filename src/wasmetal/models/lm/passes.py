@@ -13,7 +13,7 @@ from wasmetal.errors import DeviceError, DeviceLostError
 from wasmetal.models.architectures.network import Inputs, Network
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.lm.kv_cache import KVCache
-from wasmetal.ops import DType, Recorder, Tensor, batch_shape, sequences_shape
+from wasmetal.ops import ALIGNMENT, DType, Recorder, Tensor, batch_shape, copy, sequences_shape
 
 ROWS = (1, 64, 512)
 """Shape classes: the forward pass is recorded once for each; a batch takes the smallest that its rows fit."""
@@ -53,12 +53,15 @@ class Pass:
         shapes = {"ids": (ROWS[-1],), "batch": batch_shape(ROWS[-1]), "sequences": sequences_shape(SEQUENCES, pages)}
         sizes = {name: 4 * int(np.prod(shape)) for name, shape in shapes.items()}
         starts = np.cumsum([0, *(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes.values())]).tolist()
-        buffer = buffers.allocate(starts[-1], MemoryKind.SHARED)
-        self._tensors = {
-            name: Tensor(buffer, start, DType.I32, shape)
-            for (name, shape), start in zip(shapes.items(), starts, strict=False)
-        }
-        self._ids, self._batch, self._sequences = (tensor.numpy() for tensor in self._tensors.values())
+        self._buffer = buffers.allocate(starts[-1], MemoryKind.SHARED)
+        self._copy = None if device.info.unified else buffers.allocate(starts[-1])
+        """What kernels read, if the inputs are far from the device: they are needed in every layer."""
+        written, read = (
+            [Tensor(buffer, start, DType.I32, shape) for shape, start in zip(shapes.values(), starts, strict=False)]
+            for buffer in (self._buffer, self._copy or self._buffer)
+        )
+        self._ids, self._batch, self._sequences = (tensor.numpy() for tensor in written)
+        self._inputs = Inputs(*read)
 
     def write(self, segments: Sequence[Segment]) -> None:
         """Write the inputs of the next submission: rows of up to SEQUENCES sequences, at most ROWS[-1] in all."""
@@ -80,10 +83,15 @@ class Pass:
             self._version = self._cache.version
         fitting = next(size for size in ROWS if size >= rows)
         if fitting not in self._lists:
-            ids, batch, sequences = self._tensors.values()
-            inputs = Inputs(ids.rows(0, fitting), batch.rows(0, 1 + fitting), sequences)
+            sequences = self._inputs.sequences
             commands = self._device.record()
-            self._network.body(Recorder(self._device.info, commands), inputs, self._cache.layers)
+            rec = Recorder(self._device.info, commands)
+            if self._copy:
+                used = sequences.rows(0, min(fitting, SEQUENCES))
+                words = -(-(used.offset + used.nbytes) // ALIGNMENT) * ALIGNMENT // 4
+                copy(rec, *(Tensor(buffer, 0, DType.I32, (words,)) for buffer in (self._buffer, self._copy)))
+            inputs = Inputs(self._inputs.ids.rows(0, fitting), self._inputs.batch.rows(0, 1 + fitting), sequences)
+            self._network.body(rec, inputs, self._cache.layers)
             commands.finish()
             self._lists[fitting] = commands
         return self._lists[fitting]

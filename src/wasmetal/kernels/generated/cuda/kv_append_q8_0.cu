@@ -39,9 +39,208 @@ __device__ float4  max_0(float4  x_1, float4  y_1)
     return result_1;
 }
 
-__device__ float4  clamp_0(float4  x_2, float4  minBound_0, float4  maxBound_0)
+struct Plain_0
 {
-    return min_0(max_0(x_2, minBound_0), maxBound_0);
+    StructuredBuffer<float> x_2;
+    uint begin_0;
+};
+
+struct Run_0
+{
+    uint vector_0;
+    uint scale_0;
+};
+
+__device__ Run_0 Run_x24init_0(uint vector_1, uint scale_1)
+{
+    Run_0 _S1;
+    (&_S1)->vector_0 = vector_1;
+    (&_S1)->scale_0 = scale_1;
+    return _S1;
+}
+
+__device__ Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_0, uint element_0)
+{
+    uint _S2 = offset_0 + slot_0 * (columns_0 / 64U * 17U);
+    return Run_x24init_0(_S2 + element_0 / 4U, 2U * (_S2 + columns_0 / 4U) + element_0 / 32U);
+}
+
+__device__ float4  Plain_four_0(Plain_0 * this_0, uint element_1)
+{
+    uint _S3 = this_0->begin_0 + element_1;
+    StructuredBuffer<float> _S4 = this_0->x_2;
+    float _S5 = __ldg((&(this_0->x_2)[_S3]));
+    float _S6 = __ldg((&(_S4)[_S3 + 1U]));
+    float _S7 = __ldg((&(_S4)[_S3 + 2U]));
+    float _S8 = __ldg((&(_S4)[_S3 + 3U]));
+    return make_float4 (_S5, _S6, _S7, _S8);
+}
+
+__device__ float4  abs_0(float4  x_3)
+{
+    float4  result_2;
+    int i_2 = int(0);
+    for(;;)
+    {
+        if(i_2 < int(4))
+        {
+        }
+        else
+        {
+            break;
+        }
+        *_slang_vector_get_element_ptr(&result_2, i_2) = (F32_abs((_slang_vector_get_element(x_3, i_2))));
+        i_2 = i_2 + int(1);
+    }
+    return result_2;
+}
+
+__device__ float4  clamp_0(float4  x_4, float4  minBound_0, float4  maxBound_0)
+{
+    return min_0(max_0(x_4, minBound_0), maxBound_0);
+}
+
+__device__ uint pack_halves_0(float2  values_0)
+{
+    return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
+}
+
+__device__ void Blocks8_append_0(RWStructuredBuffer<uint> pool_0, uint offset_1, uint slot_1, uint columns_1, uint element_2, Plain_0 * x_5)
+{
+    float _S9;
+    Run_0 _S10 = Blocks8_run_0(offset_1, slot_1, columns_1, element_2);
+    int2  _S11 = make_int2 (int(0));
+    float2  _S12 = make_float2 ((float)_S11.x, (float)_S11.y);
+    float2  scales_0 = _S12;
+    uint block_0 = 0U;
+    for(;;)
+    {
+        if(block_0 < 2U)
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint i_3 = 0U;
+        float most_0 = 0.0f;
+        for(;;)
+        {
+            if(i_3 < 8U)
+            {
+            }
+            else
+            {
+                break;
+            }
+            float4  _S13 = Plain_four_0(x_5, element_2 + 32U * block_0 + 4U * i_3);
+            float4  _S14 = abs_0(_S13);
+            bool _S15;
+            if(_S14.x > most_0)
+            {
+                _S15 = true;
+            }
+            else
+            {
+                _S15 = (F32_isnan((_S14.x)));
+            }
+            if(_S15)
+            {
+                _S9 = _S14.x;
+            }
+            else
+            {
+                _S9 = most_0;
+            }
+            bool _S16;
+            if(_S14.y > _S9)
+            {
+                _S16 = true;
+            }
+            else
+            {
+                _S16 = (F32_isnan((_S14.y)));
+            }
+            float _S17;
+            if(_S16)
+            {
+                _S17 = _S14.y;
+            }
+            else
+            {
+                _S17 = _S9;
+            }
+            bool _S18;
+            if(_S14.z > _S17)
+            {
+                _S18 = true;
+            }
+            else
+            {
+                _S18 = (F32_isnan((_S14.z)));
+            }
+            float _S19;
+            if(_S18)
+            {
+                _S19 = _S14.z;
+            }
+            else
+            {
+                _S19 = _S17;
+            }
+            bool _S20;
+            if(_S14.w > _S19)
+            {
+                _S20 = true;
+            }
+            else
+            {
+                _S20 = (F32_isnan((_S14.w)));
+            }
+            if(_S20)
+            {
+                most_0 = _S14.w;
+            }
+            else
+            {
+                most_0 = _S19;
+            }
+            i_3 = i_3 + 1U;
+        }
+        *_slang_vector_get_element_ptr(&scales_0, block_0) = most_0 / 127.0f;
+        if(most_0 > 0.0f)
+        {
+            _S9 = 127.0f / most_0;
+        }
+        else
+        {
+            _S9 = 0.0f;
+        }
+        uint i_4 = 0U;
+        for(;;)
+        {
+            if(i_4 < 8U)
+            {
+            }
+            else
+            {
+                break;
+            }
+            float4  _S21 = Plain_four_0(x_5, element_2 + 32U * block_0 + 4U * i_4);
+            float4  _S22 = make_float4 (_S9) * _S21;
+            int4  _S23 = make_int4 (int(-127));
+            float4  _S24 = make_float4 ((float)_S23.x, (float)_S23.y, (float)_S23.z, (float)_S23.w);
+            int4  _S25 = make_int4 (int(127));
+            float4  _S26 = make_float4 ((float)_S25.x, (float)_S25.y, (float)_S25.z, (float)_S25.w);
+            float4  _S27 = clamp_0(_S22 + _slang_select(_S22 < make_float4 (0.0f), make_float4 (-0.5f),make_float4 (0.5f)), _S24, _S26);
+            int4  _S28 = make_int4 ((int)_S27.x, (int)_S27.y, (int)_S27.z, (int)_S27.w);
+            *(&(pool_0)[_S10.vector_0 + 8U * block_0 + i_4]) = uint(((((_S28.x) & int(255)) | (((_S28.y) & int(255)) << int(8))) | (((_S28.z) & int(255)) << int(16))) | ((_S28.w) << int(24)));
+            i_4 = i_4 + 1U;
+        }
+        block_0 = block_0 + 1U;
+    }
+    *(&(pool_0)[_S10.scale_0 / 2U]) = pack_halves_0(scales_0);
+    return;
 }
 
 __device__ uint group_number_0(uint3  group_0)
@@ -54,182 +253,68 @@ __device__ uint thread_number_0(uint3  group_1, uint thread_0)
     return group_number_0(group_1) * 128U + thread_0;
 }
 
-__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_0, uint first_0, uint rows_0)
+__device__ uint valid_rows_0(StructuredBuffer<uint> batch_0, uint offset_2, uint first_0, uint rows_0)
 {
-    uint _S1;
-    if(offset_0 == 4294967295U)
+    uint _S29;
+    if(offset_2 == 4294967295U)
     {
-        _S1 = rows_0;
+        _S29 = rows_0;
     }
     else
     {
-        uint _S2 = __ldg((&(batch_0)[offset_0]));
-        _S1 = (U32_min(((U32_max((_S2), (first_0))) - first_0), (rows_0)));
+        uint _S30 = __ldg((&(batch_0)[offset_2]));
+        _S29 = (U32_min(((U32_max((_S30), (first_0))) - first_0), (rows_0)));
     }
-    return _S1;
+    return _S29;
 }
 
-__device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_1, uint row_0)
+__device__ uint row_sequence_0(StructuredBuffer<uint> batch_1, uint offset_3, uint row_0)
 {
-    uint _S3 = __ldg((&(batch_1)[offset_1 + 3U + 2U * row_0]));
-    return _S3;
+    uint _S31 = __ldg((&(batch_1)[offset_3 + 3U + 2U * row_0]));
+    return _S31;
 }
 
 struct SequenceTable_0
 {
-    uint begin_0;
+    uint begin_1;
     uint page_size_0;
     uint pages_0;
     uint length_0;
 };
 
-__device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_1, uint pages_1, uint length_1)
+__device__ SequenceTable_0 SequenceTable_x24init_0(uint begin_2, uint page_size_1, uint pages_1, uint length_1)
 {
-    SequenceTable_0 _S4;
-    (&_S4)->begin_0 = begin_1;
-    (&_S4)->page_size_0 = page_size_1;
-    (&_S4)->pages_0 = pages_1;
-    (&_S4)->length_0 = length_1;
-    return _S4;
+    SequenceTable_0 _S32;
+    (&_S32)->begin_1 = begin_2;
+    (&_S32)->page_size_0 = page_size_1;
+    (&_S32)->pages_0 = pages_1;
+    (&_S32)->length_0 = length_1;
+    return _S32;
 }
 
-__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_2, uint number_0, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
+__device__ SequenceTable_0 sequence_table_0(StructuredBuffer<uint> sequences_0, uint offset_4, uint number_0, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S5 = offset_2 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
-    uint _S6 = _S5 + 1U;
-    uint _S7 = __ldg((&(sequences_0)[_S5]));
-    return SequenceTable_x24init_0(_S6, page_size_2, pages_2, (U32_min((_S7), ((U32_min((entries_0), (pages_2))) * page_size_2))));
+    uint _S33 = offset_4 + (U32_min((number_0), (count_0 - 1U))) * (entries_0 + 1U);
+    uint _S34 = _S33 + 1U;
+    uint _S35 = __ldg((&(sequences_0)[_S33]));
+    return SequenceTable_x24init_0(_S34, page_size_2, pages_2, (U32_min((_S35), ((U32_min((entries_0), (pages_2))) * page_size_2))));
 }
 
-__device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_3, uint row_1)
+__device__ uint row_position_0(StructuredBuffer<uint> batch_2, uint offset_5, uint row_1)
 {
-    uint _S8 = __ldg((&(batch_2)[offset_3 + 2U + 2U * row_1]));
-    return _S8;
+    uint _S36 = __ldg((&(batch_2)[offset_5 + 2U + 2U * row_1]));
+    return _S36;
 }
 
-__device__ uint SequenceTable_slot_0(SequenceTable_0 * this_0, StructuredBuffer<uint> sequences_1, uint position_0)
+__device__ uint SequenceTable_slot_0(SequenceTable_0 * this_1, StructuredBuffer<uint> sequences_1, uint position_0)
 {
-    uint _S9 = this_0->begin_0;
-    uint _S10 = this_0->page_size_0;
-    uint _S11 = position_0 / this_0->page_size_0;
-    uint _S12 = __ldg((&(sequences_1)[_S9 + _S11]));
-    uint _S13 = (U32_min((_S12), (this_0->pages_0 - 1U))) * _S10;
-    uint _S14 = position_0 % _S10;
-    return _S13 + _S14;
-}
-
-struct Run_0
-{
-    uint vector_0;
-    uint scale_0;
-};
-
-__device__ Run_0 Run_x24init_0(uint vector_1, uint scale_1)
-{
-    Run_0 _S15;
-    (&_S15)->vector_0 = vector_1;
-    (&_S15)->scale_0 = scale_1;
-    return _S15;
-}
-
-__device__ Run_0 Blocks8_run_0(uint offset_4, uint slot_0, uint columns_0, uint element_0)
-{
-    uint _S16 = offset_4 + slot_0 * (columns_0 / 64U * 17U);
-    return Run_x24init_0(_S16 + element_0 / 4U, 2U * (_S16 + columns_0 / 4U) + element_0 / 32U);
-}
-
-__device__ float4  four_0(StructuredBuffer<float> x_3, uint at_0)
-{
-    float _S17 = __ldg((&(x_3)[at_0]));
-    float _S18 = __ldg((&(x_3)[at_0 + 1U]));
-    float _S19 = __ldg((&(x_3)[at_0 + 2U]));
-    float _S20 = __ldg((&(x_3)[at_0 + 3U]));
-    return make_float4 (_S17, _S18, _S19, _S20);
-}
-
-__device__ uint pack_halves_0(float2  values_0)
-{
-    return (__half_as_ushort(__float2half((values_0.x)))) | ((__half_as_ushort(__float2half((values_0.y)))) << int(16));
-}
-
-__device__ void Blocks8_append_0(RWStructuredBuffer<uint> pool_0, uint offset_5, uint slot_1, uint columns_1, uint element_1, StructuredBuffer<float> x_4, uint from_0)
-{
-    Run_0 _S21 = Blocks8_run_0(offset_5, slot_1, columns_1, element_1);
-    int2  _S22 = make_int2 (int(0));
-    float2  _S23 = make_float2 ((float)_S22.x, (float)_S22.y);
-    float2  scales_0 = _S23;
-    uint block_0 = 0U;
-    for(;;)
-    {
-        if(block_0 < 2U)
-        {
-        }
-        else
-        {
-            break;
-        }
-        float most_0 = 0.0f;
-        uint i_2 = 0U;
-        for(;;)
-        {
-            if(i_2 < 32U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            float _S24 = __ldg((&(x_4)[from_0 + 32U * block_0 + i_2]));
-            float _S25 = (F32_abs((_S24)));
-            bool _S26;
-            if(_S25 > most_0)
-            {
-                _S26 = true;
-            }
-            else
-            {
-                _S26 = (F32_isnan((_S25)));
-            }
-            if(_S26)
-            {
-                most_0 = _S25;
-            }
-            i_2 = i_2 + 1U;
-        }
-        *_slang_vector_get_element_ptr(&scales_0, block_0) = most_0 / 127.0f;
-        float _S27;
-        if(most_0 > 0.0f)
-        {
-            _S27 = 127.0f / most_0;
-        }
-        else
-        {
-            _S27 = 0.0f;
-        }
-        uint i_3 = 0U;
-        for(;;)
-        {
-            if(i_3 < 8U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            float4  _S28 = make_float4 (_S27) * four_0(x_4, from_0 + 32U * block_0 + 4U * i_3);
-            int4  _S29 = make_int4 (int(-127));
-            float4  _S30 = make_float4 ((float)_S29.x, (float)_S29.y, (float)_S29.z, (float)_S29.w);
-            int4  _S31 = make_int4 (int(127));
-            float4  _S32 = make_float4 ((float)_S31.x, (float)_S31.y, (float)_S31.z, (float)_S31.w);
-            float4  _S33 = clamp_0(_S28 + _slang_select(_S28 < make_float4 (0.0f), make_float4 (-0.5f),make_float4 (0.5f)), _S30, _S32);
-            int4  _S34 = make_int4 ((int)_S33.x, (int)_S33.y, (int)_S33.z, (int)_S33.w);
-            *(&(pool_0)[_S21.vector_0 + 8U * block_0 + i_3]) = uint(((((_S34.x) & int(255)) | (((_S34.y) & int(255)) << int(8))) | (((_S34.z) & int(255)) << int(16))) | ((_S34.w) << int(24)));
-            i_3 = i_3 + 1U;
-        }
-        block_0 = block_0 + 1U;
-    }
-    *(&(pool_0)[_S21.scale_0 / 2U]) = pack_halves_0(scales_0);
-    return;
+    uint _S37 = this_1->begin_1;
+    uint _S38 = this_1->page_size_0;
+    uint _S39 = position_0 / this_1->page_size_0;
+    uint _S40 = __ldg((&(sequences_1)[_S37 + _S39]));
+    uint _S41 = (U32_min((_S40), (this_1->pages_0 - 1U))) * _S38;
+    uint _S42 = position_0 % _S38;
+    return _S41 + _S42;
 }
 
 struct KvAppendParams_0
@@ -253,25 +338,33 @@ struct KvAppendParams_0
 
 extern "C" __global__ void kv_append_q8_0(StructuredBuffer<float> k_0, StructuredBuffer<float> v_0, RWStructuredBuffer<uint> k_pages_0, RWStructuredBuffer<uint> v_pages_0, StructuredBuffer<uint> batch_3, StructuredBuffer<uint> sequences_2, KvAppendParams_0 p_0)
 {
-    uint _S35 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
-    uint _S36 = p_0.columns_2 / 64U;
-    uint _S37 = _S35 / _S36;
-    uint _S38 = _S35 % _S36;
-    uint _S39 = _S38 * 64U;
-    if(_S37 >= (valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_1)))
+    uint _S43 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
+    uint _S44 = p_0.columns_2 / 64U;
+    uint _S45 = _S43 / _S44;
+    uint _S46 = _S43 % _S44;
+    uint _S47 = _S46 * 64U;
+    if(_S45 >= (valid_rows_0(batch_3, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_1)))
     {
         return;
     }
-    uint _S40 = p_0.batch_row_0 + _S37;
-    SequenceTable_0 _S41 = sequence_table_0(sequences_2, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, _S40), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
-    uint _S42 = row_position_0(batch_3, p_0.batch_offset_0, _S40);
-    if(_S42 >= (_S41.length_0))
+    uint _S48 = p_0.batch_row_0 + _S45;
+    SequenceTable_0 _S49 = sequence_table_0(sequences_2, p_0.sequences_offset_0, row_sequence_0(batch_3, p_0.batch_offset_0, _S48), p_0.sequence_count_0, p_0.table_length_0, p_0.page_size_3, p_0.pages_3);
+    uint _S50 = row_position_0(batch_3, p_0.batch_offset_0, _S48);
+    if(_S50 >= (_S49.length_0))
     {
         return;
     }
-    SequenceTable_0 _S43 = _S41;
-    uint _S44 = SequenceTable_slot_0(&_S43, sequences_2, _S42);
-    Blocks8_append_0(k_pages_0, p_0.k_pages_offset_0, _S44, p_0.columns_2, _S39, k_0, p_0.k_offset_0 + _S37 * p_0.k_stride_0 + _S39);
-    Blocks8_append_0(v_pages_0, p_0.v_pages_offset_0, _S44, p_0.columns_2, _S39, v_0, p_0.v_offset_0 + _S37 * p_0.v_stride_0 + _S39);
+    SequenceTable_0 _S51 = _S49;
+    uint _S52 = SequenceTable_slot_0(&_S51, sequences_2, _S50);
+    Plain_0 keys_0;
+    (&keys_0)->x_2 = k_0;
+    (&keys_0)->begin_0 = p_0.k_offset_0 + _S45 * p_0.k_stride_0;
+    Plain_0 values_1;
+    (&values_1)->x_2 = v_0;
+    (&values_1)->begin_0 = p_0.v_offset_0 + _S45 * p_0.v_stride_0;
+    Plain_0 _S53 = keys_0;
+    Blocks8_append_0(k_pages_0, p_0.k_pages_offset_0, _S52, p_0.columns_2, _S47, &_S53);
+    Plain_0 _S54 = values_1;
+    Blocks8_append_0(v_pages_0, p_0.v_pages_offset_0, _S52, p_0.columns_2, _S47, &_S54);
     return;
 }

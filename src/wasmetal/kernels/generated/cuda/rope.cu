@@ -32,61 +32,96 @@ __device__ uint row_position_0(StructuredBuffer<uint> batch_1, uint offset_1, ui
     return _S3;
 }
 
+struct Rotation_0
+{
+    uint angles_0;
+    uint pairs_0;
+    bool interleaved_0;
+};
+
+__device__ Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
+{
+    Rotation_0 _S4;
+    (&_S4)->angles_0 = angles_1;
+    (&_S4)->pairs_0 = pairs_1;
+    (&_S4)->interleaved_0 = interleaved_1;
+    return _S4;
+}
+
+__device__ Rotation_0 rotation_0(uint table_offset_0, uint position_0, uint positions_0, uint pairs_2, uint interleaved_2)
+{
+    return Rotation_x24init_0(table_offset_0 + 2U * (U32_min((position_0), (positions_0 - 1U))) * pairs_2, pairs_2, interleaved_2 != 0U);
+}
+
+__device__ uint2  Rotation_places_0(Rotation_0 * this_0, uint pair_0)
+{
+    uint2  _S5;
+    if(this_0->interleaved_0)
+    {
+        uint _S6 = 2U * pair_0;
+        _S5 = make_uint2 (_S6, _S6 + 1U);
+    }
+    else
+    {
+        _S5 = make_uint2 (pair_0, pair_0 + this_0->pairs_0);
+    }
+    return _S5;
+}
+
+__device__ float2  Rotation_turn_0(Rotation_0 * this_1, StructuredBuffer<float> table_0, uint pair_1, float2  x_0)
+{
+    uint _S7 = this_1->angles_0 + 2U * pair_1;
+    float _S8 = x_0.x;
+    float _S9 = __ldg((&(table_0)[_S7]));
+    float _S10 = _S8 * _S9;
+    float _S11 = x_0.y;
+    uint _S12 = _S7 + 1U;
+    float _S13 = __ldg((&(table_0)[_S12]));
+    float _S14 = _S10 - _S11 * _S13;
+    float _S15 = __ldg((&(table_0)[_S12]));
+    float _S16 = _S8 * _S15;
+    float _S17 = __ldg((&(table_0)[_S7]));
+    return make_float2 (_S14, _S16 + _S11 * _S17);
+}
+
 struct RopeParams_0
 {
     uint x_offset_0;
-    uint table_offset_0;
+    uint table_offset_1;
     uint batch_offset_0;
     uint batch_row_0;
     uint rows_1;
     uint heads_0;
     uint head_dim_0;
     uint x_stride_0;
-    uint pairs_0;
-    uint positions_0;
-    uint interleaved_0;
+    uint pairs_3;
+    uint positions_1;
+    uint interleaved_3;
 };
 
-extern "C" __global__ void rope(RWStructuredBuffer<float> x_0, StructuredBuffer<float> table_0, StructuredBuffer<uint> batch_2, RopeParams_0 p_0)
+extern "C" __global__ void rope(RWStructuredBuffer<float> x_1, StructuredBuffer<float> table_1, StructuredBuffer<uint> batch_2, RopeParams_0 p_0)
 {
-    uint _S4 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
-    uint _S5 = _S4 % p_0.pairs_0;
-    uint _S6 = _S4 / p_0.pairs_0;
-    uint _S7 = _S6 % p_0.heads_0;
-    uint _S8 = _S4 / p_0.pairs_0;
-    uint _S9 = _S8 / p_0.heads_0;
-    if(_S9 >= (valid_rows_0(batch_2, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_1)))
+    uint _S18 = thread_number_0(blockIdx, (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
+    uint _S19 = _S18 % p_0.pairs_3;
+    uint _S20 = _S18 / p_0.pairs_3;
+    uint _S21 = _S20 % p_0.heads_0;
+    uint _S22 = _S18 / p_0.pairs_3;
+    uint _S23 = _S22 / p_0.heads_0;
+    if(_S23 >= (valid_rows_0(batch_2, p_0.batch_offset_0, p_0.batch_row_0, p_0.rows_1)))
     {
         return;
     }
-    uint _S10 = p_0.table_offset_0 + 2U * ((U32_min((row_position_0(batch_2, p_0.batch_offset_0, p_0.batch_row_0 + _S9)), (p_0.positions_0 - 1U))) * p_0.pairs_0 + _S5);
-    float _S11 = __ldg((&(table_0)[_S10]));
-    float _S12 = __ldg((&(table_0)[_S10 + 1U]));
-    uint _S13 = p_0.x_offset_0 + _S9 * p_0.x_stride_0 + _S7 * p_0.head_dim_0;
-    bool _S14 = (p_0.interleaved_0) != 0U;
-    uint _S15;
-    if(_S14)
-    {
-        _S15 = 2U * _S5;
-    }
-    else
-    {
-        _S15 = _S5;
-    }
-    uint _S16 = _S13 + _S15;
-    if(_S14)
-    {
-        _S15 = _S16 + 1U;
-    }
-    else
-    {
-        _S15 = _S16 + p_0.pairs_0;
-    }
-    float * _S17 = (&(x_0)[_S16]);
-    float _S18 = *_S17;
-    float * _S19 = (&(x_0)[_S15]);
-    float _S20 = *_S19;
-    *(&(x_0)[_S16]) = *_S17 * _S11 - *_S19 * _S12;
-    *(&(x_0)[_S15]) = _S18 * _S12 + _S20 * _S11;
+    Rotation_0 _S24 = rotation_0(p_0.table_offset_1, row_position_0(batch_2, p_0.batch_offset_0, p_0.batch_row_0 + _S23), p_0.positions_1, p_0.pairs_3, p_0.interleaved_3);
+    uint _S25 = p_0.x_offset_0 + _S23 * p_0.x_stride_0 + _S21 * p_0.head_dim_0;
+    Rotation_0 _S26 = _S24;
+    uint2  _S27 = Rotation_places_0(&_S26, _S19);
+    uint2  _S28 = make_uint2 (_S25) + _S27;
+    uint _S29 = _S28.x;
+    uint _S30 = _S28.y;
+    float2  _S31 = make_float2 (*(&(x_1)[_S29]), *(&(x_1)[_S30]));
+    Rotation_0 _S32 = _S24;
+    float2  _S33 = Rotation_turn_0(&_S32, table_1, _S19, _S31);
+    *(&(x_1)[_S29]) = _S33.x;
+    *(&(x_1)[_S30]) = _S33.y;
     return;
 }

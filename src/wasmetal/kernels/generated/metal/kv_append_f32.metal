@@ -3,6 +3,44 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
+struct Plain_0
+{
+    uint begin_0;
+};
+
+struct Run_0
+{
+    uint vector_0;
+    uint scale_0;
+};
+
+Run_0 Run_x24init_0(uint vector_1, uint scale_1)
+{
+    thread Run_0 _S1;
+    (&_S1)->vector_0 = vector_1;
+    (&_S1)->scale_0 = scale_1;
+    return _S1;
+}
+
+Run_0 Float32_run_0(uint offset_0, uint slot_0, uint columns_0, uint element_0)
+{
+    return Run_x24init_0(offset_0 + (slot_0 * columns_0 + element_0) / 4U, 0U);
+}
+
+float4 Plain_four_0(const Plain_0 thread* this_0, float device* this_x_0, uint element_1)
+{
+    uint _S2 = this_0->begin_0 + element_1;
+    return float4(this_x_0[_S2], this_x_0[_S2 + 1U], this_x_0[_S2 + 2U], this_x_0[_S2 + 3U]);
+}
+
+void Float32_append_0(packed_float4 device* pool_0, uint offset_1, uint slot_1, uint columns_1, uint element_2, const Plain_0 thread* x_0, float device* x_x_0)
+{
+    packed_float4 device* _S3 = pool_0+Float32_run_0(offset_1, slot_1, columns_1, element_2).vector_0;
+    float4 _S4 = Plain_four_0(x_0, x_x_0, element_2);
+    *_S3 = packed_float4(_S4) ;
+    return;
+}
+
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
@@ -13,92 +51,62 @@ uint thread_number_0(uint3 group_1, uint thread_0)
     return group_number_0(group_1) * 128U + thread_0;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_0, uint first_0, uint rows_0)
+uint valid_rows_0(uint device* batch_0, uint offset_2, uint first_0, uint rows_0)
 {
-    uint _S1;
-    if(offset_0 == 4294967295U)
+    uint _S5;
+    if(offset_2 == 4294967295U)
     {
-        _S1 = rows_0;
+        _S5 = rows_0;
     }
     else
     {
-        _S1 = min(max(batch_0[offset_0], first_0) - first_0, rows_0);
+        _S5 = min(max(batch_0[offset_2], first_0) - first_0, rows_0);
     }
-    return _S1;
+    return _S5;
 }
 
-uint row_sequence_0(uint device* batch_1, uint offset_1, uint row_0)
+uint row_sequence_0(uint device* batch_1, uint offset_3, uint row_0)
 {
-    return batch_1[offset_1 + 3U + 2U * row_0];
+    return batch_1[offset_3 + 3U + 2U * row_0];
 }
 
 struct SequenceTable_0
 {
-    uint begin_0;
+    uint begin_1;
     uint page_size_0;
     uint pages_0;
     uint length_0;
 };
 
-SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_1, uint pages_1, uint length_1)
+SequenceTable_0 SequenceTable_x24init_0(uint begin_2, uint page_size_1, uint pages_1, uint length_1)
 {
-    thread SequenceTable_0 _S2;
-    (&_S2)->begin_0 = begin_1;
-    (&_S2)->page_size_0 = page_size_1;
-    (&_S2)->pages_0 = pages_1;
-    (&_S2)->length_0 = length_1;
-    return _S2;
+    thread SequenceTable_0 _S6;
+    (&_S6)->begin_1 = begin_2;
+    (&_S6)->page_size_0 = page_size_1;
+    (&_S6)->pages_0 = pages_1;
+    (&_S6)->length_0 = length_1;
+    return _S6;
 }
 
-SequenceTable_0 sequence_table_0(uint device* sequences_0, uint offset_2, uint number_0, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
+SequenceTable_0 sequence_table_0(uint device* sequences_0, uint offset_4, uint number_0, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
 {
-    uint _S3 = offset_2 + min(number_0, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S3 + 1U, page_size_2, pages_2, min(sequences_0[_S3], min(entries_0, pages_2) * page_size_2));
+    uint _S7 = offset_4 + min(number_0, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S7 + 1U, page_size_2, pages_2, min(sequences_0[_S7], min(entries_0, pages_2) * page_size_2));
 }
 
-uint row_position_0(uint device* batch_2, uint offset_3, uint row_1)
+uint row_position_0(uint device* batch_2, uint offset_5, uint row_1)
 {
-    return batch_2[offset_3 + 2U + 2U * row_1];
+    return batch_2[offset_5 + 2U + 2U * row_1];
 }
 
-uint SequenceTable_slot_0(const SequenceTable_0 thread* this_0, uint device* sequences_1, uint position_0)
+uint SequenceTable_slot_0(const SequenceTable_0 thread* this_1, uint device* sequences_1, uint position_0)
 {
-    uint _S4 = this_0->begin_0;
-    uint _S5 = this_0->page_size_0;
-    uint _S6 = position_0 / this_0->page_size_0;
-    uint _S7 = min(sequences_1[_S4 + _S6], this_0->pages_0 - 1U) * _S5;
-    uint _S8 = position_0 % _S5;
-    return _S7 + _S8;
-}
-
-struct Run_0
-{
-    uint vector_0;
-    uint scale_0;
-};
-
-Run_0 Run_x24init_0(uint vector_1, uint scale_1)
-{
-    thread Run_0 _S9;
-    (&_S9)->vector_0 = vector_1;
-    (&_S9)->scale_0 = scale_1;
-    return _S9;
-}
-
-Run_0 Float32_run_0(uint offset_4, uint slot_0, uint columns_0, uint element_0)
-{
-    return Run_x24init_0(offset_4 + (slot_0 * columns_0 + element_0) / 4U, 0U);
-}
-
-float4 four_0(float device* x_0, uint at_0)
-{
-    return float4(x_0[at_0], x_0[at_0 + 1U], x_0[at_0 + 2U], x_0[at_0 + 3U]);
-}
-
-void Float32_append_0(packed_float4 device* pool_0, uint offset_5, uint slot_1, uint columns_1, uint element_1, float device* x_1, uint from_0)
-{
-    *(pool_0+Float32_run_0(offset_5, slot_1, columns_1, element_1).vector_0) = packed_float4(four_0(x_1, from_0)) ;
-    return;
+    uint _S8 = this_1->begin_1;
+    uint _S9 = this_1->page_size_0;
+    uint _S10 = position_0 / this_1->page_size_0;
+    uint _S11 = min(sequences_1[_S8 + _S10], this_1->pages_0 - 1U) * _S9;
+    uint _S12 = position_0 % _S9;
+    return _S11 + _S12;
 }
 
 struct KvAppendParams_0
@@ -146,24 +154,30 @@ struct KernelContext_0
     (&kernelContext_0)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
     (&kernelContext_0)->entryPointParams_batch_0 = entryPointParams_batch_1;
     (&kernelContext_0)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
-    uint _S10 = thread_number_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)]);
-    uint _S11 = entryPointParams_1->p_0.columns_2 / 4U;
-    uint _S12 = _S10 / _S11;
-    uint _S13 = _S10 % _S11;
-    uint _S14 = _S13 * 4U;
-    if(_S12 >= (valid_rows_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
+    uint _S13 = thread_number_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)]);
+    uint _S14 = entryPointParams_1->p_0.columns_2 / 4U;
+    uint _S15 = _S13 / _S14;
+    uint _S16 = _S13 % _S14;
+    uint _S17 = _S16 * 4U;
+    if(_S15 >= (valid_rows_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
     {
         return;
     }
-    SequenceTable_0 _S15 = sequence_table_0((&kernelContext_0)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + _S12), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_3, entryPointParams_1->p_0.pages_3);
-    uint _S16 = row_position_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + _S12);
-    if(_S16 >= (_S15.length_0))
+    SequenceTable_0 _S18 = sequence_table_0((&kernelContext_0)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + _S15), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_3, entryPointParams_1->p_0.pages_3);
+    uint _S19 = row_position_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + _S15);
+    if(_S19 >= (_S18.length_0))
     {
         return;
     }
-    thread SequenceTable_0 _S17 = _S15;
-    uint _S18 = SequenceTable_slot_0(&_S17, (&kernelContext_0)->entryPointParams_sequences_0, _S16);
-    Float32_append_0((&kernelContext_0)->entryPointParams_k_pages_0, entryPointParams_1->p_0.k_pages_offset_0, _S18, entryPointParams_1->p_0.columns_2, _S14, (&kernelContext_0)->entryPointParams_k_0, entryPointParams_1->p_0.k_offset_0 + _S12 * entryPointParams_1->p_0.k_stride_0 + _S14);
-    Float32_append_0((&kernelContext_0)->entryPointParams_v_pages_0, entryPointParams_1->p_0.v_pages_offset_0, _S18, entryPointParams_1->p_0.columns_2, _S14, (&kernelContext_0)->entryPointParams_v_0, entryPointParams_1->p_0.v_offset_0 + _S12 * entryPointParams_1->p_0.v_stride_0 + _S14);
+    thread SequenceTable_0 _S20 = _S18;
+    uint _S21 = SequenceTable_slot_0(&_S20, (&kernelContext_0)->entryPointParams_sequences_0, _S19);
+    thread Plain_0 keys_0;
+    (&keys_0)->begin_0 = entryPointParams_1->p_0.k_offset_0 + _S15 * entryPointParams_1->p_0.k_stride_0;
+    thread Plain_0 values_0;
+    (&values_0)->begin_0 = entryPointParams_1->p_0.v_offset_0 + _S15 * entryPointParams_1->p_0.v_stride_0;
+    thread Plain_0 _S22 = keys_0;
+    Float32_append_0((&kernelContext_0)->entryPointParams_k_pages_0, entryPointParams_1->p_0.k_pages_offset_0, _S21, entryPointParams_1->p_0.columns_2, _S17, &_S22, (&kernelContext_0)->entryPointParams_k_0);
+    thread Plain_0 _S23 = values_0;
+    Float32_append_0((&kernelContext_0)->entryPointParams_v_pages_0, entryPointParams_1->p_0.v_pages_offset_0, _S21, entryPointParams_1->p_0.columns_2, _S17, &_S23, (&kernelContext_0)->entryPointParams_v_0);
     return;
 }

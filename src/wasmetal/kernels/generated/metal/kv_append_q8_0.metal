@@ -3,73 +3,10 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
-uint group_number_0(uint3 group_0)
-{
-    return group_0.y * 32768U + group_0.x;
-}
-
-uint thread_number_0(uint3 group_1, uint thread_0)
-{
-    return group_number_0(group_1) * 128U + thread_0;
-}
-
-uint valid_rows_0(uint device* batch_0, uint offset_0, uint first_0, uint rows_0)
-{
-    uint _S1;
-    if(offset_0 == 4294967295U)
-    {
-        _S1 = rows_0;
-    }
-    else
-    {
-        _S1 = min(max(batch_0[offset_0], first_0) - first_0, rows_0);
-    }
-    return _S1;
-}
-
-uint row_sequence_0(uint device* batch_1, uint offset_1, uint row_0)
-{
-    return batch_1[offset_1 + 3U + 2U * row_0];
-}
-
-struct SequenceTable_0
+struct Plain_0
 {
     uint begin_0;
-    uint page_size_0;
-    uint pages_0;
-    uint length_0;
 };
-
-SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_1, uint pages_1, uint length_1)
-{
-    thread SequenceTable_0 _S2;
-    (&_S2)->begin_0 = begin_1;
-    (&_S2)->page_size_0 = page_size_1;
-    (&_S2)->pages_0 = pages_1;
-    (&_S2)->length_0 = length_1;
-    return _S2;
-}
-
-SequenceTable_0 sequence_table_0(uint device* sequences_0, uint offset_2, uint number_0, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
-{
-    uint _S3 = offset_2 + min(number_0, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S3 + 1U, page_size_2, pages_2, min(sequences_0[_S3], min(entries_0, pages_2) * page_size_2));
-}
-
-uint row_position_0(uint device* batch_2, uint offset_3, uint row_1)
-{
-    return batch_2[offset_3 + 2U + 2U * row_1];
-}
-
-uint SequenceTable_slot_0(const SequenceTable_0 thread* this_0, uint device* sequences_1, uint position_0)
-{
-    uint _S4 = this_0->begin_0;
-    uint _S5 = this_0->page_size_0;
-    uint _S6 = position_0 / this_0->page_size_0;
-    uint _S7 = min(sequences_1[_S4 + _S6], this_0->pages_0 - 1U) * _S5;
-    uint _S8 = position_0 % _S5;
-    return _S7 + _S8;
-}
 
 struct Run_0
 {
@@ -79,21 +16,22 @@ struct Run_0
 
 Run_0 Run_x24init_0(uint vector_1, uint scale_1)
 {
-    thread Run_0 _S9;
-    (&_S9)->vector_0 = vector_1;
-    (&_S9)->scale_0 = scale_1;
-    return _S9;
+    thread Run_0 _S1;
+    (&_S1)->vector_0 = vector_1;
+    (&_S1)->scale_0 = scale_1;
+    return _S1;
 }
 
-Run_0 Blocks8_run_0(uint offset_4, uint slot_0, uint columns_0, uint element_0)
+Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_0, uint element_0)
 {
-    uint _S10 = offset_4 + slot_0 * (columns_0 / 64U * 17U);
-    return Run_x24init_0(_S10 + element_0 / 4U, 2U * (_S10 + columns_0 / 4U) + element_0 / 32U);
+    uint _S2 = offset_0 + slot_0 * (columns_0 / 64U * 17U);
+    return Run_x24init_0(_S2 + element_0 / 4U, 2U * (_S2 + columns_0 / 4U) + element_0 / 32U);
 }
 
-float4 four_0(float device* x_0, uint at_0)
+float4 Plain_four_0(const Plain_0 thread* this_0, float device* this_x_0, uint element_1)
 {
-    return float4(x_0[at_0], x_0[at_0 + 1U], x_0[at_0 + 2U], x_0[at_0 + 3U]);
+    uint _S3 = this_0->begin_0 + element_1;
+    return float4(this_x_0[_S3], this_x_0[_S3 + 1U], this_x_0[_S3 + 2U], this_x_0[_S3 + 3U]);
 }
 
 uint pack_halves_0(float2 values_0)
@@ -101,9 +39,10 @@ uint pack_halves_0(float2 values_0)
     return (as_type<ushort>((half)((values_0.x)))) | ((as_type<ushort>((half)((values_0.y)))) << 16U);
 }
 
-void Blocks8_append_0(uint device* pool_0, uint offset_5, uint slot_1, uint columns_1, uint element_1, float device* x_1, uint from_0)
+void Blocks8_append_0(uint device* pool_0, uint offset_1, uint slot_1, uint columns_1, uint element_2, const Plain_0 thread* x_0, float device* x_x_0)
 {
-    Run_0 _S11 = Blocks8_run_0(offset_5, slot_1, columns_1, element_1);
+    float _S4;
+    Run_0 _S5 = Blocks8_run_0(offset_1, slot_1, columns_1, element_2);
     thread float2 scales_0 = float2(int2(int(0)) );
     uint block_0 = 0U;
     for(;;)
@@ -115,42 +54,99 @@ void Blocks8_append_0(uint device* pool_0, uint offset_5, uint slot_1, uint colu
         {
             break;
         }
-        float most_0 = 0.0;
         uint i_0 = 0U;
+        float most_0 = 0.0;
         for(;;)
         {
-            if(i_0 < 32U)
+            if(i_0 < 8U)
             {
             }
             else
             {
                 break;
             }
-            float _S12 = abs(x_1[from_0 + 32U * block_0 + i_0]);
+            float4 _S6 = Plain_four_0(x_0, x_x_0, element_2 + 32U * block_0 + 4U * i_0);
+            float4 _S7 = abs(_S6);
+            bool _S8;
+            if((_S7[0U]) > most_0)
+            {
+                _S8 = true;
+            }
+            else
+            {
+                _S8 = isnan(_S7[0U]);
+            }
+            if(_S8)
+            {
+                _S4 = _S7[0U];
+            }
+            else
+            {
+                _S4 = most_0;
+            }
+            bool _S9;
+            if((_S7[1U]) > _S4)
+            {
+                _S9 = true;
+            }
+            else
+            {
+                _S9 = isnan(_S7[1U]);
+            }
+            float _S10;
+            if(_S9)
+            {
+                _S10 = _S7[1U];
+            }
+            else
+            {
+                _S10 = _S4;
+            }
+            bool _S11;
+            if((_S7[2U]) > _S10)
+            {
+                _S11 = true;
+            }
+            else
+            {
+                _S11 = isnan(_S7[2U]);
+            }
+            float _S12;
+            if(_S11)
+            {
+                _S12 = _S7[2U];
+            }
+            else
+            {
+                _S12 = _S10;
+            }
             bool _S13;
-            if(_S12 > most_0)
+            if((_S7[3U]) > _S12)
             {
                 _S13 = true;
             }
             else
             {
-                _S13 = isnan(_S12);
+                _S13 = isnan(_S7[3U]);
             }
             if(_S13)
+            {
+                most_0 = _S7[3U];
+            }
+            else
             {
                 most_0 = _S12;
             }
             i_0 = i_0 + 1U;
         }
         scales_0[block_0] = most_0 / 127.0;
-        float _S14;
         if(most_0 > 0.0)
         {
-            _S14 = 127.0 / most_0;
+            _S4 = 127.0 / most_0;
         }
         else
         {
-            _S14 = 0.0;
+            _S4 = 0.0;
         }
         uint i_1 = 0U;
         for(;;)
@@ -162,15 +158,84 @@ void Blocks8_append_0(uint device* pool_0, uint offset_5, uint slot_1, uint colu
             {
                 break;
             }
-            float4 _S15 = float4(_S14)  * four_0(x_1, from_0 + 32U * block_0 + 4U * i_1);
+            float4 _S14 = Plain_four_0(x_0, x_x_0, element_2 + 32U * block_0 + 4U * i_1);
+            float4 _S15 = float4(_S4)  * _S14;
             int4 _S16 = int4(clamp(_S15 + select(float4(0.5) , float4(-0.5) , _S15 < (float4(0.0) )), float4(int4(int(-127)) ), float4(int4(int(127)) )));
-            *(pool_0+(_S11.vector_0 + 8U * block_0 + i_1)) = uint(((((_S16.x) & int(255)) | (((_S16.y) & int(255)) << 8U)) | (((_S16.z) & int(255)) << 16U)) | ((_S16.w) << 24U));
+            *(pool_0+(_S5.vector_0 + 8U * block_0 + i_1)) = uint(((((_S16.x) & int(255)) | (((_S16.y) & int(255)) << 8U)) | (((_S16.z) & int(255)) << 16U)) | ((_S16.w) << 24U));
             i_1 = i_1 + 1U;
         }
         block_0 = block_0 + 1U;
     }
-    *(pool_0+_S11.scale_0 / 2U) = pack_halves_0(scales_0);
+    *(pool_0+_S5.scale_0 / 2U) = pack_halves_0(scales_0);
     return;
+}
+
+uint group_number_0(uint3 group_0)
+{
+    return group_0.y * 32768U + group_0.x;
+}
+
+uint thread_number_0(uint3 group_1, uint thread_0)
+{
+    return group_number_0(group_1) * 128U + thread_0;
+}
+
+uint valid_rows_0(uint device* batch_0, uint offset_2, uint first_0, uint rows_0)
+{
+    uint _S17;
+    if(offset_2 == 4294967295U)
+    {
+        _S17 = rows_0;
+    }
+    else
+    {
+        _S17 = min(max(batch_0[offset_2], first_0) - first_0, rows_0);
+    }
+    return _S17;
+}
+
+uint row_sequence_0(uint device* batch_1, uint offset_3, uint row_0)
+{
+    return batch_1[offset_3 + 3U + 2U * row_0];
+}
+
+struct SequenceTable_0
+{
+    uint begin_1;
+    uint page_size_0;
+    uint pages_0;
+    uint length_0;
+};
+
+SequenceTable_0 SequenceTable_x24init_0(uint begin_2, uint page_size_1, uint pages_1, uint length_1)
+{
+    thread SequenceTable_0 _S18;
+    (&_S18)->begin_1 = begin_2;
+    (&_S18)->page_size_0 = page_size_1;
+    (&_S18)->pages_0 = pages_1;
+    (&_S18)->length_0 = length_1;
+    return _S18;
+}
+
+SequenceTable_0 sequence_table_0(uint device* sequences_0, uint offset_4, uint number_0, uint count_0, uint entries_0, uint page_size_2, uint pages_2)
+{
+    uint _S19 = offset_4 + min(number_0, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S19 + 1U, page_size_2, pages_2, min(sequences_0[_S19], min(entries_0, pages_2) * page_size_2));
+}
+
+uint row_position_0(uint device* batch_2, uint offset_5, uint row_1)
+{
+    return batch_2[offset_5 + 2U + 2U * row_1];
+}
+
+uint SequenceTable_slot_0(const SequenceTable_0 thread* this_1, uint device* sequences_1, uint position_0)
+{
+    uint _S20 = this_1->begin_1;
+    uint _S21 = this_1->page_size_0;
+    uint _S22 = position_0 / this_1->page_size_0;
+    uint _S23 = min(sequences_1[_S20 + _S22], this_1->pages_0 - 1U) * _S21;
+    uint _S24 = position_0 % _S21;
+    return _S23 + _S24;
 }
 
 struct KvAppendParams_0
@@ -218,24 +283,30 @@ struct KernelContext_0
     (&kernelContext_0)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
     (&kernelContext_0)->entryPointParams_batch_0 = entryPointParams_batch_1;
     (&kernelContext_0)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
-    uint _S17 = thread_number_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)]);
-    uint _S18 = entryPointParams_1->p_0.columns_2 / 64U;
-    uint _S19 = _S17 / _S18;
-    uint _S20 = _S17 % _S18;
-    uint _S21 = _S20 * 64U;
-    if(_S19 >= (valid_rows_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
+    uint _S25 = thread_number_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)]);
+    uint _S26 = entryPointParams_1->p_0.columns_2 / 64U;
+    uint _S27 = _S25 / _S26;
+    uint _S28 = _S25 % _S26;
+    uint _S29 = _S28 * 64U;
+    if(_S27 >= (valid_rows_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
     {
         return;
     }
-    SequenceTable_0 _S22 = sequence_table_0((&kernelContext_0)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + _S19), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_3, entryPointParams_1->p_0.pages_3);
-    uint _S23 = row_position_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + _S19);
-    if(_S23 >= (_S22.length_0))
+    SequenceTable_0 _S30 = sequence_table_0((&kernelContext_0)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + _S27), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_3, entryPointParams_1->p_0.pages_3);
+    uint _S31 = row_position_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + _S27);
+    if(_S31 >= (_S30.length_0))
     {
         return;
     }
-    thread SequenceTable_0 _S24 = _S22;
-    uint _S25 = SequenceTable_slot_0(&_S24, (&kernelContext_0)->entryPointParams_sequences_0, _S23);
-    Blocks8_append_0((&kernelContext_0)->entryPointParams_k_pages_0, entryPointParams_1->p_0.k_pages_offset_0, _S25, entryPointParams_1->p_0.columns_2, _S21, (&kernelContext_0)->entryPointParams_k_0, entryPointParams_1->p_0.k_offset_0 + _S19 * entryPointParams_1->p_0.k_stride_0 + _S21);
-    Blocks8_append_0((&kernelContext_0)->entryPointParams_v_pages_0, entryPointParams_1->p_0.v_pages_offset_0, _S25, entryPointParams_1->p_0.columns_2, _S21, (&kernelContext_0)->entryPointParams_v_0, entryPointParams_1->p_0.v_offset_0 + _S19 * entryPointParams_1->p_0.v_stride_0 + _S21);
+    thread SequenceTable_0 _S32 = _S30;
+    uint _S33 = SequenceTable_slot_0(&_S32, (&kernelContext_0)->entryPointParams_sequences_0, _S31);
+    thread Plain_0 keys_0;
+    (&keys_0)->begin_0 = entryPointParams_1->p_0.k_offset_0 + _S27 * entryPointParams_1->p_0.k_stride_0;
+    thread Plain_0 values_1;
+    (&values_1)->begin_0 = entryPointParams_1->p_0.v_offset_0 + _S27 * entryPointParams_1->p_0.v_stride_0;
+    thread Plain_0 _S34 = keys_0;
+    Blocks8_append_0((&kernelContext_0)->entryPointParams_k_pages_0, entryPointParams_1->p_0.k_pages_offset_0, _S33, entryPointParams_1->p_0.columns_2, _S29, &_S34, (&kernelContext_0)->entryPointParams_k_0);
+    thread Plain_0 _S35 = values_1;
+    Blocks8_append_0((&kernelContext_0)->entryPointParams_v_pages_0, entryPointParams_1->p_0.v_pages_offset_0, _S33, entryPointParams_1->p_0.columns_2, _S29, &_S35, (&kernelContext_0)->entryPointParams_v_0);
     return;
 }

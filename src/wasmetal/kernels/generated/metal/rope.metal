@@ -32,19 +32,64 @@ uint row_position_0(uint device* batch_1, uint offset_1, uint row_0)
     return batch_1[offset_1 + 2U + 2U * row_0];
 }
 
+struct Rotation_0
+{
+    uint angles_0;
+    uint pairs_0;
+    bool interleaved_0;
+};
+
+Rotation_0 Rotation_x24init_0(uint angles_1, uint pairs_1, bool interleaved_1)
+{
+    thread Rotation_0 _S2;
+    (&_S2)->angles_0 = angles_1;
+    (&_S2)->pairs_0 = pairs_1;
+    (&_S2)->interleaved_0 = interleaved_1;
+    return _S2;
+}
+
+Rotation_0 rotation_0(uint table_offset_0, uint position_0, uint positions_0, uint pairs_2, uint interleaved_2)
+{
+    return Rotation_x24init_0(table_offset_0 + 2U * min(position_0, positions_0 - 1U) * pairs_2, pairs_2, interleaved_2 != 0U);
+}
+
+uint2 Rotation_places_0(const Rotation_0 thread* this_0, uint pair_0)
+{
+    uint2 _S3;
+    if(this_0->interleaved_0)
+    {
+        uint _S4 = 2U * pair_0;
+        _S3 = uint2(_S4, _S4 + 1U);
+    }
+    else
+    {
+        _S3 = uint2(pair_0, pair_0 + this_0->pairs_0);
+    }
+    return _S3;
+}
+
+float2 Rotation_turn_0(const Rotation_0 thread* this_1, float device* table_0, uint pair_1, float2 x_0)
+{
+    uint _S5 = this_1->angles_0 + 2U * pair_1;
+    float _S6 = x_0.x;
+    float _S7 = x_0.y;
+    uint _S8 = _S5 + 1U;
+    return float2(_S6 * table_0[_S5] - _S7 * table_0[_S8], _S6 * table_0[_S8] + _S7 * table_0[_S5]);
+}
+
 struct RopeParams_0
 {
     uint x_offset_0;
-    uint table_offset_0;
+    uint table_offset_1;
     uint batch_offset_0;
     uint batch_row_0;
     uint rows_1;
     uint heads_0;
     uint head_dim_0;
     uint x_stride_0;
-    uint pairs_0;
-    uint positions_0;
-    uint interleaved_0;
+    uint pairs_3;
+    uint positions_1;
+    uint interleaved_3;
 };
 
 struct EntryPointParams_0
@@ -67,43 +112,27 @@ struct KernelContext_0
     (&kernelContext_0)->entryPointParams_x_0 = entryPointParams_x_1;
     (&kernelContext_0)->entryPointParams_table_0 = entryPointParams_table_1;
     (&kernelContext_0)->entryPointParams_batch_0 = entryPointParams_batch_1;
-    uint _S2 = thread_number_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)]);
-    uint _S3 = _S2 % entryPointParams_1->p_0.pairs_0;
-    uint _S4 = _S2 / entryPointParams_1->p_0.pairs_0;
-    uint _S5 = _S4 % entryPointParams_1->p_0.heads_0;
-    uint _S6 = _S2 / entryPointParams_1->p_0.pairs_0;
-    uint _S7 = _S6 / entryPointParams_1->p_0.heads_0;
-    if(_S7 >= (valid_rows_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
+    uint _S9 = thread_number_0(group_2, (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)]);
+    uint _S10 = _S9 % entryPointParams_1->p_0.pairs_3;
+    uint _S11 = _S9 / entryPointParams_1->p_0.pairs_3;
+    uint _S12 = _S11 % entryPointParams_1->p_0.heads_0;
+    uint _S13 = _S9 / entryPointParams_1->p_0.pairs_3;
+    uint _S14 = _S13 / entryPointParams_1->p_0.heads_0;
+    if(_S14 >= (valid_rows_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_1)))
     {
         return;
     }
-    uint _S8 = entryPointParams_1->p_0.table_offset_0 + 2U * (min(row_position_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + _S7), entryPointParams_1->p_0.positions_0 - 1U) * entryPointParams_1->p_0.pairs_0 + _S3);
-    float _S9 = (&kernelContext_0)->entryPointParams_table_0[_S8];
-    float _S10 = (&kernelContext_0)->entryPointParams_table_0[_S8 + 1U];
-    uint _S11 = entryPointParams_1->p_0.x_offset_0 + _S7 * entryPointParams_1->p_0.x_stride_0 + _S5 * entryPointParams_1->p_0.head_dim_0;
-    uint _S12;
-    if((entryPointParams_1->p_0.interleaved_0) != 0U)
-    {
-        _S12 = 2U * _S3;
-    }
-    else
-    {
-        _S12 = _S3;
-    }
-    uint _S13 = _S11 + _S12;
-    if((entryPointParams_1->p_0.interleaved_0) != 0U)
-    {
-        _S12 = _S13 + 1U;
-    }
-    else
-    {
-        _S12 = _S13 + entryPointParams_1->p_0.pairs_0;
-    }
-    float device* _S14 = (&kernelContext_0)->entryPointParams_x_0+_S13;
-    float _S15 = *_S14;
-    float device* _S16 = (&kernelContext_0)->entryPointParams_x_0+_S12;
-    float _S17 = *_S16;
-    *((&kernelContext_0)->entryPointParams_x_0+_S13) = *_S14 * _S9 - *_S16 * _S10;
-    *((&kernelContext_0)->entryPointParams_x_0+_S12) = _S15 * _S10 + _S17 * _S9;
+    Rotation_0 _S15 = rotation_0(entryPointParams_1->p_0.table_offset_1, row_position_0((&kernelContext_0)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + _S14), entryPointParams_1->p_0.positions_1, entryPointParams_1->p_0.pairs_3, entryPointParams_1->p_0.interleaved_3);
+    uint _S16 = entryPointParams_1->p_0.x_offset_0 + _S14 * entryPointParams_1->p_0.x_stride_0 + _S12 * entryPointParams_1->p_0.head_dim_0;
+    thread Rotation_0 _S17 = _S15;
+    uint2 _S18 = Rotation_places_0(&_S17, _S10);
+    uint2 _S19 = uint2(_S16)  + _S18;
+    uint _S20 = _S19.x;
+    uint _S21 = _S19.y;
+    float2 _S22 = float2(*((&kernelContext_0)->entryPointParams_x_0+_S20), *((&kernelContext_0)->entryPointParams_x_0+_S21));
+    thread Rotation_0 _S23 = _S15;
+    float2 _S24 = Rotation_turn_0(&_S23, (&kernelContext_0)->entryPointParams_table_0, _S10, _S22);
+    *((&kernelContext_0)->entryPointParams_x_0+_S20) = _S24.x;
+    *((&kernelContext_0)->entryPointParams_x_0+_S21) = _S24.y;
     return;
 }

@@ -126,27 +126,34 @@ fn SequenceTable_slot_0( _S18 : SequenceTable_0,  _S19 : u32) -> u32
     return _S21 + _S22;
 }
 
-fn four_0( _S23 : u32) -> vec4<f32>
+struct Plain_0
 {
-    return vec4<f32>(entryPointParams_k_0[_S23], entryPointParams_k_0[_S23 + u32(1)], entryPointParams_k_0[_S23 + u32(2)], entryPointParams_k_0[_S23 + u32(3)]);
+     begin_2 : u32,
+};
+
+fn Plain_four_0( _S23 : Plain_0,  _S24 : u32) -> vec4<f32>
+{
+    var _S25 : u32 = _S23.begin_2 + _S24;
+    return vec4<f32>(entryPointParams_k_0[_S25], entryPointParams_k_0[_S25 + u32(1)], entryPointParams_k_0[_S25 + u32(2)], entryPointParams_k_0[_S25 + u32(3)]);
 }
 
-fn Float16_append_0( _S24 : u32,  _S25 : u32,  _S26 : u32,  _S27 : u32,  _S28 : u32)
+fn Float16_append_0( _S26 : u32,  _S27 : u32,  _S28 : u32,  _S29 : u32,  _S30 : Plain_0)
 {
-    var _S29 : vec4<f32> = four_0(_S28);
-    entryPointParams_k_pages_0[Float16_run_0(_S24, _S25, _S26, _S27).vector_0] = vec2<u32>(pack_halves_0(_S29.xy), pack_halves_0(_S29.zw));
+    var _S31 : vec4<f32> = Plain_four_0(_S30, _S29);
+    entryPointParams_k_pages_0[Float16_run_0(_S26, _S27, _S28, _S29).vector_0] = vec2<u32>(pack_halves_0(_S31.xy), pack_halves_0(_S31.zw));
     return;
 }
 
-fn four_1( _S30 : u32) -> vec4<f32>
+fn Plain_four_1( _S32 : Plain_0,  _S33 : u32) -> vec4<f32>
 {
-    return vec4<f32>(entryPointParams_v_0[_S30], entryPointParams_v_0[_S30 + u32(1)], entryPointParams_v_0[_S30 + u32(2)], entryPointParams_v_0[_S30 + u32(3)]);
+    var _S34 : u32 = _S32.begin_2 + _S33;
+    return vec4<f32>(entryPointParams_v_0[_S34], entryPointParams_v_0[_S34 + u32(1)], entryPointParams_v_0[_S34 + u32(2)], entryPointParams_v_0[_S34 + u32(3)]);
 }
 
-fn Float16_append_1( _S31 : u32,  _S32 : u32,  _S33 : u32,  _S34 : u32,  _S35 : u32)
+fn Float16_append_1( _S35 : u32,  _S36 : u32,  _S37 : u32,  _S38 : u32,  _S39 : Plain_0)
 {
-    var _S36 : vec4<f32> = four_1(_S35);
-    entryPointParams_v_pages_0[Float16_run_0(_S31, _S32, _S33, _S34).vector_0] = vec2<u32>(pack_halves_0(_S36.xy), pack_halves_0(_S36.zw));
+    var _S40 : vec4<f32> = Plain_four_1(_S39, _S38);
+    entryPointParams_v_pages_0[Float16_run_0(_S35, _S36, _S37, _S38).vector_0] = vec2<u32>(pack_halves_0(_S40.xy), pack_halves_0(_S40.zw));
     return;
 }
 
@@ -154,23 +161,27 @@ fn Float16_append_1( _S31 : u32,  _S32 : u32,  _S33 : u32,  _S34 : u32,  _S35 : 
 @workgroup_size(128, 1, 1)
 fn kv_append_f16(@builtin(workgroup_id) group_2 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32)
 {
-    var _S37 : u32 = thread_number_0(group_2, thread_1);
-    var _S38 : u32 = entryPointParams_0.p_0.columns_0 / u32(4);
-    var _S39 : u32 = _S37 / _S38;
-    var _S40 : u32 = _S37 % _S38;
-    var _S41 : u32 = _S40 * u32(4);
-    if(_S39 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
+    var _S41 : u32 = thread_number_0(group_2, thread_1);
+    var _S42 : u32 = entryPointParams_0.p_0.columns_0 / u32(4);
+    var _S43 : u32 = _S41 / _S42;
+    var _S44 : u32 = _S41 % _S42;
+    var _S45 : u32 = _S44 * u32(4);
+    if(_S43 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
     {
         return;
     }
-    var _S42 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + _S39), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
-    var _S43 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + _S39);
-    if(_S43 >= (_S42.length_0))
+    var _S46 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + _S43), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
+    var _S47 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + _S43);
+    if(_S47 >= (_S46.length_0))
     {
         return;
     }
-    var _S44 : u32 = SequenceTable_slot_0(_S42, _S43);
-    Float16_append_0(entryPointParams_0.p_0.k_pages_offset_0, _S44, entryPointParams_0.p_0.columns_0, _S41, entryPointParams_0.p_0.k_offset_0 + _S39 * entryPointParams_0.p_0.k_stride_0 + _S41);
-    Float16_append_1(entryPointParams_0.p_0.v_pages_offset_0, _S44, entryPointParams_0.p_0.columns_0, _S41, entryPointParams_0.p_0.v_offset_0 + _S39 * entryPointParams_0.p_0.v_stride_0 + _S41);
+    var _S48 : u32 = SequenceTable_slot_0(_S46, _S47);
+    var keys_0 : Plain_0;
+    keys_0.begin_2 = entryPointParams_0.p_0.k_offset_0 + _S43 * entryPointParams_0.p_0.k_stride_0;
+    var values_1 : Plain_0;
+    values_1.begin_2 = entryPointParams_0.p_0.v_offset_0 + _S43 * entryPointParams_0.p_0.v_stride_0;
+    Float16_append_0(entryPointParams_0.p_0.k_pages_offset_0, _S48, entryPointParams_0.p_0.columns_0, _S45, keys_0);
+    Float16_append_1(entryPointParams_0.p_0.v_pages_offset_0, _S48, entryPointParams_0.p_0.columns_0, _S45, values_1);
     return;
 }

@@ -143,14 +143,21 @@ fn SequenceTable_slot_0( _S22 : SequenceTable_0,  _S23 : u32) -> u32
     return _S25 + _S26;
 }
 
-fn four_0( _S27 : u32) -> vec4<f32>
+struct Plain_0
 {
-    return vec4<f32>(entryPointParams_k_0[_S27], entryPointParams_k_0[_S27 + u32(1)], entryPointParams_k_0[_S27 + u32(2)], entryPointParams_k_0[_S27 + u32(3)]);
+     begin_2 : u32,
+};
+
+fn Plain_four_0( _S27 : Plain_0,  _S28 : u32) -> vec4<f32>
+{
+    var _S29 : u32 = _S27.begin_2 + _S28;
+    return vec4<f32>(entryPointParams_k_0[_S29], entryPointParams_k_0[_S29 + u32(1)], entryPointParams_k_0[_S29 + u32(2)], entryPointParams_k_0[_S29 + u32(3)]);
 }
 
-fn Blocks8_append_0( _S28 : u32,  _S29 : u32,  _S30 : u32,  _S31 : u32,  _S32 : u32)
+fn Blocks8_append_0( _S30 : u32,  _S31 : u32,  _S32 : u32,  _S33 : u32,  _S34 : Plain_0)
 {
-    var _S33 : Run_0 = Blocks8_run_0(_S28, _S29, _S30, _S31);
+    var _S35 : f32;
+    var _S36 : Run_0 = Blocks8_run_0(_S30, _S31, _S32, _S33);
     var scales_0 : vec2<f32> = vec2<f32>(vec2<i32>(i32(0)));
     var block_0 : u32 = u32(0);
     for(;;)
@@ -162,42 +169,98 @@ fn Blocks8_append_0( _S28 : u32,  _S29 : u32,  _S30 : u32,  _S31 : u32,  _S32 : 
         {
             break;
         }
-        var most_0 : f32 = 0.0f;
         var i_0 : u32 = u32(0);
+        var most_0 : f32 = 0.0f;
         for(;;)
         {
-            if(i_0 < u32(32))
+            if(i_0 < u32(8))
             {
             }
             else
             {
                 break;
             }
-            var _S34 : f32 = abs(entryPointParams_k_0[_S32 + u32(32) * block_0 + i_0]);
-            var _S35 : bool;
-            if(_S34 > most_0)
+            var _S37 : vec4<f32> = abs(Plain_four_0(_S34, _S33 + u32(32) * block_0 + u32(4) * i_0));
+            var _S38 : bool;
+            if((_S37[u32(0)]) > most_0)
             {
-                _S35 = true;
+                _S38 = true;
             }
             else
             {
-                _S35 = isnan_0(_S34);
+                _S38 = isnan_0(_S37[u32(0)]);
             }
-            if(_S35)
+            if(_S38)
             {
-                most_0 = _S34;
+                _S35 = _S37[u32(0)];
+            }
+            else
+            {
+                _S35 = most_0;
+            }
+            var _S39 : bool;
+            if((_S37[u32(1)]) > _S35)
+            {
+                _S39 = true;
+            }
+            else
+            {
+                _S39 = isnan_0(_S37[u32(1)]);
+            }
+            var _S40 : f32;
+            if(_S39)
+            {
+                _S40 = _S37[u32(1)];
+            }
+            else
+            {
+                _S40 = _S35;
+            }
+            var _S41 : bool;
+            if((_S37[u32(2)]) > _S40)
+            {
+                _S41 = true;
+            }
+            else
+            {
+                _S41 = isnan_0(_S37[u32(2)]);
+            }
+            var _S42 : f32;
+            if(_S41)
+            {
+                _S42 = _S37[u32(2)];
+            }
+            else
+            {
+                _S42 = _S40;
+            }
+            var _S43 : bool;
+            if((_S37[u32(3)]) > _S42)
+            {
+                _S43 = true;
+            }
+            else
+            {
+                _S43 = isnan_0(_S37[u32(3)]);
+            }
+            if(_S43)
+            {
+                most_0 = _S37[u32(3)];
+            }
+            else
+            {
+                most_0 = _S42;
             }
             i_0 = i_0 + u32(1);
         }
         scales_0[block_0] = most_0 / 127.0f;
-        var _S36 : f32;
         if(most_0 > 0.0f)
         {
-            _S36 = 127.0f / most_0;
+            _S35 = 127.0f / most_0;
         }
         else
         {
-            _S36 = 0.0f;
+            _S35 = 0.0f;
         }
         var i_1 : u32 = u32(0);
         for(;;)
@@ -209,25 +272,27 @@ fn Blocks8_append_0( _S28 : u32,  _S29 : u32,  _S30 : u32,  _S31 : u32,  _S32 : 
             {
                 break;
             }
-            var _S37 : vec4<f32> = vec4<f32>(_S36) * four_0(_S32 + u32(32) * block_0 + u32(4) * i_1);
-            var _S38 : vec4<i32> = vec4<i32>(clamp(_S37 + select(vec4<f32>(0.5f), vec4<f32>(-0.5f), _S37 < vec4<f32>(0.0f)), vec4<f32>(vec4<i32>(i32(-127))), vec4<f32>(vec4<i32>(i32(127)))));
-            entryPointParams_k_pages_0[_S33.vector_0 + u32(8) * block_0 + i_1] = u32(((((((((_S38.x) & (i32(255)))) | ((((((_S38.y) & (i32(255)))) << (u32(8))))))) | ((((((_S38.z) & (i32(255)))) << (u32(16))))))) | ((((_S38.w) << (u32(24)))))));
+            var _S44 : vec4<f32> = vec4<f32>(_S35) * Plain_four_0(_S34, _S33 + u32(32) * block_0 + u32(4) * i_1);
+            var _S45 : vec4<i32> = vec4<i32>(clamp(_S44 + select(vec4<f32>(0.5f), vec4<f32>(-0.5f), _S44 < vec4<f32>(0.0f)), vec4<f32>(vec4<i32>(i32(-127))), vec4<f32>(vec4<i32>(i32(127)))));
+            entryPointParams_k_pages_0[_S36.vector_0 + u32(8) * block_0 + i_1] = u32(((((((((_S45.x) & (i32(255)))) | ((((((_S45.y) & (i32(255)))) << (u32(8))))))) | ((((((_S45.z) & (i32(255)))) << (u32(16))))))) | ((((_S45.w) << (u32(24)))))));
             i_1 = i_1 + u32(1);
         }
         block_0 = block_0 + u32(1);
     }
-    entryPointParams_k_pages_0[_S33.scale_0 / u32(2)] = pack_halves_0(scales_0);
+    entryPointParams_k_pages_0[_S36.scale_0 / u32(2)] = pack_halves_0(scales_0);
     return;
 }
 
-fn four_1( _S39 : u32) -> vec4<f32>
+fn Plain_four_1( _S46 : Plain_0,  _S47 : u32) -> vec4<f32>
 {
-    return vec4<f32>(entryPointParams_v_0[_S39], entryPointParams_v_0[_S39 + u32(1)], entryPointParams_v_0[_S39 + u32(2)], entryPointParams_v_0[_S39 + u32(3)]);
+    var _S48 : u32 = _S46.begin_2 + _S47;
+    return vec4<f32>(entryPointParams_v_0[_S48], entryPointParams_v_0[_S48 + u32(1)], entryPointParams_v_0[_S48 + u32(2)], entryPointParams_v_0[_S48 + u32(3)]);
 }
 
-fn Blocks8_append_1( _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : u32)
+fn Blocks8_append_1( _S49 : u32,  _S50 : u32,  _S51 : u32,  _S52 : u32,  _S53 : Plain_0)
 {
-    var _S45 : Run_0 = Blocks8_run_0(_S40, _S41, _S42, _S43);
+    var _S54 : f32;
+    var _S55 : Run_0 = Blocks8_run_0(_S49, _S50, _S51, _S52);
     var scales_1 : vec2<f32> = vec2<f32>(vec2<i32>(i32(0)));
     var block_1 : u32 = u32(0);
     for(;;)
@@ -239,42 +304,98 @@ fn Blocks8_append_1( _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : 
         {
             break;
         }
-        var most_1 : f32 = 0.0f;
         var i_2 : u32 = u32(0);
+        var most_1 : f32 = 0.0f;
         for(;;)
         {
-            if(i_2 < u32(32))
+            if(i_2 < u32(8))
             {
             }
             else
             {
                 break;
             }
-            var _S46 : f32 = abs(entryPointParams_v_0[_S44 + u32(32) * block_1 + i_2]);
-            var _S47 : bool;
-            if(_S46 > most_1)
+            var _S56 : vec4<f32> = abs(Plain_four_1(_S53, _S52 + u32(32) * block_1 + u32(4) * i_2));
+            var _S57 : bool;
+            if((_S56[u32(0)]) > most_1)
             {
-                _S47 = true;
+                _S57 = true;
             }
             else
             {
-                _S47 = isnan_0(_S46);
+                _S57 = isnan_0(_S56[u32(0)]);
             }
-            if(_S47)
+            if(_S57)
             {
-                most_1 = _S46;
+                _S54 = _S56[u32(0)];
+            }
+            else
+            {
+                _S54 = most_1;
+            }
+            var _S58 : bool;
+            if((_S56[u32(1)]) > _S54)
+            {
+                _S58 = true;
+            }
+            else
+            {
+                _S58 = isnan_0(_S56[u32(1)]);
+            }
+            var _S59 : f32;
+            if(_S58)
+            {
+                _S59 = _S56[u32(1)];
+            }
+            else
+            {
+                _S59 = _S54;
+            }
+            var _S60 : bool;
+            if((_S56[u32(2)]) > _S59)
+            {
+                _S60 = true;
+            }
+            else
+            {
+                _S60 = isnan_0(_S56[u32(2)]);
+            }
+            var _S61 : f32;
+            if(_S60)
+            {
+                _S61 = _S56[u32(2)];
+            }
+            else
+            {
+                _S61 = _S59;
+            }
+            var _S62 : bool;
+            if((_S56[u32(3)]) > _S61)
+            {
+                _S62 = true;
+            }
+            else
+            {
+                _S62 = isnan_0(_S56[u32(3)]);
+            }
+            if(_S62)
+            {
+                most_1 = _S56[u32(3)];
+            }
+            else
+            {
+                most_1 = _S61;
             }
             i_2 = i_2 + u32(1);
         }
         scales_1[block_1] = most_1 / 127.0f;
-        var _S48 : f32;
         if(most_1 > 0.0f)
         {
-            _S48 = 127.0f / most_1;
+            _S54 = 127.0f / most_1;
         }
         else
         {
-            _S48 = 0.0f;
+            _S54 = 0.0f;
         }
         var i_3 : u32 = u32(0);
         for(;;)
@@ -286,14 +407,14 @@ fn Blocks8_append_1( _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : 
             {
                 break;
             }
-            var _S49 : vec4<f32> = vec4<f32>(_S48) * four_1(_S44 + u32(32) * block_1 + u32(4) * i_3);
-            var _S50 : vec4<i32> = vec4<i32>(clamp(_S49 + select(vec4<f32>(0.5f), vec4<f32>(-0.5f), _S49 < vec4<f32>(0.0f)), vec4<f32>(vec4<i32>(i32(-127))), vec4<f32>(vec4<i32>(i32(127)))));
-            entryPointParams_v_pages_0[_S45.vector_0 + u32(8) * block_1 + i_3] = u32(((((((((_S50.x) & (i32(255)))) | ((((((_S50.y) & (i32(255)))) << (u32(8))))))) | ((((((_S50.z) & (i32(255)))) << (u32(16))))))) | ((((_S50.w) << (u32(24)))))));
+            var _S63 : vec4<f32> = vec4<f32>(_S54) * Plain_four_1(_S53, _S52 + u32(32) * block_1 + u32(4) * i_3);
+            var _S64 : vec4<i32> = vec4<i32>(clamp(_S63 + select(vec4<f32>(0.5f), vec4<f32>(-0.5f), _S63 < vec4<f32>(0.0f)), vec4<f32>(vec4<i32>(i32(-127))), vec4<f32>(vec4<i32>(i32(127)))));
+            entryPointParams_v_pages_0[_S55.vector_0 + u32(8) * block_1 + i_3] = u32(((((((((_S64.x) & (i32(255)))) | ((((((_S64.y) & (i32(255)))) << (u32(8))))))) | ((((((_S64.z) & (i32(255)))) << (u32(16))))))) | ((((_S64.w) << (u32(24)))))));
             i_3 = i_3 + u32(1);
         }
         block_1 = block_1 + u32(1);
     }
-    entryPointParams_v_pages_0[_S45.scale_0 / u32(2)] = pack_halves_0(scales_1);
+    entryPointParams_v_pages_0[_S55.scale_0 / u32(2)] = pack_halves_0(scales_1);
     return;
 }
 
@@ -301,23 +422,27 @@ fn Blocks8_append_1( _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : 
 @workgroup_size(128, 1, 1)
 fn kv_append_q8_0(@builtin(workgroup_id) group_2 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32)
 {
-    var _S51 : u32 = thread_number_0(group_2, thread_1);
-    var _S52 : u32 = entryPointParams_0.p_0.columns_0 / u32(64);
-    var _S53 : u32 = _S51 / _S52;
-    var _S54 : u32 = _S51 % _S52;
-    var _S55 : u32 = _S54 * u32(64);
-    if(_S53 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
+    var _S65 : u32 = thread_number_0(group_2, thread_1);
+    var _S66 : u32 = entryPointParams_0.p_0.columns_0 / u32(64);
+    var _S67 : u32 = _S65 / _S66;
+    var _S68 : u32 = _S65 % _S66;
+    var _S69 : u32 = _S68 * u32(64);
+    if(_S67 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
     {
         return;
     }
-    var _S56 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + _S53), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
-    var _S57 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + _S53);
-    if(_S57 >= (_S56.length_0))
+    var _S70 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + _S67), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
+    var _S71 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + _S67);
+    if(_S71 >= (_S70.length_0))
     {
         return;
     }
-    var _S58 : u32 = SequenceTable_slot_0(_S56, _S57);
-    Blocks8_append_0(entryPointParams_0.p_0.k_pages_offset_0, _S58, entryPointParams_0.p_0.columns_0, _S55, entryPointParams_0.p_0.k_offset_0 + _S53 * entryPointParams_0.p_0.k_stride_0 + _S55);
-    Blocks8_append_1(entryPointParams_0.p_0.v_pages_offset_0, _S58, entryPointParams_0.p_0.columns_0, _S55, entryPointParams_0.p_0.v_offset_0 + _S53 * entryPointParams_0.p_0.v_stride_0 + _S55);
+    var _S72 : u32 = SequenceTable_slot_0(_S70, _S71);
+    var keys_0 : Plain_0;
+    keys_0.begin_2 = entryPointParams_0.p_0.k_offset_0 + _S67 * entryPointParams_0.p_0.k_stride_0;
+    var values_1 : Plain_0;
+    values_1.begin_2 = entryPointParams_0.p_0.v_offset_0 + _S67 * entryPointParams_0.p_0.v_stride_0;
+    Blocks8_append_0(entryPointParams_0.p_0.k_pages_offset_0, _S72, entryPointParams_0.p_0.columns_0, _S69, keys_0);
+    Blocks8_append_1(entryPointParams_0.p_0.v_pages_offset_0, _S72, entryPointParams_0.p_0.columns_0, _S69, values_1);
     return;
 }

@@ -36,64 +36,90 @@ fn thread_number_0( group_1 : vec3<u32>,  thread_0 : u32) -> u32
     return group_number_0(group_1) * u32(128) + thread_0;
 }
 
-fn valid_rows_0( _S1 : u32,  _S2 : u32,  _S3 : u32) -> u32
+struct Rotation_0
 {
-    var _S4 : u32;
-    if(_S1 == u32(4294967295))
+     angles_0 : u32,
+     pairs_1 : u32,
+     interleaved_1 : bool,
+};
+
+fn Rotation_x24init_0( angles_1 : u32,  pairs_2 : u32,  interleaved_2 : bool) -> Rotation_0
+{
+    var _S1 : Rotation_0;
+    _S1.angles_0 = angles_1;
+    _S1.pairs_1 = pairs_2;
+    _S1.interleaved_1 = interleaved_2;
+    return _S1;
+}
+
+fn rotation_0( table_offset_1 : u32,  position_0 : u32,  positions_1 : u32,  pairs_3 : u32,  interleaved_3 : u32) -> Rotation_0
+{
+    return Rotation_x24init_0(table_offset_1 + u32(2) * min(position_0, positions_1 - u32(1)) * pairs_3, pairs_3, interleaved_3 != u32(0));
+}
+
+fn Rotation_places_0( this_0 : Rotation_0,  pair_0 : u32) -> vec2<u32>
+{
+    var _S2 : vec2<u32>;
+    if(this_0.interleaved_1)
     {
-        _S4 = _S3;
+        var _S3 : u32 = u32(2) * pair_0;
+        _S2 = vec2<u32>(_S3, _S3 + u32(1));
     }
     else
     {
-        _S4 = min(max(entryPointParams_batch_0[_S1], _S2) - _S2, _S3);
+        _S2 = vec2<u32>(pair_0, pair_0 + this_0.pairs_1);
     }
-    return _S4;
+    return _S2;
 }
 
-fn row_position_0( _S5 : u32,  _S6 : u32) -> u32
+fn valid_rows_0( _S4 : u32,  _S5 : u32,  _S6 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S5 + u32(2) + u32(2) * _S6];
+    var _S7 : u32;
+    if(_S4 == u32(4294967295))
+    {
+        _S7 = _S6;
+    }
+    else
+    {
+        _S7 = min(max(entryPointParams_batch_0[_S4], _S5) - _S5, _S6);
+    }
+    return _S7;
+}
+
+fn row_position_0( _S8 : u32,  _S9 : u32) -> u32
+{
+    return entryPointParams_batch_0[_S8 + u32(2) + u32(2) * _S9];
+}
+
+fn Rotation_turn_0( _S10 : Rotation_0,  _S11 : u32,  _S12 : vec2<f32>) -> vec2<f32>
+{
+    var _S13 : u32 = _S10.angles_0 + u32(2) * _S11;
+    var _S14 : f32 = _S12.x;
+    var _S15 : f32 = _S12.y;
+    var _S16 : u32 = _S13 + u32(1);
+    return vec2<f32>(_S14 * entryPointParams_table_0[_S13] - _S15 * entryPointParams_table_0[_S16], _S14 * entryPointParams_table_0[_S16] + _S15 * entryPointParams_table_0[_S13]);
 }
 
 @compute
 @workgroup_size(128, 1, 1)
 fn rope(@builtin(workgroup_id) group_2 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32)
 {
-    var _S7 : u32 = thread_number_0(group_2, thread_1);
-    var _S8 : u32 = _S7 % entryPointParams_0.p_0.pairs_0;
-    var _S9 : u32 = _S7 / entryPointParams_0.p_0.pairs_0;
-    var _S10 : u32 = _S9 % entryPointParams_0.p_0.heads_0;
-    var _S11 : u32 = _S7 / entryPointParams_0.p_0.pairs_0;
-    var _S12 : u32 = _S11 / entryPointParams_0.p_0.heads_0;
-    if(_S12 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
+    var _S17 : u32 = thread_number_0(group_2, thread_1);
+    var _S18 : u32 = _S17 % entryPointParams_0.p_0.pairs_0;
+    var _S19 : u32 = _S17 / entryPointParams_0.p_0.pairs_0;
+    var _S20 : u32 = _S19 % entryPointParams_0.p_0.heads_0;
+    var _S21 : u32 = _S17 / entryPointParams_0.p_0.pairs_0;
+    var _S22 : u32 = _S21 / entryPointParams_0.p_0.heads_0;
+    if(_S22 >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0)))
     {
         return;
     }
-    var _S13 : u32 = entryPointParams_0.p_0.table_offset_0 + u32(2) * (min(row_position_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + _S12), entryPointParams_0.p_0.positions_0 - u32(1)) * entryPointParams_0.p_0.pairs_0 + _S8);
-    var _S14 : f32 = entryPointParams_table_0[_S13];
-    var _S15 : f32 = entryPointParams_table_0[_S13 + u32(1)];
-    var _S16 : u32 = entryPointParams_0.p_0.x_offset_0 + _S12 * entryPointParams_0.p_0.x_stride_0 + _S10 * entryPointParams_0.p_0.head_dim_0;
-    var _S17 : u32;
-    if((entryPointParams_0.p_0.interleaved_0) != u32(0))
-    {
-        _S17 = u32(2) * _S8;
-    }
-    else
-    {
-        _S17 = _S8;
-    }
-    var _S18 : u32 = _S16 + _S17;
-    if((entryPointParams_0.p_0.interleaved_0) != u32(0))
-    {
-        _S17 = _S18 + u32(1);
-    }
-    else
-    {
-        _S17 = _S18 + entryPointParams_0.p_0.pairs_0;
-    }
-    var _S19 : f32 = entryPointParams_x_0[_S18];
-    var _S20 : f32 = entryPointParams_x_0[_S17];
-    entryPointParams_x_0[_S18] = entryPointParams_x_0[_S18] * _S14 - entryPointParams_x_0[_S17] * _S15;
-    entryPointParams_x_0[_S17] = _S19 * _S15 + _S20 * _S14;
+    var _S23 : Rotation_0 = rotation_0(entryPointParams_0.p_0.table_offset_0, row_position_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + _S22), entryPointParams_0.p_0.positions_0, entryPointParams_0.p_0.pairs_0, entryPointParams_0.p_0.interleaved_0);
+    var _S24 : vec2<u32> = vec2<u32>((entryPointParams_0.p_0.x_offset_0 + _S22 * entryPointParams_0.p_0.x_stride_0 + _S20 * entryPointParams_0.p_0.head_dim_0)) + Rotation_places_0(_S23, _S18);
+    var _S25 : u32 = _S24.x;
+    var _S26 : u32 = _S24.y;
+    var _S27 : vec2<f32> = Rotation_turn_0(_S23, _S18, vec2<f32>(entryPointParams_x_0[_S25], entryPointParams_x_0[_S26]));
+    entryPointParams_x_0[_S25] = _S27.x;
+    entryPointParams_x_0[_S26] = _S27.y;
     return;
 }
