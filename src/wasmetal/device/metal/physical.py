@@ -60,7 +60,6 @@ class PhysicalDevice:
             gpu=True,
             fuses=True,
             wraps_files=wraps_files,
-            fuses=True,
             features=("host pages in place", "weights in place" if wraps_files else "weights copied", "timestamps"),
         )
 
