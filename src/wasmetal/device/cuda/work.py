@@ -7,9 +7,8 @@ from typing import Any
 
 from wasmetal.device.cuda.api import NOT_READY, call, cu, failure
 from wasmetal.device.cuda.context import Context, Owned
+from wasmetal.device.waiting import spin
 
-_SPIN = 2e-3
-"""Seconds for which a wait asks again and again before it begins to sleep: most lists of a model end within them."""
 _SLEEP, _LONGEST = 0.05, 1e-3
 """How long it sleeps at a time: a part of the time that it has waited, and at most so many seconds."""
 
@@ -45,13 +44,11 @@ class CudaWork:
     def wait(self, seconds: float) -> bool:
         """Block for at most ``seconds``; return whether the work has ended. Raises DeviceLostError."""
         begin = time.perf_counter()
-        while not self.ended():
-            waited = time.perf_counter() - begin
-            if waited >= seconds:
-                return False
-            if waited > _SPIN:
-                time.sleep(min(_SLEEP * waited, _LONGEST, seconds - waited))
-        return True
+        done = spin(self.ended, seconds)
+        while not done and (waited := time.perf_counter() - begin) < seconds:
+            time.sleep(min(_SLEEP * waited, _LONGEST, seconds - waited))
+            done = self.ended()
+        return done
 
     def ended(self) -> bool:
         """Whether the work has ended. Raises DeviceLostError."""

@@ -10,7 +10,7 @@ from wasmetal.device.release import on_release
 from wasmetal.device.vulkan import features
 from wasmetal.device.vulkan.api import NULL, call, check, ffi, lib, make, struct
 from wasmetal.device.vulkan.physical import EXTENSIONS, PhysicalDevice
-from wasmetal.device.waiting import wait_in_slices
+from wasmetal.device.waiting import spin, wait_in_slices
 from wasmetal.errors import DeviceLostError, DeviceTimeoutError
 
 PATIENCE = 30.0
@@ -68,6 +68,8 @@ class LogicalDevice:
         Raises DeviceLostError.
         """
         if number <= self._completed:
+            return True
+        if seconds and self.physical.info.gpu and spin(lambda: self.wait_for(number, 0), seconds):
             return True
         value = ffi.new("uint64_t *", number)
         fields = lib.VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO, NULL, 0, 1, self._semaphore, value
