@@ -12,6 +12,7 @@ from wasmetal.ops.experts import expert_linear, top_k, weighted_sum
 from wasmetal.ops.kv_append import kv_append
 from wasmetal.ops.linear import embed, linear
 from wasmetal.ops.matmul import matmul
+from wasmetal.ops.prefill_attention import prefill_attention
 from wasmetal.ops.recorder import Recorder
 from wasmetal.ops.reduce import argmax, layer_norm, rms_norm, softmax
 from wasmetal.ops.rope import rope, rope_append
@@ -36,6 +37,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "matmul",
+    "prefill_attention",
     "rms_norm",
     "rope",
     "rope_append",
