@@ -23,7 +23,7 @@ check_attention = partial(test_attention.check_attention, attend=ops.prefill_att
         (1, 1, 1, 4, 1, [0], 1, 0),
         (33, 2, 2, 64, 16, [3, 0, 2, 1], 4, 20),  # 16 rows of a head in a group
         (21, 9, 3, 64, 16, [3, 0, 2, 1], 4, 37),  # three heads of five rows: a query is left over
-        (9, 32, 8, 128, 32, range(9), 9, 250),
+        (5, 16, 4, 128, 32, range(9), 9, 250),
         (6, 4, 1, 256, 32, range(9), 9, 280),  # the largest head
         (5, 14, 2, 80, 64, [1, 0, 2], 3, 150),  # seven heads of two rows
         (3, 20, 1, 12, 5, [4, 2, 0, 3], 5, 3),  # more heads than a group has queries
