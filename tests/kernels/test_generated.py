@@ -15,6 +15,7 @@ from wasmetal.kernels.reference.split_attention import TILE
 from wasmetal.ops.attention import MAX_HEAD_DIM
 from wasmetal.ops.linear import GEMM_TILE
 from wasmetal.ops.matmul import MATMUL_TILE
+from wasmetal.ops.prefill_attention import QUERIES
 from wasmetal.ops.split_attention import HEADS
 
 
@@ -126,8 +127,10 @@ def test_constants_are_the_same_in_python_and_slang():
     assert found["common", "GRID_WIDTH"] == GRID_WIDTH
     assert found["common", "NO_BATCH"] == NO_BATCH
     assert found["tiles", "TILE"] == GEMM_TILE == MATMUL_TILE
-    assert found["attention", "NO_SINKS"] == found["attention_merge", "NO_SINKS"] == NO_SINKS
+    assert {found[name, "NO_SINKS"] for name in ("attention", "attention_merge", "prefill_attention")} == {NO_SINKS}
     assert found["attention", "MAX_VECTORS"] * 4 == found["attention_part", "MAX_VECTORS"] * 4 == MAX_HEAD_DIM
+    assert found["prefill_attention", "SLICES"] * found["prefill_attention", "SLICE"] * 4 == MAX_HEAD_DIM
+    assert found["prefill_attention", "QUERIES"] == QUERIES
     assert found["attention_part", "HEADS"] == HEADS
     assert found["attention_part", "TILE"] == TILE
 

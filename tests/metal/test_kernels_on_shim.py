@@ -147,8 +147,18 @@ def split_attention(bench, rng, dtype, heads, kv_heads, head_dim, position, part
     scratch, scale = bench.empty(2, heads, parts, head_dim + 4), head_dim**-0.5
     how = {"window": window, "sinks": put(bench, rng, heads) if sinks else None}
     paged = k_pages, v_pages, batch, sequences
-    bench.run(lambda rec: ops.split_attention(rec, q, *paged, scratch, out, scale, **how))
+    bench.run(lambda rec: ops.split_attention(rec, q, *paged, out, scale, scratch=scratch, **how))
     return [out, scratch]
+
+
+def prefill_attention(bench, rng, dtype, rows, heads, kv_heads, head_dim, position, window=None, sinks=False):
+    q, out = put(bench, rng, rows, heads, head_dim, gap=1), put(bench, rng, rows, heads * head_dim, gap=2)
+    k_pages, v_pages = (pool(bench, rng, 4, 25, kv_heads, head_dim, dtype) for _ in range(2))
+    sequences, batch = mixed(bench, rows, position)
+    how = {"window": window, "sinks": put(bench, rng, heads) if sinks else None}
+    paged = k_pages, v_pages, batch, sequences
+    bench.run(lambda rec: ops.prefill_attention(rec, q, *paged, out, head_dim**-0.5, **how))
+    return [out]
 
 
 def copy(bench, rng, rows, columns):
@@ -284,7 +294,10 @@ def cases() -> Iterator[Case]:
     for dtype in KV:
         yield case(CLOSE, split_attention, dtype, 4, 2, 96, 140, 2)
         yield case(CLOSE, split_attention, dtype, 10, 2, 32, 9, 3, 4, True)
+        yield case(CLOSE, prefill_attention, dtype, 7, 6, 2, 96, 40)
+        yield case(CLOSE, prefill_attention, dtype, 3, 20, 1, 64, 9, 4, True)
     yield case(CLOSE, split_attention, DType.F16, 2, 1, 256, 170, 1)
+    yield case(CLOSE, prefill_attention, DType.F16, 2, 1, 1, 256, 14)
     for rows, position in ((1, 0), (3, 9), (1, -1)):
         yield case(EXACT, kv_append, DType.Q8_0, rows, 2, 96, position)
     for window in (None, 4):

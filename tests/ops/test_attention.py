@@ -125,8 +125,10 @@ def check_attention(
     gap=0,
     window=None,
     sinks=None,
+    attend=None,
     parts=None,
 ):
+    """``attend`` is ops.attention unless given; it is given scratch memory for ``parts``, if there are any."""
     rows = len(positions)
     rng = np.random.default_rng(rows + head_dim)
     q = rng.standard_normal((rows, heads, head_dim)).astype(np.float32)
@@ -138,14 +140,15 @@ def check_attention(
         scale = head_dim**-0.5
         pools = cache.k, cache.v
         how = {"window": window, "sinks": None if sinks is None else bench.put(np.array(sinks, np.float32))}
-        scratch = [bench.empty(rows, heads, parts, head_dim + 4)] if parts else []
-        attend = ops.split_attention if parts else ops.attention
-        bench.run(lambda rec: attend(rec, queries, *pools, batch, cache.sequences, *scratch, out, scale, **how))
+        if parts:
+            how["scratch"] = bench.empty(rows, heads, parts, head_dim + 4)
+        op = attend or ops.attention
+        bench.run(lambda rec: op(rec, queries, *pools, batch, cache.sequences, out, scale, **how))
         got = bench.get(out)
         want = attention(q[:count], cache, positions, sequences, scale, window, sinks)
         assert_close(got[:count], want, 1e-5, np.abs(cache.values).max())
         assert (got[count:] == 7).all()
-        bench.only(out, *scratch)
+        bench.only(out, *([how["scratch"]] if parts else []))
 
 
 def fitting(dtype, kv_heads, head_dim):

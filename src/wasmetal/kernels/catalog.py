@@ -323,6 +323,24 @@ _KERNELS = (
         )
         for dtype, vector in _POOLS
     ),
+    *(
+        Kernel(
+            name=f"prefill_attention_{dtype.suffix}",
+            source="prefill_attention",
+            buffers=(
+                *(_read("q"), _read("k_pages", vector), _read("v_pages", vector), *_PAGED),
+                *(_read("sinks"), _write("out")),
+            ),
+            fields=(
+                *_u32("batch_row rows heads kv_heads head_dim q_stride out_stride"),
+                *_u32("pages page_size sequence_count table_length"),
+                ("scale", "f32"),
+                ("window", "u32"),
+            ),
+            defines=(("ELEMENT", _ELEMENTS[dtype]),),
+        )
+        for dtype, vector in _POOLS
+    ),
     # Scratch memory has, for each row, head and part, the sums of its values, and a vector of four: the largest score,
     # the sum of the weights, and 1, or 0 if the part is empty. Of empty parts only this vector is written.
     *(

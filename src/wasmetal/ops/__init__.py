@@ -13,6 +13,7 @@ from wasmetal.ops.fused import norm_gated, norm_linear
 from wasmetal.ops.kv_append import kv_append
 from wasmetal.ops.linear import embed, linear
 from wasmetal.ops.matmul import matmul
+from wasmetal.ops.prefill_attention import prefill_attention
 from wasmetal.ops.recorder import Recorder
 from wasmetal.ops.reduce import argmax, layer_norm, rms_norm, softmax
 from wasmetal.ops.rope import rope, rope_append
@@ -39,6 +40,7 @@ __all__ = [
     "matmul",
     "norm_gated",
     "norm_linear",
+    "prefill_attention",
     "rms_norm",
     "rope",
     "rope_append",

@@ -13,18 +13,20 @@ from wasmetal.ops.recorder import Recorder
 from wasmetal.ops.tensor import Tensor
 from wasmetal.ops.work import GROUP, ROW, Work
 
+FEW = 64
+"""Rows of a batch up to which it is mostly of sequences that decode, and split_attention is the faster one."""
 HEADS = 4
 """Heads of a KV head that a group attends with, at most."""
 _GROUPS = 512
 """Groups among which the work is split: about four for each multiprocessor of a large GPU."""
-_PARTS = 64
-"""Parts of a context, at most, beyond which joining them costs more than is won."""
+_FEWEST, _MOST = 8, 64
+"""Parts of a context, at least, since few of the rows may be valid; and at most, since joining them has its cost."""
 
 
 def scratch_shape(rows: int, heads: int, kv_heads: int, head_dim: int) -> tuple[int, int, int, int]:
     """The shape of the scratch memory with which ``split_attention`` makes as many parts as suit a GPU."""
     parts = _GROUPS // (rows * kv_heads * _passes(heads, kv_heads))
-    return rows, heads, min(max(parts, 1), _PARTS), head_dim + 4
+    return rows, heads, min(max(parts, _FEWEST), _MOST), head_dim + 4
 
 
 def split_attention(
@@ -34,10 +36,10 @@ def split_attention(
     v_pages: Tensor,
     batch: Tensor,
     sequences: Tensor,
-    scratch: Tensor,
     out: Tensor,
     scale: float,
     *,
+    scratch: Tensor,
     window: int | None = None,
     sinks: Tensor | None = None,
 ) -> None:

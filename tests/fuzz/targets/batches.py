@@ -15,13 +15,18 @@ from typing import Any
 
 from tests.fuzz.target import Run
 from tests.ops.test_attention import check_attention, check_kv_append
-from wasmetal import open_device
+from wasmetal import open_device, ops
 from wasmetal.device import Device
 from wasmetal.ops import DType
 
 SECONDS = 60.0
 MEMORY = 1 << 30
 
+ATTENTION = {
+    "attention": ops.attention,
+    "split_attention": ops.split_attention,
+    "prefill_attention": ops.prefill_attention,
+}
 EXTREMES = (-1, -(2**31), 2**31 - 1, 12345678, 255, 256, 65536)
 
 
@@ -30,7 +35,8 @@ def generate(random: Random) -> bytes:
     count, entries, rows = random.randint(1, 5), random.randint(1, 9), random.randint(1, 40)
     positions = entries * page_size
     case: dict[str, Any] = {
-        "op": random.choice(["attention", "attention", "kv_append"]),
+        "op": random.choice([*ATTENTION, "kv_append"]),
+        "parts": random.randint(1, 9),
         "dtype": random.choice(["F32", "F16"]),
         "kv_heads": random.randint(1, 3),
         "group": random.randint(1, 4),
@@ -74,5 +80,8 @@ def _check(device: Device, case: dict[str, Any]) -> str:
     else:
         heads = case["kv_heads"] * case["group"]
         sizes = heads, case["kv_heads"], case["head_dim"], case["page_size"], case["pages"]
-        check_attention(device, dtype, *sizes, *metadata, valid, gap=4, window=case.get("window"))
+        how = {"window": case.get("window"), "attend": ATTENTION[case["op"]]}
+        if case["op"] == "split_attention":
+            how["parts"] = case["parts"]
+        check_attention(device, dtype, *sizes, *metadata, valid, gap=4, **how)
     return case["op"]

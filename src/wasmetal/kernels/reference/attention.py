@@ -174,6 +174,11 @@ class Attention:
         self._outs[chosen] = (sums / total).reshape(*split, -1).transpose(2, 0, 1, 3)
 
 
+def prefill_attention(dtype: DType, p: SimpleNamespace, *buffers: Bytes) -> Attention:
+    """Attention with all heads."""
+    return Attention(dtype, SimpleNamespace(**vars(p), first_head=0, head_count=p.heads), *buffers)
+
+
 def _grouped(begin: int, end: int, group: int) -> list[tuple[slice, slice]]:
     """A range of heads as (kv heads, which heads of their groups): whole groups, and parts of one at either end."""
     first, last = -(-begin // group), end // group
@@ -196,6 +201,6 @@ def softmax_then(scores: F32, values: F32, out: F32) -> None:
 
 KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
     f"{name}_{dtype.suffix}": partial(kernel, dtype)
-    for name, kernel in (("kv_append", kv_append), ("attention", Attention))
+    for name, kernel in (("kv_append", kv_append), ("attention", Attention), ("prefill_attention", prefill_attention))
     for dtype in KV
 }

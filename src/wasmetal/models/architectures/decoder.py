@@ -29,6 +29,7 @@ from wasmetal.ops import (
     attention,
     embed,
     kv_append,
+    prefill_attention,
     rms_norm,
     rope,
     rope_append,
@@ -37,6 +38,7 @@ from wasmetal.ops import (
     silu_mul,
     split_attention,
 )
+from wasmetal.ops.split_attention import FEW
 
 NEUTRAL: Mapping[str, Any] = {
     "attention.causal": True,
@@ -300,7 +302,7 @@ class Decoder:
         q, kv = self._widths["q"], self._widths["k"]
         self._x, self._normed = (buffers.tensor(rows, c.embedding_length) for _ in range(2))
         self._qkv, self._attended = buffers.tensor(rows, q + 2 * kv), buffers.tensor(rows, q)
-        self._parts = buffers.tensor(*scratch_shape(1, c.head_count, c.head_count_kv, c.head_dim))
+        self._scratch = buffers.tensor(max(math.prod(self._scratch_shape(few)) for few in (1, min(rows, FEW))))
         self._feed_forward.allocate(buffers, rows)
         self._last = buffers.tensor(1, c.embedding_length)
 
@@ -315,8 +317,7 @@ class Decoder:
         v = _heads(qkv.columns(k_end, qkv.shape[1]), c.head_dim)
         q_and_k = _heads(qkv.columns(0, k_end), c.head_dim)
 
-        scratch = (self._parts,) if rows == 1 and rec.info.fuses else ()
-        attend: Callable[..., None] = split_attention if scratch else attention
+        attend = self._attention(rec, rows)
 
         def normed_by(weight: Tensor | None) -> Normed:
             """The residual stream, normed if there is a weight for it."""
@@ -343,18 +344,14 @@ class Decoder:
                 if name in norms:
                     what = replace(part, shape=(rows, width)) if self.qk_norm == "rows" else part
                     rms_norm(rec, what, norms[name], what, c.norm_epsilon, batch=valid)
+            paged = k_pages, v_pages, batch, sequences
             if block.rope and rec.info.fuses:
-                paged = k_pages, v_pages, batch, sequences
                 rope_append(rec, q, k, v, block.rope, *paged, interleaved=self.interleaved_rope)
             else:
                 if block.rope:
                     rope(rec, q_and_k, block.rope, batch, interleaved=self.interleaved_rope)
-                kv_append(rec, k, v, k_pages, v_pages, batch, sequences)
-            attend(
-                *(rec, q, k_pages, v_pages, batch, sequences, *scratch, attended, self.attention_scale),
-                window=block.window,
-                sinks=block.sinks,
-            )
+                kv_append(rec, k, v, *paged)
+            attend(rec, q, *paged, attended, self.attention_scale, window=block.window, sinks=block.sinks)
             output = partial(block.attn_output, rec, attended, batch=valid)
             add_output(output, norms.get("post_attention"))
             if block.output_bias:
@@ -362,6 +359,19 @@ class Decoder:
 
             network = partial(self._feed_forward, block.feed_forward, normed_by(norms.get("ffn")))
             add_output(network, norms.get("post_ffw"))
+
+    def _attention(self, rec: Recorder, rows: int) -> Callable[..., None]:
+        """The form of attention that suits the device and so many rows."""
+        if not rec.info.fuses:
+            return attention
+        if rows > FEW:
+            return prefill_attention
+        shape = self._scratch_shape(rows)
+        return partial(split_attention, scratch=self._scratch.rows(0, math.prod(shape)).reshape(*shape))
+
+    def _scratch_shape(self, rows: int) -> tuple[int, ...]:
+        """The shape of attention's scratch memory for so many rows, at most FEW."""
+        return scratch_shape(rows, self.config.head_count, self.config.head_count_kv, self.config.head_dim)
 
     def head(self, rec: Recorder, row: Tensor, logits: Tensor) -> None:
         """Record the logits, f32 [vocab_size], of one of the body's rows; ``row``, I32 [1], holds its index."""
