@@ -194,6 +194,23 @@ def linear(bench, rng, dtype, rows, n, k, accumulate):
     return [out]
 
 
+def norm_linear(bench, rng, dtype, n, k, bias):
+    k = whole_blocks(dtype, k)
+    weight = bench.put_weight(random_weight(rng, dtype, n, k)[0], dtype, k)
+    x, norm, out = put(bench, rng, 1, k), put(bench, rng, k), bench.empty(1, n)
+    added = put(bench, rng, n) if bias else None
+    bench.run(lambda rec: ops.norm_linear(rec, x, norm, weight, out, 1e-5, bias=added))
+    return [out]
+
+
+def norm_gated(bench, rng, dtype, n, k, activation):
+    k = whole_blocks(dtype, k)
+    gate, up = (bench.put_weight(random_weight(rng, dtype, n, k)[0], dtype, k) for _ in range(2))
+    x, norm, out = put(bench, rng, 1, k), put(bench, rng, k), bench.empty(1, n)
+    bench.run(lambda rec: ops.norm_gated(rec, x, norm, gate, up, out, 1e-5, activation=activation))
+    return [out]
+
+
 def embed(bench, rng, dtype):
     k = whole_blocks(dtype, 96)
     table = bench.put_weight(random_weight(rng, dtype, 7, k)[0], dtype, k)
@@ -311,6 +328,9 @@ def cases() -> Iterator[Case]:
             yield case(CLOSE, linear, dtype, 1, n, k, accumulate)
         for rows, n, k, accumulate in ((67, 5, 32, 1), (72, 66, 160, 0), (3, 7, 96, 1), (66, 68, 64, 0)):
             yield from products(CLOSE, linear, dtype, rows, n, k, accumulate)
+        for n, k in ((13, 96), (8, 288)):
+            yield case(CLOSE, norm_linear, dtype, n, k, n == 8)
+            yield case(CLOSE, norm_gated, dtype, n, k, "gelu" if n == 8 else "silu")
         yield case(CLOSE, expert_linear, dtype, 1, 2, 13, 96, 0)
         yield case(CLOSE, expert_linear, dtype, 4, 2, 66, 64, 1)
     yield case(CLOSE, expert_linear, DType.Q4_1, 120, 2, 5, 32, 0)  # more rows of an expert than a tile has

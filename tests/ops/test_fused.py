@@ -15,7 +15,7 @@ from wasmetal import ops
 from wasmetal.errors import OpError
 from wasmetal.kernels.catalog import ACTIVATIONS
 from wasmetal.kernels.dtypes import WEIGHTS
-from wasmetal.ops import DType
+from wasmetal.ops import DType, fused
 
 TOLERANCE = 2e-6
 EPS = 1e-5
@@ -113,6 +113,25 @@ def test_odd_widths(device, dtype, n, k):
 @pytest.mark.parametrize("dtype", LARGE)
 def test_a_vocabulary(device, dtype):
     check_norm_linear(device, dtype, 49152, 576)
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+def test_as_many_rows_at_a_time_as_of_large_weights(device, dtype, monkeypatch):
+    """To the bit what few rows at a time give."""
+    k = whole_blocks(dtype, 288)
+    x, norm, raw, _ = inputs(np.random.default_rng(0), dtype, 74, k, 1.0)
+    with Bench(device) as bench:
+        vector, factors = bench.put(x), bench.put(norm)
+        gate, up = (bench.put_weight(half, dtype, k) for half in (raw[:37], raw[37:]))
+        results = []
+        for least in (1, 10**6):
+            monkeypatch.setattr(fused, "_WIDE", least)
+            product, gated = bench.empty(1, 37), bench.empty(1, 37)
+            bench.run(lambda rec, out=product: ops.norm_linear(rec, vector, factors, gate, out, EPS))
+            bench.run(lambda rec, out=gated: ops.norm_gated(rec, vector, factors, gate, up, out, EPS))
+            results.append((bench.get(product), bench.get(gated)))
+        for wide, narrow in zip(*results, strict=True):
+            assert (wide == narrow).all()
 
 
 @given(

@@ -71,12 +71,11 @@ ACTIVATIONS = ("silu", "gelu")
 """What the gate of ``gated_gemv`` can be activated by, in the order of their numbers; GELU in its tanh form."""
 
 
-def gemv_rows(dtype: DType) -> int:
-    """Rows of a weight that a subgroup of the GEMV kernels multiplies by one reading of the vector.
+GEMV_ROWS = 2
+"""Rows of a weight that a group of the ``gemv`` kernels multiplies by one reading of the vector."""
 
-    More of them for types of fewer bits, since for these a larger part of what is read is the vector.
-    """
-    return 4 if dtype.quantized else 2
+SUBGROUP_ROWS = 2
+"""Rows of a weight that a subgroup of the other kernels of a single row does; twice as many if ``wide``."""
 
 
 def grid(groups: int) -> tuple[int, int, int]:
@@ -205,7 +204,7 @@ def _eights(name: str, dtype: DType) -> Argument:
 
 
 def _by_eights(dtype: DType) -> tuple[tuple[str, str], ...]:
-    return ("FORMAT", f"{dtype.name}Eights"), ("SUBGROUP_ROWS", str(gemv_rows(dtype)))
+    return ("FORMAT", f"{dtype.name}Eights"), ("GEMV_ROWS", str(GEMV_ROWS)), ("SUBGROUP_ROWS", str(SUBGROUP_ROWS))
 
 
 _KERNELS = (
@@ -392,7 +391,7 @@ _KERNELS = (
             name=f"norm_gemv_{dtype.suffix}",
             source="norm_gemv",
             buffers=(_eights("weight", dtype), _read("x", 16), _read("norm", 16), _read("bias"), _write("out")),
-            fields=(*_u32("n k"), ("eps", "f32"), *_u32("groups")),
+            fields=(*_u32("n k"), ("eps", "f32"), *_u32("wide groups")),
             defines=_by_eights(dtype),
         )
         for dtype in WEIGHTS
@@ -405,7 +404,7 @@ _KERNELS = (
                 *(_eights("gate", dtype), _eights("up", dtype)),
                 *(_read("x", 16), _read("norm", 16), _write("out")),
             ),
-            fields=(*_u32("n k"), ("eps", "f32"), *_u32("activation groups")),
+            fields=(*_u32("n k"), ("eps", "f32"), *_u32("activation wide groups")),
             defines=_by_eights(dtype),
         )
         for dtype in WEIGHTS

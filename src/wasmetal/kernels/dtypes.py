@@ -81,7 +81,7 @@ BY_NUMBER = {dtype.value: dtype for dtype in DType}
 """The types by ggml's numbers."""
 
 WEIGHTS = tuple(dtype for dtype in DType if dtype is not DType.I32)
-"""The types that weights can have: every ``embed``, ``gemv`` and ``gemm`` kernel exists for each."""
+"""The types that weights can have: every ``embed``, ``gemm`` and kind of ``gemv`` kernel exists for each."""
 
 FLOATS = (DType.F32, DType.F16)
 """The types that operands of ``matmul`` can have."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from wasmetal.errors import OpError
-from wasmetal.kernels.catalog import THREADS, gemv_rows
+from wasmetal.kernels.catalog import SUBGROUP_ROWS, THREADS
 from wasmetal.kernels.dtypes import WEIGHTS, DType
 from wasmetal.ops import preconditions as check
 from wasmetal.ops.linear import GEMM_TILE, GEMV_COLUMNS
@@ -119,7 +119,7 @@ def expert_linear(
                 "accumulate": int(accumulate),
             }
             if single:
-                runs = -(-part.columns // gemv_rows(weight.dtype))
+                runs = -(-part.columns // SUBGROUP_ROWS)
                 groups = -(-slots * runs // (THREADS // rec.info.subgroup_size))
                 rec.dispatch(f"expert_gemv_{kind}", (some, x, ids, out), groups, part.work, groups=groups, **fields)
             else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from wasmetal.errors import OpError
-from wasmetal.kernels.catalog import THREADS, gemv_rows
+from wasmetal.kernels.catalog import GEMV_ROWS
 from wasmetal.kernels.dtypes import WEIGHTS, DType
 from wasmetal.ops import preconditions as check
 from wasmetal.ops.recorder import Recorder
@@ -52,7 +52,7 @@ def linear(
         for part in rec.parts("linear", work):
             part_weight, part_out = some_weight.rows(part.left, part.right), some_out.part(part)
             if single:
-                groups = gemv_groups(rec, weight.dtype, part.columns)
+                groups = -(-part.columns // GEMV_ROWS)
                 rec.dispatch(
                     f"gemv_{kind}",
                     (part_weight, x, part_out),
@@ -113,11 +113,6 @@ def embed(rec: Recorder, table: Tensor, ids: Tensor, out: Tensor, *, batch: Tens
                 bound_rows=end - begin,
                 **offset,
             )
-
-
-def gemv_groups(rec: Recorder, dtype: DType, rows: int) -> int:
-    """Groups of the GEMV kernels for so many rows of a weight."""
-    return -(-rows // (gemv_rows(dtype) * (THREADS // rec.info.subgroup_size)))
 
 
 def bindable_rows(rec: Recorder, op: str, weight: Tensor) -> Iterator[tuple[int, int]]:

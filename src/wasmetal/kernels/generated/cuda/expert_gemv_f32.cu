@@ -13,32 +13,35 @@ struct F32Eights_Eight_0
     uint4  high_0;
 };
 
-__device__ F32Eights_Eight_0 F32Eights_Eight_x24init_0(uint4  low_1, uint4  high_1)
+__device__ uint2  F32Eights_places_0(uint i_0)
 {
-    F32Eights_Eight_0 _S1;
-    (&_S1)->low_0 = low_1;
-    (&_S1)->high_0 = high_1;
-    return _S1;
-}
-
-__device__ F32Eights_Eight_0 F32Eights_load_0(StructuredBuffer<uint4 > weight_0, uint begin_0, uint i_0)
-{
-    uint _S2 = begin_0 + 2U * i_0;
-    uint4  _S3 = __ldg((&(weight_0)[_S2]));
-    uint4  _S4 = __ldg((&(weight_0)[_S2 + 1U]));
-    return F32Eights_Eight_x24init_0(_S3, _S4);
-}
-
-__device__ uint2  F32Eights_places_0(uint i_1)
-{
-    uint _S5 = 2U * i_1;
-    return make_uint2 (_S5, _S5 + 1U);
+    uint _S1 = 2U * i_0;
+    return make_uint2 (_S1, _S1 + 1U);
 }
 
 __device__ float4  asfloat_0(uint4  x_0)
 {
     float4  result_0;
+    int i_1 = int(0);
+    for(;;)
+    {
+        if(i_1 < int(4))
+        {
+        }
+        else
+        {
+            break;
+        }
+        *_slang_vector_get_element_ptr(&result_0, i_1) = (U32_asfloat((_slang_vector_get_element(x_0, i_1))));
+        i_1 = i_1 + int(1);
+    }
+    return result_0;
+}
+
+__device__ float dot_0(float4  x_1, float4  y_0)
+{
     int i_2 = int(0);
+    float result_1 = 0.0f;
     for(;;)
     {
         if(i_2 < int(4))
@@ -48,169 +51,191 @@ __device__ float4  asfloat_0(uint4  x_0)
         {
             break;
         }
-        *_slang_vector_get_element_ptr(&result_0, i_2) = (U32_asfloat((_slang_vector_get_element(x_0, i_2))));
+        float result_2 = result_1 + _slang_vector_get_element(x_1, i_2) * _slang_vector_get_element(y_0, i_2);
         i_2 = i_2 + int(1);
-    }
-    return result_0;
-}
-
-__device__ float dot_0(float4  x_1, float4  y_0)
-{
-    int i_3 = int(0);
-    float result_1 = 0.0f;
-    for(;;)
-    {
-        if(i_3 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        float result_2 = result_1 + _slang_vector_get_element(x_1, i_3) * _slang_vector_get_element(y_0, i_3);
-        i_3 = i_3 + int(1);
         result_1 = result_2;
     }
     return result_1;
 }
 
-__device__ float F32Eights_product_0(F32Eights_Eight_0 * eight_0, uint i_4, float4  a_0, float4  b_0)
+__device__ float F32Eights_product_0(F32Eights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
 {
     return dot_0(asfloat_0(eight_0->low_0), a_0) + dot_0(asfloat_0(eight_0->high_0), b_0);
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint4 > even_0, StructuredBuffer<uint4 > odd_0, StructuredBuffer<float4 > x_2, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_5, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<F32Eights_Eight_0, 8>  * eights_0, StructuredBuffer<float4 > x_2, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint step_0)
 {
-    FixedArray<F32Eights_Eight_0, 8>  eights_0;
-    uint _S6 = (*begins_0)[int(0)];
-    eights_0[int(0)] = F32Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
-    uint _S7 = (*begins_0)[int(1)];
-    eights_0[int(1)] = F32Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
-    uint _S8 = i_5 + lanes_0;
-    eights_0[int(2)] = F32Eights_load_0(even_0, _S6, _S8);
-    eights_0[int(3)] = F32Eights_load_0(odd_0, _S7, _S8);
-    uint _S9 = i_5 + 2U * lanes_0;
-    eights_0[int(4)] = F32Eights_load_0(even_0, _S6, _S9);
-    eights_0[int(5)] = F32Eights_load_0(odd_0, _S7, _S9);
-    uint _S10 = i_5 + 3U * lanes_0;
-    eights_0[int(6)] = F32Eights_load_0(even_0, _S6, _S10);
-    eights_0[int(7)] = F32Eights_load_0(odd_0, _S7, _S10);
-    uint2  _S11 = F32Eights_places_0(i_5);
-    float4  _S12 = __ldg((&(x_2)[x_offset_0 + _S11.x]));
-    float4  _S13 = __ldg((&(x_2)[x_offset_0 + _S11.y]));
-    F32Eights_Eight_0 _S14 = eights_0[int(0)];
-    float _S15 = F32Eights_product_0(&_S14, i_5, _S12, _S13);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S15;
-    F32Eights_Eight_0 _S16 = eights_0[int(1)];
-    float _S17 = F32Eights_product_0(&_S16, i_5, _S12, _S13);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S17;
-    uint2  _S18 = F32Eights_places_0(_S8);
-    float4  _S19 = __ldg((&(x_2)[x_offset_0 + _S18.x]));
-    float4  _S20 = __ldg((&(x_2)[x_offset_0 + _S18.y]));
-    F32Eights_Eight_0 _S21 = eights_0[int(2)];
-    float _S22 = F32Eights_product_0(&_S21, _S8, _S19, _S20);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S22;
-    F32Eights_Eight_0 _S23 = eights_0[int(3)];
-    float _S24 = F32Eights_product_0(&_S23, _S8, _S19, _S20);
+    uint2  _S2 = F32Eights_places_0(i_4);
+    float4  _S3 = __ldg((&(x_2)[x_offset_0 + _S2.x]));
+    float4  _S4 = __ldg((&(x_2)[x_offset_0 + _S2.y]));
+    float _S5 = F32Eights_product_0(&(*eights_0)[int(0)], i_4, _S3, _S4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S5;
+    float _S6 = F32Eights_product_0(&(*eights_0)[int(1)], i_4, _S3, _S4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S6;
+    uint _S7 = i_4 + step_0;
+    uint2  _S8 = F32Eights_places_0(_S7);
+    float4  _S9 = __ldg((&(x_2)[x_offset_0 + _S8.x]));
+    float4  _S10 = __ldg((&(x_2)[x_offset_0 + _S8.y]));
+    float _S11 = F32Eights_product_0(&(*eights_0)[int(2)], _S7, _S9, _S10);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S11;
+    float _S12 = F32Eights_product_0(&(*eights_0)[int(3)], _S7, _S9, _S10);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S12;
+    uint _S13 = i_4 + 2U * step_0;
+    uint2  _S14 = F32Eights_places_0(_S13);
+    float4  _S15 = __ldg((&(x_2)[x_offset_0 + _S14.x]));
+    float4  _S16 = __ldg((&(x_2)[x_offset_0 + _S14.y]));
+    float _S17 = F32Eights_product_0(&(*eights_0)[int(4)], _S13, _S15, _S16);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S17;
+    float _S18 = F32Eights_product_0(&(*eights_0)[int(5)], _S13, _S15, _S16);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S18;
+    uint _S19 = i_4 + 3U * step_0;
+    uint2  _S20 = F32Eights_places_0(_S19);
+    float4  _S21 = __ldg((&(x_2)[x_offset_0 + _S20.x]));
+    float4  _S22 = __ldg((&(x_2)[x_offset_0 + _S20.y]));
+    float _S23 = F32Eights_product_0(&(*eights_0)[int(6)], _S19, _S21, _S22);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S23;
+    float _S24 = F32Eights_product_0(&(*eights_0)[int(7)], _S19, _S21, _S22);
     products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S24;
-    uint2  _S25 = F32Eights_places_0(_S9);
-    float4  _S26 = __ldg((&(x_2)[x_offset_0 + _S25.x]));
-    float4  _S27 = __ldg((&(x_2)[x_offset_0 + _S25.y]));
-    F32Eights_Eight_0 _S28 = eights_0[int(4)];
-    float _S29 = F32Eights_product_0(&_S28, _S9, _S26, _S27);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S29;
-    F32Eights_Eight_0 _S30 = eights_0[int(5)];
-    float _S31 = F32Eights_product_0(&_S30, _S9, _S26, _S27);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S31;
-    uint2  _S32 = F32Eights_places_0(_S10);
-    float4  _S33 = __ldg((&(x_2)[x_offset_0 + _S32.x]));
-    float4  _S34 = __ldg((&(x_2)[x_offset_0 + _S32.y]));
-    F32Eights_Eight_0 _S35 = eights_0[int(6)];
-    float _S36 = F32Eights_product_0(&_S35, _S10, _S33, _S34);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S36;
-    F32Eights_Eight_0 _S37 = eights_0[int(7)];
-    float _S38 = F32Eights_product_0(&_S37, _S10, _S33, _S34);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S38;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint4 > even_1, StructuredBuffer<uint4 > odd_1, StructuredBuffer<float4 > x_3, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint lanes_1)
+__device__ F32Eights_Eight_0 F32Eights_Eight_x24init_0(uint4  low_1, uint4  high_1)
 {
-    FixedArray<F32Eights_Eight_0, 2>  eights_1;
-    eights_1[int(0)] = F32Eights_load_0(even_1, (*begins_1)[int(0)], i_6);
-    eights_1[int(1)] = F32Eights_load_0(odd_1, (*begins_1)[int(1)], i_6);
-    uint2  _S39 = F32Eights_places_0(i_6);
-    float4  _S40 = __ldg((&(x_3)[x_offset_1 + _S39.x]));
-    float4  _S41 = __ldg((&(x_3)[x_offset_1 + _S39.y]));
-    F32Eights_Eight_0 _S42 = eights_1[int(0)];
-    float _S43 = F32Eights_product_0(&_S42, i_6, _S40, _S41);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S43;
-    F32Eights_Eight_0 _S44 = eights_1[int(1)];
-    float _S45 = F32Eights_product_0(&_S44, i_6, _S40, _S41);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S45;
+    F32Eights_Eight_0 _S25;
+    (&_S25)->low_0 = low_1;
+    (&_S25)->high_0 = high_1;
+    return _S25;
+}
+
+__device__ F32Eights_Eight_0 F32Eights_load_0(StructuredBuffer<uint4 > weight_0, uint begin_0, uint i_5)
+{
+    uint _S26 = begin_0 + 2U * i_5;
+    uint4  _S27 = __ldg((&(weight_0)[_S26]));
+    uint4  _S28 = __ldg((&(weight_0)[_S26 + 1U]));
+    return F32Eights_Eight_x24init_0(_S27, _S28);
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint4 > even_0, StructuredBuffer<uint4 > odd_0, uint i_6, uint step_1, FixedArray<F32Eights_Eight_0, 8>  * _S29)
+{
+    FixedArray<F32Eights_Eight_0, 8>  eights_1;
+    uint _S30 = (*begins_0)[int(0)];
+    eights_1[int(0)] = F32Eights_load_0(even_0, (*begins_0)[int(0)], i_6);
+    uint _S31 = (*begins_0)[int(1)];
+    eights_1[int(1)] = F32Eights_load_0(odd_0, (*begins_0)[int(1)], i_6);
+    uint _S32 = i_6 + step_1;
+    eights_1[int(2)] = F32Eights_load_0(even_0, _S30, _S32);
+    eights_1[int(3)] = F32Eights_load_0(odd_0, _S31, _S32);
+    uint _S33 = i_6 + 2U * step_1;
+    eights_1[int(4)] = F32Eights_load_0(even_0, _S30, _S33);
+    eights_1[int(5)] = F32Eights_load_0(odd_0, _S31, _S33);
+    uint _S34 = i_6 + 3U * step_1;
+    eights_1[int(6)] = F32Eights_load_0(even_0, _S30, _S34);
+    eights_1[int(7)] = F32Eights_load_0(odd_0, _S31, _S34);
+    *_S29 = eights_1;
     return;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S46)
+__device__ void add_products_1(Products_0 * products_1, FixedArray<F32Eights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_3, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_7, uint step_2)
+{
+    uint2  _S35 = F32Eights_places_0(i_7);
+    float4  _S36 = __ldg((&(x_3)[x_offset_1 + _S35.x]));
+    float4  _S37 = __ldg((&(x_3)[x_offset_1 + _S35.y]));
+    float _S38 = F32Eights_product_0(&(*eights_2)[int(0)], i_7, _S36, _S37);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S38;
+    float _S39 = F32Eights_product_0(&(*eights_2)[int(1)], i_7, _S36, _S37);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S39;
+    return;
+}
+
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint4 > even_1, StructuredBuffer<uint4 > odd_1, uint i_8, uint step_3, FixedArray<F32Eights_Eight_0, 2>  * _S40)
+{
+    FixedArray<F32Eights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = F32Eights_load_0(even_1, (*begins_1)[int(0)], i_8);
+    eights_3[int(1)] = F32Eights_load_0(odd_1, (*begins_1)[int(1)], i_8);
+    *_S40 = eights_3;
+    return;
+}
+
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S41)
 {
     FixedArray<float, 2>  result_3;
-    float _S47 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
-    result_3[int(0)] = _S47;
-    float _S48 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
-    result_3[int(1)] = _S48;
-    *_S46 = result_3;
+    float _S42 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
+    result_3[int(0)] = _S42;
+    float _S43 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
+    result_3[int(1)] = _S43;
+    *_S41 = result_3;
     return;
 }
 
-__device__ float own_0(FixedArray<float, 2>  * values_1)
+__device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
 {
-    float _S49 = (*values_1)[int(0)];
-    uint _S50 = (_getLaneId());
+    float _S44 = (*values_1)[int(0)];
     float result_4;
-    if(_S50 == 1U)
+    if(number_0 == 1U)
     {
         result_4 = (*values_1)[int(1)];
     }
     else
     {
-        result_4 = _S49;
+        result_4 = _S44;
     }
     return result_4;
 }
 
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, StructuredBuffer<uint4 > even_2, StructuredBuffer<uint4 > odd_2, uint k_0, StructuredBuffer<float4 > x_4, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, StructuredBuffer<uint4 > even_2, StructuredBuffer<uint4 > odd_2, uint k_0, StructuredBuffer<float4 > x_4, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint first_0, uint step_4)
 {
     Products_0 products_2;
     (&products_2)->squares_0 = 0.0f;
     (&products_2)->sums_0[int(0)] = 0.0f;
     (&products_2)->sums_0[int(1)] = 0.0f;
-    uint _S51 = ((warpSize));
-    uint _S52 = k_0 / 8U;
-    uint _S53 = (_getLaneId());
-    uint i_7 = _S53;
-    for(;;)
+    uint _S45 = k_0 / 8U;
+    uint i_9;
+    if((first_0 + 3U * step_4) < _S45)
     {
-        if((i_7 + 3U * _S51) < _S52)
+        FixedArray<F32Eights_Eight_0, 8>  _S46;
+        load_eights_0(begins_2, even_2, odd_2, first_0, step_4, &_S46);
+        i_9 = first_0;
+        FixedArray<F32Eights_Eight_0, 8>  loaded_0 = _S46;
+        for(;;)
         {
+            if((i_9 + 7U * step_4) < _S45)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S47 = i_9 + 4U * step_4;
+            FixedArray<F32Eights_Eight_0, 8>  _S48;
+            load_eights_0(begins_2, even_2, odd_2, _S47, step_4, &_S48);
+            FixedArray<F32Eights_Eight_0, 8>  _S49 = _S48;
+            FixedArray<F32Eights_Eight_0, 8>  _S50 = loaded_0;
+            add_products_0(&products_2, &_S50, x_4, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+            i_9 = _S47;
+            loaded_0 = _S49;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_4, x_offset_2, norm_2, norm_offset_2, i_7, _S51);
-        i_7 = i_7 + 4U * _S51;
+        FixedArray<F32Eights_Eight_0, 8>  _S51 = loaded_0;
+        add_products_0(&products_2, &_S51, x_4, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+        i_9 = i_9 + 4U * step_4;
+    }
+    else
+    {
+        i_9 = first_0;
     }
     for(;;)
     {
-        if(i_7 < _S52)
+        if(i_9 < _S45)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_4, x_offset_2, norm_2, norm_offset_2, i_7, _S51);
-        i_7 = i_7 + _S51;
+        FixedArray<F32Eights_Eight_0, 2>  _S52;
+        load_eights_1(begins_2, even_2, odd_2, i_9, step_4, &_S52);
+        FixedArray<F32Eights_Eight_0, 2>  _S53 = _S52;
+        add_products_1(&products_2, &_S53, x_4, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+        i_9 = i_9 + step_4;
     }
     return products_2;
 }
@@ -220,12 +245,12 @@ __device__ uint F32Eights_begin_0(uint offset_0, uint k_1, uint row_0)
     return offset_0 + row_0 * (k_1 / 4U);
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_0, uint n_0, FixedArray<uint, 2>  * _S54)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 2>  * _S54)
 {
     FixedArray<uint, 2>  begins_3;
     uint _S55 = n_0 - 1U;
-    begins_3[int(0)] = F32Eights_begin_0(offset_1, k_2, (U32_min((first_0), (_S55))));
-    begins_3[int(1)] = F32Eights_begin_0(offset_1, k_2, (U32_min((first_0 + 1U), (_S55))));
+    begins_3[int(0)] = F32Eights_begin_0(offset_1, k_2, (U32_min((first_1), (_S55))));
+    begins_3[int(1)] = F32Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S55))));
     *_S54 = begins_3;
     return;
 }
@@ -256,90 +281,89 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ void expert_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint4 > weight_1, StructuredBuffer<float4 > x_5, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_5, ExpertGemvParams_0 * p_0)
 {
-    uint _S56 = ((warpSize));
-    uint _S57 = 128U / _S56;
-    uint _S58 = p_0->columns_0;
-    uint _S59 = (p_0->columns_0 + 2U - 1U) / 2U;
-    uint _S60 = group_number_0(group_1) * _S57;
-    uint _S61 = thread_0 / _S56;
-    uint i_8 = _S60 + _S61;
+    uint _S56 = (_getLaneId());
+    uint _S57 = ((warpSize));
+    uint _S58 = 128U / _S57;
+    uint _S59 = p_0->columns_0;
+    uint _S60 = (p_0->columns_0 + 2U - 1U) / 2U;
+    uint _S61 = group_number_0(group_1) * _S58;
+    uint _S62 = thread_0 / _S57;
+    uint i_10 = _S61 + _S62;
     for(;;)
     {
-        if(i_8 < (p_0->slots_0 * _S59))
+        if(i_10 < (p_0->slots_0 * _S60))
         {
         }
         else
         {
             break;
         }
-        uint _S62 = i_8 / _S59;
-        uint _S63 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S62]));
-        uint _S64 = (U32_min((_S63), (p_0->experts_0 - 1U))) - p_0->first_expert_0;
-        if(_S64 >= (p_0->bound_experts_0))
+        uint _S63 = i_10 / _S60;
+        uint _S64 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S63]));
+        uint _S65 = (U32_min((_S64), (p_0->experts_0 - 1U))) - p_0->first_expert_0;
+        if(_S65 >= (p_0->bound_experts_0))
         {
-            i_8 = i_8 + p_0->groups_0 * _S57;
+            i_10 = i_10 + p_0->groups_0 * _S58;
             continue;
         }
-        uint _S65 = i_8 % _S59;
-        uint _S66 = _S65 * 2U;
-        uint _S67 = (_getLaneId());
-        uint _S68 = _S66 + _S67;
-        uint _S69 = (_getLaneId());
-        bool _S70;
-        if(_S69 < 2U)
+        uint _S66 = i_10 % _S60;
+        uint _S67 = _S66 * 2U;
+        uint _S68 = _S67 + _S56;
+        bool _S69;
+        if(_S56 < 2U)
         {
-            _S70 = _S68 < _S58;
+            _S69 = _S68 < _S59;
         }
         else
         {
-            _S70 = false;
+            _S69 = false;
         }
-        uint _S71 = p_0->n_1;
-        uint _S72 = p_0->first_column_0;
-        uint _S73 = p_0->out_offset_0 + _S62 * p_0->n_1 + p_0->first_column_0 + _S68;
-        bool _S74;
-        if(_S70)
+        uint _S70 = p_0->n_1;
+        uint _S71 = p_0->first_column_0;
+        uint _S72 = p_0->out_offset_0 + _S63 * p_0->n_1 + p_0->first_column_0 + _S68;
+        bool _S73;
+        if(_S69)
         {
-            _S74 = (p_0->accumulate_0) != 0U;
+            _S73 = (p_0->accumulate_0) != 0U;
         }
         else
         {
-            _S74 = false;
+            _S73 = false;
         }
         float sum_0;
-        if(_S74)
+        if(_S73)
         {
-            sum_0 = *(&(result_5)[_S73]);
+            sum_0 = *(&(result_5)[_S72]);
         }
         else
         {
             sum_0 = 0.0f;
         }
-        uint _S75 = _S64 * _S71 + _S72;
-        FixedArray<uint, 2>  _S76;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, _S75 + _S66, _S75 + _S58, &_S76);
-        uint _S77 = p_0->x_offset_3 + _S62 * (p_0->x_slot_0 / 4U);
-        FixedArray<uint, 2>  _S78 = _S76;
-        Products_0 _S79 = products_of_thread_0(&_S78, weight_1, weight_1, p_0->k_3, x_5, _S77, x_5, 0U);
-        FixedArray<float, 2>  _S80 = _S79.sums_0;
-        FixedArray<float, 2>  _S81;
-        subgroup_sums_0(&_S80, &_S81);
-        FixedArray<float, 2>  _S82 = _S81;
-        float _S83 = own_0(&_S82);
-        float sum_1 = sum_0 + _S83;
-        if(_S70)
+        uint _S74 = _S65 * _S70 + _S71;
+        FixedArray<uint, 2>  _S75;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, _S74 + _S67, _S74 + _S59, &_S75);
+        uint _S76 = p_0->x_offset_3 + _S63 * (p_0->x_slot_0 / 4U);
+        FixedArray<uint, 2>  _S77 = _S75;
+        Products_0 _S78 = products_of_thread_0(&_S77, weight_1, weight_1, p_0->k_3, x_5, _S76, x_5, 0U, _S56, _S57);
+        FixedArray<float, 2>  _S79 = _S78.sums_0;
+        FixedArray<float, 2>  _S80;
+        subgroup_sums_0(&_S79, &_S80);
+        FixedArray<float, 2>  _S81 = _S80;
+        float _S82 = chosen_0(&_S81, _S56);
+        float sum_1 = sum_0 + _S82;
+        if(_S69)
         {
-            *(&(result_5)[_S73]) = sum_1;
+            *(&(result_5)[_S72]) = sum_1;
         }
-        i_8 = i_8 + p_0->groups_0 * _S57;
+        i_10 = i_10 + p_0->groups_0 * _S58;
     }
     return;
 }
 
 extern "C" __global__ void expert_gemv_f32(StructuredBuffer<uint4 > weight_2, StructuredBuffer<float4 > x_6, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_6, ExpertGemvParams_0 p_1)
 {
-    uint _S84 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    ExpertGemvParams_0 _S85 = p_1;
-    expert_gemv_0(blockIdx, _S84, weight_2, x_6, ids_1, result_6, &_S85);
+    uint _S83 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    ExpertGemvParams_0 _S84 = p_1;
+    expert_gemv_0(blockIdx, _S83, weight_2, x_6, ids_1, result_6, &_S84);
     return;
 }

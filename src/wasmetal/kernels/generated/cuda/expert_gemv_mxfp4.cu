@@ -3,7 +3,7 @@
 
 struct Products_0
 {
-    FixedArray<float, 4>  sums_0;
+    FixedArray<float, 2>  sums_0;
     float squares_0;
 };
 
@@ -13,259 +13,260 @@ struct MXFP4Eights_Eight_0
     float scale_0;
 };
 
-__device__ uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
+__device__ uint2  places_of_nibbles_0(uint i_0)
 {
-    uint _S1 = byte_0 % 4U * 8U;
-    uint _S2;
-    if(_S1 == 0U)
-    {
-        _S2 = first_0;
-    }
-    else
-    {
-        _S2 = (first_0 >> _S1) | (second_0 << (32U - _S1));
-    }
-    return _S2;
+    uint _S1 = i_0 % 4U;
+    return make_uint2 (i_0 / 4U * 8U + _S1, i_0 / 4U * 8U + _S1 + 4U);
 }
 
-__device__ float fp4_scale_0(StructuredBuffer<uint> words_0, uint offset_0, uint byte_1)
+__device__ uint2  MXFP4Eights_places_0(uint i_1)
 {
-    uint _S3 = __ldg((&(words_0)[offset_0 + byte_1 / 4U]));
-    uint _S4 = (_S3 >> (byte_1 % 4U * 8U)) & 255U;
-    uint _S5;
-    if(_S4 < 2U)
-    {
-        _S5 = uint(int(2097152) << _S4);
-    }
-    else
-    {
-        _S5 = (_S4 - 1U) << int(23);
-    }
-    return (U32_asfloat((_S5)));
-}
-
-__device__ MXFP4Eights_Eight_0 MXFP4Eights_Eight_x24init_0(uint q_1, float scale_1)
-{
-    MXFP4Eights_Eight_0 _S6;
-    (&_S6)->q_0 = q_1;
-    (&_S6)->scale_0 = scale_1;
-    return _S6;
-}
-
-__device__ MXFP4Eights_Eight_0 MXFP4Eights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_0)
-{
-    uint _S7 = begin_0 + i_0 / 4U * 17U;
-    uint _S8 = _S7 + 1U + i_0 % 4U * 4U;
-    uint _S9 = __ldg((&(weight_0)[_S8 / 4U]));
-    uint _S10 = __ldg((&(weight_0)[_S8 / 4U + (U32_min((_S8 % 4U), (1U)))]));
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S8, _S9, _S10), fp4_scale_0(weight_0, 0U, _S7));
-}
-
-__device__ uint2  places_of_nibbles_0(uint i_1)
-{
-    uint _S11 = i_1 % 4U;
-    return make_uint2 (i_1 / 4U * 8U + _S11, i_1 / 4U * 8U + _S11 + 4U);
-}
-
-__device__ uint2  MXFP4Eights_places_0(uint i_2)
-{
-    return places_of_nibbles_0(i_2);
+    return places_of_nibbles_0(i_1);
 }
 
 __device__ float4  doubled_fp4_0(uint word_0)
 {
-    uint4  _S12 = make_uint4 (word_0, word_0 >> int(8), word_0 >> int(16), word_0 >> int(24));
-    uint4  _S13 = _S12 % make_uint4 (8U);
-    uint4  _S14 = (make_uint4 (3362009616U) >> (_S13 * make_uint4 (4U))) & make_uint4 (15U);
-    int4  _S15 = make_int4 ((int)_S14.x, (int)_S14.y, (int)_S14.z, (int)_S14.w);
-    uint4  _S16 = (_S12 >> make_uint4 (int(2))) & make_uint4 (2U);
-    int4  _S17 = make_int4 ((int)_S16.x, (int)_S16.y, (int)_S16.z, (int)_S16.w);
-    int4  _S18 = _S15 * (make_int4 (int(1)) - _S17);
-    float4  _S19 = make_float4 ((float)_S18.x, (float)_S18.y, (float)_S18.z, (float)_S18.w);
-    return _S19;
+    uint4  _S2 = make_uint4 (word_0, word_0 >> int(8), word_0 >> int(16), word_0 >> int(24));
+    uint4  _S3 = _S2 % make_uint4 (8U);
+    uint4  _S4 = (make_uint4 (3362009616U) >> (_S3 * make_uint4 (4U))) & make_uint4 (15U);
+    int4  _S5 = make_int4 ((int)_S4.x, (int)_S4.y, (int)_S4.z, (int)_S4.w);
+    uint4  _S6 = (_S2 >> make_uint4 (int(2))) & make_uint4 (2U);
+    int4  _S7 = make_int4 ((int)_S6.x, (int)_S6.y, (int)_S6.z, (int)_S6.w);
+    int4  _S8 = _S5 * (make_int4 (int(1)) - _S7);
+    float4  _S9 = make_float4 ((float)_S8.x, (float)_S8.y, (float)_S8.z, (float)_S8.w);
+    return _S9;
 }
 
 __device__ float dot_0(float4  x_0, float4  y_0)
 {
-    int i_3 = int(0);
+    int i_2 = int(0);
     float result_0 = 0.0f;
     for(;;)
     {
-        if(i_3 < int(4))
+        if(i_2 < int(4))
         {
         }
         else
         {
             break;
         }
-        float result_1 = result_0 + _slang_vector_get_element(x_0, i_3) * _slang_vector_get_element(y_0, i_3);
-        i_3 = i_3 + int(1);
+        float result_1 = result_0 + _slang_vector_get_element(x_0, i_2) * _slang_vector_get_element(y_0, i_2);
+        i_2 = i_2 + int(1);
         result_0 = result_1;
     }
     return result_0;
 }
 
-__device__ float MXFP4Eights_product_0(MXFP4Eights_Eight_0 * eight_0, uint i_4, float4  a_0, float4  b_0)
+__device__ float MXFP4Eights_product_0(MXFP4Eights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
 {
     return eight_0->scale_0 * (dot_0(doubled_fp4_0(eight_0->q_0), a_0) + dot_0(doubled_fp4_0((eight_0->q_0) >> int(4)), b_0));
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 4>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_5, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<MXFP4Eights_Eight_0, 8>  * eights_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint step_0)
 {
-    FixedArray<MXFP4Eights_Eight_0, 8>  eights_0;
-    uint _S20 = (*begins_0)[int(0)];
-    eights_0[int(0)] = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
-    uint _S21 = (*begins_0)[int(1)];
-    eights_0[int(1)] = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
-    uint _S22 = (*begins_0)[int(2)];
-    eights_0[int(2)] = MXFP4Eights_load_0(even_0, (*begins_0)[int(2)], i_5);
-    uint _S23 = (*begins_0)[int(3)];
-    eights_0[int(3)] = MXFP4Eights_load_0(odd_0, (*begins_0)[int(3)], i_5);
-    uint _S24 = i_5 + lanes_0;
-    eights_0[int(4)] = MXFP4Eights_load_0(even_0, _S20, _S24);
-    eights_0[int(5)] = MXFP4Eights_load_0(odd_0, _S21, _S24);
-    eights_0[int(6)] = MXFP4Eights_load_0(even_0, _S22, _S24);
-    eights_0[int(7)] = MXFP4Eights_load_0(odd_0, _S23, _S24);
-    uint2  _S25 = MXFP4Eights_places_0(i_5);
-    float4  _S26 = __ldg((&(x_1)[x_offset_0 + _S25.x]));
-    float4  _S27 = __ldg((&(x_1)[x_offset_0 + _S25.y]));
-    MXFP4Eights_Eight_0 _S28 = eights_0[int(0)];
-    float _S29 = MXFP4Eights_product_0(&_S28, i_5, _S26, _S27);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S29;
-    MXFP4Eights_Eight_0 _S30 = eights_0[int(1)];
-    float _S31 = MXFP4Eights_product_0(&_S30, i_5, _S26, _S27);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S31;
-    MXFP4Eights_Eight_0 _S32 = eights_0[int(2)];
-    float _S33 = MXFP4Eights_product_0(&_S32, i_5, _S26, _S27);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S33;
-    MXFP4Eights_Eight_0 _S34 = eights_0[int(3)];
-    float _S35 = MXFP4Eights_product_0(&_S34, i_5, _S26, _S27);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S35;
-    uint2  _S36 = MXFP4Eights_places_0(_S24);
-    float4  _S37 = __ldg((&(x_1)[x_offset_0 + _S36.x]));
-    float4  _S38 = __ldg((&(x_1)[x_offset_0 + _S36.y]));
-    MXFP4Eights_Eight_0 _S39 = eights_0[int(4)];
-    float _S40 = MXFP4Eights_product_0(&_S39, _S24, _S37, _S38);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S40;
-    MXFP4Eights_Eight_0 _S41 = eights_0[int(5)];
-    float _S42 = MXFP4Eights_product_0(&_S41, _S24, _S37, _S38);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S42;
-    MXFP4Eights_Eight_0 _S43 = eights_0[int(6)];
-    float _S44 = MXFP4Eights_product_0(&_S43, _S24, _S37, _S38);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S44;
-    MXFP4Eights_Eight_0 _S45 = eights_0[int(7)];
-    float _S46 = MXFP4Eights_product_0(&_S45, _S24, _S37, _S38);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S46;
+    uint2  _S10 = MXFP4Eights_places_0(i_4);
+    float4  _S11 = __ldg((&(x_1)[x_offset_0 + _S10.x]));
+    float4  _S12 = __ldg((&(x_1)[x_offset_0 + _S10.y]));
+    float _S13 = MXFP4Eights_product_0(&(*eights_0)[int(0)], i_4, _S11, _S12);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S13;
+    float _S14 = MXFP4Eights_product_0(&(*eights_0)[int(1)], i_4, _S11, _S12);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S14;
+    uint _S15 = i_4 + step_0;
+    uint2  _S16 = MXFP4Eights_places_0(_S15);
+    float4  _S17 = __ldg((&(x_1)[x_offset_0 + _S16.x]));
+    float4  _S18 = __ldg((&(x_1)[x_offset_0 + _S16.y]));
+    float _S19 = MXFP4Eights_product_0(&(*eights_0)[int(2)], _S15, _S17, _S18);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S19;
+    float _S20 = MXFP4Eights_product_0(&(*eights_0)[int(3)], _S15, _S17, _S18);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S20;
+    uint _S21 = i_4 + 2U * step_0;
+    uint2  _S22 = MXFP4Eights_places_0(_S21);
+    float4  _S23 = __ldg((&(x_1)[x_offset_0 + _S22.x]));
+    float4  _S24 = __ldg((&(x_1)[x_offset_0 + _S22.y]));
+    float _S25 = MXFP4Eights_product_0(&(*eights_0)[int(4)], _S21, _S23, _S24);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S25;
+    float _S26 = MXFP4Eights_product_0(&(*eights_0)[int(5)], _S21, _S23, _S24);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S26;
+    uint _S27 = i_4 + 3U * step_0;
+    uint2  _S28 = MXFP4Eights_places_0(_S27);
+    float4  _S29 = __ldg((&(x_1)[x_offset_0 + _S28.x]));
+    float4  _S30 = __ldg((&(x_1)[x_offset_0 + _S28.y]));
+    float _S31 = MXFP4Eights_product_0(&(*eights_0)[int(6)], _S27, _S29, _S30);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S31;
+    float _S32 = MXFP4Eights_product_0(&(*eights_0)[int(7)], _S27, _S29, _S30);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S32;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 4>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint lanes_1)
+__device__ uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
 {
-    FixedArray<MXFP4Eights_Eight_0, 4>  eights_1;
-    eights_1[int(0)] = MXFP4Eights_load_0(even_1, (*begins_1)[int(0)], i_6);
-    eights_1[int(1)] = MXFP4Eights_load_0(odd_1, (*begins_1)[int(1)], i_6);
-    eights_1[int(2)] = MXFP4Eights_load_0(even_1, (*begins_1)[int(2)], i_6);
-    eights_1[int(3)] = MXFP4Eights_load_0(odd_1, (*begins_1)[int(3)], i_6);
-    uint2  _S47 = MXFP4Eights_places_0(i_6);
-    float4  _S48 = __ldg((&(x_2)[x_offset_1 + _S47.x]));
-    float4  _S49 = __ldg((&(x_2)[x_offset_1 + _S47.y]));
-    MXFP4Eights_Eight_0 _S50 = eights_1[int(0)];
-    float _S51 = MXFP4Eights_product_0(&_S50, i_6, _S48, _S49);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S51;
-    MXFP4Eights_Eight_0 _S52 = eights_1[int(1)];
-    float _S53 = MXFP4Eights_product_0(&_S52, i_6, _S48, _S49);
+    uint _S33 = byte_0 % 4U * 8U;
+    uint _S34;
+    if(_S33 == 0U)
+    {
+        _S34 = first_0;
+    }
+    else
+    {
+        _S34 = (first_0 >> _S33) | (second_0 << (32U - _S33));
+    }
+    return _S34;
+}
+
+__device__ float fp4_scale_0(StructuredBuffer<uint> words_0, uint offset_0, uint byte_1)
+{
+    uint _S35 = __ldg((&(words_0)[offset_0 + byte_1 / 4U]));
+    uint _S36 = (_S35 >> (byte_1 % 4U * 8U)) & 255U;
+    uint _S37;
+    if(_S36 < 2U)
+    {
+        _S37 = uint(int(2097152) << _S36);
+    }
+    else
+    {
+        _S37 = (_S36 - 1U) << int(23);
+    }
+    return (U32_asfloat((_S37)));
+}
+
+__device__ MXFP4Eights_Eight_0 MXFP4Eights_Eight_x24init_0(uint q_1, float scale_1)
+{
+    MXFP4Eights_Eight_0 _S38;
+    (&_S38)->q_0 = q_1;
+    (&_S38)->scale_0 = scale_1;
+    return _S38;
+}
+
+__device__ MXFP4Eights_Eight_0 MXFP4Eights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_5)
+{
+    uint _S39 = begin_0 + i_5 / 4U * 17U;
+    uint _S40 = _S39 + 1U + i_5 % 4U * 4U;
+    uint _S41 = __ldg((&(weight_0)[_S40 / 4U]));
+    uint _S42 = __ldg((&(weight_0)[_S40 / 4U + (U32_min((_S40 % 4U), (1U)))]));
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S40, _S41, _S42), fp4_scale_0(weight_0, 0U, _S39));
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_6, uint step_1, FixedArray<MXFP4Eights_Eight_0, 8>  * _S43)
+{
+    FixedArray<MXFP4Eights_Eight_0, 8>  eights_1;
+    uint _S44 = (*begins_0)[int(0)];
+    eights_1[int(0)] = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_6);
+    uint _S45 = (*begins_0)[int(1)];
+    eights_1[int(1)] = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_6);
+    uint _S46 = i_6 + step_1;
+    eights_1[int(2)] = MXFP4Eights_load_0(even_0, _S44, _S46);
+    eights_1[int(3)] = MXFP4Eights_load_0(odd_0, _S45, _S46);
+    uint _S47 = i_6 + 2U * step_1;
+    eights_1[int(4)] = MXFP4Eights_load_0(even_0, _S44, _S47);
+    eights_1[int(5)] = MXFP4Eights_load_0(odd_0, _S45, _S47);
+    uint _S48 = i_6 + 3U * step_1;
+    eights_1[int(6)] = MXFP4Eights_load_0(even_0, _S44, _S48);
+    eights_1[int(7)] = MXFP4Eights_load_0(odd_0, _S45, _S48);
+    *_S43 = eights_1;
+    return;
+}
+
+__device__ void add_products_1(Products_0 * products_1, FixedArray<MXFP4Eights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_7, uint step_2)
+{
+    uint2  _S49 = MXFP4Eights_places_0(i_7);
+    float4  _S50 = __ldg((&(x_2)[x_offset_1 + _S49.x]));
+    float4  _S51 = __ldg((&(x_2)[x_offset_1 + _S49.y]));
+    float _S52 = MXFP4Eights_product_0(&(*eights_2)[int(0)], i_7, _S50, _S51);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S52;
+    float _S53 = MXFP4Eights_product_0(&(*eights_2)[int(1)], i_7, _S50, _S51);
     products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S53;
-    MXFP4Eights_Eight_0 _S54 = eights_1[int(2)];
-    float _S55 = MXFP4Eights_product_0(&_S54, i_6, _S48, _S49);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S55;
-    MXFP4Eights_Eight_0 _S56 = eights_1[int(3)];
-    float _S57 = MXFP4Eights_product_0(&_S56, i_6, _S48, _S49);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S57;
     return;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 4>  * values_0, FixedArray<float, 4>  * _S58)
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_8, uint step_3, FixedArray<MXFP4Eights_Eight_0, 2>  * _S54)
 {
-    FixedArray<float, 4>  result_2;
-    float _S59 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
-    result_2[int(0)] = _S59;
-    float _S60 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
-    result_2[int(1)] = _S60;
-    float _S61 = (_waveSum(0xffffffffu, ((*values_0)[int(2)])));
-    result_2[int(2)] = _S61;
-    float _S62 = (_waveSum(0xffffffffu, ((*values_0)[int(3)])));
-    result_2[int(3)] = _S62;
-    *_S58 = result_2;
+    FixedArray<MXFP4Eights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = MXFP4Eights_load_0(even_1, (*begins_1)[int(0)], i_8);
+    eights_3[int(1)] = MXFP4Eights_load_0(odd_1, (*begins_1)[int(1)], i_8);
+    *_S54 = eights_3;
     return;
 }
 
-__device__ float own_0(FixedArray<float, 4>  * values_1)
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S55)
 {
-    float _S63 = (*values_1)[int(0)];
-    uint _S64 = (_getLaneId());
+    FixedArray<float, 2>  result_2;
+    float _S56 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
+    result_2[int(0)] = _S56;
+    float _S57 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
+    result_2[int(1)] = _S57;
+    *_S55 = result_2;
+    return;
+}
+
+__device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
+{
+    float _S58 = (*values_1)[int(0)];
     float result_3;
-    if(_S64 == 1U)
+    if(number_0 == 1U)
     {
         result_3 = (*values_1)[int(1)];
     }
     else
     {
-        result_3 = _S63;
-    }
-    uint _S65 = (_getLaneId());
-    if(_S65 == 2U)
-    {
-        result_3 = (*values_1)[int(2)];
-    }
-    else
-    {
-    }
-    uint _S66 = (_getLaneId());
-    if(_S66 == 3U)
-    {
-        result_3 = (*values_1)[int(3)];
-    }
-    else
-    {
+        result_3 = _S58;
     }
     return result_3;
 }
 
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint first_1, uint step_4)
 {
     Products_0 products_2;
     (&products_2)->squares_0 = 0.0f;
     (&products_2)->sums_0[int(0)] = 0.0f;
     (&products_2)->sums_0[int(1)] = 0.0f;
-    (&products_2)->sums_0[int(2)] = 0.0f;
-    (&products_2)->sums_0[int(3)] = 0.0f;
-    uint _S67 = ((warpSize));
-    uint _S68 = k_0 / 8U;
-    uint _S69 = (_getLaneId());
-    uint i_7 = _S69;
-    for(;;)
+    uint _S59 = k_0 / 8U;
+    uint i_9;
+    if((first_1 + 3U * step_4) < _S59)
     {
-        if((i_7 + _S67) < _S68)
+        FixedArray<MXFP4Eights_Eight_0, 8>  _S60;
+        load_eights_0(begins_2, even_2, odd_2, first_1, step_4, &_S60);
+        i_9 = first_1;
+        FixedArray<MXFP4Eights_Eight_0, 8>  loaded_0 = _S60;
+        for(;;)
         {
+            if((i_9 + 7U * step_4) < _S59)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S61 = i_9 + 4U * step_4;
+            FixedArray<MXFP4Eights_Eight_0, 8>  _S62;
+            load_eights_0(begins_2, even_2, odd_2, _S61, step_4, &_S62);
+            FixedArray<MXFP4Eights_Eight_0, 8>  _S63 = _S62;
+            FixedArray<MXFP4Eights_Eight_0, 8>  _S64 = loaded_0;
+            add_products_0(&products_2, &_S64, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+            i_9 = _S61;
+            loaded_0 = _S63;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_7, _S67);
-        i_7 = i_7 + 2U * _S67;
+        FixedArray<MXFP4Eights_Eight_0, 8>  _S65 = loaded_0;
+        add_products_0(&products_2, &_S65, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+        i_9 = i_9 + 4U * step_4;
+    }
+    else
+    {
+        i_9 = first_1;
     }
     for(;;)
     {
-        if(i_7 < _S68)
+        if(i_9 < _S59)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_7, _S67);
-        i_7 = i_7 + _S67;
+        FixedArray<MXFP4Eights_Eight_0, 2>  _S66;
+        load_eights_1(begins_2, even_2, odd_2, i_9, step_4, &_S66);
+        FixedArray<MXFP4Eights_Eight_0, 2>  _S67 = _S66;
+        add_products_1(&products_2, &_S67, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+        i_9 = i_9 + step_4;
     }
     return products_2;
 }
@@ -275,15 +276,13 @@ __device__ uint MXFP4Eights_begin_0(uint offset_1, uint k_1, uint row_0)
     return 4U * offset_1 + row_0 * (k_1 / 32U) * 17U;
 }
 
-__device__ void begins_of_rows_0(uint offset_2, uint k_2, uint first_1, uint n_0, FixedArray<uint, 4>  * _S70)
+__device__ void begins_of_rows_0(uint offset_2, uint k_2, uint first_2, uint n_0, FixedArray<uint, 2>  * _S68)
 {
-    FixedArray<uint, 4>  begins_3;
-    uint _S71 = n_0 - 1U;
-    begins_3[int(0)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_1), (_S71))));
-    begins_3[int(1)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_1 + 1U), (_S71))));
-    begins_3[int(2)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_1 + 2U), (_S71))));
-    begins_3[int(3)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_1 + 3U), (_S71))));
-    *_S70 = begins_3;
+    FixedArray<uint, 2>  begins_3;
+    uint _S69 = n_0 - 1U;
+    begins_3[int(0)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_2), (_S69))));
+    begins_3[int(1)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_2 + 1U), (_S69))));
+    *_S68 = begins_3;
     return;
 }
 
@@ -313,90 +312,89 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ void expert_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_4, ExpertGemvParams_0 * p_0)
 {
-    uint _S72 = ((warpSize));
-    uint _S73 = 128U / _S72;
-    uint _S74 = p_0->columns_0;
-    uint _S75 = (p_0->columns_0 + 4U - 1U) / 4U;
-    uint _S76 = group_number_0(group_1) * _S73;
-    uint _S77 = thread_0 / _S72;
-    uint i_8 = _S76 + _S77;
+    uint _S70 = (_getLaneId());
+    uint _S71 = ((warpSize));
+    uint _S72 = 128U / _S71;
+    uint _S73 = p_0->columns_0;
+    uint _S74 = (p_0->columns_0 + 2U - 1U) / 2U;
+    uint _S75 = group_number_0(group_1) * _S72;
+    uint _S76 = thread_0 / _S71;
+    uint i_10 = _S75 + _S76;
     for(;;)
     {
-        if(i_8 < (p_0->slots_0 * _S75))
+        if(i_10 < (p_0->slots_0 * _S74))
         {
         }
         else
         {
             break;
         }
-        uint _S78 = i_8 / _S75;
-        uint _S79 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S78]));
-        uint _S80 = (U32_min((_S79), (p_0->experts_0 - 1U))) - p_0->first_expert_0;
-        if(_S80 >= (p_0->bound_experts_0))
+        uint _S77 = i_10 / _S74;
+        uint _S78 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S77]));
+        uint _S79 = (U32_min((_S78), (p_0->experts_0 - 1U))) - p_0->first_expert_0;
+        if(_S79 >= (p_0->bound_experts_0))
         {
-            i_8 = i_8 + p_0->groups_0 * _S73;
+            i_10 = i_10 + p_0->groups_0 * _S72;
             continue;
         }
-        uint _S81 = i_8 % _S75;
-        uint _S82 = _S81 * 4U;
-        uint _S83 = (_getLaneId());
-        uint _S84 = _S82 + _S83;
-        uint _S85 = (_getLaneId());
-        bool _S86;
-        if(_S85 < 4U)
+        uint _S80 = i_10 % _S74;
+        uint _S81 = _S80 * 2U;
+        uint _S82 = _S81 + _S70;
+        bool _S83;
+        if(_S70 < 2U)
         {
-            _S86 = _S84 < _S74;
+            _S83 = _S82 < _S73;
         }
         else
         {
-            _S86 = false;
+            _S83 = false;
         }
-        uint _S87 = p_0->n_1;
-        uint _S88 = p_0->first_column_0;
-        uint _S89 = p_0->out_offset_0 + _S78 * p_0->n_1 + p_0->first_column_0 + _S84;
-        bool _S90;
-        if(_S86)
+        uint _S84 = p_0->n_1;
+        uint _S85 = p_0->first_column_0;
+        uint _S86 = p_0->out_offset_0 + _S77 * p_0->n_1 + p_0->first_column_0 + _S82;
+        bool _S87;
+        if(_S83)
         {
-            _S90 = (p_0->accumulate_0) != 0U;
+            _S87 = (p_0->accumulate_0) != 0U;
         }
         else
         {
-            _S90 = false;
+            _S87 = false;
         }
         float sum_0;
-        if(_S90)
+        if(_S87)
         {
-            sum_0 = *(&(result_4)[_S89]);
+            sum_0 = *(&(result_4)[_S86]);
         }
         else
         {
             sum_0 = 0.0f;
         }
-        uint _S91 = _S80 * _S87 + _S88;
-        FixedArray<uint, 4>  _S92;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, _S91 + _S82, _S91 + _S74, &_S92);
-        uint _S93 = p_0->x_offset_3 + _S78 * (p_0->x_slot_0 / 4U);
-        FixedArray<uint, 4>  _S94 = _S92;
-        Products_0 _S95 = products_of_thread_0(&_S94, weight_1, weight_1, p_0->k_3, x_4, _S93, x_4, 0U);
-        FixedArray<float, 4>  _S96 = _S95.sums_0;
-        FixedArray<float, 4>  _S97;
-        subgroup_sums_0(&_S96, &_S97);
-        FixedArray<float, 4>  _S98 = _S97;
-        float _S99 = own_0(&_S98);
-        float sum_1 = sum_0 + _S99;
-        if(_S86)
+        uint _S88 = _S79 * _S84 + _S85;
+        FixedArray<uint, 2>  _S89;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, _S88 + _S81, _S88 + _S73, &_S89);
+        uint _S90 = p_0->x_offset_3 + _S77 * (p_0->x_slot_0 / 4U);
+        FixedArray<uint, 2>  _S91 = _S89;
+        Products_0 _S92 = products_of_thread_0(&_S91, weight_1, weight_1, p_0->k_3, x_4, _S90, x_4, 0U, _S70, _S71);
+        FixedArray<float, 2>  _S93 = _S92.sums_0;
+        FixedArray<float, 2>  _S94;
+        subgroup_sums_0(&_S93, &_S94);
+        FixedArray<float, 2>  _S95 = _S94;
+        float _S96 = chosen_0(&_S95, _S70);
+        float sum_1 = sum_0 + _S96;
+        if(_S83)
         {
-            *(&(result_4)[_S89]) = sum_1;
+            *(&(result_4)[_S86]) = sum_1;
         }
-        i_8 = i_8 + p_0->groups_0 * _S73;
+        i_10 = i_10 + p_0->groups_0 * _S72;
     }
     return;
 }
 
 extern "C" __global__ void expert_gemv_mxfp4(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_5, ExpertGemvParams_0 p_1)
 {
-    uint _S100 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    ExpertGemvParams_0 _S101 = p_1;
-    expert_gemv_0(blockIdx, _S100, weight_2, x_5, ids_1, result_5, &_S101);
+    uint _S97 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    ExpertGemvParams_0 _S98 = p_1;
+    expert_gemv_0(blockIdx, _S97, weight_2, x_5, ids_1, result_5, &_S98);
     return;
 }

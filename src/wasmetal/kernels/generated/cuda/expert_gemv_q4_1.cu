@@ -3,7 +3,7 @@
 
 struct Products_0
 {
-    FixedArray<float, 4>  sums_0;
+    FixedArray<float, 2>  sums_0;
     float squares_0;
 };
 
@@ -13,31 +13,15 @@ struct Q4_1Eights_Eight_0
     uint scales_0;
 };
 
-__device__ Q4_1Eights_Eight_0 Q4_1Eights_Eight_x24init_0(uint q_1, uint scales_1)
+__device__ uint2  places_of_nibbles_0(uint i_0)
 {
-    Q4_1Eights_Eight_0 _S1;
-    (&_S1)->q_0 = q_1;
-    (&_S1)->scales_0 = scales_1;
-    return _S1;
+    uint _S1 = i_0 % 4U;
+    return make_uint2 (i_0 / 4U * 8U + _S1, i_0 / 4U * 8U + _S1 + 4U);
 }
 
-__device__ Q4_1Eights_Eight_0 Q4_1Eights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_0)
+__device__ uint2  Q4_1Eights_places_0(uint i_1)
 {
-    uint _S2 = begin_0 + i_0 / 4U * 5U;
-    uint _S3 = __ldg((&(weight_0)[_S2 + 1U + i_0 % 4U]));
-    uint _S4 = __ldg((&(weight_0)[_S2]));
-    return Q4_1Eights_Eight_x24init_0(_S3, _S4);
-}
-
-__device__ uint2  places_of_nibbles_0(uint i_1)
-{
-    uint _S5 = i_1 % 4U;
-    return make_uint2 (i_1 / 4U * 8U + _S5, i_1 / 4U * 8U + _S5 + 4U);
-}
-
-__device__ uint2  Q4_1Eights_places_0(uint i_2)
-{
-    return places_of_nibbles_0(i_2);
+    return places_of_nibbles_0(i_1);
 }
 
 __device__ float2  halves_0(uint word_0)
@@ -57,25 +41,25 @@ __device__ float in_place_1(uint word_2, float zero_1)
 
 __device__ float4  low_nibbles_0(uint word_3, float zero_2)
 {
-    uint _S6 = word_3 >> int(16);
-    return make_float4 (in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S6, zero_2), in_place_1(_S6, zero_2));
+    uint _S2 = word_3 >> int(16);
+    return make_float4 (in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S2, zero_2), in_place_1(_S2, zero_2));
 }
 
 __device__ float dot_0(float4  x_0, float4  y_0)
 {
-    int i_3 = int(0);
+    int i_2 = int(0);
     float result_0 = 0.0f;
     for(;;)
     {
-        if(i_3 < int(4))
+        if(i_2 < int(4))
         {
         }
         else
         {
             break;
         }
-        float result_1 = result_0 + _slang_vector_get_element(x_0, i_3) * _slang_vector_get_element(y_0, i_3);
-        i_3 = i_3 + int(1);
+        float result_1 = result_0 + _slang_vector_get_element(x_0, i_2) * _slang_vector_get_element(y_0, i_2);
+        i_2 = i_2 + int(1);
         result_0 = result_1;
     }
     return result_0;
@@ -93,8 +77,8 @@ __device__ float in_place_3(uint word_5, float zero_4)
 
 __device__ float4  high_nibbles_0(uint word_6, float zero_5)
 {
-    uint _S7 = word_6 >> int(16);
-    return make_float4 (in_place_2(word_6, zero_5), in_place_3(word_6, zero_5), in_place_2(_S7, zero_5), in_place_3(_S7, zero_5));
+    uint _S3 = word_6 >> int(16);
+    return make_float4 (in_place_2(word_6, zero_5), in_place_3(word_6, zero_5), in_place_2(_S3, zero_5), in_place_3(_S3, zero_5));
 }
 
 __device__ float sum_0(float4  v_0)
@@ -102,168 +86,185 @@ __device__ float sum_0(float4  v_0)
     return v_0.x + v_0.y + v_0.z + v_0.w;
 }
 
-__device__ float Q4_1Eights_product_0(Q4_1Eights_Eight_0 * eight_0, uint i_4, float4  a_0, float4  b_0)
+__device__ float Q4_1Eights_product_0(Q4_1Eights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
 {
-    float2  _S8 = halves_0(eight_0->scales_0);
-    return _S8.x * (dot_0(low_nibbles_0(eight_0->q_0, 0.0f), a_0) + dot_0(high_nibbles_0(eight_0->q_0, 0.0f), b_0)) + _S8.y * sum_0(a_0 + b_0);
+    float2  _S4 = halves_0(eight_0->scales_0);
+    return _S4.x * (dot_0(low_nibbles_0(eight_0->q_0, 0.0f), a_0) + dot_0(high_nibbles_0(eight_0->q_0, 0.0f), b_0)) + _S4.y * sum_0(a_0 + b_0);
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 4>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_5, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<Q4_1Eights_Eight_0, 8>  * eights_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint step_0)
 {
-    FixedArray<Q4_1Eights_Eight_0, 8>  eights_0;
-    uint _S9 = (*begins_0)[int(0)];
-    eights_0[int(0)] = Q4_1Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
-    uint _S10 = (*begins_0)[int(1)];
-    eights_0[int(1)] = Q4_1Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
-    uint _S11 = (*begins_0)[int(2)];
-    eights_0[int(2)] = Q4_1Eights_load_0(even_0, (*begins_0)[int(2)], i_5);
-    uint _S12 = (*begins_0)[int(3)];
-    eights_0[int(3)] = Q4_1Eights_load_0(odd_0, (*begins_0)[int(3)], i_5);
-    uint _S13 = i_5 + lanes_0;
-    eights_0[int(4)] = Q4_1Eights_load_0(even_0, _S9, _S13);
-    eights_0[int(5)] = Q4_1Eights_load_0(odd_0, _S10, _S13);
-    eights_0[int(6)] = Q4_1Eights_load_0(even_0, _S11, _S13);
-    eights_0[int(7)] = Q4_1Eights_load_0(odd_0, _S12, _S13);
-    uint2  _S14 = Q4_1Eights_places_0(i_5);
-    float4  _S15 = __ldg((&(x_1)[x_offset_0 + _S14.x]));
-    float4  _S16 = __ldg((&(x_1)[x_offset_0 + _S14.y]));
-    Q4_1Eights_Eight_0 _S17 = eights_0[int(0)];
-    float _S18 = Q4_1Eights_product_0(&_S17, i_5, _S15, _S16);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S18;
-    Q4_1Eights_Eight_0 _S19 = eights_0[int(1)];
-    float _S20 = Q4_1Eights_product_0(&_S19, i_5, _S15, _S16);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S20;
-    Q4_1Eights_Eight_0 _S21 = eights_0[int(2)];
-    float _S22 = Q4_1Eights_product_0(&_S21, i_5, _S15, _S16);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S22;
-    Q4_1Eights_Eight_0 _S23 = eights_0[int(3)];
-    float _S24 = Q4_1Eights_product_0(&_S23, i_5, _S15, _S16);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S24;
-    uint2  _S25 = Q4_1Eights_places_0(_S13);
-    float4  _S26 = __ldg((&(x_1)[x_offset_0 + _S25.x]));
-    float4  _S27 = __ldg((&(x_1)[x_offset_0 + _S25.y]));
-    Q4_1Eights_Eight_0 _S28 = eights_0[int(4)];
-    float _S29 = Q4_1Eights_product_0(&_S28, _S13, _S26, _S27);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S29;
-    Q4_1Eights_Eight_0 _S30 = eights_0[int(5)];
-    float _S31 = Q4_1Eights_product_0(&_S30, _S13, _S26, _S27);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S31;
-    Q4_1Eights_Eight_0 _S32 = eights_0[int(6)];
-    float _S33 = Q4_1Eights_product_0(&_S32, _S13, _S26, _S27);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S33;
-    Q4_1Eights_Eight_0 _S34 = eights_0[int(7)];
-    float _S35 = Q4_1Eights_product_0(&_S34, _S13, _S26, _S27);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S35;
+    uint2  _S5 = Q4_1Eights_places_0(i_4);
+    float4  _S6 = __ldg((&(x_1)[x_offset_0 + _S5.x]));
+    float4  _S7 = __ldg((&(x_1)[x_offset_0 + _S5.y]));
+    float _S8 = Q4_1Eights_product_0(&(*eights_0)[int(0)], i_4, _S6, _S7);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S8;
+    float _S9 = Q4_1Eights_product_0(&(*eights_0)[int(1)], i_4, _S6, _S7);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S9;
+    uint _S10 = i_4 + step_0;
+    uint2  _S11 = Q4_1Eights_places_0(_S10);
+    float4  _S12 = __ldg((&(x_1)[x_offset_0 + _S11.x]));
+    float4  _S13 = __ldg((&(x_1)[x_offset_0 + _S11.y]));
+    float _S14 = Q4_1Eights_product_0(&(*eights_0)[int(2)], _S10, _S12, _S13);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S14;
+    float _S15 = Q4_1Eights_product_0(&(*eights_0)[int(3)], _S10, _S12, _S13);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S15;
+    uint _S16 = i_4 + 2U * step_0;
+    uint2  _S17 = Q4_1Eights_places_0(_S16);
+    float4  _S18 = __ldg((&(x_1)[x_offset_0 + _S17.x]));
+    float4  _S19 = __ldg((&(x_1)[x_offset_0 + _S17.y]));
+    float _S20 = Q4_1Eights_product_0(&(*eights_0)[int(4)], _S16, _S18, _S19);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S20;
+    float _S21 = Q4_1Eights_product_0(&(*eights_0)[int(5)], _S16, _S18, _S19);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S21;
+    uint _S22 = i_4 + 3U * step_0;
+    uint2  _S23 = Q4_1Eights_places_0(_S22);
+    float4  _S24 = __ldg((&(x_1)[x_offset_0 + _S23.x]));
+    float4  _S25 = __ldg((&(x_1)[x_offset_0 + _S23.y]));
+    float _S26 = Q4_1Eights_product_0(&(*eights_0)[int(6)], _S22, _S24, _S25);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S26;
+    float _S27 = Q4_1Eights_product_0(&(*eights_0)[int(7)], _S22, _S24, _S25);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S27;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 4>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint lanes_1)
+__device__ Q4_1Eights_Eight_0 Q4_1Eights_Eight_x24init_0(uint q_1, uint scales_1)
 {
-    FixedArray<Q4_1Eights_Eight_0, 4>  eights_1;
-    eights_1[int(0)] = Q4_1Eights_load_0(even_1, (*begins_1)[int(0)], i_6);
-    eights_1[int(1)] = Q4_1Eights_load_0(odd_1, (*begins_1)[int(1)], i_6);
-    eights_1[int(2)] = Q4_1Eights_load_0(even_1, (*begins_1)[int(2)], i_6);
-    eights_1[int(3)] = Q4_1Eights_load_0(odd_1, (*begins_1)[int(3)], i_6);
-    uint2  _S36 = Q4_1Eights_places_0(i_6);
-    float4  _S37 = __ldg((&(x_2)[x_offset_1 + _S36.x]));
-    float4  _S38 = __ldg((&(x_2)[x_offset_1 + _S36.y]));
-    Q4_1Eights_Eight_0 _S39 = eights_1[int(0)];
-    float _S40 = Q4_1Eights_product_0(&_S39, i_6, _S37, _S38);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S40;
-    Q4_1Eights_Eight_0 _S41 = eights_1[int(1)];
-    float _S42 = Q4_1Eights_product_0(&_S41, i_6, _S37, _S38);
+    Q4_1Eights_Eight_0 _S28;
+    (&_S28)->q_0 = q_1;
+    (&_S28)->scales_0 = scales_1;
+    return _S28;
+}
+
+__device__ Q4_1Eights_Eight_0 Q4_1Eights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_5)
+{
+    uint _S29 = begin_0 + i_5 / 4U * 5U;
+    uint _S30 = __ldg((&(weight_0)[_S29 + 1U + i_5 % 4U]));
+    uint _S31 = __ldg((&(weight_0)[_S29]));
+    return Q4_1Eights_Eight_x24init_0(_S30, _S31);
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_6, uint step_1, FixedArray<Q4_1Eights_Eight_0, 8>  * _S32)
+{
+    FixedArray<Q4_1Eights_Eight_0, 8>  eights_1;
+    uint _S33 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q4_1Eights_load_0(even_0, (*begins_0)[int(0)], i_6);
+    uint _S34 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q4_1Eights_load_0(odd_0, (*begins_0)[int(1)], i_6);
+    uint _S35 = i_6 + step_1;
+    eights_1[int(2)] = Q4_1Eights_load_0(even_0, _S33, _S35);
+    eights_1[int(3)] = Q4_1Eights_load_0(odd_0, _S34, _S35);
+    uint _S36 = i_6 + 2U * step_1;
+    eights_1[int(4)] = Q4_1Eights_load_0(even_0, _S33, _S36);
+    eights_1[int(5)] = Q4_1Eights_load_0(odd_0, _S34, _S36);
+    uint _S37 = i_6 + 3U * step_1;
+    eights_1[int(6)] = Q4_1Eights_load_0(even_0, _S33, _S37);
+    eights_1[int(7)] = Q4_1Eights_load_0(odd_0, _S34, _S37);
+    *_S32 = eights_1;
+    return;
+}
+
+__device__ void add_products_1(Products_0 * products_1, FixedArray<Q4_1Eights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_7, uint step_2)
+{
+    uint2  _S38 = Q4_1Eights_places_0(i_7);
+    float4  _S39 = __ldg((&(x_2)[x_offset_1 + _S38.x]));
+    float4  _S40 = __ldg((&(x_2)[x_offset_1 + _S38.y]));
+    float _S41 = Q4_1Eights_product_0(&(*eights_2)[int(0)], i_7, _S39, _S40);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S41;
+    float _S42 = Q4_1Eights_product_0(&(*eights_2)[int(1)], i_7, _S39, _S40);
     products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S42;
-    Q4_1Eights_Eight_0 _S43 = eights_1[int(2)];
-    float _S44 = Q4_1Eights_product_0(&_S43, i_6, _S37, _S38);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S44;
-    Q4_1Eights_Eight_0 _S45 = eights_1[int(3)];
-    float _S46 = Q4_1Eights_product_0(&_S45, i_6, _S37, _S38);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S46;
     return;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 4>  * values_0, FixedArray<float, 4>  * _S47)
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_8, uint step_3, FixedArray<Q4_1Eights_Eight_0, 2>  * _S43)
 {
-    FixedArray<float, 4>  result_2;
-    float _S48 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
-    result_2[int(0)] = _S48;
-    float _S49 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
-    result_2[int(1)] = _S49;
-    float _S50 = (_waveSum(0xffffffffu, ((*values_0)[int(2)])));
-    result_2[int(2)] = _S50;
-    float _S51 = (_waveSum(0xffffffffu, ((*values_0)[int(3)])));
-    result_2[int(3)] = _S51;
-    *_S47 = result_2;
+    FixedArray<Q4_1Eights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = Q4_1Eights_load_0(even_1, (*begins_1)[int(0)], i_8);
+    eights_3[int(1)] = Q4_1Eights_load_0(odd_1, (*begins_1)[int(1)], i_8);
+    *_S43 = eights_3;
     return;
 }
 
-__device__ float own_0(FixedArray<float, 4>  * values_1)
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S44)
 {
-    float _S52 = (*values_1)[int(0)];
-    uint _S53 = (_getLaneId());
+    FixedArray<float, 2>  result_2;
+    float _S45 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
+    result_2[int(0)] = _S45;
+    float _S46 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
+    result_2[int(1)] = _S46;
+    *_S44 = result_2;
+    return;
+}
+
+__device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
+{
+    float _S47 = (*values_1)[int(0)];
     float result_3;
-    if(_S53 == 1U)
+    if(number_0 == 1U)
     {
         result_3 = (*values_1)[int(1)];
     }
     else
     {
-        result_3 = _S52;
-    }
-    uint _S54 = (_getLaneId());
-    if(_S54 == 2U)
-    {
-        result_3 = (*values_1)[int(2)];
-    }
-    else
-    {
-    }
-    uint _S55 = (_getLaneId());
-    if(_S55 == 3U)
-    {
-        result_3 = (*values_1)[int(3)];
-    }
-    else
-    {
+        result_3 = _S47;
     }
     return result_3;
 }
 
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint first_0, uint step_4)
 {
     Products_0 products_2;
     (&products_2)->squares_0 = 0.0f;
     (&products_2)->sums_0[int(0)] = 0.0f;
     (&products_2)->sums_0[int(1)] = 0.0f;
-    (&products_2)->sums_0[int(2)] = 0.0f;
-    (&products_2)->sums_0[int(3)] = 0.0f;
-    uint _S56 = ((warpSize));
-    uint _S57 = k_0 / 8U;
-    uint _S58 = (_getLaneId());
-    uint i_7 = _S58;
-    for(;;)
+    uint _S48 = k_0 / 8U;
+    uint i_9;
+    if((first_0 + 3U * step_4) < _S48)
     {
-        if((i_7 + _S56) < _S57)
+        FixedArray<Q4_1Eights_Eight_0, 8>  _S49;
+        load_eights_0(begins_2, even_2, odd_2, first_0, step_4, &_S49);
+        i_9 = first_0;
+        FixedArray<Q4_1Eights_Eight_0, 8>  loaded_0 = _S49;
+        for(;;)
         {
+            if((i_9 + 7U * step_4) < _S48)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S50 = i_9 + 4U * step_4;
+            FixedArray<Q4_1Eights_Eight_0, 8>  _S51;
+            load_eights_0(begins_2, even_2, odd_2, _S50, step_4, &_S51);
+            FixedArray<Q4_1Eights_Eight_0, 8>  _S52 = _S51;
+            FixedArray<Q4_1Eights_Eight_0, 8>  _S53 = loaded_0;
+            add_products_0(&products_2, &_S53, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+            i_9 = _S50;
+            loaded_0 = _S52;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_7, _S56);
-        i_7 = i_7 + 2U * _S56;
+        FixedArray<Q4_1Eights_Eight_0, 8>  _S54 = loaded_0;
+        add_products_0(&products_2, &_S54, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+        i_9 = i_9 + 4U * step_4;
+    }
+    else
+    {
+        i_9 = first_0;
     }
     for(;;)
     {
-        if(i_7 < _S57)
+        if(i_9 < _S48)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_7, _S56);
-        i_7 = i_7 + _S56;
+        FixedArray<Q4_1Eights_Eight_0, 2>  _S55;
+        load_eights_1(begins_2, even_2, odd_2, i_9, step_4, &_S55);
+        FixedArray<Q4_1Eights_Eight_0, 2>  _S56 = _S55;
+        add_products_1(&products_2, &_S56, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+        i_9 = i_9 + step_4;
     }
     return products_2;
 }
@@ -273,15 +274,13 @@ __device__ uint Q4_1Eights_begin_0(uint offset_0, uint k_1, uint row_0)
     return offset_0 + row_0 * (k_1 / 32U) * 5U;
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_0, uint n_0, FixedArray<uint, 4>  * _S59)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 2>  * _S57)
 {
-    FixedArray<uint, 4>  begins_3;
-    uint _S60 = n_0 - 1U;
-    begins_3[int(0)] = Q4_1Eights_begin_0(offset_1, k_2, (U32_min((first_0), (_S60))));
-    begins_3[int(1)] = Q4_1Eights_begin_0(offset_1, k_2, (U32_min((first_0 + 1U), (_S60))));
-    begins_3[int(2)] = Q4_1Eights_begin_0(offset_1, k_2, (U32_min((first_0 + 2U), (_S60))));
-    begins_3[int(3)] = Q4_1Eights_begin_0(offset_1, k_2, (U32_min((first_0 + 3U), (_S60))));
-    *_S59 = begins_3;
+    FixedArray<uint, 2>  begins_3;
+    uint _S58 = n_0 - 1U;
+    begins_3[int(0)] = Q4_1Eights_begin_0(offset_1, k_2, (U32_min((first_1), (_S58))));
+    begins_3[int(1)] = Q4_1Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S58))));
+    *_S57 = begins_3;
     return;
 }
 
@@ -311,90 +310,89 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ void expert_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_4, ExpertGemvParams_0 * p_0)
 {
-    uint _S61 = ((warpSize));
-    uint _S62 = 128U / _S61;
-    uint _S63 = p_0->columns_0;
-    uint _S64 = (p_0->columns_0 + 4U - 1U) / 4U;
-    uint _S65 = group_number_0(group_1) * _S62;
-    uint _S66 = thread_0 / _S61;
-    uint i_8 = _S65 + _S66;
+    uint _S59 = (_getLaneId());
+    uint _S60 = ((warpSize));
+    uint _S61 = 128U / _S60;
+    uint _S62 = p_0->columns_0;
+    uint _S63 = (p_0->columns_0 + 2U - 1U) / 2U;
+    uint _S64 = group_number_0(group_1) * _S61;
+    uint _S65 = thread_0 / _S60;
+    uint i_10 = _S64 + _S65;
     for(;;)
     {
-        if(i_8 < (p_0->slots_0 * _S64))
+        if(i_10 < (p_0->slots_0 * _S63))
         {
         }
         else
         {
             break;
         }
-        uint _S67 = i_8 / _S64;
-        uint _S68 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S67]));
-        uint _S69 = (U32_min((_S68), (p_0->experts_0 - 1U))) - p_0->first_expert_0;
-        if(_S69 >= (p_0->bound_experts_0))
+        uint _S66 = i_10 / _S63;
+        uint _S67 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S66]));
+        uint _S68 = (U32_min((_S67), (p_0->experts_0 - 1U))) - p_0->first_expert_0;
+        if(_S68 >= (p_0->bound_experts_0))
         {
-            i_8 = i_8 + p_0->groups_0 * _S62;
+            i_10 = i_10 + p_0->groups_0 * _S61;
             continue;
         }
-        uint _S70 = i_8 % _S64;
-        uint _S71 = _S70 * 4U;
-        uint _S72 = (_getLaneId());
-        uint _S73 = _S71 + _S72;
-        uint _S74 = (_getLaneId());
-        bool _S75;
-        if(_S74 < 4U)
+        uint _S69 = i_10 % _S63;
+        uint _S70 = _S69 * 2U;
+        uint _S71 = _S70 + _S59;
+        bool _S72;
+        if(_S59 < 2U)
         {
-            _S75 = _S73 < _S63;
+            _S72 = _S71 < _S62;
         }
         else
         {
-            _S75 = false;
+            _S72 = false;
         }
-        uint _S76 = p_0->n_1;
-        uint _S77 = p_0->first_column_0;
-        uint _S78 = p_0->out_offset_0 + _S67 * p_0->n_1 + p_0->first_column_0 + _S73;
-        bool _S79;
-        if(_S75)
+        uint _S73 = p_0->n_1;
+        uint _S74 = p_0->first_column_0;
+        uint _S75 = p_0->out_offset_0 + _S66 * p_0->n_1 + p_0->first_column_0 + _S71;
+        bool _S76;
+        if(_S72)
         {
-            _S79 = (p_0->accumulate_0) != 0U;
+            _S76 = (p_0->accumulate_0) != 0U;
         }
         else
         {
-            _S79 = false;
+            _S76 = false;
         }
         float sum_1;
-        if(_S79)
+        if(_S76)
         {
-            sum_1 = *(&(result_4)[_S78]);
+            sum_1 = *(&(result_4)[_S75]);
         }
         else
         {
             sum_1 = 0.0f;
         }
-        uint _S80 = _S69 * _S76 + _S77;
-        FixedArray<uint, 4>  _S81;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, _S80 + _S71, _S80 + _S63, &_S81);
-        uint _S82 = p_0->x_offset_3 + _S67 * (p_0->x_slot_0 / 4U);
-        FixedArray<uint, 4>  _S83 = _S81;
-        Products_0 _S84 = products_of_thread_0(&_S83, weight_1, weight_1, p_0->k_3, x_4, _S82, x_4, 0U);
-        FixedArray<float, 4>  _S85 = _S84.sums_0;
-        FixedArray<float, 4>  _S86;
-        subgroup_sums_0(&_S85, &_S86);
-        FixedArray<float, 4>  _S87 = _S86;
-        float _S88 = own_0(&_S87);
-        float sum_2 = sum_1 + _S88;
-        if(_S75)
+        uint _S77 = _S68 * _S73 + _S74;
+        FixedArray<uint, 2>  _S78;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, _S77 + _S70, _S77 + _S62, &_S78);
+        uint _S79 = p_0->x_offset_3 + _S66 * (p_0->x_slot_0 / 4U);
+        FixedArray<uint, 2>  _S80 = _S78;
+        Products_0 _S81 = products_of_thread_0(&_S80, weight_1, weight_1, p_0->k_3, x_4, _S79, x_4, 0U, _S59, _S60);
+        FixedArray<float, 2>  _S82 = _S81.sums_0;
+        FixedArray<float, 2>  _S83;
+        subgroup_sums_0(&_S82, &_S83);
+        FixedArray<float, 2>  _S84 = _S83;
+        float _S85 = chosen_0(&_S84, _S59);
+        float sum_2 = sum_1 + _S85;
+        if(_S72)
         {
-            *(&(result_4)[_S78]) = sum_2;
+            *(&(result_4)[_S75]) = sum_2;
         }
-        i_8 = i_8 + p_0->groups_0 * _S62;
+        i_10 = i_10 + p_0->groups_0 * _S61;
     }
     return;
 }
 
 extern "C" __global__ void expert_gemv_q4_1(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_5, ExpertGemvParams_0 p_1)
 {
-    uint _S89 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    ExpertGemvParams_0 _S90 = p_1;
-    expert_gemv_0(blockIdx, _S89, weight_2, x_5, ids_1, result_5, &_S90);
+    uint _S86 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    ExpertGemvParams_0 _S87 = p_1;
+    expert_gemv_0(blockIdx, _S86, weight_2, x_5, ids_1, result_5, &_S87);
     return;
 }

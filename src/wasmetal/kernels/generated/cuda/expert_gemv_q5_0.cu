@@ -3,7 +3,7 @@
 
 struct Products_0
 {
-    FixedArray<float, 4>  sums_0;
+    FixedArray<float, 2>  sums_0;
     float squares_0;
 };
 
@@ -14,58 +14,15 @@ struct Q5_0Eights_Eight_0
     uint d_0;
 };
 
-__device__ uint word_from_0(uint half_0, uint first_0, uint second_0)
+__device__ uint2  places_of_nibbles_0(uint i_0)
 {
-    uint _S1;
-    if((half_0 % 2U) == 0U)
-    {
-        _S1 = first_0;
-    }
-    else
-    {
-        _S1 = (first_0 >> int(16)) | (second_0 << int(16));
-    }
-    return _S1;
+    uint _S1 = i_0 % 4U;
+    return make_uint2 (i_0 / 4U * 8U + _S1, i_0 / 4U * 8U + _S1 + 4U);
 }
 
-__device__ uint load_word_0(StructuredBuffer<uint> words_0, uint half_1)
+__device__ uint2  Q5_0Eights_places_0(uint i_1)
 {
-    uint _S2 = __ldg((&(words_0)[half_1 / 2U]));
-    uint _S3 = __ldg((&(words_0)[half_1 / 2U + half_1 % 2U]));
-    return word_from_0(half_1, _S2, _S3);
-}
-
-__device__ uint load_half_0(StructuredBuffer<uint> words_1, uint half_2)
-{
-    uint _S4 = __ldg((&(words_1)[half_2 / 2U]));
-    return _S4 >> (half_2 % 2U * 16U);
-}
-
-__device__ Q5_0Eights_Eight_0 Q5_0Eights_Eight_x24init_0(uint q_1, uint fifths_1, uint d_1)
-{
-    Q5_0Eights_Eight_0 _S5;
-    (&_S5)->q_0 = q_1;
-    (&_S5)->fifths_0 = fifths_1;
-    (&_S5)->d_0 = d_1;
-    return _S5;
-}
-
-__device__ Q5_0Eights_Eight_0 Q5_0Eights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_0)
-{
-    uint _S6 = begin_0 + i_0 / 4U * 11U;
-    uint _S7 = i_0 % 4U;
-    return Q5_0Eights_Eight_x24init_0(load_word_0(weight_0, _S6 + 3U + _S7 * 2U), (load_word_0(weight_0, _S6 + 1U)) >> (_S7 * 4U), load_half_0(weight_0, _S6));
-}
-
-__device__ uint2  places_of_nibbles_0(uint i_1)
-{
-    uint _S8 = i_1 % 4U;
-    return make_uint2 (i_1 / 4U * 8U + _S8, i_1 / 4U * 8U + _S8 + 4U);
-}
-
-__device__ uint2  Q5_0Eights_places_0(uint i_2)
-{
-    return places_of_nibbles_0(i_2);
+    return places_of_nibbles_0(i_1);
 }
 
 __device__ uint fifths_of_0(uint bits_0)
@@ -85,8 +42,8 @@ __device__ float in_place_1(uint word_1, float zero_1)
 
 __device__ float4  whole_bytes_0(uint word_2, float zero_2)
 {
-    uint _S9 = word_2 >> int(16);
-    return make_float4 (in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S9, zero_2), in_place_1(_S9, zero_2));
+    uint _S2 = word_2 >> int(16);
+    return make_float4 (in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S2, zero_2), in_place_1(_S2, zero_2));
 }
 
 __device__ float2  halves_0(uint word_3)
@@ -96,185 +53,231 @@ __device__ float2  halves_0(uint word_3)
 
 __device__ float dot_0(float4  x_0, float4  y_0)
 {
-    int i_3 = int(0);
+    int i_2 = int(0);
     float result_0 = 0.0f;
     for(;;)
     {
-        if(i_3 < int(4))
+        if(i_2 < int(4))
         {
         }
         else
         {
             break;
         }
-        float result_1 = result_0 + _slang_vector_get_element(x_0, i_3) * _slang_vector_get_element(y_0, i_3);
-        i_3 = i_3 + int(1);
+        float result_1 = result_0 + _slang_vector_get_element(x_0, i_2) * _slang_vector_get_element(y_0, i_2);
+        i_2 = i_2 + int(1);
         result_0 = result_1;
     }
     return result_0;
 }
 
-__device__ float Q5_0Eights_product_0(Q5_0Eights_Eight_0 * eight_0, uint i_4, float4  a_0, float4  b_0)
+__device__ float Q5_0Eights_product_0(Q5_0Eights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
 {
     return halves_0(eight_0->d_0).x * (dot_0(whole_bytes_0(((eight_0->q_0) & 252645135U) | (fifths_of_0(eight_0->fifths_0)), 16.0f), a_0) + dot_0(whole_bytes_0((((eight_0->q_0) >> int(4)) & 252645135U) | (fifths_of_0((eight_0->fifths_0) >> int(16))), 16.0f), b_0));
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 4>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_5, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<Q5_0Eights_Eight_0, 8>  * eights_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint step_0)
 {
-    FixedArray<Q5_0Eights_Eight_0, 8>  eights_0;
-    uint _S10 = (*begins_0)[int(0)];
-    eights_0[int(0)] = Q5_0Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
-    uint _S11 = (*begins_0)[int(1)];
-    eights_0[int(1)] = Q5_0Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
-    uint _S12 = (*begins_0)[int(2)];
-    eights_0[int(2)] = Q5_0Eights_load_0(even_0, (*begins_0)[int(2)], i_5);
-    uint _S13 = (*begins_0)[int(3)];
-    eights_0[int(3)] = Q5_0Eights_load_0(odd_0, (*begins_0)[int(3)], i_5);
-    uint _S14 = i_5 + lanes_0;
-    eights_0[int(4)] = Q5_0Eights_load_0(even_0, _S10, _S14);
-    eights_0[int(5)] = Q5_0Eights_load_0(odd_0, _S11, _S14);
-    eights_0[int(6)] = Q5_0Eights_load_0(even_0, _S12, _S14);
-    eights_0[int(7)] = Q5_0Eights_load_0(odd_0, _S13, _S14);
-    uint2  _S15 = Q5_0Eights_places_0(i_5);
+    uint2  _S3 = Q5_0Eights_places_0(i_4);
+    float4  _S4 = __ldg((&(x_1)[x_offset_0 + _S3.x]));
+    float4  _S5 = __ldg((&(x_1)[x_offset_0 + _S3.y]));
+    float _S6 = Q5_0Eights_product_0(&(*eights_0)[int(0)], i_4, _S4, _S5);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S6;
+    float _S7 = Q5_0Eights_product_0(&(*eights_0)[int(1)], i_4, _S4, _S5);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S7;
+    uint _S8 = i_4 + step_0;
+    uint2  _S9 = Q5_0Eights_places_0(_S8);
+    float4  _S10 = __ldg((&(x_1)[x_offset_0 + _S9.x]));
+    float4  _S11 = __ldg((&(x_1)[x_offset_0 + _S9.y]));
+    float _S12 = Q5_0Eights_product_0(&(*eights_0)[int(2)], _S8, _S10, _S11);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S12;
+    float _S13 = Q5_0Eights_product_0(&(*eights_0)[int(3)], _S8, _S10, _S11);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S13;
+    uint _S14 = i_4 + 2U * step_0;
+    uint2  _S15 = Q5_0Eights_places_0(_S14);
     float4  _S16 = __ldg((&(x_1)[x_offset_0 + _S15.x]));
     float4  _S17 = __ldg((&(x_1)[x_offset_0 + _S15.y]));
-    Q5_0Eights_Eight_0 _S18 = eights_0[int(0)];
-    float _S19 = Q5_0Eights_product_0(&_S18, i_5, _S16, _S17);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S19;
-    Q5_0Eights_Eight_0 _S20 = eights_0[int(1)];
-    float _S21 = Q5_0Eights_product_0(&_S20, i_5, _S16, _S17);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S21;
-    Q5_0Eights_Eight_0 _S22 = eights_0[int(2)];
-    float _S23 = Q5_0Eights_product_0(&_S22, i_5, _S16, _S17);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S23;
-    Q5_0Eights_Eight_0 _S24 = eights_0[int(3)];
-    float _S25 = Q5_0Eights_product_0(&_S24, i_5, _S16, _S17);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S25;
-    uint2  _S26 = Q5_0Eights_places_0(_S14);
-    float4  _S27 = __ldg((&(x_1)[x_offset_0 + _S26.x]));
-    float4  _S28 = __ldg((&(x_1)[x_offset_0 + _S26.y]));
-    Q5_0Eights_Eight_0 _S29 = eights_0[int(4)];
-    float _S30 = Q5_0Eights_product_0(&_S29, _S14, _S27, _S28);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S30;
-    Q5_0Eights_Eight_0 _S31 = eights_0[int(5)];
-    float _S32 = Q5_0Eights_product_0(&_S31, _S14, _S27, _S28);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S32;
-    Q5_0Eights_Eight_0 _S33 = eights_0[int(6)];
-    float _S34 = Q5_0Eights_product_0(&_S33, _S14, _S27, _S28);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S34;
-    Q5_0Eights_Eight_0 _S35 = eights_0[int(7)];
-    float _S36 = Q5_0Eights_product_0(&_S35, _S14, _S27, _S28);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S36;
+    float _S18 = Q5_0Eights_product_0(&(*eights_0)[int(4)], _S14, _S16, _S17);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S18;
+    float _S19 = Q5_0Eights_product_0(&(*eights_0)[int(5)], _S14, _S16, _S17);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S19;
+    uint _S20 = i_4 + 3U * step_0;
+    uint2  _S21 = Q5_0Eights_places_0(_S20);
+    float4  _S22 = __ldg((&(x_1)[x_offset_0 + _S21.x]));
+    float4  _S23 = __ldg((&(x_1)[x_offset_0 + _S21.y]));
+    float _S24 = Q5_0Eights_product_0(&(*eights_0)[int(6)], _S20, _S22, _S23);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S24;
+    float _S25 = Q5_0Eights_product_0(&(*eights_0)[int(7)], _S20, _S22, _S23);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S25;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 4>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint lanes_1)
+__device__ uint second_if_0(bool aligned_0, uint first_0, uint second_0)
 {
-    FixedArray<Q5_0Eights_Eight_0, 4>  eights_1;
-    eights_1[int(0)] = Q5_0Eights_load_0(even_1, (*begins_1)[int(0)], i_6);
-    eights_1[int(1)] = Q5_0Eights_load_0(odd_1, (*begins_1)[int(1)], i_6);
-    eights_1[int(2)] = Q5_0Eights_load_0(even_1, (*begins_1)[int(2)], i_6);
-    eights_1[int(3)] = Q5_0Eights_load_0(odd_1, (*begins_1)[int(3)], i_6);
-    uint2  _S37 = Q5_0Eights_places_0(i_6);
-    float4  _S38 = __ldg((&(x_2)[x_offset_1 + _S37.x]));
-    float4  _S39 = __ldg((&(x_2)[x_offset_1 + _S37.y]));
-    Q5_0Eights_Eight_0 _S40 = eights_1[int(0)];
-    float _S41 = Q5_0Eights_product_0(&_S40, i_6, _S38, _S39);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S41;
-    Q5_0Eights_Eight_0 _S42 = eights_1[int(1)];
-    float _S43 = Q5_0Eights_product_0(&_S42, i_6, _S38, _S39);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S43;
-    Q5_0Eights_Eight_0 _S44 = eights_1[int(2)];
-    float _S45 = Q5_0Eights_product_0(&_S44, i_6, _S38, _S39);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S45;
-    Q5_0Eights_Eight_0 _S46 = eights_1[int(3)];
-    float _S47 = Q5_0Eights_product_0(&_S46, i_6, _S38, _S39);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S47;
+    uint _S26;
+    if(aligned_0)
+    {
+        _S26 = second_0;
+    }
+    else
+    {
+        _S26 = (first_0 >> int(16)) | (second_0 << int(16));
+    }
+    return _S26;
+}
+
+__device__ uint load_word_0(StructuredBuffer<uint> words_0, uint half_0)
+{
+    uint _S27 = (half_0 - 1U) / 2U;
+    bool _S28 = (half_0 % 2U) == 0U;
+    uint _S29 = __ldg((&(words_0)[_S27]));
+    uint _S30 = __ldg((&(words_0)[_S27 + 1U]));
+    return second_if_0(_S28, _S29, _S30);
+}
+
+__device__ uint load_half_0(StructuredBuffer<uint> words_1, uint half_1)
+{
+    uint _S31 = __ldg((&(words_1)[half_1 / 2U]));
+    return _S31 >> (half_1 % 2U * 16U);
+}
+
+__device__ Q5_0Eights_Eight_0 Q5_0Eights_Eight_x24init_0(uint q_1, uint fifths_1, uint d_1)
+{
+    Q5_0Eights_Eight_0 _S32;
+    (&_S32)->q_0 = q_1;
+    (&_S32)->fifths_0 = fifths_1;
+    (&_S32)->d_0 = d_1;
+    return _S32;
+}
+
+__device__ Q5_0Eights_Eight_0 Q5_0Eights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_5)
+{
+    uint _S33 = begin_0 + i_5 / 4U * 11U;
+    uint _S34 = i_5 % 4U;
+    return Q5_0Eights_Eight_x24init_0(load_word_0(weight_0, _S33 + 3U + _S34 * 2U), (load_word_0(weight_0, _S33 + 1U)) >> (_S34 * 4U), load_half_0(weight_0, _S33));
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_6, uint step_1, FixedArray<Q5_0Eights_Eight_0, 8>  * _S35)
+{
+    FixedArray<Q5_0Eights_Eight_0, 8>  eights_1;
+    uint _S36 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q5_0Eights_load_0(even_0, (*begins_0)[int(0)], i_6);
+    uint _S37 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q5_0Eights_load_0(odd_0, (*begins_0)[int(1)], i_6);
+    uint _S38 = i_6 + step_1;
+    eights_1[int(2)] = Q5_0Eights_load_0(even_0, _S36, _S38);
+    eights_1[int(3)] = Q5_0Eights_load_0(odd_0, _S37, _S38);
+    uint _S39 = i_6 + 2U * step_1;
+    eights_1[int(4)] = Q5_0Eights_load_0(even_0, _S36, _S39);
+    eights_1[int(5)] = Q5_0Eights_load_0(odd_0, _S37, _S39);
+    uint _S40 = i_6 + 3U * step_1;
+    eights_1[int(6)] = Q5_0Eights_load_0(even_0, _S36, _S40);
+    eights_1[int(7)] = Q5_0Eights_load_0(odd_0, _S37, _S40);
+    *_S35 = eights_1;
     return;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 4>  * values_0, FixedArray<float, 4>  * _S48)
+__device__ void add_products_1(Products_0 * products_1, FixedArray<Q5_0Eights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_7, uint step_2)
 {
-    FixedArray<float, 4>  result_2;
-    float _S49 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
-    result_2[int(0)] = _S49;
-    float _S50 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
-    result_2[int(1)] = _S50;
-    float _S51 = (_waveSum(0xffffffffu, ((*values_0)[int(2)])));
-    result_2[int(2)] = _S51;
-    float _S52 = (_waveSum(0xffffffffu, ((*values_0)[int(3)])));
-    result_2[int(3)] = _S52;
-    *_S48 = result_2;
+    uint2  _S41 = Q5_0Eights_places_0(i_7);
+    float4  _S42 = __ldg((&(x_2)[x_offset_1 + _S41.x]));
+    float4  _S43 = __ldg((&(x_2)[x_offset_1 + _S41.y]));
+    float _S44 = Q5_0Eights_product_0(&(*eights_2)[int(0)], i_7, _S42, _S43);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S44;
+    float _S45 = Q5_0Eights_product_0(&(*eights_2)[int(1)], i_7, _S42, _S43);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S45;
     return;
 }
 
-__device__ float own_0(FixedArray<float, 4>  * values_1)
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_8, uint step_3, FixedArray<Q5_0Eights_Eight_0, 2>  * _S46)
 {
-    float _S53 = (*values_1)[int(0)];
-    uint _S54 = (_getLaneId());
+    FixedArray<Q5_0Eights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = Q5_0Eights_load_0(even_1, (*begins_1)[int(0)], i_8);
+    eights_3[int(1)] = Q5_0Eights_load_0(odd_1, (*begins_1)[int(1)], i_8);
+    *_S46 = eights_3;
+    return;
+}
+
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S47)
+{
+    FixedArray<float, 2>  result_2;
+    float _S48 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
+    result_2[int(0)] = _S48;
+    float _S49 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
+    result_2[int(1)] = _S49;
+    *_S47 = result_2;
+    return;
+}
+
+__device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
+{
+    float _S50 = (*values_1)[int(0)];
     float result_3;
-    if(_S54 == 1U)
+    if(number_0 == 1U)
     {
         result_3 = (*values_1)[int(1)];
     }
     else
     {
-        result_3 = _S53;
-    }
-    uint _S55 = (_getLaneId());
-    if(_S55 == 2U)
-    {
-        result_3 = (*values_1)[int(2)];
-    }
-    else
-    {
-    }
-    uint _S56 = (_getLaneId());
-    if(_S56 == 3U)
-    {
-        result_3 = (*values_1)[int(3)];
-    }
-    else
-    {
+        result_3 = _S50;
     }
     return result_3;
 }
 
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint first_1, uint step_4)
 {
     Products_0 products_2;
     (&products_2)->squares_0 = 0.0f;
     (&products_2)->sums_0[int(0)] = 0.0f;
     (&products_2)->sums_0[int(1)] = 0.0f;
-    (&products_2)->sums_0[int(2)] = 0.0f;
-    (&products_2)->sums_0[int(3)] = 0.0f;
-    uint _S57 = ((warpSize));
-    uint _S58 = k_0 / 8U;
-    uint _S59 = (_getLaneId());
-    uint i_7 = _S59;
-    for(;;)
+    uint _S51 = k_0 / 8U;
+    uint i_9;
+    if((first_1 + 3U * step_4) < _S51)
     {
-        if((i_7 + _S57) < _S58)
+        FixedArray<Q5_0Eights_Eight_0, 8>  _S52;
+        load_eights_0(begins_2, even_2, odd_2, first_1, step_4, &_S52);
+        i_9 = first_1;
+        FixedArray<Q5_0Eights_Eight_0, 8>  loaded_0 = _S52;
+        for(;;)
         {
+            if((i_9 + 7U * step_4) < _S51)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S53 = i_9 + 4U * step_4;
+            FixedArray<Q5_0Eights_Eight_0, 8>  _S54;
+            load_eights_0(begins_2, even_2, odd_2, _S53, step_4, &_S54);
+            FixedArray<Q5_0Eights_Eight_0, 8>  _S55 = _S54;
+            FixedArray<Q5_0Eights_Eight_0, 8>  _S56 = loaded_0;
+            add_products_0(&products_2, &_S56, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+            i_9 = _S53;
+            loaded_0 = _S55;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_7, _S57);
-        i_7 = i_7 + 2U * _S57;
+        FixedArray<Q5_0Eights_Eight_0, 8>  _S57 = loaded_0;
+        add_products_0(&products_2, &_S57, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+        i_9 = i_9 + 4U * step_4;
+    }
+    else
+    {
+        i_9 = first_1;
     }
     for(;;)
     {
-        if(i_7 < _S58)
+        if(i_9 < _S51)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_7, _S57);
-        i_7 = i_7 + _S57;
+        FixedArray<Q5_0Eights_Eight_0, 2>  _S58;
+        load_eights_1(begins_2, even_2, odd_2, i_9, step_4, &_S58);
+        FixedArray<Q5_0Eights_Eight_0, 2>  _S59 = _S58;
+        add_products_1(&products_2, &_S59, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+        i_9 = i_9 + step_4;
     }
     return products_2;
 }
@@ -284,14 +287,12 @@ __device__ uint Q5_0Eights_begin_0(uint offset_0, uint k_1, uint row_0)
     return 2U * offset_0 + row_0 * (k_1 / 32U) * 11U;
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 4>  * _S60)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_2, uint n_0, FixedArray<uint, 2>  * _S60)
 {
-    FixedArray<uint, 4>  begins_3;
+    FixedArray<uint, 2>  begins_3;
     uint _S61 = n_0 - 1U;
-    begins_3[int(0)] = Q5_0Eights_begin_0(offset_1, k_2, (U32_min((first_1), (_S61))));
-    begins_3[int(1)] = Q5_0Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S61))));
-    begins_3[int(2)] = Q5_0Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 2U), (_S61))));
-    begins_3[int(3)] = Q5_0Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 3U), (_S61))));
+    begins_3[int(0)] = Q5_0Eights_begin_0(offset_1, k_2, (U32_min((first_2), (_S61))));
+    begins_3[int(1)] = Q5_0Eights_begin_0(offset_1, k_2, (U32_min((first_2 + 1U), (_S61))));
     *_S60 = begins_3;
     return;
 }
@@ -322,90 +323,89 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ void expert_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_4, ExpertGemvParams_0 * p_0)
 {
-    uint _S62 = ((warpSize));
-    uint _S63 = 128U / _S62;
-    uint _S64 = p_0->columns_0;
-    uint _S65 = (p_0->columns_0 + 4U - 1U) / 4U;
-    uint _S66 = group_number_0(group_1) * _S63;
-    uint _S67 = thread_0 / _S62;
-    uint i_8 = _S66 + _S67;
+    uint _S62 = (_getLaneId());
+    uint _S63 = ((warpSize));
+    uint _S64 = 128U / _S63;
+    uint _S65 = p_0->columns_0;
+    uint _S66 = (p_0->columns_0 + 2U - 1U) / 2U;
+    uint _S67 = group_number_0(group_1) * _S64;
+    uint _S68 = thread_0 / _S63;
+    uint i_10 = _S67 + _S68;
     for(;;)
     {
-        if(i_8 < (p_0->slots_0 * _S65))
+        if(i_10 < (p_0->slots_0 * _S66))
         {
         }
         else
         {
             break;
         }
-        uint _S68 = i_8 / _S65;
-        uint _S69 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S68]));
-        uint _S70 = (U32_min((_S69), (p_0->experts_0 - 1U))) - p_0->first_expert_0;
-        if(_S70 >= (p_0->bound_experts_0))
+        uint _S69 = i_10 / _S66;
+        uint _S70 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S69]));
+        uint _S71 = (U32_min((_S70), (p_0->experts_0 - 1U))) - p_0->first_expert_0;
+        if(_S71 >= (p_0->bound_experts_0))
         {
-            i_8 = i_8 + p_0->groups_0 * _S63;
+            i_10 = i_10 + p_0->groups_0 * _S64;
             continue;
         }
-        uint _S71 = i_8 % _S65;
-        uint _S72 = _S71 * 4U;
-        uint _S73 = (_getLaneId());
-        uint _S74 = _S72 + _S73;
-        uint _S75 = (_getLaneId());
-        bool _S76;
-        if(_S75 < 4U)
+        uint _S72 = i_10 % _S66;
+        uint _S73 = _S72 * 2U;
+        uint _S74 = _S73 + _S62;
+        bool _S75;
+        if(_S62 < 2U)
         {
-            _S76 = _S74 < _S64;
+            _S75 = _S74 < _S65;
         }
         else
         {
-            _S76 = false;
+            _S75 = false;
         }
-        uint _S77 = p_0->n_1;
-        uint _S78 = p_0->first_column_0;
-        uint _S79 = p_0->out_offset_0 + _S68 * p_0->n_1 + p_0->first_column_0 + _S74;
-        bool _S80;
-        if(_S76)
+        uint _S76 = p_0->n_1;
+        uint _S77 = p_0->first_column_0;
+        uint _S78 = p_0->out_offset_0 + _S69 * p_0->n_1 + p_0->first_column_0 + _S74;
+        bool _S79;
+        if(_S75)
         {
-            _S80 = (p_0->accumulate_0) != 0U;
+            _S79 = (p_0->accumulate_0) != 0U;
         }
         else
         {
-            _S80 = false;
+            _S79 = false;
         }
         float sum_0;
-        if(_S80)
+        if(_S79)
         {
-            sum_0 = *(&(result_4)[_S79]);
+            sum_0 = *(&(result_4)[_S78]);
         }
         else
         {
             sum_0 = 0.0f;
         }
-        uint _S81 = _S70 * _S77 + _S78;
-        FixedArray<uint, 4>  _S82;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, _S81 + _S72, _S81 + _S64, &_S82);
-        uint _S83 = p_0->x_offset_3 + _S68 * (p_0->x_slot_0 / 4U);
-        FixedArray<uint, 4>  _S84 = _S82;
-        Products_0 _S85 = products_of_thread_0(&_S84, weight_1, weight_1, p_0->k_3, x_4, _S83, x_4, 0U);
-        FixedArray<float, 4>  _S86 = _S85.sums_0;
-        FixedArray<float, 4>  _S87;
-        subgroup_sums_0(&_S86, &_S87);
-        FixedArray<float, 4>  _S88 = _S87;
-        float _S89 = own_0(&_S88);
-        float sum_1 = sum_0 + _S89;
-        if(_S76)
+        uint _S80 = _S71 * _S76 + _S77;
+        FixedArray<uint, 2>  _S81;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, _S80 + _S73, _S80 + _S65, &_S81);
+        uint _S82 = p_0->x_offset_3 + _S69 * (p_0->x_slot_0 / 4U);
+        FixedArray<uint, 2>  _S83 = _S81;
+        Products_0 _S84 = products_of_thread_0(&_S83, weight_1, weight_1, p_0->k_3, x_4, _S82, x_4, 0U, _S62, _S63);
+        FixedArray<float, 2>  _S85 = _S84.sums_0;
+        FixedArray<float, 2>  _S86;
+        subgroup_sums_0(&_S85, &_S86);
+        FixedArray<float, 2>  _S87 = _S86;
+        float _S88 = chosen_0(&_S87, _S62);
+        float sum_1 = sum_0 + _S88;
+        if(_S75)
         {
-            *(&(result_4)[_S79]) = sum_1;
+            *(&(result_4)[_S78]) = sum_1;
         }
-        i_8 = i_8 + p_0->groups_0 * _S63;
+        i_10 = i_10 + p_0->groups_0 * _S64;
     }
     return;
 }
 
 extern "C" __global__ void expert_gemv_q5_0(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_5, ExpertGemvParams_0 p_1)
 {
-    uint _S90 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    ExpertGemvParams_0 _S91 = p_1;
-    expert_gemv_0(blockIdx, _S90, weight_2, x_5, ids_1, result_5, &_S91);
+    uint _S89 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    ExpertGemvParams_0 _S90 = p_1;
+    expert_gemv_0(blockIdx, _S89, weight_2, x_5, ids_1, result_5, &_S90);
     return;
 }

@@ -3,7 +3,7 @@
 
 struct Products_0
 {
-    FixedArray<float, 4>  sums_0;
+    FixedArray<float, 2>  sums_0;
     float squares_0;
 };
 
@@ -16,59 +16,10 @@ struct Q6_KEights_Eight_0
     uint d_0;
 };
 
-__device__ uint word_from_0(uint half_0, uint first_1, uint second_1)
+__device__ uint2  Q6_KEights_places_0(uint i_0)
 {
-    uint _S1;
-    if((half_0 % 2U) == 0U)
-    {
-        _S1 = first_1;
-    }
-    else
-    {
-        _S1 = (first_1 >> int(16)) | (second_1 << int(16));
-    }
-    return _S1;
-}
-
-__device__ uint load_word_0(StructuredBuffer<uint> words_0, uint half_1)
-{
-    uint _S2 = __ldg((&(words_0)[half_1 / 2U]));
-    uint _S3 = __ldg((&(words_0)[half_1 / 2U + half_1 % 2U]));
-    return word_from_0(half_1, _S2, _S3);
-}
-
-__device__ uint load_half_0(StructuredBuffer<uint> words_1, uint half_2)
-{
-    uint _S4 = __ldg((&(words_1)[half_2 / 2U]));
-    return _S4 >> (half_2 % 2U * 16U);
-}
-
-__device__ Q6_KEights_Eight_0 Q6_KEights_Eight_x24init_0(uint low_1, uint high_1, uint first_2, uint second_2, uint d_1)
-{
-    Q6_KEights_Eight_0 _S5;
-    (&_S5)->low_0 = low_1;
-    (&_S5)->high_0 = high_1;
-    (&_S5)->first_0 = first_2;
-    (&_S5)->second_0 = second_2;
-    (&_S5)->d_0 = d_1;
-    return _S5;
-}
-
-__device__ Q6_KEights_Eight_0 Q6_KEights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_0)
-{
-    uint _S6 = begin_0 + i_0 / 32U * 105U;
-    uint _S7 = i_0 % 32U;
-    uint _S8 = _S7 / 16U;
-    uint _S9 = i_0 % 16U;
-    uint _S10 = _S8 * 8U + _S9 / 4U;
-    uint _S11 = _S10 % 2U * 8U;
-    return Q6_KEights_Eight_x24init_0(load_word_0(weight_0, _S6 + _S7 * 2U), (load_word_0(weight_0, _S6 + 64U + _S8 * 16U + i_0 % 8U * 2U)) >> (_S9 / 8U * 2U), (load_half_0(weight_0, _S6 + 96U + _S10 / 2U)) >> _S11, (load_half_0(weight_0, _S6 + 98U + _S10 / 2U)) >> _S11, load_half_0(weight_0, _S6 + 104U));
-}
-
-__device__ uint2  Q6_KEights_places_0(uint i_1)
-{
-    uint _S12 = i_1 % 16U;
-    return make_uint2 (i_1 / 16U * 32U + _S12, i_1 / 16U * 32U + _S12 + 16U);
+    uint _S1 = i_0 % 16U;
+    return make_uint2 (i_0 / 16U * 32U + _S1, i_0 / 16U * 32U + _S1 + 16U);
 }
 
 __device__ float in_place_0(uint word_0, float zero_0)
@@ -83,25 +34,25 @@ __device__ float in_place_1(uint word_1, float zero_1)
 
 __device__ float4  whole_bytes_0(uint word_2, float zero_2)
 {
-    uint _S13 = word_2 >> int(16);
-    return make_float4 (in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S13, zero_2), in_place_1(_S13, zero_2));
+    uint _S2 = word_2 >> int(16);
+    return make_float4 (in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S2, zero_2), in_place_1(_S2, zero_2));
 }
 
 __device__ float dot_0(float4  x_0, float4  y_0)
 {
-    int i_2 = int(0);
+    int i_1 = int(0);
     float result_0 = 0.0f;
     for(;;)
     {
-        if(i_2 < int(4))
+        if(i_1 < int(4))
         {
         }
         else
         {
             break;
         }
-        float result_1 = result_0 + _slang_vector_get_element(x_0, i_2) * _slang_vector_get_element(y_0, i_2);
-        i_2 = i_2 + int(1);
+        float result_1 = result_0 + _slang_vector_get_element(x_0, i_1) * _slang_vector_get_element(y_0, i_1);
+        i_1 = i_1 + int(1);
         result_0 = result_1;
     }
     return result_0;
@@ -112,167 +63,212 @@ __device__ float2  halves_0(uint word_3)
     return make_float2 ((__half2float(__ushort_as_half((word_3 & 65535U)))), (__half2float(__ushort_as_half((word_3 >> int(16))))));
 }
 
-__device__ float Q6_KEights_product_0(Q6_KEights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
+__device__ float Q6_KEights_product_0(Q6_KEights_Eight_0 * eight_0, uint i_2, float4  a_0, float4  b_0)
 {
     return halves_0(eight_0->d_0).x * (in_place_0((eight_0->first_0) ^ 128U, 128.0f) * dot_0(whole_bytes_0(((eight_0->low_0) & 252645135U) | (((eight_0->high_0) & 50529027U) << int(4)), 32.0f), a_0) + in_place_0((eight_0->second_0) ^ 128U, 128.0f) * dot_0(whole_bytes_0((((eight_0->low_0) >> int(4)) & 252645135U) | ((((eight_0->high_0) >> int(4)) & 50529027U) << int(4)), 32.0f), b_0));
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 4>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<Q6_KEights_Eight_0, 8>  * eights_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_3, uint step_0)
 {
-    FixedArray<Q6_KEights_Eight_0, 8>  eights_0;
-    uint _S14 = (*begins_0)[int(0)];
-    eights_0[int(0)] = Q6_KEights_load_0(even_0, (*begins_0)[int(0)], i_4);
-    uint _S15 = (*begins_0)[int(1)];
-    eights_0[int(1)] = Q6_KEights_load_0(odd_0, (*begins_0)[int(1)], i_4);
-    uint _S16 = (*begins_0)[int(2)];
-    eights_0[int(2)] = Q6_KEights_load_0(even_0, (*begins_0)[int(2)], i_4);
-    uint _S17 = (*begins_0)[int(3)];
-    eights_0[int(3)] = Q6_KEights_load_0(odd_0, (*begins_0)[int(3)], i_4);
-    uint _S18 = i_4 + lanes_0;
-    eights_0[int(4)] = Q6_KEights_load_0(even_0, _S14, _S18);
-    eights_0[int(5)] = Q6_KEights_load_0(odd_0, _S15, _S18);
-    eights_0[int(6)] = Q6_KEights_load_0(even_0, _S16, _S18);
-    eights_0[int(7)] = Q6_KEights_load_0(odd_0, _S17, _S18);
-    uint2  _S19 = Q6_KEights_places_0(i_4);
-    float4  _S20 = __ldg((&(x_1)[x_offset_0 + _S19.x]));
-    float4  _S21 = __ldg((&(x_1)[x_offset_0 + _S19.y]));
-    Q6_KEights_Eight_0 _S22 = eights_0[int(0)];
-    float _S23 = Q6_KEights_product_0(&_S22, i_4, _S20, _S21);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S23;
-    Q6_KEights_Eight_0 _S24 = eights_0[int(1)];
-    float _S25 = Q6_KEights_product_0(&_S24, i_4, _S20, _S21);
+    uint2  _S3 = Q6_KEights_places_0(i_3);
+    float4  _S4 = __ldg((&(x_1)[x_offset_0 + _S3.x]));
+    float4  _S5 = __ldg((&(x_1)[x_offset_0 + _S3.y]));
+    float _S6 = Q6_KEights_product_0(&(*eights_0)[int(0)], i_3, _S4, _S5);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S6;
+    float _S7 = Q6_KEights_product_0(&(*eights_0)[int(1)], i_3, _S4, _S5);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S7;
+    uint _S8 = i_3 + step_0;
+    uint2  _S9 = Q6_KEights_places_0(_S8);
+    float4  _S10 = __ldg((&(x_1)[x_offset_0 + _S9.x]));
+    float4  _S11 = __ldg((&(x_1)[x_offset_0 + _S9.y]));
+    float _S12 = Q6_KEights_product_0(&(*eights_0)[int(2)], _S8, _S10, _S11);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S12;
+    float _S13 = Q6_KEights_product_0(&(*eights_0)[int(3)], _S8, _S10, _S11);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S13;
+    uint _S14 = i_3 + 2U * step_0;
+    uint2  _S15 = Q6_KEights_places_0(_S14);
+    float4  _S16 = __ldg((&(x_1)[x_offset_0 + _S15.x]));
+    float4  _S17 = __ldg((&(x_1)[x_offset_0 + _S15.y]));
+    float _S18 = Q6_KEights_product_0(&(*eights_0)[int(4)], _S14, _S16, _S17);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S18;
+    float _S19 = Q6_KEights_product_0(&(*eights_0)[int(5)], _S14, _S16, _S17);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S19;
+    uint _S20 = i_3 + 3U * step_0;
+    uint2  _S21 = Q6_KEights_places_0(_S20);
+    float4  _S22 = __ldg((&(x_1)[x_offset_0 + _S21.x]));
+    float4  _S23 = __ldg((&(x_1)[x_offset_0 + _S21.y]));
+    float _S24 = Q6_KEights_product_0(&(*eights_0)[int(6)], _S20, _S22, _S23);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S24;
+    float _S25 = Q6_KEights_product_0(&(*eights_0)[int(7)], _S20, _S22, _S23);
     products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S25;
-    Q6_KEights_Eight_0 _S26 = eights_0[int(2)];
-    float _S27 = Q6_KEights_product_0(&_S26, i_4, _S20, _S21);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S27;
-    Q6_KEights_Eight_0 _S28 = eights_0[int(3)];
-    float _S29 = Q6_KEights_product_0(&_S28, i_4, _S20, _S21);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S29;
-    uint2  _S30 = Q6_KEights_places_0(_S18);
-    float4  _S31 = __ldg((&(x_1)[x_offset_0 + _S30.x]));
-    float4  _S32 = __ldg((&(x_1)[x_offset_0 + _S30.y]));
-    Q6_KEights_Eight_0 _S33 = eights_0[int(4)];
-    float _S34 = Q6_KEights_product_0(&_S33, _S18, _S31, _S32);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S34;
-    Q6_KEights_Eight_0 _S35 = eights_0[int(5)];
-    float _S36 = Q6_KEights_product_0(&_S35, _S18, _S31, _S32);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S36;
-    Q6_KEights_Eight_0 _S37 = eights_0[int(6)];
-    float _S38 = Q6_KEights_product_0(&_S37, _S18, _S31, _S32);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S38;
-    Q6_KEights_Eight_0 _S39 = eights_0[int(7)];
-    float _S40 = Q6_KEights_product_0(&_S39, _S18, _S31, _S32);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S40;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 4>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_5, uint lanes_1)
+__device__ uint load_word_or_next_0(StructuredBuffer<uint> words_0, uint half_0)
 {
-    FixedArray<Q6_KEights_Eight_0, 4>  eights_1;
-    eights_1[int(0)] = Q6_KEights_load_0(even_1, (*begins_1)[int(0)], i_5);
-    eights_1[int(1)] = Q6_KEights_load_0(odd_1, (*begins_1)[int(1)], i_5);
-    eights_1[int(2)] = Q6_KEights_load_0(even_1, (*begins_1)[int(2)], i_5);
-    eights_1[int(3)] = Q6_KEights_load_0(odd_1, (*begins_1)[int(3)], i_5);
-    uint2  _S41 = Q6_KEights_places_0(i_5);
-    float4  _S42 = __ldg((&(x_2)[x_offset_1 + _S41.x]));
-    float4  _S43 = __ldg((&(x_2)[x_offset_1 + _S41.y]));
-    Q6_KEights_Eight_0 _S44 = eights_1[int(0)];
-    float _S45 = Q6_KEights_product_0(&_S44, i_5, _S42, _S43);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S45;
-    Q6_KEights_Eight_0 _S46 = eights_1[int(1)];
-    float _S47 = Q6_KEights_product_0(&_S46, i_5, _S42, _S43);
+    uint _S26 = __ldg((&(words_0)[half_0 / 2U]));
+    uint _S27 = __ldg((&(words_0)[half_0 / 2U + 1U]));
+    uint _S28;
+    if((half_0 % 2U) == 0U)
+    {
+        _S28 = _S26;
+    }
+    else
+    {
+        _S28 = (_S26 >> int(16)) | (_S27 << int(16));
+    }
+    return _S28;
+}
+
+__device__ uint load_half_0(StructuredBuffer<uint> words_1, uint half_1)
+{
+    uint _S29 = __ldg((&(words_1)[half_1 / 2U]));
+    return _S29 >> (half_1 % 2U * 16U);
+}
+
+__device__ Q6_KEights_Eight_0 Q6_KEights_Eight_x24init_0(uint low_1, uint high_1, uint first_1, uint second_1, uint d_1)
+{
+    Q6_KEights_Eight_0 _S30;
+    (&_S30)->low_0 = low_1;
+    (&_S30)->high_0 = high_1;
+    (&_S30)->first_0 = first_1;
+    (&_S30)->second_0 = second_1;
+    (&_S30)->d_0 = d_1;
+    return _S30;
+}
+
+__device__ Q6_KEights_Eight_0 Q6_KEights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_4)
+{
+    uint _S31 = begin_0 + i_4 / 32U * 105U;
+    uint _S32 = i_4 % 32U;
+    uint _S33 = _S32 / 16U;
+    uint _S34 = i_4 % 16U;
+    uint _S35 = _S33 * 8U + _S34 / 4U;
+    uint _S36 = _S35 % 2U * 8U;
+    return Q6_KEights_Eight_x24init_0(load_word_or_next_0(weight_0, _S31 + _S32 * 2U), (load_word_or_next_0(weight_0, _S31 + 64U + _S33 * 16U + i_4 % 8U * 2U)) >> (_S34 / 8U * 2U), (load_half_0(weight_0, _S31 + 96U + _S35 / 2U)) >> _S36, (load_half_0(weight_0, _S31 + 98U + _S35 / 2U)) >> _S36, load_half_0(weight_0, _S31 + 104U));
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_5, uint step_1, FixedArray<Q6_KEights_Eight_0, 8>  * _S37)
+{
+    FixedArray<Q6_KEights_Eight_0, 8>  eights_1;
+    uint _S38 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q6_KEights_load_0(even_0, (*begins_0)[int(0)], i_5);
+    uint _S39 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q6_KEights_load_0(odd_0, (*begins_0)[int(1)], i_5);
+    uint _S40 = i_5 + step_1;
+    eights_1[int(2)] = Q6_KEights_load_0(even_0, _S38, _S40);
+    eights_1[int(3)] = Q6_KEights_load_0(odd_0, _S39, _S40);
+    uint _S41 = i_5 + 2U * step_1;
+    eights_1[int(4)] = Q6_KEights_load_0(even_0, _S38, _S41);
+    eights_1[int(5)] = Q6_KEights_load_0(odd_0, _S39, _S41);
+    uint _S42 = i_5 + 3U * step_1;
+    eights_1[int(6)] = Q6_KEights_load_0(even_0, _S38, _S42);
+    eights_1[int(7)] = Q6_KEights_load_0(odd_0, _S39, _S42);
+    *_S37 = eights_1;
+    return;
+}
+
+__device__ void add_products_1(Products_0 * products_1, FixedArray<Q6_KEights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint step_2)
+{
+    uint2  _S43 = Q6_KEights_places_0(i_6);
+    float4  _S44 = __ldg((&(x_2)[x_offset_1 + _S43.x]));
+    float4  _S45 = __ldg((&(x_2)[x_offset_1 + _S43.y]));
+    float _S46 = Q6_KEights_product_0(&(*eights_2)[int(0)], i_6, _S44, _S45);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S46;
+    float _S47 = Q6_KEights_product_0(&(*eights_2)[int(1)], i_6, _S44, _S45);
     products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S47;
-    Q6_KEights_Eight_0 _S48 = eights_1[int(2)];
-    float _S49 = Q6_KEights_product_0(&_S48, i_5, _S42, _S43);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S49;
-    Q6_KEights_Eight_0 _S50 = eights_1[int(3)];
-    float _S51 = Q6_KEights_product_0(&_S50, i_5, _S42, _S43);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S51;
     return;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 4>  * values_0, FixedArray<float, 4>  * _S52)
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_7, uint step_3, FixedArray<Q6_KEights_Eight_0, 2>  * _S48)
 {
-    FixedArray<float, 4>  result_2;
-    float _S53 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
-    result_2[int(0)] = _S53;
-    float _S54 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
-    result_2[int(1)] = _S54;
-    float _S55 = (_waveSum(0xffffffffu, ((*values_0)[int(2)])));
-    result_2[int(2)] = _S55;
-    float _S56 = (_waveSum(0xffffffffu, ((*values_0)[int(3)])));
-    result_2[int(3)] = _S56;
-    *_S52 = result_2;
+    FixedArray<Q6_KEights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = Q6_KEights_load_0(even_1, (*begins_1)[int(0)], i_7);
+    eights_3[int(1)] = Q6_KEights_load_0(odd_1, (*begins_1)[int(1)], i_7);
+    *_S48 = eights_3;
     return;
 }
 
-__device__ float own_0(FixedArray<float, 4>  * values_1)
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S49)
 {
-    float _S57 = (*values_1)[int(0)];
-    uint _S58 = (_getLaneId());
+    FixedArray<float, 2>  result_2;
+    float _S50 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
+    result_2[int(0)] = _S50;
+    float _S51 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
+    result_2[int(1)] = _S51;
+    *_S49 = result_2;
+    return;
+}
+
+__device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
+{
+    float _S52 = (*values_1)[int(0)];
     float result_3;
-    if(_S58 == 1U)
+    if(number_0 == 1U)
     {
         result_3 = (*values_1)[int(1)];
     }
     else
     {
-        result_3 = _S57;
-    }
-    uint _S59 = (_getLaneId());
-    if(_S59 == 2U)
-    {
-        result_3 = (*values_1)[int(2)];
-    }
-    else
-    {
-    }
-    uint _S60 = (_getLaneId());
-    if(_S60 == 3U)
-    {
-        result_3 = (*values_1)[int(3)];
-    }
-    else
-    {
+        result_3 = _S52;
     }
     return result_3;
 }
 
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint first_2, uint step_4)
 {
     Products_0 products_2;
     (&products_2)->squares_0 = 0.0f;
     (&products_2)->sums_0[int(0)] = 0.0f;
     (&products_2)->sums_0[int(1)] = 0.0f;
-    (&products_2)->sums_0[int(2)] = 0.0f;
-    (&products_2)->sums_0[int(3)] = 0.0f;
-    uint _S61 = ((warpSize));
-    uint _S62 = k_0 / 8U;
-    uint _S63 = (_getLaneId());
-    uint i_6 = _S63;
-    for(;;)
+    uint _S53 = k_0 / 8U;
+    uint i_8;
+    if((first_2 + 3U * step_4) < _S53)
     {
-        if((i_6 + _S61) < _S62)
+        FixedArray<Q6_KEights_Eight_0, 8>  _S54;
+        load_eights_0(begins_2, even_2, odd_2, first_2, step_4, &_S54);
+        i_8 = first_2;
+        FixedArray<Q6_KEights_Eight_0, 8>  loaded_0 = _S54;
+        for(;;)
         {
+            if((i_8 + 7U * step_4) < _S53)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S55 = i_8 + 4U * step_4;
+            FixedArray<Q6_KEights_Eight_0, 8>  _S56;
+            load_eights_0(begins_2, even_2, odd_2, _S55, step_4, &_S56);
+            FixedArray<Q6_KEights_Eight_0, 8>  _S57 = _S56;
+            FixedArray<Q6_KEights_Eight_0, 8>  _S58 = loaded_0;
+            add_products_0(&products_2, &_S58, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+            i_8 = _S55;
+            loaded_0 = _S57;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S61);
-        i_6 = i_6 + 2U * _S61;
+        FixedArray<Q6_KEights_Eight_0, 8>  _S59 = loaded_0;
+        add_products_0(&products_2, &_S59, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        i_8 = i_8 + 4U * step_4;
+    }
+    else
+    {
+        i_8 = first_2;
     }
     for(;;)
     {
-        if(i_6 < _S62)
+        if(i_8 < _S53)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S61);
-        i_6 = i_6 + _S61;
+        FixedArray<Q6_KEights_Eight_0, 2>  _S60;
+        load_eights_1(begins_2, even_2, odd_2, i_8, step_4, &_S60);
+        FixedArray<Q6_KEights_Eight_0, 2>  _S61 = _S60;
+        add_products_1(&products_2, &_S61, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        i_8 = i_8 + step_4;
     }
     return products_2;
 }
@@ -282,15 +278,13 @@ __device__ uint Q6_KEights_begin_0(uint offset_0, uint k_1, uint row_0)
     return 2U * offset_0 + row_0 * (k_1 / 256U) * 105U;
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_3, uint n_0, FixedArray<uint, 4>  * _S64)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_3, uint n_0, FixedArray<uint, 2>  * _S62)
 {
-    FixedArray<uint, 4>  begins_3;
-    uint _S65 = n_0 - 1U;
-    begins_3[int(0)] = Q6_KEights_begin_0(offset_1, k_2, (U32_min((first_3), (_S65))));
-    begins_3[int(1)] = Q6_KEights_begin_0(offset_1, k_2, (U32_min((first_3 + 1U), (_S65))));
-    begins_3[int(2)] = Q6_KEights_begin_0(offset_1, k_2, (U32_min((first_3 + 2U), (_S65))));
-    begins_3[int(3)] = Q6_KEights_begin_0(offset_1, k_2, (U32_min((first_3 + 3U), (_S65))));
-    *_S64 = begins_3;
+    FixedArray<uint, 2>  begins_3;
+    uint _S63 = n_0 - 1U;
+    begins_3[int(0)] = Q6_KEights_begin_0(offset_1, k_2, (U32_min((first_3), (_S63))));
+    begins_3[int(1)] = Q6_KEights_begin_0(offset_1, k_2, (U32_min((first_3 + 1U), (_S63))));
+    *_S62 = begins_3;
     return;
 }
 
@@ -320,90 +314,89 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ void expert_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_4, ExpertGemvParams_0 * p_0)
 {
-    uint _S66 = ((warpSize));
-    uint _S67 = 128U / _S66;
-    uint _S68 = p_0->columns_0;
-    uint _S69 = (p_0->columns_0 + 4U - 1U) / 4U;
-    uint _S70 = group_number_0(group_1) * _S67;
-    uint _S71 = thread_0 / _S66;
-    uint i_7 = _S70 + _S71;
+    uint _S64 = (_getLaneId());
+    uint _S65 = ((warpSize));
+    uint _S66 = 128U / _S65;
+    uint _S67 = p_0->columns_0;
+    uint _S68 = (p_0->columns_0 + 2U - 1U) / 2U;
+    uint _S69 = group_number_0(group_1) * _S66;
+    uint _S70 = thread_0 / _S65;
+    uint i_9 = _S69 + _S70;
     for(;;)
     {
-        if(i_7 < (p_0->slots_0 * _S69))
+        if(i_9 < (p_0->slots_0 * _S68))
         {
         }
         else
         {
             break;
         }
-        uint _S72 = i_7 / _S69;
-        uint _S73 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S72]));
-        uint _S74 = (U32_min((_S73), (p_0->experts_0 - 1U))) - p_0->first_expert_0;
-        if(_S74 >= (p_0->bound_experts_0))
+        uint _S71 = i_9 / _S68;
+        uint _S72 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S71]));
+        uint _S73 = (U32_min((_S72), (p_0->experts_0 - 1U))) - p_0->first_expert_0;
+        if(_S73 >= (p_0->bound_experts_0))
         {
-            i_7 = i_7 + p_0->groups_0 * _S67;
+            i_9 = i_9 + p_0->groups_0 * _S66;
             continue;
         }
-        uint _S75 = i_7 % _S69;
-        uint _S76 = _S75 * 4U;
-        uint _S77 = (_getLaneId());
-        uint _S78 = _S76 + _S77;
-        uint _S79 = (_getLaneId());
-        bool _S80;
-        if(_S79 < 4U)
+        uint _S74 = i_9 % _S68;
+        uint _S75 = _S74 * 2U;
+        uint _S76 = _S75 + _S64;
+        bool _S77;
+        if(_S64 < 2U)
         {
-            _S80 = _S78 < _S68;
+            _S77 = _S76 < _S67;
         }
         else
         {
-            _S80 = false;
+            _S77 = false;
         }
-        uint _S81 = p_0->n_1;
-        uint _S82 = p_0->first_column_0;
-        uint _S83 = p_0->out_offset_0 + _S72 * p_0->n_1 + p_0->first_column_0 + _S78;
-        bool _S84;
-        if(_S80)
+        uint _S78 = p_0->n_1;
+        uint _S79 = p_0->first_column_0;
+        uint _S80 = p_0->out_offset_0 + _S71 * p_0->n_1 + p_0->first_column_0 + _S76;
+        bool _S81;
+        if(_S77)
         {
-            _S84 = (p_0->accumulate_0) != 0U;
+            _S81 = (p_0->accumulate_0) != 0U;
         }
         else
         {
-            _S84 = false;
+            _S81 = false;
         }
         float sum_0;
-        if(_S84)
+        if(_S81)
         {
-            sum_0 = *(&(result_4)[_S83]);
+            sum_0 = *(&(result_4)[_S80]);
         }
         else
         {
             sum_0 = 0.0f;
         }
-        uint _S85 = _S74 * _S81 + _S82;
-        FixedArray<uint, 4>  _S86;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, _S85 + _S76, _S85 + _S68, &_S86);
-        uint _S87 = p_0->x_offset_3 + _S72 * (p_0->x_slot_0 / 4U);
-        FixedArray<uint, 4>  _S88 = _S86;
-        Products_0 _S89 = products_of_thread_0(&_S88, weight_1, weight_1, p_0->k_3, x_4, _S87, x_4, 0U);
-        FixedArray<float, 4>  _S90 = _S89.sums_0;
-        FixedArray<float, 4>  _S91;
-        subgroup_sums_0(&_S90, &_S91);
-        FixedArray<float, 4>  _S92 = _S91;
-        float _S93 = own_0(&_S92);
-        float sum_1 = sum_0 + _S93;
-        if(_S80)
+        uint _S82 = _S73 * _S78 + _S79;
+        FixedArray<uint, 2>  _S83;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, _S82 + _S75, _S82 + _S67, &_S83);
+        uint _S84 = p_0->x_offset_3 + _S71 * (p_0->x_slot_0 / 4U);
+        FixedArray<uint, 2>  _S85 = _S83;
+        Products_0 _S86 = products_of_thread_0(&_S85, weight_1, weight_1, p_0->k_3, x_4, _S84, x_4, 0U, _S64, _S65);
+        FixedArray<float, 2>  _S87 = _S86.sums_0;
+        FixedArray<float, 2>  _S88;
+        subgroup_sums_0(&_S87, &_S88);
+        FixedArray<float, 2>  _S89 = _S88;
+        float _S90 = chosen_0(&_S89, _S64);
+        float sum_1 = sum_0 + _S90;
+        if(_S77)
         {
-            *(&(result_4)[_S83]) = sum_1;
+            *(&(result_4)[_S80]) = sum_1;
         }
-        i_7 = i_7 + p_0->groups_0 * _S67;
+        i_9 = i_9 + p_0->groups_0 * _S66;
     }
     return;
 }
 
 extern "C" __global__ void expert_gemv_q6_k(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_5, ExpertGemvParams_0 p_1)
 {
-    uint _S94 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    ExpertGemvParams_0 _S95 = p_1;
-    expert_gemv_0(blockIdx, _S94, weight_2, x_5, ids_1, result_5, &_S95);
+    uint _S91 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    ExpertGemvParams_0 _S92 = p_1;
+    expert_gemv_0(blockIdx, _S91, weight_2, x_5, ids_1, result_5, &_S92);
     return;
 }

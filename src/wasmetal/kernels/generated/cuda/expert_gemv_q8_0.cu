@@ -3,7 +3,7 @@
 
 struct Products_0
 {
-    FixedArray<float, 4>  sums_0;
+    FixedArray<float, 2>  sums_0;
     float squares_0;
 };
 
@@ -14,50 +14,10 @@ struct Q8_0Eights_Eight_0
     uint d_0;
 };
 
-__device__ uint word_from_0(uint half_0, uint first_0, uint second_0)
+__device__ uint2  Q8_0Eights_places_0(uint i_0)
 {
-    uint _S1;
-    if((half_0 % 2U) == 0U)
-    {
-        _S1 = first_0;
-    }
-    else
-    {
-        _S1 = (first_0 >> int(16)) | (second_0 << int(16));
-    }
-    return _S1;
-}
-
-__device__ uint load_half_0(StructuredBuffer<uint> words_0, uint half_1)
-{
-    uint _S2 = __ldg((&(words_0)[half_1 / 2U]));
-    return _S2 >> (half_1 % 2U * 16U);
-}
-
-__device__ Q8_0Eights_Eight_0 Q8_0Eights_Eight_x24init_0(uint low_1, uint high_1, uint d_1)
-{
-    Q8_0Eights_Eight_0 _S3;
-    (&_S3)->low_0 = low_1;
-    (&_S3)->high_0 = high_1;
-    (&_S3)->d_0 = d_1;
-    return _S3;
-}
-
-__device__ Q8_0Eights_Eight_0 Q8_0Eights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_0)
-{
-    uint _S4 = begin_0 + i_0 / 4U * 17U;
-    uint _S5 = _S4 + 1U + i_0 % 4U * 4U;
-    uint _S6 = __ldg((&(weight_0)[_S5 / 2U + 1U]));
-    uint _S7 = __ldg((&(weight_0)[_S5 / 2U]));
-    uint _S8 = word_from_0(_S5, _S7, _S6);
-    uint _S9 = __ldg((&(weight_0)[_S5 / 2U + 1U + _S5 % 2U]));
-    return Q8_0Eights_Eight_x24init_0(_S8, word_from_0(_S5, _S6, _S9), load_half_0(weight_0, _S4));
-}
-
-__device__ uint2  Q8_0Eights_places_0(uint i_1)
-{
-    uint _S10 = 2U * i_1;
-    return make_uint2 (_S10, _S10 + 1U);
+    uint _S1 = 2U * i_0;
+    return make_uint2 (_S1, _S1 + 1U);
 }
 
 __device__ float2  halves_0(uint word_0)
@@ -77,8 +37,8 @@ __device__ float in_place_1(uint word_2, float zero_1)
 
 __device__ float4  whole_bytes_0(uint word_3, float zero_2)
 {
-    uint _S11 = word_3 >> int(16);
-    return make_float4 (in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S11, zero_2), in_place_1(_S11, zero_2));
+    uint _S2 = word_3 >> int(16);
+    return make_float4 (in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S2, zero_2), in_place_1(_S2, zero_2));
 }
 
 __device__ float4  signed_bytes_0(uint word_4)
@@ -88,185 +48,227 @@ __device__ float4  signed_bytes_0(uint word_4)
 
 __device__ float dot_0(float4  x_0, float4  y_0)
 {
-    int i_2 = int(0);
+    int i_1 = int(0);
     float result_0 = 0.0f;
     for(;;)
     {
-        if(i_2 < int(4))
+        if(i_1 < int(4))
         {
         }
         else
         {
             break;
         }
-        float result_1 = result_0 + _slang_vector_get_element(x_0, i_2) * _slang_vector_get_element(y_0, i_2);
-        i_2 = i_2 + int(1);
+        float result_1 = result_0 + _slang_vector_get_element(x_0, i_1) * _slang_vector_get_element(y_0, i_1);
+        i_1 = i_1 + int(1);
         result_0 = result_1;
     }
     return result_0;
 }
 
-__device__ float Q8_0Eights_product_0(Q8_0Eights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
+__device__ float Q8_0Eights_product_0(Q8_0Eights_Eight_0 * eight_0, uint i_2, float4  a_0, float4  b_0)
 {
     return halves_0(eight_0->d_0).x * (dot_0(signed_bytes_0(eight_0->low_0), a_0) + dot_0(signed_bytes_0(eight_0->high_0), b_0));
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 4>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<Q8_0Eights_Eight_0, 8>  * eights_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_3, uint step_0)
 {
-    FixedArray<Q8_0Eights_Eight_0, 8>  eights_0;
-    uint _S12 = (*begins_0)[int(0)];
-    eights_0[int(0)] = Q8_0Eights_load_0(even_0, (*begins_0)[int(0)], i_4);
-    uint _S13 = (*begins_0)[int(1)];
-    eights_0[int(1)] = Q8_0Eights_load_0(odd_0, (*begins_0)[int(1)], i_4);
-    uint _S14 = (*begins_0)[int(2)];
-    eights_0[int(2)] = Q8_0Eights_load_0(even_0, (*begins_0)[int(2)], i_4);
-    uint _S15 = (*begins_0)[int(3)];
-    eights_0[int(3)] = Q8_0Eights_load_0(odd_0, (*begins_0)[int(3)], i_4);
-    uint _S16 = i_4 + lanes_0;
-    eights_0[int(4)] = Q8_0Eights_load_0(even_0, _S12, _S16);
-    eights_0[int(5)] = Q8_0Eights_load_0(odd_0, _S13, _S16);
-    eights_0[int(6)] = Q8_0Eights_load_0(even_0, _S14, _S16);
-    eights_0[int(7)] = Q8_0Eights_load_0(odd_0, _S15, _S16);
-    uint2  _S17 = Q8_0Eights_places_0(i_4);
-    float4  _S18 = __ldg((&(x_1)[x_offset_0 + _S17.x]));
-    float4  _S19 = __ldg((&(x_1)[x_offset_0 + _S17.y]));
-    Q8_0Eights_Eight_0 _S20 = eights_0[int(0)];
-    float _S21 = Q8_0Eights_product_0(&_S20, i_4, _S18, _S19);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S21;
-    Q8_0Eights_Eight_0 _S22 = eights_0[int(1)];
-    float _S23 = Q8_0Eights_product_0(&_S22, i_4, _S18, _S19);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S23;
-    Q8_0Eights_Eight_0 _S24 = eights_0[int(2)];
-    float _S25 = Q8_0Eights_product_0(&_S24, i_4, _S18, _S19);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S25;
-    Q8_0Eights_Eight_0 _S26 = eights_0[int(3)];
-    float _S27 = Q8_0Eights_product_0(&_S26, i_4, _S18, _S19);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S27;
-    uint2  _S28 = Q8_0Eights_places_0(_S16);
-    float4  _S29 = __ldg((&(x_1)[x_offset_0 + _S28.x]));
-    float4  _S30 = __ldg((&(x_1)[x_offset_0 + _S28.y]));
-    Q8_0Eights_Eight_0 _S31 = eights_0[int(4)];
-    float _S32 = Q8_0Eights_product_0(&_S31, _S16, _S29, _S30);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S32;
-    Q8_0Eights_Eight_0 _S33 = eights_0[int(5)];
-    float _S34 = Q8_0Eights_product_0(&_S33, _S16, _S29, _S30);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S34;
-    Q8_0Eights_Eight_0 _S35 = eights_0[int(6)];
-    float _S36 = Q8_0Eights_product_0(&_S35, _S16, _S29, _S30);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S36;
-    Q8_0Eights_Eight_0 _S37 = eights_0[int(7)];
-    float _S38 = Q8_0Eights_product_0(&_S37, _S16, _S29, _S30);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S38;
+    uint2  _S3 = Q8_0Eights_places_0(i_3);
+    float4  _S4 = __ldg((&(x_1)[x_offset_0 + _S3.x]));
+    float4  _S5 = __ldg((&(x_1)[x_offset_0 + _S3.y]));
+    float _S6 = Q8_0Eights_product_0(&(*eights_0)[int(0)], i_3, _S4, _S5);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S6;
+    float _S7 = Q8_0Eights_product_0(&(*eights_0)[int(1)], i_3, _S4, _S5);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S7;
+    uint _S8 = i_3 + step_0;
+    uint2  _S9 = Q8_0Eights_places_0(_S8);
+    float4  _S10 = __ldg((&(x_1)[x_offset_0 + _S9.x]));
+    float4  _S11 = __ldg((&(x_1)[x_offset_0 + _S9.y]));
+    float _S12 = Q8_0Eights_product_0(&(*eights_0)[int(2)], _S8, _S10, _S11);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S12;
+    float _S13 = Q8_0Eights_product_0(&(*eights_0)[int(3)], _S8, _S10, _S11);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S13;
+    uint _S14 = i_3 + 2U * step_0;
+    uint2  _S15 = Q8_0Eights_places_0(_S14);
+    float4  _S16 = __ldg((&(x_1)[x_offset_0 + _S15.x]));
+    float4  _S17 = __ldg((&(x_1)[x_offset_0 + _S15.y]));
+    float _S18 = Q8_0Eights_product_0(&(*eights_0)[int(4)], _S14, _S16, _S17);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S18;
+    float _S19 = Q8_0Eights_product_0(&(*eights_0)[int(5)], _S14, _S16, _S17);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S19;
+    uint _S20 = i_3 + 3U * step_0;
+    uint2  _S21 = Q8_0Eights_places_0(_S20);
+    float4  _S22 = __ldg((&(x_1)[x_offset_0 + _S21.x]));
+    float4  _S23 = __ldg((&(x_1)[x_offset_0 + _S21.y]));
+    float _S24 = Q8_0Eights_product_0(&(*eights_0)[int(6)], _S20, _S22, _S23);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S24;
+    float _S25 = Q8_0Eights_product_0(&(*eights_0)[int(7)], _S20, _S22, _S23);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S25;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 4>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_5, uint lanes_1)
+__device__ uint second_if_0(bool aligned_0, uint first_0, uint second_0)
 {
-    FixedArray<Q8_0Eights_Eight_0, 4>  eights_1;
-    eights_1[int(0)] = Q8_0Eights_load_0(even_1, (*begins_1)[int(0)], i_5);
-    eights_1[int(1)] = Q8_0Eights_load_0(odd_1, (*begins_1)[int(1)], i_5);
-    eights_1[int(2)] = Q8_0Eights_load_0(even_1, (*begins_1)[int(2)], i_5);
-    eights_1[int(3)] = Q8_0Eights_load_0(odd_1, (*begins_1)[int(3)], i_5);
-    uint2  _S39 = Q8_0Eights_places_0(i_5);
-    float4  _S40 = __ldg((&(x_2)[x_offset_1 + _S39.x]));
-    float4  _S41 = __ldg((&(x_2)[x_offset_1 + _S39.y]));
-    Q8_0Eights_Eight_0 _S42 = eights_1[int(0)];
-    float _S43 = Q8_0Eights_product_0(&_S42, i_5, _S40, _S41);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S43;
-    Q8_0Eights_Eight_0 _S44 = eights_1[int(1)];
-    float _S45 = Q8_0Eights_product_0(&_S44, i_5, _S40, _S41);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S45;
-    Q8_0Eights_Eight_0 _S46 = eights_1[int(2)];
-    float _S47 = Q8_0Eights_product_0(&_S46, i_5, _S40, _S41);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S47;
-    Q8_0Eights_Eight_0 _S48 = eights_1[int(3)];
-    float _S49 = Q8_0Eights_product_0(&_S48, i_5, _S40, _S41);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S49;
+    uint _S26;
+    if(aligned_0)
+    {
+        _S26 = second_0;
+    }
+    else
+    {
+        _S26 = (first_0 >> int(16)) | (second_0 << int(16));
+    }
+    return _S26;
+}
+
+__device__ uint load_half_0(StructuredBuffer<uint> words_0, uint half_0)
+{
+    uint _S27 = __ldg((&(words_0)[half_0 / 2U]));
+    return _S27 >> (half_0 % 2U * 16U);
+}
+
+__device__ Q8_0Eights_Eight_0 Q8_0Eights_Eight_x24init_0(uint low_1, uint high_1, uint d_1)
+{
+    Q8_0Eights_Eight_0 _S28;
+    (&_S28)->low_0 = low_1;
+    (&_S28)->high_0 = high_1;
+    (&_S28)->d_0 = d_1;
+    return _S28;
+}
+
+__device__ Q8_0Eights_Eight_0 Q8_0Eights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_4)
+{
+    uint _S29 = begin_0 + i_4 / 4U * 17U;
+    uint _S30 = _S29 / 2U + i_4 % 4U * 2U;
+    uint _S31 = __ldg((&(weight_0)[_S30 + 1U]));
+    bool _S32 = (_S29 % 2U) != 0U;
+    uint _S33 = __ldg((&(weight_0)[_S30]));
+    uint _S34 = second_if_0(_S32, _S33, _S31);
+    uint _S35 = __ldg((&(weight_0)[_S30 + 2U]));
+    return Q8_0Eights_Eight_x24init_0(_S34, second_if_0(_S32, _S31, _S35), load_half_0(weight_0, _S29));
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_5, uint step_1, FixedArray<Q8_0Eights_Eight_0, 8>  * _S36)
+{
+    FixedArray<Q8_0Eights_Eight_0, 8>  eights_1;
+    uint _S37 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q8_0Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
+    uint _S38 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q8_0Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
+    uint _S39 = i_5 + step_1;
+    eights_1[int(2)] = Q8_0Eights_load_0(even_0, _S37, _S39);
+    eights_1[int(3)] = Q8_0Eights_load_0(odd_0, _S38, _S39);
+    uint _S40 = i_5 + 2U * step_1;
+    eights_1[int(4)] = Q8_0Eights_load_0(even_0, _S37, _S40);
+    eights_1[int(5)] = Q8_0Eights_load_0(odd_0, _S38, _S40);
+    uint _S41 = i_5 + 3U * step_1;
+    eights_1[int(6)] = Q8_0Eights_load_0(even_0, _S37, _S41);
+    eights_1[int(7)] = Q8_0Eights_load_0(odd_0, _S38, _S41);
+    *_S36 = eights_1;
     return;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 4>  * values_0, FixedArray<float, 4>  * _S50)
+__device__ void add_products_1(Products_0 * products_1, FixedArray<Q8_0Eights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint step_2)
 {
-    FixedArray<float, 4>  result_2;
-    float _S51 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
-    result_2[int(0)] = _S51;
-    float _S52 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
-    result_2[int(1)] = _S52;
-    float _S53 = (_waveSum(0xffffffffu, ((*values_0)[int(2)])));
-    result_2[int(2)] = _S53;
-    float _S54 = (_waveSum(0xffffffffu, ((*values_0)[int(3)])));
-    result_2[int(3)] = _S54;
-    *_S50 = result_2;
+    uint2  _S42 = Q8_0Eights_places_0(i_6);
+    float4  _S43 = __ldg((&(x_2)[x_offset_1 + _S42.x]));
+    float4  _S44 = __ldg((&(x_2)[x_offset_1 + _S42.y]));
+    float _S45 = Q8_0Eights_product_0(&(*eights_2)[int(0)], i_6, _S43, _S44);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S45;
+    float _S46 = Q8_0Eights_product_0(&(*eights_2)[int(1)], i_6, _S43, _S44);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S46;
     return;
 }
 
-__device__ float own_0(FixedArray<float, 4>  * values_1)
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_7, uint step_3, FixedArray<Q8_0Eights_Eight_0, 2>  * _S47)
 {
-    float _S55 = (*values_1)[int(0)];
-    uint _S56 = (_getLaneId());
+    FixedArray<Q8_0Eights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = Q8_0Eights_load_0(even_1, (*begins_1)[int(0)], i_7);
+    eights_3[int(1)] = Q8_0Eights_load_0(odd_1, (*begins_1)[int(1)], i_7);
+    *_S47 = eights_3;
+    return;
+}
+
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S48)
+{
+    FixedArray<float, 2>  result_2;
+    float _S49 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
+    result_2[int(0)] = _S49;
+    float _S50 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
+    result_2[int(1)] = _S50;
+    *_S48 = result_2;
+    return;
+}
+
+__device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
+{
+    float _S51 = (*values_1)[int(0)];
     float result_3;
-    if(_S56 == 1U)
+    if(number_0 == 1U)
     {
         result_3 = (*values_1)[int(1)];
     }
     else
     {
-        result_3 = _S55;
-    }
-    uint _S57 = (_getLaneId());
-    if(_S57 == 2U)
-    {
-        result_3 = (*values_1)[int(2)];
-    }
-    else
-    {
-    }
-    uint _S58 = (_getLaneId());
-    if(_S58 == 3U)
-    {
-        result_3 = (*values_1)[int(3)];
-    }
-    else
-    {
+        result_3 = _S51;
     }
     return result_3;
 }
 
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint first_1, uint step_4)
 {
     Products_0 products_2;
     (&products_2)->squares_0 = 0.0f;
     (&products_2)->sums_0[int(0)] = 0.0f;
     (&products_2)->sums_0[int(1)] = 0.0f;
-    (&products_2)->sums_0[int(2)] = 0.0f;
-    (&products_2)->sums_0[int(3)] = 0.0f;
-    uint _S59 = ((warpSize));
-    uint _S60 = k_0 / 8U;
-    uint _S61 = (_getLaneId());
-    uint i_6 = _S61;
-    for(;;)
+    uint _S52 = k_0 / 8U;
+    uint i_8;
+    if((first_1 + 3U * step_4) < _S52)
     {
-        if((i_6 + _S59) < _S60)
+        FixedArray<Q8_0Eights_Eight_0, 8>  _S53;
+        load_eights_0(begins_2, even_2, odd_2, first_1, step_4, &_S53);
+        i_8 = first_1;
+        FixedArray<Q8_0Eights_Eight_0, 8>  loaded_0 = _S53;
+        for(;;)
         {
+            if((i_8 + 7U * step_4) < _S52)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S54 = i_8 + 4U * step_4;
+            FixedArray<Q8_0Eights_Eight_0, 8>  _S55;
+            load_eights_0(begins_2, even_2, odd_2, _S54, step_4, &_S55);
+            FixedArray<Q8_0Eights_Eight_0, 8>  _S56 = _S55;
+            FixedArray<Q8_0Eights_Eight_0, 8>  _S57 = loaded_0;
+            add_products_0(&products_2, &_S57, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+            i_8 = _S54;
+            loaded_0 = _S56;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S59);
-        i_6 = i_6 + 2U * _S59;
+        FixedArray<Q8_0Eights_Eight_0, 8>  _S58 = loaded_0;
+        add_products_0(&products_2, &_S58, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        i_8 = i_8 + 4U * step_4;
+    }
+    else
+    {
+        i_8 = first_1;
     }
     for(;;)
     {
-        if(i_6 < _S60)
+        if(i_8 < _S52)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S59);
-        i_6 = i_6 + _S59;
+        FixedArray<Q8_0Eights_Eight_0, 2>  _S59;
+        load_eights_1(begins_2, even_2, odd_2, i_8, step_4, &_S59);
+        FixedArray<Q8_0Eights_Eight_0, 2>  _S60 = _S59;
+        add_products_1(&products_2, &_S60, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        i_8 = i_8 + step_4;
     }
     return products_2;
 }
@@ -276,15 +278,13 @@ __device__ uint Q8_0Eights_begin_0(uint offset_0, uint k_1, uint row_0)
     return 2U * offset_0 + row_0 * (k_1 / 32U) * 17U;
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 4>  * _S62)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_2, uint n_0, FixedArray<uint, 2>  * _S61)
 {
-    FixedArray<uint, 4>  begins_3;
-    uint _S63 = n_0 - 1U;
-    begins_3[int(0)] = Q8_0Eights_begin_0(offset_1, k_2, (U32_min((first_1), (_S63))));
-    begins_3[int(1)] = Q8_0Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S63))));
-    begins_3[int(2)] = Q8_0Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 2U), (_S63))));
-    begins_3[int(3)] = Q8_0Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 3U), (_S63))));
-    *_S62 = begins_3;
+    FixedArray<uint, 2>  begins_3;
+    uint _S62 = n_0 - 1U;
+    begins_3[int(0)] = Q8_0Eights_begin_0(offset_1, k_2, (U32_min((first_2), (_S62))));
+    begins_3[int(1)] = Q8_0Eights_begin_0(offset_1, k_2, (U32_min((first_2 + 1U), (_S62))));
+    *_S61 = begins_3;
     return;
 }
 
@@ -314,90 +314,89 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ void expert_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_4, StructuredBuffer<uint> ids_0, RWStructuredBuffer<float> result_4, ExpertGemvParams_0 * p_0)
 {
+    uint _S63 = (_getLaneId());
     uint _S64 = ((warpSize));
     uint _S65 = 128U / _S64;
     uint _S66 = p_0->columns_0;
-    uint _S67 = (p_0->columns_0 + 4U - 1U) / 4U;
+    uint _S67 = (p_0->columns_0 + 2U - 1U) / 2U;
     uint _S68 = group_number_0(group_1) * _S65;
     uint _S69 = thread_0 / _S64;
-    uint i_7 = _S68 + _S69;
+    uint i_9 = _S68 + _S69;
     for(;;)
     {
-        if(i_7 < (p_0->slots_0 * _S67))
+        if(i_9 < (p_0->slots_0 * _S67))
         {
         }
         else
         {
             break;
         }
-        uint _S70 = i_7 / _S67;
+        uint _S70 = i_9 / _S67;
         uint _S71 = __ldg((&(ids_0)[p_0->ids_offset_0 + _S70]));
         uint _S72 = (U32_min((_S71), (p_0->experts_0 - 1U))) - p_0->first_expert_0;
         if(_S72 >= (p_0->bound_experts_0))
         {
-            i_7 = i_7 + p_0->groups_0 * _S65;
+            i_9 = i_9 + p_0->groups_0 * _S65;
             continue;
         }
-        uint _S73 = i_7 % _S67;
-        uint _S74 = _S73 * 4U;
-        uint _S75 = (_getLaneId());
-        uint _S76 = _S74 + _S75;
-        uint _S77 = (_getLaneId());
-        bool _S78;
-        if(_S77 < 4U)
+        uint _S73 = i_9 % _S67;
+        uint _S74 = _S73 * 2U;
+        uint _S75 = _S74 + _S63;
+        bool _S76;
+        if(_S63 < 2U)
         {
-            _S78 = _S76 < _S66;
+            _S76 = _S75 < _S66;
         }
         else
         {
-            _S78 = false;
+            _S76 = false;
         }
-        uint _S79 = p_0->n_1;
-        uint _S80 = p_0->first_column_0;
-        uint _S81 = p_0->out_offset_0 + _S70 * p_0->n_1 + p_0->first_column_0 + _S76;
-        bool _S82;
-        if(_S78)
+        uint _S77 = p_0->n_1;
+        uint _S78 = p_0->first_column_0;
+        uint _S79 = p_0->out_offset_0 + _S70 * p_0->n_1 + p_0->first_column_0 + _S75;
+        bool _S80;
+        if(_S76)
         {
-            _S82 = (p_0->accumulate_0) != 0U;
+            _S80 = (p_0->accumulate_0) != 0U;
         }
         else
         {
-            _S82 = false;
+            _S80 = false;
         }
         float sum_0;
-        if(_S82)
+        if(_S80)
         {
-            sum_0 = *(&(result_4)[_S81]);
+            sum_0 = *(&(result_4)[_S79]);
         }
         else
         {
             sum_0 = 0.0f;
         }
-        uint _S83 = _S72 * _S79 + _S80;
-        FixedArray<uint, 4>  _S84;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, _S83 + _S74, _S83 + _S66, &_S84);
-        uint _S85 = p_0->x_offset_3 + _S70 * (p_0->x_slot_0 / 4U);
-        FixedArray<uint, 4>  _S86 = _S84;
-        Products_0 _S87 = products_of_thread_0(&_S86, weight_1, weight_1, p_0->k_3, x_4, _S85, x_4, 0U);
-        FixedArray<float, 4>  _S88 = _S87.sums_0;
-        FixedArray<float, 4>  _S89;
-        subgroup_sums_0(&_S88, &_S89);
-        FixedArray<float, 4>  _S90 = _S89;
-        float _S91 = own_0(&_S90);
-        float sum_1 = sum_0 + _S91;
-        if(_S78)
+        uint _S81 = _S72 * _S77 + _S78;
+        FixedArray<uint, 2>  _S82;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, _S81 + _S74, _S81 + _S66, &_S82);
+        uint _S83 = p_0->x_offset_3 + _S70 * (p_0->x_slot_0 / 4U);
+        FixedArray<uint, 2>  _S84 = _S82;
+        Products_0 _S85 = products_of_thread_0(&_S84, weight_1, weight_1, p_0->k_3, x_4, _S83, x_4, 0U, _S63, _S64);
+        FixedArray<float, 2>  _S86 = _S85.sums_0;
+        FixedArray<float, 2>  _S87;
+        subgroup_sums_0(&_S86, &_S87);
+        FixedArray<float, 2>  _S88 = _S87;
+        float _S89 = chosen_0(&_S88, _S63);
+        float sum_1 = sum_0 + _S89;
+        if(_S76)
         {
-            *(&(result_4)[_S81]) = sum_1;
+            *(&(result_4)[_S79]) = sum_1;
         }
-        i_7 = i_7 + p_0->groups_0 * _S65;
+        i_9 = i_9 + p_0->groups_0 * _S65;
     }
     return;
 }
 
 extern "C" __global__ void expert_gemv_q8_0(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, StructuredBuffer<uint> ids_1, RWStructuredBuffer<float> result_5, ExpertGemvParams_0 p_1)
 {
-    uint _S92 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    ExpertGemvParams_0 _S93 = p_1;
-    expert_gemv_0(blockIdx, _S92, weight_2, x_5, ids_1, result_5, &_S93);
+    uint _S90 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    ExpertGemvParams_0 _S91 = p_1;
+    expert_gemv_0(blockIdx, _S90, weight_2, x_5, ids_1, result_5, &_S91);
     return;
 }

@@ -12,40 +12,27 @@ struct SixteenEights_Eight_0
     uint4  w_0;
 };
 
-__device__ SixteenEights_Eight_0 SixteenEights_Eight_x24init_0(uint4  w_1)
+__device__ uint2  SixteenEights_places_0(uint i_0)
 {
-    SixteenEights_Eight_0 _S1;
-    (&_S1)->w_0 = w_1;
-    return _S1;
-}
-
-__device__ SixteenEights_Eight_0 SixteenEights_load_0(StructuredBuffer<uint4 > weight_0, uint begin_0, uint i_0)
-{
-    uint4  _S2 = __ldg((&(weight_0)[begin_0 + i_0]));
-    return SixteenEights_Eight_x24init_0(_S2);
-}
-
-__device__ uint2  SixteenEights_places_0(uint i_1)
-{
-    uint _S3 = 2U * i_1;
-    return make_uint2 (_S3, _S3 + 1U);
+    uint _S1 = 2U * i_0;
+    return make_uint2 (_S1, _S1 + 1U);
 }
 
 __device__ float dot_0(float4  x_0, float4  y_0)
 {
-    int i_2 = int(0);
+    int i_1 = int(0);
     float result_0 = 0.0f;
     for(;;)
     {
-        if(i_2 < int(4))
+        if(i_1 < int(4))
         {
         }
         else
         {
             break;
         }
-        float result_1 = result_0 + _slang_vector_get_element(x_0, i_2) * _slang_vector_get_element(y_0, i_2);
-        i_2 = i_2 + int(1);
+        float result_1 = result_0 + _slang_vector_get_element(x_0, i_1) * _slang_vector_get_element(y_0, i_1);
+        i_1 = i_1 + int(1);
         result_0 = result_1;
     }
     return result_0;
@@ -61,169 +48,310 @@ __device__ float2  Half_pair_0(uint word_1)
     return halves_0(word_1);
 }
 
-__device__ float SixteenEights_product_0(SixteenEights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
+__device__ float SixteenEights_product_0(SixteenEights_Eight_0 * eight_0, uint i_2, float4  a_0, float4  b_0)
 {
     return dot_0(make_float4 (Half_pair_0(eight_0->w_0.x).x, Half_pair_0(eight_0->w_0.x).y, Half_pair_0(eight_0->w_0.y).x, Half_pair_0(eight_0->w_0.y).y), a_0) + dot_0(make_float4 (Half_pair_0(eight_0->w_0.z).x, Half_pair_0(eight_0->w_0.z).y, Half_pair_0(eight_0->w_0.w).x, Half_pair_0(eight_0->w_0.w).y), b_0);
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint4 > even_0, StructuredBuffer<uint4 > odd_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<SixteenEights_Eight_0, 8>  * eights_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_3, uint step_0)
 {
-    FixedArray<SixteenEights_Eight_0, 8>  eights_0;
-    uint _S4 = (*begins_0)[int(0)];
-    eights_0[int(0)] = SixteenEights_load_0(even_0, (*begins_0)[int(0)], i_4);
-    uint _S5 = (*begins_0)[int(1)];
-    eights_0[int(1)] = SixteenEights_load_0(odd_0, (*begins_0)[int(1)], i_4);
-    uint _S6 = i_4 + lanes_0;
-    eights_0[int(2)] = SixteenEights_load_0(even_0, _S4, _S6);
-    eights_0[int(3)] = SixteenEights_load_0(odd_0, _S5, _S6);
-    uint _S7 = i_4 + 2U * lanes_0;
-    eights_0[int(4)] = SixteenEights_load_0(even_0, _S4, _S7);
-    eights_0[int(5)] = SixteenEights_load_0(odd_0, _S5, _S7);
-    uint _S8 = i_4 + 3U * lanes_0;
-    eights_0[int(6)] = SixteenEights_load_0(even_0, _S4, _S8);
-    eights_0[int(7)] = SixteenEights_load_0(odd_0, _S5, _S8);
-    uint2  _S9 = SixteenEights_places_0(i_4);
-    uint _S10 = _S9.x;
-    float4  _S11 = __ldg((&(x_1)[x_offset_0 + _S10]));
-    uint _S12 = _S9.y;
-    float4  _S13 = __ldg((&(x_1)[x_offset_0 + _S12]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S11, _S11) + dot_0(_S13, _S13));
-    float4  _S14 = __ldg((&(norm_0)[norm_offset_0 + _S10]));
-    float4  a_1 = _S11 * _S14;
-    float4  _S15 = __ldg((&(norm_0)[norm_offset_0 + _S12]));
-    float4  b_1 = _S13 * _S15;
-    SixteenEights_Eight_0 _S16 = eights_0[int(0)];
-    float _S17 = SixteenEights_product_0(&_S16, i_4, a_1, b_1);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S17;
-    SixteenEights_Eight_0 _S18 = eights_0[int(1)];
-    float _S19 = SixteenEights_product_0(&_S18, i_4, a_1, b_1);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S19;
-    uint2  _S20 = SixteenEights_places_0(_S6);
-    uint _S21 = _S20.x;
-    float4  _S22 = __ldg((&(x_1)[x_offset_0 + _S21]));
-    uint _S23 = _S20.y;
+    uint2  _S2 = SixteenEights_places_0(i_3);
+    uint _S3 = _S2.x;
+    float4  _S4 = __ldg((&(x_1)[x_offset_0 + _S3]));
+    uint _S5 = _S2.y;
+    float4  _S6 = __ldg((&(x_1)[x_offset_0 + _S5]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S4, _S4) + dot_0(_S6, _S6));
+    float4  _S7 = __ldg((&(norm_0)[norm_offset_0 + _S3]));
+    float4  a_1 = _S4 * _S7;
+    float4  _S8 = __ldg((&(norm_0)[norm_offset_0 + _S5]));
+    float4  b_1 = _S6 * _S8;
+    float _S9 = SixteenEights_product_0(&(*eights_0)[int(0)], i_3, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S9;
+    float _S10 = SixteenEights_product_0(&(*eights_0)[int(1)], i_3, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S10;
+    uint _S11 = i_3 + step_0;
+    uint2  _S12 = SixteenEights_places_0(_S11);
+    uint _S13 = _S12.x;
+    float4  _S14 = __ldg((&(x_1)[x_offset_0 + _S13]));
+    uint _S15 = _S12.y;
+    float4  _S16 = __ldg((&(x_1)[x_offset_0 + _S15]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S14, _S14) + dot_0(_S16, _S16));
+    float4  _S17 = __ldg((&(norm_0)[norm_offset_0 + _S13]));
+    float4  a_2 = _S14 * _S17;
+    float4  _S18 = __ldg((&(norm_0)[norm_offset_0 + _S15]));
+    float4  b_2 = _S16 * _S18;
+    float _S19 = SixteenEights_product_0(&(*eights_0)[int(2)], _S11, a_2, b_2);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S19;
+    float _S20 = SixteenEights_product_0(&(*eights_0)[int(3)], _S11, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S20;
+    uint _S21 = i_3 + 2U * step_0;
+    uint2  _S22 = SixteenEights_places_0(_S21);
+    uint _S23 = _S22.x;
     float4  _S24 = __ldg((&(x_1)[x_offset_0 + _S23]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S22, _S22) + dot_0(_S24, _S24));
-    float4  _S25 = __ldg((&(norm_0)[norm_offset_0 + _S21]));
-    float4  a_2 = _S22 * _S25;
-    float4  _S26 = __ldg((&(norm_0)[norm_offset_0 + _S23]));
-    float4  b_2 = _S24 * _S26;
-    SixteenEights_Eight_0 _S27 = eights_0[int(2)];
-    float _S28 = SixteenEights_product_0(&_S27, _S6, a_2, b_2);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S28;
-    SixteenEights_Eight_0 _S29 = eights_0[int(3)];
-    float _S30 = SixteenEights_product_0(&_S29, _S6, a_2, b_2);
+    uint _S25 = _S22.y;
+    float4  _S26 = __ldg((&(x_1)[x_offset_0 + _S25]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S24, _S24) + dot_0(_S26, _S26));
+    float4  _S27 = __ldg((&(norm_0)[norm_offset_0 + _S23]));
+    float4  a_3 = _S24 * _S27;
+    float4  _S28 = __ldg((&(norm_0)[norm_offset_0 + _S25]));
+    float4  b_3 = _S26 * _S28;
+    float _S29 = SixteenEights_product_0(&(*eights_0)[int(4)], _S21, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S29;
+    float _S30 = SixteenEights_product_0(&(*eights_0)[int(5)], _S21, a_3, b_3);
     products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S30;
-    uint2  _S31 = SixteenEights_places_0(_S7);
-    uint _S32 = _S31.x;
-    float4  _S33 = __ldg((&(x_1)[x_offset_0 + _S32]));
-    uint _S34 = _S31.y;
-    float4  _S35 = __ldg((&(x_1)[x_offset_0 + _S34]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S33, _S33) + dot_0(_S35, _S35));
-    float4  _S36 = __ldg((&(norm_0)[norm_offset_0 + _S32]));
-    float4  a_3 = _S33 * _S36;
-    float4  _S37 = __ldg((&(norm_0)[norm_offset_0 + _S34]));
-    float4  b_3 = _S35 * _S37;
-    SixteenEights_Eight_0 _S38 = eights_0[int(4)];
-    float _S39 = SixteenEights_product_0(&_S38, _S7, a_3, b_3);
+    uint _S31 = i_3 + 3U * step_0;
+    uint2  _S32 = SixteenEights_places_0(_S31);
+    uint _S33 = _S32.x;
+    float4  _S34 = __ldg((&(x_1)[x_offset_0 + _S33]));
+    uint _S35 = _S32.y;
+    float4  _S36 = __ldg((&(x_1)[x_offset_0 + _S35]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S34, _S34) + dot_0(_S36, _S36));
+    float4  _S37 = __ldg((&(norm_0)[norm_offset_0 + _S33]));
+    float4  a_4 = _S34 * _S37;
+    float4  _S38 = __ldg((&(norm_0)[norm_offset_0 + _S35]));
+    float4  b_4 = _S36 * _S38;
+    float _S39 = SixteenEights_product_0(&(*eights_0)[int(6)], _S31, a_4, b_4);
     products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S39;
-    SixteenEights_Eight_0 _S40 = eights_0[int(5)];
-    float _S41 = SixteenEights_product_0(&_S40, _S7, a_3, b_3);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S41;
-    uint2  _S42 = SixteenEights_places_0(_S8);
-    uint _S43 = _S42.x;
-    float4  _S44 = __ldg((&(x_1)[x_offset_0 + _S43]));
-    uint _S45 = _S42.y;
-    float4  _S46 = __ldg((&(x_1)[x_offset_0 + _S45]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S44, _S44) + dot_0(_S46, _S46));
-    float4  _S47 = __ldg((&(norm_0)[norm_offset_0 + _S43]));
-    float4  a_4 = _S44 * _S47;
-    float4  _S48 = __ldg((&(norm_0)[norm_offset_0 + _S45]));
-    float4  b_4 = _S46 * _S48;
-    SixteenEights_Eight_0 _S49 = eights_0[int(6)];
-    float _S50 = SixteenEights_product_0(&_S49, _S8, a_4, b_4);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S50;
-    SixteenEights_Eight_0 _S51 = eights_0[int(7)];
-    float _S52 = SixteenEights_product_0(&_S51, _S8, a_4, b_4);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S52;
+    float _S40 = SixteenEights_product_0(&(*eights_0)[int(7)], _S31, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S40;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint4 > even_1, StructuredBuffer<uint4 > odd_1, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_5, uint lanes_1)
+__device__ SixteenEights_Eight_0 SixteenEights_Eight_x24init_0(uint4  w_1)
 {
-    FixedArray<SixteenEights_Eight_0, 2>  eights_1;
-    eights_1[int(0)] = SixteenEights_load_0(even_1, (*begins_1)[int(0)], i_5);
-    eights_1[int(1)] = SixteenEights_load_0(odd_1, (*begins_1)[int(1)], i_5);
-    uint2  _S53 = SixteenEights_places_0(i_5);
-    uint _S54 = _S53.x;
-    float4  _S55 = __ldg((&(x_2)[x_offset_1 + _S54]));
-    uint _S56 = _S53.y;
-    float4  _S57 = __ldg((&(x_2)[x_offset_1 + _S56]));
-    products_1->squares_0 = products_1->squares_0 + (dot_0(_S55, _S55) + dot_0(_S57, _S57));
-    float4  _S58 = __ldg((&(norm_1)[norm_offset_1 + _S54]));
-    float4  a_5 = _S55 * _S58;
-    float4  _S59 = __ldg((&(norm_1)[norm_offset_1 + _S56]));
-    float4  b_5 = _S57 * _S59;
-    SixteenEights_Eight_0 _S60 = eights_1[int(0)];
-    float _S61 = SixteenEights_product_0(&_S60, i_5, a_5, b_5);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S61;
-    SixteenEights_Eight_0 _S62 = eights_1[int(1)];
-    float _S63 = SixteenEights_product_0(&_S62, i_5, a_5, b_5);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S63;
+    SixteenEights_Eight_0 _S41;
+    (&_S41)->w_0 = w_1;
+    return _S41;
+}
+
+__device__ SixteenEights_Eight_0 SixteenEights_load_0(StructuredBuffer<uint4 > weight_0, uint begin_0, uint i_4)
+{
+    uint4  _S42 = __ldg((&(weight_0)[begin_0 + i_4]));
+    return SixteenEights_Eight_x24init_0(_S42);
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint4 > even_0, StructuredBuffer<uint4 > odd_0, uint i_5, uint step_1, FixedArray<SixteenEights_Eight_0, 8>  * _S43)
+{
+    FixedArray<SixteenEights_Eight_0, 8>  eights_1;
+    uint _S44 = (*begins_0)[int(0)];
+    eights_1[int(0)] = SixteenEights_load_0(even_0, (*begins_0)[int(0)], i_5);
+    uint _S45 = (*begins_0)[int(1)];
+    eights_1[int(1)] = SixteenEights_load_0(odd_0, (*begins_0)[int(1)], i_5);
+    uint _S46 = i_5 + step_1;
+    eights_1[int(2)] = SixteenEights_load_0(even_0, _S44, _S46);
+    eights_1[int(3)] = SixteenEights_load_0(odd_0, _S45, _S46);
+    uint _S47 = i_5 + 2U * step_1;
+    eights_1[int(4)] = SixteenEights_load_0(even_0, _S44, _S47);
+    eights_1[int(5)] = SixteenEights_load_0(odd_0, _S45, _S47);
+    uint _S48 = i_5 + 3U * step_1;
+    eights_1[int(6)] = SixteenEights_load_0(even_0, _S44, _S48);
+    eights_1[int(7)] = SixteenEights_load_0(odd_0, _S45, _S48);
+    *_S43 = eights_1;
     return;
 }
 
-__device__ float own_0(FixedArray<float, 1>  * values_0)
+__device__ void add_products_1(Products_0 * products_1, FixedArray<SixteenEights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint step_2)
+{
+    uint2  _S49 = SixteenEights_places_0(i_6);
+    uint _S50 = _S49.x;
+    float4  _S51 = __ldg((&(x_2)[x_offset_1 + _S50]));
+    uint _S52 = _S49.y;
+    float4  _S53 = __ldg((&(x_2)[x_offset_1 + _S52]));
+    products_1->squares_0 = products_1->squares_0 + (dot_0(_S51, _S51) + dot_0(_S53, _S53));
+    float4  _S54 = __ldg((&(norm_1)[norm_offset_1 + _S50]));
+    float4  a_5 = _S51 * _S54;
+    float4  _S55 = __ldg((&(norm_1)[norm_offset_1 + _S52]));
+    float4  b_5 = _S53 * _S55;
+    float _S56 = SixteenEights_product_0(&(*eights_2)[int(0)], i_6, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S56;
+    float _S57 = SixteenEights_product_0(&(*eights_2)[int(1)], i_6, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S57;
+    return;
+}
+
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint4 > even_1, StructuredBuffer<uint4 > odd_1, uint i_7, uint step_3, FixedArray<SixteenEights_Eight_0, 2>  * _S58)
+{
+    FixedArray<SixteenEights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = SixteenEights_load_0(even_1, (*begins_1)[int(0)], i_7);
+    eights_3[int(1)] = SixteenEights_load_0(odd_1, (*begins_1)[int(1)], i_7);
+    *_S58 = eights_3;
+    return;
+}
+
+struct Products_1
+{
+    FixedArray<float, 4>  sums_0;
+    float squares_0;
+};
+
+__device__ void add_products_2(Products_1 * products_2, FixedArray<SixteenEights_Eight_0, 8>  * eights_4, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint i_8, uint step_4)
+{
+    uint2  _S59 = SixteenEights_places_0(i_8);
+    uint _S60 = _S59.x;
+    float4  _S61 = __ldg((&(x_3)[x_offset_2 + _S60]));
+    uint _S62 = _S59.y;
+    float4  _S63 = __ldg((&(x_3)[x_offset_2 + _S62]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S61, _S61) + dot_0(_S63, _S63));
+    float4  _S64 = __ldg((&(norm_2)[norm_offset_2 + _S60]));
+    float4  a_6 = _S61 * _S64;
+    float4  _S65 = __ldg((&(norm_2)[norm_offset_2 + _S62]));
+    float4  b_6 = _S63 * _S65;
+    float _S66 = SixteenEights_product_0(&(*eights_4)[int(0)], i_8, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S66;
+    float _S67 = SixteenEights_product_0(&(*eights_4)[int(1)], i_8, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S67;
+    float _S68 = SixteenEights_product_0(&(*eights_4)[int(2)], i_8, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S68;
+    float _S69 = SixteenEights_product_0(&(*eights_4)[int(3)], i_8, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S69;
+    uint _S70 = i_8 + step_4;
+    uint2  _S71 = SixteenEights_places_0(_S70);
+    uint _S72 = _S71.x;
+    float4  _S73 = __ldg((&(x_3)[x_offset_2 + _S72]));
+    uint _S74 = _S71.y;
+    float4  _S75 = __ldg((&(x_3)[x_offset_2 + _S74]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S73, _S73) + dot_0(_S75, _S75));
+    float4  _S76 = __ldg((&(norm_2)[norm_offset_2 + _S72]));
+    float4  a_7 = _S73 * _S76;
+    float4  _S77 = __ldg((&(norm_2)[norm_offset_2 + _S74]));
+    float4  b_7 = _S75 * _S77;
+    float _S78 = SixteenEights_product_0(&(*eights_4)[int(4)], _S70, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S78;
+    float _S79 = SixteenEights_product_0(&(*eights_4)[int(5)], _S70, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S79;
+    float _S80 = SixteenEights_product_0(&(*eights_4)[int(6)], _S70, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S80;
+    float _S81 = SixteenEights_product_0(&(*eights_4)[int(7)], _S70, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S81;
+    return;
+}
+
+__device__ void load_eights_2(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint4 > even_2, StructuredBuffer<uint4 > odd_2, uint i_9, uint step_5, FixedArray<SixteenEights_Eight_0, 8>  * _S82)
+{
+    FixedArray<SixteenEights_Eight_0, 8>  eights_5;
+    uint _S83 = (*begins_2)[int(0)];
+    eights_5[int(0)] = SixteenEights_load_0(even_2, (*begins_2)[int(0)], i_9);
+    uint _S84 = (*begins_2)[int(1)];
+    eights_5[int(1)] = SixteenEights_load_0(odd_2, (*begins_2)[int(1)], i_9);
+    uint _S85 = (*begins_2)[int(2)];
+    eights_5[int(2)] = SixteenEights_load_0(even_2, (*begins_2)[int(2)], i_9);
+    uint _S86 = (*begins_2)[int(3)];
+    eights_5[int(3)] = SixteenEights_load_0(odd_2, (*begins_2)[int(3)], i_9);
+    uint _S87 = i_9 + step_5;
+    eights_5[int(4)] = SixteenEights_load_0(even_2, _S83, _S87);
+    eights_5[int(5)] = SixteenEights_load_0(odd_2, _S84, _S87);
+    eights_5[int(6)] = SixteenEights_load_0(even_2, _S85, _S87);
+    eights_5[int(7)] = SixteenEights_load_0(odd_2, _S86, _S87);
+    *_S82 = eights_5;
+    return;
+}
+
+__device__ void add_products_3(Products_1 * products_3, FixedArray<SixteenEights_Eight_0, 4>  * eights_6, StructuredBuffer<float4 > x_4, uint x_offset_3, StructuredBuffer<float4 > norm_3, uint norm_offset_3, uint i_10, uint step_6)
+{
+    uint2  _S88 = SixteenEights_places_0(i_10);
+    uint _S89 = _S88.x;
+    float4  _S90 = __ldg((&(x_4)[x_offset_3 + _S89]));
+    uint _S91 = _S88.y;
+    float4  _S92 = __ldg((&(x_4)[x_offset_3 + _S91]));
+    products_3->squares_0 = products_3->squares_0 + (dot_0(_S90, _S90) + dot_0(_S92, _S92));
+    float4  _S93 = __ldg((&(norm_3)[norm_offset_3 + _S89]));
+    float4  a_8 = _S90 * _S93;
+    float4  _S94 = __ldg((&(norm_3)[norm_offset_3 + _S91]));
+    float4  b_8 = _S92 * _S94;
+    float _S95 = SixteenEights_product_0(&(*eights_6)[int(0)], i_10, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S95;
+    float _S96 = SixteenEights_product_0(&(*eights_6)[int(1)], i_10, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S96;
+    float _S97 = SixteenEights_product_0(&(*eights_6)[int(2)], i_10, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S97;
+    float _S98 = SixteenEights_product_0(&(*eights_6)[int(3)], i_10, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S98;
+    return;
+}
+
+__device__ void load_eights_3(FixedArray<uint, 4>  * begins_3, StructuredBuffer<uint4 > even_3, StructuredBuffer<uint4 > odd_3, uint i_11, uint step_7, FixedArray<SixteenEights_Eight_0, 4>  * _S99)
+{
+    FixedArray<SixteenEights_Eight_0, 4>  eights_7;
+    eights_7[int(0)] = SixteenEights_load_0(even_3, (*begins_3)[int(0)], i_11);
+    eights_7[int(1)] = SixteenEights_load_0(odd_3, (*begins_3)[int(1)], i_11);
+    eights_7[int(2)] = SixteenEights_load_0(even_3, (*begins_3)[int(2)], i_11);
+    eights_7[int(3)] = SixteenEights_load_0(odd_3, (*begins_3)[int(3)], i_11);
+    *_S99 = eights_7;
+    return;
+}
+
+__device__ float chosen_0(FixedArray<float, 1>  * values_0, uint number_0)
 {
     return (*values_0)[int(0)];
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_1, FixedArray<float, 2>  * _S64)
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_4, StructuredBuffer<uint4 > even_4, StructuredBuffer<uint4 > odd_4, uint k_0, StructuredBuffer<float4 > x_5, uint x_offset_4, StructuredBuffer<float4 > norm_4, uint norm_offset_4, uint first_0, uint step_8)
 {
-    FixedArray<float, 2>  result_2;
-    float _S65 = (_waveSum(0xffffffffu, ((*values_1)[int(0)])));
-    result_2[int(0)] = _S65;
-    float _S66 = (_waveSum(0xffffffffu, ((*values_1)[int(1)])));
-    result_2[int(1)] = _S66;
-    *_S64 = result_2;
-    return;
+    Products_0 products_4;
+    (&products_4)->squares_0 = 0.0f;
+    (&products_4)->sums_0[int(0)] = 0.0f;
+    (&products_4)->sums_0[int(1)] = 0.0f;
+    uint _S100 = k_0 / 8U;
+    uint i_12;
+    if((first_0 + 3U * step_8) < _S100)
+    {
+        FixedArray<SixteenEights_Eight_0, 8>  _S101;
+        load_eights_0(begins_4, even_4, odd_4, first_0, step_8, &_S101);
+        i_12 = first_0;
+        FixedArray<SixteenEights_Eight_0, 8>  loaded_0 = _S101;
+        for(;;)
+        {
+            if((i_12 + 7U * step_8) < _S100)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S102 = i_12 + 4U * step_8;
+            FixedArray<SixteenEights_Eight_0, 8>  _S103;
+            load_eights_0(begins_4, even_4, odd_4, _S102, step_8, &_S103);
+            FixedArray<SixteenEights_Eight_0, 8>  _S104 = _S103;
+            FixedArray<SixteenEights_Eight_0, 8>  _S105 = loaded_0;
+            add_products_0(&products_4, &_S105, x_5, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+            i_12 = _S102;
+            loaded_0 = _S104;
+        }
+        FixedArray<SixteenEights_Eight_0, 8>  _S106 = loaded_0;
+        add_products_0(&products_4, &_S106, x_5, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + 4U * step_8;
+    }
+    else
+    {
+        i_12 = first_0;
+    }
+    for(;;)
+    {
+        if(i_12 < _S100)
+        {
+        }
+        else
+        {
+            break;
+        }
+        FixedArray<SixteenEights_Eight_0, 2>  _S107;
+        load_eights_1(begins_4, even_4, odd_4, i_12, step_8, &_S107);
+        FixedArray<SixteenEights_Eight_0, 2>  _S108 = _S107;
+        add_products_1(&products_4, &_S108, x_5, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + step_8;
+    }
+    return products_4;
 }
 
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, StructuredBuffer<uint4 > even_2, StructuredBuffer<uint4 > odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_1, FixedArray<float, 2>  * _S109)
 {
-    Products_0 products_2;
-    (&products_2)->squares_0 = 0.0f;
-    (&products_2)->sums_0[int(0)] = 0.0f;
-    (&products_2)->sums_0[int(1)] = 0.0f;
-    uint _S67 = ((warpSize));
-    uint _S68 = k_0 / 8U;
-    uint _S69 = (_getLaneId());
-    uint i_6 = _S69;
-    for(;;)
-    {
-        if((i_6 + 3U * _S67) < _S68)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S67);
-        i_6 = i_6 + 4U * _S67;
-    }
-    for(;;)
-    {
-        if(i_6 < _S68)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S67);
-        i_6 = i_6 + _S67;
-    }
-    return products_2;
+    FixedArray<float, 2>  result_2;
+    float _S110 = (_waveSum(0xffffffffu, ((*values_1)[int(0)])));
+    result_2[int(0)] = _S110;
+    float _S111 = (_waveSum(0xffffffffu, ((*values_1)[int(1)])));
+    result_2[int(1)] = _S111;
+    *_S109 = result_2;
+    return;
 }
 
 __device__ uint SixteenEights_begin_0(uint offset_0, uint k_1, uint row_0)
@@ -231,11 +359,111 @@ __device__ uint SixteenEights_begin_0(uint offset_0, uint k_1, uint row_0)
     return offset_0 + row_0 * (k_1 / 8U);
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_0, uint n_0, FixedArray<uint, 1>  * _S70)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 1>  * _S112)
 {
-    FixedArray<uint, 1>  begins_3;
-    begins_3[int(0)] = SixteenEights_begin_0(offset_1, k_2, (U32_min((first_0), (n_0 - 1U))));
-    *_S70 = begins_3;
+    FixedArray<uint, 1>  begins_5;
+    begins_5[int(0)] = SixteenEights_begin_0(offset_1, k_2, (U32_min((first_1), (n_0 - 1U))));
+    *_S112 = begins_5;
+    return;
+}
+
+__device__ float chosen_1(FixedArray<float, 2>  * values_2, uint number_1)
+{
+    float _S113 = (*values_2)[int(0)];
+    float result_3;
+    if(number_1 == 1U)
+    {
+        result_3 = (*values_2)[int(1)];
+    }
+    else
+    {
+        result_3 = _S113;
+    }
+    return result_3;
+}
+
+__device__ Products_1 products_of_thread_1(FixedArray<uint, 4>  * begins_6, StructuredBuffer<uint4 > even_5, StructuredBuffer<uint4 > odd_5, uint k_3, StructuredBuffer<float4 > x_6, uint x_offset_5, StructuredBuffer<float4 > norm_5, uint norm_offset_5, uint first_2, uint step_9)
+{
+    Products_1 products_5;
+    (&products_5)->squares_0 = 0.0f;
+    (&products_5)->sums_0[int(0)] = 0.0f;
+    (&products_5)->sums_0[int(1)] = 0.0f;
+    (&products_5)->sums_0[int(2)] = 0.0f;
+    (&products_5)->sums_0[int(3)] = 0.0f;
+    uint _S114 = k_3 / 8U;
+    uint i_13;
+    if((first_2 + step_9) < _S114)
+    {
+        FixedArray<SixteenEights_Eight_0, 8>  _S115;
+        load_eights_2(begins_6, even_5, odd_5, first_2, step_9, &_S115);
+        i_13 = first_2;
+        FixedArray<SixteenEights_Eight_0, 8>  loaded_1 = _S115;
+        for(;;)
+        {
+            if((i_13 + 3U * step_9) < _S114)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S116 = i_13 + 2U * step_9;
+            FixedArray<SixteenEights_Eight_0, 8>  _S117;
+            load_eights_2(begins_6, even_5, odd_5, _S116, step_9, &_S117);
+            FixedArray<SixteenEights_Eight_0, 8>  _S118 = _S117;
+            FixedArray<SixteenEights_Eight_0, 8>  _S119 = loaded_1;
+            add_products_2(&products_5, &_S119, x_6, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+            i_13 = _S116;
+            loaded_1 = _S118;
+        }
+        FixedArray<SixteenEights_Eight_0, 8>  _S120 = loaded_1;
+        add_products_2(&products_5, &_S120, x_6, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + 2U * step_9;
+    }
+    else
+    {
+        i_13 = first_2;
+    }
+    for(;;)
+    {
+        if(i_13 < _S114)
+        {
+        }
+        else
+        {
+            break;
+        }
+        FixedArray<SixteenEights_Eight_0, 4>  _S121;
+        load_eights_3(begins_6, even_5, odd_5, i_13, step_9, &_S121);
+        FixedArray<SixteenEights_Eight_0, 4>  _S122 = _S121;
+        add_products_3(&products_5, &_S122, x_6, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + step_9;
+    }
+    return products_5;
+}
+
+__device__ void subgroup_sums_1(FixedArray<float, 4>  * values_3, FixedArray<float, 4>  * _S123)
+{
+    FixedArray<float, 4>  result_4;
+    float _S124 = (_waveSum(0xffffffffu, ((*values_3)[int(0)])));
+    result_4[int(0)] = _S124;
+    float _S125 = (_waveSum(0xffffffffu, ((*values_3)[int(1)])));
+    result_4[int(1)] = _S125;
+    float _S126 = (_waveSum(0xffffffffu, ((*values_3)[int(2)])));
+    result_4[int(2)] = _S126;
+    float _S127 = (_waveSum(0xffffffffu, ((*values_3)[int(3)])));
+    result_4[int(3)] = _S127;
+    *_S123 = result_4;
+    return;
+}
+
+__device__ void begins_of_rows_1(uint offset_2, uint k_4, uint first_3, uint n_1, FixedArray<uint, 2>  * _S128)
+{
+    FixedArray<uint, 2>  begins_7;
+    uint _S129 = n_1 - 1U;
+    begins_7[int(0)] = SixteenEights_begin_0(offset_2, k_4, (U32_min((first_3), (_S129))));
+    begins_7[int(1)] = SixteenEights_begin_0(offset_2, k_4, (U32_min((first_3 + 1U), (_S129))));
+    *_S128 = begins_7;
     return;
 }
 
@@ -243,13 +471,14 @@ struct GatedGemvParams_0
 {
     uint gate_offset_0;
     uint up_offset_0;
-    uint x_offset_3;
-    uint norm_offset_3;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint out_offset_0;
-    uint n_1;
-    uint k_3;
+    uint n_2;
+    uint k_5;
     float eps_0;
     uint activation_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -260,82 +489,151 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ float activated_0(float z_0, uint activation_1)
 {
-    float _S71;
+    float _S130;
     if(activation_1 == 1U)
     {
-        _S71 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
+        _S130 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
     }
     else
     {
-        _S71 = z_0;
+        _S130 = z_0;
     }
-    return z_0 / (1.0f + (F32_exp((- _S71))));
+    return z_0 / (1.0f + (F32_exp((- _S130))));
 }
 
-__device__ void gated_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint4 > gate_0, StructuredBuffer<uint4 > up_0, StructuredBuffer<float4 > x_4, StructuredBuffer<float4 > norm_3, RWStructuredBuffer<float> result_3, GatedGemvParams_0 * p_0)
+__device__ void gated_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint4 > gate_0, StructuredBuffer<uint4 > up_0, StructuredBuffer<float4 > x_7, StructuredBuffer<float4 > norm_6, RWStructuredBuffer<float> result_5, GatedGemvParams_0 * p_0)
 {
-    uint _S72 = ((warpSize));
-    uint _S73 = 128U / _S72;
-    uint _S74 = p_0->groups_0 * _S73;
-    uint _S75 = group_number_0(group_1) * _S73;
-    uint _S76 = thread_0 / _S72;
-    uint first_1 = _S75 + _S76;
+    uint _S131 = (_getLaneId());
+    uint _S132 = ((warpSize));
+    uint _S133 = 128U / _S132;
+    uint _S134 = p_0->groups_0 * _S133;
+    uint _S135 = group_number_0(group_1) * _S133;
+    uint _S136 = thread_0 / _S132;
+    uint first_4 = _S135 + _S136;
     for(;;)
     {
-        uint _S77 = p_0->n_1;
-        if(first_1 < (p_0->n_1))
+        uint _S137 = p_0->n_2;
+        if(first_4 < (p_0->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S78 = p_0->k_3;
-        FixedArray<uint, 1>  _S79;
-        begins_of_rows_0(p_0->gate_offset_0, p_0->k_3, first_1, _S77, &_S79);
-        FixedArray<uint, 1>  _S80 = _S79;
-        FixedArray<uint, 1>  _S81;
-        begins_of_rows_0(p_0->up_offset_0, p_0->k_3, first_1, _S77, &_S81);
-        FixedArray<uint, 1>  _S82 = _S81;
-        FixedArray<uint, 2>  begins_4;
-        begins_4[int(0)] = _S80[int(0)];
-        begins_4[int(1)] = _S82[int(0)];
-        FixedArray<uint, 2>  _S83 = begins_4;
-        Products_0 _S84 = products_of_thread_0(&_S83, gate_0, up_0, _S78, x_4, p_0->x_offset_3, norm_3, p_0->norm_offset_3);
-        float _S85 = (_waveSum(0xffffffffu, (_S84.squares_0)));
-        float _S86 = 1.0f / (F32_sqrt((_S85 / float(_S78) + p_0->eps_0)));
-        FixedArray<float, 2>  _S87 = _S84.sums_0;
-        FixedArray<float, 2>  _S88;
-        subgroup_sums_0(&_S87, &_S88);
+        uint _S138 = p_0->k_5;
+        FixedArray<uint, 1>  _S139;
+        begins_of_rows_0(p_0->gate_offset_0, p_0->k_5, first_4, _S137, &_S139);
+        FixedArray<uint, 1>  _S140 = _S139;
+        FixedArray<uint, 1>  _S141;
+        begins_of_rows_0(p_0->up_offset_0, p_0->k_5, first_4, _S137, &_S141);
+        FixedArray<uint, 1>  _S142 = _S141;
+        FixedArray<uint, 2>  begins_8;
+        begins_8[int(0)] = _S140[int(0)];
+        begins_8[int(1)] = _S142[int(0)];
+        FixedArray<uint, 2>  _S143 = begins_8;
+        Products_0 _S144 = products_of_thread_0(&_S143, gate_0, up_0, _S138, x_7, p_0->x_offset_6, norm_6, p_0->norm_offset_6, _S131, _S132);
+        float _S145 = (_waveSum(0xffffffffu, (_S144.squares_0)));
+        float _S146 = 1.0f / (F32_sqrt((_S145 / float(_S138) + p_0->eps_0)));
+        FixedArray<float, 2>  _S147 = _S144.sums_0;
+        FixedArray<float, 2>  _S148;
+        subgroup_sums_0(&_S147, &_S148);
         FixedArray<float, 1>  results_0;
-        results_0[int(0)] = activated_0(_S88[int(0)] * _S86, p_0->activation_0) * (_S88[int(1)] * _S86);
-        uint _S89 = (_getLaneId());
-        uint _S90 = first_1 + _S89;
-        FixedArray<float, 1>  _S91 = results_0;
-        float _S92 = own_0(&_S91);
-        uint _S93 = (_getLaneId());
-        bool _S94;
-        if(_S93 < 1U)
+        results_0[int(0)] = activated_0(_S148[int(0)] * _S146, p_0->activation_0) * (_S148[int(1)] * _S146);
+        uint _S149 = first_4 + _S131;
+        FixedArray<float, 1>  _S150 = results_0;
+        float _S151 = chosen_0(&_S150, _S131);
+        bool _S152;
+        if(_S131 < 1U)
         {
-            _S94 = _S90 < _S77;
+            _S152 = _S149 < _S137;
         }
         else
         {
-            _S94 = false;
+            _S152 = false;
         }
-        if(_S94)
+        if(_S152)
         {
-            *(&(result_3)[p_0->out_offset_0 + _S90]) = _S92;
+            *(&(result_5)[p_0->out_offset_0 + _S149]) = _S151;
         }
-        first_1 = first_1 + _S74;
+        first_4 = first_4 + _S134;
     }
     return;
 }
 
-extern "C" __global__ void gated_gemv_f16(StructuredBuffer<uint4 > gate_1, StructuredBuffer<uint4 > up_1, StructuredBuffer<float4 > x_5, StructuredBuffer<float4 > norm_4, RWStructuredBuffer<float> result_4, GatedGemvParams_0 p_1)
+__device__ void gated_gemv_1(uint3  group_2, uint thread_1, StructuredBuffer<uint4 > gate_1, StructuredBuffer<uint4 > up_1, StructuredBuffer<float4 > x_8, StructuredBuffer<float4 > norm_7, RWStructuredBuffer<float> result_6, GatedGemvParams_0 * p_1)
 {
-    uint _S95 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GatedGemvParams_0 _S96 = p_1;
-    gated_gemv_0(blockIdx, _S95, gate_1, up_1, x_5, norm_4, result_4, &_S96);
+    uint _S153 = (_getLaneId());
+    uint _S154 = ((warpSize));
+    uint _S155 = 128U / _S154;
+    uint _S156 = p_1->groups_0 * _S155 * 2U;
+    uint _S157 = group_number_0(group_2) * _S155;
+    uint _S158 = thread_1 / _S154;
+    uint first_5 = (_S157 + _S158) * 2U;
+    for(;;)
+    {
+        uint _S159 = p_1->n_2;
+        if(first_5 < (p_1->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S160 = p_1->k_5;
+        FixedArray<uint, 2>  _S161;
+        begins_of_rows_1(p_1->gate_offset_0, p_1->k_5, first_5, _S159, &_S161);
+        FixedArray<uint, 2>  _S162 = _S161;
+        FixedArray<uint, 2>  _S163;
+        begins_of_rows_1(p_1->up_offset_0, p_1->k_5, first_5, _S159, &_S163);
+        FixedArray<uint, 2>  _S164 = _S163;
+        FixedArray<uint, 4>  begins_9;
+        begins_9[int(0)] = _S162[int(0)];
+        begins_9[int(1)] = _S164[int(0)];
+        begins_9[int(2)] = _S162[int(1)];
+        begins_9[int(3)] = _S164[int(1)];
+        FixedArray<uint, 4>  _S165 = begins_9;
+        Products_1 _S166 = products_of_thread_1(&_S165, gate_1, up_1, _S160, x_8, p_1->x_offset_6, norm_7, p_1->norm_offset_6, _S153, _S154);
+        float _S167 = (_waveSum(0xffffffffu, (_S166.squares_0)));
+        float _S168 = 1.0f / (F32_sqrt((_S167 / float(_S160) + p_1->eps_0)));
+        FixedArray<float, 4>  _S169 = _S166.sums_0;
+        FixedArray<float, 4>  _S170;
+        subgroup_sums_1(&_S169, &_S170);
+        FixedArray<float, 2>  results_1;
+        results_1[int(0)] = activated_0(_S170[int(0)] * _S168, p_1->activation_0) * (_S170[int(1)] * _S168);
+        results_1[int(1)] = activated_0(_S170[int(2)] * _S168, p_1->activation_0) * (_S170[int(3)] * _S168);
+        uint _S171 = first_5 + _S153;
+        FixedArray<float, 2>  _S172 = results_1;
+        float _S173 = chosen_1(&_S172, _S153);
+        bool _S174;
+        if(_S153 < 2U)
+        {
+            _S174 = _S171 < _S159;
+        }
+        else
+        {
+            _S174 = false;
+        }
+        if(_S174)
+        {
+            *(&(result_6)[p_1->out_offset_0 + _S171]) = _S173;
+        }
+        first_5 = first_5 + _S156;
+    }
+    return;
+}
+
+extern "C" __global__ void gated_gemv_f16(StructuredBuffer<uint4 > gate_2, StructuredBuffer<uint4 > up_2, StructuredBuffer<float4 > x_9, StructuredBuffer<float4 > norm_8, RWStructuredBuffer<float> result_7, GatedGemvParams_0 p_2)
+{
+    uint _S175 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    if((p_2.wide_0) != 0U)
+    {
+        GatedGemvParams_0 _S176 = p_2;
+        gated_gemv_1(blockIdx, _S175, gate_2, up_2, x_9, norm_8, result_7, &_S176);
+    }
+    else
+    {
+        GatedGemvParams_0 _S177 = p_2;
+        gated_gemv_0(blockIdx, _S175, gate_2, up_2, x_9, norm_8, result_7, &_S177);
+    }
     return;
 }

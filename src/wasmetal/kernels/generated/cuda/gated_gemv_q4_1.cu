@@ -3,7 +3,7 @@
 
 struct Products_0
 {
-    FixedArray<float, 4>  sums_0;
+    FixedArray<float, 2>  sums_0;
     float squares_0;
 };
 
@@ -13,48 +13,32 @@ struct Q4_1Eights_Eight_0
     uint scales_0;
 };
 
-__device__ Q4_1Eights_Eight_0 Q4_1Eights_Eight_x24init_0(uint q_1, uint scales_1)
+__device__ uint2  places_of_nibbles_0(uint i_0)
 {
-    Q4_1Eights_Eight_0 _S1;
-    (&_S1)->q_0 = q_1;
-    (&_S1)->scales_0 = scales_1;
-    return _S1;
+    uint _S1 = i_0 % 4U;
+    return make_uint2 (i_0 / 4U * 8U + _S1, i_0 / 4U * 8U + _S1 + 4U);
 }
 
-__device__ Q4_1Eights_Eight_0 Q4_1Eights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_0)
+__device__ uint2  Q4_1Eights_places_0(uint i_1)
 {
-    uint _S2 = begin_0 + i_0 / 4U * 5U;
-    uint _S3 = __ldg((&(weight_0)[_S2 + 1U + i_0 % 4U]));
-    uint _S4 = __ldg((&(weight_0)[_S2]));
-    return Q4_1Eights_Eight_x24init_0(_S3, _S4);
-}
-
-__device__ uint2  places_of_nibbles_0(uint i_1)
-{
-    uint _S5 = i_1 % 4U;
-    return make_uint2 (i_1 / 4U * 8U + _S5, i_1 / 4U * 8U + _S5 + 4U);
-}
-
-__device__ uint2  Q4_1Eights_places_0(uint i_2)
-{
-    return places_of_nibbles_0(i_2);
+    return places_of_nibbles_0(i_1);
 }
 
 __device__ float dot_0(float4  x_0, float4  y_0)
 {
-    int i_3 = int(0);
+    int i_2 = int(0);
     float result_0 = 0.0f;
     for(;;)
     {
-        if(i_3 < int(4))
+        if(i_2 < int(4))
         {
         }
         else
         {
             break;
         }
-        float result_1 = result_0 + _slang_vector_get_element(x_0, i_3) * _slang_vector_get_element(y_0, i_3);
-        i_3 = i_3 + int(1);
+        float result_1 = result_0 + _slang_vector_get_element(x_0, i_2) * _slang_vector_get_element(y_0, i_2);
+        i_2 = i_2 + int(1);
         result_0 = result_1;
     }
     return result_0;
@@ -77,8 +61,8 @@ __device__ float in_place_1(uint word_2, float zero_1)
 
 __device__ float4  low_nibbles_0(uint word_3, float zero_2)
 {
-    uint _S6 = word_3 >> int(16);
-    return make_float4 (in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S6, zero_2), in_place_1(_S6, zero_2));
+    uint _S2 = word_3 >> int(16);
+    return make_float4 (in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S2, zero_2), in_place_1(_S2, zero_2));
 }
 
 __device__ float in_place_2(uint word_4, float zero_3)
@@ -93,8 +77,8 @@ __device__ float in_place_3(uint word_5, float zero_4)
 
 __device__ float4  high_nibbles_0(uint word_6, float zero_5)
 {
-    uint _S7 = word_6 >> int(16);
-    return make_float4 (in_place_2(word_6, zero_5), in_place_3(word_6, zero_5), in_place_2(_S7, zero_5), in_place_3(_S7, zero_5));
+    uint _S3 = word_6 >> int(16);
+    return make_float4 (in_place_2(word_6, zero_5), in_place_3(word_6, zero_5), in_place_2(_S3, zero_5), in_place_3(_S3, zero_5));
 }
 
 __device__ float sum_0(float4  v_0)
@@ -102,175 +86,314 @@ __device__ float sum_0(float4  v_0)
     return v_0.x + v_0.y + v_0.z + v_0.w;
 }
 
-__device__ float Q4_1Eights_product_0(Q4_1Eights_Eight_0 * eight_0, uint i_4, float4  a_0, float4  b_0)
+__device__ float Q4_1Eights_product_0(Q4_1Eights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
 {
-    float2  _S8 = halves_0(eight_0->scales_0);
-    return _S8.x * (dot_0(low_nibbles_0(eight_0->q_0, 0.0f), a_0) + dot_0(high_nibbles_0(eight_0->q_0, 0.0f), b_0)) + _S8.y * sum_0(a_0 + b_0);
+    float2  _S4 = halves_0(eight_0->scales_0);
+    return _S4.x * (dot_0(low_nibbles_0(eight_0->q_0, 0.0f), a_0) + dot_0(high_nibbles_0(eight_0->q_0, 0.0f), b_0)) + _S4.y * sum_0(a_0 + b_0);
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 4>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_5, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<Q4_1Eights_Eight_0, 8>  * eights_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint step_0)
 {
-    FixedArray<Q4_1Eights_Eight_0, 8>  eights_0;
-    uint _S9 = (*begins_0)[int(0)];
-    eights_0[int(0)] = Q4_1Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
-    uint _S10 = (*begins_0)[int(1)];
-    eights_0[int(1)] = Q4_1Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
-    uint _S11 = (*begins_0)[int(2)];
-    eights_0[int(2)] = Q4_1Eights_load_0(even_0, (*begins_0)[int(2)], i_5);
-    uint _S12 = (*begins_0)[int(3)];
-    eights_0[int(3)] = Q4_1Eights_load_0(odd_0, (*begins_0)[int(3)], i_5);
-    uint _S13 = i_5 + lanes_0;
-    eights_0[int(4)] = Q4_1Eights_load_0(even_0, _S9, _S13);
-    eights_0[int(5)] = Q4_1Eights_load_0(odd_0, _S10, _S13);
-    eights_0[int(6)] = Q4_1Eights_load_0(even_0, _S11, _S13);
-    eights_0[int(7)] = Q4_1Eights_load_0(odd_0, _S12, _S13);
-    uint2  _S14 = Q4_1Eights_places_0(i_5);
-    uint _S15 = _S14.x;
-    float4  _S16 = __ldg((&(x_1)[x_offset_0 + _S15]));
-    uint _S17 = _S14.y;
-    float4  _S18 = __ldg((&(x_1)[x_offset_0 + _S17]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S16, _S16) + dot_0(_S18, _S18));
-    float4  _S19 = __ldg((&(norm_0)[norm_offset_0 + _S15]));
-    float4  a_1 = _S16 * _S19;
-    float4  _S20 = __ldg((&(norm_0)[norm_offset_0 + _S17]));
-    float4  b_1 = _S18 * _S20;
-    Q4_1Eights_Eight_0 _S21 = eights_0[int(0)];
-    float _S22 = Q4_1Eights_product_0(&_S21, i_5, a_1, b_1);
+    uint2  _S5 = Q4_1Eights_places_0(i_4);
+    uint _S6 = _S5.x;
+    float4  _S7 = __ldg((&(x_1)[x_offset_0 + _S6]));
+    uint _S8 = _S5.y;
+    float4  _S9 = __ldg((&(x_1)[x_offset_0 + _S8]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S7, _S7) + dot_0(_S9, _S9));
+    float4  _S10 = __ldg((&(norm_0)[norm_offset_0 + _S6]));
+    float4  a_1 = _S7 * _S10;
+    float4  _S11 = __ldg((&(norm_0)[norm_offset_0 + _S8]));
+    float4  b_1 = _S9 * _S11;
+    float _S12 = Q4_1Eights_product_0(&(*eights_0)[int(0)], i_4, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S12;
+    float _S13 = Q4_1Eights_product_0(&(*eights_0)[int(1)], i_4, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S13;
+    uint _S14 = i_4 + step_0;
+    uint2  _S15 = Q4_1Eights_places_0(_S14);
+    uint _S16 = _S15.x;
+    float4  _S17 = __ldg((&(x_1)[x_offset_0 + _S16]));
+    uint _S18 = _S15.y;
+    float4  _S19 = __ldg((&(x_1)[x_offset_0 + _S18]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S17, _S17) + dot_0(_S19, _S19));
+    float4  _S20 = __ldg((&(norm_0)[norm_offset_0 + _S16]));
+    float4  a_2 = _S17 * _S20;
+    float4  _S21 = __ldg((&(norm_0)[norm_offset_0 + _S18]));
+    float4  b_2 = _S19 * _S21;
+    float _S22 = Q4_1Eights_product_0(&(*eights_0)[int(2)], _S14, a_2, b_2);
     products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S22;
-    Q4_1Eights_Eight_0 _S23 = eights_0[int(1)];
-    float _S24 = Q4_1Eights_product_0(&_S23, i_5, a_1, b_1);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S24;
-    Q4_1Eights_Eight_0 _S25 = eights_0[int(2)];
-    float _S26 = Q4_1Eights_product_0(&_S25, i_5, a_1, b_1);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S26;
-    Q4_1Eights_Eight_0 _S27 = eights_0[int(3)];
-    float _S28 = Q4_1Eights_product_0(&_S27, i_5, a_1, b_1);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S28;
-    uint2  _S29 = Q4_1Eights_places_0(_S13);
-    uint _S30 = _S29.x;
-    float4  _S31 = __ldg((&(x_1)[x_offset_0 + _S30]));
-    uint _S32 = _S29.y;
-    float4  _S33 = __ldg((&(x_1)[x_offset_0 + _S32]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S31, _S31) + dot_0(_S33, _S33));
-    float4  _S34 = __ldg((&(norm_0)[norm_offset_0 + _S30]));
-    float4  a_2 = _S31 * _S34;
-    float4  _S35 = __ldg((&(norm_0)[norm_offset_0 + _S32]));
-    float4  b_2 = _S33 * _S35;
-    Q4_1Eights_Eight_0 _S36 = eights_0[int(4)];
-    float _S37 = Q4_1Eights_product_0(&_S36, _S13, a_2, b_2);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S37;
-    Q4_1Eights_Eight_0 _S38 = eights_0[int(5)];
-    float _S39 = Q4_1Eights_product_0(&_S38, _S13, a_2, b_2);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S39;
-    Q4_1Eights_Eight_0 _S40 = eights_0[int(6)];
-    float _S41 = Q4_1Eights_product_0(&_S40, _S13, a_2, b_2);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S41;
-    Q4_1Eights_Eight_0 _S42 = eights_0[int(7)];
-    float _S43 = Q4_1Eights_product_0(&_S42, _S13, a_2, b_2);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S43;
+    float _S23 = Q4_1Eights_product_0(&(*eights_0)[int(3)], _S14, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S23;
+    uint _S24 = i_4 + 2U * step_0;
+    uint2  _S25 = Q4_1Eights_places_0(_S24);
+    uint _S26 = _S25.x;
+    float4  _S27 = __ldg((&(x_1)[x_offset_0 + _S26]));
+    uint _S28 = _S25.y;
+    float4  _S29 = __ldg((&(x_1)[x_offset_0 + _S28]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S27, _S27) + dot_0(_S29, _S29));
+    float4  _S30 = __ldg((&(norm_0)[norm_offset_0 + _S26]));
+    float4  a_3 = _S27 * _S30;
+    float4  _S31 = __ldg((&(norm_0)[norm_offset_0 + _S28]));
+    float4  b_3 = _S29 * _S31;
+    float _S32 = Q4_1Eights_product_0(&(*eights_0)[int(4)], _S24, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S32;
+    float _S33 = Q4_1Eights_product_0(&(*eights_0)[int(5)], _S24, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S33;
+    uint _S34 = i_4 + 3U * step_0;
+    uint2  _S35 = Q4_1Eights_places_0(_S34);
+    uint _S36 = _S35.x;
+    float4  _S37 = __ldg((&(x_1)[x_offset_0 + _S36]));
+    uint _S38 = _S35.y;
+    float4  _S39 = __ldg((&(x_1)[x_offset_0 + _S38]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S37, _S37) + dot_0(_S39, _S39));
+    float4  _S40 = __ldg((&(norm_0)[norm_offset_0 + _S36]));
+    float4  a_4 = _S37 * _S40;
+    float4  _S41 = __ldg((&(norm_0)[norm_offset_0 + _S38]));
+    float4  b_4 = _S39 * _S41;
+    float _S42 = Q4_1Eights_product_0(&(*eights_0)[int(6)], _S34, a_4, b_4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S42;
+    float _S43 = Q4_1Eights_product_0(&(*eights_0)[int(7)], _S34, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S43;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 4>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint lanes_1)
+__device__ Q4_1Eights_Eight_0 Q4_1Eights_Eight_x24init_0(uint q_1, uint scales_1)
 {
-    FixedArray<Q4_1Eights_Eight_0, 4>  eights_1;
-    eights_1[int(0)] = Q4_1Eights_load_0(even_1, (*begins_1)[int(0)], i_6);
-    eights_1[int(1)] = Q4_1Eights_load_0(odd_1, (*begins_1)[int(1)], i_6);
-    eights_1[int(2)] = Q4_1Eights_load_0(even_1, (*begins_1)[int(2)], i_6);
-    eights_1[int(3)] = Q4_1Eights_load_0(odd_1, (*begins_1)[int(3)], i_6);
-    uint2  _S44 = Q4_1Eights_places_0(i_6);
-    uint _S45 = _S44.x;
-    float4  _S46 = __ldg((&(x_2)[x_offset_1 + _S45]));
-    uint _S47 = _S44.y;
-    float4  _S48 = __ldg((&(x_2)[x_offset_1 + _S47]));
-    products_1->squares_0 = products_1->squares_0 + (dot_0(_S46, _S46) + dot_0(_S48, _S48));
-    float4  _S49 = __ldg((&(norm_1)[norm_offset_1 + _S45]));
-    float4  a_3 = _S46 * _S49;
-    float4  _S50 = __ldg((&(norm_1)[norm_offset_1 + _S47]));
-    float4  b_3 = _S48 * _S50;
-    Q4_1Eights_Eight_0 _S51 = eights_1[int(0)];
-    float _S52 = Q4_1Eights_product_0(&_S51, i_6, a_3, b_3);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S52;
-    Q4_1Eights_Eight_0 _S53 = eights_1[int(1)];
-    float _S54 = Q4_1Eights_product_0(&_S53, i_6, a_3, b_3);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S54;
-    Q4_1Eights_Eight_0 _S55 = eights_1[int(2)];
-    float _S56 = Q4_1Eights_product_0(&_S55, i_6, a_3, b_3);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S56;
-    Q4_1Eights_Eight_0 _S57 = eights_1[int(3)];
-    float _S58 = Q4_1Eights_product_0(&_S57, i_6, a_3, b_3);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S58;
+    Q4_1Eights_Eight_0 _S44;
+    (&_S44)->q_0 = q_1;
+    (&_S44)->scales_0 = scales_1;
+    return _S44;
+}
+
+__device__ Q4_1Eights_Eight_0 Q4_1Eights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_5)
+{
+    uint _S45 = begin_0 + i_5 / 4U * 5U;
+    uint _S46 = __ldg((&(weight_0)[_S45 + 1U + i_5 % 4U]));
+    uint _S47 = __ldg((&(weight_0)[_S45]));
+    return Q4_1Eights_Eight_x24init_0(_S46, _S47);
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_6, uint step_1, FixedArray<Q4_1Eights_Eight_0, 8>  * _S48)
+{
+    FixedArray<Q4_1Eights_Eight_0, 8>  eights_1;
+    uint _S49 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q4_1Eights_load_0(even_0, (*begins_0)[int(0)], i_6);
+    uint _S50 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q4_1Eights_load_0(odd_0, (*begins_0)[int(1)], i_6);
+    uint _S51 = i_6 + step_1;
+    eights_1[int(2)] = Q4_1Eights_load_0(even_0, _S49, _S51);
+    eights_1[int(3)] = Q4_1Eights_load_0(odd_0, _S50, _S51);
+    uint _S52 = i_6 + 2U * step_1;
+    eights_1[int(4)] = Q4_1Eights_load_0(even_0, _S49, _S52);
+    eights_1[int(5)] = Q4_1Eights_load_0(odd_0, _S50, _S52);
+    uint _S53 = i_6 + 3U * step_1;
+    eights_1[int(6)] = Q4_1Eights_load_0(even_0, _S49, _S53);
+    eights_1[int(7)] = Q4_1Eights_load_0(odd_0, _S50, _S53);
+    *_S48 = eights_1;
     return;
 }
 
-__device__ float own_0(FixedArray<float, 2>  * values_0)
+__device__ void add_products_1(Products_0 * products_1, FixedArray<Q4_1Eights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_7, uint step_2)
 {
-    float _S59 = (*values_0)[int(0)];
-    uint _S60 = (_getLaneId());
-    float result_2;
-    if(_S60 == 1U)
+    uint2  _S54 = Q4_1Eights_places_0(i_7);
+    uint _S55 = _S54.x;
+    float4  _S56 = __ldg((&(x_2)[x_offset_1 + _S55]));
+    uint _S57 = _S54.y;
+    float4  _S58 = __ldg((&(x_2)[x_offset_1 + _S57]));
+    products_1->squares_0 = products_1->squares_0 + (dot_0(_S56, _S56) + dot_0(_S58, _S58));
+    float4  _S59 = __ldg((&(norm_1)[norm_offset_1 + _S55]));
+    float4  a_5 = _S56 * _S59;
+    float4  _S60 = __ldg((&(norm_1)[norm_offset_1 + _S57]));
+    float4  b_5 = _S58 * _S60;
+    float _S61 = Q4_1Eights_product_0(&(*eights_2)[int(0)], i_7, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S61;
+    float _S62 = Q4_1Eights_product_0(&(*eights_2)[int(1)], i_7, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S62;
+    return;
+}
+
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_8, uint step_3, FixedArray<Q4_1Eights_Eight_0, 2>  * _S63)
+{
+    FixedArray<Q4_1Eights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = Q4_1Eights_load_0(even_1, (*begins_1)[int(0)], i_8);
+    eights_3[int(1)] = Q4_1Eights_load_0(odd_1, (*begins_1)[int(1)], i_8);
+    *_S63 = eights_3;
+    return;
+}
+
+struct Products_1
+{
+    FixedArray<float, 4>  sums_0;
+    float squares_0;
+};
+
+__device__ void add_products_2(Products_1 * products_2, FixedArray<Q4_1Eights_Eight_0, 8>  * eights_4, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint i_9, uint step_4)
+{
+    uint2  _S64 = Q4_1Eights_places_0(i_9);
+    uint _S65 = _S64.x;
+    float4  _S66 = __ldg((&(x_3)[x_offset_2 + _S65]));
+    uint _S67 = _S64.y;
+    float4  _S68 = __ldg((&(x_3)[x_offset_2 + _S67]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S66, _S66) + dot_0(_S68, _S68));
+    float4  _S69 = __ldg((&(norm_2)[norm_offset_2 + _S65]));
+    float4  a_6 = _S66 * _S69;
+    float4  _S70 = __ldg((&(norm_2)[norm_offset_2 + _S67]));
+    float4  b_6 = _S68 * _S70;
+    float _S71 = Q4_1Eights_product_0(&(*eights_4)[int(0)], i_9, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S71;
+    float _S72 = Q4_1Eights_product_0(&(*eights_4)[int(1)], i_9, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S72;
+    float _S73 = Q4_1Eights_product_0(&(*eights_4)[int(2)], i_9, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S73;
+    float _S74 = Q4_1Eights_product_0(&(*eights_4)[int(3)], i_9, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S74;
+    uint _S75 = i_9 + step_4;
+    uint2  _S76 = Q4_1Eights_places_0(_S75);
+    uint _S77 = _S76.x;
+    float4  _S78 = __ldg((&(x_3)[x_offset_2 + _S77]));
+    uint _S79 = _S76.y;
+    float4  _S80 = __ldg((&(x_3)[x_offset_2 + _S79]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S78, _S78) + dot_0(_S80, _S80));
+    float4  _S81 = __ldg((&(norm_2)[norm_offset_2 + _S77]));
+    float4  a_7 = _S78 * _S81;
+    float4  _S82 = __ldg((&(norm_2)[norm_offset_2 + _S79]));
+    float4  b_7 = _S80 * _S82;
+    float _S83 = Q4_1Eights_product_0(&(*eights_4)[int(4)], _S75, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S83;
+    float _S84 = Q4_1Eights_product_0(&(*eights_4)[int(5)], _S75, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S84;
+    float _S85 = Q4_1Eights_product_0(&(*eights_4)[int(6)], _S75, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S85;
+    float _S86 = Q4_1Eights_product_0(&(*eights_4)[int(7)], _S75, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S86;
+    return;
+}
+
+__device__ void load_eights_2(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint i_10, uint step_5, FixedArray<Q4_1Eights_Eight_0, 8>  * _S87)
+{
+    FixedArray<Q4_1Eights_Eight_0, 8>  eights_5;
+    uint _S88 = (*begins_2)[int(0)];
+    eights_5[int(0)] = Q4_1Eights_load_0(even_2, (*begins_2)[int(0)], i_10);
+    uint _S89 = (*begins_2)[int(1)];
+    eights_5[int(1)] = Q4_1Eights_load_0(odd_2, (*begins_2)[int(1)], i_10);
+    uint _S90 = (*begins_2)[int(2)];
+    eights_5[int(2)] = Q4_1Eights_load_0(even_2, (*begins_2)[int(2)], i_10);
+    uint _S91 = (*begins_2)[int(3)];
+    eights_5[int(3)] = Q4_1Eights_load_0(odd_2, (*begins_2)[int(3)], i_10);
+    uint _S92 = i_10 + step_5;
+    eights_5[int(4)] = Q4_1Eights_load_0(even_2, _S88, _S92);
+    eights_5[int(5)] = Q4_1Eights_load_0(odd_2, _S89, _S92);
+    eights_5[int(6)] = Q4_1Eights_load_0(even_2, _S90, _S92);
+    eights_5[int(7)] = Q4_1Eights_load_0(odd_2, _S91, _S92);
+    *_S87 = eights_5;
+    return;
+}
+
+__device__ void add_products_3(Products_1 * products_3, FixedArray<Q4_1Eights_Eight_0, 4>  * eights_6, StructuredBuffer<float4 > x_4, uint x_offset_3, StructuredBuffer<float4 > norm_3, uint norm_offset_3, uint i_11, uint step_6)
+{
+    uint2  _S93 = Q4_1Eights_places_0(i_11);
+    uint _S94 = _S93.x;
+    float4  _S95 = __ldg((&(x_4)[x_offset_3 + _S94]));
+    uint _S96 = _S93.y;
+    float4  _S97 = __ldg((&(x_4)[x_offset_3 + _S96]));
+    products_3->squares_0 = products_3->squares_0 + (dot_0(_S95, _S95) + dot_0(_S97, _S97));
+    float4  _S98 = __ldg((&(norm_3)[norm_offset_3 + _S94]));
+    float4  a_8 = _S95 * _S98;
+    float4  _S99 = __ldg((&(norm_3)[norm_offset_3 + _S96]));
+    float4  b_8 = _S97 * _S99;
+    float _S100 = Q4_1Eights_product_0(&(*eights_6)[int(0)], i_11, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S100;
+    float _S101 = Q4_1Eights_product_0(&(*eights_6)[int(1)], i_11, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S101;
+    float _S102 = Q4_1Eights_product_0(&(*eights_6)[int(2)], i_11, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S102;
+    float _S103 = Q4_1Eights_product_0(&(*eights_6)[int(3)], i_11, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S103;
+    return;
+}
+
+__device__ void load_eights_3(FixedArray<uint, 4>  * begins_3, StructuredBuffer<uint> even_3, StructuredBuffer<uint> odd_3, uint i_12, uint step_7, FixedArray<Q4_1Eights_Eight_0, 4>  * _S104)
+{
+    FixedArray<Q4_1Eights_Eight_0, 4>  eights_7;
+    eights_7[int(0)] = Q4_1Eights_load_0(even_3, (*begins_3)[int(0)], i_12);
+    eights_7[int(1)] = Q4_1Eights_load_0(odd_3, (*begins_3)[int(1)], i_12);
+    eights_7[int(2)] = Q4_1Eights_load_0(even_3, (*begins_3)[int(2)], i_12);
+    eights_7[int(3)] = Q4_1Eights_load_0(odd_3, (*begins_3)[int(3)], i_12);
+    *_S104 = eights_7;
+    return;
+}
+
+__device__ float chosen_0(FixedArray<float, 1>  * values_0, uint number_0)
+{
+    return (*values_0)[int(0)];
+}
+
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_4, StructuredBuffer<uint> even_4, StructuredBuffer<uint> odd_4, uint k_0, StructuredBuffer<float4 > x_5, uint x_offset_4, StructuredBuffer<float4 > norm_4, uint norm_offset_4, uint first_0, uint step_8)
+{
+    Products_0 products_4;
+    (&products_4)->squares_0 = 0.0f;
+    (&products_4)->sums_0[int(0)] = 0.0f;
+    (&products_4)->sums_0[int(1)] = 0.0f;
+    uint _S105 = k_0 / 8U;
+    uint i_13;
+    if((first_0 + 3U * step_8) < _S105)
     {
-        result_2 = (*values_0)[int(1)];
+        FixedArray<Q4_1Eights_Eight_0, 8>  _S106;
+        load_eights_0(begins_4, even_4, odd_4, first_0, step_8, &_S106);
+        i_13 = first_0;
+        FixedArray<Q4_1Eights_Eight_0, 8>  loaded_0 = _S106;
+        for(;;)
+        {
+            if((i_13 + 7U * step_8) < _S105)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S107 = i_13 + 4U * step_8;
+            FixedArray<Q4_1Eights_Eight_0, 8>  _S108;
+            load_eights_0(begins_4, even_4, odd_4, _S107, step_8, &_S108);
+            FixedArray<Q4_1Eights_Eight_0, 8>  _S109 = _S108;
+            FixedArray<Q4_1Eights_Eight_0, 8>  _S110 = loaded_0;
+            add_products_0(&products_4, &_S110, x_5, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
+            i_13 = _S107;
+            loaded_0 = _S109;
+        }
+        FixedArray<Q4_1Eights_Eight_0, 8>  _S111 = loaded_0;
+        add_products_0(&products_4, &_S111, x_5, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
+        i_13 = i_13 + 4U * step_8;
     }
     else
     {
-        result_2 = _S59;
+        i_13 = first_0;
     }
-    return result_2;
+    for(;;)
+    {
+        if(i_13 < _S105)
+        {
+        }
+        else
+        {
+            break;
+        }
+        FixedArray<Q4_1Eights_Eight_0, 2>  _S112;
+        load_eights_1(begins_4, even_4, odd_4, i_13, step_8, &_S112);
+        FixedArray<Q4_1Eights_Eight_0, 2>  _S113 = _S112;
+        add_products_1(&products_4, &_S113, x_5, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
+        i_13 = i_13 + step_8;
+    }
+    return products_4;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 4>  * values_1, FixedArray<float, 4>  * _S61)
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_1, FixedArray<float, 2>  * _S114)
 {
-    FixedArray<float, 4>  result_3;
-    float _S62 = (_waveSum(0xffffffffu, ((*values_1)[int(0)])));
-    result_3[int(0)] = _S62;
-    float _S63 = (_waveSum(0xffffffffu, ((*values_1)[int(1)])));
-    result_3[int(1)] = _S63;
-    float _S64 = (_waveSum(0xffffffffu, ((*values_1)[int(2)])));
-    result_3[int(2)] = _S64;
-    float _S65 = (_waveSum(0xffffffffu, ((*values_1)[int(3)])));
-    result_3[int(3)] = _S65;
-    *_S61 = result_3;
+    FixedArray<float, 2>  result_2;
+    float _S115 = (_waveSum(0xffffffffu, ((*values_1)[int(0)])));
+    result_2[int(0)] = _S115;
+    float _S116 = (_waveSum(0xffffffffu, ((*values_1)[int(1)])));
+    result_2[int(1)] = _S116;
+    *_S114 = result_2;
     return;
-}
-
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
-{
-    Products_0 products_2;
-    (&products_2)->squares_0 = 0.0f;
-    (&products_2)->sums_0[int(0)] = 0.0f;
-    (&products_2)->sums_0[int(1)] = 0.0f;
-    (&products_2)->sums_0[int(2)] = 0.0f;
-    (&products_2)->sums_0[int(3)] = 0.0f;
-    uint _S66 = ((warpSize));
-    uint _S67 = k_0 / 8U;
-    uint _S68 = (_getLaneId());
-    uint i_7 = _S68;
-    for(;;)
-    {
-        if((i_7 + _S66) < _S67)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_7, _S66);
-        i_7 = i_7 + 2U * _S66;
-    }
-    for(;;)
-    {
-        if(i_7 < _S67)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_7, _S66);
-        i_7 = i_7 + _S66;
-    }
-    return products_2;
 }
 
 __device__ uint Q4_1Eights_begin_0(uint offset_0, uint k_1, uint row_0)
@@ -278,13 +401,111 @@ __device__ uint Q4_1Eights_begin_0(uint offset_0, uint k_1, uint row_0)
     return offset_0 + row_0 * (k_1 / 32U) * 5U;
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_0, uint n_0, FixedArray<uint, 2>  * _S69)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 1>  * _S117)
 {
-    FixedArray<uint, 2>  begins_3;
-    uint _S70 = n_0 - 1U;
-    begins_3[int(0)] = Q4_1Eights_begin_0(offset_1, k_2, (U32_min((first_0), (_S70))));
-    begins_3[int(1)] = Q4_1Eights_begin_0(offset_1, k_2, (U32_min((first_0 + 1U), (_S70))));
-    *_S69 = begins_3;
+    FixedArray<uint, 1>  begins_5;
+    begins_5[int(0)] = Q4_1Eights_begin_0(offset_1, k_2, (U32_min((first_1), (n_0 - 1U))));
+    *_S117 = begins_5;
+    return;
+}
+
+__device__ float chosen_1(FixedArray<float, 2>  * values_2, uint number_1)
+{
+    float _S118 = (*values_2)[int(0)];
+    float result_3;
+    if(number_1 == 1U)
+    {
+        result_3 = (*values_2)[int(1)];
+    }
+    else
+    {
+        result_3 = _S118;
+    }
+    return result_3;
+}
+
+__device__ Products_1 products_of_thread_1(FixedArray<uint, 4>  * begins_6, StructuredBuffer<uint> even_5, StructuredBuffer<uint> odd_5, uint k_3, StructuredBuffer<float4 > x_6, uint x_offset_5, StructuredBuffer<float4 > norm_5, uint norm_offset_5, uint first_2, uint step_9)
+{
+    Products_1 products_5;
+    (&products_5)->squares_0 = 0.0f;
+    (&products_5)->sums_0[int(0)] = 0.0f;
+    (&products_5)->sums_0[int(1)] = 0.0f;
+    (&products_5)->sums_0[int(2)] = 0.0f;
+    (&products_5)->sums_0[int(3)] = 0.0f;
+    uint _S119 = k_3 / 8U;
+    uint i_14;
+    if((first_2 + step_9) < _S119)
+    {
+        FixedArray<Q4_1Eights_Eight_0, 8>  _S120;
+        load_eights_2(begins_6, even_5, odd_5, first_2, step_9, &_S120);
+        i_14 = first_2;
+        FixedArray<Q4_1Eights_Eight_0, 8>  loaded_1 = _S120;
+        for(;;)
+        {
+            if((i_14 + 3U * step_9) < _S119)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S121 = i_14 + 2U * step_9;
+            FixedArray<Q4_1Eights_Eight_0, 8>  _S122;
+            load_eights_2(begins_6, even_5, odd_5, _S121, step_9, &_S122);
+            FixedArray<Q4_1Eights_Eight_0, 8>  _S123 = _S122;
+            FixedArray<Q4_1Eights_Eight_0, 8>  _S124 = loaded_1;
+            add_products_2(&products_5, &_S124, x_6, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
+            i_14 = _S121;
+            loaded_1 = _S123;
+        }
+        FixedArray<Q4_1Eights_Eight_0, 8>  _S125 = loaded_1;
+        add_products_2(&products_5, &_S125, x_6, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
+        i_14 = i_14 + 2U * step_9;
+    }
+    else
+    {
+        i_14 = first_2;
+    }
+    for(;;)
+    {
+        if(i_14 < _S119)
+        {
+        }
+        else
+        {
+            break;
+        }
+        FixedArray<Q4_1Eights_Eight_0, 4>  _S126;
+        load_eights_3(begins_6, even_5, odd_5, i_14, step_9, &_S126);
+        FixedArray<Q4_1Eights_Eight_0, 4>  _S127 = _S126;
+        add_products_3(&products_5, &_S127, x_6, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
+        i_14 = i_14 + step_9;
+    }
+    return products_5;
+}
+
+__device__ void subgroup_sums_1(FixedArray<float, 4>  * values_3, FixedArray<float, 4>  * _S128)
+{
+    FixedArray<float, 4>  result_4;
+    float _S129 = (_waveSum(0xffffffffu, ((*values_3)[int(0)])));
+    result_4[int(0)] = _S129;
+    float _S130 = (_waveSum(0xffffffffu, ((*values_3)[int(1)])));
+    result_4[int(1)] = _S130;
+    float _S131 = (_waveSum(0xffffffffu, ((*values_3)[int(2)])));
+    result_4[int(2)] = _S131;
+    float _S132 = (_waveSum(0xffffffffu, ((*values_3)[int(3)])));
+    result_4[int(3)] = _S132;
+    *_S128 = result_4;
+    return;
+}
+
+__device__ void begins_of_rows_1(uint offset_2, uint k_4, uint first_3, uint n_1, FixedArray<uint, 2>  * _S133)
+{
+    FixedArray<uint, 2>  begins_7;
+    uint _S134 = n_1 - 1U;
+    begins_7[int(0)] = Q4_1Eights_begin_0(offset_2, k_4, (U32_min((first_3), (_S134))));
+    begins_7[int(1)] = Q4_1Eights_begin_0(offset_2, k_4, (U32_min((first_3 + 1U), (_S134))));
+    *_S133 = begins_7;
     return;
 }
 
@@ -292,13 +513,14 @@ struct GatedGemvParams_0
 {
     uint gate_offset_0;
     uint up_offset_0;
-    uint x_offset_3;
-    uint norm_offset_3;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint out_offset_0;
-    uint n_1;
-    uint k_3;
+    uint n_2;
+    uint k_5;
     float eps_0;
     uint activation_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -309,85 +531,151 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ float activated_0(float z_0, uint activation_1)
 {
-    float _S71;
+    float _S135;
     if(activation_1 == 1U)
     {
-        _S71 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
+        _S135 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
     }
     else
     {
-        _S71 = z_0;
+        _S135 = z_0;
     }
-    return z_0 / (1.0f + (F32_exp((- _S71))));
+    return z_0 / (1.0f + (F32_exp((- _S135))));
 }
 
-__device__ void gated_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> gate_0, StructuredBuffer<uint> up_0, StructuredBuffer<float4 > x_4, StructuredBuffer<float4 > norm_3, RWStructuredBuffer<float> result_4, GatedGemvParams_0 * p_0)
+__device__ void gated_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> gate_0, StructuredBuffer<uint> up_0, StructuredBuffer<float4 > x_7, StructuredBuffer<float4 > norm_6, RWStructuredBuffer<float> result_5, GatedGemvParams_0 * p_0)
 {
-    uint _S72 = ((warpSize));
-    uint _S73 = 128U / _S72;
-    uint _S74 = p_0->groups_0 * _S73 * 2U;
-    uint _S75 = group_number_0(group_1) * _S73;
-    uint _S76 = thread_0 / _S72;
-    uint first_1 = (_S75 + _S76) * 2U;
+    uint _S136 = (_getLaneId());
+    uint _S137 = ((warpSize));
+    uint _S138 = 128U / _S137;
+    uint _S139 = p_0->groups_0 * _S138;
+    uint _S140 = group_number_0(group_1) * _S138;
+    uint _S141 = thread_0 / _S137;
+    uint first_4 = _S140 + _S141;
     for(;;)
     {
-        uint _S77 = p_0->n_1;
-        if(first_1 < (p_0->n_1))
+        uint _S142 = p_0->n_2;
+        if(first_4 < (p_0->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S78 = p_0->k_3;
-        FixedArray<uint, 2>  _S79;
-        begins_of_rows_0(p_0->gate_offset_0, p_0->k_3, first_1, _S77, &_S79);
-        FixedArray<uint, 2>  _S80 = _S79;
-        FixedArray<uint, 2>  _S81;
-        begins_of_rows_0(p_0->up_offset_0, p_0->k_3, first_1, _S77, &_S81);
-        FixedArray<uint, 2>  _S82 = _S81;
-        FixedArray<uint, 4>  begins_4;
-        begins_4[int(0)] = _S80[int(0)];
-        begins_4[int(1)] = _S82[int(0)];
-        begins_4[int(2)] = _S80[int(1)];
-        begins_4[int(3)] = _S82[int(1)];
-        FixedArray<uint, 4>  _S83 = begins_4;
-        Products_0 _S84 = products_of_thread_0(&_S83, gate_0, up_0, _S78, x_4, p_0->x_offset_3, norm_3, p_0->norm_offset_3);
-        float _S85 = (_waveSum(0xffffffffu, (_S84.squares_0)));
-        float _S86 = 1.0f / (F32_sqrt((_S85 / float(_S78) + p_0->eps_0)));
-        FixedArray<float, 4>  _S87 = _S84.sums_0;
-        FixedArray<float, 4>  _S88;
-        subgroup_sums_0(&_S87, &_S88);
-        FixedArray<float, 2>  results_0;
-        results_0[int(0)] = activated_0(_S88[int(0)] * _S86, p_0->activation_0) * (_S88[int(1)] * _S86);
-        results_0[int(1)] = activated_0(_S88[int(2)] * _S86, p_0->activation_0) * (_S88[int(3)] * _S86);
-        uint _S89 = (_getLaneId());
-        uint _S90 = first_1 + _S89;
-        FixedArray<float, 2>  _S91 = results_0;
-        float _S92 = own_0(&_S91);
-        uint _S93 = (_getLaneId());
-        bool _S94;
-        if(_S93 < 2U)
+        uint _S143 = p_0->k_5;
+        FixedArray<uint, 1>  _S144;
+        begins_of_rows_0(p_0->gate_offset_0, p_0->k_5, first_4, _S142, &_S144);
+        FixedArray<uint, 1>  _S145 = _S144;
+        FixedArray<uint, 1>  _S146;
+        begins_of_rows_0(p_0->up_offset_0, p_0->k_5, first_4, _S142, &_S146);
+        FixedArray<uint, 1>  _S147 = _S146;
+        FixedArray<uint, 2>  begins_8;
+        begins_8[int(0)] = _S145[int(0)];
+        begins_8[int(1)] = _S147[int(0)];
+        FixedArray<uint, 2>  _S148 = begins_8;
+        Products_0 _S149 = products_of_thread_0(&_S148, gate_0, up_0, _S143, x_7, p_0->x_offset_6, norm_6, p_0->norm_offset_6, _S136, _S137);
+        float _S150 = (_waveSum(0xffffffffu, (_S149.squares_0)));
+        float _S151 = 1.0f / (F32_sqrt((_S150 / float(_S143) + p_0->eps_0)));
+        FixedArray<float, 2>  _S152 = _S149.sums_0;
+        FixedArray<float, 2>  _S153;
+        subgroup_sums_0(&_S152, &_S153);
+        FixedArray<float, 1>  results_0;
+        results_0[int(0)] = activated_0(_S153[int(0)] * _S151, p_0->activation_0) * (_S153[int(1)] * _S151);
+        uint _S154 = first_4 + _S136;
+        FixedArray<float, 1>  _S155 = results_0;
+        float _S156 = chosen_0(&_S155, _S136);
+        bool _S157;
+        if(_S136 < 1U)
         {
-            _S94 = _S90 < _S77;
+            _S157 = _S154 < _S142;
         }
         else
         {
-            _S94 = false;
+            _S157 = false;
         }
-        if(_S94)
+        if(_S157)
         {
-            *(&(result_4)[p_0->out_offset_0 + _S90]) = _S92;
+            *(&(result_5)[p_0->out_offset_0 + _S154]) = _S156;
         }
-        first_1 = first_1 + _S74;
+        first_4 = first_4 + _S139;
     }
     return;
 }
 
-extern "C" __global__ void gated_gemv_q4_1(StructuredBuffer<uint> gate_1, StructuredBuffer<uint> up_1, StructuredBuffer<float4 > x_5, StructuredBuffer<float4 > norm_4, RWStructuredBuffer<float> result_5, GatedGemvParams_0 p_1)
+__device__ void gated_gemv_1(uint3  group_2, uint thread_1, StructuredBuffer<uint> gate_1, StructuredBuffer<uint> up_1, StructuredBuffer<float4 > x_8, StructuredBuffer<float4 > norm_7, RWStructuredBuffer<float> result_6, GatedGemvParams_0 * p_1)
 {
-    uint _S95 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GatedGemvParams_0 _S96 = p_1;
-    gated_gemv_0(blockIdx, _S95, gate_1, up_1, x_5, norm_4, result_5, &_S96);
+    uint _S158 = (_getLaneId());
+    uint _S159 = ((warpSize));
+    uint _S160 = 128U / _S159;
+    uint _S161 = p_1->groups_0 * _S160 * 2U;
+    uint _S162 = group_number_0(group_2) * _S160;
+    uint _S163 = thread_1 / _S159;
+    uint first_5 = (_S162 + _S163) * 2U;
+    for(;;)
+    {
+        uint _S164 = p_1->n_2;
+        if(first_5 < (p_1->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S165 = p_1->k_5;
+        FixedArray<uint, 2>  _S166;
+        begins_of_rows_1(p_1->gate_offset_0, p_1->k_5, first_5, _S164, &_S166);
+        FixedArray<uint, 2>  _S167 = _S166;
+        FixedArray<uint, 2>  _S168;
+        begins_of_rows_1(p_1->up_offset_0, p_1->k_5, first_5, _S164, &_S168);
+        FixedArray<uint, 2>  _S169 = _S168;
+        FixedArray<uint, 4>  begins_9;
+        begins_9[int(0)] = _S167[int(0)];
+        begins_9[int(1)] = _S169[int(0)];
+        begins_9[int(2)] = _S167[int(1)];
+        begins_9[int(3)] = _S169[int(1)];
+        FixedArray<uint, 4>  _S170 = begins_9;
+        Products_1 _S171 = products_of_thread_1(&_S170, gate_1, up_1, _S165, x_8, p_1->x_offset_6, norm_7, p_1->norm_offset_6, _S158, _S159);
+        float _S172 = (_waveSum(0xffffffffu, (_S171.squares_0)));
+        float _S173 = 1.0f / (F32_sqrt((_S172 / float(_S165) + p_1->eps_0)));
+        FixedArray<float, 4>  _S174 = _S171.sums_0;
+        FixedArray<float, 4>  _S175;
+        subgroup_sums_1(&_S174, &_S175);
+        FixedArray<float, 2>  results_1;
+        results_1[int(0)] = activated_0(_S175[int(0)] * _S173, p_1->activation_0) * (_S175[int(1)] * _S173);
+        results_1[int(1)] = activated_0(_S175[int(2)] * _S173, p_1->activation_0) * (_S175[int(3)] * _S173);
+        uint _S176 = first_5 + _S158;
+        FixedArray<float, 2>  _S177 = results_1;
+        float _S178 = chosen_1(&_S177, _S158);
+        bool _S179;
+        if(_S158 < 2U)
+        {
+            _S179 = _S176 < _S164;
+        }
+        else
+        {
+            _S179 = false;
+        }
+        if(_S179)
+        {
+            *(&(result_6)[p_1->out_offset_0 + _S176]) = _S178;
+        }
+        first_5 = first_5 + _S161;
+    }
+    return;
+}
+
+extern "C" __global__ void gated_gemv_q4_1(StructuredBuffer<uint> gate_2, StructuredBuffer<uint> up_2, StructuredBuffer<float4 > x_9, StructuredBuffer<float4 > norm_8, RWStructuredBuffer<float> result_7, GatedGemvParams_0 p_2)
+{
+    uint _S180 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    if((p_2.wide_0) != 0U)
+    {
+        GatedGemvParams_0 _S181 = p_2;
+        gated_gemv_1(blockIdx, _S180, gate_2, up_2, x_9, norm_8, result_7, &_S181);
+    }
+    else
+    {
+        GatedGemvParams_0 _S182 = p_2;
+        gated_gemv_0(blockIdx, _S180, gate_2, up_2, x_9, norm_8, result_7, &_S182);
+    }
     return;
 }

@@ -3,7 +3,7 @@
 
 struct Products_0
 {
-    FixedArray<float, 4>  sums_0;
+    FixedArray<float, 2>  sums_0;
     float squares_0;
 };
 
@@ -15,68 +15,47 @@ struct FourOrFiveEights_Eight_0
     uint3  packed_0;
 };
 
-__device__ FourOrFiveEights_Eight_0 FourOrFiveEights_Eight_x24init_0(uint q_1, uint fifths_1, uint scales_1, uint3  packed_1)
+__device__ uint2  FourOrFiveEights_places_0(uint i_0)
 {
-    FourOrFiveEights_Eight_0 _S1;
-    (&_S1)->q_0 = q_1;
-    (&_S1)->fifths_0 = fifths_1;
-    (&_S1)->scales_0 = scales_1;
-    (&_S1)->packed_0 = packed_1;
-    return _S1;
-}
-
-__device__ FourOrFiveEights_Eight_0 FourOrFiveEights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_0)
-{
-    uint _S2 = begin_0 + i_0 / 32U * 36U;
-    uint _S3 = __ldg((&(weight_0)[_S2 + 4U + i_0 % 32U]));
-    uint _S4 = __ldg((&(weight_0)[_S2]));
-    uint _S5 = __ldg((&(weight_0)[_S2 + 1U]));
-    uint _S6 = __ldg((&(weight_0)[_S2 + 2U]));
-    uint _S7 = __ldg((&(weight_0)[_S2 + 3U]));
-    return FourOrFiveEights_Eight_x24init_0(_S3, 0U, _S4, make_uint3 (_S5, _S6, _S7));
-}
-
-__device__ uint2  FourOrFiveEights_places_0(uint i_1)
-{
-    uint _S8 = i_1 % 8U;
-    return make_uint2 (i_1 / 8U * 16U + _S8, i_1 / 8U * 16U + _S8 + 8U);
+    uint _S1 = i_0 % 8U;
+    return make_uint2 (i_0 / 8U * 16U + _S1, i_0 / 8U * 16U + _S1 + 8U);
 }
 
 __device__ float dot_0(float4  x_0, float4  y_0)
 {
-    int i_2 = int(0);
+    int i_1 = int(0);
     float result_0 = 0.0f;
     for(;;)
     {
-        if(i_2 < int(4))
+        if(i_1 < int(4))
         {
         }
         else
         {
             break;
         }
-        float result_1 = result_0 + _slang_vector_get_element(x_0, i_2) * _slang_vector_get_element(y_0, i_2);
-        i_2 = i_2 + int(1);
+        float result_1 = result_0 + _slang_vector_get_element(x_0, i_1) * _slang_vector_get_element(y_0, i_1);
+        i_1 = i_1 + int(1);
         result_0 = result_1;
     }
     return result_0;
 }
 
-__device__ uint2  scales_of_quarter_0(uint3  packed_2, uint quarter_0)
+__device__ uint2  scales_of_quarter_0(uint3  packed_1, uint quarter_0)
 {
-    uint _S9 = quarter_0 % 2U * 16U;
-    uint2  _S10 = uint2 {packed_2.x, packed_2.y} >> make_uint2 (_S9);
-    uint _S11 = (packed_2.z) >> _S9;
-    uint2  _S12;
+    uint _S2 = quarter_0 % 2U * 16U;
+    uint2  _S3 = uint2 {packed_1.x, packed_1.y} >> make_uint2 (_S2);
+    uint _S4 = (packed_1.z) >> _S2;
+    uint2  _S5;
     if(quarter_0 < 2U)
     {
-        _S12 = _S10 & make_uint2 (16191U);
+        _S5 = _S3 & make_uint2 (16191U);
     }
     else
     {
-        _S12 = (make_uint2 (_S11, _S11 >> int(4)) & make_uint2 (3855U)) | ((_S10 >> make_uint2 (int(2))) & make_uint2 (12336U));
+        _S5 = (make_uint2 (_S4, _S4 >> int(4)) & make_uint2 (3855U)) | ((_S3 >> make_uint2 (int(2))) & make_uint2 (12336U));
     }
-    return _S12;
+    return _S5;
 }
 
 __device__ float in_place_0(uint word_0, float zero_0)
@@ -91,8 +70,8 @@ __device__ float in_place_1(uint word_1, float zero_1)
 
 __device__ float4  whole_bytes_0(uint word_2, float zero_2)
 {
-    uint _S13 = word_2 >> int(16);
-    return make_float4 (in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S13, zero_2), in_place_1(_S13, zero_2));
+    uint _S6 = word_2 >> int(16);
+    return make_float4 (in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S6, zero_2), in_place_1(_S6, zero_2));
 }
 
 __device__ float sum_0(float4  v_0)
@@ -105,180 +84,324 @@ __device__ float2  halves_0(uint word_3)
     return make_float2 ((__half2float(__ushort_as_half((word_3 & 65535U)))), (__half2float(__ushort_as_half((word_3 >> int(16))))));
 }
 
-__device__ float FourOrFiveEights_product_0(FourOrFiveEights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
+__device__ float FourOrFiveEights_product_0(FourOrFiveEights_Eight_0 * eight_0, uint i_2, float4  a_0, float4  b_0)
 {
-    uint2  _S14 = scales_of_quarter_0(eight_0->packed_0, i_3 % 32U / 8U);
-    uint2  _S15 = _S14 & make_uint2 (255U);
-    float2  _S16 = make_float2 ((float)_S15.x, (float)_S15.y);
-    uint2  _S17 = _S14 >> make_uint2 (int(8));
-    float2  _S18 = make_float2 ((float)_S17.x, (float)_S17.y);
-    float2  _S19 = halves_0(eight_0->scales_0) * make_float2 (_S16.x * dot_0(whole_bytes_0(((eight_0->q_0) & 252645135U) | (((eight_0->fifths_0) & 16843009U) << int(4)), 0.0f), a_0) + _S18.x * dot_0(whole_bytes_0((((eight_0->q_0) >> int(4)) & 252645135U) | ((((eight_0->fifths_0) >> int(1)) & 16843009U) << int(4)), 0.0f), b_0), _S16.y * sum_0(a_0) + _S18.y * sum_0(b_0));
-    return _S19.x - _S19.y;
+    uint2  _S7 = scales_of_quarter_0(eight_0->packed_0, i_2 % 32U / 8U);
+    uint2  _S8 = _S7 & make_uint2 (255U);
+    float2  _S9 = make_float2 ((float)_S8.x, (float)_S8.y);
+    uint2  _S10 = _S7 >> make_uint2 (int(8));
+    float2  _S11 = make_float2 ((float)_S10.x, (float)_S10.y);
+    float2  _S12 = halves_0(eight_0->scales_0) * make_float2 (_S9.x * dot_0(whole_bytes_0(((eight_0->q_0) & 252645135U) | (((eight_0->fifths_0) & 16843009U) << int(4)), 0.0f), a_0) + _S11.x * dot_0(whole_bytes_0((((eight_0->q_0) >> int(4)) & 252645135U) | ((((eight_0->fifths_0) >> int(1)) & 16843009U) << int(4)), 0.0f), b_0), _S9.y * sum_0(a_0) + _S11.y * sum_0(b_0));
+    return _S12.x - _S12.y;
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 4>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<FourOrFiveEights_Eight_0, 8>  * eights_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_3, uint step_0)
 {
-    FixedArray<FourOrFiveEights_Eight_0, 8>  eights_0;
-    uint _S20 = (*begins_0)[int(0)];
-    eights_0[int(0)] = FourOrFiveEights_load_0(even_0, (*begins_0)[int(0)], i_4);
-    uint _S21 = (*begins_0)[int(1)];
-    eights_0[int(1)] = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(1)], i_4);
-    uint _S22 = (*begins_0)[int(2)];
-    eights_0[int(2)] = FourOrFiveEights_load_0(even_0, (*begins_0)[int(2)], i_4);
-    uint _S23 = (*begins_0)[int(3)];
-    eights_0[int(3)] = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(3)], i_4);
-    uint _S24 = i_4 + lanes_0;
-    eights_0[int(4)] = FourOrFiveEights_load_0(even_0, _S20, _S24);
-    eights_0[int(5)] = FourOrFiveEights_load_0(odd_0, _S21, _S24);
-    eights_0[int(6)] = FourOrFiveEights_load_0(even_0, _S22, _S24);
-    eights_0[int(7)] = FourOrFiveEights_load_0(odd_0, _S23, _S24);
-    uint2  _S25 = FourOrFiveEights_places_0(i_4);
-    uint _S26 = _S25.x;
+    uint2  _S13 = FourOrFiveEights_places_0(i_3);
+    uint _S14 = _S13.x;
+    float4  _S15 = __ldg((&(x_1)[x_offset_0 + _S14]));
+    uint _S16 = _S13.y;
+    float4  _S17 = __ldg((&(x_1)[x_offset_0 + _S16]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S15, _S15) + dot_0(_S17, _S17));
+    float4  _S18 = __ldg((&(norm_0)[norm_offset_0 + _S14]));
+    float4  a_1 = _S15 * _S18;
+    float4  _S19 = __ldg((&(norm_0)[norm_offset_0 + _S16]));
+    float4  b_1 = _S17 * _S19;
+    float _S20 = FourOrFiveEights_product_0(&(*eights_0)[int(0)], i_3, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S20;
+    float _S21 = FourOrFiveEights_product_0(&(*eights_0)[int(1)], i_3, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S21;
+    uint _S22 = i_3 + step_0;
+    uint2  _S23 = FourOrFiveEights_places_0(_S22);
+    uint _S24 = _S23.x;
+    float4  _S25 = __ldg((&(x_1)[x_offset_0 + _S24]));
+    uint _S26 = _S23.y;
     float4  _S27 = __ldg((&(x_1)[x_offset_0 + _S26]));
-    uint _S28 = _S25.y;
-    float4  _S29 = __ldg((&(x_1)[x_offset_0 + _S28]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S27, _S27) + dot_0(_S29, _S29));
-    float4  _S30 = __ldg((&(norm_0)[norm_offset_0 + _S26]));
-    float4  a_1 = _S27 * _S30;
-    float4  _S31 = __ldg((&(norm_0)[norm_offset_0 + _S28]));
-    float4  b_1 = _S29 * _S31;
-    FourOrFiveEights_Eight_0 _S32 = eights_0[int(0)];
-    float _S33 = FourOrFiveEights_product_0(&_S32, i_4, a_1, b_1);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S33;
-    FourOrFiveEights_Eight_0 _S34 = eights_0[int(1)];
-    float _S35 = FourOrFiveEights_product_0(&_S34, i_4, a_1, b_1);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S35;
-    FourOrFiveEights_Eight_0 _S36 = eights_0[int(2)];
-    float _S37 = FourOrFiveEights_product_0(&_S36, i_4, a_1, b_1);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S37;
-    FourOrFiveEights_Eight_0 _S38 = eights_0[int(3)];
-    float _S39 = FourOrFiveEights_product_0(&_S38, i_4, a_1, b_1);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S39;
-    uint2  _S40 = FourOrFiveEights_places_0(_S24);
-    uint _S41 = _S40.x;
-    float4  _S42 = __ldg((&(x_1)[x_offset_0 + _S41]));
-    uint _S43 = _S40.y;
-    float4  _S44 = __ldg((&(x_1)[x_offset_0 + _S43]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S42, _S42) + dot_0(_S44, _S44));
-    float4  _S45 = __ldg((&(norm_0)[norm_offset_0 + _S41]));
-    float4  a_2 = _S42 * _S45;
-    float4  _S46 = __ldg((&(norm_0)[norm_offset_0 + _S43]));
-    float4  b_2 = _S44 * _S46;
-    FourOrFiveEights_Eight_0 _S47 = eights_0[int(4)];
-    float _S48 = FourOrFiveEights_product_0(&_S47, _S24, a_2, b_2);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S48;
-    FourOrFiveEights_Eight_0 _S49 = eights_0[int(5)];
-    float _S50 = FourOrFiveEights_product_0(&_S49, _S24, a_2, b_2);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S50;
-    FourOrFiveEights_Eight_0 _S51 = eights_0[int(6)];
-    float _S52 = FourOrFiveEights_product_0(&_S51, _S24, a_2, b_2);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S52;
-    FourOrFiveEights_Eight_0 _S53 = eights_0[int(7)];
-    float _S54 = FourOrFiveEights_product_0(&_S53, _S24, a_2, b_2);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S54;
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S25, _S25) + dot_0(_S27, _S27));
+    float4  _S28 = __ldg((&(norm_0)[norm_offset_0 + _S24]));
+    float4  a_2 = _S25 * _S28;
+    float4  _S29 = __ldg((&(norm_0)[norm_offset_0 + _S26]));
+    float4  b_2 = _S27 * _S29;
+    float _S30 = FourOrFiveEights_product_0(&(*eights_0)[int(2)], _S22, a_2, b_2);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S30;
+    float _S31 = FourOrFiveEights_product_0(&(*eights_0)[int(3)], _S22, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S31;
+    uint _S32 = i_3 + 2U * step_0;
+    uint2  _S33 = FourOrFiveEights_places_0(_S32);
+    uint _S34 = _S33.x;
+    float4  _S35 = __ldg((&(x_1)[x_offset_0 + _S34]));
+    uint _S36 = _S33.y;
+    float4  _S37 = __ldg((&(x_1)[x_offset_0 + _S36]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S35, _S35) + dot_0(_S37, _S37));
+    float4  _S38 = __ldg((&(norm_0)[norm_offset_0 + _S34]));
+    float4  a_3 = _S35 * _S38;
+    float4  _S39 = __ldg((&(norm_0)[norm_offset_0 + _S36]));
+    float4  b_3 = _S37 * _S39;
+    float _S40 = FourOrFiveEights_product_0(&(*eights_0)[int(4)], _S32, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S40;
+    float _S41 = FourOrFiveEights_product_0(&(*eights_0)[int(5)], _S32, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S41;
+    uint _S42 = i_3 + 3U * step_0;
+    uint2  _S43 = FourOrFiveEights_places_0(_S42);
+    uint _S44 = _S43.x;
+    float4  _S45 = __ldg((&(x_1)[x_offset_0 + _S44]));
+    uint _S46 = _S43.y;
+    float4  _S47 = __ldg((&(x_1)[x_offset_0 + _S46]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S45, _S45) + dot_0(_S47, _S47));
+    float4  _S48 = __ldg((&(norm_0)[norm_offset_0 + _S44]));
+    float4  a_4 = _S45 * _S48;
+    float4  _S49 = __ldg((&(norm_0)[norm_offset_0 + _S46]));
+    float4  b_4 = _S47 * _S49;
+    float _S50 = FourOrFiveEights_product_0(&(*eights_0)[int(6)], _S42, a_4, b_4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S50;
+    float _S51 = FourOrFiveEights_product_0(&(*eights_0)[int(7)], _S42, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S51;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 4>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_5, uint lanes_1)
+__device__ FourOrFiveEights_Eight_0 FourOrFiveEights_Eight_x24init_0(uint q_1, uint fifths_1, uint scales_1, uint3  packed_2)
 {
-    FixedArray<FourOrFiveEights_Eight_0, 4>  eights_1;
-    eights_1[int(0)] = FourOrFiveEights_load_0(even_1, (*begins_1)[int(0)], i_5);
-    eights_1[int(1)] = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(1)], i_5);
-    eights_1[int(2)] = FourOrFiveEights_load_0(even_1, (*begins_1)[int(2)], i_5);
-    eights_1[int(3)] = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(3)], i_5);
-    uint2  _S55 = FourOrFiveEights_places_0(i_5);
-    uint _S56 = _S55.x;
-    float4  _S57 = __ldg((&(x_2)[x_offset_1 + _S56]));
-    uint _S58 = _S55.y;
-    float4  _S59 = __ldg((&(x_2)[x_offset_1 + _S58]));
-    products_1->squares_0 = products_1->squares_0 + (dot_0(_S57, _S57) + dot_0(_S59, _S59));
-    float4  _S60 = __ldg((&(norm_1)[norm_offset_1 + _S56]));
-    float4  a_3 = _S57 * _S60;
-    float4  _S61 = __ldg((&(norm_1)[norm_offset_1 + _S58]));
-    float4  b_3 = _S59 * _S61;
-    FourOrFiveEights_Eight_0 _S62 = eights_1[int(0)];
-    float _S63 = FourOrFiveEights_product_0(&_S62, i_5, a_3, b_3);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S63;
-    FourOrFiveEights_Eight_0 _S64 = eights_1[int(1)];
-    float _S65 = FourOrFiveEights_product_0(&_S64, i_5, a_3, b_3);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S65;
-    FourOrFiveEights_Eight_0 _S66 = eights_1[int(2)];
-    float _S67 = FourOrFiveEights_product_0(&_S66, i_5, a_3, b_3);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S67;
-    FourOrFiveEights_Eight_0 _S68 = eights_1[int(3)];
-    float _S69 = FourOrFiveEights_product_0(&_S68, i_5, a_3, b_3);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S69;
+    FourOrFiveEights_Eight_0 _S52;
+    (&_S52)->q_0 = q_1;
+    (&_S52)->fifths_0 = fifths_1;
+    (&_S52)->scales_0 = scales_1;
+    (&_S52)->packed_0 = packed_2;
+    return _S52;
+}
+
+__device__ FourOrFiveEights_Eight_0 FourOrFiveEights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_4)
+{
+    uint _S53 = begin_0 + i_4 / 32U * 36U;
+    uint _S54 = __ldg((&(weight_0)[_S53 + 4U + i_4 % 32U]));
+    uint _S55 = __ldg((&(weight_0)[_S53]));
+    uint _S56 = __ldg((&(weight_0)[_S53 + 1U]));
+    uint _S57 = __ldg((&(weight_0)[_S53 + 2U]));
+    uint _S58 = __ldg((&(weight_0)[_S53 + 3U]));
+    return FourOrFiveEights_Eight_x24init_0(_S54, 0U, _S55, make_uint3 (_S56, _S57, _S58));
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_5, uint step_1, FixedArray<FourOrFiveEights_Eight_0, 8>  * _S59)
+{
+    FixedArray<FourOrFiveEights_Eight_0, 8>  eights_1;
+    uint _S60 = (*begins_0)[int(0)];
+    eights_1[int(0)] = FourOrFiveEights_load_0(even_0, (*begins_0)[int(0)], i_5);
+    uint _S61 = (*begins_0)[int(1)];
+    eights_1[int(1)] = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(1)], i_5);
+    uint _S62 = i_5 + step_1;
+    eights_1[int(2)] = FourOrFiveEights_load_0(even_0, _S60, _S62);
+    eights_1[int(3)] = FourOrFiveEights_load_0(odd_0, _S61, _S62);
+    uint _S63 = i_5 + 2U * step_1;
+    eights_1[int(4)] = FourOrFiveEights_load_0(even_0, _S60, _S63);
+    eights_1[int(5)] = FourOrFiveEights_load_0(odd_0, _S61, _S63);
+    uint _S64 = i_5 + 3U * step_1;
+    eights_1[int(6)] = FourOrFiveEights_load_0(even_0, _S60, _S64);
+    eights_1[int(7)] = FourOrFiveEights_load_0(odd_0, _S61, _S64);
+    *_S59 = eights_1;
     return;
 }
 
-__device__ float own_0(FixedArray<float, 2>  * values_0)
+__device__ void add_products_1(Products_0 * products_1, FixedArray<FourOrFiveEights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint step_2)
 {
-    float _S70 = (*values_0)[int(0)];
-    uint _S71 = (_getLaneId());
-    float result_2;
-    if(_S71 == 1U)
+    uint2  _S65 = FourOrFiveEights_places_0(i_6);
+    uint _S66 = _S65.x;
+    float4  _S67 = __ldg((&(x_2)[x_offset_1 + _S66]));
+    uint _S68 = _S65.y;
+    float4  _S69 = __ldg((&(x_2)[x_offset_1 + _S68]));
+    products_1->squares_0 = products_1->squares_0 + (dot_0(_S67, _S67) + dot_0(_S69, _S69));
+    float4  _S70 = __ldg((&(norm_1)[norm_offset_1 + _S66]));
+    float4  a_5 = _S67 * _S70;
+    float4  _S71 = __ldg((&(norm_1)[norm_offset_1 + _S68]));
+    float4  b_5 = _S69 * _S71;
+    float _S72 = FourOrFiveEights_product_0(&(*eights_2)[int(0)], i_6, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S72;
+    float _S73 = FourOrFiveEights_product_0(&(*eights_2)[int(1)], i_6, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S73;
+    return;
+}
+
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_7, uint step_3, FixedArray<FourOrFiveEights_Eight_0, 2>  * _S74)
+{
+    FixedArray<FourOrFiveEights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = FourOrFiveEights_load_0(even_1, (*begins_1)[int(0)], i_7);
+    eights_3[int(1)] = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(1)], i_7);
+    *_S74 = eights_3;
+    return;
+}
+
+struct Products_1
+{
+    FixedArray<float, 4>  sums_0;
+    float squares_0;
+};
+
+__device__ void add_products_2(Products_1 * products_2, FixedArray<FourOrFiveEights_Eight_0, 8>  * eights_4, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint i_8, uint step_4)
+{
+    uint2  _S75 = FourOrFiveEights_places_0(i_8);
+    uint _S76 = _S75.x;
+    float4  _S77 = __ldg((&(x_3)[x_offset_2 + _S76]));
+    uint _S78 = _S75.y;
+    float4  _S79 = __ldg((&(x_3)[x_offset_2 + _S78]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S77, _S77) + dot_0(_S79, _S79));
+    float4  _S80 = __ldg((&(norm_2)[norm_offset_2 + _S76]));
+    float4  a_6 = _S77 * _S80;
+    float4  _S81 = __ldg((&(norm_2)[norm_offset_2 + _S78]));
+    float4  b_6 = _S79 * _S81;
+    float _S82 = FourOrFiveEights_product_0(&(*eights_4)[int(0)], i_8, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S82;
+    float _S83 = FourOrFiveEights_product_0(&(*eights_4)[int(1)], i_8, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S83;
+    float _S84 = FourOrFiveEights_product_0(&(*eights_4)[int(2)], i_8, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S84;
+    float _S85 = FourOrFiveEights_product_0(&(*eights_4)[int(3)], i_8, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S85;
+    uint _S86 = i_8 + step_4;
+    uint2  _S87 = FourOrFiveEights_places_0(_S86);
+    uint _S88 = _S87.x;
+    float4  _S89 = __ldg((&(x_3)[x_offset_2 + _S88]));
+    uint _S90 = _S87.y;
+    float4  _S91 = __ldg((&(x_3)[x_offset_2 + _S90]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S89, _S89) + dot_0(_S91, _S91));
+    float4  _S92 = __ldg((&(norm_2)[norm_offset_2 + _S88]));
+    float4  a_7 = _S89 * _S92;
+    float4  _S93 = __ldg((&(norm_2)[norm_offset_2 + _S90]));
+    float4  b_7 = _S91 * _S93;
+    float _S94 = FourOrFiveEights_product_0(&(*eights_4)[int(4)], _S86, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S94;
+    float _S95 = FourOrFiveEights_product_0(&(*eights_4)[int(5)], _S86, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S95;
+    float _S96 = FourOrFiveEights_product_0(&(*eights_4)[int(6)], _S86, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S96;
+    float _S97 = FourOrFiveEights_product_0(&(*eights_4)[int(7)], _S86, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S97;
+    return;
+}
+
+__device__ void load_eights_2(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint i_9, uint step_5, FixedArray<FourOrFiveEights_Eight_0, 8>  * _S98)
+{
+    FixedArray<FourOrFiveEights_Eight_0, 8>  eights_5;
+    uint _S99 = (*begins_2)[int(0)];
+    eights_5[int(0)] = FourOrFiveEights_load_0(even_2, (*begins_2)[int(0)], i_9);
+    uint _S100 = (*begins_2)[int(1)];
+    eights_5[int(1)] = FourOrFiveEights_load_0(odd_2, (*begins_2)[int(1)], i_9);
+    uint _S101 = (*begins_2)[int(2)];
+    eights_5[int(2)] = FourOrFiveEights_load_0(even_2, (*begins_2)[int(2)], i_9);
+    uint _S102 = (*begins_2)[int(3)];
+    eights_5[int(3)] = FourOrFiveEights_load_0(odd_2, (*begins_2)[int(3)], i_9);
+    uint _S103 = i_9 + step_5;
+    eights_5[int(4)] = FourOrFiveEights_load_0(even_2, _S99, _S103);
+    eights_5[int(5)] = FourOrFiveEights_load_0(odd_2, _S100, _S103);
+    eights_5[int(6)] = FourOrFiveEights_load_0(even_2, _S101, _S103);
+    eights_5[int(7)] = FourOrFiveEights_load_0(odd_2, _S102, _S103);
+    *_S98 = eights_5;
+    return;
+}
+
+__device__ void add_products_3(Products_1 * products_3, FixedArray<FourOrFiveEights_Eight_0, 4>  * eights_6, StructuredBuffer<float4 > x_4, uint x_offset_3, StructuredBuffer<float4 > norm_3, uint norm_offset_3, uint i_10, uint step_6)
+{
+    uint2  _S104 = FourOrFiveEights_places_0(i_10);
+    uint _S105 = _S104.x;
+    float4  _S106 = __ldg((&(x_4)[x_offset_3 + _S105]));
+    uint _S107 = _S104.y;
+    float4  _S108 = __ldg((&(x_4)[x_offset_3 + _S107]));
+    products_3->squares_0 = products_3->squares_0 + (dot_0(_S106, _S106) + dot_0(_S108, _S108));
+    float4  _S109 = __ldg((&(norm_3)[norm_offset_3 + _S105]));
+    float4  a_8 = _S106 * _S109;
+    float4  _S110 = __ldg((&(norm_3)[norm_offset_3 + _S107]));
+    float4  b_8 = _S108 * _S110;
+    float _S111 = FourOrFiveEights_product_0(&(*eights_6)[int(0)], i_10, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S111;
+    float _S112 = FourOrFiveEights_product_0(&(*eights_6)[int(1)], i_10, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S112;
+    float _S113 = FourOrFiveEights_product_0(&(*eights_6)[int(2)], i_10, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S113;
+    float _S114 = FourOrFiveEights_product_0(&(*eights_6)[int(3)], i_10, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S114;
+    return;
+}
+
+__device__ void load_eights_3(FixedArray<uint, 4>  * begins_3, StructuredBuffer<uint> even_3, StructuredBuffer<uint> odd_3, uint i_11, uint step_7, FixedArray<FourOrFiveEights_Eight_0, 4>  * _S115)
+{
+    FixedArray<FourOrFiveEights_Eight_0, 4>  eights_7;
+    eights_7[int(0)] = FourOrFiveEights_load_0(even_3, (*begins_3)[int(0)], i_11);
+    eights_7[int(1)] = FourOrFiveEights_load_0(odd_3, (*begins_3)[int(1)], i_11);
+    eights_7[int(2)] = FourOrFiveEights_load_0(even_3, (*begins_3)[int(2)], i_11);
+    eights_7[int(3)] = FourOrFiveEights_load_0(odd_3, (*begins_3)[int(3)], i_11);
+    *_S115 = eights_7;
+    return;
+}
+
+__device__ float chosen_0(FixedArray<float, 1>  * values_0, uint number_0)
+{
+    return (*values_0)[int(0)];
+}
+
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_4, StructuredBuffer<uint> even_4, StructuredBuffer<uint> odd_4, uint k_0, StructuredBuffer<float4 > x_5, uint x_offset_4, StructuredBuffer<float4 > norm_4, uint norm_offset_4, uint first_0, uint step_8)
+{
+    Products_0 products_4;
+    (&products_4)->squares_0 = 0.0f;
+    (&products_4)->sums_0[int(0)] = 0.0f;
+    (&products_4)->sums_0[int(1)] = 0.0f;
+    uint _S116 = k_0 / 8U;
+    uint i_12;
+    if((first_0 + 3U * step_8) < _S116)
     {
-        result_2 = (*values_0)[int(1)];
+        FixedArray<FourOrFiveEights_Eight_0, 8>  _S117;
+        load_eights_0(begins_4, even_4, odd_4, first_0, step_8, &_S117);
+        i_12 = first_0;
+        FixedArray<FourOrFiveEights_Eight_0, 8>  loaded_0 = _S117;
+        for(;;)
+        {
+            if((i_12 + 7U * step_8) < _S116)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S118 = i_12 + 4U * step_8;
+            FixedArray<FourOrFiveEights_Eight_0, 8>  _S119;
+            load_eights_0(begins_4, even_4, odd_4, _S118, step_8, &_S119);
+            FixedArray<FourOrFiveEights_Eight_0, 8>  _S120 = _S119;
+            FixedArray<FourOrFiveEights_Eight_0, 8>  _S121 = loaded_0;
+            add_products_0(&products_4, &_S121, x_5, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+            i_12 = _S118;
+            loaded_0 = _S120;
+        }
+        FixedArray<FourOrFiveEights_Eight_0, 8>  _S122 = loaded_0;
+        add_products_0(&products_4, &_S122, x_5, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + 4U * step_8;
     }
     else
     {
-        result_2 = _S70;
+        i_12 = first_0;
     }
-    return result_2;
+    for(;;)
+    {
+        if(i_12 < _S116)
+        {
+        }
+        else
+        {
+            break;
+        }
+        FixedArray<FourOrFiveEights_Eight_0, 2>  _S123;
+        load_eights_1(begins_4, even_4, odd_4, i_12, step_8, &_S123);
+        FixedArray<FourOrFiveEights_Eight_0, 2>  _S124 = _S123;
+        add_products_1(&products_4, &_S124, x_5, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + step_8;
+    }
+    return products_4;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 4>  * values_1, FixedArray<float, 4>  * _S72)
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_1, FixedArray<float, 2>  * _S125)
 {
-    FixedArray<float, 4>  result_3;
-    float _S73 = (_waveSum(0xffffffffu, ((*values_1)[int(0)])));
-    result_3[int(0)] = _S73;
-    float _S74 = (_waveSum(0xffffffffu, ((*values_1)[int(1)])));
-    result_3[int(1)] = _S74;
-    float _S75 = (_waveSum(0xffffffffu, ((*values_1)[int(2)])));
-    result_3[int(2)] = _S75;
-    float _S76 = (_waveSum(0xffffffffu, ((*values_1)[int(3)])));
-    result_3[int(3)] = _S76;
-    *_S72 = result_3;
+    FixedArray<float, 2>  result_2;
+    float _S126 = (_waveSum(0xffffffffu, ((*values_1)[int(0)])));
+    result_2[int(0)] = _S126;
+    float _S127 = (_waveSum(0xffffffffu, ((*values_1)[int(1)])));
+    result_2[int(1)] = _S127;
+    *_S125 = result_2;
     return;
-}
-
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
-{
-    Products_0 products_2;
-    (&products_2)->squares_0 = 0.0f;
-    (&products_2)->sums_0[int(0)] = 0.0f;
-    (&products_2)->sums_0[int(1)] = 0.0f;
-    (&products_2)->sums_0[int(2)] = 0.0f;
-    (&products_2)->sums_0[int(3)] = 0.0f;
-    uint _S77 = ((warpSize));
-    uint _S78 = k_0 / 8U;
-    uint _S79 = (_getLaneId());
-    uint i_6 = _S79;
-    for(;;)
-    {
-        if((i_6 + _S77) < _S78)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S77);
-        i_6 = i_6 + 2U * _S77;
-    }
-    for(;;)
-    {
-        if(i_6 < _S78)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S77);
-        i_6 = i_6 + _S77;
-    }
-    return products_2;
 }
 
 __device__ uint FourOrFiveEights_begin_0(uint offset_0, uint k_1, uint row_0)
@@ -286,13 +409,111 @@ __device__ uint FourOrFiveEights_begin_0(uint offset_0, uint k_1, uint row_0)
     return offset_0 + row_0 * (k_1 / 256U) * 36U;
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_0, uint n_0, FixedArray<uint, 2>  * _S80)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 1>  * _S128)
 {
-    FixedArray<uint, 2>  begins_3;
-    uint _S81 = n_0 - 1U;
-    begins_3[int(0)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_0), (_S81))));
-    begins_3[int(1)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_0 + 1U), (_S81))));
-    *_S80 = begins_3;
+    FixedArray<uint, 1>  begins_5;
+    begins_5[int(0)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_1), (n_0 - 1U))));
+    *_S128 = begins_5;
+    return;
+}
+
+__device__ float chosen_1(FixedArray<float, 2>  * values_2, uint number_1)
+{
+    float _S129 = (*values_2)[int(0)];
+    float result_3;
+    if(number_1 == 1U)
+    {
+        result_3 = (*values_2)[int(1)];
+    }
+    else
+    {
+        result_3 = _S129;
+    }
+    return result_3;
+}
+
+__device__ Products_1 products_of_thread_1(FixedArray<uint, 4>  * begins_6, StructuredBuffer<uint> even_5, StructuredBuffer<uint> odd_5, uint k_3, StructuredBuffer<float4 > x_6, uint x_offset_5, StructuredBuffer<float4 > norm_5, uint norm_offset_5, uint first_2, uint step_9)
+{
+    Products_1 products_5;
+    (&products_5)->squares_0 = 0.0f;
+    (&products_5)->sums_0[int(0)] = 0.0f;
+    (&products_5)->sums_0[int(1)] = 0.0f;
+    (&products_5)->sums_0[int(2)] = 0.0f;
+    (&products_5)->sums_0[int(3)] = 0.0f;
+    uint _S130 = k_3 / 8U;
+    uint i_13;
+    if((first_2 + step_9) < _S130)
+    {
+        FixedArray<FourOrFiveEights_Eight_0, 8>  _S131;
+        load_eights_2(begins_6, even_5, odd_5, first_2, step_9, &_S131);
+        i_13 = first_2;
+        FixedArray<FourOrFiveEights_Eight_0, 8>  loaded_1 = _S131;
+        for(;;)
+        {
+            if((i_13 + 3U * step_9) < _S130)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S132 = i_13 + 2U * step_9;
+            FixedArray<FourOrFiveEights_Eight_0, 8>  _S133;
+            load_eights_2(begins_6, even_5, odd_5, _S132, step_9, &_S133);
+            FixedArray<FourOrFiveEights_Eight_0, 8>  _S134 = _S133;
+            FixedArray<FourOrFiveEights_Eight_0, 8>  _S135 = loaded_1;
+            add_products_2(&products_5, &_S135, x_6, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+            i_13 = _S132;
+            loaded_1 = _S134;
+        }
+        FixedArray<FourOrFiveEights_Eight_0, 8>  _S136 = loaded_1;
+        add_products_2(&products_5, &_S136, x_6, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + 2U * step_9;
+    }
+    else
+    {
+        i_13 = first_2;
+    }
+    for(;;)
+    {
+        if(i_13 < _S130)
+        {
+        }
+        else
+        {
+            break;
+        }
+        FixedArray<FourOrFiveEights_Eight_0, 4>  _S137;
+        load_eights_3(begins_6, even_5, odd_5, i_13, step_9, &_S137);
+        FixedArray<FourOrFiveEights_Eight_0, 4>  _S138 = _S137;
+        add_products_3(&products_5, &_S138, x_6, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + step_9;
+    }
+    return products_5;
+}
+
+__device__ void subgroup_sums_1(FixedArray<float, 4>  * values_3, FixedArray<float, 4>  * _S139)
+{
+    FixedArray<float, 4>  result_4;
+    float _S140 = (_waveSum(0xffffffffu, ((*values_3)[int(0)])));
+    result_4[int(0)] = _S140;
+    float _S141 = (_waveSum(0xffffffffu, ((*values_3)[int(1)])));
+    result_4[int(1)] = _S141;
+    float _S142 = (_waveSum(0xffffffffu, ((*values_3)[int(2)])));
+    result_4[int(2)] = _S142;
+    float _S143 = (_waveSum(0xffffffffu, ((*values_3)[int(3)])));
+    result_4[int(3)] = _S143;
+    *_S139 = result_4;
+    return;
+}
+
+__device__ void begins_of_rows_1(uint offset_2, uint k_4, uint first_3, uint n_1, FixedArray<uint, 2>  * _S144)
+{
+    FixedArray<uint, 2>  begins_7;
+    uint _S145 = n_1 - 1U;
+    begins_7[int(0)] = FourOrFiveEights_begin_0(offset_2, k_4, (U32_min((first_3), (_S145))));
+    begins_7[int(1)] = FourOrFiveEights_begin_0(offset_2, k_4, (U32_min((first_3 + 1U), (_S145))));
+    *_S144 = begins_7;
     return;
 }
 
@@ -300,13 +521,14 @@ struct GatedGemvParams_0
 {
     uint gate_offset_0;
     uint up_offset_0;
-    uint x_offset_3;
-    uint norm_offset_3;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint out_offset_0;
-    uint n_1;
-    uint k_3;
+    uint n_2;
+    uint k_5;
     float eps_0;
     uint activation_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -317,85 +539,151 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ float activated_0(float z_0, uint activation_1)
 {
-    float _S82;
+    float _S146;
     if(activation_1 == 1U)
     {
-        _S82 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
+        _S146 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
     }
     else
     {
-        _S82 = z_0;
+        _S146 = z_0;
     }
-    return z_0 / (1.0f + (F32_exp((- _S82))));
+    return z_0 / (1.0f + (F32_exp((- _S146))));
 }
 
-__device__ void gated_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> gate_0, StructuredBuffer<uint> up_0, StructuredBuffer<float4 > x_4, StructuredBuffer<float4 > norm_3, RWStructuredBuffer<float> result_4, GatedGemvParams_0 * p_0)
+__device__ void gated_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> gate_0, StructuredBuffer<uint> up_0, StructuredBuffer<float4 > x_7, StructuredBuffer<float4 > norm_6, RWStructuredBuffer<float> result_5, GatedGemvParams_0 * p_0)
 {
-    uint _S83 = ((warpSize));
-    uint _S84 = 128U / _S83;
-    uint _S85 = p_0->groups_0 * _S84 * 2U;
-    uint _S86 = group_number_0(group_1) * _S84;
-    uint _S87 = thread_0 / _S83;
-    uint first_1 = (_S86 + _S87) * 2U;
+    uint _S147 = (_getLaneId());
+    uint _S148 = ((warpSize));
+    uint _S149 = 128U / _S148;
+    uint _S150 = p_0->groups_0 * _S149;
+    uint _S151 = group_number_0(group_1) * _S149;
+    uint _S152 = thread_0 / _S148;
+    uint first_4 = _S151 + _S152;
     for(;;)
     {
-        uint _S88 = p_0->n_1;
-        if(first_1 < (p_0->n_1))
+        uint _S153 = p_0->n_2;
+        if(first_4 < (p_0->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S89 = p_0->k_3;
-        FixedArray<uint, 2>  _S90;
-        begins_of_rows_0(p_0->gate_offset_0, p_0->k_3, first_1, _S88, &_S90);
-        FixedArray<uint, 2>  _S91 = _S90;
-        FixedArray<uint, 2>  _S92;
-        begins_of_rows_0(p_0->up_offset_0, p_0->k_3, first_1, _S88, &_S92);
-        FixedArray<uint, 2>  _S93 = _S92;
-        FixedArray<uint, 4>  begins_4;
-        begins_4[int(0)] = _S91[int(0)];
-        begins_4[int(1)] = _S93[int(0)];
-        begins_4[int(2)] = _S91[int(1)];
-        begins_4[int(3)] = _S93[int(1)];
-        FixedArray<uint, 4>  _S94 = begins_4;
-        Products_0 _S95 = products_of_thread_0(&_S94, gate_0, up_0, _S89, x_4, p_0->x_offset_3, norm_3, p_0->norm_offset_3);
-        float _S96 = (_waveSum(0xffffffffu, (_S95.squares_0)));
-        float _S97 = 1.0f / (F32_sqrt((_S96 / float(_S89) + p_0->eps_0)));
-        FixedArray<float, 4>  _S98 = _S95.sums_0;
-        FixedArray<float, 4>  _S99;
-        subgroup_sums_0(&_S98, &_S99);
-        FixedArray<float, 2>  results_0;
-        results_0[int(0)] = activated_0(_S99[int(0)] * _S97, p_0->activation_0) * (_S99[int(1)] * _S97);
-        results_0[int(1)] = activated_0(_S99[int(2)] * _S97, p_0->activation_0) * (_S99[int(3)] * _S97);
-        uint _S100 = (_getLaneId());
-        uint _S101 = first_1 + _S100;
-        FixedArray<float, 2>  _S102 = results_0;
-        float _S103 = own_0(&_S102);
-        uint _S104 = (_getLaneId());
-        bool _S105;
-        if(_S104 < 2U)
+        uint _S154 = p_0->k_5;
+        FixedArray<uint, 1>  _S155;
+        begins_of_rows_0(p_0->gate_offset_0, p_0->k_5, first_4, _S153, &_S155);
+        FixedArray<uint, 1>  _S156 = _S155;
+        FixedArray<uint, 1>  _S157;
+        begins_of_rows_0(p_0->up_offset_0, p_0->k_5, first_4, _S153, &_S157);
+        FixedArray<uint, 1>  _S158 = _S157;
+        FixedArray<uint, 2>  begins_8;
+        begins_8[int(0)] = _S156[int(0)];
+        begins_8[int(1)] = _S158[int(0)];
+        FixedArray<uint, 2>  _S159 = begins_8;
+        Products_0 _S160 = products_of_thread_0(&_S159, gate_0, up_0, _S154, x_7, p_0->x_offset_6, norm_6, p_0->norm_offset_6, _S147, _S148);
+        float _S161 = (_waveSum(0xffffffffu, (_S160.squares_0)));
+        float _S162 = 1.0f / (F32_sqrt((_S161 / float(_S154) + p_0->eps_0)));
+        FixedArray<float, 2>  _S163 = _S160.sums_0;
+        FixedArray<float, 2>  _S164;
+        subgroup_sums_0(&_S163, &_S164);
+        FixedArray<float, 1>  results_0;
+        results_0[int(0)] = activated_0(_S164[int(0)] * _S162, p_0->activation_0) * (_S164[int(1)] * _S162);
+        uint _S165 = first_4 + _S147;
+        FixedArray<float, 1>  _S166 = results_0;
+        float _S167 = chosen_0(&_S166, _S147);
+        bool _S168;
+        if(_S147 < 1U)
         {
-            _S105 = _S101 < _S88;
+            _S168 = _S165 < _S153;
         }
         else
         {
-            _S105 = false;
+            _S168 = false;
         }
-        if(_S105)
+        if(_S168)
         {
-            *(&(result_4)[p_0->out_offset_0 + _S101]) = _S103;
+            *(&(result_5)[p_0->out_offset_0 + _S165]) = _S167;
         }
-        first_1 = first_1 + _S85;
+        first_4 = first_4 + _S150;
     }
     return;
 }
 
-extern "C" __global__ void gated_gemv_q4_k(StructuredBuffer<uint> gate_1, StructuredBuffer<uint> up_1, StructuredBuffer<float4 > x_5, StructuredBuffer<float4 > norm_4, RWStructuredBuffer<float> result_5, GatedGemvParams_0 p_1)
+__device__ void gated_gemv_1(uint3  group_2, uint thread_1, StructuredBuffer<uint> gate_1, StructuredBuffer<uint> up_1, StructuredBuffer<float4 > x_8, StructuredBuffer<float4 > norm_7, RWStructuredBuffer<float> result_6, GatedGemvParams_0 * p_1)
 {
-    uint _S106 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GatedGemvParams_0 _S107 = p_1;
-    gated_gemv_0(blockIdx, _S106, gate_1, up_1, x_5, norm_4, result_5, &_S107);
+    uint _S169 = (_getLaneId());
+    uint _S170 = ((warpSize));
+    uint _S171 = 128U / _S170;
+    uint _S172 = p_1->groups_0 * _S171 * 2U;
+    uint _S173 = group_number_0(group_2) * _S171;
+    uint _S174 = thread_1 / _S170;
+    uint first_5 = (_S173 + _S174) * 2U;
+    for(;;)
+    {
+        uint _S175 = p_1->n_2;
+        if(first_5 < (p_1->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S176 = p_1->k_5;
+        FixedArray<uint, 2>  _S177;
+        begins_of_rows_1(p_1->gate_offset_0, p_1->k_5, first_5, _S175, &_S177);
+        FixedArray<uint, 2>  _S178 = _S177;
+        FixedArray<uint, 2>  _S179;
+        begins_of_rows_1(p_1->up_offset_0, p_1->k_5, first_5, _S175, &_S179);
+        FixedArray<uint, 2>  _S180 = _S179;
+        FixedArray<uint, 4>  begins_9;
+        begins_9[int(0)] = _S178[int(0)];
+        begins_9[int(1)] = _S180[int(0)];
+        begins_9[int(2)] = _S178[int(1)];
+        begins_9[int(3)] = _S180[int(1)];
+        FixedArray<uint, 4>  _S181 = begins_9;
+        Products_1 _S182 = products_of_thread_1(&_S181, gate_1, up_1, _S176, x_8, p_1->x_offset_6, norm_7, p_1->norm_offset_6, _S169, _S170);
+        float _S183 = (_waveSum(0xffffffffu, (_S182.squares_0)));
+        float _S184 = 1.0f / (F32_sqrt((_S183 / float(_S176) + p_1->eps_0)));
+        FixedArray<float, 4>  _S185 = _S182.sums_0;
+        FixedArray<float, 4>  _S186;
+        subgroup_sums_1(&_S185, &_S186);
+        FixedArray<float, 2>  results_1;
+        results_1[int(0)] = activated_0(_S186[int(0)] * _S184, p_1->activation_0) * (_S186[int(1)] * _S184);
+        results_1[int(1)] = activated_0(_S186[int(2)] * _S184, p_1->activation_0) * (_S186[int(3)] * _S184);
+        uint _S187 = first_5 + _S169;
+        FixedArray<float, 2>  _S188 = results_1;
+        float _S189 = chosen_1(&_S188, _S169);
+        bool _S190;
+        if(_S169 < 2U)
+        {
+            _S190 = _S187 < _S175;
+        }
+        else
+        {
+            _S190 = false;
+        }
+        if(_S190)
+        {
+            *(&(result_6)[p_1->out_offset_0 + _S187]) = _S189;
+        }
+        first_5 = first_5 + _S172;
+    }
+    return;
+}
+
+extern "C" __global__ void gated_gemv_q4_k(StructuredBuffer<uint> gate_2, StructuredBuffer<uint> up_2, StructuredBuffer<float4 > x_9, StructuredBuffer<float4 > norm_8, RWStructuredBuffer<float> result_7, GatedGemvParams_0 p_2)
+{
+    uint _S191 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    if((p_2.wide_0) != 0U)
+    {
+        GatedGemvParams_0 _S192 = p_2;
+        gated_gemv_1(blockIdx, _S191, gate_2, up_2, x_9, norm_8, result_7, &_S192);
+    }
+    else
+    {
+        GatedGemvParams_0 _S193 = p_2;
+        gated_gemv_0(blockIdx, _S191, gate_2, up_2, x_9, norm_8, result_7, &_S193);
+    }
     return;
 }

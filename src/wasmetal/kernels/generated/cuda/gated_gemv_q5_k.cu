@@ -3,7 +3,7 @@
 
 struct Products_0
 {
-    FixedArray<float, 4>  sums_0;
+    FixedArray<float, 2>  sums_0;
     float squares_0;
 };
 
@@ -15,72 +15,47 @@ struct FourOrFiveEights_Eight_0
     uint3  packed_0;
 };
 
-__device__ FourOrFiveEights_Eight_0 FourOrFiveEights_Eight_x24init_0(uint q_1, uint fifths_1, uint scales_1, uint3  packed_1)
+__device__ uint2  FourOrFiveEights_places_0(uint i_0)
 {
-    FourOrFiveEights_Eight_0 _S1;
-    (&_S1)->q_0 = q_1;
-    (&_S1)->fifths_0 = fifths_1;
-    (&_S1)->scales_0 = scales_1;
-    (&_S1)->packed_0 = packed_1;
-    return _S1;
-}
-
-__device__ FourOrFiveEights_Eight_0 FourOrFiveEights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_0)
-{
-    uint _S2 = begin_0 + i_0 / 32U * 44U;
-    uint _S3 = _S2 + 4U;
-    uint _S4 = i_0 % 32U;
-    uint _S5 = __ldg((&(weight_0)[_S3 + 8U + _S4]));
-    uint _S6 = __ldg((&(weight_0)[_S3 + i_0 % 8U]));
-    uint _S7 = _S6 >> (_S4 / 8U * 2U);
-    uint _S8 = __ldg((&(weight_0)[_S2]));
-    uint _S9 = __ldg((&(weight_0)[_S2 + 1U]));
-    uint _S10 = __ldg((&(weight_0)[_S2 + 2U]));
-    uint _S11 = __ldg((&(weight_0)[_S2 + 3U]));
-    return FourOrFiveEights_Eight_x24init_0(_S5, _S7, _S8, make_uint3 (_S9, _S10, _S11));
-}
-
-__device__ uint2  FourOrFiveEights_places_0(uint i_1)
-{
-    uint _S12 = i_1 % 8U;
-    return make_uint2 (i_1 / 8U * 16U + _S12, i_1 / 8U * 16U + _S12 + 8U);
+    uint _S1 = i_0 % 8U;
+    return make_uint2 (i_0 / 8U * 16U + _S1, i_0 / 8U * 16U + _S1 + 8U);
 }
 
 __device__ float dot_0(float4  x_0, float4  y_0)
 {
-    int i_2 = int(0);
+    int i_1 = int(0);
     float result_0 = 0.0f;
     for(;;)
     {
-        if(i_2 < int(4))
+        if(i_1 < int(4))
         {
         }
         else
         {
             break;
         }
-        float result_1 = result_0 + _slang_vector_get_element(x_0, i_2) * _slang_vector_get_element(y_0, i_2);
-        i_2 = i_2 + int(1);
+        float result_1 = result_0 + _slang_vector_get_element(x_0, i_1) * _slang_vector_get_element(y_0, i_1);
+        i_1 = i_1 + int(1);
         result_0 = result_1;
     }
     return result_0;
 }
 
-__device__ uint2  scales_of_quarter_0(uint3  packed_2, uint quarter_0)
+__device__ uint2  scales_of_quarter_0(uint3  packed_1, uint quarter_0)
 {
-    uint _S13 = quarter_0 % 2U * 16U;
-    uint2  _S14 = uint2 {packed_2.x, packed_2.y} >> make_uint2 (_S13);
-    uint _S15 = (packed_2.z) >> _S13;
-    uint2  _S16;
+    uint _S2 = quarter_0 % 2U * 16U;
+    uint2  _S3 = uint2 {packed_1.x, packed_1.y} >> make_uint2 (_S2);
+    uint _S4 = (packed_1.z) >> _S2;
+    uint2  _S5;
     if(quarter_0 < 2U)
     {
-        _S16 = _S14 & make_uint2 (16191U);
+        _S5 = _S3 & make_uint2 (16191U);
     }
     else
     {
-        _S16 = (make_uint2 (_S15, _S15 >> int(4)) & make_uint2 (3855U)) | ((_S14 >> make_uint2 (int(2))) & make_uint2 (12336U));
+        _S5 = (make_uint2 (_S4, _S4 >> int(4)) & make_uint2 (3855U)) | ((_S3 >> make_uint2 (int(2))) & make_uint2 (12336U));
     }
-    return _S16;
+    return _S5;
 }
 
 __device__ float in_place_0(uint word_0, float zero_0)
@@ -95,8 +70,8 @@ __device__ float in_place_1(uint word_1, float zero_1)
 
 __device__ float4  whole_bytes_0(uint word_2, float zero_2)
 {
-    uint _S17 = word_2 >> int(16);
-    return make_float4 (in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S17, zero_2), in_place_1(_S17, zero_2));
+    uint _S6 = word_2 >> int(16);
+    return make_float4 (in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S6, zero_2), in_place_1(_S6, zero_2));
 }
 
 __device__ float sum_0(float4  v_0)
@@ -109,180 +84,328 @@ __device__ float2  halves_0(uint word_3)
     return make_float2 ((__half2float(__ushort_as_half((word_3 & 65535U)))), (__half2float(__ushort_as_half((word_3 >> int(16))))));
 }
 
-__device__ float FourOrFiveEights_product_0(FourOrFiveEights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
+__device__ float FourOrFiveEights_product_0(FourOrFiveEights_Eight_0 * eight_0, uint i_2, float4  a_0, float4  b_0)
 {
-    uint2  _S18 = scales_of_quarter_0(eight_0->packed_0, i_3 % 32U / 8U);
-    uint2  _S19 = _S18 & make_uint2 (255U);
-    float2  _S20 = make_float2 ((float)_S19.x, (float)_S19.y);
-    uint2  _S21 = _S18 >> make_uint2 (int(8));
-    float2  _S22 = make_float2 ((float)_S21.x, (float)_S21.y);
-    float2  _S23 = halves_0(eight_0->scales_0) * make_float2 (_S20.x * dot_0(whole_bytes_0(((eight_0->q_0) & 252645135U) | (((eight_0->fifths_0) & 16843009U) << int(4)), 0.0f), a_0) + _S22.x * dot_0(whole_bytes_0((((eight_0->q_0) >> int(4)) & 252645135U) | ((((eight_0->fifths_0) >> int(1)) & 16843009U) << int(4)), 0.0f), b_0), _S20.y * sum_0(a_0) + _S22.y * sum_0(b_0));
-    return _S23.x - _S23.y;
+    uint2  _S7 = scales_of_quarter_0(eight_0->packed_0, i_2 % 32U / 8U);
+    uint2  _S8 = _S7 & make_uint2 (255U);
+    float2  _S9 = make_float2 ((float)_S8.x, (float)_S8.y);
+    uint2  _S10 = _S7 >> make_uint2 (int(8));
+    float2  _S11 = make_float2 ((float)_S10.x, (float)_S10.y);
+    float2  _S12 = halves_0(eight_0->scales_0) * make_float2 (_S9.x * dot_0(whole_bytes_0(((eight_0->q_0) & 252645135U) | (((eight_0->fifths_0) & 16843009U) << int(4)), 0.0f), a_0) + _S11.x * dot_0(whole_bytes_0((((eight_0->q_0) >> int(4)) & 252645135U) | ((((eight_0->fifths_0) >> int(1)) & 16843009U) << int(4)), 0.0f), b_0), _S9.y * sum_0(a_0) + _S11.y * sum_0(b_0));
+    return _S12.x - _S12.y;
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 4>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<FourOrFiveEights_Eight_0, 8>  * eights_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_3, uint step_0)
 {
-    FixedArray<FourOrFiveEights_Eight_0, 8>  eights_0;
-    uint _S24 = (*begins_0)[int(0)];
-    eights_0[int(0)] = FourOrFiveEights_load_0(even_0, (*begins_0)[int(0)], i_4);
-    uint _S25 = (*begins_0)[int(1)];
-    eights_0[int(1)] = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(1)], i_4);
-    uint _S26 = (*begins_0)[int(2)];
-    eights_0[int(2)] = FourOrFiveEights_load_0(even_0, (*begins_0)[int(2)], i_4);
-    uint _S27 = (*begins_0)[int(3)];
-    eights_0[int(3)] = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(3)], i_4);
-    uint _S28 = i_4 + lanes_0;
-    eights_0[int(4)] = FourOrFiveEights_load_0(even_0, _S24, _S28);
-    eights_0[int(5)] = FourOrFiveEights_load_0(odd_0, _S25, _S28);
-    eights_0[int(6)] = FourOrFiveEights_load_0(even_0, _S26, _S28);
-    eights_0[int(7)] = FourOrFiveEights_load_0(odd_0, _S27, _S28);
-    uint2  _S29 = FourOrFiveEights_places_0(i_4);
-    uint _S30 = _S29.x;
-    float4  _S31 = __ldg((&(x_1)[x_offset_0 + _S30]));
-    uint _S32 = _S29.y;
-    float4  _S33 = __ldg((&(x_1)[x_offset_0 + _S32]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S31, _S31) + dot_0(_S33, _S33));
-    float4  _S34 = __ldg((&(norm_0)[norm_offset_0 + _S30]));
-    float4  a_1 = _S31 * _S34;
-    float4  _S35 = __ldg((&(norm_0)[norm_offset_0 + _S32]));
-    float4  b_1 = _S33 * _S35;
-    FourOrFiveEights_Eight_0 _S36 = eights_0[int(0)];
-    float _S37 = FourOrFiveEights_product_0(&_S36, i_4, a_1, b_1);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S37;
-    FourOrFiveEights_Eight_0 _S38 = eights_0[int(1)];
-    float _S39 = FourOrFiveEights_product_0(&_S38, i_4, a_1, b_1);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S39;
-    FourOrFiveEights_Eight_0 _S40 = eights_0[int(2)];
-    float _S41 = FourOrFiveEights_product_0(&_S40, i_4, a_1, b_1);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S41;
-    FourOrFiveEights_Eight_0 _S42 = eights_0[int(3)];
-    float _S43 = FourOrFiveEights_product_0(&_S42, i_4, a_1, b_1);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S43;
-    uint2  _S44 = FourOrFiveEights_places_0(_S28);
-    uint _S45 = _S44.x;
-    float4  _S46 = __ldg((&(x_1)[x_offset_0 + _S45]));
-    uint _S47 = _S44.y;
-    float4  _S48 = __ldg((&(x_1)[x_offset_0 + _S47]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S46, _S46) + dot_0(_S48, _S48));
-    float4  _S49 = __ldg((&(norm_0)[norm_offset_0 + _S45]));
-    float4  a_2 = _S46 * _S49;
-    float4  _S50 = __ldg((&(norm_0)[norm_offset_0 + _S47]));
-    float4  b_2 = _S48 * _S50;
-    FourOrFiveEights_Eight_0 _S51 = eights_0[int(4)];
-    float _S52 = FourOrFiveEights_product_0(&_S51, _S28, a_2, b_2);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S52;
-    FourOrFiveEights_Eight_0 _S53 = eights_0[int(5)];
-    float _S54 = FourOrFiveEights_product_0(&_S53, _S28, a_2, b_2);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S54;
-    FourOrFiveEights_Eight_0 _S55 = eights_0[int(6)];
-    float _S56 = FourOrFiveEights_product_0(&_S55, _S28, a_2, b_2);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S56;
-    FourOrFiveEights_Eight_0 _S57 = eights_0[int(7)];
-    float _S58 = FourOrFiveEights_product_0(&_S57, _S28, a_2, b_2);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S58;
+    uint2  _S13 = FourOrFiveEights_places_0(i_3);
+    uint _S14 = _S13.x;
+    float4  _S15 = __ldg((&(x_1)[x_offset_0 + _S14]));
+    uint _S16 = _S13.y;
+    float4  _S17 = __ldg((&(x_1)[x_offset_0 + _S16]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S15, _S15) + dot_0(_S17, _S17));
+    float4  _S18 = __ldg((&(norm_0)[norm_offset_0 + _S14]));
+    float4  a_1 = _S15 * _S18;
+    float4  _S19 = __ldg((&(norm_0)[norm_offset_0 + _S16]));
+    float4  b_1 = _S17 * _S19;
+    float _S20 = FourOrFiveEights_product_0(&(*eights_0)[int(0)], i_3, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S20;
+    float _S21 = FourOrFiveEights_product_0(&(*eights_0)[int(1)], i_3, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S21;
+    uint _S22 = i_3 + step_0;
+    uint2  _S23 = FourOrFiveEights_places_0(_S22);
+    uint _S24 = _S23.x;
+    float4  _S25 = __ldg((&(x_1)[x_offset_0 + _S24]));
+    uint _S26 = _S23.y;
+    float4  _S27 = __ldg((&(x_1)[x_offset_0 + _S26]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S25, _S25) + dot_0(_S27, _S27));
+    float4  _S28 = __ldg((&(norm_0)[norm_offset_0 + _S24]));
+    float4  a_2 = _S25 * _S28;
+    float4  _S29 = __ldg((&(norm_0)[norm_offset_0 + _S26]));
+    float4  b_2 = _S27 * _S29;
+    float _S30 = FourOrFiveEights_product_0(&(*eights_0)[int(2)], _S22, a_2, b_2);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S30;
+    float _S31 = FourOrFiveEights_product_0(&(*eights_0)[int(3)], _S22, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S31;
+    uint _S32 = i_3 + 2U * step_0;
+    uint2  _S33 = FourOrFiveEights_places_0(_S32);
+    uint _S34 = _S33.x;
+    float4  _S35 = __ldg((&(x_1)[x_offset_0 + _S34]));
+    uint _S36 = _S33.y;
+    float4  _S37 = __ldg((&(x_1)[x_offset_0 + _S36]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S35, _S35) + dot_0(_S37, _S37));
+    float4  _S38 = __ldg((&(norm_0)[norm_offset_0 + _S34]));
+    float4  a_3 = _S35 * _S38;
+    float4  _S39 = __ldg((&(norm_0)[norm_offset_0 + _S36]));
+    float4  b_3 = _S37 * _S39;
+    float _S40 = FourOrFiveEights_product_0(&(*eights_0)[int(4)], _S32, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S40;
+    float _S41 = FourOrFiveEights_product_0(&(*eights_0)[int(5)], _S32, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S41;
+    uint _S42 = i_3 + 3U * step_0;
+    uint2  _S43 = FourOrFiveEights_places_0(_S42);
+    uint _S44 = _S43.x;
+    float4  _S45 = __ldg((&(x_1)[x_offset_0 + _S44]));
+    uint _S46 = _S43.y;
+    float4  _S47 = __ldg((&(x_1)[x_offset_0 + _S46]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S45, _S45) + dot_0(_S47, _S47));
+    float4  _S48 = __ldg((&(norm_0)[norm_offset_0 + _S44]));
+    float4  a_4 = _S45 * _S48;
+    float4  _S49 = __ldg((&(norm_0)[norm_offset_0 + _S46]));
+    float4  b_4 = _S47 * _S49;
+    float _S50 = FourOrFiveEights_product_0(&(*eights_0)[int(6)], _S42, a_4, b_4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S50;
+    float _S51 = FourOrFiveEights_product_0(&(*eights_0)[int(7)], _S42, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S51;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 4>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_5, uint lanes_1)
+__device__ FourOrFiveEights_Eight_0 FourOrFiveEights_Eight_x24init_0(uint q_1, uint fifths_1, uint scales_1, uint3  packed_2)
 {
-    FixedArray<FourOrFiveEights_Eight_0, 4>  eights_1;
-    eights_1[int(0)] = FourOrFiveEights_load_0(even_1, (*begins_1)[int(0)], i_5);
-    eights_1[int(1)] = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(1)], i_5);
-    eights_1[int(2)] = FourOrFiveEights_load_0(even_1, (*begins_1)[int(2)], i_5);
-    eights_1[int(3)] = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(3)], i_5);
-    uint2  _S59 = FourOrFiveEights_places_0(i_5);
-    uint _S60 = _S59.x;
-    float4  _S61 = __ldg((&(x_2)[x_offset_1 + _S60]));
-    uint _S62 = _S59.y;
-    float4  _S63 = __ldg((&(x_2)[x_offset_1 + _S62]));
-    products_1->squares_0 = products_1->squares_0 + (dot_0(_S61, _S61) + dot_0(_S63, _S63));
-    float4  _S64 = __ldg((&(norm_1)[norm_offset_1 + _S60]));
-    float4  a_3 = _S61 * _S64;
-    float4  _S65 = __ldg((&(norm_1)[norm_offset_1 + _S62]));
-    float4  b_3 = _S63 * _S65;
-    FourOrFiveEights_Eight_0 _S66 = eights_1[int(0)];
-    float _S67 = FourOrFiveEights_product_0(&_S66, i_5, a_3, b_3);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S67;
-    FourOrFiveEights_Eight_0 _S68 = eights_1[int(1)];
-    float _S69 = FourOrFiveEights_product_0(&_S68, i_5, a_3, b_3);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S69;
-    FourOrFiveEights_Eight_0 _S70 = eights_1[int(2)];
-    float _S71 = FourOrFiveEights_product_0(&_S70, i_5, a_3, b_3);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S71;
-    FourOrFiveEights_Eight_0 _S72 = eights_1[int(3)];
-    float _S73 = FourOrFiveEights_product_0(&_S72, i_5, a_3, b_3);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S73;
+    FourOrFiveEights_Eight_0 _S52;
+    (&_S52)->q_0 = q_1;
+    (&_S52)->fifths_0 = fifths_1;
+    (&_S52)->scales_0 = scales_1;
+    (&_S52)->packed_0 = packed_2;
+    return _S52;
+}
+
+__device__ FourOrFiveEights_Eight_0 FourOrFiveEights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_4)
+{
+    uint _S53 = begin_0 + i_4 / 32U * 44U;
+    uint _S54 = _S53 + 4U;
+    uint _S55 = i_4 % 32U;
+    uint _S56 = __ldg((&(weight_0)[_S54 + 8U + _S55]));
+    uint _S57 = __ldg((&(weight_0)[_S54 + i_4 % 8U]));
+    uint _S58 = _S57 >> (_S55 / 8U * 2U);
+    uint _S59 = __ldg((&(weight_0)[_S53]));
+    uint _S60 = __ldg((&(weight_0)[_S53 + 1U]));
+    uint _S61 = __ldg((&(weight_0)[_S53 + 2U]));
+    uint _S62 = __ldg((&(weight_0)[_S53 + 3U]));
+    return FourOrFiveEights_Eight_x24init_0(_S56, _S58, _S59, make_uint3 (_S60, _S61, _S62));
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_5, uint step_1, FixedArray<FourOrFiveEights_Eight_0, 8>  * _S63)
+{
+    FixedArray<FourOrFiveEights_Eight_0, 8>  eights_1;
+    uint _S64 = (*begins_0)[int(0)];
+    eights_1[int(0)] = FourOrFiveEights_load_0(even_0, (*begins_0)[int(0)], i_5);
+    uint _S65 = (*begins_0)[int(1)];
+    eights_1[int(1)] = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(1)], i_5);
+    uint _S66 = i_5 + step_1;
+    eights_1[int(2)] = FourOrFiveEights_load_0(even_0, _S64, _S66);
+    eights_1[int(3)] = FourOrFiveEights_load_0(odd_0, _S65, _S66);
+    uint _S67 = i_5 + 2U * step_1;
+    eights_1[int(4)] = FourOrFiveEights_load_0(even_0, _S64, _S67);
+    eights_1[int(5)] = FourOrFiveEights_load_0(odd_0, _S65, _S67);
+    uint _S68 = i_5 + 3U * step_1;
+    eights_1[int(6)] = FourOrFiveEights_load_0(even_0, _S64, _S68);
+    eights_1[int(7)] = FourOrFiveEights_load_0(odd_0, _S65, _S68);
+    *_S63 = eights_1;
     return;
 }
 
-__device__ float own_0(FixedArray<float, 2>  * values_0)
+__device__ void add_products_1(Products_0 * products_1, FixedArray<FourOrFiveEights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint step_2)
 {
-    float _S74 = (*values_0)[int(0)];
-    uint _S75 = (_getLaneId());
-    float result_2;
-    if(_S75 == 1U)
+    uint2  _S69 = FourOrFiveEights_places_0(i_6);
+    uint _S70 = _S69.x;
+    float4  _S71 = __ldg((&(x_2)[x_offset_1 + _S70]));
+    uint _S72 = _S69.y;
+    float4  _S73 = __ldg((&(x_2)[x_offset_1 + _S72]));
+    products_1->squares_0 = products_1->squares_0 + (dot_0(_S71, _S71) + dot_0(_S73, _S73));
+    float4  _S74 = __ldg((&(norm_1)[norm_offset_1 + _S70]));
+    float4  a_5 = _S71 * _S74;
+    float4  _S75 = __ldg((&(norm_1)[norm_offset_1 + _S72]));
+    float4  b_5 = _S73 * _S75;
+    float _S76 = FourOrFiveEights_product_0(&(*eights_2)[int(0)], i_6, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S76;
+    float _S77 = FourOrFiveEights_product_0(&(*eights_2)[int(1)], i_6, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S77;
+    return;
+}
+
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_7, uint step_3, FixedArray<FourOrFiveEights_Eight_0, 2>  * _S78)
+{
+    FixedArray<FourOrFiveEights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = FourOrFiveEights_load_0(even_1, (*begins_1)[int(0)], i_7);
+    eights_3[int(1)] = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(1)], i_7);
+    *_S78 = eights_3;
+    return;
+}
+
+struct Products_1
+{
+    FixedArray<float, 4>  sums_0;
+    float squares_0;
+};
+
+__device__ void add_products_2(Products_1 * products_2, FixedArray<FourOrFiveEights_Eight_0, 8>  * eights_4, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint i_8, uint step_4)
+{
+    uint2  _S79 = FourOrFiveEights_places_0(i_8);
+    uint _S80 = _S79.x;
+    float4  _S81 = __ldg((&(x_3)[x_offset_2 + _S80]));
+    uint _S82 = _S79.y;
+    float4  _S83 = __ldg((&(x_3)[x_offset_2 + _S82]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S81, _S81) + dot_0(_S83, _S83));
+    float4  _S84 = __ldg((&(norm_2)[norm_offset_2 + _S80]));
+    float4  a_6 = _S81 * _S84;
+    float4  _S85 = __ldg((&(norm_2)[norm_offset_2 + _S82]));
+    float4  b_6 = _S83 * _S85;
+    float _S86 = FourOrFiveEights_product_0(&(*eights_4)[int(0)], i_8, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S86;
+    float _S87 = FourOrFiveEights_product_0(&(*eights_4)[int(1)], i_8, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S87;
+    float _S88 = FourOrFiveEights_product_0(&(*eights_4)[int(2)], i_8, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S88;
+    float _S89 = FourOrFiveEights_product_0(&(*eights_4)[int(3)], i_8, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S89;
+    uint _S90 = i_8 + step_4;
+    uint2  _S91 = FourOrFiveEights_places_0(_S90);
+    uint _S92 = _S91.x;
+    float4  _S93 = __ldg((&(x_3)[x_offset_2 + _S92]));
+    uint _S94 = _S91.y;
+    float4  _S95 = __ldg((&(x_3)[x_offset_2 + _S94]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S93, _S93) + dot_0(_S95, _S95));
+    float4  _S96 = __ldg((&(norm_2)[norm_offset_2 + _S92]));
+    float4  a_7 = _S93 * _S96;
+    float4  _S97 = __ldg((&(norm_2)[norm_offset_2 + _S94]));
+    float4  b_7 = _S95 * _S97;
+    float _S98 = FourOrFiveEights_product_0(&(*eights_4)[int(4)], _S90, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S98;
+    float _S99 = FourOrFiveEights_product_0(&(*eights_4)[int(5)], _S90, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S99;
+    float _S100 = FourOrFiveEights_product_0(&(*eights_4)[int(6)], _S90, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S100;
+    float _S101 = FourOrFiveEights_product_0(&(*eights_4)[int(7)], _S90, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S101;
+    return;
+}
+
+__device__ void load_eights_2(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint i_9, uint step_5, FixedArray<FourOrFiveEights_Eight_0, 8>  * _S102)
+{
+    FixedArray<FourOrFiveEights_Eight_0, 8>  eights_5;
+    uint _S103 = (*begins_2)[int(0)];
+    eights_5[int(0)] = FourOrFiveEights_load_0(even_2, (*begins_2)[int(0)], i_9);
+    uint _S104 = (*begins_2)[int(1)];
+    eights_5[int(1)] = FourOrFiveEights_load_0(odd_2, (*begins_2)[int(1)], i_9);
+    uint _S105 = (*begins_2)[int(2)];
+    eights_5[int(2)] = FourOrFiveEights_load_0(even_2, (*begins_2)[int(2)], i_9);
+    uint _S106 = (*begins_2)[int(3)];
+    eights_5[int(3)] = FourOrFiveEights_load_0(odd_2, (*begins_2)[int(3)], i_9);
+    uint _S107 = i_9 + step_5;
+    eights_5[int(4)] = FourOrFiveEights_load_0(even_2, _S103, _S107);
+    eights_5[int(5)] = FourOrFiveEights_load_0(odd_2, _S104, _S107);
+    eights_5[int(6)] = FourOrFiveEights_load_0(even_2, _S105, _S107);
+    eights_5[int(7)] = FourOrFiveEights_load_0(odd_2, _S106, _S107);
+    *_S102 = eights_5;
+    return;
+}
+
+__device__ void add_products_3(Products_1 * products_3, FixedArray<FourOrFiveEights_Eight_0, 4>  * eights_6, StructuredBuffer<float4 > x_4, uint x_offset_3, StructuredBuffer<float4 > norm_3, uint norm_offset_3, uint i_10, uint step_6)
+{
+    uint2  _S108 = FourOrFiveEights_places_0(i_10);
+    uint _S109 = _S108.x;
+    float4  _S110 = __ldg((&(x_4)[x_offset_3 + _S109]));
+    uint _S111 = _S108.y;
+    float4  _S112 = __ldg((&(x_4)[x_offset_3 + _S111]));
+    products_3->squares_0 = products_3->squares_0 + (dot_0(_S110, _S110) + dot_0(_S112, _S112));
+    float4  _S113 = __ldg((&(norm_3)[norm_offset_3 + _S109]));
+    float4  a_8 = _S110 * _S113;
+    float4  _S114 = __ldg((&(norm_3)[norm_offset_3 + _S111]));
+    float4  b_8 = _S112 * _S114;
+    float _S115 = FourOrFiveEights_product_0(&(*eights_6)[int(0)], i_10, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S115;
+    float _S116 = FourOrFiveEights_product_0(&(*eights_6)[int(1)], i_10, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S116;
+    float _S117 = FourOrFiveEights_product_0(&(*eights_6)[int(2)], i_10, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S117;
+    float _S118 = FourOrFiveEights_product_0(&(*eights_6)[int(3)], i_10, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S118;
+    return;
+}
+
+__device__ void load_eights_3(FixedArray<uint, 4>  * begins_3, StructuredBuffer<uint> even_3, StructuredBuffer<uint> odd_3, uint i_11, uint step_7, FixedArray<FourOrFiveEights_Eight_0, 4>  * _S119)
+{
+    FixedArray<FourOrFiveEights_Eight_0, 4>  eights_7;
+    eights_7[int(0)] = FourOrFiveEights_load_0(even_3, (*begins_3)[int(0)], i_11);
+    eights_7[int(1)] = FourOrFiveEights_load_0(odd_3, (*begins_3)[int(1)], i_11);
+    eights_7[int(2)] = FourOrFiveEights_load_0(even_3, (*begins_3)[int(2)], i_11);
+    eights_7[int(3)] = FourOrFiveEights_load_0(odd_3, (*begins_3)[int(3)], i_11);
+    *_S119 = eights_7;
+    return;
+}
+
+__device__ float chosen_0(FixedArray<float, 1>  * values_0, uint number_0)
+{
+    return (*values_0)[int(0)];
+}
+
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_4, StructuredBuffer<uint> even_4, StructuredBuffer<uint> odd_4, uint k_0, StructuredBuffer<float4 > x_5, uint x_offset_4, StructuredBuffer<float4 > norm_4, uint norm_offset_4, uint first_0, uint step_8)
+{
+    Products_0 products_4;
+    (&products_4)->squares_0 = 0.0f;
+    (&products_4)->sums_0[int(0)] = 0.0f;
+    (&products_4)->sums_0[int(1)] = 0.0f;
+    uint _S120 = k_0 / 8U;
+    uint i_12;
+    if((first_0 + 3U * step_8) < _S120)
     {
-        result_2 = (*values_0)[int(1)];
+        FixedArray<FourOrFiveEights_Eight_0, 8>  _S121;
+        load_eights_0(begins_4, even_4, odd_4, first_0, step_8, &_S121);
+        i_12 = first_0;
+        FixedArray<FourOrFiveEights_Eight_0, 8>  loaded_0 = _S121;
+        for(;;)
+        {
+            if((i_12 + 7U * step_8) < _S120)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S122 = i_12 + 4U * step_8;
+            FixedArray<FourOrFiveEights_Eight_0, 8>  _S123;
+            load_eights_0(begins_4, even_4, odd_4, _S122, step_8, &_S123);
+            FixedArray<FourOrFiveEights_Eight_0, 8>  _S124 = _S123;
+            FixedArray<FourOrFiveEights_Eight_0, 8>  _S125 = loaded_0;
+            add_products_0(&products_4, &_S125, x_5, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+            i_12 = _S122;
+            loaded_0 = _S124;
+        }
+        FixedArray<FourOrFiveEights_Eight_0, 8>  _S126 = loaded_0;
+        add_products_0(&products_4, &_S126, x_5, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + 4U * step_8;
     }
     else
     {
-        result_2 = _S74;
+        i_12 = first_0;
     }
-    return result_2;
+    for(;;)
+    {
+        if(i_12 < _S120)
+        {
+        }
+        else
+        {
+            break;
+        }
+        FixedArray<FourOrFiveEights_Eight_0, 2>  _S127;
+        load_eights_1(begins_4, even_4, odd_4, i_12, step_8, &_S127);
+        FixedArray<FourOrFiveEights_Eight_0, 2>  _S128 = _S127;
+        add_products_1(&products_4, &_S128, x_5, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + step_8;
+    }
+    return products_4;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 4>  * values_1, FixedArray<float, 4>  * _S76)
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_1, FixedArray<float, 2>  * _S129)
 {
-    FixedArray<float, 4>  result_3;
-    float _S77 = (_waveSum(0xffffffffu, ((*values_1)[int(0)])));
-    result_3[int(0)] = _S77;
-    float _S78 = (_waveSum(0xffffffffu, ((*values_1)[int(1)])));
-    result_3[int(1)] = _S78;
-    float _S79 = (_waveSum(0xffffffffu, ((*values_1)[int(2)])));
-    result_3[int(2)] = _S79;
-    float _S80 = (_waveSum(0xffffffffu, ((*values_1)[int(3)])));
-    result_3[int(3)] = _S80;
-    *_S76 = result_3;
+    FixedArray<float, 2>  result_2;
+    float _S130 = (_waveSum(0xffffffffu, ((*values_1)[int(0)])));
+    result_2[int(0)] = _S130;
+    float _S131 = (_waveSum(0xffffffffu, ((*values_1)[int(1)])));
+    result_2[int(1)] = _S131;
+    *_S129 = result_2;
     return;
-}
-
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
-{
-    Products_0 products_2;
-    (&products_2)->squares_0 = 0.0f;
-    (&products_2)->sums_0[int(0)] = 0.0f;
-    (&products_2)->sums_0[int(1)] = 0.0f;
-    (&products_2)->sums_0[int(2)] = 0.0f;
-    (&products_2)->sums_0[int(3)] = 0.0f;
-    uint _S81 = ((warpSize));
-    uint _S82 = k_0 / 8U;
-    uint _S83 = (_getLaneId());
-    uint i_6 = _S83;
-    for(;;)
-    {
-        if((i_6 + _S81) < _S82)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S81);
-        i_6 = i_6 + 2U * _S81;
-    }
-    for(;;)
-    {
-        if(i_6 < _S82)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S81);
-        i_6 = i_6 + _S81;
-    }
-    return products_2;
 }
 
 __device__ uint FourOrFiveEights_begin_0(uint offset_0, uint k_1, uint row_0)
@@ -290,13 +413,111 @@ __device__ uint FourOrFiveEights_begin_0(uint offset_0, uint k_1, uint row_0)
     return offset_0 + row_0 * (k_1 / 256U) * 44U;
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_0, uint n_0, FixedArray<uint, 2>  * _S84)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 1>  * _S132)
 {
-    FixedArray<uint, 2>  begins_3;
-    uint _S85 = n_0 - 1U;
-    begins_3[int(0)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_0), (_S85))));
-    begins_3[int(1)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_0 + 1U), (_S85))));
-    *_S84 = begins_3;
+    FixedArray<uint, 1>  begins_5;
+    begins_5[int(0)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_1), (n_0 - 1U))));
+    *_S132 = begins_5;
+    return;
+}
+
+__device__ float chosen_1(FixedArray<float, 2>  * values_2, uint number_1)
+{
+    float _S133 = (*values_2)[int(0)];
+    float result_3;
+    if(number_1 == 1U)
+    {
+        result_3 = (*values_2)[int(1)];
+    }
+    else
+    {
+        result_3 = _S133;
+    }
+    return result_3;
+}
+
+__device__ Products_1 products_of_thread_1(FixedArray<uint, 4>  * begins_6, StructuredBuffer<uint> even_5, StructuredBuffer<uint> odd_5, uint k_3, StructuredBuffer<float4 > x_6, uint x_offset_5, StructuredBuffer<float4 > norm_5, uint norm_offset_5, uint first_2, uint step_9)
+{
+    Products_1 products_5;
+    (&products_5)->squares_0 = 0.0f;
+    (&products_5)->sums_0[int(0)] = 0.0f;
+    (&products_5)->sums_0[int(1)] = 0.0f;
+    (&products_5)->sums_0[int(2)] = 0.0f;
+    (&products_5)->sums_0[int(3)] = 0.0f;
+    uint _S134 = k_3 / 8U;
+    uint i_13;
+    if((first_2 + step_9) < _S134)
+    {
+        FixedArray<FourOrFiveEights_Eight_0, 8>  _S135;
+        load_eights_2(begins_6, even_5, odd_5, first_2, step_9, &_S135);
+        i_13 = first_2;
+        FixedArray<FourOrFiveEights_Eight_0, 8>  loaded_1 = _S135;
+        for(;;)
+        {
+            if((i_13 + 3U * step_9) < _S134)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S136 = i_13 + 2U * step_9;
+            FixedArray<FourOrFiveEights_Eight_0, 8>  _S137;
+            load_eights_2(begins_6, even_5, odd_5, _S136, step_9, &_S137);
+            FixedArray<FourOrFiveEights_Eight_0, 8>  _S138 = _S137;
+            FixedArray<FourOrFiveEights_Eight_0, 8>  _S139 = loaded_1;
+            add_products_2(&products_5, &_S139, x_6, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+            i_13 = _S136;
+            loaded_1 = _S138;
+        }
+        FixedArray<FourOrFiveEights_Eight_0, 8>  _S140 = loaded_1;
+        add_products_2(&products_5, &_S140, x_6, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + 2U * step_9;
+    }
+    else
+    {
+        i_13 = first_2;
+    }
+    for(;;)
+    {
+        if(i_13 < _S134)
+        {
+        }
+        else
+        {
+            break;
+        }
+        FixedArray<FourOrFiveEights_Eight_0, 4>  _S141;
+        load_eights_3(begins_6, even_5, odd_5, i_13, step_9, &_S141);
+        FixedArray<FourOrFiveEights_Eight_0, 4>  _S142 = _S141;
+        add_products_3(&products_5, &_S142, x_6, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + step_9;
+    }
+    return products_5;
+}
+
+__device__ void subgroup_sums_1(FixedArray<float, 4>  * values_3, FixedArray<float, 4>  * _S143)
+{
+    FixedArray<float, 4>  result_4;
+    float _S144 = (_waveSum(0xffffffffu, ((*values_3)[int(0)])));
+    result_4[int(0)] = _S144;
+    float _S145 = (_waveSum(0xffffffffu, ((*values_3)[int(1)])));
+    result_4[int(1)] = _S145;
+    float _S146 = (_waveSum(0xffffffffu, ((*values_3)[int(2)])));
+    result_4[int(2)] = _S146;
+    float _S147 = (_waveSum(0xffffffffu, ((*values_3)[int(3)])));
+    result_4[int(3)] = _S147;
+    *_S143 = result_4;
+    return;
+}
+
+__device__ void begins_of_rows_1(uint offset_2, uint k_4, uint first_3, uint n_1, FixedArray<uint, 2>  * _S148)
+{
+    FixedArray<uint, 2>  begins_7;
+    uint _S149 = n_1 - 1U;
+    begins_7[int(0)] = FourOrFiveEights_begin_0(offset_2, k_4, (U32_min((first_3), (_S149))));
+    begins_7[int(1)] = FourOrFiveEights_begin_0(offset_2, k_4, (U32_min((first_3 + 1U), (_S149))));
+    *_S148 = begins_7;
     return;
 }
 
@@ -304,13 +525,14 @@ struct GatedGemvParams_0
 {
     uint gate_offset_0;
     uint up_offset_0;
-    uint x_offset_3;
-    uint norm_offset_3;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint out_offset_0;
-    uint n_1;
-    uint k_3;
+    uint n_2;
+    uint k_5;
     float eps_0;
     uint activation_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -321,85 +543,151 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ float activated_0(float z_0, uint activation_1)
 {
-    float _S86;
+    float _S150;
     if(activation_1 == 1U)
     {
-        _S86 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
+        _S150 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
     }
     else
     {
-        _S86 = z_0;
+        _S150 = z_0;
     }
-    return z_0 / (1.0f + (F32_exp((- _S86))));
+    return z_0 / (1.0f + (F32_exp((- _S150))));
 }
 
-__device__ void gated_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> gate_0, StructuredBuffer<uint> up_0, StructuredBuffer<float4 > x_4, StructuredBuffer<float4 > norm_3, RWStructuredBuffer<float> result_4, GatedGemvParams_0 * p_0)
+__device__ void gated_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> gate_0, StructuredBuffer<uint> up_0, StructuredBuffer<float4 > x_7, StructuredBuffer<float4 > norm_6, RWStructuredBuffer<float> result_5, GatedGemvParams_0 * p_0)
 {
-    uint _S87 = ((warpSize));
-    uint _S88 = 128U / _S87;
-    uint _S89 = p_0->groups_0 * _S88 * 2U;
-    uint _S90 = group_number_0(group_1) * _S88;
-    uint _S91 = thread_0 / _S87;
-    uint first_1 = (_S90 + _S91) * 2U;
+    uint _S151 = (_getLaneId());
+    uint _S152 = ((warpSize));
+    uint _S153 = 128U / _S152;
+    uint _S154 = p_0->groups_0 * _S153;
+    uint _S155 = group_number_0(group_1) * _S153;
+    uint _S156 = thread_0 / _S152;
+    uint first_4 = _S155 + _S156;
     for(;;)
     {
-        uint _S92 = p_0->n_1;
-        if(first_1 < (p_0->n_1))
+        uint _S157 = p_0->n_2;
+        if(first_4 < (p_0->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S93 = p_0->k_3;
-        FixedArray<uint, 2>  _S94;
-        begins_of_rows_0(p_0->gate_offset_0, p_0->k_3, first_1, _S92, &_S94);
-        FixedArray<uint, 2>  _S95 = _S94;
-        FixedArray<uint, 2>  _S96;
-        begins_of_rows_0(p_0->up_offset_0, p_0->k_3, first_1, _S92, &_S96);
-        FixedArray<uint, 2>  _S97 = _S96;
-        FixedArray<uint, 4>  begins_4;
-        begins_4[int(0)] = _S95[int(0)];
-        begins_4[int(1)] = _S97[int(0)];
-        begins_4[int(2)] = _S95[int(1)];
-        begins_4[int(3)] = _S97[int(1)];
-        FixedArray<uint, 4>  _S98 = begins_4;
-        Products_0 _S99 = products_of_thread_0(&_S98, gate_0, up_0, _S93, x_4, p_0->x_offset_3, norm_3, p_0->norm_offset_3);
-        float _S100 = (_waveSum(0xffffffffu, (_S99.squares_0)));
-        float _S101 = 1.0f / (F32_sqrt((_S100 / float(_S93) + p_0->eps_0)));
-        FixedArray<float, 4>  _S102 = _S99.sums_0;
-        FixedArray<float, 4>  _S103;
-        subgroup_sums_0(&_S102, &_S103);
-        FixedArray<float, 2>  results_0;
-        results_0[int(0)] = activated_0(_S103[int(0)] * _S101, p_0->activation_0) * (_S103[int(1)] * _S101);
-        results_0[int(1)] = activated_0(_S103[int(2)] * _S101, p_0->activation_0) * (_S103[int(3)] * _S101);
-        uint _S104 = (_getLaneId());
-        uint _S105 = first_1 + _S104;
-        FixedArray<float, 2>  _S106 = results_0;
-        float _S107 = own_0(&_S106);
-        uint _S108 = (_getLaneId());
-        bool _S109;
-        if(_S108 < 2U)
+        uint _S158 = p_0->k_5;
+        FixedArray<uint, 1>  _S159;
+        begins_of_rows_0(p_0->gate_offset_0, p_0->k_5, first_4, _S157, &_S159);
+        FixedArray<uint, 1>  _S160 = _S159;
+        FixedArray<uint, 1>  _S161;
+        begins_of_rows_0(p_0->up_offset_0, p_0->k_5, first_4, _S157, &_S161);
+        FixedArray<uint, 1>  _S162 = _S161;
+        FixedArray<uint, 2>  begins_8;
+        begins_8[int(0)] = _S160[int(0)];
+        begins_8[int(1)] = _S162[int(0)];
+        FixedArray<uint, 2>  _S163 = begins_8;
+        Products_0 _S164 = products_of_thread_0(&_S163, gate_0, up_0, _S158, x_7, p_0->x_offset_6, norm_6, p_0->norm_offset_6, _S151, _S152);
+        float _S165 = (_waveSum(0xffffffffu, (_S164.squares_0)));
+        float _S166 = 1.0f / (F32_sqrt((_S165 / float(_S158) + p_0->eps_0)));
+        FixedArray<float, 2>  _S167 = _S164.sums_0;
+        FixedArray<float, 2>  _S168;
+        subgroup_sums_0(&_S167, &_S168);
+        FixedArray<float, 1>  results_0;
+        results_0[int(0)] = activated_0(_S168[int(0)] * _S166, p_0->activation_0) * (_S168[int(1)] * _S166);
+        uint _S169 = first_4 + _S151;
+        FixedArray<float, 1>  _S170 = results_0;
+        float _S171 = chosen_0(&_S170, _S151);
+        bool _S172;
+        if(_S151 < 1U)
         {
-            _S109 = _S105 < _S92;
+            _S172 = _S169 < _S157;
         }
         else
         {
-            _S109 = false;
+            _S172 = false;
         }
-        if(_S109)
+        if(_S172)
         {
-            *(&(result_4)[p_0->out_offset_0 + _S105]) = _S107;
+            *(&(result_5)[p_0->out_offset_0 + _S169]) = _S171;
         }
-        first_1 = first_1 + _S89;
+        first_4 = first_4 + _S154;
     }
     return;
 }
 
-extern "C" __global__ void gated_gemv_q5_k(StructuredBuffer<uint> gate_1, StructuredBuffer<uint> up_1, StructuredBuffer<float4 > x_5, StructuredBuffer<float4 > norm_4, RWStructuredBuffer<float> result_5, GatedGemvParams_0 p_1)
+__device__ void gated_gemv_1(uint3  group_2, uint thread_1, StructuredBuffer<uint> gate_1, StructuredBuffer<uint> up_1, StructuredBuffer<float4 > x_8, StructuredBuffer<float4 > norm_7, RWStructuredBuffer<float> result_6, GatedGemvParams_0 * p_1)
 {
-    uint _S110 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GatedGemvParams_0 _S111 = p_1;
-    gated_gemv_0(blockIdx, _S110, gate_1, up_1, x_5, norm_4, result_5, &_S111);
+    uint _S173 = (_getLaneId());
+    uint _S174 = ((warpSize));
+    uint _S175 = 128U / _S174;
+    uint _S176 = p_1->groups_0 * _S175 * 2U;
+    uint _S177 = group_number_0(group_2) * _S175;
+    uint _S178 = thread_1 / _S174;
+    uint first_5 = (_S177 + _S178) * 2U;
+    for(;;)
+    {
+        uint _S179 = p_1->n_2;
+        if(first_5 < (p_1->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S180 = p_1->k_5;
+        FixedArray<uint, 2>  _S181;
+        begins_of_rows_1(p_1->gate_offset_0, p_1->k_5, first_5, _S179, &_S181);
+        FixedArray<uint, 2>  _S182 = _S181;
+        FixedArray<uint, 2>  _S183;
+        begins_of_rows_1(p_1->up_offset_0, p_1->k_5, first_5, _S179, &_S183);
+        FixedArray<uint, 2>  _S184 = _S183;
+        FixedArray<uint, 4>  begins_9;
+        begins_9[int(0)] = _S182[int(0)];
+        begins_9[int(1)] = _S184[int(0)];
+        begins_9[int(2)] = _S182[int(1)];
+        begins_9[int(3)] = _S184[int(1)];
+        FixedArray<uint, 4>  _S185 = begins_9;
+        Products_1 _S186 = products_of_thread_1(&_S185, gate_1, up_1, _S180, x_8, p_1->x_offset_6, norm_7, p_1->norm_offset_6, _S173, _S174);
+        float _S187 = (_waveSum(0xffffffffu, (_S186.squares_0)));
+        float _S188 = 1.0f / (F32_sqrt((_S187 / float(_S180) + p_1->eps_0)));
+        FixedArray<float, 4>  _S189 = _S186.sums_0;
+        FixedArray<float, 4>  _S190;
+        subgroup_sums_1(&_S189, &_S190);
+        FixedArray<float, 2>  results_1;
+        results_1[int(0)] = activated_0(_S190[int(0)] * _S188, p_1->activation_0) * (_S190[int(1)] * _S188);
+        results_1[int(1)] = activated_0(_S190[int(2)] * _S188, p_1->activation_0) * (_S190[int(3)] * _S188);
+        uint _S191 = first_5 + _S173;
+        FixedArray<float, 2>  _S192 = results_1;
+        float _S193 = chosen_1(&_S192, _S173);
+        bool _S194;
+        if(_S173 < 2U)
+        {
+            _S194 = _S191 < _S179;
+        }
+        else
+        {
+            _S194 = false;
+        }
+        if(_S194)
+        {
+            *(&(result_6)[p_1->out_offset_0 + _S191]) = _S193;
+        }
+        first_5 = first_5 + _S176;
+    }
+    return;
+}
+
+extern "C" __global__ void gated_gemv_q5_k(StructuredBuffer<uint> gate_2, StructuredBuffer<uint> up_2, StructuredBuffer<float4 > x_9, StructuredBuffer<float4 > norm_8, RWStructuredBuffer<float> result_7, GatedGemvParams_0 p_2)
+{
+    uint _S195 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    if((p_2.wide_0) != 0U)
+    {
+        GatedGemvParams_0 _S196 = p_2;
+        gated_gemv_1(blockIdx, _S195, gate_2, up_2, x_9, norm_8, result_7, &_S196);
+    }
+    else
+    {
+        GatedGemvParams_0 _S197 = p_2;
+        gated_gemv_0(blockIdx, _S195, gate_2, up_2, x_9, norm_8, result_7, &_S197);
+    }
     return;
 }

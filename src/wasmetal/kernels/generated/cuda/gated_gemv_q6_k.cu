@@ -3,7 +3,7 @@
 
 struct Products_0
 {
-    FixedArray<float, 4>  sums_0;
+    FixedArray<float, 2>  sums_0;
     float squares_0;
 };
 
@@ -16,76 +16,27 @@ struct Q6_KEights_Eight_0
     uint d_0;
 };
 
-__device__ uint word_from_0(uint half_0, uint first_1, uint second_1)
+__device__ uint2  Q6_KEights_places_0(uint i_0)
 {
-    uint _S1;
-    if((half_0 % 2U) == 0U)
-    {
-        _S1 = first_1;
-    }
-    else
-    {
-        _S1 = (first_1 >> int(16)) | (second_1 << int(16));
-    }
-    return _S1;
-}
-
-__device__ uint load_word_0(StructuredBuffer<uint> words_0, uint half_1)
-{
-    uint _S2 = __ldg((&(words_0)[half_1 / 2U]));
-    uint _S3 = __ldg((&(words_0)[half_1 / 2U + half_1 % 2U]));
-    return word_from_0(half_1, _S2, _S3);
-}
-
-__device__ uint load_half_0(StructuredBuffer<uint> words_1, uint half_2)
-{
-    uint _S4 = __ldg((&(words_1)[half_2 / 2U]));
-    return _S4 >> (half_2 % 2U * 16U);
-}
-
-__device__ Q6_KEights_Eight_0 Q6_KEights_Eight_x24init_0(uint low_1, uint high_1, uint first_2, uint second_2, uint d_1)
-{
-    Q6_KEights_Eight_0 _S5;
-    (&_S5)->low_0 = low_1;
-    (&_S5)->high_0 = high_1;
-    (&_S5)->first_0 = first_2;
-    (&_S5)->second_0 = second_2;
-    (&_S5)->d_0 = d_1;
-    return _S5;
-}
-
-__device__ Q6_KEights_Eight_0 Q6_KEights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_0)
-{
-    uint _S6 = begin_0 + i_0 / 32U * 105U;
-    uint _S7 = i_0 % 32U;
-    uint _S8 = _S7 / 16U;
-    uint _S9 = i_0 % 16U;
-    uint _S10 = _S8 * 8U + _S9 / 4U;
-    uint _S11 = _S10 % 2U * 8U;
-    return Q6_KEights_Eight_x24init_0(load_word_0(weight_0, _S6 + _S7 * 2U), (load_word_0(weight_0, _S6 + 64U + _S8 * 16U + i_0 % 8U * 2U)) >> (_S9 / 8U * 2U), (load_half_0(weight_0, _S6 + 96U + _S10 / 2U)) >> _S11, (load_half_0(weight_0, _S6 + 98U + _S10 / 2U)) >> _S11, load_half_0(weight_0, _S6 + 104U));
-}
-
-__device__ uint2  Q6_KEights_places_0(uint i_1)
-{
-    uint _S12 = i_1 % 16U;
-    return make_uint2 (i_1 / 16U * 32U + _S12, i_1 / 16U * 32U + _S12 + 16U);
+    uint _S1 = i_0 % 16U;
+    return make_uint2 (i_0 / 16U * 32U + _S1, i_0 / 16U * 32U + _S1 + 16U);
 }
 
 __device__ float dot_0(float4  x_0, float4  y_0)
 {
-    int i_2 = int(0);
+    int i_1 = int(0);
     float result_0 = 0.0f;
     for(;;)
     {
-        if(i_2 < int(4))
+        if(i_1 < int(4))
         {
         }
         else
         {
             break;
         }
-        float result_1 = result_0 + _slang_vector_get_element(x_0, i_2) * _slang_vector_get_element(y_0, i_2);
-        i_2 = i_2 + int(1);
+        float result_1 = result_0 + _slang_vector_get_element(x_0, i_1) * _slang_vector_get_element(y_0, i_1);
+        i_1 = i_1 + int(1);
         result_0 = result_1;
     }
     return result_0;
@@ -103,8 +54,8 @@ __device__ float in_place_1(uint word_1, float zero_1)
 
 __device__ float4  whole_bytes_0(uint word_2, float zero_2)
 {
-    uint _S13 = word_2 >> int(16);
-    return make_float4 (in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S13, zero_2), in_place_1(_S13, zero_2));
+    uint _S2 = word_2 >> int(16);
+    return make_float4 (in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S2, zero_2), in_place_1(_S2, zero_2));
 }
 
 __device__ float2  halves_0(uint word_3)
@@ -112,174 +63,341 @@ __device__ float2  halves_0(uint word_3)
     return make_float2 ((__half2float(__ushort_as_half((word_3 & 65535U)))), (__half2float(__ushort_as_half((word_3 >> int(16))))));
 }
 
-__device__ float Q6_KEights_product_0(Q6_KEights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
+__device__ float Q6_KEights_product_0(Q6_KEights_Eight_0 * eight_0, uint i_2, float4  a_0, float4  b_0)
 {
     return halves_0(eight_0->d_0).x * (in_place_0((eight_0->first_0) ^ 128U, 128.0f) * dot_0(whole_bytes_0(((eight_0->low_0) & 252645135U) | (((eight_0->high_0) & 50529027U) << int(4)), 32.0f), a_0) + in_place_0((eight_0->second_0) ^ 128U, 128.0f) * dot_0(whole_bytes_0((((eight_0->low_0) >> int(4)) & 252645135U) | ((((eight_0->high_0) >> int(4)) & 50529027U) << int(4)), 32.0f), b_0));
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 4>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<Q6_KEights_Eight_0, 8>  * eights_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_3, uint step_0)
 {
-    FixedArray<Q6_KEights_Eight_0, 8>  eights_0;
-    uint _S14 = (*begins_0)[int(0)];
-    eights_0[int(0)] = Q6_KEights_load_0(even_0, (*begins_0)[int(0)], i_4);
-    uint _S15 = (*begins_0)[int(1)];
-    eights_0[int(1)] = Q6_KEights_load_0(odd_0, (*begins_0)[int(1)], i_4);
-    uint _S16 = (*begins_0)[int(2)];
-    eights_0[int(2)] = Q6_KEights_load_0(even_0, (*begins_0)[int(2)], i_4);
-    uint _S17 = (*begins_0)[int(3)];
-    eights_0[int(3)] = Q6_KEights_load_0(odd_0, (*begins_0)[int(3)], i_4);
-    uint _S18 = i_4 + lanes_0;
-    eights_0[int(4)] = Q6_KEights_load_0(even_0, _S14, _S18);
-    eights_0[int(5)] = Q6_KEights_load_0(odd_0, _S15, _S18);
-    eights_0[int(6)] = Q6_KEights_load_0(even_0, _S16, _S18);
-    eights_0[int(7)] = Q6_KEights_load_0(odd_0, _S17, _S18);
-    uint2  _S19 = Q6_KEights_places_0(i_4);
-    uint _S20 = _S19.x;
-    float4  _S21 = __ldg((&(x_1)[x_offset_0 + _S20]));
-    uint _S22 = _S19.y;
-    float4  _S23 = __ldg((&(x_1)[x_offset_0 + _S22]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S21, _S21) + dot_0(_S23, _S23));
-    float4  _S24 = __ldg((&(norm_0)[norm_offset_0 + _S20]));
-    float4  a_1 = _S21 * _S24;
-    float4  _S25 = __ldg((&(norm_0)[norm_offset_0 + _S22]));
-    float4  b_1 = _S23 * _S25;
-    Q6_KEights_Eight_0 _S26 = eights_0[int(0)];
-    float _S27 = Q6_KEights_product_0(&_S26, i_4, a_1, b_1);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S27;
-    Q6_KEights_Eight_0 _S28 = eights_0[int(1)];
-    float _S29 = Q6_KEights_product_0(&_S28, i_4, a_1, b_1);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S29;
-    Q6_KEights_Eight_0 _S30 = eights_0[int(2)];
-    float _S31 = Q6_KEights_product_0(&_S30, i_4, a_1, b_1);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S31;
-    Q6_KEights_Eight_0 _S32 = eights_0[int(3)];
-    float _S33 = Q6_KEights_product_0(&_S32, i_4, a_1, b_1);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S33;
-    uint2  _S34 = Q6_KEights_places_0(_S18);
-    uint _S35 = _S34.x;
-    float4  _S36 = __ldg((&(x_1)[x_offset_0 + _S35]));
-    uint _S37 = _S34.y;
-    float4  _S38 = __ldg((&(x_1)[x_offset_0 + _S37]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S36, _S36) + dot_0(_S38, _S38));
-    float4  _S39 = __ldg((&(norm_0)[norm_offset_0 + _S35]));
-    float4  a_2 = _S36 * _S39;
-    float4  _S40 = __ldg((&(norm_0)[norm_offset_0 + _S37]));
-    float4  b_2 = _S38 * _S40;
-    Q6_KEights_Eight_0 _S41 = eights_0[int(4)];
-    float _S42 = Q6_KEights_product_0(&_S41, _S18, a_2, b_2);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S42;
-    Q6_KEights_Eight_0 _S43 = eights_0[int(5)];
-    float _S44 = Q6_KEights_product_0(&_S43, _S18, a_2, b_2);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S44;
-    Q6_KEights_Eight_0 _S45 = eights_0[int(6)];
-    float _S46 = Q6_KEights_product_0(&_S45, _S18, a_2, b_2);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S46;
-    Q6_KEights_Eight_0 _S47 = eights_0[int(7)];
-    float _S48 = Q6_KEights_product_0(&_S47, _S18, a_2, b_2);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S48;
+    uint2  _S3 = Q6_KEights_places_0(i_3);
+    uint _S4 = _S3.x;
+    float4  _S5 = __ldg((&(x_1)[x_offset_0 + _S4]));
+    uint _S6 = _S3.y;
+    float4  _S7 = __ldg((&(x_1)[x_offset_0 + _S6]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S5, _S5) + dot_0(_S7, _S7));
+    float4  _S8 = __ldg((&(norm_0)[norm_offset_0 + _S4]));
+    float4  a_1 = _S5 * _S8;
+    float4  _S9 = __ldg((&(norm_0)[norm_offset_0 + _S6]));
+    float4  b_1 = _S7 * _S9;
+    float _S10 = Q6_KEights_product_0(&(*eights_0)[int(0)], i_3, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S10;
+    float _S11 = Q6_KEights_product_0(&(*eights_0)[int(1)], i_3, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S11;
+    uint _S12 = i_3 + step_0;
+    uint2  _S13 = Q6_KEights_places_0(_S12);
+    uint _S14 = _S13.x;
+    float4  _S15 = __ldg((&(x_1)[x_offset_0 + _S14]));
+    uint _S16 = _S13.y;
+    float4  _S17 = __ldg((&(x_1)[x_offset_0 + _S16]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S15, _S15) + dot_0(_S17, _S17));
+    float4  _S18 = __ldg((&(norm_0)[norm_offset_0 + _S14]));
+    float4  a_2 = _S15 * _S18;
+    float4  _S19 = __ldg((&(norm_0)[norm_offset_0 + _S16]));
+    float4  b_2 = _S17 * _S19;
+    float _S20 = Q6_KEights_product_0(&(*eights_0)[int(2)], _S12, a_2, b_2);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S20;
+    float _S21 = Q6_KEights_product_0(&(*eights_0)[int(3)], _S12, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S21;
+    uint _S22 = i_3 + 2U * step_0;
+    uint2  _S23 = Q6_KEights_places_0(_S22);
+    uint _S24 = _S23.x;
+    float4  _S25 = __ldg((&(x_1)[x_offset_0 + _S24]));
+    uint _S26 = _S23.y;
+    float4  _S27 = __ldg((&(x_1)[x_offset_0 + _S26]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S25, _S25) + dot_0(_S27, _S27));
+    float4  _S28 = __ldg((&(norm_0)[norm_offset_0 + _S24]));
+    float4  a_3 = _S25 * _S28;
+    float4  _S29 = __ldg((&(norm_0)[norm_offset_0 + _S26]));
+    float4  b_3 = _S27 * _S29;
+    float _S30 = Q6_KEights_product_0(&(*eights_0)[int(4)], _S22, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S30;
+    float _S31 = Q6_KEights_product_0(&(*eights_0)[int(5)], _S22, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S31;
+    uint _S32 = i_3 + 3U * step_0;
+    uint2  _S33 = Q6_KEights_places_0(_S32);
+    uint _S34 = _S33.x;
+    float4  _S35 = __ldg((&(x_1)[x_offset_0 + _S34]));
+    uint _S36 = _S33.y;
+    float4  _S37 = __ldg((&(x_1)[x_offset_0 + _S36]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S35, _S35) + dot_0(_S37, _S37));
+    float4  _S38 = __ldg((&(norm_0)[norm_offset_0 + _S34]));
+    float4  a_4 = _S35 * _S38;
+    float4  _S39 = __ldg((&(norm_0)[norm_offset_0 + _S36]));
+    float4  b_4 = _S37 * _S39;
+    float _S40 = Q6_KEights_product_0(&(*eights_0)[int(6)], _S32, a_4, b_4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S40;
+    float _S41 = Q6_KEights_product_0(&(*eights_0)[int(7)], _S32, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S41;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 4>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_5, uint lanes_1)
+__device__ uint load_word_or_next_0(StructuredBuffer<uint> words_0, uint half_0)
 {
-    FixedArray<Q6_KEights_Eight_0, 4>  eights_1;
-    eights_1[int(0)] = Q6_KEights_load_0(even_1, (*begins_1)[int(0)], i_5);
-    eights_1[int(1)] = Q6_KEights_load_0(odd_1, (*begins_1)[int(1)], i_5);
-    eights_1[int(2)] = Q6_KEights_load_0(even_1, (*begins_1)[int(2)], i_5);
-    eights_1[int(3)] = Q6_KEights_load_0(odd_1, (*begins_1)[int(3)], i_5);
-    uint2  _S49 = Q6_KEights_places_0(i_5);
-    uint _S50 = _S49.x;
-    float4  _S51 = __ldg((&(x_2)[x_offset_1 + _S50]));
-    uint _S52 = _S49.y;
-    float4  _S53 = __ldg((&(x_2)[x_offset_1 + _S52]));
-    products_1->squares_0 = products_1->squares_0 + (dot_0(_S51, _S51) + dot_0(_S53, _S53));
-    float4  _S54 = __ldg((&(norm_1)[norm_offset_1 + _S50]));
-    float4  a_3 = _S51 * _S54;
-    float4  _S55 = __ldg((&(norm_1)[norm_offset_1 + _S52]));
-    float4  b_3 = _S53 * _S55;
-    Q6_KEights_Eight_0 _S56 = eights_1[int(0)];
-    float _S57 = Q6_KEights_product_0(&_S56, i_5, a_3, b_3);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S57;
-    Q6_KEights_Eight_0 _S58 = eights_1[int(1)];
-    float _S59 = Q6_KEights_product_0(&_S58, i_5, a_3, b_3);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S59;
-    Q6_KEights_Eight_0 _S60 = eights_1[int(2)];
-    float _S61 = Q6_KEights_product_0(&_S60, i_5, a_3, b_3);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S61;
-    Q6_KEights_Eight_0 _S62 = eights_1[int(3)];
-    float _S63 = Q6_KEights_product_0(&_S62, i_5, a_3, b_3);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S63;
-    return;
-}
-
-__device__ float own_0(FixedArray<float, 2>  * values_0)
-{
-    float _S64 = (*values_0)[int(0)];
-    uint _S65 = (_getLaneId());
-    float result_2;
-    if(_S65 == 1U)
+    uint _S42 = __ldg((&(words_0)[half_0 / 2U]));
+    uint _S43 = __ldg((&(words_0)[half_0 / 2U + 1U]));
+    uint _S44;
+    if((half_0 % 2U) == 0U)
     {
-        result_2 = (*values_0)[int(1)];
+        _S44 = _S42;
     }
     else
     {
-        result_2 = _S64;
+        _S44 = (_S42 >> int(16)) | (_S43 << int(16));
     }
-    return result_2;
+    return _S44;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 4>  * values_1, FixedArray<float, 4>  * _S66)
+__device__ uint load_half_0(StructuredBuffer<uint> words_1, uint half_1)
 {
-    FixedArray<float, 4>  result_3;
-    float _S67 = (_waveSum(0xffffffffu, ((*values_1)[int(0)])));
-    result_3[int(0)] = _S67;
-    float _S68 = (_waveSum(0xffffffffu, ((*values_1)[int(1)])));
-    result_3[int(1)] = _S68;
-    float _S69 = (_waveSum(0xffffffffu, ((*values_1)[int(2)])));
-    result_3[int(2)] = _S69;
-    float _S70 = (_waveSum(0xffffffffu, ((*values_1)[int(3)])));
-    result_3[int(3)] = _S70;
-    *_S66 = result_3;
+    uint _S45 = __ldg((&(words_1)[half_1 / 2U]));
+    return _S45 >> (half_1 % 2U * 16U);
+}
+
+__device__ Q6_KEights_Eight_0 Q6_KEights_Eight_x24init_0(uint low_1, uint high_1, uint first_1, uint second_1, uint d_1)
+{
+    Q6_KEights_Eight_0 _S46;
+    (&_S46)->low_0 = low_1;
+    (&_S46)->high_0 = high_1;
+    (&_S46)->first_0 = first_1;
+    (&_S46)->second_0 = second_1;
+    (&_S46)->d_0 = d_1;
+    return _S46;
+}
+
+__device__ Q6_KEights_Eight_0 Q6_KEights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_4)
+{
+    uint _S47 = begin_0 + i_4 / 32U * 105U;
+    uint _S48 = i_4 % 32U;
+    uint _S49 = _S48 / 16U;
+    uint _S50 = i_4 % 16U;
+    uint _S51 = _S49 * 8U + _S50 / 4U;
+    uint _S52 = _S51 % 2U * 8U;
+    return Q6_KEights_Eight_x24init_0(load_word_or_next_0(weight_0, _S47 + _S48 * 2U), (load_word_or_next_0(weight_0, _S47 + 64U + _S49 * 16U + i_4 % 8U * 2U)) >> (_S50 / 8U * 2U), (load_half_0(weight_0, _S47 + 96U + _S51 / 2U)) >> _S52, (load_half_0(weight_0, _S47 + 98U + _S51 / 2U)) >> _S52, load_half_0(weight_0, _S47 + 104U));
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_5, uint step_1, FixedArray<Q6_KEights_Eight_0, 8>  * _S53)
+{
+    FixedArray<Q6_KEights_Eight_0, 8>  eights_1;
+    uint _S54 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q6_KEights_load_0(even_0, (*begins_0)[int(0)], i_5);
+    uint _S55 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q6_KEights_load_0(odd_0, (*begins_0)[int(1)], i_5);
+    uint _S56 = i_5 + step_1;
+    eights_1[int(2)] = Q6_KEights_load_0(even_0, _S54, _S56);
+    eights_1[int(3)] = Q6_KEights_load_0(odd_0, _S55, _S56);
+    uint _S57 = i_5 + 2U * step_1;
+    eights_1[int(4)] = Q6_KEights_load_0(even_0, _S54, _S57);
+    eights_1[int(5)] = Q6_KEights_load_0(odd_0, _S55, _S57);
+    uint _S58 = i_5 + 3U * step_1;
+    eights_1[int(6)] = Q6_KEights_load_0(even_0, _S54, _S58);
+    eights_1[int(7)] = Q6_KEights_load_0(odd_0, _S55, _S58);
+    *_S53 = eights_1;
     return;
 }
 
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
+__device__ void add_products_1(Products_0 * products_1, FixedArray<Q6_KEights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint step_2)
 {
-    Products_0 products_2;
-    (&products_2)->squares_0 = 0.0f;
-    (&products_2)->sums_0[int(0)] = 0.0f;
-    (&products_2)->sums_0[int(1)] = 0.0f;
-    (&products_2)->sums_0[int(2)] = 0.0f;
-    (&products_2)->sums_0[int(3)] = 0.0f;
-    uint _S71 = ((warpSize));
-    uint _S72 = k_0 / 8U;
-    uint _S73 = (_getLaneId());
-    uint i_6 = _S73;
+    uint2  _S59 = Q6_KEights_places_0(i_6);
+    uint _S60 = _S59.x;
+    float4  _S61 = __ldg((&(x_2)[x_offset_1 + _S60]));
+    uint _S62 = _S59.y;
+    float4  _S63 = __ldg((&(x_2)[x_offset_1 + _S62]));
+    products_1->squares_0 = products_1->squares_0 + (dot_0(_S61, _S61) + dot_0(_S63, _S63));
+    float4  _S64 = __ldg((&(norm_1)[norm_offset_1 + _S60]));
+    float4  a_5 = _S61 * _S64;
+    float4  _S65 = __ldg((&(norm_1)[norm_offset_1 + _S62]));
+    float4  b_5 = _S63 * _S65;
+    float _S66 = Q6_KEights_product_0(&(*eights_2)[int(0)], i_6, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S66;
+    float _S67 = Q6_KEights_product_0(&(*eights_2)[int(1)], i_6, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S67;
+    return;
+}
+
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_7, uint step_3, FixedArray<Q6_KEights_Eight_0, 2>  * _S68)
+{
+    FixedArray<Q6_KEights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = Q6_KEights_load_0(even_1, (*begins_1)[int(0)], i_7);
+    eights_3[int(1)] = Q6_KEights_load_0(odd_1, (*begins_1)[int(1)], i_7);
+    *_S68 = eights_3;
+    return;
+}
+
+struct Products_1
+{
+    FixedArray<float, 4>  sums_0;
+    float squares_0;
+};
+
+__device__ void add_products_2(Products_1 * products_2, FixedArray<Q6_KEights_Eight_0, 8>  * eights_4, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint i_8, uint step_4)
+{
+    uint2  _S69 = Q6_KEights_places_0(i_8);
+    uint _S70 = _S69.x;
+    float4  _S71 = __ldg((&(x_3)[x_offset_2 + _S70]));
+    uint _S72 = _S69.y;
+    float4  _S73 = __ldg((&(x_3)[x_offset_2 + _S72]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S71, _S71) + dot_0(_S73, _S73));
+    float4  _S74 = __ldg((&(norm_2)[norm_offset_2 + _S70]));
+    float4  a_6 = _S71 * _S74;
+    float4  _S75 = __ldg((&(norm_2)[norm_offset_2 + _S72]));
+    float4  b_6 = _S73 * _S75;
+    float _S76 = Q6_KEights_product_0(&(*eights_4)[int(0)], i_8, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S76;
+    float _S77 = Q6_KEights_product_0(&(*eights_4)[int(1)], i_8, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S77;
+    float _S78 = Q6_KEights_product_0(&(*eights_4)[int(2)], i_8, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S78;
+    float _S79 = Q6_KEights_product_0(&(*eights_4)[int(3)], i_8, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S79;
+    uint _S80 = i_8 + step_4;
+    uint2  _S81 = Q6_KEights_places_0(_S80);
+    uint _S82 = _S81.x;
+    float4  _S83 = __ldg((&(x_3)[x_offset_2 + _S82]));
+    uint _S84 = _S81.y;
+    float4  _S85 = __ldg((&(x_3)[x_offset_2 + _S84]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S83, _S83) + dot_0(_S85, _S85));
+    float4  _S86 = __ldg((&(norm_2)[norm_offset_2 + _S82]));
+    float4  a_7 = _S83 * _S86;
+    float4  _S87 = __ldg((&(norm_2)[norm_offset_2 + _S84]));
+    float4  b_7 = _S85 * _S87;
+    float _S88 = Q6_KEights_product_0(&(*eights_4)[int(4)], _S80, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S88;
+    float _S89 = Q6_KEights_product_0(&(*eights_4)[int(5)], _S80, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S89;
+    float _S90 = Q6_KEights_product_0(&(*eights_4)[int(6)], _S80, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S90;
+    float _S91 = Q6_KEights_product_0(&(*eights_4)[int(7)], _S80, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S91;
+    return;
+}
+
+__device__ void load_eights_2(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint i_9, uint step_5, FixedArray<Q6_KEights_Eight_0, 8>  * _S92)
+{
+    FixedArray<Q6_KEights_Eight_0, 8>  eights_5;
+    uint _S93 = (*begins_2)[int(0)];
+    eights_5[int(0)] = Q6_KEights_load_0(even_2, (*begins_2)[int(0)], i_9);
+    uint _S94 = (*begins_2)[int(1)];
+    eights_5[int(1)] = Q6_KEights_load_0(odd_2, (*begins_2)[int(1)], i_9);
+    uint _S95 = (*begins_2)[int(2)];
+    eights_5[int(2)] = Q6_KEights_load_0(even_2, (*begins_2)[int(2)], i_9);
+    uint _S96 = (*begins_2)[int(3)];
+    eights_5[int(3)] = Q6_KEights_load_0(odd_2, (*begins_2)[int(3)], i_9);
+    uint _S97 = i_9 + step_5;
+    eights_5[int(4)] = Q6_KEights_load_0(even_2, _S93, _S97);
+    eights_5[int(5)] = Q6_KEights_load_0(odd_2, _S94, _S97);
+    eights_5[int(6)] = Q6_KEights_load_0(even_2, _S95, _S97);
+    eights_5[int(7)] = Q6_KEights_load_0(odd_2, _S96, _S97);
+    *_S92 = eights_5;
+    return;
+}
+
+__device__ void add_products_3(Products_1 * products_3, FixedArray<Q6_KEights_Eight_0, 4>  * eights_6, StructuredBuffer<float4 > x_4, uint x_offset_3, StructuredBuffer<float4 > norm_3, uint norm_offset_3, uint i_10, uint step_6)
+{
+    uint2  _S98 = Q6_KEights_places_0(i_10);
+    uint _S99 = _S98.x;
+    float4  _S100 = __ldg((&(x_4)[x_offset_3 + _S99]));
+    uint _S101 = _S98.y;
+    float4  _S102 = __ldg((&(x_4)[x_offset_3 + _S101]));
+    products_3->squares_0 = products_3->squares_0 + (dot_0(_S100, _S100) + dot_0(_S102, _S102));
+    float4  _S103 = __ldg((&(norm_3)[norm_offset_3 + _S99]));
+    float4  a_8 = _S100 * _S103;
+    float4  _S104 = __ldg((&(norm_3)[norm_offset_3 + _S101]));
+    float4  b_8 = _S102 * _S104;
+    float _S105 = Q6_KEights_product_0(&(*eights_6)[int(0)], i_10, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S105;
+    float _S106 = Q6_KEights_product_0(&(*eights_6)[int(1)], i_10, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S106;
+    float _S107 = Q6_KEights_product_0(&(*eights_6)[int(2)], i_10, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S107;
+    float _S108 = Q6_KEights_product_0(&(*eights_6)[int(3)], i_10, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S108;
+    return;
+}
+
+__device__ void load_eights_3(FixedArray<uint, 4>  * begins_3, StructuredBuffer<uint> even_3, StructuredBuffer<uint> odd_3, uint i_11, uint step_7, FixedArray<Q6_KEights_Eight_0, 4>  * _S109)
+{
+    FixedArray<Q6_KEights_Eight_0, 4>  eights_7;
+    eights_7[int(0)] = Q6_KEights_load_0(even_3, (*begins_3)[int(0)], i_11);
+    eights_7[int(1)] = Q6_KEights_load_0(odd_3, (*begins_3)[int(1)], i_11);
+    eights_7[int(2)] = Q6_KEights_load_0(even_3, (*begins_3)[int(2)], i_11);
+    eights_7[int(3)] = Q6_KEights_load_0(odd_3, (*begins_3)[int(3)], i_11);
+    *_S109 = eights_7;
+    return;
+}
+
+__device__ float chosen_0(FixedArray<float, 1>  * values_0, uint number_0)
+{
+    return (*values_0)[int(0)];
+}
+
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_4, StructuredBuffer<uint> even_4, StructuredBuffer<uint> odd_4, uint k_0, StructuredBuffer<float4 > x_5, uint x_offset_4, StructuredBuffer<float4 > norm_4, uint norm_offset_4, uint first_2, uint step_8)
+{
+    Products_0 products_4;
+    (&products_4)->squares_0 = 0.0f;
+    (&products_4)->sums_0[int(0)] = 0.0f;
+    (&products_4)->sums_0[int(1)] = 0.0f;
+    uint _S110 = k_0 / 8U;
+    uint i_12;
+    if((first_2 + 3U * step_8) < _S110)
+    {
+        FixedArray<Q6_KEights_Eight_0, 8>  _S111;
+        load_eights_0(begins_4, even_4, odd_4, first_2, step_8, &_S111);
+        i_12 = first_2;
+        FixedArray<Q6_KEights_Eight_0, 8>  loaded_0 = _S111;
+        for(;;)
+        {
+            if((i_12 + 7U * step_8) < _S110)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S112 = i_12 + 4U * step_8;
+            FixedArray<Q6_KEights_Eight_0, 8>  _S113;
+            load_eights_0(begins_4, even_4, odd_4, _S112, step_8, &_S113);
+            FixedArray<Q6_KEights_Eight_0, 8>  _S114 = _S113;
+            FixedArray<Q6_KEights_Eight_0, 8>  _S115 = loaded_0;
+            add_products_0(&products_4, &_S115, x_5, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+            i_12 = _S112;
+            loaded_0 = _S114;
+        }
+        FixedArray<Q6_KEights_Eight_0, 8>  _S116 = loaded_0;
+        add_products_0(&products_4, &_S116, x_5, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + 4U * step_8;
+    }
+    else
+    {
+        i_12 = first_2;
+    }
     for(;;)
     {
-        if((i_6 + _S71) < _S72)
+        if(i_12 < _S110)
         {
         }
         else
         {
             break;
         }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S71);
-        i_6 = i_6 + 2U * _S71;
+        FixedArray<Q6_KEights_Eight_0, 2>  _S117;
+        load_eights_1(begins_4, even_4, odd_4, i_12, step_8, &_S117);
+        FixedArray<Q6_KEights_Eight_0, 2>  _S118 = _S117;
+        add_products_1(&products_4, &_S118, x_5, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + step_8;
     }
-    for(;;)
-    {
-        if(i_6 < _S72)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S71);
-        i_6 = i_6 + _S71;
-    }
-    return products_2;
+    return products_4;
+}
+
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_1, FixedArray<float, 2>  * _S119)
+{
+    FixedArray<float, 2>  result_2;
+    float _S120 = (_waveSum(0xffffffffu, ((*values_1)[int(0)])));
+    result_2[int(0)] = _S120;
+    float _S121 = (_waveSum(0xffffffffu, ((*values_1)[int(1)])));
+    result_2[int(1)] = _S121;
+    *_S119 = result_2;
+    return;
 }
 
 __device__ uint Q6_KEights_begin_0(uint offset_0, uint k_1, uint row_0)
@@ -287,13 +405,111 @@ __device__ uint Q6_KEights_begin_0(uint offset_0, uint k_1, uint row_0)
     return 2U * offset_0 + row_0 * (k_1 / 256U) * 105U;
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_3, uint n_0, FixedArray<uint, 2>  * _S74)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_3, uint n_0, FixedArray<uint, 1>  * _S122)
 {
-    FixedArray<uint, 2>  begins_3;
-    uint _S75 = n_0 - 1U;
-    begins_3[int(0)] = Q6_KEights_begin_0(offset_1, k_2, (U32_min((first_3), (_S75))));
-    begins_3[int(1)] = Q6_KEights_begin_0(offset_1, k_2, (U32_min((first_3 + 1U), (_S75))));
-    *_S74 = begins_3;
+    FixedArray<uint, 1>  begins_5;
+    begins_5[int(0)] = Q6_KEights_begin_0(offset_1, k_2, (U32_min((first_3), (n_0 - 1U))));
+    *_S122 = begins_5;
+    return;
+}
+
+__device__ float chosen_1(FixedArray<float, 2>  * values_2, uint number_1)
+{
+    float _S123 = (*values_2)[int(0)];
+    float result_3;
+    if(number_1 == 1U)
+    {
+        result_3 = (*values_2)[int(1)];
+    }
+    else
+    {
+        result_3 = _S123;
+    }
+    return result_3;
+}
+
+__device__ Products_1 products_of_thread_1(FixedArray<uint, 4>  * begins_6, StructuredBuffer<uint> even_5, StructuredBuffer<uint> odd_5, uint k_3, StructuredBuffer<float4 > x_6, uint x_offset_5, StructuredBuffer<float4 > norm_5, uint norm_offset_5, uint first_4, uint step_9)
+{
+    Products_1 products_5;
+    (&products_5)->squares_0 = 0.0f;
+    (&products_5)->sums_0[int(0)] = 0.0f;
+    (&products_5)->sums_0[int(1)] = 0.0f;
+    (&products_5)->sums_0[int(2)] = 0.0f;
+    (&products_5)->sums_0[int(3)] = 0.0f;
+    uint _S124 = k_3 / 8U;
+    uint i_13;
+    if((first_4 + step_9) < _S124)
+    {
+        FixedArray<Q6_KEights_Eight_0, 8>  _S125;
+        load_eights_2(begins_6, even_5, odd_5, first_4, step_9, &_S125);
+        i_13 = first_4;
+        FixedArray<Q6_KEights_Eight_0, 8>  loaded_1 = _S125;
+        for(;;)
+        {
+            if((i_13 + 3U * step_9) < _S124)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S126 = i_13 + 2U * step_9;
+            FixedArray<Q6_KEights_Eight_0, 8>  _S127;
+            load_eights_2(begins_6, even_5, odd_5, _S126, step_9, &_S127);
+            FixedArray<Q6_KEights_Eight_0, 8>  _S128 = _S127;
+            FixedArray<Q6_KEights_Eight_0, 8>  _S129 = loaded_1;
+            add_products_2(&products_5, &_S129, x_6, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+            i_13 = _S126;
+            loaded_1 = _S128;
+        }
+        FixedArray<Q6_KEights_Eight_0, 8>  _S130 = loaded_1;
+        add_products_2(&products_5, &_S130, x_6, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + 2U * step_9;
+    }
+    else
+    {
+        i_13 = first_4;
+    }
+    for(;;)
+    {
+        if(i_13 < _S124)
+        {
+        }
+        else
+        {
+            break;
+        }
+        FixedArray<Q6_KEights_Eight_0, 4>  _S131;
+        load_eights_3(begins_6, even_5, odd_5, i_13, step_9, &_S131);
+        FixedArray<Q6_KEights_Eight_0, 4>  _S132 = _S131;
+        add_products_3(&products_5, &_S132, x_6, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + step_9;
+    }
+    return products_5;
+}
+
+__device__ void subgroup_sums_1(FixedArray<float, 4>  * values_3, FixedArray<float, 4>  * _S133)
+{
+    FixedArray<float, 4>  result_4;
+    float _S134 = (_waveSum(0xffffffffu, ((*values_3)[int(0)])));
+    result_4[int(0)] = _S134;
+    float _S135 = (_waveSum(0xffffffffu, ((*values_3)[int(1)])));
+    result_4[int(1)] = _S135;
+    float _S136 = (_waveSum(0xffffffffu, ((*values_3)[int(2)])));
+    result_4[int(2)] = _S136;
+    float _S137 = (_waveSum(0xffffffffu, ((*values_3)[int(3)])));
+    result_4[int(3)] = _S137;
+    *_S133 = result_4;
+    return;
+}
+
+__device__ void begins_of_rows_1(uint offset_2, uint k_4, uint first_5, uint n_1, FixedArray<uint, 2>  * _S138)
+{
+    FixedArray<uint, 2>  begins_7;
+    uint _S139 = n_1 - 1U;
+    begins_7[int(0)] = Q6_KEights_begin_0(offset_2, k_4, (U32_min((first_5), (_S139))));
+    begins_7[int(1)] = Q6_KEights_begin_0(offset_2, k_4, (U32_min((first_5 + 1U), (_S139))));
+    *_S138 = begins_7;
     return;
 }
 
@@ -301,13 +517,14 @@ struct GatedGemvParams_0
 {
     uint gate_offset_0;
     uint up_offset_0;
-    uint x_offset_3;
-    uint norm_offset_3;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint out_offset_0;
-    uint n_1;
-    uint k_3;
+    uint n_2;
+    uint k_5;
     float eps_0;
     uint activation_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -318,85 +535,151 @@ __device__ uint group_number_0(uint3  group_0)
 
 __device__ float activated_0(float z_0, uint activation_1)
 {
-    float _S76;
+    float _S140;
     if(activation_1 == 1U)
     {
-        _S76 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
+        _S140 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
     }
     else
     {
-        _S76 = z_0;
+        _S140 = z_0;
     }
-    return z_0 / (1.0f + (F32_exp((- _S76))));
+    return z_0 / (1.0f + (F32_exp((- _S140))));
 }
 
-__device__ void gated_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> gate_0, StructuredBuffer<uint> up_0, StructuredBuffer<float4 > x_4, StructuredBuffer<float4 > norm_3, RWStructuredBuffer<float> result_4, GatedGemvParams_0 * p_0)
+__device__ void gated_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> gate_0, StructuredBuffer<uint> up_0, StructuredBuffer<float4 > x_7, StructuredBuffer<float4 > norm_6, RWStructuredBuffer<float> result_5, GatedGemvParams_0 * p_0)
 {
-    uint _S77 = ((warpSize));
-    uint _S78 = 128U / _S77;
-    uint _S79 = p_0->groups_0 * _S78 * 2U;
-    uint _S80 = group_number_0(group_1) * _S78;
-    uint _S81 = thread_0 / _S77;
-    uint first_4 = (_S80 + _S81) * 2U;
+    uint _S141 = (_getLaneId());
+    uint _S142 = ((warpSize));
+    uint _S143 = 128U / _S142;
+    uint _S144 = p_0->groups_0 * _S143;
+    uint _S145 = group_number_0(group_1) * _S143;
+    uint _S146 = thread_0 / _S142;
+    uint first_6 = _S145 + _S146;
     for(;;)
     {
-        uint _S82 = p_0->n_1;
-        if(first_4 < (p_0->n_1))
+        uint _S147 = p_0->n_2;
+        if(first_6 < (p_0->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S83 = p_0->k_3;
-        FixedArray<uint, 2>  _S84;
-        begins_of_rows_0(p_0->gate_offset_0, p_0->k_3, first_4, _S82, &_S84);
-        FixedArray<uint, 2>  _S85 = _S84;
-        FixedArray<uint, 2>  _S86;
-        begins_of_rows_0(p_0->up_offset_0, p_0->k_3, first_4, _S82, &_S86);
-        FixedArray<uint, 2>  _S87 = _S86;
-        FixedArray<uint, 4>  begins_4;
-        begins_4[int(0)] = _S85[int(0)];
-        begins_4[int(1)] = _S87[int(0)];
-        begins_4[int(2)] = _S85[int(1)];
-        begins_4[int(3)] = _S87[int(1)];
-        FixedArray<uint, 4>  _S88 = begins_4;
-        Products_0 _S89 = products_of_thread_0(&_S88, gate_0, up_0, _S83, x_4, p_0->x_offset_3, norm_3, p_0->norm_offset_3);
-        float _S90 = (_waveSum(0xffffffffu, (_S89.squares_0)));
-        float _S91 = 1.0f / (F32_sqrt((_S90 / float(_S83) + p_0->eps_0)));
-        FixedArray<float, 4>  _S92 = _S89.sums_0;
-        FixedArray<float, 4>  _S93;
-        subgroup_sums_0(&_S92, &_S93);
-        FixedArray<float, 2>  results_0;
-        results_0[int(0)] = activated_0(_S93[int(0)] * _S91, p_0->activation_0) * (_S93[int(1)] * _S91);
-        results_0[int(1)] = activated_0(_S93[int(2)] * _S91, p_0->activation_0) * (_S93[int(3)] * _S91);
-        uint _S94 = (_getLaneId());
-        uint _S95 = first_4 + _S94;
-        FixedArray<float, 2>  _S96 = results_0;
-        float _S97 = own_0(&_S96);
-        uint _S98 = (_getLaneId());
-        bool _S99;
-        if(_S98 < 2U)
+        uint _S148 = p_0->k_5;
+        FixedArray<uint, 1>  _S149;
+        begins_of_rows_0(p_0->gate_offset_0, p_0->k_5, first_6, _S147, &_S149);
+        FixedArray<uint, 1>  _S150 = _S149;
+        FixedArray<uint, 1>  _S151;
+        begins_of_rows_0(p_0->up_offset_0, p_0->k_5, first_6, _S147, &_S151);
+        FixedArray<uint, 1>  _S152 = _S151;
+        FixedArray<uint, 2>  begins_8;
+        begins_8[int(0)] = _S150[int(0)];
+        begins_8[int(1)] = _S152[int(0)];
+        FixedArray<uint, 2>  _S153 = begins_8;
+        Products_0 _S154 = products_of_thread_0(&_S153, gate_0, up_0, _S148, x_7, p_0->x_offset_6, norm_6, p_0->norm_offset_6, _S141, _S142);
+        float _S155 = (_waveSum(0xffffffffu, (_S154.squares_0)));
+        float _S156 = 1.0f / (F32_sqrt((_S155 / float(_S148) + p_0->eps_0)));
+        FixedArray<float, 2>  _S157 = _S154.sums_0;
+        FixedArray<float, 2>  _S158;
+        subgroup_sums_0(&_S157, &_S158);
+        FixedArray<float, 1>  results_0;
+        results_0[int(0)] = activated_0(_S158[int(0)] * _S156, p_0->activation_0) * (_S158[int(1)] * _S156);
+        uint _S159 = first_6 + _S141;
+        FixedArray<float, 1>  _S160 = results_0;
+        float _S161 = chosen_0(&_S160, _S141);
+        bool _S162;
+        if(_S141 < 1U)
         {
-            _S99 = _S95 < _S82;
+            _S162 = _S159 < _S147;
         }
         else
         {
-            _S99 = false;
+            _S162 = false;
         }
-        if(_S99)
+        if(_S162)
         {
-            *(&(result_4)[p_0->out_offset_0 + _S95]) = _S97;
+            *(&(result_5)[p_0->out_offset_0 + _S159]) = _S161;
         }
-        first_4 = first_4 + _S79;
+        first_6 = first_6 + _S144;
     }
     return;
 }
 
-extern "C" __global__ void gated_gemv_q6_k(StructuredBuffer<uint> gate_1, StructuredBuffer<uint> up_1, StructuredBuffer<float4 > x_5, StructuredBuffer<float4 > norm_4, RWStructuredBuffer<float> result_5, GatedGemvParams_0 p_1)
+__device__ void gated_gemv_1(uint3  group_2, uint thread_1, StructuredBuffer<uint> gate_1, StructuredBuffer<uint> up_1, StructuredBuffer<float4 > x_8, StructuredBuffer<float4 > norm_7, RWStructuredBuffer<float> result_6, GatedGemvParams_0 * p_1)
 {
-    uint _S100 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GatedGemvParams_0 _S101 = p_1;
-    gated_gemv_0(blockIdx, _S100, gate_1, up_1, x_5, norm_4, result_5, &_S101);
+    uint _S163 = (_getLaneId());
+    uint _S164 = ((warpSize));
+    uint _S165 = 128U / _S164;
+    uint _S166 = p_1->groups_0 * _S165 * 2U;
+    uint _S167 = group_number_0(group_2) * _S165;
+    uint _S168 = thread_1 / _S164;
+    uint first_7 = (_S167 + _S168) * 2U;
+    for(;;)
+    {
+        uint _S169 = p_1->n_2;
+        if(first_7 < (p_1->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S170 = p_1->k_5;
+        FixedArray<uint, 2>  _S171;
+        begins_of_rows_1(p_1->gate_offset_0, p_1->k_5, first_7, _S169, &_S171);
+        FixedArray<uint, 2>  _S172 = _S171;
+        FixedArray<uint, 2>  _S173;
+        begins_of_rows_1(p_1->up_offset_0, p_1->k_5, first_7, _S169, &_S173);
+        FixedArray<uint, 2>  _S174 = _S173;
+        FixedArray<uint, 4>  begins_9;
+        begins_9[int(0)] = _S172[int(0)];
+        begins_9[int(1)] = _S174[int(0)];
+        begins_9[int(2)] = _S172[int(1)];
+        begins_9[int(3)] = _S174[int(1)];
+        FixedArray<uint, 4>  _S175 = begins_9;
+        Products_1 _S176 = products_of_thread_1(&_S175, gate_1, up_1, _S170, x_8, p_1->x_offset_6, norm_7, p_1->norm_offset_6, _S163, _S164);
+        float _S177 = (_waveSum(0xffffffffu, (_S176.squares_0)));
+        float _S178 = 1.0f / (F32_sqrt((_S177 / float(_S170) + p_1->eps_0)));
+        FixedArray<float, 4>  _S179 = _S176.sums_0;
+        FixedArray<float, 4>  _S180;
+        subgroup_sums_1(&_S179, &_S180);
+        FixedArray<float, 2>  results_1;
+        results_1[int(0)] = activated_0(_S180[int(0)] * _S178, p_1->activation_0) * (_S180[int(1)] * _S178);
+        results_1[int(1)] = activated_0(_S180[int(2)] * _S178, p_1->activation_0) * (_S180[int(3)] * _S178);
+        uint _S181 = first_7 + _S163;
+        FixedArray<float, 2>  _S182 = results_1;
+        float _S183 = chosen_1(&_S182, _S163);
+        bool _S184;
+        if(_S163 < 2U)
+        {
+            _S184 = _S181 < _S169;
+        }
+        else
+        {
+            _S184 = false;
+        }
+        if(_S184)
+        {
+            *(&(result_6)[p_1->out_offset_0 + _S181]) = _S183;
+        }
+        first_7 = first_7 + _S166;
+    }
+    return;
+}
+
+extern "C" __global__ void gated_gemv_q6_k(StructuredBuffer<uint> gate_2, StructuredBuffer<uint> up_2, StructuredBuffer<float4 > x_9, StructuredBuffer<float4 > norm_8, RWStructuredBuffer<float> result_7, GatedGemvParams_0 p_2)
+{
+    uint _S185 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    if((p_2.wide_0) != 0U)
+    {
+        GatedGemvParams_0 _S186 = p_2;
+        gated_gemv_1(blockIdx, _S185, gate_2, up_2, x_9, norm_8, result_7, &_S186);
+    }
+    else
+    {
+        GatedGemvParams_0 _S187 = p_2;
+        gated_gemv_0(blockIdx, _S185, gate_2, up_2, x_9, norm_8, result_7, &_S187);
+    }
     return;
 }

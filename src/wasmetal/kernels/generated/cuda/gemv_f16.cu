@@ -13,22 +13,27 @@ __device__ SixteenEights_Eight_0 SixteenEights_Eight_x24init_0(uint4  w_1)
     return _S1;
 }
 
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S2)
+{
+    FixedArray<float, 2>  result_0;
+    float _S3 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
+    result_0[int(0)] = _S3;
+    float _S4 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
+    result_0[int(1)] = _S4;
+    *_S2 = result_0;
+    return;
+}
+
 struct Products_0
 {
     FixedArray<float, 2>  sums_0;
     float squares_0;
 };
 
-__device__ SixteenEights_Eight_0 SixteenEights_load_0(StructuredBuffer<uint4 > weight_0, uint begin_0, uint i_0)
+__device__ uint2  SixteenEights_places_0(uint i_0)
 {
-    uint4  _S2 = __ldg((&(weight_0)[begin_0 + i_0]));
-    return SixteenEights_Eight_x24init_0(_S2);
-}
-
-__device__ uint2  SixteenEights_places_0(uint i_1)
-{
-    uint _S3 = 2U * i_1;
-    return make_uint2 (_S3, _S3 + 1U);
+    uint _S5 = 2U * i_0;
+    return make_uint2 (_S5, _S5 + 1U);
 }
 
 __device__ float2  halves_0(uint word_0)
@@ -43,161 +48,236 @@ __device__ float2  Half_pair_0(uint word_1)
 
 __device__ float dot_0(float4  x_0, float4  y_0)
 {
-    int i_2 = int(0);
-    float result_0 = 0.0f;
+    int i_1 = int(0);
+    float result_1 = 0.0f;
     for(;;)
     {
-        if(i_2 < int(4))
+        if(i_1 < int(4))
         {
         }
         else
         {
             break;
         }
-        float result_1 = result_0 + _slang_vector_get_element(x_0, i_2) * _slang_vector_get_element(y_0, i_2);
-        i_2 = i_2 + int(1);
-        result_0 = result_1;
+        float result_2 = result_1 + _slang_vector_get_element(x_0, i_1) * _slang_vector_get_element(y_0, i_1);
+        i_1 = i_1 + int(1);
+        result_1 = result_2;
     }
-    return result_0;
+    return result_1;
 }
 
-__device__ float SixteenEights_product_0(SixteenEights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
+__device__ float SixteenEights_product_0(SixteenEights_Eight_0 * eight_0, uint i_2, float4  a_0, float4  b_0)
 {
     return dot_0(make_float4 (Half_pair_0(eight_0->w_0.x).x, Half_pair_0(eight_0->w_0.x).y, Half_pair_0(eight_0->w_0.y).x, Half_pair_0(eight_0->w_0.y).y), a_0) + dot_0(make_float4 (Half_pair_0(eight_0->w_0.z).x, Half_pair_0(eight_0->w_0.z).y, Half_pair_0(eight_0->w_0.w).x, Half_pair_0(eight_0->w_0.w).y), b_0);
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint4 > even_0, StructuredBuffer<uint4 > odd_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<SixteenEights_Eight_0, 4>  * eights_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_3, uint step_0)
 {
-    FixedArray<SixteenEights_Eight_0, 8>  eights_0;
-    uint _S4 = (*begins_0)[int(0)];
-    eights_0[int(0)] = SixteenEights_load_0(even_0, (*begins_0)[int(0)], i_4);
-    uint _S5 = (*begins_0)[int(1)];
-    eights_0[int(1)] = SixteenEights_load_0(odd_0, (*begins_0)[int(1)], i_4);
-    uint _S6 = i_4 + lanes_0;
-    eights_0[int(2)] = SixteenEights_load_0(even_0, _S4, _S6);
-    eights_0[int(3)] = SixteenEights_load_0(odd_0, _S5, _S6);
-    uint _S7 = i_4 + 2U * lanes_0;
-    eights_0[int(4)] = SixteenEights_load_0(even_0, _S4, _S7);
-    eights_0[int(5)] = SixteenEights_load_0(odd_0, _S5, _S7);
-    uint _S8 = i_4 + 3U * lanes_0;
-    eights_0[int(6)] = SixteenEights_load_0(even_0, _S4, _S8);
-    eights_0[int(7)] = SixteenEights_load_0(odd_0, _S5, _S8);
-    uint2  _S9 = SixteenEights_places_0(i_4);
-    float4  _S10 = __ldg((&(x_1)[x_offset_0 + _S9.x]));
-    float4  _S11 = __ldg((&(x_1)[x_offset_0 + _S9.y]));
-    SixteenEights_Eight_0 _S12 = eights_0[int(0)];
-    float _S13 = SixteenEights_product_0(&_S12, i_4, _S10, _S11);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S13;
-    SixteenEights_Eight_0 _S14 = eights_0[int(1)];
-    float _S15 = SixteenEights_product_0(&_S14, i_4, _S10, _S11);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S15;
-    uint2  _S16 = SixteenEights_places_0(_S6);
-    float4  _S17 = __ldg((&(x_1)[x_offset_0 + _S16.x]));
-    float4  _S18 = __ldg((&(x_1)[x_offset_0 + _S16.y]));
-    SixteenEights_Eight_0 _S19 = eights_0[int(2)];
-    float _S20 = SixteenEights_product_0(&_S19, _S6, _S17, _S18);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S20;
-    SixteenEights_Eight_0 _S21 = eights_0[int(3)];
-    float _S22 = SixteenEights_product_0(&_S21, _S6, _S17, _S18);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S22;
-    uint2  _S23 = SixteenEights_places_0(_S7);
-    float4  _S24 = __ldg((&(x_1)[x_offset_0 + _S23.x]));
-    float4  _S25 = __ldg((&(x_1)[x_offset_0 + _S23.y]));
-    SixteenEights_Eight_0 _S26 = eights_0[int(4)];
-    float _S27 = SixteenEights_product_0(&_S26, _S7, _S24, _S25);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S27;
-    SixteenEights_Eight_0 _S28 = eights_0[int(5)];
-    float _S29 = SixteenEights_product_0(&_S28, _S7, _S24, _S25);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S29;
-    uint2  _S30 = SixteenEights_places_0(_S8);
-    float4  _S31 = __ldg((&(x_1)[x_offset_0 + _S30.x]));
-    float4  _S32 = __ldg((&(x_1)[x_offset_0 + _S30.y]));
-    SixteenEights_Eight_0 _S33 = eights_0[int(6)];
-    float _S34 = SixteenEights_product_0(&_S33, _S8, _S31, _S32);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S34;
-    SixteenEights_Eight_0 _S35 = eights_0[int(7)];
-    float _S36 = SixteenEights_product_0(&_S35, _S8, _S31, _S32);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S36;
+    uint2  _S6 = SixteenEights_places_0(i_3);
+    float4  _S7 = __ldg((&(x_1)[x_offset_0 + _S6.x]));
+    float4  _S8 = __ldg((&(x_1)[x_offset_0 + _S6.y]));
+    float _S9 = SixteenEights_product_0(&(*eights_0)[int(0)], i_3, _S7, _S8);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S9;
+    float _S10 = SixteenEights_product_0(&(*eights_0)[int(1)], i_3, _S7, _S8);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S10;
+    uint _S11 = i_3 + step_0;
+    uint2  _S12 = SixteenEights_places_0(_S11);
+    float4  _S13 = __ldg((&(x_1)[x_offset_0 + _S12.x]));
+    float4  _S14 = __ldg((&(x_1)[x_offset_0 + _S12.y]));
+    float _S15 = SixteenEights_product_0(&(*eights_0)[int(2)], _S11, _S13, _S14);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S15;
+    float _S16 = SixteenEights_product_0(&(*eights_0)[int(3)], _S11, _S13, _S14);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S16;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint4 > even_1, StructuredBuffer<uint4 > odd_1, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_5, uint lanes_1)
+__device__ SixteenEights_Eight_0 SixteenEights_load_0(StructuredBuffer<uint4 > weight_0, uint begin_0, uint i_4)
 {
-    FixedArray<SixteenEights_Eight_0, 2>  eights_1;
-    eights_1[int(0)] = SixteenEights_load_0(even_1, (*begins_1)[int(0)], i_5);
-    eights_1[int(1)] = SixteenEights_load_0(odd_1, (*begins_1)[int(1)], i_5);
-    uint2  _S37 = SixteenEights_places_0(i_5);
-    float4  _S38 = __ldg((&(x_2)[x_offset_1 + _S37.x]));
-    float4  _S39 = __ldg((&(x_2)[x_offset_1 + _S37.y]));
-    SixteenEights_Eight_0 _S40 = eights_1[int(0)];
-    float _S41 = SixteenEights_product_0(&_S40, i_5, _S38, _S39);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S41;
-    SixteenEights_Eight_0 _S42 = eights_1[int(1)];
-    float _S43 = SixteenEights_product_0(&_S42, i_5, _S38, _S39);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S43;
+    uint4  _S17 = __ldg((&(weight_0)[begin_0 + i_4]));
+    return SixteenEights_Eight_x24init_0(_S17);
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint4 > even_0, StructuredBuffer<uint4 > odd_0, uint i_5, uint step_1, FixedArray<SixteenEights_Eight_0, 4>  * _S18)
+{
+    FixedArray<SixteenEights_Eight_0, 4>  eights_1;
+    uint _S19 = (*begins_0)[int(0)];
+    eights_1[int(0)] = SixteenEights_load_0(even_0, (*begins_0)[int(0)], i_5);
+    uint _S20 = (*begins_0)[int(1)];
+    eights_1[int(1)] = SixteenEights_load_0(odd_0, (*begins_0)[int(1)], i_5);
+    uint _S21 = i_5 + step_1;
+    eights_1[int(2)] = SixteenEights_load_0(even_0, _S19, _S21);
+    eights_1[int(3)] = SixteenEights_load_0(odd_0, _S20, _S21);
+    *_S18 = eights_1;
     return;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S44)
+__device__ void add_products_1(Products_0 * products_1, FixedArray<SixteenEights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint step_2)
 {
-    FixedArray<float, 2>  result_2;
-    float _S45 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
-    result_2[int(0)] = _S45;
-    float _S46 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
-    result_2[int(1)] = _S46;
-    *_S44 = result_2;
+    uint2  _S22 = SixteenEights_places_0(i_6);
+    float4  _S23 = __ldg((&(x_2)[x_offset_1 + _S22.x]));
+    float4  _S24 = __ldg((&(x_2)[x_offset_1 + _S22.y]));
+    float _S25 = SixteenEights_product_0(&(*eights_2)[int(0)], i_6, _S23, _S24);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S25;
+    float _S26 = SixteenEights_product_0(&(*eights_2)[int(1)], i_6, _S23, _S24);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S26;
     return;
 }
 
-__device__ float own_0(FixedArray<float, 2>  * values_1)
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint4 > even_1, StructuredBuffer<uint4 > odd_1, uint i_7, uint step_3, FixedArray<SixteenEights_Eight_0, 2>  * _S27)
 {
-    float _S47 = (*values_1)[int(0)];
-    uint _S48 = (_getLaneId());
+    FixedArray<SixteenEights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = SixteenEights_load_0(even_1, (*begins_1)[int(0)], i_7);
+    eights_3[int(1)] = SixteenEights_load_0(odd_1, (*begins_1)[int(1)], i_7);
+    *_S27 = eights_3;
+    return;
+}
+
+__device__ __shared__ FixedArray<float, 128>  parts_0;
+
+__device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
+{
+    float _S28 = (*values_1)[int(0)];
     float result_3;
-    if(_S48 == 1U)
+    if(number_0 == 1U)
     {
         result_3 = (*values_1)[int(1)];
     }
     else
     {
-        result_3 = _S47;
+        result_3 = _S28;
     }
     return result_3;
 }
 
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, StructuredBuffer<uint4 > even_2, StructuredBuffer<uint4 > odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
+__device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, FixedArray<float, 2>  * _S29)
+{
+    uint wave_0;
+    uint _S30 = ((warpSize));
+    uint _S31 = 128U / _S30;
+    FixedArray<float, 2>  _S32;
+    subgroup_sums_0(values_2, &_S32);
+    FixedArray<float, 2>  _S33 = _S32;
+    uint _S34 = (_getLaneId());
+    if(_S34 < 2U)
+    {
+        uint _S35 = ((warpSize));
+        uint _S36 = thread_0 / _S35;
+        uint _S37 = _S36 * 2U;
+        uint _S38 = (_getLaneId());
+        uint _S39 = (_getLaneId());
+        FixedArray<float, 2>  _S40 = _S33;
+        float _S41 = chosen_0(&_S40, _S39);
+        (*&parts_0)[_S37 + _S38] = _S41;
+    }
+    __syncthreads();
+    FixedArray<float, 2>  result_4;
+    for(;;)
+    {
+        for(;;)
+        {
+            for(;;)
+            {
+                result_4[int(0)] = 0.0f;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S31)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_4[int(0)] = result_4[int(0)] + (*&parts_0)[wave_0 * 2U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                result_4[int(1)] = 0.0f;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S31)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_4[int(1)] = result_4[int(1)] + (*&parts_0)[wave_0 * 2U + 1U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        break;
+    }
+    __syncthreads();
+    *_S29 = result_4;
+    return;
+}
+
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, StructuredBuffer<uint4 > even_2, StructuredBuffer<uint4 > odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint first_0, uint step_4)
 {
     Products_0 products_2;
     (&products_2)->squares_0 = 0.0f;
     (&products_2)->sums_0[int(0)] = 0.0f;
     (&products_2)->sums_0[int(1)] = 0.0f;
-    uint _S49 = ((warpSize));
-    uint _S50 = k_0 / 8U;
-    uint _S51 = (_getLaneId());
-    uint i_6 = _S51;
-    for(;;)
+    uint _S42 = k_0 / 8U;
+    uint i_8;
+    if((first_0 + step_4) < _S42)
     {
-        if((i_6 + 3U * _S49) < _S50)
+        FixedArray<SixteenEights_Eight_0, 4>  _S43;
+        load_eights_0(begins_2, even_2, odd_2, first_0, step_4, &_S43);
+        i_8 = first_0;
+        FixedArray<SixteenEights_Eight_0, 4>  loaded_0 = _S43;
+        for(;;)
         {
+            if((i_8 + 3U * step_4) < _S42)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S44 = i_8 + 2U * step_4;
+            FixedArray<SixteenEights_Eight_0, 4>  _S45;
+            load_eights_0(begins_2, even_2, odd_2, _S44, step_4, &_S45);
+            FixedArray<SixteenEights_Eight_0, 4>  _S46 = _S45;
+            FixedArray<SixteenEights_Eight_0, 4>  _S47 = loaded_0;
+            add_products_0(&products_2, &_S47, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+            i_8 = _S44;
+            loaded_0 = _S46;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S49);
-        i_6 = i_6 + 4U * _S49;
+        FixedArray<SixteenEights_Eight_0, 4>  _S48 = loaded_0;
+        add_products_0(&products_2, &_S48, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        i_8 = i_8 + 2U * step_4;
+    }
+    else
+    {
+        i_8 = first_0;
     }
     for(;;)
     {
-        if(i_6 < _S50)
+        if(i_8 < _S42)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S49);
-        i_6 = i_6 + _S49;
+        FixedArray<SixteenEights_Eight_0, 2>  _S49;
+        load_eights_1(begins_2, even_2, odd_2, i_8, step_4, &_S49);
+        FixedArray<SixteenEights_Eight_0, 2>  _S50 = _S49;
+        add_products_1(&products_2, &_S50, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        i_8 = i_8 + step_4;
     }
     return products_2;
 }
@@ -207,13 +287,13 @@ __device__ uint SixteenEights_begin_0(uint offset_0, uint k_1, uint row_0)
     return offset_0 + row_0 * (k_1 / 8U);
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_0, uint n_0, FixedArray<uint, 2>  * _S52)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 2>  * _S51)
 {
     FixedArray<uint, 2>  begins_3;
-    uint _S53 = n_0 - 1U;
-    begins_3[int(0)] = SixteenEights_begin_0(offset_1, k_2, (U32_min((first_0), (_S53))));
-    begins_3[int(1)] = SixteenEights_begin_0(offset_1, k_2, (U32_min((first_0 + 1U), (_S53))));
-    *_S52 = begins_3;
+    uint _S52 = n_0 - 1U;
+    begins_3[int(0)] = SixteenEights_begin_0(offset_1, k_2, (U32_min((first_1), (_S52))));
+    begins_3[int(1)] = SixteenEights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S52))));
+    *_S51 = begins_3;
     return;
 }
 
@@ -233,77 +313,70 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ void gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint4 > weight_1, StructuredBuffer<float4 > x_4, RWStructuredBuffer<float> result_4, GemvParams_0 * p_0)
+__device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint4 > weight_1, StructuredBuffer<float4 > x_4, RWStructuredBuffer<float> result_5, GemvParams_0 * p_0)
 {
-    uint _S54 = ((warpSize));
-    uint _S55 = 128U / _S54;
-    uint _S56 = p_0->groups_0 * _S55 * 2U;
-    uint _S57 = group_number_0(group_1) * _S55;
-    uint _S58 = thread_0 / _S54;
-    uint first_1 = (_S57 + _S58) * 2U;
+    uint first_2 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S59 = p_0->n_1;
-        if(first_1 < (p_0->n_1))
+        uint _S53 = p_0->n_1;
+        if(first_2 < (p_0->n_1))
         {
         }
         else
         {
             break;
         }
-        uint _S60 = (_getLaneId());
-        uint _S61 = first_1 + _S60;
-        uint _S62 = (_getLaneId());
-        bool _S63;
-        if(_S62 < 2U)
+        uint _S54 = first_2 + thread_1;
+        bool _S55;
+        if(thread_1 < 2U)
         {
-            _S63 = _S61 < _S59;
+            _S55 = _S54 < _S53;
         }
         else
         {
-            _S63 = false;
+            _S55 = false;
         }
-        bool _S64;
-        if(_S63)
+        bool _S56;
+        if(_S55)
         {
-            _S64 = (p_0->accumulate_0) != 0U;
+            _S56 = (p_0->accumulate_0) != 0U;
         }
         else
         {
-            _S64 = false;
+            _S56 = false;
         }
         float sum_0;
-        if(_S64)
+        if(_S56)
         {
-            sum_0 = *(&(result_4)[p_0->out_offset_0 + _S61]);
+            sum_0 = *(&(result_5)[p_0->out_offset_0 + _S54]);
         }
         else
         {
             sum_0 = 0.0f;
         }
-        FixedArray<uint, 2>  _S65;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_1, _S59, &_S65);
-        FixedArray<uint, 2>  _S66 = _S65;
-        Products_0 _S67 = products_of_thread_0(&_S66, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, x_4, 0U);
-        FixedArray<float, 2>  _S68 = _S67.sums_0;
-        FixedArray<float, 2>  _S69;
-        subgroup_sums_0(&_S68, &_S69);
-        FixedArray<float, 2>  _S70 = _S69;
-        float _S71 = own_0(&_S70);
-        float sum_1 = sum_0 + _S71;
-        if(_S63)
+        FixedArray<uint, 2>  _S57;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_2, _S53, &_S57);
+        FixedArray<uint, 2>  _S58 = _S57;
+        Products_0 _S59 = products_of_thread_0(&_S58, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, x_4, 0U, thread_1, 128U);
+        FixedArray<float, 2>  _S60 = _S59.sums_0;
+        FixedArray<float, 2>  _S61;
+        group_sums_0(&_S60, thread_1, &_S61);
+        FixedArray<float, 2>  _S62 = _S61;
+        float _S63 = chosen_0(&_S62, thread_1);
+        float sum_1 = sum_0 + _S63;
+        if(_S55)
         {
-            *(&(result_4)[p_0->out_offset_0 + _S61]) = sum_1;
+            *(&(result_5)[p_0->out_offset_0 + _S54]) = sum_1;
         }
-        first_1 = first_1 + _S56;
+        first_2 = first_2 + p_0->groups_0 * 2U;
     }
     return;
 }
 
-extern "C" __global__ void gemv_f16(StructuredBuffer<uint4 > weight_2, StructuredBuffer<float4 > x_5, RWStructuredBuffer<float> result_5, GemvParams_0 p_1)
+extern "C" __global__ void gemv_f16(StructuredBuffer<uint4 > weight_2, StructuredBuffer<float4 > x_5, RWStructuredBuffer<float> result_6, GemvParams_0 p_1)
 {
-    uint _S72 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemvParams_0 _S73 = p_1;
-    gemv_0(blockIdx, _S72, weight_2, x_5, result_5, &_S73);
+    uint _S64 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemvParams_0 _S65 = p_1;
+    gemv_0(blockIdx, _S64, weight_2, x_5, result_6, &_S65);
     return;
 }

@@ -19,44 +19,44 @@ __device__ FourOrFiveEights_Eight_0 FourOrFiveEights_Eight_x24init_0(uint q_1, u
     return _S1;
 }
 
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S2)
+{
+    FixedArray<float, 2>  result_0;
+    float _S3 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
+    result_0[int(0)] = _S3;
+    float _S4 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
+    result_0[int(1)] = _S4;
+    *_S2 = result_0;
+    return;
+}
+
 struct Products_0
 {
-    FixedArray<float, 4>  sums_0;
+    FixedArray<float, 2>  sums_0;
     float squares_0;
 };
 
-__device__ FourOrFiveEights_Eight_0 FourOrFiveEights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_0)
+__device__ uint2  FourOrFiveEights_places_0(uint i_0)
 {
-    uint _S2 = begin_0 + i_0 / 32U * 36U;
-    uint _S3 = __ldg((&(weight_0)[_S2 + 4U + i_0 % 32U]));
-    uint _S4 = __ldg((&(weight_0)[_S2]));
-    uint _S5 = __ldg((&(weight_0)[_S2 + 1U]));
-    uint _S6 = __ldg((&(weight_0)[_S2 + 2U]));
-    uint _S7 = __ldg((&(weight_0)[_S2 + 3U]));
-    return FourOrFiveEights_Eight_x24init_0(_S3, 0U, _S4, make_uint3 (_S5, _S6, _S7));
-}
-
-__device__ uint2  FourOrFiveEights_places_0(uint i_1)
-{
-    uint _S8 = i_1 % 8U;
-    return make_uint2 (i_1 / 8U * 16U + _S8, i_1 / 8U * 16U + _S8 + 8U);
+    uint _S5 = i_0 % 8U;
+    return make_uint2 (i_0 / 8U * 16U + _S5, i_0 / 8U * 16U + _S5 + 8U);
 }
 
 __device__ uint2  scales_of_quarter_0(uint3  packed_2, uint quarter_0)
 {
-    uint _S9 = quarter_0 % 2U * 16U;
-    uint2  _S10 = uint2 {packed_2.x, packed_2.y} >> make_uint2 (_S9);
-    uint _S11 = (packed_2.z) >> _S9;
-    uint2  _S12;
+    uint _S6 = quarter_0 % 2U * 16U;
+    uint2  _S7 = uint2 {packed_2.x, packed_2.y} >> make_uint2 (_S6);
+    uint _S8 = (packed_2.z) >> _S6;
+    uint2  _S9;
     if(quarter_0 < 2U)
     {
-        _S12 = _S10 & make_uint2 (16191U);
+        _S9 = _S7 & make_uint2 (16191U);
     }
     else
     {
-        _S12 = (make_uint2 (_S11, _S11 >> int(4)) & make_uint2 (3855U)) | ((_S10 >> make_uint2 (int(2))) & make_uint2 (12336U));
+        _S9 = (make_uint2 (_S8, _S8 >> int(4)) & make_uint2 (3855U)) | ((_S7 >> make_uint2 (int(2))) & make_uint2 (12336U));
     }
-    return _S12;
+    return _S9;
 }
 
 __device__ float in_place_0(uint word_0, float zero_0)
@@ -71,28 +71,28 @@ __device__ float in_place_1(uint word_1, float zero_1)
 
 __device__ float4  whole_bytes_0(uint word_2, float zero_2)
 {
-    uint _S13 = word_2 >> int(16);
-    return make_float4 (in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S13, zero_2), in_place_1(_S13, zero_2));
+    uint _S10 = word_2 >> int(16);
+    return make_float4 (in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S10, zero_2), in_place_1(_S10, zero_2));
 }
 
 __device__ float dot_0(float4  x_0, float4  y_0)
 {
-    int i_2 = int(0);
-    float result_0 = 0.0f;
+    int i_1 = int(0);
+    float result_1 = 0.0f;
     for(;;)
     {
-        if(i_2 < int(4))
+        if(i_1 < int(4))
         {
         }
         else
         {
             break;
         }
-        float result_1 = result_0 + _slang_vector_get_element(x_0, i_2) * _slang_vector_get_element(y_0, i_2);
-        i_2 = i_2 + int(1);
-        result_0 = result_1;
+        float result_2 = result_1 + _slang_vector_get_element(x_0, i_1) * _slang_vector_get_element(y_0, i_1);
+        i_1 = i_1 + int(1);
+        result_1 = result_2;
     }
-    return result_0;
+    return result_1;
 }
 
 __device__ float sum_0(float4  v_0)
@@ -105,173 +105,229 @@ __device__ float2  halves_0(uint word_3)
     return make_float2 ((__half2float(__ushort_as_half((word_3 & 65535U)))), (__half2float(__ushort_as_half((word_3 >> int(16))))));
 }
 
-__device__ float FourOrFiveEights_product_0(FourOrFiveEights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
+__device__ float FourOrFiveEights_product_0(FourOrFiveEights_Eight_0 * eight_0, uint i_2, float4  a_0, float4  b_0)
 {
-    uint2  _S14 = scales_of_quarter_0(eight_0->packed_0, i_3 % 32U / 8U);
-    uint2  _S15 = _S14 & make_uint2 (255U);
-    float2  _S16 = make_float2 ((float)_S15.x, (float)_S15.y);
-    uint2  _S17 = _S14 >> make_uint2 (int(8));
-    float2  _S18 = make_float2 ((float)_S17.x, (float)_S17.y);
-    float2  _S19 = halves_0(eight_0->scales_0) * make_float2 (_S16.x * dot_0(whole_bytes_0(((eight_0->q_0) & 252645135U) | (((eight_0->fifths_0) & 16843009U) << int(4)), 0.0f), a_0) + _S18.x * dot_0(whole_bytes_0((((eight_0->q_0) >> int(4)) & 252645135U) | ((((eight_0->fifths_0) >> int(1)) & 16843009U) << int(4)), 0.0f), b_0), _S16.y * sum_0(a_0) + _S18.y * sum_0(b_0));
-    return _S19.x - _S19.y;
+    uint2  _S11 = scales_of_quarter_0(eight_0->packed_0, i_2 % 32U / 8U);
+    uint2  _S12 = _S11 & make_uint2 (255U);
+    float2  _S13 = make_float2 ((float)_S12.x, (float)_S12.y);
+    uint2  _S14 = _S11 >> make_uint2 (int(8));
+    float2  _S15 = make_float2 ((float)_S14.x, (float)_S14.y);
+    float2  _S16 = halves_0(eight_0->scales_0) * make_float2 (_S13.x * dot_0(whole_bytes_0(((eight_0->q_0) & 252645135U) | (((eight_0->fifths_0) & 16843009U) << int(4)), 0.0f), a_0) + _S15.x * dot_0(whole_bytes_0((((eight_0->q_0) >> int(4)) & 252645135U) | ((((eight_0->fifths_0) >> int(1)) & 16843009U) << int(4)), 0.0f), b_0), _S13.y * sum_0(a_0) + _S15.y * sum_0(b_0));
+    return _S16.x - _S16.y;
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 4>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<FourOrFiveEights_Eight_0, 4>  * eights_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_3, uint step_0)
 {
-    FixedArray<FourOrFiveEights_Eight_0, 8>  eights_0;
-    uint _S20 = (*begins_0)[int(0)];
-    eights_0[int(0)] = FourOrFiveEights_load_0(even_0, (*begins_0)[int(0)], i_4);
-    uint _S21 = (*begins_0)[int(1)];
-    eights_0[int(1)] = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(1)], i_4);
-    uint _S22 = (*begins_0)[int(2)];
-    eights_0[int(2)] = FourOrFiveEights_load_0(even_0, (*begins_0)[int(2)], i_4);
-    uint _S23 = (*begins_0)[int(3)];
-    eights_0[int(3)] = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(3)], i_4);
-    uint _S24 = i_4 + lanes_0;
-    eights_0[int(4)] = FourOrFiveEights_load_0(even_0, _S20, _S24);
-    eights_0[int(5)] = FourOrFiveEights_load_0(odd_0, _S21, _S24);
-    eights_0[int(6)] = FourOrFiveEights_load_0(even_0, _S22, _S24);
-    eights_0[int(7)] = FourOrFiveEights_load_0(odd_0, _S23, _S24);
-    uint2  _S25 = FourOrFiveEights_places_0(i_4);
-    float4  _S26 = __ldg((&(x_1)[x_offset_0 + _S25.x]));
-    float4  _S27 = __ldg((&(x_1)[x_offset_0 + _S25.y]));
-    FourOrFiveEights_Eight_0 _S28 = eights_0[int(0)];
-    float _S29 = FourOrFiveEights_product_0(&_S28, i_4, _S26, _S27);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S29;
-    FourOrFiveEights_Eight_0 _S30 = eights_0[int(1)];
-    float _S31 = FourOrFiveEights_product_0(&_S30, i_4, _S26, _S27);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S31;
-    FourOrFiveEights_Eight_0 _S32 = eights_0[int(2)];
-    float _S33 = FourOrFiveEights_product_0(&_S32, i_4, _S26, _S27);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S33;
-    FourOrFiveEights_Eight_0 _S34 = eights_0[int(3)];
-    float _S35 = FourOrFiveEights_product_0(&_S34, i_4, _S26, _S27);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S35;
-    uint2  _S36 = FourOrFiveEights_places_0(_S24);
-    float4  _S37 = __ldg((&(x_1)[x_offset_0 + _S36.x]));
-    float4  _S38 = __ldg((&(x_1)[x_offset_0 + _S36.y]));
-    FourOrFiveEights_Eight_0 _S39 = eights_0[int(4)];
-    float _S40 = FourOrFiveEights_product_0(&_S39, _S24, _S37, _S38);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S40;
-    FourOrFiveEights_Eight_0 _S41 = eights_0[int(5)];
-    float _S42 = FourOrFiveEights_product_0(&_S41, _S24, _S37, _S38);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S42;
-    FourOrFiveEights_Eight_0 _S43 = eights_0[int(6)];
-    float _S44 = FourOrFiveEights_product_0(&_S43, _S24, _S37, _S38);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S44;
-    FourOrFiveEights_Eight_0 _S45 = eights_0[int(7)];
-    float _S46 = FourOrFiveEights_product_0(&_S45, _S24, _S37, _S38);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S46;
+    uint2  _S17 = FourOrFiveEights_places_0(i_3);
+    float4  _S18 = __ldg((&(x_1)[x_offset_0 + _S17.x]));
+    float4  _S19 = __ldg((&(x_1)[x_offset_0 + _S17.y]));
+    float _S20 = FourOrFiveEights_product_0(&(*eights_0)[int(0)], i_3, _S18, _S19);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S20;
+    float _S21 = FourOrFiveEights_product_0(&(*eights_0)[int(1)], i_3, _S18, _S19);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S21;
+    uint _S22 = i_3 + step_0;
+    uint2  _S23 = FourOrFiveEights_places_0(_S22);
+    float4  _S24 = __ldg((&(x_1)[x_offset_0 + _S23.x]));
+    float4  _S25 = __ldg((&(x_1)[x_offset_0 + _S23.y]));
+    float _S26 = FourOrFiveEights_product_0(&(*eights_0)[int(2)], _S22, _S24, _S25);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S26;
+    float _S27 = FourOrFiveEights_product_0(&(*eights_0)[int(3)], _S22, _S24, _S25);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S27;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 4>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_5, uint lanes_1)
+__device__ FourOrFiveEights_Eight_0 FourOrFiveEights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_4)
+{
+    uint _S28 = begin_0 + i_4 / 32U * 36U;
+    uint _S29 = __ldg((&(weight_0)[_S28 + 4U + i_4 % 32U]));
+    uint _S30 = __ldg((&(weight_0)[_S28]));
+    uint _S31 = __ldg((&(weight_0)[_S28 + 1U]));
+    uint _S32 = __ldg((&(weight_0)[_S28 + 2U]));
+    uint _S33 = __ldg((&(weight_0)[_S28 + 3U]));
+    return FourOrFiveEights_Eight_x24init_0(_S29, 0U, _S30, make_uint3 (_S31, _S32, _S33));
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_5, uint step_1, FixedArray<FourOrFiveEights_Eight_0, 4>  * _S34)
 {
     FixedArray<FourOrFiveEights_Eight_0, 4>  eights_1;
-    eights_1[int(0)] = FourOrFiveEights_load_0(even_1, (*begins_1)[int(0)], i_5);
-    eights_1[int(1)] = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(1)], i_5);
-    eights_1[int(2)] = FourOrFiveEights_load_0(even_1, (*begins_1)[int(2)], i_5);
-    eights_1[int(3)] = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(3)], i_5);
-    uint2  _S47 = FourOrFiveEights_places_0(i_5);
-    float4  _S48 = __ldg((&(x_2)[x_offset_1 + _S47.x]));
-    float4  _S49 = __ldg((&(x_2)[x_offset_1 + _S47.y]));
-    FourOrFiveEights_Eight_0 _S50 = eights_1[int(0)];
-    float _S51 = FourOrFiveEights_product_0(&_S50, i_5, _S48, _S49);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S51;
-    FourOrFiveEights_Eight_0 _S52 = eights_1[int(1)];
-    float _S53 = FourOrFiveEights_product_0(&_S52, i_5, _S48, _S49);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S53;
-    FourOrFiveEights_Eight_0 _S54 = eights_1[int(2)];
-    float _S55 = FourOrFiveEights_product_0(&_S54, i_5, _S48, _S49);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S55;
-    FourOrFiveEights_Eight_0 _S56 = eights_1[int(3)];
-    float _S57 = FourOrFiveEights_product_0(&_S56, i_5, _S48, _S49);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S57;
+    uint _S35 = (*begins_0)[int(0)];
+    eights_1[int(0)] = FourOrFiveEights_load_0(even_0, (*begins_0)[int(0)], i_5);
+    uint _S36 = (*begins_0)[int(1)];
+    eights_1[int(1)] = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(1)], i_5);
+    uint _S37 = i_5 + step_1;
+    eights_1[int(2)] = FourOrFiveEights_load_0(even_0, _S35, _S37);
+    eights_1[int(3)] = FourOrFiveEights_load_0(odd_0, _S36, _S37);
+    *_S34 = eights_1;
     return;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 4>  * values_0, FixedArray<float, 4>  * _S58)
+__device__ void add_products_1(Products_0 * products_1, FixedArray<FourOrFiveEights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint step_2)
 {
-    FixedArray<float, 4>  result_2;
-    float _S59 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
-    result_2[int(0)] = _S59;
-    float _S60 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
-    result_2[int(1)] = _S60;
-    float _S61 = (_waveSum(0xffffffffu, ((*values_0)[int(2)])));
-    result_2[int(2)] = _S61;
-    float _S62 = (_waveSum(0xffffffffu, ((*values_0)[int(3)])));
-    result_2[int(3)] = _S62;
-    *_S58 = result_2;
+    uint2  _S38 = FourOrFiveEights_places_0(i_6);
+    float4  _S39 = __ldg((&(x_2)[x_offset_1 + _S38.x]));
+    float4  _S40 = __ldg((&(x_2)[x_offset_1 + _S38.y]));
+    float _S41 = FourOrFiveEights_product_0(&(*eights_2)[int(0)], i_6, _S39, _S40);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S41;
+    float _S42 = FourOrFiveEights_product_0(&(*eights_2)[int(1)], i_6, _S39, _S40);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S42;
     return;
 }
 
-__device__ float own_0(FixedArray<float, 4>  * values_1)
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_7, uint step_3, FixedArray<FourOrFiveEights_Eight_0, 2>  * _S43)
 {
-    float _S63 = (*values_1)[int(0)];
-    uint _S64 = (_getLaneId());
+    FixedArray<FourOrFiveEights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = FourOrFiveEights_load_0(even_1, (*begins_1)[int(0)], i_7);
+    eights_3[int(1)] = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(1)], i_7);
+    *_S43 = eights_3;
+    return;
+}
+
+__device__ __shared__ FixedArray<float, 128>  parts_0;
+
+__device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
+{
+    float _S44 = (*values_1)[int(0)];
     float result_3;
-    if(_S64 == 1U)
+    if(number_0 == 1U)
     {
         result_3 = (*values_1)[int(1)];
     }
     else
     {
-        result_3 = _S63;
-    }
-    uint _S65 = (_getLaneId());
-    if(_S65 == 2U)
-    {
-        result_3 = (*values_1)[int(2)];
-    }
-    else
-    {
-    }
-    uint _S66 = (_getLaneId());
-    if(_S66 == 3U)
-    {
-        result_3 = (*values_1)[int(3)];
-    }
-    else
-    {
+        result_3 = _S44;
     }
     return result_3;
 }
 
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
+__device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, FixedArray<float, 2>  * _S45)
+{
+    uint wave_0;
+    uint _S46 = ((warpSize));
+    uint _S47 = 128U / _S46;
+    FixedArray<float, 2>  _S48;
+    subgroup_sums_0(values_2, &_S48);
+    FixedArray<float, 2>  _S49 = _S48;
+    uint _S50 = (_getLaneId());
+    if(_S50 < 2U)
+    {
+        uint _S51 = ((warpSize));
+        uint _S52 = thread_0 / _S51;
+        uint _S53 = _S52 * 2U;
+        uint _S54 = (_getLaneId());
+        uint _S55 = (_getLaneId());
+        FixedArray<float, 2>  _S56 = _S49;
+        float _S57 = chosen_0(&_S56, _S55);
+        (*&parts_0)[_S53 + _S54] = _S57;
+    }
+    __syncthreads();
+    FixedArray<float, 2>  result_4;
+    for(;;)
+    {
+        for(;;)
+        {
+            for(;;)
+            {
+                result_4[int(0)] = 0.0f;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S47)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_4[int(0)] = result_4[int(0)] + (*&parts_0)[wave_0 * 2U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                result_4[int(1)] = 0.0f;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S47)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_4[int(1)] = result_4[int(1)] + (*&parts_0)[wave_0 * 2U + 1U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        break;
+    }
+    __syncthreads();
+    *_S45 = result_4;
+    return;
+}
+
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint first_0, uint step_4)
 {
     Products_0 products_2;
     (&products_2)->squares_0 = 0.0f;
     (&products_2)->sums_0[int(0)] = 0.0f;
     (&products_2)->sums_0[int(1)] = 0.0f;
-    (&products_2)->sums_0[int(2)] = 0.0f;
-    (&products_2)->sums_0[int(3)] = 0.0f;
-    uint _S67 = ((warpSize));
-    uint _S68 = k_0 / 8U;
-    uint _S69 = (_getLaneId());
-    uint i_6 = _S69;
-    for(;;)
+    uint _S58 = k_0 / 8U;
+    uint i_8;
+    if((first_0 + step_4) < _S58)
     {
-        if((i_6 + _S67) < _S68)
+        FixedArray<FourOrFiveEights_Eight_0, 4>  _S59;
+        load_eights_0(begins_2, even_2, odd_2, first_0, step_4, &_S59);
+        i_8 = first_0;
+        FixedArray<FourOrFiveEights_Eight_0, 4>  loaded_0 = _S59;
+        for(;;)
         {
+            if((i_8 + 3U * step_4) < _S58)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S60 = i_8 + 2U * step_4;
+            FixedArray<FourOrFiveEights_Eight_0, 4>  _S61;
+            load_eights_0(begins_2, even_2, odd_2, _S60, step_4, &_S61);
+            FixedArray<FourOrFiveEights_Eight_0, 4>  _S62 = _S61;
+            FixedArray<FourOrFiveEights_Eight_0, 4>  _S63 = loaded_0;
+            add_products_0(&products_2, &_S63, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+            i_8 = _S60;
+            loaded_0 = _S62;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S67);
-        i_6 = i_6 + 2U * _S67;
+        FixedArray<FourOrFiveEights_Eight_0, 4>  _S64 = loaded_0;
+        add_products_0(&products_2, &_S64, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        i_8 = i_8 + 2U * step_4;
+    }
+    else
+    {
+        i_8 = first_0;
     }
     for(;;)
     {
-        if(i_6 < _S68)
+        if(i_8 < _S58)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S67);
-        i_6 = i_6 + _S67;
+        FixedArray<FourOrFiveEights_Eight_0, 2>  _S65;
+        load_eights_1(begins_2, even_2, odd_2, i_8, step_4, &_S65);
+        FixedArray<FourOrFiveEights_Eight_0, 2>  _S66 = _S65;
+        add_products_1(&products_2, &_S66, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        i_8 = i_8 + step_4;
     }
     return products_2;
 }
@@ -281,15 +337,13 @@ __device__ uint FourOrFiveEights_begin_0(uint offset_0, uint k_1, uint row_0)
     return offset_0 + row_0 * (k_1 / 256U) * 36U;
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_0, uint n_0, FixedArray<uint, 4>  * _S70)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 2>  * _S67)
 {
-    FixedArray<uint, 4>  begins_3;
-    uint _S71 = n_0 - 1U;
-    begins_3[int(0)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_0), (_S71))));
-    begins_3[int(1)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_0 + 1U), (_S71))));
-    begins_3[int(2)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_0 + 2U), (_S71))));
-    begins_3[int(3)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_0 + 3U), (_S71))));
-    *_S70 = begins_3;
+    FixedArray<uint, 2>  begins_3;
+    uint _S68 = n_0 - 1U;
+    begins_3[int(0)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_1), (_S68))));
+    begins_3[int(1)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S68))));
+    *_S67 = begins_3;
     return;
 }
 
@@ -309,77 +363,70 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ void gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_4, RWStructuredBuffer<float> result_4, GemvParams_0 * p_0)
+__device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_4, RWStructuredBuffer<float> result_5, GemvParams_0 * p_0)
 {
-    uint _S72 = ((warpSize));
-    uint _S73 = 128U / _S72;
-    uint _S74 = p_0->groups_0 * _S73 * 4U;
-    uint _S75 = group_number_0(group_1) * _S73;
-    uint _S76 = thread_0 / _S72;
-    uint first_1 = (_S75 + _S76) * 4U;
+    uint first_2 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S77 = p_0->n_1;
-        if(first_1 < (p_0->n_1))
+        uint _S69 = p_0->n_1;
+        if(first_2 < (p_0->n_1))
         {
         }
         else
         {
             break;
         }
-        uint _S78 = (_getLaneId());
-        uint _S79 = first_1 + _S78;
-        uint _S80 = (_getLaneId());
-        bool _S81;
-        if(_S80 < 4U)
+        uint _S70 = first_2 + thread_1;
+        bool _S71;
+        if(thread_1 < 2U)
         {
-            _S81 = _S79 < _S77;
+            _S71 = _S70 < _S69;
         }
         else
         {
-            _S81 = false;
+            _S71 = false;
         }
-        bool _S82;
-        if(_S81)
+        bool _S72;
+        if(_S71)
         {
-            _S82 = (p_0->accumulate_0) != 0U;
+            _S72 = (p_0->accumulate_0) != 0U;
         }
         else
         {
-            _S82 = false;
+            _S72 = false;
         }
         float sum_1;
-        if(_S82)
+        if(_S72)
         {
-            sum_1 = *(&(result_4)[p_0->out_offset_0 + _S79]);
+            sum_1 = *(&(result_5)[p_0->out_offset_0 + _S70]);
         }
         else
         {
             sum_1 = 0.0f;
         }
-        FixedArray<uint, 4>  _S83;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_1, _S77, &_S83);
-        FixedArray<uint, 4>  _S84 = _S83;
-        Products_0 _S85 = products_of_thread_0(&_S84, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, x_4, 0U);
-        FixedArray<float, 4>  _S86 = _S85.sums_0;
-        FixedArray<float, 4>  _S87;
-        subgroup_sums_0(&_S86, &_S87);
-        FixedArray<float, 4>  _S88 = _S87;
-        float _S89 = own_0(&_S88);
-        float sum_2 = sum_1 + _S89;
-        if(_S81)
+        FixedArray<uint, 2>  _S73;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_2, _S69, &_S73);
+        FixedArray<uint, 2>  _S74 = _S73;
+        Products_0 _S75 = products_of_thread_0(&_S74, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, x_4, 0U, thread_1, 128U);
+        FixedArray<float, 2>  _S76 = _S75.sums_0;
+        FixedArray<float, 2>  _S77;
+        group_sums_0(&_S76, thread_1, &_S77);
+        FixedArray<float, 2>  _S78 = _S77;
+        float _S79 = chosen_0(&_S78, thread_1);
+        float sum_2 = sum_1 + _S79;
+        if(_S71)
         {
-            *(&(result_4)[p_0->out_offset_0 + _S79]) = sum_2;
+            *(&(result_5)[p_0->out_offset_0 + _S70]) = sum_2;
         }
-        first_1 = first_1 + _S74;
+        first_2 = first_2 + p_0->groups_0 * 2U;
     }
     return;
 }
 
-extern "C" __global__ void gemv_q4_k(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, RWStructuredBuffer<float> result_5, GemvParams_0 p_1)
+extern "C" __global__ void gemv_q4_k(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, RWStructuredBuffer<float> result_6, GemvParams_0 p_1)
 {
-    uint _S90 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemvParams_0 _S91 = p_1;
-    gemv_0(blockIdx, _S90, weight_2, x_5, result_5, &_S91);
+    uint _S80 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemvParams_0 _S81 = p_1;
+    gemv_0(blockIdx, _S80, weight_2, x_5, result_6, &_S81);
     return;
 }

@@ -19,48 +19,44 @@ __device__ FourOrFiveEights_Eight_0 FourOrFiveEights_Eight_x24init_0(uint q_1, u
     return _S1;
 }
 
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S2)
+{
+    FixedArray<float, 2>  result_0;
+    float _S3 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
+    result_0[int(0)] = _S3;
+    float _S4 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
+    result_0[int(1)] = _S4;
+    *_S2 = result_0;
+    return;
+}
+
 struct Products_0
 {
-    FixedArray<float, 4>  sums_0;
+    FixedArray<float, 2>  sums_0;
     float squares_0;
 };
 
-__device__ FourOrFiveEights_Eight_0 FourOrFiveEights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_0)
+__device__ uint2  FourOrFiveEights_places_0(uint i_0)
 {
-    uint _S2 = begin_0 + i_0 / 32U * 44U;
-    uint _S3 = _S2 + 4U;
-    uint _S4 = i_0 % 32U;
-    uint _S5 = __ldg((&(weight_0)[_S3 + 8U + _S4]));
-    uint _S6 = __ldg((&(weight_0)[_S3 + i_0 % 8U]));
-    uint _S7 = _S6 >> (_S4 / 8U * 2U);
-    uint _S8 = __ldg((&(weight_0)[_S2]));
-    uint _S9 = __ldg((&(weight_0)[_S2 + 1U]));
-    uint _S10 = __ldg((&(weight_0)[_S2 + 2U]));
-    uint _S11 = __ldg((&(weight_0)[_S2 + 3U]));
-    return FourOrFiveEights_Eight_x24init_0(_S5, _S7, _S8, make_uint3 (_S9, _S10, _S11));
-}
-
-__device__ uint2  FourOrFiveEights_places_0(uint i_1)
-{
-    uint _S12 = i_1 % 8U;
-    return make_uint2 (i_1 / 8U * 16U + _S12, i_1 / 8U * 16U + _S12 + 8U);
+    uint _S5 = i_0 % 8U;
+    return make_uint2 (i_0 / 8U * 16U + _S5, i_0 / 8U * 16U + _S5 + 8U);
 }
 
 __device__ uint2  scales_of_quarter_0(uint3  packed_2, uint quarter_0)
 {
-    uint _S13 = quarter_0 % 2U * 16U;
-    uint2  _S14 = uint2 {packed_2.x, packed_2.y} >> make_uint2 (_S13);
-    uint _S15 = (packed_2.z) >> _S13;
-    uint2  _S16;
+    uint _S6 = quarter_0 % 2U * 16U;
+    uint2  _S7 = uint2 {packed_2.x, packed_2.y} >> make_uint2 (_S6);
+    uint _S8 = (packed_2.z) >> _S6;
+    uint2  _S9;
     if(quarter_0 < 2U)
     {
-        _S16 = _S14 & make_uint2 (16191U);
+        _S9 = _S7 & make_uint2 (16191U);
     }
     else
     {
-        _S16 = (make_uint2 (_S15, _S15 >> int(4)) & make_uint2 (3855U)) | ((_S14 >> make_uint2 (int(2))) & make_uint2 (12336U));
+        _S9 = (make_uint2 (_S8, _S8 >> int(4)) & make_uint2 (3855U)) | ((_S7 >> make_uint2 (int(2))) & make_uint2 (12336U));
     }
-    return _S16;
+    return _S9;
 }
 
 __device__ float in_place_0(uint word_0, float zero_0)
@@ -75,28 +71,28 @@ __device__ float in_place_1(uint word_1, float zero_1)
 
 __device__ float4  whole_bytes_0(uint word_2, float zero_2)
 {
-    uint _S17 = word_2 >> int(16);
-    return make_float4 (in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S17, zero_2), in_place_1(_S17, zero_2));
+    uint _S10 = word_2 >> int(16);
+    return make_float4 (in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S10, zero_2), in_place_1(_S10, zero_2));
 }
 
 __device__ float dot_0(float4  x_0, float4  y_0)
 {
-    int i_2 = int(0);
-    float result_0 = 0.0f;
+    int i_1 = int(0);
+    float result_1 = 0.0f;
     for(;;)
     {
-        if(i_2 < int(4))
+        if(i_1 < int(4))
         {
         }
         else
         {
             break;
         }
-        float result_1 = result_0 + _slang_vector_get_element(x_0, i_2) * _slang_vector_get_element(y_0, i_2);
-        i_2 = i_2 + int(1);
-        result_0 = result_1;
+        float result_2 = result_1 + _slang_vector_get_element(x_0, i_1) * _slang_vector_get_element(y_0, i_1);
+        i_1 = i_1 + int(1);
+        result_1 = result_2;
     }
-    return result_0;
+    return result_1;
 }
 
 __device__ float sum_0(float4  v_0)
@@ -109,173 +105,233 @@ __device__ float2  halves_0(uint word_3)
     return make_float2 ((__half2float(__ushort_as_half((word_3 & 65535U)))), (__half2float(__ushort_as_half((word_3 >> int(16))))));
 }
 
-__device__ float FourOrFiveEights_product_0(FourOrFiveEights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
+__device__ float FourOrFiveEights_product_0(FourOrFiveEights_Eight_0 * eight_0, uint i_2, float4  a_0, float4  b_0)
 {
-    uint2  _S18 = scales_of_quarter_0(eight_0->packed_0, i_3 % 32U / 8U);
-    uint2  _S19 = _S18 & make_uint2 (255U);
-    float2  _S20 = make_float2 ((float)_S19.x, (float)_S19.y);
-    uint2  _S21 = _S18 >> make_uint2 (int(8));
-    float2  _S22 = make_float2 ((float)_S21.x, (float)_S21.y);
-    float2  _S23 = halves_0(eight_0->scales_0) * make_float2 (_S20.x * dot_0(whole_bytes_0(((eight_0->q_0) & 252645135U) | (((eight_0->fifths_0) & 16843009U) << int(4)), 0.0f), a_0) + _S22.x * dot_0(whole_bytes_0((((eight_0->q_0) >> int(4)) & 252645135U) | ((((eight_0->fifths_0) >> int(1)) & 16843009U) << int(4)), 0.0f), b_0), _S20.y * sum_0(a_0) + _S22.y * sum_0(b_0));
-    return _S23.x - _S23.y;
+    uint2  _S11 = scales_of_quarter_0(eight_0->packed_0, i_2 % 32U / 8U);
+    uint2  _S12 = _S11 & make_uint2 (255U);
+    float2  _S13 = make_float2 ((float)_S12.x, (float)_S12.y);
+    uint2  _S14 = _S11 >> make_uint2 (int(8));
+    float2  _S15 = make_float2 ((float)_S14.x, (float)_S14.y);
+    float2  _S16 = halves_0(eight_0->scales_0) * make_float2 (_S13.x * dot_0(whole_bytes_0(((eight_0->q_0) & 252645135U) | (((eight_0->fifths_0) & 16843009U) << int(4)), 0.0f), a_0) + _S15.x * dot_0(whole_bytes_0((((eight_0->q_0) >> int(4)) & 252645135U) | ((((eight_0->fifths_0) >> int(1)) & 16843009U) << int(4)), 0.0f), b_0), _S13.y * sum_0(a_0) + _S15.y * sum_0(b_0));
+    return _S16.x - _S16.y;
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 4>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<FourOrFiveEights_Eight_0, 4>  * eights_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_3, uint step_0)
 {
-    FixedArray<FourOrFiveEights_Eight_0, 8>  eights_0;
-    uint _S24 = (*begins_0)[int(0)];
-    eights_0[int(0)] = FourOrFiveEights_load_0(even_0, (*begins_0)[int(0)], i_4);
-    uint _S25 = (*begins_0)[int(1)];
-    eights_0[int(1)] = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(1)], i_4);
-    uint _S26 = (*begins_0)[int(2)];
-    eights_0[int(2)] = FourOrFiveEights_load_0(even_0, (*begins_0)[int(2)], i_4);
-    uint _S27 = (*begins_0)[int(3)];
-    eights_0[int(3)] = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(3)], i_4);
-    uint _S28 = i_4 + lanes_0;
-    eights_0[int(4)] = FourOrFiveEights_load_0(even_0, _S24, _S28);
-    eights_0[int(5)] = FourOrFiveEights_load_0(odd_0, _S25, _S28);
-    eights_0[int(6)] = FourOrFiveEights_load_0(even_0, _S26, _S28);
-    eights_0[int(7)] = FourOrFiveEights_load_0(odd_0, _S27, _S28);
-    uint2  _S29 = FourOrFiveEights_places_0(i_4);
-    float4  _S30 = __ldg((&(x_1)[x_offset_0 + _S29.x]));
-    float4  _S31 = __ldg((&(x_1)[x_offset_0 + _S29.y]));
-    FourOrFiveEights_Eight_0 _S32 = eights_0[int(0)];
-    float _S33 = FourOrFiveEights_product_0(&_S32, i_4, _S30, _S31);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S33;
-    FourOrFiveEights_Eight_0 _S34 = eights_0[int(1)];
-    float _S35 = FourOrFiveEights_product_0(&_S34, i_4, _S30, _S31);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S35;
-    FourOrFiveEights_Eight_0 _S36 = eights_0[int(2)];
-    float _S37 = FourOrFiveEights_product_0(&_S36, i_4, _S30, _S31);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S37;
-    FourOrFiveEights_Eight_0 _S38 = eights_0[int(3)];
-    float _S39 = FourOrFiveEights_product_0(&_S38, i_4, _S30, _S31);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S39;
-    uint2  _S40 = FourOrFiveEights_places_0(_S28);
-    float4  _S41 = __ldg((&(x_1)[x_offset_0 + _S40.x]));
-    float4  _S42 = __ldg((&(x_1)[x_offset_0 + _S40.y]));
-    FourOrFiveEights_Eight_0 _S43 = eights_0[int(4)];
-    float _S44 = FourOrFiveEights_product_0(&_S43, _S28, _S41, _S42);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S44;
-    FourOrFiveEights_Eight_0 _S45 = eights_0[int(5)];
-    float _S46 = FourOrFiveEights_product_0(&_S45, _S28, _S41, _S42);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S46;
-    FourOrFiveEights_Eight_0 _S47 = eights_0[int(6)];
-    float _S48 = FourOrFiveEights_product_0(&_S47, _S28, _S41, _S42);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S48;
-    FourOrFiveEights_Eight_0 _S49 = eights_0[int(7)];
-    float _S50 = FourOrFiveEights_product_0(&_S49, _S28, _S41, _S42);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S50;
+    uint2  _S17 = FourOrFiveEights_places_0(i_3);
+    float4  _S18 = __ldg((&(x_1)[x_offset_0 + _S17.x]));
+    float4  _S19 = __ldg((&(x_1)[x_offset_0 + _S17.y]));
+    float _S20 = FourOrFiveEights_product_0(&(*eights_0)[int(0)], i_3, _S18, _S19);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S20;
+    float _S21 = FourOrFiveEights_product_0(&(*eights_0)[int(1)], i_3, _S18, _S19);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S21;
+    uint _S22 = i_3 + step_0;
+    uint2  _S23 = FourOrFiveEights_places_0(_S22);
+    float4  _S24 = __ldg((&(x_1)[x_offset_0 + _S23.x]));
+    float4  _S25 = __ldg((&(x_1)[x_offset_0 + _S23.y]));
+    float _S26 = FourOrFiveEights_product_0(&(*eights_0)[int(2)], _S22, _S24, _S25);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S26;
+    float _S27 = FourOrFiveEights_product_0(&(*eights_0)[int(3)], _S22, _S24, _S25);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S27;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 4>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_5, uint lanes_1)
+__device__ FourOrFiveEights_Eight_0 FourOrFiveEights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_4)
+{
+    uint _S28 = begin_0 + i_4 / 32U * 44U;
+    uint _S29 = _S28 + 4U;
+    uint _S30 = i_4 % 32U;
+    uint _S31 = __ldg((&(weight_0)[_S29 + 8U + _S30]));
+    uint _S32 = __ldg((&(weight_0)[_S29 + i_4 % 8U]));
+    uint _S33 = _S32 >> (_S30 / 8U * 2U);
+    uint _S34 = __ldg((&(weight_0)[_S28]));
+    uint _S35 = __ldg((&(weight_0)[_S28 + 1U]));
+    uint _S36 = __ldg((&(weight_0)[_S28 + 2U]));
+    uint _S37 = __ldg((&(weight_0)[_S28 + 3U]));
+    return FourOrFiveEights_Eight_x24init_0(_S31, _S33, _S34, make_uint3 (_S35, _S36, _S37));
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_5, uint step_1, FixedArray<FourOrFiveEights_Eight_0, 4>  * _S38)
 {
     FixedArray<FourOrFiveEights_Eight_0, 4>  eights_1;
-    eights_1[int(0)] = FourOrFiveEights_load_0(even_1, (*begins_1)[int(0)], i_5);
-    eights_1[int(1)] = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(1)], i_5);
-    eights_1[int(2)] = FourOrFiveEights_load_0(even_1, (*begins_1)[int(2)], i_5);
-    eights_1[int(3)] = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(3)], i_5);
-    uint2  _S51 = FourOrFiveEights_places_0(i_5);
-    float4  _S52 = __ldg((&(x_2)[x_offset_1 + _S51.x]));
-    float4  _S53 = __ldg((&(x_2)[x_offset_1 + _S51.y]));
-    FourOrFiveEights_Eight_0 _S54 = eights_1[int(0)];
-    float _S55 = FourOrFiveEights_product_0(&_S54, i_5, _S52, _S53);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S55;
-    FourOrFiveEights_Eight_0 _S56 = eights_1[int(1)];
-    float _S57 = FourOrFiveEights_product_0(&_S56, i_5, _S52, _S53);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S57;
-    FourOrFiveEights_Eight_0 _S58 = eights_1[int(2)];
-    float _S59 = FourOrFiveEights_product_0(&_S58, i_5, _S52, _S53);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S59;
-    FourOrFiveEights_Eight_0 _S60 = eights_1[int(3)];
-    float _S61 = FourOrFiveEights_product_0(&_S60, i_5, _S52, _S53);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S61;
+    uint _S39 = (*begins_0)[int(0)];
+    eights_1[int(0)] = FourOrFiveEights_load_0(even_0, (*begins_0)[int(0)], i_5);
+    uint _S40 = (*begins_0)[int(1)];
+    eights_1[int(1)] = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(1)], i_5);
+    uint _S41 = i_5 + step_1;
+    eights_1[int(2)] = FourOrFiveEights_load_0(even_0, _S39, _S41);
+    eights_1[int(3)] = FourOrFiveEights_load_0(odd_0, _S40, _S41);
+    *_S38 = eights_1;
     return;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 4>  * values_0, FixedArray<float, 4>  * _S62)
+__device__ void add_products_1(Products_0 * products_1, FixedArray<FourOrFiveEights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint step_2)
 {
-    FixedArray<float, 4>  result_2;
-    float _S63 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
-    result_2[int(0)] = _S63;
-    float _S64 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
-    result_2[int(1)] = _S64;
-    float _S65 = (_waveSum(0xffffffffu, ((*values_0)[int(2)])));
-    result_2[int(2)] = _S65;
-    float _S66 = (_waveSum(0xffffffffu, ((*values_0)[int(3)])));
-    result_2[int(3)] = _S66;
-    *_S62 = result_2;
+    uint2  _S42 = FourOrFiveEights_places_0(i_6);
+    float4  _S43 = __ldg((&(x_2)[x_offset_1 + _S42.x]));
+    float4  _S44 = __ldg((&(x_2)[x_offset_1 + _S42.y]));
+    float _S45 = FourOrFiveEights_product_0(&(*eights_2)[int(0)], i_6, _S43, _S44);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S45;
+    float _S46 = FourOrFiveEights_product_0(&(*eights_2)[int(1)], i_6, _S43, _S44);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S46;
     return;
 }
 
-__device__ float own_0(FixedArray<float, 4>  * values_1)
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_7, uint step_3, FixedArray<FourOrFiveEights_Eight_0, 2>  * _S47)
 {
-    float _S67 = (*values_1)[int(0)];
-    uint _S68 = (_getLaneId());
+    FixedArray<FourOrFiveEights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = FourOrFiveEights_load_0(even_1, (*begins_1)[int(0)], i_7);
+    eights_3[int(1)] = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(1)], i_7);
+    *_S47 = eights_3;
+    return;
+}
+
+__device__ __shared__ FixedArray<float, 128>  parts_0;
+
+__device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
+{
+    float _S48 = (*values_1)[int(0)];
     float result_3;
-    if(_S68 == 1U)
+    if(number_0 == 1U)
     {
         result_3 = (*values_1)[int(1)];
     }
     else
     {
-        result_3 = _S67;
-    }
-    uint _S69 = (_getLaneId());
-    if(_S69 == 2U)
-    {
-        result_3 = (*values_1)[int(2)];
-    }
-    else
-    {
-    }
-    uint _S70 = (_getLaneId());
-    if(_S70 == 3U)
-    {
-        result_3 = (*values_1)[int(3)];
-    }
-    else
-    {
+        result_3 = _S48;
     }
     return result_3;
 }
 
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
+__device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, FixedArray<float, 2>  * _S49)
+{
+    uint wave_0;
+    uint _S50 = ((warpSize));
+    uint _S51 = 128U / _S50;
+    FixedArray<float, 2>  _S52;
+    subgroup_sums_0(values_2, &_S52);
+    FixedArray<float, 2>  _S53 = _S52;
+    uint _S54 = (_getLaneId());
+    if(_S54 < 2U)
+    {
+        uint _S55 = ((warpSize));
+        uint _S56 = thread_0 / _S55;
+        uint _S57 = _S56 * 2U;
+        uint _S58 = (_getLaneId());
+        uint _S59 = (_getLaneId());
+        FixedArray<float, 2>  _S60 = _S53;
+        float _S61 = chosen_0(&_S60, _S59);
+        (*&parts_0)[_S57 + _S58] = _S61;
+    }
+    __syncthreads();
+    FixedArray<float, 2>  result_4;
+    for(;;)
+    {
+        for(;;)
+        {
+            for(;;)
+            {
+                result_4[int(0)] = 0.0f;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S51)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_4[int(0)] = result_4[int(0)] + (*&parts_0)[wave_0 * 2U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                result_4[int(1)] = 0.0f;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S51)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_4[int(1)] = result_4[int(1)] + (*&parts_0)[wave_0 * 2U + 1U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        break;
+    }
+    __syncthreads();
+    *_S49 = result_4;
+    return;
+}
+
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint first_0, uint step_4)
 {
     Products_0 products_2;
     (&products_2)->squares_0 = 0.0f;
     (&products_2)->sums_0[int(0)] = 0.0f;
     (&products_2)->sums_0[int(1)] = 0.0f;
-    (&products_2)->sums_0[int(2)] = 0.0f;
-    (&products_2)->sums_0[int(3)] = 0.0f;
-    uint _S71 = ((warpSize));
-    uint _S72 = k_0 / 8U;
-    uint _S73 = (_getLaneId());
-    uint i_6 = _S73;
-    for(;;)
+    uint _S62 = k_0 / 8U;
+    uint i_8;
+    if((first_0 + step_4) < _S62)
     {
-        if((i_6 + _S71) < _S72)
+        FixedArray<FourOrFiveEights_Eight_0, 4>  _S63;
+        load_eights_0(begins_2, even_2, odd_2, first_0, step_4, &_S63);
+        i_8 = first_0;
+        FixedArray<FourOrFiveEights_Eight_0, 4>  loaded_0 = _S63;
+        for(;;)
         {
+            if((i_8 + 3U * step_4) < _S62)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S64 = i_8 + 2U * step_4;
+            FixedArray<FourOrFiveEights_Eight_0, 4>  _S65;
+            load_eights_0(begins_2, even_2, odd_2, _S64, step_4, &_S65);
+            FixedArray<FourOrFiveEights_Eight_0, 4>  _S66 = _S65;
+            FixedArray<FourOrFiveEights_Eight_0, 4>  _S67 = loaded_0;
+            add_products_0(&products_2, &_S67, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+            i_8 = _S64;
+            loaded_0 = _S66;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S71);
-        i_6 = i_6 + 2U * _S71;
+        FixedArray<FourOrFiveEights_Eight_0, 4>  _S68 = loaded_0;
+        add_products_0(&products_2, &_S68, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        i_8 = i_8 + 2U * step_4;
+    }
+    else
+    {
+        i_8 = first_0;
     }
     for(;;)
     {
-        if(i_6 < _S72)
+        if(i_8 < _S62)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S71);
-        i_6 = i_6 + _S71;
+        FixedArray<FourOrFiveEights_Eight_0, 2>  _S69;
+        load_eights_1(begins_2, even_2, odd_2, i_8, step_4, &_S69);
+        FixedArray<FourOrFiveEights_Eight_0, 2>  _S70 = _S69;
+        add_products_1(&products_2, &_S70, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        i_8 = i_8 + step_4;
     }
     return products_2;
 }
@@ -285,15 +341,13 @@ __device__ uint FourOrFiveEights_begin_0(uint offset_0, uint k_1, uint row_0)
     return offset_0 + row_0 * (k_1 / 256U) * 44U;
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_0, uint n_0, FixedArray<uint, 4>  * _S74)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 2>  * _S71)
 {
-    FixedArray<uint, 4>  begins_3;
-    uint _S75 = n_0 - 1U;
-    begins_3[int(0)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_0), (_S75))));
-    begins_3[int(1)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_0 + 1U), (_S75))));
-    begins_3[int(2)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_0 + 2U), (_S75))));
-    begins_3[int(3)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_0 + 3U), (_S75))));
-    *_S74 = begins_3;
+    FixedArray<uint, 2>  begins_3;
+    uint _S72 = n_0 - 1U;
+    begins_3[int(0)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_1), (_S72))));
+    begins_3[int(1)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S72))));
+    *_S71 = begins_3;
     return;
 }
 
@@ -313,77 +367,70 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ void gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_4, RWStructuredBuffer<float> result_4, GemvParams_0 * p_0)
+__device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_4, RWStructuredBuffer<float> result_5, GemvParams_0 * p_0)
 {
-    uint _S76 = ((warpSize));
-    uint _S77 = 128U / _S76;
-    uint _S78 = p_0->groups_0 * _S77 * 4U;
-    uint _S79 = group_number_0(group_1) * _S77;
-    uint _S80 = thread_0 / _S76;
-    uint first_1 = (_S79 + _S80) * 4U;
+    uint first_2 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S81 = p_0->n_1;
-        if(first_1 < (p_0->n_1))
+        uint _S73 = p_0->n_1;
+        if(first_2 < (p_0->n_1))
         {
         }
         else
         {
             break;
         }
-        uint _S82 = (_getLaneId());
-        uint _S83 = first_1 + _S82;
-        uint _S84 = (_getLaneId());
-        bool _S85;
-        if(_S84 < 4U)
+        uint _S74 = first_2 + thread_1;
+        bool _S75;
+        if(thread_1 < 2U)
         {
-            _S85 = _S83 < _S81;
+            _S75 = _S74 < _S73;
         }
         else
         {
-            _S85 = false;
+            _S75 = false;
         }
-        bool _S86;
-        if(_S85)
+        bool _S76;
+        if(_S75)
         {
-            _S86 = (p_0->accumulate_0) != 0U;
+            _S76 = (p_0->accumulate_0) != 0U;
         }
         else
         {
-            _S86 = false;
+            _S76 = false;
         }
         float sum_1;
-        if(_S86)
+        if(_S76)
         {
-            sum_1 = *(&(result_4)[p_0->out_offset_0 + _S83]);
+            sum_1 = *(&(result_5)[p_0->out_offset_0 + _S74]);
         }
         else
         {
             sum_1 = 0.0f;
         }
-        FixedArray<uint, 4>  _S87;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_1, _S81, &_S87);
-        FixedArray<uint, 4>  _S88 = _S87;
-        Products_0 _S89 = products_of_thread_0(&_S88, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, x_4, 0U);
-        FixedArray<float, 4>  _S90 = _S89.sums_0;
-        FixedArray<float, 4>  _S91;
-        subgroup_sums_0(&_S90, &_S91);
-        FixedArray<float, 4>  _S92 = _S91;
-        float _S93 = own_0(&_S92);
-        float sum_2 = sum_1 + _S93;
-        if(_S85)
+        FixedArray<uint, 2>  _S77;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_2, _S73, &_S77);
+        FixedArray<uint, 2>  _S78 = _S77;
+        Products_0 _S79 = products_of_thread_0(&_S78, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, x_4, 0U, thread_1, 128U);
+        FixedArray<float, 2>  _S80 = _S79.sums_0;
+        FixedArray<float, 2>  _S81;
+        group_sums_0(&_S80, thread_1, &_S81);
+        FixedArray<float, 2>  _S82 = _S81;
+        float _S83 = chosen_0(&_S82, thread_1);
+        float sum_2 = sum_1 + _S83;
+        if(_S75)
         {
-            *(&(result_4)[p_0->out_offset_0 + _S83]) = sum_2;
+            *(&(result_5)[p_0->out_offset_0 + _S74]) = sum_2;
         }
-        first_1 = first_1 + _S78;
+        first_2 = first_2 + p_0->groups_0 * 2U;
     }
     return;
 }
 
-extern "C" __global__ void gemv_q5_k(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, RWStructuredBuffer<float> result_5, GemvParams_0 p_1)
+extern "C" __global__ void gemv_q5_k(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, RWStructuredBuffer<float> result_6, GemvParams_0 p_1)
 {
-    uint _S94 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemvParams_0 _S95 = p_1;
-    gemv_0(blockIdx, _S94, weight_2, x_5, result_5, &_S95);
+    uint _S84 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemvParams_0 _S85 = p_1;
+    gemv_0(blockIdx, _S84, weight_2, x_5, result_6, &_S85);
     return;
 }

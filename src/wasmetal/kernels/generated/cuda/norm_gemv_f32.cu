@@ -13,32 +13,36 @@ struct F32Eights_Eight_0
     uint4  high_0;
 };
 
-__device__ F32Eights_Eight_0 F32Eights_Eight_x24init_0(uint4  low_1, uint4  high_1)
+__device__ uint2  F32Eights_places_0(uint i_0)
 {
-    F32Eights_Eight_0 _S1;
-    (&_S1)->low_0 = low_1;
-    (&_S1)->high_0 = high_1;
-    return _S1;
-}
-
-__device__ F32Eights_Eight_0 F32Eights_load_0(StructuredBuffer<uint4 > weight_0, uint begin_0, uint i_0)
-{
-    uint _S2 = begin_0 + 2U * i_0;
-    uint4  _S3 = __ldg((&(weight_0)[_S2]));
-    uint4  _S4 = __ldg((&(weight_0)[_S2 + 1U]));
-    return F32Eights_Eight_x24init_0(_S3, _S4);
-}
-
-__device__ uint2  F32Eights_places_0(uint i_1)
-{
-    uint _S5 = 2U * i_1;
-    return make_uint2 (_S5, _S5 + 1U);
+    uint _S1 = 2U * i_0;
+    return make_uint2 (_S1, _S1 + 1U);
 }
 
 __device__ float dot_0(float4  x_0, float4  y_0)
 {
-    int i_2 = int(0);
+    int i_1 = int(0);
     float result_0 = 0.0f;
+    for(;;)
+    {
+        if(i_1 < int(4))
+        {
+        }
+        else
+        {
+            break;
+        }
+        float result_1 = result_0 + _slang_vector_get_element(x_0, i_1) * _slang_vector_get_element(y_0, i_1);
+        i_1 = i_1 + int(1);
+        result_0 = result_1;
+    }
+    return result_0;
+}
+
+__device__ float4  asfloat_0(uint4  x_1)
+{
+    float4  result_2;
+    int i_2 = int(0);
     for(;;)
     {
         if(i_2 < int(4))
@@ -48,206 +52,329 @@ __device__ float dot_0(float4  x_0, float4  y_0)
         {
             break;
         }
-        float result_1 = result_0 + _slang_vector_get_element(x_0, i_2) * _slang_vector_get_element(y_0, i_2);
+        *_slang_vector_get_element_ptr(&result_2, i_2) = (U32_asfloat((_slang_vector_get_element(x_1, i_2))));
         i_2 = i_2 + int(1);
-        result_0 = result_1;
-    }
-    return result_0;
-}
-
-__device__ float4  asfloat_0(uint4  x_1)
-{
-    float4  result_2;
-    int i_3 = int(0);
-    for(;;)
-    {
-        if(i_3 < int(4))
-        {
-        }
-        else
-        {
-            break;
-        }
-        *_slang_vector_get_element_ptr(&result_2, i_3) = (U32_asfloat((_slang_vector_get_element(x_1, i_3))));
-        i_3 = i_3 + int(1);
     }
     return result_2;
 }
 
-__device__ float F32Eights_product_0(F32Eights_Eight_0 * eight_0, uint i_4, float4  a_0, float4  b_0)
+__device__ float F32Eights_product_0(F32Eights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
 {
     return dot_0(asfloat_0(eight_0->low_0), a_0) + dot_0(asfloat_0(eight_0->high_0), b_0);
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint4 > even_0, StructuredBuffer<uint4 > odd_0, StructuredBuffer<float4 > x_2, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_5, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<F32Eights_Eight_0, 8>  * eights_0, StructuredBuffer<float4 > x_2, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint step_0)
 {
-    FixedArray<F32Eights_Eight_0, 8>  eights_0;
-    uint _S6 = (*begins_0)[int(0)];
-    eights_0[int(0)] = F32Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
-    uint _S7 = (*begins_0)[int(1)];
-    eights_0[int(1)] = F32Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
-    uint _S8 = i_5 + lanes_0;
-    eights_0[int(2)] = F32Eights_load_0(even_0, _S6, _S8);
-    eights_0[int(3)] = F32Eights_load_0(odd_0, _S7, _S8);
-    uint _S9 = i_5 + 2U * lanes_0;
-    eights_0[int(4)] = F32Eights_load_0(even_0, _S6, _S9);
-    eights_0[int(5)] = F32Eights_load_0(odd_0, _S7, _S9);
-    uint _S10 = i_5 + 3U * lanes_0;
-    eights_0[int(6)] = F32Eights_load_0(even_0, _S6, _S10);
-    eights_0[int(7)] = F32Eights_load_0(odd_0, _S7, _S10);
-    uint2  _S11 = F32Eights_places_0(i_5);
-    uint _S12 = _S11.x;
-    float4  _S13 = __ldg((&(x_2)[x_offset_0 + _S12]));
-    uint _S14 = _S11.y;
-    float4  _S15 = __ldg((&(x_2)[x_offset_0 + _S14]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S13, _S13) + dot_0(_S15, _S15));
-    float4  _S16 = __ldg((&(norm_0)[norm_offset_0 + _S12]));
-    float4  a_1 = _S13 * _S16;
-    float4  _S17 = __ldg((&(norm_0)[norm_offset_0 + _S14]));
-    float4  b_1 = _S15 * _S17;
-    F32Eights_Eight_0 _S18 = eights_0[int(0)];
-    float _S19 = F32Eights_product_0(&_S18, i_5, a_1, b_1);
+    uint2  _S2 = F32Eights_places_0(i_4);
+    uint _S3 = _S2.x;
+    float4  _S4 = __ldg((&(x_2)[x_offset_0 + _S3]));
+    uint _S5 = _S2.y;
+    float4  _S6 = __ldg((&(x_2)[x_offset_0 + _S5]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S4, _S4) + dot_0(_S6, _S6));
+    float4  _S7 = __ldg((&(norm_0)[norm_offset_0 + _S3]));
+    float4  a_1 = _S4 * _S7;
+    float4  _S8 = __ldg((&(norm_0)[norm_offset_0 + _S5]));
+    float4  b_1 = _S6 * _S8;
+    float _S9 = F32Eights_product_0(&(*eights_0)[int(0)], i_4, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S9;
+    float _S10 = F32Eights_product_0(&(*eights_0)[int(1)], i_4, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S10;
+    uint _S11 = i_4 + step_0;
+    uint2  _S12 = F32Eights_places_0(_S11);
+    uint _S13 = _S12.x;
+    float4  _S14 = __ldg((&(x_2)[x_offset_0 + _S13]));
+    uint _S15 = _S12.y;
+    float4  _S16 = __ldg((&(x_2)[x_offset_0 + _S15]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S14, _S14) + dot_0(_S16, _S16));
+    float4  _S17 = __ldg((&(norm_0)[norm_offset_0 + _S13]));
+    float4  a_2 = _S14 * _S17;
+    float4  _S18 = __ldg((&(norm_0)[norm_offset_0 + _S15]));
+    float4  b_2 = _S16 * _S18;
+    float _S19 = F32Eights_product_0(&(*eights_0)[int(2)], _S11, a_2, b_2);
     products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S19;
-    F32Eights_Eight_0 _S20 = eights_0[int(1)];
-    float _S21 = F32Eights_product_0(&_S20, i_5, a_1, b_1);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S21;
-    uint2  _S22 = F32Eights_places_0(_S8);
+    float _S20 = F32Eights_product_0(&(*eights_0)[int(3)], _S11, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S20;
+    uint _S21 = i_4 + 2U * step_0;
+    uint2  _S22 = F32Eights_places_0(_S21);
     uint _S23 = _S22.x;
     float4  _S24 = __ldg((&(x_2)[x_offset_0 + _S23]));
     uint _S25 = _S22.y;
     float4  _S26 = __ldg((&(x_2)[x_offset_0 + _S25]));
     products_0->squares_0 = products_0->squares_0 + (dot_0(_S24, _S24) + dot_0(_S26, _S26));
     float4  _S27 = __ldg((&(norm_0)[norm_offset_0 + _S23]));
-    float4  a_2 = _S24 * _S27;
+    float4  a_3 = _S24 * _S27;
     float4  _S28 = __ldg((&(norm_0)[norm_offset_0 + _S25]));
-    float4  b_2 = _S26 * _S28;
-    F32Eights_Eight_0 _S29 = eights_0[int(2)];
-    float _S30 = F32Eights_product_0(&_S29, _S8, a_2, b_2);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S30;
-    F32Eights_Eight_0 _S31 = eights_0[int(3)];
-    float _S32 = F32Eights_product_0(&_S31, _S8, a_2, b_2);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S32;
-    uint2  _S33 = F32Eights_places_0(_S9);
-    uint _S34 = _S33.x;
-    float4  _S35 = __ldg((&(x_2)[x_offset_0 + _S34]));
-    uint _S36 = _S33.y;
-    float4  _S37 = __ldg((&(x_2)[x_offset_0 + _S36]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S35, _S35) + dot_0(_S37, _S37));
-    float4  _S38 = __ldg((&(norm_0)[norm_offset_0 + _S34]));
-    float4  a_3 = _S35 * _S38;
-    float4  _S39 = __ldg((&(norm_0)[norm_offset_0 + _S36]));
-    float4  b_3 = _S37 * _S39;
-    F32Eights_Eight_0 _S40 = eights_0[int(4)];
-    float _S41 = F32Eights_product_0(&_S40, _S9, a_3, b_3);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S41;
-    F32Eights_Eight_0 _S42 = eights_0[int(5)];
-    float _S43 = F32Eights_product_0(&_S42, _S9, a_3, b_3);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S43;
-    uint2  _S44 = F32Eights_places_0(_S10);
-    uint _S45 = _S44.x;
-    float4  _S46 = __ldg((&(x_2)[x_offset_0 + _S45]));
-    uint _S47 = _S44.y;
-    float4  _S48 = __ldg((&(x_2)[x_offset_0 + _S47]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S46, _S46) + dot_0(_S48, _S48));
-    float4  _S49 = __ldg((&(norm_0)[norm_offset_0 + _S45]));
-    float4  a_4 = _S46 * _S49;
-    float4  _S50 = __ldg((&(norm_0)[norm_offset_0 + _S47]));
-    float4  b_4 = _S48 * _S50;
-    F32Eights_Eight_0 _S51 = eights_0[int(6)];
-    float _S52 = F32Eights_product_0(&_S51, _S10, a_4, b_4);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S52;
-    F32Eights_Eight_0 _S53 = eights_0[int(7)];
-    float _S54 = F32Eights_product_0(&_S53, _S10, a_4, b_4);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S54;
+    float4  b_3 = _S26 * _S28;
+    float _S29 = F32Eights_product_0(&(*eights_0)[int(4)], _S21, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S29;
+    float _S30 = F32Eights_product_0(&(*eights_0)[int(5)], _S21, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S30;
+    uint _S31 = i_4 + 3U * step_0;
+    uint2  _S32 = F32Eights_places_0(_S31);
+    uint _S33 = _S32.x;
+    float4  _S34 = __ldg((&(x_2)[x_offset_0 + _S33]));
+    uint _S35 = _S32.y;
+    float4  _S36 = __ldg((&(x_2)[x_offset_0 + _S35]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S34, _S34) + dot_0(_S36, _S36));
+    float4  _S37 = __ldg((&(norm_0)[norm_offset_0 + _S33]));
+    float4  a_4 = _S34 * _S37;
+    float4  _S38 = __ldg((&(norm_0)[norm_offset_0 + _S35]));
+    float4  b_4 = _S36 * _S38;
+    float _S39 = F32Eights_product_0(&(*eights_0)[int(6)], _S31, a_4, b_4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S39;
+    float _S40 = F32Eights_product_0(&(*eights_0)[int(7)], _S31, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S40;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint4 > even_1, StructuredBuffer<uint4 > odd_1, StructuredBuffer<float4 > x_3, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint lanes_1)
+__device__ F32Eights_Eight_0 F32Eights_Eight_x24init_0(uint4  low_1, uint4  high_1)
 {
-    FixedArray<F32Eights_Eight_0, 2>  eights_1;
-    eights_1[int(0)] = F32Eights_load_0(even_1, (*begins_1)[int(0)], i_6);
-    eights_1[int(1)] = F32Eights_load_0(odd_1, (*begins_1)[int(1)], i_6);
-    uint2  _S55 = F32Eights_places_0(i_6);
-    uint _S56 = _S55.x;
-    float4  _S57 = __ldg((&(x_3)[x_offset_1 + _S56]));
-    uint _S58 = _S55.y;
-    float4  _S59 = __ldg((&(x_3)[x_offset_1 + _S58]));
-    products_1->squares_0 = products_1->squares_0 + (dot_0(_S57, _S57) + dot_0(_S59, _S59));
-    float4  _S60 = __ldg((&(norm_1)[norm_offset_1 + _S56]));
-    float4  a_5 = _S57 * _S60;
-    float4  _S61 = __ldg((&(norm_1)[norm_offset_1 + _S58]));
-    float4  b_5 = _S59 * _S61;
-    F32Eights_Eight_0 _S62 = eights_1[int(0)];
-    float _S63 = F32Eights_product_0(&_S62, i_6, a_5, b_5);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S63;
-    F32Eights_Eight_0 _S64 = eights_1[int(1)];
-    float _S65 = F32Eights_product_0(&_S64, i_6, a_5, b_5);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S65;
+    F32Eights_Eight_0 _S41;
+    (&_S41)->low_0 = low_1;
+    (&_S41)->high_0 = high_1;
+    return _S41;
+}
+
+__device__ F32Eights_Eight_0 F32Eights_load_0(StructuredBuffer<uint4 > weight_0, uint begin_0, uint i_5)
+{
+    uint _S42 = begin_0 + 2U * i_5;
+    uint4  _S43 = __ldg((&(weight_0)[_S42]));
+    uint4  _S44 = __ldg((&(weight_0)[_S42 + 1U]));
+    return F32Eights_Eight_x24init_0(_S43, _S44);
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint4 > even_0, StructuredBuffer<uint4 > odd_0, uint i_6, uint step_1, FixedArray<F32Eights_Eight_0, 8>  * _S45)
+{
+    FixedArray<F32Eights_Eight_0, 8>  eights_1;
+    uint _S46 = (*begins_0)[int(0)];
+    eights_1[int(0)] = F32Eights_load_0(even_0, (*begins_0)[int(0)], i_6);
+    uint _S47 = (*begins_0)[int(1)];
+    eights_1[int(1)] = F32Eights_load_0(odd_0, (*begins_0)[int(1)], i_6);
+    uint _S48 = i_6 + step_1;
+    eights_1[int(2)] = F32Eights_load_0(even_0, _S46, _S48);
+    eights_1[int(3)] = F32Eights_load_0(odd_0, _S47, _S48);
+    uint _S49 = i_6 + 2U * step_1;
+    eights_1[int(4)] = F32Eights_load_0(even_0, _S46, _S49);
+    eights_1[int(5)] = F32Eights_load_0(odd_0, _S47, _S49);
+    uint _S50 = i_6 + 3U * step_1;
+    eights_1[int(6)] = F32Eights_load_0(even_0, _S46, _S50);
+    eights_1[int(7)] = F32Eights_load_0(odd_0, _S47, _S50);
+    *_S45 = eights_1;
     return;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S66)
+__device__ void add_products_1(Products_0 * products_1, FixedArray<F32Eights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_3, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_7, uint step_2)
+{
+    uint2  _S51 = F32Eights_places_0(i_7);
+    uint _S52 = _S51.x;
+    float4  _S53 = __ldg((&(x_3)[x_offset_1 + _S52]));
+    uint _S54 = _S51.y;
+    float4  _S55 = __ldg((&(x_3)[x_offset_1 + _S54]));
+    products_1->squares_0 = products_1->squares_0 + (dot_0(_S53, _S53) + dot_0(_S55, _S55));
+    float4  _S56 = __ldg((&(norm_1)[norm_offset_1 + _S52]));
+    float4  a_5 = _S53 * _S56;
+    float4  _S57 = __ldg((&(norm_1)[norm_offset_1 + _S54]));
+    float4  b_5 = _S55 * _S57;
+    float _S58 = F32Eights_product_0(&(*eights_2)[int(0)], i_7, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S58;
+    float _S59 = F32Eights_product_0(&(*eights_2)[int(1)], i_7, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S59;
+    return;
+}
+
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint4 > even_1, StructuredBuffer<uint4 > odd_1, uint i_8, uint step_3, FixedArray<F32Eights_Eight_0, 2>  * _S60)
+{
+    FixedArray<F32Eights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = F32Eights_load_0(even_1, (*begins_1)[int(0)], i_8);
+    eights_3[int(1)] = F32Eights_load_0(odd_1, (*begins_1)[int(1)], i_8);
+    *_S60 = eights_3;
+    return;
+}
+
+struct Products_1
+{
+    FixedArray<float, 4>  sums_0;
+    float squares_0;
+};
+
+__device__ void add_products_2(Products_1 * products_2, FixedArray<F32Eights_Eight_0, 8>  * eights_4, StructuredBuffer<float4 > x_4, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint i_9, uint step_4)
+{
+    uint2  _S61 = F32Eights_places_0(i_9);
+    uint _S62 = _S61.x;
+    float4  _S63 = __ldg((&(x_4)[x_offset_2 + _S62]));
+    uint _S64 = _S61.y;
+    float4  _S65 = __ldg((&(x_4)[x_offset_2 + _S64]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S63, _S63) + dot_0(_S65, _S65));
+    float4  _S66 = __ldg((&(norm_2)[norm_offset_2 + _S62]));
+    float4  a_6 = _S63 * _S66;
+    float4  _S67 = __ldg((&(norm_2)[norm_offset_2 + _S64]));
+    float4  b_6 = _S65 * _S67;
+    float _S68 = F32Eights_product_0(&(*eights_4)[int(0)], i_9, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S68;
+    float _S69 = F32Eights_product_0(&(*eights_4)[int(1)], i_9, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S69;
+    float _S70 = F32Eights_product_0(&(*eights_4)[int(2)], i_9, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S70;
+    float _S71 = F32Eights_product_0(&(*eights_4)[int(3)], i_9, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S71;
+    uint _S72 = i_9 + step_4;
+    uint2  _S73 = F32Eights_places_0(_S72);
+    uint _S74 = _S73.x;
+    float4  _S75 = __ldg((&(x_4)[x_offset_2 + _S74]));
+    uint _S76 = _S73.y;
+    float4  _S77 = __ldg((&(x_4)[x_offset_2 + _S76]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S75, _S75) + dot_0(_S77, _S77));
+    float4  _S78 = __ldg((&(norm_2)[norm_offset_2 + _S74]));
+    float4  a_7 = _S75 * _S78;
+    float4  _S79 = __ldg((&(norm_2)[norm_offset_2 + _S76]));
+    float4  b_7 = _S77 * _S79;
+    float _S80 = F32Eights_product_0(&(*eights_4)[int(4)], _S72, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S80;
+    float _S81 = F32Eights_product_0(&(*eights_4)[int(5)], _S72, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S81;
+    float _S82 = F32Eights_product_0(&(*eights_4)[int(6)], _S72, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S82;
+    float _S83 = F32Eights_product_0(&(*eights_4)[int(7)], _S72, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S83;
+    return;
+}
+
+__device__ void load_eights_2(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint4 > even_2, StructuredBuffer<uint4 > odd_2, uint i_10, uint step_5, FixedArray<F32Eights_Eight_0, 8>  * _S84)
+{
+    FixedArray<F32Eights_Eight_0, 8>  eights_5;
+    uint _S85 = (*begins_2)[int(0)];
+    eights_5[int(0)] = F32Eights_load_0(even_2, (*begins_2)[int(0)], i_10);
+    uint _S86 = (*begins_2)[int(1)];
+    eights_5[int(1)] = F32Eights_load_0(odd_2, (*begins_2)[int(1)], i_10);
+    uint _S87 = (*begins_2)[int(2)];
+    eights_5[int(2)] = F32Eights_load_0(even_2, (*begins_2)[int(2)], i_10);
+    uint _S88 = (*begins_2)[int(3)];
+    eights_5[int(3)] = F32Eights_load_0(odd_2, (*begins_2)[int(3)], i_10);
+    uint _S89 = i_10 + step_5;
+    eights_5[int(4)] = F32Eights_load_0(even_2, _S85, _S89);
+    eights_5[int(5)] = F32Eights_load_0(odd_2, _S86, _S89);
+    eights_5[int(6)] = F32Eights_load_0(even_2, _S87, _S89);
+    eights_5[int(7)] = F32Eights_load_0(odd_2, _S88, _S89);
+    *_S84 = eights_5;
+    return;
+}
+
+__device__ void add_products_3(Products_1 * products_3, FixedArray<F32Eights_Eight_0, 4>  * eights_6, StructuredBuffer<float4 > x_5, uint x_offset_3, StructuredBuffer<float4 > norm_3, uint norm_offset_3, uint i_11, uint step_6)
+{
+    uint2  _S90 = F32Eights_places_0(i_11);
+    uint _S91 = _S90.x;
+    float4  _S92 = __ldg((&(x_5)[x_offset_3 + _S91]));
+    uint _S93 = _S90.y;
+    float4  _S94 = __ldg((&(x_5)[x_offset_3 + _S93]));
+    products_3->squares_0 = products_3->squares_0 + (dot_0(_S92, _S92) + dot_0(_S94, _S94));
+    float4  _S95 = __ldg((&(norm_3)[norm_offset_3 + _S91]));
+    float4  a_8 = _S92 * _S95;
+    float4  _S96 = __ldg((&(norm_3)[norm_offset_3 + _S93]));
+    float4  b_8 = _S94 * _S96;
+    float _S97 = F32Eights_product_0(&(*eights_6)[int(0)], i_11, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S97;
+    float _S98 = F32Eights_product_0(&(*eights_6)[int(1)], i_11, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S98;
+    float _S99 = F32Eights_product_0(&(*eights_6)[int(2)], i_11, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S99;
+    float _S100 = F32Eights_product_0(&(*eights_6)[int(3)], i_11, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S100;
+    return;
+}
+
+__device__ void load_eights_3(FixedArray<uint, 4>  * begins_3, StructuredBuffer<uint4 > even_3, StructuredBuffer<uint4 > odd_3, uint i_12, uint step_7, FixedArray<F32Eights_Eight_0, 4>  * _S101)
+{
+    FixedArray<F32Eights_Eight_0, 4>  eights_7;
+    eights_7[int(0)] = F32Eights_load_0(even_3, (*begins_3)[int(0)], i_12);
+    eights_7[int(1)] = F32Eights_load_0(odd_3, (*begins_3)[int(1)], i_12);
+    eights_7[int(2)] = F32Eights_load_0(even_3, (*begins_3)[int(2)], i_12);
+    eights_7[int(3)] = F32Eights_load_0(odd_3, (*begins_3)[int(3)], i_12);
+    *_S101 = eights_7;
+    return;
+}
+
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S102)
 {
     FixedArray<float, 2>  result_3;
-    float _S67 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
-    result_3[int(0)] = _S67;
-    float _S68 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
-    result_3[int(1)] = _S68;
-    *_S66 = result_3;
+    float _S103 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
+    result_3[int(0)] = _S103;
+    float _S104 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
+    result_3[int(1)] = _S104;
+    *_S102 = result_3;
     return;
 }
 
-__device__ float own_0(FixedArray<float, 2>  * values_1)
+__device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
 {
-    float _S69 = (*values_1)[int(0)];
-    uint _S70 = (_getLaneId());
+    float _S105 = (*values_1)[int(0)];
     float result_4;
-    if(_S70 == 1U)
+    if(number_0 == 1U)
     {
         result_4 = (*values_1)[int(1)];
     }
     else
     {
-        result_4 = _S69;
+        result_4 = _S105;
     }
     return result_4;
 }
 
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, StructuredBuffer<uint4 > even_2, StructuredBuffer<uint4 > odd_2, uint k_0, StructuredBuffer<float4 > x_4, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_4, StructuredBuffer<uint4 > even_4, StructuredBuffer<uint4 > odd_4, uint k_0, StructuredBuffer<float4 > x_6, uint x_offset_4, StructuredBuffer<float4 > norm_4, uint norm_offset_4, uint first_0, uint step_8)
 {
-    Products_0 products_2;
-    (&products_2)->squares_0 = 0.0f;
-    (&products_2)->sums_0[int(0)] = 0.0f;
-    (&products_2)->sums_0[int(1)] = 0.0f;
-    uint _S71 = ((warpSize));
-    uint _S72 = k_0 / 8U;
-    uint _S73 = (_getLaneId());
-    uint i_7 = _S73;
+    Products_0 products_4;
+    (&products_4)->squares_0 = 0.0f;
+    (&products_4)->sums_0[int(0)] = 0.0f;
+    (&products_4)->sums_0[int(1)] = 0.0f;
+    uint _S106 = k_0 / 8U;
+    uint i_13;
+    if((first_0 + 3U * step_8) < _S106)
+    {
+        FixedArray<F32Eights_Eight_0, 8>  _S107;
+        load_eights_0(begins_4, even_4, odd_4, first_0, step_8, &_S107);
+        i_13 = first_0;
+        FixedArray<F32Eights_Eight_0, 8>  loaded_0 = _S107;
+        for(;;)
+        {
+            if((i_13 + 7U * step_8) < _S106)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S108 = i_13 + 4U * step_8;
+            FixedArray<F32Eights_Eight_0, 8>  _S109;
+            load_eights_0(begins_4, even_4, odd_4, _S108, step_8, &_S109);
+            FixedArray<F32Eights_Eight_0, 8>  _S110 = _S109;
+            FixedArray<F32Eights_Eight_0, 8>  _S111 = loaded_0;
+            add_products_0(&products_4, &_S111, x_6, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
+            i_13 = _S108;
+            loaded_0 = _S110;
+        }
+        FixedArray<F32Eights_Eight_0, 8>  _S112 = loaded_0;
+        add_products_0(&products_4, &_S112, x_6, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
+        i_13 = i_13 + 4U * step_8;
+    }
+    else
+    {
+        i_13 = first_0;
+    }
     for(;;)
     {
-        if((i_7 + 3U * _S71) < _S72)
+        if(i_13 < _S106)
         {
         }
         else
         {
             break;
         }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_4, x_offset_2, norm_2, norm_offset_2, i_7, _S71);
-        i_7 = i_7 + 4U * _S71;
+        FixedArray<F32Eights_Eight_0, 2>  _S113;
+        load_eights_1(begins_4, even_4, odd_4, i_13, step_8, &_S113);
+        FixedArray<F32Eights_Eight_0, 2>  _S114 = _S113;
+        add_products_1(&products_4, &_S114, x_6, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
+        i_13 = i_13 + step_8;
     }
-    for(;;)
-    {
-        if(i_7 < _S72)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_4, x_offset_2, norm_2, norm_offset_2, i_7, _S71);
-        i_7 = i_7 + _S71;
-    }
-    return products_2;
+    return products_4;
 }
 
 __device__ uint F32Eights_begin_0(uint offset_0, uint k_1, uint row_0)
@@ -255,26 +382,143 @@ __device__ uint F32Eights_begin_0(uint offset_0, uint k_1, uint row_0)
     return offset_0 + row_0 * (k_1 / 4U);
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_0, uint n_0, FixedArray<uint, 2>  * _S74)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 2>  * _S115)
 {
-    FixedArray<uint, 2>  begins_3;
-    uint _S75 = n_0 - 1U;
-    begins_3[int(0)] = F32Eights_begin_0(offset_1, k_2, (U32_min((first_0), (_S75))));
-    begins_3[int(1)] = F32Eights_begin_0(offset_1, k_2, (U32_min((first_0 + 1U), (_S75))));
-    *_S74 = begins_3;
+    FixedArray<uint, 2>  begins_5;
+    uint _S116 = n_0 - 1U;
+    begins_5[int(0)] = F32Eights_begin_0(offset_1, k_2, (U32_min((first_1), (_S116))));
+    begins_5[int(1)] = F32Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S116))));
+    *_S115 = begins_5;
+    return;
+}
+
+__device__ void subgroup_sums_1(FixedArray<float, 4>  * values_2, FixedArray<float, 4>  * _S117)
+{
+    FixedArray<float, 4>  result_5;
+    float _S118 = (_waveSum(0xffffffffu, ((*values_2)[int(0)])));
+    result_5[int(0)] = _S118;
+    float _S119 = (_waveSum(0xffffffffu, ((*values_2)[int(1)])));
+    result_5[int(1)] = _S119;
+    float _S120 = (_waveSum(0xffffffffu, ((*values_2)[int(2)])));
+    result_5[int(2)] = _S120;
+    float _S121 = (_waveSum(0xffffffffu, ((*values_2)[int(3)])));
+    result_5[int(3)] = _S121;
+    *_S117 = result_5;
+    return;
+}
+
+__device__ float chosen_1(FixedArray<float, 4>  * values_3, uint number_1)
+{
+    float _S122 = (*values_3)[int(0)];
+    float result_6;
+    if(number_1 == 1U)
+    {
+        result_6 = (*values_3)[int(1)];
+    }
+    else
+    {
+        result_6 = _S122;
+    }
+    if(number_1 == 2U)
+    {
+        result_6 = (*values_3)[int(2)];
+    }
+    else
+    {
+    }
+    if(number_1 == 3U)
+    {
+        result_6 = (*values_3)[int(3)];
+    }
+    else
+    {
+    }
+    return result_6;
+}
+
+__device__ Products_1 products_of_thread_1(FixedArray<uint, 4>  * begins_6, StructuredBuffer<uint4 > even_5, StructuredBuffer<uint4 > odd_5, uint k_3, StructuredBuffer<float4 > x_7, uint x_offset_5, StructuredBuffer<float4 > norm_5, uint norm_offset_5, uint first_2, uint step_9)
+{
+    Products_1 products_5;
+    (&products_5)->squares_0 = 0.0f;
+    (&products_5)->sums_0[int(0)] = 0.0f;
+    (&products_5)->sums_0[int(1)] = 0.0f;
+    (&products_5)->sums_0[int(2)] = 0.0f;
+    (&products_5)->sums_0[int(3)] = 0.0f;
+    uint _S123 = k_3 / 8U;
+    uint i_14;
+    if((first_2 + step_9) < _S123)
+    {
+        FixedArray<F32Eights_Eight_0, 8>  _S124;
+        load_eights_2(begins_6, even_5, odd_5, first_2, step_9, &_S124);
+        i_14 = first_2;
+        FixedArray<F32Eights_Eight_0, 8>  loaded_1 = _S124;
+        for(;;)
+        {
+            if((i_14 + 3U * step_9) < _S123)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S125 = i_14 + 2U * step_9;
+            FixedArray<F32Eights_Eight_0, 8>  _S126;
+            load_eights_2(begins_6, even_5, odd_5, _S125, step_9, &_S126);
+            FixedArray<F32Eights_Eight_0, 8>  _S127 = _S126;
+            FixedArray<F32Eights_Eight_0, 8>  _S128 = loaded_1;
+            add_products_2(&products_5, &_S128, x_7, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
+            i_14 = _S125;
+            loaded_1 = _S127;
+        }
+        FixedArray<F32Eights_Eight_0, 8>  _S129 = loaded_1;
+        add_products_2(&products_5, &_S129, x_7, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
+        i_14 = i_14 + 2U * step_9;
+    }
+    else
+    {
+        i_14 = first_2;
+    }
+    for(;;)
+    {
+        if(i_14 < _S123)
+        {
+        }
+        else
+        {
+            break;
+        }
+        FixedArray<F32Eights_Eight_0, 4>  _S130;
+        load_eights_3(begins_6, even_5, odd_5, i_14, step_9, &_S130);
+        FixedArray<F32Eights_Eight_0, 4>  _S131 = _S130;
+        add_products_3(&products_5, &_S131, x_7, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
+        i_14 = i_14 + step_9;
+    }
+    return products_5;
+}
+
+__device__ void begins_of_rows_1(uint offset_2, uint k_4, uint first_3, uint n_1, FixedArray<uint, 4>  * _S132)
+{
+    FixedArray<uint, 4>  begins_7;
+    uint _S133 = n_1 - 1U;
+    begins_7[int(0)] = F32Eights_begin_0(offset_2, k_4, (U32_min((first_3), (_S133))));
+    begins_7[int(1)] = F32Eights_begin_0(offset_2, k_4, (U32_min((first_3 + 1U), (_S133))));
+    begins_7[int(2)] = F32Eights_begin_0(offset_2, k_4, (U32_min((first_3 + 2U), (_S133))));
+    begins_7[int(3)] = F32Eights_begin_0(offset_2, k_4, (U32_min((first_3 + 3U), (_S133))));
+    *_S132 = begins_7;
     return;
 }
 
 struct NormGemvParams_0
 {
     uint weight_offset_0;
-    uint x_offset_3;
-    uint norm_offset_3;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint bias_offset_0;
     uint out_offset_0;
-    uint n_1;
-    uint k_3;
+    uint n_2;
+    uint k_5;
     float eps_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -283,80 +527,156 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ void norm_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint4 > weight_1, StructuredBuffer<float4 > x_5, StructuredBuffer<float4 > norm_3, StructuredBuffer<float> bias_0, RWStructuredBuffer<float> result_5, NormGemvParams_0 * p_0)
+__device__ void norm_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint4 > weight_1, StructuredBuffer<float4 > x_8, StructuredBuffer<float4 > norm_6, StructuredBuffer<float> bias_0, RWStructuredBuffer<float> result_7, NormGemvParams_0 * p_0)
 {
-    uint _S76 = ((warpSize));
-    uint _S77 = 128U / _S76;
-    uint _S78 = p_0->groups_0 * _S77 * 2U;
-    uint _S79 = group_number_0(group_1) * _S77;
-    uint _S80 = thread_0 / _S76;
-    uint first_1 = (_S79 + _S80) * 2U;
+    uint _S134 = (_getLaneId());
+    uint _S135 = ((warpSize));
+    uint _S136 = 128U / _S135;
+    uint _S137 = p_0->groups_0 * _S136 * 2U;
+    uint _S138 = group_number_0(group_1) * _S136;
+    uint _S139 = thread_0 / _S135;
+    uint first_4 = (_S138 + _S139) * 2U;
     for(;;)
     {
-        uint _S81 = p_0->n_1;
-        if(first_1 < (p_0->n_1))
+        uint _S140 = p_0->n_2;
+        if(first_4 < (p_0->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S82 = (_getLaneId());
-        uint _S83 = first_1 + _S82;
-        uint _S84 = (_getLaneId());
-        bool _S85;
-        if(_S84 < 2U)
+        uint _S141 = first_4 + _S134;
+        bool _S142;
+        if(_S134 < 2U)
         {
-            _S85 = _S83 < _S81;
+            _S142 = _S141 < _S140;
         }
         else
         {
-            _S85 = false;
+            _S142 = false;
         }
-        bool _S86;
-        if(_S85)
+        bool _S143;
+        if(_S142)
         {
-            _S86 = (p_0->bias_offset_0) != 4294967295U;
+            _S143 = (p_0->bias_offset_0) != 4294967295U;
         }
         else
         {
-            _S86 = false;
+            _S143 = false;
         }
         float added_0;
-        if(_S86)
+        if(_S143)
         {
-            float _S87 = __ldg((&(bias_0)[p_0->bias_offset_0 + _S83]));
-            added_0 = _S87;
+            float _S144 = __ldg((&(bias_0)[p_0->bias_offset_0 + _S141]));
+            added_0 = _S144;
         }
         else
         {
             added_0 = 0.0f;
         }
-        uint _S88 = p_0->k_3;
-        FixedArray<uint, 2>  _S89;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_1, _S81, &_S89);
-        FixedArray<uint, 2>  _S90 = _S89;
-        Products_0 _S91 = products_of_thread_0(&_S90, weight_1, weight_1, p_0->k_3, x_5, p_0->x_offset_3, norm_3, p_0->norm_offset_3);
-        float _S92 = (_waveSum(0xffffffffu, (_S91.squares_0)));
-        float _S93 = 1.0f / (F32_sqrt((_S92 / float(_S88) + p_0->eps_0)));
-        FixedArray<float, 2>  _S94 = _S91.sums_0;
-        FixedArray<float, 2>  _S95;
-        subgroup_sums_0(&_S94, &_S95);
-        FixedArray<float, 2>  _S96 = _S95;
-        float _S97 = own_0(&_S96);
-        if(_S85)
+        uint _S145 = p_0->k_5;
+        FixedArray<uint, 2>  _S146;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_5, first_4, _S140, &_S146);
+        FixedArray<uint, 2>  _S147 = _S146;
+        Products_0 _S148 = products_of_thread_0(&_S147, weight_1, weight_1, p_0->k_5, x_8, p_0->x_offset_6, norm_6, p_0->norm_offset_6, _S134, _S135);
+        float _S149 = (_waveSum(0xffffffffu, (_S148.squares_0)));
+        float _S150 = 1.0f / (F32_sqrt((_S149 / float(_S145) + p_0->eps_0)));
+        FixedArray<float, 2>  _S151 = _S148.sums_0;
+        FixedArray<float, 2>  _S152;
+        subgroup_sums_0(&_S151, &_S152);
+        FixedArray<float, 2>  _S153 = _S152;
+        float _S154 = chosen_0(&_S153, _S134);
+        if(_S142)
         {
-            *(&(result_5)[p_0->out_offset_0 + _S83]) = _S97 * _S93 + added_0;
+            *(&(result_7)[p_0->out_offset_0 + _S141]) = _S154 * _S150 + added_0;
         }
-        first_1 = first_1 + _S78;
+        first_4 = first_4 + _S137;
     }
     return;
 }
 
-extern "C" __global__ void norm_gemv_f32(StructuredBuffer<uint4 > weight_2, StructuredBuffer<float4 > x_6, StructuredBuffer<float4 > norm_4, StructuredBuffer<float> bias_1, RWStructuredBuffer<float> result_6, NormGemvParams_0 p_1)
+__device__ void norm_gemv_1(uint3  group_2, uint thread_1, StructuredBuffer<uint4 > weight_2, StructuredBuffer<float4 > x_9, StructuredBuffer<float4 > norm_7, StructuredBuffer<float> bias_1, RWStructuredBuffer<float> result_8, NormGemvParams_0 * p_1)
 {
-    uint _S98 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    NormGemvParams_0 _S99 = p_1;
-    norm_gemv_0(blockIdx, _S98, weight_2, x_6, norm_4, bias_1, result_6, &_S99);
+    uint _S155 = (_getLaneId());
+    uint _S156 = ((warpSize));
+    uint _S157 = 128U / _S156;
+    uint _S158 = p_1->groups_0 * _S157 * 4U;
+    uint _S159 = group_number_0(group_2) * _S157;
+    uint _S160 = thread_1 / _S156;
+    uint first_5 = (_S159 + _S160) * 4U;
+    for(;;)
+    {
+        uint _S161 = p_1->n_2;
+        if(first_5 < (p_1->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S162 = first_5 + _S155;
+        bool _S163;
+        if(_S155 < 4U)
+        {
+            _S163 = _S162 < _S161;
+        }
+        else
+        {
+            _S163 = false;
+        }
+        bool _S164;
+        if(_S163)
+        {
+            _S164 = (p_1->bias_offset_0) != 4294967295U;
+        }
+        else
+        {
+            _S164 = false;
+        }
+        float added_1;
+        if(_S164)
+        {
+            float _S165 = __ldg((&(bias_1)[p_1->bias_offset_0 + _S162]));
+            added_1 = _S165;
+        }
+        else
+        {
+            added_1 = 0.0f;
+        }
+        uint _S166 = p_1->k_5;
+        FixedArray<uint, 4>  _S167;
+        begins_of_rows_1(p_1->weight_offset_0, p_1->k_5, first_5, _S161, &_S167);
+        FixedArray<uint, 4>  _S168 = _S167;
+        Products_1 _S169 = products_of_thread_1(&_S168, weight_2, weight_2, p_1->k_5, x_9, p_1->x_offset_6, norm_7, p_1->norm_offset_6, _S155, _S156);
+        float _S170 = (_waveSum(0xffffffffu, (_S169.squares_0)));
+        float _S171 = 1.0f / (F32_sqrt((_S170 / float(_S166) + p_1->eps_0)));
+        FixedArray<float, 4>  _S172 = _S169.sums_0;
+        FixedArray<float, 4>  _S173;
+        subgroup_sums_1(&_S172, &_S173);
+        FixedArray<float, 4>  _S174 = _S173;
+        float _S175 = chosen_1(&_S174, _S155);
+        if(_S163)
+        {
+            *(&(result_8)[p_1->out_offset_0 + _S162]) = _S175 * _S171 + added_1;
+        }
+        first_5 = first_5 + _S158;
+    }
+    return;
+}
+
+extern "C" __global__ void norm_gemv_f32(StructuredBuffer<uint4 > weight_3, StructuredBuffer<float4 > x_10, StructuredBuffer<float4 > norm_8, StructuredBuffer<float> bias_2, RWStructuredBuffer<float> result_9, NormGemvParams_0 p_2)
+{
+    uint _S176 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    if((p_2.wide_0) != 0U)
+    {
+        NormGemvParams_0 _S177 = p_2;
+        norm_gemv_1(blockIdx, _S176, weight_3, x_10, norm_8, bias_2, result_9, &_S177);
+    }
+    else
+    {
+        NormGemvParams_0 _S178 = p_2;
+        norm_gemv_0(blockIdx, _S176, weight_3, x_10, norm_8, bias_2, result_9, &_S178);
+    }
     return;
 }

@@ -3,7 +3,7 @@
 
 struct Products_0
 {
-    FixedArray<float, 4>  sums_0;
+    FixedArray<float, 2>  sums_0;
     float squares_0;
 };
 
@@ -13,80 +13,32 @@ struct MXFP4Eights_Eight_0
     float scale_0;
 };
 
-__device__ uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
+__device__ uint2  places_of_nibbles_0(uint i_0)
 {
-    uint _S1 = byte_0 % 4U * 8U;
-    uint _S2;
-    if(_S1 == 0U)
-    {
-        _S2 = first_0;
-    }
-    else
-    {
-        _S2 = (first_0 >> _S1) | (second_0 << (32U - _S1));
-    }
-    return _S2;
+    uint _S1 = i_0 % 4U;
+    return make_uint2 (i_0 / 4U * 8U + _S1, i_0 / 4U * 8U + _S1 + 4U);
 }
 
-__device__ float fp4_scale_0(StructuredBuffer<uint> words_0, uint offset_0, uint byte_1)
+__device__ uint2  MXFP4Eights_places_0(uint i_1)
 {
-    uint _S3 = __ldg((&(words_0)[offset_0 + byte_1 / 4U]));
-    uint _S4 = (_S3 >> (byte_1 % 4U * 8U)) & 255U;
-    uint _S5;
-    if(_S4 < 2U)
-    {
-        _S5 = uint(int(2097152) << _S4);
-    }
-    else
-    {
-        _S5 = (_S4 - 1U) << int(23);
-    }
-    return (U32_asfloat((_S5)));
-}
-
-__device__ MXFP4Eights_Eight_0 MXFP4Eights_Eight_x24init_0(uint q_1, float scale_1)
-{
-    MXFP4Eights_Eight_0 _S6;
-    (&_S6)->q_0 = q_1;
-    (&_S6)->scale_0 = scale_1;
-    return _S6;
-}
-
-__device__ MXFP4Eights_Eight_0 MXFP4Eights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_0)
-{
-    uint _S7 = begin_0 + i_0 / 4U * 17U;
-    uint _S8 = _S7 + 1U + i_0 % 4U * 4U;
-    uint _S9 = __ldg((&(weight_0)[_S8 / 4U]));
-    uint _S10 = __ldg((&(weight_0)[_S8 / 4U + (U32_min((_S8 % 4U), (1U)))]));
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S8, _S9, _S10), fp4_scale_0(weight_0, 0U, _S7));
-}
-
-__device__ uint2  places_of_nibbles_0(uint i_1)
-{
-    uint _S11 = i_1 % 4U;
-    return make_uint2 (i_1 / 4U * 8U + _S11, i_1 / 4U * 8U + _S11 + 4U);
-}
-
-__device__ uint2  MXFP4Eights_places_0(uint i_2)
-{
-    return places_of_nibbles_0(i_2);
+    return places_of_nibbles_0(i_1);
 }
 
 __device__ float dot_0(float4  x_0, float4  y_0)
 {
-    int i_3 = int(0);
+    int i_2 = int(0);
     float result_0 = 0.0f;
     for(;;)
     {
-        if(i_3 < int(4))
+        if(i_2 < int(4))
         {
         }
         else
         {
             break;
         }
-        float result_1 = result_0 + _slang_vector_get_element(x_0, i_3) * _slang_vector_get_element(y_0, i_3);
-        i_3 = i_3 + int(1);
+        float result_1 = result_0 + _slang_vector_get_element(x_0, i_2) * _slang_vector_get_element(y_0, i_2);
+        i_2 = i_2 + int(1);
         result_0 = result_1;
     }
     return result_0;
@@ -94,201 +46,366 @@ __device__ float dot_0(float4  x_0, float4  y_0)
 
 __device__ float4  doubled_fp4_0(uint word_0)
 {
-    uint4  _S12 = make_uint4 (word_0, word_0 >> int(8), word_0 >> int(16), word_0 >> int(24));
-    uint4  _S13 = _S12 % make_uint4 (8U);
-    uint4  _S14 = (make_uint4 (3362009616U) >> (_S13 * make_uint4 (4U))) & make_uint4 (15U);
-    int4  _S15 = make_int4 ((int)_S14.x, (int)_S14.y, (int)_S14.z, (int)_S14.w);
-    uint4  _S16 = (_S12 >> make_uint4 (int(2))) & make_uint4 (2U);
-    int4  _S17 = make_int4 ((int)_S16.x, (int)_S16.y, (int)_S16.z, (int)_S16.w);
-    int4  _S18 = _S15 * (make_int4 (int(1)) - _S17);
-    float4  _S19 = make_float4 ((float)_S18.x, (float)_S18.y, (float)_S18.z, (float)_S18.w);
-    return _S19;
+    uint4  _S2 = make_uint4 (word_0, word_0 >> int(8), word_0 >> int(16), word_0 >> int(24));
+    uint4  _S3 = _S2 % make_uint4 (8U);
+    uint4  _S4 = (make_uint4 (3362009616U) >> (_S3 * make_uint4 (4U))) & make_uint4 (15U);
+    int4  _S5 = make_int4 ((int)_S4.x, (int)_S4.y, (int)_S4.z, (int)_S4.w);
+    uint4  _S6 = (_S2 >> make_uint4 (int(2))) & make_uint4 (2U);
+    int4  _S7 = make_int4 ((int)_S6.x, (int)_S6.y, (int)_S6.z, (int)_S6.w);
+    int4  _S8 = _S5 * (make_int4 (int(1)) - _S7);
+    float4  _S9 = make_float4 ((float)_S8.x, (float)_S8.y, (float)_S8.z, (float)_S8.w);
+    return _S9;
 }
 
-__device__ float MXFP4Eights_product_0(MXFP4Eights_Eight_0 * eight_0, uint i_4, float4  a_0, float4  b_0)
+__device__ float MXFP4Eights_product_0(MXFP4Eights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
 {
     return eight_0->scale_0 * (dot_0(doubled_fp4_0(eight_0->q_0), a_0) + dot_0(doubled_fp4_0((eight_0->q_0) >> int(4)), b_0));
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 4>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_5, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<MXFP4Eights_Eight_0, 8>  * eights_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint step_0)
 {
-    FixedArray<MXFP4Eights_Eight_0, 8>  eights_0;
-    uint _S20 = (*begins_0)[int(0)];
-    eights_0[int(0)] = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
-    uint _S21 = (*begins_0)[int(1)];
-    eights_0[int(1)] = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
-    uint _S22 = (*begins_0)[int(2)];
-    eights_0[int(2)] = MXFP4Eights_load_0(even_0, (*begins_0)[int(2)], i_5);
-    uint _S23 = (*begins_0)[int(3)];
-    eights_0[int(3)] = MXFP4Eights_load_0(odd_0, (*begins_0)[int(3)], i_5);
-    uint _S24 = i_5 + lanes_0;
-    eights_0[int(4)] = MXFP4Eights_load_0(even_0, _S20, _S24);
-    eights_0[int(5)] = MXFP4Eights_load_0(odd_0, _S21, _S24);
-    eights_0[int(6)] = MXFP4Eights_load_0(even_0, _S22, _S24);
-    eights_0[int(7)] = MXFP4Eights_load_0(odd_0, _S23, _S24);
-    uint2  _S25 = MXFP4Eights_places_0(i_5);
-    uint _S26 = _S25.x;
-    float4  _S27 = __ldg((&(x_1)[x_offset_0 + _S26]));
-    uint _S28 = _S25.y;
-    float4  _S29 = __ldg((&(x_1)[x_offset_0 + _S28]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S27, _S27) + dot_0(_S29, _S29));
-    float4  _S30 = __ldg((&(norm_0)[norm_offset_0 + _S26]));
-    float4  a_1 = _S27 * _S30;
-    float4  _S31 = __ldg((&(norm_0)[norm_offset_0 + _S28]));
-    float4  b_1 = _S29 * _S31;
-    MXFP4Eights_Eight_0 _S32 = eights_0[int(0)];
-    float _S33 = MXFP4Eights_product_0(&_S32, i_5, a_1, b_1);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S33;
-    MXFP4Eights_Eight_0 _S34 = eights_0[int(1)];
-    float _S35 = MXFP4Eights_product_0(&_S34, i_5, a_1, b_1);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S35;
-    MXFP4Eights_Eight_0 _S36 = eights_0[int(2)];
-    float _S37 = MXFP4Eights_product_0(&_S36, i_5, a_1, b_1);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S37;
-    MXFP4Eights_Eight_0 _S38 = eights_0[int(3)];
-    float _S39 = MXFP4Eights_product_0(&_S38, i_5, a_1, b_1);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S39;
-    uint2  _S40 = MXFP4Eights_places_0(_S24);
+    uint2  _S10 = MXFP4Eights_places_0(i_4);
+    uint _S11 = _S10.x;
+    float4  _S12 = __ldg((&(x_1)[x_offset_0 + _S11]));
+    uint _S13 = _S10.y;
+    float4  _S14 = __ldg((&(x_1)[x_offset_0 + _S13]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S12, _S12) + dot_0(_S14, _S14));
+    float4  _S15 = __ldg((&(norm_0)[norm_offset_0 + _S11]));
+    float4  a_1 = _S12 * _S15;
+    float4  _S16 = __ldg((&(norm_0)[norm_offset_0 + _S13]));
+    float4  b_1 = _S14 * _S16;
+    float _S17 = MXFP4Eights_product_0(&(*eights_0)[int(0)], i_4, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S17;
+    float _S18 = MXFP4Eights_product_0(&(*eights_0)[int(1)], i_4, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S18;
+    uint _S19 = i_4 + step_0;
+    uint2  _S20 = MXFP4Eights_places_0(_S19);
+    uint _S21 = _S20.x;
+    float4  _S22 = __ldg((&(x_1)[x_offset_0 + _S21]));
+    uint _S23 = _S20.y;
+    float4  _S24 = __ldg((&(x_1)[x_offset_0 + _S23]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S22, _S22) + dot_0(_S24, _S24));
+    float4  _S25 = __ldg((&(norm_0)[norm_offset_0 + _S21]));
+    float4  a_2 = _S22 * _S25;
+    float4  _S26 = __ldg((&(norm_0)[norm_offset_0 + _S23]));
+    float4  b_2 = _S24 * _S26;
+    float _S27 = MXFP4Eights_product_0(&(*eights_0)[int(2)], _S19, a_2, b_2);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S27;
+    float _S28 = MXFP4Eights_product_0(&(*eights_0)[int(3)], _S19, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S28;
+    uint _S29 = i_4 + 2U * step_0;
+    uint2  _S30 = MXFP4Eights_places_0(_S29);
+    uint _S31 = _S30.x;
+    float4  _S32 = __ldg((&(x_1)[x_offset_0 + _S31]));
+    uint _S33 = _S30.y;
+    float4  _S34 = __ldg((&(x_1)[x_offset_0 + _S33]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S32, _S32) + dot_0(_S34, _S34));
+    float4  _S35 = __ldg((&(norm_0)[norm_offset_0 + _S31]));
+    float4  a_3 = _S32 * _S35;
+    float4  _S36 = __ldg((&(norm_0)[norm_offset_0 + _S33]));
+    float4  b_3 = _S34 * _S36;
+    float _S37 = MXFP4Eights_product_0(&(*eights_0)[int(4)], _S29, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S37;
+    float _S38 = MXFP4Eights_product_0(&(*eights_0)[int(5)], _S29, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S38;
+    uint _S39 = i_4 + 3U * step_0;
+    uint2  _S40 = MXFP4Eights_places_0(_S39);
     uint _S41 = _S40.x;
     float4  _S42 = __ldg((&(x_1)[x_offset_0 + _S41]));
     uint _S43 = _S40.y;
     float4  _S44 = __ldg((&(x_1)[x_offset_0 + _S43]));
     products_0->squares_0 = products_0->squares_0 + (dot_0(_S42, _S42) + dot_0(_S44, _S44));
     float4  _S45 = __ldg((&(norm_0)[norm_offset_0 + _S41]));
-    float4  a_2 = _S42 * _S45;
+    float4  a_4 = _S42 * _S45;
     float4  _S46 = __ldg((&(norm_0)[norm_offset_0 + _S43]));
-    float4  b_2 = _S44 * _S46;
-    MXFP4Eights_Eight_0 _S47 = eights_0[int(4)];
-    float _S48 = MXFP4Eights_product_0(&_S47, _S24, a_2, b_2);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S48;
-    MXFP4Eights_Eight_0 _S49 = eights_0[int(5)];
-    float _S50 = MXFP4Eights_product_0(&_S49, _S24, a_2, b_2);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S50;
-    MXFP4Eights_Eight_0 _S51 = eights_0[int(6)];
-    float _S52 = MXFP4Eights_product_0(&_S51, _S24, a_2, b_2);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S52;
-    MXFP4Eights_Eight_0 _S53 = eights_0[int(7)];
-    float _S54 = MXFP4Eights_product_0(&_S53, _S24, a_2, b_2);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S54;
+    float4  b_4 = _S44 * _S46;
+    float _S47 = MXFP4Eights_product_0(&(*eights_0)[int(6)], _S39, a_4, b_4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S47;
+    float _S48 = MXFP4Eights_product_0(&(*eights_0)[int(7)], _S39, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S48;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 4>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint lanes_1)
+__device__ uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
 {
-    FixedArray<MXFP4Eights_Eight_0, 4>  eights_1;
-    eights_1[int(0)] = MXFP4Eights_load_0(even_1, (*begins_1)[int(0)], i_6);
-    eights_1[int(1)] = MXFP4Eights_load_0(odd_1, (*begins_1)[int(1)], i_6);
-    eights_1[int(2)] = MXFP4Eights_load_0(even_1, (*begins_1)[int(2)], i_6);
-    eights_1[int(3)] = MXFP4Eights_load_0(odd_1, (*begins_1)[int(3)], i_6);
-    uint2  _S55 = MXFP4Eights_places_0(i_6);
-    uint _S56 = _S55.x;
-    float4  _S57 = __ldg((&(x_2)[x_offset_1 + _S56]));
-    uint _S58 = _S55.y;
-    float4  _S59 = __ldg((&(x_2)[x_offset_1 + _S58]));
-    products_1->squares_0 = products_1->squares_0 + (dot_0(_S57, _S57) + dot_0(_S59, _S59));
-    float4  _S60 = __ldg((&(norm_1)[norm_offset_1 + _S56]));
-    float4  a_3 = _S57 * _S60;
-    float4  _S61 = __ldg((&(norm_1)[norm_offset_1 + _S58]));
-    float4  b_3 = _S59 * _S61;
-    MXFP4Eights_Eight_0 _S62 = eights_1[int(0)];
-    float _S63 = MXFP4Eights_product_0(&_S62, i_6, a_3, b_3);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S63;
-    MXFP4Eights_Eight_0 _S64 = eights_1[int(1)];
-    float _S65 = MXFP4Eights_product_0(&_S64, i_6, a_3, b_3);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S65;
-    MXFP4Eights_Eight_0 _S66 = eights_1[int(2)];
-    float _S67 = MXFP4Eights_product_0(&_S66, i_6, a_3, b_3);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S67;
-    MXFP4Eights_Eight_0 _S68 = eights_1[int(3)];
-    float _S69 = MXFP4Eights_product_0(&_S68, i_6, a_3, b_3);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S69;
+    uint _S49 = byte_0 % 4U * 8U;
+    uint _S50;
+    if(_S49 == 0U)
+    {
+        _S50 = first_0;
+    }
+    else
+    {
+        _S50 = (first_0 >> _S49) | (second_0 << (32U - _S49));
+    }
+    return _S50;
+}
+
+__device__ float fp4_scale_0(StructuredBuffer<uint> words_0, uint offset_0, uint byte_1)
+{
+    uint _S51 = __ldg((&(words_0)[offset_0 + byte_1 / 4U]));
+    uint _S52 = (_S51 >> (byte_1 % 4U * 8U)) & 255U;
+    uint _S53;
+    if(_S52 < 2U)
+    {
+        _S53 = uint(int(2097152) << _S52);
+    }
+    else
+    {
+        _S53 = (_S52 - 1U) << int(23);
+    }
+    return (U32_asfloat((_S53)));
+}
+
+__device__ MXFP4Eights_Eight_0 MXFP4Eights_Eight_x24init_0(uint q_1, float scale_1)
+{
+    MXFP4Eights_Eight_0 _S54;
+    (&_S54)->q_0 = q_1;
+    (&_S54)->scale_0 = scale_1;
+    return _S54;
+}
+
+__device__ MXFP4Eights_Eight_0 MXFP4Eights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_5)
+{
+    uint _S55 = begin_0 + i_5 / 4U * 17U;
+    uint _S56 = _S55 + 1U + i_5 % 4U * 4U;
+    uint _S57 = __ldg((&(weight_0)[_S56 / 4U]));
+    uint _S58 = __ldg((&(weight_0)[_S56 / 4U + (U32_min((_S56 % 4U), (1U)))]));
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S56, _S57, _S58), fp4_scale_0(weight_0, 0U, _S55));
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_6, uint step_1, FixedArray<MXFP4Eights_Eight_0, 8>  * _S59)
+{
+    FixedArray<MXFP4Eights_Eight_0, 8>  eights_1;
+    uint _S60 = (*begins_0)[int(0)];
+    eights_1[int(0)] = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_6);
+    uint _S61 = (*begins_0)[int(1)];
+    eights_1[int(1)] = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_6);
+    uint _S62 = i_6 + step_1;
+    eights_1[int(2)] = MXFP4Eights_load_0(even_0, _S60, _S62);
+    eights_1[int(3)] = MXFP4Eights_load_0(odd_0, _S61, _S62);
+    uint _S63 = i_6 + 2U * step_1;
+    eights_1[int(4)] = MXFP4Eights_load_0(even_0, _S60, _S63);
+    eights_1[int(5)] = MXFP4Eights_load_0(odd_0, _S61, _S63);
+    uint _S64 = i_6 + 3U * step_1;
+    eights_1[int(6)] = MXFP4Eights_load_0(even_0, _S60, _S64);
+    eights_1[int(7)] = MXFP4Eights_load_0(odd_0, _S61, _S64);
+    *_S59 = eights_1;
     return;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 4>  * values_0, FixedArray<float, 4>  * _S70)
+__device__ void add_products_1(Products_0 * products_1, FixedArray<MXFP4Eights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_7, uint step_2)
 {
-    FixedArray<float, 4>  result_2;
-    float _S71 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
-    result_2[int(0)] = _S71;
-    float _S72 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
-    result_2[int(1)] = _S72;
-    float _S73 = (_waveSum(0xffffffffu, ((*values_0)[int(2)])));
-    result_2[int(2)] = _S73;
-    float _S74 = (_waveSum(0xffffffffu, ((*values_0)[int(3)])));
-    result_2[int(3)] = _S74;
-    *_S70 = result_2;
+    uint2  _S65 = MXFP4Eights_places_0(i_7);
+    uint _S66 = _S65.x;
+    float4  _S67 = __ldg((&(x_2)[x_offset_1 + _S66]));
+    uint _S68 = _S65.y;
+    float4  _S69 = __ldg((&(x_2)[x_offset_1 + _S68]));
+    products_1->squares_0 = products_1->squares_0 + (dot_0(_S67, _S67) + dot_0(_S69, _S69));
+    float4  _S70 = __ldg((&(norm_1)[norm_offset_1 + _S66]));
+    float4  a_5 = _S67 * _S70;
+    float4  _S71 = __ldg((&(norm_1)[norm_offset_1 + _S68]));
+    float4  b_5 = _S69 * _S71;
+    float _S72 = MXFP4Eights_product_0(&(*eights_2)[int(0)], i_7, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S72;
+    float _S73 = MXFP4Eights_product_0(&(*eights_2)[int(1)], i_7, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S73;
     return;
 }
 
-__device__ float own_0(FixedArray<float, 4>  * values_1)
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_8, uint step_3, FixedArray<MXFP4Eights_Eight_0, 2>  * _S74)
 {
-    float _S75 = (*values_1)[int(0)];
-    uint _S76 = (_getLaneId());
+    FixedArray<MXFP4Eights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = MXFP4Eights_load_0(even_1, (*begins_1)[int(0)], i_8);
+    eights_3[int(1)] = MXFP4Eights_load_0(odd_1, (*begins_1)[int(1)], i_8);
+    *_S74 = eights_3;
+    return;
+}
+
+struct Products_1
+{
+    FixedArray<float, 4>  sums_0;
+    float squares_0;
+};
+
+__device__ void add_products_2(Products_1 * products_2, FixedArray<MXFP4Eights_Eight_0, 8>  * eights_4, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint i_9, uint step_4)
+{
+    uint2  _S75 = MXFP4Eights_places_0(i_9);
+    uint _S76 = _S75.x;
+    float4  _S77 = __ldg((&(x_3)[x_offset_2 + _S76]));
+    uint _S78 = _S75.y;
+    float4  _S79 = __ldg((&(x_3)[x_offset_2 + _S78]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S77, _S77) + dot_0(_S79, _S79));
+    float4  _S80 = __ldg((&(norm_2)[norm_offset_2 + _S76]));
+    float4  a_6 = _S77 * _S80;
+    float4  _S81 = __ldg((&(norm_2)[norm_offset_2 + _S78]));
+    float4  b_6 = _S79 * _S81;
+    float _S82 = MXFP4Eights_product_0(&(*eights_4)[int(0)], i_9, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S82;
+    float _S83 = MXFP4Eights_product_0(&(*eights_4)[int(1)], i_9, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S83;
+    float _S84 = MXFP4Eights_product_0(&(*eights_4)[int(2)], i_9, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S84;
+    float _S85 = MXFP4Eights_product_0(&(*eights_4)[int(3)], i_9, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S85;
+    uint _S86 = i_9 + step_4;
+    uint2  _S87 = MXFP4Eights_places_0(_S86);
+    uint _S88 = _S87.x;
+    float4  _S89 = __ldg((&(x_3)[x_offset_2 + _S88]));
+    uint _S90 = _S87.y;
+    float4  _S91 = __ldg((&(x_3)[x_offset_2 + _S90]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S89, _S89) + dot_0(_S91, _S91));
+    float4  _S92 = __ldg((&(norm_2)[norm_offset_2 + _S88]));
+    float4  a_7 = _S89 * _S92;
+    float4  _S93 = __ldg((&(norm_2)[norm_offset_2 + _S90]));
+    float4  b_7 = _S91 * _S93;
+    float _S94 = MXFP4Eights_product_0(&(*eights_4)[int(4)], _S86, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S94;
+    float _S95 = MXFP4Eights_product_0(&(*eights_4)[int(5)], _S86, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S95;
+    float _S96 = MXFP4Eights_product_0(&(*eights_4)[int(6)], _S86, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S96;
+    float _S97 = MXFP4Eights_product_0(&(*eights_4)[int(7)], _S86, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S97;
+    return;
+}
+
+__device__ void load_eights_2(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint i_10, uint step_5, FixedArray<MXFP4Eights_Eight_0, 8>  * _S98)
+{
+    FixedArray<MXFP4Eights_Eight_0, 8>  eights_5;
+    uint _S99 = (*begins_2)[int(0)];
+    eights_5[int(0)] = MXFP4Eights_load_0(even_2, (*begins_2)[int(0)], i_10);
+    uint _S100 = (*begins_2)[int(1)];
+    eights_5[int(1)] = MXFP4Eights_load_0(odd_2, (*begins_2)[int(1)], i_10);
+    uint _S101 = (*begins_2)[int(2)];
+    eights_5[int(2)] = MXFP4Eights_load_0(even_2, (*begins_2)[int(2)], i_10);
+    uint _S102 = (*begins_2)[int(3)];
+    eights_5[int(3)] = MXFP4Eights_load_0(odd_2, (*begins_2)[int(3)], i_10);
+    uint _S103 = i_10 + step_5;
+    eights_5[int(4)] = MXFP4Eights_load_0(even_2, _S99, _S103);
+    eights_5[int(5)] = MXFP4Eights_load_0(odd_2, _S100, _S103);
+    eights_5[int(6)] = MXFP4Eights_load_0(even_2, _S101, _S103);
+    eights_5[int(7)] = MXFP4Eights_load_0(odd_2, _S102, _S103);
+    *_S98 = eights_5;
+    return;
+}
+
+__device__ void add_products_3(Products_1 * products_3, FixedArray<MXFP4Eights_Eight_0, 4>  * eights_6, StructuredBuffer<float4 > x_4, uint x_offset_3, StructuredBuffer<float4 > norm_3, uint norm_offset_3, uint i_11, uint step_6)
+{
+    uint2  _S104 = MXFP4Eights_places_0(i_11);
+    uint _S105 = _S104.x;
+    float4  _S106 = __ldg((&(x_4)[x_offset_3 + _S105]));
+    uint _S107 = _S104.y;
+    float4  _S108 = __ldg((&(x_4)[x_offset_3 + _S107]));
+    products_3->squares_0 = products_3->squares_0 + (dot_0(_S106, _S106) + dot_0(_S108, _S108));
+    float4  _S109 = __ldg((&(norm_3)[norm_offset_3 + _S105]));
+    float4  a_8 = _S106 * _S109;
+    float4  _S110 = __ldg((&(norm_3)[norm_offset_3 + _S107]));
+    float4  b_8 = _S108 * _S110;
+    float _S111 = MXFP4Eights_product_0(&(*eights_6)[int(0)], i_11, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S111;
+    float _S112 = MXFP4Eights_product_0(&(*eights_6)[int(1)], i_11, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S112;
+    float _S113 = MXFP4Eights_product_0(&(*eights_6)[int(2)], i_11, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S113;
+    float _S114 = MXFP4Eights_product_0(&(*eights_6)[int(3)], i_11, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S114;
+    return;
+}
+
+__device__ void load_eights_3(FixedArray<uint, 4>  * begins_3, StructuredBuffer<uint> even_3, StructuredBuffer<uint> odd_3, uint i_12, uint step_7, FixedArray<MXFP4Eights_Eight_0, 4>  * _S115)
+{
+    FixedArray<MXFP4Eights_Eight_0, 4>  eights_7;
+    eights_7[int(0)] = MXFP4Eights_load_0(even_3, (*begins_3)[int(0)], i_12);
+    eights_7[int(1)] = MXFP4Eights_load_0(odd_3, (*begins_3)[int(1)], i_12);
+    eights_7[int(2)] = MXFP4Eights_load_0(even_3, (*begins_3)[int(2)], i_12);
+    eights_7[int(3)] = MXFP4Eights_load_0(odd_3, (*begins_3)[int(3)], i_12);
+    *_S115 = eights_7;
+    return;
+}
+
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S116)
+{
+    FixedArray<float, 2>  result_2;
+    float _S117 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
+    result_2[int(0)] = _S117;
+    float _S118 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
+    result_2[int(1)] = _S118;
+    *_S116 = result_2;
+    return;
+}
+
+__device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
+{
+    float _S119 = (*values_1)[int(0)];
     float result_3;
-    if(_S76 == 1U)
+    if(number_0 == 1U)
     {
         result_3 = (*values_1)[int(1)];
     }
     else
     {
-        result_3 = _S75;
-    }
-    uint _S77 = (_getLaneId());
-    if(_S77 == 2U)
-    {
-        result_3 = (*values_1)[int(2)];
-    }
-    else
-    {
-    }
-    uint _S78 = (_getLaneId());
-    if(_S78 == 3U)
-    {
-        result_3 = (*values_1)[int(3)];
-    }
-    else
-    {
+        result_3 = _S119;
     }
     return result_3;
 }
 
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_4, StructuredBuffer<uint> even_4, StructuredBuffer<uint> odd_4, uint k_0, StructuredBuffer<float4 > x_5, uint x_offset_4, StructuredBuffer<float4 > norm_4, uint norm_offset_4, uint first_1, uint step_8)
 {
-    Products_0 products_2;
-    (&products_2)->squares_0 = 0.0f;
-    (&products_2)->sums_0[int(0)] = 0.0f;
-    (&products_2)->sums_0[int(1)] = 0.0f;
-    (&products_2)->sums_0[int(2)] = 0.0f;
-    (&products_2)->sums_0[int(3)] = 0.0f;
-    uint _S79 = ((warpSize));
-    uint _S80 = k_0 / 8U;
-    uint _S81 = (_getLaneId());
-    uint i_7 = _S81;
+    Products_0 products_4;
+    (&products_4)->squares_0 = 0.0f;
+    (&products_4)->sums_0[int(0)] = 0.0f;
+    (&products_4)->sums_0[int(1)] = 0.0f;
+    uint _S120 = k_0 / 8U;
+    uint i_13;
+    if((first_1 + 3U * step_8) < _S120)
+    {
+        FixedArray<MXFP4Eights_Eight_0, 8>  _S121;
+        load_eights_0(begins_4, even_4, odd_4, first_1, step_8, &_S121);
+        i_13 = first_1;
+        FixedArray<MXFP4Eights_Eight_0, 8>  loaded_0 = _S121;
+        for(;;)
+        {
+            if((i_13 + 7U * step_8) < _S120)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S122 = i_13 + 4U * step_8;
+            FixedArray<MXFP4Eights_Eight_0, 8>  _S123;
+            load_eights_0(begins_4, even_4, odd_4, _S122, step_8, &_S123);
+            FixedArray<MXFP4Eights_Eight_0, 8>  _S124 = _S123;
+            FixedArray<MXFP4Eights_Eight_0, 8>  _S125 = loaded_0;
+            add_products_0(&products_4, &_S125, x_5, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
+            i_13 = _S122;
+            loaded_0 = _S124;
+        }
+        FixedArray<MXFP4Eights_Eight_0, 8>  _S126 = loaded_0;
+        add_products_0(&products_4, &_S126, x_5, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
+        i_13 = i_13 + 4U * step_8;
+    }
+    else
+    {
+        i_13 = first_1;
+    }
     for(;;)
     {
-        if((i_7 + _S79) < _S80)
+        if(i_13 < _S120)
         {
         }
         else
         {
             break;
         }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_7, _S79);
-        i_7 = i_7 + 2U * _S79;
+        FixedArray<MXFP4Eights_Eight_0, 2>  _S127;
+        load_eights_1(begins_4, even_4, odd_4, i_13, step_8, &_S127);
+        FixedArray<MXFP4Eights_Eight_0, 2>  _S128 = _S127;
+        add_products_1(&products_4, &_S128, x_5, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
+        i_13 = i_13 + step_8;
     }
-    for(;;)
-    {
-        if(i_7 < _S80)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_7, _S79);
-        i_7 = i_7 + _S79;
-    }
-    return products_2;
+    return products_4;
 }
 
 __device__ uint MXFP4Eights_begin_0(uint offset_1, uint k_1, uint row_0)
@@ -296,28 +413,143 @@ __device__ uint MXFP4Eights_begin_0(uint offset_1, uint k_1, uint row_0)
     return 4U * offset_1 + row_0 * (k_1 / 32U) * 17U;
 }
 
-__device__ void begins_of_rows_0(uint offset_2, uint k_2, uint first_1, uint n_0, FixedArray<uint, 4>  * _S82)
+__device__ void begins_of_rows_0(uint offset_2, uint k_2, uint first_2, uint n_0, FixedArray<uint, 2>  * _S129)
 {
-    FixedArray<uint, 4>  begins_3;
-    uint _S83 = n_0 - 1U;
-    begins_3[int(0)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_1), (_S83))));
-    begins_3[int(1)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_1 + 1U), (_S83))));
-    begins_3[int(2)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_1 + 2U), (_S83))));
-    begins_3[int(3)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_1 + 3U), (_S83))));
-    *_S82 = begins_3;
+    FixedArray<uint, 2>  begins_5;
+    uint _S130 = n_0 - 1U;
+    begins_5[int(0)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_2), (_S130))));
+    begins_5[int(1)] = MXFP4Eights_begin_0(offset_2, k_2, (U32_min((first_2 + 1U), (_S130))));
+    *_S129 = begins_5;
+    return;
+}
+
+__device__ void subgroup_sums_1(FixedArray<float, 4>  * values_2, FixedArray<float, 4>  * _S131)
+{
+    FixedArray<float, 4>  result_4;
+    float _S132 = (_waveSum(0xffffffffu, ((*values_2)[int(0)])));
+    result_4[int(0)] = _S132;
+    float _S133 = (_waveSum(0xffffffffu, ((*values_2)[int(1)])));
+    result_4[int(1)] = _S133;
+    float _S134 = (_waveSum(0xffffffffu, ((*values_2)[int(2)])));
+    result_4[int(2)] = _S134;
+    float _S135 = (_waveSum(0xffffffffu, ((*values_2)[int(3)])));
+    result_4[int(3)] = _S135;
+    *_S131 = result_4;
+    return;
+}
+
+__device__ float chosen_1(FixedArray<float, 4>  * values_3, uint number_1)
+{
+    float _S136 = (*values_3)[int(0)];
+    float result_5;
+    if(number_1 == 1U)
+    {
+        result_5 = (*values_3)[int(1)];
+    }
+    else
+    {
+        result_5 = _S136;
+    }
+    if(number_1 == 2U)
+    {
+        result_5 = (*values_3)[int(2)];
+    }
+    else
+    {
+    }
+    if(number_1 == 3U)
+    {
+        result_5 = (*values_3)[int(3)];
+    }
+    else
+    {
+    }
+    return result_5;
+}
+
+__device__ Products_1 products_of_thread_1(FixedArray<uint, 4>  * begins_6, StructuredBuffer<uint> even_5, StructuredBuffer<uint> odd_5, uint k_3, StructuredBuffer<float4 > x_6, uint x_offset_5, StructuredBuffer<float4 > norm_5, uint norm_offset_5, uint first_3, uint step_9)
+{
+    Products_1 products_5;
+    (&products_5)->squares_0 = 0.0f;
+    (&products_5)->sums_0[int(0)] = 0.0f;
+    (&products_5)->sums_0[int(1)] = 0.0f;
+    (&products_5)->sums_0[int(2)] = 0.0f;
+    (&products_5)->sums_0[int(3)] = 0.0f;
+    uint _S137 = k_3 / 8U;
+    uint i_14;
+    if((first_3 + step_9) < _S137)
+    {
+        FixedArray<MXFP4Eights_Eight_0, 8>  _S138;
+        load_eights_2(begins_6, even_5, odd_5, first_3, step_9, &_S138);
+        i_14 = first_3;
+        FixedArray<MXFP4Eights_Eight_0, 8>  loaded_1 = _S138;
+        for(;;)
+        {
+            if((i_14 + 3U * step_9) < _S137)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S139 = i_14 + 2U * step_9;
+            FixedArray<MXFP4Eights_Eight_0, 8>  _S140;
+            load_eights_2(begins_6, even_5, odd_5, _S139, step_9, &_S140);
+            FixedArray<MXFP4Eights_Eight_0, 8>  _S141 = _S140;
+            FixedArray<MXFP4Eights_Eight_0, 8>  _S142 = loaded_1;
+            add_products_2(&products_5, &_S142, x_6, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
+            i_14 = _S139;
+            loaded_1 = _S141;
+        }
+        FixedArray<MXFP4Eights_Eight_0, 8>  _S143 = loaded_1;
+        add_products_2(&products_5, &_S143, x_6, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
+        i_14 = i_14 + 2U * step_9;
+    }
+    else
+    {
+        i_14 = first_3;
+    }
+    for(;;)
+    {
+        if(i_14 < _S137)
+        {
+        }
+        else
+        {
+            break;
+        }
+        FixedArray<MXFP4Eights_Eight_0, 4>  _S144;
+        load_eights_3(begins_6, even_5, odd_5, i_14, step_9, &_S144);
+        FixedArray<MXFP4Eights_Eight_0, 4>  _S145 = _S144;
+        add_products_3(&products_5, &_S145, x_6, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
+        i_14 = i_14 + step_9;
+    }
+    return products_5;
+}
+
+__device__ void begins_of_rows_1(uint offset_3, uint k_4, uint first_4, uint n_1, FixedArray<uint, 4>  * _S146)
+{
+    FixedArray<uint, 4>  begins_7;
+    uint _S147 = n_1 - 1U;
+    begins_7[int(0)] = MXFP4Eights_begin_0(offset_3, k_4, (U32_min((first_4), (_S147))));
+    begins_7[int(1)] = MXFP4Eights_begin_0(offset_3, k_4, (U32_min((first_4 + 1U), (_S147))));
+    begins_7[int(2)] = MXFP4Eights_begin_0(offset_3, k_4, (U32_min((first_4 + 2U), (_S147))));
+    begins_7[int(3)] = MXFP4Eights_begin_0(offset_3, k_4, (U32_min((first_4 + 3U), (_S147))));
+    *_S146 = begins_7;
     return;
 }
 
 struct NormGemvParams_0
 {
     uint weight_offset_0;
-    uint x_offset_3;
-    uint norm_offset_3;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint bias_offset_0;
     uint out_offset_0;
-    uint n_1;
-    uint k_3;
+    uint n_2;
+    uint k_5;
     float eps_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -326,80 +558,156 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ void norm_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_4, StructuredBuffer<float4 > norm_3, StructuredBuffer<float> bias_0, RWStructuredBuffer<float> result_4, NormGemvParams_0 * p_0)
+__device__ void norm_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_7, StructuredBuffer<float4 > norm_6, StructuredBuffer<float> bias_0, RWStructuredBuffer<float> result_6, NormGemvParams_0 * p_0)
 {
-    uint _S84 = ((warpSize));
-    uint _S85 = 128U / _S84;
-    uint _S86 = p_0->groups_0 * _S85 * 4U;
-    uint _S87 = group_number_0(group_1) * _S85;
-    uint _S88 = thread_0 / _S84;
-    uint first_2 = (_S87 + _S88) * 4U;
+    uint _S148 = (_getLaneId());
+    uint _S149 = ((warpSize));
+    uint _S150 = 128U / _S149;
+    uint _S151 = p_0->groups_0 * _S150 * 2U;
+    uint _S152 = group_number_0(group_1) * _S150;
+    uint _S153 = thread_0 / _S149;
+    uint first_5 = (_S152 + _S153) * 2U;
     for(;;)
     {
-        uint _S89 = p_0->n_1;
-        if(first_2 < (p_0->n_1))
+        uint _S154 = p_0->n_2;
+        if(first_5 < (p_0->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S90 = (_getLaneId());
-        uint _S91 = first_2 + _S90;
-        uint _S92 = (_getLaneId());
-        bool _S93;
-        if(_S92 < 4U)
+        uint _S155 = first_5 + _S148;
+        bool _S156;
+        if(_S148 < 2U)
         {
-            _S93 = _S91 < _S89;
+            _S156 = _S155 < _S154;
         }
         else
         {
-            _S93 = false;
+            _S156 = false;
         }
-        bool _S94;
-        if(_S93)
+        bool _S157;
+        if(_S156)
         {
-            _S94 = (p_0->bias_offset_0) != 4294967295U;
+            _S157 = (p_0->bias_offset_0) != 4294967295U;
         }
         else
         {
-            _S94 = false;
+            _S157 = false;
         }
         float added_0;
-        if(_S94)
+        if(_S157)
         {
-            float _S95 = __ldg((&(bias_0)[p_0->bias_offset_0 + _S91]));
-            added_0 = _S95;
+            float _S158 = __ldg((&(bias_0)[p_0->bias_offset_0 + _S155]));
+            added_0 = _S158;
         }
         else
         {
             added_0 = 0.0f;
         }
-        uint _S96 = p_0->k_3;
-        FixedArray<uint, 4>  _S97;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_2, _S89, &_S97);
-        FixedArray<uint, 4>  _S98 = _S97;
-        Products_0 _S99 = products_of_thread_0(&_S98, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, norm_3, p_0->norm_offset_3);
-        float _S100 = (_waveSum(0xffffffffu, (_S99.squares_0)));
-        float _S101 = 1.0f / (F32_sqrt((_S100 / float(_S96) + p_0->eps_0)));
-        FixedArray<float, 4>  _S102 = _S99.sums_0;
-        FixedArray<float, 4>  _S103;
-        subgroup_sums_0(&_S102, &_S103);
-        FixedArray<float, 4>  _S104 = _S103;
-        float _S105 = own_0(&_S104);
-        if(_S93)
+        uint _S159 = p_0->k_5;
+        FixedArray<uint, 2>  _S160;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_5, first_5, _S154, &_S160);
+        FixedArray<uint, 2>  _S161 = _S160;
+        Products_0 _S162 = products_of_thread_0(&_S161, weight_1, weight_1, p_0->k_5, x_7, p_0->x_offset_6, norm_6, p_0->norm_offset_6, _S148, _S149);
+        float _S163 = (_waveSum(0xffffffffu, (_S162.squares_0)));
+        float _S164 = 1.0f / (F32_sqrt((_S163 / float(_S159) + p_0->eps_0)));
+        FixedArray<float, 2>  _S165 = _S162.sums_0;
+        FixedArray<float, 2>  _S166;
+        subgroup_sums_0(&_S165, &_S166);
+        FixedArray<float, 2>  _S167 = _S166;
+        float _S168 = chosen_0(&_S167, _S148);
+        if(_S156)
         {
-            *(&(result_4)[p_0->out_offset_0 + _S91]) = _S105 * _S101 + added_0;
+            *(&(result_6)[p_0->out_offset_0 + _S155]) = _S168 * _S164 + added_0;
         }
-        first_2 = first_2 + _S86;
+        first_5 = first_5 + _S151;
     }
     return;
 }
 
-extern "C" __global__ void norm_gemv_mxfp4(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, StructuredBuffer<float4 > norm_4, StructuredBuffer<float> bias_1, RWStructuredBuffer<float> result_5, NormGemvParams_0 p_1)
+__device__ void norm_gemv_1(uint3  group_2, uint thread_1, StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_8, StructuredBuffer<float4 > norm_7, StructuredBuffer<float> bias_1, RWStructuredBuffer<float> result_7, NormGemvParams_0 * p_1)
 {
-    uint _S106 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    NormGemvParams_0 _S107 = p_1;
-    norm_gemv_0(blockIdx, _S106, weight_2, x_5, norm_4, bias_1, result_5, &_S107);
+    uint _S169 = (_getLaneId());
+    uint _S170 = ((warpSize));
+    uint _S171 = 128U / _S170;
+    uint _S172 = p_1->groups_0 * _S171 * 4U;
+    uint _S173 = group_number_0(group_2) * _S171;
+    uint _S174 = thread_1 / _S170;
+    uint first_6 = (_S173 + _S174) * 4U;
+    for(;;)
+    {
+        uint _S175 = p_1->n_2;
+        if(first_6 < (p_1->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S176 = first_6 + _S169;
+        bool _S177;
+        if(_S169 < 4U)
+        {
+            _S177 = _S176 < _S175;
+        }
+        else
+        {
+            _S177 = false;
+        }
+        bool _S178;
+        if(_S177)
+        {
+            _S178 = (p_1->bias_offset_0) != 4294967295U;
+        }
+        else
+        {
+            _S178 = false;
+        }
+        float added_1;
+        if(_S178)
+        {
+            float _S179 = __ldg((&(bias_1)[p_1->bias_offset_0 + _S176]));
+            added_1 = _S179;
+        }
+        else
+        {
+            added_1 = 0.0f;
+        }
+        uint _S180 = p_1->k_5;
+        FixedArray<uint, 4>  _S181;
+        begins_of_rows_1(p_1->weight_offset_0, p_1->k_5, first_6, _S175, &_S181);
+        FixedArray<uint, 4>  _S182 = _S181;
+        Products_1 _S183 = products_of_thread_1(&_S182, weight_2, weight_2, p_1->k_5, x_8, p_1->x_offset_6, norm_7, p_1->norm_offset_6, _S169, _S170);
+        float _S184 = (_waveSum(0xffffffffu, (_S183.squares_0)));
+        float _S185 = 1.0f / (F32_sqrt((_S184 / float(_S180) + p_1->eps_0)));
+        FixedArray<float, 4>  _S186 = _S183.sums_0;
+        FixedArray<float, 4>  _S187;
+        subgroup_sums_1(&_S186, &_S187);
+        FixedArray<float, 4>  _S188 = _S187;
+        float _S189 = chosen_1(&_S188, _S169);
+        if(_S177)
+        {
+            *(&(result_7)[p_1->out_offset_0 + _S176]) = _S189 * _S185 + added_1;
+        }
+        first_6 = first_6 + _S172;
+    }
+    return;
+}
+
+extern "C" __global__ void norm_gemv_mxfp4(StructuredBuffer<uint> weight_3, StructuredBuffer<float4 > x_9, StructuredBuffer<float4 > norm_8, StructuredBuffer<float> bias_2, RWStructuredBuffer<float> result_8, NormGemvParams_0 p_2)
+{
+    uint _S190 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    if((p_2.wide_0) != 0U)
+    {
+        NormGemvParams_0 _S191 = p_2;
+        norm_gemv_1(blockIdx, _S190, weight_3, x_9, norm_8, bias_2, result_8, &_S191);
+    }
+    else
+    {
+        NormGemvParams_0 _S192 = p_2;
+        norm_gemv_0(blockIdx, _S190, weight_3, x_9, norm_8, bias_2, result_8, &_S192);
+    }
     return;
 }

@@ -3,7 +3,7 @@
 
 struct Products_0
 {
-    FixedArray<float, 4>  sums_0;
+    FixedArray<float, 2>  sums_0;
     float squares_0;
 };
 
@@ -13,48 +13,32 @@ struct Q4_1Eights_Eight_0
     uint scales_0;
 };
 
-__device__ Q4_1Eights_Eight_0 Q4_1Eights_Eight_x24init_0(uint q_1, uint scales_1)
+__device__ uint2  places_of_nibbles_0(uint i_0)
 {
-    Q4_1Eights_Eight_0 _S1;
-    (&_S1)->q_0 = q_1;
-    (&_S1)->scales_0 = scales_1;
-    return _S1;
+    uint _S1 = i_0 % 4U;
+    return make_uint2 (i_0 / 4U * 8U + _S1, i_0 / 4U * 8U + _S1 + 4U);
 }
 
-__device__ Q4_1Eights_Eight_0 Q4_1Eights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_0)
+__device__ uint2  Q4_1Eights_places_0(uint i_1)
 {
-    uint _S2 = begin_0 + i_0 / 4U * 5U;
-    uint _S3 = __ldg((&(weight_0)[_S2 + 1U + i_0 % 4U]));
-    uint _S4 = __ldg((&(weight_0)[_S2]));
-    return Q4_1Eights_Eight_x24init_0(_S3, _S4);
-}
-
-__device__ uint2  places_of_nibbles_0(uint i_1)
-{
-    uint _S5 = i_1 % 4U;
-    return make_uint2 (i_1 / 4U * 8U + _S5, i_1 / 4U * 8U + _S5 + 4U);
-}
-
-__device__ uint2  Q4_1Eights_places_0(uint i_2)
-{
-    return places_of_nibbles_0(i_2);
+    return places_of_nibbles_0(i_1);
 }
 
 __device__ float dot_0(float4  x_0, float4  y_0)
 {
-    int i_3 = int(0);
+    int i_2 = int(0);
     float result_0 = 0.0f;
     for(;;)
     {
-        if(i_3 < int(4))
+        if(i_2 < int(4))
         {
         }
         else
         {
             break;
         }
-        float result_1 = result_0 + _slang_vector_get_element(x_0, i_3) * _slang_vector_get_element(y_0, i_3);
-        i_3 = i_3 + int(1);
+        float result_1 = result_0 + _slang_vector_get_element(x_0, i_2) * _slang_vector_get_element(y_0, i_2);
+        i_2 = i_2 + int(1);
         result_0 = result_1;
     }
     return result_0;
@@ -77,8 +61,8 @@ __device__ float in_place_1(uint word_2, float zero_1)
 
 __device__ float4  low_nibbles_0(uint word_3, float zero_2)
 {
-    uint _S6 = word_3 >> int(16);
-    return make_float4 (in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S6, zero_2), in_place_1(_S6, zero_2));
+    uint _S2 = word_3 >> int(16);
+    return make_float4 (in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S2, zero_2), in_place_1(_S2, zero_2));
 }
 
 __device__ float in_place_2(uint word_4, float zero_3)
@@ -93,8 +77,8 @@ __device__ float in_place_3(uint word_5, float zero_4)
 
 __device__ float4  high_nibbles_0(uint word_6, float zero_5)
 {
-    uint _S7 = word_6 >> int(16);
-    return make_float4 (in_place_2(word_6, zero_5), in_place_3(word_6, zero_5), in_place_2(_S7, zero_5), in_place_3(_S7, zero_5));
+    uint _S3 = word_6 >> int(16);
+    return make_float4 (in_place_2(word_6, zero_5), in_place_3(word_6, zero_5), in_place_2(_S3, zero_5), in_place_3(_S3, zero_5));
 }
 
 __device__ float sum_0(float4  v_0)
@@ -102,191 +86,324 @@ __device__ float sum_0(float4  v_0)
     return v_0.x + v_0.y + v_0.z + v_0.w;
 }
 
-__device__ float Q4_1Eights_product_0(Q4_1Eights_Eight_0 * eight_0, uint i_4, float4  a_0, float4  b_0)
+__device__ float Q4_1Eights_product_0(Q4_1Eights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
 {
-    float2  _S8 = halves_0(eight_0->scales_0);
-    return _S8.x * (dot_0(low_nibbles_0(eight_0->q_0, 0.0f), a_0) + dot_0(high_nibbles_0(eight_0->q_0, 0.0f), b_0)) + _S8.y * sum_0(a_0 + b_0);
+    float2  _S4 = halves_0(eight_0->scales_0);
+    return _S4.x * (dot_0(low_nibbles_0(eight_0->q_0, 0.0f), a_0) + dot_0(high_nibbles_0(eight_0->q_0, 0.0f), b_0)) + _S4.y * sum_0(a_0 + b_0);
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 4>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_5, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<Q4_1Eights_Eight_0, 8>  * eights_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint step_0)
 {
-    FixedArray<Q4_1Eights_Eight_0, 8>  eights_0;
-    uint _S9 = (*begins_0)[int(0)];
-    eights_0[int(0)] = Q4_1Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
-    uint _S10 = (*begins_0)[int(1)];
-    eights_0[int(1)] = Q4_1Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
-    uint _S11 = (*begins_0)[int(2)];
-    eights_0[int(2)] = Q4_1Eights_load_0(even_0, (*begins_0)[int(2)], i_5);
-    uint _S12 = (*begins_0)[int(3)];
-    eights_0[int(3)] = Q4_1Eights_load_0(odd_0, (*begins_0)[int(3)], i_5);
-    uint _S13 = i_5 + lanes_0;
-    eights_0[int(4)] = Q4_1Eights_load_0(even_0, _S9, _S13);
-    eights_0[int(5)] = Q4_1Eights_load_0(odd_0, _S10, _S13);
-    eights_0[int(6)] = Q4_1Eights_load_0(even_0, _S11, _S13);
-    eights_0[int(7)] = Q4_1Eights_load_0(odd_0, _S12, _S13);
-    uint2  _S14 = Q4_1Eights_places_0(i_5);
-    uint _S15 = _S14.x;
-    float4  _S16 = __ldg((&(x_1)[x_offset_0 + _S15]));
-    uint _S17 = _S14.y;
-    float4  _S18 = __ldg((&(x_1)[x_offset_0 + _S17]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S16, _S16) + dot_0(_S18, _S18));
-    float4  _S19 = __ldg((&(norm_0)[norm_offset_0 + _S15]));
-    float4  a_1 = _S16 * _S19;
-    float4  _S20 = __ldg((&(norm_0)[norm_offset_0 + _S17]));
-    float4  b_1 = _S18 * _S20;
-    Q4_1Eights_Eight_0 _S21 = eights_0[int(0)];
-    float _S22 = Q4_1Eights_product_0(&_S21, i_5, a_1, b_1);
+    uint2  _S5 = Q4_1Eights_places_0(i_4);
+    uint _S6 = _S5.x;
+    float4  _S7 = __ldg((&(x_1)[x_offset_0 + _S6]));
+    uint _S8 = _S5.y;
+    float4  _S9 = __ldg((&(x_1)[x_offset_0 + _S8]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S7, _S7) + dot_0(_S9, _S9));
+    float4  _S10 = __ldg((&(norm_0)[norm_offset_0 + _S6]));
+    float4  a_1 = _S7 * _S10;
+    float4  _S11 = __ldg((&(norm_0)[norm_offset_0 + _S8]));
+    float4  b_1 = _S9 * _S11;
+    float _S12 = Q4_1Eights_product_0(&(*eights_0)[int(0)], i_4, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S12;
+    float _S13 = Q4_1Eights_product_0(&(*eights_0)[int(1)], i_4, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S13;
+    uint _S14 = i_4 + step_0;
+    uint2  _S15 = Q4_1Eights_places_0(_S14);
+    uint _S16 = _S15.x;
+    float4  _S17 = __ldg((&(x_1)[x_offset_0 + _S16]));
+    uint _S18 = _S15.y;
+    float4  _S19 = __ldg((&(x_1)[x_offset_0 + _S18]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S17, _S17) + dot_0(_S19, _S19));
+    float4  _S20 = __ldg((&(norm_0)[norm_offset_0 + _S16]));
+    float4  a_2 = _S17 * _S20;
+    float4  _S21 = __ldg((&(norm_0)[norm_offset_0 + _S18]));
+    float4  b_2 = _S19 * _S21;
+    float _S22 = Q4_1Eights_product_0(&(*eights_0)[int(2)], _S14, a_2, b_2);
     products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S22;
-    Q4_1Eights_Eight_0 _S23 = eights_0[int(1)];
-    float _S24 = Q4_1Eights_product_0(&_S23, i_5, a_1, b_1);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S24;
-    Q4_1Eights_Eight_0 _S25 = eights_0[int(2)];
-    float _S26 = Q4_1Eights_product_0(&_S25, i_5, a_1, b_1);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S26;
-    Q4_1Eights_Eight_0 _S27 = eights_0[int(3)];
-    float _S28 = Q4_1Eights_product_0(&_S27, i_5, a_1, b_1);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S28;
-    uint2  _S29 = Q4_1Eights_places_0(_S13);
-    uint _S30 = _S29.x;
-    float4  _S31 = __ldg((&(x_1)[x_offset_0 + _S30]));
-    uint _S32 = _S29.y;
-    float4  _S33 = __ldg((&(x_1)[x_offset_0 + _S32]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S31, _S31) + dot_0(_S33, _S33));
-    float4  _S34 = __ldg((&(norm_0)[norm_offset_0 + _S30]));
-    float4  a_2 = _S31 * _S34;
-    float4  _S35 = __ldg((&(norm_0)[norm_offset_0 + _S32]));
-    float4  b_2 = _S33 * _S35;
-    Q4_1Eights_Eight_0 _S36 = eights_0[int(4)];
-    float _S37 = Q4_1Eights_product_0(&_S36, _S13, a_2, b_2);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S37;
-    Q4_1Eights_Eight_0 _S38 = eights_0[int(5)];
-    float _S39 = Q4_1Eights_product_0(&_S38, _S13, a_2, b_2);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S39;
-    Q4_1Eights_Eight_0 _S40 = eights_0[int(6)];
-    float _S41 = Q4_1Eights_product_0(&_S40, _S13, a_2, b_2);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S41;
-    Q4_1Eights_Eight_0 _S42 = eights_0[int(7)];
-    float _S43 = Q4_1Eights_product_0(&_S42, _S13, a_2, b_2);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S43;
+    float _S23 = Q4_1Eights_product_0(&(*eights_0)[int(3)], _S14, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S23;
+    uint _S24 = i_4 + 2U * step_0;
+    uint2  _S25 = Q4_1Eights_places_0(_S24);
+    uint _S26 = _S25.x;
+    float4  _S27 = __ldg((&(x_1)[x_offset_0 + _S26]));
+    uint _S28 = _S25.y;
+    float4  _S29 = __ldg((&(x_1)[x_offset_0 + _S28]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S27, _S27) + dot_0(_S29, _S29));
+    float4  _S30 = __ldg((&(norm_0)[norm_offset_0 + _S26]));
+    float4  a_3 = _S27 * _S30;
+    float4  _S31 = __ldg((&(norm_0)[norm_offset_0 + _S28]));
+    float4  b_3 = _S29 * _S31;
+    float _S32 = Q4_1Eights_product_0(&(*eights_0)[int(4)], _S24, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S32;
+    float _S33 = Q4_1Eights_product_0(&(*eights_0)[int(5)], _S24, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S33;
+    uint _S34 = i_4 + 3U * step_0;
+    uint2  _S35 = Q4_1Eights_places_0(_S34);
+    uint _S36 = _S35.x;
+    float4  _S37 = __ldg((&(x_1)[x_offset_0 + _S36]));
+    uint _S38 = _S35.y;
+    float4  _S39 = __ldg((&(x_1)[x_offset_0 + _S38]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S37, _S37) + dot_0(_S39, _S39));
+    float4  _S40 = __ldg((&(norm_0)[norm_offset_0 + _S36]));
+    float4  a_4 = _S37 * _S40;
+    float4  _S41 = __ldg((&(norm_0)[norm_offset_0 + _S38]));
+    float4  b_4 = _S39 * _S41;
+    float _S42 = Q4_1Eights_product_0(&(*eights_0)[int(6)], _S34, a_4, b_4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S42;
+    float _S43 = Q4_1Eights_product_0(&(*eights_0)[int(7)], _S34, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S43;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 4>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint lanes_1)
+__device__ Q4_1Eights_Eight_0 Q4_1Eights_Eight_x24init_0(uint q_1, uint scales_1)
 {
-    FixedArray<Q4_1Eights_Eight_0, 4>  eights_1;
-    eights_1[int(0)] = Q4_1Eights_load_0(even_1, (*begins_1)[int(0)], i_6);
-    eights_1[int(1)] = Q4_1Eights_load_0(odd_1, (*begins_1)[int(1)], i_6);
-    eights_1[int(2)] = Q4_1Eights_load_0(even_1, (*begins_1)[int(2)], i_6);
-    eights_1[int(3)] = Q4_1Eights_load_0(odd_1, (*begins_1)[int(3)], i_6);
-    uint2  _S44 = Q4_1Eights_places_0(i_6);
-    uint _S45 = _S44.x;
-    float4  _S46 = __ldg((&(x_2)[x_offset_1 + _S45]));
-    uint _S47 = _S44.y;
-    float4  _S48 = __ldg((&(x_2)[x_offset_1 + _S47]));
-    products_1->squares_0 = products_1->squares_0 + (dot_0(_S46, _S46) + dot_0(_S48, _S48));
-    float4  _S49 = __ldg((&(norm_1)[norm_offset_1 + _S45]));
-    float4  a_3 = _S46 * _S49;
-    float4  _S50 = __ldg((&(norm_1)[norm_offset_1 + _S47]));
-    float4  b_3 = _S48 * _S50;
-    Q4_1Eights_Eight_0 _S51 = eights_1[int(0)];
-    float _S52 = Q4_1Eights_product_0(&_S51, i_6, a_3, b_3);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S52;
-    Q4_1Eights_Eight_0 _S53 = eights_1[int(1)];
-    float _S54 = Q4_1Eights_product_0(&_S53, i_6, a_3, b_3);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S54;
-    Q4_1Eights_Eight_0 _S55 = eights_1[int(2)];
-    float _S56 = Q4_1Eights_product_0(&_S55, i_6, a_3, b_3);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S56;
-    Q4_1Eights_Eight_0 _S57 = eights_1[int(3)];
-    float _S58 = Q4_1Eights_product_0(&_S57, i_6, a_3, b_3);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S58;
+    Q4_1Eights_Eight_0 _S44;
+    (&_S44)->q_0 = q_1;
+    (&_S44)->scales_0 = scales_1;
+    return _S44;
+}
+
+__device__ Q4_1Eights_Eight_0 Q4_1Eights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_5)
+{
+    uint _S45 = begin_0 + i_5 / 4U * 5U;
+    uint _S46 = __ldg((&(weight_0)[_S45 + 1U + i_5 % 4U]));
+    uint _S47 = __ldg((&(weight_0)[_S45]));
+    return Q4_1Eights_Eight_x24init_0(_S46, _S47);
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_6, uint step_1, FixedArray<Q4_1Eights_Eight_0, 8>  * _S48)
+{
+    FixedArray<Q4_1Eights_Eight_0, 8>  eights_1;
+    uint _S49 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q4_1Eights_load_0(even_0, (*begins_0)[int(0)], i_6);
+    uint _S50 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q4_1Eights_load_0(odd_0, (*begins_0)[int(1)], i_6);
+    uint _S51 = i_6 + step_1;
+    eights_1[int(2)] = Q4_1Eights_load_0(even_0, _S49, _S51);
+    eights_1[int(3)] = Q4_1Eights_load_0(odd_0, _S50, _S51);
+    uint _S52 = i_6 + 2U * step_1;
+    eights_1[int(4)] = Q4_1Eights_load_0(even_0, _S49, _S52);
+    eights_1[int(5)] = Q4_1Eights_load_0(odd_0, _S50, _S52);
+    uint _S53 = i_6 + 3U * step_1;
+    eights_1[int(6)] = Q4_1Eights_load_0(even_0, _S49, _S53);
+    eights_1[int(7)] = Q4_1Eights_load_0(odd_0, _S50, _S53);
+    *_S48 = eights_1;
     return;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 4>  * values_0, FixedArray<float, 4>  * _S59)
+__device__ void add_products_1(Products_0 * products_1, FixedArray<Q4_1Eights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_7, uint step_2)
 {
-    FixedArray<float, 4>  result_2;
-    float _S60 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
-    result_2[int(0)] = _S60;
-    float _S61 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
-    result_2[int(1)] = _S61;
-    float _S62 = (_waveSum(0xffffffffu, ((*values_0)[int(2)])));
-    result_2[int(2)] = _S62;
-    float _S63 = (_waveSum(0xffffffffu, ((*values_0)[int(3)])));
-    result_2[int(3)] = _S63;
-    *_S59 = result_2;
+    uint2  _S54 = Q4_1Eights_places_0(i_7);
+    uint _S55 = _S54.x;
+    float4  _S56 = __ldg((&(x_2)[x_offset_1 + _S55]));
+    uint _S57 = _S54.y;
+    float4  _S58 = __ldg((&(x_2)[x_offset_1 + _S57]));
+    products_1->squares_0 = products_1->squares_0 + (dot_0(_S56, _S56) + dot_0(_S58, _S58));
+    float4  _S59 = __ldg((&(norm_1)[norm_offset_1 + _S55]));
+    float4  a_5 = _S56 * _S59;
+    float4  _S60 = __ldg((&(norm_1)[norm_offset_1 + _S57]));
+    float4  b_5 = _S58 * _S60;
+    float _S61 = Q4_1Eights_product_0(&(*eights_2)[int(0)], i_7, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S61;
+    float _S62 = Q4_1Eights_product_0(&(*eights_2)[int(1)], i_7, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S62;
     return;
 }
 
-__device__ float own_0(FixedArray<float, 4>  * values_1)
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_8, uint step_3, FixedArray<Q4_1Eights_Eight_0, 2>  * _S63)
 {
-    float _S64 = (*values_1)[int(0)];
-    uint _S65 = (_getLaneId());
+    FixedArray<Q4_1Eights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = Q4_1Eights_load_0(even_1, (*begins_1)[int(0)], i_8);
+    eights_3[int(1)] = Q4_1Eights_load_0(odd_1, (*begins_1)[int(1)], i_8);
+    *_S63 = eights_3;
+    return;
+}
+
+struct Products_1
+{
+    FixedArray<float, 4>  sums_0;
+    float squares_0;
+};
+
+__device__ void add_products_2(Products_1 * products_2, FixedArray<Q4_1Eights_Eight_0, 8>  * eights_4, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint i_9, uint step_4)
+{
+    uint2  _S64 = Q4_1Eights_places_0(i_9);
+    uint _S65 = _S64.x;
+    float4  _S66 = __ldg((&(x_3)[x_offset_2 + _S65]));
+    uint _S67 = _S64.y;
+    float4  _S68 = __ldg((&(x_3)[x_offset_2 + _S67]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S66, _S66) + dot_0(_S68, _S68));
+    float4  _S69 = __ldg((&(norm_2)[norm_offset_2 + _S65]));
+    float4  a_6 = _S66 * _S69;
+    float4  _S70 = __ldg((&(norm_2)[norm_offset_2 + _S67]));
+    float4  b_6 = _S68 * _S70;
+    float _S71 = Q4_1Eights_product_0(&(*eights_4)[int(0)], i_9, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S71;
+    float _S72 = Q4_1Eights_product_0(&(*eights_4)[int(1)], i_9, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S72;
+    float _S73 = Q4_1Eights_product_0(&(*eights_4)[int(2)], i_9, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S73;
+    float _S74 = Q4_1Eights_product_0(&(*eights_4)[int(3)], i_9, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S74;
+    uint _S75 = i_9 + step_4;
+    uint2  _S76 = Q4_1Eights_places_0(_S75);
+    uint _S77 = _S76.x;
+    float4  _S78 = __ldg((&(x_3)[x_offset_2 + _S77]));
+    uint _S79 = _S76.y;
+    float4  _S80 = __ldg((&(x_3)[x_offset_2 + _S79]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S78, _S78) + dot_0(_S80, _S80));
+    float4  _S81 = __ldg((&(norm_2)[norm_offset_2 + _S77]));
+    float4  a_7 = _S78 * _S81;
+    float4  _S82 = __ldg((&(norm_2)[norm_offset_2 + _S79]));
+    float4  b_7 = _S80 * _S82;
+    float _S83 = Q4_1Eights_product_0(&(*eights_4)[int(4)], _S75, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S83;
+    float _S84 = Q4_1Eights_product_0(&(*eights_4)[int(5)], _S75, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S84;
+    float _S85 = Q4_1Eights_product_0(&(*eights_4)[int(6)], _S75, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S85;
+    float _S86 = Q4_1Eights_product_0(&(*eights_4)[int(7)], _S75, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S86;
+    return;
+}
+
+__device__ void load_eights_2(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint i_10, uint step_5, FixedArray<Q4_1Eights_Eight_0, 8>  * _S87)
+{
+    FixedArray<Q4_1Eights_Eight_0, 8>  eights_5;
+    uint _S88 = (*begins_2)[int(0)];
+    eights_5[int(0)] = Q4_1Eights_load_0(even_2, (*begins_2)[int(0)], i_10);
+    uint _S89 = (*begins_2)[int(1)];
+    eights_5[int(1)] = Q4_1Eights_load_0(odd_2, (*begins_2)[int(1)], i_10);
+    uint _S90 = (*begins_2)[int(2)];
+    eights_5[int(2)] = Q4_1Eights_load_0(even_2, (*begins_2)[int(2)], i_10);
+    uint _S91 = (*begins_2)[int(3)];
+    eights_5[int(3)] = Q4_1Eights_load_0(odd_2, (*begins_2)[int(3)], i_10);
+    uint _S92 = i_10 + step_5;
+    eights_5[int(4)] = Q4_1Eights_load_0(even_2, _S88, _S92);
+    eights_5[int(5)] = Q4_1Eights_load_0(odd_2, _S89, _S92);
+    eights_5[int(6)] = Q4_1Eights_load_0(even_2, _S90, _S92);
+    eights_5[int(7)] = Q4_1Eights_load_0(odd_2, _S91, _S92);
+    *_S87 = eights_5;
+    return;
+}
+
+__device__ void add_products_3(Products_1 * products_3, FixedArray<Q4_1Eights_Eight_0, 4>  * eights_6, StructuredBuffer<float4 > x_4, uint x_offset_3, StructuredBuffer<float4 > norm_3, uint norm_offset_3, uint i_11, uint step_6)
+{
+    uint2  _S93 = Q4_1Eights_places_0(i_11);
+    uint _S94 = _S93.x;
+    float4  _S95 = __ldg((&(x_4)[x_offset_3 + _S94]));
+    uint _S96 = _S93.y;
+    float4  _S97 = __ldg((&(x_4)[x_offset_3 + _S96]));
+    products_3->squares_0 = products_3->squares_0 + (dot_0(_S95, _S95) + dot_0(_S97, _S97));
+    float4  _S98 = __ldg((&(norm_3)[norm_offset_3 + _S94]));
+    float4  a_8 = _S95 * _S98;
+    float4  _S99 = __ldg((&(norm_3)[norm_offset_3 + _S96]));
+    float4  b_8 = _S97 * _S99;
+    float _S100 = Q4_1Eights_product_0(&(*eights_6)[int(0)], i_11, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S100;
+    float _S101 = Q4_1Eights_product_0(&(*eights_6)[int(1)], i_11, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S101;
+    float _S102 = Q4_1Eights_product_0(&(*eights_6)[int(2)], i_11, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S102;
+    float _S103 = Q4_1Eights_product_0(&(*eights_6)[int(3)], i_11, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S103;
+    return;
+}
+
+__device__ void load_eights_3(FixedArray<uint, 4>  * begins_3, StructuredBuffer<uint> even_3, StructuredBuffer<uint> odd_3, uint i_12, uint step_7, FixedArray<Q4_1Eights_Eight_0, 4>  * _S104)
+{
+    FixedArray<Q4_1Eights_Eight_0, 4>  eights_7;
+    eights_7[int(0)] = Q4_1Eights_load_0(even_3, (*begins_3)[int(0)], i_12);
+    eights_7[int(1)] = Q4_1Eights_load_0(odd_3, (*begins_3)[int(1)], i_12);
+    eights_7[int(2)] = Q4_1Eights_load_0(even_3, (*begins_3)[int(2)], i_12);
+    eights_7[int(3)] = Q4_1Eights_load_0(odd_3, (*begins_3)[int(3)], i_12);
+    *_S104 = eights_7;
+    return;
+}
+
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S105)
+{
+    FixedArray<float, 2>  result_2;
+    float _S106 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
+    result_2[int(0)] = _S106;
+    float _S107 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
+    result_2[int(1)] = _S107;
+    *_S105 = result_2;
+    return;
+}
+
+__device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
+{
+    float _S108 = (*values_1)[int(0)];
     float result_3;
-    if(_S65 == 1U)
+    if(number_0 == 1U)
     {
         result_3 = (*values_1)[int(1)];
     }
     else
     {
-        result_3 = _S64;
-    }
-    uint _S66 = (_getLaneId());
-    if(_S66 == 2U)
-    {
-        result_3 = (*values_1)[int(2)];
-    }
-    else
-    {
-    }
-    uint _S67 = (_getLaneId());
-    if(_S67 == 3U)
-    {
-        result_3 = (*values_1)[int(3)];
-    }
-    else
-    {
+        result_3 = _S108;
     }
     return result_3;
 }
 
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_4, StructuredBuffer<uint> even_4, StructuredBuffer<uint> odd_4, uint k_0, StructuredBuffer<float4 > x_5, uint x_offset_4, StructuredBuffer<float4 > norm_4, uint norm_offset_4, uint first_0, uint step_8)
 {
-    Products_0 products_2;
-    (&products_2)->squares_0 = 0.0f;
-    (&products_2)->sums_0[int(0)] = 0.0f;
-    (&products_2)->sums_0[int(1)] = 0.0f;
-    (&products_2)->sums_0[int(2)] = 0.0f;
-    (&products_2)->sums_0[int(3)] = 0.0f;
-    uint _S68 = ((warpSize));
-    uint _S69 = k_0 / 8U;
-    uint _S70 = (_getLaneId());
-    uint i_7 = _S70;
+    Products_0 products_4;
+    (&products_4)->squares_0 = 0.0f;
+    (&products_4)->sums_0[int(0)] = 0.0f;
+    (&products_4)->sums_0[int(1)] = 0.0f;
+    uint _S109 = k_0 / 8U;
+    uint i_13;
+    if((first_0 + 3U * step_8) < _S109)
+    {
+        FixedArray<Q4_1Eights_Eight_0, 8>  _S110;
+        load_eights_0(begins_4, even_4, odd_4, first_0, step_8, &_S110);
+        i_13 = first_0;
+        FixedArray<Q4_1Eights_Eight_0, 8>  loaded_0 = _S110;
+        for(;;)
+        {
+            if((i_13 + 7U * step_8) < _S109)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S111 = i_13 + 4U * step_8;
+            FixedArray<Q4_1Eights_Eight_0, 8>  _S112;
+            load_eights_0(begins_4, even_4, odd_4, _S111, step_8, &_S112);
+            FixedArray<Q4_1Eights_Eight_0, 8>  _S113 = _S112;
+            FixedArray<Q4_1Eights_Eight_0, 8>  _S114 = loaded_0;
+            add_products_0(&products_4, &_S114, x_5, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
+            i_13 = _S111;
+            loaded_0 = _S113;
+        }
+        FixedArray<Q4_1Eights_Eight_0, 8>  _S115 = loaded_0;
+        add_products_0(&products_4, &_S115, x_5, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
+        i_13 = i_13 + 4U * step_8;
+    }
+    else
+    {
+        i_13 = first_0;
+    }
     for(;;)
     {
-        if((i_7 + _S68) < _S69)
+        if(i_13 < _S109)
         {
         }
         else
         {
             break;
         }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_7, _S68);
-        i_7 = i_7 + 2U * _S68;
+        FixedArray<Q4_1Eights_Eight_0, 2>  _S116;
+        load_eights_1(begins_4, even_4, odd_4, i_13, step_8, &_S116);
+        FixedArray<Q4_1Eights_Eight_0, 2>  _S117 = _S116;
+        add_products_1(&products_4, &_S117, x_5, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
+        i_13 = i_13 + step_8;
     }
-    for(;;)
-    {
-        if(i_7 < _S69)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_7, _S68);
-        i_7 = i_7 + _S68;
-    }
-    return products_2;
+    return products_4;
 }
 
 __device__ uint Q4_1Eights_begin_0(uint offset_0, uint k_1, uint row_0)
@@ -294,28 +411,143 @@ __device__ uint Q4_1Eights_begin_0(uint offset_0, uint k_1, uint row_0)
     return offset_0 + row_0 * (k_1 / 32U) * 5U;
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_0, uint n_0, FixedArray<uint, 4>  * _S71)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 2>  * _S118)
 {
-    FixedArray<uint, 4>  begins_3;
-    uint _S72 = n_0 - 1U;
-    begins_3[int(0)] = Q4_1Eights_begin_0(offset_1, k_2, (U32_min((first_0), (_S72))));
-    begins_3[int(1)] = Q4_1Eights_begin_0(offset_1, k_2, (U32_min((first_0 + 1U), (_S72))));
-    begins_3[int(2)] = Q4_1Eights_begin_0(offset_1, k_2, (U32_min((first_0 + 2U), (_S72))));
-    begins_3[int(3)] = Q4_1Eights_begin_0(offset_1, k_2, (U32_min((first_0 + 3U), (_S72))));
-    *_S71 = begins_3;
+    FixedArray<uint, 2>  begins_5;
+    uint _S119 = n_0 - 1U;
+    begins_5[int(0)] = Q4_1Eights_begin_0(offset_1, k_2, (U32_min((first_1), (_S119))));
+    begins_5[int(1)] = Q4_1Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S119))));
+    *_S118 = begins_5;
+    return;
+}
+
+__device__ void subgroup_sums_1(FixedArray<float, 4>  * values_2, FixedArray<float, 4>  * _S120)
+{
+    FixedArray<float, 4>  result_4;
+    float _S121 = (_waveSum(0xffffffffu, ((*values_2)[int(0)])));
+    result_4[int(0)] = _S121;
+    float _S122 = (_waveSum(0xffffffffu, ((*values_2)[int(1)])));
+    result_4[int(1)] = _S122;
+    float _S123 = (_waveSum(0xffffffffu, ((*values_2)[int(2)])));
+    result_4[int(2)] = _S123;
+    float _S124 = (_waveSum(0xffffffffu, ((*values_2)[int(3)])));
+    result_4[int(3)] = _S124;
+    *_S120 = result_4;
+    return;
+}
+
+__device__ float chosen_1(FixedArray<float, 4>  * values_3, uint number_1)
+{
+    float _S125 = (*values_3)[int(0)];
+    float result_5;
+    if(number_1 == 1U)
+    {
+        result_5 = (*values_3)[int(1)];
+    }
+    else
+    {
+        result_5 = _S125;
+    }
+    if(number_1 == 2U)
+    {
+        result_5 = (*values_3)[int(2)];
+    }
+    else
+    {
+    }
+    if(number_1 == 3U)
+    {
+        result_5 = (*values_3)[int(3)];
+    }
+    else
+    {
+    }
+    return result_5;
+}
+
+__device__ Products_1 products_of_thread_1(FixedArray<uint, 4>  * begins_6, StructuredBuffer<uint> even_5, StructuredBuffer<uint> odd_5, uint k_3, StructuredBuffer<float4 > x_6, uint x_offset_5, StructuredBuffer<float4 > norm_5, uint norm_offset_5, uint first_2, uint step_9)
+{
+    Products_1 products_5;
+    (&products_5)->squares_0 = 0.0f;
+    (&products_5)->sums_0[int(0)] = 0.0f;
+    (&products_5)->sums_0[int(1)] = 0.0f;
+    (&products_5)->sums_0[int(2)] = 0.0f;
+    (&products_5)->sums_0[int(3)] = 0.0f;
+    uint _S126 = k_3 / 8U;
+    uint i_14;
+    if((first_2 + step_9) < _S126)
+    {
+        FixedArray<Q4_1Eights_Eight_0, 8>  _S127;
+        load_eights_2(begins_6, even_5, odd_5, first_2, step_9, &_S127);
+        i_14 = first_2;
+        FixedArray<Q4_1Eights_Eight_0, 8>  loaded_1 = _S127;
+        for(;;)
+        {
+            if((i_14 + 3U * step_9) < _S126)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S128 = i_14 + 2U * step_9;
+            FixedArray<Q4_1Eights_Eight_0, 8>  _S129;
+            load_eights_2(begins_6, even_5, odd_5, _S128, step_9, &_S129);
+            FixedArray<Q4_1Eights_Eight_0, 8>  _S130 = _S129;
+            FixedArray<Q4_1Eights_Eight_0, 8>  _S131 = loaded_1;
+            add_products_2(&products_5, &_S131, x_6, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
+            i_14 = _S128;
+            loaded_1 = _S130;
+        }
+        FixedArray<Q4_1Eights_Eight_0, 8>  _S132 = loaded_1;
+        add_products_2(&products_5, &_S132, x_6, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
+        i_14 = i_14 + 2U * step_9;
+    }
+    else
+    {
+        i_14 = first_2;
+    }
+    for(;;)
+    {
+        if(i_14 < _S126)
+        {
+        }
+        else
+        {
+            break;
+        }
+        FixedArray<Q4_1Eights_Eight_0, 4>  _S133;
+        load_eights_3(begins_6, even_5, odd_5, i_14, step_9, &_S133);
+        FixedArray<Q4_1Eights_Eight_0, 4>  _S134 = _S133;
+        add_products_3(&products_5, &_S134, x_6, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
+        i_14 = i_14 + step_9;
+    }
+    return products_5;
+}
+
+__device__ void begins_of_rows_1(uint offset_2, uint k_4, uint first_3, uint n_1, FixedArray<uint, 4>  * _S135)
+{
+    FixedArray<uint, 4>  begins_7;
+    uint _S136 = n_1 - 1U;
+    begins_7[int(0)] = Q4_1Eights_begin_0(offset_2, k_4, (U32_min((first_3), (_S136))));
+    begins_7[int(1)] = Q4_1Eights_begin_0(offset_2, k_4, (U32_min((first_3 + 1U), (_S136))));
+    begins_7[int(2)] = Q4_1Eights_begin_0(offset_2, k_4, (U32_min((first_3 + 2U), (_S136))));
+    begins_7[int(3)] = Q4_1Eights_begin_0(offset_2, k_4, (U32_min((first_3 + 3U), (_S136))));
+    *_S135 = begins_7;
     return;
 }
 
 struct NormGemvParams_0
 {
     uint weight_offset_0;
-    uint x_offset_3;
-    uint norm_offset_3;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint bias_offset_0;
     uint out_offset_0;
-    uint n_1;
-    uint k_3;
+    uint n_2;
+    uint k_5;
     float eps_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -324,80 +556,156 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ void norm_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_4, StructuredBuffer<float4 > norm_3, StructuredBuffer<float> bias_0, RWStructuredBuffer<float> result_4, NormGemvParams_0 * p_0)
+__device__ void norm_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_7, StructuredBuffer<float4 > norm_6, StructuredBuffer<float> bias_0, RWStructuredBuffer<float> result_6, NormGemvParams_0 * p_0)
 {
-    uint _S73 = ((warpSize));
-    uint _S74 = 128U / _S73;
-    uint _S75 = p_0->groups_0 * _S74 * 4U;
-    uint _S76 = group_number_0(group_1) * _S74;
-    uint _S77 = thread_0 / _S73;
-    uint first_1 = (_S76 + _S77) * 4U;
+    uint _S137 = (_getLaneId());
+    uint _S138 = ((warpSize));
+    uint _S139 = 128U / _S138;
+    uint _S140 = p_0->groups_0 * _S139 * 2U;
+    uint _S141 = group_number_0(group_1) * _S139;
+    uint _S142 = thread_0 / _S138;
+    uint first_4 = (_S141 + _S142) * 2U;
     for(;;)
     {
-        uint _S78 = p_0->n_1;
-        if(first_1 < (p_0->n_1))
+        uint _S143 = p_0->n_2;
+        if(first_4 < (p_0->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S79 = (_getLaneId());
-        uint _S80 = first_1 + _S79;
-        uint _S81 = (_getLaneId());
-        bool _S82;
-        if(_S81 < 4U)
+        uint _S144 = first_4 + _S137;
+        bool _S145;
+        if(_S137 < 2U)
         {
-            _S82 = _S80 < _S78;
+            _S145 = _S144 < _S143;
         }
         else
         {
-            _S82 = false;
+            _S145 = false;
         }
-        bool _S83;
-        if(_S82)
+        bool _S146;
+        if(_S145)
         {
-            _S83 = (p_0->bias_offset_0) != 4294967295U;
+            _S146 = (p_0->bias_offset_0) != 4294967295U;
         }
         else
         {
-            _S83 = false;
+            _S146 = false;
         }
         float added_0;
-        if(_S83)
+        if(_S146)
         {
-            float _S84 = __ldg((&(bias_0)[p_0->bias_offset_0 + _S80]));
-            added_0 = _S84;
+            float _S147 = __ldg((&(bias_0)[p_0->bias_offset_0 + _S144]));
+            added_0 = _S147;
         }
         else
         {
             added_0 = 0.0f;
         }
-        uint _S85 = p_0->k_3;
-        FixedArray<uint, 4>  _S86;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_1, _S78, &_S86);
-        FixedArray<uint, 4>  _S87 = _S86;
-        Products_0 _S88 = products_of_thread_0(&_S87, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, norm_3, p_0->norm_offset_3);
-        float _S89 = (_waveSum(0xffffffffu, (_S88.squares_0)));
-        float _S90 = 1.0f / (F32_sqrt((_S89 / float(_S85) + p_0->eps_0)));
-        FixedArray<float, 4>  _S91 = _S88.sums_0;
-        FixedArray<float, 4>  _S92;
-        subgroup_sums_0(&_S91, &_S92);
-        FixedArray<float, 4>  _S93 = _S92;
-        float _S94 = own_0(&_S93);
-        if(_S82)
+        uint _S148 = p_0->k_5;
+        FixedArray<uint, 2>  _S149;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_5, first_4, _S143, &_S149);
+        FixedArray<uint, 2>  _S150 = _S149;
+        Products_0 _S151 = products_of_thread_0(&_S150, weight_1, weight_1, p_0->k_5, x_7, p_0->x_offset_6, norm_6, p_0->norm_offset_6, _S137, _S138);
+        float _S152 = (_waveSum(0xffffffffu, (_S151.squares_0)));
+        float _S153 = 1.0f / (F32_sqrt((_S152 / float(_S148) + p_0->eps_0)));
+        FixedArray<float, 2>  _S154 = _S151.sums_0;
+        FixedArray<float, 2>  _S155;
+        subgroup_sums_0(&_S154, &_S155);
+        FixedArray<float, 2>  _S156 = _S155;
+        float _S157 = chosen_0(&_S156, _S137);
+        if(_S145)
         {
-            *(&(result_4)[p_0->out_offset_0 + _S80]) = _S94 * _S90 + added_0;
+            *(&(result_6)[p_0->out_offset_0 + _S144]) = _S157 * _S153 + added_0;
         }
-        first_1 = first_1 + _S75;
+        first_4 = first_4 + _S140;
     }
     return;
 }
 
-extern "C" __global__ void norm_gemv_q4_1(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, StructuredBuffer<float4 > norm_4, StructuredBuffer<float> bias_1, RWStructuredBuffer<float> result_5, NormGemvParams_0 p_1)
+__device__ void norm_gemv_1(uint3  group_2, uint thread_1, StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_8, StructuredBuffer<float4 > norm_7, StructuredBuffer<float> bias_1, RWStructuredBuffer<float> result_7, NormGemvParams_0 * p_1)
 {
-    uint _S95 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    NormGemvParams_0 _S96 = p_1;
-    norm_gemv_0(blockIdx, _S95, weight_2, x_5, norm_4, bias_1, result_5, &_S96);
+    uint _S158 = (_getLaneId());
+    uint _S159 = ((warpSize));
+    uint _S160 = 128U / _S159;
+    uint _S161 = p_1->groups_0 * _S160 * 4U;
+    uint _S162 = group_number_0(group_2) * _S160;
+    uint _S163 = thread_1 / _S159;
+    uint first_5 = (_S162 + _S163) * 4U;
+    for(;;)
+    {
+        uint _S164 = p_1->n_2;
+        if(first_5 < (p_1->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S165 = first_5 + _S158;
+        bool _S166;
+        if(_S158 < 4U)
+        {
+            _S166 = _S165 < _S164;
+        }
+        else
+        {
+            _S166 = false;
+        }
+        bool _S167;
+        if(_S166)
+        {
+            _S167 = (p_1->bias_offset_0) != 4294967295U;
+        }
+        else
+        {
+            _S167 = false;
+        }
+        float added_1;
+        if(_S167)
+        {
+            float _S168 = __ldg((&(bias_1)[p_1->bias_offset_0 + _S165]));
+            added_1 = _S168;
+        }
+        else
+        {
+            added_1 = 0.0f;
+        }
+        uint _S169 = p_1->k_5;
+        FixedArray<uint, 4>  _S170;
+        begins_of_rows_1(p_1->weight_offset_0, p_1->k_5, first_5, _S164, &_S170);
+        FixedArray<uint, 4>  _S171 = _S170;
+        Products_1 _S172 = products_of_thread_1(&_S171, weight_2, weight_2, p_1->k_5, x_8, p_1->x_offset_6, norm_7, p_1->norm_offset_6, _S158, _S159);
+        float _S173 = (_waveSum(0xffffffffu, (_S172.squares_0)));
+        float _S174 = 1.0f / (F32_sqrt((_S173 / float(_S169) + p_1->eps_0)));
+        FixedArray<float, 4>  _S175 = _S172.sums_0;
+        FixedArray<float, 4>  _S176;
+        subgroup_sums_1(&_S175, &_S176);
+        FixedArray<float, 4>  _S177 = _S176;
+        float _S178 = chosen_1(&_S177, _S158);
+        if(_S166)
+        {
+            *(&(result_7)[p_1->out_offset_0 + _S165]) = _S178 * _S174 + added_1;
+        }
+        first_5 = first_5 + _S161;
+    }
+    return;
+}
+
+extern "C" __global__ void norm_gemv_q4_1(StructuredBuffer<uint> weight_3, StructuredBuffer<float4 > x_9, StructuredBuffer<float4 > norm_8, StructuredBuffer<float> bias_2, RWStructuredBuffer<float> result_8, NormGemvParams_0 p_2)
+{
+    uint _S179 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    if((p_2.wide_0) != 0U)
+    {
+        NormGemvParams_0 _S180 = p_2;
+        norm_gemv_1(blockIdx, _S179, weight_3, x_9, norm_8, bias_2, result_8, &_S180);
+    }
+    else
+    {
+        NormGemvParams_0 _S181 = p_2;
+        norm_gemv_0(blockIdx, _S179, weight_3, x_9, norm_8, bias_2, result_8, &_S181);
+    }
     return;
 }

@@ -3,7 +3,7 @@
 
 struct Products_0
 {
-    FixedArray<float, 4>  sums_0;
+    FixedArray<float, 2>  sums_0;
     float squares_0;
 };
 
@@ -14,75 +14,32 @@ struct Q5_0Eights_Eight_0
     uint d_0;
 };
 
-__device__ uint word_from_0(uint half_0, uint first_0, uint second_0)
+__device__ uint2  places_of_nibbles_0(uint i_0)
 {
-    uint _S1;
-    if((half_0 % 2U) == 0U)
-    {
-        _S1 = first_0;
-    }
-    else
-    {
-        _S1 = (first_0 >> int(16)) | (second_0 << int(16));
-    }
-    return _S1;
+    uint _S1 = i_0 % 4U;
+    return make_uint2 (i_0 / 4U * 8U + _S1, i_0 / 4U * 8U + _S1 + 4U);
 }
 
-__device__ uint load_word_0(StructuredBuffer<uint> words_0, uint half_1)
+__device__ uint2  Q5_0Eights_places_0(uint i_1)
 {
-    uint _S2 = __ldg((&(words_0)[half_1 / 2U]));
-    uint _S3 = __ldg((&(words_0)[half_1 / 2U + half_1 % 2U]));
-    return word_from_0(half_1, _S2, _S3);
-}
-
-__device__ uint load_half_0(StructuredBuffer<uint> words_1, uint half_2)
-{
-    uint _S4 = __ldg((&(words_1)[half_2 / 2U]));
-    return _S4 >> (half_2 % 2U * 16U);
-}
-
-__device__ Q5_0Eights_Eight_0 Q5_0Eights_Eight_x24init_0(uint q_1, uint fifths_1, uint d_1)
-{
-    Q5_0Eights_Eight_0 _S5;
-    (&_S5)->q_0 = q_1;
-    (&_S5)->fifths_0 = fifths_1;
-    (&_S5)->d_0 = d_1;
-    return _S5;
-}
-
-__device__ Q5_0Eights_Eight_0 Q5_0Eights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_0)
-{
-    uint _S6 = begin_0 + i_0 / 4U * 11U;
-    uint _S7 = i_0 % 4U;
-    return Q5_0Eights_Eight_x24init_0(load_word_0(weight_0, _S6 + 3U + _S7 * 2U), (load_word_0(weight_0, _S6 + 1U)) >> (_S7 * 4U), load_half_0(weight_0, _S6));
-}
-
-__device__ uint2  places_of_nibbles_0(uint i_1)
-{
-    uint _S8 = i_1 % 4U;
-    return make_uint2 (i_1 / 4U * 8U + _S8, i_1 / 4U * 8U + _S8 + 4U);
-}
-
-__device__ uint2  Q5_0Eights_places_0(uint i_2)
-{
-    return places_of_nibbles_0(i_2);
+    return places_of_nibbles_0(i_1);
 }
 
 __device__ float dot_0(float4  x_0, float4  y_0)
 {
-    int i_3 = int(0);
+    int i_2 = int(0);
     float result_0 = 0.0f;
     for(;;)
     {
-        if(i_3 < int(4))
+        if(i_2 < int(4))
         {
         }
         else
         {
             break;
         }
-        float result_1 = result_0 + _slang_vector_get_element(x_0, i_3) * _slang_vector_get_element(y_0, i_3);
-        i_3 = i_3 + int(1);
+        float result_1 = result_0 + _slang_vector_get_element(x_0, i_2) * _slang_vector_get_element(y_0, i_2);
+        i_2 = i_2 + int(1);
         result_0 = result_1;
     }
     return result_0;
@@ -105,8 +62,8 @@ __device__ float in_place_1(uint word_1, float zero_1)
 
 __device__ float4  whole_bytes_0(uint word_2, float zero_2)
 {
-    uint _S9 = word_2 >> int(16);
-    return make_float4 (in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S9, zero_2), in_place_1(_S9, zero_2));
+    uint _S2 = word_2 >> int(16);
+    return make_float4 (in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S2, zero_2), in_place_1(_S2, zero_2));
 }
 
 __device__ float2  halves_0(uint word_3)
@@ -114,190 +71,352 @@ __device__ float2  halves_0(uint word_3)
     return make_float2 ((__half2float(__ushort_as_half((word_3 & 65535U)))), (__half2float(__ushort_as_half((word_3 >> int(16))))));
 }
 
-__device__ float Q5_0Eights_product_0(Q5_0Eights_Eight_0 * eight_0, uint i_4, float4  a_0, float4  b_0)
+__device__ float Q5_0Eights_product_0(Q5_0Eights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
 {
     return halves_0(eight_0->d_0).x * (dot_0(whole_bytes_0(((eight_0->q_0) & 252645135U) | (fifths_of_0(eight_0->fifths_0)), 16.0f), a_0) + dot_0(whole_bytes_0((((eight_0->q_0) >> int(4)) & 252645135U) | (fifths_of_0((eight_0->fifths_0) >> int(16))), 16.0f), b_0));
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 4>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_5, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<Q5_0Eights_Eight_0, 8>  * eights_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint step_0)
 {
-    FixedArray<Q5_0Eights_Eight_0, 8>  eights_0;
-    uint _S10 = (*begins_0)[int(0)];
-    eights_0[int(0)] = Q5_0Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
-    uint _S11 = (*begins_0)[int(1)];
-    eights_0[int(1)] = Q5_0Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
-    uint _S12 = (*begins_0)[int(2)];
-    eights_0[int(2)] = Q5_0Eights_load_0(even_0, (*begins_0)[int(2)], i_5);
-    uint _S13 = (*begins_0)[int(3)];
-    eights_0[int(3)] = Q5_0Eights_load_0(odd_0, (*begins_0)[int(3)], i_5);
-    uint _S14 = i_5 + lanes_0;
-    eights_0[int(4)] = Q5_0Eights_load_0(even_0, _S10, _S14);
-    eights_0[int(5)] = Q5_0Eights_load_0(odd_0, _S11, _S14);
-    eights_0[int(6)] = Q5_0Eights_load_0(even_0, _S12, _S14);
-    eights_0[int(7)] = Q5_0Eights_load_0(odd_0, _S13, _S14);
-    uint2  _S15 = Q5_0Eights_places_0(i_5);
-    uint _S16 = _S15.x;
+    uint2  _S3 = Q5_0Eights_places_0(i_4);
+    uint _S4 = _S3.x;
+    float4  _S5 = __ldg((&(x_1)[x_offset_0 + _S4]));
+    uint _S6 = _S3.y;
+    float4  _S7 = __ldg((&(x_1)[x_offset_0 + _S6]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S5, _S5) + dot_0(_S7, _S7));
+    float4  _S8 = __ldg((&(norm_0)[norm_offset_0 + _S4]));
+    float4  a_1 = _S5 * _S8;
+    float4  _S9 = __ldg((&(norm_0)[norm_offset_0 + _S6]));
+    float4  b_1 = _S7 * _S9;
+    float _S10 = Q5_0Eights_product_0(&(*eights_0)[int(0)], i_4, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S10;
+    float _S11 = Q5_0Eights_product_0(&(*eights_0)[int(1)], i_4, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S11;
+    uint _S12 = i_4 + step_0;
+    uint2  _S13 = Q5_0Eights_places_0(_S12);
+    uint _S14 = _S13.x;
+    float4  _S15 = __ldg((&(x_1)[x_offset_0 + _S14]));
+    uint _S16 = _S13.y;
     float4  _S17 = __ldg((&(x_1)[x_offset_0 + _S16]));
-    uint _S18 = _S15.y;
-    float4  _S19 = __ldg((&(x_1)[x_offset_0 + _S18]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S17, _S17) + dot_0(_S19, _S19));
-    float4  _S20 = __ldg((&(norm_0)[norm_offset_0 + _S16]));
-    float4  a_1 = _S17 * _S20;
-    float4  _S21 = __ldg((&(norm_0)[norm_offset_0 + _S18]));
-    float4  b_1 = _S19 * _S21;
-    Q5_0Eights_Eight_0 _S22 = eights_0[int(0)];
-    float _S23 = Q5_0Eights_product_0(&_S22, i_5, a_1, b_1);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S23;
-    Q5_0Eights_Eight_0 _S24 = eights_0[int(1)];
-    float _S25 = Q5_0Eights_product_0(&_S24, i_5, a_1, b_1);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S25;
-    Q5_0Eights_Eight_0 _S26 = eights_0[int(2)];
-    float _S27 = Q5_0Eights_product_0(&_S26, i_5, a_1, b_1);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S27;
-    Q5_0Eights_Eight_0 _S28 = eights_0[int(3)];
-    float _S29 = Q5_0Eights_product_0(&_S28, i_5, a_1, b_1);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S29;
-    uint2  _S30 = Q5_0Eights_places_0(_S14);
-    uint _S31 = _S30.x;
-    float4  _S32 = __ldg((&(x_1)[x_offset_0 + _S31]));
-    uint _S33 = _S30.y;
-    float4  _S34 = __ldg((&(x_1)[x_offset_0 + _S33]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S32, _S32) + dot_0(_S34, _S34));
-    float4  _S35 = __ldg((&(norm_0)[norm_offset_0 + _S31]));
-    float4  a_2 = _S32 * _S35;
-    float4  _S36 = __ldg((&(norm_0)[norm_offset_0 + _S33]));
-    float4  b_2 = _S34 * _S36;
-    Q5_0Eights_Eight_0 _S37 = eights_0[int(4)];
-    float _S38 = Q5_0Eights_product_0(&_S37, _S14, a_2, b_2);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S38;
-    Q5_0Eights_Eight_0 _S39 = eights_0[int(5)];
-    float _S40 = Q5_0Eights_product_0(&_S39, _S14, a_2, b_2);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S40;
-    Q5_0Eights_Eight_0 _S41 = eights_0[int(6)];
-    float _S42 = Q5_0Eights_product_0(&_S41, _S14, a_2, b_2);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S42;
-    Q5_0Eights_Eight_0 _S43 = eights_0[int(7)];
-    float _S44 = Q5_0Eights_product_0(&_S43, _S14, a_2, b_2);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S44;
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S15, _S15) + dot_0(_S17, _S17));
+    float4  _S18 = __ldg((&(norm_0)[norm_offset_0 + _S14]));
+    float4  a_2 = _S15 * _S18;
+    float4  _S19 = __ldg((&(norm_0)[norm_offset_0 + _S16]));
+    float4  b_2 = _S17 * _S19;
+    float _S20 = Q5_0Eights_product_0(&(*eights_0)[int(2)], _S12, a_2, b_2);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S20;
+    float _S21 = Q5_0Eights_product_0(&(*eights_0)[int(3)], _S12, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S21;
+    uint _S22 = i_4 + 2U * step_0;
+    uint2  _S23 = Q5_0Eights_places_0(_S22);
+    uint _S24 = _S23.x;
+    float4  _S25 = __ldg((&(x_1)[x_offset_0 + _S24]));
+    uint _S26 = _S23.y;
+    float4  _S27 = __ldg((&(x_1)[x_offset_0 + _S26]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S25, _S25) + dot_0(_S27, _S27));
+    float4  _S28 = __ldg((&(norm_0)[norm_offset_0 + _S24]));
+    float4  a_3 = _S25 * _S28;
+    float4  _S29 = __ldg((&(norm_0)[norm_offset_0 + _S26]));
+    float4  b_3 = _S27 * _S29;
+    float _S30 = Q5_0Eights_product_0(&(*eights_0)[int(4)], _S22, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S30;
+    float _S31 = Q5_0Eights_product_0(&(*eights_0)[int(5)], _S22, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S31;
+    uint _S32 = i_4 + 3U * step_0;
+    uint2  _S33 = Q5_0Eights_places_0(_S32);
+    uint _S34 = _S33.x;
+    float4  _S35 = __ldg((&(x_1)[x_offset_0 + _S34]));
+    uint _S36 = _S33.y;
+    float4  _S37 = __ldg((&(x_1)[x_offset_0 + _S36]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S35, _S35) + dot_0(_S37, _S37));
+    float4  _S38 = __ldg((&(norm_0)[norm_offset_0 + _S34]));
+    float4  a_4 = _S35 * _S38;
+    float4  _S39 = __ldg((&(norm_0)[norm_offset_0 + _S36]));
+    float4  b_4 = _S37 * _S39;
+    float _S40 = Q5_0Eights_product_0(&(*eights_0)[int(6)], _S32, a_4, b_4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S40;
+    float _S41 = Q5_0Eights_product_0(&(*eights_0)[int(7)], _S32, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S41;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 4>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint lanes_1)
+__device__ uint second_if_0(bool aligned_0, uint first_0, uint second_0)
 {
-    FixedArray<Q5_0Eights_Eight_0, 4>  eights_1;
-    eights_1[int(0)] = Q5_0Eights_load_0(even_1, (*begins_1)[int(0)], i_6);
-    eights_1[int(1)] = Q5_0Eights_load_0(odd_1, (*begins_1)[int(1)], i_6);
-    eights_1[int(2)] = Q5_0Eights_load_0(even_1, (*begins_1)[int(2)], i_6);
-    eights_1[int(3)] = Q5_0Eights_load_0(odd_1, (*begins_1)[int(3)], i_6);
-    uint2  _S45 = Q5_0Eights_places_0(i_6);
-    uint _S46 = _S45.x;
-    float4  _S47 = __ldg((&(x_2)[x_offset_1 + _S46]));
-    uint _S48 = _S45.y;
-    float4  _S49 = __ldg((&(x_2)[x_offset_1 + _S48]));
-    products_1->squares_0 = products_1->squares_0 + (dot_0(_S47, _S47) + dot_0(_S49, _S49));
-    float4  _S50 = __ldg((&(norm_1)[norm_offset_1 + _S46]));
-    float4  a_3 = _S47 * _S50;
-    float4  _S51 = __ldg((&(norm_1)[norm_offset_1 + _S48]));
-    float4  b_3 = _S49 * _S51;
-    Q5_0Eights_Eight_0 _S52 = eights_1[int(0)];
-    float _S53 = Q5_0Eights_product_0(&_S52, i_6, a_3, b_3);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S53;
-    Q5_0Eights_Eight_0 _S54 = eights_1[int(1)];
-    float _S55 = Q5_0Eights_product_0(&_S54, i_6, a_3, b_3);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S55;
-    Q5_0Eights_Eight_0 _S56 = eights_1[int(2)];
-    float _S57 = Q5_0Eights_product_0(&_S56, i_6, a_3, b_3);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S57;
-    Q5_0Eights_Eight_0 _S58 = eights_1[int(3)];
-    float _S59 = Q5_0Eights_product_0(&_S58, i_6, a_3, b_3);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S59;
+    uint _S42;
+    if(aligned_0)
+    {
+        _S42 = second_0;
+    }
+    else
+    {
+        _S42 = (first_0 >> int(16)) | (second_0 << int(16));
+    }
+    return _S42;
+}
+
+__device__ uint load_word_0(StructuredBuffer<uint> words_0, uint half_0)
+{
+    uint _S43 = (half_0 - 1U) / 2U;
+    bool _S44 = (half_0 % 2U) == 0U;
+    uint _S45 = __ldg((&(words_0)[_S43]));
+    uint _S46 = __ldg((&(words_0)[_S43 + 1U]));
+    return second_if_0(_S44, _S45, _S46);
+}
+
+__device__ uint load_half_0(StructuredBuffer<uint> words_1, uint half_1)
+{
+    uint _S47 = __ldg((&(words_1)[half_1 / 2U]));
+    return _S47 >> (half_1 % 2U * 16U);
+}
+
+__device__ Q5_0Eights_Eight_0 Q5_0Eights_Eight_x24init_0(uint q_1, uint fifths_1, uint d_1)
+{
+    Q5_0Eights_Eight_0 _S48;
+    (&_S48)->q_0 = q_1;
+    (&_S48)->fifths_0 = fifths_1;
+    (&_S48)->d_0 = d_1;
+    return _S48;
+}
+
+__device__ Q5_0Eights_Eight_0 Q5_0Eights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_5)
+{
+    uint _S49 = begin_0 + i_5 / 4U * 11U;
+    uint _S50 = i_5 % 4U;
+    return Q5_0Eights_Eight_x24init_0(load_word_0(weight_0, _S49 + 3U + _S50 * 2U), (load_word_0(weight_0, _S49 + 1U)) >> (_S50 * 4U), load_half_0(weight_0, _S49));
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_6, uint step_1, FixedArray<Q5_0Eights_Eight_0, 8>  * _S51)
+{
+    FixedArray<Q5_0Eights_Eight_0, 8>  eights_1;
+    uint _S52 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q5_0Eights_load_0(even_0, (*begins_0)[int(0)], i_6);
+    uint _S53 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q5_0Eights_load_0(odd_0, (*begins_0)[int(1)], i_6);
+    uint _S54 = i_6 + step_1;
+    eights_1[int(2)] = Q5_0Eights_load_0(even_0, _S52, _S54);
+    eights_1[int(3)] = Q5_0Eights_load_0(odd_0, _S53, _S54);
+    uint _S55 = i_6 + 2U * step_1;
+    eights_1[int(4)] = Q5_0Eights_load_0(even_0, _S52, _S55);
+    eights_1[int(5)] = Q5_0Eights_load_0(odd_0, _S53, _S55);
+    uint _S56 = i_6 + 3U * step_1;
+    eights_1[int(6)] = Q5_0Eights_load_0(even_0, _S52, _S56);
+    eights_1[int(7)] = Q5_0Eights_load_0(odd_0, _S53, _S56);
+    *_S51 = eights_1;
     return;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 4>  * values_0, FixedArray<float, 4>  * _S60)
+__device__ void add_products_1(Products_0 * products_1, FixedArray<Q5_0Eights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_7, uint step_2)
 {
-    FixedArray<float, 4>  result_2;
-    float _S61 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
-    result_2[int(0)] = _S61;
-    float _S62 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
-    result_2[int(1)] = _S62;
-    float _S63 = (_waveSum(0xffffffffu, ((*values_0)[int(2)])));
-    result_2[int(2)] = _S63;
-    float _S64 = (_waveSum(0xffffffffu, ((*values_0)[int(3)])));
-    result_2[int(3)] = _S64;
-    *_S60 = result_2;
+    uint2  _S57 = Q5_0Eights_places_0(i_7);
+    uint _S58 = _S57.x;
+    float4  _S59 = __ldg((&(x_2)[x_offset_1 + _S58]));
+    uint _S60 = _S57.y;
+    float4  _S61 = __ldg((&(x_2)[x_offset_1 + _S60]));
+    products_1->squares_0 = products_1->squares_0 + (dot_0(_S59, _S59) + dot_0(_S61, _S61));
+    float4  _S62 = __ldg((&(norm_1)[norm_offset_1 + _S58]));
+    float4  a_5 = _S59 * _S62;
+    float4  _S63 = __ldg((&(norm_1)[norm_offset_1 + _S60]));
+    float4  b_5 = _S61 * _S63;
+    float _S64 = Q5_0Eights_product_0(&(*eights_2)[int(0)], i_7, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S64;
+    float _S65 = Q5_0Eights_product_0(&(*eights_2)[int(1)], i_7, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S65;
     return;
 }
 
-__device__ float own_0(FixedArray<float, 4>  * values_1)
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_8, uint step_3, FixedArray<Q5_0Eights_Eight_0, 2>  * _S66)
 {
-    float _S65 = (*values_1)[int(0)];
-    uint _S66 = (_getLaneId());
+    FixedArray<Q5_0Eights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = Q5_0Eights_load_0(even_1, (*begins_1)[int(0)], i_8);
+    eights_3[int(1)] = Q5_0Eights_load_0(odd_1, (*begins_1)[int(1)], i_8);
+    *_S66 = eights_3;
+    return;
+}
+
+struct Products_1
+{
+    FixedArray<float, 4>  sums_0;
+    float squares_0;
+};
+
+__device__ void add_products_2(Products_1 * products_2, FixedArray<Q5_0Eights_Eight_0, 8>  * eights_4, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint i_9, uint step_4)
+{
+    uint2  _S67 = Q5_0Eights_places_0(i_9);
+    uint _S68 = _S67.x;
+    float4  _S69 = __ldg((&(x_3)[x_offset_2 + _S68]));
+    uint _S70 = _S67.y;
+    float4  _S71 = __ldg((&(x_3)[x_offset_2 + _S70]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S69, _S69) + dot_0(_S71, _S71));
+    float4  _S72 = __ldg((&(norm_2)[norm_offset_2 + _S68]));
+    float4  a_6 = _S69 * _S72;
+    float4  _S73 = __ldg((&(norm_2)[norm_offset_2 + _S70]));
+    float4  b_6 = _S71 * _S73;
+    float _S74 = Q5_0Eights_product_0(&(*eights_4)[int(0)], i_9, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S74;
+    float _S75 = Q5_0Eights_product_0(&(*eights_4)[int(1)], i_9, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S75;
+    float _S76 = Q5_0Eights_product_0(&(*eights_4)[int(2)], i_9, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S76;
+    float _S77 = Q5_0Eights_product_0(&(*eights_4)[int(3)], i_9, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S77;
+    uint _S78 = i_9 + step_4;
+    uint2  _S79 = Q5_0Eights_places_0(_S78);
+    uint _S80 = _S79.x;
+    float4  _S81 = __ldg((&(x_3)[x_offset_2 + _S80]));
+    uint _S82 = _S79.y;
+    float4  _S83 = __ldg((&(x_3)[x_offset_2 + _S82]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S81, _S81) + dot_0(_S83, _S83));
+    float4  _S84 = __ldg((&(norm_2)[norm_offset_2 + _S80]));
+    float4  a_7 = _S81 * _S84;
+    float4  _S85 = __ldg((&(norm_2)[norm_offset_2 + _S82]));
+    float4  b_7 = _S83 * _S85;
+    float _S86 = Q5_0Eights_product_0(&(*eights_4)[int(4)], _S78, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S86;
+    float _S87 = Q5_0Eights_product_0(&(*eights_4)[int(5)], _S78, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S87;
+    float _S88 = Q5_0Eights_product_0(&(*eights_4)[int(6)], _S78, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S88;
+    float _S89 = Q5_0Eights_product_0(&(*eights_4)[int(7)], _S78, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S89;
+    return;
+}
+
+__device__ void load_eights_2(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint i_10, uint step_5, FixedArray<Q5_0Eights_Eight_0, 8>  * _S90)
+{
+    FixedArray<Q5_0Eights_Eight_0, 8>  eights_5;
+    uint _S91 = (*begins_2)[int(0)];
+    eights_5[int(0)] = Q5_0Eights_load_0(even_2, (*begins_2)[int(0)], i_10);
+    uint _S92 = (*begins_2)[int(1)];
+    eights_5[int(1)] = Q5_0Eights_load_0(odd_2, (*begins_2)[int(1)], i_10);
+    uint _S93 = (*begins_2)[int(2)];
+    eights_5[int(2)] = Q5_0Eights_load_0(even_2, (*begins_2)[int(2)], i_10);
+    uint _S94 = (*begins_2)[int(3)];
+    eights_5[int(3)] = Q5_0Eights_load_0(odd_2, (*begins_2)[int(3)], i_10);
+    uint _S95 = i_10 + step_5;
+    eights_5[int(4)] = Q5_0Eights_load_0(even_2, _S91, _S95);
+    eights_5[int(5)] = Q5_0Eights_load_0(odd_2, _S92, _S95);
+    eights_5[int(6)] = Q5_0Eights_load_0(even_2, _S93, _S95);
+    eights_5[int(7)] = Q5_0Eights_load_0(odd_2, _S94, _S95);
+    *_S90 = eights_5;
+    return;
+}
+
+__device__ void add_products_3(Products_1 * products_3, FixedArray<Q5_0Eights_Eight_0, 4>  * eights_6, StructuredBuffer<float4 > x_4, uint x_offset_3, StructuredBuffer<float4 > norm_3, uint norm_offset_3, uint i_11, uint step_6)
+{
+    uint2  _S96 = Q5_0Eights_places_0(i_11);
+    uint _S97 = _S96.x;
+    float4  _S98 = __ldg((&(x_4)[x_offset_3 + _S97]));
+    uint _S99 = _S96.y;
+    float4  _S100 = __ldg((&(x_4)[x_offset_3 + _S99]));
+    products_3->squares_0 = products_3->squares_0 + (dot_0(_S98, _S98) + dot_0(_S100, _S100));
+    float4  _S101 = __ldg((&(norm_3)[norm_offset_3 + _S97]));
+    float4  a_8 = _S98 * _S101;
+    float4  _S102 = __ldg((&(norm_3)[norm_offset_3 + _S99]));
+    float4  b_8 = _S100 * _S102;
+    float _S103 = Q5_0Eights_product_0(&(*eights_6)[int(0)], i_11, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S103;
+    float _S104 = Q5_0Eights_product_0(&(*eights_6)[int(1)], i_11, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S104;
+    float _S105 = Q5_0Eights_product_0(&(*eights_6)[int(2)], i_11, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S105;
+    float _S106 = Q5_0Eights_product_0(&(*eights_6)[int(3)], i_11, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S106;
+    return;
+}
+
+__device__ void load_eights_3(FixedArray<uint, 4>  * begins_3, StructuredBuffer<uint> even_3, StructuredBuffer<uint> odd_3, uint i_12, uint step_7, FixedArray<Q5_0Eights_Eight_0, 4>  * _S107)
+{
+    FixedArray<Q5_0Eights_Eight_0, 4>  eights_7;
+    eights_7[int(0)] = Q5_0Eights_load_0(even_3, (*begins_3)[int(0)], i_12);
+    eights_7[int(1)] = Q5_0Eights_load_0(odd_3, (*begins_3)[int(1)], i_12);
+    eights_7[int(2)] = Q5_0Eights_load_0(even_3, (*begins_3)[int(2)], i_12);
+    eights_7[int(3)] = Q5_0Eights_load_0(odd_3, (*begins_3)[int(3)], i_12);
+    *_S107 = eights_7;
+    return;
+}
+
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S108)
+{
+    FixedArray<float, 2>  result_2;
+    float _S109 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
+    result_2[int(0)] = _S109;
+    float _S110 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
+    result_2[int(1)] = _S110;
+    *_S108 = result_2;
+    return;
+}
+
+__device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
+{
+    float _S111 = (*values_1)[int(0)];
     float result_3;
-    if(_S66 == 1U)
+    if(number_0 == 1U)
     {
         result_3 = (*values_1)[int(1)];
     }
     else
     {
-        result_3 = _S65;
-    }
-    uint _S67 = (_getLaneId());
-    if(_S67 == 2U)
-    {
-        result_3 = (*values_1)[int(2)];
-    }
-    else
-    {
-    }
-    uint _S68 = (_getLaneId());
-    if(_S68 == 3U)
-    {
-        result_3 = (*values_1)[int(3)];
-    }
-    else
-    {
+        result_3 = _S111;
     }
     return result_3;
 }
 
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_4, StructuredBuffer<uint> even_4, StructuredBuffer<uint> odd_4, uint k_0, StructuredBuffer<float4 > x_5, uint x_offset_4, StructuredBuffer<float4 > norm_4, uint norm_offset_4, uint first_1, uint step_8)
 {
-    Products_0 products_2;
-    (&products_2)->squares_0 = 0.0f;
-    (&products_2)->sums_0[int(0)] = 0.0f;
-    (&products_2)->sums_0[int(1)] = 0.0f;
-    (&products_2)->sums_0[int(2)] = 0.0f;
-    (&products_2)->sums_0[int(3)] = 0.0f;
-    uint _S69 = ((warpSize));
-    uint _S70 = k_0 / 8U;
-    uint _S71 = (_getLaneId());
-    uint i_7 = _S71;
+    Products_0 products_4;
+    (&products_4)->squares_0 = 0.0f;
+    (&products_4)->sums_0[int(0)] = 0.0f;
+    (&products_4)->sums_0[int(1)] = 0.0f;
+    uint _S112 = k_0 / 8U;
+    uint i_13;
+    if((first_1 + 3U * step_8) < _S112)
+    {
+        FixedArray<Q5_0Eights_Eight_0, 8>  _S113;
+        load_eights_0(begins_4, even_4, odd_4, first_1, step_8, &_S113);
+        i_13 = first_1;
+        FixedArray<Q5_0Eights_Eight_0, 8>  loaded_0 = _S113;
+        for(;;)
+        {
+            if((i_13 + 7U * step_8) < _S112)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S114 = i_13 + 4U * step_8;
+            FixedArray<Q5_0Eights_Eight_0, 8>  _S115;
+            load_eights_0(begins_4, even_4, odd_4, _S114, step_8, &_S115);
+            FixedArray<Q5_0Eights_Eight_0, 8>  _S116 = _S115;
+            FixedArray<Q5_0Eights_Eight_0, 8>  _S117 = loaded_0;
+            add_products_0(&products_4, &_S117, x_5, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
+            i_13 = _S114;
+            loaded_0 = _S116;
+        }
+        FixedArray<Q5_0Eights_Eight_0, 8>  _S118 = loaded_0;
+        add_products_0(&products_4, &_S118, x_5, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
+        i_13 = i_13 + 4U * step_8;
+    }
+    else
+    {
+        i_13 = first_1;
+    }
     for(;;)
     {
-        if((i_7 + _S69) < _S70)
+        if(i_13 < _S112)
         {
         }
         else
         {
             break;
         }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_7, _S69);
-        i_7 = i_7 + 2U * _S69;
+        FixedArray<Q5_0Eights_Eight_0, 2>  _S119;
+        load_eights_1(begins_4, even_4, odd_4, i_13, step_8, &_S119);
+        FixedArray<Q5_0Eights_Eight_0, 2>  _S120 = _S119;
+        add_products_1(&products_4, &_S120, x_5, x_offset_4, norm_4, norm_offset_4, i_13, step_8);
+        i_13 = i_13 + step_8;
     }
-    for(;;)
-    {
-        if(i_7 < _S70)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_7, _S69);
-        i_7 = i_7 + _S69;
-    }
-    return products_2;
+    return products_4;
 }
 
 __device__ uint Q5_0Eights_begin_0(uint offset_0, uint k_1, uint row_0)
@@ -305,28 +424,143 @@ __device__ uint Q5_0Eights_begin_0(uint offset_0, uint k_1, uint row_0)
     return 2U * offset_0 + row_0 * (k_1 / 32U) * 11U;
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 4>  * _S72)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_2, uint n_0, FixedArray<uint, 2>  * _S121)
 {
-    FixedArray<uint, 4>  begins_3;
-    uint _S73 = n_0 - 1U;
-    begins_3[int(0)] = Q5_0Eights_begin_0(offset_1, k_2, (U32_min((first_1), (_S73))));
-    begins_3[int(1)] = Q5_0Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S73))));
-    begins_3[int(2)] = Q5_0Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 2U), (_S73))));
-    begins_3[int(3)] = Q5_0Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 3U), (_S73))));
-    *_S72 = begins_3;
+    FixedArray<uint, 2>  begins_5;
+    uint _S122 = n_0 - 1U;
+    begins_5[int(0)] = Q5_0Eights_begin_0(offset_1, k_2, (U32_min((first_2), (_S122))));
+    begins_5[int(1)] = Q5_0Eights_begin_0(offset_1, k_2, (U32_min((first_2 + 1U), (_S122))));
+    *_S121 = begins_5;
+    return;
+}
+
+__device__ void subgroup_sums_1(FixedArray<float, 4>  * values_2, FixedArray<float, 4>  * _S123)
+{
+    FixedArray<float, 4>  result_4;
+    float _S124 = (_waveSum(0xffffffffu, ((*values_2)[int(0)])));
+    result_4[int(0)] = _S124;
+    float _S125 = (_waveSum(0xffffffffu, ((*values_2)[int(1)])));
+    result_4[int(1)] = _S125;
+    float _S126 = (_waveSum(0xffffffffu, ((*values_2)[int(2)])));
+    result_4[int(2)] = _S126;
+    float _S127 = (_waveSum(0xffffffffu, ((*values_2)[int(3)])));
+    result_4[int(3)] = _S127;
+    *_S123 = result_4;
+    return;
+}
+
+__device__ float chosen_1(FixedArray<float, 4>  * values_3, uint number_1)
+{
+    float _S128 = (*values_3)[int(0)];
+    float result_5;
+    if(number_1 == 1U)
+    {
+        result_5 = (*values_3)[int(1)];
+    }
+    else
+    {
+        result_5 = _S128;
+    }
+    if(number_1 == 2U)
+    {
+        result_5 = (*values_3)[int(2)];
+    }
+    else
+    {
+    }
+    if(number_1 == 3U)
+    {
+        result_5 = (*values_3)[int(3)];
+    }
+    else
+    {
+    }
+    return result_5;
+}
+
+__device__ Products_1 products_of_thread_1(FixedArray<uint, 4>  * begins_6, StructuredBuffer<uint> even_5, StructuredBuffer<uint> odd_5, uint k_3, StructuredBuffer<float4 > x_6, uint x_offset_5, StructuredBuffer<float4 > norm_5, uint norm_offset_5, uint first_3, uint step_9)
+{
+    Products_1 products_5;
+    (&products_5)->squares_0 = 0.0f;
+    (&products_5)->sums_0[int(0)] = 0.0f;
+    (&products_5)->sums_0[int(1)] = 0.0f;
+    (&products_5)->sums_0[int(2)] = 0.0f;
+    (&products_5)->sums_0[int(3)] = 0.0f;
+    uint _S129 = k_3 / 8U;
+    uint i_14;
+    if((first_3 + step_9) < _S129)
+    {
+        FixedArray<Q5_0Eights_Eight_0, 8>  _S130;
+        load_eights_2(begins_6, even_5, odd_5, first_3, step_9, &_S130);
+        i_14 = first_3;
+        FixedArray<Q5_0Eights_Eight_0, 8>  loaded_1 = _S130;
+        for(;;)
+        {
+            if((i_14 + 3U * step_9) < _S129)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S131 = i_14 + 2U * step_9;
+            FixedArray<Q5_0Eights_Eight_0, 8>  _S132;
+            load_eights_2(begins_6, even_5, odd_5, _S131, step_9, &_S132);
+            FixedArray<Q5_0Eights_Eight_0, 8>  _S133 = _S132;
+            FixedArray<Q5_0Eights_Eight_0, 8>  _S134 = loaded_1;
+            add_products_2(&products_5, &_S134, x_6, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
+            i_14 = _S131;
+            loaded_1 = _S133;
+        }
+        FixedArray<Q5_0Eights_Eight_0, 8>  _S135 = loaded_1;
+        add_products_2(&products_5, &_S135, x_6, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
+        i_14 = i_14 + 2U * step_9;
+    }
+    else
+    {
+        i_14 = first_3;
+    }
+    for(;;)
+    {
+        if(i_14 < _S129)
+        {
+        }
+        else
+        {
+            break;
+        }
+        FixedArray<Q5_0Eights_Eight_0, 4>  _S136;
+        load_eights_3(begins_6, even_5, odd_5, i_14, step_9, &_S136);
+        FixedArray<Q5_0Eights_Eight_0, 4>  _S137 = _S136;
+        add_products_3(&products_5, &_S137, x_6, x_offset_5, norm_5, norm_offset_5, i_14, step_9);
+        i_14 = i_14 + step_9;
+    }
+    return products_5;
+}
+
+__device__ void begins_of_rows_1(uint offset_2, uint k_4, uint first_4, uint n_1, FixedArray<uint, 4>  * _S138)
+{
+    FixedArray<uint, 4>  begins_7;
+    uint _S139 = n_1 - 1U;
+    begins_7[int(0)] = Q5_0Eights_begin_0(offset_2, k_4, (U32_min((first_4), (_S139))));
+    begins_7[int(1)] = Q5_0Eights_begin_0(offset_2, k_4, (U32_min((first_4 + 1U), (_S139))));
+    begins_7[int(2)] = Q5_0Eights_begin_0(offset_2, k_4, (U32_min((first_4 + 2U), (_S139))));
+    begins_7[int(3)] = Q5_0Eights_begin_0(offset_2, k_4, (U32_min((first_4 + 3U), (_S139))));
+    *_S138 = begins_7;
     return;
 }
 
 struct NormGemvParams_0
 {
     uint weight_offset_0;
-    uint x_offset_3;
-    uint norm_offset_3;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint bias_offset_0;
     uint out_offset_0;
-    uint n_1;
-    uint k_3;
+    uint n_2;
+    uint k_5;
     float eps_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -335,80 +569,156 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ void norm_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_4, StructuredBuffer<float4 > norm_3, StructuredBuffer<float> bias_0, RWStructuredBuffer<float> result_4, NormGemvParams_0 * p_0)
+__device__ void norm_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_7, StructuredBuffer<float4 > norm_6, StructuredBuffer<float> bias_0, RWStructuredBuffer<float> result_6, NormGemvParams_0 * p_0)
 {
-    uint _S74 = ((warpSize));
-    uint _S75 = 128U / _S74;
-    uint _S76 = p_0->groups_0 * _S75 * 4U;
-    uint _S77 = group_number_0(group_1) * _S75;
-    uint _S78 = thread_0 / _S74;
-    uint first_2 = (_S77 + _S78) * 4U;
+    uint _S140 = (_getLaneId());
+    uint _S141 = ((warpSize));
+    uint _S142 = 128U / _S141;
+    uint _S143 = p_0->groups_0 * _S142 * 2U;
+    uint _S144 = group_number_0(group_1) * _S142;
+    uint _S145 = thread_0 / _S141;
+    uint first_5 = (_S144 + _S145) * 2U;
     for(;;)
     {
-        uint _S79 = p_0->n_1;
-        if(first_2 < (p_0->n_1))
+        uint _S146 = p_0->n_2;
+        if(first_5 < (p_0->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S80 = (_getLaneId());
-        uint _S81 = first_2 + _S80;
-        uint _S82 = (_getLaneId());
-        bool _S83;
-        if(_S82 < 4U)
+        uint _S147 = first_5 + _S140;
+        bool _S148;
+        if(_S140 < 2U)
         {
-            _S83 = _S81 < _S79;
+            _S148 = _S147 < _S146;
         }
         else
         {
-            _S83 = false;
+            _S148 = false;
         }
-        bool _S84;
-        if(_S83)
+        bool _S149;
+        if(_S148)
         {
-            _S84 = (p_0->bias_offset_0) != 4294967295U;
+            _S149 = (p_0->bias_offset_0) != 4294967295U;
         }
         else
         {
-            _S84 = false;
+            _S149 = false;
         }
         float added_0;
-        if(_S84)
+        if(_S149)
         {
-            float _S85 = __ldg((&(bias_0)[p_0->bias_offset_0 + _S81]));
-            added_0 = _S85;
+            float _S150 = __ldg((&(bias_0)[p_0->bias_offset_0 + _S147]));
+            added_0 = _S150;
         }
         else
         {
             added_0 = 0.0f;
         }
-        uint _S86 = p_0->k_3;
-        FixedArray<uint, 4>  _S87;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_2, _S79, &_S87);
-        FixedArray<uint, 4>  _S88 = _S87;
-        Products_0 _S89 = products_of_thread_0(&_S88, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, norm_3, p_0->norm_offset_3);
-        float _S90 = (_waveSum(0xffffffffu, (_S89.squares_0)));
-        float _S91 = 1.0f / (F32_sqrt((_S90 / float(_S86) + p_0->eps_0)));
-        FixedArray<float, 4>  _S92 = _S89.sums_0;
-        FixedArray<float, 4>  _S93;
-        subgroup_sums_0(&_S92, &_S93);
-        FixedArray<float, 4>  _S94 = _S93;
-        float _S95 = own_0(&_S94);
-        if(_S83)
+        uint _S151 = p_0->k_5;
+        FixedArray<uint, 2>  _S152;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_5, first_5, _S146, &_S152);
+        FixedArray<uint, 2>  _S153 = _S152;
+        Products_0 _S154 = products_of_thread_0(&_S153, weight_1, weight_1, p_0->k_5, x_7, p_0->x_offset_6, norm_6, p_0->norm_offset_6, _S140, _S141);
+        float _S155 = (_waveSum(0xffffffffu, (_S154.squares_0)));
+        float _S156 = 1.0f / (F32_sqrt((_S155 / float(_S151) + p_0->eps_0)));
+        FixedArray<float, 2>  _S157 = _S154.sums_0;
+        FixedArray<float, 2>  _S158;
+        subgroup_sums_0(&_S157, &_S158);
+        FixedArray<float, 2>  _S159 = _S158;
+        float _S160 = chosen_0(&_S159, _S140);
+        if(_S148)
         {
-            *(&(result_4)[p_0->out_offset_0 + _S81]) = _S95 * _S91 + added_0;
+            *(&(result_6)[p_0->out_offset_0 + _S147]) = _S160 * _S156 + added_0;
         }
-        first_2 = first_2 + _S76;
+        first_5 = first_5 + _S143;
     }
     return;
 }
 
-extern "C" __global__ void norm_gemv_q5_0(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, StructuredBuffer<float4 > norm_4, StructuredBuffer<float> bias_1, RWStructuredBuffer<float> result_5, NormGemvParams_0 p_1)
+__device__ void norm_gemv_1(uint3  group_2, uint thread_1, StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_8, StructuredBuffer<float4 > norm_7, StructuredBuffer<float> bias_1, RWStructuredBuffer<float> result_7, NormGemvParams_0 * p_1)
 {
-    uint _S96 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    NormGemvParams_0 _S97 = p_1;
-    norm_gemv_0(blockIdx, _S96, weight_2, x_5, norm_4, bias_1, result_5, &_S97);
+    uint _S161 = (_getLaneId());
+    uint _S162 = ((warpSize));
+    uint _S163 = 128U / _S162;
+    uint _S164 = p_1->groups_0 * _S163 * 4U;
+    uint _S165 = group_number_0(group_2) * _S163;
+    uint _S166 = thread_1 / _S162;
+    uint first_6 = (_S165 + _S166) * 4U;
+    for(;;)
+    {
+        uint _S167 = p_1->n_2;
+        if(first_6 < (p_1->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S168 = first_6 + _S161;
+        bool _S169;
+        if(_S161 < 4U)
+        {
+            _S169 = _S168 < _S167;
+        }
+        else
+        {
+            _S169 = false;
+        }
+        bool _S170;
+        if(_S169)
+        {
+            _S170 = (p_1->bias_offset_0) != 4294967295U;
+        }
+        else
+        {
+            _S170 = false;
+        }
+        float added_1;
+        if(_S170)
+        {
+            float _S171 = __ldg((&(bias_1)[p_1->bias_offset_0 + _S168]));
+            added_1 = _S171;
+        }
+        else
+        {
+            added_1 = 0.0f;
+        }
+        uint _S172 = p_1->k_5;
+        FixedArray<uint, 4>  _S173;
+        begins_of_rows_1(p_1->weight_offset_0, p_1->k_5, first_6, _S167, &_S173);
+        FixedArray<uint, 4>  _S174 = _S173;
+        Products_1 _S175 = products_of_thread_1(&_S174, weight_2, weight_2, p_1->k_5, x_8, p_1->x_offset_6, norm_7, p_1->norm_offset_6, _S161, _S162);
+        float _S176 = (_waveSum(0xffffffffu, (_S175.squares_0)));
+        float _S177 = 1.0f / (F32_sqrt((_S176 / float(_S172) + p_1->eps_0)));
+        FixedArray<float, 4>  _S178 = _S175.sums_0;
+        FixedArray<float, 4>  _S179;
+        subgroup_sums_1(&_S178, &_S179);
+        FixedArray<float, 4>  _S180 = _S179;
+        float _S181 = chosen_1(&_S180, _S161);
+        if(_S169)
+        {
+            *(&(result_7)[p_1->out_offset_0 + _S168]) = _S181 * _S177 + added_1;
+        }
+        first_6 = first_6 + _S164;
+    }
+    return;
+}
+
+extern "C" __global__ void norm_gemv_q5_0(StructuredBuffer<uint> weight_3, StructuredBuffer<float4 > x_9, StructuredBuffer<float4 > norm_8, StructuredBuffer<float> bias_2, RWStructuredBuffer<float> result_8, NormGemvParams_0 p_2)
+{
+    uint _S182 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    if((p_2.wide_0) != 0U)
+    {
+        NormGemvParams_0 _S183 = p_2;
+        norm_gemv_1(blockIdx, _S182, weight_3, x_9, norm_8, bias_2, result_8, &_S183);
+    }
+    else
+    {
+        NormGemvParams_0 _S184 = p_2;
+        norm_gemv_0(blockIdx, _S182, weight_3, x_9, norm_8, bias_2, result_8, &_S184);
+    }
     return;
 }

@@ -3,7 +3,7 @@
 
 struct Products_0
 {
-    FixedArray<float, 4>  sums_0;
+    FixedArray<float, 2>  sums_0;
     float squares_0;
 };
 
@@ -16,76 +16,27 @@ struct Q6_KEights_Eight_0
     uint d_0;
 };
 
-__device__ uint word_from_0(uint half_0, uint first_1, uint second_1)
+__device__ uint2  Q6_KEights_places_0(uint i_0)
 {
-    uint _S1;
-    if((half_0 % 2U) == 0U)
-    {
-        _S1 = first_1;
-    }
-    else
-    {
-        _S1 = (first_1 >> int(16)) | (second_1 << int(16));
-    }
-    return _S1;
-}
-
-__device__ uint load_word_0(StructuredBuffer<uint> words_0, uint half_1)
-{
-    uint _S2 = __ldg((&(words_0)[half_1 / 2U]));
-    uint _S3 = __ldg((&(words_0)[half_1 / 2U + half_1 % 2U]));
-    return word_from_0(half_1, _S2, _S3);
-}
-
-__device__ uint load_half_0(StructuredBuffer<uint> words_1, uint half_2)
-{
-    uint _S4 = __ldg((&(words_1)[half_2 / 2U]));
-    return _S4 >> (half_2 % 2U * 16U);
-}
-
-__device__ Q6_KEights_Eight_0 Q6_KEights_Eight_x24init_0(uint low_1, uint high_1, uint first_2, uint second_2, uint d_1)
-{
-    Q6_KEights_Eight_0 _S5;
-    (&_S5)->low_0 = low_1;
-    (&_S5)->high_0 = high_1;
-    (&_S5)->first_0 = first_2;
-    (&_S5)->second_0 = second_2;
-    (&_S5)->d_0 = d_1;
-    return _S5;
-}
-
-__device__ Q6_KEights_Eight_0 Q6_KEights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_0)
-{
-    uint _S6 = begin_0 + i_0 / 32U * 105U;
-    uint _S7 = i_0 % 32U;
-    uint _S8 = _S7 / 16U;
-    uint _S9 = i_0 % 16U;
-    uint _S10 = _S8 * 8U + _S9 / 4U;
-    uint _S11 = _S10 % 2U * 8U;
-    return Q6_KEights_Eight_x24init_0(load_word_0(weight_0, _S6 + _S7 * 2U), (load_word_0(weight_0, _S6 + 64U + _S8 * 16U + i_0 % 8U * 2U)) >> (_S9 / 8U * 2U), (load_half_0(weight_0, _S6 + 96U + _S10 / 2U)) >> _S11, (load_half_0(weight_0, _S6 + 98U + _S10 / 2U)) >> _S11, load_half_0(weight_0, _S6 + 104U));
-}
-
-__device__ uint2  Q6_KEights_places_0(uint i_1)
-{
-    uint _S12 = i_1 % 16U;
-    return make_uint2 (i_1 / 16U * 32U + _S12, i_1 / 16U * 32U + _S12 + 16U);
+    uint _S1 = i_0 % 16U;
+    return make_uint2 (i_0 / 16U * 32U + _S1, i_0 / 16U * 32U + _S1 + 16U);
 }
 
 __device__ float dot_0(float4  x_0, float4  y_0)
 {
-    int i_2 = int(0);
+    int i_1 = int(0);
     float result_0 = 0.0f;
     for(;;)
     {
-        if(i_2 < int(4))
+        if(i_1 < int(4))
         {
         }
         else
         {
             break;
         }
-        float result_1 = result_0 + _slang_vector_get_element(x_0, i_2) * _slang_vector_get_element(y_0, i_2);
-        i_2 = i_2 + int(1);
+        float result_1 = result_0 + _slang_vector_get_element(x_0, i_1) * _slang_vector_get_element(y_0, i_1);
+        i_1 = i_1 + int(1);
         result_0 = result_1;
     }
     return result_0;
@@ -103,8 +54,8 @@ __device__ float in_place_1(uint word_1, float zero_1)
 
 __device__ float4  whole_bytes_0(uint word_2, float zero_2)
 {
-    uint _S13 = word_2 >> int(16);
-    return make_float4 (in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S13, zero_2), in_place_1(_S13, zero_2));
+    uint _S2 = word_2 >> int(16);
+    return make_float4 (in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S2, zero_2), in_place_1(_S2, zero_2));
 }
 
 __device__ float2  halves_0(uint word_3)
@@ -112,190 +63,351 @@ __device__ float2  halves_0(uint word_3)
     return make_float2 ((__half2float(__ushort_as_half((word_3 & 65535U)))), (__half2float(__ushort_as_half((word_3 >> int(16))))));
 }
 
-__device__ float Q6_KEights_product_0(Q6_KEights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
+__device__ float Q6_KEights_product_0(Q6_KEights_Eight_0 * eight_0, uint i_2, float4  a_0, float4  b_0)
 {
     return halves_0(eight_0->d_0).x * (in_place_0((eight_0->first_0) ^ 128U, 128.0f) * dot_0(whole_bytes_0(((eight_0->low_0) & 252645135U) | (((eight_0->high_0) & 50529027U) << int(4)), 32.0f), a_0) + in_place_0((eight_0->second_0) ^ 128U, 128.0f) * dot_0(whole_bytes_0((((eight_0->low_0) >> int(4)) & 252645135U) | ((((eight_0->high_0) >> int(4)) & 50529027U) << int(4)), 32.0f), b_0));
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 4>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<Q6_KEights_Eight_0, 8>  * eights_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_3, uint step_0)
 {
-    FixedArray<Q6_KEights_Eight_0, 8>  eights_0;
-    uint _S14 = (*begins_0)[int(0)];
-    eights_0[int(0)] = Q6_KEights_load_0(even_0, (*begins_0)[int(0)], i_4);
-    uint _S15 = (*begins_0)[int(1)];
-    eights_0[int(1)] = Q6_KEights_load_0(odd_0, (*begins_0)[int(1)], i_4);
-    uint _S16 = (*begins_0)[int(2)];
-    eights_0[int(2)] = Q6_KEights_load_0(even_0, (*begins_0)[int(2)], i_4);
-    uint _S17 = (*begins_0)[int(3)];
-    eights_0[int(3)] = Q6_KEights_load_0(odd_0, (*begins_0)[int(3)], i_4);
-    uint _S18 = i_4 + lanes_0;
-    eights_0[int(4)] = Q6_KEights_load_0(even_0, _S14, _S18);
-    eights_0[int(5)] = Q6_KEights_load_0(odd_0, _S15, _S18);
-    eights_0[int(6)] = Q6_KEights_load_0(even_0, _S16, _S18);
-    eights_0[int(7)] = Q6_KEights_load_0(odd_0, _S17, _S18);
-    uint2  _S19 = Q6_KEights_places_0(i_4);
-    uint _S20 = _S19.x;
-    float4  _S21 = __ldg((&(x_1)[x_offset_0 + _S20]));
-    uint _S22 = _S19.y;
-    float4  _S23 = __ldg((&(x_1)[x_offset_0 + _S22]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S21, _S21) + dot_0(_S23, _S23));
-    float4  _S24 = __ldg((&(norm_0)[norm_offset_0 + _S20]));
-    float4  a_1 = _S21 * _S24;
-    float4  _S25 = __ldg((&(norm_0)[norm_offset_0 + _S22]));
-    float4  b_1 = _S23 * _S25;
-    Q6_KEights_Eight_0 _S26 = eights_0[int(0)];
-    float _S27 = Q6_KEights_product_0(&_S26, i_4, a_1, b_1);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S27;
-    Q6_KEights_Eight_0 _S28 = eights_0[int(1)];
-    float _S29 = Q6_KEights_product_0(&_S28, i_4, a_1, b_1);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S29;
-    Q6_KEights_Eight_0 _S30 = eights_0[int(2)];
-    float _S31 = Q6_KEights_product_0(&_S30, i_4, a_1, b_1);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S31;
-    Q6_KEights_Eight_0 _S32 = eights_0[int(3)];
-    float _S33 = Q6_KEights_product_0(&_S32, i_4, a_1, b_1);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S33;
-    uint2  _S34 = Q6_KEights_places_0(_S18);
-    uint _S35 = _S34.x;
-    float4  _S36 = __ldg((&(x_1)[x_offset_0 + _S35]));
-    uint _S37 = _S34.y;
-    float4  _S38 = __ldg((&(x_1)[x_offset_0 + _S37]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S36, _S36) + dot_0(_S38, _S38));
-    float4  _S39 = __ldg((&(norm_0)[norm_offset_0 + _S35]));
-    float4  a_2 = _S36 * _S39;
-    float4  _S40 = __ldg((&(norm_0)[norm_offset_0 + _S37]));
-    float4  b_2 = _S38 * _S40;
-    Q6_KEights_Eight_0 _S41 = eights_0[int(4)];
-    float _S42 = Q6_KEights_product_0(&_S41, _S18, a_2, b_2);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S42;
-    Q6_KEights_Eight_0 _S43 = eights_0[int(5)];
-    float _S44 = Q6_KEights_product_0(&_S43, _S18, a_2, b_2);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S44;
-    Q6_KEights_Eight_0 _S45 = eights_0[int(6)];
-    float _S46 = Q6_KEights_product_0(&_S45, _S18, a_2, b_2);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S46;
-    Q6_KEights_Eight_0 _S47 = eights_0[int(7)];
-    float _S48 = Q6_KEights_product_0(&_S47, _S18, a_2, b_2);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S48;
+    uint2  _S3 = Q6_KEights_places_0(i_3);
+    uint _S4 = _S3.x;
+    float4  _S5 = __ldg((&(x_1)[x_offset_0 + _S4]));
+    uint _S6 = _S3.y;
+    float4  _S7 = __ldg((&(x_1)[x_offset_0 + _S6]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S5, _S5) + dot_0(_S7, _S7));
+    float4  _S8 = __ldg((&(norm_0)[norm_offset_0 + _S4]));
+    float4  a_1 = _S5 * _S8;
+    float4  _S9 = __ldg((&(norm_0)[norm_offset_0 + _S6]));
+    float4  b_1 = _S7 * _S9;
+    float _S10 = Q6_KEights_product_0(&(*eights_0)[int(0)], i_3, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S10;
+    float _S11 = Q6_KEights_product_0(&(*eights_0)[int(1)], i_3, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S11;
+    uint _S12 = i_3 + step_0;
+    uint2  _S13 = Q6_KEights_places_0(_S12);
+    uint _S14 = _S13.x;
+    float4  _S15 = __ldg((&(x_1)[x_offset_0 + _S14]));
+    uint _S16 = _S13.y;
+    float4  _S17 = __ldg((&(x_1)[x_offset_0 + _S16]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S15, _S15) + dot_0(_S17, _S17));
+    float4  _S18 = __ldg((&(norm_0)[norm_offset_0 + _S14]));
+    float4  a_2 = _S15 * _S18;
+    float4  _S19 = __ldg((&(norm_0)[norm_offset_0 + _S16]));
+    float4  b_2 = _S17 * _S19;
+    float _S20 = Q6_KEights_product_0(&(*eights_0)[int(2)], _S12, a_2, b_2);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S20;
+    float _S21 = Q6_KEights_product_0(&(*eights_0)[int(3)], _S12, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S21;
+    uint _S22 = i_3 + 2U * step_0;
+    uint2  _S23 = Q6_KEights_places_0(_S22);
+    uint _S24 = _S23.x;
+    float4  _S25 = __ldg((&(x_1)[x_offset_0 + _S24]));
+    uint _S26 = _S23.y;
+    float4  _S27 = __ldg((&(x_1)[x_offset_0 + _S26]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S25, _S25) + dot_0(_S27, _S27));
+    float4  _S28 = __ldg((&(norm_0)[norm_offset_0 + _S24]));
+    float4  a_3 = _S25 * _S28;
+    float4  _S29 = __ldg((&(norm_0)[norm_offset_0 + _S26]));
+    float4  b_3 = _S27 * _S29;
+    float _S30 = Q6_KEights_product_0(&(*eights_0)[int(4)], _S22, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S30;
+    float _S31 = Q6_KEights_product_0(&(*eights_0)[int(5)], _S22, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S31;
+    uint _S32 = i_3 + 3U * step_0;
+    uint2  _S33 = Q6_KEights_places_0(_S32);
+    uint _S34 = _S33.x;
+    float4  _S35 = __ldg((&(x_1)[x_offset_0 + _S34]));
+    uint _S36 = _S33.y;
+    float4  _S37 = __ldg((&(x_1)[x_offset_0 + _S36]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S35, _S35) + dot_0(_S37, _S37));
+    float4  _S38 = __ldg((&(norm_0)[norm_offset_0 + _S34]));
+    float4  a_4 = _S35 * _S38;
+    float4  _S39 = __ldg((&(norm_0)[norm_offset_0 + _S36]));
+    float4  b_4 = _S37 * _S39;
+    float _S40 = Q6_KEights_product_0(&(*eights_0)[int(6)], _S32, a_4, b_4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S40;
+    float _S41 = Q6_KEights_product_0(&(*eights_0)[int(7)], _S32, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S41;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 4>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_5, uint lanes_1)
+__device__ uint load_word_or_next_0(StructuredBuffer<uint> words_0, uint half_0)
 {
-    FixedArray<Q6_KEights_Eight_0, 4>  eights_1;
-    eights_1[int(0)] = Q6_KEights_load_0(even_1, (*begins_1)[int(0)], i_5);
-    eights_1[int(1)] = Q6_KEights_load_0(odd_1, (*begins_1)[int(1)], i_5);
-    eights_1[int(2)] = Q6_KEights_load_0(even_1, (*begins_1)[int(2)], i_5);
-    eights_1[int(3)] = Q6_KEights_load_0(odd_1, (*begins_1)[int(3)], i_5);
-    uint2  _S49 = Q6_KEights_places_0(i_5);
-    uint _S50 = _S49.x;
-    float4  _S51 = __ldg((&(x_2)[x_offset_1 + _S50]));
-    uint _S52 = _S49.y;
-    float4  _S53 = __ldg((&(x_2)[x_offset_1 + _S52]));
-    products_1->squares_0 = products_1->squares_0 + (dot_0(_S51, _S51) + dot_0(_S53, _S53));
-    float4  _S54 = __ldg((&(norm_1)[norm_offset_1 + _S50]));
-    float4  a_3 = _S51 * _S54;
-    float4  _S55 = __ldg((&(norm_1)[norm_offset_1 + _S52]));
-    float4  b_3 = _S53 * _S55;
-    Q6_KEights_Eight_0 _S56 = eights_1[int(0)];
-    float _S57 = Q6_KEights_product_0(&_S56, i_5, a_3, b_3);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S57;
-    Q6_KEights_Eight_0 _S58 = eights_1[int(1)];
-    float _S59 = Q6_KEights_product_0(&_S58, i_5, a_3, b_3);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S59;
-    Q6_KEights_Eight_0 _S60 = eights_1[int(2)];
-    float _S61 = Q6_KEights_product_0(&_S60, i_5, a_3, b_3);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S61;
-    Q6_KEights_Eight_0 _S62 = eights_1[int(3)];
-    float _S63 = Q6_KEights_product_0(&_S62, i_5, a_3, b_3);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S63;
+    uint _S42 = __ldg((&(words_0)[half_0 / 2U]));
+    uint _S43 = __ldg((&(words_0)[half_0 / 2U + 1U]));
+    uint _S44;
+    if((half_0 % 2U) == 0U)
+    {
+        _S44 = _S42;
+    }
+    else
+    {
+        _S44 = (_S42 >> int(16)) | (_S43 << int(16));
+    }
+    return _S44;
+}
+
+__device__ uint load_half_0(StructuredBuffer<uint> words_1, uint half_1)
+{
+    uint _S45 = __ldg((&(words_1)[half_1 / 2U]));
+    return _S45 >> (half_1 % 2U * 16U);
+}
+
+__device__ Q6_KEights_Eight_0 Q6_KEights_Eight_x24init_0(uint low_1, uint high_1, uint first_1, uint second_1, uint d_1)
+{
+    Q6_KEights_Eight_0 _S46;
+    (&_S46)->low_0 = low_1;
+    (&_S46)->high_0 = high_1;
+    (&_S46)->first_0 = first_1;
+    (&_S46)->second_0 = second_1;
+    (&_S46)->d_0 = d_1;
+    return _S46;
+}
+
+__device__ Q6_KEights_Eight_0 Q6_KEights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_4)
+{
+    uint _S47 = begin_0 + i_4 / 32U * 105U;
+    uint _S48 = i_4 % 32U;
+    uint _S49 = _S48 / 16U;
+    uint _S50 = i_4 % 16U;
+    uint _S51 = _S49 * 8U + _S50 / 4U;
+    uint _S52 = _S51 % 2U * 8U;
+    return Q6_KEights_Eight_x24init_0(load_word_or_next_0(weight_0, _S47 + _S48 * 2U), (load_word_or_next_0(weight_0, _S47 + 64U + _S49 * 16U + i_4 % 8U * 2U)) >> (_S50 / 8U * 2U), (load_half_0(weight_0, _S47 + 96U + _S51 / 2U)) >> _S52, (load_half_0(weight_0, _S47 + 98U + _S51 / 2U)) >> _S52, load_half_0(weight_0, _S47 + 104U));
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_5, uint step_1, FixedArray<Q6_KEights_Eight_0, 8>  * _S53)
+{
+    FixedArray<Q6_KEights_Eight_0, 8>  eights_1;
+    uint _S54 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q6_KEights_load_0(even_0, (*begins_0)[int(0)], i_5);
+    uint _S55 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q6_KEights_load_0(odd_0, (*begins_0)[int(1)], i_5);
+    uint _S56 = i_5 + step_1;
+    eights_1[int(2)] = Q6_KEights_load_0(even_0, _S54, _S56);
+    eights_1[int(3)] = Q6_KEights_load_0(odd_0, _S55, _S56);
+    uint _S57 = i_5 + 2U * step_1;
+    eights_1[int(4)] = Q6_KEights_load_0(even_0, _S54, _S57);
+    eights_1[int(5)] = Q6_KEights_load_0(odd_0, _S55, _S57);
+    uint _S58 = i_5 + 3U * step_1;
+    eights_1[int(6)] = Q6_KEights_load_0(even_0, _S54, _S58);
+    eights_1[int(7)] = Q6_KEights_load_0(odd_0, _S55, _S58);
+    *_S53 = eights_1;
     return;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 4>  * values_0, FixedArray<float, 4>  * _S64)
+__device__ void add_products_1(Products_0 * products_1, FixedArray<Q6_KEights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint step_2)
 {
-    FixedArray<float, 4>  result_2;
-    float _S65 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
-    result_2[int(0)] = _S65;
-    float _S66 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
-    result_2[int(1)] = _S66;
-    float _S67 = (_waveSum(0xffffffffu, ((*values_0)[int(2)])));
-    result_2[int(2)] = _S67;
-    float _S68 = (_waveSum(0xffffffffu, ((*values_0)[int(3)])));
-    result_2[int(3)] = _S68;
-    *_S64 = result_2;
+    uint2  _S59 = Q6_KEights_places_0(i_6);
+    uint _S60 = _S59.x;
+    float4  _S61 = __ldg((&(x_2)[x_offset_1 + _S60]));
+    uint _S62 = _S59.y;
+    float4  _S63 = __ldg((&(x_2)[x_offset_1 + _S62]));
+    products_1->squares_0 = products_1->squares_0 + (dot_0(_S61, _S61) + dot_0(_S63, _S63));
+    float4  _S64 = __ldg((&(norm_1)[norm_offset_1 + _S60]));
+    float4  a_5 = _S61 * _S64;
+    float4  _S65 = __ldg((&(norm_1)[norm_offset_1 + _S62]));
+    float4  b_5 = _S63 * _S65;
+    float _S66 = Q6_KEights_product_0(&(*eights_2)[int(0)], i_6, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S66;
+    float _S67 = Q6_KEights_product_0(&(*eights_2)[int(1)], i_6, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S67;
     return;
 }
 
-__device__ float own_0(FixedArray<float, 4>  * values_1)
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_7, uint step_3, FixedArray<Q6_KEights_Eight_0, 2>  * _S68)
 {
-    float _S69 = (*values_1)[int(0)];
-    uint _S70 = (_getLaneId());
+    FixedArray<Q6_KEights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = Q6_KEights_load_0(even_1, (*begins_1)[int(0)], i_7);
+    eights_3[int(1)] = Q6_KEights_load_0(odd_1, (*begins_1)[int(1)], i_7);
+    *_S68 = eights_3;
+    return;
+}
+
+struct Products_1
+{
+    FixedArray<float, 4>  sums_0;
+    float squares_0;
+};
+
+__device__ void add_products_2(Products_1 * products_2, FixedArray<Q6_KEights_Eight_0, 8>  * eights_4, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint i_8, uint step_4)
+{
+    uint2  _S69 = Q6_KEights_places_0(i_8);
+    uint _S70 = _S69.x;
+    float4  _S71 = __ldg((&(x_3)[x_offset_2 + _S70]));
+    uint _S72 = _S69.y;
+    float4  _S73 = __ldg((&(x_3)[x_offset_2 + _S72]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S71, _S71) + dot_0(_S73, _S73));
+    float4  _S74 = __ldg((&(norm_2)[norm_offset_2 + _S70]));
+    float4  a_6 = _S71 * _S74;
+    float4  _S75 = __ldg((&(norm_2)[norm_offset_2 + _S72]));
+    float4  b_6 = _S73 * _S75;
+    float _S76 = Q6_KEights_product_0(&(*eights_4)[int(0)], i_8, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S76;
+    float _S77 = Q6_KEights_product_0(&(*eights_4)[int(1)], i_8, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S77;
+    float _S78 = Q6_KEights_product_0(&(*eights_4)[int(2)], i_8, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S78;
+    float _S79 = Q6_KEights_product_0(&(*eights_4)[int(3)], i_8, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S79;
+    uint _S80 = i_8 + step_4;
+    uint2  _S81 = Q6_KEights_places_0(_S80);
+    uint _S82 = _S81.x;
+    float4  _S83 = __ldg((&(x_3)[x_offset_2 + _S82]));
+    uint _S84 = _S81.y;
+    float4  _S85 = __ldg((&(x_3)[x_offset_2 + _S84]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S83, _S83) + dot_0(_S85, _S85));
+    float4  _S86 = __ldg((&(norm_2)[norm_offset_2 + _S82]));
+    float4  a_7 = _S83 * _S86;
+    float4  _S87 = __ldg((&(norm_2)[norm_offset_2 + _S84]));
+    float4  b_7 = _S85 * _S87;
+    float _S88 = Q6_KEights_product_0(&(*eights_4)[int(4)], _S80, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S88;
+    float _S89 = Q6_KEights_product_0(&(*eights_4)[int(5)], _S80, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S89;
+    float _S90 = Q6_KEights_product_0(&(*eights_4)[int(6)], _S80, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S90;
+    float _S91 = Q6_KEights_product_0(&(*eights_4)[int(7)], _S80, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S91;
+    return;
+}
+
+__device__ void load_eights_2(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint i_9, uint step_5, FixedArray<Q6_KEights_Eight_0, 8>  * _S92)
+{
+    FixedArray<Q6_KEights_Eight_0, 8>  eights_5;
+    uint _S93 = (*begins_2)[int(0)];
+    eights_5[int(0)] = Q6_KEights_load_0(even_2, (*begins_2)[int(0)], i_9);
+    uint _S94 = (*begins_2)[int(1)];
+    eights_5[int(1)] = Q6_KEights_load_0(odd_2, (*begins_2)[int(1)], i_9);
+    uint _S95 = (*begins_2)[int(2)];
+    eights_5[int(2)] = Q6_KEights_load_0(even_2, (*begins_2)[int(2)], i_9);
+    uint _S96 = (*begins_2)[int(3)];
+    eights_5[int(3)] = Q6_KEights_load_0(odd_2, (*begins_2)[int(3)], i_9);
+    uint _S97 = i_9 + step_5;
+    eights_5[int(4)] = Q6_KEights_load_0(even_2, _S93, _S97);
+    eights_5[int(5)] = Q6_KEights_load_0(odd_2, _S94, _S97);
+    eights_5[int(6)] = Q6_KEights_load_0(even_2, _S95, _S97);
+    eights_5[int(7)] = Q6_KEights_load_0(odd_2, _S96, _S97);
+    *_S92 = eights_5;
+    return;
+}
+
+__device__ void add_products_3(Products_1 * products_3, FixedArray<Q6_KEights_Eight_0, 4>  * eights_6, StructuredBuffer<float4 > x_4, uint x_offset_3, StructuredBuffer<float4 > norm_3, uint norm_offset_3, uint i_10, uint step_6)
+{
+    uint2  _S98 = Q6_KEights_places_0(i_10);
+    uint _S99 = _S98.x;
+    float4  _S100 = __ldg((&(x_4)[x_offset_3 + _S99]));
+    uint _S101 = _S98.y;
+    float4  _S102 = __ldg((&(x_4)[x_offset_3 + _S101]));
+    products_3->squares_0 = products_3->squares_0 + (dot_0(_S100, _S100) + dot_0(_S102, _S102));
+    float4  _S103 = __ldg((&(norm_3)[norm_offset_3 + _S99]));
+    float4  a_8 = _S100 * _S103;
+    float4  _S104 = __ldg((&(norm_3)[norm_offset_3 + _S101]));
+    float4  b_8 = _S102 * _S104;
+    float _S105 = Q6_KEights_product_0(&(*eights_6)[int(0)], i_10, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S105;
+    float _S106 = Q6_KEights_product_0(&(*eights_6)[int(1)], i_10, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S106;
+    float _S107 = Q6_KEights_product_0(&(*eights_6)[int(2)], i_10, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S107;
+    float _S108 = Q6_KEights_product_0(&(*eights_6)[int(3)], i_10, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S108;
+    return;
+}
+
+__device__ void load_eights_3(FixedArray<uint, 4>  * begins_3, StructuredBuffer<uint> even_3, StructuredBuffer<uint> odd_3, uint i_11, uint step_7, FixedArray<Q6_KEights_Eight_0, 4>  * _S109)
+{
+    FixedArray<Q6_KEights_Eight_0, 4>  eights_7;
+    eights_7[int(0)] = Q6_KEights_load_0(even_3, (*begins_3)[int(0)], i_11);
+    eights_7[int(1)] = Q6_KEights_load_0(odd_3, (*begins_3)[int(1)], i_11);
+    eights_7[int(2)] = Q6_KEights_load_0(even_3, (*begins_3)[int(2)], i_11);
+    eights_7[int(3)] = Q6_KEights_load_0(odd_3, (*begins_3)[int(3)], i_11);
+    *_S109 = eights_7;
+    return;
+}
+
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S110)
+{
+    FixedArray<float, 2>  result_2;
+    float _S111 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
+    result_2[int(0)] = _S111;
+    float _S112 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
+    result_2[int(1)] = _S112;
+    *_S110 = result_2;
+    return;
+}
+
+__device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
+{
+    float _S113 = (*values_1)[int(0)];
     float result_3;
-    if(_S70 == 1U)
+    if(number_0 == 1U)
     {
         result_3 = (*values_1)[int(1)];
     }
     else
     {
-        result_3 = _S69;
-    }
-    uint _S71 = (_getLaneId());
-    if(_S71 == 2U)
-    {
-        result_3 = (*values_1)[int(2)];
-    }
-    else
-    {
-    }
-    uint _S72 = (_getLaneId());
-    if(_S72 == 3U)
-    {
-        result_3 = (*values_1)[int(3)];
-    }
-    else
-    {
+        result_3 = _S113;
     }
     return result_3;
 }
 
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_4, StructuredBuffer<uint> even_4, StructuredBuffer<uint> odd_4, uint k_0, StructuredBuffer<float4 > x_5, uint x_offset_4, StructuredBuffer<float4 > norm_4, uint norm_offset_4, uint first_2, uint step_8)
 {
-    Products_0 products_2;
-    (&products_2)->squares_0 = 0.0f;
-    (&products_2)->sums_0[int(0)] = 0.0f;
-    (&products_2)->sums_0[int(1)] = 0.0f;
-    (&products_2)->sums_0[int(2)] = 0.0f;
-    (&products_2)->sums_0[int(3)] = 0.0f;
-    uint _S73 = ((warpSize));
-    uint _S74 = k_0 / 8U;
-    uint _S75 = (_getLaneId());
-    uint i_6 = _S75;
+    Products_0 products_4;
+    (&products_4)->squares_0 = 0.0f;
+    (&products_4)->sums_0[int(0)] = 0.0f;
+    (&products_4)->sums_0[int(1)] = 0.0f;
+    uint _S114 = k_0 / 8U;
+    uint i_12;
+    if((first_2 + 3U * step_8) < _S114)
+    {
+        FixedArray<Q6_KEights_Eight_0, 8>  _S115;
+        load_eights_0(begins_4, even_4, odd_4, first_2, step_8, &_S115);
+        i_12 = first_2;
+        FixedArray<Q6_KEights_Eight_0, 8>  loaded_0 = _S115;
+        for(;;)
+        {
+            if((i_12 + 7U * step_8) < _S114)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S116 = i_12 + 4U * step_8;
+            FixedArray<Q6_KEights_Eight_0, 8>  _S117;
+            load_eights_0(begins_4, even_4, odd_4, _S116, step_8, &_S117);
+            FixedArray<Q6_KEights_Eight_0, 8>  _S118 = _S117;
+            FixedArray<Q6_KEights_Eight_0, 8>  _S119 = loaded_0;
+            add_products_0(&products_4, &_S119, x_5, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+            i_12 = _S116;
+            loaded_0 = _S118;
+        }
+        FixedArray<Q6_KEights_Eight_0, 8>  _S120 = loaded_0;
+        add_products_0(&products_4, &_S120, x_5, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + 4U * step_8;
+    }
+    else
+    {
+        i_12 = first_2;
+    }
     for(;;)
     {
-        if((i_6 + _S73) < _S74)
+        if(i_12 < _S114)
         {
         }
         else
         {
             break;
         }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S73);
-        i_6 = i_6 + 2U * _S73;
+        FixedArray<Q6_KEights_Eight_0, 2>  _S121;
+        load_eights_1(begins_4, even_4, odd_4, i_12, step_8, &_S121);
+        FixedArray<Q6_KEights_Eight_0, 2>  _S122 = _S121;
+        add_products_1(&products_4, &_S122, x_5, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + step_8;
     }
-    for(;;)
-    {
-        if(i_6 < _S74)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S73);
-        i_6 = i_6 + _S73;
-    }
-    return products_2;
+    return products_4;
 }
 
 __device__ uint Q6_KEights_begin_0(uint offset_0, uint k_1, uint row_0)
@@ -303,28 +415,143 @@ __device__ uint Q6_KEights_begin_0(uint offset_0, uint k_1, uint row_0)
     return 2U * offset_0 + row_0 * (k_1 / 256U) * 105U;
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_3, uint n_0, FixedArray<uint, 4>  * _S76)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_3, uint n_0, FixedArray<uint, 2>  * _S123)
 {
-    FixedArray<uint, 4>  begins_3;
-    uint _S77 = n_0 - 1U;
-    begins_3[int(0)] = Q6_KEights_begin_0(offset_1, k_2, (U32_min((first_3), (_S77))));
-    begins_3[int(1)] = Q6_KEights_begin_0(offset_1, k_2, (U32_min((first_3 + 1U), (_S77))));
-    begins_3[int(2)] = Q6_KEights_begin_0(offset_1, k_2, (U32_min((first_3 + 2U), (_S77))));
-    begins_3[int(3)] = Q6_KEights_begin_0(offset_1, k_2, (U32_min((first_3 + 3U), (_S77))));
-    *_S76 = begins_3;
+    FixedArray<uint, 2>  begins_5;
+    uint _S124 = n_0 - 1U;
+    begins_5[int(0)] = Q6_KEights_begin_0(offset_1, k_2, (U32_min((first_3), (_S124))));
+    begins_5[int(1)] = Q6_KEights_begin_0(offset_1, k_2, (U32_min((first_3 + 1U), (_S124))));
+    *_S123 = begins_5;
+    return;
+}
+
+__device__ void subgroup_sums_1(FixedArray<float, 4>  * values_2, FixedArray<float, 4>  * _S125)
+{
+    FixedArray<float, 4>  result_4;
+    float _S126 = (_waveSum(0xffffffffu, ((*values_2)[int(0)])));
+    result_4[int(0)] = _S126;
+    float _S127 = (_waveSum(0xffffffffu, ((*values_2)[int(1)])));
+    result_4[int(1)] = _S127;
+    float _S128 = (_waveSum(0xffffffffu, ((*values_2)[int(2)])));
+    result_4[int(2)] = _S128;
+    float _S129 = (_waveSum(0xffffffffu, ((*values_2)[int(3)])));
+    result_4[int(3)] = _S129;
+    *_S125 = result_4;
+    return;
+}
+
+__device__ float chosen_1(FixedArray<float, 4>  * values_3, uint number_1)
+{
+    float _S130 = (*values_3)[int(0)];
+    float result_5;
+    if(number_1 == 1U)
+    {
+        result_5 = (*values_3)[int(1)];
+    }
+    else
+    {
+        result_5 = _S130;
+    }
+    if(number_1 == 2U)
+    {
+        result_5 = (*values_3)[int(2)];
+    }
+    else
+    {
+    }
+    if(number_1 == 3U)
+    {
+        result_5 = (*values_3)[int(3)];
+    }
+    else
+    {
+    }
+    return result_5;
+}
+
+__device__ Products_1 products_of_thread_1(FixedArray<uint, 4>  * begins_6, StructuredBuffer<uint> even_5, StructuredBuffer<uint> odd_5, uint k_3, StructuredBuffer<float4 > x_6, uint x_offset_5, StructuredBuffer<float4 > norm_5, uint norm_offset_5, uint first_4, uint step_9)
+{
+    Products_1 products_5;
+    (&products_5)->squares_0 = 0.0f;
+    (&products_5)->sums_0[int(0)] = 0.0f;
+    (&products_5)->sums_0[int(1)] = 0.0f;
+    (&products_5)->sums_0[int(2)] = 0.0f;
+    (&products_5)->sums_0[int(3)] = 0.0f;
+    uint _S131 = k_3 / 8U;
+    uint i_13;
+    if((first_4 + step_9) < _S131)
+    {
+        FixedArray<Q6_KEights_Eight_0, 8>  _S132;
+        load_eights_2(begins_6, even_5, odd_5, first_4, step_9, &_S132);
+        i_13 = first_4;
+        FixedArray<Q6_KEights_Eight_0, 8>  loaded_1 = _S132;
+        for(;;)
+        {
+            if((i_13 + 3U * step_9) < _S131)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S133 = i_13 + 2U * step_9;
+            FixedArray<Q6_KEights_Eight_0, 8>  _S134;
+            load_eights_2(begins_6, even_5, odd_5, _S133, step_9, &_S134);
+            FixedArray<Q6_KEights_Eight_0, 8>  _S135 = _S134;
+            FixedArray<Q6_KEights_Eight_0, 8>  _S136 = loaded_1;
+            add_products_2(&products_5, &_S136, x_6, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+            i_13 = _S133;
+            loaded_1 = _S135;
+        }
+        FixedArray<Q6_KEights_Eight_0, 8>  _S137 = loaded_1;
+        add_products_2(&products_5, &_S137, x_6, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + 2U * step_9;
+    }
+    else
+    {
+        i_13 = first_4;
+    }
+    for(;;)
+    {
+        if(i_13 < _S131)
+        {
+        }
+        else
+        {
+            break;
+        }
+        FixedArray<Q6_KEights_Eight_0, 4>  _S138;
+        load_eights_3(begins_6, even_5, odd_5, i_13, step_9, &_S138);
+        FixedArray<Q6_KEights_Eight_0, 4>  _S139 = _S138;
+        add_products_3(&products_5, &_S139, x_6, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + step_9;
+    }
+    return products_5;
+}
+
+__device__ void begins_of_rows_1(uint offset_2, uint k_4, uint first_5, uint n_1, FixedArray<uint, 4>  * _S140)
+{
+    FixedArray<uint, 4>  begins_7;
+    uint _S141 = n_1 - 1U;
+    begins_7[int(0)] = Q6_KEights_begin_0(offset_2, k_4, (U32_min((first_5), (_S141))));
+    begins_7[int(1)] = Q6_KEights_begin_0(offset_2, k_4, (U32_min((first_5 + 1U), (_S141))));
+    begins_7[int(2)] = Q6_KEights_begin_0(offset_2, k_4, (U32_min((first_5 + 2U), (_S141))));
+    begins_7[int(3)] = Q6_KEights_begin_0(offset_2, k_4, (U32_min((first_5 + 3U), (_S141))));
+    *_S140 = begins_7;
     return;
 }
 
 struct NormGemvParams_0
 {
     uint weight_offset_0;
-    uint x_offset_3;
-    uint norm_offset_3;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint bias_offset_0;
     uint out_offset_0;
-    uint n_1;
-    uint k_3;
+    uint n_2;
+    uint k_5;
     float eps_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -333,80 +560,156 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ void norm_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_4, StructuredBuffer<float4 > norm_3, StructuredBuffer<float> bias_0, RWStructuredBuffer<float> result_4, NormGemvParams_0 * p_0)
+__device__ void norm_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_7, StructuredBuffer<float4 > norm_6, StructuredBuffer<float> bias_0, RWStructuredBuffer<float> result_6, NormGemvParams_0 * p_0)
 {
-    uint _S78 = ((warpSize));
-    uint _S79 = 128U / _S78;
-    uint _S80 = p_0->groups_0 * _S79 * 4U;
-    uint _S81 = group_number_0(group_1) * _S79;
-    uint _S82 = thread_0 / _S78;
-    uint first_4 = (_S81 + _S82) * 4U;
+    uint _S142 = (_getLaneId());
+    uint _S143 = ((warpSize));
+    uint _S144 = 128U / _S143;
+    uint _S145 = p_0->groups_0 * _S144 * 2U;
+    uint _S146 = group_number_0(group_1) * _S144;
+    uint _S147 = thread_0 / _S143;
+    uint first_6 = (_S146 + _S147) * 2U;
     for(;;)
     {
-        uint _S83 = p_0->n_1;
-        if(first_4 < (p_0->n_1))
+        uint _S148 = p_0->n_2;
+        if(first_6 < (p_0->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S84 = (_getLaneId());
-        uint _S85 = first_4 + _S84;
-        uint _S86 = (_getLaneId());
-        bool _S87;
-        if(_S86 < 4U)
+        uint _S149 = first_6 + _S142;
+        bool _S150;
+        if(_S142 < 2U)
         {
-            _S87 = _S85 < _S83;
+            _S150 = _S149 < _S148;
         }
         else
         {
-            _S87 = false;
+            _S150 = false;
         }
-        bool _S88;
-        if(_S87)
+        bool _S151;
+        if(_S150)
         {
-            _S88 = (p_0->bias_offset_0) != 4294967295U;
+            _S151 = (p_0->bias_offset_0) != 4294967295U;
         }
         else
         {
-            _S88 = false;
+            _S151 = false;
         }
         float added_0;
-        if(_S88)
+        if(_S151)
         {
-            float _S89 = __ldg((&(bias_0)[p_0->bias_offset_0 + _S85]));
-            added_0 = _S89;
+            float _S152 = __ldg((&(bias_0)[p_0->bias_offset_0 + _S149]));
+            added_0 = _S152;
         }
         else
         {
             added_0 = 0.0f;
         }
-        uint _S90 = p_0->k_3;
-        FixedArray<uint, 4>  _S91;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_4, _S83, &_S91);
-        FixedArray<uint, 4>  _S92 = _S91;
-        Products_0 _S93 = products_of_thread_0(&_S92, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, norm_3, p_0->norm_offset_3);
-        float _S94 = (_waveSum(0xffffffffu, (_S93.squares_0)));
-        float _S95 = 1.0f / (F32_sqrt((_S94 / float(_S90) + p_0->eps_0)));
-        FixedArray<float, 4>  _S96 = _S93.sums_0;
-        FixedArray<float, 4>  _S97;
-        subgroup_sums_0(&_S96, &_S97);
-        FixedArray<float, 4>  _S98 = _S97;
-        float _S99 = own_0(&_S98);
-        if(_S87)
+        uint _S153 = p_0->k_5;
+        FixedArray<uint, 2>  _S154;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_5, first_6, _S148, &_S154);
+        FixedArray<uint, 2>  _S155 = _S154;
+        Products_0 _S156 = products_of_thread_0(&_S155, weight_1, weight_1, p_0->k_5, x_7, p_0->x_offset_6, norm_6, p_0->norm_offset_6, _S142, _S143);
+        float _S157 = (_waveSum(0xffffffffu, (_S156.squares_0)));
+        float _S158 = 1.0f / (F32_sqrt((_S157 / float(_S153) + p_0->eps_0)));
+        FixedArray<float, 2>  _S159 = _S156.sums_0;
+        FixedArray<float, 2>  _S160;
+        subgroup_sums_0(&_S159, &_S160);
+        FixedArray<float, 2>  _S161 = _S160;
+        float _S162 = chosen_0(&_S161, _S142);
+        if(_S150)
         {
-            *(&(result_4)[p_0->out_offset_0 + _S85]) = _S99 * _S95 + added_0;
+            *(&(result_6)[p_0->out_offset_0 + _S149]) = _S162 * _S158 + added_0;
         }
-        first_4 = first_4 + _S80;
+        first_6 = first_6 + _S145;
     }
     return;
 }
 
-extern "C" __global__ void norm_gemv_q6_k(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, StructuredBuffer<float4 > norm_4, StructuredBuffer<float> bias_1, RWStructuredBuffer<float> result_5, NormGemvParams_0 p_1)
+__device__ void norm_gemv_1(uint3  group_2, uint thread_1, StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_8, StructuredBuffer<float4 > norm_7, StructuredBuffer<float> bias_1, RWStructuredBuffer<float> result_7, NormGemvParams_0 * p_1)
 {
-    uint _S100 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    NormGemvParams_0 _S101 = p_1;
-    norm_gemv_0(blockIdx, _S100, weight_2, x_5, norm_4, bias_1, result_5, &_S101);
+    uint _S163 = (_getLaneId());
+    uint _S164 = ((warpSize));
+    uint _S165 = 128U / _S164;
+    uint _S166 = p_1->groups_0 * _S165 * 4U;
+    uint _S167 = group_number_0(group_2) * _S165;
+    uint _S168 = thread_1 / _S164;
+    uint first_7 = (_S167 + _S168) * 4U;
+    for(;;)
+    {
+        uint _S169 = p_1->n_2;
+        if(first_7 < (p_1->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S170 = first_7 + _S163;
+        bool _S171;
+        if(_S163 < 4U)
+        {
+            _S171 = _S170 < _S169;
+        }
+        else
+        {
+            _S171 = false;
+        }
+        bool _S172;
+        if(_S171)
+        {
+            _S172 = (p_1->bias_offset_0) != 4294967295U;
+        }
+        else
+        {
+            _S172 = false;
+        }
+        float added_1;
+        if(_S172)
+        {
+            float _S173 = __ldg((&(bias_1)[p_1->bias_offset_0 + _S170]));
+            added_1 = _S173;
+        }
+        else
+        {
+            added_1 = 0.0f;
+        }
+        uint _S174 = p_1->k_5;
+        FixedArray<uint, 4>  _S175;
+        begins_of_rows_1(p_1->weight_offset_0, p_1->k_5, first_7, _S169, &_S175);
+        FixedArray<uint, 4>  _S176 = _S175;
+        Products_1 _S177 = products_of_thread_1(&_S176, weight_2, weight_2, p_1->k_5, x_8, p_1->x_offset_6, norm_7, p_1->norm_offset_6, _S163, _S164);
+        float _S178 = (_waveSum(0xffffffffu, (_S177.squares_0)));
+        float _S179 = 1.0f / (F32_sqrt((_S178 / float(_S174) + p_1->eps_0)));
+        FixedArray<float, 4>  _S180 = _S177.sums_0;
+        FixedArray<float, 4>  _S181;
+        subgroup_sums_1(&_S180, &_S181);
+        FixedArray<float, 4>  _S182 = _S181;
+        float _S183 = chosen_1(&_S182, _S163);
+        if(_S171)
+        {
+            *(&(result_7)[p_1->out_offset_0 + _S170]) = _S183 * _S179 + added_1;
+        }
+        first_7 = first_7 + _S166;
+    }
+    return;
+}
+
+extern "C" __global__ void norm_gemv_q6_k(StructuredBuffer<uint> weight_3, StructuredBuffer<float4 > x_9, StructuredBuffer<float4 > norm_8, StructuredBuffer<float> bias_2, RWStructuredBuffer<float> result_8, NormGemvParams_0 p_2)
+{
+    uint _S184 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    if((p_2.wide_0) != 0U)
+    {
+        NormGemvParams_0 _S185 = p_2;
+        norm_gemv_1(blockIdx, _S184, weight_3, x_9, norm_8, bias_2, result_8, &_S185);
+    }
+    else
+    {
+        NormGemvParams_0 _S186 = p_2;
+        norm_gemv_0(blockIdx, _S184, weight_3, x_9, norm_8, bias_2, result_8, &_S186);
+    }
     return;
 }

@@ -3,7 +3,7 @@
 
 struct Products_0
 {
-    FixedArray<float, 4>  sums_0;
+    FixedArray<float, 2>  sums_0;
     float squares_0;
 };
 
@@ -14,67 +14,27 @@ struct Q8_0Eights_Eight_0
     uint d_0;
 };
 
-__device__ uint word_from_0(uint half_0, uint first_0, uint second_0)
+__device__ uint2  Q8_0Eights_places_0(uint i_0)
 {
-    uint _S1;
-    if((half_0 % 2U) == 0U)
-    {
-        _S1 = first_0;
-    }
-    else
-    {
-        _S1 = (first_0 >> int(16)) | (second_0 << int(16));
-    }
-    return _S1;
-}
-
-__device__ uint load_half_0(StructuredBuffer<uint> words_0, uint half_1)
-{
-    uint _S2 = __ldg((&(words_0)[half_1 / 2U]));
-    return _S2 >> (half_1 % 2U * 16U);
-}
-
-__device__ Q8_0Eights_Eight_0 Q8_0Eights_Eight_x24init_0(uint low_1, uint high_1, uint d_1)
-{
-    Q8_0Eights_Eight_0 _S3;
-    (&_S3)->low_0 = low_1;
-    (&_S3)->high_0 = high_1;
-    (&_S3)->d_0 = d_1;
-    return _S3;
-}
-
-__device__ Q8_0Eights_Eight_0 Q8_0Eights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_0)
-{
-    uint _S4 = begin_0 + i_0 / 4U * 17U;
-    uint _S5 = _S4 + 1U + i_0 % 4U * 4U;
-    uint _S6 = __ldg((&(weight_0)[_S5 / 2U + 1U]));
-    uint _S7 = __ldg((&(weight_0)[_S5 / 2U]));
-    uint _S8 = word_from_0(_S5, _S7, _S6);
-    uint _S9 = __ldg((&(weight_0)[_S5 / 2U + 1U + _S5 % 2U]));
-    return Q8_0Eights_Eight_x24init_0(_S8, word_from_0(_S5, _S6, _S9), load_half_0(weight_0, _S4));
-}
-
-__device__ uint2  Q8_0Eights_places_0(uint i_1)
-{
-    uint _S10 = 2U * i_1;
-    return make_uint2 (_S10, _S10 + 1U);
+    uint _S1 = 2U * i_0;
+    return make_uint2 (_S1, _S1 + 1U);
 }
 
 __device__ float dot_0(float4  x_0, float4  y_0)
 {
-    int i_2 = int(0);
+    int i_1 = int(0);
     float result_0 = 0.0f;
     for(;;)
     {
-        if(i_2 < int(4))
+        if(i_1 < int(4))
         {
         }
         else
         {
             break;
         }
-        float result_1 = result_0 + _slang_vector_get_element(x_0, i_2) * _slang_vector_get_element(y_0, i_2);
-        i_2 = i_2 + int(1);
+        float result_1 = result_0 + _slang_vector_get_element(x_0, i_1) * _slang_vector_get_element(y_0, i_1);
+        i_1 = i_1 + int(1);
         result_0 = result_1;
     }
     return result_0;
@@ -97,8 +57,8 @@ __device__ float in_place_1(uint word_2, float zero_1)
 
 __device__ float4  whole_bytes_0(uint word_3, float zero_2)
 {
-    uint _S11 = word_3 >> int(16);
-    return make_float4 (in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S11, zero_2), in_place_1(_S11, zero_2));
+    uint _S2 = word_3 >> int(16);
+    return make_float4 (in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S2, zero_2), in_place_1(_S2, zero_2));
 }
 
 __device__ float4  signed_bytes_0(uint word_4)
@@ -106,190 +66,348 @@ __device__ float4  signed_bytes_0(uint word_4)
     return whole_bytes_0(word_4 ^ 2155905152U, 128.0f);
 }
 
-__device__ float Q8_0Eights_product_0(Q8_0Eights_Eight_0 * eight_0, uint i_3, float4  a_0, float4  b_0)
+__device__ float Q8_0Eights_product_0(Q8_0Eights_Eight_0 * eight_0, uint i_2, float4  a_0, float4  b_0)
 {
     return halves_0(eight_0->d_0).x * (dot_0(signed_bytes_0(eight_0->low_0), a_0) + dot_0(signed_bytes_0(eight_0->high_0), b_0));
 }
 
-__device__ void add_products_0(Products_0 * products_0, FixedArray<uint, 4>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_4, uint lanes_0)
+__device__ void add_products_0(Products_0 * products_0, FixedArray<Q8_0Eights_Eight_0, 8>  * eights_0, StructuredBuffer<float4 > x_1, uint x_offset_0, StructuredBuffer<float4 > norm_0, uint norm_offset_0, uint i_3, uint step_0)
 {
-    FixedArray<Q8_0Eights_Eight_0, 8>  eights_0;
-    uint _S12 = (*begins_0)[int(0)];
-    eights_0[int(0)] = Q8_0Eights_load_0(even_0, (*begins_0)[int(0)], i_4);
-    uint _S13 = (*begins_0)[int(1)];
-    eights_0[int(1)] = Q8_0Eights_load_0(odd_0, (*begins_0)[int(1)], i_4);
-    uint _S14 = (*begins_0)[int(2)];
-    eights_0[int(2)] = Q8_0Eights_load_0(even_0, (*begins_0)[int(2)], i_4);
-    uint _S15 = (*begins_0)[int(3)];
-    eights_0[int(3)] = Q8_0Eights_load_0(odd_0, (*begins_0)[int(3)], i_4);
-    uint _S16 = i_4 + lanes_0;
-    eights_0[int(4)] = Q8_0Eights_load_0(even_0, _S12, _S16);
-    eights_0[int(5)] = Q8_0Eights_load_0(odd_0, _S13, _S16);
-    eights_0[int(6)] = Q8_0Eights_load_0(even_0, _S14, _S16);
-    eights_0[int(7)] = Q8_0Eights_load_0(odd_0, _S15, _S16);
-    uint2  _S17 = Q8_0Eights_places_0(i_4);
-    uint _S18 = _S17.x;
-    float4  _S19 = __ldg((&(x_1)[x_offset_0 + _S18]));
-    uint _S20 = _S17.y;
-    float4  _S21 = __ldg((&(x_1)[x_offset_0 + _S20]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S19, _S19) + dot_0(_S21, _S21));
-    float4  _S22 = __ldg((&(norm_0)[norm_offset_0 + _S18]));
-    float4  a_1 = _S19 * _S22;
-    float4  _S23 = __ldg((&(norm_0)[norm_offset_0 + _S20]));
-    float4  b_1 = _S21 * _S23;
-    Q8_0Eights_Eight_0 _S24 = eights_0[int(0)];
-    float _S25 = Q8_0Eights_product_0(&_S24, i_4, a_1, b_1);
-    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S25;
-    Q8_0Eights_Eight_0 _S26 = eights_0[int(1)];
-    float _S27 = Q8_0Eights_product_0(&_S26, i_4, a_1, b_1);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S27;
-    Q8_0Eights_Eight_0 _S28 = eights_0[int(2)];
-    float _S29 = Q8_0Eights_product_0(&_S28, i_4, a_1, b_1);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S29;
-    Q8_0Eights_Eight_0 _S30 = eights_0[int(3)];
-    float _S31 = Q8_0Eights_product_0(&_S30, i_4, a_1, b_1);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S31;
-    uint2  _S32 = Q8_0Eights_places_0(_S16);
-    uint _S33 = _S32.x;
-    float4  _S34 = __ldg((&(x_1)[x_offset_0 + _S33]));
-    uint _S35 = _S32.y;
-    float4  _S36 = __ldg((&(x_1)[x_offset_0 + _S35]));
-    products_0->squares_0 = products_0->squares_0 + (dot_0(_S34, _S34) + dot_0(_S36, _S36));
-    float4  _S37 = __ldg((&(norm_0)[norm_offset_0 + _S33]));
-    float4  a_2 = _S34 * _S37;
-    float4  _S38 = __ldg((&(norm_0)[norm_offset_0 + _S35]));
-    float4  b_2 = _S36 * _S38;
-    Q8_0Eights_Eight_0 _S39 = eights_0[int(4)];
-    float _S40 = Q8_0Eights_product_0(&_S39, _S16, a_2, b_2);
+    uint2  _S3 = Q8_0Eights_places_0(i_3);
+    uint _S4 = _S3.x;
+    float4  _S5 = __ldg((&(x_1)[x_offset_0 + _S4]));
+    uint _S6 = _S3.y;
+    float4  _S7 = __ldg((&(x_1)[x_offset_0 + _S6]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S5, _S5) + dot_0(_S7, _S7));
+    float4  _S8 = __ldg((&(norm_0)[norm_offset_0 + _S4]));
+    float4  a_1 = _S5 * _S8;
+    float4  _S9 = __ldg((&(norm_0)[norm_offset_0 + _S6]));
+    float4  b_1 = _S7 * _S9;
+    float _S10 = Q8_0Eights_product_0(&(*eights_0)[int(0)], i_3, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S10;
+    float _S11 = Q8_0Eights_product_0(&(*eights_0)[int(1)], i_3, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S11;
+    uint _S12 = i_3 + step_0;
+    uint2  _S13 = Q8_0Eights_places_0(_S12);
+    uint _S14 = _S13.x;
+    float4  _S15 = __ldg((&(x_1)[x_offset_0 + _S14]));
+    uint _S16 = _S13.y;
+    float4  _S17 = __ldg((&(x_1)[x_offset_0 + _S16]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S15, _S15) + dot_0(_S17, _S17));
+    float4  _S18 = __ldg((&(norm_0)[norm_offset_0 + _S14]));
+    float4  a_2 = _S15 * _S18;
+    float4  _S19 = __ldg((&(norm_0)[norm_offset_0 + _S16]));
+    float4  b_2 = _S17 * _S19;
+    float _S20 = Q8_0Eights_product_0(&(*eights_0)[int(2)], _S12, a_2, b_2);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S20;
+    float _S21 = Q8_0Eights_product_0(&(*eights_0)[int(3)], _S12, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S21;
+    uint _S22 = i_3 + 2U * step_0;
+    uint2  _S23 = Q8_0Eights_places_0(_S22);
+    uint _S24 = _S23.x;
+    float4  _S25 = __ldg((&(x_1)[x_offset_0 + _S24]));
+    uint _S26 = _S23.y;
+    float4  _S27 = __ldg((&(x_1)[x_offset_0 + _S26]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S25, _S25) + dot_0(_S27, _S27));
+    float4  _S28 = __ldg((&(norm_0)[norm_offset_0 + _S24]));
+    float4  a_3 = _S25 * _S28;
+    float4  _S29 = __ldg((&(norm_0)[norm_offset_0 + _S26]));
+    float4  b_3 = _S27 * _S29;
+    float _S30 = Q8_0Eights_product_0(&(*eights_0)[int(4)], _S22, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S30;
+    float _S31 = Q8_0Eights_product_0(&(*eights_0)[int(5)], _S22, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S31;
+    uint _S32 = i_3 + 3U * step_0;
+    uint2  _S33 = Q8_0Eights_places_0(_S32);
+    uint _S34 = _S33.x;
+    float4  _S35 = __ldg((&(x_1)[x_offset_0 + _S34]));
+    uint _S36 = _S33.y;
+    float4  _S37 = __ldg((&(x_1)[x_offset_0 + _S36]));
+    products_0->squares_0 = products_0->squares_0 + (dot_0(_S35, _S35) + dot_0(_S37, _S37));
+    float4  _S38 = __ldg((&(norm_0)[norm_offset_0 + _S34]));
+    float4  a_4 = _S35 * _S38;
+    float4  _S39 = __ldg((&(norm_0)[norm_offset_0 + _S36]));
+    float4  b_4 = _S37 * _S39;
+    float _S40 = Q8_0Eights_product_0(&(*eights_0)[int(6)], _S32, a_4, b_4);
     products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S40;
-    Q8_0Eights_Eight_0 _S41 = eights_0[int(5)];
-    float _S42 = Q8_0Eights_product_0(&_S41, _S16, a_2, b_2);
-    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S42;
-    Q8_0Eights_Eight_0 _S43 = eights_0[int(6)];
-    float _S44 = Q8_0Eights_product_0(&_S43, _S16, a_2, b_2);
-    products_0->sums_0[int(2)] = products_0->sums_0[int(2)] + _S44;
-    Q8_0Eights_Eight_0 _S45 = eights_0[int(7)];
-    float _S46 = Q8_0Eights_product_0(&_S45, _S16, a_2, b_2);
-    products_0->sums_0[int(3)] = products_0->sums_0[int(3)] + _S46;
+    float _S41 = Q8_0Eights_product_0(&(*eights_0)[int(7)], _S32, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S41;
     return;
 }
 
-__device__ void add_products_1(Products_0 * products_1, FixedArray<uint, 4>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_5, uint lanes_1)
+__device__ uint second_if_0(bool aligned_0, uint first_0, uint second_0)
 {
-    FixedArray<Q8_0Eights_Eight_0, 4>  eights_1;
-    eights_1[int(0)] = Q8_0Eights_load_0(even_1, (*begins_1)[int(0)], i_5);
-    eights_1[int(1)] = Q8_0Eights_load_0(odd_1, (*begins_1)[int(1)], i_5);
-    eights_1[int(2)] = Q8_0Eights_load_0(even_1, (*begins_1)[int(2)], i_5);
-    eights_1[int(3)] = Q8_0Eights_load_0(odd_1, (*begins_1)[int(3)], i_5);
-    uint2  _S47 = Q8_0Eights_places_0(i_5);
-    uint _S48 = _S47.x;
-    float4  _S49 = __ldg((&(x_2)[x_offset_1 + _S48]));
-    uint _S50 = _S47.y;
-    float4  _S51 = __ldg((&(x_2)[x_offset_1 + _S50]));
-    products_1->squares_0 = products_1->squares_0 + (dot_0(_S49, _S49) + dot_0(_S51, _S51));
-    float4  _S52 = __ldg((&(norm_1)[norm_offset_1 + _S48]));
-    float4  a_3 = _S49 * _S52;
-    float4  _S53 = __ldg((&(norm_1)[norm_offset_1 + _S50]));
-    float4  b_3 = _S51 * _S53;
-    Q8_0Eights_Eight_0 _S54 = eights_1[int(0)];
-    float _S55 = Q8_0Eights_product_0(&_S54, i_5, a_3, b_3);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S55;
-    Q8_0Eights_Eight_0 _S56 = eights_1[int(1)];
-    float _S57 = Q8_0Eights_product_0(&_S56, i_5, a_3, b_3);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S57;
-    Q8_0Eights_Eight_0 _S58 = eights_1[int(2)];
-    float _S59 = Q8_0Eights_product_0(&_S58, i_5, a_3, b_3);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S59;
-    Q8_0Eights_Eight_0 _S60 = eights_1[int(3)];
-    float _S61 = Q8_0Eights_product_0(&_S60, i_5, a_3, b_3);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S61;
+    uint _S42;
+    if(aligned_0)
+    {
+        _S42 = second_0;
+    }
+    else
+    {
+        _S42 = (first_0 >> int(16)) | (second_0 << int(16));
+    }
+    return _S42;
+}
+
+__device__ uint load_half_0(StructuredBuffer<uint> words_0, uint half_0)
+{
+    uint _S43 = __ldg((&(words_0)[half_0 / 2U]));
+    return _S43 >> (half_0 % 2U * 16U);
+}
+
+__device__ Q8_0Eights_Eight_0 Q8_0Eights_Eight_x24init_0(uint low_1, uint high_1, uint d_1)
+{
+    Q8_0Eights_Eight_0 _S44;
+    (&_S44)->low_0 = low_1;
+    (&_S44)->high_0 = high_1;
+    (&_S44)->d_0 = d_1;
+    return _S44;
+}
+
+__device__ Q8_0Eights_Eight_0 Q8_0Eights_load_0(StructuredBuffer<uint> weight_0, uint begin_0, uint i_4)
+{
+    uint _S45 = begin_0 + i_4 / 4U * 17U;
+    uint _S46 = _S45 / 2U + i_4 % 4U * 2U;
+    uint _S47 = __ldg((&(weight_0)[_S46 + 1U]));
+    bool _S48 = (_S45 % 2U) != 0U;
+    uint _S49 = __ldg((&(weight_0)[_S46]));
+    uint _S50 = second_if_0(_S48, _S49, _S47);
+    uint _S51 = __ldg((&(weight_0)[_S46 + 2U]));
+    return Q8_0Eights_Eight_x24init_0(_S50, second_if_0(_S48, _S47, _S51), load_half_0(weight_0, _S45));
+}
+
+__device__ void load_eights_0(FixedArray<uint, 2>  * begins_0, StructuredBuffer<uint> even_0, StructuredBuffer<uint> odd_0, uint i_5, uint step_1, FixedArray<Q8_0Eights_Eight_0, 8>  * _S52)
+{
+    FixedArray<Q8_0Eights_Eight_0, 8>  eights_1;
+    uint _S53 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q8_0Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
+    uint _S54 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q8_0Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
+    uint _S55 = i_5 + step_1;
+    eights_1[int(2)] = Q8_0Eights_load_0(even_0, _S53, _S55);
+    eights_1[int(3)] = Q8_0Eights_load_0(odd_0, _S54, _S55);
+    uint _S56 = i_5 + 2U * step_1;
+    eights_1[int(4)] = Q8_0Eights_load_0(even_0, _S53, _S56);
+    eights_1[int(5)] = Q8_0Eights_load_0(odd_0, _S54, _S56);
+    uint _S57 = i_5 + 3U * step_1;
+    eights_1[int(6)] = Q8_0Eights_load_0(even_0, _S53, _S57);
+    eights_1[int(7)] = Q8_0Eights_load_0(odd_0, _S54, _S57);
+    *_S52 = eights_1;
     return;
 }
 
-__device__ void subgroup_sums_0(FixedArray<float, 4>  * values_0, FixedArray<float, 4>  * _S62)
+__device__ void add_products_1(Products_0 * products_1, FixedArray<Q8_0Eights_Eight_0, 2>  * eights_2, StructuredBuffer<float4 > x_2, uint x_offset_1, StructuredBuffer<float4 > norm_1, uint norm_offset_1, uint i_6, uint step_2)
 {
-    FixedArray<float, 4>  result_2;
-    float _S63 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
-    result_2[int(0)] = _S63;
-    float _S64 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
-    result_2[int(1)] = _S64;
-    float _S65 = (_waveSum(0xffffffffu, ((*values_0)[int(2)])));
-    result_2[int(2)] = _S65;
-    float _S66 = (_waveSum(0xffffffffu, ((*values_0)[int(3)])));
-    result_2[int(3)] = _S66;
-    *_S62 = result_2;
+    uint2  _S58 = Q8_0Eights_places_0(i_6);
+    uint _S59 = _S58.x;
+    float4  _S60 = __ldg((&(x_2)[x_offset_1 + _S59]));
+    uint _S61 = _S58.y;
+    float4  _S62 = __ldg((&(x_2)[x_offset_1 + _S61]));
+    products_1->squares_0 = products_1->squares_0 + (dot_0(_S60, _S60) + dot_0(_S62, _S62));
+    float4  _S63 = __ldg((&(norm_1)[norm_offset_1 + _S59]));
+    float4  a_5 = _S60 * _S63;
+    float4  _S64 = __ldg((&(norm_1)[norm_offset_1 + _S61]));
+    float4  b_5 = _S62 * _S64;
+    float _S65 = Q8_0Eights_product_0(&(*eights_2)[int(0)], i_6, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S65;
+    float _S66 = Q8_0Eights_product_0(&(*eights_2)[int(1)], i_6, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S66;
     return;
 }
 
-__device__ float own_0(FixedArray<float, 4>  * values_1)
+__device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<uint> even_1, StructuredBuffer<uint> odd_1, uint i_7, uint step_3, FixedArray<Q8_0Eights_Eight_0, 2>  * _S67)
 {
-    float _S67 = (*values_1)[int(0)];
-    uint _S68 = (_getLaneId());
+    FixedArray<Q8_0Eights_Eight_0, 2>  eights_3;
+    eights_3[int(0)] = Q8_0Eights_load_0(even_1, (*begins_1)[int(0)], i_7);
+    eights_3[int(1)] = Q8_0Eights_load_0(odd_1, (*begins_1)[int(1)], i_7);
+    *_S67 = eights_3;
+    return;
+}
+
+struct Products_1
+{
+    FixedArray<float, 4>  sums_0;
+    float squares_0;
+};
+
+__device__ void add_products_2(Products_1 * products_2, FixedArray<Q8_0Eights_Eight_0, 8>  * eights_4, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2, uint i_8, uint step_4)
+{
+    uint2  _S68 = Q8_0Eights_places_0(i_8);
+    uint _S69 = _S68.x;
+    float4  _S70 = __ldg((&(x_3)[x_offset_2 + _S69]));
+    uint _S71 = _S68.y;
+    float4  _S72 = __ldg((&(x_3)[x_offset_2 + _S71]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S70, _S70) + dot_0(_S72, _S72));
+    float4  _S73 = __ldg((&(norm_2)[norm_offset_2 + _S69]));
+    float4  a_6 = _S70 * _S73;
+    float4  _S74 = __ldg((&(norm_2)[norm_offset_2 + _S71]));
+    float4  b_6 = _S72 * _S74;
+    float _S75 = Q8_0Eights_product_0(&(*eights_4)[int(0)], i_8, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S75;
+    float _S76 = Q8_0Eights_product_0(&(*eights_4)[int(1)], i_8, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S76;
+    float _S77 = Q8_0Eights_product_0(&(*eights_4)[int(2)], i_8, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S77;
+    float _S78 = Q8_0Eights_product_0(&(*eights_4)[int(3)], i_8, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S78;
+    uint _S79 = i_8 + step_4;
+    uint2  _S80 = Q8_0Eights_places_0(_S79);
+    uint _S81 = _S80.x;
+    float4  _S82 = __ldg((&(x_3)[x_offset_2 + _S81]));
+    uint _S83 = _S80.y;
+    float4  _S84 = __ldg((&(x_3)[x_offset_2 + _S83]));
+    products_2->squares_0 = products_2->squares_0 + (dot_0(_S82, _S82) + dot_0(_S84, _S84));
+    float4  _S85 = __ldg((&(norm_2)[norm_offset_2 + _S81]));
+    float4  a_7 = _S82 * _S85;
+    float4  _S86 = __ldg((&(norm_2)[norm_offset_2 + _S83]));
+    float4  b_7 = _S84 * _S86;
+    float _S87 = Q8_0Eights_product_0(&(*eights_4)[int(4)], _S79, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S87;
+    float _S88 = Q8_0Eights_product_0(&(*eights_4)[int(5)], _S79, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S88;
+    float _S89 = Q8_0Eights_product_0(&(*eights_4)[int(6)], _S79, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S89;
+    float _S90 = Q8_0Eights_product_0(&(*eights_4)[int(7)], _S79, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S90;
+    return;
+}
+
+__device__ void load_eights_2(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint i_9, uint step_5, FixedArray<Q8_0Eights_Eight_0, 8>  * _S91)
+{
+    FixedArray<Q8_0Eights_Eight_0, 8>  eights_5;
+    uint _S92 = (*begins_2)[int(0)];
+    eights_5[int(0)] = Q8_0Eights_load_0(even_2, (*begins_2)[int(0)], i_9);
+    uint _S93 = (*begins_2)[int(1)];
+    eights_5[int(1)] = Q8_0Eights_load_0(odd_2, (*begins_2)[int(1)], i_9);
+    uint _S94 = (*begins_2)[int(2)];
+    eights_5[int(2)] = Q8_0Eights_load_0(even_2, (*begins_2)[int(2)], i_9);
+    uint _S95 = (*begins_2)[int(3)];
+    eights_5[int(3)] = Q8_0Eights_load_0(odd_2, (*begins_2)[int(3)], i_9);
+    uint _S96 = i_9 + step_5;
+    eights_5[int(4)] = Q8_0Eights_load_0(even_2, _S92, _S96);
+    eights_5[int(5)] = Q8_0Eights_load_0(odd_2, _S93, _S96);
+    eights_5[int(6)] = Q8_0Eights_load_0(even_2, _S94, _S96);
+    eights_5[int(7)] = Q8_0Eights_load_0(odd_2, _S95, _S96);
+    *_S91 = eights_5;
+    return;
+}
+
+__device__ void add_products_3(Products_1 * products_3, FixedArray<Q8_0Eights_Eight_0, 4>  * eights_6, StructuredBuffer<float4 > x_4, uint x_offset_3, StructuredBuffer<float4 > norm_3, uint norm_offset_3, uint i_10, uint step_6)
+{
+    uint2  _S97 = Q8_0Eights_places_0(i_10);
+    uint _S98 = _S97.x;
+    float4  _S99 = __ldg((&(x_4)[x_offset_3 + _S98]));
+    uint _S100 = _S97.y;
+    float4  _S101 = __ldg((&(x_4)[x_offset_3 + _S100]));
+    products_3->squares_0 = products_3->squares_0 + (dot_0(_S99, _S99) + dot_0(_S101, _S101));
+    float4  _S102 = __ldg((&(norm_3)[norm_offset_3 + _S98]));
+    float4  a_8 = _S99 * _S102;
+    float4  _S103 = __ldg((&(norm_3)[norm_offset_3 + _S100]));
+    float4  b_8 = _S101 * _S103;
+    float _S104 = Q8_0Eights_product_0(&(*eights_6)[int(0)], i_10, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S104;
+    float _S105 = Q8_0Eights_product_0(&(*eights_6)[int(1)], i_10, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S105;
+    float _S106 = Q8_0Eights_product_0(&(*eights_6)[int(2)], i_10, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S106;
+    float _S107 = Q8_0Eights_product_0(&(*eights_6)[int(3)], i_10, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S107;
+    return;
+}
+
+__device__ void load_eights_3(FixedArray<uint, 4>  * begins_3, StructuredBuffer<uint> even_3, StructuredBuffer<uint> odd_3, uint i_11, uint step_7, FixedArray<Q8_0Eights_Eight_0, 4>  * _S108)
+{
+    FixedArray<Q8_0Eights_Eight_0, 4>  eights_7;
+    eights_7[int(0)] = Q8_0Eights_load_0(even_3, (*begins_3)[int(0)], i_11);
+    eights_7[int(1)] = Q8_0Eights_load_0(odd_3, (*begins_3)[int(1)], i_11);
+    eights_7[int(2)] = Q8_0Eights_load_0(even_3, (*begins_3)[int(2)], i_11);
+    eights_7[int(3)] = Q8_0Eights_load_0(odd_3, (*begins_3)[int(3)], i_11);
+    *_S108 = eights_7;
+    return;
+}
+
+__device__ void subgroup_sums_0(FixedArray<float, 2>  * values_0, FixedArray<float, 2>  * _S109)
+{
+    FixedArray<float, 2>  result_2;
+    float _S110 = (_waveSum(0xffffffffu, ((*values_0)[int(0)])));
+    result_2[int(0)] = _S110;
+    float _S111 = (_waveSum(0xffffffffu, ((*values_0)[int(1)])));
+    result_2[int(1)] = _S111;
+    *_S109 = result_2;
+    return;
+}
+
+__device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
+{
+    float _S112 = (*values_1)[int(0)];
     float result_3;
-    if(_S68 == 1U)
+    if(number_0 == 1U)
     {
         result_3 = (*values_1)[int(1)];
     }
     else
     {
-        result_3 = _S67;
-    }
-    uint _S69 = (_getLaneId());
-    if(_S69 == 2U)
-    {
-        result_3 = (*values_1)[int(2)];
-    }
-    else
-    {
-    }
-    uint _S70 = (_getLaneId());
-    if(_S70 == 3U)
-    {
-        result_3 = (*values_1)[int(3)];
-    }
-    else
-    {
+        result_3 = _S112;
     }
     return result_3;
 }
 
-__device__ Products_0 products_of_thread_0(FixedArray<uint, 4>  * begins_2, StructuredBuffer<uint> even_2, StructuredBuffer<uint> odd_2, uint k_0, StructuredBuffer<float4 > x_3, uint x_offset_2, StructuredBuffer<float4 > norm_2, uint norm_offset_2)
+__device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_4, StructuredBuffer<uint> even_4, StructuredBuffer<uint> odd_4, uint k_0, StructuredBuffer<float4 > x_5, uint x_offset_4, StructuredBuffer<float4 > norm_4, uint norm_offset_4, uint first_1, uint step_8)
 {
-    Products_0 products_2;
-    (&products_2)->squares_0 = 0.0f;
-    (&products_2)->sums_0[int(0)] = 0.0f;
-    (&products_2)->sums_0[int(1)] = 0.0f;
-    (&products_2)->sums_0[int(2)] = 0.0f;
-    (&products_2)->sums_0[int(3)] = 0.0f;
-    uint _S71 = ((warpSize));
-    uint _S72 = k_0 / 8U;
-    uint _S73 = (_getLaneId());
-    uint i_6 = _S73;
+    Products_0 products_4;
+    (&products_4)->squares_0 = 0.0f;
+    (&products_4)->sums_0[int(0)] = 0.0f;
+    (&products_4)->sums_0[int(1)] = 0.0f;
+    uint _S113 = k_0 / 8U;
+    uint i_12;
+    if((first_1 + 3U * step_8) < _S113)
+    {
+        FixedArray<Q8_0Eights_Eight_0, 8>  _S114;
+        load_eights_0(begins_4, even_4, odd_4, first_1, step_8, &_S114);
+        i_12 = first_1;
+        FixedArray<Q8_0Eights_Eight_0, 8>  loaded_0 = _S114;
+        for(;;)
+        {
+            if((i_12 + 7U * step_8) < _S113)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S115 = i_12 + 4U * step_8;
+            FixedArray<Q8_0Eights_Eight_0, 8>  _S116;
+            load_eights_0(begins_4, even_4, odd_4, _S115, step_8, &_S116);
+            FixedArray<Q8_0Eights_Eight_0, 8>  _S117 = _S116;
+            FixedArray<Q8_0Eights_Eight_0, 8>  _S118 = loaded_0;
+            add_products_0(&products_4, &_S118, x_5, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+            i_12 = _S115;
+            loaded_0 = _S117;
+        }
+        FixedArray<Q8_0Eights_Eight_0, 8>  _S119 = loaded_0;
+        add_products_0(&products_4, &_S119, x_5, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + 4U * step_8;
+    }
+    else
+    {
+        i_12 = first_1;
+    }
     for(;;)
     {
-        if((i_6 + _S71) < _S72)
+        if(i_12 < _S113)
         {
         }
         else
         {
             break;
         }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S71);
-        i_6 = i_6 + 2U * _S71;
+        FixedArray<Q8_0Eights_Eight_0, 2>  _S120;
+        load_eights_1(begins_4, even_4, odd_4, i_12, step_8, &_S120);
+        FixedArray<Q8_0Eights_Eight_0, 2>  _S121 = _S120;
+        add_products_1(&products_4, &_S121, x_5, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + step_8;
     }
-    for(;;)
-    {
-        if(i_6 < _S72)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_3, x_offset_2, norm_2, norm_offset_2, i_6, _S71);
-        i_6 = i_6 + _S71;
-    }
-    return products_2;
+    return products_4;
 }
 
 __device__ uint Q8_0Eights_begin_0(uint offset_0, uint k_1, uint row_0)
@@ -297,28 +415,143 @@ __device__ uint Q8_0Eights_begin_0(uint offset_0, uint k_1, uint row_0)
     return 2U * offset_0 + row_0 * (k_1 / 32U) * 17U;
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 4>  * _S74)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_2, uint n_0, FixedArray<uint, 2>  * _S122)
 {
-    FixedArray<uint, 4>  begins_3;
-    uint _S75 = n_0 - 1U;
-    begins_3[int(0)] = Q8_0Eights_begin_0(offset_1, k_2, (U32_min((first_1), (_S75))));
-    begins_3[int(1)] = Q8_0Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S75))));
-    begins_3[int(2)] = Q8_0Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 2U), (_S75))));
-    begins_3[int(3)] = Q8_0Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 3U), (_S75))));
-    *_S74 = begins_3;
+    FixedArray<uint, 2>  begins_5;
+    uint _S123 = n_0 - 1U;
+    begins_5[int(0)] = Q8_0Eights_begin_0(offset_1, k_2, (U32_min((first_2), (_S123))));
+    begins_5[int(1)] = Q8_0Eights_begin_0(offset_1, k_2, (U32_min((first_2 + 1U), (_S123))));
+    *_S122 = begins_5;
+    return;
+}
+
+__device__ void subgroup_sums_1(FixedArray<float, 4>  * values_2, FixedArray<float, 4>  * _S124)
+{
+    FixedArray<float, 4>  result_4;
+    float _S125 = (_waveSum(0xffffffffu, ((*values_2)[int(0)])));
+    result_4[int(0)] = _S125;
+    float _S126 = (_waveSum(0xffffffffu, ((*values_2)[int(1)])));
+    result_4[int(1)] = _S126;
+    float _S127 = (_waveSum(0xffffffffu, ((*values_2)[int(2)])));
+    result_4[int(2)] = _S127;
+    float _S128 = (_waveSum(0xffffffffu, ((*values_2)[int(3)])));
+    result_4[int(3)] = _S128;
+    *_S124 = result_4;
+    return;
+}
+
+__device__ float chosen_1(FixedArray<float, 4>  * values_3, uint number_1)
+{
+    float _S129 = (*values_3)[int(0)];
+    float result_5;
+    if(number_1 == 1U)
+    {
+        result_5 = (*values_3)[int(1)];
+    }
+    else
+    {
+        result_5 = _S129;
+    }
+    if(number_1 == 2U)
+    {
+        result_5 = (*values_3)[int(2)];
+    }
+    else
+    {
+    }
+    if(number_1 == 3U)
+    {
+        result_5 = (*values_3)[int(3)];
+    }
+    else
+    {
+    }
+    return result_5;
+}
+
+__device__ Products_1 products_of_thread_1(FixedArray<uint, 4>  * begins_6, StructuredBuffer<uint> even_5, StructuredBuffer<uint> odd_5, uint k_3, StructuredBuffer<float4 > x_6, uint x_offset_5, StructuredBuffer<float4 > norm_5, uint norm_offset_5, uint first_3, uint step_9)
+{
+    Products_1 products_5;
+    (&products_5)->squares_0 = 0.0f;
+    (&products_5)->sums_0[int(0)] = 0.0f;
+    (&products_5)->sums_0[int(1)] = 0.0f;
+    (&products_5)->sums_0[int(2)] = 0.0f;
+    (&products_5)->sums_0[int(3)] = 0.0f;
+    uint _S130 = k_3 / 8U;
+    uint i_13;
+    if((first_3 + step_9) < _S130)
+    {
+        FixedArray<Q8_0Eights_Eight_0, 8>  _S131;
+        load_eights_2(begins_6, even_5, odd_5, first_3, step_9, &_S131);
+        i_13 = first_3;
+        FixedArray<Q8_0Eights_Eight_0, 8>  loaded_1 = _S131;
+        for(;;)
+        {
+            if((i_13 + 3U * step_9) < _S130)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S132 = i_13 + 2U * step_9;
+            FixedArray<Q8_0Eights_Eight_0, 8>  _S133;
+            load_eights_2(begins_6, even_5, odd_5, _S132, step_9, &_S133);
+            FixedArray<Q8_0Eights_Eight_0, 8>  _S134 = _S133;
+            FixedArray<Q8_0Eights_Eight_0, 8>  _S135 = loaded_1;
+            add_products_2(&products_5, &_S135, x_6, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+            i_13 = _S132;
+            loaded_1 = _S134;
+        }
+        FixedArray<Q8_0Eights_Eight_0, 8>  _S136 = loaded_1;
+        add_products_2(&products_5, &_S136, x_6, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + 2U * step_9;
+    }
+    else
+    {
+        i_13 = first_3;
+    }
+    for(;;)
+    {
+        if(i_13 < _S130)
+        {
+        }
+        else
+        {
+            break;
+        }
+        FixedArray<Q8_0Eights_Eight_0, 4>  _S137;
+        load_eights_3(begins_6, even_5, odd_5, i_13, step_9, &_S137);
+        FixedArray<Q8_0Eights_Eight_0, 4>  _S138 = _S137;
+        add_products_3(&products_5, &_S138, x_6, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + step_9;
+    }
+    return products_5;
+}
+
+__device__ void begins_of_rows_1(uint offset_2, uint k_4, uint first_4, uint n_1, FixedArray<uint, 4>  * _S139)
+{
+    FixedArray<uint, 4>  begins_7;
+    uint _S140 = n_1 - 1U;
+    begins_7[int(0)] = Q8_0Eights_begin_0(offset_2, k_4, (U32_min((first_4), (_S140))));
+    begins_7[int(1)] = Q8_0Eights_begin_0(offset_2, k_4, (U32_min((first_4 + 1U), (_S140))));
+    begins_7[int(2)] = Q8_0Eights_begin_0(offset_2, k_4, (U32_min((first_4 + 2U), (_S140))));
+    begins_7[int(3)] = Q8_0Eights_begin_0(offset_2, k_4, (U32_min((first_4 + 3U), (_S140))));
+    *_S139 = begins_7;
     return;
 }
 
 struct NormGemvParams_0
 {
     uint weight_offset_0;
-    uint x_offset_3;
-    uint norm_offset_3;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint bias_offset_0;
     uint out_offset_0;
-    uint n_1;
-    uint k_3;
+    uint n_2;
+    uint k_5;
     float eps_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -327,80 +560,156 @@ __device__ uint group_number_0(uint3  group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-__device__ void norm_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_4, StructuredBuffer<float4 > norm_3, StructuredBuffer<float> bias_0, RWStructuredBuffer<float> result_4, NormGemvParams_0 * p_0)
+__device__ void norm_gemv_0(uint3  group_1, uint thread_0, StructuredBuffer<uint> weight_1, StructuredBuffer<float4 > x_7, StructuredBuffer<float4 > norm_6, StructuredBuffer<float> bias_0, RWStructuredBuffer<float> result_6, NormGemvParams_0 * p_0)
 {
-    uint _S76 = ((warpSize));
-    uint _S77 = 128U / _S76;
-    uint _S78 = p_0->groups_0 * _S77 * 4U;
-    uint _S79 = group_number_0(group_1) * _S77;
-    uint _S80 = thread_0 / _S76;
-    uint first_2 = (_S79 + _S80) * 4U;
+    uint _S141 = (_getLaneId());
+    uint _S142 = ((warpSize));
+    uint _S143 = 128U / _S142;
+    uint _S144 = p_0->groups_0 * _S143 * 2U;
+    uint _S145 = group_number_0(group_1) * _S143;
+    uint _S146 = thread_0 / _S142;
+    uint first_5 = (_S145 + _S146) * 2U;
     for(;;)
     {
-        uint _S81 = p_0->n_1;
-        if(first_2 < (p_0->n_1))
+        uint _S147 = p_0->n_2;
+        if(first_5 < (p_0->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S82 = (_getLaneId());
-        uint _S83 = first_2 + _S82;
-        uint _S84 = (_getLaneId());
-        bool _S85;
-        if(_S84 < 4U)
+        uint _S148 = first_5 + _S141;
+        bool _S149;
+        if(_S141 < 2U)
         {
-            _S85 = _S83 < _S81;
+            _S149 = _S148 < _S147;
         }
         else
         {
-            _S85 = false;
+            _S149 = false;
         }
-        bool _S86;
-        if(_S85)
+        bool _S150;
+        if(_S149)
         {
-            _S86 = (p_0->bias_offset_0) != 4294967295U;
+            _S150 = (p_0->bias_offset_0) != 4294967295U;
         }
         else
         {
-            _S86 = false;
+            _S150 = false;
         }
         float added_0;
-        if(_S86)
+        if(_S150)
         {
-            float _S87 = __ldg((&(bias_0)[p_0->bias_offset_0 + _S83]));
-            added_0 = _S87;
+            float _S151 = __ldg((&(bias_0)[p_0->bias_offset_0 + _S148]));
+            added_0 = _S151;
         }
         else
         {
             added_0 = 0.0f;
         }
-        uint _S88 = p_0->k_3;
-        FixedArray<uint, 4>  _S89;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_2, _S81, &_S89);
-        FixedArray<uint, 4>  _S90 = _S89;
-        Products_0 _S91 = products_of_thread_0(&_S90, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, norm_3, p_0->norm_offset_3);
-        float _S92 = (_waveSum(0xffffffffu, (_S91.squares_0)));
-        float _S93 = 1.0f / (F32_sqrt((_S92 / float(_S88) + p_0->eps_0)));
-        FixedArray<float, 4>  _S94 = _S91.sums_0;
-        FixedArray<float, 4>  _S95;
-        subgroup_sums_0(&_S94, &_S95);
-        FixedArray<float, 4>  _S96 = _S95;
-        float _S97 = own_0(&_S96);
-        if(_S85)
+        uint _S152 = p_0->k_5;
+        FixedArray<uint, 2>  _S153;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_5, first_5, _S147, &_S153);
+        FixedArray<uint, 2>  _S154 = _S153;
+        Products_0 _S155 = products_of_thread_0(&_S154, weight_1, weight_1, p_0->k_5, x_7, p_0->x_offset_6, norm_6, p_0->norm_offset_6, _S141, _S142);
+        float _S156 = (_waveSum(0xffffffffu, (_S155.squares_0)));
+        float _S157 = 1.0f / (F32_sqrt((_S156 / float(_S152) + p_0->eps_0)));
+        FixedArray<float, 2>  _S158 = _S155.sums_0;
+        FixedArray<float, 2>  _S159;
+        subgroup_sums_0(&_S158, &_S159);
+        FixedArray<float, 2>  _S160 = _S159;
+        float _S161 = chosen_0(&_S160, _S141);
+        if(_S149)
         {
-            *(&(result_4)[p_0->out_offset_0 + _S83]) = _S97 * _S93 + added_0;
+            *(&(result_6)[p_0->out_offset_0 + _S148]) = _S161 * _S157 + added_0;
         }
-        first_2 = first_2 + _S78;
+        first_5 = first_5 + _S144;
     }
     return;
 }
 
-extern "C" __global__ void norm_gemv_q8_0(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, StructuredBuffer<float4 > norm_4, StructuredBuffer<float> bias_1, RWStructuredBuffer<float> result_5, NormGemvParams_0 p_1)
+__device__ void norm_gemv_1(uint3  group_2, uint thread_1, StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_8, StructuredBuffer<float4 > norm_7, StructuredBuffer<float> bias_1, RWStructuredBuffer<float> result_7, NormGemvParams_0 * p_1)
 {
-    uint _S98 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    NormGemvParams_0 _S99 = p_1;
-    norm_gemv_0(blockIdx, _S98, weight_2, x_5, norm_4, bias_1, result_5, &_S99);
+    uint _S162 = (_getLaneId());
+    uint _S163 = ((warpSize));
+    uint _S164 = 128U / _S163;
+    uint _S165 = p_1->groups_0 * _S164 * 4U;
+    uint _S166 = group_number_0(group_2) * _S164;
+    uint _S167 = thread_1 / _S163;
+    uint first_6 = (_S166 + _S167) * 4U;
+    for(;;)
+    {
+        uint _S168 = p_1->n_2;
+        if(first_6 < (p_1->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S169 = first_6 + _S162;
+        bool _S170;
+        if(_S162 < 4U)
+        {
+            _S170 = _S169 < _S168;
+        }
+        else
+        {
+            _S170 = false;
+        }
+        bool _S171;
+        if(_S170)
+        {
+            _S171 = (p_1->bias_offset_0) != 4294967295U;
+        }
+        else
+        {
+            _S171 = false;
+        }
+        float added_1;
+        if(_S171)
+        {
+            float _S172 = __ldg((&(bias_1)[p_1->bias_offset_0 + _S169]));
+            added_1 = _S172;
+        }
+        else
+        {
+            added_1 = 0.0f;
+        }
+        uint _S173 = p_1->k_5;
+        FixedArray<uint, 4>  _S174;
+        begins_of_rows_1(p_1->weight_offset_0, p_1->k_5, first_6, _S168, &_S174);
+        FixedArray<uint, 4>  _S175 = _S174;
+        Products_1 _S176 = products_of_thread_1(&_S175, weight_2, weight_2, p_1->k_5, x_8, p_1->x_offset_6, norm_7, p_1->norm_offset_6, _S162, _S163);
+        float _S177 = (_waveSum(0xffffffffu, (_S176.squares_0)));
+        float _S178 = 1.0f / (F32_sqrt((_S177 / float(_S173) + p_1->eps_0)));
+        FixedArray<float, 4>  _S179 = _S176.sums_0;
+        FixedArray<float, 4>  _S180;
+        subgroup_sums_1(&_S179, &_S180);
+        FixedArray<float, 4>  _S181 = _S180;
+        float _S182 = chosen_1(&_S181, _S162);
+        if(_S170)
+        {
+            *(&(result_7)[p_1->out_offset_0 + _S169]) = _S182 * _S178 + added_1;
+        }
+        first_6 = first_6 + _S165;
+    }
+    return;
+}
+
+extern "C" __global__ void norm_gemv_q8_0(StructuredBuffer<uint> weight_3, StructuredBuffer<float4 > x_9, StructuredBuffer<float4 > norm_8, StructuredBuffer<float> bias_2, RWStructuredBuffer<float> result_8, NormGemvParams_0 p_2)
+{
+    uint _S183 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    if((p_2.wide_0) != 0U)
+    {
+        NormGemvParams_0 _S184 = p_2;
+        norm_gemv_1(blockIdx, _S183, weight_3, x_9, norm_8, bias_2, result_8, &_S184);
+    }
+    else
+    {
+        NormGemvParams_0 _S185 = p_2;
+        norm_gemv_0(blockIdx, _S183, weight_3, x_9, norm_8, bias_2, result_8, &_S185);
+    }
     return;
 }

@@ -3,33 +3,21 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
-struct SixteenEights_Eight_0
-{
-    uint4 w_0;
-};
-
-SixteenEights_Eight_0 SixteenEights_Eight_x24init_0(uint4 w_1)
-{
-    thread SixteenEights_Eight_0 _S1;
-    (&_S1)->w_0 = w_1;
-    return _S1;
-}
-
 struct Products_0
 {
     array<float, int(2)> sums_0;
     float squares_0;
 };
 
-SixteenEights_Eight_0 SixteenEights_load_0(packed_uint4 device* weight_0, uint begin_0, uint i_0)
+struct SixteenEights_Eight_0
 {
-    return SixteenEights_Eight_x24init_0(uint4(*(weight_0+(begin_0 + i_0))) );
-}
+    uint4 w_0;
+};
 
-uint2 SixteenEights_places_0(uint i_1)
+uint2 SixteenEights_places_0(uint i_0)
 {
-    uint _S2 = 2U * i_1;
-    return uint2(_S2, _S2 + 1U);
+    uint _S1 = 2U * i_0;
+    return uint2(_S1, _S1 + 1U);
 }
 
 float2 halves_0(uint word_0)
@@ -42,127 +30,209 @@ float2 Half_pair_0(uint word_1)
     return halves_0(word_1);
 }
 
-float SixteenEights_product_0(const SixteenEights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
+float SixteenEights_product_0(const SixteenEights_Eight_0 thread* eight_0, uint i_1, float4 a_0, float4 b_0)
 {
     return dot(float4(Half_pair_0(eight_0->w_0.x), Half_pair_0(eight_0->w_0.y)), a_0) + dot(float4(Half_pair_0(eight_0->w_0.z), Half_pair_0(eight_0->w_0.w)), b_0);
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(2)> thread* begins_0, packed_uint4 device* even_0, packed_uint4 device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<SixteenEights_Eight_0, int(8)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_2, uint step_0)
 {
-    thread array<SixteenEights_Eight_0, int(8)> eights_0;
-    uint _S3 = (*begins_0)[int(0)];
-    SixteenEights_Eight_0 _S4 = SixteenEights_load_0(even_0, (*begins_0)[int(0)], i_3);
-    eights_0[int(0)] = _S4;
-    uint _S5 = (*begins_0)[int(1)];
-    SixteenEights_Eight_0 _S6 = SixteenEights_load_0(odd_0, (*begins_0)[int(1)], i_3);
-    eights_0[int(1)] = _S6;
-    uint _S7 = i_3 + lanes_0;
-    SixteenEights_Eight_0 _S8 = SixteenEights_load_0(even_0, _S3, _S7);
-    eights_0[int(2)] = _S8;
-    SixteenEights_Eight_0 _S9 = SixteenEights_load_0(odd_0, _S5, _S7);
-    eights_0[int(3)] = _S9;
-    uint _S10 = i_3 + 2U * lanes_0;
-    SixteenEights_Eight_0 _S11 = SixteenEights_load_0(even_0, _S3, _S10);
-    eights_0[int(4)] = _S11;
-    SixteenEights_Eight_0 _S12 = SixteenEights_load_0(odd_0, _S5, _S10);
-    eights_0[int(5)] = _S12;
-    uint _S13 = i_3 + 3U * lanes_0;
-    SixteenEights_Eight_0 _S14 = SixteenEights_load_0(even_0, _S3, _S13);
-    eights_0[int(6)] = _S14;
-    SixteenEights_Eight_0 _S15 = SixteenEights_load_0(odd_0, _S5, _S13);
-    eights_0[int(7)] = _S15;
-    uint2 _S16 = SixteenEights_places_0(i_3);
-    float4 _S17 = float4(*(x_0+(x_offset_0 + _S16.x))) ;
-    float4 _S18 = float4(*(x_0+(x_offset_0 + _S16.y))) ;
-    thread SixteenEights_Eight_0 _S19 = _S4;
-    float _S20 = SixteenEights_product_0(&_S19, i_3, _S17, _S18);
-    float _S21 = products_0->sums_0[int(0)] + _S20;
-    products_0->sums_0[int(0)] = _S21;
-    thread SixteenEights_Eight_0 _S22 = _S6;
-    float _S23 = SixteenEights_product_0(&_S22, i_3, _S17, _S18);
-    float _S24 = products_0->sums_0[int(1)] + _S23;
-    products_0->sums_0[int(1)] = _S24;
-    uint2 _S25 = SixteenEights_places_0(_S7);
-    float4 _S26 = float4(*(x_0+(x_offset_0 + _S25.x))) ;
-    float4 _S27 = float4(*(x_0+(x_offset_0 + _S25.y))) ;
-    thread SixteenEights_Eight_0 _S28 = _S8;
-    float _S29 = SixteenEights_product_0(&_S28, _S7, _S26, _S27);
-    float _S30 = _S21 + _S29;
-    products_0->sums_0[int(0)] = _S30;
-    thread SixteenEights_Eight_0 _S31 = _S9;
-    float _S32 = SixteenEights_product_0(&_S31, _S7, _S26, _S27);
-    float _S33 = _S24 + _S32;
-    products_0->sums_0[int(1)] = _S33;
-    uint2 _S34 = SixteenEights_places_0(_S10);
-    float4 _S35 = float4(*(x_0+(x_offset_0 + _S34.x))) ;
-    float4 _S36 = float4(*(x_0+(x_offset_0 + _S34.y))) ;
-    thread SixteenEights_Eight_0 _S37 = _S11;
-    float _S38 = SixteenEights_product_0(&_S37, _S10, _S35, _S36);
-    float _S39 = _S30 + _S38;
-    products_0->sums_0[int(0)] = _S39;
-    thread SixteenEights_Eight_0 _S40 = _S12;
-    float _S41 = SixteenEights_product_0(&_S40, _S10, _S35, _S36);
-    float _S42 = _S33 + _S41;
-    products_0->sums_0[int(1)] = _S42;
-    uint2 _S43 = SixteenEights_places_0(_S13);
-    float4 _S44 = float4(*(x_0+(x_offset_0 + _S43.x))) ;
-    float4 _S45 = float4(*(x_0+(x_offset_0 + _S43.y))) ;
-    thread SixteenEights_Eight_0 _S46 = _S14;
-    float _S47 = SixteenEights_product_0(&_S46, _S13, _S44, _S45);
-    products_0->sums_0[int(0)] = _S39 + _S47;
-    thread SixteenEights_Eight_0 _S48 = _S15;
-    float _S49 = SixteenEights_product_0(&_S48, _S13, _S44, _S45);
-    products_0->sums_0[int(1)] = _S42 + _S49;
+    uint2 _S2 = SixteenEights_places_0(i_2);
+    float4 _S3 = float4(*(x_0+(x_offset_0 + _S2.x))) ;
+    float4 _S4 = float4(*(x_0+(x_offset_0 + _S2.y))) ;
+    float _S5 = SixteenEights_product_0(&(*eights_0)[int(0)], i_2, _S3, _S4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S5;
+    float _S6 = SixteenEights_product_0(&(*eights_0)[int(1)], i_2, _S3, _S4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S6;
+    uint _S7 = i_2 + step_0;
+    uint2 _S8 = SixteenEights_places_0(_S7);
+    float4 _S9 = float4(*(x_0+(x_offset_0 + _S8.x))) ;
+    float4 _S10 = float4(*(x_0+(x_offset_0 + _S8.y))) ;
+    float _S11 = SixteenEights_product_0(&(*eights_0)[int(2)], _S7, _S9, _S10);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S11;
+    float _S12 = SixteenEights_product_0(&(*eights_0)[int(3)], _S7, _S9, _S10);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S12;
+    uint _S13 = i_2 + 2U * step_0;
+    uint2 _S14 = SixteenEights_places_0(_S13);
+    float4 _S15 = float4(*(x_0+(x_offset_0 + _S14.x))) ;
+    float4 _S16 = float4(*(x_0+(x_offset_0 + _S14.y))) ;
+    float _S17 = SixteenEights_product_0(&(*eights_0)[int(4)], _S13, _S15, _S16);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S17;
+    float _S18 = SixteenEights_product_0(&(*eights_0)[int(5)], _S13, _S15, _S16);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S18;
+    uint _S19 = i_2 + 3U * step_0;
+    uint2 _S20 = SixteenEights_places_0(_S19);
+    float4 _S21 = float4(*(x_0+(x_offset_0 + _S20.x))) ;
+    float4 _S22 = float4(*(x_0+(x_offset_0 + _S20.y))) ;
+    float _S23 = SixteenEights_product_0(&(*eights_0)[int(6)], _S19, _S21, _S22);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S23;
+    float _S24 = SixteenEights_product_0(&(*eights_0)[int(7)], _S19, _S21, _S22);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S24;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(2)> thread* begins_1, packed_uint4 device* even_1, packed_uint4 device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+SixteenEights_Eight_0 SixteenEights_Eight_x24init_0(uint4 w_1)
 {
-    thread array<SixteenEights_Eight_0, int(2)> eights_1;
-    SixteenEights_Eight_0 _S50 = SixteenEights_load_0(even_1, (*begins_1)[int(0)], i_4);
-    eights_1[int(0)] = _S50;
-    SixteenEights_Eight_0 _S51 = SixteenEights_load_0(odd_1, (*begins_1)[int(1)], i_4);
-    eights_1[int(1)] = _S51;
-    uint2 _S52 = SixteenEights_places_0(i_4);
-    float4 _S53 = float4(*(x_1+(x_offset_1 + _S52.x))) ;
-    float4 _S54 = float4(*(x_1+(x_offset_1 + _S52.y))) ;
-    thread SixteenEights_Eight_0 _S55 = _S50;
-    float _S56 = SixteenEights_product_0(&_S55, i_4, _S53, _S54);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S56;
-    thread SixteenEights_Eight_0 _S57 = _S51;
-    float _S58 = SixteenEights_product_0(&_S57, i_4, _S53, _S54);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S58;
+    thread SixteenEights_Eight_0 _S25;
+    (&_S25)->w_0 = w_1;
+    return _S25;
+}
+
+SixteenEights_Eight_0 SixteenEights_load_0(packed_uint4 device* weight_0, uint begin_0, uint i_3)
+{
+    return SixteenEights_Eight_x24init_0(uint4(*(weight_0+(begin_0 + i_3))) );
+}
+
+array<SixteenEights_Eight_0, int(8)> load_eights_0(const array<uint, int(2)> thread* begins_0, packed_uint4 device* even_0, packed_uint4 device* odd_0, uint i_4, uint step_1)
+{
+    thread array<SixteenEights_Eight_0, int(8)> eights_1;
+    uint _S26 = (*begins_0)[int(0)];
+    eights_1[int(0)] = SixteenEights_load_0(even_0, (*begins_0)[int(0)], i_4);
+    uint _S27 = (*begins_0)[int(1)];
+    eights_1[int(1)] = SixteenEights_load_0(odd_0, (*begins_0)[int(1)], i_4);
+    uint _S28 = i_4 + step_1;
+    eights_1[int(2)] = SixteenEights_load_0(even_0, _S26, _S28);
+    eights_1[int(3)] = SixteenEights_load_0(odd_0, _S27, _S28);
+    uint _S29 = i_4 + 2U * step_1;
+    eights_1[int(4)] = SixteenEights_load_0(even_0, _S26, _S29);
+    eights_1[int(5)] = SixteenEights_load_0(odd_0, _S27, _S29);
+    uint _S30 = i_4 + 3U * step_1;
+    eights_1[int(6)] = SixteenEights_load_0(even_0, _S26, _S30);
+    eights_1[int(7)] = SixteenEights_load_0(odd_0, _S27, _S30);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<SixteenEights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint step_2)
+{
+    uint2 _S31 = SixteenEights_places_0(i_5);
+    float4 _S32 = float4(*(x_1+(x_offset_1 + _S31.x))) ;
+    float4 _S33 = float4(*(x_1+(x_offset_1 + _S31.y))) ;
+    float _S34 = SixteenEights_product_0(&(*eights_2)[int(0)], i_5, _S32, _S33);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S34;
+    float _S35 = SixteenEights_product_0(&(*eights_2)[int(1)], i_5, _S32, _S33);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S35;
     return;
+}
+
+array<SixteenEights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, packed_uint4 device* even_1, packed_uint4 device* odd_1, uint i_6, uint step_3)
+{
+    thread array<SixteenEights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = SixteenEights_load_0(even_1, (*begins_1)[int(0)], i_6);
+    eights_3[int(1)] = SixteenEights_load_0(odd_1, (*begins_1)[int(1)], i_6);
+    return eights_3;
 }
 
 float subgroup_sum_0(float value_0)
 {
-    float _S59 = simd_sum(value_0);
-    return _S59;
+    float _S36 = simd_sum(value_0);
+    return _S36;
 }
 
 array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
 {
     thread array<float, int(2)> result_0;
-    float _S60 = subgroup_sum_0((*values_0)[int(0)]);
-    result_0[int(0)] = _S60;
-    float _S61 = subgroup_sum_0((*values_0)[int(1)]);
-    result_0[int(1)] = _S61;
+    float _S37 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S37;
+    float _S38 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S38;
     return result_0;
+}
+
+float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
+{
+    float _S39 = (*values_1)[int(0)];
+    float result_1;
+    if(number_0 == 1U)
+    {
+        result_1 = (*values_1)[int(1)];
+    }
+    else
+    {
+        result_1 = _S39;
+    }
+    return result_1;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, packed_uint4 device* even_2, packed_uint4 device* odd_2, uint k_0, packed_float4 device* x_2, uint x_offset_2, packed_float4 device* norm_2, uint norm_offset_2, uint first_0, uint step_4)
+{
+    thread Products_0 products_2;
+    (&products_2)->squares_0 = 0.0;
+    (&products_2)->sums_0[int(0)] = 0.0;
+    (&products_2)->sums_0[int(1)] = 0.0;
+    uint _S40 = k_0 / 8U;
+    uint i_7;
+    if((first_0 + 3U * step_4) < _S40)
+    {
+        array<SixteenEights_Eight_0, int(8)> _S41 = load_eights_0(begins_2, even_2, odd_2, first_0, step_4);
+        i_7 = first_0;
+        array<SixteenEights_Eight_0, int(8)> loaded_0 = _S41;
+        for(;;)
+        {
+            if((i_7 + 7U * step_4) < _S40)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S42 = i_7 + 4U * step_4;
+            array<SixteenEights_Eight_0, int(8)> _S43 = load_eights_0(begins_2, even_2, odd_2, _S42, step_4);
+            thread array<SixteenEights_Eight_0, int(8)> _S44 = loaded_0;
+            add_products_0(&products_2, &_S44, x_2, x_offset_2, norm_2, norm_offset_2, i_7, step_4);
+            i_7 = _S42;
+            loaded_0 = _S43;
+        }
+        thread array<SixteenEights_Eight_0, int(8)> _S45 = loaded_0;
+        add_products_0(&products_2, &_S45, x_2, x_offset_2, norm_2, norm_offset_2, i_7, step_4);
+        i_7 = i_7 + 4U * step_4;
+    }
+    else
+    {
+        i_7 = first_0;
+    }
+    for(;;)
+    {
+        if(i_7 < _S40)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<SixteenEights_Eight_0, int(2)> _S46 = load_eights_1(begins_2, even_2, odd_2, i_7, step_4);
+        thread array<SixteenEights_Eight_0, int(2)> _S47 = _S46;
+        add_products_1(&products_2, &_S47, x_2, x_offset_2, norm_2, norm_offset_2, i_7, step_4);
+        i_7 = i_7 + step_4;
+    }
+    return products_2;
+}
+
+uint SixteenEights_begin_0(uint offset_0, uint k_1, uint row_0)
+{
+    return offset_0 + row_0 * (k_1 / 8U);
+}
+
+array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0)
+{
+    thread array<uint, int(2)> begins_3;
+    uint _S48 = n_0 - 1U;
+    begins_3[int(0)] = SixteenEights_begin_0(offset_1, k_2, min(first_1, _S48));
+    begins_3[int(1)] = SixteenEights_begin_0(offset_1, k_2, min(first_1 + 1U, _S48));
+    return begins_3;
 }
 
 struct ExpertGemvParams_0
 {
     uint weight_offset_0;
-    uint x_offset_2;
+    uint x_offset_3;
     uint ids_offset_0;
     uint out_offset_0;
     uint slots_0;
     uint experts_0;
     uint first_expert_0;
     uint bound_experts_0;
-    uint n_0;
-    uint k_0;
+    uint n_1;
+    uint k_3;
     uint first_column_0;
     uint columns_0;
     uint x_slot_0;
@@ -182,167 +252,103 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_x_0;
     uint device* entryPointParams_ids_0;
     float device* entryPointParams_result_0;
-    uint _S62;
-    uint _S63;
+    uint _S49;
+    uint _S50;
 };
-
-float own_0(const array<float, int(2)> thread* values_1, KernelContext_0 thread* kernelContext_0)
-{
-    float _S64 = (*values_1)[int(0)];
-    float result_1;
-    if((kernelContext_0->_S62) == 1U)
-    {
-        result_1 = (*values_1)[int(1)];
-    }
-    else
-    {
-        result_1 = _S64;
-    }
-    return result_1;
-}
-
-Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, packed_uint4 device* even_2, packed_uint4 device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, KernelContext_0 thread* kernelContext_1)
-{
-    thread Products_0 products_2;
-    (&products_2)->squares_0 = 0.0;
-    (&products_2)->sums_0[int(0)] = 0.0;
-    (&products_2)->sums_0[int(1)] = 0.0;
-    uint _S65 = kernelContext_1->_S63;
-    uint _S66 = k_1 / 8U;
-    uint i_5 = kernelContext_1->_S62;
-    for(;;)
-    {
-        if((i_5 + 3U * _S65) < _S66)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S65);
-        i_5 = i_5 + 4U * _S65;
-    }
-    for(;;)
-    {
-        if(i_5 < _S66)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S65);
-        i_5 = i_5 + _S65;
-    }
-    return products_2;
-}
-
-uint SixteenEights_begin_0(uint offset_0, uint k_2, uint row_0)
-{
-    return offset_0 + row_0 * (k_2 / 8U);
-}
-
-array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_0, uint n_1)
-{
-    thread array<uint, int(2)> begins_3;
-    uint _S67 = n_1 - 1U;
-    begins_3[int(0)] = SixteenEights_begin_0(offset_1, k_3, min(first_0, _S67));
-    begins_3[int(1)] = SixteenEights_begin_0(offset_1, k_3, min(first_0 + 1U, _S67));
-    return begins_3;
-}
 
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-void expert_gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* weight_1, packed_float4 device* x_3, uint device* ids_0, float device* result_2, const ExpertGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void expert_gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* weight_1, packed_float4 device* x_3, uint device* ids_0, float device* result_2, const ExpertGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S68 = kernelContext_2->_S63;
-    uint _S69 = 128U / kernelContext_2->_S63;
-    uint _S70 = p_1->columns_0;
-    uint _S71 = (p_1->columns_0 + 2U - 1U) / 2U;
-    uint _S72 = group_number_0(group_1) * _S69;
-    uint _S73 = thread_0 / _S68;
-    uint i_6 = _S72 + _S73;
+    uint _S51 = kernelContext_0->_S49;
+    uint _S52 = kernelContext_0->_S50;
+    uint _S53 = 128U / kernelContext_0->_S50;
+    uint _S54 = p_1->columns_0;
+    uint _S55 = (p_1->columns_0 + 2U - 1U) / 2U;
+    uint _S56 = group_number_0(group_1) * _S53;
+    uint _S57 = thread_0 / _S52;
+    uint i_8 = _S56 + _S57;
     for(;;)
     {
-        if(i_6 < (p_1->slots_0 * _S71))
+        if(i_8 < (p_1->slots_0 * _S55))
         {
         }
         else
         {
             break;
         }
-        uint _S74 = i_6 / _S71;
-        uint _S75 = min(ids_0[p_1->ids_offset_0 + _S74], p_1->experts_0 - 1U) - p_1->first_expert_0;
-        if(_S75 >= (p_1->bound_experts_0))
+        uint _S58 = i_8 / _S55;
+        uint _S59 = min(ids_0[p_1->ids_offset_0 + _S58], p_1->experts_0 - 1U) - p_1->first_expert_0;
+        if(_S59 >= (p_1->bound_experts_0))
         {
-            i_6 = i_6 + p_1->groups_0 * _S69;
+            i_8 = i_8 + p_1->groups_0 * _S53;
             continue;
         }
-        uint _S76 = i_6 % _S71;
-        uint _S77 = _S76 * 2U;
-        uint _S78 = _S77 + kernelContext_2->_S62;
-        bool _S79;
-        if((kernelContext_2->_S62) < 2U)
+        uint _S60 = i_8 % _S55;
+        uint _S61 = _S60 * 2U;
+        uint _S62 = _S61 + _S51;
+        bool _S63;
+        if(_S51 < 2U)
         {
-            _S79 = _S78 < _S70;
+            _S63 = _S62 < _S54;
         }
         else
         {
-            _S79 = false;
+            _S63 = false;
         }
-        uint _S80 = p_1->n_0;
-        uint _S81 = p_1->first_column_0;
-        uint _S82 = p_1->out_offset_0 + _S74 * p_1->n_0 + p_1->first_column_0 + _S78;
-        bool _S83;
-        if(_S79)
+        uint _S64 = p_1->n_1;
+        uint _S65 = p_1->first_column_0;
+        uint _S66 = p_1->out_offset_0 + _S58 * p_1->n_1 + p_1->first_column_0 + _S62;
+        bool _S67;
+        if(_S63)
         {
-            _S83 = (p_1->accumulate_0) != 0U;
+            _S67 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S83 = false;
+            _S67 = false;
         }
         float sum_0;
-        if(_S83)
+        if(_S67)
         {
-            sum_0 = *(result_2+_S82);
+            sum_0 = *(result_2+_S66);
         }
         else
         {
             sum_0 = 0.0;
         }
-        uint _S84 = _S75 * _S80 + _S81;
-        uint _S85 = p_1->x_offset_2 + _S74 * (p_1->x_slot_0 / 4U);
-        thread array<uint, int(2)> _S86 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, _S84 + _S77, _S84 + _S70);
-        Products_0 _S87 = products_of_thread_0(&_S86, weight_1, weight_1, p_1->k_0, x_3, _S85, x_3, 0U, kernelContext_2);
-        thread array<float, int(2)> _S88 = _S87.sums_0;
-        array<float, int(2)> _S89 = subgroup_sums_0(&_S88);
-        thread array<float, int(2)> _S90 = _S89;
-        float _S91 = own_0(&_S90, kernelContext_2);
-        float sum_1 = sum_0 + _S91;
-        if(_S79)
+        uint _S68 = _S59 * _S64 + _S65;
+        uint _S69 = p_1->x_offset_3 + _S58 * (p_1->x_slot_0 / 4U);
+        thread array<uint, int(2)> _S70 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_3, _S68 + _S61, _S68 + _S54);
+        Products_0 _S71 = products_of_thread_0(&_S70, weight_1, weight_1, p_1->k_3, x_3, _S69, x_3, 0U, _S51, _S52);
+        thread array<float, int(2)> _S72 = _S71.sums_0;
+        array<float, int(2)> _S73 = subgroup_sums_0(&_S72);
+        thread array<float, int(2)> _S74 = _S73;
+        float _S75 = chosen_0(&_S74, _S51);
+        float sum_1 = sum_0 + _S75;
+        if(_S63)
         {
-            *(result_2+_S82) = sum_1;
+            *(result_2+_S66) = sum_1;
         }
-        i_6 = i_6 + p_1->groups_0 * _S69;
+        i_8 = i_8 + p_1->groups_0 * _S53;
     }
     return;
 }
 
 [[kernel]] void expert_gemv_f16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], packed_uint4 device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], uint device* entryPointParams_ids_1 [[buffer(3)]], float device* entryPointParams_result_1 [[buffer(4)]])
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_ids_0 = entryPointParams_ids_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_1;
+    (&kernelContext_1)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_1)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_1)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_1)->entryPointParams_ids_0 = entryPointParams_ids_1;
+    (&kernelContext_1)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S62 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S63 = _builtinWaveLaneCount_0;
-    expert_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_ids_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_1)->_S49 = _builtinWaveLaneIndex_0;
+    (&kernelContext_1)->_S50 = _builtinWaveLaneCount_0;
+    expert_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_ids_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_1);
     return;
 }

@@ -15,147 +15,217 @@ struct F32Eights_Eight_0
     uint4 high_0;
 };
 
-F32Eights_Eight_0 F32Eights_Eight_x24init_0(uint4 low_1, uint4 high_1)
+uint2 F32Eights_places_0(uint i_0)
 {
-    thread F32Eights_Eight_0 _S1;
-    (&_S1)->low_0 = low_1;
-    (&_S1)->high_0 = high_1;
-    return _S1;
+    uint _S1 = 2U * i_0;
+    return uint2(_S1, _S1 + 1U);
 }
 
-F32Eights_Eight_0 F32Eights_load_0(packed_uint4 device* weight_0, uint begin_0, uint i_0)
-{
-    uint _S2 = begin_0 + 2U * i_0;
-    return F32Eights_Eight_x24init_0(uint4(*(weight_0+_S2)) , uint4(*(weight_0+(_S2 + 1U))) );
-}
-
-uint2 F32Eights_places_0(uint i_1)
-{
-    uint _S3 = 2U * i_1;
-    return uint2(_S3, _S3 + 1U);
-}
-
-float F32Eights_product_0(const F32Eights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
+float F32Eights_product_0(const F32Eights_Eight_0 thread* eight_0, uint i_1, float4 a_0, float4 b_0)
 {
     return dot((as_type<float4>((eight_0->low_0))), a_0) + dot((as_type<float4>((eight_0->high_0))), b_0);
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(2)> thread* begins_0, packed_uint4 device* even_0, packed_uint4 device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<F32Eights_Eight_0, int(8)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_2, uint step_0)
 {
-    thread array<F32Eights_Eight_0, int(8)> eights_0;
-    uint _S4 = (*begins_0)[int(0)];
-    F32Eights_Eight_0 _S5 = F32Eights_load_0(even_0, (*begins_0)[int(0)], i_3);
-    eights_0[int(0)] = _S5;
-    uint _S6 = (*begins_0)[int(1)];
-    F32Eights_Eight_0 _S7 = F32Eights_load_0(odd_0, (*begins_0)[int(1)], i_3);
-    eights_0[int(1)] = _S7;
-    uint _S8 = i_3 + lanes_0;
-    F32Eights_Eight_0 _S9 = F32Eights_load_0(even_0, _S4, _S8);
-    eights_0[int(2)] = _S9;
-    F32Eights_Eight_0 _S10 = F32Eights_load_0(odd_0, _S6, _S8);
-    eights_0[int(3)] = _S10;
-    uint _S11 = i_3 + 2U * lanes_0;
-    F32Eights_Eight_0 _S12 = F32Eights_load_0(even_0, _S4, _S11);
-    eights_0[int(4)] = _S12;
-    F32Eights_Eight_0 _S13 = F32Eights_load_0(odd_0, _S6, _S11);
-    eights_0[int(5)] = _S13;
-    uint _S14 = i_3 + 3U * lanes_0;
-    F32Eights_Eight_0 _S15 = F32Eights_load_0(even_0, _S4, _S14);
-    eights_0[int(6)] = _S15;
-    F32Eights_Eight_0 _S16 = F32Eights_load_0(odd_0, _S6, _S14);
-    eights_0[int(7)] = _S16;
-    uint2 _S17 = F32Eights_places_0(i_3);
-    float4 _S18 = float4(*(x_0+(x_offset_0 + _S17.x))) ;
-    float4 _S19 = float4(*(x_0+(x_offset_0 + _S17.y))) ;
-    thread F32Eights_Eight_0 _S20 = _S5;
-    float _S21 = F32Eights_product_0(&_S20, i_3, _S18, _S19);
-    float _S22 = products_0->sums_0[int(0)] + _S21;
-    products_0->sums_0[int(0)] = _S22;
-    thread F32Eights_Eight_0 _S23 = _S7;
-    float _S24 = F32Eights_product_0(&_S23, i_3, _S18, _S19);
-    float _S25 = products_0->sums_0[int(1)] + _S24;
-    products_0->sums_0[int(1)] = _S25;
-    uint2 _S26 = F32Eights_places_0(_S8);
-    float4 _S27 = float4(*(x_0+(x_offset_0 + _S26.x))) ;
-    float4 _S28 = float4(*(x_0+(x_offset_0 + _S26.y))) ;
-    thread F32Eights_Eight_0 _S29 = _S9;
-    float _S30 = F32Eights_product_0(&_S29, _S8, _S27, _S28);
-    float _S31 = _S22 + _S30;
-    products_0->sums_0[int(0)] = _S31;
-    thread F32Eights_Eight_0 _S32 = _S10;
-    float _S33 = F32Eights_product_0(&_S32, _S8, _S27, _S28);
-    float _S34 = _S25 + _S33;
-    products_0->sums_0[int(1)] = _S34;
-    uint2 _S35 = F32Eights_places_0(_S11);
-    float4 _S36 = float4(*(x_0+(x_offset_0 + _S35.x))) ;
-    float4 _S37 = float4(*(x_0+(x_offset_0 + _S35.y))) ;
-    thread F32Eights_Eight_0 _S38 = _S12;
-    float _S39 = F32Eights_product_0(&_S38, _S11, _S36, _S37);
-    float _S40 = _S31 + _S39;
-    products_0->sums_0[int(0)] = _S40;
-    thread F32Eights_Eight_0 _S41 = _S13;
-    float _S42 = F32Eights_product_0(&_S41, _S11, _S36, _S37);
-    float _S43 = _S34 + _S42;
-    products_0->sums_0[int(1)] = _S43;
-    uint2 _S44 = F32Eights_places_0(_S14);
-    float4 _S45 = float4(*(x_0+(x_offset_0 + _S44.x))) ;
-    float4 _S46 = float4(*(x_0+(x_offset_0 + _S44.y))) ;
-    thread F32Eights_Eight_0 _S47 = _S15;
-    float _S48 = F32Eights_product_0(&_S47, _S14, _S45, _S46);
-    products_0->sums_0[int(0)] = _S40 + _S48;
-    thread F32Eights_Eight_0 _S49 = _S16;
-    float _S50 = F32Eights_product_0(&_S49, _S14, _S45, _S46);
-    products_0->sums_0[int(1)] = _S43 + _S50;
+    uint2 _S2 = F32Eights_places_0(i_2);
+    float4 _S3 = float4(*(x_0+(x_offset_0 + _S2.x))) ;
+    float4 _S4 = float4(*(x_0+(x_offset_0 + _S2.y))) ;
+    float _S5 = F32Eights_product_0(&(*eights_0)[int(0)], i_2, _S3, _S4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S5;
+    float _S6 = F32Eights_product_0(&(*eights_0)[int(1)], i_2, _S3, _S4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S6;
+    uint _S7 = i_2 + step_0;
+    uint2 _S8 = F32Eights_places_0(_S7);
+    float4 _S9 = float4(*(x_0+(x_offset_0 + _S8.x))) ;
+    float4 _S10 = float4(*(x_0+(x_offset_0 + _S8.y))) ;
+    float _S11 = F32Eights_product_0(&(*eights_0)[int(2)], _S7, _S9, _S10);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S11;
+    float _S12 = F32Eights_product_0(&(*eights_0)[int(3)], _S7, _S9, _S10);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S12;
+    uint _S13 = i_2 + 2U * step_0;
+    uint2 _S14 = F32Eights_places_0(_S13);
+    float4 _S15 = float4(*(x_0+(x_offset_0 + _S14.x))) ;
+    float4 _S16 = float4(*(x_0+(x_offset_0 + _S14.y))) ;
+    float _S17 = F32Eights_product_0(&(*eights_0)[int(4)], _S13, _S15, _S16);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S17;
+    float _S18 = F32Eights_product_0(&(*eights_0)[int(5)], _S13, _S15, _S16);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S18;
+    uint _S19 = i_2 + 3U * step_0;
+    uint2 _S20 = F32Eights_places_0(_S19);
+    float4 _S21 = float4(*(x_0+(x_offset_0 + _S20.x))) ;
+    float4 _S22 = float4(*(x_0+(x_offset_0 + _S20.y))) ;
+    float _S23 = F32Eights_product_0(&(*eights_0)[int(6)], _S19, _S21, _S22);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S23;
+    float _S24 = F32Eights_product_0(&(*eights_0)[int(7)], _S19, _S21, _S22);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S24;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(2)> thread* begins_1, packed_uint4 device* even_1, packed_uint4 device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+F32Eights_Eight_0 F32Eights_Eight_x24init_0(uint4 low_1, uint4 high_1)
 {
-    thread array<F32Eights_Eight_0, int(2)> eights_1;
-    F32Eights_Eight_0 _S51 = F32Eights_load_0(even_1, (*begins_1)[int(0)], i_4);
-    eights_1[int(0)] = _S51;
-    F32Eights_Eight_0 _S52 = F32Eights_load_0(odd_1, (*begins_1)[int(1)], i_4);
-    eights_1[int(1)] = _S52;
-    uint2 _S53 = F32Eights_places_0(i_4);
-    float4 _S54 = float4(*(x_1+(x_offset_1 + _S53.x))) ;
-    float4 _S55 = float4(*(x_1+(x_offset_1 + _S53.y))) ;
-    thread F32Eights_Eight_0 _S56 = _S51;
-    float _S57 = F32Eights_product_0(&_S56, i_4, _S54, _S55);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S57;
-    thread F32Eights_Eight_0 _S58 = _S52;
-    float _S59 = F32Eights_product_0(&_S58, i_4, _S54, _S55);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S59;
+    thread F32Eights_Eight_0 _S25;
+    (&_S25)->low_0 = low_1;
+    (&_S25)->high_0 = high_1;
+    return _S25;
+}
+
+F32Eights_Eight_0 F32Eights_load_0(packed_uint4 device* weight_0, uint begin_0, uint i_3)
+{
+    uint _S26 = begin_0 + 2U * i_3;
+    return F32Eights_Eight_x24init_0(uint4(*(weight_0+_S26)) , uint4(*(weight_0+(_S26 + 1U))) );
+}
+
+array<F32Eights_Eight_0, int(8)> load_eights_0(const array<uint, int(2)> thread* begins_0, packed_uint4 device* even_0, packed_uint4 device* odd_0, uint i_4, uint step_1)
+{
+    thread array<F32Eights_Eight_0, int(8)> eights_1;
+    uint _S27 = (*begins_0)[int(0)];
+    eights_1[int(0)] = F32Eights_load_0(even_0, (*begins_0)[int(0)], i_4);
+    uint _S28 = (*begins_0)[int(1)];
+    eights_1[int(1)] = F32Eights_load_0(odd_0, (*begins_0)[int(1)], i_4);
+    uint _S29 = i_4 + step_1;
+    eights_1[int(2)] = F32Eights_load_0(even_0, _S27, _S29);
+    eights_1[int(3)] = F32Eights_load_0(odd_0, _S28, _S29);
+    uint _S30 = i_4 + 2U * step_1;
+    eights_1[int(4)] = F32Eights_load_0(even_0, _S27, _S30);
+    eights_1[int(5)] = F32Eights_load_0(odd_0, _S28, _S30);
+    uint _S31 = i_4 + 3U * step_1;
+    eights_1[int(6)] = F32Eights_load_0(even_0, _S27, _S31);
+    eights_1[int(7)] = F32Eights_load_0(odd_0, _S28, _S31);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<F32Eights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint step_2)
+{
+    uint2 _S32 = F32Eights_places_0(i_5);
+    float4 _S33 = float4(*(x_1+(x_offset_1 + _S32.x))) ;
+    float4 _S34 = float4(*(x_1+(x_offset_1 + _S32.y))) ;
+    float _S35 = F32Eights_product_0(&(*eights_2)[int(0)], i_5, _S33, _S34);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S35;
+    float _S36 = F32Eights_product_0(&(*eights_2)[int(1)], i_5, _S33, _S34);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S36;
     return;
+}
+
+array<F32Eights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, packed_uint4 device* even_1, packed_uint4 device* odd_1, uint i_6, uint step_3)
+{
+    thread array<F32Eights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = F32Eights_load_0(even_1, (*begins_1)[int(0)], i_6);
+    eights_3[int(1)] = F32Eights_load_0(odd_1, (*begins_1)[int(1)], i_6);
+    return eights_3;
 }
 
 float subgroup_sum_0(float value_0)
 {
-    float _S60 = simd_sum(value_0);
-    return _S60;
+    float _S37 = simd_sum(value_0);
+    return _S37;
 }
 
 array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
 {
     thread array<float, int(2)> result_0;
-    float _S61 = subgroup_sum_0((*values_0)[int(0)]);
-    result_0[int(0)] = _S61;
-    float _S62 = subgroup_sum_0((*values_0)[int(1)]);
-    result_0[int(1)] = _S62;
+    float _S38 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S38;
+    float _S39 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S39;
     return result_0;
+}
+
+float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
+{
+    float _S40 = (*values_1)[int(0)];
+    float result_1;
+    if(number_0 == 1U)
+    {
+        result_1 = (*values_1)[int(1)];
+    }
+    else
+    {
+        result_1 = _S40;
+    }
+    return result_1;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, packed_uint4 device* even_2, packed_uint4 device* odd_2, uint k_0, packed_float4 device* x_2, uint x_offset_2, packed_float4 device* norm_2, uint norm_offset_2, uint first_0, uint step_4)
+{
+    thread Products_0 products_2;
+    (&products_2)->squares_0 = 0.0;
+    (&products_2)->sums_0[int(0)] = 0.0;
+    (&products_2)->sums_0[int(1)] = 0.0;
+    uint _S41 = k_0 / 8U;
+    uint i_7;
+    if((first_0 + 3U * step_4) < _S41)
+    {
+        array<F32Eights_Eight_0, int(8)> _S42 = load_eights_0(begins_2, even_2, odd_2, first_0, step_4);
+        i_7 = first_0;
+        array<F32Eights_Eight_0, int(8)> loaded_0 = _S42;
+        for(;;)
+        {
+            if((i_7 + 7U * step_4) < _S41)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S43 = i_7 + 4U * step_4;
+            array<F32Eights_Eight_0, int(8)> _S44 = load_eights_0(begins_2, even_2, odd_2, _S43, step_4);
+            thread array<F32Eights_Eight_0, int(8)> _S45 = loaded_0;
+            add_products_0(&products_2, &_S45, x_2, x_offset_2, norm_2, norm_offset_2, i_7, step_4);
+            i_7 = _S43;
+            loaded_0 = _S44;
+        }
+        thread array<F32Eights_Eight_0, int(8)> _S46 = loaded_0;
+        add_products_0(&products_2, &_S46, x_2, x_offset_2, norm_2, norm_offset_2, i_7, step_4);
+        i_7 = i_7 + 4U * step_4;
+    }
+    else
+    {
+        i_7 = first_0;
+    }
+    for(;;)
+    {
+        if(i_7 < _S41)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<F32Eights_Eight_0, int(2)> _S47 = load_eights_1(begins_2, even_2, odd_2, i_7, step_4);
+        thread array<F32Eights_Eight_0, int(2)> _S48 = _S47;
+        add_products_1(&products_2, &_S48, x_2, x_offset_2, norm_2, norm_offset_2, i_7, step_4);
+        i_7 = i_7 + step_4;
+    }
+    return products_2;
+}
+
+uint F32Eights_begin_0(uint offset_0, uint k_1, uint row_0)
+{
+    return offset_0 + row_0 * (k_1 / 4U);
+}
+
+array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0)
+{
+    thread array<uint, int(2)> begins_3;
+    uint _S49 = n_0 - 1U;
+    begins_3[int(0)] = F32Eights_begin_0(offset_1, k_2, min(first_1, _S49));
+    begins_3[int(1)] = F32Eights_begin_0(offset_1, k_2, min(first_1 + 1U, _S49));
+    return begins_3;
 }
 
 struct ExpertGemvParams_0
 {
     uint weight_offset_0;
-    uint x_offset_2;
+    uint x_offset_3;
     uint ids_offset_0;
     uint out_offset_0;
     uint slots_0;
     uint experts_0;
     uint first_expert_0;
     uint bound_experts_0;
-    uint n_0;
-    uint k_0;
+    uint n_1;
+    uint k_3;
     uint first_column_0;
     uint columns_0;
     uint x_slot_0;
@@ -175,167 +245,103 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_x_0;
     uint device* entryPointParams_ids_0;
     float device* entryPointParams_result_0;
-    uint _S63;
-    uint _S64;
+    uint _S50;
+    uint _S51;
 };
-
-float own_0(const array<float, int(2)> thread* values_1, KernelContext_0 thread* kernelContext_0)
-{
-    float _S65 = (*values_1)[int(0)];
-    float result_1;
-    if((kernelContext_0->_S63) == 1U)
-    {
-        result_1 = (*values_1)[int(1)];
-    }
-    else
-    {
-        result_1 = _S65;
-    }
-    return result_1;
-}
-
-Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, packed_uint4 device* even_2, packed_uint4 device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, KernelContext_0 thread* kernelContext_1)
-{
-    thread Products_0 products_2;
-    (&products_2)->squares_0 = 0.0;
-    (&products_2)->sums_0[int(0)] = 0.0;
-    (&products_2)->sums_0[int(1)] = 0.0;
-    uint _S66 = kernelContext_1->_S64;
-    uint _S67 = k_1 / 8U;
-    uint i_5 = kernelContext_1->_S63;
-    for(;;)
-    {
-        if((i_5 + 3U * _S66) < _S67)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S66);
-        i_5 = i_5 + 4U * _S66;
-    }
-    for(;;)
-    {
-        if(i_5 < _S67)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S66);
-        i_5 = i_5 + _S66;
-    }
-    return products_2;
-}
-
-uint F32Eights_begin_0(uint offset_0, uint k_2, uint row_0)
-{
-    return offset_0 + row_0 * (k_2 / 4U);
-}
-
-array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_0, uint n_1)
-{
-    thread array<uint, int(2)> begins_3;
-    uint _S68 = n_1 - 1U;
-    begins_3[int(0)] = F32Eights_begin_0(offset_1, k_3, min(first_0, _S68));
-    begins_3[int(1)] = F32Eights_begin_0(offset_1, k_3, min(first_0 + 1U, _S68));
-    return begins_3;
-}
 
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-void expert_gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* weight_1, packed_float4 device* x_3, uint device* ids_0, float device* result_2, const ExpertGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void expert_gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* weight_1, packed_float4 device* x_3, uint device* ids_0, float device* result_2, const ExpertGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S69 = kernelContext_2->_S64;
-    uint _S70 = 128U / kernelContext_2->_S64;
-    uint _S71 = p_1->columns_0;
-    uint _S72 = (p_1->columns_0 + 2U - 1U) / 2U;
-    uint _S73 = group_number_0(group_1) * _S70;
-    uint _S74 = thread_0 / _S69;
-    uint i_6 = _S73 + _S74;
+    uint _S52 = kernelContext_0->_S50;
+    uint _S53 = kernelContext_0->_S51;
+    uint _S54 = 128U / kernelContext_0->_S51;
+    uint _S55 = p_1->columns_0;
+    uint _S56 = (p_1->columns_0 + 2U - 1U) / 2U;
+    uint _S57 = group_number_0(group_1) * _S54;
+    uint _S58 = thread_0 / _S53;
+    uint i_8 = _S57 + _S58;
     for(;;)
     {
-        if(i_6 < (p_1->slots_0 * _S72))
+        if(i_8 < (p_1->slots_0 * _S56))
         {
         }
         else
         {
             break;
         }
-        uint _S75 = i_6 / _S72;
-        uint _S76 = min(ids_0[p_1->ids_offset_0 + _S75], p_1->experts_0 - 1U) - p_1->first_expert_0;
-        if(_S76 >= (p_1->bound_experts_0))
+        uint _S59 = i_8 / _S56;
+        uint _S60 = min(ids_0[p_1->ids_offset_0 + _S59], p_1->experts_0 - 1U) - p_1->first_expert_0;
+        if(_S60 >= (p_1->bound_experts_0))
         {
-            i_6 = i_6 + p_1->groups_0 * _S70;
+            i_8 = i_8 + p_1->groups_0 * _S54;
             continue;
         }
-        uint _S77 = i_6 % _S72;
-        uint _S78 = _S77 * 2U;
-        uint _S79 = _S78 + kernelContext_2->_S63;
-        bool _S80;
-        if((kernelContext_2->_S63) < 2U)
+        uint _S61 = i_8 % _S56;
+        uint _S62 = _S61 * 2U;
+        uint _S63 = _S62 + _S52;
+        bool _S64;
+        if(_S52 < 2U)
         {
-            _S80 = _S79 < _S71;
+            _S64 = _S63 < _S55;
         }
         else
         {
-            _S80 = false;
+            _S64 = false;
         }
-        uint _S81 = p_1->n_0;
-        uint _S82 = p_1->first_column_0;
-        uint _S83 = p_1->out_offset_0 + _S75 * p_1->n_0 + p_1->first_column_0 + _S79;
-        bool _S84;
-        if(_S80)
+        uint _S65 = p_1->n_1;
+        uint _S66 = p_1->first_column_0;
+        uint _S67 = p_1->out_offset_0 + _S59 * p_1->n_1 + p_1->first_column_0 + _S63;
+        bool _S68;
+        if(_S64)
         {
-            _S84 = (p_1->accumulate_0) != 0U;
+            _S68 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S84 = false;
+            _S68 = false;
         }
         float sum_0;
-        if(_S84)
+        if(_S68)
         {
-            sum_0 = *(result_2+_S83);
+            sum_0 = *(result_2+_S67);
         }
         else
         {
             sum_0 = 0.0;
         }
-        uint _S85 = _S76 * _S81 + _S82;
-        uint _S86 = p_1->x_offset_2 + _S75 * (p_1->x_slot_0 / 4U);
-        thread array<uint, int(2)> _S87 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, _S85 + _S78, _S85 + _S71);
-        Products_0 _S88 = products_of_thread_0(&_S87, weight_1, weight_1, p_1->k_0, x_3, _S86, x_3, 0U, kernelContext_2);
-        thread array<float, int(2)> _S89 = _S88.sums_0;
-        array<float, int(2)> _S90 = subgroup_sums_0(&_S89);
-        thread array<float, int(2)> _S91 = _S90;
-        float _S92 = own_0(&_S91, kernelContext_2);
-        float sum_1 = sum_0 + _S92;
-        if(_S80)
+        uint _S69 = _S60 * _S65 + _S66;
+        uint _S70 = p_1->x_offset_3 + _S59 * (p_1->x_slot_0 / 4U);
+        thread array<uint, int(2)> _S71 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_3, _S69 + _S62, _S69 + _S55);
+        Products_0 _S72 = products_of_thread_0(&_S71, weight_1, weight_1, p_1->k_3, x_3, _S70, x_3, 0U, _S52, _S53);
+        thread array<float, int(2)> _S73 = _S72.sums_0;
+        array<float, int(2)> _S74 = subgroup_sums_0(&_S73);
+        thread array<float, int(2)> _S75 = _S74;
+        float _S76 = chosen_0(&_S75, _S52);
+        float sum_1 = sum_0 + _S76;
+        if(_S64)
         {
-            *(result_2+_S83) = sum_1;
+            *(result_2+_S67) = sum_1;
         }
-        i_6 = i_6 + p_1->groups_0 * _S70;
+        i_8 = i_8 + p_1->groups_0 * _S54;
     }
     return;
 }
 
 [[kernel]] void expert_gemv_f32(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], packed_uint4 device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], uint device* entryPointParams_ids_1 [[buffer(3)]], float device* entryPointParams_result_1 [[buffer(4)]])
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_ids_0 = entryPointParams_ids_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_1;
+    (&kernelContext_1)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_1)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_1)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_1)->entryPointParams_ids_0 = entryPointParams_ids_1;
+    (&kernelContext_1)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S63 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S64 = _builtinWaveLaneCount_0;
-    expert_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_ids_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_1)->_S50 = _builtinWaveLaneIndex_0;
+    (&kernelContext_1)->_S51 = _builtinWaveLaneCount_0;
+    expert_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_ids_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_1);
     return;
 }

@@ -5,7 +5,7 @@
 using namespace metal;
 struct Products_0
 {
-    array<float, int(4)> sums_0;
+    array<float, int(2)> sums_0;
     float squares_0;
 };
 
@@ -15,29 +15,15 @@ struct Q4_1Eights_Eight_0
     uint scales_0;
 };
 
-Q4_1Eights_Eight_0 Q4_1Eights_Eight_x24init_0(uint q_1, uint scales_1)
+uint2 places_of_nibbles_0(uint i_0)
 {
-    thread Q4_1Eights_Eight_0 _S1;
-    (&_S1)->q_0 = q_1;
-    (&_S1)->scales_0 = scales_1;
-    return _S1;
+    uint _S1 = i_0 % 4U;
+    return uint2(i_0 / 4U * 8U + _S1, i_0 / 4U * 8U + _S1 + 4U);
 }
 
-Q4_1Eights_Eight_0 Q4_1Eights_load_0(uint device* weight_0, uint begin_0, uint i_0)
+uint2 Q4_1Eights_places_0(uint i_1)
 {
-    uint _S2 = begin_0 + i_0 / 4U * 5U;
-    return Q4_1Eights_Eight_x24init_0(weight_0[_S2 + 1U + i_0 % 4U], weight_0[_S2]);
-}
-
-uint2 places_of_nibbles_0(uint i_1)
-{
-    uint _S3 = i_1 % 4U;
-    return uint2(i_1 / 4U * 8U + _S3, i_1 / 4U * 8U + _S3 + 4U);
-}
-
-uint2 Q4_1Eights_places_0(uint i_2)
-{
-    return places_of_nibbles_0(i_2);
+    return places_of_nibbles_0(i_1);
 }
 
 float2 halves_0(uint word_0)
@@ -57,8 +43,8 @@ float in_place_1(uint word_2, float zero_1)
 
 float4 low_nibbles_0(uint word_3, float zero_2)
 {
-    uint _S4 = word_3 >> 16U;
-    return float4(in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S4, zero_2), in_place_1(_S4, zero_2));
+    uint _S2 = word_3 >> 16U;
+    return float4(in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S2, zero_2), in_place_1(_S2, zero_2));
 }
 
 float in_place_2(uint word_4, float zero_3)
@@ -73,8 +59,8 @@ float in_place_3(uint word_5, float zero_4)
 
 float4 high_nibbles_0(uint word_6, float zero_5)
 {
-    uint _S5 = word_6 >> 16U;
-    return float4(in_place_2(word_6, zero_5), in_place_3(word_6, zero_5), in_place_2(_S5, zero_5), in_place_3(_S5, zero_5));
+    uint _S3 = word_6 >> 16U;
+    return float4(in_place_2(word_6, zero_5), in_place_3(word_6, zero_5), in_place_2(_S3, zero_5), in_place_3(_S3, zero_5));
 }
 
 float sum_0(float4 v_0)
@@ -82,134 +68,212 @@ float sum_0(float4 v_0)
     return v_0.x + v_0.y + v_0.z + v_0.w;
 }
 
-float Q4_1Eights_product_0(const Q4_1Eights_Eight_0 thread* eight_0, uint i_3, float4 a_0, float4 b_0)
+float Q4_1Eights_product_0(const Q4_1Eights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
 {
-    float2 _S6 = halves_0(eight_0->scales_0);
-    return _S6.x * (dot(low_nibbles_0(eight_0->q_0, 0.0), a_0) + dot(high_nibbles_0(eight_0->q_0, 0.0), b_0)) + _S6.y * sum_0(a_0 + b_0);
+    float2 _S4 = halves_0(eight_0->scales_0);
+    return _S4.x * (dot(low_nibbles_0(eight_0->q_0, 0.0), a_0) + dot(high_nibbles_0(eight_0->q_0, 0.0), b_0)) + _S4.y * sum_0(a_0 + b_0);
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(4)> thread* begins_0, uint device* even_0, uint device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_4, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<Q4_1Eights_Eight_0, int(8)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint step_0)
 {
-    thread array<Q4_1Eights_Eight_0, int(8)> eights_0;
-    uint _S7 = (*begins_0)[int(0)];
-    Q4_1Eights_Eight_0 _S8 = Q4_1Eights_load_0(even_0, (*begins_0)[int(0)], i_4);
-    eights_0[int(0)] = _S8;
-    uint _S9 = (*begins_0)[int(1)];
-    Q4_1Eights_Eight_0 _S10 = Q4_1Eights_load_0(odd_0, (*begins_0)[int(1)], i_4);
-    eights_0[int(1)] = _S10;
-    uint _S11 = (*begins_0)[int(2)];
-    Q4_1Eights_Eight_0 _S12 = Q4_1Eights_load_0(even_0, (*begins_0)[int(2)], i_4);
-    eights_0[int(2)] = _S12;
-    uint _S13 = (*begins_0)[int(3)];
-    Q4_1Eights_Eight_0 _S14 = Q4_1Eights_load_0(odd_0, (*begins_0)[int(3)], i_4);
-    eights_0[int(3)] = _S14;
-    uint _S15 = i_4 + lanes_0;
-    Q4_1Eights_Eight_0 _S16 = Q4_1Eights_load_0(even_0, _S7, _S15);
-    eights_0[int(4)] = _S16;
-    Q4_1Eights_Eight_0 _S17 = Q4_1Eights_load_0(odd_0, _S9, _S15);
-    eights_0[int(5)] = _S17;
-    Q4_1Eights_Eight_0 _S18 = Q4_1Eights_load_0(even_0, _S11, _S15);
-    eights_0[int(6)] = _S18;
-    Q4_1Eights_Eight_0 _S19 = Q4_1Eights_load_0(odd_0, _S13, _S15);
-    eights_0[int(7)] = _S19;
-    uint2 _S20 = Q4_1Eights_places_0(i_4);
-    float4 _S21 = float4(*(x_0+(x_offset_0 + _S20.x))) ;
-    float4 _S22 = float4(*(x_0+(x_offset_0 + _S20.y))) ;
-    thread Q4_1Eights_Eight_0 _S23 = _S8;
-    float _S24 = Q4_1Eights_product_0(&_S23, i_4, _S21, _S22);
-    float _S25 = products_0->sums_0[int(0)] + _S24;
-    products_0->sums_0[int(0)] = _S25;
-    thread Q4_1Eights_Eight_0 _S26 = _S10;
-    float _S27 = Q4_1Eights_product_0(&_S26, i_4, _S21, _S22);
-    float _S28 = products_0->sums_0[int(1)] + _S27;
-    products_0->sums_0[int(1)] = _S28;
-    thread Q4_1Eights_Eight_0 _S29 = _S12;
-    float _S30 = Q4_1Eights_product_0(&_S29, i_4, _S21, _S22);
-    float _S31 = products_0->sums_0[int(2)] + _S30;
-    products_0->sums_0[int(2)] = _S31;
-    thread Q4_1Eights_Eight_0 _S32 = _S14;
-    float _S33 = Q4_1Eights_product_0(&_S32, i_4, _S21, _S22);
-    float _S34 = products_0->sums_0[int(3)] + _S33;
-    products_0->sums_0[int(3)] = _S34;
-    uint2 _S35 = Q4_1Eights_places_0(_S15);
-    float4 _S36 = float4(*(x_0+(x_offset_0 + _S35.x))) ;
-    float4 _S37 = float4(*(x_0+(x_offset_0 + _S35.y))) ;
-    thread Q4_1Eights_Eight_0 _S38 = _S16;
-    float _S39 = Q4_1Eights_product_0(&_S38, _S15, _S36, _S37);
-    products_0->sums_0[int(0)] = _S25 + _S39;
-    thread Q4_1Eights_Eight_0 _S40 = _S17;
-    float _S41 = Q4_1Eights_product_0(&_S40, _S15, _S36, _S37);
-    products_0->sums_0[int(1)] = _S28 + _S41;
-    thread Q4_1Eights_Eight_0 _S42 = _S18;
-    float _S43 = Q4_1Eights_product_0(&_S42, _S15, _S36, _S37);
-    products_0->sums_0[int(2)] = _S31 + _S43;
-    thread Q4_1Eights_Eight_0 _S44 = _S19;
-    float _S45 = Q4_1Eights_product_0(&_S44, _S15, _S36, _S37);
-    products_0->sums_0[int(3)] = _S34 + _S45;
+    uint2 _S5 = Q4_1Eights_places_0(i_3);
+    float4 _S6 = float4(*(x_0+(x_offset_0 + _S5.x))) ;
+    float4 _S7 = float4(*(x_0+(x_offset_0 + _S5.y))) ;
+    float _S8 = Q4_1Eights_product_0(&(*eights_0)[int(0)], i_3, _S6, _S7);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S8;
+    float _S9 = Q4_1Eights_product_0(&(*eights_0)[int(1)], i_3, _S6, _S7);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S9;
+    uint _S10 = i_3 + step_0;
+    uint2 _S11 = Q4_1Eights_places_0(_S10);
+    float4 _S12 = float4(*(x_0+(x_offset_0 + _S11.x))) ;
+    float4 _S13 = float4(*(x_0+(x_offset_0 + _S11.y))) ;
+    float _S14 = Q4_1Eights_product_0(&(*eights_0)[int(2)], _S10, _S12, _S13);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S14;
+    float _S15 = Q4_1Eights_product_0(&(*eights_0)[int(3)], _S10, _S12, _S13);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S15;
+    uint _S16 = i_3 + 2U * step_0;
+    uint2 _S17 = Q4_1Eights_places_0(_S16);
+    float4 _S18 = float4(*(x_0+(x_offset_0 + _S17.x))) ;
+    float4 _S19 = float4(*(x_0+(x_offset_0 + _S17.y))) ;
+    float _S20 = Q4_1Eights_product_0(&(*eights_0)[int(4)], _S16, _S18, _S19);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S20;
+    float _S21 = Q4_1Eights_product_0(&(*eights_0)[int(5)], _S16, _S18, _S19);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S21;
+    uint _S22 = i_3 + 3U * step_0;
+    uint2 _S23 = Q4_1Eights_places_0(_S22);
+    float4 _S24 = float4(*(x_0+(x_offset_0 + _S23.x))) ;
+    float4 _S25 = float4(*(x_0+(x_offset_0 + _S23.y))) ;
+    float _S26 = Q4_1Eights_product_0(&(*eights_0)[int(6)], _S22, _S24, _S25);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S26;
+    float _S27 = Q4_1Eights_product_0(&(*eights_0)[int(7)], _S22, _S24, _S25);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S27;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(4)> thread* begins_1, uint device* even_1, uint device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint lanes_1)
+Q4_1Eights_Eight_0 Q4_1Eights_Eight_x24init_0(uint q_1, uint scales_1)
 {
-    thread array<Q4_1Eights_Eight_0, int(4)> eights_1;
-    Q4_1Eights_Eight_0 _S46 = Q4_1Eights_load_0(even_1, (*begins_1)[int(0)], i_5);
-    eights_1[int(0)] = _S46;
-    Q4_1Eights_Eight_0 _S47 = Q4_1Eights_load_0(odd_1, (*begins_1)[int(1)], i_5);
-    eights_1[int(1)] = _S47;
-    Q4_1Eights_Eight_0 _S48 = Q4_1Eights_load_0(even_1, (*begins_1)[int(2)], i_5);
-    eights_1[int(2)] = _S48;
-    Q4_1Eights_Eight_0 _S49 = Q4_1Eights_load_0(odd_1, (*begins_1)[int(3)], i_5);
-    eights_1[int(3)] = _S49;
-    uint2 _S50 = Q4_1Eights_places_0(i_5);
-    float4 _S51 = float4(*(x_1+(x_offset_1 + _S50.x))) ;
-    float4 _S52 = float4(*(x_1+(x_offset_1 + _S50.y))) ;
-    thread Q4_1Eights_Eight_0 _S53 = _S46;
-    float _S54 = Q4_1Eights_product_0(&_S53, i_5, _S51, _S52);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S54;
-    thread Q4_1Eights_Eight_0 _S55 = _S47;
-    float _S56 = Q4_1Eights_product_0(&_S55, i_5, _S51, _S52);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S56;
-    thread Q4_1Eights_Eight_0 _S57 = _S48;
-    float _S58 = Q4_1Eights_product_0(&_S57, i_5, _S51, _S52);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S58;
-    thread Q4_1Eights_Eight_0 _S59 = _S49;
-    float _S60 = Q4_1Eights_product_0(&_S59, i_5, _S51, _S52);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S60;
+    thread Q4_1Eights_Eight_0 _S28;
+    (&_S28)->q_0 = q_1;
+    (&_S28)->scales_0 = scales_1;
+    return _S28;
+}
+
+Q4_1Eights_Eight_0 Q4_1Eights_load_0(uint device* weight_0, uint begin_0, uint i_4)
+{
+    uint _S29 = begin_0 + i_4 / 4U * 5U;
+    return Q4_1Eights_Eight_x24init_0(weight_0[_S29 + 1U + i_4 % 4U], weight_0[_S29]);
+}
+
+array<Q4_1Eights_Eight_0, int(8)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_5, uint step_1)
+{
+    thread array<Q4_1Eights_Eight_0, int(8)> eights_1;
+    uint _S30 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q4_1Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
+    uint _S31 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q4_1Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
+    uint _S32 = i_5 + step_1;
+    eights_1[int(2)] = Q4_1Eights_load_0(even_0, _S30, _S32);
+    eights_1[int(3)] = Q4_1Eights_load_0(odd_0, _S31, _S32);
+    uint _S33 = i_5 + 2U * step_1;
+    eights_1[int(4)] = Q4_1Eights_load_0(even_0, _S30, _S33);
+    eights_1[int(5)] = Q4_1Eights_load_0(odd_0, _S31, _S33);
+    uint _S34 = i_5 + 3U * step_1;
+    eights_1[int(6)] = Q4_1Eights_load_0(even_0, _S30, _S34);
+    eights_1[int(7)] = Q4_1Eights_load_0(odd_0, _S31, _S34);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<Q4_1Eights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_6, uint step_2)
+{
+    uint2 _S35 = Q4_1Eights_places_0(i_6);
+    float4 _S36 = float4(*(x_1+(x_offset_1 + _S35.x))) ;
+    float4 _S37 = float4(*(x_1+(x_offset_1 + _S35.y))) ;
+    float _S38 = Q4_1Eights_product_0(&(*eights_2)[int(0)], i_6, _S36, _S37);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S38;
+    float _S39 = Q4_1Eights_product_0(&(*eights_2)[int(1)], i_6, _S36, _S37);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S39;
     return;
+}
+
+array<Q4_1Eights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, uint device* even_1, uint device* odd_1, uint i_7, uint step_3)
+{
+    thread array<Q4_1Eights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = Q4_1Eights_load_0(even_1, (*begins_1)[int(0)], i_7);
+    eights_3[int(1)] = Q4_1Eights_load_0(odd_1, (*begins_1)[int(1)], i_7);
+    return eights_3;
 }
 
 float subgroup_sum_0(float value_0)
 {
-    float _S61 = simd_sum(value_0);
-    return _S61;
+    float _S40 = simd_sum(value_0);
+    return _S40;
 }
 
-array<float, int(4)> subgroup_sums_0(const array<float, int(4)> thread* values_0)
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
 {
-    thread array<float, int(4)> result_0;
-    float _S62 = subgroup_sum_0((*values_0)[int(0)]);
-    result_0[int(0)] = _S62;
-    float _S63 = subgroup_sum_0((*values_0)[int(1)]);
-    result_0[int(1)] = _S63;
-    float _S64 = subgroup_sum_0((*values_0)[int(2)]);
-    result_0[int(2)] = _S64;
-    float _S65 = subgroup_sum_0((*values_0)[int(3)]);
-    result_0[int(3)] = _S65;
+    thread array<float, int(2)> result_0;
+    float _S41 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S41;
+    float _S42 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S42;
     return result_0;
+}
+
+float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
+{
+    float _S43 = (*values_1)[int(0)];
+    float result_1;
+    if(number_0 == 1U)
+    {
+        result_1 = (*values_1)[int(1)];
+    }
+    else
+    {
+        result_1 = _S43;
+    }
+    return result_1;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_0, packed_float4 device* x_2, uint x_offset_2, packed_float4 device* norm_2, uint norm_offset_2, uint first_0, uint step_4)
+{
+    thread Products_0 products_2;
+    (&products_2)->squares_0 = 0.0;
+    (&products_2)->sums_0[int(0)] = 0.0;
+    (&products_2)->sums_0[int(1)] = 0.0;
+    uint _S44 = k_0 / 8U;
+    uint i_8;
+    if((first_0 + 3U * step_4) < _S44)
+    {
+        array<Q4_1Eights_Eight_0, int(8)> _S45 = load_eights_0(begins_2, even_2, odd_2, first_0, step_4);
+        i_8 = first_0;
+        array<Q4_1Eights_Eight_0, int(8)> loaded_0 = _S45;
+        for(;;)
+        {
+            if((i_8 + 7U * step_4) < _S44)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S46 = i_8 + 4U * step_4;
+            array<Q4_1Eights_Eight_0, int(8)> _S47 = load_eights_0(begins_2, even_2, odd_2, _S46, step_4);
+            thread array<Q4_1Eights_Eight_0, int(8)> _S48 = loaded_0;
+            add_products_0(&products_2, &_S48, x_2, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+            i_8 = _S46;
+            loaded_0 = _S47;
+        }
+        thread array<Q4_1Eights_Eight_0, int(8)> _S49 = loaded_0;
+        add_products_0(&products_2, &_S49, x_2, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        i_8 = i_8 + 4U * step_4;
+    }
+    else
+    {
+        i_8 = first_0;
+    }
+    for(;;)
+    {
+        if(i_8 < _S44)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<Q4_1Eights_Eight_0, int(2)> _S50 = load_eights_1(begins_2, even_2, odd_2, i_8, step_4);
+        thread array<Q4_1Eights_Eight_0, int(2)> _S51 = _S50;
+        add_products_1(&products_2, &_S51, x_2, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        i_8 = i_8 + step_4;
+    }
+    return products_2;
+}
+
+uint Q4_1Eights_begin_0(uint offset_0, uint k_1, uint row_0)
+{
+    return offset_0 + row_0 * (k_1 / 32U) * 5U;
+}
+
+array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0)
+{
+    thread array<uint, int(2)> begins_3;
+    uint _S52 = n_0 - 1U;
+    begins_3[int(0)] = Q4_1Eights_begin_0(offset_1, k_2, min(first_1, _S52));
+    begins_3[int(1)] = Q4_1Eights_begin_0(offset_1, k_2, min(first_1 + 1U, _S52));
+    return begins_3;
 }
 
 struct ExpertGemvParams_0
 {
     uint weight_offset_0;
-    uint x_offset_2;
+    uint x_offset_3;
     uint ids_offset_0;
     uint out_offset_0;
     uint slots_0;
     uint experts_0;
     uint first_expert_0;
     uint bound_experts_0;
-    uint n_0;
-    uint k_0;
+    uint n_1;
+    uint k_3;
     uint first_column_0;
     uint columns_0;
     uint x_slot_0;
@@ -229,179 +293,103 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_x_0;
     uint device* entryPointParams_ids_0;
     float device* entryPointParams_result_0;
-    uint _S66;
-    uint _S67;
+    uint _S53;
+    uint _S54;
 };
-
-float own_0(const array<float, int(4)> thread* values_1, KernelContext_0 thread* kernelContext_0)
-{
-    float _S68 = (*values_1)[int(0)];
-    float result_1;
-    if((kernelContext_0->_S66) == 1U)
-    {
-        result_1 = (*values_1)[int(1)];
-    }
-    else
-    {
-        result_1 = _S68;
-    }
-    if((kernelContext_0->_S66) == 2U)
-    {
-        result_1 = (*values_1)[int(2)];
-    }
-    if((kernelContext_0->_S66) == 3U)
-    {
-        result_1 = (*values_1)[int(3)];
-    }
-    return result_1;
-}
-
-Products_0 products_of_thread_0(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, KernelContext_0 thread* kernelContext_1)
-{
-    thread Products_0 products_2;
-    (&products_2)->squares_0 = 0.0;
-    (&products_2)->sums_0[int(0)] = 0.0;
-    (&products_2)->sums_0[int(1)] = 0.0;
-    (&products_2)->sums_0[int(2)] = 0.0;
-    (&products_2)->sums_0[int(3)] = 0.0;
-    uint _S69 = kernelContext_1->_S67;
-    uint _S70 = k_1 / 8U;
-    uint i_6 = kernelContext_1->_S66;
-    for(;;)
-    {
-        if((i_6 + _S69) < _S70)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_6, _S69);
-        i_6 = i_6 + 2U * _S69;
-    }
-    for(;;)
-    {
-        if(i_6 < _S70)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_6, _S69);
-        i_6 = i_6 + _S69;
-    }
-    return products_2;
-}
-
-uint Q4_1Eights_begin_0(uint offset_0, uint k_2, uint row_0)
-{
-    return offset_0 + row_0 * (k_2 / 32U) * 5U;
-}
-
-array<uint, int(4)> begins_of_rows_0(uint offset_1, uint k_3, uint first_0, uint n_1)
-{
-    thread array<uint, int(4)> begins_3;
-    uint _S71 = n_1 - 1U;
-    begins_3[int(0)] = Q4_1Eights_begin_0(offset_1, k_3, min(first_0, _S71));
-    begins_3[int(1)] = Q4_1Eights_begin_0(offset_1, k_3, min(first_0 + 1U, _S71));
-    begins_3[int(2)] = Q4_1Eights_begin_0(offset_1, k_3, min(first_0 + 2U, _S71));
-    begins_3[int(3)] = Q4_1Eights_begin_0(offset_1, k_3, min(first_0 + 3U, _S71));
-    return begins_3;
-}
 
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-void expert_gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_3, uint device* ids_0, float device* result_2, const ExpertGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void expert_gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_3, uint device* ids_0, float device* result_2, const ExpertGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S72 = kernelContext_2->_S67;
-    uint _S73 = 128U / kernelContext_2->_S67;
-    uint _S74 = p_1->columns_0;
-    uint _S75 = (p_1->columns_0 + 4U - 1U) / 4U;
-    uint _S76 = group_number_0(group_1) * _S73;
-    uint _S77 = thread_0 / _S72;
-    uint i_7 = _S76 + _S77;
+    uint _S55 = kernelContext_0->_S53;
+    uint _S56 = kernelContext_0->_S54;
+    uint _S57 = 128U / kernelContext_0->_S54;
+    uint _S58 = p_1->columns_0;
+    uint _S59 = (p_1->columns_0 + 2U - 1U) / 2U;
+    uint _S60 = group_number_0(group_1) * _S57;
+    uint _S61 = thread_0 / _S56;
+    uint i_9 = _S60 + _S61;
     for(;;)
     {
-        if(i_7 < (p_1->slots_0 * _S75))
+        if(i_9 < (p_1->slots_0 * _S59))
         {
         }
         else
         {
             break;
         }
-        uint _S78 = i_7 / _S75;
-        uint _S79 = min(ids_0[p_1->ids_offset_0 + _S78], p_1->experts_0 - 1U) - p_1->first_expert_0;
-        if(_S79 >= (p_1->bound_experts_0))
+        uint _S62 = i_9 / _S59;
+        uint _S63 = min(ids_0[p_1->ids_offset_0 + _S62], p_1->experts_0 - 1U) - p_1->first_expert_0;
+        if(_S63 >= (p_1->bound_experts_0))
         {
-            i_7 = i_7 + p_1->groups_0 * _S73;
+            i_9 = i_9 + p_1->groups_0 * _S57;
             continue;
         }
-        uint _S80 = i_7 % _S75;
-        uint _S81 = _S80 * 4U;
-        uint _S82 = _S81 + kernelContext_2->_S66;
-        bool _S83;
-        if((kernelContext_2->_S66) < 4U)
+        uint _S64 = i_9 % _S59;
+        uint _S65 = _S64 * 2U;
+        uint _S66 = _S65 + _S55;
+        bool _S67;
+        if(_S55 < 2U)
         {
-            _S83 = _S82 < _S74;
+            _S67 = _S66 < _S58;
         }
         else
         {
-            _S83 = false;
+            _S67 = false;
         }
-        uint _S84 = p_1->n_0;
-        uint _S85 = p_1->first_column_0;
-        uint _S86 = p_1->out_offset_0 + _S78 * p_1->n_0 + p_1->first_column_0 + _S82;
-        bool _S87;
-        if(_S83)
+        uint _S68 = p_1->n_1;
+        uint _S69 = p_1->first_column_0;
+        uint _S70 = p_1->out_offset_0 + _S62 * p_1->n_1 + p_1->first_column_0 + _S66;
+        bool _S71;
+        if(_S67)
         {
-            _S87 = (p_1->accumulate_0) != 0U;
+            _S71 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S87 = false;
+            _S71 = false;
         }
         float sum_1;
-        if(_S87)
+        if(_S71)
         {
-            sum_1 = *(result_2+_S86);
+            sum_1 = *(result_2+_S70);
         }
         else
         {
             sum_1 = 0.0;
         }
-        uint _S88 = _S79 * _S84 + _S85;
-        uint _S89 = p_1->x_offset_2 + _S78 * (p_1->x_slot_0 / 4U);
-        thread array<uint, int(4)> _S90 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, _S88 + _S81, _S88 + _S74);
-        Products_0 _S91 = products_of_thread_0(&_S90, weight_1, weight_1, p_1->k_0, x_3, _S89, x_3, 0U, kernelContext_2);
-        thread array<float, int(4)> _S92 = _S91.sums_0;
-        array<float, int(4)> _S93 = subgroup_sums_0(&_S92);
-        thread array<float, int(4)> _S94 = _S93;
-        float _S95 = own_0(&_S94, kernelContext_2);
-        float sum_2 = sum_1 + _S95;
-        if(_S83)
+        uint _S72 = _S63 * _S68 + _S69;
+        uint _S73 = p_1->x_offset_3 + _S62 * (p_1->x_slot_0 / 4U);
+        thread array<uint, int(2)> _S74 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_3, _S72 + _S65, _S72 + _S58);
+        Products_0 _S75 = products_of_thread_0(&_S74, weight_1, weight_1, p_1->k_3, x_3, _S73, x_3, 0U, _S55, _S56);
+        thread array<float, int(2)> _S76 = _S75.sums_0;
+        array<float, int(2)> _S77 = subgroup_sums_0(&_S76);
+        thread array<float, int(2)> _S78 = _S77;
+        float _S79 = chosen_0(&_S78, _S55);
+        float sum_2 = sum_1 + _S79;
+        if(_S67)
         {
-            *(result_2+_S86) = sum_2;
+            *(result_2+_S70) = sum_2;
         }
-        i_7 = i_7 + p_1->groups_0 * _S73;
+        i_9 = i_9 + p_1->groups_0 * _S57;
     }
     return;
 }
 
 [[kernel]] void expert_gemv_q4_1(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], uint device* entryPointParams_ids_1 [[buffer(3)]], float device* entryPointParams_result_1 [[buffer(4)]])
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_ids_0 = entryPointParams_ids_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_1;
+    (&kernelContext_1)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_1)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_1)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_1)->entryPointParams_ids_0 = entryPointParams_ids_1;
+    (&kernelContext_1)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S66 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S67 = _builtinWaveLaneCount_0;
-    expert_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_ids_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_1)->_S53 = _builtinWaveLaneIndex_0;
+    (&kernelContext_1)->_S54 = _builtinWaveLaneCount_0;
+    expert_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_ids_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_1);
     return;
 }

@@ -3,6 +3,12 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
+struct Products_0
+{
+    array<float, int(2)> sums_0;
+    float squares_0;
+};
+
 struct FourOrFiveEights_Eight_0
 {
     uint q_0;
@@ -11,51 +17,27 @@ struct FourOrFiveEights_Eight_0
     uint3 packed_0;
 };
 
-FourOrFiveEights_Eight_0 FourOrFiveEights_Eight_x24init_0(uint q_1, uint fifths_1, uint scales_1, uint3 packed_1)
+uint2 FourOrFiveEights_places_0(uint i_0)
 {
-    thread FourOrFiveEights_Eight_0 _S1;
-    (&_S1)->q_0 = q_1;
-    (&_S1)->fifths_0 = fifths_1;
-    (&_S1)->scales_0 = scales_1;
-    (&_S1)->packed_0 = packed_1;
-    return _S1;
+    uint _S1 = i_0 % 8U;
+    return uint2(i_0 / 8U * 16U + _S1, i_0 / 8U * 16U + _S1 + 8U);
 }
 
-struct Products_0
+uint2 scales_of_quarter_0(uint3 packed_1, uint quarter_0)
 {
-    array<float, int(4)> sums_0;
-    float squares_0;
-};
-
-FourOrFiveEights_Eight_0 FourOrFiveEights_load_0(uint device* weight_0, uint begin_0, uint i_0)
-{
-    uint _S2 = begin_0 + i_0 / 32U * 44U;
-    uint _S3 = _S2 + 4U;
-    uint _S4 = i_0 % 32U;
-    return FourOrFiveEights_Eight_x24init_0(weight_0[_S3 + 8U + _S4], weight_0[_S3 + i_0 % 8U] >> (_S4 / 8U * 2U), weight_0[_S2], uint3(weight_0[_S2 + 1U], weight_0[_S2 + 2U], weight_0[_S2 + 3U]));
-}
-
-uint2 FourOrFiveEights_places_0(uint i_1)
-{
-    uint _S5 = i_1 % 8U;
-    return uint2(i_1 / 8U * 16U + _S5, i_1 / 8U * 16U + _S5 + 8U);
-}
-
-uint2 scales_of_quarter_0(uint3 packed_2, uint quarter_0)
-{
-    uint _S6 = quarter_0 % 2U * 16U;
-    uint2 _S7 = (packed_2.xy) >> (uint2(_S6) );
-    uint _S8 = (packed_2.z) >> _S6;
-    uint2 _S9;
+    uint _S2 = quarter_0 % 2U * 16U;
+    uint2 _S3 = (packed_1.xy) >> (uint2(_S2) );
+    uint _S4 = (packed_1.z) >> _S2;
+    uint2 _S5;
     if(quarter_0 < 2U)
     {
-        _S9 = _S7 & (uint2(16191U) );
+        _S5 = _S3 & (uint2(16191U) );
     }
     else
     {
-        _S9 = (uint2(_S8, _S8 >> 4U) & (uint2(3855U) )) | ((_S7 >> (uint2(2U) )) & (uint2(12336U) ));
+        _S5 = (uint2(_S4, _S4 >> 4U) & (uint2(3855U) )) | ((_S3 >> (uint2(2U) )) & (uint2(12336U) ));
     }
-    return _S9;
+    return _S5;
 }
 
 float in_place_0(uint word_0, float zero_0)
@@ -70,8 +52,8 @@ float in_place_1(uint word_1, float zero_1)
 
 float4 whole_bytes_0(uint word_2, float zero_2)
 {
-    uint _S10 = word_2 >> 16U;
-    return float4(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S10, zero_2), in_place_1(_S10, zero_2));
+    uint _S6 = word_2 >> 16U;
+    return float4(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S6, zero_2), in_place_1(_S6, zero_2));
 }
 
 float sum_0(float4 v_0)
@@ -84,137 +66,219 @@ float2 halves_0(uint word_3)
     return float2((as_type<half>((ushort)((word_3 & 65535U)))), (as_type<half>((ushort)((word_3 >> 16U)))));
 }
 
-float FourOrFiveEights_product_0(const FourOrFiveEights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
+float FourOrFiveEights_product_0(const FourOrFiveEights_Eight_0 thread* eight_0, uint i_1, float4 a_0, float4 b_0)
 {
-    uint2 _S11 = scales_of_quarter_0(eight_0->packed_0, i_2 % 32U / 8U);
-    float2 _S12 = float2(_S11 & (uint2(255U) ));
-    float2 _S13 = float2(_S11 >> (uint2(8U) ));
-    float2 _S14 = halves_0(eight_0->scales_0) * float2(_S12.x * dot(whole_bytes_0(((eight_0->q_0) & 252645135U) | (((eight_0->fifths_0) & 16843009U) << 4U), 0.0), a_0) + _S13.x * dot(whole_bytes_0((((eight_0->q_0) >> 4U) & 252645135U) | ((((eight_0->fifths_0) >> 1U) & 16843009U) << 4U), 0.0), b_0), _S12.y * sum_0(a_0) + _S13.y * sum_0(b_0));
-    return _S14.x - _S14.y;
+    uint2 _S7 = scales_of_quarter_0(eight_0->packed_0, i_1 % 32U / 8U);
+    float2 _S8 = float2(_S7 & (uint2(255U) ));
+    float2 _S9 = float2(_S7 >> (uint2(8U) ));
+    float2 _S10 = halves_0(eight_0->scales_0) * float2(_S8.x * dot(whole_bytes_0(((eight_0->q_0) & 252645135U) | (((eight_0->fifths_0) & 16843009U) << 4U), 0.0), a_0) + _S9.x * dot(whole_bytes_0((((eight_0->q_0) >> 4U) & 252645135U) | ((((eight_0->fifths_0) >> 1U) & 16843009U) << 4U), 0.0), b_0), _S8.y * sum_0(a_0) + _S9.y * sum_0(b_0));
+    return _S10.x - _S10.y;
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(4)> thread* begins_0, uint device* even_0, uint device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<FourOrFiveEights_Eight_0, int(8)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_2, uint step_0)
 {
-    thread array<FourOrFiveEights_Eight_0, int(8)> eights_0;
-    uint _S15 = (*begins_0)[int(0)];
-    FourOrFiveEights_Eight_0 _S16 = FourOrFiveEights_load_0(even_0, (*begins_0)[int(0)], i_3);
-    eights_0[int(0)] = _S16;
-    uint _S17 = (*begins_0)[int(1)];
-    FourOrFiveEights_Eight_0 _S18 = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(1)], i_3);
-    eights_0[int(1)] = _S18;
-    uint _S19 = (*begins_0)[int(2)];
-    FourOrFiveEights_Eight_0 _S20 = FourOrFiveEights_load_0(even_0, (*begins_0)[int(2)], i_3);
-    eights_0[int(2)] = _S20;
-    uint _S21 = (*begins_0)[int(3)];
-    FourOrFiveEights_Eight_0 _S22 = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(3)], i_3);
-    eights_0[int(3)] = _S22;
-    uint _S23 = i_3 + lanes_0;
-    FourOrFiveEights_Eight_0 _S24 = FourOrFiveEights_load_0(even_0, _S15, _S23);
-    eights_0[int(4)] = _S24;
-    FourOrFiveEights_Eight_0 _S25 = FourOrFiveEights_load_0(odd_0, _S17, _S23);
-    eights_0[int(5)] = _S25;
-    FourOrFiveEights_Eight_0 _S26 = FourOrFiveEights_load_0(even_0, _S19, _S23);
-    eights_0[int(6)] = _S26;
-    FourOrFiveEights_Eight_0 _S27 = FourOrFiveEights_load_0(odd_0, _S21, _S23);
-    eights_0[int(7)] = _S27;
-    uint2 _S28 = FourOrFiveEights_places_0(i_3);
-    float4 _S29 = float4(*(x_0+(x_offset_0 + _S28.x))) ;
-    float4 _S30 = float4(*(x_0+(x_offset_0 + _S28.y))) ;
-    thread FourOrFiveEights_Eight_0 _S31 = _S16;
-    float _S32 = FourOrFiveEights_product_0(&_S31, i_3, _S29, _S30);
-    float _S33 = products_0->sums_0[int(0)] + _S32;
-    products_0->sums_0[int(0)] = _S33;
-    thread FourOrFiveEights_Eight_0 _S34 = _S18;
-    float _S35 = FourOrFiveEights_product_0(&_S34, i_3, _S29, _S30);
-    float _S36 = products_0->sums_0[int(1)] + _S35;
-    products_0->sums_0[int(1)] = _S36;
-    thread FourOrFiveEights_Eight_0 _S37 = _S20;
-    float _S38 = FourOrFiveEights_product_0(&_S37, i_3, _S29, _S30);
-    float _S39 = products_0->sums_0[int(2)] + _S38;
-    products_0->sums_0[int(2)] = _S39;
-    thread FourOrFiveEights_Eight_0 _S40 = _S22;
-    float _S41 = FourOrFiveEights_product_0(&_S40, i_3, _S29, _S30);
-    float _S42 = products_0->sums_0[int(3)] + _S41;
-    products_0->sums_0[int(3)] = _S42;
-    uint2 _S43 = FourOrFiveEights_places_0(_S23);
-    float4 _S44 = float4(*(x_0+(x_offset_0 + _S43.x))) ;
-    float4 _S45 = float4(*(x_0+(x_offset_0 + _S43.y))) ;
-    thread FourOrFiveEights_Eight_0 _S46 = _S24;
-    float _S47 = FourOrFiveEights_product_0(&_S46, _S23, _S44, _S45);
-    products_0->sums_0[int(0)] = _S33 + _S47;
-    thread FourOrFiveEights_Eight_0 _S48 = _S25;
-    float _S49 = FourOrFiveEights_product_0(&_S48, _S23, _S44, _S45);
-    products_0->sums_0[int(1)] = _S36 + _S49;
-    thread FourOrFiveEights_Eight_0 _S50 = _S26;
-    float _S51 = FourOrFiveEights_product_0(&_S50, _S23, _S44, _S45);
-    products_0->sums_0[int(2)] = _S39 + _S51;
-    thread FourOrFiveEights_Eight_0 _S52 = _S27;
-    float _S53 = FourOrFiveEights_product_0(&_S52, _S23, _S44, _S45);
-    products_0->sums_0[int(3)] = _S42 + _S53;
+    uint2 _S11 = FourOrFiveEights_places_0(i_2);
+    float4 _S12 = float4(*(x_0+(x_offset_0 + _S11.x))) ;
+    float4 _S13 = float4(*(x_0+(x_offset_0 + _S11.y))) ;
+    float _S14 = FourOrFiveEights_product_0(&(*eights_0)[int(0)], i_2, _S12, _S13);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S14;
+    float _S15 = FourOrFiveEights_product_0(&(*eights_0)[int(1)], i_2, _S12, _S13);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S15;
+    uint _S16 = i_2 + step_0;
+    uint2 _S17 = FourOrFiveEights_places_0(_S16);
+    float4 _S18 = float4(*(x_0+(x_offset_0 + _S17.x))) ;
+    float4 _S19 = float4(*(x_0+(x_offset_0 + _S17.y))) ;
+    float _S20 = FourOrFiveEights_product_0(&(*eights_0)[int(2)], _S16, _S18, _S19);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S20;
+    float _S21 = FourOrFiveEights_product_0(&(*eights_0)[int(3)], _S16, _S18, _S19);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S21;
+    uint _S22 = i_2 + 2U * step_0;
+    uint2 _S23 = FourOrFiveEights_places_0(_S22);
+    float4 _S24 = float4(*(x_0+(x_offset_0 + _S23.x))) ;
+    float4 _S25 = float4(*(x_0+(x_offset_0 + _S23.y))) ;
+    float _S26 = FourOrFiveEights_product_0(&(*eights_0)[int(4)], _S22, _S24, _S25);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S26;
+    float _S27 = FourOrFiveEights_product_0(&(*eights_0)[int(5)], _S22, _S24, _S25);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S27;
+    uint _S28 = i_2 + 3U * step_0;
+    uint2 _S29 = FourOrFiveEights_places_0(_S28);
+    float4 _S30 = float4(*(x_0+(x_offset_0 + _S29.x))) ;
+    float4 _S31 = float4(*(x_0+(x_offset_0 + _S29.y))) ;
+    float _S32 = FourOrFiveEights_product_0(&(*eights_0)[int(6)], _S28, _S30, _S31);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S32;
+    float _S33 = FourOrFiveEights_product_0(&(*eights_0)[int(7)], _S28, _S30, _S31);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S33;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(4)> thread* begins_1, uint device* even_1, uint device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+FourOrFiveEights_Eight_0 FourOrFiveEights_Eight_x24init_0(uint q_1, uint fifths_1, uint scales_1, uint3 packed_2)
 {
-    thread array<FourOrFiveEights_Eight_0, int(4)> eights_1;
-    FourOrFiveEights_Eight_0 _S54 = FourOrFiveEights_load_0(even_1, (*begins_1)[int(0)], i_4);
-    eights_1[int(0)] = _S54;
-    FourOrFiveEights_Eight_0 _S55 = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(1)], i_4);
-    eights_1[int(1)] = _S55;
-    FourOrFiveEights_Eight_0 _S56 = FourOrFiveEights_load_0(even_1, (*begins_1)[int(2)], i_4);
-    eights_1[int(2)] = _S56;
-    FourOrFiveEights_Eight_0 _S57 = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(3)], i_4);
-    eights_1[int(3)] = _S57;
-    uint2 _S58 = FourOrFiveEights_places_0(i_4);
-    float4 _S59 = float4(*(x_1+(x_offset_1 + _S58.x))) ;
-    float4 _S60 = float4(*(x_1+(x_offset_1 + _S58.y))) ;
-    thread FourOrFiveEights_Eight_0 _S61 = _S54;
-    float _S62 = FourOrFiveEights_product_0(&_S61, i_4, _S59, _S60);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S62;
-    thread FourOrFiveEights_Eight_0 _S63 = _S55;
-    float _S64 = FourOrFiveEights_product_0(&_S63, i_4, _S59, _S60);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S64;
-    thread FourOrFiveEights_Eight_0 _S65 = _S56;
-    float _S66 = FourOrFiveEights_product_0(&_S65, i_4, _S59, _S60);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S66;
-    thread FourOrFiveEights_Eight_0 _S67 = _S57;
-    float _S68 = FourOrFiveEights_product_0(&_S67, i_4, _S59, _S60);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S68;
+    thread FourOrFiveEights_Eight_0 _S34;
+    (&_S34)->q_0 = q_1;
+    (&_S34)->fifths_0 = fifths_1;
+    (&_S34)->scales_0 = scales_1;
+    (&_S34)->packed_0 = packed_2;
+    return _S34;
+}
+
+FourOrFiveEights_Eight_0 FourOrFiveEights_load_0(uint device* weight_0, uint begin_0, uint i_3)
+{
+    uint _S35 = begin_0 + i_3 / 32U * 44U;
+    uint _S36 = _S35 + 4U;
+    uint _S37 = i_3 % 32U;
+    return FourOrFiveEights_Eight_x24init_0(weight_0[_S36 + 8U + _S37], weight_0[_S36 + i_3 % 8U] >> (_S37 / 8U * 2U), weight_0[_S35], uint3(weight_0[_S35 + 1U], weight_0[_S35 + 2U], weight_0[_S35 + 3U]));
+}
+
+array<FourOrFiveEights_Eight_0, int(8)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_4, uint step_1)
+{
+    thread array<FourOrFiveEights_Eight_0, int(8)> eights_1;
+    uint _S38 = (*begins_0)[int(0)];
+    eights_1[int(0)] = FourOrFiveEights_load_0(even_0, (*begins_0)[int(0)], i_4);
+    uint _S39 = (*begins_0)[int(1)];
+    eights_1[int(1)] = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(1)], i_4);
+    uint _S40 = i_4 + step_1;
+    eights_1[int(2)] = FourOrFiveEights_load_0(even_0, _S38, _S40);
+    eights_1[int(3)] = FourOrFiveEights_load_0(odd_0, _S39, _S40);
+    uint _S41 = i_4 + 2U * step_1;
+    eights_1[int(4)] = FourOrFiveEights_load_0(even_0, _S38, _S41);
+    eights_1[int(5)] = FourOrFiveEights_load_0(odd_0, _S39, _S41);
+    uint _S42 = i_4 + 3U * step_1;
+    eights_1[int(6)] = FourOrFiveEights_load_0(even_0, _S38, _S42);
+    eights_1[int(7)] = FourOrFiveEights_load_0(odd_0, _S39, _S42);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<FourOrFiveEights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint step_2)
+{
+    uint2 _S43 = FourOrFiveEights_places_0(i_5);
+    float4 _S44 = float4(*(x_1+(x_offset_1 + _S43.x))) ;
+    float4 _S45 = float4(*(x_1+(x_offset_1 + _S43.y))) ;
+    float _S46 = FourOrFiveEights_product_0(&(*eights_2)[int(0)], i_5, _S44, _S45);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S46;
+    float _S47 = FourOrFiveEights_product_0(&(*eights_2)[int(1)], i_5, _S44, _S45);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S47;
     return;
+}
+
+array<FourOrFiveEights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, uint device* even_1, uint device* odd_1, uint i_6, uint step_3)
+{
+    thread array<FourOrFiveEights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = FourOrFiveEights_load_0(even_1, (*begins_1)[int(0)], i_6);
+    eights_3[int(1)] = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(1)], i_6);
+    return eights_3;
 }
 
 float subgroup_sum_0(float value_0)
 {
-    float _S69 = simd_sum(value_0);
-    return _S69;
+    float _S48 = simd_sum(value_0);
+    return _S48;
 }
 
-array<float, int(4)> subgroup_sums_0(const array<float, int(4)> thread* values_0)
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
 {
-    thread array<float, int(4)> result_0;
-    float _S70 = subgroup_sum_0((*values_0)[int(0)]);
-    result_0[int(0)] = _S70;
-    float _S71 = subgroup_sum_0((*values_0)[int(1)]);
-    result_0[int(1)] = _S71;
-    float _S72 = subgroup_sum_0((*values_0)[int(2)]);
-    result_0[int(2)] = _S72;
-    float _S73 = subgroup_sum_0((*values_0)[int(3)]);
-    result_0[int(3)] = _S73;
+    thread array<float, int(2)> result_0;
+    float _S49 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S49;
+    float _S50 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S50;
     return result_0;
+}
+
+float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
+{
+    float _S51 = (*values_1)[int(0)];
+    float result_1;
+    if(number_0 == 1U)
+    {
+        result_1 = (*values_1)[int(1)];
+    }
+    else
+    {
+        result_1 = _S51;
+    }
+    return result_1;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_0, packed_float4 device* x_2, uint x_offset_2, packed_float4 device* norm_2, uint norm_offset_2, uint first_0, uint step_4)
+{
+    thread Products_0 products_2;
+    (&products_2)->squares_0 = 0.0;
+    (&products_2)->sums_0[int(0)] = 0.0;
+    (&products_2)->sums_0[int(1)] = 0.0;
+    uint _S52 = k_0 / 8U;
+    uint i_7;
+    if((first_0 + 3U * step_4) < _S52)
+    {
+        array<FourOrFiveEights_Eight_0, int(8)> _S53 = load_eights_0(begins_2, even_2, odd_2, first_0, step_4);
+        i_7 = first_0;
+        array<FourOrFiveEights_Eight_0, int(8)> loaded_0 = _S53;
+        for(;;)
+        {
+            if((i_7 + 7U * step_4) < _S52)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S54 = i_7 + 4U * step_4;
+            array<FourOrFiveEights_Eight_0, int(8)> _S55 = load_eights_0(begins_2, even_2, odd_2, _S54, step_4);
+            thread array<FourOrFiveEights_Eight_0, int(8)> _S56 = loaded_0;
+            add_products_0(&products_2, &_S56, x_2, x_offset_2, norm_2, norm_offset_2, i_7, step_4);
+            i_7 = _S54;
+            loaded_0 = _S55;
+        }
+        thread array<FourOrFiveEights_Eight_0, int(8)> _S57 = loaded_0;
+        add_products_0(&products_2, &_S57, x_2, x_offset_2, norm_2, norm_offset_2, i_7, step_4);
+        i_7 = i_7 + 4U * step_4;
+    }
+    else
+    {
+        i_7 = first_0;
+    }
+    for(;;)
+    {
+        if(i_7 < _S52)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<FourOrFiveEights_Eight_0, int(2)> _S58 = load_eights_1(begins_2, even_2, odd_2, i_7, step_4);
+        thread array<FourOrFiveEights_Eight_0, int(2)> _S59 = _S58;
+        add_products_1(&products_2, &_S59, x_2, x_offset_2, norm_2, norm_offset_2, i_7, step_4);
+        i_7 = i_7 + step_4;
+    }
+    return products_2;
+}
+
+uint FourOrFiveEights_begin_0(uint offset_0, uint k_1, uint row_0)
+{
+    return offset_0 + row_0 * (k_1 / 256U) * 44U;
+}
+
+array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0)
+{
+    thread array<uint, int(2)> begins_3;
+    uint _S60 = n_0 - 1U;
+    begins_3[int(0)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_1, _S60));
+    begins_3[int(1)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_1 + 1U, _S60));
+    return begins_3;
 }
 
 struct ExpertGemvParams_0
 {
     uint weight_offset_0;
-    uint x_offset_2;
+    uint x_offset_3;
     uint ids_offset_0;
     uint out_offset_0;
     uint slots_0;
     uint experts_0;
     uint first_expert_0;
     uint bound_experts_0;
-    uint n_0;
-    uint k_0;
+    uint n_1;
+    uint k_3;
     uint first_column_0;
     uint columns_0;
     uint x_slot_0;
@@ -234,179 +298,103 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_x_0;
     uint device* entryPointParams_ids_0;
     float device* entryPointParams_result_0;
-    uint _S74;
-    uint _S75;
+    uint _S61;
+    uint _S62;
 };
-
-float own_0(const array<float, int(4)> thread* values_1, KernelContext_0 thread* kernelContext_0)
-{
-    float _S76 = (*values_1)[int(0)];
-    float result_1;
-    if((kernelContext_0->_S74) == 1U)
-    {
-        result_1 = (*values_1)[int(1)];
-    }
-    else
-    {
-        result_1 = _S76;
-    }
-    if((kernelContext_0->_S74) == 2U)
-    {
-        result_1 = (*values_1)[int(2)];
-    }
-    if((kernelContext_0->_S74) == 3U)
-    {
-        result_1 = (*values_1)[int(3)];
-    }
-    return result_1;
-}
-
-Products_0 products_of_thread_0(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, KernelContext_0 thread* kernelContext_1)
-{
-    thread Products_0 products_2;
-    (&products_2)->squares_0 = 0.0;
-    (&products_2)->sums_0[int(0)] = 0.0;
-    (&products_2)->sums_0[int(1)] = 0.0;
-    (&products_2)->sums_0[int(2)] = 0.0;
-    (&products_2)->sums_0[int(3)] = 0.0;
-    uint _S77 = kernelContext_1->_S75;
-    uint _S78 = k_1 / 8U;
-    uint i_5 = kernelContext_1->_S74;
-    for(;;)
-    {
-        if((i_5 + _S77) < _S78)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S77);
-        i_5 = i_5 + 2U * _S77;
-    }
-    for(;;)
-    {
-        if(i_5 < _S78)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S77);
-        i_5 = i_5 + _S77;
-    }
-    return products_2;
-}
-
-uint FourOrFiveEights_begin_0(uint offset_0, uint k_2, uint row_0)
-{
-    return offset_0 + row_0 * (k_2 / 256U) * 44U;
-}
-
-array<uint, int(4)> begins_of_rows_0(uint offset_1, uint k_3, uint first_0, uint n_1)
-{
-    thread array<uint, int(4)> begins_3;
-    uint _S79 = n_1 - 1U;
-    begins_3[int(0)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_0, _S79));
-    begins_3[int(1)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_0 + 1U, _S79));
-    begins_3[int(2)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_0 + 2U, _S79));
-    begins_3[int(3)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_0 + 3U, _S79));
-    return begins_3;
-}
 
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-void expert_gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_3, uint device* ids_0, float device* result_2, const ExpertGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void expert_gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_3, uint device* ids_0, float device* result_2, const ExpertGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S80 = kernelContext_2->_S75;
-    uint _S81 = 128U / kernelContext_2->_S75;
-    uint _S82 = p_1->columns_0;
-    uint _S83 = (p_1->columns_0 + 4U - 1U) / 4U;
-    uint _S84 = group_number_0(group_1) * _S81;
-    uint _S85 = thread_0 / _S80;
-    uint i_6 = _S84 + _S85;
+    uint _S63 = kernelContext_0->_S61;
+    uint _S64 = kernelContext_0->_S62;
+    uint _S65 = 128U / kernelContext_0->_S62;
+    uint _S66 = p_1->columns_0;
+    uint _S67 = (p_1->columns_0 + 2U - 1U) / 2U;
+    uint _S68 = group_number_0(group_1) * _S65;
+    uint _S69 = thread_0 / _S64;
+    uint i_8 = _S68 + _S69;
     for(;;)
     {
-        if(i_6 < (p_1->slots_0 * _S83))
+        if(i_8 < (p_1->slots_0 * _S67))
         {
         }
         else
         {
             break;
         }
-        uint _S86 = i_6 / _S83;
-        uint _S87 = min(ids_0[p_1->ids_offset_0 + _S86], p_1->experts_0 - 1U) - p_1->first_expert_0;
-        if(_S87 >= (p_1->bound_experts_0))
+        uint _S70 = i_8 / _S67;
+        uint _S71 = min(ids_0[p_1->ids_offset_0 + _S70], p_1->experts_0 - 1U) - p_1->first_expert_0;
+        if(_S71 >= (p_1->bound_experts_0))
         {
-            i_6 = i_6 + p_1->groups_0 * _S81;
+            i_8 = i_8 + p_1->groups_0 * _S65;
             continue;
         }
-        uint _S88 = i_6 % _S83;
-        uint _S89 = _S88 * 4U;
-        uint _S90 = _S89 + kernelContext_2->_S74;
-        bool _S91;
-        if((kernelContext_2->_S74) < 4U)
+        uint _S72 = i_8 % _S67;
+        uint _S73 = _S72 * 2U;
+        uint _S74 = _S73 + _S63;
+        bool _S75;
+        if(_S63 < 2U)
         {
-            _S91 = _S90 < _S82;
+            _S75 = _S74 < _S66;
         }
         else
         {
-            _S91 = false;
+            _S75 = false;
         }
-        uint _S92 = p_1->n_0;
-        uint _S93 = p_1->first_column_0;
-        uint _S94 = p_1->out_offset_0 + _S86 * p_1->n_0 + p_1->first_column_0 + _S90;
-        bool _S95;
-        if(_S91)
+        uint _S76 = p_1->n_1;
+        uint _S77 = p_1->first_column_0;
+        uint _S78 = p_1->out_offset_0 + _S70 * p_1->n_1 + p_1->first_column_0 + _S74;
+        bool _S79;
+        if(_S75)
         {
-            _S95 = (p_1->accumulate_0) != 0U;
+            _S79 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S95 = false;
+            _S79 = false;
         }
         float sum_1;
-        if(_S95)
+        if(_S79)
         {
-            sum_1 = *(result_2+_S94);
+            sum_1 = *(result_2+_S78);
         }
         else
         {
             sum_1 = 0.0;
         }
-        uint _S96 = _S87 * _S92 + _S93;
-        uint _S97 = p_1->x_offset_2 + _S86 * (p_1->x_slot_0 / 4U);
-        thread array<uint, int(4)> _S98 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, _S96 + _S89, _S96 + _S82);
-        Products_0 _S99 = products_of_thread_0(&_S98, weight_1, weight_1, p_1->k_0, x_3, _S97, x_3, 0U, kernelContext_2);
-        thread array<float, int(4)> _S100 = _S99.sums_0;
-        array<float, int(4)> _S101 = subgroup_sums_0(&_S100);
-        thread array<float, int(4)> _S102 = _S101;
-        float _S103 = own_0(&_S102, kernelContext_2);
-        float sum_2 = sum_1 + _S103;
-        if(_S91)
+        uint _S80 = _S71 * _S76 + _S77;
+        uint _S81 = p_1->x_offset_3 + _S70 * (p_1->x_slot_0 / 4U);
+        thread array<uint, int(2)> _S82 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_3, _S80 + _S73, _S80 + _S66);
+        Products_0 _S83 = products_of_thread_0(&_S82, weight_1, weight_1, p_1->k_3, x_3, _S81, x_3, 0U, _S63, _S64);
+        thread array<float, int(2)> _S84 = _S83.sums_0;
+        array<float, int(2)> _S85 = subgroup_sums_0(&_S84);
+        thread array<float, int(2)> _S86 = _S85;
+        float _S87 = chosen_0(&_S86, _S63);
+        float sum_2 = sum_1 + _S87;
+        if(_S75)
         {
-            *(result_2+_S94) = sum_2;
+            *(result_2+_S78) = sum_2;
         }
-        i_6 = i_6 + p_1->groups_0 * _S81;
+        i_8 = i_8 + p_1->groups_0 * _S65;
     }
     return;
 }
 
 [[kernel]] void expert_gemv_q5_k(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], uint device* entryPointParams_ids_1 [[buffer(3)]], float device* entryPointParams_result_1 [[buffer(4)]])
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_ids_0 = entryPointParams_ids_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_1;
+    (&kernelContext_1)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_1)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_1)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_1)->entryPointParams_ids_0 = entryPointParams_ids_1;
+    (&kernelContext_1)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S74 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S75 = _builtinWaveLaneCount_0;
-    expert_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_ids_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_1)->_S61 = _builtinWaveLaneIndex_0;
+    (&kernelContext_1)->_S62 = _builtinWaveLaneCount_0;
+    expert_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_ids_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_1);
     return;
 }

@@ -15,179 +15,418 @@ struct F32Eights_Eight_0
     uint4 high_0;
 };
 
-F32Eights_Eight_0 F32Eights_Eight_x24init_0(uint4 low_1, uint4 high_1)
+uint2 F32Eights_places_0(uint i_0)
 {
-    thread F32Eights_Eight_0 _S1;
-    (&_S1)->low_0 = low_1;
-    (&_S1)->high_0 = high_1;
-    return _S1;
+    uint _S1 = 2U * i_0;
+    return uint2(_S1, _S1 + 1U);
 }
 
-F32Eights_Eight_0 F32Eights_load_0(packed_uint4 device* weight_0, uint begin_0, uint i_0)
-{
-    uint _S2 = begin_0 + 2U * i_0;
-    return F32Eights_Eight_x24init_0(uint4(*(weight_0+_S2)) , uint4(*(weight_0+(_S2 + 1U))) );
-}
-
-uint2 F32Eights_places_0(uint i_1)
-{
-    uint _S3 = 2U * i_1;
-    return uint2(_S3, _S3 + 1U);
-}
-
-float F32Eights_product_0(const F32Eights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
+float F32Eights_product_0(const F32Eights_Eight_0 thread* eight_0, uint i_1, float4 a_0, float4 b_0)
 {
     return dot((as_type<float4>((eight_0->low_0))), a_0) + dot((as_type<float4>((eight_0->high_0))), b_0);
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(2)> thread* begins_0, packed_uint4 device* even_0, packed_uint4 device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<F32Eights_Eight_0, int(8)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_2, uint step_0)
 {
-    thread array<F32Eights_Eight_0, int(8)> eights_0;
-    uint _S4 = (*begins_0)[int(0)];
-    F32Eights_Eight_0 _S5 = F32Eights_load_0(even_0, (*begins_0)[int(0)], i_3);
-    eights_0[int(0)] = _S5;
-    uint _S6 = (*begins_0)[int(1)];
-    F32Eights_Eight_0 _S7 = F32Eights_load_0(odd_0, (*begins_0)[int(1)], i_3);
-    eights_0[int(1)] = _S7;
-    uint _S8 = i_3 + lanes_0;
-    F32Eights_Eight_0 _S9 = F32Eights_load_0(even_0, _S4, _S8);
-    eights_0[int(2)] = _S9;
-    F32Eights_Eight_0 _S10 = F32Eights_load_0(odd_0, _S6, _S8);
-    eights_0[int(3)] = _S10;
-    uint _S11 = i_3 + 2U * lanes_0;
-    F32Eights_Eight_0 _S12 = F32Eights_load_0(even_0, _S4, _S11);
-    eights_0[int(4)] = _S12;
-    F32Eights_Eight_0 _S13 = F32Eights_load_0(odd_0, _S6, _S11);
-    eights_0[int(5)] = _S13;
-    uint _S14 = i_3 + 3U * lanes_0;
-    F32Eights_Eight_0 _S15 = F32Eights_load_0(even_0, _S4, _S14);
-    eights_0[int(6)] = _S15;
-    F32Eights_Eight_0 _S16 = F32Eights_load_0(odd_0, _S6, _S14);
-    eights_0[int(7)] = _S16;
-    uint2 _S17 = F32Eights_places_0(i_3);
-    uint _S18 = _S17.x;
-    float4 _S19 = float4(*(x_0+(x_offset_0 + _S18))) ;
-    uint _S20 = _S17.y;
-    float4 _S21 = float4(*(x_0+(x_offset_0 + _S20))) ;
-    float _S22 = products_0->squares_0 + (dot(_S19, _S19) + dot(_S21, _S21));
-    products_0->squares_0 = _S22;
-    float4 a_1 = _S19 * float4(*(norm_0+(norm_offset_0 + _S18))) ;
-    float4 b_1 = _S21 * float4(*(norm_0+(norm_offset_0 + _S20))) ;
-    thread F32Eights_Eight_0 _S23 = _S5;
-    float _S24 = F32Eights_product_0(&_S23, i_3, a_1, b_1);
-    float _S25 = products_0->sums_0[int(0)] + _S24;
-    products_0->sums_0[int(0)] = _S25;
-    thread F32Eights_Eight_0 _S26 = _S7;
-    float _S27 = F32Eights_product_0(&_S26, i_3, a_1, b_1);
-    float _S28 = products_0->sums_0[int(1)] + _S27;
-    products_0->sums_0[int(1)] = _S28;
-    uint2 _S29 = F32Eights_places_0(_S8);
-    uint _S30 = _S29.x;
-    float4 _S31 = float4(*(x_0+(x_offset_0 + _S30))) ;
-    uint _S32 = _S29.y;
-    float4 _S33 = float4(*(x_0+(x_offset_0 + _S32))) ;
-    float _S34 = _S22 + (dot(_S31, _S31) + dot(_S33, _S33));
-    products_0->squares_0 = _S34;
-    float4 a_2 = _S31 * float4(*(norm_0+(norm_offset_0 + _S30))) ;
-    float4 b_2 = _S33 * float4(*(norm_0+(norm_offset_0 + _S32))) ;
-    thread F32Eights_Eight_0 _S35 = _S9;
-    float _S36 = F32Eights_product_0(&_S35, _S8, a_2, b_2);
-    float _S37 = _S25 + _S36;
-    products_0->sums_0[int(0)] = _S37;
-    thread F32Eights_Eight_0 _S38 = _S10;
-    float _S39 = F32Eights_product_0(&_S38, _S8, a_2, b_2);
-    float _S40 = _S28 + _S39;
-    products_0->sums_0[int(1)] = _S40;
-    uint2 _S41 = F32Eights_places_0(_S11);
-    uint _S42 = _S41.x;
-    float4 _S43 = float4(*(x_0+(x_offset_0 + _S42))) ;
-    uint _S44 = _S41.y;
-    float4 _S45 = float4(*(x_0+(x_offset_0 + _S44))) ;
-    float _S46 = _S34 + (dot(_S43, _S43) + dot(_S45, _S45));
-    products_0->squares_0 = _S46;
-    float4 a_3 = _S43 * float4(*(norm_0+(norm_offset_0 + _S42))) ;
-    float4 b_3 = _S45 * float4(*(norm_0+(norm_offset_0 + _S44))) ;
-    thread F32Eights_Eight_0 _S47 = _S12;
-    float _S48 = F32Eights_product_0(&_S47, _S11, a_3, b_3);
-    float _S49 = _S37 + _S48;
-    products_0->sums_0[int(0)] = _S49;
-    thread F32Eights_Eight_0 _S50 = _S13;
-    float _S51 = F32Eights_product_0(&_S50, _S11, a_3, b_3);
-    float _S52 = _S40 + _S51;
-    products_0->sums_0[int(1)] = _S52;
-    uint2 _S53 = F32Eights_places_0(_S14);
-    uint _S54 = _S53.x;
-    float4 _S55 = float4(*(x_0+(x_offset_0 + _S54))) ;
-    uint _S56 = _S53.y;
-    float4 _S57 = float4(*(x_0+(x_offset_0 + _S56))) ;
-    products_0->squares_0 = _S46 + (dot(_S55, _S55) + dot(_S57, _S57));
-    float4 a_4 = _S55 * float4(*(norm_0+(norm_offset_0 + _S54))) ;
-    float4 b_4 = _S57 * float4(*(norm_0+(norm_offset_0 + _S56))) ;
-    thread F32Eights_Eight_0 _S58 = _S15;
-    float _S59 = F32Eights_product_0(&_S58, _S14, a_4, b_4);
-    products_0->sums_0[int(0)] = _S49 + _S59;
-    thread F32Eights_Eight_0 _S60 = _S16;
-    float _S61 = F32Eights_product_0(&_S60, _S14, a_4, b_4);
-    products_0->sums_0[int(1)] = _S52 + _S61;
+    uint2 _S2 = F32Eights_places_0(i_2);
+    uint _S3 = _S2.x;
+    float4 _S4 = float4(*(x_0+(x_offset_0 + _S3))) ;
+    uint _S5 = _S2.y;
+    float4 _S6 = float4(*(x_0+(x_offset_0 + _S5))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S4, _S4) + dot(_S6, _S6));
+    float4 a_1 = _S4 * float4(*(norm_0+(norm_offset_0 + _S3))) ;
+    float4 b_1 = _S6 * float4(*(norm_0+(norm_offset_0 + _S5))) ;
+    float _S7 = F32Eights_product_0(&(*eights_0)[int(0)], i_2, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S7;
+    float _S8 = F32Eights_product_0(&(*eights_0)[int(1)], i_2, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S8;
+    uint _S9 = i_2 + step_0;
+    uint2 _S10 = F32Eights_places_0(_S9);
+    uint _S11 = _S10.x;
+    float4 _S12 = float4(*(x_0+(x_offset_0 + _S11))) ;
+    uint _S13 = _S10.y;
+    float4 _S14 = float4(*(x_0+(x_offset_0 + _S13))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S12, _S12) + dot(_S14, _S14));
+    float4 a_2 = _S12 * float4(*(norm_0+(norm_offset_0 + _S11))) ;
+    float4 b_2 = _S14 * float4(*(norm_0+(norm_offset_0 + _S13))) ;
+    float _S15 = F32Eights_product_0(&(*eights_0)[int(2)], _S9, a_2, b_2);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S15;
+    float _S16 = F32Eights_product_0(&(*eights_0)[int(3)], _S9, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S16;
+    uint _S17 = i_2 + 2U * step_0;
+    uint2 _S18 = F32Eights_places_0(_S17);
+    uint _S19 = _S18.x;
+    float4 _S20 = float4(*(x_0+(x_offset_0 + _S19))) ;
+    uint _S21 = _S18.y;
+    float4 _S22 = float4(*(x_0+(x_offset_0 + _S21))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S20, _S20) + dot(_S22, _S22));
+    float4 a_3 = _S20 * float4(*(norm_0+(norm_offset_0 + _S19))) ;
+    float4 b_3 = _S22 * float4(*(norm_0+(norm_offset_0 + _S21))) ;
+    float _S23 = F32Eights_product_0(&(*eights_0)[int(4)], _S17, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S23;
+    float _S24 = F32Eights_product_0(&(*eights_0)[int(5)], _S17, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S24;
+    uint _S25 = i_2 + 3U * step_0;
+    uint2 _S26 = F32Eights_places_0(_S25);
+    uint _S27 = _S26.x;
+    float4 _S28 = float4(*(x_0+(x_offset_0 + _S27))) ;
+    uint _S29 = _S26.y;
+    float4 _S30 = float4(*(x_0+(x_offset_0 + _S29))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S28, _S28) + dot(_S30, _S30));
+    float4 a_4 = _S28 * float4(*(norm_0+(norm_offset_0 + _S27))) ;
+    float4 b_4 = _S30 * float4(*(norm_0+(norm_offset_0 + _S29))) ;
+    float _S31 = F32Eights_product_0(&(*eights_0)[int(6)], _S25, a_4, b_4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S31;
+    float _S32 = F32Eights_product_0(&(*eights_0)[int(7)], _S25, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S32;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(2)> thread* begins_1, packed_uint4 device* even_1, packed_uint4 device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+F32Eights_Eight_0 F32Eights_Eight_x24init_0(uint4 low_1, uint4 high_1)
 {
-    thread array<F32Eights_Eight_0, int(2)> eights_1;
-    F32Eights_Eight_0 _S62 = F32Eights_load_0(even_1, (*begins_1)[int(0)], i_4);
-    eights_1[int(0)] = _S62;
-    F32Eights_Eight_0 _S63 = F32Eights_load_0(odd_1, (*begins_1)[int(1)], i_4);
-    eights_1[int(1)] = _S63;
-    uint2 _S64 = F32Eights_places_0(i_4);
-    uint _S65 = _S64.x;
-    float4 _S66 = float4(*(x_1+(x_offset_1 + _S65))) ;
-    uint _S67 = _S64.y;
-    float4 _S68 = float4(*(x_1+(x_offset_1 + _S67))) ;
-    products_1->squares_0 = products_1->squares_0 + (dot(_S66, _S66) + dot(_S68, _S68));
-    float4 a_5 = _S66 * float4(*(norm_1+(norm_offset_1 + _S65))) ;
-    float4 b_5 = _S68 * float4(*(norm_1+(norm_offset_1 + _S67))) ;
-    thread F32Eights_Eight_0 _S69 = _S62;
-    float _S70 = F32Eights_product_0(&_S69, i_4, a_5, b_5);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S70;
-    thread F32Eights_Eight_0 _S71 = _S63;
-    float _S72 = F32Eights_product_0(&_S71, i_4, a_5, b_5);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S72;
+    thread F32Eights_Eight_0 _S33;
+    (&_S33)->low_0 = low_1;
+    (&_S33)->high_0 = high_1;
+    return _S33;
+}
+
+F32Eights_Eight_0 F32Eights_load_0(packed_uint4 device* weight_0, uint begin_0, uint i_3)
+{
+    uint _S34 = begin_0 + 2U * i_3;
+    return F32Eights_Eight_x24init_0(uint4(*(weight_0+_S34)) , uint4(*(weight_0+(_S34 + 1U))) );
+}
+
+array<F32Eights_Eight_0, int(8)> load_eights_0(const array<uint, int(2)> thread* begins_0, packed_uint4 device* even_0, packed_uint4 device* odd_0, uint i_4, uint step_1)
+{
+    thread array<F32Eights_Eight_0, int(8)> eights_1;
+    uint _S35 = (*begins_0)[int(0)];
+    eights_1[int(0)] = F32Eights_load_0(even_0, (*begins_0)[int(0)], i_4);
+    uint _S36 = (*begins_0)[int(1)];
+    eights_1[int(1)] = F32Eights_load_0(odd_0, (*begins_0)[int(1)], i_4);
+    uint _S37 = i_4 + step_1;
+    eights_1[int(2)] = F32Eights_load_0(even_0, _S35, _S37);
+    eights_1[int(3)] = F32Eights_load_0(odd_0, _S36, _S37);
+    uint _S38 = i_4 + 2U * step_1;
+    eights_1[int(4)] = F32Eights_load_0(even_0, _S35, _S38);
+    eights_1[int(5)] = F32Eights_load_0(odd_0, _S36, _S38);
+    uint _S39 = i_4 + 3U * step_1;
+    eights_1[int(6)] = F32Eights_load_0(even_0, _S35, _S39);
+    eights_1[int(7)] = F32Eights_load_0(odd_0, _S36, _S39);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<F32Eights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint step_2)
+{
+    uint2 _S40 = F32Eights_places_0(i_5);
+    uint _S41 = _S40.x;
+    float4 _S42 = float4(*(x_1+(x_offset_1 + _S41))) ;
+    uint _S43 = _S40.y;
+    float4 _S44 = float4(*(x_1+(x_offset_1 + _S43))) ;
+    products_1->squares_0 = products_1->squares_0 + (dot(_S42, _S42) + dot(_S44, _S44));
+    float4 a_5 = _S42 * float4(*(norm_1+(norm_offset_1 + _S41))) ;
+    float4 b_5 = _S44 * float4(*(norm_1+(norm_offset_1 + _S43))) ;
+    float _S45 = F32Eights_product_0(&(*eights_2)[int(0)], i_5, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S45;
+    float _S46 = F32Eights_product_0(&(*eights_2)[int(1)], i_5, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S46;
     return;
 }
 
-float own_0(const array<float, int(1)> thread* values_0)
+array<F32Eights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, packed_uint4 device* even_1, packed_uint4 device* odd_1, uint i_6, uint step_3)
+{
+    thread array<F32Eights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = F32Eights_load_0(even_1, (*begins_1)[int(0)], i_6);
+    eights_3[int(1)] = F32Eights_load_0(odd_1, (*begins_1)[int(1)], i_6);
+    return eights_3;
+}
+
+struct Products_1
+{
+    array<float, int(4)> sums_0;
+    float squares_0;
+};
+
+void add_products_2(Products_1 thread* products_2, const array<F32Eights_Eight_0, int(8)> thread* eights_4, packed_float4 device* x_2, uint x_offset_2, packed_float4 device* norm_2, uint norm_offset_2, uint i_7, uint step_4)
+{
+    uint2 _S47 = F32Eights_places_0(i_7);
+    uint _S48 = _S47.x;
+    float4 _S49 = float4(*(x_2+(x_offset_2 + _S48))) ;
+    uint _S50 = _S47.y;
+    float4 _S51 = float4(*(x_2+(x_offset_2 + _S50))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S49, _S49) + dot(_S51, _S51));
+    float4 a_6 = _S49 * float4(*(norm_2+(norm_offset_2 + _S48))) ;
+    float4 b_6 = _S51 * float4(*(norm_2+(norm_offset_2 + _S50))) ;
+    float _S52 = F32Eights_product_0(&(*eights_4)[int(0)], i_7, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S52;
+    float _S53 = F32Eights_product_0(&(*eights_4)[int(1)], i_7, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S53;
+    float _S54 = F32Eights_product_0(&(*eights_4)[int(2)], i_7, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S54;
+    float _S55 = F32Eights_product_0(&(*eights_4)[int(3)], i_7, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S55;
+    uint _S56 = i_7 + step_4;
+    uint2 _S57 = F32Eights_places_0(_S56);
+    uint _S58 = _S57.x;
+    float4 _S59 = float4(*(x_2+(x_offset_2 + _S58))) ;
+    uint _S60 = _S57.y;
+    float4 _S61 = float4(*(x_2+(x_offset_2 + _S60))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S59, _S59) + dot(_S61, _S61));
+    float4 a_7 = _S59 * float4(*(norm_2+(norm_offset_2 + _S58))) ;
+    float4 b_7 = _S61 * float4(*(norm_2+(norm_offset_2 + _S60))) ;
+    float _S62 = F32Eights_product_0(&(*eights_4)[int(4)], _S56, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S62;
+    float _S63 = F32Eights_product_0(&(*eights_4)[int(5)], _S56, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S63;
+    float _S64 = F32Eights_product_0(&(*eights_4)[int(6)], _S56, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S64;
+    float _S65 = F32Eights_product_0(&(*eights_4)[int(7)], _S56, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S65;
+    return;
+}
+
+array<F32Eights_Eight_0, int(8)> load_eights_2(const array<uint, int(4)> thread* begins_2, packed_uint4 device* even_2, packed_uint4 device* odd_2, uint i_8, uint step_5)
+{
+    thread array<F32Eights_Eight_0, int(8)> eights_5;
+    uint _S66 = (*begins_2)[int(0)];
+    eights_5[int(0)] = F32Eights_load_0(even_2, (*begins_2)[int(0)], i_8);
+    uint _S67 = (*begins_2)[int(1)];
+    eights_5[int(1)] = F32Eights_load_0(odd_2, (*begins_2)[int(1)], i_8);
+    uint _S68 = (*begins_2)[int(2)];
+    eights_5[int(2)] = F32Eights_load_0(even_2, (*begins_2)[int(2)], i_8);
+    uint _S69 = (*begins_2)[int(3)];
+    eights_5[int(3)] = F32Eights_load_0(odd_2, (*begins_2)[int(3)], i_8);
+    uint _S70 = i_8 + step_5;
+    eights_5[int(4)] = F32Eights_load_0(even_2, _S66, _S70);
+    eights_5[int(5)] = F32Eights_load_0(odd_2, _S67, _S70);
+    eights_5[int(6)] = F32Eights_load_0(even_2, _S68, _S70);
+    eights_5[int(7)] = F32Eights_load_0(odd_2, _S69, _S70);
+    return eights_5;
+}
+
+void add_products_3(Products_1 thread* products_3, const array<F32Eights_Eight_0, int(4)> thread* eights_6, packed_float4 device* x_3, uint x_offset_3, packed_float4 device* norm_3, uint norm_offset_3, uint i_9, uint step_6)
+{
+    uint2 _S71 = F32Eights_places_0(i_9);
+    uint _S72 = _S71.x;
+    float4 _S73 = float4(*(x_3+(x_offset_3 + _S72))) ;
+    uint _S74 = _S71.y;
+    float4 _S75 = float4(*(x_3+(x_offset_3 + _S74))) ;
+    products_3->squares_0 = products_3->squares_0 + (dot(_S73, _S73) + dot(_S75, _S75));
+    float4 a_8 = _S73 * float4(*(norm_3+(norm_offset_3 + _S72))) ;
+    float4 b_8 = _S75 * float4(*(norm_3+(norm_offset_3 + _S74))) ;
+    float _S76 = F32Eights_product_0(&(*eights_6)[int(0)], i_9, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S76;
+    float _S77 = F32Eights_product_0(&(*eights_6)[int(1)], i_9, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S77;
+    float _S78 = F32Eights_product_0(&(*eights_6)[int(2)], i_9, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S78;
+    float _S79 = F32Eights_product_0(&(*eights_6)[int(3)], i_9, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S79;
+    return;
+}
+
+array<F32Eights_Eight_0, int(4)> load_eights_3(const array<uint, int(4)> thread* begins_3, packed_uint4 device* even_3, packed_uint4 device* odd_3, uint i_10, uint step_7)
+{
+    thread array<F32Eights_Eight_0, int(4)> eights_7;
+    eights_7[int(0)] = F32Eights_load_0(even_3, (*begins_3)[int(0)], i_10);
+    eights_7[int(1)] = F32Eights_load_0(odd_3, (*begins_3)[int(1)], i_10);
+    eights_7[int(2)] = F32Eights_load_0(even_3, (*begins_3)[int(2)], i_10);
+    eights_7[int(3)] = F32Eights_load_0(odd_3, (*begins_3)[int(3)], i_10);
+    return eights_7;
+}
+
+float chosen_0(const array<float, int(1)> thread* values_0, uint number_0)
 {
     return (*values_0)[int(0)];
 }
 
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_4, packed_uint4 device* even_4, packed_uint4 device* odd_4, uint k_0, packed_float4 device* x_4, uint x_offset_4, packed_float4 device* norm_4, uint norm_offset_4, uint first_0, uint step_8)
+{
+    thread Products_0 products_4;
+    (&products_4)->squares_0 = 0.0;
+    (&products_4)->sums_0[int(0)] = 0.0;
+    (&products_4)->sums_0[int(1)] = 0.0;
+    uint _S80 = k_0 / 8U;
+    uint i_11;
+    if((first_0 + 3U * step_8) < _S80)
+    {
+        array<F32Eights_Eight_0, int(8)> _S81 = load_eights_0(begins_4, even_4, odd_4, first_0, step_8);
+        i_11 = first_0;
+        array<F32Eights_Eight_0, int(8)> loaded_0 = _S81;
+        for(;;)
+        {
+            if((i_11 + 7U * step_8) < _S80)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S82 = i_11 + 4U * step_8;
+            array<F32Eights_Eight_0, int(8)> _S83 = load_eights_0(begins_4, even_4, odd_4, _S82, step_8);
+            thread array<F32Eights_Eight_0, int(8)> _S84 = loaded_0;
+            add_products_0(&products_4, &_S84, x_4, x_offset_4, norm_4, norm_offset_4, i_11, step_8);
+            i_11 = _S82;
+            loaded_0 = _S83;
+        }
+        thread array<F32Eights_Eight_0, int(8)> _S85 = loaded_0;
+        add_products_0(&products_4, &_S85, x_4, x_offset_4, norm_4, norm_offset_4, i_11, step_8);
+        i_11 = i_11 + 4U * step_8;
+    }
+    else
+    {
+        i_11 = first_0;
+    }
+    for(;;)
+    {
+        if(i_11 < _S80)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<F32Eights_Eight_0, int(2)> _S86 = load_eights_1(begins_4, even_4, odd_4, i_11, step_8);
+        thread array<F32Eights_Eight_0, int(2)> _S87 = _S86;
+        add_products_1(&products_4, &_S87, x_4, x_offset_4, norm_4, norm_offset_4, i_11, step_8);
+        i_11 = i_11 + step_8;
+    }
+    return products_4;
+}
+
 float subgroup_sum_0(float value_0)
 {
-    float _S73 = simd_sum(value_0);
-    return _S73;
+    float _S88 = simd_sum(value_0);
+    return _S88;
 }
 
 array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_1)
 {
     thread array<float, int(2)> result_0;
-    float _S74 = subgroup_sum_0((*values_1)[int(0)]);
-    result_0[int(0)] = _S74;
-    float _S75 = subgroup_sum_0((*values_1)[int(1)]);
-    result_0[int(1)] = _S75;
+    float _S89 = subgroup_sum_0((*values_1)[int(0)]);
+    result_0[int(0)] = _S89;
+    float _S90 = subgroup_sum_0((*values_1)[int(1)]);
+    result_0[int(1)] = _S90;
     return result_0;
+}
+
+uint F32Eights_begin_0(uint offset_0, uint k_1, uint row_0)
+{
+    return offset_0 + row_0 * (k_1 / 4U);
+}
+
+array<uint, int(1)> begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0)
+{
+    thread array<uint, int(1)> begins_5;
+    begins_5[int(0)] = F32Eights_begin_0(offset_1, k_2, min(first_1, n_0 - 1U));
+    return begins_5;
+}
+
+float chosen_1(const array<float, int(2)> thread* values_2, uint number_1)
+{
+    float _S91 = (*values_2)[int(0)];
+    float result_1;
+    if(number_1 == 1U)
+    {
+        result_1 = (*values_2)[int(1)];
+    }
+    else
+    {
+        result_1 = _S91;
+    }
+    return result_1;
+}
+
+Products_1 products_of_thread_1(const array<uint, int(4)> thread* begins_6, packed_uint4 device* even_5, packed_uint4 device* odd_5, uint k_3, packed_float4 device* x_5, uint x_offset_5, packed_float4 device* norm_5, uint norm_offset_5, uint first_2, uint step_9)
+{
+    thread Products_1 products_5;
+    (&products_5)->squares_0 = 0.0;
+    (&products_5)->sums_0[int(0)] = 0.0;
+    (&products_5)->sums_0[int(1)] = 0.0;
+    (&products_5)->sums_0[int(2)] = 0.0;
+    (&products_5)->sums_0[int(3)] = 0.0;
+    uint _S92 = k_3 / 8U;
+    uint i_12;
+    if((first_2 + step_9) < _S92)
+    {
+        array<F32Eights_Eight_0, int(8)> _S93 = load_eights_2(begins_6, even_5, odd_5, first_2, step_9);
+        i_12 = first_2;
+        array<F32Eights_Eight_0, int(8)> loaded_1 = _S93;
+        for(;;)
+        {
+            if((i_12 + 3U * step_9) < _S92)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S94 = i_12 + 2U * step_9;
+            array<F32Eights_Eight_0, int(8)> _S95 = load_eights_2(begins_6, even_5, odd_5, _S94, step_9);
+            thread array<F32Eights_Eight_0, int(8)> _S96 = loaded_1;
+            add_products_2(&products_5, &_S96, x_5, x_offset_5, norm_5, norm_offset_5, i_12, step_9);
+            i_12 = _S94;
+            loaded_1 = _S95;
+        }
+        thread array<F32Eights_Eight_0, int(8)> _S97 = loaded_1;
+        add_products_2(&products_5, &_S97, x_5, x_offset_5, norm_5, norm_offset_5, i_12, step_9);
+        i_12 = i_12 + 2U * step_9;
+    }
+    else
+    {
+        i_12 = first_2;
+    }
+    for(;;)
+    {
+        if(i_12 < _S92)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<F32Eights_Eight_0, int(4)> _S98 = load_eights_3(begins_6, even_5, odd_5, i_12, step_9);
+        thread array<F32Eights_Eight_0, int(4)> _S99 = _S98;
+        add_products_3(&products_5, &_S99, x_5, x_offset_5, norm_5, norm_offset_5, i_12, step_9);
+        i_12 = i_12 + step_9;
+    }
+    return products_5;
+}
+
+array<float, int(4)> subgroup_sums_1(const array<float, int(4)> thread* values_3)
+{
+    thread array<float, int(4)> result_2;
+    float _S100 = subgroup_sum_0((*values_3)[int(0)]);
+    result_2[int(0)] = _S100;
+    float _S101 = subgroup_sum_0((*values_3)[int(1)]);
+    result_2[int(1)] = _S101;
+    float _S102 = subgroup_sum_0((*values_3)[int(2)]);
+    result_2[int(2)] = _S102;
+    float _S103 = subgroup_sum_0((*values_3)[int(3)]);
+    result_2[int(3)] = _S103;
+    return result_2;
+}
+
+array<uint, int(2)> begins_of_rows_1(uint offset_2, uint k_4, uint first_3, uint n_1)
+{
+    thread array<uint, int(2)> begins_7;
+    uint _S104 = n_1 - 1U;
+    begins_7[int(0)] = F32Eights_begin_0(offset_2, k_4, min(first_3, _S104));
+    begins_7[int(1)] = F32Eights_begin_0(offset_2, k_4, min(first_3 + 1U, _S104));
+    return begins_7;
 }
 
 struct GatedGemvParams_0
 {
     uint gate_offset_0;
     uint up_offset_0;
-    uint x_offset_2;
-    uint norm_offset_2;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint out_offset_0;
-    uint n_0;
-    uint k_0;
+    uint n_2;
+    uint k_5;
     float eps_0;
     uint activation_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -204,57 +443,9 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_x_0;
     packed_float4 device* entryPointParams_norm_0;
     float device* entryPointParams_result_0;
-    uint _S76;
-    uint _S77;
+    uint _S105;
+    uint _S106;
 };
-
-Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, packed_uint4 device* even_2, packed_uint4 device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_3, KernelContext_0 thread* kernelContext_0)
-{
-    thread Products_0 products_2;
-    (&products_2)->squares_0 = 0.0;
-    (&products_2)->sums_0[int(0)] = 0.0;
-    (&products_2)->sums_0[int(1)] = 0.0;
-    uint _S78 = kernelContext_0->_S77;
-    uint _S79 = k_1 / 8U;
-    uint i_5 = kernelContext_0->_S76;
-    for(;;)
-    {
-        if((i_5 + 3U * _S78) < _S79)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_5, _S78);
-        i_5 = i_5 + 4U * _S78;
-    }
-    for(;;)
-    {
-        if(i_5 < _S79)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_5, _S78);
-        i_5 = i_5 + _S78;
-    }
-    return products_2;
-}
-
-uint F32Eights_begin_0(uint offset_0, uint k_2, uint row_0)
-{
-    return offset_0 + row_0 * (k_2 / 4U);
-}
-
-array<uint, int(1)> begins_of_rows_0(uint offset_1, uint k_3, uint first_0, uint n_1)
-{
-    thread array<uint, int(1)> begins_3;
-    begins_3[int(0)] = F32Eights_begin_0(offset_1, k_3, min(first_0, n_1 - 1U));
-    return begins_3;
-}
 
 uint group_number_0(uint3 group_0)
 {
@@ -263,72 +454,130 @@ uint group_number_0(uint3 group_0)
 
 float activated_0(float z_0, uint activation_1)
 {
-    float _S80;
+    float _S107;
     if(activation_1 == 1U)
     {
-        _S80 = 1.59576916694641113 * z_0 * (1.0 + 0.04471499845385551 * z_0 * z_0);
+        _S107 = 1.59576916694641113 * z_0 * (1.0 + 0.04471499845385551 * z_0 * z_0);
     }
     else
     {
-        _S80 = z_0;
+        _S107 = z_0;
     }
-    return z_0 / (1.0 + exp(- _S80));
+    return z_0 / (1.0 + exp(- _S107));
 }
 
-void gated_gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* gate_0, packed_uint4 device* up_0, packed_float4 device* x_3, packed_float4 device* norm_3, float device* result_1, const GatedGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
+void gated_gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* gate_0, packed_uint4 device* up_0, packed_float4 device* x_6, packed_float4 device* norm_6, float device* result_3, const GatedGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S81 = kernelContext_1->_S77;
-    uint _S82 = 128U / kernelContext_1->_S77;
-    uint _S83 = p_1->groups_0 * _S82;
-    uint _S84 = group_number_0(group_1) * _S82;
-    uint _S85 = thread_0 / _S81;
-    uint first_1 = _S84 + _S85;
+    uint _S108 = kernelContext_0->_S105;
+    uint _S109 = kernelContext_0->_S106;
+    uint _S110 = 128U / kernelContext_0->_S106;
+    uint _S111 = p_1->groups_0 * _S110;
+    uint _S112 = group_number_0(group_1) * _S110;
+    uint _S113 = thread_0 / _S109;
+    uint first_4 = _S112 + _S113;
     for(;;)
     {
-        uint _S86 = p_1->n_0;
-        if(first_1 < (p_1->n_0))
+        uint _S114 = p_1->n_2;
+        if(first_4 < (p_1->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S87 = p_1->k_0;
-        array<uint, int(1)> _S88 = begins_of_rows_0(p_1->gate_offset_0, p_1->k_0, first_1, _S86);
-        array<uint, int(1)> _S89 = begins_of_rows_0(p_1->up_offset_0, p_1->k_0, first_1, _S86);
-        thread array<uint, int(2)> begins_4;
-        begins_4[int(0)] = _S88[int(0)];
-        begins_4[int(1)] = _S89[int(0)];
-        thread array<uint, int(2)> _S90 = begins_4;
-        Products_0 _S91 = products_of_thread_0(&_S90, gate_0, up_0, _S87, x_3, p_1->x_offset_2, norm_3, p_1->norm_offset_2, kernelContext_1);
-        float _S92 = subgroup_sum_0(_S91.squares_0);
-        float _S93 = 1.0 / sqrt(_S92 / float(_S87) + p_1->eps_0);
-        thread array<float, int(2)> _S94 = _S91.sums_0;
-        array<float, int(2)> _S95 = subgroup_sums_0(&_S94);
+        uint _S115 = p_1->k_5;
+        array<uint, int(1)> _S116 = begins_of_rows_0(p_1->gate_offset_0, p_1->k_5, first_4, _S114);
+        array<uint, int(1)> _S117 = begins_of_rows_0(p_1->up_offset_0, p_1->k_5, first_4, _S114);
+        thread array<uint, int(2)> begins_8;
+        begins_8[int(0)] = _S116[int(0)];
+        begins_8[int(1)] = _S117[int(0)];
+        thread array<uint, int(2)> _S118 = begins_8;
+        Products_0 _S119 = products_of_thread_0(&_S118, gate_0, up_0, _S115, x_6, p_1->x_offset_6, norm_6, p_1->norm_offset_6, _S108, _S109);
+        float _S120 = subgroup_sum_0(_S119.squares_0);
+        float _S121 = 1.0 / sqrt(_S120 / float(_S115) + p_1->eps_0);
+        thread array<float, int(2)> _S122 = _S119.sums_0;
+        array<float, int(2)> _S123 = subgroup_sums_0(&_S122);
         thread array<float, int(1)> results_0;
-        results_0[int(0)] = activated_0(_S95[int(0)] * _S93, p_1->activation_0) * (_S95[int(1)] * _S93);
-        uint _S96 = first_1 + kernelContext_1->_S76;
-        thread array<float, int(1)> _S97 = results_0;
-        float _S98 = own_0(&_S97);
-        bool _S99;
-        if((kernelContext_1->_S76) < 1U)
+        results_0[int(0)] = activated_0(_S123[int(0)] * _S121, p_1->activation_0) * (_S123[int(1)] * _S121);
+        uint _S124 = first_4 + _S108;
+        thread array<float, int(1)> _S125 = results_0;
+        float _S126 = chosen_0(&_S125, _S108);
+        bool _S127;
+        if(_S108 < 1U)
         {
-            _S99 = _S96 < _S86;
+            _S127 = _S124 < _S114;
         }
         else
         {
-            _S99 = false;
+            _S127 = false;
         }
-        if(_S99)
+        if(_S127)
         {
-            *(result_1+(p_1->out_offset_0 + _S96)) = _S98;
+            *(result_3+(p_1->out_offset_0 + _S124)) = _S126;
         }
-        first_1 = first_1 + _S83;
+        first_4 = first_4 + _S111;
     }
     return;
 }
 
-[[kernel]] void gated_gemv_f32(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], packed_uint4 device* entryPointParams_gate_1 [[buffer(1)]], packed_uint4 device* entryPointParams_up_1 [[buffer(2)]], packed_float4 device* entryPointParams_x_1 [[buffer(3)]], packed_float4 device* entryPointParams_norm_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
+void gated_gemv_1(uint3 group_2, uint thread_1, packed_uint4 device* gate_1, packed_uint4 device* up_1, packed_float4 device* x_7, packed_float4 device* norm_7, float device* result_4, const GatedGemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_1)
+{
+    uint _S128 = kernelContext_1->_S105;
+    uint _S129 = kernelContext_1->_S106;
+    uint _S130 = 128U / kernelContext_1->_S106;
+    uint _S131 = p_2->groups_0 * _S130 * 2U;
+    uint _S132 = group_number_0(group_2) * _S130;
+    uint _S133 = thread_1 / _S129;
+    uint first_5 = (_S132 + _S133) * 2U;
+    for(;;)
+    {
+        uint _S134 = p_2->n_2;
+        if(first_5 < (p_2->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S135 = p_2->k_5;
+        array<uint, int(2)> _S136 = begins_of_rows_1(p_2->gate_offset_0, p_2->k_5, first_5, _S134);
+        array<uint, int(2)> _S137 = begins_of_rows_1(p_2->up_offset_0, p_2->k_5, first_5, _S134);
+        thread array<uint, int(4)> begins_9;
+        begins_9[int(0)] = _S136[int(0)];
+        begins_9[int(1)] = _S137[int(0)];
+        begins_9[int(2)] = _S136[int(1)];
+        begins_9[int(3)] = _S137[int(1)];
+        thread array<uint, int(4)> _S138 = begins_9;
+        Products_1 _S139 = products_of_thread_1(&_S138, gate_1, up_1, _S135, x_7, p_2->x_offset_6, norm_7, p_2->norm_offset_6, _S128, _S129);
+        float _S140 = subgroup_sum_0(_S139.squares_0);
+        float _S141 = 1.0 / sqrt(_S140 / float(_S135) + p_2->eps_0);
+        thread array<float, int(4)> _S142 = _S139.sums_0;
+        array<float, int(4)> _S143 = subgroup_sums_1(&_S142);
+        thread array<float, int(2)> results_1;
+        results_1[int(0)] = activated_0(_S143[int(0)] * _S141, p_2->activation_0) * (_S143[int(1)] * _S141);
+        results_1[int(1)] = activated_0(_S143[int(2)] * _S141, p_2->activation_0) * (_S143[int(3)] * _S141);
+        uint _S144 = first_5 + _S128;
+        thread array<float, int(2)> _S145 = results_1;
+        float _S146 = chosen_1(&_S145, _S128);
+        bool _S147;
+        if(_S128 < 2U)
+        {
+            _S147 = _S144 < _S134;
+        }
+        else
+        {
+            _S147 = false;
+        }
+        if(_S147)
+        {
+            *(result_4+(p_2->out_offset_0 + _S144)) = _S146;
+        }
+        first_5 = first_5 + _S131;
+    }
+    return;
+}
+
+[[kernel]] void gated_gemv_f32(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_3 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], packed_uint4 device* entryPointParams_gate_1 [[buffer(1)]], packed_uint4 device* entryPointParams_up_1 [[buffer(2)]], packed_float4 device* entryPointParams_x_1 [[buffer(3)]], packed_float4 device* entryPointParams_norm_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
 {
     thread KernelContext_0 kernelContext_2;
     (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
@@ -338,8 +587,15 @@ void gated_gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* gate_0, pac
     (&kernelContext_2)->entryPointParams_norm_0 = entryPointParams_norm_1;
     (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_2)->_S76 = _builtinWaveLaneIndex_0;
-    (&kernelContext_2)->_S77 = _builtinWaveLaneCount_0;
-    gated_gemv_0(group_2, sv_groupindex_0, entryPointParams_gate_1, entryPointParams_up_1, entryPointParams_x_1, entryPointParams_norm_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
+    (&kernelContext_2)->_S105 = _builtinWaveLaneIndex_0;
+    (&kernelContext_2)->_S106 = _builtinWaveLaneCount_0;
+    if((entryPointParams_1->p_0.wide_0) != 0U)
+    {
+        gated_gemv_1(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_gate_0, (&kernelContext_2)->entryPointParams_up_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
+    else
+    {
+        gated_gemv_0(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_gate_0, (&kernelContext_2)->entryPointParams_up_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
     return;
 }

@@ -5,7 +5,7 @@
 using namespace metal;
 struct Products_0
 {
-    array<float, int(4)> sums_0;
+    array<float, int(2)> sums_0;
     float squares_0;
 };
 
@@ -15,192 +15,462 @@ struct MXFP4Eights_Eight_0
     float scale_0;
 };
 
-uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
+uint2 places_of_nibbles_0(uint i_0)
 {
-    uint _S1 = byte_0 % 4U * 8U;
-    uint _S2;
-    if(_S1 == 0U)
-    {
-        _S2 = first_0;
-    }
-    else
-    {
-        _S2 = (first_0 >> _S1) | (second_0 << (32U - _S1));
-    }
-    return _S2;
+    uint _S1 = i_0 % 4U;
+    return uint2(i_0 / 4U * 8U + _S1, i_0 / 4U * 8U + _S1 + 4U);
 }
 
-float fp4_scale_0(uint device* words_0, uint offset_0, uint byte_1)
+uint2 MXFP4Eights_places_0(uint i_1)
 {
-    uint _S3 = (words_0[offset_0 + byte_1 / 4U] >> (byte_1 % 4U * 8U)) & 255U;
-    uint _S4;
-    if(_S3 < 2U)
-    {
-        _S4 = uint(int(2097152) << _S3);
-    }
-    else
-    {
-        _S4 = (_S3 - 1U) << 23U;
-    }
-    return (as_type<float>((_S4)));
-}
-
-MXFP4Eights_Eight_0 MXFP4Eights_Eight_x24init_0(uint q_1, float scale_1)
-{
-    thread MXFP4Eights_Eight_0 _S5;
-    (&_S5)->q_0 = q_1;
-    (&_S5)->scale_0 = scale_1;
-    return _S5;
-}
-
-MXFP4Eights_Eight_0 MXFP4Eights_load_0(uint device* weight_0, uint begin_0, uint i_0)
-{
-    uint _S6 = begin_0 + i_0 / 4U * 17U;
-    uint _S7 = _S6 + 1U + i_0 % 4U * 4U;
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S7, weight_0[_S7 / 4U], weight_0[_S7 / 4U + min(_S7 % 4U, 1U)]), fp4_scale_0(weight_0, 0U, _S6));
-}
-
-uint2 places_of_nibbles_0(uint i_1)
-{
-    uint _S8 = i_1 % 4U;
-    return uint2(i_1 / 4U * 8U + _S8, i_1 / 4U * 8U + _S8 + 4U);
-}
-
-uint2 MXFP4Eights_places_0(uint i_2)
-{
-    return places_of_nibbles_0(i_2);
+    return places_of_nibbles_0(i_1);
 }
 
 float4 doubled_fp4_0(uint word_0)
 {
-    uint4 _S9 = uint4(word_0, word_0 >> 8U, word_0 >> 16U, word_0 >> 24U);
-    uint4 _S10 = _S9 % uint4(8U) ;
-    uint4 _S11 = uint4(2U) ;
-    return float4(int4(((uint4(3362009616U) ) >> (_S10 * uint4(4U) )) & (uint4(15U) )) * (int4(int(1))  - int4((_S9 >> _S11) & _S11)));
+    uint4 _S2 = uint4(word_0, word_0 >> 8U, word_0 >> 16U, word_0 >> 24U);
+    uint4 _S3 = _S2 % uint4(8U) ;
+    uint4 _S4 = uint4(2U) ;
+    return float4(int4(((uint4(3362009616U) ) >> (_S3 * uint4(4U) )) & (uint4(15U) )) * (int4(int(1))  - int4((_S2 >> _S4) & _S4)));
 }
 
-float MXFP4Eights_product_0(const MXFP4Eights_Eight_0 thread* eight_0, uint i_3, float4 a_0, float4 b_0)
+float MXFP4Eights_product_0(const MXFP4Eights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
 {
     return eight_0->scale_0 * (dot(doubled_fp4_0(eight_0->q_0), a_0) + dot(doubled_fp4_0((eight_0->q_0) >> 4U), b_0));
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(4)> thread* begins_0, uint device* even_0, uint device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_4, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<MXFP4Eights_Eight_0, int(8)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint step_0)
 {
-    thread array<MXFP4Eights_Eight_0, int(8)> eights_0;
-    uint _S12 = (*begins_0)[int(0)];
-    MXFP4Eights_Eight_0 _S13 = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_4);
-    eights_0[int(0)] = _S13;
-    uint _S14 = (*begins_0)[int(1)];
-    MXFP4Eights_Eight_0 _S15 = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_4);
-    eights_0[int(1)] = _S15;
-    uint _S16 = (*begins_0)[int(2)];
-    MXFP4Eights_Eight_0 _S17 = MXFP4Eights_load_0(even_0, (*begins_0)[int(2)], i_4);
-    eights_0[int(2)] = _S17;
-    uint _S18 = (*begins_0)[int(3)];
-    MXFP4Eights_Eight_0 _S19 = MXFP4Eights_load_0(odd_0, (*begins_0)[int(3)], i_4);
-    eights_0[int(3)] = _S19;
-    uint _S20 = i_4 + lanes_0;
-    MXFP4Eights_Eight_0 _S21 = MXFP4Eights_load_0(even_0, _S12, _S20);
-    eights_0[int(4)] = _S21;
-    MXFP4Eights_Eight_0 _S22 = MXFP4Eights_load_0(odd_0, _S14, _S20);
-    eights_0[int(5)] = _S22;
-    MXFP4Eights_Eight_0 _S23 = MXFP4Eights_load_0(even_0, _S16, _S20);
-    eights_0[int(6)] = _S23;
-    MXFP4Eights_Eight_0 _S24 = MXFP4Eights_load_0(odd_0, _S18, _S20);
-    eights_0[int(7)] = _S24;
-    uint2 _S25 = MXFP4Eights_places_0(i_4);
-    uint _S26 = _S25.x;
-    float4 _S27 = float4(*(x_0+(x_offset_0 + _S26))) ;
-    uint _S28 = _S25.y;
-    float4 _S29 = float4(*(x_0+(x_offset_0 + _S28))) ;
-    float _S30 = products_0->squares_0 + (dot(_S27, _S27) + dot(_S29, _S29));
-    products_0->squares_0 = _S30;
-    float4 a_1 = _S27 * float4(*(norm_0+(norm_offset_0 + _S26))) ;
-    float4 b_1 = _S29 * float4(*(norm_0+(norm_offset_0 + _S28))) ;
-    thread MXFP4Eights_Eight_0 _S31 = _S13;
-    float _S32 = MXFP4Eights_product_0(&_S31, i_4, a_1, b_1);
-    float _S33 = products_0->sums_0[int(0)] + _S32;
-    products_0->sums_0[int(0)] = _S33;
-    thread MXFP4Eights_Eight_0 _S34 = _S15;
-    float _S35 = MXFP4Eights_product_0(&_S34, i_4, a_1, b_1);
-    float _S36 = products_0->sums_0[int(1)] + _S35;
-    products_0->sums_0[int(1)] = _S36;
-    thread MXFP4Eights_Eight_0 _S37 = _S17;
-    float _S38 = MXFP4Eights_product_0(&_S37, i_4, a_1, b_1);
-    float _S39 = products_0->sums_0[int(2)] + _S38;
-    products_0->sums_0[int(2)] = _S39;
-    thread MXFP4Eights_Eight_0 _S40 = _S19;
-    float _S41 = MXFP4Eights_product_0(&_S40, i_4, a_1, b_1);
-    float _S42 = products_0->sums_0[int(3)] + _S41;
-    products_0->sums_0[int(3)] = _S42;
-    uint2 _S43 = MXFP4Eights_places_0(_S20);
-    uint _S44 = _S43.x;
-    float4 _S45 = float4(*(x_0+(x_offset_0 + _S44))) ;
-    uint _S46 = _S43.y;
-    float4 _S47 = float4(*(x_0+(x_offset_0 + _S46))) ;
-    products_0->squares_0 = _S30 + (dot(_S45, _S45) + dot(_S47, _S47));
-    float4 a_2 = _S45 * float4(*(norm_0+(norm_offset_0 + _S44))) ;
-    float4 b_2 = _S47 * float4(*(norm_0+(norm_offset_0 + _S46))) ;
-    thread MXFP4Eights_Eight_0 _S48 = _S21;
-    float _S49 = MXFP4Eights_product_0(&_S48, _S20, a_2, b_2);
-    products_0->sums_0[int(0)] = _S33 + _S49;
-    thread MXFP4Eights_Eight_0 _S50 = _S22;
-    float _S51 = MXFP4Eights_product_0(&_S50, _S20, a_2, b_2);
-    products_0->sums_0[int(1)] = _S36 + _S51;
-    thread MXFP4Eights_Eight_0 _S52 = _S23;
-    float _S53 = MXFP4Eights_product_0(&_S52, _S20, a_2, b_2);
-    products_0->sums_0[int(2)] = _S39 + _S53;
-    thread MXFP4Eights_Eight_0 _S54 = _S24;
-    float _S55 = MXFP4Eights_product_0(&_S54, _S20, a_2, b_2);
-    products_0->sums_0[int(3)] = _S42 + _S55;
+    uint2 _S5 = MXFP4Eights_places_0(i_3);
+    uint _S6 = _S5.x;
+    float4 _S7 = float4(*(x_0+(x_offset_0 + _S6))) ;
+    uint _S8 = _S5.y;
+    float4 _S9 = float4(*(x_0+(x_offset_0 + _S8))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S7, _S7) + dot(_S9, _S9));
+    float4 a_1 = _S7 * float4(*(norm_0+(norm_offset_0 + _S6))) ;
+    float4 b_1 = _S9 * float4(*(norm_0+(norm_offset_0 + _S8))) ;
+    float _S10 = MXFP4Eights_product_0(&(*eights_0)[int(0)], i_3, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S10;
+    float _S11 = MXFP4Eights_product_0(&(*eights_0)[int(1)], i_3, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S11;
+    uint _S12 = i_3 + step_0;
+    uint2 _S13 = MXFP4Eights_places_0(_S12);
+    uint _S14 = _S13.x;
+    float4 _S15 = float4(*(x_0+(x_offset_0 + _S14))) ;
+    uint _S16 = _S13.y;
+    float4 _S17 = float4(*(x_0+(x_offset_0 + _S16))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S15, _S15) + dot(_S17, _S17));
+    float4 a_2 = _S15 * float4(*(norm_0+(norm_offset_0 + _S14))) ;
+    float4 b_2 = _S17 * float4(*(norm_0+(norm_offset_0 + _S16))) ;
+    float _S18 = MXFP4Eights_product_0(&(*eights_0)[int(2)], _S12, a_2, b_2);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S18;
+    float _S19 = MXFP4Eights_product_0(&(*eights_0)[int(3)], _S12, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S19;
+    uint _S20 = i_3 + 2U * step_0;
+    uint2 _S21 = MXFP4Eights_places_0(_S20);
+    uint _S22 = _S21.x;
+    float4 _S23 = float4(*(x_0+(x_offset_0 + _S22))) ;
+    uint _S24 = _S21.y;
+    float4 _S25 = float4(*(x_0+(x_offset_0 + _S24))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S23, _S23) + dot(_S25, _S25));
+    float4 a_3 = _S23 * float4(*(norm_0+(norm_offset_0 + _S22))) ;
+    float4 b_3 = _S25 * float4(*(norm_0+(norm_offset_0 + _S24))) ;
+    float _S26 = MXFP4Eights_product_0(&(*eights_0)[int(4)], _S20, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S26;
+    float _S27 = MXFP4Eights_product_0(&(*eights_0)[int(5)], _S20, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S27;
+    uint _S28 = i_3 + 3U * step_0;
+    uint2 _S29 = MXFP4Eights_places_0(_S28);
+    uint _S30 = _S29.x;
+    float4 _S31 = float4(*(x_0+(x_offset_0 + _S30))) ;
+    uint _S32 = _S29.y;
+    float4 _S33 = float4(*(x_0+(x_offset_0 + _S32))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S31, _S31) + dot(_S33, _S33));
+    float4 a_4 = _S31 * float4(*(norm_0+(norm_offset_0 + _S30))) ;
+    float4 b_4 = _S33 * float4(*(norm_0+(norm_offset_0 + _S32))) ;
+    float _S34 = MXFP4Eights_product_0(&(*eights_0)[int(6)], _S28, a_4, b_4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S34;
+    float _S35 = MXFP4Eights_product_0(&(*eights_0)[int(7)], _S28, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S35;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(4)> thread* begins_1, uint device* even_1, uint device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint lanes_1)
+uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
 {
-    thread array<MXFP4Eights_Eight_0, int(4)> eights_1;
-    MXFP4Eights_Eight_0 _S56 = MXFP4Eights_load_0(even_1, (*begins_1)[int(0)], i_5);
-    eights_1[int(0)] = _S56;
-    MXFP4Eights_Eight_0 _S57 = MXFP4Eights_load_0(odd_1, (*begins_1)[int(1)], i_5);
-    eights_1[int(1)] = _S57;
-    MXFP4Eights_Eight_0 _S58 = MXFP4Eights_load_0(even_1, (*begins_1)[int(2)], i_5);
-    eights_1[int(2)] = _S58;
-    MXFP4Eights_Eight_0 _S59 = MXFP4Eights_load_0(odd_1, (*begins_1)[int(3)], i_5);
-    eights_1[int(3)] = _S59;
-    uint2 _S60 = MXFP4Eights_places_0(i_5);
-    uint _S61 = _S60.x;
-    float4 _S62 = float4(*(x_1+(x_offset_1 + _S61))) ;
-    uint _S63 = _S60.y;
-    float4 _S64 = float4(*(x_1+(x_offset_1 + _S63))) ;
-    products_1->squares_0 = products_1->squares_0 + (dot(_S62, _S62) + dot(_S64, _S64));
-    float4 a_3 = _S62 * float4(*(norm_1+(norm_offset_1 + _S61))) ;
-    float4 b_3 = _S64 * float4(*(norm_1+(norm_offset_1 + _S63))) ;
-    thread MXFP4Eights_Eight_0 _S65 = _S56;
-    float _S66 = MXFP4Eights_product_0(&_S65, i_5, a_3, b_3);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S66;
-    thread MXFP4Eights_Eight_0 _S67 = _S57;
-    float _S68 = MXFP4Eights_product_0(&_S67, i_5, a_3, b_3);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S68;
-    thread MXFP4Eights_Eight_0 _S69 = _S58;
-    float _S70 = MXFP4Eights_product_0(&_S69, i_5, a_3, b_3);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S70;
-    thread MXFP4Eights_Eight_0 _S71 = _S59;
-    float _S72 = MXFP4Eights_product_0(&_S71, i_5, a_3, b_3);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S72;
+    uint _S36 = byte_0 % 4U * 8U;
+    uint _S37;
+    if(_S36 == 0U)
+    {
+        _S37 = first_0;
+    }
+    else
+    {
+        _S37 = (first_0 >> _S36) | (second_0 << (32U - _S36));
+    }
+    return _S37;
+}
+
+float fp4_scale_0(uint device* words_0, uint offset_0, uint byte_1)
+{
+    uint _S38 = (words_0[offset_0 + byte_1 / 4U] >> (byte_1 % 4U * 8U)) & 255U;
+    uint _S39;
+    if(_S38 < 2U)
+    {
+        _S39 = uint(int(2097152) << _S38);
+    }
+    else
+    {
+        _S39 = (_S38 - 1U) << 23U;
+    }
+    return (as_type<float>((_S39)));
+}
+
+MXFP4Eights_Eight_0 MXFP4Eights_Eight_x24init_0(uint q_1, float scale_1)
+{
+    thread MXFP4Eights_Eight_0 _S40;
+    (&_S40)->q_0 = q_1;
+    (&_S40)->scale_0 = scale_1;
+    return _S40;
+}
+
+MXFP4Eights_Eight_0 MXFP4Eights_load_0(uint device* weight_0, uint begin_0, uint i_4)
+{
+    uint _S41 = begin_0 + i_4 / 4U * 17U;
+    uint _S42 = _S41 + 1U + i_4 % 4U * 4U;
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S42, weight_0[_S42 / 4U], weight_0[_S42 / 4U + min(_S42 % 4U, 1U)]), fp4_scale_0(weight_0, 0U, _S41));
+}
+
+array<MXFP4Eights_Eight_0, int(8)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_5, uint step_1)
+{
+    thread array<MXFP4Eights_Eight_0, int(8)> eights_1;
+    uint _S43 = (*begins_0)[int(0)];
+    eights_1[int(0)] = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
+    uint _S44 = (*begins_0)[int(1)];
+    eights_1[int(1)] = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
+    uint _S45 = i_5 + step_1;
+    eights_1[int(2)] = MXFP4Eights_load_0(even_0, _S43, _S45);
+    eights_1[int(3)] = MXFP4Eights_load_0(odd_0, _S44, _S45);
+    uint _S46 = i_5 + 2U * step_1;
+    eights_1[int(4)] = MXFP4Eights_load_0(even_0, _S43, _S46);
+    eights_1[int(5)] = MXFP4Eights_load_0(odd_0, _S44, _S46);
+    uint _S47 = i_5 + 3U * step_1;
+    eights_1[int(6)] = MXFP4Eights_load_0(even_0, _S43, _S47);
+    eights_1[int(7)] = MXFP4Eights_load_0(odd_0, _S44, _S47);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<MXFP4Eights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_6, uint step_2)
+{
+    uint2 _S48 = MXFP4Eights_places_0(i_6);
+    uint _S49 = _S48.x;
+    float4 _S50 = float4(*(x_1+(x_offset_1 + _S49))) ;
+    uint _S51 = _S48.y;
+    float4 _S52 = float4(*(x_1+(x_offset_1 + _S51))) ;
+    products_1->squares_0 = products_1->squares_0 + (dot(_S50, _S50) + dot(_S52, _S52));
+    float4 a_5 = _S50 * float4(*(norm_1+(norm_offset_1 + _S49))) ;
+    float4 b_5 = _S52 * float4(*(norm_1+(norm_offset_1 + _S51))) ;
+    float _S53 = MXFP4Eights_product_0(&(*eights_2)[int(0)], i_6, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S53;
+    float _S54 = MXFP4Eights_product_0(&(*eights_2)[int(1)], i_6, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S54;
     return;
+}
+
+array<MXFP4Eights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, uint device* even_1, uint device* odd_1, uint i_7, uint step_3)
+{
+    thread array<MXFP4Eights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = MXFP4Eights_load_0(even_1, (*begins_1)[int(0)], i_7);
+    eights_3[int(1)] = MXFP4Eights_load_0(odd_1, (*begins_1)[int(1)], i_7);
+    return eights_3;
+}
+
+struct Products_1
+{
+    array<float, int(4)> sums_0;
+    float squares_0;
+};
+
+void add_products_2(Products_1 thread* products_2, const array<MXFP4Eights_Eight_0, int(8)> thread* eights_4, packed_float4 device* x_2, uint x_offset_2, packed_float4 device* norm_2, uint norm_offset_2, uint i_8, uint step_4)
+{
+    uint2 _S55 = MXFP4Eights_places_0(i_8);
+    uint _S56 = _S55.x;
+    float4 _S57 = float4(*(x_2+(x_offset_2 + _S56))) ;
+    uint _S58 = _S55.y;
+    float4 _S59 = float4(*(x_2+(x_offset_2 + _S58))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S57, _S57) + dot(_S59, _S59));
+    float4 a_6 = _S57 * float4(*(norm_2+(norm_offset_2 + _S56))) ;
+    float4 b_6 = _S59 * float4(*(norm_2+(norm_offset_2 + _S58))) ;
+    float _S60 = MXFP4Eights_product_0(&(*eights_4)[int(0)], i_8, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S60;
+    float _S61 = MXFP4Eights_product_0(&(*eights_4)[int(1)], i_8, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S61;
+    float _S62 = MXFP4Eights_product_0(&(*eights_4)[int(2)], i_8, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S62;
+    float _S63 = MXFP4Eights_product_0(&(*eights_4)[int(3)], i_8, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S63;
+    uint _S64 = i_8 + step_4;
+    uint2 _S65 = MXFP4Eights_places_0(_S64);
+    uint _S66 = _S65.x;
+    float4 _S67 = float4(*(x_2+(x_offset_2 + _S66))) ;
+    uint _S68 = _S65.y;
+    float4 _S69 = float4(*(x_2+(x_offset_2 + _S68))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S67, _S67) + dot(_S69, _S69));
+    float4 a_7 = _S67 * float4(*(norm_2+(norm_offset_2 + _S66))) ;
+    float4 b_7 = _S69 * float4(*(norm_2+(norm_offset_2 + _S68))) ;
+    float _S70 = MXFP4Eights_product_0(&(*eights_4)[int(4)], _S64, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S70;
+    float _S71 = MXFP4Eights_product_0(&(*eights_4)[int(5)], _S64, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S71;
+    float _S72 = MXFP4Eights_product_0(&(*eights_4)[int(6)], _S64, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S72;
+    float _S73 = MXFP4Eights_product_0(&(*eights_4)[int(7)], _S64, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S73;
+    return;
+}
+
+array<MXFP4Eights_Eight_0, int(8)> load_eights_2(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint i_9, uint step_5)
+{
+    thread array<MXFP4Eights_Eight_0, int(8)> eights_5;
+    uint _S74 = (*begins_2)[int(0)];
+    eights_5[int(0)] = MXFP4Eights_load_0(even_2, (*begins_2)[int(0)], i_9);
+    uint _S75 = (*begins_2)[int(1)];
+    eights_5[int(1)] = MXFP4Eights_load_0(odd_2, (*begins_2)[int(1)], i_9);
+    uint _S76 = (*begins_2)[int(2)];
+    eights_5[int(2)] = MXFP4Eights_load_0(even_2, (*begins_2)[int(2)], i_9);
+    uint _S77 = (*begins_2)[int(3)];
+    eights_5[int(3)] = MXFP4Eights_load_0(odd_2, (*begins_2)[int(3)], i_9);
+    uint _S78 = i_9 + step_5;
+    eights_5[int(4)] = MXFP4Eights_load_0(even_2, _S74, _S78);
+    eights_5[int(5)] = MXFP4Eights_load_0(odd_2, _S75, _S78);
+    eights_5[int(6)] = MXFP4Eights_load_0(even_2, _S76, _S78);
+    eights_5[int(7)] = MXFP4Eights_load_0(odd_2, _S77, _S78);
+    return eights_5;
+}
+
+void add_products_3(Products_1 thread* products_3, const array<MXFP4Eights_Eight_0, int(4)> thread* eights_6, packed_float4 device* x_3, uint x_offset_3, packed_float4 device* norm_3, uint norm_offset_3, uint i_10, uint step_6)
+{
+    uint2 _S79 = MXFP4Eights_places_0(i_10);
+    uint _S80 = _S79.x;
+    float4 _S81 = float4(*(x_3+(x_offset_3 + _S80))) ;
+    uint _S82 = _S79.y;
+    float4 _S83 = float4(*(x_3+(x_offset_3 + _S82))) ;
+    products_3->squares_0 = products_3->squares_0 + (dot(_S81, _S81) + dot(_S83, _S83));
+    float4 a_8 = _S81 * float4(*(norm_3+(norm_offset_3 + _S80))) ;
+    float4 b_8 = _S83 * float4(*(norm_3+(norm_offset_3 + _S82))) ;
+    float _S84 = MXFP4Eights_product_0(&(*eights_6)[int(0)], i_10, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S84;
+    float _S85 = MXFP4Eights_product_0(&(*eights_6)[int(1)], i_10, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S85;
+    float _S86 = MXFP4Eights_product_0(&(*eights_6)[int(2)], i_10, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S86;
+    float _S87 = MXFP4Eights_product_0(&(*eights_6)[int(3)], i_10, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S87;
+    return;
+}
+
+array<MXFP4Eights_Eight_0, int(4)> load_eights_3(const array<uint, int(4)> thread* begins_3, uint device* even_3, uint device* odd_3, uint i_11, uint step_7)
+{
+    thread array<MXFP4Eights_Eight_0, int(4)> eights_7;
+    eights_7[int(0)] = MXFP4Eights_load_0(even_3, (*begins_3)[int(0)], i_11);
+    eights_7[int(1)] = MXFP4Eights_load_0(odd_3, (*begins_3)[int(1)], i_11);
+    eights_7[int(2)] = MXFP4Eights_load_0(even_3, (*begins_3)[int(2)], i_11);
+    eights_7[int(3)] = MXFP4Eights_load_0(odd_3, (*begins_3)[int(3)], i_11);
+    return eights_7;
+}
+
+float chosen_0(const array<float, int(1)> thread* values_0, uint number_0)
+{
+    return (*values_0)[int(0)];
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_4, uint device* even_4, uint device* odd_4, uint k_0, packed_float4 device* x_4, uint x_offset_4, packed_float4 device* norm_4, uint norm_offset_4, uint first_1, uint step_8)
+{
+    thread Products_0 products_4;
+    (&products_4)->squares_0 = 0.0;
+    (&products_4)->sums_0[int(0)] = 0.0;
+    (&products_4)->sums_0[int(1)] = 0.0;
+    uint _S88 = k_0 / 8U;
+    uint i_12;
+    if((first_1 + 3U * step_8) < _S88)
+    {
+        array<MXFP4Eights_Eight_0, int(8)> _S89 = load_eights_0(begins_4, even_4, odd_4, first_1, step_8);
+        i_12 = first_1;
+        array<MXFP4Eights_Eight_0, int(8)> loaded_0 = _S89;
+        for(;;)
+        {
+            if((i_12 + 7U * step_8) < _S88)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S90 = i_12 + 4U * step_8;
+            array<MXFP4Eights_Eight_0, int(8)> _S91 = load_eights_0(begins_4, even_4, odd_4, _S90, step_8);
+            thread array<MXFP4Eights_Eight_0, int(8)> _S92 = loaded_0;
+            add_products_0(&products_4, &_S92, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+            i_12 = _S90;
+            loaded_0 = _S91;
+        }
+        thread array<MXFP4Eights_Eight_0, int(8)> _S93 = loaded_0;
+        add_products_0(&products_4, &_S93, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + 4U * step_8;
+    }
+    else
+    {
+        i_12 = first_1;
+    }
+    for(;;)
+    {
+        if(i_12 < _S88)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<MXFP4Eights_Eight_0, int(2)> _S94 = load_eights_1(begins_4, even_4, odd_4, i_12, step_8);
+        thread array<MXFP4Eights_Eight_0, int(2)> _S95 = _S94;
+        add_products_1(&products_4, &_S95, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + step_8;
+    }
+    return products_4;
+}
+
+float subgroup_sum_0(float value_0)
+{
+    float _S96 = simd_sum(value_0);
+    return _S96;
+}
+
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_1)
+{
+    thread array<float, int(2)> result_0;
+    float _S97 = subgroup_sum_0((*values_1)[int(0)]);
+    result_0[int(0)] = _S97;
+    float _S98 = subgroup_sum_0((*values_1)[int(1)]);
+    result_0[int(1)] = _S98;
+    return result_0;
+}
+
+uint MXFP4Eights_begin_0(uint offset_1, uint k_1, uint row_0)
+{
+    return 4U * offset_1 + row_0 * (k_1 / 32U) * 17U;
+}
+
+array<uint, int(1)> begins_of_rows_0(uint offset_2, uint k_2, uint first_2, uint n_0)
+{
+    thread array<uint, int(1)> begins_5;
+    begins_5[int(0)] = MXFP4Eights_begin_0(offset_2, k_2, min(first_2, n_0 - 1U));
+    return begins_5;
+}
+
+float chosen_1(const array<float, int(2)> thread* values_2, uint number_1)
+{
+    float _S99 = (*values_2)[int(0)];
+    float result_1;
+    if(number_1 == 1U)
+    {
+        result_1 = (*values_2)[int(1)];
+    }
+    else
+    {
+        result_1 = _S99;
+    }
+    return result_1;
+}
+
+Products_1 products_of_thread_1(const array<uint, int(4)> thread* begins_6, uint device* even_5, uint device* odd_5, uint k_3, packed_float4 device* x_5, uint x_offset_5, packed_float4 device* norm_5, uint norm_offset_5, uint first_3, uint step_9)
+{
+    thread Products_1 products_5;
+    (&products_5)->squares_0 = 0.0;
+    (&products_5)->sums_0[int(0)] = 0.0;
+    (&products_5)->sums_0[int(1)] = 0.0;
+    (&products_5)->sums_0[int(2)] = 0.0;
+    (&products_5)->sums_0[int(3)] = 0.0;
+    uint _S100 = k_3 / 8U;
+    uint i_13;
+    if((first_3 + step_9) < _S100)
+    {
+        array<MXFP4Eights_Eight_0, int(8)> _S101 = load_eights_2(begins_6, even_5, odd_5, first_3, step_9);
+        i_13 = first_3;
+        array<MXFP4Eights_Eight_0, int(8)> loaded_1 = _S101;
+        for(;;)
+        {
+            if((i_13 + 3U * step_9) < _S100)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S102 = i_13 + 2U * step_9;
+            array<MXFP4Eights_Eight_0, int(8)> _S103 = load_eights_2(begins_6, even_5, odd_5, _S102, step_9);
+            thread array<MXFP4Eights_Eight_0, int(8)> _S104 = loaded_1;
+            add_products_2(&products_5, &_S104, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+            i_13 = _S102;
+            loaded_1 = _S103;
+        }
+        thread array<MXFP4Eights_Eight_0, int(8)> _S105 = loaded_1;
+        add_products_2(&products_5, &_S105, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + 2U * step_9;
+    }
+    else
+    {
+        i_13 = first_3;
+    }
+    for(;;)
+    {
+        if(i_13 < _S100)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<MXFP4Eights_Eight_0, int(4)> _S106 = load_eights_3(begins_6, even_5, odd_5, i_13, step_9);
+        thread array<MXFP4Eights_Eight_0, int(4)> _S107 = _S106;
+        add_products_3(&products_5, &_S107, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + step_9;
+    }
+    return products_5;
+}
+
+array<float, int(4)> subgroup_sums_1(const array<float, int(4)> thread* values_3)
+{
+    thread array<float, int(4)> result_2;
+    float _S108 = subgroup_sum_0((*values_3)[int(0)]);
+    result_2[int(0)] = _S108;
+    float _S109 = subgroup_sum_0((*values_3)[int(1)]);
+    result_2[int(1)] = _S109;
+    float _S110 = subgroup_sum_0((*values_3)[int(2)]);
+    result_2[int(2)] = _S110;
+    float _S111 = subgroup_sum_0((*values_3)[int(3)]);
+    result_2[int(3)] = _S111;
+    return result_2;
+}
+
+array<uint, int(2)> begins_of_rows_1(uint offset_3, uint k_4, uint first_4, uint n_1)
+{
+    thread array<uint, int(2)> begins_7;
+    uint _S112 = n_1 - 1U;
+    begins_7[int(0)] = MXFP4Eights_begin_0(offset_3, k_4, min(first_4, _S112));
+    begins_7[int(1)] = MXFP4Eights_begin_0(offset_3, k_4, min(first_4 + 1U, _S112));
+    return begins_7;
 }
 
 struct GatedGemvParams_0
 {
     uint gate_offset_0;
     uint up_offset_0;
-    uint x_offset_2;
-    uint norm_offset_2;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint out_offset_0;
-    uint n_0;
-    uint k_0;
+    uint n_2;
+    uint k_5;
     float eps_0;
     uint activation_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -217,96 +487,9 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_x_0;
     packed_float4 device* entryPointParams_norm_0;
     float device* entryPointParams_result_0;
-    uint _S73;
-    uint _S74;
+    uint _S113;
+    uint _S114;
 };
-
-float own_0(const array<float, int(2)> thread* values_0, KernelContext_0 thread* kernelContext_0)
-{
-    float _S75 = (*values_0)[int(0)];
-    float result_0;
-    if((kernelContext_0->_S73) == 1U)
-    {
-        result_0 = (*values_0)[int(1)];
-    }
-    else
-    {
-        result_0 = _S75;
-    }
-    return result_0;
-}
-
-float subgroup_sum_0(float value_0)
-{
-    float _S76 = simd_sum(value_0);
-    return _S76;
-}
-
-array<float, int(4)> subgroup_sums_0(const array<float, int(4)> thread* values_1)
-{
-    thread array<float, int(4)> result_1;
-    float _S77 = subgroup_sum_0((*values_1)[int(0)]);
-    result_1[int(0)] = _S77;
-    float _S78 = subgroup_sum_0((*values_1)[int(1)]);
-    result_1[int(1)] = _S78;
-    float _S79 = subgroup_sum_0((*values_1)[int(2)]);
-    result_1[int(2)] = _S79;
-    float _S80 = subgroup_sum_0((*values_1)[int(3)]);
-    result_1[int(3)] = _S80;
-    return result_1;
-}
-
-Products_0 products_of_thread_0(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_3, KernelContext_0 thread* kernelContext_1)
-{
-    thread Products_0 products_2;
-    (&products_2)->squares_0 = 0.0;
-    (&products_2)->sums_0[int(0)] = 0.0;
-    (&products_2)->sums_0[int(1)] = 0.0;
-    (&products_2)->sums_0[int(2)] = 0.0;
-    (&products_2)->sums_0[int(3)] = 0.0;
-    uint _S81 = kernelContext_1->_S74;
-    uint _S82 = k_1 / 8U;
-    uint i_6 = kernelContext_1->_S73;
-    for(;;)
-    {
-        if((i_6 + _S81) < _S82)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_6, _S81);
-        i_6 = i_6 + 2U * _S81;
-    }
-    for(;;)
-    {
-        if(i_6 < _S82)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_6, _S81);
-        i_6 = i_6 + _S81;
-    }
-    return products_2;
-}
-
-uint MXFP4Eights_begin_0(uint offset_1, uint k_2, uint row_0)
-{
-    return 4U * offset_1 + row_0 * (k_2 / 32U) * 17U;
-}
-
-array<uint, int(2)> begins_of_rows_0(uint offset_2, uint k_3, uint first_1, uint n_1)
-{
-    thread array<uint, int(2)> begins_3;
-    uint _S83 = n_1 - 1U;
-    begins_3[int(0)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_1, _S83));
-    begins_3[int(1)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_1 + 1U, _S83));
-    return begins_3;
-}
 
 uint group_number_0(uint3 group_0)
 {
@@ -315,86 +498,148 @@ uint group_number_0(uint3 group_0)
 
 float activated_0(float z_0, uint activation_1)
 {
-    float _S84;
+    float _S115;
     if(activation_1 == 1U)
     {
-        _S84 = 1.59576916694641113 * z_0 * (1.0 + 0.04471499845385551 * z_0 * z_0);
+        _S115 = 1.59576916694641113 * z_0 * (1.0 + 0.04471499845385551 * z_0 * z_0);
     }
     else
     {
-        _S84 = z_0;
+        _S115 = z_0;
     }
-    return z_0 / (1.0 + exp(- _S84));
+    return z_0 / (1.0 + exp(- _S115));
 }
 
-void gated_gemv_0(uint3 group_1, uint thread_0, uint device* gate_0, uint device* up_0, packed_float4 device* x_3, packed_float4 device* norm_3, float device* result_2, const GatedGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void gated_gemv_0(uint3 group_1, uint thread_0, uint device* gate_0, uint device* up_0, packed_float4 device* x_6, packed_float4 device* norm_6, float device* result_3, const GatedGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S85 = kernelContext_2->_S74;
-    uint _S86 = 128U / kernelContext_2->_S74;
-    uint _S87 = p_1->groups_0 * _S86 * 2U;
-    uint _S88 = group_number_0(group_1) * _S86;
-    uint _S89 = thread_0 / _S85;
-    uint first_2 = (_S88 + _S89) * 2U;
+    uint _S116 = kernelContext_0->_S113;
+    uint _S117 = kernelContext_0->_S114;
+    uint _S118 = 128U / kernelContext_0->_S114;
+    uint _S119 = p_1->groups_0 * _S118;
+    uint _S120 = group_number_0(group_1) * _S118;
+    uint _S121 = thread_0 / _S117;
+    uint first_5 = _S120 + _S121;
     for(;;)
     {
-        uint _S90 = p_1->n_0;
-        if(first_2 < (p_1->n_0))
+        uint _S122 = p_1->n_2;
+        if(first_5 < (p_1->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S91 = p_1->k_0;
-        array<uint, int(2)> _S92 = begins_of_rows_0(p_1->gate_offset_0, p_1->k_0, first_2, _S90);
-        array<uint, int(2)> _S93 = begins_of_rows_0(p_1->up_offset_0, p_1->k_0, first_2, _S90);
-        thread array<uint, int(4)> begins_4;
-        begins_4[int(0)] = _S92[int(0)];
-        begins_4[int(1)] = _S93[int(0)];
-        begins_4[int(2)] = _S92[int(1)];
-        begins_4[int(3)] = _S93[int(1)];
-        thread array<uint, int(4)> _S94 = begins_4;
-        Products_0 _S95 = products_of_thread_0(&_S94, gate_0, up_0, _S91, x_3, p_1->x_offset_2, norm_3, p_1->norm_offset_2, kernelContext_2);
-        float _S96 = subgroup_sum_0(_S95.squares_0);
-        float _S97 = 1.0 / sqrt(_S96 / float(_S91) + p_1->eps_0);
-        thread array<float, int(4)> _S98 = _S95.sums_0;
-        array<float, int(4)> _S99 = subgroup_sums_0(&_S98);
-        thread array<float, int(2)> results_0;
-        results_0[int(0)] = activated_0(_S99[int(0)] * _S97, p_1->activation_0) * (_S99[int(1)] * _S97);
-        results_0[int(1)] = activated_0(_S99[int(2)] * _S97, p_1->activation_0) * (_S99[int(3)] * _S97);
-        uint _S100 = first_2 + kernelContext_2->_S73;
-        thread array<float, int(2)> _S101 = results_0;
-        float _S102 = own_0(&_S101, kernelContext_2);
-        bool _S103;
-        if((kernelContext_2->_S73) < 2U)
+        uint _S123 = p_1->k_5;
+        array<uint, int(1)> _S124 = begins_of_rows_0(p_1->gate_offset_0, p_1->k_5, first_5, _S122);
+        array<uint, int(1)> _S125 = begins_of_rows_0(p_1->up_offset_0, p_1->k_5, first_5, _S122);
+        thread array<uint, int(2)> begins_8;
+        begins_8[int(0)] = _S124[int(0)];
+        begins_8[int(1)] = _S125[int(0)];
+        thread array<uint, int(2)> _S126 = begins_8;
+        Products_0 _S127 = products_of_thread_0(&_S126, gate_0, up_0, _S123, x_6, p_1->x_offset_6, norm_6, p_1->norm_offset_6, _S116, _S117);
+        float _S128 = subgroup_sum_0(_S127.squares_0);
+        float _S129 = 1.0 / sqrt(_S128 / float(_S123) + p_1->eps_0);
+        thread array<float, int(2)> _S130 = _S127.sums_0;
+        array<float, int(2)> _S131 = subgroup_sums_0(&_S130);
+        thread array<float, int(1)> results_0;
+        results_0[int(0)] = activated_0(_S131[int(0)] * _S129, p_1->activation_0) * (_S131[int(1)] * _S129);
+        uint _S132 = first_5 + _S116;
+        thread array<float, int(1)> _S133 = results_0;
+        float _S134 = chosen_0(&_S133, _S116);
+        bool _S135;
+        if(_S116 < 1U)
         {
-            _S103 = _S100 < _S90;
+            _S135 = _S132 < _S122;
         }
         else
         {
-            _S103 = false;
+            _S135 = false;
         }
-        if(_S103)
+        if(_S135)
         {
-            *(result_2+(p_1->out_offset_0 + _S100)) = _S102;
+            *(result_3+(p_1->out_offset_0 + _S132)) = _S134;
         }
-        first_2 = first_2 + _S87;
+        first_5 = first_5 + _S119;
     }
     return;
 }
 
-[[kernel]] void gated_gemv_mxfp4(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_gate_1 [[buffer(1)]], uint device* entryPointParams_up_1 [[buffer(2)]], packed_float4 device* entryPointParams_x_1 [[buffer(3)]], packed_float4 device* entryPointParams_norm_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
+void gated_gemv_1(uint3 group_2, uint thread_1, uint device* gate_1, uint device* up_1, packed_float4 device* x_7, packed_float4 device* norm_7, float device* result_4, const GatedGemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_1)
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_gate_0 = entryPointParams_gate_1;
-    (&kernelContext_3)->entryPointParams_up_0 = entryPointParams_up_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_norm_0 = entryPointParams_norm_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    uint _S136 = kernelContext_1->_S113;
+    uint _S137 = kernelContext_1->_S114;
+    uint _S138 = 128U / kernelContext_1->_S114;
+    uint _S139 = p_2->groups_0 * _S138 * 2U;
+    uint _S140 = group_number_0(group_2) * _S138;
+    uint _S141 = thread_1 / _S137;
+    uint first_6 = (_S140 + _S141) * 2U;
+    for(;;)
+    {
+        uint _S142 = p_2->n_2;
+        if(first_6 < (p_2->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S143 = p_2->k_5;
+        array<uint, int(2)> _S144 = begins_of_rows_1(p_2->gate_offset_0, p_2->k_5, first_6, _S142);
+        array<uint, int(2)> _S145 = begins_of_rows_1(p_2->up_offset_0, p_2->k_5, first_6, _S142);
+        thread array<uint, int(4)> begins_9;
+        begins_9[int(0)] = _S144[int(0)];
+        begins_9[int(1)] = _S145[int(0)];
+        begins_9[int(2)] = _S144[int(1)];
+        begins_9[int(3)] = _S145[int(1)];
+        thread array<uint, int(4)> _S146 = begins_9;
+        Products_1 _S147 = products_of_thread_1(&_S146, gate_1, up_1, _S143, x_7, p_2->x_offset_6, norm_7, p_2->norm_offset_6, _S136, _S137);
+        float _S148 = subgroup_sum_0(_S147.squares_0);
+        float _S149 = 1.0 / sqrt(_S148 / float(_S143) + p_2->eps_0);
+        thread array<float, int(4)> _S150 = _S147.sums_0;
+        array<float, int(4)> _S151 = subgroup_sums_1(&_S150);
+        thread array<float, int(2)> results_1;
+        results_1[int(0)] = activated_0(_S151[int(0)] * _S149, p_2->activation_0) * (_S151[int(1)] * _S149);
+        results_1[int(1)] = activated_0(_S151[int(2)] * _S149, p_2->activation_0) * (_S151[int(3)] * _S149);
+        uint _S152 = first_6 + _S136;
+        thread array<float, int(2)> _S153 = results_1;
+        float _S154 = chosen_1(&_S153, _S136);
+        bool _S155;
+        if(_S136 < 2U)
+        {
+            _S155 = _S152 < _S142;
+        }
+        else
+        {
+            _S155 = false;
+        }
+        if(_S155)
+        {
+            *(result_4+(p_2->out_offset_0 + _S152)) = _S154;
+        }
+        first_6 = first_6 + _S139;
+    }
+    return;
+}
+
+[[kernel]] void gated_gemv_mxfp4(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_3 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_gate_1 [[buffer(1)]], uint device* entryPointParams_up_1 [[buffer(2)]], packed_float4 device* entryPointParams_x_1 [[buffer(3)]], packed_float4 device* entryPointParams_norm_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
+{
+    thread KernelContext_0 kernelContext_2;
+    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_2)->entryPointParams_gate_0 = entryPointParams_gate_1;
+    (&kernelContext_2)->entryPointParams_up_0 = entryPointParams_up_1;
+    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_2)->entryPointParams_norm_0 = entryPointParams_norm_1;
+    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S73 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S74 = _builtinWaveLaneCount_0;
-    gated_gemv_0(group_2, sv_groupindex_0, entryPointParams_gate_1, entryPointParams_up_1, entryPointParams_x_1, entryPointParams_norm_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_2)->_S113 = _builtinWaveLaneIndex_0;
+    (&kernelContext_2)->_S114 = _builtinWaveLaneCount_0;
+    if((entryPointParams_1->p_0.wide_0) != 0U)
+    {
+        gated_gemv_1(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_gate_0, (&kernelContext_2)->entryPointParams_up_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
+    else
+    {
+        gated_gemv_0(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_gate_0, (&kernelContext_2)->entryPointParams_up_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
     return;
 }

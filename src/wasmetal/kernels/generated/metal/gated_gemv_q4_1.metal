@@ -5,7 +5,7 @@
 using namespace metal;
 struct Products_0
 {
-    array<float, int(4)> sums_0;
+    array<float, int(2)> sums_0;
     float squares_0;
 };
 
@@ -15,29 +15,15 @@ struct Q4_1Eights_Eight_0
     uint scales_0;
 };
 
-Q4_1Eights_Eight_0 Q4_1Eights_Eight_x24init_0(uint q_1, uint scales_1)
+uint2 places_of_nibbles_0(uint i_0)
 {
-    thread Q4_1Eights_Eight_0 _S1;
-    (&_S1)->q_0 = q_1;
-    (&_S1)->scales_0 = scales_1;
-    return _S1;
+    uint _S1 = i_0 % 4U;
+    return uint2(i_0 / 4U * 8U + _S1, i_0 / 4U * 8U + _S1 + 4U);
 }
 
-Q4_1Eights_Eight_0 Q4_1Eights_load_0(uint device* weight_0, uint begin_0, uint i_0)
+uint2 Q4_1Eights_places_0(uint i_1)
 {
-    uint _S2 = begin_0 + i_0 / 4U * 5U;
-    return Q4_1Eights_Eight_x24init_0(weight_0[_S2 + 1U + i_0 % 4U], weight_0[_S2]);
-}
-
-uint2 places_of_nibbles_0(uint i_1)
-{
-    uint _S3 = i_1 % 4U;
-    return uint2(i_1 / 4U * 8U + _S3, i_1 / 4U * 8U + _S3 + 4U);
-}
-
-uint2 Q4_1Eights_places_0(uint i_2)
-{
-    return places_of_nibbles_0(i_2);
+    return places_of_nibbles_0(i_1);
 }
 
 float2 halves_0(uint word_0)
@@ -57,8 +43,8 @@ float in_place_1(uint word_2, float zero_1)
 
 float4 low_nibbles_0(uint word_3, float zero_2)
 {
-    uint _S4 = word_3 >> 16U;
-    return float4(in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S4, zero_2), in_place_1(_S4, zero_2));
+    uint _S2 = word_3 >> 16U;
+    return float4(in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S2, zero_2), in_place_1(_S2, zero_2));
 }
 
 float in_place_2(uint word_4, float zero_3)
@@ -73,8 +59,8 @@ float in_place_3(uint word_5, float zero_4)
 
 float4 high_nibbles_0(uint word_6, float zero_5)
 {
-    uint _S5 = word_6 >> 16U;
-    return float4(in_place_2(word_6, zero_5), in_place_3(word_6, zero_5), in_place_2(_S5, zero_5), in_place_3(_S5, zero_5));
+    uint _S3 = word_6 >> 16U;
+    return float4(in_place_2(word_6, zero_5), in_place_3(word_6, zero_5), in_place_2(_S3, zero_5), in_place_3(_S3, zero_5));
 }
 
 float sum_0(float4 v_0)
@@ -82,129 +68,413 @@ float sum_0(float4 v_0)
     return v_0.x + v_0.y + v_0.z + v_0.w;
 }
 
-float Q4_1Eights_product_0(const Q4_1Eights_Eight_0 thread* eight_0, uint i_3, float4 a_0, float4 b_0)
+float Q4_1Eights_product_0(const Q4_1Eights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
 {
-    float2 _S6 = halves_0(eight_0->scales_0);
-    return _S6.x * (dot(low_nibbles_0(eight_0->q_0, 0.0), a_0) + dot(high_nibbles_0(eight_0->q_0, 0.0), b_0)) + _S6.y * sum_0(a_0 + b_0);
+    float2 _S4 = halves_0(eight_0->scales_0);
+    return _S4.x * (dot(low_nibbles_0(eight_0->q_0, 0.0), a_0) + dot(high_nibbles_0(eight_0->q_0, 0.0), b_0)) + _S4.y * sum_0(a_0 + b_0);
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(4)> thread* begins_0, uint device* even_0, uint device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_4, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<Q4_1Eights_Eight_0, int(8)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint step_0)
 {
-    thread array<Q4_1Eights_Eight_0, int(8)> eights_0;
-    uint _S7 = (*begins_0)[int(0)];
-    Q4_1Eights_Eight_0 _S8 = Q4_1Eights_load_0(even_0, (*begins_0)[int(0)], i_4);
-    eights_0[int(0)] = _S8;
-    uint _S9 = (*begins_0)[int(1)];
-    Q4_1Eights_Eight_0 _S10 = Q4_1Eights_load_0(odd_0, (*begins_0)[int(1)], i_4);
-    eights_0[int(1)] = _S10;
-    uint _S11 = (*begins_0)[int(2)];
-    Q4_1Eights_Eight_0 _S12 = Q4_1Eights_load_0(even_0, (*begins_0)[int(2)], i_4);
-    eights_0[int(2)] = _S12;
-    uint _S13 = (*begins_0)[int(3)];
-    Q4_1Eights_Eight_0 _S14 = Q4_1Eights_load_0(odd_0, (*begins_0)[int(3)], i_4);
-    eights_0[int(3)] = _S14;
-    uint _S15 = i_4 + lanes_0;
-    Q4_1Eights_Eight_0 _S16 = Q4_1Eights_load_0(even_0, _S7, _S15);
-    eights_0[int(4)] = _S16;
-    Q4_1Eights_Eight_0 _S17 = Q4_1Eights_load_0(odd_0, _S9, _S15);
-    eights_0[int(5)] = _S17;
-    Q4_1Eights_Eight_0 _S18 = Q4_1Eights_load_0(even_0, _S11, _S15);
-    eights_0[int(6)] = _S18;
-    Q4_1Eights_Eight_0 _S19 = Q4_1Eights_load_0(odd_0, _S13, _S15);
-    eights_0[int(7)] = _S19;
-    uint2 _S20 = Q4_1Eights_places_0(i_4);
-    uint _S21 = _S20.x;
-    float4 _S22 = float4(*(x_0+(x_offset_0 + _S21))) ;
-    uint _S23 = _S20.y;
-    float4 _S24 = float4(*(x_0+(x_offset_0 + _S23))) ;
-    float _S25 = products_0->squares_0 + (dot(_S22, _S22) + dot(_S24, _S24));
-    products_0->squares_0 = _S25;
-    float4 a_1 = _S22 * float4(*(norm_0+(norm_offset_0 + _S21))) ;
-    float4 b_1 = _S24 * float4(*(norm_0+(norm_offset_0 + _S23))) ;
-    thread Q4_1Eights_Eight_0 _S26 = _S8;
-    float _S27 = Q4_1Eights_product_0(&_S26, i_4, a_1, b_1);
-    float _S28 = products_0->sums_0[int(0)] + _S27;
-    products_0->sums_0[int(0)] = _S28;
-    thread Q4_1Eights_Eight_0 _S29 = _S10;
-    float _S30 = Q4_1Eights_product_0(&_S29, i_4, a_1, b_1);
-    float _S31 = products_0->sums_0[int(1)] + _S30;
-    products_0->sums_0[int(1)] = _S31;
-    thread Q4_1Eights_Eight_0 _S32 = _S12;
-    float _S33 = Q4_1Eights_product_0(&_S32, i_4, a_1, b_1);
-    float _S34 = products_0->sums_0[int(2)] + _S33;
-    products_0->sums_0[int(2)] = _S34;
-    thread Q4_1Eights_Eight_0 _S35 = _S14;
-    float _S36 = Q4_1Eights_product_0(&_S35, i_4, a_1, b_1);
-    float _S37 = products_0->sums_0[int(3)] + _S36;
-    products_0->sums_0[int(3)] = _S37;
-    uint2 _S38 = Q4_1Eights_places_0(_S15);
-    uint _S39 = _S38.x;
-    float4 _S40 = float4(*(x_0+(x_offset_0 + _S39))) ;
-    uint _S41 = _S38.y;
-    float4 _S42 = float4(*(x_0+(x_offset_0 + _S41))) ;
-    products_0->squares_0 = _S25 + (dot(_S40, _S40) + dot(_S42, _S42));
-    float4 a_2 = _S40 * float4(*(norm_0+(norm_offset_0 + _S39))) ;
-    float4 b_2 = _S42 * float4(*(norm_0+(norm_offset_0 + _S41))) ;
-    thread Q4_1Eights_Eight_0 _S43 = _S16;
-    float _S44 = Q4_1Eights_product_0(&_S43, _S15, a_2, b_2);
-    products_0->sums_0[int(0)] = _S28 + _S44;
-    thread Q4_1Eights_Eight_0 _S45 = _S17;
-    float _S46 = Q4_1Eights_product_0(&_S45, _S15, a_2, b_2);
-    products_0->sums_0[int(1)] = _S31 + _S46;
-    thread Q4_1Eights_Eight_0 _S47 = _S18;
-    float _S48 = Q4_1Eights_product_0(&_S47, _S15, a_2, b_2);
-    products_0->sums_0[int(2)] = _S34 + _S48;
-    thread Q4_1Eights_Eight_0 _S49 = _S19;
-    float _S50 = Q4_1Eights_product_0(&_S49, _S15, a_2, b_2);
-    products_0->sums_0[int(3)] = _S37 + _S50;
+    uint2 _S5 = Q4_1Eights_places_0(i_3);
+    uint _S6 = _S5.x;
+    float4 _S7 = float4(*(x_0+(x_offset_0 + _S6))) ;
+    uint _S8 = _S5.y;
+    float4 _S9 = float4(*(x_0+(x_offset_0 + _S8))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S7, _S7) + dot(_S9, _S9));
+    float4 a_1 = _S7 * float4(*(norm_0+(norm_offset_0 + _S6))) ;
+    float4 b_1 = _S9 * float4(*(norm_0+(norm_offset_0 + _S8))) ;
+    float _S10 = Q4_1Eights_product_0(&(*eights_0)[int(0)], i_3, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S10;
+    float _S11 = Q4_1Eights_product_0(&(*eights_0)[int(1)], i_3, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S11;
+    uint _S12 = i_3 + step_0;
+    uint2 _S13 = Q4_1Eights_places_0(_S12);
+    uint _S14 = _S13.x;
+    float4 _S15 = float4(*(x_0+(x_offset_0 + _S14))) ;
+    uint _S16 = _S13.y;
+    float4 _S17 = float4(*(x_0+(x_offset_0 + _S16))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S15, _S15) + dot(_S17, _S17));
+    float4 a_2 = _S15 * float4(*(norm_0+(norm_offset_0 + _S14))) ;
+    float4 b_2 = _S17 * float4(*(norm_0+(norm_offset_0 + _S16))) ;
+    float _S18 = Q4_1Eights_product_0(&(*eights_0)[int(2)], _S12, a_2, b_2);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S18;
+    float _S19 = Q4_1Eights_product_0(&(*eights_0)[int(3)], _S12, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S19;
+    uint _S20 = i_3 + 2U * step_0;
+    uint2 _S21 = Q4_1Eights_places_0(_S20);
+    uint _S22 = _S21.x;
+    float4 _S23 = float4(*(x_0+(x_offset_0 + _S22))) ;
+    uint _S24 = _S21.y;
+    float4 _S25 = float4(*(x_0+(x_offset_0 + _S24))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S23, _S23) + dot(_S25, _S25));
+    float4 a_3 = _S23 * float4(*(norm_0+(norm_offset_0 + _S22))) ;
+    float4 b_3 = _S25 * float4(*(norm_0+(norm_offset_0 + _S24))) ;
+    float _S26 = Q4_1Eights_product_0(&(*eights_0)[int(4)], _S20, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S26;
+    float _S27 = Q4_1Eights_product_0(&(*eights_0)[int(5)], _S20, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S27;
+    uint _S28 = i_3 + 3U * step_0;
+    uint2 _S29 = Q4_1Eights_places_0(_S28);
+    uint _S30 = _S29.x;
+    float4 _S31 = float4(*(x_0+(x_offset_0 + _S30))) ;
+    uint _S32 = _S29.y;
+    float4 _S33 = float4(*(x_0+(x_offset_0 + _S32))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S31, _S31) + dot(_S33, _S33));
+    float4 a_4 = _S31 * float4(*(norm_0+(norm_offset_0 + _S30))) ;
+    float4 b_4 = _S33 * float4(*(norm_0+(norm_offset_0 + _S32))) ;
+    float _S34 = Q4_1Eights_product_0(&(*eights_0)[int(6)], _S28, a_4, b_4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S34;
+    float _S35 = Q4_1Eights_product_0(&(*eights_0)[int(7)], _S28, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S35;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(4)> thread* begins_1, uint device* even_1, uint device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint lanes_1)
+Q4_1Eights_Eight_0 Q4_1Eights_Eight_x24init_0(uint q_1, uint scales_1)
 {
-    thread array<Q4_1Eights_Eight_0, int(4)> eights_1;
-    Q4_1Eights_Eight_0 _S51 = Q4_1Eights_load_0(even_1, (*begins_1)[int(0)], i_5);
-    eights_1[int(0)] = _S51;
-    Q4_1Eights_Eight_0 _S52 = Q4_1Eights_load_0(odd_1, (*begins_1)[int(1)], i_5);
-    eights_1[int(1)] = _S52;
-    Q4_1Eights_Eight_0 _S53 = Q4_1Eights_load_0(even_1, (*begins_1)[int(2)], i_5);
-    eights_1[int(2)] = _S53;
-    Q4_1Eights_Eight_0 _S54 = Q4_1Eights_load_0(odd_1, (*begins_1)[int(3)], i_5);
-    eights_1[int(3)] = _S54;
-    uint2 _S55 = Q4_1Eights_places_0(i_5);
-    uint _S56 = _S55.x;
-    float4 _S57 = float4(*(x_1+(x_offset_1 + _S56))) ;
-    uint _S58 = _S55.y;
-    float4 _S59 = float4(*(x_1+(x_offset_1 + _S58))) ;
-    products_1->squares_0 = products_1->squares_0 + (dot(_S57, _S57) + dot(_S59, _S59));
-    float4 a_3 = _S57 * float4(*(norm_1+(norm_offset_1 + _S56))) ;
-    float4 b_3 = _S59 * float4(*(norm_1+(norm_offset_1 + _S58))) ;
-    thread Q4_1Eights_Eight_0 _S60 = _S51;
-    float _S61 = Q4_1Eights_product_0(&_S60, i_5, a_3, b_3);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S61;
-    thread Q4_1Eights_Eight_0 _S62 = _S52;
-    float _S63 = Q4_1Eights_product_0(&_S62, i_5, a_3, b_3);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S63;
-    thread Q4_1Eights_Eight_0 _S64 = _S53;
-    float _S65 = Q4_1Eights_product_0(&_S64, i_5, a_3, b_3);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S65;
-    thread Q4_1Eights_Eight_0 _S66 = _S54;
-    float _S67 = Q4_1Eights_product_0(&_S66, i_5, a_3, b_3);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S67;
+    thread Q4_1Eights_Eight_0 _S36;
+    (&_S36)->q_0 = q_1;
+    (&_S36)->scales_0 = scales_1;
+    return _S36;
+}
+
+Q4_1Eights_Eight_0 Q4_1Eights_load_0(uint device* weight_0, uint begin_0, uint i_4)
+{
+    uint _S37 = begin_0 + i_4 / 4U * 5U;
+    return Q4_1Eights_Eight_x24init_0(weight_0[_S37 + 1U + i_4 % 4U], weight_0[_S37]);
+}
+
+array<Q4_1Eights_Eight_0, int(8)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_5, uint step_1)
+{
+    thread array<Q4_1Eights_Eight_0, int(8)> eights_1;
+    uint _S38 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q4_1Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
+    uint _S39 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q4_1Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
+    uint _S40 = i_5 + step_1;
+    eights_1[int(2)] = Q4_1Eights_load_0(even_0, _S38, _S40);
+    eights_1[int(3)] = Q4_1Eights_load_0(odd_0, _S39, _S40);
+    uint _S41 = i_5 + 2U * step_1;
+    eights_1[int(4)] = Q4_1Eights_load_0(even_0, _S38, _S41);
+    eights_1[int(5)] = Q4_1Eights_load_0(odd_0, _S39, _S41);
+    uint _S42 = i_5 + 3U * step_1;
+    eights_1[int(6)] = Q4_1Eights_load_0(even_0, _S38, _S42);
+    eights_1[int(7)] = Q4_1Eights_load_0(odd_0, _S39, _S42);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<Q4_1Eights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_6, uint step_2)
+{
+    uint2 _S43 = Q4_1Eights_places_0(i_6);
+    uint _S44 = _S43.x;
+    float4 _S45 = float4(*(x_1+(x_offset_1 + _S44))) ;
+    uint _S46 = _S43.y;
+    float4 _S47 = float4(*(x_1+(x_offset_1 + _S46))) ;
+    products_1->squares_0 = products_1->squares_0 + (dot(_S45, _S45) + dot(_S47, _S47));
+    float4 a_5 = _S45 * float4(*(norm_1+(norm_offset_1 + _S44))) ;
+    float4 b_5 = _S47 * float4(*(norm_1+(norm_offset_1 + _S46))) ;
+    float _S48 = Q4_1Eights_product_0(&(*eights_2)[int(0)], i_6, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S48;
+    float _S49 = Q4_1Eights_product_0(&(*eights_2)[int(1)], i_6, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S49;
     return;
+}
+
+array<Q4_1Eights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, uint device* even_1, uint device* odd_1, uint i_7, uint step_3)
+{
+    thread array<Q4_1Eights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = Q4_1Eights_load_0(even_1, (*begins_1)[int(0)], i_7);
+    eights_3[int(1)] = Q4_1Eights_load_0(odd_1, (*begins_1)[int(1)], i_7);
+    return eights_3;
+}
+
+struct Products_1
+{
+    array<float, int(4)> sums_0;
+    float squares_0;
+};
+
+void add_products_2(Products_1 thread* products_2, const array<Q4_1Eights_Eight_0, int(8)> thread* eights_4, packed_float4 device* x_2, uint x_offset_2, packed_float4 device* norm_2, uint norm_offset_2, uint i_8, uint step_4)
+{
+    uint2 _S50 = Q4_1Eights_places_0(i_8);
+    uint _S51 = _S50.x;
+    float4 _S52 = float4(*(x_2+(x_offset_2 + _S51))) ;
+    uint _S53 = _S50.y;
+    float4 _S54 = float4(*(x_2+(x_offset_2 + _S53))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S52, _S52) + dot(_S54, _S54));
+    float4 a_6 = _S52 * float4(*(norm_2+(norm_offset_2 + _S51))) ;
+    float4 b_6 = _S54 * float4(*(norm_2+(norm_offset_2 + _S53))) ;
+    float _S55 = Q4_1Eights_product_0(&(*eights_4)[int(0)], i_8, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S55;
+    float _S56 = Q4_1Eights_product_0(&(*eights_4)[int(1)], i_8, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S56;
+    float _S57 = Q4_1Eights_product_0(&(*eights_4)[int(2)], i_8, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S57;
+    float _S58 = Q4_1Eights_product_0(&(*eights_4)[int(3)], i_8, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S58;
+    uint _S59 = i_8 + step_4;
+    uint2 _S60 = Q4_1Eights_places_0(_S59);
+    uint _S61 = _S60.x;
+    float4 _S62 = float4(*(x_2+(x_offset_2 + _S61))) ;
+    uint _S63 = _S60.y;
+    float4 _S64 = float4(*(x_2+(x_offset_2 + _S63))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S62, _S62) + dot(_S64, _S64));
+    float4 a_7 = _S62 * float4(*(norm_2+(norm_offset_2 + _S61))) ;
+    float4 b_7 = _S64 * float4(*(norm_2+(norm_offset_2 + _S63))) ;
+    float _S65 = Q4_1Eights_product_0(&(*eights_4)[int(4)], _S59, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S65;
+    float _S66 = Q4_1Eights_product_0(&(*eights_4)[int(5)], _S59, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S66;
+    float _S67 = Q4_1Eights_product_0(&(*eights_4)[int(6)], _S59, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S67;
+    float _S68 = Q4_1Eights_product_0(&(*eights_4)[int(7)], _S59, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S68;
+    return;
+}
+
+array<Q4_1Eights_Eight_0, int(8)> load_eights_2(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint i_9, uint step_5)
+{
+    thread array<Q4_1Eights_Eight_0, int(8)> eights_5;
+    uint _S69 = (*begins_2)[int(0)];
+    eights_5[int(0)] = Q4_1Eights_load_0(even_2, (*begins_2)[int(0)], i_9);
+    uint _S70 = (*begins_2)[int(1)];
+    eights_5[int(1)] = Q4_1Eights_load_0(odd_2, (*begins_2)[int(1)], i_9);
+    uint _S71 = (*begins_2)[int(2)];
+    eights_5[int(2)] = Q4_1Eights_load_0(even_2, (*begins_2)[int(2)], i_9);
+    uint _S72 = (*begins_2)[int(3)];
+    eights_5[int(3)] = Q4_1Eights_load_0(odd_2, (*begins_2)[int(3)], i_9);
+    uint _S73 = i_9 + step_5;
+    eights_5[int(4)] = Q4_1Eights_load_0(even_2, _S69, _S73);
+    eights_5[int(5)] = Q4_1Eights_load_0(odd_2, _S70, _S73);
+    eights_5[int(6)] = Q4_1Eights_load_0(even_2, _S71, _S73);
+    eights_5[int(7)] = Q4_1Eights_load_0(odd_2, _S72, _S73);
+    return eights_5;
+}
+
+void add_products_3(Products_1 thread* products_3, const array<Q4_1Eights_Eight_0, int(4)> thread* eights_6, packed_float4 device* x_3, uint x_offset_3, packed_float4 device* norm_3, uint norm_offset_3, uint i_10, uint step_6)
+{
+    uint2 _S74 = Q4_1Eights_places_0(i_10);
+    uint _S75 = _S74.x;
+    float4 _S76 = float4(*(x_3+(x_offset_3 + _S75))) ;
+    uint _S77 = _S74.y;
+    float4 _S78 = float4(*(x_3+(x_offset_3 + _S77))) ;
+    products_3->squares_0 = products_3->squares_0 + (dot(_S76, _S76) + dot(_S78, _S78));
+    float4 a_8 = _S76 * float4(*(norm_3+(norm_offset_3 + _S75))) ;
+    float4 b_8 = _S78 * float4(*(norm_3+(norm_offset_3 + _S77))) ;
+    float _S79 = Q4_1Eights_product_0(&(*eights_6)[int(0)], i_10, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S79;
+    float _S80 = Q4_1Eights_product_0(&(*eights_6)[int(1)], i_10, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S80;
+    float _S81 = Q4_1Eights_product_0(&(*eights_6)[int(2)], i_10, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S81;
+    float _S82 = Q4_1Eights_product_0(&(*eights_6)[int(3)], i_10, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S82;
+    return;
+}
+
+array<Q4_1Eights_Eight_0, int(4)> load_eights_3(const array<uint, int(4)> thread* begins_3, uint device* even_3, uint device* odd_3, uint i_11, uint step_7)
+{
+    thread array<Q4_1Eights_Eight_0, int(4)> eights_7;
+    eights_7[int(0)] = Q4_1Eights_load_0(even_3, (*begins_3)[int(0)], i_11);
+    eights_7[int(1)] = Q4_1Eights_load_0(odd_3, (*begins_3)[int(1)], i_11);
+    eights_7[int(2)] = Q4_1Eights_load_0(even_3, (*begins_3)[int(2)], i_11);
+    eights_7[int(3)] = Q4_1Eights_load_0(odd_3, (*begins_3)[int(3)], i_11);
+    return eights_7;
+}
+
+float chosen_0(const array<float, int(1)> thread* values_0, uint number_0)
+{
+    return (*values_0)[int(0)];
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_4, uint device* even_4, uint device* odd_4, uint k_0, packed_float4 device* x_4, uint x_offset_4, packed_float4 device* norm_4, uint norm_offset_4, uint first_0, uint step_8)
+{
+    thread Products_0 products_4;
+    (&products_4)->squares_0 = 0.0;
+    (&products_4)->sums_0[int(0)] = 0.0;
+    (&products_4)->sums_0[int(1)] = 0.0;
+    uint _S83 = k_0 / 8U;
+    uint i_12;
+    if((first_0 + 3U * step_8) < _S83)
+    {
+        array<Q4_1Eights_Eight_0, int(8)> _S84 = load_eights_0(begins_4, even_4, odd_4, first_0, step_8);
+        i_12 = first_0;
+        array<Q4_1Eights_Eight_0, int(8)> loaded_0 = _S84;
+        for(;;)
+        {
+            if((i_12 + 7U * step_8) < _S83)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S85 = i_12 + 4U * step_8;
+            array<Q4_1Eights_Eight_0, int(8)> _S86 = load_eights_0(begins_4, even_4, odd_4, _S85, step_8);
+            thread array<Q4_1Eights_Eight_0, int(8)> _S87 = loaded_0;
+            add_products_0(&products_4, &_S87, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+            i_12 = _S85;
+            loaded_0 = _S86;
+        }
+        thread array<Q4_1Eights_Eight_0, int(8)> _S88 = loaded_0;
+        add_products_0(&products_4, &_S88, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + 4U * step_8;
+    }
+    else
+    {
+        i_12 = first_0;
+    }
+    for(;;)
+    {
+        if(i_12 < _S83)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<Q4_1Eights_Eight_0, int(2)> _S89 = load_eights_1(begins_4, even_4, odd_4, i_12, step_8);
+        thread array<Q4_1Eights_Eight_0, int(2)> _S90 = _S89;
+        add_products_1(&products_4, &_S90, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + step_8;
+    }
+    return products_4;
+}
+
+float subgroup_sum_0(float value_0)
+{
+    float _S91 = simd_sum(value_0);
+    return _S91;
+}
+
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_1)
+{
+    thread array<float, int(2)> result_0;
+    float _S92 = subgroup_sum_0((*values_1)[int(0)]);
+    result_0[int(0)] = _S92;
+    float _S93 = subgroup_sum_0((*values_1)[int(1)]);
+    result_0[int(1)] = _S93;
+    return result_0;
+}
+
+uint Q4_1Eights_begin_0(uint offset_0, uint k_1, uint row_0)
+{
+    return offset_0 + row_0 * (k_1 / 32U) * 5U;
+}
+
+array<uint, int(1)> begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0)
+{
+    thread array<uint, int(1)> begins_5;
+    begins_5[int(0)] = Q4_1Eights_begin_0(offset_1, k_2, min(first_1, n_0 - 1U));
+    return begins_5;
+}
+
+float chosen_1(const array<float, int(2)> thread* values_2, uint number_1)
+{
+    float _S94 = (*values_2)[int(0)];
+    float result_1;
+    if(number_1 == 1U)
+    {
+        result_1 = (*values_2)[int(1)];
+    }
+    else
+    {
+        result_1 = _S94;
+    }
+    return result_1;
+}
+
+Products_1 products_of_thread_1(const array<uint, int(4)> thread* begins_6, uint device* even_5, uint device* odd_5, uint k_3, packed_float4 device* x_5, uint x_offset_5, packed_float4 device* norm_5, uint norm_offset_5, uint first_2, uint step_9)
+{
+    thread Products_1 products_5;
+    (&products_5)->squares_0 = 0.0;
+    (&products_5)->sums_0[int(0)] = 0.0;
+    (&products_5)->sums_0[int(1)] = 0.0;
+    (&products_5)->sums_0[int(2)] = 0.0;
+    (&products_5)->sums_0[int(3)] = 0.0;
+    uint _S95 = k_3 / 8U;
+    uint i_13;
+    if((first_2 + step_9) < _S95)
+    {
+        array<Q4_1Eights_Eight_0, int(8)> _S96 = load_eights_2(begins_6, even_5, odd_5, first_2, step_9);
+        i_13 = first_2;
+        array<Q4_1Eights_Eight_0, int(8)> loaded_1 = _S96;
+        for(;;)
+        {
+            if((i_13 + 3U * step_9) < _S95)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S97 = i_13 + 2U * step_9;
+            array<Q4_1Eights_Eight_0, int(8)> _S98 = load_eights_2(begins_6, even_5, odd_5, _S97, step_9);
+            thread array<Q4_1Eights_Eight_0, int(8)> _S99 = loaded_1;
+            add_products_2(&products_5, &_S99, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+            i_13 = _S97;
+            loaded_1 = _S98;
+        }
+        thread array<Q4_1Eights_Eight_0, int(8)> _S100 = loaded_1;
+        add_products_2(&products_5, &_S100, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + 2U * step_9;
+    }
+    else
+    {
+        i_13 = first_2;
+    }
+    for(;;)
+    {
+        if(i_13 < _S95)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<Q4_1Eights_Eight_0, int(4)> _S101 = load_eights_3(begins_6, even_5, odd_5, i_13, step_9);
+        thread array<Q4_1Eights_Eight_0, int(4)> _S102 = _S101;
+        add_products_3(&products_5, &_S102, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + step_9;
+    }
+    return products_5;
+}
+
+array<float, int(4)> subgroup_sums_1(const array<float, int(4)> thread* values_3)
+{
+    thread array<float, int(4)> result_2;
+    float _S103 = subgroup_sum_0((*values_3)[int(0)]);
+    result_2[int(0)] = _S103;
+    float _S104 = subgroup_sum_0((*values_3)[int(1)]);
+    result_2[int(1)] = _S104;
+    float _S105 = subgroup_sum_0((*values_3)[int(2)]);
+    result_2[int(2)] = _S105;
+    float _S106 = subgroup_sum_0((*values_3)[int(3)]);
+    result_2[int(3)] = _S106;
+    return result_2;
+}
+
+array<uint, int(2)> begins_of_rows_1(uint offset_2, uint k_4, uint first_3, uint n_1)
+{
+    thread array<uint, int(2)> begins_7;
+    uint _S107 = n_1 - 1U;
+    begins_7[int(0)] = Q4_1Eights_begin_0(offset_2, k_4, min(first_3, _S107));
+    begins_7[int(1)] = Q4_1Eights_begin_0(offset_2, k_4, min(first_3 + 1U, _S107));
+    return begins_7;
 }
 
 struct GatedGemvParams_0
 {
     uint gate_offset_0;
     uint up_offset_0;
-    uint x_offset_2;
-    uint norm_offset_2;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint out_offset_0;
-    uint n_0;
-    uint k_0;
+    uint n_2;
+    uint k_5;
     float eps_0;
     uint activation_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -221,96 +491,9 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_x_0;
     packed_float4 device* entryPointParams_norm_0;
     float device* entryPointParams_result_0;
-    uint _S68;
-    uint _S69;
+    uint _S108;
+    uint _S109;
 };
-
-float own_0(const array<float, int(2)> thread* values_0, KernelContext_0 thread* kernelContext_0)
-{
-    float _S70 = (*values_0)[int(0)];
-    float result_0;
-    if((kernelContext_0->_S68) == 1U)
-    {
-        result_0 = (*values_0)[int(1)];
-    }
-    else
-    {
-        result_0 = _S70;
-    }
-    return result_0;
-}
-
-float subgroup_sum_0(float value_0)
-{
-    float _S71 = simd_sum(value_0);
-    return _S71;
-}
-
-array<float, int(4)> subgroup_sums_0(const array<float, int(4)> thread* values_1)
-{
-    thread array<float, int(4)> result_1;
-    float _S72 = subgroup_sum_0((*values_1)[int(0)]);
-    result_1[int(0)] = _S72;
-    float _S73 = subgroup_sum_0((*values_1)[int(1)]);
-    result_1[int(1)] = _S73;
-    float _S74 = subgroup_sum_0((*values_1)[int(2)]);
-    result_1[int(2)] = _S74;
-    float _S75 = subgroup_sum_0((*values_1)[int(3)]);
-    result_1[int(3)] = _S75;
-    return result_1;
-}
-
-Products_0 products_of_thread_0(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_3, KernelContext_0 thread* kernelContext_1)
-{
-    thread Products_0 products_2;
-    (&products_2)->squares_0 = 0.0;
-    (&products_2)->sums_0[int(0)] = 0.0;
-    (&products_2)->sums_0[int(1)] = 0.0;
-    (&products_2)->sums_0[int(2)] = 0.0;
-    (&products_2)->sums_0[int(3)] = 0.0;
-    uint _S76 = kernelContext_1->_S69;
-    uint _S77 = k_1 / 8U;
-    uint i_6 = kernelContext_1->_S68;
-    for(;;)
-    {
-        if((i_6 + _S76) < _S77)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_6, _S76);
-        i_6 = i_6 + 2U * _S76;
-    }
-    for(;;)
-    {
-        if(i_6 < _S77)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_6, _S76);
-        i_6 = i_6 + _S76;
-    }
-    return products_2;
-}
-
-uint Q4_1Eights_begin_0(uint offset_0, uint k_2, uint row_0)
-{
-    return offset_0 + row_0 * (k_2 / 32U) * 5U;
-}
-
-array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_0, uint n_1)
-{
-    thread array<uint, int(2)> begins_3;
-    uint _S78 = n_1 - 1U;
-    begins_3[int(0)] = Q4_1Eights_begin_0(offset_1, k_3, min(first_0, _S78));
-    begins_3[int(1)] = Q4_1Eights_begin_0(offset_1, k_3, min(first_0 + 1U, _S78));
-    return begins_3;
-}
 
 uint group_number_0(uint3 group_0)
 {
@@ -319,86 +502,148 @@ uint group_number_0(uint3 group_0)
 
 float activated_0(float z_0, uint activation_1)
 {
-    float _S79;
+    float _S110;
     if(activation_1 == 1U)
     {
-        _S79 = 1.59576916694641113 * z_0 * (1.0 + 0.04471499845385551 * z_0 * z_0);
+        _S110 = 1.59576916694641113 * z_0 * (1.0 + 0.04471499845385551 * z_0 * z_0);
     }
     else
     {
-        _S79 = z_0;
+        _S110 = z_0;
     }
-    return z_0 / (1.0 + exp(- _S79));
+    return z_0 / (1.0 + exp(- _S110));
 }
 
-void gated_gemv_0(uint3 group_1, uint thread_0, uint device* gate_0, uint device* up_0, packed_float4 device* x_3, packed_float4 device* norm_3, float device* result_2, const GatedGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void gated_gemv_0(uint3 group_1, uint thread_0, uint device* gate_0, uint device* up_0, packed_float4 device* x_6, packed_float4 device* norm_6, float device* result_3, const GatedGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S80 = kernelContext_2->_S69;
-    uint _S81 = 128U / kernelContext_2->_S69;
-    uint _S82 = p_1->groups_0 * _S81 * 2U;
-    uint _S83 = group_number_0(group_1) * _S81;
-    uint _S84 = thread_0 / _S80;
-    uint first_1 = (_S83 + _S84) * 2U;
+    uint _S111 = kernelContext_0->_S108;
+    uint _S112 = kernelContext_0->_S109;
+    uint _S113 = 128U / kernelContext_0->_S109;
+    uint _S114 = p_1->groups_0 * _S113;
+    uint _S115 = group_number_0(group_1) * _S113;
+    uint _S116 = thread_0 / _S112;
+    uint first_4 = _S115 + _S116;
     for(;;)
     {
-        uint _S85 = p_1->n_0;
-        if(first_1 < (p_1->n_0))
+        uint _S117 = p_1->n_2;
+        if(first_4 < (p_1->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S86 = p_1->k_0;
-        array<uint, int(2)> _S87 = begins_of_rows_0(p_1->gate_offset_0, p_1->k_0, first_1, _S85);
-        array<uint, int(2)> _S88 = begins_of_rows_0(p_1->up_offset_0, p_1->k_0, first_1, _S85);
-        thread array<uint, int(4)> begins_4;
-        begins_4[int(0)] = _S87[int(0)];
-        begins_4[int(1)] = _S88[int(0)];
-        begins_4[int(2)] = _S87[int(1)];
-        begins_4[int(3)] = _S88[int(1)];
-        thread array<uint, int(4)> _S89 = begins_4;
-        Products_0 _S90 = products_of_thread_0(&_S89, gate_0, up_0, _S86, x_3, p_1->x_offset_2, norm_3, p_1->norm_offset_2, kernelContext_2);
-        float _S91 = subgroup_sum_0(_S90.squares_0);
-        float _S92 = 1.0 / sqrt(_S91 / float(_S86) + p_1->eps_0);
-        thread array<float, int(4)> _S93 = _S90.sums_0;
-        array<float, int(4)> _S94 = subgroup_sums_0(&_S93);
-        thread array<float, int(2)> results_0;
-        results_0[int(0)] = activated_0(_S94[int(0)] * _S92, p_1->activation_0) * (_S94[int(1)] * _S92);
-        results_0[int(1)] = activated_0(_S94[int(2)] * _S92, p_1->activation_0) * (_S94[int(3)] * _S92);
-        uint _S95 = first_1 + kernelContext_2->_S68;
-        thread array<float, int(2)> _S96 = results_0;
-        float _S97 = own_0(&_S96, kernelContext_2);
-        bool _S98;
-        if((kernelContext_2->_S68) < 2U)
+        uint _S118 = p_1->k_5;
+        array<uint, int(1)> _S119 = begins_of_rows_0(p_1->gate_offset_0, p_1->k_5, first_4, _S117);
+        array<uint, int(1)> _S120 = begins_of_rows_0(p_1->up_offset_0, p_1->k_5, first_4, _S117);
+        thread array<uint, int(2)> begins_8;
+        begins_8[int(0)] = _S119[int(0)];
+        begins_8[int(1)] = _S120[int(0)];
+        thread array<uint, int(2)> _S121 = begins_8;
+        Products_0 _S122 = products_of_thread_0(&_S121, gate_0, up_0, _S118, x_6, p_1->x_offset_6, norm_6, p_1->norm_offset_6, _S111, _S112);
+        float _S123 = subgroup_sum_0(_S122.squares_0);
+        float _S124 = 1.0 / sqrt(_S123 / float(_S118) + p_1->eps_0);
+        thread array<float, int(2)> _S125 = _S122.sums_0;
+        array<float, int(2)> _S126 = subgroup_sums_0(&_S125);
+        thread array<float, int(1)> results_0;
+        results_0[int(0)] = activated_0(_S126[int(0)] * _S124, p_1->activation_0) * (_S126[int(1)] * _S124);
+        uint _S127 = first_4 + _S111;
+        thread array<float, int(1)> _S128 = results_0;
+        float _S129 = chosen_0(&_S128, _S111);
+        bool _S130;
+        if(_S111 < 1U)
         {
-            _S98 = _S95 < _S85;
+            _S130 = _S127 < _S117;
         }
         else
         {
-            _S98 = false;
+            _S130 = false;
         }
-        if(_S98)
+        if(_S130)
         {
-            *(result_2+(p_1->out_offset_0 + _S95)) = _S97;
+            *(result_3+(p_1->out_offset_0 + _S127)) = _S129;
         }
-        first_1 = first_1 + _S82;
+        first_4 = first_4 + _S114;
     }
     return;
 }
 
-[[kernel]] void gated_gemv_q4_1(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_gate_1 [[buffer(1)]], uint device* entryPointParams_up_1 [[buffer(2)]], packed_float4 device* entryPointParams_x_1 [[buffer(3)]], packed_float4 device* entryPointParams_norm_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
+void gated_gemv_1(uint3 group_2, uint thread_1, uint device* gate_1, uint device* up_1, packed_float4 device* x_7, packed_float4 device* norm_7, float device* result_4, const GatedGemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_1)
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_gate_0 = entryPointParams_gate_1;
-    (&kernelContext_3)->entryPointParams_up_0 = entryPointParams_up_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_norm_0 = entryPointParams_norm_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    uint _S131 = kernelContext_1->_S108;
+    uint _S132 = kernelContext_1->_S109;
+    uint _S133 = 128U / kernelContext_1->_S109;
+    uint _S134 = p_2->groups_0 * _S133 * 2U;
+    uint _S135 = group_number_0(group_2) * _S133;
+    uint _S136 = thread_1 / _S132;
+    uint first_5 = (_S135 + _S136) * 2U;
+    for(;;)
+    {
+        uint _S137 = p_2->n_2;
+        if(first_5 < (p_2->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S138 = p_2->k_5;
+        array<uint, int(2)> _S139 = begins_of_rows_1(p_2->gate_offset_0, p_2->k_5, first_5, _S137);
+        array<uint, int(2)> _S140 = begins_of_rows_1(p_2->up_offset_0, p_2->k_5, first_5, _S137);
+        thread array<uint, int(4)> begins_9;
+        begins_9[int(0)] = _S139[int(0)];
+        begins_9[int(1)] = _S140[int(0)];
+        begins_9[int(2)] = _S139[int(1)];
+        begins_9[int(3)] = _S140[int(1)];
+        thread array<uint, int(4)> _S141 = begins_9;
+        Products_1 _S142 = products_of_thread_1(&_S141, gate_1, up_1, _S138, x_7, p_2->x_offset_6, norm_7, p_2->norm_offset_6, _S131, _S132);
+        float _S143 = subgroup_sum_0(_S142.squares_0);
+        float _S144 = 1.0 / sqrt(_S143 / float(_S138) + p_2->eps_0);
+        thread array<float, int(4)> _S145 = _S142.sums_0;
+        array<float, int(4)> _S146 = subgroup_sums_1(&_S145);
+        thread array<float, int(2)> results_1;
+        results_1[int(0)] = activated_0(_S146[int(0)] * _S144, p_2->activation_0) * (_S146[int(1)] * _S144);
+        results_1[int(1)] = activated_0(_S146[int(2)] * _S144, p_2->activation_0) * (_S146[int(3)] * _S144);
+        uint _S147 = first_5 + _S131;
+        thread array<float, int(2)> _S148 = results_1;
+        float _S149 = chosen_1(&_S148, _S131);
+        bool _S150;
+        if(_S131 < 2U)
+        {
+            _S150 = _S147 < _S137;
+        }
+        else
+        {
+            _S150 = false;
+        }
+        if(_S150)
+        {
+            *(result_4+(p_2->out_offset_0 + _S147)) = _S149;
+        }
+        first_5 = first_5 + _S134;
+    }
+    return;
+}
+
+[[kernel]] void gated_gemv_q4_1(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_3 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_gate_1 [[buffer(1)]], uint device* entryPointParams_up_1 [[buffer(2)]], packed_float4 device* entryPointParams_x_1 [[buffer(3)]], packed_float4 device* entryPointParams_norm_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
+{
+    thread KernelContext_0 kernelContext_2;
+    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_2)->entryPointParams_gate_0 = entryPointParams_gate_1;
+    (&kernelContext_2)->entryPointParams_up_0 = entryPointParams_up_1;
+    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_2)->entryPointParams_norm_0 = entryPointParams_norm_1;
+    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S68 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S69 = _builtinWaveLaneCount_0;
-    gated_gemv_0(group_2, sv_groupindex_0, entryPointParams_gate_1, entryPointParams_up_1, entryPointParams_x_1, entryPointParams_norm_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_2)->_S108 = _builtinWaveLaneIndex_0;
+    (&kernelContext_2)->_S109 = _builtinWaveLaneCount_0;
+    if((entryPointParams_1->p_0.wide_0) != 0U)
+    {
+        gated_gemv_1(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_gate_0, (&kernelContext_2)->entryPointParams_up_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
+    else
+    {
+        gated_gemv_0(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_gate_0, (&kernelContext_2)->entryPointParams_up_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
     return;
 }

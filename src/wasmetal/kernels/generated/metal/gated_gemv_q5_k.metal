@@ -5,7 +5,7 @@
 using namespace metal;
 struct Products_0
 {
-    array<float, int(4)> sums_0;
+    array<float, int(2)> sums_0;
     float squares_0;
 };
 
@@ -17,45 +17,27 @@ struct FourOrFiveEights_Eight_0
     uint3 packed_0;
 };
 
-FourOrFiveEights_Eight_0 FourOrFiveEights_Eight_x24init_0(uint q_1, uint fifths_1, uint scales_1, uint3 packed_1)
+uint2 FourOrFiveEights_places_0(uint i_0)
 {
-    thread FourOrFiveEights_Eight_0 _S1;
-    (&_S1)->q_0 = q_1;
-    (&_S1)->fifths_0 = fifths_1;
-    (&_S1)->scales_0 = scales_1;
-    (&_S1)->packed_0 = packed_1;
-    return _S1;
+    uint _S1 = i_0 % 8U;
+    return uint2(i_0 / 8U * 16U + _S1, i_0 / 8U * 16U + _S1 + 8U);
 }
 
-FourOrFiveEights_Eight_0 FourOrFiveEights_load_0(uint device* weight_0, uint begin_0, uint i_0)
+uint2 scales_of_quarter_0(uint3 packed_1, uint quarter_0)
 {
-    uint _S2 = begin_0 + i_0 / 32U * 44U;
-    uint _S3 = _S2 + 4U;
-    uint _S4 = i_0 % 32U;
-    return FourOrFiveEights_Eight_x24init_0(weight_0[_S3 + 8U + _S4], weight_0[_S3 + i_0 % 8U] >> (_S4 / 8U * 2U), weight_0[_S2], uint3(weight_0[_S2 + 1U], weight_0[_S2 + 2U], weight_0[_S2 + 3U]));
-}
-
-uint2 FourOrFiveEights_places_0(uint i_1)
-{
-    uint _S5 = i_1 % 8U;
-    return uint2(i_1 / 8U * 16U + _S5, i_1 / 8U * 16U + _S5 + 8U);
-}
-
-uint2 scales_of_quarter_0(uint3 packed_2, uint quarter_0)
-{
-    uint _S6 = quarter_0 % 2U * 16U;
-    uint2 _S7 = (packed_2.xy) >> (uint2(_S6) );
-    uint _S8 = (packed_2.z) >> _S6;
-    uint2 _S9;
+    uint _S2 = quarter_0 % 2U * 16U;
+    uint2 _S3 = (packed_1.xy) >> (uint2(_S2) );
+    uint _S4 = (packed_1.z) >> _S2;
+    uint2 _S5;
     if(quarter_0 < 2U)
     {
-        _S9 = _S7 & (uint2(16191U) );
+        _S5 = _S3 & (uint2(16191U) );
     }
     else
     {
-        _S9 = (uint2(_S8, _S8 >> 4U) & (uint2(3855U) )) | ((_S7 >> (uint2(2U) )) & (uint2(12336U) ));
+        _S5 = (uint2(_S4, _S4 >> 4U) & (uint2(3855U) )) | ((_S3 >> (uint2(2U) )) & (uint2(12336U) ));
     }
-    return _S9;
+    return _S5;
 }
 
 float in_place_0(uint word_0, float zero_0)
@@ -70,8 +52,8 @@ float in_place_1(uint word_1, float zero_1)
 
 float4 whole_bytes_0(uint word_2, float zero_2)
 {
-    uint _S10 = word_2 >> 16U;
-    return float4(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S10, zero_2), in_place_1(_S10, zero_2));
+    uint _S6 = word_2 >> 16U;
+    return float4(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S6, zero_2), in_place_1(_S6, zero_2));
 }
 
 float sum_0(float4 v_0)
@@ -84,132 +66,420 @@ float2 halves_0(uint word_3)
     return float2((as_type<half>((ushort)((word_3 & 65535U)))), (as_type<half>((ushort)((word_3 >> 16U)))));
 }
 
-float FourOrFiveEights_product_0(const FourOrFiveEights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
+float FourOrFiveEights_product_0(const FourOrFiveEights_Eight_0 thread* eight_0, uint i_1, float4 a_0, float4 b_0)
 {
-    uint2 _S11 = scales_of_quarter_0(eight_0->packed_0, i_2 % 32U / 8U);
-    float2 _S12 = float2(_S11 & (uint2(255U) ));
-    float2 _S13 = float2(_S11 >> (uint2(8U) ));
-    float2 _S14 = halves_0(eight_0->scales_0) * float2(_S12.x * dot(whole_bytes_0(((eight_0->q_0) & 252645135U) | (((eight_0->fifths_0) & 16843009U) << 4U), 0.0), a_0) + _S13.x * dot(whole_bytes_0((((eight_0->q_0) >> 4U) & 252645135U) | ((((eight_0->fifths_0) >> 1U) & 16843009U) << 4U), 0.0), b_0), _S12.y * sum_0(a_0) + _S13.y * sum_0(b_0));
-    return _S14.x - _S14.y;
+    uint2 _S7 = scales_of_quarter_0(eight_0->packed_0, i_1 % 32U / 8U);
+    float2 _S8 = float2(_S7 & (uint2(255U) ));
+    float2 _S9 = float2(_S7 >> (uint2(8U) ));
+    float2 _S10 = halves_0(eight_0->scales_0) * float2(_S8.x * dot(whole_bytes_0(((eight_0->q_0) & 252645135U) | (((eight_0->fifths_0) & 16843009U) << 4U), 0.0), a_0) + _S9.x * dot(whole_bytes_0((((eight_0->q_0) >> 4U) & 252645135U) | ((((eight_0->fifths_0) >> 1U) & 16843009U) << 4U), 0.0), b_0), _S8.y * sum_0(a_0) + _S9.y * sum_0(b_0));
+    return _S10.x - _S10.y;
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(4)> thread* begins_0, uint device* even_0, uint device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<FourOrFiveEights_Eight_0, int(8)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_2, uint step_0)
 {
-    thread array<FourOrFiveEights_Eight_0, int(8)> eights_0;
-    uint _S15 = (*begins_0)[int(0)];
-    FourOrFiveEights_Eight_0 _S16 = FourOrFiveEights_load_0(even_0, (*begins_0)[int(0)], i_3);
-    eights_0[int(0)] = _S16;
-    uint _S17 = (*begins_0)[int(1)];
-    FourOrFiveEights_Eight_0 _S18 = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(1)], i_3);
-    eights_0[int(1)] = _S18;
-    uint _S19 = (*begins_0)[int(2)];
-    FourOrFiveEights_Eight_0 _S20 = FourOrFiveEights_load_0(even_0, (*begins_0)[int(2)], i_3);
-    eights_0[int(2)] = _S20;
-    uint _S21 = (*begins_0)[int(3)];
-    FourOrFiveEights_Eight_0 _S22 = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(3)], i_3);
-    eights_0[int(3)] = _S22;
-    uint _S23 = i_3 + lanes_0;
-    FourOrFiveEights_Eight_0 _S24 = FourOrFiveEights_load_0(even_0, _S15, _S23);
-    eights_0[int(4)] = _S24;
-    FourOrFiveEights_Eight_0 _S25 = FourOrFiveEights_load_0(odd_0, _S17, _S23);
-    eights_0[int(5)] = _S25;
-    FourOrFiveEights_Eight_0 _S26 = FourOrFiveEights_load_0(even_0, _S19, _S23);
-    eights_0[int(6)] = _S26;
-    FourOrFiveEights_Eight_0 _S27 = FourOrFiveEights_load_0(odd_0, _S21, _S23);
-    eights_0[int(7)] = _S27;
-    uint2 _S28 = FourOrFiveEights_places_0(i_3);
-    uint _S29 = _S28.x;
-    float4 _S30 = float4(*(x_0+(x_offset_0 + _S29))) ;
-    uint _S31 = _S28.y;
-    float4 _S32 = float4(*(x_0+(x_offset_0 + _S31))) ;
-    float _S33 = products_0->squares_0 + (dot(_S30, _S30) + dot(_S32, _S32));
-    products_0->squares_0 = _S33;
-    float4 a_1 = _S30 * float4(*(norm_0+(norm_offset_0 + _S29))) ;
-    float4 b_1 = _S32 * float4(*(norm_0+(norm_offset_0 + _S31))) ;
-    thread FourOrFiveEights_Eight_0 _S34 = _S16;
-    float _S35 = FourOrFiveEights_product_0(&_S34, i_3, a_1, b_1);
-    float _S36 = products_0->sums_0[int(0)] + _S35;
-    products_0->sums_0[int(0)] = _S36;
-    thread FourOrFiveEights_Eight_0 _S37 = _S18;
-    float _S38 = FourOrFiveEights_product_0(&_S37, i_3, a_1, b_1);
-    float _S39 = products_0->sums_0[int(1)] + _S38;
-    products_0->sums_0[int(1)] = _S39;
-    thread FourOrFiveEights_Eight_0 _S40 = _S20;
-    float _S41 = FourOrFiveEights_product_0(&_S40, i_3, a_1, b_1);
-    float _S42 = products_0->sums_0[int(2)] + _S41;
-    products_0->sums_0[int(2)] = _S42;
-    thread FourOrFiveEights_Eight_0 _S43 = _S22;
-    float _S44 = FourOrFiveEights_product_0(&_S43, i_3, a_1, b_1);
-    float _S45 = products_0->sums_0[int(3)] + _S44;
-    products_0->sums_0[int(3)] = _S45;
-    uint2 _S46 = FourOrFiveEights_places_0(_S23);
-    uint _S47 = _S46.x;
-    float4 _S48 = float4(*(x_0+(x_offset_0 + _S47))) ;
-    uint _S49 = _S46.y;
-    float4 _S50 = float4(*(x_0+(x_offset_0 + _S49))) ;
-    products_0->squares_0 = _S33 + (dot(_S48, _S48) + dot(_S50, _S50));
-    float4 a_2 = _S48 * float4(*(norm_0+(norm_offset_0 + _S47))) ;
-    float4 b_2 = _S50 * float4(*(norm_0+(norm_offset_0 + _S49))) ;
-    thread FourOrFiveEights_Eight_0 _S51 = _S24;
-    float _S52 = FourOrFiveEights_product_0(&_S51, _S23, a_2, b_2);
-    products_0->sums_0[int(0)] = _S36 + _S52;
-    thread FourOrFiveEights_Eight_0 _S53 = _S25;
-    float _S54 = FourOrFiveEights_product_0(&_S53, _S23, a_2, b_2);
-    products_0->sums_0[int(1)] = _S39 + _S54;
-    thread FourOrFiveEights_Eight_0 _S55 = _S26;
-    float _S56 = FourOrFiveEights_product_0(&_S55, _S23, a_2, b_2);
-    products_0->sums_0[int(2)] = _S42 + _S56;
-    thread FourOrFiveEights_Eight_0 _S57 = _S27;
-    float _S58 = FourOrFiveEights_product_0(&_S57, _S23, a_2, b_2);
-    products_0->sums_0[int(3)] = _S45 + _S58;
+    uint2 _S11 = FourOrFiveEights_places_0(i_2);
+    uint _S12 = _S11.x;
+    float4 _S13 = float4(*(x_0+(x_offset_0 + _S12))) ;
+    uint _S14 = _S11.y;
+    float4 _S15 = float4(*(x_0+(x_offset_0 + _S14))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S13, _S13) + dot(_S15, _S15));
+    float4 a_1 = _S13 * float4(*(norm_0+(norm_offset_0 + _S12))) ;
+    float4 b_1 = _S15 * float4(*(norm_0+(norm_offset_0 + _S14))) ;
+    float _S16 = FourOrFiveEights_product_0(&(*eights_0)[int(0)], i_2, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S16;
+    float _S17 = FourOrFiveEights_product_0(&(*eights_0)[int(1)], i_2, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S17;
+    uint _S18 = i_2 + step_0;
+    uint2 _S19 = FourOrFiveEights_places_0(_S18);
+    uint _S20 = _S19.x;
+    float4 _S21 = float4(*(x_0+(x_offset_0 + _S20))) ;
+    uint _S22 = _S19.y;
+    float4 _S23 = float4(*(x_0+(x_offset_0 + _S22))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S21, _S21) + dot(_S23, _S23));
+    float4 a_2 = _S21 * float4(*(norm_0+(norm_offset_0 + _S20))) ;
+    float4 b_2 = _S23 * float4(*(norm_0+(norm_offset_0 + _S22))) ;
+    float _S24 = FourOrFiveEights_product_0(&(*eights_0)[int(2)], _S18, a_2, b_2);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S24;
+    float _S25 = FourOrFiveEights_product_0(&(*eights_0)[int(3)], _S18, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S25;
+    uint _S26 = i_2 + 2U * step_0;
+    uint2 _S27 = FourOrFiveEights_places_0(_S26);
+    uint _S28 = _S27.x;
+    float4 _S29 = float4(*(x_0+(x_offset_0 + _S28))) ;
+    uint _S30 = _S27.y;
+    float4 _S31 = float4(*(x_0+(x_offset_0 + _S30))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S29, _S29) + dot(_S31, _S31));
+    float4 a_3 = _S29 * float4(*(norm_0+(norm_offset_0 + _S28))) ;
+    float4 b_3 = _S31 * float4(*(norm_0+(norm_offset_0 + _S30))) ;
+    float _S32 = FourOrFiveEights_product_0(&(*eights_0)[int(4)], _S26, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S32;
+    float _S33 = FourOrFiveEights_product_0(&(*eights_0)[int(5)], _S26, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S33;
+    uint _S34 = i_2 + 3U * step_0;
+    uint2 _S35 = FourOrFiveEights_places_0(_S34);
+    uint _S36 = _S35.x;
+    float4 _S37 = float4(*(x_0+(x_offset_0 + _S36))) ;
+    uint _S38 = _S35.y;
+    float4 _S39 = float4(*(x_0+(x_offset_0 + _S38))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S37, _S37) + dot(_S39, _S39));
+    float4 a_4 = _S37 * float4(*(norm_0+(norm_offset_0 + _S36))) ;
+    float4 b_4 = _S39 * float4(*(norm_0+(norm_offset_0 + _S38))) ;
+    float _S40 = FourOrFiveEights_product_0(&(*eights_0)[int(6)], _S34, a_4, b_4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S40;
+    float _S41 = FourOrFiveEights_product_0(&(*eights_0)[int(7)], _S34, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S41;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(4)> thread* begins_1, uint device* even_1, uint device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+FourOrFiveEights_Eight_0 FourOrFiveEights_Eight_x24init_0(uint q_1, uint fifths_1, uint scales_1, uint3 packed_2)
 {
-    thread array<FourOrFiveEights_Eight_0, int(4)> eights_1;
-    FourOrFiveEights_Eight_0 _S59 = FourOrFiveEights_load_0(even_1, (*begins_1)[int(0)], i_4);
-    eights_1[int(0)] = _S59;
-    FourOrFiveEights_Eight_0 _S60 = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(1)], i_4);
-    eights_1[int(1)] = _S60;
-    FourOrFiveEights_Eight_0 _S61 = FourOrFiveEights_load_0(even_1, (*begins_1)[int(2)], i_4);
-    eights_1[int(2)] = _S61;
-    FourOrFiveEights_Eight_0 _S62 = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(3)], i_4);
-    eights_1[int(3)] = _S62;
-    uint2 _S63 = FourOrFiveEights_places_0(i_4);
-    uint _S64 = _S63.x;
-    float4 _S65 = float4(*(x_1+(x_offset_1 + _S64))) ;
-    uint _S66 = _S63.y;
-    float4 _S67 = float4(*(x_1+(x_offset_1 + _S66))) ;
-    products_1->squares_0 = products_1->squares_0 + (dot(_S65, _S65) + dot(_S67, _S67));
-    float4 a_3 = _S65 * float4(*(norm_1+(norm_offset_1 + _S64))) ;
-    float4 b_3 = _S67 * float4(*(norm_1+(norm_offset_1 + _S66))) ;
-    thread FourOrFiveEights_Eight_0 _S68 = _S59;
-    float _S69 = FourOrFiveEights_product_0(&_S68, i_4, a_3, b_3);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S69;
-    thread FourOrFiveEights_Eight_0 _S70 = _S60;
-    float _S71 = FourOrFiveEights_product_0(&_S70, i_4, a_3, b_3);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S71;
-    thread FourOrFiveEights_Eight_0 _S72 = _S61;
-    float _S73 = FourOrFiveEights_product_0(&_S72, i_4, a_3, b_3);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S73;
-    thread FourOrFiveEights_Eight_0 _S74 = _S62;
-    float _S75 = FourOrFiveEights_product_0(&_S74, i_4, a_3, b_3);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S75;
+    thread FourOrFiveEights_Eight_0 _S42;
+    (&_S42)->q_0 = q_1;
+    (&_S42)->fifths_0 = fifths_1;
+    (&_S42)->scales_0 = scales_1;
+    (&_S42)->packed_0 = packed_2;
+    return _S42;
+}
+
+FourOrFiveEights_Eight_0 FourOrFiveEights_load_0(uint device* weight_0, uint begin_0, uint i_3)
+{
+    uint _S43 = begin_0 + i_3 / 32U * 44U;
+    uint _S44 = _S43 + 4U;
+    uint _S45 = i_3 % 32U;
+    return FourOrFiveEights_Eight_x24init_0(weight_0[_S44 + 8U + _S45], weight_0[_S44 + i_3 % 8U] >> (_S45 / 8U * 2U), weight_0[_S43], uint3(weight_0[_S43 + 1U], weight_0[_S43 + 2U], weight_0[_S43 + 3U]));
+}
+
+array<FourOrFiveEights_Eight_0, int(8)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_4, uint step_1)
+{
+    thread array<FourOrFiveEights_Eight_0, int(8)> eights_1;
+    uint _S46 = (*begins_0)[int(0)];
+    eights_1[int(0)] = FourOrFiveEights_load_0(even_0, (*begins_0)[int(0)], i_4);
+    uint _S47 = (*begins_0)[int(1)];
+    eights_1[int(1)] = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(1)], i_4);
+    uint _S48 = i_4 + step_1;
+    eights_1[int(2)] = FourOrFiveEights_load_0(even_0, _S46, _S48);
+    eights_1[int(3)] = FourOrFiveEights_load_0(odd_0, _S47, _S48);
+    uint _S49 = i_4 + 2U * step_1;
+    eights_1[int(4)] = FourOrFiveEights_load_0(even_0, _S46, _S49);
+    eights_1[int(5)] = FourOrFiveEights_load_0(odd_0, _S47, _S49);
+    uint _S50 = i_4 + 3U * step_1;
+    eights_1[int(6)] = FourOrFiveEights_load_0(even_0, _S46, _S50);
+    eights_1[int(7)] = FourOrFiveEights_load_0(odd_0, _S47, _S50);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<FourOrFiveEights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint step_2)
+{
+    uint2 _S51 = FourOrFiveEights_places_0(i_5);
+    uint _S52 = _S51.x;
+    float4 _S53 = float4(*(x_1+(x_offset_1 + _S52))) ;
+    uint _S54 = _S51.y;
+    float4 _S55 = float4(*(x_1+(x_offset_1 + _S54))) ;
+    products_1->squares_0 = products_1->squares_0 + (dot(_S53, _S53) + dot(_S55, _S55));
+    float4 a_5 = _S53 * float4(*(norm_1+(norm_offset_1 + _S52))) ;
+    float4 b_5 = _S55 * float4(*(norm_1+(norm_offset_1 + _S54))) ;
+    float _S56 = FourOrFiveEights_product_0(&(*eights_2)[int(0)], i_5, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S56;
+    float _S57 = FourOrFiveEights_product_0(&(*eights_2)[int(1)], i_5, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S57;
     return;
+}
+
+array<FourOrFiveEights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, uint device* even_1, uint device* odd_1, uint i_6, uint step_3)
+{
+    thread array<FourOrFiveEights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = FourOrFiveEights_load_0(even_1, (*begins_1)[int(0)], i_6);
+    eights_3[int(1)] = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(1)], i_6);
+    return eights_3;
+}
+
+struct Products_1
+{
+    array<float, int(4)> sums_0;
+    float squares_0;
+};
+
+void add_products_2(Products_1 thread* products_2, const array<FourOrFiveEights_Eight_0, int(8)> thread* eights_4, packed_float4 device* x_2, uint x_offset_2, packed_float4 device* norm_2, uint norm_offset_2, uint i_7, uint step_4)
+{
+    uint2 _S58 = FourOrFiveEights_places_0(i_7);
+    uint _S59 = _S58.x;
+    float4 _S60 = float4(*(x_2+(x_offset_2 + _S59))) ;
+    uint _S61 = _S58.y;
+    float4 _S62 = float4(*(x_2+(x_offset_2 + _S61))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S60, _S60) + dot(_S62, _S62));
+    float4 a_6 = _S60 * float4(*(norm_2+(norm_offset_2 + _S59))) ;
+    float4 b_6 = _S62 * float4(*(norm_2+(norm_offset_2 + _S61))) ;
+    float _S63 = FourOrFiveEights_product_0(&(*eights_4)[int(0)], i_7, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S63;
+    float _S64 = FourOrFiveEights_product_0(&(*eights_4)[int(1)], i_7, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S64;
+    float _S65 = FourOrFiveEights_product_0(&(*eights_4)[int(2)], i_7, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S65;
+    float _S66 = FourOrFiveEights_product_0(&(*eights_4)[int(3)], i_7, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S66;
+    uint _S67 = i_7 + step_4;
+    uint2 _S68 = FourOrFiveEights_places_0(_S67);
+    uint _S69 = _S68.x;
+    float4 _S70 = float4(*(x_2+(x_offset_2 + _S69))) ;
+    uint _S71 = _S68.y;
+    float4 _S72 = float4(*(x_2+(x_offset_2 + _S71))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S70, _S70) + dot(_S72, _S72));
+    float4 a_7 = _S70 * float4(*(norm_2+(norm_offset_2 + _S69))) ;
+    float4 b_7 = _S72 * float4(*(norm_2+(norm_offset_2 + _S71))) ;
+    float _S73 = FourOrFiveEights_product_0(&(*eights_4)[int(4)], _S67, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S73;
+    float _S74 = FourOrFiveEights_product_0(&(*eights_4)[int(5)], _S67, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S74;
+    float _S75 = FourOrFiveEights_product_0(&(*eights_4)[int(6)], _S67, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S75;
+    float _S76 = FourOrFiveEights_product_0(&(*eights_4)[int(7)], _S67, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S76;
+    return;
+}
+
+array<FourOrFiveEights_Eight_0, int(8)> load_eights_2(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint i_8, uint step_5)
+{
+    thread array<FourOrFiveEights_Eight_0, int(8)> eights_5;
+    uint _S77 = (*begins_2)[int(0)];
+    eights_5[int(0)] = FourOrFiveEights_load_0(even_2, (*begins_2)[int(0)], i_8);
+    uint _S78 = (*begins_2)[int(1)];
+    eights_5[int(1)] = FourOrFiveEights_load_0(odd_2, (*begins_2)[int(1)], i_8);
+    uint _S79 = (*begins_2)[int(2)];
+    eights_5[int(2)] = FourOrFiveEights_load_0(even_2, (*begins_2)[int(2)], i_8);
+    uint _S80 = (*begins_2)[int(3)];
+    eights_5[int(3)] = FourOrFiveEights_load_0(odd_2, (*begins_2)[int(3)], i_8);
+    uint _S81 = i_8 + step_5;
+    eights_5[int(4)] = FourOrFiveEights_load_0(even_2, _S77, _S81);
+    eights_5[int(5)] = FourOrFiveEights_load_0(odd_2, _S78, _S81);
+    eights_5[int(6)] = FourOrFiveEights_load_0(even_2, _S79, _S81);
+    eights_5[int(7)] = FourOrFiveEights_load_0(odd_2, _S80, _S81);
+    return eights_5;
+}
+
+void add_products_3(Products_1 thread* products_3, const array<FourOrFiveEights_Eight_0, int(4)> thread* eights_6, packed_float4 device* x_3, uint x_offset_3, packed_float4 device* norm_3, uint norm_offset_3, uint i_9, uint step_6)
+{
+    uint2 _S82 = FourOrFiveEights_places_0(i_9);
+    uint _S83 = _S82.x;
+    float4 _S84 = float4(*(x_3+(x_offset_3 + _S83))) ;
+    uint _S85 = _S82.y;
+    float4 _S86 = float4(*(x_3+(x_offset_3 + _S85))) ;
+    products_3->squares_0 = products_3->squares_0 + (dot(_S84, _S84) + dot(_S86, _S86));
+    float4 a_8 = _S84 * float4(*(norm_3+(norm_offset_3 + _S83))) ;
+    float4 b_8 = _S86 * float4(*(norm_3+(norm_offset_3 + _S85))) ;
+    float _S87 = FourOrFiveEights_product_0(&(*eights_6)[int(0)], i_9, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S87;
+    float _S88 = FourOrFiveEights_product_0(&(*eights_6)[int(1)], i_9, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S88;
+    float _S89 = FourOrFiveEights_product_0(&(*eights_6)[int(2)], i_9, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S89;
+    float _S90 = FourOrFiveEights_product_0(&(*eights_6)[int(3)], i_9, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S90;
+    return;
+}
+
+array<FourOrFiveEights_Eight_0, int(4)> load_eights_3(const array<uint, int(4)> thread* begins_3, uint device* even_3, uint device* odd_3, uint i_10, uint step_7)
+{
+    thread array<FourOrFiveEights_Eight_0, int(4)> eights_7;
+    eights_7[int(0)] = FourOrFiveEights_load_0(even_3, (*begins_3)[int(0)], i_10);
+    eights_7[int(1)] = FourOrFiveEights_load_0(odd_3, (*begins_3)[int(1)], i_10);
+    eights_7[int(2)] = FourOrFiveEights_load_0(even_3, (*begins_3)[int(2)], i_10);
+    eights_7[int(3)] = FourOrFiveEights_load_0(odd_3, (*begins_3)[int(3)], i_10);
+    return eights_7;
+}
+
+float chosen_0(const array<float, int(1)> thread* values_0, uint number_0)
+{
+    return (*values_0)[int(0)];
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_4, uint device* even_4, uint device* odd_4, uint k_0, packed_float4 device* x_4, uint x_offset_4, packed_float4 device* norm_4, uint norm_offset_4, uint first_0, uint step_8)
+{
+    thread Products_0 products_4;
+    (&products_4)->squares_0 = 0.0;
+    (&products_4)->sums_0[int(0)] = 0.0;
+    (&products_4)->sums_0[int(1)] = 0.0;
+    uint _S91 = k_0 / 8U;
+    uint i_11;
+    if((first_0 + 3U * step_8) < _S91)
+    {
+        array<FourOrFiveEights_Eight_0, int(8)> _S92 = load_eights_0(begins_4, even_4, odd_4, first_0, step_8);
+        i_11 = first_0;
+        array<FourOrFiveEights_Eight_0, int(8)> loaded_0 = _S92;
+        for(;;)
+        {
+            if((i_11 + 7U * step_8) < _S91)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S93 = i_11 + 4U * step_8;
+            array<FourOrFiveEights_Eight_0, int(8)> _S94 = load_eights_0(begins_4, even_4, odd_4, _S93, step_8);
+            thread array<FourOrFiveEights_Eight_0, int(8)> _S95 = loaded_0;
+            add_products_0(&products_4, &_S95, x_4, x_offset_4, norm_4, norm_offset_4, i_11, step_8);
+            i_11 = _S93;
+            loaded_0 = _S94;
+        }
+        thread array<FourOrFiveEights_Eight_0, int(8)> _S96 = loaded_0;
+        add_products_0(&products_4, &_S96, x_4, x_offset_4, norm_4, norm_offset_4, i_11, step_8);
+        i_11 = i_11 + 4U * step_8;
+    }
+    else
+    {
+        i_11 = first_0;
+    }
+    for(;;)
+    {
+        if(i_11 < _S91)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<FourOrFiveEights_Eight_0, int(2)> _S97 = load_eights_1(begins_4, even_4, odd_4, i_11, step_8);
+        thread array<FourOrFiveEights_Eight_0, int(2)> _S98 = _S97;
+        add_products_1(&products_4, &_S98, x_4, x_offset_4, norm_4, norm_offset_4, i_11, step_8);
+        i_11 = i_11 + step_8;
+    }
+    return products_4;
+}
+
+float subgroup_sum_0(float value_0)
+{
+    float _S99 = simd_sum(value_0);
+    return _S99;
+}
+
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_1)
+{
+    thread array<float, int(2)> result_0;
+    float _S100 = subgroup_sum_0((*values_1)[int(0)]);
+    result_0[int(0)] = _S100;
+    float _S101 = subgroup_sum_0((*values_1)[int(1)]);
+    result_0[int(1)] = _S101;
+    return result_0;
+}
+
+uint FourOrFiveEights_begin_0(uint offset_0, uint k_1, uint row_0)
+{
+    return offset_0 + row_0 * (k_1 / 256U) * 44U;
+}
+
+array<uint, int(1)> begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0)
+{
+    thread array<uint, int(1)> begins_5;
+    begins_5[int(0)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_1, n_0 - 1U));
+    return begins_5;
+}
+
+float chosen_1(const array<float, int(2)> thread* values_2, uint number_1)
+{
+    float _S102 = (*values_2)[int(0)];
+    float result_1;
+    if(number_1 == 1U)
+    {
+        result_1 = (*values_2)[int(1)];
+    }
+    else
+    {
+        result_1 = _S102;
+    }
+    return result_1;
+}
+
+Products_1 products_of_thread_1(const array<uint, int(4)> thread* begins_6, uint device* even_5, uint device* odd_5, uint k_3, packed_float4 device* x_5, uint x_offset_5, packed_float4 device* norm_5, uint norm_offset_5, uint first_2, uint step_9)
+{
+    thread Products_1 products_5;
+    (&products_5)->squares_0 = 0.0;
+    (&products_5)->sums_0[int(0)] = 0.0;
+    (&products_5)->sums_0[int(1)] = 0.0;
+    (&products_5)->sums_0[int(2)] = 0.0;
+    (&products_5)->sums_0[int(3)] = 0.0;
+    uint _S103 = k_3 / 8U;
+    uint i_12;
+    if((first_2 + step_9) < _S103)
+    {
+        array<FourOrFiveEights_Eight_0, int(8)> _S104 = load_eights_2(begins_6, even_5, odd_5, first_2, step_9);
+        i_12 = first_2;
+        array<FourOrFiveEights_Eight_0, int(8)> loaded_1 = _S104;
+        for(;;)
+        {
+            if((i_12 + 3U * step_9) < _S103)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S105 = i_12 + 2U * step_9;
+            array<FourOrFiveEights_Eight_0, int(8)> _S106 = load_eights_2(begins_6, even_5, odd_5, _S105, step_9);
+            thread array<FourOrFiveEights_Eight_0, int(8)> _S107 = loaded_1;
+            add_products_2(&products_5, &_S107, x_5, x_offset_5, norm_5, norm_offset_5, i_12, step_9);
+            i_12 = _S105;
+            loaded_1 = _S106;
+        }
+        thread array<FourOrFiveEights_Eight_0, int(8)> _S108 = loaded_1;
+        add_products_2(&products_5, &_S108, x_5, x_offset_5, norm_5, norm_offset_5, i_12, step_9);
+        i_12 = i_12 + 2U * step_9;
+    }
+    else
+    {
+        i_12 = first_2;
+    }
+    for(;;)
+    {
+        if(i_12 < _S103)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<FourOrFiveEights_Eight_0, int(4)> _S109 = load_eights_3(begins_6, even_5, odd_5, i_12, step_9);
+        thread array<FourOrFiveEights_Eight_0, int(4)> _S110 = _S109;
+        add_products_3(&products_5, &_S110, x_5, x_offset_5, norm_5, norm_offset_5, i_12, step_9);
+        i_12 = i_12 + step_9;
+    }
+    return products_5;
+}
+
+array<float, int(4)> subgroup_sums_1(const array<float, int(4)> thread* values_3)
+{
+    thread array<float, int(4)> result_2;
+    float _S111 = subgroup_sum_0((*values_3)[int(0)]);
+    result_2[int(0)] = _S111;
+    float _S112 = subgroup_sum_0((*values_3)[int(1)]);
+    result_2[int(1)] = _S112;
+    float _S113 = subgroup_sum_0((*values_3)[int(2)]);
+    result_2[int(2)] = _S113;
+    float _S114 = subgroup_sum_0((*values_3)[int(3)]);
+    result_2[int(3)] = _S114;
+    return result_2;
+}
+
+array<uint, int(2)> begins_of_rows_1(uint offset_2, uint k_4, uint first_3, uint n_1)
+{
+    thread array<uint, int(2)> begins_7;
+    uint _S115 = n_1 - 1U;
+    begins_7[int(0)] = FourOrFiveEights_begin_0(offset_2, k_4, min(first_3, _S115));
+    begins_7[int(1)] = FourOrFiveEights_begin_0(offset_2, k_4, min(first_3 + 1U, _S115));
+    return begins_7;
 }
 
 struct GatedGemvParams_0
 {
     uint gate_offset_0;
     uint up_offset_0;
-    uint x_offset_2;
-    uint norm_offset_2;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint out_offset_0;
-    uint n_0;
-    uint k_0;
+    uint n_2;
+    uint k_5;
     float eps_0;
     uint activation_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -226,96 +496,9 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_x_0;
     packed_float4 device* entryPointParams_norm_0;
     float device* entryPointParams_result_0;
-    uint _S76;
-    uint _S77;
+    uint _S116;
+    uint _S117;
 };
-
-float own_0(const array<float, int(2)> thread* values_0, KernelContext_0 thread* kernelContext_0)
-{
-    float _S78 = (*values_0)[int(0)];
-    float result_0;
-    if((kernelContext_0->_S76) == 1U)
-    {
-        result_0 = (*values_0)[int(1)];
-    }
-    else
-    {
-        result_0 = _S78;
-    }
-    return result_0;
-}
-
-float subgroup_sum_0(float value_0)
-{
-    float _S79 = simd_sum(value_0);
-    return _S79;
-}
-
-array<float, int(4)> subgroup_sums_0(const array<float, int(4)> thread* values_1)
-{
-    thread array<float, int(4)> result_1;
-    float _S80 = subgroup_sum_0((*values_1)[int(0)]);
-    result_1[int(0)] = _S80;
-    float _S81 = subgroup_sum_0((*values_1)[int(1)]);
-    result_1[int(1)] = _S81;
-    float _S82 = subgroup_sum_0((*values_1)[int(2)]);
-    result_1[int(2)] = _S82;
-    float _S83 = subgroup_sum_0((*values_1)[int(3)]);
-    result_1[int(3)] = _S83;
-    return result_1;
-}
-
-Products_0 products_of_thread_0(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_3, KernelContext_0 thread* kernelContext_1)
-{
-    thread Products_0 products_2;
-    (&products_2)->squares_0 = 0.0;
-    (&products_2)->sums_0[int(0)] = 0.0;
-    (&products_2)->sums_0[int(1)] = 0.0;
-    (&products_2)->sums_0[int(2)] = 0.0;
-    (&products_2)->sums_0[int(3)] = 0.0;
-    uint _S84 = kernelContext_1->_S77;
-    uint _S85 = k_1 / 8U;
-    uint i_5 = kernelContext_1->_S76;
-    for(;;)
-    {
-        if((i_5 + _S84) < _S85)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_5, _S84);
-        i_5 = i_5 + 2U * _S84;
-    }
-    for(;;)
-    {
-        if(i_5 < _S85)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_5, _S84);
-        i_5 = i_5 + _S84;
-    }
-    return products_2;
-}
-
-uint FourOrFiveEights_begin_0(uint offset_0, uint k_2, uint row_0)
-{
-    return offset_0 + row_0 * (k_2 / 256U) * 44U;
-}
-
-array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_0, uint n_1)
-{
-    thread array<uint, int(2)> begins_3;
-    uint _S86 = n_1 - 1U;
-    begins_3[int(0)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_0, _S86));
-    begins_3[int(1)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_0 + 1U, _S86));
-    return begins_3;
-}
 
 uint group_number_0(uint3 group_0)
 {
@@ -324,86 +507,148 @@ uint group_number_0(uint3 group_0)
 
 float activated_0(float z_0, uint activation_1)
 {
-    float _S87;
+    float _S118;
     if(activation_1 == 1U)
     {
-        _S87 = 1.59576916694641113 * z_0 * (1.0 + 0.04471499845385551 * z_0 * z_0);
+        _S118 = 1.59576916694641113 * z_0 * (1.0 + 0.04471499845385551 * z_0 * z_0);
     }
     else
     {
-        _S87 = z_0;
+        _S118 = z_0;
     }
-    return z_0 / (1.0 + exp(- _S87));
+    return z_0 / (1.0 + exp(- _S118));
 }
 
-void gated_gemv_0(uint3 group_1, uint thread_0, uint device* gate_0, uint device* up_0, packed_float4 device* x_3, packed_float4 device* norm_3, float device* result_2, const GatedGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void gated_gemv_0(uint3 group_1, uint thread_0, uint device* gate_0, uint device* up_0, packed_float4 device* x_6, packed_float4 device* norm_6, float device* result_3, const GatedGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S88 = kernelContext_2->_S77;
-    uint _S89 = 128U / kernelContext_2->_S77;
-    uint _S90 = p_1->groups_0 * _S89 * 2U;
-    uint _S91 = group_number_0(group_1) * _S89;
-    uint _S92 = thread_0 / _S88;
-    uint first_1 = (_S91 + _S92) * 2U;
+    uint _S119 = kernelContext_0->_S116;
+    uint _S120 = kernelContext_0->_S117;
+    uint _S121 = 128U / kernelContext_0->_S117;
+    uint _S122 = p_1->groups_0 * _S121;
+    uint _S123 = group_number_0(group_1) * _S121;
+    uint _S124 = thread_0 / _S120;
+    uint first_4 = _S123 + _S124;
     for(;;)
     {
-        uint _S93 = p_1->n_0;
-        if(first_1 < (p_1->n_0))
+        uint _S125 = p_1->n_2;
+        if(first_4 < (p_1->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S94 = p_1->k_0;
-        array<uint, int(2)> _S95 = begins_of_rows_0(p_1->gate_offset_0, p_1->k_0, first_1, _S93);
-        array<uint, int(2)> _S96 = begins_of_rows_0(p_1->up_offset_0, p_1->k_0, first_1, _S93);
-        thread array<uint, int(4)> begins_4;
-        begins_4[int(0)] = _S95[int(0)];
-        begins_4[int(1)] = _S96[int(0)];
-        begins_4[int(2)] = _S95[int(1)];
-        begins_4[int(3)] = _S96[int(1)];
-        thread array<uint, int(4)> _S97 = begins_4;
-        Products_0 _S98 = products_of_thread_0(&_S97, gate_0, up_0, _S94, x_3, p_1->x_offset_2, norm_3, p_1->norm_offset_2, kernelContext_2);
-        float _S99 = subgroup_sum_0(_S98.squares_0);
-        float _S100 = 1.0 / sqrt(_S99 / float(_S94) + p_1->eps_0);
-        thread array<float, int(4)> _S101 = _S98.sums_0;
-        array<float, int(4)> _S102 = subgroup_sums_0(&_S101);
-        thread array<float, int(2)> results_0;
-        results_0[int(0)] = activated_0(_S102[int(0)] * _S100, p_1->activation_0) * (_S102[int(1)] * _S100);
-        results_0[int(1)] = activated_0(_S102[int(2)] * _S100, p_1->activation_0) * (_S102[int(3)] * _S100);
-        uint _S103 = first_1 + kernelContext_2->_S76;
-        thread array<float, int(2)> _S104 = results_0;
-        float _S105 = own_0(&_S104, kernelContext_2);
-        bool _S106;
-        if((kernelContext_2->_S76) < 2U)
+        uint _S126 = p_1->k_5;
+        array<uint, int(1)> _S127 = begins_of_rows_0(p_1->gate_offset_0, p_1->k_5, first_4, _S125);
+        array<uint, int(1)> _S128 = begins_of_rows_0(p_1->up_offset_0, p_1->k_5, first_4, _S125);
+        thread array<uint, int(2)> begins_8;
+        begins_8[int(0)] = _S127[int(0)];
+        begins_8[int(1)] = _S128[int(0)];
+        thread array<uint, int(2)> _S129 = begins_8;
+        Products_0 _S130 = products_of_thread_0(&_S129, gate_0, up_0, _S126, x_6, p_1->x_offset_6, norm_6, p_1->norm_offset_6, _S119, _S120);
+        float _S131 = subgroup_sum_0(_S130.squares_0);
+        float _S132 = 1.0 / sqrt(_S131 / float(_S126) + p_1->eps_0);
+        thread array<float, int(2)> _S133 = _S130.sums_0;
+        array<float, int(2)> _S134 = subgroup_sums_0(&_S133);
+        thread array<float, int(1)> results_0;
+        results_0[int(0)] = activated_0(_S134[int(0)] * _S132, p_1->activation_0) * (_S134[int(1)] * _S132);
+        uint _S135 = first_4 + _S119;
+        thread array<float, int(1)> _S136 = results_0;
+        float _S137 = chosen_0(&_S136, _S119);
+        bool _S138;
+        if(_S119 < 1U)
         {
-            _S106 = _S103 < _S93;
+            _S138 = _S135 < _S125;
         }
         else
         {
-            _S106 = false;
+            _S138 = false;
         }
-        if(_S106)
+        if(_S138)
         {
-            *(result_2+(p_1->out_offset_0 + _S103)) = _S105;
+            *(result_3+(p_1->out_offset_0 + _S135)) = _S137;
         }
-        first_1 = first_1 + _S90;
+        first_4 = first_4 + _S122;
     }
     return;
 }
 
-[[kernel]] void gated_gemv_q5_k(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_gate_1 [[buffer(1)]], uint device* entryPointParams_up_1 [[buffer(2)]], packed_float4 device* entryPointParams_x_1 [[buffer(3)]], packed_float4 device* entryPointParams_norm_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
+void gated_gemv_1(uint3 group_2, uint thread_1, uint device* gate_1, uint device* up_1, packed_float4 device* x_7, packed_float4 device* norm_7, float device* result_4, const GatedGemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_1)
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_gate_0 = entryPointParams_gate_1;
-    (&kernelContext_3)->entryPointParams_up_0 = entryPointParams_up_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_norm_0 = entryPointParams_norm_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    uint _S139 = kernelContext_1->_S116;
+    uint _S140 = kernelContext_1->_S117;
+    uint _S141 = 128U / kernelContext_1->_S117;
+    uint _S142 = p_2->groups_0 * _S141 * 2U;
+    uint _S143 = group_number_0(group_2) * _S141;
+    uint _S144 = thread_1 / _S140;
+    uint first_5 = (_S143 + _S144) * 2U;
+    for(;;)
+    {
+        uint _S145 = p_2->n_2;
+        if(first_5 < (p_2->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S146 = p_2->k_5;
+        array<uint, int(2)> _S147 = begins_of_rows_1(p_2->gate_offset_0, p_2->k_5, first_5, _S145);
+        array<uint, int(2)> _S148 = begins_of_rows_1(p_2->up_offset_0, p_2->k_5, first_5, _S145);
+        thread array<uint, int(4)> begins_9;
+        begins_9[int(0)] = _S147[int(0)];
+        begins_9[int(1)] = _S148[int(0)];
+        begins_9[int(2)] = _S147[int(1)];
+        begins_9[int(3)] = _S148[int(1)];
+        thread array<uint, int(4)> _S149 = begins_9;
+        Products_1 _S150 = products_of_thread_1(&_S149, gate_1, up_1, _S146, x_7, p_2->x_offset_6, norm_7, p_2->norm_offset_6, _S139, _S140);
+        float _S151 = subgroup_sum_0(_S150.squares_0);
+        float _S152 = 1.0 / sqrt(_S151 / float(_S146) + p_2->eps_0);
+        thread array<float, int(4)> _S153 = _S150.sums_0;
+        array<float, int(4)> _S154 = subgroup_sums_1(&_S153);
+        thread array<float, int(2)> results_1;
+        results_1[int(0)] = activated_0(_S154[int(0)] * _S152, p_2->activation_0) * (_S154[int(1)] * _S152);
+        results_1[int(1)] = activated_0(_S154[int(2)] * _S152, p_2->activation_0) * (_S154[int(3)] * _S152);
+        uint _S155 = first_5 + _S139;
+        thread array<float, int(2)> _S156 = results_1;
+        float _S157 = chosen_1(&_S156, _S139);
+        bool _S158;
+        if(_S139 < 2U)
+        {
+            _S158 = _S155 < _S145;
+        }
+        else
+        {
+            _S158 = false;
+        }
+        if(_S158)
+        {
+            *(result_4+(p_2->out_offset_0 + _S155)) = _S157;
+        }
+        first_5 = first_5 + _S142;
+    }
+    return;
+}
+
+[[kernel]] void gated_gemv_q5_k(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_3 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_gate_1 [[buffer(1)]], uint device* entryPointParams_up_1 [[buffer(2)]], packed_float4 device* entryPointParams_x_1 [[buffer(3)]], packed_float4 device* entryPointParams_norm_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
+{
+    thread KernelContext_0 kernelContext_2;
+    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_2)->entryPointParams_gate_0 = entryPointParams_gate_1;
+    (&kernelContext_2)->entryPointParams_up_0 = entryPointParams_up_1;
+    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_2)->entryPointParams_norm_0 = entryPointParams_norm_1;
+    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S76 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S77 = _builtinWaveLaneCount_0;
-    gated_gemv_0(group_2, sv_groupindex_0, entryPointParams_gate_1, entryPointParams_up_1, entryPointParams_x_1, entryPointParams_norm_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_2)->_S116 = _builtinWaveLaneIndex_0;
+    (&kernelContext_2)->_S117 = _builtinWaveLaneCount_0;
+    if((entryPointParams_1->p_0.wide_0) != 0U)
+    {
+        gated_gemv_1(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_gate_0, (&kernelContext_2)->entryPointParams_up_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
+    else
+    {
+        gated_gemv_0(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_gate_0, (&kernelContext_2)->entryPointParams_up_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
     return;
 }

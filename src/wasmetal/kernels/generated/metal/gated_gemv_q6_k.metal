@@ -5,7 +5,7 @@
 using namespace metal;
 struct Products_0
 {
-    array<float, int(4)> sums_0;
+    array<float, int(2)> sums_0;
     float squares_0;
 };
 
@@ -18,56 +18,10 @@ struct Q6_KEights_Eight_0
     uint d_0;
 };
 
-uint word_from_0(uint half_0, uint first_1, uint second_1)
+uint2 Q6_KEights_places_0(uint i_0)
 {
-    uint _S1;
-    if((half_0 % 2U) == 0U)
-    {
-        _S1 = first_1;
-    }
-    else
-    {
-        _S1 = (first_1 >> 16U) | (second_1 << 16U);
-    }
-    return _S1;
-}
-
-uint load_word_0(uint device* words_0, uint half_1)
-{
-    return word_from_0(half_1, words_0[half_1 / 2U], words_0[half_1 / 2U + half_1 % 2U]);
-}
-
-uint load_half_0(uint device* words_1, uint half_2)
-{
-    return words_1[half_2 / 2U] >> (half_2 % 2U * 16U);
-}
-
-Q6_KEights_Eight_0 Q6_KEights_Eight_x24init_0(uint low_1, uint high_1, uint first_2, uint second_2, uint d_1)
-{
-    thread Q6_KEights_Eight_0 _S2;
-    (&_S2)->low_0 = low_1;
-    (&_S2)->high_0 = high_1;
-    (&_S2)->first_0 = first_2;
-    (&_S2)->second_0 = second_2;
-    (&_S2)->d_0 = d_1;
-    return _S2;
-}
-
-Q6_KEights_Eight_0 Q6_KEights_load_0(uint device* weight_0, uint begin_0, uint i_0)
-{
-    uint _S3 = begin_0 + i_0 / 32U * 105U;
-    uint _S4 = i_0 % 32U;
-    uint _S5 = _S4 / 16U;
-    uint _S6 = i_0 % 16U;
-    uint _S7 = _S5 * 8U + _S6 / 4U;
-    uint _S8 = _S7 % 2U * 8U;
-    return Q6_KEights_Eight_x24init_0(load_word_0(weight_0, _S3 + _S4 * 2U), (load_word_0(weight_0, _S3 + 64U + _S5 * 16U + i_0 % 8U * 2U)) >> (_S6 / 8U * 2U), (load_half_0(weight_0, _S3 + 96U + _S7 / 2U)) >> _S8, (load_half_0(weight_0, _S3 + 98U + _S7 / 2U)) >> _S8, load_half_0(weight_0, _S3 + 104U));
-}
-
-uint2 Q6_KEights_places_0(uint i_1)
-{
-    uint _S9 = i_1 % 16U;
-    return uint2(i_1 / 16U * 32U + _S9, i_1 / 16U * 32U + _S9 + 16U);
+    uint _S1 = i_0 % 16U;
+    return uint2(i_0 / 16U * 32U + _S1, i_0 / 16U * 32U + _S1 + 16U);
 }
 
 float in_place_0(uint word_0, float zero_0)
@@ -82,8 +36,8 @@ float in_place_1(uint word_1, float zero_1)
 
 float4 whole_bytes_0(uint word_2, float zero_2)
 {
-    uint _S10 = word_2 >> 16U;
-    return float4(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S10, zero_2), in_place_1(_S10, zero_2));
+    uint _S2 = word_2 >> 16U;
+    return float4(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S2, zero_2), in_place_1(_S2, zero_2));
 }
 
 float2 halves_0(uint word_3)
@@ -91,128 +45,441 @@ float2 halves_0(uint word_3)
     return float2((as_type<half>((ushort)((word_3 & 65535U)))), (as_type<half>((ushort)((word_3 >> 16U)))));
 }
 
-float Q6_KEights_product_0(const Q6_KEights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
+float Q6_KEights_product_0(const Q6_KEights_Eight_0 thread* eight_0, uint i_1, float4 a_0, float4 b_0)
 {
     return halves_0(eight_0->d_0).x * (in_place_0((eight_0->first_0) ^ 128U, 128.0) * dot(whole_bytes_0(((eight_0->low_0) & 252645135U) | (((eight_0->high_0) & 50529027U) << 4U), 32.0), a_0) + in_place_0((eight_0->second_0) ^ 128U, 128.0) * dot(whole_bytes_0((((eight_0->low_0) >> 4U) & 252645135U) | ((((eight_0->high_0) >> 4U) & 50529027U) << 4U), 32.0), b_0));
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(4)> thread* begins_0, uint device* even_0, uint device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<Q6_KEights_Eight_0, int(8)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_2, uint step_0)
 {
-    thread array<Q6_KEights_Eight_0, int(8)> eights_0;
-    uint _S11 = (*begins_0)[int(0)];
-    Q6_KEights_Eight_0 _S12 = Q6_KEights_load_0(even_0, (*begins_0)[int(0)], i_3);
-    eights_0[int(0)] = _S12;
-    uint _S13 = (*begins_0)[int(1)];
-    Q6_KEights_Eight_0 _S14 = Q6_KEights_load_0(odd_0, (*begins_0)[int(1)], i_3);
-    eights_0[int(1)] = _S14;
-    uint _S15 = (*begins_0)[int(2)];
-    Q6_KEights_Eight_0 _S16 = Q6_KEights_load_0(even_0, (*begins_0)[int(2)], i_3);
-    eights_0[int(2)] = _S16;
-    uint _S17 = (*begins_0)[int(3)];
-    Q6_KEights_Eight_0 _S18 = Q6_KEights_load_0(odd_0, (*begins_0)[int(3)], i_3);
-    eights_0[int(3)] = _S18;
-    uint _S19 = i_3 + lanes_0;
-    Q6_KEights_Eight_0 _S20 = Q6_KEights_load_0(even_0, _S11, _S19);
-    eights_0[int(4)] = _S20;
-    Q6_KEights_Eight_0 _S21 = Q6_KEights_load_0(odd_0, _S13, _S19);
-    eights_0[int(5)] = _S21;
-    Q6_KEights_Eight_0 _S22 = Q6_KEights_load_0(even_0, _S15, _S19);
-    eights_0[int(6)] = _S22;
-    Q6_KEights_Eight_0 _S23 = Q6_KEights_load_0(odd_0, _S17, _S19);
-    eights_0[int(7)] = _S23;
-    uint2 _S24 = Q6_KEights_places_0(i_3);
-    uint _S25 = _S24.x;
-    float4 _S26 = float4(*(x_0+(x_offset_0 + _S25))) ;
-    uint _S27 = _S24.y;
-    float4 _S28 = float4(*(x_0+(x_offset_0 + _S27))) ;
-    float _S29 = products_0->squares_0 + (dot(_S26, _S26) + dot(_S28, _S28));
-    products_0->squares_0 = _S29;
-    float4 a_1 = _S26 * float4(*(norm_0+(norm_offset_0 + _S25))) ;
-    float4 b_1 = _S28 * float4(*(norm_0+(norm_offset_0 + _S27))) ;
-    thread Q6_KEights_Eight_0 _S30 = _S12;
-    float _S31 = Q6_KEights_product_0(&_S30, i_3, a_1, b_1);
-    float _S32 = products_0->sums_0[int(0)] + _S31;
-    products_0->sums_0[int(0)] = _S32;
-    thread Q6_KEights_Eight_0 _S33 = _S14;
-    float _S34 = Q6_KEights_product_0(&_S33, i_3, a_1, b_1);
-    float _S35 = products_0->sums_0[int(1)] + _S34;
-    products_0->sums_0[int(1)] = _S35;
-    thread Q6_KEights_Eight_0 _S36 = _S16;
-    float _S37 = Q6_KEights_product_0(&_S36, i_3, a_1, b_1);
-    float _S38 = products_0->sums_0[int(2)] + _S37;
-    products_0->sums_0[int(2)] = _S38;
-    thread Q6_KEights_Eight_0 _S39 = _S18;
-    float _S40 = Q6_KEights_product_0(&_S39, i_3, a_1, b_1);
-    float _S41 = products_0->sums_0[int(3)] + _S40;
-    products_0->sums_0[int(3)] = _S41;
-    uint2 _S42 = Q6_KEights_places_0(_S19);
-    uint _S43 = _S42.x;
-    float4 _S44 = float4(*(x_0+(x_offset_0 + _S43))) ;
-    uint _S45 = _S42.y;
-    float4 _S46 = float4(*(x_0+(x_offset_0 + _S45))) ;
-    products_0->squares_0 = _S29 + (dot(_S44, _S44) + dot(_S46, _S46));
-    float4 a_2 = _S44 * float4(*(norm_0+(norm_offset_0 + _S43))) ;
-    float4 b_2 = _S46 * float4(*(norm_0+(norm_offset_0 + _S45))) ;
-    thread Q6_KEights_Eight_0 _S47 = _S20;
-    float _S48 = Q6_KEights_product_0(&_S47, _S19, a_2, b_2);
-    products_0->sums_0[int(0)] = _S32 + _S48;
-    thread Q6_KEights_Eight_0 _S49 = _S21;
-    float _S50 = Q6_KEights_product_0(&_S49, _S19, a_2, b_2);
-    products_0->sums_0[int(1)] = _S35 + _S50;
-    thread Q6_KEights_Eight_0 _S51 = _S22;
-    float _S52 = Q6_KEights_product_0(&_S51, _S19, a_2, b_2);
-    products_0->sums_0[int(2)] = _S38 + _S52;
-    thread Q6_KEights_Eight_0 _S53 = _S23;
-    float _S54 = Q6_KEights_product_0(&_S53, _S19, a_2, b_2);
-    products_0->sums_0[int(3)] = _S41 + _S54;
+    uint2 _S3 = Q6_KEights_places_0(i_2);
+    uint _S4 = _S3.x;
+    float4 _S5 = float4(*(x_0+(x_offset_0 + _S4))) ;
+    uint _S6 = _S3.y;
+    float4 _S7 = float4(*(x_0+(x_offset_0 + _S6))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S5, _S5) + dot(_S7, _S7));
+    float4 a_1 = _S5 * float4(*(norm_0+(norm_offset_0 + _S4))) ;
+    float4 b_1 = _S7 * float4(*(norm_0+(norm_offset_0 + _S6))) ;
+    float _S8 = Q6_KEights_product_0(&(*eights_0)[int(0)], i_2, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S8;
+    float _S9 = Q6_KEights_product_0(&(*eights_0)[int(1)], i_2, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S9;
+    uint _S10 = i_2 + step_0;
+    uint2 _S11 = Q6_KEights_places_0(_S10);
+    uint _S12 = _S11.x;
+    float4 _S13 = float4(*(x_0+(x_offset_0 + _S12))) ;
+    uint _S14 = _S11.y;
+    float4 _S15 = float4(*(x_0+(x_offset_0 + _S14))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S13, _S13) + dot(_S15, _S15));
+    float4 a_2 = _S13 * float4(*(norm_0+(norm_offset_0 + _S12))) ;
+    float4 b_2 = _S15 * float4(*(norm_0+(norm_offset_0 + _S14))) ;
+    float _S16 = Q6_KEights_product_0(&(*eights_0)[int(2)], _S10, a_2, b_2);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S16;
+    float _S17 = Q6_KEights_product_0(&(*eights_0)[int(3)], _S10, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S17;
+    uint _S18 = i_2 + 2U * step_0;
+    uint2 _S19 = Q6_KEights_places_0(_S18);
+    uint _S20 = _S19.x;
+    float4 _S21 = float4(*(x_0+(x_offset_0 + _S20))) ;
+    uint _S22 = _S19.y;
+    float4 _S23 = float4(*(x_0+(x_offset_0 + _S22))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S21, _S21) + dot(_S23, _S23));
+    float4 a_3 = _S21 * float4(*(norm_0+(norm_offset_0 + _S20))) ;
+    float4 b_3 = _S23 * float4(*(norm_0+(norm_offset_0 + _S22))) ;
+    float _S24 = Q6_KEights_product_0(&(*eights_0)[int(4)], _S18, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S24;
+    float _S25 = Q6_KEights_product_0(&(*eights_0)[int(5)], _S18, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S25;
+    uint _S26 = i_2 + 3U * step_0;
+    uint2 _S27 = Q6_KEights_places_0(_S26);
+    uint _S28 = _S27.x;
+    float4 _S29 = float4(*(x_0+(x_offset_0 + _S28))) ;
+    uint _S30 = _S27.y;
+    float4 _S31 = float4(*(x_0+(x_offset_0 + _S30))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S29, _S29) + dot(_S31, _S31));
+    float4 a_4 = _S29 * float4(*(norm_0+(norm_offset_0 + _S28))) ;
+    float4 b_4 = _S31 * float4(*(norm_0+(norm_offset_0 + _S30))) ;
+    float _S32 = Q6_KEights_product_0(&(*eights_0)[int(6)], _S26, a_4, b_4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S32;
+    float _S33 = Q6_KEights_product_0(&(*eights_0)[int(7)], _S26, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S33;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(4)> thread* begins_1, uint device* even_1, uint device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+uint load_word_or_next_0(uint device* words_0, uint half_0)
 {
-    thread array<Q6_KEights_Eight_0, int(4)> eights_1;
-    Q6_KEights_Eight_0 _S55 = Q6_KEights_load_0(even_1, (*begins_1)[int(0)], i_4);
-    eights_1[int(0)] = _S55;
-    Q6_KEights_Eight_0 _S56 = Q6_KEights_load_0(odd_1, (*begins_1)[int(1)], i_4);
-    eights_1[int(1)] = _S56;
-    Q6_KEights_Eight_0 _S57 = Q6_KEights_load_0(even_1, (*begins_1)[int(2)], i_4);
-    eights_1[int(2)] = _S57;
-    Q6_KEights_Eight_0 _S58 = Q6_KEights_load_0(odd_1, (*begins_1)[int(3)], i_4);
-    eights_1[int(3)] = _S58;
-    uint2 _S59 = Q6_KEights_places_0(i_4);
-    uint _S60 = _S59.x;
-    float4 _S61 = float4(*(x_1+(x_offset_1 + _S60))) ;
-    uint _S62 = _S59.y;
-    float4 _S63 = float4(*(x_1+(x_offset_1 + _S62))) ;
-    products_1->squares_0 = products_1->squares_0 + (dot(_S61, _S61) + dot(_S63, _S63));
-    float4 a_3 = _S61 * float4(*(norm_1+(norm_offset_1 + _S60))) ;
-    float4 b_3 = _S63 * float4(*(norm_1+(norm_offset_1 + _S62))) ;
-    thread Q6_KEights_Eight_0 _S64 = _S55;
-    float _S65 = Q6_KEights_product_0(&_S64, i_4, a_3, b_3);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S65;
-    thread Q6_KEights_Eight_0 _S66 = _S56;
-    float _S67 = Q6_KEights_product_0(&_S66, i_4, a_3, b_3);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S67;
-    thread Q6_KEights_Eight_0 _S68 = _S57;
-    float _S69 = Q6_KEights_product_0(&_S68, i_4, a_3, b_3);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S69;
-    thread Q6_KEights_Eight_0 _S70 = _S58;
-    float _S71 = Q6_KEights_product_0(&_S70, i_4, a_3, b_3);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S71;
+    uint _S34 = words_0[half_0 / 2U];
+    uint _S35 = words_0[half_0 / 2U + 1U];
+    uint _S36;
+    if((half_0 % 2U) == 0U)
+    {
+        _S36 = _S34;
+    }
+    else
+    {
+        _S36 = (_S34 >> 16U) | (_S35 << 16U);
+    }
+    return _S36;
+}
+
+uint load_half_0(uint device* words_1, uint half_1)
+{
+    return words_1[half_1 / 2U] >> (half_1 % 2U * 16U);
+}
+
+Q6_KEights_Eight_0 Q6_KEights_Eight_x24init_0(uint low_1, uint high_1, uint first_1, uint second_1, uint d_1)
+{
+    thread Q6_KEights_Eight_0 _S37;
+    (&_S37)->low_0 = low_1;
+    (&_S37)->high_0 = high_1;
+    (&_S37)->first_0 = first_1;
+    (&_S37)->second_0 = second_1;
+    (&_S37)->d_0 = d_1;
+    return _S37;
+}
+
+Q6_KEights_Eight_0 Q6_KEights_load_0(uint device* weight_0, uint begin_0, uint i_3)
+{
+    uint _S38 = begin_0 + i_3 / 32U * 105U;
+    uint _S39 = i_3 % 32U;
+    uint _S40 = _S39 / 16U;
+    uint _S41 = i_3 % 16U;
+    uint _S42 = _S40 * 8U + _S41 / 4U;
+    uint _S43 = _S42 % 2U * 8U;
+    return Q6_KEights_Eight_x24init_0(load_word_or_next_0(weight_0, _S38 + _S39 * 2U), (load_word_or_next_0(weight_0, _S38 + 64U + _S40 * 16U + i_3 % 8U * 2U)) >> (_S41 / 8U * 2U), (load_half_0(weight_0, _S38 + 96U + _S42 / 2U)) >> _S43, (load_half_0(weight_0, _S38 + 98U + _S42 / 2U)) >> _S43, load_half_0(weight_0, _S38 + 104U));
+}
+
+array<Q6_KEights_Eight_0, int(8)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_4, uint step_1)
+{
+    thread array<Q6_KEights_Eight_0, int(8)> eights_1;
+    uint _S44 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q6_KEights_load_0(even_0, (*begins_0)[int(0)], i_4);
+    uint _S45 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q6_KEights_load_0(odd_0, (*begins_0)[int(1)], i_4);
+    uint _S46 = i_4 + step_1;
+    eights_1[int(2)] = Q6_KEights_load_0(even_0, _S44, _S46);
+    eights_1[int(3)] = Q6_KEights_load_0(odd_0, _S45, _S46);
+    uint _S47 = i_4 + 2U * step_1;
+    eights_1[int(4)] = Q6_KEights_load_0(even_0, _S44, _S47);
+    eights_1[int(5)] = Q6_KEights_load_0(odd_0, _S45, _S47);
+    uint _S48 = i_4 + 3U * step_1;
+    eights_1[int(6)] = Q6_KEights_load_0(even_0, _S44, _S48);
+    eights_1[int(7)] = Q6_KEights_load_0(odd_0, _S45, _S48);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<Q6_KEights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint step_2)
+{
+    uint2 _S49 = Q6_KEights_places_0(i_5);
+    uint _S50 = _S49.x;
+    float4 _S51 = float4(*(x_1+(x_offset_1 + _S50))) ;
+    uint _S52 = _S49.y;
+    float4 _S53 = float4(*(x_1+(x_offset_1 + _S52))) ;
+    products_1->squares_0 = products_1->squares_0 + (dot(_S51, _S51) + dot(_S53, _S53));
+    float4 a_5 = _S51 * float4(*(norm_1+(norm_offset_1 + _S50))) ;
+    float4 b_5 = _S53 * float4(*(norm_1+(norm_offset_1 + _S52))) ;
+    float _S54 = Q6_KEights_product_0(&(*eights_2)[int(0)], i_5, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S54;
+    float _S55 = Q6_KEights_product_0(&(*eights_2)[int(1)], i_5, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S55;
     return;
+}
+
+array<Q6_KEights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, uint device* even_1, uint device* odd_1, uint i_6, uint step_3)
+{
+    thread array<Q6_KEights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = Q6_KEights_load_0(even_1, (*begins_1)[int(0)], i_6);
+    eights_3[int(1)] = Q6_KEights_load_0(odd_1, (*begins_1)[int(1)], i_6);
+    return eights_3;
+}
+
+struct Products_1
+{
+    array<float, int(4)> sums_0;
+    float squares_0;
+};
+
+void add_products_2(Products_1 thread* products_2, const array<Q6_KEights_Eight_0, int(8)> thread* eights_4, packed_float4 device* x_2, uint x_offset_2, packed_float4 device* norm_2, uint norm_offset_2, uint i_7, uint step_4)
+{
+    uint2 _S56 = Q6_KEights_places_0(i_7);
+    uint _S57 = _S56.x;
+    float4 _S58 = float4(*(x_2+(x_offset_2 + _S57))) ;
+    uint _S59 = _S56.y;
+    float4 _S60 = float4(*(x_2+(x_offset_2 + _S59))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S58, _S58) + dot(_S60, _S60));
+    float4 a_6 = _S58 * float4(*(norm_2+(norm_offset_2 + _S57))) ;
+    float4 b_6 = _S60 * float4(*(norm_2+(norm_offset_2 + _S59))) ;
+    float _S61 = Q6_KEights_product_0(&(*eights_4)[int(0)], i_7, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S61;
+    float _S62 = Q6_KEights_product_0(&(*eights_4)[int(1)], i_7, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S62;
+    float _S63 = Q6_KEights_product_0(&(*eights_4)[int(2)], i_7, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S63;
+    float _S64 = Q6_KEights_product_0(&(*eights_4)[int(3)], i_7, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S64;
+    uint _S65 = i_7 + step_4;
+    uint2 _S66 = Q6_KEights_places_0(_S65);
+    uint _S67 = _S66.x;
+    float4 _S68 = float4(*(x_2+(x_offset_2 + _S67))) ;
+    uint _S69 = _S66.y;
+    float4 _S70 = float4(*(x_2+(x_offset_2 + _S69))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S68, _S68) + dot(_S70, _S70));
+    float4 a_7 = _S68 * float4(*(norm_2+(norm_offset_2 + _S67))) ;
+    float4 b_7 = _S70 * float4(*(norm_2+(norm_offset_2 + _S69))) ;
+    float _S71 = Q6_KEights_product_0(&(*eights_4)[int(4)], _S65, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S71;
+    float _S72 = Q6_KEights_product_0(&(*eights_4)[int(5)], _S65, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S72;
+    float _S73 = Q6_KEights_product_0(&(*eights_4)[int(6)], _S65, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S73;
+    float _S74 = Q6_KEights_product_0(&(*eights_4)[int(7)], _S65, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S74;
+    return;
+}
+
+array<Q6_KEights_Eight_0, int(8)> load_eights_2(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint i_8, uint step_5)
+{
+    thread array<Q6_KEights_Eight_0, int(8)> eights_5;
+    uint _S75 = (*begins_2)[int(0)];
+    eights_5[int(0)] = Q6_KEights_load_0(even_2, (*begins_2)[int(0)], i_8);
+    uint _S76 = (*begins_2)[int(1)];
+    eights_5[int(1)] = Q6_KEights_load_0(odd_2, (*begins_2)[int(1)], i_8);
+    uint _S77 = (*begins_2)[int(2)];
+    eights_5[int(2)] = Q6_KEights_load_0(even_2, (*begins_2)[int(2)], i_8);
+    uint _S78 = (*begins_2)[int(3)];
+    eights_5[int(3)] = Q6_KEights_load_0(odd_2, (*begins_2)[int(3)], i_8);
+    uint _S79 = i_8 + step_5;
+    eights_5[int(4)] = Q6_KEights_load_0(even_2, _S75, _S79);
+    eights_5[int(5)] = Q6_KEights_load_0(odd_2, _S76, _S79);
+    eights_5[int(6)] = Q6_KEights_load_0(even_2, _S77, _S79);
+    eights_5[int(7)] = Q6_KEights_load_0(odd_2, _S78, _S79);
+    return eights_5;
+}
+
+void add_products_3(Products_1 thread* products_3, const array<Q6_KEights_Eight_0, int(4)> thread* eights_6, packed_float4 device* x_3, uint x_offset_3, packed_float4 device* norm_3, uint norm_offset_3, uint i_9, uint step_6)
+{
+    uint2 _S80 = Q6_KEights_places_0(i_9);
+    uint _S81 = _S80.x;
+    float4 _S82 = float4(*(x_3+(x_offset_3 + _S81))) ;
+    uint _S83 = _S80.y;
+    float4 _S84 = float4(*(x_3+(x_offset_3 + _S83))) ;
+    products_3->squares_0 = products_3->squares_0 + (dot(_S82, _S82) + dot(_S84, _S84));
+    float4 a_8 = _S82 * float4(*(norm_3+(norm_offset_3 + _S81))) ;
+    float4 b_8 = _S84 * float4(*(norm_3+(norm_offset_3 + _S83))) ;
+    float _S85 = Q6_KEights_product_0(&(*eights_6)[int(0)], i_9, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S85;
+    float _S86 = Q6_KEights_product_0(&(*eights_6)[int(1)], i_9, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S86;
+    float _S87 = Q6_KEights_product_0(&(*eights_6)[int(2)], i_9, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S87;
+    float _S88 = Q6_KEights_product_0(&(*eights_6)[int(3)], i_9, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S88;
+    return;
+}
+
+array<Q6_KEights_Eight_0, int(4)> load_eights_3(const array<uint, int(4)> thread* begins_3, uint device* even_3, uint device* odd_3, uint i_10, uint step_7)
+{
+    thread array<Q6_KEights_Eight_0, int(4)> eights_7;
+    eights_7[int(0)] = Q6_KEights_load_0(even_3, (*begins_3)[int(0)], i_10);
+    eights_7[int(1)] = Q6_KEights_load_0(odd_3, (*begins_3)[int(1)], i_10);
+    eights_7[int(2)] = Q6_KEights_load_0(even_3, (*begins_3)[int(2)], i_10);
+    eights_7[int(3)] = Q6_KEights_load_0(odd_3, (*begins_3)[int(3)], i_10);
+    return eights_7;
+}
+
+float chosen_0(const array<float, int(1)> thread* values_0, uint number_0)
+{
+    return (*values_0)[int(0)];
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_4, uint device* even_4, uint device* odd_4, uint k_0, packed_float4 device* x_4, uint x_offset_4, packed_float4 device* norm_4, uint norm_offset_4, uint first_2, uint step_8)
+{
+    thread Products_0 products_4;
+    (&products_4)->squares_0 = 0.0;
+    (&products_4)->sums_0[int(0)] = 0.0;
+    (&products_4)->sums_0[int(1)] = 0.0;
+    uint _S89 = k_0 / 8U;
+    uint i_11;
+    if((first_2 + 3U * step_8) < _S89)
+    {
+        array<Q6_KEights_Eight_0, int(8)> _S90 = load_eights_0(begins_4, even_4, odd_4, first_2, step_8);
+        i_11 = first_2;
+        array<Q6_KEights_Eight_0, int(8)> loaded_0 = _S90;
+        for(;;)
+        {
+            if((i_11 + 7U * step_8) < _S89)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S91 = i_11 + 4U * step_8;
+            array<Q6_KEights_Eight_0, int(8)> _S92 = load_eights_0(begins_4, even_4, odd_4, _S91, step_8);
+            thread array<Q6_KEights_Eight_0, int(8)> _S93 = loaded_0;
+            add_products_0(&products_4, &_S93, x_4, x_offset_4, norm_4, norm_offset_4, i_11, step_8);
+            i_11 = _S91;
+            loaded_0 = _S92;
+        }
+        thread array<Q6_KEights_Eight_0, int(8)> _S94 = loaded_0;
+        add_products_0(&products_4, &_S94, x_4, x_offset_4, norm_4, norm_offset_4, i_11, step_8);
+        i_11 = i_11 + 4U * step_8;
+    }
+    else
+    {
+        i_11 = first_2;
+    }
+    for(;;)
+    {
+        if(i_11 < _S89)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<Q6_KEights_Eight_0, int(2)> _S95 = load_eights_1(begins_4, even_4, odd_4, i_11, step_8);
+        thread array<Q6_KEights_Eight_0, int(2)> _S96 = _S95;
+        add_products_1(&products_4, &_S96, x_4, x_offset_4, norm_4, norm_offset_4, i_11, step_8);
+        i_11 = i_11 + step_8;
+    }
+    return products_4;
+}
+
+float subgroup_sum_0(float value_0)
+{
+    float _S97 = simd_sum(value_0);
+    return _S97;
+}
+
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_1)
+{
+    thread array<float, int(2)> result_0;
+    float _S98 = subgroup_sum_0((*values_1)[int(0)]);
+    result_0[int(0)] = _S98;
+    float _S99 = subgroup_sum_0((*values_1)[int(1)]);
+    result_0[int(1)] = _S99;
+    return result_0;
+}
+
+uint Q6_KEights_begin_0(uint offset_0, uint k_1, uint row_0)
+{
+    return 2U * offset_0 + row_0 * (k_1 / 256U) * 105U;
+}
+
+array<uint, int(1)> begins_of_rows_0(uint offset_1, uint k_2, uint first_3, uint n_0)
+{
+    thread array<uint, int(1)> begins_5;
+    begins_5[int(0)] = Q6_KEights_begin_0(offset_1, k_2, min(first_3, n_0 - 1U));
+    return begins_5;
+}
+
+float chosen_1(const array<float, int(2)> thread* values_2, uint number_1)
+{
+    float _S100 = (*values_2)[int(0)];
+    float result_1;
+    if(number_1 == 1U)
+    {
+        result_1 = (*values_2)[int(1)];
+    }
+    else
+    {
+        result_1 = _S100;
+    }
+    return result_1;
+}
+
+Products_1 products_of_thread_1(const array<uint, int(4)> thread* begins_6, uint device* even_5, uint device* odd_5, uint k_3, packed_float4 device* x_5, uint x_offset_5, packed_float4 device* norm_5, uint norm_offset_5, uint first_4, uint step_9)
+{
+    thread Products_1 products_5;
+    (&products_5)->squares_0 = 0.0;
+    (&products_5)->sums_0[int(0)] = 0.0;
+    (&products_5)->sums_0[int(1)] = 0.0;
+    (&products_5)->sums_0[int(2)] = 0.0;
+    (&products_5)->sums_0[int(3)] = 0.0;
+    uint _S101 = k_3 / 8U;
+    uint i_12;
+    if((first_4 + step_9) < _S101)
+    {
+        array<Q6_KEights_Eight_0, int(8)> _S102 = load_eights_2(begins_6, even_5, odd_5, first_4, step_9);
+        i_12 = first_4;
+        array<Q6_KEights_Eight_0, int(8)> loaded_1 = _S102;
+        for(;;)
+        {
+            if((i_12 + 3U * step_9) < _S101)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S103 = i_12 + 2U * step_9;
+            array<Q6_KEights_Eight_0, int(8)> _S104 = load_eights_2(begins_6, even_5, odd_5, _S103, step_9);
+            thread array<Q6_KEights_Eight_0, int(8)> _S105 = loaded_1;
+            add_products_2(&products_5, &_S105, x_5, x_offset_5, norm_5, norm_offset_5, i_12, step_9);
+            i_12 = _S103;
+            loaded_1 = _S104;
+        }
+        thread array<Q6_KEights_Eight_0, int(8)> _S106 = loaded_1;
+        add_products_2(&products_5, &_S106, x_5, x_offset_5, norm_5, norm_offset_5, i_12, step_9);
+        i_12 = i_12 + 2U * step_9;
+    }
+    else
+    {
+        i_12 = first_4;
+    }
+    for(;;)
+    {
+        if(i_12 < _S101)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<Q6_KEights_Eight_0, int(4)> _S107 = load_eights_3(begins_6, even_5, odd_5, i_12, step_9);
+        thread array<Q6_KEights_Eight_0, int(4)> _S108 = _S107;
+        add_products_3(&products_5, &_S108, x_5, x_offset_5, norm_5, norm_offset_5, i_12, step_9);
+        i_12 = i_12 + step_9;
+    }
+    return products_5;
+}
+
+array<float, int(4)> subgroup_sums_1(const array<float, int(4)> thread* values_3)
+{
+    thread array<float, int(4)> result_2;
+    float _S109 = subgroup_sum_0((*values_3)[int(0)]);
+    result_2[int(0)] = _S109;
+    float _S110 = subgroup_sum_0((*values_3)[int(1)]);
+    result_2[int(1)] = _S110;
+    float _S111 = subgroup_sum_0((*values_3)[int(2)]);
+    result_2[int(2)] = _S111;
+    float _S112 = subgroup_sum_0((*values_3)[int(3)]);
+    result_2[int(3)] = _S112;
+    return result_2;
+}
+
+array<uint, int(2)> begins_of_rows_1(uint offset_2, uint k_4, uint first_5, uint n_1)
+{
+    thread array<uint, int(2)> begins_7;
+    uint _S113 = n_1 - 1U;
+    begins_7[int(0)] = Q6_KEights_begin_0(offset_2, k_4, min(first_5, _S113));
+    begins_7[int(1)] = Q6_KEights_begin_0(offset_2, k_4, min(first_5 + 1U, _S113));
+    return begins_7;
 }
 
 struct GatedGemvParams_0
 {
     uint gate_offset_0;
     uint up_offset_0;
-    uint x_offset_2;
-    uint norm_offset_2;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint out_offset_0;
-    uint n_0;
-    uint k_0;
+    uint n_2;
+    uint k_5;
     float eps_0;
     uint activation_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -229,96 +496,9 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_x_0;
     packed_float4 device* entryPointParams_norm_0;
     float device* entryPointParams_result_0;
-    uint _S72;
-    uint _S73;
+    uint _S114;
+    uint _S115;
 };
-
-float own_0(const array<float, int(2)> thread* values_0, KernelContext_0 thread* kernelContext_0)
-{
-    float _S74 = (*values_0)[int(0)];
-    float result_0;
-    if((kernelContext_0->_S72) == 1U)
-    {
-        result_0 = (*values_0)[int(1)];
-    }
-    else
-    {
-        result_0 = _S74;
-    }
-    return result_0;
-}
-
-float subgroup_sum_0(float value_0)
-{
-    float _S75 = simd_sum(value_0);
-    return _S75;
-}
-
-array<float, int(4)> subgroup_sums_0(const array<float, int(4)> thread* values_1)
-{
-    thread array<float, int(4)> result_1;
-    float _S76 = subgroup_sum_0((*values_1)[int(0)]);
-    result_1[int(0)] = _S76;
-    float _S77 = subgroup_sum_0((*values_1)[int(1)]);
-    result_1[int(1)] = _S77;
-    float _S78 = subgroup_sum_0((*values_1)[int(2)]);
-    result_1[int(2)] = _S78;
-    float _S79 = subgroup_sum_0((*values_1)[int(3)]);
-    result_1[int(3)] = _S79;
-    return result_1;
-}
-
-Products_0 products_of_thread_0(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_3, KernelContext_0 thread* kernelContext_1)
-{
-    thread Products_0 products_2;
-    (&products_2)->squares_0 = 0.0;
-    (&products_2)->sums_0[int(0)] = 0.0;
-    (&products_2)->sums_0[int(1)] = 0.0;
-    (&products_2)->sums_0[int(2)] = 0.0;
-    (&products_2)->sums_0[int(3)] = 0.0;
-    uint _S80 = kernelContext_1->_S73;
-    uint _S81 = k_1 / 8U;
-    uint i_5 = kernelContext_1->_S72;
-    for(;;)
-    {
-        if((i_5 + _S80) < _S81)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_5, _S80);
-        i_5 = i_5 + 2U * _S80;
-    }
-    for(;;)
-    {
-        if(i_5 < _S81)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_5, _S80);
-        i_5 = i_5 + _S80;
-    }
-    return products_2;
-}
-
-uint Q6_KEights_begin_0(uint offset_0, uint k_2, uint row_0)
-{
-    return 2U * offset_0 + row_0 * (k_2 / 256U) * 105U;
-}
-
-array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_3, uint n_1)
-{
-    thread array<uint, int(2)> begins_3;
-    uint _S82 = n_1 - 1U;
-    begins_3[int(0)] = Q6_KEights_begin_0(offset_1, k_3, min(first_3, _S82));
-    begins_3[int(1)] = Q6_KEights_begin_0(offset_1, k_3, min(first_3 + 1U, _S82));
-    return begins_3;
-}
 
 uint group_number_0(uint3 group_0)
 {
@@ -327,86 +507,148 @@ uint group_number_0(uint3 group_0)
 
 float activated_0(float z_0, uint activation_1)
 {
-    float _S83;
+    float _S116;
     if(activation_1 == 1U)
     {
-        _S83 = 1.59576916694641113 * z_0 * (1.0 + 0.04471499845385551 * z_0 * z_0);
+        _S116 = 1.59576916694641113 * z_0 * (1.0 + 0.04471499845385551 * z_0 * z_0);
     }
     else
     {
-        _S83 = z_0;
+        _S116 = z_0;
     }
-    return z_0 / (1.0 + exp(- _S83));
+    return z_0 / (1.0 + exp(- _S116));
 }
 
-void gated_gemv_0(uint3 group_1, uint thread_0, uint device* gate_0, uint device* up_0, packed_float4 device* x_3, packed_float4 device* norm_3, float device* result_2, const GatedGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void gated_gemv_0(uint3 group_1, uint thread_0, uint device* gate_0, uint device* up_0, packed_float4 device* x_6, packed_float4 device* norm_6, float device* result_3, const GatedGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S84 = kernelContext_2->_S73;
-    uint _S85 = 128U / kernelContext_2->_S73;
-    uint _S86 = p_1->groups_0 * _S85 * 2U;
-    uint _S87 = group_number_0(group_1) * _S85;
-    uint _S88 = thread_0 / _S84;
-    uint first_4 = (_S87 + _S88) * 2U;
+    uint _S117 = kernelContext_0->_S114;
+    uint _S118 = kernelContext_0->_S115;
+    uint _S119 = 128U / kernelContext_0->_S115;
+    uint _S120 = p_1->groups_0 * _S119;
+    uint _S121 = group_number_0(group_1) * _S119;
+    uint _S122 = thread_0 / _S118;
+    uint first_6 = _S121 + _S122;
     for(;;)
     {
-        uint _S89 = p_1->n_0;
-        if(first_4 < (p_1->n_0))
+        uint _S123 = p_1->n_2;
+        if(first_6 < (p_1->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S90 = p_1->k_0;
-        array<uint, int(2)> _S91 = begins_of_rows_0(p_1->gate_offset_0, p_1->k_0, first_4, _S89);
-        array<uint, int(2)> _S92 = begins_of_rows_0(p_1->up_offset_0, p_1->k_0, first_4, _S89);
-        thread array<uint, int(4)> begins_4;
-        begins_4[int(0)] = _S91[int(0)];
-        begins_4[int(1)] = _S92[int(0)];
-        begins_4[int(2)] = _S91[int(1)];
-        begins_4[int(3)] = _S92[int(1)];
-        thread array<uint, int(4)> _S93 = begins_4;
-        Products_0 _S94 = products_of_thread_0(&_S93, gate_0, up_0, _S90, x_3, p_1->x_offset_2, norm_3, p_1->norm_offset_2, kernelContext_2);
-        float _S95 = subgroup_sum_0(_S94.squares_0);
-        float _S96 = 1.0 / sqrt(_S95 / float(_S90) + p_1->eps_0);
-        thread array<float, int(4)> _S97 = _S94.sums_0;
-        array<float, int(4)> _S98 = subgroup_sums_0(&_S97);
-        thread array<float, int(2)> results_0;
-        results_0[int(0)] = activated_0(_S98[int(0)] * _S96, p_1->activation_0) * (_S98[int(1)] * _S96);
-        results_0[int(1)] = activated_0(_S98[int(2)] * _S96, p_1->activation_0) * (_S98[int(3)] * _S96);
-        uint _S99 = first_4 + kernelContext_2->_S72;
-        thread array<float, int(2)> _S100 = results_0;
-        float _S101 = own_0(&_S100, kernelContext_2);
-        bool _S102;
-        if((kernelContext_2->_S72) < 2U)
+        uint _S124 = p_1->k_5;
+        array<uint, int(1)> _S125 = begins_of_rows_0(p_1->gate_offset_0, p_1->k_5, first_6, _S123);
+        array<uint, int(1)> _S126 = begins_of_rows_0(p_1->up_offset_0, p_1->k_5, first_6, _S123);
+        thread array<uint, int(2)> begins_8;
+        begins_8[int(0)] = _S125[int(0)];
+        begins_8[int(1)] = _S126[int(0)];
+        thread array<uint, int(2)> _S127 = begins_8;
+        Products_0 _S128 = products_of_thread_0(&_S127, gate_0, up_0, _S124, x_6, p_1->x_offset_6, norm_6, p_1->norm_offset_6, _S117, _S118);
+        float _S129 = subgroup_sum_0(_S128.squares_0);
+        float _S130 = 1.0 / sqrt(_S129 / float(_S124) + p_1->eps_0);
+        thread array<float, int(2)> _S131 = _S128.sums_0;
+        array<float, int(2)> _S132 = subgroup_sums_0(&_S131);
+        thread array<float, int(1)> results_0;
+        results_0[int(0)] = activated_0(_S132[int(0)] * _S130, p_1->activation_0) * (_S132[int(1)] * _S130);
+        uint _S133 = first_6 + _S117;
+        thread array<float, int(1)> _S134 = results_0;
+        float _S135 = chosen_0(&_S134, _S117);
+        bool _S136;
+        if(_S117 < 1U)
         {
-            _S102 = _S99 < _S89;
+            _S136 = _S133 < _S123;
         }
         else
         {
-            _S102 = false;
+            _S136 = false;
         }
-        if(_S102)
+        if(_S136)
         {
-            *(result_2+(p_1->out_offset_0 + _S99)) = _S101;
+            *(result_3+(p_1->out_offset_0 + _S133)) = _S135;
         }
-        first_4 = first_4 + _S86;
+        first_6 = first_6 + _S120;
     }
     return;
 }
 
-[[kernel]] void gated_gemv_q6_k(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_gate_1 [[buffer(1)]], uint device* entryPointParams_up_1 [[buffer(2)]], packed_float4 device* entryPointParams_x_1 [[buffer(3)]], packed_float4 device* entryPointParams_norm_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
+void gated_gemv_1(uint3 group_2, uint thread_1, uint device* gate_1, uint device* up_1, packed_float4 device* x_7, packed_float4 device* norm_7, float device* result_4, const GatedGemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_1)
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_gate_0 = entryPointParams_gate_1;
-    (&kernelContext_3)->entryPointParams_up_0 = entryPointParams_up_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_norm_0 = entryPointParams_norm_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    uint _S137 = kernelContext_1->_S114;
+    uint _S138 = kernelContext_1->_S115;
+    uint _S139 = 128U / kernelContext_1->_S115;
+    uint _S140 = p_2->groups_0 * _S139 * 2U;
+    uint _S141 = group_number_0(group_2) * _S139;
+    uint _S142 = thread_1 / _S138;
+    uint first_7 = (_S141 + _S142) * 2U;
+    for(;;)
+    {
+        uint _S143 = p_2->n_2;
+        if(first_7 < (p_2->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S144 = p_2->k_5;
+        array<uint, int(2)> _S145 = begins_of_rows_1(p_2->gate_offset_0, p_2->k_5, first_7, _S143);
+        array<uint, int(2)> _S146 = begins_of_rows_1(p_2->up_offset_0, p_2->k_5, first_7, _S143);
+        thread array<uint, int(4)> begins_9;
+        begins_9[int(0)] = _S145[int(0)];
+        begins_9[int(1)] = _S146[int(0)];
+        begins_9[int(2)] = _S145[int(1)];
+        begins_9[int(3)] = _S146[int(1)];
+        thread array<uint, int(4)> _S147 = begins_9;
+        Products_1 _S148 = products_of_thread_1(&_S147, gate_1, up_1, _S144, x_7, p_2->x_offset_6, norm_7, p_2->norm_offset_6, _S137, _S138);
+        float _S149 = subgroup_sum_0(_S148.squares_0);
+        float _S150 = 1.0 / sqrt(_S149 / float(_S144) + p_2->eps_0);
+        thread array<float, int(4)> _S151 = _S148.sums_0;
+        array<float, int(4)> _S152 = subgroup_sums_1(&_S151);
+        thread array<float, int(2)> results_1;
+        results_1[int(0)] = activated_0(_S152[int(0)] * _S150, p_2->activation_0) * (_S152[int(1)] * _S150);
+        results_1[int(1)] = activated_0(_S152[int(2)] * _S150, p_2->activation_0) * (_S152[int(3)] * _S150);
+        uint _S153 = first_7 + _S137;
+        thread array<float, int(2)> _S154 = results_1;
+        float _S155 = chosen_1(&_S154, _S137);
+        bool _S156;
+        if(_S137 < 2U)
+        {
+            _S156 = _S153 < _S143;
+        }
+        else
+        {
+            _S156 = false;
+        }
+        if(_S156)
+        {
+            *(result_4+(p_2->out_offset_0 + _S153)) = _S155;
+        }
+        first_7 = first_7 + _S140;
+    }
+    return;
+}
+
+[[kernel]] void gated_gemv_q6_k(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_3 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_gate_1 [[buffer(1)]], uint device* entryPointParams_up_1 [[buffer(2)]], packed_float4 device* entryPointParams_x_1 [[buffer(3)]], packed_float4 device* entryPointParams_norm_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
+{
+    thread KernelContext_0 kernelContext_2;
+    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_2)->entryPointParams_gate_0 = entryPointParams_gate_1;
+    (&kernelContext_2)->entryPointParams_up_0 = entryPointParams_up_1;
+    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_2)->entryPointParams_norm_0 = entryPointParams_norm_1;
+    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S72 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S73 = _builtinWaveLaneCount_0;
-    gated_gemv_0(group_2, sv_groupindex_0, entryPointParams_gate_1, entryPointParams_up_1, entryPointParams_x_1, entryPointParams_norm_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_2)->_S114 = _builtinWaveLaneIndex_0;
+    (&kernelContext_2)->_S115 = _builtinWaveLaneCount_0;
+    if((entryPointParams_1->p_0.wide_0) != 0U)
+    {
+        gated_gemv_1(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_gate_0, (&kernelContext_2)->entryPointParams_up_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
+    else
+    {
+        gated_gemv_0(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_gate_0, (&kernelContext_2)->entryPointParams_up_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
     return;
 }

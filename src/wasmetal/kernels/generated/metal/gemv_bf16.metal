@@ -15,21 +15,32 @@ SixteenEights_Eight_0 SixteenEights_Eight_x24init_0(uint4 w_1)
     return _S1;
 }
 
+float subgroup_sum_0(float value_0)
+{
+    float _S2 = simd_sum(value_0);
+    return _S2;
+}
+
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
+{
+    thread array<float, int(2)> result_0;
+    float _S3 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S3;
+    float _S4 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S4;
+    return result_0;
+}
+
 struct Products_0
 {
     array<float, int(2)> sums_0;
     float squares_0;
 };
 
-SixteenEights_Eight_0 SixteenEights_load_0(packed_uint4 device* weight_0, uint begin_0, uint i_0)
+uint2 SixteenEights_places_0(uint i_0)
 {
-    return SixteenEights_Eight_x24init_0(uint4(*(weight_0+(begin_0 + i_0))) );
-}
-
-uint2 SixteenEights_places_0(uint i_1)
-{
-    uint _S2 = 2U * i_1;
-    return uint2(_S2, _S2 + 1U);
+    uint _S5 = 2U * i_0;
+    return uint2(_S5, _S5 + 1U);
 }
 
 float2 BFloat_pair_0(uint word_0)
@@ -37,113 +48,67 @@ float2 BFloat_pair_0(uint word_0)
     return (as_type<float2>((uint2(word_0 << 16U, word_0 & 4294901760U))));
 }
 
-float SixteenEights_product_0(const SixteenEights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
+float SixteenEights_product_0(const SixteenEights_Eight_0 thread* eight_0, uint i_1, float4 a_0, float4 b_0)
 {
     return dot(float4(BFloat_pair_0(eight_0->w_0.x), BFloat_pair_0(eight_0->w_0.y)), a_0) + dot(float4(BFloat_pair_0(eight_0->w_0.z), BFloat_pair_0(eight_0->w_0.w)), b_0);
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(2)> thread* begins_0, packed_uint4 device* even_0, packed_uint4 device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<SixteenEights_Eight_0, int(4)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_2, uint step_0)
 {
-    thread array<SixteenEights_Eight_0, int(8)> eights_0;
-    uint _S3 = (*begins_0)[int(0)];
-    SixteenEights_Eight_0 _S4 = SixteenEights_load_0(even_0, (*begins_0)[int(0)], i_3);
-    eights_0[int(0)] = _S4;
-    uint _S5 = (*begins_0)[int(1)];
-    SixteenEights_Eight_0 _S6 = SixteenEights_load_0(odd_0, (*begins_0)[int(1)], i_3);
-    eights_0[int(1)] = _S6;
-    uint _S7 = i_3 + lanes_0;
-    SixteenEights_Eight_0 _S8 = SixteenEights_load_0(even_0, _S3, _S7);
-    eights_0[int(2)] = _S8;
-    SixteenEights_Eight_0 _S9 = SixteenEights_load_0(odd_0, _S5, _S7);
-    eights_0[int(3)] = _S9;
-    uint _S10 = i_3 + 2U * lanes_0;
-    SixteenEights_Eight_0 _S11 = SixteenEights_load_0(even_0, _S3, _S10);
-    eights_0[int(4)] = _S11;
-    SixteenEights_Eight_0 _S12 = SixteenEights_load_0(odd_0, _S5, _S10);
-    eights_0[int(5)] = _S12;
-    uint _S13 = i_3 + 3U * lanes_0;
-    SixteenEights_Eight_0 _S14 = SixteenEights_load_0(even_0, _S3, _S13);
-    eights_0[int(6)] = _S14;
-    SixteenEights_Eight_0 _S15 = SixteenEights_load_0(odd_0, _S5, _S13);
-    eights_0[int(7)] = _S15;
-    uint2 _S16 = SixteenEights_places_0(i_3);
-    float4 _S17 = float4(*(x_0+(x_offset_0 + _S16.x))) ;
-    float4 _S18 = float4(*(x_0+(x_offset_0 + _S16.y))) ;
-    thread SixteenEights_Eight_0 _S19 = _S4;
-    float _S20 = SixteenEights_product_0(&_S19, i_3, _S17, _S18);
-    float _S21 = products_0->sums_0[int(0)] + _S20;
-    products_0->sums_0[int(0)] = _S21;
-    thread SixteenEights_Eight_0 _S22 = _S6;
-    float _S23 = SixteenEights_product_0(&_S22, i_3, _S17, _S18);
-    float _S24 = products_0->sums_0[int(1)] + _S23;
-    products_0->sums_0[int(1)] = _S24;
-    uint2 _S25 = SixteenEights_places_0(_S7);
-    float4 _S26 = float4(*(x_0+(x_offset_0 + _S25.x))) ;
-    float4 _S27 = float4(*(x_0+(x_offset_0 + _S25.y))) ;
-    thread SixteenEights_Eight_0 _S28 = _S8;
-    float _S29 = SixteenEights_product_0(&_S28, _S7, _S26, _S27);
-    float _S30 = _S21 + _S29;
-    products_0->sums_0[int(0)] = _S30;
-    thread SixteenEights_Eight_0 _S31 = _S9;
-    float _S32 = SixteenEights_product_0(&_S31, _S7, _S26, _S27);
-    float _S33 = _S24 + _S32;
-    products_0->sums_0[int(1)] = _S33;
-    uint2 _S34 = SixteenEights_places_0(_S10);
-    float4 _S35 = float4(*(x_0+(x_offset_0 + _S34.x))) ;
-    float4 _S36 = float4(*(x_0+(x_offset_0 + _S34.y))) ;
-    thread SixteenEights_Eight_0 _S37 = _S11;
-    float _S38 = SixteenEights_product_0(&_S37, _S10, _S35, _S36);
-    float _S39 = _S30 + _S38;
-    products_0->sums_0[int(0)] = _S39;
-    thread SixteenEights_Eight_0 _S40 = _S12;
-    float _S41 = SixteenEights_product_0(&_S40, _S10, _S35, _S36);
-    float _S42 = _S33 + _S41;
-    products_0->sums_0[int(1)] = _S42;
-    uint2 _S43 = SixteenEights_places_0(_S13);
-    float4 _S44 = float4(*(x_0+(x_offset_0 + _S43.x))) ;
-    float4 _S45 = float4(*(x_0+(x_offset_0 + _S43.y))) ;
-    thread SixteenEights_Eight_0 _S46 = _S14;
-    float _S47 = SixteenEights_product_0(&_S46, _S13, _S44, _S45);
-    products_0->sums_0[int(0)] = _S39 + _S47;
-    thread SixteenEights_Eight_0 _S48 = _S15;
-    float _S49 = SixteenEights_product_0(&_S48, _S13, _S44, _S45);
-    products_0->sums_0[int(1)] = _S42 + _S49;
+    uint2 _S6 = SixteenEights_places_0(i_2);
+    float4 _S7 = float4(*(x_0+(x_offset_0 + _S6.x))) ;
+    float4 _S8 = float4(*(x_0+(x_offset_0 + _S6.y))) ;
+    float _S9 = SixteenEights_product_0(&(*eights_0)[int(0)], i_2, _S7, _S8);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S9;
+    float _S10 = SixteenEights_product_0(&(*eights_0)[int(1)], i_2, _S7, _S8);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S10;
+    uint _S11 = i_2 + step_0;
+    uint2 _S12 = SixteenEights_places_0(_S11);
+    float4 _S13 = float4(*(x_0+(x_offset_0 + _S12.x))) ;
+    float4 _S14 = float4(*(x_0+(x_offset_0 + _S12.y))) ;
+    float _S15 = SixteenEights_product_0(&(*eights_0)[int(2)], _S11, _S13, _S14);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S15;
+    float _S16 = SixteenEights_product_0(&(*eights_0)[int(3)], _S11, _S13, _S14);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S16;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(2)> thread* begins_1, packed_uint4 device* even_1, packed_uint4 device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+SixteenEights_Eight_0 SixteenEights_load_0(packed_uint4 device* weight_0, uint begin_0, uint i_3)
 {
-    thread array<SixteenEights_Eight_0, int(2)> eights_1;
-    SixteenEights_Eight_0 _S50 = SixteenEights_load_0(even_1, (*begins_1)[int(0)], i_4);
-    eights_1[int(0)] = _S50;
-    SixteenEights_Eight_0 _S51 = SixteenEights_load_0(odd_1, (*begins_1)[int(1)], i_4);
-    eights_1[int(1)] = _S51;
-    uint2 _S52 = SixteenEights_places_0(i_4);
-    float4 _S53 = float4(*(x_1+(x_offset_1 + _S52.x))) ;
-    float4 _S54 = float4(*(x_1+(x_offset_1 + _S52.y))) ;
-    thread SixteenEights_Eight_0 _S55 = _S50;
-    float _S56 = SixteenEights_product_0(&_S55, i_4, _S53, _S54);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S56;
-    thread SixteenEights_Eight_0 _S57 = _S51;
-    float _S58 = SixteenEights_product_0(&_S57, i_4, _S53, _S54);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S58;
+    return SixteenEights_Eight_x24init_0(uint4(*(weight_0+(begin_0 + i_3))) );
+}
+
+array<SixteenEights_Eight_0, int(4)> load_eights_0(const array<uint, int(2)> thread* begins_0, packed_uint4 device* even_0, packed_uint4 device* odd_0, uint i_4, uint step_1)
+{
+    thread array<SixteenEights_Eight_0, int(4)> eights_1;
+    uint _S17 = (*begins_0)[int(0)];
+    eights_1[int(0)] = SixteenEights_load_0(even_0, (*begins_0)[int(0)], i_4);
+    uint _S18 = (*begins_0)[int(1)];
+    eights_1[int(1)] = SixteenEights_load_0(odd_0, (*begins_0)[int(1)], i_4);
+    uint _S19 = i_4 + step_1;
+    eights_1[int(2)] = SixteenEights_load_0(even_0, _S17, _S19);
+    eights_1[int(3)] = SixteenEights_load_0(odd_0, _S18, _S19);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<SixteenEights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint step_2)
+{
+    uint2 _S20 = SixteenEights_places_0(i_5);
+    float4 _S21 = float4(*(x_1+(x_offset_1 + _S20.x))) ;
+    float4 _S22 = float4(*(x_1+(x_offset_1 + _S20.y))) ;
+    float _S23 = SixteenEights_product_0(&(*eights_2)[int(0)], i_5, _S21, _S22);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S23;
+    float _S24 = SixteenEights_product_0(&(*eights_2)[int(1)], i_5, _S21, _S22);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S24;
     return;
 }
 
-float subgroup_sum_0(float value_0)
+array<SixteenEights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, packed_uint4 device* even_1, packed_uint4 device* odd_1, uint i_6, uint step_3)
 {
-    float _S59 = simd_sum(value_0);
-    return _S59;
-}
-
-array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
-{
-    thread array<float, int(2)> result_0;
-    float _S60 = subgroup_sum_0((*values_0)[int(0)]);
-    result_0[int(0)] = _S60;
-    float _S61 = subgroup_sum_0((*values_0)[int(1)]);
-    result_0[int(1)] = _S61;
-    return result_0;
+    thread array<SixteenEights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = SixteenEights_load_0(even_1, (*begins_1)[int(0)], i_6);
+    eights_3[int(1)] = SixteenEights_load_0(odd_1, (*begins_1)[int(1)], i_6);
+    return eights_3;
 }
 
 struct GemvParams_0
@@ -168,57 +133,142 @@ struct KernelContext_0
     packed_uint4 device* entryPointParams_weight_0;
     packed_float4 device* entryPointParams_x_0;
     float device* entryPointParams_result_0;
-    uint _S62;
-    uint _S63;
+    uint _S25;
+    uint _S26;
+    array<float, int(128)> threadgroup* parts_0;
 };
 
-float own_0(const array<float, int(2)> thread* values_1, KernelContext_0 thread* kernelContext_0)
+float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
 {
-    float _S64 = (*values_1)[int(0)];
+    float _S27 = (*values_1)[int(0)];
     float result_1;
-    if((kernelContext_0->_S62) == 1U)
+    if(number_0 == 1U)
     {
         result_1 = (*values_1)[int(1)];
     }
     else
     {
-        result_1 = _S64;
+        result_1 = _S27;
     }
     return result_1;
 }
 
-Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, packed_uint4 device* even_2, packed_uint4 device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, KernelContext_0 thread* kernelContext_1)
+array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_0)
+{
+    uint wave_0;
+    uint _S28 = 128U / kernelContext_0->_S25;
+    array<float, int(2)> _S29 = subgroup_sums_0(values_2);
+    if((kernelContext_0->_S26) < 2U)
+    {
+        uint _S30 = thread_0 / kernelContext_0->_S25;
+        thread array<float, int(2)> _S31 = _S29;
+        float _S32 = chosen_0(&_S31, kernelContext_0->_S26);
+        (*kernelContext_0->parts_0)[_S30 * 2U + kernelContext_0->_S26] = _S32;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    thread array<float, int(2)> result_2;
+    for(;;)
+    {
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[int(0)] = 0.0;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S28)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_0->parts_0)[wave_0 * 2U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[int(1)] = 0.0;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S28)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_0->parts_0)[wave_0 * 2U + 1U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        break;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return result_2;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, packed_uint4 device* even_2, packed_uint4 device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, uint first_0, uint step_4)
 {
     thread Products_0 products_2;
     (&products_2)->squares_0 = 0.0;
     (&products_2)->sums_0[int(0)] = 0.0;
     (&products_2)->sums_0[int(1)] = 0.0;
-    uint _S65 = kernelContext_1->_S63;
-    uint _S66 = k_1 / 8U;
-    uint i_5 = kernelContext_1->_S62;
-    for(;;)
+    uint _S33 = k_1 / 8U;
+    uint i_7;
+    if((first_0 + step_4) < _S33)
     {
-        if((i_5 + 3U * _S65) < _S66)
+        array<SixteenEights_Eight_0, int(4)> _S34 = load_eights_0(begins_2, even_2, odd_2, first_0, step_4);
+        i_7 = first_0;
+        array<SixteenEights_Eight_0, int(4)> loaded_0 = _S34;
+        for(;;)
         {
+            if((i_7 + 3U * step_4) < _S33)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S35 = i_7 + 2U * step_4;
+            array<SixteenEights_Eight_0, int(4)> _S36 = load_eights_0(begins_2, even_2, odd_2, _S35, step_4);
+            thread array<SixteenEights_Eight_0, int(4)> _S37 = loaded_0;
+            add_products_0(&products_2, &_S37, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+            i_7 = _S35;
+            loaded_0 = _S36;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S65);
-        i_5 = i_5 + 4U * _S65;
+        thread array<SixteenEights_Eight_0, int(4)> _S38 = loaded_0;
+        add_products_0(&products_2, &_S38, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        i_7 = i_7 + 2U * step_4;
+    }
+    else
+    {
+        i_7 = first_0;
     }
     for(;;)
     {
-        if(i_5 < _S66)
+        if(i_7 < _S33)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S65);
-        i_5 = i_5 + _S65;
+        array<SixteenEights_Eight_0, int(2)> _S39 = load_eights_1(begins_2, even_2, odd_2, i_7, step_4);
+        thread array<SixteenEights_Eight_0, int(2)> _S40 = _S39;
+        add_products_1(&products_2, &_S40, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        i_7 = i_7 + step_4;
     }
     return products_2;
 }
@@ -228,12 +278,12 @@ uint SixteenEights_begin_0(uint offset_0, uint k_2, uint row_0)
     return offset_0 + row_0 * (k_2 / 8U);
 }
 
-array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_0, uint n_1)
+array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_1, uint n_1)
 {
     thread array<uint, int(2)> begins_3;
-    uint _S67 = n_1 - 1U;
-    begins_3[int(0)] = SixteenEights_begin_0(offset_1, k_3, min(first_0, _S67));
-    begins_3[int(1)] = SixteenEights_begin_0(offset_1, k_3, min(first_0 + 1U, _S67));
+    uint _S41 = n_1 - 1U;
+    begins_3[int(0)] = SixteenEights_begin_0(offset_1, k_3, min(first_1, _S41));
+    begins_3[int(1)] = SixteenEights_begin_0(offset_1, k_3, min(first_1 + 1U, _S41));
     return begins_3;
 }
 
@@ -242,78 +292,75 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* weight_1, packed_float4 device* x_3, float device* result_2, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void gemv_0(uint3 group_1, uint thread_1, packed_uint4 device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S68 = kernelContext_2->_S63;
-    uint _S69 = 128U / kernelContext_2->_S63;
-    uint _S70 = p_1->groups_0 * _S69 * 2U;
-    uint _S71 = group_number_0(group_1) * _S69;
-    uint _S72 = thread_0 / _S68;
-    uint first_1 = (_S71 + _S72) * 2U;
+    uint first_2 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S73 = p_1->n_0;
-        if(first_1 < (p_1->n_0))
+        uint _S42 = p_1->n_0;
+        if(first_2 < (p_1->n_0))
         {
         }
         else
         {
             break;
         }
-        uint _S74 = first_1 + kernelContext_2->_S62;
-        bool _S75;
-        if((kernelContext_2->_S62) < 2U)
+        uint _S43 = first_2 + thread_1;
+        bool _S44;
+        if(thread_1 < 2U)
         {
-            _S75 = _S74 < _S73;
+            _S44 = _S43 < _S42;
         }
         else
         {
-            _S75 = false;
+            _S44 = false;
         }
-        bool _S76;
-        if(_S75)
+        bool _S45;
+        if(_S44)
         {
-            _S76 = (p_1->accumulate_0) != 0U;
+            _S45 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S76 = false;
+            _S45 = false;
         }
         float sum_0;
-        if(_S76)
+        if(_S45)
         {
-            sum_0 = *(result_2+(p_1->out_offset_0 + _S74));
+            sum_0 = *(result_3+(p_1->out_offset_0 + _S43));
         }
         else
         {
             sum_0 = 0.0;
         }
-        thread array<uint, int(2)> _S77 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_1, _S73);
-        Products_0 _S78 = products_of_thread_0(&_S77, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, kernelContext_2);
-        thread array<float, int(2)> _S79 = _S78.sums_0;
-        array<float, int(2)> _S80 = subgroup_sums_0(&_S79);
-        thread array<float, int(2)> _S81 = _S80;
-        float _S82 = own_0(&_S81, kernelContext_2);
-        float sum_1 = sum_0 + _S82;
-        if(_S75)
+        thread array<uint, int(2)> _S46 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_2, _S42);
+        Products_0 _S47 = products_of_thread_0(&_S46, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
+        thread array<float, int(2)> _S48 = _S47.sums_0;
+        array<float, int(2)> _S49 = group_sums_0(&_S48, thread_1, kernelContext_1);
+        thread array<float, int(2)> _S50 = _S49;
+        float _S51 = chosen_0(&_S50, thread_1);
+        float sum_1 = sum_0 + _S51;
+        if(_S44)
         {
-            *(result_2+(p_1->out_offset_0 + _S74)) = sum_1;
+            *(result_3+(p_1->out_offset_0 + _S43)) = sum_1;
         }
-        first_1 = first_1 + _S70;
+        first_2 = first_2 + p_1->groups_0 * 2U;
     }
     return;
 }
 
-[[kernel]] void gemv_bf16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], packed_uint4 device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
+[[kernel]] void gemv_bf16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], packed_uint4 device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_2;
+    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    threadgroup array<float, int(128)> parts_1;
+    (&kernelContext_2)->parts_0 = &parts_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S62 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S63 = _builtinWaveLaneCount_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_2)->_S25 = _builtinWaveLaneCount_0;
+    (&kernelContext_2)->_S26 = _builtinWaveLaneIndex_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
     return;
 }

@@ -3,6 +3,22 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
+float subgroup_sum_0(float value_0)
+{
+    float _S1 = simd_sum(value_0);
+    return _S1;
+}
+
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
+{
+    thread array<float, int(2)> result_0;
+    float _S2 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S2;
+    float _S3 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S3;
+    return result_0;
+}
+
 struct Products_0
 {
     array<float, int(2)> sums_0;
@@ -15,133 +31,82 @@ struct F32Eights_Eight_0
     uint4 high_0;
 };
 
-F32Eights_Eight_0 F32Eights_Eight_x24init_0(uint4 low_1, uint4 high_1)
+uint2 F32Eights_places_0(uint i_0)
 {
-    thread F32Eights_Eight_0 _S1;
-    (&_S1)->low_0 = low_1;
-    (&_S1)->high_0 = high_1;
-    return _S1;
+    uint _S4 = 2U * i_0;
+    return uint2(_S4, _S4 + 1U);
 }
 
-F32Eights_Eight_0 F32Eights_load_0(packed_uint4 device* weight_0, uint begin_0, uint i_0)
-{
-    uint _S2 = begin_0 + 2U * i_0;
-    return F32Eights_Eight_x24init_0(uint4(*(weight_0+_S2)) , uint4(*(weight_0+(_S2 + 1U))) );
-}
-
-uint2 F32Eights_places_0(uint i_1)
-{
-    uint _S3 = 2U * i_1;
-    return uint2(_S3, _S3 + 1U);
-}
-
-float F32Eights_product_0(const F32Eights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
+float F32Eights_product_0(const F32Eights_Eight_0 thread* eight_0, uint i_1, float4 a_0, float4 b_0)
 {
     return dot((as_type<float4>((eight_0->low_0))), a_0) + dot((as_type<float4>((eight_0->high_0))), b_0);
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(2)> thread* begins_0, packed_uint4 device* even_0, packed_uint4 device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<F32Eights_Eight_0, int(4)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_2, uint step_0)
 {
-    thread array<F32Eights_Eight_0, int(8)> eights_0;
-    uint _S4 = (*begins_0)[int(0)];
-    F32Eights_Eight_0 _S5 = F32Eights_load_0(even_0, (*begins_0)[int(0)], i_3);
-    eights_0[int(0)] = _S5;
-    uint _S6 = (*begins_0)[int(1)];
-    F32Eights_Eight_0 _S7 = F32Eights_load_0(odd_0, (*begins_0)[int(1)], i_3);
-    eights_0[int(1)] = _S7;
-    uint _S8 = i_3 + lanes_0;
-    F32Eights_Eight_0 _S9 = F32Eights_load_0(even_0, _S4, _S8);
-    eights_0[int(2)] = _S9;
-    F32Eights_Eight_0 _S10 = F32Eights_load_0(odd_0, _S6, _S8);
-    eights_0[int(3)] = _S10;
-    uint _S11 = i_3 + 2U * lanes_0;
-    F32Eights_Eight_0 _S12 = F32Eights_load_0(even_0, _S4, _S11);
-    eights_0[int(4)] = _S12;
-    F32Eights_Eight_0 _S13 = F32Eights_load_0(odd_0, _S6, _S11);
-    eights_0[int(5)] = _S13;
-    uint _S14 = i_3 + 3U * lanes_0;
-    F32Eights_Eight_0 _S15 = F32Eights_load_0(even_0, _S4, _S14);
-    eights_0[int(6)] = _S15;
-    F32Eights_Eight_0 _S16 = F32Eights_load_0(odd_0, _S6, _S14);
-    eights_0[int(7)] = _S16;
-    uint2 _S17 = F32Eights_places_0(i_3);
-    float4 _S18 = float4(*(x_0+(x_offset_0 + _S17.x))) ;
-    float4 _S19 = float4(*(x_0+(x_offset_0 + _S17.y))) ;
-    thread F32Eights_Eight_0 _S20 = _S5;
-    float _S21 = F32Eights_product_0(&_S20, i_3, _S18, _S19);
-    float _S22 = products_0->sums_0[int(0)] + _S21;
-    products_0->sums_0[int(0)] = _S22;
-    thread F32Eights_Eight_0 _S23 = _S7;
-    float _S24 = F32Eights_product_0(&_S23, i_3, _S18, _S19);
-    float _S25 = products_0->sums_0[int(1)] + _S24;
-    products_0->sums_0[int(1)] = _S25;
-    uint2 _S26 = F32Eights_places_0(_S8);
-    float4 _S27 = float4(*(x_0+(x_offset_0 + _S26.x))) ;
-    float4 _S28 = float4(*(x_0+(x_offset_0 + _S26.y))) ;
-    thread F32Eights_Eight_0 _S29 = _S9;
-    float _S30 = F32Eights_product_0(&_S29, _S8, _S27, _S28);
-    float _S31 = _S22 + _S30;
-    products_0->sums_0[int(0)] = _S31;
-    thread F32Eights_Eight_0 _S32 = _S10;
-    float _S33 = F32Eights_product_0(&_S32, _S8, _S27, _S28);
-    float _S34 = _S25 + _S33;
-    products_0->sums_0[int(1)] = _S34;
-    uint2 _S35 = F32Eights_places_0(_S11);
-    float4 _S36 = float4(*(x_0+(x_offset_0 + _S35.x))) ;
-    float4 _S37 = float4(*(x_0+(x_offset_0 + _S35.y))) ;
-    thread F32Eights_Eight_0 _S38 = _S12;
-    float _S39 = F32Eights_product_0(&_S38, _S11, _S36, _S37);
-    float _S40 = _S31 + _S39;
-    products_0->sums_0[int(0)] = _S40;
-    thread F32Eights_Eight_0 _S41 = _S13;
-    float _S42 = F32Eights_product_0(&_S41, _S11, _S36, _S37);
-    float _S43 = _S34 + _S42;
-    products_0->sums_0[int(1)] = _S43;
-    uint2 _S44 = F32Eights_places_0(_S14);
-    float4 _S45 = float4(*(x_0+(x_offset_0 + _S44.x))) ;
-    float4 _S46 = float4(*(x_0+(x_offset_0 + _S44.y))) ;
-    thread F32Eights_Eight_0 _S47 = _S15;
-    float _S48 = F32Eights_product_0(&_S47, _S14, _S45, _S46);
-    products_0->sums_0[int(0)] = _S40 + _S48;
-    thread F32Eights_Eight_0 _S49 = _S16;
-    float _S50 = F32Eights_product_0(&_S49, _S14, _S45, _S46);
-    products_0->sums_0[int(1)] = _S43 + _S50;
+    uint2 _S5 = F32Eights_places_0(i_2);
+    float4 _S6 = float4(*(x_0+(x_offset_0 + _S5.x))) ;
+    float4 _S7 = float4(*(x_0+(x_offset_0 + _S5.y))) ;
+    float _S8 = F32Eights_product_0(&(*eights_0)[int(0)], i_2, _S6, _S7);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S8;
+    float _S9 = F32Eights_product_0(&(*eights_0)[int(1)], i_2, _S6, _S7);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S9;
+    uint _S10 = i_2 + step_0;
+    uint2 _S11 = F32Eights_places_0(_S10);
+    float4 _S12 = float4(*(x_0+(x_offset_0 + _S11.x))) ;
+    float4 _S13 = float4(*(x_0+(x_offset_0 + _S11.y))) ;
+    float _S14 = F32Eights_product_0(&(*eights_0)[int(2)], _S10, _S12, _S13);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S14;
+    float _S15 = F32Eights_product_0(&(*eights_0)[int(3)], _S10, _S12, _S13);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S15;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(2)> thread* begins_1, packed_uint4 device* even_1, packed_uint4 device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+F32Eights_Eight_0 F32Eights_Eight_x24init_0(uint4 low_1, uint4 high_1)
 {
-    thread array<F32Eights_Eight_0, int(2)> eights_1;
-    F32Eights_Eight_0 _S51 = F32Eights_load_0(even_1, (*begins_1)[int(0)], i_4);
-    eights_1[int(0)] = _S51;
-    F32Eights_Eight_0 _S52 = F32Eights_load_0(odd_1, (*begins_1)[int(1)], i_4);
-    eights_1[int(1)] = _S52;
-    uint2 _S53 = F32Eights_places_0(i_4);
-    float4 _S54 = float4(*(x_1+(x_offset_1 + _S53.x))) ;
-    float4 _S55 = float4(*(x_1+(x_offset_1 + _S53.y))) ;
-    thread F32Eights_Eight_0 _S56 = _S51;
-    float _S57 = F32Eights_product_0(&_S56, i_4, _S54, _S55);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S57;
-    thread F32Eights_Eight_0 _S58 = _S52;
-    float _S59 = F32Eights_product_0(&_S58, i_4, _S54, _S55);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S59;
+    thread F32Eights_Eight_0 _S16;
+    (&_S16)->low_0 = low_1;
+    (&_S16)->high_0 = high_1;
+    return _S16;
+}
+
+F32Eights_Eight_0 F32Eights_load_0(packed_uint4 device* weight_0, uint begin_0, uint i_3)
+{
+    uint _S17 = begin_0 + 2U * i_3;
+    return F32Eights_Eight_x24init_0(uint4(*(weight_0+_S17)) , uint4(*(weight_0+(_S17 + 1U))) );
+}
+
+array<F32Eights_Eight_0, int(4)> load_eights_0(const array<uint, int(2)> thread* begins_0, packed_uint4 device* even_0, packed_uint4 device* odd_0, uint i_4, uint step_1)
+{
+    thread array<F32Eights_Eight_0, int(4)> eights_1;
+    uint _S18 = (*begins_0)[int(0)];
+    eights_1[int(0)] = F32Eights_load_0(even_0, (*begins_0)[int(0)], i_4);
+    uint _S19 = (*begins_0)[int(1)];
+    eights_1[int(1)] = F32Eights_load_0(odd_0, (*begins_0)[int(1)], i_4);
+    uint _S20 = i_4 + step_1;
+    eights_1[int(2)] = F32Eights_load_0(even_0, _S18, _S20);
+    eights_1[int(3)] = F32Eights_load_0(odd_0, _S19, _S20);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<F32Eights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint step_2)
+{
+    uint2 _S21 = F32Eights_places_0(i_5);
+    float4 _S22 = float4(*(x_1+(x_offset_1 + _S21.x))) ;
+    float4 _S23 = float4(*(x_1+(x_offset_1 + _S21.y))) ;
+    float _S24 = F32Eights_product_0(&(*eights_2)[int(0)], i_5, _S22, _S23);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S24;
+    float _S25 = F32Eights_product_0(&(*eights_2)[int(1)], i_5, _S22, _S23);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S25;
     return;
 }
 
-float subgroup_sum_0(float value_0)
+array<F32Eights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, packed_uint4 device* even_1, packed_uint4 device* odd_1, uint i_6, uint step_3)
 {
-    float _S60 = simd_sum(value_0);
-    return _S60;
-}
-
-array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
-{
-    thread array<float, int(2)> result_0;
-    float _S61 = subgroup_sum_0((*values_0)[int(0)]);
-    result_0[int(0)] = _S61;
-    float _S62 = subgroup_sum_0((*values_0)[int(1)]);
-    result_0[int(1)] = _S62;
-    return result_0;
+    thread array<F32Eights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = F32Eights_load_0(even_1, (*begins_1)[int(0)], i_6);
+    eights_3[int(1)] = F32Eights_load_0(odd_1, (*begins_1)[int(1)], i_6);
+    return eights_3;
 }
 
 struct GemvParams_0
@@ -166,57 +131,142 @@ struct KernelContext_0
     packed_uint4 device* entryPointParams_weight_0;
     packed_float4 device* entryPointParams_x_0;
     float device* entryPointParams_result_0;
-    uint _S63;
-    uint _S64;
+    uint _S26;
+    uint _S27;
+    array<float, int(128)> threadgroup* parts_0;
 };
 
-float own_0(const array<float, int(2)> thread* values_1, KernelContext_0 thread* kernelContext_0)
+float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
 {
-    float _S65 = (*values_1)[int(0)];
+    float _S28 = (*values_1)[int(0)];
     float result_1;
-    if((kernelContext_0->_S63) == 1U)
+    if(number_0 == 1U)
     {
         result_1 = (*values_1)[int(1)];
     }
     else
     {
-        result_1 = _S65;
+        result_1 = _S28;
     }
     return result_1;
 }
 
-Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, packed_uint4 device* even_2, packed_uint4 device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, KernelContext_0 thread* kernelContext_1)
+array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_0)
+{
+    uint wave_0;
+    uint _S29 = 128U / kernelContext_0->_S26;
+    array<float, int(2)> _S30 = subgroup_sums_0(values_2);
+    if((kernelContext_0->_S27) < 2U)
+    {
+        uint _S31 = thread_0 / kernelContext_0->_S26;
+        thread array<float, int(2)> _S32 = _S30;
+        float _S33 = chosen_0(&_S32, kernelContext_0->_S27);
+        (*kernelContext_0->parts_0)[_S31 * 2U + kernelContext_0->_S27] = _S33;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    thread array<float, int(2)> result_2;
+    for(;;)
+    {
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[int(0)] = 0.0;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S29)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_0->parts_0)[wave_0 * 2U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[int(1)] = 0.0;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S29)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_0->parts_0)[wave_0 * 2U + 1U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        break;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return result_2;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, packed_uint4 device* even_2, packed_uint4 device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, uint first_0, uint step_4)
 {
     thread Products_0 products_2;
     (&products_2)->squares_0 = 0.0;
     (&products_2)->sums_0[int(0)] = 0.0;
     (&products_2)->sums_0[int(1)] = 0.0;
-    uint _S66 = kernelContext_1->_S64;
-    uint _S67 = k_1 / 8U;
-    uint i_5 = kernelContext_1->_S63;
-    for(;;)
+    uint _S34 = k_1 / 8U;
+    uint i_7;
+    if((first_0 + step_4) < _S34)
     {
-        if((i_5 + 3U * _S66) < _S67)
+        array<F32Eights_Eight_0, int(4)> _S35 = load_eights_0(begins_2, even_2, odd_2, first_0, step_4);
+        i_7 = first_0;
+        array<F32Eights_Eight_0, int(4)> loaded_0 = _S35;
+        for(;;)
         {
+            if((i_7 + 3U * step_4) < _S34)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S36 = i_7 + 2U * step_4;
+            array<F32Eights_Eight_0, int(4)> _S37 = load_eights_0(begins_2, even_2, odd_2, _S36, step_4);
+            thread array<F32Eights_Eight_0, int(4)> _S38 = loaded_0;
+            add_products_0(&products_2, &_S38, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+            i_7 = _S36;
+            loaded_0 = _S37;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S66);
-        i_5 = i_5 + 4U * _S66;
+        thread array<F32Eights_Eight_0, int(4)> _S39 = loaded_0;
+        add_products_0(&products_2, &_S39, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        i_7 = i_7 + 2U * step_4;
+    }
+    else
+    {
+        i_7 = first_0;
     }
     for(;;)
     {
-        if(i_5 < _S67)
+        if(i_7 < _S34)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S66);
-        i_5 = i_5 + _S66;
+        array<F32Eights_Eight_0, int(2)> _S40 = load_eights_1(begins_2, even_2, odd_2, i_7, step_4);
+        thread array<F32Eights_Eight_0, int(2)> _S41 = _S40;
+        add_products_1(&products_2, &_S41, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        i_7 = i_7 + step_4;
     }
     return products_2;
 }
@@ -226,12 +276,12 @@ uint F32Eights_begin_0(uint offset_0, uint k_2, uint row_0)
     return offset_0 + row_0 * (k_2 / 4U);
 }
 
-array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_0, uint n_1)
+array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_1, uint n_1)
 {
     thread array<uint, int(2)> begins_3;
-    uint _S68 = n_1 - 1U;
-    begins_3[int(0)] = F32Eights_begin_0(offset_1, k_3, min(first_0, _S68));
-    begins_3[int(1)] = F32Eights_begin_0(offset_1, k_3, min(first_0 + 1U, _S68));
+    uint _S42 = n_1 - 1U;
+    begins_3[int(0)] = F32Eights_begin_0(offset_1, k_3, min(first_1, _S42));
+    begins_3[int(1)] = F32Eights_begin_0(offset_1, k_3, min(first_1 + 1U, _S42));
     return begins_3;
 }
 
@@ -240,78 +290,75 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* weight_1, packed_float4 device* x_3, float device* result_2, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void gemv_0(uint3 group_1, uint thread_1, packed_uint4 device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S69 = kernelContext_2->_S64;
-    uint _S70 = 128U / kernelContext_2->_S64;
-    uint _S71 = p_1->groups_0 * _S70 * 2U;
-    uint _S72 = group_number_0(group_1) * _S70;
-    uint _S73 = thread_0 / _S69;
-    uint first_1 = (_S72 + _S73) * 2U;
+    uint first_2 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S74 = p_1->n_0;
-        if(first_1 < (p_1->n_0))
+        uint _S43 = p_1->n_0;
+        if(first_2 < (p_1->n_0))
         {
         }
         else
         {
             break;
         }
-        uint _S75 = first_1 + kernelContext_2->_S63;
-        bool _S76;
-        if((kernelContext_2->_S63) < 2U)
+        uint _S44 = first_2 + thread_1;
+        bool _S45;
+        if(thread_1 < 2U)
         {
-            _S76 = _S75 < _S74;
+            _S45 = _S44 < _S43;
         }
         else
         {
-            _S76 = false;
+            _S45 = false;
         }
-        bool _S77;
-        if(_S76)
+        bool _S46;
+        if(_S45)
         {
-            _S77 = (p_1->accumulate_0) != 0U;
+            _S46 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S77 = false;
+            _S46 = false;
         }
         float sum_0;
-        if(_S77)
+        if(_S46)
         {
-            sum_0 = *(result_2+(p_1->out_offset_0 + _S75));
+            sum_0 = *(result_3+(p_1->out_offset_0 + _S44));
         }
         else
         {
             sum_0 = 0.0;
         }
-        thread array<uint, int(2)> _S78 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_1, _S74);
-        Products_0 _S79 = products_of_thread_0(&_S78, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, kernelContext_2);
-        thread array<float, int(2)> _S80 = _S79.sums_0;
-        array<float, int(2)> _S81 = subgroup_sums_0(&_S80);
-        thread array<float, int(2)> _S82 = _S81;
-        float _S83 = own_0(&_S82, kernelContext_2);
-        float sum_1 = sum_0 + _S83;
-        if(_S76)
+        thread array<uint, int(2)> _S47 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_2, _S43);
+        Products_0 _S48 = products_of_thread_0(&_S47, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
+        thread array<float, int(2)> _S49 = _S48.sums_0;
+        array<float, int(2)> _S50 = group_sums_0(&_S49, thread_1, kernelContext_1);
+        thread array<float, int(2)> _S51 = _S50;
+        float _S52 = chosen_0(&_S51, thread_1);
+        float sum_1 = sum_0 + _S52;
+        if(_S45)
         {
-            *(result_2+(p_1->out_offset_0 + _S75)) = sum_1;
+            *(result_3+(p_1->out_offset_0 + _S44)) = sum_1;
         }
-        first_1 = first_1 + _S71;
+        first_2 = first_2 + p_1->groups_0 * 2U;
     }
     return;
 }
 
-[[kernel]] void gemv_f32(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], packed_uint4 device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
+[[kernel]] void gemv_f32(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], packed_uint4 device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_2;
+    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    threadgroup array<float, int(128)> parts_1;
+    (&kernelContext_2)->parts_0 = &parts_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S63 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S64 = _builtinWaveLaneCount_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_2)->_S26 = _builtinWaveLaneCount_0;
+    (&kernelContext_2)->_S27 = _builtinWaveLaneIndex_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
     return;
 }

@@ -3,9 +3,25 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
+float subgroup_sum_0(float value_0)
+{
+    float _S1 = simd_sum(value_0);
+    return _S1;
+}
+
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
+{
+    thread array<float, int(2)> result_0;
+    float _S2 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S2;
+    float _S3 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S3;
+    return result_0;
+}
+
 struct Products_0
 {
-    array<float, int(4)> sums_0;
+    array<float, int(2)> sums_0;
     float squares_0;
 };
 
@@ -15,183 +31,126 @@ struct MXFP4Eights_Eight_0
     float scale_0;
 };
 
-uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
+uint2 places_of_nibbles_0(uint i_0)
 {
-    uint _S1 = byte_0 % 4U * 8U;
-    uint _S2;
-    if(_S1 == 0U)
-    {
-        _S2 = first_0;
-    }
-    else
-    {
-        _S2 = (first_0 >> _S1) | (second_0 << (32U - _S1));
-    }
-    return _S2;
+    uint _S4 = i_0 % 4U;
+    return uint2(i_0 / 4U * 8U + _S4, i_0 / 4U * 8U + _S4 + 4U);
 }
 
-float fp4_scale_0(uint device* words_0, uint offset_0, uint byte_1)
+uint2 MXFP4Eights_places_0(uint i_1)
 {
-    uint _S3 = (words_0[offset_0 + byte_1 / 4U] >> (byte_1 % 4U * 8U)) & 255U;
-    uint _S4;
-    if(_S3 < 2U)
-    {
-        _S4 = uint(int(2097152) << _S3);
-    }
-    else
-    {
-        _S4 = (_S3 - 1U) << 23U;
-    }
-    return (as_type<float>((_S4)));
-}
-
-MXFP4Eights_Eight_0 MXFP4Eights_Eight_x24init_0(uint q_1, float scale_1)
-{
-    thread MXFP4Eights_Eight_0 _S5;
-    (&_S5)->q_0 = q_1;
-    (&_S5)->scale_0 = scale_1;
-    return _S5;
-}
-
-MXFP4Eights_Eight_0 MXFP4Eights_load_0(uint device* weight_0, uint begin_0, uint i_0)
-{
-    uint _S6 = begin_0 + i_0 / 4U * 17U;
-    uint _S7 = _S6 + 1U + i_0 % 4U * 4U;
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S7, weight_0[_S7 / 4U], weight_0[_S7 / 4U + min(_S7 % 4U, 1U)]), fp4_scale_0(weight_0, 0U, _S6));
-}
-
-uint2 places_of_nibbles_0(uint i_1)
-{
-    uint _S8 = i_1 % 4U;
-    return uint2(i_1 / 4U * 8U + _S8, i_1 / 4U * 8U + _S8 + 4U);
-}
-
-uint2 MXFP4Eights_places_0(uint i_2)
-{
-    return places_of_nibbles_0(i_2);
+    return places_of_nibbles_0(i_1);
 }
 
 float4 doubled_fp4_0(uint word_0)
 {
-    uint4 _S9 = uint4(word_0, word_0 >> 8U, word_0 >> 16U, word_0 >> 24U);
-    uint4 _S10 = _S9 % uint4(8U) ;
-    uint4 _S11 = uint4(2U) ;
-    return float4(int4(((uint4(3362009616U) ) >> (_S10 * uint4(4U) )) & (uint4(15U) )) * (int4(int(1))  - int4((_S9 >> _S11) & _S11)));
+    uint4 _S5 = uint4(word_0, word_0 >> 8U, word_0 >> 16U, word_0 >> 24U);
+    uint4 _S6 = _S5 % uint4(8U) ;
+    uint4 _S7 = uint4(2U) ;
+    return float4(int4(((uint4(3362009616U) ) >> (_S6 * uint4(4U) )) & (uint4(15U) )) * (int4(int(1))  - int4((_S5 >> _S7) & _S7)));
 }
 
-float MXFP4Eights_product_0(const MXFP4Eights_Eight_0 thread* eight_0, uint i_3, float4 a_0, float4 b_0)
+float MXFP4Eights_product_0(const MXFP4Eights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
 {
     return eight_0->scale_0 * (dot(doubled_fp4_0(eight_0->q_0), a_0) + dot(doubled_fp4_0((eight_0->q_0) >> 4U), b_0));
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(4)> thread* begins_0, uint device* even_0, uint device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_4, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<MXFP4Eights_Eight_0, int(4)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint step_0)
 {
-    thread array<MXFP4Eights_Eight_0, int(8)> eights_0;
-    uint _S12 = (*begins_0)[int(0)];
-    MXFP4Eights_Eight_0 _S13 = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_4);
-    eights_0[int(0)] = _S13;
-    uint _S14 = (*begins_0)[int(1)];
-    MXFP4Eights_Eight_0 _S15 = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_4);
-    eights_0[int(1)] = _S15;
-    uint _S16 = (*begins_0)[int(2)];
-    MXFP4Eights_Eight_0 _S17 = MXFP4Eights_load_0(even_0, (*begins_0)[int(2)], i_4);
-    eights_0[int(2)] = _S17;
-    uint _S18 = (*begins_0)[int(3)];
-    MXFP4Eights_Eight_0 _S19 = MXFP4Eights_load_0(odd_0, (*begins_0)[int(3)], i_4);
-    eights_0[int(3)] = _S19;
-    uint _S20 = i_4 + lanes_0;
-    MXFP4Eights_Eight_0 _S21 = MXFP4Eights_load_0(even_0, _S12, _S20);
-    eights_0[int(4)] = _S21;
-    MXFP4Eights_Eight_0 _S22 = MXFP4Eights_load_0(odd_0, _S14, _S20);
-    eights_0[int(5)] = _S22;
-    MXFP4Eights_Eight_0 _S23 = MXFP4Eights_load_0(even_0, _S16, _S20);
-    eights_0[int(6)] = _S23;
-    MXFP4Eights_Eight_0 _S24 = MXFP4Eights_load_0(odd_0, _S18, _S20);
-    eights_0[int(7)] = _S24;
-    uint2 _S25 = MXFP4Eights_places_0(i_4);
-    float4 _S26 = float4(*(x_0+(x_offset_0 + _S25.x))) ;
-    float4 _S27 = float4(*(x_0+(x_offset_0 + _S25.y))) ;
-    thread MXFP4Eights_Eight_0 _S28 = _S13;
-    float _S29 = MXFP4Eights_product_0(&_S28, i_4, _S26, _S27);
-    float _S30 = products_0->sums_0[int(0)] + _S29;
-    products_0->sums_0[int(0)] = _S30;
-    thread MXFP4Eights_Eight_0 _S31 = _S15;
-    float _S32 = MXFP4Eights_product_0(&_S31, i_4, _S26, _S27);
-    float _S33 = products_0->sums_0[int(1)] + _S32;
-    products_0->sums_0[int(1)] = _S33;
-    thread MXFP4Eights_Eight_0 _S34 = _S17;
-    float _S35 = MXFP4Eights_product_0(&_S34, i_4, _S26, _S27);
-    float _S36 = products_0->sums_0[int(2)] + _S35;
-    products_0->sums_0[int(2)] = _S36;
-    thread MXFP4Eights_Eight_0 _S37 = _S19;
-    float _S38 = MXFP4Eights_product_0(&_S37, i_4, _S26, _S27);
-    float _S39 = products_0->sums_0[int(3)] + _S38;
-    products_0->sums_0[int(3)] = _S39;
-    uint2 _S40 = MXFP4Eights_places_0(_S20);
-    float4 _S41 = float4(*(x_0+(x_offset_0 + _S40.x))) ;
-    float4 _S42 = float4(*(x_0+(x_offset_0 + _S40.y))) ;
-    thread MXFP4Eights_Eight_0 _S43 = _S21;
-    float _S44 = MXFP4Eights_product_0(&_S43, _S20, _S41, _S42);
-    products_0->sums_0[int(0)] = _S30 + _S44;
-    thread MXFP4Eights_Eight_0 _S45 = _S22;
-    float _S46 = MXFP4Eights_product_0(&_S45, _S20, _S41, _S42);
-    products_0->sums_0[int(1)] = _S33 + _S46;
-    thread MXFP4Eights_Eight_0 _S47 = _S23;
-    float _S48 = MXFP4Eights_product_0(&_S47, _S20, _S41, _S42);
-    products_0->sums_0[int(2)] = _S36 + _S48;
-    thread MXFP4Eights_Eight_0 _S49 = _S24;
-    float _S50 = MXFP4Eights_product_0(&_S49, _S20, _S41, _S42);
-    products_0->sums_0[int(3)] = _S39 + _S50;
+    uint2 _S8 = MXFP4Eights_places_0(i_3);
+    float4 _S9 = float4(*(x_0+(x_offset_0 + _S8.x))) ;
+    float4 _S10 = float4(*(x_0+(x_offset_0 + _S8.y))) ;
+    float _S11 = MXFP4Eights_product_0(&(*eights_0)[int(0)], i_3, _S9, _S10);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S11;
+    float _S12 = MXFP4Eights_product_0(&(*eights_0)[int(1)], i_3, _S9, _S10);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S12;
+    uint _S13 = i_3 + step_0;
+    uint2 _S14 = MXFP4Eights_places_0(_S13);
+    float4 _S15 = float4(*(x_0+(x_offset_0 + _S14.x))) ;
+    float4 _S16 = float4(*(x_0+(x_offset_0 + _S14.y))) ;
+    float _S17 = MXFP4Eights_product_0(&(*eights_0)[int(2)], _S13, _S15, _S16);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S17;
+    float _S18 = MXFP4Eights_product_0(&(*eights_0)[int(3)], _S13, _S15, _S16);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S18;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(4)> thread* begins_1, uint device* even_1, uint device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint lanes_1)
+uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
+{
+    uint _S19 = byte_0 % 4U * 8U;
+    uint _S20;
+    if(_S19 == 0U)
+    {
+        _S20 = first_0;
+    }
+    else
+    {
+        _S20 = (first_0 >> _S19) | (second_0 << (32U - _S19));
+    }
+    return _S20;
+}
+
+float fp4_scale_0(uint device* words_0, uint offset_0, uint byte_1)
+{
+    uint _S21 = (words_0[offset_0 + byte_1 / 4U] >> (byte_1 % 4U * 8U)) & 255U;
+    uint _S22;
+    if(_S21 < 2U)
+    {
+        _S22 = uint(int(2097152) << _S21);
+    }
+    else
+    {
+        _S22 = (_S21 - 1U) << 23U;
+    }
+    return (as_type<float>((_S22)));
+}
+
+MXFP4Eights_Eight_0 MXFP4Eights_Eight_x24init_0(uint q_1, float scale_1)
+{
+    thread MXFP4Eights_Eight_0 _S23;
+    (&_S23)->q_0 = q_1;
+    (&_S23)->scale_0 = scale_1;
+    return _S23;
+}
+
+MXFP4Eights_Eight_0 MXFP4Eights_load_0(uint device* weight_0, uint begin_0, uint i_4)
+{
+    uint _S24 = begin_0 + i_4 / 4U * 17U;
+    uint _S25 = _S24 + 1U + i_4 % 4U * 4U;
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S25, weight_0[_S25 / 4U], weight_0[_S25 / 4U + min(_S25 % 4U, 1U)]), fp4_scale_0(weight_0, 0U, _S24));
+}
+
+array<MXFP4Eights_Eight_0, int(4)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_5, uint step_1)
 {
     thread array<MXFP4Eights_Eight_0, int(4)> eights_1;
-    MXFP4Eights_Eight_0 _S51 = MXFP4Eights_load_0(even_1, (*begins_1)[int(0)], i_5);
-    eights_1[int(0)] = _S51;
-    MXFP4Eights_Eight_0 _S52 = MXFP4Eights_load_0(odd_1, (*begins_1)[int(1)], i_5);
-    eights_1[int(1)] = _S52;
-    MXFP4Eights_Eight_0 _S53 = MXFP4Eights_load_0(even_1, (*begins_1)[int(2)], i_5);
-    eights_1[int(2)] = _S53;
-    MXFP4Eights_Eight_0 _S54 = MXFP4Eights_load_0(odd_1, (*begins_1)[int(3)], i_5);
-    eights_1[int(3)] = _S54;
-    uint2 _S55 = MXFP4Eights_places_0(i_5);
-    float4 _S56 = float4(*(x_1+(x_offset_1 + _S55.x))) ;
-    float4 _S57 = float4(*(x_1+(x_offset_1 + _S55.y))) ;
-    thread MXFP4Eights_Eight_0 _S58 = _S51;
-    float _S59 = MXFP4Eights_product_0(&_S58, i_5, _S56, _S57);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S59;
-    thread MXFP4Eights_Eight_0 _S60 = _S52;
-    float _S61 = MXFP4Eights_product_0(&_S60, i_5, _S56, _S57);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S61;
-    thread MXFP4Eights_Eight_0 _S62 = _S53;
-    float _S63 = MXFP4Eights_product_0(&_S62, i_5, _S56, _S57);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S63;
-    thread MXFP4Eights_Eight_0 _S64 = _S54;
-    float _S65 = MXFP4Eights_product_0(&_S64, i_5, _S56, _S57);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S65;
+    uint _S26 = (*begins_0)[int(0)];
+    eights_1[int(0)] = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
+    uint _S27 = (*begins_0)[int(1)];
+    eights_1[int(1)] = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
+    uint _S28 = i_5 + step_1;
+    eights_1[int(2)] = MXFP4Eights_load_0(even_0, _S26, _S28);
+    eights_1[int(3)] = MXFP4Eights_load_0(odd_0, _S27, _S28);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<MXFP4Eights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_6, uint step_2)
+{
+    uint2 _S29 = MXFP4Eights_places_0(i_6);
+    float4 _S30 = float4(*(x_1+(x_offset_1 + _S29.x))) ;
+    float4 _S31 = float4(*(x_1+(x_offset_1 + _S29.y))) ;
+    float _S32 = MXFP4Eights_product_0(&(*eights_2)[int(0)], i_6, _S30, _S31);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S32;
+    float _S33 = MXFP4Eights_product_0(&(*eights_2)[int(1)], i_6, _S30, _S31);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S33;
     return;
 }
 
-float subgroup_sum_0(float value_0)
+array<MXFP4Eights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, uint device* even_1, uint device* odd_1, uint i_7, uint step_3)
 {
-    float _S66 = simd_sum(value_0);
-    return _S66;
-}
-
-array<float, int(4)> subgroup_sums_0(const array<float, int(4)> thread* values_0)
-{
-    thread array<float, int(4)> result_0;
-    float _S67 = subgroup_sum_0((*values_0)[int(0)]);
-    result_0[int(0)] = _S67;
-    float _S68 = subgroup_sum_0((*values_0)[int(1)]);
-    result_0[int(1)] = _S68;
-    float _S69 = subgroup_sum_0((*values_0)[int(2)]);
-    result_0[int(2)] = _S69;
-    float _S70 = subgroup_sum_0((*values_0)[int(3)]);
-    result_0[int(3)] = _S70;
-    return result_0;
+    thread array<MXFP4Eights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = MXFP4Eights_load_0(even_1, (*begins_1)[int(0)], i_7);
+    eights_3[int(1)] = MXFP4Eights_load_0(odd_1, (*begins_1)[int(1)], i_7);
+    return eights_3;
 }
 
 struct GemvParams_0
@@ -216,67 +175,142 @@ struct KernelContext_0
     uint device* entryPointParams_weight_0;
     packed_float4 device* entryPointParams_x_0;
     float device* entryPointParams_result_0;
-    uint _S71;
-    uint _S72;
+    uint _S34;
+    uint _S35;
+    array<float, int(128)> threadgroup* parts_0;
 };
 
-float own_0(const array<float, int(4)> thread* values_1, KernelContext_0 thread* kernelContext_0)
+float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
 {
-    float _S73 = (*values_1)[int(0)];
+    float _S36 = (*values_1)[int(0)];
     float result_1;
-    if((kernelContext_0->_S71) == 1U)
+    if(number_0 == 1U)
     {
         result_1 = (*values_1)[int(1)];
     }
     else
     {
-        result_1 = _S73;
-    }
-    if((kernelContext_0->_S71) == 2U)
-    {
-        result_1 = (*values_1)[int(2)];
-    }
-    if((kernelContext_0->_S71) == 3U)
-    {
-        result_1 = (*values_1)[int(3)];
+        result_1 = _S36;
     }
     return result_1;
 }
 
-Products_0 products_of_thread_0(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, KernelContext_0 thread* kernelContext_1)
+array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_0)
+{
+    uint wave_0;
+    uint _S37 = 128U / kernelContext_0->_S34;
+    array<float, int(2)> _S38 = subgroup_sums_0(values_2);
+    if((kernelContext_0->_S35) < 2U)
+    {
+        uint _S39 = thread_0 / kernelContext_0->_S34;
+        thread array<float, int(2)> _S40 = _S38;
+        float _S41 = chosen_0(&_S40, kernelContext_0->_S35);
+        (*kernelContext_0->parts_0)[_S39 * 2U + kernelContext_0->_S35] = _S41;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    thread array<float, int(2)> result_2;
+    for(;;)
+    {
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[int(0)] = 0.0;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S37)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_0->parts_0)[wave_0 * 2U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[int(1)] = 0.0;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S37)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_0->parts_0)[wave_0 * 2U + 1U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        break;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return result_2;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, uint first_1, uint step_4)
 {
     thread Products_0 products_2;
     (&products_2)->squares_0 = 0.0;
     (&products_2)->sums_0[int(0)] = 0.0;
     (&products_2)->sums_0[int(1)] = 0.0;
-    (&products_2)->sums_0[int(2)] = 0.0;
-    (&products_2)->sums_0[int(3)] = 0.0;
-    uint _S74 = kernelContext_1->_S72;
-    uint _S75 = k_1 / 8U;
-    uint i_6 = kernelContext_1->_S71;
-    for(;;)
+    uint _S42 = k_1 / 8U;
+    uint i_8;
+    if((first_1 + step_4) < _S42)
     {
-        if((i_6 + _S74) < _S75)
+        array<MXFP4Eights_Eight_0, int(4)> _S43 = load_eights_0(begins_2, even_2, odd_2, first_1, step_4);
+        i_8 = first_1;
+        array<MXFP4Eights_Eight_0, int(4)> loaded_0 = _S43;
+        for(;;)
         {
+            if((i_8 + 3U * step_4) < _S42)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S44 = i_8 + 2U * step_4;
+            array<MXFP4Eights_Eight_0, int(4)> _S45 = load_eights_0(begins_2, even_2, odd_2, _S44, step_4);
+            thread array<MXFP4Eights_Eight_0, int(4)> _S46 = loaded_0;
+            add_products_0(&products_2, &_S46, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
+            i_8 = _S44;
+            loaded_0 = _S45;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_6, _S74);
-        i_6 = i_6 + 2U * _S74;
+        thread array<MXFP4Eights_Eight_0, int(4)> _S47 = loaded_0;
+        add_products_0(&products_2, &_S47, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
+        i_8 = i_8 + 2U * step_4;
+    }
+    else
+    {
+        i_8 = first_1;
     }
     for(;;)
     {
-        if(i_6 < _S75)
+        if(i_8 < _S42)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_6, _S74);
-        i_6 = i_6 + _S74;
+        array<MXFP4Eights_Eight_0, int(2)> _S48 = load_eights_1(begins_2, even_2, odd_2, i_8, step_4);
+        thread array<MXFP4Eights_Eight_0, int(2)> _S49 = _S48;
+        add_products_1(&products_2, &_S49, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
+        i_8 = i_8 + step_4;
     }
     return products_2;
 }
@@ -286,14 +320,12 @@ uint MXFP4Eights_begin_0(uint offset_1, uint k_2, uint row_0)
     return 4U * offset_1 + row_0 * (k_2 / 32U) * 17U;
 }
 
-array<uint, int(4)> begins_of_rows_0(uint offset_2, uint k_3, uint first_1, uint n_1)
+array<uint, int(2)> begins_of_rows_0(uint offset_2, uint k_3, uint first_2, uint n_1)
 {
-    thread array<uint, int(4)> begins_3;
-    uint _S76 = n_1 - 1U;
-    begins_3[int(0)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_1, _S76));
-    begins_3[int(1)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_1 + 1U, _S76));
-    begins_3[int(2)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_1 + 2U, _S76));
-    begins_3[int(3)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_1 + 3U, _S76));
+    thread array<uint, int(2)> begins_3;
+    uint _S50 = n_1 - 1U;
+    begins_3[int(0)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_2, _S50));
+    begins_3[int(1)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_2 + 1U, _S50));
     return begins_3;
 }
 
@@ -302,78 +334,75 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_3, float device* result_2, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S77 = kernelContext_2->_S72;
-    uint _S78 = 128U / kernelContext_2->_S72;
-    uint _S79 = p_1->groups_0 * _S78 * 4U;
-    uint _S80 = group_number_0(group_1) * _S78;
-    uint _S81 = thread_0 / _S77;
-    uint first_2 = (_S80 + _S81) * 4U;
+    uint first_3 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S82 = p_1->n_0;
-        if(first_2 < (p_1->n_0))
+        uint _S51 = p_1->n_0;
+        if(first_3 < (p_1->n_0))
         {
         }
         else
         {
             break;
         }
-        uint _S83 = first_2 + kernelContext_2->_S71;
-        bool _S84;
-        if((kernelContext_2->_S71) < 4U)
+        uint _S52 = first_3 + thread_1;
+        bool _S53;
+        if(thread_1 < 2U)
         {
-            _S84 = _S83 < _S82;
+            _S53 = _S52 < _S51;
         }
         else
         {
-            _S84 = false;
+            _S53 = false;
         }
-        bool _S85;
-        if(_S84)
+        bool _S54;
+        if(_S53)
         {
-            _S85 = (p_1->accumulate_0) != 0U;
+            _S54 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S85 = false;
+            _S54 = false;
         }
         float sum_0;
-        if(_S85)
+        if(_S54)
         {
-            sum_0 = *(result_2+(p_1->out_offset_0 + _S83));
+            sum_0 = *(result_3+(p_1->out_offset_0 + _S52));
         }
         else
         {
             sum_0 = 0.0;
         }
-        thread array<uint, int(4)> _S86 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_2, _S82);
-        Products_0 _S87 = products_of_thread_0(&_S86, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, kernelContext_2);
-        thread array<float, int(4)> _S88 = _S87.sums_0;
-        array<float, int(4)> _S89 = subgroup_sums_0(&_S88);
-        thread array<float, int(4)> _S90 = _S89;
-        float _S91 = own_0(&_S90, kernelContext_2);
-        float sum_1 = sum_0 + _S91;
-        if(_S84)
+        thread array<uint, int(2)> _S55 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_3, _S51);
+        Products_0 _S56 = products_of_thread_0(&_S55, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
+        thread array<float, int(2)> _S57 = _S56.sums_0;
+        array<float, int(2)> _S58 = group_sums_0(&_S57, thread_1, kernelContext_1);
+        thread array<float, int(2)> _S59 = _S58;
+        float _S60 = chosen_0(&_S59, thread_1);
+        float sum_1 = sum_0 + _S60;
+        if(_S53)
         {
-            *(result_2+(p_1->out_offset_0 + _S83)) = sum_1;
+            *(result_3+(p_1->out_offset_0 + _S52)) = sum_1;
         }
-        first_2 = first_2 + _S79;
+        first_3 = first_3 + p_1->groups_0 * 2U;
     }
     return;
 }
 
-[[kernel]] void gemv_mxfp4(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
+[[kernel]] void gemv_mxfp4(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_2;
+    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    threadgroup array<float, int(128)> parts_1;
+    (&kernelContext_2)->parts_0 = &parts_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S71 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S72 = _builtinWaveLaneCount_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_2)->_S34 = _builtinWaveLaneCount_0;
+    (&kernelContext_2)->_S35 = _builtinWaveLaneIndex_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
     return;
 }

@@ -3,9 +3,25 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
+float subgroup_sum_0(float value_0)
+{
+    float _S1 = simd_sum(value_0);
+    return _S1;
+}
+
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
+{
+    thread array<float, int(2)> result_0;
+    float _S2 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S2;
+    float _S3 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S3;
+    return result_0;
+}
+
 struct Products_0
 {
-    array<float, int(4)> sums_0;
+    array<float, int(2)> sums_0;
     float squares_0;
 };
 
@@ -15,53 +31,15 @@ struct Q4_0Eights_Eight_0
     uint d_0;
 };
 
-uint word_from_0(uint half_0, uint first_0, uint second_0)
+uint2 places_of_nibbles_0(uint i_0)
 {
-    uint _S1;
-    if((half_0 % 2U) == 0U)
-    {
-        _S1 = first_0;
-    }
-    else
-    {
-        _S1 = (first_0 >> 16U) | (second_0 << 16U);
-    }
-    return _S1;
+    uint _S4 = i_0 % 4U;
+    return uint2(i_0 / 4U * 8U + _S4, i_0 / 4U * 8U + _S4 + 4U);
 }
 
-uint load_word_0(uint device* words_0, uint half_1)
+uint2 Q4_0Eights_places_0(uint i_1)
 {
-    return word_from_0(half_1, words_0[half_1 / 2U], words_0[half_1 / 2U + half_1 % 2U]);
-}
-
-uint load_half_0(uint device* words_1, uint half_2)
-{
-    return words_1[half_2 / 2U] >> (half_2 % 2U * 16U);
-}
-
-Q4_0Eights_Eight_0 Q4_0Eights_Eight_x24init_0(uint q_1, uint d_1)
-{
-    thread Q4_0Eights_Eight_0 _S2;
-    (&_S2)->q_0 = q_1;
-    (&_S2)->d_0 = d_1;
-    return _S2;
-}
-
-Q4_0Eights_Eight_0 Q4_0Eights_load_0(uint device* weight_0, uint begin_0, uint i_0)
-{
-    uint _S3 = begin_0 + i_0 / 4U * 9U;
-    return Q4_0Eights_Eight_x24init_0(load_word_0(weight_0, _S3 + 1U + i_0 % 4U * 2U), load_half_0(weight_0, _S3));
-}
-
-uint2 places_of_nibbles_0(uint i_1)
-{
-    uint _S4 = i_1 % 4U;
-    return uint2(i_1 / 4U * 8U + _S4, i_1 / 4U * 8U + _S4 + 4U);
-}
-
-uint2 Q4_0Eights_places_0(uint i_2)
-{
-    return places_of_nibbles_0(i_2);
+    return places_of_nibbles_0(i_1);
 }
 
 float2 halves_0(uint word_0)
@@ -101,119 +79,101 @@ float4 high_nibbles_0(uint word_6, float zero_5)
     return float4(in_place_2(word_6, zero_5), in_place_3(word_6, zero_5), in_place_2(_S6, zero_5), in_place_3(_S6, zero_5));
 }
 
-float Q4_0Eights_product_0(const Q4_0Eights_Eight_0 thread* eight_0, uint i_3, float4 a_0, float4 b_0)
+float Q4_0Eights_product_0(const Q4_0Eights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
 {
     return halves_0(eight_0->d_0).x * (dot(low_nibbles_0(eight_0->q_0, 8.0), a_0) + dot(high_nibbles_0(eight_0->q_0, 8.0), b_0));
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(4)> thread* begins_0, uint device* even_0, uint device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_4, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<Q4_0Eights_Eight_0, int(4)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint step_0)
 {
-    thread array<Q4_0Eights_Eight_0, int(8)> eights_0;
-    uint _S7 = (*begins_0)[int(0)];
-    Q4_0Eights_Eight_0 _S8 = Q4_0Eights_load_0(even_0, (*begins_0)[int(0)], i_4);
-    eights_0[int(0)] = _S8;
-    uint _S9 = (*begins_0)[int(1)];
-    Q4_0Eights_Eight_0 _S10 = Q4_0Eights_load_0(odd_0, (*begins_0)[int(1)], i_4);
-    eights_0[int(1)] = _S10;
-    uint _S11 = (*begins_0)[int(2)];
-    Q4_0Eights_Eight_0 _S12 = Q4_0Eights_load_0(even_0, (*begins_0)[int(2)], i_4);
-    eights_0[int(2)] = _S12;
-    uint _S13 = (*begins_0)[int(3)];
-    Q4_0Eights_Eight_0 _S14 = Q4_0Eights_load_0(odd_0, (*begins_0)[int(3)], i_4);
-    eights_0[int(3)] = _S14;
-    uint _S15 = i_4 + lanes_0;
-    Q4_0Eights_Eight_0 _S16 = Q4_0Eights_load_0(even_0, _S7, _S15);
-    eights_0[int(4)] = _S16;
-    Q4_0Eights_Eight_0 _S17 = Q4_0Eights_load_0(odd_0, _S9, _S15);
-    eights_0[int(5)] = _S17;
-    Q4_0Eights_Eight_0 _S18 = Q4_0Eights_load_0(even_0, _S11, _S15);
-    eights_0[int(6)] = _S18;
-    Q4_0Eights_Eight_0 _S19 = Q4_0Eights_load_0(odd_0, _S13, _S15);
-    eights_0[int(7)] = _S19;
-    uint2 _S20 = Q4_0Eights_places_0(i_4);
-    float4 _S21 = float4(*(x_0+(x_offset_0 + _S20.x))) ;
-    float4 _S22 = float4(*(x_0+(x_offset_0 + _S20.y))) ;
-    thread Q4_0Eights_Eight_0 _S23 = _S8;
-    float _S24 = Q4_0Eights_product_0(&_S23, i_4, _S21, _S22);
-    float _S25 = products_0->sums_0[int(0)] + _S24;
-    products_0->sums_0[int(0)] = _S25;
-    thread Q4_0Eights_Eight_0 _S26 = _S10;
-    float _S27 = Q4_0Eights_product_0(&_S26, i_4, _S21, _S22);
-    float _S28 = products_0->sums_0[int(1)] + _S27;
-    products_0->sums_0[int(1)] = _S28;
-    thread Q4_0Eights_Eight_0 _S29 = _S12;
-    float _S30 = Q4_0Eights_product_0(&_S29, i_4, _S21, _S22);
-    float _S31 = products_0->sums_0[int(2)] + _S30;
-    products_0->sums_0[int(2)] = _S31;
-    thread Q4_0Eights_Eight_0 _S32 = _S14;
-    float _S33 = Q4_0Eights_product_0(&_S32, i_4, _S21, _S22);
-    float _S34 = products_0->sums_0[int(3)] + _S33;
-    products_0->sums_0[int(3)] = _S34;
-    uint2 _S35 = Q4_0Eights_places_0(_S15);
-    float4 _S36 = float4(*(x_0+(x_offset_0 + _S35.x))) ;
-    float4 _S37 = float4(*(x_0+(x_offset_0 + _S35.y))) ;
-    thread Q4_0Eights_Eight_0 _S38 = _S16;
-    float _S39 = Q4_0Eights_product_0(&_S38, _S15, _S36, _S37);
-    products_0->sums_0[int(0)] = _S25 + _S39;
-    thread Q4_0Eights_Eight_0 _S40 = _S17;
-    float _S41 = Q4_0Eights_product_0(&_S40, _S15, _S36, _S37);
-    products_0->sums_0[int(1)] = _S28 + _S41;
-    thread Q4_0Eights_Eight_0 _S42 = _S18;
-    float _S43 = Q4_0Eights_product_0(&_S42, _S15, _S36, _S37);
-    products_0->sums_0[int(2)] = _S31 + _S43;
-    thread Q4_0Eights_Eight_0 _S44 = _S19;
-    float _S45 = Q4_0Eights_product_0(&_S44, _S15, _S36, _S37);
-    products_0->sums_0[int(3)] = _S34 + _S45;
+    uint2 _S7 = Q4_0Eights_places_0(i_3);
+    float4 _S8 = float4(*(x_0+(x_offset_0 + _S7.x))) ;
+    float4 _S9 = float4(*(x_0+(x_offset_0 + _S7.y))) ;
+    float _S10 = Q4_0Eights_product_0(&(*eights_0)[int(0)], i_3, _S8, _S9);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S10;
+    float _S11 = Q4_0Eights_product_0(&(*eights_0)[int(1)], i_3, _S8, _S9);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S11;
+    uint _S12 = i_3 + step_0;
+    uint2 _S13 = Q4_0Eights_places_0(_S12);
+    float4 _S14 = float4(*(x_0+(x_offset_0 + _S13.x))) ;
+    float4 _S15 = float4(*(x_0+(x_offset_0 + _S13.y))) ;
+    float _S16 = Q4_0Eights_product_0(&(*eights_0)[int(2)], _S12, _S14, _S15);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S16;
+    float _S17 = Q4_0Eights_product_0(&(*eights_0)[int(3)], _S12, _S14, _S15);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S17;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(4)> thread* begins_1, uint device* even_1, uint device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint lanes_1)
+uint second_if_0(bool aligned_0, uint first_0, uint second_0)
+{
+    uint _S18;
+    if(aligned_0)
+    {
+        _S18 = second_0;
+    }
+    else
+    {
+        _S18 = (first_0 >> 16U) | (second_0 << 16U);
+    }
+    return _S18;
+}
+
+uint load_word_0(uint device* words_0, uint half_0)
+{
+    uint _S19 = (half_0 - 1U) / 2U;
+    return second_if_0((half_0 % 2U) == 0U, words_0[_S19], words_0[_S19 + 1U]);
+}
+
+uint load_half_0(uint device* words_1, uint half_1)
+{
+    return words_1[half_1 / 2U] >> (half_1 % 2U * 16U);
+}
+
+Q4_0Eights_Eight_0 Q4_0Eights_Eight_x24init_0(uint q_1, uint d_1)
+{
+    thread Q4_0Eights_Eight_0 _S20;
+    (&_S20)->q_0 = q_1;
+    (&_S20)->d_0 = d_1;
+    return _S20;
+}
+
+Q4_0Eights_Eight_0 Q4_0Eights_load_0(uint device* weight_0, uint begin_0, uint i_4)
+{
+    uint _S21 = begin_0 + i_4 / 4U * 9U;
+    return Q4_0Eights_Eight_x24init_0(load_word_0(weight_0, _S21 + 1U + i_4 % 4U * 2U), load_half_0(weight_0, _S21));
+}
+
+array<Q4_0Eights_Eight_0, int(4)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_5, uint step_1)
 {
     thread array<Q4_0Eights_Eight_0, int(4)> eights_1;
-    Q4_0Eights_Eight_0 _S46 = Q4_0Eights_load_0(even_1, (*begins_1)[int(0)], i_5);
-    eights_1[int(0)] = _S46;
-    Q4_0Eights_Eight_0 _S47 = Q4_0Eights_load_0(odd_1, (*begins_1)[int(1)], i_5);
-    eights_1[int(1)] = _S47;
-    Q4_0Eights_Eight_0 _S48 = Q4_0Eights_load_0(even_1, (*begins_1)[int(2)], i_5);
-    eights_1[int(2)] = _S48;
-    Q4_0Eights_Eight_0 _S49 = Q4_0Eights_load_0(odd_1, (*begins_1)[int(3)], i_5);
-    eights_1[int(3)] = _S49;
-    uint2 _S50 = Q4_0Eights_places_0(i_5);
-    float4 _S51 = float4(*(x_1+(x_offset_1 + _S50.x))) ;
-    float4 _S52 = float4(*(x_1+(x_offset_1 + _S50.y))) ;
-    thread Q4_0Eights_Eight_0 _S53 = _S46;
-    float _S54 = Q4_0Eights_product_0(&_S53, i_5, _S51, _S52);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S54;
-    thread Q4_0Eights_Eight_0 _S55 = _S47;
-    float _S56 = Q4_0Eights_product_0(&_S55, i_5, _S51, _S52);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S56;
-    thread Q4_0Eights_Eight_0 _S57 = _S48;
-    float _S58 = Q4_0Eights_product_0(&_S57, i_5, _S51, _S52);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S58;
-    thread Q4_0Eights_Eight_0 _S59 = _S49;
-    float _S60 = Q4_0Eights_product_0(&_S59, i_5, _S51, _S52);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S60;
+    uint _S22 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q4_0Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
+    uint _S23 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q4_0Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
+    uint _S24 = i_5 + step_1;
+    eights_1[int(2)] = Q4_0Eights_load_0(even_0, _S22, _S24);
+    eights_1[int(3)] = Q4_0Eights_load_0(odd_0, _S23, _S24);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<Q4_0Eights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_6, uint step_2)
+{
+    uint2 _S25 = Q4_0Eights_places_0(i_6);
+    float4 _S26 = float4(*(x_1+(x_offset_1 + _S25.x))) ;
+    float4 _S27 = float4(*(x_1+(x_offset_1 + _S25.y))) ;
+    float _S28 = Q4_0Eights_product_0(&(*eights_2)[int(0)], i_6, _S26, _S27);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S28;
+    float _S29 = Q4_0Eights_product_0(&(*eights_2)[int(1)], i_6, _S26, _S27);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S29;
     return;
 }
 
-float subgroup_sum_0(float value_0)
+array<Q4_0Eights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, uint device* even_1, uint device* odd_1, uint i_7, uint step_3)
 {
-    float _S61 = simd_sum(value_0);
-    return _S61;
-}
-
-array<float, int(4)> subgroup_sums_0(const array<float, int(4)> thread* values_0)
-{
-    thread array<float, int(4)> result_0;
-    float _S62 = subgroup_sum_0((*values_0)[int(0)]);
-    result_0[int(0)] = _S62;
-    float _S63 = subgroup_sum_0((*values_0)[int(1)]);
-    result_0[int(1)] = _S63;
-    float _S64 = subgroup_sum_0((*values_0)[int(2)]);
-    result_0[int(2)] = _S64;
-    float _S65 = subgroup_sum_0((*values_0)[int(3)]);
-    result_0[int(3)] = _S65;
-    return result_0;
+    thread array<Q4_0Eights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = Q4_0Eights_load_0(even_1, (*begins_1)[int(0)], i_7);
+    eights_3[int(1)] = Q4_0Eights_load_0(odd_1, (*begins_1)[int(1)], i_7);
+    return eights_3;
 }
 
 struct GemvParams_0
@@ -238,67 +198,142 @@ struct KernelContext_0
     uint device* entryPointParams_weight_0;
     packed_float4 device* entryPointParams_x_0;
     float device* entryPointParams_result_0;
-    uint _S66;
-    uint _S67;
+    uint _S30;
+    uint _S31;
+    array<float, int(128)> threadgroup* parts_0;
 };
 
-float own_0(const array<float, int(4)> thread* values_1, KernelContext_0 thread* kernelContext_0)
+float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
 {
-    float _S68 = (*values_1)[int(0)];
+    float _S32 = (*values_1)[int(0)];
     float result_1;
-    if((kernelContext_0->_S66) == 1U)
+    if(number_0 == 1U)
     {
         result_1 = (*values_1)[int(1)];
     }
     else
     {
-        result_1 = _S68;
-    }
-    if((kernelContext_0->_S66) == 2U)
-    {
-        result_1 = (*values_1)[int(2)];
-    }
-    if((kernelContext_0->_S66) == 3U)
-    {
-        result_1 = (*values_1)[int(3)];
+        result_1 = _S32;
     }
     return result_1;
 }
 
-Products_0 products_of_thread_0(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, KernelContext_0 thread* kernelContext_1)
+array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_0)
+{
+    uint wave_0;
+    uint _S33 = 128U / kernelContext_0->_S30;
+    array<float, int(2)> _S34 = subgroup_sums_0(values_2);
+    if((kernelContext_0->_S31) < 2U)
+    {
+        uint _S35 = thread_0 / kernelContext_0->_S30;
+        thread array<float, int(2)> _S36 = _S34;
+        float _S37 = chosen_0(&_S36, kernelContext_0->_S31);
+        (*kernelContext_0->parts_0)[_S35 * 2U + kernelContext_0->_S31] = _S37;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    thread array<float, int(2)> result_2;
+    for(;;)
+    {
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[int(0)] = 0.0;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S33)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_0->parts_0)[wave_0 * 2U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[int(1)] = 0.0;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S33)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_0->parts_0)[wave_0 * 2U + 1U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        break;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return result_2;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, uint first_1, uint step_4)
 {
     thread Products_0 products_2;
     (&products_2)->squares_0 = 0.0;
     (&products_2)->sums_0[int(0)] = 0.0;
     (&products_2)->sums_0[int(1)] = 0.0;
-    (&products_2)->sums_0[int(2)] = 0.0;
-    (&products_2)->sums_0[int(3)] = 0.0;
-    uint _S69 = kernelContext_1->_S67;
-    uint _S70 = k_1 / 8U;
-    uint i_6 = kernelContext_1->_S66;
-    for(;;)
+    uint _S38 = k_1 / 8U;
+    uint i_8;
+    if((first_1 + step_4) < _S38)
     {
-        if((i_6 + _S69) < _S70)
+        array<Q4_0Eights_Eight_0, int(4)> _S39 = load_eights_0(begins_2, even_2, odd_2, first_1, step_4);
+        i_8 = first_1;
+        array<Q4_0Eights_Eight_0, int(4)> loaded_0 = _S39;
+        for(;;)
         {
+            if((i_8 + 3U * step_4) < _S38)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S40 = i_8 + 2U * step_4;
+            array<Q4_0Eights_Eight_0, int(4)> _S41 = load_eights_0(begins_2, even_2, odd_2, _S40, step_4);
+            thread array<Q4_0Eights_Eight_0, int(4)> _S42 = loaded_0;
+            add_products_0(&products_2, &_S42, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
+            i_8 = _S40;
+            loaded_0 = _S41;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_6, _S69);
-        i_6 = i_6 + 2U * _S69;
+        thread array<Q4_0Eights_Eight_0, int(4)> _S43 = loaded_0;
+        add_products_0(&products_2, &_S43, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
+        i_8 = i_8 + 2U * step_4;
+    }
+    else
+    {
+        i_8 = first_1;
     }
     for(;;)
     {
-        if(i_6 < _S70)
+        if(i_8 < _S38)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_6, _S69);
-        i_6 = i_6 + _S69;
+        array<Q4_0Eights_Eight_0, int(2)> _S44 = load_eights_1(begins_2, even_2, odd_2, i_8, step_4);
+        thread array<Q4_0Eights_Eight_0, int(2)> _S45 = _S44;
+        add_products_1(&products_2, &_S45, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
+        i_8 = i_8 + step_4;
     }
     return products_2;
 }
@@ -308,14 +343,12 @@ uint Q4_0Eights_begin_0(uint offset_0, uint k_2, uint row_0)
     return 2U * offset_0 + row_0 * (k_2 / 32U) * 9U;
 }
 
-array<uint, int(4)> begins_of_rows_0(uint offset_1, uint k_3, uint first_1, uint n_1)
+array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_2, uint n_1)
 {
-    thread array<uint, int(4)> begins_3;
-    uint _S71 = n_1 - 1U;
-    begins_3[int(0)] = Q4_0Eights_begin_0(offset_1, k_3, min(first_1, _S71));
-    begins_3[int(1)] = Q4_0Eights_begin_0(offset_1, k_3, min(first_1 + 1U, _S71));
-    begins_3[int(2)] = Q4_0Eights_begin_0(offset_1, k_3, min(first_1 + 2U, _S71));
-    begins_3[int(3)] = Q4_0Eights_begin_0(offset_1, k_3, min(first_1 + 3U, _S71));
+    thread array<uint, int(2)> begins_3;
+    uint _S46 = n_1 - 1U;
+    begins_3[int(0)] = Q4_0Eights_begin_0(offset_1, k_3, min(first_2, _S46));
+    begins_3[int(1)] = Q4_0Eights_begin_0(offset_1, k_3, min(first_2 + 1U, _S46));
     return begins_3;
 }
 
@@ -324,78 +357,75 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_3, float device* result_2, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S72 = kernelContext_2->_S67;
-    uint _S73 = 128U / kernelContext_2->_S67;
-    uint _S74 = p_1->groups_0 * _S73 * 4U;
-    uint _S75 = group_number_0(group_1) * _S73;
-    uint _S76 = thread_0 / _S72;
-    uint first_2 = (_S75 + _S76) * 4U;
+    uint first_3 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S77 = p_1->n_0;
-        if(first_2 < (p_1->n_0))
+        uint _S47 = p_1->n_0;
+        if(first_3 < (p_1->n_0))
         {
         }
         else
         {
             break;
         }
-        uint _S78 = first_2 + kernelContext_2->_S66;
-        bool _S79;
-        if((kernelContext_2->_S66) < 4U)
+        uint _S48 = first_3 + thread_1;
+        bool _S49;
+        if(thread_1 < 2U)
         {
-            _S79 = _S78 < _S77;
+            _S49 = _S48 < _S47;
         }
         else
         {
-            _S79 = false;
+            _S49 = false;
         }
-        bool _S80;
-        if(_S79)
+        bool _S50;
+        if(_S49)
         {
-            _S80 = (p_1->accumulate_0) != 0U;
+            _S50 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S80 = false;
+            _S50 = false;
         }
         float sum_0;
-        if(_S80)
+        if(_S50)
         {
-            sum_0 = *(result_2+(p_1->out_offset_0 + _S78));
+            sum_0 = *(result_3+(p_1->out_offset_0 + _S48));
         }
         else
         {
             sum_0 = 0.0;
         }
-        thread array<uint, int(4)> _S81 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_2, _S77);
-        Products_0 _S82 = products_of_thread_0(&_S81, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, kernelContext_2);
-        thread array<float, int(4)> _S83 = _S82.sums_0;
-        array<float, int(4)> _S84 = subgroup_sums_0(&_S83);
-        thread array<float, int(4)> _S85 = _S84;
-        float _S86 = own_0(&_S85, kernelContext_2);
-        float sum_1 = sum_0 + _S86;
-        if(_S79)
+        thread array<uint, int(2)> _S51 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_3, _S47);
+        Products_0 _S52 = products_of_thread_0(&_S51, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
+        thread array<float, int(2)> _S53 = _S52.sums_0;
+        array<float, int(2)> _S54 = group_sums_0(&_S53, thread_1, kernelContext_1);
+        thread array<float, int(2)> _S55 = _S54;
+        float _S56 = chosen_0(&_S55, thread_1);
+        float sum_1 = sum_0 + _S56;
+        if(_S49)
         {
-            *(result_2+(p_1->out_offset_0 + _S78)) = sum_1;
+            *(result_3+(p_1->out_offset_0 + _S48)) = sum_1;
         }
-        first_2 = first_2 + _S74;
+        first_3 = first_3 + p_1->groups_0 * 2U;
     }
     return;
 }
 
-[[kernel]] void gemv_q4_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
+[[kernel]] void gemv_q4_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_2;
+    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    threadgroup array<float, int(128)> parts_1;
+    (&kernelContext_2)->parts_0 = &parts_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S66 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S67 = _builtinWaveLaneCount_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_2)->_S30 = _builtinWaveLaneCount_0;
+    (&kernelContext_2)->_S31 = _builtinWaveLaneIndex_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
     return;
 }

@@ -21,39 +21,49 @@ FourOrFiveEights_Eight_0 FourOrFiveEights_Eight_x24init_0(uint q_1, uint fifths_
     return _S1;
 }
 
+float subgroup_sum_0(float value_0)
+{
+    float _S2 = simd_sum(value_0);
+    return _S2;
+}
+
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
+{
+    thread array<float, int(2)> result_0;
+    float _S3 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S3;
+    float _S4 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S4;
+    return result_0;
+}
+
 struct Products_0
 {
-    array<float, int(4)> sums_0;
+    array<float, int(2)> sums_0;
     float squares_0;
 };
 
-FourOrFiveEights_Eight_0 FourOrFiveEights_load_0(uint device* weight_0, uint begin_0, uint i_0)
+uint2 FourOrFiveEights_places_0(uint i_0)
 {
-    uint _S2 = begin_0 + i_0 / 32U * 36U;
-    return FourOrFiveEights_Eight_x24init_0(weight_0[_S2 + 4U + i_0 % 32U], 0U, weight_0[_S2], uint3(weight_0[_S2 + 1U], weight_0[_S2 + 2U], weight_0[_S2 + 3U]));
-}
-
-uint2 FourOrFiveEights_places_0(uint i_1)
-{
-    uint _S3 = i_1 % 8U;
-    return uint2(i_1 / 8U * 16U + _S3, i_1 / 8U * 16U + _S3 + 8U);
+    uint _S5 = i_0 % 8U;
+    return uint2(i_0 / 8U * 16U + _S5, i_0 / 8U * 16U + _S5 + 8U);
 }
 
 uint2 scales_of_quarter_0(uint3 packed_2, uint quarter_0)
 {
-    uint _S4 = quarter_0 % 2U * 16U;
-    uint2 _S5 = (packed_2.xy) >> (uint2(_S4) );
-    uint _S6 = (packed_2.z) >> _S4;
-    uint2 _S7;
+    uint _S6 = quarter_0 % 2U * 16U;
+    uint2 _S7 = (packed_2.xy) >> (uint2(_S6) );
+    uint _S8 = (packed_2.z) >> _S6;
+    uint2 _S9;
     if(quarter_0 < 2U)
     {
-        _S7 = _S5 & (uint2(16191U) );
+        _S9 = _S7 & (uint2(16191U) );
     }
     else
     {
-        _S7 = (uint2(_S6, _S6 >> 4U) & (uint2(3855U) )) | ((_S5 >> (uint2(2U) )) & (uint2(12336U) ));
+        _S9 = (uint2(_S8, _S8 >> 4U) & (uint2(3855U) )) | ((_S7 >> (uint2(2U) )) & (uint2(12336U) ));
     }
-    return _S7;
+    return _S9;
 }
 
 float in_place_0(uint word_0, float zero_0)
@@ -68,8 +78,8 @@ float in_place_1(uint word_1, float zero_1)
 
 float4 whole_bytes_0(uint word_2, float zero_2)
 {
-    uint _S8 = word_2 >> 16U;
-    return float4(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S8, zero_2), in_place_1(_S8, zero_2));
+    uint _S10 = word_2 >> 16U;
+    return float4(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S10, zero_2), in_place_1(_S10, zero_2));
 }
 
 float sum_0(float4 v_0)
@@ -82,123 +92,72 @@ float2 halves_0(uint word_3)
     return float2((as_type<half>((ushort)((word_3 & 65535U)))), (as_type<half>((ushort)((word_3 >> 16U)))));
 }
 
-float FourOrFiveEights_product_0(const FourOrFiveEights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
+float FourOrFiveEights_product_0(const FourOrFiveEights_Eight_0 thread* eight_0, uint i_1, float4 a_0, float4 b_0)
 {
-    uint2 _S9 = scales_of_quarter_0(eight_0->packed_0, i_2 % 32U / 8U);
-    float2 _S10 = float2(_S9 & (uint2(255U) ));
-    float2 _S11 = float2(_S9 >> (uint2(8U) ));
-    float2 _S12 = halves_0(eight_0->scales_0) * float2(_S10.x * dot(whole_bytes_0(((eight_0->q_0) & 252645135U) | (((eight_0->fifths_0) & 16843009U) << 4U), 0.0), a_0) + _S11.x * dot(whole_bytes_0((((eight_0->q_0) >> 4U) & 252645135U) | ((((eight_0->fifths_0) >> 1U) & 16843009U) << 4U), 0.0), b_0), _S10.y * sum_0(a_0) + _S11.y * sum_0(b_0));
-    return _S12.x - _S12.y;
+    uint2 _S11 = scales_of_quarter_0(eight_0->packed_0, i_1 % 32U / 8U);
+    float2 _S12 = float2(_S11 & (uint2(255U) ));
+    float2 _S13 = float2(_S11 >> (uint2(8U) ));
+    float2 _S14 = halves_0(eight_0->scales_0) * float2(_S12.x * dot(whole_bytes_0(((eight_0->q_0) & 252645135U) | (((eight_0->fifths_0) & 16843009U) << 4U), 0.0), a_0) + _S13.x * dot(whole_bytes_0((((eight_0->q_0) >> 4U) & 252645135U) | ((((eight_0->fifths_0) >> 1U) & 16843009U) << 4U), 0.0), b_0), _S12.y * sum_0(a_0) + _S13.y * sum_0(b_0));
+    return _S14.x - _S14.y;
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(4)> thread* begins_0, uint device* even_0, uint device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<FourOrFiveEights_Eight_0, int(4)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_2, uint step_0)
 {
-    thread array<FourOrFiveEights_Eight_0, int(8)> eights_0;
-    uint _S13 = (*begins_0)[int(0)];
-    FourOrFiveEights_Eight_0 _S14 = FourOrFiveEights_load_0(even_0, (*begins_0)[int(0)], i_3);
-    eights_0[int(0)] = _S14;
-    uint _S15 = (*begins_0)[int(1)];
-    FourOrFiveEights_Eight_0 _S16 = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(1)], i_3);
-    eights_0[int(1)] = _S16;
-    uint _S17 = (*begins_0)[int(2)];
-    FourOrFiveEights_Eight_0 _S18 = FourOrFiveEights_load_0(even_0, (*begins_0)[int(2)], i_3);
-    eights_0[int(2)] = _S18;
-    uint _S19 = (*begins_0)[int(3)];
-    FourOrFiveEights_Eight_0 _S20 = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(3)], i_3);
-    eights_0[int(3)] = _S20;
-    uint _S21 = i_3 + lanes_0;
-    FourOrFiveEights_Eight_0 _S22 = FourOrFiveEights_load_0(even_0, _S13, _S21);
-    eights_0[int(4)] = _S22;
-    FourOrFiveEights_Eight_0 _S23 = FourOrFiveEights_load_0(odd_0, _S15, _S21);
-    eights_0[int(5)] = _S23;
-    FourOrFiveEights_Eight_0 _S24 = FourOrFiveEights_load_0(even_0, _S17, _S21);
-    eights_0[int(6)] = _S24;
-    FourOrFiveEights_Eight_0 _S25 = FourOrFiveEights_load_0(odd_0, _S19, _S21);
-    eights_0[int(7)] = _S25;
-    uint2 _S26 = FourOrFiveEights_places_0(i_3);
-    float4 _S27 = float4(*(x_0+(x_offset_0 + _S26.x))) ;
-    float4 _S28 = float4(*(x_0+(x_offset_0 + _S26.y))) ;
-    thread FourOrFiveEights_Eight_0 _S29 = _S14;
-    float _S30 = FourOrFiveEights_product_0(&_S29, i_3, _S27, _S28);
-    float _S31 = products_0->sums_0[int(0)] + _S30;
-    products_0->sums_0[int(0)] = _S31;
-    thread FourOrFiveEights_Eight_0 _S32 = _S16;
-    float _S33 = FourOrFiveEights_product_0(&_S32, i_3, _S27, _S28);
-    float _S34 = products_0->sums_0[int(1)] + _S33;
-    products_0->sums_0[int(1)] = _S34;
-    thread FourOrFiveEights_Eight_0 _S35 = _S18;
-    float _S36 = FourOrFiveEights_product_0(&_S35, i_3, _S27, _S28);
-    float _S37 = products_0->sums_0[int(2)] + _S36;
-    products_0->sums_0[int(2)] = _S37;
-    thread FourOrFiveEights_Eight_0 _S38 = _S20;
-    float _S39 = FourOrFiveEights_product_0(&_S38, i_3, _S27, _S28);
-    float _S40 = products_0->sums_0[int(3)] + _S39;
-    products_0->sums_0[int(3)] = _S40;
-    uint2 _S41 = FourOrFiveEights_places_0(_S21);
-    float4 _S42 = float4(*(x_0+(x_offset_0 + _S41.x))) ;
-    float4 _S43 = float4(*(x_0+(x_offset_0 + _S41.y))) ;
-    thread FourOrFiveEights_Eight_0 _S44 = _S22;
-    float _S45 = FourOrFiveEights_product_0(&_S44, _S21, _S42, _S43);
-    products_0->sums_0[int(0)] = _S31 + _S45;
-    thread FourOrFiveEights_Eight_0 _S46 = _S23;
-    float _S47 = FourOrFiveEights_product_0(&_S46, _S21, _S42, _S43);
-    products_0->sums_0[int(1)] = _S34 + _S47;
-    thread FourOrFiveEights_Eight_0 _S48 = _S24;
-    float _S49 = FourOrFiveEights_product_0(&_S48, _S21, _S42, _S43);
-    products_0->sums_0[int(2)] = _S37 + _S49;
-    thread FourOrFiveEights_Eight_0 _S50 = _S25;
-    float _S51 = FourOrFiveEights_product_0(&_S50, _S21, _S42, _S43);
-    products_0->sums_0[int(3)] = _S40 + _S51;
+    uint2 _S15 = FourOrFiveEights_places_0(i_2);
+    float4 _S16 = float4(*(x_0+(x_offset_0 + _S15.x))) ;
+    float4 _S17 = float4(*(x_0+(x_offset_0 + _S15.y))) ;
+    float _S18 = FourOrFiveEights_product_0(&(*eights_0)[int(0)], i_2, _S16, _S17);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S18;
+    float _S19 = FourOrFiveEights_product_0(&(*eights_0)[int(1)], i_2, _S16, _S17);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S19;
+    uint _S20 = i_2 + step_0;
+    uint2 _S21 = FourOrFiveEights_places_0(_S20);
+    float4 _S22 = float4(*(x_0+(x_offset_0 + _S21.x))) ;
+    float4 _S23 = float4(*(x_0+(x_offset_0 + _S21.y))) ;
+    float _S24 = FourOrFiveEights_product_0(&(*eights_0)[int(2)], _S20, _S22, _S23);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S24;
+    float _S25 = FourOrFiveEights_product_0(&(*eights_0)[int(3)], _S20, _S22, _S23);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S25;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(4)> thread* begins_1, uint device* even_1, uint device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+FourOrFiveEights_Eight_0 FourOrFiveEights_load_0(uint device* weight_0, uint begin_0, uint i_3)
+{
+    uint _S26 = begin_0 + i_3 / 32U * 36U;
+    return FourOrFiveEights_Eight_x24init_0(weight_0[_S26 + 4U + i_3 % 32U], 0U, weight_0[_S26], uint3(weight_0[_S26 + 1U], weight_0[_S26 + 2U], weight_0[_S26 + 3U]));
+}
+
+array<FourOrFiveEights_Eight_0, int(4)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_4, uint step_1)
 {
     thread array<FourOrFiveEights_Eight_0, int(4)> eights_1;
-    FourOrFiveEights_Eight_0 _S52 = FourOrFiveEights_load_0(even_1, (*begins_1)[int(0)], i_4);
-    eights_1[int(0)] = _S52;
-    FourOrFiveEights_Eight_0 _S53 = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(1)], i_4);
-    eights_1[int(1)] = _S53;
-    FourOrFiveEights_Eight_0 _S54 = FourOrFiveEights_load_0(even_1, (*begins_1)[int(2)], i_4);
-    eights_1[int(2)] = _S54;
-    FourOrFiveEights_Eight_0 _S55 = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(3)], i_4);
-    eights_1[int(3)] = _S55;
-    uint2 _S56 = FourOrFiveEights_places_0(i_4);
-    float4 _S57 = float4(*(x_1+(x_offset_1 + _S56.x))) ;
-    float4 _S58 = float4(*(x_1+(x_offset_1 + _S56.y))) ;
-    thread FourOrFiveEights_Eight_0 _S59 = _S52;
-    float _S60 = FourOrFiveEights_product_0(&_S59, i_4, _S57, _S58);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S60;
-    thread FourOrFiveEights_Eight_0 _S61 = _S53;
-    float _S62 = FourOrFiveEights_product_0(&_S61, i_4, _S57, _S58);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S62;
-    thread FourOrFiveEights_Eight_0 _S63 = _S54;
-    float _S64 = FourOrFiveEights_product_0(&_S63, i_4, _S57, _S58);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S64;
-    thread FourOrFiveEights_Eight_0 _S65 = _S55;
-    float _S66 = FourOrFiveEights_product_0(&_S65, i_4, _S57, _S58);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S66;
+    uint _S27 = (*begins_0)[int(0)];
+    eights_1[int(0)] = FourOrFiveEights_load_0(even_0, (*begins_0)[int(0)], i_4);
+    uint _S28 = (*begins_0)[int(1)];
+    eights_1[int(1)] = FourOrFiveEights_load_0(odd_0, (*begins_0)[int(1)], i_4);
+    uint _S29 = i_4 + step_1;
+    eights_1[int(2)] = FourOrFiveEights_load_0(even_0, _S27, _S29);
+    eights_1[int(3)] = FourOrFiveEights_load_0(odd_0, _S28, _S29);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<FourOrFiveEights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint step_2)
+{
+    uint2 _S30 = FourOrFiveEights_places_0(i_5);
+    float4 _S31 = float4(*(x_1+(x_offset_1 + _S30.x))) ;
+    float4 _S32 = float4(*(x_1+(x_offset_1 + _S30.y))) ;
+    float _S33 = FourOrFiveEights_product_0(&(*eights_2)[int(0)], i_5, _S31, _S32);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S33;
+    float _S34 = FourOrFiveEights_product_0(&(*eights_2)[int(1)], i_5, _S31, _S32);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S34;
     return;
 }
 
-float subgroup_sum_0(float value_0)
+array<FourOrFiveEights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, uint device* even_1, uint device* odd_1, uint i_6, uint step_3)
 {
-    float _S67 = simd_sum(value_0);
-    return _S67;
-}
-
-array<float, int(4)> subgroup_sums_0(const array<float, int(4)> thread* values_0)
-{
-    thread array<float, int(4)> result_0;
-    float _S68 = subgroup_sum_0((*values_0)[int(0)]);
-    result_0[int(0)] = _S68;
-    float _S69 = subgroup_sum_0((*values_0)[int(1)]);
-    result_0[int(1)] = _S69;
-    float _S70 = subgroup_sum_0((*values_0)[int(2)]);
-    result_0[int(2)] = _S70;
-    float _S71 = subgroup_sum_0((*values_0)[int(3)]);
-    result_0[int(3)] = _S71;
-    return result_0;
+    thread array<FourOrFiveEights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = FourOrFiveEights_load_0(even_1, (*begins_1)[int(0)], i_6);
+    eights_3[int(1)] = FourOrFiveEights_load_0(odd_1, (*begins_1)[int(1)], i_6);
+    return eights_3;
 }
 
 struct GemvParams_0
@@ -223,67 +182,142 @@ struct KernelContext_0
     uint device* entryPointParams_weight_0;
     packed_float4 device* entryPointParams_x_0;
     float device* entryPointParams_result_0;
-    uint _S72;
-    uint _S73;
+    uint _S35;
+    uint _S36;
+    array<float, int(128)> threadgroup* parts_0;
 };
 
-float own_0(const array<float, int(4)> thread* values_1, KernelContext_0 thread* kernelContext_0)
+float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
 {
-    float _S74 = (*values_1)[int(0)];
+    float _S37 = (*values_1)[int(0)];
     float result_1;
-    if((kernelContext_0->_S72) == 1U)
+    if(number_0 == 1U)
     {
         result_1 = (*values_1)[int(1)];
     }
     else
     {
-        result_1 = _S74;
-    }
-    if((kernelContext_0->_S72) == 2U)
-    {
-        result_1 = (*values_1)[int(2)];
-    }
-    if((kernelContext_0->_S72) == 3U)
-    {
-        result_1 = (*values_1)[int(3)];
+        result_1 = _S37;
     }
     return result_1;
 }
 
-Products_0 products_of_thread_0(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, KernelContext_0 thread* kernelContext_1)
+array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_0)
+{
+    uint wave_0;
+    uint _S38 = 128U / kernelContext_0->_S35;
+    array<float, int(2)> _S39 = subgroup_sums_0(values_2);
+    if((kernelContext_0->_S36) < 2U)
+    {
+        uint _S40 = thread_0 / kernelContext_0->_S35;
+        thread array<float, int(2)> _S41 = _S39;
+        float _S42 = chosen_0(&_S41, kernelContext_0->_S36);
+        (*kernelContext_0->parts_0)[_S40 * 2U + kernelContext_0->_S36] = _S42;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    thread array<float, int(2)> result_2;
+    for(;;)
+    {
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[int(0)] = 0.0;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S38)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_0->parts_0)[wave_0 * 2U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[int(1)] = 0.0;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S38)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_0->parts_0)[wave_0 * 2U + 1U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        break;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return result_2;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, uint first_0, uint step_4)
 {
     thread Products_0 products_2;
     (&products_2)->squares_0 = 0.0;
     (&products_2)->sums_0[int(0)] = 0.0;
     (&products_2)->sums_0[int(1)] = 0.0;
-    (&products_2)->sums_0[int(2)] = 0.0;
-    (&products_2)->sums_0[int(3)] = 0.0;
-    uint _S75 = kernelContext_1->_S73;
-    uint _S76 = k_1 / 8U;
-    uint i_5 = kernelContext_1->_S72;
-    for(;;)
+    uint _S43 = k_1 / 8U;
+    uint i_7;
+    if((first_0 + step_4) < _S43)
     {
-        if((i_5 + _S75) < _S76)
+        array<FourOrFiveEights_Eight_0, int(4)> _S44 = load_eights_0(begins_2, even_2, odd_2, first_0, step_4);
+        i_7 = first_0;
+        array<FourOrFiveEights_Eight_0, int(4)> loaded_0 = _S44;
+        for(;;)
         {
+            if((i_7 + 3U * step_4) < _S43)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S45 = i_7 + 2U * step_4;
+            array<FourOrFiveEights_Eight_0, int(4)> _S46 = load_eights_0(begins_2, even_2, odd_2, _S45, step_4);
+            thread array<FourOrFiveEights_Eight_0, int(4)> _S47 = loaded_0;
+            add_products_0(&products_2, &_S47, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+            i_7 = _S45;
+            loaded_0 = _S46;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S75);
-        i_5 = i_5 + 2U * _S75;
+        thread array<FourOrFiveEights_Eight_0, int(4)> _S48 = loaded_0;
+        add_products_0(&products_2, &_S48, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        i_7 = i_7 + 2U * step_4;
+    }
+    else
+    {
+        i_7 = first_0;
     }
     for(;;)
     {
-        if(i_5 < _S76)
+        if(i_7 < _S43)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S75);
-        i_5 = i_5 + _S75;
+        array<FourOrFiveEights_Eight_0, int(2)> _S49 = load_eights_1(begins_2, even_2, odd_2, i_7, step_4);
+        thread array<FourOrFiveEights_Eight_0, int(2)> _S50 = _S49;
+        add_products_1(&products_2, &_S50, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        i_7 = i_7 + step_4;
     }
     return products_2;
 }
@@ -293,14 +327,12 @@ uint FourOrFiveEights_begin_0(uint offset_0, uint k_2, uint row_0)
     return offset_0 + row_0 * (k_2 / 256U) * 36U;
 }
 
-array<uint, int(4)> begins_of_rows_0(uint offset_1, uint k_3, uint first_0, uint n_1)
+array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_1, uint n_1)
 {
-    thread array<uint, int(4)> begins_3;
-    uint _S77 = n_1 - 1U;
-    begins_3[int(0)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_0, _S77));
-    begins_3[int(1)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_0 + 1U, _S77));
-    begins_3[int(2)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_0 + 2U, _S77));
-    begins_3[int(3)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_0 + 3U, _S77));
+    thread array<uint, int(2)> begins_3;
+    uint _S51 = n_1 - 1U;
+    begins_3[int(0)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_1, _S51));
+    begins_3[int(1)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_1 + 1U, _S51));
     return begins_3;
 }
 
@@ -309,78 +341,75 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_3, float device* result_2, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S78 = kernelContext_2->_S73;
-    uint _S79 = 128U / kernelContext_2->_S73;
-    uint _S80 = p_1->groups_0 * _S79 * 4U;
-    uint _S81 = group_number_0(group_1) * _S79;
-    uint _S82 = thread_0 / _S78;
-    uint first_1 = (_S81 + _S82) * 4U;
+    uint first_2 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S83 = p_1->n_0;
-        if(first_1 < (p_1->n_0))
+        uint _S52 = p_1->n_0;
+        if(first_2 < (p_1->n_0))
         {
         }
         else
         {
             break;
         }
-        uint _S84 = first_1 + kernelContext_2->_S72;
-        bool _S85;
-        if((kernelContext_2->_S72) < 4U)
+        uint _S53 = first_2 + thread_1;
+        bool _S54;
+        if(thread_1 < 2U)
         {
-            _S85 = _S84 < _S83;
+            _S54 = _S53 < _S52;
         }
         else
         {
-            _S85 = false;
+            _S54 = false;
         }
-        bool _S86;
-        if(_S85)
+        bool _S55;
+        if(_S54)
         {
-            _S86 = (p_1->accumulate_0) != 0U;
+            _S55 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S86 = false;
+            _S55 = false;
         }
         float sum_1;
-        if(_S86)
+        if(_S55)
         {
-            sum_1 = *(result_2+(p_1->out_offset_0 + _S84));
+            sum_1 = *(result_3+(p_1->out_offset_0 + _S53));
         }
         else
         {
             sum_1 = 0.0;
         }
-        thread array<uint, int(4)> _S87 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_1, _S83);
-        Products_0 _S88 = products_of_thread_0(&_S87, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, kernelContext_2);
-        thread array<float, int(4)> _S89 = _S88.sums_0;
-        array<float, int(4)> _S90 = subgroup_sums_0(&_S89);
-        thread array<float, int(4)> _S91 = _S90;
-        float _S92 = own_0(&_S91, kernelContext_2);
-        float sum_2 = sum_1 + _S92;
-        if(_S85)
+        thread array<uint, int(2)> _S56 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_2, _S52);
+        Products_0 _S57 = products_of_thread_0(&_S56, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
+        thread array<float, int(2)> _S58 = _S57.sums_0;
+        array<float, int(2)> _S59 = group_sums_0(&_S58, thread_1, kernelContext_1);
+        thread array<float, int(2)> _S60 = _S59;
+        float _S61 = chosen_0(&_S60, thread_1);
+        float sum_2 = sum_1 + _S61;
+        if(_S54)
         {
-            *(result_2+(p_1->out_offset_0 + _S84)) = sum_2;
+            *(result_3+(p_1->out_offset_0 + _S53)) = sum_2;
         }
-        first_1 = first_1 + _S80;
+        first_2 = first_2 + p_1->groups_0 * 2U;
     }
     return;
 }
 
-[[kernel]] void gemv_q4_k(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
+[[kernel]] void gemv_q4_k(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_2;
+    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    threadgroup array<float, int(128)> parts_1;
+    (&kernelContext_2)->parts_0 = &parts_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S72 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S73 = _builtinWaveLaneCount_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_2)->_S35 = _builtinWaveLaneCount_0;
+    (&kernelContext_2)->_S36 = _builtinWaveLaneIndex_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
     return;
 }

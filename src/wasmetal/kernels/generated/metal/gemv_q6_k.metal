@@ -3,9 +3,25 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
+float subgroup_sum_0(float value_0)
+{
+    float _S1 = simd_sum(value_0);
+    return _S1;
+}
+
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
+{
+    thread array<float, int(2)> result_0;
+    float _S2 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S2;
+    float _S3 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S3;
+    return result_0;
+}
+
 struct Products_0
 {
-    array<float, int(4)> sums_0;
+    array<float, int(2)> sums_0;
     float squares_0;
 };
 
@@ -18,56 +34,10 @@ struct Q6_KEights_Eight_0
     uint d_0;
 };
 
-uint word_from_0(uint half_0, uint first_1, uint second_1)
+uint2 Q6_KEights_places_0(uint i_0)
 {
-    uint _S1;
-    if((half_0 % 2U) == 0U)
-    {
-        _S1 = first_1;
-    }
-    else
-    {
-        _S1 = (first_1 >> 16U) | (second_1 << 16U);
-    }
-    return _S1;
-}
-
-uint load_word_0(uint device* words_0, uint half_1)
-{
-    return word_from_0(half_1, words_0[half_1 / 2U], words_0[half_1 / 2U + half_1 % 2U]);
-}
-
-uint load_half_0(uint device* words_1, uint half_2)
-{
-    return words_1[half_2 / 2U] >> (half_2 % 2U * 16U);
-}
-
-Q6_KEights_Eight_0 Q6_KEights_Eight_x24init_0(uint low_1, uint high_1, uint first_2, uint second_2, uint d_1)
-{
-    thread Q6_KEights_Eight_0 _S2;
-    (&_S2)->low_0 = low_1;
-    (&_S2)->high_0 = high_1;
-    (&_S2)->first_0 = first_2;
-    (&_S2)->second_0 = second_2;
-    (&_S2)->d_0 = d_1;
-    return _S2;
-}
-
-Q6_KEights_Eight_0 Q6_KEights_load_0(uint device* weight_0, uint begin_0, uint i_0)
-{
-    uint _S3 = begin_0 + i_0 / 32U * 105U;
-    uint _S4 = i_0 % 32U;
-    uint _S5 = _S4 / 16U;
-    uint _S6 = i_0 % 16U;
-    uint _S7 = _S5 * 8U + _S6 / 4U;
-    uint _S8 = _S7 % 2U * 8U;
-    return Q6_KEights_Eight_x24init_0(load_word_0(weight_0, _S3 + _S4 * 2U), (load_word_0(weight_0, _S3 + 64U + _S5 * 16U + i_0 % 8U * 2U)) >> (_S6 / 8U * 2U), (load_half_0(weight_0, _S3 + 96U + _S7 / 2U)) >> _S8, (load_half_0(weight_0, _S3 + 98U + _S7 / 2U)) >> _S8, load_half_0(weight_0, _S3 + 104U));
-}
-
-uint2 Q6_KEights_places_0(uint i_1)
-{
-    uint _S9 = i_1 % 16U;
-    return uint2(i_1 / 16U * 32U + _S9, i_1 / 16U * 32U + _S9 + 16U);
+    uint _S4 = i_0 % 16U;
+    return uint2(i_0 / 16U * 32U + _S4, i_0 / 16U * 32U + _S4 + 16U);
 }
 
 float in_place_0(uint word_0, float zero_0)
@@ -82,8 +52,8 @@ float in_place_1(uint word_1, float zero_1)
 
 float4 whole_bytes_0(uint word_2, float zero_2)
 {
-    uint _S10 = word_2 >> 16U;
-    return float4(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S10, zero_2), in_place_1(_S10, zero_2));
+    uint _S5 = word_2 >> 16U;
+    return float4(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S5, zero_2), in_place_1(_S5, zero_2));
 }
 
 float2 halves_0(uint word_3)
@@ -91,119 +61,105 @@ float2 halves_0(uint word_3)
     return float2((as_type<half>((ushort)((word_3 & 65535U)))), (as_type<half>((ushort)((word_3 >> 16U)))));
 }
 
-float Q6_KEights_product_0(const Q6_KEights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
+float Q6_KEights_product_0(const Q6_KEights_Eight_0 thread* eight_0, uint i_1, float4 a_0, float4 b_0)
 {
     return halves_0(eight_0->d_0).x * (in_place_0((eight_0->first_0) ^ 128U, 128.0) * dot(whole_bytes_0(((eight_0->low_0) & 252645135U) | (((eight_0->high_0) & 50529027U) << 4U), 32.0), a_0) + in_place_0((eight_0->second_0) ^ 128U, 128.0) * dot(whole_bytes_0((((eight_0->low_0) >> 4U) & 252645135U) | ((((eight_0->high_0) >> 4U) & 50529027U) << 4U), 32.0), b_0));
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(4)> thread* begins_0, uint device* even_0, uint device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<Q6_KEights_Eight_0, int(4)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_2, uint step_0)
 {
-    thread array<Q6_KEights_Eight_0, int(8)> eights_0;
-    uint _S11 = (*begins_0)[int(0)];
-    Q6_KEights_Eight_0 _S12 = Q6_KEights_load_0(even_0, (*begins_0)[int(0)], i_3);
-    eights_0[int(0)] = _S12;
-    uint _S13 = (*begins_0)[int(1)];
-    Q6_KEights_Eight_0 _S14 = Q6_KEights_load_0(odd_0, (*begins_0)[int(1)], i_3);
-    eights_0[int(1)] = _S14;
-    uint _S15 = (*begins_0)[int(2)];
-    Q6_KEights_Eight_0 _S16 = Q6_KEights_load_0(even_0, (*begins_0)[int(2)], i_3);
-    eights_0[int(2)] = _S16;
-    uint _S17 = (*begins_0)[int(3)];
-    Q6_KEights_Eight_0 _S18 = Q6_KEights_load_0(odd_0, (*begins_0)[int(3)], i_3);
-    eights_0[int(3)] = _S18;
-    uint _S19 = i_3 + lanes_0;
-    Q6_KEights_Eight_0 _S20 = Q6_KEights_load_0(even_0, _S11, _S19);
-    eights_0[int(4)] = _S20;
-    Q6_KEights_Eight_0 _S21 = Q6_KEights_load_0(odd_0, _S13, _S19);
-    eights_0[int(5)] = _S21;
-    Q6_KEights_Eight_0 _S22 = Q6_KEights_load_0(even_0, _S15, _S19);
-    eights_0[int(6)] = _S22;
-    Q6_KEights_Eight_0 _S23 = Q6_KEights_load_0(odd_0, _S17, _S19);
-    eights_0[int(7)] = _S23;
-    uint2 _S24 = Q6_KEights_places_0(i_3);
-    float4 _S25 = float4(*(x_0+(x_offset_0 + _S24.x))) ;
-    float4 _S26 = float4(*(x_0+(x_offset_0 + _S24.y))) ;
-    thread Q6_KEights_Eight_0 _S27 = _S12;
-    float _S28 = Q6_KEights_product_0(&_S27, i_3, _S25, _S26);
-    float _S29 = products_0->sums_0[int(0)] + _S28;
-    products_0->sums_0[int(0)] = _S29;
-    thread Q6_KEights_Eight_0 _S30 = _S14;
-    float _S31 = Q6_KEights_product_0(&_S30, i_3, _S25, _S26);
-    float _S32 = products_0->sums_0[int(1)] + _S31;
-    products_0->sums_0[int(1)] = _S32;
-    thread Q6_KEights_Eight_0 _S33 = _S16;
-    float _S34 = Q6_KEights_product_0(&_S33, i_3, _S25, _S26);
-    float _S35 = products_0->sums_0[int(2)] + _S34;
-    products_0->sums_0[int(2)] = _S35;
-    thread Q6_KEights_Eight_0 _S36 = _S18;
-    float _S37 = Q6_KEights_product_0(&_S36, i_3, _S25, _S26);
-    float _S38 = products_0->sums_0[int(3)] + _S37;
-    products_0->sums_0[int(3)] = _S38;
-    uint2 _S39 = Q6_KEights_places_0(_S19);
-    float4 _S40 = float4(*(x_0+(x_offset_0 + _S39.x))) ;
-    float4 _S41 = float4(*(x_0+(x_offset_0 + _S39.y))) ;
-    thread Q6_KEights_Eight_0 _S42 = _S20;
-    float _S43 = Q6_KEights_product_0(&_S42, _S19, _S40, _S41);
-    products_0->sums_0[int(0)] = _S29 + _S43;
-    thread Q6_KEights_Eight_0 _S44 = _S21;
-    float _S45 = Q6_KEights_product_0(&_S44, _S19, _S40, _S41);
-    products_0->sums_0[int(1)] = _S32 + _S45;
-    thread Q6_KEights_Eight_0 _S46 = _S22;
-    float _S47 = Q6_KEights_product_0(&_S46, _S19, _S40, _S41);
-    products_0->sums_0[int(2)] = _S35 + _S47;
-    thread Q6_KEights_Eight_0 _S48 = _S23;
-    float _S49 = Q6_KEights_product_0(&_S48, _S19, _S40, _S41);
-    products_0->sums_0[int(3)] = _S38 + _S49;
+    uint2 _S6 = Q6_KEights_places_0(i_2);
+    float4 _S7 = float4(*(x_0+(x_offset_0 + _S6.x))) ;
+    float4 _S8 = float4(*(x_0+(x_offset_0 + _S6.y))) ;
+    float _S9 = Q6_KEights_product_0(&(*eights_0)[int(0)], i_2, _S7, _S8);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S9;
+    float _S10 = Q6_KEights_product_0(&(*eights_0)[int(1)], i_2, _S7, _S8);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S10;
+    uint _S11 = i_2 + step_0;
+    uint2 _S12 = Q6_KEights_places_0(_S11);
+    float4 _S13 = float4(*(x_0+(x_offset_0 + _S12.x))) ;
+    float4 _S14 = float4(*(x_0+(x_offset_0 + _S12.y))) ;
+    float _S15 = Q6_KEights_product_0(&(*eights_0)[int(2)], _S11, _S13, _S14);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S15;
+    float _S16 = Q6_KEights_product_0(&(*eights_0)[int(3)], _S11, _S13, _S14);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S16;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(4)> thread* begins_1, uint device* even_1, uint device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+uint load_word_or_next_0(uint device* words_0, uint half_0)
+{
+    uint _S17 = words_0[half_0 / 2U];
+    uint _S18 = words_0[half_0 / 2U + 1U];
+    uint _S19;
+    if((half_0 % 2U) == 0U)
+    {
+        _S19 = _S17;
+    }
+    else
+    {
+        _S19 = (_S17 >> 16U) | (_S18 << 16U);
+    }
+    return _S19;
+}
+
+uint load_half_0(uint device* words_1, uint half_1)
+{
+    return words_1[half_1 / 2U] >> (half_1 % 2U * 16U);
+}
+
+Q6_KEights_Eight_0 Q6_KEights_Eight_x24init_0(uint low_1, uint high_1, uint first_1, uint second_1, uint d_1)
+{
+    thread Q6_KEights_Eight_0 _S20;
+    (&_S20)->low_0 = low_1;
+    (&_S20)->high_0 = high_1;
+    (&_S20)->first_0 = first_1;
+    (&_S20)->second_0 = second_1;
+    (&_S20)->d_0 = d_1;
+    return _S20;
+}
+
+Q6_KEights_Eight_0 Q6_KEights_load_0(uint device* weight_0, uint begin_0, uint i_3)
+{
+    uint _S21 = begin_0 + i_3 / 32U * 105U;
+    uint _S22 = i_3 % 32U;
+    uint _S23 = _S22 / 16U;
+    uint _S24 = i_3 % 16U;
+    uint _S25 = _S23 * 8U + _S24 / 4U;
+    uint _S26 = _S25 % 2U * 8U;
+    return Q6_KEights_Eight_x24init_0(load_word_or_next_0(weight_0, _S21 + _S22 * 2U), (load_word_or_next_0(weight_0, _S21 + 64U + _S23 * 16U + i_3 % 8U * 2U)) >> (_S24 / 8U * 2U), (load_half_0(weight_0, _S21 + 96U + _S25 / 2U)) >> _S26, (load_half_0(weight_0, _S21 + 98U + _S25 / 2U)) >> _S26, load_half_0(weight_0, _S21 + 104U));
+}
+
+array<Q6_KEights_Eight_0, int(4)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_4, uint step_1)
 {
     thread array<Q6_KEights_Eight_0, int(4)> eights_1;
-    Q6_KEights_Eight_0 _S50 = Q6_KEights_load_0(even_1, (*begins_1)[int(0)], i_4);
-    eights_1[int(0)] = _S50;
-    Q6_KEights_Eight_0 _S51 = Q6_KEights_load_0(odd_1, (*begins_1)[int(1)], i_4);
-    eights_1[int(1)] = _S51;
-    Q6_KEights_Eight_0 _S52 = Q6_KEights_load_0(even_1, (*begins_1)[int(2)], i_4);
-    eights_1[int(2)] = _S52;
-    Q6_KEights_Eight_0 _S53 = Q6_KEights_load_0(odd_1, (*begins_1)[int(3)], i_4);
-    eights_1[int(3)] = _S53;
-    uint2 _S54 = Q6_KEights_places_0(i_4);
-    float4 _S55 = float4(*(x_1+(x_offset_1 + _S54.x))) ;
-    float4 _S56 = float4(*(x_1+(x_offset_1 + _S54.y))) ;
-    thread Q6_KEights_Eight_0 _S57 = _S50;
-    float _S58 = Q6_KEights_product_0(&_S57, i_4, _S55, _S56);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S58;
-    thread Q6_KEights_Eight_0 _S59 = _S51;
-    float _S60 = Q6_KEights_product_0(&_S59, i_4, _S55, _S56);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S60;
-    thread Q6_KEights_Eight_0 _S61 = _S52;
-    float _S62 = Q6_KEights_product_0(&_S61, i_4, _S55, _S56);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S62;
-    thread Q6_KEights_Eight_0 _S63 = _S53;
-    float _S64 = Q6_KEights_product_0(&_S63, i_4, _S55, _S56);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S64;
+    uint _S27 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q6_KEights_load_0(even_0, (*begins_0)[int(0)], i_4);
+    uint _S28 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q6_KEights_load_0(odd_0, (*begins_0)[int(1)], i_4);
+    uint _S29 = i_4 + step_1;
+    eights_1[int(2)] = Q6_KEights_load_0(even_0, _S27, _S29);
+    eights_1[int(3)] = Q6_KEights_load_0(odd_0, _S28, _S29);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<Q6_KEights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint step_2)
+{
+    uint2 _S30 = Q6_KEights_places_0(i_5);
+    float4 _S31 = float4(*(x_1+(x_offset_1 + _S30.x))) ;
+    float4 _S32 = float4(*(x_1+(x_offset_1 + _S30.y))) ;
+    float _S33 = Q6_KEights_product_0(&(*eights_2)[int(0)], i_5, _S31, _S32);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S33;
+    float _S34 = Q6_KEights_product_0(&(*eights_2)[int(1)], i_5, _S31, _S32);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S34;
     return;
 }
 
-float subgroup_sum_0(float value_0)
+array<Q6_KEights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, uint device* even_1, uint device* odd_1, uint i_6, uint step_3)
 {
-    float _S65 = simd_sum(value_0);
-    return _S65;
-}
-
-array<float, int(4)> subgroup_sums_0(const array<float, int(4)> thread* values_0)
-{
-    thread array<float, int(4)> result_0;
-    float _S66 = subgroup_sum_0((*values_0)[int(0)]);
-    result_0[int(0)] = _S66;
-    float _S67 = subgroup_sum_0((*values_0)[int(1)]);
-    result_0[int(1)] = _S67;
-    float _S68 = subgroup_sum_0((*values_0)[int(2)]);
-    result_0[int(2)] = _S68;
-    float _S69 = subgroup_sum_0((*values_0)[int(3)]);
-    result_0[int(3)] = _S69;
-    return result_0;
+    thread array<Q6_KEights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = Q6_KEights_load_0(even_1, (*begins_1)[int(0)], i_6);
+    eights_3[int(1)] = Q6_KEights_load_0(odd_1, (*begins_1)[int(1)], i_6);
+    return eights_3;
 }
 
 struct GemvParams_0
@@ -228,67 +184,142 @@ struct KernelContext_0
     uint device* entryPointParams_weight_0;
     packed_float4 device* entryPointParams_x_0;
     float device* entryPointParams_result_0;
-    uint _S70;
-    uint _S71;
+    uint _S35;
+    uint _S36;
+    array<float, int(128)> threadgroup* parts_0;
 };
 
-float own_0(const array<float, int(4)> thread* values_1, KernelContext_0 thread* kernelContext_0)
+float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
 {
-    float _S72 = (*values_1)[int(0)];
+    float _S37 = (*values_1)[int(0)];
     float result_1;
-    if((kernelContext_0->_S70) == 1U)
+    if(number_0 == 1U)
     {
         result_1 = (*values_1)[int(1)];
     }
     else
     {
-        result_1 = _S72;
-    }
-    if((kernelContext_0->_S70) == 2U)
-    {
-        result_1 = (*values_1)[int(2)];
-    }
-    if((kernelContext_0->_S70) == 3U)
-    {
-        result_1 = (*values_1)[int(3)];
+        result_1 = _S37;
     }
     return result_1;
 }
 
-Products_0 products_of_thread_0(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, KernelContext_0 thread* kernelContext_1)
+array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_0)
+{
+    uint wave_0;
+    uint _S38 = 128U / kernelContext_0->_S35;
+    array<float, int(2)> _S39 = subgroup_sums_0(values_2);
+    if((kernelContext_0->_S36) < 2U)
+    {
+        uint _S40 = thread_0 / kernelContext_0->_S35;
+        thread array<float, int(2)> _S41 = _S39;
+        float _S42 = chosen_0(&_S41, kernelContext_0->_S36);
+        (*kernelContext_0->parts_0)[_S40 * 2U + kernelContext_0->_S36] = _S42;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    thread array<float, int(2)> result_2;
+    for(;;)
+    {
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[int(0)] = 0.0;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S38)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_0->parts_0)[wave_0 * 2U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[int(1)] = 0.0;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S38)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_0->parts_0)[wave_0 * 2U + 1U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        break;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return result_2;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, uint first_2, uint step_4)
 {
     thread Products_0 products_2;
     (&products_2)->squares_0 = 0.0;
     (&products_2)->sums_0[int(0)] = 0.0;
     (&products_2)->sums_0[int(1)] = 0.0;
-    (&products_2)->sums_0[int(2)] = 0.0;
-    (&products_2)->sums_0[int(3)] = 0.0;
-    uint _S73 = kernelContext_1->_S71;
-    uint _S74 = k_1 / 8U;
-    uint i_5 = kernelContext_1->_S70;
-    for(;;)
+    uint _S43 = k_1 / 8U;
+    uint i_7;
+    if((first_2 + step_4) < _S43)
     {
-        if((i_5 + _S73) < _S74)
+        array<Q6_KEights_Eight_0, int(4)> _S44 = load_eights_0(begins_2, even_2, odd_2, first_2, step_4);
+        i_7 = first_2;
+        array<Q6_KEights_Eight_0, int(4)> loaded_0 = _S44;
+        for(;;)
         {
+            if((i_7 + 3U * step_4) < _S43)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S45 = i_7 + 2U * step_4;
+            array<Q6_KEights_Eight_0, int(4)> _S46 = load_eights_0(begins_2, even_2, odd_2, _S45, step_4);
+            thread array<Q6_KEights_Eight_0, int(4)> _S47 = loaded_0;
+            add_products_0(&products_2, &_S47, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+            i_7 = _S45;
+            loaded_0 = _S46;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S73);
-        i_5 = i_5 + 2U * _S73;
+        thread array<Q6_KEights_Eight_0, int(4)> _S48 = loaded_0;
+        add_products_0(&products_2, &_S48, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        i_7 = i_7 + 2U * step_4;
+    }
+    else
+    {
+        i_7 = first_2;
     }
     for(;;)
     {
-        if(i_5 < _S74)
+        if(i_7 < _S43)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S73);
-        i_5 = i_5 + _S73;
+        array<Q6_KEights_Eight_0, int(2)> _S49 = load_eights_1(begins_2, even_2, odd_2, i_7, step_4);
+        thread array<Q6_KEights_Eight_0, int(2)> _S50 = _S49;
+        add_products_1(&products_2, &_S50, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        i_7 = i_7 + step_4;
     }
     return products_2;
 }
@@ -298,14 +329,12 @@ uint Q6_KEights_begin_0(uint offset_0, uint k_2, uint row_0)
     return 2U * offset_0 + row_0 * (k_2 / 256U) * 105U;
 }
 
-array<uint, int(4)> begins_of_rows_0(uint offset_1, uint k_3, uint first_3, uint n_1)
+array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_3, uint n_1)
 {
-    thread array<uint, int(4)> begins_3;
-    uint _S75 = n_1 - 1U;
-    begins_3[int(0)] = Q6_KEights_begin_0(offset_1, k_3, min(first_3, _S75));
-    begins_3[int(1)] = Q6_KEights_begin_0(offset_1, k_3, min(first_3 + 1U, _S75));
-    begins_3[int(2)] = Q6_KEights_begin_0(offset_1, k_3, min(first_3 + 2U, _S75));
-    begins_3[int(3)] = Q6_KEights_begin_0(offset_1, k_3, min(first_3 + 3U, _S75));
+    thread array<uint, int(2)> begins_3;
+    uint _S51 = n_1 - 1U;
+    begins_3[int(0)] = Q6_KEights_begin_0(offset_1, k_3, min(first_3, _S51));
+    begins_3[int(1)] = Q6_KEights_begin_0(offset_1, k_3, min(first_3 + 1U, _S51));
     return begins_3;
 }
 
@@ -314,17 +343,12 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_3, float device* result_2, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S76 = kernelContext_2->_S71;
-    uint _S77 = 128U / kernelContext_2->_S71;
-    uint _S78 = p_1->groups_0 * _S77 * 4U;
-    uint _S79 = group_number_0(group_1) * _S77;
-    uint _S80 = thread_0 / _S76;
-    uint first_4 = (_S79 + _S80) * 4U;
+    uint first_4 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S81 = p_1->n_0;
+        uint _S52 = p_1->n_0;
         if(first_4 < (p_1->n_0))
         {
         }
@@ -332,60 +356,62 @@ void gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 d
         {
             break;
         }
-        uint _S82 = first_4 + kernelContext_2->_S70;
-        bool _S83;
-        if((kernelContext_2->_S70) < 4U)
+        uint _S53 = first_4 + thread_1;
+        bool _S54;
+        if(thread_1 < 2U)
         {
-            _S83 = _S82 < _S81;
+            _S54 = _S53 < _S52;
         }
         else
         {
-            _S83 = false;
+            _S54 = false;
         }
-        bool _S84;
-        if(_S83)
+        bool _S55;
+        if(_S54)
         {
-            _S84 = (p_1->accumulate_0) != 0U;
+            _S55 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S84 = false;
+            _S55 = false;
         }
         float sum_0;
-        if(_S84)
+        if(_S55)
         {
-            sum_0 = *(result_2+(p_1->out_offset_0 + _S82));
+            sum_0 = *(result_3+(p_1->out_offset_0 + _S53));
         }
         else
         {
             sum_0 = 0.0;
         }
-        thread array<uint, int(4)> _S85 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_4, _S81);
-        Products_0 _S86 = products_of_thread_0(&_S85, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, kernelContext_2);
-        thread array<float, int(4)> _S87 = _S86.sums_0;
-        array<float, int(4)> _S88 = subgroup_sums_0(&_S87);
-        thread array<float, int(4)> _S89 = _S88;
-        float _S90 = own_0(&_S89, kernelContext_2);
-        float sum_1 = sum_0 + _S90;
-        if(_S83)
+        thread array<uint, int(2)> _S56 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_4, _S52);
+        Products_0 _S57 = products_of_thread_0(&_S56, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
+        thread array<float, int(2)> _S58 = _S57.sums_0;
+        array<float, int(2)> _S59 = group_sums_0(&_S58, thread_1, kernelContext_1);
+        thread array<float, int(2)> _S60 = _S59;
+        float _S61 = chosen_0(&_S60, thread_1);
+        float sum_1 = sum_0 + _S61;
+        if(_S54)
         {
-            *(result_2+(p_1->out_offset_0 + _S82)) = sum_1;
+            *(result_3+(p_1->out_offset_0 + _S53)) = sum_1;
         }
-        first_4 = first_4 + _S78;
+        first_4 = first_4 + p_1->groups_0 * 2U;
     }
     return;
 }
 
-[[kernel]] void gemv_q6_k(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
+[[kernel]] void gemv_q6_k(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_2;
+    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    threadgroup array<float, int(128)> parts_1;
+    (&kernelContext_2)->parts_0 = &parts_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S70 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S71 = _builtinWaveLaneCount_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_2)->_S35 = _builtinWaveLaneCount_0;
+    (&kernelContext_2)->_S36 = _builtinWaveLaneIndex_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
     return;
 }

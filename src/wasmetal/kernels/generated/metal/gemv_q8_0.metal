@@ -3,9 +3,25 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
+float subgroup_sum_0(float value_0)
+{
+    float _S1 = simd_sum(value_0);
+    return _S1;
+}
+
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
+{
+    thread array<float, int(2)> result_0;
+    float _S2 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S2;
+    float _S3 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S3;
+    return result_0;
+}
+
 struct Products_0
 {
-    array<float, int(4)> sums_0;
+    array<float, int(2)> sums_0;
     float squares_0;
 };
 
@@ -16,46 +32,10 @@ struct Q8_0Eights_Eight_0
     uint d_0;
 };
 
-uint word_from_0(uint half_0, uint first_0, uint second_0)
+uint2 Q8_0Eights_places_0(uint i_0)
 {
-    uint _S1;
-    if((half_0 % 2U) == 0U)
-    {
-        _S1 = first_0;
-    }
-    else
-    {
-        _S1 = (first_0 >> 16U) | (second_0 << 16U);
-    }
-    return _S1;
-}
-
-uint load_half_0(uint device* words_0, uint half_1)
-{
-    return words_0[half_1 / 2U] >> (half_1 % 2U * 16U);
-}
-
-Q8_0Eights_Eight_0 Q8_0Eights_Eight_x24init_0(uint low_1, uint high_1, uint d_1)
-{
-    thread Q8_0Eights_Eight_0 _S2;
-    (&_S2)->low_0 = low_1;
-    (&_S2)->high_0 = high_1;
-    (&_S2)->d_0 = d_1;
-    return _S2;
-}
-
-Q8_0Eights_Eight_0 Q8_0Eights_load_0(uint device* weight_0, uint begin_0, uint i_0)
-{
-    uint _S3 = begin_0 + i_0 / 4U * 17U;
-    uint _S4 = _S3 + 1U + i_0 % 4U * 4U;
-    uint _S5 = weight_0[_S4 / 2U + 1U];
-    return Q8_0Eights_Eight_x24init_0(word_from_0(_S4, weight_0[_S4 / 2U], _S5), word_from_0(_S4, _S5, weight_0[_S4 / 2U + 1U + _S4 % 2U]), load_half_0(weight_0, _S3));
-}
-
-uint2 Q8_0Eights_places_0(uint i_1)
-{
-    uint _S6 = 2U * i_1;
-    return uint2(_S6, _S6 + 1U);
+    uint _S4 = 2U * i_0;
+    return uint2(_S4, _S4 + 1U);
 }
 
 float2 halves_0(uint word_0)
@@ -75,8 +55,8 @@ float in_place_1(uint word_2, float zero_1)
 
 float4 whole_bytes_0(uint word_3, float zero_2)
 {
-    uint _S7 = word_3 >> 16U;
-    return float4(in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S7, zero_2), in_place_1(_S7, zero_2));
+    uint _S5 = word_3 >> 16U;
+    return float4(in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S5, zero_2), in_place_1(_S5, zero_2));
 }
 
 float4 signed_bytes_0(uint word_4)
@@ -84,119 +64,99 @@ float4 signed_bytes_0(uint word_4)
     return whole_bytes_0(word_4 ^ 2155905152U, 128.0);
 }
 
-float Q8_0Eights_product_0(const Q8_0Eights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
+float Q8_0Eights_product_0(const Q8_0Eights_Eight_0 thread* eight_0, uint i_1, float4 a_0, float4 b_0)
 {
     return halves_0(eight_0->d_0).x * (dot(signed_bytes_0(eight_0->low_0), a_0) + dot(signed_bytes_0(eight_0->high_0), b_0));
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(4)> thread* begins_0, uint device* even_0, uint device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<Q8_0Eights_Eight_0, int(4)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_2, uint step_0)
 {
-    thread array<Q8_0Eights_Eight_0, int(8)> eights_0;
-    uint _S8 = (*begins_0)[int(0)];
-    Q8_0Eights_Eight_0 _S9 = Q8_0Eights_load_0(even_0, (*begins_0)[int(0)], i_3);
-    eights_0[int(0)] = _S9;
-    uint _S10 = (*begins_0)[int(1)];
-    Q8_0Eights_Eight_0 _S11 = Q8_0Eights_load_0(odd_0, (*begins_0)[int(1)], i_3);
-    eights_0[int(1)] = _S11;
-    uint _S12 = (*begins_0)[int(2)];
-    Q8_0Eights_Eight_0 _S13 = Q8_0Eights_load_0(even_0, (*begins_0)[int(2)], i_3);
-    eights_0[int(2)] = _S13;
-    uint _S14 = (*begins_0)[int(3)];
-    Q8_0Eights_Eight_0 _S15 = Q8_0Eights_load_0(odd_0, (*begins_0)[int(3)], i_3);
-    eights_0[int(3)] = _S15;
-    uint _S16 = i_3 + lanes_0;
-    Q8_0Eights_Eight_0 _S17 = Q8_0Eights_load_0(even_0, _S8, _S16);
-    eights_0[int(4)] = _S17;
-    Q8_0Eights_Eight_0 _S18 = Q8_0Eights_load_0(odd_0, _S10, _S16);
-    eights_0[int(5)] = _S18;
-    Q8_0Eights_Eight_0 _S19 = Q8_0Eights_load_0(even_0, _S12, _S16);
-    eights_0[int(6)] = _S19;
-    Q8_0Eights_Eight_0 _S20 = Q8_0Eights_load_0(odd_0, _S14, _S16);
-    eights_0[int(7)] = _S20;
-    uint2 _S21 = Q8_0Eights_places_0(i_3);
-    float4 _S22 = float4(*(x_0+(x_offset_0 + _S21.x))) ;
-    float4 _S23 = float4(*(x_0+(x_offset_0 + _S21.y))) ;
-    thread Q8_0Eights_Eight_0 _S24 = _S9;
-    float _S25 = Q8_0Eights_product_0(&_S24, i_3, _S22, _S23);
-    float _S26 = products_0->sums_0[int(0)] + _S25;
-    products_0->sums_0[int(0)] = _S26;
-    thread Q8_0Eights_Eight_0 _S27 = _S11;
-    float _S28 = Q8_0Eights_product_0(&_S27, i_3, _S22, _S23);
-    float _S29 = products_0->sums_0[int(1)] + _S28;
-    products_0->sums_0[int(1)] = _S29;
-    thread Q8_0Eights_Eight_0 _S30 = _S13;
-    float _S31 = Q8_0Eights_product_0(&_S30, i_3, _S22, _S23);
-    float _S32 = products_0->sums_0[int(2)] + _S31;
-    products_0->sums_0[int(2)] = _S32;
-    thread Q8_0Eights_Eight_0 _S33 = _S15;
-    float _S34 = Q8_0Eights_product_0(&_S33, i_3, _S22, _S23);
-    float _S35 = products_0->sums_0[int(3)] + _S34;
-    products_0->sums_0[int(3)] = _S35;
-    uint2 _S36 = Q8_0Eights_places_0(_S16);
-    float4 _S37 = float4(*(x_0+(x_offset_0 + _S36.x))) ;
-    float4 _S38 = float4(*(x_0+(x_offset_0 + _S36.y))) ;
-    thread Q8_0Eights_Eight_0 _S39 = _S17;
-    float _S40 = Q8_0Eights_product_0(&_S39, _S16, _S37, _S38);
-    products_0->sums_0[int(0)] = _S26 + _S40;
-    thread Q8_0Eights_Eight_0 _S41 = _S18;
-    float _S42 = Q8_0Eights_product_0(&_S41, _S16, _S37, _S38);
-    products_0->sums_0[int(1)] = _S29 + _S42;
-    thread Q8_0Eights_Eight_0 _S43 = _S19;
-    float _S44 = Q8_0Eights_product_0(&_S43, _S16, _S37, _S38);
-    products_0->sums_0[int(2)] = _S32 + _S44;
-    thread Q8_0Eights_Eight_0 _S45 = _S20;
-    float _S46 = Q8_0Eights_product_0(&_S45, _S16, _S37, _S38);
-    products_0->sums_0[int(3)] = _S35 + _S46;
+    uint2 _S6 = Q8_0Eights_places_0(i_2);
+    float4 _S7 = float4(*(x_0+(x_offset_0 + _S6.x))) ;
+    float4 _S8 = float4(*(x_0+(x_offset_0 + _S6.y))) ;
+    float _S9 = Q8_0Eights_product_0(&(*eights_0)[int(0)], i_2, _S7, _S8);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S9;
+    float _S10 = Q8_0Eights_product_0(&(*eights_0)[int(1)], i_2, _S7, _S8);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S10;
+    uint _S11 = i_2 + step_0;
+    uint2 _S12 = Q8_0Eights_places_0(_S11);
+    float4 _S13 = float4(*(x_0+(x_offset_0 + _S12.x))) ;
+    float4 _S14 = float4(*(x_0+(x_offset_0 + _S12.y))) ;
+    float _S15 = Q8_0Eights_product_0(&(*eights_0)[int(2)], _S11, _S13, _S14);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S15;
+    float _S16 = Q8_0Eights_product_0(&(*eights_0)[int(3)], _S11, _S13, _S14);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S16;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(4)> thread* begins_1, uint device* even_1, uint device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+uint second_if_0(bool aligned_0, uint first_0, uint second_0)
+{
+    uint _S17;
+    if(aligned_0)
+    {
+        _S17 = second_0;
+    }
+    else
+    {
+        _S17 = (first_0 >> 16U) | (second_0 << 16U);
+    }
+    return _S17;
+}
+
+uint load_half_0(uint device* words_0, uint half_0)
+{
+    return words_0[half_0 / 2U] >> (half_0 % 2U * 16U);
+}
+
+Q8_0Eights_Eight_0 Q8_0Eights_Eight_x24init_0(uint low_1, uint high_1, uint d_1)
+{
+    thread Q8_0Eights_Eight_0 _S18;
+    (&_S18)->low_0 = low_1;
+    (&_S18)->high_0 = high_1;
+    (&_S18)->d_0 = d_1;
+    return _S18;
+}
+
+Q8_0Eights_Eight_0 Q8_0Eights_load_0(uint device* weight_0, uint begin_0, uint i_3)
+{
+    uint _S19 = begin_0 + i_3 / 4U * 17U;
+    uint _S20 = _S19 / 2U + i_3 % 4U * 2U;
+    uint _S21 = weight_0[_S20 + 1U];
+    bool _S22 = (_S19 % 2U) != 0U;
+    return Q8_0Eights_Eight_x24init_0(second_if_0(_S22, weight_0[_S20], _S21), second_if_0(_S22, _S21, weight_0[_S20 + 2U]), load_half_0(weight_0, _S19));
+}
+
+array<Q8_0Eights_Eight_0, int(4)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_4, uint step_1)
 {
     thread array<Q8_0Eights_Eight_0, int(4)> eights_1;
-    Q8_0Eights_Eight_0 _S47 = Q8_0Eights_load_0(even_1, (*begins_1)[int(0)], i_4);
-    eights_1[int(0)] = _S47;
-    Q8_0Eights_Eight_0 _S48 = Q8_0Eights_load_0(odd_1, (*begins_1)[int(1)], i_4);
-    eights_1[int(1)] = _S48;
-    Q8_0Eights_Eight_0 _S49 = Q8_0Eights_load_0(even_1, (*begins_1)[int(2)], i_4);
-    eights_1[int(2)] = _S49;
-    Q8_0Eights_Eight_0 _S50 = Q8_0Eights_load_0(odd_1, (*begins_1)[int(3)], i_4);
-    eights_1[int(3)] = _S50;
-    uint2 _S51 = Q8_0Eights_places_0(i_4);
-    float4 _S52 = float4(*(x_1+(x_offset_1 + _S51.x))) ;
-    float4 _S53 = float4(*(x_1+(x_offset_1 + _S51.y))) ;
-    thread Q8_0Eights_Eight_0 _S54 = _S47;
-    float _S55 = Q8_0Eights_product_0(&_S54, i_4, _S52, _S53);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S55;
-    thread Q8_0Eights_Eight_0 _S56 = _S48;
-    float _S57 = Q8_0Eights_product_0(&_S56, i_4, _S52, _S53);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S57;
-    thread Q8_0Eights_Eight_0 _S58 = _S49;
-    float _S59 = Q8_0Eights_product_0(&_S58, i_4, _S52, _S53);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S59;
-    thread Q8_0Eights_Eight_0 _S60 = _S50;
-    float _S61 = Q8_0Eights_product_0(&_S60, i_4, _S52, _S53);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S61;
+    uint _S23 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q8_0Eights_load_0(even_0, (*begins_0)[int(0)], i_4);
+    uint _S24 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q8_0Eights_load_0(odd_0, (*begins_0)[int(1)], i_4);
+    uint _S25 = i_4 + step_1;
+    eights_1[int(2)] = Q8_0Eights_load_0(even_0, _S23, _S25);
+    eights_1[int(3)] = Q8_0Eights_load_0(odd_0, _S24, _S25);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<Q8_0Eights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint step_2)
+{
+    uint2 _S26 = Q8_0Eights_places_0(i_5);
+    float4 _S27 = float4(*(x_1+(x_offset_1 + _S26.x))) ;
+    float4 _S28 = float4(*(x_1+(x_offset_1 + _S26.y))) ;
+    float _S29 = Q8_0Eights_product_0(&(*eights_2)[int(0)], i_5, _S27, _S28);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S29;
+    float _S30 = Q8_0Eights_product_0(&(*eights_2)[int(1)], i_5, _S27, _S28);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S30;
     return;
 }
 
-float subgroup_sum_0(float value_0)
+array<Q8_0Eights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, uint device* even_1, uint device* odd_1, uint i_6, uint step_3)
 {
-    float _S62 = simd_sum(value_0);
-    return _S62;
-}
-
-array<float, int(4)> subgroup_sums_0(const array<float, int(4)> thread* values_0)
-{
-    thread array<float, int(4)> result_0;
-    float _S63 = subgroup_sum_0((*values_0)[int(0)]);
-    result_0[int(0)] = _S63;
-    float _S64 = subgroup_sum_0((*values_0)[int(1)]);
-    result_0[int(1)] = _S64;
-    float _S65 = subgroup_sum_0((*values_0)[int(2)]);
-    result_0[int(2)] = _S65;
-    float _S66 = subgroup_sum_0((*values_0)[int(3)]);
-    result_0[int(3)] = _S66;
-    return result_0;
+    thread array<Q8_0Eights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = Q8_0Eights_load_0(even_1, (*begins_1)[int(0)], i_6);
+    eights_3[int(1)] = Q8_0Eights_load_0(odd_1, (*begins_1)[int(1)], i_6);
+    return eights_3;
 }
 
 struct GemvParams_0
@@ -221,67 +181,142 @@ struct KernelContext_0
     uint device* entryPointParams_weight_0;
     packed_float4 device* entryPointParams_x_0;
     float device* entryPointParams_result_0;
-    uint _S67;
-    uint _S68;
+    uint _S31;
+    uint _S32;
+    array<float, int(128)> threadgroup* parts_0;
 };
 
-float own_0(const array<float, int(4)> thread* values_1, KernelContext_0 thread* kernelContext_0)
+float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
 {
-    float _S69 = (*values_1)[int(0)];
+    float _S33 = (*values_1)[int(0)];
     float result_1;
-    if((kernelContext_0->_S67) == 1U)
+    if(number_0 == 1U)
     {
         result_1 = (*values_1)[int(1)];
     }
     else
     {
-        result_1 = _S69;
-    }
-    if((kernelContext_0->_S67) == 2U)
-    {
-        result_1 = (*values_1)[int(2)];
-    }
-    if((kernelContext_0->_S67) == 3U)
-    {
-        result_1 = (*values_1)[int(3)];
+        result_1 = _S33;
     }
     return result_1;
 }
 
-Products_0 products_of_thread_0(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, KernelContext_0 thread* kernelContext_1)
+array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_0)
+{
+    uint wave_0;
+    uint _S34 = 128U / kernelContext_0->_S31;
+    array<float, int(2)> _S35 = subgroup_sums_0(values_2);
+    if((kernelContext_0->_S32) < 2U)
+    {
+        uint _S36 = thread_0 / kernelContext_0->_S31;
+        thread array<float, int(2)> _S37 = _S35;
+        float _S38 = chosen_0(&_S37, kernelContext_0->_S32);
+        (*kernelContext_0->parts_0)[_S36 * 2U + kernelContext_0->_S32] = _S38;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    thread array<float, int(2)> result_2;
+    for(;;)
+    {
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[int(0)] = 0.0;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S34)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_0->parts_0)[wave_0 * 2U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[int(1)] = 0.0;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S34)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_0->parts_0)[wave_0 * 2U + 1U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        break;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return result_2;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, uint first_1, uint step_4)
 {
     thread Products_0 products_2;
     (&products_2)->squares_0 = 0.0;
     (&products_2)->sums_0[int(0)] = 0.0;
     (&products_2)->sums_0[int(1)] = 0.0;
-    (&products_2)->sums_0[int(2)] = 0.0;
-    (&products_2)->sums_0[int(3)] = 0.0;
-    uint _S70 = kernelContext_1->_S68;
-    uint _S71 = k_1 / 8U;
-    uint i_5 = kernelContext_1->_S67;
-    for(;;)
+    uint _S39 = k_1 / 8U;
+    uint i_7;
+    if((first_1 + step_4) < _S39)
     {
-        if((i_5 + _S70) < _S71)
+        array<Q8_0Eights_Eight_0, int(4)> _S40 = load_eights_0(begins_2, even_2, odd_2, first_1, step_4);
+        i_7 = first_1;
+        array<Q8_0Eights_Eight_0, int(4)> loaded_0 = _S40;
+        for(;;)
         {
+            if((i_7 + 3U * step_4) < _S39)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S41 = i_7 + 2U * step_4;
+            array<Q8_0Eights_Eight_0, int(4)> _S42 = load_eights_0(begins_2, even_2, odd_2, _S41, step_4);
+            thread array<Q8_0Eights_Eight_0, int(4)> _S43 = loaded_0;
+            add_products_0(&products_2, &_S43, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+            i_7 = _S41;
+            loaded_0 = _S42;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S70);
-        i_5 = i_5 + 2U * _S70;
+        thread array<Q8_0Eights_Eight_0, int(4)> _S44 = loaded_0;
+        add_products_0(&products_2, &_S44, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        i_7 = i_7 + 2U * step_4;
+    }
+    else
+    {
+        i_7 = first_1;
     }
     for(;;)
     {
-        if(i_5 < _S71)
+        if(i_7 < _S39)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S70);
-        i_5 = i_5 + _S70;
+        array<Q8_0Eights_Eight_0, int(2)> _S45 = load_eights_1(begins_2, even_2, odd_2, i_7, step_4);
+        thread array<Q8_0Eights_Eight_0, int(2)> _S46 = _S45;
+        add_products_1(&products_2, &_S46, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        i_7 = i_7 + step_4;
     }
     return products_2;
 }
@@ -291,14 +326,12 @@ uint Q8_0Eights_begin_0(uint offset_0, uint k_2, uint row_0)
     return 2U * offset_0 + row_0 * (k_2 / 32U) * 17U;
 }
 
-array<uint, int(4)> begins_of_rows_0(uint offset_1, uint k_3, uint first_1, uint n_1)
+array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_2, uint n_1)
 {
-    thread array<uint, int(4)> begins_3;
-    uint _S72 = n_1 - 1U;
-    begins_3[int(0)] = Q8_0Eights_begin_0(offset_1, k_3, min(first_1, _S72));
-    begins_3[int(1)] = Q8_0Eights_begin_0(offset_1, k_3, min(first_1 + 1U, _S72));
-    begins_3[int(2)] = Q8_0Eights_begin_0(offset_1, k_3, min(first_1 + 2U, _S72));
-    begins_3[int(3)] = Q8_0Eights_begin_0(offset_1, k_3, min(first_1 + 3U, _S72));
+    thread array<uint, int(2)> begins_3;
+    uint _S47 = n_1 - 1U;
+    begins_3[int(0)] = Q8_0Eights_begin_0(offset_1, k_3, min(first_2, _S47));
+    begins_3[int(1)] = Q8_0Eights_begin_0(offset_1, k_3, min(first_2 + 1U, _S47));
     return begins_3;
 }
 
@@ -307,78 +340,75 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_3, float device* result_2, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S73 = kernelContext_2->_S68;
-    uint _S74 = 128U / kernelContext_2->_S68;
-    uint _S75 = p_1->groups_0 * _S74 * 4U;
-    uint _S76 = group_number_0(group_1) * _S74;
-    uint _S77 = thread_0 / _S73;
-    uint first_2 = (_S76 + _S77) * 4U;
+    uint first_3 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S78 = p_1->n_0;
-        if(first_2 < (p_1->n_0))
+        uint _S48 = p_1->n_0;
+        if(first_3 < (p_1->n_0))
         {
         }
         else
         {
             break;
         }
-        uint _S79 = first_2 + kernelContext_2->_S67;
-        bool _S80;
-        if((kernelContext_2->_S67) < 4U)
+        uint _S49 = first_3 + thread_1;
+        bool _S50;
+        if(thread_1 < 2U)
         {
-            _S80 = _S79 < _S78;
+            _S50 = _S49 < _S48;
         }
         else
         {
-            _S80 = false;
+            _S50 = false;
         }
-        bool _S81;
-        if(_S80)
+        bool _S51;
+        if(_S50)
         {
-            _S81 = (p_1->accumulate_0) != 0U;
+            _S51 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S81 = false;
+            _S51 = false;
         }
         float sum_0;
-        if(_S81)
+        if(_S51)
         {
-            sum_0 = *(result_2+(p_1->out_offset_0 + _S79));
+            sum_0 = *(result_3+(p_1->out_offset_0 + _S49));
         }
         else
         {
             sum_0 = 0.0;
         }
-        thread array<uint, int(4)> _S82 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_2, _S78);
-        Products_0 _S83 = products_of_thread_0(&_S82, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, kernelContext_2);
-        thread array<float, int(4)> _S84 = _S83.sums_0;
-        array<float, int(4)> _S85 = subgroup_sums_0(&_S84);
-        thread array<float, int(4)> _S86 = _S85;
-        float _S87 = own_0(&_S86, kernelContext_2);
-        float sum_1 = sum_0 + _S87;
-        if(_S80)
+        thread array<uint, int(2)> _S52 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_3, _S48);
+        Products_0 _S53 = products_of_thread_0(&_S52, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
+        thread array<float, int(2)> _S54 = _S53.sums_0;
+        array<float, int(2)> _S55 = group_sums_0(&_S54, thread_1, kernelContext_1);
+        thread array<float, int(2)> _S56 = _S55;
+        float _S57 = chosen_0(&_S56, thread_1);
+        float sum_1 = sum_0 + _S57;
+        if(_S50)
         {
-            *(result_2+(p_1->out_offset_0 + _S79)) = sum_1;
+            *(result_3+(p_1->out_offset_0 + _S49)) = sum_1;
         }
-        first_2 = first_2 + _S75;
+        first_3 = first_3 + p_1->groups_0 * 2U;
     }
     return;
 }
 
-[[kernel]] void gemv_q8_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
+[[kernel]] void gemv_q8_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_2;
+    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    threadgroup array<float, int(128)> parts_1;
+    (&kernelContext_2)->parts_0 = &parts_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S67 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S68 = _builtinWaveLaneCount_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_2)->_S31 = _builtinWaveLaneCount_0;
+    (&kernelContext_2)->_S32 = _builtinWaveLaneIndex_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
     return;
 }

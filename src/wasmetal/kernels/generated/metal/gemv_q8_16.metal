@@ -3,9 +3,25 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
+float subgroup_sum_0(float value_0)
+{
+    float _S1 = simd_sum(value_0);
+    return _S1;
+}
+
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
+{
+    thread array<float, int(2)> result_0;
+    float _S2 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S2;
+    float _S3 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S3;
+    return result_0;
+}
+
 struct Products_0
 {
-    array<float, int(4)> sums_0;
+    array<float, int(2)> sums_0;
     float squares_0;
 };
 
@@ -17,26 +33,9 @@ struct Q8_16Eights_Eight_0
     uint factors_0;
 };
 
-Q8_16Eights_Eight_0 Q8_16Eights_Eight_x24init_0(uint low_1, uint high_1, uint scales_1, uint factors_1)
+uint2 Q8_16Eights_places_0(uint i_0)
 {
-    thread Q8_16Eights_Eight_0 _S1;
-    (&_S1)->low_0 = low_1;
-    (&_S1)->high_0 = high_1;
-    (&_S1)->scales_0 = scales_1;
-    (&_S1)->factors_0 = factors_1;
-    return _S1;
-}
-
-Q8_16Eights_Eight_0 Q8_16Eights_load_0(uint device* weight_0, uint begin_0, uint i_0)
-{
-    uint _S2 = begin_0 + i_0 / 4U * 10U;
-    uint _S3 = _S2 + 2U + i_0 % 4U * 2U;
-    return Q8_16Eights_Eight_x24init_0(weight_0[_S3], weight_0[_S3 + 1U], weight_0[_S2], weight_0[_S2 + 1U]);
-}
-
-uint2 Q8_16Eights_places_0(uint i_1)
-{
-    uint _S4 = 2U * i_1;
+    uint _S4 = 2U * i_0;
     return uint2(_S4, _S4 + 1U);
 }
 
@@ -76,120 +75,80 @@ float sum_0(float4 v_0)
     return v_0.x + v_0.y + v_0.z + v_0.w;
 }
 
-float Q8_16Eights_product_0(const Q8_16Eights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
+float Q8_16Eights_product_0(const Q8_16Eights_Eight_0 thread* eight_0, uint i_1, float4 a_0, float4 b_0)
 {
-    float2 _S6 = halves_0(eight_0->scales_0) * bytes_0((eight_0->factors_0) >> (i_2 % 4U / 2U * 8U)).xz;
+    float2 _S6 = halves_0(eight_0->scales_0) * bytes_0((eight_0->factors_0) >> (i_1 % 4U / 2U * 8U)).xz;
     return _S6.x * (dot(signed_bytes_0(eight_0->low_0), a_0) + dot(signed_bytes_0(eight_0->high_0), b_0)) - _S6.y * sum_0(a_0 + b_0);
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(4)> thread* begins_0, uint device* even_0, uint device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<Q8_16Eights_Eight_0, int(4)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_2, uint step_0)
 {
-    thread array<Q8_16Eights_Eight_0, int(8)> eights_0;
-    uint _S7 = (*begins_0)[int(0)];
-    Q8_16Eights_Eight_0 _S8 = Q8_16Eights_load_0(even_0, (*begins_0)[int(0)], i_3);
-    eights_0[int(0)] = _S8;
-    uint _S9 = (*begins_0)[int(1)];
-    Q8_16Eights_Eight_0 _S10 = Q8_16Eights_load_0(odd_0, (*begins_0)[int(1)], i_3);
-    eights_0[int(1)] = _S10;
-    uint _S11 = (*begins_0)[int(2)];
-    Q8_16Eights_Eight_0 _S12 = Q8_16Eights_load_0(even_0, (*begins_0)[int(2)], i_3);
-    eights_0[int(2)] = _S12;
-    uint _S13 = (*begins_0)[int(3)];
-    Q8_16Eights_Eight_0 _S14 = Q8_16Eights_load_0(odd_0, (*begins_0)[int(3)], i_3);
-    eights_0[int(3)] = _S14;
-    uint _S15 = i_3 + lanes_0;
-    Q8_16Eights_Eight_0 _S16 = Q8_16Eights_load_0(even_0, _S7, _S15);
-    eights_0[int(4)] = _S16;
-    Q8_16Eights_Eight_0 _S17 = Q8_16Eights_load_0(odd_0, _S9, _S15);
-    eights_0[int(5)] = _S17;
-    Q8_16Eights_Eight_0 _S18 = Q8_16Eights_load_0(even_0, _S11, _S15);
-    eights_0[int(6)] = _S18;
-    Q8_16Eights_Eight_0 _S19 = Q8_16Eights_load_0(odd_0, _S13, _S15);
-    eights_0[int(7)] = _S19;
-    uint2 _S20 = Q8_16Eights_places_0(i_3);
-    float4 _S21 = float4(*(x_0+(x_offset_0 + _S20.x))) ;
-    float4 _S22 = float4(*(x_0+(x_offset_0 + _S20.y))) ;
-    thread Q8_16Eights_Eight_0 _S23 = _S8;
-    float _S24 = Q8_16Eights_product_0(&_S23, i_3, _S21, _S22);
-    float _S25 = products_0->sums_0[int(0)] + _S24;
-    products_0->sums_0[int(0)] = _S25;
-    thread Q8_16Eights_Eight_0 _S26 = _S10;
-    float _S27 = Q8_16Eights_product_0(&_S26, i_3, _S21, _S22);
-    float _S28 = products_0->sums_0[int(1)] + _S27;
-    products_0->sums_0[int(1)] = _S28;
-    thread Q8_16Eights_Eight_0 _S29 = _S12;
-    float _S30 = Q8_16Eights_product_0(&_S29, i_3, _S21, _S22);
-    float _S31 = products_0->sums_0[int(2)] + _S30;
-    products_0->sums_0[int(2)] = _S31;
-    thread Q8_16Eights_Eight_0 _S32 = _S14;
-    float _S33 = Q8_16Eights_product_0(&_S32, i_3, _S21, _S22);
-    float _S34 = products_0->sums_0[int(3)] + _S33;
-    products_0->sums_0[int(3)] = _S34;
-    uint2 _S35 = Q8_16Eights_places_0(_S15);
-    float4 _S36 = float4(*(x_0+(x_offset_0 + _S35.x))) ;
-    float4 _S37 = float4(*(x_0+(x_offset_0 + _S35.y))) ;
-    thread Q8_16Eights_Eight_0 _S38 = _S16;
-    float _S39 = Q8_16Eights_product_0(&_S38, _S15, _S36, _S37);
-    products_0->sums_0[int(0)] = _S25 + _S39;
-    thread Q8_16Eights_Eight_0 _S40 = _S17;
-    float _S41 = Q8_16Eights_product_0(&_S40, _S15, _S36, _S37);
-    products_0->sums_0[int(1)] = _S28 + _S41;
-    thread Q8_16Eights_Eight_0 _S42 = _S18;
-    float _S43 = Q8_16Eights_product_0(&_S42, _S15, _S36, _S37);
-    products_0->sums_0[int(2)] = _S31 + _S43;
-    thread Q8_16Eights_Eight_0 _S44 = _S19;
-    float _S45 = Q8_16Eights_product_0(&_S44, _S15, _S36, _S37);
-    products_0->sums_0[int(3)] = _S34 + _S45;
+    uint2 _S7 = Q8_16Eights_places_0(i_2);
+    float4 _S8 = float4(*(x_0+(x_offset_0 + _S7.x))) ;
+    float4 _S9 = float4(*(x_0+(x_offset_0 + _S7.y))) ;
+    float _S10 = Q8_16Eights_product_0(&(*eights_0)[int(0)], i_2, _S8, _S9);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S10;
+    float _S11 = Q8_16Eights_product_0(&(*eights_0)[int(1)], i_2, _S8, _S9);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S11;
+    uint _S12 = i_2 + step_0;
+    uint2 _S13 = Q8_16Eights_places_0(_S12);
+    float4 _S14 = float4(*(x_0+(x_offset_0 + _S13.x))) ;
+    float4 _S15 = float4(*(x_0+(x_offset_0 + _S13.y))) ;
+    float _S16 = Q8_16Eights_product_0(&(*eights_0)[int(2)], _S12, _S14, _S15);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S16;
+    float _S17 = Q8_16Eights_product_0(&(*eights_0)[int(3)], _S12, _S14, _S15);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S17;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(4)> thread* begins_1, uint device* even_1, uint device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+Q8_16Eights_Eight_0 Q8_16Eights_Eight_x24init_0(uint low_1, uint high_1, uint scales_1, uint factors_1)
+{
+    thread Q8_16Eights_Eight_0 _S18;
+    (&_S18)->low_0 = low_1;
+    (&_S18)->high_0 = high_1;
+    (&_S18)->scales_0 = scales_1;
+    (&_S18)->factors_0 = factors_1;
+    return _S18;
+}
+
+Q8_16Eights_Eight_0 Q8_16Eights_load_0(uint device* weight_0, uint begin_0, uint i_3)
+{
+    uint _S19 = begin_0 + i_3 / 4U * 10U;
+    uint _S20 = _S19 + 2U + i_3 % 4U * 2U;
+    return Q8_16Eights_Eight_x24init_0(weight_0[_S20], weight_0[_S20 + 1U], weight_0[_S19], weight_0[_S19 + 1U]);
+}
+
+array<Q8_16Eights_Eight_0, int(4)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_4, uint step_1)
 {
     thread array<Q8_16Eights_Eight_0, int(4)> eights_1;
-    Q8_16Eights_Eight_0 _S46 = Q8_16Eights_load_0(even_1, (*begins_1)[int(0)], i_4);
-    eights_1[int(0)] = _S46;
-    Q8_16Eights_Eight_0 _S47 = Q8_16Eights_load_0(odd_1, (*begins_1)[int(1)], i_4);
-    eights_1[int(1)] = _S47;
-    Q8_16Eights_Eight_0 _S48 = Q8_16Eights_load_0(even_1, (*begins_1)[int(2)], i_4);
-    eights_1[int(2)] = _S48;
-    Q8_16Eights_Eight_0 _S49 = Q8_16Eights_load_0(odd_1, (*begins_1)[int(3)], i_4);
-    eights_1[int(3)] = _S49;
-    uint2 _S50 = Q8_16Eights_places_0(i_4);
-    float4 _S51 = float4(*(x_1+(x_offset_1 + _S50.x))) ;
-    float4 _S52 = float4(*(x_1+(x_offset_1 + _S50.y))) ;
-    thread Q8_16Eights_Eight_0 _S53 = _S46;
-    float _S54 = Q8_16Eights_product_0(&_S53, i_4, _S51, _S52);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S54;
-    thread Q8_16Eights_Eight_0 _S55 = _S47;
-    float _S56 = Q8_16Eights_product_0(&_S55, i_4, _S51, _S52);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S56;
-    thread Q8_16Eights_Eight_0 _S57 = _S48;
-    float _S58 = Q8_16Eights_product_0(&_S57, i_4, _S51, _S52);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S58;
-    thread Q8_16Eights_Eight_0 _S59 = _S49;
-    float _S60 = Q8_16Eights_product_0(&_S59, i_4, _S51, _S52);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S60;
+    uint _S21 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q8_16Eights_load_0(even_0, (*begins_0)[int(0)], i_4);
+    uint _S22 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q8_16Eights_load_0(odd_0, (*begins_0)[int(1)], i_4);
+    uint _S23 = i_4 + step_1;
+    eights_1[int(2)] = Q8_16Eights_load_0(even_0, _S21, _S23);
+    eights_1[int(3)] = Q8_16Eights_load_0(odd_0, _S22, _S23);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<Q8_16Eights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint step_2)
+{
+    uint2 _S24 = Q8_16Eights_places_0(i_5);
+    float4 _S25 = float4(*(x_1+(x_offset_1 + _S24.x))) ;
+    float4 _S26 = float4(*(x_1+(x_offset_1 + _S24.y))) ;
+    float _S27 = Q8_16Eights_product_0(&(*eights_2)[int(0)], i_5, _S25, _S26);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S27;
+    float _S28 = Q8_16Eights_product_0(&(*eights_2)[int(1)], i_5, _S25, _S26);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S28;
     return;
 }
 
-float subgroup_sum_0(float value_0)
+array<Q8_16Eights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, uint device* even_1, uint device* odd_1, uint i_6, uint step_3)
 {
-    float _S61 = simd_sum(value_0);
-    return _S61;
-}
-
-array<float, int(4)> subgroup_sums_0(const array<float, int(4)> thread* values_0)
-{
-    thread array<float, int(4)> result_0;
-    float _S62 = subgroup_sum_0((*values_0)[int(0)]);
-    result_0[int(0)] = _S62;
-    float _S63 = subgroup_sum_0((*values_0)[int(1)]);
-    result_0[int(1)] = _S63;
-    float _S64 = subgroup_sum_0((*values_0)[int(2)]);
-    result_0[int(2)] = _S64;
-    float _S65 = subgroup_sum_0((*values_0)[int(3)]);
-    result_0[int(3)] = _S65;
-    return result_0;
+    thread array<Q8_16Eights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = Q8_16Eights_load_0(even_1, (*begins_1)[int(0)], i_6);
+    eights_3[int(1)] = Q8_16Eights_load_0(odd_1, (*begins_1)[int(1)], i_6);
+    return eights_3;
 }
 
 struct GemvParams_0
@@ -214,67 +173,142 @@ struct KernelContext_0
     uint device* entryPointParams_weight_0;
     packed_float4 device* entryPointParams_x_0;
     float device* entryPointParams_result_0;
-    uint _S66;
-    uint _S67;
+    uint _S29;
+    uint _S30;
+    array<float, int(128)> threadgroup* parts_0;
 };
 
-float own_0(const array<float, int(4)> thread* values_1, KernelContext_0 thread* kernelContext_0)
+float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
 {
-    float _S68 = (*values_1)[int(0)];
+    float _S31 = (*values_1)[int(0)];
     float result_1;
-    if((kernelContext_0->_S66) == 1U)
+    if(number_0 == 1U)
     {
         result_1 = (*values_1)[int(1)];
     }
     else
     {
-        result_1 = _S68;
-    }
-    if((kernelContext_0->_S66) == 2U)
-    {
-        result_1 = (*values_1)[int(2)];
-    }
-    if((kernelContext_0->_S66) == 3U)
-    {
-        result_1 = (*values_1)[int(3)];
+        result_1 = _S31;
     }
     return result_1;
 }
 
-Products_0 products_of_thread_0(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, KernelContext_0 thread* kernelContext_1)
+array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_0)
+{
+    uint wave_0;
+    uint _S32 = 128U / kernelContext_0->_S29;
+    array<float, int(2)> _S33 = subgroup_sums_0(values_2);
+    if((kernelContext_0->_S30) < 2U)
+    {
+        uint _S34 = thread_0 / kernelContext_0->_S29;
+        thread array<float, int(2)> _S35 = _S33;
+        float _S36 = chosen_0(&_S35, kernelContext_0->_S30);
+        (*kernelContext_0->parts_0)[_S34 * 2U + kernelContext_0->_S30] = _S36;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    thread array<float, int(2)> result_2;
+    for(;;)
+    {
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[int(0)] = 0.0;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S32)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_0->parts_0)[wave_0 * 2U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[int(1)] = 0.0;
+                wave_0 = 0U;
+                for(;;)
+                {
+                    if(wave_0 < _S32)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_0->parts_0)[wave_0 * 2U + 1U];
+                    wave_0 = wave_0 + 1U;
+                }
+                break;
+            }
+            break;
+        }
+        break;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return result_2;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_2, uint first_0, uint step_4)
 {
     thread Products_0 products_2;
     (&products_2)->squares_0 = 0.0;
     (&products_2)->sums_0[int(0)] = 0.0;
     (&products_2)->sums_0[int(1)] = 0.0;
-    (&products_2)->sums_0[int(2)] = 0.0;
-    (&products_2)->sums_0[int(3)] = 0.0;
-    uint _S69 = kernelContext_1->_S67;
-    uint _S70 = k_1 / 8U;
-    uint i_5 = kernelContext_1->_S66;
-    for(;;)
+    uint _S37 = k_1 / 8U;
+    uint i_7;
+    if((first_0 + step_4) < _S37)
     {
-        if((i_5 + _S69) < _S70)
+        array<Q8_16Eights_Eight_0, int(4)> _S38 = load_eights_0(begins_2, even_2, odd_2, first_0, step_4);
+        i_7 = first_0;
+        array<Q8_16Eights_Eight_0, int(4)> loaded_0 = _S38;
+        for(;;)
         {
+            if((i_7 + 3U * step_4) < _S37)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S39 = i_7 + 2U * step_4;
+            array<Q8_16Eights_Eight_0, int(4)> _S40 = load_eights_0(begins_2, even_2, odd_2, _S39, step_4);
+            thread array<Q8_16Eights_Eight_0, int(4)> _S41 = loaded_0;
+            add_products_0(&products_2, &_S41, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+            i_7 = _S39;
+            loaded_0 = _S40;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S69);
-        i_5 = i_5 + 2U * _S69;
+        thread array<Q8_16Eights_Eight_0, int(4)> _S42 = loaded_0;
+        add_products_0(&products_2, &_S42, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        i_7 = i_7 + 2U * step_4;
+    }
+    else
+    {
+        i_7 = first_0;
     }
     for(;;)
     {
-        if(i_5 < _S70)
+        if(i_7 < _S37)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_2, i_5, _S69);
-        i_5 = i_5 + _S69;
+        array<Q8_16Eights_Eight_0, int(2)> _S43 = load_eights_1(begins_2, even_2, odd_2, i_7, step_4);
+        thread array<Q8_16Eights_Eight_0, int(2)> _S44 = _S43;
+        add_products_1(&products_2, &_S44, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        i_7 = i_7 + step_4;
     }
     return products_2;
 }
@@ -284,14 +318,12 @@ uint Q8_16Eights_begin_0(uint offset_0, uint k_2, uint row_0)
     return offset_0 + row_0 * (k_2 / 32U) * 10U;
 }
 
-array<uint, int(4)> begins_of_rows_0(uint offset_1, uint k_3, uint first_0, uint n_1)
+array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_1, uint n_1)
 {
-    thread array<uint, int(4)> begins_3;
-    uint _S71 = n_1 - 1U;
-    begins_3[int(0)] = Q8_16Eights_begin_0(offset_1, k_3, min(first_0, _S71));
-    begins_3[int(1)] = Q8_16Eights_begin_0(offset_1, k_3, min(first_0 + 1U, _S71));
-    begins_3[int(2)] = Q8_16Eights_begin_0(offset_1, k_3, min(first_0 + 2U, _S71));
-    begins_3[int(3)] = Q8_16Eights_begin_0(offset_1, k_3, min(first_0 + 3U, _S71));
+    thread array<uint, int(2)> begins_3;
+    uint _S45 = n_1 - 1U;
+    begins_3[int(0)] = Q8_16Eights_begin_0(offset_1, k_3, min(first_1, _S45));
+    begins_3[int(1)] = Q8_16Eights_begin_0(offset_1, k_3, min(first_1 + 1U, _S45));
     return begins_3;
 }
 
@@ -300,78 +332,75 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_3, float device* result_2, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S72 = kernelContext_2->_S67;
-    uint _S73 = 128U / kernelContext_2->_S67;
-    uint _S74 = p_1->groups_0 * _S73 * 4U;
-    uint _S75 = group_number_0(group_1) * _S73;
-    uint _S76 = thread_0 / _S72;
-    uint first_1 = (_S75 + _S76) * 4U;
+    uint first_2 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S77 = p_1->n_0;
-        if(first_1 < (p_1->n_0))
+        uint _S46 = p_1->n_0;
+        if(first_2 < (p_1->n_0))
         {
         }
         else
         {
             break;
         }
-        uint _S78 = first_1 + kernelContext_2->_S66;
-        bool _S79;
-        if((kernelContext_2->_S66) < 4U)
+        uint _S47 = first_2 + thread_1;
+        bool _S48;
+        if(thread_1 < 2U)
         {
-            _S79 = _S78 < _S77;
+            _S48 = _S47 < _S46;
         }
         else
         {
-            _S79 = false;
+            _S48 = false;
         }
-        bool _S80;
-        if(_S79)
+        bool _S49;
+        if(_S48)
         {
-            _S80 = (p_1->accumulate_0) != 0U;
+            _S49 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S80 = false;
+            _S49 = false;
         }
         float sum_1;
-        if(_S80)
+        if(_S49)
         {
-            sum_1 = *(result_2+(p_1->out_offset_0 + _S78));
+            sum_1 = *(result_3+(p_1->out_offset_0 + _S47));
         }
         else
         {
             sum_1 = 0.0;
         }
-        thread array<uint, int(4)> _S81 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_1, _S77);
-        Products_0 _S82 = products_of_thread_0(&_S81, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, kernelContext_2);
-        thread array<float, int(4)> _S83 = _S82.sums_0;
-        array<float, int(4)> _S84 = subgroup_sums_0(&_S83);
-        thread array<float, int(4)> _S85 = _S84;
-        float _S86 = own_0(&_S85, kernelContext_2);
-        float sum_2 = sum_1 + _S86;
-        if(_S79)
+        thread array<uint, int(2)> _S50 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_2, _S46);
+        Products_0 _S51 = products_of_thread_0(&_S50, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
+        thread array<float, int(2)> _S52 = _S51.sums_0;
+        array<float, int(2)> _S53 = group_sums_0(&_S52, thread_1, kernelContext_1);
+        thread array<float, int(2)> _S54 = _S53;
+        float _S55 = chosen_0(&_S54, thread_1);
+        float sum_2 = sum_1 + _S55;
+        if(_S48)
         {
-            *(result_2+(p_1->out_offset_0 + _S78)) = sum_2;
+            *(result_3+(p_1->out_offset_0 + _S47)) = sum_2;
         }
-        first_1 = first_1 + _S74;
+        first_2 = first_2 + p_1->groups_0 * 2U;
     }
     return;
 }
 
-[[kernel]] void gemv_q8_16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
+[[kernel]] void gemv_q8_16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_2;
+    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    threadgroup array<float, int(128)> parts_1;
+    (&kernelContext_2)->parts_0 = &parts_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S66 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S67 = _builtinWaveLaneCount_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_2)->_S29 = _builtinWaveLaneCount_0;
+    (&kernelContext_2)->_S30 = _builtinWaveLaneIndex_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
     return;
 }

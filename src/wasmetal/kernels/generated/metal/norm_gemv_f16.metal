@@ -3,33 +3,21 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
-struct SixteenEights_Eight_0
-{
-    uint4 w_0;
-};
-
-SixteenEights_Eight_0 SixteenEights_Eight_x24init_0(uint4 w_1)
-{
-    thread SixteenEights_Eight_0 _S1;
-    (&_S1)->w_0 = w_1;
-    return _S1;
-}
-
 struct Products_0
 {
     array<float, int(2)> sums_0;
     float squares_0;
 };
 
-SixteenEights_Eight_0 SixteenEights_load_0(packed_uint4 device* weight_0, uint begin_0, uint i_0)
+struct SixteenEights_Eight_0
 {
-    return SixteenEights_Eight_x24init_0(uint4(*(weight_0+(begin_0 + i_0))) );
-}
+    uint4 w_0;
+};
 
-uint2 SixteenEights_places_0(uint i_1)
+uint2 SixteenEights_places_0(uint i_0)
 {
-    uint _S2 = 2U * i_1;
-    return uint2(_S2, _S2 + 1U);
+    uint _S1 = 2U * i_0;
+    return uint2(_S1, _S1 + 1U);
 }
 
 float2 halves_0(uint word_0)
@@ -42,153 +30,431 @@ float2 Half_pair_0(uint word_1)
     return halves_0(word_1);
 }
 
-float SixteenEights_product_0(const SixteenEights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
+float SixteenEights_product_0(const SixteenEights_Eight_0 thread* eight_0, uint i_1, float4 a_0, float4 b_0)
 {
     return dot(float4(Half_pair_0(eight_0->w_0.x), Half_pair_0(eight_0->w_0.y)), a_0) + dot(float4(Half_pair_0(eight_0->w_0.z), Half_pair_0(eight_0->w_0.w)), b_0);
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(2)> thread* begins_0, packed_uint4 device* even_0, packed_uint4 device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<SixteenEights_Eight_0, int(8)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_2, uint step_0)
 {
-    thread array<SixteenEights_Eight_0, int(8)> eights_0;
-    uint _S3 = (*begins_0)[int(0)];
-    SixteenEights_Eight_0 _S4 = SixteenEights_load_0(even_0, (*begins_0)[int(0)], i_3);
-    eights_0[int(0)] = _S4;
-    uint _S5 = (*begins_0)[int(1)];
-    SixteenEights_Eight_0 _S6 = SixteenEights_load_0(odd_0, (*begins_0)[int(1)], i_3);
-    eights_0[int(1)] = _S6;
-    uint _S7 = i_3 + lanes_0;
-    SixteenEights_Eight_0 _S8 = SixteenEights_load_0(even_0, _S3, _S7);
-    eights_0[int(2)] = _S8;
-    SixteenEights_Eight_0 _S9 = SixteenEights_load_0(odd_0, _S5, _S7);
-    eights_0[int(3)] = _S9;
-    uint _S10 = i_3 + 2U * lanes_0;
-    SixteenEights_Eight_0 _S11 = SixteenEights_load_0(even_0, _S3, _S10);
-    eights_0[int(4)] = _S11;
-    SixteenEights_Eight_0 _S12 = SixteenEights_load_0(odd_0, _S5, _S10);
-    eights_0[int(5)] = _S12;
-    uint _S13 = i_3 + 3U * lanes_0;
-    SixteenEights_Eight_0 _S14 = SixteenEights_load_0(even_0, _S3, _S13);
-    eights_0[int(6)] = _S14;
-    SixteenEights_Eight_0 _S15 = SixteenEights_load_0(odd_0, _S5, _S13);
-    eights_0[int(7)] = _S15;
-    uint2 _S16 = SixteenEights_places_0(i_3);
-    uint _S17 = _S16.x;
-    float4 _S18 = float4(*(x_0+(x_offset_0 + _S17))) ;
-    uint _S19 = _S16.y;
+    uint2 _S2 = SixteenEights_places_0(i_2);
+    uint _S3 = _S2.x;
+    float4 _S4 = float4(*(x_0+(x_offset_0 + _S3))) ;
+    uint _S5 = _S2.y;
+    float4 _S6 = float4(*(x_0+(x_offset_0 + _S5))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S4, _S4) + dot(_S6, _S6));
+    float4 a_1 = _S4 * float4(*(norm_0+(norm_offset_0 + _S3))) ;
+    float4 b_1 = _S6 * float4(*(norm_0+(norm_offset_0 + _S5))) ;
+    float _S7 = SixteenEights_product_0(&(*eights_0)[int(0)], i_2, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S7;
+    float _S8 = SixteenEights_product_0(&(*eights_0)[int(1)], i_2, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S8;
+    uint _S9 = i_2 + step_0;
+    uint2 _S10 = SixteenEights_places_0(_S9);
+    uint _S11 = _S10.x;
+    float4 _S12 = float4(*(x_0+(x_offset_0 + _S11))) ;
+    uint _S13 = _S10.y;
+    float4 _S14 = float4(*(x_0+(x_offset_0 + _S13))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S12, _S12) + dot(_S14, _S14));
+    float4 a_2 = _S12 * float4(*(norm_0+(norm_offset_0 + _S11))) ;
+    float4 b_2 = _S14 * float4(*(norm_0+(norm_offset_0 + _S13))) ;
+    float _S15 = SixteenEights_product_0(&(*eights_0)[int(2)], _S9, a_2, b_2);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S15;
+    float _S16 = SixteenEights_product_0(&(*eights_0)[int(3)], _S9, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S16;
+    uint _S17 = i_2 + 2U * step_0;
+    uint2 _S18 = SixteenEights_places_0(_S17);
+    uint _S19 = _S18.x;
     float4 _S20 = float4(*(x_0+(x_offset_0 + _S19))) ;
-    float _S21 = products_0->squares_0 + (dot(_S18, _S18) + dot(_S20, _S20));
-    products_0->squares_0 = _S21;
-    float4 a_1 = _S18 * float4(*(norm_0+(norm_offset_0 + _S17))) ;
-    float4 b_1 = _S20 * float4(*(norm_0+(norm_offset_0 + _S19))) ;
-    thread SixteenEights_Eight_0 _S22 = _S4;
-    float _S23 = SixteenEights_product_0(&_S22, i_3, a_1, b_1);
-    float _S24 = products_0->sums_0[int(0)] + _S23;
-    products_0->sums_0[int(0)] = _S24;
-    thread SixteenEights_Eight_0 _S25 = _S6;
-    float _S26 = SixteenEights_product_0(&_S25, i_3, a_1, b_1);
-    float _S27 = products_0->sums_0[int(1)] + _S26;
-    products_0->sums_0[int(1)] = _S27;
-    uint2 _S28 = SixteenEights_places_0(_S7);
-    uint _S29 = _S28.x;
+    uint _S21 = _S18.y;
+    float4 _S22 = float4(*(x_0+(x_offset_0 + _S21))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S20, _S20) + dot(_S22, _S22));
+    float4 a_3 = _S20 * float4(*(norm_0+(norm_offset_0 + _S19))) ;
+    float4 b_3 = _S22 * float4(*(norm_0+(norm_offset_0 + _S21))) ;
+    float _S23 = SixteenEights_product_0(&(*eights_0)[int(4)], _S17, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S23;
+    float _S24 = SixteenEights_product_0(&(*eights_0)[int(5)], _S17, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S24;
+    uint _S25 = i_2 + 3U * step_0;
+    uint2 _S26 = SixteenEights_places_0(_S25);
+    uint _S27 = _S26.x;
+    float4 _S28 = float4(*(x_0+(x_offset_0 + _S27))) ;
+    uint _S29 = _S26.y;
     float4 _S30 = float4(*(x_0+(x_offset_0 + _S29))) ;
-    uint _S31 = _S28.y;
-    float4 _S32 = float4(*(x_0+(x_offset_0 + _S31))) ;
-    float _S33 = _S21 + (dot(_S30, _S30) + dot(_S32, _S32));
-    products_0->squares_0 = _S33;
-    float4 a_2 = _S30 * float4(*(norm_0+(norm_offset_0 + _S29))) ;
-    float4 b_2 = _S32 * float4(*(norm_0+(norm_offset_0 + _S31))) ;
-    thread SixteenEights_Eight_0 _S34 = _S8;
-    float _S35 = SixteenEights_product_0(&_S34, _S7, a_2, b_2);
-    float _S36 = _S24 + _S35;
-    products_0->sums_0[int(0)] = _S36;
-    thread SixteenEights_Eight_0 _S37 = _S9;
-    float _S38 = SixteenEights_product_0(&_S37, _S7, a_2, b_2);
-    float _S39 = _S27 + _S38;
-    products_0->sums_0[int(1)] = _S39;
-    uint2 _S40 = SixteenEights_places_0(_S10);
-    uint _S41 = _S40.x;
-    float4 _S42 = float4(*(x_0+(x_offset_0 + _S41))) ;
-    uint _S43 = _S40.y;
-    float4 _S44 = float4(*(x_0+(x_offset_0 + _S43))) ;
-    float _S45 = _S33 + (dot(_S42, _S42) + dot(_S44, _S44));
-    products_0->squares_0 = _S45;
-    float4 a_3 = _S42 * float4(*(norm_0+(norm_offset_0 + _S41))) ;
-    float4 b_3 = _S44 * float4(*(norm_0+(norm_offset_0 + _S43))) ;
-    thread SixteenEights_Eight_0 _S46 = _S11;
-    float _S47 = SixteenEights_product_0(&_S46, _S10, a_3, b_3);
-    float _S48 = _S36 + _S47;
-    products_0->sums_0[int(0)] = _S48;
-    thread SixteenEights_Eight_0 _S49 = _S12;
-    float _S50 = SixteenEights_product_0(&_S49, _S10, a_3, b_3);
-    float _S51 = _S39 + _S50;
-    products_0->sums_0[int(1)] = _S51;
-    uint2 _S52 = SixteenEights_places_0(_S13);
-    uint _S53 = _S52.x;
-    float4 _S54 = float4(*(x_0+(x_offset_0 + _S53))) ;
-    uint _S55 = _S52.y;
-    float4 _S56 = float4(*(x_0+(x_offset_0 + _S55))) ;
-    products_0->squares_0 = _S45 + (dot(_S54, _S54) + dot(_S56, _S56));
-    float4 a_4 = _S54 * float4(*(norm_0+(norm_offset_0 + _S53))) ;
-    float4 b_4 = _S56 * float4(*(norm_0+(norm_offset_0 + _S55))) ;
-    thread SixteenEights_Eight_0 _S57 = _S14;
-    float _S58 = SixteenEights_product_0(&_S57, _S13, a_4, b_4);
-    products_0->sums_0[int(0)] = _S48 + _S58;
-    thread SixteenEights_Eight_0 _S59 = _S15;
-    float _S60 = SixteenEights_product_0(&_S59, _S13, a_4, b_4);
-    products_0->sums_0[int(1)] = _S51 + _S60;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S28, _S28) + dot(_S30, _S30));
+    float4 a_4 = _S28 * float4(*(norm_0+(norm_offset_0 + _S27))) ;
+    float4 b_4 = _S30 * float4(*(norm_0+(norm_offset_0 + _S29))) ;
+    float _S31 = SixteenEights_product_0(&(*eights_0)[int(6)], _S25, a_4, b_4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S31;
+    float _S32 = SixteenEights_product_0(&(*eights_0)[int(7)], _S25, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S32;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(2)> thread* begins_1, packed_uint4 device* even_1, packed_uint4 device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+SixteenEights_Eight_0 SixteenEights_Eight_x24init_0(uint4 w_1)
 {
-    thread array<SixteenEights_Eight_0, int(2)> eights_1;
-    SixteenEights_Eight_0 _S61 = SixteenEights_load_0(even_1, (*begins_1)[int(0)], i_4);
-    eights_1[int(0)] = _S61;
-    SixteenEights_Eight_0 _S62 = SixteenEights_load_0(odd_1, (*begins_1)[int(1)], i_4);
-    eights_1[int(1)] = _S62;
-    uint2 _S63 = SixteenEights_places_0(i_4);
-    uint _S64 = _S63.x;
-    float4 _S65 = float4(*(x_1+(x_offset_1 + _S64))) ;
-    uint _S66 = _S63.y;
-    float4 _S67 = float4(*(x_1+(x_offset_1 + _S66))) ;
-    products_1->squares_0 = products_1->squares_0 + (dot(_S65, _S65) + dot(_S67, _S67));
-    float4 a_5 = _S65 * float4(*(norm_1+(norm_offset_1 + _S64))) ;
-    float4 b_5 = _S67 * float4(*(norm_1+(norm_offset_1 + _S66))) ;
-    thread SixteenEights_Eight_0 _S68 = _S61;
-    float _S69 = SixteenEights_product_0(&_S68, i_4, a_5, b_5);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S69;
-    thread SixteenEights_Eight_0 _S70 = _S62;
-    float _S71 = SixteenEights_product_0(&_S70, i_4, a_5, b_5);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S71;
+    thread SixteenEights_Eight_0 _S33;
+    (&_S33)->w_0 = w_1;
+    return _S33;
+}
+
+SixteenEights_Eight_0 SixteenEights_load_0(packed_uint4 device* weight_0, uint begin_0, uint i_3)
+{
+    return SixteenEights_Eight_x24init_0(uint4(*(weight_0+(begin_0 + i_3))) );
+}
+
+array<SixteenEights_Eight_0, int(8)> load_eights_0(const array<uint, int(2)> thread* begins_0, packed_uint4 device* even_0, packed_uint4 device* odd_0, uint i_4, uint step_1)
+{
+    thread array<SixteenEights_Eight_0, int(8)> eights_1;
+    uint _S34 = (*begins_0)[int(0)];
+    eights_1[int(0)] = SixteenEights_load_0(even_0, (*begins_0)[int(0)], i_4);
+    uint _S35 = (*begins_0)[int(1)];
+    eights_1[int(1)] = SixteenEights_load_0(odd_0, (*begins_0)[int(1)], i_4);
+    uint _S36 = i_4 + step_1;
+    eights_1[int(2)] = SixteenEights_load_0(even_0, _S34, _S36);
+    eights_1[int(3)] = SixteenEights_load_0(odd_0, _S35, _S36);
+    uint _S37 = i_4 + 2U * step_1;
+    eights_1[int(4)] = SixteenEights_load_0(even_0, _S34, _S37);
+    eights_1[int(5)] = SixteenEights_load_0(odd_0, _S35, _S37);
+    uint _S38 = i_4 + 3U * step_1;
+    eights_1[int(6)] = SixteenEights_load_0(even_0, _S34, _S38);
+    eights_1[int(7)] = SixteenEights_load_0(odd_0, _S35, _S38);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<SixteenEights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint step_2)
+{
+    uint2 _S39 = SixteenEights_places_0(i_5);
+    uint _S40 = _S39.x;
+    float4 _S41 = float4(*(x_1+(x_offset_1 + _S40))) ;
+    uint _S42 = _S39.y;
+    float4 _S43 = float4(*(x_1+(x_offset_1 + _S42))) ;
+    products_1->squares_0 = products_1->squares_0 + (dot(_S41, _S41) + dot(_S43, _S43));
+    float4 a_5 = _S41 * float4(*(norm_1+(norm_offset_1 + _S40))) ;
+    float4 b_5 = _S43 * float4(*(norm_1+(norm_offset_1 + _S42))) ;
+    float _S44 = SixteenEights_product_0(&(*eights_2)[int(0)], i_5, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S44;
+    float _S45 = SixteenEights_product_0(&(*eights_2)[int(1)], i_5, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S45;
     return;
+}
+
+array<SixteenEights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, packed_uint4 device* even_1, packed_uint4 device* odd_1, uint i_6, uint step_3)
+{
+    thread array<SixteenEights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = SixteenEights_load_0(even_1, (*begins_1)[int(0)], i_6);
+    eights_3[int(1)] = SixteenEights_load_0(odd_1, (*begins_1)[int(1)], i_6);
+    return eights_3;
+}
+
+struct Products_1
+{
+    array<float, int(4)> sums_0;
+    float squares_0;
+};
+
+void add_products_2(Products_1 thread* products_2, const array<SixteenEights_Eight_0, int(8)> thread* eights_4, packed_float4 device* x_2, uint x_offset_2, packed_float4 device* norm_2, uint norm_offset_2, uint i_7, uint step_4)
+{
+    uint2 _S46 = SixteenEights_places_0(i_7);
+    uint _S47 = _S46.x;
+    float4 _S48 = float4(*(x_2+(x_offset_2 + _S47))) ;
+    uint _S49 = _S46.y;
+    float4 _S50 = float4(*(x_2+(x_offset_2 + _S49))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S48, _S48) + dot(_S50, _S50));
+    float4 a_6 = _S48 * float4(*(norm_2+(norm_offset_2 + _S47))) ;
+    float4 b_6 = _S50 * float4(*(norm_2+(norm_offset_2 + _S49))) ;
+    float _S51 = SixteenEights_product_0(&(*eights_4)[int(0)], i_7, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S51;
+    float _S52 = SixteenEights_product_0(&(*eights_4)[int(1)], i_7, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S52;
+    float _S53 = SixteenEights_product_0(&(*eights_4)[int(2)], i_7, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S53;
+    float _S54 = SixteenEights_product_0(&(*eights_4)[int(3)], i_7, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S54;
+    uint _S55 = i_7 + step_4;
+    uint2 _S56 = SixteenEights_places_0(_S55);
+    uint _S57 = _S56.x;
+    float4 _S58 = float4(*(x_2+(x_offset_2 + _S57))) ;
+    uint _S59 = _S56.y;
+    float4 _S60 = float4(*(x_2+(x_offset_2 + _S59))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S58, _S58) + dot(_S60, _S60));
+    float4 a_7 = _S58 * float4(*(norm_2+(norm_offset_2 + _S57))) ;
+    float4 b_7 = _S60 * float4(*(norm_2+(norm_offset_2 + _S59))) ;
+    float _S61 = SixteenEights_product_0(&(*eights_4)[int(4)], _S55, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S61;
+    float _S62 = SixteenEights_product_0(&(*eights_4)[int(5)], _S55, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S62;
+    float _S63 = SixteenEights_product_0(&(*eights_4)[int(6)], _S55, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S63;
+    float _S64 = SixteenEights_product_0(&(*eights_4)[int(7)], _S55, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S64;
+    return;
+}
+
+array<SixteenEights_Eight_0, int(8)> load_eights_2(const array<uint, int(4)> thread* begins_2, packed_uint4 device* even_2, packed_uint4 device* odd_2, uint i_8, uint step_5)
+{
+    thread array<SixteenEights_Eight_0, int(8)> eights_5;
+    uint _S65 = (*begins_2)[int(0)];
+    eights_5[int(0)] = SixteenEights_load_0(even_2, (*begins_2)[int(0)], i_8);
+    uint _S66 = (*begins_2)[int(1)];
+    eights_5[int(1)] = SixteenEights_load_0(odd_2, (*begins_2)[int(1)], i_8);
+    uint _S67 = (*begins_2)[int(2)];
+    eights_5[int(2)] = SixteenEights_load_0(even_2, (*begins_2)[int(2)], i_8);
+    uint _S68 = (*begins_2)[int(3)];
+    eights_5[int(3)] = SixteenEights_load_0(odd_2, (*begins_2)[int(3)], i_8);
+    uint _S69 = i_8 + step_5;
+    eights_5[int(4)] = SixteenEights_load_0(even_2, _S65, _S69);
+    eights_5[int(5)] = SixteenEights_load_0(odd_2, _S66, _S69);
+    eights_5[int(6)] = SixteenEights_load_0(even_2, _S67, _S69);
+    eights_5[int(7)] = SixteenEights_load_0(odd_2, _S68, _S69);
+    return eights_5;
+}
+
+void add_products_3(Products_1 thread* products_3, const array<SixteenEights_Eight_0, int(4)> thread* eights_6, packed_float4 device* x_3, uint x_offset_3, packed_float4 device* norm_3, uint norm_offset_3, uint i_9, uint step_6)
+{
+    uint2 _S70 = SixteenEights_places_0(i_9);
+    uint _S71 = _S70.x;
+    float4 _S72 = float4(*(x_3+(x_offset_3 + _S71))) ;
+    uint _S73 = _S70.y;
+    float4 _S74 = float4(*(x_3+(x_offset_3 + _S73))) ;
+    products_3->squares_0 = products_3->squares_0 + (dot(_S72, _S72) + dot(_S74, _S74));
+    float4 a_8 = _S72 * float4(*(norm_3+(norm_offset_3 + _S71))) ;
+    float4 b_8 = _S74 * float4(*(norm_3+(norm_offset_3 + _S73))) ;
+    float _S75 = SixteenEights_product_0(&(*eights_6)[int(0)], i_9, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S75;
+    float _S76 = SixteenEights_product_0(&(*eights_6)[int(1)], i_9, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S76;
+    float _S77 = SixteenEights_product_0(&(*eights_6)[int(2)], i_9, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S77;
+    float _S78 = SixteenEights_product_0(&(*eights_6)[int(3)], i_9, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S78;
+    return;
+}
+
+array<SixteenEights_Eight_0, int(4)> load_eights_3(const array<uint, int(4)> thread* begins_3, packed_uint4 device* even_3, packed_uint4 device* odd_3, uint i_10, uint step_7)
+{
+    thread array<SixteenEights_Eight_0, int(4)> eights_7;
+    eights_7[int(0)] = SixteenEights_load_0(even_3, (*begins_3)[int(0)], i_10);
+    eights_7[int(1)] = SixteenEights_load_0(odd_3, (*begins_3)[int(1)], i_10);
+    eights_7[int(2)] = SixteenEights_load_0(even_3, (*begins_3)[int(2)], i_10);
+    eights_7[int(3)] = SixteenEights_load_0(odd_3, (*begins_3)[int(3)], i_10);
+    return eights_7;
 }
 
 float subgroup_sum_0(float value_0)
 {
-    float _S72 = simd_sum(value_0);
-    return _S72;
+    float _S79 = simd_sum(value_0);
+    return _S79;
 }
 
 array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
 {
     thread array<float, int(2)> result_0;
-    float _S73 = subgroup_sum_0((*values_0)[int(0)]);
-    result_0[int(0)] = _S73;
-    float _S74 = subgroup_sum_0((*values_0)[int(1)]);
-    result_0[int(1)] = _S74;
+    float _S80 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S80;
+    float _S81 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S81;
     return result_0;
+}
+
+float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
+{
+    float _S82 = (*values_1)[int(0)];
+    float result_1;
+    if(number_0 == 1U)
+    {
+        result_1 = (*values_1)[int(1)];
+    }
+    else
+    {
+        result_1 = _S82;
+    }
+    return result_1;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_4, packed_uint4 device* even_4, packed_uint4 device* odd_4, uint k_0, packed_float4 device* x_4, uint x_offset_4, packed_float4 device* norm_4, uint norm_offset_4, uint first_0, uint step_8)
+{
+    thread Products_0 products_4;
+    (&products_4)->squares_0 = 0.0;
+    (&products_4)->sums_0[int(0)] = 0.0;
+    (&products_4)->sums_0[int(1)] = 0.0;
+    uint _S83 = k_0 / 8U;
+    uint i_11;
+    if((first_0 + 3U * step_8) < _S83)
+    {
+        array<SixteenEights_Eight_0, int(8)> _S84 = load_eights_0(begins_4, even_4, odd_4, first_0, step_8);
+        i_11 = first_0;
+        array<SixteenEights_Eight_0, int(8)> loaded_0 = _S84;
+        for(;;)
+        {
+            if((i_11 + 7U * step_8) < _S83)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S85 = i_11 + 4U * step_8;
+            array<SixteenEights_Eight_0, int(8)> _S86 = load_eights_0(begins_4, even_4, odd_4, _S85, step_8);
+            thread array<SixteenEights_Eight_0, int(8)> _S87 = loaded_0;
+            add_products_0(&products_4, &_S87, x_4, x_offset_4, norm_4, norm_offset_4, i_11, step_8);
+            i_11 = _S85;
+            loaded_0 = _S86;
+        }
+        thread array<SixteenEights_Eight_0, int(8)> _S88 = loaded_0;
+        add_products_0(&products_4, &_S88, x_4, x_offset_4, norm_4, norm_offset_4, i_11, step_8);
+        i_11 = i_11 + 4U * step_8;
+    }
+    else
+    {
+        i_11 = first_0;
+    }
+    for(;;)
+    {
+        if(i_11 < _S83)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<SixteenEights_Eight_0, int(2)> _S89 = load_eights_1(begins_4, even_4, odd_4, i_11, step_8);
+        thread array<SixteenEights_Eight_0, int(2)> _S90 = _S89;
+        add_products_1(&products_4, &_S90, x_4, x_offset_4, norm_4, norm_offset_4, i_11, step_8);
+        i_11 = i_11 + step_8;
+    }
+    return products_4;
+}
+
+uint SixteenEights_begin_0(uint offset_0, uint k_1, uint row_0)
+{
+    return offset_0 + row_0 * (k_1 / 8U);
+}
+
+array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0)
+{
+    thread array<uint, int(2)> begins_5;
+    uint _S91 = n_0 - 1U;
+    begins_5[int(0)] = SixteenEights_begin_0(offset_1, k_2, min(first_1, _S91));
+    begins_5[int(1)] = SixteenEights_begin_0(offset_1, k_2, min(first_1 + 1U, _S91));
+    return begins_5;
+}
+
+array<float, int(4)> subgroup_sums_1(const array<float, int(4)> thread* values_2)
+{
+    thread array<float, int(4)> result_2;
+    float _S92 = subgroup_sum_0((*values_2)[int(0)]);
+    result_2[int(0)] = _S92;
+    float _S93 = subgroup_sum_0((*values_2)[int(1)]);
+    result_2[int(1)] = _S93;
+    float _S94 = subgroup_sum_0((*values_2)[int(2)]);
+    result_2[int(2)] = _S94;
+    float _S95 = subgroup_sum_0((*values_2)[int(3)]);
+    result_2[int(3)] = _S95;
+    return result_2;
+}
+
+float chosen_1(const array<float, int(4)> thread* values_3, uint number_1)
+{
+    float _S96 = (*values_3)[int(0)];
+    float result_3;
+    if(number_1 == 1U)
+    {
+        result_3 = (*values_3)[int(1)];
+    }
+    else
+    {
+        result_3 = _S96;
+    }
+    if(number_1 == 2U)
+    {
+        result_3 = (*values_3)[int(2)];
+    }
+    if(number_1 == 3U)
+    {
+        result_3 = (*values_3)[int(3)];
+    }
+    return result_3;
+}
+
+Products_1 products_of_thread_1(const array<uint, int(4)> thread* begins_6, packed_uint4 device* even_5, packed_uint4 device* odd_5, uint k_3, packed_float4 device* x_5, uint x_offset_5, packed_float4 device* norm_5, uint norm_offset_5, uint first_2, uint step_9)
+{
+    thread Products_1 products_5;
+    (&products_5)->squares_0 = 0.0;
+    (&products_5)->sums_0[int(0)] = 0.0;
+    (&products_5)->sums_0[int(1)] = 0.0;
+    (&products_5)->sums_0[int(2)] = 0.0;
+    (&products_5)->sums_0[int(3)] = 0.0;
+    uint _S97 = k_3 / 8U;
+    uint i_12;
+    if((first_2 + step_9) < _S97)
+    {
+        array<SixteenEights_Eight_0, int(8)> _S98 = load_eights_2(begins_6, even_5, odd_5, first_2, step_9);
+        i_12 = first_2;
+        array<SixteenEights_Eight_0, int(8)> loaded_1 = _S98;
+        for(;;)
+        {
+            if((i_12 + 3U * step_9) < _S97)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S99 = i_12 + 2U * step_9;
+            array<SixteenEights_Eight_0, int(8)> _S100 = load_eights_2(begins_6, even_5, odd_5, _S99, step_9);
+            thread array<SixteenEights_Eight_0, int(8)> _S101 = loaded_1;
+            add_products_2(&products_5, &_S101, x_5, x_offset_5, norm_5, norm_offset_5, i_12, step_9);
+            i_12 = _S99;
+            loaded_1 = _S100;
+        }
+        thread array<SixteenEights_Eight_0, int(8)> _S102 = loaded_1;
+        add_products_2(&products_5, &_S102, x_5, x_offset_5, norm_5, norm_offset_5, i_12, step_9);
+        i_12 = i_12 + 2U * step_9;
+    }
+    else
+    {
+        i_12 = first_2;
+    }
+    for(;;)
+    {
+        if(i_12 < _S97)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<SixteenEights_Eight_0, int(4)> _S103 = load_eights_3(begins_6, even_5, odd_5, i_12, step_9);
+        thread array<SixteenEights_Eight_0, int(4)> _S104 = _S103;
+        add_products_3(&products_5, &_S104, x_5, x_offset_5, norm_5, norm_offset_5, i_12, step_9);
+        i_12 = i_12 + step_9;
+    }
+    return products_5;
+}
+
+array<uint, int(4)> begins_of_rows_1(uint offset_2, uint k_4, uint first_3, uint n_1)
+{
+    thread array<uint, int(4)> begins_7;
+    uint _S105 = n_1 - 1U;
+    begins_7[int(0)] = SixteenEights_begin_0(offset_2, k_4, min(first_3, _S105));
+    begins_7[int(1)] = SixteenEights_begin_0(offset_2, k_4, min(first_3 + 1U, _S105));
+    begins_7[int(2)] = SixteenEights_begin_0(offset_2, k_4, min(first_3 + 2U, _S105));
+    begins_7[int(3)] = SixteenEights_begin_0(offset_2, k_4, min(first_3 + 3U, _S105));
+    return begins_7;
 }
 
 struct NormGemvParams_0
 {
     uint weight_offset_0;
-    uint x_offset_2;
-    uint norm_offset_2;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint bias_offset_0;
     uint out_offset_0;
-    uint n_0;
-    uint k_0;
+    uint n_2;
+    uint k_5;
     float eps_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -205,156 +471,164 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_norm_0;
     float device* entryPointParams_bias_0;
     float device* entryPointParams_result_0;
-    uint _S75;
-    uint _S76;
+    uint _S106;
+    uint _S107;
 };
-
-float own_0(const array<float, int(2)> thread* values_1, KernelContext_0 thread* kernelContext_0)
-{
-    float _S77 = (*values_1)[int(0)];
-    float result_1;
-    if((kernelContext_0->_S75) == 1U)
-    {
-        result_1 = (*values_1)[int(1)];
-    }
-    else
-    {
-        result_1 = _S77;
-    }
-    return result_1;
-}
-
-Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, packed_uint4 device* even_2, packed_uint4 device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_3, KernelContext_0 thread* kernelContext_1)
-{
-    thread Products_0 products_2;
-    (&products_2)->squares_0 = 0.0;
-    (&products_2)->sums_0[int(0)] = 0.0;
-    (&products_2)->sums_0[int(1)] = 0.0;
-    uint _S78 = kernelContext_1->_S76;
-    uint _S79 = k_1 / 8U;
-    uint i_5 = kernelContext_1->_S75;
-    for(;;)
-    {
-        if((i_5 + 3U * _S78) < _S79)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_5, _S78);
-        i_5 = i_5 + 4U * _S78;
-    }
-    for(;;)
-    {
-        if(i_5 < _S79)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_5, _S78);
-        i_5 = i_5 + _S78;
-    }
-    return products_2;
-}
-
-uint SixteenEights_begin_0(uint offset_0, uint k_2, uint row_0)
-{
-    return offset_0 + row_0 * (k_2 / 8U);
-}
-
-array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_0, uint n_1)
-{
-    thread array<uint, int(2)> begins_3;
-    uint _S80 = n_1 - 1U;
-    begins_3[int(0)] = SixteenEights_begin_0(offset_1, k_3, min(first_0, _S80));
-    begins_3[int(1)] = SixteenEights_begin_0(offset_1, k_3, min(first_0 + 1U, _S80));
-    return begins_3;
-}
 
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-void norm_gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* weight_1, packed_float4 device* x_3, packed_float4 device* norm_3, float device* bias_0, float device* result_2, const NormGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void norm_gemv_0(uint3 group_1, uint thread_0, packed_uint4 device* weight_1, packed_float4 device* x_6, packed_float4 device* norm_6, float device* bias_0, float device* result_4, const NormGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S81 = kernelContext_2->_S76;
-    uint _S82 = 128U / kernelContext_2->_S76;
-    uint _S83 = p_1->groups_0 * _S82 * 2U;
-    uint _S84 = group_number_0(group_1) * _S82;
-    uint _S85 = thread_0 / _S81;
-    uint first_1 = (_S84 + _S85) * 2U;
+    uint _S108 = kernelContext_0->_S106;
+    uint _S109 = kernelContext_0->_S107;
+    uint _S110 = 128U / kernelContext_0->_S107;
+    uint _S111 = p_1->groups_0 * _S110 * 2U;
+    uint _S112 = group_number_0(group_1) * _S110;
+    uint _S113 = thread_0 / _S109;
+    uint first_4 = (_S112 + _S113) * 2U;
     for(;;)
     {
-        uint _S86 = p_1->n_0;
-        if(first_1 < (p_1->n_0))
+        uint _S114 = p_1->n_2;
+        if(first_4 < (p_1->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S87 = first_1 + kernelContext_2->_S75;
-        bool _S88;
-        if((kernelContext_2->_S75) < 2U)
+        uint _S115 = first_4 + _S108;
+        bool _S116;
+        if(_S108 < 2U)
         {
-            _S88 = _S87 < _S86;
+            _S116 = _S115 < _S114;
         }
         else
         {
-            _S88 = false;
+            _S116 = false;
         }
-        bool _S89;
-        if(_S88)
+        bool _S117;
+        if(_S116)
         {
-            _S89 = (p_1->bias_offset_0) != 4294967295U;
+            _S117 = (p_1->bias_offset_0) != 4294967295U;
         }
         else
         {
-            _S89 = false;
+            _S117 = false;
         }
         float added_0;
-        if(_S89)
+        if(_S117)
         {
-            added_0 = bias_0[p_1->bias_offset_0 + _S87];
+            added_0 = bias_0[p_1->bias_offset_0 + _S115];
         }
         else
         {
             added_0 = 0.0;
         }
-        uint _S90 = p_1->k_0;
-        thread array<uint, int(2)> _S91 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_1, _S86);
-        Products_0 _S92 = products_of_thread_0(&_S91, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, norm_3, p_1->norm_offset_2, kernelContext_2);
-        float _S93 = subgroup_sum_0(_S92.squares_0);
-        float _S94 = 1.0 / sqrt(_S93 / float(_S90) + p_1->eps_0);
-        thread array<float, int(2)> _S95 = _S92.sums_0;
-        array<float, int(2)> _S96 = subgroup_sums_0(&_S95);
-        thread array<float, int(2)> _S97 = _S96;
-        float _S98 = own_0(&_S97, kernelContext_2);
-        if(_S88)
+        uint _S118 = p_1->k_5;
+        thread array<uint, int(2)> _S119 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_5, first_4, _S114);
+        Products_0 _S120 = products_of_thread_0(&_S119, weight_1, weight_1, p_1->k_5, x_6, p_1->x_offset_6, norm_6, p_1->norm_offset_6, _S108, _S109);
+        float _S121 = subgroup_sum_0(_S120.squares_0);
+        float _S122 = 1.0 / sqrt(_S121 / float(_S118) + p_1->eps_0);
+        thread array<float, int(2)> _S123 = _S120.sums_0;
+        array<float, int(2)> _S124 = subgroup_sums_0(&_S123);
+        thread array<float, int(2)> _S125 = _S124;
+        float _S126 = chosen_0(&_S125, _S108);
+        if(_S116)
         {
-            *(result_2+(p_1->out_offset_0 + _S87)) = _S98 * _S94 + added_0;
+            *(result_4+(p_1->out_offset_0 + _S115)) = _S126 * _S122 + added_0;
         }
-        first_1 = first_1 + _S83;
+        first_4 = first_4 + _S111;
     }
     return;
 }
 
-[[kernel]] void norm_gemv_f16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], packed_uint4 device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], packed_float4 device* entryPointParams_norm_1 [[buffer(3)]], float device* entryPointParams_bias_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
+void norm_gemv_1(uint3 group_2, uint thread_1, packed_uint4 device* weight_2, packed_float4 device* x_7, packed_float4 device* norm_7, float device* bias_1, float device* result_5, const NormGemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_1)
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_norm_0 = entryPointParams_norm_1;
-    (&kernelContext_3)->entryPointParams_bias_0 = entryPointParams_bias_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    uint _S127 = kernelContext_1->_S106;
+    uint _S128 = kernelContext_1->_S107;
+    uint _S129 = 128U / kernelContext_1->_S107;
+    uint _S130 = p_2->groups_0 * _S129 * 4U;
+    uint _S131 = group_number_0(group_2) * _S129;
+    uint _S132 = thread_1 / _S128;
+    uint first_5 = (_S131 + _S132) * 4U;
+    for(;;)
+    {
+        uint _S133 = p_2->n_2;
+        if(first_5 < (p_2->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S134 = first_5 + _S127;
+        bool _S135;
+        if(_S127 < 4U)
+        {
+            _S135 = _S134 < _S133;
+        }
+        else
+        {
+            _S135 = false;
+        }
+        bool _S136;
+        if(_S135)
+        {
+            _S136 = (p_2->bias_offset_0) != 4294967295U;
+        }
+        else
+        {
+            _S136 = false;
+        }
+        float added_1;
+        if(_S136)
+        {
+            added_1 = bias_1[p_2->bias_offset_0 + _S134];
+        }
+        else
+        {
+            added_1 = 0.0;
+        }
+        uint _S137 = p_2->k_5;
+        thread array<uint, int(4)> _S138 = begins_of_rows_1(p_2->weight_offset_0, p_2->k_5, first_5, _S133);
+        Products_1 _S139 = products_of_thread_1(&_S138, weight_2, weight_2, p_2->k_5, x_7, p_2->x_offset_6, norm_7, p_2->norm_offset_6, _S127, _S128);
+        float _S140 = subgroup_sum_0(_S139.squares_0);
+        float _S141 = 1.0 / sqrt(_S140 / float(_S137) + p_2->eps_0);
+        thread array<float, int(4)> _S142 = _S139.sums_0;
+        array<float, int(4)> _S143 = subgroup_sums_1(&_S142);
+        thread array<float, int(4)> _S144 = _S143;
+        float _S145 = chosen_1(&_S144, _S127);
+        if(_S135)
+        {
+            *(result_5+(p_2->out_offset_0 + _S134)) = _S145 * _S141 + added_1;
+        }
+        first_5 = first_5 + _S130;
+    }
+    return;
+}
+
+[[kernel]] void norm_gemv_f16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_3 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], packed_uint4 device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], packed_float4 device* entryPointParams_norm_1 [[buffer(3)]], float device* entryPointParams_bias_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
+{
+    thread KernelContext_0 kernelContext_2;
+    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_2)->entryPointParams_norm_0 = entryPointParams_norm_1;
+    (&kernelContext_2)->entryPointParams_bias_0 = entryPointParams_bias_1;
+    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S75 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S76 = _builtinWaveLaneCount_0;
-    norm_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_norm_1, entryPointParams_bias_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_2)->_S106 = _builtinWaveLaneIndex_0;
+    (&kernelContext_2)->_S107 = _builtinWaveLaneCount_0;
+    if((entryPointParams_1->p_0.wide_0) != 0U)
+    {
+        norm_gemv_1(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_weight_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_bias_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
+    else
+    {
+        norm_gemv_0(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_weight_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_bias_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
     return;
 }

@@ -5,7 +5,7 @@
 using namespace metal;
 struct Products_0
 {
-    array<float, int(4)> sums_0;
+    array<float, int(2)> sums_0;
     float squares_0;
 };
 
@@ -15,211 +15,483 @@ struct MXFP4Eights_Eight_0
     float scale_0;
 };
 
-uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
+uint2 places_of_nibbles_0(uint i_0)
 {
-    uint _S1 = byte_0 % 4U * 8U;
-    uint _S2;
-    if(_S1 == 0U)
-    {
-        _S2 = first_0;
-    }
-    else
-    {
-        _S2 = (first_0 >> _S1) | (second_0 << (32U - _S1));
-    }
-    return _S2;
+    uint _S1 = i_0 % 4U;
+    return uint2(i_0 / 4U * 8U + _S1, i_0 / 4U * 8U + _S1 + 4U);
 }
 
-float fp4_scale_0(uint device* words_0, uint offset_0, uint byte_1)
+uint2 MXFP4Eights_places_0(uint i_1)
 {
-    uint _S3 = (words_0[offset_0 + byte_1 / 4U] >> (byte_1 % 4U * 8U)) & 255U;
-    uint _S4;
-    if(_S3 < 2U)
-    {
-        _S4 = uint(int(2097152) << _S3);
-    }
-    else
-    {
-        _S4 = (_S3 - 1U) << 23U;
-    }
-    return (as_type<float>((_S4)));
-}
-
-MXFP4Eights_Eight_0 MXFP4Eights_Eight_x24init_0(uint q_1, float scale_1)
-{
-    thread MXFP4Eights_Eight_0 _S5;
-    (&_S5)->q_0 = q_1;
-    (&_S5)->scale_0 = scale_1;
-    return _S5;
-}
-
-MXFP4Eights_Eight_0 MXFP4Eights_load_0(uint device* weight_0, uint begin_0, uint i_0)
-{
-    uint _S6 = begin_0 + i_0 / 4U * 17U;
-    uint _S7 = _S6 + 1U + i_0 % 4U * 4U;
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S7, weight_0[_S7 / 4U], weight_0[_S7 / 4U + min(_S7 % 4U, 1U)]), fp4_scale_0(weight_0, 0U, _S6));
-}
-
-uint2 places_of_nibbles_0(uint i_1)
-{
-    uint _S8 = i_1 % 4U;
-    return uint2(i_1 / 4U * 8U + _S8, i_1 / 4U * 8U + _S8 + 4U);
-}
-
-uint2 MXFP4Eights_places_0(uint i_2)
-{
-    return places_of_nibbles_0(i_2);
+    return places_of_nibbles_0(i_1);
 }
 
 float4 doubled_fp4_0(uint word_0)
 {
-    uint4 _S9 = uint4(word_0, word_0 >> 8U, word_0 >> 16U, word_0 >> 24U);
-    uint4 _S10 = _S9 % uint4(8U) ;
-    uint4 _S11 = uint4(2U) ;
-    return float4(int4(((uint4(3362009616U) ) >> (_S10 * uint4(4U) )) & (uint4(15U) )) * (int4(int(1))  - int4((_S9 >> _S11) & _S11)));
+    uint4 _S2 = uint4(word_0, word_0 >> 8U, word_0 >> 16U, word_0 >> 24U);
+    uint4 _S3 = _S2 % uint4(8U) ;
+    uint4 _S4 = uint4(2U) ;
+    return float4(int4(((uint4(3362009616U) ) >> (_S3 * uint4(4U) )) & (uint4(15U) )) * (int4(int(1))  - int4((_S2 >> _S4) & _S4)));
 }
 
-float MXFP4Eights_product_0(const MXFP4Eights_Eight_0 thread* eight_0, uint i_3, float4 a_0, float4 b_0)
+float MXFP4Eights_product_0(const MXFP4Eights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
 {
     return eight_0->scale_0 * (dot(doubled_fp4_0(eight_0->q_0), a_0) + dot(doubled_fp4_0((eight_0->q_0) >> 4U), b_0));
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(4)> thread* begins_0, uint device* even_0, uint device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_4, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<MXFP4Eights_Eight_0, int(8)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint step_0)
 {
-    thread array<MXFP4Eights_Eight_0, int(8)> eights_0;
-    uint _S12 = (*begins_0)[int(0)];
-    MXFP4Eights_Eight_0 _S13 = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_4);
-    eights_0[int(0)] = _S13;
-    uint _S14 = (*begins_0)[int(1)];
-    MXFP4Eights_Eight_0 _S15 = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_4);
-    eights_0[int(1)] = _S15;
-    uint _S16 = (*begins_0)[int(2)];
-    MXFP4Eights_Eight_0 _S17 = MXFP4Eights_load_0(even_0, (*begins_0)[int(2)], i_4);
-    eights_0[int(2)] = _S17;
-    uint _S18 = (*begins_0)[int(3)];
-    MXFP4Eights_Eight_0 _S19 = MXFP4Eights_load_0(odd_0, (*begins_0)[int(3)], i_4);
-    eights_0[int(3)] = _S19;
-    uint _S20 = i_4 + lanes_0;
-    MXFP4Eights_Eight_0 _S21 = MXFP4Eights_load_0(even_0, _S12, _S20);
-    eights_0[int(4)] = _S21;
-    MXFP4Eights_Eight_0 _S22 = MXFP4Eights_load_0(odd_0, _S14, _S20);
-    eights_0[int(5)] = _S22;
-    MXFP4Eights_Eight_0 _S23 = MXFP4Eights_load_0(even_0, _S16, _S20);
-    eights_0[int(6)] = _S23;
-    MXFP4Eights_Eight_0 _S24 = MXFP4Eights_load_0(odd_0, _S18, _S20);
-    eights_0[int(7)] = _S24;
-    uint2 _S25 = MXFP4Eights_places_0(i_4);
-    uint _S26 = _S25.x;
-    float4 _S27 = float4(*(x_0+(x_offset_0 + _S26))) ;
-    uint _S28 = _S25.y;
-    float4 _S29 = float4(*(x_0+(x_offset_0 + _S28))) ;
-    float _S30 = products_0->squares_0 + (dot(_S27, _S27) + dot(_S29, _S29));
-    products_0->squares_0 = _S30;
-    float4 a_1 = _S27 * float4(*(norm_0+(norm_offset_0 + _S26))) ;
-    float4 b_1 = _S29 * float4(*(norm_0+(norm_offset_0 + _S28))) ;
-    thread MXFP4Eights_Eight_0 _S31 = _S13;
-    float _S32 = MXFP4Eights_product_0(&_S31, i_4, a_1, b_1);
-    float _S33 = products_0->sums_0[int(0)] + _S32;
-    products_0->sums_0[int(0)] = _S33;
-    thread MXFP4Eights_Eight_0 _S34 = _S15;
-    float _S35 = MXFP4Eights_product_0(&_S34, i_4, a_1, b_1);
-    float _S36 = products_0->sums_0[int(1)] + _S35;
-    products_0->sums_0[int(1)] = _S36;
-    thread MXFP4Eights_Eight_0 _S37 = _S17;
-    float _S38 = MXFP4Eights_product_0(&_S37, i_4, a_1, b_1);
-    float _S39 = products_0->sums_0[int(2)] + _S38;
-    products_0->sums_0[int(2)] = _S39;
-    thread MXFP4Eights_Eight_0 _S40 = _S19;
-    float _S41 = MXFP4Eights_product_0(&_S40, i_4, a_1, b_1);
-    float _S42 = products_0->sums_0[int(3)] + _S41;
-    products_0->sums_0[int(3)] = _S42;
-    uint2 _S43 = MXFP4Eights_places_0(_S20);
-    uint _S44 = _S43.x;
-    float4 _S45 = float4(*(x_0+(x_offset_0 + _S44))) ;
-    uint _S46 = _S43.y;
-    float4 _S47 = float4(*(x_0+(x_offset_0 + _S46))) ;
-    products_0->squares_0 = _S30 + (dot(_S45, _S45) + dot(_S47, _S47));
-    float4 a_2 = _S45 * float4(*(norm_0+(norm_offset_0 + _S44))) ;
-    float4 b_2 = _S47 * float4(*(norm_0+(norm_offset_0 + _S46))) ;
-    thread MXFP4Eights_Eight_0 _S48 = _S21;
-    float _S49 = MXFP4Eights_product_0(&_S48, _S20, a_2, b_2);
-    products_0->sums_0[int(0)] = _S33 + _S49;
-    thread MXFP4Eights_Eight_0 _S50 = _S22;
-    float _S51 = MXFP4Eights_product_0(&_S50, _S20, a_2, b_2);
-    products_0->sums_0[int(1)] = _S36 + _S51;
-    thread MXFP4Eights_Eight_0 _S52 = _S23;
-    float _S53 = MXFP4Eights_product_0(&_S52, _S20, a_2, b_2);
-    products_0->sums_0[int(2)] = _S39 + _S53;
-    thread MXFP4Eights_Eight_0 _S54 = _S24;
-    float _S55 = MXFP4Eights_product_0(&_S54, _S20, a_2, b_2);
-    products_0->sums_0[int(3)] = _S42 + _S55;
+    uint2 _S5 = MXFP4Eights_places_0(i_3);
+    uint _S6 = _S5.x;
+    float4 _S7 = float4(*(x_0+(x_offset_0 + _S6))) ;
+    uint _S8 = _S5.y;
+    float4 _S9 = float4(*(x_0+(x_offset_0 + _S8))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S7, _S7) + dot(_S9, _S9));
+    float4 a_1 = _S7 * float4(*(norm_0+(norm_offset_0 + _S6))) ;
+    float4 b_1 = _S9 * float4(*(norm_0+(norm_offset_0 + _S8))) ;
+    float _S10 = MXFP4Eights_product_0(&(*eights_0)[int(0)], i_3, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S10;
+    float _S11 = MXFP4Eights_product_0(&(*eights_0)[int(1)], i_3, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S11;
+    uint _S12 = i_3 + step_0;
+    uint2 _S13 = MXFP4Eights_places_0(_S12);
+    uint _S14 = _S13.x;
+    float4 _S15 = float4(*(x_0+(x_offset_0 + _S14))) ;
+    uint _S16 = _S13.y;
+    float4 _S17 = float4(*(x_0+(x_offset_0 + _S16))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S15, _S15) + dot(_S17, _S17));
+    float4 a_2 = _S15 * float4(*(norm_0+(norm_offset_0 + _S14))) ;
+    float4 b_2 = _S17 * float4(*(norm_0+(norm_offset_0 + _S16))) ;
+    float _S18 = MXFP4Eights_product_0(&(*eights_0)[int(2)], _S12, a_2, b_2);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S18;
+    float _S19 = MXFP4Eights_product_0(&(*eights_0)[int(3)], _S12, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S19;
+    uint _S20 = i_3 + 2U * step_0;
+    uint2 _S21 = MXFP4Eights_places_0(_S20);
+    uint _S22 = _S21.x;
+    float4 _S23 = float4(*(x_0+(x_offset_0 + _S22))) ;
+    uint _S24 = _S21.y;
+    float4 _S25 = float4(*(x_0+(x_offset_0 + _S24))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S23, _S23) + dot(_S25, _S25));
+    float4 a_3 = _S23 * float4(*(norm_0+(norm_offset_0 + _S22))) ;
+    float4 b_3 = _S25 * float4(*(norm_0+(norm_offset_0 + _S24))) ;
+    float _S26 = MXFP4Eights_product_0(&(*eights_0)[int(4)], _S20, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S26;
+    float _S27 = MXFP4Eights_product_0(&(*eights_0)[int(5)], _S20, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S27;
+    uint _S28 = i_3 + 3U * step_0;
+    uint2 _S29 = MXFP4Eights_places_0(_S28);
+    uint _S30 = _S29.x;
+    float4 _S31 = float4(*(x_0+(x_offset_0 + _S30))) ;
+    uint _S32 = _S29.y;
+    float4 _S33 = float4(*(x_0+(x_offset_0 + _S32))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S31, _S31) + dot(_S33, _S33));
+    float4 a_4 = _S31 * float4(*(norm_0+(norm_offset_0 + _S30))) ;
+    float4 b_4 = _S33 * float4(*(norm_0+(norm_offset_0 + _S32))) ;
+    float _S34 = MXFP4Eights_product_0(&(*eights_0)[int(6)], _S28, a_4, b_4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S34;
+    float _S35 = MXFP4Eights_product_0(&(*eights_0)[int(7)], _S28, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S35;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(4)> thread* begins_1, uint device* even_1, uint device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint lanes_1)
+uint word_from_byte_0(uint byte_0, uint first_0, uint second_0)
 {
-    thread array<MXFP4Eights_Eight_0, int(4)> eights_1;
-    MXFP4Eights_Eight_0 _S56 = MXFP4Eights_load_0(even_1, (*begins_1)[int(0)], i_5);
-    eights_1[int(0)] = _S56;
-    MXFP4Eights_Eight_0 _S57 = MXFP4Eights_load_0(odd_1, (*begins_1)[int(1)], i_5);
-    eights_1[int(1)] = _S57;
-    MXFP4Eights_Eight_0 _S58 = MXFP4Eights_load_0(even_1, (*begins_1)[int(2)], i_5);
-    eights_1[int(2)] = _S58;
-    MXFP4Eights_Eight_0 _S59 = MXFP4Eights_load_0(odd_1, (*begins_1)[int(3)], i_5);
-    eights_1[int(3)] = _S59;
-    uint2 _S60 = MXFP4Eights_places_0(i_5);
-    uint _S61 = _S60.x;
-    float4 _S62 = float4(*(x_1+(x_offset_1 + _S61))) ;
-    uint _S63 = _S60.y;
-    float4 _S64 = float4(*(x_1+(x_offset_1 + _S63))) ;
-    products_1->squares_0 = products_1->squares_0 + (dot(_S62, _S62) + dot(_S64, _S64));
-    float4 a_3 = _S62 * float4(*(norm_1+(norm_offset_1 + _S61))) ;
-    float4 b_3 = _S64 * float4(*(norm_1+(norm_offset_1 + _S63))) ;
-    thread MXFP4Eights_Eight_0 _S65 = _S56;
-    float _S66 = MXFP4Eights_product_0(&_S65, i_5, a_3, b_3);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S66;
-    thread MXFP4Eights_Eight_0 _S67 = _S57;
-    float _S68 = MXFP4Eights_product_0(&_S67, i_5, a_3, b_3);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S68;
-    thread MXFP4Eights_Eight_0 _S69 = _S58;
-    float _S70 = MXFP4Eights_product_0(&_S69, i_5, a_3, b_3);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S70;
-    thread MXFP4Eights_Eight_0 _S71 = _S59;
-    float _S72 = MXFP4Eights_product_0(&_S71, i_5, a_3, b_3);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S72;
+    uint _S36 = byte_0 % 4U * 8U;
+    uint _S37;
+    if(_S36 == 0U)
+    {
+        _S37 = first_0;
+    }
+    else
+    {
+        _S37 = (first_0 >> _S36) | (second_0 << (32U - _S36));
+    }
+    return _S37;
+}
+
+float fp4_scale_0(uint device* words_0, uint offset_0, uint byte_1)
+{
+    uint _S38 = (words_0[offset_0 + byte_1 / 4U] >> (byte_1 % 4U * 8U)) & 255U;
+    uint _S39;
+    if(_S38 < 2U)
+    {
+        _S39 = uint(int(2097152) << _S38);
+    }
+    else
+    {
+        _S39 = (_S38 - 1U) << 23U;
+    }
+    return (as_type<float>((_S39)));
+}
+
+MXFP4Eights_Eight_0 MXFP4Eights_Eight_x24init_0(uint q_1, float scale_1)
+{
+    thread MXFP4Eights_Eight_0 _S40;
+    (&_S40)->q_0 = q_1;
+    (&_S40)->scale_0 = scale_1;
+    return _S40;
+}
+
+MXFP4Eights_Eight_0 MXFP4Eights_load_0(uint device* weight_0, uint begin_0, uint i_4)
+{
+    uint _S41 = begin_0 + i_4 / 4U * 17U;
+    uint _S42 = _S41 + 1U + i_4 % 4U * 4U;
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S42, weight_0[_S42 / 4U], weight_0[_S42 / 4U + min(_S42 % 4U, 1U)]), fp4_scale_0(weight_0, 0U, _S41));
+}
+
+array<MXFP4Eights_Eight_0, int(8)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_5, uint step_1)
+{
+    thread array<MXFP4Eights_Eight_0, int(8)> eights_1;
+    uint _S43 = (*begins_0)[int(0)];
+    eights_1[int(0)] = MXFP4Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
+    uint _S44 = (*begins_0)[int(1)];
+    eights_1[int(1)] = MXFP4Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
+    uint _S45 = i_5 + step_1;
+    eights_1[int(2)] = MXFP4Eights_load_0(even_0, _S43, _S45);
+    eights_1[int(3)] = MXFP4Eights_load_0(odd_0, _S44, _S45);
+    uint _S46 = i_5 + 2U * step_1;
+    eights_1[int(4)] = MXFP4Eights_load_0(even_0, _S43, _S46);
+    eights_1[int(5)] = MXFP4Eights_load_0(odd_0, _S44, _S46);
+    uint _S47 = i_5 + 3U * step_1;
+    eights_1[int(6)] = MXFP4Eights_load_0(even_0, _S43, _S47);
+    eights_1[int(7)] = MXFP4Eights_load_0(odd_0, _S44, _S47);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<MXFP4Eights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_6, uint step_2)
+{
+    uint2 _S48 = MXFP4Eights_places_0(i_6);
+    uint _S49 = _S48.x;
+    float4 _S50 = float4(*(x_1+(x_offset_1 + _S49))) ;
+    uint _S51 = _S48.y;
+    float4 _S52 = float4(*(x_1+(x_offset_1 + _S51))) ;
+    products_1->squares_0 = products_1->squares_0 + (dot(_S50, _S50) + dot(_S52, _S52));
+    float4 a_5 = _S50 * float4(*(norm_1+(norm_offset_1 + _S49))) ;
+    float4 b_5 = _S52 * float4(*(norm_1+(norm_offset_1 + _S51))) ;
+    float _S53 = MXFP4Eights_product_0(&(*eights_2)[int(0)], i_6, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S53;
+    float _S54 = MXFP4Eights_product_0(&(*eights_2)[int(1)], i_6, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S54;
     return;
+}
+
+array<MXFP4Eights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, uint device* even_1, uint device* odd_1, uint i_7, uint step_3)
+{
+    thread array<MXFP4Eights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = MXFP4Eights_load_0(even_1, (*begins_1)[int(0)], i_7);
+    eights_3[int(1)] = MXFP4Eights_load_0(odd_1, (*begins_1)[int(1)], i_7);
+    return eights_3;
+}
+
+struct Products_1
+{
+    array<float, int(4)> sums_0;
+    float squares_0;
+};
+
+void add_products_2(Products_1 thread* products_2, const array<MXFP4Eights_Eight_0, int(8)> thread* eights_4, packed_float4 device* x_2, uint x_offset_2, packed_float4 device* norm_2, uint norm_offset_2, uint i_8, uint step_4)
+{
+    uint2 _S55 = MXFP4Eights_places_0(i_8);
+    uint _S56 = _S55.x;
+    float4 _S57 = float4(*(x_2+(x_offset_2 + _S56))) ;
+    uint _S58 = _S55.y;
+    float4 _S59 = float4(*(x_2+(x_offset_2 + _S58))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S57, _S57) + dot(_S59, _S59));
+    float4 a_6 = _S57 * float4(*(norm_2+(norm_offset_2 + _S56))) ;
+    float4 b_6 = _S59 * float4(*(norm_2+(norm_offset_2 + _S58))) ;
+    float _S60 = MXFP4Eights_product_0(&(*eights_4)[int(0)], i_8, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S60;
+    float _S61 = MXFP4Eights_product_0(&(*eights_4)[int(1)], i_8, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S61;
+    float _S62 = MXFP4Eights_product_0(&(*eights_4)[int(2)], i_8, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S62;
+    float _S63 = MXFP4Eights_product_0(&(*eights_4)[int(3)], i_8, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S63;
+    uint _S64 = i_8 + step_4;
+    uint2 _S65 = MXFP4Eights_places_0(_S64);
+    uint _S66 = _S65.x;
+    float4 _S67 = float4(*(x_2+(x_offset_2 + _S66))) ;
+    uint _S68 = _S65.y;
+    float4 _S69 = float4(*(x_2+(x_offset_2 + _S68))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S67, _S67) + dot(_S69, _S69));
+    float4 a_7 = _S67 * float4(*(norm_2+(norm_offset_2 + _S66))) ;
+    float4 b_7 = _S69 * float4(*(norm_2+(norm_offset_2 + _S68))) ;
+    float _S70 = MXFP4Eights_product_0(&(*eights_4)[int(4)], _S64, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S70;
+    float _S71 = MXFP4Eights_product_0(&(*eights_4)[int(5)], _S64, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S71;
+    float _S72 = MXFP4Eights_product_0(&(*eights_4)[int(6)], _S64, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S72;
+    float _S73 = MXFP4Eights_product_0(&(*eights_4)[int(7)], _S64, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S73;
+    return;
+}
+
+array<MXFP4Eights_Eight_0, int(8)> load_eights_2(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint i_9, uint step_5)
+{
+    thread array<MXFP4Eights_Eight_0, int(8)> eights_5;
+    uint _S74 = (*begins_2)[int(0)];
+    eights_5[int(0)] = MXFP4Eights_load_0(even_2, (*begins_2)[int(0)], i_9);
+    uint _S75 = (*begins_2)[int(1)];
+    eights_5[int(1)] = MXFP4Eights_load_0(odd_2, (*begins_2)[int(1)], i_9);
+    uint _S76 = (*begins_2)[int(2)];
+    eights_5[int(2)] = MXFP4Eights_load_0(even_2, (*begins_2)[int(2)], i_9);
+    uint _S77 = (*begins_2)[int(3)];
+    eights_5[int(3)] = MXFP4Eights_load_0(odd_2, (*begins_2)[int(3)], i_9);
+    uint _S78 = i_9 + step_5;
+    eights_5[int(4)] = MXFP4Eights_load_0(even_2, _S74, _S78);
+    eights_5[int(5)] = MXFP4Eights_load_0(odd_2, _S75, _S78);
+    eights_5[int(6)] = MXFP4Eights_load_0(even_2, _S76, _S78);
+    eights_5[int(7)] = MXFP4Eights_load_0(odd_2, _S77, _S78);
+    return eights_5;
+}
+
+void add_products_3(Products_1 thread* products_3, const array<MXFP4Eights_Eight_0, int(4)> thread* eights_6, packed_float4 device* x_3, uint x_offset_3, packed_float4 device* norm_3, uint norm_offset_3, uint i_10, uint step_6)
+{
+    uint2 _S79 = MXFP4Eights_places_0(i_10);
+    uint _S80 = _S79.x;
+    float4 _S81 = float4(*(x_3+(x_offset_3 + _S80))) ;
+    uint _S82 = _S79.y;
+    float4 _S83 = float4(*(x_3+(x_offset_3 + _S82))) ;
+    products_3->squares_0 = products_3->squares_0 + (dot(_S81, _S81) + dot(_S83, _S83));
+    float4 a_8 = _S81 * float4(*(norm_3+(norm_offset_3 + _S80))) ;
+    float4 b_8 = _S83 * float4(*(norm_3+(norm_offset_3 + _S82))) ;
+    float _S84 = MXFP4Eights_product_0(&(*eights_6)[int(0)], i_10, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S84;
+    float _S85 = MXFP4Eights_product_0(&(*eights_6)[int(1)], i_10, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S85;
+    float _S86 = MXFP4Eights_product_0(&(*eights_6)[int(2)], i_10, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S86;
+    float _S87 = MXFP4Eights_product_0(&(*eights_6)[int(3)], i_10, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S87;
+    return;
+}
+
+array<MXFP4Eights_Eight_0, int(4)> load_eights_3(const array<uint, int(4)> thread* begins_3, uint device* even_3, uint device* odd_3, uint i_11, uint step_7)
+{
+    thread array<MXFP4Eights_Eight_0, int(4)> eights_7;
+    eights_7[int(0)] = MXFP4Eights_load_0(even_3, (*begins_3)[int(0)], i_11);
+    eights_7[int(1)] = MXFP4Eights_load_0(odd_3, (*begins_3)[int(1)], i_11);
+    eights_7[int(2)] = MXFP4Eights_load_0(even_3, (*begins_3)[int(2)], i_11);
+    eights_7[int(3)] = MXFP4Eights_load_0(odd_3, (*begins_3)[int(3)], i_11);
+    return eights_7;
 }
 
 float subgroup_sum_0(float value_0)
 {
-    float _S73 = simd_sum(value_0);
-    return _S73;
+    float _S88 = simd_sum(value_0);
+    return _S88;
 }
 
-array<float, int(4)> subgroup_sums_0(const array<float, int(4)> thread* values_0)
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
 {
-    thread array<float, int(4)> result_0;
-    float _S74 = subgroup_sum_0((*values_0)[int(0)]);
-    result_0[int(0)] = _S74;
-    float _S75 = subgroup_sum_0((*values_0)[int(1)]);
-    result_0[int(1)] = _S75;
-    float _S76 = subgroup_sum_0((*values_0)[int(2)]);
-    result_0[int(2)] = _S76;
-    float _S77 = subgroup_sum_0((*values_0)[int(3)]);
-    result_0[int(3)] = _S77;
+    thread array<float, int(2)> result_0;
+    float _S89 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S89;
+    float _S90 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S90;
     return result_0;
+}
+
+float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
+{
+    float _S91 = (*values_1)[int(0)];
+    float result_1;
+    if(number_0 == 1U)
+    {
+        result_1 = (*values_1)[int(1)];
+    }
+    else
+    {
+        result_1 = _S91;
+    }
+    return result_1;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_4, uint device* even_4, uint device* odd_4, uint k_0, packed_float4 device* x_4, uint x_offset_4, packed_float4 device* norm_4, uint norm_offset_4, uint first_1, uint step_8)
+{
+    thread Products_0 products_4;
+    (&products_4)->squares_0 = 0.0;
+    (&products_4)->sums_0[int(0)] = 0.0;
+    (&products_4)->sums_0[int(1)] = 0.0;
+    uint _S92 = k_0 / 8U;
+    uint i_12;
+    if((first_1 + 3U * step_8) < _S92)
+    {
+        array<MXFP4Eights_Eight_0, int(8)> _S93 = load_eights_0(begins_4, even_4, odd_4, first_1, step_8);
+        i_12 = first_1;
+        array<MXFP4Eights_Eight_0, int(8)> loaded_0 = _S93;
+        for(;;)
+        {
+            if((i_12 + 7U * step_8) < _S92)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S94 = i_12 + 4U * step_8;
+            array<MXFP4Eights_Eight_0, int(8)> _S95 = load_eights_0(begins_4, even_4, odd_4, _S94, step_8);
+            thread array<MXFP4Eights_Eight_0, int(8)> _S96 = loaded_0;
+            add_products_0(&products_4, &_S96, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+            i_12 = _S94;
+            loaded_0 = _S95;
+        }
+        thread array<MXFP4Eights_Eight_0, int(8)> _S97 = loaded_0;
+        add_products_0(&products_4, &_S97, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + 4U * step_8;
+    }
+    else
+    {
+        i_12 = first_1;
+    }
+    for(;;)
+    {
+        if(i_12 < _S92)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<MXFP4Eights_Eight_0, int(2)> _S98 = load_eights_1(begins_4, even_4, odd_4, i_12, step_8);
+        thread array<MXFP4Eights_Eight_0, int(2)> _S99 = _S98;
+        add_products_1(&products_4, &_S99, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + step_8;
+    }
+    return products_4;
+}
+
+uint MXFP4Eights_begin_0(uint offset_1, uint k_1, uint row_0)
+{
+    return 4U * offset_1 + row_0 * (k_1 / 32U) * 17U;
+}
+
+array<uint, int(2)> begins_of_rows_0(uint offset_2, uint k_2, uint first_2, uint n_0)
+{
+    thread array<uint, int(2)> begins_5;
+    uint _S100 = n_0 - 1U;
+    begins_5[int(0)] = MXFP4Eights_begin_0(offset_2, k_2, min(first_2, _S100));
+    begins_5[int(1)] = MXFP4Eights_begin_0(offset_2, k_2, min(first_2 + 1U, _S100));
+    return begins_5;
+}
+
+array<float, int(4)> subgroup_sums_1(const array<float, int(4)> thread* values_2)
+{
+    thread array<float, int(4)> result_2;
+    float _S101 = subgroup_sum_0((*values_2)[int(0)]);
+    result_2[int(0)] = _S101;
+    float _S102 = subgroup_sum_0((*values_2)[int(1)]);
+    result_2[int(1)] = _S102;
+    float _S103 = subgroup_sum_0((*values_2)[int(2)]);
+    result_2[int(2)] = _S103;
+    float _S104 = subgroup_sum_0((*values_2)[int(3)]);
+    result_2[int(3)] = _S104;
+    return result_2;
+}
+
+float chosen_1(const array<float, int(4)> thread* values_3, uint number_1)
+{
+    float _S105 = (*values_3)[int(0)];
+    float result_3;
+    if(number_1 == 1U)
+    {
+        result_3 = (*values_3)[int(1)];
+    }
+    else
+    {
+        result_3 = _S105;
+    }
+    if(number_1 == 2U)
+    {
+        result_3 = (*values_3)[int(2)];
+    }
+    if(number_1 == 3U)
+    {
+        result_3 = (*values_3)[int(3)];
+    }
+    return result_3;
+}
+
+Products_1 products_of_thread_1(const array<uint, int(4)> thread* begins_6, uint device* even_5, uint device* odd_5, uint k_3, packed_float4 device* x_5, uint x_offset_5, packed_float4 device* norm_5, uint norm_offset_5, uint first_3, uint step_9)
+{
+    thread Products_1 products_5;
+    (&products_5)->squares_0 = 0.0;
+    (&products_5)->sums_0[int(0)] = 0.0;
+    (&products_5)->sums_0[int(1)] = 0.0;
+    (&products_5)->sums_0[int(2)] = 0.0;
+    (&products_5)->sums_0[int(3)] = 0.0;
+    uint _S106 = k_3 / 8U;
+    uint i_13;
+    if((first_3 + step_9) < _S106)
+    {
+        array<MXFP4Eights_Eight_0, int(8)> _S107 = load_eights_2(begins_6, even_5, odd_5, first_3, step_9);
+        i_13 = first_3;
+        array<MXFP4Eights_Eight_0, int(8)> loaded_1 = _S107;
+        for(;;)
+        {
+            if((i_13 + 3U * step_9) < _S106)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S108 = i_13 + 2U * step_9;
+            array<MXFP4Eights_Eight_0, int(8)> _S109 = load_eights_2(begins_6, even_5, odd_5, _S108, step_9);
+            thread array<MXFP4Eights_Eight_0, int(8)> _S110 = loaded_1;
+            add_products_2(&products_5, &_S110, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+            i_13 = _S108;
+            loaded_1 = _S109;
+        }
+        thread array<MXFP4Eights_Eight_0, int(8)> _S111 = loaded_1;
+        add_products_2(&products_5, &_S111, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + 2U * step_9;
+    }
+    else
+    {
+        i_13 = first_3;
+    }
+    for(;;)
+    {
+        if(i_13 < _S106)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<MXFP4Eights_Eight_0, int(4)> _S112 = load_eights_3(begins_6, even_5, odd_5, i_13, step_9);
+        thread array<MXFP4Eights_Eight_0, int(4)> _S113 = _S112;
+        add_products_3(&products_5, &_S113, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + step_9;
+    }
+    return products_5;
+}
+
+array<uint, int(4)> begins_of_rows_1(uint offset_3, uint k_4, uint first_4, uint n_1)
+{
+    thread array<uint, int(4)> begins_7;
+    uint _S114 = n_1 - 1U;
+    begins_7[int(0)] = MXFP4Eights_begin_0(offset_3, k_4, min(first_4, _S114));
+    begins_7[int(1)] = MXFP4Eights_begin_0(offset_3, k_4, min(first_4 + 1U, _S114));
+    begins_7[int(2)] = MXFP4Eights_begin_0(offset_3, k_4, min(first_4 + 2U, _S114));
+    begins_7[int(3)] = MXFP4Eights_begin_0(offset_3, k_4, min(first_4 + 3U, _S114));
+    return begins_7;
 }
 
 struct NormGemvParams_0
 {
     uint weight_offset_0;
-    uint x_offset_2;
-    uint norm_offset_2;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint bias_offset_0;
     uint out_offset_0;
-    uint n_0;
-    uint k_0;
+    uint n_2;
+    uint k_5;
     float eps_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -236,168 +508,164 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_norm_0;
     float device* entryPointParams_bias_0;
     float device* entryPointParams_result_0;
-    uint _S78;
-    uint _S79;
+    uint _S115;
+    uint _S116;
 };
-
-float own_0(const array<float, int(4)> thread* values_1, KernelContext_0 thread* kernelContext_0)
-{
-    float _S80 = (*values_1)[int(0)];
-    float result_1;
-    if((kernelContext_0->_S78) == 1U)
-    {
-        result_1 = (*values_1)[int(1)];
-    }
-    else
-    {
-        result_1 = _S80;
-    }
-    if((kernelContext_0->_S78) == 2U)
-    {
-        result_1 = (*values_1)[int(2)];
-    }
-    if((kernelContext_0->_S78) == 3U)
-    {
-        result_1 = (*values_1)[int(3)];
-    }
-    return result_1;
-}
-
-Products_0 products_of_thread_0(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_3, KernelContext_0 thread* kernelContext_1)
-{
-    thread Products_0 products_2;
-    (&products_2)->squares_0 = 0.0;
-    (&products_2)->sums_0[int(0)] = 0.0;
-    (&products_2)->sums_0[int(1)] = 0.0;
-    (&products_2)->sums_0[int(2)] = 0.0;
-    (&products_2)->sums_0[int(3)] = 0.0;
-    uint _S81 = kernelContext_1->_S79;
-    uint _S82 = k_1 / 8U;
-    uint i_6 = kernelContext_1->_S78;
-    for(;;)
-    {
-        if((i_6 + _S81) < _S82)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_6, _S81);
-        i_6 = i_6 + 2U * _S81;
-    }
-    for(;;)
-    {
-        if(i_6 < _S82)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_6, _S81);
-        i_6 = i_6 + _S81;
-    }
-    return products_2;
-}
-
-uint MXFP4Eights_begin_0(uint offset_1, uint k_2, uint row_0)
-{
-    return 4U * offset_1 + row_0 * (k_2 / 32U) * 17U;
-}
-
-array<uint, int(4)> begins_of_rows_0(uint offset_2, uint k_3, uint first_1, uint n_1)
-{
-    thread array<uint, int(4)> begins_3;
-    uint _S83 = n_1 - 1U;
-    begins_3[int(0)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_1, _S83));
-    begins_3[int(1)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_1 + 1U, _S83));
-    begins_3[int(2)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_1 + 2U, _S83));
-    begins_3[int(3)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_1 + 3U, _S83));
-    return begins_3;
-}
 
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-void norm_gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_3, packed_float4 device* norm_3, float device* bias_0, float device* result_2, const NormGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void norm_gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_6, packed_float4 device* norm_6, float device* bias_0, float device* result_4, const NormGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S84 = kernelContext_2->_S79;
-    uint _S85 = 128U / kernelContext_2->_S79;
-    uint _S86 = p_1->groups_0 * _S85 * 4U;
-    uint _S87 = group_number_0(group_1) * _S85;
-    uint _S88 = thread_0 / _S84;
-    uint first_2 = (_S87 + _S88) * 4U;
+    uint _S117 = kernelContext_0->_S115;
+    uint _S118 = kernelContext_0->_S116;
+    uint _S119 = 128U / kernelContext_0->_S116;
+    uint _S120 = p_1->groups_0 * _S119 * 2U;
+    uint _S121 = group_number_0(group_1) * _S119;
+    uint _S122 = thread_0 / _S118;
+    uint first_5 = (_S121 + _S122) * 2U;
     for(;;)
     {
-        uint _S89 = p_1->n_0;
-        if(first_2 < (p_1->n_0))
+        uint _S123 = p_1->n_2;
+        if(first_5 < (p_1->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S90 = first_2 + kernelContext_2->_S78;
-        bool _S91;
-        if((kernelContext_2->_S78) < 4U)
+        uint _S124 = first_5 + _S117;
+        bool _S125;
+        if(_S117 < 2U)
         {
-            _S91 = _S90 < _S89;
+            _S125 = _S124 < _S123;
         }
         else
         {
-            _S91 = false;
+            _S125 = false;
         }
-        bool _S92;
-        if(_S91)
+        bool _S126;
+        if(_S125)
         {
-            _S92 = (p_1->bias_offset_0) != 4294967295U;
+            _S126 = (p_1->bias_offset_0) != 4294967295U;
         }
         else
         {
-            _S92 = false;
+            _S126 = false;
         }
         float added_0;
-        if(_S92)
+        if(_S126)
         {
-            added_0 = bias_0[p_1->bias_offset_0 + _S90];
+            added_0 = bias_0[p_1->bias_offset_0 + _S124];
         }
         else
         {
             added_0 = 0.0;
         }
-        uint _S93 = p_1->k_0;
-        thread array<uint, int(4)> _S94 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_2, _S89);
-        Products_0 _S95 = products_of_thread_0(&_S94, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, norm_3, p_1->norm_offset_2, kernelContext_2);
-        float _S96 = subgroup_sum_0(_S95.squares_0);
-        float _S97 = 1.0 / sqrt(_S96 / float(_S93) + p_1->eps_0);
-        thread array<float, int(4)> _S98 = _S95.sums_0;
-        array<float, int(4)> _S99 = subgroup_sums_0(&_S98);
-        thread array<float, int(4)> _S100 = _S99;
-        float _S101 = own_0(&_S100, kernelContext_2);
-        if(_S91)
+        uint _S127 = p_1->k_5;
+        thread array<uint, int(2)> _S128 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_5, first_5, _S123);
+        Products_0 _S129 = products_of_thread_0(&_S128, weight_1, weight_1, p_1->k_5, x_6, p_1->x_offset_6, norm_6, p_1->norm_offset_6, _S117, _S118);
+        float _S130 = subgroup_sum_0(_S129.squares_0);
+        float _S131 = 1.0 / sqrt(_S130 / float(_S127) + p_1->eps_0);
+        thread array<float, int(2)> _S132 = _S129.sums_0;
+        array<float, int(2)> _S133 = subgroup_sums_0(&_S132);
+        thread array<float, int(2)> _S134 = _S133;
+        float _S135 = chosen_0(&_S134, _S117);
+        if(_S125)
         {
-            *(result_2+(p_1->out_offset_0 + _S90)) = _S101 * _S97 + added_0;
+            *(result_4+(p_1->out_offset_0 + _S124)) = _S135 * _S131 + added_0;
         }
-        first_2 = first_2 + _S86;
+        first_5 = first_5 + _S120;
     }
     return;
 }
 
-[[kernel]] void norm_gemv_mxfp4(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], packed_float4 device* entryPointParams_norm_1 [[buffer(3)]], float device* entryPointParams_bias_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
+void norm_gemv_1(uint3 group_2, uint thread_1, uint device* weight_2, packed_float4 device* x_7, packed_float4 device* norm_7, float device* bias_1, float device* result_5, const NormGemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_1)
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_norm_0 = entryPointParams_norm_1;
-    (&kernelContext_3)->entryPointParams_bias_0 = entryPointParams_bias_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    uint _S136 = kernelContext_1->_S115;
+    uint _S137 = kernelContext_1->_S116;
+    uint _S138 = 128U / kernelContext_1->_S116;
+    uint _S139 = p_2->groups_0 * _S138 * 4U;
+    uint _S140 = group_number_0(group_2) * _S138;
+    uint _S141 = thread_1 / _S137;
+    uint first_6 = (_S140 + _S141) * 4U;
+    for(;;)
+    {
+        uint _S142 = p_2->n_2;
+        if(first_6 < (p_2->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S143 = first_6 + _S136;
+        bool _S144;
+        if(_S136 < 4U)
+        {
+            _S144 = _S143 < _S142;
+        }
+        else
+        {
+            _S144 = false;
+        }
+        bool _S145;
+        if(_S144)
+        {
+            _S145 = (p_2->bias_offset_0) != 4294967295U;
+        }
+        else
+        {
+            _S145 = false;
+        }
+        float added_1;
+        if(_S145)
+        {
+            added_1 = bias_1[p_2->bias_offset_0 + _S143];
+        }
+        else
+        {
+            added_1 = 0.0;
+        }
+        uint _S146 = p_2->k_5;
+        thread array<uint, int(4)> _S147 = begins_of_rows_1(p_2->weight_offset_0, p_2->k_5, first_6, _S142);
+        Products_1 _S148 = products_of_thread_1(&_S147, weight_2, weight_2, p_2->k_5, x_7, p_2->x_offset_6, norm_7, p_2->norm_offset_6, _S136, _S137);
+        float _S149 = subgroup_sum_0(_S148.squares_0);
+        float _S150 = 1.0 / sqrt(_S149 / float(_S146) + p_2->eps_0);
+        thread array<float, int(4)> _S151 = _S148.sums_0;
+        array<float, int(4)> _S152 = subgroup_sums_1(&_S151);
+        thread array<float, int(4)> _S153 = _S152;
+        float _S154 = chosen_1(&_S153, _S136);
+        if(_S144)
+        {
+            *(result_5+(p_2->out_offset_0 + _S143)) = _S154 * _S150 + added_1;
+        }
+        first_6 = first_6 + _S139;
+    }
+    return;
+}
+
+[[kernel]] void norm_gemv_mxfp4(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_3 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], packed_float4 device* entryPointParams_norm_1 [[buffer(3)]], float device* entryPointParams_bias_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
+{
+    thread KernelContext_0 kernelContext_2;
+    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_2)->entryPointParams_norm_0 = entryPointParams_norm_1;
+    (&kernelContext_2)->entryPointParams_bias_0 = entryPointParams_bias_1;
+    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S78 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S79 = _builtinWaveLaneCount_0;
-    norm_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_norm_1, entryPointParams_bias_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_2)->_S115 = _builtinWaveLaneIndex_0;
+    (&kernelContext_2)->_S116 = _builtinWaveLaneCount_0;
+    if((entryPointParams_1->p_0.wide_0) != 0U)
+    {
+        norm_gemv_1(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_weight_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_bias_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
+    else
+    {
+        norm_gemv_0(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_weight_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_bias_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
     return;
 }

@@ -5,7 +5,7 @@
 using namespace metal;
 struct Products_0
 {
-    array<float, int(4)> sums_0;
+    array<float, int(2)> sums_0;
     float squares_0;
 };
 
@@ -15,53 +15,15 @@ struct Q4_0Eights_Eight_0
     uint d_0;
 };
 
-uint word_from_0(uint half_0, uint first_0, uint second_0)
+uint2 places_of_nibbles_0(uint i_0)
 {
-    uint _S1;
-    if((half_0 % 2U) == 0U)
-    {
-        _S1 = first_0;
-    }
-    else
-    {
-        _S1 = (first_0 >> 16U) | (second_0 << 16U);
-    }
-    return _S1;
+    uint _S1 = i_0 % 4U;
+    return uint2(i_0 / 4U * 8U + _S1, i_0 / 4U * 8U + _S1 + 4U);
 }
 
-uint load_word_0(uint device* words_0, uint half_1)
+uint2 Q4_0Eights_places_0(uint i_1)
 {
-    return word_from_0(half_1, words_0[half_1 / 2U], words_0[half_1 / 2U + half_1 % 2U]);
-}
-
-uint load_half_0(uint device* words_1, uint half_2)
-{
-    return words_1[half_2 / 2U] >> (half_2 % 2U * 16U);
-}
-
-Q4_0Eights_Eight_0 Q4_0Eights_Eight_x24init_0(uint q_1, uint d_1)
-{
-    thread Q4_0Eights_Eight_0 _S2;
-    (&_S2)->q_0 = q_1;
-    (&_S2)->d_0 = d_1;
-    return _S2;
-}
-
-Q4_0Eights_Eight_0 Q4_0Eights_load_0(uint device* weight_0, uint begin_0, uint i_0)
-{
-    uint _S3 = begin_0 + i_0 / 4U * 9U;
-    return Q4_0Eights_Eight_x24init_0(load_word_0(weight_0, _S3 + 1U + i_0 % 4U * 2U), load_half_0(weight_0, _S3));
-}
-
-uint2 places_of_nibbles_0(uint i_1)
-{
-    uint _S4 = i_1 % 4U;
-    return uint2(i_1 / 4U * 8U + _S4, i_1 / 4U * 8U + _S4 + 4U);
-}
-
-uint2 Q4_0Eights_places_0(uint i_2)
-{
-    return places_of_nibbles_0(i_2);
+    return places_of_nibbles_0(i_1);
 }
 
 float2 halves_0(uint word_0)
@@ -81,8 +43,8 @@ float in_place_1(uint word_2, float zero_1)
 
 float4 low_nibbles_0(uint word_3, float zero_2)
 {
-    uint _S5 = word_3 >> 16U;
-    return float4(in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S5, zero_2), in_place_1(_S5, zero_2));
+    uint _S2 = word_3 >> 16U;
+    return float4(in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S2, zero_2), in_place_1(_S2, zero_2));
 }
 
 float in_place_2(uint word_4, float zero_3)
@@ -97,151 +59,462 @@ float in_place_3(uint word_5, float zero_4)
 
 float4 high_nibbles_0(uint word_6, float zero_5)
 {
-    uint _S6 = word_6 >> 16U;
-    return float4(in_place_2(word_6, zero_5), in_place_3(word_6, zero_5), in_place_2(_S6, zero_5), in_place_3(_S6, zero_5));
+    uint _S3 = word_6 >> 16U;
+    return float4(in_place_2(word_6, zero_5), in_place_3(word_6, zero_5), in_place_2(_S3, zero_5), in_place_3(_S3, zero_5));
 }
 
-float Q4_0Eights_product_0(const Q4_0Eights_Eight_0 thread* eight_0, uint i_3, float4 a_0, float4 b_0)
+float Q4_0Eights_product_0(const Q4_0Eights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
 {
     return halves_0(eight_0->d_0).x * (dot(low_nibbles_0(eight_0->q_0, 8.0), a_0) + dot(high_nibbles_0(eight_0->q_0, 8.0), b_0));
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(4)> thread* begins_0, uint device* even_0, uint device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_4, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<Q4_0Eights_Eight_0, int(8)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint step_0)
 {
-    thread array<Q4_0Eights_Eight_0, int(8)> eights_0;
-    uint _S7 = (*begins_0)[int(0)];
-    Q4_0Eights_Eight_0 _S8 = Q4_0Eights_load_0(even_0, (*begins_0)[int(0)], i_4);
-    eights_0[int(0)] = _S8;
-    uint _S9 = (*begins_0)[int(1)];
-    Q4_0Eights_Eight_0 _S10 = Q4_0Eights_load_0(odd_0, (*begins_0)[int(1)], i_4);
-    eights_0[int(1)] = _S10;
-    uint _S11 = (*begins_0)[int(2)];
-    Q4_0Eights_Eight_0 _S12 = Q4_0Eights_load_0(even_0, (*begins_0)[int(2)], i_4);
-    eights_0[int(2)] = _S12;
-    uint _S13 = (*begins_0)[int(3)];
-    Q4_0Eights_Eight_0 _S14 = Q4_0Eights_load_0(odd_0, (*begins_0)[int(3)], i_4);
-    eights_0[int(3)] = _S14;
-    uint _S15 = i_4 + lanes_0;
-    Q4_0Eights_Eight_0 _S16 = Q4_0Eights_load_0(even_0, _S7, _S15);
-    eights_0[int(4)] = _S16;
-    Q4_0Eights_Eight_0 _S17 = Q4_0Eights_load_0(odd_0, _S9, _S15);
-    eights_0[int(5)] = _S17;
-    Q4_0Eights_Eight_0 _S18 = Q4_0Eights_load_0(even_0, _S11, _S15);
-    eights_0[int(6)] = _S18;
-    Q4_0Eights_Eight_0 _S19 = Q4_0Eights_load_0(odd_0, _S13, _S15);
-    eights_0[int(7)] = _S19;
-    uint2 _S20 = Q4_0Eights_places_0(i_4);
+    uint2 _S4 = Q4_0Eights_places_0(i_3);
+    uint _S5 = _S4.x;
+    float4 _S6 = float4(*(x_0+(x_offset_0 + _S5))) ;
+    uint _S7 = _S4.y;
+    float4 _S8 = float4(*(x_0+(x_offset_0 + _S7))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S6, _S6) + dot(_S8, _S8));
+    float4 a_1 = _S6 * float4(*(norm_0+(norm_offset_0 + _S5))) ;
+    float4 b_1 = _S8 * float4(*(norm_0+(norm_offset_0 + _S7))) ;
+    float _S9 = Q4_0Eights_product_0(&(*eights_0)[int(0)], i_3, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S9;
+    float _S10 = Q4_0Eights_product_0(&(*eights_0)[int(1)], i_3, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S10;
+    uint _S11 = i_3 + step_0;
+    uint2 _S12 = Q4_0Eights_places_0(_S11);
+    uint _S13 = _S12.x;
+    float4 _S14 = float4(*(x_0+(x_offset_0 + _S13))) ;
+    uint _S15 = _S12.y;
+    float4 _S16 = float4(*(x_0+(x_offset_0 + _S15))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S14, _S14) + dot(_S16, _S16));
+    float4 a_2 = _S14 * float4(*(norm_0+(norm_offset_0 + _S13))) ;
+    float4 b_2 = _S16 * float4(*(norm_0+(norm_offset_0 + _S15))) ;
+    float _S17 = Q4_0Eights_product_0(&(*eights_0)[int(2)], _S11, a_2, b_2);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S17;
+    float _S18 = Q4_0Eights_product_0(&(*eights_0)[int(3)], _S11, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S18;
+    uint _S19 = i_3 + 2U * step_0;
+    uint2 _S20 = Q4_0Eights_places_0(_S19);
     uint _S21 = _S20.x;
     float4 _S22 = float4(*(x_0+(x_offset_0 + _S21))) ;
     uint _S23 = _S20.y;
     float4 _S24 = float4(*(x_0+(x_offset_0 + _S23))) ;
-    float _S25 = products_0->squares_0 + (dot(_S22, _S22) + dot(_S24, _S24));
-    products_0->squares_0 = _S25;
-    float4 a_1 = _S22 * float4(*(norm_0+(norm_offset_0 + _S21))) ;
-    float4 b_1 = _S24 * float4(*(norm_0+(norm_offset_0 + _S23))) ;
-    thread Q4_0Eights_Eight_0 _S26 = _S8;
-    float _S27 = Q4_0Eights_product_0(&_S26, i_4, a_1, b_1);
-    float _S28 = products_0->sums_0[int(0)] + _S27;
-    products_0->sums_0[int(0)] = _S28;
-    thread Q4_0Eights_Eight_0 _S29 = _S10;
-    float _S30 = Q4_0Eights_product_0(&_S29, i_4, a_1, b_1);
-    float _S31 = products_0->sums_0[int(1)] + _S30;
-    products_0->sums_0[int(1)] = _S31;
-    thread Q4_0Eights_Eight_0 _S32 = _S12;
-    float _S33 = Q4_0Eights_product_0(&_S32, i_4, a_1, b_1);
-    float _S34 = products_0->sums_0[int(2)] + _S33;
-    products_0->sums_0[int(2)] = _S34;
-    thread Q4_0Eights_Eight_0 _S35 = _S14;
-    float _S36 = Q4_0Eights_product_0(&_S35, i_4, a_1, b_1);
-    float _S37 = products_0->sums_0[int(3)] + _S36;
-    products_0->sums_0[int(3)] = _S37;
-    uint2 _S38 = Q4_0Eights_places_0(_S15);
-    uint _S39 = _S38.x;
-    float4 _S40 = float4(*(x_0+(x_offset_0 + _S39))) ;
-    uint _S41 = _S38.y;
-    float4 _S42 = float4(*(x_0+(x_offset_0 + _S41))) ;
-    products_0->squares_0 = _S25 + (dot(_S40, _S40) + dot(_S42, _S42));
-    float4 a_2 = _S40 * float4(*(norm_0+(norm_offset_0 + _S39))) ;
-    float4 b_2 = _S42 * float4(*(norm_0+(norm_offset_0 + _S41))) ;
-    thread Q4_0Eights_Eight_0 _S43 = _S16;
-    float _S44 = Q4_0Eights_product_0(&_S43, _S15, a_2, b_2);
-    products_0->sums_0[int(0)] = _S28 + _S44;
-    thread Q4_0Eights_Eight_0 _S45 = _S17;
-    float _S46 = Q4_0Eights_product_0(&_S45, _S15, a_2, b_2);
-    products_0->sums_0[int(1)] = _S31 + _S46;
-    thread Q4_0Eights_Eight_0 _S47 = _S18;
-    float _S48 = Q4_0Eights_product_0(&_S47, _S15, a_2, b_2);
-    products_0->sums_0[int(2)] = _S34 + _S48;
-    thread Q4_0Eights_Eight_0 _S49 = _S19;
-    float _S50 = Q4_0Eights_product_0(&_S49, _S15, a_2, b_2);
-    products_0->sums_0[int(3)] = _S37 + _S50;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S22, _S22) + dot(_S24, _S24));
+    float4 a_3 = _S22 * float4(*(norm_0+(norm_offset_0 + _S21))) ;
+    float4 b_3 = _S24 * float4(*(norm_0+(norm_offset_0 + _S23))) ;
+    float _S25 = Q4_0Eights_product_0(&(*eights_0)[int(4)], _S19, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S25;
+    float _S26 = Q4_0Eights_product_0(&(*eights_0)[int(5)], _S19, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S26;
+    uint _S27 = i_3 + 3U * step_0;
+    uint2 _S28 = Q4_0Eights_places_0(_S27);
+    uint _S29 = _S28.x;
+    float4 _S30 = float4(*(x_0+(x_offset_0 + _S29))) ;
+    uint _S31 = _S28.y;
+    float4 _S32 = float4(*(x_0+(x_offset_0 + _S31))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S30, _S30) + dot(_S32, _S32));
+    float4 a_4 = _S30 * float4(*(norm_0+(norm_offset_0 + _S29))) ;
+    float4 b_4 = _S32 * float4(*(norm_0+(norm_offset_0 + _S31))) ;
+    float _S33 = Q4_0Eights_product_0(&(*eights_0)[int(6)], _S27, a_4, b_4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S33;
+    float _S34 = Q4_0Eights_product_0(&(*eights_0)[int(7)], _S27, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S34;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(4)> thread* begins_1, uint device* even_1, uint device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint lanes_1)
+uint second_if_0(bool aligned_0, uint first_0, uint second_0)
 {
-    thread array<Q4_0Eights_Eight_0, int(4)> eights_1;
-    Q4_0Eights_Eight_0 _S51 = Q4_0Eights_load_0(even_1, (*begins_1)[int(0)], i_5);
-    eights_1[int(0)] = _S51;
-    Q4_0Eights_Eight_0 _S52 = Q4_0Eights_load_0(odd_1, (*begins_1)[int(1)], i_5);
-    eights_1[int(1)] = _S52;
-    Q4_0Eights_Eight_0 _S53 = Q4_0Eights_load_0(even_1, (*begins_1)[int(2)], i_5);
-    eights_1[int(2)] = _S53;
-    Q4_0Eights_Eight_0 _S54 = Q4_0Eights_load_0(odd_1, (*begins_1)[int(3)], i_5);
-    eights_1[int(3)] = _S54;
-    uint2 _S55 = Q4_0Eights_places_0(i_5);
-    uint _S56 = _S55.x;
-    float4 _S57 = float4(*(x_1+(x_offset_1 + _S56))) ;
-    uint _S58 = _S55.y;
-    float4 _S59 = float4(*(x_1+(x_offset_1 + _S58))) ;
-    products_1->squares_0 = products_1->squares_0 + (dot(_S57, _S57) + dot(_S59, _S59));
-    float4 a_3 = _S57 * float4(*(norm_1+(norm_offset_1 + _S56))) ;
-    float4 b_3 = _S59 * float4(*(norm_1+(norm_offset_1 + _S58))) ;
-    thread Q4_0Eights_Eight_0 _S60 = _S51;
-    float _S61 = Q4_0Eights_product_0(&_S60, i_5, a_3, b_3);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S61;
-    thread Q4_0Eights_Eight_0 _S62 = _S52;
-    float _S63 = Q4_0Eights_product_0(&_S62, i_5, a_3, b_3);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S63;
-    thread Q4_0Eights_Eight_0 _S64 = _S53;
-    float _S65 = Q4_0Eights_product_0(&_S64, i_5, a_3, b_3);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S65;
-    thread Q4_0Eights_Eight_0 _S66 = _S54;
-    float _S67 = Q4_0Eights_product_0(&_S66, i_5, a_3, b_3);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S67;
+    uint _S35;
+    if(aligned_0)
+    {
+        _S35 = second_0;
+    }
+    else
+    {
+        _S35 = (first_0 >> 16U) | (second_0 << 16U);
+    }
+    return _S35;
+}
+
+uint load_word_0(uint device* words_0, uint half_0)
+{
+    uint _S36 = (half_0 - 1U) / 2U;
+    return second_if_0((half_0 % 2U) == 0U, words_0[_S36], words_0[_S36 + 1U]);
+}
+
+uint load_half_0(uint device* words_1, uint half_1)
+{
+    return words_1[half_1 / 2U] >> (half_1 % 2U * 16U);
+}
+
+Q4_0Eights_Eight_0 Q4_0Eights_Eight_x24init_0(uint q_1, uint d_1)
+{
+    thread Q4_0Eights_Eight_0 _S37;
+    (&_S37)->q_0 = q_1;
+    (&_S37)->d_0 = d_1;
+    return _S37;
+}
+
+Q4_0Eights_Eight_0 Q4_0Eights_load_0(uint device* weight_0, uint begin_0, uint i_4)
+{
+    uint _S38 = begin_0 + i_4 / 4U * 9U;
+    return Q4_0Eights_Eight_x24init_0(load_word_0(weight_0, _S38 + 1U + i_4 % 4U * 2U), load_half_0(weight_0, _S38));
+}
+
+array<Q4_0Eights_Eight_0, int(8)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_5, uint step_1)
+{
+    thread array<Q4_0Eights_Eight_0, int(8)> eights_1;
+    uint _S39 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q4_0Eights_load_0(even_0, (*begins_0)[int(0)], i_5);
+    uint _S40 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q4_0Eights_load_0(odd_0, (*begins_0)[int(1)], i_5);
+    uint _S41 = i_5 + step_1;
+    eights_1[int(2)] = Q4_0Eights_load_0(even_0, _S39, _S41);
+    eights_1[int(3)] = Q4_0Eights_load_0(odd_0, _S40, _S41);
+    uint _S42 = i_5 + 2U * step_1;
+    eights_1[int(4)] = Q4_0Eights_load_0(even_0, _S39, _S42);
+    eights_1[int(5)] = Q4_0Eights_load_0(odd_0, _S40, _S42);
+    uint _S43 = i_5 + 3U * step_1;
+    eights_1[int(6)] = Q4_0Eights_load_0(even_0, _S39, _S43);
+    eights_1[int(7)] = Q4_0Eights_load_0(odd_0, _S40, _S43);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<Q4_0Eights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_6, uint step_2)
+{
+    uint2 _S44 = Q4_0Eights_places_0(i_6);
+    uint _S45 = _S44.x;
+    float4 _S46 = float4(*(x_1+(x_offset_1 + _S45))) ;
+    uint _S47 = _S44.y;
+    float4 _S48 = float4(*(x_1+(x_offset_1 + _S47))) ;
+    products_1->squares_0 = products_1->squares_0 + (dot(_S46, _S46) + dot(_S48, _S48));
+    float4 a_5 = _S46 * float4(*(norm_1+(norm_offset_1 + _S45))) ;
+    float4 b_5 = _S48 * float4(*(norm_1+(norm_offset_1 + _S47))) ;
+    float _S49 = Q4_0Eights_product_0(&(*eights_2)[int(0)], i_6, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S49;
+    float _S50 = Q4_0Eights_product_0(&(*eights_2)[int(1)], i_6, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S50;
     return;
+}
+
+array<Q4_0Eights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, uint device* even_1, uint device* odd_1, uint i_7, uint step_3)
+{
+    thread array<Q4_0Eights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = Q4_0Eights_load_0(even_1, (*begins_1)[int(0)], i_7);
+    eights_3[int(1)] = Q4_0Eights_load_0(odd_1, (*begins_1)[int(1)], i_7);
+    return eights_3;
+}
+
+struct Products_1
+{
+    array<float, int(4)> sums_0;
+    float squares_0;
+};
+
+void add_products_2(Products_1 thread* products_2, const array<Q4_0Eights_Eight_0, int(8)> thread* eights_4, packed_float4 device* x_2, uint x_offset_2, packed_float4 device* norm_2, uint norm_offset_2, uint i_8, uint step_4)
+{
+    uint2 _S51 = Q4_0Eights_places_0(i_8);
+    uint _S52 = _S51.x;
+    float4 _S53 = float4(*(x_2+(x_offset_2 + _S52))) ;
+    uint _S54 = _S51.y;
+    float4 _S55 = float4(*(x_2+(x_offset_2 + _S54))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S53, _S53) + dot(_S55, _S55));
+    float4 a_6 = _S53 * float4(*(norm_2+(norm_offset_2 + _S52))) ;
+    float4 b_6 = _S55 * float4(*(norm_2+(norm_offset_2 + _S54))) ;
+    float _S56 = Q4_0Eights_product_0(&(*eights_4)[int(0)], i_8, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S56;
+    float _S57 = Q4_0Eights_product_0(&(*eights_4)[int(1)], i_8, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S57;
+    float _S58 = Q4_0Eights_product_0(&(*eights_4)[int(2)], i_8, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S58;
+    float _S59 = Q4_0Eights_product_0(&(*eights_4)[int(3)], i_8, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S59;
+    uint _S60 = i_8 + step_4;
+    uint2 _S61 = Q4_0Eights_places_0(_S60);
+    uint _S62 = _S61.x;
+    float4 _S63 = float4(*(x_2+(x_offset_2 + _S62))) ;
+    uint _S64 = _S61.y;
+    float4 _S65 = float4(*(x_2+(x_offset_2 + _S64))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S63, _S63) + dot(_S65, _S65));
+    float4 a_7 = _S63 * float4(*(norm_2+(norm_offset_2 + _S62))) ;
+    float4 b_7 = _S65 * float4(*(norm_2+(norm_offset_2 + _S64))) ;
+    float _S66 = Q4_0Eights_product_0(&(*eights_4)[int(4)], _S60, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S66;
+    float _S67 = Q4_0Eights_product_0(&(*eights_4)[int(5)], _S60, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S67;
+    float _S68 = Q4_0Eights_product_0(&(*eights_4)[int(6)], _S60, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S68;
+    float _S69 = Q4_0Eights_product_0(&(*eights_4)[int(7)], _S60, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S69;
+    return;
+}
+
+array<Q4_0Eights_Eight_0, int(8)> load_eights_2(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint i_9, uint step_5)
+{
+    thread array<Q4_0Eights_Eight_0, int(8)> eights_5;
+    uint _S70 = (*begins_2)[int(0)];
+    eights_5[int(0)] = Q4_0Eights_load_0(even_2, (*begins_2)[int(0)], i_9);
+    uint _S71 = (*begins_2)[int(1)];
+    eights_5[int(1)] = Q4_0Eights_load_0(odd_2, (*begins_2)[int(1)], i_9);
+    uint _S72 = (*begins_2)[int(2)];
+    eights_5[int(2)] = Q4_0Eights_load_0(even_2, (*begins_2)[int(2)], i_9);
+    uint _S73 = (*begins_2)[int(3)];
+    eights_5[int(3)] = Q4_0Eights_load_0(odd_2, (*begins_2)[int(3)], i_9);
+    uint _S74 = i_9 + step_5;
+    eights_5[int(4)] = Q4_0Eights_load_0(even_2, _S70, _S74);
+    eights_5[int(5)] = Q4_0Eights_load_0(odd_2, _S71, _S74);
+    eights_5[int(6)] = Q4_0Eights_load_0(even_2, _S72, _S74);
+    eights_5[int(7)] = Q4_0Eights_load_0(odd_2, _S73, _S74);
+    return eights_5;
+}
+
+void add_products_3(Products_1 thread* products_3, const array<Q4_0Eights_Eight_0, int(4)> thread* eights_6, packed_float4 device* x_3, uint x_offset_3, packed_float4 device* norm_3, uint norm_offset_3, uint i_10, uint step_6)
+{
+    uint2 _S75 = Q4_0Eights_places_0(i_10);
+    uint _S76 = _S75.x;
+    float4 _S77 = float4(*(x_3+(x_offset_3 + _S76))) ;
+    uint _S78 = _S75.y;
+    float4 _S79 = float4(*(x_3+(x_offset_3 + _S78))) ;
+    products_3->squares_0 = products_3->squares_0 + (dot(_S77, _S77) + dot(_S79, _S79));
+    float4 a_8 = _S77 * float4(*(norm_3+(norm_offset_3 + _S76))) ;
+    float4 b_8 = _S79 * float4(*(norm_3+(norm_offset_3 + _S78))) ;
+    float _S80 = Q4_0Eights_product_0(&(*eights_6)[int(0)], i_10, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S80;
+    float _S81 = Q4_0Eights_product_0(&(*eights_6)[int(1)], i_10, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S81;
+    float _S82 = Q4_0Eights_product_0(&(*eights_6)[int(2)], i_10, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S82;
+    float _S83 = Q4_0Eights_product_0(&(*eights_6)[int(3)], i_10, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S83;
+    return;
+}
+
+array<Q4_0Eights_Eight_0, int(4)> load_eights_3(const array<uint, int(4)> thread* begins_3, uint device* even_3, uint device* odd_3, uint i_11, uint step_7)
+{
+    thread array<Q4_0Eights_Eight_0, int(4)> eights_7;
+    eights_7[int(0)] = Q4_0Eights_load_0(even_3, (*begins_3)[int(0)], i_11);
+    eights_7[int(1)] = Q4_0Eights_load_0(odd_3, (*begins_3)[int(1)], i_11);
+    eights_7[int(2)] = Q4_0Eights_load_0(even_3, (*begins_3)[int(2)], i_11);
+    eights_7[int(3)] = Q4_0Eights_load_0(odd_3, (*begins_3)[int(3)], i_11);
+    return eights_7;
 }
 
 float subgroup_sum_0(float value_0)
 {
-    float _S68 = simd_sum(value_0);
-    return _S68;
+    float _S84 = simd_sum(value_0);
+    return _S84;
 }
 
-array<float, int(4)> subgroup_sums_0(const array<float, int(4)> thread* values_0)
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
 {
-    thread array<float, int(4)> result_0;
-    float _S69 = subgroup_sum_0((*values_0)[int(0)]);
-    result_0[int(0)] = _S69;
-    float _S70 = subgroup_sum_0((*values_0)[int(1)]);
-    result_0[int(1)] = _S70;
-    float _S71 = subgroup_sum_0((*values_0)[int(2)]);
-    result_0[int(2)] = _S71;
-    float _S72 = subgroup_sum_0((*values_0)[int(3)]);
-    result_0[int(3)] = _S72;
+    thread array<float, int(2)> result_0;
+    float _S85 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S85;
+    float _S86 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S86;
     return result_0;
+}
+
+float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
+{
+    float _S87 = (*values_1)[int(0)];
+    float result_1;
+    if(number_0 == 1U)
+    {
+        result_1 = (*values_1)[int(1)];
+    }
+    else
+    {
+        result_1 = _S87;
+    }
+    return result_1;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_4, uint device* even_4, uint device* odd_4, uint k_0, packed_float4 device* x_4, uint x_offset_4, packed_float4 device* norm_4, uint norm_offset_4, uint first_1, uint step_8)
+{
+    thread Products_0 products_4;
+    (&products_4)->squares_0 = 0.0;
+    (&products_4)->sums_0[int(0)] = 0.0;
+    (&products_4)->sums_0[int(1)] = 0.0;
+    uint _S88 = k_0 / 8U;
+    uint i_12;
+    if((first_1 + 3U * step_8) < _S88)
+    {
+        array<Q4_0Eights_Eight_0, int(8)> _S89 = load_eights_0(begins_4, even_4, odd_4, first_1, step_8);
+        i_12 = first_1;
+        array<Q4_0Eights_Eight_0, int(8)> loaded_0 = _S89;
+        for(;;)
+        {
+            if((i_12 + 7U * step_8) < _S88)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S90 = i_12 + 4U * step_8;
+            array<Q4_0Eights_Eight_0, int(8)> _S91 = load_eights_0(begins_4, even_4, odd_4, _S90, step_8);
+            thread array<Q4_0Eights_Eight_0, int(8)> _S92 = loaded_0;
+            add_products_0(&products_4, &_S92, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+            i_12 = _S90;
+            loaded_0 = _S91;
+        }
+        thread array<Q4_0Eights_Eight_0, int(8)> _S93 = loaded_0;
+        add_products_0(&products_4, &_S93, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + 4U * step_8;
+    }
+    else
+    {
+        i_12 = first_1;
+    }
+    for(;;)
+    {
+        if(i_12 < _S88)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<Q4_0Eights_Eight_0, int(2)> _S94 = load_eights_1(begins_4, even_4, odd_4, i_12, step_8);
+        thread array<Q4_0Eights_Eight_0, int(2)> _S95 = _S94;
+        add_products_1(&products_4, &_S95, x_4, x_offset_4, norm_4, norm_offset_4, i_12, step_8);
+        i_12 = i_12 + step_8;
+    }
+    return products_4;
+}
+
+uint Q4_0Eights_begin_0(uint offset_0, uint k_1, uint row_0)
+{
+    return 2U * offset_0 + row_0 * (k_1 / 32U) * 9U;
+}
+
+array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_2, uint first_2, uint n_0)
+{
+    thread array<uint, int(2)> begins_5;
+    uint _S96 = n_0 - 1U;
+    begins_5[int(0)] = Q4_0Eights_begin_0(offset_1, k_2, min(first_2, _S96));
+    begins_5[int(1)] = Q4_0Eights_begin_0(offset_1, k_2, min(first_2 + 1U, _S96));
+    return begins_5;
+}
+
+array<float, int(4)> subgroup_sums_1(const array<float, int(4)> thread* values_2)
+{
+    thread array<float, int(4)> result_2;
+    float _S97 = subgroup_sum_0((*values_2)[int(0)]);
+    result_2[int(0)] = _S97;
+    float _S98 = subgroup_sum_0((*values_2)[int(1)]);
+    result_2[int(1)] = _S98;
+    float _S99 = subgroup_sum_0((*values_2)[int(2)]);
+    result_2[int(2)] = _S99;
+    float _S100 = subgroup_sum_0((*values_2)[int(3)]);
+    result_2[int(3)] = _S100;
+    return result_2;
+}
+
+float chosen_1(const array<float, int(4)> thread* values_3, uint number_1)
+{
+    float _S101 = (*values_3)[int(0)];
+    float result_3;
+    if(number_1 == 1U)
+    {
+        result_3 = (*values_3)[int(1)];
+    }
+    else
+    {
+        result_3 = _S101;
+    }
+    if(number_1 == 2U)
+    {
+        result_3 = (*values_3)[int(2)];
+    }
+    if(number_1 == 3U)
+    {
+        result_3 = (*values_3)[int(3)];
+    }
+    return result_3;
+}
+
+Products_1 products_of_thread_1(const array<uint, int(4)> thread* begins_6, uint device* even_5, uint device* odd_5, uint k_3, packed_float4 device* x_5, uint x_offset_5, packed_float4 device* norm_5, uint norm_offset_5, uint first_3, uint step_9)
+{
+    thread Products_1 products_5;
+    (&products_5)->squares_0 = 0.0;
+    (&products_5)->sums_0[int(0)] = 0.0;
+    (&products_5)->sums_0[int(1)] = 0.0;
+    (&products_5)->sums_0[int(2)] = 0.0;
+    (&products_5)->sums_0[int(3)] = 0.0;
+    uint _S102 = k_3 / 8U;
+    uint i_13;
+    if((first_3 + step_9) < _S102)
+    {
+        array<Q4_0Eights_Eight_0, int(8)> _S103 = load_eights_2(begins_6, even_5, odd_5, first_3, step_9);
+        i_13 = first_3;
+        array<Q4_0Eights_Eight_0, int(8)> loaded_1 = _S103;
+        for(;;)
+        {
+            if((i_13 + 3U * step_9) < _S102)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S104 = i_13 + 2U * step_9;
+            array<Q4_0Eights_Eight_0, int(8)> _S105 = load_eights_2(begins_6, even_5, odd_5, _S104, step_9);
+            thread array<Q4_0Eights_Eight_0, int(8)> _S106 = loaded_1;
+            add_products_2(&products_5, &_S106, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+            i_13 = _S104;
+            loaded_1 = _S105;
+        }
+        thread array<Q4_0Eights_Eight_0, int(8)> _S107 = loaded_1;
+        add_products_2(&products_5, &_S107, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + 2U * step_9;
+    }
+    else
+    {
+        i_13 = first_3;
+    }
+    for(;;)
+    {
+        if(i_13 < _S102)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<Q4_0Eights_Eight_0, int(4)> _S108 = load_eights_3(begins_6, even_5, odd_5, i_13, step_9);
+        thread array<Q4_0Eights_Eight_0, int(4)> _S109 = _S108;
+        add_products_3(&products_5, &_S109, x_5, x_offset_5, norm_5, norm_offset_5, i_13, step_9);
+        i_13 = i_13 + step_9;
+    }
+    return products_5;
+}
+
+array<uint, int(4)> begins_of_rows_1(uint offset_2, uint k_4, uint first_4, uint n_1)
+{
+    thread array<uint, int(4)> begins_7;
+    uint _S110 = n_1 - 1U;
+    begins_7[int(0)] = Q4_0Eights_begin_0(offset_2, k_4, min(first_4, _S110));
+    begins_7[int(1)] = Q4_0Eights_begin_0(offset_2, k_4, min(first_4 + 1U, _S110));
+    begins_7[int(2)] = Q4_0Eights_begin_0(offset_2, k_4, min(first_4 + 2U, _S110));
+    begins_7[int(3)] = Q4_0Eights_begin_0(offset_2, k_4, min(first_4 + 3U, _S110));
+    return begins_7;
 }
 
 struct NormGemvParams_0
 {
     uint weight_offset_0;
-    uint x_offset_2;
-    uint norm_offset_2;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint bias_offset_0;
     uint out_offset_0;
-    uint n_0;
-    uint k_0;
+    uint n_2;
+    uint k_5;
     float eps_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -258,168 +531,164 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_norm_0;
     float device* entryPointParams_bias_0;
     float device* entryPointParams_result_0;
-    uint _S73;
-    uint _S74;
+    uint _S111;
+    uint _S112;
 };
-
-float own_0(const array<float, int(4)> thread* values_1, KernelContext_0 thread* kernelContext_0)
-{
-    float _S75 = (*values_1)[int(0)];
-    float result_1;
-    if((kernelContext_0->_S73) == 1U)
-    {
-        result_1 = (*values_1)[int(1)];
-    }
-    else
-    {
-        result_1 = _S75;
-    }
-    if((kernelContext_0->_S73) == 2U)
-    {
-        result_1 = (*values_1)[int(2)];
-    }
-    if((kernelContext_0->_S73) == 3U)
-    {
-        result_1 = (*values_1)[int(3)];
-    }
-    return result_1;
-}
-
-Products_0 products_of_thread_0(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_3, KernelContext_0 thread* kernelContext_1)
-{
-    thread Products_0 products_2;
-    (&products_2)->squares_0 = 0.0;
-    (&products_2)->sums_0[int(0)] = 0.0;
-    (&products_2)->sums_0[int(1)] = 0.0;
-    (&products_2)->sums_0[int(2)] = 0.0;
-    (&products_2)->sums_0[int(3)] = 0.0;
-    uint _S76 = kernelContext_1->_S74;
-    uint _S77 = k_1 / 8U;
-    uint i_6 = kernelContext_1->_S73;
-    for(;;)
-    {
-        if((i_6 + _S76) < _S77)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_6, _S76);
-        i_6 = i_6 + 2U * _S76;
-    }
-    for(;;)
-    {
-        if(i_6 < _S77)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_6, _S76);
-        i_6 = i_6 + _S76;
-    }
-    return products_2;
-}
-
-uint Q4_0Eights_begin_0(uint offset_0, uint k_2, uint row_0)
-{
-    return 2U * offset_0 + row_0 * (k_2 / 32U) * 9U;
-}
-
-array<uint, int(4)> begins_of_rows_0(uint offset_1, uint k_3, uint first_1, uint n_1)
-{
-    thread array<uint, int(4)> begins_3;
-    uint _S78 = n_1 - 1U;
-    begins_3[int(0)] = Q4_0Eights_begin_0(offset_1, k_3, min(first_1, _S78));
-    begins_3[int(1)] = Q4_0Eights_begin_0(offset_1, k_3, min(first_1 + 1U, _S78));
-    begins_3[int(2)] = Q4_0Eights_begin_0(offset_1, k_3, min(first_1 + 2U, _S78));
-    begins_3[int(3)] = Q4_0Eights_begin_0(offset_1, k_3, min(first_1 + 3U, _S78));
-    return begins_3;
-}
 
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-void norm_gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_3, packed_float4 device* norm_3, float device* bias_0, float device* result_2, const NormGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void norm_gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_6, packed_float4 device* norm_6, float device* bias_0, float device* result_4, const NormGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S79 = kernelContext_2->_S74;
-    uint _S80 = 128U / kernelContext_2->_S74;
-    uint _S81 = p_1->groups_0 * _S80 * 4U;
-    uint _S82 = group_number_0(group_1) * _S80;
-    uint _S83 = thread_0 / _S79;
-    uint first_2 = (_S82 + _S83) * 4U;
+    uint _S113 = kernelContext_0->_S111;
+    uint _S114 = kernelContext_0->_S112;
+    uint _S115 = 128U / kernelContext_0->_S112;
+    uint _S116 = p_1->groups_0 * _S115 * 2U;
+    uint _S117 = group_number_0(group_1) * _S115;
+    uint _S118 = thread_0 / _S114;
+    uint first_5 = (_S117 + _S118) * 2U;
     for(;;)
     {
-        uint _S84 = p_1->n_0;
-        if(first_2 < (p_1->n_0))
+        uint _S119 = p_1->n_2;
+        if(first_5 < (p_1->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S85 = first_2 + kernelContext_2->_S73;
-        bool _S86;
-        if((kernelContext_2->_S73) < 4U)
+        uint _S120 = first_5 + _S113;
+        bool _S121;
+        if(_S113 < 2U)
         {
-            _S86 = _S85 < _S84;
+            _S121 = _S120 < _S119;
         }
         else
         {
-            _S86 = false;
+            _S121 = false;
         }
-        bool _S87;
-        if(_S86)
+        bool _S122;
+        if(_S121)
         {
-            _S87 = (p_1->bias_offset_0) != 4294967295U;
+            _S122 = (p_1->bias_offset_0) != 4294967295U;
         }
         else
         {
-            _S87 = false;
+            _S122 = false;
         }
         float added_0;
-        if(_S87)
+        if(_S122)
         {
-            added_0 = bias_0[p_1->bias_offset_0 + _S85];
+            added_0 = bias_0[p_1->bias_offset_0 + _S120];
         }
         else
         {
             added_0 = 0.0;
         }
-        uint _S88 = p_1->k_0;
-        thread array<uint, int(4)> _S89 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_2, _S84);
-        Products_0 _S90 = products_of_thread_0(&_S89, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, norm_3, p_1->norm_offset_2, kernelContext_2);
-        float _S91 = subgroup_sum_0(_S90.squares_0);
-        float _S92 = 1.0 / sqrt(_S91 / float(_S88) + p_1->eps_0);
-        thread array<float, int(4)> _S93 = _S90.sums_0;
-        array<float, int(4)> _S94 = subgroup_sums_0(&_S93);
-        thread array<float, int(4)> _S95 = _S94;
-        float _S96 = own_0(&_S95, kernelContext_2);
-        if(_S86)
+        uint _S123 = p_1->k_5;
+        thread array<uint, int(2)> _S124 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_5, first_5, _S119);
+        Products_0 _S125 = products_of_thread_0(&_S124, weight_1, weight_1, p_1->k_5, x_6, p_1->x_offset_6, norm_6, p_1->norm_offset_6, _S113, _S114);
+        float _S126 = subgroup_sum_0(_S125.squares_0);
+        float _S127 = 1.0 / sqrt(_S126 / float(_S123) + p_1->eps_0);
+        thread array<float, int(2)> _S128 = _S125.sums_0;
+        array<float, int(2)> _S129 = subgroup_sums_0(&_S128);
+        thread array<float, int(2)> _S130 = _S129;
+        float _S131 = chosen_0(&_S130, _S113);
+        if(_S121)
         {
-            *(result_2+(p_1->out_offset_0 + _S85)) = _S96 * _S92 + added_0;
+            *(result_4+(p_1->out_offset_0 + _S120)) = _S131 * _S127 + added_0;
         }
-        first_2 = first_2 + _S81;
+        first_5 = first_5 + _S116;
     }
     return;
 }
 
-[[kernel]] void norm_gemv_q4_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], packed_float4 device* entryPointParams_norm_1 [[buffer(3)]], float device* entryPointParams_bias_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
+void norm_gemv_1(uint3 group_2, uint thread_1, uint device* weight_2, packed_float4 device* x_7, packed_float4 device* norm_7, float device* bias_1, float device* result_5, const NormGemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_1)
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_norm_0 = entryPointParams_norm_1;
-    (&kernelContext_3)->entryPointParams_bias_0 = entryPointParams_bias_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    uint _S132 = kernelContext_1->_S111;
+    uint _S133 = kernelContext_1->_S112;
+    uint _S134 = 128U / kernelContext_1->_S112;
+    uint _S135 = p_2->groups_0 * _S134 * 4U;
+    uint _S136 = group_number_0(group_2) * _S134;
+    uint _S137 = thread_1 / _S133;
+    uint first_6 = (_S136 + _S137) * 4U;
+    for(;;)
+    {
+        uint _S138 = p_2->n_2;
+        if(first_6 < (p_2->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S139 = first_6 + _S132;
+        bool _S140;
+        if(_S132 < 4U)
+        {
+            _S140 = _S139 < _S138;
+        }
+        else
+        {
+            _S140 = false;
+        }
+        bool _S141;
+        if(_S140)
+        {
+            _S141 = (p_2->bias_offset_0) != 4294967295U;
+        }
+        else
+        {
+            _S141 = false;
+        }
+        float added_1;
+        if(_S141)
+        {
+            added_1 = bias_1[p_2->bias_offset_0 + _S139];
+        }
+        else
+        {
+            added_1 = 0.0;
+        }
+        uint _S142 = p_2->k_5;
+        thread array<uint, int(4)> _S143 = begins_of_rows_1(p_2->weight_offset_0, p_2->k_5, first_6, _S138);
+        Products_1 _S144 = products_of_thread_1(&_S143, weight_2, weight_2, p_2->k_5, x_7, p_2->x_offset_6, norm_7, p_2->norm_offset_6, _S132, _S133);
+        float _S145 = subgroup_sum_0(_S144.squares_0);
+        float _S146 = 1.0 / sqrt(_S145 / float(_S142) + p_2->eps_0);
+        thread array<float, int(4)> _S147 = _S144.sums_0;
+        array<float, int(4)> _S148 = subgroup_sums_1(&_S147);
+        thread array<float, int(4)> _S149 = _S148;
+        float _S150 = chosen_1(&_S149, _S132);
+        if(_S140)
+        {
+            *(result_5+(p_2->out_offset_0 + _S139)) = _S150 * _S146 + added_1;
+        }
+        first_6 = first_6 + _S135;
+    }
+    return;
+}
+
+[[kernel]] void norm_gemv_q4_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_3 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], packed_float4 device* entryPointParams_norm_1 [[buffer(3)]], float device* entryPointParams_bias_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
+{
+    thread KernelContext_0 kernelContext_2;
+    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_2)->entryPointParams_norm_0 = entryPointParams_norm_1;
+    (&kernelContext_2)->entryPointParams_bias_0 = entryPointParams_bias_1;
+    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S73 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S74 = _builtinWaveLaneCount_0;
-    norm_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_norm_1, entryPointParams_bias_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_2)->_S111 = _builtinWaveLaneIndex_0;
+    (&kernelContext_2)->_S112 = _builtinWaveLaneCount_0;
+    if((entryPointParams_1->p_0.wide_0) != 0U)
+    {
+        norm_gemv_1(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_weight_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_bias_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
+    else
+    {
+        norm_gemv_0(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_weight_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_bias_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
     return;
 }

@@ -5,7 +5,7 @@
 using namespace metal;
 struct Products_0
 {
-    array<float, int(4)> sums_0;
+    array<float, int(2)> sums_0;
     float squares_0;
 };
 
@@ -18,56 +18,10 @@ struct Q6_KEights_Eight_0
     uint d_0;
 };
 
-uint word_from_0(uint half_0, uint first_1, uint second_1)
+uint2 Q6_KEights_places_0(uint i_0)
 {
-    uint _S1;
-    if((half_0 % 2U) == 0U)
-    {
-        _S1 = first_1;
-    }
-    else
-    {
-        _S1 = (first_1 >> 16U) | (second_1 << 16U);
-    }
-    return _S1;
-}
-
-uint load_word_0(uint device* words_0, uint half_1)
-{
-    return word_from_0(half_1, words_0[half_1 / 2U], words_0[half_1 / 2U + half_1 % 2U]);
-}
-
-uint load_half_0(uint device* words_1, uint half_2)
-{
-    return words_1[half_2 / 2U] >> (half_2 % 2U * 16U);
-}
-
-Q6_KEights_Eight_0 Q6_KEights_Eight_x24init_0(uint low_1, uint high_1, uint first_2, uint second_2, uint d_1)
-{
-    thread Q6_KEights_Eight_0 _S2;
-    (&_S2)->low_0 = low_1;
-    (&_S2)->high_0 = high_1;
-    (&_S2)->first_0 = first_2;
-    (&_S2)->second_0 = second_2;
-    (&_S2)->d_0 = d_1;
-    return _S2;
-}
-
-Q6_KEights_Eight_0 Q6_KEights_load_0(uint device* weight_0, uint begin_0, uint i_0)
-{
-    uint _S3 = begin_0 + i_0 / 32U * 105U;
-    uint _S4 = i_0 % 32U;
-    uint _S5 = _S4 / 16U;
-    uint _S6 = i_0 % 16U;
-    uint _S7 = _S5 * 8U + _S6 / 4U;
-    uint _S8 = _S7 % 2U * 8U;
-    return Q6_KEights_Eight_x24init_0(load_word_0(weight_0, _S3 + _S4 * 2U), (load_word_0(weight_0, _S3 + 64U + _S5 * 16U + i_0 % 8U * 2U)) >> (_S6 / 8U * 2U), (load_half_0(weight_0, _S3 + 96U + _S7 / 2U)) >> _S8, (load_half_0(weight_0, _S3 + 98U + _S7 / 2U)) >> _S8, load_half_0(weight_0, _S3 + 104U));
-}
-
-uint2 Q6_KEights_places_0(uint i_1)
-{
-    uint _S9 = i_1 % 16U;
-    return uint2(i_1 / 16U * 32U + _S9, i_1 / 16U * 32U + _S9 + 16U);
+    uint _S1 = i_0 % 16U;
+    return uint2(i_0 / 16U * 32U + _S1, i_0 / 16U * 32U + _S1 + 16U);
 }
 
 float in_place_0(uint word_0, float zero_0)
@@ -82,8 +36,8 @@ float in_place_1(uint word_1, float zero_1)
 
 float4 whole_bytes_0(uint word_2, float zero_2)
 {
-    uint _S10 = word_2 >> 16U;
-    return float4(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S10, zero_2), in_place_1(_S10, zero_2));
+    uint _S2 = word_2 >> 16U;
+    return float4(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S2, zero_2), in_place_1(_S2, zero_2));
 }
 
 float2 halves_0(uint word_3)
@@ -91,147 +45,462 @@ float2 halves_0(uint word_3)
     return float2((as_type<half>((ushort)((word_3 & 65535U)))), (as_type<half>((ushort)((word_3 >> 16U)))));
 }
 
-float Q6_KEights_product_0(const Q6_KEights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
+float Q6_KEights_product_0(const Q6_KEights_Eight_0 thread* eight_0, uint i_1, float4 a_0, float4 b_0)
 {
     return halves_0(eight_0->d_0).x * (in_place_0((eight_0->first_0) ^ 128U, 128.0) * dot(whole_bytes_0(((eight_0->low_0) & 252645135U) | (((eight_0->high_0) & 50529027U) << 4U), 32.0), a_0) + in_place_0((eight_0->second_0) ^ 128U, 128.0) * dot(whole_bytes_0((((eight_0->low_0) >> 4U) & 252645135U) | ((((eight_0->high_0) >> 4U) & 50529027U) << 4U), 32.0), b_0));
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(4)> thread* begins_0, uint device* even_0, uint device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<Q6_KEights_Eight_0, int(8)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_2, uint step_0)
 {
-    thread array<Q6_KEights_Eight_0, int(8)> eights_0;
-    uint _S11 = (*begins_0)[int(0)];
-    Q6_KEights_Eight_0 _S12 = Q6_KEights_load_0(even_0, (*begins_0)[int(0)], i_3);
-    eights_0[int(0)] = _S12;
-    uint _S13 = (*begins_0)[int(1)];
-    Q6_KEights_Eight_0 _S14 = Q6_KEights_load_0(odd_0, (*begins_0)[int(1)], i_3);
-    eights_0[int(1)] = _S14;
-    uint _S15 = (*begins_0)[int(2)];
-    Q6_KEights_Eight_0 _S16 = Q6_KEights_load_0(even_0, (*begins_0)[int(2)], i_3);
-    eights_0[int(2)] = _S16;
-    uint _S17 = (*begins_0)[int(3)];
-    Q6_KEights_Eight_0 _S18 = Q6_KEights_load_0(odd_0, (*begins_0)[int(3)], i_3);
-    eights_0[int(3)] = _S18;
-    uint _S19 = i_3 + lanes_0;
-    Q6_KEights_Eight_0 _S20 = Q6_KEights_load_0(even_0, _S11, _S19);
-    eights_0[int(4)] = _S20;
-    Q6_KEights_Eight_0 _S21 = Q6_KEights_load_0(odd_0, _S13, _S19);
-    eights_0[int(5)] = _S21;
-    Q6_KEights_Eight_0 _S22 = Q6_KEights_load_0(even_0, _S15, _S19);
-    eights_0[int(6)] = _S22;
-    Q6_KEights_Eight_0 _S23 = Q6_KEights_load_0(odd_0, _S17, _S19);
-    eights_0[int(7)] = _S23;
-    uint2 _S24 = Q6_KEights_places_0(i_3);
-    uint _S25 = _S24.x;
-    float4 _S26 = float4(*(x_0+(x_offset_0 + _S25))) ;
-    uint _S27 = _S24.y;
-    float4 _S28 = float4(*(x_0+(x_offset_0 + _S27))) ;
-    float _S29 = products_0->squares_0 + (dot(_S26, _S26) + dot(_S28, _S28));
-    products_0->squares_0 = _S29;
-    float4 a_1 = _S26 * float4(*(norm_0+(norm_offset_0 + _S25))) ;
-    float4 b_1 = _S28 * float4(*(norm_0+(norm_offset_0 + _S27))) ;
-    thread Q6_KEights_Eight_0 _S30 = _S12;
-    float _S31 = Q6_KEights_product_0(&_S30, i_3, a_1, b_1);
-    float _S32 = products_0->sums_0[int(0)] + _S31;
-    products_0->sums_0[int(0)] = _S32;
-    thread Q6_KEights_Eight_0 _S33 = _S14;
-    float _S34 = Q6_KEights_product_0(&_S33, i_3, a_1, b_1);
-    float _S35 = products_0->sums_0[int(1)] + _S34;
-    products_0->sums_0[int(1)] = _S35;
-    thread Q6_KEights_Eight_0 _S36 = _S16;
-    float _S37 = Q6_KEights_product_0(&_S36, i_3, a_1, b_1);
-    float _S38 = products_0->sums_0[int(2)] + _S37;
-    products_0->sums_0[int(2)] = _S38;
-    thread Q6_KEights_Eight_0 _S39 = _S18;
-    float _S40 = Q6_KEights_product_0(&_S39, i_3, a_1, b_1);
-    float _S41 = products_0->sums_0[int(3)] + _S40;
-    products_0->sums_0[int(3)] = _S41;
-    uint2 _S42 = Q6_KEights_places_0(_S19);
-    uint _S43 = _S42.x;
-    float4 _S44 = float4(*(x_0+(x_offset_0 + _S43))) ;
-    uint _S45 = _S42.y;
-    float4 _S46 = float4(*(x_0+(x_offset_0 + _S45))) ;
-    products_0->squares_0 = _S29 + (dot(_S44, _S44) + dot(_S46, _S46));
-    float4 a_2 = _S44 * float4(*(norm_0+(norm_offset_0 + _S43))) ;
-    float4 b_2 = _S46 * float4(*(norm_0+(norm_offset_0 + _S45))) ;
-    thread Q6_KEights_Eight_0 _S47 = _S20;
-    float _S48 = Q6_KEights_product_0(&_S47, _S19, a_2, b_2);
-    products_0->sums_0[int(0)] = _S32 + _S48;
-    thread Q6_KEights_Eight_0 _S49 = _S21;
-    float _S50 = Q6_KEights_product_0(&_S49, _S19, a_2, b_2);
-    products_0->sums_0[int(1)] = _S35 + _S50;
-    thread Q6_KEights_Eight_0 _S51 = _S22;
-    float _S52 = Q6_KEights_product_0(&_S51, _S19, a_2, b_2);
-    products_0->sums_0[int(2)] = _S38 + _S52;
-    thread Q6_KEights_Eight_0 _S53 = _S23;
-    float _S54 = Q6_KEights_product_0(&_S53, _S19, a_2, b_2);
-    products_0->sums_0[int(3)] = _S41 + _S54;
+    uint2 _S3 = Q6_KEights_places_0(i_2);
+    uint _S4 = _S3.x;
+    float4 _S5 = float4(*(x_0+(x_offset_0 + _S4))) ;
+    uint _S6 = _S3.y;
+    float4 _S7 = float4(*(x_0+(x_offset_0 + _S6))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S5, _S5) + dot(_S7, _S7));
+    float4 a_1 = _S5 * float4(*(norm_0+(norm_offset_0 + _S4))) ;
+    float4 b_1 = _S7 * float4(*(norm_0+(norm_offset_0 + _S6))) ;
+    float _S8 = Q6_KEights_product_0(&(*eights_0)[int(0)], i_2, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S8;
+    float _S9 = Q6_KEights_product_0(&(*eights_0)[int(1)], i_2, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S9;
+    uint _S10 = i_2 + step_0;
+    uint2 _S11 = Q6_KEights_places_0(_S10);
+    uint _S12 = _S11.x;
+    float4 _S13 = float4(*(x_0+(x_offset_0 + _S12))) ;
+    uint _S14 = _S11.y;
+    float4 _S15 = float4(*(x_0+(x_offset_0 + _S14))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S13, _S13) + dot(_S15, _S15));
+    float4 a_2 = _S13 * float4(*(norm_0+(norm_offset_0 + _S12))) ;
+    float4 b_2 = _S15 * float4(*(norm_0+(norm_offset_0 + _S14))) ;
+    float _S16 = Q6_KEights_product_0(&(*eights_0)[int(2)], _S10, a_2, b_2);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S16;
+    float _S17 = Q6_KEights_product_0(&(*eights_0)[int(3)], _S10, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S17;
+    uint _S18 = i_2 + 2U * step_0;
+    uint2 _S19 = Q6_KEights_places_0(_S18);
+    uint _S20 = _S19.x;
+    float4 _S21 = float4(*(x_0+(x_offset_0 + _S20))) ;
+    uint _S22 = _S19.y;
+    float4 _S23 = float4(*(x_0+(x_offset_0 + _S22))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S21, _S21) + dot(_S23, _S23));
+    float4 a_3 = _S21 * float4(*(norm_0+(norm_offset_0 + _S20))) ;
+    float4 b_3 = _S23 * float4(*(norm_0+(norm_offset_0 + _S22))) ;
+    float _S24 = Q6_KEights_product_0(&(*eights_0)[int(4)], _S18, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S24;
+    float _S25 = Q6_KEights_product_0(&(*eights_0)[int(5)], _S18, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S25;
+    uint _S26 = i_2 + 3U * step_0;
+    uint2 _S27 = Q6_KEights_places_0(_S26);
+    uint _S28 = _S27.x;
+    float4 _S29 = float4(*(x_0+(x_offset_0 + _S28))) ;
+    uint _S30 = _S27.y;
+    float4 _S31 = float4(*(x_0+(x_offset_0 + _S30))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S29, _S29) + dot(_S31, _S31));
+    float4 a_4 = _S29 * float4(*(norm_0+(norm_offset_0 + _S28))) ;
+    float4 b_4 = _S31 * float4(*(norm_0+(norm_offset_0 + _S30))) ;
+    float _S32 = Q6_KEights_product_0(&(*eights_0)[int(6)], _S26, a_4, b_4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S32;
+    float _S33 = Q6_KEights_product_0(&(*eights_0)[int(7)], _S26, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S33;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(4)> thread* begins_1, uint device* even_1, uint device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+uint load_word_or_next_0(uint device* words_0, uint half_0)
 {
-    thread array<Q6_KEights_Eight_0, int(4)> eights_1;
-    Q6_KEights_Eight_0 _S55 = Q6_KEights_load_0(even_1, (*begins_1)[int(0)], i_4);
-    eights_1[int(0)] = _S55;
-    Q6_KEights_Eight_0 _S56 = Q6_KEights_load_0(odd_1, (*begins_1)[int(1)], i_4);
-    eights_1[int(1)] = _S56;
-    Q6_KEights_Eight_0 _S57 = Q6_KEights_load_0(even_1, (*begins_1)[int(2)], i_4);
-    eights_1[int(2)] = _S57;
-    Q6_KEights_Eight_0 _S58 = Q6_KEights_load_0(odd_1, (*begins_1)[int(3)], i_4);
-    eights_1[int(3)] = _S58;
-    uint2 _S59 = Q6_KEights_places_0(i_4);
-    uint _S60 = _S59.x;
-    float4 _S61 = float4(*(x_1+(x_offset_1 + _S60))) ;
-    uint _S62 = _S59.y;
-    float4 _S63 = float4(*(x_1+(x_offset_1 + _S62))) ;
-    products_1->squares_0 = products_1->squares_0 + (dot(_S61, _S61) + dot(_S63, _S63));
-    float4 a_3 = _S61 * float4(*(norm_1+(norm_offset_1 + _S60))) ;
-    float4 b_3 = _S63 * float4(*(norm_1+(norm_offset_1 + _S62))) ;
-    thread Q6_KEights_Eight_0 _S64 = _S55;
-    float _S65 = Q6_KEights_product_0(&_S64, i_4, a_3, b_3);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S65;
-    thread Q6_KEights_Eight_0 _S66 = _S56;
-    float _S67 = Q6_KEights_product_0(&_S66, i_4, a_3, b_3);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S67;
-    thread Q6_KEights_Eight_0 _S68 = _S57;
-    float _S69 = Q6_KEights_product_0(&_S68, i_4, a_3, b_3);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S69;
-    thread Q6_KEights_Eight_0 _S70 = _S58;
-    float _S71 = Q6_KEights_product_0(&_S70, i_4, a_3, b_3);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S71;
+    uint _S34 = words_0[half_0 / 2U];
+    uint _S35 = words_0[half_0 / 2U + 1U];
+    uint _S36;
+    if((half_0 % 2U) == 0U)
+    {
+        _S36 = _S34;
+    }
+    else
+    {
+        _S36 = (_S34 >> 16U) | (_S35 << 16U);
+    }
+    return _S36;
+}
+
+uint load_half_0(uint device* words_1, uint half_1)
+{
+    return words_1[half_1 / 2U] >> (half_1 % 2U * 16U);
+}
+
+Q6_KEights_Eight_0 Q6_KEights_Eight_x24init_0(uint low_1, uint high_1, uint first_1, uint second_1, uint d_1)
+{
+    thread Q6_KEights_Eight_0 _S37;
+    (&_S37)->low_0 = low_1;
+    (&_S37)->high_0 = high_1;
+    (&_S37)->first_0 = first_1;
+    (&_S37)->second_0 = second_1;
+    (&_S37)->d_0 = d_1;
+    return _S37;
+}
+
+Q6_KEights_Eight_0 Q6_KEights_load_0(uint device* weight_0, uint begin_0, uint i_3)
+{
+    uint _S38 = begin_0 + i_3 / 32U * 105U;
+    uint _S39 = i_3 % 32U;
+    uint _S40 = _S39 / 16U;
+    uint _S41 = i_3 % 16U;
+    uint _S42 = _S40 * 8U + _S41 / 4U;
+    uint _S43 = _S42 % 2U * 8U;
+    return Q6_KEights_Eight_x24init_0(load_word_or_next_0(weight_0, _S38 + _S39 * 2U), (load_word_or_next_0(weight_0, _S38 + 64U + _S40 * 16U + i_3 % 8U * 2U)) >> (_S41 / 8U * 2U), (load_half_0(weight_0, _S38 + 96U + _S42 / 2U)) >> _S43, (load_half_0(weight_0, _S38 + 98U + _S42 / 2U)) >> _S43, load_half_0(weight_0, _S38 + 104U));
+}
+
+array<Q6_KEights_Eight_0, int(8)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_4, uint step_1)
+{
+    thread array<Q6_KEights_Eight_0, int(8)> eights_1;
+    uint _S44 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q6_KEights_load_0(even_0, (*begins_0)[int(0)], i_4);
+    uint _S45 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q6_KEights_load_0(odd_0, (*begins_0)[int(1)], i_4);
+    uint _S46 = i_4 + step_1;
+    eights_1[int(2)] = Q6_KEights_load_0(even_0, _S44, _S46);
+    eights_1[int(3)] = Q6_KEights_load_0(odd_0, _S45, _S46);
+    uint _S47 = i_4 + 2U * step_1;
+    eights_1[int(4)] = Q6_KEights_load_0(even_0, _S44, _S47);
+    eights_1[int(5)] = Q6_KEights_load_0(odd_0, _S45, _S47);
+    uint _S48 = i_4 + 3U * step_1;
+    eights_1[int(6)] = Q6_KEights_load_0(even_0, _S44, _S48);
+    eights_1[int(7)] = Q6_KEights_load_0(odd_0, _S45, _S48);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<Q6_KEights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint step_2)
+{
+    uint2 _S49 = Q6_KEights_places_0(i_5);
+    uint _S50 = _S49.x;
+    float4 _S51 = float4(*(x_1+(x_offset_1 + _S50))) ;
+    uint _S52 = _S49.y;
+    float4 _S53 = float4(*(x_1+(x_offset_1 + _S52))) ;
+    products_1->squares_0 = products_1->squares_0 + (dot(_S51, _S51) + dot(_S53, _S53));
+    float4 a_5 = _S51 * float4(*(norm_1+(norm_offset_1 + _S50))) ;
+    float4 b_5 = _S53 * float4(*(norm_1+(norm_offset_1 + _S52))) ;
+    float _S54 = Q6_KEights_product_0(&(*eights_2)[int(0)], i_5, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S54;
+    float _S55 = Q6_KEights_product_0(&(*eights_2)[int(1)], i_5, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S55;
     return;
+}
+
+array<Q6_KEights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, uint device* even_1, uint device* odd_1, uint i_6, uint step_3)
+{
+    thread array<Q6_KEights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = Q6_KEights_load_0(even_1, (*begins_1)[int(0)], i_6);
+    eights_3[int(1)] = Q6_KEights_load_0(odd_1, (*begins_1)[int(1)], i_6);
+    return eights_3;
+}
+
+struct Products_1
+{
+    array<float, int(4)> sums_0;
+    float squares_0;
+};
+
+void add_products_2(Products_1 thread* products_2, const array<Q6_KEights_Eight_0, int(8)> thread* eights_4, packed_float4 device* x_2, uint x_offset_2, packed_float4 device* norm_2, uint norm_offset_2, uint i_7, uint step_4)
+{
+    uint2 _S56 = Q6_KEights_places_0(i_7);
+    uint _S57 = _S56.x;
+    float4 _S58 = float4(*(x_2+(x_offset_2 + _S57))) ;
+    uint _S59 = _S56.y;
+    float4 _S60 = float4(*(x_2+(x_offset_2 + _S59))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S58, _S58) + dot(_S60, _S60));
+    float4 a_6 = _S58 * float4(*(norm_2+(norm_offset_2 + _S57))) ;
+    float4 b_6 = _S60 * float4(*(norm_2+(norm_offset_2 + _S59))) ;
+    float _S61 = Q6_KEights_product_0(&(*eights_4)[int(0)], i_7, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S61;
+    float _S62 = Q6_KEights_product_0(&(*eights_4)[int(1)], i_7, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S62;
+    float _S63 = Q6_KEights_product_0(&(*eights_4)[int(2)], i_7, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S63;
+    float _S64 = Q6_KEights_product_0(&(*eights_4)[int(3)], i_7, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S64;
+    uint _S65 = i_7 + step_4;
+    uint2 _S66 = Q6_KEights_places_0(_S65);
+    uint _S67 = _S66.x;
+    float4 _S68 = float4(*(x_2+(x_offset_2 + _S67))) ;
+    uint _S69 = _S66.y;
+    float4 _S70 = float4(*(x_2+(x_offset_2 + _S69))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S68, _S68) + dot(_S70, _S70));
+    float4 a_7 = _S68 * float4(*(norm_2+(norm_offset_2 + _S67))) ;
+    float4 b_7 = _S70 * float4(*(norm_2+(norm_offset_2 + _S69))) ;
+    float _S71 = Q6_KEights_product_0(&(*eights_4)[int(4)], _S65, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S71;
+    float _S72 = Q6_KEights_product_0(&(*eights_4)[int(5)], _S65, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S72;
+    float _S73 = Q6_KEights_product_0(&(*eights_4)[int(6)], _S65, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S73;
+    float _S74 = Q6_KEights_product_0(&(*eights_4)[int(7)], _S65, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S74;
+    return;
+}
+
+array<Q6_KEights_Eight_0, int(8)> load_eights_2(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint i_8, uint step_5)
+{
+    thread array<Q6_KEights_Eight_0, int(8)> eights_5;
+    uint _S75 = (*begins_2)[int(0)];
+    eights_5[int(0)] = Q6_KEights_load_0(even_2, (*begins_2)[int(0)], i_8);
+    uint _S76 = (*begins_2)[int(1)];
+    eights_5[int(1)] = Q6_KEights_load_0(odd_2, (*begins_2)[int(1)], i_8);
+    uint _S77 = (*begins_2)[int(2)];
+    eights_5[int(2)] = Q6_KEights_load_0(even_2, (*begins_2)[int(2)], i_8);
+    uint _S78 = (*begins_2)[int(3)];
+    eights_5[int(3)] = Q6_KEights_load_0(odd_2, (*begins_2)[int(3)], i_8);
+    uint _S79 = i_8 + step_5;
+    eights_5[int(4)] = Q6_KEights_load_0(even_2, _S75, _S79);
+    eights_5[int(5)] = Q6_KEights_load_0(odd_2, _S76, _S79);
+    eights_5[int(6)] = Q6_KEights_load_0(even_2, _S77, _S79);
+    eights_5[int(7)] = Q6_KEights_load_0(odd_2, _S78, _S79);
+    return eights_5;
+}
+
+void add_products_3(Products_1 thread* products_3, const array<Q6_KEights_Eight_0, int(4)> thread* eights_6, packed_float4 device* x_3, uint x_offset_3, packed_float4 device* norm_3, uint norm_offset_3, uint i_9, uint step_6)
+{
+    uint2 _S80 = Q6_KEights_places_0(i_9);
+    uint _S81 = _S80.x;
+    float4 _S82 = float4(*(x_3+(x_offset_3 + _S81))) ;
+    uint _S83 = _S80.y;
+    float4 _S84 = float4(*(x_3+(x_offset_3 + _S83))) ;
+    products_3->squares_0 = products_3->squares_0 + (dot(_S82, _S82) + dot(_S84, _S84));
+    float4 a_8 = _S82 * float4(*(norm_3+(norm_offset_3 + _S81))) ;
+    float4 b_8 = _S84 * float4(*(norm_3+(norm_offset_3 + _S83))) ;
+    float _S85 = Q6_KEights_product_0(&(*eights_6)[int(0)], i_9, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S85;
+    float _S86 = Q6_KEights_product_0(&(*eights_6)[int(1)], i_9, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S86;
+    float _S87 = Q6_KEights_product_0(&(*eights_6)[int(2)], i_9, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S87;
+    float _S88 = Q6_KEights_product_0(&(*eights_6)[int(3)], i_9, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S88;
+    return;
+}
+
+array<Q6_KEights_Eight_0, int(4)> load_eights_3(const array<uint, int(4)> thread* begins_3, uint device* even_3, uint device* odd_3, uint i_10, uint step_7)
+{
+    thread array<Q6_KEights_Eight_0, int(4)> eights_7;
+    eights_7[int(0)] = Q6_KEights_load_0(even_3, (*begins_3)[int(0)], i_10);
+    eights_7[int(1)] = Q6_KEights_load_0(odd_3, (*begins_3)[int(1)], i_10);
+    eights_7[int(2)] = Q6_KEights_load_0(even_3, (*begins_3)[int(2)], i_10);
+    eights_7[int(3)] = Q6_KEights_load_0(odd_3, (*begins_3)[int(3)], i_10);
+    return eights_7;
 }
 
 float subgroup_sum_0(float value_0)
 {
-    float _S72 = simd_sum(value_0);
-    return _S72;
+    float _S89 = simd_sum(value_0);
+    return _S89;
 }
 
-array<float, int(4)> subgroup_sums_0(const array<float, int(4)> thread* values_0)
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
 {
-    thread array<float, int(4)> result_0;
-    float _S73 = subgroup_sum_0((*values_0)[int(0)]);
-    result_0[int(0)] = _S73;
-    float _S74 = subgroup_sum_0((*values_0)[int(1)]);
-    result_0[int(1)] = _S74;
-    float _S75 = subgroup_sum_0((*values_0)[int(2)]);
-    result_0[int(2)] = _S75;
-    float _S76 = subgroup_sum_0((*values_0)[int(3)]);
-    result_0[int(3)] = _S76;
+    thread array<float, int(2)> result_0;
+    float _S90 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S90;
+    float _S91 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S91;
     return result_0;
+}
+
+float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
+{
+    float _S92 = (*values_1)[int(0)];
+    float result_1;
+    if(number_0 == 1U)
+    {
+        result_1 = (*values_1)[int(1)];
+    }
+    else
+    {
+        result_1 = _S92;
+    }
+    return result_1;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_4, uint device* even_4, uint device* odd_4, uint k_0, packed_float4 device* x_4, uint x_offset_4, packed_float4 device* norm_4, uint norm_offset_4, uint first_2, uint step_8)
+{
+    thread Products_0 products_4;
+    (&products_4)->squares_0 = 0.0;
+    (&products_4)->sums_0[int(0)] = 0.0;
+    (&products_4)->sums_0[int(1)] = 0.0;
+    uint _S93 = k_0 / 8U;
+    uint i_11;
+    if((first_2 + 3U * step_8) < _S93)
+    {
+        array<Q6_KEights_Eight_0, int(8)> _S94 = load_eights_0(begins_4, even_4, odd_4, first_2, step_8);
+        i_11 = first_2;
+        array<Q6_KEights_Eight_0, int(8)> loaded_0 = _S94;
+        for(;;)
+        {
+            if((i_11 + 7U * step_8) < _S93)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S95 = i_11 + 4U * step_8;
+            array<Q6_KEights_Eight_0, int(8)> _S96 = load_eights_0(begins_4, even_4, odd_4, _S95, step_8);
+            thread array<Q6_KEights_Eight_0, int(8)> _S97 = loaded_0;
+            add_products_0(&products_4, &_S97, x_4, x_offset_4, norm_4, norm_offset_4, i_11, step_8);
+            i_11 = _S95;
+            loaded_0 = _S96;
+        }
+        thread array<Q6_KEights_Eight_0, int(8)> _S98 = loaded_0;
+        add_products_0(&products_4, &_S98, x_4, x_offset_4, norm_4, norm_offset_4, i_11, step_8);
+        i_11 = i_11 + 4U * step_8;
+    }
+    else
+    {
+        i_11 = first_2;
+    }
+    for(;;)
+    {
+        if(i_11 < _S93)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<Q6_KEights_Eight_0, int(2)> _S99 = load_eights_1(begins_4, even_4, odd_4, i_11, step_8);
+        thread array<Q6_KEights_Eight_0, int(2)> _S100 = _S99;
+        add_products_1(&products_4, &_S100, x_4, x_offset_4, norm_4, norm_offset_4, i_11, step_8);
+        i_11 = i_11 + step_8;
+    }
+    return products_4;
+}
+
+uint Q6_KEights_begin_0(uint offset_0, uint k_1, uint row_0)
+{
+    return 2U * offset_0 + row_0 * (k_1 / 256U) * 105U;
+}
+
+array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_2, uint first_3, uint n_0)
+{
+    thread array<uint, int(2)> begins_5;
+    uint _S101 = n_0 - 1U;
+    begins_5[int(0)] = Q6_KEights_begin_0(offset_1, k_2, min(first_3, _S101));
+    begins_5[int(1)] = Q6_KEights_begin_0(offset_1, k_2, min(first_3 + 1U, _S101));
+    return begins_5;
+}
+
+array<float, int(4)> subgroup_sums_1(const array<float, int(4)> thread* values_2)
+{
+    thread array<float, int(4)> result_2;
+    float _S102 = subgroup_sum_0((*values_2)[int(0)]);
+    result_2[int(0)] = _S102;
+    float _S103 = subgroup_sum_0((*values_2)[int(1)]);
+    result_2[int(1)] = _S103;
+    float _S104 = subgroup_sum_0((*values_2)[int(2)]);
+    result_2[int(2)] = _S104;
+    float _S105 = subgroup_sum_0((*values_2)[int(3)]);
+    result_2[int(3)] = _S105;
+    return result_2;
+}
+
+float chosen_1(const array<float, int(4)> thread* values_3, uint number_1)
+{
+    float _S106 = (*values_3)[int(0)];
+    float result_3;
+    if(number_1 == 1U)
+    {
+        result_3 = (*values_3)[int(1)];
+    }
+    else
+    {
+        result_3 = _S106;
+    }
+    if(number_1 == 2U)
+    {
+        result_3 = (*values_3)[int(2)];
+    }
+    if(number_1 == 3U)
+    {
+        result_3 = (*values_3)[int(3)];
+    }
+    return result_3;
+}
+
+Products_1 products_of_thread_1(const array<uint, int(4)> thread* begins_6, uint device* even_5, uint device* odd_5, uint k_3, packed_float4 device* x_5, uint x_offset_5, packed_float4 device* norm_5, uint norm_offset_5, uint first_4, uint step_9)
+{
+    thread Products_1 products_5;
+    (&products_5)->squares_0 = 0.0;
+    (&products_5)->sums_0[int(0)] = 0.0;
+    (&products_5)->sums_0[int(1)] = 0.0;
+    (&products_5)->sums_0[int(2)] = 0.0;
+    (&products_5)->sums_0[int(3)] = 0.0;
+    uint _S107 = k_3 / 8U;
+    uint i_12;
+    if((first_4 + step_9) < _S107)
+    {
+        array<Q6_KEights_Eight_0, int(8)> _S108 = load_eights_2(begins_6, even_5, odd_5, first_4, step_9);
+        i_12 = first_4;
+        array<Q6_KEights_Eight_0, int(8)> loaded_1 = _S108;
+        for(;;)
+        {
+            if((i_12 + 3U * step_9) < _S107)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S109 = i_12 + 2U * step_9;
+            array<Q6_KEights_Eight_0, int(8)> _S110 = load_eights_2(begins_6, even_5, odd_5, _S109, step_9);
+            thread array<Q6_KEights_Eight_0, int(8)> _S111 = loaded_1;
+            add_products_2(&products_5, &_S111, x_5, x_offset_5, norm_5, norm_offset_5, i_12, step_9);
+            i_12 = _S109;
+            loaded_1 = _S110;
+        }
+        thread array<Q6_KEights_Eight_0, int(8)> _S112 = loaded_1;
+        add_products_2(&products_5, &_S112, x_5, x_offset_5, norm_5, norm_offset_5, i_12, step_9);
+        i_12 = i_12 + 2U * step_9;
+    }
+    else
+    {
+        i_12 = first_4;
+    }
+    for(;;)
+    {
+        if(i_12 < _S107)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<Q6_KEights_Eight_0, int(4)> _S113 = load_eights_3(begins_6, even_5, odd_5, i_12, step_9);
+        thread array<Q6_KEights_Eight_0, int(4)> _S114 = _S113;
+        add_products_3(&products_5, &_S114, x_5, x_offset_5, norm_5, norm_offset_5, i_12, step_9);
+        i_12 = i_12 + step_9;
+    }
+    return products_5;
+}
+
+array<uint, int(4)> begins_of_rows_1(uint offset_2, uint k_4, uint first_5, uint n_1)
+{
+    thread array<uint, int(4)> begins_7;
+    uint _S115 = n_1 - 1U;
+    begins_7[int(0)] = Q6_KEights_begin_0(offset_2, k_4, min(first_5, _S115));
+    begins_7[int(1)] = Q6_KEights_begin_0(offset_2, k_4, min(first_5 + 1U, _S115));
+    begins_7[int(2)] = Q6_KEights_begin_0(offset_2, k_4, min(first_5 + 2U, _S115));
+    begins_7[int(3)] = Q6_KEights_begin_0(offset_2, k_4, min(first_5 + 3U, _S115));
+    return begins_7;
 }
 
 struct NormGemvParams_0
 {
     uint weight_offset_0;
-    uint x_offset_2;
-    uint norm_offset_2;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint bias_offset_0;
     uint out_offset_0;
-    uint n_0;
-    uint k_0;
+    uint n_2;
+    uint k_5;
     float eps_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -248,168 +517,164 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_norm_0;
     float device* entryPointParams_bias_0;
     float device* entryPointParams_result_0;
-    uint _S77;
-    uint _S78;
+    uint _S116;
+    uint _S117;
 };
-
-float own_0(const array<float, int(4)> thread* values_1, KernelContext_0 thread* kernelContext_0)
-{
-    float _S79 = (*values_1)[int(0)];
-    float result_1;
-    if((kernelContext_0->_S77) == 1U)
-    {
-        result_1 = (*values_1)[int(1)];
-    }
-    else
-    {
-        result_1 = _S79;
-    }
-    if((kernelContext_0->_S77) == 2U)
-    {
-        result_1 = (*values_1)[int(2)];
-    }
-    if((kernelContext_0->_S77) == 3U)
-    {
-        result_1 = (*values_1)[int(3)];
-    }
-    return result_1;
-}
-
-Products_0 products_of_thread_0(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_3, KernelContext_0 thread* kernelContext_1)
-{
-    thread Products_0 products_2;
-    (&products_2)->squares_0 = 0.0;
-    (&products_2)->sums_0[int(0)] = 0.0;
-    (&products_2)->sums_0[int(1)] = 0.0;
-    (&products_2)->sums_0[int(2)] = 0.0;
-    (&products_2)->sums_0[int(3)] = 0.0;
-    uint _S80 = kernelContext_1->_S78;
-    uint _S81 = k_1 / 8U;
-    uint i_5 = kernelContext_1->_S77;
-    for(;;)
-    {
-        if((i_5 + _S80) < _S81)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_5, _S80);
-        i_5 = i_5 + 2U * _S80;
-    }
-    for(;;)
-    {
-        if(i_5 < _S81)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_5, _S80);
-        i_5 = i_5 + _S80;
-    }
-    return products_2;
-}
-
-uint Q6_KEights_begin_0(uint offset_0, uint k_2, uint row_0)
-{
-    return 2U * offset_0 + row_0 * (k_2 / 256U) * 105U;
-}
-
-array<uint, int(4)> begins_of_rows_0(uint offset_1, uint k_3, uint first_3, uint n_1)
-{
-    thread array<uint, int(4)> begins_3;
-    uint _S82 = n_1 - 1U;
-    begins_3[int(0)] = Q6_KEights_begin_0(offset_1, k_3, min(first_3, _S82));
-    begins_3[int(1)] = Q6_KEights_begin_0(offset_1, k_3, min(first_3 + 1U, _S82));
-    begins_3[int(2)] = Q6_KEights_begin_0(offset_1, k_3, min(first_3 + 2U, _S82));
-    begins_3[int(3)] = Q6_KEights_begin_0(offset_1, k_3, min(first_3 + 3U, _S82));
-    return begins_3;
-}
 
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-void norm_gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_3, packed_float4 device* norm_3, float device* bias_0, float device* result_2, const NormGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void norm_gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_6, packed_float4 device* norm_6, float device* bias_0, float device* result_4, const NormGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S83 = kernelContext_2->_S78;
-    uint _S84 = 128U / kernelContext_2->_S78;
-    uint _S85 = p_1->groups_0 * _S84 * 4U;
-    uint _S86 = group_number_0(group_1) * _S84;
-    uint _S87 = thread_0 / _S83;
-    uint first_4 = (_S86 + _S87) * 4U;
+    uint _S118 = kernelContext_0->_S116;
+    uint _S119 = kernelContext_0->_S117;
+    uint _S120 = 128U / kernelContext_0->_S117;
+    uint _S121 = p_1->groups_0 * _S120 * 2U;
+    uint _S122 = group_number_0(group_1) * _S120;
+    uint _S123 = thread_0 / _S119;
+    uint first_6 = (_S122 + _S123) * 2U;
     for(;;)
     {
-        uint _S88 = p_1->n_0;
-        if(first_4 < (p_1->n_0))
+        uint _S124 = p_1->n_2;
+        if(first_6 < (p_1->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S89 = first_4 + kernelContext_2->_S77;
-        bool _S90;
-        if((kernelContext_2->_S77) < 4U)
+        uint _S125 = first_6 + _S118;
+        bool _S126;
+        if(_S118 < 2U)
         {
-            _S90 = _S89 < _S88;
+            _S126 = _S125 < _S124;
         }
         else
         {
-            _S90 = false;
+            _S126 = false;
         }
-        bool _S91;
-        if(_S90)
+        bool _S127;
+        if(_S126)
         {
-            _S91 = (p_1->bias_offset_0) != 4294967295U;
+            _S127 = (p_1->bias_offset_0) != 4294967295U;
         }
         else
         {
-            _S91 = false;
+            _S127 = false;
         }
         float added_0;
-        if(_S91)
+        if(_S127)
         {
-            added_0 = bias_0[p_1->bias_offset_0 + _S89];
+            added_0 = bias_0[p_1->bias_offset_0 + _S125];
         }
         else
         {
             added_0 = 0.0;
         }
-        uint _S92 = p_1->k_0;
-        thread array<uint, int(4)> _S93 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_4, _S88);
-        Products_0 _S94 = products_of_thread_0(&_S93, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, norm_3, p_1->norm_offset_2, kernelContext_2);
-        float _S95 = subgroup_sum_0(_S94.squares_0);
-        float _S96 = 1.0 / sqrt(_S95 / float(_S92) + p_1->eps_0);
-        thread array<float, int(4)> _S97 = _S94.sums_0;
-        array<float, int(4)> _S98 = subgroup_sums_0(&_S97);
-        thread array<float, int(4)> _S99 = _S98;
-        float _S100 = own_0(&_S99, kernelContext_2);
-        if(_S90)
+        uint _S128 = p_1->k_5;
+        thread array<uint, int(2)> _S129 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_5, first_6, _S124);
+        Products_0 _S130 = products_of_thread_0(&_S129, weight_1, weight_1, p_1->k_5, x_6, p_1->x_offset_6, norm_6, p_1->norm_offset_6, _S118, _S119);
+        float _S131 = subgroup_sum_0(_S130.squares_0);
+        float _S132 = 1.0 / sqrt(_S131 / float(_S128) + p_1->eps_0);
+        thread array<float, int(2)> _S133 = _S130.sums_0;
+        array<float, int(2)> _S134 = subgroup_sums_0(&_S133);
+        thread array<float, int(2)> _S135 = _S134;
+        float _S136 = chosen_0(&_S135, _S118);
+        if(_S126)
         {
-            *(result_2+(p_1->out_offset_0 + _S89)) = _S100 * _S96 + added_0;
+            *(result_4+(p_1->out_offset_0 + _S125)) = _S136 * _S132 + added_0;
         }
-        first_4 = first_4 + _S85;
+        first_6 = first_6 + _S121;
     }
     return;
 }
 
-[[kernel]] void norm_gemv_q6_k(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], packed_float4 device* entryPointParams_norm_1 [[buffer(3)]], float device* entryPointParams_bias_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
+void norm_gemv_1(uint3 group_2, uint thread_1, uint device* weight_2, packed_float4 device* x_7, packed_float4 device* norm_7, float device* bias_1, float device* result_5, const NormGemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_1)
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_norm_0 = entryPointParams_norm_1;
-    (&kernelContext_3)->entryPointParams_bias_0 = entryPointParams_bias_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    uint _S137 = kernelContext_1->_S116;
+    uint _S138 = kernelContext_1->_S117;
+    uint _S139 = 128U / kernelContext_1->_S117;
+    uint _S140 = p_2->groups_0 * _S139 * 4U;
+    uint _S141 = group_number_0(group_2) * _S139;
+    uint _S142 = thread_1 / _S138;
+    uint first_7 = (_S141 + _S142) * 4U;
+    for(;;)
+    {
+        uint _S143 = p_2->n_2;
+        if(first_7 < (p_2->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S144 = first_7 + _S137;
+        bool _S145;
+        if(_S137 < 4U)
+        {
+            _S145 = _S144 < _S143;
+        }
+        else
+        {
+            _S145 = false;
+        }
+        bool _S146;
+        if(_S145)
+        {
+            _S146 = (p_2->bias_offset_0) != 4294967295U;
+        }
+        else
+        {
+            _S146 = false;
+        }
+        float added_1;
+        if(_S146)
+        {
+            added_1 = bias_1[p_2->bias_offset_0 + _S144];
+        }
+        else
+        {
+            added_1 = 0.0;
+        }
+        uint _S147 = p_2->k_5;
+        thread array<uint, int(4)> _S148 = begins_of_rows_1(p_2->weight_offset_0, p_2->k_5, first_7, _S143);
+        Products_1 _S149 = products_of_thread_1(&_S148, weight_2, weight_2, p_2->k_5, x_7, p_2->x_offset_6, norm_7, p_2->norm_offset_6, _S137, _S138);
+        float _S150 = subgroup_sum_0(_S149.squares_0);
+        float _S151 = 1.0 / sqrt(_S150 / float(_S147) + p_2->eps_0);
+        thread array<float, int(4)> _S152 = _S149.sums_0;
+        array<float, int(4)> _S153 = subgroup_sums_1(&_S152);
+        thread array<float, int(4)> _S154 = _S153;
+        float _S155 = chosen_1(&_S154, _S137);
+        if(_S145)
+        {
+            *(result_5+(p_2->out_offset_0 + _S144)) = _S155 * _S151 + added_1;
+        }
+        first_7 = first_7 + _S140;
+    }
+    return;
+}
+
+[[kernel]] void norm_gemv_q6_k(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_3 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], packed_float4 device* entryPointParams_norm_1 [[buffer(3)]], float device* entryPointParams_bias_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
+{
+    thread KernelContext_0 kernelContext_2;
+    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_2)->entryPointParams_norm_0 = entryPointParams_norm_1;
+    (&kernelContext_2)->entryPointParams_bias_0 = entryPointParams_bias_1;
+    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S77 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S78 = _builtinWaveLaneCount_0;
-    norm_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_norm_1, entryPointParams_bias_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_2)->_S116 = _builtinWaveLaneIndex_0;
+    (&kernelContext_2)->_S117 = _builtinWaveLaneCount_0;
+    if((entryPointParams_1->p_0.wide_0) != 0U)
+    {
+        norm_gemv_1(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_weight_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_bias_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
+    else
+    {
+        norm_gemv_0(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_weight_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_bias_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
     return;
 }

@@ -5,7 +5,7 @@
 using namespace metal;
 struct Products_0
 {
-    array<float, int(4)> sums_0;
+    array<float, int(2)> sums_0;
     float squares_0;
 };
 
@@ -16,46 +16,10 @@ struct Q8_0Eights_Eight_0
     uint d_0;
 };
 
-uint word_from_0(uint half_0, uint first_0, uint second_0)
+uint2 Q8_0Eights_places_0(uint i_0)
 {
-    uint _S1;
-    if((half_0 % 2U) == 0U)
-    {
-        _S1 = first_0;
-    }
-    else
-    {
-        _S1 = (first_0 >> 16U) | (second_0 << 16U);
-    }
-    return _S1;
-}
-
-uint load_half_0(uint device* words_0, uint half_1)
-{
-    return words_0[half_1 / 2U] >> (half_1 % 2U * 16U);
-}
-
-Q8_0Eights_Eight_0 Q8_0Eights_Eight_x24init_0(uint low_1, uint high_1, uint d_1)
-{
-    thread Q8_0Eights_Eight_0 _S2;
-    (&_S2)->low_0 = low_1;
-    (&_S2)->high_0 = high_1;
-    (&_S2)->d_0 = d_1;
-    return _S2;
-}
-
-Q8_0Eights_Eight_0 Q8_0Eights_load_0(uint device* weight_0, uint begin_0, uint i_0)
-{
-    uint _S3 = begin_0 + i_0 / 4U * 17U;
-    uint _S4 = _S3 + 1U + i_0 % 4U * 4U;
-    uint _S5 = weight_0[_S4 / 2U + 1U];
-    return Q8_0Eights_Eight_x24init_0(word_from_0(_S4, weight_0[_S4 / 2U], _S5), word_from_0(_S4, _S5, weight_0[_S4 / 2U + 1U + _S4 % 2U]), load_half_0(weight_0, _S3));
-}
-
-uint2 Q8_0Eights_places_0(uint i_1)
-{
-    uint _S6 = 2U * i_1;
-    return uint2(_S6, _S6 + 1U);
+    uint _S1 = 2U * i_0;
+    return uint2(_S1, _S1 + 1U);
 }
 
 float2 halves_0(uint word_0)
@@ -75,8 +39,8 @@ float in_place_1(uint word_2, float zero_1)
 
 float4 whole_bytes_0(uint word_3, float zero_2)
 {
-    uint _S7 = word_3 >> 16U;
-    return float4(in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S7, zero_2), in_place_1(_S7, zero_2));
+    uint _S2 = word_3 >> 16U;
+    return float4(in_place_0(word_3, zero_2), in_place_1(word_3, zero_2), in_place_0(_S2, zero_2), in_place_1(_S2, zero_2));
 }
 
 float4 signed_bytes_0(uint word_4)
@@ -84,147 +48,456 @@ float4 signed_bytes_0(uint word_4)
     return whole_bytes_0(word_4 ^ 2155905152U, 128.0);
 }
 
-float Q8_0Eights_product_0(const Q8_0Eights_Eight_0 thread* eight_0, uint i_2, float4 a_0, float4 b_0)
+float Q8_0Eights_product_0(const Q8_0Eights_Eight_0 thread* eight_0, uint i_1, float4 a_0, float4 b_0)
 {
     return halves_0(eight_0->d_0).x * (dot(signed_bytes_0(eight_0->low_0), a_0) + dot(signed_bytes_0(eight_0->high_0), b_0));
 }
 
-void add_products_0(Products_0 thread* products_0, const array<uint, int(4)> thread* begins_0, uint device* even_0, uint device* odd_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_3, uint lanes_0)
+void add_products_0(Products_0 thread* products_0, const array<Q8_0Eights_Eight_0, int(8)> thread* eights_0, packed_float4 device* x_0, uint x_offset_0, packed_float4 device* norm_0, uint norm_offset_0, uint i_2, uint step_0)
 {
-    thread array<Q8_0Eights_Eight_0, int(8)> eights_0;
-    uint _S8 = (*begins_0)[int(0)];
-    Q8_0Eights_Eight_0 _S9 = Q8_0Eights_load_0(even_0, (*begins_0)[int(0)], i_3);
-    eights_0[int(0)] = _S9;
-    uint _S10 = (*begins_0)[int(1)];
-    Q8_0Eights_Eight_0 _S11 = Q8_0Eights_load_0(odd_0, (*begins_0)[int(1)], i_3);
-    eights_0[int(1)] = _S11;
-    uint _S12 = (*begins_0)[int(2)];
-    Q8_0Eights_Eight_0 _S13 = Q8_0Eights_load_0(even_0, (*begins_0)[int(2)], i_3);
-    eights_0[int(2)] = _S13;
-    uint _S14 = (*begins_0)[int(3)];
-    Q8_0Eights_Eight_0 _S15 = Q8_0Eights_load_0(odd_0, (*begins_0)[int(3)], i_3);
-    eights_0[int(3)] = _S15;
-    uint _S16 = i_3 + lanes_0;
-    Q8_0Eights_Eight_0 _S17 = Q8_0Eights_load_0(even_0, _S8, _S16);
-    eights_0[int(4)] = _S17;
-    Q8_0Eights_Eight_0 _S18 = Q8_0Eights_load_0(odd_0, _S10, _S16);
-    eights_0[int(5)] = _S18;
-    Q8_0Eights_Eight_0 _S19 = Q8_0Eights_load_0(even_0, _S12, _S16);
-    eights_0[int(6)] = _S19;
-    Q8_0Eights_Eight_0 _S20 = Q8_0Eights_load_0(odd_0, _S14, _S16);
-    eights_0[int(7)] = _S20;
-    uint2 _S21 = Q8_0Eights_places_0(i_3);
-    uint _S22 = _S21.x;
+    uint2 _S3 = Q8_0Eights_places_0(i_2);
+    uint _S4 = _S3.x;
+    float4 _S5 = float4(*(x_0+(x_offset_0 + _S4))) ;
+    uint _S6 = _S3.y;
+    float4 _S7 = float4(*(x_0+(x_offset_0 + _S6))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S5, _S5) + dot(_S7, _S7));
+    float4 a_1 = _S5 * float4(*(norm_0+(norm_offset_0 + _S4))) ;
+    float4 b_1 = _S7 * float4(*(norm_0+(norm_offset_0 + _S6))) ;
+    float _S8 = Q8_0Eights_product_0(&(*eights_0)[int(0)], i_2, a_1, b_1);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S8;
+    float _S9 = Q8_0Eights_product_0(&(*eights_0)[int(1)], i_2, a_1, b_1);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S9;
+    uint _S10 = i_2 + step_0;
+    uint2 _S11 = Q8_0Eights_places_0(_S10);
+    uint _S12 = _S11.x;
+    float4 _S13 = float4(*(x_0+(x_offset_0 + _S12))) ;
+    uint _S14 = _S11.y;
+    float4 _S15 = float4(*(x_0+(x_offset_0 + _S14))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S13, _S13) + dot(_S15, _S15));
+    float4 a_2 = _S13 * float4(*(norm_0+(norm_offset_0 + _S12))) ;
+    float4 b_2 = _S15 * float4(*(norm_0+(norm_offset_0 + _S14))) ;
+    float _S16 = Q8_0Eights_product_0(&(*eights_0)[int(2)], _S10, a_2, b_2);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S16;
+    float _S17 = Q8_0Eights_product_0(&(*eights_0)[int(3)], _S10, a_2, b_2);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S17;
+    uint _S18 = i_2 + 2U * step_0;
+    uint2 _S19 = Q8_0Eights_places_0(_S18);
+    uint _S20 = _S19.x;
+    float4 _S21 = float4(*(x_0+(x_offset_0 + _S20))) ;
+    uint _S22 = _S19.y;
     float4 _S23 = float4(*(x_0+(x_offset_0 + _S22))) ;
-    uint _S24 = _S21.y;
-    float4 _S25 = float4(*(x_0+(x_offset_0 + _S24))) ;
-    float _S26 = products_0->squares_0 + (dot(_S23, _S23) + dot(_S25, _S25));
-    products_0->squares_0 = _S26;
-    float4 a_1 = _S23 * float4(*(norm_0+(norm_offset_0 + _S22))) ;
-    float4 b_1 = _S25 * float4(*(norm_0+(norm_offset_0 + _S24))) ;
-    thread Q8_0Eights_Eight_0 _S27 = _S9;
-    float _S28 = Q8_0Eights_product_0(&_S27, i_3, a_1, b_1);
-    float _S29 = products_0->sums_0[int(0)] + _S28;
-    products_0->sums_0[int(0)] = _S29;
-    thread Q8_0Eights_Eight_0 _S30 = _S11;
-    float _S31 = Q8_0Eights_product_0(&_S30, i_3, a_1, b_1);
-    float _S32 = products_0->sums_0[int(1)] + _S31;
-    products_0->sums_0[int(1)] = _S32;
-    thread Q8_0Eights_Eight_0 _S33 = _S13;
-    float _S34 = Q8_0Eights_product_0(&_S33, i_3, a_1, b_1);
-    float _S35 = products_0->sums_0[int(2)] + _S34;
-    products_0->sums_0[int(2)] = _S35;
-    thread Q8_0Eights_Eight_0 _S36 = _S15;
-    float _S37 = Q8_0Eights_product_0(&_S36, i_3, a_1, b_1);
-    float _S38 = products_0->sums_0[int(3)] + _S37;
-    products_0->sums_0[int(3)] = _S38;
-    uint2 _S39 = Q8_0Eights_places_0(_S16);
-    uint _S40 = _S39.x;
-    float4 _S41 = float4(*(x_0+(x_offset_0 + _S40))) ;
-    uint _S42 = _S39.y;
-    float4 _S43 = float4(*(x_0+(x_offset_0 + _S42))) ;
-    products_0->squares_0 = _S26 + (dot(_S41, _S41) + dot(_S43, _S43));
-    float4 a_2 = _S41 * float4(*(norm_0+(norm_offset_0 + _S40))) ;
-    float4 b_2 = _S43 * float4(*(norm_0+(norm_offset_0 + _S42))) ;
-    thread Q8_0Eights_Eight_0 _S44 = _S17;
-    float _S45 = Q8_0Eights_product_0(&_S44, _S16, a_2, b_2);
-    products_0->sums_0[int(0)] = _S29 + _S45;
-    thread Q8_0Eights_Eight_0 _S46 = _S18;
-    float _S47 = Q8_0Eights_product_0(&_S46, _S16, a_2, b_2);
-    products_0->sums_0[int(1)] = _S32 + _S47;
-    thread Q8_0Eights_Eight_0 _S48 = _S19;
-    float _S49 = Q8_0Eights_product_0(&_S48, _S16, a_2, b_2);
-    products_0->sums_0[int(2)] = _S35 + _S49;
-    thread Q8_0Eights_Eight_0 _S50 = _S20;
-    float _S51 = Q8_0Eights_product_0(&_S50, _S16, a_2, b_2);
-    products_0->sums_0[int(3)] = _S38 + _S51;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S21, _S21) + dot(_S23, _S23));
+    float4 a_3 = _S21 * float4(*(norm_0+(norm_offset_0 + _S20))) ;
+    float4 b_3 = _S23 * float4(*(norm_0+(norm_offset_0 + _S22))) ;
+    float _S24 = Q8_0Eights_product_0(&(*eights_0)[int(4)], _S18, a_3, b_3);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S24;
+    float _S25 = Q8_0Eights_product_0(&(*eights_0)[int(5)], _S18, a_3, b_3);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S25;
+    uint _S26 = i_2 + 3U * step_0;
+    uint2 _S27 = Q8_0Eights_places_0(_S26);
+    uint _S28 = _S27.x;
+    float4 _S29 = float4(*(x_0+(x_offset_0 + _S28))) ;
+    uint _S30 = _S27.y;
+    float4 _S31 = float4(*(x_0+(x_offset_0 + _S30))) ;
+    products_0->squares_0 = products_0->squares_0 + (dot(_S29, _S29) + dot(_S31, _S31));
+    float4 a_4 = _S29 * float4(*(norm_0+(norm_offset_0 + _S28))) ;
+    float4 b_4 = _S31 * float4(*(norm_0+(norm_offset_0 + _S30))) ;
+    float _S32 = Q8_0Eights_product_0(&(*eights_0)[int(6)], _S26, a_4, b_4);
+    products_0->sums_0[int(0)] = products_0->sums_0[int(0)] + _S32;
+    float _S33 = Q8_0Eights_product_0(&(*eights_0)[int(7)], _S26, a_4, b_4);
+    products_0->sums_0[int(1)] = products_0->sums_0[int(1)] + _S33;
     return;
 }
 
-void add_products_1(Products_0 thread* products_1, const array<uint, int(4)> thread* begins_1, uint device* even_1, uint device* odd_1, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_4, uint lanes_1)
+uint second_if_0(bool aligned_0, uint first_0, uint second_0)
 {
-    thread array<Q8_0Eights_Eight_0, int(4)> eights_1;
-    Q8_0Eights_Eight_0 _S52 = Q8_0Eights_load_0(even_1, (*begins_1)[int(0)], i_4);
-    eights_1[int(0)] = _S52;
-    Q8_0Eights_Eight_0 _S53 = Q8_0Eights_load_0(odd_1, (*begins_1)[int(1)], i_4);
-    eights_1[int(1)] = _S53;
-    Q8_0Eights_Eight_0 _S54 = Q8_0Eights_load_0(even_1, (*begins_1)[int(2)], i_4);
-    eights_1[int(2)] = _S54;
-    Q8_0Eights_Eight_0 _S55 = Q8_0Eights_load_0(odd_1, (*begins_1)[int(3)], i_4);
-    eights_1[int(3)] = _S55;
-    uint2 _S56 = Q8_0Eights_places_0(i_4);
-    uint _S57 = _S56.x;
-    float4 _S58 = float4(*(x_1+(x_offset_1 + _S57))) ;
-    uint _S59 = _S56.y;
-    float4 _S60 = float4(*(x_1+(x_offset_1 + _S59))) ;
-    products_1->squares_0 = products_1->squares_0 + (dot(_S58, _S58) + dot(_S60, _S60));
-    float4 a_3 = _S58 * float4(*(norm_1+(norm_offset_1 + _S57))) ;
-    float4 b_3 = _S60 * float4(*(norm_1+(norm_offset_1 + _S59))) ;
-    thread Q8_0Eights_Eight_0 _S61 = _S52;
-    float _S62 = Q8_0Eights_product_0(&_S61, i_4, a_3, b_3);
-    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S62;
-    thread Q8_0Eights_Eight_0 _S63 = _S53;
-    float _S64 = Q8_0Eights_product_0(&_S63, i_4, a_3, b_3);
-    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S64;
-    thread Q8_0Eights_Eight_0 _S65 = _S54;
-    float _S66 = Q8_0Eights_product_0(&_S65, i_4, a_3, b_3);
-    products_1->sums_0[int(2)] = products_1->sums_0[int(2)] + _S66;
-    thread Q8_0Eights_Eight_0 _S67 = _S55;
-    float _S68 = Q8_0Eights_product_0(&_S67, i_4, a_3, b_3);
-    products_1->sums_0[int(3)] = products_1->sums_0[int(3)] + _S68;
+    uint _S34;
+    if(aligned_0)
+    {
+        _S34 = second_0;
+    }
+    else
+    {
+        _S34 = (first_0 >> 16U) | (second_0 << 16U);
+    }
+    return _S34;
+}
+
+uint load_half_0(uint device* words_0, uint half_0)
+{
+    return words_0[half_0 / 2U] >> (half_0 % 2U * 16U);
+}
+
+Q8_0Eights_Eight_0 Q8_0Eights_Eight_x24init_0(uint low_1, uint high_1, uint d_1)
+{
+    thread Q8_0Eights_Eight_0 _S35;
+    (&_S35)->low_0 = low_1;
+    (&_S35)->high_0 = high_1;
+    (&_S35)->d_0 = d_1;
+    return _S35;
+}
+
+Q8_0Eights_Eight_0 Q8_0Eights_load_0(uint device* weight_0, uint begin_0, uint i_3)
+{
+    uint _S36 = begin_0 + i_3 / 4U * 17U;
+    uint _S37 = _S36 / 2U + i_3 % 4U * 2U;
+    uint _S38 = weight_0[_S37 + 1U];
+    bool _S39 = (_S36 % 2U) != 0U;
+    return Q8_0Eights_Eight_x24init_0(second_if_0(_S39, weight_0[_S37], _S38), second_if_0(_S39, _S38, weight_0[_S37 + 2U]), load_half_0(weight_0, _S36));
+}
+
+array<Q8_0Eights_Eight_0, int(8)> load_eights_0(const array<uint, int(2)> thread* begins_0, uint device* even_0, uint device* odd_0, uint i_4, uint step_1)
+{
+    thread array<Q8_0Eights_Eight_0, int(8)> eights_1;
+    uint _S40 = (*begins_0)[int(0)];
+    eights_1[int(0)] = Q8_0Eights_load_0(even_0, (*begins_0)[int(0)], i_4);
+    uint _S41 = (*begins_0)[int(1)];
+    eights_1[int(1)] = Q8_0Eights_load_0(odd_0, (*begins_0)[int(1)], i_4);
+    uint _S42 = i_4 + step_1;
+    eights_1[int(2)] = Q8_0Eights_load_0(even_0, _S40, _S42);
+    eights_1[int(3)] = Q8_0Eights_load_0(odd_0, _S41, _S42);
+    uint _S43 = i_4 + 2U * step_1;
+    eights_1[int(4)] = Q8_0Eights_load_0(even_0, _S40, _S43);
+    eights_1[int(5)] = Q8_0Eights_load_0(odd_0, _S41, _S43);
+    uint _S44 = i_4 + 3U * step_1;
+    eights_1[int(6)] = Q8_0Eights_load_0(even_0, _S40, _S44);
+    eights_1[int(7)] = Q8_0Eights_load_0(odd_0, _S41, _S44);
+    return eights_1;
+}
+
+void add_products_1(Products_0 thread* products_1, const array<Q8_0Eights_Eight_0, int(2)> thread* eights_2, packed_float4 device* x_1, uint x_offset_1, packed_float4 device* norm_1, uint norm_offset_1, uint i_5, uint step_2)
+{
+    uint2 _S45 = Q8_0Eights_places_0(i_5);
+    uint _S46 = _S45.x;
+    float4 _S47 = float4(*(x_1+(x_offset_1 + _S46))) ;
+    uint _S48 = _S45.y;
+    float4 _S49 = float4(*(x_1+(x_offset_1 + _S48))) ;
+    products_1->squares_0 = products_1->squares_0 + (dot(_S47, _S47) + dot(_S49, _S49));
+    float4 a_5 = _S47 * float4(*(norm_1+(norm_offset_1 + _S46))) ;
+    float4 b_5 = _S49 * float4(*(norm_1+(norm_offset_1 + _S48))) ;
+    float _S50 = Q8_0Eights_product_0(&(*eights_2)[int(0)], i_5, a_5, b_5);
+    products_1->sums_0[int(0)] = products_1->sums_0[int(0)] + _S50;
+    float _S51 = Q8_0Eights_product_0(&(*eights_2)[int(1)], i_5, a_5, b_5);
+    products_1->sums_0[int(1)] = products_1->sums_0[int(1)] + _S51;
     return;
+}
+
+array<Q8_0Eights_Eight_0, int(2)> load_eights_1(const array<uint, int(2)> thread* begins_1, uint device* even_1, uint device* odd_1, uint i_6, uint step_3)
+{
+    thread array<Q8_0Eights_Eight_0, int(2)> eights_3;
+    eights_3[int(0)] = Q8_0Eights_load_0(even_1, (*begins_1)[int(0)], i_6);
+    eights_3[int(1)] = Q8_0Eights_load_0(odd_1, (*begins_1)[int(1)], i_6);
+    return eights_3;
+}
+
+struct Products_1
+{
+    array<float, int(4)> sums_0;
+    float squares_0;
+};
+
+void add_products_2(Products_1 thread* products_2, const array<Q8_0Eights_Eight_0, int(8)> thread* eights_4, packed_float4 device* x_2, uint x_offset_2, packed_float4 device* norm_2, uint norm_offset_2, uint i_7, uint step_4)
+{
+    uint2 _S52 = Q8_0Eights_places_0(i_7);
+    uint _S53 = _S52.x;
+    float4 _S54 = float4(*(x_2+(x_offset_2 + _S53))) ;
+    uint _S55 = _S52.y;
+    float4 _S56 = float4(*(x_2+(x_offset_2 + _S55))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S54, _S54) + dot(_S56, _S56));
+    float4 a_6 = _S54 * float4(*(norm_2+(norm_offset_2 + _S53))) ;
+    float4 b_6 = _S56 * float4(*(norm_2+(norm_offset_2 + _S55))) ;
+    float _S57 = Q8_0Eights_product_0(&(*eights_4)[int(0)], i_7, a_6, b_6);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S57;
+    float _S58 = Q8_0Eights_product_0(&(*eights_4)[int(1)], i_7, a_6, b_6);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S58;
+    float _S59 = Q8_0Eights_product_0(&(*eights_4)[int(2)], i_7, a_6, b_6);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S59;
+    float _S60 = Q8_0Eights_product_0(&(*eights_4)[int(3)], i_7, a_6, b_6);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S60;
+    uint _S61 = i_7 + step_4;
+    uint2 _S62 = Q8_0Eights_places_0(_S61);
+    uint _S63 = _S62.x;
+    float4 _S64 = float4(*(x_2+(x_offset_2 + _S63))) ;
+    uint _S65 = _S62.y;
+    float4 _S66 = float4(*(x_2+(x_offset_2 + _S65))) ;
+    products_2->squares_0 = products_2->squares_0 + (dot(_S64, _S64) + dot(_S66, _S66));
+    float4 a_7 = _S64 * float4(*(norm_2+(norm_offset_2 + _S63))) ;
+    float4 b_7 = _S66 * float4(*(norm_2+(norm_offset_2 + _S65))) ;
+    float _S67 = Q8_0Eights_product_0(&(*eights_4)[int(4)], _S61, a_7, b_7);
+    products_2->sums_0[int(0)] = products_2->sums_0[int(0)] + _S67;
+    float _S68 = Q8_0Eights_product_0(&(*eights_4)[int(5)], _S61, a_7, b_7);
+    products_2->sums_0[int(1)] = products_2->sums_0[int(1)] + _S68;
+    float _S69 = Q8_0Eights_product_0(&(*eights_4)[int(6)], _S61, a_7, b_7);
+    products_2->sums_0[int(2)] = products_2->sums_0[int(2)] + _S69;
+    float _S70 = Q8_0Eights_product_0(&(*eights_4)[int(7)], _S61, a_7, b_7);
+    products_2->sums_0[int(3)] = products_2->sums_0[int(3)] + _S70;
+    return;
+}
+
+array<Q8_0Eights_Eight_0, int(8)> load_eights_2(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint i_8, uint step_5)
+{
+    thread array<Q8_0Eights_Eight_0, int(8)> eights_5;
+    uint _S71 = (*begins_2)[int(0)];
+    eights_5[int(0)] = Q8_0Eights_load_0(even_2, (*begins_2)[int(0)], i_8);
+    uint _S72 = (*begins_2)[int(1)];
+    eights_5[int(1)] = Q8_0Eights_load_0(odd_2, (*begins_2)[int(1)], i_8);
+    uint _S73 = (*begins_2)[int(2)];
+    eights_5[int(2)] = Q8_0Eights_load_0(even_2, (*begins_2)[int(2)], i_8);
+    uint _S74 = (*begins_2)[int(3)];
+    eights_5[int(3)] = Q8_0Eights_load_0(odd_2, (*begins_2)[int(3)], i_8);
+    uint _S75 = i_8 + step_5;
+    eights_5[int(4)] = Q8_0Eights_load_0(even_2, _S71, _S75);
+    eights_5[int(5)] = Q8_0Eights_load_0(odd_2, _S72, _S75);
+    eights_5[int(6)] = Q8_0Eights_load_0(even_2, _S73, _S75);
+    eights_5[int(7)] = Q8_0Eights_load_0(odd_2, _S74, _S75);
+    return eights_5;
+}
+
+void add_products_3(Products_1 thread* products_3, const array<Q8_0Eights_Eight_0, int(4)> thread* eights_6, packed_float4 device* x_3, uint x_offset_3, packed_float4 device* norm_3, uint norm_offset_3, uint i_9, uint step_6)
+{
+    uint2 _S76 = Q8_0Eights_places_0(i_9);
+    uint _S77 = _S76.x;
+    float4 _S78 = float4(*(x_3+(x_offset_3 + _S77))) ;
+    uint _S79 = _S76.y;
+    float4 _S80 = float4(*(x_3+(x_offset_3 + _S79))) ;
+    products_3->squares_0 = products_3->squares_0 + (dot(_S78, _S78) + dot(_S80, _S80));
+    float4 a_8 = _S78 * float4(*(norm_3+(norm_offset_3 + _S77))) ;
+    float4 b_8 = _S80 * float4(*(norm_3+(norm_offset_3 + _S79))) ;
+    float _S81 = Q8_0Eights_product_0(&(*eights_6)[int(0)], i_9, a_8, b_8);
+    products_3->sums_0[int(0)] = products_3->sums_0[int(0)] + _S81;
+    float _S82 = Q8_0Eights_product_0(&(*eights_6)[int(1)], i_9, a_8, b_8);
+    products_3->sums_0[int(1)] = products_3->sums_0[int(1)] + _S82;
+    float _S83 = Q8_0Eights_product_0(&(*eights_6)[int(2)], i_9, a_8, b_8);
+    products_3->sums_0[int(2)] = products_3->sums_0[int(2)] + _S83;
+    float _S84 = Q8_0Eights_product_0(&(*eights_6)[int(3)], i_9, a_8, b_8);
+    products_3->sums_0[int(3)] = products_3->sums_0[int(3)] + _S84;
+    return;
+}
+
+array<Q8_0Eights_Eight_0, int(4)> load_eights_3(const array<uint, int(4)> thread* begins_3, uint device* even_3, uint device* odd_3, uint i_10, uint step_7)
+{
+    thread array<Q8_0Eights_Eight_0, int(4)> eights_7;
+    eights_7[int(0)] = Q8_0Eights_load_0(even_3, (*begins_3)[int(0)], i_10);
+    eights_7[int(1)] = Q8_0Eights_load_0(odd_3, (*begins_3)[int(1)], i_10);
+    eights_7[int(2)] = Q8_0Eights_load_0(even_3, (*begins_3)[int(2)], i_10);
+    eights_7[int(3)] = Q8_0Eights_load_0(odd_3, (*begins_3)[int(3)], i_10);
+    return eights_7;
 }
 
 float subgroup_sum_0(float value_0)
 {
-    float _S69 = simd_sum(value_0);
-    return _S69;
+    float _S85 = simd_sum(value_0);
+    return _S85;
 }
 
-array<float, int(4)> subgroup_sums_0(const array<float, int(4)> thread* values_0)
+array<float, int(2)> subgroup_sums_0(const array<float, int(2)> thread* values_0)
 {
-    thread array<float, int(4)> result_0;
-    float _S70 = subgroup_sum_0((*values_0)[int(0)]);
-    result_0[int(0)] = _S70;
-    float _S71 = subgroup_sum_0((*values_0)[int(1)]);
-    result_0[int(1)] = _S71;
-    float _S72 = subgroup_sum_0((*values_0)[int(2)]);
-    result_0[int(2)] = _S72;
-    float _S73 = subgroup_sum_0((*values_0)[int(3)]);
-    result_0[int(3)] = _S73;
+    thread array<float, int(2)> result_0;
+    float _S86 = subgroup_sum_0((*values_0)[int(0)]);
+    result_0[int(0)] = _S86;
+    float _S87 = subgroup_sum_0((*values_0)[int(1)]);
+    result_0[int(1)] = _S87;
     return result_0;
+}
+
+float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
+{
+    float _S88 = (*values_1)[int(0)];
+    float result_1;
+    if(number_0 == 1U)
+    {
+        result_1 = (*values_1)[int(1)];
+    }
+    else
+    {
+        result_1 = _S88;
+    }
+    return result_1;
+}
+
+Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_4, uint device* even_4, uint device* odd_4, uint k_0, packed_float4 device* x_4, uint x_offset_4, packed_float4 device* norm_4, uint norm_offset_4, uint first_1, uint step_8)
+{
+    thread Products_0 products_4;
+    (&products_4)->squares_0 = 0.0;
+    (&products_4)->sums_0[int(0)] = 0.0;
+    (&products_4)->sums_0[int(1)] = 0.0;
+    uint _S89 = k_0 / 8U;
+    uint i_11;
+    if((first_1 + 3U * step_8) < _S89)
+    {
+        array<Q8_0Eights_Eight_0, int(8)> _S90 = load_eights_0(begins_4, even_4, odd_4, first_1, step_8);
+        i_11 = first_1;
+        array<Q8_0Eights_Eight_0, int(8)> loaded_0 = _S90;
+        for(;;)
+        {
+            if((i_11 + 7U * step_8) < _S89)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S91 = i_11 + 4U * step_8;
+            array<Q8_0Eights_Eight_0, int(8)> _S92 = load_eights_0(begins_4, even_4, odd_4, _S91, step_8);
+            thread array<Q8_0Eights_Eight_0, int(8)> _S93 = loaded_0;
+            add_products_0(&products_4, &_S93, x_4, x_offset_4, norm_4, norm_offset_4, i_11, step_8);
+            i_11 = _S91;
+            loaded_0 = _S92;
+        }
+        thread array<Q8_0Eights_Eight_0, int(8)> _S94 = loaded_0;
+        add_products_0(&products_4, &_S94, x_4, x_offset_4, norm_4, norm_offset_4, i_11, step_8);
+        i_11 = i_11 + 4U * step_8;
+    }
+    else
+    {
+        i_11 = first_1;
+    }
+    for(;;)
+    {
+        if(i_11 < _S89)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<Q8_0Eights_Eight_0, int(2)> _S95 = load_eights_1(begins_4, even_4, odd_4, i_11, step_8);
+        thread array<Q8_0Eights_Eight_0, int(2)> _S96 = _S95;
+        add_products_1(&products_4, &_S96, x_4, x_offset_4, norm_4, norm_offset_4, i_11, step_8);
+        i_11 = i_11 + step_8;
+    }
+    return products_4;
+}
+
+uint Q8_0Eights_begin_0(uint offset_0, uint k_1, uint row_0)
+{
+    return 2U * offset_0 + row_0 * (k_1 / 32U) * 17U;
+}
+
+array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_2, uint first_2, uint n_0)
+{
+    thread array<uint, int(2)> begins_5;
+    uint _S97 = n_0 - 1U;
+    begins_5[int(0)] = Q8_0Eights_begin_0(offset_1, k_2, min(first_2, _S97));
+    begins_5[int(1)] = Q8_0Eights_begin_0(offset_1, k_2, min(first_2 + 1U, _S97));
+    return begins_5;
+}
+
+array<float, int(4)> subgroup_sums_1(const array<float, int(4)> thread* values_2)
+{
+    thread array<float, int(4)> result_2;
+    float _S98 = subgroup_sum_0((*values_2)[int(0)]);
+    result_2[int(0)] = _S98;
+    float _S99 = subgroup_sum_0((*values_2)[int(1)]);
+    result_2[int(1)] = _S99;
+    float _S100 = subgroup_sum_0((*values_2)[int(2)]);
+    result_2[int(2)] = _S100;
+    float _S101 = subgroup_sum_0((*values_2)[int(3)]);
+    result_2[int(3)] = _S101;
+    return result_2;
+}
+
+float chosen_1(const array<float, int(4)> thread* values_3, uint number_1)
+{
+    float _S102 = (*values_3)[int(0)];
+    float result_3;
+    if(number_1 == 1U)
+    {
+        result_3 = (*values_3)[int(1)];
+    }
+    else
+    {
+        result_3 = _S102;
+    }
+    if(number_1 == 2U)
+    {
+        result_3 = (*values_3)[int(2)];
+    }
+    if(number_1 == 3U)
+    {
+        result_3 = (*values_3)[int(3)];
+    }
+    return result_3;
+}
+
+Products_1 products_of_thread_1(const array<uint, int(4)> thread* begins_6, uint device* even_5, uint device* odd_5, uint k_3, packed_float4 device* x_5, uint x_offset_5, packed_float4 device* norm_5, uint norm_offset_5, uint first_3, uint step_9)
+{
+    thread Products_1 products_5;
+    (&products_5)->squares_0 = 0.0;
+    (&products_5)->sums_0[int(0)] = 0.0;
+    (&products_5)->sums_0[int(1)] = 0.0;
+    (&products_5)->sums_0[int(2)] = 0.0;
+    (&products_5)->sums_0[int(3)] = 0.0;
+    uint _S103 = k_3 / 8U;
+    uint i_12;
+    if((first_3 + step_9) < _S103)
+    {
+        array<Q8_0Eights_Eight_0, int(8)> _S104 = load_eights_2(begins_6, even_5, odd_5, first_3, step_9);
+        i_12 = first_3;
+        array<Q8_0Eights_Eight_0, int(8)> loaded_1 = _S104;
+        for(;;)
+        {
+            if((i_12 + 3U * step_9) < _S103)
+            {
+            }
+            else
+            {
+                break;
+            }
+            uint _S105 = i_12 + 2U * step_9;
+            array<Q8_0Eights_Eight_0, int(8)> _S106 = load_eights_2(begins_6, even_5, odd_5, _S105, step_9);
+            thread array<Q8_0Eights_Eight_0, int(8)> _S107 = loaded_1;
+            add_products_2(&products_5, &_S107, x_5, x_offset_5, norm_5, norm_offset_5, i_12, step_9);
+            i_12 = _S105;
+            loaded_1 = _S106;
+        }
+        thread array<Q8_0Eights_Eight_0, int(8)> _S108 = loaded_1;
+        add_products_2(&products_5, &_S108, x_5, x_offset_5, norm_5, norm_offset_5, i_12, step_9);
+        i_12 = i_12 + 2U * step_9;
+    }
+    else
+    {
+        i_12 = first_3;
+    }
+    for(;;)
+    {
+        if(i_12 < _S103)
+        {
+        }
+        else
+        {
+            break;
+        }
+        array<Q8_0Eights_Eight_0, int(4)> _S109 = load_eights_3(begins_6, even_5, odd_5, i_12, step_9);
+        thread array<Q8_0Eights_Eight_0, int(4)> _S110 = _S109;
+        add_products_3(&products_5, &_S110, x_5, x_offset_5, norm_5, norm_offset_5, i_12, step_9);
+        i_12 = i_12 + step_9;
+    }
+    return products_5;
+}
+
+array<uint, int(4)> begins_of_rows_1(uint offset_2, uint k_4, uint first_4, uint n_1)
+{
+    thread array<uint, int(4)> begins_7;
+    uint _S111 = n_1 - 1U;
+    begins_7[int(0)] = Q8_0Eights_begin_0(offset_2, k_4, min(first_4, _S111));
+    begins_7[int(1)] = Q8_0Eights_begin_0(offset_2, k_4, min(first_4 + 1U, _S111));
+    begins_7[int(2)] = Q8_0Eights_begin_0(offset_2, k_4, min(first_4 + 2U, _S111));
+    begins_7[int(3)] = Q8_0Eights_begin_0(offset_2, k_4, min(first_4 + 3U, _S111));
+    return begins_7;
 }
 
 struct NormGemvParams_0
 {
     uint weight_offset_0;
-    uint x_offset_2;
-    uint norm_offset_2;
+    uint x_offset_6;
+    uint norm_offset_6;
     uint bias_offset_0;
     uint out_offset_0;
-    uint n_0;
-    uint k_0;
+    uint n_2;
+    uint k_5;
     float eps_0;
+    uint wide_0;
     uint groups_0;
 };
 
@@ -241,168 +514,164 @@ struct KernelContext_0
     packed_float4 device* entryPointParams_norm_0;
     float device* entryPointParams_bias_0;
     float device* entryPointParams_result_0;
-    uint _S74;
-    uint _S75;
+    uint _S112;
+    uint _S113;
 };
-
-float own_0(const array<float, int(4)> thread* values_1, KernelContext_0 thread* kernelContext_0)
-{
-    float _S76 = (*values_1)[int(0)];
-    float result_1;
-    if((kernelContext_0->_S74) == 1U)
-    {
-        result_1 = (*values_1)[int(1)];
-    }
-    else
-    {
-        result_1 = _S76;
-    }
-    if((kernelContext_0->_S74) == 2U)
-    {
-        result_1 = (*values_1)[int(2)];
-    }
-    if((kernelContext_0->_S74) == 3U)
-    {
-        result_1 = (*values_1)[int(3)];
-    }
-    return result_1;
-}
-
-Products_0 products_of_thread_0(const array<uint, int(4)> thread* begins_2, uint device* even_2, uint device* odd_2, uint k_1, packed_float4 device* x_2, uint x_offset_3, packed_float4 device* norm_2, uint norm_offset_3, KernelContext_0 thread* kernelContext_1)
-{
-    thread Products_0 products_2;
-    (&products_2)->squares_0 = 0.0;
-    (&products_2)->sums_0[int(0)] = 0.0;
-    (&products_2)->sums_0[int(1)] = 0.0;
-    (&products_2)->sums_0[int(2)] = 0.0;
-    (&products_2)->sums_0[int(3)] = 0.0;
-    uint _S77 = kernelContext_1->_S75;
-    uint _S78 = k_1 / 8U;
-    uint i_5 = kernelContext_1->_S74;
-    for(;;)
-    {
-        if((i_5 + _S77) < _S78)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_0(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_5, _S77);
-        i_5 = i_5 + 2U * _S77;
-    }
-    for(;;)
-    {
-        if(i_5 < _S78)
-        {
-        }
-        else
-        {
-            break;
-        }
-        add_products_1(&products_2, begins_2, even_2, odd_2, x_2, x_offset_3, norm_2, norm_offset_3, i_5, _S77);
-        i_5 = i_5 + _S77;
-    }
-    return products_2;
-}
-
-uint Q8_0Eights_begin_0(uint offset_0, uint k_2, uint row_0)
-{
-    return 2U * offset_0 + row_0 * (k_2 / 32U) * 17U;
-}
-
-array<uint, int(4)> begins_of_rows_0(uint offset_1, uint k_3, uint first_1, uint n_1)
-{
-    thread array<uint, int(4)> begins_3;
-    uint _S79 = n_1 - 1U;
-    begins_3[int(0)] = Q8_0Eights_begin_0(offset_1, k_3, min(first_1, _S79));
-    begins_3[int(1)] = Q8_0Eights_begin_0(offset_1, k_3, min(first_1 + 1U, _S79));
-    begins_3[int(2)] = Q8_0Eights_begin_0(offset_1, k_3, min(first_1 + 2U, _S79));
-    begins_3[int(3)] = Q8_0Eights_begin_0(offset_1, k_3, min(first_1 + 3U, _S79));
-    return begins_3;
-}
 
 uint group_number_0(uint3 group_0)
 {
     return group_0.y * 32768U + group_0.x;
 }
 
-void norm_gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_3, packed_float4 device* norm_3, float device* bias_0, float device* result_2, const NormGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void norm_gemv_0(uint3 group_1, uint thread_0, uint device* weight_1, packed_float4 device* x_6, packed_float4 device* norm_6, float device* bias_0, float device* result_4, const NormGemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S80 = kernelContext_2->_S75;
-    uint _S81 = 128U / kernelContext_2->_S75;
-    uint _S82 = p_1->groups_0 * _S81 * 4U;
-    uint _S83 = group_number_0(group_1) * _S81;
-    uint _S84 = thread_0 / _S80;
-    uint first_2 = (_S83 + _S84) * 4U;
+    uint _S114 = kernelContext_0->_S112;
+    uint _S115 = kernelContext_0->_S113;
+    uint _S116 = 128U / kernelContext_0->_S113;
+    uint _S117 = p_1->groups_0 * _S116 * 2U;
+    uint _S118 = group_number_0(group_1) * _S116;
+    uint _S119 = thread_0 / _S115;
+    uint first_5 = (_S118 + _S119) * 2U;
     for(;;)
     {
-        uint _S85 = p_1->n_0;
-        if(first_2 < (p_1->n_0))
+        uint _S120 = p_1->n_2;
+        if(first_5 < (p_1->n_2))
         {
         }
         else
         {
             break;
         }
-        uint _S86 = first_2 + kernelContext_2->_S74;
-        bool _S87;
-        if((kernelContext_2->_S74) < 4U)
+        uint _S121 = first_5 + _S114;
+        bool _S122;
+        if(_S114 < 2U)
         {
-            _S87 = _S86 < _S85;
+            _S122 = _S121 < _S120;
         }
         else
         {
-            _S87 = false;
+            _S122 = false;
         }
-        bool _S88;
-        if(_S87)
+        bool _S123;
+        if(_S122)
         {
-            _S88 = (p_1->bias_offset_0) != 4294967295U;
+            _S123 = (p_1->bias_offset_0) != 4294967295U;
         }
         else
         {
-            _S88 = false;
+            _S123 = false;
         }
         float added_0;
-        if(_S88)
+        if(_S123)
         {
-            added_0 = bias_0[p_1->bias_offset_0 + _S86];
+            added_0 = bias_0[p_1->bias_offset_0 + _S121];
         }
         else
         {
             added_0 = 0.0;
         }
-        uint _S89 = p_1->k_0;
-        thread array<uint, int(4)> _S90 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_2, _S85);
-        Products_0 _S91 = products_of_thread_0(&_S90, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, norm_3, p_1->norm_offset_2, kernelContext_2);
-        float _S92 = subgroup_sum_0(_S91.squares_0);
-        float _S93 = 1.0 / sqrt(_S92 / float(_S89) + p_1->eps_0);
-        thread array<float, int(4)> _S94 = _S91.sums_0;
-        array<float, int(4)> _S95 = subgroup_sums_0(&_S94);
-        thread array<float, int(4)> _S96 = _S95;
-        float _S97 = own_0(&_S96, kernelContext_2);
-        if(_S87)
+        uint _S124 = p_1->k_5;
+        thread array<uint, int(2)> _S125 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_5, first_5, _S120);
+        Products_0 _S126 = products_of_thread_0(&_S125, weight_1, weight_1, p_1->k_5, x_6, p_1->x_offset_6, norm_6, p_1->norm_offset_6, _S114, _S115);
+        float _S127 = subgroup_sum_0(_S126.squares_0);
+        float _S128 = 1.0 / sqrt(_S127 / float(_S124) + p_1->eps_0);
+        thread array<float, int(2)> _S129 = _S126.sums_0;
+        array<float, int(2)> _S130 = subgroup_sums_0(&_S129);
+        thread array<float, int(2)> _S131 = _S130;
+        float _S132 = chosen_0(&_S131, _S114);
+        if(_S122)
         {
-            *(result_2+(p_1->out_offset_0 + _S86)) = _S97 * _S93 + added_0;
+            *(result_4+(p_1->out_offset_0 + _S121)) = _S132 * _S128 + added_0;
         }
-        first_2 = first_2 + _S82;
+        first_5 = first_5 + _S117;
     }
     return;
 }
 
-[[kernel]] void norm_gemv_q8_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], packed_float4 device* entryPointParams_norm_1 [[buffer(3)]], float device* entryPointParams_bias_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
+void norm_gemv_1(uint3 group_2, uint thread_1, uint device* weight_2, packed_float4 device* x_7, packed_float4 device* norm_7, float device* bias_1, float device* result_5, const NormGemvParams_0 constant* p_2, KernelContext_0 thread* kernelContext_1)
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_3)->entryPointParams_norm_0 = entryPointParams_norm_1;
-    (&kernelContext_3)->entryPointParams_bias_0 = entryPointParams_bias_1;
-    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
+    uint _S133 = kernelContext_1->_S112;
+    uint _S134 = kernelContext_1->_S113;
+    uint _S135 = 128U / kernelContext_1->_S113;
+    uint _S136 = p_2->groups_0 * _S135 * 4U;
+    uint _S137 = group_number_0(group_2) * _S135;
+    uint _S138 = thread_1 / _S134;
+    uint first_6 = (_S137 + _S138) * 4U;
+    for(;;)
+    {
+        uint _S139 = p_2->n_2;
+        if(first_6 < (p_2->n_2))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S140 = first_6 + _S133;
+        bool _S141;
+        if(_S133 < 4U)
+        {
+            _S141 = _S140 < _S139;
+        }
+        else
+        {
+            _S141 = false;
+        }
+        bool _S142;
+        if(_S141)
+        {
+            _S142 = (p_2->bias_offset_0) != 4294967295U;
+        }
+        else
+        {
+            _S142 = false;
+        }
+        float added_1;
+        if(_S142)
+        {
+            added_1 = bias_1[p_2->bias_offset_0 + _S140];
+        }
+        else
+        {
+            added_1 = 0.0;
+        }
+        uint _S143 = p_2->k_5;
+        thread array<uint, int(4)> _S144 = begins_of_rows_1(p_2->weight_offset_0, p_2->k_5, first_6, _S139);
+        Products_1 _S145 = products_of_thread_1(&_S144, weight_2, weight_2, p_2->k_5, x_7, p_2->x_offset_6, norm_7, p_2->norm_offset_6, _S133, _S134);
+        float _S146 = subgroup_sum_0(_S145.squares_0);
+        float _S147 = 1.0 / sqrt(_S146 / float(_S143) + p_2->eps_0);
+        thread array<float, int(4)> _S148 = _S145.sums_0;
+        array<float, int(4)> _S149 = subgroup_sums_1(&_S148);
+        thread array<float, int(4)> _S150 = _S149;
+        float _S151 = chosen_1(&_S150, _S133);
+        if(_S141)
+        {
+            *(result_5+(p_2->out_offset_0 + _S140)) = _S151 * _S147 + added_1;
+        }
+        first_6 = first_6 + _S136;
+    }
+    return;
+}
+
+[[kernel]] void norm_gemv_q8_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_3 [[threadgroup_position_in_grid]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], packed_float4 device* entryPointParams_norm_1 [[buffer(3)]], float device* entryPointParams_bias_1 [[buffer(4)]], float device* entryPointParams_result_1 [[buffer(5)]])
+{
+    thread KernelContext_0 kernelContext_2;
+    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_2)->entryPointParams_norm_0 = entryPointParams_norm_1;
+    (&kernelContext_2)->entryPointParams_bias_0 = entryPointParams_bias_1;
+    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S74 = _builtinWaveLaneIndex_0;
-    (&kernelContext_3)->_S75 = _builtinWaveLaneCount_0;
-    norm_gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_norm_1, entryPointParams_bias_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_2)->_S112 = _builtinWaveLaneIndex_0;
+    (&kernelContext_2)->_S113 = _builtinWaveLaneCount_0;
+    if((entryPointParams_1->p_0.wide_0) != 0U)
+    {
+        norm_gemv_1(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_weight_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_bias_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
+    else
+    {
+        norm_gemv_0(group_3, sv_groupindex_0, (&kernelContext_2)->entryPointParams_weight_0, (&kernelContext_2)->entryPointParams_x_0, (&kernelContext_2)->entryPointParams_norm_0, (&kernelContext_2)->entryPointParams_bias_0, (&kernelContext_2)->entryPointParams_result_0, &entryPointParams_1->p_0, &kernelContext_2);
+    }
     return;
 }

@@ -62,13 +62,10 @@ fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S3 : ptr<function, array<f3
     return;
 }
 
-var<private> _S6 : u32;
-
-fn own_0( values_1 : array<f32, i32(2)>) -> f32
+fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 {
-    ;
     var result_1 : f32;
-    if(_S6 == u32(1))
+    if(number_0 == u32(1))
     {
         result_1 = values_1[i32(1)];
     }
@@ -84,13 +81,13 @@ fn SixteenEights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return offset_0 + row_0 * (k_1 / u32(8));
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S7 : ptr<function, array<u32, i32(2)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S6 : ptr<function, array<u32, i32(2)>>)
 {
     var begins_0 : array<u32, i32(2)>;
-    var _S8 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = SixteenEights_begin_0(offset_1, k_2, min(first_0, _S8));
-    begins_0[i32(1)] = SixteenEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S8));
-    (*_S7) = begins_0;
+    var _S7 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = SixteenEights_begin_0(offset_1, k_2, min(first_0, _S7));
+    begins_0[i32(1)] = SixteenEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S7));
+    (*_S6) = begins_0;
     return;
 }
 
@@ -106,9 +103,11 @@ fn SixteenEights_product_0( eight_0 : SixteenEights_Eight_0,  i_0 : u32,  a_0 : 
 
 fn SixteenEights_places_0( i_1 : u32) -> vec2<u32>
 {
-    var _S9 : u32 = u32(2) * i_1;
-    return vec2<u32>(_S9, _S9 + u32(1));
+    var _S8 : u32 = u32(2) * i_1;
+    return vec2<u32>(_S8, _S8 + u32(1));
 }
+
+var<private> _S9 : u32;
 
 var<private> _S10 : u32;
 
@@ -128,173 +127,193 @@ fn SixteenEights_load_0( _S11 : u32,  _S12 : u32) -> SixteenEights_Eight_0
     return SixteenEights_Eight_x24init_0(entryPointParams_weight_0[_S11 + _S12]);
 }
 
-fn add_products_0( _S13 : ptr<function, Products_0>,  _S14 : array<u32, i32(2)>,  _S15 : u32,  _S16 : u32,  _S17 : u32,  _S18 : u32)
+fn load_eights_0( _S13 : array<u32, i32(2)>,  _S14 : u32,  _S15 : u32,  _S16 : ptr<function, array<SixteenEights_Eight_0, i32(8)>>)
 {
     var eights_0 : array<SixteenEights_Eight_0, i32(8)>;
-    var _S19 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(0)], _S17);
-    eights_0[i32(0)] = _S19;
-    var _S20 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(1)], _S17);
-    eights_0[i32(1)] = _S20;
-    var _S21 : u32 = _S17 + _S18;
-    var _S22 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(0)], _S21);
-    eights_0[i32(2)] = _S22;
-    var _S23 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(1)], _S21);
-    eights_0[i32(3)] = _S23;
-    var _S24 : u32 = _S17 + u32(2) * _S18;
-    var _S25 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(0)], _S24);
-    eights_0[i32(4)] = _S25;
-    var _S26 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(1)], _S24);
-    eights_0[i32(5)] = _S26;
-    var _S27 : u32 = _S17 + u32(3) * _S18;
-    var _S28 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(0)], _S27);
-    eights_0[i32(6)] = _S28;
-    var _S29 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(1)], _S27);
-    eights_0[i32(7)] = _S29;
-    var _S30 : vec2<u32> = SixteenEights_places_0(_S17);
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S15 + _S30.x];
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S15 + _S30.y];
-    var _S31 : vec2<u32> = SixteenEights_places_0(_S21);
-    var a_2 : vec4<f32> = entryPointParams_x_0[_S15 + _S31.x];
-    var b_2 : vec4<f32> = entryPointParams_x_0[_S15 + _S31.y];
-    var _S32 : vec2<u32> = SixteenEights_places_0(_S24);
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S15 + _S32.x];
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S15 + _S32.y];
-    var _S33 : f32 = (*_S13).sums_0[i32(1)] + SixteenEights_product_0(_S20, _S17, a_1, b_1) + SixteenEights_product_0(_S23, _S21, a_2, b_2) + SixteenEights_product_0(_S26, _S24, a_3, b_3);
-    var _S34 : vec2<u32> = SixteenEights_places_0(_S27);
-    var a_4 : vec4<f32> = entryPointParams_x_0[_S15 + _S34.x];
-    var b_4 : vec4<f32> = entryPointParams_x_0[_S15 + _S34.y];
-    (*_S13).sums_0[i32(0)] = (*_S13).sums_0[i32(0)] + SixteenEights_product_0(_S19, _S17, a_1, b_1) + SixteenEights_product_0(_S22, _S21, a_2, b_2) + SixteenEights_product_0(_S25, _S24, a_3, b_3) + SixteenEights_product_0(_S28, _S27, a_4, b_4);
-    (*_S13).sums_0[i32(1)] = _S33 + SixteenEights_product_0(_S29, _S27, a_4, b_4);
+    eights_0[i32(0)] = SixteenEights_load_0(_S13[i32(0)], _S14);
+    eights_0[i32(1)] = SixteenEights_load_0(_S13[i32(1)], _S14);
+    var _S17 : u32 = _S14 + _S15;
+    eights_0[i32(2)] = SixteenEights_load_0(_S13[i32(0)], _S17);
+    eights_0[i32(3)] = SixteenEights_load_0(_S13[i32(1)], _S17);
+    var _S18 : u32 = _S14 + u32(2) * _S15;
+    eights_0[i32(4)] = SixteenEights_load_0(_S13[i32(0)], _S18);
+    eights_0[i32(5)] = SixteenEights_load_0(_S13[i32(1)], _S18);
+    var _S19 : u32 = _S14 + u32(3) * _S15;
+    eights_0[i32(6)] = SixteenEights_load_0(_S13[i32(0)], _S19);
+    eights_0[i32(7)] = SixteenEights_load_0(_S13[i32(1)], _S19);
+    (*_S16) = eights_0;
     return;
 }
 
-fn add_products_1( _S35 : ptr<function, Products_0>,  _S36 : array<u32, i32(2)>,  _S37 : u32,  _S38 : u32,  _S39 : u32,  _S40 : u32)
+fn add_products_0( _S20 : ptr<function, Products_0>,  _S21 : array<SixteenEights_Eight_0, i32(8)>,  _S22 : u32,  _S23 : u32,  _S24 : u32,  _S25 : u32)
+{
+    var _S26 : vec2<u32> = SixteenEights_places_0(_S24);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S22 + _S26.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S22 + _S26.y];
+    var _S27 : u32 = _S24 + _S25;
+    var _S28 : vec2<u32> = SixteenEights_places_0(_S27);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S22 + _S28.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S22 + _S28.y];
+    var _S29 : u32 = _S24 + u32(2) * _S25;
+    var _S30 : vec2<u32> = SixteenEights_places_0(_S29);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S22 + _S30.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S22 + _S30.y];
+    var _S31 : f32 = (*_S20).sums_0[i32(1)] + SixteenEights_product_0(_S21[i32(1)], _S24, a_1, b_1) + SixteenEights_product_0(_S21[i32(3)], _S27, a_2, b_2) + SixteenEights_product_0(_S21[i32(5)], _S29, a_3, b_3);
+    var _S32 : u32 = _S24 + u32(3) * _S25;
+    var _S33 : vec2<u32> = SixteenEights_places_0(_S32);
+    var a_4 : vec4<f32> = entryPointParams_x_0[_S22 + _S33.x];
+    var b_4 : vec4<f32> = entryPointParams_x_0[_S22 + _S33.y];
+    (*_S20).sums_0[i32(0)] = (*_S20).sums_0[i32(0)] + SixteenEights_product_0(_S21[i32(0)], _S24, a_1, b_1) + SixteenEights_product_0(_S21[i32(2)], _S27, a_2, b_2) + SixteenEights_product_0(_S21[i32(4)], _S29, a_3, b_3) + SixteenEights_product_0(_S21[i32(6)], _S32, a_4, b_4);
+    (*_S20).sums_0[i32(1)] = _S31 + SixteenEights_product_0(_S21[i32(7)], _S32, a_4, b_4);
+    return;
+}
+
+fn load_eights_1( _S34 : array<u32, i32(2)>,  _S35 : u32,  _S36 : u32,  _S37 : ptr<function, array<SixteenEights_Eight_0, i32(2)>>)
 {
     var eights_1 : array<SixteenEights_Eight_0, i32(2)>;
-    var _S41 : SixteenEights_Eight_0 = SixteenEights_load_0(_S36[i32(0)], _S39);
-    eights_1[i32(0)] = _S41;
-    var _S42 : SixteenEights_Eight_0 = SixteenEights_load_0(_S36[i32(1)], _S39);
-    eights_1[i32(1)] = _S42;
-    var _S43 : vec2<u32> = SixteenEights_places_0(_S39);
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S37 + _S43.x];
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S37 + _S43.y];
-    (*_S35).sums_0[i32(0)] = (*_S35).sums_0[i32(0)] + SixteenEights_product_0(_S41, _S39, a_5, b_5);
-    (*_S35).sums_0[i32(1)] = (*_S35).sums_0[i32(1)] + SixteenEights_product_0(_S42, _S39, a_5, b_5);
+    eights_1[i32(0)] = SixteenEights_load_0(_S34[i32(0)], _S35);
+    eights_1[i32(1)] = SixteenEights_load_0(_S34[i32(1)], _S35);
+    (*_S37) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S44 : array<u32, i32(2)>,  _S45 : u32,  _S46 : u32,  _S47 : u32) -> Products_0
+fn add_products_1( _S38 : ptr<function, Products_0>,  _S39 : array<SixteenEights_Eight_0, i32(2)>,  _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32)
+{
+    var _S44 : vec2<u32> = SixteenEights_places_0(_S42);
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S40 + _S44.x];
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S40 + _S44.y];
+    (*_S38).sums_0[i32(0)] = (*_S38).sums_0[i32(0)] + SixteenEights_product_0(_S39[i32(0)], _S42, a_5, b_5);
+    (*_S38).sums_0[i32(1)] = (*_S38).sums_0[i32(1)] + SixteenEights_product_0(_S39[i32(1)], _S42, a_5, b_5);
+    return;
+}
+
+fn products_of_thread_0( _S45 : array<u32, i32(2)>,  _S46 : u32,  _S47 : u32,  _S48 : u32,  _S49 : u32,  _S50 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    ;
-    var _S48 : u32 = _S10;
-    var _S49 : u32 = _S45 / u32(8);
-    ;
-    var i_2 : u32 = _S6;
-    for(;;)
+    var _S51 : u32 = _S46 / u32(8);
+    var i_2 : u32;
+    if((_S49 + u32(3) * _S50) < _S51)
     {
-        if((i_2 + u32(3) * _S48) < _S49)
+        var _S52 : array<SixteenEights_Eight_0, i32(8)>;
+        load_eights_0(_S45, _S49, _S50, &(_S52));
+        i_2 = _S49;
+        var loaded_0 : array<SixteenEights_Eight_0, i32(8)> = _S52;
+        for(;;)
         {
+            if((i_2 + u32(7) * _S50) < _S51)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S53 : u32 = i_2 + u32(4) * _S50;
+            var _S54 : array<SixteenEights_Eight_0, i32(8)>;
+            load_eights_0(_S45, _S53, _S50, &(_S54));
+            var _S55 : array<SixteenEights_Eight_0, i32(8)> = _S54;
+            add_products_0(&(products_0), loaded_0, _S47, _S48, i_2, _S50);
+            i_2 = _S53;
+            loaded_0 = _S55;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S44, _S46, _S47, i_2, _S48);
-        i_2 = i_2 + u32(4) * _S48;
+        add_products_0(&(products_0), loaded_0, _S47, _S48, i_2, _S50);
+        i_2 = i_2 + u32(4) * _S50;
+    }
+    else
+    {
+        i_2 = _S49;
     }
     for(;;)
     {
-        if(i_2 < _S49)
+        if(i_2 < _S51)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S44, _S46, _S47, i_2, _S48);
-        i_2 = i_2 + _S48;
+        var _S56 : array<SixteenEights_Eight_0, i32(2)>;
+        load_eights_1(_S45, i_2, _S50, &(_S56));
+        add_products_1(&(products_0), _S56, _S47, _S48, i_2, _S50);
+        i_2 = i_2 + _S50;
     }
     return products_0;
 }
 
-fn expert_gemv_0( _S50 : vec3<u32>,  _S51 : u32,  _S52 : ptr<function, ExpertGemvParams_std140_0>)
+fn expert_gemv_0( _S57 : vec3<u32>,  _S58 : u32,  _S59 : ptr<function, ExpertGemvParams_std140_0>)
 {
     ;
-    var _S53 : u32 = _S10;
-    var _S54 : u32 = u32(128) / _S10;
-    var _S55 : u32 = (*_S52).columns_0;
-    var _S56 : u32 = ((*_S52).columns_0 + u32(2) - u32(1)) / u32(2);
-    var _S57 : u32 = group_number_0(_S50) * _S54;
-    var _S58 : u32 = _S51 / _S53;
-    var i_3 : u32 = _S57 + _S58;
+    var _S60 : u32 = _S9;
+    ;
+    var _S61 : u32 = _S10;
+    var _S62 : u32 = u32(128) / _S10;
+    var _S63 : u32 = (*_S59).columns_0;
+    var _S64 : u32 = ((*_S59).columns_0 + u32(2) - u32(1)) / u32(2);
+    var _S65 : u32 = group_number_0(_S57) * _S62;
+    var _S66 : u32 = _S58 / _S61;
+    var i_3 : u32 = _S65 + _S66;
     for(;;)
     {
-        if(i_3 < ((*_S52).slots_0 * _S56))
+        if(i_3 < ((*_S59).slots_0 * _S64))
         {
         }
         else
         {
             break;
         }
-        var _S59 : u32 = i_3 / _S56;
-        var _S60 : u32 = min(entryPointParams_ids_0[(*_S52).ids_offset_0 + _S59], (*_S52).experts_0 - u32(1)) - (*_S52).first_expert_0;
-        if(_S60 >= ((*_S52).bound_experts_0))
+        var _S67 : u32 = i_3 / _S64;
+        var _S68 : u32 = min(entryPointParams_ids_0[(*_S59).ids_offset_0 + _S67], (*_S59).experts_0 - u32(1)) - (*_S59).first_expert_0;
+        if(_S68 >= ((*_S59).bound_experts_0))
         {
-            i_3 = i_3 + (*_S52).groups_0 * _S54;
+            i_3 = i_3 + (*_S59).groups_0 * _S62;
             continue;
         }
-        var _S61 : u32 = i_3 % _S56;
-        var _S62 : u32 = _S61 * u32(2);
-        ;
-        var _S63 : u32 = _S62 + _S6;
-        ;
-        var _S64 : bool;
-        if(_S6 < u32(2))
+        var _S69 : u32 = i_3 % _S64;
+        var _S70 : u32 = _S69 * u32(2);
+        var _S71 : u32 = _S70 + _S60;
+        var _S72 : bool;
+        if(_S60 < u32(2))
         {
-            _S64 = _S63 < _S55;
+            _S72 = _S71 < _S63;
         }
         else
         {
-            _S64 = false;
+            _S72 = false;
         }
-        var _S65 : u32 = (*_S52).n_0;
-        var _S66 : u32 = (*_S52).first_column_0;
-        var _S67 : u32 = (*_S52).out_offset_0 + _S59 * (*_S52).n_0 + (*_S52).first_column_0 + _S63;
-        var _S68 : bool;
-        if(_S64)
+        var _S73 : u32 = (*_S59).n_0;
+        var _S74 : u32 = (*_S59).first_column_0;
+        var _S75 : u32 = (*_S59).out_offset_0 + _S67 * (*_S59).n_0 + (*_S59).first_column_0 + _S71;
+        var _S76 : bool;
+        if(_S72)
         {
-            _S68 = ((*_S52).accumulate_0) != u32(0);
+            _S76 = ((*_S59).accumulate_0) != u32(0);
         }
         else
         {
-            _S68 = false;
+            _S76 = false;
         }
         var sum_0 : f32;
-        if(_S68)
+        if(_S76)
         {
-            sum_0 = entryPointParams_result_0[_S67];
+            sum_0 = entryPointParams_result_0[_S75];
         }
         else
         {
             sum_0 = 0.0f;
         }
-        var _S69 : u32 = _S60 * _S65 + _S66;
-        var _S70 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S52).weight_offset_0, (*_S52).k_0, _S69 + _S62, _S69 + _S55, &(_S70));
-        var _S71 : Products_0 = products_of_thread_0(_S70, (*_S52).k_0, (*_S52).x_offset_0 + _S59 * ((*_S52).x_slot_0 / u32(4)), u32(0));
-        var _S72 : array<f32, i32(2)>;
-        subgroup_sums_0(_S71.sums_0, &(_S72));
-        var _S73 : f32 = own_0(_S72);
-        var sum_1 : f32 = sum_0 + _S73;
-        if(_S64)
+        var _S77 : u32 = _S68 * _S73 + _S74;
+        var _S78 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S59).weight_offset_0, (*_S59).k_0, _S77 + _S70, _S77 + _S63, &(_S78));
+        var _S79 : array<f32, i32(2)>;
+        subgroup_sums_0(products_of_thread_0(_S78, (*_S59).k_0, (*_S59).x_offset_0 + _S67 * ((*_S59).x_slot_0 / u32(4)), u32(0), _S60, _S61).sums_0, &(_S79));
+        var sum_1 : f32 = sum_0 + chosen_0(_S79, _S60);
+        if(_S72)
         {
-            entryPointParams_result_0[_S67] = sum_1;
+            entryPointParams_result_0[_S75] = sum_1;
         }
-        i_3 = i_3 + (*_S52).groups_0 * _S54;
+        i_3 = i_3 + (*_S59).groups_0 * _S62;
     }
     return;
 }
@@ -303,9 +322,9 @@ fn expert_gemv_0( _S50 : vec3<u32>,  _S51 : u32,  _S52 : ptr<function, ExpertGem
 @workgroup_size(128, 1, 1)
 fn expert_gemv_bf16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S6 = _builtinWaveLaneIndex_0;
+    _S9 = _builtinWaveLaneIndex_0;
     _S10 = _builtinWaveLaneCount_0;
-    var _S74 : ExpertGemvParams_std140_0 = entryPointParams_0.p_0;
-    expert_gemv_0(group_1, thread_0, &(_S74));
+    var _S80 : ExpertGemvParams_std140_0 = entryPointParams_0.p_0;
+    expert_gemv_0(group_1, thread_0, &(_S80));
     return;
 }

@@ -50,13 +50,10 @@ fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S2 : ptr<function, array<f3
     return;
 }
 
-var<private> _S5 : u32;
-
-fn own_0( values_1 : array<f32, i32(2)>) -> f32
+fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 {
-    ;
     var result_1 : f32;
-    if(_S5 == u32(1))
+    if(number_0 == u32(1))
     {
         result_1 = values_1[i32(1)];
     }
@@ -72,15 +69,17 @@ fn F32Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return offset_0 + row_0 * (k_1 / u32(4));
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S6 : ptr<function, array<u32, i32(2)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S5 : ptr<function, array<u32, i32(2)>>)
 {
     var begins_0 : array<u32, i32(2)>;
-    var _S7 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = F32Eights_begin_0(offset_1, k_2, min(first_0, _S7));
-    begins_0[i32(1)] = F32Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S7));
-    (*_S6) = begins_0;
+    var _S6 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = F32Eights_begin_0(offset_1, k_2, min(first_0, _S6));
+    begins_0[i32(1)] = F32Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S6));
+    (*_S5) = begins_0;
     return;
 }
+
+var<private> _S7 : u32;
 
 var<private> _S8 : u32;
 
@@ -115,10 +114,28 @@ fn F32Eights_load_0( _S10 : u32,  _S11 : u32) -> F32Eights_Eight_0
     return F32Eights_Eight_x24init_0(entryPointParams_weight_0[_S12], entryPointParams_weight_0[_S12 + u32(1)]);
 }
 
+fn load_eights_0( _S13 : array<u32, i32(2)>,  _S14 : u32,  _S15 : u32,  _S16 : ptr<function, array<F32Eights_Eight_0, i32(8)>>)
+{
+    var eights_0 : array<F32Eights_Eight_0, i32(8)>;
+    eights_0[i32(0)] = F32Eights_load_0(_S13[i32(0)], _S14);
+    eights_0[i32(1)] = F32Eights_load_0(_S13[i32(1)], _S14);
+    var _S17 : u32 = _S14 + _S15;
+    eights_0[i32(2)] = F32Eights_load_0(_S13[i32(0)], _S17);
+    eights_0[i32(3)] = F32Eights_load_0(_S13[i32(1)], _S17);
+    var _S18 : u32 = _S14 + u32(2) * _S15;
+    eights_0[i32(4)] = F32Eights_load_0(_S13[i32(0)], _S18);
+    eights_0[i32(5)] = F32Eights_load_0(_S13[i32(1)], _S18);
+    var _S19 : u32 = _S14 + u32(3) * _S15;
+    eights_0[i32(6)] = F32Eights_load_0(_S13[i32(0)], _S19);
+    eights_0[i32(7)] = F32Eights_load_0(_S13[i32(1)], _S19);
+    (*_S16) = eights_0;
+    return;
+}
+
 fn F32Eights_places_0( i_0 : u32) -> vec2<u32>
 {
-    var _S13 : u32 = u32(2) * i_0;
-    return vec2<u32>(_S13, _S13 + u32(1));
+    var _S20 : u32 = u32(2) * i_0;
+    return vec2<u32>(_S20, _S20 + u32(1));
 }
 
 fn F32Eights_product_0( eight_0 : F32Eights_Eight_0,  i_1 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
@@ -126,173 +143,175 @@ fn F32Eights_product_0( eight_0 : F32Eights_Eight_0,  i_1 : u32,  a_0 : vec4<f32
     return dot((bitcast<vec4<f32>>((eight_0.low_0))), a_0) + dot((bitcast<vec4<f32>>((eight_0.high_0))), b_0);
 }
 
-fn add_products_0( _S14 : ptr<function, Products_0>,  _S15 : array<u32, i32(2)>,  _S16 : u32,  _S17 : u32,  _S18 : u32,  _S19 : u32)
+fn add_products_0( _S21 : ptr<function, Products_0>,  _S22 : array<F32Eights_Eight_0, i32(8)>,  _S23 : u32,  _S24 : u32,  _S25 : u32,  _S26 : u32)
 {
-    var eights_0 : array<F32Eights_Eight_0, i32(8)>;
-    var _S20 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(0)], _S18);
-    eights_0[i32(0)] = _S20;
-    var _S21 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(1)], _S18);
-    eights_0[i32(1)] = _S21;
-    var _S22 : u32 = _S18 + _S19;
-    var _S23 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(0)], _S22);
-    eights_0[i32(2)] = _S23;
-    var _S24 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(1)], _S22);
-    eights_0[i32(3)] = _S24;
-    var _S25 : u32 = _S18 + u32(2) * _S19;
-    var _S26 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(0)], _S25);
-    eights_0[i32(4)] = _S26;
-    var _S27 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(1)], _S25);
-    eights_0[i32(5)] = _S27;
-    var _S28 : u32 = _S18 + u32(3) * _S19;
-    var _S29 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(0)], _S28);
-    eights_0[i32(6)] = _S29;
-    var _S30 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(1)], _S28);
-    eights_0[i32(7)] = _S30;
-    var _S31 : vec2<u32> = F32Eights_places_0(_S18);
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S16 + _S31.x];
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S16 + _S31.y];
-    var _S32 : vec2<u32> = F32Eights_places_0(_S22);
-    var a_2 : vec4<f32> = entryPointParams_x_0[_S16 + _S32.x];
-    var b_2 : vec4<f32> = entryPointParams_x_0[_S16 + _S32.y];
-    var _S33 : vec2<u32> = F32Eights_places_0(_S25);
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S16 + _S33.x];
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S16 + _S33.y];
-    var _S34 : f32 = (*_S14).sums_0[i32(1)] + F32Eights_product_0(_S21, _S18, a_1, b_1) + F32Eights_product_0(_S24, _S22, a_2, b_2) + F32Eights_product_0(_S27, _S25, a_3, b_3);
-    var _S35 : vec2<u32> = F32Eights_places_0(_S28);
-    var a_4 : vec4<f32> = entryPointParams_x_0[_S16 + _S35.x];
-    var b_4 : vec4<f32> = entryPointParams_x_0[_S16 + _S35.y];
-    (*_S14).sums_0[i32(0)] = (*_S14).sums_0[i32(0)] + F32Eights_product_0(_S20, _S18, a_1, b_1) + F32Eights_product_0(_S23, _S22, a_2, b_2) + F32Eights_product_0(_S26, _S25, a_3, b_3) + F32Eights_product_0(_S29, _S28, a_4, b_4);
-    (*_S14).sums_0[i32(1)] = _S34 + F32Eights_product_0(_S30, _S28, a_4, b_4);
+    var _S27 : vec2<u32> = F32Eights_places_0(_S25);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S23 + _S27.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S23 + _S27.y];
+    var _S28 : u32 = _S25 + _S26;
+    var _S29 : vec2<u32> = F32Eights_places_0(_S28);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S23 + _S29.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S23 + _S29.y];
+    var _S30 : u32 = _S25 + u32(2) * _S26;
+    var _S31 : vec2<u32> = F32Eights_places_0(_S30);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S23 + _S31.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S23 + _S31.y];
+    var _S32 : f32 = (*_S21).sums_0[i32(1)] + F32Eights_product_0(_S22[i32(1)], _S25, a_1, b_1) + F32Eights_product_0(_S22[i32(3)], _S28, a_2, b_2) + F32Eights_product_0(_S22[i32(5)], _S30, a_3, b_3);
+    var _S33 : u32 = _S25 + u32(3) * _S26;
+    var _S34 : vec2<u32> = F32Eights_places_0(_S33);
+    var a_4 : vec4<f32> = entryPointParams_x_0[_S23 + _S34.x];
+    var b_4 : vec4<f32> = entryPointParams_x_0[_S23 + _S34.y];
+    (*_S21).sums_0[i32(0)] = (*_S21).sums_0[i32(0)] + F32Eights_product_0(_S22[i32(0)], _S25, a_1, b_1) + F32Eights_product_0(_S22[i32(2)], _S28, a_2, b_2) + F32Eights_product_0(_S22[i32(4)], _S30, a_3, b_3) + F32Eights_product_0(_S22[i32(6)], _S33, a_4, b_4);
+    (*_S21).sums_0[i32(1)] = _S32 + F32Eights_product_0(_S22[i32(7)], _S33, a_4, b_4);
     return;
 }
 
-fn add_products_1( _S36 : ptr<function, Products_0>,  _S37 : array<u32, i32(2)>,  _S38 : u32,  _S39 : u32,  _S40 : u32,  _S41 : u32)
+fn load_eights_1( _S35 : array<u32, i32(2)>,  _S36 : u32,  _S37 : u32,  _S38 : ptr<function, array<F32Eights_Eight_0, i32(2)>>)
 {
     var eights_1 : array<F32Eights_Eight_0, i32(2)>;
-    var _S42 : F32Eights_Eight_0 = F32Eights_load_0(_S37[i32(0)], _S40);
-    eights_1[i32(0)] = _S42;
-    var _S43 : F32Eights_Eight_0 = F32Eights_load_0(_S37[i32(1)], _S40);
-    eights_1[i32(1)] = _S43;
-    var _S44 : vec2<u32> = F32Eights_places_0(_S40);
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S38 + _S44.x];
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S38 + _S44.y];
-    (*_S36).sums_0[i32(0)] = (*_S36).sums_0[i32(0)] + F32Eights_product_0(_S42, _S40, a_5, b_5);
-    (*_S36).sums_0[i32(1)] = (*_S36).sums_0[i32(1)] + F32Eights_product_0(_S43, _S40, a_5, b_5);
+    eights_1[i32(0)] = F32Eights_load_0(_S35[i32(0)], _S36);
+    eights_1[i32(1)] = F32Eights_load_0(_S35[i32(1)], _S36);
+    (*_S38) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S45 : array<u32, i32(2)>,  _S46 : u32,  _S47 : u32,  _S48 : u32) -> Products_0
+fn add_products_1( _S39 : ptr<function, Products_0>,  _S40 : array<F32Eights_Eight_0, i32(2)>,  _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : u32)
+{
+    var _S45 : vec2<u32> = F32Eights_places_0(_S43);
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S41 + _S45.x];
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S41 + _S45.y];
+    (*_S39).sums_0[i32(0)] = (*_S39).sums_0[i32(0)] + F32Eights_product_0(_S40[i32(0)], _S43, a_5, b_5);
+    (*_S39).sums_0[i32(1)] = (*_S39).sums_0[i32(1)] + F32Eights_product_0(_S40[i32(1)], _S43, a_5, b_5);
+    return;
+}
+
+fn products_of_thread_0( _S46 : array<u32, i32(2)>,  _S47 : u32,  _S48 : u32,  _S49 : u32,  _S50 : u32,  _S51 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    ;
-    var _S49 : u32 = _S8;
-    var _S50 : u32 = _S46 / u32(8);
-    ;
-    var i_2 : u32 = _S5;
-    for(;;)
+    var _S52 : u32 = _S47 / u32(8);
+    var i_2 : u32;
+    if((_S50 + u32(3) * _S51) < _S52)
     {
-        if((i_2 + u32(3) * _S49) < _S50)
+        var _S53 : array<F32Eights_Eight_0, i32(8)>;
+        load_eights_0(_S46, _S50, _S51, &(_S53));
+        i_2 = _S50;
+        var loaded_0 : array<F32Eights_Eight_0, i32(8)> = _S53;
+        for(;;)
         {
+            if((i_2 + u32(7) * _S51) < _S52)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S54 : u32 = i_2 + u32(4) * _S51;
+            var _S55 : array<F32Eights_Eight_0, i32(8)>;
+            load_eights_0(_S46, _S54, _S51, &(_S55));
+            var _S56 : array<F32Eights_Eight_0, i32(8)> = _S55;
+            add_products_0(&(products_0), loaded_0, _S48, _S49, i_2, _S51);
+            i_2 = _S54;
+            loaded_0 = _S56;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S45, _S47, _S48, i_2, _S49);
-        i_2 = i_2 + u32(4) * _S49;
+        add_products_0(&(products_0), loaded_0, _S48, _S49, i_2, _S51);
+        i_2 = i_2 + u32(4) * _S51;
+    }
+    else
+    {
+        i_2 = _S50;
     }
     for(;;)
     {
-        if(i_2 < _S50)
+        if(i_2 < _S52)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S45, _S47, _S48, i_2, _S49);
-        i_2 = i_2 + _S49;
+        var _S57 : array<F32Eights_Eight_0, i32(2)>;
+        load_eights_1(_S46, i_2, _S51, &(_S57));
+        add_products_1(&(products_0), _S57, _S48, _S49, i_2, _S51);
+        i_2 = i_2 + _S51;
     }
     return products_0;
 }
 
-fn expert_gemv_0( _S51 : vec3<u32>,  _S52 : u32,  _S53 : ptr<function, ExpertGemvParams_std140_0>)
+fn expert_gemv_0( _S58 : vec3<u32>,  _S59 : u32,  _S60 : ptr<function, ExpertGemvParams_std140_0>)
 {
     ;
-    var _S54 : u32 = _S8;
-    var _S55 : u32 = u32(128) / _S8;
-    var _S56 : u32 = (*_S53).columns_0;
-    var _S57 : u32 = ((*_S53).columns_0 + u32(2) - u32(1)) / u32(2);
-    var _S58 : u32 = group_number_0(_S51) * _S55;
-    var _S59 : u32 = _S52 / _S54;
-    var i_3 : u32 = _S58 + _S59;
+    var _S61 : u32 = _S7;
+    ;
+    var _S62 : u32 = _S8;
+    var _S63 : u32 = u32(128) / _S8;
+    var _S64 : u32 = (*_S60).columns_0;
+    var _S65 : u32 = ((*_S60).columns_0 + u32(2) - u32(1)) / u32(2);
+    var _S66 : u32 = group_number_0(_S58) * _S63;
+    var _S67 : u32 = _S59 / _S62;
+    var i_3 : u32 = _S66 + _S67;
     for(;;)
     {
-        if(i_3 < ((*_S53).slots_0 * _S57))
+        if(i_3 < ((*_S60).slots_0 * _S65))
         {
         }
         else
         {
             break;
         }
-        var _S60 : u32 = i_3 / _S57;
-        var _S61 : u32 = min(entryPointParams_ids_0[(*_S53).ids_offset_0 + _S60], (*_S53).experts_0 - u32(1)) - (*_S53).first_expert_0;
-        if(_S61 >= ((*_S53).bound_experts_0))
+        var _S68 : u32 = i_3 / _S65;
+        var _S69 : u32 = min(entryPointParams_ids_0[(*_S60).ids_offset_0 + _S68], (*_S60).experts_0 - u32(1)) - (*_S60).first_expert_0;
+        if(_S69 >= ((*_S60).bound_experts_0))
         {
-            i_3 = i_3 + (*_S53).groups_0 * _S55;
+            i_3 = i_3 + (*_S60).groups_0 * _S63;
             continue;
         }
-        var _S62 : u32 = i_3 % _S57;
-        var _S63 : u32 = _S62 * u32(2);
-        ;
-        var _S64 : u32 = _S63 + _S5;
-        ;
-        var _S65 : bool;
-        if(_S5 < u32(2))
+        var _S70 : u32 = i_3 % _S65;
+        var _S71 : u32 = _S70 * u32(2);
+        var _S72 : u32 = _S71 + _S61;
+        var _S73 : bool;
+        if(_S61 < u32(2))
         {
-            _S65 = _S64 < _S56;
+            _S73 = _S72 < _S64;
         }
         else
         {
-            _S65 = false;
+            _S73 = false;
         }
-        var _S66 : u32 = (*_S53).n_0;
-        var _S67 : u32 = (*_S53).first_column_0;
-        var _S68 : u32 = (*_S53).out_offset_0 + _S60 * (*_S53).n_0 + (*_S53).first_column_0 + _S64;
-        var _S69 : bool;
-        if(_S65)
+        var _S74 : u32 = (*_S60).n_0;
+        var _S75 : u32 = (*_S60).first_column_0;
+        var _S76 : u32 = (*_S60).out_offset_0 + _S68 * (*_S60).n_0 + (*_S60).first_column_0 + _S72;
+        var _S77 : bool;
+        if(_S73)
         {
-            _S69 = ((*_S53).accumulate_0) != u32(0);
+            _S77 = ((*_S60).accumulate_0) != u32(0);
         }
         else
         {
-            _S69 = false;
+            _S77 = false;
         }
         var sum_0 : f32;
-        if(_S69)
+        if(_S77)
         {
-            sum_0 = entryPointParams_result_0[_S68];
+            sum_0 = entryPointParams_result_0[_S76];
         }
         else
         {
             sum_0 = 0.0f;
         }
-        var _S70 : u32 = _S61 * _S66 + _S67;
-        var _S71 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S53).weight_offset_0, (*_S53).k_0, _S70 + _S63, _S70 + _S56, &(_S71));
-        var _S72 : Products_0 = products_of_thread_0(_S71, (*_S53).k_0, (*_S53).x_offset_0 + _S60 * ((*_S53).x_slot_0 / u32(4)), u32(0));
-        var _S73 : array<f32, i32(2)>;
-        subgroup_sums_0(_S72.sums_0, &(_S73));
-        var _S74 : f32 = own_0(_S73);
-        var sum_1 : f32 = sum_0 + _S74;
-        if(_S65)
+        var _S78 : u32 = _S69 * _S74 + _S75;
+        var _S79 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S60).weight_offset_0, (*_S60).k_0, _S78 + _S71, _S78 + _S64, &(_S79));
+        var _S80 : array<f32, i32(2)>;
+        subgroup_sums_0(products_of_thread_0(_S79, (*_S60).k_0, (*_S60).x_offset_0 + _S68 * ((*_S60).x_slot_0 / u32(4)), u32(0), _S61, _S62).sums_0, &(_S80));
+        var sum_1 : f32 = sum_0 + chosen_0(_S80, _S61);
+        if(_S73)
         {
-            entryPointParams_result_0[_S68] = sum_1;
+            entryPointParams_result_0[_S76] = sum_1;
         }
-        i_3 = i_3 + (*_S53).groups_0 * _S55;
+        i_3 = i_3 + (*_S60).groups_0 * _S63;
     }
     return;
 }
@@ -301,9 +320,9 @@ fn expert_gemv_0( _S51 : vec3<u32>,  _S52 : u32,  _S53 : ptr<function, ExpertGem
 @workgroup_size(128, 1, 1)
 fn expert_gemv_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S5 = _builtinWaveLaneIndex_0;
+    _S7 = _builtinWaveLaneIndex_0;
     _S8 = _builtinWaveLaneCount_0;
-    var _S75 : ExpertGemvParams_std140_0 = entryPointParams_0.p_0;
-    expert_gemv_0(group_1, thread_0, &(_S75));
+    var _S81 : ExpertGemvParams_std140_0 = entryPointParams_0.p_0;
+    expert_gemv_0(group_1, thread_0, &(_S81));
     return;
 }

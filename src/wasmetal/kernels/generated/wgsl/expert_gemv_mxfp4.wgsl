@@ -39,44 +39,27 @@ fn subgroup_sum_0( value_0 : f32) -> f32
     return _S1;
 }
 
-fn subgroup_sums_0( values_0 : array<f32, i32(4)>,  _S2 : ptr<function, array<f32, i32(4)>>)
+fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S2 : ptr<function, array<f32, i32(2)>>)
 {
-    var result_0 : array<f32, i32(4)>;
+    var result_0 : array<f32, i32(2)>;
     var _S3 : f32 = subgroup_sum_0(values_0[i32(0)]);
     result_0[i32(0)] = _S3;
     var _S4 : f32 = subgroup_sum_0(values_0[i32(1)]);
     result_0[i32(1)] = _S4;
-    var _S5 : f32 = subgroup_sum_0(values_0[i32(2)]);
-    result_0[i32(2)] = _S5;
-    var _S6 : f32 = subgroup_sum_0(values_0[i32(3)]);
-    result_0[i32(3)] = _S6;
     (*_S2) = result_0;
     return;
 }
 
-var<private> _S7 : u32;
-
-fn own_0( values_1 : array<f32, i32(4)>) -> f32
+fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 {
-    ;
     var result_1 : f32;
-    if(_S7 == u32(1))
+    if(number_0 == u32(1))
     {
         result_1 = values_1[i32(1)];
     }
     else
     {
         result_1 = values_1[i32(0)];
-    }
-    ;
-    if(_S7 == u32(2))
-    {
-        result_1 = values_1[i32(2)];
-    }
-    ;
-    if(_S7 == u32(3))
-    {
-        result_1 = values_1[i32(3)];
     }
     return result_1;
 }
@@ -86,19 +69,19 @@ fn MXFP4Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return u32(4) * offset_0 + row_0 * (k_1 / u32(32)) * u32(17);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S8 : ptr<function, array<u32, i32(4)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S5 : ptr<function, array<u32, i32(2)>>)
 {
-    var begins_0 : array<u32, i32(4)>;
-    var _S9 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0, _S9));
-    begins_0[i32(1)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S9));
-    begins_0[i32(2)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0 + u32(2), _S9));
-    begins_0[i32(3)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0 + u32(3), _S9));
-    (*_S8) = begins_0;
+    var begins_0 : array<u32, i32(2)>;
+    var _S6 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0, _S6));
+    begins_0[i32(1)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S6));
+    (*_S5) = begins_0;
     return;
 }
 
-var<private> _S10 : u32;
+var<private> _S7 : u32;
+
+var<private> _S8 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -107,7 +90,7 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 struct Products_0
 {
-     sums_0 : array<f32, i32(4)>,
+     sums_0 : array<f32, i32(2)>,
      squares_0 : f32,
 };
 
@@ -119,53 +102,71 @@ struct MXFP4Eights_Eight_0
 
 fn word_from_byte_0( byte_0 : u32,  first_1 : u32,  second_0 : u32) -> u32
 {
-    var _S11 : u32 = byte_0 % u32(4) * u32(8);
-    var _S12 : u32;
-    if(_S11 == u32(0))
+    var _S9 : u32 = byte_0 % u32(4) * u32(8);
+    var _S10 : u32;
+    if(_S9 == u32(0))
     {
-        _S12 = first_1;
+        _S10 = first_1;
     }
     else
     {
-        _S12 = (((first_1 >> (_S11))) | (((second_0 << ((u32(32) - _S11))))));
+        _S10 = (((first_1 >> (_S9))) | (((second_0 << ((u32(32) - _S9))))));
     }
-    return _S12;
+    return _S10;
 }
 
-fn fp4_scale_0( _S13 : u32,  _S14 : u32) -> f32
+fn fp4_scale_0( _S11 : u32,  _S12 : u32) -> f32
 {
-    var _S15 : u32 = (((entryPointParams_weight_0[_S13 + _S14 / u32(4)] >> ((_S14 % u32(4) * u32(8))))) & (u32(255)));
-    var _S16 : u32;
-    if(_S15 < u32(2))
+    var _S13 : u32 = (((entryPointParams_weight_0[_S11 + _S12 / u32(4)] >> ((_S12 % u32(4) * u32(8))))) & (u32(255)));
+    var _S14 : u32;
+    if(_S13 < u32(2))
     {
-        _S16 = u32((i32(2097152) << (_S15)));
+        _S14 = u32((i32(2097152) << (_S13)));
     }
     else
     {
-        _S16 = ((_S15 - u32(1)) << (u32(23)));
+        _S14 = ((_S13 - u32(1)) << (u32(23)));
     }
-    return (bitcast<f32>((_S16)));
+    return (bitcast<f32>((_S14)));
 }
 
 fn MXFP4Eights_Eight_x24init_0( q_1 : u32,  scale_1 : f32) -> MXFP4Eights_Eight_0
 {
-    var _S17 : MXFP4Eights_Eight_0;
-    _S17.q_0 = q_1;
-    _S17.scale_0 = scale_1;
-    return _S17;
+    var _S15 : MXFP4Eights_Eight_0;
+    _S15.q_0 = q_1;
+    _S15.scale_0 = scale_1;
+    return _S15;
 }
 
-fn MXFP4Eights_load_0( _S18 : u32,  _S19 : u32) -> MXFP4Eights_Eight_0
+fn MXFP4Eights_load_0( _S16 : u32,  _S17 : u32) -> MXFP4Eights_Eight_0
 {
-    var _S20 : u32 = _S18 + _S19 / u32(4) * u32(17);
-    var _S21 : u32 = _S20 + u32(1) + _S19 % u32(4) * u32(4);
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S21, entryPointParams_weight_0[_S21 / u32(4)], entryPointParams_weight_0[_S21 / u32(4) + min(_S21 % u32(4), u32(1))]), fp4_scale_0(u32(0), _S20));
+    var _S18 : u32 = _S16 + _S17 / u32(4) * u32(17);
+    var _S19 : u32 = _S18 + u32(1) + _S17 % u32(4) * u32(4);
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S19, entryPointParams_weight_0[_S19 / u32(4)], entryPointParams_weight_0[_S19 / u32(4) + min(_S19 % u32(4), u32(1))]), fp4_scale_0(u32(0), _S18));
+}
+
+fn load_eights_0( _S20 : array<u32, i32(2)>,  _S21 : u32,  _S22 : u32,  _S23 : ptr<function, array<MXFP4Eights_Eight_0, i32(8)>>)
+{
+    var eights_0 : array<MXFP4Eights_Eight_0, i32(8)>;
+    eights_0[i32(0)] = MXFP4Eights_load_0(_S20[i32(0)], _S21);
+    eights_0[i32(1)] = MXFP4Eights_load_0(_S20[i32(1)], _S21);
+    var _S24 : u32 = _S21 + _S22;
+    eights_0[i32(2)] = MXFP4Eights_load_0(_S20[i32(0)], _S24);
+    eights_0[i32(3)] = MXFP4Eights_load_0(_S20[i32(1)], _S24);
+    var _S25 : u32 = _S21 + u32(2) * _S22;
+    eights_0[i32(4)] = MXFP4Eights_load_0(_S20[i32(0)], _S25);
+    eights_0[i32(5)] = MXFP4Eights_load_0(_S20[i32(1)], _S25);
+    var _S26 : u32 = _S21 + u32(3) * _S22;
+    eights_0[i32(6)] = MXFP4Eights_load_0(_S20[i32(0)], _S26);
+    eights_0[i32(7)] = MXFP4Eights_load_0(_S20[i32(1)], _S26);
+    (*_S23) = eights_0;
+    return;
 }
 
 fn places_of_nibbles_0( i_0 : u32) -> vec2<u32>
 {
-    var _S22 : u32 = i_0 % u32(4);
-    return vec2<u32>(i_0 / u32(4) * u32(8) + _S22, i_0 / u32(4) * u32(8) + _S22 + u32(4));
+    var _S27 : u32 = i_0 % u32(4);
+    return vec2<u32>(i_0 / u32(4) * u32(8) + _S27, i_0 / u32(4) * u32(8) + _S27 + u32(4));
 }
 
 fn MXFP4Eights_places_0( i_1 : u32) -> vec2<u32>
@@ -175,10 +176,10 @@ fn MXFP4Eights_places_0( i_1 : u32) -> vec2<u32>
 
 fn doubled_fp4_0( word_0 : u32) -> vec4<f32>
 {
-    var _S23 : vec4<u32> = vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24))));
-    var _S24 : vec4<u32> = _S23 % vec4<u32>(u32(8));
-    var _S25 : vec4<u32> = vec4<u32>(u32(2));
-    return vec4<f32>(vec4<i32>((((vec4<u32>(u32(3362009616)) >> ((_S24 * vec4<u32>(u32(4)))))) & (vec4<u32>(u32(15))))) * (vec4<i32>(i32(1)) - vec4<i32>((((_S23 >> (_S25))) & (_S25)))));
+    var _S28 : vec4<u32> = vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24))));
+    var _S29 : vec4<u32> = _S28 % vec4<u32>(u32(8));
+    var _S30 : vec4<u32> = vec4<u32>(u32(2));
+    return vec4<f32>(vec4<i32>((((vec4<u32>(u32(3362009616)) >> ((_S29 * vec4<u32>(u32(4)))))) & (vec4<u32>(u32(15))))) * (vec4<i32>(i32(1)) - vec4<i32>((((_S28 >> (_S30))) & (_S30)))));
 }
 
 fn MXFP4Eights_product_0( eight_0 : MXFP4Eights_Eight_0,  i_2 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
@@ -186,87 +187,85 @@ fn MXFP4Eights_product_0( eight_0 : MXFP4Eights_Eight_0,  i_2 : u32,  a_0 : vec4
     return eight_0.scale_0 * (dot(doubled_fp4_0(eight_0.q_0), a_0) + dot(doubled_fp4_0(((eight_0.q_0) >> (u32(4)))), b_0));
 }
 
-fn add_products_0( _S26 : ptr<function, Products_0>,  _S27 : array<u32, i32(4)>,  _S28 : u32,  _S29 : u32,  _S30 : u32,  _S31 : u32)
+fn add_products_0( _S31 : ptr<function, Products_0>,  _S32 : array<MXFP4Eights_Eight_0, i32(8)>,  _S33 : u32,  _S34 : u32,  _S35 : u32,  _S36 : u32)
 {
-    var eights_0 : array<MXFP4Eights_Eight_0, i32(8)>;
-    var _S32 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(0)], _S30);
-    eights_0[i32(0)] = _S32;
-    var _S33 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(1)], _S30);
-    eights_0[i32(1)] = _S33;
-    var _S34 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(2)], _S30);
-    eights_0[i32(2)] = _S34;
-    var _S35 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(3)], _S30);
-    eights_0[i32(3)] = _S35;
-    var _S36 : u32 = _S30 + _S31;
-    var _S37 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(0)], _S36);
-    eights_0[i32(4)] = _S37;
-    var _S38 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(1)], _S36);
-    eights_0[i32(5)] = _S38;
-    var _S39 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(2)], _S36);
-    eights_0[i32(6)] = _S39;
-    var _S40 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(3)], _S36);
-    eights_0[i32(7)] = _S40;
-    var _S41 : vec2<u32> = MXFP4Eights_places_0(_S30);
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S28 + _S41.x];
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S28 + _S41.y];
-    var _S42 : f32 = (*_S26).sums_0[i32(1)] + MXFP4Eights_product_0(_S33, _S30, a_1, b_1);
-    var _S43 : f32 = (*_S26).sums_0[i32(2)] + MXFP4Eights_product_0(_S34, _S30, a_1, b_1);
-    var _S44 : f32 = (*_S26).sums_0[i32(3)] + MXFP4Eights_product_0(_S35, _S30, a_1, b_1);
-    var _S45 : vec2<u32> = MXFP4Eights_places_0(_S36);
-    var a_2 : vec4<f32> = entryPointParams_x_0[_S28 + _S45.x];
-    var b_2 : vec4<f32> = entryPointParams_x_0[_S28 + _S45.y];
-    (*_S26).sums_0[i32(0)] = (*_S26).sums_0[i32(0)] + MXFP4Eights_product_0(_S32, _S30, a_1, b_1) + MXFP4Eights_product_0(_S37, _S36, a_2, b_2);
-    (*_S26).sums_0[i32(1)] = _S42 + MXFP4Eights_product_0(_S38, _S36, a_2, b_2);
-    (*_S26).sums_0[i32(2)] = _S43 + MXFP4Eights_product_0(_S39, _S36, a_2, b_2);
-    (*_S26).sums_0[i32(3)] = _S44 + MXFP4Eights_product_0(_S40, _S36, a_2, b_2);
+    var _S37 : vec2<u32> = MXFP4Eights_places_0(_S35);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S33 + _S37.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S33 + _S37.y];
+    var _S38 : u32 = _S35 + _S36;
+    var _S39 : vec2<u32> = MXFP4Eights_places_0(_S38);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S33 + _S39.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S33 + _S39.y];
+    var _S40 : u32 = _S35 + u32(2) * _S36;
+    var _S41 : vec2<u32> = MXFP4Eights_places_0(_S40);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S33 + _S41.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S33 + _S41.y];
+    var _S42 : f32 = (*_S31).sums_0[i32(1)] + MXFP4Eights_product_0(_S32[i32(1)], _S35, a_1, b_1) + MXFP4Eights_product_0(_S32[i32(3)], _S38, a_2, b_2) + MXFP4Eights_product_0(_S32[i32(5)], _S40, a_3, b_3);
+    var _S43 : u32 = _S35 + u32(3) * _S36;
+    var _S44 : vec2<u32> = MXFP4Eights_places_0(_S43);
+    var a_4 : vec4<f32> = entryPointParams_x_0[_S33 + _S44.x];
+    var b_4 : vec4<f32> = entryPointParams_x_0[_S33 + _S44.y];
+    (*_S31).sums_0[i32(0)] = (*_S31).sums_0[i32(0)] + MXFP4Eights_product_0(_S32[i32(0)], _S35, a_1, b_1) + MXFP4Eights_product_0(_S32[i32(2)], _S38, a_2, b_2) + MXFP4Eights_product_0(_S32[i32(4)], _S40, a_3, b_3) + MXFP4Eights_product_0(_S32[i32(6)], _S43, a_4, b_4);
+    (*_S31).sums_0[i32(1)] = _S42 + MXFP4Eights_product_0(_S32[i32(7)], _S43, a_4, b_4);
     return;
 }
 
-fn add_products_1( _S46 : ptr<function, Products_0>,  _S47 : array<u32, i32(4)>,  _S48 : u32,  _S49 : u32,  _S50 : u32,  _S51 : u32)
+fn load_eights_1( _S45 : array<u32, i32(2)>,  _S46 : u32,  _S47 : u32,  _S48 : ptr<function, array<MXFP4Eights_Eight_0, i32(2)>>)
 {
-    var eights_1 : array<MXFP4Eights_Eight_0, i32(4)>;
-    var _S52 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S47[i32(0)], _S50);
-    eights_1[i32(0)] = _S52;
-    var _S53 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S47[i32(1)], _S50);
-    eights_1[i32(1)] = _S53;
-    var _S54 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S47[i32(2)], _S50);
-    eights_1[i32(2)] = _S54;
-    var _S55 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S47[i32(3)], _S50);
-    eights_1[i32(3)] = _S55;
-    var _S56 : vec2<u32> = MXFP4Eights_places_0(_S50);
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S48 + _S56.x];
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S48 + _S56.y];
-    (*_S46).sums_0[i32(0)] = (*_S46).sums_0[i32(0)] + MXFP4Eights_product_0(_S52, _S50, a_3, b_3);
-    (*_S46).sums_0[i32(1)] = (*_S46).sums_0[i32(1)] + MXFP4Eights_product_0(_S53, _S50, a_3, b_3);
-    (*_S46).sums_0[i32(2)] = (*_S46).sums_0[i32(2)] + MXFP4Eights_product_0(_S54, _S50, a_3, b_3);
-    (*_S46).sums_0[i32(3)] = (*_S46).sums_0[i32(3)] + MXFP4Eights_product_0(_S55, _S50, a_3, b_3);
+    var eights_1 : array<MXFP4Eights_Eight_0, i32(2)>;
+    eights_1[i32(0)] = MXFP4Eights_load_0(_S45[i32(0)], _S46);
+    eights_1[i32(1)] = MXFP4Eights_load_0(_S45[i32(1)], _S46);
+    (*_S48) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S57 : array<u32, i32(4)>,  _S58 : u32,  _S59 : u32,  _S60 : u32) -> Products_0
+fn add_products_1( _S49 : ptr<function, Products_0>,  _S50 : array<MXFP4Eights_Eight_0, i32(2)>,  _S51 : u32,  _S52 : u32,  _S53 : u32,  _S54 : u32)
+{
+    var _S55 : vec2<u32> = MXFP4Eights_places_0(_S53);
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S51 + _S55.x];
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S51 + _S55.y];
+    (*_S49).sums_0[i32(0)] = (*_S49).sums_0[i32(0)] + MXFP4Eights_product_0(_S50[i32(0)], _S53, a_5, b_5);
+    (*_S49).sums_0[i32(1)] = (*_S49).sums_0[i32(1)] + MXFP4Eights_product_0(_S50[i32(1)], _S53, a_5, b_5);
+    return;
+}
+
+fn products_of_thread_0( _S56 : array<u32, i32(2)>,  _S57 : u32,  _S58 : u32,  _S59 : u32,  _S60 : u32,  _S61 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    products_0.sums_0[i32(2)] = 0.0f;
-    products_0.sums_0[i32(3)] = 0.0f;
-    ;
-    var _S61 : u32 = _S10;
-    var _S62 : u32 = _S58 / u32(8);
-    ;
-    var i_3 : u32 = _S7;
-    for(;;)
+    var _S62 : u32 = _S57 / u32(8);
+    var i_3 : u32;
+    if((_S60 + u32(3) * _S61) < _S62)
     {
-        if((i_3 + _S61) < _S62)
+        var _S63 : array<MXFP4Eights_Eight_0, i32(8)>;
+        load_eights_0(_S56, _S60, _S61, &(_S63));
+        i_3 = _S60;
+        var loaded_0 : array<MXFP4Eights_Eight_0, i32(8)> = _S63;
+        for(;;)
         {
+            if((i_3 + u32(7) * _S61) < _S62)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S64 : u32 = i_3 + u32(4) * _S61;
+            var _S65 : array<MXFP4Eights_Eight_0, i32(8)>;
+            load_eights_0(_S56, _S64, _S61, &(_S65));
+            var _S66 : array<MXFP4Eights_Eight_0, i32(8)> = _S65;
+            add_products_0(&(products_0), loaded_0, _S58, _S59, i_3, _S61);
+            i_3 = _S64;
+            loaded_0 = _S66;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S57, _S59, _S60, i_3, _S61);
-        i_3 = i_3 + u32(2) * _S61;
+        add_products_0(&(products_0), loaded_0, _S58, _S59, i_3, _S61);
+        i_3 = i_3 + u32(4) * _S61;
+    }
+    else
+    {
+        i_3 = _S60;
     }
     for(;;)
     {
@@ -277,86 +276,86 @@ fn products_of_thread_0( _S57 : array<u32, i32(4)>,  _S58 : u32,  _S59 : u32,  _
         {
             break;
         }
-        add_products_1(&(products_0), _S57, _S59, _S60, i_3, _S61);
+        var _S67 : array<MXFP4Eights_Eight_0, i32(2)>;
+        load_eights_1(_S56, i_3, _S61, &(_S67));
+        add_products_1(&(products_0), _S67, _S58, _S59, i_3, _S61);
         i_3 = i_3 + _S61;
     }
     return products_0;
 }
 
-fn expert_gemv_0( _S63 : vec3<u32>,  _S64 : u32,  _S65 : ptr<function, ExpertGemvParams_std140_0>)
+fn expert_gemv_0( _S68 : vec3<u32>,  _S69 : u32,  _S70 : ptr<function, ExpertGemvParams_std140_0>)
 {
     ;
-    var _S66 : u32 = _S10;
-    var _S67 : u32 = u32(128) / _S10;
-    var _S68 : u32 = (*_S65).columns_0;
-    var _S69 : u32 = ((*_S65).columns_0 + u32(4) - u32(1)) / u32(4);
-    var _S70 : u32 = group_number_0(_S63) * _S67;
-    var _S71 : u32 = _S64 / _S66;
-    var i_4 : u32 = _S70 + _S71;
+    var _S71 : u32 = _S7;
+    ;
+    var _S72 : u32 = _S8;
+    var _S73 : u32 = u32(128) / _S8;
+    var _S74 : u32 = (*_S70).columns_0;
+    var _S75 : u32 = ((*_S70).columns_0 + u32(2) - u32(1)) / u32(2);
+    var _S76 : u32 = group_number_0(_S68) * _S73;
+    var _S77 : u32 = _S69 / _S72;
+    var i_4 : u32 = _S76 + _S77;
     for(;;)
     {
-        if(i_4 < ((*_S65).slots_0 * _S69))
+        if(i_4 < ((*_S70).slots_0 * _S75))
         {
         }
         else
         {
             break;
         }
-        var _S72 : u32 = i_4 / _S69;
-        var _S73 : u32 = min(entryPointParams_ids_0[(*_S65).ids_offset_0 + _S72], (*_S65).experts_0 - u32(1)) - (*_S65).first_expert_0;
-        if(_S73 >= ((*_S65).bound_experts_0))
+        var _S78 : u32 = i_4 / _S75;
+        var _S79 : u32 = min(entryPointParams_ids_0[(*_S70).ids_offset_0 + _S78], (*_S70).experts_0 - u32(1)) - (*_S70).first_expert_0;
+        if(_S79 >= ((*_S70).bound_experts_0))
         {
-            i_4 = i_4 + (*_S65).groups_0 * _S67;
+            i_4 = i_4 + (*_S70).groups_0 * _S73;
             continue;
         }
-        var _S74 : u32 = i_4 % _S69;
-        var _S75 : u32 = _S74 * u32(4);
-        ;
-        var _S76 : u32 = _S75 + _S7;
-        ;
-        var _S77 : bool;
-        if(_S7 < u32(4))
+        var _S80 : u32 = i_4 % _S75;
+        var _S81 : u32 = _S80 * u32(2);
+        var _S82 : u32 = _S81 + _S71;
+        var _S83 : bool;
+        if(_S71 < u32(2))
         {
-            _S77 = _S76 < _S68;
+            _S83 = _S82 < _S74;
         }
         else
         {
-            _S77 = false;
+            _S83 = false;
         }
-        var _S78 : u32 = (*_S65).n_0;
-        var _S79 : u32 = (*_S65).first_column_0;
-        var _S80 : u32 = (*_S65).out_offset_0 + _S72 * (*_S65).n_0 + (*_S65).first_column_0 + _S76;
-        var _S81 : bool;
-        if(_S77)
+        var _S84 : u32 = (*_S70).n_0;
+        var _S85 : u32 = (*_S70).first_column_0;
+        var _S86 : u32 = (*_S70).out_offset_0 + _S78 * (*_S70).n_0 + (*_S70).first_column_0 + _S82;
+        var _S87 : bool;
+        if(_S83)
         {
-            _S81 = ((*_S65).accumulate_0) != u32(0);
+            _S87 = ((*_S70).accumulate_0) != u32(0);
         }
         else
         {
-            _S81 = false;
+            _S87 = false;
         }
         var sum_0 : f32;
-        if(_S81)
+        if(_S87)
         {
-            sum_0 = entryPointParams_result_0[_S80];
+            sum_0 = entryPointParams_result_0[_S86];
         }
         else
         {
             sum_0 = 0.0f;
         }
-        var _S82 : u32 = _S73 * _S78 + _S79;
-        var _S83 : array<u32, i32(4)>;
-        begins_of_rows_0((*_S65).weight_offset_0, (*_S65).k_0, _S82 + _S75, _S82 + _S68, &(_S83));
-        var _S84 : Products_0 = products_of_thread_0(_S83, (*_S65).k_0, (*_S65).x_offset_0 + _S72 * ((*_S65).x_slot_0 / u32(4)), u32(0));
-        var _S85 : array<f32, i32(4)>;
-        subgroup_sums_0(_S84.sums_0, &(_S85));
-        var _S86 : f32 = own_0(_S85);
-        var sum_1 : f32 = sum_0 + _S86;
-        if(_S77)
+        var _S88 : u32 = _S79 * _S84 + _S85;
+        var _S89 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S70).weight_offset_0, (*_S70).k_0, _S88 + _S81, _S88 + _S74, &(_S89));
+        var _S90 : array<f32, i32(2)>;
+        subgroup_sums_0(products_of_thread_0(_S89, (*_S70).k_0, (*_S70).x_offset_0 + _S78 * ((*_S70).x_slot_0 / u32(4)), u32(0), _S71, _S72).sums_0, &(_S90));
+        var sum_1 : f32 = sum_0 + chosen_0(_S90, _S71);
+        if(_S83)
         {
-            entryPointParams_result_0[_S80] = sum_1;
+            entryPointParams_result_0[_S86] = sum_1;
         }
-        i_4 = i_4 + (*_S65).groups_0 * _S67;
+        i_4 = i_4 + (*_S70).groups_0 * _S73;
     }
     return;
 }
@@ -366,8 +365,8 @@ fn expert_gemv_0( _S63 : vec3<u32>,  _S64 : u32,  _S65 : ptr<function, ExpertGem
 fn expert_gemv_mxfp4(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
     _S7 = _builtinWaveLaneIndex_0;
-    _S10 = _builtinWaveLaneCount_0;
-    var _S87 : ExpertGemvParams_std140_0 = entryPointParams_0.p_0;
-    expert_gemv_0(group_1, thread_0, &(_S87));
+    _S8 = _builtinWaveLaneCount_0;
+    var _S91 : ExpertGemvParams_std140_0 = entryPointParams_0.p_0;
+    expert_gemv_0(group_1, thread_0, &(_S91));
     return;
 }

@@ -57,44 +57,27 @@ fn subgroup_sum_0( value_0 : f32) -> f32
     return _S2;
 }
 
-fn subgroup_sums_0( values_0 : array<f32, i32(4)>,  _S3 : ptr<function, array<f32, i32(4)>>)
+fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S3 : ptr<function, array<f32, i32(2)>>)
 {
-    var result_0 : array<f32, i32(4)>;
+    var result_0 : array<f32, i32(2)>;
     var _S4 : f32 = subgroup_sum_0(values_0[i32(0)]);
     result_0[i32(0)] = _S4;
     var _S5 : f32 = subgroup_sum_0(values_0[i32(1)]);
     result_0[i32(1)] = _S5;
-    var _S6 : f32 = subgroup_sum_0(values_0[i32(2)]);
-    result_0[i32(2)] = _S6;
-    var _S7 : f32 = subgroup_sum_0(values_0[i32(3)]);
-    result_0[i32(3)] = _S7;
     (*_S3) = result_0;
     return;
 }
 
-var<private> _S8 : u32;
-
-fn own_0( values_1 : array<f32, i32(4)>) -> f32
+fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 {
-    ;
     var result_1 : f32;
-    if(_S8 == u32(1))
+    if(number_0 == u32(1))
     {
         result_1 = values_1[i32(1)];
     }
     else
     {
         result_1 = values_1[i32(0)];
-    }
-    ;
-    if(_S8 == u32(2))
-    {
-        result_1 = values_1[i32(2)];
-    }
-    ;
-    if(_S8 == u32(3))
-    {
-        result_1 = values_1[i32(3)];
     }
     return result_1;
 }
@@ -104,33 +87,31 @@ fn FourOrFiveEights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return offset_0 + row_0 * (k_1 / u32(256)) * u32(36);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S9 : ptr<function, array<u32, i32(4)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S6 : ptr<function, array<u32, i32(2)>>)
 {
-    var begins_0 : array<u32, i32(4)>;
-    var _S10 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0, _S10));
-    begins_0[i32(1)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S10));
-    begins_0[i32(2)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0 + u32(2), _S10));
-    begins_0[i32(3)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0 + u32(3), _S10));
-    (*_S9) = begins_0;
+    var begins_0 : array<u32, i32(2)>;
+    var _S7 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0, _S7));
+    begins_0[i32(1)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S7));
+    (*_S6) = begins_0;
     return;
 }
 
 fn scales_of_quarter_0( packed_2 : vec3<u32>,  quarter_0 : u32) -> vec2<u32>
 {
-    var _S11 : u32 = quarter_0 % u32(2) * u32(16);
-    var _S12 : vec2<u32> = ((packed_2.xy) >> (vec2<u32>(_S11)));
-    var _S13 : u32 = ((packed_2.z) >> (_S11));
-    var _S14 : vec2<u32>;
+    var _S8 : u32 = quarter_0 % u32(2) * u32(16);
+    var _S9 : vec2<u32> = ((packed_2.xy) >> (vec2<u32>(_S8)));
+    var _S10 : u32 = ((packed_2.z) >> (_S8));
+    var _S11 : vec2<u32>;
     if(quarter_0 < u32(2))
     {
-        _S14 = (_S12 & (vec2<u32>(u32(16191))));
+        _S11 = (_S9 & (vec2<u32>(u32(16191))));
     }
     else
     {
-        _S14 = (((vec2<u32>(_S13, (_S13 >> (u32(4)))) & (vec2<u32>(u32(3855))))) | (((((_S12 >> (vec2<u32>(u32(2))))) & (vec2<u32>(u32(12336)))))));
+        _S11 = (((vec2<u32>(_S10, (_S10 >> (u32(4)))) & (vec2<u32>(u32(3855))))) | (((((_S9 >> (vec2<u32>(u32(2))))) & (vec2<u32>(u32(12336)))))));
     }
-    return _S14;
+    return _S11;
 }
 
 fn in_place_0( word_0 : u32,  zero_0 : f32) -> f32
@@ -145,8 +126,8 @@ fn in_place_1( word_1 : u32,  zero_1 : f32) -> f32
 
 fn whole_bytes_0( word_2 : u32,  zero_2 : f32) -> vec4<f32>
 {
-    var _S15 : u32 = (word_2 >> (u32(16)));
-    return vec4<f32>(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S15, zero_2), in_place_1(_S15, zero_2));
+    var _S12 : u32 = (word_2 >> (u32(16)));
+    return vec4<f32>(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S12, zero_2), in_place_1(_S12, zero_2));
 }
 
 fn sum_0( v_0 : vec4<f32>) -> f32
@@ -161,20 +142,22 @@ fn halves_0( word_3 : u32) -> vec2<f32>
 
 fn FourOrFiveEights_product_0( eight_0 : FourOrFiveEights_Eight_0,  i_0 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
 {
-    var _S16 : vec2<u32> = scales_of_quarter_0(eight_0.packed_0, i_0 % u32(32) / u32(8));
-    var _S17 : vec2<f32> = vec2<f32>((_S16 & (vec2<u32>(u32(255)))));
-    var _S18 : vec2<f32> = vec2<f32>((_S16 >> (vec2<u32>(u32(8)))));
-    var _S19 : vec2<f32> = halves_0(eight_0.scales_0) * vec2<f32>(_S17.x * dot(whole_bytes_0(((((eight_0.q_0) & (u32(252645135)))) | ((((((eight_0.fifths_0) & (u32(16843009)))) << (u32(4)))))), 0.0f), a_0) + _S18.x * dot(whole_bytes_0(((((((eight_0.q_0) >> (u32(4)))) & (u32(252645135)))) | ((((((((eight_0.fifths_0) >> (u32(1)))) & (u32(16843009)))) << (u32(4)))))), 0.0f), b_0), _S17.y * sum_0(a_0) + _S18.y * sum_0(b_0));
-    return _S19.x - _S19.y;
+    var _S13 : vec2<u32> = scales_of_quarter_0(eight_0.packed_0, i_0 % u32(32) / u32(8));
+    var _S14 : vec2<f32> = vec2<f32>((_S13 & (vec2<u32>(u32(255)))));
+    var _S15 : vec2<f32> = vec2<f32>((_S13 >> (vec2<u32>(u32(8)))));
+    var _S16 : vec2<f32> = halves_0(eight_0.scales_0) * vec2<f32>(_S14.x * dot(whole_bytes_0(((((eight_0.q_0) & (u32(252645135)))) | ((((((eight_0.fifths_0) & (u32(16843009)))) << (u32(4)))))), 0.0f), a_0) + _S15.x * dot(whole_bytes_0(((((((eight_0.q_0) >> (u32(4)))) & (u32(252645135)))) | ((((((((eight_0.fifths_0) >> (u32(1)))) & (u32(16843009)))) << (u32(4)))))), 0.0f), b_0), _S14.y * sum_0(a_0) + _S15.y * sum_0(b_0));
+    return _S16.x - _S16.y;
 }
 
 fn FourOrFiveEights_places_0( i_1 : u32) -> vec2<u32>
 {
-    var _S20 : u32 = i_1 % u32(8);
-    return vec2<u32>(i_1 / u32(8) * u32(16) + _S20, i_1 / u32(8) * u32(16) + _S20 + u32(8));
+    var _S17 : u32 = i_1 % u32(8);
+    return vec2<u32>(i_1 / u32(8) * u32(16) + _S17, i_1 / u32(8) * u32(16) + _S17 + u32(8));
 }
 
-var<private> _S21 : u32;
+var<private> _S18 : u32;
+
+var<private> _S19 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -183,97 +166,113 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 struct Products_0
 {
-     sums_0 : array<f32, i32(4)>,
+     sums_0 : array<f32, i32(2)>,
      squares_0 : f32,
 };
 
-fn FourOrFiveEights_load_0( _S22 : u32,  _S23 : u32) -> FourOrFiveEights_Eight_0
+fn FourOrFiveEights_load_0( _S20 : u32,  _S21 : u32) -> FourOrFiveEights_Eight_0
 {
-    var _S24 : u32 = _S22 + _S23 / u32(32) * u32(36);
-    return FourOrFiveEights_Eight_x24init_0(entryPointParams_weight_0[_S24 + u32(4) + _S23 % u32(32)], u32(0), entryPointParams_weight_0[_S24], vec3<u32>(entryPointParams_weight_0[_S24 + u32(1)], entryPointParams_weight_0[_S24 + u32(2)], entryPointParams_weight_0[_S24 + u32(3)]));
+    var _S22 : u32 = _S20 + _S21 / u32(32) * u32(36);
+    return FourOrFiveEights_Eight_x24init_0(entryPointParams_weight_0[_S22 + u32(4) + _S21 % u32(32)], u32(0), entryPointParams_weight_0[_S22], vec3<u32>(entryPointParams_weight_0[_S22 + u32(1)], entryPointParams_weight_0[_S22 + u32(2)], entryPointParams_weight_0[_S22 + u32(3)]));
 }
 
-fn add_products_0( _S25 : ptr<function, Products_0>,  _S26 : array<u32, i32(4)>,  _S27 : u32,  _S28 : u32,  _S29 : u32,  _S30 : u32)
+fn load_eights_0( _S23 : array<u32, i32(2)>,  _S24 : u32,  _S25 : u32,  _S26 : ptr<function, array<FourOrFiveEights_Eight_0, i32(8)>>)
 {
     var eights_0 : array<FourOrFiveEights_Eight_0, i32(8)>;
-    var _S31 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S26[i32(0)], _S29);
-    eights_0[i32(0)] = _S31;
-    var _S32 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S26[i32(1)], _S29);
-    eights_0[i32(1)] = _S32;
-    var _S33 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S26[i32(2)], _S29);
-    eights_0[i32(2)] = _S33;
-    var _S34 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S26[i32(3)], _S29);
-    eights_0[i32(3)] = _S34;
-    var _S35 : u32 = _S29 + _S30;
-    var _S36 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S26[i32(0)], _S35);
-    eights_0[i32(4)] = _S36;
-    var _S37 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S26[i32(1)], _S35);
-    eights_0[i32(5)] = _S37;
-    var _S38 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S26[i32(2)], _S35);
-    eights_0[i32(6)] = _S38;
-    var _S39 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S26[i32(3)], _S35);
-    eights_0[i32(7)] = _S39;
-    var _S40 : vec2<u32> = FourOrFiveEights_places_0(_S29);
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S27 + _S40.x];
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S27 + _S40.y];
-    var _S41 : f32 = (*_S25).sums_0[i32(1)] + FourOrFiveEights_product_0(_S32, _S29, a_1, b_1);
-    var _S42 : f32 = (*_S25).sums_0[i32(2)] + FourOrFiveEights_product_0(_S33, _S29, a_1, b_1);
-    var _S43 : f32 = (*_S25).sums_0[i32(3)] + FourOrFiveEights_product_0(_S34, _S29, a_1, b_1);
-    var _S44 : vec2<u32> = FourOrFiveEights_places_0(_S35);
-    var a_2 : vec4<f32> = entryPointParams_x_0[_S27 + _S44.x];
-    var b_2 : vec4<f32> = entryPointParams_x_0[_S27 + _S44.y];
-    (*_S25).sums_0[i32(0)] = (*_S25).sums_0[i32(0)] + FourOrFiveEights_product_0(_S31, _S29, a_1, b_1) + FourOrFiveEights_product_0(_S36, _S35, a_2, b_2);
-    (*_S25).sums_0[i32(1)] = _S41 + FourOrFiveEights_product_0(_S37, _S35, a_2, b_2);
-    (*_S25).sums_0[i32(2)] = _S42 + FourOrFiveEights_product_0(_S38, _S35, a_2, b_2);
-    (*_S25).sums_0[i32(3)] = _S43 + FourOrFiveEights_product_0(_S39, _S35, a_2, b_2);
+    eights_0[i32(0)] = FourOrFiveEights_load_0(_S23[i32(0)], _S24);
+    eights_0[i32(1)] = FourOrFiveEights_load_0(_S23[i32(1)], _S24);
+    var _S27 : u32 = _S24 + _S25;
+    eights_0[i32(2)] = FourOrFiveEights_load_0(_S23[i32(0)], _S27);
+    eights_0[i32(3)] = FourOrFiveEights_load_0(_S23[i32(1)], _S27);
+    var _S28 : u32 = _S24 + u32(2) * _S25;
+    eights_0[i32(4)] = FourOrFiveEights_load_0(_S23[i32(0)], _S28);
+    eights_0[i32(5)] = FourOrFiveEights_load_0(_S23[i32(1)], _S28);
+    var _S29 : u32 = _S24 + u32(3) * _S25;
+    eights_0[i32(6)] = FourOrFiveEights_load_0(_S23[i32(0)], _S29);
+    eights_0[i32(7)] = FourOrFiveEights_load_0(_S23[i32(1)], _S29);
+    (*_S26) = eights_0;
     return;
 }
 
-fn add_products_1( _S45 : ptr<function, Products_0>,  _S46 : array<u32, i32(4)>,  _S47 : u32,  _S48 : u32,  _S49 : u32,  _S50 : u32)
+fn add_products_0( _S30 : ptr<function, Products_0>,  _S31 : array<FourOrFiveEights_Eight_0, i32(8)>,  _S32 : u32,  _S33 : u32,  _S34 : u32,  _S35 : u32)
 {
-    var eights_1 : array<FourOrFiveEights_Eight_0, i32(4)>;
-    var _S51 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S46[i32(0)], _S49);
-    eights_1[i32(0)] = _S51;
-    var _S52 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S46[i32(1)], _S49);
-    eights_1[i32(1)] = _S52;
-    var _S53 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S46[i32(2)], _S49);
-    eights_1[i32(2)] = _S53;
-    var _S54 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S46[i32(3)], _S49);
-    eights_1[i32(3)] = _S54;
-    var _S55 : vec2<u32> = FourOrFiveEights_places_0(_S49);
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S47 + _S55.x];
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S47 + _S55.y];
-    (*_S45).sums_0[i32(0)] = (*_S45).sums_0[i32(0)] + FourOrFiveEights_product_0(_S51, _S49, a_3, b_3);
-    (*_S45).sums_0[i32(1)] = (*_S45).sums_0[i32(1)] + FourOrFiveEights_product_0(_S52, _S49, a_3, b_3);
-    (*_S45).sums_0[i32(2)] = (*_S45).sums_0[i32(2)] + FourOrFiveEights_product_0(_S53, _S49, a_3, b_3);
-    (*_S45).sums_0[i32(3)] = (*_S45).sums_0[i32(3)] + FourOrFiveEights_product_0(_S54, _S49, a_3, b_3);
+    var _S36 : vec2<u32> = FourOrFiveEights_places_0(_S34);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S32 + _S36.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S32 + _S36.y];
+    var _S37 : u32 = _S34 + _S35;
+    var _S38 : vec2<u32> = FourOrFiveEights_places_0(_S37);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S32 + _S38.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S32 + _S38.y];
+    var _S39 : u32 = _S34 + u32(2) * _S35;
+    var _S40 : vec2<u32> = FourOrFiveEights_places_0(_S39);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S32 + _S40.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S32 + _S40.y];
+    var _S41 : f32 = (*_S30).sums_0[i32(1)] + FourOrFiveEights_product_0(_S31[i32(1)], _S34, a_1, b_1) + FourOrFiveEights_product_0(_S31[i32(3)], _S37, a_2, b_2) + FourOrFiveEights_product_0(_S31[i32(5)], _S39, a_3, b_3);
+    var _S42 : u32 = _S34 + u32(3) * _S35;
+    var _S43 : vec2<u32> = FourOrFiveEights_places_0(_S42);
+    var a_4 : vec4<f32> = entryPointParams_x_0[_S32 + _S43.x];
+    var b_4 : vec4<f32> = entryPointParams_x_0[_S32 + _S43.y];
+    (*_S30).sums_0[i32(0)] = (*_S30).sums_0[i32(0)] + FourOrFiveEights_product_0(_S31[i32(0)], _S34, a_1, b_1) + FourOrFiveEights_product_0(_S31[i32(2)], _S37, a_2, b_2) + FourOrFiveEights_product_0(_S31[i32(4)], _S39, a_3, b_3) + FourOrFiveEights_product_0(_S31[i32(6)], _S42, a_4, b_4);
+    (*_S30).sums_0[i32(1)] = _S41 + FourOrFiveEights_product_0(_S31[i32(7)], _S42, a_4, b_4);
     return;
 }
 
-fn products_of_thread_0( _S56 : array<u32, i32(4)>,  _S57 : u32,  _S58 : u32,  _S59 : u32) -> Products_0
+fn load_eights_1( _S44 : array<u32, i32(2)>,  _S45 : u32,  _S46 : u32,  _S47 : ptr<function, array<FourOrFiveEights_Eight_0, i32(2)>>)
+{
+    var eights_1 : array<FourOrFiveEights_Eight_0, i32(2)>;
+    eights_1[i32(0)] = FourOrFiveEights_load_0(_S44[i32(0)], _S45);
+    eights_1[i32(1)] = FourOrFiveEights_load_0(_S44[i32(1)], _S45);
+    (*_S47) = eights_1;
+    return;
+}
+
+fn add_products_1( _S48 : ptr<function, Products_0>,  _S49 : array<FourOrFiveEights_Eight_0, i32(2)>,  _S50 : u32,  _S51 : u32,  _S52 : u32,  _S53 : u32)
+{
+    var _S54 : vec2<u32> = FourOrFiveEights_places_0(_S52);
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S50 + _S54.x];
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S50 + _S54.y];
+    (*_S48).sums_0[i32(0)] = (*_S48).sums_0[i32(0)] + FourOrFiveEights_product_0(_S49[i32(0)], _S52, a_5, b_5);
+    (*_S48).sums_0[i32(1)] = (*_S48).sums_0[i32(1)] + FourOrFiveEights_product_0(_S49[i32(1)], _S52, a_5, b_5);
+    return;
+}
+
+fn products_of_thread_0( _S55 : array<u32, i32(2)>,  _S56 : u32,  _S57 : u32,  _S58 : u32,  _S59 : u32,  _S60 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    products_0.sums_0[i32(2)] = 0.0f;
-    products_0.sums_0[i32(3)] = 0.0f;
-    ;
-    var _S60 : u32 = _S21;
-    var _S61 : u32 = _S57 / u32(8);
-    ;
-    var i_2 : u32 = _S8;
-    for(;;)
+    var _S61 : u32 = _S56 / u32(8);
+    var i_2 : u32;
+    if((_S59 + u32(3) * _S60) < _S61)
     {
-        if((i_2 + _S60) < _S61)
+        var _S62 : array<FourOrFiveEights_Eight_0, i32(8)>;
+        load_eights_0(_S55, _S59, _S60, &(_S62));
+        i_2 = _S59;
+        var loaded_0 : array<FourOrFiveEights_Eight_0, i32(8)> = _S62;
+        for(;;)
         {
+            if((i_2 + u32(7) * _S60) < _S61)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S63 : u32 = i_2 + u32(4) * _S60;
+            var _S64 : array<FourOrFiveEights_Eight_0, i32(8)>;
+            load_eights_0(_S55, _S63, _S60, &(_S64));
+            var _S65 : array<FourOrFiveEights_Eight_0, i32(8)> = _S64;
+            add_products_0(&(products_0), loaded_0, _S57, _S58, i_2, _S60);
+            i_2 = _S63;
+            loaded_0 = _S65;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S56, _S58, _S59, i_2, _S60);
-        i_2 = i_2 + u32(2) * _S60;
+        add_products_0(&(products_0), loaded_0, _S57, _S58, i_2, _S60);
+        i_2 = i_2 + u32(4) * _S60;
+    }
+    else
+    {
+        i_2 = _S59;
     }
     for(;;)
     {
@@ -284,86 +283,86 @@ fn products_of_thread_0( _S56 : array<u32, i32(4)>,  _S57 : u32,  _S58 : u32,  _
         {
             break;
         }
-        add_products_1(&(products_0), _S56, _S58, _S59, i_2, _S60);
+        var _S66 : array<FourOrFiveEights_Eight_0, i32(2)>;
+        load_eights_1(_S55, i_2, _S60, &(_S66));
+        add_products_1(&(products_0), _S66, _S57, _S58, i_2, _S60);
         i_2 = i_2 + _S60;
     }
     return products_0;
 }
 
-fn expert_gemv_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, ExpertGemvParams_std140_0>)
+fn expert_gemv_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, ExpertGemvParams_std140_0>)
 {
     ;
-    var _S65 : u32 = _S21;
-    var _S66 : u32 = u32(128) / _S21;
-    var _S67 : u32 = (*_S64).columns_0;
-    var _S68 : u32 = ((*_S64).columns_0 + u32(4) - u32(1)) / u32(4);
-    var _S69 : u32 = group_number_0(_S62) * _S66;
-    var _S70 : u32 = _S63 / _S65;
-    var i_3 : u32 = _S69 + _S70;
+    var _S70 : u32 = _S18;
+    ;
+    var _S71 : u32 = _S19;
+    var _S72 : u32 = u32(128) / _S19;
+    var _S73 : u32 = (*_S69).columns_0;
+    var _S74 : u32 = ((*_S69).columns_0 + u32(2) - u32(1)) / u32(2);
+    var _S75 : u32 = group_number_0(_S67) * _S72;
+    var _S76 : u32 = _S68 / _S71;
+    var i_3 : u32 = _S75 + _S76;
     for(;;)
     {
-        if(i_3 < ((*_S64).slots_0 * _S68))
+        if(i_3 < ((*_S69).slots_0 * _S74))
         {
         }
         else
         {
             break;
         }
-        var _S71 : u32 = i_3 / _S68;
-        var _S72 : u32 = min(entryPointParams_ids_0[(*_S64).ids_offset_0 + _S71], (*_S64).experts_0 - u32(1)) - (*_S64).first_expert_0;
-        if(_S72 >= ((*_S64).bound_experts_0))
+        var _S77 : u32 = i_3 / _S74;
+        var _S78 : u32 = min(entryPointParams_ids_0[(*_S69).ids_offset_0 + _S77], (*_S69).experts_0 - u32(1)) - (*_S69).first_expert_0;
+        if(_S78 >= ((*_S69).bound_experts_0))
         {
-            i_3 = i_3 + (*_S64).groups_0 * _S66;
+            i_3 = i_3 + (*_S69).groups_0 * _S72;
             continue;
         }
-        var _S73 : u32 = i_3 % _S68;
-        var _S74 : u32 = _S73 * u32(4);
-        ;
-        var _S75 : u32 = _S74 + _S8;
-        ;
-        var _S76 : bool;
-        if(_S8 < u32(4))
+        var _S79 : u32 = i_3 % _S74;
+        var _S80 : u32 = _S79 * u32(2);
+        var _S81 : u32 = _S80 + _S70;
+        var _S82 : bool;
+        if(_S70 < u32(2))
         {
-            _S76 = _S75 < _S67;
+            _S82 = _S81 < _S73;
         }
         else
         {
-            _S76 = false;
+            _S82 = false;
         }
-        var _S77 : u32 = (*_S64).n_0;
-        var _S78 : u32 = (*_S64).first_column_0;
-        var _S79 : u32 = (*_S64).out_offset_0 + _S71 * (*_S64).n_0 + (*_S64).first_column_0 + _S75;
-        var _S80 : bool;
-        if(_S76)
+        var _S83 : u32 = (*_S69).n_0;
+        var _S84 : u32 = (*_S69).first_column_0;
+        var _S85 : u32 = (*_S69).out_offset_0 + _S77 * (*_S69).n_0 + (*_S69).first_column_0 + _S81;
+        var _S86 : bool;
+        if(_S82)
         {
-            _S80 = ((*_S64).accumulate_0) != u32(0);
+            _S86 = ((*_S69).accumulate_0) != u32(0);
         }
         else
         {
-            _S80 = false;
+            _S86 = false;
         }
         var sum_1 : f32;
-        if(_S80)
+        if(_S86)
         {
-            sum_1 = entryPointParams_result_0[_S79];
+            sum_1 = entryPointParams_result_0[_S85];
         }
         else
         {
             sum_1 = 0.0f;
         }
-        var _S81 : u32 = _S72 * _S77 + _S78;
-        var _S82 : array<u32, i32(4)>;
-        begins_of_rows_0((*_S64).weight_offset_0, (*_S64).k_0, _S81 + _S74, _S81 + _S67, &(_S82));
-        var _S83 : Products_0 = products_of_thread_0(_S82, (*_S64).k_0, (*_S64).x_offset_0 + _S71 * ((*_S64).x_slot_0 / u32(4)), u32(0));
-        var _S84 : array<f32, i32(4)>;
-        subgroup_sums_0(_S83.sums_0, &(_S84));
-        var _S85 : f32 = own_0(_S84);
-        var sum_2 : f32 = sum_1 + _S85;
-        if(_S76)
+        var _S87 : u32 = _S78 * _S83 + _S84;
+        var _S88 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S69).weight_offset_0, (*_S69).k_0, _S87 + _S80, _S87 + _S73, &(_S88));
+        var _S89 : array<f32, i32(2)>;
+        subgroup_sums_0(products_of_thread_0(_S88, (*_S69).k_0, (*_S69).x_offset_0 + _S77 * ((*_S69).x_slot_0 / u32(4)), u32(0), _S70, _S71).sums_0, &(_S89));
+        var sum_2 : f32 = sum_1 + chosen_0(_S89, _S70);
+        if(_S82)
         {
-            entryPointParams_result_0[_S79] = sum_2;
+            entryPointParams_result_0[_S85] = sum_2;
         }
-        i_3 = i_3 + (*_S64).groups_0 * _S66;
+        i_3 = i_3 + (*_S69).groups_0 * _S72;
     }
     return;
 }
@@ -372,9 +371,9 @@ fn expert_gemv_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, ExpertGem
 @workgroup_size(128, 1, 1)
 fn expert_gemv_q4_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S8 = _builtinWaveLaneIndex_0;
-    _S21 = _builtinWaveLaneCount_0;
-    var _S86 : ExpertGemvParams_std140_0 = entryPointParams_0.p_0;
-    expert_gemv_0(group_1, thread_0, &(_S86));
+    _S18 = _builtinWaveLaneIndex_0;
+    _S19 = _builtinWaveLaneCount_0;
+    var _S90 : ExpertGemvParams_std140_0 = entryPointParams_0.p_0;
+    expert_gemv_0(group_1, thread_0, &(_S90));
     return;
 }

@@ -57,44 +57,27 @@ fn subgroup_sum_0( value_0 : f32) -> f32
     return _S2;
 }
 
-fn subgroup_sums_0( values_0 : array<f32, i32(4)>,  _S3 : ptr<function, array<f32, i32(4)>>)
+fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S3 : ptr<function, array<f32, i32(2)>>)
 {
-    var result_0 : array<f32, i32(4)>;
+    var result_0 : array<f32, i32(2)>;
     var _S4 : f32 = subgroup_sum_0(values_0[i32(0)]);
     result_0[i32(0)] = _S4;
     var _S5 : f32 = subgroup_sum_0(values_0[i32(1)]);
     result_0[i32(1)] = _S5;
-    var _S6 : f32 = subgroup_sum_0(values_0[i32(2)]);
-    result_0[i32(2)] = _S6;
-    var _S7 : f32 = subgroup_sum_0(values_0[i32(3)]);
-    result_0[i32(3)] = _S7;
     (*_S3) = result_0;
     return;
 }
 
-var<private> _S8 : u32;
-
-fn own_0( values_1 : array<f32, i32(4)>) -> f32
+fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 {
-    ;
     var result_1 : f32;
-    if(_S8 == u32(1))
+    if(number_0 == u32(1))
     {
         result_1 = values_1[i32(1)];
     }
     else
     {
         result_1 = values_1[i32(0)];
-    }
-    ;
-    if(_S8 == u32(2))
-    {
-        result_1 = values_1[i32(2)];
-    }
-    ;
-    if(_S8 == u32(3))
-    {
-        result_1 = values_1[i32(3)];
     }
     return result_1;
 }
@@ -104,33 +87,31 @@ fn FourOrFiveEights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return offset_0 + row_0 * (k_1 / u32(256)) * u32(44);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S9 : ptr<function, array<u32, i32(4)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S6 : ptr<function, array<u32, i32(2)>>)
 {
-    var begins_0 : array<u32, i32(4)>;
-    var _S10 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0, _S10));
-    begins_0[i32(1)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S10));
-    begins_0[i32(2)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0 + u32(2), _S10));
-    begins_0[i32(3)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0 + u32(3), _S10));
-    (*_S9) = begins_0;
+    var begins_0 : array<u32, i32(2)>;
+    var _S7 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0, _S7));
+    begins_0[i32(1)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S7));
+    (*_S6) = begins_0;
     return;
 }
 
 fn scales_of_quarter_0( packed_2 : vec3<u32>,  quarter_0 : u32) -> vec2<u32>
 {
-    var _S11 : u32 = quarter_0 % u32(2) * u32(16);
-    var _S12 : vec2<u32> = ((packed_2.xy) >> (vec2<u32>(_S11)));
-    var _S13 : u32 = ((packed_2.z) >> (_S11));
-    var _S14 : vec2<u32>;
+    var _S8 : u32 = quarter_0 % u32(2) * u32(16);
+    var _S9 : vec2<u32> = ((packed_2.xy) >> (vec2<u32>(_S8)));
+    var _S10 : u32 = ((packed_2.z) >> (_S8));
+    var _S11 : vec2<u32>;
     if(quarter_0 < u32(2))
     {
-        _S14 = (_S12 & (vec2<u32>(u32(16191))));
+        _S11 = (_S9 & (vec2<u32>(u32(16191))));
     }
     else
     {
-        _S14 = (((vec2<u32>(_S13, (_S13 >> (u32(4)))) & (vec2<u32>(u32(3855))))) | (((((_S12 >> (vec2<u32>(u32(2))))) & (vec2<u32>(u32(12336)))))));
+        _S11 = (((vec2<u32>(_S10, (_S10 >> (u32(4)))) & (vec2<u32>(u32(3855))))) | (((((_S9 >> (vec2<u32>(u32(2))))) & (vec2<u32>(u32(12336)))))));
     }
-    return _S14;
+    return _S11;
 }
 
 fn in_place_0( word_0 : u32,  zero_0 : f32) -> f32
@@ -145,8 +126,8 @@ fn in_place_1( word_1 : u32,  zero_1 : f32) -> f32
 
 fn whole_bytes_0( word_2 : u32,  zero_2 : f32) -> vec4<f32>
 {
-    var _S15 : u32 = (word_2 >> (u32(16)));
-    return vec4<f32>(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S15, zero_2), in_place_1(_S15, zero_2));
+    var _S12 : u32 = (word_2 >> (u32(16)));
+    return vec4<f32>(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S12, zero_2), in_place_1(_S12, zero_2));
 }
 
 fn sum_0( v_0 : vec4<f32>) -> f32
@@ -161,20 +142,22 @@ fn halves_0( word_3 : u32) -> vec2<f32>
 
 fn FourOrFiveEights_product_0( eight_0 : FourOrFiveEights_Eight_0,  i_0 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
 {
-    var _S16 : vec2<u32> = scales_of_quarter_0(eight_0.packed_0, i_0 % u32(32) / u32(8));
-    var _S17 : vec2<f32> = vec2<f32>((_S16 & (vec2<u32>(u32(255)))));
-    var _S18 : vec2<f32> = vec2<f32>((_S16 >> (vec2<u32>(u32(8)))));
-    var _S19 : vec2<f32> = halves_0(eight_0.scales_0) * vec2<f32>(_S17.x * dot(whole_bytes_0(((((eight_0.q_0) & (u32(252645135)))) | ((((((eight_0.fifths_0) & (u32(16843009)))) << (u32(4)))))), 0.0f), a_0) + _S18.x * dot(whole_bytes_0(((((((eight_0.q_0) >> (u32(4)))) & (u32(252645135)))) | ((((((((eight_0.fifths_0) >> (u32(1)))) & (u32(16843009)))) << (u32(4)))))), 0.0f), b_0), _S17.y * sum_0(a_0) + _S18.y * sum_0(b_0));
-    return _S19.x - _S19.y;
+    var _S13 : vec2<u32> = scales_of_quarter_0(eight_0.packed_0, i_0 % u32(32) / u32(8));
+    var _S14 : vec2<f32> = vec2<f32>((_S13 & (vec2<u32>(u32(255)))));
+    var _S15 : vec2<f32> = vec2<f32>((_S13 >> (vec2<u32>(u32(8)))));
+    var _S16 : vec2<f32> = halves_0(eight_0.scales_0) * vec2<f32>(_S14.x * dot(whole_bytes_0(((((eight_0.q_0) & (u32(252645135)))) | ((((((eight_0.fifths_0) & (u32(16843009)))) << (u32(4)))))), 0.0f), a_0) + _S15.x * dot(whole_bytes_0(((((((eight_0.q_0) >> (u32(4)))) & (u32(252645135)))) | ((((((((eight_0.fifths_0) >> (u32(1)))) & (u32(16843009)))) << (u32(4)))))), 0.0f), b_0), _S14.y * sum_0(a_0) + _S15.y * sum_0(b_0));
+    return _S16.x - _S16.y;
 }
 
 fn FourOrFiveEights_places_0( i_1 : u32) -> vec2<u32>
 {
-    var _S20 : u32 = i_1 % u32(8);
-    return vec2<u32>(i_1 / u32(8) * u32(16) + _S20, i_1 / u32(8) * u32(16) + _S20 + u32(8));
+    var _S17 : u32 = i_1 % u32(8);
+    return vec2<u32>(i_1 / u32(8) * u32(16) + _S17, i_1 / u32(8) * u32(16) + _S17 + u32(8));
 }
 
-var<private> _S21 : u32;
+var<private> _S18 : u32;
+
+var<private> _S19 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -183,99 +166,115 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 struct Products_0
 {
-     sums_0 : array<f32, i32(4)>,
+     sums_0 : array<f32, i32(2)>,
      squares_0 : f32,
 };
 
-fn FourOrFiveEights_load_0( _S22 : u32,  _S23 : u32) -> FourOrFiveEights_Eight_0
+fn FourOrFiveEights_load_0( _S20 : u32,  _S21 : u32) -> FourOrFiveEights_Eight_0
 {
-    var _S24 : u32 = _S22 + _S23 / u32(32) * u32(44);
-    var _S25 : u32 = _S24 + u32(4);
-    var _S26 : u32 = _S23 % u32(32);
-    return FourOrFiveEights_Eight_x24init_0(entryPointParams_weight_0[_S25 + u32(8) + _S26], (entryPointParams_weight_0[_S25 + _S23 % u32(8)] >> ((_S26 / u32(8) * u32(2)))), entryPointParams_weight_0[_S24], vec3<u32>(entryPointParams_weight_0[_S24 + u32(1)], entryPointParams_weight_0[_S24 + u32(2)], entryPointParams_weight_0[_S24 + u32(3)]));
+    var _S22 : u32 = _S20 + _S21 / u32(32) * u32(44);
+    var _S23 : u32 = _S22 + u32(4);
+    var _S24 : u32 = _S21 % u32(32);
+    return FourOrFiveEights_Eight_x24init_0(entryPointParams_weight_0[_S23 + u32(8) + _S24], (entryPointParams_weight_0[_S23 + _S21 % u32(8)] >> ((_S24 / u32(8) * u32(2)))), entryPointParams_weight_0[_S22], vec3<u32>(entryPointParams_weight_0[_S22 + u32(1)], entryPointParams_weight_0[_S22 + u32(2)], entryPointParams_weight_0[_S22 + u32(3)]));
 }
 
-fn add_products_0( _S27 : ptr<function, Products_0>,  _S28 : array<u32, i32(4)>,  _S29 : u32,  _S30 : u32,  _S31 : u32,  _S32 : u32)
+fn load_eights_0( _S25 : array<u32, i32(2)>,  _S26 : u32,  _S27 : u32,  _S28 : ptr<function, array<FourOrFiveEights_Eight_0, i32(8)>>)
 {
     var eights_0 : array<FourOrFiveEights_Eight_0, i32(8)>;
-    var _S33 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S28[i32(0)], _S31);
-    eights_0[i32(0)] = _S33;
-    var _S34 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S28[i32(1)], _S31);
-    eights_0[i32(1)] = _S34;
-    var _S35 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S28[i32(2)], _S31);
-    eights_0[i32(2)] = _S35;
-    var _S36 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S28[i32(3)], _S31);
-    eights_0[i32(3)] = _S36;
-    var _S37 : u32 = _S31 + _S32;
-    var _S38 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S28[i32(0)], _S37);
-    eights_0[i32(4)] = _S38;
-    var _S39 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S28[i32(1)], _S37);
-    eights_0[i32(5)] = _S39;
-    var _S40 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S28[i32(2)], _S37);
-    eights_0[i32(6)] = _S40;
-    var _S41 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S28[i32(3)], _S37);
-    eights_0[i32(7)] = _S41;
-    var _S42 : vec2<u32> = FourOrFiveEights_places_0(_S31);
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S29 + _S42.x];
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S29 + _S42.y];
-    var _S43 : f32 = (*_S27).sums_0[i32(1)] + FourOrFiveEights_product_0(_S34, _S31, a_1, b_1);
-    var _S44 : f32 = (*_S27).sums_0[i32(2)] + FourOrFiveEights_product_0(_S35, _S31, a_1, b_1);
-    var _S45 : f32 = (*_S27).sums_0[i32(3)] + FourOrFiveEights_product_0(_S36, _S31, a_1, b_1);
-    var _S46 : vec2<u32> = FourOrFiveEights_places_0(_S37);
-    var a_2 : vec4<f32> = entryPointParams_x_0[_S29 + _S46.x];
-    var b_2 : vec4<f32> = entryPointParams_x_0[_S29 + _S46.y];
-    (*_S27).sums_0[i32(0)] = (*_S27).sums_0[i32(0)] + FourOrFiveEights_product_0(_S33, _S31, a_1, b_1) + FourOrFiveEights_product_0(_S38, _S37, a_2, b_2);
-    (*_S27).sums_0[i32(1)] = _S43 + FourOrFiveEights_product_0(_S39, _S37, a_2, b_2);
-    (*_S27).sums_0[i32(2)] = _S44 + FourOrFiveEights_product_0(_S40, _S37, a_2, b_2);
-    (*_S27).sums_0[i32(3)] = _S45 + FourOrFiveEights_product_0(_S41, _S37, a_2, b_2);
+    eights_0[i32(0)] = FourOrFiveEights_load_0(_S25[i32(0)], _S26);
+    eights_0[i32(1)] = FourOrFiveEights_load_0(_S25[i32(1)], _S26);
+    var _S29 : u32 = _S26 + _S27;
+    eights_0[i32(2)] = FourOrFiveEights_load_0(_S25[i32(0)], _S29);
+    eights_0[i32(3)] = FourOrFiveEights_load_0(_S25[i32(1)], _S29);
+    var _S30 : u32 = _S26 + u32(2) * _S27;
+    eights_0[i32(4)] = FourOrFiveEights_load_0(_S25[i32(0)], _S30);
+    eights_0[i32(5)] = FourOrFiveEights_load_0(_S25[i32(1)], _S30);
+    var _S31 : u32 = _S26 + u32(3) * _S27;
+    eights_0[i32(6)] = FourOrFiveEights_load_0(_S25[i32(0)], _S31);
+    eights_0[i32(7)] = FourOrFiveEights_load_0(_S25[i32(1)], _S31);
+    (*_S28) = eights_0;
     return;
 }
 
-fn add_products_1( _S47 : ptr<function, Products_0>,  _S48 : array<u32, i32(4)>,  _S49 : u32,  _S50 : u32,  _S51 : u32,  _S52 : u32)
+fn add_products_0( _S32 : ptr<function, Products_0>,  _S33 : array<FourOrFiveEights_Eight_0, i32(8)>,  _S34 : u32,  _S35 : u32,  _S36 : u32,  _S37 : u32)
 {
-    var eights_1 : array<FourOrFiveEights_Eight_0, i32(4)>;
-    var _S53 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S48[i32(0)], _S51);
-    eights_1[i32(0)] = _S53;
-    var _S54 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S48[i32(1)], _S51);
-    eights_1[i32(1)] = _S54;
-    var _S55 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S48[i32(2)], _S51);
-    eights_1[i32(2)] = _S55;
-    var _S56 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S48[i32(3)], _S51);
-    eights_1[i32(3)] = _S56;
-    var _S57 : vec2<u32> = FourOrFiveEights_places_0(_S51);
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S49 + _S57.x];
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S49 + _S57.y];
-    (*_S47).sums_0[i32(0)] = (*_S47).sums_0[i32(0)] + FourOrFiveEights_product_0(_S53, _S51, a_3, b_3);
-    (*_S47).sums_0[i32(1)] = (*_S47).sums_0[i32(1)] + FourOrFiveEights_product_0(_S54, _S51, a_3, b_3);
-    (*_S47).sums_0[i32(2)] = (*_S47).sums_0[i32(2)] + FourOrFiveEights_product_0(_S55, _S51, a_3, b_3);
-    (*_S47).sums_0[i32(3)] = (*_S47).sums_0[i32(3)] + FourOrFiveEights_product_0(_S56, _S51, a_3, b_3);
+    var _S38 : vec2<u32> = FourOrFiveEights_places_0(_S36);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S34 + _S38.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S34 + _S38.y];
+    var _S39 : u32 = _S36 + _S37;
+    var _S40 : vec2<u32> = FourOrFiveEights_places_0(_S39);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S34 + _S40.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S34 + _S40.y];
+    var _S41 : u32 = _S36 + u32(2) * _S37;
+    var _S42 : vec2<u32> = FourOrFiveEights_places_0(_S41);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S34 + _S42.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S34 + _S42.y];
+    var _S43 : f32 = (*_S32).sums_0[i32(1)] + FourOrFiveEights_product_0(_S33[i32(1)], _S36, a_1, b_1) + FourOrFiveEights_product_0(_S33[i32(3)], _S39, a_2, b_2) + FourOrFiveEights_product_0(_S33[i32(5)], _S41, a_3, b_3);
+    var _S44 : u32 = _S36 + u32(3) * _S37;
+    var _S45 : vec2<u32> = FourOrFiveEights_places_0(_S44);
+    var a_4 : vec4<f32> = entryPointParams_x_0[_S34 + _S45.x];
+    var b_4 : vec4<f32> = entryPointParams_x_0[_S34 + _S45.y];
+    (*_S32).sums_0[i32(0)] = (*_S32).sums_0[i32(0)] + FourOrFiveEights_product_0(_S33[i32(0)], _S36, a_1, b_1) + FourOrFiveEights_product_0(_S33[i32(2)], _S39, a_2, b_2) + FourOrFiveEights_product_0(_S33[i32(4)], _S41, a_3, b_3) + FourOrFiveEights_product_0(_S33[i32(6)], _S44, a_4, b_4);
+    (*_S32).sums_0[i32(1)] = _S43 + FourOrFiveEights_product_0(_S33[i32(7)], _S44, a_4, b_4);
     return;
 }
 
-fn products_of_thread_0( _S58 : array<u32, i32(4)>,  _S59 : u32,  _S60 : u32,  _S61 : u32) -> Products_0
+fn load_eights_1( _S46 : array<u32, i32(2)>,  _S47 : u32,  _S48 : u32,  _S49 : ptr<function, array<FourOrFiveEights_Eight_0, i32(2)>>)
+{
+    var eights_1 : array<FourOrFiveEights_Eight_0, i32(2)>;
+    eights_1[i32(0)] = FourOrFiveEights_load_0(_S46[i32(0)], _S47);
+    eights_1[i32(1)] = FourOrFiveEights_load_0(_S46[i32(1)], _S47);
+    (*_S49) = eights_1;
+    return;
+}
+
+fn add_products_1( _S50 : ptr<function, Products_0>,  _S51 : array<FourOrFiveEights_Eight_0, i32(2)>,  _S52 : u32,  _S53 : u32,  _S54 : u32,  _S55 : u32)
+{
+    var _S56 : vec2<u32> = FourOrFiveEights_places_0(_S54);
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S52 + _S56.x];
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S52 + _S56.y];
+    (*_S50).sums_0[i32(0)] = (*_S50).sums_0[i32(0)] + FourOrFiveEights_product_0(_S51[i32(0)], _S54, a_5, b_5);
+    (*_S50).sums_0[i32(1)] = (*_S50).sums_0[i32(1)] + FourOrFiveEights_product_0(_S51[i32(1)], _S54, a_5, b_5);
+    return;
+}
+
+fn products_of_thread_0( _S57 : array<u32, i32(2)>,  _S58 : u32,  _S59 : u32,  _S60 : u32,  _S61 : u32,  _S62 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    products_0.sums_0[i32(2)] = 0.0f;
-    products_0.sums_0[i32(3)] = 0.0f;
-    ;
-    var _S62 : u32 = _S21;
-    var _S63 : u32 = _S59 / u32(8);
-    ;
-    var i_2 : u32 = _S8;
-    for(;;)
+    var _S63 : u32 = _S58 / u32(8);
+    var i_2 : u32;
+    if((_S61 + u32(3) * _S62) < _S63)
     {
-        if((i_2 + _S62) < _S63)
+        var _S64 : array<FourOrFiveEights_Eight_0, i32(8)>;
+        load_eights_0(_S57, _S61, _S62, &(_S64));
+        i_2 = _S61;
+        var loaded_0 : array<FourOrFiveEights_Eight_0, i32(8)> = _S64;
+        for(;;)
         {
+            if((i_2 + u32(7) * _S62) < _S63)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S65 : u32 = i_2 + u32(4) * _S62;
+            var _S66 : array<FourOrFiveEights_Eight_0, i32(8)>;
+            load_eights_0(_S57, _S65, _S62, &(_S66));
+            var _S67 : array<FourOrFiveEights_Eight_0, i32(8)> = _S66;
+            add_products_0(&(products_0), loaded_0, _S59, _S60, i_2, _S62);
+            i_2 = _S65;
+            loaded_0 = _S67;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S58, _S60, _S61, i_2, _S62);
-        i_2 = i_2 + u32(2) * _S62;
+        add_products_0(&(products_0), loaded_0, _S59, _S60, i_2, _S62);
+        i_2 = i_2 + u32(4) * _S62;
+    }
+    else
+    {
+        i_2 = _S61;
     }
     for(;;)
     {
@@ -286,86 +285,86 @@ fn products_of_thread_0( _S58 : array<u32, i32(4)>,  _S59 : u32,  _S60 : u32,  _
         {
             break;
         }
-        add_products_1(&(products_0), _S58, _S60, _S61, i_2, _S62);
+        var _S68 : array<FourOrFiveEights_Eight_0, i32(2)>;
+        load_eights_1(_S57, i_2, _S62, &(_S68));
+        add_products_1(&(products_0), _S68, _S59, _S60, i_2, _S62);
         i_2 = i_2 + _S62;
     }
     return products_0;
 }
 
-fn expert_gemv_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, ExpertGemvParams_std140_0>)
+fn expert_gemv_0( _S69 : vec3<u32>,  _S70 : u32,  _S71 : ptr<function, ExpertGemvParams_std140_0>)
 {
     ;
-    var _S67 : u32 = _S21;
-    var _S68 : u32 = u32(128) / _S21;
-    var _S69 : u32 = (*_S66).columns_0;
-    var _S70 : u32 = ((*_S66).columns_0 + u32(4) - u32(1)) / u32(4);
-    var _S71 : u32 = group_number_0(_S64) * _S68;
-    var _S72 : u32 = _S65 / _S67;
-    var i_3 : u32 = _S71 + _S72;
+    var _S72 : u32 = _S18;
+    ;
+    var _S73 : u32 = _S19;
+    var _S74 : u32 = u32(128) / _S19;
+    var _S75 : u32 = (*_S71).columns_0;
+    var _S76 : u32 = ((*_S71).columns_0 + u32(2) - u32(1)) / u32(2);
+    var _S77 : u32 = group_number_0(_S69) * _S74;
+    var _S78 : u32 = _S70 / _S73;
+    var i_3 : u32 = _S77 + _S78;
     for(;;)
     {
-        if(i_3 < ((*_S66).slots_0 * _S70))
+        if(i_3 < ((*_S71).slots_0 * _S76))
         {
         }
         else
         {
             break;
         }
-        var _S73 : u32 = i_3 / _S70;
-        var _S74 : u32 = min(entryPointParams_ids_0[(*_S66).ids_offset_0 + _S73], (*_S66).experts_0 - u32(1)) - (*_S66).first_expert_0;
-        if(_S74 >= ((*_S66).bound_experts_0))
+        var _S79 : u32 = i_3 / _S76;
+        var _S80 : u32 = min(entryPointParams_ids_0[(*_S71).ids_offset_0 + _S79], (*_S71).experts_0 - u32(1)) - (*_S71).first_expert_0;
+        if(_S80 >= ((*_S71).bound_experts_0))
         {
-            i_3 = i_3 + (*_S66).groups_0 * _S68;
+            i_3 = i_3 + (*_S71).groups_0 * _S74;
             continue;
         }
-        var _S75 : u32 = i_3 % _S70;
-        var _S76 : u32 = _S75 * u32(4);
-        ;
-        var _S77 : u32 = _S76 + _S8;
-        ;
-        var _S78 : bool;
-        if(_S8 < u32(4))
+        var _S81 : u32 = i_3 % _S76;
+        var _S82 : u32 = _S81 * u32(2);
+        var _S83 : u32 = _S82 + _S72;
+        var _S84 : bool;
+        if(_S72 < u32(2))
         {
-            _S78 = _S77 < _S69;
+            _S84 = _S83 < _S75;
         }
         else
         {
-            _S78 = false;
+            _S84 = false;
         }
-        var _S79 : u32 = (*_S66).n_0;
-        var _S80 : u32 = (*_S66).first_column_0;
-        var _S81 : u32 = (*_S66).out_offset_0 + _S73 * (*_S66).n_0 + (*_S66).first_column_0 + _S77;
-        var _S82 : bool;
-        if(_S78)
+        var _S85 : u32 = (*_S71).n_0;
+        var _S86 : u32 = (*_S71).first_column_0;
+        var _S87 : u32 = (*_S71).out_offset_0 + _S79 * (*_S71).n_0 + (*_S71).first_column_0 + _S83;
+        var _S88 : bool;
+        if(_S84)
         {
-            _S82 = ((*_S66).accumulate_0) != u32(0);
+            _S88 = ((*_S71).accumulate_0) != u32(0);
         }
         else
         {
-            _S82 = false;
+            _S88 = false;
         }
         var sum_1 : f32;
-        if(_S82)
+        if(_S88)
         {
-            sum_1 = entryPointParams_result_0[_S81];
+            sum_1 = entryPointParams_result_0[_S87];
         }
         else
         {
             sum_1 = 0.0f;
         }
-        var _S83 : u32 = _S74 * _S79 + _S80;
-        var _S84 : array<u32, i32(4)>;
-        begins_of_rows_0((*_S66).weight_offset_0, (*_S66).k_0, _S83 + _S76, _S83 + _S69, &(_S84));
-        var _S85 : Products_0 = products_of_thread_0(_S84, (*_S66).k_0, (*_S66).x_offset_0 + _S73 * ((*_S66).x_slot_0 / u32(4)), u32(0));
-        var _S86 : array<f32, i32(4)>;
-        subgroup_sums_0(_S85.sums_0, &(_S86));
-        var _S87 : f32 = own_0(_S86);
-        var sum_2 : f32 = sum_1 + _S87;
-        if(_S78)
+        var _S89 : u32 = _S80 * _S85 + _S86;
+        var _S90 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S71).weight_offset_0, (*_S71).k_0, _S89 + _S82, _S89 + _S75, &(_S90));
+        var _S91 : array<f32, i32(2)>;
+        subgroup_sums_0(products_of_thread_0(_S90, (*_S71).k_0, (*_S71).x_offset_0 + _S79 * ((*_S71).x_slot_0 / u32(4)), u32(0), _S72, _S73).sums_0, &(_S91));
+        var sum_2 : f32 = sum_1 + chosen_0(_S91, _S72);
+        if(_S84)
         {
-            entryPointParams_result_0[_S81] = sum_2;
+            entryPointParams_result_0[_S87] = sum_2;
         }
-        i_3 = i_3 + (*_S66).groups_0 * _S68;
+        i_3 = i_3 + (*_S71).groups_0 * _S74;
     }
     return;
 }
@@ -374,9 +373,9 @@ fn expert_gemv_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, ExpertGem
 @workgroup_size(128, 1, 1)
 fn expert_gemv_q5_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S8 = _builtinWaveLaneIndex_0;
-    _S21 = _builtinWaveLaneCount_0;
-    var _S88 : ExpertGemvParams_std140_0 = entryPointParams_0.p_0;
-    expert_gemv_0(group_1, thread_0, &(_S88));
+    _S18 = _builtinWaveLaneIndex_0;
+    _S19 = _builtinWaveLaneCount_0;
+    var _S92 : ExpertGemvParams_std140_0 = entryPointParams_0.p_0;
+    expert_gemv_0(group_1, thread_0, &(_S92));
     return;
 }

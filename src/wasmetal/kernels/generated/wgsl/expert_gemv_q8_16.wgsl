@@ -39,44 +39,27 @@ fn subgroup_sum_0( value_0 : f32) -> f32
     return _S1;
 }
 
-fn subgroup_sums_0( values_0 : array<f32, i32(4)>,  _S2 : ptr<function, array<f32, i32(4)>>)
+fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S2 : ptr<function, array<f32, i32(2)>>)
 {
-    var result_0 : array<f32, i32(4)>;
+    var result_0 : array<f32, i32(2)>;
     var _S3 : f32 = subgroup_sum_0(values_0[i32(0)]);
     result_0[i32(0)] = _S3;
     var _S4 : f32 = subgroup_sum_0(values_0[i32(1)]);
     result_0[i32(1)] = _S4;
-    var _S5 : f32 = subgroup_sum_0(values_0[i32(2)]);
-    result_0[i32(2)] = _S5;
-    var _S6 : f32 = subgroup_sum_0(values_0[i32(3)]);
-    result_0[i32(3)] = _S6;
     (*_S2) = result_0;
     return;
 }
 
-var<private> _S7 : u32;
-
-fn own_0( values_1 : array<f32, i32(4)>) -> f32
+fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 {
-    ;
     var result_1 : f32;
-    if(_S7 == u32(1))
+    if(number_0 == u32(1))
     {
         result_1 = values_1[i32(1)];
     }
     else
     {
         result_1 = values_1[i32(0)];
-    }
-    ;
-    if(_S7 == u32(2))
-    {
-        result_1 = values_1[i32(2)];
-    }
-    ;
-    if(_S7 == u32(3))
-    {
-        result_1 = values_1[i32(3)];
     }
     return result_1;
 }
@@ -86,15 +69,13 @@ fn Q8_16Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return offset_0 + row_0 * (k_1 / u32(32)) * u32(10);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S8 : ptr<function, array<u32, i32(4)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S5 : ptr<function, array<u32, i32(2)>>)
 {
-    var begins_0 : array<u32, i32(4)>;
-    var _S9 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = Q8_16Eights_begin_0(offset_1, k_2, min(first_0, _S9));
-    begins_0[i32(1)] = Q8_16Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S9));
-    begins_0[i32(2)] = Q8_16Eights_begin_0(offset_1, k_2, min(first_0 + u32(2), _S9));
-    begins_0[i32(3)] = Q8_16Eights_begin_0(offset_1, k_2, min(first_0 + u32(3), _S9));
-    (*_S8) = begins_0;
+    var begins_0 : array<u32, i32(2)>;
+    var _S6 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = Q8_16Eights_begin_0(offset_1, k_2, min(first_0, _S6));
+    begins_0[i32(1)] = Q8_16Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S6));
+    (*_S5) = begins_0;
     return;
 }
 
@@ -108,7 +89,9 @@ fn in_place_1( word_1 : u32,  zero_1 : f32) -> f32
     return (bitcast<f32>(((((word_1 & (u32(255)))) | (u32(1258291200)))))) - ((bitcast<f32>((u32(1258291200)))) + zero_1);
 }
 
-var<private> _S10 : u32;
+var<private> _S7 : u32;
+
+var<private> _S8 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -117,7 +100,7 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 struct Products_0
 {
-     sums_0 : array<f32, i32(4)>,
+     sums_0 : array<f32, i32(2)>,
      squares_0 : f32,
 };
 
@@ -131,25 +114,43 @@ struct Q8_16Eights_Eight_0
 
 fn Q8_16Eights_Eight_x24init_0( low_1 : u32,  high_1 : u32,  scales_1 : u32,  factors_1 : u32) -> Q8_16Eights_Eight_0
 {
-    var _S11 : Q8_16Eights_Eight_0;
-    _S11.low_0 = low_1;
-    _S11.high_0 = high_1;
-    _S11.scales_0 = scales_1;
-    _S11.factors_0 = factors_1;
-    return _S11;
+    var _S9 : Q8_16Eights_Eight_0;
+    _S9.low_0 = low_1;
+    _S9.high_0 = high_1;
+    _S9.scales_0 = scales_1;
+    _S9.factors_0 = factors_1;
+    return _S9;
 }
 
-fn Q8_16Eights_load_0( _S12 : u32,  _S13 : u32) -> Q8_16Eights_Eight_0
+fn Q8_16Eights_load_0( _S10 : u32,  _S11 : u32) -> Q8_16Eights_Eight_0
 {
-    var _S14 : u32 = _S12 + _S13 / u32(4) * u32(10);
-    var _S15 : u32 = _S14 + u32(2) + _S13 % u32(4) * u32(2);
-    return Q8_16Eights_Eight_x24init_0(entryPointParams_weight_0[_S15], entryPointParams_weight_0[_S15 + u32(1)], entryPointParams_weight_0[_S14], entryPointParams_weight_0[_S14 + u32(1)]);
+    var _S12 : u32 = _S10 + _S11 / u32(4) * u32(10);
+    var _S13 : u32 = _S12 + u32(2) + _S11 % u32(4) * u32(2);
+    return Q8_16Eights_Eight_x24init_0(entryPointParams_weight_0[_S13], entryPointParams_weight_0[_S13 + u32(1)], entryPointParams_weight_0[_S12], entryPointParams_weight_0[_S12 + u32(1)]);
+}
+
+fn load_eights_0( _S14 : array<u32, i32(2)>,  _S15 : u32,  _S16 : u32,  _S17 : ptr<function, array<Q8_16Eights_Eight_0, i32(8)>>)
+{
+    var eights_0 : array<Q8_16Eights_Eight_0, i32(8)>;
+    eights_0[i32(0)] = Q8_16Eights_load_0(_S14[i32(0)], _S15);
+    eights_0[i32(1)] = Q8_16Eights_load_0(_S14[i32(1)], _S15);
+    var _S18 : u32 = _S15 + _S16;
+    eights_0[i32(2)] = Q8_16Eights_load_0(_S14[i32(0)], _S18);
+    eights_0[i32(3)] = Q8_16Eights_load_0(_S14[i32(1)], _S18);
+    var _S19 : u32 = _S15 + u32(2) * _S16;
+    eights_0[i32(4)] = Q8_16Eights_load_0(_S14[i32(0)], _S19);
+    eights_0[i32(5)] = Q8_16Eights_load_0(_S14[i32(1)], _S19);
+    var _S20 : u32 = _S15 + u32(3) * _S16;
+    eights_0[i32(6)] = Q8_16Eights_load_0(_S14[i32(0)], _S20);
+    eights_0[i32(7)] = Q8_16Eights_load_0(_S14[i32(1)], _S20);
+    (*_S17) = eights_0;
+    return;
 }
 
 fn Q8_16Eights_places_0( i_0 : u32) -> vec2<u32>
 {
-    var _S16 : u32 = u32(2) * i_0;
-    return vec2<u32>(_S16, _S16 + u32(1));
+    var _S21 : u32 = u32(2) * i_0;
+    return vec2<u32>(_S21, _S21 + u32(1));
 }
 
 fn halves_0( word_2 : u32) -> vec2<f32>
@@ -164,8 +165,8 @@ fn bytes_0( word_3 : u32) -> vec4<f32>
 
 fn whole_bytes_0( word_4 : u32,  zero_2 : f32) -> vec4<f32>
 {
-    var _S17 : u32 = (word_4 >> (u32(16)));
-    return vec4<f32>(in_place_1(word_4, zero_2), in_place_0(word_4, zero_2), in_place_1(_S17, zero_2), in_place_0(_S17, zero_2));
+    var _S22 : u32 = (word_4 >> (u32(16)));
+    return vec4<f32>(in_place_1(word_4, zero_2), in_place_0(word_4, zero_2), in_place_1(_S22, zero_2), in_place_0(_S22, zero_2));
 }
 
 fn signed_bytes_0( word_5 : u32) -> vec4<f32>
@@ -180,91 +181,89 @@ fn sum_0( v_0 : vec4<f32>) -> f32
 
 fn Q8_16Eights_product_0( eight_0 : Q8_16Eights_Eight_0,  i_1 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
 {
-    var _S18 : vec2<f32> = halves_0(eight_0.scales_0) * bytes_0(((eight_0.factors_0) >> ((i_1 % u32(4) / u32(2) * u32(8))))).xz;
-    return _S18.x * (dot(signed_bytes_0(eight_0.low_0), a_0) + dot(signed_bytes_0(eight_0.high_0), b_0)) - _S18.y * sum_0(a_0 + b_0);
+    var _S23 : vec2<f32> = halves_0(eight_0.scales_0) * bytes_0(((eight_0.factors_0) >> ((i_1 % u32(4) / u32(2) * u32(8))))).xz;
+    return _S23.x * (dot(signed_bytes_0(eight_0.low_0), a_0) + dot(signed_bytes_0(eight_0.high_0), b_0)) - _S23.y * sum_0(a_0 + b_0);
 }
 
-fn add_products_0( _S19 : ptr<function, Products_0>,  _S20 : array<u32, i32(4)>,  _S21 : u32,  _S22 : u32,  _S23 : u32,  _S24 : u32)
+fn add_products_0( _S24 : ptr<function, Products_0>,  _S25 : array<Q8_16Eights_Eight_0, i32(8)>,  _S26 : u32,  _S27 : u32,  _S28 : u32,  _S29 : u32)
 {
-    var eights_0 : array<Q8_16Eights_Eight_0, i32(8)>;
-    var _S25 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S20[i32(0)], _S23);
-    eights_0[i32(0)] = _S25;
-    var _S26 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S20[i32(1)], _S23);
-    eights_0[i32(1)] = _S26;
-    var _S27 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S20[i32(2)], _S23);
-    eights_0[i32(2)] = _S27;
-    var _S28 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S20[i32(3)], _S23);
-    eights_0[i32(3)] = _S28;
-    var _S29 : u32 = _S23 + _S24;
-    var _S30 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S20[i32(0)], _S29);
-    eights_0[i32(4)] = _S30;
-    var _S31 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S20[i32(1)], _S29);
-    eights_0[i32(5)] = _S31;
-    var _S32 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S20[i32(2)], _S29);
-    eights_0[i32(6)] = _S32;
-    var _S33 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S20[i32(3)], _S29);
-    eights_0[i32(7)] = _S33;
-    var _S34 : vec2<u32> = Q8_16Eights_places_0(_S23);
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S21 + _S34.x];
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S21 + _S34.y];
-    var _S35 : f32 = (*_S19).sums_0[i32(1)] + Q8_16Eights_product_0(_S26, _S23, a_1, b_1);
-    var _S36 : f32 = (*_S19).sums_0[i32(2)] + Q8_16Eights_product_0(_S27, _S23, a_1, b_1);
-    var _S37 : f32 = (*_S19).sums_0[i32(3)] + Q8_16Eights_product_0(_S28, _S23, a_1, b_1);
-    var _S38 : vec2<u32> = Q8_16Eights_places_0(_S29);
-    var a_2 : vec4<f32> = entryPointParams_x_0[_S21 + _S38.x];
-    var b_2 : vec4<f32> = entryPointParams_x_0[_S21 + _S38.y];
-    (*_S19).sums_0[i32(0)] = (*_S19).sums_0[i32(0)] + Q8_16Eights_product_0(_S25, _S23, a_1, b_1) + Q8_16Eights_product_0(_S30, _S29, a_2, b_2);
-    (*_S19).sums_0[i32(1)] = _S35 + Q8_16Eights_product_0(_S31, _S29, a_2, b_2);
-    (*_S19).sums_0[i32(2)] = _S36 + Q8_16Eights_product_0(_S32, _S29, a_2, b_2);
-    (*_S19).sums_0[i32(3)] = _S37 + Q8_16Eights_product_0(_S33, _S29, a_2, b_2);
+    var _S30 : vec2<u32> = Q8_16Eights_places_0(_S28);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S26 + _S30.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S26 + _S30.y];
+    var _S31 : u32 = _S28 + _S29;
+    var _S32 : vec2<u32> = Q8_16Eights_places_0(_S31);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S26 + _S32.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S26 + _S32.y];
+    var _S33 : u32 = _S28 + u32(2) * _S29;
+    var _S34 : vec2<u32> = Q8_16Eights_places_0(_S33);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S26 + _S34.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S26 + _S34.y];
+    var _S35 : f32 = (*_S24).sums_0[i32(1)] + Q8_16Eights_product_0(_S25[i32(1)], _S28, a_1, b_1) + Q8_16Eights_product_0(_S25[i32(3)], _S31, a_2, b_2) + Q8_16Eights_product_0(_S25[i32(5)], _S33, a_3, b_3);
+    var _S36 : u32 = _S28 + u32(3) * _S29;
+    var _S37 : vec2<u32> = Q8_16Eights_places_0(_S36);
+    var a_4 : vec4<f32> = entryPointParams_x_0[_S26 + _S37.x];
+    var b_4 : vec4<f32> = entryPointParams_x_0[_S26 + _S37.y];
+    (*_S24).sums_0[i32(0)] = (*_S24).sums_0[i32(0)] + Q8_16Eights_product_0(_S25[i32(0)], _S28, a_1, b_1) + Q8_16Eights_product_0(_S25[i32(2)], _S31, a_2, b_2) + Q8_16Eights_product_0(_S25[i32(4)], _S33, a_3, b_3) + Q8_16Eights_product_0(_S25[i32(6)], _S36, a_4, b_4);
+    (*_S24).sums_0[i32(1)] = _S35 + Q8_16Eights_product_0(_S25[i32(7)], _S36, a_4, b_4);
     return;
 }
 
-fn add_products_1( _S39 : ptr<function, Products_0>,  _S40 : array<u32, i32(4)>,  _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : u32)
+fn load_eights_1( _S38 : array<u32, i32(2)>,  _S39 : u32,  _S40 : u32,  _S41 : ptr<function, array<Q8_16Eights_Eight_0, i32(2)>>)
 {
-    var eights_1 : array<Q8_16Eights_Eight_0, i32(4)>;
-    var _S45 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S40[i32(0)], _S43);
-    eights_1[i32(0)] = _S45;
-    var _S46 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S40[i32(1)], _S43);
-    eights_1[i32(1)] = _S46;
-    var _S47 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S40[i32(2)], _S43);
-    eights_1[i32(2)] = _S47;
-    var _S48 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S40[i32(3)], _S43);
-    eights_1[i32(3)] = _S48;
-    var _S49 : vec2<u32> = Q8_16Eights_places_0(_S43);
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S41 + _S49.x];
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S41 + _S49.y];
-    (*_S39).sums_0[i32(0)] = (*_S39).sums_0[i32(0)] + Q8_16Eights_product_0(_S45, _S43, a_3, b_3);
-    (*_S39).sums_0[i32(1)] = (*_S39).sums_0[i32(1)] + Q8_16Eights_product_0(_S46, _S43, a_3, b_3);
-    (*_S39).sums_0[i32(2)] = (*_S39).sums_0[i32(2)] + Q8_16Eights_product_0(_S47, _S43, a_3, b_3);
-    (*_S39).sums_0[i32(3)] = (*_S39).sums_0[i32(3)] + Q8_16Eights_product_0(_S48, _S43, a_3, b_3);
+    var eights_1 : array<Q8_16Eights_Eight_0, i32(2)>;
+    eights_1[i32(0)] = Q8_16Eights_load_0(_S38[i32(0)], _S39);
+    eights_1[i32(1)] = Q8_16Eights_load_0(_S38[i32(1)], _S39);
+    (*_S41) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S50 : array<u32, i32(4)>,  _S51 : u32,  _S52 : u32,  _S53 : u32) -> Products_0
+fn add_products_1( _S42 : ptr<function, Products_0>,  _S43 : array<Q8_16Eights_Eight_0, i32(2)>,  _S44 : u32,  _S45 : u32,  _S46 : u32,  _S47 : u32)
+{
+    var _S48 : vec2<u32> = Q8_16Eights_places_0(_S46);
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S44 + _S48.x];
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S44 + _S48.y];
+    (*_S42).sums_0[i32(0)] = (*_S42).sums_0[i32(0)] + Q8_16Eights_product_0(_S43[i32(0)], _S46, a_5, b_5);
+    (*_S42).sums_0[i32(1)] = (*_S42).sums_0[i32(1)] + Q8_16Eights_product_0(_S43[i32(1)], _S46, a_5, b_5);
+    return;
+}
+
+fn products_of_thread_0( _S49 : array<u32, i32(2)>,  _S50 : u32,  _S51 : u32,  _S52 : u32,  _S53 : u32,  _S54 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    products_0.sums_0[i32(2)] = 0.0f;
-    products_0.sums_0[i32(3)] = 0.0f;
-    ;
-    var _S54 : u32 = _S10;
-    var _S55 : u32 = _S51 / u32(8);
-    ;
-    var i_2 : u32 = _S7;
-    for(;;)
+    var _S55 : u32 = _S50 / u32(8);
+    var i_2 : u32;
+    if((_S53 + u32(3) * _S54) < _S55)
     {
-        if((i_2 + _S54) < _S55)
+        var _S56 : array<Q8_16Eights_Eight_0, i32(8)>;
+        load_eights_0(_S49, _S53, _S54, &(_S56));
+        i_2 = _S53;
+        var loaded_0 : array<Q8_16Eights_Eight_0, i32(8)> = _S56;
+        for(;;)
         {
+            if((i_2 + u32(7) * _S54) < _S55)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S57 : u32 = i_2 + u32(4) * _S54;
+            var _S58 : array<Q8_16Eights_Eight_0, i32(8)>;
+            load_eights_0(_S49, _S57, _S54, &(_S58));
+            var _S59 : array<Q8_16Eights_Eight_0, i32(8)> = _S58;
+            add_products_0(&(products_0), loaded_0, _S51, _S52, i_2, _S54);
+            i_2 = _S57;
+            loaded_0 = _S59;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S50, _S52, _S53, i_2, _S54);
-        i_2 = i_2 + u32(2) * _S54;
+        add_products_0(&(products_0), loaded_0, _S51, _S52, i_2, _S54);
+        i_2 = i_2 + u32(4) * _S54;
+    }
+    else
+    {
+        i_2 = _S53;
     }
     for(;;)
     {
@@ -275,86 +274,86 @@ fn products_of_thread_0( _S50 : array<u32, i32(4)>,  _S51 : u32,  _S52 : u32,  _
         {
             break;
         }
-        add_products_1(&(products_0), _S50, _S52, _S53, i_2, _S54);
+        var _S60 : array<Q8_16Eights_Eight_0, i32(2)>;
+        load_eights_1(_S49, i_2, _S54, &(_S60));
+        add_products_1(&(products_0), _S60, _S51, _S52, i_2, _S54);
         i_2 = i_2 + _S54;
     }
     return products_0;
 }
 
-fn expert_gemv_0( _S56 : vec3<u32>,  _S57 : u32,  _S58 : ptr<function, ExpertGemvParams_std140_0>)
+fn expert_gemv_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, ExpertGemvParams_std140_0>)
 {
     ;
-    var _S59 : u32 = _S10;
-    var _S60 : u32 = u32(128) / _S10;
-    var _S61 : u32 = (*_S58).columns_0;
-    var _S62 : u32 = ((*_S58).columns_0 + u32(4) - u32(1)) / u32(4);
-    var _S63 : u32 = group_number_0(_S56) * _S60;
-    var _S64 : u32 = _S57 / _S59;
-    var i_3 : u32 = _S63 + _S64;
+    var _S64 : u32 = _S7;
+    ;
+    var _S65 : u32 = _S8;
+    var _S66 : u32 = u32(128) / _S8;
+    var _S67 : u32 = (*_S63).columns_0;
+    var _S68 : u32 = ((*_S63).columns_0 + u32(2) - u32(1)) / u32(2);
+    var _S69 : u32 = group_number_0(_S61) * _S66;
+    var _S70 : u32 = _S62 / _S65;
+    var i_3 : u32 = _S69 + _S70;
     for(;;)
     {
-        if(i_3 < ((*_S58).slots_0 * _S62))
+        if(i_3 < ((*_S63).slots_0 * _S68))
         {
         }
         else
         {
             break;
         }
-        var _S65 : u32 = i_3 / _S62;
-        var _S66 : u32 = min(entryPointParams_ids_0[(*_S58).ids_offset_0 + _S65], (*_S58).experts_0 - u32(1)) - (*_S58).first_expert_0;
-        if(_S66 >= ((*_S58).bound_experts_0))
+        var _S71 : u32 = i_3 / _S68;
+        var _S72 : u32 = min(entryPointParams_ids_0[(*_S63).ids_offset_0 + _S71], (*_S63).experts_0 - u32(1)) - (*_S63).first_expert_0;
+        if(_S72 >= ((*_S63).bound_experts_0))
         {
-            i_3 = i_3 + (*_S58).groups_0 * _S60;
+            i_3 = i_3 + (*_S63).groups_0 * _S66;
             continue;
         }
-        var _S67 : u32 = i_3 % _S62;
-        var _S68 : u32 = _S67 * u32(4);
-        ;
-        var _S69 : u32 = _S68 + _S7;
-        ;
-        var _S70 : bool;
-        if(_S7 < u32(4))
+        var _S73 : u32 = i_3 % _S68;
+        var _S74 : u32 = _S73 * u32(2);
+        var _S75 : u32 = _S74 + _S64;
+        var _S76 : bool;
+        if(_S64 < u32(2))
         {
-            _S70 = _S69 < _S61;
+            _S76 = _S75 < _S67;
         }
         else
         {
-            _S70 = false;
+            _S76 = false;
         }
-        var _S71 : u32 = (*_S58).n_0;
-        var _S72 : u32 = (*_S58).first_column_0;
-        var _S73 : u32 = (*_S58).out_offset_0 + _S65 * (*_S58).n_0 + (*_S58).first_column_0 + _S69;
-        var _S74 : bool;
-        if(_S70)
+        var _S77 : u32 = (*_S63).n_0;
+        var _S78 : u32 = (*_S63).first_column_0;
+        var _S79 : u32 = (*_S63).out_offset_0 + _S71 * (*_S63).n_0 + (*_S63).first_column_0 + _S75;
+        var _S80 : bool;
+        if(_S76)
         {
-            _S74 = ((*_S58).accumulate_0) != u32(0);
+            _S80 = ((*_S63).accumulate_0) != u32(0);
         }
         else
         {
-            _S74 = false;
+            _S80 = false;
         }
         var sum_1 : f32;
-        if(_S74)
+        if(_S80)
         {
-            sum_1 = entryPointParams_result_0[_S73];
+            sum_1 = entryPointParams_result_0[_S79];
         }
         else
         {
             sum_1 = 0.0f;
         }
-        var _S75 : u32 = _S66 * _S71 + _S72;
-        var _S76 : array<u32, i32(4)>;
-        begins_of_rows_0((*_S58).weight_offset_0, (*_S58).k_0, _S75 + _S68, _S75 + _S61, &(_S76));
-        var _S77 : Products_0 = products_of_thread_0(_S76, (*_S58).k_0, (*_S58).x_offset_0 + _S65 * ((*_S58).x_slot_0 / u32(4)), u32(0));
-        var _S78 : array<f32, i32(4)>;
-        subgroup_sums_0(_S77.sums_0, &(_S78));
-        var _S79 : f32 = own_0(_S78);
-        var sum_2 : f32 = sum_1 + _S79;
-        if(_S70)
+        var _S81 : u32 = _S72 * _S77 + _S78;
+        var _S82 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S63).weight_offset_0, (*_S63).k_0, _S81 + _S74, _S81 + _S67, &(_S82));
+        var _S83 : array<f32, i32(2)>;
+        subgroup_sums_0(products_of_thread_0(_S82, (*_S63).k_0, (*_S63).x_offset_0 + _S71 * ((*_S63).x_slot_0 / u32(4)), u32(0), _S64, _S65).sums_0, &(_S83));
+        var sum_2 : f32 = sum_1 + chosen_0(_S83, _S64);
+        if(_S76)
         {
-            entryPointParams_result_0[_S73] = sum_2;
+            entryPointParams_result_0[_S79] = sum_2;
         }
-        i_3 = i_3 + (*_S58).groups_0 * _S60;
+        i_3 = i_3 + (*_S63).groups_0 * _S66;
     }
     return;
 }
@@ -364,8 +363,8 @@ fn expert_gemv_0( _S56 : vec3<u32>,  _S57 : u32,  _S58 : ptr<function, ExpertGem
 fn expert_gemv_q8_16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
     _S7 = _builtinWaveLaneIndex_0;
-    _S10 = _builtinWaveLaneCount_0;
-    var _S80 : ExpertGemvParams_std140_0 = entryPointParams_0.p_0;
-    expert_gemv_0(group_1, thread_0, &(_S80));
+    _S8 = _builtinWaveLaneCount_0;
+    var _S84 : ExpertGemvParams_std140_0 = entryPointParams_0.p_0;
+    expert_gemv_0(group_1, thread_0, &(_S84));
     return;
 }

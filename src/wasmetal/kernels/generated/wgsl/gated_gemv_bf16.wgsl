@@ -11,7 +11,8 @@ struct GatedGemvParams_std140_0
     @align(8) k_0 : u32,
     @align(4) eps_0 : f32,
     @align(16) activation_0 : u32,
-    @align(4) groups_0 : u32,
+    @align(4) wide_0 : u32,
+    @align(8) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -42,7 +43,7 @@ fn SixteenEights_Eight_x24init_0( w_1 : vec4<u32>) -> SixteenEights_Eight_0
     return _S1;
 }
 
-fn own_0( values_0 : array<f32, i32(1)>) -> f32
+fn chosen_0( values_0 : array<f32, i32(1)>,  number_0 : u32) -> f32
 {
     return values_0[i32(0)];
 }
@@ -77,6 +78,45 @@ fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S
     return;
 }
 
+fn chosen_1( values_2 : array<f32, i32(2)>,  number_1 : u32) -> f32
+{
+    var result_1 : f32;
+    if(number_1 == u32(1))
+    {
+        result_1 = values_2[i32(1)];
+    }
+    else
+    {
+        result_1 = values_2[i32(0)];
+    }
+    return result_1;
+}
+
+fn subgroup_sums_1( values_3 : array<f32, i32(4)>,  _S7 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_2 : array<f32, i32(4)>;
+    var _S8 : f32 = subgroup_sum_0(values_3[i32(0)]);
+    result_2[i32(0)] = _S8;
+    var _S9 : f32 = subgroup_sum_0(values_3[i32(1)]);
+    result_2[i32(1)] = _S9;
+    var _S10 : f32 = subgroup_sum_0(values_3[i32(2)]);
+    result_2[i32(2)] = _S10;
+    var _S11 : f32 = subgroup_sum_0(values_3[i32(3)]);
+    result_2[i32(3)] = _S11;
+    (*_S7) = result_2;
+    return;
+}
+
+fn begins_of_rows_1( offset_2 : u32,  k_3 : u32,  first_1 : u32,  n_2 : u32,  _S12 : ptr<function, array<u32, i32(2)>>)
+{
+    var begins_1 : array<u32, i32(2)>;
+    var _S13 : u32 = n_2 - u32(1);
+    begins_1[i32(0)] = SixteenEights_begin_0(offset_2, k_3, min(first_1, _S13));
+    begins_1[i32(1)] = SixteenEights_begin_0(offset_2, k_3, min(first_1 + u32(1), _S13));
+    (*_S12) = begins_1;
+    return;
+}
+
 fn BFloat_pair_0( word_0 : u32) -> vec2<f32>
 {
     return (bitcast<vec2<f32>>((vec2<u32>((word_0 << (u32(16))), (word_0 & (u32(4294901760)))))));
@@ -89,13 +129,13 @@ fn SixteenEights_product_0( eight_0 : SixteenEights_Eight_0,  i_0 : u32,  a_0 : 
 
 fn SixteenEights_places_0( i_1 : u32) -> vec2<u32>
 {
-    var _S7 : u32 = u32(2) * i_1;
-    return vec2<u32>(_S7, _S7 + u32(1));
+    var _S14 : u32 = u32(2) * i_1;
+    return vec2<u32>(_S14, _S14 + u32(1));
 }
 
-var<private> _S8 : u32;
+var<private> _S15 : u32;
 
-var<private> _S9 : u32;
+var<private> _S16 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -104,204 +144,423 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 fn activated_0( z_0 : f32,  activation_1 : u32) -> f32
 {
-    var _S10 : f32;
+    var _S17 : f32;
     if(activation_1 == u32(1))
     {
-        _S10 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
+        _S17 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
     }
     else
     {
-        _S10 = z_0;
+        _S17 = z_0;
     }
-    return z_0 / (1.0f + exp(- _S10));
+    return z_0 / (1.0f + exp(- _S17));
 }
 
 struct Products_0
 {
-     sums_0 : array<f32, i32(2)>,
+     sums_0 : array<f32, i32(4)>,
      squares_0 : f32,
 };
 
-fn SixteenEights_load_0( _S11 : u32,  _S12 : u32) -> SixteenEights_Eight_0
+fn SixteenEights_load_0( _S18 : u32,  _S19 : u32) -> SixteenEights_Eight_0
 {
-    return SixteenEights_Eight_x24init_0(entryPointParams_gate_0[_S11 + _S12]);
+    return SixteenEights_Eight_x24init_0(entryPointParams_gate_0[_S18 + _S19]);
 }
 
-fn SixteenEights_load_1( _S13 : u32,  _S14 : u32) -> SixteenEights_Eight_0
+fn SixteenEights_load_1( _S20 : u32,  _S21 : u32) -> SixteenEights_Eight_0
 {
-    return SixteenEights_Eight_x24init_0(entryPointParams_up_0[_S13 + _S14]);
+    return SixteenEights_Eight_x24init_0(entryPointParams_up_0[_S20 + _S21]);
 }
 
-fn add_products_0( _S15 : ptr<function, Products_0>,  _S16 : array<u32, i32(2)>,  _S17 : u32,  _S18 : u32,  _S19 : u32,  _S20 : u32)
+fn load_eights_0( _S22 : array<u32, i32(4)>,  _S23 : u32,  _S24 : u32,  _S25 : ptr<function, array<SixteenEights_Eight_0, i32(8)>>)
 {
     var eights_0 : array<SixteenEights_Eight_0, i32(8)>;
-    var _S21 : SixteenEights_Eight_0 = SixteenEights_load_0(_S16[i32(0)], _S19);
-    eights_0[i32(0)] = _S21;
-    var _S22 : SixteenEights_Eight_0 = SixteenEights_load_1(_S16[i32(1)], _S19);
-    eights_0[i32(1)] = _S22;
-    var _S23 : u32 = _S19 + _S20;
-    var _S24 : SixteenEights_Eight_0 = SixteenEights_load_0(_S16[i32(0)], _S23);
-    eights_0[i32(2)] = _S24;
-    var _S25 : SixteenEights_Eight_0 = SixteenEights_load_1(_S16[i32(1)], _S23);
-    eights_0[i32(3)] = _S25;
-    var _S26 : u32 = _S19 + u32(2) * _S20;
-    var _S27 : SixteenEights_Eight_0 = SixteenEights_load_0(_S16[i32(0)], _S26);
-    eights_0[i32(4)] = _S27;
-    var _S28 : SixteenEights_Eight_0 = SixteenEights_load_1(_S16[i32(1)], _S26);
-    eights_0[i32(5)] = _S28;
-    var _S29 : u32 = _S19 + u32(3) * _S20;
-    var _S30 : SixteenEights_Eight_0 = SixteenEights_load_0(_S16[i32(0)], _S29);
-    eights_0[i32(6)] = _S30;
-    var _S31 : SixteenEights_Eight_0 = SixteenEights_load_1(_S16[i32(1)], _S29);
-    eights_0[i32(7)] = _S31;
-    var _S32 : vec2<u32> = SixteenEights_places_0(_S19);
-    var _S33 : u32 = _S32.x;
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S17 + _S33];
-    var _S34 : u32 = _S32.y;
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S17 + _S34];
-    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S18 + _S33];
-    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S18 + _S34];
-    var _S35 : vec2<u32> = SixteenEights_places_0(_S23);
-    var _S36 : u32 = _S35.x;
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S17 + _S36];
-    var _S37 : u32 = _S35.y;
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S17 + _S37];
-    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S18 + _S36];
-    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S18 + _S37];
-    var _S38 : vec2<u32> = SixteenEights_places_0(_S26);
-    var _S39 : u32 = _S38.x;
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S17 + _S39];
-    var _S40 : u32 = _S38.y;
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S17 + _S40];
-    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S18 + _S39];
-    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S18 + _S40];
-    var _S41 : f32 = (*_S15).sums_0[i32(0)] + SixteenEights_product_0(_S21, _S19, a_2, b_2) + SixteenEights_product_0(_S24, _S23, a_4, b_4) + SixteenEights_product_0(_S27, _S26, a_6, b_6);
-    var _S42 : f32 = (*_S15).sums_0[i32(1)] + SixteenEights_product_0(_S22, _S19, a_2, b_2) + SixteenEights_product_0(_S25, _S23, a_4, b_4) + SixteenEights_product_0(_S28, _S26, a_6, b_6);
-    var _S43 : vec2<u32> = SixteenEights_places_0(_S29);
-    var _S44 : u32 = _S43.x;
-    var a_7 : vec4<f32> = entryPointParams_x_0[_S17 + _S44];
-    var _S45 : u32 = _S43.y;
-    var b_7 : vec4<f32> = entryPointParams_x_0[_S17 + _S45];
-    (*_S15).squares_0 = (*_S15).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3)) + (dot(a_5, a_5) + dot(b_5, b_5)) + (dot(a_7, a_7) + dot(b_7, b_7));
-    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S18 + _S44];
-    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S18 + _S45];
-    (*_S15).sums_0[i32(0)] = _S41 + SixteenEights_product_0(_S30, _S29, a_8, b_8);
-    (*_S15).sums_0[i32(1)] = _S42 + SixteenEights_product_0(_S31, _S29, a_8, b_8);
+    eights_0[i32(0)] = SixteenEights_load_0(_S22[i32(0)], _S23);
+    eights_0[i32(1)] = SixteenEights_load_1(_S22[i32(1)], _S23);
+    eights_0[i32(2)] = SixteenEights_load_0(_S22[i32(2)], _S23);
+    eights_0[i32(3)] = SixteenEights_load_1(_S22[i32(3)], _S23);
+    var _S26 : u32 = _S23 + _S24;
+    eights_0[i32(4)] = SixteenEights_load_0(_S22[i32(0)], _S26);
+    eights_0[i32(5)] = SixteenEights_load_1(_S22[i32(1)], _S26);
+    eights_0[i32(6)] = SixteenEights_load_0(_S22[i32(2)], _S26);
+    eights_0[i32(7)] = SixteenEights_load_1(_S22[i32(3)], _S26);
+    (*_S25) = eights_0;
     return;
 }
 
-fn add_products_1( _S46 : ptr<function, Products_0>,  _S47 : array<u32, i32(2)>,  _S48 : u32,  _S49 : u32,  _S50 : u32,  _S51 : u32)
+fn add_products_0( _S27 : ptr<function, Products_0>,  _S28 : array<SixteenEights_Eight_0, i32(8)>,  _S29 : u32,  _S30 : u32,  _S31 : u32,  _S32 : u32)
 {
-    var eights_1 : array<SixteenEights_Eight_0, i32(2)>;
-    var _S52 : SixteenEights_Eight_0 = SixteenEights_load_0(_S47[i32(0)], _S50);
-    eights_1[i32(0)] = _S52;
-    var _S53 : SixteenEights_Eight_0 = SixteenEights_load_1(_S47[i32(1)], _S50);
-    eights_1[i32(1)] = _S53;
-    var _S54 : vec2<u32> = SixteenEights_places_0(_S50);
-    var _S55 : u32 = _S54.x;
-    var a_9 : vec4<f32> = entryPointParams_x_0[_S48 + _S55];
-    var _S56 : u32 = _S54.y;
-    var b_9 : vec4<f32> = entryPointParams_x_0[_S48 + _S56];
-    (*_S46).squares_0 = (*_S46).squares_0 + (dot(a_9, a_9) + dot(b_9, b_9));
-    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S49 + _S55];
-    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S49 + _S56];
-    (*_S46).sums_0[i32(0)] = (*_S46).sums_0[i32(0)] + SixteenEights_product_0(_S52, _S50, a_10, b_10);
-    (*_S46).sums_0[i32(1)] = (*_S46).sums_0[i32(1)] + SixteenEights_product_0(_S53, _S50, a_10, b_10);
+    var _S33 : vec2<u32> = SixteenEights_places_0(_S31);
+    var _S34 : u32 = _S33.x;
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S29 + _S34];
+    var _S35 : u32 = _S33.y;
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S29 + _S35];
+    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S30 + _S34];
+    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S30 + _S35];
+    var _S36 : f32 = (*_S27).sums_0[i32(0)] + SixteenEights_product_0(_S28[i32(0)], _S31, a_2, b_2);
+    var _S37 : f32 = (*_S27).sums_0[i32(1)] + SixteenEights_product_0(_S28[i32(1)], _S31, a_2, b_2);
+    var _S38 : f32 = (*_S27).sums_0[i32(2)] + SixteenEights_product_0(_S28[i32(2)], _S31, a_2, b_2);
+    var _S39 : f32 = (*_S27).sums_0[i32(3)] + SixteenEights_product_0(_S28[i32(3)], _S31, a_2, b_2);
+    var _S40 : u32 = _S31 + _S32;
+    var _S41 : vec2<u32> = SixteenEights_places_0(_S40);
+    var _S42 : u32 = _S41.x;
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S29 + _S42];
+    var _S43 : u32 = _S41.y;
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S29 + _S43];
+    (*_S27).squares_0 = (*_S27).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
+    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S30 + _S42];
+    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S30 + _S43];
+    (*_S27).sums_0[i32(0)] = _S36 + SixteenEights_product_0(_S28[i32(4)], _S40, a_4, b_4);
+    (*_S27).sums_0[i32(1)] = _S37 + SixteenEights_product_0(_S28[i32(5)], _S40, a_4, b_4);
+    (*_S27).sums_0[i32(2)] = _S38 + SixteenEights_product_0(_S28[i32(6)], _S40, a_4, b_4);
+    (*_S27).sums_0[i32(3)] = _S39 + SixteenEights_product_0(_S28[i32(7)], _S40, a_4, b_4);
     return;
 }
 
-fn products_of_thread_0( _S57 : array<u32, i32(2)>,  _S58 : u32,  _S59 : u32,  _S60 : u32) -> Products_0
+fn load_eights_1( _S44 : array<u32, i32(4)>,  _S45 : u32,  _S46 : u32,  _S47 : ptr<function, array<SixteenEights_Eight_0, i32(4)>>)
+{
+    var eights_1 : array<SixteenEights_Eight_0, i32(4)>;
+    eights_1[i32(0)] = SixteenEights_load_0(_S44[i32(0)], _S45);
+    eights_1[i32(1)] = SixteenEights_load_1(_S44[i32(1)], _S45);
+    eights_1[i32(2)] = SixteenEights_load_0(_S44[i32(2)], _S45);
+    eights_1[i32(3)] = SixteenEights_load_1(_S44[i32(3)], _S45);
+    (*_S47) = eights_1;
+    return;
+}
+
+fn add_products_1( _S48 : ptr<function, Products_0>,  _S49 : array<SixteenEights_Eight_0, i32(4)>,  _S50 : u32,  _S51 : u32,  _S52 : u32,  _S53 : u32)
+{
+    var _S54 : vec2<u32> = SixteenEights_places_0(_S52);
+    var _S55 : u32 = _S54.x;
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S50 + _S55];
+    var _S56 : u32 = _S54.y;
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S50 + _S56];
+    (*_S48).squares_0 = (*_S48).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
+    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S51 + _S55];
+    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S51 + _S56];
+    (*_S48).sums_0[i32(0)] = (*_S48).sums_0[i32(0)] + SixteenEights_product_0(_S49[i32(0)], _S52, a_6, b_6);
+    (*_S48).sums_0[i32(1)] = (*_S48).sums_0[i32(1)] + SixteenEights_product_0(_S49[i32(1)], _S52, a_6, b_6);
+    (*_S48).sums_0[i32(2)] = (*_S48).sums_0[i32(2)] + SixteenEights_product_0(_S49[i32(2)], _S52, a_6, b_6);
+    (*_S48).sums_0[i32(3)] = (*_S48).sums_0[i32(3)] + SixteenEights_product_0(_S49[i32(3)], _S52, a_6, b_6);
+    return;
+}
+
+fn products_of_thread_0( _S57 : array<u32, i32(4)>,  _S58 : u32,  _S59 : u32,  _S60 : u32,  _S61 : u32,  _S62 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    ;
-    var _S61 : u32 = _S9;
-    var _S62 : u32 = _S58 / u32(8);
-    ;
-    var i_2 : u32 = _S8;
-    for(;;)
+    products_0.sums_0[i32(2)] = 0.0f;
+    products_0.sums_0[i32(3)] = 0.0f;
+    var _S63 : u32 = _S58 / u32(8);
+    var i_2 : u32;
+    if((_S61 + _S62) < _S63)
     {
-        if((i_2 + u32(3) * _S61) < _S62)
+        var _S64 : array<SixteenEights_Eight_0, i32(8)>;
+        load_eights_0(_S57, _S61, _S62, &(_S64));
+        i_2 = _S61;
+        var loaded_0 : array<SixteenEights_Eight_0, i32(8)> = _S64;
+        for(;;)
         {
+            if((i_2 + u32(3) * _S62) < _S63)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S65 : u32 = i_2 + u32(2) * _S62;
+            var _S66 : array<SixteenEights_Eight_0, i32(8)>;
+            load_eights_0(_S57, _S65, _S62, &(_S66));
+            var _S67 : array<SixteenEights_Eight_0, i32(8)> = _S66;
+            add_products_0(&(products_0), loaded_0, _S59, _S60, i_2, _S62);
+            i_2 = _S65;
+            loaded_0 = _S67;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S57, _S59, _S60, i_2, _S61);
-        i_2 = i_2 + u32(4) * _S61;
+        add_products_0(&(products_0), loaded_0, _S59, _S60, i_2, _S62);
+        i_2 = i_2 + u32(2) * _S62;
+    }
+    else
+    {
+        i_2 = _S61;
     }
     for(;;)
     {
-        if(i_2 < _S62)
+        if(i_2 < _S63)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S57, _S59, _S60, i_2, _S61);
-        i_2 = i_2 + _S61;
+        var _S68 : array<SixteenEights_Eight_0, i32(4)>;
+        load_eights_1(_S57, i_2, _S62, &(_S68));
+        add_products_1(&(products_0), _S68, _S59, _S60, i_2, _S62);
+        i_2 = i_2 + _S62;
     }
     return products_0;
 }
 
-fn gated_gemv_0( _S63 : vec3<u32>,  _S64 : u32,  _S65 : ptr<function, GatedGemvParams_std140_0>)
+fn gated_gemv_0( _S69 : vec3<u32>,  _S70 : u32,  _S71 : ptr<function, GatedGemvParams_std140_0>)
 {
     ;
-    var _S66 : u32 = _S9;
-    var _S67 : u32 = u32(128) / _S9;
-    var _S68 : u32 = (*_S65).groups_0 * _S67;
-    var _S69 : u32 = group_number_0(_S63) * _S67;
-    var _S70 : u32 = _S64 / _S66;
-    var first_1 : u32 = _S69 + _S70;
+    var _S72 : u32 = _S15;
+    ;
+    var _S73 : u32 = _S16;
+    var _S74 : u32 = u32(128) / _S16;
+    var _S75 : u32 = (*_S71).groups_0 * _S74 * u32(2);
+    var _S76 : u32 = group_number_0(_S69) * _S74;
+    var _S77 : u32 = _S70 / _S73;
+    var first_2 : u32 = (_S76 + _S77) * u32(2);
     for(;;)
     {
-        var _S71 : u32 = (*_S65).n_0;
-        if(first_1 < ((*_S65).n_0))
+        var _S78 : u32 = (*_S71).n_0;
+        if(first_2 < ((*_S71).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S72 : u32 = (*_S65).k_0;
-        var _S73 : array<u32, i32(1)>;
-        begins_of_rows_0((*_S65).gate_offset_0, (*_S65).k_0, first_1, _S71, &(_S73));
-        var _S74 : array<u32, i32(1)> = _S73;
-        var _S75 : array<u32, i32(1)>;
-        begins_of_rows_0((*_S65).up_offset_0, (*_S65).k_0, first_1, _S71, &(_S75));
-        var _S76 : array<u32, i32(1)> = _S75;
-        var begins_1 : array<u32, i32(2)>;
-        begins_1[i32(0)] = _S74[i32(0)];
-        begins_1[i32(1)] = _S76[i32(0)];
-        var _S77 : Products_0 = products_of_thread_0(begins_1, _S72, (*_S65).x_offset_0, (*_S65).norm_offset_0);
-        var _S78 : f32 = subgroup_sum_0(_S77.squares_0);
-        var _S79 : f32 = 1.0f / sqrt(_S78 / f32(_S72) + (*_S65).eps_0);
-        var _S80 : array<f32, i32(2)>;
-        subgroup_sums_0(_S77.sums_0, &(_S80));
-        var results_0 : array<f32, i32(1)>;
-        results_0[i32(0)] = activated_0(_S80[i32(0)] * _S79, (*_S65).activation_0) * (_S80[i32(1)] * _S79);
-        ;
-        var _S81 : u32 = first_1 + _S8;
-        var _S82 : f32 = own_0(results_0);
-        ;
-        var _S83 : bool;
-        if(_S8 < u32(1))
+        var _S79 : u32 = (*_S71).k_0;
+        var _S80 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S71).gate_offset_0, (*_S71).k_0, first_2, _S78, &(_S80));
+        var _S81 : array<u32, i32(2)> = _S80;
+        var _S82 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S71).up_offset_0, (*_S71).k_0, first_2, _S78, &(_S82));
+        var _S83 : array<u32, i32(2)> = _S82;
+        var begins_2 : array<u32, i32(4)>;
+        begins_2[i32(0)] = _S81[i32(0)];
+        begins_2[i32(1)] = _S83[i32(0)];
+        begins_2[i32(2)] = _S81[i32(1)];
+        begins_2[i32(3)] = _S83[i32(1)];
+        var _S84 : Products_0 = products_of_thread_0(begins_2, _S79, (*_S71).x_offset_0, (*_S71).norm_offset_0, _S72, _S73);
+        var _S85 : f32 = subgroup_sum_0(_S84.squares_0);
+        var _S86 : f32 = 1.0f / sqrt(_S85 / f32(_S79) + (*_S71).eps_0);
+        var _S87 : array<f32, i32(4)>;
+        subgroup_sums_1(_S84.sums_0, &(_S87));
+        var results_0 : array<f32, i32(2)>;
+        results_0[i32(0)] = activated_0(_S87[i32(0)] * _S86, (*_S71).activation_0) * (_S87[i32(1)] * _S86);
+        results_0[i32(1)] = activated_0(_S87[i32(2)] * _S86, (*_S71).activation_0) * (_S87[i32(3)] * _S86);
+        var _S88 : u32 = first_2 + _S72;
+        var _S89 : f32 = chosen_1(results_0, _S72);
+        var _S90 : bool;
+        if(_S72 < u32(2))
         {
-            _S83 = _S81 < _S71;
+            _S90 = _S88 < _S78;
         }
         else
         {
-            _S83 = false;
+            _S90 = false;
         }
-        if(_S83)
+        if(_S90)
         {
-            entryPointParams_result_0[(*_S65).out_offset_0 + _S81] = _S82;
+            entryPointParams_result_0[(*_S71).out_offset_0 + _S88] = _S89;
         }
-        first_1 = first_1 + _S68;
+        first_2 = first_2 + _S75;
+    }
+    return;
+}
+
+struct Products_1
+{
+     sums_0 : array<f32, i32(2)>,
+     squares_0 : f32,
+};
+
+fn load_eights_2( _S91 : array<u32, i32(2)>,  _S92 : u32,  _S93 : u32,  _S94 : ptr<function, array<SixteenEights_Eight_0, i32(8)>>)
+{
+    var eights_2 : array<SixteenEights_Eight_0, i32(8)>;
+    eights_2[i32(0)] = SixteenEights_load_0(_S91[i32(0)], _S92);
+    eights_2[i32(1)] = SixteenEights_load_1(_S91[i32(1)], _S92);
+    var _S95 : u32 = _S92 + _S93;
+    eights_2[i32(2)] = SixteenEights_load_0(_S91[i32(0)], _S95);
+    eights_2[i32(3)] = SixteenEights_load_1(_S91[i32(1)], _S95);
+    var _S96 : u32 = _S92 + u32(2) * _S93;
+    eights_2[i32(4)] = SixteenEights_load_0(_S91[i32(0)], _S96);
+    eights_2[i32(5)] = SixteenEights_load_1(_S91[i32(1)], _S96);
+    var _S97 : u32 = _S92 + u32(3) * _S93;
+    eights_2[i32(6)] = SixteenEights_load_0(_S91[i32(0)], _S97);
+    eights_2[i32(7)] = SixteenEights_load_1(_S91[i32(1)], _S97);
+    (*_S94) = eights_2;
+    return;
+}
+
+fn add_products_2( _S98 : ptr<function, Products_1>,  _S99 : array<SixteenEights_Eight_0, i32(8)>,  _S100 : u32,  _S101 : u32,  _S102 : u32,  _S103 : u32)
+{
+    var _S104 : vec2<u32> = SixteenEights_places_0(_S102);
+    var _S105 : u32 = _S104.x;
+    var a_7 : vec4<f32> = entryPointParams_x_0[_S100 + _S105];
+    var _S106 : u32 = _S104.y;
+    var b_7 : vec4<f32> = entryPointParams_x_0[_S100 + _S106];
+    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S101 + _S105];
+    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S101 + _S106];
+    var _S107 : u32 = _S102 + _S103;
+    var _S108 : vec2<u32> = SixteenEights_places_0(_S107);
+    var _S109 : u32 = _S108.x;
+    var a_9 : vec4<f32> = entryPointParams_x_0[_S100 + _S109];
+    var _S110 : u32 = _S108.y;
+    var b_9 : vec4<f32> = entryPointParams_x_0[_S100 + _S110];
+    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S101 + _S109];
+    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S101 + _S110];
+    var _S111 : u32 = _S102 + u32(2) * _S103;
+    var _S112 : vec2<u32> = SixteenEights_places_0(_S111);
+    var _S113 : u32 = _S112.x;
+    var a_11 : vec4<f32> = entryPointParams_x_0[_S100 + _S113];
+    var _S114 : u32 = _S112.y;
+    var b_11 : vec4<f32> = entryPointParams_x_0[_S100 + _S114];
+    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S101 + _S113];
+    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S101 + _S114];
+    var _S115 : f32 = (*_S98).sums_0[i32(0)] + SixteenEights_product_0(_S99[i32(0)], _S102, a_8, b_8) + SixteenEights_product_0(_S99[i32(2)], _S107, a_10, b_10) + SixteenEights_product_0(_S99[i32(4)], _S111, a_12, b_12);
+    var _S116 : f32 = (*_S98).sums_0[i32(1)] + SixteenEights_product_0(_S99[i32(1)], _S102, a_8, b_8) + SixteenEights_product_0(_S99[i32(3)], _S107, a_10, b_10) + SixteenEights_product_0(_S99[i32(5)], _S111, a_12, b_12);
+    var _S117 : u32 = _S102 + u32(3) * _S103;
+    var _S118 : vec2<u32> = SixteenEights_places_0(_S117);
+    var _S119 : u32 = _S118.x;
+    var a_13 : vec4<f32> = entryPointParams_x_0[_S100 + _S119];
+    var _S120 : u32 = _S118.y;
+    var b_13 : vec4<f32> = entryPointParams_x_0[_S100 + _S120];
+    (*_S98).squares_0 = (*_S98).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
+    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S101 + _S119];
+    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S101 + _S120];
+    (*_S98).sums_0[i32(0)] = _S115 + SixteenEights_product_0(_S99[i32(6)], _S117, a_14, b_14);
+    (*_S98).sums_0[i32(1)] = _S116 + SixteenEights_product_0(_S99[i32(7)], _S117, a_14, b_14);
+    return;
+}
+
+fn load_eights_3( _S121 : array<u32, i32(2)>,  _S122 : u32,  _S123 : u32,  _S124 : ptr<function, array<SixteenEights_Eight_0, i32(2)>>)
+{
+    var eights_3 : array<SixteenEights_Eight_0, i32(2)>;
+    eights_3[i32(0)] = SixteenEights_load_0(_S121[i32(0)], _S122);
+    eights_3[i32(1)] = SixteenEights_load_1(_S121[i32(1)], _S122);
+    (*_S124) = eights_3;
+    return;
+}
+
+fn add_products_3( _S125 : ptr<function, Products_1>,  _S126 : array<SixteenEights_Eight_0, i32(2)>,  _S127 : u32,  _S128 : u32,  _S129 : u32,  _S130 : u32)
+{
+    var _S131 : vec2<u32> = SixteenEights_places_0(_S129);
+    var _S132 : u32 = _S131.x;
+    var a_15 : vec4<f32> = entryPointParams_x_0[_S127 + _S132];
+    var _S133 : u32 = _S131.y;
+    var b_15 : vec4<f32> = entryPointParams_x_0[_S127 + _S133];
+    (*_S125).squares_0 = (*_S125).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
+    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S128 + _S132];
+    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S128 + _S133];
+    (*_S125).sums_0[i32(0)] = (*_S125).sums_0[i32(0)] + SixteenEights_product_0(_S126[i32(0)], _S129, a_16, b_16);
+    (*_S125).sums_0[i32(1)] = (*_S125).sums_0[i32(1)] + SixteenEights_product_0(_S126[i32(1)], _S129, a_16, b_16);
+    return;
+}
+
+fn products_of_thread_1( _S134 : array<u32, i32(2)>,  _S135 : u32,  _S136 : u32,  _S137 : u32,  _S138 : u32,  _S139 : u32) -> Products_1
+{
+    var products_1 : Products_1;
+    products_1.squares_0 = 0.0f;
+    products_1.sums_0[i32(0)] = 0.0f;
+    products_1.sums_0[i32(1)] = 0.0f;
+    var _S140 : u32 = _S135 / u32(8);
+    var i_3 : u32;
+    if((_S138 + u32(3) * _S139) < _S140)
+    {
+        var _S141 : array<SixteenEights_Eight_0, i32(8)>;
+        load_eights_2(_S134, _S138, _S139, &(_S141));
+        i_3 = _S138;
+        var loaded_1 : array<SixteenEights_Eight_0, i32(8)> = _S141;
+        for(;;)
+        {
+            if((i_3 + u32(7) * _S139) < _S140)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S142 : u32 = i_3 + u32(4) * _S139;
+            var _S143 : array<SixteenEights_Eight_0, i32(8)>;
+            load_eights_2(_S134, _S142, _S139, &(_S143));
+            var _S144 : array<SixteenEights_Eight_0, i32(8)> = _S143;
+            add_products_2(&(products_1), loaded_1, _S136, _S137, i_3, _S139);
+            i_3 = _S142;
+            loaded_1 = _S144;
+        }
+        add_products_2(&(products_1), loaded_1, _S136, _S137, i_3, _S139);
+        i_3 = i_3 + u32(4) * _S139;
+    }
+    else
+    {
+        i_3 = _S138;
+    }
+    for(;;)
+    {
+        if(i_3 < _S140)
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S145 : array<SixteenEights_Eight_0, i32(2)>;
+        load_eights_3(_S134, i_3, _S139, &(_S145));
+        add_products_3(&(products_1), _S145, _S136, _S137, i_3, _S139);
+        i_3 = i_3 + _S139;
+    }
+    return products_1;
+}
+
+fn gated_gemv_1( _S146 : vec3<u32>,  _S147 : u32,  _S148 : ptr<function, GatedGemvParams_std140_0>)
+{
+    ;
+    var _S149 : u32 = _S15;
+    ;
+    var _S150 : u32 = _S16;
+    var _S151 : u32 = u32(128) / _S16;
+    var _S152 : u32 = (*_S148).groups_0 * _S151;
+    var _S153 : u32 = group_number_0(_S146) * _S151;
+    var _S154 : u32 = _S147 / _S150;
+    var first_3 : u32 = _S153 + _S154;
+    for(;;)
+    {
+        var _S155 : u32 = (*_S148).n_0;
+        if(first_3 < ((*_S148).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S156 : u32 = (*_S148).k_0;
+        var _S157 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S148).gate_offset_0, (*_S148).k_0, first_3, _S155, &(_S157));
+        var _S158 : array<u32, i32(1)> = _S157;
+        var _S159 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S148).up_offset_0, (*_S148).k_0, first_3, _S155, &(_S159));
+        var _S160 : array<u32, i32(1)> = _S159;
+        var begins_3 : array<u32, i32(2)>;
+        begins_3[i32(0)] = _S158[i32(0)];
+        begins_3[i32(1)] = _S160[i32(0)];
+        var _S161 : Products_1 = products_of_thread_1(begins_3, _S156, (*_S148).x_offset_0, (*_S148).norm_offset_0, _S149, _S150);
+        var _S162 : f32 = subgroup_sum_0(_S161.squares_0);
+        var _S163 : f32 = 1.0f / sqrt(_S162 / f32(_S156) + (*_S148).eps_0);
+        var _S164 : array<f32, i32(2)>;
+        subgroup_sums_0(_S161.sums_0, &(_S164));
+        var results_1 : array<f32, i32(1)>;
+        results_1[i32(0)] = activated_0(_S164[i32(0)] * _S163, (*_S148).activation_0) * (_S164[i32(1)] * _S163);
+        var _S165 : u32 = first_3 + _S149;
+        var _S166 : f32 = chosen_0(results_1, _S149);
+        var _S167 : bool;
+        if(_S149 < u32(1))
+        {
+            _S167 = _S165 < _S155;
+        }
+        else
+        {
+            _S167 = false;
+        }
+        if(_S167)
+        {
+            entryPointParams_result_0[(*_S148).out_offset_0 + _S165] = _S166;
+        }
+        first_3 = first_3 + _S152;
     }
     return;
 }
@@ -310,9 +569,17 @@ fn gated_gemv_0( _S63 : vec3<u32>,  _S64 : u32,  _S65 : ptr<function, GatedGemvP
 @workgroup_size(128, 1, 1)
 fn gated_gemv_bf16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S8 = _builtinWaveLaneIndex_0;
-    _S9 = _builtinWaveLaneCount_0;
-    var _S84 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
-    gated_gemv_0(group_1, thread_0, &(_S84));
+    _S15 = _builtinWaveLaneIndex_0;
+    _S16 = _builtinWaveLaneCount_0;
+    if((entryPointParams_0.p_0.wide_0) != u32(0))
+    {
+        var _S168 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_0(group_1, thread_0, &(_S168));
+    }
+    else
+    {
+        var _S169 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_1(group_1, thread_0, &(_S169));
+    }
     return;
 }

@@ -11,7 +11,8 @@ struct GatedGemvParams_std140_0
     @align(8) k_0 : u32,
     @align(4) eps_0 : f32,
     @align(16) activation_0 : u32,
-    @align(4) groups_0 : u32,
+    @align(4) wide_0 : u32,
+    @align(8) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -30,7 +31,7 @@ struct EntryPointParams_std140_0
 
 @binding(5) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-fn own_0( values_0 : array<f32, i32(1)>) -> f32
+fn chosen_0( values_0 : array<f32, i32(1)>,  number_0 : u32) -> f32
 {
     return values_0[i32(0)];
 }
@@ -65,9 +66,48 @@ fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S
     return;
 }
 
-var<private> _S6 : u32;
+fn chosen_1( values_2 : array<f32, i32(2)>,  number_1 : u32) -> f32
+{
+    var result_1 : f32;
+    if(number_1 == u32(1))
+    {
+        result_1 = values_2[i32(1)];
+    }
+    else
+    {
+        result_1 = values_2[i32(0)];
+    }
+    return result_1;
+}
 
-var<private> _S7 : u32;
+fn subgroup_sums_1( values_3 : array<f32, i32(4)>,  _S6 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_2 : array<f32, i32(4)>;
+    var _S7 : f32 = subgroup_sum_0(values_3[i32(0)]);
+    result_2[i32(0)] = _S7;
+    var _S8 : f32 = subgroup_sum_0(values_3[i32(1)]);
+    result_2[i32(1)] = _S8;
+    var _S9 : f32 = subgroup_sum_0(values_3[i32(2)]);
+    result_2[i32(2)] = _S9;
+    var _S10 : f32 = subgroup_sum_0(values_3[i32(3)]);
+    result_2[i32(3)] = _S10;
+    (*_S6) = result_2;
+    return;
+}
+
+fn begins_of_rows_1( offset_2 : u32,  k_3 : u32,  first_1 : u32,  n_2 : u32,  _S11 : ptr<function, array<u32, i32(2)>>)
+{
+    var begins_1 : array<u32, i32(2)>;
+    var _S12 : u32 = n_2 - u32(1);
+    begins_1[i32(0)] = F32Eights_begin_0(offset_2, k_3, min(first_1, _S12));
+    begins_1[i32(1)] = F32Eights_begin_0(offset_2, k_3, min(first_1 + u32(1), _S12));
+    (*_S11) = begins_1;
+    return;
+}
+
+var<private> _S13 : u32;
+
+var<private> _S14 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -76,21 +116,21 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 fn activated_0( z_0 : f32,  activation_1 : u32) -> f32
 {
-    var _S8 : f32;
+    var _S15 : f32;
     if(activation_1 == u32(1))
     {
-        _S8 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
+        _S15 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
     }
     else
     {
-        _S8 = z_0;
+        _S15 = z_0;
     }
-    return z_0 / (1.0f + exp(- _S8));
+    return z_0 / (1.0f + exp(- _S15));
 }
 
 struct Products_0
 {
-     sums_0 : array<f32, i32(2)>,
+     sums_0 : array<f32, i32(4)>,
      squares_0 : f32,
 };
 
@@ -102,28 +142,44 @@ struct F32Eights_Eight_0
 
 fn F32Eights_Eight_x24init_0( low_1 : vec4<u32>,  high_1 : vec4<u32>) -> F32Eights_Eight_0
 {
-    var _S9 : F32Eights_Eight_0;
-    _S9.low_0 = low_1;
-    _S9.high_0 = high_1;
-    return _S9;
+    var _S16 : F32Eights_Eight_0;
+    _S16.low_0 = low_1;
+    _S16.high_0 = high_1;
+    return _S16;
 }
 
-fn F32Eights_load_0( _S10 : u32,  _S11 : u32) -> F32Eights_Eight_0
+fn F32Eights_load_0( _S17 : u32,  _S18 : u32) -> F32Eights_Eight_0
 {
-    var _S12 : u32 = _S10 + u32(2) * _S11;
-    return F32Eights_Eight_x24init_0(entryPointParams_gate_0[_S12], entryPointParams_gate_0[_S12 + u32(1)]);
+    var _S19 : u32 = _S17 + u32(2) * _S18;
+    return F32Eights_Eight_x24init_0(entryPointParams_gate_0[_S19], entryPointParams_gate_0[_S19 + u32(1)]);
 }
 
-fn F32Eights_load_1( _S13 : u32,  _S14 : u32) -> F32Eights_Eight_0
+fn F32Eights_load_1( _S20 : u32,  _S21 : u32) -> F32Eights_Eight_0
 {
-    var _S15 : u32 = _S13 + u32(2) * _S14;
-    return F32Eights_Eight_x24init_0(entryPointParams_up_0[_S15], entryPointParams_up_0[_S15 + u32(1)]);
+    var _S22 : u32 = _S20 + u32(2) * _S21;
+    return F32Eights_Eight_x24init_0(entryPointParams_up_0[_S22], entryPointParams_up_0[_S22 + u32(1)]);
+}
+
+fn load_eights_0( _S23 : array<u32, i32(4)>,  _S24 : u32,  _S25 : u32,  _S26 : ptr<function, array<F32Eights_Eight_0, i32(8)>>)
+{
+    var eights_0 : array<F32Eights_Eight_0, i32(8)>;
+    eights_0[i32(0)] = F32Eights_load_0(_S23[i32(0)], _S24);
+    eights_0[i32(1)] = F32Eights_load_1(_S23[i32(1)], _S24);
+    eights_0[i32(2)] = F32Eights_load_0(_S23[i32(2)], _S24);
+    eights_0[i32(3)] = F32Eights_load_1(_S23[i32(3)], _S24);
+    var _S27 : u32 = _S24 + _S25;
+    eights_0[i32(4)] = F32Eights_load_0(_S23[i32(0)], _S27);
+    eights_0[i32(5)] = F32Eights_load_1(_S23[i32(1)], _S27);
+    eights_0[i32(6)] = F32Eights_load_0(_S23[i32(2)], _S27);
+    eights_0[i32(7)] = F32Eights_load_1(_S23[i32(3)], _S27);
+    (*_S26) = eights_0;
+    return;
 }
 
 fn F32Eights_places_0( i_0 : u32) -> vec2<u32>
 {
-    var _S16 : u32 = u32(2) * i_0;
-    return vec2<u32>(_S16, _S16 + u32(1));
+    var _S28 : u32 = u32(2) * i_0;
+    return vec2<u32>(_S28, _S28 + u32(1));
 }
 
 fn F32Eights_product_0( eight_0 : F32Eights_Eight_0,  i_1 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
@@ -131,176 +187,379 @@ fn F32Eights_product_0( eight_0 : F32Eights_Eight_0,  i_1 : u32,  a_0 : vec4<f32
     return dot((bitcast<vec4<f32>>((eight_0.low_0))), a_0) + dot((bitcast<vec4<f32>>((eight_0.high_0))), b_0);
 }
 
-fn add_products_0( _S17 : ptr<function, Products_0>,  _S18 : array<u32, i32(2)>,  _S19 : u32,  _S20 : u32,  _S21 : u32,  _S22 : u32)
+fn add_products_0( _S29 : ptr<function, Products_0>,  _S30 : array<F32Eights_Eight_0, i32(8)>,  _S31 : u32,  _S32 : u32,  _S33 : u32,  _S34 : u32)
 {
-    var eights_0 : array<F32Eights_Eight_0, i32(8)>;
-    var _S23 : F32Eights_Eight_0 = F32Eights_load_0(_S18[i32(0)], _S21);
-    eights_0[i32(0)] = _S23;
-    var _S24 : F32Eights_Eight_0 = F32Eights_load_1(_S18[i32(1)], _S21);
-    eights_0[i32(1)] = _S24;
-    var _S25 : u32 = _S21 + _S22;
-    var _S26 : F32Eights_Eight_0 = F32Eights_load_0(_S18[i32(0)], _S25);
-    eights_0[i32(2)] = _S26;
-    var _S27 : F32Eights_Eight_0 = F32Eights_load_1(_S18[i32(1)], _S25);
-    eights_0[i32(3)] = _S27;
-    var _S28 : u32 = _S21 + u32(2) * _S22;
-    var _S29 : F32Eights_Eight_0 = F32Eights_load_0(_S18[i32(0)], _S28);
-    eights_0[i32(4)] = _S29;
-    var _S30 : F32Eights_Eight_0 = F32Eights_load_1(_S18[i32(1)], _S28);
-    eights_0[i32(5)] = _S30;
-    var _S31 : u32 = _S21 + u32(3) * _S22;
-    var _S32 : F32Eights_Eight_0 = F32Eights_load_0(_S18[i32(0)], _S31);
-    eights_0[i32(6)] = _S32;
-    var _S33 : F32Eights_Eight_0 = F32Eights_load_1(_S18[i32(1)], _S31);
-    eights_0[i32(7)] = _S33;
-    var _S34 : vec2<u32> = F32Eights_places_0(_S21);
-    var _S35 : u32 = _S34.x;
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S19 + _S35];
-    var _S36 : u32 = _S34.y;
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S19 + _S36];
-    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S20 + _S35];
-    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S20 + _S36];
-    var _S37 : vec2<u32> = F32Eights_places_0(_S25);
-    var _S38 : u32 = _S37.x;
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S19 + _S38];
-    var _S39 : u32 = _S37.y;
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S19 + _S39];
-    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S20 + _S38];
-    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S20 + _S39];
-    var _S40 : vec2<u32> = F32Eights_places_0(_S28);
-    var _S41 : u32 = _S40.x;
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S19 + _S41];
-    var _S42 : u32 = _S40.y;
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S19 + _S42];
-    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S20 + _S41];
-    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S20 + _S42];
-    var _S43 : f32 = (*_S17).sums_0[i32(0)] + F32Eights_product_0(_S23, _S21, a_2, b_2) + F32Eights_product_0(_S26, _S25, a_4, b_4) + F32Eights_product_0(_S29, _S28, a_6, b_6);
-    var _S44 : f32 = (*_S17).sums_0[i32(1)] + F32Eights_product_0(_S24, _S21, a_2, b_2) + F32Eights_product_0(_S27, _S25, a_4, b_4) + F32Eights_product_0(_S30, _S28, a_6, b_6);
-    var _S45 : vec2<u32> = F32Eights_places_0(_S31);
-    var _S46 : u32 = _S45.x;
-    var a_7 : vec4<f32> = entryPointParams_x_0[_S19 + _S46];
-    var _S47 : u32 = _S45.y;
-    var b_7 : vec4<f32> = entryPointParams_x_0[_S19 + _S47];
-    (*_S17).squares_0 = (*_S17).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3)) + (dot(a_5, a_5) + dot(b_5, b_5)) + (dot(a_7, a_7) + dot(b_7, b_7));
-    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S20 + _S46];
-    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S20 + _S47];
-    (*_S17).sums_0[i32(0)] = _S43 + F32Eights_product_0(_S32, _S31, a_8, b_8);
-    (*_S17).sums_0[i32(1)] = _S44 + F32Eights_product_0(_S33, _S31, a_8, b_8);
+    var _S35 : vec2<u32> = F32Eights_places_0(_S33);
+    var _S36 : u32 = _S35.x;
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S31 + _S36];
+    var _S37 : u32 = _S35.y;
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S31 + _S37];
+    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S32 + _S36];
+    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S32 + _S37];
+    var _S38 : f32 = (*_S29).sums_0[i32(0)] + F32Eights_product_0(_S30[i32(0)], _S33, a_2, b_2);
+    var _S39 : f32 = (*_S29).sums_0[i32(1)] + F32Eights_product_0(_S30[i32(1)], _S33, a_2, b_2);
+    var _S40 : f32 = (*_S29).sums_0[i32(2)] + F32Eights_product_0(_S30[i32(2)], _S33, a_2, b_2);
+    var _S41 : f32 = (*_S29).sums_0[i32(3)] + F32Eights_product_0(_S30[i32(3)], _S33, a_2, b_2);
+    var _S42 : u32 = _S33 + _S34;
+    var _S43 : vec2<u32> = F32Eights_places_0(_S42);
+    var _S44 : u32 = _S43.x;
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S31 + _S44];
+    var _S45 : u32 = _S43.y;
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S31 + _S45];
+    (*_S29).squares_0 = (*_S29).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
+    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S32 + _S44];
+    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S32 + _S45];
+    (*_S29).sums_0[i32(0)] = _S38 + F32Eights_product_0(_S30[i32(4)], _S42, a_4, b_4);
+    (*_S29).sums_0[i32(1)] = _S39 + F32Eights_product_0(_S30[i32(5)], _S42, a_4, b_4);
+    (*_S29).sums_0[i32(2)] = _S40 + F32Eights_product_0(_S30[i32(6)], _S42, a_4, b_4);
+    (*_S29).sums_0[i32(3)] = _S41 + F32Eights_product_0(_S30[i32(7)], _S42, a_4, b_4);
     return;
 }
 
-fn add_products_1( _S48 : ptr<function, Products_0>,  _S49 : array<u32, i32(2)>,  _S50 : u32,  _S51 : u32,  _S52 : u32,  _S53 : u32)
+fn load_eights_1( _S46 : array<u32, i32(4)>,  _S47 : u32,  _S48 : u32,  _S49 : ptr<function, array<F32Eights_Eight_0, i32(4)>>)
 {
-    var eights_1 : array<F32Eights_Eight_0, i32(2)>;
-    var _S54 : F32Eights_Eight_0 = F32Eights_load_0(_S49[i32(0)], _S52);
-    eights_1[i32(0)] = _S54;
-    var _S55 : F32Eights_Eight_0 = F32Eights_load_1(_S49[i32(1)], _S52);
-    eights_1[i32(1)] = _S55;
-    var _S56 : vec2<u32> = F32Eights_places_0(_S52);
+    var eights_1 : array<F32Eights_Eight_0, i32(4)>;
+    eights_1[i32(0)] = F32Eights_load_0(_S46[i32(0)], _S47);
+    eights_1[i32(1)] = F32Eights_load_1(_S46[i32(1)], _S47);
+    eights_1[i32(2)] = F32Eights_load_0(_S46[i32(2)], _S47);
+    eights_1[i32(3)] = F32Eights_load_1(_S46[i32(3)], _S47);
+    (*_S49) = eights_1;
+    return;
+}
+
+fn add_products_1( _S50 : ptr<function, Products_0>,  _S51 : array<F32Eights_Eight_0, i32(4)>,  _S52 : u32,  _S53 : u32,  _S54 : u32,  _S55 : u32)
+{
+    var _S56 : vec2<u32> = F32Eights_places_0(_S54);
     var _S57 : u32 = _S56.x;
-    var a_9 : vec4<f32> = entryPointParams_x_0[_S50 + _S57];
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S52 + _S57];
     var _S58 : u32 = _S56.y;
-    var b_9 : vec4<f32> = entryPointParams_x_0[_S50 + _S58];
-    (*_S48).squares_0 = (*_S48).squares_0 + (dot(a_9, a_9) + dot(b_9, b_9));
-    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S51 + _S57];
-    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S51 + _S58];
-    (*_S48).sums_0[i32(0)] = (*_S48).sums_0[i32(0)] + F32Eights_product_0(_S54, _S52, a_10, b_10);
-    (*_S48).sums_0[i32(1)] = (*_S48).sums_0[i32(1)] + F32Eights_product_0(_S55, _S52, a_10, b_10);
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S52 + _S58];
+    (*_S50).squares_0 = (*_S50).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
+    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S53 + _S57];
+    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S53 + _S58];
+    (*_S50).sums_0[i32(0)] = (*_S50).sums_0[i32(0)] + F32Eights_product_0(_S51[i32(0)], _S54, a_6, b_6);
+    (*_S50).sums_0[i32(1)] = (*_S50).sums_0[i32(1)] + F32Eights_product_0(_S51[i32(1)], _S54, a_6, b_6);
+    (*_S50).sums_0[i32(2)] = (*_S50).sums_0[i32(2)] + F32Eights_product_0(_S51[i32(2)], _S54, a_6, b_6);
+    (*_S50).sums_0[i32(3)] = (*_S50).sums_0[i32(3)] + F32Eights_product_0(_S51[i32(3)], _S54, a_6, b_6);
     return;
 }
 
-fn products_of_thread_0( _S59 : array<u32, i32(2)>,  _S60 : u32,  _S61 : u32,  _S62 : u32) -> Products_0
+fn products_of_thread_0( _S59 : array<u32, i32(4)>,  _S60 : u32,  _S61 : u32,  _S62 : u32,  _S63 : u32,  _S64 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    ;
-    var _S63 : u32 = _S7;
-    var _S64 : u32 = _S60 / u32(8);
-    ;
-    var i_2 : u32 = _S6;
-    for(;;)
+    products_0.sums_0[i32(2)] = 0.0f;
+    products_0.sums_0[i32(3)] = 0.0f;
+    var _S65 : u32 = _S60 / u32(8);
+    var i_2 : u32;
+    if((_S63 + _S64) < _S65)
     {
-        if((i_2 + u32(3) * _S63) < _S64)
+        var _S66 : array<F32Eights_Eight_0, i32(8)>;
+        load_eights_0(_S59, _S63, _S64, &(_S66));
+        i_2 = _S63;
+        var loaded_0 : array<F32Eights_Eight_0, i32(8)> = _S66;
+        for(;;)
         {
+            if((i_2 + u32(3) * _S64) < _S65)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S67 : u32 = i_2 + u32(2) * _S64;
+            var _S68 : array<F32Eights_Eight_0, i32(8)>;
+            load_eights_0(_S59, _S67, _S64, &(_S68));
+            var _S69 : array<F32Eights_Eight_0, i32(8)> = _S68;
+            add_products_0(&(products_0), loaded_0, _S61, _S62, i_2, _S64);
+            i_2 = _S67;
+            loaded_0 = _S69;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S59, _S61, _S62, i_2, _S63);
-        i_2 = i_2 + u32(4) * _S63;
+        add_products_0(&(products_0), loaded_0, _S61, _S62, i_2, _S64);
+        i_2 = i_2 + u32(2) * _S64;
+    }
+    else
+    {
+        i_2 = _S63;
     }
     for(;;)
     {
-        if(i_2 < _S64)
+        if(i_2 < _S65)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S59, _S61, _S62, i_2, _S63);
-        i_2 = i_2 + _S63;
+        var _S70 : array<F32Eights_Eight_0, i32(4)>;
+        load_eights_1(_S59, i_2, _S64, &(_S70));
+        add_products_1(&(products_0), _S70, _S61, _S62, i_2, _S64);
+        i_2 = i_2 + _S64;
     }
     return products_0;
 }
 
-fn gated_gemv_0( _S65 : vec3<u32>,  _S66 : u32,  _S67 : ptr<function, GatedGemvParams_std140_0>)
+fn gated_gemv_0( _S71 : vec3<u32>,  _S72 : u32,  _S73 : ptr<function, GatedGemvParams_std140_0>)
 {
     ;
-    var _S68 : u32 = _S7;
-    var _S69 : u32 = u32(128) / _S7;
-    var _S70 : u32 = (*_S67).groups_0 * _S69;
-    var _S71 : u32 = group_number_0(_S65) * _S69;
-    var _S72 : u32 = _S66 / _S68;
-    var first_1 : u32 = _S71 + _S72;
+    var _S74 : u32 = _S13;
+    ;
+    var _S75 : u32 = _S14;
+    var _S76 : u32 = u32(128) / _S14;
+    var _S77 : u32 = (*_S73).groups_0 * _S76 * u32(2);
+    var _S78 : u32 = group_number_0(_S71) * _S76;
+    var _S79 : u32 = _S72 / _S75;
+    var first_2 : u32 = (_S78 + _S79) * u32(2);
     for(;;)
     {
-        var _S73 : u32 = (*_S67).n_0;
-        if(first_1 < ((*_S67).n_0))
+        var _S80 : u32 = (*_S73).n_0;
+        if(first_2 < ((*_S73).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S74 : u32 = (*_S67).k_0;
-        var _S75 : array<u32, i32(1)>;
-        begins_of_rows_0((*_S67).gate_offset_0, (*_S67).k_0, first_1, _S73, &(_S75));
-        var _S76 : array<u32, i32(1)> = _S75;
-        var _S77 : array<u32, i32(1)>;
-        begins_of_rows_0((*_S67).up_offset_0, (*_S67).k_0, first_1, _S73, &(_S77));
-        var _S78 : array<u32, i32(1)> = _S77;
-        var begins_1 : array<u32, i32(2)>;
-        begins_1[i32(0)] = _S76[i32(0)];
-        begins_1[i32(1)] = _S78[i32(0)];
-        var _S79 : Products_0 = products_of_thread_0(begins_1, _S74, (*_S67).x_offset_0, (*_S67).norm_offset_0);
-        var _S80 : f32 = subgroup_sum_0(_S79.squares_0);
-        var _S81 : f32 = 1.0f / sqrt(_S80 / f32(_S74) + (*_S67).eps_0);
-        var _S82 : array<f32, i32(2)>;
-        subgroup_sums_0(_S79.sums_0, &(_S82));
-        var results_0 : array<f32, i32(1)>;
-        results_0[i32(0)] = activated_0(_S82[i32(0)] * _S81, (*_S67).activation_0) * (_S82[i32(1)] * _S81);
-        ;
-        var _S83 : u32 = first_1 + _S6;
-        var _S84 : f32 = own_0(results_0);
-        ;
-        var _S85 : bool;
-        if(_S6 < u32(1))
+        var _S81 : u32 = (*_S73).k_0;
+        var _S82 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S73).gate_offset_0, (*_S73).k_0, first_2, _S80, &(_S82));
+        var _S83 : array<u32, i32(2)> = _S82;
+        var _S84 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S73).up_offset_0, (*_S73).k_0, first_2, _S80, &(_S84));
+        var _S85 : array<u32, i32(2)> = _S84;
+        var begins_2 : array<u32, i32(4)>;
+        begins_2[i32(0)] = _S83[i32(0)];
+        begins_2[i32(1)] = _S85[i32(0)];
+        begins_2[i32(2)] = _S83[i32(1)];
+        begins_2[i32(3)] = _S85[i32(1)];
+        var _S86 : Products_0 = products_of_thread_0(begins_2, _S81, (*_S73).x_offset_0, (*_S73).norm_offset_0, _S74, _S75);
+        var _S87 : f32 = subgroup_sum_0(_S86.squares_0);
+        var _S88 : f32 = 1.0f / sqrt(_S87 / f32(_S81) + (*_S73).eps_0);
+        var _S89 : array<f32, i32(4)>;
+        subgroup_sums_1(_S86.sums_0, &(_S89));
+        var results_0 : array<f32, i32(2)>;
+        results_0[i32(0)] = activated_0(_S89[i32(0)] * _S88, (*_S73).activation_0) * (_S89[i32(1)] * _S88);
+        results_0[i32(1)] = activated_0(_S89[i32(2)] * _S88, (*_S73).activation_0) * (_S89[i32(3)] * _S88);
+        var _S90 : u32 = first_2 + _S74;
+        var _S91 : f32 = chosen_1(results_0, _S74);
+        var _S92 : bool;
+        if(_S74 < u32(2))
         {
-            _S85 = _S83 < _S73;
+            _S92 = _S90 < _S80;
         }
         else
         {
-            _S85 = false;
+            _S92 = false;
         }
-        if(_S85)
+        if(_S92)
         {
-            entryPointParams_result_0[(*_S67).out_offset_0 + _S83] = _S84;
+            entryPointParams_result_0[(*_S73).out_offset_0 + _S90] = _S91;
         }
-        first_1 = first_1 + _S70;
+        first_2 = first_2 + _S77;
+    }
+    return;
+}
+
+struct Products_1
+{
+     sums_0 : array<f32, i32(2)>,
+     squares_0 : f32,
+};
+
+fn load_eights_2( _S93 : array<u32, i32(2)>,  _S94 : u32,  _S95 : u32,  _S96 : ptr<function, array<F32Eights_Eight_0, i32(8)>>)
+{
+    var eights_2 : array<F32Eights_Eight_0, i32(8)>;
+    eights_2[i32(0)] = F32Eights_load_0(_S93[i32(0)], _S94);
+    eights_2[i32(1)] = F32Eights_load_1(_S93[i32(1)], _S94);
+    var _S97 : u32 = _S94 + _S95;
+    eights_2[i32(2)] = F32Eights_load_0(_S93[i32(0)], _S97);
+    eights_2[i32(3)] = F32Eights_load_1(_S93[i32(1)], _S97);
+    var _S98 : u32 = _S94 + u32(2) * _S95;
+    eights_2[i32(4)] = F32Eights_load_0(_S93[i32(0)], _S98);
+    eights_2[i32(5)] = F32Eights_load_1(_S93[i32(1)], _S98);
+    var _S99 : u32 = _S94 + u32(3) * _S95;
+    eights_2[i32(6)] = F32Eights_load_0(_S93[i32(0)], _S99);
+    eights_2[i32(7)] = F32Eights_load_1(_S93[i32(1)], _S99);
+    (*_S96) = eights_2;
+    return;
+}
+
+fn add_products_2( _S100 : ptr<function, Products_1>,  _S101 : array<F32Eights_Eight_0, i32(8)>,  _S102 : u32,  _S103 : u32,  _S104 : u32,  _S105 : u32)
+{
+    var _S106 : vec2<u32> = F32Eights_places_0(_S104);
+    var _S107 : u32 = _S106.x;
+    var a_7 : vec4<f32> = entryPointParams_x_0[_S102 + _S107];
+    var _S108 : u32 = _S106.y;
+    var b_7 : vec4<f32> = entryPointParams_x_0[_S102 + _S108];
+    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S103 + _S107];
+    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S103 + _S108];
+    var _S109 : u32 = _S104 + _S105;
+    var _S110 : vec2<u32> = F32Eights_places_0(_S109);
+    var _S111 : u32 = _S110.x;
+    var a_9 : vec4<f32> = entryPointParams_x_0[_S102 + _S111];
+    var _S112 : u32 = _S110.y;
+    var b_9 : vec4<f32> = entryPointParams_x_0[_S102 + _S112];
+    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S103 + _S111];
+    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S103 + _S112];
+    var _S113 : u32 = _S104 + u32(2) * _S105;
+    var _S114 : vec2<u32> = F32Eights_places_0(_S113);
+    var _S115 : u32 = _S114.x;
+    var a_11 : vec4<f32> = entryPointParams_x_0[_S102 + _S115];
+    var _S116 : u32 = _S114.y;
+    var b_11 : vec4<f32> = entryPointParams_x_0[_S102 + _S116];
+    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S103 + _S115];
+    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S103 + _S116];
+    var _S117 : f32 = (*_S100).sums_0[i32(0)] + F32Eights_product_0(_S101[i32(0)], _S104, a_8, b_8) + F32Eights_product_0(_S101[i32(2)], _S109, a_10, b_10) + F32Eights_product_0(_S101[i32(4)], _S113, a_12, b_12);
+    var _S118 : f32 = (*_S100).sums_0[i32(1)] + F32Eights_product_0(_S101[i32(1)], _S104, a_8, b_8) + F32Eights_product_0(_S101[i32(3)], _S109, a_10, b_10) + F32Eights_product_0(_S101[i32(5)], _S113, a_12, b_12);
+    var _S119 : u32 = _S104 + u32(3) * _S105;
+    var _S120 : vec2<u32> = F32Eights_places_0(_S119);
+    var _S121 : u32 = _S120.x;
+    var a_13 : vec4<f32> = entryPointParams_x_0[_S102 + _S121];
+    var _S122 : u32 = _S120.y;
+    var b_13 : vec4<f32> = entryPointParams_x_0[_S102 + _S122];
+    (*_S100).squares_0 = (*_S100).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
+    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S103 + _S121];
+    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S103 + _S122];
+    (*_S100).sums_0[i32(0)] = _S117 + F32Eights_product_0(_S101[i32(6)], _S119, a_14, b_14);
+    (*_S100).sums_0[i32(1)] = _S118 + F32Eights_product_0(_S101[i32(7)], _S119, a_14, b_14);
+    return;
+}
+
+fn load_eights_3( _S123 : array<u32, i32(2)>,  _S124 : u32,  _S125 : u32,  _S126 : ptr<function, array<F32Eights_Eight_0, i32(2)>>)
+{
+    var eights_3 : array<F32Eights_Eight_0, i32(2)>;
+    eights_3[i32(0)] = F32Eights_load_0(_S123[i32(0)], _S124);
+    eights_3[i32(1)] = F32Eights_load_1(_S123[i32(1)], _S124);
+    (*_S126) = eights_3;
+    return;
+}
+
+fn add_products_3( _S127 : ptr<function, Products_1>,  _S128 : array<F32Eights_Eight_0, i32(2)>,  _S129 : u32,  _S130 : u32,  _S131 : u32,  _S132 : u32)
+{
+    var _S133 : vec2<u32> = F32Eights_places_0(_S131);
+    var _S134 : u32 = _S133.x;
+    var a_15 : vec4<f32> = entryPointParams_x_0[_S129 + _S134];
+    var _S135 : u32 = _S133.y;
+    var b_15 : vec4<f32> = entryPointParams_x_0[_S129 + _S135];
+    (*_S127).squares_0 = (*_S127).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
+    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S130 + _S134];
+    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S130 + _S135];
+    (*_S127).sums_0[i32(0)] = (*_S127).sums_0[i32(0)] + F32Eights_product_0(_S128[i32(0)], _S131, a_16, b_16);
+    (*_S127).sums_0[i32(1)] = (*_S127).sums_0[i32(1)] + F32Eights_product_0(_S128[i32(1)], _S131, a_16, b_16);
+    return;
+}
+
+fn products_of_thread_1( _S136 : array<u32, i32(2)>,  _S137 : u32,  _S138 : u32,  _S139 : u32,  _S140 : u32,  _S141 : u32) -> Products_1
+{
+    var products_1 : Products_1;
+    products_1.squares_0 = 0.0f;
+    products_1.sums_0[i32(0)] = 0.0f;
+    products_1.sums_0[i32(1)] = 0.0f;
+    var _S142 : u32 = _S137 / u32(8);
+    var i_3 : u32;
+    if((_S140 + u32(3) * _S141) < _S142)
+    {
+        var _S143 : array<F32Eights_Eight_0, i32(8)>;
+        load_eights_2(_S136, _S140, _S141, &(_S143));
+        i_3 = _S140;
+        var loaded_1 : array<F32Eights_Eight_0, i32(8)> = _S143;
+        for(;;)
+        {
+            if((i_3 + u32(7) * _S141) < _S142)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S144 : u32 = i_3 + u32(4) * _S141;
+            var _S145 : array<F32Eights_Eight_0, i32(8)>;
+            load_eights_2(_S136, _S144, _S141, &(_S145));
+            var _S146 : array<F32Eights_Eight_0, i32(8)> = _S145;
+            add_products_2(&(products_1), loaded_1, _S138, _S139, i_3, _S141);
+            i_3 = _S144;
+            loaded_1 = _S146;
+        }
+        add_products_2(&(products_1), loaded_1, _S138, _S139, i_3, _S141);
+        i_3 = i_3 + u32(4) * _S141;
+    }
+    else
+    {
+        i_3 = _S140;
+    }
+    for(;;)
+    {
+        if(i_3 < _S142)
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S147 : array<F32Eights_Eight_0, i32(2)>;
+        load_eights_3(_S136, i_3, _S141, &(_S147));
+        add_products_3(&(products_1), _S147, _S138, _S139, i_3, _S141);
+        i_3 = i_3 + _S141;
+    }
+    return products_1;
+}
+
+fn gated_gemv_1( _S148 : vec3<u32>,  _S149 : u32,  _S150 : ptr<function, GatedGemvParams_std140_0>)
+{
+    ;
+    var _S151 : u32 = _S13;
+    ;
+    var _S152 : u32 = _S14;
+    var _S153 : u32 = u32(128) / _S14;
+    var _S154 : u32 = (*_S150).groups_0 * _S153;
+    var _S155 : u32 = group_number_0(_S148) * _S153;
+    var _S156 : u32 = _S149 / _S152;
+    var first_3 : u32 = _S155 + _S156;
+    for(;;)
+    {
+        var _S157 : u32 = (*_S150).n_0;
+        if(first_3 < ((*_S150).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S158 : u32 = (*_S150).k_0;
+        var _S159 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S150).gate_offset_0, (*_S150).k_0, first_3, _S157, &(_S159));
+        var _S160 : array<u32, i32(1)> = _S159;
+        var _S161 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S150).up_offset_0, (*_S150).k_0, first_3, _S157, &(_S161));
+        var _S162 : array<u32, i32(1)> = _S161;
+        var begins_3 : array<u32, i32(2)>;
+        begins_3[i32(0)] = _S160[i32(0)];
+        begins_3[i32(1)] = _S162[i32(0)];
+        var _S163 : Products_1 = products_of_thread_1(begins_3, _S158, (*_S150).x_offset_0, (*_S150).norm_offset_0, _S151, _S152);
+        var _S164 : f32 = subgroup_sum_0(_S163.squares_0);
+        var _S165 : f32 = 1.0f / sqrt(_S164 / f32(_S158) + (*_S150).eps_0);
+        var _S166 : array<f32, i32(2)>;
+        subgroup_sums_0(_S163.sums_0, &(_S166));
+        var results_1 : array<f32, i32(1)>;
+        results_1[i32(0)] = activated_0(_S166[i32(0)] * _S165, (*_S150).activation_0) * (_S166[i32(1)] * _S165);
+        var _S167 : u32 = first_3 + _S151;
+        var _S168 : f32 = chosen_0(results_1, _S151);
+        var _S169 : bool;
+        if(_S151 < u32(1))
+        {
+            _S169 = _S167 < _S157;
+        }
+        else
+        {
+            _S169 = false;
+        }
+        if(_S169)
+        {
+            entryPointParams_result_0[(*_S150).out_offset_0 + _S167] = _S168;
+        }
+        first_3 = first_3 + _S154;
     }
     return;
 }
@@ -309,9 +568,17 @@ fn gated_gemv_0( _S65 : vec3<u32>,  _S66 : u32,  _S67 : ptr<function, GatedGemvP
 @workgroup_size(128, 1, 1)
 fn gated_gemv_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S6 = _builtinWaveLaneIndex_0;
-    _S7 = _builtinWaveLaneCount_0;
-    var _S86 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
-    gated_gemv_0(group_1, thread_0, &(_S86));
+    _S13 = _builtinWaveLaneIndex_0;
+    _S14 = _builtinWaveLaneCount_0;
+    if((entryPointParams_0.p_0.wide_0) != u32(0))
+    {
+        var _S170 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_0(group_1, thread_0, &(_S170));
+    }
+    else
+    {
+        var _S171 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_1(group_1, thread_0, &(_S171));
+    }
     return;
 }

@@ -11,7 +11,8 @@ struct GatedGemvParams_std140_0
     @align(8) k_0 : u32,
     @align(4) eps_0 : f32,
     @align(16) activation_0 : u32,
-    @align(4) groups_0 : u32,
+    @align(4) wide_0 : u32,
+    @align(8) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -30,41 +31,25 @@ struct EntryPointParams_std140_0
 
 @binding(5) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-var<private> _S1 : u32;
-
-fn own_0( values_0 : array<f32, i32(2)>) -> f32
+fn chosen_0( values_0 : array<f32, i32(1)>,  number_0 : u32) -> f32
 {
-    ;
-    var result_0 : f32;
-    if(_S1 == u32(1))
-    {
-        result_0 = values_0[i32(1)];
-    }
-    else
-    {
-        result_0 = values_0[i32(0)];
-    }
-    return result_0;
+    return values_0[i32(0)];
 }
 
 fn subgroup_sum_0( value_0 : f32) -> f32
 {
-    var _S2 : f32 = subgroupAdd(value_0);
-    return _S2;
+    var _S1 : f32 = subgroupAdd(value_0);
+    return _S1;
 }
 
-fn subgroup_sums_0( values_1 : array<f32, i32(4)>,  _S3 : ptr<function, array<f32, i32(4)>>)
+fn subgroup_sums_0( values_1 : array<f32, i32(2)>,  _S2 : ptr<function, array<f32, i32(2)>>)
 {
-    var result_1 : array<f32, i32(4)>;
-    var _S4 : f32 = subgroup_sum_0(values_1[i32(0)]);
-    result_1[i32(0)] = _S4;
-    var _S5 : f32 = subgroup_sum_0(values_1[i32(1)]);
-    result_1[i32(1)] = _S5;
-    var _S6 : f32 = subgroup_sum_0(values_1[i32(2)]);
-    result_1[i32(2)] = _S6;
-    var _S7 : f32 = subgroup_sum_0(values_1[i32(3)]);
-    result_1[i32(3)] = _S7;
-    (*_S3) = result_1;
+    var result_0 : array<f32, i32(2)>;
+    var _S3 : f32 = subgroup_sum_0(values_1[i32(0)]);
+    result_0[i32(0)] = _S3;
+    var _S4 : f32 = subgroup_sum_0(values_1[i32(1)]);
+    result_0[i32(1)] = _S4;
+    (*_S2) = result_0;
     return;
 }
 
@@ -73,17 +58,56 @@ fn MXFP4Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return u32(4) * offset_0 + row_0 * (k_1 / u32(32)) * u32(17);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S8 : ptr<function, array<u32, i32(2)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S5 : ptr<function, array<u32, i32(1)>>)
 {
-    var begins_0 : array<u32, i32(2)>;
-    var _S9 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0, _S9));
-    begins_0[i32(1)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S9));
-    (*_S8) = begins_0;
+    var begins_0 : array<u32, i32(1)>;
+    begins_0[i32(0)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0, n_1 - u32(1)));
+    (*_S5) = begins_0;
     return;
 }
 
-var<private> _S10 : u32;
+fn chosen_1( values_2 : array<f32, i32(2)>,  number_1 : u32) -> f32
+{
+    var result_1 : f32;
+    if(number_1 == u32(1))
+    {
+        result_1 = values_2[i32(1)];
+    }
+    else
+    {
+        result_1 = values_2[i32(0)];
+    }
+    return result_1;
+}
+
+fn subgroup_sums_1( values_3 : array<f32, i32(4)>,  _S6 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_2 : array<f32, i32(4)>;
+    var _S7 : f32 = subgroup_sum_0(values_3[i32(0)]);
+    result_2[i32(0)] = _S7;
+    var _S8 : f32 = subgroup_sum_0(values_3[i32(1)]);
+    result_2[i32(1)] = _S8;
+    var _S9 : f32 = subgroup_sum_0(values_3[i32(2)]);
+    result_2[i32(2)] = _S9;
+    var _S10 : f32 = subgroup_sum_0(values_3[i32(3)]);
+    result_2[i32(3)] = _S10;
+    (*_S6) = result_2;
+    return;
+}
+
+fn begins_of_rows_1( offset_2 : u32,  k_3 : u32,  first_1 : u32,  n_2 : u32,  _S11 : ptr<function, array<u32, i32(2)>>)
+{
+    var begins_1 : array<u32, i32(2)>;
+    var _S12 : u32 = n_2 - u32(1);
+    begins_1[i32(0)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_1, _S12));
+    begins_1[i32(1)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_1 + u32(1), _S12));
+    (*_S11) = begins_1;
+    return;
+}
+
+var<private> _S13 : u32;
+
+var<private> _S14 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -92,16 +116,16 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 fn activated_0( z_0 : f32,  activation_1 : u32) -> f32
 {
-    var _S11 : f32;
+    var _S15 : f32;
     if(activation_1 == u32(1))
     {
-        _S11 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
+        _S15 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
     }
     else
     {
-        _S11 = z_0;
+        _S15 = z_0;
     }
-    return z_0 / (1.0f + exp(- _S11));
+    return z_0 / (1.0f + exp(- _S15));
 }
 
 struct Products_0
@@ -116,77 +140,93 @@ struct MXFP4Eights_Eight_0
      scale_0 : f32,
 };
 
-fn word_from_byte_0( byte_0 : u32,  first_1 : u32,  second_0 : u32) -> u32
+fn word_from_byte_0( byte_0 : u32,  first_2 : u32,  second_0 : u32) -> u32
 {
-    var _S12 : u32 = byte_0 % u32(4) * u32(8);
-    var _S13 : u32;
-    if(_S12 == u32(0))
+    var _S16 : u32 = byte_0 % u32(4) * u32(8);
+    var _S17 : u32;
+    if(_S16 == u32(0))
     {
-        _S13 = first_1;
+        _S17 = first_2;
     }
     else
     {
-        _S13 = (((first_1 >> (_S12))) | (((second_0 << ((u32(32) - _S12))))));
+        _S17 = (((first_2 >> (_S16))) | (((second_0 << ((u32(32) - _S16))))));
     }
-    return _S13;
+    return _S17;
 }
 
-fn fp4_scale_0( _S14 : u32,  _S15 : u32) -> f32
+fn fp4_scale_0( _S18 : u32,  _S19 : u32) -> f32
 {
-    var _S16 : u32 = (((entryPointParams_gate_0[_S14 + _S15 / u32(4)] >> ((_S15 % u32(4) * u32(8))))) & (u32(255)));
-    var _S17 : u32;
-    if(_S16 < u32(2))
+    var _S20 : u32 = (((entryPointParams_gate_0[_S18 + _S19 / u32(4)] >> ((_S19 % u32(4) * u32(8))))) & (u32(255)));
+    var _S21 : u32;
+    if(_S20 < u32(2))
     {
-        _S17 = u32((i32(2097152) << (_S16)));
+        _S21 = u32((i32(2097152) << (_S20)));
     }
     else
     {
-        _S17 = ((_S16 - u32(1)) << (u32(23)));
+        _S21 = ((_S20 - u32(1)) << (u32(23)));
     }
-    return (bitcast<f32>((_S17)));
+    return (bitcast<f32>((_S21)));
 }
 
 fn MXFP4Eights_Eight_x24init_0( q_1 : u32,  scale_1 : f32) -> MXFP4Eights_Eight_0
 {
-    var _S18 : MXFP4Eights_Eight_0;
-    _S18.q_0 = q_1;
-    _S18.scale_0 = scale_1;
-    return _S18;
+    var _S22 : MXFP4Eights_Eight_0;
+    _S22.q_0 = q_1;
+    _S22.scale_0 = scale_1;
+    return _S22;
 }
 
-fn MXFP4Eights_load_0( _S19 : u32,  _S20 : u32) -> MXFP4Eights_Eight_0
+fn MXFP4Eights_load_0( _S23 : u32,  _S24 : u32) -> MXFP4Eights_Eight_0
 {
-    var _S21 : u32 = _S19 + _S20 / u32(4) * u32(17);
-    var _S22 : u32 = _S21 + u32(1) + _S20 % u32(4) * u32(4);
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S22, entryPointParams_gate_0[_S22 / u32(4)], entryPointParams_gate_0[_S22 / u32(4) + min(_S22 % u32(4), u32(1))]), fp4_scale_0(u32(0), _S21));
+    var _S25 : u32 = _S23 + _S24 / u32(4) * u32(17);
+    var _S26 : u32 = _S25 + u32(1) + _S24 % u32(4) * u32(4);
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S26, entryPointParams_gate_0[_S26 / u32(4)], entryPointParams_gate_0[_S26 / u32(4) + min(_S26 % u32(4), u32(1))]), fp4_scale_0(u32(0), _S25));
 }
 
-fn fp4_scale_1( _S23 : u32,  _S24 : u32) -> f32
+fn fp4_scale_1( _S27 : u32,  _S28 : u32) -> f32
 {
-    var _S25 : u32 = (((entryPointParams_up_0[_S23 + _S24 / u32(4)] >> ((_S24 % u32(4) * u32(8))))) & (u32(255)));
-    var _S26 : u32;
-    if(_S25 < u32(2))
+    var _S29 : u32 = (((entryPointParams_up_0[_S27 + _S28 / u32(4)] >> ((_S28 % u32(4) * u32(8))))) & (u32(255)));
+    var _S30 : u32;
+    if(_S29 < u32(2))
     {
-        _S26 = u32((i32(2097152) << (_S25)));
+        _S30 = u32((i32(2097152) << (_S29)));
     }
     else
     {
-        _S26 = ((_S25 - u32(1)) << (u32(23)));
+        _S30 = ((_S29 - u32(1)) << (u32(23)));
     }
-    return (bitcast<f32>((_S26)));
+    return (bitcast<f32>((_S30)));
 }
 
-fn MXFP4Eights_load_1( _S27 : u32,  _S28 : u32) -> MXFP4Eights_Eight_0
+fn MXFP4Eights_load_1( _S31 : u32,  _S32 : u32) -> MXFP4Eights_Eight_0
 {
-    var _S29 : u32 = _S27 + _S28 / u32(4) * u32(17);
-    var _S30 : u32 = _S29 + u32(1) + _S28 % u32(4) * u32(4);
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S30, entryPointParams_up_0[_S30 / u32(4)], entryPointParams_up_0[_S30 / u32(4) + min(_S30 % u32(4), u32(1))]), fp4_scale_1(u32(0), _S29));
+    var _S33 : u32 = _S31 + _S32 / u32(4) * u32(17);
+    var _S34 : u32 = _S33 + u32(1) + _S32 % u32(4) * u32(4);
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S34, entryPointParams_up_0[_S34 / u32(4)], entryPointParams_up_0[_S34 / u32(4) + min(_S34 % u32(4), u32(1))]), fp4_scale_1(u32(0), _S33));
+}
+
+fn load_eights_0( _S35 : array<u32, i32(4)>,  _S36 : u32,  _S37 : u32,  _S38 : ptr<function, array<MXFP4Eights_Eight_0, i32(8)>>)
+{
+    var eights_0 : array<MXFP4Eights_Eight_0, i32(8)>;
+    eights_0[i32(0)] = MXFP4Eights_load_0(_S35[i32(0)], _S36);
+    eights_0[i32(1)] = MXFP4Eights_load_1(_S35[i32(1)], _S36);
+    eights_0[i32(2)] = MXFP4Eights_load_0(_S35[i32(2)], _S36);
+    eights_0[i32(3)] = MXFP4Eights_load_1(_S35[i32(3)], _S36);
+    var _S39 : u32 = _S36 + _S37;
+    eights_0[i32(4)] = MXFP4Eights_load_0(_S35[i32(0)], _S39);
+    eights_0[i32(5)] = MXFP4Eights_load_1(_S35[i32(1)], _S39);
+    eights_0[i32(6)] = MXFP4Eights_load_0(_S35[i32(2)], _S39);
+    eights_0[i32(7)] = MXFP4Eights_load_1(_S35[i32(3)], _S39);
+    (*_S38) = eights_0;
+    return;
 }
 
 fn places_of_nibbles_0( i_0 : u32) -> vec2<u32>
 {
-    var _S31 : u32 = i_0 % u32(4);
-    return vec2<u32>(i_0 / u32(4) * u32(8) + _S31, i_0 / u32(4) * u32(8) + _S31 + u32(4));
+    var _S40 : u32 = i_0 % u32(4);
+    return vec2<u32>(i_0 / u32(4) * u32(8) + _S40, i_0 / u32(4) * u32(8) + _S40 + u32(4));
 }
 
 fn MXFP4Eights_places_0( i_1 : u32) -> vec2<u32>
@@ -196,10 +236,10 @@ fn MXFP4Eights_places_0( i_1 : u32) -> vec2<u32>
 
 fn doubled_fp4_0( word_0 : u32) -> vec4<f32>
 {
-    var _S32 : vec4<u32> = vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24))));
-    var _S33 : vec4<u32> = _S32 % vec4<u32>(u32(8));
-    var _S34 : vec4<u32> = vec4<u32>(u32(2));
-    return vec4<f32>(vec4<i32>((((vec4<u32>(u32(3362009616)) >> ((_S33 * vec4<u32>(u32(4)))))) & (vec4<u32>(u32(15))))) * (vec4<i32>(i32(1)) - vec4<i32>((((_S32 >> (_S34))) & (_S34)))));
+    var _S41 : vec4<u32> = vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24))));
+    var _S42 : vec4<u32> = _S41 % vec4<u32>(u32(8));
+    var _S43 : vec4<u32> = vec4<u32>(u32(2));
+    return vec4<f32>(vec4<i32>((((vec4<u32>(u32(3362009616)) >> ((_S42 * vec4<u32>(u32(4)))))) & (vec4<u32>(u32(15))))) * (vec4<i32>(i32(1)) - vec4<i32>((((_S41 >> (_S43))) & (_S43)))));
 }
 
 fn MXFP4Eights_product_0( eight_0 : MXFP4Eights_Eight_0,  i_2 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
@@ -207,79 +247,64 @@ fn MXFP4Eights_product_0( eight_0 : MXFP4Eights_Eight_0,  i_2 : u32,  a_0 : vec4
     return eight_0.scale_0 * (dot(doubled_fp4_0(eight_0.q_0), a_0) + dot(doubled_fp4_0(((eight_0.q_0) >> (u32(4)))), b_0));
 }
 
-fn add_products_0( _S35 : ptr<function, Products_0>,  _S36 : array<u32, i32(4)>,  _S37 : u32,  _S38 : u32,  _S39 : u32,  _S40 : u32)
+fn add_products_0( _S44 : ptr<function, Products_0>,  _S45 : array<MXFP4Eights_Eight_0, i32(8)>,  _S46 : u32,  _S47 : u32,  _S48 : u32,  _S49 : u32)
 {
-    var eights_0 : array<MXFP4Eights_Eight_0, i32(8)>;
-    var _S41 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S36[i32(0)], _S39);
-    eights_0[i32(0)] = _S41;
-    var _S42 : MXFP4Eights_Eight_0 = MXFP4Eights_load_1(_S36[i32(1)], _S39);
-    eights_0[i32(1)] = _S42;
-    var _S43 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S36[i32(2)], _S39);
-    eights_0[i32(2)] = _S43;
-    var _S44 : MXFP4Eights_Eight_0 = MXFP4Eights_load_1(_S36[i32(3)], _S39);
-    eights_0[i32(3)] = _S44;
-    var _S45 : u32 = _S39 + _S40;
-    var _S46 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S36[i32(0)], _S45);
-    eights_0[i32(4)] = _S46;
-    var _S47 : MXFP4Eights_Eight_0 = MXFP4Eights_load_1(_S36[i32(1)], _S45);
-    eights_0[i32(5)] = _S47;
-    var _S48 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S36[i32(2)], _S45);
-    eights_0[i32(6)] = _S48;
-    var _S49 : MXFP4Eights_Eight_0 = MXFP4Eights_load_1(_S36[i32(3)], _S45);
-    eights_0[i32(7)] = _S49;
-    var _S50 : vec2<u32> = MXFP4Eights_places_0(_S39);
+    var _S50 : vec2<u32> = MXFP4Eights_places_0(_S48);
     var _S51 : u32 = _S50.x;
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S37 + _S51];
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S46 + _S51];
     var _S52 : u32 = _S50.y;
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S37 + _S52];
-    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S38 + _S51];
-    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S38 + _S52];
-    var _S53 : f32 = (*_S35).sums_0[i32(0)] + MXFP4Eights_product_0(_S41, _S39, a_2, b_2);
-    var _S54 : f32 = (*_S35).sums_0[i32(1)] + MXFP4Eights_product_0(_S42, _S39, a_2, b_2);
-    var _S55 : f32 = (*_S35).sums_0[i32(2)] + MXFP4Eights_product_0(_S43, _S39, a_2, b_2);
-    var _S56 : f32 = (*_S35).sums_0[i32(3)] + MXFP4Eights_product_0(_S44, _S39, a_2, b_2);
-    var _S57 : vec2<u32> = MXFP4Eights_places_0(_S45);
-    var _S58 : u32 = _S57.x;
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S37 + _S58];
-    var _S59 : u32 = _S57.y;
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S37 + _S59];
-    (*_S35).squares_0 = (*_S35).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
-    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S38 + _S58];
-    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S38 + _S59];
-    (*_S35).sums_0[i32(0)] = _S53 + MXFP4Eights_product_0(_S46, _S45, a_4, b_4);
-    (*_S35).sums_0[i32(1)] = _S54 + MXFP4Eights_product_0(_S47, _S45, a_4, b_4);
-    (*_S35).sums_0[i32(2)] = _S55 + MXFP4Eights_product_0(_S48, _S45, a_4, b_4);
-    (*_S35).sums_0[i32(3)] = _S56 + MXFP4Eights_product_0(_S49, _S45, a_4, b_4);
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S46 + _S52];
+    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S47 + _S51];
+    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S47 + _S52];
+    var _S53 : f32 = (*_S44).sums_0[i32(0)] + MXFP4Eights_product_0(_S45[i32(0)], _S48, a_2, b_2);
+    var _S54 : f32 = (*_S44).sums_0[i32(1)] + MXFP4Eights_product_0(_S45[i32(1)], _S48, a_2, b_2);
+    var _S55 : f32 = (*_S44).sums_0[i32(2)] + MXFP4Eights_product_0(_S45[i32(2)], _S48, a_2, b_2);
+    var _S56 : f32 = (*_S44).sums_0[i32(3)] + MXFP4Eights_product_0(_S45[i32(3)], _S48, a_2, b_2);
+    var _S57 : u32 = _S48 + _S49;
+    var _S58 : vec2<u32> = MXFP4Eights_places_0(_S57);
+    var _S59 : u32 = _S58.x;
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S46 + _S59];
+    var _S60 : u32 = _S58.y;
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S46 + _S60];
+    (*_S44).squares_0 = (*_S44).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
+    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S47 + _S59];
+    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S47 + _S60];
+    (*_S44).sums_0[i32(0)] = _S53 + MXFP4Eights_product_0(_S45[i32(4)], _S57, a_4, b_4);
+    (*_S44).sums_0[i32(1)] = _S54 + MXFP4Eights_product_0(_S45[i32(5)], _S57, a_4, b_4);
+    (*_S44).sums_0[i32(2)] = _S55 + MXFP4Eights_product_0(_S45[i32(6)], _S57, a_4, b_4);
+    (*_S44).sums_0[i32(3)] = _S56 + MXFP4Eights_product_0(_S45[i32(7)], _S57, a_4, b_4);
     return;
 }
 
-fn add_products_1( _S60 : ptr<function, Products_0>,  _S61 : array<u32, i32(4)>,  _S62 : u32,  _S63 : u32,  _S64 : u32,  _S65 : u32)
+fn load_eights_1( _S61 : array<u32, i32(4)>,  _S62 : u32,  _S63 : u32,  _S64 : ptr<function, array<MXFP4Eights_Eight_0, i32(4)>>)
 {
     var eights_1 : array<MXFP4Eights_Eight_0, i32(4)>;
-    var _S66 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S61[i32(0)], _S64);
-    eights_1[i32(0)] = _S66;
-    var _S67 : MXFP4Eights_Eight_0 = MXFP4Eights_load_1(_S61[i32(1)], _S64);
-    eights_1[i32(1)] = _S67;
-    var _S68 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S61[i32(2)], _S64);
-    eights_1[i32(2)] = _S68;
-    var _S69 : MXFP4Eights_Eight_0 = MXFP4Eights_load_1(_S61[i32(3)], _S64);
-    eights_1[i32(3)] = _S69;
-    var _S70 : vec2<u32> = MXFP4Eights_places_0(_S64);
-    var _S71 : u32 = _S70.x;
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S62 + _S71];
-    var _S72 : u32 = _S70.y;
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S62 + _S72];
-    (*_S60).squares_0 = (*_S60).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
-    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S63 + _S71];
-    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S63 + _S72];
-    (*_S60).sums_0[i32(0)] = (*_S60).sums_0[i32(0)] + MXFP4Eights_product_0(_S66, _S64, a_6, b_6);
-    (*_S60).sums_0[i32(1)] = (*_S60).sums_0[i32(1)] + MXFP4Eights_product_0(_S67, _S64, a_6, b_6);
-    (*_S60).sums_0[i32(2)] = (*_S60).sums_0[i32(2)] + MXFP4Eights_product_0(_S68, _S64, a_6, b_6);
-    (*_S60).sums_0[i32(3)] = (*_S60).sums_0[i32(3)] + MXFP4Eights_product_0(_S69, _S64, a_6, b_6);
+    eights_1[i32(0)] = MXFP4Eights_load_0(_S61[i32(0)], _S62);
+    eights_1[i32(1)] = MXFP4Eights_load_1(_S61[i32(1)], _S62);
+    eights_1[i32(2)] = MXFP4Eights_load_0(_S61[i32(2)], _S62);
+    eights_1[i32(3)] = MXFP4Eights_load_1(_S61[i32(3)], _S62);
+    (*_S64) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S73 : array<u32, i32(4)>,  _S74 : u32,  _S75 : u32,  _S76 : u32) -> Products_0
+fn add_products_1( _S65 : ptr<function, Products_0>,  _S66 : array<MXFP4Eights_Eight_0, i32(4)>,  _S67 : u32,  _S68 : u32,  _S69 : u32,  _S70 : u32)
+{
+    var _S71 : vec2<u32> = MXFP4Eights_places_0(_S69);
+    var _S72 : u32 = _S71.x;
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S67 + _S72];
+    var _S73 : u32 = _S71.y;
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S67 + _S73];
+    (*_S65).squares_0 = (*_S65).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
+    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S68 + _S72];
+    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S68 + _S73];
+    (*_S65).sums_0[i32(0)] = (*_S65).sums_0[i32(0)] + MXFP4Eights_product_0(_S66[i32(0)], _S69, a_6, b_6);
+    (*_S65).sums_0[i32(1)] = (*_S65).sums_0[i32(1)] + MXFP4Eights_product_0(_S66[i32(1)], _S69, a_6, b_6);
+    (*_S65).sums_0[i32(2)] = (*_S65).sums_0[i32(2)] + MXFP4Eights_product_0(_S66[i32(2)], _S69, a_6, b_6);
+    (*_S65).sums_0[i32(3)] = (*_S65).sums_0[i32(3)] + MXFP4Eights_product_0(_S66[i32(3)], _S69, a_6, b_6);
+    return;
+}
+
+fn products_of_thread_0( _S74 : array<u32, i32(4)>,  _S75 : u32,  _S76 : u32,  _S77 : u32,  _S78 : u32,  _S79 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
@@ -287,95 +312,314 @@ fn products_of_thread_0( _S73 : array<u32, i32(4)>,  _S74 : u32,  _S75 : u32,  _
     products_0.sums_0[i32(1)] = 0.0f;
     products_0.sums_0[i32(2)] = 0.0f;
     products_0.sums_0[i32(3)] = 0.0f;
-    ;
-    var _S77 : u32 = _S10;
-    var _S78 : u32 = _S74 / u32(8);
-    ;
-    var i_3 : u32 = _S1;
-    for(;;)
+    var _S80 : u32 = _S75 / u32(8);
+    var i_3 : u32;
+    if((_S78 + _S79) < _S80)
     {
-        if((i_3 + _S77) < _S78)
+        var _S81 : array<MXFP4Eights_Eight_0, i32(8)>;
+        load_eights_0(_S74, _S78, _S79, &(_S81));
+        i_3 = _S78;
+        var loaded_0 : array<MXFP4Eights_Eight_0, i32(8)> = _S81;
+        for(;;)
         {
+            if((i_3 + u32(3) * _S79) < _S80)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S82 : u32 = i_3 + u32(2) * _S79;
+            var _S83 : array<MXFP4Eights_Eight_0, i32(8)>;
+            load_eights_0(_S74, _S82, _S79, &(_S83));
+            var _S84 : array<MXFP4Eights_Eight_0, i32(8)> = _S83;
+            add_products_0(&(products_0), loaded_0, _S76, _S77, i_3, _S79);
+            i_3 = _S82;
+            loaded_0 = _S84;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S73, _S75, _S76, i_3, _S77);
-        i_3 = i_3 + u32(2) * _S77;
+        add_products_0(&(products_0), loaded_0, _S76, _S77, i_3, _S79);
+        i_3 = i_3 + u32(2) * _S79;
+    }
+    else
+    {
+        i_3 = _S78;
     }
     for(;;)
     {
-        if(i_3 < _S78)
+        if(i_3 < _S80)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S73, _S75, _S76, i_3, _S77);
-        i_3 = i_3 + _S77;
+        var _S85 : array<MXFP4Eights_Eight_0, i32(4)>;
+        load_eights_1(_S74, i_3, _S79, &(_S85));
+        add_products_1(&(products_0), _S85, _S76, _S77, i_3, _S79);
+        i_3 = i_3 + _S79;
     }
     return products_0;
 }
 
-fn gated_gemv_0( _S79 : vec3<u32>,  _S80 : u32,  _S81 : ptr<function, GatedGemvParams_std140_0>)
+fn gated_gemv_0( _S86 : vec3<u32>,  _S87 : u32,  _S88 : ptr<function, GatedGemvParams_std140_0>)
 {
     ;
-    var _S82 : u32 = _S10;
-    var _S83 : u32 = u32(128) / _S10;
-    var _S84 : u32 = (*_S81).groups_0 * _S83 * u32(2);
-    var _S85 : u32 = group_number_0(_S79) * _S83;
-    var _S86 : u32 = _S80 / _S82;
-    var first_2 : u32 = (_S85 + _S86) * u32(2);
+    var _S89 : u32 = _S13;
+    ;
+    var _S90 : u32 = _S14;
+    var _S91 : u32 = u32(128) / _S14;
+    var _S92 : u32 = (*_S88).groups_0 * _S91 * u32(2);
+    var _S93 : u32 = group_number_0(_S86) * _S91;
+    var _S94 : u32 = _S87 / _S90;
+    var first_3 : u32 = (_S93 + _S94) * u32(2);
     for(;;)
     {
-        var _S87 : u32 = (*_S81).n_0;
-        if(first_2 < ((*_S81).n_0))
+        var _S95 : u32 = (*_S88).n_0;
+        if(first_3 < ((*_S88).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S88 : u32 = (*_S81).k_0;
-        var _S89 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S81).gate_offset_0, (*_S81).k_0, first_2, _S87, &(_S89));
-        var _S90 : array<u32, i32(2)> = _S89;
-        var _S91 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S81).up_offset_0, (*_S81).k_0, first_2, _S87, &(_S91));
-        var _S92 : array<u32, i32(2)> = _S91;
-        var begins_1 : array<u32, i32(4)>;
-        begins_1[i32(0)] = _S90[i32(0)];
-        begins_1[i32(1)] = _S92[i32(0)];
-        begins_1[i32(2)] = _S90[i32(1)];
-        begins_1[i32(3)] = _S92[i32(1)];
-        var _S93 : Products_0 = products_of_thread_0(begins_1, _S88, (*_S81).x_offset_0, (*_S81).norm_offset_0);
-        var _S94 : f32 = subgroup_sum_0(_S93.squares_0);
-        var _S95 : f32 = 1.0f / sqrt(_S94 / f32(_S88) + (*_S81).eps_0);
-        var _S96 : array<f32, i32(4)>;
-        subgroup_sums_0(_S93.sums_0, &(_S96));
+        var _S96 : u32 = (*_S88).k_0;
+        var _S97 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S88).gate_offset_0, (*_S88).k_0, first_3, _S95, &(_S97));
+        var _S98 : array<u32, i32(2)> = _S97;
+        var _S99 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S88).up_offset_0, (*_S88).k_0, first_3, _S95, &(_S99));
+        var _S100 : array<u32, i32(2)> = _S99;
+        var begins_2 : array<u32, i32(4)>;
+        begins_2[i32(0)] = _S98[i32(0)];
+        begins_2[i32(1)] = _S100[i32(0)];
+        begins_2[i32(2)] = _S98[i32(1)];
+        begins_2[i32(3)] = _S100[i32(1)];
+        var _S101 : Products_0 = products_of_thread_0(begins_2, _S96, (*_S88).x_offset_0, (*_S88).norm_offset_0, _S89, _S90);
+        var _S102 : f32 = subgroup_sum_0(_S101.squares_0);
+        var _S103 : f32 = 1.0f / sqrt(_S102 / f32(_S96) + (*_S88).eps_0);
+        var _S104 : array<f32, i32(4)>;
+        subgroup_sums_1(_S101.sums_0, &(_S104));
         var results_0 : array<f32, i32(2)>;
-        results_0[i32(0)] = activated_0(_S96[i32(0)] * _S95, (*_S81).activation_0) * (_S96[i32(1)] * _S95);
-        results_0[i32(1)] = activated_0(_S96[i32(2)] * _S95, (*_S81).activation_0) * (_S96[i32(3)] * _S95);
-        ;
-        var _S97 : u32 = first_2 + _S1;
-        var _S98 : f32 = own_0(results_0);
-        ;
-        var _S99 : bool;
-        if(_S1 < u32(2))
+        results_0[i32(0)] = activated_0(_S104[i32(0)] * _S103, (*_S88).activation_0) * (_S104[i32(1)] * _S103);
+        results_0[i32(1)] = activated_0(_S104[i32(2)] * _S103, (*_S88).activation_0) * (_S104[i32(3)] * _S103);
+        var _S105 : u32 = first_3 + _S89;
+        var _S106 : f32 = chosen_1(results_0, _S89);
+        var _S107 : bool;
+        if(_S89 < u32(2))
         {
-            _S99 = _S97 < _S87;
+            _S107 = _S105 < _S95;
         }
         else
         {
-            _S99 = false;
+            _S107 = false;
         }
-        if(_S99)
+        if(_S107)
         {
-            entryPointParams_result_0[(*_S81).out_offset_0 + _S97] = _S98;
+            entryPointParams_result_0[(*_S88).out_offset_0 + _S105] = _S106;
         }
-        first_2 = first_2 + _S84;
+        first_3 = first_3 + _S92;
+    }
+    return;
+}
+
+struct Products_1
+{
+     sums_0 : array<f32, i32(2)>,
+     squares_0 : f32,
+};
+
+fn load_eights_2( _S108 : array<u32, i32(2)>,  _S109 : u32,  _S110 : u32,  _S111 : ptr<function, array<MXFP4Eights_Eight_0, i32(8)>>)
+{
+    var eights_2 : array<MXFP4Eights_Eight_0, i32(8)>;
+    eights_2[i32(0)] = MXFP4Eights_load_0(_S108[i32(0)], _S109);
+    eights_2[i32(1)] = MXFP4Eights_load_1(_S108[i32(1)], _S109);
+    var _S112 : u32 = _S109 + _S110;
+    eights_2[i32(2)] = MXFP4Eights_load_0(_S108[i32(0)], _S112);
+    eights_2[i32(3)] = MXFP4Eights_load_1(_S108[i32(1)], _S112);
+    var _S113 : u32 = _S109 + u32(2) * _S110;
+    eights_2[i32(4)] = MXFP4Eights_load_0(_S108[i32(0)], _S113);
+    eights_2[i32(5)] = MXFP4Eights_load_1(_S108[i32(1)], _S113);
+    var _S114 : u32 = _S109 + u32(3) * _S110;
+    eights_2[i32(6)] = MXFP4Eights_load_0(_S108[i32(0)], _S114);
+    eights_2[i32(7)] = MXFP4Eights_load_1(_S108[i32(1)], _S114);
+    (*_S111) = eights_2;
+    return;
+}
+
+fn add_products_2( _S115 : ptr<function, Products_1>,  _S116 : array<MXFP4Eights_Eight_0, i32(8)>,  _S117 : u32,  _S118 : u32,  _S119 : u32,  _S120 : u32)
+{
+    var _S121 : vec2<u32> = MXFP4Eights_places_0(_S119);
+    var _S122 : u32 = _S121.x;
+    var a_7 : vec4<f32> = entryPointParams_x_0[_S117 + _S122];
+    var _S123 : u32 = _S121.y;
+    var b_7 : vec4<f32> = entryPointParams_x_0[_S117 + _S123];
+    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S118 + _S122];
+    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S118 + _S123];
+    var _S124 : u32 = _S119 + _S120;
+    var _S125 : vec2<u32> = MXFP4Eights_places_0(_S124);
+    var _S126 : u32 = _S125.x;
+    var a_9 : vec4<f32> = entryPointParams_x_0[_S117 + _S126];
+    var _S127 : u32 = _S125.y;
+    var b_9 : vec4<f32> = entryPointParams_x_0[_S117 + _S127];
+    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S118 + _S126];
+    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S118 + _S127];
+    var _S128 : u32 = _S119 + u32(2) * _S120;
+    var _S129 : vec2<u32> = MXFP4Eights_places_0(_S128);
+    var _S130 : u32 = _S129.x;
+    var a_11 : vec4<f32> = entryPointParams_x_0[_S117 + _S130];
+    var _S131 : u32 = _S129.y;
+    var b_11 : vec4<f32> = entryPointParams_x_0[_S117 + _S131];
+    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S118 + _S130];
+    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S118 + _S131];
+    var _S132 : f32 = (*_S115).sums_0[i32(0)] + MXFP4Eights_product_0(_S116[i32(0)], _S119, a_8, b_8) + MXFP4Eights_product_0(_S116[i32(2)], _S124, a_10, b_10) + MXFP4Eights_product_0(_S116[i32(4)], _S128, a_12, b_12);
+    var _S133 : f32 = (*_S115).sums_0[i32(1)] + MXFP4Eights_product_0(_S116[i32(1)], _S119, a_8, b_8) + MXFP4Eights_product_0(_S116[i32(3)], _S124, a_10, b_10) + MXFP4Eights_product_0(_S116[i32(5)], _S128, a_12, b_12);
+    var _S134 : u32 = _S119 + u32(3) * _S120;
+    var _S135 : vec2<u32> = MXFP4Eights_places_0(_S134);
+    var _S136 : u32 = _S135.x;
+    var a_13 : vec4<f32> = entryPointParams_x_0[_S117 + _S136];
+    var _S137 : u32 = _S135.y;
+    var b_13 : vec4<f32> = entryPointParams_x_0[_S117 + _S137];
+    (*_S115).squares_0 = (*_S115).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
+    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S118 + _S136];
+    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S118 + _S137];
+    (*_S115).sums_0[i32(0)] = _S132 + MXFP4Eights_product_0(_S116[i32(6)], _S134, a_14, b_14);
+    (*_S115).sums_0[i32(1)] = _S133 + MXFP4Eights_product_0(_S116[i32(7)], _S134, a_14, b_14);
+    return;
+}
+
+fn load_eights_3( _S138 : array<u32, i32(2)>,  _S139 : u32,  _S140 : u32,  _S141 : ptr<function, array<MXFP4Eights_Eight_0, i32(2)>>)
+{
+    var eights_3 : array<MXFP4Eights_Eight_0, i32(2)>;
+    eights_3[i32(0)] = MXFP4Eights_load_0(_S138[i32(0)], _S139);
+    eights_3[i32(1)] = MXFP4Eights_load_1(_S138[i32(1)], _S139);
+    (*_S141) = eights_3;
+    return;
+}
+
+fn add_products_3( _S142 : ptr<function, Products_1>,  _S143 : array<MXFP4Eights_Eight_0, i32(2)>,  _S144 : u32,  _S145 : u32,  _S146 : u32,  _S147 : u32)
+{
+    var _S148 : vec2<u32> = MXFP4Eights_places_0(_S146);
+    var _S149 : u32 = _S148.x;
+    var a_15 : vec4<f32> = entryPointParams_x_0[_S144 + _S149];
+    var _S150 : u32 = _S148.y;
+    var b_15 : vec4<f32> = entryPointParams_x_0[_S144 + _S150];
+    (*_S142).squares_0 = (*_S142).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
+    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S145 + _S149];
+    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S145 + _S150];
+    (*_S142).sums_0[i32(0)] = (*_S142).sums_0[i32(0)] + MXFP4Eights_product_0(_S143[i32(0)], _S146, a_16, b_16);
+    (*_S142).sums_0[i32(1)] = (*_S142).sums_0[i32(1)] + MXFP4Eights_product_0(_S143[i32(1)], _S146, a_16, b_16);
+    return;
+}
+
+fn products_of_thread_1( _S151 : array<u32, i32(2)>,  _S152 : u32,  _S153 : u32,  _S154 : u32,  _S155 : u32,  _S156 : u32) -> Products_1
+{
+    var products_1 : Products_1;
+    products_1.squares_0 = 0.0f;
+    products_1.sums_0[i32(0)] = 0.0f;
+    products_1.sums_0[i32(1)] = 0.0f;
+    var _S157 : u32 = _S152 / u32(8);
+    var i_4 : u32;
+    if((_S155 + u32(3) * _S156) < _S157)
+    {
+        var _S158 : array<MXFP4Eights_Eight_0, i32(8)>;
+        load_eights_2(_S151, _S155, _S156, &(_S158));
+        i_4 = _S155;
+        var loaded_1 : array<MXFP4Eights_Eight_0, i32(8)> = _S158;
+        for(;;)
+        {
+            if((i_4 + u32(7) * _S156) < _S157)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S159 : u32 = i_4 + u32(4) * _S156;
+            var _S160 : array<MXFP4Eights_Eight_0, i32(8)>;
+            load_eights_2(_S151, _S159, _S156, &(_S160));
+            var _S161 : array<MXFP4Eights_Eight_0, i32(8)> = _S160;
+            add_products_2(&(products_1), loaded_1, _S153, _S154, i_4, _S156);
+            i_4 = _S159;
+            loaded_1 = _S161;
+        }
+        add_products_2(&(products_1), loaded_1, _S153, _S154, i_4, _S156);
+        i_4 = i_4 + u32(4) * _S156;
+    }
+    else
+    {
+        i_4 = _S155;
+    }
+    for(;;)
+    {
+        if(i_4 < _S157)
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S162 : array<MXFP4Eights_Eight_0, i32(2)>;
+        load_eights_3(_S151, i_4, _S156, &(_S162));
+        add_products_3(&(products_1), _S162, _S153, _S154, i_4, _S156);
+        i_4 = i_4 + _S156;
+    }
+    return products_1;
+}
+
+fn gated_gemv_1( _S163 : vec3<u32>,  _S164 : u32,  _S165 : ptr<function, GatedGemvParams_std140_0>)
+{
+    ;
+    var _S166 : u32 = _S13;
+    ;
+    var _S167 : u32 = _S14;
+    var _S168 : u32 = u32(128) / _S14;
+    var _S169 : u32 = (*_S165).groups_0 * _S168;
+    var _S170 : u32 = group_number_0(_S163) * _S168;
+    var _S171 : u32 = _S164 / _S167;
+    var first_4 : u32 = _S170 + _S171;
+    for(;;)
+    {
+        var _S172 : u32 = (*_S165).n_0;
+        if(first_4 < ((*_S165).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S173 : u32 = (*_S165).k_0;
+        var _S174 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S165).gate_offset_0, (*_S165).k_0, first_4, _S172, &(_S174));
+        var _S175 : array<u32, i32(1)> = _S174;
+        var _S176 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S165).up_offset_0, (*_S165).k_0, first_4, _S172, &(_S176));
+        var _S177 : array<u32, i32(1)> = _S176;
+        var begins_3 : array<u32, i32(2)>;
+        begins_3[i32(0)] = _S175[i32(0)];
+        begins_3[i32(1)] = _S177[i32(0)];
+        var _S178 : Products_1 = products_of_thread_1(begins_3, _S173, (*_S165).x_offset_0, (*_S165).norm_offset_0, _S166, _S167);
+        var _S179 : f32 = subgroup_sum_0(_S178.squares_0);
+        var _S180 : f32 = 1.0f / sqrt(_S179 / f32(_S173) + (*_S165).eps_0);
+        var _S181 : array<f32, i32(2)>;
+        subgroup_sums_0(_S178.sums_0, &(_S181));
+        var results_1 : array<f32, i32(1)>;
+        results_1[i32(0)] = activated_0(_S181[i32(0)] * _S180, (*_S165).activation_0) * (_S181[i32(1)] * _S180);
+        var _S182 : u32 = first_4 + _S166;
+        var _S183 : f32 = chosen_0(results_1, _S166);
+        var _S184 : bool;
+        if(_S166 < u32(1))
+        {
+            _S184 = _S182 < _S172;
+        }
+        else
+        {
+            _S184 = false;
+        }
+        if(_S184)
+        {
+            entryPointParams_result_0[(*_S165).out_offset_0 + _S182] = _S183;
+        }
+        first_4 = first_4 + _S169;
     }
     return;
 }
@@ -384,9 +628,17 @@ fn gated_gemv_0( _S79 : vec3<u32>,  _S80 : u32,  _S81 : ptr<function, GatedGemvP
 @workgroup_size(128, 1, 1)
 fn gated_gemv_mxfp4(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S1 = _builtinWaveLaneIndex_0;
-    _S10 = _builtinWaveLaneCount_0;
-    var _S100 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
-    gated_gemv_0(group_1, thread_0, &(_S100));
+    _S13 = _builtinWaveLaneIndex_0;
+    _S14 = _builtinWaveLaneCount_0;
+    if((entryPointParams_0.p_0.wide_0) != u32(0))
+    {
+        var _S185 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_0(group_1, thread_0, &(_S185));
+    }
+    else
+    {
+        var _S186 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_1(group_1, thread_0, &(_S186));
+    }
     return;
 }

@@ -11,7 +11,8 @@ struct GatedGemvParams_std140_0
     @align(8) k_0 : u32,
     @align(4) eps_0 : f32,
     @align(16) activation_0 : u32,
-    @align(4) groups_0 : u32,
+    @align(4) wide_0 : u32,
+    @align(8) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -30,41 +31,25 @@ struct EntryPointParams_std140_0
 
 @binding(5) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-var<private> _S1 : u32;
-
-fn own_0( values_0 : array<f32, i32(2)>) -> f32
+fn chosen_0( values_0 : array<f32, i32(1)>,  number_0 : u32) -> f32
 {
-    ;
-    var result_0 : f32;
-    if(_S1 == u32(1))
-    {
-        result_0 = values_0[i32(1)];
-    }
-    else
-    {
-        result_0 = values_0[i32(0)];
-    }
-    return result_0;
+    return values_0[i32(0)];
 }
 
 fn subgroup_sum_0( value_0 : f32) -> f32
 {
-    var _S2 : f32 = subgroupAdd(value_0);
-    return _S2;
+    var _S1 : f32 = subgroupAdd(value_0);
+    return _S1;
 }
 
-fn subgroup_sums_0( values_1 : array<f32, i32(4)>,  _S3 : ptr<function, array<f32, i32(4)>>)
+fn subgroup_sums_0( values_1 : array<f32, i32(2)>,  _S2 : ptr<function, array<f32, i32(2)>>)
 {
-    var result_1 : array<f32, i32(4)>;
-    var _S4 : f32 = subgroup_sum_0(values_1[i32(0)]);
-    result_1[i32(0)] = _S4;
-    var _S5 : f32 = subgroup_sum_0(values_1[i32(1)]);
-    result_1[i32(1)] = _S5;
-    var _S6 : f32 = subgroup_sum_0(values_1[i32(2)]);
-    result_1[i32(2)] = _S6;
-    var _S7 : f32 = subgroup_sum_0(values_1[i32(3)]);
-    result_1[i32(3)] = _S7;
-    (*_S3) = result_1;
+    var result_0 : array<f32, i32(2)>;
+    var _S3 : f32 = subgroup_sum_0(values_1[i32(0)]);
+    result_0[i32(0)] = _S3;
+    var _S4 : f32 = subgroup_sum_0(values_1[i32(1)]);
+    result_0[i32(1)] = _S4;
+    (*_S2) = result_0;
     return;
 }
 
@@ -73,13 +58,50 @@ fn Q4_0Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return u32(2) * offset_0 + row_0 * (k_1 / u32(32)) * u32(9);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S8 : ptr<function, array<u32, i32(2)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S5 : ptr<function, array<u32, i32(1)>>)
 {
-    var begins_0 : array<u32, i32(2)>;
-    var _S9 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = Q4_0Eights_begin_0(offset_1, k_2, min(first_0, _S9));
-    begins_0[i32(1)] = Q4_0Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S9));
-    (*_S8) = begins_0;
+    var begins_0 : array<u32, i32(1)>;
+    begins_0[i32(0)] = Q4_0Eights_begin_0(offset_1, k_2, min(first_0, n_1 - u32(1)));
+    (*_S5) = begins_0;
+    return;
+}
+
+fn chosen_1( values_2 : array<f32, i32(2)>,  number_1 : u32) -> f32
+{
+    var result_1 : f32;
+    if(number_1 == u32(1))
+    {
+        result_1 = values_2[i32(1)];
+    }
+    else
+    {
+        result_1 = values_2[i32(0)];
+    }
+    return result_1;
+}
+
+fn subgroup_sums_1( values_3 : array<f32, i32(4)>,  _S6 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_2 : array<f32, i32(4)>;
+    var _S7 : f32 = subgroup_sum_0(values_3[i32(0)]);
+    result_2[i32(0)] = _S7;
+    var _S8 : f32 = subgroup_sum_0(values_3[i32(1)]);
+    result_2[i32(1)] = _S8;
+    var _S9 : f32 = subgroup_sum_0(values_3[i32(2)]);
+    result_2[i32(2)] = _S9;
+    var _S10 : f32 = subgroup_sum_0(values_3[i32(3)]);
+    result_2[i32(3)] = _S10;
+    (*_S6) = result_2;
+    return;
+}
+
+fn begins_of_rows_1( offset_2 : u32,  k_3 : u32,  first_1 : u32,  n_2 : u32,  _S11 : ptr<function, array<u32, i32(2)>>)
+{
+    var begins_1 : array<u32, i32(2)>;
+    var _S12 : u32 = n_2 - u32(1);
+    begins_1[i32(0)] = Q4_0Eights_begin_0(offset_2, k_3, min(first_1, _S12));
+    begins_1[i32(1)] = Q4_0Eights_begin_0(offset_2, k_3, min(first_1 + u32(1), _S12));
+    (*_S11) = begins_1;
     return;
 }
 
@@ -103,7 +125,9 @@ fn in_place_3( word_3 : u32,  zero_3 : f32) -> f32
     return (bitcast<f32>(((((word_3 & (u32(15)))) | (u32(1258291200)))))) - ((bitcast<f32>((u32(1258291200)))) + zero_3);
 }
 
-var<private> _S10 : u32;
+var<private> _S13 : u32;
+
+var<private> _S14 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -112,16 +136,16 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 fn activated_0( z_0 : f32,  activation_1 : u32) -> f32
 {
-    var _S11 : f32;
+    var _S15 : f32;
     if(activation_1 == u32(1))
     {
-        _S11 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
+        _S15 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
     }
     else
     {
-        _S11 = z_0;
+        _S15 = z_0;
     }
-    return z_0 / (1.0f + exp(- _S11));
+    return z_0 / (1.0f + exp(- _S15));
 }
 
 struct Products_0
@@ -136,64 +160,82 @@ struct Q4_0Eights_Eight_0
      d_0 : u32,
 };
 
-fn word_from_0( half_0 : u32,  first_1 : u32,  second_0 : u32) -> u32
+fn second_if_0( aligned_0 : bool,  first_2 : u32,  second_0 : u32) -> u32
 {
-    var _S12 : u32;
-    if((half_0 % u32(2)) == u32(0))
+    var _S16 : u32;
+    if(aligned_0)
     {
-        _S12 = first_1;
+        _S16 = second_0;
     }
     else
     {
-        _S12 = (((first_1 >> (u32(16)))) | (((second_0 << (u32(16))))));
+        _S16 = (((first_2 >> (u32(16)))) | (((second_0 << (u32(16))))));
     }
-    return _S12;
+    return _S16;
 }
 
-fn load_word_0( _S13 : u32) -> u32
+fn load_word_0( _S17 : u32) -> u32
 {
-    return word_from_0(_S13, entryPointParams_gate_0[_S13 / u32(2)], entryPointParams_gate_0[_S13 / u32(2) + _S13 % u32(2)]);
+    var _S18 : u32 = (_S17 - u32(1)) / u32(2);
+    return second_if_0((_S17 % u32(2)) == u32(0), entryPointParams_gate_0[_S18], entryPointParams_gate_0[_S18 + u32(1)]);
 }
 
-fn load_half_0( _S14 : u32) -> u32
+fn load_half_0( _S19 : u32) -> u32
 {
-    return (entryPointParams_gate_0[_S14 / u32(2)] >> ((_S14 % u32(2) * u32(16))));
+    return (entryPointParams_gate_0[_S19 / u32(2)] >> ((_S19 % u32(2) * u32(16))));
 }
 
 fn Q4_0Eights_Eight_x24init_0( q_1 : u32,  d_1 : u32) -> Q4_0Eights_Eight_0
 {
-    var _S15 : Q4_0Eights_Eight_0;
-    _S15.q_0 = q_1;
-    _S15.d_0 = d_1;
-    return _S15;
+    var _S20 : Q4_0Eights_Eight_0;
+    _S20.q_0 = q_1;
+    _S20.d_0 = d_1;
+    return _S20;
 }
 
-fn Q4_0Eights_load_0( _S16 : u32,  _S17 : u32) -> Q4_0Eights_Eight_0
-{
-    var _S18 : u32 = _S16 + _S17 / u32(4) * u32(9);
-    return Q4_0Eights_Eight_x24init_0(load_word_0(_S18 + u32(1) + _S17 % u32(4) * u32(2)), load_half_0(_S18));
-}
-
-fn load_word_1( _S19 : u32) -> u32
-{
-    return word_from_0(_S19, entryPointParams_up_0[_S19 / u32(2)], entryPointParams_up_0[_S19 / u32(2) + _S19 % u32(2)]);
-}
-
-fn load_half_1( _S20 : u32) -> u32
-{
-    return (entryPointParams_up_0[_S20 / u32(2)] >> ((_S20 % u32(2) * u32(16))));
-}
-
-fn Q4_0Eights_load_1( _S21 : u32,  _S22 : u32) -> Q4_0Eights_Eight_0
+fn Q4_0Eights_load_0( _S21 : u32,  _S22 : u32) -> Q4_0Eights_Eight_0
 {
     var _S23 : u32 = _S21 + _S22 / u32(4) * u32(9);
-    return Q4_0Eights_Eight_x24init_0(load_word_1(_S23 + u32(1) + _S22 % u32(4) * u32(2)), load_half_1(_S23));
+    return Q4_0Eights_Eight_x24init_0(load_word_0(_S23 + u32(1) + _S22 % u32(4) * u32(2)), load_half_0(_S23));
+}
+
+fn load_word_1( _S24 : u32) -> u32
+{
+    var _S25 : u32 = (_S24 - u32(1)) / u32(2);
+    return second_if_0((_S24 % u32(2)) == u32(0), entryPointParams_up_0[_S25], entryPointParams_up_0[_S25 + u32(1)]);
+}
+
+fn load_half_1( _S26 : u32) -> u32
+{
+    return (entryPointParams_up_0[_S26 / u32(2)] >> ((_S26 % u32(2) * u32(16))));
+}
+
+fn Q4_0Eights_load_1( _S27 : u32,  _S28 : u32) -> Q4_0Eights_Eight_0
+{
+    var _S29 : u32 = _S27 + _S28 / u32(4) * u32(9);
+    return Q4_0Eights_Eight_x24init_0(load_word_1(_S29 + u32(1) + _S28 % u32(4) * u32(2)), load_half_1(_S29));
+}
+
+fn load_eights_0( _S30 : array<u32, i32(4)>,  _S31 : u32,  _S32 : u32,  _S33 : ptr<function, array<Q4_0Eights_Eight_0, i32(8)>>)
+{
+    var eights_0 : array<Q4_0Eights_Eight_0, i32(8)>;
+    eights_0[i32(0)] = Q4_0Eights_load_0(_S30[i32(0)], _S31);
+    eights_0[i32(1)] = Q4_0Eights_load_1(_S30[i32(1)], _S31);
+    eights_0[i32(2)] = Q4_0Eights_load_0(_S30[i32(2)], _S31);
+    eights_0[i32(3)] = Q4_0Eights_load_1(_S30[i32(3)], _S31);
+    var _S34 : u32 = _S31 + _S32;
+    eights_0[i32(4)] = Q4_0Eights_load_0(_S30[i32(0)], _S34);
+    eights_0[i32(5)] = Q4_0Eights_load_1(_S30[i32(1)], _S34);
+    eights_0[i32(6)] = Q4_0Eights_load_0(_S30[i32(2)], _S34);
+    eights_0[i32(7)] = Q4_0Eights_load_1(_S30[i32(3)], _S34);
+    (*_S33) = eights_0;
+    return;
 }
 
 fn places_of_nibbles_0( i_0 : u32) -> vec2<u32>
 {
-    var _S24 : u32 = i_0 % u32(4);
-    return vec2<u32>(i_0 / u32(4) * u32(8) + _S24, i_0 / u32(4) * u32(8) + _S24 + u32(4));
+    var _S35 : u32 = i_0 % u32(4);
+    return vec2<u32>(i_0 / u32(4) * u32(8) + _S35, i_0 / u32(4) * u32(8) + _S35 + u32(4));
 }
 
 fn Q4_0Eights_places_0( i_1 : u32) -> vec2<u32>
@@ -208,14 +250,14 @@ fn halves_0( word_4 : u32) -> vec2<f32>
 
 fn low_nibbles_0( word_5 : u32,  zero_4 : f32) -> vec4<f32>
 {
-    var _S25 : u32 = (word_5 >> (u32(16)));
-    return vec4<f32>(in_place_3(word_5, zero_4), in_place_2(word_5, zero_4), in_place_3(_S25, zero_4), in_place_2(_S25, zero_4));
+    var _S36 : u32 = (word_5 >> (u32(16)));
+    return vec4<f32>(in_place_3(word_5, zero_4), in_place_2(word_5, zero_4), in_place_3(_S36, zero_4), in_place_2(_S36, zero_4));
 }
 
 fn high_nibbles_0( word_6 : u32,  zero_5 : f32) -> vec4<f32>
 {
-    var _S26 : u32 = (word_6 >> (u32(16)));
-    return vec4<f32>(in_place_1(word_6, zero_5), in_place_0(word_6, zero_5), in_place_1(_S26, zero_5), in_place_0(_S26, zero_5));
+    var _S37 : u32 = (word_6 >> (u32(16)));
+    return vec4<f32>(in_place_1(word_6, zero_5), in_place_0(word_6, zero_5), in_place_1(_S37, zero_5), in_place_0(_S37, zero_5));
 }
 
 fn Q4_0Eights_product_0( eight_0 : Q4_0Eights_Eight_0,  i_2 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
@@ -223,79 +265,64 @@ fn Q4_0Eights_product_0( eight_0 : Q4_0Eights_Eight_0,  i_2 : u32,  a_0 : vec4<f
     return halves_0(eight_0.d_0).x * (dot(low_nibbles_0(eight_0.q_0, 8.0f), a_0) + dot(high_nibbles_0(eight_0.q_0, 8.0f), b_0));
 }
 
-fn add_products_0( _S27 : ptr<function, Products_0>,  _S28 : array<u32, i32(4)>,  _S29 : u32,  _S30 : u32,  _S31 : u32,  _S32 : u32)
+fn add_products_0( _S38 : ptr<function, Products_0>,  _S39 : array<Q4_0Eights_Eight_0, i32(8)>,  _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32)
 {
-    var eights_0 : array<Q4_0Eights_Eight_0, i32(8)>;
-    var _S33 : Q4_0Eights_Eight_0 = Q4_0Eights_load_0(_S28[i32(0)], _S31);
-    eights_0[i32(0)] = _S33;
-    var _S34 : Q4_0Eights_Eight_0 = Q4_0Eights_load_1(_S28[i32(1)], _S31);
-    eights_0[i32(1)] = _S34;
-    var _S35 : Q4_0Eights_Eight_0 = Q4_0Eights_load_0(_S28[i32(2)], _S31);
-    eights_0[i32(2)] = _S35;
-    var _S36 : Q4_0Eights_Eight_0 = Q4_0Eights_load_1(_S28[i32(3)], _S31);
-    eights_0[i32(3)] = _S36;
-    var _S37 : u32 = _S31 + _S32;
-    var _S38 : Q4_0Eights_Eight_0 = Q4_0Eights_load_0(_S28[i32(0)], _S37);
-    eights_0[i32(4)] = _S38;
-    var _S39 : Q4_0Eights_Eight_0 = Q4_0Eights_load_1(_S28[i32(1)], _S37);
-    eights_0[i32(5)] = _S39;
-    var _S40 : Q4_0Eights_Eight_0 = Q4_0Eights_load_0(_S28[i32(2)], _S37);
-    eights_0[i32(6)] = _S40;
-    var _S41 : Q4_0Eights_Eight_0 = Q4_0Eights_load_1(_S28[i32(3)], _S37);
-    eights_0[i32(7)] = _S41;
-    var _S42 : vec2<u32> = Q4_0Eights_places_0(_S31);
-    var _S43 : u32 = _S42.x;
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S29 + _S43];
-    var _S44 : u32 = _S42.y;
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S29 + _S44];
-    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S30 + _S43];
-    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S30 + _S44];
-    var _S45 : f32 = (*_S27).sums_0[i32(0)] + Q4_0Eights_product_0(_S33, _S31, a_2, b_2);
-    var _S46 : f32 = (*_S27).sums_0[i32(1)] + Q4_0Eights_product_0(_S34, _S31, a_2, b_2);
-    var _S47 : f32 = (*_S27).sums_0[i32(2)] + Q4_0Eights_product_0(_S35, _S31, a_2, b_2);
-    var _S48 : f32 = (*_S27).sums_0[i32(3)] + Q4_0Eights_product_0(_S36, _S31, a_2, b_2);
-    var _S49 : vec2<u32> = Q4_0Eights_places_0(_S37);
-    var _S50 : u32 = _S49.x;
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S29 + _S50];
-    var _S51 : u32 = _S49.y;
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S29 + _S51];
-    (*_S27).squares_0 = (*_S27).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
-    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S30 + _S50];
-    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S30 + _S51];
-    (*_S27).sums_0[i32(0)] = _S45 + Q4_0Eights_product_0(_S38, _S37, a_4, b_4);
-    (*_S27).sums_0[i32(1)] = _S46 + Q4_0Eights_product_0(_S39, _S37, a_4, b_4);
-    (*_S27).sums_0[i32(2)] = _S47 + Q4_0Eights_product_0(_S40, _S37, a_4, b_4);
-    (*_S27).sums_0[i32(3)] = _S48 + Q4_0Eights_product_0(_S41, _S37, a_4, b_4);
+    var _S44 : vec2<u32> = Q4_0Eights_places_0(_S42);
+    var _S45 : u32 = _S44.x;
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S40 + _S45];
+    var _S46 : u32 = _S44.y;
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S40 + _S46];
+    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S41 + _S45];
+    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S41 + _S46];
+    var _S47 : f32 = (*_S38).sums_0[i32(0)] + Q4_0Eights_product_0(_S39[i32(0)], _S42, a_2, b_2);
+    var _S48 : f32 = (*_S38).sums_0[i32(1)] + Q4_0Eights_product_0(_S39[i32(1)], _S42, a_2, b_2);
+    var _S49 : f32 = (*_S38).sums_0[i32(2)] + Q4_0Eights_product_0(_S39[i32(2)], _S42, a_2, b_2);
+    var _S50 : f32 = (*_S38).sums_0[i32(3)] + Q4_0Eights_product_0(_S39[i32(3)], _S42, a_2, b_2);
+    var _S51 : u32 = _S42 + _S43;
+    var _S52 : vec2<u32> = Q4_0Eights_places_0(_S51);
+    var _S53 : u32 = _S52.x;
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S40 + _S53];
+    var _S54 : u32 = _S52.y;
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S40 + _S54];
+    (*_S38).squares_0 = (*_S38).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
+    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S41 + _S53];
+    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S41 + _S54];
+    (*_S38).sums_0[i32(0)] = _S47 + Q4_0Eights_product_0(_S39[i32(4)], _S51, a_4, b_4);
+    (*_S38).sums_0[i32(1)] = _S48 + Q4_0Eights_product_0(_S39[i32(5)], _S51, a_4, b_4);
+    (*_S38).sums_0[i32(2)] = _S49 + Q4_0Eights_product_0(_S39[i32(6)], _S51, a_4, b_4);
+    (*_S38).sums_0[i32(3)] = _S50 + Q4_0Eights_product_0(_S39[i32(7)], _S51, a_4, b_4);
     return;
 }
 
-fn add_products_1( _S52 : ptr<function, Products_0>,  _S53 : array<u32, i32(4)>,  _S54 : u32,  _S55 : u32,  _S56 : u32,  _S57 : u32)
+fn load_eights_1( _S55 : array<u32, i32(4)>,  _S56 : u32,  _S57 : u32,  _S58 : ptr<function, array<Q4_0Eights_Eight_0, i32(4)>>)
 {
     var eights_1 : array<Q4_0Eights_Eight_0, i32(4)>;
-    var _S58 : Q4_0Eights_Eight_0 = Q4_0Eights_load_0(_S53[i32(0)], _S56);
-    eights_1[i32(0)] = _S58;
-    var _S59 : Q4_0Eights_Eight_0 = Q4_0Eights_load_1(_S53[i32(1)], _S56);
-    eights_1[i32(1)] = _S59;
-    var _S60 : Q4_0Eights_Eight_0 = Q4_0Eights_load_0(_S53[i32(2)], _S56);
-    eights_1[i32(2)] = _S60;
-    var _S61 : Q4_0Eights_Eight_0 = Q4_0Eights_load_1(_S53[i32(3)], _S56);
-    eights_1[i32(3)] = _S61;
-    var _S62 : vec2<u32> = Q4_0Eights_places_0(_S56);
-    var _S63 : u32 = _S62.x;
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S54 + _S63];
-    var _S64 : u32 = _S62.y;
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S54 + _S64];
-    (*_S52).squares_0 = (*_S52).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
-    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S55 + _S63];
-    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S55 + _S64];
-    (*_S52).sums_0[i32(0)] = (*_S52).sums_0[i32(0)] + Q4_0Eights_product_0(_S58, _S56, a_6, b_6);
-    (*_S52).sums_0[i32(1)] = (*_S52).sums_0[i32(1)] + Q4_0Eights_product_0(_S59, _S56, a_6, b_6);
-    (*_S52).sums_0[i32(2)] = (*_S52).sums_0[i32(2)] + Q4_0Eights_product_0(_S60, _S56, a_6, b_6);
-    (*_S52).sums_0[i32(3)] = (*_S52).sums_0[i32(3)] + Q4_0Eights_product_0(_S61, _S56, a_6, b_6);
+    eights_1[i32(0)] = Q4_0Eights_load_0(_S55[i32(0)], _S56);
+    eights_1[i32(1)] = Q4_0Eights_load_1(_S55[i32(1)], _S56);
+    eights_1[i32(2)] = Q4_0Eights_load_0(_S55[i32(2)], _S56);
+    eights_1[i32(3)] = Q4_0Eights_load_1(_S55[i32(3)], _S56);
+    (*_S58) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S65 : array<u32, i32(4)>,  _S66 : u32,  _S67 : u32,  _S68 : u32) -> Products_0
+fn add_products_1( _S59 : ptr<function, Products_0>,  _S60 : array<Q4_0Eights_Eight_0, i32(4)>,  _S61 : u32,  _S62 : u32,  _S63 : u32,  _S64 : u32)
+{
+    var _S65 : vec2<u32> = Q4_0Eights_places_0(_S63);
+    var _S66 : u32 = _S65.x;
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S61 + _S66];
+    var _S67 : u32 = _S65.y;
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S61 + _S67];
+    (*_S59).squares_0 = (*_S59).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
+    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S62 + _S66];
+    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S62 + _S67];
+    (*_S59).sums_0[i32(0)] = (*_S59).sums_0[i32(0)] + Q4_0Eights_product_0(_S60[i32(0)], _S63, a_6, b_6);
+    (*_S59).sums_0[i32(1)] = (*_S59).sums_0[i32(1)] + Q4_0Eights_product_0(_S60[i32(1)], _S63, a_6, b_6);
+    (*_S59).sums_0[i32(2)] = (*_S59).sums_0[i32(2)] + Q4_0Eights_product_0(_S60[i32(2)], _S63, a_6, b_6);
+    (*_S59).sums_0[i32(3)] = (*_S59).sums_0[i32(3)] + Q4_0Eights_product_0(_S60[i32(3)], _S63, a_6, b_6);
+    return;
+}
+
+fn products_of_thread_0( _S68 : array<u32, i32(4)>,  _S69 : u32,  _S70 : u32,  _S71 : u32,  _S72 : u32,  _S73 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
@@ -303,95 +330,314 @@ fn products_of_thread_0( _S65 : array<u32, i32(4)>,  _S66 : u32,  _S67 : u32,  _
     products_0.sums_0[i32(1)] = 0.0f;
     products_0.sums_0[i32(2)] = 0.0f;
     products_0.sums_0[i32(3)] = 0.0f;
-    ;
-    var _S69 : u32 = _S10;
-    var _S70 : u32 = _S66 / u32(8);
-    ;
-    var i_3 : u32 = _S1;
-    for(;;)
+    var _S74 : u32 = _S69 / u32(8);
+    var i_3 : u32;
+    if((_S72 + _S73) < _S74)
     {
-        if((i_3 + _S69) < _S70)
+        var _S75 : array<Q4_0Eights_Eight_0, i32(8)>;
+        load_eights_0(_S68, _S72, _S73, &(_S75));
+        i_3 = _S72;
+        var loaded_0 : array<Q4_0Eights_Eight_0, i32(8)> = _S75;
+        for(;;)
         {
+            if((i_3 + u32(3) * _S73) < _S74)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S76 : u32 = i_3 + u32(2) * _S73;
+            var _S77 : array<Q4_0Eights_Eight_0, i32(8)>;
+            load_eights_0(_S68, _S76, _S73, &(_S77));
+            var _S78 : array<Q4_0Eights_Eight_0, i32(8)> = _S77;
+            add_products_0(&(products_0), loaded_0, _S70, _S71, i_3, _S73);
+            i_3 = _S76;
+            loaded_0 = _S78;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S65, _S67, _S68, i_3, _S69);
-        i_3 = i_3 + u32(2) * _S69;
+        add_products_0(&(products_0), loaded_0, _S70, _S71, i_3, _S73);
+        i_3 = i_3 + u32(2) * _S73;
+    }
+    else
+    {
+        i_3 = _S72;
     }
     for(;;)
     {
-        if(i_3 < _S70)
+        if(i_3 < _S74)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S65, _S67, _S68, i_3, _S69);
-        i_3 = i_3 + _S69;
+        var _S79 : array<Q4_0Eights_Eight_0, i32(4)>;
+        load_eights_1(_S68, i_3, _S73, &(_S79));
+        add_products_1(&(products_0), _S79, _S70, _S71, i_3, _S73);
+        i_3 = i_3 + _S73;
     }
     return products_0;
 }
 
-fn gated_gemv_0( _S71 : vec3<u32>,  _S72 : u32,  _S73 : ptr<function, GatedGemvParams_std140_0>)
+fn gated_gemv_0( _S80 : vec3<u32>,  _S81 : u32,  _S82 : ptr<function, GatedGemvParams_std140_0>)
 {
     ;
-    var _S74 : u32 = _S10;
-    var _S75 : u32 = u32(128) / _S10;
-    var _S76 : u32 = (*_S73).groups_0 * _S75 * u32(2);
-    var _S77 : u32 = group_number_0(_S71) * _S75;
-    var _S78 : u32 = _S72 / _S74;
-    var first_2 : u32 = (_S77 + _S78) * u32(2);
+    var _S83 : u32 = _S13;
+    ;
+    var _S84 : u32 = _S14;
+    var _S85 : u32 = u32(128) / _S14;
+    var _S86 : u32 = (*_S82).groups_0 * _S85 * u32(2);
+    var _S87 : u32 = group_number_0(_S80) * _S85;
+    var _S88 : u32 = _S81 / _S84;
+    var first_3 : u32 = (_S87 + _S88) * u32(2);
     for(;;)
     {
-        var _S79 : u32 = (*_S73).n_0;
-        if(first_2 < ((*_S73).n_0))
+        var _S89 : u32 = (*_S82).n_0;
+        if(first_3 < ((*_S82).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S80 : u32 = (*_S73).k_0;
-        var _S81 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S73).gate_offset_0, (*_S73).k_0, first_2, _S79, &(_S81));
-        var _S82 : array<u32, i32(2)> = _S81;
-        var _S83 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S73).up_offset_0, (*_S73).k_0, first_2, _S79, &(_S83));
-        var _S84 : array<u32, i32(2)> = _S83;
-        var begins_1 : array<u32, i32(4)>;
-        begins_1[i32(0)] = _S82[i32(0)];
-        begins_1[i32(1)] = _S84[i32(0)];
-        begins_1[i32(2)] = _S82[i32(1)];
-        begins_1[i32(3)] = _S84[i32(1)];
-        var _S85 : Products_0 = products_of_thread_0(begins_1, _S80, (*_S73).x_offset_0, (*_S73).norm_offset_0);
-        var _S86 : f32 = subgroup_sum_0(_S85.squares_0);
-        var _S87 : f32 = 1.0f / sqrt(_S86 / f32(_S80) + (*_S73).eps_0);
-        var _S88 : array<f32, i32(4)>;
-        subgroup_sums_0(_S85.sums_0, &(_S88));
+        var _S90 : u32 = (*_S82).k_0;
+        var _S91 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S82).gate_offset_0, (*_S82).k_0, first_3, _S89, &(_S91));
+        var _S92 : array<u32, i32(2)> = _S91;
+        var _S93 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S82).up_offset_0, (*_S82).k_0, first_3, _S89, &(_S93));
+        var _S94 : array<u32, i32(2)> = _S93;
+        var begins_2 : array<u32, i32(4)>;
+        begins_2[i32(0)] = _S92[i32(0)];
+        begins_2[i32(1)] = _S94[i32(0)];
+        begins_2[i32(2)] = _S92[i32(1)];
+        begins_2[i32(3)] = _S94[i32(1)];
+        var _S95 : Products_0 = products_of_thread_0(begins_2, _S90, (*_S82).x_offset_0, (*_S82).norm_offset_0, _S83, _S84);
+        var _S96 : f32 = subgroup_sum_0(_S95.squares_0);
+        var _S97 : f32 = 1.0f / sqrt(_S96 / f32(_S90) + (*_S82).eps_0);
+        var _S98 : array<f32, i32(4)>;
+        subgroup_sums_1(_S95.sums_0, &(_S98));
         var results_0 : array<f32, i32(2)>;
-        results_0[i32(0)] = activated_0(_S88[i32(0)] * _S87, (*_S73).activation_0) * (_S88[i32(1)] * _S87);
-        results_0[i32(1)] = activated_0(_S88[i32(2)] * _S87, (*_S73).activation_0) * (_S88[i32(3)] * _S87);
-        ;
-        var _S89 : u32 = first_2 + _S1;
-        var _S90 : f32 = own_0(results_0);
-        ;
-        var _S91 : bool;
-        if(_S1 < u32(2))
+        results_0[i32(0)] = activated_0(_S98[i32(0)] * _S97, (*_S82).activation_0) * (_S98[i32(1)] * _S97);
+        results_0[i32(1)] = activated_0(_S98[i32(2)] * _S97, (*_S82).activation_0) * (_S98[i32(3)] * _S97);
+        var _S99 : u32 = first_3 + _S83;
+        var _S100 : f32 = chosen_1(results_0, _S83);
+        var _S101 : bool;
+        if(_S83 < u32(2))
         {
-            _S91 = _S89 < _S79;
+            _S101 = _S99 < _S89;
         }
         else
         {
-            _S91 = false;
+            _S101 = false;
         }
-        if(_S91)
+        if(_S101)
         {
-            entryPointParams_result_0[(*_S73).out_offset_0 + _S89] = _S90;
+            entryPointParams_result_0[(*_S82).out_offset_0 + _S99] = _S100;
         }
-        first_2 = first_2 + _S76;
+        first_3 = first_3 + _S86;
+    }
+    return;
+}
+
+struct Products_1
+{
+     sums_0 : array<f32, i32(2)>,
+     squares_0 : f32,
+};
+
+fn load_eights_2( _S102 : array<u32, i32(2)>,  _S103 : u32,  _S104 : u32,  _S105 : ptr<function, array<Q4_0Eights_Eight_0, i32(8)>>)
+{
+    var eights_2 : array<Q4_0Eights_Eight_0, i32(8)>;
+    eights_2[i32(0)] = Q4_0Eights_load_0(_S102[i32(0)], _S103);
+    eights_2[i32(1)] = Q4_0Eights_load_1(_S102[i32(1)], _S103);
+    var _S106 : u32 = _S103 + _S104;
+    eights_2[i32(2)] = Q4_0Eights_load_0(_S102[i32(0)], _S106);
+    eights_2[i32(3)] = Q4_0Eights_load_1(_S102[i32(1)], _S106);
+    var _S107 : u32 = _S103 + u32(2) * _S104;
+    eights_2[i32(4)] = Q4_0Eights_load_0(_S102[i32(0)], _S107);
+    eights_2[i32(5)] = Q4_0Eights_load_1(_S102[i32(1)], _S107);
+    var _S108 : u32 = _S103 + u32(3) * _S104;
+    eights_2[i32(6)] = Q4_0Eights_load_0(_S102[i32(0)], _S108);
+    eights_2[i32(7)] = Q4_0Eights_load_1(_S102[i32(1)], _S108);
+    (*_S105) = eights_2;
+    return;
+}
+
+fn add_products_2( _S109 : ptr<function, Products_1>,  _S110 : array<Q4_0Eights_Eight_0, i32(8)>,  _S111 : u32,  _S112 : u32,  _S113 : u32,  _S114 : u32)
+{
+    var _S115 : vec2<u32> = Q4_0Eights_places_0(_S113);
+    var _S116 : u32 = _S115.x;
+    var a_7 : vec4<f32> = entryPointParams_x_0[_S111 + _S116];
+    var _S117 : u32 = _S115.y;
+    var b_7 : vec4<f32> = entryPointParams_x_0[_S111 + _S117];
+    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S112 + _S116];
+    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S112 + _S117];
+    var _S118 : u32 = _S113 + _S114;
+    var _S119 : vec2<u32> = Q4_0Eights_places_0(_S118);
+    var _S120 : u32 = _S119.x;
+    var a_9 : vec4<f32> = entryPointParams_x_0[_S111 + _S120];
+    var _S121 : u32 = _S119.y;
+    var b_9 : vec4<f32> = entryPointParams_x_0[_S111 + _S121];
+    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S112 + _S120];
+    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S112 + _S121];
+    var _S122 : u32 = _S113 + u32(2) * _S114;
+    var _S123 : vec2<u32> = Q4_0Eights_places_0(_S122);
+    var _S124 : u32 = _S123.x;
+    var a_11 : vec4<f32> = entryPointParams_x_0[_S111 + _S124];
+    var _S125 : u32 = _S123.y;
+    var b_11 : vec4<f32> = entryPointParams_x_0[_S111 + _S125];
+    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S112 + _S124];
+    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S112 + _S125];
+    var _S126 : f32 = (*_S109).sums_0[i32(0)] + Q4_0Eights_product_0(_S110[i32(0)], _S113, a_8, b_8) + Q4_0Eights_product_0(_S110[i32(2)], _S118, a_10, b_10) + Q4_0Eights_product_0(_S110[i32(4)], _S122, a_12, b_12);
+    var _S127 : f32 = (*_S109).sums_0[i32(1)] + Q4_0Eights_product_0(_S110[i32(1)], _S113, a_8, b_8) + Q4_0Eights_product_0(_S110[i32(3)], _S118, a_10, b_10) + Q4_0Eights_product_0(_S110[i32(5)], _S122, a_12, b_12);
+    var _S128 : u32 = _S113 + u32(3) * _S114;
+    var _S129 : vec2<u32> = Q4_0Eights_places_0(_S128);
+    var _S130 : u32 = _S129.x;
+    var a_13 : vec4<f32> = entryPointParams_x_0[_S111 + _S130];
+    var _S131 : u32 = _S129.y;
+    var b_13 : vec4<f32> = entryPointParams_x_0[_S111 + _S131];
+    (*_S109).squares_0 = (*_S109).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
+    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S112 + _S130];
+    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S112 + _S131];
+    (*_S109).sums_0[i32(0)] = _S126 + Q4_0Eights_product_0(_S110[i32(6)], _S128, a_14, b_14);
+    (*_S109).sums_0[i32(1)] = _S127 + Q4_0Eights_product_0(_S110[i32(7)], _S128, a_14, b_14);
+    return;
+}
+
+fn load_eights_3( _S132 : array<u32, i32(2)>,  _S133 : u32,  _S134 : u32,  _S135 : ptr<function, array<Q4_0Eights_Eight_0, i32(2)>>)
+{
+    var eights_3 : array<Q4_0Eights_Eight_0, i32(2)>;
+    eights_3[i32(0)] = Q4_0Eights_load_0(_S132[i32(0)], _S133);
+    eights_3[i32(1)] = Q4_0Eights_load_1(_S132[i32(1)], _S133);
+    (*_S135) = eights_3;
+    return;
+}
+
+fn add_products_3( _S136 : ptr<function, Products_1>,  _S137 : array<Q4_0Eights_Eight_0, i32(2)>,  _S138 : u32,  _S139 : u32,  _S140 : u32,  _S141 : u32)
+{
+    var _S142 : vec2<u32> = Q4_0Eights_places_0(_S140);
+    var _S143 : u32 = _S142.x;
+    var a_15 : vec4<f32> = entryPointParams_x_0[_S138 + _S143];
+    var _S144 : u32 = _S142.y;
+    var b_15 : vec4<f32> = entryPointParams_x_0[_S138 + _S144];
+    (*_S136).squares_0 = (*_S136).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
+    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S139 + _S143];
+    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S139 + _S144];
+    (*_S136).sums_0[i32(0)] = (*_S136).sums_0[i32(0)] + Q4_0Eights_product_0(_S137[i32(0)], _S140, a_16, b_16);
+    (*_S136).sums_0[i32(1)] = (*_S136).sums_0[i32(1)] + Q4_0Eights_product_0(_S137[i32(1)], _S140, a_16, b_16);
+    return;
+}
+
+fn products_of_thread_1( _S145 : array<u32, i32(2)>,  _S146 : u32,  _S147 : u32,  _S148 : u32,  _S149 : u32,  _S150 : u32) -> Products_1
+{
+    var products_1 : Products_1;
+    products_1.squares_0 = 0.0f;
+    products_1.sums_0[i32(0)] = 0.0f;
+    products_1.sums_0[i32(1)] = 0.0f;
+    var _S151 : u32 = _S146 / u32(8);
+    var i_4 : u32;
+    if((_S149 + u32(3) * _S150) < _S151)
+    {
+        var _S152 : array<Q4_0Eights_Eight_0, i32(8)>;
+        load_eights_2(_S145, _S149, _S150, &(_S152));
+        i_4 = _S149;
+        var loaded_1 : array<Q4_0Eights_Eight_0, i32(8)> = _S152;
+        for(;;)
+        {
+            if((i_4 + u32(7) * _S150) < _S151)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S153 : u32 = i_4 + u32(4) * _S150;
+            var _S154 : array<Q4_0Eights_Eight_0, i32(8)>;
+            load_eights_2(_S145, _S153, _S150, &(_S154));
+            var _S155 : array<Q4_0Eights_Eight_0, i32(8)> = _S154;
+            add_products_2(&(products_1), loaded_1, _S147, _S148, i_4, _S150);
+            i_4 = _S153;
+            loaded_1 = _S155;
+        }
+        add_products_2(&(products_1), loaded_1, _S147, _S148, i_4, _S150);
+        i_4 = i_4 + u32(4) * _S150;
+    }
+    else
+    {
+        i_4 = _S149;
+    }
+    for(;;)
+    {
+        if(i_4 < _S151)
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S156 : array<Q4_0Eights_Eight_0, i32(2)>;
+        load_eights_3(_S145, i_4, _S150, &(_S156));
+        add_products_3(&(products_1), _S156, _S147, _S148, i_4, _S150);
+        i_4 = i_4 + _S150;
+    }
+    return products_1;
+}
+
+fn gated_gemv_1( _S157 : vec3<u32>,  _S158 : u32,  _S159 : ptr<function, GatedGemvParams_std140_0>)
+{
+    ;
+    var _S160 : u32 = _S13;
+    ;
+    var _S161 : u32 = _S14;
+    var _S162 : u32 = u32(128) / _S14;
+    var _S163 : u32 = (*_S159).groups_0 * _S162;
+    var _S164 : u32 = group_number_0(_S157) * _S162;
+    var _S165 : u32 = _S158 / _S161;
+    var first_4 : u32 = _S164 + _S165;
+    for(;;)
+    {
+        var _S166 : u32 = (*_S159).n_0;
+        if(first_4 < ((*_S159).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S167 : u32 = (*_S159).k_0;
+        var _S168 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S159).gate_offset_0, (*_S159).k_0, first_4, _S166, &(_S168));
+        var _S169 : array<u32, i32(1)> = _S168;
+        var _S170 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S159).up_offset_0, (*_S159).k_0, first_4, _S166, &(_S170));
+        var _S171 : array<u32, i32(1)> = _S170;
+        var begins_3 : array<u32, i32(2)>;
+        begins_3[i32(0)] = _S169[i32(0)];
+        begins_3[i32(1)] = _S171[i32(0)];
+        var _S172 : Products_1 = products_of_thread_1(begins_3, _S167, (*_S159).x_offset_0, (*_S159).norm_offset_0, _S160, _S161);
+        var _S173 : f32 = subgroup_sum_0(_S172.squares_0);
+        var _S174 : f32 = 1.0f / sqrt(_S173 / f32(_S167) + (*_S159).eps_0);
+        var _S175 : array<f32, i32(2)>;
+        subgroup_sums_0(_S172.sums_0, &(_S175));
+        var results_1 : array<f32, i32(1)>;
+        results_1[i32(0)] = activated_0(_S175[i32(0)] * _S174, (*_S159).activation_0) * (_S175[i32(1)] * _S174);
+        var _S176 : u32 = first_4 + _S160;
+        var _S177 : f32 = chosen_0(results_1, _S160);
+        var _S178 : bool;
+        if(_S160 < u32(1))
+        {
+            _S178 = _S176 < _S166;
+        }
+        else
+        {
+            _S178 = false;
+        }
+        if(_S178)
+        {
+            entryPointParams_result_0[(*_S159).out_offset_0 + _S176] = _S177;
+        }
+        first_4 = first_4 + _S163;
     }
     return;
 }
@@ -400,9 +646,17 @@ fn gated_gemv_0( _S71 : vec3<u32>,  _S72 : u32,  _S73 : ptr<function, GatedGemvP
 @workgroup_size(128, 1, 1)
 fn gated_gemv_q4_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S1 = _builtinWaveLaneIndex_0;
-    _S10 = _builtinWaveLaneCount_0;
-    var _S92 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
-    gated_gemv_0(group_1, thread_0, &(_S92));
+    _S13 = _builtinWaveLaneIndex_0;
+    _S14 = _builtinWaveLaneCount_0;
+    if((entryPointParams_0.p_0.wide_0) != u32(0))
+    {
+        var _S179 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_0(group_1, thread_0, &(_S179));
+    }
+    else
+    {
+        var _S180 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_1(group_1, thread_0, &(_S180));
+    }
     return;
 }

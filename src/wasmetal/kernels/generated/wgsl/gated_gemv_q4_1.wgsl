@@ -11,7 +11,8 @@ struct GatedGemvParams_std140_0
     @align(8) k_0 : u32,
     @align(4) eps_0 : f32,
     @align(16) activation_0 : u32,
-    @align(4) groups_0 : u32,
+    @align(4) wide_0 : u32,
+    @align(8) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -30,41 +31,25 @@ struct EntryPointParams_std140_0
 
 @binding(5) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-var<private> _S1 : u32;
-
-fn own_0( values_0 : array<f32, i32(2)>) -> f32
+fn chosen_0( values_0 : array<f32, i32(1)>,  number_0 : u32) -> f32
 {
-    ;
-    var result_0 : f32;
-    if(_S1 == u32(1))
-    {
-        result_0 = values_0[i32(1)];
-    }
-    else
-    {
-        result_0 = values_0[i32(0)];
-    }
-    return result_0;
+    return values_0[i32(0)];
 }
 
 fn subgroup_sum_0( value_0 : f32) -> f32
 {
-    var _S2 : f32 = subgroupAdd(value_0);
-    return _S2;
+    var _S1 : f32 = subgroupAdd(value_0);
+    return _S1;
 }
 
-fn subgroup_sums_0( values_1 : array<f32, i32(4)>,  _S3 : ptr<function, array<f32, i32(4)>>)
+fn subgroup_sums_0( values_1 : array<f32, i32(2)>,  _S2 : ptr<function, array<f32, i32(2)>>)
 {
-    var result_1 : array<f32, i32(4)>;
-    var _S4 : f32 = subgroup_sum_0(values_1[i32(0)]);
-    result_1[i32(0)] = _S4;
-    var _S5 : f32 = subgroup_sum_0(values_1[i32(1)]);
-    result_1[i32(1)] = _S5;
-    var _S6 : f32 = subgroup_sum_0(values_1[i32(2)]);
-    result_1[i32(2)] = _S6;
-    var _S7 : f32 = subgroup_sum_0(values_1[i32(3)]);
-    result_1[i32(3)] = _S7;
-    (*_S3) = result_1;
+    var result_0 : array<f32, i32(2)>;
+    var _S3 : f32 = subgroup_sum_0(values_1[i32(0)]);
+    result_0[i32(0)] = _S3;
+    var _S4 : f32 = subgroup_sum_0(values_1[i32(1)]);
+    result_0[i32(1)] = _S4;
+    (*_S2) = result_0;
     return;
 }
 
@@ -73,13 +58,50 @@ fn Q4_1Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return offset_0 + row_0 * (k_1 / u32(32)) * u32(5);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S8 : ptr<function, array<u32, i32(2)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S5 : ptr<function, array<u32, i32(1)>>)
 {
-    var begins_0 : array<u32, i32(2)>;
-    var _S9 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = Q4_1Eights_begin_0(offset_1, k_2, min(first_0, _S9));
-    begins_0[i32(1)] = Q4_1Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S9));
-    (*_S8) = begins_0;
+    var begins_0 : array<u32, i32(1)>;
+    begins_0[i32(0)] = Q4_1Eights_begin_0(offset_1, k_2, min(first_0, n_1 - u32(1)));
+    (*_S5) = begins_0;
+    return;
+}
+
+fn chosen_1( values_2 : array<f32, i32(2)>,  number_1 : u32) -> f32
+{
+    var result_1 : f32;
+    if(number_1 == u32(1))
+    {
+        result_1 = values_2[i32(1)];
+    }
+    else
+    {
+        result_1 = values_2[i32(0)];
+    }
+    return result_1;
+}
+
+fn subgroup_sums_1( values_3 : array<f32, i32(4)>,  _S6 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_2 : array<f32, i32(4)>;
+    var _S7 : f32 = subgroup_sum_0(values_3[i32(0)]);
+    result_2[i32(0)] = _S7;
+    var _S8 : f32 = subgroup_sum_0(values_3[i32(1)]);
+    result_2[i32(1)] = _S8;
+    var _S9 : f32 = subgroup_sum_0(values_3[i32(2)]);
+    result_2[i32(2)] = _S9;
+    var _S10 : f32 = subgroup_sum_0(values_3[i32(3)]);
+    result_2[i32(3)] = _S10;
+    (*_S6) = result_2;
+    return;
+}
+
+fn begins_of_rows_1( offset_2 : u32,  k_3 : u32,  first_1 : u32,  n_2 : u32,  _S11 : ptr<function, array<u32, i32(2)>>)
+{
+    var begins_1 : array<u32, i32(2)>;
+    var _S12 : u32 = n_2 - u32(1);
+    begins_1[i32(0)] = Q4_1Eights_begin_0(offset_2, k_3, min(first_1, _S12));
+    begins_1[i32(1)] = Q4_1Eights_begin_0(offset_2, k_3, min(first_1 + u32(1), _S12));
+    (*_S11) = begins_1;
     return;
 }
 
@@ -103,7 +125,9 @@ fn in_place_3( word_3 : u32,  zero_3 : f32) -> f32
     return (bitcast<f32>(((((word_3 & (u32(15)))) | (u32(1258291200)))))) - ((bitcast<f32>((u32(1258291200)))) + zero_3);
 }
 
-var<private> _S10 : u32;
+var<private> _S13 : u32;
+
+var<private> _S14 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -112,16 +136,16 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 fn activated_0( z_0 : f32,  activation_1 : u32) -> f32
 {
-    var _S11 : f32;
+    var _S15 : f32;
     if(activation_1 == u32(1))
     {
-        _S11 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
+        _S15 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
     }
     else
     {
-        _S11 = z_0;
+        _S15 = z_0;
     }
-    return z_0 / (1.0f + exp(- _S11));
+    return z_0 / (1.0f + exp(- _S15));
 }
 
 struct Products_0
@@ -138,28 +162,44 @@ struct Q4_1Eights_Eight_0
 
 fn Q4_1Eights_Eight_x24init_0( q_1 : u32,  scales_1 : u32) -> Q4_1Eights_Eight_0
 {
-    var _S12 : Q4_1Eights_Eight_0;
-    _S12.q_0 = q_1;
-    _S12.scales_0 = scales_1;
-    return _S12;
+    var _S16 : Q4_1Eights_Eight_0;
+    _S16.q_0 = q_1;
+    _S16.scales_0 = scales_1;
+    return _S16;
 }
 
-fn Q4_1Eights_load_0( _S13 : u32,  _S14 : u32) -> Q4_1Eights_Eight_0
+fn Q4_1Eights_load_0( _S17 : u32,  _S18 : u32) -> Q4_1Eights_Eight_0
 {
-    var _S15 : u32 = _S13 + _S14 / u32(4) * u32(5);
-    return Q4_1Eights_Eight_x24init_0(entryPointParams_gate_0[_S15 + u32(1) + _S14 % u32(4)], entryPointParams_gate_0[_S15]);
+    var _S19 : u32 = _S17 + _S18 / u32(4) * u32(5);
+    return Q4_1Eights_Eight_x24init_0(entryPointParams_gate_0[_S19 + u32(1) + _S18 % u32(4)], entryPointParams_gate_0[_S19]);
 }
 
-fn Q4_1Eights_load_1( _S16 : u32,  _S17 : u32) -> Q4_1Eights_Eight_0
+fn Q4_1Eights_load_1( _S20 : u32,  _S21 : u32) -> Q4_1Eights_Eight_0
 {
-    var _S18 : u32 = _S16 + _S17 / u32(4) * u32(5);
-    return Q4_1Eights_Eight_x24init_0(entryPointParams_up_0[_S18 + u32(1) + _S17 % u32(4)], entryPointParams_up_0[_S18]);
+    var _S22 : u32 = _S20 + _S21 / u32(4) * u32(5);
+    return Q4_1Eights_Eight_x24init_0(entryPointParams_up_0[_S22 + u32(1) + _S21 % u32(4)], entryPointParams_up_0[_S22]);
+}
+
+fn load_eights_0( _S23 : array<u32, i32(4)>,  _S24 : u32,  _S25 : u32,  _S26 : ptr<function, array<Q4_1Eights_Eight_0, i32(8)>>)
+{
+    var eights_0 : array<Q4_1Eights_Eight_0, i32(8)>;
+    eights_0[i32(0)] = Q4_1Eights_load_0(_S23[i32(0)], _S24);
+    eights_0[i32(1)] = Q4_1Eights_load_1(_S23[i32(1)], _S24);
+    eights_0[i32(2)] = Q4_1Eights_load_0(_S23[i32(2)], _S24);
+    eights_0[i32(3)] = Q4_1Eights_load_1(_S23[i32(3)], _S24);
+    var _S27 : u32 = _S24 + _S25;
+    eights_0[i32(4)] = Q4_1Eights_load_0(_S23[i32(0)], _S27);
+    eights_0[i32(5)] = Q4_1Eights_load_1(_S23[i32(1)], _S27);
+    eights_0[i32(6)] = Q4_1Eights_load_0(_S23[i32(2)], _S27);
+    eights_0[i32(7)] = Q4_1Eights_load_1(_S23[i32(3)], _S27);
+    (*_S26) = eights_0;
+    return;
 }
 
 fn places_of_nibbles_0( i_0 : u32) -> vec2<u32>
 {
-    var _S19 : u32 = i_0 % u32(4);
-    return vec2<u32>(i_0 / u32(4) * u32(8) + _S19, i_0 / u32(4) * u32(8) + _S19 + u32(4));
+    var _S28 : u32 = i_0 % u32(4);
+    return vec2<u32>(i_0 / u32(4) * u32(8) + _S28, i_0 / u32(4) * u32(8) + _S28 + u32(4));
 }
 
 fn Q4_1Eights_places_0( i_1 : u32) -> vec2<u32>
@@ -174,14 +214,14 @@ fn halves_0( word_4 : u32) -> vec2<f32>
 
 fn low_nibbles_0( word_5 : u32,  zero_4 : f32) -> vec4<f32>
 {
-    var _S20 : u32 = (word_5 >> (u32(16)));
-    return vec4<f32>(in_place_3(word_5, zero_4), in_place_2(word_5, zero_4), in_place_3(_S20, zero_4), in_place_2(_S20, zero_4));
+    var _S29 : u32 = (word_5 >> (u32(16)));
+    return vec4<f32>(in_place_3(word_5, zero_4), in_place_2(word_5, zero_4), in_place_3(_S29, zero_4), in_place_2(_S29, zero_4));
 }
 
 fn high_nibbles_0( word_6 : u32,  zero_5 : f32) -> vec4<f32>
 {
-    var _S21 : u32 = (word_6 >> (u32(16)));
-    return vec4<f32>(in_place_1(word_6, zero_5), in_place_0(word_6, zero_5), in_place_1(_S21, zero_5), in_place_0(_S21, zero_5));
+    var _S30 : u32 = (word_6 >> (u32(16)));
+    return vec4<f32>(in_place_1(word_6, zero_5), in_place_0(word_6, zero_5), in_place_1(_S30, zero_5), in_place_0(_S30, zero_5));
 }
 
 fn sum_0( v_0 : vec4<f32>) -> f32
@@ -191,83 +231,68 @@ fn sum_0( v_0 : vec4<f32>) -> f32
 
 fn Q4_1Eights_product_0( eight_0 : Q4_1Eights_Eight_0,  i_2 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
 {
-    var _S22 : vec2<f32> = halves_0(eight_0.scales_0);
-    return _S22.x * (dot(low_nibbles_0(eight_0.q_0, 0.0f), a_0) + dot(high_nibbles_0(eight_0.q_0, 0.0f), b_0)) + _S22.y * sum_0(a_0 + b_0);
+    var _S31 : vec2<f32> = halves_0(eight_0.scales_0);
+    return _S31.x * (dot(low_nibbles_0(eight_0.q_0, 0.0f), a_0) + dot(high_nibbles_0(eight_0.q_0, 0.0f), b_0)) + _S31.y * sum_0(a_0 + b_0);
 }
 
-fn add_products_0( _S23 : ptr<function, Products_0>,  _S24 : array<u32, i32(4)>,  _S25 : u32,  _S26 : u32,  _S27 : u32,  _S28 : u32)
+fn add_products_0( _S32 : ptr<function, Products_0>,  _S33 : array<Q4_1Eights_Eight_0, i32(8)>,  _S34 : u32,  _S35 : u32,  _S36 : u32,  _S37 : u32)
 {
-    var eights_0 : array<Q4_1Eights_Eight_0, i32(8)>;
-    var _S29 : Q4_1Eights_Eight_0 = Q4_1Eights_load_0(_S24[i32(0)], _S27);
-    eights_0[i32(0)] = _S29;
-    var _S30 : Q4_1Eights_Eight_0 = Q4_1Eights_load_1(_S24[i32(1)], _S27);
-    eights_0[i32(1)] = _S30;
-    var _S31 : Q4_1Eights_Eight_0 = Q4_1Eights_load_0(_S24[i32(2)], _S27);
-    eights_0[i32(2)] = _S31;
-    var _S32 : Q4_1Eights_Eight_0 = Q4_1Eights_load_1(_S24[i32(3)], _S27);
-    eights_0[i32(3)] = _S32;
-    var _S33 : u32 = _S27 + _S28;
-    var _S34 : Q4_1Eights_Eight_0 = Q4_1Eights_load_0(_S24[i32(0)], _S33);
-    eights_0[i32(4)] = _S34;
-    var _S35 : Q4_1Eights_Eight_0 = Q4_1Eights_load_1(_S24[i32(1)], _S33);
-    eights_0[i32(5)] = _S35;
-    var _S36 : Q4_1Eights_Eight_0 = Q4_1Eights_load_0(_S24[i32(2)], _S33);
-    eights_0[i32(6)] = _S36;
-    var _S37 : Q4_1Eights_Eight_0 = Q4_1Eights_load_1(_S24[i32(3)], _S33);
-    eights_0[i32(7)] = _S37;
-    var _S38 : vec2<u32> = Q4_1Eights_places_0(_S27);
+    var _S38 : vec2<u32> = Q4_1Eights_places_0(_S36);
     var _S39 : u32 = _S38.x;
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S25 + _S39];
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S34 + _S39];
     var _S40 : u32 = _S38.y;
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S25 + _S40];
-    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S26 + _S39];
-    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S26 + _S40];
-    var _S41 : f32 = (*_S23).sums_0[i32(0)] + Q4_1Eights_product_0(_S29, _S27, a_2, b_2);
-    var _S42 : f32 = (*_S23).sums_0[i32(1)] + Q4_1Eights_product_0(_S30, _S27, a_2, b_2);
-    var _S43 : f32 = (*_S23).sums_0[i32(2)] + Q4_1Eights_product_0(_S31, _S27, a_2, b_2);
-    var _S44 : f32 = (*_S23).sums_0[i32(3)] + Q4_1Eights_product_0(_S32, _S27, a_2, b_2);
-    var _S45 : vec2<u32> = Q4_1Eights_places_0(_S33);
-    var _S46 : u32 = _S45.x;
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S25 + _S46];
-    var _S47 : u32 = _S45.y;
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S25 + _S47];
-    (*_S23).squares_0 = (*_S23).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
-    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S26 + _S46];
-    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S26 + _S47];
-    (*_S23).sums_0[i32(0)] = _S41 + Q4_1Eights_product_0(_S34, _S33, a_4, b_4);
-    (*_S23).sums_0[i32(1)] = _S42 + Q4_1Eights_product_0(_S35, _S33, a_4, b_4);
-    (*_S23).sums_0[i32(2)] = _S43 + Q4_1Eights_product_0(_S36, _S33, a_4, b_4);
-    (*_S23).sums_0[i32(3)] = _S44 + Q4_1Eights_product_0(_S37, _S33, a_4, b_4);
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S34 + _S40];
+    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S35 + _S39];
+    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S35 + _S40];
+    var _S41 : f32 = (*_S32).sums_0[i32(0)] + Q4_1Eights_product_0(_S33[i32(0)], _S36, a_2, b_2);
+    var _S42 : f32 = (*_S32).sums_0[i32(1)] + Q4_1Eights_product_0(_S33[i32(1)], _S36, a_2, b_2);
+    var _S43 : f32 = (*_S32).sums_0[i32(2)] + Q4_1Eights_product_0(_S33[i32(2)], _S36, a_2, b_2);
+    var _S44 : f32 = (*_S32).sums_0[i32(3)] + Q4_1Eights_product_0(_S33[i32(3)], _S36, a_2, b_2);
+    var _S45 : u32 = _S36 + _S37;
+    var _S46 : vec2<u32> = Q4_1Eights_places_0(_S45);
+    var _S47 : u32 = _S46.x;
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S34 + _S47];
+    var _S48 : u32 = _S46.y;
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S34 + _S48];
+    (*_S32).squares_0 = (*_S32).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
+    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S35 + _S47];
+    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S35 + _S48];
+    (*_S32).sums_0[i32(0)] = _S41 + Q4_1Eights_product_0(_S33[i32(4)], _S45, a_4, b_4);
+    (*_S32).sums_0[i32(1)] = _S42 + Q4_1Eights_product_0(_S33[i32(5)], _S45, a_4, b_4);
+    (*_S32).sums_0[i32(2)] = _S43 + Q4_1Eights_product_0(_S33[i32(6)], _S45, a_4, b_4);
+    (*_S32).sums_0[i32(3)] = _S44 + Q4_1Eights_product_0(_S33[i32(7)], _S45, a_4, b_4);
     return;
 }
 
-fn add_products_1( _S48 : ptr<function, Products_0>,  _S49 : array<u32, i32(4)>,  _S50 : u32,  _S51 : u32,  _S52 : u32,  _S53 : u32)
+fn load_eights_1( _S49 : array<u32, i32(4)>,  _S50 : u32,  _S51 : u32,  _S52 : ptr<function, array<Q4_1Eights_Eight_0, i32(4)>>)
 {
     var eights_1 : array<Q4_1Eights_Eight_0, i32(4)>;
-    var _S54 : Q4_1Eights_Eight_0 = Q4_1Eights_load_0(_S49[i32(0)], _S52);
-    eights_1[i32(0)] = _S54;
-    var _S55 : Q4_1Eights_Eight_0 = Q4_1Eights_load_1(_S49[i32(1)], _S52);
-    eights_1[i32(1)] = _S55;
-    var _S56 : Q4_1Eights_Eight_0 = Q4_1Eights_load_0(_S49[i32(2)], _S52);
-    eights_1[i32(2)] = _S56;
-    var _S57 : Q4_1Eights_Eight_0 = Q4_1Eights_load_1(_S49[i32(3)], _S52);
-    eights_1[i32(3)] = _S57;
-    var _S58 : vec2<u32> = Q4_1Eights_places_0(_S52);
-    var _S59 : u32 = _S58.x;
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S50 + _S59];
-    var _S60 : u32 = _S58.y;
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S50 + _S60];
-    (*_S48).squares_0 = (*_S48).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
-    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S51 + _S59];
-    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S51 + _S60];
-    (*_S48).sums_0[i32(0)] = (*_S48).sums_0[i32(0)] + Q4_1Eights_product_0(_S54, _S52, a_6, b_6);
-    (*_S48).sums_0[i32(1)] = (*_S48).sums_0[i32(1)] + Q4_1Eights_product_0(_S55, _S52, a_6, b_6);
-    (*_S48).sums_0[i32(2)] = (*_S48).sums_0[i32(2)] + Q4_1Eights_product_0(_S56, _S52, a_6, b_6);
-    (*_S48).sums_0[i32(3)] = (*_S48).sums_0[i32(3)] + Q4_1Eights_product_0(_S57, _S52, a_6, b_6);
+    eights_1[i32(0)] = Q4_1Eights_load_0(_S49[i32(0)], _S50);
+    eights_1[i32(1)] = Q4_1Eights_load_1(_S49[i32(1)], _S50);
+    eights_1[i32(2)] = Q4_1Eights_load_0(_S49[i32(2)], _S50);
+    eights_1[i32(3)] = Q4_1Eights_load_1(_S49[i32(3)], _S50);
+    (*_S52) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S61 : array<u32, i32(4)>,  _S62 : u32,  _S63 : u32,  _S64 : u32) -> Products_0
+fn add_products_1( _S53 : ptr<function, Products_0>,  _S54 : array<Q4_1Eights_Eight_0, i32(4)>,  _S55 : u32,  _S56 : u32,  _S57 : u32,  _S58 : u32)
+{
+    var _S59 : vec2<u32> = Q4_1Eights_places_0(_S57);
+    var _S60 : u32 = _S59.x;
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S55 + _S60];
+    var _S61 : u32 = _S59.y;
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S55 + _S61];
+    (*_S53).squares_0 = (*_S53).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
+    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S56 + _S60];
+    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S56 + _S61];
+    (*_S53).sums_0[i32(0)] = (*_S53).sums_0[i32(0)] + Q4_1Eights_product_0(_S54[i32(0)], _S57, a_6, b_6);
+    (*_S53).sums_0[i32(1)] = (*_S53).sums_0[i32(1)] + Q4_1Eights_product_0(_S54[i32(1)], _S57, a_6, b_6);
+    (*_S53).sums_0[i32(2)] = (*_S53).sums_0[i32(2)] + Q4_1Eights_product_0(_S54[i32(2)], _S57, a_6, b_6);
+    (*_S53).sums_0[i32(3)] = (*_S53).sums_0[i32(3)] + Q4_1Eights_product_0(_S54[i32(3)], _S57, a_6, b_6);
+    return;
+}
+
+fn products_of_thread_0( _S62 : array<u32, i32(4)>,  _S63 : u32,  _S64 : u32,  _S65 : u32,  _S66 : u32,  _S67 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
@@ -275,95 +300,314 @@ fn products_of_thread_0( _S61 : array<u32, i32(4)>,  _S62 : u32,  _S63 : u32,  _
     products_0.sums_0[i32(1)] = 0.0f;
     products_0.sums_0[i32(2)] = 0.0f;
     products_0.sums_0[i32(3)] = 0.0f;
-    ;
-    var _S65 : u32 = _S10;
-    var _S66 : u32 = _S62 / u32(8);
-    ;
-    var i_3 : u32 = _S1;
-    for(;;)
+    var _S68 : u32 = _S63 / u32(8);
+    var i_3 : u32;
+    if((_S66 + _S67) < _S68)
     {
-        if((i_3 + _S65) < _S66)
+        var _S69 : array<Q4_1Eights_Eight_0, i32(8)>;
+        load_eights_0(_S62, _S66, _S67, &(_S69));
+        i_3 = _S66;
+        var loaded_0 : array<Q4_1Eights_Eight_0, i32(8)> = _S69;
+        for(;;)
         {
+            if((i_3 + u32(3) * _S67) < _S68)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S70 : u32 = i_3 + u32(2) * _S67;
+            var _S71 : array<Q4_1Eights_Eight_0, i32(8)>;
+            load_eights_0(_S62, _S70, _S67, &(_S71));
+            var _S72 : array<Q4_1Eights_Eight_0, i32(8)> = _S71;
+            add_products_0(&(products_0), loaded_0, _S64, _S65, i_3, _S67);
+            i_3 = _S70;
+            loaded_0 = _S72;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S61, _S63, _S64, i_3, _S65);
-        i_3 = i_3 + u32(2) * _S65;
+        add_products_0(&(products_0), loaded_0, _S64, _S65, i_3, _S67);
+        i_3 = i_3 + u32(2) * _S67;
+    }
+    else
+    {
+        i_3 = _S66;
     }
     for(;;)
     {
-        if(i_3 < _S66)
+        if(i_3 < _S68)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S61, _S63, _S64, i_3, _S65);
-        i_3 = i_3 + _S65;
+        var _S73 : array<Q4_1Eights_Eight_0, i32(4)>;
+        load_eights_1(_S62, i_3, _S67, &(_S73));
+        add_products_1(&(products_0), _S73, _S64, _S65, i_3, _S67);
+        i_3 = i_3 + _S67;
     }
     return products_0;
 }
 
-fn gated_gemv_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GatedGemvParams_std140_0>)
+fn gated_gemv_0( _S74 : vec3<u32>,  _S75 : u32,  _S76 : ptr<function, GatedGemvParams_std140_0>)
 {
     ;
-    var _S70 : u32 = _S10;
-    var _S71 : u32 = u32(128) / _S10;
-    var _S72 : u32 = (*_S69).groups_0 * _S71 * u32(2);
-    var _S73 : u32 = group_number_0(_S67) * _S71;
-    var _S74 : u32 = _S68 / _S70;
-    var first_1 : u32 = (_S73 + _S74) * u32(2);
+    var _S77 : u32 = _S13;
+    ;
+    var _S78 : u32 = _S14;
+    var _S79 : u32 = u32(128) / _S14;
+    var _S80 : u32 = (*_S76).groups_0 * _S79 * u32(2);
+    var _S81 : u32 = group_number_0(_S74) * _S79;
+    var _S82 : u32 = _S75 / _S78;
+    var first_2 : u32 = (_S81 + _S82) * u32(2);
     for(;;)
     {
-        var _S75 : u32 = (*_S69).n_0;
-        if(first_1 < ((*_S69).n_0))
+        var _S83 : u32 = (*_S76).n_0;
+        if(first_2 < ((*_S76).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S76 : u32 = (*_S69).k_0;
-        var _S77 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S69).gate_offset_0, (*_S69).k_0, first_1, _S75, &(_S77));
-        var _S78 : array<u32, i32(2)> = _S77;
-        var _S79 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S69).up_offset_0, (*_S69).k_0, first_1, _S75, &(_S79));
-        var _S80 : array<u32, i32(2)> = _S79;
-        var begins_1 : array<u32, i32(4)>;
-        begins_1[i32(0)] = _S78[i32(0)];
-        begins_1[i32(1)] = _S80[i32(0)];
-        begins_1[i32(2)] = _S78[i32(1)];
-        begins_1[i32(3)] = _S80[i32(1)];
-        var _S81 : Products_0 = products_of_thread_0(begins_1, _S76, (*_S69).x_offset_0, (*_S69).norm_offset_0);
-        var _S82 : f32 = subgroup_sum_0(_S81.squares_0);
-        var _S83 : f32 = 1.0f / sqrt(_S82 / f32(_S76) + (*_S69).eps_0);
-        var _S84 : array<f32, i32(4)>;
-        subgroup_sums_0(_S81.sums_0, &(_S84));
+        var _S84 : u32 = (*_S76).k_0;
+        var _S85 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S76).gate_offset_0, (*_S76).k_0, first_2, _S83, &(_S85));
+        var _S86 : array<u32, i32(2)> = _S85;
+        var _S87 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S76).up_offset_0, (*_S76).k_0, first_2, _S83, &(_S87));
+        var _S88 : array<u32, i32(2)> = _S87;
+        var begins_2 : array<u32, i32(4)>;
+        begins_2[i32(0)] = _S86[i32(0)];
+        begins_2[i32(1)] = _S88[i32(0)];
+        begins_2[i32(2)] = _S86[i32(1)];
+        begins_2[i32(3)] = _S88[i32(1)];
+        var _S89 : Products_0 = products_of_thread_0(begins_2, _S84, (*_S76).x_offset_0, (*_S76).norm_offset_0, _S77, _S78);
+        var _S90 : f32 = subgroup_sum_0(_S89.squares_0);
+        var _S91 : f32 = 1.0f / sqrt(_S90 / f32(_S84) + (*_S76).eps_0);
+        var _S92 : array<f32, i32(4)>;
+        subgroup_sums_1(_S89.sums_0, &(_S92));
         var results_0 : array<f32, i32(2)>;
-        results_0[i32(0)] = activated_0(_S84[i32(0)] * _S83, (*_S69).activation_0) * (_S84[i32(1)] * _S83);
-        results_0[i32(1)] = activated_0(_S84[i32(2)] * _S83, (*_S69).activation_0) * (_S84[i32(3)] * _S83);
-        ;
-        var _S85 : u32 = first_1 + _S1;
-        var _S86 : f32 = own_0(results_0);
-        ;
-        var _S87 : bool;
-        if(_S1 < u32(2))
+        results_0[i32(0)] = activated_0(_S92[i32(0)] * _S91, (*_S76).activation_0) * (_S92[i32(1)] * _S91);
+        results_0[i32(1)] = activated_0(_S92[i32(2)] * _S91, (*_S76).activation_0) * (_S92[i32(3)] * _S91);
+        var _S93 : u32 = first_2 + _S77;
+        var _S94 : f32 = chosen_1(results_0, _S77);
+        var _S95 : bool;
+        if(_S77 < u32(2))
         {
-            _S87 = _S85 < _S75;
+            _S95 = _S93 < _S83;
         }
         else
         {
-            _S87 = false;
+            _S95 = false;
         }
-        if(_S87)
+        if(_S95)
         {
-            entryPointParams_result_0[(*_S69).out_offset_0 + _S85] = _S86;
+            entryPointParams_result_0[(*_S76).out_offset_0 + _S93] = _S94;
         }
-        first_1 = first_1 + _S72;
+        first_2 = first_2 + _S80;
+    }
+    return;
+}
+
+struct Products_1
+{
+     sums_0 : array<f32, i32(2)>,
+     squares_0 : f32,
+};
+
+fn load_eights_2( _S96 : array<u32, i32(2)>,  _S97 : u32,  _S98 : u32,  _S99 : ptr<function, array<Q4_1Eights_Eight_0, i32(8)>>)
+{
+    var eights_2 : array<Q4_1Eights_Eight_0, i32(8)>;
+    eights_2[i32(0)] = Q4_1Eights_load_0(_S96[i32(0)], _S97);
+    eights_2[i32(1)] = Q4_1Eights_load_1(_S96[i32(1)], _S97);
+    var _S100 : u32 = _S97 + _S98;
+    eights_2[i32(2)] = Q4_1Eights_load_0(_S96[i32(0)], _S100);
+    eights_2[i32(3)] = Q4_1Eights_load_1(_S96[i32(1)], _S100);
+    var _S101 : u32 = _S97 + u32(2) * _S98;
+    eights_2[i32(4)] = Q4_1Eights_load_0(_S96[i32(0)], _S101);
+    eights_2[i32(5)] = Q4_1Eights_load_1(_S96[i32(1)], _S101);
+    var _S102 : u32 = _S97 + u32(3) * _S98;
+    eights_2[i32(6)] = Q4_1Eights_load_0(_S96[i32(0)], _S102);
+    eights_2[i32(7)] = Q4_1Eights_load_1(_S96[i32(1)], _S102);
+    (*_S99) = eights_2;
+    return;
+}
+
+fn add_products_2( _S103 : ptr<function, Products_1>,  _S104 : array<Q4_1Eights_Eight_0, i32(8)>,  _S105 : u32,  _S106 : u32,  _S107 : u32,  _S108 : u32)
+{
+    var _S109 : vec2<u32> = Q4_1Eights_places_0(_S107);
+    var _S110 : u32 = _S109.x;
+    var a_7 : vec4<f32> = entryPointParams_x_0[_S105 + _S110];
+    var _S111 : u32 = _S109.y;
+    var b_7 : vec4<f32> = entryPointParams_x_0[_S105 + _S111];
+    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S106 + _S110];
+    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S106 + _S111];
+    var _S112 : u32 = _S107 + _S108;
+    var _S113 : vec2<u32> = Q4_1Eights_places_0(_S112);
+    var _S114 : u32 = _S113.x;
+    var a_9 : vec4<f32> = entryPointParams_x_0[_S105 + _S114];
+    var _S115 : u32 = _S113.y;
+    var b_9 : vec4<f32> = entryPointParams_x_0[_S105 + _S115];
+    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S106 + _S114];
+    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S106 + _S115];
+    var _S116 : u32 = _S107 + u32(2) * _S108;
+    var _S117 : vec2<u32> = Q4_1Eights_places_0(_S116);
+    var _S118 : u32 = _S117.x;
+    var a_11 : vec4<f32> = entryPointParams_x_0[_S105 + _S118];
+    var _S119 : u32 = _S117.y;
+    var b_11 : vec4<f32> = entryPointParams_x_0[_S105 + _S119];
+    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S106 + _S118];
+    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S106 + _S119];
+    var _S120 : f32 = (*_S103).sums_0[i32(0)] + Q4_1Eights_product_0(_S104[i32(0)], _S107, a_8, b_8) + Q4_1Eights_product_0(_S104[i32(2)], _S112, a_10, b_10) + Q4_1Eights_product_0(_S104[i32(4)], _S116, a_12, b_12);
+    var _S121 : f32 = (*_S103).sums_0[i32(1)] + Q4_1Eights_product_0(_S104[i32(1)], _S107, a_8, b_8) + Q4_1Eights_product_0(_S104[i32(3)], _S112, a_10, b_10) + Q4_1Eights_product_0(_S104[i32(5)], _S116, a_12, b_12);
+    var _S122 : u32 = _S107 + u32(3) * _S108;
+    var _S123 : vec2<u32> = Q4_1Eights_places_0(_S122);
+    var _S124 : u32 = _S123.x;
+    var a_13 : vec4<f32> = entryPointParams_x_0[_S105 + _S124];
+    var _S125 : u32 = _S123.y;
+    var b_13 : vec4<f32> = entryPointParams_x_0[_S105 + _S125];
+    (*_S103).squares_0 = (*_S103).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
+    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S106 + _S124];
+    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S106 + _S125];
+    (*_S103).sums_0[i32(0)] = _S120 + Q4_1Eights_product_0(_S104[i32(6)], _S122, a_14, b_14);
+    (*_S103).sums_0[i32(1)] = _S121 + Q4_1Eights_product_0(_S104[i32(7)], _S122, a_14, b_14);
+    return;
+}
+
+fn load_eights_3( _S126 : array<u32, i32(2)>,  _S127 : u32,  _S128 : u32,  _S129 : ptr<function, array<Q4_1Eights_Eight_0, i32(2)>>)
+{
+    var eights_3 : array<Q4_1Eights_Eight_0, i32(2)>;
+    eights_3[i32(0)] = Q4_1Eights_load_0(_S126[i32(0)], _S127);
+    eights_3[i32(1)] = Q4_1Eights_load_1(_S126[i32(1)], _S127);
+    (*_S129) = eights_3;
+    return;
+}
+
+fn add_products_3( _S130 : ptr<function, Products_1>,  _S131 : array<Q4_1Eights_Eight_0, i32(2)>,  _S132 : u32,  _S133 : u32,  _S134 : u32,  _S135 : u32)
+{
+    var _S136 : vec2<u32> = Q4_1Eights_places_0(_S134);
+    var _S137 : u32 = _S136.x;
+    var a_15 : vec4<f32> = entryPointParams_x_0[_S132 + _S137];
+    var _S138 : u32 = _S136.y;
+    var b_15 : vec4<f32> = entryPointParams_x_0[_S132 + _S138];
+    (*_S130).squares_0 = (*_S130).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
+    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S133 + _S137];
+    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S133 + _S138];
+    (*_S130).sums_0[i32(0)] = (*_S130).sums_0[i32(0)] + Q4_1Eights_product_0(_S131[i32(0)], _S134, a_16, b_16);
+    (*_S130).sums_0[i32(1)] = (*_S130).sums_0[i32(1)] + Q4_1Eights_product_0(_S131[i32(1)], _S134, a_16, b_16);
+    return;
+}
+
+fn products_of_thread_1( _S139 : array<u32, i32(2)>,  _S140 : u32,  _S141 : u32,  _S142 : u32,  _S143 : u32,  _S144 : u32) -> Products_1
+{
+    var products_1 : Products_1;
+    products_1.squares_0 = 0.0f;
+    products_1.sums_0[i32(0)] = 0.0f;
+    products_1.sums_0[i32(1)] = 0.0f;
+    var _S145 : u32 = _S140 / u32(8);
+    var i_4 : u32;
+    if((_S143 + u32(3) * _S144) < _S145)
+    {
+        var _S146 : array<Q4_1Eights_Eight_0, i32(8)>;
+        load_eights_2(_S139, _S143, _S144, &(_S146));
+        i_4 = _S143;
+        var loaded_1 : array<Q4_1Eights_Eight_0, i32(8)> = _S146;
+        for(;;)
+        {
+            if((i_4 + u32(7) * _S144) < _S145)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S147 : u32 = i_4 + u32(4) * _S144;
+            var _S148 : array<Q4_1Eights_Eight_0, i32(8)>;
+            load_eights_2(_S139, _S147, _S144, &(_S148));
+            var _S149 : array<Q4_1Eights_Eight_0, i32(8)> = _S148;
+            add_products_2(&(products_1), loaded_1, _S141, _S142, i_4, _S144);
+            i_4 = _S147;
+            loaded_1 = _S149;
+        }
+        add_products_2(&(products_1), loaded_1, _S141, _S142, i_4, _S144);
+        i_4 = i_4 + u32(4) * _S144;
+    }
+    else
+    {
+        i_4 = _S143;
+    }
+    for(;;)
+    {
+        if(i_4 < _S145)
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S150 : array<Q4_1Eights_Eight_0, i32(2)>;
+        load_eights_3(_S139, i_4, _S144, &(_S150));
+        add_products_3(&(products_1), _S150, _S141, _S142, i_4, _S144);
+        i_4 = i_4 + _S144;
+    }
+    return products_1;
+}
+
+fn gated_gemv_1( _S151 : vec3<u32>,  _S152 : u32,  _S153 : ptr<function, GatedGemvParams_std140_0>)
+{
+    ;
+    var _S154 : u32 = _S13;
+    ;
+    var _S155 : u32 = _S14;
+    var _S156 : u32 = u32(128) / _S14;
+    var _S157 : u32 = (*_S153).groups_0 * _S156;
+    var _S158 : u32 = group_number_0(_S151) * _S156;
+    var _S159 : u32 = _S152 / _S155;
+    var first_3 : u32 = _S158 + _S159;
+    for(;;)
+    {
+        var _S160 : u32 = (*_S153).n_0;
+        if(first_3 < ((*_S153).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S161 : u32 = (*_S153).k_0;
+        var _S162 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S153).gate_offset_0, (*_S153).k_0, first_3, _S160, &(_S162));
+        var _S163 : array<u32, i32(1)> = _S162;
+        var _S164 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S153).up_offset_0, (*_S153).k_0, first_3, _S160, &(_S164));
+        var _S165 : array<u32, i32(1)> = _S164;
+        var begins_3 : array<u32, i32(2)>;
+        begins_3[i32(0)] = _S163[i32(0)];
+        begins_3[i32(1)] = _S165[i32(0)];
+        var _S166 : Products_1 = products_of_thread_1(begins_3, _S161, (*_S153).x_offset_0, (*_S153).norm_offset_0, _S154, _S155);
+        var _S167 : f32 = subgroup_sum_0(_S166.squares_0);
+        var _S168 : f32 = 1.0f / sqrt(_S167 / f32(_S161) + (*_S153).eps_0);
+        var _S169 : array<f32, i32(2)>;
+        subgroup_sums_0(_S166.sums_0, &(_S169));
+        var results_1 : array<f32, i32(1)>;
+        results_1[i32(0)] = activated_0(_S169[i32(0)] * _S168, (*_S153).activation_0) * (_S169[i32(1)] * _S168);
+        var _S170 : u32 = first_3 + _S154;
+        var _S171 : f32 = chosen_0(results_1, _S154);
+        var _S172 : bool;
+        if(_S154 < u32(1))
+        {
+            _S172 = _S170 < _S160;
+        }
+        else
+        {
+            _S172 = false;
+        }
+        if(_S172)
+        {
+            entryPointParams_result_0[(*_S153).out_offset_0 + _S170] = _S171;
+        }
+        first_3 = first_3 + _S157;
     }
     return;
 }
@@ -372,9 +616,17 @@ fn gated_gemv_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, GatedGemvP
 @workgroup_size(128, 1, 1)
 fn gated_gemv_q4_1(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S1 = _builtinWaveLaneIndex_0;
-    _S10 = _builtinWaveLaneCount_0;
-    var _S88 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
-    gated_gemv_0(group_1, thread_0, &(_S88));
+    _S13 = _builtinWaveLaneIndex_0;
+    _S14 = _builtinWaveLaneCount_0;
+    if((entryPointParams_0.p_0.wide_0) != u32(0))
+    {
+        var _S173 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_0(group_1, thread_0, &(_S173));
+    }
+    else
+    {
+        var _S174 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_1(group_1, thread_0, &(_S174));
+    }
     return;
 }

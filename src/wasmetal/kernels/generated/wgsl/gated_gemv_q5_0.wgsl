@@ -11,7 +11,8 @@ struct GatedGemvParams_std140_0
     @align(8) k_0 : u32,
     @align(4) eps_0 : f32,
     @align(16) activation_0 : u32,
-    @align(4) groups_0 : u32,
+    @align(4) wide_0 : u32,
+    @align(8) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -30,41 +31,25 @@ struct EntryPointParams_std140_0
 
 @binding(5) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-var<private> _S1 : u32;
-
-fn own_0( values_0 : array<f32, i32(2)>) -> f32
+fn chosen_0( values_0 : array<f32, i32(1)>,  number_0 : u32) -> f32
 {
-    ;
-    var result_0 : f32;
-    if(_S1 == u32(1))
-    {
-        result_0 = values_0[i32(1)];
-    }
-    else
-    {
-        result_0 = values_0[i32(0)];
-    }
-    return result_0;
+    return values_0[i32(0)];
 }
 
 fn subgroup_sum_0( value_0 : f32) -> f32
 {
-    var _S2 : f32 = subgroupAdd(value_0);
-    return _S2;
+    var _S1 : f32 = subgroupAdd(value_0);
+    return _S1;
 }
 
-fn subgroup_sums_0( values_1 : array<f32, i32(4)>,  _S3 : ptr<function, array<f32, i32(4)>>)
+fn subgroup_sums_0( values_1 : array<f32, i32(2)>,  _S2 : ptr<function, array<f32, i32(2)>>)
 {
-    var result_1 : array<f32, i32(4)>;
-    var _S4 : f32 = subgroup_sum_0(values_1[i32(0)]);
-    result_1[i32(0)] = _S4;
-    var _S5 : f32 = subgroup_sum_0(values_1[i32(1)]);
-    result_1[i32(1)] = _S5;
-    var _S6 : f32 = subgroup_sum_0(values_1[i32(2)]);
-    result_1[i32(2)] = _S6;
-    var _S7 : f32 = subgroup_sum_0(values_1[i32(3)]);
-    result_1[i32(3)] = _S7;
-    (*_S3) = result_1;
+    var result_0 : array<f32, i32(2)>;
+    var _S3 : f32 = subgroup_sum_0(values_1[i32(0)]);
+    result_0[i32(0)] = _S3;
+    var _S4 : f32 = subgroup_sum_0(values_1[i32(1)]);
+    result_0[i32(1)] = _S4;
+    (*_S2) = result_0;
     return;
 }
 
@@ -73,13 +58,50 @@ fn Q5_0Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return u32(2) * offset_0 + row_0 * (k_1 / u32(32)) * u32(11);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S8 : ptr<function, array<u32, i32(2)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S5 : ptr<function, array<u32, i32(1)>>)
 {
-    var begins_0 : array<u32, i32(2)>;
-    var _S9 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = Q5_0Eights_begin_0(offset_1, k_2, min(first_0, _S9));
-    begins_0[i32(1)] = Q5_0Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S9));
-    (*_S8) = begins_0;
+    var begins_0 : array<u32, i32(1)>;
+    begins_0[i32(0)] = Q5_0Eights_begin_0(offset_1, k_2, min(first_0, n_1 - u32(1)));
+    (*_S5) = begins_0;
+    return;
+}
+
+fn chosen_1( values_2 : array<f32, i32(2)>,  number_1 : u32) -> f32
+{
+    var result_1 : f32;
+    if(number_1 == u32(1))
+    {
+        result_1 = values_2[i32(1)];
+    }
+    else
+    {
+        result_1 = values_2[i32(0)];
+    }
+    return result_1;
+}
+
+fn subgroup_sums_1( values_3 : array<f32, i32(4)>,  _S6 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_2 : array<f32, i32(4)>;
+    var _S7 : f32 = subgroup_sum_0(values_3[i32(0)]);
+    result_2[i32(0)] = _S7;
+    var _S8 : f32 = subgroup_sum_0(values_3[i32(1)]);
+    result_2[i32(1)] = _S8;
+    var _S9 : f32 = subgroup_sum_0(values_3[i32(2)]);
+    result_2[i32(2)] = _S9;
+    var _S10 : f32 = subgroup_sum_0(values_3[i32(3)]);
+    result_2[i32(3)] = _S10;
+    (*_S6) = result_2;
+    return;
+}
+
+fn begins_of_rows_1( offset_2 : u32,  k_3 : u32,  first_1 : u32,  n_2 : u32,  _S11 : ptr<function, array<u32, i32(2)>>)
+{
+    var begins_1 : array<u32, i32(2)>;
+    var _S12 : u32 = n_2 - u32(1);
+    begins_1[i32(0)] = Q5_0Eights_begin_0(offset_2, k_3, min(first_1, _S12));
+    begins_1[i32(1)] = Q5_0Eights_begin_0(offset_2, k_3, min(first_1 + u32(1), _S12));
+    (*_S11) = begins_1;
     return;
 }
 
@@ -93,7 +115,9 @@ fn in_place_1( word_1 : u32,  zero_1 : f32) -> f32
     return (bitcast<f32>(((((word_1 & (u32(255)))) | (u32(1258291200)))))) - ((bitcast<f32>((u32(1258291200)))) + zero_1);
 }
 
-var<private> _S10 : u32;
+var<private> _S13 : u32;
+
+var<private> _S14 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -102,16 +126,16 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 fn activated_0( z_0 : f32,  activation_1 : u32) -> f32
 {
-    var _S11 : f32;
+    var _S15 : f32;
     if(activation_1 == u32(1))
     {
-        _S11 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
+        _S15 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
     }
     else
     {
-        _S11 = z_0;
+        _S15 = z_0;
     }
-    return z_0 / (1.0f + exp(- _S11));
+    return z_0 / (1.0f + exp(- _S15));
 }
 
 struct Products_0
@@ -127,67 +151,85 @@ struct Q5_0Eights_Eight_0
      d_0 : u32,
 };
 
-fn word_from_0( half_0 : u32,  first_1 : u32,  second_0 : u32) -> u32
+fn second_if_0( aligned_0 : bool,  first_2 : u32,  second_0 : u32) -> u32
 {
-    var _S12 : u32;
-    if((half_0 % u32(2)) == u32(0))
+    var _S16 : u32;
+    if(aligned_0)
     {
-        _S12 = first_1;
+        _S16 = second_0;
     }
     else
     {
-        _S12 = (((first_1 >> (u32(16)))) | (((second_0 << (u32(16))))));
+        _S16 = (((first_2 >> (u32(16)))) | (((second_0 << (u32(16))))));
     }
-    return _S12;
+    return _S16;
 }
 
-fn load_word_0( _S13 : u32) -> u32
+fn load_word_0( _S17 : u32) -> u32
 {
-    return word_from_0(_S13, entryPointParams_gate_0[_S13 / u32(2)], entryPointParams_gate_0[_S13 / u32(2) + _S13 % u32(2)]);
+    var _S18 : u32 = (_S17 - u32(1)) / u32(2);
+    return second_if_0((_S17 % u32(2)) == u32(0), entryPointParams_gate_0[_S18], entryPointParams_gate_0[_S18 + u32(1)]);
 }
 
-fn load_half_0( _S14 : u32) -> u32
+fn load_half_0( _S19 : u32) -> u32
 {
-    return (entryPointParams_gate_0[_S14 / u32(2)] >> ((_S14 % u32(2) * u32(16))));
+    return (entryPointParams_gate_0[_S19 / u32(2)] >> ((_S19 % u32(2) * u32(16))));
 }
 
 fn Q5_0Eights_Eight_x24init_0( q_1 : u32,  fifths_1 : u32,  d_1 : u32) -> Q5_0Eights_Eight_0
 {
-    var _S15 : Q5_0Eights_Eight_0;
-    _S15.q_0 = q_1;
-    _S15.fifths_0 = fifths_1;
-    _S15.d_0 = d_1;
-    return _S15;
+    var _S20 : Q5_0Eights_Eight_0;
+    _S20.q_0 = q_1;
+    _S20.fifths_0 = fifths_1;
+    _S20.d_0 = d_1;
+    return _S20;
 }
 
-fn Q5_0Eights_load_0( _S16 : u32,  _S17 : u32) -> Q5_0Eights_Eight_0
+fn Q5_0Eights_load_0( _S21 : u32,  _S22 : u32) -> Q5_0Eights_Eight_0
 {
-    var _S18 : u32 = _S16 + _S17 / u32(4) * u32(11);
-    var _S19 : u32 = _S17 % u32(4);
-    return Q5_0Eights_Eight_x24init_0(load_word_0(_S18 + u32(3) + _S19 * u32(2)), ((load_word_0(_S18 + u32(1))) >> ((_S19 * u32(4)))), load_half_0(_S18));
+    var _S23 : u32 = _S21 + _S22 / u32(4) * u32(11);
+    var _S24 : u32 = _S22 % u32(4);
+    return Q5_0Eights_Eight_x24init_0(load_word_0(_S23 + u32(3) + _S24 * u32(2)), ((load_word_0(_S23 + u32(1))) >> ((_S24 * u32(4)))), load_half_0(_S23));
 }
 
-fn load_word_1( _S20 : u32) -> u32
+fn load_word_1( _S25 : u32) -> u32
 {
-    return word_from_0(_S20, entryPointParams_up_0[_S20 / u32(2)], entryPointParams_up_0[_S20 / u32(2) + _S20 % u32(2)]);
+    var _S26 : u32 = (_S25 - u32(1)) / u32(2);
+    return second_if_0((_S25 % u32(2)) == u32(0), entryPointParams_up_0[_S26], entryPointParams_up_0[_S26 + u32(1)]);
 }
 
-fn load_half_1( _S21 : u32) -> u32
+fn load_half_1( _S27 : u32) -> u32
 {
-    return (entryPointParams_up_0[_S21 / u32(2)] >> ((_S21 % u32(2) * u32(16))));
+    return (entryPointParams_up_0[_S27 / u32(2)] >> ((_S27 % u32(2) * u32(16))));
 }
 
-fn Q5_0Eights_load_1( _S22 : u32,  _S23 : u32) -> Q5_0Eights_Eight_0
+fn Q5_0Eights_load_1( _S28 : u32,  _S29 : u32) -> Q5_0Eights_Eight_0
 {
-    var _S24 : u32 = _S22 + _S23 / u32(4) * u32(11);
-    var _S25 : u32 = _S23 % u32(4);
-    return Q5_0Eights_Eight_x24init_0(load_word_1(_S24 + u32(3) + _S25 * u32(2)), ((load_word_1(_S24 + u32(1))) >> ((_S25 * u32(4)))), load_half_1(_S24));
+    var _S30 : u32 = _S28 + _S29 / u32(4) * u32(11);
+    var _S31 : u32 = _S29 % u32(4);
+    return Q5_0Eights_Eight_x24init_0(load_word_1(_S30 + u32(3) + _S31 * u32(2)), ((load_word_1(_S30 + u32(1))) >> ((_S31 * u32(4)))), load_half_1(_S30));
+}
+
+fn load_eights_0( _S32 : array<u32, i32(4)>,  _S33 : u32,  _S34 : u32,  _S35 : ptr<function, array<Q5_0Eights_Eight_0, i32(8)>>)
+{
+    var eights_0 : array<Q5_0Eights_Eight_0, i32(8)>;
+    eights_0[i32(0)] = Q5_0Eights_load_0(_S32[i32(0)], _S33);
+    eights_0[i32(1)] = Q5_0Eights_load_1(_S32[i32(1)], _S33);
+    eights_0[i32(2)] = Q5_0Eights_load_0(_S32[i32(2)], _S33);
+    eights_0[i32(3)] = Q5_0Eights_load_1(_S32[i32(3)], _S33);
+    var _S36 : u32 = _S33 + _S34;
+    eights_0[i32(4)] = Q5_0Eights_load_0(_S32[i32(0)], _S36);
+    eights_0[i32(5)] = Q5_0Eights_load_1(_S32[i32(1)], _S36);
+    eights_0[i32(6)] = Q5_0Eights_load_0(_S32[i32(2)], _S36);
+    eights_0[i32(7)] = Q5_0Eights_load_1(_S32[i32(3)], _S36);
+    (*_S35) = eights_0;
+    return;
 }
 
 fn places_of_nibbles_0( i_0 : u32) -> vec2<u32>
 {
-    var _S26 : u32 = i_0 % u32(4);
-    return vec2<u32>(i_0 / u32(4) * u32(8) + _S26, i_0 / u32(4) * u32(8) + _S26 + u32(4));
+    var _S37 : u32 = i_0 % u32(4);
+    return vec2<u32>(i_0 / u32(4) * u32(8) + _S37, i_0 / u32(4) * u32(8) + _S37 + u32(4));
 }
 
 fn Q5_0Eights_places_0( i_1 : u32) -> vec2<u32>
@@ -202,8 +244,8 @@ fn fifths_of_0( bits_0 : u32) -> u32
 
 fn whole_bytes_0( word_2 : u32,  zero_2 : f32) -> vec4<f32>
 {
-    var _S27 : u32 = (word_2 >> (u32(16)));
-    return vec4<f32>(in_place_1(word_2, zero_2), in_place_0(word_2, zero_2), in_place_1(_S27, zero_2), in_place_0(_S27, zero_2));
+    var _S38 : u32 = (word_2 >> (u32(16)));
+    return vec4<f32>(in_place_1(word_2, zero_2), in_place_0(word_2, zero_2), in_place_1(_S38, zero_2), in_place_0(_S38, zero_2));
 }
 
 fn halves_0( word_3 : u32) -> vec2<f32>
@@ -216,79 +258,64 @@ fn Q5_0Eights_product_0( eight_0 : Q5_0Eights_Eight_0,  i_2 : u32,  a_0 : vec4<f
     return halves_0(eight_0.d_0).x * (dot(whole_bytes_0(((((eight_0.q_0) & (u32(252645135)))) | ((fifths_of_0(eight_0.fifths_0)))), 16.0f), a_0) + dot(whole_bytes_0(((((((eight_0.q_0) >> (u32(4)))) & (u32(252645135)))) | ((fifths_of_0(((eight_0.fifths_0) >> (u32(16))))))), 16.0f), b_0));
 }
 
-fn add_products_0( _S28 : ptr<function, Products_0>,  _S29 : array<u32, i32(4)>,  _S30 : u32,  _S31 : u32,  _S32 : u32,  _S33 : u32)
+fn add_products_0( _S39 : ptr<function, Products_0>,  _S40 : array<Q5_0Eights_Eight_0, i32(8)>,  _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : u32)
 {
-    var eights_0 : array<Q5_0Eights_Eight_0, i32(8)>;
-    var _S34 : Q5_0Eights_Eight_0 = Q5_0Eights_load_0(_S29[i32(0)], _S32);
-    eights_0[i32(0)] = _S34;
-    var _S35 : Q5_0Eights_Eight_0 = Q5_0Eights_load_1(_S29[i32(1)], _S32);
-    eights_0[i32(1)] = _S35;
-    var _S36 : Q5_0Eights_Eight_0 = Q5_0Eights_load_0(_S29[i32(2)], _S32);
-    eights_0[i32(2)] = _S36;
-    var _S37 : Q5_0Eights_Eight_0 = Q5_0Eights_load_1(_S29[i32(3)], _S32);
-    eights_0[i32(3)] = _S37;
-    var _S38 : u32 = _S32 + _S33;
-    var _S39 : Q5_0Eights_Eight_0 = Q5_0Eights_load_0(_S29[i32(0)], _S38);
-    eights_0[i32(4)] = _S39;
-    var _S40 : Q5_0Eights_Eight_0 = Q5_0Eights_load_1(_S29[i32(1)], _S38);
-    eights_0[i32(5)] = _S40;
-    var _S41 : Q5_0Eights_Eight_0 = Q5_0Eights_load_0(_S29[i32(2)], _S38);
-    eights_0[i32(6)] = _S41;
-    var _S42 : Q5_0Eights_Eight_0 = Q5_0Eights_load_1(_S29[i32(3)], _S38);
-    eights_0[i32(7)] = _S42;
-    var _S43 : vec2<u32> = Q5_0Eights_places_0(_S32);
-    var _S44 : u32 = _S43.x;
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S30 + _S44];
-    var _S45 : u32 = _S43.y;
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S30 + _S45];
-    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S31 + _S44];
-    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S31 + _S45];
-    var _S46 : f32 = (*_S28).sums_0[i32(0)] + Q5_0Eights_product_0(_S34, _S32, a_2, b_2);
-    var _S47 : f32 = (*_S28).sums_0[i32(1)] + Q5_0Eights_product_0(_S35, _S32, a_2, b_2);
-    var _S48 : f32 = (*_S28).sums_0[i32(2)] + Q5_0Eights_product_0(_S36, _S32, a_2, b_2);
-    var _S49 : f32 = (*_S28).sums_0[i32(3)] + Q5_0Eights_product_0(_S37, _S32, a_2, b_2);
-    var _S50 : vec2<u32> = Q5_0Eights_places_0(_S38);
-    var _S51 : u32 = _S50.x;
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S30 + _S51];
-    var _S52 : u32 = _S50.y;
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S30 + _S52];
-    (*_S28).squares_0 = (*_S28).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
-    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S31 + _S51];
-    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S31 + _S52];
-    (*_S28).sums_0[i32(0)] = _S46 + Q5_0Eights_product_0(_S39, _S38, a_4, b_4);
-    (*_S28).sums_0[i32(1)] = _S47 + Q5_0Eights_product_0(_S40, _S38, a_4, b_4);
-    (*_S28).sums_0[i32(2)] = _S48 + Q5_0Eights_product_0(_S41, _S38, a_4, b_4);
-    (*_S28).sums_0[i32(3)] = _S49 + Q5_0Eights_product_0(_S42, _S38, a_4, b_4);
+    var _S45 : vec2<u32> = Q5_0Eights_places_0(_S43);
+    var _S46 : u32 = _S45.x;
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S41 + _S46];
+    var _S47 : u32 = _S45.y;
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S41 + _S47];
+    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S42 + _S46];
+    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S42 + _S47];
+    var _S48 : f32 = (*_S39).sums_0[i32(0)] + Q5_0Eights_product_0(_S40[i32(0)], _S43, a_2, b_2);
+    var _S49 : f32 = (*_S39).sums_0[i32(1)] + Q5_0Eights_product_0(_S40[i32(1)], _S43, a_2, b_2);
+    var _S50 : f32 = (*_S39).sums_0[i32(2)] + Q5_0Eights_product_0(_S40[i32(2)], _S43, a_2, b_2);
+    var _S51 : f32 = (*_S39).sums_0[i32(3)] + Q5_0Eights_product_0(_S40[i32(3)], _S43, a_2, b_2);
+    var _S52 : u32 = _S43 + _S44;
+    var _S53 : vec2<u32> = Q5_0Eights_places_0(_S52);
+    var _S54 : u32 = _S53.x;
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S41 + _S54];
+    var _S55 : u32 = _S53.y;
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S41 + _S55];
+    (*_S39).squares_0 = (*_S39).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
+    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S42 + _S54];
+    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S42 + _S55];
+    (*_S39).sums_0[i32(0)] = _S48 + Q5_0Eights_product_0(_S40[i32(4)], _S52, a_4, b_4);
+    (*_S39).sums_0[i32(1)] = _S49 + Q5_0Eights_product_0(_S40[i32(5)], _S52, a_4, b_4);
+    (*_S39).sums_0[i32(2)] = _S50 + Q5_0Eights_product_0(_S40[i32(6)], _S52, a_4, b_4);
+    (*_S39).sums_0[i32(3)] = _S51 + Q5_0Eights_product_0(_S40[i32(7)], _S52, a_4, b_4);
     return;
 }
 
-fn add_products_1( _S53 : ptr<function, Products_0>,  _S54 : array<u32, i32(4)>,  _S55 : u32,  _S56 : u32,  _S57 : u32,  _S58 : u32)
+fn load_eights_1( _S56 : array<u32, i32(4)>,  _S57 : u32,  _S58 : u32,  _S59 : ptr<function, array<Q5_0Eights_Eight_0, i32(4)>>)
 {
     var eights_1 : array<Q5_0Eights_Eight_0, i32(4)>;
-    var _S59 : Q5_0Eights_Eight_0 = Q5_0Eights_load_0(_S54[i32(0)], _S57);
-    eights_1[i32(0)] = _S59;
-    var _S60 : Q5_0Eights_Eight_0 = Q5_0Eights_load_1(_S54[i32(1)], _S57);
-    eights_1[i32(1)] = _S60;
-    var _S61 : Q5_0Eights_Eight_0 = Q5_0Eights_load_0(_S54[i32(2)], _S57);
-    eights_1[i32(2)] = _S61;
-    var _S62 : Q5_0Eights_Eight_0 = Q5_0Eights_load_1(_S54[i32(3)], _S57);
-    eights_1[i32(3)] = _S62;
-    var _S63 : vec2<u32> = Q5_0Eights_places_0(_S57);
-    var _S64 : u32 = _S63.x;
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S55 + _S64];
-    var _S65 : u32 = _S63.y;
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S55 + _S65];
-    (*_S53).squares_0 = (*_S53).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
-    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S56 + _S64];
-    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S56 + _S65];
-    (*_S53).sums_0[i32(0)] = (*_S53).sums_0[i32(0)] + Q5_0Eights_product_0(_S59, _S57, a_6, b_6);
-    (*_S53).sums_0[i32(1)] = (*_S53).sums_0[i32(1)] + Q5_0Eights_product_0(_S60, _S57, a_6, b_6);
-    (*_S53).sums_0[i32(2)] = (*_S53).sums_0[i32(2)] + Q5_0Eights_product_0(_S61, _S57, a_6, b_6);
-    (*_S53).sums_0[i32(3)] = (*_S53).sums_0[i32(3)] + Q5_0Eights_product_0(_S62, _S57, a_6, b_6);
+    eights_1[i32(0)] = Q5_0Eights_load_0(_S56[i32(0)], _S57);
+    eights_1[i32(1)] = Q5_0Eights_load_1(_S56[i32(1)], _S57);
+    eights_1[i32(2)] = Q5_0Eights_load_0(_S56[i32(2)], _S57);
+    eights_1[i32(3)] = Q5_0Eights_load_1(_S56[i32(3)], _S57);
+    (*_S59) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S66 : array<u32, i32(4)>,  _S67 : u32,  _S68 : u32,  _S69 : u32) -> Products_0
+fn add_products_1( _S60 : ptr<function, Products_0>,  _S61 : array<Q5_0Eights_Eight_0, i32(4)>,  _S62 : u32,  _S63 : u32,  _S64 : u32,  _S65 : u32)
+{
+    var _S66 : vec2<u32> = Q5_0Eights_places_0(_S64);
+    var _S67 : u32 = _S66.x;
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S62 + _S67];
+    var _S68 : u32 = _S66.y;
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S62 + _S68];
+    (*_S60).squares_0 = (*_S60).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
+    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S63 + _S67];
+    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S63 + _S68];
+    (*_S60).sums_0[i32(0)] = (*_S60).sums_0[i32(0)] + Q5_0Eights_product_0(_S61[i32(0)], _S64, a_6, b_6);
+    (*_S60).sums_0[i32(1)] = (*_S60).sums_0[i32(1)] + Q5_0Eights_product_0(_S61[i32(1)], _S64, a_6, b_6);
+    (*_S60).sums_0[i32(2)] = (*_S60).sums_0[i32(2)] + Q5_0Eights_product_0(_S61[i32(2)], _S64, a_6, b_6);
+    (*_S60).sums_0[i32(3)] = (*_S60).sums_0[i32(3)] + Q5_0Eights_product_0(_S61[i32(3)], _S64, a_6, b_6);
+    return;
+}
+
+fn products_of_thread_0( _S69 : array<u32, i32(4)>,  _S70 : u32,  _S71 : u32,  _S72 : u32,  _S73 : u32,  _S74 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
@@ -296,95 +323,314 @@ fn products_of_thread_0( _S66 : array<u32, i32(4)>,  _S67 : u32,  _S68 : u32,  _
     products_0.sums_0[i32(1)] = 0.0f;
     products_0.sums_0[i32(2)] = 0.0f;
     products_0.sums_0[i32(3)] = 0.0f;
-    ;
-    var _S70 : u32 = _S10;
-    var _S71 : u32 = _S67 / u32(8);
-    ;
-    var i_3 : u32 = _S1;
-    for(;;)
+    var _S75 : u32 = _S70 / u32(8);
+    var i_3 : u32;
+    if((_S73 + _S74) < _S75)
     {
-        if((i_3 + _S70) < _S71)
+        var _S76 : array<Q5_0Eights_Eight_0, i32(8)>;
+        load_eights_0(_S69, _S73, _S74, &(_S76));
+        i_3 = _S73;
+        var loaded_0 : array<Q5_0Eights_Eight_0, i32(8)> = _S76;
+        for(;;)
         {
+            if((i_3 + u32(3) * _S74) < _S75)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S77 : u32 = i_3 + u32(2) * _S74;
+            var _S78 : array<Q5_0Eights_Eight_0, i32(8)>;
+            load_eights_0(_S69, _S77, _S74, &(_S78));
+            var _S79 : array<Q5_0Eights_Eight_0, i32(8)> = _S78;
+            add_products_0(&(products_0), loaded_0, _S71, _S72, i_3, _S74);
+            i_3 = _S77;
+            loaded_0 = _S79;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S66, _S68, _S69, i_3, _S70);
-        i_3 = i_3 + u32(2) * _S70;
+        add_products_0(&(products_0), loaded_0, _S71, _S72, i_3, _S74);
+        i_3 = i_3 + u32(2) * _S74;
+    }
+    else
+    {
+        i_3 = _S73;
     }
     for(;;)
     {
-        if(i_3 < _S71)
+        if(i_3 < _S75)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S66, _S68, _S69, i_3, _S70);
-        i_3 = i_3 + _S70;
+        var _S80 : array<Q5_0Eights_Eight_0, i32(4)>;
+        load_eights_1(_S69, i_3, _S74, &(_S80));
+        add_products_1(&(products_0), _S80, _S71, _S72, i_3, _S74);
+        i_3 = i_3 + _S74;
     }
     return products_0;
 }
 
-fn gated_gemv_0( _S72 : vec3<u32>,  _S73 : u32,  _S74 : ptr<function, GatedGemvParams_std140_0>)
+fn gated_gemv_0( _S81 : vec3<u32>,  _S82 : u32,  _S83 : ptr<function, GatedGemvParams_std140_0>)
 {
     ;
-    var _S75 : u32 = _S10;
-    var _S76 : u32 = u32(128) / _S10;
-    var _S77 : u32 = (*_S74).groups_0 * _S76 * u32(2);
-    var _S78 : u32 = group_number_0(_S72) * _S76;
-    var _S79 : u32 = _S73 / _S75;
-    var first_2 : u32 = (_S78 + _S79) * u32(2);
+    var _S84 : u32 = _S13;
+    ;
+    var _S85 : u32 = _S14;
+    var _S86 : u32 = u32(128) / _S14;
+    var _S87 : u32 = (*_S83).groups_0 * _S86 * u32(2);
+    var _S88 : u32 = group_number_0(_S81) * _S86;
+    var _S89 : u32 = _S82 / _S85;
+    var first_3 : u32 = (_S88 + _S89) * u32(2);
     for(;;)
     {
-        var _S80 : u32 = (*_S74).n_0;
-        if(first_2 < ((*_S74).n_0))
+        var _S90 : u32 = (*_S83).n_0;
+        if(first_3 < ((*_S83).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S81 : u32 = (*_S74).k_0;
-        var _S82 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S74).gate_offset_0, (*_S74).k_0, first_2, _S80, &(_S82));
-        var _S83 : array<u32, i32(2)> = _S82;
-        var _S84 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S74).up_offset_0, (*_S74).k_0, first_2, _S80, &(_S84));
-        var _S85 : array<u32, i32(2)> = _S84;
-        var begins_1 : array<u32, i32(4)>;
-        begins_1[i32(0)] = _S83[i32(0)];
-        begins_1[i32(1)] = _S85[i32(0)];
-        begins_1[i32(2)] = _S83[i32(1)];
-        begins_1[i32(3)] = _S85[i32(1)];
-        var _S86 : Products_0 = products_of_thread_0(begins_1, _S81, (*_S74).x_offset_0, (*_S74).norm_offset_0);
-        var _S87 : f32 = subgroup_sum_0(_S86.squares_0);
-        var _S88 : f32 = 1.0f / sqrt(_S87 / f32(_S81) + (*_S74).eps_0);
-        var _S89 : array<f32, i32(4)>;
-        subgroup_sums_0(_S86.sums_0, &(_S89));
+        var _S91 : u32 = (*_S83).k_0;
+        var _S92 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S83).gate_offset_0, (*_S83).k_0, first_3, _S90, &(_S92));
+        var _S93 : array<u32, i32(2)> = _S92;
+        var _S94 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S83).up_offset_0, (*_S83).k_0, first_3, _S90, &(_S94));
+        var _S95 : array<u32, i32(2)> = _S94;
+        var begins_2 : array<u32, i32(4)>;
+        begins_2[i32(0)] = _S93[i32(0)];
+        begins_2[i32(1)] = _S95[i32(0)];
+        begins_2[i32(2)] = _S93[i32(1)];
+        begins_2[i32(3)] = _S95[i32(1)];
+        var _S96 : Products_0 = products_of_thread_0(begins_2, _S91, (*_S83).x_offset_0, (*_S83).norm_offset_0, _S84, _S85);
+        var _S97 : f32 = subgroup_sum_0(_S96.squares_0);
+        var _S98 : f32 = 1.0f / sqrt(_S97 / f32(_S91) + (*_S83).eps_0);
+        var _S99 : array<f32, i32(4)>;
+        subgroup_sums_1(_S96.sums_0, &(_S99));
         var results_0 : array<f32, i32(2)>;
-        results_0[i32(0)] = activated_0(_S89[i32(0)] * _S88, (*_S74).activation_0) * (_S89[i32(1)] * _S88);
-        results_0[i32(1)] = activated_0(_S89[i32(2)] * _S88, (*_S74).activation_0) * (_S89[i32(3)] * _S88);
-        ;
-        var _S90 : u32 = first_2 + _S1;
-        var _S91 : f32 = own_0(results_0);
-        ;
-        var _S92 : bool;
-        if(_S1 < u32(2))
+        results_0[i32(0)] = activated_0(_S99[i32(0)] * _S98, (*_S83).activation_0) * (_S99[i32(1)] * _S98);
+        results_0[i32(1)] = activated_0(_S99[i32(2)] * _S98, (*_S83).activation_0) * (_S99[i32(3)] * _S98);
+        var _S100 : u32 = first_3 + _S84;
+        var _S101 : f32 = chosen_1(results_0, _S84);
+        var _S102 : bool;
+        if(_S84 < u32(2))
         {
-            _S92 = _S90 < _S80;
+            _S102 = _S100 < _S90;
         }
         else
         {
-            _S92 = false;
+            _S102 = false;
         }
-        if(_S92)
+        if(_S102)
         {
-            entryPointParams_result_0[(*_S74).out_offset_0 + _S90] = _S91;
+            entryPointParams_result_0[(*_S83).out_offset_0 + _S100] = _S101;
         }
-        first_2 = first_2 + _S77;
+        first_3 = first_3 + _S87;
+    }
+    return;
+}
+
+struct Products_1
+{
+     sums_0 : array<f32, i32(2)>,
+     squares_0 : f32,
+};
+
+fn load_eights_2( _S103 : array<u32, i32(2)>,  _S104 : u32,  _S105 : u32,  _S106 : ptr<function, array<Q5_0Eights_Eight_0, i32(8)>>)
+{
+    var eights_2 : array<Q5_0Eights_Eight_0, i32(8)>;
+    eights_2[i32(0)] = Q5_0Eights_load_0(_S103[i32(0)], _S104);
+    eights_2[i32(1)] = Q5_0Eights_load_1(_S103[i32(1)], _S104);
+    var _S107 : u32 = _S104 + _S105;
+    eights_2[i32(2)] = Q5_0Eights_load_0(_S103[i32(0)], _S107);
+    eights_2[i32(3)] = Q5_0Eights_load_1(_S103[i32(1)], _S107);
+    var _S108 : u32 = _S104 + u32(2) * _S105;
+    eights_2[i32(4)] = Q5_0Eights_load_0(_S103[i32(0)], _S108);
+    eights_2[i32(5)] = Q5_0Eights_load_1(_S103[i32(1)], _S108);
+    var _S109 : u32 = _S104 + u32(3) * _S105;
+    eights_2[i32(6)] = Q5_0Eights_load_0(_S103[i32(0)], _S109);
+    eights_2[i32(7)] = Q5_0Eights_load_1(_S103[i32(1)], _S109);
+    (*_S106) = eights_2;
+    return;
+}
+
+fn add_products_2( _S110 : ptr<function, Products_1>,  _S111 : array<Q5_0Eights_Eight_0, i32(8)>,  _S112 : u32,  _S113 : u32,  _S114 : u32,  _S115 : u32)
+{
+    var _S116 : vec2<u32> = Q5_0Eights_places_0(_S114);
+    var _S117 : u32 = _S116.x;
+    var a_7 : vec4<f32> = entryPointParams_x_0[_S112 + _S117];
+    var _S118 : u32 = _S116.y;
+    var b_7 : vec4<f32> = entryPointParams_x_0[_S112 + _S118];
+    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S113 + _S117];
+    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S113 + _S118];
+    var _S119 : u32 = _S114 + _S115;
+    var _S120 : vec2<u32> = Q5_0Eights_places_0(_S119);
+    var _S121 : u32 = _S120.x;
+    var a_9 : vec4<f32> = entryPointParams_x_0[_S112 + _S121];
+    var _S122 : u32 = _S120.y;
+    var b_9 : vec4<f32> = entryPointParams_x_0[_S112 + _S122];
+    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S113 + _S121];
+    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S113 + _S122];
+    var _S123 : u32 = _S114 + u32(2) * _S115;
+    var _S124 : vec2<u32> = Q5_0Eights_places_0(_S123);
+    var _S125 : u32 = _S124.x;
+    var a_11 : vec4<f32> = entryPointParams_x_0[_S112 + _S125];
+    var _S126 : u32 = _S124.y;
+    var b_11 : vec4<f32> = entryPointParams_x_0[_S112 + _S126];
+    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S113 + _S125];
+    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S113 + _S126];
+    var _S127 : f32 = (*_S110).sums_0[i32(0)] + Q5_0Eights_product_0(_S111[i32(0)], _S114, a_8, b_8) + Q5_0Eights_product_0(_S111[i32(2)], _S119, a_10, b_10) + Q5_0Eights_product_0(_S111[i32(4)], _S123, a_12, b_12);
+    var _S128 : f32 = (*_S110).sums_0[i32(1)] + Q5_0Eights_product_0(_S111[i32(1)], _S114, a_8, b_8) + Q5_0Eights_product_0(_S111[i32(3)], _S119, a_10, b_10) + Q5_0Eights_product_0(_S111[i32(5)], _S123, a_12, b_12);
+    var _S129 : u32 = _S114 + u32(3) * _S115;
+    var _S130 : vec2<u32> = Q5_0Eights_places_0(_S129);
+    var _S131 : u32 = _S130.x;
+    var a_13 : vec4<f32> = entryPointParams_x_0[_S112 + _S131];
+    var _S132 : u32 = _S130.y;
+    var b_13 : vec4<f32> = entryPointParams_x_0[_S112 + _S132];
+    (*_S110).squares_0 = (*_S110).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
+    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S113 + _S131];
+    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S113 + _S132];
+    (*_S110).sums_0[i32(0)] = _S127 + Q5_0Eights_product_0(_S111[i32(6)], _S129, a_14, b_14);
+    (*_S110).sums_0[i32(1)] = _S128 + Q5_0Eights_product_0(_S111[i32(7)], _S129, a_14, b_14);
+    return;
+}
+
+fn load_eights_3( _S133 : array<u32, i32(2)>,  _S134 : u32,  _S135 : u32,  _S136 : ptr<function, array<Q5_0Eights_Eight_0, i32(2)>>)
+{
+    var eights_3 : array<Q5_0Eights_Eight_0, i32(2)>;
+    eights_3[i32(0)] = Q5_0Eights_load_0(_S133[i32(0)], _S134);
+    eights_3[i32(1)] = Q5_0Eights_load_1(_S133[i32(1)], _S134);
+    (*_S136) = eights_3;
+    return;
+}
+
+fn add_products_3( _S137 : ptr<function, Products_1>,  _S138 : array<Q5_0Eights_Eight_0, i32(2)>,  _S139 : u32,  _S140 : u32,  _S141 : u32,  _S142 : u32)
+{
+    var _S143 : vec2<u32> = Q5_0Eights_places_0(_S141);
+    var _S144 : u32 = _S143.x;
+    var a_15 : vec4<f32> = entryPointParams_x_0[_S139 + _S144];
+    var _S145 : u32 = _S143.y;
+    var b_15 : vec4<f32> = entryPointParams_x_0[_S139 + _S145];
+    (*_S137).squares_0 = (*_S137).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
+    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S140 + _S144];
+    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S140 + _S145];
+    (*_S137).sums_0[i32(0)] = (*_S137).sums_0[i32(0)] + Q5_0Eights_product_0(_S138[i32(0)], _S141, a_16, b_16);
+    (*_S137).sums_0[i32(1)] = (*_S137).sums_0[i32(1)] + Q5_0Eights_product_0(_S138[i32(1)], _S141, a_16, b_16);
+    return;
+}
+
+fn products_of_thread_1( _S146 : array<u32, i32(2)>,  _S147 : u32,  _S148 : u32,  _S149 : u32,  _S150 : u32,  _S151 : u32) -> Products_1
+{
+    var products_1 : Products_1;
+    products_1.squares_0 = 0.0f;
+    products_1.sums_0[i32(0)] = 0.0f;
+    products_1.sums_0[i32(1)] = 0.0f;
+    var _S152 : u32 = _S147 / u32(8);
+    var i_4 : u32;
+    if((_S150 + u32(3) * _S151) < _S152)
+    {
+        var _S153 : array<Q5_0Eights_Eight_0, i32(8)>;
+        load_eights_2(_S146, _S150, _S151, &(_S153));
+        i_4 = _S150;
+        var loaded_1 : array<Q5_0Eights_Eight_0, i32(8)> = _S153;
+        for(;;)
+        {
+            if((i_4 + u32(7) * _S151) < _S152)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S154 : u32 = i_4 + u32(4) * _S151;
+            var _S155 : array<Q5_0Eights_Eight_0, i32(8)>;
+            load_eights_2(_S146, _S154, _S151, &(_S155));
+            var _S156 : array<Q5_0Eights_Eight_0, i32(8)> = _S155;
+            add_products_2(&(products_1), loaded_1, _S148, _S149, i_4, _S151);
+            i_4 = _S154;
+            loaded_1 = _S156;
+        }
+        add_products_2(&(products_1), loaded_1, _S148, _S149, i_4, _S151);
+        i_4 = i_4 + u32(4) * _S151;
+    }
+    else
+    {
+        i_4 = _S150;
+    }
+    for(;;)
+    {
+        if(i_4 < _S152)
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S157 : array<Q5_0Eights_Eight_0, i32(2)>;
+        load_eights_3(_S146, i_4, _S151, &(_S157));
+        add_products_3(&(products_1), _S157, _S148, _S149, i_4, _S151);
+        i_4 = i_4 + _S151;
+    }
+    return products_1;
+}
+
+fn gated_gemv_1( _S158 : vec3<u32>,  _S159 : u32,  _S160 : ptr<function, GatedGemvParams_std140_0>)
+{
+    ;
+    var _S161 : u32 = _S13;
+    ;
+    var _S162 : u32 = _S14;
+    var _S163 : u32 = u32(128) / _S14;
+    var _S164 : u32 = (*_S160).groups_0 * _S163;
+    var _S165 : u32 = group_number_0(_S158) * _S163;
+    var _S166 : u32 = _S159 / _S162;
+    var first_4 : u32 = _S165 + _S166;
+    for(;;)
+    {
+        var _S167 : u32 = (*_S160).n_0;
+        if(first_4 < ((*_S160).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S168 : u32 = (*_S160).k_0;
+        var _S169 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S160).gate_offset_0, (*_S160).k_0, first_4, _S167, &(_S169));
+        var _S170 : array<u32, i32(1)> = _S169;
+        var _S171 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S160).up_offset_0, (*_S160).k_0, first_4, _S167, &(_S171));
+        var _S172 : array<u32, i32(1)> = _S171;
+        var begins_3 : array<u32, i32(2)>;
+        begins_3[i32(0)] = _S170[i32(0)];
+        begins_3[i32(1)] = _S172[i32(0)];
+        var _S173 : Products_1 = products_of_thread_1(begins_3, _S168, (*_S160).x_offset_0, (*_S160).norm_offset_0, _S161, _S162);
+        var _S174 : f32 = subgroup_sum_0(_S173.squares_0);
+        var _S175 : f32 = 1.0f / sqrt(_S174 / f32(_S168) + (*_S160).eps_0);
+        var _S176 : array<f32, i32(2)>;
+        subgroup_sums_0(_S173.sums_0, &(_S176));
+        var results_1 : array<f32, i32(1)>;
+        results_1[i32(0)] = activated_0(_S176[i32(0)] * _S175, (*_S160).activation_0) * (_S176[i32(1)] * _S175);
+        var _S177 : u32 = first_4 + _S161;
+        var _S178 : f32 = chosen_0(results_1, _S161);
+        var _S179 : bool;
+        if(_S161 < u32(1))
+        {
+            _S179 = _S177 < _S167;
+        }
+        else
+        {
+            _S179 = false;
+        }
+        if(_S179)
+        {
+            entryPointParams_result_0[(*_S160).out_offset_0 + _S177] = _S178;
+        }
+        first_4 = first_4 + _S164;
     }
     return;
 }
@@ -393,9 +639,17 @@ fn gated_gemv_0( _S72 : vec3<u32>,  _S73 : u32,  _S74 : ptr<function, GatedGemvP
 @workgroup_size(128, 1, 1)
 fn gated_gemv_q5_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S1 = _builtinWaveLaneIndex_0;
-    _S10 = _builtinWaveLaneCount_0;
-    var _S93 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
-    gated_gemv_0(group_1, thread_0, &(_S93));
+    _S13 = _builtinWaveLaneIndex_0;
+    _S14 = _builtinWaveLaneCount_0;
+    if((entryPointParams_0.p_0.wide_0) != u32(0))
+    {
+        var _S180 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_0(group_1, thread_0, &(_S180));
+    }
+    else
+    {
+        var _S181 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_1(group_1, thread_0, &(_S181));
+    }
     return;
 }

@@ -11,7 +11,8 @@ struct GatedGemvParams_std140_0
     @align(8) k_0 : u32,
     @align(4) eps_0 : f32,
     @align(16) activation_0 : u32,
-    @align(4) groups_0 : u32,
+    @align(4) wide_0 : u32,
+    @align(8) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -48,41 +49,25 @@ fn FourOrFiveEights_Eight_x24init_0( q_1 : u32,  fifths_1 : u32,  scales_1 : u32
     return _S1;
 }
 
-var<private> _S2 : u32;
-
-fn own_0( values_0 : array<f32, i32(2)>) -> f32
+fn chosen_0( values_0 : array<f32, i32(1)>,  number_0 : u32) -> f32
 {
-    ;
-    var result_0 : f32;
-    if(_S2 == u32(1))
-    {
-        result_0 = values_0[i32(1)];
-    }
-    else
-    {
-        result_0 = values_0[i32(0)];
-    }
-    return result_0;
+    return values_0[i32(0)];
 }
 
 fn subgroup_sum_0( value_0 : f32) -> f32
 {
-    var _S3 : f32 = subgroupAdd(value_0);
-    return _S3;
+    var _S2 : f32 = subgroupAdd(value_0);
+    return _S2;
 }
 
-fn subgroup_sums_0( values_1 : array<f32, i32(4)>,  _S4 : ptr<function, array<f32, i32(4)>>)
+fn subgroup_sums_0( values_1 : array<f32, i32(2)>,  _S3 : ptr<function, array<f32, i32(2)>>)
 {
-    var result_1 : array<f32, i32(4)>;
-    var _S5 : f32 = subgroup_sum_0(values_1[i32(0)]);
-    result_1[i32(0)] = _S5;
-    var _S6 : f32 = subgroup_sum_0(values_1[i32(1)]);
-    result_1[i32(1)] = _S6;
-    var _S7 : f32 = subgroup_sum_0(values_1[i32(2)]);
-    result_1[i32(2)] = _S7;
-    var _S8 : f32 = subgroup_sum_0(values_1[i32(3)]);
-    result_1[i32(3)] = _S8;
-    (*_S4) = result_1;
+    var result_0 : array<f32, i32(2)>;
+    var _S4 : f32 = subgroup_sum_0(values_1[i32(0)]);
+    result_0[i32(0)] = _S4;
+    var _S5 : f32 = subgroup_sum_0(values_1[i32(1)]);
+    result_0[i32(1)] = _S5;
+    (*_S3) = result_0;
     return;
 }
 
@@ -91,31 +76,68 @@ fn FourOrFiveEights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return offset_0 + row_0 * (k_1 / u32(256)) * u32(44);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S9 : ptr<function, array<u32, i32(2)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S6 : ptr<function, array<u32, i32(1)>>)
 {
-    var begins_0 : array<u32, i32(2)>;
-    var _S10 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0, _S10));
-    begins_0[i32(1)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S10));
-    (*_S9) = begins_0;
+    var begins_0 : array<u32, i32(1)>;
+    begins_0[i32(0)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0, n_1 - u32(1)));
+    (*_S6) = begins_0;
+    return;
+}
+
+fn chosen_1( values_2 : array<f32, i32(2)>,  number_1 : u32) -> f32
+{
+    var result_1 : f32;
+    if(number_1 == u32(1))
+    {
+        result_1 = values_2[i32(1)];
+    }
+    else
+    {
+        result_1 = values_2[i32(0)];
+    }
+    return result_1;
+}
+
+fn subgroup_sums_1( values_3 : array<f32, i32(4)>,  _S7 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_2 : array<f32, i32(4)>;
+    var _S8 : f32 = subgroup_sum_0(values_3[i32(0)]);
+    result_2[i32(0)] = _S8;
+    var _S9 : f32 = subgroup_sum_0(values_3[i32(1)]);
+    result_2[i32(1)] = _S9;
+    var _S10 : f32 = subgroup_sum_0(values_3[i32(2)]);
+    result_2[i32(2)] = _S10;
+    var _S11 : f32 = subgroup_sum_0(values_3[i32(3)]);
+    result_2[i32(3)] = _S11;
+    (*_S7) = result_2;
+    return;
+}
+
+fn begins_of_rows_1( offset_2 : u32,  k_3 : u32,  first_1 : u32,  n_2 : u32,  _S12 : ptr<function, array<u32, i32(2)>>)
+{
+    var begins_1 : array<u32, i32(2)>;
+    var _S13 : u32 = n_2 - u32(1);
+    begins_1[i32(0)] = FourOrFiveEights_begin_0(offset_2, k_3, min(first_1, _S13));
+    begins_1[i32(1)] = FourOrFiveEights_begin_0(offset_2, k_3, min(first_1 + u32(1), _S13));
+    (*_S12) = begins_1;
     return;
 }
 
 fn scales_of_quarter_0( packed_2 : vec3<u32>,  quarter_0 : u32) -> vec2<u32>
 {
-    var _S11 : u32 = quarter_0 % u32(2) * u32(16);
-    var _S12 : vec2<u32> = ((packed_2.xy) >> (vec2<u32>(_S11)));
-    var _S13 : u32 = ((packed_2.z) >> (_S11));
-    var _S14 : vec2<u32>;
+    var _S14 : u32 = quarter_0 % u32(2) * u32(16);
+    var _S15 : vec2<u32> = ((packed_2.xy) >> (vec2<u32>(_S14)));
+    var _S16 : u32 = ((packed_2.z) >> (_S14));
+    var _S17 : vec2<u32>;
     if(quarter_0 < u32(2))
     {
-        _S14 = (_S12 & (vec2<u32>(u32(16191))));
+        _S17 = (_S15 & (vec2<u32>(u32(16191))));
     }
     else
     {
-        _S14 = (((vec2<u32>(_S13, (_S13 >> (u32(4)))) & (vec2<u32>(u32(3855))))) | (((((_S12 >> (vec2<u32>(u32(2))))) & (vec2<u32>(u32(12336)))))));
+        _S17 = (((vec2<u32>(_S16, (_S16 >> (u32(4)))) & (vec2<u32>(u32(3855))))) | (((((_S15 >> (vec2<u32>(u32(2))))) & (vec2<u32>(u32(12336)))))));
     }
-    return _S14;
+    return _S17;
 }
 
 fn in_place_0( word_0 : u32,  zero_0 : f32) -> f32
@@ -130,8 +152,8 @@ fn in_place_1( word_1 : u32,  zero_1 : f32) -> f32
 
 fn whole_bytes_0( word_2 : u32,  zero_2 : f32) -> vec4<f32>
 {
-    var _S15 : u32 = (word_2 >> (u32(16)));
-    return vec4<f32>(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S15, zero_2), in_place_1(_S15, zero_2));
+    var _S18 : u32 = (word_2 >> (u32(16)));
+    return vec4<f32>(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S18, zero_2), in_place_1(_S18, zero_2));
 }
 
 fn sum_0( v_0 : vec4<f32>) -> f32
@@ -146,20 +168,22 @@ fn halves_0( word_3 : u32) -> vec2<f32>
 
 fn FourOrFiveEights_product_0( eight_0 : FourOrFiveEights_Eight_0,  i_0 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
 {
-    var _S16 : vec2<u32> = scales_of_quarter_0(eight_0.packed_0, i_0 % u32(32) / u32(8));
-    var _S17 : vec2<f32> = vec2<f32>((_S16 & (vec2<u32>(u32(255)))));
-    var _S18 : vec2<f32> = vec2<f32>((_S16 >> (vec2<u32>(u32(8)))));
-    var _S19 : vec2<f32> = halves_0(eight_0.scales_0) * vec2<f32>(_S17.x * dot(whole_bytes_0(((((eight_0.q_0) & (u32(252645135)))) | ((((((eight_0.fifths_0) & (u32(16843009)))) << (u32(4)))))), 0.0f), a_0) + _S18.x * dot(whole_bytes_0(((((((eight_0.q_0) >> (u32(4)))) & (u32(252645135)))) | ((((((((eight_0.fifths_0) >> (u32(1)))) & (u32(16843009)))) << (u32(4)))))), 0.0f), b_0), _S17.y * sum_0(a_0) + _S18.y * sum_0(b_0));
-    return _S19.x - _S19.y;
+    var _S19 : vec2<u32> = scales_of_quarter_0(eight_0.packed_0, i_0 % u32(32) / u32(8));
+    var _S20 : vec2<f32> = vec2<f32>((_S19 & (vec2<u32>(u32(255)))));
+    var _S21 : vec2<f32> = vec2<f32>((_S19 >> (vec2<u32>(u32(8)))));
+    var _S22 : vec2<f32> = halves_0(eight_0.scales_0) * vec2<f32>(_S20.x * dot(whole_bytes_0(((((eight_0.q_0) & (u32(252645135)))) | ((((((eight_0.fifths_0) & (u32(16843009)))) << (u32(4)))))), 0.0f), a_0) + _S21.x * dot(whole_bytes_0(((((((eight_0.q_0) >> (u32(4)))) & (u32(252645135)))) | ((((((((eight_0.fifths_0) >> (u32(1)))) & (u32(16843009)))) << (u32(4)))))), 0.0f), b_0), _S20.y * sum_0(a_0) + _S21.y * sum_0(b_0));
+    return _S22.x - _S22.y;
 }
 
 fn FourOrFiveEights_places_0( i_1 : u32) -> vec2<u32>
 {
-    var _S20 : u32 = i_1 % u32(8);
-    return vec2<u32>(i_1 / u32(8) * u32(16) + _S20, i_1 / u32(8) * u32(16) + _S20 + u32(8));
+    var _S23 : u32 = i_1 % u32(8);
+    return vec2<u32>(i_1 / u32(8) * u32(16) + _S23, i_1 / u32(8) * u32(16) + _S23 + u32(8));
 }
 
-var<private> _S21 : u32;
+var<private> _S24 : u32;
+
+var<private> _S25 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -168,16 +192,16 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 fn activated_0( z_0 : f32,  activation_1 : u32) -> f32
 {
-    var _S22 : f32;
+    var _S26 : f32;
     if(activation_1 == u32(1))
     {
-        _S22 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
+        _S26 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
     }
     else
     {
-        _S22 = z_0;
+        _S26 = z_0;
     }
-    return z_0 / (1.0f + exp(- _S22));
+    return z_0 / (1.0f + exp(- _S26));
 }
 
 struct Products_0
@@ -186,95 +210,96 @@ struct Products_0
      squares_0 : f32,
 };
 
-fn FourOrFiveEights_load_0( _S23 : u32,  _S24 : u32) -> FourOrFiveEights_Eight_0
+fn FourOrFiveEights_load_0( _S27 : u32,  _S28 : u32) -> FourOrFiveEights_Eight_0
 {
-    var _S25 : u32 = _S23 + _S24 / u32(32) * u32(44);
-    var _S26 : u32 = _S25 + u32(4);
-    var _S27 : u32 = _S24 % u32(32);
-    return FourOrFiveEights_Eight_x24init_0(entryPointParams_gate_0[_S26 + u32(8) + _S27], (entryPointParams_gate_0[_S26 + _S24 % u32(8)] >> ((_S27 / u32(8) * u32(2)))), entryPointParams_gate_0[_S25], vec3<u32>(entryPointParams_gate_0[_S25 + u32(1)], entryPointParams_gate_0[_S25 + u32(2)], entryPointParams_gate_0[_S25 + u32(3)]));
+    var _S29 : u32 = _S27 + _S28 / u32(32) * u32(44);
+    var _S30 : u32 = _S29 + u32(4);
+    var _S31 : u32 = _S28 % u32(32);
+    return FourOrFiveEights_Eight_x24init_0(entryPointParams_gate_0[_S30 + u32(8) + _S31], (entryPointParams_gate_0[_S30 + _S28 % u32(8)] >> ((_S31 / u32(8) * u32(2)))), entryPointParams_gate_0[_S29], vec3<u32>(entryPointParams_gate_0[_S29 + u32(1)], entryPointParams_gate_0[_S29 + u32(2)], entryPointParams_gate_0[_S29 + u32(3)]));
 }
 
-fn FourOrFiveEights_load_1( _S28 : u32,  _S29 : u32) -> FourOrFiveEights_Eight_0
+fn FourOrFiveEights_load_1( _S32 : u32,  _S33 : u32) -> FourOrFiveEights_Eight_0
 {
-    var _S30 : u32 = _S28 + _S29 / u32(32) * u32(44);
-    var _S31 : u32 = _S30 + u32(4);
-    var _S32 : u32 = _S29 % u32(32);
-    return FourOrFiveEights_Eight_x24init_0(entryPointParams_up_0[_S31 + u32(8) + _S32], (entryPointParams_up_0[_S31 + _S29 % u32(8)] >> ((_S32 / u32(8) * u32(2)))), entryPointParams_up_0[_S30], vec3<u32>(entryPointParams_up_0[_S30 + u32(1)], entryPointParams_up_0[_S30 + u32(2)], entryPointParams_up_0[_S30 + u32(3)]));
+    var _S34 : u32 = _S32 + _S33 / u32(32) * u32(44);
+    var _S35 : u32 = _S34 + u32(4);
+    var _S36 : u32 = _S33 % u32(32);
+    return FourOrFiveEights_Eight_x24init_0(entryPointParams_up_0[_S35 + u32(8) + _S36], (entryPointParams_up_0[_S35 + _S33 % u32(8)] >> ((_S36 / u32(8) * u32(2)))), entryPointParams_up_0[_S34], vec3<u32>(entryPointParams_up_0[_S34 + u32(1)], entryPointParams_up_0[_S34 + u32(2)], entryPointParams_up_0[_S34 + u32(3)]));
 }
 
-fn add_products_0( _S33 : ptr<function, Products_0>,  _S34 : array<u32, i32(4)>,  _S35 : u32,  _S36 : u32,  _S37 : u32,  _S38 : u32)
+fn load_eights_0( _S37 : array<u32, i32(4)>,  _S38 : u32,  _S39 : u32,  _S40 : ptr<function, array<FourOrFiveEights_Eight_0, i32(8)>>)
 {
     var eights_0 : array<FourOrFiveEights_Eight_0, i32(8)>;
-    var _S39 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S34[i32(0)], _S37);
-    eights_0[i32(0)] = _S39;
-    var _S40 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_1(_S34[i32(1)], _S37);
-    eights_0[i32(1)] = _S40;
-    var _S41 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S34[i32(2)], _S37);
-    eights_0[i32(2)] = _S41;
-    var _S42 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_1(_S34[i32(3)], _S37);
-    eights_0[i32(3)] = _S42;
-    var _S43 : u32 = _S37 + _S38;
-    var _S44 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S34[i32(0)], _S43);
-    eights_0[i32(4)] = _S44;
-    var _S45 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_1(_S34[i32(1)], _S43);
-    eights_0[i32(5)] = _S45;
-    var _S46 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S34[i32(2)], _S43);
-    eights_0[i32(6)] = _S46;
-    var _S47 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_1(_S34[i32(3)], _S43);
-    eights_0[i32(7)] = _S47;
-    var _S48 : vec2<u32> = FourOrFiveEights_places_0(_S37);
-    var _S49 : u32 = _S48.x;
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S35 + _S49];
-    var _S50 : u32 = _S48.y;
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S35 + _S50];
-    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S36 + _S49];
-    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S36 + _S50];
-    var _S51 : f32 = (*_S33).sums_0[i32(0)] + FourOrFiveEights_product_0(_S39, _S37, a_2, b_2);
-    var _S52 : f32 = (*_S33).sums_0[i32(1)] + FourOrFiveEights_product_0(_S40, _S37, a_2, b_2);
-    var _S53 : f32 = (*_S33).sums_0[i32(2)] + FourOrFiveEights_product_0(_S41, _S37, a_2, b_2);
-    var _S54 : f32 = (*_S33).sums_0[i32(3)] + FourOrFiveEights_product_0(_S42, _S37, a_2, b_2);
-    var _S55 : vec2<u32> = FourOrFiveEights_places_0(_S43);
-    var _S56 : u32 = _S55.x;
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S35 + _S56];
-    var _S57 : u32 = _S55.y;
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S35 + _S57];
-    (*_S33).squares_0 = (*_S33).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
-    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S36 + _S56];
-    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S36 + _S57];
-    (*_S33).sums_0[i32(0)] = _S51 + FourOrFiveEights_product_0(_S44, _S43, a_4, b_4);
-    (*_S33).sums_0[i32(1)] = _S52 + FourOrFiveEights_product_0(_S45, _S43, a_4, b_4);
-    (*_S33).sums_0[i32(2)] = _S53 + FourOrFiveEights_product_0(_S46, _S43, a_4, b_4);
-    (*_S33).sums_0[i32(3)] = _S54 + FourOrFiveEights_product_0(_S47, _S43, a_4, b_4);
+    eights_0[i32(0)] = FourOrFiveEights_load_0(_S37[i32(0)], _S38);
+    eights_0[i32(1)] = FourOrFiveEights_load_1(_S37[i32(1)], _S38);
+    eights_0[i32(2)] = FourOrFiveEights_load_0(_S37[i32(2)], _S38);
+    eights_0[i32(3)] = FourOrFiveEights_load_1(_S37[i32(3)], _S38);
+    var _S41 : u32 = _S38 + _S39;
+    eights_0[i32(4)] = FourOrFiveEights_load_0(_S37[i32(0)], _S41);
+    eights_0[i32(5)] = FourOrFiveEights_load_1(_S37[i32(1)], _S41);
+    eights_0[i32(6)] = FourOrFiveEights_load_0(_S37[i32(2)], _S41);
+    eights_0[i32(7)] = FourOrFiveEights_load_1(_S37[i32(3)], _S41);
+    (*_S40) = eights_0;
     return;
 }
 
-fn add_products_1( _S58 : ptr<function, Products_0>,  _S59 : array<u32, i32(4)>,  _S60 : u32,  _S61 : u32,  _S62 : u32,  _S63 : u32)
+fn add_products_0( _S42 : ptr<function, Products_0>,  _S43 : array<FourOrFiveEights_Eight_0, i32(8)>,  _S44 : u32,  _S45 : u32,  _S46 : u32,  _S47 : u32)
+{
+    var _S48 : vec2<u32> = FourOrFiveEights_places_0(_S46);
+    var _S49 : u32 = _S48.x;
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S44 + _S49];
+    var _S50 : u32 = _S48.y;
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S44 + _S50];
+    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S45 + _S49];
+    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S45 + _S50];
+    var _S51 : f32 = (*_S42).sums_0[i32(0)] + FourOrFiveEights_product_0(_S43[i32(0)], _S46, a_2, b_2);
+    var _S52 : f32 = (*_S42).sums_0[i32(1)] + FourOrFiveEights_product_0(_S43[i32(1)], _S46, a_2, b_2);
+    var _S53 : f32 = (*_S42).sums_0[i32(2)] + FourOrFiveEights_product_0(_S43[i32(2)], _S46, a_2, b_2);
+    var _S54 : f32 = (*_S42).sums_0[i32(3)] + FourOrFiveEights_product_0(_S43[i32(3)], _S46, a_2, b_2);
+    var _S55 : u32 = _S46 + _S47;
+    var _S56 : vec2<u32> = FourOrFiveEights_places_0(_S55);
+    var _S57 : u32 = _S56.x;
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S44 + _S57];
+    var _S58 : u32 = _S56.y;
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S44 + _S58];
+    (*_S42).squares_0 = (*_S42).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
+    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S45 + _S57];
+    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S45 + _S58];
+    (*_S42).sums_0[i32(0)] = _S51 + FourOrFiveEights_product_0(_S43[i32(4)], _S55, a_4, b_4);
+    (*_S42).sums_0[i32(1)] = _S52 + FourOrFiveEights_product_0(_S43[i32(5)], _S55, a_4, b_4);
+    (*_S42).sums_0[i32(2)] = _S53 + FourOrFiveEights_product_0(_S43[i32(6)], _S55, a_4, b_4);
+    (*_S42).sums_0[i32(3)] = _S54 + FourOrFiveEights_product_0(_S43[i32(7)], _S55, a_4, b_4);
+    return;
+}
+
+fn load_eights_1( _S59 : array<u32, i32(4)>,  _S60 : u32,  _S61 : u32,  _S62 : ptr<function, array<FourOrFiveEights_Eight_0, i32(4)>>)
 {
     var eights_1 : array<FourOrFiveEights_Eight_0, i32(4)>;
-    var _S64 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S59[i32(0)], _S62);
-    eights_1[i32(0)] = _S64;
-    var _S65 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_1(_S59[i32(1)], _S62);
-    eights_1[i32(1)] = _S65;
-    var _S66 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S59[i32(2)], _S62);
-    eights_1[i32(2)] = _S66;
-    var _S67 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_1(_S59[i32(3)], _S62);
-    eights_1[i32(3)] = _S67;
-    var _S68 : vec2<u32> = FourOrFiveEights_places_0(_S62);
-    var _S69 : u32 = _S68.x;
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S60 + _S69];
-    var _S70 : u32 = _S68.y;
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S60 + _S70];
-    (*_S58).squares_0 = (*_S58).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
-    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S61 + _S69];
-    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S61 + _S70];
-    (*_S58).sums_0[i32(0)] = (*_S58).sums_0[i32(0)] + FourOrFiveEights_product_0(_S64, _S62, a_6, b_6);
-    (*_S58).sums_0[i32(1)] = (*_S58).sums_0[i32(1)] + FourOrFiveEights_product_0(_S65, _S62, a_6, b_6);
-    (*_S58).sums_0[i32(2)] = (*_S58).sums_0[i32(2)] + FourOrFiveEights_product_0(_S66, _S62, a_6, b_6);
-    (*_S58).sums_0[i32(3)] = (*_S58).sums_0[i32(3)] + FourOrFiveEights_product_0(_S67, _S62, a_6, b_6);
+    eights_1[i32(0)] = FourOrFiveEights_load_0(_S59[i32(0)], _S60);
+    eights_1[i32(1)] = FourOrFiveEights_load_1(_S59[i32(1)], _S60);
+    eights_1[i32(2)] = FourOrFiveEights_load_0(_S59[i32(2)], _S60);
+    eights_1[i32(3)] = FourOrFiveEights_load_1(_S59[i32(3)], _S60);
+    (*_S62) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S71 : array<u32, i32(4)>,  _S72 : u32,  _S73 : u32,  _S74 : u32) -> Products_0
+fn add_products_1( _S63 : ptr<function, Products_0>,  _S64 : array<FourOrFiveEights_Eight_0, i32(4)>,  _S65 : u32,  _S66 : u32,  _S67 : u32,  _S68 : u32)
+{
+    var _S69 : vec2<u32> = FourOrFiveEights_places_0(_S67);
+    var _S70 : u32 = _S69.x;
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S65 + _S70];
+    var _S71 : u32 = _S69.y;
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S65 + _S71];
+    (*_S63).squares_0 = (*_S63).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
+    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S66 + _S70];
+    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S66 + _S71];
+    (*_S63).sums_0[i32(0)] = (*_S63).sums_0[i32(0)] + FourOrFiveEights_product_0(_S64[i32(0)], _S67, a_6, b_6);
+    (*_S63).sums_0[i32(1)] = (*_S63).sums_0[i32(1)] + FourOrFiveEights_product_0(_S64[i32(1)], _S67, a_6, b_6);
+    (*_S63).sums_0[i32(2)] = (*_S63).sums_0[i32(2)] + FourOrFiveEights_product_0(_S64[i32(2)], _S67, a_6, b_6);
+    (*_S63).sums_0[i32(3)] = (*_S63).sums_0[i32(3)] + FourOrFiveEights_product_0(_S64[i32(3)], _S67, a_6, b_6);
+    return;
+}
+
+fn products_of_thread_0( _S72 : array<u32, i32(4)>,  _S73 : u32,  _S74 : u32,  _S75 : u32,  _S76 : u32,  _S77 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
@@ -282,95 +307,314 @@ fn products_of_thread_0( _S71 : array<u32, i32(4)>,  _S72 : u32,  _S73 : u32,  _
     products_0.sums_0[i32(1)] = 0.0f;
     products_0.sums_0[i32(2)] = 0.0f;
     products_0.sums_0[i32(3)] = 0.0f;
-    ;
-    var _S75 : u32 = _S21;
-    var _S76 : u32 = _S72 / u32(8);
-    ;
-    var i_2 : u32 = _S2;
-    for(;;)
+    var _S78 : u32 = _S73 / u32(8);
+    var i_2 : u32;
+    if((_S76 + _S77) < _S78)
     {
-        if((i_2 + _S75) < _S76)
+        var _S79 : array<FourOrFiveEights_Eight_0, i32(8)>;
+        load_eights_0(_S72, _S76, _S77, &(_S79));
+        i_2 = _S76;
+        var loaded_0 : array<FourOrFiveEights_Eight_0, i32(8)> = _S79;
+        for(;;)
         {
+            if((i_2 + u32(3) * _S77) < _S78)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S80 : u32 = i_2 + u32(2) * _S77;
+            var _S81 : array<FourOrFiveEights_Eight_0, i32(8)>;
+            load_eights_0(_S72, _S80, _S77, &(_S81));
+            var _S82 : array<FourOrFiveEights_Eight_0, i32(8)> = _S81;
+            add_products_0(&(products_0), loaded_0, _S74, _S75, i_2, _S77);
+            i_2 = _S80;
+            loaded_0 = _S82;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S71, _S73, _S74, i_2, _S75);
-        i_2 = i_2 + u32(2) * _S75;
+        add_products_0(&(products_0), loaded_0, _S74, _S75, i_2, _S77);
+        i_2 = i_2 + u32(2) * _S77;
+    }
+    else
+    {
+        i_2 = _S76;
     }
     for(;;)
     {
-        if(i_2 < _S76)
+        if(i_2 < _S78)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S71, _S73, _S74, i_2, _S75);
-        i_2 = i_2 + _S75;
+        var _S83 : array<FourOrFiveEights_Eight_0, i32(4)>;
+        load_eights_1(_S72, i_2, _S77, &(_S83));
+        add_products_1(&(products_0), _S83, _S74, _S75, i_2, _S77);
+        i_2 = i_2 + _S77;
     }
     return products_0;
 }
 
-fn gated_gemv_0( _S77 : vec3<u32>,  _S78 : u32,  _S79 : ptr<function, GatedGemvParams_std140_0>)
+fn gated_gemv_0( _S84 : vec3<u32>,  _S85 : u32,  _S86 : ptr<function, GatedGemvParams_std140_0>)
 {
     ;
-    var _S80 : u32 = _S21;
-    var _S81 : u32 = u32(128) / _S21;
-    var _S82 : u32 = (*_S79).groups_0 * _S81 * u32(2);
-    var _S83 : u32 = group_number_0(_S77) * _S81;
-    var _S84 : u32 = _S78 / _S80;
-    var first_1 : u32 = (_S83 + _S84) * u32(2);
+    var _S87 : u32 = _S24;
+    ;
+    var _S88 : u32 = _S25;
+    var _S89 : u32 = u32(128) / _S25;
+    var _S90 : u32 = (*_S86).groups_0 * _S89 * u32(2);
+    var _S91 : u32 = group_number_0(_S84) * _S89;
+    var _S92 : u32 = _S85 / _S88;
+    var first_2 : u32 = (_S91 + _S92) * u32(2);
     for(;;)
     {
-        var _S85 : u32 = (*_S79).n_0;
-        if(first_1 < ((*_S79).n_0))
+        var _S93 : u32 = (*_S86).n_0;
+        if(first_2 < ((*_S86).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S86 : u32 = (*_S79).k_0;
-        var _S87 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S79).gate_offset_0, (*_S79).k_0, first_1, _S85, &(_S87));
-        var _S88 : array<u32, i32(2)> = _S87;
-        var _S89 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S79).up_offset_0, (*_S79).k_0, first_1, _S85, &(_S89));
-        var _S90 : array<u32, i32(2)> = _S89;
-        var begins_1 : array<u32, i32(4)>;
-        begins_1[i32(0)] = _S88[i32(0)];
-        begins_1[i32(1)] = _S90[i32(0)];
-        begins_1[i32(2)] = _S88[i32(1)];
-        begins_1[i32(3)] = _S90[i32(1)];
-        var _S91 : Products_0 = products_of_thread_0(begins_1, _S86, (*_S79).x_offset_0, (*_S79).norm_offset_0);
-        var _S92 : f32 = subgroup_sum_0(_S91.squares_0);
-        var _S93 : f32 = 1.0f / sqrt(_S92 / f32(_S86) + (*_S79).eps_0);
-        var _S94 : array<f32, i32(4)>;
-        subgroup_sums_0(_S91.sums_0, &(_S94));
+        var _S94 : u32 = (*_S86).k_0;
+        var _S95 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S86).gate_offset_0, (*_S86).k_0, first_2, _S93, &(_S95));
+        var _S96 : array<u32, i32(2)> = _S95;
+        var _S97 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S86).up_offset_0, (*_S86).k_0, first_2, _S93, &(_S97));
+        var _S98 : array<u32, i32(2)> = _S97;
+        var begins_2 : array<u32, i32(4)>;
+        begins_2[i32(0)] = _S96[i32(0)];
+        begins_2[i32(1)] = _S98[i32(0)];
+        begins_2[i32(2)] = _S96[i32(1)];
+        begins_2[i32(3)] = _S98[i32(1)];
+        var _S99 : Products_0 = products_of_thread_0(begins_2, _S94, (*_S86).x_offset_0, (*_S86).norm_offset_0, _S87, _S88);
+        var _S100 : f32 = subgroup_sum_0(_S99.squares_0);
+        var _S101 : f32 = 1.0f / sqrt(_S100 / f32(_S94) + (*_S86).eps_0);
+        var _S102 : array<f32, i32(4)>;
+        subgroup_sums_1(_S99.sums_0, &(_S102));
         var results_0 : array<f32, i32(2)>;
-        results_0[i32(0)] = activated_0(_S94[i32(0)] * _S93, (*_S79).activation_0) * (_S94[i32(1)] * _S93);
-        results_0[i32(1)] = activated_0(_S94[i32(2)] * _S93, (*_S79).activation_0) * (_S94[i32(3)] * _S93);
-        ;
-        var _S95 : u32 = first_1 + _S2;
-        var _S96 : f32 = own_0(results_0);
-        ;
-        var _S97 : bool;
-        if(_S2 < u32(2))
+        results_0[i32(0)] = activated_0(_S102[i32(0)] * _S101, (*_S86).activation_0) * (_S102[i32(1)] * _S101);
+        results_0[i32(1)] = activated_0(_S102[i32(2)] * _S101, (*_S86).activation_0) * (_S102[i32(3)] * _S101);
+        var _S103 : u32 = first_2 + _S87;
+        var _S104 : f32 = chosen_1(results_0, _S87);
+        var _S105 : bool;
+        if(_S87 < u32(2))
         {
-            _S97 = _S95 < _S85;
+            _S105 = _S103 < _S93;
         }
         else
         {
-            _S97 = false;
+            _S105 = false;
         }
-        if(_S97)
+        if(_S105)
         {
-            entryPointParams_result_0[(*_S79).out_offset_0 + _S95] = _S96;
+            entryPointParams_result_0[(*_S86).out_offset_0 + _S103] = _S104;
         }
-        first_1 = first_1 + _S82;
+        first_2 = first_2 + _S90;
+    }
+    return;
+}
+
+struct Products_1
+{
+     sums_0 : array<f32, i32(2)>,
+     squares_0 : f32,
+};
+
+fn load_eights_2( _S106 : array<u32, i32(2)>,  _S107 : u32,  _S108 : u32,  _S109 : ptr<function, array<FourOrFiveEights_Eight_0, i32(8)>>)
+{
+    var eights_2 : array<FourOrFiveEights_Eight_0, i32(8)>;
+    eights_2[i32(0)] = FourOrFiveEights_load_0(_S106[i32(0)], _S107);
+    eights_2[i32(1)] = FourOrFiveEights_load_1(_S106[i32(1)], _S107);
+    var _S110 : u32 = _S107 + _S108;
+    eights_2[i32(2)] = FourOrFiveEights_load_0(_S106[i32(0)], _S110);
+    eights_2[i32(3)] = FourOrFiveEights_load_1(_S106[i32(1)], _S110);
+    var _S111 : u32 = _S107 + u32(2) * _S108;
+    eights_2[i32(4)] = FourOrFiveEights_load_0(_S106[i32(0)], _S111);
+    eights_2[i32(5)] = FourOrFiveEights_load_1(_S106[i32(1)], _S111);
+    var _S112 : u32 = _S107 + u32(3) * _S108;
+    eights_2[i32(6)] = FourOrFiveEights_load_0(_S106[i32(0)], _S112);
+    eights_2[i32(7)] = FourOrFiveEights_load_1(_S106[i32(1)], _S112);
+    (*_S109) = eights_2;
+    return;
+}
+
+fn add_products_2( _S113 : ptr<function, Products_1>,  _S114 : array<FourOrFiveEights_Eight_0, i32(8)>,  _S115 : u32,  _S116 : u32,  _S117 : u32,  _S118 : u32)
+{
+    var _S119 : vec2<u32> = FourOrFiveEights_places_0(_S117);
+    var _S120 : u32 = _S119.x;
+    var a_7 : vec4<f32> = entryPointParams_x_0[_S115 + _S120];
+    var _S121 : u32 = _S119.y;
+    var b_7 : vec4<f32> = entryPointParams_x_0[_S115 + _S121];
+    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S116 + _S120];
+    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S116 + _S121];
+    var _S122 : u32 = _S117 + _S118;
+    var _S123 : vec2<u32> = FourOrFiveEights_places_0(_S122);
+    var _S124 : u32 = _S123.x;
+    var a_9 : vec4<f32> = entryPointParams_x_0[_S115 + _S124];
+    var _S125 : u32 = _S123.y;
+    var b_9 : vec4<f32> = entryPointParams_x_0[_S115 + _S125];
+    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S116 + _S124];
+    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S116 + _S125];
+    var _S126 : u32 = _S117 + u32(2) * _S118;
+    var _S127 : vec2<u32> = FourOrFiveEights_places_0(_S126);
+    var _S128 : u32 = _S127.x;
+    var a_11 : vec4<f32> = entryPointParams_x_0[_S115 + _S128];
+    var _S129 : u32 = _S127.y;
+    var b_11 : vec4<f32> = entryPointParams_x_0[_S115 + _S129];
+    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S116 + _S128];
+    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S116 + _S129];
+    var _S130 : f32 = (*_S113).sums_0[i32(0)] + FourOrFiveEights_product_0(_S114[i32(0)], _S117, a_8, b_8) + FourOrFiveEights_product_0(_S114[i32(2)], _S122, a_10, b_10) + FourOrFiveEights_product_0(_S114[i32(4)], _S126, a_12, b_12);
+    var _S131 : f32 = (*_S113).sums_0[i32(1)] + FourOrFiveEights_product_0(_S114[i32(1)], _S117, a_8, b_8) + FourOrFiveEights_product_0(_S114[i32(3)], _S122, a_10, b_10) + FourOrFiveEights_product_0(_S114[i32(5)], _S126, a_12, b_12);
+    var _S132 : u32 = _S117 + u32(3) * _S118;
+    var _S133 : vec2<u32> = FourOrFiveEights_places_0(_S132);
+    var _S134 : u32 = _S133.x;
+    var a_13 : vec4<f32> = entryPointParams_x_0[_S115 + _S134];
+    var _S135 : u32 = _S133.y;
+    var b_13 : vec4<f32> = entryPointParams_x_0[_S115 + _S135];
+    (*_S113).squares_0 = (*_S113).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
+    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S116 + _S134];
+    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S116 + _S135];
+    (*_S113).sums_0[i32(0)] = _S130 + FourOrFiveEights_product_0(_S114[i32(6)], _S132, a_14, b_14);
+    (*_S113).sums_0[i32(1)] = _S131 + FourOrFiveEights_product_0(_S114[i32(7)], _S132, a_14, b_14);
+    return;
+}
+
+fn load_eights_3( _S136 : array<u32, i32(2)>,  _S137 : u32,  _S138 : u32,  _S139 : ptr<function, array<FourOrFiveEights_Eight_0, i32(2)>>)
+{
+    var eights_3 : array<FourOrFiveEights_Eight_0, i32(2)>;
+    eights_3[i32(0)] = FourOrFiveEights_load_0(_S136[i32(0)], _S137);
+    eights_3[i32(1)] = FourOrFiveEights_load_1(_S136[i32(1)], _S137);
+    (*_S139) = eights_3;
+    return;
+}
+
+fn add_products_3( _S140 : ptr<function, Products_1>,  _S141 : array<FourOrFiveEights_Eight_0, i32(2)>,  _S142 : u32,  _S143 : u32,  _S144 : u32,  _S145 : u32)
+{
+    var _S146 : vec2<u32> = FourOrFiveEights_places_0(_S144);
+    var _S147 : u32 = _S146.x;
+    var a_15 : vec4<f32> = entryPointParams_x_0[_S142 + _S147];
+    var _S148 : u32 = _S146.y;
+    var b_15 : vec4<f32> = entryPointParams_x_0[_S142 + _S148];
+    (*_S140).squares_0 = (*_S140).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
+    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S143 + _S147];
+    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S143 + _S148];
+    (*_S140).sums_0[i32(0)] = (*_S140).sums_0[i32(0)] + FourOrFiveEights_product_0(_S141[i32(0)], _S144, a_16, b_16);
+    (*_S140).sums_0[i32(1)] = (*_S140).sums_0[i32(1)] + FourOrFiveEights_product_0(_S141[i32(1)], _S144, a_16, b_16);
+    return;
+}
+
+fn products_of_thread_1( _S149 : array<u32, i32(2)>,  _S150 : u32,  _S151 : u32,  _S152 : u32,  _S153 : u32,  _S154 : u32) -> Products_1
+{
+    var products_1 : Products_1;
+    products_1.squares_0 = 0.0f;
+    products_1.sums_0[i32(0)] = 0.0f;
+    products_1.sums_0[i32(1)] = 0.0f;
+    var _S155 : u32 = _S150 / u32(8);
+    var i_3 : u32;
+    if((_S153 + u32(3) * _S154) < _S155)
+    {
+        var _S156 : array<FourOrFiveEights_Eight_0, i32(8)>;
+        load_eights_2(_S149, _S153, _S154, &(_S156));
+        i_3 = _S153;
+        var loaded_1 : array<FourOrFiveEights_Eight_0, i32(8)> = _S156;
+        for(;;)
+        {
+            if((i_3 + u32(7) * _S154) < _S155)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S157 : u32 = i_3 + u32(4) * _S154;
+            var _S158 : array<FourOrFiveEights_Eight_0, i32(8)>;
+            load_eights_2(_S149, _S157, _S154, &(_S158));
+            var _S159 : array<FourOrFiveEights_Eight_0, i32(8)> = _S158;
+            add_products_2(&(products_1), loaded_1, _S151, _S152, i_3, _S154);
+            i_3 = _S157;
+            loaded_1 = _S159;
+        }
+        add_products_2(&(products_1), loaded_1, _S151, _S152, i_3, _S154);
+        i_3 = i_3 + u32(4) * _S154;
+    }
+    else
+    {
+        i_3 = _S153;
+    }
+    for(;;)
+    {
+        if(i_3 < _S155)
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S160 : array<FourOrFiveEights_Eight_0, i32(2)>;
+        load_eights_3(_S149, i_3, _S154, &(_S160));
+        add_products_3(&(products_1), _S160, _S151, _S152, i_3, _S154);
+        i_3 = i_3 + _S154;
+    }
+    return products_1;
+}
+
+fn gated_gemv_1( _S161 : vec3<u32>,  _S162 : u32,  _S163 : ptr<function, GatedGemvParams_std140_0>)
+{
+    ;
+    var _S164 : u32 = _S24;
+    ;
+    var _S165 : u32 = _S25;
+    var _S166 : u32 = u32(128) / _S25;
+    var _S167 : u32 = (*_S163).groups_0 * _S166;
+    var _S168 : u32 = group_number_0(_S161) * _S166;
+    var _S169 : u32 = _S162 / _S165;
+    var first_3 : u32 = _S168 + _S169;
+    for(;;)
+    {
+        var _S170 : u32 = (*_S163).n_0;
+        if(first_3 < ((*_S163).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S171 : u32 = (*_S163).k_0;
+        var _S172 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S163).gate_offset_0, (*_S163).k_0, first_3, _S170, &(_S172));
+        var _S173 : array<u32, i32(1)> = _S172;
+        var _S174 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S163).up_offset_0, (*_S163).k_0, first_3, _S170, &(_S174));
+        var _S175 : array<u32, i32(1)> = _S174;
+        var begins_3 : array<u32, i32(2)>;
+        begins_3[i32(0)] = _S173[i32(0)];
+        begins_3[i32(1)] = _S175[i32(0)];
+        var _S176 : Products_1 = products_of_thread_1(begins_3, _S171, (*_S163).x_offset_0, (*_S163).norm_offset_0, _S164, _S165);
+        var _S177 : f32 = subgroup_sum_0(_S176.squares_0);
+        var _S178 : f32 = 1.0f / sqrt(_S177 / f32(_S171) + (*_S163).eps_0);
+        var _S179 : array<f32, i32(2)>;
+        subgroup_sums_0(_S176.sums_0, &(_S179));
+        var results_1 : array<f32, i32(1)>;
+        results_1[i32(0)] = activated_0(_S179[i32(0)] * _S178, (*_S163).activation_0) * (_S179[i32(1)] * _S178);
+        var _S180 : u32 = first_3 + _S164;
+        var _S181 : f32 = chosen_0(results_1, _S164);
+        var _S182 : bool;
+        if(_S164 < u32(1))
+        {
+            _S182 = _S180 < _S170;
+        }
+        else
+        {
+            _S182 = false;
+        }
+        if(_S182)
+        {
+            entryPointParams_result_0[(*_S163).out_offset_0 + _S180] = _S181;
+        }
+        first_3 = first_3 + _S167;
     }
     return;
 }
@@ -379,9 +623,17 @@ fn gated_gemv_0( _S77 : vec3<u32>,  _S78 : u32,  _S79 : ptr<function, GatedGemvP
 @workgroup_size(128, 1, 1)
 fn gated_gemv_q5_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S2 = _builtinWaveLaneIndex_0;
-    _S21 = _builtinWaveLaneCount_0;
-    var _S98 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
-    gated_gemv_0(group_1, thread_0, &(_S98));
+    _S24 = _builtinWaveLaneIndex_0;
+    _S25 = _builtinWaveLaneCount_0;
+    if((entryPointParams_0.p_0.wide_0) != u32(0))
+    {
+        var _S183 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_0(group_1, thread_0, &(_S183));
+    }
+    else
+    {
+        var _S184 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_1(group_1, thread_0, &(_S184));
+    }
     return;
 }

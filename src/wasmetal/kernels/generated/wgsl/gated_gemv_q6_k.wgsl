@@ -11,7 +11,8 @@ struct GatedGemvParams_std140_0
     @align(8) k_0 : u32,
     @align(4) eps_0 : f32,
     @align(16) activation_0 : u32,
-    @align(4) groups_0 : u32,
+    @align(4) wide_0 : u32,
+    @align(8) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -30,41 +31,25 @@ struct EntryPointParams_std140_0
 
 @binding(5) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-var<private> _S1 : u32;
-
-fn own_0( values_0 : array<f32, i32(2)>) -> f32
+fn chosen_0( values_0 : array<f32, i32(1)>,  number_0 : u32) -> f32
 {
-    ;
-    var result_0 : f32;
-    if(_S1 == u32(1))
-    {
-        result_0 = values_0[i32(1)];
-    }
-    else
-    {
-        result_0 = values_0[i32(0)];
-    }
-    return result_0;
+    return values_0[i32(0)];
 }
 
 fn subgroup_sum_0( value_0 : f32) -> f32
 {
-    var _S2 : f32 = subgroupAdd(value_0);
-    return _S2;
+    var _S1 : f32 = subgroupAdd(value_0);
+    return _S1;
 }
 
-fn subgroup_sums_0( values_1 : array<f32, i32(4)>,  _S3 : ptr<function, array<f32, i32(4)>>)
+fn subgroup_sums_0( values_1 : array<f32, i32(2)>,  _S2 : ptr<function, array<f32, i32(2)>>)
 {
-    var result_1 : array<f32, i32(4)>;
-    var _S4 : f32 = subgroup_sum_0(values_1[i32(0)]);
-    result_1[i32(0)] = _S4;
-    var _S5 : f32 = subgroup_sum_0(values_1[i32(1)]);
-    result_1[i32(1)] = _S5;
-    var _S6 : f32 = subgroup_sum_0(values_1[i32(2)]);
-    result_1[i32(2)] = _S6;
-    var _S7 : f32 = subgroup_sum_0(values_1[i32(3)]);
-    result_1[i32(3)] = _S7;
-    (*_S3) = result_1;
+    var result_0 : array<f32, i32(2)>;
+    var _S3 : f32 = subgroup_sum_0(values_1[i32(0)]);
+    result_0[i32(0)] = _S3;
+    var _S4 : f32 = subgroup_sum_0(values_1[i32(1)]);
+    result_0[i32(1)] = _S4;
+    (*_S2) = result_0;
     return;
 }
 
@@ -73,13 +58,50 @@ fn Q6_KEights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return u32(2) * offset_0 + row_0 * (k_1 / u32(256)) * u32(105);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S8 : ptr<function, array<u32, i32(2)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S5 : ptr<function, array<u32, i32(1)>>)
 {
-    var begins_0 : array<u32, i32(2)>;
-    var _S9 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = Q6_KEights_begin_0(offset_1, k_2, min(first_0, _S9));
-    begins_0[i32(1)] = Q6_KEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S9));
-    (*_S8) = begins_0;
+    var begins_0 : array<u32, i32(1)>;
+    begins_0[i32(0)] = Q6_KEights_begin_0(offset_1, k_2, min(first_0, n_1 - u32(1)));
+    (*_S5) = begins_0;
+    return;
+}
+
+fn chosen_1( values_2 : array<f32, i32(2)>,  number_1 : u32) -> f32
+{
+    var result_1 : f32;
+    if(number_1 == u32(1))
+    {
+        result_1 = values_2[i32(1)];
+    }
+    else
+    {
+        result_1 = values_2[i32(0)];
+    }
+    return result_1;
+}
+
+fn subgroup_sums_1( values_3 : array<f32, i32(4)>,  _S6 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_2 : array<f32, i32(4)>;
+    var _S7 : f32 = subgroup_sum_0(values_3[i32(0)]);
+    result_2[i32(0)] = _S7;
+    var _S8 : f32 = subgroup_sum_0(values_3[i32(1)]);
+    result_2[i32(1)] = _S8;
+    var _S9 : f32 = subgroup_sum_0(values_3[i32(2)]);
+    result_2[i32(2)] = _S9;
+    var _S10 : f32 = subgroup_sum_0(values_3[i32(3)]);
+    result_2[i32(3)] = _S10;
+    (*_S6) = result_2;
+    return;
+}
+
+fn begins_of_rows_1( offset_2 : u32,  k_3 : u32,  first_1 : u32,  n_2 : u32,  _S11 : ptr<function, array<u32, i32(2)>>)
+{
+    var begins_1 : array<u32, i32(2)>;
+    var _S12 : u32 = n_2 - u32(1);
+    begins_1[i32(0)] = Q6_KEights_begin_0(offset_2, k_3, min(first_1, _S12));
+    begins_1[i32(1)] = Q6_KEights_begin_0(offset_2, k_3, min(first_1 + u32(1), _S12));
+    (*_S11) = begins_1;
     return;
 }
 
@@ -93,7 +115,9 @@ fn in_place_1( word_1 : u32,  zero_1 : f32) -> f32
     return (bitcast<f32>(((((word_1 & (u32(255)))) | (u32(1258291200)))))) - ((bitcast<f32>((u32(1258291200)))) + zero_1);
 }
 
-var<private> _S10 : u32;
+var<private> _S13 : u32;
+
+var<private> _S14 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -102,16 +126,16 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 fn activated_0( z_0 : f32,  activation_1 : u32) -> f32
 {
-    var _S11 : f32;
+    var _S15 : f32;
     if(activation_1 == u32(1))
     {
-        _S11 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
+        _S15 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
     }
     else
     {
-        _S11 = z_0;
+        _S15 = z_0;
     }
-    return z_0 / (1.0f + exp(- _S11));
+    return z_0 / (1.0f + exp(- _S15));
 }
 
 struct Products_0
@@ -124,88 +148,112 @@ struct Q6_KEights_Eight_0
 {
      low_0 : u32,
      high_0 : u32,
-     first_1 : u32,
+     first_2 : u32,
      second_0 : u32,
      d_0 : u32,
 };
 
-fn word_from_0( half_0 : u32,  first_2 : u32,  second_1 : u32) -> u32
+fn load_word_or_next_0( _S16 : u32) -> u32
 {
-    var _S12 : u32;
-    if((half_0 % u32(2)) == u32(0))
+    var _S17 : u32 = entryPointParams_gate_0[_S16 / u32(2)];
+    var _S18 : u32 = entryPointParams_gate_0[_S16 / u32(2) + u32(1)];
+    var _S19 : u32;
+    if((_S16 % u32(2)) == u32(0))
     {
-        _S12 = first_2;
+        _S19 = _S17;
     }
     else
     {
-        _S12 = (((first_2 >> (u32(16)))) | (((second_1 << (u32(16))))));
+        _S19 = (((_S17 >> (u32(16)))) | (((_S18 << (u32(16))))));
     }
-    return _S12;
+    return _S19;
 }
 
-fn load_word_0( _S13 : u32) -> u32
+fn load_half_0( _S20 : u32) -> u32
 {
-    return word_from_0(_S13, entryPointParams_gate_0[_S13 / u32(2)], entryPointParams_gate_0[_S13 / u32(2) + _S13 % u32(2)]);
+    return (entryPointParams_gate_0[_S20 / u32(2)] >> ((_S20 % u32(2) * u32(16))));
 }
 
-fn load_half_0( _S14 : u32) -> u32
+fn Q6_KEights_Eight_x24init_0( low_1 : u32,  high_1 : u32,  first_3 : u32,  second_1 : u32,  d_1 : u32) -> Q6_KEights_Eight_0
 {
-    return (entryPointParams_gate_0[_S14 / u32(2)] >> ((_S14 % u32(2) * u32(16))));
+    var _S21 : Q6_KEights_Eight_0;
+    _S21.low_0 = low_1;
+    _S21.high_0 = high_1;
+    _S21.first_2 = first_3;
+    _S21.second_0 = second_1;
+    _S21.d_0 = d_1;
+    return _S21;
 }
 
-fn Q6_KEights_Eight_x24init_0( low_1 : u32,  high_1 : u32,  first_3 : u32,  second_2 : u32,  d_1 : u32) -> Q6_KEights_Eight_0
+fn Q6_KEights_load_0( _S22 : u32,  _S23 : u32) -> Q6_KEights_Eight_0
 {
-    var _S15 : Q6_KEights_Eight_0;
-    _S15.low_0 = low_1;
-    _S15.high_0 = high_1;
-    _S15.first_1 = first_3;
-    _S15.second_0 = second_2;
-    _S15.d_0 = d_1;
-    return _S15;
+    var _S24 : u32 = _S22 + _S23 / u32(32) * u32(105);
+    var _S25 : u32 = _S23 % u32(32);
+    var _S26 : u32 = _S25 / u32(16);
+    var _S27 : u32 = _S23 % u32(16);
+    var _S28 : u32 = _S26 * u32(8) + _S27 / u32(4);
+    var _S29 : u32 = _S28 % u32(2) * u32(8);
+    return Q6_KEights_Eight_x24init_0(load_word_or_next_0(_S24 + _S25 * u32(2)), ((load_word_or_next_0(_S24 + u32(64) + _S26 * u32(16) + _S23 % u32(8) * u32(2))) >> ((_S27 / u32(8) * u32(2)))), ((load_half_0(_S24 + u32(96) + _S28 / u32(2))) >> (_S29)), ((load_half_0(_S24 + u32(98) + _S28 / u32(2))) >> (_S29)), load_half_0(_S24 + u32(104)));
 }
 
-fn Q6_KEights_load_0( _S16 : u32,  _S17 : u32) -> Q6_KEights_Eight_0
+fn load_word_or_next_1( _S30 : u32) -> u32
 {
-    var _S18 : u32 = _S16 + _S17 / u32(32) * u32(105);
-    var _S19 : u32 = _S17 % u32(32);
-    var _S20 : u32 = _S19 / u32(16);
-    var _S21 : u32 = _S17 % u32(16);
-    var _S22 : u32 = _S20 * u32(8) + _S21 / u32(4);
-    var _S23 : u32 = _S22 % u32(2) * u32(8);
-    return Q6_KEights_Eight_x24init_0(load_word_0(_S18 + _S19 * u32(2)), ((load_word_0(_S18 + u32(64) + _S20 * u32(16) + _S17 % u32(8) * u32(2))) >> ((_S21 / u32(8) * u32(2)))), ((load_half_0(_S18 + u32(96) + _S22 / u32(2))) >> (_S23)), ((load_half_0(_S18 + u32(98) + _S22 / u32(2))) >> (_S23)), load_half_0(_S18 + u32(104)));
+    var _S31 : u32 = entryPointParams_up_0[_S30 / u32(2)];
+    var _S32 : u32 = entryPointParams_up_0[_S30 / u32(2) + u32(1)];
+    var _S33 : u32;
+    if((_S30 % u32(2)) == u32(0))
+    {
+        _S33 = _S31;
+    }
+    else
+    {
+        _S33 = (((_S31 >> (u32(16)))) | (((_S32 << (u32(16))))));
+    }
+    return _S33;
 }
 
-fn load_word_1( _S24 : u32) -> u32
+fn load_half_1( _S34 : u32) -> u32
 {
-    return word_from_0(_S24, entryPointParams_up_0[_S24 / u32(2)], entryPointParams_up_0[_S24 / u32(2) + _S24 % u32(2)]);
+    return (entryPointParams_up_0[_S34 / u32(2)] >> ((_S34 % u32(2) * u32(16))));
 }
 
-fn load_half_1( _S25 : u32) -> u32
+fn Q6_KEights_load_1( _S35 : u32,  _S36 : u32) -> Q6_KEights_Eight_0
 {
-    return (entryPointParams_up_0[_S25 / u32(2)] >> ((_S25 % u32(2) * u32(16))));
+    var _S37 : u32 = _S35 + _S36 / u32(32) * u32(105);
+    var _S38 : u32 = _S36 % u32(32);
+    var _S39 : u32 = _S38 / u32(16);
+    var _S40 : u32 = _S36 % u32(16);
+    var _S41 : u32 = _S39 * u32(8) + _S40 / u32(4);
+    var _S42 : u32 = _S41 % u32(2) * u32(8);
+    return Q6_KEights_Eight_x24init_0(load_word_or_next_1(_S37 + _S38 * u32(2)), ((load_word_or_next_1(_S37 + u32(64) + _S39 * u32(16) + _S36 % u32(8) * u32(2))) >> ((_S40 / u32(8) * u32(2)))), ((load_half_1(_S37 + u32(96) + _S41 / u32(2))) >> (_S42)), ((load_half_1(_S37 + u32(98) + _S41 / u32(2))) >> (_S42)), load_half_1(_S37 + u32(104)));
 }
 
-fn Q6_KEights_load_1( _S26 : u32,  _S27 : u32) -> Q6_KEights_Eight_0
+fn load_eights_0( _S43 : array<u32, i32(4)>,  _S44 : u32,  _S45 : u32,  _S46 : ptr<function, array<Q6_KEights_Eight_0, i32(8)>>)
 {
-    var _S28 : u32 = _S26 + _S27 / u32(32) * u32(105);
-    var _S29 : u32 = _S27 % u32(32);
-    var _S30 : u32 = _S29 / u32(16);
-    var _S31 : u32 = _S27 % u32(16);
-    var _S32 : u32 = _S30 * u32(8) + _S31 / u32(4);
-    var _S33 : u32 = _S32 % u32(2) * u32(8);
-    return Q6_KEights_Eight_x24init_0(load_word_1(_S28 + _S29 * u32(2)), ((load_word_1(_S28 + u32(64) + _S30 * u32(16) + _S27 % u32(8) * u32(2))) >> ((_S31 / u32(8) * u32(2)))), ((load_half_1(_S28 + u32(96) + _S32 / u32(2))) >> (_S33)), ((load_half_1(_S28 + u32(98) + _S32 / u32(2))) >> (_S33)), load_half_1(_S28 + u32(104)));
+    var eights_0 : array<Q6_KEights_Eight_0, i32(8)>;
+    eights_0[i32(0)] = Q6_KEights_load_0(_S43[i32(0)], _S44);
+    eights_0[i32(1)] = Q6_KEights_load_1(_S43[i32(1)], _S44);
+    eights_0[i32(2)] = Q6_KEights_load_0(_S43[i32(2)], _S44);
+    eights_0[i32(3)] = Q6_KEights_load_1(_S43[i32(3)], _S44);
+    var _S47 : u32 = _S44 + _S45;
+    eights_0[i32(4)] = Q6_KEights_load_0(_S43[i32(0)], _S47);
+    eights_0[i32(5)] = Q6_KEights_load_1(_S43[i32(1)], _S47);
+    eights_0[i32(6)] = Q6_KEights_load_0(_S43[i32(2)], _S47);
+    eights_0[i32(7)] = Q6_KEights_load_1(_S43[i32(3)], _S47);
+    (*_S46) = eights_0;
+    return;
 }
 
 fn Q6_KEights_places_0( i_0 : u32) -> vec2<u32>
 {
-    var _S34 : u32 = i_0 % u32(16);
-    return vec2<u32>(i_0 / u32(16) * u32(32) + _S34, i_0 / u32(16) * u32(32) + _S34 + u32(16));
+    var _S48 : u32 = i_0 % u32(16);
+    return vec2<u32>(i_0 / u32(16) * u32(32) + _S48, i_0 / u32(16) * u32(32) + _S48 + u32(16));
 }
 
 fn whole_bytes_0( word_2 : u32,  zero_2 : f32) -> vec4<f32>
 {
-    var _S35 : u32 = (word_2 >> (u32(16)));
-    return vec4<f32>(in_place_1(word_2, zero_2), in_place_0(word_2, zero_2), in_place_1(_S35, zero_2), in_place_0(_S35, zero_2));
+    var _S49 : u32 = (word_2 >> (u32(16)));
+    return vec4<f32>(in_place_1(word_2, zero_2), in_place_0(word_2, zero_2), in_place_1(_S49, zero_2), in_place_0(_S49, zero_2));
 }
 
 fn halves_0( word_3 : u32) -> vec2<f32>
@@ -215,82 +263,67 @@ fn halves_0( word_3 : u32) -> vec2<f32>
 
 fn Q6_KEights_product_0( eight_0 : Q6_KEights_Eight_0,  i_1 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
 {
-    return halves_0(eight_0.d_0).x * (in_place_1(((eight_0.first_1) ^ (u32(128))), 128.0f) * dot(whole_bytes_0(((((eight_0.low_0) & (u32(252645135)))) | ((((((eight_0.high_0) & (u32(50529027)))) << (u32(4)))))), 32.0f), a_0) + in_place_1(((eight_0.second_0) ^ (u32(128))), 128.0f) * dot(whole_bytes_0(((((((eight_0.low_0) >> (u32(4)))) & (u32(252645135)))) | ((((((((eight_0.high_0) >> (u32(4)))) & (u32(50529027)))) << (u32(4)))))), 32.0f), b_0));
+    return halves_0(eight_0.d_0).x * (in_place_1(((eight_0.first_2) ^ (u32(128))), 128.0f) * dot(whole_bytes_0(((((eight_0.low_0) & (u32(252645135)))) | ((((((eight_0.high_0) & (u32(50529027)))) << (u32(4)))))), 32.0f), a_0) + in_place_1(((eight_0.second_0) ^ (u32(128))), 128.0f) * dot(whole_bytes_0(((((((eight_0.low_0) >> (u32(4)))) & (u32(252645135)))) | ((((((((eight_0.high_0) >> (u32(4)))) & (u32(50529027)))) << (u32(4)))))), 32.0f), b_0));
 }
 
-fn add_products_0( _S36 : ptr<function, Products_0>,  _S37 : array<u32, i32(4)>,  _S38 : u32,  _S39 : u32,  _S40 : u32,  _S41 : u32)
+fn add_products_0( _S50 : ptr<function, Products_0>,  _S51 : array<Q6_KEights_Eight_0, i32(8)>,  _S52 : u32,  _S53 : u32,  _S54 : u32,  _S55 : u32)
 {
-    var eights_0 : array<Q6_KEights_Eight_0, i32(8)>;
-    var _S42 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S37[i32(0)], _S40);
-    eights_0[i32(0)] = _S42;
-    var _S43 : Q6_KEights_Eight_0 = Q6_KEights_load_1(_S37[i32(1)], _S40);
-    eights_0[i32(1)] = _S43;
-    var _S44 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S37[i32(2)], _S40);
-    eights_0[i32(2)] = _S44;
-    var _S45 : Q6_KEights_Eight_0 = Q6_KEights_load_1(_S37[i32(3)], _S40);
-    eights_0[i32(3)] = _S45;
-    var _S46 : u32 = _S40 + _S41;
-    var _S47 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S37[i32(0)], _S46);
-    eights_0[i32(4)] = _S47;
-    var _S48 : Q6_KEights_Eight_0 = Q6_KEights_load_1(_S37[i32(1)], _S46);
-    eights_0[i32(5)] = _S48;
-    var _S49 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S37[i32(2)], _S46);
-    eights_0[i32(6)] = _S49;
-    var _S50 : Q6_KEights_Eight_0 = Q6_KEights_load_1(_S37[i32(3)], _S46);
-    eights_0[i32(7)] = _S50;
-    var _S51 : vec2<u32> = Q6_KEights_places_0(_S40);
-    var _S52 : u32 = _S51.x;
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S38 + _S52];
-    var _S53 : u32 = _S51.y;
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S38 + _S53];
-    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S39 + _S52];
-    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S39 + _S53];
-    var _S54 : f32 = (*_S36).sums_0[i32(0)] + Q6_KEights_product_0(_S42, _S40, a_2, b_2);
-    var _S55 : f32 = (*_S36).sums_0[i32(1)] + Q6_KEights_product_0(_S43, _S40, a_2, b_2);
-    var _S56 : f32 = (*_S36).sums_0[i32(2)] + Q6_KEights_product_0(_S44, _S40, a_2, b_2);
-    var _S57 : f32 = (*_S36).sums_0[i32(3)] + Q6_KEights_product_0(_S45, _S40, a_2, b_2);
-    var _S58 : vec2<u32> = Q6_KEights_places_0(_S46);
-    var _S59 : u32 = _S58.x;
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S38 + _S59];
-    var _S60 : u32 = _S58.y;
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S38 + _S60];
-    (*_S36).squares_0 = (*_S36).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
-    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S39 + _S59];
-    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S39 + _S60];
-    (*_S36).sums_0[i32(0)] = _S54 + Q6_KEights_product_0(_S47, _S46, a_4, b_4);
-    (*_S36).sums_0[i32(1)] = _S55 + Q6_KEights_product_0(_S48, _S46, a_4, b_4);
-    (*_S36).sums_0[i32(2)] = _S56 + Q6_KEights_product_0(_S49, _S46, a_4, b_4);
-    (*_S36).sums_0[i32(3)] = _S57 + Q6_KEights_product_0(_S50, _S46, a_4, b_4);
+    var _S56 : vec2<u32> = Q6_KEights_places_0(_S54);
+    var _S57 : u32 = _S56.x;
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S52 + _S57];
+    var _S58 : u32 = _S56.y;
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S52 + _S58];
+    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S53 + _S57];
+    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S53 + _S58];
+    var _S59 : f32 = (*_S50).sums_0[i32(0)] + Q6_KEights_product_0(_S51[i32(0)], _S54, a_2, b_2);
+    var _S60 : f32 = (*_S50).sums_0[i32(1)] + Q6_KEights_product_0(_S51[i32(1)], _S54, a_2, b_2);
+    var _S61 : f32 = (*_S50).sums_0[i32(2)] + Q6_KEights_product_0(_S51[i32(2)], _S54, a_2, b_2);
+    var _S62 : f32 = (*_S50).sums_0[i32(3)] + Q6_KEights_product_0(_S51[i32(3)], _S54, a_2, b_2);
+    var _S63 : u32 = _S54 + _S55;
+    var _S64 : vec2<u32> = Q6_KEights_places_0(_S63);
+    var _S65 : u32 = _S64.x;
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S52 + _S65];
+    var _S66 : u32 = _S64.y;
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S52 + _S66];
+    (*_S50).squares_0 = (*_S50).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
+    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S53 + _S65];
+    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S53 + _S66];
+    (*_S50).sums_0[i32(0)] = _S59 + Q6_KEights_product_0(_S51[i32(4)], _S63, a_4, b_4);
+    (*_S50).sums_0[i32(1)] = _S60 + Q6_KEights_product_0(_S51[i32(5)], _S63, a_4, b_4);
+    (*_S50).sums_0[i32(2)] = _S61 + Q6_KEights_product_0(_S51[i32(6)], _S63, a_4, b_4);
+    (*_S50).sums_0[i32(3)] = _S62 + Q6_KEights_product_0(_S51[i32(7)], _S63, a_4, b_4);
     return;
 }
 
-fn add_products_1( _S61 : ptr<function, Products_0>,  _S62 : array<u32, i32(4)>,  _S63 : u32,  _S64 : u32,  _S65 : u32,  _S66 : u32)
+fn load_eights_1( _S67 : array<u32, i32(4)>,  _S68 : u32,  _S69 : u32,  _S70 : ptr<function, array<Q6_KEights_Eight_0, i32(4)>>)
 {
     var eights_1 : array<Q6_KEights_Eight_0, i32(4)>;
-    var _S67 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S62[i32(0)], _S65);
-    eights_1[i32(0)] = _S67;
-    var _S68 : Q6_KEights_Eight_0 = Q6_KEights_load_1(_S62[i32(1)], _S65);
-    eights_1[i32(1)] = _S68;
-    var _S69 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S62[i32(2)], _S65);
-    eights_1[i32(2)] = _S69;
-    var _S70 : Q6_KEights_Eight_0 = Q6_KEights_load_1(_S62[i32(3)], _S65);
-    eights_1[i32(3)] = _S70;
-    var _S71 : vec2<u32> = Q6_KEights_places_0(_S65);
-    var _S72 : u32 = _S71.x;
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S63 + _S72];
-    var _S73 : u32 = _S71.y;
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S63 + _S73];
-    (*_S61).squares_0 = (*_S61).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
-    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S64 + _S72];
-    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S64 + _S73];
-    (*_S61).sums_0[i32(0)] = (*_S61).sums_0[i32(0)] + Q6_KEights_product_0(_S67, _S65, a_6, b_6);
-    (*_S61).sums_0[i32(1)] = (*_S61).sums_0[i32(1)] + Q6_KEights_product_0(_S68, _S65, a_6, b_6);
-    (*_S61).sums_0[i32(2)] = (*_S61).sums_0[i32(2)] + Q6_KEights_product_0(_S69, _S65, a_6, b_6);
-    (*_S61).sums_0[i32(3)] = (*_S61).sums_0[i32(3)] + Q6_KEights_product_0(_S70, _S65, a_6, b_6);
+    eights_1[i32(0)] = Q6_KEights_load_0(_S67[i32(0)], _S68);
+    eights_1[i32(1)] = Q6_KEights_load_1(_S67[i32(1)], _S68);
+    eights_1[i32(2)] = Q6_KEights_load_0(_S67[i32(2)], _S68);
+    eights_1[i32(3)] = Q6_KEights_load_1(_S67[i32(3)], _S68);
+    (*_S70) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S74 : array<u32, i32(4)>,  _S75 : u32,  _S76 : u32,  _S77 : u32) -> Products_0
+fn add_products_1( _S71 : ptr<function, Products_0>,  _S72 : array<Q6_KEights_Eight_0, i32(4)>,  _S73 : u32,  _S74 : u32,  _S75 : u32,  _S76 : u32)
+{
+    var _S77 : vec2<u32> = Q6_KEights_places_0(_S75);
+    var _S78 : u32 = _S77.x;
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S73 + _S78];
+    var _S79 : u32 = _S77.y;
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S73 + _S79];
+    (*_S71).squares_0 = (*_S71).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
+    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S74 + _S78];
+    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S74 + _S79];
+    (*_S71).sums_0[i32(0)] = (*_S71).sums_0[i32(0)] + Q6_KEights_product_0(_S72[i32(0)], _S75, a_6, b_6);
+    (*_S71).sums_0[i32(1)] = (*_S71).sums_0[i32(1)] + Q6_KEights_product_0(_S72[i32(1)], _S75, a_6, b_6);
+    (*_S71).sums_0[i32(2)] = (*_S71).sums_0[i32(2)] + Q6_KEights_product_0(_S72[i32(2)], _S75, a_6, b_6);
+    (*_S71).sums_0[i32(3)] = (*_S71).sums_0[i32(3)] + Q6_KEights_product_0(_S72[i32(3)], _S75, a_6, b_6);
+    return;
+}
+
+fn products_of_thread_0( _S80 : array<u32, i32(4)>,  _S81 : u32,  _S82 : u32,  _S83 : u32,  _S84 : u32,  _S85 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
@@ -298,95 +331,314 @@ fn products_of_thread_0( _S74 : array<u32, i32(4)>,  _S75 : u32,  _S76 : u32,  _
     products_0.sums_0[i32(1)] = 0.0f;
     products_0.sums_0[i32(2)] = 0.0f;
     products_0.sums_0[i32(3)] = 0.0f;
-    ;
-    var _S78 : u32 = _S10;
-    var _S79 : u32 = _S75 / u32(8);
-    ;
-    var i_2 : u32 = _S1;
-    for(;;)
+    var _S86 : u32 = _S81 / u32(8);
+    var i_2 : u32;
+    if((_S84 + _S85) < _S86)
     {
-        if((i_2 + _S78) < _S79)
+        var _S87 : array<Q6_KEights_Eight_0, i32(8)>;
+        load_eights_0(_S80, _S84, _S85, &(_S87));
+        i_2 = _S84;
+        var loaded_0 : array<Q6_KEights_Eight_0, i32(8)> = _S87;
+        for(;;)
         {
+            if((i_2 + u32(3) * _S85) < _S86)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S88 : u32 = i_2 + u32(2) * _S85;
+            var _S89 : array<Q6_KEights_Eight_0, i32(8)>;
+            load_eights_0(_S80, _S88, _S85, &(_S89));
+            var _S90 : array<Q6_KEights_Eight_0, i32(8)> = _S89;
+            add_products_0(&(products_0), loaded_0, _S82, _S83, i_2, _S85);
+            i_2 = _S88;
+            loaded_0 = _S90;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S74, _S76, _S77, i_2, _S78);
-        i_2 = i_2 + u32(2) * _S78;
+        add_products_0(&(products_0), loaded_0, _S82, _S83, i_2, _S85);
+        i_2 = i_2 + u32(2) * _S85;
+    }
+    else
+    {
+        i_2 = _S84;
     }
     for(;;)
     {
-        if(i_2 < _S79)
+        if(i_2 < _S86)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S74, _S76, _S77, i_2, _S78);
-        i_2 = i_2 + _S78;
+        var _S91 : array<Q6_KEights_Eight_0, i32(4)>;
+        load_eights_1(_S80, i_2, _S85, &(_S91));
+        add_products_1(&(products_0), _S91, _S82, _S83, i_2, _S85);
+        i_2 = i_2 + _S85;
     }
     return products_0;
 }
 
-fn gated_gemv_0( _S80 : vec3<u32>,  _S81 : u32,  _S82 : ptr<function, GatedGemvParams_std140_0>)
+fn gated_gemv_0( _S92 : vec3<u32>,  _S93 : u32,  _S94 : ptr<function, GatedGemvParams_std140_0>)
 {
     ;
-    var _S83 : u32 = _S10;
-    var _S84 : u32 = u32(128) / _S10;
-    var _S85 : u32 = (*_S82).groups_0 * _S84 * u32(2);
-    var _S86 : u32 = group_number_0(_S80) * _S84;
-    var _S87 : u32 = _S81 / _S83;
-    var first_4 : u32 = (_S86 + _S87) * u32(2);
+    var _S95 : u32 = _S13;
+    ;
+    var _S96 : u32 = _S14;
+    var _S97 : u32 = u32(128) / _S14;
+    var _S98 : u32 = (*_S94).groups_0 * _S97 * u32(2);
+    var _S99 : u32 = group_number_0(_S92) * _S97;
+    var _S100 : u32 = _S93 / _S96;
+    var first_4 : u32 = (_S99 + _S100) * u32(2);
     for(;;)
     {
-        var _S88 : u32 = (*_S82).n_0;
-        if(first_4 < ((*_S82).n_0))
+        var _S101 : u32 = (*_S94).n_0;
+        if(first_4 < ((*_S94).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S89 : u32 = (*_S82).k_0;
-        var _S90 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S82).gate_offset_0, (*_S82).k_0, first_4, _S88, &(_S90));
-        var _S91 : array<u32, i32(2)> = _S90;
-        var _S92 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S82).up_offset_0, (*_S82).k_0, first_4, _S88, &(_S92));
-        var _S93 : array<u32, i32(2)> = _S92;
-        var begins_1 : array<u32, i32(4)>;
-        begins_1[i32(0)] = _S91[i32(0)];
-        begins_1[i32(1)] = _S93[i32(0)];
-        begins_1[i32(2)] = _S91[i32(1)];
-        begins_1[i32(3)] = _S93[i32(1)];
-        var _S94 : Products_0 = products_of_thread_0(begins_1, _S89, (*_S82).x_offset_0, (*_S82).norm_offset_0);
-        var _S95 : f32 = subgroup_sum_0(_S94.squares_0);
-        var _S96 : f32 = 1.0f / sqrt(_S95 / f32(_S89) + (*_S82).eps_0);
-        var _S97 : array<f32, i32(4)>;
-        subgroup_sums_0(_S94.sums_0, &(_S97));
+        var _S102 : u32 = (*_S94).k_0;
+        var _S103 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S94).gate_offset_0, (*_S94).k_0, first_4, _S101, &(_S103));
+        var _S104 : array<u32, i32(2)> = _S103;
+        var _S105 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S94).up_offset_0, (*_S94).k_0, first_4, _S101, &(_S105));
+        var _S106 : array<u32, i32(2)> = _S105;
+        var begins_2 : array<u32, i32(4)>;
+        begins_2[i32(0)] = _S104[i32(0)];
+        begins_2[i32(1)] = _S106[i32(0)];
+        begins_2[i32(2)] = _S104[i32(1)];
+        begins_2[i32(3)] = _S106[i32(1)];
+        var _S107 : Products_0 = products_of_thread_0(begins_2, _S102, (*_S94).x_offset_0, (*_S94).norm_offset_0, _S95, _S96);
+        var _S108 : f32 = subgroup_sum_0(_S107.squares_0);
+        var _S109 : f32 = 1.0f / sqrt(_S108 / f32(_S102) + (*_S94).eps_0);
+        var _S110 : array<f32, i32(4)>;
+        subgroup_sums_1(_S107.sums_0, &(_S110));
         var results_0 : array<f32, i32(2)>;
-        results_0[i32(0)] = activated_0(_S97[i32(0)] * _S96, (*_S82).activation_0) * (_S97[i32(1)] * _S96);
-        results_0[i32(1)] = activated_0(_S97[i32(2)] * _S96, (*_S82).activation_0) * (_S97[i32(3)] * _S96);
-        ;
-        var _S98 : u32 = first_4 + _S1;
-        var _S99 : f32 = own_0(results_0);
-        ;
-        var _S100 : bool;
-        if(_S1 < u32(2))
+        results_0[i32(0)] = activated_0(_S110[i32(0)] * _S109, (*_S94).activation_0) * (_S110[i32(1)] * _S109);
+        results_0[i32(1)] = activated_0(_S110[i32(2)] * _S109, (*_S94).activation_0) * (_S110[i32(3)] * _S109);
+        var _S111 : u32 = first_4 + _S95;
+        var _S112 : f32 = chosen_1(results_0, _S95);
+        var _S113 : bool;
+        if(_S95 < u32(2))
         {
-            _S100 = _S98 < _S88;
+            _S113 = _S111 < _S101;
         }
         else
         {
-            _S100 = false;
+            _S113 = false;
         }
-        if(_S100)
+        if(_S113)
         {
-            entryPointParams_result_0[(*_S82).out_offset_0 + _S98] = _S99;
+            entryPointParams_result_0[(*_S94).out_offset_0 + _S111] = _S112;
         }
-        first_4 = first_4 + _S85;
+        first_4 = first_4 + _S98;
+    }
+    return;
+}
+
+struct Products_1
+{
+     sums_0 : array<f32, i32(2)>,
+     squares_0 : f32,
+};
+
+fn load_eights_2( _S114 : array<u32, i32(2)>,  _S115 : u32,  _S116 : u32,  _S117 : ptr<function, array<Q6_KEights_Eight_0, i32(8)>>)
+{
+    var eights_2 : array<Q6_KEights_Eight_0, i32(8)>;
+    eights_2[i32(0)] = Q6_KEights_load_0(_S114[i32(0)], _S115);
+    eights_2[i32(1)] = Q6_KEights_load_1(_S114[i32(1)], _S115);
+    var _S118 : u32 = _S115 + _S116;
+    eights_2[i32(2)] = Q6_KEights_load_0(_S114[i32(0)], _S118);
+    eights_2[i32(3)] = Q6_KEights_load_1(_S114[i32(1)], _S118);
+    var _S119 : u32 = _S115 + u32(2) * _S116;
+    eights_2[i32(4)] = Q6_KEights_load_0(_S114[i32(0)], _S119);
+    eights_2[i32(5)] = Q6_KEights_load_1(_S114[i32(1)], _S119);
+    var _S120 : u32 = _S115 + u32(3) * _S116;
+    eights_2[i32(6)] = Q6_KEights_load_0(_S114[i32(0)], _S120);
+    eights_2[i32(7)] = Q6_KEights_load_1(_S114[i32(1)], _S120);
+    (*_S117) = eights_2;
+    return;
+}
+
+fn add_products_2( _S121 : ptr<function, Products_1>,  _S122 : array<Q6_KEights_Eight_0, i32(8)>,  _S123 : u32,  _S124 : u32,  _S125 : u32,  _S126 : u32)
+{
+    var _S127 : vec2<u32> = Q6_KEights_places_0(_S125);
+    var _S128 : u32 = _S127.x;
+    var a_7 : vec4<f32> = entryPointParams_x_0[_S123 + _S128];
+    var _S129 : u32 = _S127.y;
+    var b_7 : vec4<f32> = entryPointParams_x_0[_S123 + _S129];
+    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S124 + _S128];
+    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S124 + _S129];
+    var _S130 : u32 = _S125 + _S126;
+    var _S131 : vec2<u32> = Q6_KEights_places_0(_S130);
+    var _S132 : u32 = _S131.x;
+    var a_9 : vec4<f32> = entryPointParams_x_0[_S123 + _S132];
+    var _S133 : u32 = _S131.y;
+    var b_9 : vec4<f32> = entryPointParams_x_0[_S123 + _S133];
+    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S124 + _S132];
+    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S124 + _S133];
+    var _S134 : u32 = _S125 + u32(2) * _S126;
+    var _S135 : vec2<u32> = Q6_KEights_places_0(_S134);
+    var _S136 : u32 = _S135.x;
+    var a_11 : vec4<f32> = entryPointParams_x_0[_S123 + _S136];
+    var _S137 : u32 = _S135.y;
+    var b_11 : vec4<f32> = entryPointParams_x_0[_S123 + _S137];
+    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S124 + _S136];
+    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S124 + _S137];
+    var _S138 : f32 = (*_S121).sums_0[i32(0)] + Q6_KEights_product_0(_S122[i32(0)], _S125, a_8, b_8) + Q6_KEights_product_0(_S122[i32(2)], _S130, a_10, b_10) + Q6_KEights_product_0(_S122[i32(4)], _S134, a_12, b_12);
+    var _S139 : f32 = (*_S121).sums_0[i32(1)] + Q6_KEights_product_0(_S122[i32(1)], _S125, a_8, b_8) + Q6_KEights_product_0(_S122[i32(3)], _S130, a_10, b_10) + Q6_KEights_product_0(_S122[i32(5)], _S134, a_12, b_12);
+    var _S140 : u32 = _S125 + u32(3) * _S126;
+    var _S141 : vec2<u32> = Q6_KEights_places_0(_S140);
+    var _S142 : u32 = _S141.x;
+    var a_13 : vec4<f32> = entryPointParams_x_0[_S123 + _S142];
+    var _S143 : u32 = _S141.y;
+    var b_13 : vec4<f32> = entryPointParams_x_0[_S123 + _S143];
+    (*_S121).squares_0 = (*_S121).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
+    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S124 + _S142];
+    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S124 + _S143];
+    (*_S121).sums_0[i32(0)] = _S138 + Q6_KEights_product_0(_S122[i32(6)], _S140, a_14, b_14);
+    (*_S121).sums_0[i32(1)] = _S139 + Q6_KEights_product_0(_S122[i32(7)], _S140, a_14, b_14);
+    return;
+}
+
+fn load_eights_3( _S144 : array<u32, i32(2)>,  _S145 : u32,  _S146 : u32,  _S147 : ptr<function, array<Q6_KEights_Eight_0, i32(2)>>)
+{
+    var eights_3 : array<Q6_KEights_Eight_0, i32(2)>;
+    eights_3[i32(0)] = Q6_KEights_load_0(_S144[i32(0)], _S145);
+    eights_3[i32(1)] = Q6_KEights_load_1(_S144[i32(1)], _S145);
+    (*_S147) = eights_3;
+    return;
+}
+
+fn add_products_3( _S148 : ptr<function, Products_1>,  _S149 : array<Q6_KEights_Eight_0, i32(2)>,  _S150 : u32,  _S151 : u32,  _S152 : u32,  _S153 : u32)
+{
+    var _S154 : vec2<u32> = Q6_KEights_places_0(_S152);
+    var _S155 : u32 = _S154.x;
+    var a_15 : vec4<f32> = entryPointParams_x_0[_S150 + _S155];
+    var _S156 : u32 = _S154.y;
+    var b_15 : vec4<f32> = entryPointParams_x_0[_S150 + _S156];
+    (*_S148).squares_0 = (*_S148).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
+    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S151 + _S155];
+    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S151 + _S156];
+    (*_S148).sums_0[i32(0)] = (*_S148).sums_0[i32(0)] + Q6_KEights_product_0(_S149[i32(0)], _S152, a_16, b_16);
+    (*_S148).sums_0[i32(1)] = (*_S148).sums_0[i32(1)] + Q6_KEights_product_0(_S149[i32(1)], _S152, a_16, b_16);
+    return;
+}
+
+fn products_of_thread_1( _S157 : array<u32, i32(2)>,  _S158 : u32,  _S159 : u32,  _S160 : u32,  _S161 : u32,  _S162 : u32) -> Products_1
+{
+    var products_1 : Products_1;
+    products_1.squares_0 = 0.0f;
+    products_1.sums_0[i32(0)] = 0.0f;
+    products_1.sums_0[i32(1)] = 0.0f;
+    var _S163 : u32 = _S158 / u32(8);
+    var i_3 : u32;
+    if((_S161 + u32(3) * _S162) < _S163)
+    {
+        var _S164 : array<Q6_KEights_Eight_0, i32(8)>;
+        load_eights_2(_S157, _S161, _S162, &(_S164));
+        i_3 = _S161;
+        var loaded_1 : array<Q6_KEights_Eight_0, i32(8)> = _S164;
+        for(;;)
+        {
+            if((i_3 + u32(7) * _S162) < _S163)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S165 : u32 = i_3 + u32(4) * _S162;
+            var _S166 : array<Q6_KEights_Eight_0, i32(8)>;
+            load_eights_2(_S157, _S165, _S162, &(_S166));
+            var _S167 : array<Q6_KEights_Eight_0, i32(8)> = _S166;
+            add_products_2(&(products_1), loaded_1, _S159, _S160, i_3, _S162);
+            i_3 = _S165;
+            loaded_1 = _S167;
+        }
+        add_products_2(&(products_1), loaded_1, _S159, _S160, i_3, _S162);
+        i_3 = i_3 + u32(4) * _S162;
+    }
+    else
+    {
+        i_3 = _S161;
+    }
+    for(;;)
+    {
+        if(i_3 < _S163)
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S168 : array<Q6_KEights_Eight_0, i32(2)>;
+        load_eights_3(_S157, i_3, _S162, &(_S168));
+        add_products_3(&(products_1), _S168, _S159, _S160, i_3, _S162);
+        i_3 = i_3 + _S162;
+    }
+    return products_1;
+}
+
+fn gated_gemv_1( _S169 : vec3<u32>,  _S170 : u32,  _S171 : ptr<function, GatedGemvParams_std140_0>)
+{
+    ;
+    var _S172 : u32 = _S13;
+    ;
+    var _S173 : u32 = _S14;
+    var _S174 : u32 = u32(128) / _S14;
+    var _S175 : u32 = (*_S171).groups_0 * _S174;
+    var _S176 : u32 = group_number_0(_S169) * _S174;
+    var _S177 : u32 = _S170 / _S173;
+    var first_5 : u32 = _S176 + _S177;
+    for(;;)
+    {
+        var _S178 : u32 = (*_S171).n_0;
+        if(first_5 < ((*_S171).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S179 : u32 = (*_S171).k_0;
+        var _S180 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S171).gate_offset_0, (*_S171).k_0, first_5, _S178, &(_S180));
+        var _S181 : array<u32, i32(1)> = _S180;
+        var _S182 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S171).up_offset_0, (*_S171).k_0, first_5, _S178, &(_S182));
+        var _S183 : array<u32, i32(1)> = _S182;
+        var begins_3 : array<u32, i32(2)>;
+        begins_3[i32(0)] = _S181[i32(0)];
+        begins_3[i32(1)] = _S183[i32(0)];
+        var _S184 : Products_1 = products_of_thread_1(begins_3, _S179, (*_S171).x_offset_0, (*_S171).norm_offset_0, _S172, _S173);
+        var _S185 : f32 = subgroup_sum_0(_S184.squares_0);
+        var _S186 : f32 = 1.0f / sqrt(_S185 / f32(_S179) + (*_S171).eps_0);
+        var _S187 : array<f32, i32(2)>;
+        subgroup_sums_0(_S184.sums_0, &(_S187));
+        var results_1 : array<f32, i32(1)>;
+        results_1[i32(0)] = activated_0(_S187[i32(0)] * _S186, (*_S171).activation_0) * (_S187[i32(1)] * _S186);
+        var _S188 : u32 = first_5 + _S172;
+        var _S189 : f32 = chosen_0(results_1, _S172);
+        var _S190 : bool;
+        if(_S172 < u32(1))
+        {
+            _S190 = _S188 < _S178;
+        }
+        else
+        {
+            _S190 = false;
+        }
+        if(_S190)
+        {
+            entryPointParams_result_0[(*_S171).out_offset_0 + _S188] = _S189;
+        }
+        first_5 = first_5 + _S175;
     }
     return;
 }
@@ -395,9 +647,17 @@ fn gated_gemv_0( _S80 : vec3<u32>,  _S81 : u32,  _S82 : ptr<function, GatedGemvP
 @workgroup_size(128, 1, 1)
 fn gated_gemv_q6_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S1 = _builtinWaveLaneIndex_0;
-    _S10 = _builtinWaveLaneCount_0;
-    var _S101 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
-    gated_gemv_0(group_1, thread_0, &(_S101));
+    _S13 = _builtinWaveLaneIndex_0;
+    _S14 = _builtinWaveLaneCount_0;
+    if((entryPointParams_0.p_0.wide_0) != u32(0))
+    {
+        var _S191 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_0(group_1, thread_0, &(_S191));
+    }
+    else
+    {
+        var _S192 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_1(group_1, thread_0, &(_S192));
+    }
     return;
 }

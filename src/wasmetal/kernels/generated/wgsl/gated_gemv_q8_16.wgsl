@@ -11,7 +11,8 @@ struct GatedGemvParams_std140_0
     @align(8) k_0 : u32,
     @align(4) eps_0 : f32,
     @align(16) activation_0 : u32,
-    @align(4) groups_0 : u32,
+    @align(4) wide_0 : u32,
+    @align(8) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -30,41 +31,25 @@ struct EntryPointParams_std140_0
 
 @binding(5) @group(0) var<storage, read_write> entryPointParams_result_0 : array<f32>;
 
-var<private> _S1 : u32;
-
-fn own_0( values_0 : array<f32, i32(2)>) -> f32
+fn chosen_0( values_0 : array<f32, i32(1)>,  number_0 : u32) -> f32
 {
-    ;
-    var result_0 : f32;
-    if(_S1 == u32(1))
-    {
-        result_0 = values_0[i32(1)];
-    }
-    else
-    {
-        result_0 = values_0[i32(0)];
-    }
-    return result_0;
+    return values_0[i32(0)];
 }
 
 fn subgroup_sum_0( value_0 : f32) -> f32
 {
-    var _S2 : f32 = subgroupAdd(value_0);
-    return _S2;
+    var _S1 : f32 = subgroupAdd(value_0);
+    return _S1;
 }
 
-fn subgroup_sums_0( values_1 : array<f32, i32(4)>,  _S3 : ptr<function, array<f32, i32(4)>>)
+fn subgroup_sums_0( values_1 : array<f32, i32(2)>,  _S2 : ptr<function, array<f32, i32(2)>>)
 {
-    var result_1 : array<f32, i32(4)>;
-    var _S4 : f32 = subgroup_sum_0(values_1[i32(0)]);
-    result_1[i32(0)] = _S4;
-    var _S5 : f32 = subgroup_sum_0(values_1[i32(1)]);
-    result_1[i32(1)] = _S5;
-    var _S6 : f32 = subgroup_sum_0(values_1[i32(2)]);
-    result_1[i32(2)] = _S6;
-    var _S7 : f32 = subgroup_sum_0(values_1[i32(3)]);
-    result_1[i32(3)] = _S7;
-    (*_S3) = result_1;
+    var result_0 : array<f32, i32(2)>;
+    var _S3 : f32 = subgroup_sum_0(values_1[i32(0)]);
+    result_0[i32(0)] = _S3;
+    var _S4 : f32 = subgroup_sum_0(values_1[i32(1)]);
+    result_0[i32(1)] = _S4;
+    (*_S2) = result_0;
     return;
 }
 
@@ -73,13 +58,50 @@ fn Q8_16Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return offset_0 + row_0 * (k_1 / u32(32)) * u32(10);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S8 : ptr<function, array<u32, i32(2)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S5 : ptr<function, array<u32, i32(1)>>)
 {
-    var begins_0 : array<u32, i32(2)>;
-    var _S9 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = Q8_16Eights_begin_0(offset_1, k_2, min(first_0, _S9));
-    begins_0[i32(1)] = Q8_16Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S9));
-    (*_S8) = begins_0;
+    var begins_0 : array<u32, i32(1)>;
+    begins_0[i32(0)] = Q8_16Eights_begin_0(offset_1, k_2, min(first_0, n_1 - u32(1)));
+    (*_S5) = begins_0;
+    return;
+}
+
+fn chosen_1( values_2 : array<f32, i32(2)>,  number_1 : u32) -> f32
+{
+    var result_1 : f32;
+    if(number_1 == u32(1))
+    {
+        result_1 = values_2[i32(1)];
+    }
+    else
+    {
+        result_1 = values_2[i32(0)];
+    }
+    return result_1;
+}
+
+fn subgroup_sums_1( values_3 : array<f32, i32(4)>,  _S6 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_2 : array<f32, i32(4)>;
+    var _S7 : f32 = subgroup_sum_0(values_3[i32(0)]);
+    result_2[i32(0)] = _S7;
+    var _S8 : f32 = subgroup_sum_0(values_3[i32(1)]);
+    result_2[i32(1)] = _S8;
+    var _S9 : f32 = subgroup_sum_0(values_3[i32(2)]);
+    result_2[i32(2)] = _S9;
+    var _S10 : f32 = subgroup_sum_0(values_3[i32(3)]);
+    result_2[i32(3)] = _S10;
+    (*_S6) = result_2;
+    return;
+}
+
+fn begins_of_rows_1( offset_2 : u32,  k_3 : u32,  first_1 : u32,  n_2 : u32,  _S11 : ptr<function, array<u32, i32(2)>>)
+{
+    var begins_1 : array<u32, i32(2)>;
+    var _S12 : u32 = n_2 - u32(1);
+    begins_1[i32(0)] = Q8_16Eights_begin_0(offset_2, k_3, min(first_1, _S12));
+    begins_1[i32(1)] = Q8_16Eights_begin_0(offset_2, k_3, min(first_1 + u32(1), _S12));
+    (*_S11) = begins_1;
     return;
 }
 
@@ -93,7 +115,9 @@ fn in_place_1( word_1 : u32,  zero_1 : f32) -> f32
     return (bitcast<f32>(((((word_1 & (u32(255)))) | (u32(1258291200)))))) - ((bitcast<f32>((u32(1258291200)))) + zero_1);
 }
 
-var<private> _S10 : u32;
+var<private> _S13 : u32;
+
+var<private> _S14 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -102,16 +126,16 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 fn activated_0( z_0 : f32,  activation_1 : u32) -> f32
 {
-    var _S11 : f32;
+    var _S15 : f32;
     if(activation_1 == u32(1))
     {
-        _S11 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
+        _S15 = 1.59576916694641113f * z_0 * (1.0f + 0.04471499845385551f * z_0 * z_0);
     }
     else
     {
-        _S11 = z_0;
+        _S15 = z_0;
     }
-    return z_0 / (1.0f + exp(- _S11));
+    return z_0 / (1.0f + exp(- _S15));
 }
 
 struct Products_0
@@ -130,32 +154,48 @@ struct Q8_16Eights_Eight_0
 
 fn Q8_16Eights_Eight_x24init_0( low_1 : u32,  high_1 : u32,  scales_1 : u32,  factors_1 : u32) -> Q8_16Eights_Eight_0
 {
-    var _S12 : Q8_16Eights_Eight_0;
-    _S12.low_0 = low_1;
-    _S12.high_0 = high_1;
-    _S12.scales_0 = scales_1;
-    _S12.factors_0 = factors_1;
-    return _S12;
+    var _S16 : Q8_16Eights_Eight_0;
+    _S16.low_0 = low_1;
+    _S16.high_0 = high_1;
+    _S16.scales_0 = scales_1;
+    _S16.factors_0 = factors_1;
+    return _S16;
 }
 
-fn Q8_16Eights_load_0( _S13 : u32,  _S14 : u32) -> Q8_16Eights_Eight_0
-{
-    var _S15 : u32 = _S13 + _S14 / u32(4) * u32(10);
-    var _S16 : u32 = _S15 + u32(2) + _S14 % u32(4) * u32(2);
-    return Q8_16Eights_Eight_x24init_0(entryPointParams_gate_0[_S16], entryPointParams_gate_0[_S16 + u32(1)], entryPointParams_gate_0[_S15], entryPointParams_gate_0[_S15 + u32(1)]);
-}
-
-fn Q8_16Eights_load_1( _S17 : u32,  _S18 : u32) -> Q8_16Eights_Eight_0
+fn Q8_16Eights_load_0( _S17 : u32,  _S18 : u32) -> Q8_16Eights_Eight_0
 {
     var _S19 : u32 = _S17 + _S18 / u32(4) * u32(10);
     var _S20 : u32 = _S19 + u32(2) + _S18 % u32(4) * u32(2);
-    return Q8_16Eights_Eight_x24init_0(entryPointParams_up_0[_S20], entryPointParams_up_0[_S20 + u32(1)], entryPointParams_up_0[_S19], entryPointParams_up_0[_S19 + u32(1)]);
+    return Q8_16Eights_Eight_x24init_0(entryPointParams_gate_0[_S20], entryPointParams_gate_0[_S20 + u32(1)], entryPointParams_gate_0[_S19], entryPointParams_gate_0[_S19 + u32(1)]);
+}
+
+fn Q8_16Eights_load_1( _S21 : u32,  _S22 : u32) -> Q8_16Eights_Eight_0
+{
+    var _S23 : u32 = _S21 + _S22 / u32(4) * u32(10);
+    var _S24 : u32 = _S23 + u32(2) + _S22 % u32(4) * u32(2);
+    return Q8_16Eights_Eight_x24init_0(entryPointParams_up_0[_S24], entryPointParams_up_0[_S24 + u32(1)], entryPointParams_up_0[_S23], entryPointParams_up_0[_S23 + u32(1)]);
+}
+
+fn load_eights_0( _S25 : array<u32, i32(4)>,  _S26 : u32,  _S27 : u32,  _S28 : ptr<function, array<Q8_16Eights_Eight_0, i32(8)>>)
+{
+    var eights_0 : array<Q8_16Eights_Eight_0, i32(8)>;
+    eights_0[i32(0)] = Q8_16Eights_load_0(_S25[i32(0)], _S26);
+    eights_0[i32(1)] = Q8_16Eights_load_1(_S25[i32(1)], _S26);
+    eights_0[i32(2)] = Q8_16Eights_load_0(_S25[i32(2)], _S26);
+    eights_0[i32(3)] = Q8_16Eights_load_1(_S25[i32(3)], _S26);
+    var _S29 : u32 = _S26 + _S27;
+    eights_0[i32(4)] = Q8_16Eights_load_0(_S25[i32(0)], _S29);
+    eights_0[i32(5)] = Q8_16Eights_load_1(_S25[i32(1)], _S29);
+    eights_0[i32(6)] = Q8_16Eights_load_0(_S25[i32(2)], _S29);
+    eights_0[i32(7)] = Q8_16Eights_load_1(_S25[i32(3)], _S29);
+    (*_S28) = eights_0;
+    return;
 }
 
 fn Q8_16Eights_places_0( i_0 : u32) -> vec2<u32>
 {
-    var _S21 : u32 = u32(2) * i_0;
-    return vec2<u32>(_S21, _S21 + u32(1));
+    var _S30 : u32 = u32(2) * i_0;
+    return vec2<u32>(_S30, _S30 + u32(1));
 }
 
 fn halves_0( word_2 : u32) -> vec2<f32>
@@ -170,8 +210,8 @@ fn bytes_0( word_3 : u32) -> vec4<f32>
 
 fn whole_bytes_0( word_4 : u32,  zero_2 : f32) -> vec4<f32>
 {
-    var _S22 : u32 = (word_4 >> (u32(16)));
-    return vec4<f32>(in_place_1(word_4, zero_2), in_place_0(word_4, zero_2), in_place_1(_S22, zero_2), in_place_0(_S22, zero_2));
+    var _S31 : u32 = (word_4 >> (u32(16)));
+    return vec4<f32>(in_place_1(word_4, zero_2), in_place_0(word_4, zero_2), in_place_1(_S31, zero_2), in_place_0(_S31, zero_2));
 }
 
 fn signed_bytes_0( word_5 : u32) -> vec4<f32>
@@ -186,83 +226,68 @@ fn sum_0( v_0 : vec4<f32>) -> f32
 
 fn Q8_16Eights_product_0( eight_0 : Q8_16Eights_Eight_0,  i_1 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
 {
-    var _S23 : vec2<f32> = halves_0(eight_0.scales_0) * bytes_0(((eight_0.factors_0) >> ((i_1 % u32(4) / u32(2) * u32(8))))).xz;
-    return _S23.x * (dot(signed_bytes_0(eight_0.low_0), a_0) + dot(signed_bytes_0(eight_0.high_0), b_0)) - _S23.y * sum_0(a_0 + b_0);
+    var _S32 : vec2<f32> = halves_0(eight_0.scales_0) * bytes_0(((eight_0.factors_0) >> ((i_1 % u32(4) / u32(2) * u32(8))))).xz;
+    return _S32.x * (dot(signed_bytes_0(eight_0.low_0), a_0) + dot(signed_bytes_0(eight_0.high_0), b_0)) - _S32.y * sum_0(a_0 + b_0);
 }
 
-fn add_products_0( _S24 : ptr<function, Products_0>,  _S25 : array<u32, i32(4)>,  _S26 : u32,  _S27 : u32,  _S28 : u32,  _S29 : u32)
+fn add_products_0( _S33 : ptr<function, Products_0>,  _S34 : array<Q8_16Eights_Eight_0, i32(8)>,  _S35 : u32,  _S36 : u32,  _S37 : u32,  _S38 : u32)
 {
-    var eights_0 : array<Q8_16Eights_Eight_0, i32(8)>;
-    var _S30 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S25[i32(0)], _S28);
-    eights_0[i32(0)] = _S30;
-    var _S31 : Q8_16Eights_Eight_0 = Q8_16Eights_load_1(_S25[i32(1)], _S28);
-    eights_0[i32(1)] = _S31;
-    var _S32 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S25[i32(2)], _S28);
-    eights_0[i32(2)] = _S32;
-    var _S33 : Q8_16Eights_Eight_0 = Q8_16Eights_load_1(_S25[i32(3)], _S28);
-    eights_0[i32(3)] = _S33;
-    var _S34 : u32 = _S28 + _S29;
-    var _S35 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S25[i32(0)], _S34);
-    eights_0[i32(4)] = _S35;
-    var _S36 : Q8_16Eights_Eight_0 = Q8_16Eights_load_1(_S25[i32(1)], _S34);
-    eights_0[i32(5)] = _S36;
-    var _S37 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S25[i32(2)], _S34);
-    eights_0[i32(6)] = _S37;
-    var _S38 : Q8_16Eights_Eight_0 = Q8_16Eights_load_1(_S25[i32(3)], _S34);
-    eights_0[i32(7)] = _S38;
-    var _S39 : vec2<u32> = Q8_16Eights_places_0(_S28);
+    var _S39 : vec2<u32> = Q8_16Eights_places_0(_S37);
     var _S40 : u32 = _S39.x;
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S26 + _S40];
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S35 + _S40];
     var _S41 : u32 = _S39.y;
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S26 + _S41];
-    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S27 + _S40];
-    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S27 + _S41];
-    var _S42 : f32 = (*_S24).sums_0[i32(0)] + Q8_16Eights_product_0(_S30, _S28, a_2, b_2);
-    var _S43 : f32 = (*_S24).sums_0[i32(1)] + Q8_16Eights_product_0(_S31, _S28, a_2, b_2);
-    var _S44 : f32 = (*_S24).sums_0[i32(2)] + Q8_16Eights_product_0(_S32, _S28, a_2, b_2);
-    var _S45 : f32 = (*_S24).sums_0[i32(3)] + Q8_16Eights_product_0(_S33, _S28, a_2, b_2);
-    var _S46 : vec2<u32> = Q8_16Eights_places_0(_S34);
-    var _S47 : u32 = _S46.x;
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S26 + _S47];
-    var _S48 : u32 = _S46.y;
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S26 + _S48];
-    (*_S24).squares_0 = (*_S24).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
-    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S27 + _S47];
-    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S27 + _S48];
-    (*_S24).sums_0[i32(0)] = _S42 + Q8_16Eights_product_0(_S35, _S34, a_4, b_4);
-    (*_S24).sums_0[i32(1)] = _S43 + Q8_16Eights_product_0(_S36, _S34, a_4, b_4);
-    (*_S24).sums_0[i32(2)] = _S44 + Q8_16Eights_product_0(_S37, _S34, a_4, b_4);
-    (*_S24).sums_0[i32(3)] = _S45 + Q8_16Eights_product_0(_S38, _S34, a_4, b_4);
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S35 + _S41];
+    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S36 + _S40];
+    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S36 + _S41];
+    var _S42 : f32 = (*_S33).sums_0[i32(0)] + Q8_16Eights_product_0(_S34[i32(0)], _S37, a_2, b_2);
+    var _S43 : f32 = (*_S33).sums_0[i32(1)] + Q8_16Eights_product_0(_S34[i32(1)], _S37, a_2, b_2);
+    var _S44 : f32 = (*_S33).sums_0[i32(2)] + Q8_16Eights_product_0(_S34[i32(2)], _S37, a_2, b_2);
+    var _S45 : f32 = (*_S33).sums_0[i32(3)] + Q8_16Eights_product_0(_S34[i32(3)], _S37, a_2, b_2);
+    var _S46 : u32 = _S37 + _S38;
+    var _S47 : vec2<u32> = Q8_16Eights_places_0(_S46);
+    var _S48 : u32 = _S47.x;
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S35 + _S48];
+    var _S49 : u32 = _S47.y;
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S35 + _S49];
+    (*_S33).squares_0 = (*_S33).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
+    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S36 + _S48];
+    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S36 + _S49];
+    (*_S33).sums_0[i32(0)] = _S42 + Q8_16Eights_product_0(_S34[i32(4)], _S46, a_4, b_4);
+    (*_S33).sums_0[i32(1)] = _S43 + Q8_16Eights_product_0(_S34[i32(5)], _S46, a_4, b_4);
+    (*_S33).sums_0[i32(2)] = _S44 + Q8_16Eights_product_0(_S34[i32(6)], _S46, a_4, b_4);
+    (*_S33).sums_0[i32(3)] = _S45 + Q8_16Eights_product_0(_S34[i32(7)], _S46, a_4, b_4);
     return;
 }
 
-fn add_products_1( _S49 : ptr<function, Products_0>,  _S50 : array<u32, i32(4)>,  _S51 : u32,  _S52 : u32,  _S53 : u32,  _S54 : u32)
+fn load_eights_1( _S50 : array<u32, i32(4)>,  _S51 : u32,  _S52 : u32,  _S53 : ptr<function, array<Q8_16Eights_Eight_0, i32(4)>>)
 {
     var eights_1 : array<Q8_16Eights_Eight_0, i32(4)>;
-    var _S55 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S50[i32(0)], _S53);
-    eights_1[i32(0)] = _S55;
-    var _S56 : Q8_16Eights_Eight_0 = Q8_16Eights_load_1(_S50[i32(1)], _S53);
-    eights_1[i32(1)] = _S56;
-    var _S57 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S50[i32(2)], _S53);
-    eights_1[i32(2)] = _S57;
-    var _S58 : Q8_16Eights_Eight_0 = Q8_16Eights_load_1(_S50[i32(3)], _S53);
-    eights_1[i32(3)] = _S58;
-    var _S59 : vec2<u32> = Q8_16Eights_places_0(_S53);
-    var _S60 : u32 = _S59.x;
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S51 + _S60];
-    var _S61 : u32 = _S59.y;
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S51 + _S61];
-    (*_S49).squares_0 = (*_S49).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
-    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S52 + _S60];
-    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S52 + _S61];
-    (*_S49).sums_0[i32(0)] = (*_S49).sums_0[i32(0)] + Q8_16Eights_product_0(_S55, _S53, a_6, b_6);
-    (*_S49).sums_0[i32(1)] = (*_S49).sums_0[i32(1)] + Q8_16Eights_product_0(_S56, _S53, a_6, b_6);
-    (*_S49).sums_0[i32(2)] = (*_S49).sums_0[i32(2)] + Q8_16Eights_product_0(_S57, _S53, a_6, b_6);
-    (*_S49).sums_0[i32(3)] = (*_S49).sums_0[i32(3)] + Q8_16Eights_product_0(_S58, _S53, a_6, b_6);
+    eights_1[i32(0)] = Q8_16Eights_load_0(_S50[i32(0)], _S51);
+    eights_1[i32(1)] = Q8_16Eights_load_1(_S50[i32(1)], _S51);
+    eights_1[i32(2)] = Q8_16Eights_load_0(_S50[i32(2)], _S51);
+    eights_1[i32(3)] = Q8_16Eights_load_1(_S50[i32(3)], _S51);
+    (*_S53) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S62 : array<u32, i32(4)>,  _S63 : u32,  _S64 : u32,  _S65 : u32) -> Products_0
+fn add_products_1( _S54 : ptr<function, Products_0>,  _S55 : array<Q8_16Eights_Eight_0, i32(4)>,  _S56 : u32,  _S57 : u32,  _S58 : u32,  _S59 : u32)
+{
+    var _S60 : vec2<u32> = Q8_16Eights_places_0(_S58);
+    var _S61 : u32 = _S60.x;
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S56 + _S61];
+    var _S62 : u32 = _S60.y;
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S56 + _S62];
+    (*_S54).squares_0 = (*_S54).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
+    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S57 + _S61];
+    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S57 + _S62];
+    (*_S54).sums_0[i32(0)] = (*_S54).sums_0[i32(0)] + Q8_16Eights_product_0(_S55[i32(0)], _S58, a_6, b_6);
+    (*_S54).sums_0[i32(1)] = (*_S54).sums_0[i32(1)] + Q8_16Eights_product_0(_S55[i32(1)], _S58, a_6, b_6);
+    (*_S54).sums_0[i32(2)] = (*_S54).sums_0[i32(2)] + Q8_16Eights_product_0(_S55[i32(2)], _S58, a_6, b_6);
+    (*_S54).sums_0[i32(3)] = (*_S54).sums_0[i32(3)] + Q8_16Eights_product_0(_S55[i32(3)], _S58, a_6, b_6);
+    return;
+}
+
+fn products_of_thread_0( _S63 : array<u32, i32(4)>,  _S64 : u32,  _S65 : u32,  _S66 : u32,  _S67 : u32,  _S68 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
@@ -270,95 +295,314 @@ fn products_of_thread_0( _S62 : array<u32, i32(4)>,  _S63 : u32,  _S64 : u32,  _
     products_0.sums_0[i32(1)] = 0.0f;
     products_0.sums_0[i32(2)] = 0.0f;
     products_0.sums_0[i32(3)] = 0.0f;
-    ;
-    var _S66 : u32 = _S10;
-    var _S67 : u32 = _S63 / u32(8);
-    ;
-    var i_2 : u32 = _S1;
-    for(;;)
+    var _S69 : u32 = _S64 / u32(8);
+    var i_2 : u32;
+    if((_S67 + _S68) < _S69)
     {
-        if((i_2 + _S66) < _S67)
+        var _S70 : array<Q8_16Eights_Eight_0, i32(8)>;
+        load_eights_0(_S63, _S67, _S68, &(_S70));
+        i_2 = _S67;
+        var loaded_0 : array<Q8_16Eights_Eight_0, i32(8)> = _S70;
+        for(;;)
         {
+            if((i_2 + u32(3) * _S68) < _S69)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S71 : u32 = i_2 + u32(2) * _S68;
+            var _S72 : array<Q8_16Eights_Eight_0, i32(8)>;
+            load_eights_0(_S63, _S71, _S68, &(_S72));
+            var _S73 : array<Q8_16Eights_Eight_0, i32(8)> = _S72;
+            add_products_0(&(products_0), loaded_0, _S65, _S66, i_2, _S68);
+            i_2 = _S71;
+            loaded_0 = _S73;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S62, _S64, _S65, i_2, _S66);
-        i_2 = i_2 + u32(2) * _S66;
+        add_products_0(&(products_0), loaded_0, _S65, _S66, i_2, _S68);
+        i_2 = i_2 + u32(2) * _S68;
+    }
+    else
+    {
+        i_2 = _S67;
     }
     for(;;)
     {
-        if(i_2 < _S67)
+        if(i_2 < _S69)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S62, _S64, _S65, i_2, _S66);
-        i_2 = i_2 + _S66;
+        var _S74 : array<Q8_16Eights_Eight_0, i32(4)>;
+        load_eights_1(_S63, i_2, _S68, &(_S74));
+        add_products_1(&(products_0), _S74, _S65, _S66, i_2, _S68);
+        i_2 = i_2 + _S68;
     }
     return products_0;
 }
 
-fn gated_gemv_0( _S68 : vec3<u32>,  _S69 : u32,  _S70 : ptr<function, GatedGemvParams_std140_0>)
+fn gated_gemv_0( _S75 : vec3<u32>,  _S76 : u32,  _S77 : ptr<function, GatedGemvParams_std140_0>)
 {
     ;
-    var _S71 : u32 = _S10;
-    var _S72 : u32 = u32(128) / _S10;
-    var _S73 : u32 = (*_S70).groups_0 * _S72 * u32(2);
-    var _S74 : u32 = group_number_0(_S68) * _S72;
-    var _S75 : u32 = _S69 / _S71;
-    var first_1 : u32 = (_S74 + _S75) * u32(2);
+    var _S78 : u32 = _S13;
+    ;
+    var _S79 : u32 = _S14;
+    var _S80 : u32 = u32(128) / _S14;
+    var _S81 : u32 = (*_S77).groups_0 * _S80 * u32(2);
+    var _S82 : u32 = group_number_0(_S75) * _S80;
+    var _S83 : u32 = _S76 / _S79;
+    var first_2 : u32 = (_S82 + _S83) * u32(2);
     for(;;)
     {
-        var _S76 : u32 = (*_S70).n_0;
-        if(first_1 < ((*_S70).n_0))
+        var _S84 : u32 = (*_S77).n_0;
+        if(first_2 < ((*_S77).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S77 : u32 = (*_S70).k_0;
-        var _S78 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S70).gate_offset_0, (*_S70).k_0, first_1, _S76, &(_S78));
-        var _S79 : array<u32, i32(2)> = _S78;
-        var _S80 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S70).up_offset_0, (*_S70).k_0, first_1, _S76, &(_S80));
-        var _S81 : array<u32, i32(2)> = _S80;
-        var begins_1 : array<u32, i32(4)>;
-        begins_1[i32(0)] = _S79[i32(0)];
-        begins_1[i32(1)] = _S81[i32(0)];
-        begins_1[i32(2)] = _S79[i32(1)];
-        begins_1[i32(3)] = _S81[i32(1)];
-        var _S82 : Products_0 = products_of_thread_0(begins_1, _S77, (*_S70).x_offset_0, (*_S70).norm_offset_0);
-        var _S83 : f32 = subgroup_sum_0(_S82.squares_0);
-        var _S84 : f32 = 1.0f / sqrt(_S83 / f32(_S77) + (*_S70).eps_0);
-        var _S85 : array<f32, i32(4)>;
-        subgroup_sums_0(_S82.sums_0, &(_S85));
+        var _S85 : u32 = (*_S77).k_0;
+        var _S86 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S77).gate_offset_0, (*_S77).k_0, first_2, _S84, &(_S86));
+        var _S87 : array<u32, i32(2)> = _S86;
+        var _S88 : array<u32, i32(2)>;
+        begins_of_rows_1((*_S77).up_offset_0, (*_S77).k_0, first_2, _S84, &(_S88));
+        var _S89 : array<u32, i32(2)> = _S88;
+        var begins_2 : array<u32, i32(4)>;
+        begins_2[i32(0)] = _S87[i32(0)];
+        begins_2[i32(1)] = _S89[i32(0)];
+        begins_2[i32(2)] = _S87[i32(1)];
+        begins_2[i32(3)] = _S89[i32(1)];
+        var _S90 : Products_0 = products_of_thread_0(begins_2, _S85, (*_S77).x_offset_0, (*_S77).norm_offset_0, _S78, _S79);
+        var _S91 : f32 = subgroup_sum_0(_S90.squares_0);
+        var _S92 : f32 = 1.0f / sqrt(_S91 / f32(_S85) + (*_S77).eps_0);
+        var _S93 : array<f32, i32(4)>;
+        subgroup_sums_1(_S90.sums_0, &(_S93));
         var results_0 : array<f32, i32(2)>;
-        results_0[i32(0)] = activated_0(_S85[i32(0)] * _S84, (*_S70).activation_0) * (_S85[i32(1)] * _S84);
-        results_0[i32(1)] = activated_0(_S85[i32(2)] * _S84, (*_S70).activation_0) * (_S85[i32(3)] * _S84);
-        ;
-        var _S86 : u32 = first_1 + _S1;
-        var _S87 : f32 = own_0(results_0);
-        ;
-        var _S88 : bool;
-        if(_S1 < u32(2))
+        results_0[i32(0)] = activated_0(_S93[i32(0)] * _S92, (*_S77).activation_0) * (_S93[i32(1)] * _S92);
+        results_0[i32(1)] = activated_0(_S93[i32(2)] * _S92, (*_S77).activation_0) * (_S93[i32(3)] * _S92);
+        var _S94 : u32 = first_2 + _S78;
+        var _S95 : f32 = chosen_1(results_0, _S78);
+        var _S96 : bool;
+        if(_S78 < u32(2))
         {
-            _S88 = _S86 < _S76;
+            _S96 = _S94 < _S84;
         }
         else
         {
-            _S88 = false;
+            _S96 = false;
         }
-        if(_S88)
+        if(_S96)
         {
-            entryPointParams_result_0[(*_S70).out_offset_0 + _S86] = _S87;
+            entryPointParams_result_0[(*_S77).out_offset_0 + _S94] = _S95;
         }
-        first_1 = first_1 + _S73;
+        first_2 = first_2 + _S81;
+    }
+    return;
+}
+
+struct Products_1
+{
+     sums_0 : array<f32, i32(2)>,
+     squares_0 : f32,
+};
+
+fn load_eights_2( _S97 : array<u32, i32(2)>,  _S98 : u32,  _S99 : u32,  _S100 : ptr<function, array<Q8_16Eights_Eight_0, i32(8)>>)
+{
+    var eights_2 : array<Q8_16Eights_Eight_0, i32(8)>;
+    eights_2[i32(0)] = Q8_16Eights_load_0(_S97[i32(0)], _S98);
+    eights_2[i32(1)] = Q8_16Eights_load_1(_S97[i32(1)], _S98);
+    var _S101 : u32 = _S98 + _S99;
+    eights_2[i32(2)] = Q8_16Eights_load_0(_S97[i32(0)], _S101);
+    eights_2[i32(3)] = Q8_16Eights_load_1(_S97[i32(1)], _S101);
+    var _S102 : u32 = _S98 + u32(2) * _S99;
+    eights_2[i32(4)] = Q8_16Eights_load_0(_S97[i32(0)], _S102);
+    eights_2[i32(5)] = Q8_16Eights_load_1(_S97[i32(1)], _S102);
+    var _S103 : u32 = _S98 + u32(3) * _S99;
+    eights_2[i32(6)] = Q8_16Eights_load_0(_S97[i32(0)], _S103);
+    eights_2[i32(7)] = Q8_16Eights_load_1(_S97[i32(1)], _S103);
+    (*_S100) = eights_2;
+    return;
+}
+
+fn add_products_2( _S104 : ptr<function, Products_1>,  _S105 : array<Q8_16Eights_Eight_0, i32(8)>,  _S106 : u32,  _S107 : u32,  _S108 : u32,  _S109 : u32)
+{
+    var _S110 : vec2<u32> = Q8_16Eights_places_0(_S108);
+    var _S111 : u32 = _S110.x;
+    var a_7 : vec4<f32> = entryPointParams_x_0[_S106 + _S111];
+    var _S112 : u32 = _S110.y;
+    var b_7 : vec4<f32> = entryPointParams_x_0[_S106 + _S112];
+    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S107 + _S111];
+    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S107 + _S112];
+    var _S113 : u32 = _S108 + _S109;
+    var _S114 : vec2<u32> = Q8_16Eights_places_0(_S113);
+    var _S115 : u32 = _S114.x;
+    var a_9 : vec4<f32> = entryPointParams_x_0[_S106 + _S115];
+    var _S116 : u32 = _S114.y;
+    var b_9 : vec4<f32> = entryPointParams_x_0[_S106 + _S116];
+    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S107 + _S115];
+    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S107 + _S116];
+    var _S117 : u32 = _S108 + u32(2) * _S109;
+    var _S118 : vec2<u32> = Q8_16Eights_places_0(_S117);
+    var _S119 : u32 = _S118.x;
+    var a_11 : vec4<f32> = entryPointParams_x_0[_S106 + _S119];
+    var _S120 : u32 = _S118.y;
+    var b_11 : vec4<f32> = entryPointParams_x_0[_S106 + _S120];
+    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S107 + _S119];
+    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S107 + _S120];
+    var _S121 : f32 = (*_S104).sums_0[i32(0)] + Q8_16Eights_product_0(_S105[i32(0)], _S108, a_8, b_8) + Q8_16Eights_product_0(_S105[i32(2)], _S113, a_10, b_10) + Q8_16Eights_product_0(_S105[i32(4)], _S117, a_12, b_12);
+    var _S122 : f32 = (*_S104).sums_0[i32(1)] + Q8_16Eights_product_0(_S105[i32(1)], _S108, a_8, b_8) + Q8_16Eights_product_0(_S105[i32(3)], _S113, a_10, b_10) + Q8_16Eights_product_0(_S105[i32(5)], _S117, a_12, b_12);
+    var _S123 : u32 = _S108 + u32(3) * _S109;
+    var _S124 : vec2<u32> = Q8_16Eights_places_0(_S123);
+    var _S125 : u32 = _S124.x;
+    var a_13 : vec4<f32> = entryPointParams_x_0[_S106 + _S125];
+    var _S126 : u32 = _S124.y;
+    var b_13 : vec4<f32> = entryPointParams_x_0[_S106 + _S126];
+    (*_S104).squares_0 = (*_S104).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
+    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S107 + _S125];
+    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S107 + _S126];
+    (*_S104).sums_0[i32(0)] = _S121 + Q8_16Eights_product_0(_S105[i32(6)], _S123, a_14, b_14);
+    (*_S104).sums_0[i32(1)] = _S122 + Q8_16Eights_product_0(_S105[i32(7)], _S123, a_14, b_14);
+    return;
+}
+
+fn load_eights_3( _S127 : array<u32, i32(2)>,  _S128 : u32,  _S129 : u32,  _S130 : ptr<function, array<Q8_16Eights_Eight_0, i32(2)>>)
+{
+    var eights_3 : array<Q8_16Eights_Eight_0, i32(2)>;
+    eights_3[i32(0)] = Q8_16Eights_load_0(_S127[i32(0)], _S128);
+    eights_3[i32(1)] = Q8_16Eights_load_1(_S127[i32(1)], _S128);
+    (*_S130) = eights_3;
+    return;
+}
+
+fn add_products_3( _S131 : ptr<function, Products_1>,  _S132 : array<Q8_16Eights_Eight_0, i32(2)>,  _S133 : u32,  _S134 : u32,  _S135 : u32,  _S136 : u32)
+{
+    var _S137 : vec2<u32> = Q8_16Eights_places_0(_S135);
+    var _S138 : u32 = _S137.x;
+    var a_15 : vec4<f32> = entryPointParams_x_0[_S133 + _S138];
+    var _S139 : u32 = _S137.y;
+    var b_15 : vec4<f32> = entryPointParams_x_0[_S133 + _S139];
+    (*_S131).squares_0 = (*_S131).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
+    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S134 + _S138];
+    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S134 + _S139];
+    (*_S131).sums_0[i32(0)] = (*_S131).sums_0[i32(0)] + Q8_16Eights_product_0(_S132[i32(0)], _S135, a_16, b_16);
+    (*_S131).sums_0[i32(1)] = (*_S131).sums_0[i32(1)] + Q8_16Eights_product_0(_S132[i32(1)], _S135, a_16, b_16);
+    return;
+}
+
+fn products_of_thread_1( _S140 : array<u32, i32(2)>,  _S141 : u32,  _S142 : u32,  _S143 : u32,  _S144 : u32,  _S145 : u32) -> Products_1
+{
+    var products_1 : Products_1;
+    products_1.squares_0 = 0.0f;
+    products_1.sums_0[i32(0)] = 0.0f;
+    products_1.sums_0[i32(1)] = 0.0f;
+    var _S146 : u32 = _S141 / u32(8);
+    var i_3 : u32;
+    if((_S144 + u32(3) * _S145) < _S146)
+    {
+        var _S147 : array<Q8_16Eights_Eight_0, i32(8)>;
+        load_eights_2(_S140, _S144, _S145, &(_S147));
+        i_3 = _S144;
+        var loaded_1 : array<Q8_16Eights_Eight_0, i32(8)> = _S147;
+        for(;;)
+        {
+            if((i_3 + u32(7) * _S145) < _S146)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S148 : u32 = i_3 + u32(4) * _S145;
+            var _S149 : array<Q8_16Eights_Eight_0, i32(8)>;
+            load_eights_2(_S140, _S148, _S145, &(_S149));
+            var _S150 : array<Q8_16Eights_Eight_0, i32(8)> = _S149;
+            add_products_2(&(products_1), loaded_1, _S142, _S143, i_3, _S145);
+            i_3 = _S148;
+            loaded_1 = _S150;
+        }
+        add_products_2(&(products_1), loaded_1, _S142, _S143, i_3, _S145);
+        i_3 = i_3 + u32(4) * _S145;
+    }
+    else
+    {
+        i_3 = _S144;
+    }
+    for(;;)
+    {
+        if(i_3 < _S146)
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S151 : array<Q8_16Eights_Eight_0, i32(2)>;
+        load_eights_3(_S140, i_3, _S145, &(_S151));
+        add_products_3(&(products_1), _S151, _S142, _S143, i_3, _S145);
+        i_3 = i_3 + _S145;
+    }
+    return products_1;
+}
+
+fn gated_gemv_1( _S152 : vec3<u32>,  _S153 : u32,  _S154 : ptr<function, GatedGemvParams_std140_0>)
+{
+    ;
+    var _S155 : u32 = _S13;
+    ;
+    var _S156 : u32 = _S14;
+    var _S157 : u32 = u32(128) / _S14;
+    var _S158 : u32 = (*_S154).groups_0 * _S157;
+    var _S159 : u32 = group_number_0(_S152) * _S157;
+    var _S160 : u32 = _S153 / _S156;
+    var first_3 : u32 = _S159 + _S160;
+    for(;;)
+    {
+        var _S161 : u32 = (*_S154).n_0;
+        if(first_3 < ((*_S154).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S162 : u32 = (*_S154).k_0;
+        var _S163 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S154).gate_offset_0, (*_S154).k_0, first_3, _S161, &(_S163));
+        var _S164 : array<u32, i32(1)> = _S163;
+        var _S165 : array<u32, i32(1)>;
+        begins_of_rows_0((*_S154).up_offset_0, (*_S154).k_0, first_3, _S161, &(_S165));
+        var _S166 : array<u32, i32(1)> = _S165;
+        var begins_3 : array<u32, i32(2)>;
+        begins_3[i32(0)] = _S164[i32(0)];
+        begins_3[i32(1)] = _S166[i32(0)];
+        var _S167 : Products_1 = products_of_thread_1(begins_3, _S162, (*_S154).x_offset_0, (*_S154).norm_offset_0, _S155, _S156);
+        var _S168 : f32 = subgroup_sum_0(_S167.squares_0);
+        var _S169 : f32 = 1.0f / sqrt(_S168 / f32(_S162) + (*_S154).eps_0);
+        var _S170 : array<f32, i32(2)>;
+        subgroup_sums_0(_S167.sums_0, &(_S170));
+        var results_1 : array<f32, i32(1)>;
+        results_1[i32(0)] = activated_0(_S170[i32(0)] * _S169, (*_S154).activation_0) * (_S170[i32(1)] * _S169);
+        var _S171 : u32 = first_3 + _S155;
+        var _S172 : f32 = chosen_0(results_1, _S155);
+        var _S173 : bool;
+        if(_S155 < u32(1))
+        {
+            _S173 = _S171 < _S161;
+        }
+        else
+        {
+            _S173 = false;
+        }
+        if(_S173)
+        {
+            entryPointParams_result_0[(*_S154).out_offset_0 + _S171] = _S172;
+        }
+        first_3 = first_3 + _S158;
     }
     return;
 }
@@ -367,9 +611,17 @@ fn gated_gemv_0( _S68 : vec3<u32>,  _S69 : u32,  _S70 : ptr<function, GatedGemvP
 @workgroup_size(128, 1, 1)
 fn gated_gemv_q8_16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S1 = _builtinWaveLaneIndex_0;
-    _S10 = _builtinWaveLaneCount_0;
-    var _S89 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
-    gated_gemv_0(group_1, thread_0, &(_S89));
+    _S13 = _builtinWaveLaneIndex_0;
+    _S14 = _builtinWaveLaneCount_0;
+    if((entryPointParams_0.p_0.wide_0) != u32(0))
+    {
+        var _S174 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_0(group_1, thread_0, &(_S174));
+    }
+    else
+    {
+        var _S175 : GatedGemvParams_std140_0 = entryPointParams_0.p_0;
+        gated_gemv_1(group_1, thread_0, &(_S175));
+    }
     return;
 }

@@ -54,11 +54,14 @@ fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S3 : ptr<function, array<f3
 
 var<private> _S6 : u32;
 
-fn own_0( values_1 : array<f32, i32(2)>) -> f32
+var<private> _S7 : u32;
+
+var<workgroup> parts_0 : array<f32, i32(128)>;
+
+fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 {
-    ;
     var result_1 : f32;
-    if(_S6 == u32(1))
+    if(number_0 == u32(1))
     {
         result_1 = values_1[i32(1)];
     }
@@ -69,18 +72,91 @@ fn own_0( values_1 : array<f32, i32(2)>) -> f32
     return result_1;
 }
 
+fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S8 : ptr<function, array<f32, i32(2)>>)
+{
+    var wave_0 : u32;
+    ;
+    var _S9 : u32 = u32(128) / _S6;
+    var _S10 : array<f32, i32(2)>;
+    subgroup_sums_0(values_2, &(_S10));
+    var _S11 : array<f32, i32(2)> = _S10;
+    ;
+    if(_S7 < u32(2))
+    {
+        ;
+        var _S12 : u32 = thread_0 / _S6;
+        var _S13 : u32 = _S12 * u32(2);
+        ;
+        ;
+        parts_0[_S13 + _S7] = chosen_0(_S11, _S7);
+    }
+    workgroupBarrier();
+    var result_2 : array<f32, i32(2)>;
+    for(;;)
+    {
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[i32(0)] = 0.0f;
+                wave_0 = u32(0);
+                for(;;)
+                {
+                    if(wave_0 < _S9)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[i32(0)] = result_2[i32(0)] + parts_0[wave_0 * u32(2)];
+                    wave_0 = wave_0 + u32(1);
+                }
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[i32(1)] = 0.0f;
+                wave_0 = u32(0);
+                for(;;)
+                {
+                    if(wave_0 < _S9)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[i32(1)] = result_2[i32(1)] + parts_0[wave_0 * u32(2) + u32(1)];
+                    wave_0 = wave_0 + u32(1);
+                }
+                break;
+            }
+            break;
+        }
+        break;
+    }
+    workgroupBarrier();
+    (*_S8) = result_2;
+    return;
+}
+
 fn SixteenEights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
 {
     return offset_0 + row_0 * (k_1 / u32(8));
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S7 : ptr<function, array<u32, i32(2)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S14 : ptr<function, array<u32, i32(2)>>)
 {
     var begins_0 : array<u32, i32(2)>;
-    var _S8 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = SixteenEights_begin_0(offset_1, k_2, min(first_0, _S8));
-    begins_0[i32(1)] = SixteenEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S8));
-    (*_S7) = begins_0;
+    var _S15 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = SixteenEights_begin_0(offset_1, k_2, min(first_0, _S15));
+    begins_0[i32(1)] = SixteenEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S15));
+    (*_S14) = begins_0;
     return;
 }
 
@@ -96,11 +172,9 @@ fn SixteenEights_product_0( eight_0 : SixteenEights_Eight_0,  i_0 : u32,  a_0 : 
 
 fn SixteenEights_places_0( i_1 : u32) -> vec2<u32>
 {
-    var _S9 : u32 = u32(2) * i_1;
-    return vec2<u32>(_S9, _S9 + u32(1));
+    var _S16 : u32 = u32(2) * i_1;
+    return vec2<u32>(_S16, _S16 + u32(1));
 }
-
-var<private> _S10 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -113,176 +187,174 @@ struct Products_0
      squares_0 : f32,
 };
 
-fn SixteenEights_load_0( _S11 : u32,  _S12 : u32) -> SixteenEights_Eight_0
+fn SixteenEights_load_0( _S17 : u32,  _S18 : u32) -> SixteenEights_Eight_0
 {
-    return SixteenEights_Eight_x24init_0(entryPointParams_weight_0[_S11 + _S12]);
+    return SixteenEights_Eight_x24init_0(entryPointParams_weight_0[_S17 + _S18]);
 }
 
-fn add_products_0( _S13 : ptr<function, Products_0>,  _S14 : array<u32, i32(2)>,  _S15 : u32,  _S16 : u32,  _S17 : u32,  _S18 : u32)
+fn load_eights_0( _S19 : array<u32, i32(2)>,  _S20 : u32,  _S21 : u32,  _S22 : ptr<function, array<SixteenEights_Eight_0, i32(4)>>)
 {
-    var eights_0 : array<SixteenEights_Eight_0, i32(8)>;
-    var _S19 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(0)], _S17);
-    eights_0[i32(0)] = _S19;
-    var _S20 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(1)], _S17);
-    eights_0[i32(1)] = _S20;
-    var _S21 : u32 = _S17 + _S18;
-    var _S22 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(0)], _S21);
-    eights_0[i32(2)] = _S22;
-    var _S23 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(1)], _S21);
-    eights_0[i32(3)] = _S23;
-    var _S24 : u32 = _S17 + u32(2) * _S18;
-    var _S25 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(0)], _S24);
-    eights_0[i32(4)] = _S25;
-    var _S26 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(1)], _S24);
-    eights_0[i32(5)] = _S26;
-    var _S27 : u32 = _S17 + u32(3) * _S18;
-    var _S28 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(0)], _S27);
-    eights_0[i32(6)] = _S28;
-    var _S29 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(1)], _S27);
-    eights_0[i32(7)] = _S29;
-    var _S30 : vec2<u32> = SixteenEights_places_0(_S17);
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S15 + _S30.x];
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S15 + _S30.y];
-    var _S31 : vec2<u32> = SixteenEights_places_0(_S21);
-    var a_2 : vec4<f32> = entryPointParams_x_0[_S15 + _S31.x];
-    var b_2 : vec4<f32> = entryPointParams_x_0[_S15 + _S31.y];
-    var _S32 : vec2<u32> = SixteenEights_places_0(_S24);
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S15 + _S32.x];
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S15 + _S32.y];
-    var _S33 : f32 = (*_S13).sums_0[i32(1)] + SixteenEights_product_0(_S20, _S17, a_1, b_1) + SixteenEights_product_0(_S23, _S21, a_2, b_2) + SixteenEights_product_0(_S26, _S24, a_3, b_3);
-    var _S34 : vec2<u32> = SixteenEights_places_0(_S27);
-    var a_4 : vec4<f32> = entryPointParams_x_0[_S15 + _S34.x];
-    var b_4 : vec4<f32> = entryPointParams_x_0[_S15 + _S34.y];
-    (*_S13).sums_0[i32(0)] = (*_S13).sums_0[i32(0)] + SixteenEights_product_0(_S19, _S17, a_1, b_1) + SixteenEights_product_0(_S22, _S21, a_2, b_2) + SixteenEights_product_0(_S25, _S24, a_3, b_3) + SixteenEights_product_0(_S28, _S27, a_4, b_4);
-    (*_S13).sums_0[i32(1)] = _S33 + SixteenEights_product_0(_S29, _S27, a_4, b_4);
+    var eights_0 : array<SixteenEights_Eight_0, i32(4)>;
+    eights_0[i32(0)] = SixteenEights_load_0(_S19[i32(0)], _S20);
+    eights_0[i32(1)] = SixteenEights_load_0(_S19[i32(1)], _S20);
+    var _S23 : u32 = _S20 + _S21;
+    eights_0[i32(2)] = SixteenEights_load_0(_S19[i32(0)], _S23);
+    eights_0[i32(3)] = SixteenEights_load_0(_S19[i32(1)], _S23);
+    (*_S22) = eights_0;
     return;
 }
 
-fn add_products_1( _S35 : ptr<function, Products_0>,  _S36 : array<u32, i32(2)>,  _S37 : u32,  _S38 : u32,  _S39 : u32,  _S40 : u32)
+fn add_products_0( _S24 : ptr<function, Products_0>,  _S25 : array<SixteenEights_Eight_0, i32(4)>,  _S26 : u32,  _S27 : u32,  _S28 : u32,  _S29 : u32)
+{
+    var _S30 : vec2<u32> = SixteenEights_places_0(_S28);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S26 + _S30.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S26 + _S30.y];
+    var _S31 : f32 = (*_S24).sums_0[i32(1)] + SixteenEights_product_0(_S25[i32(1)], _S28, a_1, b_1);
+    var _S32 : u32 = _S28 + _S29;
+    var _S33 : vec2<u32> = SixteenEights_places_0(_S32);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S26 + _S33.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S26 + _S33.y];
+    (*_S24).sums_0[i32(0)] = (*_S24).sums_0[i32(0)] + SixteenEights_product_0(_S25[i32(0)], _S28, a_1, b_1) + SixteenEights_product_0(_S25[i32(2)], _S32, a_2, b_2);
+    (*_S24).sums_0[i32(1)] = _S31 + SixteenEights_product_0(_S25[i32(3)], _S32, a_2, b_2);
+    return;
+}
+
+fn load_eights_1( _S34 : array<u32, i32(2)>,  _S35 : u32,  _S36 : u32,  _S37 : ptr<function, array<SixteenEights_Eight_0, i32(2)>>)
 {
     var eights_1 : array<SixteenEights_Eight_0, i32(2)>;
-    var _S41 : SixteenEights_Eight_0 = SixteenEights_load_0(_S36[i32(0)], _S39);
-    eights_1[i32(0)] = _S41;
-    var _S42 : SixteenEights_Eight_0 = SixteenEights_load_0(_S36[i32(1)], _S39);
-    eights_1[i32(1)] = _S42;
-    var _S43 : vec2<u32> = SixteenEights_places_0(_S39);
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S37 + _S43.x];
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S37 + _S43.y];
-    (*_S35).sums_0[i32(0)] = (*_S35).sums_0[i32(0)] + SixteenEights_product_0(_S41, _S39, a_5, b_5);
-    (*_S35).sums_0[i32(1)] = (*_S35).sums_0[i32(1)] + SixteenEights_product_0(_S42, _S39, a_5, b_5);
+    eights_1[i32(0)] = SixteenEights_load_0(_S34[i32(0)], _S35);
+    eights_1[i32(1)] = SixteenEights_load_0(_S34[i32(1)], _S35);
+    (*_S37) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S44 : array<u32, i32(2)>,  _S45 : u32,  _S46 : u32,  _S47 : u32) -> Products_0
+fn add_products_1( _S38 : ptr<function, Products_0>,  _S39 : array<SixteenEights_Eight_0, i32(2)>,  _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32)
+{
+    var _S44 : vec2<u32> = SixteenEights_places_0(_S42);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S40 + _S44.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S40 + _S44.y];
+    (*_S38).sums_0[i32(0)] = (*_S38).sums_0[i32(0)] + SixteenEights_product_0(_S39[i32(0)], _S42, a_3, b_3);
+    (*_S38).sums_0[i32(1)] = (*_S38).sums_0[i32(1)] + SixteenEights_product_0(_S39[i32(1)], _S42, a_3, b_3);
+    return;
+}
+
+fn products_of_thread_0( _S45 : array<u32, i32(2)>,  _S46 : u32,  _S47 : u32,  _S48 : u32,  _S49 : u32,  _S50 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    ;
-    var _S48 : u32 = _S10;
-    var _S49 : u32 = _S45 / u32(8);
-    ;
-    var i_2 : u32 = _S6;
-    for(;;)
+    var _S51 : u32 = _S46 / u32(8);
+    var i_2 : u32;
+    if((_S49 + _S50) < _S51)
     {
-        if((i_2 + u32(3) * _S48) < _S49)
+        var _S52 : array<SixteenEights_Eight_0, i32(4)>;
+        load_eights_0(_S45, _S49, _S50, &(_S52));
+        i_2 = _S49;
+        var loaded_0 : array<SixteenEights_Eight_0, i32(4)> = _S52;
+        for(;;)
         {
+            if((i_2 + u32(3) * _S50) < _S51)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S53 : u32 = i_2 + u32(2) * _S50;
+            var _S54 : array<SixteenEights_Eight_0, i32(4)>;
+            load_eights_0(_S45, _S53, _S50, &(_S54));
+            var _S55 : array<SixteenEights_Eight_0, i32(4)> = _S54;
+            add_products_0(&(products_0), loaded_0, _S47, _S48, i_2, _S50);
+            i_2 = _S53;
+            loaded_0 = _S55;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S44, _S46, _S47, i_2, _S48);
-        i_2 = i_2 + u32(4) * _S48;
+        add_products_0(&(products_0), loaded_0, _S47, _S48, i_2, _S50);
+        i_2 = i_2 + u32(2) * _S50;
+    }
+    else
+    {
+        i_2 = _S49;
     }
     for(;;)
     {
-        if(i_2 < _S49)
+        if(i_2 < _S51)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S44, _S46, _S47, i_2, _S48);
-        i_2 = i_2 + _S48;
+        var _S56 : array<SixteenEights_Eight_0, i32(2)>;
+        load_eights_1(_S45, i_2, _S50, &(_S56));
+        add_products_1(&(products_0), _S56, _S47, _S48, i_2, _S50);
+        i_2 = i_2 + _S50;
     }
     return products_0;
 }
 
-fn gemv_0( _S50 : vec3<u32>,  _S51 : u32,  _S52 : ptr<function, GemvParams_std140_0>)
+fn gemv_0( _S57 : vec3<u32>,  _S58 : u32,  _S59 : ptr<function, GemvParams_std140_0>)
 {
-    ;
-    var _S53 : u32 = _S10;
-    var _S54 : u32 = u32(128) / _S10;
-    var _S55 : u32 = (*_S52).groups_0 * _S54 * u32(2);
-    var _S56 : u32 = group_number_0(_S50) * _S54;
-    var _S57 : u32 = _S51 / _S53;
-    var first_1 : u32 = (_S56 + _S57) * u32(2);
+    var first_1 : u32 = group_number_0(_S57) * u32(2);
     for(;;)
     {
-        var _S58 : u32 = (*_S52).n_0;
-        if(first_1 < ((*_S52).n_0))
+        var _S60 : u32 = (*_S59).n_0;
+        if(first_1 < ((*_S59).n_0))
         {
         }
         else
         {
             break;
         }
-        ;
-        var _S59 : u32 = first_1 + _S6;
-        ;
-        var _S60 : bool;
-        if(_S6 < u32(2))
+        var _S61 : u32 = first_1 + _S58;
+        var _S62 : bool;
+        if(_S58 < u32(2))
         {
-            _S60 = _S59 < _S58;
+            _S62 = _S61 < _S60;
         }
         else
         {
-            _S60 = false;
+            _S62 = false;
         }
-        var _S61 : bool;
-        if(_S60)
+        var _S63 : bool;
+        if(_S62)
         {
-            _S61 = ((*_S52).accumulate_0) != u32(0);
+            _S63 = ((*_S59).accumulate_0) != u32(0);
         }
         else
         {
-            _S61 = false;
+            _S63 = false;
         }
         var sum_0 : f32;
-        if(_S61)
+        if(_S63)
         {
-            sum_0 = entryPointParams_result_0[(*_S52).out_offset_0 + _S59];
+            sum_0 = entryPointParams_result_0[(*_S59).out_offset_0 + _S61];
         }
         else
         {
             sum_0 = 0.0f;
         }
-        var _S62 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S52).weight_offset_0, (*_S52).k_0, first_1, _S58, &(_S62));
-        var _S63 : Products_0 = products_of_thread_0(_S62, (*_S52).k_0, (*_S52).x_offset_0, u32(0));
-        var _S64 : array<f32, i32(2)>;
-        subgroup_sums_0(_S63.sums_0, &(_S64));
-        var _S65 : f32 = own_0(_S64);
-        var sum_1 : f32 = sum_0 + _S65;
-        if(_S60)
+        var _S64 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S59).weight_offset_0, (*_S59).k_0, first_1, _S60, &(_S64));
+        var _S65 : array<f32, i32(2)>;
+        group_sums_0(products_of_thread_0(_S64, (*_S59).k_0, (*_S59).x_offset_0, u32(0), _S58, u32(128)).sums_0, _S58, &(_S65));
+        var sum_1 : f32 = sum_0 + chosen_0(_S65, _S58);
+        if(_S62)
         {
-            entryPointParams_result_0[(*_S52).out_offset_0 + _S59] = sum_1;
+            entryPointParams_result_0[(*_S59).out_offset_0 + _S61] = sum_1;
         }
-        first_1 = first_1 + _S55;
+        first_1 = first_1 + (*_S59).groups_0 * u32(2);
     }
     return;
 }
 
 @compute
 @workgroup_size(128, 1, 1)
-fn gemv_bf16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
+fn gemv_bf16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32)
 {
-    _S6 = _builtinWaveLaneIndex_0;
-    _S10 = _builtinWaveLaneCount_0;
+    _S6 = _builtinWaveLaneCount_0;
+    _S7 = _builtinWaveLaneIndex_0;
     var _S66 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S66));
+    gemv_0(group_1, thread_1, &(_S66));
     return;
 }

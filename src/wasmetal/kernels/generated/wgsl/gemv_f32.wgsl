@@ -42,11 +42,14 @@ fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S2 : ptr<function, array<f3
 
 var<private> _S5 : u32;
 
-fn own_0( values_1 : array<f32, i32(2)>) -> f32
+var<private> _S6 : u32;
+
+var<workgroup> parts_0 : array<f32, i32(128)>;
+
+fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 {
-    ;
     var result_1 : f32;
-    if(_S5 == u32(1))
+    if(number_0 == u32(1))
     {
         result_1 = values_1[i32(1)];
     }
@@ -57,22 +60,93 @@ fn own_0( values_1 : array<f32, i32(2)>) -> f32
     return result_1;
 }
 
+fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S7 : ptr<function, array<f32, i32(2)>>)
+{
+    var wave_0 : u32;
+    ;
+    var _S8 : u32 = u32(128) / _S5;
+    var _S9 : array<f32, i32(2)>;
+    subgroup_sums_0(values_2, &(_S9));
+    var _S10 : array<f32, i32(2)> = _S9;
+    ;
+    if(_S6 < u32(2))
+    {
+        ;
+        var _S11 : u32 = thread_0 / _S5;
+        var _S12 : u32 = _S11 * u32(2);
+        ;
+        ;
+        parts_0[_S12 + _S6] = chosen_0(_S10, _S6);
+    }
+    workgroupBarrier();
+    var result_2 : array<f32, i32(2)>;
+    for(;;)
+    {
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[i32(0)] = 0.0f;
+                wave_0 = u32(0);
+                for(;;)
+                {
+                    if(wave_0 < _S8)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[i32(0)] = result_2[i32(0)] + parts_0[wave_0 * u32(2)];
+                    wave_0 = wave_0 + u32(1);
+                }
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[i32(1)] = 0.0f;
+                wave_0 = u32(0);
+                for(;;)
+                {
+                    if(wave_0 < _S8)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[i32(1)] = result_2[i32(1)] + parts_0[wave_0 * u32(2) + u32(1)];
+                    wave_0 = wave_0 + u32(1);
+                }
+                break;
+            }
+            break;
+        }
+        break;
+    }
+    workgroupBarrier();
+    (*_S7) = result_2;
+    return;
+}
+
 fn F32Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
 {
     return offset_0 + row_0 * (k_1 / u32(4));
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S6 : ptr<function, array<u32, i32(2)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S13 : ptr<function, array<u32, i32(2)>>)
 {
     var begins_0 : array<u32, i32(2)>;
-    var _S7 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = F32Eights_begin_0(offset_1, k_2, min(first_0, _S7));
-    begins_0[i32(1)] = F32Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S7));
-    (*_S6) = begins_0;
+    var _S14 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = F32Eights_begin_0(offset_1, k_2, min(first_0, _S14));
+    begins_0[i32(1)] = F32Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S14));
+    (*_S13) = begins_0;
     return;
 }
-
-var<private> _S8 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -93,22 +167,34 @@ struct F32Eights_Eight_0
 
 fn F32Eights_Eight_x24init_0( low_1 : vec4<u32>,  high_1 : vec4<u32>) -> F32Eights_Eight_0
 {
-    var _S9 : F32Eights_Eight_0;
-    _S9.low_0 = low_1;
-    _S9.high_0 = high_1;
-    return _S9;
+    var _S15 : F32Eights_Eight_0;
+    _S15.low_0 = low_1;
+    _S15.high_0 = high_1;
+    return _S15;
 }
 
-fn F32Eights_load_0( _S10 : u32,  _S11 : u32) -> F32Eights_Eight_0
+fn F32Eights_load_0( _S16 : u32,  _S17 : u32) -> F32Eights_Eight_0
 {
-    var _S12 : u32 = _S10 + u32(2) * _S11;
-    return F32Eights_Eight_x24init_0(entryPointParams_weight_0[_S12], entryPointParams_weight_0[_S12 + u32(1)]);
+    var _S18 : u32 = _S16 + u32(2) * _S17;
+    return F32Eights_Eight_x24init_0(entryPointParams_weight_0[_S18], entryPointParams_weight_0[_S18 + u32(1)]);
+}
+
+fn load_eights_0( _S19 : array<u32, i32(2)>,  _S20 : u32,  _S21 : u32,  _S22 : ptr<function, array<F32Eights_Eight_0, i32(4)>>)
+{
+    var eights_0 : array<F32Eights_Eight_0, i32(4)>;
+    eights_0[i32(0)] = F32Eights_load_0(_S19[i32(0)], _S20);
+    eights_0[i32(1)] = F32Eights_load_0(_S19[i32(1)], _S20);
+    var _S23 : u32 = _S20 + _S21;
+    eights_0[i32(2)] = F32Eights_load_0(_S19[i32(0)], _S23);
+    eights_0[i32(3)] = F32Eights_load_0(_S19[i32(1)], _S23);
+    (*_S22) = eights_0;
+    return;
 }
 
 fn F32Eights_places_0( i_0 : u32) -> vec2<u32>
 {
-    var _S13 : u32 = u32(2) * i_0;
-    return vec2<u32>(_S13, _S13 + u32(1));
+    var _S24 : u32 = u32(2) * i_0;
+    return vec2<u32>(_S24, _S24 + u32(1));
 }
 
 fn F32Eights_product_0( eight_0 : F32Eights_Eight_0,  i_1 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
@@ -116,171 +202,157 @@ fn F32Eights_product_0( eight_0 : F32Eights_Eight_0,  i_1 : u32,  a_0 : vec4<f32
     return dot((bitcast<vec4<f32>>((eight_0.low_0))), a_0) + dot((bitcast<vec4<f32>>((eight_0.high_0))), b_0);
 }
 
-fn add_products_0( _S14 : ptr<function, Products_0>,  _S15 : array<u32, i32(2)>,  _S16 : u32,  _S17 : u32,  _S18 : u32,  _S19 : u32)
+fn add_products_0( _S25 : ptr<function, Products_0>,  _S26 : array<F32Eights_Eight_0, i32(4)>,  _S27 : u32,  _S28 : u32,  _S29 : u32,  _S30 : u32)
 {
-    var eights_0 : array<F32Eights_Eight_0, i32(8)>;
-    var _S20 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(0)], _S18);
-    eights_0[i32(0)] = _S20;
-    var _S21 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(1)], _S18);
-    eights_0[i32(1)] = _S21;
-    var _S22 : u32 = _S18 + _S19;
-    var _S23 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(0)], _S22);
-    eights_0[i32(2)] = _S23;
-    var _S24 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(1)], _S22);
-    eights_0[i32(3)] = _S24;
-    var _S25 : u32 = _S18 + u32(2) * _S19;
-    var _S26 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(0)], _S25);
-    eights_0[i32(4)] = _S26;
-    var _S27 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(1)], _S25);
-    eights_0[i32(5)] = _S27;
-    var _S28 : u32 = _S18 + u32(3) * _S19;
-    var _S29 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(0)], _S28);
-    eights_0[i32(6)] = _S29;
-    var _S30 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(1)], _S28);
-    eights_0[i32(7)] = _S30;
-    var _S31 : vec2<u32> = F32Eights_places_0(_S18);
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S16 + _S31.x];
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S16 + _S31.y];
-    var _S32 : vec2<u32> = F32Eights_places_0(_S22);
-    var a_2 : vec4<f32> = entryPointParams_x_0[_S16 + _S32.x];
-    var b_2 : vec4<f32> = entryPointParams_x_0[_S16 + _S32.y];
-    var _S33 : vec2<u32> = F32Eights_places_0(_S25);
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S16 + _S33.x];
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S16 + _S33.y];
-    var _S34 : f32 = (*_S14).sums_0[i32(1)] + F32Eights_product_0(_S21, _S18, a_1, b_1) + F32Eights_product_0(_S24, _S22, a_2, b_2) + F32Eights_product_0(_S27, _S25, a_3, b_3);
-    var _S35 : vec2<u32> = F32Eights_places_0(_S28);
-    var a_4 : vec4<f32> = entryPointParams_x_0[_S16 + _S35.x];
-    var b_4 : vec4<f32> = entryPointParams_x_0[_S16 + _S35.y];
-    (*_S14).sums_0[i32(0)] = (*_S14).sums_0[i32(0)] + F32Eights_product_0(_S20, _S18, a_1, b_1) + F32Eights_product_0(_S23, _S22, a_2, b_2) + F32Eights_product_0(_S26, _S25, a_3, b_3) + F32Eights_product_0(_S29, _S28, a_4, b_4);
-    (*_S14).sums_0[i32(1)] = _S34 + F32Eights_product_0(_S30, _S28, a_4, b_4);
+    var _S31 : vec2<u32> = F32Eights_places_0(_S29);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S27 + _S31.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S27 + _S31.y];
+    var _S32 : f32 = (*_S25).sums_0[i32(1)] + F32Eights_product_0(_S26[i32(1)], _S29, a_1, b_1);
+    var _S33 : u32 = _S29 + _S30;
+    var _S34 : vec2<u32> = F32Eights_places_0(_S33);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S27 + _S34.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S27 + _S34.y];
+    (*_S25).sums_0[i32(0)] = (*_S25).sums_0[i32(0)] + F32Eights_product_0(_S26[i32(0)], _S29, a_1, b_1) + F32Eights_product_0(_S26[i32(2)], _S33, a_2, b_2);
+    (*_S25).sums_0[i32(1)] = _S32 + F32Eights_product_0(_S26[i32(3)], _S33, a_2, b_2);
     return;
 }
 
-fn add_products_1( _S36 : ptr<function, Products_0>,  _S37 : array<u32, i32(2)>,  _S38 : u32,  _S39 : u32,  _S40 : u32,  _S41 : u32)
+fn load_eights_1( _S35 : array<u32, i32(2)>,  _S36 : u32,  _S37 : u32,  _S38 : ptr<function, array<F32Eights_Eight_0, i32(2)>>)
 {
     var eights_1 : array<F32Eights_Eight_0, i32(2)>;
-    var _S42 : F32Eights_Eight_0 = F32Eights_load_0(_S37[i32(0)], _S40);
-    eights_1[i32(0)] = _S42;
-    var _S43 : F32Eights_Eight_0 = F32Eights_load_0(_S37[i32(1)], _S40);
-    eights_1[i32(1)] = _S43;
-    var _S44 : vec2<u32> = F32Eights_places_0(_S40);
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S38 + _S44.x];
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S38 + _S44.y];
-    (*_S36).sums_0[i32(0)] = (*_S36).sums_0[i32(0)] + F32Eights_product_0(_S42, _S40, a_5, b_5);
-    (*_S36).sums_0[i32(1)] = (*_S36).sums_0[i32(1)] + F32Eights_product_0(_S43, _S40, a_5, b_5);
+    eights_1[i32(0)] = F32Eights_load_0(_S35[i32(0)], _S36);
+    eights_1[i32(1)] = F32Eights_load_0(_S35[i32(1)], _S36);
+    (*_S38) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S45 : array<u32, i32(2)>,  _S46 : u32,  _S47 : u32,  _S48 : u32) -> Products_0
+fn add_products_1( _S39 : ptr<function, Products_0>,  _S40 : array<F32Eights_Eight_0, i32(2)>,  _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : u32)
+{
+    var _S45 : vec2<u32> = F32Eights_places_0(_S43);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S41 + _S45.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S41 + _S45.y];
+    (*_S39).sums_0[i32(0)] = (*_S39).sums_0[i32(0)] + F32Eights_product_0(_S40[i32(0)], _S43, a_3, b_3);
+    (*_S39).sums_0[i32(1)] = (*_S39).sums_0[i32(1)] + F32Eights_product_0(_S40[i32(1)], _S43, a_3, b_3);
+    return;
+}
+
+fn products_of_thread_0( _S46 : array<u32, i32(2)>,  _S47 : u32,  _S48 : u32,  _S49 : u32,  _S50 : u32,  _S51 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    ;
-    var _S49 : u32 = _S8;
-    var _S50 : u32 = _S46 / u32(8);
-    ;
-    var i_2 : u32 = _S5;
-    for(;;)
+    var _S52 : u32 = _S47 / u32(8);
+    var i_2 : u32;
+    if((_S50 + _S51) < _S52)
     {
-        if((i_2 + u32(3) * _S49) < _S50)
+        var _S53 : array<F32Eights_Eight_0, i32(4)>;
+        load_eights_0(_S46, _S50, _S51, &(_S53));
+        i_2 = _S50;
+        var loaded_0 : array<F32Eights_Eight_0, i32(4)> = _S53;
+        for(;;)
         {
+            if((i_2 + u32(3) * _S51) < _S52)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S54 : u32 = i_2 + u32(2) * _S51;
+            var _S55 : array<F32Eights_Eight_0, i32(4)>;
+            load_eights_0(_S46, _S54, _S51, &(_S55));
+            var _S56 : array<F32Eights_Eight_0, i32(4)> = _S55;
+            add_products_0(&(products_0), loaded_0, _S48, _S49, i_2, _S51);
+            i_2 = _S54;
+            loaded_0 = _S56;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S45, _S47, _S48, i_2, _S49);
-        i_2 = i_2 + u32(4) * _S49;
+        add_products_0(&(products_0), loaded_0, _S48, _S49, i_2, _S51);
+        i_2 = i_2 + u32(2) * _S51;
+    }
+    else
+    {
+        i_2 = _S50;
     }
     for(;;)
     {
-        if(i_2 < _S50)
+        if(i_2 < _S52)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S45, _S47, _S48, i_2, _S49);
-        i_2 = i_2 + _S49;
+        var _S57 : array<F32Eights_Eight_0, i32(2)>;
+        load_eights_1(_S46, i_2, _S51, &(_S57));
+        add_products_1(&(products_0), _S57, _S48, _S49, i_2, _S51);
+        i_2 = i_2 + _S51;
     }
     return products_0;
 }
 
-fn gemv_0( _S51 : vec3<u32>,  _S52 : u32,  _S53 : ptr<function, GemvParams_std140_0>)
+fn gemv_0( _S58 : vec3<u32>,  _S59 : u32,  _S60 : ptr<function, GemvParams_std140_0>)
 {
-    ;
-    var _S54 : u32 = _S8;
-    var _S55 : u32 = u32(128) / _S8;
-    var _S56 : u32 = (*_S53).groups_0 * _S55 * u32(2);
-    var _S57 : u32 = group_number_0(_S51) * _S55;
-    var _S58 : u32 = _S52 / _S54;
-    var first_1 : u32 = (_S57 + _S58) * u32(2);
+    var first_1 : u32 = group_number_0(_S58) * u32(2);
     for(;;)
     {
-        var _S59 : u32 = (*_S53).n_0;
-        if(first_1 < ((*_S53).n_0))
+        var _S61 : u32 = (*_S60).n_0;
+        if(first_1 < ((*_S60).n_0))
         {
         }
         else
         {
             break;
         }
-        ;
-        var _S60 : u32 = first_1 + _S5;
-        ;
-        var _S61 : bool;
-        if(_S5 < u32(2))
+        var _S62 : u32 = first_1 + _S59;
+        var _S63 : bool;
+        if(_S59 < u32(2))
         {
-            _S61 = _S60 < _S59;
+            _S63 = _S62 < _S61;
         }
         else
         {
-            _S61 = false;
+            _S63 = false;
         }
-        var _S62 : bool;
-        if(_S61)
+        var _S64 : bool;
+        if(_S63)
         {
-            _S62 = ((*_S53).accumulate_0) != u32(0);
+            _S64 = ((*_S60).accumulate_0) != u32(0);
         }
         else
         {
-            _S62 = false;
+            _S64 = false;
         }
         var sum_0 : f32;
-        if(_S62)
+        if(_S64)
         {
-            sum_0 = entryPointParams_result_0[(*_S53).out_offset_0 + _S60];
+            sum_0 = entryPointParams_result_0[(*_S60).out_offset_0 + _S62];
         }
         else
         {
             sum_0 = 0.0f;
         }
-        var _S63 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S53).weight_offset_0, (*_S53).k_0, first_1, _S59, &(_S63));
-        var _S64 : Products_0 = products_of_thread_0(_S63, (*_S53).k_0, (*_S53).x_offset_0, u32(0));
-        var _S65 : array<f32, i32(2)>;
-        subgroup_sums_0(_S64.sums_0, &(_S65));
-        var _S66 : f32 = own_0(_S65);
-        var sum_1 : f32 = sum_0 + _S66;
-        if(_S61)
+        var _S65 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S60).weight_offset_0, (*_S60).k_0, first_1, _S61, &(_S65));
+        var _S66 : array<f32, i32(2)>;
+        group_sums_0(products_of_thread_0(_S65, (*_S60).k_0, (*_S60).x_offset_0, u32(0), _S59, u32(128)).sums_0, _S59, &(_S66));
+        var sum_1 : f32 = sum_0 + chosen_0(_S66, _S59);
+        if(_S63)
         {
-            entryPointParams_result_0[(*_S53).out_offset_0 + _S60] = sum_1;
+            entryPointParams_result_0[(*_S60).out_offset_0 + _S62] = sum_1;
         }
-        first_1 = first_1 + _S56;
+        first_1 = first_1 + (*_S60).groups_0 * u32(2);
     }
     return;
 }
 
 @compute
 @workgroup_size(128, 1, 1)
-fn gemv_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
+fn gemv_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32)
 {
-    _S5 = _builtinWaveLaneIndex_0;
-    _S8 = _builtinWaveLaneCount_0;
+    _S5 = _builtinWaveLaneCount_0;
+    _S6 = _builtinWaveLaneIndex_0;
     var _S67 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S67));
+    gemv_0(group_1, thread_1, &(_S67));
     return;
 }

@@ -29,28 +29,27 @@ fn subgroup_sum_0( value_0 : f32) -> f32
     return _S1;
 }
 
-fn subgroup_sums_0( values_0 : array<f32, i32(4)>,  _S2 : ptr<function, array<f32, i32(4)>>)
+fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S2 : ptr<function, array<f32, i32(2)>>)
 {
-    var result_0 : array<f32, i32(4)>;
+    var result_0 : array<f32, i32(2)>;
     var _S3 : f32 = subgroup_sum_0(values_0[i32(0)]);
     result_0[i32(0)] = _S3;
     var _S4 : f32 = subgroup_sum_0(values_0[i32(1)]);
     result_0[i32(1)] = _S4;
-    var _S5 : f32 = subgroup_sum_0(values_0[i32(2)]);
-    result_0[i32(2)] = _S5;
-    var _S6 : f32 = subgroup_sum_0(values_0[i32(3)]);
-    result_0[i32(3)] = _S6;
     (*_S2) = result_0;
     return;
 }
 
-var<private> _S7 : u32;
+var<private> _S5 : u32;
 
-fn own_0( values_1 : array<f32, i32(4)>) -> f32
+var<private> _S6 : u32;
+
+var<workgroup> parts_0 : array<f32, i32(128)>;
+
+fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 {
-    ;
     var result_1 : f32;
-    if(_S7 == u32(1))
+    if(number_0 == u32(1))
     {
         result_1 = values_1[i32(1)];
     }
@@ -58,17 +57,80 @@ fn own_0( values_1 : array<f32, i32(4)>) -> f32
     {
         result_1 = values_1[i32(0)];
     }
-    ;
-    if(_S7 == u32(2))
-    {
-        result_1 = values_1[i32(2)];
-    }
-    ;
-    if(_S7 == u32(3))
-    {
-        result_1 = values_1[i32(3)];
-    }
     return result_1;
+}
+
+fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S7 : ptr<function, array<f32, i32(2)>>)
+{
+    var wave_0 : u32;
+    ;
+    var _S8 : u32 = u32(128) / _S5;
+    var _S9 : array<f32, i32(2)>;
+    subgroup_sums_0(values_2, &(_S9));
+    var _S10 : array<f32, i32(2)> = _S9;
+    ;
+    if(_S6 < u32(2))
+    {
+        ;
+        var _S11 : u32 = thread_0 / _S5;
+        var _S12 : u32 = _S11 * u32(2);
+        ;
+        ;
+        parts_0[_S12 + _S6] = chosen_0(_S10, _S6);
+    }
+    workgroupBarrier();
+    var result_2 : array<f32, i32(2)>;
+    for(;;)
+    {
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[i32(0)] = 0.0f;
+                wave_0 = u32(0);
+                for(;;)
+                {
+                    if(wave_0 < _S8)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[i32(0)] = result_2[i32(0)] + parts_0[wave_0 * u32(2)];
+                    wave_0 = wave_0 + u32(1);
+                }
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[i32(1)] = 0.0f;
+                wave_0 = u32(0);
+                for(;;)
+                {
+                    if(wave_0 < _S8)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[i32(1)] = result_2[i32(1)] + parts_0[wave_0 * u32(2) + u32(1)];
+                    wave_0 = wave_0 + u32(1);
+                }
+                break;
+            }
+            break;
+        }
+        break;
+    }
+    workgroupBarrier();
+    (*_S7) = result_2;
+    return;
 }
 
 fn Q6_KEights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
@@ -76,15 +138,13 @@ fn Q6_KEights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return u32(2) * offset_0 + row_0 * (k_1 / u32(256)) * u32(105);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S8 : ptr<function, array<u32, i32(4)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S13 : ptr<function, array<u32, i32(2)>>)
 {
-    var begins_0 : array<u32, i32(4)>;
-    var _S9 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = Q6_KEights_begin_0(offset_1, k_2, min(first_0, _S9));
-    begins_0[i32(1)] = Q6_KEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S9));
-    begins_0[i32(2)] = Q6_KEights_begin_0(offset_1, k_2, min(first_0 + u32(2), _S9));
-    begins_0[i32(3)] = Q6_KEights_begin_0(offset_1, k_2, min(first_0 + u32(3), _S9));
-    (*_S8) = begins_0;
+    var begins_0 : array<u32, i32(2)>;
+    var _S14 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = Q6_KEights_begin_0(offset_1, k_2, min(first_0, _S14));
+    begins_0[i32(1)] = Q6_KEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S14));
+    (*_S13) = begins_0;
     return;
 }
 
@@ -98,8 +158,6 @@ fn in_place_1( word_1 : u32,  zero_1 : f32) -> f32
     return (bitcast<f32>(((((word_1 & (u32(255)))) | (u32(1258291200)))))) - ((bitcast<f32>((u32(1258291200)))) + zero_1);
 }
 
-var<private> _S10 : u32;
-
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
     return group_0.y * u32(32768) + group_0.x;
@@ -107,7 +165,7 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 struct Products_0
 {
-     sums_0 : array<f32, i32(4)>,
+     sums_0 : array<f32, i32(2)>,
      squares_0 : f32,
 };
 
@@ -120,62 +178,71 @@ struct Q6_KEights_Eight_0
      d_0 : u32,
 };
 
-fn word_from_0( half_0 : u32,  first_2 : u32,  second_1 : u32) -> u32
+fn load_word_or_next_0( _S15 : u32) -> u32
 {
-    var _S11 : u32;
-    if((half_0 % u32(2)) == u32(0))
+    var _S16 : u32 = entryPointParams_weight_0[_S15 / u32(2)];
+    var _S17 : u32 = entryPointParams_weight_0[_S15 / u32(2) + u32(1)];
+    var _S18 : u32;
+    if((_S15 % u32(2)) == u32(0))
     {
-        _S11 = first_2;
+        _S18 = _S16;
     }
     else
     {
-        _S11 = (((first_2 >> (u32(16)))) | (((second_1 << (u32(16))))));
+        _S18 = (((_S16 >> (u32(16)))) | (((_S17 << (u32(16))))));
     }
-    return _S11;
+    return _S18;
 }
 
-fn load_word_0( _S12 : u32) -> u32
+fn load_half_0( _S19 : u32) -> u32
 {
-    return word_from_0(_S12, entryPointParams_weight_0[_S12 / u32(2)], entryPointParams_weight_0[_S12 / u32(2) + _S12 % u32(2)]);
+    return (entryPointParams_weight_0[_S19 / u32(2)] >> ((_S19 % u32(2) * u32(16))));
 }
 
-fn load_half_0( _S13 : u32) -> u32
+fn Q6_KEights_Eight_x24init_0( low_1 : u32,  high_1 : u32,  first_2 : u32,  second_1 : u32,  d_1 : u32) -> Q6_KEights_Eight_0
 {
-    return (entryPointParams_weight_0[_S13 / u32(2)] >> ((_S13 % u32(2) * u32(16))));
+    var _S20 : Q6_KEights_Eight_0;
+    _S20.low_0 = low_1;
+    _S20.high_0 = high_1;
+    _S20.first_1 = first_2;
+    _S20.second_0 = second_1;
+    _S20.d_0 = d_1;
+    return _S20;
 }
 
-fn Q6_KEights_Eight_x24init_0( low_1 : u32,  high_1 : u32,  first_3 : u32,  second_2 : u32,  d_1 : u32) -> Q6_KEights_Eight_0
+fn Q6_KEights_load_0( _S21 : u32,  _S22 : u32) -> Q6_KEights_Eight_0
 {
-    var _S14 : Q6_KEights_Eight_0;
-    _S14.low_0 = low_1;
-    _S14.high_0 = high_1;
-    _S14.first_1 = first_3;
-    _S14.second_0 = second_2;
-    _S14.d_0 = d_1;
-    return _S14;
+    var _S23 : u32 = _S21 + _S22 / u32(32) * u32(105);
+    var _S24 : u32 = _S22 % u32(32);
+    var _S25 : u32 = _S24 / u32(16);
+    var _S26 : u32 = _S22 % u32(16);
+    var _S27 : u32 = _S25 * u32(8) + _S26 / u32(4);
+    var _S28 : u32 = _S27 % u32(2) * u32(8);
+    return Q6_KEights_Eight_x24init_0(load_word_or_next_0(_S23 + _S24 * u32(2)), ((load_word_or_next_0(_S23 + u32(64) + _S25 * u32(16) + _S22 % u32(8) * u32(2))) >> ((_S26 / u32(8) * u32(2)))), ((load_half_0(_S23 + u32(96) + _S27 / u32(2))) >> (_S28)), ((load_half_0(_S23 + u32(98) + _S27 / u32(2))) >> (_S28)), load_half_0(_S23 + u32(104)));
 }
 
-fn Q6_KEights_load_0( _S15 : u32,  _S16 : u32) -> Q6_KEights_Eight_0
+fn load_eights_0( _S29 : array<u32, i32(2)>,  _S30 : u32,  _S31 : u32,  _S32 : ptr<function, array<Q6_KEights_Eight_0, i32(4)>>)
 {
-    var _S17 : u32 = _S15 + _S16 / u32(32) * u32(105);
-    var _S18 : u32 = _S16 % u32(32);
-    var _S19 : u32 = _S18 / u32(16);
-    var _S20 : u32 = _S16 % u32(16);
-    var _S21 : u32 = _S19 * u32(8) + _S20 / u32(4);
-    var _S22 : u32 = _S21 % u32(2) * u32(8);
-    return Q6_KEights_Eight_x24init_0(load_word_0(_S17 + _S18 * u32(2)), ((load_word_0(_S17 + u32(64) + _S19 * u32(16) + _S16 % u32(8) * u32(2))) >> ((_S20 / u32(8) * u32(2)))), ((load_half_0(_S17 + u32(96) + _S21 / u32(2))) >> (_S22)), ((load_half_0(_S17 + u32(98) + _S21 / u32(2))) >> (_S22)), load_half_0(_S17 + u32(104)));
+    var eights_0 : array<Q6_KEights_Eight_0, i32(4)>;
+    eights_0[i32(0)] = Q6_KEights_load_0(_S29[i32(0)], _S30);
+    eights_0[i32(1)] = Q6_KEights_load_0(_S29[i32(1)], _S30);
+    var _S33 : u32 = _S30 + _S31;
+    eights_0[i32(2)] = Q6_KEights_load_0(_S29[i32(0)], _S33);
+    eights_0[i32(3)] = Q6_KEights_load_0(_S29[i32(1)], _S33);
+    (*_S32) = eights_0;
+    return;
 }
 
 fn Q6_KEights_places_0( i_0 : u32) -> vec2<u32>
 {
-    var _S23 : u32 = i_0 % u32(16);
-    return vec2<u32>(i_0 / u32(16) * u32(32) + _S23, i_0 / u32(16) * u32(32) + _S23 + u32(16));
+    var _S34 : u32 = i_0 % u32(16);
+    return vec2<u32>(i_0 / u32(16) * u32(32) + _S34, i_0 / u32(16) * u32(32) + _S34 + u32(16));
 }
 
 fn whole_bytes_0( word_2 : u32,  zero_2 : f32) -> vec4<f32>
 {
-    var _S24 : u32 = (word_2 >> (u32(16)));
-    return vec4<f32>(in_place_1(word_2, zero_2), in_place_0(word_2, zero_2), in_place_1(_S24, zero_2), in_place_0(_S24, zero_2));
+    var _S35 : u32 = (word_2 >> (u32(16)));
+    return vec4<f32>(in_place_1(word_2, zero_2), in_place_0(word_2, zero_2), in_place_1(_S35, zero_2), in_place_0(_S35, zero_2));
 }
 
 fn halves_0( word_3 : u32) -> vec2<f32>
@@ -188,175 +255,157 @@ fn Q6_KEights_product_0( eight_0 : Q6_KEights_Eight_0,  i_1 : u32,  a_0 : vec4<f
     return halves_0(eight_0.d_0).x * (in_place_1(((eight_0.first_1) ^ (u32(128))), 128.0f) * dot(whole_bytes_0(((((eight_0.low_0) & (u32(252645135)))) | ((((((eight_0.high_0) & (u32(50529027)))) << (u32(4)))))), 32.0f), a_0) + in_place_1(((eight_0.second_0) ^ (u32(128))), 128.0f) * dot(whole_bytes_0(((((((eight_0.low_0) >> (u32(4)))) & (u32(252645135)))) | ((((((((eight_0.high_0) >> (u32(4)))) & (u32(50529027)))) << (u32(4)))))), 32.0f), b_0));
 }
 
-fn add_products_0( _S25 : ptr<function, Products_0>,  _S26 : array<u32, i32(4)>,  _S27 : u32,  _S28 : u32,  _S29 : u32,  _S30 : u32)
+fn add_products_0( _S36 : ptr<function, Products_0>,  _S37 : array<Q6_KEights_Eight_0, i32(4)>,  _S38 : u32,  _S39 : u32,  _S40 : u32,  _S41 : u32)
 {
-    var eights_0 : array<Q6_KEights_Eight_0, i32(8)>;
-    var _S31 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(0)], _S29);
-    eights_0[i32(0)] = _S31;
-    var _S32 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(1)], _S29);
-    eights_0[i32(1)] = _S32;
-    var _S33 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(2)], _S29);
-    eights_0[i32(2)] = _S33;
-    var _S34 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(3)], _S29);
-    eights_0[i32(3)] = _S34;
-    var _S35 : u32 = _S29 + _S30;
-    var _S36 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(0)], _S35);
-    eights_0[i32(4)] = _S36;
-    var _S37 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(1)], _S35);
-    eights_0[i32(5)] = _S37;
-    var _S38 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(2)], _S35);
-    eights_0[i32(6)] = _S38;
-    var _S39 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(3)], _S35);
-    eights_0[i32(7)] = _S39;
-    var _S40 : vec2<u32> = Q6_KEights_places_0(_S29);
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S27 + _S40.x];
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S27 + _S40.y];
-    var _S41 : f32 = (*_S25).sums_0[i32(1)] + Q6_KEights_product_0(_S32, _S29, a_1, b_1);
-    var _S42 : f32 = (*_S25).sums_0[i32(2)] + Q6_KEights_product_0(_S33, _S29, a_1, b_1);
-    var _S43 : f32 = (*_S25).sums_0[i32(3)] + Q6_KEights_product_0(_S34, _S29, a_1, b_1);
-    var _S44 : vec2<u32> = Q6_KEights_places_0(_S35);
-    var a_2 : vec4<f32> = entryPointParams_x_0[_S27 + _S44.x];
-    var b_2 : vec4<f32> = entryPointParams_x_0[_S27 + _S44.y];
-    (*_S25).sums_0[i32(0)] = (*_S25).sums_0[i32(0)] + Q6_KEights_product_0(_S31, _S29, a_1, b_1) + Q6_KEights_product_0(_S36, _S35, a_2, b_2);
-    (*_S25).sums_0[i32(1)] = _S41 + Q6_KEights_product_0(_S37, _S35, a_2, b_2);
-    (*_S25).sums_0[i32(2)] = _S42 + Q6_KEights_product_0(_S38, _S35, a_2, b_2);
-    (*_S25).sums_0[i32(3)] = _S43 + Q6_KEights_product_0(_S39, _S35, a_2, b_2);
+    var _S42 : vec2<u32> = Q6_KEights_places_0(_S40);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S38 + _S42.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S38 + _S42.y];
+    var _S43 : f32 = (*_S36).sums_0[i32(1)] + Q6_KEights_product_0(_S37[i32(1)], _S40, a_1, b_1);
+    var _S44 : u32 = _S40 + _S41;
+    var _S45 : vec2<u32> = Q6_KEights_places_0(_S44);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S38 + _S45.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S38 + _S45.y];
+    (*_S36).sums_0[i32(0)] = (*_S36).sums_0[i32(0)] + Q6_KEights_product_0(_S37[i32(0)], _S40, a_1, b_1) + Q6_KEights_product_0(_S37[i32(2)], _S44, a_2, b_2);
+    (*_S36).sums_0[i32(1)] = _S43 + Q6_KEights_product_0(_S37[i32(3)], _S44, a_2, b_2);
     return;
 }
 
-fn add_products_1( _S45 : ptr<function, Products_0>,  _S46 : array<u32, i32(4)>,  _S47 : u32,  _S48 : u32,  _S49 : u32,  _S50 : u32)
+fn load_eights_1( _S46 : array<u32, i32(2)>,  _S47 : u32,  _S48 : u32,  _S49 : ptr<function, array<Q6_KEights_Eight_0, i32(2)>>)
 {
-    var eights_1 : array<Q6_KEights_Eight_0, i32(4)>;
-    var _S51 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S46[i32(0)], _S49);
-    eights_1[i32(0)] = _S51;
-    var _S52 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S46[i32(1)], _S49);
-    eights_1[i32(1)] = _S52;
-    var _S53 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S46[i32(2)], _S49);
-    eights_1[i32(2)] = _S53;
-    var _S54 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S46[i32(3)], _S49);
-    eights_1[i32(3)] = _S54;
-    var _S55 : vec2<u32> = Q6_KEights_places_0(_S49);
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S47 + _S55.x];
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S47 + _S55.y];
-    (*_S45).sums_0[i32(0)] = (*_S45).sums_0[i32(0)] + Q6_KEights_product_0(_S51, _S49, a_3, b_3);
-    (*_S45).sums_0[i32(1)] = (*_S45).sums_0[i32(1)] + Q6_KEights_product_0(_S52, _S49, a_3, b_3);
-    (*_S45).sums_0[i32(2)] = (*_S45).sums_0[i32(2)] + Q6_KEights_product_0(_S53, _S49, a_3, b_3);
-    (*_S45).sums_0[i32(3)] = (*_S45).sums_0[i32(3)] + Q6_KEights_product_0(_S54, _S49, a_3, b_3);
+    var eights_1 : array<Q6_KEights_Eight_0, i32(2)>;
+    eights_1[i32(0)] = Q6_KEights_load_0(_S46[i32(0)], _S47);
+    eights_1[i32(1)] = Q6_KEights_load_0(_S46[i32(1)], _S47);
+    (*_S49) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S56 : array<u32, i32(4)>,  _S57 : u32,  _S58 : u32,  _S59 : u32) -> Products_0
+fn add_products_1( _S50 : ptr<function, Products_0>,  _S51 : array<Q6_KEights_Eight_0, i32(2)>,  _S52 : u32,  _S53 : u32,  _S54 : u32,  _S55 : u32)
+{
+    var _S56 : vec2<u32> = Q6_KEights_places_0(_S54);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S52 + _S56.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S52 + _S56.y];
+    (*_S50).sums_0[i32(0)] = (*_S50).sums_0[i32(0)] + Q6_KEights_product_0(_S51[i32(0)], _S54, a_3, b_3);
+    (*_S50).sums_0[i32(1)] = (*_S50).sums_0[i32(1)] + Q6_KEights_product_0(_S51[i32(1)], _S54, a_3, b_3);
+    return;
+}
+
+fn products_of_thread_0( _S57 : array<u32, i32(2)>,  _S58 : u32,  _S59 : u32,  _S60 : u32,  _S61 : u32,  _S62 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    products_0.sums_0[i32(2)] = 0.0f;
-    products_0.sums_0[i32(3)] = 0.0f;
-    ;
-    var _S60 : u32 = _S10;
-    var _S61 : u32 = _S57 / u32(8);
-    ;
-    var i_2 : u32 = _S7;
-    for(;;)
+    var _S63 : u32 = _S58 / u32(8);
+    var i_2 : u32;
+    if((_S61 + _S62) < _S63)
     {
-        if((i_2 + _S60) < _S61)
+        var _S64 : array<Q6_KEights_Eight_0, i32(4)>;
+        load_eights_0(_S57, _S61, _S62, &(_S64));
+        i_2 = _S61;
+        var loaded_0 : array<Q6_KEights_Eight_0, i32(4)> = _S64;
+        for(;;)
         {
+            if((i_2 + u32(3) * _S62) < _S63)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S65 : u32 = i_2 + u32(2) * _S62;
+            var _S66 : array<Q6_KEights_Eight_0, i32(4)>;
+            load_eights_0(_S57, _S65, _S62, &(_S66));
+            var _S67 : array<Q6_KEights_Eight_0, i32(4)> = _S66;
+            add_products_0(&(products_0), loaded_0, _S59, _S60, i_2, _S62);
+            i_2 = _S65;
+            loaded_0 = _S67;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S56, _S58, _S59, i_2, _S60);
-        i_2 = i_2 + u32(2) * _S60;
+        add_products_0(&(products_0), loaded_0, _S59, _S60, i_2, _S62);
+        i_2 = i_2 + u32(2) * _S62;
+    }
+    else
+    {
+        i_2 = _S61;
     }
     for(;;)
     {
-        if(i_2 < _S61)
+        if(i_2 < _S63)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S56, _S58, _S59, i_2, _S60);
-        i_2 = i_2 + _S60;
+        var _S68 : array<Q6_KEights_Eight_0, i32(2)>;
+        load_eights_1(_S57, i_2, _S62, &(_S68));
+        add_products_1(&(products_0), _S68, _S59, _S60, i_2, _S62);
+        i_2 = i_2 + _S62;
     }
     return products_0;
 }
 
-fn gemv_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, GemvParams_std140_0>)
+fn gemv_0( _S69 : vec3<u32>,  _S70 : u32,  _S71 : ptr<function, GemvParams_std140_0>)
 {
-    ;
-    var _S65 : u32 = _S10;
-    var _S66 : u32 = u32(128) / _S10;
-    var _S67 : u32 = (*_S64).groups_0 * _S66 * u32(4);
-    var _S68 : u32 = group_number_0(_S62) * _S66;
-    var _S69 : u32 = _S63 / _S65;
-    var first_4 : u32 = (_S68 + _S69) * u32(4);
+    var first_3 : u32 = group_number_0(_S69) * u32(2);
     for(;;)
     {
-        var _S70 : u32 = (*_S64).n_0;
-        if(first_4 < ((*_S64).n_0))
+        var _S72 : u32 = (*_S71).n_0;
+        if(first_3 < ((*_S71).n_0))
         {
         }
         else
         {
             break;
         }
-        ;
-        var _S71 : u32 = first_4 + _S7;
-        ;
-        var _S72 : bool;
-        if(_S7 < u32(4))
+        var _S73 : u32 = first_3 + _S70;
+        var _S74 : bool;
+        if(_S70 < u32(2))
         {
-            _S72 = _S71 < _S70;
+            _S74 = _S73 < _S72;
         }
         else
         {
-            _S72 = false;
+            _S74 = false;
         }
-        var _S73 : bool;
-        if(_S72)
+        var _S75 : bool;
+        if(_S74)
         {
-            _S73 = ((*_S64).accumulate_0) != u32(0);
+            _S75 = ((*_S71).accumulate_0) != u32(0);
         }
         else
         {
-            _S73 = false;
+            _S75 = false;
         }
         var sum_0 : f32;
-        if(_S73)
+        if(_S75)
         {
-            sum_0 = entryPointParams_result_0[(*_S64).out_offset_0 + _S71];
+            sum_0 = entryPointParams_result_0[(*_S71).out_offset_0 + _S73];
         }
         else
         {
             sum_0 = 0.0f;
         }
-        var _S74 : array<u32, i32(4)>;
-        begins_of_rows_0((*_S64).weight_offset_0, (*_S64).k_0, first_4, _S70, &(_S74));
-        var _S75 : Products_0 = products_of_thread_0(_S74, (*_S64).k_0, (*_S64).x_offset_0, u32(0));
-        var _S76 : array<f32, i32(4)>;
-        subgroup_sums_0(_S75.sums_0, &(_S76));
-        var _S77 : f32 = own_0(_S76);
-        var sum_1 : f32 = sum_0 + _S77;
-        if(_S72)
+        var _S76 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S71).weight_offset_0, (*_S71).k_0, first_3, _S72, &(_S76));
+        var _S77 : array<f32, i32(2)>;
+        group_sums_0(products_of_thread_0(_S76, (*_S71).k_0, (*_S71).x_offset_0, u32(0), _S70, u32(128)).sums_0, _S70, &(_S77));
+        var sum_1 : f32 = sum_0 + chosen_0(_S77, _S70);
+        if(_S74)
         {
-            entryPointParams_result_0[(*_S64).out_offset_0 + _S71] = sum_1;
+            entryPointParams_result_0[(*_S71).out_offset_0 + _S73] = sum_1;
         }
-        first_4 = first_4 + _S67;
+        first_3 = first_3 + (*_S71).groups_0 * u32(2);
     }
     return;
 }
 
 @compute
 @workgroup_size(128, 1, 1)
-fn gemv_q6_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
+fn gemv_q6_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32)
 {
-    _S7 = _builtinWaveLaneIndex_0;
-    _S10 = _builtinWaveLaneCount_0;
+    _S5 = _builtinWaveLaneCount_0;
+    _S6 = _builtinWaveLaneIndex_0;
     var _S78 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S78));
+    gemv_0(group_1, thread_1, &(_S78));
     return;
 }

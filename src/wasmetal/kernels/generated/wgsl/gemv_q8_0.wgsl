@@ -29,28 +29,27 @@ fn subgroup_sum_0( value_0 : f32) -> f32
     return _S1;
 }
 
-fn subgroup_sums_0( values_0 : array<f32, i32(4)>,  _S2 : ptr<function, array<f32, i32(4)>>)
+fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S2 : ptr<function, array<f32, i32(2)>>)
 {
-    var result_0 : array<f32, i32(4)>;
+    var result_0 : array<f32, i32(2)>;
     var _S3 : f32 = subgroup_sum_0(values_0[i32(0)]);
     result_0[i32(0)] = _S3;
     var _S4 : f32 = subgroup_sum_0(values_0[i32(1)]);
     result_0[i32(1)] = _S4;
-    var _S5 : f32 = subgroup_sum_0(values_0[i32(2)]);
-    result_0[i32(2)] = _S5;
-    var _S6 : f32 = subgroup_sum_0(values_0[i32(3)]);
-    result_0[i32(3)] = _S6;
     (*_S2) = result_0;
     return;
 }
 
-var<private> _S7 : u32;
+var<private> _S5 : u32;
 
-fn own_0( values_1 : array<f32, i32(4)>) -> f32
+var<private> _S6 : u32;
+
+var<workgroup> parts_0 : array<f32, i32(128)>;
+
+fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 {
-    ;
     var result_1 : f32;
-    if(_S7 == u32(1))
+    if(number_0 == u32(1))
     {
         result_1 = values_1[i32(1)];
     }
@@ -58,17 +57,80 @@ fn own_0( values_1 : array<f32, i32(4)>) -> f32
     {
         result_1 = values_1[i32(0)];
     }
-    ;
-    if(_S7 == u32(2))
-    {
-        result_1 = values_1[i32(2)];
-    }
-    ;
-    if(_S7 == u32(3))
-    {
-        result_1 = values_1[i32(3)];
-    }
     return result_1;
+}
+
+fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S7 : ptr<function, array<f32, i32(2)>>)
+{
+    var wave_0 : u32;
+    ;
+    var _S8 : u32 = u32(128) / _S5;
+    var _S9 : array<f32, i32(2)>;
+    subgroup_sums_0(values_2, &(_S9));
+    var _S10 : array<f32, i32(2)> = _S9;
+    ;
+    if(_S6 < u32(2))
+    {
+        ;
+        var _S11 : u32 = thread_0 / _S5;
+        var _S12 : u32 = _S11 * u32(2);
+        ;
+        ;
+        parts_0[_S12 + _S6] = chosen_0(_S10, _S6);
+    }
+    workgroupBarrier();
+    var result_2 : array<f32, i32(2)>;
+    for(;;)
+    {
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[i32(0)] = 0.0f;
+                wave_0 = u32(0);
+                for(;;)
+                {
+                    if(wave_0 < _S8)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[i32(0)] = result_2[i32(0)] + parts_0[wave_0 * u32(2)];
+                    wave_0 = wave_0 + u32(1);
+                }
+                break;
+            }
+            break;
+        }
+        for(;;)
+        {
+            for(;;)
+            {
+                result_2[i32(1)] = 0.0f;
+                wave_0 = u32(0);
+                for(;;)
+                {
+                    if(wave_0 < _S8)
+                    {
+                    }
+                    else
+                    {
+                        break;
+                    }
+                    result_2[i32(1)] = result_2[i32(1)] + parts_0[wave_0 * u32(2) + u32(1)];
+                    wave_0 = wave_0 + u32(1);
+                }
+                break;
+            }
+            break;
+        }
+        break;
+    }
+    workgroupBarrier();
+    (*_S7) = result_2;
+    return;
 }
 
 fn Q8_0Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
@@ -76,15 +138,13 @@ fn Q8_0Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return u32(2) * offset_0 + row_0 * (k_1 / u32(32)) * u32(17);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S8 : ptr<function, array<u32, i32(4)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S13 : ptr<function, array<u32, i32(2)>>)
 {
-    var begins_0 : array<u32, i32(4)>;
-    var _S9 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = Q8_0Eights_begin_0(offset_1, k_2, min(first_0, _S9));
-    begins_0[i32(1)] = Q8_0Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S9));
-    begins_0[i32(2)] = Q8_0Eights_begin_0(offset_1, k_2, min(first_0 + u32(2), _S9));
-    begins_0[i32(3)] = Q8_0Eights_begin_0(offset_1, k_2, min(first_0 + u32(3), _S9));
-    (*_S8) = begins_0;
+    var begins_0 : array<u32, i32(2)>;
+    var _S14 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = Q8_0Eights_begin_0(offset_1, k_2, min(first_0, _S14));
+    begins_0[i32(1)] = Q8_0Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S14));
+    (*_S13) = begins_0;
     return;
 }
 
@@ -98,8 +158,6 @@ fn in_place_1( word_1 : u32,  zero_1 : f32) -> f32
     return (bitcast<f32>(((((word_1 & (u32(255)))) | (u32(1258291200)))))) - ((bitcast<f32>((u32(1258291200)))) + zero_1);
 }
 
-var<private> _S10 : u32;
-
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
     return group_0.y * u32(32768) + group_0.x;
@@ -107,7 +165,7 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 struct Products_0
 {
-     sums_0 : array<f32, i32(4)>,
+     sums_0 : array<f32, i32(2)>,
      squares_0 : f32,
 };
 
@@ -118,46 +176,59 @@ struct Q8_0Eights_Eight_0
      d_0 : u32,
 };
 
-fn word_from_0( half_0 : u32,  first_1 : u32,  second_0 : u32) -> u32
+fn second_if_0( aligned_0 : bool,  first_1 : u32,  second_0 : u32) -> u32
 {
-    var _S11 : u32;
-    if((half_0 % u32(2)) == u32(0))
+    var _S15 : u32;
+    if(aligned_0)
     {
-        _S11 = first_1;
+        _S15 = second_0;
     }
     else
     {
-        _S11 = (((first_1 >> (u32(16)))) | (((second_0 << (u32(16))))));
+        _S15 = (((first_1 >> (u32(16)))) | (((second_0 << (u32(16))))));
     }
-    return _S11;
+    return _S15;
 }
 
-fn load_half_0( _S12 : u32) -> u32
+fn load_half_0( _S16 : u32) -> u32
 {
-    return (entryPointParams_weight_0[_S12 / u32(2)] >> ((_S12 % u32(2) * u32(16))));
+    return (entryPointParams_weight_0[_S16 / u32(2)] >> ((_S16 % u32(2) * u32(16))));
 }
 
 fn Q8_0Eights_Eight_x24init_0( low_1 : u32,  high_1 : u32,  d_1 : u32) -> Q8_0Eights_Eight_0
 {
-    var _S13 : Q8_0Eights_Eight_0;
-    _S13.low_0 = low_1;
-    _S13.high_0 = high_1;
-    _S13.d_0 = d_1;
-    return _S13;
+    var _S17 : Q8_0Eights_Eight_0;
+    _S17.low_0 = low_1;
+    _S17.high_0 = high_1;
+    _S17.d_0 = d_1;
+    return _S17;
 }
 
-fn Q8_0Eights_load_0( _S14 : u32,  _S15 : u32) -> Q8_0Eights_Eight_0
+fn Q8_0Eights_load_0( _S18 : u32,  _S19 : u32) -> Q8_0Eights_Eight_0
 {
-    var _S16 : u32 = _S14 + _S15 / u32(4) * u32(17);
-    var _S17 : u32 = _S16 + u32(1) + _S15 % u32(4) * u32(4);
-    var _S18 : u32 = entryPointParams_weight_0[_S17 / u32(2) + u32(1)];
-    return Q8_0Eights_Eight_x24init_0(word_from_0(_S17, entryPointParams_weight_0[_S17 / u32(2)], _S18), word_from_0(_S17, _S18, entryPointParams_weight_0[_S17 / u32(2) + u32(1) + _S17 % u32(2)]), load_half_0(_S16));
+    var _S20 : u32 = _S18 + _S19 / u32(4) * u32(17);
+    var _S21 : u32 = _S20 / u32(2) + _S19 % u32(4) * u32(2);
+    var _S22 : u32 = entryPointParams_weight_0[_S21 + u32(1)];
+    var _S23 : bool = (_S20 % u32(2)) != u32(0);
+    return Q8_0Eights_Eight_x24init_0(second_if_0(_S23, entryPointParams_weight_0[_S21], _S22), second_if_0(_S23, _S22, entryPointParams_weight_0[_S21 + u32(2)]), load_half_0(_S20));
+}
+
+fn load_eights_0( _S24 : array<u32, i32(2)>,  _S25 : u32,  _S26 : u32,  _S27 : ptr<function, array<Q8_0Eights_Eight_0, i32(4)>>)
+{
+    var eights_0 : array<Q8_0Eights_Eight_0, i32(4)>;
+    eights_0[i32(0)] = Q8_0Eights_load_0(_S24[i32(0)], _S25);
+    eights_0[i32(1)] = Q8_0Eights_load_0(_S24[i32(1)], _S25);
+    var _S28 : u32 = _S25 + _S26;
+    eights_0[i32(2)] = Q8_0Eights_load_0(_S24[i32(0)], _S28);
+    eights_0[i32(3)] = Q8_0Eights_load_0(_S24[i32(1)], _S28);
+    (*_S27) = eights_0;
+    return;
 }
 
 fn Q8_0Eights_places_0( i_0 : u32) -> vec2<u32>
 {
-    var _S19 : u32 = u32(2) * i_0;
-    return vec2<u32>(_S19, _S19 + u32(1));
+    var _S29 : u32 = u32(2) * i_0;
+    return vec2<u32>(_S29, _S29 + u32(1));
 }
 
 fn halves_0( word_2 : u32) -> vec2<f32>
@@ -167,8 +238,8 @@ fn halves_0( word_2 : u32) -> vec2<f32>
 
 fn whole_bytes_0( word_3 : u32,  zero_2 : f32) -> vec4<f32>
 {
-    var _S20 : u32 = (word_3 >> (u32(16)));
-    return vec4<f32>(in_place_1(word_3, zero_2), in_place_0(word_3, zero_2), in_place_1(_S20, zero_2), in_place_0(_S20, zero_2));
+    var _S30 : u32 = (word_3 >> (u32(16)));
+    return vec4<f32>(in_place_1(word_3, zero_2), in_place_0(word_3, zero_2), in_place_1(_S30, zero_2), in_place_0(_S30, zero_2));
 }
 
 fn signed_bytes_0( word_4 : u32) -> vec4<f32>
@@ -181,175 +252,157 @@ fn Q8_0Eights_product_0( eight_0 : Q8_0Eights_Eight_0,  i_1 : u32,  a_0 : vec4<f
     return halves_0(eight_0.d_0).x * (dot(signed_bytes_0(eight_0.low_0), a_0) + dot(signed_bytes_0(eight_0.high_0), b_0));
 }
 
-fn add_products_0( _S21 : ptr<function, Products_0>,  _S22 : array<u32, i32(4)>,  _S23 : u32,  _S24 : u32,  _S25 : u32,  _S26 : u32)
+fn add_products_0( _S31 : ptr<function, Products_0>,  _S32 : array<Q8_0Eights_Eight_0, i32(4)>,  _S33 : u32,  _S34 : u32,  _S35 : u32,  _S36 : u32)
 {
-    var eights_0 : array<Q8_0Eights_Eight_0, i32(8)>;
-    var _S27 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S22[i32(0)], _S25);
-    eights_0[i32(0)] = _S27;
-    var _S28 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S22[i32(1)], _S25);
-    eights_0[i32(1)] = _S28;
-    var _S29 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S22[i32(2)], _S25);
-    eights_0[i32(2)] = _S29;
-    var _S30 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S22[i32(3)], _S25);
-    eights_0[i32(3)] = _S30;
-    var _S31 : u32 = _S25 + _S26;
-    var _S32 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S22[i32(0)], _S31);
-    eights_0[i32(4)] = _S32;
-    var _S33 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S22[i32(1)], _S31);
-    eights_0[i32(5)] = _S33;
-    var _S34 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S22[i32(2)], _S31);
-    eights_0[i32(6)] = _S34;
-    var _S35 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S22[i32(3)], _S31);
-    eights_0[i32(7)] = _S35;
-    var _S36 : vec2<u32> = Q8_0Eights_places_0(_S25);
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S23 + _S36.x];
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S23 + _S36.y];
-    var _S37 : f32 = (*_S21).sums_0[i32(1)] + Q8_0Eights_product_0(_S28, _S25, a_1, b_1);
-    var _S38 : f32 = (*_S21).sums_0[i32(2)] + Q8_0Eights_product_0(_S29, _S25, a_1, b_1);
-    var _S39 : f32 = (*_S21).sums_0[i32(3)] + Q8_0Eights_product_0(_S30, _S25, a_1, b_1);
-    var _S40 : vec2<u32> = Q8_0Eights_places_0(_S31);
-    var a_2 : vec4<f32> = entryPointParams_x_0[_S23 + _S40.x];
-    var b_2 : vec4<f32> = entryPointParams_x_0[_S23 + _S40.y];
-    (*_S21).sums_0[i32(0)] = (*_S21).sums_0[i32(0)] + Q8_0Eights_product_0(_S27, _S25, a_1, b_1) + Q8_0Eights_product_0(_S32, _S31, a_2, b_2);
-    (*_S21).sums_0[i32(1)] = _S37 + Q8_0Eights_product_0(_S33, _S31, a_2, b_2);
-    (*_S21).sums_0[i32(2)] = _S38 + Q8_0Eights_product_0(_S34, _S31, a_2, b_2);
-    (*_S21).sums_0[i32(3)] = _S39 + Q8_0Eights_product_0(_S35, _S31, a_2, b_2);
+    var _S37 : vec2<u32> = Q8_0Eights_places_0(_S35);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S33 + _S37.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S33 + _S37.y];
+    var _S38 : f32 = (*_S31).sums_0[i32(1)] + Q8_0Eights_product_0(_S32[i32(1)], _S35, a_1, b_1);
+    var _S39 : u32 = _S35 + _S36;
+    var _S40 : vec2<u32> = Q8_0Eights_places_0(_S39);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S33 + _S40.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S33 + _S40.y];
+    (*_S31).sums_0[i32(0)] = (*_S31).sums_0[i32(0)] + Q8_0Eights_product_0(_S32[i32(0)], _S35, a_1, b_1) + Q8_0Eights_product_0(_S32[i32(2)], _S39, a_2, b_2);
+    (*_S31).sums_0[i32(1)] = _S38 + Q8_0Eights_product_0(_S32[i32(3)], _S39, a_2, b_2);
     return;
 }
 
-fn add_products_1( _S41 : ptr<function, Products_0>,  _S42 : array<u32, i32(4)>,  _S43 : u32,  _S44 : u32,  _S45 : u32,  _S46 : u32)
+fn load_eights_1( _S41 : array<u32, i32(2)>,  _S42 : u32,  _S43 : u32,  _S44 : ptr<function, array<Q8_0Eights_Eight_0, i32(2)>>)
 {
-    var eights_1 : array<Q8_0Eights_Eight_0, i32(4)>;
-    var _S47 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S42[i32(0)], _S45);
-    eights_1[i32(0)] = _S47;
-    var _S48 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S42[i32(1)], _S45);
-    eights_1[i32(1)] = _S48;
-    var _S49 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S42[i32(2)], _S45);
-    eights_1[i32(2)] = _S49;
-    var _S50 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S42[i32(3)], _S45);
-    eights_1[i32(3)] = _S50;
-    var _S51 : vec2<u32> = Q8_0Eights_places_0(_S45);
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S43 + _S51.x];
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S43 + _S51.y];
-    (*_S41).sums_0[i32(0)] = (*_S41).sums_0[i32(0)] + Q8_0Eights_product_0(_S47, _S45, a_3, b_3);
-    (*_S41).sums_0[i32(1)] = (*_S41).sums_0[i32(1)] + Q8_0Eights_product_0(_S48, _S45, a_3, b_3);
-    (*_S41).sums_0[i32(2)] = (*_S41).sums_0[i32(2)] + Q8_0Eights_product_0(_S49, _S45, a_3, b_3);
-    (*_S41).sums_0[i32(3)] = (*_S41).sums_0[i32(3)] + Q8_0Eights_product_0(_S50, _S45, a_3, b_3);
+    var eights_1 : array<Q8_0Eights_Eight_0, i32(2)>;
+    eights_1[i32(0)] = Q8_0Eights_load_0(_S41[i32(0)], _S42);
+    eights_1[i32(1)] = Q8_0Eights_load_0(_S41[i32(1)], _S42);
+    (*_S44) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S52 : array<u32, i32(4)>,  _S53 : u32,  _S54 : u32,  _S55 : u32) -> Products_0
+fn add_products_1( _S45 : ptr<function, Products_0>,  _S46 : array<Q8_0Eights_Eight_0, i32(2)>,  _S47 : u32,  _S48 : u32,  _S49 : u32,  _S50 : u32)
+{
+    var _S51 : vec2<u32> = Q8_0Eights_places_0(_S49);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S47 + _S51.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S47 + _S51.y];
+    (*_S45).sums_0[i32(0)] = (*_S45).sums_0[i32(0)] + Q8_0Eights_product_0(_S46[i32(0)], _S49, a_3, b_3);
+    (*_S45).sums_0[i32(1)] = (*_S45).sums_0[i32(1)] + Q8_0Eights_product_0(_S46[i32(1)], _S49, a_3, b_3);
+    return;
+}
+
+fn products_of_thread_0( _S52 : array<u32, i32(2)>,  _S53 : u32,  _S54 : u32,  _S55 : u32,  _S56 : u32,  _S57 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    products_0.sums_0[i32(2)] = 0.0f;
-    products_0.sums_0[i32(3)] = 0.0f;
-    ;
-    var _S56 : u32 = _S10;
-    var _S57 : u32 = _S53 / u32(8);
-    ;
-    var i_2 : u32 = _S7;
-    for(;;)
+    var _S58 : u32 = _S53 / u32(8);
+    var i_2 : u32;
+    if((_S56 + _S57) < _S58)
     {
-        if((i_2 + _S56) < _S57)
+        var _S59 : array<Q8_0Eights_Eight_0, i32(4)>;
+        load_eights_0(_S52, _S56, _S57, &(_S59));
+        i_2 = _S56;
+        var loaded_0 : array<Q8_0Eights_Eight_0, i32(4)> = _S59;
+        for(;;)
         {
+            if((i_2 + u32(3) * _S57) < _S58)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S60 : u32 = i_2 + u32(2) * _S57;
+            var _S61 : array<Q8_0Eights_Eight_0, i32(4)>;
+            load_eights_0(_S52, _S60, _S57, &(_S61));
+            var _S62 : array<Q8_0Eights_Eight_0, i32(4)> = _S61;
+            add_products_0(&(products_0), loaded_0, _S54, _S55, i_2, _S57);
+            i_2 = _S60;
+            loaded_0 = _S62;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S52, _S54, _S55, i_2, _S56);
-        i_2 = i_2 + u32(2) * _S56;
+        add_products_0(&(products_0), loaded_0, _S54, _S55, i_2, _S57);
+        i_2 = i_2 + u32(2) * _S57;
+    }
+    else
+    {
+        i_2 = _S56;
     }
     for(;;)
     {
-        if(i_2 < _S57)
+        if(i_2 < _S58)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S52, _S54, _S55, i_2, _S56);
-        i_2 = i_2 + _S56;
+        var _S63 : array<Q8_0Eights_Eight_0, i32(2)>;
+        load_eights_1(_S52, i_2, _S57, &(_S63));
+        add_products_1(&(products_0), _S63, _S54, _S55, i_2, _S57);
+        i_2 = i_2 + _S57;
     }
     return products_0;
 }
 
-fn gemv_0( _S58 : vec3<u32>,  _S59 : u32,  _S60 : ptr<function, GemvParams_std140_0>)
+fn gemv_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, GemvParams_std140_0>)
 {
-    ;
-    var _S61 : u32 = _S10;
-    var _S62 : u32 = u32(128) / _S10;
-    var _S63 : u32 = (*_S60).groups_0 * _S62 * u32(4);
-    var _S64 : u32 = group_number_0(_S58) * _S62;
-    var _S65 : u32 = _S59 / _S61;
-    var first_2 : u32 = (_S64 + _S65) * u32(4);
+    var first_2 : u32 = group_number_0(_S64) * u32(2);
     for(;;)
     {
-        var _S66 : u32 = (*_S60).n_0;
-        if(first_2 < ((*_S60).n_0))
+        var _S67 : u32 = (*_S66).n_0;
+        if(first_2 < ((*_S66).n_0))
         {
         }
         else
         {
             break;
         }
-        ;
-        var _S67 : u32 = first_2 + _S7;
-        ;
-        var _S68 : bool;
-        if(_S7 < u32(4))
-        {
-            _S68 = _S67 < _S66;
-        }
-        else
-        {
-            _S68 = false;
-        }
+        var _S68 : u32 = first_2 + _S65;
         var _S69 : bool;
-        if(_S68)
+        if(_S65 < u32(2))
         {
-            _S69 = ((*_S60).accumulate_0) != u32(0);
+            _S69 = _S68 < _S67;
         }
         else
         {
             _S69 = false;
         }
-        var sum_0 : f32;
+        var _S70 : bool;
         if(_S69)
         {
-            sum_0 = entryPointParams_result_0[(*_S60).out_offset_0 + _S67];
+            _S70 = ((*_S66).accumulate_0) != u32(0);
+        }
+        else
+        {
+            _S70 = false;
+        }
+        var sum_0 : f32;
+        if(_S70)
+        {
+            sum_0 = entryPointParams_result_0[(*_S66).out_offset_0 + _S68];
         }
         else
         {
             sum_0 = 0.0f;
         }
-        var _S70 : array<u32, i32(4)>;
-        begins_of_rows_0((*_S60).weight_offset_0, (*_S60).k_0, first_2, _S66, &(_S70));
-        var _S71 : Products_0 = products_of_thread_0(_S70, (*_S60).k_0, (*_S60).x_offset_0, u32(0));
-        var _S72 : array<f32, i32(4)>;
-        subgroup_sums_0(_S71.sums_0, &(_S72));
-        var _S73 : f32 = own_0(_S72);
-        var sum_1 : f32 = sum_0 + _S73;
-        if(_S68)
+        var _S71 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S66).weight_offset_0, (*_S66).k_0, first_2, _S67, &(_S71));
+        var _S72 : array<f32, i32(2)>;
+        group_sums_0(products_of_thread_0(_S71, (*_S66).k_0, (*_S66).x_offset_0, u32(0), _S65, u32(128)).sums_0, _S65, &(_S72));
+        var sum_1 : f32 = sum_0 + chosen_0(_S72, _S65);
+        if(_S69)
         {
-            entryPointParams_result_0[(*_S60).out_offset_0 + _S67] = sum_1;
+            entryPointParams_result_0[(*_S66).out_offset_0 + _S68] = sum_1;
         }
-        first_2 = first_2 + _S63;
+        first_2 = first_2 + (*_S66).groups_0 * u32(2);
     }
     return;
 }
 
 @compute
 @workgroup_size(128, 1, 1)
-fn gemv_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
+fn gemv_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_1 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32)
 {
-    _S7 = _builtinWaveLaneIndex_0;
-    _S10 = _builtinWaveLaneCount_0;
-    var _S74 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_0, &(_S74));
+    _S5 = _builtinWaveLaneCount_0;
+    _S6 = _builtinWaveLaneIndex_0;
+    var _S73 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_1, &(_S73));
     return;
 }

@@ -10,7 +10,8 @@ struct NormGemvParams_std140_0
     @align(4) n_0 : u32,
     @align(8) k_0 : u32,
     @align(4) eps_0 : f32,
-    @align(16) groups_0 : u32,
+    @align(16) wide_0 : u32,
+    @align(4) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -58,13 +59,10 @@ fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S3 : ptr<function, array<f3
     return;
 }
 
-var<private> _S6 : u32;
-
-fn own_0( values_1 : array<f32, i32(2)>) -> f32
+fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 {
-    ;
     var result_1 : f32;
-    if(_S6 == u32(1))
+    if(number_0 == u32(1))
     {
         result_1 = values_1[i32(1)];
     }
@@ -80,13 +78,62 @@ fn SixteenEights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return offset_0 + row_0 * (k_1 / u32(8));
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S7 : ptr<function, array<u32, i32(2)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S6 : ptr<function, array<u32, i32(2)>>)
 {
     var begins_0 : array<u32, i32(2)>;
-    var _S8 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = SixteenEights_begin_0(offset_1, k_2, min(first_0, _S8));
-    begins_0[i32(1)] = SixteenEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S8));
-    (*_S7) = begins_0;
+    var _S7 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = SixteenEights_begin_0(offset_1, k_2, min(first_0, _S7));
+    begins_0[i32(1)] = SixteenEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S7));
+    (*_S6) = begins_0;
+    return;
+}
+
+fn subgroup_sums_1( values_2 : array<f32, i32(4)>,  _S8 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_2 : array<f32, i32(4)>;
+    var _S9 : f32 = subgroup_sum_0(values_2[i32(0)]);
+    result_2[i32(0)] = _S9;
+    var _S10 : f32 = subgroup_sum_0(values_2[i32(1)]);
+    result_2[i32(1)] = _S10;
+    var _S11 : f32 = subgroup_sum_0(values_2[i32(2)]);
+    result_2[i32(2)] = _S11;
+    var _S12 : f32 = subgroup_sum_0(values_2[i32(3)]);
+    result_2[i32(3)] = _S12;
+    (*_S8) = result_2;
+    return;
+}
+
+fn chosen_1( values_3 : array<f32, i32(4)>,  number_1 : u32) -> f32
+{
+    var result_3 : f32;
+    if(number_1 == u32(1))
+    {
+        result_3 = values_3[i32(1)];
+    }
+    else
+    {
+        result_3 = values_3[i32(0)];
+    }
+    if(number_1 == u32(2))
+    {
+        result_3 = values_3[i32(2)];
+    }
+    if(number_1 == u32(3))
+    {
+        result_3 = values_3[i32(3)];
+    }
+    return result_3;
+}
+
+fn begins_of_rows_1( offset_2 : u32,  k_3 : u32,  first_1 : u32,  n_2 : u32,  _S13 : ptr<function, array<u32, i32(4)>>)
+{
+    var begins_1 : array<u32, i32(4)>;
+    var _S14 : u32 = n_2 - u32(1);
+    begins_1[i32(0)] = SixteenEights_begin_0(offset_2, k_3, min(first_1, _S14));
+    begins_1[i32(1)] = SixteenEights_begin_0(offset_2, k_3, min(first_1 + u32(1), _S14));
+    begins_1[i32(2)] = SixteenEights_begin_0(offset_2, k_3, min(first_1 + u32(2), _S14));
+    begins_1[i32(3)] = SixteenEights_begin_0(offset_2, k_3, min(first_1 + u32(3), _S14));
+    (*_S13) = begins_1;
     return;
 }
 
@@ -107,11 +154,13 @@ fn SixteenEights_product_0( eight_0 : SixteenEights_Eight_0,  i_0 : u32,  a_0 : 
 
 fn SixteenEights_places_0( i_1 : u32) -> vec2<u32>
 {
-    var _S9 : u32 = u32(2) * i_1;
-    return vec2<u32>(_S9, _S9 + u32(1));
+    var _S15 : u32 = u32(2) * i_1;
+    return vec2<u32>(_S15, _S15 + u32(1));
 }
 
-var<private> _S10 : u32;
+var<private> _S16 : u32;
+
+var<private> _S17 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -120,193 +169,417 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 struct Products_0
 {
-     sums_0 : array<f32, i32(2)>,
+     sums_0 : array<f32, i32(4)>,
      squares_0 : f32,
 };
 
-fn SixteenEights_load_0( _S11 : u32,  _S12 : u32) -> SixteenEights_Eight_0
+fn SixteenEights_load_0( _S18 : u32,  _S19 : u32) -> SixteenEights_Eight_0
 {
-    return SixteenEights_Eight_x24init_0(entryPointParams_weight_0[_S11 + _S12]);
+    return SixteenEights_Eight_x24init_0(entryPointParams_weight_0[_S18 + _S19]);
 }
 
-fn add_products_0( _S13 : ptr<function, Products_0>,  _S14 : array<u32, i32(2)>,  _S15 : u32,  _S16 : u32,  _S17 : u32,  _S18 : u32)
+fn load_eights_0( _S20 : array<u32, i32(4)>,  _S21 : u32,  _S22 : u32,  _S23 : ptr<function, array<SixteenEights_Eight_0, i32(8)>>)
 {
     var eights_0 : array<SixteenEights_Eight_0, i32(8)>;
-    var _S19 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(0)], _S17);
-    eights_0[i32(0)] = _S19;
-    var _S20 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(1)], _S17);
-    eights_0[i32(1)] = _S20;
-    var _S21 : u32 = _S17 + _S18;
-    var _S22 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(0)], _S21);
-    eights_0[i32(2)] = _S22;
-    var _S23 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(1)], _S21);
-    eights_0[i32(3)] = _S23;
-    var _S24 : u32 = _S17 + u32(2) * _S18;
-    var _S25 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(0)], _S24);
-    eights_0[i32(4)] = _S25;
-    var _S26 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(1)], _S24);
-    eights_0[i32(5)] = _S26;
-    var _S27 : u32 = _S17 + u32(3) * _S18;
-    var _S28 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(0)], _S27);
-    eights_0[i32(6)] = _S28;
-    var _S29 : SixteenEights_Eight_0 = SixteenEights_load_0(_S14[i32(1)], _S27);
-    eights_0[i32(7)] = _S29;
-    var _S30 : vec2<u32> = SixteenEights_places_0(_S17);
-    var _S31 : u32 = _S30.x;
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S15 + _S31];
-    var _S32 : u32 = _S30.y;
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S15 + _S32];
-    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S16 + _S31];
-    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S16 + _S32];
-    var _S33 : vec2<u32> = SixteenEights_places_0(_S21);
-    var _S34 : u32 = _S33.x;
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S15 + _S34];
-    var _S35 : u32 = _S33.y;
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S15 + _S35];
-    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S16 + _S34];
-    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S16 + _S35];
-    var _S36 : vec2<u32> = SixteenEights_places_0(_S24);
-    var _S37 : u32 = _S36.x;
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S15 + _S37];
-    var _S38 : u32 = _S36.y;
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S15 + _S38];
-    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S16 + _S37];
-    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S16 + _S38];
-    var _S39 : f32 = (*_S13).sums_0[i32(0)] + SixteenEights_product_0(_S19, _S17, a_2, b_2) + SixteenEights_product_0(_S22, _S21, a_4, b_4) + SixteenEights_product_0(_S25, _S24, a_6, b_6);
-    var _S40 : f32 = (*_S13).sums_0[i32(1)] + SixteenEights_product_0(_S20, _S17, a_2, b_2) + SixteenEights_product_0(_S23, _S21, a_4, b_4) + SixteenEights_product_0(_S26, _S24, a_6, b_6);
-    var _S41 : vec2<u32> = SixteenEights_places_0(_S27);
-    var _S42 : u32 = _S41.x;
-    var a_7 : vec4<f32> = entryPointParams_x_0[_S15 + _S42];
-    var _S43 : u32 = _S41.y;
-    var b_7 : vec4<f32> = entryPointParams_x_0[_S15 + _S43];
-    (*_S13).squares_0 = (*_S13).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3)) + (dot(a_5, a_5) + dot(b_5, b_5)) + (dot(a_7, a_7) + dot(b_7, b_7));
-    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S16 + _S42];
-    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S16 + _S43];
-    (*_S13).sums_0[i32(0)] = _S39 + SixteenEights_product_0(_S28, _S27, a_8, b_8);
-    (*_S13).sums_0[i32(1)] = _S40 + SixteenEights_product_0(_S29, _S27, a_8, b_8);
+    eights_0[i32(0)] = SixteenEights_load_0(_S20[i32(0)], _S21);
+    eights_0[i32(1)] = SixteenEights_load_0(_S20[i32(1)], _S21);
+    eights_0[i32(2)] = SixteenEights_load_0(_S20[i32(2)], _S21);
+    eights_0[i32(3)] = SixteenEights_load_0(_S20[i32(3)], _S21);
+    var _S24 : u32 = _S21 + _S22;
+    eights_0[i32(4)] = SixteenEights_load_0(_S20[i32(0)], _S24);
+    eights_0[i32(5)] = SixteenEights_load_0(_S20[i32(1)], _S24);
+    eights_0[i32(6)] = SixteenEights_load_0(_S20[i32(2)], _S24);
+    eights_0[i32(7)] = SixteenEights_load_0(_S20[i32(3)], _S24);
+    (*_S23) = eights_0;
     return;
 }
 
-fn add_products_1( _S44 : ptr<function, Products_0>,  _S45 : array<u32, i32(2)>,  _S46 : u32,  _S47 : u32,  _S48 : u32,  _S49 : u32)
+fn add_products_0( _S25 : ptr<function, Products_0>,  _S26 : array<SixteenEights_Eight_0, i32(8)>,  _S27 : u32,  _S28 : u32,  _S29 : u32,  _S30 : u32)
 {
-    var eights_1 : array<SixteenEights_Eight_0, i32(2)>;
-    var _S50 : SixteenEights_Eight_0 = SixteenEights_load_0(_S45[i32(0)], _S48);
-    eights_1[i32(0)] = _S50;
-    var _S51 : SixteenEights_Eight_0 = SixteenEights_load_0(_S45[i32(1)], _S48);
-    eights_1[i32(1)] = _S51;
-    var _S52 : vec2<u32> = SixteenEights_places_0(_S48);
-    var _S53 : u32 = _S52.x;
-    var a_9 : vec4<f32> = entryPointParams_x_0[_S46 + _S53];
-    var _S54 : u32 = _S52.y;
-    var b_9 : vec4<f32> = entryPointParams_x_0[_S46 + _S54];
-    (*_S44).squares_0 = (*_S44).squares_0 + (dot(a_9, a_9) + dot(b_9, b_9));
-    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S47 + _S53];
-    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S47 + _S54];
-    (*_S44).sums_0[i32(0)] = (*_S44).sums_0[i32(0)] + SixteenEights_product_0(_S50, _S48, a_10, b_10);
-    (*_S44).sums_0[i32(1)] = (*_S44).sums_0[i32(1)] + SixteenEights_product_0(_S51, _S48, a_10, b_10);
+    var _S31 : vec2<u32> = SixteenEights_places_0(_S29);
+    var _S32 : u32 = _S31.x;
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S27 + _S32];
+    var _S33 : u32 = _S31.y;
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S27 + _S33];
+    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S28 + _S32];
+    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S28 + _S33];
+    var _S34 : f32 = (*_S25).sums_0[i32(0)] + SixteenEights_product_0(_S26[i32(0)], _S29, a_2, b_2);
+    var _S35 : f32 = (*_S25).sums_0[i32(1)] + SixteenEights_product_0(_S26[i32(1)], _S29, a_2, b_2);
+    var _S36 : f32 = (*_S25).sums_0[i32(2)] + SixteenEights_product_0(_S26[i32(2)], _S29, a_2, b_2);
+    var _S37 : f32 = (*_S25).sums_0[i32(3)] + SixteenEights_product_0(_S26[i32(3)], _S29, a_2, b_2);
+    var _S38 : u32 = _S29 + _S30;
+    var _S39 : vec2<u32> = SixteenEights_places_0(_S38);
+    var _S40 : u32 = _S39.x;
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S27 + _S40];
+    var _S41 : u32 = _S39.y;
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S27 + _S41];
+    (*_S25).squares_0 = (*_S25).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
+    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S28 + _S40];
+    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S28 + _S41];
+    (*_S25).sums_0[i32(0)] = _S34 + SixteenEights_product_0(_S26[i32(4)], _S38, a_4, b_4);
+    (*_S25).sums_0[i32(1)] = _S35 + SixteenEights_product_0(_S26[i32(5)], _S38, a_4, b_4);
+    (*_S25).sums_0[i32(2)] = _S36 + SixteenEights_product_0(_S26[i32(6)], _S38, a_4, b_4);
+    (*_S25).sums_0[i32(3)] = _S37 + SixteenEights_product_0(_S26[i32(7)], _S38, a_4, b_4);
     return;
 }
 
-fn products_of_thread_0( _S55 : array<u32, i32(2)>,  _S56 : u32,  _S57 : u32,  _S58 : u32) -> Products_0
+fn load_eights_1( _S42 : array<u32, i32(4)>,  _S43 : u32,  _S44 : u32,  _S45 : ptr<function, array<SixteenEights_Eight_0, i32(4)>>)
+{
+    var eights_1 : array<SixteenEights_Eight_0, i32(4)>;
+    eights_1[i32(0)] = SixteenEights_load_0(_S42[i32(0)], _S43);
+    eights_1[i32(1)] = SixteenEights_load_0(_S42[i32(1)], _S43);
+    eights_1[i32(2)] = SixteenEights_load_0(_S42[i32(2)], _S43);
+    eights_1[i32(3)] = SixteenEights_load_0(_S42[i32(3)], _S43);
+    (*_S45) = eights_1;
+    return;
+}
+
+fn add_products_1( _S46 : ptr<function, Products_0>,  _S47 : array<SixteenEights_Eight_0, i32(4)>,  _S48 : u32,  _S49 : u32,  _S50 : u32,  _S51 : u32)
+{
+    var _S52 : vec2<u32> = SixteenEights_places_0(_S50);
+    var _S53 : u32 = _S52.x;
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S48 + _S53];
+    var _S54 : u32 = _S52.y;
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S48 + _S54];
+    (*_S46).squares_0 = (*_S46).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
+    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S49 + _S53];
+    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S49 + _S54];
+    (*_S46).sums_0[i32(0)] = (*_S46).sums_0[i32(0)] + SixteenEights_product_0(_S47[i32(0)], _S50, a_6, b_6);
+    (*_S46).sums_0[i32(1)] = (*_S46).sums_0[i32(1)] + SixteenEights_product_0(_S47[i32(1)], _S50, a_6, b_6);
+    (*_S46).sums_0[i32(2)] = (*_S46).sums_0[i32(2)] + SixteenEights_product_0(_S47[i32(2)], _S50, a_6, b_6);
+    (*_S46).sums_0[i32(3)] = (*_S46).sums_0[i32(3)] + SixteenEights_product_0(_S47[i32(3)], _S50, a_6, b_6);
+    return;
+}
+
+fn products_of_thread_0( _S55 : array<u32, i32(4)>,  _S56 : u32,  _S57 : u32,  _S58 : u32,  _S59 : u32,  _S60 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    ;
-    var _S59 : u32 = _S10;
-    var _S60 : u32 = _S56 / u32(8);
-    ;
-    var i_2 : u32 = _S6;
-    for(;;)
+    products_0.sums_0[i32(2)] = 0.0f;
+    products_0.sums_0[i32(3)] = 0.0f;
+    var _S61 : u32 = _S56 / u32(8);
+    var i_2 : u32;
+    if((_S59 + _S60) < _S61)
     {
-        if((i_2 + u32(3) * _S59) < _S60)
+        var _S62 : array<SixteenEights_Eight_0, i32(8)>;
+        load_eights_0(_S55, _S59, _S60, &(_S62));
+        i_2 = _S59;
+        var loaded_0 : array<SixteenEights_Eight_0, i32(8)> = _S62;
+        for(;;)
         {
+            if((i_2 + u32(3) * _S60) < _S61)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S63 : u32 = i_2 + u32(2) * _S60;
+            var _S64 : array<SixteenEights_Eight_0, i32(8)>;
+            load_eights_0(_S55, _S63, _S60, &(_S64));
+            var _S65 : array<SixteenEights_Eight_0, i32(8)> = _S64;
+            add_products_0(&(products_0), loaded_0, _S57, _S58, i_2, _S60);
+            i_2 = _S63;
+            loaded_0 = _S65;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S55, _S57, _S58, i_2, _S59);
-        i_2 = i_2 + u32(4) * _S59;
+        add_products_0(&(products_0), loaded_0, _S57, _S58, i_2, _S60);
+        i_2 = i_2 + u32(2) * _S60;
+    }
+    else
+    {
+        i_2 = _S59;
     }
     for(;;)
     {
-        if(i_2 < _S60)
+        if(i_2 < _S61)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S55, _S57, _S58, i_2, _S59);
-        i_2 = i_2 + _S59;
+        var _S66 : array<SixteenEights_Eight_0, i32(4)>;
+        load_eights_1(_S55, i_2, _S60, &(_S66));
+        add_products_1(&(products_0), _S66, _S57, _S58, i_2, _S60);
+        i_2 = i_2 + _S60;
     }
     return products_0;
 }
 
-fn norm_gemv_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, NormGemvParams_std140_0>)
+fn norm_gemv_0( _S67 : vec3<u32>,  _S68 : u32,  _S69 : ptr<function, NormGemvParams_std140_0>)
 {
     ;
-    var _S64 : u32 = _S10;
-    var _S65 : u32 = u32(128) / _S10;
-    var _S66 : u32 = (*_S63).groups_0 * _S65 * u32(2);
-    var _S67 : u32 = group_number_0(_S61) * _S65;
-    var _S68 : u32 = _S62 / _S64;
-    var first_1 : u32 = (_S67 + _S68) * u32(2);
+    var _S70 : u32 = _S16;
+    ;
+    var _S71 : u32 = _S17;
+    var _S72 : u32 = u32(128) / _S17;
+    var _S73 : u32 = (*_S69).groups_0 * _S72 * u32(4);
+    var _S74 : u32 = group_number_0(_S67) * _S72;
+    var _S75 : u32 = _S68 / _S71;
+    var first_2 : u32 = (_S74 + _S75) * u32(4);
     for(;;)
     {
-        var _S69 : u32 = (*_S63).n_0;
-        if(first_1 < ((*_S63).n_0))
+        var _S76 : u32 = (*_S69).n_0;
+        if(first_2 < ((*_S69).n_0))
         {
         }
         else
         {
             break;
         }
-        ;
-        var _S70 : u32 = first_1 + _S6;
-        ;
-        var _S71 : bool;
-        if(_S6 < u32(2))
+        var _S77 : u32 = first_2 + _S70;
+        var _S78 : bool;
+        if(_S70 < u32(4))
         {
-            _S71 = _S70 < _S69;
+            _S78 = _S77 < _S76;
         }
         else
         {
-            _S71 = false;
+            _S78 = false;
         }
-        var _S72 : bool;
-        if(_S71)
+        var _S79 : bool;
+        if(_S78)
         {
-            _S72 = ((*_S63).bias_offset_0) != u32(4294967295);
+            _S79 = ((*_S69).bias_offset_0) != u32(4294967295);
         }
         else
         {
-            _S72 = false;
+            _S79 = false;
         }
         var added_0 : f32;
-        if(_S72)
+        if(_S79)
         {
-            added_0 = entryPointParams_bias_0[(*_S63).bias_offset_0 + _S70];
+            added_0 = entryPointParams_bias_0[(*_S69).bias_offset_0 + _S77];
         }
         else
         {
             added_0 = 0.0f;
         }
-        var _S73 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S63).weight_offset_0, (*_S63).k_0, first_1, _S69, &(_S73));
-        var _S74 : Products_0 = products_of_thread_0(_S73, (*_S63).k_0, (*_S63).x_offset_0, (*_S63).norm_offset_0);
-        var _S75 : f32 = subgroup_sum_0(_S74.squares_0);
-        var _S76 : f32 = 1.0f / sqrt(_S75 / f32((*_S63).k_0) + (*_S63).eps_0);
-        var _S77 : array<f32, i32(2)>;
-        subgroup_sums_0(_S74.sums_0, &(_S77));
-        var _S78 : f32 = own_0(_S77);
-        if(_S71)
+        var _S80 : array<u32, i32(4)>;
+        begins_of_rows_1((*_S69).weight_offset_0, (*_S69).k_0, first_2, _S76, &(_S80));
+        var _S81 : Products_0 = products_of_thread_0(_S80, (*_S69).k_0, (*_S69).x_offset_0, (*_S69).norm_offset_0, _S70, _S71);
+        var _S82 : f32 = subgroup_sum_0(_S81.squares_0);
+        var _S83 : f32 = 1.0f / sqrt(_S82 / f32((*_S69).k_0) + (*_S69).eps_0);
+        var _S84 : array<f32, i32(4)>;
+        subgroup_sums_1(_S81.sums_0, &(_S84));
+        var _S85 : f32 = chosen_1(_S84, _S70);
+        if(_S78)
         {
-            entryPointParams_result_0[(*_S63).out_offset_0 + _S70] = _S78 * _S76 + added_0;
+            entryPointParams_result_0[(*_S69).out_offset_0 + _S77] = _S85 * _S83 + added_0;
         }
-        first_1 = first_1 + _S66;
+        first_2 = first_2 + _S73;
+    }
+    return;
+}
+
+struct Products_1
+{
+     sums_0 : array<f32, i32(2)>,
+     squares_0 : f32,
+};
+
+fn load_eights_2( _S86 : array<u32, i32(2)>,  _S87 : u32,  _S88 : u32,  _S89 : ptr<function, array<SixteenEights_Eight_0, i32(8)>>)
+{
+    var eights_2 : array<SixteenEights_Eight_0, i32(8)>;
+    eights_2[i32(0)] = SixteenEights_load_0(_S86[i32(0)], _S87);
+    eights_2[i32(1)] = SixteenEights_load_0(_S86[i32(1)], _S87);
+    var _S90 : u32 = _S87 + _S88;
+    eights_2[i32(2)] = SixteenEights_load_0(_S86[i32(0)], _S90);
+    eights_2[i32(3)] = SixteenEights_load_0(_S86[i32(1)], _S90);
+    var _S91 : u32 = _S87 + u32(2) * _S88;
+    eights_2[i32(4)] = SixteenEights_load_0(_S86[i32(0)], _S91);
+    eights_2[i32(5)] = SixteenEights_load_0(_S86[i32(1)], _S91);
+    var _S92 : u32 = _S87 + u32(3) * _S88;
+    eights_2[i32(6)] = SixteenEights_load_0(_S86[i32(0)], _S92);
+    eights_2[i32(7)] = SixteenEights_load_0(_S86[i32(1)], _S92);
+    (*_S89) = eights_2;
+    return;
+}
+
+fn add_products_2( _S93 : ptr<function, Products_1>,  _S94 : array<SixteenEights_Eight_0, i32(8)>,  _S95 : u32,  _S96 : u32,  _S97 : u32,  _S98 : u32)
+{
+    var _S99 : vec2<u32> = SixteenEights_places_0(_S97);
+    var _S100 : u32 = _S99.x;
+    var a_7 : vec4<f32> = entryPointParams_x_0[_S95 + _S100];
+    var _S101 : u32 = _S99.y;
+    var b_7 : vec4<f32> = entryPointParams_x_0[_S95 + _S101];
+    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S96 + _S100];
+    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S96 + _S101];
+    var _S102 : u32 = _S97 + _S98;
+    var _S103 : vec2<u32> = SixteenEights_places_0(_S102);
+    var _S104 : u32 = _S103.x;
+    var a_9 : vec4<f32> = entryPointParams_x_0[_S95 + _S104];
+    var _S105 : u32 = _S103.y;
+    var b_9 : vec4<f32> = entryPointParams_x_0[_S95 + _S105];
+    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S96 + _S104];
+    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S96 + _S105];
+    var _S106 : u32 = _S97 + u32(2) * _S98;
+    var _S107 : vec2<u32> = SixteenEights_places_0(_S106);
+    var _S108 : u32 = _S107.x;
+    var a_11 : vec4<f32> = entryPointParams_x_0[_S95 + _S108];
+    var _S109 : u32 = _S107.y;
+    var b_11 : vec4<f32> = entryPointParams_x_0[_S95 + _S109];
+    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S96 + _S108];
+    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S96 + _S109];
+    var _S110 : f32 = (*_S93).sums_0[i32(0)] + SixteenEights_product_0(_S94[i32(0)], _S97, a_8, b_8) + SixteenEights_product_0(_S94[i32(2)], _S102, a_10, b_10) + SixteenEights_product_0(_S94[i32(4)], _S106, a_12, b_12);
+    var _S111 : f32 = (*_S93).sums_0[i32(1)] + SixteenEights_product_0(_S94[i32(1)], _S97, a_8, b_8) + SixteenEights_product_0(_S94[i32(3)], _S102, a_10, b_10) + SixteenEights_product_0(_S94[i32(5)], _S106, a_12, b_12);
+    var _S112 : u32 = _S97 + u32(3) * _S98;
+    var _S113 : vec2<u32> = SixteenEights_places_0(_S112);
+    var _S114 : u32 = _S113.x;
+    var a_13 : vec4<f32> = entryPointParams_x_0[_S95 + _S114];
+    var _S115 : u32 = _S113.y;
+    var b_13 : vec4<f32> = entryPointParams_x_0[_S95 + _S115];
+    (*_S93).squares_0 = (*_S93).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
+    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S96 + _S114];
+    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S96 + _S115];
+    (*_S93).sums_0[i32(0)] = _S110 + SixteenEights_product_0(_S94[i32(6)], _S112, a_14, b_14);
+    (*_S93).sums_0[i32(1)] = _S111 + SixteenEights_product_0(_S94[i32(7)], _S112, a_14, b_14);
+    return;
+}
+
+fn load_eights_3( _S116 : array<u32, i32(2)>,  _S117 : u32,  _S118 : u32,  _S119 : ptr<function, array<SixteenEights_Eight_0, i32(2)>>)
+{
+    var eights_3 : array<SixteenEights_Eight_0, i32(2)>;
+    eights_3[i32(0)] = SixteenEights_load_0(_S116[i32(0)], _S117);
+    eights_3[i32(1)] = SixteenEights_load_0(_S116[i32(1)], _S117);
+    (*_S119) = eights_3;
+    return;
+}
+
+fn add_products_3( _S120 : ptr<function, Products_1>,  _S121 : array<SixteenEights_Eight_0, i32(2)>,  _S122 : u32,  _S123 : u32,  _S124 : u32,  _S125 : u32)
+{
+    var _S126 : vec2<u32> = SixteenEights_places_0(_S124);
+    var _S127 : u32 = _S126.x;
+    var a_15 : vec4<f32> = entryPointParams_x_0[_S122 + _S127];
+    var _S128 : u32 = _S126.y;
+    var b_15 : vec4<f32> = entryPointParams_x_0[_S122 + _S128];
+    (*_S120).squares_0 = (*_S120).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
+    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S123 + _S127];
+    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S123 + _S128];
+    (*_S120).sums_0[i32(0)] = (*_S120).sums_0[i32(0)] + SixteenEights_product_0(_S121[i32(0)], _S124, a_16, b_16);
+    (*_S120).sums_0[i32(1)] = (*_S120).sums_0[i32(1)] + SixteenEights_product_0(_S121[i32(1)], _S124, a_16, b_16);
+    return;
+}
+
+fn products_of_thread_1( _S129 : array<u32, i32(2)>,  _S130 : u32,  _S131 : u32,  _S132 : u32,  _S133 : u32,  _S134 : u32) -> Products_1
+{
+    var products_1 : Products_1;
+    products_1.squares_0 = 0.0f;
+    products_1.sums_0[i32(0)] = 0.0f;
+    products_1.sums_0[i32(1)] = 0.0f;
+    var _S135 : u32 = _S130 / u32(8);
+    var i_3 : u32;
+    if((_S133 + u32(3) * _S134) < _S135)
+    {
+        var _S136 : array<SixteenEights_Eight_0, i32(8)>;
+        load_eights_2(_S129, _S133, _S134, &(_S136));
+        i_3 = _S133;
+        var loaded_1 : array<SixteenEights_Eight_0, i32(8)> = _S136;
+        for(;;)
+        {
+            if((i_3 + u32(7) * _S134) < _S135)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S137 : u32 = i_3 + u32(4) * _S134;
+            var _S138 : array<SixteenEights_Eight_0, i32(8)>;
+            load_eights_2(_S129, _S137, _S134, &(_S138));
+            var _S139 : array<SixteenEights_Eight_0, i32(8)> = _S138;
+            add_products_2(&(products_1), loaded_1, _S131, _S132, i_3, _S134);
+            i_3 = _S137;
+            loaded_1 = _S139;
+        }
+        add_products_2(&(products_1), loaded_1, _S131, _S132, i_3, _S134);
+        i_3 = i_3 + u32(4) * _S134;
+    }
+    else
+    {
+        i_3 = _S133;
+    }
+    for(;;)
+    {
+        if(i_3 < _S135)
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S140 : array<SixteenEights_Eight_0, i32(2)>;
+        load_eights_3(_S129, i_3, _S134, &(_S140));
+        add_products_3(&(products_1), _S140, _S131, _S132, i_3, _S134);
+        i_3 = i_3 + _S134;
+    }
+    return products_1;
+}
+
+fn norm_gemv_1( _S141 : vec3<u32>,  _S142 : u32,  _S143 : ptr<function, NormGemvParams_std140_0>)
+{
+    ;
+    var _S144 : u32 = _S16;
+    ;
+    var _S145 : u32 = _S17;
+    var _S146 : u32 = u32(128) / _S17;
+    var _S147 : u32 = (*_S143).groups_0 * _S146 * u32(2);
+    var _S148 : u32 = group_number_0(_S141) * _S146;
+    var _S149 : u32 = _S142 / _S145;
+    var first_3 : u32 = (_S148 + _S149) * u32(2);
+    for(;;)
+    {
+        var _S150 : u32 = (*_S143).n_0;
+        if(first_3 < ((*_S143).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S151 : u32 = first_3 + _S144;
+        var _S152 : bool;
+        if(_S144 < u32(2))
+        {
+            _S152 = _S151 < _S150;
+        }
+        else
+        {
+            _S152 = false;
+        }
+        var _S153 : bool;
+        if(_S152)
+        {
+            _S153 = ((*_S143).bias_offset_0) != u32(4294967295);
+        }
+        else
+        {
+            _S153 = false;
+        }
+        var added_1 : f32;
+        if(_S153)
+        {
+            added_1 = entryPointParams_bias_0[(*_S143).bias_offset_0 + _S151];
+        }
+        else
+        {
+            added_1 = 0.0f;
+        }
+        var _S154 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S143).weight_offset_0, (*_S143).k_0, first_3, _S150, &(_S154));
+        var _S155 : Products_1 = products_of_thread_1(_S154, (*_S143).k_0, (*_S143).x_offset_0, (*_S143).norm_offset_0, _S144, _S145);
+        var _S156 : f32 = subgroup_sum_0(_S155.squares_0);
+        var _S157 : f32 = 1.0f / sqrt(_S156 / f32((*_S143).k_0) + (*_S143).eps_0);
+        var _S158 : array<f32, i32(2)>;
+        subgroup_sums_0(_S155.sums_0, &(_S158));
+        var _S159 : f32 = chosen_0(_S158, _S144);
+        if(_S152)
+        {
+            entryPointParams_result_0[(*_S143).out_offset_0 + _S151] = _S159 * _S157 + added_1;
+        }
+        first_3 = first_3 + _S147;
     }
     return;
 }
@@ -315,9 +588,17 @@ fn norm_gemv_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, NormGemvPar
 @workgroup_size(128, 1, 1)
 fn norm_gemv_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S6 = _builtinWaveLaneIndex_0;
-    _S10 = _builtinWaveLaneCount_0;
-    var _S79 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
-    norm_gemv_0(group_1, thread_0, &(_S79));
+    _S16 = _builtinWaveLaneIndex_0;
+    _S17 = _builtinWaveLaneCount_0;
+    if((entryPointParams_0.p_0.wide_0) != u32(0))
+    {
+        var _S160 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
+        norm_gemv_0(group_1, thread_0, &(_S160));
+    }
+    else
+    {
+        var _S161 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
+        norm_gemv_1(group_1, thread_0, &(_S161));
+    }
     return;
 }

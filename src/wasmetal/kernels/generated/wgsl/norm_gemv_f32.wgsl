@@ -10,7 +10,8 @@ struct NormGemvParams_std140_0
     @align(4) n_0 : u32,
     @align(8) k_0 : u32,
     @align(4) eps_0 : f32,
-    @align(16) groups_0 : u32,
+    @align(16) wide_0 : u32,
+    @align(4) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -46,13 +47,10 @@ fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S2 : ptr<function, array<f3
     return;
 }
 
-var<private> _S5 : u32;
-
-fn own_0( values_1 : array<f32, i32(2)>) -> f32
+fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 {
-    ;
     var result_1 : f32;
-    if(_S5 == u32(1))
+    if(number_0 == u32(1))
     {
         result_1 = values_1[i32(1)];
     }
@@ -68,17 +66,68 @@ fn F32Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return offset_0 + row_0 * (k_1 / u32(4));
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S6 : ptr<function, array<u32, i32(2)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S5 : ptr<function, array<u32, i32(2)>>)
 {
     var begins_0 : array<u32, i32(2)>;
-    var _S7 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = F32Eights_begin_0(offset_1, k_2, min(first_0, _S7));
-    begins_0[i32(1)] = F32Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S7));
-    (*_S6) = begins_0;
+    var _S6 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = F32Eights_begin_0(offset_1, k_2, min(first_0, _S6));
+    begins_0[i32(1)] = F32Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S6));
+    (*_S5) = begins_0;
     return;
 }
 
-var<private> _S8 : u32;
+fn subgroup_sums_1( values_2 : array<f32, i32(4)>,  _S7 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_2 : array<f32, i32(4)>;
+    var _S8 : f32 = subgroup_sum_0(values_2[i32(0)]);
+    result_2[i32(0)] = _S8;
+    var _S9 : f32 = subgroup_sum_0(values_2[i32(1)]);
+    result_2[i32(1)] = _S9;
+    var _S10 : f32 = subgroup_sum_0(values_2[i32(2)]);
+    result_2[i32(2)] = _S10;
+    var _S11 : f32 = subgroup_sum_0(values_2[i32(3)]);
+    result_2[i32(3)] = _S11;
+    (*_S7) = result_2;
+    return;
+}
+
+fn chosen_1( values_3 : array<f32, i32(4)>,  number_1 : u32) -> f32
+{
+    var result_3 : f32;
+    if(number_1 == u32(1))
+    {
+        result_3 = values_3[i32(1)];
+    }
+    else
+    {
+        result_3 = values_3[i32(0)];
+    }
+    if(number_1 == u32(2))
+    {
+        result_3 = values_3[i32(2)];
+    }
+    if(number_1 == u32(3))
+    {
+        result_3 = values_3[i32(3)];
+    }
+    return result_3;
+}
+
+fn begins_of_rows_1( offset_2 : u32,  k_3 : u32,  first_1 : u32,  n_2 : u32,  _S12 : ptr<function, array<u32, i32(4)>>)
+{
+    var begins_1 : array<u32, i32(4)>;
+    var _S13 : u32 = n_2 - u32(1);
+    begins_1[i32(0)] = F32Eights_begin_0(offset_2, k_3, min(first_1, _S13));
+    begins_1[i32(1)] = F32Eights_begin_0(offset_2, k_3, min(first_1 + u32(1), _S13));
+    begins_1[i32(2)] = F32Eights_begin_0(offset_2, k_3, min(first_1 + u32(2), _S13));
+    begins_1[i32(3)] = F32Eights_begin_0(offset_2, k_3, min(first_1 + u32(3), _S13));
+    (*_S12) = begins_1;
+    return;
+}
+
+var<private> _S14 : u32;
+
+var<private> _S15 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -87,7 +136,7 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
 
 struct Products_0
 {
-     sums_0 : array<f32, i32(2)>,
+     sums_0 : array<f32, i32(4)>,
      squares_0 : f32,
 };
 
@@ -99,22 +148,38 @@ struct F32Eights_Eight_0
 
 fn F32Eights_Eight_x24init_0( low_1 : vec4<u32>,  high_1 : vec4<u32>) -> F32Eights_Eight_0
 {
-    var _S9 : F32Eights_Eight_0;
-    _S9.low_0 = low_1;
-    _S9.high_0 = high_1;
-    return _S9;
+    var _S16 : F32Eights_Eight_0;
+    _S16.low_0 = low_1;
+    _S16.high_0 = high_1;
+    return _S16;
 }
 
-fn F32Eights_load_0( _S10 : u32,  _S11 : u32) -> F32Eights_Eight_0
+fn F32Eights_load_0( _S17 : u32,  _S18 : u32) -> F32Eights_Eight_0
 {
-    var _S12 : u32 = _S10 + u32(2) * _S11;
-    return F32Eights_Eight_x24init_0(entryPointParams_weight_0[_S12], entryPointParams_weight_0[_S12 + u32(1)]);
+    var _S19 : u32 = _S17 + u32(2) * _S18;
+    return F32Eights_Eight_x24init_0(entryPointParams_weight_0[_S19], entryPointParams_weight_0[_S19 + u32(1)]);
+}
+
+fn load_eights_0( _S20 : array<u32, i32(4)>,  _S21 : u32,  _S22 : u32,  _S23 : ptr<function, array<F32Eights_Eight_0, i32(8)>>)
+{
+    var eights_0 : array<F32Eights_Eight_0, i32(8)>;
+    eights_0[i32(0)] = F32Eights_load_0(_S20[i32(0)], _S21);
+    eights_0[i32(1)] = F32Eights_load_0(_S20[i32(1)], _S21);
+    eights_0[i32(2)] = F32Eights_load_0(_S20[i32(2)], _S21);
+    eights_0[i32(3)] = F32Eights_load_0(_S20[i32(3)], _S21);
+    var _S24 : u32 = _S21 + _S22;
+    eights_0[i32(4)] = F32Eights_load_0(_S20[i32(0)], _S24);
+    eights_0[i32(5)] = F32Eights_load_0(_S20[i32(1)], _S24);
+    eights_0[i32(6)] = F32Eights_load_0(_S20[i32(2)], _S24);
+    eights_0[i32(7)] = F32Eights_load_0(_S20[i32(3)], _S24);
+    (*_S23) = eights_0;
+    return;
 }
 
 fn F32Eights_places_0( i_0 : u32) -> vec2<u32>
 {
-    var _S13 : u32 = u32(2) * i_0;
-    return vec2<u32>(_S13, _S13 + u32(1));
+    var _S25 : u32 = u32(2) * i_0;
+    return vec2<u32>(_S25, _S25 + u32(1));
 }
 
 fn F32Eights_product_0( eight_0 : F32Eights_Eight_0,  i_1 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
@@ -122,184 +187,392 @@ fn F32Eights_product_0( eight_0 : F32Eights_Eight_0,  i_1 : u32,  a_0 : vec4<f32
     return dot((bitcast<vec4<f32>>((eight_0.low_0))), a_0) + dot((bitcast<vec4<f32>>((eight_0.high_0))), b_0);
 }
 
-fn add_products_0( _S14 : ptr<function, Products_0>,  _S15 : array<u32, i32(2)>,  _S16 : u32,  _S17 : u32,  _S18 : u32,  _S19 : u32)
+fn add_products_0( _S26 : ptr<function, Products_0>,  _S27 : array<F32Eights_Eight_0, i32(8)>,  _S28 : u32,  _S29 : u32,  _S30 : u32,  _S31 : u32)
 {
-    var eights_0 : array<F32Eights_Eight_0, i32(8)>;
-    var _S20 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(0)], _S18);
-    eights_0[i32(0)] = _S20;
-    var _S21 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(1)], _S18);
-    eights_0[i32(1)] = _S21;
-    var _S22 : u32 = _S18 + _S19;
-    var _S23 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(0)], _S22);
-    eights_0[i32(2)] = _S23;
-    var _S24 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(1)], _S22);
-    eights_0[i32(3)] = _S24;
-    var _S25 : u32 = _S18 + u32(2) * _S19;
-    var _S26 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(0)], _S25);
-    eights_0[i32(4)] = _S26;
-    var _S27 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(1)], _S25);
-    eights_0[i32(5)] = _S27;
-    var _S28 : u32 = _S18 + u32(3) * _S19;
-    var _S29 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(0)], _S28);
-    eights_0[i32(6)] = _S29;
-    var _S30 : F32Eights_Eight_0 = F32Eights_load_0(_S15[i32(1)], _S28);
-    eights_0[i32(7)] = _S30;
-    var _S31 : vec2<u32> = F32Eights_places_0(_S18);
-    var _S32 : u32 = _S31.x;
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S16 + _S32];
-    var _S33 : u32 = _S31.y;
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S16 + _S33];
-    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S17 + _S32];
-    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S17 + _S33];
-    var _S34 : vec2<u32> = F32Eights_places_0(_S22);
-    var _S35 : u32 = _S34.x;
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S16 + _S35];
-    var _S36 : u32 = _S34.y;
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S16 + _S36];
-    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S17 + _S35];
-    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S17 + _S36];
-    var _S37 : vec2<u32> = F32Eights_places_0(_S25);
-    var _S38 : u32 = _S37.x;
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S16 + _S38];
-    var _S39 : u32 = _S37.y;
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S16 + _S39];
-    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S17 + _S38];
-    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S17 + _S39];
-    var _S40 : f32 = (*_S14).sums_0[i32(0)] + F32Eights_product_0(_S20, _S18, a_2, b_2) + F32Eights_product_0(_S23, _S22, a_4, b_4) + F32Eights_product_0(_S26, _S25, a_6, b_6);
-    var _S41 : f32 = (*_S14).sums_0[i32(1)] + F32Eights_product_0(_S21, _S18, a_2, b_2) + F32Eights_product_0(_S24, _S22, a_4, b_4) + F32Eights_product_0(_S27, _S25, a_6, b_6);
-    var _S42 : vec2<u32> = F32Eights_places_0(_S28);
-    var _S43 : u32 = _S42.x;
-    var a_7 : vec4<f32> = entryPointParams_x_0[_S16 + _S43];
-    var _S44 : u32 = _S42.y;
-    var b_7 : vec4<f32> = entryPointParams_x_0[_S16 + _S44];
-    (*_S14).squares_0 = (*_S14).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3)) + (dot(a_5, a_5) + dot(b_5, b_5)) + (dot(a_7, a_7) + dot(b_7, b_7));
-    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S17 + _S43];
-    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S17 + _S44];
-    (*_S14).sums_0[i32(0)] = _S40 + F32Eights_product_0(_S29, _S28, a_8, b_8);
-    (*_S14).sums_0[i32(1)] = _S41 + F32Eights_product_0(_S30, _S28, a_8, b_8);
+    var _S32 : vec2<u32> = F32Eights_places_0(_S30);
+    var _S33 : u32 = _S32.x;
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S28 + _S33];
+    var _S34 : u32 = _S32.y;
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S28 + _S34];
+    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S29 + _S33];
+    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S29 + _S34];
+    var _S35 : f32 = (*_S26).sums_0[i32(0)] + F32Eights_product_0(_S27[i32(0)], _S30, a_2, b_2);
+    var _S36 : f32 = (*_S26).sums_0[i32(1)] + F32Eights_product_0(_S27[i32(1)], _S30, a_2, b_2);
+    var _S37 : f32 = (*_S26).sums_0[i32(2)] + F32Eights_product_0(_S27[i32(2)], _S30, a_2, b_2);
+    var _S38 : f32 = (*_S26).sums_0[i32(3)] + F32Eights_product_0(_S27[i32(3)], _S30, a_2, b_2);
+    var _S39 : u32 = _S30 + _S31;
+    var _S40 : vec2<u32> = F32Eights_places_0(_S39);
+    var _S41 : u32 = _S40.x;
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S28 + _S41];
+    var _S42 : u32 = _S40.y;
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S28 + _S42];
+    (*_S26).squares_0 = (*_S26).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
+    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S29 + _S41];
+    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S29 + _S42];
+    (*_S26).sums_0[i32(0)] = _S35 + F32Eights_product_0(_S27[i32(4)], _S39, a_4, b_4);
+    (*_S26).sums_0[i32(1)] = _S36 + F32Eights_product_0(_S27[i32(5)], _S39, a_4, b_4);
+    (*_S26).sums_0[i32(2)] = _S37 + F32Eights_product_0(_S27[i32(6)], _S39, a_4, b_4);
+    (*_S26).sums_0[i32(3)] = _S38 + F32Eights_product_0(_S27[i32(7)], _S39, a_4, b_4);
     return;
 }
 
-fn add_products_1( _S45 : ptr<function, Products_0>,  _S46 : array<u32, i32(2)>,  _S47 : u32,  _S48 : u32,  _S49 : u32,  _S50 : u32)
+fn load_eights_1( _S43 : array<u32, i32(4)>,  _S44 : u32,  _S45 : u32,  _S46 : ptr<function, array<F32Eights_Eight_0, i32(4)>>)
 {
-    var eights_1 : array<F32Eights_Eight_0, i32(2)>;
-    var _S51 : F32Eights_Eight_0 = F32Eights_load_0(_S46[i32(0)], _S49);
-    eights_1[i32(0)] = _S51;
-    var _S52 : F32Eights_Eight_0 = F32Eights_load_0(_S46[i32(1)], _S49);
-    eights_1[i32(1)] = _S52;
-    var _S53 : vec2<u32> = F32Eights_places_0(_S49);
+    var eights_1 : array<F32Eights_Eight_0, i32(4)>;
+    eights_1[i32(0)] = F32Eights_load_0(_S43[i32(0)], _S44);
+    eights_1[i32(1)] = F32Eights_load_0(_S43[i32(1)], _S44);
+    eights_1[i32(2)] = F32Eights_load_0(_S43[i32(2)], _S44);
+    eights_1[i32(3)] = F32Eights_load_0(_S43[i32(3)], _S44);
+    (*_S46) = eights_1;
+    return;
+}
+
+fn add_products_1( _S47 : ptr<function, Products_0>,  _S48 : array<F32Eights_Eight_0, i32(4)>,  _S49 : u32,  _S50 : u32,  _S51 : u32,  _S52 : u32)
+{
+    var _S53 : vec2<u32> = F32Eights_places_0(_S51);
     var _S54 : u32 = _S53.x;
-    var a_9 : vec4<f32> = entryPointParams_x_0[_S47 + _S54];
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S49 + _S54];
     var _S55 : u32 = _S53.y;
-    var b_9 : vec4<f32> = entryPointParams_x_0[_S47 + _S55];
-    (*_S45).squares_0 = (*_S45).squares_0 + (dot(a_9, a_9) + dot(b_9, b_9));
-    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S48 + _S54];
-    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S48 + _S55];
-    (*_S45).sums_0[i32(0)] = (*_S45).sums_0[i32(0)] + F32Eights_product_0(_S51, _S49, a_10, b_10);
-    (*_S45).sums_0[i32(1)] = (*_S45).sums_0[i32(1)] + F32Eights_product_0(_S52, _S49, a_10, b_10);
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S49 + _S55];
+    (*_S47).squares_0 = (*_S47).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
+    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S50 + _S54];
+    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S50 + _S55];
+    (*_S47).sums_0[i32(0)] = (*_S47).sums_0[i32(0)] + F32Eights_product_0(_S48[i32(0)], _S51, a_6, b_6);
+    (*_S47).sums_0[i32(1)] = (*_S47).sums_0[i32(1)] + F32Eights_product_0(_S48[i32(1)], _S51, a_6, b_6);
+    (*_S47).sums_0[i32(2)] = (*_S47).sums_0[i32(2)] + F32Eights_product_0(_S48[i32(2)], _S51, a_6, b_6);
+    (*_S47).sums_0[i32(3)] = (*_S47).sums_0[i32(3)] + F32Eights_product_0(_S48[i32(3)], _S51, a_6, b_6);
     return;
 }
 
-fn products_of_thread_0( _S56 : array<u32, i32(2)>,  _S57 : u32,  _S58 : u32,  _S59 : u32) -> Products_0
+fn products_of_thread_0( _S56 : array<u32, i32(4)>,  _S57 : u32,  _S58 : u32,  _S59 : u32,  _S60 : u32,  _S61 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    ;
-    var _S60 : u32 = _S8;
-    var _S61 : u32 = _S57 / u32(8);
-    ;
-    var i_2 : u32 = _S5;
-    for(;;)
+    products_0.sums_0[i32(2)] = 0.0f;
+    products_0.sums_0[i32(3)] = 0.0f;
+    var _S62 : u32 = _S57 / u32(8);
+    var i_2 : u32;
+    if((_S60 + _S61) < _S62)
     {
-        if((i_2 + u32(3) * _S60) < _S61)
+        var _S63 : array<F32Eights_Eight_0, i32(8)>;
+        load_eights_0(_S56, _S60, _S61, &(_S63));
+        i_2 = _S60;
+        var loaded_0 : array<F32Eights_Eight_0, i32(8)> = _S63;
+        for(;;)
         {
+            if((i_2 + u32(3) * _S61) < _S62)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S64 : u32 = i_2 + u32(2) * _S61;
+            var _S65 : array<F32Eights_Eight_0, i32(8)>;
+            load_eights_0(_S56, _S64, _S61, &(_S65));
+            var _S66 : array<F32Eights_Eight_0, i32(8)> = _S65;
+            add_products_0(&(products_0), loaded_0, _S58, _S59, i_2, _S61);
+            i_2 = _S64;
+            loaded_0 = _S66;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S56, _S58, _S59, i_2, _S60);
-        i_2 = i_2 + u32(4) * _S60;
+        add_products_0(&(products_0), loaded_0, _S58, _S59, i_2, _S61);
+        i_2 = i_2 + u32(2) * _S61;
+    }
+    else
+    {
+        i_2 = _S60;
     }
     for(;;)
     {
-        if(i_2 < _S61)
+        if(i_2 < _S62)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S56, _S58, _S59, i_2, _S60);
-        i_2 = i_2 + _S60;
+        var _S67 : array<F32Eights_Eight_0, i32(4)>;
+        load_eights_1(_S56, i_2, _S61, &(_S67));
+        add_products_1(&(products_0), _S67, _S58, _S59, i_2, _S61);
+        i_2 = i_2 + _S61;
     }
     return products_0;
 }
 
-fn norm_gemv_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, NormGemvParams_std140_0>)
+fn norm_gemv_0( _S68 : vec3<u32>,  _S69 : u32,  _S70 : ptr<function, NormGemvParams_std140_0>)
 {
     ;
-    var _S65 : u32 = _S8;
-    var _S66 : u32 = u32(128) / _S8;
-    var _S67 : u32 = (*_S64).groups_0 * _S66 * u32(2);
-    var _S68 : u32 = group_number_0(_S62) * _S66;
-    var _S69 : u32 = _S63 / _S65;
-    var first_1 : u32 = (_S68 + _S69) * u32(2);
+    var _S71 : u32 = _S14;
+    ;
+    var _S72 : u32 = _S15;
+    var _S73 : u32 = u32(128) / _S15;
+    var _S74 : u32 = (*_S70).groups_0 * _S73 * u32(4);
+    var _S75 : u32 = group_number_0(_S68) * _S73;
+    var _S76 : u32 = _S69 / _S72;
+    var first_2 : u32 = (_S75 + _S76) * u32(4);
     for(;;)
     {
-        var _S70 : u32 = (*_S64).n_0;
-        if(first_1 < ((*_S64).n_0))
+        var _S77 : u32 = (*_S70).n_0;
+        if(first_2 < ((*_S70).n_0))
         {
         }
         else
         {
             break;
         }
-        ;
-        var _S71 : u32 = first_1 + _S5;
-        ;
-        var _S72 : bool;
-        if(_S5 < u32(2))
+        var _S78 : u32 = first_2 + _S71;
+        var _S79 : bool;
+        if(_S71 < u32(4))
         {
-            _S72 = _S71 < _S70;
+            _S79 = _S78 < _S77;
         }
         else
         {
-            _S72 = false;
+            _S79 = false;
         }
-        var _S73 : bool;
-        if(_S72)
+        var _S80 : bool;
+        if(_S79)
         {
-            _S73 = ((*_S64).bias_offset_0) != u32(4294967295);
+            _S80 = ((*_S70).bias_offset_0) != u32(4294967295);
         }
         else
         {
-            _S73 = false;
+            _S80 = false;
         }
         var added_0 : f32;
-        if(_S73)
+        if(_S80)
         {
-            added_0 = entryPointParams_bias_0[(*_S64).bias_offset_0 + _S71];
+            added_0 = entryPointParams_bias_0[(*_S70).bias_offset_0 + _S78];
         }
         else
         {
             added_0 = 0.0f;
         }
-        var _S74 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S64).weight_offset_0, (*_S64).k_0, first_1, _S70, &(_S74));
-        var _S75 : Products_0 = products_of_thread_0(_S74, (*_S64).k_0, (*_S64).x_offset_0, (*_S64).norm_offset_0);
-        var _S76 : f32 = subgroup_sum_0(_S75.squares_0);
-        var _S77 : f32 = 1.0f / sqrt(_S76 / f32((*_S64).k_0) + (*_S64).eps_0);
-        var _S78 : array<f32, i32(2)>;
-        subgroup_sums_0(_S75.sums_0, &(_S78));
-        var _S79 : f32 = own_0(_S78);
-        if(_S72)
+        var _S81 : array<u32, i32(4)>;
+        begins_of_rows_1((*_S70).weight_offset_0, (*_S70).k_0, first_2, _S77, &(_S81));
+        var _S82 : Products_0 = products_of_thread_0(_S81, (*_S70).k_0, (*_S70).x_offset_0, (*_S70).norm_offset_0, _S71, _S72);
+        var _S83 : f32 = subgroup_sum_0(_S82.squares_0);
+        var _S84 : f32 = 1.0f / sqrt(_S83 / f32((*_S70).k_0) + (*_S70).eps_0);
+        var _S85 : array<f32, i32(4)>;
+        subgroup_sums_1(_S82.sums_0, &(_S85));
+        var _S86 : f32 = chosen_1(_S85, _S71);
+        if(_S79)
         {
-            entryPointParams_result_0[(*_S64).out_offset_0 + _S71] = _S79 * _S77 + added_0;
+            entryPointParams_result_0[(*_S70).out_offset_0 + _S78] = _S86 * _S84 + added_0;
         }
-        first_1 = first_1 + _S67;
+        first_2 = first_2 + _S74;
+    }
+    return;
+}
+
+struct Products_1
+{
+     sums_0 : array<f32, i32(2)>,
+     squares_0 : f32,
+};
+
+fn load_eights_2( _S87 : array<u32, i32(2)>,  _S88 : u32,  _S89 : u32,  _S90 : ptr<function, array<F32Eights_Eight_0, i32(8)>>)
+{
+    var eights_2 : array<F32Eights_Eight_0, i32(8)>;
+    eights_2[i32(0)] = F32Eights_load_0(_S87[i32(0)], _S88);
+    eights_2[i32(1)] = F32Eights_load_0(_S87[i32(1)], _S88);
+    var _S91 : u32 = _S88 + _S89;
+    eights_2[i32(2)] = F32Eights_load_0(_S87[i32(0)], _S91);
+    eights_2[i32(3)] = F32Eights_load_0(_S87[i32(1)], _S91);
+    var _S92 : u32 = _S88 + u32(2) * _S89;
+    eights_2[i32(4)] = F32Eights_load_0(_S87[i32(0)], _S92);
+    eights_2[i32(5)] = F32Eights_load_0(_S87[i32(1)], _S92);
+    var _S93 : u32 = _S88 + u32(3) * _S89;
+    eights_2[i32(6)] = F32Eights_load_0(_S87[i32(0)], _S93);
+    eights_2[i32(7)] = F32Eights_load_0(_S87[i32(1)], _S93);
+    (*_S90) = eights_2;
+    return;
+}
+
+fn add_products_2( _S94 : ptr<function, Products_1>,  _S95 : array<F32Eights_Eight_0, i32(8)>,  _S96 : u32,  _S97 : u32,  _S98 : u32,  _S99 : u32)
+{
+    var _S100 : vec2<u32> = F32Eights_places_0(_S98);
+    var _S101 : u32 = _S100.x;
+    var a_7 : vec4<f32> = entryPointParams_x_0[_S96 + _S101];
+    var _S102 : u32 = _S100.y;
+    var b_7 : vec4<f32> = entryPointParams_x_0[_S96 + _S102];
+    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S97 + _S101];
+    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S97 + _S102];
+    var _S103 : u32 = _S98 + _S99;
+    var _S104 : vec2<u32> = F32Eights_places_0(_S103);
+    var _S105 : u32 = _S104.x;
+    var a_9 : vec4<f32> = entryPointParams_x_0[_S96 + _S105];
+    var _S106 : u32 = _S104.y;
+    var b_9 : vec4<f32> = entryPointParams_x_0[_S96 + _S106];
+    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S97 + _S105];
+    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S97 + _S106];
+    var _S107 : u32 = _S98 + u32(2) * _S99;
+    var _S108 : vec2<u32> = F32Eights_places_0(_S107);
+    var _S109 : u32 = _S108.x;
+    var a_11 : vec4<f32> = entryPointParams_x_0[_S96 + _S109];
+    var _S110 : u32 = _S108.y;
+    var b_11 : vec4<f32> = entryPointParams_x_0[_S96 + _S110];
+    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S97 + _S109];
+    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S97 + _S110];
+    var _S111 : f32 = (*_S94).sums_0[i32(0)] + F32Eights_product_0(_S95[i32(0)], _S98, a_8, b_8) + F32Eights_product_0(_S95[i32(2)], _S103, a_10, b_10) + F32Eights_product_0(_S95[i32(4)], _S107, a_12, b_12);
+    var _S112 : f32 = (*_S94).sums_0[i32(1)] + F32Eights_product_0(_S95[i32(1)], _S98, a_8, b_8) + F32Eights_product_0(_S95[i32(3)], _S103, a_10, b_10) + F32Eights_product_0(_S95[i32(5)], _S107, a_12, b_12);
+    var _S113 : u32 = _S98 + u32(3) * _S99;
+    var _S114 : vec2<u32> = F32Eights_places_0(_S113);
+    var _S115 : u32 = _S114.x;
+    var a_13 : vec4<f32> = entryPointParams_x_0[_S96 + _S115];
+    var _S116 : u32 = _S114.y;
+    var b_13 : vec4<f32> = entryPointParams_x_0[_S96 + _S116];
+    (*_S94).squares_0 = (*_S94).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
+    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S97 + _S115];
+    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S97 + _S116];
+    (*_S94).sums_0[i32(0)] = _S111 + F32Eights_product_0(_S95[i32(6)], _S113, a_14, b_14);
+    (*_S94).sums_0[i32(1)] = _S112 + F32Eights_product_0(_S95[i32(7)], _S113, a_14, b_14);
+    return;
+}
+
+fn load_eights_3( _S117 : array<u32, i32(2)>,  _S118 : u32,  _S119 : u32,  _S120 : ptr<function, array<F32Eights_Eight_0, i32(2)>>)
+{
+    var eights_3 : array<F32Eights_Eight_0, i32(2)>;
+    eights_3[i32(0)] = F32Eights_load_0(_S117[i32(0)], _S118);
+    eights_3[i32(1)] = F32Eights_load_0(_S117[i32(1)], _S118);
+    (*_S120) = eights_3;
+    return;
+}
+
+fn add_products_3( _S121 : ptr<function, Products_1>,  _S122 : array<F32Eights_Eight_0, i32(2)>,  _S123 : u32,  _S124 : u32,  _S125 : u32,  _S126 : u32)
+{
+    var _S127 : vec2<u32> = F32Eights_places_0(_S125);
+    var _S128 : u32 = _S127.x;
+    var a_15 : vec4<f32> = entryPointParams_x_0[_S123 + _S128];
+    var _S129 : u32 = _S127.y;
+    var b_15 : vec4<f32> = entryPointParams_x_0[_S123 + _S129];
+    (*_S121).squares_0 = (*_S121).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
+    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S124 + _S128];
+    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S124 + _S129];
+    (*_S121).sums_0[i32(0)] = (*_S121).sums_0[i32(0)] + F32Eights_product_0(_S122[i32(0)], _S125, a_16, b_16);
+    (*_S121).sums_0[i32(1)] = (*_S121).sums_0[i32(1)] + F32Eights_product_0(_S122[i32(1)], _S125, a_16, b_16);
+    return;
+}
+
+fn products_of_thread_1( _S130 : array<u32, i32(2)>,  _S131 : u32,  _S132 : u32,  _S133 : u32,  _S134 : u32,  _S135 : u32) -> Products_1
+{
+    var products_1 : Products_1;
+    products_1.squares_0 = 0.0f;
+    products_1.sums_0[i32(0)] = 0.0f;
+    products_1.sums_0[i32(1)] = 0.0f;
+    var _S136 : u32 = _S131 / u32(8);
+    var i_3 : u32;
+    if((_S134 + u32(3) * _S135) < _S136)
+    {
+        var _S137 : array<F32Eights_Eight_0, i32(8)>;
+        load_eights_2(_S130, _S134, _S135, &(_S137));
+        i_3 = _S134;
+        var loaded_1 : array<F32Eights_Eight_0, i32(8)> = _S137;
+        for(;;)
+        {
+            if((i_3 + u32(7) * _S135) < _S136)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S138 : u32 = i_3 + u32(4) * _S135;
+            var _S139 : array<F32Eights_Eight_0, i32(8)>;
+            load_eights_2(_S130, _S138, _S135, &(_S139));
+            var _S140 : array<F32Eights_Eight_0, i32(8)> = _S139;
+            add_products_2(&(products_1), loaded_1, _S132, _S133, i_3, _S135);
+            i_3 = _S138;
+            loaded_1 = _S140;
+        }
+        add_products_2(&(products_1), loaded_1, _S132, _S133, i_3, _S135);
+        i_3 = i_3 + u32(4) * _S135;
+    }
+    else
+    {
+        i_3 = _S134;
+    }
+    for(;;)
+    {
+        if(i_3 < _S136)
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S141 : array<F32Eights_Eight_0, i32(2)>;
+        load_eights_3(_S130, i_3, _S135, &(_S141));
+        add_products_3(&(products_1), _S141, _S132, _S133, i_3, _S135);
+        i_3 = i_3 + _S135;
+    }
+    return products_1;
+}
+
+fn norm_gemv_1( _S142 : vec3<u32>,  _S143 : u32,  _S144 : ptr<function, NormGemvParams_std140_0>)
+{
+    ;
+    var _S145 : u32 = _S14;
+    ;
+    var _S146 : u32 = _S15;
+    var _S147 : u32 = u32(128) / _S15;
+    var _S148 : u32 = (*_S144).groups_0 * _S147 * u32(2);
+    var _S149 : u32 = group_number_0(_S142) * _S147;
+    var _S150 : u32 = _S143 / _S146;
+    var first_3 : u32 = (_S149 + _S150) * u32(2);
+    for(;;)
+    {
+        var _S151 : u32 = (*_S144).n_0;
+        if(first_3 < ((*_S144).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S152 : u32 = first_3 + _S145;
+        var _S153 : bool;
+        if(_S145 < u32(2))
+        {
+            _S153 = _S152 < _S151;
+        }
+        else
+        {
+            _S153 = false;
+        }
+        var _S154 : bool;
+        if(_S153)
+        {
+            _S154 = ((*_S144).bias_offset_0) != u32(4294967295);
+        }
+        else
+        {
+            _S154 = false;
+        }
+        var added_1 : f32;
+        if(_S154)
+        {
+            added_1 = entryPointParams_bias_0[(*_S144).bias_offset_0 + _S152];
+        }
+        else
+        {
+            added_1 = 0.0f;
+        }
+        var _S155 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S144).weight_offset_0, (*_S144).k_0, first_3, _S151, &(_S155));
+        var _S156 : Products_1 = products_of_thread_1(_S155, (*_S144).k_0, (*_S144).x_offset_0, (*_S144).norm_offset_0, _S145, _S146);
+        var _S157 : f32 = subgroup_sum_0(_S156.squares_0);
+        var _S158 : f32 = 1.0f / sqrt(_S157 / f32((*_S144).k_0) + (*_S144).eps_0);
+        var _S159 : array<f32, i32(2)>;
+        subgroup_sums_0(_S156.sums_0, &(_S159));
+        var _S160 : f32 = chosen_0(_S159, _S145);
+        if(_S153)
+        {
+            entryPointParams_result_0[(*_S144).out_offset_0 + _S152] = _S160 * _S158 + added_1;
+        }
+        first_3 = first_3 + _S148;
     }
     return;
 }
@@ -308,9 +581,17 @@ fn norm_gemv_0( _S62 : vec3<u32>,  _S63 : u32,  _S64 : ptr<function, NormGemvPar
 @workgroup_size(128, 1, 1)
 fn norm_gemv_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S5 = _builtinWaveLaneIndex_0;
-    _S8 = _builtinWaveLaneCount_0;
-    var _S80 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
-    norm_gemv_0(group_1, thread_0, &(_S80));
+    _S14 = _builtinWaveLaneIndex_0;
+    _S15 = _builtinWaveLaneCount_0;
+    if((entryPointParams_0.p_0.wide_0) != u32(0))
+    {
+        var _S161 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
+        norm_gemv_0(group_1, thread_0, &(_S161));
+    }
+    else
+    {
+        var _S162 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
+        norm_gemv_1(group_1, thread_0, &(_S162));
+    }
     return;
 }

@@ -10,7 +10,8 @@ struct NormGemvParams_std140_0
     @align(4) n_0 : u32,
     @align(8) k_0 : u32,
     @align(4) eps_0 : f32,
-    @align(16) groups_0 : u32,
+    @align(16) wide_0 : u32,
+    @align(4) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -35,44 +36,27 @@ fn subgroup_sum_0( value_0 : f32) -> f32
     return _S1;
 }
 
-fn subgroup_sums_0( values_0 : array<f32, i32(4)>,  _S2 : ptr<function, array<f32, i32(4)>>)
+fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S2 : ptr<function, array<f32, i32(2)>>)
 {
-    var result_0 : array<f32, i32(4)>;
+    var result_0 : array<f32, i32(2)>;
     var _S3 : f32 = subgroup_sum_0(values_0[i32(0)]);
     result_0[i32(0)] = _S3;
     var _S4 : f32 = subgroup_sum_0(values_0[i32(1)]);
     result_0[i32(1)] = _S4;
-    var _S5 : f32 = subgroup_sum_0(values_0[i32(2)]);
-    result_0[i32(2)] = _S5;
-    var _S6 : f32 = subgroup_sum_0(values_0[i32(3)]);
-    result_0[i32(3)] = _S6;
     (*_S2) = result_0;
     return;
 }
 
-var<private> _S7 : u32;
-
-fn own_0( values_1 : array<f32, i32(4)>) -> f32
+fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 {
-    ;
     var result_1 : f32;
-    if(_S7 == u32(1))
+    if(number_0 == u32(1))
     {
         result_1 = values_1[i32(1)];
     }
     else
     {
         result_1 = values_1[i32(0)];
-    }
-    ;
-    if(_S7 == u32(2))
-    {
-        result_1 = values_1[i32(2)];
-    }
-    ;
-    if(_S7 == u32(3))
-    {
-        result_1 = values_1[i32(3)];
     }
     return result_1;
 }
@@ -82,19 +66,68 @@ fn MXFP4Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return u32(4) * offset_0 + row_0 * (k_1 / u32(32)) * u32(17);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S8 : ptr<function, array<u32, i32(4)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S5 : ptr<function, array<u32, i32(2)>>)
 {
-    var begins_0 : array<u32, i32(4)>;
-    var _S9 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0, _S9));
-    begins_0[i32(1)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S9));
-    begins_0[i32(2)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0 + u32(2), _S9));
-    begins_0[i32(3)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0 + u32(3), _S9));
-    (*_S8) = begins_0;
+    var begins_0 : array<u32, i32(2)>;
+    var _S6 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0, _S6));
+    begins_0[i32(1)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S6));
+    (*_S5) = begins_0;
     return;
 }
 
-var<private> _S10 : u32;
+fn subgroup_sums_1( values_2 : array<f32, i32(4)>,  _S7 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_2 : array<f32, i32(4)>;
+    var _S8 : f32 = subgroup_sum_0(values_2[i32(0)]);
+    result_2[i32(0)] = _S8;
+    var _S9 : f32 = subgroup_sum_0(values_2[i32(1)]);
+    result_2[i32(1)] = _S9;
+    var _S10 : f32 = subgroup_sum_0(values_2[i32(2)]);
+    result_2[i32(2)] = _S10;
+    var _S11 : f32 = subgroup_sum_0(values_2[i32(3)]);
+    result_2[i32(3)] = _S11;
+    (*_S7) = result_2;
+    return;
+}
+
+fn chosen_1( values_3 : array<f32, i32(4)>,  number_1 : u32) -> f32
+{
+    var result_3 : f32;
+    if(number_1 == u32(1))
+    {
+        result_3 = values_3[i32(1)];
+    }
+    else
+    {
+        result_3 = values_3[i32(0)];
+    }
+    if(number_1 == u32(2))
+    {
+        result_3 = values_3[i32(2)];
+    }
+    if(number_1 == u32(3))
+    {
+        result_3 = values_3[i32(3)];
+    }
+    return result_3;
+}
+
+fn begins_of_rows_1( offset_2 : u32,  k_3 : u32,  first_1 : u32,  n_2 : u32,  _S12 : ptr<function, array<u32, i32(4)>>)
+{
+    var begins_1 : array<u32, i32(4)>;
+    var _S13 : u32 = n_2 - u32(1);
+    begins_1[i32(0)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_1, _S13));
+    begins_1[i32(1)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_1 + u32(1), _S13));
+    begins_1[i32(2)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_1 + u32(2), _S13));
+    begins_1[i32(3)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_1 + u32(3), _S13));
+    (*_S12) = begins_1;
+    return;
+}
+
+var<private> _S14 : u32;
+
+var<private> _S15 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -113,55 +146,71 @@ struct MXFP4Eights_Eight_0
      scale_0 : f32,
 };
 
-fn word_from_byte_0( byte_0 : u32,  first_1 : u32,  second_0 : u32) -> u32
+fn word_from_byte_0( byte_0 : u32,  first_2 : u32,  second_0 : u32) -> u32
 {
-    var _S11 : u32 = byte_0 % u32(4) * u32(8);
-    var _S12 : u32;
-    if(_S11 == u32(0))
+    var _S16 : u32 = byte_0 % u32(4) * u32(8);
+    var _S17 : u32;
+    if(_S16 == u32(0))
     {
-        _S12 = first_1;
+        _S17 = first_2;
     }
     else
     {
-        _S12 = (((first_1 >> (_S11))) | (((second_0 << ((u32(32) - _S11))))));
+        _S17 = (((first_2 >> (_S16))) | (((second_0 << ((u32(32) - _S16))))));
     }
-    return _S12;
+    return _S17;
 }
 
-fn fp4_scale_0( _S13 : u32,  _S14 : u32) -> f32
+fn fp4_scale_0( _S18 : u32,  _S19 : u32) -> f32
 {
-    var _S15 : u32 = (((entryPointParams_weight_0[_S13 + _S14 / u32(4)] >> ((_S14 % u32(4) * u32(8))))) & (u32(255)));
-    var _S16 : u32;
-    if(_S15 < u32(2))
+    var _S20 : u32 = (((entryPointParams_weight_0[_S18 + _S19 / u32(4)] >> ((_S19 % u32(4) * u32(8))))) & (u32(255)));
+    var _S21 : u32;
+    if(_S20 < u32(2))
     {
-        _S16 = u32((i32(2097152) << (_S15)));
+        _S21 = u32((i32(2097152) << (_S20)));
     }
     else
     {
-        _S16 = ((_S15 - u32(1)) << (u32(23)));
+        _S21 = ((_S20 - u32(1)) << (u32(23)));
     }
-    return (bitcast<f32>((_S16)));
+    return (bitcast<f32>((_S21)));
 }
 
 fn MXFP4Eights_Eight_x24init_0( q_1 : u32,  scale_1 : f32) -> MXFP4Eights_Eight_0
 {
-    var _S17 : MXFP4Eights_Eight_0;
-    _S17.q_0 = q_1;
-    _S17.scale_0 = scale_1;
-    return _S17;
+    var _S22 : MXFP4Eights_Eight_0;
+    _S22.q_0 = q_1;
+    _S22.scale_0 = scale_1;
+    return _S22;
 }
 
-fn MXFP4Eights_load_0( _S18 : u32,  _S19 : u32) -> MXFP4Eights_Eight_0
+fn MXFP4Eights_load_0( _S23 : u32,  _S24 : u32) -> MXFP4Eights_Eight_0
 {
-    var _S20 : u32 = _S18 + _S19 / u32(4) * u32(17);
-    var _S21 : u32 = _S20 + u32(1) + _S19 % u32(4) * u32(4);
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S21, entryPointParams_weight_0[_S21 / u32(4)], entryPointParams_weight_0[_S21 / u32(4) + min(_S21 % u32(4), u32(1))]), fp4_scale_0(u32(0), _S20));
+    var _S25 : u32 = _S23 + _S24 / u32(4) * u32(17);
+    var _S26 : u32 = _S25 + u32(1) + _S24 % u32(4) * u32(4);
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S26, entryPointParams_weight_0[_S26 / u32(4)], entryPointParams_weight_0[_S26 / u32(4) + min(_S26 % u32(4), u32(1))]), fp4_scale_0(u32(0), _S25));
+}
+
+fn load_eights_0( _S27 : array<u32, i32(4)>,  _S28 : u32,  _S29 : u32,  _S30 : ptr<function, array<MXFP4Eights_Eight_0, i32(8)>>)
+{
+    var eights_0 : array<MXFP4Eights_Eight_0, i32(8)>;
+    eights_0[i32(0)] = MXFP4Eights_load_0(_S27[i32(0)], _S28);
+    eights_0[i32(1)] = MXFP4Eights_load_0(_S27[i32(1)], _S28);
+    eights_0[i32(2)] = MXFP4Eights_load_0(_S27[i32(2)], _S28);
+    eights_0[i32(3)] = MXFP4Eights_load_0(_S27[i32(3)], _S28);
+    var _S31 : u32 = _S28 + _S29;
+    eights_0[i32(4)] = MXFP4Eights_load_0(_S27[i32(0)], _S31);
+    eights_0[i32(5)] = MXFP4Eights_load_0(_S27[i32(1)], _S31);
+    eights_0[i32(6)] = MXFP4Eights_load_0(_S27[i32(2)], _S31);
+    eights_0[i32(7)] = MXFP4Eights_load_0(_S27[i32(3)], _S31);
+    (*_S30) = eights_0;
+    return;
 }
 
 fn places_of_nibbles_0( i_0 : u32) -> vec2<u32>
 {
-    var _S22 : u32 = i_0 % u32(4);
-    return vec2<u32>(i_0 / u32(4) * u32(8) + _S22, i_0 / u32(4) * u32(8) + _S22 + u32(4));
+    var _S32 : u32 = i_0 % u32(4);
+    return vec2<u32>(i_0 / u32(4) * u32(8) + _S32, i_0 / u32(4) * u32(8) + _S32 + u32(4));
 }
 
 fn MXFP4Eights_places_0( i_1 : u32) -> vec2<u32>
@@ -171,10 +220,10 @@ fn MXFP4Eights_places_0( i_1 : u32) -> vec2<u32>
 
 fn doubled_fp4_0( word_0 : u32) -> vec4<f32>
 {
-    var _S23 : vec4<u32> = vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24))));
-    var _S24 : vec4<u32> = _S23 % vec4<u32>(u32(8));
-    var _S25 : vec4<u32> = vec4<u32>(u32(2));
-    return vec4<f32>(vec4<i32>((((vec4<u32>(u32(3362009616)) >> ((_S24 * vec4<u32>(u32(4)))))) & (vec4<u32>(u32(15))))) * (vec4<i32>(i32(1)) - vec4<i32>((((_S23 >> (_S25))) & (_S25)))));
+    var _S33 : vec4<u32> = vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24))));
+    var _S34 : vec4<u32> = _S33 % vec4<u32>(u32(8));
+    var _S35 : vec4<u32> = vec4<u32>(u32(2));
+    return vec4<f32>(vec4<i32>((((vec4<u32>(u32(3362009616)) >> ((_S34 * vec4<u32>(u32(4)))))) & (vec4<u32>(u32(15))))) * (vec4<i32>(i32(1)) - vec4<i32>((((_S33 >> (_S35))) & (_S35)))));
 }
 
 fn MXFP4Eights_product_0( eight_0 : MXFP4Eights_Eight_0,  i_2 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
@@ -182,79 +231,64 @@ fn MXFP4Eights_product_0( eight_0 : MXFP4Eights_Eight_0,  i_2 : u32,  a_0 : vec4
     return eight_0.scale_0 * (dot(doubled_fp4_0(eight_0.q_0), a_0) + dot(doubled_fp4_0(((eight_0.q_0) >> (u32(4)))), b_0));
 }
 
-fn add_products_0( _S26 : ptr<function, Products_0>,  _S27 : array<u32, i32(4)>,  _S28 : u32,  _S29 : u32,  _S30 : u32,  _S31 : u32)
+fn add_products_0( _S36 : ptr<function, Products_0>,  _S37 : array<MXFP4Eights_Eight_0, i32(8)>,  _S38 : u32,  _S39 : u32,  _S40 : u32,  _S41 : u32)
 {
-    var eights_0 : array<MXFP4Eights_Eight_0, i32(8)>;
-    var _S32 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(0)], _S30);
-    eights_0[i32(0)] = _S32;
-    var _S33 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(1)], _S30);
-    eights_0[i32(1)] = _S33;
-    var _S34 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(2)], _S30);
-    eights_0[i32(2)] = _S34;
-    var _S35 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(3)], _S30);
-    eights_0[i32(3)] = _S35;
-    var _S36 : u32 = _S30 + _S31;
-    var _S37 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(0)], _S36);
-    eights_0[i32(4)] = _S37;
-    var _S38 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(1)], _S36);
-    eights_0[i32(5)] = _S38;
-    var _S39 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(2)], _S36);
-    eights_0[i32(6)] = _S39;
-    var _S40 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S27[i32(3)], _S36);
-    eights_0[i32(7)] = _S40;
-    var _S41 : vec2<u32> = MXFP4Eights_places_0(_S30);
-    var _S42 : u32 = _S41.x;
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S28 + _S42];
-    var _S43 : u32 = _S41.y;
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S28 + _S43];
-    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S29 + _S42];
-    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S29 + _S43];
-    var _S44 : f32 = (*_S26).sums_0[i32(0)] + MXFP4Eights_product_0(_S32, _S30, a_2, b_2);
-    var _S45 : f32 = (*_S26).sums_0[i32(1)] + MXFP4Eights_product_0(_S33, _S30, a_2, b_2);
-    var _S46 : f32 = (*_S26).sums_0[i32(2)] + MXFP4Eights_product_0(_S34, _S30, a_2, b_2);
-    var _S47 : f32 = (*_S26).sums_0[i32(3)] + MXFP4Eights_product_0(_S35, _S30, a_2, b_2);
-    var _S48 : vec2<u32> = MXFP4Eights_places_0(_S36);
-    var _S49 : u32 = _S48.x;
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S28 + _S49];
-    var _S50 : u32 = _S48.y;
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S28 + _S50];
-    (*_S26).squares_0 = (*_S26).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
-    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S29 + _S49];
-    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S29 + _S50];
-    (*_S26).sums_0[i32(0)] = _S44 + MXFP4Eights_product_0(_S37, _S36, a_4, b_4);
-    (*_S26).sums_0[i32(1)] = _S45 + MXFP4Eights_product_0(_S38, _S36, a_4, b_4);
-    (*_S26).sums_0[i32(2)] = _S46 + MXFP4Eights_product_0(_S39, _S36, a_4, b_4);
-    (*_S26).sums_0[i32(3)] = _S47 + MXFP4Eights_product_0(_S40, _S36, a_4, b_4);
+    var _S42 : vec2<u32> = MXFP4Eights_places_0(_S40);
+    var _S43 : u32 = _S42.x;
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S38 + _S43];
+    var _S44 : u32 = _S42.y;
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S38 + _S44];
+    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S39 + _S43];
+    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S39 + _S44];
+    var _S45 : f32 = (*_S36).sums_0[i32(0)] + MXFP4Eights_product_0(_S37[i32(0)], _S40, a_2, b_2);
+    var _S46 : f32 = (*_S36).sums_0[i32(1)] + MXFP4Eights_product_0(_S37[i32(1)], _S40, a_2, b_2);
+    var _S47 : f32 = (*_S36).sums_0[i32(2)] + MXFP4Eights_product_0(_S37[i32(2)], _S40, a_2, b_2);
+    var _S48 : f32 = (*_S36).sums_0[i32(3)] + MXFP4Eights_product_0(_S37[i32(3)], _S40, a_2, b_2);
+    var _S49 : u32 = _S40 + _S41;
+    var _S50 : vec2<u32> = MXFP4Eights_places_0(_S49);
+    var _S51 : u32 = _S50.x;
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S38 + _S51];
+    var _S52 : u32 = _S50.y;
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S38 + _S52];
+    (*_S36).squares_0 = (*_S36).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
+    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S39 + _S51];
+    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S39 + _S52];
+    (*_S36).sums_0[i32(0)] = _S45 + MXFP4Eights_product_0(_S37[i32(4)], _S49, a_4, b_4);
+    (*_S36).sums_0[i32(1)] = _S46 + MXFP4Eights_product_0(_S37[i32(5)], _S49, a_4, b_4);
+    (*_S36).sums_0[i32(2)] = _S47 + MXFP4Eights_product_0(_S37[i32(6)], _S49, a_4, b_4);
+    (*_S36).sums_0[i32(3)] = _S48 + MXFP4Eights_product_0(_S37[i32(7)], _S49, a_4, b_4);
     return;
 }
 
-fn add_products_1( _S51 : ptr<function, Products_0>,  _S52 : array<u32, i32(4)>,  _S53 : u32,  _S54 : u32,  _S55 : u32,  _S56 : u32)
+fn load_eights_1( _S53 : array<u32, i32(4)>,  _S54 : u32,  _S55 : u32,  _S56 : ptr<function, array<MXFP4Eights_Eight_0, i32(4)>>)
 {
     var eights_1 : array<MXFP4Eights_Eight_0, i32(4)>;
-    var _S57 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S52[i32(0)], _S55);
-    eights_1[i32(0)] = _S57;
-    var _S58 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S52[i32(1)], _S55);
-    eights_1[i32(1)] = _S58;
-    var _S59 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S52[i32(2)], _S55);
-    eights_1[i32(2)] = _S59;
-    var _S60 : MXFP4Eights_Eight_0 = MXFP4Eights_load_0(_S52[i32(3)], _S55);
-    eights_1[i32(3)] = _S60;
-    var _S61 : vec2<u32> = MXFP4Eights_places_0(_S55);
-    var _S62 : u32 = _S61.x;
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S53 + _S62];
-    var _S63 : u32 = _S61.y;
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S53 + _S63];
-    (*_S51).squares_0 = (*_S51).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
-    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S54 + _S62];
-    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S54 + _S63];
-    (*_S51).sums_0[i32(0)] = (*_S51).sums_0[i32(0)] + MXFP4Eights_product_0(_S57, _S55, a_6, b_6);
-    (*_S51).sums_0[i32(1)] = (*_S51).sums_0[i32(1)] + MXFP4Eights_product_0(_S58, _S55, a_6, b_6);
-    (*_S51).sums_0[i32(2)] = (*_S51).sums_0[i32(2)] + MXFP4Eights_product_0(_S59, _S55, a_6, b_6);
-    (*_S51).sums_0[i32(3)] = (*_S51).sums_0[i32(3)] + MXFP4Eights_product_0(_S60, _S55, a_6, b_6);
+    eights_1[i32(0)] = MXFP4Eights_load_0(_S53[i32(0)], _S54);
+    eights_1[i32(1)] = MXFP4Eights_load_0(_S53[i32(1)], _S54);
+    eights_1[i32(2)] = MXFP4Eights_load_0(_S53[i32(2)], _S54);
+    eights_1[i32(3)] = MXFP4Eights_load_0(_S53[i32(3)], _S54);
+    (*_S56) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S64 : array<u32, i32(4)>,  _S65 : u32,  _S66 : u32,  _S67 : u32) -> Products_0
+fn add_products_1( _S57 : ptr<function, Products_0>,  _S58 : array<MXFP4Eights_Eight_0, i32(4)>,  _S59 : u32,  _S60 : u32,  _S61 : u32,  _S62 : u32)
+{
+    var _S63 : vec2<u32> = MXFP4Eights_places_0(_S61);
+    var _S64 : u32 = _S63.x;
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S59 + _S64];
+    var _S65 : u32 = _S63.y;
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S59 + _S65];
+    (*_S57).squares_0 = (*_S57).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
+    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S60 + _S64];
+    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S60 + _S65];
+    (*_S57).sums_0[i32(0)] = (*_S57).sums_0[i32(0)] + MXFP4Eights_product_0(_S58[i32(0)], _S61, a_6, b_6);
+    (*_S57).sums_0[i32(1)] = (*_S57).sums_0[i32(1)] + MXFP4Eights_product_0(_S58[i32(1)], _S61, a_6, b_6);
+    (*_S57).sums_0[i32(2)] = (*_S57).sums_0[i32(2)] + MXFP4Eights_product_0(_S58[i32(2)], _S61, a_6, b_6);
+    (*_S57).sums_0[i32(3)] = (*_S57).sums_0[i32(3)] + MXFP4Eights_product_0(_S58[i32(3)], _S61, a_6, b_6);
+    return;
+}
+
+fn products_of_thread_0( _S66 : array<u32, i32(4)>,  _S67 : u32,  _S68 : u32,  _S69 : u32,  _S70 : u32,  _S71 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
@@ -262,100 +296,327 @@ fn products_of_thread_0( _S64 : array<u32, i32(4)>,  _S65 : u32,  _S66 : u32,  _
     products_0.sums_0[i32(1)] = 0.0f;
     products_0.sums_0[i32(2)] = 0.0f;
     products_0.sums_0[i32(3)] = 0.0f;
-    ;
-    var _S68 : u32 = _S10;
-    var _S69 : u32 = _S65 / u32(8);
-    ;
-    var i_3 : u32 = _S7;
-    for(;;)
+    var _S72 : u32 = _S67 / u32(8);
+    var i_3 : u32;
+    if((_S70 + _S71) < _S72)
     {
-        if((i_3 + _S68) < _S69)
+        var _S73 : array<MXFP4Eights_Eight_0, i32(8)>;
+        load_eights_0(_S66, _S70, _S71, &(_S73));
+        i_3 = _S70;
+        var loaded_0 : array<MXFP4Eights_Eight_0, i32(8)> = _S73;
+        for(;;)
         {
+            if((i_3 + u32(3) * _S71) < _S72)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S74 : u32 = i_3 + u32(2) * _S71;
+            var _S75 : array<MXFP4Eights_Eight_0, i32(8)>;
+            load_eights_0(_S66, _S74, _S71, &(_S75));
+            var _S76 : array<MXFP4Eights_Eight_0, i32(8)> = _S75;
+            add_products_0(&(products_0), loaded_0, _S68, _S69, i_3, _S71);
+            i_3 = _S74;
+            loaded_0 = _S76;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S64, _S66, _S67, i_3, _S68);
-        i_3 = i_3 + u32(2) * _S68;
+        add_products_0(&(products_0), loaded_0, _S68, _S69, i_3, _S71);
+        i_3 = i_3 + u32(2) * _S71;
+    }
+    else
+    {
+        i_3 = _S70;
     }
     for(;;)
     {
-        if(i_3 < _S69)
+        if(i_3 < _S72)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S64, _S66, _S67, i_3, _S68);
-        i_3 = i_3 + _S68;
+        var _S77 : array<MXFP4Eights_Eight_0, i32(4)>;
+        load_eights_1(_S66, i_3, _S71, &(_S77));
+        add_products_1(&(products_0), _S77, _S68, _S69, i_3, _S71);
+        i_3 = i_3 + _S71;
     }
     return products_0;
 }
 
-fn norm_gemv_0( _S70 : vec3<u32>,  _S71 : u32,  _S72 : ptr<function, NormGemvParams_std140_0>)
+fn norm_gemv_0( _S78 : vec3<u32>,  _S79 : u32,  _S80 : ptr<function, NormGemvParams_std140_0>)
 {
     ;
-    var _S73 : u32 = _S10;
-    var _S74 : u32 = u32(128) / _S10;
-    var _S75 : u32 = (*_S72).groups_0 * _S74 * u32(4);
-    var _S76 : u32 = group_number_0(_S70) * _S74;
-    var _S77 : u32 = _S71 / _S73;
-    var first_2 : u32 = (_S76 + _S77) * u32(4);
+    var _S81 : u32 = _S14;
+    ;
+    var _S82 : u32 = _S15;
+    var _S83 : u32 = u32(128) / _S15;
+    var _S84 : u32 = (*_S80).groups_0 * _S83 * u32(4);
+    var _S85 : u32 = group_number_0(_S78) * _S83;
+    var _S86 : u32 = _S79 / _S82;
+    var first_3 : u32 = (_S85 + _S86) * u32(4);
     for(;;)
     {
-        var _S78 : u32 = (*_S72).n_0;
-        if(first_2 < ((*_S72).n_0))
+        var _S87 : u32 = (*_S80).n_0;
+        if(first_3 < ((*_S80).n_0))
         {
         }
         else
         {
             break;
         }
-        ;
-        var _S79 : u32 = first_2 + _S7;
-        ;
-        var _S80 : bool;
-        if(_S7 < u32(4))
+        var _S88 : u32 = first_3 + _S81;
+        var _S89 : bool;
+        if(_S81 < u32(4))
         {
-            _S80 = _S79 < _S78;
+            _S89 = _S88 < _S87;
         }
         else
         {
-            _S80 = false;
+            _S89 = false;
         }
-        var _S81 : bool;
-        if(_S80)
+        var _S90 : bool;
+        if(_S89)
         {
-            _S81 = ((*_S72).bias_offset_0) != u32(4294967295);
+            _S90 = ((*_S80).bias_offset_0) != u32(4294967295);
         }
         else
         {
-            _S81 = false;
+            _S90 = false;
         }
         var added_0 : f32;
-        if(_S81)
+        if(_S90)
         {
-            added_0 = entryPointParams_bias_0[(*_S72).bias_offset_0 + _S79];
+            added_0 = entryPointParams_bias_0[(*_S80).bias_offset_0 + _S88];
         }
         else
         {
             added_0 = 0.0f;
         }
-        var _S82 : array<u32, i32(4)>;
-        begins_of_rows_0((*_S72).weight_offset_0, (*_S72).k_0, first_2, _S78, &(_S82));
-        var _S83 : Products_0 = products_of_thread_0(_S82, (*_S72).k_0, (*_S72).x_offset_0, (*_S72).norm_offset_0);
-        var _S84 : f32 = subgroup_sum_0(_S83.squares_0);
-        var _S85 : f32 = 1.0f / sqrt(_S84 / f32((*_S72).k_0) + (*_S72).eps_0);
-        var _S86 : array<f32, i32(4)>;
-        subgroup_sums_0(_S83.sums_0, &(_S86));
-        var _S87 : f32 = own_0(_S86);
-        if(_S80)
+        var _S91 : array<u32, i32(4)>;
+        begins_of_rows_1((*_S80).weight_offset_0, (*_S80).k_0, first_3, _S87, &(_S91));
+        var _S92 : Products_0 = products_of_thread_0(_S91, (*_S80).k_0, (*_S80).x_offset_0, (*_S80).norm_offset_0, _S81, _S82);
+        var _S93 : f32 = subgroup_sum_0(_S92.squares_0);
+        var _S94 : f32 = 1.0f / sqrt(_S93 / f32((*_S80).k_0) + (*_S80).eps_0);
+        var _S95 : array<f32, i32(4)>;
+        subgroup_sums_1(_S92.sums_0, &(_S95));
+        var _S96 : f32 = chosen_1(_S95, _S81);
+        if(_S89)
         {
-            entryPointParams_result_0[(*_S72).out_offset_0 + _S79] = _S87 * _S85 + added_0;
+            entryPointParams_result_0[(*_S80).out_offset_0 + _S88] = _S96 * _S94 + added_0;
         }
-        first_2 = first_2 + _S75;
+        first_3 = first_3 + _S84;
+    }
+    return;
+}
+
+struct Products_1
+{
+     sums_0 : array<f32, i32(2)>,
+     squares_0 : f32,
+};
+
+fn load_eights_2( _S97 : array<u32, i32(2)>,  _S98 : u32,  _S99 : u32,  _S100 : ptr<function, array<MXFP4Eights_Eight_0, i32(8)>>)
+{
+    var eights_2 : array<MXFP4Eights_Eight_0, i32(8)>;
+    eights_2[i32(0)] = MXFP4Eights_load_0(_S97[i32(0)], _S98);
+    eights_2[i32(1)] = MXFP4Eights_load_0(_S97[i32(1)], _S98);
+    var _S101 : u32 = _S98 + _S99;
+    eights_2[i32(2)] = MXFP4Eights_load_0(_S97[i32(0)], _S101);
+    eights_2[i32(3)] = MXFP4Eights_load_0(_S97[i32(1)], _S101);
+    var _S102 : u32 = _S98 + u32(2) * _S99;
+    eights_2[i32(4)] = MXFP4Eights_load_0(_S97[i32(0)], _S102);
+    eights_2[i32(5)] = MXFP4Eights_load_0(_S97[i32(1)], _S102);
+    var _S103 : u32 = _S98 + u32(3) * _S99;
+    eights_2[i32(6)] = MXFP4Eights_load_0(_S97[i32(0)], _S103);
+    eights_2[i32(7)] = MXFP4Eights_load_0(_S97[i32(1)], _S103);
+    (*_S100) = eights_2;
+    return;
+}
+
+fn add_products_2( _S104 : ptr<function, Products_1>,  _S105 : array<MXFP4Eights_Eight_0, i32(8)>,  _S106 : u32,  _S107 : u32,  _S108 : u32,  _S109 : u32)
+{
+    var _S110 : vec2<u32> = MXFP4Eights_places_0(_S108);
+    var _S111 : u32 = _S110.x;
+    var a_7 : vec4<f32> = entryPointParams_x_0[_S106 + _S111];
+    var _S112 : u32 = _S110.y;
+    var b_7 : vec4<f32> = entryPointParams_x_0[_S106 + _S112];
+    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S107 + _S111];
+    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S107 + _S112];
+    var _S113 : u32 = _S108 + _S109;
+    var _S114 : vec2<u32> = MXFP4Eights_places_0(_S113);
+    var _S115 : u32 = _S114.x;
+    var a_9 : vec4<f32> = entryPointParams_x_0[_S106 + _S115];
+    var _S116 : u32 = _S114.y;
+    var b_9 : vec4<f32> = entryPointParams_x_0[_S106 + _S116];
+    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S107 + _S115];
+    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S107 + _S116];
+    var _S117 : u32 = _S108 + u32(2) * _S109;
+    var _S118 : vec2<u32> = MXFP4Eights_places_0(_S117);
+    var _S119 : u32 = _S118.x;
+    var a_11 : vec4<f32> = entryPointParams_x_0[_S106 + _S119];
+    var _S120 : u32 = _S118.y;
+    var b_11 : vec4<f32> = entryPointParams_x_0[_S106 + _S120];
+    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S107 + _S119];
+    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S107 + _S120];
+    var _S121 : f32 = (*_S104).sums_0[i32(0)] + MXFP4Eights_product_0(_S105[i32(0)], _S108, a_8, b_8) + MXFP4Eights_product_0(_S105[i32(2)], _S113, a_10, b_10) + MXFP4Eights_product_0(_S105[i32(4)], _S117, a_12, b_12);
+    var _S122 : f32 = (*_S104).sums_0[i32(1)] + MXFP4Eights_product_0(_S105[i32(1)], _S108, a_8, b_8) + MXFP4Eights_product_0(_S105[i32(3)], _S113, a_10, b_10) + MXFP4Eights_product_0(_S105[i32(5)], _S117, a_12, b_12);
+    var _S123 : u32 = _S108 + u32(3) * _S109;
+    var _S124 : vec2<u32> = MXFP4Eights_places_0(_S123);
+    var _S125 : u32 = _S124.x;
+    var a_13 : vec4<f32> = entryPointParams_x_0[_S106 + _S125];
+    var _S126 : u32 = _S124.y;
+    var b_13 : vec4<f32> = entryPointParams_x_0[_S106 + _S126];
+    (*_S104).squares_0 = (*_S104).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
+    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S107 + _S125];
+    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S107 + _S126];
+    (*_S104).sums_0[i32(0)] = _S121 + MXFP4Eights_product_0(_S105[i32(6)], _S123, a_14, b_14);
+    (*_S104).sums_0[i32(1)] = _S122 + MXFP4Eights_product_0(_S105[i32(7)], _S123, a_14, b_14);
+    return;
+}
+
+fn load_eights_3( _S127 : array<u32, i32(2)>,  _S128 : u32,  _S129 : u32,  _S130 : ptr<function, array<MXFP4Eights_Eight_0, i32(2)>>)
+{
+    var eights_3 : array<MXFP4Eights_Eight_0, i32(2)>;
+    eights_3[i32(0)] = MXFP4Eights_load_0(_S127[i32(0)], _S128);
+    eights_3[i32(1)] = MXFP4Eights_load_0(_S127[i32(1)], _S128);
+    (*_S130) = eights_3;
+    return;
+}
+
+fn add_products_3( _S131 : ptr<function, Products_1>,  _S132 : array<MXFP4Eights_Eight_0, i32(2)>,  _S133 : u32,  _S134 : u32,  _S135 : u32,  _S136 : u32)
+{
+    var _S137 : vec2<u32> = MXFP4Eights_places_0(_S135);
+    var _S138 : u32 = _S137.x;
+    var a_15 : vec4<f32> = entryPointParams_x_0[_S133 + _S138];
+    var _S139 : u32 = _S137.y;
+    var b_15 : vec4<f32> = entryPointParams_x_0[_S133 + _S139];
+    (*_S131).squares_0 = (*_S131).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
+    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S134 + _S138];
+    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S134 + _S139];
+    (*_S131).sums_0[i32(0)] = (*_S131).sums_0[i32(0)] + MXFP4Eights_product_0(_S132[i32(0)], _S135, a_16, b_16);
+    (*_S131).sums_0[i32(1)] = (*_S131).sums_0[i32(1)] + MXFP4Eights_product_0(_S132[i32(1)], _S135, a_16, b_16);
+    return;
+}
+
+fn products_of_thread_1( _S140 : array<u32, i32(2)>,  _S141 : u32,  _S142 : u32,  _S143 : u32,  _S144 : u32,  _S145 : u32) -> Products_1
+{
+    var products_1 : Products_1;
+    products_1.squares_0 = 0.0f;
+    products_1.sums_0[i32(0)] = 0.0f;
+    products_1.sums_0[i32(1)] = 0.0f;
+    var _S146 : u32 = _S141 / u32(8);
+    var i_4 : u32;
+    if((_S144 + u32(3) * _S145) < _S146)
+    {
+        var _S147 : array<MXFP4Eights_Eight_0, i32(8)>;
+        load_eights_2(_S140, _S144, _S145, &(_S147));
+        i_4 = _S144;
+        var loaded_1 : array<MXFP4Eights_Eight_0, i32(8)> = _S147;
+        for(;;)
+        {
+            if((i_4 + u32(7) * _S145) < _S146)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S148 : u32 = i_4 + u32(4) * _S145;
+            var _S149 : array<MXFP4Eights_Eight_0, i32(8)>;
+            load_eights_2(_S140, _S148, _S145, &(_S149));
+            var _S150 : array<MXFP4Eights_Eight_0, i32(8)> = _S149;
+            add_products_2(&(products_1), loaded_1, _S142, _S143, i_4, _S145);
+            i_4 = _S148;
+            loaded_1 = _S150;
+        }
+        add_products_2(&(products_1), loaded_1, _S142, _S143, i_4, _S145);
+        i_4 = i_4 + u32(4) * _S145;
+    }
+    else
+    {
+        i_4 = _S144;
+    }
+    for(;;)
+    {
+        if(i_4 < _S146)
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S151 : array<MXFP4Eights_Eight_0, i32(2)>;
+        load_eights_3(_S140, i_4, _S145, &(_S151));
+        add_products_3(&(products_1), _S151, _S142, _S143, i_4, _S145);
+        i_4 = i_4 + _S145;
+    }
+    return products_1;
+}
+
+fn norm_gemv_1( _S152 : vec3<u32>,  _S153 : u32,  _S154 : ptr<function, NormGemvParams_std140_0>)
+{
+    ;
+    var _S155 : u32 = _S14;
+    ;
+    var _S156 : u32 = _S15;
+    var _S157 : u32 = u32(128) / _S15;
+    var _S158 : u32 = (*_S154).groups_0 * _S157 * u32(2);
+    var _S159 : u32 = group_number_0(_S152) * _S157;
+    var _S160 : u32 = _S153 / _S156;
+    var first_4 : u32 = (_S159 + _S160) * u32(2);
+    for(;;)
+    {
+        var _S161 : u32 = (*_S154).n_0;
+        if(first_4 < ((*_S154).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S162 : u32 = first_4 + _S155;
+        var _S163 : bool;
+        if(_S155 < u32(2))
+        {
+            _S163 = _S162 < _S161;
+        }
+        else
+        {
+            _S163 = false;
+        }
+        var _S164 : bool;
+        if(_S163)
+        {
+            _S164 = ((*_S154).bias_offset_0) != u32(4294967295);
+        }
+        else
+        {
+            _S164 = false;
+        }
+        var added_1 : f32;
+        if(_S164)
+        {
+            added_1 = entryPointParams_bias_0[(*_S154).bias_offset_0 + _S162];
+        }
+        else
+        {
+            added_1 = 0.0f;
+        }
+        var _S165 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S154).weight_offset_0, (*_S154).k_0, first_4, _S161, &(_S165));
+        var _S166 : Products_1 = products_of_thread_1(_S165, (*_S154).k_0, (*_S154).x_offset_0, (*_S154).norm_offset_0, _S155, _S156);
+        var _S167 : f32 = subgroup_sum_0(_S166.squares_0);
+        var _S168 : f32 = 1.0f / sqrt(_S167 / f32((*_S154).k_0) + (*_S154).eps_0);
+        var _S169 : array<f32, i32(2)>;
+        subgroup_sums_0(_S166.sums_0, &(_S169));
+        var _S170 : f32 = chosen_0(_S169, _S155);
+        if(_S163)
+        {
+            entryPointParams_result_0[(*_S154).out_offset_0 + _S162] = _S170 * _S168 + added_1;
+        }
+        first_4 = first_4 + _S158;
     }
     return;
 }
@@ -364,9 +625,17 @@ fn norm_gemv_0( _S70 : vec3<u32>,  _S71 : u32,  _S72 : ptr<function, NormGemvPar
 @workgroup_size(128, 1, 1)
 fn norm_gemv_mxfp4(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S7 = _builtinWaveLaneIndex_0;
-    _S10 = _builtinWaveLaneCount_0;
-    var _S88 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
-    norm_gemv_0(group_1, thread_0, &(_S88));
+    _S14 = _builtinWaveLaneIndex_0;
+    _S15 = _builtinWaveLaneCount_0;
+    if((entryPointParams_0.p_0.wide_0) != u32(0))
+    {
+        var _S171 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
+        norm_gemv_0(group_1, thread_0, &(_S171));
+    }
+    else
+    {
+        var _S172 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
+        norm_gemv_1(group_1, thread_0, &(_S172));
+    }
     return;
 }

@@ -10,7 +10,8 @@ struct NormGemvParams_std140_0
     @align(4) n_0 : u32,
     @align(8) k_0 : u32,
     @align(4) eps_0 : f32,
-    @align(16) groups_0 : u32,
+    @align(16) wide_0 : u32,
+    @align(4) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -53,44 +54,27 @@ fn subgroup_sum_0( value_0 : f32) -> f32
     return _S2;
 }
 
-fn subgroup_sums_0( values_0 : array<f32, i32(4)>,  _S3 : ptr<function, array<f32, i32(4)>>)
+fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S3 : ptr<function, array<f32, i32(2)>>)
 {
-    var result_0 : array<f32, i32(4)>;
+    var result_0 : array<f32, i32(2)>;
     var _S4 : f32 = subgroup_sum_0(values_0[i32(0)]);
     result_0[i32(0)] = _S4;
     var _S5 : f32 = subgroup_sum_0(values_0[i32(1)]);
     result_0[i32(1)] = _S5;
-    var _S6 : f32 = subgroup_sum_0(values_0[i32(2)]);
-    result_0[i32(2)] = _S6;
-    var _S7 : f32 = subgroup_sum_0(values_0[i32(3)]);
-    result_0[i32(3)] = _S7;
     (*_S3) = result_0;
     return;
 }
 
-var<private> _S8 : u32;
-
-fn own_0( values_1 : array<f32, i32(4)>) -> f32
+fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 {
-    ;
     var result_1 : f32;
-    if(_S8 == u32(1))
+    if(number_0 == u32(1))
     {
         result_1 = values_1[i32(1)];
     }
     else
     {
         result_1 = values_1[i32(0)];
-    }
-    ;
-    if(_S8 == u32(2))
-    {
-        result_1 = values_1[i32(2)];
-    }
-    ;
-    if(_S8 == u32(3))
-    {
-        result_1 = values_1[i32(3)];
     }
     return result_1;
 }
@@ -100,33 +84,80 @@ fn FourOrFiveEights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return offset_0 + row_0 * (k_1 / u32(256)) * u32(36);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S9 : ptr<function, array<u32, i32(4)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S6 : ptr<function, array<u32, i32(2)>>)
 {
-    var begins_0 : array<u32, i32(4)>;
-    var _S10 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0, _S10));
-    begins_0[i32(1)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S10));
-    begins_0[i32(2)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0 + u32(2), _S10));
-    begins_0[i32(3)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0 + u32(3), _S10));
-    (*_S9) = begins_0;
+    var begins_0 : array<u32, i32(2)>;
+    var _S7 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0, _S7));
+    begins_0[i32(1)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S7));
+    (*_S6) = begins_0;
+    return;
+}
+
+fn subgroup_sums_1( values_2 : array<f32, i32(4)>,  _S8 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_2 : array<f32, i32(4)>;
+    var _S9 : f32 = subgroup_sum_0(values_2[i32(0)]);
+    result_2[i32(0)] = _S9;
+    var _S10 : f32 = subgroup_sum_0(values_2[i32(1)]);
+    result_2[i32(1)] = _S10;
+    var _S11 : f32 = subgroup_sum_0(values_2[i32(2)]);
+    result_2[i32(2)] = _S11;
+    var _S12 : f32 = subgroup_sum_0(values_2[i32(3)]);
+    result_2[i32(3)] = _S12;
+    (*_S8) = result_2;
+    return;
+}
+
+fn chosen_1( values_3 : array<f32, i32(4)>,  number_1 : u32) -> f32
+{
+    var result_3 : f32;
+    if(number_1 == u32(1))
+    {
+        result_3 = values_3[i32(1)];
+    }
+    else
+    {
+        result_3 = values_3[i32(0)];
+    }
+    if(number_1 == u32(2))
+    {
+        result_3 = values_3[i32(2)];
+    }
+    if(number_1 == u32(3))
+    {
+        result_3 = values_3[i32(3)];
+    }
+    return result_3;
+}
+
+fn begins_of_rows_1( offset_2 : u32,  k_3 : u32,  first_1 : u32,  n_2 : u32,  _S13 : ptr<function, array<u32, i32(4)>>)
+{
+    var begins_1 : array<u32, i32(4)>;
+    var _S14 : u32 = n_2 - u32(1);
+    begins_1[i32(0)] = FourOrFiveEights_begin_0(offset_2, k_3, min(first_1, _S14));
+    begins_1[i32(1)] = FourOrFiveEights_begin_0(offset_2, k_3, min(first_1 + u32(1), _S14));
+    begins_1[i32(2)] = FourOrFiveEights_begin_0(offset_2, k_3, min(first_1 + u32(2), _S14));
+    begins_1[i32(3)] = FourOrFiveEights_begin_0(offset_2, k_3, min(first_1 + u32(3), _S14));
+    (*_S13) = begins_1;
     return;
 }
 
 fn scales_of_quarter_0( packed_2 : vec3<u32>,  quarter_0 : u32) -> vec2<u32>
 {
-    var _S11 : u32 = quarter_0 % u32(2) * u32(16);
-    var _S12 : vec2<u32> = ((packed_2.xy) >> (vec2<u32>(_S11)));
-    var _S13 : u32 = ((packed_2.z) >> (_S11));
-    var _S14 : vec2<u32>;
+    var _S15 : u32 = quarter_0 % u32(2) * u32(16);
+    var _S16 : vec2<u32> = ((packed_2.xy) >> (vec2<u32>(_S15)));
+    var _S17 : u32 = ((packed_2.z) >> (_S15));
+    var _S18 : vec2<u32>;
     if(quarter_0 < u32(2))
     {
-        _S14 = (_S12 & (vec2<u32>(u32(16191))));
+        _S18 = (_S16 & (vec2<u32>(u32(16191))));
     }
     else
     {
-        _S14 = (((vec2<u32>(_S13, (_S13 >> (u32(4)))) & (vec2<u32>(u32(3855))))) | (((((_S12 >> (vec2<u32>(u32(2))))) & (vec2<u32>(u32(12336)))))));
+        _S18 = (((vec2<u32>(_S17, (_S17 >> (u32(4)))) & (vec2<u32>(u32(3855))))) | (((((_S16 >> (vec2<u32>(u32(2))))) & (vec2<u32>(u32(12336)))))));
     }
-    return _S14;
+    return _S18;
 }
 
 fn in_place_0( word_0 : u32,  zero_0 : f32) -> f32
@@ -141,8 +172,8 @@ fn in_place_1( word_1 : u32,  zero_1 : f32) -> f32
 
 fn whole_bytes_0( word_2 : u32,  zero_2 : f32) -> vec4<f32>
 {
-    var _S15 : u32 = (word_2 >> (u32(16)));
-    return vec4<f32>(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S15, zero_2), in_place_1(_S15, zero_2));
+    var _S19 : u32 = (word_2 >> (u32(16)));
+    return vec4<f32>(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S19, zero_2), in_place_1(_S19, zero_2));
 }
 
 fn sum_0( v_0 : vec4<f32>) -> f32
@@ -157,20 +188,22 @@ fn halves_0( word_3 : u32) -> vec2<f32>
 
 fn FourOrFiveEights_product_0( eight_0 : FourOrFiveEights_Eight_0,  i_0 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
 {
-    var _S16 : vec2<u32> = scales_of_quarter_0(eight_0.packed_0, i_0 % u32(32) / u32(8));
-    var _S17 : vec2<f32> = vec2<f32>((_S16 & (vec2<u32>(u32(255)))));
-    var _S18 : vec2<f32> = vec2<f32>((_S16 >> (vec2<u32>(u32(8)))));
-    var _S19 : vec2<f32> = halves_0(eight_0.scales_0) * vec2<f32>(_S17.x * dot(whole_bytes_0(((((eight_0.q_0) & (u32(252645135)))) | ((((((eight_0.fifths_0) & (u32(16843009)))) << (u32(4)))))), 0.0f), a_0) + _S18.x * dot(whole_bytes_0(((((((eight_0.q_0) >> (u32(4)))) & (u32(252645135)))) | ((((((((eight_0.fifths_0) >> (u32(1)))) & (u32(16843009)))) << (u32(4)))))), 0.0f), b_0), _S17.y * sum_0(a_0) + _S18.y * sum_0(b_0));
-    return _S19.x - _S19.y;
+    var _S20 : vec2<u32> = scales_of_quarter_0(eight_0.packed_0, i_0 % u32(32) / u32(8));
+    var _S21 : vec2<f32> = vec2<f32>((_S20 & (vec2<u32>(u32(255)))));
+    var _S22 : vec2<f32> = vec2<f32>((_S20 >> (vec2<u32>(u32(8)))));
+    var _S23 : vec2<f32> = halves_0(eight_0.scales_0) * vec2<f32>(_S21.x * dot(whole_bytes_0(((((eight_0.q_0) & (u32(252645135)))) | ((((((eight_0.fifths_0) & (u32(16843009)))) << (u32(4)))))), 0.0f), a_0) + _S22.x * dot(whole_bytes_0(((((((eight_0.q_0) >> (u32(4)))) & (u32(252645135)))) | ((((((((eight_0.fifths_0) >> (u32(1)))) & (u32(16843009)))) << (u32(4)))))), 0.0f), b_0), _S21.y * sum_0(a_0) + _S22.y * sum_0(b_0));
+    return _S23.x - _S23.y;
 }
 
 fn FourOrFiveEights_places_0( i_1 : u32) -> vec2<u32>
 {
-    var _S20 : u32 = i_1 % u32(8);
-    return vec2<u32>(i_1 / u32(8) * u32(16) + _S20, i_1 / u32(8) * u32(16) + _S20 + u32(8));
+    var _S24 : u32 = i_1 % u32(8);
+    return vec2<u32>(i_1 / u32(8) * u32(16) + _S24, i_1 / u32(8) * u32(16) + _S24 + u32(8));
 }
 
-var<private> _S21 : u32;
+var<private> _S25 : u32;
+
+var<private> _S26 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -183,85 +216,86 @@ struct Products_0
      squares_0 : f32,
 };
 
-fn FourOrFiveEights_load_0( _S22 : u32,  _S23 : u32) -> FourOrFiveEights_Eight_0
+fn FourOrFiveEights_load_0( _S27 : u32,  _S28 : u32) -> FourOrFiveEights_Eight_0
 {
-    var _S24 : u32 = _S22 + _S23 / u32(32) * u32(36);
-    return FourOrFiveEights_Eight_x24init_0(entryPointParams_weight_0[_S24 + u32(4) + _S23 % u32(32)], u32(0), entryPointParams_weight_0[_S24], vec3<u32>(entryPointParams_weight_0[_S24 + u32(1)], entryPointParams_weight_0[_S24 + u32(2)], entryPointParams_weight_0[_S24 + u32(3)]));
+    var _S29 : u32 = _S27 + _S28 / u32(32) * u32(36);
+    return FourOrFiveEights_Eight_x24init_0(entryPointParams_weight_0[_S29 + u32(4) + _S28 % u32(32)], u32(0), entryPointParams_weight_0[_S29], vec3<u32>(entryPointParams_weight_0[_S29 + u32(1)], entryPointParams_weight_0[_S29 + u32(2)], entryPointParams_weight_0[_S29 + u32(3)]));
 }
 
-fn add_products_0( _S25 : ptr<function, Products_0>,  _S26 : array<u32, i32(4)>,  _S27 : u32,  _S28 : u32,  _S29 : u32,  _S30 : u32)
+fn load_eights_0( _S30 : array<u32, i32(4)>,  _S31 : u32,  _S32 : u32,  _S33 : ptr<function, array<FourOrFiveEights_Eight_0, i32(8)>>)
 {
     var eights_0 : array<FourOrFiveEights_Eight_0, i32(8)>;
-    var _S31 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S26[i32(0)], _S29);
-    eights_0[i32(0)] = _S31;
-    var _S32 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S26[i32(1)], _S29);
-    eights_0[i32(1)] = _S32;
-    var _S33 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S26[i32(2)], _S29);
-    eights_0[i32(2)] = _S33;
-    var _S34 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S26[i32(3)], _S29);
-    eights_0[i32(3)] = _S34;
-    var _S35 : u32 = _S29 + _S30;
-    var _S36 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S26[i32(0)], _S35);
-    eights_0[i32(4)] = _S36;
-    var _S37 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S26[i32(1)], _S35);
-    eights_0[i32(5)] = _S37;
-    var _S38 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S26[i32(2)], _S35);
-    eights_0[i32(6)] = _S38;
-    var _S39 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S26[i32(3)], _S35);
-    eights_0[i32(7)] = _S39;
-    var _S40 : vec2<u32> = FourOrFiveEights_places_0(_S29);
-    var _S41 : u32 = _S40.x;
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S27 + _S41];
-    var _S42 : u32 = _S40.y;
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S27 + _S42];
-    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S28 + _S41];
-    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S28 + _S42];
-    var _S43 : f32 = (*_S25).sums_0[i32(0)] + FourOrFiveEights_product_0(_S31, _S29, a_2, b_2);
-    var _S44 : f32 = (*_S25).sums_0[i32(1)] + FourOrFiveEights_product_0(_S32, _S29, a_2, b_2);
-    var _S45 : f32 = (*_S25).sums_0[i32(2)] + FourOrFiveEights_product_0(_S33, _S29, a_2, b_2);
-    var _S46 : f32 = (*_S25).sums_0[i32(3)] + FourOrFiveEights_product_0(_S34, _S29, a_2, b_2);
-    var _S47 : vec2<u32> = FourOrFiveEights_places_0(_S35);
-    var _S48 : u32 = _S47.x;
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S27 + _S48];
-    var _S49 : u32 = _S47.y;
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S27 + _S49];
-    (*_S25).squares_0 = (*_S25).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
-    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S28 + _S48];
-    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S28 + _S49];
-    (*_S25).sums_0[i32(0)] = _S43 + FourOrFiveEights_product_0(_S36, _S35, a_4, b_4);
-    (*_S25).sums_0[i32(1)] = _S44 + FourOrFiveEights_product_0(_S37, _S35, a_4, b_4);
-    (*_S25).sums_0[i32(2)] = _S45 + FourOrFiveEights_product_0(_S38, _S35, a_4, b_4);
-    (*_S25).sums_0[i32(3)] = _S46 + FourOrFiveEights_product_0(_S39, _S35, a_4, b_4);
+    eights_0[i32(0)] = FourOrFiveEights_load_0(_S30[i32(0)], _S31);
+    eights_0[i32(1)] = FourOrFiveEights_load_0(_S30[i32(1)], _S31);
+    eights_0[i32(2)] = FourOrFiveEights_load_0(_S30[i32(2)], _S31);
+    eights_0[i32(3)] = FourOrFiveEights_load_0(_S30[i32(3)], _S31);
+    var _S34 : u32 = _S31 + _S32;
+    eights_0[i32(4)] = FourOrFiveEights_load_0(_S30[i32(0)], _S34);
+    eights_0[i32(5)] = FourOrFiveEights_load_0(_S30[i32(1)], _S34);
+    eights_0[i32(6)] = FourOrFiveEights_load_0(_S30[i32(2)], _S34);
+    eights_0[i32(7)] = FourOrFiveEights_load_0(_S30[i32(3)], _S34);
+    (*_S33) = eights_0;
     return;
 }
 
-fn add_products_1( _S50 : ptr<function, Products_0>,  _S51 : array<u32, i32(4)>,  _S52 : u32,  _S53 : u32,  _S54 : u32,  _S55 : u32)
+fn add_products_0( _S35 : ptr<function, Products_0>,  _S36 : array<FourOrFiveEights_Eight_0, i32(8)>,  _S37 : u32,  _S38 : u32,  _S39 : u32,  _S40 : u32)
+{
+    var _S41 : vec2<u32> = FourOrFiveEights_places_0(_S39);
+    var _S42 : u32 = _S41.x;
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S37 + _S42];
+    var _S43 : u32 = _S41.y;
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S37 + _S43];
+    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S38 + _S42];
+    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S38 + _S43];
+    var _S44 : f32 = (*_S35).sums_0[i32(0)] + FourOrFiveEights_product_0(_S36[i32(0)], _S39, a_2, b_2);
+    var _S45 : f32 = (*_S35).sums_0[i32(1)] + FourOrFiveEights_product_0(_S36[i32(1)], _S39, a_2, b_2);
+    var _S46 : f32 = (*_S35).sums_0[i32(2)] + FourOrFiveEights_product_0(_S36[i32(2)], _S39, a_2, b_2);
+    var _S47 : f32 = (*_S35).sums_0[i32(3)] + FourOrFiveEights_product_0(_S36[i32(3)], _S39, a_2, b_2);
+    var _S48 : u32 = _S39 + _S40;
+    var _S49 : vec2<u32> = FourOrFiveEights_places_0(_S48);
+    var _S50 : u32 = _S49.x;
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S37 + _S50];
+    var _S51 : u32 = _S49.y;
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S37 + _S51];
+    (*_S35).squares_0 = (*_S35).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
+    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S38 + _S50];
+    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S38 + _S51];
+    (*_S35).sums_0[i32(0)] = _S44 + FourOrFiveEights_product_0(_S36[i32(4)], _S48, a_4, b_4);
+    (*_S35).sums_0[i32(1)] = _S45 + FourOrFiveEights_product_0(_S36[i32(5)], _S48, a_4, b_4);
+    (*_S35).sums_0[i32(2)] = _S46 + FourOrFiveEights_product_0(_S36[i32(6)], _S48, a_4, b_4);
+    (*_S35).sums_0[i32(3)] = _S47 + FourOrFiveEights_product_0(_S36[i32(7)], _S48, a_4, b_4);
+    return;
+}
+
+fn load_eights_1( _S52 : array<u32, i32(4)>,  _S53 : u32,  _S54 : u32,  _S55 : ptr<function, array<FourOrFiveEights_Eight_0, i32(4)>>)
 {
     var eights_1 : array<FourOrFiveEights_Eight_0, i32(4)>;
-    var _S56 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S51[i32(0)], _S54);
-    eights_1[i32(0)] = _S56;
-    var _S57 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S51[i32(1)], _S54);
-    eights_1[i32(1)] = _S57;
-    var _S58 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S51[i32(2)], _S54);
-    eights_1[i32(2)] = _S58;
-    var _S59 : FourOrFiveEights_Eight_0 = FourOrFiveEights_load_0(_S51[i32(3)], _S54);
-    eights_1[i32(3)] = _S59;
-    var _S60 : vec2<u32> = FourOrFiveEights_places_0(_S54);
-    var _S61 : u32 = _S60.x;
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S52 + _S61];
-    var _S62 : u32 = _S60.y;
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S52 + _S62];
-    (*_S50).squares_0 = (*_S50).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
-    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S53 + _S61];
-    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S53 + _S62];
-    (*_S50).sums_0[i32(0)] = (*_S50).sums_0[i32(0)] + FourOrFiveEights_product_0(_S56, _S54, a_6, b_6);
-    (*_S50).sums_0[i32(1)] = (*_S50).sums_0[i32(1)] + FourOrFiveEights_product_0(_S57, _S54, a_6, b_6);
-    (*_S50).sums_0[i32(2)] = (*_S50).sums_0[i32(2)] + FourOrFiveEights_product_0(_S58, _S54, a_6, b_6);
-    (*_S50).sums_0[i32(3)] = (*_S50).sums_0[i32(3)] + FourOrFiveEights_product_0(_S59, _S54, a_6, b_6);
+    eights_1[i32(0)] = FourOrFiveEights_load_0(_S52[i32(0)], _S53);
+    eights_1[i32(1)] = FourOrFiveEights_load_0(_S52[i32(1)], _S53);
+    eights_1[i32(2)] = FourOrFiveEights_load_0(_S52[i32(2)], _S53);
+    eights_1[i32(3)] = FourOrFiveEights_load_0(_S52[i32(3)], _S53);
+    (*_S55) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S63 : array<u32, i32(4)>,  _S64 : u32,  _S65 : u32,  _S66 : u32) -> Products_0
+fn add_products_1( _S56 : ptr<function, Products_0>,  _S57 : array<FourOrFiveEights_Eight_0, i32(4)>,  _S58 : u32,  _S59 : u32,  _S60 : u32,  _S61 : u32)
+{
+    var _S62 : vec2<u32> = FourOrFiveEights_places_0(_S60);
+    var _S63 : u32 = _S62.x;
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S58 + _S63];
+    var _S64 : u32 = _S62.y;
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S58 + _S64];
+    (*_S56).squares_0 = (*_S56).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
+    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S59 + _S63];
+    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S59 + _S64];
+    (*_S56).sums_0[i32(0)] = (*_S56).sums_0[i32(0)] + FourOrFiveEights_product_0(_S57[i32(0)], _S60, a_6, b_6);
+    (*_S56).sums_0[i32(1)] = (*_S56).sums_0[i32(1)] + FourOrFiveEights_product_0(_S57[i32(1)], _S60, a_6, b_6);
+    (*_S56).sums_0[i32(2)] = (*_S56).sums_0[i32(2)] + FourOrFiveEights_product_0(_S57[i32(2)], _S60, a_6, b_6);
+    (*_S56).sums_0[i32(3)] = (*_S56).sums_0[i32(3)] + FourOrFiveEights_product_0(_S57[i32(3)], _S60, a_6, b_6);
+    return;
+}
+
+fn products_of_thread_0( _S65 : array<u32, i32(4)>,  _S66 : u32,  _S67 : u32,  _S68 : u32,  _S69 : u32,  _S70 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
@@ -269,100 +303,327 @@ fn products_of_thread_0( _S63 : array<u32, i32(4)>,  _S64 : u32,  _S65 : u32,  _
     products_0.sums_0[i32(1)] = 0.0f;
     products_0.sums_0[i32(2)] = 0.0f;
     products_0.sums_0[i32(3)] = 0.0f;
-    ;
-    var _S67 : u32 = _S21;
-    var _S68 : u32 = _S64 / u32(8);
-    ;
-    var i_2 : u32 = _S8;
-    for(;;)
+    var _S71 : u32 = _S66 / u32(8);
+    var i_2 : u32;
+    if((_S69 + _S70) < _S71)
     {
-        if((i_2 + _S67) < _S68)
+        var _S72 : array<FourOrFiveEights_Eight_0, i32(8)>;
+        load_eights_0(_S65, _S69, _S70, &(_S72));
+        i_2 = _S69;
+        var loaded_0 : array<FourOrFiveEights_Eight_0, i32(8)> = _S72;
+        for(;;)
         {
+            if((i_2 + u32(3) * _S70) < _S71)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S73 : u32 = i_2 + u32(2) * _S70;
+            var _S74 : array<FourOrFiveEights_Eight_0, i32(8)>;
+            load_eights_0(_S65, _S73, _S70, &(_S74));
+            var _S75 : array<FourOrFiveEights_Eight_0, i32(8)> = _S74;
+            add_products_0(&(products_0), loaded_0, _S67, _S68, i_2, _S70);
+            i_2 = _S73;
+            loaded_0 = _S75;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S63, _S65, _S66, i_2, _S67);
-        i_2 = i_2 + u32(2) * _S67;
+        add_products_0(&(products_0), loaded_0, _S67, _S68, i_2, _S70);
+        i_2 = i_2 + u32(2) * _S70;
+    }
+    else
+    {
+        i_2 = _S69;
     }
     for(;;)
     {
-        if(i_2 < _S68)
+        if(i_2 < _S71)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S63, _S65, _S66, i_2, _S67);
-        i_2 = i_2 + _S67;
+        var _S76 : array<FourOrFiveEights_Eight_0, i32(4)>;
+        load_eights_1(_S65, i_2, _S70, &(_S76));
+        add_products_1(&(products_0), _S76, _S67, _S68, i_2, _S70);
+        i_2 = i_2 + _S70;
     }
     return products_0;
 }
 
-fn norm_gemv_0( _S69 : vec3<u32>,  _S70 : u32,  _S71 : ptr<function, NormGemvParams_std140_0>)
+fn norm_gemv_0( _S77 : vec3<u32>,  _S78 : u32,  _S79 : ptr<function, NormGemvParams_std140_0>)
 {
     ;
-    var _S72 : u32 = _S21;
-    var _S73 : u32 = u32(128) / _S21;
-    var _S74 : u32 = (*_S71).groups_0 * _S73 * u32(4);
-    var _S75 : u32 = group_number_0(_S69) * _S73;
-    var _S76 : u32 = _S70 / _S72;
-    var first_1 : u32 = (_S75 + _S76) * u32(4);
+    var _S80 : u32 = _S25;
+    ;
+    var _S81 : u32 = _S26;
+    var _S82 : u32 = u32(128) / _S26;
+    var _S83 : u32 = (*_S79).groups_0 * _S82 * u32(4);
+    var _S84 : u32 = group_number_0(_S77) * _S82;
+    var _S85 : u32 = _S78 / _S81;
+    var first_2 : u32 = (_S84 + _S85) * u32(4);
     for(;;)
     {
-        var _S77 : u32 = (*_S71).n_0;
-        if(first_1 < ((*_S71).n_0))
+        var _S86 : u32 = (*_S79).n_0;
+        if(first_2 < ((*_S79).n_0))
         {
         }
         else
         {
             break;
         }
-        ;
-        var _S78 : u32 = first_1 + _S8;
-        ;
-        var _S79 : bool;
-        if(_S8 < u32(4))
+        var _S87 : u32 = first_2 + _S80;
+        var _S88 : bool;
+        if(_S80 < u32(4))
         {
-            _S79 = _S78 < _S77;
+            _S88 = _S87 < _S86;
         }
         else
         {
-            _S79 = false;
+            _S88 = false;
         }
-        var _S80 : bool;
-        if(_S79)
+        var _S89 : bool;
+        if(_S88)
         {
-            _S80 = ((*_S71).bias_offset_0) != u32(4294967295);
+            _S89 = ((*_S79).bias_offset_0) != u32(4294967295);
         }
         else
         {
-            _S80 = false;
+            _S89 = false;
         }
         var added_0 : f32;
-        if(_S80)
+        if(_S89)
         {
-            added_0 = entryPointParams_bias_0[(*_S71).bias_offset_0 + _S78];
+            added_0 = entryPointParams_bias_0[(*_S79).bias_offset_0 + _S87];
         }
         else
         {
             added_0 = 0.0f;
         }
-        var _S81 : array<u32, i32(4)>;
-        begins_of_rows_0((*_S71).weight_offset_0, (*_S71).k_0, first_1, _S77, &(_S81));
-        var _S82 : Products_0 = products_of_thread_0(_S81, (*_S71).k_0, (*_S71).x_offset_0, (*_S71).norm_offset_0);
-        var _S83 : f32 = subgroup_sum_0(_S82.squares_0);
-        var _S84 : f32 = 1.0f / sqrt(_S83 / f32((*_S71).k_0) + (*_S71).eps_0);
-        var _S85 : array<f32, i32(4)>;
-        subgroup_sums_0(_S82.sums_0, &(_S85));
-        var _S86 : f32 = own_0(_S85);
-        if(_S79)
+        var _S90 : array<u32, i32(4)>;
+        begins_of_rows_1((*_S79).weight_offset_0, (*_S79).k_0, first_2, _S86, &(_S90));
+        var _S91 : Products_0 = products_of_thread_0(_S90, (*_S79).k_0, (*_S79).x_offset_0, (*_S79).norm_offset_0, _S80, _S81);
+        var _S92 : f32 = subgroup_sum_0(_S91.squares_0);
+        var _S93 : f32 = 1.0f / sqrt(_S92 / f32((*_S79).k_0) + (*_S79).eps_0);
+        var _S94 : array<f32, i32(4)>;
+        subgroup_sums_1(_S91.sums_0, &(_S94));
+        var _S95 : f32 = chosen_1(_S94, _S80);
+        if(_S88)
         {
-            entryPointParams_result_0[(*_S71).out_offset_0 + _S78] = _S86 * _S84 + added_0;
+            entryPointParams_result_0[(*_S79).out_offset_0 + _S87] = _S95 * _S93 + added_0;
         }
-        first_1 = first_1 + _S74;
+        first_2 = first_2 + _S83;
+    }
+    return;
+}
+
+struct Products_1
+{
+     sums_0 : array<f32, i32(2)>,
+     squares_0 : f32,
+};
+
+fn load_eights_2( _S96 : array<u32, i32(2)>,  _S97 : u32,  _S98 : u32,  _S99 : ptr<function, array<FourOrFiveEights_Eight_0, i32(8)>>)
+{
+    var eights_2 : array<FourOrFiveEights_Eight_0, i32(8)>;
+    eights_2[i32(0)] = FourOrFiveEights_load_0(_S96[i32(0)], _S97);
+    eights_2[i32(1)] = FourOrFiveEights_load_0(_S96[i32(1)], _S97);
+    var _S100 : u32 = _S97 + _S98;
+    eights_2[i32(2)] = FourOrFiveEights_load_0(_S96[i32(0)], _S100);
+    eights_2[i32(3)] = FourOrFiveEights_load_0(_S96[i32(1)], _S100);
+    var _S101 : u32 = _S97 + u32(2) * _S98;
+    eights_2[i32(4)] = FourOrFiveEights_load_0(_S96[i32(0)], _S101);
+    eights_2[i32(5)] = FourOrFiveEights_load_0(_S96[i32(1)], _S101);
+    var _S102 : u32 = _S97 + u32(3) * _S98;
+    eights_2[i32(6)] = FourOrFiveEights_load_0(_S96[i32(0)], _S102);
+    eights_2[i32(7)] = FourOrFiveEights_load_0(_S96[i32(1)], _S102);
+    (*_S99) = eights_2;
+    return;
+}
+
+fn add_products_2( _S103 : ptr<function, Products_1>,  _S104 : array<FourOrFiveEights_Eight_0, i32(8)>,  _S105 : u32,  _S106 : u32,  _S107 : u32,  _S108 : u32)
+{
+    var _S109 : vec2<u32> = FourOrFiveEights_places_0(_S107);
+    var _S110 : u32 = _S109.x;
+    var a_7 : vec4<f32> = entryPointParams_x_0[_S105 + _S110];
+    var _S111 : u32 = _S109.y;
+    var b_7 : vec4<f32> = entryPointParams_x_0[_S105 + _S111];
+    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S106 + _S110];
+    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S106 + _S111];
+    var _S112 : u32 = _S107 + _S108;
+    var _S113 : vec2<u32> = FourOrFiveEights_places_0(_S112);
+    var _S114 : u32 = _S113.x;
+    var a_9 : vec4<f32> = entryPointParams_x_0[_S105 + _S114];
+    var _S115 : u32 = _S113.y;
+    var b_9 : vec4<f32> = entryPointParams_x_0[_S105 + _S115];
+    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S106 + _S114];
+    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S106 + _S115];
+    var _S116 : u32 = _S107 + u32(2) * _S108;
+    var _S117 : vec2<u32> = FourOrFiveEights_places_0(_S116);
+    var _S118 : u32 = _S117.x;
+    var a_11 : vec4<f32> = entryPointParams_x_0[_S105 + _S118];
+    var _S119 : u32 = _S117.y;
+    var b_11 : vec4<f32> = entryPointParams_x_0[_S105 + _S119];
+    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S106 + _S118];
+    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S106 + _S119];
+    var _S120 : f32 = (*_S103).sums_0[i32(0)] + FourOrFiveEights_product_0(_S104[i32(0)], _S107, a_8, b_8) + FourOrFiveEights_product_0(_S104[i32(2)], _S112, a_10, b_10) + FourOrFiveEights_product_0(_S104[i32(4)], _S116, a_12, b_12);
+    var _S121 : f32 = (*_S103).sums_0[i32(1)] + FourOrFiveEights_product_0(_S104[i32(1)], _S107, a_8, b_8) + FourOrFiveEights_product_0(_S104[i32(3)], _S112, a_10, b_10) + FourOrFiveEights_product_0(_S104[i32(5)], _S116, a_12, b_12);
+    var _S122 : u32 = _S107 + u32(3) * _S108;
+    var _S123 : vec2<u32> = FourOrFiveEights_places_0(_S122);
+    var _S124 : u32 = _S123.x;
+    var a_13 : vec4<f32> = entryPointParams_x_0[_S105 + _S124];
+    var _S125 : u32 = _S123.y;
+    var b_13 : vec4<f32> = entryPointParams_x_0[_S105 + _S125];
+    (*_S103).squares_0 = (*_S103).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
+    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S106 + _S124];
+    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S106 + _S125];
+    (*_S103).sums_0[i32(0)] = _S120 + FourOrFiveEights_product_0(_S104[i32(6)], _S122, a_14, b_14);
+    (*_S103).sums_0[i32(1)] = _S121 + FourOrFiveEights_product_0(_S104[i32(7)], _S122, a_14, b_14);
+    return;
+}
+
+fn load_eights_3( _S126 : array<u32, i32(2)>,  _S127 : u32,  _S128 : u32,  _S129 : ptr<function, array<FourOrFiveEights_Eight_0, i32(2)>>)
+{
+    var eights_3 : array<FourOrFiveEights_Eight_0, i32(2)>;
+    eights_3[i32(0)] = FourOrFiveEights_load_0(_S126[i32(0)], _S127);
+    eights_3[i32(1)] = FourOrFiveEights_load_0(_S126[i32(1)], _S127);
+    (*_S129) = eights_3;
+    return;
+}
+
+fn add_products_3( _S130 : ptr<function, Products_1>,  _S131 : array<FourOrFiveEights_Eight_0, i32(2)>,  _S132 : u32,  _S133 : u32,  _S134 : u32,  _S135 : u32)
+{
+    var _S136 : vec2<u32> = FourOrFiveEights_places_0(_S134);
+    var _S137 : u32 = _S136.x;
+    var a_15 : vec4<f32> = entryPointParams_x_0[_S132 + _S137];
+    var _S138 : u32 = _S136.y;
+    var b_15 : vec4<f32> = entryPointParams_x_0[_S132 + _S138];
+    (*_S130).squares_0 = (*_S130).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
+    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S133 + _S137];
+    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S133 + _S138];
+    (*_S130).sums_0[i32(0)] = (*_S130).sums_0[i32(0)] + FourOrFiveEights_product_0(_S131[i32(0)], _S134, a_16, b_16);
+    (*_S130).sums_0[i32(1)] = (*_S130).sums_0[i32(1)] + FourOrFiveEights_product_0(_S131[i32(1)], _S134, a_16, b_16);
+    return;
+}
+
+fn products_of_thread_1( _S139 : array<u32, i32(2)>,  _S140 : u32,  _S141 : u32,  _S142 : u32,  _S143 : u32,  _S144 : u32) -> Products_1
+{
+    var products_1 : Products_1;
+    products_1.squares_0 = 0.0f;
+    products_1.sums_0[i32(0)] = 0.0f;
+    products_1.sums_0[i32(1)] = 0.0f;
+    var _S145 : u32 = _S140 / u32(8);
+    var i_3 : u32;
+    if((_S143 + u32(3) * _S144) < _S145)
+    {
+        var _S146 : array<FourOrFiveEights_Eight_0, i32(8)>;
+        load_eights_2(_S139, _S143, _S144, &(_S146));
+        i_3 = _S143;
+        var loaded_1 : array<FourOrFiveEights_Eight_0, i32(8)> = _S146;
+        for(;;)
+        {
+            if((i_3 + u32(7) * _S144) < _S145)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S147 : u32 = i_3 + u32(4) * _S144;
+            var _S148 : array<FourOrFiveEights_Eight_0, i32(8)>;
+            load_eights_2(_S139, _S147, _S144, &(_S148));
+            var _S149 : array<FourOrFiveEights_Eight_0, i32(8)> = _S148;
+            add_products_2(&(products_1), loaded_1, _S141, _S142, i_3, _S144);
+            i_3 = _S147;
+            loaded_1 = _S149;
+        }
+        add_products_2(&(products_1), loaded_1, _S141, _S142, i_3, _S144);
+        i_3 = i_3 + u32(4) * _S144;
+    }
+    else
+    {
+        i_3 = _S143;
+    }
+    for(;;)
+    {
+        if(i_3 < _S145)
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S150 : array<FourOrFiveEights_Eight_0, i32(2)>;
+        load_eights_3(_S139, i_3, _S144, &(_S150));
+        add_products_3(&(products_1), _S150, _S141, _S142, i_3, _S144);
+        i_3 = i_3 + _S144;
+    }
+    return products_1;
+}
+
+fn norm_gemv_1( _S151 : vec3<u32>,  _S152 : u32,  _S153 : ptr<function, NormGemvParams_std140_0>)
+{
+    ;
+    var _S154 : u32 = _S25;
+    ;
+    var _S155 : u32 = _S26;
+    var _S156 : u32 = u32(128) / _S26;
+    var _S157 : u32 = (*_S153).groups_0 * _S156 * u32(2);
+    var _S158 : u32 = group_number_0(_S151) * _S156;
+    var _S159 : u32 = _S152 / _S155;
+    var first_3 : u32 = (_S158 + _S159) * u32(2);
+    for(;;)
+    {
+        var _S160 : u32 = (*_S153).n_0;
+        if(first_3 < ((*_S153).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S161 : u32 = first_3 + _S154;
+        var _S162 : bool;
+        if(_S154 < u32(2))
+        {
+            _S162 = _S161 < _S160;
+        }
+        else
+        {
+            _S162 = false;
+        }
+        var _S163 : bool;
+        if(_S162)
+        {
+            _S163 = ((*_S153).bias_offset_0) != u32(4294967295);
+        }
+        else
+        {
+            _S163 = false;
+        }
+        var added_1 : f32;
+        if(_S163)
+        {
+            added_1 = entryPointParams_bias_0[(*_S153).bias_offset_0 + _S161];
+        }
+        else
+        {
+            added_1 = 0.0f;
+        }
+        var _S164 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S153).weight_offset_0, (*_S153).k_0, first_3, _S160, &(_S164));
+        var _S165 : Products_1 = products_of_thread_1(_S164, (*_S153).k_0, (*_S153).x_offset_0, (*_S153).norm_offset_0, _S154, _S155);
+        var _S166 : f32 = subgroup_sum_0(_S165.squares_0);
+        var _S167 : f32 = 1.0f / sqrt(_S166 / f32((*_S153).k_0) + (*_S153).eps_0);
+        var _S168 : array<f32, i32(2)>;
+        subgroup_sums_0(_S165.sums_0, &(_S168));
+        var _S169 : f32 = chosen_0(_S168, _S154);
+        if(_S162)
+        {
+            entryPointParams_result_0[(*_S153).out_offset_0 + _S161] = _S169 * _S167 + added_1;
+        }
+        first_3 = first_3 + _S157;
     }
     return;
 }
@@ -371,9 +632,17 @@ fn norm_gemv_0( _S69 : vec3<u32>,  _S70 : u32,  _S71 : ptr<function, NormGemvPar
 @workgroup_size(128, 1, 1)
 fn norm_gemv_q4_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S8 = _builtinWaveLaneIndex_0;
-    _S21 = _builtinWaveLaneCount_0;
-    var _S87 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
-    norm_gemv_0(group_1, thread_0, &(_S87));
+    _S25 = _builtinWaveLaneIndex_0;
+    _S26 = _builtinWaveLaneCount_0;
+    if((entryPointParams_0.p_0.wide_0) != u32(0))
+    {
+        var _S170 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
+        norm_gemv_0(group_1, thread_0, &(_S170));
+    }
+    else
+    {
+        var _S171 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
+        norm_gemv_1(group_1, thread_0, &(_S171));
+    }
     return;
 }

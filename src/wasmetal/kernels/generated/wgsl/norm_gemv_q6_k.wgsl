@@ -10,7 +10,8 @@ struct NormGemvParams_std140_0
     @align(4) n_0 : u32,
     @align(8) k_0 : u32,
     @align(4) eps_0 : f32,
-    @align(16) groups_0 : u32,
+    @align(16) wide_0 : u32,
+    @align(4) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -35,44 +36,27 @@ fn subgroup_sum_0( value_0 : f32) -> f32
     return _S1;
 }
 
-fn subgroup_sums_0( values_0 : array<f32, i32(4)>,  _S2 : ptr<function, array<f32, i32(4)>>)
+fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S2 : ptr<function, array<f32, i32(2)>>)
 {
-    var result_0 : array<f32, i32(4)>;
+    var result_0 : array<f32, i32(2)>;
     var _S3 : f32 = subgroup_sum_0(values_0[i32(0)]);
     result_0[i32(0)] = _S3;
     var _S4 : f32 = subgroup_sum_0(values_0[i32(1)]);
     result_0[i32(1)] = _S4;
-    var _S5 : f32 = subgroup_sum_0(values_0[i32(2)]);
-    result_0[i32(2)] = _S5;
-    var _S6 : f32 = subgroup_sum_0(values_0[i32(3)]);
-    result_0[i32(3)] = _S6;
     (*_S2) = result_0;
     return;
 }
 
-var<private> _S7 : u32;
-
-fn own_0( values_1 : array<f32, i32(4)>) -> f32
+fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 {
-    ;
     var result_1 : f32;
-    if(_S7 == u32(1))
+    if(number_0 == u32(1))
     {
         result_1 = values_1[i32(1)];
     }
     else
     {
         result_1 = values_1[i32(0)];
-    }
-    ;
-    if(_S7 == u32(2))
-    {
-        result_1 = values_1[i32(2)];
-    }
-    ;
-    if(_S7 == u32(3))
-    {
-        result_1 = values_1[i32(3)];
     }
     return result_1;
 }
@@ -82,15 +66,62 @@ fn Q6_KEights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return u32(2) * offset_0 + row_0 * (k_1 / u32(256)) * u32(105);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S8 : ptr<function, array<u32, i32(4)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S5 : ptr<function, array<u32, i32(2)>>)
 {
-    var begins_0 : array<u32, i32(4)>;
-    var _S9 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = Q6_KEights_begin_0(offset_1, k_2, min(first_0, _S9));
-    begins_0[i32(1)] = Q6_KEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S9));
-    begins_0[i32(2)] = Q6_KEights_begin_0(offset_1, k_2, min(first_0 + u32(2), _S9));
-    begins_0[i32(3)] = Q6_KEights_begin_0(offset_1, k_2, min(first_0 + u32(3), _S9));
-    (*_S8) = begins_0;
+    var begins_0 : array<u32, i32(2)>;
+    var _S6 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = Q6_KEights_begin_0(offset_1, k_2, min(first_0, _S6));
+    begins_0[i32(1)] = Q6_KEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S6));
+    (*_S5) = begins_0;
+    return;
+}
+
+fn subgroup_sums_1( values_2 : array<f32, i32(4)>,  _S7 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_2 : array<f32, i32(4)>;
+    var _S8 : f32 = subgroup_sum_0(values_2[i32(0)]);
+    result_2[i32(0)] = _S8;
+    var _S9 : f32 = subgroup_sum_0(values_2[i32(1)]);
+    result_2[i32(1)] = _S9;
+    var _S10 : f32 = subgroup_sum_0(values_2[i32(2)]);
+    result_2[i32(2)] = _S10;
+    var _S11 : f32 = subgroup_sum_0(values_2[i32(3)]);
+    result_2[i32(3)] = _S11;
+    (*_S7) = result_2;
+    return;
+}
+
+fn chosen_1( values_3 : array<f32, i32(4)>,  number_1 : u32) -> f32
+{
+    var result_3 : f32;
+    if(number_1 == u32(1))
+    {
+        result_3 = values_3[i32(1)];
+    }
+    else
+    {
+        result_3 = values_3[i32(0)];
+    }
+    if(number_1 == u32(2))
+    {
+        result_3 = values_3[i32(2)];
+    }
+    if(number_1 == u32(3))
+    {
+        result_3 = values_3[i32(3)];
+    }
+    return result_3;
+}
+
+fn begins_of_rows_1( offset_2 : u32,  k_3 : u32,  first_1 : u32,  n_2 : u32,  _S12 : ptr<function, array<u32, i32(4)>>)
+{
+    var begins_1 : array<u32, i32(4)>;
+    var _S13 : u32 = n_2 - u32(1);
+    begins_1[i32(0)] = Q6_KEights_begin_0(offset_2, k_3, min(first_1, _S13));
+    begins_1[i32(1)] = Q6_KEights_begin_0(offset_2, k_3, min(first_1 + u32(1), _S13));
+    begins_1[i32(2)] = Q6_KEights_begin_0(offset_2, k_3, min(first_1 + u32(2), _S13));
+    begins_1[i32(3)] = Q6_KEights_begin_0(offset_2, k_3, min(first_1 + u32(3), _S13));
+    (*_S12) = begins_1;
     return;
 }
 
@@ -104,7 +135,9 @@ fn in_place_1( word_1 : u32,  zero_1 : f32) -> f32
     return (bitcast<f32>(((((word_1 & (u32(255)))) | (u32(1258291200)))))) - ((bitcast<f32>((u32(1258291200)))) + zero_1);
 }
 
-var<private> _S10 : u32;
+var<private> _S14 : u32;
+
+var<private> _S15 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -121,67 +154,80 @@ struct Q6_KEights_Eight_0
 {
      low_0 : u32,
      high_0 : u32,
-     first_1 : u32,
+     first_2 : u32,
      second_0 : u32,
      d_0 : u32,
 };
 
-fn word_from_0( half_0 : u32,  first_2 : u32,  second_1 : u32) -> u32
+fn load_word_or_next_0( _S16 : u32) -> u32
 {
-    var _S11 : u32;
-    if((half_0 % u32(2)) == u32(0))
+    var _S17 : u32 = entryPointParams_weight_0[_S16 / u32(2)];
+    var _S18 : u32 = entryPointParams_weight_0[_S16 / u32(2) + u32(1)];
+    var _S19 : u32;
+    if((_S16 % u32(2)) == u32(0))
     {
-        _S11 = first_2;
+        _S19 = _S17;
     }
     else
     {
-        _S11 = (((first_2 >> (u32(16)))) | (((second_1 << (u32(16))))));
+        _S19 = (((_S17 >> (u32(16)))) | (((_S18 << (u32(16))))));
     }
-    return _S11;
+    return _S19;
 }
 
-fn load_word_0( _S12 : u32) -> u32
+fn load_half_0( _S20 : u32) -> u32
 {
-    return word_from_0(_S12, entryPointParams_weight_0[_S12 / u32(2)], entryPointParams_weight_0[_S12 / u32(2) + _S12 % u32(2)]);
+    return (entryPointParams_weight_0[_S20 / u32(2)] >> ((_S20 % u32(2) * u32(16))));
 }
 
-fn load_half_0( _S13 : u32) -> u32
+fn Q6_KEights_Eight_x24init_0( low_1 : u32,  high_1 : u32,  first_3 : u32,  second_1 : u32,  d_1 : u32) -> Q6_KEights_Eight_0
 {
-    return (entryPointParams_weight_0[_S13 / u32(2)] >> ((_S13 % u32(2) * u32(16))));
+    var _S21 : Q6_KEights_Eight_0;
+    _S21.low_0 = low_1;
+    _S21.high_0 = high_1;
+    _S21.first_2 = first_3;
+    _S21.second_0 = second_1;
+    _S21.d_0 = d_1;
+    return _S21;
 }
 
-fn Q6_KEights_Eight_x24init_0( low_1 : u32,  high_1 : u32,  first_3 : u32,  second_2 : u32,  d_1 : u32) -> Q6_KEights_Eight_0
+fn Q6_KEights_load_0( _S22 : u32,  _S23 : u32) -> Q6_KEights_Eight_0
 {
-    var _S14 : Q6_KEights_Eight_0;
-    _S14.low_0 = low_1;
-    _S14.high_0 = high_1;
-    _S14.first_1 = first_3;
-    _S14.second_0 = second_2;
-    _S14.d_0 = d_1;
-    return _S14;
+    var _S24 : u32 = _S22 + _S23 / u32(32) * u32(105);
+    var _S25 : u32 = _S23 % u32(32);
+    var _S26 : u32 = _S25 / u32(16);
+    var _S27 : u32 = _S23 % u32(16);
+    var _S28 : u32 = _S26 * u32(8) + _S27 / u32(4);
+    var _S29 : u32 = _S28 % u32(2) * u32(8);
+    return Q6_KEights_Eight_x24init_0(load_word_or_next_0(_S24 + _S25 * u32(2)), ((load_word_or_next_0(_S24 + u32(64) + _S26 * u32(16) + _S23 % u32(8) * u32(2))) >> ((_S27 / u32(8) * u32(2)))), ((load_half_0(_S24 + u32(96) + _S28 / u32(2))) >> (_S29)), ((load_half_0(_S24 + u32(98) + _S28 / u32(2))) >> (_S29)), load_half_0(_S24 + u32(104)));
 }
 
-fn Q6_KEights_load_0( _S15 : u32,  _S16 : u32) -> Q6_KEights_Eight_0
+fn load_eights_0( _S30 : array<u32, i32(4)>,  _S31 : u32,  _S32 : u32,  _S33 : ptr<function, array<Q6_KEights_Eight_0, i32(8)>>)
 {
-    var _S17 : u32 = _S15 + _S16 / u32(32) * u32(105);
-    var _S18 : u32 = _S16 % u32(32);
-    var _S19 : u32 = _S18 / u32(16);
-    var _S20 : u32 = _S16 % u32(16);
-    var _S21 : u32 = _S19 * u32(8) + _S20 / u32(4);
-    var _S22 : u32 = _S21 % u32(2) * u32(8);
-    return Q6_KEights_Eight_x24init_0(load_word_0(_S17 + _S18 * u32(2)), ((load_word_0(_S17 + u32(64) + _S19 * u32(16) + _S16 % u32(8) * u32(2))) >> ((_S20 / u32(8) * u32(2)))), ((load_half_0(_S17 + u32(96) + _S21 / u32(2))) >> (_S22)), ((load_half_0(_S17 + u32(98) + _S21 / u32(2))) >> (_S22)), load_half_0(_S17 + u32(104)));
+    var eights_0 : array<Q6_KEights_Eight_0, i32(8)>;
+    eights_0[i32(0)] = Q6_KEights_load_0(_S30[i32(0)], _S31);
+    eights_0[i32(1)] = Q6_KEights_load_0(_S30[i32(1)], _S31);
+    eights_0[i32(2)] = Q6_KEights_load_0(_S30[i32(2)], _S31);
+    eights_0[i32(3)] = Q6_KEights_load_0(_S30[i32(3)], _S31);
+    var _S34 : u32 = _S31 + _S32;
+    eights_0[i32(4)] = Q6_KEights_load_0(_S30[i32(0)], _S34);
+    eights_0[i32(5)] = Q6_KEights_load_0(_S30[i32(1)], _S34);
+    eights_0[i32(6)] = Q6_KEights_load_0(_S30[i32(2)], _S34);
+    eights_0[i32(7)] = Q6_KEights_load_0(_S30[i32(3)], _S34);
+    (*_S33) = eights_0;
+    return;
 }
 
 fn Q6_KEights_places_0( i_0 : u32) -> vec2<u32>
 {
-    var _S23 : u32 = i_0 % u32(16);
-    return vec2<u32>(i_0 / u32(16) * u32(32) + _S23, i_0 / u32(16) * u32(32) + _S23 + u32(16));
+    var _S35 : u32 = i_0 % u32(16);
+    return vec2<u32>(i_0 / u32(16) * u32(32) + _S35, i_0 / u32(16) * u32(32) + _S35 + u32(16));
 }
 
 fn whole_bytes_0( word_2 : u32,  zero_2 : f32) -> vec4<f32>
 {
-    var _S24 : u32 = (word_2 >> (u32(16)));
-    return vec4<f32>(in_place_1(word_2, zero_2), in_place_0(word_2, zero_2), in_place_1(_S24, zero_2), in_place_0(_S24, zero_2));
+    var _S36 : u32 = (word_2 >> (u32(16)));
+    return vec4<f32>(in_place_1(word_2, zero_2), in_place_0(word_2, zero_2), in_place_1(_S36, zero_2), in_place_0(_S36, zero_2));
 }
 
 fn halves_0( word_3 : u32) -> vec2<f32>
@@ -191,82 +237,67 @@ fn halves_0( word_3 : u32) -> vec2<f32>
 
 fn Q6_KEights_product_0( eight_0 : Q6_KEights_Eight_0,  i_1 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
 {
-    return halves_0(eight_0.d_0).x * (in_place_1(((eight_0.first_1) ^ (u32(128))), 128.0f) * dot(whole_bytes_0(((((eight_0.low_0) & (u32(252645135)))) | ((((((eight_0.high_0) & (u32(50529027)))) << (u32(4)))))), 32.0f), a_0) + in_place_1(((eight_0.second_0) ^ (u32(128))), 128.0f) * dot(whole_bytes_0(((((((eight_0.low_0) >> (u32(4)))) & (u32(252645135)))) | ((((((((eight_0.high_0) >> (u32(4)))) & (u32(50529027)))) << (u32(4)))))), 32.0f), b_0));
+    return halves_0(eight_0.d_0).x * (in_place_1(((eight_0.first_2) ^ (u32(128))), 128.0f) * dot(whole_bytes_0(((((eight_0.low_0) & (u32(252645135)))) | ((((((eight_0.high_0) & (u32(50529027)))) << (u32(4)))))), 32.0f), a_0) + in_place_1(((eight_0.second_0) ^ (u32(128))), 128.0f) * dot(whole_bytes_0(((((((eight_0.low_0) >> (u32(4)))) & (u32(252645135)))) | ((((((((eight_0.high_0) >> (u32(4)))) & (u32(50529027)))) << (u32(4)))))), 32.0f), b_0));
 }
 
-fn add_products_0( _S25 : ptr<function, Products_0>,  _S26 : array<u32, i32(4)>,  _S27 : u32,  _S28 : u32,  _S29 : u32,  _S30 : u32)
+fn add_products_0( _S37 : ptr<function, Products_0>,  _S38 : array<Q6_KEights_Eight_0, i32(8)>,  _S39 : u32,  _S40 : u32,  _S41 : u32,  _S42 : u32)
 {
-    var eights_0 : array<Q6_KEights_Eight_0, i32(8)>;
-    var _S31 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(0)], _S29);
-    eights_0[i32(0)] = _S31;
-    var _S32 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(1)], _S29);
-    eights_0[i32(1)] = _S32;
-    var _S33 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(2)], _S29);
-    eights_0[i32(2)] = _S33;
-    var _S34 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(3)], _S29);
-    eights_0[i32(3)] = _S34;
-    var _S35 : u32 = _S29 + _S30;
-    var _S36 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(0)], _S35);
-    eights_0[i32(4)] = _S36;
-    var _S37 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(1)], _S35);
-    eights_0[i32(5)] = _S37;
-    var _S38 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(2)], _S35);
-    eights_0[i32(6)] = _S38;
-    var _S39 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S26[i32(3)], _S35);
-    eights_0[i32(7)] = _S39;
-    var _S40 : vec2<u32> = Q6_KEights_places_0(_S29);
-    var _S41 : u32 = _S40.x;
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S27 + _S41];
-    var _S42 : u32 = _S40.y;
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S27 + _S42];
-    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S28 + _S41];
-    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S28 + _S42];
-    var _S43 : f32 = (*_S25).sums_0[i32(0)] + Q6_KEights_product_0(_S31, _S29, a_2, b_2);
-    var _S44 : f32 = (*_S25).sums_0[i32(1)] + Q6_KEights_product_0(_S32, _S29, a_2, b_2);
-    var _S45 : f32 = (*_S25).sums_0[i32(2)] + Q6_KEights_product_0(_S33, _S29, a_2, b_2);
-    var _S46 : f32 = (*_S25).sums_0[i32(3)] + Q6_KEights_product_0(_S34, _S29, a_2, b_2);
-    var _S47 : vec2<u32> = Q6_KEights_places_0(_S35);
-    var _S48 : u32 = _S47.x;
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S27 + _S48];
-    var _S49 : u32 = _S47.y;
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S27 + _S49];
-    (*_S25).squares_0 = (*_S25).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
-    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S28 + _S48];
-    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S28 + _S49];
-    (*_S25).sums_0[i32(0)] = _S43 + Q6_KEights_product_0(_S36, _S35, a_4, b_4);
-    (*_S25).sums_0[i32(1)] = _S44 + Q6_KEights_product_0(_S37, _S35, a_4, b_4);
-    (*_S25).sums_0[i32(2)] = _S45 + Q6_KEights_product_0(_S38, _S35, a_4, b_4);
-    (*_S25).sums_0[i32(3)] = _S46 + Q6_KEights_product_0(_S39, _S35, a_4, b_4);
+    var _S43 : vec2<u32> = Q6_KEights_places_0(_S41);
+    var _S44 : u32 = _S43.x;
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S39 + _S44];
+    var _S45 : u32 = _S43.y;
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S39 + _S45];
+    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S40 + _S44];
+    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S40 + _S45];
+    var _S46 : f32 = (*_S37).sums_0[i32(0)] + Q6_KEights_product_0(_S38[i32(0)], _S41, a_2, b_2);
+    var _S47 : f32 = (*_S37).sums_0[i32(1)] + Q6_KEights_product_0(_S38[i32(1)], _S41, a_2, b_2);
+    var _S48 : f32 = (*_S37).sums_0[i32(2)] + Q6_KEights_product_0(_S38[i32(2)], _S41, a_2, b_2);
+    var _S49 : f32 = (*_S37).sums_0[i32(3)] + Q6_KEights_product_0(_S38[i32(3)], _S41, a_2, b_2);
+    var _S50 : u32 = _S41 + _S42;
+    var _S51 : vec2<u32> = Q6_KEights_places_0(_S50);
+    var _S52 : u32 = _S51.x;
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S39 + _S52];
+    var _S53 : u32 = _S51.y;
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S39 + _S53];
+    (*_S37).squares_0 = (*_S37).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
+    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S40 + _S52];
+    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S40 + _S53];
+    (*_S37).sums_0[i32(0)] = _S46 + Q6_KEights_product_0(_S38[i32(4)], _S50, a_4, b_4);
+    (*_S37).sums_0[i32(1)] = _S47 + Q6_KEights_product_0(_S38[i32(5)], _S50, a_4, b_4);
+    (*_S37).sums_0[i32(2)] = _S48 + Q6_KEights_product_0(_S38[i32(6)], _S50, a_4, b_4);
+    (*_S37).sums_0[i32(3)] = _S49 + Q6_KEights_product_0(_S38[i32(7)], _S50, a_4, b_4);
     return;
 }
 
-fn add_products_1( _S50 : ptr<function, Products_0>,  _S51 : array<u32, i32(4)>,  _S52 : u32,  _S53 : u32,  _S54 : u32,  _S55 : u32)
+fn load_eights_1( _S54 : array<u32, i32(4)>,  _S55 : u32,  _S56 : u32,  _S57 : ptr<function, array<Q6_KEights_Eight_0, i32(4)>>)
 {
     var eights_1 : array<Q6_KEights_Eight_0, i32(4)>;
-    var _S56 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S51[i32(0)], _S54);
-    eights_1[i32(0)] = _S56;
-    var _S57 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S51[i32(1)], _S54);
-    eights_1[i32(1)] = _S57;
-    var _S58 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S51[i32(2)], _S54);
-    eights_1[i32(2)] = _S58;
-    var _S59 : Q6_KEights_Eight_0 = Q6_KEights_load_0(_S51[i32(3)], _S54);
-    eights_1[i32(3)] = _S59;
-    var _S60 : vec2<u32> = Q6_KEights_places_0(_S54);
-    var _S61 : u32 = _S60.x;
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S52 + _S61];
-    var _S62 : u32 = _S60.y;
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S52 + _S62];
-    (*_S50).squares_0 = (*_S50).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
-    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S53 + _S61];
-    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S53 + _S62];
-    (*_S50).sums_0[i32(0)] = (*_S50).sums_0[i32(0)] + Q6_KEights_product_0(_S56, _S54, a_6, b_6);
-    (*_S50).sums_0[i32(1)] = (*_S50).sums_0[i32(1)] + Q6_KEights_product_0(_S57, _S54, a_6, b_6);
-    (*_S50).sums_0[i32(2)] = (*_S50).sums_0[i32(2)] + Q6_KEights_product_0(_S58, _S54, a_6, b_6);
-    (*_S50).sums_0[i32(3)] = (*_S50).sums_0[i32(3)] + Q6_KEights_product_0(_S59, _S54, a_6, b_6);
+    eights_1[i32(0)] = Q6_KEights_load_0(_S54[i32(0)], _S55);
+    eights_1[i32(1)] = Q6_KEights_load_0(_S54[i32(1)], _S55);
+    eights_1[i32(2)] = Q6_KEights_load_0(_S54[i32(2)], _S55);
+    eights_1[i32(3)] = Q6_KEights_load_0(_S54[i32(3)], _S55);
+    (*_S57) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S63 : array<u32, i32(4)>,  _S64 : u32,  _S65 : u32,  _S66 : u32) -> Products_0
+fn add_products_1( _S58 : ptr<function, Products_0>,  _S59 : array<Q6_KEights_Eight_0, i32(4)>,  _S60 : u32,  _S61 : u32,  _S62 : u32,  _S63 : u32)
+{
+    var _S64 : vec2<u32> = Q6_KEights_places_0(_S62);
+    var _S65 : u32 = _S64.x;
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S60 + _S65];
+    var _S66 : u32 = _S64.y;
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S60 + _S66];
+    (*_S58).squares_0 = (*_S58).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
+    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S61 + _S65];
+    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S61 + _S66];
+    (*_S58).sums_0[i32(0)] = (*_S58).sums_0[i32(0)] + Q6_KEights_product_0(_S59[i32(0)], _S62, a_6, b_6);
+    (*_S58).sums_0[i32(1)] = (*_S58).sums_0[i32(1)] + Q6_KEights_product_0(_S59[i32(1)], _S62, a_6, b_6);
+    (*_S58).sums_0[i32(2)] = (*_S58).sums_0[i32(2)] + Q6_KEights_product_0(_S59[i32(2)], _S62, a_6, b_6);
+    (*_S58).sums_0[i32(3)] = (*_S58).sums_0[i32(3)] + Q6_KEights_product_0(_S59[i32(3)], _S62, a_6, b_6);
+    return;
+}
+
+fn products_of_thread_0( _S67 : array<u32, i32(4)>,  _S68 : u32,  _S69 : u32,  _S70 : u32,  _S71 : u32,  _S72 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
@@ -274,100 +305,327 @@ fn products_of_thread_0( _S63 : array<u32, i32(4)>,  _S64 : u32,  _S65 : u32,  _
     products_0.sums_0[i32(1)] = 0.0f;
     products_0.sums_0[i32(2)] = 0.0f;
     products_0.sums_0[i32(3)] = 0.0f;
-    ;
-    var _S67 : u32 = _S10;
-    var _S68 : u32 = _S64 / u32(8);
-    ;
-    var i_2 : u32 = _S7;
-    for(;;)
+    var _S73 : u32 = _S68 / u32(8);
+    var i_2 : u32;
+    if((_S71 + _S72) < _S73)
     {
-        if((i_2 + _S67) < _S68)
+        var _S74 : array<Q6_KEights_Eight_0, i32(8)>;
+        load_eights_0(_S67, _S71, _S72, &(_S74));
+        i_2 = _S71;
+        var loaded_0 : array<Q6_KEights_Eight_0, i32(8)> = _S74;
+        for(;;)
         {
+            if((i_2 + u32(3) * _S72) < _S73)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S75 : u32 = i_2 + u32(2) * _S72;
+            var _S76 : array<Q6_KEights_Eight_0, i32(8)>;
+            load_eights_0(_S67, _S75, _S72, &(_S76));
+            var _S77 : array<Q6_KEights_Eight_0, i32(8)> = _S76;
+            add_products_0(&(products_0), loaded_0, _S69, _S70, i_2, _S72);
+            i_2 = _S75;
+            loaded_0 = _S77;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S63, _S65, _S66, i_2, _S67);
-        i_2 = i_2 + u32(2) * _S67;
+        add_products_0(&(products_0), loaded_0, _S69, _S70, i_2, _S72);
+        i_2 = i_2 + u32(2) * _S72;
+    }
+    else
+    {
+        i_2 = _S71;
     }
     for(;;)
     {
-        if(i_2 < _S68)
+        if(i_2 < _S73)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S63, _S65, _S66, i_2, _S67);
-        i_2 = i_2 + _S67;
+        var _S78 : array<Q6_KEights_Eight_0, i32(4)>;
+        load_eights_1(_S67, i_2, _S72, &(_S78));
+        add_products_1(&(products_0), _S78, _S69, _S70, i_2, _S72);
+        i_2 = i_2 + _S72;
     }
     return products_0;
 }
 
-fn norm_gemv_0( _S69 : vec3<u32>,  _S70 : u32,  _S71 : ptr<function, NormGemvParams_std140_0>)
+fn norm_gemv_0( _S79 : vec3<u32>,  _S80 : u32,  _S81 : ptr<function, NormGemvParams_std140_0>)
 {
     ;
-    var _S72 : u32 = _S10;
-    var _S73 : u32 = u32(128) / _S10;
-    var _S74 : u32 = (*_S71).groups_0 * _S73 * u32(4);
-    var _S75 : u32 = group_number_0(_S69) * _S73;
-    var _S76 : u32 = _S70 / _S72;
-    var first_4 : u32 = (_S75 + _S76) * u32(4);
+    var _S82 : u32 = _S14;
+    ;
+    var _S83 : u32 = _S15;
+    var _S84 : u32 = u32(128) / _S15;
+    var _S85 : u32 = (*_S81).groups_0 * _S84 * u32(4);
+    var _S86 : u32 = group_number_0(_S79) * _S84;
+    var _S87 : u32 = _S80 / _S83;
+    var first_4 : u32 = (_S86 + _S87) * u32(4);
     for(;;)
     {
-        var _S77 : u32 = (*_S71).n_0;
-        if(first_4 < ((*_S71).n_0))
+        var _S88 : u32 = (*_S81).n_0;
+        if(first_4 < ((*_S81).n_0))
         {
         }
         else
         {
             break;
         }
-        ;
-        var _S78 : u32 = first_4 + _S7;
-        ;
-        var _S79 : bool;
-        if(_S7 < u32(4))
+        var _S89 : u32 = first_4 + _S82;
+        var _S90 : bool;
+        if(_S82 < u32(4))
         {
-            _S79 = _S78 < _S77;
+            _S90 = _S89 < _S88;
         }
         else
         {
-            _S79 = false;
+            _S90 = false;
         }
-        var _S80 : bool;
-        if(_S79)
+        var _S91 : bool;
+        if(_S90)
         {
-            _S80 = ((*_S71).bias_offset_0) != u32(4294967295);
+            _S91 = ((*_S81).bias_offset_0) != u32(4294967295);
         }
         else
         {
-            _S80 = false;
+            _S91 = false;
         }
         var added_0 : f32;
-        if(_S80)
+        if(_S91)
         {
-            added_0 = entryPointParams_bias_0[(*_S71).bias_offset_0 + _S78];
+            added_0 = entryPointParams_bias_0[(*_S81).bias_offset_0 + _S89];
         }
         else
         {
             added_0 = 0.0f;
         }
-        var _S81 : array<u32, i32(4)>;
-        begins_of_rows_0((*_S71).weight_offset_0, (*_S71).k_0, first_4, _S77, &(_S81));
-        var _S82 : Products_0 = products_of_thread_0(_S81, (*_S71).k_0, (*_S71).x_offset_0, (*_S71).norm_offset_0);
-        var _S83 : f32 = subgroup_sum_0(_S82.squares_0);
-        var _S84 : f32 = 1.0f / sqrt(_S83 / f32((*_S71).k_0) + (*_S71).eps_0);
-        var _S85 : array<f32, i32(4)>;
-        subgroup_sums_0(_S82.sums_0, &(_S85));
-        var _S86 : f32 = own_0(_S85);
-        if(_S79)
+        var _S92 : array<u32, i32(4)>;
+        begins_of_rows_1((*_S81).weight_offset_0, (*_S81).k_0, first_4, _S88, &(_S92));
+        var _S93 : Products_0 = products_of_thread_0(_S92, (*_S81).k_0, (*_S81).x_offset_0, (*_S81).norm_offset_0, _S82, _S83);
+        var _S94 : f32 = subgroup_sum_0(_S93.squares_0);
+        var _S95 : f32 = 1.0f / sqrt(_S94 / f32((*_S81).k_0) + (*_S81).eps_0);
+        var _S96 : array<f32, i32(4)>;
+        subgroup_sums_1(_S93.sums_0, &(_S96));
+        var _S97 : f32 = chosen_1(_S96, _S82);
+        if(_S90)
         {
-            entryPointParams_result_0[(*_S71).out_offset_0 + _S78] = _S86 * _S84 + added_0;
+            entryPointParams_result_0[(*_S81).out_offset_0 + _S89] = _S97 * _S95 + added_0;
         }
-        first_4 = first_4 + _S74;
+        first_4 = first_4 + _S85;
+    }
+    return;
+}
+
+struct Products_1
+{
+     sums_0 : array<f32, i32(2)>,
+     squares_0 : f32,
+};
+
+fn load_eights_2( _S98 : array<u32, i32(2)>,  _S99 : u32,  _S100 : u32,  _S101 : ptr<function, array<Q6_KEights_Eight_0, i32(8)>>)
+{
+    var eights_2 : array<Q6_KEights_Eight_0, i32(8)>;
+    eights_2[i32(0)] = Q6_KEights_load_0(_S98[i32(0)], _S99);
+    eights_2[i32(1)] = Q6_KEights_load_0(_S98[i32(1)], _S99);
+    var _S102 : u32 = _S99 + _S100;
+    eights_2[i32(2)] = Q6_KEights_load_0(_S98[i32(0)], _S102);
+    eights_2[i32(3)] = Q6_KEights_load_0(_S98[i32(1)], _S102);
+    var _S103 : u32 = _S99 + u32(2) * _S100;
+    eights_2[i32(4)] = Q6_KEights_load_0(_S98[i32(0)], _S103);
+    eights_2[i32(5)] = Q6_KEights_load_0(_S98[i32(1)], _S103);
+    var _S104 : u32 = _S99 + u32(3) * _S100;
+    eights_2[i32(6)] = Q6_KEights_load_0(_S98[i32(0)], _S104);
+    eights_2[i32(7)] = Q6_KEights_load_0(_S98[i32(1)], _S104);
+    (*_S101) = eights_2;
+    return;
+}
+
+fn add_products_2( _S105 : ptr<function, Products_1>,  _S106 : array<Q6_KEights_Eight_0, i32(8)>,  _S107 : u32,  _S108 : u32,  _S109 : u32,  _S110 : u32)
+{
+    var _S111 : vec2<u32> = Q6_KEights_places_0(_S109);
+    var _S112 : u32 = _S111.x;
+    var a_7 : vec4<f32> = entryPointParams_x_0[_S107 + _S112];
+    var _S113 : u32 = _S111.y;
+    var b_7 : vec4<f32> = entryPointParams_x_0[_S107 + _S113];
+    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S108 + _S112];
+    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S108 + _S113];
+    var _S114 : u32 = _S109 + _S110;
+    var _S115 : vec2<u32> = Q6_KEights_places_0(_S114);
+    var _S116 : u32 = _S115.x;
+    var a_9 : vec4<f32> = entryPointParams_x_0[_S107 + _S116];
+    var _S117 : u32 = _S115.y;
+    var b_9 : vec4<f32> = entryPointParams_x_0[_S107 + _S117];
+    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S108 + _S116];
+    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S108 + _S117];
+    var _S118 : u32 = _S109 + u32(2) * _S110;
+    var _S119 : vec2<u32> = Q6_KEights_places_0(_S118);
+    var _S120 : u32 = _S119.x;
+    var a_11 : vec4<f32> = entryPointParams_x_0[_S107 + _S120];
+    var _S121 : u32 = _S119.y;
+    var b_11 : vec4<f32> = entryPointParams_x_0[_S107 + _S121];
+    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S108 + _S120];
+    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S108 + _S121];
+    var _S122 : f32 = (*_S105).sums_0[i32(0)] + Q6_KEights_product_0(_S106[i32(0)], _S109, a_8, b_8) + Q6_KEights_product_0(_S106[i32(2)], _S114, a_10, b_10) + Q6_KEights_product_0(_S106[i32(4)], _S118, a_12, b_12);
+    var _S123 : f32 = (*_S105).sums_0[i32(1)] + Q6_KEights_product_0(_S106[i32(1)], _S109, a_8, b_8) + Q6_KEights_product_0(_S106[i32(3)], _S114, a_10, b_10) + Q6_KEights_product_0(_S106[i32(5)], _S118, a_12, b_12);
+    var _S124 : u32 = _S109 + u32(3) * _S110;
+    var _S125 : vec2<u32> = Q6_KEights_places_0(_S124);
+    var _S126 : u32 = _S125.x;
+    var a_13 : vec4<f32> = entryPointParams_x_0[_S107 + _S126];
+    var _S127 : u32 = _S125.y;
+    var b_13 : vec4<f32> = entryPointParams_x_0[_S107 + _S127];
+    (*_S105).squares_0 = (*_S105).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
+    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S108 + _S126];
+    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S108 + _S127];
+    (*_S105).sums_0[i32(0)] = _S122 + Q6_KEights_product_0(_S106[i32(6)], _S124, a_14, b_14);
+    (*_S105).sums_0[i32(1)] = _S123 + Q6_KEights_product_0(_S106[i32(7)], _S124, a_14, b_14);
+    return;
+}
+
+fn load_eights_3( _S128 : array<u32, i32(2)>,  _S129 : u32,  _S130 : u32,  _S131 : ptr<function, array<Q6_KEights_Eight_0, i32(2)>>)
+{
+    var eights_3 : array<Q6_KEights_Eight_0, i32(2)>;
+    eights_3[i32(0)] = Q6_KEights_load_0(_S128[i32(0)], _S129);
+    eights_3[i32(1)] = Q6_KEights_load_0(_S128[i32(1)], _S129);
+    (*_S131) = eights_3;
+    return;
+}
+
+fn add_products_3( _S132 : ptr<function, Products_1>,  _S133 : array<Q6_KEights_Eight_0, i32(2)>,  _S134 : u32,  _S135 : u32,  _S136 : u32,  _S137 : u32)
+{
+    var _S138 : vec2<u32> = Q6_KEights_places_0(_S136);
+    var _S139 : u32 = _S138.x;
+    var a_15 : vec4<f32> = entryPointParams_x_0[_S134 + _S139];
+    var _S140 : u32 = _S138.y;
+    var b_15 : vec4<f32> = entryPointParams_x_0[_S134 + _S140];
+    (*_S132).squares_0 = (*_S132).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
+    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S135 + _S139];
+    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S135 + _S140];
+    (*_S132).sums_0[i32(0)] = (*_S132).sums_0[i32(0)] + Q6_KEights_product_0(_S133[i32(0)], _S136, a_16, b_16);
+    (*_S132).sums_0[i32(1)] = (*_S132).sums_0[i32(1)] + Q6_KEights_product_0(_S133[i32(1)], _S136, a_16, b_16);
+    return;
+}
+
+fn products_of_thread_1( _S141 : array<u32, i32(2)>,  _S142 : u32,  _S143 : u32,  _S144 : u32,  _S145 : u32,  _S146 : u32) -> Products_1
+{
+    var products_1 : Products_1;
+    products_1.squares_0 = 0.0f;
+    products_1.sums_0[i32(0)] = 0.0f;
+    products_1.sums_0[i32(1)] = 0.0f;
+    var _S147 : u32 = _S142 / u32(8);
+    var i_3 : u32;
+    if((_S145 + u32(3) * _S146) < _S147)
+    {
+        var _S148 : array<Q6_KEights_Eight_0, i32(8)>;
+        load_eights_2(_S141, _S145, _S146, &(_S148));
+        i_3 = _S145;
+        var loaded_1 : array<Q6_KEights_Eight_0, i32(8)> = _S148;
+        for(;;)
+        {
+            if((i_3 + u32(7) * _S146) < _S147)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S149 : u32 = i_3 + u32(4) * _S146;
+            var _S150 : array<Q6_KEights_Eight_0, i32(8)>;
+            load_eights_2(_S141, _S149, _S146, &(_S150));
+            var _S151 : array<Q6_KEights_Eight_0, i32(8)> = _S150;
+            add_products_2(&(products_1), loaded_1, _S143, _S144, i_3, _S146);
+            i_3 = _S149;
+            loaded_1 = _S151;
+        }
+        add_products_2(&(products_1), loaded_1, _S143, _S144, i_3, _S146);
+        i_3 = i_3 + u32(4) * _S146;
+    }
+    else
+    {
+        i_3 = _S145;
+    }
+    for(;;)
+    {
+        if(i_3 < _S147)
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S152 : array<Q6_KEights_Eight_0, i32(2)>;
+        load_eights_3(_S141, i_3, _S146, &(_S152));
+        add_products_3(&(products_1), _S152, _S143, _S144, i_3, _S146);
+        i_3 = i_3 + _S146;
+    }
+    return products_1;
+}
+
+fn norm_gemv_1( _S153 : vec3<u32>,  _S154 : u32,  _S155 : ptr<function, NormGemvParams_std140_0>)
+{
+    ;
+    var _S156 : u32 = _S14;
+    ;
+    var _S157 : u32 = _S15;
+    var _S158 : u32 = u32(128) / _S15;
+    var _S159 : u32 = (*_S155).groups_0 * _S158 * u32(2);
+    var _S160 : u32 = group_number_0(_S153) * _S158;
+    var _S161 : u32 = _S154 / _S157;
+    var first_5 : u32 = (_S160 + _S161) * u32(2);
+    for(;;)
+    {
+        var _S162 : u32 = (*_S155).n_0;
+        if(first_5 < ((*_S155).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S163 : u32 = first_5 + _S156;
+        var _S164 : bool;
+        if(_S156 < u32(2))
+        {
+            _S164 = _S163 < _S162;
+        }
+        else
+        {
+            _S164 = false;
+        }
+        var _S165 : bool;
+        if(_S164)
+        {
+            _S165 = ((*_S155).bias_offset_0) != u32(4294967295);
+        }
+        else
+        {
+            _S165 = false;
+        }
+        var added_1 : f32;
+        if(_S165)
+        {
+            added_1 = entryPointParams_bias_0[(*_S155).bias_offset_0 + _S163];
+        }
+        else
+        {
+            added_1 = 0.0f;
+        }
+        var _S166 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S155).weight_offset_0, (*_S155).k_0, first_5, _S162, &(_S166));
+        var _S167 : Products_1 = products_of_thread_1(_S166, (*_S155).k_0, (*_S155).x_offset_0, (*_S155).norm_offset_0, _S156, _S157);
+        var _S168 : f32 = subgroup_sum_0(_S167.squares_0);
+        var _S169 : f32 = 1.0f / sqrt(_S168 / f32((*_S155).k_0) + (*_S155).eps_0);
+        var _S170 : array<f32, i32(2)>;
+        subgroup_sums_0(_S167.sums_0, &(_S170));
+        var _S171 : f32 = chosen_0(_S170, _S156);
+        if(_S164)
+        {
+            entryPointParams_result_0[(*_S155).out_offset_0 + _S163] = _S171 * _S169 + added_1;
+        }
+        first_5 = first_5 + _S159;
     }
     return;
 }
@@ -376,9 +634,17 @@ fn norm_gemv_0( _S69 : vec3<u32>,  _S70 : u32,  _S71 : ptr<function, NormGemvPar
 @workgroup_size(128, 1, 1)
 fn norm_gemv_q6_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S7 = _builtinWaveLaneIndex_0;
-    _S10 = _builtinWaveLaneCount_0;
-    var _S87 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
-    norm_gemv_0(group_1, thread_0, &(_S87));
+    _S14 = _builtinWaveLaneIndex_0;
+    _S15 = _builtinWaveLaneCount_0;
+    if((entryPointParams_0.p_0.wide_0) != u32(0))
+    {
+        var _S172 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
+        norm_gemv_0(group_1, thread_0, &(_S172));
+    }
+    else
+    {
+        var _S173 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
+        norm_gemv_1(group_1, thread_0, &(_S173));
+    }
     return;
 }

@@ -10,7 +10,8 @@ struct NormGemvParams_std140_0
     @align(4) n_0 : u32,
     @align(8) k_0 : u32,
     @align(4) eps_0 : f32,
-    @align(16) groups_0 : u32,
+    @align(16) wide_0 : u32,
+    @align(4) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -35,44 +36,27 @@ fn subgroup_sum_0( value_0 : f32) -> f32
     return _S1;
 }
 
-fn subgroup_sums_0( values_0 : array<f32, i32(4)>,  _S2 : ptr<function, array<f32, i32(4)>>)
+fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S2 : ptr<function, array<f32, i32(2)>>)
 {
-    var result_0 : array<f32, i32(4)>;
+    var result_0 : array<f32, i32(2)>;
     var _S3 : f32 = subgroup_sum_0(values_0[i32(0)]);
     result_0[i32(0)] = _S3;
     var _S4 : f32 = subgroup_sum_0(values_0[i32(1)]);
     result_0[i32(1)] = _S4;
-    var _S5 : f32 = subgroup_sum_0(values_0[i32(2)]);
-    result_0[i32(2)] = _S5;
-    var _S6 : f32 = subgroup_sum_0(values_0[i32(3)]);
-    result_0[i32(3)] = _S6;
     (*_S2) = result_0;
     return;
 }
 
-var<private> _S7 : u32;
-
-fn own_0( values_1 : array<f32, i32(4)>) -> f32
+fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 {
-    ;
     var result_1 : f32;
-    if(_S7 == u32(1))
+    if(number_0 == u32(1))
     {
         result_1 = values_1[i32(1)];
     }
     else
     {
         result_1 = values_1[i32(0)];
-    }
-    ;
-    if(_S7 == u32(2))
-    {
-        result_1 = values_1[i32(2)];
-    }
-    ;
-    if(_S7 == u32(3))
-    {
-        result_1 = values_1[i32(3)];
     }
     return result_1;
 }
@@ -82,15 +66,62 @@ fn Q8_0Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return u32(2) * offset_0 + row_0 * (k_1 / u32(32)) * u32(17);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S8 : ptr<function, array<u32, i32(4)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S5 : ptr<function, array<u32, i32(2)>>)
 {
-    var begins_0 : array<u32, i32(4)>;
-    var _S9 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = Q8_0Eights_begin_0(offset_1, k_2, min(first_0, _S9));
-    begins_0[i32(1)] = Q8_0Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S9));
-    begins_0[i32(2)] = Q8_0Eights_begin_0(offset_1, k_2, min(first_0 + u32(2), _S9));
-    begins_0[i32(3)] = Q8_0Eights_begin_0(offset_1, k_2, min(first_0 + u32(3), _S9));
-    (*_S8) = begins_0;
+    var begins_0 : array<u32, i32(2)>;
+    var _S6 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = Q8_0Eights_begin_0(offset_1, k_2, min(first_0, _S6));
+    begins_0[i32(1)] = Q8_0Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S6));
+    (*_S5) = begins_0;
+    return;
+}
+
+fn subgroup_sums_1( values_2 : array<f32, i32(4)>,  _S7 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_2 : array<f32, i32(4)>;
+    var _S8 : f32 = subgroup_sum_0(values_2[i32(0)]);
+    result_2[i32(0)] = _S8;
+    var _S9 : f32 = subgroup_sum_0(values_2[i32(1)]);
+    result_2[i32(1)] = _S9;
+    var _S10 : f32 = subgroup_sum_0(values_2[i32(2)]);
+    result_2[i32(2)] = _S10;
+    var _S11 : f32 = subgroup_sum_0(values_2[i32(3)]);
+    result_2[i32(3)] = _S11;
+    (*_S7) = result_2;
+    return;
+}
+
+fn chosen_1( values_3 : array<f32, i32(4)>,  number_1 : u32) -> f32
+{
+    var result_3 : f32;
+    if(number_1 == u32(1))
+    {
+        result_3 = values_3[i32(1)];
+    }
+    else
+    {
+        result_3 = values_3[i32(0)];
+    }
+    if(number_1 == u32(2))
+    {
+        result_3 = values_3[i32(2)];
+    }
+    if(number_1 == u32(3))
+    {
+        result_3 = values_3[i32(3)];
+    }
+    return result_3;
+}
+
+fn begins_of_rows_1( offset_2 : u32,  k_3 : u32,  first_1 : u32,  n_2 : u32,  _S12 : ptr<function, array<u32, i32(4)>>)
+{
+    var begins_1 : array<u32, i32(4)>;
+    var _S13 : u32 = n_2 - u32(1);
+    begins_1[i32(0)] = Q8_0Eights_begin_0(offset_2, k_3, min(first_1, _S13));
+    begins_1[i32(1)] = Q8_0Eights_begin_0(offset_2, k_3, min(first_1 + u32(1), _S13));
+    begins_1[i32(2)] = Q8_0Eights_begin_0(offset_2, k_3, min(first_1 + u32(2), _S13));
+    begins_1[i32(3)] = Q8_0Eights_begin_0(offset_2, k_3, min(first_1 + u32(3), _S13));
+    (*_S12) = begins_1;
     return;
 }
 
@@ -104,7 +135,9 @@ fn in_place_1( word_1 : u32,  zero_1 : f32) -> f32
     return (bitcast<f32>(((((word_1 & (u32(255)))) | (u32(1258291200)))))) - ((bitcast<f32>((u32(1258291200)))) + zero_1);
 }
 
-var<private> _S10 : u32;
+var<private> _S14 : u32;
+
+var<private> _S15 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -124,46 +157,63 @@ struct Q8_0Eights_Eight_0
      d_0 : u32,
 };
 
-fn word_from_0( half_0 : u32,  first_1 : u32,  second_0 : u32) -> u32
+fn second_if_0( aligned_0 : bool,  first_2 : u32,  second_0 : u32) -> u32
 {
-    var _S11 : u32;
-    if((half_0 % u32(2)) == u32(0))
+    var _S16 : u32;
+    if(aligned_0)
     {
-        _S11 = first_1;
+        _S16 = second_0;
     }
     else
     {
-        _S11 = (((first_1 >> (u32(16)))) | (((second_0 << (u32(16))))));
+        _S16 = (((first_2 >> (u32(16)))) | (((second_0 << (u32(16))))));
     }
-    return _S11;
+    return _S16;
 }
 
-fn load_half_0( _S12 : u32) -> u32
+fn load_half_0( _S17 : u32) -> u32
 {
-    return (entryPointParams_weight_0[_S12 / u32(2)] >> ((_S12 % u32(2) * u32(16))));
+    return (entryPointParams_weight_0[_S17 / u32(2)] >> ((_S17 % u32(2) * u32(16))));
 }
 
 fn Q8_0Eights_Eight_x24init_0( low_1 : u32,  high_1 : u32,  d_1 : u32) -> Q8_0Eights_Eight_0
 {
-    var _S13 : Q8_0Eights_Eight_0;
-    _S13.low_0 = low_1;
-    _S13.high_0 = high_1;
-    _S13.d_0 = d_1;
-    return _S13;
+    var _S18 : Q8_0Eights_Eight_0;
+    _S18.low_0 = low_1;
+    _S18.high_0 = high_1;
+    _S18.d_0 = d_1;
+    return _S18;
 }
 
-fn Q8_0Eights_load_0( _S14 : u32,  _S15 : u32) -> Q8_0Eights_Eight_0
+fn Q8_0Eights_load_0( _S19 : u32,  _S20 : u32) -> Q8_0Eights_Eight_0
 {
-    var _S16 : u32 = _S14 + _S15 / u32(4) * u32(17);
-    var _S17 : u32 = _S16 + u32(1) + _S15 % u32(4) * u32(4);
-    var _S18 : u32 = entryPointParams_weight_0[_S17 / u32(2) + u32(1)];
-    return Q8_0Eights_Eight_x24init_0(word_from_0(_S17, entryPointParams_weight_0[_S17 / u32(2)], _S18), word_from_0(_S17, _S18, entryPointParams_weight_0[_S17 / u32(2) + u32(1) + _S17 % u32(2)]), load_half_0(_S16));
+    var _S21 : u32 = _S19 + _S20 / u32(4) * u32(17);
+    var _S22 : u32 = _S21 / u32(2) + _S20 % u32(4) * u32(2);
+    var _S23 : u32 = entryPointParams_weight_0[_S22 + u32(1)];
+    var _S24 : bool = (_S21 % u32(2)) != u32(0);
+    return Q8_0Eights_Eight_x24init_0(second_if_0(_S24, entryPointParams_weight_0[_S22], _S23), second_if_0(_S24, _S23, entryPointParams_weight_0[_S22 + u32(2)]), load_half_0(_S21));
+}
+
+fn load_eights_0( _S25 : array<u32, i32(4)>,  _S26 : u32,  _S27 : u32,  _S28 : ptr<function, array<Q8_0Eights_Eight_0, i32(8)>>)
+{
+    var eights_0 : array<Q8_0Eights_Eight_0, i32(8)>;
+    eights_0[i32(0)] = Q8_0Eights_load_0(_S25[i32(0)], _S26);
+    eights_0[i32(1)] = Q8_0Eights_load_0(_S25[i32(1)], _S26);
+    eights_0[i32(2)] = Q8_0Eights_load_0(_S25[i32(2)], _S26);
+    eights_0[i32(3)] = Q8_0Eights_load_0(_S25[i32(3)], _S26);
+    var _S29 : u32 = _S26 + _S27;
+    eights_0[i32(4)] = Q8_0Eights_load_0(_S25[i32(0)], _S29);
+    eights_0[i32(5)] = Q8_0Eights_load_0(_S25[i32(1)], _S29);
+    eights_0[i32(6)] = Q8_0Eights_load_0(_S25[i32(2)], _S29);
+    eights_0[i32(7)] = Q8_0Eights_load_0(_S25[i32(3)], _S29);
+    (*_S28) = eights_0;
+    return;
 }
 
 fn Q8_0Eights_places_0( i_0 : u32) -> vec2<u32>
 {
-    var _S19 : u32 = u32(2) * i_0;
-    return vec2<u32>(_S19, _S19 + u32(1));
+    var _S30 : u32 = u32(2) * i_0;
+    return vec2<u32>(_S30, _S30 + u32(1));
 }
 
 fn halves_0( word_2 : u32) -> vec2<f32>
@@ -173,8 +223,8 @@ fn halves_0( word_2 : u32) -> vec2<f32>
 
 fn whole_bytes_0( word_3 : u32,  zero_2 : f32) -> vec4<f32>
 {
-    var _S20 : u32 = (word_3 >> (u32(16)));
-    return vec4<f32>(in_place_1(word_3, zero_2), in_place_0(word_3, zero_2), in_place_1(_S20, zero_2), in_place_0(_S20, zero_2));
+    var _S31 : u32 = (word_3 >> (u32(16)));
+    return vec4<f32>(in_place_1(word_3, zero_2), in_place_0(word_3, zero_2), in_place_1(_S31, zero_2), in_place_0(_S31, zero_2));
 }
 
 fn signed_bytes_0( word_4 : u32) -> vec4<f32>
@@ -187,79 +237,64 @@ fn Q8_0Eights_product_0( eight_0 : Q8_0Eights_Eight_0,  i_1 : u32,  a_0 : vec4<f
     return halves_0(eight_0.d_0).x * (dot(signed_bytes_0(eight_0.low_0), a_0) + dot(signed_bytes_0(eight_0.high_0), b_0));
 }
 
-fn add_products_0( _S21 : ptr<function, Products_0>,  _S22 : array<u32, i32(4)>,  _S23 : u32,  _S24 : u32,  _S25 : u32,  _S26 : u32)
+fn add_products_0( _S32 : ptr<function, Products_0>,  _S33 : array<Q8_0Eights_Eight_0, i32(8)>,  _S34 : u32,  _S35 : u32,  _S36 : u32,  _S37 : u32)
 {
-    var eights_0 : array<Q8_0Eights_Eight_0, i32(8)>;
-    var _S27 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S22[i32(0)], _S25);
-    eights_0[i32(0)] = _S27;
-    var _S28 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S22[i32(1)], _S25);
-    eights_0[i32(1)] = _S28;
-    var _S29 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S22[i32(2)], _S25);
-    eights_0[i32(2)] = _S29;
-    var _S30 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S22[i32(3)], _S25);
-    eights_0[i32(3)] = _S30;
-    var _S31 : u32 = _S25 + _S26;
-    var _S32 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S22[i32(0)], _S31);
-    eights_0[i32(4)] = _S32;
-    var _S33 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S22[i32(1)], _S31);
-    eights_0[i32(5)] = _S33;
-    var _S34 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S22[i32(2)], _S31);
-    eights_0[i32(6)] = _S34;
-    var _S35 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S22[i32(3)], _S31);
-    eights_0[i32(7)] = _S35;
-    var _S36 : vec2<u32> = Q8_0Eights_places_0(_S25);
-    var _S37 : u32 = _S36.x;
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S23 + _S37];
-    var _S38 : u32 = _S36.y;
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S23 + _S38];
-    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S24 + _S37];
-    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S24 + _S38];
-    var _S39 : f32 = (*_S21).sums_0[i32(0)] + Q8_0Eights_product_0(_S27, _S25, a_2, b_2);
-    var _S40 : f32 = (*_S21).sums_0[i32(1)] + Q8_0Eights_product_0(_S28, _S25, a_2, b_2);
-    var _S41 : f32 = (*_S21).sums_0[i32(2)] + Q8_0Eights_product_0(_S29, _S25, a_2, b_2);
-    var _S42 : f32 = (*_S21).sums_0[i32(3)] + Q8_0Eights_product_0(_S30, _S25, a_2, b_2);
-    var _S43 : vec2<u32> = Q8_0Eights_places_0(_S31);
-    var _S44 : u32 = _S43.x;
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S23 + _S44];
-    var _S45 : u32 = _S43.y;
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S23 + _S45];
-    (*_S21).squares_0 = (*_S21).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
-    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S24 + _S44];
-    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S24 + _S45];
-    (*_S21).sums_0[i32(0)] = _S39 + Q8_0Eights_product_0(_S32, _S31, a_4, b_4);
-    (*_S21).sums_0[i32(1)] = _S40 + Q8_0Eights_product_0(_S33, _S31, a_4, b_4);
-    (*_S21).sums_0[i32(2)] = _S41 + Q8_0Eights_product_0(_S34, _S31, a_4, b_4);
-    (*_S21).sums_0[i32(3)] = _S42 + Q8_0Eights_product_0(_S35, _S31, a_4, b_4);
+    var _S38 : vec2<u32> = Q8_0Eights_places_0(_S36);
+    var _S39 : u32 = _S38.x;
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S34 + _S39];
+    var _S40 : u32 = _S38.y;
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S34 + _S40];
+    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S35 + _S39];
+    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S35 + _S40];
+    var _S41 : f32 = (*_S32).sums_0[i32(0)] + Q8_0Eights_product_0(_S33[i32(0)], _S36, a_2, b_2);
+    var _S42 : f32 = (*_S32).sums_0[i32(1)] + Q8_0Eights_product_0(_S33[i32(1)], _S36, a_2, b_2);
+    var _S43 : f32 = (*_S32).sums_0[i32(2)] + Q8_0Eights_product_0(_S33[i32(2)], _S36, a_2, b_2);
+    var _S44 : f32 = (*_S32).sums_0[i32(3)] + Q8_0Eights_product_0(_S33[i32(3)], _S36, a_2, b_2);
+    var _S45 : u32 = _S36 + _S37;
+    var _S46 : vec2<u32> = Q8_0Eights_places_0(_S45);
+    var _S47 : u32 = _S46.x;
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S34 + _S47];
+    var _S48 : u32 = _S46.y;
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S34 + _S48];
+    (*_S32).squares_0 = (*_S32).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
+    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S35 + _S47];
+    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S35 + _S48];
+    (*_S32).sums_0[i32(0)] = _S41 + Q8_0Eights_product_0(_S33[i32(4)], _S45, a_4, b_4);
+    (*_S32).sums_0[i32(1)] = _S42 + Q8_0Eights_product_0(_S33[i32(5)], _S45, a_4, b_4);
+    (*_S32).sums_0[i32(2)] = _S43 + Q8_0Eights_product_0(_S33[i32(6)], _S45, a_4, b_4);
+    (*_S32).sums_0[i32(3)] = _S44 + Q8_0Eights_product_0(_S33[i32(7)], _S45, a_4, b_4);
     return;
 }
 
-fn add_products_1( _S46 : ptr<function, Products_0>,  _S47 : array<u32, i32(4)>,  _S48 : u32,  _S49 : u32,  _S50 : u32,  _S51 : u32)
+fn load_eights_1( _S49 : array<u32, i32(4)>,  _S50 : u32,  _S51 : u32,  _S52 : ptr<function, array<Q8_0Eights_Eight_0, i32(4)>>)
 {
     var eights_1 : array<Q8_0Eights_Eight_0, i32(4)>;
-    var _S52 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S47[i32(0)], _S50);
-    eights_1[i32(0)] = _S52;
-    var _S53 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S47[i32(1)], _S50);
-    eights_1[i32(1)] = _S53;
-    var _S54 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S47[i32(2)], _S50);
-    eights_1[i32(2)] = _S54;
-    var _S55 : Q8_0Eights_Eight_0 = Q8_0Eights_load_0(_S47[i32(3)], _S50);
-    eights_1[i32(3)] = _S55;
-    var _S56 : vec2<u32> = Q8_0Eights_places_0(_S50);
-    var _S57 : u32 = _S56.x;
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S48 + _S57];
-    var _S58 : u32 = _S56.y;
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S48 + _S58];
-    (*_S46).squares_0 = (*_S46).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
-    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S49 + _S57];
-    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S49 + _S58];
-    (*_S46).sums_0[i32(0)] = (*_S46).sums_0[i32(0)] + Q8_0Eights_product_0(_S52, _S50, a_6, b_6);
-    (*_S46).sums_0[i32(1)] = (*_S46).sums_0[i32(1)] + Q8_0Eights_product_0(_S53, _S50, a_6, b_6);
-    (*_S46).sums_0[i32(2)] = (*_S46).sums_0[i32(2)] + Q8_0Eights_product_0(_S54, _S50, a_6, b_6);
-    (*_S46).sums_0[i32(3)] = (*_S46).sums_0[i32(3)] + Q8_0Eights_product_0(_S55, _S50, a_6, b_6);
+    eights_1[i32(0)] = Q8_0Eights_load_0(_S49[i32(0)], _S50);
+    eights_1[i32(1)] = Q8_0Eights_load_0(_S49[i32(1)], _S50);
+    eights_1[i32(2)] = Q8_0Eights_load_0(_S49[i32(2)], _S50);
+    eights_1[i32(3)] = Q8_0Eights_load_0(_S49[i32(3)], _S50);
+    (*_S52) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S59 : array<u32, i32(4)>,  _S60 : u32,  _S61 : u32,  _S62 : u32) -> Products_0
+fn add_products_1( _S53 : ptr<function, Products_0>,  _S54 : array<Q8_0Eights_Eight_0, i32(4)>,  _S55 : u32,  _S56 : u32,  _S57 : u32,  _S58 : u32)
+{
+    var _S59 : vec2<u32> = Q8_0Eights_places_0(_S57);
+    var _S60 : u32 = _S59.x;
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S55 + _S60];
+    var _S61 : u32 = _S59.y;
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S55 + _S61];
+    (*_S53).squares_0 = (*_S53).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
+    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S56 + _S60];
+    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S56 + _S61];
+    (*_S53).sums_0[i32(0)] = (*_S53).sums_0[i32(0)] + Q8_0Eights_product_0(_S54[i32(0)], _S57, a_6, b_6);
+    (*_S53).sums_0[i32(1)] = (*_S53).sums_0[i32(1)] + Q8_0Eights_product_0(_S54[i32(1)], _S57, a_6, b_6);
+    (*_S53).sums_0[i32(2)] = (*_S53).sums_0[i32(2)] + Q8_0Eights_product_0(_S54[i32(2)], _S57, a_6, b_6);
+    (*_S53).sums_0[i32(3)] = (*_S53).sums_0[i32(3)] + Q8_0Eights_product_0(_S54[i32(3)], _S57, a_6, b_6);
+    return;
+}
+
+fn products_of_thread_0( _S62 : array<u32, i32(4)>,  _S63 : u32,  _S64 : u32,  _S65 : u32,  _S66 : u32,  _S67 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
@@ -267,100 +302,327 @@ fn products_of_thread_0( _S59 : array<u32, i32(4)>,  _S60 : u32,  _S61 : u32,  _
     products_0.sums_0[i32(1)] = 0.0f;
     products_0.sums_0[i32(2)] = 0.0f;
     products_0.sums_0[i32(3)] = 0.0f;
-    ;
-    var _S63 : u32 = _S10;
-    var _S64 : u32 = _S60 / u32(8);
-    ;
-    var i_2 : u32 = _S7;
-    for(;;)
+    var _S68 : u32 = _S63 / u32(8);
+    var i_2 : u32;
+    if((_S66 + _S67) < _S68)
     {
-        if((i_2 + _S63) < _S64)
+        var _S69 : array<Q8_0Eights_Eight_0, i32(8)>;
+        load_eights_0(_S62, _S66, _S67, &(_S69));
+        i_2 = _S66;
+        var loaded_0 : array<Q8_0Eights_Eight_0, i32(8)> = _S69;
+        for(;;)
         {
+            if((i_2 + u32(3) * _S67) < _S68)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S70 : u32 = i_2 + u32(2) * _S67;
+            var _S71 : array<Q8_0Eights_Eight_0, i32(8)>;
+            load_eights_0(_S62, _S70, _S67, &(_S71));
+            var _S72 : array<Q8_0Eights_Eight_0, i32(8)> = _S71;
+            add_products_0(&(products_0), loaded_0, _S64, _S65, i_2, _S67);
+            i_2 = _S70;
+            loaded_0 = _S72;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S59, _S61, _S62, i_2, _S63);
-        i_2 = i_2 + u32(2) * _S63;
+        add_products_0(&(products_0), loaded_0, _S64, _S65, i_2, _S67);
+        i_2 = i_2 + u32(2) * _S67;
+    }
+    else
+    {
+        i_2 = _S66;
     }
     for(;;)
     {
-        if(i_2 < _S64)
+        if(i_2 < _S68)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S59, _S61, _S62, i_2, _S63);
-        i_2 = i_2 + _S63;
+        var _S73 : array<Q8_0Eights_Eight_0, i32(4)>;
+        load_eights_1(_S62, i_2, _S67, &(_S73));
+        add_products_1(&(products_0), _S73, _S64, _S65, i_2, _S67);
+        i_2 = i_2 + _S67;
     }
     return products_0;
 }
 
-fn norm_gemv_0( _S65 : vec3<u32>,  _S66 : u32,  _S67 : ptr<function, NormGemvParams_std140_0>)
+fn norm_gemv_0( _S74 : vec3<u32>,  _S75 : u32,  _S76 : ptr<function, NormGemvParams_std140_0>)
 {
     ;
-    var _S68 : u32 = _S10;
-    var _S69 : u32 = u32(128) / _S10;
-    var _S70 : u32 = (*_S67).groups_0 * _S69 * u32(4);
-    var _S71 : u32 = group_number_0(_S65) * _S69;
-    var _S72 : u32 = _S66 / _S68;
-    var first_2 : u32 = (_S71 + _S72) * u32(4);
+    var _S77 : u32 = _S14;
+    ;
+    var _S78 : u32 = _S15;
+    var _S79 : u32 = u32(128) / _S15;
+    var _S80 : u32 = (*_S76).groups_0 * _S79 * u32(4);
+    var _S81 : u32 = group_number_0(_S74) * _S79;
+    var _S82 : u32 = _S75 / _S78;
+    var first_3 : u32 = (_S81 + _S82) * u32(4);
     for(;;)
     {
-        var _S73 : u32 = (*_S67).n_0;
-        if(first_2 < ((*_S67).n_0))
+        var _S83 : u32 = (*_S76).n_0;
+        if(first_3 < ((*_S76).n_0))
         {
         }
         else
         {
             break;
         }
-        ;
-        var _S74 : u32 = first_2 + _S7;
-        ;
-        var _S75 : bool;
-        if(_S7 < u32(4))
+        var _S84 : u32 = first_3 + _S77;
+        var _S85 : bool;
+        if(_S77 < u32(4))
         {
-            _S75 = _S74 < _S73;
+            _S85 = _S84 < _S83;
         }
         else
         {
-            _S75 = false;
+            _S85 = false;
         }
-        var _S76 : bool;
-        if(_S75)
+        var _S86 : bool;
+        if(_S85)
         {
-            _S76 = ((*_S67).bias_offset_0) != u32(4294967295);
+            _S86 = ((*_S76).bias_offset_0) != u32(4294967295);
         }
         else
         {
-            _S76 = false;
+            _S86 = false;
         }
         var added_0 : f32;
-        if(_S76)
+        if(_S86)
         {
-            added_0 = entryPointParams_bias_0[(*_S67).bias_offset_0 + _S74];
+            added_0 = entryPointParams_bias_0[(*_S76).bias_offset_0 + _S84];
         }
         else
         {
             added_0 = 0.0f;
         }
-        var _S77 : array<u32, i32(4)>;
-        begins_of_rows_0((*_S67).weight_offset_0, (*_S67).k_0, first_2, _S73, &(_S77));
-        var _S78 : Products_0 = products_of_thread_0(_S77, (*_S67).k_0, (*_S67).x_offset_0, (*_S67).norm_offset_0);
-        var _S79 : f32 = subgroup_sum_0(_S78.squares_0);
-        var _S80 : f32 = 1.0f / sqrt(_S79 / f32((*_S67).k_0) + (*_S67).eps_0);
-        var _S81 : array<f32, i32(4)>;
-        subgroup_sums_0(_S78.sums_0, &(_S81));
-        var _S82 : f32 = own_0(_S81);
-        if(_S75)
+        var _S87 : array<u32, i32(4)>;
+        begins_of_rows_1((*_S76).weight_offset_0, (*_S76).k_0, first_3, _S83, &(_S87));
+        var _S88 : Products_0 = products_of_thread_0(_S87, (*_S76).k_0, (*_S76).x_offset_0, (*_S76).norm_offset_0, _S77, _S78);
+        var _S89 : f32 = subgroup_sum_0(_S88.squares_0);
+        var _S90 : f32 = 1.0f / sqrt(_S89 / f32((*_S76).k_0) + (*_S76).eps_0);
+        var _S91 : array<f32, i32(4)>;
+        subgroup_sums_1(_S88.sums_0, &(_S91));
+        var _S92 : f32 = chosen_1(_S91, _S77);
+        if(_S85)
         {
-            entryPointParams_result_0[(*_S67).out_offset_0 + _S74] = _S82 * _S80 + added_0;
+            entryPointParams_result_0[(*_S76).out_offset_0 + _S84] = _S92 * _S90 + added_0;
         }
-        first_2 = first_2 + _S70;
+        first_3 = first_3 + _S80;
+    }
+    return;
+}
+
+struct Products_1
+{
+     sums_0 : array<f32, i32(2)>,
+     squares_0 : f32,
+};
+
+fn load_eights_2( _S93 : array<u32, i32(2)>,  _S94 : u32,  _S95 : u32,  _S96 : ptr<function, array<Q8_0Eights_Eight_0, i32(8)>>)
+{
+    var eights_2 : array<Q8_0Eights_Eight_0, i32(8)>;
+    eights_2[i32(0)] = Q8_0Eights_load_0(_S93[i32(0)], _S94);
+    eights_2[i32(1)] = Q8_0Eights_load_0(_S93[i32(1)], _S94);
+    var _S97 : u32 = _S94 + _S95;
+    eights_2[i32(2)] = Q8_0Eights_load_0(_S93[i32(0)], _S97);
+    eights_2[i32(3)] = Q8_0Eights_load_0(_S93[i32(1)], _S97);
+    var _S98 : u32 = _S94 + u32(2) * _S95;
+    eights_2[i32(4)] = Q8_0Eights_load_0(_S93[i32(0)], _S98);
+    eights_2[i32(5)] = Q8_0Eights_load_0(_S93[i32(1)], _S98);
+    var _S99 : u32 = _S94 + u32(3) * _S95;
+    eights_2[i32(6)] = Q8_0Eights_load_0(_S93[i32(0)], _S99);
+    eights_2[i32(7)] = Q8_0Eights_load_0(_S93[i32(1)], _S99);
+    (*_S96) = eights_2;
+    return;
+}
+
+fn add_products_2( _S100 : ptr<function, Products_1>,  _S101 : array<Q8_0Eights_Eight_0, i32(8)>,  _S102 : u32,  _S103 : u32,  _S104 : u32,  _S105 : u32)
+{
+    var _S106 : vec2<u32> = Q8_0Eights_places_0(_S104);
+    var _S107 : u32 = _S106.x;
+    var a_7 : vec4<f32> = entryPointParams_x_0[_S102 + _S107];
+    var _S108 : u32 = _S106.y;
+    var b_7 : vec4<f32> = entryPointParams_x_0[_S102 + _S108];
+    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S103 + _S107];
+    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S103 + _S108];
+    var _S109 : u32 = _S104 + _S105;
+    var _S110 : vec2<u32> = Q8_0Eights_places_0(_S109);
+    var _S111 : u32 = _S110.x;
+    var a_9 : vec4<f32> = entryPointParams_x_0[_S102 + _S111];
+    var _S112 : u32 = _S110.y;
+    var b_9 : vec4<f32> = entryPointParams_x_0[_S102 + _S112];
+    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S103 + _S111];
+    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S103 + _S112];
+    var _S113 : u32 = _S104 + u32(2) * _S105;
+    var _S114 : vec2<u32> = Q8_0Eights_places_0(_S113);
+    var _S115 : u32 = _S114.x;
+    var a_11 : vec4<f32> = entryPointParams_x_0[_S102 + _S115];
+    var _S116 : u32 = _S114.y;
+    var b_11 : vec4<f32> = entryPointParams_x_0[_S102 + _S116];
+    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S103 + _S115];
+    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S103 + _S116];
+    var _S117 : f32 = (*_S100).sums_0[i32(0)] + Q8_0Eights_product_0(_S101[i32(0)], _S104, a_8, b_8) + Q8_0Eights_product_0(_S101[i32(2)], _S109, a_10, b_10) + Q8_0Eights_product_0(_S101[i32(4)], _S113, a_12, b_12);
+    var _S118 : f32 = (*_S100).sums_0[i32(1)] + Q8_0Eights_product_0(_S101[i32(1)], _S104, a_8, b_8) + Q8_0Eights_product_0(_S101[i32(3)], _S109, a_10, b_10) + Q8_0Eights_product_0(_S101[i32(5)], _S113, a_12, b_12);
+    var _S119 : u32 = _S104 + u32(3) * _S105;
+    var _S120 : vec2<u32> = Q8_0Eights_places_0(_S119);
+    var _S121 : u32 = _S120.x;
+    var a_13 : vec4<f32> = entryPointParams_x_0[_S102 + _S121];
+    var _S122 : u32 = _S120.y;
+    var b_13 : vec4<f32> = entryPointParams_x_0[_S102 + _S122];
+    (*_S100).squares_0 = (*_S100).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
+    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S103 + _S121];
+    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S103 + _S122];
+    (*_S100).sums_0[i32(0)] = _S117 + Q8_0Eights_product_0(_S101[i32(6)], _S119, a_14, b_14);
+    (*_S100).sums_0[i32(1)] = _S118 + Q8_0Eights_product_0(_S101[i32(7)], _S119, a_14, b_14);
+    return;
+}
+
+fn load_eights_3( _S123 : array<u32, i32(2)>,  _S124 : u32,  _S125 : u32,  _S126 : ptr<function, array<Q8_0Eights_Eight_0, i32(2)>>)
+{
+    var eights_3 : array<Q8_0Eights_Eight_0, i32(2)>;
+    eights_3[i32(0)] = Q8_0Eights_load_0(_S123[i32(0)], _S124);
+    eights_3[i32(1)] = Q8_0Eights_load_0(_S123[i32(1)], _S124);
+    (*_S126) = eights_3;
+    return;
+}
+
+fn add_products_3( _S127 : ptr<function, Products_1>,  _S128 : array<Q8_0Eights_Eight_0, i32(2)>,  _S129 : u32,  _S130 : u32,  _S131 : u32,  _S132 : u32)
+{
+    var _S133 : vec2<u32> = Q8_0Eights_places_0(_S131);
+    var _S134 : u32 = _S133.x;
+    var a_15 : vec4<f32> = entryPointParams_x_0[_S129 + _S134];
+    var _S135 : u32 = _S133.y;
+    var b_15 : vec4<f32> = entryPointParams_x_0[_S129 + _S135];
+    (*_S127).squares_0 = (*_S127).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
+    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S130 + _S134];
+    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S130 + _S135];
+    (*_S127).sums_0[i32(0)] = (*_S127).sums_0[i32(0)] + Q8_0Eights_product_0(_S128[i32(0)], _S131, a_16, b_16);
+    (*_S127).sums_0[i32(1)] = (*_S127).sums_0[i32(1)] + Q8_0Eights_product_0(_S128[i32(1)], _S131, a_16, b_16);
+    return;
+}
+
+fn products_of_thread_1( _S136 : array<u32, i32(2)>,  _S137 : u32,  _S138 : u32,  _S139 : u32,  _S140 : u32,  _S141 : u32) -> Products_1
+{
+    var products_1 : Products_1;
+    products_1.squares_0 = 0.0f;
+    products_1.sums_0[i32(0)] = 0.0f;
+    products_1.sums_0[i32(1)] = 0.0f;
+    var _S142 : u32 = _S137 / u32(8);
+    var i_3 : u32;
+    if((_S140 + u32(3) * _S141) < _S142)
+    {
+        var _S143 : array<Q8_0Eights_Eight_0, i32(8)>;
+        load_eights_2(_S136, _S140, _S141, &(_S143));
+        i_3 = _S140;
+        var loaded_1 : array<Q8_0Eights_Eight_0, i32(8)> = _S143;
+        for(;;)
+        {
+            if((i_3 + u32(7) * _S141) < _S142)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S144 : u32 = i_3 + u32(4) * _S141;
+            var _S145 : array<Q8_0Eights_Eight_0, i32(8)>;
+            load_eights_2(_S136, _S144, _S141, &(_S145));
+            var _S146 : array<Q8_0Eights_Eight_0, i32(8)> = _S145;
+            add_products_2(&(products_1), loaded_1, _S138, _S139, i_3, _S141);
+            i_3 = _S144;
+            loaded_1 = _S146;
+        }
+        add_products_2(&(products_1), loaded_1, _S138, _S139, i_3, _S141);
+        i_3 = i_3 + u32(4) * _S141;
+    }
+    else
+    {
+        i_3 = _S140;
+    }
+    for(;;)
+    {
+        if(i_3 < _S142)
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S147 : array<Q8_0Eights_Eight_0, i32(2)>;
+        load_eights_3(_S136, i_3, _S141, &(_S147));
+        add_products_3(&(products_1), _S147, _S138, _S139, i_3, _S141);
+        i_3 = i_3 + _S141;
+    }
+    return products_1;
+}
+
+fn norm_gemv_1( _S148 : vec3<u32>,  _S149 : u32,  _S150 : ptr<function, NormGemvParams_std140_0>)
+{
+    ;
+    var _S151 : u32 = _S14;
+    ;
+    var _S152 : u32 = _S15;
+    var _S153 : u32 = u32(128) / _S15;
+    var _S154 : u32 = (*_S150).groups_0 * _S153 * u32(2);
+    var _S155 : u32 = group_number_0(_S148) * _S153;
+    var _S156 : u32 = _S149 / _S152;
+    var first_4 : u32 = (_S155 + _S156) * u32(2);
+    for(;;)
+    {
+        var _S157 : u32 = (*_S150).n_0;
+        if(first_4 < ((*_S150).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S158 : u32 = first_4 + _S151;
+        var _S159 : bool;
+        if(_S151 < u32(2))
+        {
+            _S159 = _S158 < _S157;
+        }
+        else
+        {
+            _S159 = false;
+        }
+        var _S160 : bool;
+        if(_S159)
+        {
+            _S160 = ((*_S150).bias_offset_0) != u32(4294967295);
+        }
+        else
+        {
+            _S160 = false;
+        }
+        var added_1 : f32;
+        if(_S160)
+        {
+            added_1 = entryPointParams_bias_0[(*_S150).bias_offset_0 + _S158];
+        }
+        else
+        {
+            added_1 = 0.0f;
+        }
+        var _S161 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S150).weight_offset_0, (*_S150).k_0, first_4, _S157, &(_S161));
+        var _S162 : Products_1 = products_of_thread_1(_S161, (*_S150).k_0, (*_S150).x_offset_0, (*_S150).norm_offset_0, _S151, _S152);
+        var _S163 : f32 = subgroup_sum_0(_S162.squares_0);
+        var _S164 : f32 = 1.0f / sqrt(_S163 / f32((*_S150).k_0) + (*_S150).eps_0);
+        var _S165 : array<f32, i32(2)>;
+        subgroup_sums_0(_S162.sums_0, &(_S165));
+        var _S166 : f32 = chosen_0(_S165, _S151);
+        if(_S159)
+        {
+            entryPointParams_result_0[(*_S150).out_offset_0 + _S158] = _S166 * _S164 + added_1;
+        }
+        first_4 = first_4 + _S154;
     }
     return;
 }
@@ -369,9 +631,17 @@ fn norm_gemv_0( _S65 : vec3<u32>,  _S66 : u32,  _S67 : ptr<function, NormGemvPar
 @workgroup_size(128, 1, 1)
 fn norm_gemv_q8_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S7 = _builtinWaveLaneIndex_0;
-    _S10 = _builtinWaveLaneCount_0;
-    var _S83 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
-    norm_gemv_0(group_1, thread_0, &(_S83));
+    _S14 = _builtinWaveLaneIndex_0;
+    _S15 = _builtinWaveLaneCount_0;
+    if((entryPointParams_0.p_0.wide_0) != u32(0))
+    {
+        var _S167 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
+        norm_gemv_0(group_1, thread_0, &(_S167));
+    }
+    else
+    {
+        var _S168 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
+        norm_gemv_1(group_1, thread_0, &(_S168));
+    }
     return;
 }

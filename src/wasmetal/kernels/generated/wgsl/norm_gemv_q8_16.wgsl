@@ -10,7 +10,8 @@ struct NormGemvParams_std140_0
     @align(4) n_0 : u32,
     @align(8) k_0 : u32,
     @align(4) eps_0 : f32,
-    @align(16) groups_0 : u32,
+    @align(16) wide_0 : u32,
+    @align(4) groups_0 : u32,
 };
 
 struct EntryPointParams_std140_0
@@ -35,44 +36,27 @@ fn subgroup_sum_0( value_0 : f32) -> f32
     return _S1;
 }
 
-fn subgroup_sums_0( values_0 : array<f32, i32(4)>,  _S2 : ptr<function, array<f32, i32(4)>>)
+fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S2 : ptr<function, array<f32, i32(2)>>)
 {
-    var result_0 : array<f32, i32(4)>;
+    var result_0 : array<f32, i32(2)>;
     var _S3 : f32 = subgroup_sum_0(values_0[i32(0)]);
     result_0[i32(0)] = _S3;
     var _S4 : f32 = subgroup_sum_0(values_0[i32(1)]);
     result_0[i32(1)] = _S4;
-    var _S5 : f32 = subgroup_sum_0(values_0[i32(2)]);
-    result_0[i32(2)] = _S5;
-    var _S6 : f32 = subgroup_sum_0(values_0[i32(3)]);
-    result_0[i32(3)] = _S6;
     (*_S2) = result_0;
     return;
 }
 
-var<private> _S7 : u32;
-
-fn own_0( values_1 : array<f32, i32(4)>) -> f32
+fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 {
-    ;
     var result_1 : f32;
-    if(_S7 == u32(1))
+    if(number_0 == u32(1))
     {
         result_1 = values_1[i32(1)];
     }
     else
     {
         result_1 = values_1[i32(0)];
-    }
-    ;
-    if(_S7 == u32(2))
-    {
-        result_1 = values_1[i32(2)];
-    }
-    ;
-    if(_S7 == u32(3))
-    {
-        result_1 = values_1[i32(3)];
     }
     return result_1;
 }
@@ -82,15 +66,62 @@ fn Q8_16Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return offset_0 + row_0 * (k_1 / u32(32)) * u32(10);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S8 : ptr<function, array<u32, i32(4)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S5 : ptr<function, array<u32, i32(2)>>)
 {
-    var begins_0 : array<u32, i32(4)>;
-    var _S9 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = Q8_16Eights_begin_0(offset_1, k_2, min(first_0, _S9));
-    begins_0[i32(1)] = Q8_16Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S9));
-    begins_0[i32(2)] = Q8_16Eights_begin_0(offset_1, k_2, min(first_0 + u32(2), _S9));
-    begins_0[i32(3)] = Q8_16Eights_begin_0(offset_1, k_2, min(first_0 + u32(3), _S9));
-    (*_S8) = begins_0;
+    var begins_0 : array<u32, i32(2)>;
+    var _S6 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = Q8_16Eights_begin_0(offset_1, k_2, min(first_0, _S6));
+    begins_0[i32(1)] = Q8_16Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S6));
+    (*_S5) = begins_0;
+    return;
+}
+
+fn subgroup_sums_1( values_2 : array<f32, i32(4)>,  _S7 : ptr<function, array<f32, i32(4)>>)
+{
+    var result_2 : array<f32, i32(4)>;
+    var _S8 : f32 = subgroup_sum_0(values_2[i32(0)]);
+    result_2[i32(0)] = _S8;
+    var _S9 : f32 = subgroup_sum_0(values_2[i32(1)]);
+    result_2[i32(1)] = _S9;
+    var _S10 : f32 = subgroup_sum_0(values_2[i32(2)]);
+    result_2[i32(2)] = _S10;
+    var _S11 : f32 = subgroup_sum_0(values_2[i32(3)]);
+    result_2[i32(3)] = _S11;
+    (*_S7) = result_2;
+    return;
+}
+
+fn chosen_1( values_3 : array<f32, i32(4)>,  number_1 : u32) -> f32
+{
+    var result_3 : f32;
+    if(number_1 == u32(1))
+    {
+        result_3 = values_3[i32(1)];
+    }
+    else
+    {
+        result_3 = values_3[i32(0)];
+    }
+    if(number_1 == u32(2))
+    {
+        result_3 = values_3[i32(2)];
+    }
+    if(number_1 == u32(3))
+    {
+        result_3 = values_3[i32(3)];
+    }
+    return result_3;
+}
+
+fn begins_of_rows_1( offset_2 : u32,  k_3 : u32,  first_1 : u32,  n_2 : u32,  _S12 : ptr<function, array<u32, i32(4)>>)
+{
+    var begins_1 : array<u32, i32(4)>;
+    var _S13 : u32 = n_2 - u32(1);
+    begins_1[i32(0)] = Q8_16Eights_begin_0(offset_2, k_3, min(first_1, _S13));
+    begins_1[i32(1)] = Q8_16Eights_begin_0(offset_2, k_3, min(first_1 + u32(1), _S13));
+    begins_1[i32(2)] = Q8_16Eights_begin_0(offset_2, k_3, min(first_1 + u32(2), _S13));
+    begins_1[i32(3)] = Q8_16Eights_begin_0(offset_2, k_3, min(first_1 + u32(3), _S13));
+    (*_S12) = begins_1;
     return;
 }
 
@@ -104,7 +135,9 @@ fn in_place_1( word_1 : u32,  zero_1 : f32) -> f32
     return (bitcast<f32>(((((word_1 & (u32(255)))) | (u32(1258291200)))))) - ((bitcast<f32>((u32(1258291200)))) + zero_1);
 }
 
-var<private> _S10 : u32;
+var<private> _S14 : u32;
+
+var<private> _S15 : u32;
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
 {
@@ -127,25 +160,41 @@ struct Q8_16Eights_Eight_0
 
 fn Q8_16Eights_Eight_x24init_0( low_1 : u32,  high_1 : u32,  scales_1 : u32,  factors_1 : u32) -> Q8_16Eights_Eight_0
 {
-    var _S11 : Q8_16Eights_Eight_0;
-    _S11.low_0 = low_1;
-    _S11.high_0 = high_1;
-    _S11.scales_0 = scales_1;
-    _S11.factors_0 = factors_1;
-    return _S11;
+    var _S16 : Q8_16Eights_Eight_0;
+    _S16.low_0 = low_1;
+    _S16.high_0 = high_1;
+    _S16.scales_0 = scales_1;
+    _S16.factors_0 = factors_1;
+    return _S16;
 }
 
-fn Q8_16Eights_load_0( _S12 : u32,  _S13 : u32) -> Q8_16Eights_Eight_0
+fn Q8_16Eights_load_0( _S17 : u32,  _S18 : u32) -> Q8_16Eights_Eight_0
 {
-    var _S14 : u32 = _S12 + _S13 / u32(4) * u32(10);
-    var _S15 : u32 = _S14 + u32(2) + _S13 % u32(4) * u32(2);
-    return Q8_16Eights_Eight_x24init_0(entryPointParams_weight_0[_S15], entryPointParams_weight_0[_S15 + u32(1)], entryPointParams_weight_0[_S14], entryPointParams_weight_0[_S14 + u32(1)]);
+    var _S19 : u32 = _S17 + _S18 / u32(4) * u32(10);
+    var _S20 : u32 = _S19 + u32(2) + _S18 % u32(4) * u32(2);
+    return Q8_16Eights_Eight_x24init_0(entryPointParams_weight_0[_S20], entryPointParams_weight_0[_S20 + u32(1)], entryPointParams_weight_0[_S19], entryPointParams_weight_0[_S19 + u32(1)]);
+}
+
+fn load_eights_0( _S21 : array<u32, i32(4)>,  _S22 : u32,  _S23 : u32,  _S24 : ptr<function, array<Q8_16Eights_Eight_0, i32(8)>>)
+{
+    var eights_0 : array<Q8_16Eights_Eight_0, i32(8)>;
+    eights_0[i32(0)] = Q8_16Eights_load_0(_S21[i32(0)], _S22);
+    eights_0[i32(1)] = Q8_16Eights_load_0(_S21[i32(1)], _S22);
+    eights_0[i32(2)] = Q8_16Eights_load_0(_S21[i32(2)], _S22);
+    eights_0[i32(3)] = Q8_16Eights_load_0(_S21[i32(3)], _S22);
+    var _S25 : u32 = _S22 + _S23;
+    eights_0[i32(4)] = Q8_16Eights_load_0(_S21[i32(0)], _S25);
+    eights_0[i32(5)] = Q8_16Eights_load_0(_S21[i32(1)], _S25);
+    eights_0[i32(6)] = Q8_16Eights_load_0(_S21[i32(2)], _S25);
+    eights_0[i32(7)] = Q8_16Eights_load_0(_S21[i32(3)], _S25);
+    (*_S24) = eights_0;
+    return;
 }
 
 fn Q8_16Eights_places_0( i_0 : u32) -> vec2<u32>
 {
-    var _S16 : u32 = u32(2) * i_0;
-    return vec2<u32>(_S16, _S16 + u32(1));
+    var _S26 : u32 = u32(2) * i_0;
+    return vec2<u32>(_S26, _S26 + u32(1));
 }
 
 fn halves_0( word_2 : u32) -> vec2<f32>
@@ -160,8 +209,8 @@ fn bytes_0( word_3 : u32) -> vec4<f32>
 
 fn whole_bytes_0( word_4 : u32,  zero_2 : f32) -> vec4<f32>
 {
-    var _S17 : u32 = (word_4 >> (u32(16)));
-    return vec4<f32>(in_place_1(word_4, zero_2), in_place_0(word_4, zero_2), in_place_1(_S17, zero_2), in_place_0(_S17, zero_2));
+    var _S27 : u32 = (word_4 >> (u32(16)));
+    return vec4<f32>(in_place_1(word_4, zero_2), in_place_0(word_4, zero_2), in_place_1(_S27, zero_2), in_place_0(_S27, zero_2));
 }
 
 fn signed_bytes_0( word_5 : u32) -> vec4<f32>
@@ -176,83 +225,68 @@ fn sum_0( v_0 : vec4<f32>) -> f32
 
 fn Q8_16Eights_product_0( eight_0 : Q8_16Eights_Eight_0,  i_1 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
 {
-    var _S18 : vec2<f32> = halves_0(eight_0.scales_0) * bytes_0(((eight_0.factors_0) >> ((i_1 % u32(4) / u32(2) * u32(8))))).xz;
-    return _S18.x * (dot(signed_bytes_0(eight_0.low_0), a_0) + dot(signed_bytes_0(eight_0.high_0), b_0)) - _S18.y * sum_0(a_0 + b_0);
+    var _S28 : vec2<f32> = halves_0(eight_0.scales_0) * bytes_0(((eight_0.factors_0) >> ((i_1 % u32(4) / u32(2) * u32(8))))).xz;
+    return _S28.x * (dot(signed_bytes_0(eight_0.low_0), a_0) + dot(signed_bytes_0(eight_0.high_0), b_0)) - _S28.y * sum_0(a_0 + b_0);
 }
 
-fn add_products_0( _S19 : ptr<function, Products_0>,  _S20 : array<u32, i32(4)>,  _S21 : u32,  _S22 : u32,  _S23 : u32,  _S24 : u32)
+fn add_products_0( _S29 : ptr<function, Products_0>,  _S30 : array<Q8_16Eights_Eight_0, i32(8)>,  _S31 : u32,  _S32 : u32,  _S33 : u32,  _S34 : u32)
 {
-    var eights_0 : array<Q8_16Eights_Eight_0, i32(8)>;
-    var _S25 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S20[i32(0)], _S23);
-    eights_0[i32(0)] = _S25;
-    var _S26 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S20[i32(1)], _S23);
-    eights_0[i32(1)] = _S26;
-    var _S27 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S20[i32(2)], _S23);
-    eights_0[i32(2)] = _S27;
-    var _S28 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S20[i32(3)], _S23);
-    eights_0[i32(3)] = _S28;
-    var _S29 : u32 = _S23 + _S24;
-    var _S30 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S20[i32(0)], _S29);
-    eights_0[i32(4)] = _S30;
-    var _S31 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S20[i32(1)], _S29);
-    eights_0[i32(5)] = _S31;
-    var _S32 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S20[i32(2)], _S29);
-    eights_0[i32(6)] = _S32;
-    var _S33 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S20[i32(3)], _S29);
-    eights_0[i32(7)] = _S33;
-    var _S34 : vec2<u32> = Q8_16Eights_places_0(_S23);
-    var _S35 : u32 = _S34.x;
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S21 + _S35];
-    var _S36 : u32 = _S34.y;
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S21 + _S36];
-    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S22 + _S35];
-    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S22 + _S36];
-    var _S37 : f32 = (*_S19).sums_0[i32(0)] + Q8_16Eights_product_0(_S25, _S23, a_2, b_2);
-    var _S38 : f32 = (*_S19).sums_0[i32(1)] + Q8_16Eights_product_0(_S26, _S23, a_2, b_2);
-    var _S39 : f32 = (*_S19).sums_0[i32(2)] + Q8_16Eights_product_0(_S27, _S23, a_2, b_2);
-    var _S40 : f32 = (*_S19).sums_0[i32(3)] + Q8_16Eights_product_0(_S28, _S23, a_2, b_2);
-    var _S41 : vec2<u32> = Q8_16Eights_places_0(_S29);
-    var _S42 : u32 = _S41.x;
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S21 + _S42];
-    var _S43 : u32 = _S41.y;
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S21 + _S43];
-    (*_S19).squares_0 = (*_S19).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
-    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S22 + _S42];
-    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S22 + _S43];
-    (*_S19).sums_0[i32(0)] = _S37 + Q8_16Eights_product_0(_S30, _S29, a_4, b_4);
-    (*_S19).sums_0[i32(1)] = _S38 + Q8_16Eights_product_0(_S31, _S29, a_4, b_4);
-    (*_S19).sums_0[i32(2)] = _S39 + Q8_16Eights_product_0(_S32, _S29, a_4, b_4);
-    (*_S19).sums_0[i32(3)] = _S40 + Q8_16Eights_product_0(_S33, _S29, a_4, b_4);
+    var _S35 : vec2<u32> = Q8_16Eights_places_0(_S33);
+    var _S36 : u32 = _S35.x;
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S31 + _S36];
+    var _S37 : u32 = _S35.y;
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S31 + _S37];
+    var a_2 : vec4<f32> = a_1 * entryPointParams_norm_0[_S32 + _S36];
+    var b_2 : vec4<f32> = b_1 * entryPointParams_norm_0[_S32 + _S37];
+    var _S38 : f32 = (*_S29).sums_0[i32(0)] + Q8_16Eights_product_0(_S30[i32(0)], _S33, a_2, b_2);
+    var _S39 : f32 = (*_S29).sums_0[i32(1)] + Q8_16Eights_product_0(_S30[i32(1)], _S33, a_2, b_2);
+    var _S40 : f32 = (*_S29).sums_0[i32(2)] + Q8_16Eights_product_0(_S30[i32(2)], _S33, a_2, b_2);
+    var _S41 : f32 = (*_S29).sums_0[i32(3)] + Q8_16Eights_product_0(_S30[i32(3)], _S33, a_2, b_2);
+    var _S42 : u32 = _S33 + _S34;
+    var _S43 : vec2<u32> = Q8_16Eights_places_0(_S42);
+    var _S44 : u32 = _S43.x;
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S31 + _S44];
+    var _S45 : u32 = _S43.y;
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S31 + _S45];
+    (*_S29).squares_0 = (*_S29).squares_0 + (dot(a_1, a_1) + dot(b_1, b_1)) + (dot(a_3, a_3) + dot(b_3, b_3));
+    var a_4 : vec4<f32> = a_3 * entryPointParams_norm_0[_S32 + _S44];
+    var b_4 : vec4<f32> = b_3 * entryPointParams_norm_0[_S32 + _S45];
+    (*_S29).sums_0[i32(0)] = _S38 + Q8_16Eights_product_0(_S30[i32(4)], _S42, a_4, b_4);
+    (*_S29).sums_0[i32(1)] = _S39 + Q8_16Eights_product_0(_S30[i32(5)], _S42, a_4, b_4);
+    (*_S29).sums_0[i32(2)] = _S40 + Q8_16Eights_product_0(_S30[i32(6)], _S42, a_4, b_4);
+    (*_S29).sums_0[i32(3)] = _S41 + Q8_16Eights_product_0(_S30[i32(7)], _S42, a_4, b_4);
     return;
 }
 
-fn add_products_1( _S44 : ptr<function, Products_0>,  _S45 : array<u32, i32(4)>,  _S46 : u32,  _S47 : u32,  _S48 : u32,  _S49 : u32)
+fn load_eights_1( _S46 : array<u32, i32(4)>,  _S47 : u32,  _S48 : u32,  _S49 : ptr<function, array<Q8_16Eights_Eight_0, i32(4)>>)
 {
     var eights_1 : array<Q8_16Eights_Eight_0, i32(4)>;
-    var _S50 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S45[i32(0)], _S48);
-    eights_1[i32(0)] = _S50;
-    var _S51 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S45[i32(1)], _S48);
-    eights_1[i32(1)] = _S51;
-    var _S52 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S45[i32(2)], _S48);
-    eights_1[i32(2)] = _S52;
-    var _S53 : Q8_16Eights_Eight_0 = Q8_16Eights_load_0(_S45[i32(3)], _S48);
-    eights_1[i32(3)] = _S53;
-    var _S54 : vec2<u32> = Q8_16Eights_places_0(_S48);
-    var _S55 : u32 = _S54.x;
-    var a_5 : vec4<f32> = entryPointParams_x_0[_S46 + _S55];
-    var _S56 : u32 = _S54.y;
-    var b_5 : vec4<f32> = entryPointParams_x_0[_S46 + _S56];
-    (*_S44).squares_0 = (*_S44).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
-    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S47 + _S55];
-    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S47 + _S56];
-    (*_S44).sums_0[i32(0)] = (*_S44).sums_0[i32(0)] + Q8_16Eights_product_0(_S50, _S48, a_6, b_6);
-    (*_S44).sums_0[i32(1)] = (*_S44).sums_0[i32(1)] + Q8_16Eights_product_0(_S51, _S48, a_6, b_6);
-    (*_S44).sums_0[i32(2)] = (*_S44).sums_0[i32(2)] + Q8_16Eights_product_0(_S52, _S48, a_6, b_6);
-    (*_S44).sums_0[i32(3)] = (*_S44).sums_0[i32(3)] + Q8_16Eights_product_0(_S53, _S48, a_6, b_6);
+    eights_1[i32(0)] = Q8_16Eights_load_0(_S46[i32(0)], _S47);
+    eights_1[i32(1)] = Q8_16Eights_load_0(_S46[i32(1)], _S47);
+    eights_1[i32(2)] = Q8_16Eights_load_0(_S46[i32(2)], _S47);
+    eights_1[i32(3)] = Q8_16Eights_load_0(_S46[i32(3)], _S47);
+    (*_S49) = eights_1;
     return;
 }
 
-fn products_of_thread_0( _S57 : array<u32, i32(4)>,  _S58 : u32,  _S59 : u32,  _S60 : u32) -> Products_0
+fn add_products_1( _S50 : ptr<function, Products_0>,  _S51 : array<Q8_16Eights_Eight_0, i32(4)>,  _S52 : u32,  _S53 : u32,  _S54 : u32,  _S55 : u32)
+{
+    var _S56 : vec2<u32> = Q8_16Eights_places_0(_S54);
+    var _S57 : u32 = _S56.x;
+    var a_5 : vec4<f32> = entryPointParams_x_0[_S52 + _S57];
+    var _S58 : u32 = _S56.y;
+    var b_5 : vec4<f32> = entryPointParams_x_0[_S52 + _S58];
+    (*_S50).squares_0 = (*_S50).squares_0 + (dot(a_5, a_5) + dot(b_5, b_5));
+    var a_6 : vec4<f32> = a_5 * entryPointParams_norm_0[_S53 + _S57];
+    var b_6 : vec4<f32> = b_5 * entryPointParams_norm_0[_S53 + _S58];
+    (*_S50).sums_0[i32(0)] = (*_S50).sums_0[i32(0)] + Q8_16Eights_product_0(_S51[i32(0)], _S54, a_6, b_6);
+    (*_S50).sums_0[i32(1)] = (*_S50).sums_0[i32(1)] + Q8_16Eights_product_0(_S51[i32(1)], _S54, a_6, b_6);
+    (*_S50).sums_0[i32(2)] = (*_S50).sums_0[i32(2)] + Q8_16Eights_product_0(_S51[i32(2)], _S54, a_6, b_6);
+    (*_S50).sums_0[i32(3)] = (*_S50).sums_0[i32(3)] + Q8_16Eights_product_0(_S51[i32(3)], _S54, a_6, b_6);
+    return;
+}
+
+fn products_of_thread_0( _S59 : array<u32, i32(4)>,  _S60 : u32,  _S61 : u32,  _S62 : u32,  _S63 : u32,  _S64 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
@@ -260,100 +294,327 @@ fn products_of_thread_0( _S57 : array<u32, i32(4)>,  _S58 : u32,  _S59 : u32,  _
     products_0.sums_0[i32(1)] = 0.0f;
     products_0.sums_0[i32(2)] = 0.0f;
     products_0.sums_0[i32(3)] = 0.0f;
-    ;
-    var _S61 : u32 = _S10;
-    var _S62 : u32 = _S58 / u32(8);
-    ;
-    var i_2 : u32 = _S7;
-    for(;;)
+    var _S65 : u32 = _S60 / u32(8);
+    var i_2 : u32;
+    if((_S63 + _S64) < _S65)
     {
-        if((i_2 + _S61) < _S62)
+        var _S66 : array<Q8_16Eights_Eight_0, i32(8)>;
+        load_eights_0(_S59, _S63, _S64, &(_S66));
+        i_2 = _S63;
+        var loaded_0 : array<Q8_16Eights_Eight_0, i32(8)> = _S66;
+        for(;;)
         {
+            if((i_2 + u32(3) * _S64) < _S65)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S67 : u32 = i_2 + u32(2) * _S64;
+            var _S68 : array<Q8_16Eights_Eight_0, i32(8)>;
+            load_eights_0(_S59, _S67, _S64, &(_S68));
+            var _S69 : array<Q8_16Eights_Eight_0, i32(8)> = _S68;
+            add_products_0(&(products_0), loaded_0, _S61, _S62, i_2, _S64);
+            i_2 = _S67;
+            loaded_0 = _S69;
         }
-        else
-        {
-            break;
-        }
-        add_products_0(&(products_0), _S57, _S59, _S60, i_2, _S61);
-        i_2 = i_2 + u32(2) * _S61;
+        add_products_0(&(products_0), loaded_0, _S61, _S62, i_2, _S64);
+        i_2 = i_2 + u32(2) * _S64;
+    }
+    else
+    {
+        i_2 = _S63;
     }
     for(;;)
     {
-        if(i_2 < _S62)
+        if(i_2 < _S65)
         {
         }
         else
         {
             break;
         }
-        add_products_1(&(products_0), _S57, _S59, _S60, i_2, _S61);
-        i_2 = i_2 + _S61;
+        var _S70 : array<Q8_16Eights_Eight_0, i32(4)>;
+        load_eights_1(_S59, i_2, _S64, &(_S70));
+        add_products_1(&(products_0), _S70, _S61, _S62, i_2, _S64);
+        i_2 = i_2 + _S64;
     }
     return products_0;
 }
 
-fn norm_gemv_0( _S63 : vec3<u32>,  _S64 : u32,  _S65 : ptr<function, NormGemvParams_std140_0>)
+fn norm_gemv_0( _S71 : vec3<u32>,  _S72 : u32,  _S73 : ptr<function, NormGemvParams_std140_0>)
 {
     ;
-    var _S66 : u32 = _S10;
-    var _S67 : u32 = u32(128) / _S10;
-    var _S68 : u32 = (*_S65).groups_0 * _S67 * u32(4);
-    var _S69 : u32 = group_number_0(_S63) * _S67;
-    var _S70 : u32 = _S64 / _S66;
-    var first_1 : u32 = (_S69 + _S70) * u32(4);
+    var _S74 : u32 = _S14;
+    ;
+    var _S75 : u32 = _S15;
+    var _S76 : u32 = u32(128) / _S15;
+    var _S77 : u32 = (*_S73).groups_0 * _S76 * u32(4);
+    var _S78 : u32 = group_number_0(_S71) * _S76;
+    var _S79 : u32 = _S72 / _S75;
+    var first_2 : u32 = (_S78 + _S79) * u32(4);
     for(;;)
     {
-        var _S71 : u32 = (*_S65).n_0;
-        if(first_1 < ((*_S65).n_0))
+        var _S80 : u32 = (*_S73).n_0;
+        if(first_2 < ((*_S73).n_0))
         {
         }
         else
         {
             break;
         }
-        ;
-        var _S72 : u32 = first_1 + _S7;
-        ;
-        var _S73 : bool;
-        if(_S7 < u32(4))
+        var _S81 : u32 = first_2 + _S74;
+        var _S82 : bool;
+        if(_S74 < u32(4))
         {
-            _S73 = _S72 < _S71;
+            _S82 = _S81 < _S80;
         }
         else
         {
-            _S73 = false;
+            _S82 = false;
         }
-        var _S74 : bool;
-        if(_S73)
+        var _S83 : bool;
+        if(_S82)
         {
-            _S74 = ((*_S65).bias_offset_0) != u32(4294967295);
+            _S83 = ((*_S73).bias_offset_0) != u32(4294967295);
         }
         else
         {
-            _S74 = false;
+            _S83 = false;
         }
         var added_0 : f32;
-        if(_S74)
+        if(_S83)
         {
-            added_0 = entryPointParams_bias_0[(*_S65).bias_offset_0 + _S72];
+            added_0 = entryPointParams_bias_0[(*_S73).bias_offset_0 + _S81];
         }
         else
         {
             added_0 = 0.0f;
         }
-        var _S75 : array<u32, i32(4)>;
-        begins_of_rows_0((*_S65).weight_offset_0, (*_S65).k_0, first_1, _S71, &(_S75));
-        var _S76 : Products_0 = products_of_thread_0(_S75, (*_S65).k_0, (*_S65).x_offset_0, (*_S65).norm_offset_0);
-        var _S77 : f32 = subgroup_sum_0(_S76.squares_0);
-        var _S78 : f32 = 1.0f / sqrt(_S77 / f32((*_S65).k_0) + (*_S65).eps_0);
-        var _S79 : array<f32, i32(4)>;
-        subgroup_sums_0(_S76.sums_0, &(_S79));
-        var _S80 : f32 = own_0(_S79);
-        if(_S73)
+        var _S84 : array<u32, i32(4)>;
+        begins_of_rows_1((*_S73).weight_offset_0, (*_S73).k_0, first_2, _S80, &(_S84));
+        var _S85 : Products_0 = products_of_thread_0(_S84, (*_S73).k_0, (*_S73).x_offset_0, (*_S73).norm_offset_0, _S74, _S75);
+        var _S86 : f32 = subgroup_sum_0(_S85.squares_0);
+        var _S87 : f32 = 1.0f / sqrt(_S86 / f32((*_S73).k_0) + (*_S73).eps_0);
+        var _S88 : array<f32, i32(4)>;
+        subgroup_sums_1(_S85.sums_0, &(_S88));
+        var _S89 : f32 = chosen_1(_S88, _S74);
+        if(_S82)
         {
-            entryPointParams_result_0[(*_S65).out_offset_0 + _S72] = _S80 * _S78 + added_0;
+            entryPointParams_result_0[(*_S73).out_offset_0 + _S81] = _S89 * _S87 + added_0;
         }
-        first_1 = first_1 + _S68;
+        first_2 = first_2 + _S77;
+    }
+    return;
+}
+
+struct Products_1
+{
+     sums_0 : array<f32, i32(2)>,
+     squares_0 : f32,
+};
+
+fn load_eights_2( _S90 : array<u32, i32(2)>,  _S91 : u32,  _S92 : u32,  _S93 : ptr<function, array<Q8_16Eights_Eight_0, i32(8)>>)
+{
+    var eights_2 : array<Q8_16Eights_Eight_0, i32(8)>;
+    eights_2[i32(0)] = Q8_16Eights_load_0(_S90[i32(0)], _S91);
+    eights_2[i32(1)] = Q8_16Eights_load_0(_S90[i32(1)], _S91);
+    var _S94 : u32 = _S91 + _S92;
+    eights_2[i32(2)] = Q8_16Eights_load_0(_S90[i32(0)], _S94);
+    eights_2[i32(3)] = Q8_16Eights_load_0(_S90[i32(1)], _S94);
+    var _S95 : u32 = _S91 + u32(2) * _S92;
+    eights_2[i32(4)] = Q8_16Eights_load_0(_S90[i32(0)], _S95);
+    eights_2[i32(5)] = Q8_16Eights_load_0(_S90[i32(1)], _S95);
+    var _S96 : u32 = _S91 + u32(3) * _S92;
+    eights_2[i32(6)] = Q8_16Eights_load_0(_S90[i32(0)], _S96);
+    eights_2[i32(7)] = Q8_16Eights_load_0(_S90[i32(1)], _S96);
+    (*_S93) = eights_2;
+    return;
+}
+
+fn add_products_2( _S97 : ptr<function, Products_1>,  _S98 : array<Q8_16Eights_Eight_0, i32(8)>,  _S99 : u32,  _S100 : u32,  _S101 : u32,  _S102 : u32)
+{
+    var _S103 : vec2<u32> = Q8_16Eights_places_0(_S101);
+    var _S104 : u32 = _S103.x;
+    var a_7 : vec4<f32> = entryPointParams_x_0[_S99 + _S104];
+    var _S105 : u32 = _S103.y;
+    var b_7 : vec4<f32> = entryPointParams_x_0[_S99 + _S105];
+    var a_8 : vec4<f32> = a_7 * entryPointParams_norm_0[_S100 + _S104];
+    var b_8 : vec4<f32> = b_7 * entryPointParams_norm_0[_S100 + _S105];
+    var _S106 : u32 = _S101 + _S102;
+    var _S107 : vec2<u32> = Q8_16Eights_places_0(_S106);
+    var _S108 : u32 = _S107.x;
+    var a_9 : vec4<f32> = entryPointParams_x_0[_S99 + _S108];
+    var _S109 : u32 = _S107.y;
+    var b_9 : vec4<f32> = entryPointParams_x_0[_S99 + _S109];
+    var a_10 : vec4<f32> = a_9 * entryPointParams_norm_0[_S100 + _S108];
+    var b_10 : vec4<f32> = b_9 * entryPointParams_norm_0[_S100 + _S109];
+    var _S110 : u32 = _S101 + u32(2) * _S102;
+    var _S111 : vec2<u32> = Q8_16Eights_places_0(_S110);
+    var _S112 : u32 = _S111.x;
+    var a_11 : vec4<f32> = entryPointParams_x_0[_S99 + _S112];
+    var _S113 : u32 = _S111.y;
+    var b_11 : vec4<f32> = entryPointParams_x_0[_S99 + _S113];
+    var a_12 : vec4<f32> = a_11 * entryPointParams_norm_0[_S100 + _S112];
+    var b_12 : vec4<f32> = b_11 * entryPointParams_norm_0[_S100 + _S113];
+    var _S114 : f32 = (*_S97).sums_0[i32(0)] + Q8_16Eights_product_0(_S98[i32(0)], _S101, a_8, b_8) + Q8_16Eights_product_0(_S98[i32(2)], _S106, a_10, b_10) + Q8_16Eights_product_0(_S98[i32(4)], _S110, a_12, b_12);
+    var _S115 : f32 = (*_S97).sums_0[i32(1)] + Q8_16Eights_product_0(_S98[i32(1)], _S101, a_8, b_8) + Q8_16Eights_product_0(_S98[i32(3)], _S106, a_10, b_10) + Q8_16Eights_product_0(_S98[i32(5)], _S110, a_12, b_12);
+    var _S116 : u32 = _S101 + u32(3) * _S102;
+    var _S117 : vec2<u32> = Q8_16Eights_places_0(_S116);
+    var _S118 : u32 = _S117.x;
+    var a_13 : vec4<f32> = entryPointParams_x_0[_S99 + _S118];
+    var _S119 : u32 = _S117.y;
+    var b_13 : vec4<f32> = entryPointParams_x_0[_S99 + _S119];
+    (*_S97).squares_0 = (*_S97).squares_0 + (dot(a_7, a_7) + dot(b_7, b_7)) + (dot(a_9, a_9) + dot(b_9, b_9)) + (dot(a_11, a_11) + dot(b_11, b_11)) + (dot(a_13, a_13) + dot(b_13, b_13));
+    var a_14 : vec4<f32> = a_13 * entryPointParams_norm_0[_S100 + _S118];
+    var b_14 : vec4<f32> = b_13 * entryPointParams_norm_0[_S100 + _S119];
+    (*_S97).sums_0[i32(0)] = _S114 + Q8_16Eights_product_0(_S98[i32(6)], _S116, a_14, b_14);
+    (*_S97).sums_0[i32(1)] = _S115 + Q8_16Eights_product_0(_S98[i32(7)], _S116, a_14, b_14);
+    return;
+}
+
+fn load_eights_3( _S120 : array<u32, i32(2)>,  _S121 : u32,  _S122 : u32,  _S123 : ptr<function, array<Q8_16Eights_Eight_0, i32(2)>>)
+{
+    var eights_3 : array<Q8_16Eights_Eight_0, i32(2)>;
+    eights_3[i32(0)] = Q8_16Eights_load_0(_S120[i32(0)], _S121);
+    eights_3[i32(1)] = Q8_16Eights_load_0(_S120[i32(1)], _S121);
+    (*_S123) = eights_3;
+    return;
+}
+
+fn add_products_3( _S124 : ptr<function, Products_1>,  _S125 : array<Q8_16Eights_Eight_0, i32(2)>,  _S126 : u32,  _S127 : u32,  _S128 : u32,  _S129 : u32)
+{
+    var _S130 : vec2<u32> = Q8_16Eights_places_0(_S128);
+    var _S131 : u32 = _S130.x;
+    var a_15 : vec4<f32> = entryPointParams_x_0[_S126 + _S131];
+    var _S132 : u32 = _S130.y;
+    var b_15 : vec4<f32> = entryPointParams_x_0[_S126 + _S132];
+    (*_S124).squares_0 = (*_S124).squares_0 + (dot(a_15, a_15) + dot(b_15, b_15));
+    var a_16 : vec4<f32> = a_15 * entryPointParams_norm_0[_S127 + _S131];
+    var b_16 : vec4<f32> = b_15 * entryPointParams_norm_0[_S127 + _S132];
+    (*_S124).sums_0[i32(0)] = (*_S124).sums_0[i32(0)] + Q8_16Eights_product_0(_S125[i32(0)], _S128, a_16, b_16);
+    (*_S124).sums_0[i32(1)] = (*_S124).sums_0[i32(1)] + Q8_16Eights_product_0(_S125[i32(1)], _S128, a_16, b_16);
+    return;
+}
+
+fn products_of_thread_1( _S133 : array<u32, i32(2)>,  _S134 : u32,  _S135 : u32,  _S136 : u32,  _S137 : u32,  _S138 : u32) -> Products_1
+{
+    var products_1 : Products_1;
+    products_1.squares_0 = 0.0f;
+    products_1.sums_0[i32(0)] = 0.0f;
+    products_1.sums_0[i32(1)] = 0.0f;
+    var _S139 : u32 = _S134 / u32(8);
+    var i_3 : u32;
+    if((_S137 + u32(3) * _S138) < _S139)
+    {
+        var _S140 : array<Q8_16Eights_Eight_0, i32(8)>;
+        load_eights_2(_S133, _S137, _S138, &(_S140));
+        i_3 = _S137;
+        var loaded_1 : array<Q8_16Eights_Eight_0, i32(8)> = _S140;
+        for(;;)
+        {
+            if((i_3 + u32(7) * _S138) < _S139)
+            {
+            }
+            else
+            {
+                break;
+            }
+            var _S141 : u32 = i_3 + u32(4) * _S138;
+            var _S142 : array<Q8_16Eights_Eight_0, i32(8)>;
+            load_eights_2(_S133, _S141, _S138, &(_S142));
+            var _S143 : array<Q8_16Eights_Eight_0, i32(8)> = _S142;
+            add_products_2(&(products_1), loaded_1, _S135, _S136, i_3, _S138);
+            i_3 = _S141;
+            loaded_1 = _S143;
+        }
+        add_products_2(&(products_1), loaded_1, _S135, _S136, i_3, _S138);
+        i_3 = i_3 + u32(4) * _S138;
+    }
+    else
+    {
+        i_3 = _S137;
+    }
+    for(;;)
+    {
+        if(i_3 < _S139)
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S144 : array<Q8_16Eights_Eight_0, i32(2)>;
+        load_eights_3(_S133, i_3, _S138, &(_S144));
+        add_products_3(&(products_1), _S144, _S135, _S136, i_3, _S138);
+        i_3 = i_3 + _S138;
+    }
+    return products_1;
+}
+
+fn norm_gemv_1( _S145 : vec3<u32>,  _S146 : u32,  _S147 : ptr<function, NormGemvParams_std140_0>)
+{
+    ;
+    var _S148 : u32 = _S14;
+    ;
+    var _S149 : u32 = _S15;
+    var _S150 : u32 = u32(128) / _S15;
+    var _S151 : u32 = (*_S147).groups_0 * _S150 * u32(2);
+    var _S152 : u32 = group_number_0(_S145) * _S150;
+    var _S153 : u32 = _S146 / _S149;
+    var first_3 : u32 = (_S152 + _S153) * u32(2);
+    for(;;)
+    {
+        var _S154 : u32 = (*_S147).n_0;
+        if(first_3 < ((*_S147).n_0))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S155 : u32 = first_3 + _S148;
+        var _S156 : bool;
+        if(_S148 < u32(2))
+        {
+            _S156 = _S155 < _S154;
+        }
+        else
+        {
+            _S156 = false;
+        }
+        var _S157 : bool;
+        if(_S156)
+        {
+            _S157 = ((*_S147).bias_offset_0) != u32(4294967295);
+        }
+        else
+        {
+            _S157 = false;
+        }
+        var added_1 : f32;
+        if(_S157)
+        {
+            added_1 = entryPointParams_bias_0[(*_S147).bias_offset_0 + _S155];
+        }
+        else
+        {
+            added_1 = 0.0f;
+        }
+        var _S158 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S147).weight_offset_0, (*_S147).k_0, first_3, _S154, &(_S158));
+        var _S159 : Products_1 = products_of_thread_1(_S158, (*_S147).k_0, (*_S147).x_offset_0, (*_S147).norm_offset_0, _S148, _S149);
+        var _S160 : f32 = subgroup_sum_0(_S159.squares_0);
+        var _S161 : f32 = 1.0f / sqrt(_S160 / f32((*_S147).k_0) + (*_S147).eps_0);
+        var _S162 : array<f32, i32(2)>;
+        subgroup_sums_0(_S159.sums_0, &(_S162));
+        var _S163 : f32 = chosen_0(_S162, _S148);
+        if(_S156)
+        {
+            entryPointParams_result_0[(*_S147).out_offset_0 + _S155] = _S163 * _S161 + added_1;
+        }
+        first_3 = first_3 + _S151;
     }
     return;
 }
@@ -362,9 +623,17 @@ fn norm_gemv_0( _S63 : vec3<u32>,  _S64 : u32,  _S65 : ptr<function, NormGemvPar
 @workgroup_size(128, 1, 1)
 fn norm_gemv_q8_16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_0 : u32, @builtin(subgroup_invocation_id) _builtinWaveLaneIndex_0 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S7 = _builtinWaveLaneIndex_0;
-    _S10 = _builtinWaveLaneCount_0;
-    var _S81 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
-    norm_gemv_0(group_1, thread_0, &(_S81));
+    _S14 = _builtinWaveLaneIndex_0;
+    _S15 = _builtinWaveLaneCount_0;
+    if((entryPointParams_0.p_0.wide_0) != u32(0))
+    {
+        var _S164 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
+        norm_gemv_0(group_1, thread_0, &(_S164));
+    }
+    else
+    {
+        var _S165 : NormGemvParams_std140_0 = entryPointParams_0.p_0;
+        norm_gemv_1(group_1, thread_0, &(_S165));
+    }
     return;
 }
