@@ -7,13 +7,12 @@ import mmap
 import os
 import stat
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wasmetal.errors import ModelError
+from wasmetal.errors import ModelError, printable
 from wasmetal.memory import FilePages
 from wasmetal.memory.file_use import MAPPING, FileUse
 
@@ -23,18 +22,17 @@ log = logging.getLogger("wasmetal.models")
 class Source:
     """A regular file, open for reading. Raises ModelError if it cannot be read."""
 
-    def __init__(self, path: Path, error: Callable[[str], ModelError]) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._error = error
         try:
             # Without O_NONBLOCK, opening a pipe would wait for its other end.
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as e:
-            raise error(e.strerror or str(e)) from e
+            raise self._error(e.strerror or str(e)) from e
         weakref.finalize(self, os.close, self._fd)
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode):
-            raise error("not a regular file")
+            raise self._error("not a regular file")
         self.size = status.st_size
         """Bytes of the file when it was opened."""
 
@@ -73,3 +71,6 @@ class Source:
             raise self._error(f"cannot be mapped: {e}") from e
         weakref.finalize(pages, use.end).atexit = False
         return pages
+
+    def _error(self, what: str) -> ModelError:
+        return ModelError(printable(f"{self._path.name}: {what}"))
