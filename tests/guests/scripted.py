@@ -11,6 +11,7 @@ from typing import Any
 from wasmetal.counters import Counters
 from wasmetal.device.cpu import CpuDevice
 from wasmetal.models.loaded import Capability
+from wasmetal.models.packed import Packed
 
 END = 256
 BEGIN = 257
@@ -34,8 +35,8 @@ class ScriptedModel:
         self.forwards: list[list[int]] = []
         self.sessions = 0
 
-    def pieces(self) -> list[bytes]:
-        return [*(bytes([i]) for i in range(256)), *map(str.encode, SPECIAL)]
+    def pieces(self) -> Packed[bytes]:
+        return Packed([*(bytes([i]) for i in range(256)), *map(str.encode, SPECIAL)], bytes)
 
     def encode(self, text: str, *, parse_special: bool, add_bos: bool | None) -> list[int]:
         if not parse_special:

@@ -97,7 +97,7 @@ def test_vocabulary(probe: Probe, model: Any) -> None:
     offsets = probe.bytes[OUT:].view(np.uint32)[: model.vocab_size + 1]
     data = probe.bytes[OUT + offsets.nbytes : OUT + nbytes].tobytes()
     pieces = [data[begin:end] for begin, end in pairwise(offsets)]
-    assert pieces == model.tokenizer.pieces()
+    assert pieces == list(model.tokenizer.pieces())
     assert offsets[-1] == len(data)
 
 

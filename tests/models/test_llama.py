@@ -150,8 +150,7 @@ def test_weights_are_held_in_their_blocks(request: pytest.FixtureRequest, name: 
         assert loaded == angles + (0 if device.info.wraps_files else in_file)
 
 
-def test_weights_in_the_pages_of_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WASMETAL_COPY_WEIGHTS", "0")
+def test_weights_in_the_pages_of_their_file(tmp_path: Path) -> None:
     path, some = write_tiny_llama(tmp_path / "tiny.gguf"), tokens(5)
     with open_device("cpu") as device:
         if not device.info.wraps_files:

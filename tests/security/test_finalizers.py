@@ -18,8 +18,6 @@ from tests.models.tiny import write_tiny_llama
 from wasmetal import Guest, Limits
 from wasmetal.device import Device
 from wasmetal.host.runtime import runtime
-from wasmetal.memory import file_use
-from wasmetal.memory.file_use import MAPPING, WRITING, FileUse
 from wasmetal.models import Model, load_model
 
 PATIENCE = 30.0
@@ -112,20 +110,6 @@ def test_a_guest_needs_no_lock(device: Device, model: Model) -> None:
         queue.guest.close()
         other.call("f")
         assert set(runtime().creator.regions()) == before
-
-
-def test_the_use_of_a_file_needs_no_lock(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    status = (tmp_path / "file").stat()
-    mapping, writing = FileUse(status, MAPPING), FileUse(status, WRITING)
-    assert mapping.begin()
-    assert not writing.begin()
-    while_another_holds(file_use._lock, mapping.end)
-    assert writing.begin()
-    assert not mapping.begin()
-    writing.end()
-    assert mapping.begin()
-    mapping.end()
 
 
 def test_many_dropped_guests_are_closed_at_once() -> None:

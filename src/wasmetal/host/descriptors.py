@@ -14,7 +14,7 @@ from wasmetal.host.errno import Refusal, WasiErrno
 from wasmetal.host.handles import Handles
 from wasmetal.host.interrupt import Interrupt
 from wasmetal.host.streams import Output
-from wasmetal.memory.file_use import WRITING, FileUse
+from wasmetal.memory.file_locks import lock_for_writing
 
 _LOOK = 0.05
 """Seconds of waiting for input between two checks of the guest's limits."""
@@ -52,8 +52,6 @@ class File:
     """Whether it, and all that is in it, may not change."""
     is_directory: bool = False
     append: bool = False
-    use: FileUse | None = None
-    """If it is open for writing."""
     name: bytes | None = None
     """The guest's name for it, if it was granted."""
 
@@ -83,7 +81,7 @@ class Descriptors:
 
         Raises MFILE at the guest's limit on handles, and where the process has less than a quarter of its descriptors
         left, which are the embedder's; NOTSUP for anything but a file or directory, which could block; TXTBSY for
-        ``writing`` to a model file that is used in place.
+        ``writing`` to a model file that is used in place, in whatever process; and OSError.
         """
         self._handles.check_room()
         fd = make()
@@ -95,15 +93,14 @@ class Descriptors:
             is_directory = stat.S_ISDIR(status.st_mode)
             if not (is_directory or stat.S_ISREG(status.st_mode)):
                 raise Refusal(WasiErrno.NOTSUP, "neither a file nor a directory")
-            use = FileUse(status, WRITING) if writing else None
-            if use and not use.begin():
-                raise Refusal(WasiErrno.TXTBSY, "a model file that is in use")
+            if writing and not lock_for_writing(fd):
+                raise Refusal(WasiErrno.TXTBSY, "a model file that is in use, or locked by another program")
         except BaseException:
             os.close(fd)
             raise
         self._handles.hold()
         number = next(number for number in range(len(self._open) + 1) if number not in self._open)
-        self._open[number] = File(fd, read_only, is_directory, append, use)
+        self._open[number] = File(fd, read_only, is_directory, append)
         return number
 
     def get(self, number: int) -> Descriptor:
@@ -135,8 +132,6 @@ class Descriptors:
             if descriptor.name is None:
                 self._handles.release()
             os.close(descriptor.fd)
-            if descriptor.use:
-                descriptor.use.end()
 
     def renumber(self, number: int, to: int) -> None:
         """Close ``to``, and have it stand for what ``number`` stood for. Raises BADF unless both are open."""

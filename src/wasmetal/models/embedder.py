@@ -14,6 +14,7 @@ from wasmetal.counters import Counters
 from wasmetal.device.base import CommandList, Device, MemoryKind
 from wasmetal.errors import ModelError, setting_up
 from wasmetal.forked import Origin
+from wasmetal.memory.trim import trim
 from wasmetal.models.architectures.bert import Bert, EncoderInputs
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.files import store
@@ -40,7 +41,9 @@ def load_embedder(source: str | Path, device: Device) -> Embedder:
     """
     with setting_up(f"load {source}", ModelError):
         path = store.resolve(source)
-        return Embedder(open_model_file(path), path.stem, device)
+        embedder = Embedder(open_model_file(path), path.stem, device)
+        trim()
+        return embedder
 
 
 class Embedder(Closing):

@@ -154,7 +154,7 @@ class HFFolder(ModelFile):
             if isinstance(with_tools := named.get("tool_use"), str):
                 self.fields["tokenizer.chat_template.tool_use"] = with_tools
         if (path := self.path / "chat_template.jinja").exists():
-            source = Source(path, self.error)
+            source = Source(path)
             try:
                 template = bytes(source.read(0, min(source.size, MAX_CONFIG))).decode()
             except UnicodeDecodeError:

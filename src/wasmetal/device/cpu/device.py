@@ -82,9 +82,8 @@ def find_devices() -> list[Candidate]:
 
 
 def _info(compiled: Library | None) -> DeviceInfo:
-    # Only if asked: another process of the same user that shortens a mapped file ends this one.
-    wraps_files = compiled is not None and os.environ.get("WASMETAL_COPY_WEIGHTS") == "0"
-    in_place = ("weights in place",) if wraps_files else ()
+    wraps_files = compiled is not None and os.environ.get("WASMETAL_COPY_WEIGHTS") != "1"
+    weights = "weights in place" if wraps_files else "weights copied"
     return DeviceInfo(
         name=processor.name(),
         backend="cpu",
@@ -99,5 +98,5 @@ def _info(compiled: Library | None) -> DeviceInfo:
         lazy_memory=True,
         expands_weights=compiled is None,
         wraps_files=wraps_files,
-        features=("host pages in place", *in_place, f"{thread_count()} threads"),
+        features=("host pages in place", weights, f"{thread_count()} threads"),
     )

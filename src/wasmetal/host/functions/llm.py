@@ -128,8 +128,8 @@ class Llm:
         output = _Output(memory, out, cap, needed, np.uint8)
         pieces = self._model(handle).tokenizer.pieces()
         offsets = np.zeros(len(pieces) + 1, np.uint32)
-        np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
-        output.give_bytes(offsets.tobytes() + b"".join(pieces))
+        offsets[1:] = pieces.ends
+        output.give_bytes(offsets.tobytes() + pieces.data)
 
     def model_tokenize(
         self, memory: GuestMemory, handle: int, ptr: int, nbytes: int, flags: int, out: int, cap: int, needed: int

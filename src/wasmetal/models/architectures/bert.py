@@ -112,6 +112,7 @@ class Bert:
         self._qkv, self._up = buffers.tensor(rows, 3 * self.width), buffers.tensor(rows, self._hidden)
         self.states = buffers.tensor(rows, self.width, kind=MemoryKind.SHARED)
         """What a pass makes of each row, f32 [rows, width], in memory that host and device share."""
+        del self._file, self._tokens, self._positions, self._kinds, self._first, self._layers
 
     def body(self, rec: Recorder, inputs: EncoderInputs) -> None:
         """Record a pass over all rows of ``inputs.ids``."""

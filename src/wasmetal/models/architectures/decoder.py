@@ -270,9 +270,7 @@ class Decoder:
 
     def load(self, buffers: BufferGroup, context: int, rows: int) -> None:
         """Load the weights onto the device, with room for activations of up to ``rows`` rows at positions <
-        ``context``.
-
-        Raises OutOfDeviceMemoryError.
+        ``context``; once, because what was read of the file is given up. Raises OutOfDeviceMemoryError.
         """
         c, weights = self.config, Weights(buffers, self._file)
         output_norm, embeddings, *output = weights.place(self._ends)
@@ -305,6 +303,7 @@ class Decoder:
         self._scratch = buffers.tensor(max(math.prod(self._scratch_shape(few)) for few in (1, min(rows, FEW))))
         self._feed_forward.allocate(buffers, rows)
         self._last = buffers.tensor(1, c.embedding_length)
+        del self._file, self.metadata, self._layers, self._ends  # a vocabulary takes tens of MiB
 
     def body(self, rec: Recorder, inputs: Inputs, cache: Sequence[KVPools]) -> None:
         """Record everything but the head, for all rows of ``inputs.ids``."""

@@ -62,9 +62,7 @@ class Network(Protocol):
 
     def load(self, buffers: BufferGroup, context: int, rows: int) -> None:
         """Load the weights onto the device, with room for activations of up to ``rows`` rows at positions <
-        ``context``.
-
-        Raises OutOfDeviceMemoryError.
+        ``context``; once, because what was read of the file is given up. Raises OutOfDeviceMemoryError.
         """
 
     def body(self, rec: Recorder, inputs: Inputs, cache: Sequence[KVPools]) -> None:

@@ -64,7 +64,7 @@ class _Part(FileMetadata):
 
     def __init__(self, path: Path, bounds: Bounds, which: tuple[int, int] | None = None):
         super().__init__(path)
-        self.source = Source(path, self.error)
+        self.source = Source(path)
         if not self.source.size:
             raise self.error("an empty file is not a GGUF file")
         header = Header(self.source, self.error, bounds)

@@ -12,6 +12,7 @@ from gguf import GGUFValueType
 
 from wasmetal.errors import ModelError
 from wasmetal.models.files.source import Source
+from wasmetal.models.packed import Packed
 
 MAX_HEADER = 64 << 20
 """Bytes that metadata and tensor descriptions may take; the largest vocabularies in use need about 20 MiB."""
@@ -114,7 +115,7 @@ class Header:
             self._bounds.strings -= count
             if self._bounds.strings < 0:
                 raise self._error(f"{what} has {count} strings; at most {MAX_STRINGS} in all arrays are supported")
-            return [self.string(what) for _ in range(count)]
+            return Packed((self.string(what).encode() for _ in range(count)), bytes.decode)
         dtype = np.dtype(_SCALARS[kind])
         if not count:
             return np.empty(0)

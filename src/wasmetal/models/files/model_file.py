@@ -18,6 +18,7 @@ from wasmetal.errors import ModelError, printable
 from wasmetal.kernels.dtypes import DType, tensor_bytes
 from wasmetal.models.files.repack import Repacked
 from wasmetal.models.files.source import Source
+from wasmetal.models.packed import Packed
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -72,13 +73,15 @@ class FileMetadata:
     def __init__(self, path: Path):
         self.path = path
         self.fields: dict[str, Any] = {}
-        """The metadata: int, float, bool, str, list[str] or a NumPy array by key."""
+        """The metadata: int, float, bool, str, list[str] (it may be Packed) or a NumPy array by key."""
 
     def get(self, key: str, kind: type[T], default: D) -> T | D:
         """The metadata value of ``key``, or ``default`` if there is none. Raises ModelError if it is not a ``kind``."""
         if key not in self.fields:
             return default
         value = self.fields[key]
+        if kind is list and isinstance(value, Packed):
+            value = list(value)
         if type(value) is not kind:
             raise self.error(f"{key} should be of type {kind.__name__}, not {type(value).__name__}")
         return value

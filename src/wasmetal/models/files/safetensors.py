@@ -34,7 +34,7 @@ def read_json(path: Path, most: int) -> dict[str, Any]:
     def error(what: str) -> ModelError:
         return ModelError(printable(f"{path.name}: {what}"))
 
-    source = Source(path, error)
+    source = Source(path)
     if source.size > most:
         raise error(f"{source.size} bytes; at most {most} are supported")
     return parse_json(bytes(source.read(0, source.size)), error)
@@ -65,7 +65,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self.source = Source(path, self.error)
+        self.source = Source(path)
         if self.source.size < 8:
             raise self.error("truncated: a safetensors file begins with the length of its header")
         (length,) = struct.unpack("<Q", bytes(self.source.read(0, 8)))

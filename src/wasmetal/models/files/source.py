@@ -7,15 +7,14 @@ import mmap
 import os
 import stat
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wasmetal.errors import ModelError
+from wasmetal.errors import ModelError, printable
 from wasmetal.memory import FilePages
-from wasmetal.memory.file_use import MAPPING, FileUse
+from wasmetal.memory.file_locks import lock_for_mapping
 
 log = logging.getLogger("wasmetal.models")
 
@@ -23,18 +22,17 @@ log = logging.getLogger("wasmetal.models")
 class Source:
     """A regular file, open for reading. Raises ModelError if it cannot be read."""
 
-    def __init__(self, path: Path, error: Callable[[str], ModelError]) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._error = error
         try:
             # Without O_NONBLOCK, opening a pipe would wait for its other end.
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as e:
-            raise error(e.strerror or str(e)) from e
+            raise self._error(e.strerror or str(e)) from e
         weakref.finalize(self, os.close, self._fd)
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode):
-            raise error("not a regular file")
+            raise self._error("not a regular file")
         self.size = status.st_size
         """Bytes of the file when it was opened."""
 
@@ -57,19 +55,30 @@ class Source:
             done += count
 
     def pages(self) -> FilePages | None:
-        """The file's pages, mapped; None where a user, or a guest of this process, could shorten the file meanwhile."""
-        status = os.fstat(self._fd)
-        if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            log.warning("%s is copied, because other users may write to it: chmod go-w", self._path)
-            return None
-        use = FileUse(status, MAPPING)
-        if not use.begin():
-            log.warning("%s is copied, because a guest has it open for writing", self._path)
+        """The file's pages, mapped; None, with a warning, if another user or a guest could change them meanwhile.
+
+        Guests of all processes are kept from that until neither this object nor the pages are left. Raises ModelError.
+        """
+        if reason := self._changeable():
+            log.warning("%s is copied, because %s", self._path, reason)
             return None
         try:
-            pages = FilePages(mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ))
+            return FilePages(mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ))
         except (OSError, ValueError) as e:
-            use.end()
             raise self._error(f"cannot be mapped: {e}") from e
-        weakref.finalize(pages, use.end).atexit = False
-        return pages
+
+    def _changeable(self) -> str | None:
+        """Who could change the file while it is mapped; None if nobody can who is not trusted."""
+        status = os.fstat(self._fd)
+        if status.st_uid not in (0, os.geteuid()):
+            return "it belongs to another user"
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return "other users may write to it: chmod go-w"
+        try:
+            # The mapping has a duplicate of the descriptor, and with it the lock.
+            return None if lock_for_mapping(self._fd) else "a guest has it open for writing"
+        except OSError as e:
+            return f"it cannot be locked: {e.strerror}"
+
+    def _error(self, what: str) -> ModelError:
+        return ModelError(printable(f"{self._path.name}: {what}"))

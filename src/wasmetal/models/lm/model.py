@@ -13,6 +13,7 @@ from wasmetal.counters import Counters
 from wasmetal.device.base import Device, MemoryKind, Submission
 from wasmetal.errors import ModelError, OutOfDeviceMemoryError, setting_up
 from wasmetal.forked import Origin
+from wasmetal.memory.trim import trim
 from wasmetal.models.architectures import read_network
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.files import hub, store
@@ -73,9 +74,12 @@ def load_model(
         file = open_model_file(path)
         if quantize is not None:
             quantize_file(file, quantize, progress)
-        return Model(
+        model = Model(
             file, name, device, context, contexts, kv_type=kv_type, trusted=trusted, chat_template=chat_template
         )
+        del file
+        trim()
+        return model
 
 
 class Model(Closing):

@@ -21,7 +21,8 @@ from wasmetal.models.lm.tokenizer_byte_level import ByteLevel
 from wasmetal.models.lm.tokenizer_sentencepiece import SentencePiece
 from wasmetal.models.lm.tokenizer_unigram import Unigram
 from wasmetal.models.lm.tokenizer_wordpiece import WordPiece
-from wasmetal.models.lm.vocabulary import Vocabulary
+from wasmetal.models.lm.vocabulary import Vocabulary, of_type
+from wasmetal.models.packed import Packed
 
 # A batch of one text gains nothing from a pool of threads; and what is computed there is charged to no guest.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -94,8 +95,9 @@ class Tokenizer:
             raise file.error(f"tokenizer.ggml.model is {name!r}; supported: {', '.join(KINDS)}")
         kind = KINDS[name](file)
         self._space_prefix = kind.space_prefix
-        self._vocabulary = vocabulary = Vocabulary(file)
-        self.tokens = vocabulary.tokens
+        vocabulary = Vocabulary(file)
+        self._types = vocabulary.types
+        self.tokens = Packed(map(str.encode, vocabulary.tokens), bytes.decode)
         """Every token as spelled in the file (see :meth:`pieces` for its bytes)."""
         with _refusals(f"{file.path.name}: the vocabulary is inconsistent"):
             self._plain = kind.build(vocabulary)
@@ -107,18 +109,18 @@ class Tokenizer:
             self._special = tokenizers.Tokenizer(self._plain.model)
             self._special.normalizer = self._plain.normalizer
             self._special.pre_tokenizer = self._plain.pre_tokenizer
-            self._plain_ids = self._recognize(self._plain, vocabulary.recognized(control=False))
-            self._special_ids = self._recognize(self._special, vocabulary.recognized(control=True))
-        self._pieces = vocabulary.pieces(kind.to_bytes)
+            self._plain_ids = self._recognize(self._plain, vocabulary, control=False)
+            self._special_ids = self._recognize(self._special, vocabulary, control=True)
+        self._pieces = Packed(vocabulary.pieces(kind.to_bytes), bytes)
 
         self.bos, self.eos, self.eot = map(vocabulary.token_id, ("bos", "eos", "eot"))
         if name == "bert":
             self.bos, self.eos = vocabulary.token_id("cls") or self.bos, vocabulary.token_id("seperator") or self.eos
         if self.eot is None:
-            self.eot = self._first_control(_END_OF_TURN)
-        ends = {self.eos, self.eot, *(self._first_control([text]) for text in (*_END_OF_TURN, *_END_OF_TEXT))}
-        if self._first_control(["<|return|>"]) is not None:  # of gpt-oss: <|end|> ends a message, and others follow
-            ends.discard(self._first_control(["<|end|>"]))
+            self.eot = vocabulary.first_control(_END_OF_TURN)
+        ends = {self.eos, self.eot, *(vocabulary.first_control([text]) for text in (*_END_OF_TURN, *_END_OF_TEXT))}
+        if vocabulary.first_control(["<|return|>"]) is not None:  # gpt-oss's <|end|> ends one message of several
+            ends.discard(vocabulary.first_control(["<|end|>"]))
         self.end_of_generation = frozenset(i for i in ends if i is not None)
         self.add_bos = file.get("tokenizer.ggml.add_bos_token", bool, kind.add_bos) and self.bos is not None
         self.add_eos = file.get("tokenizer.ggml.add_eos_token", bool, kind.add_eos) and self.eos is not None
@@ -173,28 +175,24 @@ class Tokenizer:
         if rest := decoder.decode(b"", final=True):
             yield rest
 
-    def pieces(self) -> list[bytes]:
+    def pieces(self) -> Packed[bytes]:
         """The bytes of every token, by id. A token may be part of a UTF-8 character."""
         return self._pieces
 
     def of_type(self, *types: TokenType) -> Iterator[str]:
         """The tokens of some types, as spelled in the file."""
-        return self._vocabulary.of_type(*types)
+        return of_type(self.tokens, self._types, types)
 
-    def _recognize(self, tokenizer: tokenizers.Tokenizer, tokens: list[str]) -> dict[int, int]:
+    def _recognize(self, tokenizer: tokenizers.Tokenizer, vocabulary: Vocabulary, control: bool) -> dict[int, int]:
         """Have a tokenizer find tokens in a text before anything else; return their ids by those that it gives them.
 
         It has its own ids for those that it does not find in words.
         """
-        flags = self._flags
+        tokens, flags = vocabulary.recognized(control), self._flags
         added = [AddedToken(token, **{flag: token in flagged for flag, flagged in flags.items()}) for token in tokens]
         tokenizer.add_tokens(added)  # in one call: each takes time in proportion to all added tokens
-        ids = {tokenizer.token_to_id(token): self._vocabulary.ids[token] for token in tokens}
+        ids = {tokenizer.token_to_id(token): vocabulary.ids[token] for token in tokens}
         return {given: i for given, i in ids.items() if given != i and given is not None}
-
-    def _first_control(self, texts: Iterable[str]) -> int | None:
-        ids = (self._vocabulary.ids.get(text) for text in texts)
-        return next((i for i in ids if i is not None and self._vocabulary.types[i] == TokenType.CONTROL), None)
 
 
 @contextmanager

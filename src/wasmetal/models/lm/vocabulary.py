@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from gguf import TokenType
@@ -95,8 +95,12 @@ class Vocabulary:
 
     def of_type(self, *types: TokenType) -> Iterator[str]:
         """The tokens of some types."""
-        wanted = set(map(int, types))
-        return (token for token, kind in zip(self.tokens, self.types, strict=True) if kind in wanted and token)
+        return of_type(self.tokens, self.types, types)
+
+    def first_control(self, texts: Iterable[str]) -> int | None:
+        """The id of the first of some texts that is a control token."""
+        ids = (self.ids.get(text) for text in texts)
+        return next((i for i in ids if i is not None and self.types[i] == TokenType.CONTROL), None)
 
     def recognized(self, control: bool) -> list[str]:
         """The tokens to be found in a text before it is split into words: user-defined ones, and control tokens too."""
@@ -107,13 +111,11 @@ class Vocabulary:
         if wrong := [token for token in self.of_type(TokenType.BYTE) if not _BYTE.fullmatch(token)]:
             raise self._file.error(f"{wrong[0]!r} is no token for a byte, such as <0x0A>")
 
-    def pieces(self, to_bytes: Callable[[str], bytes]) -> list[bytes]:
+    def pieces(self, to_bytes: Callable[[str], bytes]) -> Iterator[bytes]:
         """The bytes of every token, by id: of a word's part, as ``to_bytes`` says."""
         verbatim = set(map(int, _VERBATIM))
-        return [
-            token.encode() if kind in verbatim else to_bytes(token)
-            for token, kind in zip(self.tokens, self.types, strict=True)
-        ]
+        for token, kind in zip(self.tokens, self.types, strict=True):
+            yield token.encode() if kind in verbatim else to_bytes(token)
 
     def _read_types(self) -> list[int]:
         key = "tokenizer.ggml.token_type"
@@ -127,6 +129,12 @@ class Vocabulary:
             control if kind in words and token[:1] in ("<", "[") and _MARKUP.fullmatch(token) else kind
             for token, kind in zip(self.tokens, types, strict=True)
         ]
+
+
+def of_type(tokens: Iterable[str], kinds: Iterable[int], wanted: Iterable[TokenType]) -> Iterator[str]:
+    """The tokens whose kind is wanted."""
+    numbers = set(map(int, wanted))
+    return (token for token, kind in zip(tokens, kinds, strict=True) if kind in numbers and token)
 
 
 def byte_of(token: str) -> int | None:
