@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --root-user-action=ignore
 MODEL := smollm2:135m
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --cov --cov-report term:skip-covered
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+COVERAGE := --cov --cov-report term:skip-covered
 
 MINUTES := 10
 
@@ -19,11 +20,11 @@ demo: $(VENV)/.run ## a sandboxed guest answers a question with a real model, an
 	@$(BIN)/wasmetal pull $(MODEL) >/dev/null
 	$(BIN)/wasmetal chat $(MODEL) --greedy --max-tokens 64 --counters -p "What is a computer? Answer in one sentence."
 
-test: $(VENV)/.test lint model ## lint, types, generated files current, the tests on all cores, coverage
+test: $(VENV)/.test lint model ## lint, types, generated files current, the tests on all cores
 	$(PYTEST) -m "not slow"
 
-test-all: $(VENV)/.test lint model ## the same, with the slow tests, and more examples for each property
-	$(PYTEST) --hypothesis-profile all
+test-all: $(VENV)/.test lint model ## the same, with the slow tests, more examples for each property, coverage
+	$(PYTEST) $(COVERAGE) --hypothesis-profile all
 
 model: $(VENV)/.run
 	$(BIN)/wasmetal pull $(MODEL) || echo "the tests that need the model are skipped"

@@ -96,6 +96,12 @@ def test_prompt_that_does_not_fit_is_the_guests_one_line(tiny: Path) -> None:
 
 
 @pytest.mark.model
+@pytest.mark.parametrize(
+    "spec",
+    # The other tests here show the command, and tests/models/test_reference.py this model on Vulkan.
+    ["cpu", pytest.param("vulkan", marks=[pytest.mark.vulkan, pytest.mark.slow])],
+    indirect=True,
+)
 def test_the_capital_of_france(spec: str, smollm2: Path) -> None:
     arguments = ("--raw", "--greedy", "--max-tokens", 24, "--counters", "-p", "The capital of France is")
     done = wasmetal("chat", smollm2, *arguments, "--device", spec)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tests.ops.tensors import pool_bytes, random_weight
 from wasmetal.device import open_device
 from wasmetal.device.cpu import library as libraries
-from wasmetal.device.cpu.compile import compile_library
+from wasmetal.device.cpu.compile import TARGETS, compile_library
 from wasmetal.device.cpu.library import Calls, Library, library
 from wasmetal.errors import DeviceError
 from wasmetal.kernels.catalog import CATALOG, NO_BATCH, NO_SINKS, Access
@@ -407,7 +407,29 @@ def test_a_forked_process_has_threads_of_its_own(native: Library) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_the_libraries_are_current() -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x86_64_v3.so",
+        "arm64.dylib",
+        # The same sources by the same compiler, for other processors of these two kinds.
+        pytest.param("x86_64_v4.so", marks=pytest.mark.slow),
+        pytest.param("aarch64.so", marks=pytest.mark.slow),
+    ],
+)
+def test_the_libraries_are_current(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("ziglang")
+    compile_library(name, tmp_path / name)
+    same = (tmp_path / name).read_bytes() == (GENERATED / name).read_bytes()
+    assert same, "not what the sources give: run python -m wasmetal.device.cpu.compile"
+
+
+def test_every_library_is_checked() -> None:
+    assert sorted(path.name for path in GENERATED.iterdir()) == sorted([*TARGETS, "README"])
+
+
+@pytest.mark.slow  # It compiles what the tests above have compiled.
+def test_the_command_line_checks() -> None:
     pytest.importorskip("ziglang")
     command = [sys.executable, "-m", "wasmetal.device.cpu.compile", "--check"]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -65,9 +65,10 @@ def until(condition: Callable[[], bool]) -> None:
 def test_a_long_list_does_not_hold_up_another_guest(device: Device, shared: bool) -> None:
     """The list of the first guest is far from its end when the second is done with everything."""
     count = 4000
+    size = (2 if device.info.name.startswith("emulated") else 32) * PAGE
     with Probe(device, pages=80, maximum=80) as busy, Probe(device) as quick:
-        buffer = busy.share(40 * PAGE, 32 * PAGE) if shared else busy.allocate(32 * PAGE)
-        x = tensor(buffer, (1, 32 * PAGE // 4))
+        buffer = busy.share(40 * PAGE, size) if shared else busy.allocate(size)
+        x = tensor(buffer, (1, size // 4))
         pending = busy.start(*[command(SOFTMAX, x, x)] * count)
         with background(lambda: busy.submission_wait(pending, abi.FOREVER)) as thread:
             until(lambda: busy.guest.counters.dispatches > 0)  # it has begun

@@ -185,8 +185,8 @@ def test_another_version_is_refused(monkeypatch):
 def test_diagnostics_are_errors(tmp_path, monkeypatch):
     (tmp_path / "elementwise.slang").write_text("void add() { undefined(); }")
     monkeypatch.setattr(compiling, "SOURCES", tmp_path)
-    with pytest.raises(compiling.CompileError, match=r"add for spirv: .*undefined"):
-        compiling.Compiler().compile(CATALOG["add"], "spirv")
+    with pytest.raises(compiling.CompileError, match=r"add for spirv, metal, .*: .*undefined"):
+        compiling.Compiler().compile(CATALOG["add"])
 
 
 @pytest.mark.skipif(shutil.which("spirv-val") is None, reason="spirv-val is not installed (Debian: spirv-tools)")

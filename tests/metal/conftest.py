@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,9 +21,30 @@ def gpu() -> Gpu:
 
 
 @pytest.fixture
-def emulated(gpu: Gpu, open_on: Callable[[Gpu], Device]) -> Device:
-    """A device on ``gpu``."""
+def emulated(gpu: Gpu, tried: None, open_on: Callable[[Gpu], Device]) -> Device:
+    """A device on ``gpu``, whose kernels were tried before."""
     return open_on(gpu)
+
+
+@pytest.fixture(scope="session")
+def _trials(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """A folder of pipelines with nothing but the trials that the emulated GPU has passed; None on a Mac."""
+    if not EMULATED:
+        return None
+    home = tmp_path_factory.mktemp("tried")
+    with pytest.MonkeyPatch.context() as patch, installed():
+        patch.setenv("WASMETAL_HOME", str(home))
+        open_device("metal").close()
+    for archive in home.glob("pipelines/*.archive*"):
+        archive.unlink()
+    return home / "pipelines"
+
+
+@pytest.fixture
+def tried(_trials: Path | None, tmp_path: Path) -> None:
+    """For tests of other things: a device on an emulated GPU of the usual name need not try its kernels again."""
+    if _trials:
+        shutil.copytree(_trials, tmp_path / "pipelines")
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from tests.models.tiny import write_tiny_llama
 from wasmetal.device import Device
 from wasmetal.models import load_model
 
+pytestmark = pytest.mark.usefixtures("tried")
+
 FEATURE = "indirect command buffers"
 
 

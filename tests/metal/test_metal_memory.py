@@ -17,6 +17,8 @@ from wasmetal.errors import DeviceError, OutOfDeviceMemoryError, WrapRefusedErro
 from wasmetal.memory.pages import page_size
 from wasmetal.memory.region import Region
 
+pytestmark = pytest.mark.usefixtures("tried")
+
 PAGE = page_size()
 MIB = 1 << 20
 

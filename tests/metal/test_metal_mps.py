@@ -17,6 +17,8 @@ from wasmetal import ops
 from wasmetal.device import CommandList, Device, open_device
 from wasmetal.ops import DType, Recorder, Tensor
 
+pytestmark = pytest.mark.usefixtures("tried")
+
 SIDE = 512
 """m, n and k of the smallest large GEMM."""
 TOLERANCE = {DType.F32: 1e-5, DType.F16: 1e-3}

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not EMULATED, reason="on a Mac Metal is not emul
 
 
 @pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _home(tried: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WASMETAL_HOME", str(tmp_path))
 
 

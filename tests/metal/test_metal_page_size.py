@@ -13,27 +13,29 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 SIZE = 1 << 14
-FILES = (
-    "memory/test_creator.py",
-    "memory/test_region.py",
+MEMORY = "memory/test_creator.py", "memory/test_region.py", "metal/test_metal_memory.py"
+"""What allocates pages and lends them. Not those of mapped files, which the system maps at multiples of its own."""
+OTHERS = (
     "device/test_protocol.py",
-    "metal/test_metal_memory.py",
     "metal/test_metal_queue.py",
     "metal/test_metal_residency.py",
     "metal/test_standin.py",
 )
-"""All but those of mapped files, which the system maps at multiples of the real page size."""
+"""What uses those pages."""
 
 
 @pytest.mark.timeout(600)  # a suite in one test
 @pytest.mark.skipif(mmap.PAGESIZE >= SIZE, reason="this machine's pages are as large")
-def test_with_pages_of_16_kib() -> None:
+@pytest.mark.parametrize(
+    "files", [MEMORY, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["memory", "what uses it"]
+)
+def test_with_pages_of_16_kib(files: tuple[str, ...]) -> None:
     chosen = [
         "-m",
         "not slow",
         "-k",
         "not vulkan and not page_size_is_the_systems",
-        *(str(TESTS / file) for file in FILES),
+        *(str(TESTS / file) for file in files),
     ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *chosen],

@@ -139,7 +139,8 @@ def computes_a_gemm(device: Device) -> None:
         assert np.allclose(bench.get(out), x @ weight.T, atol=1e-5)
 
 
-def test_gemms_are_by_simdgroup_matrices(gpu: Gpu, emulated: Device) -> None:
+def test_gemms_are_by_simdgroup_matrices(gpu: Gpu, open_on: Callable[[Gpu], Device]) -> None:
+    emulated = open_on(gpu)
     assert emulated.backend.simdgroups
     assert "simdgroup matrices" in emulated.info.features
     assert emulated.counters == Counters()

@@ -28,6 +28,8 @@ from wasmetal.errors import (
 from wasmetal.memory.pages import page_size
 from wasmetal.memory.region import Region
 
+pytestmark = pytest.mark.usefixtures("tried")
+
 
 def doubling(device: Device):
     """A buffer of ones, and a list that doubles them."""

@@ -121,5 +121,9 @@ def test_closing_ends_residency(gpu: Gpu, emulated: Device) -> None:
     buffer = emulated.allocate(page_size())
     submit(emulated, buffer)
     assert gpu.wired
-    emulated.close()
+    residency = emulated.backend.queue.residency
+    residency.close()
     assert not gpu.wired
+    assert not residency.heartbeat.step()  # as its thread may, if a beat was due
+    assert not gpu.wired
+    emulated.close()

@@ -16,6 +16,8 @@ from wasmetal.errors import WrapRefusedError
 from wasmetal.memory.pages import page_size
 from wasmetal.models import load_model
 
+pytestmark = pytest.mark.usefixtures("tried")
+
 TABLE = 256 * 8 * 2 * 4
 """Bytes of the table of positions, which is not a weight, and always copied to the device."""
 

@@ -83,7 +83,7 @@ def test_a_batch_is_one_submission(device: Device, path: Path) -> None:
 
 
 @settings(max_examples=3)
-@given(lengths=st.lists(st.integers(1, 150), min_size=1, max_size=4), forks=st.booleans())
+@given(lengths=st.lists(st.integers(1, 70), min_size=1, max_size=4), forks=st.booleans())
 @example(lengths=[300, 200, 100], forks=True)
 def test_any_batch(device: Device, path: Path, lengths: list[int], forks: bool) -> None:
     """Batches of more rows than a submission takes, of sessions that share pages and of sessions that do not."""

@@ -71,9 +71,9 @@ def test_experts(reference, dtype, small_blocks):
     for rows in (1, 7):
         for shared in (False, True):
             experts.check_experts(
-                reference, dtype, rows, 3, 4, 67, 320, accumulate=shared, live=rows - 1, shared=shared
+                reference, dtype, rows, 3, 4, 19, 320, accumulate=shared, live=rows - 1, shared=shared
             )
-            experts.check_experts(reference, dtype, rows, 3, 4, 67, 320, accumulate=shared, gap=4, shared=shared)
+            experts.check_experts(reference, dtype, rows, 3, 4, 19, 320, accumulate=shared, gap=4, shared=shared)
 
 
 def test_routing(reference):

@@ -34,6 +34,11 @@ class Heartbeat:
         """Whether the thread is running."""
         return self._thread is not None
 
+    @property
+    def stopped(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return self._stop.is_set()
+
     def use(self) -> None:
         """Note a use; beat if a beat is due."""
         self._used = self._clock()

@@ -20,11 +20,14 @@ class HostTime:
     def __init__(self) -> None:
         self.seconds = 0.0
         """Up to the last time that it was settled."""
+        self.begun = 0.0
+        """By the clock, when the call began that is under way; 0 between calls."""
         self._inside = self._since = self._processor = 0.0
 
     def __enter__(self) -> None:
         """A run begins, on a thread that has used no time yet."""
-        self._inside, self._since, self._processor = 0.0, perf_counter(), 0.0
+        self.begun = self._inside = self._processor = 0.0
+        self._since = perf_counter()
 
     def __exit__(self, *_: object) -> None:
         if self._inside:
@@ -32,14 +35,18 @@ class HostTime:
 
     def called(self, seconds: float) -> None:
         """A call took so long by the clock."""
+        self.begun = 0.0
         self._inside += seconds
         if seconds > _LONG:
             self.settle()
 
     def settle(self) -> None:
-        """Count what was used since the last time. Called on the thread of the run."""
+        """Count what was used since the last time. Called on the thread of the run, also in the middle of a call."""
         now, processor = perf_counter(), time.thread_time()
-        if self._inside:
-            share = self._inside / (now - self._since)
+        inside = self._inside
+        if self.begun:
+            inside += now - max(self.begun, self._since)
+        if inside:
+            share = inside / (now - self._since)
             self.seconds += min(share, 1.0) * max(processor - self._processor, 0.0)
         self._inside, self._since, self._processor = 0.0, now, processor

@@ -99,6 +99,7 @@ def _adapt(interface: str, name: str, kinds: tuple[str, ...], memory64: bool) ->
         begin = perf_counter()
         values = values_type.from_address(raw)
         context: GuestContext = wasmtime_c.owner_of(caller)
+        context.host_time.begun = begin
         try:
             if count:
                 context.counters.host_calls += 1

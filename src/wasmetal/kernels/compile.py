@@ -50,6 +50,24 @@ class CompileError(WasmetalError):
     """The pinned compiler is missing, or a kernel does not compile."""
 
 
+class _Methods(ctypes.Structure):
+    """Of an ISlangBlob; the first two are not called."""
+
+    _fields_ = (
+        ("query", ctypes.c_void_p),
+        ("retain", ctypes.c_void_p),
+        ("release", ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p)),
+        ("pointer", ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)),
+        ("size", ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)),
+    )
+
+
+class _Blob(ctypes.Structure):
+    """An ISlangBlob: bytes that Slang has allocated."""
+
+    _fields_ = (("methods", ctypes.POINTER(_Methods)),)
+
+
 class Compiler:
     """Slang's compiler, through the C API of its shared library."""
 
@@ -66,10 +84,15 @@ class Compiler:
             raise CompileError(f"the Slang compiler is {version}, not {SLANG_VERSION}; pip install {SLANGPY}")
         self._session = self._api.spCreateSession(None)
 
-    def compile(self, kernel: Kernel, target: str) -> bytes:
-        """Compile a kernel. Raises CompileError with Slang's diagnostics, even if they are only warnings."""
-        source = SOURCES / f"{kernel.source}.slang"
-        arguments = [str(source), "-entry", kernel.name, "-target", target, "-I", str(SOURCES), *_OPTIONS]
+    def compile(self, kernel: Kernel) -> dict[str, bytes]:
+        """A kernel's code by target. Raises CompileError with Slang's diagnostics, even if they are only warnings.
+
+        One request for all targets: reading the sources takes as long as making code for two of them.
+        """
+        arguments = [str(SOURCES / f"{kernel.source}.slang"), "-entry", kernel.name]
+        for target in kernel.targets:
+            arguments += ["-target", target]
+        arguments += ["-I", str(SOURCES), *_OPTIONS]
         arguments += [f"-D{name}={value}" for name, value in (("KERNEL", kernel.name), *kernel.defines)]
         arguments.append(f"-DTARGET_{target.upper()}")
         array = (ctypes.c_char_p * len(arguments))(*(argument.encode() for argument in arguments))
@@ -81,12 +104,24 @@ class Compiler:
             )
             diagnostics = (self._api.spGetDiagnosticOutput(request) or b"").decode().strip()
             if failed or diagnostics:
-                raise CompileError(f"{kernel.name} for {target}: {diagnostics}")
-            size = ctypes.c_size_t()
-            code = self._api.spGetCompileRequestCode(request, ctypes.byref(size))
-            return ctypes.string_at(code, size.value)
+                raise CompileError(f"{kernel.name} for {', '.join(kernel.targets)}: {diagnostics}")
+            return {target: self._code(request, i, len(kernel.targets)) for i, target in enumerate(kernel.targets)}
         finally:
             self._api.spDestroyCompileRequest(request)
+
+    def _code(self, request: int, target: int, targets: int) -> bytes:
+        """The code of a request's entry point for one of its targets."""
+        if targets == 1:  # Slang crashes if it is asked for the blob of an only target.
+            size = ctypes.c_size_t()
+            return ctypes.string_at(self._api.spGetCompileRequestCode(request, ctypes.byref(size)), size.value)
+        blob = ctypes.POINTER(_Blob)()
+        if self._api.spGetEntryPointCodeBlob(request, 0, target, ctypes.byref(blob)) < 0:
+            raise CompileError("the Slang compiler gave no code")
+        methods = blob.contents.methods.contents
+        try:
+            return ctypes.string_at(methods.pointer(blob), methods.size(blob))
+        finally:
+            methods.release(blob)
 
 
 def generate(compiler: Compiler) -> dict[str, bytes]:
@@ -94,14 +129,13 @@ def generate(compiler: Compiler) -> dict[str, bytes]:
     files = {"README": _README.encode()}
     hashes = [_NOTICE]
     for kernel in CATALOG.values():
-        for target in kernel.targets:
+        for target, compiled in compiler.compile(kernel).items():
             path = f"{target}/{kernel.name}.{TARGETS[target]}"
-            code = compiler.compile(kernel, target)
             if target == "spirv":
-                code = _without_language(code)
+                code = _without_language(compiled)
                 hashes.append(f"{hashlib.sha256(code).hexdigest()}  {path}")
             else:
-                text = code.decode()
+                text = compiled.decode()
                 if target == "cuda":
                     prelude, text = _split_prelude(text)
                     files[f"cuda/{CUDA_PRELUDE}"] = _text("", prelude)
@@ -159,7 +193,7 @@ def _without_language(code: bytes) -> bytes:
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     """Give the C functions their types."""
-    pointer, text, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_size_t)
+    pointer, text, blob = ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(ctypes.POINTER(_Blob))
     functions = {
         "spGetBuildTagString": (text, []),
         "spCreateSession": (pointer, [text]),
@@ -167,7 +201,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "spProcessCommandLineArguments": (ctypes.c_int, [pointer, ctypes.POINTER(text), ctypes.c_int]),
         "spCompile": (ctypes.c_int, [pointer]),
         "spGetDiagnosticOutput": (text, [pointer]),
-        "spGetCompileRequestCode": (pointer, [pointer, size]),
+        "spGetEntryPointCodeBlob": (ctypes.c_int, [pointer, ctypes.c_int, ctypes.c_int, blob]),
+        "spGetCompileRequestCode": (pointer, [pointer, ctypes.POINTER(ctypes.c_size_t)]),
         "spDestroyCompileRequest": (None, [pointer]),
     }
     for name, (result, arguments) in functions.items():

@@ -113,6 +113,7 @@ class Library:
         self.functions = {signature.name: Function(library, signature) for signature in signatures}
 
 
+@functools.cache
 def compile_library(source: str) -> Library:
     """The kernels of a Metal source. What was compiled before is taken from the cache. Raises ShimCompileError."""
     try:

@@ -53,10 +53,10 @@ struct Variable {
 };
 // Who touched a byte of threadgroup memory last, and when; see race().
 struct Touch {
-    uint time;
-    unsigned short thread;
+    uint time, thread;
+    bool operator==(const Touch&) const = default;
 };
-constexpr unsigned short ALL = 0xffff, SIMDGROUP = 0x8000;  // Several threads; several of simdgroup (thread & 31).
+constexpr uint ALL = 0xffff, SIMDGROUP = 0x8000;  // Several threads; several of simdgroup (thread & 31).
 
 Launch* launch;
 uint thread_count, current;
@@ -67,6 +67,7 @@ Fibre fibres[MAX_THREADS];
 void* scheduler_stack;
 char* stacks;
 bool failed;
+Buffer recent;  // The bound buffer that was accessed last.
 
 constexpr ulong ARENA = THREADGROUP_MEMORY + MAX_VARIABLES * 2 * GAP;
 alignas(GAP) char memory[ARENA];
@@ -129,13 +130,13 @@ asm(".text\n.globl " SWITCH "\n.balign 4\n" SWITCH R"(:
 
 void pause_fibre() { shim_switch(&fibres[current].stack_pointer, scheduler_stack); }
 
-template <class... A> void report(const char* format, A... arguments) {
+template <class... A> __attribute__((cold, noinline)) void report(const char* format, A... arguments) {
     __builtin_snprintf(launch->error, sizeof launch->error, format, arguments...);
     failed = true;
 }
 
 // Ends the launch from within a fibre, which is never resumed.
-template <class... A> void fail(const char* format, A... arguments) {
+template <class... A> __attribute__((cold, noinline)) void fail(const char* format, A... arguments) {
     char what[256];
     __builtin_snprintf(what, sizeof what, format, arguments...);
     uint3 t = position.thread_position_in_threadgroup, g = position.threadgroup_position_in_grid;
@@ -274,9 +275,9 @@ void note_read(Touch& touch) {
     if (race(touch)) {
         bool same = touch.thread != ALL &&
                     (touch.thread & SIMDGROUP ? touch.thread & 31 : touch.thread / SIMD) == current / SIMD;
-        touch = {now, same ? (unsigned short)(SIMDGROUP | current / SIMD) : ALL};
+        touch = {now, same ? SIMDGROUP | current / SIMD : ALL};
     } else {
-        touch = {now, (unsigned short)current};
+        touch = {now, current};
     }
 }
 
@@ -290,7 +291,14 @@ void access_threadgroup(ulong offset, ulong nbytes, bool write) {
     const char* verb = write ? "writes" : "reads";
     const Variable* in = variable_at(offset, nbytes);
     if (!in) return fail("%s %lu bytes outside every threadgroup variable", verb, nbytes);
+    Touch written, read;  // Before this access, the byte before.
     for (ulong i = offset; i < offset + nbytes; i++) {
+        bool same = i > offset && writes[i] == written && reads[i] == read;
+        written = writes[i], read = reads[i];
+        if (same) {  // Then so is what follows.
+            writes[i] = writes[i - 1], reads[i] = reads[i - 1];
+            continue;
+        }
         if (!write && writes[i].time < group_began)
             return fail("reads byte %lu of the threadgroup variable of line %u, which nothing has written",
                         i - in->offset, in->line);
@@ -298,7 +306,7 @@ void access_threadgroup(ulong offset, ulong nbytes, bool write) {
             return fail("%s byte %lu of the threadgroup variable of line %u, which another thread %s "
                         "with no barrier between",
                         verb, i - in->offset, in->line, race(writes[i]) ? "writes" : "reads");
-        if (write) writes[i] = {now, (unsigned short)current};
+        if (write) writes[i] = {now, current};
         else note_read(reads[i]);
     }
 }
@@ -307,13 +315,17 @@ bool within(ulong address, ulong nbytes, const void* begin, ulong size) {
     return address - (ulong)begin < size && address - (ulong)begin + nbytes <= size;
 }
 
-void access(ulong address, ulong nbytes, bool write, bool aligned = false) {
+// An access anywhere but on the stack and in the buffer that was accessed last.
+__attribute__((noinline)) void access_other(ulong address, ulong nbytes, bool write, bool aligned) {
     const char* verb = write ? "writes" : "reads";
-    if (within(address, nbytes, stack_of(current), STACK) || within(address, nbytes, lanes, sizeof lanes)) return;
-    if (aligned && address % nbytes) return fail("%s %lu bytes at a misaligned address", verb, nbytes);
+    if (within(address, nbytes, lanes, sizeof lanes)) return;
+    if (aligned && address & (nbytes - 1)) return fail("%s %lu bytes at a misaligned address", verb, nbytes);
     if (address - (ulong)memory < sizeof memory) return access_threadgroup(address - (ulong)memory, nbytes, write);
     for (uint i = 0; i < launch->buffer_count; i++)
-        if (within(address, nbytes, (void*)launch->buffers[i].address, launch->buffers[i].nbytes)) return;
+        if (within(address, nbytes, (void*)launch->buffers[i].address, launch->buffers[i].nbytes)) {
+            recent = launch->buffers[i];
+            return;
+        }
     if (within(address, nbytes, &position, sizeof position)) return;
     uint nearest = MAX_BUFFERS;
     ulong least = ~0ul;
@@ -329,6 +341,12 @@ void access(ulong address, ulong nbytes, bool write, bool aligned = false) {
          b.nbytes);
 }
 
+inline void access(ulong address, ulong nbytes, bool write, bool aligned = false) {
+    if (within(address, nbytes, stack_of(current), STACK)) return;
+    bool known = within(address, nbytes, (void*)recent.address, recent.nbytes);
+    if (!known || (aligned && address & (nbytes - 1))) access_other(address, nbytes, write, aligned);
+}
+
 }  // namespace
 
 extern "C" {
@@ -337,6 +355,7 @@ extern "C" {
 int shim_launch(Launch* what) {
     launch = what;
     failed = false;
+    recent = {};
     const uint *groups = launch->groups, *threads = launch->threads;
     thread_count = threads[0] * threads[1] * threads[2];
     if (!stacks) stacks = (char*)__builtin_malloc(MAX_THREADS * STACK);
@@ -384,7 +403,7 @@ void* shim_threadgroup_memory(uint nbytes, uint number, uint line) {
 void shim_atomic_access(ulong address, uint nbytes) {
     ulong offset = address - (ulong)memory;
     if (!variable_at(offset, nbytes)) return access(address, nbytes, true, true);
-    for (uint i = 0; i < nbytes; i++) writes[offset + i] = {now, (unsigned short)current};
+    for (uint i = 0; i < nbytes; i++) writes[offset + i] = {now, current};
 }
 
 void shim_index_out_of_bounds(uint index, uint count) { fail("index %u of an array of %u", index, count); }

@@ -7,6 +7,7 @@ buffers that wait for no event, and dispatches without a barrier between them, r
 from __future__ import annotations
 
 import ctypes
+import re
 import threading
 import time
 import zlib
@@ -127,14 +128,14 @@ def memory(address: int, nbytes: int) -> memoryview:
     return memoryview((ctypes.c_uint8 * nbytes).from_address(address)).cast("B")
 
 
+_MAPPINGS = {write: re.compile(rb"^(\w+)-(\w+) r" + b"w" * write, re.MULTILINE) for write in (False, True)}
+"""The bounds of mappings that can be read, or also written, in /proc/self/maps."""
+
+
 def accessible(ranges: list[tuple[int, int]], write: bool) -> bool:
     """Whether this process can read, or also write, every byte of all ranges."""
-    mappings = []
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        bounds, permissions = line.split(maxsplit=2)[:2]
-        if permissions[0] == "r" and (permissions[1] == "w" or not write):
-            start, stop = (int(bound, 16) for bound in bounds.split("-"))
-            mappings.append((start, stop))
+    maps = Path("/proc/self/maps").read_bytes()
+    mappings = [(int(start, 16), int(stop, 16)) for start, stop in _MAPPINGS[write].findall(maps)]
     for address, nbytes in ranges:
         at = address
         for start, stop in mappings:

@@ -65,9 +65,10 @@ class Residency:
                 each.endResidency()
 
     def _request(self) -> bool:
-        """Request residency of all sets; return whether they hold any buffer."""
+        """Request residency of all sets; return whether they hold any buffer. Does nothing once it is closed."""
         with self._lock, objc.autorelease_pool():
-            used = self._sets.used
+            # A beat may have been due when the heartbeat was stopped.
+            used = [] if self.heartbeat.stopped else self._sets.used
             for each in used:
                 each.requestResidency()
             return bool(used)
