@@ -87,14 +87,21 @@ class Compiler:
     def compile(self, kernel: Kernel) -> dict[str, bytes]:
         """A kernel's code by target. Raises CompileError with Slang's diagnostics, even if they are only warnings.
 
-        One request for all targets: reading the sources takes as long as making code for two of them.
+        One request for all targets: reading the sources takes as long as making code for two of them. But kernels with
+        cooperative matrices have other types for each target, which they tell apart by a macro.
         """
+        if "cooperative_matrix" not in kernel.features:
+            return self._compile(kernel, kernel.targets)
+        each = [self._compile(kernel, (target,), f"-DTARGET_{target.upper()}") for target in kernel.targets]
+        return {target: code for found in each for target, code in found.items()}
+
+    def _compile(self, kernel: Kernel, targets: tuple[str, ...], *more: str) -> dict[str, bytes]:
+        """One request."""
         arguments = [str(SOURCES / f"{kernel.source}.slang"), "-entry", kernel.name]
-        for target in kernel.targets:
+        for target in targets:
             arguments += ["-target", target]
-        arguments += ["-I", str(SOURCES), *_OPTIONS]
+        arguments += ["-I", str(SOURCES), *_OPTIONS, *more]
         arguments += [f"-D{name}={value}" for name, value in (("KERNEL", kernel.name), *kernel.defines)]
-        arguments.append(f"-DTARGET_{target.upper()}")
         array = (ctypes.c_char_p * len(arguments))(*(argument.encode() for argument in arguments))
         request = self._api.spCreateCompileRequest(self._session)
         try:
@@ -104,8 +111,8 @@ class Compiler:
             )
             diagnostics = (self._api.spGetDiagnosticOutput(request) or b"").decode().strip()
             if failed or diagnostics:
-                raise CompileError(f"{kernel.name} for {', '.join(kernel.targets)}: {diagnostics}")
-            return {target: self._code(request, i, len(kernel.targets)) for i, target in enumerate(kernel.targets)}
+                raise CompileError(f"{kernel.name} for {', '.join(targets)}: {diagnostics}")
+            return {target: self._code(request, i, len(targets)) for i, target in enumerate(targets)}
         finally:
             self._api.spDestroyCompileRequest(request)
 
