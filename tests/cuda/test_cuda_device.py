@@ -16,9 +16,11 @@ pytestmark = pytest.mark.skipif(not HAS_CUDA, reason="no GPU of NVIDIA's")
 
 
 def test_guest_pages_have_one_address(cuda: Device) -> None:
-    with Region(1 << 20, 1 << 16) as region:
-        buffer = cuda.wrap(region.aperture(0, region.size))
-        assert buffer.address == buffer.device_address == region.address
+    region = Region(1 << 20, 1 << 16)
+    buffer = cuda.wrap(region.aperture(0, region.size))
+    assert buffer.address == buffer.device_address == region.address
+    buffer.close()
+    region.close()
 
 
 def test_overlapping_wraps_and_growth(cuda: Device) -> None:
