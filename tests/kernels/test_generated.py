@@ -128,11 +128,11 @@ def test_constants_are_the_same_in_python_and_slang():
     assert found["common", "NO_BATCH"] == NO_BATCH
     assert found["tiles", "TILE"] == GEMM_TILE == MATMUL_TILE
     assert {found[name, "NO_SINKS"] for name in ("attention", "attention_merge", "prefill_attention")} == {NO_SINKS}
-    assert found["attention", "MAX_VECTORS"] * 4 == found["attention_part", "MAX_VECTORS"] * 4 == MAX_HEAD_DIM
+    assert found["attention", "MAX_VECTORS"] * 4 == found["split", "MAX_VECTORS"] * 4 == MAX_HEAD_DIM
     assert found["prefill_attention", "SLICES"] * found["prefill_attention", "SLICE"] * 4 == MAX_HEAD_DIM
     assert found["prefill_attention", "QUERIES"] == QUERIES
-    assert found["attention_part", "HEADS"] == HEADS
-    assert found["attention_part", "TILE"] == TILE
+    assert found["split", "HEADS"] == HEADS
+    assert found["split", "TILE"] == TILE
 
 
 @pytest.mark.parametrize("groups", [1, GRID_WIDTH - 1, GRID_WIDTH, GRID_WIDTH + 1, 5 * GRID_WIDTH + 3])

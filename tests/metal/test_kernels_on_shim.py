@@ -151,6 +151,17 @@ def split_attention(bench, rng, dtype, heads, kv_heads, head_dim, position, part
     return [out, scratch]
 
 
+def rope_split_attention(bench, rng, dtype, heads, head_dim, position, parts, interleaved):
+    q, k, v = put(bench, rng, 1, heads, head_dim), put(bench, rng, 1, 2, head_dim), put(bench, rng, 1, 2, head_dim)
+    table, out = put(bench, rng, 99, head_dim // 2 - 1, 2), put(bench, rng, 1, heads * head_dim)
+    k_pages, v_pages = (pool(bench, rng, 4, 60, 2, head_dim, dtype) for _ in range(2))
+    sequences, batch = bench.sequences([[3, 0, 2]], [position + 1]), bench.batch(1, position=position)
+    inputs, scratch = (q, k, v, table, k_pages, v_pages, batch, sequences), bench.empty(1, heads, parts, head_dim + 4)
+    how = {"interleaved": interleaved, "scratch": scratch}
+    bench.run(lambda rec: ops.rope_split_attention(rec, *inputs, out, head_dim**-0.5, **how))
+    return [out, scratch, k_pages, v_pages]
+
+
 def prefill_attention(bench, rng, dtype, rows, heads, kv_heads, head_dim, position, window=None, sinks=False):
     q, out = put(bench, rng, rows, heads, head_dim, gap=1), put(bench, rng, rows, heads * head_dim, gap=2)
     k_pages, v_pages = (pool(bench, rng, 4, 25, kv_heads, head_dim, dtype) for _ in range(2))
@@ -311,6 +322,7 @@ def cases() -> Iterator[Case]:
     for dtype in KV:
         yield case(CLOSE, split_attention, dtype, 4, 2, 96, 140, 2)
         yield case(CLOSE, split_attention, dtype, 10, 2, 32, 9, 3, 4, True)
+        yield case(CLOSE, rope_split_attention, dtype, 10, 96, 140, 2, dtype is DType.F32)
         yield case(CLOSE, prefill_attention, dtype, 7, 6, 2, 96, 40)
         yield case(CLOSE, prefill_attention, dtype, 3, 20, 1, 64, 9, 4, True)
     yield case(CLOSE, split_attention, DType.F16, 2, 1, 256, 170, 1)

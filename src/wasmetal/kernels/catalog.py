@@ -359,6 +359,25 @@ _KERNELS = (
         )
         for dtype, vector in _POOLS
     ),
+    *(
+        Kernel(
+            name=f"rope_attention_part_{dtype.suffix}",
+            source="rope_attention_part",
+            buffers=(
+                *(_read("q"), _read("k"), _read("v"), _read("table")),
+                *(_read("k_pages", vector), _read("v_pages", vector), _write("new_k", vector), _write("new_v", vector)),
+                *(*_PAGED, _write("scratch", 16)),
+            ),
+            fields=(
+                *_u32("heads kv_heads head_dim pairs positions interleaved"),
+                *_u32("pages page_size sequence_count table_length"),
+                ("scale", "f32"),
+                *_u32("window parts"),
+            ),
+            defines=(("ELEMENT", _ELEMENTS[dtype]),),
+        )
+        for dtype, vector in _POOLS
+    ),
     Kernel(
         name="attention_merge",
         source="attention_merge",

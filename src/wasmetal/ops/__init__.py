@@ -17,7 +17,7 @@ from wasmetal.ops.prefill_attention import prefill_attention
 from wasmetal.ops.recorder import Recorder
 from wasmetal.ops.reduce import argmax, layer_norm, rms_norm, softmax
 from wasmetal.ops.rope import rope, rope_append
-from wasmetal.ops.split_attention import scratch_shape, split_attention
+from wasmetal.ops.split_attention import rope_split_attention, scratch_shape, split_attention
 from wasmetal.ops.tensor import ALIGNMENT, Tensor
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "rope_append",
+    "rope_split_attention",
     "scale",
     "scratch_shape",
     "sequences_shape",

@@ -24,7 +24,7 @@ def rope(rec: Recorder, x: Tensor, table: Tensor, batch: Tensor, *, interleaved:
     check.dtypes("rope", (DType.F32,), x=x)
     check.rank("rope", 3, x=x)
     rows, heads, head_dim = x.shape
-    positions, pairs = _table("rope", table, head_dim)
+    positions, pairs = require_table("rope", table, head_dim)
     check.batch("rope", batch, rows)
     check.separate("rope", x, table=table, batch=batch)
     for part in rec.parts("rope", Work(rows, heads, _PAIR * pairs, column_step=heads, aligned=(x,))):
@@ -68,7 +68,7 @@ def rope_append(
     rows, kv_heads, head_dim = k.shape
     heads = q.shape[1]
     check.shape(name, "q", q, (rows, heads, head_dim))
-    positions, pairs = _table(name, table, head_dim)
+    positions, pairs = require_table(name, table, head_dim)
     check.separate(name, q, k=k, v=v, table=table, k_pages=k_pages, v_pages=v_pages, batch=batch, sequences=sequences)
     check.separate(name, k_pages, table=table)
     check.separate(name, v_pages, table=table)
@@ -99,8 +99,8 @@ def rope_append(
         )
 
 
-def _table(op: str, table: Tensor, head_dim: int) -> tuple[int, int]:
-    """(positions, pairs) of a table of rotations for such heads."""
+def require_table(op: str, table: Tensor, head_dim: int) -> tuple[int, int]:
+    """(positions, pairs) of a table of rotations for such heads. Raises OpError."""
     check.dtypes(op, (DType.F32,), table=table)
     check.rank(op, 3, table=table)
     positions, pairs, _ = table.shape

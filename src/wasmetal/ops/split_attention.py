@@ -9,7 +9,9 @@ from wasmetal.kernels.catalog import THREADS
 from wasmetal.kernels.dtypes import DType
 from wasmetal.ops import preconditions as check
 from wasmetal.ops.attention import no_sinks, require_attention
+from wasmetal.ops.kv_append import require_rows
 from wasmetal.ops.recorder import Recorder
+from wasmetal.ops.rope import require_table
 from wasmetal.ops.tensor import Tensor
 from wasmetal.ops.work import GROUP, ROW, Work
 
@@ -49,21 +51,11 @@ def split_attention(
     """
     name = "split_attention"
     fields, cell = require_attention(name, q, k_pages, v_pages, batch, sequences, out, scale, window, sinks)
-    rows, heads, head_dim = q.shape
-    check.dtypes(name, (DType.F32,), scratch=scratch)
-    check.rank(name, 4, scratch=scratch)
-    parts = scratch.shape[2]
-    check.shape(name, "scratch", scratch, (rows, heads, parts, head_dim + 4))
-    check.packed(name, scratch=scratch)
-    check.require(parts <= THREADS, f"{name}: scratch has {parts} parts; at most {THREADS} are supported")
-    check.separate(name, scratch, q=q, k_pages=k_pages, v_pages=v_pages, batch=batch, sequences=sequences)
-    check.separate(name, out, scratch=scratch)
-    if sinks:
-        check.separate(name, scratch, sinks=sinks)
-    units = fields["kv_heads"] * _passes(heads, fields["kv_heads"])
+    rows, heads, _ = q.shape
+    parts = _require_scratch(name, scratch, q, k_pages, v_pages, batch, sequences, out, sinks)
+    units = k_pages.shape[2] * _passes(heads, k_pages.shape[2])
     for part in rec.parts(name, Work(rows, 1, heads * (cell + parts * GROUP), 2 * ROW, aligned=(q, out))):
         q_rows, out_rows, some = (tensor.rows(part.top, part.bottom) for tensor in (q, out, scratch))
-        which = {"batch_row": part.top, "rows": part.rows}
         joining = part.rows * heads * parts * GROUP
         rec.dispatch(
             f"attention_part_{k_pages.dtype.suffix}",
@@ -71,21 +63,108 @@ def split_attention(
             part.rows * units * parts,
             part.work - joining,
             parts=parts,
-            **which,
+            batch_row=part.top,
+            rows=part.rows,
             **fields,
         )
-        rec.dispatch(
-            "attention_merge",
-            (some, batch, sinks or batch, out_rows),
-            part.rows * heads,
-            joining,
-            heads=heads,
-            head_dim=head_dim,
-            out_stride=out.row_stride,
-            parts=parts,
-            **which,
-            **no_sinks(sinks),
-        )
+        _merge(rec, some, batch, sinks, out_rows, part.top, joining)
+
+
+def rope_split_attention(
+    rec: Recorder,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    batch: Tensor,
+    sequences: Tensor,
+    out: Tensor,
+    scale: float,
+    *,
+    interleaved: bool,
+    scratch: Tensor,
+    window: int | None = None,
+    sinks: Tensor | None = None,
+) -> None:
+    """What ``rope_append`` and then ``split_attention`` do, for a single row; but q stays as it is, and the row attends
+    to its own key and value before they are rounded to the type of the cache.
+
+    No two positions of the sequence may have the same slot. Raises OpError.
+    """
+    name = "rope_split_attention"
+    check.require(q.shape[0] == 1, f"{name}: {q.shape[0]} rows; it is for a single one")
+    fields, cell = require_attention(name, q, k_pages, v_pages, batch, sequences, out, scale, window, sinks)
+    del fields["q_stride"]
+    require_rows(name, k, v, k_pages, v_pages, batch, sequences)
+    _, heads, head_dim = q.shape
+    kv_heads = k_pages.shape[2]
+    check.shape(name, "k", k, (1, kv_heads, head_dim))
+    positions, pairs = require_table(name, table, head_dim)
+    parts = _require_scratch(name, scratch, q, k_pages, v_pages, batch, sequences, out, sinks)
+    for written in (out, scratch, k_pages, v_pages):
+        check.separate(name, written, k=k, v=v, table=table)
+    check.separate(name, k_pages, q=q)
+    check.separate(name, v_pages, q=q)
+    rec.dispatch(
+        f"rope_attention_part_{k_pages.dtype.suffix}",
+        (q, k, v, table, k_pages, v_pages, k_pages, v_pages, batch, sequences, scratch),
+        kv_heads * _passes(heads, kv_heads) * parts,
+        heads * cell + 2 * ROW,
+        pairs=pairs,
+        positions=positions,
+        interleaved=int(interleaved),
+        parts=parts,
+        **fields,
+    )
+    _merge(rec, scratch, batch, sinks, out, 0, heads * parts * GROUP)
+
+
+def _require_scratch(
+    op: str,
+    scratch: Tensor,
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    batch: Tensor,
+    sequences: Tensor,
+    out: Tensor,
+    sinks: Tensor | None,
+) -> int:
+    """How many parts the scratch memory has. Raises OpError."""
+    rows, heads, head_dim = q.shape
+    check.dtypes(op, (DType.F32,), scratch=scratch)
+    check.rank(op, 4, scratch=scratch)
+    parts = scratch.shape[2]
+    check.shape(op, "scratch", scratch, (rows, heads, parts, head_dim + 4))
+    check.packed(op, scratch=scratch)
+    check.require(parts <= THREADS, f"{op}: scratch has {parts} parts; at most {THREADS} are supported")
+    check.separate(op, scratch, q=q, k_pages=k_pages, v_pages=v_pages, batch=batch, sequences=sequences)
+    check.separate(op, out, scratch=scratch)
+    if sinks:
+        check.separate(op, scratch, sinks=sinks)
+    return parts
+
+
+def _merge(
+    rec: Recorder, scratch: Tensor, batch: Tensor, sinks: Tensor | None, out: Tensor, top: int, work: int
+) -> None:
+    """Join the parts of some rows, of which the first is row ``top`` of the batch."""
+    rows, heads, parts, width = scratch.shape
+    rec.dispatch(
+        "attention_merge",
+        (scratch, batch, sinks or batch, out),
+        rows * heads,
+        work,
+        batch_row=top,
+        rows=rows,
+        heads=heads,
+        head_dim=width - 4,
+        out_stride=out.row_stride,
+        parts=parts,
+        **no_sinks(sinks),
+    )
 
 
 def _passes(heads: int, kv_heads: int) -> int:

@@ -13,7 +13,7 @@ from wasmetal.kernels.dtypes import KV, DType
 from wasmetal.kernels.reference.batch import Rows, Sequences
 from wasmetal.kernels.reference.pools import open_pool
 from wasmetal.kernels.reference.scratch import BLOCK, steps
-from wasmetal.kernels.reference.views import Bytes, array, rows
+from wasmetal.kernels.reference.views import F32, Bytes, array, rows
 
 
 def rope(p: SimpleNamespace, x: Bytes, table: Bytes, batch: Bytes) -> Callable[[], None]:
@@ -60,6 +60,22 @@ def rope(p: SimpleNamespace, x: Bytes, table: Bytes, batch: Bytes) -> Callable[[
     return lambda: blockwise(turn_halves)
 
 
+class Turns:
+    """Rotations of heads that stay as they are."""
+
+    def __init__(self, p: SimpleNamespace, table: Bytes) -> None:
+        self._table = array(table, p.table_offset * 4, (p.positions, p.pairs), np.complex64)
+        self._first = slice(0, 2 * p.pairs, 2) if p.interleaved else slice(0, p.pairs)
+        self._second = slice(1, 2 * p.pairs, 2) if p.interleaved else slice(p.pairs, 2 * p.pairs)
+
+    def turned(self, heads: F32, position: int) -> F32:
+        """Heads [heads, head_dim] of one position."""
+        result = heads.copy()
+        pairs = (heads[:, self._first] + 1j * heads[:, self._second]) * self._table[min(position, len(self._table) - 1)]
+        result[:, self._first], result[:, self._second] = pairs.real, pairs.imag
+        return result
+
+
 def rope_append(
     dtype: DType,
     p: SimpleNamespace,
@@ -78,10 +94,7 @@ def rope_append(
     values = rows(v, p.v_offset, p.rows, p.columns, p.v_stride)
     key_pool = open_pool(dtype, k_pages, p.k_pages_offset, p.pages * p.page_size, 1, p.columns)
     value_pool = open_pool(dtype, v_pages, p.v_pages_offset, p.pages * p.page_size, 1, p.columns)
-    turns = array(table, p.table_offset * 4, (p.positions, p.pairs), np.complex64)
-    batch_rows, tables = Rows(p, batch), Sequences(p, sequences)
-    firsts = slice(0, 2 * p.pairs, 2) if p.interleaved else slice(0, p.pairs)
-    seconds = slice(1, 2 * p.pairs, 2) if p.interleaved else slice(p.pairs, 2 * p.pairs)
+    turns, batch_rows, tables = Turns(p, table), Rows(p, batch), Sequences(p, sequences)
 
     def run() -> None:
         turn_queries()
@@ -89,12 +102,8 @@ def rope_append(
             position, sequence = batch_rows.row(row)
             pages, length = tables.find(sequence)
             if position < length:
-                turned = keys[row].copy()
-                heads = turned.reshape(-1, p.head_dim)
-                pairs = (heads[:, firsts] + 1j * heads[:, seconds]) * turns[min(position, p.positions - 1)]
-                heads[:, firsts], heads[:, seconds] = pairs.real, pairs.imag
                 slot = tables.slot(pages, position)
-                key_pool.write(slot, turned)
+                key_pool.write(slot, turns.turned(keys[row].reshape(-1, p.head_dim), position).reshape(-1))
                 value_pool.write(slot, values[row])
 
     return run

@@ -13,12 +13,66 @@ from wasmetal.kernels.catalog import NO_SINKS
 from wasmetal.kernels.dtypes import KV, DType
 from wasmetal.kernels.reference.batch import Rows, Sequences, valid_rows
 from wasmetal.kernels.reference.pools import open_pool
+from wasmetal.kernels.reference.rope import Turns
 from wasmetal.kernels.reference.scratch import BLOCK, steps
 from wasmetal.kernels.reference.views import F32, Bytes, array
 
 TILE = 64
 """Parts are multiples of so many positions."""
 _LOWEST = np.finfo(np.float32).min
+
+
+class Parts:
+    """For each row, head and part of its positions: the weighted sum of the values, the largest score, the weights'
+    sum, and whether there are any."""
+
+    def __init__(
+        self, dtype: DType, p: SimpleNamespace, k_pages: Bytes, v_pages: Bytes, sequences: Bytes, scratch: Bytes
+    ) -> None:
+        self._p = p
+        shape = p.rows, p.kv_heads, p.heads // p.kv_heads, p.parts, p.head_dim + 4
+        self._outs: F32 = array(scratch, p.scratch_offset * 16, shape)
+        self.keys, self.values = (
+            open_pool(dtype, pages, offset, p.pages * p.page_size, p.kv_heads, p.head_dim)
+            for pages, offset in ((k_pages, p.k_pages_offset), (v_pages, p.v_pages_offset))
+        )
+        self.tables = Sequences(p, sequences)
+
+    def attend(
+        self, row: int, query: F32, table: int, first: int, length: int, own: tuple[F32, F32] | None = None
+    ) -> None:
+        """A row's query [kv_heads, sharing, head_dim], over its sequence's positions first .. length.
+
+        ``own``, if given, are the key and value [kv_heads, head_dim] of one more position, in the first part.
+        """
+        p = self._p
+        longest = -(-max(0, length - first) // (p.parts * TILE)) * TILE
+        for part in range(p.parts):
+            begin = min(first + part * longest, length)
+            self._attend(self._outs[row, :, :, part], query, table, begin, min(begin + longest, length), own)
+            own = None
+
+    def _attend(self, out: F32, query: F32, table: int, begin: int, end: int, own: tuple[F32, F32] | None) -> None:
+        head_dim = self._p.head_dim
+        if begin >= end and not own:
+            out[..., head_dim:] = 0
+            return
+        if own:
+            peak, total = query @ own[0][..., None], np.ones((*query.shape[:2], 1), np.float32)
+            sums = np.broadcast_to(own[1][:, None], query.shape)
+        else:
+            peak, total = np.full((*query.shape[:2], 1), _LOWEST), np.zeros((*query.shape[:2], 1), np.float32)
+            sums = np.zeros(query.shape, np.float32)
+        for some in steps(end, BLOCK // query.size, begin):
+            where = self.tables.slots(table, some.start, some.stop)
+            scores = query @ self.keys.read(where).transpose(1, 2, 0)
+            higher = np.maximum(peak, scores.max(axis=-1, keepdims=True))
+            rescale, weights = np.exp(peak - higher), np.exp(scores - higher)
+            total = total * rescale + weights.sum(axis=-1, keepdims=True)
+            sums = sums * rescale + weights @ self.values.read(where).transpose(1, 0, 2)
+            peak = higher
+        out[..., :head_dim] = sums
+        out[..., head_dim:] = np.concatenate([peak, total, np.ones_like(peak), np.zeros_like(peak)], axis=-1)
 
 
 def attention_part(
@@ -31,43 +85,58 @@ def attention_part(
     sequences: Bytes,
     scratch: Bytes,
 ) -> Callable[[], None]:
-    """For each row, head and part of its positions: the weighted sum of the values, the largest score, the weights'
-    sum, and whether there are any."""
+    """The parts of each valid row."""
+    parts, batch_rows = Parts(dtype, p, k_pages, v_pages, sequences, scratch), Rows(p, batch)
     shape = p.rows, p.kv_heads, p.heads // p.kv_heads, p.head_dim
     queries: F32 = np.ndarray(shape, np.float32, q, p.q_offset * 4, (p.q_stride * 4, *_strides(shape[1:])))
-    outs: F32 = array(scratch, p.scratch_offset * 16, (*shape[:3], p.parts, p.head_dim + 4))
-    keys = open_pool(dtype, k_pages, p.k_pages_offset, p.pages * p.page_size, p.kv_heads, p.head_dim)
-    values = open_pool(dtype, v_pages, p.v_pages_offset, p.pages * p.page_size, p.kv_heads, p.head_dim)
-    batch_rows, tables = Rows(p, batch), Sequences(p, sequences)
-    factor = np.float32(p.scale)
-
-    def attend(row: int, part: int, table: int, begin: int, end: int) -> None:
-        out, query = outs[row, :, :, part], queries[row] * factor
-        if begin >= end:
-            out[..., p.head_dim :] = 0
-            return
-        peak, total, sums = np.full((*shape[1:3], 1), _LOWEST), np.float32(0), np.zeros(shape[1:], np.float32)
-        for some in steps(end, BLOCK // (p.heads * p.head_dim), begin):
-            where = tables.slots(table, some.start, some.stop)
-            scores = query @ keys.read(where).transpose(1, 2, 0)
-            higher = np.maximum(peak, scores.max(axis=-1, keepdims=True))
-            rescale, weights = np.exp(peak - higher), np.exp(scores - higher)
-            total = total * rescale + weights.sum(axis=-1, keepdims=True)
-            sums = sums * rescale + weights @ values.read(where).transpose(1, 0, 2)
-            peak = higher
-        out[..., : p.head_dim] = sums
-        out[..., p.head_dim :] = np.concatenate([peak, total, np.ones_like(peak), np.zeros_like(peak)], axis=-1)
 
     def run() -> None:
         for row in range(batch_rows.count()):
             position, sequence = batch_rows.row(row)
-            table, length = tables.find(sequence)
-            length = min(position + 1, length)
-            first = max(0, position + 1 - p.window) if p.window else 0
-            longest = -(-max(0, length - first) // (p.parts * TILE)) * TILE
-            for part in range(p.parts):
-                begin = min(first + part * longest, length)
-                attend(row, part, table, begin, min(begin + longest, length))
+            table, length = parts.tables.find(sequence)
+            query = queries[row] * np.float32(p.scale)
+            parts.attend(row, query, table, _first(p, position), min(position + 1, length))
+
+    return run
+
+
+def rope_attention_part(
+    dtype: DType,
+    p: SimpleNamespace,
+    q: Bytes,
+    k: Bytes,
+    v: Bytes,
+    table: Bytes,
+    k_pages: Bytes,
+    v_pages: Bytes,
+    new_k: Bytes,
+    new_v: Bytes,
+    batch: Bytes,
+    sequences: Bytes,
+    scratch: Bytes,
+) -> Callable[[], None]:
+    """The parts of a single row: its queries and keys are turned, and its keys and values appended, on the way."""
+    p = SimpleNamespace(**vars(p), rows=1, batch_row=0)
+    parts, batch_rows = Parts(dtype, p, k_pages, v_pages, sequences, scratch), Rows(p, batch)
+    turns = Turns(p, table)
+    queries, keys, values = (
+        array(data, offset * 4, (heads, p.head_dim))
+        for data, offset, heads in ((q, p.q_offset, p.heads), (k, p.k_offset, p.kv_heads), (v, p.v_offset, p.kv_heads))
+    )
+
+    def run() -> None:
+        if not batch_rows.count():
+            return
+        position, sequence = batch_rows.row(0)
+        pages, length = parts.tables.find(sequence)
+        query, key = (turns.turned(x, position) for x in (queries, keys))
+        query = query.reshape(p.kv_heads, -1, p.head_dim) * np.float32(p.scale)
+        own = (key, values) if position < length else None
+        parts.attend(0, query, pages, _first(p, position), min(position, length), own)
+        if own:
+            slot = parts.tables.slot(pages, position)
+            parts.keys.write(slot, key.reshape(-1))
+            parts.values.write(slot, values.reshape(-1))
 
     return run
 
@@ -101,12 +170,21 @@ def attention_merge(p: SimpleNamespace, scratch: Bytes, batch: Bytes, sinks: Byt
     return run
 
 
+def _first(p: SimpleNamespace, position: int) -> int:
+    """The first position that a row sees."""
+    return max(0, position + 1 - p.window) if p.window else 0
+
+
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Bytes from one index of each dimension to the next, of packed float32."""
     return tuple(4 * math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 KERNELS: dict[str, Callable[..., Callable[[], object]]] = {
-    **{f"attention_part_{dtype.suffix}": partial(attention_part, dtype) for dtype in KV},
+    **{
+        f"{name}_{dtype.suffix}": partial(kernel, dtype)
+        for name, kernel in (("attention_part", attention_part), ("rope_attention_part", rope_attention_part))
+        for dtype in KV
+    },
     "attention_merge": attention_merge,
 }

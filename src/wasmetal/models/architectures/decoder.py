@@ -19,6 +19,7 @@ from wasmetal.models.architectures.feed_forward import Dense, FeedForward, Gate
 from wasmetal.models.architectures.network import Inputs, KVPools
 from wasmetal.models.architectures.normed import Normed
 from wasmetal.models.architectures.rope import Rope, read_rope, take_factors
+from wasmetal.models.architectures.self_attention import SelfAttention
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.files.model_file import FileTensor, ModelFile
 from wasmetal.models.weights import Matrix, Weight, Weights
@@ -26,19 +27,11 @@ from wasmetal.ops import (
     Recorder,
     Tensor,
     add,
-    attention,
     embed,
-    kv_append,
-    prefill_attention,
     rms_norm,
-    rope,
-    rope_append,
     scale,
-    scratch_shape,
     silu_mul,
-    split_attention,
 )
-from wasmetal.ops.split_attention import FEW
 
 NEUTRAL: Mapping[str, Any] = {
     "attention.causal": True,
@@ -300,23 +293,20 @@ class Decoder:
         q, kv = self._widths["q"], self._widths["k"]
         self._x, self._normed = (buffers.tensor(rows, c.embedding_length) for _ in range(2))
         self._qkv, self._attended = buffers.tensor(rows, q + 2 * kv), buffers.tensor(rows, q)
-        self._scratch = buffers.tensor(max(math.prod(self._scratch_shape(few)) for few in (1, min(rows, FEW))))
+        sizes = c.head_count, c.head_count_kv, c.head_dim
+        self._attend = SelfAttention.allocate(buffers, rows, *sizes, self.attention_scale, self.interleaved_rope)
         self._feed_forward.allocate(buffers, rows)
         self._last = buffers.tensor(1, c.embedding_length)
         del self._file, self.metadata, self._layers, self._ends  # a vocabulary takes tens of MiB
 
     def body(self, rec: Recorder, inputs: Inputs, cache: Sequence[KVPools]) -> None:
         """Record everything but the head, for all rows of ``inputs.ids``."""
-        c, batch, sequences, rows = self.config, inputs.batch, inputs.sequences, inputs.ids.shape[0]
-        valid = batch if rows > 1 else None  # A single row is always valid.
+        c, rows = self.config, inputs.ids.shape[0]
+        valid = inputs.batch if rows > 1 else None  # A single row is always valid.
         x, normed, qkv, attended = (t.rows(0, rows) for t in (self._x, self._normed, self._qkv, self._attended))
         q_end, k_end = c.head_count * c.head_dim, (c.head_count + c.head_count_kv) * c.head_dim
         q = _heads(qkv.columns(0, q_end), c.head_dim)
         k = _heads(qkv.columns(q_end, k_end), c.head_dim)
-        v = _heads(qkv.columns(k_end, qkv.shape[1]), c.head_dim)
-        q_and_k = _heads(qkv.columns(0, k_end), c.head_dim)
-
-        attend = self._attention(rec, rows)
 
         def normed_by(weight: Tensor | None) -> Normed:
             """The residual stream, normed if there is a weight for it."""
@@ -336,21 +326,14 @@ class Decoder:
         else:
             embed(rec, self._embeddings, inputs.ids, x)  # All rows, as all are scaled.
             scale(rec, x, self.embedding_scale, x)
-        for block, (k_pages, v_pages) in zip(self._blocks, cache, strict=True):
+        for block, pools in zip(self._blocks, cache, strict=True):
             norms = block.norms
             normed_by(norms.get("attn")).product(block.qkv, qkv, block.qkv_bias)
             for name, part, width in (("attn_q", q, q_end), ("attn_k", k, k_end - q_end)):
                 if name in norms:
                     what = replace(part, shape=(rows, width)) if self.qk_norm == "rows" else part
                     rms_norm(rec, what, norms[name], what, c.norm_epsilon, batch=valid)
-            paged = k_pages, v_pages, batch, sequences
-            if block.rope and rec.info.fuses:
-                rope_append(rec, q, k, v, block.rope, *paged, interleaved=self.interleaved_rope)
-            else:
-                if block.rope:
-                    rope(rec, q_and_k, block.rope, batch, interleaved=self.interleaved_rope)
-                kv_append(rec, k, v, *paged)
-            attend(rec, q, *paged, attended, self.attention_scale, window=block.window, sinks=block.sinks)
+            self._attend(*(rec, qkv, pools, inputs, attended), table=block.rope, window=block.window, sinks=block.sinks)
             output = partial(block.attn_output, rec, attended, batch=valid)
             add_output(output, norms.get("post_attention"))
             if block.output_bias:
@@ -358,19 +341,6 @@ class Decoder:
 
             network = partial(self._feed_forward, block.feed_forward, normed_by(norms.get("ffn")))
             add_output(network, norms.get("post_ffw"))
-
-    def _attention(self, rec: Recorder, rows: int) -> Callable[..., None]:
-        """The form of attention that suits the device and so many rows."""
-        if not rec.info.fuses:
-            return attention
-        if rows > FEW:
-            return prefill_attention
-        shape = self._scratch_shape(rows)
-        return partial(split_attention, scratch=self._scratch.rows(0, math.prod(shape)).reshape(*shape))
-
-    def _scratch_shape(self, rows: int) -> tuple[int, ...]:
-        """The shape of attention's scratch memory for so many rows, at most FEW."""
-        return scratch_shape(rows, self.config.head_count, self.config.head_count_kv, self.config.head_dim)
 
     def head(self, rec: Recorder, row: Tensor, logits: Tensor) -> None:
         """Record the logits, f32 [vocab_size], of one of the body's rows; ``row``, I32 [1], holds its index."""

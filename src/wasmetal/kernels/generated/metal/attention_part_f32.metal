@@ -3,22 +3,54 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
+struct SequenceTable_0
+{
+    uint begin_0;
+    uint page_size_0;
+    uint pages_0;
+    uint length_0;
+};
+
+struct Part_0
+{
+    uint number_0;
+    uint row_0;
+    uint kv_head_0;
+    uint head_0;
+    uint heads_0;
+    uint begin_1;
+    uint end_0;
+    uint head_dim_0;
+    uint columns_0;
+    uint k_pages_offset_0;
+    uint v_pages_offset_0;
+    uint out_0;
+    uint out_stride_0;
+};
+
+struct Start_0
+{
+    float4 peak_0;
+    float4 value_0;
+    float weight_0;
+};
+
 struct AttentionPartParams_0
 {
     uint q_offset_0;
-    uint k_pages_offset_0;
-    uint v_pages_offset_0;
+    uint k_pages_offset_1;
+    uint v_pages_offset_1;
     uint batch_offset_0;
     uint sequences_offset_0;
     uint scratch_offset_0;
     uint batch_row_0;
     uint rows_0;
-    uint heads_0;
+    uint heads_1;
     uint kv_heads_0;
-    uint head_dim_0;
+    uint head_dim_1;
     uint q_stride_0;
-    uint pages_0;
-    uint page_size_0;
+    uint pages_1;
+    uint page_size_1;
     uint sequence_count_0;
     uint table_length_0;
     float scale_0;
@@ -48,67 +80,19 @@ struct KernelContext_0
     array<float4, int(64)> threadgroup* weights_0;
 };
 
-uint group_number_0(uint3 group_0)
+uint padded_vectors_0(uint head_dim_2)
 {
-    return group_0.y * 32768U + group_0.x;
+    return (head_dim_2 / 4U + 16U - 1U) / 16U * 16U;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_0, uint first_0, uint rows_1)
+uint SequenceTable_slot_0(const SequenceTable_0 thread* this_0, uint device* sequences_0, uint position_0)
 {
-    uint _S2;
-    if(offset_0 == 4294967295U)
-    {
-        _S2 = rows_1;
-    }
-    else
-    {
-        _S2 = min(max(batch_0[offset_0], first_0) - first_0, rows_1);
-    }
-    return _S2;
-}
-
-uint row_sequence_0(uint device* batch_1, uint offset_1, uint row_0)
-{
-    return batch_1[offset_1 + 3U + 2U * row_0];
-}
-
-struct SequenceTable_0
-{
-    uint begin_0;
-    uint page_size_1;
-    uint pages_1;
-    uint length_0;
-};
-
-SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
-{
-    thread SequenceTable_0 _S3;
-    (&_S3)->begin_0 = begin_1;
-    (&_S3)->page_size_1 = page_size_2;
-    (&_S3)->pages_1 = pages_2;
-    (&_S3)->length_0 = length_1;
-    return _S3;
-}
-
-SequenceTable_0 sequence_table_0(uint device* sequences_0, uint offset_2, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
-{
-    uint _S4 = offset_2 + min(number_0, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S4 + 1U, page_size_3, pages_3, min(sequences_0[_S4], min(entries_0, pages_3) * page_size_3));
-}
-
-uint row_position_0(uint device* batch_2, uint offset_3, uint row_1)
-{
-    return batch_2[offset_3 + 2U + 2U * row_1];
-}
-
-uint SequenceTable_slot_0(const SequenceTable_0 thread* this_0, uint device* sequences_1, uint position_0)
-{
-    uint _S5 = this_0->begin_0;
-    uint _S6 = this_0->page_size_1;
-    uint _S7 = position_0 / this_0->page_size_1;
-    uint _S8 = min(sequences_1[_S5 + _S7], this_0->pages_1 - 1U) * _S6;
-    uint _S9 = position_0 % _S6;
-    return _S8 + _S9;
+    uint _S2 = this_0->begin_0;
+    uint _S3 = this_0->page_size_0;
+    uint _S4 = position_0 / this_0->page_size_0;
+    uint _S5 = min(sequences_0[_S2 + _S4], this_0->pages_0 - 1U) * _S3;
+    uint _S6 = position_0 % _S3;
+    return _S5 + _S6;
 }
 
 struct Run_0
@@ -119,15 +103,15 @@ struct Run_0
 
 Run_0 Run_x24init_0(uint vector_1, uint scale_2)
 {
-    thread Run_0 _S10;
-    (&_S10)->vector_0 = vector_1;
-    (&_S10)->scale_1 = scale_2;
-    return _S10;
+    thread Run_0 _S7;
+    (&_S7)->vector_0 = vector_1;
+    (&_S7)->scale_1 = scale_2;
+    return _S7;
 }
 
-Run_0 Float32_run_0(uint offset_4, uint slot_0, uint columns_0, uint element_0)
+Run_0 Float32_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_0)
 {
-    return Run_x24init_0(offset_4 + (slot_0 * columns_0 + element_0) / 4U, 0U);
+    return Run_x24init_0(offset_0 + (slot_0 * columns_1 + element_0) / 4U, 0U);
 }
 
 float Float32_scale_0(packed_float4 device* pool_0, uint at_0)
@@ -140,55 +124,55 @@ float4 Float32_expand_0(float4 four_0)
     return four_0;
 }
 
-float4 group_peak_0(float4 value_0, uint thread_0, KernelContext_0 thread* kernelContext_0)
+float4 group_peak_0(float4 value_1, uint thread_0, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S11 = kernelContext_0->_S1;
-    float4 _S12 = simd_max(value_0);
-    bool _S13 = simd_is_first();
-    if(_S13)
+    uint _S8 = kernelContext_0->_S1;
+    float4 _S9 = simd_max(value_1);
+    bool _S10 = simd_is_first();
+    if(_S10)
     {
-        uint _S14 = thread_0 / _S11;
-        (*kernelContext_0->waves_0)[_S14] = _S12;
+        uint _S11 = thread_0 / _S8;
+        (*kernelContext_0->waves_0)[_S11] = _S9;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float4 result_0 = float4(-3.4028234663852886e+38) ;
     uint wave_0 = 0U;
     for(;;)
     {
-        uint _S15 = 128U / _S11;
-        if(wave_0 < _S15)
+        uint _S12 = 128U / _S8;
+        if(wave_0 < _S12)
         {
         }
         else
         {
             break;
         }
-        float4 _S16 = max(result_0, (*kernelContext_0->waves_0)[wave_0]);
+        float4 _S13 = max(result_0, (*kernelContext_0->waves_0)[wave_0]);
         uint wave_1 = wave_0 + 1U;
-        result_0 = _S16;
+        result_0 = _S13;
         wave_0 = wave_1;
     }
     return result_0;
 }
 
-float4 group_total_0(float4 value_1, uint thread_1, KernelContext_0 thread* kernelContext_1)
+float4 group_total_0(float4 value_2, uint thread_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S17 = kernelContext_1->_S1;
-    float4 _S18 = simd_sum(value_1);
-    bool _S19 = simd_is_first();
-    if(_S19)
+    uint _S14 = kernelContext_1->_S1;
+    float4 _S15 = simd_sum(value_2);
+    bool _S16 = simd_is_first();
+    if(_S16)
     {
-        uint _S20 = thread_1 / _S17;
-        (*kernelContext_1->waves_0)[_S20] = _S18;
+        uint _S17 = thread_1 / _S14;
+        (*kernelContext_1->waves_0)[_S17] = _S15;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    float4 _S21 = float4(int4(int(0)) );
+    float4 _S18 = float4(int4(int(0)) );
     uint wave_2 = 0U;
-    float4 result_1 = _S21;
+    float4 result_1 = _S18;
     for(;;)
     {
-        uint _S22 = 128U / _S17;
-        if(wave_2 < _S22)
+        uint _S19 = 128U / _S14;
+        if(wave_2 < _S19)
         {
         }
         else
@@ -202,209 +186,135 @@ float4 group_total_0(float4 value_1, uint thread_1, KernelContext_0 thread* kern
     return result_1;
 }
 
-void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 device* k_pages_0, packed_float4 device* v_pages_0, uint device* batch_3, uint device* sequences_2, packed_float4 device* scratch_0, const AttentionPartParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void attend_0(uint thread_2, packed_float4 device* k_pages_0, packed_float4 device* v_pages_0, uint device* sequences_1, packed_float4 device* scratch_0, const SequenceTable_0 thread* table_0, const Part_0 thread* part_0, const Start_0 thread* start_0, KernelContext_0 thread* kernelContext_2)
 {
-    float4 total_0;
     float4 score_0;
-    uint _S23 = p_1->heads_0;
-    uint _S24 = p_1->kv_heads_0;
-    uint _S25 = p_1->heads_0 / p_1->kv_heads_0;
-    uint _S26 = (_S25 + 4U - 1U) / 4U;
-    uint _S27 = p_1->rows_0;
-    uint _S28 = p_1->rows_0 * _S24 * _S26;
-    uint _S29 = group_number_0(group_1);
-    uint _S30 = _S29 / _S28;
-    uint _S31 = _S29 % _S28;
-    uint _S32 = _S31 / (_S24 * _S26);
-    uint _S33 = _S31 / _S26;
-    uint _S34 = _S33 % _S24;
-    uint _S35 = _S31 % _S26;
-    uint _S36 = p_1->parts_0;
-    bool _S37;
-    if(_S30 >= (p_1->parts_0))
-    {
-        _S37 = true;
-    }
-    else
-    {
-        _S37 = _S32 >= (valid_rows_0(batch_3, p_1->batch_offset_0, p_1->batch_row_0, _S27));
-    }
-    if(_S37)
-    {
-        return;
-    }
-    uint _S38 = _S35 * 4U;
-    uint _S39 = _S34 * _S25 + _S38;
-    uint _S40 = min(_S25 - _S38, 4U);
-    uint _S41 = p_1->batch_row_0 + _S32;
-    SequenceTable_0 _S42 = sequence_table_0(sequences_2, p_1->sequences_offset_0, row_sequence_0(batch_3, p_1->batch_offset_0, _S41), p_1->sequence_count_0, p_1->table_length_0, p_1->page_size_0, p_1->pages_0);
-    uint _S43 = row_position_0(batch_3, p_1->batch_offset_0, _S41);
     uint i_0;
-    if(_S43 < (_S42.length_0))
-    {
-        i_0 = _S43 + 1U;
-    }
-    else
-    {
-        i_0 = _S42.length_0;
-    }
-    uint _S44 = p_1->window_0;
-    if((p_1->window_0) != 0U)
-    {
-        _S37 = _S43 >= _S44;
-    }
-    else
-    {
-        _S37 = false;
-    }
-    uint tile_0;
-    if(_S37)
-    {
-        tile_0 = _S43 - _S44 + 1U;
-    }
-    else
-    {
-        tile_0 = 0U;
-    }
     uint i_1;
-    if(tile_0 < i_0)
+    uint _S20;
+    uint _S21 = part_0->head_dim_0;
+    uint _S22 = part_0->head_dim_0 / 4U;
+    uint _S23 = padded_vectors_0(part_0->head_dim_0);
+    uint _S24 = 128U / _S22;
+    uint _S25 = thread_2 / _S22;
+    uint _S26 = part_0->kv_head_0 * _S21;
+    uint _S27 = thread_2 % _S22;
+    uint _S28 = _S26 + 4U * _S27;
+    float4 _S29 = start_0->peak_0;
+    float _S30;
+    if(thread_2 == 0U)
     {
-        i_1 = i_0 - tile_0;
+        _S30 = start_0->weight_0;
     }
     else
     {
-        i_1 = 0U;
+        _S30 = 0.0;
     }
-    uint _S45 = _S36 * 64U;
-    uint _S46 = (i_1 + _S45 - 1U) / _S45;
-    uint _S47 = _S46 * 64U;
-    uint _S48 = min(tile_0 + _S30 * _S47, i_0);
-    uint _S49 = min(_S48 + _S47, i_0);
-    uint _S50 = p_1->head_dim_0;
-    uint _S51 = p_1->head_dim_0 / 4U;
-    uint _S52 = _S51 + 1U;
-    uint _S53 = p_1->scratch_offset_0 + ((_S32 * _S23 + _S39) * _S36 + _S30) * _S52;
-    uint _S54 = _S36 * _S52;
-    if(_S48 >= _S49)
-    {
-        if(thread_2 < _S40)
-        {
-            *(scratch_0+(_S53 + thread_2 * _S54 + _S51)) = packed_float4(float4(int4(int(0)) )) ;
-        }
-        return;
-    }
-    uint _S55 = (_S51 + 16U - 1U) / 16U * 16U;
-    i_0 = thread_2;
-    for(;;)
-    {
-        if(i_0 < (4U * _S55))
-        {
-        }
-        else
-        {
-            break;
-        }
-        uint _S56 = i_0 % _S55;
-        uint _S57 = p_1->q_offset_0 + _S32 * p_1->q_stride_0;
-        uint _S58 = i_0 / _S55;
-        uint _S59 = _S57 + (_S39 + _S58) * _S50 + 4U * _S56;
-        uint _S60 = i_0 / _S55;
-        if(_S60 < _S40)
-        {
-            _S37 = _S56 < _S51;
-        }
-        else
-        {
-            _S37 = false;
-        }
-        if(_S37)
-        {
-            total_0 = float4(p_1->scale_0)  * float4(q_0[_S59], q_0[_S59 + 1U], q_0[_S59 + 2U], q_0[_S59 + 3U]);
-        }
-        else
-        {
-            total_0 = float4(int4(int(0)) );
-        }
-        (*kernelContext_2->query_0)[i_0] = total_0;
-        i_0 = i_0 + 128U;
-    }
-    uint _S61 = _S24 * _S50;
-    uint _S62 = 128U / _S51;
-    uint _S63 = thread_2 / _S51;
-    uint _S64 = _S34 * _S50;
-    uint _S65 = thread_2 % _S51;
-    uint _S66 = _S64 + 4U * _S65;
-    float4 _S67 = float4(-3.4028234663852886e+38) ;
-    float4 _S68 = float4(int4(int(0)) );
+    float4 _S31 = float4(_S30) ;
     thread array<float4, int(4)> sums_0;
-    sums_0[0U] = _S68;
-    sums_0[1U] = _S68;
-    sums_0[2U] = _S68;
-    sums_0[3U] = _S68;
-    tile_0 = _S48;
-    total_0 = _S68;
-    float4 peak_0 = _S67;
+    bool _S32 = _S25 == 0U;
+    float4 total_0;
+    if(_S32)
+    {
+        total_0 = float4(start_0->weight_0)  * start_0->value_0;
+    }
+    else
+    {
+        total_0 = float4(int4(int(0)) );
+    }
+    sums_0[0U] = total_0;
+    if(_S32)
+    {
+        total_0 = float4(start_0->weight_0)  * start_0->value_0;
+    }
+    else
+    {
+        total_0 = float4(int4(int(0)) );
+    }
+    sums_0[1U] = total_0;
+    if(_S32)
+    {
+        total_0 = float4(start_0->weight_0)  * start_0->value_0;
+    }
+    else
+    {
+        total_0 = float4(int4(int(0)) );
+    }
+    sums_0[2U] = total_0;
+    if(_S32)
+    {
+        total_0 = float4(start_0->weight_0)  * start_0->value_0;
+    }
+    else
+    {
+        total_0 = float4(int4(int(0)) );
+    }
+    sums_0[3U] = total_0;
+    uint tile_0 = part_0->begin_1;
+    total_0 = _S31;
+    float4 peak_1 = _S29;
     for(;;)
     {
-        if(tile_0 < _S49)
+        uint _S33 = part_0->end_0;
+        if(tile_0 < (part_0->end_0))
         {
         }
         else
         {
             break;
         }
-        bool _S69 = thread_2 < 64U;
-        if(_S69)
+        bool _S34 = thread_2 < 64U;
+        if(_S34)
         {
-            uint _S70 = min(tile_0 + thread_2, _S49 - 1U);
-            thread SequenceTable_0 _S71 = _S42;
-            uint _S72 = SequenceTable_slot_0(&_S71, sequences_2, _S70);
-            (*kernelContext_2->slots_0)[thread_2] = _S72;
+            uint _S35 = SequenceTable_slot_0(table_0, sequences_1, min(tile_0 + thread_2, _S33 - 1U));
+            (*kernelContext_2->slots_0)[thread_2] = _S35;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         thread array<float4, int(8)> values_0;
         thread array<float, int(8)> scales_0;
-        uint _S73 = p_1->v_pages_offset_0;
-        Run_0 _S74 = Float32_run_0(p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[min(_S63, 63U)], _S61, _S66);
-        values_0[0U] = float4(*(v_pages_0+_S74.vector_0)) ;
-        scales_0[0U] = Float32_scale_0(v_pages_0, _S74.scale_1);
-        Run_0 _S75 = Float32_run_0(_S73, (*kernelContext_2->slots_0)[min(_S63 + _S62, 63U)], _S61, _S66);
-        values_0[1U] = float4(*(v_pages_0+_S75.vector_0)) ;
-        scales_0[1U] = Float32_scale_0(v_pages_0, _S75.scale_1);
-        uint _S76 = 2U * _S62;
-        Run_0 _S77 = Float32_run_0(_S73, (*kernelContext_2->slots_0)[min(_S63 + _S76, 63U)], _S61, _S66);
-        values_0[2U] = float4(*(v_pages_0+_S77.vector_0)) ;
-        scales_0[2U] = Float32_scale_0(v_pages_0, _S77.scale_1);
-        uint _S78 = 3U * _S62;
-        Run_0 _S79 = Float32_run_0(_S73, (*kernelContext_2->slots_0)[min(_S63 + _S78, 63U)], _S61, _S66);
-        values_0[3U] = float4(*(v_pages_0+_S79.vector_0)) ;
-        scales_0[3U] = Float32_scale_0(v_pages_0, _S79.scale_1);
-        uint _S80 = 4U * _S62;
-        Run_0 _S81 = Float32_run_0(_S73, (*kernelContext_2->slots_0)[min(_S63 + _S80, 63U)], _S61, _S66);
-        values_0[4U] = float4(*(v_pages_0+_S81.vector_0)) ;
-        scales_0[4U] = Float32_scale_0(v_pages_0, _S81.scale_1);
-        uint _S82 = 5U * _S62;
-        Run_0 _S83 = Float32_run_0(_S73, (*kernelContext_2->slots_0)[min(_S63 + _S82, 63U)], _S61, _S66);
-        values_0[5U] = float4(*(v_pages_0+_S83.vector_0)) ;
-        scales_0[5U] = Float32_scale_0(v_pages_0, _S83.scale_1);
-        uint _S84 = 6U * _S62;
-        Run_0 _S85 = Float32_run_0(_S73, (*kernelContext_2->slots_0)[min(_S63 + _S84, 63U)], _S61, _S66);
-        values_0[6U] = float4(*(v_pages_0+_S85.vector_0)) ;
-        scales_0[6U] = Float32_scale_0(v_pages_0, _S85.scale_1);
-        uint _S86 = 7U * _S62;
-        Run_0 _S87 = Float32_run_0(_S73, (*kernelContext_2->slots_0)[min(_S63 + _S86, 63U)], _S61, _S66);
-        values_0[7U] = float4(*(v_pages_0+_S87.vector_0)) ;
-        scales_0[7U] = Float32_scale_0(v_pages_0, _S87.scale_1);
+        uint _S36 = part_0->v_pages_offset_0;
+        uint _S37 = part_0->columns_0;
+        Run_0 _S38 = Float32_run_0(part_0->v_pages_offset_0, (*kernelContext_2->slots_0)[min(_S25, 63U)], part_0->columns_0, _S28);
+        values_0[0U] = float4(*(v_pages_0+_S38.vector_0)) ;
+        scales_0[0U] = Float32_scale_0(v_pages_0, _S38.scale_1);
+        Run_0 _S39 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S24, 63U)], _S37, _S28);
+        values_0[1U] = float4(*(v_pages_0+_S39.vector_0)) ;
+        scales_0[1U] = Float32_scale_0(v_pages_0, _S39.scale_1);
+        uint _S40 = 2U * _S24;
+        Run_0 _S41 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S40, 63U)], _S37, _S28);
+        values_0[2U] = float4(*(v_pages_0+_S41.vector_0)) ;
+        scales_0[2U] = Float32_scale_0(v_pages_0, _S41.scale_1);
+        uint _S42 = 3U * _S24;
+        Run_0 _S43 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S42, 63U)], _S37, _S28);
+        values_0[3U] = float4(*(v_pages_0+_S43.vector_0)) ;
+        scales_0[3U] = Float32_scale_0(v_pages_0, _S43.scale_1);
+        uint _S44 = 4U * _S24;
+        Run_0 _S45 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S44, 63U)], _S37, _S28);
+        values_0[4U] = float4(*(v_pages_0+_S45.vector_0)) ;
+        scales_0[4U] = Float32_scale_0(v_pages_0, _S45.scale_1);
+        uint _S46 = 5U * _S24;
+        Run_0 _S47 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S46, 63U)], _S37, _S28);
+        values_0[5U] = float4(*(v_pages_0+_S47.vector_0)) ;
+        scales_0[5U] = Float32_scale_0(v_pages_0, _S47.scale_1);
+        uint _S48 = 6U * _S24;
+        Run_0 _S49 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S48, 63U)], _S37, _S28);
+        values_0[6U] = float4(*(v_pages_0+_S49.vector_0)) ;
+        scales_0[6U] = Float32_scale_0(v_pages_0, _S49.scale_1);
+        uint _S50 = 7U * _S24;
+        Run_0 _S51 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(_S25 + _S50, 63U)], _S37, _S28);
+        values_0[7U] = float4(*(v_pages_0+_S51.vector_0)) ;
+        scales_0[7U] = Float32_scale_0(v_pages_0, _S51.scale_1);
         thread array<Run_0, int(2)> keys_0;
-        keys_0[0U] = Float32_run_0(p_1->k_pages_offset_0, (*kernelContext_2->slots_0)[thread_2 / 4U], _S61, _S64);
+        keys_0[0U] = Float32_run_0(part_0->k_pages_offset_0, (*kernelContext_2->slots_0)[thread_2 / 4U], _S37, _S26);
         thread array<float4, int(2)> products_0;
-        products_0[0U] = _S68;
-        keys_0[1U] = Float32_run_0(p_1->k_pages_offset_0, (*kernelContext_2->slots_0)[thread_2 / 4U + 32U], _S61, _S64);
-        products_0[1U] = _S68;
+        float4 _S52 = float4(int4(int(0)) );
+        products_0[0U] = _S52;
+        keys_0[1U] = Float32_run_0(part_0->k_pages_offset_0, (*kernelContext_2->slots_0)[thread_2 / 4U + 32U], _S37, _S26);
+        products_0[1U] = _S52;
         i_0 = thread_2 % 4U;
         for(;;)
         {
-            if(i_0 < _S51)
+            if(i_0 < _S22)
             {
             }
             else
@@ -413,375 +323,604 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, packed_float4 dev
             }
             thread array<float4, int(8)> ahead_0;
             thread array<float, int(8)> key_scales_0;
-            uint _S88 = _S51 - 1U;
-            uint _S89 = min(i_0, _S88);
-            float4 _S90 = float4(*(k_pages_0+((&keys_0[0U])->vector_0 + _S89))) ;
-            ahead_0[0U] = _S90;
-            float _S91 = Float32_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S89 / 8U);
-            key_scales_0[0U] = _S91;
-            float4 _S92 = float4(*(k_pages_0+((&keys_0[1U])->vector_0 + _S89))) ;
-            ahead_0[1U] = _S92;
-            float _S93 = Float32_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S89 / 8U);
-            key_scales_0[1U] = _S93;
-            uint _S94 = i_0 + 4U;
-            uint _S95 = min(_S94, _S88);
-            float4 _S96 = float4(*(k_pages_0+((&keys_0[0U])->vector_0 + _S95))) ;
-            ahead_0[2U] = _S96;
-            float _S97 = Float32_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S95 / 8U);
-            key_scales_0[2U] = _S97;
-            float4 _S98 = float4(*(k_pages_0+((&keys_0[1U])->vector_0 + _S95))) ;
-            ahead_0[3U] = _S98;
-            float _S99 = Float32_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S95 / 8U);
-            key_scales_0[3U] = _S99;
-            uint _S100 = i_0 + 8U;
-            uint _S101 = min(_S100, _S88);
-            float4 _S102 = float4(*(k_pages_0+((&keys_0[0U])->vector_0 + _S101))) ;
-            ahead_0[4U] = _S102;
-            float _S103 = Float32_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S101 / 8U);
-            key_scales_0[4U] = _S103;
-            float4 _S104 = float4(*(k_pages_0+((&keys_0[1U])->vector_0 + _S101))) ;
-            ahead_0[5U] = _S104;
-            float _S105 = Float32_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S101 / 8U);
-            key_scales_0[5U] = _S105;
-            uint _S106 = i_0 + 12U;
-            uint _S107 = min(_S106, _S88);
-            float4 _S108 = float4(*(k_pages_0+((&keys_0[0U])->vector_0 + _S107))) ;
-            ahead_0[6U] = _S108;
-            float _S109 = Float32_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S107 / 8U);
-            key_scales_0[6U] = _S109;
-            float4 _S110 = float4(*(k_pages_0+((&keys_0[1U])->vector_0 + _S107))) ;
-            ahead_0[7U] = _S110;
-            float _S111 = Float32_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S107 / 8U);
-            key_scales_0[7U] = _S111;
-            float4 _S112 = (*kernelContext_2->query_0)[i_0];
-            float4 _S113 = Float32_expand_0(_S90);
-            products_0[0U].x = products_0[0U].x + _S91 * dot((*kernelContext_2->query_0)[i_0], _S113);
-            float4 _S114 = Float32_expand_0(_S92);
-            products_0[1U].x = products_0[1U].x + _S93 * dot(_S112, _S114);
-            uint _S115 = _S55 + i_0;
-            float4 _S116 = (*kernelContext_2->query_0)[_S115];
-            products_0[0U].y = products_0[0U].y + _S91 * dot((*kernelContext_2->query_0)[_S115], _S113);
-            products_0[1U].y = products_0[1U].y + _S93 * dot(_S116, _S114);
-            uint _S117 = 2U * _S55 + i_0;
-            float4 _S118 = (*kernelContext_2->query_0)[_S117];
-            products_0[0U].z = products_0[0U].z + _S91 * dot((*kernelContext_2->query_0)[_S117], _S113);
-            products_0[1U].z = products_0[1U].z + _S93 * dot(_S118, _S114);
-            uint _S119 = 3U * _S55 + i_0;
-            float4 _S120 = (*kernelContext_2->query_0)[_S119];
-            products_0[0U].w = products_0[0U].w + _S91 * dot((*kernelContext_2->query_0)[_S119], _S113);
-            products_0[1U].w = products_0[1U].w + _S93 * dot(_S120, _S114);
-            float4 _S121 = (*kernelContext_2->query_0)[_S94];
-            float4 _S122 = Float32_expand_0(_S96);
-            products_0[0U].x = products_0[0U].x + _S97 * dot((*kernelContext_2->query_0)[_S94], _S122);
-            float4 _S123 = Float32_expand_0(_S98);
-            products_0[1U].x = products_0[1U].x + _S99 * dot(_S121, _S123);
-            float4 _S124 = (*kernelContext_2->query_0)[_S115 + 4U];
-            products_0[0U].y = products_0[0U].y + _S97 * dot((*kernelContext_2->query_0)[_S115 + 4U], _S122);
-            products_0[1U].y = products_0[1U].y + _S99 * dot(_S124, _S123);
-            float4 _S125 = (*kernelContext_2->query_0)[_S117 + 4U];
-            products_0[0U].z = products_0[0U].z + _S97 * dot((*kernelContext_2->query_0)[_S117 + 4U], _S122);
-            products_0[1U].z = products_0[1U].z + _S99 * dot(_S125, _S123);
-            float4 _S126 = (*kernelContext_2->query_0)[_S119 + 4U];
-            products_0[0U].w = products_0[0U].w + _S97 * dot((*kernelContext_2->query_0)[_S119 + 4U], _S122);
-            products_0[1U].w = products_0[1U].w + _S99 * dot(_S126, _S123);
-            float4 _S127 = (*kernelContext_2->query_0)[_S100];
-            float4 _S128 = Float32_expand_0(_S102);
-            products_0[0U].x = products_0[0U].x + _S103 * dot((*kernelContext_2->query_0)[_S100], _S128);
-            float4 _S129 = Float32_expand_0(_S104);
-            products_0[1U].x = products_0[1U].x + _S105 * dot(_S127, _S129);
-            float4 _S130 = (*kernelContext_2->query_0)[_S115 + 8U];
-            products_0[0U].y = products_0[0U].y + _S103 * dot((*kernelContext_2->query_0)[_S115 + 8U], _S128);
-            products_0[1U].y = products_0[1U].y + _S105 * dot(_S130, _S129);
-            float4 _S131 = (*kernelContext_2->query_0)[_S117 + 8U];
-            products_0[0U].z = products_0[0U].z + _S103 * dot((*kernelContext_2->query_0)[_S117 + 8U], _S128);
-            products_0[1U].z = products_0[1U].z + _S105 * dot(_S131, _S129);
-            float4 _S132 = (*kernelContext_2->query_0)[_S119 + 8U];
-            products_0[0U].w = products_0[0U].w + _S103 * dot((*kernelContext_2->query_0)[_S119 + 8U], _S128);
-            products_0[1U].w = products_0[1U].w + _S105 * dot(_S132, _S129);
-            float4 _S133 = (*kernelContext_2->query_0)[_S106];
-            float4 _S134 = Float32_expand_0(_S108);
-            products_0[0U].x = products_0[0U].x + _S109 * dot((*kernelContext_2->query_0)[_S106], _S134);
-            float4 _S135 = Float32_expand_0(_S110);
-            products_0[1U].x = products_0[1U].x + _S111 * dot(_S133, _S135);
-            float4 _S136 = (*kernelContext_2->query_0)[_S115 + 12U];
-            products_0[0U].y = products_0[0U].y + _S109 * dot((*kernelContext_2->query_0)[_S115 + 12U], _S134);
-            products_0[1U].y = products_0[1U].y + _S111 * dot(_S136, _S135);
-            float4 _S137 = (*kernelContext_2->query_0)[_S117 + 12U];
-            products_0[0U].z = products_0[0U].z + _S109 * dot((*kernelContext_2->query_0)[_S117 + 12U], _S134);
-            products_0[1U].z = products_0[1U].z + _S111 * dot(_S137, _S135);
-            float4 _S138 = (*kernelContext_2->query_0)[_S119 + 12U];
-            products_0[0U].w = products_0[0U].w + _S109 * dot((*kernelContext_2->query_0)[_S119 + 12U], _S134);
-            products_0[1U].w = products_0[1U].w + _S111 * dot(_S138, _S135);
+            uint _S53 = _S22 - 1U;
+            uint _S54 = min(i_0, _S53);
+            float4 _S55 = float4(*(k_pages_0+((&keys_0[0U])->vector_0 + _S54))) ;
+            ahead_0[0U] = _S55;
+            float _S56 = Float32_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S54 / 8U);
+            key_scales_0[0U] = _S56;
+            float4 _S57 = float4(*(k_pages_0+((&keys_0[1U])->vector_0 + _S54))) ;
+            ahead_0[1U] = _S57;
+            float _S58 = Float32_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S54 / 8U);
+            key_scales_0[1U] = _S58;
+            uint _S59 = i_0 + 4U;
+            uint _S60 = min(_S59, _S53);
+            float4 _S61 = float4(*(k_pages_0+((&keys_0[0U])->vector_0 + _S60))) ;
+            ahead_0[2U] = _S61;
+            float _S62 = Float32_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S60 / 8U);
+            key_scales_0[2U] = _S62;
+            float4 _S63 = float4(*(k_pages_0+((&keys_0[1U])->vector_0 + _S60))) ;
+            ahead_0[3U] = _S63;
+            float _S64 = Float32_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S60 / 8U);
+            key_scales_0[3U] = _S64;
+            uint _S65 = i_0 + 8U;
+            uint _S66 = min(_S65, _S53);
+            float4 _S67 = float4(*(k_pages_0+((&keys_0[0U])->vector_0 + _S66))) ;
+            ahead_0[4U] = _S67;
+            float _S68 = Float32_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S66 / 8U);
+            key_scales_0[4U] = _S68;
+            float4 _S69 = float4(*(k_pages_0+((&keys_0[1U])->vector_0 + _S66))) ;
+            ahead_0[5U] = _S69;
+            float _S70 = Float32_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S66 / 8U);
+            key_scales_0[5U] = _S70;
+            uint _S71 = i_0 + 12U;
+            uint _S72 = min(_S71, _S53);
+            float4 _S73 = float4(*(k_pages_0+((&keys_0[0U])->vector_0 + _S72))) ;
+            ahead_0[6U] = _S73;
+            float _S74 = Float32_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S72 / 8U);
+            key_scales_0[6U] = _S74;
+            float4 _S75 = float4(*(k_pages_0+((&keys_0[1U])->vector_0 + _S72))) ;
+            ahead_0[7U] = _S75;
+            float _S76 = Float32_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S72 / 8U);
+            key_scales_0[7U] = _S76;
+            float4 _S77 = (*kernelContext_2->query_0)[i_0];
+            float4 _S78 = Float32_expand_0(_S55);
+            products_0[0U].x = products_0[0U].x + _S56 * dot((*kernelContext_2->query_0)[i_0], _S78);
+            float4 _S79 = Float32_expand_0(_S57);
+            products_0[1U].x = products_0[1U].x + _S58 * dot(_S77, _S79);
+            uint _S80 = _S23 + i_0;
+            float4 _S81 = (*kernelContext_2->query_0)[_S80];
+            products_0[0U].y = products_0[0U].y + _S56 * dot((*kernelContext_2->query_0)[_S80], _S78);
+            products_0[1U].y = products_0[1U].y + _S58 * dot(_S81, _S79);
+            uint _S82 = 2U * _S23 + i_0;
+            float4 _S83 = (*kernelContext_2->query_0)[_S82];
+            products_0[0U].z = products_0[0U].z + _S56 * dot((*kernelContext_2->query_0)[_S82], _S78);
+            products_0[1U].z = products_0[1U].z + _S58 * dot(_S83, _S79);
+            uint _S84 = 3U * _S23 + i_0;
+            float4 _S85 = (*kernelContext_2->query_0)[_S84];
+            products_0[0U].w = products_0[0U].w + _S56 * dot((*kernelContext_2->query_0)[_S84], _S78);
+            products_0[1U].w = products_0[1U].w + _S58 * dot(_S85, _S79);
+            float4 _S86 = (*kernelContext_2->query_0)[_S59];
+            float4 _S87 = Float32_expand_0(_S61);
+            products_0[0U].x = products_0[0U].x + _S62 * dot((*kernelContext_2->query_0)[_S59], _S87);
+            float4 _S88 = Float32_expand_0(_S63);
+            products_0[1U].x = products_0[1U].x + _S64 * dot(_S86, _S88);
+            float4 _S89 = (*kernelContext_2->query_0)[_S80 + 4U];
+            products_0[0U].y = products_0[0U].y + _S62 * dot((*kernelContext_2->query_0)[_S80 + 4U], _S87);
+            products_0[1U].y = products_0[1U].y + _S64 * dot(_S89, _S88);
+            float4 _S90 = (*kernelContext_2->query_0)[_S82 + 4U];
+            products_0[0U].z = products_0[0U].z + _S62 * dot((*kernelContext_2->query_0)[_S82 + 4U], _S87);
+            products_0[1U].z = products_0[1U].z + _S64 * dot(_S90, _S88);
+            float4 _S91 = (*kernelContext_2->query_0)[_S84 + 4U];
+            products_0[0U].w = products_0[0U].w + _S62 * dot((*kernelContext_2->query_0)[_S84 + 4U], _S87);
+            products_0[1U].w = products_0[1U].w + _S64 * dot(_S91, _S88);
+            float4 _S92 = (*kernelContext_2->query_0)[_S65];
+            float4 _S93 = Float32_expand_0(_S67);
+            products_0[0U].x = products_0[0U].x + _S68 * dot((*kernelContext_2->query_0)[_S65], _S93);
+            float4 _S94 = Float32_expand_0(_S69);
+            products_0[1U].x = products_0[1U].x + _S70 * dot(_S92, _S94);
+            float4 _S95 = (*kernelContext_2->query_0)[_S80 + 8U];
+            products_0[0U].y = products_0[0U].y + _S68 * dot((*kernelContext_2->query_0)[_S80 + 8U], _S93);
+            products_0[1U].y = products_0[1U].y + _S70 * dot(_S95, _S94);
+            float4 _S96 = (*kernelContext_2->query_0)[_S82 + 8U];
+            products_0[0U].z = products_0[0U].z + _S68 * dot((*kernelContext_2->query_0)[_S82 + 8U], _S93);
+            products_0[1U].z = products_0[1U].z + _S70 * dot(_S96, _S94);
+            float4 _S97 = (*kernelContext_2->query_0)[_S84 + 8U];
+            products_0[0U].w = products_0[0U].w + _S68 * dot((*kernelContext_2->query_0)[_S84 + 8U], _S93);
+            products_0[1U].w = products_0[1U].w + _S70 * dot(_S97, _S94);
+            float4 _S98 = (*kernelContext_2->query_0)[_S71];
+            float4 _S99 = Float32_expand_0(_S73);
+            products_0[0U].x = products_0[0U].x + _S74 * dot((*kernelContext_2->query_0)[_S71], _S99);
+            float4 _S100 = Float32_expand_0(_S75);
+            products_0[1U].x = products_0[1U].x + _S76 * dot(_S98, _S100);
+            float4 _S101 = (*kernelContext_2->query_0)[_S80 + 12U];
+            products_0[0U].y = products_0[0U].y + _S74 * dot((*kernelContext_2->query_0)[_S80 + 12U], _S99);
+            products_0[1U].y = products_0[1U].y + _S76 * dot(_S101, _S100);
+            float4 _S102 = (*kernelContext_2->query_0)[_S82 + 12U];
+            products_0[0U].z = products_0[0U].z + _S74 * dot((*kernelContext_2->query_0)[_S82 + 12U], _S99);
+            products_0[1U].z = products_0[1U].z + _S76 * dot(_S102, _S100);
+            float4 _S103 = (*kernelContext_2->query_0)[_S84 + 12U];
+            products_0[0U].w = products_0[0U].w + _S74 * dot((*kernelContext_2->query_0)[_S84 + 12U], _S99);
+            products_0[1U].w = products_0[1U].w + _S76 * dot(_S103, _S100);
             i_0 = i_0 + 16U;
         }
         (*kernelContext_2->exchange_0)[thread_2] = products_0[0U];
         (*kernelContext_2->exchange_0)[128U + thread_2] = products_0[1U];
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        if(_S69)
+        bool _S104;
+        if(_S34)
         {
-            _S37 = (tile_0 + thread_2) < _S49;
+            _S104 = (tile_0 + thread_2) < _S33;
         }
         else
         {
-            _S37 = false;
+            _S104 = false;
         }
-        if(_S37)
+        float4 _S105 = float4(-3.4028234663852886e+38) ;
+        if(_S104)
         {
-            uint _S139 = thread_2 * 4U;
-            score_0 = (*kernelContext_2->exchange_0)[_S139] + (*kernelContext_2->exchange_0)[_S139 + 1U] + (*kernelContext_2->exchange_0)[_S139 + 2U] + (*kernelContext_2->exchange_0)[_S139 + 3U];
+            uint _S106 = thread_2 * 4U;
+            score_0 = (*kernelContext_2->exchange_0)[_S106] + (*kernelContext_2->exchange_0)[_S106 + 1U] + (*kernelContext_2->exchange_0)[_S106 + 2U] + (*kernelContext_2->exchange_0)[_S106 + 3U];
         }
         else
         {
-            score_0 = _S67;
+            score_0 = _S105;
         }
-        float4 _S140 = group_peak_0(score_0, thread_2, kernelContext_2);
-        float4 _S141 = max(peak_0, _S140);
-        float4 _S142;
-        if(_S37)
+        float4 _S107 = group_peak_0(score_0, thread_2, kernelContext_2);
+        float4 _S108 = max(peak_1, _S107);
+        float4 _S109;
+        if(_S104)
         {
-            _S142 = exp(score_0 - _S141);
+            _S109 = exp(score_0 - _S108);
         }
         else
         {
-            _S142 = _S68;
+            _S109 = _S52;
         }
-        if(_S69)
+        if(_S34)
         {
-            (*kernelContext_2->weights_0)[thread_2] = _S142;
+            (*kernelContext_2->weights_0)[thread_2] = _S109;
         }
-        float4 _S143 = exp(peak_0 - _S141);
-        float4 _S144 = total_0 * _S143 + _S142;
+        float4 _S110 = exp(peak_1 - _S108);
+        float4 _S111 = total_0 * _S110 + _S109;
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        sums_0[0U] = sums_0[0U] * float4(_S143[0U]) ;
-        sums_0[1U] = sums_0[1U] * float4(_S143[1U]) ;
-        sums_0[2U] = sums_0[2U] * float4(_S143[2U]) ;
-        sums_0[3U] = sums_0[3U] * float4(_S143[3U]) ;
-        i_1 = _S63;
+        sums_0[0U] = sums_0[0U] * float4(_S110[0U]) ;
+        sums_0[1U] = sums_0[1U] * float4(_S110[1U]) ;
+        sums_0[2U] = sums_0[2U] * float4(_S110[2U]) ;
+        sums_0[3U] = sums_0[3U] * float4(_S110[3U]) ;
+        i_1 = _S25;
         for(;;)
         {
-            float4 _S145 = float4(scales_0[0U])  * Float32_expand_0(values_0[0U]);
-            float4 _S146;
+            float4 _S112 = float4(scales_0[0U])  * Float32_expand_0(values_0[0U]);
+            float4 _S113;
             if(i_1 < 64U)
             {
-                _S146 = (*kernelContext_2->weights_0)[i_1];
+                _S113 = (*kernelContext_2->weights_0)[i_1];
             }
             else
             {
-                _S146 = _S68;
+                _S113 = _S52;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S146[0U])  * _S145;
-            sums_0[1U] = sums_0[1U] + float4(_S146[1U])  * _S145;
-            sums_0[2U] = sums_0[2U] + float4(_S146[2U])  * _S145;
-            sums_0[3U] = sums_0[3U] + float4(_S146[3U])  * _S145;
-            float4 _S147 = float4(scales_0[1U])  * Float32_expand_0(values_0[1U]);
-            uint _S148 = i_1 + _S62;
-            float4 _S149;
-            if(_S148 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S113[0U])  * _S112;
+            sums_0[1U] = sums_0[1U] + float4(_S113[1U])  * _S112;
+            sums_0[2U] = sums_0[2U] + float4(_S113[2U])  * _S112;
+            sums_0[3U] = sums_0[3U] + float4(_S113[3U])  * _S112;
+            float4 _S114 = float4(scales_0[1U])  * Float32_expand_0(values_0[1U]);
+            uint _S115 = i_1 + _S24;
+            float4 _S116;
+            if(_S115 < 64U)
             {
-                _S149 = (*kernelContext_2->weights_0)[_S148];
+                _S116 = (*kernelContext_2->weights_0)[_S115];
             }
             else
             {
-                _S149 = _S68;
+                _S116 = _S52;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S149[0U])  * _S147;
-            sums_0[1U] = sums_0[1U] + float4(_S149[1U])  * _S147;
-            sums_0[2U] = sums_0[2U] + float4(_S149[2U])  * _S147;
-            sums_0[3U] = sums_0[3U] + float4(_S149[3U])  * _S147;
-            float4 _S150 = float4(scales_0[2U])  * Float32_expand_0(values_0[2U]);
-            uint _S151 = i_1 + _S76;
-            float4 _S152;
-            if(_S151 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S116[0U])  * _S114;
+            sums_0[1U] = sums_0[1U] + float4(_S116[1U])  * _S114;
+            sums_0[2U] = sums_0[2U] + float4(_S116[2U])  * _S114;
+            sums_0[3U] = sums_0[3U] + float4(_S116[3U])  * _S114;
+            float4 _S117 = float4(scales_0[2U])  * Float32_expand_0(values_0[2U]);
+            uint _S118 = i_1 + _S40;
+            float4 _S119;
+            if(_S118 < 64U)
             {
-                _S152 = (*kernelContext_2->weights_0)[_S151];
+                _S119 = (*kernelContext_2->weights_0)[_S118];
             }
             else
             {
-                _S152 = _S68;
+                _S119 = _S52;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S152[0U])  * _S150;
-            sums_0[1U] = sums_0[1U] + float4(_S152[1U])  * _S150;
-            sums_0[2U] = sums_0[2U] + float4(_S152[2U])  * _S150;
-            sums_0[3U] = sums_0[3U] + float4(_S152[3U])  * _S150;
-            float4 _S153 = float4(scales_0[3U])  * Float32_expand_0(values_0[3U]);
-            uint _S154 = i_1 + _S78;
-            float4 _S155;
-            if(_S154 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S119[0U])  * _S117;
+            sums_0[1U] = sums_0[1U] + float4(_S119[1U])  * _S117;
+            sums_0[2U] = sums_0[2U] + float4(_S119[2U])  * _S117;
+            sums_0[3U] = sums_0[3U] + float4(_S119[3U])  * _S117;
+            float4 _S120 = float4(scales_0[3U])  * Float32_expand_0(values_0[3U]);
+            uint _S121 = i_1 + _S42;
+            float4 _S122;
+            if(_S121 < 64U)
             {
-                _S155 = (*kernelContext_2->weights_0)[_S154];
+                _S122 = (*kernelContext_2->weights_0)[_S121];
             }
             else
             {
-                _S155 = _S68;
+                _S122 = _S52;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S155[0U])  * _S153;
-            sums_0[1U] = sums_0[1U] + float4(_S155[1U])  * _S153;
-            sums_0[2U] = sums_0[2U] + float4(_S155[2U])  * _S153;
-            sums_0[3U] = sums_0[3U] + float4(_S155[3U])  * _S153;
-            float4 _S156 = float4(scales_0[4U])  * Float32_expand_0(values_0[4U]);
-            uint _S157 = i_1 + _S80;
-            float4 _S158;
-            if(_S157 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S122[0U])  * _S120;
+            sums_0[1U] = sums_0[1U] + float4(_S122[1U])  * _S120;
+            sums_0[2U] = sums_0[2U] + float4(_S122[2U])  * _S120;
+            sums_0[3U] = sums_0[3U] + float4(_S122[3U])  * _S120;
+            float4 _S123 = float4(scales_0[4U])  * Float32_expand_0(values_0[4U]);
+            uint _S124 = i_1 + _S44;
+            float4 _S125;
+            if(_S124 < 64U)
             {
-                _S158 = (*kernelContext_2->weights_0)[_S157];
+                _S125 = (*kernelContext_2->weights_0)[_S124];
             }
             else
             {
-                _S158 = _S68;
+                _S125 = _S52;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S158[0U])  * _S156;
-            sums_0[1U] = sums_0[1U] + float4(_S158[1U])  * _S156;
-            sums_0[2U] = sums_0[2U] + float4(_S158[2U])  * _S156;
-            sums_0[3U] = sums_0[3U] + float4(_S158[3U])  * _S156;
-            float4 _S159 = float4(scales_0[5U])  * Float32_expand_0(values_0[5U]);
-            uint _S160 = i_1 + _S82;
-            float4 _S161;
-            if(_S160 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S125[0U])  * _S123;
+            sums_0[1U] = sums_0[1U] + float4(_S125[1U])  * _S123;
+            sums_0[2U] = sums_0[2U] + float4(_S125[2U])  * _S123;
+            sums_0[3U] = sums_0[3U] + float4(_S125[3U])  * _S123;
+            float4 _S126 = float4(scales_0[5U])  * Float32_expand_0(values_0[5U]);
+            uint _S127 = i_1 + _S46;
+            float4 _S128;
+            if(_S127 < 64U)
             {
-                _S161 = (*kernelContext_2->weights_0)[_S160];
+                _S128 = (*kernelContext_2->weights_0)[_S127];
             }
             else
             {
-                _S161 = _S68;
+                _S128 = _S52;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S161[0U])  * _S159;
-            sums_0[1U] = sums_0[1U] + float4(_S161[1U])  * _S159;
-            sums_0[2U] = sums_0[2U] + float4(_S161[2U])  * _S159;
-            sums_0[3U] = sums_0[3U] + float4(_S161[3U])  * _S159;
-            float4 _S162 = float4(scales_0[6U])  * Float32_expand_0(values_0[6U]);
-            uint _S163 = i_1 + _S84;
-            float4 _S164;
-            if(_S163 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S128[0U])  * _S126;
+            sums_0[1U] = sums_0[1U] + float4(_S128[1U])  * _S126;
+            sums_0[2U] = sums_0[2U] + float4(_S128[2U])  * _S126;
+            sums_0[3U] = sums_0[3U] + float4(_S128[3U])  * _S126;
+            float4 _S129 = float4(scales_0[6U])  * Float32_expand_0(values_0[6U]);
+            uint _S130 = i_1 + _S48;
+            float4 _S131;
+            if(_S130 < 64U)
             {
-                _S164 = (*kernelContext_2->weights_0)[_S163];
+                _S131 = (*kernelContext_2->weights_0)[_S130];
             }
             else
             {
-                _S164 = _S68;
+                _S131 = _S52;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S164[0U])  * _S162;
-            sums_0[1U] = sums_0[1U] + float4(_S164[1U])  * _S162;
-            sums_0[2U] = sums_0[2U] + float4(_S164[2U])  * _S162;
-            sums_0[3U] = sums_0[3U] + float4(_S164[3U])  * _S162;
-            float4 _S165 = float4(scales_0[7U])  * Float32_expand_0(values_0[7U]);
-            uint _S166 = i_1 + _S86;
-            float4 _S167;
-            if(_S166 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S131[0U])  * _S129;
+            sums_0[1U] = sums_0[1U] + float4(_S131[1U])  * _S129;
+            sums_0[2U] = sums_0[2U] + float4(_S131[2U])  * _S129;
+            sums_0[3U] = sums_0[3U] + float4(_S131[3U])  * _S129;
+            float4 _S132 = float4(scales_0[7U])  * Float32_expand_0(values_0[7U]);
+            uint _S133 = i_1 + _S50;
+            float4 _S134;
+            if(_S133 < 64U)
             {
-                _S167 = (*kernelContext_2->weights_0)[_S166];
+                _S134 = (*kernelContext_2->weights_0)[_S133];
             }
             else
             {
-                _S167 = _S68;
+                _S134 = _S52;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S167[0U])  * _S165;
-            sums_0[1U] = sums_0[1U] + float4(_S167[1U])  * _S165;
-            sums_0[2U] = sums_0[2U] + float4(_S167[2U])  * _S165;
-            sums_0[3U] = sums_0[3U] + float4(_S167[3U])  * _S165;
-            uint i_2 = i_1 + 8U * _S62;
+            sums_0[0U] = sums_0[0U] + float4(_S134[0U])  * _S132;
+            sums_0[1U] = sums_0[1U] + float4(_S134[1U])  * _S132;
+            sums_0[2U] = sums_0[2U] + float4(_S134[2U])  * _S132;
+            sums_0[3U] = sums_0[3U] + float4(_S134[3U])  * _S132;
+            uint i_2 = i_1 + 8U * _S24;
             if(i_2 >= 64U)
             {
                 break;
             }
-            Run_0 _S168 = Float32_run_0(_S73, (*kernelContext_2->slots_0)[min(i_2, 63U)], _S61, _S66);
-            values_0[0U] = float4(*(v_pages_0+_S168.vector_0)) ;
-            scales_0[0U] = Float32_scale_0(v_pages_0, _S168.scale_1);
-            Run_0 _S169 = Float32_run_0(_S73, (*kernelContext_2->slots_0)[min(i_2 + _S62, 63U)], _S61, _S66);
-            values_0[1U] = float4(*(v_pages_0+_S169.vector_0)) ;
-            scales_0[1U] = Float32_scale_0(v_pages_0, _S169.scale_1);
-            Run_0 _S170 = Float32_run_0(_S73, (*kernelContext_2->slots_0)[min(i_2 + _S76, 63U)], _S61, _S66);
-            values_0[2U] = float4(*(v_pages_0+_S170.vector_0)) ;
-            scales_0[2U] = Float32_scale_0(v_pages_0, _S170.scale_1);
-            Run_0 _S171 = Float32_run_0(_S73, (*kernelContext_2->slots_0)[min(i_2 + _S78, 63U)], _S61, _S66);
-            values_0[3U] = float4(*(v_pages_0+_S171.vector_0)) ;
-            scales_0[3U] = Float32_scale_0(v_pages_0, _S171.scale_1);
-            Run_0 _S172 = Float32_run_0(_S73, (*kernelContext_2->slots_0)[min(i_2 + _S80, 63U)], _S61, _S66);
-            values_0[4U] = float4(*(v_pages_0+_S172.vector_0)) ;
-            scales_0[4U] = Float32_scale_0(v_pages_0, _S172.scale_1);
-            Run_0 _S173 = Float32_run_0(_S73, (*kernelContext_2->slots_0)[min(i_2 + _S82, 63U)], _S61, _S66);
-            values_0[5U] = float4(*(v_pages_0+_S173.vector_0)) ;
-            scales_0[5U] = Float32_scale_0(v_pages_0, _S173.scale_1);
-            Run_0 _S174 = Float32_run_0(_S73, (*kernelContext_2->slots_0)[min(i_2 + _S84, 63U)], _S61, _S66);
-            values_0[6U] = float4(*(v_pages_0+_S174.vector_0)) ;
-            scales_0[6U] = Float32_scale_0(v_pages_0, _S174.scale_1);
-            Run_0 _S175 = Float32_run_0(_S73, (*kernelContext_2->slots_0)[min(i_2 + _S86, 63U)], _S61, _S66);
-            values_0[7U] = float4(*(v_pages_0+_S175.vector_0)) ;
-            scales_0[7U] = Float32_scale_0(v_pages_0, _S175.scale_1);
+            Run_0 _S135 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2, 63U)], _S37, _S28);
+            values_0[0U] = float4(*(v_pages_0+_S135.vector_0)) ;
+            scales_0[0U] = Float32_scale_0(v_pages_0, _S135.scale_1);
+            Run_0 _S136 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S24, 63U)], _S37, _S28);
+            values_0[1U] = float4(*(v_pages_0+_S136.vector_0)) ;
+            scales_0[1U] = Float32_scale_0(v_pages_0, _S136.scale_1);
+            Run_0 _S137 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S40, 63U)], _S37, _S28);
+            values_0[2U] = float4(*(v_pages_0+_S137.vector_0)) ;
+            scales_0[2U] = Float32_scale_0(v_pages_0, _S137.scale_1);
+            Run_0 _S138 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S42, 63U)], _S37, _S28);
+            values_0[3U] = float4(*(v_pages_0+_S138.vector_0)) ;
+            scales_0[3U] = Float32_scale_0(v_pages_0, _S138.scale_1);
+            Run_0 _S139 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S44, 63U)], _S37, _S28);
+            values_0[4U] = float4(*(v_pages_0+_S139.vector_0)) ;
+            scales_0[4U] = Float32_scale_0(v_pages_0, _S139.scale_1);
+            Run_0 _S140 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S46, 63U)], _S37, _S28);
+            values_0[5U] = float4(*(v_pages_0+_S140.vector_0)) ;
+            scales_0[5U] = Float32_scale_0(v_pages_0, _S140.scale_1);
+            Run_0 _S141 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S48, 63U)], _S37, _S28);
+            values_0[6U] = float4(*(v_pages_0+_S141.vector_0)) ;
+            scales_0[6U] = Float32_scale_0(v_pages_0, _S141.scale_1);
+            Run_0 _S142 = Float32_run_0(_S36, (*kernelContext_2->slots_0)[min(i_2 + _S50, 63U)], _S37, _S28);
+            values_0[7U] = float4(*(v_pages_0+_S142.vector_0)) ;
+            scales_0[7U] = Float32_scale_0(v_pages_0, _S142.scale_1);
             i_1 = i_2;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         tile_0 = tile_0 + 64U;
-        total_0 = _S144;
-        peak_0 = _S141;
+        total_0 = _S111;
+        peak_1 = _S108;
     }
     (*kernelContext_2->exchange_0)[thread_2] = sums_0[0U];
     (*kernelContext_2->exchange_0)[128U + thread_2] = sums_0[1U];
     (*kernelContext_2->exchange_0)[256U + thread_2] = sums_0[2U];
     (*kernelContext_2->exchange_0)[384U + thread_2] = sums_0[3U];
-    float4 _S176 = group_total_0(total_0, thread_2, kernelContext_2);
+    float4 _S143 = group_total_0(total_0, thread_2, kernelContext_2);
     i_0 = thread_2;
     for(;;)
     {
-        if(i_0 < (_S40 * _S51))
+        _S20 = part_0->heads_0;
+        if(i_0 < (part_0->heads_0 * _S22))
         {
         }
         else
         {
             break;
         }
+        float4 _S144 = float4(int4(int(0)) );
         i_1 = 0U;
-        score_0 = _S68;
+        score_0 = _S144;
         for(;;)
         {
-            if(i_1 < _S62)
+            if(i_1 < _S24)
             {
             }
             else
             {
                 break;
             }
-            uint _S177 = i_0 / _S51;
-            uint _S178 = _S177 * 128U + i_1 * _S51;
-            uint _S179 = i_0 % _S51;
-            float4 whole_0 = score_0 + (*kernelContext_2->exchange_0)[_S178 + _S179];
+            uint _S145 = i_0 / _S22;
+            uint _S146 = _S145 * 128U + i_1 * _S22;
+            uint _S147 = i_0 % _S22;
+            float4 whole_0 = score_0 + (*kernelContext_2->exchange_0)[_S146 + _S147];
             i_1 = i_1 + 1U;
             score_0 = whole_0;
         }
-        uint _S180 = i_0 / _S51;
-        uint _S181 = _S53 + _S180 * _S54;
-        uint _S182 = i_0 % _S51;
-        *(scratch_0+(_S181 + _S182)) = packed_float4(score_0) ;
+        uint _S148 = part_0->out_0;
+        uint _S149 = i_0 / _S22;
+        uint _S150 = _S148 + _S149 * part_0->out_stride_0;
+        uint _S151 = i_0 % _S22;
+        *(scratch_0+(_S150 + _S151)) = packed_float4(score_0) ;
         i_0 = i_0 + 128U;
     }
-    if(thread_2 < _S40)
+    if(thread_2 < _S20)
     {
-        *(scratch_0+(_S53 + thread_2 * _S54 + _S51)) = packed_float4(float4(peak_0[thread_2], _S176[thread_2], 1.0, 0.0)) ;
+        *(scratch_0+(part_0->out_0 + thread_2 * part_0->out_stride_0 + _S22)) = packed_float4(float4(peak_1[thread_2], _S143[thread_2], 1.0, 0.0)) ;
     }
     return;
 }
 
-[[kernel]] void attention_part_f32(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], packed_float4 device* entryPointParams_k_pages_1 [[buffer(2)]], packed_float4 device* entryPointParams_v_pages_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]], uint device* entryPointParams_sequences_1 [[buffer(5)]], packed_float4 device* entryPointParams_scratch_1 [[buffer(6)]])
+struct Plain_0
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_q_0 = entryPointParams_q_1;
-    (&kernelContext_3)->entryPointParams_k_pages_0 = entryPointParams_k_pages_1;
-    (&kernelContext_3)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
-    (&kernelContext_3)->entryPointParams_batch_0 = entryPointParams_batch_1;
-    (&kernelContext_3)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
-    (&kernelContext_3)->entryPointParams_scratch_0 = entryPointParams_scratch_1;
+    uint begin_2;
+};
+
+float4 Plain_four_0(const Plain_0 thread* this_1, float device* this_x_0, uint element_1)
+{
+    uint _S152 = this_1->begin_2 + element_1;
+    return float4(this_x_0[_S152], this_x_0[_S152 + 1U], this_x_0[_S152 + 2U], this_x_0[_S152 + 3U]);
+}
+
+void load_queries_0(uint thread_3, const Part_0 thread* part_1, float scale_3, const Plain_0 thread* q_0, float device* q_x_0, KernelContext_0 thread* kernelContext_3)
+{
+    uint _S153 = part_1->head_dim_0;
+    uint _S154 = padded_vectors_0(part_1->head_dim_0);
+    uint i_3 = thread_3;
+    for(;;)
+    {
+        if(i_3 < (4U * _S154))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S155 = i_3 % _S154;
+        uint _S156 = i_3 / _S154;
+        bool _S157;
+        if(_S156 < (part_1->heads_0))
+        {
+            _S157 = _S155 < (_S153 / 4U);
+        }
+        else
+        {
+            _S157 = false;
+        }
+        (*kernelContext_3->query_0)[i_3] = float4(int4(int(0)) );
+        if(_S157)
+        {
+            uint _S158 = part_1->head_0;
+            uint _S159 = i_3 / _S154;
+            float4 _S160 = Plain_four_0(q_0, q_x_0, (_S158 + _S159) * _S153 + 4U * _S155);
+            (*kernelContext_3->query_0)[i_3] = float4(scale_3)  * _S160;
+        }
+        i_3 = i_3 + 128U;
+    }
+    return;
+}
+
+uint group_number_0(uint3 group_0)
+{
+    return group_0.y * 32768U + group_0.x;
+}
+
+Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+{
+    uint _S161 = heads_2 / kv_heads_1;
+    uint _S162 = (_S161 + 4U - 1U) / 4U;
+    uint _S163 = rows_1 * kv_heads_1 * _S162;
+    uint _S164 = number_1 % _S163;
+    uint _S165 = _S164 % _S162;
+    thread Part_0 part_2;
+    uint _S166 = number_1 / _S163;
+    (&part_2)->number_0 = _S166;
+    uint _S167 = _S164 / (kv_heads_1 * _S162);
+    (&part_2)->row_0 = _S167;
+    uint _S168 = _S164 / _S162;
+    uint _S169 = _S168 % kv_heads_1;
+    (&part_2)->kv_head_0 = _S169;
+    uint _S170 = _S165 * 4U;
+    uint _S171 = _S169 * _S161 + _S170;
+    (&part_2)->head_0 = _S171;
+    (&part_2)->heads_0 = min(_S161 - _S170, 4U);
+    (&part_2)->head_dim_0 = head_dim_3;
+    (&part_2)->columns_0 = kv_heads_1 * head_dim_3;
+    uint _S172 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_2)->out_stride_0 = _S172;
+    (&part_2)->out_0 = scratch_offset_1 + ((&part_2)->row_0 * heads_2 + _S171) * _S172 + (&part_2)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_2)->end_0 = 0U;
+    (&part_2)->begin_1 = 0U;
+    (&part_2)->v_pages_offset_0 = 0U;
+    (&part_2)->k_pages_offset_0 = 0U;
+    return part_2;
+}
+
+uint valid_rows_0(uint device* batch_0, uint offset_1, uint first_0, uint rows_2)
+{
+    uint _S173;
+    if(offset_1 == 4294967295U)
+    {
+        _S173 = rows_2;
+    }
+    else
+    {
+        _S173 = min(max(batch_0[offset_1], first_0) - first_0, rows_2);
+    }
+    return _S173;
+}
+
+uint row_sequence_0(uint device* batch_1, uint offset_2, uint row_1)
+{
+    return batch_1[offset_2 + 3U + 2U * row_1];
+}
+
+SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_2, uint pages_2, uint length_1)
+{
+    thread SequenceTable_0 _S174;
+    (&_S174)->begin_0 = begin_3;
+    (&_S174)->page_size_0 = page_size_2;
+    (&_S174)->pages_0 = pages_2;
+    (&_S174)->length_0 = length_1;
+    return _S174;
+}
+
+SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_3, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
+{
+    uint _S175 = offset_3 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S175 + 1U, page_size_3, pages_3, min(sequences_2[_S175], min(entries_0, pages_3) * page_size_3));
+}
+
+uint row_position_0(uint device* batch_2, uint offset_4, uint row_2)
+{
+    return batch_2[offset_4 + 2U + 2U * row_2];
+}
+
+void share_out_0(Part_0 thread* part_3, uint first_1, uint length_2, uint parts_2)
+{
+    uint _S176;
+    if(first_1 < length_2)
+    {
+        _S176 = length_2 - first_1;
+    }
+    else
+    {
+        _S176 = 0U;
+    }
+    uint _S177 = parts_2 * 64U;
+    uint _S178 = (_S176 + _S177 - 1U) / _S177;
+    uint _S179 = _S178 * 64U;
+    uint _S180 = min(first_1 + part_3->number_0 * _S179, length_2);
+    part_3->begin_1 = _S180;
+    part_3->end_0 = min(_S180 + _S179, length_2);
+    return;
+}
+
+void leave_empty_0(uint thread_4, const Part_0 thread* part_4, packed_float4 device* scratch_1)
+{
+    if(thread_4 < (part_4->heads_0))
+    {
+        *(scratch_1+(part_4->out_0 + thread_4 * part_4->out_stride_0 + part_4->head_dim_0 / 4U)) = packed_float4(float4(int4(int(0)) )) ;
+    }
+    return;
+}
+
+Start_0 Start_x24init_0(float4 peak_2, float4 value_3, float weight_1)
+{
+    thread Start_0 _S181;
+    (&_S181)->peak_0 = peak_2;
+    (&_S181)->value_0 = value_3;
+    (&_S181)->weight_0 = weight_1;
+    return _S181;
+}
+
+[[kernel]] void attention_part_f32(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], packed_float4 device* entryPointParams_k_pages_1 [[buffer(2)]], packed_float4 device* entryPointParams_v_pages_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]], uint device* entryPointParams_sequences_1 [[buffer(5)]], packed_float4 device* entryPointParams_scratch_1 [[buffer(6)]])
+{
+    thread KernelContext_0 kernelContext_4;
+    (&kernelContext_4)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_4)->entryPointParams_q_0 = entryPointParams_q_1;
+    (&kernelContext_4)->entryPointParams_k_pages_0 = entryPointParams_k_pages_1;
+    (&kernelContext_4)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
+    (&kernelContext_4)->entryPointParams_batch_0 = entryPointParams_batch_1;
+    (&kernelContext_4)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
+    (&kernelContext_4)->entryPointParams_scratch_0 = entryPointParams_scratch_1;
     threadgroup array<float4, int(256)> query_1;
-    (&kernelContext_3)->query_0 = &query_1;
+    (&kernelContext_4)->query_0 = &query_1;
     threadgroup array<uint, int(64)> slots_1;
-    (&kernelContext_3)->slots_0 = &slots_1;
+    (&kernelContext_4)->slots_0 = &slots_1;
     threadgroup array<float4, int(512)> exchange_1;
-    (&kernelContext_3)->exchange_0 = &exchange_1;
+    (&kernelContext_4)->exchange_0 = &exchange_1;
     threadgroup array<float4, int(32)> waves_1;
-    (&kernelContext_3)->waves_0 = &waves_1;
+    (&kernelContext_4)->waves_0 = &waves_1;
     threadgroup array<float4, int(64)> weights_1;
-    (&kernelContext_3)->weights_0 = &weights_1;
+    (&kernelContext_4)->weights_0 = &weights_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S1 = _builtinWaveLaneCount_0;
-    attend_0(group_2, sv_groupindex_0, entryPointParams_q_1, entryPointParams_k_pages_1, entryPointParams_v_pages_1, entryPointParams_batch_1, entryPointParams_sequences_1, entryPointParams_scratch_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_4)->_S1 = _builtinWaveLaneCount_0;
+    Part_0 _S182 = part_of_0(group_number_0(group_1), entryPointParams_1->p_0.rows_0, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_5 = _S182;
+    bool _S183;
+    if(((&part_5)->number_0) >= (entryPointParams_1->p_0.parts_0))
+    {
+        _S183 = true;
+    }
+    else
+    {
+        _S183 = ((&part_5)->row_0) >= (valid_rows_0((&kernelContext_4)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0));
+    }
+    if(_S183)
+    {
+        return;
+    }
+    SequenceTable_0 _S184 = sequence_table_0((&kernelContext_4)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_4)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_5)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_1, entryPointParams_1->p_0.pages_1);
+    uint _S185 = row_position_0((&kernelContext_4)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_5)->row_0);
+    uint _S186;
+    if(_S185 < (_S184.length_0))
+    {
+        _S186 = _S185 + 1U;
+    }
+    else
+    {
+        _S186 = _S184.length_0;
+    }
+    if((entryPointParams_1->p_0.window_0) != 0U)
+    {
+        _S183 = _S185 >= (entryPointParams_1->p_0.window_0);
+    }
+    else
+    {
+        _S183 = false;
+    }
+    uint _S187;
+    if(_S183)
+    {
+        _S187 = _S185 - entryPointParams_1->p_0.window_0 + 1U;
+    }
+    else
+    {
+        _S187 = 0U;
+    }
+    share_out_0(&part_5, _S187, _S186, entryPointParams_1->p_0.parts_0);
+    if(((&part_5)->begin_1) >= ((&part_5)->end_0))
+    {
+        thread Part_0 _S188 = part_5;
+        leave_empty_0(sv_groupindex_0, &_S188, (&kernelContext_4)->entryPointParams_scratch_0);
+        return;
+    }
+    (&part_5)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
+    (&part_5)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
+    thread Plain_0 queries_0;
+    (&queries_0)->begin_2 = entryPointParams_1->p_0.q_offset_0 + (&part_5)->row_0 * entryPointParams_1->p_0.q_stride_0;
+    thread Part_0 _S189 = part_5;
+    thread Plain_0 _S190 = queries_0;
+    load_queries_0(sv_groupindex_0, &_S189, entryPointParams_1->p_0.scale_0, &_S190, (&kernelContext_4)->entryPointParams_q_0, &kernelContext_4);
+    Start_0 start_1 = Start_x24init_0(float4(-3.4028234663852886e+38) , float4(int4(int(0)) ), 0.0);
+    thread SequenceTable_0 _S191 = _S184;
+    thread Part_0 _S192 = part_5;
+    thread Start_0 _S193 = start_1;
+    attend_0(sv_groupindex_0, (&kernelContext_4)->entryPointParams_k_pages_0, (&kernelContext_4)->entryPointParams_v_pages_0, (&kernelContext_4)->entryPointParams_sequences_0, (&kernelContext_4)->entryPointParams_scratch_0, &_S191, &_S192, &_S193, &kernelContext_4);
     return;
 }

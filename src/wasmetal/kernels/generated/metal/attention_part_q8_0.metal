@@ -3,22 +3,54 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
+struct SequenceTable_0
+{
+    uint begin_0;
+    uint page_size_0;
+    uint pages_0;
+    uint length_0;
+};
+
+struct Part_0
+{
+    uint number_0;
+    uint row_0;
+    uint kv_head_0;
+    uint head_0;
+    uint heads_0;
+    uint begin_1;
+    uint end_0;
+    uint head_dim_0;
+    uint columns_0;
+    uint k_pages_offset_0;
+    uint v_pages_offset_0;
+    uint out_0;
+    uint out_stride_0;
+};
+
+struct Start_0
+{
+    float4 peak_0;
+    float4 value_0;
+    float weight_0;
+};
+
 struct AttentionPartParams_0
 {
     uint q_offset_0;
-    uint k_pages_offset_0;
-    uint v_pages_offset_0;
+    uint k_pages_offset_1;
+    uint v_pages_offset_1;
     uint batch_offset_0;
     uint sequences_offset_0;
     uint scratch_offset_0;
     uint batch_row_0;
     uint rows_0;
-    uint heads_0;
+    uint heads_1;
     uint kv_heads_0;
-    uint head_dim_0;
+    uint head_dim_1;
     uint q_stride_0;
-    uint pages_0;
-    uint page_size_0;
+    uint pages_1;
+    uint page_size_1;
     uint sequence_count_0;
     uint table_length_0;
     float scale_0;
@@ -48,67 +80,19 @@ struct KernelContext_0
     array<float4, int(64)> threadgroup* weights_0;
 };
 
-uint group_number_0(uint3 group_0)
+uint padded_vectors_0(uint head_dim_2)
 {
-    return group_0.y * 32768U + group_0.x;
+    return (head_dim_2 / 4U + 16U - 1U) / 16U * 16U;
 }
 
-uint valid_rows_0(uint device* batch_0, uint offset_0, uint first_0, uint rows_1)
+uint SequenceTable_slot_0(const SequenceTable_0 thread* this_0, uint device* sequences_0, uint position_0)
 {
-    uint _S2;
-    if(offset_0 == 4294967295U)
-    {
-        _S2 = rows_1;
-    }
-    else
-    {
-        _S2 = min(max(batch_0[offset_0], first_0) - first_0, rows_1);
-    }
-    return _S2;
-}
-
-uint row_sequence_0(uint device* batch_1, uint offset_1, uint row_0)
-{
-    return batch_1[offset_1 + 3U + 2U * row_0];
-}
-
-struct SequenceTable_0
-{
-    uint begin_0;
-    uint page_size_1;
-    uint pages_1;
-    uint length_0;
-};
-
-SequenceTable_0 SequenceTable_x24init_0(uint begin_1, uint page_size_2, uint pages_2, uint length_1)
-{
-    thread SequenceTable_0 _S3;
-    (&_S3)->begin_0 = begin_1;
-    (&_S3)->page_size_1 = page_size_2;
-    (&_S3)->pages_1 = pages_2;
-    (&_S3)->length_0 = length_1;
-    return _S3;
-}
-
-SequenceTable_0 sequence_table_0(uint device* sequences_0, uint offset_2, uint number_0, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
-{
-    uint _S4 = offset_2 + min(number_0, count_0 - 1U) * (entries_0 + 1U);
-    return SequenceTable_x24init_0(_S4 + 1U, page_size_3, pages_3, min(sequences_0[_S4], min(entries_0, pages_3) * page_size_3));
-}
-
-uint row_position_0(uint device* batch_2, uint offset_3, uint row_1)
-{
-    return batch_2[offset_3 + 2U + 2U * row_1];
-}
-
-uint SequenceTable_slot_0(const SequenceTable_0 thread* this_0, uint device* sequences_1, uint position_0)
-{
-    uint _S5 = this_0->begin_0;
-    uint _S6 = this_0->page_size_1;
-    uint _S7 = position_0 / this_0->page_size_1;
-    uint _S8 = min(sequences_1[_S5 + _S7], this_0->pages_1 - 1U) * _S6;
-    uint _S9 = position_0 % _S6;
-    return _S8 + _S9;
+    uint _S2 = this_0->begin_0;
+    uint _S3 = this_0->page_size_0;
+    uint _S4 = position_0 / this_0->page_size_0;
+    uint _S5 = min(sequences_0[_S2 + _S4], this_0->pages_0 - 1U) * _S3;
+    uint _S6 = position_0 % _S3;
+    return _S5 + _S6;
 }
 
 struct Run_0
@@ -119,16 +103,16 @@ struct Run_0
 
 Run_0 Run_x24init_0(uint vector_1, uint scale_2)
 {
-    thread Run_0 _S10;
-    (&_S10)->vector_0 = vector_1;
-    (&_S10)->scale_1 = scale_2;
-    return _S10;
+    thread Run_0 _S7;
+    (&_S7)->vector_0 = vector_1;
+    (&_S7)->scale_1 = scale_2;
+    return _S7;
 }
 
-Run_0 Blocks8_run_0(uint offset_4, uint slot_0, uint columns_0, uint element_0)
+Run_0 Blocks8_run_0(uint offset_0, uint slot_0, uint columns_1, uint element_0)
 {
-    uint _S11 = offset_4 + slot_0 * (columns_0 / 64U * 17U);
-    return Run_x24init_0(_S11 + element_0 / 4U, 2U * (_S11 + columns_0 / 4U) + element_0 / 32U);
+    uint _S8 = offset_0 + slot_0 * (columns_1 / 64U * 17U);
+    return Run_x24init_0(_S8 + element_0 / 4U, 2U * (_S8 + columns_1 / 4U) + element_0 / 32U);
 }
 
 float2 halves_0(uint word_0)
@@ -136,9 +120,9 @@ float2 halves_0(uint word_0)
     return float2((as_type<half>((ushort)((word_0 & 65535U)))), (as_type<half>((ushort)((word_0 >> 16U)))));
 }
 
-float half_at_0(uint device* words_0, uint offset_5, uint half_0)
+float half_at_0(uint device* words_0, uint offset_1, uint half_0)
 {
-    return halves_0(words_0[offset_5 + half_0 / 2U] >> (half_0 % 2U * 16U)).x;
+    return halves_0(words_0[offset_1 + half_0 / 2U] >> (half_0 % 2U * 16U)).x;
 }
 
 float Blocks8_scale_0(uint device* pool_0, uint at_0)
@@ -156,55 +140,55 @@ float4 Blocks8_expand_0(uint four_0)
     return bytes_0(four_0);
 }
 
-float4 group_peak_0(float4 value_0, uint thread_0, KernelContext_0 thread* kernelContext_0)
+float4 group_peak_0(float4 value_1, uint thread_0, KernelContext_0 thread* kernelContext_0)
 {
-    uint _S12 = kernelContext_0->_S1;
-    float4 _S13 = simd_max(value_0);
-    bool _S14 = simd_is_first();
-    if(_S14)
+    uint _S9 = kernelContext_0->_S1;
+    float4 _S10 = simd_max(value_1);
+    bool _S11 = simd_is_first();
+    if(_S11)
     {
-        uint _S15 = thread_0 / _S12;
-        (*kernelContext_0->waves_0)[_S15] = _S13;
+        uint _S12 = thread_0 / _S9;
+        (*kernelContext_0->waves_0)[_S12] = _S10;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float4 result_0 = float4(-3.4028234663852886e+38) ;
     uint wave_0 = 0U;
     for(;;)
     {
-        uint _S16 = 128U / _S12;
-        if(wave_0 < _S16)
+        uint _S13 = 128U / _S9;
+        if(wave_0 < _S13)
         {
         }
         else
         {
             break;
         }
-        float4 _S17 = max(result_0, (*kernelContext_0->waves_0)[wave_0]);
+        float4 _S14 = max(result_0, (*kernelContext_0->waves_0)[wave_0]);
         uint wave_1 = wave_0 + 1U;
-        result_0 = _S17;
+        result_0 = _S14;
         wave_0 = wave_1;
     }
     return result_0;
 }
 
-float4 group_total_0(float4 value_1, uint thread_1, KernelContext_0 thread* kernelContext_1)
+float4 group_total_0(float4 value_2, uint thread_1, KernelContext_0 thread* kernelContext_1)
 {
-    uint _S18 = kernelContext_1->_S1;
-    float4 _S19 = simd_sum(value_1);
-    bool _S20 = simd_is_first();
-    if(_S20)
+    uint _S15 = kernelContext_1->_S1;
+    float4 _S16 = simd_sum(value_2);
+    bool _S17 = simd_is_first();
+    if(_S17)
     {
-        uint _S21 = thread_1 / _S18;
-        (*kernelContext_1->waves_0)[_S21] = _S19;
+        uint _S18 = thread_1 / _S15;
+        (*kernelContext_1->waves_0)[_S18] = _S16;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    float4 _S22 = float4(int4(int(0)) );
+    float4 _S19 = float4(int4(int(0)) );
     uint wave_2 = 0U;
-    float4 result_1 = _S22;
+    float4 result_1 = _S19;
     for(;;)
     {
-        uint _S23 = 128U / _S18;
-        if(wave_2 < _S23)
+        uint _S20 = 128U / _S15;
+        if(wave_2 < _S20)
         {
         }
         else
@@ -218,209 +202,135 @@ float4 group_total_0(float4 value_1, uint thread_1, KernelContext_0 thread* kern
     return result_1;
 }
 
-void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pages_0, uint device* v_pages_0, uint device* batch_3, uint device* sequences_2, packed_float4 device* scratch_0, const AttentionPartParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
+void attend_0(uint thread_2, uint device* k_pages_0, uint device* v_pages_0, uint device* sequences_1, packed_float4 device* scratch_0, const SequenceTable_0 thread* table_0, const Part_0 thread* part_0, const Start_0 thread* start_0, KernelContext_0 thread* kernelContext_2)
 {
-    float4 total_0;
     float4 score_0;
-    uint _S24 = p_1->heads_0;
-    uint _S25 = p_1->kv_heads_0;
-    uint _S26 = p_1->heads_0 / p_1->kv_heads_0;
-    uint _S27 = (_S26 + 4U - 1U) / 4U;
-    uint _S28 = p_1->rows_0;
-    uint _S29 = p_1->rows_0 * _S25 * _S27;
-    uint _S30 = group_number_0(group_1);
-    uint _S31 = _S30 / _S29;
-    uint _S32 = _S30 % _S29;
-    uint _S33 = _S32 / (_S25 * _S27);
-    uint _S34 = _S32 / _S27;
-    uint _S35 = _S34 % _S25;
-    uint _S36 = _S32 % _S27;
-    uint _S37 = p_1->parts_0;
-    bool _S38;
-    if(_S31 >= (p_1->parts_0))
-    {
-        _S38 = true;
-    }
-    else
-    {
-        _S38 = _S33 >= (valid_rows_0(batch_3, p_1->batch_offset_0, p_1->batch_row_0, _S28));
-    }
-    if(_S38)
-    {
-        return;
-    }
-    uint _S39 = _S36 * 4U;
-    uint _S40 = _S35 * _S26 + _S39;
-    uint _S41 = min(_S26 - _S39, 4U);
-    uint _S42 = p_1->batch_row_0 + _S33;
-    SequenceTable_0 _S43 = sequence_table_0(sequences_2, p_1->sequences_offset_0, row_sequence_0(batch_3, p_1->batch_offset_0, _S42), p_1->sequence_count_0, p_1->table_length_0, p_1->page_size_0, p_1->pages_0);
-    uint _S44 = row_position_0(batch_3, p_1->batch_offset_0, _S42);
     uint i_0;
-    if(_S44 < (_S43.length_0))
-    {
-        i_0 = _S44 + 1U;
-    }
-    else
-    {
-        i_0 = _S43.length_0;
-    }
-    uint _S45 = p_1->window_0;
-    if((p_1->window_0) != 0U)
-    {
-        _S38 = _S44 >= _S45;
-    }
-    else
-    {
-        _S38 = false;
-    }
-    uint tile_0;
-    if(_S38)
-    {
-        tile_0 = _S44 - _S45 + 1U;
-    }
-    else
-    {
-        tile_0 = 0U;
-    }
     uint i_1;
-    if(tile_0 < i_0)
+    uint _S21;
+    uint _S22 = part_0->head_dim_0;
+    uint _S23 = part_0->head_dim_0 / 4U;
+    uint _S24 = padded_vectors_0(part_0->head_dim_0);
+    uint _S25 = 128U / _S23;
+    uint _S26 = thread_2 / _S23;
+    uint _S27 = part_0->kv_head_0 * _S22;
+    uint _S28 = thread_2 % _S23;
+    uint _S29 = _S27 + 4U * _S28;
+    float4 _S30 = start_0->peak_0;
+    float _S31;
+    if(thread_2 == 0U)
     {
-        i_1 = i_0 - tile_0;
+        _S31 = start_0->weight_0;
     }
     else
     {
-        i_1 = 0U;
+        _S31 = 0.0;
     }
-    uint _S46 = _S37 * 64U;
-    uint _S47 = (i_1 + _S46 - 1U) / _S46;
-    uint _S48 = _S47 * 64U;
-    uint _S49 = min(tile_0 + _S31 * _S48, i_0);
-    uint _S50 = min(_S49 + _S48, i_0);
-    uint _S51 = p_1->head_dim_0;
-    uint _S52 = p_1->head_dim_0 / 4U;
-    uint _S53 = _S52 + 1U;
-    uint _S54 = p_1->scratch_offset_0 + ((_S33 * _S24 + _S40) * _S37 + _S31) * _S53;
-    uint _S55 = _S37 * _S53;
-    if(_S49 >= _S50)
-    {
-        if(thread_2 < _S41)
-        {
-            *(scratch_0+(_S54 + thread_2 * _S55 + _S52)) = packed_float4(float4(int4(int(0)) )) ;
-        }
-        return;
-    }
-    uint _S56 = (_S52 + 16U - 1U) / 16U * 16U;
-    i_0 = thread_2;
-    for(;;)
-    {
-        if(i_0 < (4U * _S56))
-        {
-        }
-        else
-        {
-            break;
-        }
-        uint _S57 = i_0 % _S56;
-        uint _S58 = p_1->q_offset_0 + _S33 * p_1->q_stride_0;
-        uint _S59 = i_0 / _S56;
-        uint _S60 = _S58 + (_S40 + _S59) * _S51 + 4U * _S57;
-        uint _S61 = i_0 / _S56;
-        if(_S61 < _S41)
-        {
-            _S38 = _S57 < _S52;
-        }
-        else
-        {
-            _S38 = false;
-        }
-        if(_S38)
-        {
-            total_0 = float4(p_1->scale_0)  * float4(q_0[_S60], q_0[_S60 + 1U], q_0[_S60 + 2U], q_0[_S60 + 3U]);
-        }
-        else
-        {
-            total_0 = float4(int4(int(0)) );
-        }
-        (*kernelContext_2->query_0)[i_0] = total_0;
-        i_0 = i_0 + 128U;
-    }
-    uint _S62 = _S25 * _S51;
-    uint _S63 = 128U / _S52;
-    uint _S64 = thread_2 / _S52;
-    uint _S65 = _S35 * _S51;
-    uint _S66 = thread_2 % _S52;
-    uint _S67 = _S65 + 4U * _S66;
-    float4 _S68 = float4(-3.4028234663852886e+38) ;
-    float4 _S69 = float4(int4(int(0)) );
+    float4 _S32 = float4(_S31) ;
     thread array<float4, int(4)> sums_0;
-    sums_0[0U] = _S69;
-    sums_0[1U] = _S69;
-    sums_0[2U] = _S69;
-    sums_0[3U] = _S69;
-    tile_0 = _S49;
-    total_0 = _S69;
-    float4 peak_0 = _S68;
+    bool _S33 = _S26 == 0U;
+    float4 total_0;
+    if(_S33)
+    {
+        total_0 = float4(start_0->weight_0)  * start_0->value_0;
+    }
+    else
+    {
+        total_0 = float4(int4(int(0)) );
+    }
+    sums_0[0U] = total_0;
+    if(_S33)
+    {
+        total_0 = float4(start_0->weight_0)  * start_0->value_0;
+    }
+    else
+    {
+        total_0 = float4(int4(int(0)) );
+    }
+    sums_0[1U] = total_0;
+    if(_S33)
+    {
+        total_0 = float4(start_0->weight_0)  * start_0->value_0;
+    }
+    else
+    {
+        total_0 = float4(int4(int(0)) );
+    }
+    sums_0[2U] = total_0;
+    if(_S33)
+    {
+        total_0 = float4(start_0->weight_0)  * start_0->value_0;
+    }
+    else
+    {
+        total_0 = float4(int4(int(0)) );
+    }
+    sums_0[3U] = total_0;
+    uint tile_0 = part_0->begin_1;
+    total_0 = _S32;
+    float4 peak_1 = _S30;
     for(;;)
     {
-        if(tile_0 < _S50)
+        uint _S34 = part_0->end_0;
+        if(tile_0 < (part_0->end_0))
         {
         }
         else
         {
             break;
         }
-        bool _S70 = thread_2 < 64U;
-        if(_S70)
+        bool _S35 = thread_2 < 64U;
+        if(_S35)
         {
-            uint _S71 = min(tile_0 + thread_2, _S50 - 1U);
-            thread SequenceTable_0 _S72 = _S43;
-            uint _S73 = SequenceTable_slot_0(&_S72, sequences_2, _S71);
-            (*kernelContext_2->slots_0)[thread_2] = _S73;
+            uint _S36 = SequenceTable_slot_0(table_0, sequences_1, min(tile_0 + thread_2, _S34 - 1U));
+            (*kernelContext_2->slots_0)[thread_2] = _S36;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         thread array<uint, int(8)> values_0;
         thread array<float, int(8)> scales_0;
-        uint _S74 = p_1->v_pages_offset_0;
-        Run_0 _S75 = Blocks8_run_0(p_1->v_pages_offset_0, (*kernelContext_2->slots_0)[min(_S64, 63U)], _S62, _S67);
-        values_0[0U] = v_pages_0[_S75.vector_0];
-        scales_0[0U] = Blocks8_scale_0(v_pages_0, _S75.scale_1);
-        Run_0 _S76 = Blocks8_run_0(_S74, (*kernelContext_2->slots_0)[min(_S64 + _S63, 63U)], _S62, _S67);
-        values_0[1U] = v_pages_0[_S76.vector_0];
-        scales_0[1U] = Blocks8_scale_0(v_pages_0, _S76.scale_1);
-        uint _S77 = 2U * _S63;
-        Run_0 _S78 = Blocks8_run_0(_S74, (*kernelContext_2->slots_0)[min(_S64 + _S77, 63U)], _S62, _S67);
-        values_0[2U] = v_pages_0[_S78.vector_0];
-        scales_0[2U] = Blocks8_scale_0(v_pages_0, _S78.scale_1);
-        uint _S79 = 3U * _S63;
-        Run_0 _S80 = Blocks8_run_0(_S74, (*kernelContext_2->slots_0)[min(_S64 + _S79, 63U)], _S62, _S67);
-        values_0[3U] = v_pages_0[_S80.vector_0];
-        scales_0[3U] = Blocks8_scale_0(v_pages_0, _S80.scale_1);
-        uint _S81 = 4U * _S63;
-        Run_0 _S82 = Blocks8_run_0(_S74, (*kernelContext_2->slots_0)[min(_S64 + _S81, 63U)], _S62, _S67);
-        values_0[4U] = v_pages_0[_S82.vector_0];
-        scales_0[4U] = Blocks8_scale_0(v_pages_0, _S82.scale_1);
-        uint _S83 = 5U * _S63;
-        Run_0 _S84 = Blocks8_run_0(_S74, (*kernelContext_2->slots_0)[min(_S64 + _S83, 63U)], _S62, _S67);
-        values_0[5U] = v_pages_0[_S84.vector_0];
-        scales_0[5U] = Blocks8_scale_0(v_pages_0, _S84.scale_1);
-        uint _S85 = 6U * _S63;
-        Run_0 _S86 = Blocks8_run_0(_S74, (*kernelContext_2->slots_0)[min(_S64 + _S85, 63U)], _S62, _S67);
-        values_0[6U] = v_pages_0[_S86.vector_0];
-        scales_0[6U] = Blocks8_scale_0(v_pages_0, _S86.scale_1);
-        uint _S87 = 7U * _S63;
-        Run_0 _S88 = Blocks8_run_0(_S74, (*kernelContext_2->slots_0)[min(_S64 + _S87, 63U)], _S62, _S67);
-        values_0[7U] = v_pages_0[_S88.vector_0];
-        scales_0[7U] = Blocks8_scale_0(v_pages_0, _S88.scale_1);
+        uint _S37 = part_0->v_pages_offset_0;
+        uint _S38 = part_0->columns_0;
+        Run_0 _S39 = Blocks8_run_0(part_0->v_pages_offset_0, (*kernelContext_2->slots_0)[min(_S26, 63U)], part_0->columns_0, _S29);
+        values_0[0U] = v_pages_0[_S39.vector_0];
+        scales_0[0U] = Blocks8_scale_0(v_pages_0, _S39.scale_1);
+        Run_0 _S40 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S25, 63U)], _S38, _S29);
+        values_0[1U] = v_pages_0[_S40.vector_0];
+        scales_0[1U] = Blocks8_scale_0(v_pages_0, _S40.scale_1);
+        uint _S41 = 2U * _S25;
+        Run_0 _S42 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S41, 63U)], _S38, _S29);
+        values_0[2U] = v_pages_0[_S42.vector_0];
+        scales_0[2U] = Blocks8_scale_0(v_pages_0, _S42.scale_1);
+        uint _S43 = 3U * _S25;
+        Run_0 _S44 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S43, 63U)], _S38, _S29);
+        values_0[3U] = v_pages_0[_S44.vector_0];
+        scales_0[3U] = Blocks8_scale_0(v_pages_0, _S44.scale_1);
+        uint _S45 = 4U * _S25;
+        Run_0 _S46 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S45, 63U)], _S38, _S29);
+        values_0[4U] = v_pages_0[_S46.vector_0];
+        scales_0[4U] = Blocks8_scale_0(v_pages_0, _S46.scale_1);
+        uint _S47 = 5U * _S25;
+        Run_0 _S48 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S47, 63U)], _S38, _S29);
+        values_0[5U] = v_pages_0[_S48.vector_0];
+        scales_0[5U] = Blocks8_scale_0(v_pages_0, _S48.scale_1);
+        uint _S49 = 6U * _S25;
+        Run_0 _S50 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S49, 63U)], _S38, _S29);
+        values_0[6U] = v_pages_0[_S50.vector_0];
+        scales_0[6U] = Blocks8_scale_0(v_pages_0, _S50.scale_1);
+        uint _S51 = 7U * _S25;
+        Run_0 _S52 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(_S26 + _S51, 63U)], _S38, _S29);
+        values_0[7U] = v_pages_0[_S52.vector_0];
+        scales_0[7U] = Blocks8_scale_0(v_pages_0, _S52.scale_1);
         thread array<Run_0, int(2)> keys_0;
-        keys_0[0U] = Blocks8_run_0(p_1->k_pages_offset_0, (*kernelContext_2->slots_0)[thread_2 / 4U], _S62, _S65);
+        keys_0[0U] = Blocks8_run_0(part_0->k_pages_offset_0, (*kernelContext_2->slots_0)[thread_2 / 4U], _S38, _S27);
         thread array<float4, int(2)> products_0;
-        products_0[0U] = _S69;
-        keys_0[1U] = Blocks8_run_0(p_1->k_pages_offset_0, (*kernelContext_2->slots_0)[thread_2 / 4U + 32U], _S62, _S65);
-        products_0[1U] = _S69;
+        float4 _S53 = float4(int4(int(0)) );
+        products_0[0U] = _S53;
+        keys_0[1U] = Blocks8_run_0(part_0->k_pages_offset_0, (*kernelContext_2->slots_0)[thread_2 / 4U + 32U], _S38, _S27);
+        products_0[1U] = _S53;
         i_0 = thread_2 % 4U;
         for(;;)
         {
-            if(i_0 < _S52)
+            if(i_0 < _S23)
             {
             }
             else
@@ -429,375 +339,604 @@ void attend_0(uint3 group_1, uint thread_2, float device* q_0, uint device* k_pa
             }
             thread array<uint, int(8)> ahead_0;
             thread array<float, int(8)> key_scales_0;
-            uint _S89 = _S52 - 1U;
-            uint _S90 = min(i_0, _S89);
-            uint _S91 = k_pages_0[(&keys_0[0U])->vector_0 + _S90];
-            ahead_0[0U] = _S91;
-            float _S92 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S90 / 8U);
-            key_scales_0[0U] = _S92;
-            uint _S93 = k_pages_0[(&keys_0[1U])->vector_0 + _S90];
-            ahead_0[1U] = _S93;
-            float _S94 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S90 / 8U);
-            key_scales_0[1U] = _S94;
-            uint _S95 = i_0 + 4U;
-            uint _S96 = min(_S95, _S89);
-            uint _S97 = k_pages_0[(&keys_0[0U])->vector_0 + _S96];
-            ahead_0[2U] = _S97;
-            float _S98 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S96 / 8U);
-            key_scales_0[2U] = _S98;
-            uint _S99 = k_pages_0[(&keys_0[1U])->vector_0 + _S96];
-            ahead_0[3U] = _S99;
-            float _S100 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S96 / 8U);
-            key_scales_0[3U] = _S100;
-            uint _S101 = i_0 + 8U;
-            uint _S102 = min(_S101, _S89);
-            uint _S103 = k_pages_0[(&keys_0[0U])->vector_0 + _S102];
-            ahead_0[4U] = _S103;
-            float _S104 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S102 / 8U);
-            key_scales_0[4U] = _S104;
-            uint _S105 = k_pages_0[(&keys_0[1U])->vector_0 + _S102];
-            ahead_0[5U] = _S105;
-            float _S106 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S102 / 8U);
-            key_scales_0[5U] = _S106;
-            uint _S107 = i_0 + 12U;
-            uint _S108 = min(_S107, _S89);
-            uint _S109 = k_pages_0[(&keys_0[0U])->vector_0 + _S108];
-            ahead_0[6U] = _S109;
-            float _S110 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S108 / 8U);
-            key_scales_0[6U] = _S110;
-            uint _S111 = k_pages_0[(&keys_0[1U])->vector_0 + _S108];
-            ahead_0[7U] = _S111;
-            float _S112 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S108 / 8U);
-            key_scales_0[7U] = _S112;
-            float4 _S113 = (*kernelContext_2->query_0)[i_0];
-            float4 _S114 = Blocks8_expand_0(_S91);
-            products_0[0U].x = products_0[0U].x + _S92 * dot((*kernelContext_2->query_0)[i_0], _S114);
-            float4 _S115 = Blocks8_expand_0(_S93);
-            products_0[1U].x = products_0[1U].x + _S94 * dot(_S113, _S115);
-            uint _S116 = _S56 + i_0;
-            float4 _S117 = (*kernelContext_2->query_0)[_S116];
-            products_0[0U].y = products_0[0U].y + _S92 * dot((*kernelContext_2->query_0)[_S116], _S114);
-            products_0[1U].y = products_0[1U].y + _S94 * dot(_S117, _S115);
-            uint _S118 = 2U * _S56 + i_0;
-            float4 _S119 = (*kernelContext_2->query_0)[_S118];
-            products_0[0U].z = products_0[0U].z + _S92 * dot((*kernelContext_2->query_0)[_S118], _S114);
-            products_0[1U].z = products_0[1U].z + _S94 * dot(_S119, _S115);
-            uint _S120 = 3U * _S56 + i_0;
-            float4 _S121 = (*kernelContext_2->query_0)[_S120];
-            products_0[0U].w = products_0[0U].w + _S92 * dot((*kernelContext_2->query_0)[_S120], _S114);
-            products_0[1U].w = products_0[1U].w + _S94 * dot(_S121, _S115);
-            float4 _S122 = (*kernelContext_2->query_0)[_S95];
-            float4 _S123 = Blocks8_expand_0(_S97);
-            products_0[0U].x = products_0[0U].x + _S98 * dot((*kernelContext_2->query_0)[_S95], _S123);
-            float4 _S124 = Blocks8_expand_0(_S99);
-            products_0[1U].x = products_0[1U].x + _S100 * dot(_S122, _S124);
-            float4 _S125 = (*kernelContext_2->query_0)[_S116 + 4U];
-            products_0[0U].y = products_0[0U].y + _S98 * dot((*kernelContext_2->query_0)[_S116 + 4U], _S123);
-            products_0[1U].y = products_0[1U].y + _S100 * dot(_S125, _S124);
-            float4 _S126 = (*kernelContext_2->query_0)[_S118 + 4U];
-            products_0[0U].z = products_0[0U].z + _S98 * dot((*kernelContext_2->query_0)[_S118 + 4U], _S123);
-            products_0[1U].z = products_0[1U].z + _S100 * dot(_S126, _S124);
-            float4 _S127 = (*kernelContext_2->query_0)[_S120 + 4U];
-            products_0[0U].w = products_0[0U].w + _S98 * dot((*kernelContext_2->query_0)[_S120 + 4U], _S123);
-            products_0[1U].w = products_0[1U].w + _S100 * dot(_S127, _S124);
-            float4 _S128 = (*kernelContext_2->query_0)[_S101];
-            float4 _S129 = Blocks8_expand_0(_S103);
-            products_0[0U].x = products_0[0U].x + _S104 * dot((*kernelContext_2->query_0)[_S101], _S129);
-            float4 _S130 = Blocks8_expand_0(_S105);
-            products_0[1U].x = products_0[1U].x + _S106 * dot(_S128, _S130);
-            float4 _S131 = (*kernelContext_2->query_0)[_S116 + 8U];
-            products_0[0U].y = products_0[0U].y + _S104 * dot((*kernelContext_2->query_0)[_S116 + 8U], _S129);
-            products_0[1U].y = products_0[1U].y + _S106 * dot(_S131, _S130);
-            float4 _S132 = (*kernelContext_2->query_0)[_S118 + 8U];
-            products_0[0U].z = products_0[0U].z + _S104 * dot((*kernelContext_2->query_0)[_S118 + 8U], _S129);
-            products_0[1U].z = products_0[1U].z + _S106 * dot(_S132, _S130);
-            float4 _S133 = (*kernelContext_2->query_0)[_S120 + 8U];
-            products_0[0U].w = products_0[0U].w + _S104 * dot((*kernelContext_2->query_0)[_S120 + 8U], _S129);
-            products_0[1U].w = products_0[1U].w + _S106 * dot(_S133, _S130);
-            float4 _S134 = (*kernelContext_2->query_0)[_S107];
-            float4 _S135 = Blocks8_expand_0(_S109);
-            products_0[0U].x = products_0[0U].x + _S110 * dot((*kernelContext_2->query_0)[_S107], _S135);
-            float4 _S136 = Blocks8_expand_0(_S111);
-            products_0[1U].x = products_0[1U].x + _S112 * dot(_S134, _S136);
-            float4 _S137 = (*kernelContext_2->query_0)[_S116 + 12U];
-            products_0[0U].y = products_0[0U].y + _S110 * dot((*kernelContext_2->query_0)[_S116 + 12U], _S135);
-            products_0[1U].y = products_0[1U].y + _S112 * dot(_S137, _S136);
-            float4 _S138 = (*kernelContext_2->query_0)[_S118 + 12U];
-            products_0[0U].z = products_0[0U].z + _S110 * dot((*kernelContext_2->query_0)[_S118 + 12U], _S135);
-            products_0[1U].z = products_0[1U].z + _S112 * dot(_S138, _S136);
-            float4 _S139 = (*kernelContext_2->query_0)[_S120 + 12U];
-            products_0[0U].w = products_0[0U].w + _S110 * dot((*kernelContext_2->query_0)[_S120 + 12U], _S135);
-            products_0[1U].w = products_0[1U].w + _S112 * dot(_S139, _S136);
+            uint _S54 = _S23 - 1U;
+            uint _S55 = min(i_0, _S54);
+            uint _S56 = k_pages_0[(&keys_0[0U])->vector_0 + _S55];
+            ahead_0[0U] = _S56;
+            float _S57 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S55 / 8U);
+            key_scales_0[0U] = _S57;
+            uint _S58 = k_pages_0[(&keys_0[1U])->vector_0 + _S55];
+            ahead_0[1U] = _S58;
+            float _S59 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S55 / 8U);
+            key_scales_0[1U] = _S59;
+            uint _S60 = i_0 + 4U;
+            uint _S61 = min(_S60, _S54);
+            uint _S62 = k_pages_0[(&keys_0[0U])->vector_0 + _S61];
+            ahead_0[2U] = _S62;
+            float _S63 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S61 / 8U);
+            key_scales_0[2U] = _S63;
+            uint _S64 = k_pages_0[(&keys_0[1U])->vector_0 + _S61];
+            ahead_0[3U] = _S64;
+            float _S65 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S61 / 8U);
+            key_scales_0[3U] = _S65;
+            uint _S66 = i_0 + 8U;
+            uint _S67 = min(_S66, _S54);
+            uint _S68 = k_pages_0[(&keys_0[0U])->vector_0 + _S67];
+            ahead_0[4U] = _S68;
+            float _S69 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S67 / 8U);
+            key_scales_0[4U] = _S69;
+            uint _S70 = k_pages_0[(&keys_0[1U])->vector_0 + _S67];
+            ahead_0[5U] = _S70;
+            float _S71 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S67 / 8U);
+            key_scales_0[5U] = _S71;
+            uint _S72 = i_0 + 12U;
+            uint _S73 = min(_S72, _S54);
+            uint _S74 = k_pages_0[(&keys_0[0U])->vector_0 + _S73];
+            ahead_0[6U] = _S74;
+            float _S75 = Blocks8_scale_0(k_pages_0, (&keys_0[0U])->scale_1 + _S73 / 8U);
+            key_scales_0[6U] = _S75;
+            uint _S76 = k_pages_0[(&keys_0[1U])->vector_0 + _S73];
+            ahead_0[7U] = _S76;
+            float _S77 = Blocks8_scale_0(k_pages_0, (&keys_0[1U])->scale_1 + _S73 / 8U);
+            key_scales_0[7U] = _S77;
+            float4 _S78 = (*kernelContext_2->query_0)[i_0];
+            float4 _S79 = Blocks8_expand_0(_S56);
+            products_0[0U].x = products_0[0U].x + _S57 * dot((*kernelContext_2->query_0)[i_0], _S79);
+            float4 _S80 = Blocks8_expand_0(_S58);
+            products_0[1U].x = products_0[1U].x + _S59 * dot(_S78, _S80);
+            uint _S81 = _S24 + i_0;
+            float4 _S82 = (*kernelContext_2->query_0)[_S81];
+            products_0[0U].y = products_0[0U].y + _S57 * dot((*kernelContext_2->query_0)[_S81], _S79);
+            products_0[1U].y = products_0[1U].y + _S59 * dot(_S82, _S80);
+            uint _S83 = 2U * _S24 + i_0;
+            float4 _S84 = (*kernelContext_2->query_0)[_S83];
+            products_0[0U].z = products_0[0U].z + _S57 * dot((*kernelContext_2->query_0)[_S83], _S79);
+            products_0[1U].z = products_0[1U].z + _S59 * dot(_S84, _S80);
+            uint _S85 = 3U * _S24 + i_0;
+            float4 _S86 = (*kernelContext_2->query_0)[_S85];
+            products_0[0U].w = products_0[0U].w + _S57 * dot((*kernelContext_2->query_0)[_S85], _S79);
+            products_0[1U].w = products_0[1U].w + _S59 * dot(_S86, _S80);
+            float4 _S87 = (*kernelContext_2->query_0)[_S60];
+            float4 _S88 = Blocks8_expand_0(_S62);
+            products_0[0U].x = products_0[0U].x + _S63 * dot((*kernelContext_2->query_0)[_S60], _S88);
+            float4 _S89 = Blocks8_expand_0(_S64);
+            products_0[1U].x = products_0[1U].x + _S65 * dot(_S87, _S89);
+            float4 _S90 = (*kernelContext_2->query_0)[_S81 + 4U];
+            products_0[0U].y = products_0[0U].y + _S63 * dot((*kernelContext_2->query_0)[_S81 + 4U], _S88);
+            products_0[1U].y = products_0[1U].y + _S65 * dot(_S90, _S89);
+            float4 _S91 = (*kernelContext_2->query_0)[_S83 + 4U];
+            products_0[0U].z = products_0[0U].z + _S63 * dot((*kernelContext_2->query_0)[_S83 + 4U], _S88);
+            products_0[1U].z = products_0[1U].z + _S65 * dot(_S91, _S89);
+            float4 _S92 = (*kernelContext_2->query_0)[_S85 + 4U];
+            products_0[0U].w = products_0[0U].w + _S63 * dot((*kernelContext_2->query_0)[_S85 + 4U], _S88);
+            products_0[1U].w = products_0[1U].w + _S65 * dot(_S92, _S89);
+            float4 _S93 = (*kernelContext_2->query_0)[_S66];
+            float4 _S94 = Blocks8_expand_0(_S68);
+            products_0[0U].x = products_0[0U].x + _S69 * dot((*kernelContext_2->query_0)[_S66], _S94);
+            float4 _S95 = Blocks8_expand_0(_S70);
+            products_0[1U].x = products_0[1U].x + _S71 * dot(_S93, _S95);
+            float4 _S96 = (*kernelContext_2->query_0)[_S81 + 8U];
+            products_0[0U].y = products_0[0U].y + _S69 * dot((*kernelContext_2->query_0)[_S81 + 8U], _S94);
+            products_0[1U].y = products_0[1U].y + _S71 * dot(_S96, _S95);
+            float4 _S97 = (*kernelContext_2->query_0)[_S83 + 8U];
+            products_0[0U].z = products_0[0U].z + _S69 * dot((*kernelContext_2->query_0)[_S83 + 8U], _S94);
+            products_0[1U].z = products_0[1U].z + _S71 * dot(_S97, _S95);
+            float4 _S98 = (*kernelContext_2->query_0)[_S85 + 8U];
+            products_0[0U].w = products_0[0U].w + _S69 * dot((*kernelContext_2->query_0)[_S85 + 8U], _S94);
+            products_0[1U].w = products_0[1U].w + _S71 * dot(_S98, _S95);
+            float4 _S99 = (*kernelContext_2->query_0)[_S72];
+            float4 _S100 = Blocks8_expand_0(_S74);
+            products_0[0U].x = products_0[0U].x + _S75 * dot((*kernelContext_2->query_0)[_S72], _S100);
+            float4 _S101 = Blocks8_expand_0(_S76);
+            products_0[1U].x = products_0[1U].x + _S77 * dot(_S99, _S101);
+            float4 _S102 = (*kernelContext_2->query_0)[_S81 + 12U];
+            products_0[0U].y = products_0[0U].y + _S75 * dot((*kernelContext_2->query_0)[_S81 + 12U], _S100);
+            products_0[1U].y = products_0[1U].y + _S77 * dot(_S102, _S101);
+            float4 _S103 = (*kernelContext_2->query_0)[_S83 + 12U];
+            products_0[0U].z = products_0[0U].z + _S75 * dot((*kernelContext_2->query_0)[_S83 + 12U], _S100);
+            products_0[1U].z = products_0[1U].z + _S77 * dot(_S103, _S101);
+            float4 _S104 = (*kernelContext_2->query_0)[_S85 + 12U];
+            products_0[0U].w = products_0[0U].w + _S75 * dot((*kernelContext_2->query_0)[_S85 + 12U], _S100);
+            products_0[1U].w = products_0[1U].w + _S77 * dot(_S104, _S101);
             i_0 = i_0 + 16U;
         }
         (*kernelContext_2->exchange_0)[thread_2] = products_0[0U];
         (*kernelContext_2->exchange_0)[128U + thread_2] = products_0[1U];
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        if(_S70)
+        bool _S105;
+        if(_S35)
         {
-            _S38 = (tile_0 + thread_2) < _S50;
+            _S105 = (tile_0 + thread_2) < _S34;
         }
         else
         {
-            _S38 = false;
+            _S105 = false;
         }
-        if(_S38)
+        float4 _S106 = float4(-3.4028234663852886e+38) ;
+        if(_S105)
         {
-            uint _S140 = thread_2 * 4U;
-            score_0 = (*kernelContext_2->exchange_0)[_S140] + (*kernelContext_2->exchange_0)[_S140 + 1U] + (*kernelContext_2->exchange_0)[_S140 + 2U] + (*kernelContext_2->exchange_0)[_S140 + 3U];
+            uint _S107 = thread_2 * 4U;
+            score_0 = (*kernelContext_2->exchange_0)[_S107] + (*kernelContext_2->exchange_0)[_S107 + 1U] + (*kernelContext_2->exchange_0)[_S107 + 2U] + (*kernelContext_2->exchange_0)[_S107 + 3U];
         }
         else
         {
-            score_0 = _S68;
+            score_0 = _S106;
         }
-        float4 _S141 = group_peak_0(score_0, thread_2, kernelContext_2);
-        float4 _S142 = max(peak_0, _S141);
-        float4 _S143;
-        if(_S38)
+        float4 _S108 = group_peak_0(score_0, thread_2, kernelContext_2);
+        float4 _S109 = max(peak_1, _S108);
+        float4 _S110;
+        if(_S105)
         {
-            _S143 = exp(score_0 - _S142);
+            _S110 = exp(score_0 - _S109);
         }
         else
         {
-            _S143 = _S69;
+            _S110 = _S53;
         }
-        if(_S70)
+        if(_S35)
         {
-            (*kernelContext_2->weights_0)[thread_2] = _S143;
+            (*kernelContext_2->weights_0)[thread_2] = _S110;
         }
-        float4 _S144 = exp(peak_0 - _S142);
-        float4 _S145 = total_0 * _S144 + _S143;
+        float4 _S111 = exp(peak_1 - _S109);
+        float4 _S112 = total_0 * _S111 + _S110;
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        sums_0[0U] = sums_0[0U] * float4(_S144[0U]) ;
-        sums_0[1U] = sums_0[1U] * float4(_S144[1U]) ;
-        sums_0[2U] = sums_0[2U] * float4(_S144[2U]) ;
-        sums_0[3U] = sums_0[3U] * float4(_S144[3U]) ;
-        i_1 = _S64;
+        sums_0[0U] = sums_0[0U] * float4(_S111[0U]) ;
+        sums_0[1U] = sums_0[1U] * float4(_S111[1U]) ;
+        sums_0[2U] = sums_0[2U] * float4(_S111[2U]) ;
+        sums_0[3U] = sums_0[3U] * float4(_S111[3U]) ;
+        i_1 = _S26;
         for(;;)
         {
-            float4 _S146 = float4(scales_0[0U])  * Blocks8_expand_0(values_0[0U]);
-            float4 _S147;
+            float4 _S113 = float4(scales_0[0U])  * Blocks8_expand_0(values_0[0U]);
+            float4 _S114;
             if(i_1 < 64U)
             {
-                _S147 = (*kernelContext_2->weights_0)[i_1];
+                _S114 = (*kernelContext_2->weights_0)[i_1];
             }
             else
             {
-                _S147 = _S69;
+                _S114 = _S53;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S147[0U])  * _S146;
-            sums_0[1U] = sums_0[1U] + float4(_S147[1U])  * _S146;
-            sums_0[2U] = sums_0[2U] + float4(_S147[2U])  * _S146;
-            sums_0[3U] = sums_0[3U] + float4(_S147[3U])  * _S146;
-            float4 _S148 = float4(scales_0[1U])  * Blocks8_expand_0(values_0[1U]);
-            uint _S149 = i_1 + _S63;
-            float4 _S150;
-            if(_S149 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S114[0U])  * _S113;
+            sums_0[1U] = sums_0[1U] + float4(_S114[1U])  * _S113;
+            sums_0[2U] = sums_0[2U] + float4(_S114[2U])  * _S113;
+            sums_0[3U] = sums_0[3U] + float4(_S114[3U])  * _S113;
+            float4 _S115 = float4(scales_0[1U])  * Blocks8_expand_0(values_0[1U]);
+            uint _S116 = i_1 + _S25;
+            float4 _S117;
+            if(_S116 < 64U)
             {
-                _S150 = (*kernelContext_2->weights_0)[_S149];
+                _S117 = (*kernelContext_2->weights_0)[_S116];
             }
             else
             {
-                _S150 = _S69;
+                _S117 = _S53;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S150[0U])  * _S148;
-            sums_0[1U] = sums_0[1U] + float4(_S150[1U])  * _S148;
-            sums_0[2U] = sums_0[2U] + float4(_S150[2U])  * _S148;
-            sums_0[3U] = sums_0[3U] + float4(_S150[3U])  * _S148;
-            float4 _S151 = float4(scales_0[2U])  * Blocks8_expand_0(values_0[2U]);
-            uint _S152 = i_1 + _S77;
-            float4 _S153;
-            if(_S152 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S117[0U])  * _S115;
+            sums_0[1U] = sums_0[1U] + float4(_S117[1U])  * _S115;
+            sums_0[2U] = sums_0[2U] + float4(_S117[2U])  * _S115;
+            sums_0[3U] = sums_0[3U] + float4(_S117[3U])  * _S115;
+            float4 _S118 = float4(scales_0[2U])  * Blocks8_expand_0(values_0[2U]);
+            uint _S119 = i_1 + _S41;
+            float4 _S120;
+            if(_S119 < 64U)
             {
-                _S153 = (*kernelContext_2->weights_0)[_S152];
+                _S120 = (*kernelContext_2->weights_0)[_S119];
             }
             else
             {
-                _S153 = _S69;
+                _S120 = _S53;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S153[0U])  * _S151;
-            sums_0[1U] = sums_0[1U] + float4(_S153[1U])  * _S151;
-            sums_0[2U] = sums_0[2U] + float4(_S153[2U])  * _S151;
-            sums_0[3U] = sums_0[3U] + float4(_S153[3U])  * _S151;
-            float4 _S154 = float4(scales_0[3U])  * Blocks8_expand_0(values_0[3U]);
-            uint _S155 = i_1 + _S79;
-            float4 _S156;
-            if(_S155 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S120[0U])  * _S118;
+            sums_0[1U] = sums_0[1U] + float4(_S120[1U])  * _S118;
+            sums_0[2U] = sums_0[2U] + float4(_S120[2U])  * _S118;
+            sums_0[3U] = sums_0[3U] + float4(_S120[3U])  * _S118;
+            float4 _S121 = float4(scales_0[3U])  * Blocks8_expand_0(values_0[3U]);
+            uint _S122 = i_1 + _S43;
+            float4 _S123;
+            if(_S122 < 64U)
             {
-                _S156 = (*kernelContext_2->weights_0)[_S155];
+                _S123 = (*kernelContext_2->weights_0)[_S122];
             }
             else
             {
-                _S156 = _S69;
+                _S123 = _S53;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S156[0U])  * _S154;
-            sums_0[1U] = sums_0[1U] + float4(_S156[1U])  * _S154;
-            sums_0[2U] = sums_0[2U] + float4(_S156[2U])  * _S154;
-            sums_0[3U] = sums_0[3U] + float4(_S156[3U])  * _S154;
-            float4 _S157 = float4(scales_0[4U])  * Blocks8_expand_0(values_0[4U]);
-            uint _S158 = i_1 + _S81;
-            float4 _S159;
-            if(_S158 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S123[0U])  * _S121;
+            sums_0[1U] = sums_0[1U] + float4(_S123[1U])  * _S121;
+            sums_0[2U] = sums_0[2U] + float4(_S123[2U])  * _S121;
+            sums_0[3U] = sums_0[3U] + float4(_S123[3U])  * _S121;
+            float4 _S124 = float4(scales_0[4U])  * Blocks8_expand_0(values_0[4U]);
+            uint _S125 = i_1 + _S45;
+            float4 _S126;
+            if(_S125 < 64U)
             {
-                _S159 = (*kernelContext_2->weights_0)[_S158];
+                _S126 = (*kernelContext_2->weights_0)[_S125];
             }
             else
             {
-                _S159 = _S69;
+                _S126 = _S53;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S159[0U])  * _S157;
-            sums_0[1U] = sums_0[1U] + float4(_S159[1U])  * _S157;
-            sums_0[2U] = sums_0[2U] + float4(_S159[2U])  * _S157;
-            sums_0[3U] = sums_0[3U] + float4(_S159[3U])  * _S157;
-            float4 _S160 = float4(scales_0[5U])  * Blocks8_expand_0(values_0[5U]);
-            uint _S161 = i_1 + _S83;
-            float4 _S162;
-            if(_S161 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S126[0U])  * _S124;
+            sums_0[1U] = sums_0[1U] + float4(_S126[1U])  * _S124;
+            sums_0[2U] = sums_0[2U] + float4(_S126[2U])  * _S124;
+            sums_0[3U] = sums_0[3U] + float4(_S126[3U])  * _S124;
+            float4 _S127 = float4(scales_0[5U])  * Blocks8_expand_0(values_0[5U]);
+            uint _S128 = i_1 + _S47;
+            float4 _S129;
+            if(_S128 < 64U)
             {
-                _S162 = (*kernelContext_2->weights_0)[_S161];
+                _S129 = (*kernelContext_2->weights_0)[_S128];
             }
             else
             {
-                _S162 = _S69;
+                _S129 = _S53;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S162[0U])  * _S160;
-            sums_0[1U] = sums_0[1U] + float4(_S162[1U])  * _S160;
-            sums_0[2U] = sums_0[2U] + float4(_S162[2U])  * _S160;
-            sums_0[3U] = sums_0[3U] + float4(_S162[3U])  * _S160;
-            float4 _S163 = float4(scales_0[6U])  * Blocks8_expand_0(values_0[6U]);
-            uint _S164 = i_1 + _S85;
-            float4 _S165;
-            if(_S164 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S129[0U])  * _S127;
+            sums_0[1U] = sums_0[1U] + float4(_S129[1U])  * _S127;
+            sums_0[2U] = sums_0[2U] + float4(_S129[2U])  * _S127;
+            sums_0[3U] = sums_0[3U] + float4(_S129[3U])  * _S127;
+            float4 _S130 = float4(scales_0[6U])  * Blocks8_expand_0(values_0[6U]);
+            uint _S131 = i_1 + _S49;
+            float4 _S132;
+            if(_S131 < 64U)
             {
-                _S165 = (*kernelContext_2->weights_0)[_S164];
+                _S132 = (*kernelContext_2->weights_0)[_S131];
             }
             else
             {
-                _S165 = _S69;
+                _S132 = _S53;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S165[0U])  * _S163;
-            sums_0[1U] = sums_0[1U] + float4(_S165[1U])  * _S163;
-            sums_0[2U] = sums_0[2U] + float4(_S165[2U])  * _S163;
-            sums_0[3U] = sums_0[3U] + float4(_S165[3U])  * _S163;
-            float4 _S166 = float4(scales_0[7U])  * Blocks8_expand_0(values_0[7U]);
-            uint _S167 = i_1 + _S87;
-            float4 _S168;
-            if(_S167 < 64U)
+            sums_0[0U] = sums_0[0U] + float4(_S132[0U])  * _S130;
+            sums_0[1U] = sums_0[1U] + float4(_S132[1U])  * _S130;
+            sums_0[2U] = sums_0[2U] + float4(_S132[2U])  * _S130;
+            sums_0[3U] = sums_0[3U] + float4(_S132[3U])  * _S130;
+            float4 _S133 = float4(scales_0[7U])  * Blocks8_expand_0(values_0[7U]);
+            uint _S134 = i_1 + _S51;
+            float4 _S135;
+            if(_S134 < 64U)
             {
-                _S168 = (*kernelContext_2->weights_0)[_S167];
+                _S135 = (*kernelContext_2->weights_0)[_S134];
             }
             else
             {
-                _S168 = _S69;
+                _S135 = _S53;
             }
-            sums_0[0U] = sums_0[0U] + float4(_S168[0U])  * _S166;
-            sums_0[1U] = sums_0[1U] + float4(_S168[1U])  * _S166;
-            sums_0[2U] = sums_0[2U] + float4(_S168[2U])  * _S166;
-            sums_0[3U] = sums_0[3U] + float4(_S168[3U])  * _S166;
-            uint i_2 = i_1 + 8U * _S63;
+            sums_0[0U] = sums_0[0U] + float4(_S135[0U])  * _S133;
+            sums_0[1U] = sums_0[1U] + float4(_S135[1U])  * _S133;
+            sums_0[2U] = sums_0[2U] + float4(_S135[2U])  * _S133;
+            sums_0[3U] = sums_0[3U] + float4(_S135[3U])  * _S133;
+            uint i_2 = i_1 + 8U * _S25;
             if(i_2 >= 64U)
             {
                 break;
             }
-            Run_0 _S169 = Blocks8_run_0(_S74, (*kernelContext_2->slots_0)[min(i_2, 63U)], _S62, _S67);
-            values_0[0U] = v_pages_0[_S169.vector_0];
-            scales_0[0U] = Blocks8_scale_0(v_pages_0, _S169.scale_1);
-            Run_0 _S170 = Blocks8_run_0(_S74, (*kernelContext_2->slots_0)[min(i_2 + _S63, 63U)], _S62, _S67);
-            values_0[1U] = v_pages_0[_S170.vector_0];
-            scales_0[1U] = Blocks8_scale_0(v_pages_0, _S170.scale_1);
-            Run_0 _S171 = Blocks8_run_0(_S74, (*kernelContext_2->slots_0)[min(i_2 + _S77, 63U)], _S62, _S67);
-            values_0[2U] = v_pages_0[_S171.vector_0];
-            scales_0[2U] = Blocks8_scale_0(v_pages_0, _S171.scale_1);
-            Run_0 _S172 = Blocks8_run_0(_S74, (*kernelContext_2->slots_0)[min(i_2 + _S79, 63U)], _S62, _S67);
-            values_0[3U] = v_pages_0[_S172.vector_0];
-            scales_0[3U] = Blocks8_scale_0(v_pages_0, _S172.scale_1);
-            Run_0 _S173 = Blocks8_run_0(_S74, (*kernelContext_2->slots_0)[min(i_2 + _S81, 63U)], _S62, _S67);
-            values_0[4U] = v_pages_0[_S173.vector_0];
-            scales_0[4U] = Blocks8_scale_0(v_pages_0, _S173.scale_1);
-            Run_0 _S174 = Blocks8_run_0(_S74, (*kernelContext_2->slots_0)[min(i_2 + _S83, 63U)], _S62, _S67);
-            values_0[5U] = v_pages_0[_S174.vector_0];
-            scales_0[5U] = Blocks8_scale_0(v_pages_0, _S174.scale_1);
-            Run_0 _S175 = Blocks8_run_0(_S74, (*kernelContext_2->slots_0)[min(i_2 + _S85, 63U)], _S62, _S67);
-            values_0[6U] = v_pages_0[_S175.vector_0];
-            scales_0[6U] = Blocks8_scale_0(v_pages_0, _S175.scale_1);
-            Run_0 _S176 = Blocks8_run_0(_S74, (*kernelContext_2->slots_0)[min(i_2 + _S87, 63U)], _S62, _S67);
-            values_0[7U] = v_pages_0[_S176.vector_0];
-            scales_0[7U] = Blocks8_scale_0(v_pages_0, _S176.scale_1);
+            Run_0 _S136 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2, 63U)], _S38, _S29);
+            values_0[0U] = v_pages_0[_S136.vector_0];
+            scales_0[0U] = Blocks8_scale_0(v_pages_0, _S136.scale_1);
+            Run_0 _S137 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S25, 63U)], _S38, _S29);
+            values_0[1U] = v_pages_0[_S137.vector_0];
+            scales_0[1U] = Blocks8_scale_0(v_pages_0, _S137.scale_1);
+            Run_0 _S138 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S41, 63U)], _S38, _S29);
+            values_0[2U] = v_pages_0[_S138.vector_0];
+            scales_0[2U] = Blocks8_scale_0(v_pages_0, _S138.scale_1);
+            Run_0 _S139 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S43, 63U)], _S38, _S29);
+            values_0[3U] = v_pages_0[_S139.vector_0];
+            scales_0[3U] = Blocks8_scale_0(v_pages_0, _S139.scale_1);
+            Run_0 _S140 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S45, 63U)], _S38, _S29);
+            values_0[4U] = v_pages_0[_S140.vector_0];
+            scales_0[4U] = Blocks8_scale_0(v_pages_0, _S140.scale_1);
+            Run_0 _S141 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S47, 63U)], _S38, _S29);
+            values_0[5U] = v_pages_0[_S141.vector_0];
+            scales_0[5U] = Blocks8_scale_0(v_pages_0, _S141.scale_1);
+            Run_0 _S142 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S49, 63U)], _S38, _S29);
+            values_0[6U] = v_pages_0[_S142.vector_0];
+            scales_0[6U] = Blocks8_scale_0(v_pages_0, _S142.scale_1);
+            Run_0 _S143 = Blocks8_run_0(_S37, (*kernelContext_2->slots_0)[min(i_2 + _S51, 63U)], _S38, _S29);
+            values_0[7U] = v_pages_0[_S143.vector_0];
+            scales_0[7U] = Blocks8_scale_0(v_pages_0, _S143.scale_1);
             i_1 = i_2;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         tile_0 = tile_0 + 64U;
-        total_0 = _S145;
-        peak_0 = _S142;
+        total_0 = _S112;
+        peak_1 = _S109;
     }
     (*kernelContext_2->exchange_0)[thread_2] = sums_0[0U];
     (*kernelContext_2->exchange_0)[128U + thread_2] = sums_0[1U];
     (*kernelContext_2->exchange_0)[256U + thread_2] = sums_0[2U];
     (*kernelContext_2->exchange_0)[384U + thread_2] = sums_0[3U];
-    float4 _S177 = group_total_0(total_0, thread_2, kernelContext_2);
+    float4 _S144 = group_total_0(total_0, thread_2, kernelContext_2);
     i_0 = thread_2;
     for(;;)
     {
-        if(i_0 < (_S41 * _S52))
+        _S21 = part_0->heads_0;
+        if(i_0 < (part_0->heads_0 * _S23))
         {
         }
         else
         {
             break;
         }
+        float4 _S145 = float4(int4(int(0)) );
         i_1 = 0U;
-        score_0 = _S69;
+        score_0 = _S145;
         for(;;)
         {
-            if(i_1 < _S63)
+            if(i_1 < _S25)
             {
             }
             else
             {
                 break;
             }
-            uint _S178 = i_0 / _S52;
-            uint _S179 = _S178 * 128U + i_1 * _S52;
-            uint _S180 = i_0 % _S52;
-            float4 whole_0 = score_0 + (*kernelContext_2->exchange_0)[_S179 + _S180];
+            uint _S146 = i_0 / _S23;
+            uint _S147 = _S146 * 128U + i_1 * _S23;
+            uint _S148 = i_0 % _S23;
+            float4 whole_0 = score_0 + (*kernelContext_2->exchange_0)[_S147 + _S148];
             i_1 = i_1 + 1U;
             score_0 = whole_0;
         }
-        uint _S181 = i_0 / _S52;
-        uint _S182 = _S54 + _S181 * _S55;
-        uint _S183 = i_0 % _S52;
-        *(scratch_0+(_S182 + _S183)) = packed_float4(score_0) ;
+        uint _S149 = part_0->out_0;
+        uint _S150 = i_0 / _S23;
+        uint _S151 = _S149 + _S150 * part_0->out_stride_0;
+        uint _S152 = i_0 % _S23;
+        *(scratch_0+(_S151 + _S152)) = packed_float4(score_0) ;
         i_0 = i_0 + 128U;
     }
-    if(thread_2 < _S41)
+    if(thread_2 < _S21)
     {
-        *(scratch_0+(_S54 + thread_2 * _S55 + _S52)) = packed_float4(float4(peak_0[thread_2], _S177[thread_2], 1.0, 0.0)) ;
+        *(scratch_0+(part_0->out_0 + thread_2 * part_0->out_stride_0 + _S23)) = packed_float4(float4(peak_1[thread_2], _S144[thread_2], 1.0, 0.0)) ;
     }
     return;
 }
 
-[[kernel]] void attention_part_q8_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], uint device* entryPointParams_k_pages_1 [[buffer(2)]], uint device* entryPointParams_v_pages_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]], uint device* entryPointParams_sequences_1 [[buffer(5)]], packed_float4 device* entryPointParams_scratch_1 [[buffer(6)]])
+struct Plain_0
 {
-    thread KernelContext_0 kernelContext_3;
-    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_3)->entryPointParams_q_0 = entryPointParams_q_1;
-    (&kernelContext_3)->entryPointParams_k_pages_0 = entryPointParams_k_pages_1;
-    (&kernelContext_3)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
-    (&kernelContext_3)->entryPointParams_batch_0 = entryPointParams_batch_1;
-    (&kernelContext_3)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
-    (&kernelContext_3)->entryPointParams_scratch_0 = entryPointParams_scratch_1;
+    uint begin_2;
+};
+
+float4 Plain_four_0(const Plain_0 thread* this_1, float device* this_x_0, uint element_1)
+{
+    uint _S153 = this_1->begin_2 + element_1;
+    return float4(this_x_0[_S153], this_x_0[_S153 + 1U], this_x_0[_S153 + 2U], this_x_0[_S153 + 3U]);
+}
+
+void load_queries_0(uint thread_3, const Part_0 thread* part_1, float scale_3, const Plain_0 thread* q_0, float device* q_x_0, KernelContext_0 thread* kernelContext_3)
+{
+    uint _S154 = part_1->head_dim_0;
+    uint _S155 = padded_vectors_0(part_1->head_dim_0);
+    uint i_3 = thread_3;
+    for(;;)
+    {
+        if(i_3 < (4U * _S155))
+        {
+        }
+        else
+        {
+            break;
+        }
+        uint _S156 = i_3 % _S155;
+        uint _S157 = i_3 / _S155;
+        bool _S158;
+        if(_S157 < (part_1->heads_0))
+        {
+            _S158 = _S156 < (_S154 / 4U);
+        }
+        else
+        {
+            _S158 = false;
+        }
+        (*kernelContext_3->query_0)[i_3] = float4(int4(int(0)) );
+        if(_S158)
+        {
+            uint _S159 = part_1->head_0;
+            uint _S160 = i_3 / _S155;
+            float4 _S161 = Plain_four_0(q_0, q_x_0, (_S159 + _S160) * _S154 + 4U * _S156);
+            (*kernelContext_3->query_0)[i_3] = float4(scale_3)  * _S161;
+        }
+        i_3 = i_3 + 128U;
+    }
+    return;
+}
+
+uint group_number_0(uint3 group_0)
+{
+    return group_0.y * 32768U + group_0.x;
+}
+
+Part_0 part_of_0(uint number_1, uint rows_1, uint heads_2, uint kv_heads_1, uint head_dim_3, uint parts_1, uint scratch_offset_1)
+{
+    uint _S162 = heads_2 / kv_heads_1;
+    uint _S163 = (_S162 + 4U - 1U) / 4U;
+    uint _S164 = rows_1 * kv_heads_1 * _S163;
+    uint _S165 = number_1 % _S164;
+    uint _S166 = _S165 % _S163;
+    thread Part_0 part_2;
+    uint _S167 = number_1 / _S164;
+    (&part_2)->number_0 = _S167;
+    uint _S168 = _S165 / (kv_heads_1 * _S163);
+    (&part_2)->row_0 = _S168;
+    uint _S169 = _S165 / _S163;
+    uint _S170 = _S169 % kv_heads_1;
+    (&part_2)->kv_head_0 = _S170;
+    uint _S171 = _S166 * 4U;
+    uint _S172 = _S170 * _S162 + _S171;
+    (&part_2)->head_0 = _S172;
+    (&part_2)->heads_0 = min(_S162 - _S171, 4U);
+    (&part_2)->head_dim_0 = head_dim_3;
+    (&part_2)->columns_0 = kv_heads_1 * head_dim_3;
+    uint _S173 = parts_1 * (head_dim_3 / 4U + 1U);
+    (&part_2)->out_stride_0 = _S173;
+    (&part_2)->out_0 = scratch_offset_1 + ((&part_2)->row_0 * heads_2 + _S172) * _S173 + (&part_2)->number_0 * (head_dim_3 / 4U + 1U);
+    (&part_2)->end_0 = 0U;
+    (&part_2)->begin_1 = 0U;
+    (&part_2)->v_pages_offset_0 = 0U;
+    (&part_2)->k_pages_offset_0 = 0U;
+    return part_2;
+}
+
+uint valid_rows_0(uint device* batch_0, uint offset_2, uint first_0, uint rows_2)
+{
+    uint _S174;
+    if(offset_2 == 4294967295U)
+    {
+        _S174 = rows_2;
+    }
+    else
+    {
+        _S174 = min(max(batch_0[offset_2], first_0) - first_0, rows_2);
+    }
+    return _S174;
+}
+
+uint row_sequence_0(uint device* batch_1, uint offset_3, uint row_1)
+{
+    return batch_1[offset_3 + 3U + 2U * row_1];
+}
+
+SequenceTable_0 SequenceTable_x24init_0(uint begin_3, uint page_size_2, uint pages_2, uint length_1)
+{
+    thread SequenceTable_0 _S175;
+    (&_S175)->begin_0 = begin_3;
+    (&_S175)->page_size_0 = page_size_2;
+    (&_S175)->pages_0 = pages_2;
+    (&_S175)->length_0 = length_1;
+    return _S175;
+}
+
+SequenceTable_0 sequence_table_0(uint device* sequences_2, uint offset_4, uint number_2, uint count_0, uint entries_0, uint page_size_3, uint pages_3)
+{
+    uint _S176 = offset_4 + min(number_2, count_0 - 1U) * (entries_0 + 1U);
+    return SequenceTable_x24init_0(_S176 + 1U, page_size_3, pages_3, min(sequences_2[_S176], min(entries_0, pages_3) * page_size_3));
+}
+
+uint row_position_0(uint device* batch_2, uint offset_5, uint row_2)
+{
+    return batch_2[offset_5 + 2U + 2U * row_2];
+}
+
+void share_out_0(Part_0 thread* part_3, uint first_1, uint length_2, uint parts_2)
+{
+    uint _S177;
+    if(first_1 < length_2)
+    {
+        _S177 = length_2 - first_1;
+    }
+    else
+    {
+        _S177 = 0U;
+    }
+    uint _S178 = parts_2 * 64U;
+    uint _S179 = (_S177 + _S178 - 1U) / _S178;
+    uint _S180 = _S179 * 64U;
+    uint _S181 = min(first_1 + part_3->number_0 * _S180, length_2);
+    part_3->begin_1 = _S181;
+    part_3->end_0 = min(_S181 + _S180, length_2);
+    return;
+}
+
+void leave_empty_0(uint thread_4, const Part_0 thread* part_4, packed_float4 device* scratch_1)
+{
+    if(thread_4 < (part_4->heads_0))
+    {
+        *(scratch_1+(part_4->out_0 + thread_4 * part_4->out_stride_0 + part_4->head_dim_0 / 4U)) = packed_float4(float4(int4(int(0)) )) ;
+    }
+    return;
+}
+
+Start_0 Start_x24init_0(float4 peak_2, float4 value_3, float weight_1)
+{
+    thread Start_0 _S182;
+    (&_S182)->peak_0 = peak_2;
+    (&_S182)->value_0 = value_3;
+    (&_S182)->weight_0 = weight_1;
+    return _S182;
+}
+
+[[kernel]] void attention_part_q8_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], float device* entryPointParams_q_1 [[buffer(1)]], uint device* entryPointParams_k_pages_1 [[buffer(2)]], uint device* entryPointParams_v_pages_1 [[buffer(3)]], uint device* entryPointParams_batch_1 [[buffer(4)]], uint device* entryPointParams_sequences_1 [[buffer(5)]], packed_float4 device* entryPointParams_scratch_1 [[buffer(6)]])
+{
+    thread KernelContext_0 kernelContext_4;
+    (&kernelContext_4)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_4)->entryPointParams_q_0 = entryPointParams_q_1;
+    (&kernelContext_4)->entryPointParams_k_pages_0 = entryPointParams_k_pages_1;
+    (&kernelContext_4)->entryPointParams_v_pages_0 = entryPointParams_v_pages_1;
+    (&kernelContext_4)->entryPointParams_batch_0 = entryPointParams_batch_1;
+    (&kernelContext_4)->entryPointParams_sequences_0 = entryPointParams_sequences_1;
+    (&kernelContext_4)->entryPointParams_scratch_0 = entryPointParams_scratch_1;
     threadgroup array<float4, int(256)> query_1;
-    (&kernelContext_3)->query_0 = &query_1;
+    (&kernelContext_4)->query_0 = &query_1;
     threadgroup array<uint, int(64)> slots_1;
-    (&kernelContext_3)->slots_0 = &slots_1;
+    (&kernelContext_4)->slots_0 = &slots_1;
     threadgroup array<float4, int(512)> exchange_1;
-    (&kernelContext_3)->exchange_0 = &exchange_1;
+    (&kernelContext_4)->exchange_0 = &exchange_1;
     threadgroup array<float4, int(32)> waves_1;
-    (&kernelContext_3)->waves_0 = &waves_1;
+    (&kernelContext_4)->waves_0 = &waves_1;
     threadgroup array<float4, int(64)> weights_1;
-    (&kernelContext_3)->weights_0 = &weights_1;
+    (&kernelContext_4)->weights_0 = &weights_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_3)->_S1 = _builtinWaveLaneCount_0;
-    attend_0(group_2, sv_groupindex_0, entryPointParams_q_1, entryPointParams_k_pages_1, entryPointParams_v_pages_1, entryPointParams_batch_1, entryPointParams_sequences_1, entryPointParams_scratch_1, &entryPointParams_1->p_0, &kernelContext_3);
+    (&kernelContext_4)->_S1 = _builtinWaveLaneCount_0;
+    Part_0 _S183 = part_of_0(group_number_0(group_1), entryPointParams_1->p_0.rows_0, entryPointParams_1->p_0.heads_1, entryPointParams_1->p_0.kv_heads_0, entryPointParams_1->p_0.head_dim_1, entryPointParams_1->p_0.parts_0, entryPointParams_1->p_0.scratch_offset_0);
+    thread Part_0 part_5 = _S183;
+    bool _S184;
+    if(((&part_5)->number_0) >= (entryPointParams_1->p_0.parts_0))
+    {
+        _S184 = true;
+    }
+    else
+    {
+        _S184 = ((&part_5)->row_0) >= (valid_rows_0((&kernelContext_4)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0, entryPointParams_1->p_0.rows_0));
+    }
+    if(_S184)
+    {
+        return;
+    }
+    SequenceTable_0 _S185 = sequence_table_0((&kernelContext_4)->entryPointParams_sequences_0, entryPointParams_1->p_0.sequences_offset_0, row_sequence_0((&kernelContext_4)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_5)->row_0), entryPointParams_1->p_0.sequence_count_0, entryPointParams_1->p_0.table_length_0, entryPointParams_1->p_0.page_size_1, entryPointParams_1->p_0.pages_1);
+    uint _S186 = row_position_0((&kernelContext_4)->entryPointParams_batch_0, entryPointParams_1->p_0.batch_offset_0, entryPointParams_1->p_0.batch_row_0 + (&part_5)->row_0);
+    uint _S187;
+    if(_S186 < (_S185.length_0))
+    {
+        _S187 = _S186 + 1U;
+    }
+    else
+    {
+        _S187 = _S185.length_0;
+    }
+    if((entryPointParams_1->p_0.window_0) != 0U)
+    {
+        _S184 = _S186 >= (entryPointParams_1->p_0.window_0);
+    }
+    else
+    {
+        _S184 = false;
+    }
+    uint _S188;
+    if(_S184)
+    {
+        _S188 = _S186 - entryPointParams_1->p_0.window_0 + 1U;
+    }
+    else
+    {
+        _S188 = 0U;
+    }
+    share_out_0(&part_5, _S188, _S187, entryPointParams_1->p_0.parts_0);
+    if(((&part_5)->begin_1) >= ((&part_5)->end_0))
+    {
+        thread Part_0 _S189 = part_5;
+        leave_empty_0(sv_groupindex_0, &_S189, (&kernelContext_4)->entryPointParams_scratch_0);
+        return;
+    }
+    (&part_5)->k_pages_offset_0 = entryPointParams_1->p_0.k_pages_offset_1;
+    (&part_5)->v_pages_offset_0 = entryPointParams_1->p_0.v_pages_offset_1;
+    thread Plain_0 queries_0;
+    (&queries_0)->begin_2 = entryPointParams_1->p_0.q_offset_0 + (&part_5)->row_0 * entryPointParams_1->p_0.q_stride_0;
+    thread Part_0 _S190 = part_5;
+    thread Plain_0 _S191 = queries_0;
+    load_queries_0(sv_groupindex_0, &_S190, entryPointParams_1->p_0.scale_0, &_S191, (&kernelContext_4)->entryPointParams_q_0, &kernelContext_4);
+    Start_0 start_1 = Start_x24init_0(float4(-3.4028234663852886e+38) , float4(int4(int(0)) ), 0.0);
+    thread SequenceTable_0 _S192 = _S185;
+    thread Part_0 _S193 = part_5;
+    thread Start_0 _S194 = start_1;
+    attend_0(sv_groupindex_0, (&kernelContext_4)->entryPointParams_k_pages_0, (&kernelContext_4)->entryPointParams_v_pages_0, (&kernelContext_4)->entryPointParams_sequences_0, (&kernelContext_4)->entryPointParams_scratch_0, &_S192, &_S193, &_S194, &kernelContext_4);
     return;
 }

@@ -46,61 +46,150 @@ fn group_number_0( group_0 : vec3<u32>) -> u32
     return group_0.y * u32(32768) + group_0.x;
 }
 
+struct Part_0
+{
+     number_0 : u32,
+     row_0 : u32,
+     kv_head_0 : u32,
+     head_0 : u32,
+     heads_1 : u32,
+     begin_0 : u32,
+     end_0 : u32,
+     head_dim_1 : u32,
+     columns_0 : u32,
+     k_pages_offset_1 : u32,
+     v_pages_offset_1 : u32,
+     out_0 : u32,
+     out_stride_0 : u32,
+};
+
+fn part_of_0( number_1 : u32,  rows_1 : u32,  heads_2 : u32,  kv_heads_1 : u32,  head_dim_2 : u32,  parts_1 : u32,  scratch_offset_1 : u32) -> Part_0
+{
+    var _S1 : u32 = heads_2 / kv_heads_1;
+    var _S2 : u32 = (_S1 + u32(4) - u32(1)) / u32(4);
+    var _S3 : u32 = rows_1 * kv_heads_1 * _S2;
+    var _S4 : u32 = number_1 % _S3;
+    var _S5 : u32 = _S4 % _S2;
+    var part_0 : Part_0;
+    var _S6 : u32 = number_1 / _S3;
+    part_0.number_0 = _S6;
+    var _S7 : u32 = _S4 / (kv_heads_1 * _S2);
+    part_0.row_0 = _S7;
+    var _S8 : u32 = _S4 / _S2;
+    var _S9 : u32 = _S8 % kv_heads_1;
+    part_0.kv_head_0 = _S9;
+    var _S10 : u32 = _S5 * u32(4);
+    var _S11 : u32 = _S9 * _S1 + _S10;
+    part_0.head_0 = _S11;
+    part_0.heads_1 = min(_S1 - _S10, u32(4));
+    part_0.head_dim_1 = head_dim_2;
+    part_0.columns_0 = kv_heads_1 * head_dim_2;
+    var _S12 : u32 = parts_1 * (head_dim_2 / u32(4) + u32(1));
+    part_0.out_stride_0 = _S12;
+    part_0.out_0 = scratch_offset_1 + (part_0.row_0 * heads_2 + _S11) * _S12 + part_0.number_0 * (head_dim_2 / u32(4) + u32(1));
+    part_0.end_0 = u32(0);
+    part_0.begin_0 = u32(0);
+    part_0.v_pages_offset_1 = u32(0);
+    part_0.k_pages_offset_1 = u32(0);
+    return part_0;
+}
+
 struct SequenceTable_0
 {
-     begin_0 : u32,
+     begin_1 : u32,
      page_size_1 : u32,
      pages_1 : u32,
      length_0 : u32,
 };
 
-fn SequenceTable_x24init_0( begin_1 : u32,  page_size_2 : u32,  pages_2 : u32,  length_1 : u32) -> SequenceTable_0
+fn SequenceTable_x24init_0( begin_2 : u32,  page_size_2 : u32,  pages_2 : u32,  length_1 : u32) -> SequenceTable_0
 {
-    var _S1 : SequenceTable_0;
-    _S1.begin_0 = begin_1;
-    _S1.page_size_1 = page_size_2;
-    _S1.pages_1 = pages_2;
-    _S1.length_0 = length_1;
-    return _S1;
+    var _S13 : SequenceTable_0;
+    _S13.begin_1 = begin_2;
+    _S13.page_size_1 = page_size_2;
+    _S13.pages_1 = pages_2;
+    _S13.length_0 = length_1;
+    return _S13;
+}
+
+fn share_out_0( part_1 : ptr<function, Part_0>,  first_0 : u32,  length_2 : u32,  parts_2 : u32)
+{
+    var _S14 : u32;
+    if(first_0 < length_2)
+    {
+        _S14 = length_2 - first_0;
+    }
+    else
+    {
+        _S14 = u32(0);
+    }
+    var _S15 : u32 = parts_2 * u32(64);
+    var _S16 : u32 = (_S14 + _S15 - u32(1)) / _S15;
+    var _S17 : u32 = _S16 * u32(64);
+    var _S18 : u32 = min(first_0 + (*part_1).number_0 * _S17, length_2);
+    (*part_1).begin_0 = _S18;
+    (*part_1).end_0 = min(_S18 + _S17, length_2);
+    return;
+}
+
+fn padded_vectors_0( head_dim_3 : u32) -> u32
+{
+    return (head_dim_3 / u32(4) + u32(16) - u32(1)) / u32(16) * u32(16);
 }
 
 var<workgroup> query_0 : array<vec4<f32>, i32(256)>;
+
+struct Start_0
+{
+     peak_0 : vec4<f32>,
+     value_0 : vec4<f32>,
+     weight_0 : f32,
+};
+
+fn Start_x24init_0( peak_1 : vec4<f32>,  value_1 : vec4<f32>,  weight_1 : f32) -> Start_0
+{
+    var _S19 : Start_0;
+    _S19.peak_0 = peak_1;
+    _S19.value_0 = value_1;
+    _S19.weight_0 = weight_1;
+    return _S19;
+}
 
 var<workgroup> slots_0 : array<u32, i32(64)>;
 
 var<workgroup> exchange_0 : array<vec4<f32>, i32(512)>;
 
-var<private> _S2 : u32;
+var<private> _S20 : u32;
 
 var<workgroup> waves_0 : array<vec4<f32>, i32(32)>;
 
-fn group_peak_0( value_0 : vec4<f32>,  thread_0 : u32) -> vec4<f32>
+fn group_peak_0( value_2 : vec4<f32>,  thread_0 : u32) -> vec4<f32>
 {
     ;
-    var _S3 : u32 = _S2;
-    var _S4 : vec4<f32> = subgroupMax(value_0);
-    var _S5 : bool = subgroupElect();
-    if(_S5)
+    var _S21 : u32 = _S20;
+    var _S22 : vec4<f32> = subgroupMax(value_2);
+    var _S23 : bool = subgroupElect();
+    if(_S23)
     {
-        var _S6 : u32 = thread_0 / _S3;
-        waves_0[_S6] = _S4;
+        var _S24 : u32 = thread_0 / _S21;
+        waves_0[_S24] = _S22;
     }
     workgroupBarrier();
     var result_0 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
     var wave_0 : u32 = u32(0);
     for(;;)
     {
-        var _S7 : u32 = u32(128) / _S3;
-        if(wave_0 < _S7)
+        var _S25 : u32 = u32(128) / _S21;
+        if(wave_0 < _S25)
         {
         }
         else
         {
             break;
         }
-        var _S8 : vec4<f32> = max(result_0, waves_0[wave_0]);
+        var _S26 : vec4<f32> = max(result_0, waves_0[wave_0]);
         var wave_1 : u32 = wave_0 + u32(1);
-        result_0 = _S8;
+        result_0 = _S26;
         wave_0 = wave_1;
     }
     return result_0;
@@ -108,25 +197,25 @@ fn group_peak_0( value_0 : vec4<f32>,  thread_0 : u32) -> vec4<f32>
 
 var<workgroup> weights_0 : array<vec4<f32>, i32(64)>;
 
-fn group_total_0( value_1 : vec4<f32>,  thread_1 : u32) -> vec4<f32>
+fn group_total_0( value_3 : vec4<f32>,  thread_1 : u32) -> vec4<f32>
 {
     ;
-    var _S9 : u32 = _S2;
-    var _S10 : vec4<f32> = subgroupAdd(value_1);
-    var _S11 : bool = subgroupElect();
-    if(_S11)
+    var _S27 : u32 = _S20;
+    var _S28 : vec4<f32> = subgroupAdd(value_3);
+    var _S29 : bool = subgroupElect();
+    if(_S29)
     {
-        var _S12 : u32 = thread_1 / _S9;
-        waves_0[_S12] = _S10;
+        var _S30 : u32 = thread_1 / _S27;
+        waves_0[_S30] = _S28;
     }
     workgroupBarrier();
-    var _S13 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var _S31 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
     var wave_2 : u32 = u32(0);
-    var result_1 : vec4<f32> = _S13;
+    var result_1 : vec4<f32> = _S31;
     for(;;)
     {
-        var _S14 : u32 = u32(128) / _S9;
-        if(wave_2 < _S14)
+        var _S32 : u32 = u32(128) / _S27;
+        if(wave_2 < _S32)
         {
         }
         else
@@ -140,42 +229,97 @@ fn group_total_0( value_1 : vec4<f32>,  thread_1 : u32) -> vec4<f32>
     return result_1;
 }
 
-fn valid_rows_0( _S15 : u32,  _S16 : u32,  _S17 : u32) -> u32
+fn valid_rows_0( _S33 : u32,  _S34 : u32,  _S35 : u32) -> u32
 {
-    var _S18 : u32;
-    if(_S15 == u32(4294967295))
+    var _S36 : u32;
+    if(_S33 == u32(4294967295))
     {
-        _S18 = _S17;
+        _S36 = _S35;
     }
     else
     {
-        _S18 = min(max(entryPointParams_batch_0[_S15], _S16) - _S16, _S17);
+        _S36 = min(max(entryPointParams_batch_0[_S33], _S34) - _S34, _S35);
     }
-    return _S18;
+    return _S36;
 }
 
-fn row_sequence_0( _S19 : u32,  _S20 : u32) -> u32
+fn row_sequence_0( _S37 : u32,  _S38 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S19 + u32(3) + u32(2) * _S20];
+    return entryPointParams_batch_0[_S37 + u32(3) + u32(2) * _S38];
 }
 
-fn sequence_table_0( _S21 : u32,  _S22 : u32,  _S23 : u32,  _S24 : u32,  _S25 : u32,  _S26 : u32) -> SequenceTable_0
+fn sequence_table_0( _S39 : u32,  _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : u32) -> SequenceTable_0
 {
-    var _S27 : u32 = _S21 + min(_S22, _S23 - u32(1)) * (_S24 + u32(1));
-    return SequenceTable_x24init_0(_S27 + u32(1), _S25, _S26, min(entryPointParams_sequences_0[_S27], min(_S24, _S26) * _S25));
+    var _S45 : u32 = _S39 + min(_S40, _S41 - u32(1)) * (_S42 + u32(1));
+    return SequenceTable_x24init_0(_S45 + u32(1), _S43, _S44, min(entryPointParams_sequences_0[_S45], min(_S42, _S44) * _S43));
 }
 
-fn row_position_0( _S28 : u32,  _S29 : u32) -> u32
+fn row_position_0( _S46 : u32,  _S47 : u32) -> u32
 {
-    return entryPointParams_batch_0[_S28 + u32(2) + u32(2) * _S29];
+    return entryPointParams_batch_0[_S46 + u32(2) + u32(2) * _S47];
 }
 
-fn SequenceTable_slot_0( _S30 : SequenceTable_0,  _S31 : u32) -> u32
+fn leave_empty_0( _S48 : u32,  _S49 : Part_0)
 {
-    var _S32 : u32 = _S31 / _S30.page_size_1;
-    var _S33 : u32 = min(entryPointParams_sequences_0[_S30.begin_0 + _S32], _S30.pages_1 - u32(1)) * _S30.page_size_1;
-    var _S34 : u32 = _S31 % _S30.page_size_1;
-    return _S33 + _S34;
+    if(_S48 < (_S49.heads_1))
+    {
+        entryPointParams_scratch_0[_S49.out_0 + _S48 * _S49.out_stride_0 + _S49.head_dim_1 / u32(4)] = vec4<f32>(vec4<i32>(i32(0)));
+    }
+    return;
+}
+
+struct Plain_0
+{
+     begin_3 : u32,
+};
+
+fn Plain_four_0( _S50 : Plain_0,  _S51 : u32) -> vec4<f32>
+{
+    var _S52 : u32 = _S50.begin_3 + _S51;
+    return vec4<f32>(entryPointParams_q_0[_S52], entryPointParams_q_0[_S52 + u32(1)], entryPointParams_q_0[_S52 + u32(2)], entryPointParams_q_0[_S52 + u32(3)]);
+}
+
+fn load_queries_0( _S53 : u32,  _S54 : Part_0,  _S55 : f32,  _S56 : Plain_0)
+{
+    var _S57 : u32 = padded_vectors_0(_S54.head_dim_1);
+    var i_0 : u32 = _S53;
+    for(;;)
+    {
+        if(i_0 < (u32(4) * _S57))
+        {
+        }
+        else
+        {
+            break;
+        }
+        var _S58 : u32 = i_0 % _S57;
+        var _S59 : u32 = i_0 / _S57;
+        var _S60 : bool;
+        if(_S59 < (_S54.heads_1))
+        {
+            _S60 = _S58 < (_S54.head_dim_1 / u32(4));
+        }
+        else
+        {
+            _S60 = false;
+        }
+        query_0[i_0] = vec4<f32>(vec4<i32>(i32(0)));
+        if(_S60)
+        {
+            var _S61 : u32 = i_0 / _S57;
+            query_0[i_0] = vec4<f32>(_S55) * Plain_four_0(_S56, (_S54.head_0 + _S61) * _S54.head_dim_1 + u32(4) * _S58);
+        }
+        i_0 = i_0 + u32(128);
+    }
+    return;
+}
+
+fn SequenceTable_slot_0( _S62 : SequenceTable_0,  _S63 : u32) -> u32
+{
+    var _S64 : u32 = _S63 / _S62.page_size_1;
+    var _S65 : u32 = min(entryPointParams_sequences_0[_S62.begin_1 + _S64], _S62.pages_1 - u32(1)) * _S62.page_size_1;
+    var _S66 : u32 = _S63 % _S62.page_size_1;
+    return _S65 + _S66;
 }
 
 struct Run_0
@@ -186,23 +330,23 @@ struct Run_0
 
 fn Run_x24init_0( vector_1 : u32,  scale_2 : u32) -> Run_0
 {
-    var _S35 : Run_0;
-    _S35.vector_0 = vector_1;
-    _S35.scale_1 = scale_2;
-    return _S35;
+    var _S67 : Run_0;
+    _S67.vector_0 = vector_1;
+    _S67.scale_1 = scale_2;
+    return _S67;
 }
 
-fn Float32_run_0( offset_0 : u32,  slot_0 : u32,  columns_0 : u32,  element_0 : u32) -> Run_0
+fn Float32_run_0( offset_0 : u32,  slot_0 : u32,  columns_1 : u32,  element_0 : u32) -> Run_0
 {
-    return Run_x24init_0(offset_0 + (slot_0 * columns_0 + element_0) / u32(4), u32(0));
+    return Run_x24init_0(offset_0 + (slot_0 * columns_1 + element_0) / u32(4), u32(0));
 }
 
-fn Float32_scale_0( _S36 : u32) -> f32
+fn Float32_scale_0( _S68 : u32) -> f32
 {
     return 1.0f;
 }
 
-fn Float32_scale_1( _S37 : u32) -> f32
+fn Float32_scale_1( _S69 : u32) -> f32
 {
     return 1.0f;
 }
@@ -212,207 +356,130 @@ fn Float32_expand_0( four_0 : vec4<f32>) -> vec4<f32>
     return four_0;
 }
 
-fn attend_0( _S38 : vec3<u32>,  _S39 : u32,  _S40 : ptr<function, AttentionPartParams_std140_0>)
+fn attend_0( _S70 : u32,  _S71 : SequenceTable_0,  _S72 : Part_0,  _S73 : Start_0)
 {
-    var total_0 : vec4<f32>;
     var score_0 : vec4<f32>;
-    var _S41 : u32 = (*_S40).heads_0;
-    var _S42 : u32 = (*_S40).kv_heads_0;
-    var _S43 : u32 = (*_S40).heads_0 / (*_S40).kv_heads_0;
-    var _S44 : u32 = (_S43 + u32(4) - u32(1)) / u32(4);
-    var _S45 : u32 = (*_S40).rows_0;
-    var _S46 : u32 = (*_S40).rows_0 * _S42 * _S44;
-    var _S47 : u32 = group_number_0(_S38);
-    var _S48 : u32 = _S47 / _S46;
-    var _S49 : u32 = _S47 % _S46;
-    var _S50 : u32 = _S49 / (_S42 * _S44);
-    var _S51 : u32 = _S49 / _S44;
-    var _S52 : u32 = _S51 % _S42;
-    var _S53 : u32 = _S49 % _S44;
-    var _S54 : u32 = (*_S40).parts_0;
-    var _S55 : bool;
-    if(_S48 >= ((*_S40).parts_0))
-    {
-        _S55 = true;
-    }
-    else
-    {
-        _S55 = _S50 >= (valid_rows_0((*_S40).batch_offset_0, (*_S40).batch_row_0, _S45));
-    }
-    if(_S55)
-    {
-        return;
-    }
-    var _S56 : u32 = _S53 * u32(4);
-    var _S57 : u32 = _S52 * _S43 + _S56;
-    var _S58 : u32 = min(_S43 - _S56, u32(4));
-    var _S59 : u32 = (*_S40).batch_row_0 + _S50;
-    var _S60 : SequenceTable_0 = sequence_table_0((*_S40).sequences_offset_0, row_sequence_0((*_S40).batch_offset_0, _S59), (*_S40).sequence_count_0, (*_S40).table_length_0, (*_S40).page_size_0, (*_S40).pages_0);
-    var _S61 : u32 = row_position_0((*_S40).batch_offset_0, _S59);
-    var i_0 : u32;
-    if(_S61 < (_S60.length_0))
-    {
-        i_0 = _S61 + u32(1);
-    }
-    else
-    {
-        i_0 = _S60.length_0;
-    }
-    var _S62 : u32 = (*_S40).window_0;
-    if(((*_S40).window_0) != u32(0))
-    {
-        _S55 = _S61 >= _S62;
-    }
-    else
-    {
-        _S55 = false;
-    }
-    var tile_0 : u32;
-    if(_S55)
-    {
-        tile_0 = _S61 - _S62 + u32(1);
-    }
-    else
-    {
-        tile_0 = u32(0);
-    }
     var i_1 : u32;
-    if(tile_0 < i_0)
+    var i_2 : u32;
+    var _S74 : u32;
+    var _S75 : u32 = _S72.head_dim_1 / u32(4);
+    var _S76 : u32 = padded_vectors_0(_S72.head_dim_1);
+    var _S77 : u32 = u32(128) / _S75;
+    var _S78 : u32 = _S70 / _S75;
+    var _S79 : u32 = _S72.kv_head_0 * _S72.head_dim_1;
+    var _S80 : u32 = _S70 % _S75;
+    var _S81 : u32 = _S79 + u32(4) * _S80;
+    var _S82 : f32;
+    if(_S70 == u32(0))
     {
-        i_1 = i_0 - tile_0;
+        _S82 = _S73.weight_0;
     }
     else
     {
-        i_1 = u32(0);
+        _S82 = 0.0f;
     }
-    var _S63 : u32 = _S54 * u32(64);
-    var _S64 : u32 = (i_1 + _S63 - u32(1)) / _S63;
-    var _S65 : u32 = _S64 * u32(64);
-    var _S66 : u32 = min(tile_0 + _S48 * _S65, i_0);
-    var _S67 : u32 = min(_S66 + _S65, i_0);
-    var _S68 : u32 = (*_S40).head_dim_0;
-    var _S69 : u32 = (*_S40).head_dim_0 / u32(4);
-    var _S70 : u32 = _S69 + u32(1);
-    var _S71 : u32 = (*_S40).scratch_offset_0 + ((_S50 * _S41 + _S57) * _S54 + _S48) * _S70;
-    var _S72 : u32 = _S54 * _S70;
-    if(_S66 >= _S67)
-    {
-        if(_S39 < _S58)
-        {
-            entryPointParams_scratch_0[_S71 + _S39 * _S72 + _S69] = vec4<f32>(vec4<i32>(i32(0)));
-        }
-        return;
-    }
-    var _S73 : u32 = (_S69 + u32(16) - u32(1)) / u32(16) * u32(16);
-    i_0 = _S39;
-    for(;;)
-    {
-        if(i_0 < (u32(4) * _S73))
-        {
-        }
-        else
-        {
-            break;
-        }
-        var _S74 : u32 = i_0 % _S73;
-        var _S75 : u32 = (*_S40).q_offset_0 + _S50 * (*_S40).q_stride_0;
-        var _S76 : u32 = i_0 / _S73;
-        var _S77 : u32 = _S75 + (_S57 + _S76) * _S68 + u32(4) * _S74;
-        var _S78 : u32 = i_0 / _S73;
-        if(_S78 < _S58)
-        {
-            _S55 = _S74 < _S69;
-        }
-        else
-        {
-            _S55 = false;
-        }
-        if(_S55)
-        {
-            total_0 = vec4<f32>((*_S40).scale_0) * vec4<f32>(entryPointParams_q_0[_S77], entryPointParams_q_0[_S77 + u32(1)], entryPointParams_q_0[_S77 + u32(2)], entryPointParams_q_0[_S77 + u32(3)]);
-        }
-        else
-        {
-            total_0 = vec4<f32>(vec4<i32>(i32(0)));
-        }
-        query_0[i_0] = total_0;
-        i_0 = i_0 + u32(128);
-    }
-    var _S79 : u32 = _S42 * _S68;
-    var _S80 : u32 = u32(128) / _S69;
-    var _S81 : u32 = _S39 / _S69;
-    var _S82 : u32 = _S52 * _S68;
-    var _S83 : u32 = _S39 % _S69;
-    var _S84 : u32 = _S82 + u32(4) * _S83;
-    var _S85 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
-    var _S86 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+    var _S83 : vec4<f32> = vec4<f32>(_S82);
     var sums_0 : array<vec4<f32>, i32(4)>;
-    sums_0[u32(0)] = _S86;
-    sums_0[u32(1)] = _S86;
-    sums_0[u32(2)] = _S86;
-    sums_0[u32(3)] = _S86;
-    tile_0 = _S66;
-    total_0 = _S86;
-    var peak_0 : vec4<f32> = _S85;
+    var _S84 : bool = _S78 == u32(0);
+    var total_0 : vec4<f32>;
+    if(_S84)
+    {
+        total_0 = vec4<f32>(_S73.weight_0) * _S73.value_0;
+    }
+    else
+    {
+        total_0 = vec4<f32>(vec4<i32>(i32(0)));
+    }
+    sums_0[u32(0)] = total_0;
+    if(_S84)
+    {
+        total_0 = vec4<f32>(_S73.weight_0) * _S73.value_0;
+    }
+    else
+    {
+        total_0 = vec4<f32>(vec4<i32>(i32(0)));
+    }
+    sums_0[u32(1)] = total_0;
+    if(_S84)
+    {
+        total_0 = vec4<f32>(_S73.weight_0) * _S73.value_0;
+    }
+    else
+    {
+        total_0 = vec4<f32>(vec4<i32>(i32(0)));
+    }
+    sums_0[u32(2)] = total_0;
+    if(_S84)
+    {
+        total_0 = vec4<f32>(_S73.weight_0) * _S73.value_0;
+    }
+    else
+    {
+        total_0 = vec4<f32>(vec4<i32>(i32(0)));
+    }
+    sums_0[u32(3)] = total_0;
+    var tile_0 : u32 = _S72.begin_0;
+    total_0 = _S83;
+    var peak_2 : vec4<f32> = _S73.peak_0;
     for(;;)
     {
-        if(tile_0 < _S67)
+        if(tile_0 < (_S72.end_0))
         {
         }
         else
         {
             break;
         }
-        var _S87 : bool = _S39 < u32(64);
-        if(_S87)
+        var _S85 : bool = _S70 < u32(64);
+        if(_S85)
         {
-            var _S88 : u32 = SequenceTable_slot_0(_S60, min(tile_0 + _S39, _S67 - u32(1)));
-            slots_0[_S39] = _S88;
+            var _S86 : u32 = SequenceTable_slot_0(_S71, min(tile_0 + _S70, _S72.end_0 - u32(1)));
+            slots_0[_S70] = _S86;
         }
         workgroupBarrier();
         var values_0 : array<vec4<f32>, i32(8)>;
         var scales_0 : array<f32, i32(8)>;
-        var _S89 : u32 = (*_S40).v_pages_offset_0;
-        var _S90 : Run_0 = Float32_run_0((*_S40).v_pages_offset_0, slots_0[min(_S81, u32(63))], _S79, _S84);
-        values_0[u32(0)] = entryPointParams_v_pages_0[_S90.vector_0];
-        scales_0[u32(0)] = Float32_scale_0(_S90.scale_1);
-        var _S91 : Run_0 = Float32_run_0((*_S40).v_pages_offset_0, slots_0[min(_S81 + _S80, u32(63))], _S79, _S84);
-        values_0[u32(1)] = entryPointParams_v_pages_0[_S91.vector_0];
-        scales_0[u32(1)] = Float32_scale_0(_S91.scale_1);
-        var _S92 : u32 = u32(2) * _S80;
-        var _S93 : Run_0 = Float32_run_0((*_S40).v_pages_offset_0, slots_0[min(_S81 + _S92, u32(63))], _S79, _S84);
-        values_0[u32(2)] = entryPointParams_v_pages_0[_S93.vector_0];
-        scales_0[u32(2)] = Float32_scale_0(_S93.scale_1);
-        var _S94 : u32 = u32(3) * _S80;
-        var _S95 : Run_0 = Float32_run_0((*_S40).v_pages_offset_0, slots_0[min(_S81 + _S94, u32(63))], _S79, _S84);
-        values_0[u32(3)] = entryPointParams_v_pages_0[_S95.vector_0];
-        scales_0[u32(3)] = Float32_scale_0(_S95.scale_1);
-        var _S96 : u32 = u32(4) * _S80;
-        var _S97 : Run_0 = Float32_run_0((*_S40).v_pages_offset_0, slots_0[min(_S81 + _S96, u32(63))], _S79, _S84);
-        values_0[u32(4)] = entryPointParams_v_pages_0[_S97.vector_0];
-        scales_0[u32(4)] = Float32_scale_0(_S97.scale_1);
-        var _S98 : u32 = u32(5) * _S80;
-        var _S99 : Run_0 = Float32_run_0((*_S40).v_pages_offset_0, slots_0[min(_S81 + _S98, u32(63))], _S79, _S84);
-        values_0[u32(5)] = entryPointParams_v_pages_0[_S99.vector_0];
-        scales_0[u32(5)] = Float32_scale_0(_S99.scale_1);
-        var _S100 : u32 = u32(6) * _S80;
-        var _S101 : Run_0 = Float32_run_0((*_S40).v_pages_offset_0, slots_0[min(_S81 + _S100, u32(63))], _S79, _S84);
-        values_0[u32(6)] = entryPointParams_v_pages_0[_S101.vector_0];
-        scales_0[u32(6)] = Float32_scale_0(_S101.scale_1);
-        var _S102 : u32 = u32(7) * _S80;
-        var _S103 : Run_0 = Float32_run_0((*_S40).v_pages_offset_0, slots_0[min(_S81 + _S102, u32(63))], _S79, _S84);
-        values_0[u32(7)] = entryPointParams_v_pages_0[_S103.vector_0];
-        scales_0[u32(7)] = Float32_scale_0(_S103.scale_1);
+        var _S87 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(_S78, u32(63))], _S72.columns_0, _S81);
+        values_0[u32(0)] = entryPointParams_v_pages_0[_S87.vector_0];
+        scales_0[u32(0)] = Float32_scale_0(_S87.scale_1);
+        var _S88 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(_S78 + _S77, u32(63))], _S72.columns_0, _S81);
+        values_0[u32(1)] = entryPointParams_v_pages_0[_S88.vector_0];
+        scales_0[u32(1)] = Float32_scale_0(_S88.scale_1);
+        var _S89 : u32 = u32(2) * _S77;
+        var _S90 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(_S78 + _S89, u32(63))], _S72.columns_0, _S81);
+        values_0[u32(2)] = entryPointParams_v_pages_0[_S90.vector_0];
+        scales_0[u32(2)] = Float32_scale_0(_S90.scale_1);
+        var _S91 : u32 = u32(3) * _S77;
+        var _S92 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(_S78 + _S91, u32(63))], _S72.columns_0, _S81);
+        values_0[u32(3)] = entryPointParams_v_pages_0[_S92.vector_0];
+        scales_0[u32(3)] = Float32_scale_0(_S92.scale_1);
+        var _S93 : u32 = u32(4) * _S77;
+        var _S94 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(_S78 + _S93, u32(63))], _S72.columns_0, _S81);
+        values_0[u32(4)] = entryPointParams_v_pages_0[_S94.vector_0];
+        scales_0[u32(4)] = Float32_scale_0(_S94.scale_1);
+        var _S95 : u32 = u32(5) * _S77;
+        var _S96 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(_S78 + _S95, u32(63))], _S72.columns_0, _S81);
+        values_0[u32(5)] = entryPointParams_v_pages_0[_S96.vector_0];
+        scales_0[u32(5)] = Float32_scale_0(_S96.scale_1);
+        var _S97 : u32 = u32(6) * _S77;
+        var _S98 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(_S78 + _S97, u32(63))], _S72.columns_0, _S81);
+        values_0[u32(6)] = entryPointParams_v_pages_0[_S98.vector_0];
+        scales_0[u32(6)] = Float32_scale_0(_S98.scale_1);
+        var _S99 : u32 = u32(7) * _S77;
+        var _S100 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(_S78 + _S99, u32(63))], _S72.columns_0, _S81);
+        values_0[u32(7)] = entryPointParams_v_pages_0[_S100.vector_0];
+        scales_0[u32(7)] = Float32_scale_0(_S100.scale_1);
         var keys_0 : array<Run_0, i32(2)>;
-        keys_0[u32(0)] = Float32_run_0((*_S40).k_pages_offset_0, slots_0[_S39 / u32(4)], _S79, _S82);
+        keys_0[u32(0)] = Float32_run_0(_S72.k_pages_offset_1, slots_0[_S70 / u32(4)], _S72.columns_0, _S79);
         var products_0 : array<vec4<f32>, i32(2)>;
-        products_0[u32(0)] = _S86;
-        keys_0[u32(1)] = Float32_run_0((*_S40).k_pages_offset_0, slots_0[_S39 / u32(4) + u32(32)], _S79, _S82);
-        products_0[u32(1)] = _S86;
-        i_0 = _S39 % u32(4);
+        var _S101 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+        products_0[u32(0)] = _S101;
+        keys_0[u32(1)] = Float32_run_0(_S72.k_pages_offset_1, slots_0[_S70 / u32(4) + u32(32)], _S72.columns_0, _S79);
+        products_0[u32(1)] = _S101;
+        i_1 = _S70 % u32(4);
         for(;;)
         {
-            if(i_0 < _S69)
+            if(i_1 < _S75)
             {
             }
             else
@@ -421,152 +488,154 @@ fn attend_0( _S38 : vec3<u32>,  _S39 : u32,  _S40 : ptr<function, AttentionPartP
             }
             var ahead_0 : array<vec4<f32>, i32(8)>;
             var key_scales_0 : array<f32, i32(8)>;
-            var _S104 : u32 = _S69 - u32(1);
-            var _S105 : u32 = min(i_0, _S104);
-            var _S106 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S105];
-            ahead_0[u32(0)] = _S106;
-            var _S107 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S105 / u32(8));
-            key_scales_0[u32(0)] = _S107;
-            var _S108 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S105];
-            ahead_0[u32(1)] = _S108;
-            var _S109 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S105 / u32(8));
-            key_scales_0[u32(1)] = _S109;
-            var _S110 : u32 = i_0 + u32(4);
-            var _S111 : u32 = min(_S110, _S104);
-            var _S112 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S111];
-            ahead_0[u32(2)] = _S112;
-            var _S113 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S111 / u32(8));
-            key_scales_0[u32(2)] = _S113;
-            var _S114 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S111];
-            ahead_0[u32(3)] = _S114;
-            var _S115 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S111 / u32(8));
-            key_scales_0[u32(3)] = _S115;
-            var _S116 : u32 = i_0 + u32(8);
-            var _S117 : u32 = min(_S116, _S104);
-            var _S118 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S117];
-            ahead_0[u32(4)] = _S118;
-            var _S119 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S117 / u32(8));
-            key_scales_0[u32(4)] = _S119;
-            var _S120 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S117];
-            ahead_0[u32(5)] = _S120;
-            var _S121 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S117 / u32(8));
-            key_scales_0[u32(5)] = _S121;
-            var _S122 : u32 = i_0 + u32(12);
-            var _S123 : u32 = min(_S122, _S104);
-            var _S124 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S123];
-            ahead_0[u32(6)] = _S124;
-            var _S125 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S123 / u32(8));
-            key_scales_0[u32(6)] = _S125;
-            var _S126 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S123];
-            ahead_0[u32(7)] = _S126;
-            var _S127 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S123 / u32(8));
-            key_scales_0[u32(7)] = _S127;
-            var _S128 : vec4<f32> = Float32_expand_0(_S106);
-            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S107 * dot(query_0[i_0], _S128);
-            var _S129 : vec4<f32> = Float32_expand_0(_S108);
-            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S109 * dot(query_0[i_0], _S129);
-            var _S130 : u32 = _S73 + i_0;
-            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S107 * dot(query_0[_S130], _S128);
-            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S109 * dot(query_0[_S130], _S129);
-            var _S131 : u32 = u32(2) * _S73 + i_0;
-            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S107 * dot(query_0[_S131], _S128);
-            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S109 * dot(query_0[_S131], _S129);
-            var _S132 : u32 = u32(3) * _S73 + i_0;
-            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S107 * dot(query_0[_S132], _S128);
-            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S109 * dot(query_0[_S132], _S129);
-            var _S133 : vec4<f32> = Float32_expand_0(_S112);
-            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S113 * dot(query_0[_S110], _S133);
-            var _S134 : vec4<f32> = Float32_expand_0(_S114);
-            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S115 * dot(query_0[_S110], _S134);
-            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S113 * dot(query_0[_S130 + u32(4)], _S133);
-            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S115 * dot(query_0[_S130 + u32(4)], _S134);
-            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S113 * dot(query_0[_S131 + u32(4)], _S133);
-            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S115 * dot(query_0[_S131 + u32(4)], _S134);
-            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S113 * dot(query_0[_S132 + u32(4)], _S133);
-            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S115 * dot(query_0[_S132 + u32(4)], _S134);
-            var _S135 : vec4<f32> = Float32_expand_0(_S118);
-            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S119 * dot(query_0[_S116], _S135);
-            var _S136 : vec4<f32> = Float32_expand_0(_S120);
-            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S121 * dot(query_0[_S116], _S136);
-            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S119 * dot(query_0[_S130 + u32(8)], _S135);
-            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S121 * dot(query_0[_S130 + u32(8)], _S136);
-            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S119 * dot(query_0[_S131 + u32(8)], _S135);
-            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S121 * dot(query_0[_S131 + u32(8)], _S136);
-            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S119 * dot(query_0[_S132 + u32(8)], _S135);
-            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S121 * dot(query_0[_S132 + u32(8)], _S136);
-            var _S137 : vec4<f32> = Float32_expand_0(_S124);
-            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S125 * dot(query_0[_S122], _S137);
-            var _S138 : vec4<f32> = Float32_expand_0(_S126);
-            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S127 * dot(query_0[_S122], _S138);
-            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S125 * dot(query_0[_S130 + u32(12)], _S137);
-            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S127 * dot(query_0[_S130 + u32(12)], _S138);
-            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S125 * dot(query_0[_S131 + u32(12)], _S137);
-            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S127 * dot(query_0[_S131 + u32(12)], _S138);
-            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S125 * dot(query_0[_S132 + u32(12)], _S137);
-            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S127 * dot(query_0[_S132 + u32(12)], _S138);
-            i_0 = i_0 + u32(16);
+            var _S102 : u32 = _S75 - u32(1);
+            var _S103 : u32 = min(i_1, _S102);
+            var _S104 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S103];
+            ahead_0[u32(0)] = _S104;
+            var _S105 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S103 / u32(8));
+            key_scales_0[u32(0)] = _S105;
+            var _S106 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S103];
+            ahead_0[u32(1)] = _S106;
+            var _S107 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S103 / u32(8));
+            key_scales_0[u32(1)] = _S107;
+            var _S108 : u32 = i_1 + u32(4);
+            var _S109 : u32 = min(_S108, _S102);
+            var _S110 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S109];
+            ahead_0[u32(2)] = _S110;
+            var _S111 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S109 / u32(8));
+            key_scales_0[u32(2)] = _S111;
+            var _S112 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S109];
+            ahead_0[u32(3)] = _S112;
+            var _S113 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S109 / u32(8));
+            key_scales_0[u32(3)] = _S113;
+            var _S114 : u32 = i_1 + u32(8);
+            var _S115 : u32 = min(_S114, _S102);
+            var _S116 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S115];
+            ahead_0[u32(4)] = _S116;
+            var _S117 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S115 / u32(8));
+            key_scales_0[u32(4)] = _S117;
+            var _S118 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S115];
+            ahead_0[u32(5)] = _S118;
+            var _S119 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S115 / u32(8));
+            key_scales_0[u32(5)] = _S119;
+            var _S120 : u32 = i_1 + u32(12);
+            var _S121 : u32 = min(_S120, _S102);
+            var _S122 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(0)].vector_0 + _S121];
+            ahead_0[u32(6)] = _S122;
+            var _S123 : f32 = Float32_scale_1(keys_0[u32(0)].scale_1 + _S121 / u32(8));
+            key_scales_0[u32(6)] = _S123;
+            var _S124 : vec4<f32> = entryPointParams_k_pages_0[keys_0[u32(1)].vector_0 + _S121];
+            ahead_0[u32(7)] = _S124;
+            var _S125 : f32 = Float32_scale_1(keys_0[u32(1)].scale_1 + _S121 / u32(8));
+            key_scales_0[u32(7)] = _S125;
+            var _S126 : vec4<f32> = Float32_expand_0(_S104);
+            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S105 * dot(query_0[i_1], _S126);
+            var _S127 : vec4<f32> = Float32_expand_0(_S106);
+            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S107 * dot(query_0[i_1], _S127);
+            var _S128 : u32 = _S76 + i_1;
+            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S105 * dot(query_0[_S128], _S126);
+            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S107 * dot(query_0[_S128], _S127);
+            var _S129 : u32 = u32(2) * _S76 + i_1;
+            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S105 * dot(query_0[_S129], _S126);
+            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S107 * dot(query_0[_S129], _S127);
+            var _S130 : u32 = u32(3) * _S76 + i_1;
+            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S105 * dot(query_0[_S130], _S126);
+            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S107 * dot(query_0[_S130], _S127);
+            var _S131 : vec4<f32> = Float32_expand_0(_S110);
+            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S111 * dot(query_0[_S108], _S131);
+            var _S132 : vec4<f32> = Float32_expand_0(_S112);
+            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S113 * dot(query_0[_S108], _S132);
+            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S111 * dot(query_0[_S128 + u32(4)], _S131);
+            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S113 * dot(query_0[_S128 + u32(4)], _S132);
+            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S111 * dot(query_0[_S129 + u32(4)], _S131);
+            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S113 * dot(query_0[_S129 + u32(4)], _S132);
+            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S111 * dot(query_0[_S130 + u32(4)], _S131);
+            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S113 * dot(query_0[_S130 + u32(4)], _S132);
+            var _S133 : vec4<f32> = Float32_expand_0(_S116);
+            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S117 * dot(query_0[_S114], _S133);
+            var _S134 : vec4<f32> = Float32_expand_0(_S118);
+            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S119 * dot(query_0[_S114], _S134);
+            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S117 * dot(query_0[_S128 + u32(8)], _S133);
+            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S119 * dot(query_0[_S128 + u32(8)], _S134);
+            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S117 * dot(query_0[_S129 + u32(8)], _S133);
+            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S119 * dot(query_0[_S129 + u32(8)], _S134);
+            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S117 * dot(query_0[_S130 + u32(8)], _S133);
+            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S119 * dot(query_0[_S130 + u32(8)], _S134);
+            var _S135 : vec4<f32> = Float32_expand_0(_S122);
+            products_0[u32(0)][u32(0)] = products_0[u32(0)][u32(0)] + _S123 * dot(query_0[_S120], _S135);
+            var _S136 : vec4<f32> = Float32_expand_0(_S124);
+            products_0[u32(1)][u32(0)] = products_0[u32(1)][u32(0)] + _S125 * dot(query_0[_S120], _S136);
+            products_0[u32(0)][u32(1)] = products_0[u32(0)][u32(1)] + _S123 * dot(query_0[_S128 + u32(12)], _S135);
+            products_0[u32(1)][u32(1)] = products_0[u32(1)][u32(1)] + _S125 * dot(query_0[_S128 + u32(12)], _S136);
+            products_0[u32(0)][u32(2)] = products_0[u32(0)][u32(2)] + _S123 * dot(query_0[_S129 + u32(12)], _S135);
+            products_0[u32(1)][u32(2)] = products_0[u32(1)][u32(2)] + _S125 * dot(query_0[_S129 + u32(12)], _S136);
+            products_0[u32(0)][u32(3)] = products_0[u32(0)][u32(3)] + _S123 * dot(query_0[_S130 + u32(12)], _S135);
+            products_0[u32(1)][u32(3)] = products_0[u32(1)][u32(3)] + _S125 * dot(query_0[_S130 + u32(12)], _S136);
+            i_1 = i_1 + u32(16);
         }
-        exchange_0[_S39] = products_0[u32(0)];
-        exchange_0[u32(128) + _S39] = products_0[u32(1)];
+        exchange_0[_S70] = products_0[u32(0)];
+        exchange_0[u32(128) + _S70] = products_0[u32(1)];
         workgroupBarrier();
-        if(_S87)
+        var _S137 : bool;
+        if(_S85)
         {
-            _S55 = (tile_0 + _S39) < _S67;
+            _S137 = (tile_0 + _S70) < (_S72.end_0);
         }
         else
         {
-            _S55 = false;
+            _S137 = false;
         }
-        if(_S55)
+        var _S138 : vec4<f32> = vec4<f32>(-3.4028234663852886e+38f);
+        if(_S137)
         {
-            var _S139 : u32 = _S39 * u32(4);
+            var _S139 : u32 = _S70 * u32(4);
             score_0 = exchange_0[_S139] + exchange_0[_S139 + u32(1)] + exchange_0[_S139 + u32(2)] + exchange_0[_S139 + u32(3)];
         }
         else
         {
-            score_0 = _S85;
+            score_0 = _S138;
         }
-        var _S140 : vec4<f32> = group_peak_0(score_0, _S39);
-        var _S141 : vec4<f32> = max(peak_0, _S140);
+        var _S140 : vec4<f32> = group_peak_0(score_0, _S70);
+        var _S141 : vec4<f32> = max(peak_2, _S140);
         var _S142 : vec4<f32>;
-        if(_S55)
+        if(_S137)
         {
             _S142 = exp(score_0 - _S141);
         }
         else
         {
-            _S142 = _S86;
+            _S142 = _S101;
         }
-        if(_S87)
+        if(_S85)
         {
-            weights_0[_S39] = _S142;
+            weights_0[_S70] = _S142;
         }
-        var _S143 : vec4<f32> = exp(peak_0 - _S141);
+        var _S143 : vec4<f32> = exp(peak_2 - _S141);
         var _S144 : vec4<f32> = total_0 * _S143 + _S142;
         workgroupBarrier();
         sums_0[u32(0)] = sums_0[u32(0)] * vec4<f32>(_S143[u32(0)]);
         sums_0[u32(1)] = sums_0[u32(1)] * vec4<f32>(_S143[u32(1)]);
         sums_0[u32(2)] = sums_0[u32(2)] * vec4<f32>(_S143[u32(2)]);
         sums_0[u32(3)] = sums_0[u32(3)] * vec4<f32>(_S143[u32(3)]);
-        i_1 = _S81;
+        i_2 = _S78;
         for(;;)
         {
             var _S145 : vec4<f32> = vec4<f32>(scales_0[u32(0)]) * Float32_expand_0(values_0[u32(0)]);
             var _S146 : vec4<f32>;
-            if(i_1 < u32(64))
+            if(i_2 < u32(64))
             {
-                _S146 = weights_0[i_1];
+                _S146 = weights_0[i_2];
             }
             else
             {
-                _S146 = _S86;
+                _S146 = _S101;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S146[u32(0)]) * _S145;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S146[u32(1)]) * _S145;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S146[u32(2)]) * _S145;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S146[u32(3)]) * _S145;
             var _S147 : vec4<f32> = vec4<f32>(scales_0[u32(1)]) * Float32_expand_0(values_0[u32(1)]);
-            var _S148 : u32 = i_1 + _S80;
+            var _S148 : u32 = i_2 + _S77;
             var _S149 : vec4<f32>;
             if(_S148 < u32(64))
             {
@@ -574,14 +643,14 @@ fn attend_0( _S38 : vec3<u32>,  _S39 : u32,  _S40 : ptr<function, AttentionPartP
             }
             else
             {
-                _S149 = _S86;
+                _S149 = _S101;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S149[u32(0)]) * _S147;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S149[u32(1)]) * _S147;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S149[u32(2)]) * _S147;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S149[u32(3)]) * _S147;
             var _S150 : vec4<f32> = vec4<f32>(scales_0[u32(2)]) * Float32_expand_0(values_0[u32(2)]);
-            var _S151 : u32 = i_1 + _S92;
+            var _S151 : u32 = i_2 + _S89;
             var _S152 : vec4<f32>;
             if(_S151 < u32(64))
             {
@@ -589,14 +658,14 @@ fn attend_0( _S38 : vec3<u32>,  _S39 : u32,  _S40 : ptr<function, AttentionPartP
             }
             else
             {
-                _S152 = _S86;
+                _S152 = _S101;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S152[u32(0)]) * _S150;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S152[u32(1)]) * _S150;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S152[u32(2)]) * _S150;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S152[u32(3)]) * _S150;
             var _S153 : vec4<f32> = vec4<f32>(scales_0[u32(3)]) * Float32_expand_0(values_0[u32(3)]);
-            var _S154 : u32 = i_1 + _S94;
+            var _S154 : u32 = i_2 + _S91;
             var _S155 : vec4<f32>;
             if(_S154 < u32(64))
             {
@@ -604,14 +673,14 @@ fn attend_0( _S38 : vec3<u32>,  _S39 : u32,  _S40 : ptr<function, AttentionPartP
             }
             else
             {
-                _S155 = _S86;
+                _S155 = _S101;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S155[u32(0)]) * _S153;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S155[u32(1)]) * _S153;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S155[u32(2)]) * _S153;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S155[u32(3)]) * _S153;
             var _S156 : vec4<f32> = vec4<f32>(scales_0[u32(4)]) * Float32_expand_0(values_0[u32(4)]);
-            var _S157 : u32 = i_1 + _S96;
+            var _S157 : u32 = i_2 + _S93;
             var _S158 : vec4<f32>;
             if(_S157 < u32(64))
             {
@@ -619,14 +688,14 @@ fn attend_0( _S38 : vec3<u32>,  _S39 : u32,  _S40 : ptr<function, AttentionPartP
             }
             else
             {
-                _S158 = _S86;
+                _S158 = _S101;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S158[u32(0)]) * _S156;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S158[u32(1)]) * _S156;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S158[u32(2)]) * _S156;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S158[u32(3)]) * _S156;
             var _S159 : vec4<f32> = vec4<f32>(scales_0[u32(5)]) * Float32_expand_0(values_0[u32(5)]);
-            var _S160 : u32 = i_1 + _S98;
+            var _S160 : u32 = i_2 + _S95;
             var _S161 : vec4<f32>;
             if(_S160 < u32(64))
             {
@@ -634,14 +703,14 @@ fn attend_0( _S38 : vec3<u32>,  _S39 : u32,  _S40 : ptr<function, AttentionPartP
             }
             else
             {
-                _S161 = _S86;
+                _S161 = _S101;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S161[u32(0)]) * _S159;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S161[u32(1)]) * _S159;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S161[u32(2)]) * _S159;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S161[u32(3)]) * _S159;
             var _S162 : vec4<f32> = vec4<f32>(scales_0[u32(6)]) * Float32_expand_0(values_0[u32(6)]);
-            var _S163 : u32 = i_1 + _S100;
+            var _S163 : u32 = i_2 + _S97;
             var _S164 : vec4<f32>;
             if(_S163 < u32(64))
             {
@@ -649,14 +718,14 @@ fn attend_0( _S38 : vec3<u32>,  _S39 : u32,  _S40 : ptr<function, AttentionPartP
             }
             else
             {
-                _S164 = _S86;
+                _S164 = _S101;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S164[u32(0)]) * _S162;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S164[u32(1)]) * _S162;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S164[u32(2)]) * _S162;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S164[u32(3)]) * _S162;
             var _S165 : vec4<f32> = vec4<f32>(scales_0[u32(7)]) * Float32_expand_0(values_0[u32(7)]);
-            var _S166 : u32 = i_1 + _S102;
+            var _S166 : u32 = i_2 + _S99;
             var _S167 : vec4<f32>;
             if(_S166 < u32(64))
             {
@@ -664,90 +733,92 @@ fn attend_0( _S38 : vec3<u32>,  _S39 : u32,  _S40 : ptr<function, AttentionPartP
             }
             else
             {
-                _S167 = _S86;
+                _S167 = _S101;
             }
             sums_0[u32(0)] = sums_0[u32(0)] + vec4<f32>(_S167[u32(0)]) * _S165;
             sums_0[u32(1)] = sums_0[u32(1)] + vec4<f32>(_S167[u32(1)]) * _S165;
             sums_0[u32(2)] = sums_0[u32(2)] + vec4<f32>(_S167[u32(2)]) * _S165;
             sums_0[u32(3)] = sums_0[u32(3)] + vec4<f32>(_S167[u32(3)]) * _S165;
-            var i_2 : u32 = i_1 + u32(8) * _S80;
-            if(i_2 >= u32(64))
+            var i_3 : u32 = i_2 + u32(8) * _S77;
+            if(i_3 >= u32(64))
             {
                 break;
             }
-            var _S168 : Run_0 = Float32_run_0(_S89, slots_0[min(i_2, u32(63))], _S79, _S84);
+            var _S168 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(i_3, u32(63))], _S72.columns_0, _S81);
             values_0[u32(0)] = entryPointParams_v_pages_0[_S168.vector_0];
             scales_0[u32(0)] = Float32_scale_0(_S168.scale_1);
-            var _S169 : Run_0 = Float32_run_0(_S89, slots_0[min(i_2 + _S80, u32(63))], _S79, _S84);
+            var _S169 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(i_3 + _S77, u32(63))], _S72.columns_0, _S81);
             values_0[u32(1)] = entryPointParams_v_pages_0[_S169.vector_0];
             scales_0[u32(1)] = Float32_scale_0(_S169.scale_1);
-            var _S170 : Run_0 = Float32_run_0(_S89, slots_0[min(i_2 + _S92, u32(63))], _S79, _S84);
+            var _S170 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(i_3 + _S89, u32(63))], _S72.columns_0, _S81);
             values_0[u32(2)] = entryPointParams_v_pages_0[_S170.vector_0];
             scales_0[u32(2)] = Float32_scale_0(_S170.scale_1);
-            var _S171 : Run_0 = Float32_run_0(_S89, slots_0[min(i_2 + _S94, u32(63))], _S79, _S84);
+            var _S171 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(i_3 + _S91, u32(63))], _S72.columns_0, _S81);
             values_0[u32(3)] = entryPointParams_v_pages_0[_S171.vector_0];
             scales_0[u32(3)] = Float32_scale_0(_S171.scale_1);
-            var _S172 : Run_0 = Float32_run_0(_S89, slots_0[min(i_2 + _S96, u32(63))], _S79, _S84);
+            var _S172 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(i_3 + _S93, u32(63))], _S72.columns_0, _S81);
             values_0[u32(4)] = entryPointParams_v_pages_0[_S172.vector_0];
             scales_0[u32(4)] = Float32_scale_0(_S172.scale_1);
-            var _S173 : Run_0 = Float32_run_0(_S89, slots_0[min(i_2 + _S98, u32(63))], _S79, _S84);
+            var _S173 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(i_3 + _S95, u32(63))], _S72.columns_0, _S81);
             values_0[u32(5)] = entryPointParams_v_pages_0[_S173.vector_0];
             scales_0[u32(5)] = Float32_scale_0(_S173.scale_1);
-            var _S174 : Run_0 = Float32_run_0(_S89, slots_0[min(i_2 + _S100, u32(63))], _S79, _S84);
+            var _S174 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(i_3 + _S97, u32(63))], _S72.columns_0, _S81);
             values_0[u32(6)] = entryPointParams_v_pages_0[_S174.vector_0];
             scales_0[u32(6)] = Float32_scale_0(_S174.scale_1);
-            var _S175 : Run_0 = Float32_run_0(_S89, slots_0[min(i_2 + _S102, u32(63))], _S79, _S84);
+            var _S175 : Run_0 = Float32_run_0(_S72.v_pages_offset_1, slots_0[min(i_3 + _S99, u32(63))], _S72.columns_0, _S81);
             values_0[u32(7)] = entryPointParams_v_pages_0[_S175.vector_0];
             scales_0[u32(7)] = Float32_scale_0(_S175.scale_1);
-            i_1 = i_2;
+            i_2 = i_3;
         }
         workgroupBarrier();
         tile_0 = tile_0 + u32(64);
         total_0 = _S144;
-        peak_0 = _S141;
+        peak_2 = _S141;
     }
-    exchange_0[_S39] = sums_0[u32(0)];
-    exchange_0[u32(128) + _S39] = sums_0[u32(1)];
-    exchange_0[u32(256) + _S39] = sums_0[u32(2)];
-    exchange_0[u32(384) + _S39] = sums_0[u32(3)];
-    var total_1 : vec4<f32> = group_total_0(total_0, _S39);
-    i_0 = _S39;
+    exchange_0[_S70] = sums_0[u32(0)];
+    exchange_0[u32(128) + _S70] = sums_0[u32(1)];
+    exchange_0[u32(256) + _S70] = sums_0[u32(2)];
+    exchange_0[u32(384) + _S70] = sums_0[u32(3)];
+    var total_1 : vec4<f32> = group_total_0(total_0, _S70);
+    i_1 = _S70;
     for(;;)
     {
-        if(i_0 < (_S58 * _S69))
+        _S74 = _S72.heads_1;
+        if(i_1 < (_S72.heads_1 * _S75))
         {
         }
         else
         {
             break;
         }
-        i_1 = u32(0);
-        score_0 = _S86;
+        var _S176 : vec4<f32> = vec4<f32>(vec4<i32>(i32(0)));
+        i_2 = u32(0);
+        score_0 = _S176;
         for(;;)
         {
-            if(i_1 < _S80)
+            if(i_2 < _S77)
             {
             }
             else
             {
                 break;
             }
-            var _S176 : u32 = i_0 / _S69;
-            var _S177 : u32 = _S176 * u32(128) + i_1 * _S69;
-            var _S178 : u32 = i_0 % _S69;
-            var whole_0 : vec4<f32> = score_0 + exchange_0[_S177 + _S178];
-            i_1 = i_1 + u32(1);
+            var _S177 : u32 = i_1 / _S75;
+            var _S178 : u32 = _S177 * u32(128) + i_2 * _S75;
+            var _S179 : u32 = i_1 % _S75;
+            var whole_0 : vec4<f32> = score_0 + exchange_0[_S178 + _S179];
+            i_2 = i_2 + u32(1);
             score_0 = whole_0;
         }
-        var _S179 : u32 = i_0 / _S69;
-        var _S180 : u32 = _S71 + _S179 * _S72;
-        var _S181 : u32 = i_0 % _S69;
-        entryPointParams_scratch_0[_S180 + _S181] = score_0;
-        i_0 = i_0 + u32(128);
+        var _S180 : u32 = i_1 / _S75;
+        var _S181 : u32 = _S72.out_0 + _S180 * _S72.out_stride_0;
+        var _S182 : u32 = i_1 % _S75;
+        entryPointParams_scratch_0[_S181 + _S182] = score_0;
+        i_1 = i_1 + u32(128);
     }
-    if(_S39 < _S58)
+    if(_S70 < _S74)
     {
-        entryPointParams_scratch_0[_S71 + _S39 * _S72 + _S69] = vec4<f32>(peak_0[_S39], total_1[_S39], 1.0f, 0.0f);
+        entryPointParams_scratch_0[_S72.out_0 + _S70 * _S72.out_stride_0 + _S75] = vec4<f32>(peak_2[_S70], total_1[_S70], 1.0f, 0.0f);
     }
     return;
 }
@@ -756,8 +827,61 @@ fn attend_0( _S38 : vec3<u32>,  _S39 : u32,  _S40 : ptr<function, AttentionPartP
 @workgroup_size(128, 1, 1)
 fn attention_part_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocation_index) thread_2 : u32, @builtin(subgroup_size) _builtinWaveLaneCount_0 : u32)
 {
-    _S2 = _builtinWaveLaneCount_0;
-    var _S182 : AttentionPartParams_std140_0 = entryPointParams_0.p_0;
-    attend_0(group_1, thread_2, &(_S182));
+    _S20 = _builtinWaveLaneCount_0;
+    var _S183 : Part_0 = part_of_0(group_number_0(group_1), entryPointParams_0.p_0.rows_0, entryPointParams_0.p_0.heads_0, entryPointParams_0.p_0.kv_heads_0, entryPointParams_0.p_0.head_dim_0, entryPointParams_0.p_0.parts_0, entryPointParams_0.p_0.scratch_offset_0);
+    var part_2 : Part_0 = _S183;
+    var _S184 : bool;
+    if((part_2.number_0) >= (entryPointParams_0.p_0.parts_0))
+    {
+        _S184 = true;
+    }
+    else
+    {
+        _S184 = (part_2.row_0) >= (valid_rows_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0, entryPointParams_0.p_0.rows_0));
+    }
+    if(_S184)
+    {
+        return;
+    }
+    var _S185 : SequenceTable_0 = sequence_table_0(entryPointParams_0.p_0.sequences_offset_0, row_sequence_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + part_2.row_0), entryPointParams_0.p_0.sequence_count_0, entryPointParams_0.p_0.table_length_0, entryPointParams_0.p_0.page_size_0, entryPointParams_0.p_0.pages_0);
+    var _S186 : u32 = row_position_0(entryPointParams_0.p_0.batch_offset_0, entryPointParams_0.p_0.batch_row_0 + part_2.row_0);
+    var _S187 : u32;
+    if(_S186 < (_S185.length_0))
+    {
+        _S187 = _S186 + u32(1);
+    }
+    else
+    {
+        _S187 = _S185.length_0;
+    }
+    if((entryPointParams_0.p_0.window_0) != u32(0))
+    {
+        _S184 = _S186 >= (entryPointParams_0.p_0.window_0);
+    }
+    else
+    {
+        _S184 = false;
+    }
+    var _S188 : u32;
+    if(_S184)
+    {
+        _S188 = _S186 - entryPointParams_0.p_0.window_0 + u32(1);
+    }
+    else
+    {
+        _S188 = u32(0);
+    }
+    share_out_0(&(part_2), _S188, _S187, entryPointParams_0.p_0.parts_0);
+    if((part_2.begin_0) >= (part_2.end_0))
+    {
+        leave_empty_0(thread_2, part_2);
+        return;
+    }
+    part_2.k_pages_offset_1 = entryPointParams_0.p_0.k_pages_offset_0;
+    part_2.v_pages_offset_1 = entryPointParams_0.p_0.v_pages_offset_0;
+    var queries_0 : Plain_0;
+    queries_0.begin_3 = entryPointParams_0.p_0.q_offset_0 + part_2.row_0 * entryPointParams_0.p_0.q_stride_0;
+    load_queries_0(thread_2, part_2, entryPointParams_0.p_0.scale_0, queries_0);
+    attend_0(thread_2, _S185, part_2, Start_x24init_0(vec4<f32>(-3.4028234663852886e+38f), vec4<f32>(vec4<i32>(i32(0))), 0.0f));
     return;
 }
