@@ -12,6 +12,7 @@ from wasmetal.device.base import Bytes
 from wasmetal.kernels.dtypes import tensor_bytes
 from wasmetal.models.buffers import BufferGroup
 from wasmetal.models.files.model_file import FileTensor, ModelFile
+from wasmetal.models.files.source import Source
 from wasmetal.ops import ALIGNMENT, DType, Recorder, Tensor, add, linear
 
 Matrix = Sequence[FileTensor]
@@ -77,9 +78,7 @@ class Weights:
         if not self._wrapped:
             return load_weights(self._buffers, matrices)
         return [
-            Weight([self._in_file(tensor) for tensor in matrix])
-            if all(map(self._usable, matrix))
-            else load_weights(self._buffers, [matrix])[0]
+            self._in_file(matrix) if all(map(self._usable, matrix)) else load_weights(self._buffers, [matrix])[0]
             for matrix in matrices
         ]
 
@@ -89,8 +88,15 @@ class Weights:
         usable = tensor.source in self._wrapped and not tensor.repacked and aligned
         return usable and (len(tensor.shape) > 1 or tensor.dtype is DType.F32)
 
-    def _in_file(self, tensor: FileTensor) -> Tensor:
-        return Tensor(self._wrapped[tensor.source], tensor.offset, tensor.dtype, tensor.shape)
+    def _in_file(self, matrix: Matrix) -> Weight:
+        """A weight of which each part lies in the file in one piece: the fewer, the fewer kernels."""
+        parts: list[_Part] = []
+        for tensor in matrix:
+            if parts and parts[-1].continues_with(tensor):
+                parts[-1] = _Part(tensor.dtype, (*parts[-1].tensors, tensor))
+            else:
+                parts.append(_Part(tensor.dtype, (tensor,)))
+        return Weight([Tensor(self._wrapped[part.source], part.offset, part.dtype, part.shape) for part in parts])
 
 
 def load_weights(buffers: BufferGroup, matrices: Sequence[Matrix]) -> list[Weight]:
@@ -135,6 +141,22 @@ class _Part:
     @property
     def nbytes(self) -> int:
         return tensor_bytes(self.dtype, self.shape)
+
+    @property
+    def source(self) -> Source:
+        """The file of the first."""
+        return self.tensors[0].source
+
+    @property
+    def offset(self) -> int:
+        """Where the first begins in its file."""
+        return self.tensors[0].offset
+
+    def continues_with(self, tensor: FileTensor) -> bool:
+        """Whether a tensor of the same type comes right after these in the file."""
+        last = self.tensors[-1]
+        kind, end = (last.source, last.dtype), last.offset + last.nbytes
+        return kind == (tensor.source, tensor.dtype) and end == tensor.offset
 
     def data(self) -> Iterator[Bytes]:
         for tensor in self.tensors:
