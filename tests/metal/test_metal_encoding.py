@@ -36,7 +36,7 @@ def decode(model: Model, tokens: int) -> Counter[str]:
         dispatches = model.device.counters.dispatches
         for token in range(tokens):
             session.forward([token], logits)
-        assert model.device.counters.dispatches == dispatches + tokens * (2 + 1 + 8 * model.config.block_count)
+        assert model.device.counters.dispatches == dispatches + tokens * (2 + 1 + 6 * model.config.block_count)
         # How often residency is requested depends on time, not on tokens (test_metal_residency.py).
         return Counter({name: count for name, count in (bridge.calls - before).items() if name != "requestResidency"})
 
