@@ -16,7 +16,7 @@ from wasmetal.models import Model, load_model
 
 PER_STEP = 12
 """Calls of a submission and its wait: a command buffer, an encoder, an event, the times."""
-PER_DISPATCH = 8
+PER_DISPATCH = 9
 """A pipeline, a barrier, the dispatch, and the buffers that differ from the last kernel's."""
 
 
