@@ -9,7 +9,18 @@ import pytest
 
 from tests.kernels.spirv import parse
 from wasmetal.kernels import compile as compiling
-from wasmetal.kernels.catalog import CATALOG, GRID_WIDTH, NO_BATCH, NO_SINKS, TARGETS, THREADS, Access, grid
+from wasmetal.kernels.catalog import (
+    ACTIVATIONS,
+    CATALOG,
+    GRID_WIDTH,
+    NO_BATCH,
+    NO_BIAS,
+    NO_SINKS,
+    TARGETS,
+    THREADS,
+    Access,
+    grid,
+)
 from wasmetal.kernels.reference import KERNELS
 from wasmetal.kernels.reference.split_attention import TILE
 from wasmetal.ops.attention import MAX_HEAD_DIM
@@ -126,6 +137,8 @@ def test_constants_are_the_same_in_python_and_slang():
     assert found["common", "THREADS"] == THREADS
     assert found["common", "GRID_WIDTH"] == GRID_WIDTH
     assert found["common", "NO_BATCH"] == NO_BATCH
+    assert found["norm_gemv", "NO_BIAS"] == NO_BIAS
+    assert found["gated_gemv", "GELU"] == ACTIVATIONS.index("gelu")
     assert found["tiles", "TILE"] == GEMM_TILE == MATMUL_TILE
     assert {found[name, "NO_SINKS"] for name in ("attention", "attention_merge", "prefill_attention")} == {NO_SINKS}
     assert found["attention", "MAX_VECTORS"] * 4 == found["split", "MAX_VECTORS"] * 4 == MAX_HEAD_DIM

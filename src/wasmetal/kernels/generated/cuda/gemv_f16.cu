@@ -132,6 +132,11 @@ __device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<
     return;
 }
 
+__device__ uint subgroup_width_0()
+{
+    return 32U;
+}
+
 __device__ __shared__ FixedArray<float, 128>  parts_0;
 
 __device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
@@ -152,7 +157,7 @@ __device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
 __device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, FixedArray<float, 2>  * _S29)
 {
     uint wave_0;
-    uint _S30 = ((warpSize));
+    uint _S30 = subgroup_width_0();
     uint _S31 = 128U / _S30;
     FixedArray<float, 2>  _S32;
     subgroup_sums_0(values_2, &_S32);
@@ -160,14 +165,13 @@ __device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, Fi
     uint _S34 = (_getLaneId());
     if(_S34 < 2U)
     {
-        uint _S35 = ((warpSize));
-        uint _S36 = thread_0 / _S35;
-        uint _S37 = _S36 * 2U;
+        uint _S35 = thread_0 / _S30;
+        uint _S36 = _S35 * 2U;
+        uint _S37 = (_getLaneId());
         uint _S38 = (_getLaneId());
-        uint _S39 = (_getLaneId());
-        FixedArray<float, 2>  _S40 = _S33;
-        float _S41 = chosen_0(&_S40, _S39);
-        (*&parts_0)[_S37 + _S38] = _S41;
+        FixedArray<float, 2>  _S39 = _S33;
+        float _S40 = chosen_0(&_S39, _S38);
+        (*&parts_0)[_S36 + _S37] = _S40;
     }
     __syncthreads();
     FixedArray<float, 2>  result_4;
@@ -230,34 +234,34 @@ __device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, Stru
     (&products_2)->squares_0 = 0.0f;
     (&products_2)->sums_0[int(0)] = 0.0f;
     (&products_2)->sums_0[int(1)] = 0.0f;
-    uint _S42 = k_0 / 8U;
+    uint _S41 = k_0 / 8U;
     uint i_8;
-    if((first_0 + step_4) < _S42)
+    if((first_0 + step_4) < _S41)
     {
-        FixedArray<SixteenEights_Eight_0, 4>  _S43;
-        load_eights_0(begins_2, even_2, odd_2, first_0, step_4, &_S43);
+        FixedArray<SixteenEights_Eight_0, 4>  _S42;
+        load_eights_0(begins_2, even_2, odd_2, first_0, step_4, &_S42);
         i_8 = first_0;
-        FixedArray<SixteenEights_Eight_0, 4>  loaded_0 = _S43;
+        FixedArray<SixteenEights_Eight_0, 4>  loaded_0 = _S42;
         for(;;)
         {
-            if((i_8 + 3U * step_4) < _S42)
+            if((i_8 + 3U * step_4) < _S41)
             {
             }
             else
             {
                 break;
             }
-            uint _S44 = i_8 + 2U * step_4;
-            FixedArray<SixteenEights_Eight_0, 4>  _S45;
-            load_eights_0(begins_2, even_2, odd_2, _S44, step_4, &_S45);
-            FixedArray<SixteenEights_Eight_0, 4>  _S46 = _S45;
-            FixedArray<SixteenEights_Eight_0, 4>  _S47 = loaded_0;
-            add_products_0(&products_2, &_S47, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
-            i_8 = _S44;
-            loaded_0 = _S46;
+            uint _S43 = i_8 + 2U * step_4;
+            FixedArray<SixteenEights_Eight_0, 4>  _S44;
+            load_eights_0(begins_2, even_2, odd_2, _S43, step_4, &_S44);
+            FixedArray<SixteenEights_Eight_0, 4>  _S45 = _S44;
+            FixedArray<SixteenEights_Eight_0, 4>  _S46 = loaded_0;
+            add_products_0(&products_2, &_S46, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+            i_8 = _S43;
+            loaded_0 = _S45;
         }
-        FixedArray<SixteenEights_Eight_0, 4>  _S48 = loaded_0;
-        add_products_0(&products_2, &_S48, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        FixedArray<SixteenEights_Eight_0, 4>  _S47 = loaded_0;
+        add_products_0(&products_2, &_S47, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
         i_8 = i_8 + 2U * step_4;
     }
     else
@@ -266,17 +270,17 @@ __device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, Stru
     }
     for(;;)
     {
-        if(i_8 < _S42)
+        if(i_8 < _S41)
         {
         }
         else
         {
             break;
         }
-        FixedArray<SixteenEights_Eight_0, 2>  _S49;
-        load_eights_1(begins_2, even_2, odd_2, i_8, step_4, &_S49);
-        FixedArray<SixteenEights_Eight_0, 2>  _S50 = _S49;
-        add_products_1(&products_2, &_S50, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        FixedArray<SixteenEights_Eight_0, 2>  _S48;
+        load_eights_1(begins_2, even_2, odd_2, i_8, step_4, &_S48);
+        FixedArray<SixteenEights_Eight_0, 2>  _S49 = _S48;
+        add_products_1(&products_2, &_S49, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
         i_8 = i_8 + step_4;
     }
     return products_2;
@@ -287,13 +291,13 @@ __device__ uint SixteenEights_begin_0(uint offset_0, uint k_1, uint row_0)
     return offset_0 + row_0 * (k_1 / 8U);
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 2>  * _S51)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 2>  * _S50)
 {
     FixedArray<uint, 2>  begins_3;
-    uint _S52 = n_0 - 1U;
-    begins_3[int(0)] = SixteenEights_begin_0(offset_1, k_2, (U32_min((first_1), (_S52))));
-    begins_3[int(1)] = SixteenEights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S52))));
-    *_S51 = begins_3;
+    uint _S51 = n_0 - 1U;
+    begins_3[int(0)] = SixteenEights_begin_0(offset_1, k_2, (U32_min((first_1), (_S51))));
+    begins_3[int(1)] = SixteenEights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S51))));
+    *_S50 = begins_3;
     return;
 }
 
@@ -318,7 +322,7 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint4 > w
     uint first_2 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S53 = p_0->n_1;
+        uint _S52 = p_0->n_1;
         if(first_2 < (p_0->n_1))
         {
         }
@@ -326,47 +330,47 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint4 > w
         {
             break;
         }
-        uint _S54 = first_2 + thread_1;
-        bool _S55;
+        uint _S53 = first_2 + thread_1;
+        bool _S54;
         if(thread_1 < 2U)
         {
-            _S55 = _S54 < _S53;
+            _S54 = _S53 < _S52;
+        }
+        else
+        {
+            _S54 = false;
+        }
+        bool _S55;
+        if(_S54)
+        {
+            _S55 = (p_0->accumulate_0) != 0U;
         }
         else
         {
             _S55 = false;
         }
-        bool _S56;
+        float sum_0;
         if(_S55)
         {
-            _S56 = (p_0->accumulate_0) != 0U;
-        }
-        else
-        {
-            _S56 = false;
-        }
-        float sum_0;
-        if(_S56)
-        {
-            sum_0 = *(&(result_5)[p_0->out_offset_0 + _S54]);
+            sum_0 = *(&(result_5)[p_0->out_offset_0 + _S53]);
         }
         else
         {
             sum_0 = 0.0f;
         }
-        FixedArray<uint, 2>  _S57;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_2, _S53, &_S57);
-        FixedArray<uint, 2>  _S58 = _S57;
-        Products_0 _S59 = products_of_thread_0(&_S58, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, x_4, 0U, thread_1, 128U);
-        FixedArray<float, 2>  _S60 = _S59.sums_0;
-        FixedArray<float, 2>  _S61;
-        group_sums_0(&_S60, thread_1, &_S61);
-        FixedArray<float, 2>  _S62 = _S61;
-        float _S63 = chosen_0(&_S62, thread_1);
-        float sum_1 = sum_0 + _S63;
-        if(_S55)
+        FixedArray<uint, 2>  _S56;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_2, _S52, &_S56);
+        FixedArray<uint, 2>  _S57 = _S56;
+        Products_0 _S58 = products_of_thread_0(&_S57, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, x_4, 0U, thread_1, 128U);
+        FixedArray<float, 2>  _S59 = _S58.sums_0;
+        FixedArray<float, 2>  _S60;
+        group_sums_0(&_S59, thread_1, &_S60);
+        FixedArray<float, 2>  _S61 = _S60;
+        float _S62 = chosen_0(&_S61, thread_1);
+        float sum_1 = sum_0 + _S62;
+        if(_S54)
         {
-            *(&(result_5)[p_0->out_offset_0 + _S54]) = sum_1;
+            *(&(result_5)[p_0->out_offset_0 + _S53]) = sum_1;
         }
         first_2 = first_2 + p_0->groups_0 * 2U;
     }
@@ -375,8 +379,8 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint4 > w
 
 extern "C" __global__ void gemv_f16(StructuredBuffer<uint4 > weight_2, StructuredBuffer<float4 > x_5, RWStructuredBuffer<float> result_6, GemvParams_0 p_1)
 {
-    uint _S64 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemvParams_0 _S65 = p_1;
-    gemv_0(blockIdx, _S64, weight_2, x_5, result_6, &_S65);
+    uint _S63 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemvParams_0 _S64 = p_1;
+    gemv_0(blockIdx, _S63, weight_2, x_5, result_6, &_S64);
     return;
 }

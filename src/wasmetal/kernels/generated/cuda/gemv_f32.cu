@@ -145,6 +145,11 @@ __device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<
     return;
 }
 
+__device__ uint subgroup_width_0()
+{
+    return 32U;
+}
+
 __device__ __shared__ FixedArray<float, 128>  parts_0;
 
 __device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
@@ -165,7 +170,7 @@ __device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
 __device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, FixedArray<float, 2>  * _S31)
 {
     uint wave_0;
-    uint _S32 = ((warpSize));
+    uint _S32 = subgroup_width_0();
     uint _S33 = 128U / _S32;
     FixedArray<float, 2>  _S34;
     subgroup_sums_0(values_2, &_S34);
@@ -173,14 +178,13 @@ __device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, Fi
     uint _S36 = (_getLaneId());
     if(_S36 < 2U)
     {
-        uint _S37 = ((warpSize));
-        uint _S38 = thread_0 / _S37;
-        uint _S39 = _S38 * 2U;
+        uint _S37 = thread_0 / _S32;
+        uint _S38 = _S37 * 2U;
+        uint _S39 = (_getLaneId());
         uint _S40 = (_getLaneId());
-        uint _S41 = (_getLaneId());
-        FixedArray<float, 2>  _S42 = _S35;
-        float _S43 = chosen_0(&_S42, _S41);
-        (*&parts_0)[_S39 + _S40] = _S43;
+        FixedArray<float, 2>  _S41 = _S35;
+        float _S42 = chosen_0(&_S41, _S40);
+        (*&parts_0)[_S38 + _S39] = _S42;
     }
     __syncthreads();
     FixedArray<float, 2>  result_5;
@@ -243,34 +247,34 @@ __device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, Stru
     (&products_2)->squares_0 = 0.0f;
     (&products_2)->sums_0[int(0)] = 0.0f;
     (&products_2)->sums_0[int(1)] = 0.0f;
-    uint _S44 = k_0 / 8U;
+    uint _S43 = k_0 / 8U;
     uint i_9;
-    if((first_0 + step_4) < _S44)
+    if((first_0 + step_4) < _S43)
     {
-        FixedArray<F32Eights_Eight_0, 4>  _S45;
-        load_eights_0(begins_2, even_2, odd_2, first_0, step_4, &_S45);
+        FixedArray<F32Eights_Eight_0, 4>  _S44;
+        load_eights_0(begins_2, even_2, odd_2, first_0, step_4, &_S44);
         i_9 = first_0;
-        FixedArray<F32Eights_Eight_0, 4>  loaded_0 = _S45;
+        FixedArray<F32Eights_Eight_0, 4>  loaded_0 = _S44;
         for(;;)
         {
-            if((i_9 + 3U * step_4) < _S44)
+            if((i_9 + 3U * step_4) < _S43)
             {
             }
             else
             {
                 break;
             }
-            uint _S46 = i_9 + 2U * step_4;
-            FixedArray<F32Eights_Eight_0, 4>  _S47;
-            load_eights_0(begins_2, even_2, odd_2, _S46, step_4, &_S47);
-            FixedArray<F32Eights_Eight_0, 4>  _S48 = _S47;
-            FixedArray<F32Eights_Eight_0, 4>  _S49 = loaded_0;
-            add_products_0(&products_2, &_S49, x_4, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
-            i_9 = _S46;
-            loaded_0 = _S48;
+            uint _S45 = i_9 + 2U * step_4;
+            FixedArray<F32Eights_Eight_0, 4>  _S46;
+            load_eights_0(begins_2, even_2, odd_2, _S45, step_4, &_S46);
+            FixedArray<F32Eights_Eight_0, 4>  _S47 = _S46;
+            FixedArray<F32Eights_Eight_0, 4>  _S48 = loaded_0;
+            add_products_0(&products_2, &_S48, x_4, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+            i_9 = _S45;
+            loaded_0 = _S47;
         }
-        FixedArray<F32Eights_Eight_0, 4>  _S50 = loaded_0;
-        add_products_0(&products_2, &_S50, x_4, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+        FixedArray<F32Eights_Eight_0, 4>  _S49 = loaded_0;
+        add_products_0(&products_2, &_S49, x_4, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
         i_9 = i_9 + 2U * step_4;
     }
     else
@@ -279,17 +283,17 @@ __device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, Stru
     }
     for(;;)
     {
-        if(i_9 < _S44)
+        if(i_9 < _S43)
         {
         }
         else
         {
             break;
         }
-        FixedArray<F32Eights_Eight_0, 2>  _S51;
-        load_eights_1(begins_2, even_2, odd_2, i_9, step_4, &_S51);
-        FixedArray<F32Eights_Eight_0, 2>  _S52 = _S51;
-        add_products_1(&products_2, &_S52, x_4, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+        FixedArray<F32Eights_Eight_0, 2>  _S50;
+        load_eights_1(begins_2, even_2, odd_2, i_9, step_4, &_S50);
+        FixedArray<F32Eights_Eight_0, 2>  _S51 = _S50;
+        add_products_1(&products_2, &_S51, x_4, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
         i_9 = i_9 + step_4;
     }
     return products_2;
@@ -300,13 +304,13 @@ __device__ uint F32Eights_begin_0(uint offset_0, uint k_1, uint row_0)
     return offset_0 + row_0 * (k_1 / 4U);
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 2>  * _S53)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 2>  * _S52)
 {
     FixedArray<uint, 2>  begins_3;
-    uint _S54 = n_0 - 1U;
-    begins_3[int(0)] = F32Eights_begin_0(offset_1, k_2, (U32_min((first_1), (_S54))));
-    begins_3[int(1)] = F32Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S54))));
-    *_S53 = begins_3;
+    uint _S53 = n_0 - 1U;
+    begins_3[int(0)] = F32Eights_begin_0(offset_1, k_2, (U32_min((first_1), (_S53))));
+    begins_3[int(1)] = F32Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S53))));
+    *_S52 = begins_3;
     return;
 }
 
@@ -331,7 +335,7 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint4 > w
     uint first_2 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S55 = p_0->n_1;
+        uint _S54 = p_0->n_1;
         if(first_2 < (p_0->n_1))
         {
         }
@@ -339,47 +343,47 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint4 > w
         {
             break;
         }
-        uint _S56 = first_2 + thread_1;
-        bool _S57;
+        uint _S55 = first_2 + thread_1;
+        bool _S56;
         if(thread_1 < 2U)
         {
-            _S57 = _S56 < _S55;
+            _S56 = _S55 < _S54;
+        }
+        else
+        {
+            _S56 = false;
+        }
+        bool _S57;
+        if(_S56)
+        {
+            _S57 = (p_0->accumulate_0) != 0U;
         }
         else
         {
             _S57 = false;
         }
-        bool _S58;
+        float sum_0;
         if(_S57)
         {
-            _S58 = (p_0->accumulate_0) != 0U;
-        }
-        else
-        {
-            _S58 = false;
-        }
-        float sum_0;
-        if(_S58)
-        {
-            sum_0 = *(&(result_6)[p_0->out_offset_0 + _S56]);
+            sum_0 = *(&(result_6)[p_0->out_offset_0 + _S55]);
         }
         else
         {
             sum_0 = 0.0f;
         }
-        FixedArray<uint, 2>  _S59;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_2, _S55, &_S59);
-        FixedArray<uint, 2>  _S60 = _S59;
-        Products_0 _S61 = products_of_thread_0(&_S60, weight_1, weight_1, p_0->k_3, x_5, p_0->x_offset_3, x_5, 0U, thread_1, 128U);
-        FixedArray<float, 2>  _S62 = _S61.sums_0;
-        FixedArray<float, 2>  _S63;
-        group_sums_0(&_S62, thread_1, &_S63);
-        FixedArray<float, 2>  _S64 = _S63;
-        float _S65 = chosen_0(&_S64, thread_1);
-        float sum_1 = sum_0 + _S65;
-        if(_S57)
+        FixedArray<uint, 2>  _S58;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_2, _S54, &_S58);
+        FixedArray<uint, 2>  _S59 = _S58;
+        Products_0 _S60 = products_of_thread_0(&_S59, weight_1, weight_1, p_0->k_3, x_5, p_0->x_offset_3, x_5, 0U, thread_1, 128U);
+        FixedArray<float, 2>  _S61 = _S60.sums_0;
+        FixedArray<float, 2>  _S62;
+        group_sums_0(&_S61, thread_1, &_S62);
+        FixedArray<float, 2>  _S63 = _S62;
+        float _S64 = chosen_0(&_S63, thread_1);
+        float sum_1 = sum_0 + _S64;
+        if(_S56)
         {
-            *(&(result_6)[p_0->out_offset_0 + _S56]) = sum_1;
+            *(&(result_6)[p_0->out_offset_0 + _S55]) = sum_1;
         }
         first_2 = first_2 + p_0->groups_0 * 2U;
     }
@@ -388,8 +392,8 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint4 > w
 
 extern "C" __global__ void gemv_f32(StructuredBuffer<uint4 > weight_2, StructuredBuffer<float4 > x_6, RWStructuredBuffer<float> result_7, GemvParams_0 p_1)
 {
-    uint _S66 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemvParams_0 _S67 = p_1;
-    gemv_0(blockIdx, _S66, weight_2, x_6, result_7, &_S67);
+    uint _S65 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemvParams_0 _S66 = p_1;
+    gemv_0(blockIdx, _S65, weight_2, x_6, result_7, &_S66);
     return;
 }

@@ -174,6 +174,11 @@ __device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<
     return;
 }
 
+__device__ uint subgroup_width_0()
+{
+    return 32U;
+}
+
 __device__ __shared__ FixedArray<float, 128>  parts_0;
 
 __device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
@@ -194,7 +199,7 @@ __device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
 __device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, FixedArray<float, 2>  * _S34)
 {
     uint wave_0;
-    uint _S35 = ((warpSize));
+    uint _S35 = subgroup_width_0();
     uint _S36 = 128U / _S35;
     FixedArray<float, 2>  _S37;
     subgroup_sums_0(values_2, &_S37);
@@ -202,14 +207,13 @@ __device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, Fi
     uint _S39 = (_getLaneId());
     if(_S39 < 2U)
     {
-        uint _S40 = ((warpSize));
-        uint _S41 = thread_0 / _S40;
-        uint _S42 = _S41 * 2U;
+        uint _S40 = thread_0 / _S35;
+        uint _S41 = _S40 * 2U;
+        uint _S42 = (_getLaneId());
         uint _S43 = (_getLaneId());
-        uint _S44 = (_getLaneId());
-        FixedArray<float, 2>  _S45 = _S38;
-        float _S46 = chosen_0(&_S45, _S44);
-        (*&parts_0)[_S42 + _S43] = _S46;
+        FixedArray<float, 2>  _S44 = _S38;
+        float _S45 = chosen_0(&_S44, _S43);
+        (*&parts_0)[_S41 + _S42] = _S45;
     }
     __syncthreads();
     FixedArray<float, 2>  result_4;
@@ -272,34 +276,34 @@ __device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, Stru
     (&products_2)->squares_0 = 0.0f;
     (&products_2)->sums_0[int(0)] = 0.0f;
     (&products_2)->sums_0[int(1)] = 0.0f;
-    uint _S47 = k_0 / 8U;
+    uint _S46 = k_0 / 8U;
     uint i_9;
-    if((first_0 + step_4) < _S47)
+    if((first_0 + step_4) < _S46)
     {
-        FixedArray<Q4_1Eights_Eight_0, 4>  _S48;
-        load_eights_0(begins_2, even_2, odd_2, first_0, step_4, &_S48);
+        FixedArray<Q4_1Eights_Eight_0, 4>  _S47;
+        load_eights_0(begins_2, even_2, odd_2, first_0, step_4, &_S47);
         i_9 = first_0;
-        FixedArray<Q4_1Eights_Eight_0, 4>  loaded_0 = _S48;
+        FixedArray<Q4_1Eights_Eight_0, 4>  loaded_0 = _S47;
         for(;;)
         {
-            if((i_9 + 3U * step_4) < _S47)
+            if((i_9 + 3U * step_4) < _S46)
             {
             }
             else
             {
                 break;
             }
-            uint _S49 = i_9 + 2U * step_4;
-            FixedArray<Q4_1Eights_Eight_0, 4>  _S50;
-            load_eights_0(begins_2, even_2, odd_2, _S49, step_4, &_S50);
-            FixedArray<Q4_1Eights_Eight_0, 4>  _S51 = _S50;
-            FixedArray<Q4_1Eights_Eight_0, 4>  _S52 = loaded_0;
-            add_products_0(&products_2, &_S52, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
-            i_9 = _S49;
-            loaded_0 = _S51;
+            uint _S48 = i_9 + 2U * step_4;
+            FixedArray<Q4_1Eights_Eight_0, 4>  _S49;
+            load_eights_0(begins_2, even_2, odd_2, _S48, step_4, &_S49);
+            FixedArray<Q4_1Eights_Eight_0, 4>  _S50 = _S49;
+            FixedArray<Q4_1Eights_Eight_0, 4>  _S51 = loaded_0;
+            add_products_0(&products_2, &_S51, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+            i_9 = _S48;
+            loaded_0 = _S50;
         }
-        FixedArray<Q4_1Eights_Eight_0, 4>  _S53 = loaded_0;
-        add_products_0(&products_2, &_S53, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+        FixedArray<Q4_1Eights_Eight_0, 4>  _S52 = loaded_0;
+        add_products_0(&products_2, &_S52, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
         i_9 = i_9 + 2U * step_4;
     }
     else
@@ -308,17 +312,17 @@ __device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, Stru
     }
     for(;;)
     {
-        if(i_9 < _S47)
+        if(i_9 < _S46)
         {
         }
         else
         {
             break;
         }
-        FixedArray<Q4_1Eights_Eight_0, 2>  _S54;
-        load_eights_1(begins_2, even_2, odd_2, i_9, step_4, &_S54);
-        FixedArray<Q4_1Eights_Eight_0, 2>  _S55 = _S54;
-        add_products_1(&products_2, &_S55, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
+        FixedArray<Q4_1Eights_Eight_0, 2>  _S53;
+        load_eights_1(begins_2, even_2, odd_2, i_9, step_4, &_S53);
+        FixedArray<Q4_1Eights_Eight_0, 2>  _S54 = _S53;
+        add_products_1(&products_2, &_S54, x_3, x_offset_2, norm_2, norm_offset_2, i_9, step_4);
         i_9 = i_9 + step_4;
     }
     return products_2;
@@ -329,13 +333,13 @@ __device__ uint Q4_1Eights_begin_0(uint offset_0, uint k_1, uint row_0)
     return offset_0 + row_0 * (k_1 / 32U) * 5U;
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 2>  * _S56)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 2>  * _S55)
 {
     FixedArray<uint, 2>  begins_3;
-    uint _S57 = n_0 - 1U;
-    begins_3[int(0)] = Q4_1Eights_begin_0(offset_1, k_2, (U32_min((first_1), (_S57))));
-    begins_3[int(1)] = Q4_1Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S57))));
-    *_S56 = begins_3;
+    uint _S56 = n_0 - 1U;
+    begins_3[int(0)] = Q4_1Eights_begin_0(offset_1, k_2, (U32_min((first_1), (_S56))));
+    begins_3[int(1)] = Q4_1Eights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S56))));
+    *_S55 = begins_3;
     return;
 }
 
@@ -360,7 +364,7 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint> wei
     uint first_2 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S58 = p_0->n_1;
+        uint _S57 = p_0->n_1;
         if(first_2 < (p_0->n_1))
         {
         }
@@ -368,47 +372,47 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint> wei
         {
             break;
         }
-        uint _S59 = first_2 + thread_1;
-        bool _S60;
+        uint _S58 = first_2 + thread_1;
+        bool _S59;
         if(thread_1 < 2U)
         {
-            _S60 = _S59 < _S58;
+            _S59 = _S58 < _S57;
+        }
+        else
+        {
+            _S59 = false;
+        }
+        bool _S60;
+        if(_S59)
+        {
+            _S60 = (p_0->accumulate_0) != 0U;
         }
         else
         {
             _S60 = false;
         }
-        bool _S61;
+        float sum_1;
         if(_S60)
         {
-            _S61 = (p_0->accumulate_0) != 0U;
-        }
-        else
-        {
-            _S61 = false;
-        }
-        float sum_1;
-        if(_S61)
-        {
-            sum_1 = *(&(result_5)[p_0->out_offset_0 + _S59]);
+            sum_1 = *(&(result_5)[p_0->out_offset_0 + _S58]);
         }
         else
         {
             sum_1 = 0.0f;
         }
-        FixedArray<uint, 2>  _S62;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_2, _S58, &_S62);
-        FixedArray<uint, 2>  _S63 = _S62;
-        Products_0 _S64 = products_of_thread_0(&_S63, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, x_4, 0U, thread_1, 128U);
-        FixedArray<float, 2>  _S65 = _S64.sums_0;
-        FixedArray<float, 2>  _S66;
-        group_sums_0(&_S65, thread_1, &_S66);
-        FixedArray<float, 2>  _S67 = _S66;
-        float _S68 = chosen_0(&_S67, thread_1);
-        float sum_2 = sum_1 + _S68;
-        if(_S60)
+        FixedArray<uint, 2>  _S61;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_2, _S57, &_S61);
+        FixedArray<uint, 2>  _S62 = _S61;
+        Products_0 _S63 = products_of_thread_0(&_S62, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, x_4, 0U, thread_1, 128U);
+        FixedArray<float, 2>  _S64 = _S63.sums_0;
+        FixedArray<float, 2>  _S65;
+        group_sums_0(&_S64, thread_1, &_S65);
+        FixedArray<float, 2>  _S66 = _S65;
+        float _S67 = chosen_0(&_S66, thread_1);
+        float sum_2 = sum_1 + _S67;
+        if(_S59)
         {
-            *(&(result_5)[p_0->out_offset_0 + _S59]) = sum_2;
+            *(&(result_5)[p_0->out_offset_0 + _S58]) = sum_2;
         }
         first_2 = first_2 + p_0->groups_0 * 2U;
     }
@@ -417,8 +421,8 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint> wei
 
 extern "C" __global__ void gemv_q4_1(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, RWStructuredBuffer<float> result_6, GemvParams_0 p_1)
 {
-    uint _S69 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemvParams_0 _S70 = p_1;
-    gemv_0(blockIdx, _S69, weight_2, x_5, result_6, &_S70);
+    uint _S68 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemvParams_0 _S69 = p_1;
+    gemv_0(blockIdx, _S68, weight_2, x_5, result_6, &_S69);
     return;
 }

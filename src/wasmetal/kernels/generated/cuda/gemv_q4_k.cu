@@ -182,6 +182,11 @@ __device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<
     return;
 }
 
+__device__ uint subgroup_width_0()
+{
+    return 32U;
+}
+
 __device__ __shared__ FixedArray<float, 128>  parts_0;
 
 __device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
@@ -202,7 +207,7 @@ __device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
 __device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, FixedArray<float, 2>  * _S45)
 {
     uint wave_0;
-    uint _S46 = ((warpSize));
+    uint _S46 = subgroup_width_0();
     uint _S47 = 128U / _S46;
     FixedArray<float, 2>  _S48;
     subgroup_sums_0(values_2, &_S48);
@@ -210,14 +215,13 @@ __device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, Fi
     uint _S50 = (_getLaneId());
     if(_S50 < 2U)
     {
-        uint _S51 = ((warpSize));
-        uint _S52 = thread_0 / _S51;
-        uint _S53 = _S52 * 2U;
+        uint _S51 = thread_0 / _S46;
+        uint _S52 = _S51 * 2U;
+        uint _S53 = (_getLaneId());
         uint _S54 = (_getLaneId());
-        uint _S55 = (_getLaneId());
-        FixedArray<float, 2>  _S56 = _S49;
-        float _S57 = chosen_0(&_S56, _S55);
-        (*&parts_0)[_S53 + _S54] = _S57;
+        FixedArray<float, 2>  _S55 = _S49;
+        float _S56 = chosen_0(&_S55, _S54);
+        (*&parts_0)[_S52 + _S53] = _S56;
     }
     __syncthreads();
     FixedArray<float, 2>  result_4;
@@ -280,34 +284,34 @@ __device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, Stru
     (&products_2)->squares_0 = 0.0f;
     (&products_2)->sums_0[int(0)] = 0.0f;
     (&products_2)->sums_0[int(1)] = 0.0f;
-    uint _S58 = k_0 / 8U;
+    uint _S57 = k_0 / 8U;
     uint i_8;
-    if((first_0 + step_4) < _S58)
+    if((first_0 + step_4) < _S57)
     {
-        FixedArray<FourOrFiveEights_Eight_0, 4>  _S59;
-        load_eights_0(begins_2, even_2, odd_2, first_0, step_4, &_S59);
+        FixedArray<FourOrFiveEights_Eight_0, 4>  _S58;
+        load_eights_0(begins_2, even_2, odd_2, first_0, step_4, &_S58);
         i_8 = first_0;
-        FixedArray<FourOrFiveEights_Eight_0, 4>  loaded_0 = _S59;
+        FixedArray<FourOrFiveEights_Eight_0, 4>  loaded_0 = _S58;
         for(;;)
         {
-            if((i_8 + 3U * step_4) < _S58)
+            if((i_8 + 3U * step_4) < _S57)
             {
             }
             else
             {
                 break;
             }
-            uint _S60 = i_8 + 2U * step_4;
-            FixedArray<FourOrFiveEights_Eight_0, 4>  _S61;
-            load_eights_0(begins_2, even_2, odd_2, _S60, step_4, &_S61);
-            FixedArray<FourOrFiveEights_Eight_0, 4>  _S62 = _S61;
-            FixedArray<FourOrFiveEights_Eight_0, 4>  _S63 = loaded_0;
-            add_products_0(&products_2, &_S63, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
-            i_8 = _S60;
-            loaded_0 = _S62;
+            uint _S59 = i_8 + 2U * step_4;
+            FixedArray<FourOrFiveEights_Eight_0, 4>  _S60;
+            load_eights_0(begins_2, even_2, odd_2, _S59, step_4, &_S60);
+            FixedArray<FourOrFiveEights_Eight_0, 4>  _S61 = _S60;
+            FixedArray<FourOrFiveEights_Eight_0, 4>  _S62 = loaded_0;
+            add_products_0(&products_2, &_S62, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+            i_8 = _S59;
+            loaded_0 = _S61;
         }
-        FixedArray<FourOrFiveEights_Eight_0, 4>  _S64 = loaded_0;
-        add_products_0(&products_2, &_S64, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        FixedArray<FourOrFiveEights_Eight_0, 4>  _S63 = loaded_0;
+        add_products_0(&products_2, &_S63, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
         i_8 = i_8 + 2U * step_4;
     }
     else
@@ -316,17 +320,17 @@ __device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, Stru
     }
     for(;;)
     {
-        if(i_8 < _S58)
+        if(i_8 < _S57)
         {
         }
         else
         {
             break;
         }
-        FixedArray<FourOrFiveEights_Eight_0, 2>  _S65;
-        load_eights_1(begins_2, even_2, odd_2, i_8, step_4, &_S65);
-        FixedArray<FourOrFiveEights_Eight_0, 2>  _S66 = _S65;
-        add_products_1(&products_2, &_S66, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        FixedArray<FourOrFiveEights_Eight_0, 2>  _S64;
+        load_eights_1(begins_2, even_2, odd_2, i_8, step_4, &_S64);
+        FixedArray<FourOrFiveEights_Eight_0, 2>  _S65 = _S64;
+        add_products_1(&products_2, &_S65, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
         i_8 = i_8 + step_4;
     }
     return products_2;
@@ -337,13 +341,13 @@ __device__ uint FourOrFiveEights_begin_0(uint offset_0, uint k_1, uint row_0)
     return offset_0 + row_0 * (k_1 / 256U) * 36U;
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 2>  * _S67)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 2>  * _S66)
 {
     FixedArray<uint, 2>  begins_3;
-    uint _S68 = n_0 - 1U;
-    begins_3[int(0)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_1), (_S68))));
-    begins_3[int(1)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S68))));
-    *_S67 = begins_3;
+    uint _S67 = n_0 - 1U;
+    begins_3[int(0)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_1), (_S67))));
+    begins_3[int(1)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S67))));
+    *_S66 = begins_3;
     return;
 }
 
@@ -368,7 +372,7 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint> wei
     uint first_2 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S69 = p_0->n_1;
+        uint _S68 = p_0->n_1;
         if(first_2 < (p_0->n_1))
         {
         }
@@ -376,47 +380,47 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint> wei
         {
             break;
         }
-        uint _S70 = first_2 + thread_1;
-        bool _S71;
+        uint _S69 = first_2 + thread_1;
+        bool _S70;
         if(thread_1 < 2U)
         {
-            _S71 = _S70 < _S69;
+            _S70 = _S69 < _S68;
+        }
+        else
+        {
+            _S70 = false;
+        }
+        bool _S71;
+        if(_S70)
+        {
+            _S71 = (p_0->accumulate_0) != 0U;
         }
         else
         {
             _S71 = false;
         }
-        bool _S72;
+        float sum_1;
         if(_S71)
         {
-            _S72 = (p_0->accumulate_0) != 0U;
-        }
-        else
-        {
-            _S72 = false;
-        }
-        float sum_1;
-        if(_S72)
-        {
-            sum_1 = *(&(result_5)[p_0->out_offset_0 + _S70]);
+            sum_1 = *(&(result_5)[p_0->out_offset_0 + _S69]);
         }
         else
         {
             sum_1 = 0.0f;
         }
-        FixedArray<uint, 2>  _S73;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_2, _S69, &_S73);
-        FixedArray<uint, 2>  _S74 = _S73;
-        Products_0 _S75 = products_of_thread_0(&_S74, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, x_4, 0U, thread_1, 128U);
-        FixedArray<float, 2>  _S76 = _S75.sums_0;
-        FixedArray<float, 2>  _S77;
-        group_sums_0(&_S76, thread_1, &_S77);
-        FixedArray<float, 2>  _S78 = _S77;
-        float _S79 = chosen_0(&_S78, thread_1);
-        float sum_2 = sum_1 + _S79;
-        if(_S71)
+        FixedArray<uint, 2>  _S72;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_2, _S68, &_S72);
+        FixedArray<uint, 2>  _S73 = _S72;
+        Products_0 _S74 = products_of_thread_0(&_S73, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, x_4, 0U, thread_1, 128U);
+        FixedArray<float, 2>  _S75 = _S74.sums_0;
+        FixedArray<float, 2>  _S76;
+        group_sums_0(&_S75, thread_1, &_S76);
+        FixedArray<float, 2>  _S77 = _S76;
+        float _S78 = chosen_0(&_S77, thread_1);
+        float sum_2 = sum_1 + _S78;
+        if(_S70)
         {
-            *(&(result_5)[p_0->out_offset_0 + _S70]) = sum_2;
+            *(&(result_5)[p_0->out_offset_0 + _S69]) = sum_2;
         }
         first_2 = first_2 + p_0->groups_0 * 2U;
     }
@@ -425,8 +429,8 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint> wei
 
 extern "C" __global__ void gemv_q4_k(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, RWStructuredBuffer<float> result_6, GemvParams_0 p_1)
 {
-    uint _S80 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemvParams_0 _S81 = p_1;
-    gemv_0(blockIdx, _S80, weight_2, x_5, result_6, &_S81);
+    uint _S79 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemvParams_0 _S80 = p_1;
+    gemv_0(blockIdx, _S79, weight_2, x_5, result_6, &_S80);
     return;
 }

@@ -186,6 +186,11 @@ __device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<
     return;
 }
 
+__device__ uint subgroup_width_0()
+{
+    return 32U;
+}
+
 __device__ __shared__ FixedArray<float, 128>  parts_0;
 
 __device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
@@ -206,7 +211,7 @@ __device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
 __device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, FixedArray<float, 2>  * _S49)
 {
     uint wave_0;
-    uint _S50 = ((warpSize));
+    uint _S50 = subgroup_width_0();
     uint _S51 = 128U / _S50;
     FixedArray<float, 2>  _S52;
     subgroup_sums_0(values_2, &_S52);
@@ -214,14 +219,13 @@ __device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, Fi
     uint _S54 = (_getLaneId());
     if(_S54 < 2U)
     {
-        uint _S55 = ((warpSize));
-        uint _S56 = thread_0 / _S55;
-        uint _S57 = _S56 * 2U;
+        uint _S55 = thread_0 / _S50;
+        uint _S56 = _S55 * 2U;
+        uint _S57 = (_getLaneId());
         uint _S58 = (_getLaneId());
-        uint _S59 = (_getLaneId());
-        FixedArray<float, 2>  _S60 = _S53;
-        float _S61 = chosen_0(&_S60, _S59);
-        (*&parts_0)[_S57 + _S58] = _S61;
+        FixedArray<float, 2>  _S59 = _S53;
+        float _S60 = chosen_0(&_S59, _S58);
+        (*&parts_0)[_S56 + _S57] = _S60;
     }
     __syncthreads();
     FixedArray<float, 2>  result_4;
@@ -284,34 +288,34 @@ __device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, Stru
     (&products_2)->squares_0 = 0.0f;
     (&products_2)->sums_0[int(0)] = 0.0f;
     (&products_2)->sums_0[int(1)] = 0.0f;
-    uint _S62 = k_0 / 8U;
+    uint _S61 = k_0 / 8U;
     uint i_8;
-    if((first_0 + step_4) < _S62)
+    if((first_0 + step_4) < _S61)
     {
-        FixedArray<FourOrFiveEights_Eight_0, 4>  _S63;
-        load_eights_0(begins_2, even_2, odd_2, first_0, step_4, &_S63);
+        FixedArray<FourOrFiveEights_Eight_0, 4>  _S62;
+        load_eights_0(begins_2, even_2, odd_2, first_0, step_4, &_S62);
         i_8 = first_0;
-        FixedArray<FourOrFiveEights_Eight_0, 4>  loaded_0 = _S63;
+        FixedArray<FourOrFiveEights_Eight_0, 4>  loaded_0 = _S62;
         for(;;)
         {
-            if((i_8 + 3U * step_4) < _S62)
+            if((i_8 + 3U * step_4) < _S61)
             {
             }
             else
             {
                 break;
             }
-            uint _S64 = i_8 + 2U * step_4;
-            FixedArray<FourOrFiveEights_Eight_0, 4>  _S65;
-            load_eights_0(begins_2, even_2, odd_2, _S64, step_4, &_S65);
-            FixedArray<FourOrFiveEights_Eight_0, 4>  _S66 = _S65;
-            FixedArray<FourOrFiveEights_Eight_0, 4>  _S67 = loaded_0;
-            add_products_0(&products_2, &_S67, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
-            i_8 = _S64;
-            loaded_0 = _S66;
+            uint _S63 = i_8 + 2U * step_4;
+            FixedArray<FourOrFiveEights_Eight_0, 4>  _S64;
+            load_eights_0(begins_2, even_2, odd_2, _S63, step_4, &_S64);
+            FixedArray<FourOrFiveEights_Eight_0, 4>  _S65 = _S64;
+            FixedArray<FourOrFiveEights_Eight_0, 4>  _S66 = loaded_0;
+            add_products_0(&products_2, &_S66, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+            i_8 = _S63;
+            loaded_0 = _S65;
         }
-        FixedArray<FourOrFiveEights_Eight_0, 4>  _S68 = loaded_0;
-        add_products_0(&products_2, &_S68, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        FixedArray<FourOrFiveEights_Eight_0, 4>  _S67 = loaded_0;
+        add_products_0(&products_2, &_S67, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
         i_8 = i_8 + 2U * step_4;
     }
     else
@@ -320,17 +324,17 @@ __device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, Stru
     }
     for(;;)
     {
-        if(i_8 < _S62)
+        if(i_8 < _S61)
         {
         }
         else
         {
             break;
         }
-        FixedArray<FourOrFiveEights_Eight_0, 2>  _S69;
-        load_eights_1(begins_2, even_2, odd_2, i_8, step_4, &_S69);
-        FixedArray<FourOrFiveEights_Eight_0, 2>  _S70 = _S69;
-        add_products_1(&products_2, &_S70, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        FixedArray<FourOrFiveEights_Eight_0, 2>  _S68;
+        load_eights_1(begins_2, even_2, odd_2, i_8, step_4, &_S68);
+        FixedArray<FourOrFiveEights_Eight_0, 2>  _S69 = _S68;
+        add_products_1(&products_2, &_S69, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
         i_8 = i_8 + step_4;
     }
     return products_2;
@@ -341,13 +345,13 @@ __device__ uint FourOrFiveEights_begin_0(uint offset_0, uint k_1, uint row_0)
     return offset_0 + row_0 * (k_1 / 256U) * 44U;
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 2>  * _S71)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_1, uint n_0, FixedArray<uint, 2>  * _S70)
 {
     FixedArray<uint, 2>  begins_3;
-    uint _S72 = n_0 - 1U;
-    begins_3[int(0)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_1), (_S72))));
-    begins_3[int(1)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S72))));
-    *_S71 = begins_3;
+    uint _S71 = n_0 - 1U;
+    begins_3[int(0)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_1), (_S71))));
+    begins_3[int(1)] = FourOrFiveEights_begin_0(offset_1, k_2, (U32_min((first_1 + 1U), (_S71))));
+    *_S70 = begins_3;
     return;
 }
 
@@ -372,7 +376,7 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint> wei
     uint first_2 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S73 = p_0->n_1;
+        uint _S72 = p_0->n_1;
         if(first_2 < (p_0->n_1))
         {
         }
@@ -380,47 +384,47 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint> wei
         {
             break;
         }
-        uint _S74 = first_2 + thread_1;
-        bool _S75;
+        uint _S73 = first_2 + thread_1;
+        bool _S74;
         if(thread_1 < 2U)
         {
-            _S75 = _S74 < _S73;
+            _S74 = _S73 < _S72;
+        }
+        else
+        {
+            _S74 = false;
+        }
+        bool _S75;
+        if(_S74)
+        {
+            _S75 = (p_0->accumulate_0) != 0U;
         }
         else
         {
             _S75 = false;
         }
-        bool _S76;
+        float sum_1;
         if(_S75)
         {
-            _S76 = (p_0->accumulate_0) != 0U;
-        }
-        else
-        {
-            _S76 = false;
-        }
-        float sum_1;
-        if(_S76)
-        {
-            sum_1 = *(&(result_5)[p_0->out_offset_0 + _S74]);
+            sum_1 = *(&(result_5)[p_0->out_offset_0 + _S73]);
         }
         else
         {
             sum_1 = 0.0f;
         }
-        FixedArray<uint, 2>  _S77;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_2, _S73, &_S77);
-        FixedArray<uint, 2>  _S78 = _S77;
-        Products_0 _S79 = products_of_thread_0(&_S78, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, x_4, 0U, thread_1, 128U);
-        FixedArray<float, 2>  _S80 = _S79.sums_0;
-        FixedArray<float, 2>  _S81;
-        group_sums_0(&_S80, thread_1, &_S81);
-        FixedArray<float, 2>  _S82 = _S81;
-        float _S83 = chosen_0(&_S82, thread_1);
-        float sum_2 = sum_1 + _S83;
-        if(_S75)
+        FixedArray<uint, 2>  _S76;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_2, _S72, &_S76);
+        FixedArray<uint, 2>  _S77 = _S76;
+        Products_0 _S78 = products_of_thread_0(&_S77, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, x_4, 0U, thread_1, 128U);
+        FixedArray<float, 2>  _S79 = _S78.sums_0;
+        FixedArray<float, 2>  _S80;
+        group_sums_0(&_S79, thread_1, &_S80);
+        FixedArray<float, 2>  _S81 = _S80;
+        float _S82 = chosen_0(&_S81, thread_1);
+        float sum_2 = sum_1 + _S82;
+        if(_S74)
         {
-            *(&(result_5)[p_0->out_offset_0 + _S74]) = sum_2;
+            *(&(result_5)[p_0->out_offset_0 + _S73]) = sum_2;
         }
         first_2 = first_2 + p_0->groups_0 * 2U;
     }
@@ -429,8 +433,8 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint> wei
 
 extern "C" __global__ void gemv_q5_k(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, RWStructuredBuffer<float> result_6, GemvParams_0 p_1)
 {
-    uint _S84 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemvParams_0 _S85 = p_1;
-    gemv_0(blockIdx, _S84, weight_2, x_5, result_6, &_S85);
+    uint _S83 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemvParams_0 _S84 = p_1;
+    gemv_0(blockIdx, _S83, weight_2, x_5, result_6, &_S84);
     return;
 }

@@ -178,6 +178,11 @@ __device__ void load_eights_1(FixedArray<uint, 2>  * begins_1, StructuredBuffer<
     return;
 }
 
+__device__ uint subgroup_width_0()
+{
+    return 32U;
+}
+
 __device__ __shared__ FixedArray<float, 128>  parts_0;
 
 __device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
@@ -198,7 +203,7 @@ __device__ float chosen_0(FixedArray<float, 2>  * values_1, uint number_0)
 __device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, FixedArray<float, 2>  * _S38)
 {
     uint wave_0;
-    uint _S39 = ((warpSize));
+    uint _S39 = subgroup_width_0();
     uint _S40 = 128U / _S39;
     FixedArray<float, 2>  _S41;
     subgroup_sums_0(values_2, &_S41);
@@ -206,14 +211,13 @@ __device__ void group_sums_0(FixedArray<float, 2>  * values_2, uint thread_0, Fi
     uint _S43 = (_getLaneId());
     if(_S43 < 2U)
     {
-        uint _S44 = ((warpSize));
-        uint _S45 = thread_0 / _S44;
-        uint _S46 = _S45 * 2U;
+        uint _S44 = thread_0 / _S39;
+        uint _S45 = _S44 * 2U;
+        uint _S46 = (_getLaneId());
         uint _S47 = (_getLaneId());
-        uint _S48 = (_getLaneId());
-        FixedArray<float, 2>  _S49 = _S42;
-        float _S50 = chosen_0(&_S49, _S48);
-        (*&parts_0)[_S46 + _S47] = _S50;
+        FixedArray<float, 2>  _S48 = _S42;
+        float _S49 = chosen_0(&_S48, _S47);
+        (*&parts_0)[_S45 + _S46] = _S49;
     }
     __syncthreads();
     FixedArray<float, 2>  result_4;
@@ -276,34 +280,34 @@ __device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, Stru
     (&products_2)->squares_0 = 0.0f;
     (&products_2)->sums_0[int(0)] = 0.0f;
     (&products_2)->sums_0[int(1)] = 0.0f;
-    uint _S51 = k_0 / 8U;
+    uint _S50 = k_0 / 8U;
     uint i_8;
-    if((first_1 + step_4) < _S51)
+    if((first_1 + step_4) < _S50)
     {
-        FixedArray<Q8_0Eights_Eight_0, 4>  _S52;
-        load_eights_0(begins_2, even_2, odd_2, first_1, step_4, &_S52);
+        FixedArray<Q8_0Eights_Eight_0, 4>  _S51;
+        load_eights_0(begins_2, even_2, odd_2, first_1, step_4, &_S51);
         i_8 = first_1;
-        FixedArray<Q8_0Eights_Eight_0, 4>  loaded_0 = _S52;
+        FixedArray<Q8_0Eights_Eight_0, 4>  loaded_0 = _S51;
         for(;;)
         {
-            if((i_8 + 3U * step_4) < _S51)
+            if((i_8 + 3U * step_4) < _S50)
             {
             }
             else
             {
                 break;
             }
-            uint _S53 = i_8 + 2U * step_4;
-            FixedArray<Q8_0Eights_Eight_0, 4>  _S54;
-            load_eights_0(begins_2, even_2, odd_2, _S53, step_4, &_S54);
-            FixedArray<Q8_0Eights_Eight_0, 4>  _S55 = _S54;
-            FixedArray<Q8_0Eights_Eight_0, 4>  _S56 = loaded_0;
-            add_products_0(&products_2, &_S56, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
-            i_8 = _S53;
-            loaded_0 = _S55;
+            uint _S52 = i_8 + 2U * step_4;
+            FixedArray<Q8_0Eights_Eight_0, 4>  _S53;
+            load_eights_0(begins_2, even_2, odd_2, _S52, step_4, &_S53);
+            FixedArray<Q8_0Eights_Eight_0, 4>  _S54 = _S53;
+            FixedArray<Q8_0Eights_Eight_0, 4>  _S55 = loaded_0;
+            add_products_0(&products_2, &_S55, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+            i_8 = _S52;
+            loaded_0 = _S54;
         }
-        FixedArray<Q8_0Eights_Eight_0, 4>  _S57 = loaded_0;
-        add_products_0(&products_2, &_S57, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        FixedArray<Q8_0Eights_Eight_0, 4>  _S56 = loaded_0;
+        add_products_0(&products_2, &_S56, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
         i_8 = i_8 + 2U * step_4;
     }
     else
@@ -312,17 +316,17 @@ __device__ Products_0 products_of_thread_0(FixedArray<uint, 2>  * begins_2, Stru
     }
     for(;;)
     {
-        if(i_8 < _S51)
+        if(i_8 < _S50)
         {
         }
         else
         {
             break;
         }
-        FixedArray<Q8_0Eights_Eight_0, 2>  _S58;
-        load_eights_1(begins_2, even_2, odd_2, i_8, step_4, &_S58);
-        FixedArray<Q8_0Eights_Eight_0, 2>  _S59 = _S58;
-        add_products_1(&products_2, &_S59, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
+        FixedArray<Q8_0Eights_Eight_0, 2>  _S57;
+        load_eights_1(begins_2, even_2, odd_2, i_8, step_4, &_S57);
+        FixedArray<Q8_0Eights_Eight_0, 2>  _S58 = _S57;
+        add_products_1(&products_2, &_S58, x_3, x_offset_2, norm_2, norm_offset_2, i_8, step_4);
         i_8 = i_8 + step_4;
     }
     return products_2;
@@ -333,13 +337,13 @@ __device__ uint Q8_0Eights_begin_0(uint offset_0, uint k_1, uint row_0)
     return 2U * offset_0 + row_0 * (k_1 / 32U) * 17U;
 }
 
-__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_2, uint n_0, FixedArray<uint, 2>  * _S60)
+__device__ void begins_of_rows_0(uint offset_1, uint k_2, uint first_2, uint n_0, FixedArray<uint, 2>  * _S59)
 {
     FixedArray<uint, 2>  begins_3;
-    uint _S61 = n_0 - 1U;
-    begins_3[int(0)] = Q8_0Eights_begin_0(offset_1, k_2, (U32_min((first_2), (_S61))));
-    begins_3[int(1)] = Q8_0Eights_begin_0(offset_1, k_2, (U32_min((first_2 + 1U), (_S61))));
-    *_S60 = begins_3;
+    uint _S60 = n_0 - 1U;
+    begins_3[int(0)] = Q8_0Eights_begin_0(offset_1, k_2, (U32_min((first_2), (_S60))));
+    begins_3[int(1)] = Q8_0Eights_begin_0(offset_1, k_2, (U32_min((first_2 + 1U), (_S60))));
+    *_S59 = begins_3;
     return;
 }
 
@@ -364,7 +368,7 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint> wei
     uint first_3 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S62 = p_0->n_1;
+        uint _S61 = p_0->n_1;
         if(first_3 < (p_0->n_1))
         {
         }
@@ -372,47 +376,47 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint> wei
         {
             break;
         }
-        uint _S63 = first_3 + thread_1;
-        bool _S64;
+        uint _S62 = first_3 + thread_1;
+        bool _S63;
         if(thread_1 < 2U)
         {
-            _S64 = _S63 < _S62;
+            _S63 = _S62 < _S61;
+        }
+        else
+        {
+            _S63 = false;
+        }
+        bool _S64;
+        if(_S63)
+        {
+            _S64 = (p_0->accumulate_0) != 0U;
         }
         else
         {
             _S64 = false;
         }
-        bool _S65;
+        float sum_0;
         if(_S64)
         {
-            _S65 = (p_0->accumulate_0) != 0U;
-        }
-        else
-        {
-            _S65 = false;
-        }
-        float sum_0;
-        if(_S65)
-        {
-            sum_0 = *(&(result_5)[p_0->out_offset_0 + _S63]);
+            sum_0 = *(&(result_5)[p_0->out_offset_0 + _S62]);
         }
         else
         {
             sum_0 = 0.0f;
         }
-        FixedArray<uint, 2>  _S66;
-        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_3, _S62, &_S66);
-        FixedArray<uint, 2>  _S67 = _S66;
-        Products_0 _S68 = products_of_thread_0(&_S67, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, x_4, 0U, thread_1, 128U);
-        FixedArray<float, 2>  _S69 = _S68.sums_0;
-        FixedArray<float, 2>  _S70;
-        group_sums_0(&_S69, thread_1, &_S70);
-        FixedArray<float, 2>  _S71 = _S70;
-        float _S72 = chosen_0(&_S71, thread_1);
-        float sum_1 = sum_0 + _S72;
-        if(_S64)
+        FixedArray<uint, 2>  _S65;
+        begins_of_rows_0(p_0->weight_offset_0, p_0->k_3, first_3, _S61, &_S65);
+        FixedArray<uint, 2>  _S66 = _S65;
+        Products_0 _S67 = products_of_thread_0(&_S66, weight_1, weight_1, p_0->k_3, x_4, p_0->x_offset_3, x_4, 0U, thread_1, 128U);
+        FixedArray<float, 2>  _S68 = _S67.sums_0;
+        FixedArray<float, 2>  _S69;
+        group_sums_0(&_S68, thread_1, &_S69);
+        FixedArray<float, 2>  _S70 = _S69;
+        float _S71 = chosen_0(&_S70, thread_1);
+        float sum_1 = sum_0 + _S71;
+        if(_S63)
         {
-            *(&(result_5)[p_0->out_offset_0 + _S63]) = sum_1;
+            *(&(result_5)[p_0->out_offset_0 + _S62]) = sum_1;
         }
         first_3 = first_3 + p_0->groups_0 * 2U;
     }
@@ -421,8 +425,8 @@ __device__ void gemv_0(uint3  group_1, uint thread_1, StructuredBuffer<uint> wei
 
 extern "C" __global__ void gemv_q8_0(StructuredBuffer<uint> weight_2, StructuredBuffer<float4 > x_5, RWStructuredBuffer<float> result_6, GemvParams_0 p_1)
 {
-    uint _S73 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-    GemvParams_0 _S74 = p_1;
-    gemv_0(blockIdx, _S73, weight_2, x_5, result_6, &_S74);
+    uint _S72 = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    GemvParams_0 _S73 = p_1;
+    gemv_0(blockIdx, _S72, weight_2, x_5, result_6, &_S73);
     return;
 }

@@ -138,6 +138,11 @@ struct KernelContext_0
     array<float, int(128)> threadgroup* parts_0;
 };
 
+uint subgroup_width_0(KernelContext_0 thread* kernelContext_0)
+{
+    return kernelContext_0->_S25;
+}
+
 float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
 {
     float _S27 = (*values_1)[int(0)];
@@ -153,17 +158,19 @@ float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
     return result_1;
 }
 
-array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_0)
+array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_1)
 {
     uint wave_0;
-    uint _S28 = 128U / kernelContext_0->_S25;
-    array<float, int(2)> _S29 = subgroup_sums_0(values_2);
-    if((kernelContext_0->_S26) < 2U)
+    uint _S28 = subgroup_width_0(kernelContext_1);
+    uint _S29 = 128U / _S28;
+    array<float, int(2)> _S30 = subgroup_sums_0(values_2);
+    if((kernelContext_1->_S26) < 2U)
     {
-        uint _S30 = thread_0 / kernelContext_0->_S25;
-        thread array<float, int(2)> _S31 = _S29;
-        float _S32 = chosen_0(&_S31, kernelContext_0->_S26);
-        (*kernelContext_0->parts_0)[_S30 * 2U + kernelContext_0->_S26] = _S32;
+        uint _S31 = subgroup_width_0(kernelContext_1);
+        uint _S32 = thread_0 / _S31;
+        thread array<float, int(2)> _S33 = _S30;
+        float _S34 = chosen_0(&_S33, kernelContext_1->_S26);
+        (*kernelContext_1->parts_0)[_S32 * 2U + kernelContext_1->_S26] = _S34;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     thread array<float, int(2)> result_2;
@@ -177,14 +184,14 @@ array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, u
                 wave_0 = 0U;
                 for(;;)
                 {
-                    if(wave_0 < _S28)
+                    if(wave_0 < _S29)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_0->parts_0)[wave_0 * 2U];
+                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_1->parts_0)[wave_0 * 2U];
                     wave_0 = wave_0 + 1U;
                 }
                 break;
@@ -199,14 +206,14 @@ array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, u
                 wave_0 = 0U;
                 for(;;)
                 {
-                    if(wave_0 < _S28)
+                    if(wave_0 < _S29)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_0->parts_0)[wave_0 * 2U + 1U];
+                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_1->parts_0)[wave_0 * 2U + 1U];
                     wave_0 = wave_0 + 1U;
                 }
                 break;
@@ -225,31 +232,31 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, pack
     (&products_2)->squares_0 = 0.0;
     (&products_2)->sums_0[int(0)] = 0.0;
     (&products_2)->sums_0[int(1)] = 0.0;
-    uint _S33 = k_1 / 8U;
+    uint _S35 = k_1 / 8U;
     uint i_7;
-    if((first_0 + step_4) < _S33)
+    if((first_0 + step_4) < _S35)
     {
-        array<SixteenEights_Eight_0, int(4)> _S34 = load_eights_0(begins_2, even_2, odd_2, first_0, step_4);
+        array<SixteenEights_Eight_0, int(4)> _S36 = load_eights_0(begins_2, even_2, odd_2, first_0, step_4);
         i_7 = first_0;
-        array<SixteenEights_Eight_0, int(4)> loaded_0 = _S34;
+        array<SixteenEights_Eight_0, int(4)> loaded_0 = _S36;
         for(;;)
         {
-            if((i_7 + 3U * step_4) < _S33)
+            if((i_7 + 3U * step_4) < _S35)
             {
             }
             else
             {
                 break;
             }
-            uint _S35 = i_7 + 2U * step_4;
-            array<SixteenEights_Eight_0, int(4)> _S36 = load_eights_0(begins_2, even_2, odd_2, _S35, step_4);
-            thread array<SixteenEights_Eight_0, int(4)> _S37 = loaded_0;
-            add_products_0(&products_2, &_S37, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
-            i_7 = _S35;
-            loaded_0 = _S36;
+            uint _S37 = i_7 + 2U * step_4;
+            array<SixteenEights_Eight_0, int(4)> _S38 = load_eights_0(begins_2, even_2, odd_2, _S37, step_4);
+            thread array<SixteenEights_Eight_0, int(4)> _S39 = loaded_0;
+            add_products_0(&products_2, &_S39, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+            i_7 = _S37;
+            loaded_0 = _S38;
         }
-        thread array<SixteenEights_Eight_0, int(4)> _S38 = loaded_0;
-        add_products_0(&products_2, &_S38, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        thread array<SixteenEights_Eight_0, int(4)> _S40 = loaded_0;
+        add_products_0(&products_2, &_S40, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
         i_7 = i_7 + 2U * step_4;
     }
     else
@@ -258,16 +265,16 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, pack
     }
     for(;;)
     {
-        if(i_7 < _S33)
+        if(i_7 < _S35)
         {
         }
         else
         {
             break;
         }
-        array<SixteenEights_Eight_0, int(2)> _S39 = load_eights_1(begins_2, even_2, odd_2, i_7, step_4);
-        thread array<SixteenEights_Eight_0, int(2)> _S40 = _S39;
-        add_products_1(&products_2, &_S40, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        array<SixteenEights_Eight_0, int(2)> _S41 = load_eights_1(begins_2, even_2, odd_2, i_7, step_4);
+        thread array<SixteenEights_Eight_0, int(2)> _S42 = _S41;
+        add_products_1(&products_2, &_S42, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
         i_7 = i_7 + step_4;
     }
     return products_2;
@@ -281,9 +288,9 @@ uint SixteenEights_begin_0(uint offset_0, uint k_2, uint row_0)
 array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_1, uint n_1)
 {
     thread array<uint, int(2)> begins_3;
-    uint _S41 = n_1 - 1U;
-    begins_3[int(0)] = SixteenEights_begin_0(offset_1, k_3, min(first_1, _S41));
-    begins_3[int(1)] = SixteenEights_begin_0(offset_1, k_3, min(first_1 + 1U, _S41));
+    uint _S43 = n_1 - 1U;
+    begins_3[int(0)] = SixteenEights_begin_0(offset_1, k_3, min(first_1, _S43));
+    begins_3[int(1)] = SixteenEights_begin_0(offset_1, k_3, min(first_1 + 1U, _S43));
     return begins_3;
 }
 
@@ -292,12 +299,12 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void gemv_0(uint3 group_1, uint thread_1, packed_uint4 device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
+void gemv_0(uint3 group_1, uint thread_1, packed_uint4 device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
 {
     uint first_2 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S42 = p_1->n_0;
+        uint _S44 = p_1->n_0;
         if(first_2 < (p_1->n_0))
         {
         }
@@ -305,44 +312,44 @@ void gemv_0(uint3 group_1, uint thread_1, packed_uint4 device* weight_1, packed_
         {
             break;
         }
-        uint _S43 = first_2 + thread_1;
-        bool _S44;
+        uint _S45 = first_2 + thread_1;
+        bool _S46;
         if(thread_1 < 2U)
         {
-            _S44 = _S43 < _S42;
+            _S46 = _S45 < _S44;
         }
         else
         {
-            _S44 = false;
+            _S46 = false;
         }
-        bool _S45;
-        if(_S44)
+        bool _S47;
+        if(_S46)
         {
-            _S45 = (p_1->accumulate_0) != 0U;
+            _S47 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S45 = false;
+            _S47 = false;
         }
         float sum_0;
-        if(_S45)
+        if(_S47)
         {
-            sum_0 = *(result_3+(p_1->out_offset_0 + _S43));
+            sum_0 = *(result_3+(p_1->out_offset_0 + _S45));
         }
         else
         {
             sum_0 = 0.0;
         }
-        thread array<uint, int(2)> _S46 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_2, _S42);
-        Products_0 _S47 = products_of_thread_0(&_S46, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
-        thread array<float, int(2)> _S48 = _S47.sums_0;
-        array<float, int(2)> _S49 = group_sums_0(&_S48, thread_1, kernelContext_1);
-        thread array<float, int(2)> _S50 = _S49;
-        float _S51 = chosen_0(&_S50, thread_1);
-        float sum_1 = sum_0 + _S51;
-        if(_S44)
+        thread array<uint, int(2)> _S48 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_2, _S44);
+        Products_0 _S49 = products_of_thread_0(&_S48, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
+        thread array<float, int(2)> _S50 = _S49.sums_0;
+        array<float, int(2)> _S51 = group_sums_0(&_S50, thread_1, kernelContext_2);
+        thread array<float, int(2)> _S52 = _S51;
+        float _S53 = chosen_0(&_S52, thread_1);
+        float sum_1 = sum_0 + _S53;
+        if(_S46)
         {
-            *(result_3+(p_1->out_offset_0 + _S43)) = sum_1;
+            *(result_3+(p_1->out_offset_0 + _S45)) = sum_1;
         }
         first_2 = first_2 + p_1->groups_0 * 2U;
     }
@@ -351,16 +358,16 @@ void gemv_0(uint3 group_1, uint thread_1, packed_uint4 device* weight_1, packed_
 
 [[kernel]] void gemv_bf16(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], packed_uint4 device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
-    thread KernelContext_0 kernelContext_2;
-    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_3;
+    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
     threadgroup array<float, int(128)> parts_1;
-    (&kernelContext_2)->parts_0 = &parts_1;
+    (&kernelContext_3)->parts_0 = &parts_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_2)->_S25 = _builtinWaveLaneCount_0;
-    (&kernelContext_2)->_S26 = _builtinWaveLaneIndex_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
+    (&kernelContext_3)->_S25 = _builtinWaveLaneCount_0;
+    (&kernelContext_3)->_S26 = _builtinWaveLaneIndex_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
     return;
 }

@@ -136,6 +136,11 @@ struct KernelContext_0
     array<float, int(128)> threadgroup* parts_0;
 };
 
+uint subgroup_width_0(KernelContext_0 thread* kernelContext_0)
+{
+    return kernelContext_0->_S26;
+}
+
 float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
 {
     float _S28 = (*values_1)[int(0)];
@@ -151,17 +156,19 @@ float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
     return result_1;
 }
 
-array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_0)
+array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_1)
 {
     uint wave_0;
-    uint _S29 = 128U / kernelContext_0->_S26;
-    array<float, int(2)> _S30 = subgroup_sums_0(values_2);
-    if((kernelContext_0->_S27) < 2U)
+    uint _S29 = subgroup_width_0(kernelContext_1);
+    uint _S30 = 128U / _S29;
+    array<float, int(2)> _S31 = subgroup_sums_0(values_2);
+    if((kernelContext_1->_S27) < 2U)
     {
-        uint _S31 = thread_0 / kernelContext_0->_S26;
-        thread array<float, int(2)> _S32 = _S30;
-        float _S33 = chosen_0(&_S32, kernelContext_0->_S27);
-        (*kernelContext_0->parts_0)[_S31 * 2U + kernelContext_0->_S27] = _S33;
+        uint _S32 = subgroup_width_0(kernelContext_1);
+        uint _S33 = thread_0 / _S32;
+        thread array<float, int(2)> _S34 = _S31;
+        float _S35 = chosen_0(&_S34, kernelContext_1->_S27);
+        (*kernelContext_1->parts_0)[_S33 * 2U + kernelContext_1->_S27] = _S35;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     thread array<float, int(2)> result_2;
@@ -175,14 +182,14 @@ array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, u
                 wave_0 = 0U;
                 for(;;)
                 {
-                    if(wave_0 < _S29)
+                    if(wave_0 < _S30)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_0->parts_0)[wave_0 * 2U];
+                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_1->parts_0)[wave_0 * 2U];
                     wave_0 = wave_0 + 1U;
                 }
                 break;
@@ -197,14 +204,14 @@ array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, u
                 wave_0 = 0U;
                 for(;;)
                 {
-                    if(wave_0 < _S29)
+                    if(wave_0 < _S30)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_0->parts_0)[wave_0 * 2U + 1U];
+                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_1->parts_0)[wave_0 * 2U + 1U];
                     wave_0 = wave_0 + 1U;
                 }
                 break;
@@ -223,31 +230,31 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, pack
     (&products_2)->squares_0 = 0.0;
     (&products_2)->sums_0[int(0)] = 0.0;
     (&products_2)->sums_0[int(1)] = 0.0;
-    uint _S34 = k_1 / 8U;
+    uint _S36 = k_1 / 8U;
     uint i_7;
-    if((first_0 + step_4) < _S34)
+    if((first_0 + step_4) < _S36)
     {
-        array<F32Eights_Eight_0, int(4)> _S35 = load_eights_0(begins_2, even_2, odd_2, first_0, step_4);
+        array<F32Eights_Eight_0, int(4)> _S37 = load_eights_0(begins_2, even_2, odd_2, first_0, step_4);
         i_7 = first_0;
-        array<F32Eights_Eight_0, int(4)> loaded_0 = _S35;
+        array<F32Eights_Eight_0, int(4)> loaded_0 = _S37;
         for(;;)
         {
-            if((i_7 + 3U * step_4) < _S34)
+            if((i_7 + 3U * step_4) < _S36)
             {
             }
             else
             {
                 break;
             }
-            uint _S36 = i_7 + 2U * step_4;
-            array<F32Eights_Eight_0, int(4)> _S37 = load_eights_0(begins_2, even_2, odd_2, _S36, step_4);
-            thread array<F32Eights_Eight_0, int(4)> _S38 = loaded_0;
-            add_products_0(&products_2, &_S38, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
-            i_7 = _S36;
-            loaded_0 = _S37;
+            uint _S38 = i_7 + 2U * step_4;
+            array<F32Eights_Eight_0, int(4)> _S39 = load_eights_0(begins_2, even_2, odd_2, _S38, step_4);
+            thread array<F32Eights_Eight_0, int(4)> _S40 = loaded_0;
+            add_products_0(&products_2, &_S40, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+            i_7 = _S38;
+            loaded_0 = _S39;
         }
-        thread array<F32Eights_Eight_0, int(4)> _S39 = loaded_0;
-        add_products_0(&products_2, &_S39, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        thread array<F32Eights_Eight_0, int(4)> _S41 = loaded_0;
+        add_products_0(&products_2, &_S41, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
         i_7 = i_7 + 2U * step_4;
     }
     else
@@ -256,16 +263,16 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, pack
     }
     for(;;)
     {
-        if(i_7 < _S34)
+        if(i_7 < _S36)
         {
         }
         else
         {
             break;
         }
-        array<F32Eights_Eight_0, int(2)> _S40 = load_eights_1(begins_2, even_2, odd_2, i_7, step_4);
-        thread array<F32Eights_Eight_0, int(2)> _S41 = _S40;
-        add_products_1(&products_2, &_S41, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        array<F32Eights_Eight_0, int(2)> _S42 = load_eights_1(begins_2, even_2, odd_2, i_7, step_4);
+        thread array<F32Eights_Eight_0, int(2)> _S43 = _S42;
+        add_products_1(&products_2, &_S43, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
         i_7 = i_7 + step_4;
     }
     return products_2;
@@ -279,9 +286,9 @@ uint F32Eights_begin_0(uint offset_0, uint k_2, uint row_0)
 array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_1, uint n_1)
 {
     thread array<uint, int(2)> begins_3;
-    uint _S42 = n_1 - 1U;
-    begins_3[int(0)] = F32Eights_begin_0(offset_1, k_3, min(first_1, _S42));
-    begins_3[int(1)] = F32Eights_begin_0(offset_1, k_3, min(first_1 + 1U, _S42));
+    uint _S44 = n_1 - 1U;
+    begins_3[int(0)] = F32Eights_begin_0(offset_1, k_3, min(first_1, _S44));
+    begins_3[int(1)] = F32Eights_begin_0(offset_1, k_3, min(first_1 + 1U, _S44));
     return begins_3;
 }
 
@@ -290,12 +297,12 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void gemv_0(uint3 group_1, uint thread_1, packed_uint4 device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
+void gemv_0(uint3 group_1, uint thread_1, packed_uint4 device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
 {
     uint first_2 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S43 = p_1->n_0;
+        uint _S45 = p_1->n_0;
         if(first_2 < (p_1->n_0))
         {
         }
@@ -303,44 +310,44 @@ void gemv_0(uint3 group_1, uint thread_1, packed_uint4 device* weight_1, packed_
         {
             break;
         }
-        uint _S44 = first_2 + thread_1;
-        bool _S45;
+        uint _S46 = first_2 + thread_1;
+        bool _S47;
         if(thread_1 < 2U)
         {
-            _S45 = _S44 < _S43;
+            _S47 = _S46 < _S45;
         }
         else
         {
-            _S45 = false;
+            _S47 = false;
         }
-        bool _S46;
-        if(_S45)
+        bool _S48;
+        if(_S47)
         {
-            _S46 = (p_1->accumulate_0) != 0U;
+            _S48 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S46 = false;
+            _S48 = false;
         }
         float sum_0;
-        if(_S46)
+        if(_S48)
         {
-            sum_0 = *(result_3+(p_1->out_offset_0 + _S44));
+            sum_0 = *(result_3+(p_1->out_offset_0 + _S46));
         }
         else
         {
             sum_0 = 0.0;
         }
-        thread array<uint, int(2)> _S47 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_2, _S43);
-        Products_0 _S48 = products_of_thread_0(&_S47, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
-        thread array<float, int(2)> _S49 = _S48.sums_0;
-        array<float, int(2)> _S50 = group_sums_0(&_S49, thread_1, kernelContext_1);
-        thread array<float, int(2)> _S51 = _S50;
-        float _S52 = chosen_0(&_S51, thread_1);
-        float sum_1 = sum_0 + _S52;
-        if(_S45)
+        thread array<uint, int(2)> _S49 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_2, _S45);
+        Products_0 _S50 = products_of_thread_0(&_S49, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
+        thread array<float, int(2)> _S51 = _S50.sums_0;
+        array<float, int(2)> _S52 = group_sums_0(&_S51, thread_1, kernelContext_2);
+        thread array<float, int(2)> _S53 = _S52;
+        float _S54 = chosen_0(&_S53, thread_1);
+        float sum_1 = sum_0 + _S54;
+        if(_S47)
         {
-            *(result_3+(p_1->out_offset_0 + _S44)) = sum_1;
+            *(result_3+(p_1->out_offset_0 + _S46)) = sum_1;
         }
         first_2 = first_2 + p_1->groups_0 * 2U;
     }
@@ -349,16 +356,16 @@ void gemv_0(uint3 group_1, uint thread_1, packed_uint4 device* weight_1, packed_
 
 [[kernel]] void gemv_f32(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], packed_uint4 device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
-    thread KernelContext_0 kernelContext_2;
-    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_3;
+    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
     threadgroup array<float, int(128)> parts_1;
-    (&kernelContext_2)->parts_0 = &parts_1;
+    (&kernelContext_3)->parts_0 = &parts_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_2)->_S26 = _builtinWaveLaneCount_0;
-    (&kernelContext_2)->_S27 = _builtinWaveLaneIndex_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
+    (&kernelContext_3)->_S26 = _builtinWaveLaneCount_0;
+    (&kernelContext_3)->_S27 = _builtinWaveLaneIndex_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
     return;
 }

@@ -180,6 +180,11 @@ struct KernelContext_0
     array<float, int(128)> threadgroup* parts_0;
 };
 
+uint subgroup_width_0(KernelContext_0 thread* kernelContext_0)
+{
+    return kernelContext_0->_S34;
+}
+
 float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
 {
     float _S36 = (*values_1)[int(0)];
@@ -195,17 +200,19 @@ float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
     return result_1;
 }
 
-array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_0)
+array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_1)
 {
     uint wave_0;
-    uint _S37 = 128U / kernelContext_0->_S34;
-    array<float, int(2)> _S38 = subgroup_sums_0(values_2);
-    if((kernelContext_0->_S35) < 2U)
+    uint _S37 = subgroup_width_0(kernelContext_1);
+    uint _S38 = 128U / _S37;
+    array<float, int(2)> _S39 = subgroup_sums_0(values_2);
+    if((kernelContext_1->_S35) < 2U)
     {
-        uint _S39 = thread_0 / kernelContext_0->_S34;
-        thread array<float, int(2)> _S40 = _S38;
-        float _S41 = chosen_0(&_S40, kernelContext_0->_S35);
-        (*kernelContext_0->parts_0)[_S39 * 2U + kernelContext_0->_S35] = _S41;
+        uint _S40 = subgroup_width_0(kernelContext_1);
+        uint _S41 = thread_0 / _S40;
+        thread array<float, int(2)> _S42 = _S39;
+        float _S43 = chosen_0(&_S42, kernelContext_1->_S35);
+        (*kernelContext_1->parts_0)[_S41 * 2U + kernelContext_1->_S35] = _S43;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     thread array<float, int(2)> result_2;
@@ -219,14 +226,14 @@ array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, u
                 wave_0 = 0U;
                 for(;;)
                 {
-                    if(wave_0 < _S37)
+                    if(wave_0 < _S38)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_0->parts_0)[wave_0 * 2U];
+                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_1->parts_0)[wave_0 * 2U];
                     wave_0 = wave_0 + 1U;
                 }
                 break;
@@ -241,14 +248,14 @@ array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, u
                 wave_0 = 0U;
                 for(;;)
                 {
-                    if(wave_0 < _S37)
+                    if(wave_0 < _S38)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_0->parts_0)[wave_0 * 2U + 1U];
+                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_1->parts_0)[wave_0 * 2U + 1U];
                     wave_0 = wave_0 + 1U;
                 }
                 break;
@@ -267,31 +274,31 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint
     (&products_2)->squares_0 = 0.0;
     (&products_2)->sums_0[int(0)] = 0.0;
     (&products_2)->sums_0[int(1)] = 0.0;
-    uint _S42 = k_1 / 8U;
+    uint _S44 = k_1 / 8U;
     uint i_8;
-    if((first_1 + step_4) < _S42)
+    if((first_1 + step_4) < _S44)
     {
-        array<MXFP4Eights_Eight_0, int(4)> _S43 = load_eights_0(begins_2, even_2, odd_2, first_1, step_4);
+        array<MXFP4Eights_Eight_0, int(4)> _S45 = load_eights_0(begins_2, even_2, odd_2, first_1, step_4);
         i_8 = first_1;
-        array<MXFP4Eights_Eight_0, int(4)> loaded_0 = _S43;
+        array<MXFP4Eights_Eight_0, int(4)> loaded_0 = _S45;
         for(;;)
         {
-            if((i_8 + 3U * step_4) < _S42)
+            if((i_8 + 3U * step_4) < _S44)
             {
             }
             else
             {
                 break;
             }
-            uint _S44 = i_8 + 2U * step_4;
-            array<MXFP4Eights_Eight_0, int(4)> _S45 = load_eights_0(begins_2, even_2, odd_2, _S44, step_4);
-            thread array<MXFP4Eights_Eight_0, int(4)> _S46 = loaded_0;
-            add_products_0(&products_2, &_S46, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
-            i_8 = _S44;
-            loaded_0 = _S45;
+            uint _S46 = i_8 + 2U * step_4;
+            array<MXFP4Eights_Eight_0, int(4)> _S47 = load_eights_0(begins_2, even_2, odd_2, _S46, step_4);
+            thread array<MXFP4Eights_Eight_0, int(4)> _S48 = loaded_0;
+            add_products_0(&products_2, &_S48, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
+            i_8 = _S46;
+            loaded_0 = _S47;
         }
-        thread array<MXFP4Eights_Eight_0, int(4)> _S47 = loaded_0;
-        add_products_0(&products_2, &_S47, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
+        thread array<MXFP4Eights_Eight_0, int(4)> _S49 = loaded_0;
+        add_products_0(&products_2, &_S49, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
         i_8 = i_8 + 2U * step_4;
     }
     else
@@ -300,16 +307,16 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint
     }
     for(;;)
     {
-        if(i_8 < _S42)
+        if(i_8 < _S44)
         {
         }
         else
         {
             break;
         }
-        array<MXFP4Eights_Eight_0, int(2)> _S48 = load_eights_1(begins_2, even_2, odd_2, i_8, step_4);
-        thread array<MXFP4Eights_Eight_0, int(2)> _S49 = _S48;
-        add_products_1(&products_2, &_S49, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
+        array<MXFP4Eights_Eight_0, int(2)> _S50 = load_eights_1(begins_2, even_2, odd_2, i_8, step_4);
+        thread array<MXFP4Eights_Eight_0, int(2)> _S51 = _S50;
+        add_products_1(&products_2, &_S51, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
         i_8 = i_8 + step_4;
     }
     return products_2;
@@ -323,9 +330,9 @@ uint MXFP4Eights_begin_0(uint offset_1, uint k_2, uint row_0)
 array<uint, int(2)> begins_of_rows_0(uint offset_2, uint k_3, uint first_2, uint n_1)
 {
     thread array<uint, int(2)> begins_3;
-    uint _S50 = n_1 - 1U;
-    begins_3[int(0)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_2, _S50));
-    begins_3[int(1)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_2 + 1U, _S50));
+    uint _S52 = n_1 - 1U;
+    begins_3[int(0)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_2, _S52));
+    begins_3[int(1)] = MXFP4Eights_begin_0(offset_2, k_3, min(first_2 + 1U, _S52));
     return begins_3;
 }
 
@@ -334,12 +341,12 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
+void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
 {
     uint first_3 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S51 = p_1->n_0;
+        uint _S53 = p_1->n_0;
         if(first_3 < (p_1->n_0))
         {
         }
@@ -347,44 +354,44 @@ void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 d
         {
             break;
         }
-        uint _S52 = first_3 + thread_1;
-        bool _S53;
+        uint _S54 = first_3 + thread_1;
+        bool _S55;
         if(thread_1 < 2U)
         {
-            _S53 = _S52 < _S51;
+            _S55 = _S54 < _S53;
         }
         else
         {
-            _S53 = false;
+            _S55 = false;
         }
-        bool _S54;
-        if(_S53)
+        bool _S56;
+        if(_S55)
         {
-            _S54 = (p_1->accumulate_0) != 0U;
+            _S56 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S54 = false;
+            _S56 = false;
         }
         float sum_0;
-        if(_S54)
+        if(_S56)
         {
-            sum_0 = *(result_3+(p_1->out_offset_0 + _S52));
+            sum_0 = *(result_3+(p_1->out_offset_0 + _S54));
         }
         else
         {
             sum_0 = 0.0;
         }
-        thread array<uint, int(2)> _S55 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_3, _S51);
-        Products_0 _S56 = products_of_thread_0(&_S55, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
-        thread array<float, int(2)> _S57 = _S56.sums_0;
-        array<float, int(2)> _S58 = group_sums_0(&_S57, thread_1, kernelContext_1);
-        thread array<float, int(2)> _S59 = _S58;
-        float _S60 = chosen_0(&_S59, thread_1);
-        float sum_1 = sum_0 + _S60;
-        if(_S53)
+        thread array<uint, int(2)> _S57 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_3, _S53);
+        Products_0 _S58 = products_of_thread_0(&_S57, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
+        thread array<float, int(2)> _S59 = _S58.sums_0;
+        array<float, int(2)> _S60 = group_sums_0(&_S59, thread_1, kernelContext_2);
+        thread array<float, int(2)> _S61 = _S60;
+        float _S62 = chosen_0(&_S61, thread_1);
+        float sum_1 = sum_0 + _S62;
+        if(_S55)
         {
-            *(result_3+(p_1->out_offset_0 + _S52)) = sum_1;
+            *(result_3+(p_1->out_offset_0 + _S54)) = sum_1;
         }
         first_3 = first_3 + p_1->groups_0 * 2U;
     }
@@ -393,16 +400,16 @@ void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 d
 
 [[kernel]] void gemv_mxfp4(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
-    thread KernelContext_0 kernelContext_2;
-    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_3;
+    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
     threadgroup array<float, int(128)> parts_1;
-    (&kernelContext_2)->parts_0 = &parts_1;
+    (&kernelContext_3)->parts_0 = &parts_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_2)->_S34 = _builtinWaveLaneCount_0;
-    (&kernelContext_2)->_S35 = _builtinWaveLaneIndex_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
+    (&kernelContext_3)->_S34 = _builtinWaveLaneCount_0;
+    (&kernelContext_3)->_S35 = _builtinWaveLaneIndex_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
     return;
 }

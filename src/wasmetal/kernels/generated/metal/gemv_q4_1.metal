@@ -184,6 +184,11 @@ struct KernelContext_0
     array<float, int(128)> threadgroup* parts_0;
 };
 
+uint subgroup_width_0(KernelContext_0 thread* kernelContext_0)
+{
+    return kernelContext_0->_S29;
+}
+
 float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
 {
     float _S31 = (*values_1)[int(0)];
@@ -199,17 +204,19 @@ float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
     return result_1;
 }
 
-array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_0)
+array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_1)
 {
     uint wave_0;
-    uint _S32 = 128U / kernelContext_0->_S29;
-    array<float, int(2)> _S33 = subgroup_sums_0(values_2);
-    if((kernelContext_0->_S30) < 2U)
+    uint _S32 = subgroup_width_0(kernelContext_1);
+    uint _S33 = 128U / _S32;
+    array<float, int(2)> _S34 = subgroup_sums_0(values_2);
+    if((kernelContext_1->_S30) < 2U)
     {
-        uint _S34 = thread_0 / kernelContext_0->_S29;
-        thread array<float, int(2)> _S35 = _S33;
-        float _S36 = chosen_0(&_S35, kernelContext_0->_S30);
-        (*kernelContext_0->parts_0)[_S34 * 2U + kernelContext_0->_S30] = _S36;
+        uint _S35 = subgroup_width_0(kernelContext_1);
+        uint _S36 = thread_0 / _S35;
+        thread array<float, int(2)> _S37 = _S34;
+        float _S38 = chosen_0(&_S37, kernelContext_1->_S30);
+        (*kernelContext_1->parts_0)[_S36 * 2U + kernelContext_1->_S30] = _S38;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     thread array<float, int(2)> result_2;
@@ -223,14 +230,14 @@ array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, u
                 wave_0 = 0U;
                 for(;;)
                 {
-                    if(wave_0 < _S32)
+                    if(wave_0 < _S33)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_0->parts_0)[wave_0 * 2U];
+                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_1->parts_0)[wave_0 * 2U];
                     wave_0 = wave_0 + 1U;
                 }
                 break;
@@ -245,14 +252,14 @@ array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, u
                 wave_0 = 0U;
                 for(;;)
                 {
-                    if(wave_0 < _S32)
+                    if(wave_0 < _S33)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_0->parts_0)[wave_0 * 2U + 1U];
+                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_1->parts_0)[wave_0 * 2U + 1U];
                     wave_0 = wave_0 + 1U;
                 }
                 break;
@@ -271,31 +278,31 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint
     (&products_2)->squares_0 = 0.0;
     (&products_2)->sums_0[int(0)] = 0.0;
     (&products_2)->sums_0[int(1)] = 0.0;
-    uint _S37 = k_1 / 8U;
+    uint _S39 = k_1 / 8U;
     uint i_8;
-    if((first_0 + step_4) < _S37)
+    if((first_0 + step_4) < _S39)
     {
-        array<Q4_1Eights_Eight_0, int(4)> _S38 = load_eights_0(begins_2, even_2, odd_2, first_0, step_4);
+        array<Q4_1Eights_Eight_0, int(4)> _S40 = load_eights_0(begins_2, even_2, odd_2, first_0, step_4);
         i_8 = first_0;
-        array<Q4_1Eights_Eight_0, int(4)> loaded_0 = _S38;
+        array<Q4_1Eights_Eight_0, int(4)> loaded_0 = _S40;
         for(;;)
         {
-            if((i_8 + 3U * step_4) < _S37)
+            if((i_8 + 3U * step_4) < _S39)
             {
             }
             else
             {
                 break;
             }
-            uint _S39 = i_8 + 2U * step_4;
-            array<Q4_1Eights_Eight_0, int(4)> _S40 = load_eights_0(begins_2, even_2, odd_2, _S39, step_4);
-            thread array<Q4_1Eights_Eight_0, int(4)> _S41 = loaded_0;
-            add_products_0(&products_2, &_S41, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
-            i_8 = _S39;
-            loaded_0 = _S40;
+            uint _S41 = i_8 + 2U * step_4;
+            array<Q4_1Eights_Eight_0, int(4)> _S42 = load_eights_0(begins_2, even_2, odd_2, _S41, step_4);
+            thread array<Q4_1Eights_Eight_0, int(4)> _S43 = loaded_0;
+            add_products_0(&products_2, &_S43, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
+            i_8 = _S41;
+            loaded_0 = _S42;
         }
-        thread array<Q4_1Eights_Eight_0, int(4)> _S42 = loaded_0;
-        add_products_0(&products_2, &_S42, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
+        thread array<Q4_1Eights_Eight_0, int(4)> _S44 = loaded_0;
+        add_products_0(&products_2, &_S44, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
         i_8 = i_8 + 2U * step_4;
     }
     else
@@ -304,16 +311,16 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint
     }
     for(;;)
     {
-        if(i_8 < _S37)
+        if(i_8 < _S39)
         {
         }
         else
         {
             break;
         }
-        array<Q4_1Eights_Eight_0, int(2)> _S43 = load_eights_1(begins_2, even_2, odd_2, i_8, step_4);
-        thread array<Q4_1Eights_Eight_0, int(2)> _S44 = _S43;
-        add_products_1(&products_2, &_S44, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
+        array<Q4_1Eights_Eight_0, int(2)> _S45 = load_eights_1(begins_2, even_2, odd_2, i_8, step_4);
+        thread array<Q4_1Eights_Eight_0, int(2)> _S46 = _S45;
+        add_products_1(&products_2, &_S46, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
         i_8 = i_8 + step_4;
     }
     return products_2;
@@ -327,9 +334,9 @@ uint Q4_1Eights_begin_0(uint offset_0, uint k_2, uint row_0)
 array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_1, uint n_1)
 {
     thread array<uint, int(2)> begins_3;
-    uint _S45 = n_1 - 1U;
-    begins_3[int(0)] = Q4_1Eights_begin_0(offset_1, k_3, min(first_1, _S45));
-    begins_3[int(1)] = Q4_1Eights_begin_0(offset_1, k_3, min(first_1 + 1U, _S45));
+    uint _S47 = n_1 - 1U;
+    begins_3[int(0)] = Q4_1Eights_begin_0(offset_1, k_3, min(first_1, _S47));
+    begins_3[int(1)] = Q4_1Eights_begin_0(offset_1, k_3, min(first_1 + 1U, _S47));
     return begins_3;
 }
 
@@ -338,12 +345,12 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
+void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
 {
     uint first_2 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S46 = p_1->n_0;
+        uint _S48 = p_1->n_0;
         if(first_2 < (p_1->n_0))
         {
         }
@@ -351,44 +358,44 @@ void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 d
         {
             break;
         }
-        uint _S47 = first_2 + thread_1;
-        bool _S48;
+        uint _S49 = first_2 + thread_1;
+        bool _S50;
         if(thread_1 < 2U)
         {
-            _S48 = _S47 < _S46;
+            _S50 = _S49 < _S48;
         }
         else
         {
-            _S48 = false;
+            _S50 = false;
         }
-        bool _S49;
-        if(_S48)
+        bool _S51;
+        if(_S50)
         {
-            _S49 = (p_1->accumulate_0) != 0U;
+            _S51 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S49 = false;
+            _S51 = false;
         }
         float sum_1;
-        if(_S49)
+        if(_S51)
         {
-            sum_1 = *(result_3+(p_1->out_offset_0 + _S47));
+            sum_1 = *(result_3+(p_1->out_offset_0 + _S49));
         }
         else
         {
             sum_1 = 0.0;
         }
-        thread array<uint, int(2)> _S50 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_2, _S46);
-        Products_0 _S51 = products_of_thread_0(&_S50, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
-        thread array<float, int(2)> _S52 = _S51.sums_0;
-        array<float, int(2)> _S53 = group_sums_0(&_S52, thread_1, kernelContext_1);
-        thread array<float, int(2)> _S54 = _S53;
-        float _S55 = chosen_0(&_S54, thread_1);
-        float sum_2 = sum_1 + _S55;
-        if(_S48)
+        thread array<uint, int(2)> _S52 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_2, _S48);
+        Products_0 _S53 = products_of_thread_0(&_S52, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
+        thread array<float, int(2)> _S54 = _S53.sums_0;
+        array<float, int(2)> _S55 = group_sums_0(&_S54, thread_1, kernelContext_2);
+        thread array<float, int(2)> _S56 = _S55;
+        float _S57 = chosen_0(&_S56, thread_1);
+        float sum_2 = sum_1 + _S57;
+        if(_S50)
         {
-            *(result_3+(p_1->out_offset_0 + _S47)) = sum_2;
+            *(result_3+(p_1->out_offset_0 + _S49)) = sum_2;
         }
         first_2 = first_2 + p_1->groups_0 * 2U;
     }
@@ -397,16 +404,16 @@ void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 d
 
 [[kernel]] void gemv_q4_1(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
-    thread KernelContext_0 kernelContext_2;
-    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_3;
+    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
     threadgroup array<float, int(128)> parts_1;
-    (&kernelContext_2)->parts_0 = &parts_1;
+    (&kernelContext_3)->parts_0 = &parts_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_2)->_S29 = _builtinWaveLaneCount_0;
-    (&kernelContext_2)->_S30 = _builtinWaveLaneIndex_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
+    (&kernelContext_3)->_S29 = _builtinWaveLaneCount_0;
+    (&kernelContext_3)->_S30 = _builtinWaveLaneIndex_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
     return;
 }

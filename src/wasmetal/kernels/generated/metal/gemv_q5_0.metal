@@ -195,6 +195,11 @@ struct KernelContext_0
     array<float, int(128)> threadgroup* parts_0;
 };
 
+uint subgroup_width_0(KernelContext_0 thread* kernelContext_0)
+{
+    return kernelContext_0->_S30;
+}
+
 float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
 {
     float _S32 = (*values_1)[int(0)];
@@ -210,17 +215,19 @@ float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
     return result_1;
 }
 
-array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_0)
+array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_1)
 {
     uint wave_0;
-    uint _S33 = 128U / kernelContext_0->_S30;
-    array<float, int(2)> _S34 = subgroup_sums_0(values_2);
-    if((kernelContext_0->_S31) < 2U)
+    uint _S33 = subgroup_width_0(kernelContext_1);
+    uint _S34 = 128U / _S33;
+    array<float, int(2)> _S35 = subgroup_sums_0(values_2);
+    if((kernelContext_1->_S31) < 2U)
     {
-        uint _S35 = thread_0 / kernelContext_0->_S30;
-        thread array<float, int(2)> _S36 = _S34;
-        float _S37 = chosen_0(&_S36, kernelContext_0->_S31);
-        (*kernelContext_0->parts_0)[_S35 * 2U + kernelContext_0->_S31] = _S37;
+        uint _S36 = subgroup_width_0(kernelContext_1);
+        uint _S37 = thread_0 / _S36;
+        thread array<float, int(2)> _S38 = _S35;
+        float _S39 = chosen_0(&_S38, kernelContext_1->_S31);
+        (*kernelContext_1->parts_0)[_S37 * 2U + kernelContext_1->_S31] = _S39;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     thread array<float, int(2)> result_2;
@@ -234,14 +241,14 @@ array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, u
                 wave_0 = 0U;
                 for(;;)
                 {
-                    if(wave_0 < _S33)
+                    if(wave_0 < _S34)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_0->parts_0)[wave_0 * 2U];
+                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_1->parts_0)[wave_0 * 2U];
                     wave_0 = wave_0 + 1U;
                 }
                 break;
@@ -256,14 +263,14 @@ array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, u
                 wave_0 = 0U;
                 for(;;)
                 {
-                    if(wave_0 < _S33)
+                    if(wave_0 < _S34)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_0->parts_0)[wave_0 * 2U + 1U];
+                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_1->parts_0)[wave_0 * 2U + 1U];
                     wave_0 = wave_0 + 1U;
                 }
                 break;
@@ -282,31 +289,31 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint
     (&products_2)->squares_0 = 0.0;
     (&products_2)->sums_0[int(0)] = 0.0;
     (&products_2)->sums_0[int(1)] = 0.0;
-    uint _S38 = k_1 / 8U;
+    uint _S40 = k_1 / 8U;
     uint i_8;
-    if((first_1 + step_4) < _S38)
+    if((first_1 + step_4) < _S40)
     {
-        array<Q5_0Eights_Eight_0, int(4)> _S39 = load_eights_0(begins_2, even_2, odd_2, first_1, step_4);
+        array<Q5_0Eights_Eight_0, int(4)> _S41 = load_eights_0(begins_2, even_2, odd_2, first_1, step_4);
         i_8 = first_1;
-        array<Q5_0Eights_Eight_0, int(4)> loaded_0 = _S39;
+        array<Q5_0Eights_Eight_0, int(4)> loaded_0 = _S41;
         for(;;)
         {
-            if((i_8 + 3U * step_4) < _S38)
+            if((i_8 + 3U * step_4) < _S40)
             {
             }
             else
             {
                 break;
             }
-            uint _S40 = i_8 + 2U * step_4;
-            array<Q5_0Eights_Eight_0, int(4)> _S41 = load_eights_0(begins_2, even_2, odd_2, _S40, step_4);
-            thread array<Q5_0Eights_Eight_0, int(4)> _S42 = loaded_0;
-            add_products_0(&products_2, &_S42, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
-            i_8 = _S40;
-            loaded_0 = _S41;
+            uint _S42 = i_8 + 2U * step_4;
+            array<Q5_0Eights_Eight_0, int(4)> _S43 = load_eights_0(begins_2, even_2, odd_2, _S42, step_4);
+            thread array<Q5_0Eights_Eight_0, int(4)> _S44 = loaded_0;
+            add_products_0(&products_2, &_S44, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
+            i_8 = _S42;
+            loaded_0 = _S43;
         }
-        thread array<Q5_0Eights_Eight_0, int(4)> _S43 = loaded_0;
-        add_products_0(&products_2, &_S43, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
+        thread array<Q5_0Eights_Eight_0, int(4)> _S45 = loaded_0;
+        add_products_0(&products_2, &_S45, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
         i_8 = i_8 + 2U * step_4;
     }
     else
@@ -315,16 +322,16 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint
     }
     for(;;)
     {
-        if(i_8 < _S38)
+        if(i_8 < _S40)
         {
         }
         else
         {
             break;
         }
-        array<Q5_0Eights_Eight_0, int(2)> _S44 = load_eights_1(begins_2, even_2, odd_2, i_8, step_4);
-        thread array<Q5_0Eights_Eight_0, int(2)> _S45 = _S44;
-        add_products_1(&products_2, &_S45, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
+        array<Q5_0Eights_Eight_0, int(2)> _S46 = load_eights_1(begins_2, even_2, odd_2, i_8, step_4);
+        thread array<Q5_0Eights_Eight_0, int(2)> _S47 = _S46;
+        add_products_1(&products_2, &_S47, x_2, x_offset_3, norm_2, norm_offset_2, i_8, step_4);
         i_8 = i_8 + step_4;
     }
     return products_2;
@@ -338,9 +345,9 @@ uint Q5_0Eights_begin_0(uint offset_0, uint k_2, uint row_0)
 array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_2, uint n_1)
 {
     thread array<uint, int(2)> begins_3;
-    uint _S46 = n_1 - 1U;
-    begins_3[int(0)] = Q5_0Eights_begin_0(offset_1, k_3, min(first_2, _S46));
-    begins_3[int(1)] = Q5_0Eights_begin_0(offset_1, k_3, min(first_2 + 1U, _S46));
+    uint _S48 = n_1 - 1U;
+    begins_3[int(0)] = Q5_0Eights_begin_0(offset_1, k_3, min(first_2, _S48));
+    begins_3[int(1)] = Q5_0Eights_begin_0(offset_1, k_3, min(first_2 + 1U, _S48));
     return begins_3;
 }
 
@@ -349,12 +356,12 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
+void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
 {
     uint first_3 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S47 = p_1->n_0;
+        uint _S49 = p_1->n_0;
         if(first_3 < (p_1->n_0))
         {
         }
@@ -362,44 +369,44 @@ void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 d
         {
             break;
         }
-        uint _S48 = first_3 + thread_1;
-        bool _S49;
+        uint _S50 = first_3 + thread_1;
+        bool _S51;
         if(thread_1 < 2U)
         {
-            _S49 = _S48 < _S47;
+            _S51 = _S50 < _S49;
         }
         else
         {
-            _S49 = false;
+            _S51 = false;
         }
-        bool _S50;
-        if(_S49)
+        bool _S52;
+        if(_S51)
         {
-            _S50 = (p_1->accumulate_0) != 0U;
+            _S52 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S50 = false;
+            _S52 = false;
         }
         float sum_0;
-        if(_S50)
+        if(_S52)
         {
-            sum_0 = *(result_3+(p_1->out_offset_0 + _S48));
+            sum_0 = *(result_3+(p_1->out_offset_0 + _S50));
         }
         else
         {
             sum_0 = 0.0;
         }
-        thread array<uint, int(2)> _S51 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_3, _S47);
-        Products_0 _S52 = products_of_thread_0(&_S51, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
-        thread array<float, int(2)> _S53 = _S52.sums_0;
-        array<float, int(2)> _S54 = group_sums_0(&_S53, thread_1, kernelContext_1);
-        thread array<float, int(2)> _S55 = _S54;
-        float _S56 = chosen_0(&_S55, thread_1);
-        float sum_1 = sum_0 + _S56;
-        if(_S49)
+        thread array<uint, int(2)> _S53 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_3, _S49);
+        Products_0 _S54 = products_of_thread_0(&_S53, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
+        thread array<float, int(2)> _S55 = _S54.sums_0;
+        array<float, int(2)> _S56 = group_sums_0(&_S55, thread_1, kernelContext_2);
+        thread array<float, int(2)> _S57 = _S56;
+        float _S58 = chosen_0(&_S57, thread_1);
+        float sum_1 = sum_0 + _S58;
+        if(_S51)
         {
-            *(result_3+(p_1->out_offset_0 + _S48)) = sum_1;
+            *(result_3+(p_1->out_offset_0 + _S50)) = sum_1;
         }
         first_3 = first_3 + p_1->groups_0 * 2U;
     }
@@ -408,16 +415,16 @@ void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 d
 
 [[kernel]] void gemv_q5_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
-    thread KernelContext_0 kernelContext_2;
-    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_3;
+    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
     threadgroup array<float, int(128)> parts_1;
-    (&kernelContext_2)->parts_0 = &parts_1;
+    (&kernelContext_3)->parts_0 = &parts_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_2)->_S30 = _builtinWaveLaneCount_0;
-    (&kernelContext_2)->_S31 = _builtinWaveLaneIndex_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
+    (&kernelContext_3)->_S30 = _builtinWaveLaneCount_0;
+    (&kernelContext_3)->_S31 = _builtinWaveLaneIndex_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
     return;
 }

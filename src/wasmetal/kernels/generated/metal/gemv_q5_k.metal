@@ -189,6 +189,11 @@ struct KernelContext_0
     array<float, int(128)> threadgroup* parts_0;
 };
 
+uint subgroup_width_0(KernelContext_0 thread* kernelContext_0)
+{
+    return kernelContext_0->_S37;
+}
+
 float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
 {
     float _S39 = (*values_1)[int(0)];
@@ -204,17 +209,19 @@ float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
     return result_1;
 }
 
-array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_0)
+array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_1)
 {
     uint wave_0;
-    uint _S40 = 128U / kernelContext_0->_S37;
-    array<float, int(2)> _S41 = subgroup_sums_0(values_2);
-    if((kernelContext_0->_S38) < 2U)
+    uint _S40 = subgroup_width_0(kernelContext_1);
+    uint _S41 = 128U / _S40;
+    array<float, int(2)> _S42 = subgroup_sums_0(values_2);
+    if((kernelContext_1->_S38) < 2U)
     {
-        uint _S42 = thread_0 / kernelContext_0->_S37;
-        thread array<float, int(2)> _S43 = _S41;
-        float _S44 = chosen_0(&_S43, kernelContext_0->_S38);
-        (*kernelContext_0->parts_0)[_S42 * 2U + kernelContext_0->_S38] = _S44;
+        uint _S43 = subgroup_width_0(kernelContext_1);
+        uint _S44 = thread_0 / _S43;
+        thread array<float, int(2)> _S45 = _S42;
+        float _S46 = chosen_0(&_S45, kernelContext_1->_S38);
+        (*kernelContext_1->parts_0)[_S44 * 2U + kernelContext_1->_S38] = _S46;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     thread array<float, int(2)> result_2;
@@ -228,14 +235,14 @@ array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, u
                 wave_0 = 0U;
                 for(;;)
                 {
-                    if(wave_0 < _S40)
+                    if(wave_0 < _S41)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_0->parts_0)[wave_0 * 2U];
+                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_1->parts_0)[wave_0 * 2U];
                     wave_0 = wave_0 + 1U;
                 }
                 break;
@@ -250,14 +257,14 @@ array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, u
                 wave_0 = 0U;
                 for(;;)
                 {
-                    if(wave_0 < _S40)
+                    if(wave_0 < _S41)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_0->parts_0)[wave_0 * 2U + 1U];
+                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_1->parts_0)[wave_0 * 2U + 1U];
                     wave_0 = wave_0 + 1U;
                 }
                 break;
@@ -276,31 +283,31 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint
     (&products_2)->squares_0 = 0.0;
     (&products_2)->sums_0[int(0)] = 0.0;
     (&products_2)->sums_0[int(1)] = 0.0;
-    uint _S45 = k_1 / 8U;
+    uint _S47 = k_1 / 8U;
     uint i_7;
-    if((first_0 + step_4) < _S45)
+    if((first_0 + step_4) < _S47)
     {
-        array<FourOrFiveEights_Eight_0, int(4)> _S46 = load_eights_0(begins_2, even_2, odd_2, first_0, step_4);
+        array<FourOrFiveEights_Eight_0, int(4)> _S48 = load_eights_0(begins_2, even_2, odd_2, first_0, step_4);
         i_7 = first_0;
-        array<FourOrFiveEights_Eight_0, int(4)> loaded_0 = _S46;
+        array<FourOrFiveEights_Eight_0, int(4)> loaded_0 = _S48;
         for(;;)
         {
-            if((i_7 + 3U * step_4) < _S45)
+            if((i_7 + 3U * step_4) < _S47)
             {
             }
             else
             {
                 break;
             }
-            uint _S47 = i_7 + 2U * step_4;
-            array<FourOrFiveEights_Eight_0, int(4)> _S48 = load_eights_0(begins_2, even_2, odd_2, _S47, step_4);
-            thread array<FourOrFiveEights_Eight_0, int(4)> _S49 = loaded_0;
-            add_products_0(&products_2, &_S49, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
-            i_7 = _S47;
-            loaded_0 = _S48;
+            uint _S49 = i_7 + 2U * step_4;
+            array<FourOrFiveEights_Eight_0, int(4)> _S50 = load_eights_0(begins_2, even_2, odd_2, _S49, step_4);
+            thread array<FourOrFiveEights_Eight_0, int(4)> _S51 = loaded_0;
+            add_products_0(&products_2, &_S51, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+            i_7 = _S49;
+            loaded_0 = _S50;
         }
-        thread array<FourOrFiveEights_Eight_0, int(4)> _S50 = loaded_0;
-        add_products_0(&products_2, &_S50, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        thread array<FourOrFiveEights_Eight_0, int(4)> _S52 = loaded_0;
+        add_products_0(&products_2, &_S52, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
         i_7 = i_7 + 2U * step_4;
     }
     else
@@ -309,16 +316,16 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint
     }
     for(;;)
     {
-        if(i_7 < _S45)
+        if(i_7 < _S47)
         {
         }
         else
         {
             break;
         }
-        array<FourOrFiveEights_Eight_0, int(2)> _S51 = load_eights_1(begins_2, even_2, odd_2, i_7, step_4);
-        thread array<FourOrFiveEights_Eight_0, int(2)> _S52 = _S51;
-        add_products_1(&products_2, &_S52, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        array<FourOrFiveEights_Eight_0, int(2)> _S53 = load_eights_1(begins_2, even_2, odd_2, i_7, step_4);
+        thread array<FourOrFiveEights_Eight_0, int(2)> _S54 = _S53;
+        add_products_1(&products_2, &_S54, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
         i_7 = i_7 + step_4;
     }
     return products_2;
@@ -332,9 +339,9 @@ uint FourOrFiveEights_begin_0(uint offset_0, uint k_2, uint row_0)
 array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_1, uint n_1)
 {
     thread array<uint, int(2)> begins_3;
-    uint _S53 = n_1 - 1U;
-    begins_3[int(0)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_1, _S53));
-    begins_3[int(1)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_1 + 1U, _S53));
+    uint _S55 = n_1 - 1U;
+    begins_3[int(0)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_1, _S55));
+    begins_3[int(1)] = FourOrFiveEights_begin_0(offset_1, k_3, min(first_1 + 1U, _S55));
     return begins_3;
 }
 
@@ -343,12 +350,12 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
+void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
 {
     uint first_2 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S54 = p_1->n_0;
+        uint _S56 = p_1->n_0;
         if(first_2 < (p_1->n_0))
         {
         }
@@ -356,44 +363,44 @@ void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 d
         {
             break;
         }
-        uint _S55 = first_2 + thread_1;
-        bool _S56;
+        uint _S57 = first_2 + thread_1;
+        bool _S58;
         if(thread_1 < 2U)
         {
-            _S56 = _S55 < _S54;
+            _S58 = _S57 < _S56;
         }
         else
         {
-            _S56 = false;
+            _S58 = false;
         }
-        bool _S57;
-        if(_S56)
+        bool _S59;
+        if(_S58)
         {
-            _S57 = (p_1->accumulate_0) != 0U;
+            _S59 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S57 = false;
+            _S59 = false;
         }
         float sum_1;
-        if(_S57)
+        if(_S59)
         {
-            sum_1 = *(result_3+(p_1->out_offset_0 + _S55));
+            sum_1 = *(result_3+(p_1->out_offset_0 + _S57));
         }
         else
         {
             sum_1 = 0.0;
         }
-        thread array<uint, int(2)> _S58 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_2, _S54);
-        Products_0 _S59 = products_of_thread_0(&_S58, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
-        thread array<float, int(2)> _S60 = _S59.sums_0;
-        array<float, int(2)> _S61 = group_sums_0(&_S60, thread_1, kernelContext_1);
-        thread array<float, int(2)> _S62 = _S61;
-        float _S63 = chosen_0(&_S62, thread_1);
-        float sum_2 = sum_1 + _S63;
-        if(_S56)
+        thread array<uint, int(2)> _S60 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_2, _S56);
+        Products_0 _S61 = products_of_thread_0(&_S60, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
+        thread array<float, int(2)> _S62 = _S61.sums_0;
+        array<float, int(2)> _S63 = group_sums_0(&_S62, thread_1, kernelContext_2);
+        thread array<float, int(2)> _S64 = _S63;
+        float _S65 = chosen_0(&_S64, thread_1);
+        float sum_2 = sum_1 + _S65;
+        if(_S58)
         {
-            *(result_3+(p_1->out_offset_0 + _S55)) = sum_2;
+            *(result_3+(p_1->out_offset_0 + _S57)) = sum_2;
         }
         first_2 = first_2 + p_1->groups_0 * 2U;
     }
@@ -402,16 +409,16 @@ void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 d
 
 [[kernel]] void gemv_q5_k(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
-    thread KernelContext_0 kernelContext_2;
-    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_3;
+    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
     threadgroup array<float, int(128)> parts_1;
-    (&kernelContext_2)->parts_0 = &parts_1;
+    (&kernelContext_3)->parts_0 = &parts_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_2)->_S37 = _builtinWaveLaneCount_0;
-    (&kernelContext_2)->_S38 = _builtinWaveLaneIndex_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
+    (&kernelContext_3)->_S37 = _builtinWaveLaneCount_0;
+    (&kernelContext_3)->_S38 = _builtinWaveLaneIndex_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
     return;
 }

@@ -186,6 +186,11 @@ struct KernelContext_0
     array<float, int(128)> threadgroup* parts_0;
 };
 
+uint subgroup_width_0(KernelContext_0 thread* kernelContext_0)
+{
+    return kernelContext_0->_S31;
+}
+
 float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
 {
     float _S33 = (*values_1)[int(0)];
@@ -201,17 +206,19 @@ float chosen_0(const array<float, int(2)> thread* values_1, uint number_0)
     return result_1;
 }
 
-array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_0)
+array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, uint thread_0, KernelContext_0 thread* kernelContext_1)
 {
     uint wave_0;
-    uint _S34 = 128U / kernelContext_0->_S31;
-    array<float, int(2)> _S35 = subgroup_sums_0(values_2);
-    if((kernelContext_0->_S32) < 2U)
+    uint _S34 = subgroup_width_0(kernelContext_1);
+    uint _S35 = 128U / _S34;
+    array<float, int(2)> _S36 = subgroup_sums_0(values_2);
+    if((kernelContext_1->_S32) < 2U)
     {
-        uint _S36 = thread_0 / kernelContext_0->_S31;
-        thread array<float, int(2)> _S37 = _S35;
-        float _S38 = chosen_0(&_S37, kernelContext_0->_S32);
-        (*kernelContext_0->parts_0)[_S36 * 2U + kernelContext_0->_S32] = _S38;
+        uint _S37 = subgroup_width_0(kernelContext_1);
+        uint _S38 = thread_0 / _S37;
+        thread array<float, int(2)> _S39 = _S36;
+        float _S40 = chosen_0(&_S39, kernelContext_1->_S32);
+        (*kernelContext_1->parts_0)[_S38 * 2U + kernelContext_1->_S32] = _S40;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     thread array<float, int(2)> result_2;
@@ -225,14 +232,14 @@ array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, u
                 wave_0 = 0U;
                 for(;;)
                 {
-                    if(wave_0 < _S34)
+                    if(wave_0 < _S35)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_0->parts_0)[wave_0 * 2U];
+                    result_2[int(0)] = result_2[int(0)] + (*kernelContext_1->parts_0)[wave_0 * 2U];
                     wave_0 = wave_0 + 1U;
                 }
                 break;
@@ -247,14 +254,14 @@ array<float, int(2)> group_sums_0(const array<float, int(2)> thread* values_2, u
                 wave_0 = 0U;
                 for(;;)
                 {
-                    if(wave_0 < _S34)
+                    if(wave_0 < _S35)
                     {
                     }
                     else
                     {
                         break;
                     }
-                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_0->parts_0)[wave_0 * 2U + 1U];
+                    result_2[int(1)] = result_2[int(1)] + (*kernelContext_1->parts_0)[wave_0 * 2U + 1U];
                     wave_0 = wave_0 + 1U;
                 }
                 break;
@@ -273,31 +280,31 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint
     (&products_2)->squares_0 = 0.0;
     (&products_2)->sums_0[int(0)] = 0.0;
     (&products_2)->sums_0[int(1)] = 0.0;
-    uint _S39 = k_1 / 8U;
+    uint _S41 = k_1 / 8U;
     uint i_7;
-    if((first_1 + step_4) < _S39)
+    if((first_1 + step_4) < _S41)
     {
-        array<Q8_0Eights_Eight_0, int(4)> _S40 = load_eights_0(begins_2, even_2, odd_2, first_1, step_4);
+        array<Q8_0Eights_Eight_0, int(4)> _S42 = load_eights_0(begins_2, even_2, odd_2, first_1, step_4);
         i_7 = first_1;
-        array<Q8_0Eights_Eight_0, int(4)> loaded_0 = _S40;
+        array<Q8_0Eights_Eight_0, int(4)> loaded_0 = _S42;
         for(;;)
         {
-            if((i_7 + 3U * step_4) < _S39)
+            if((i_7 + 3U * step_4) < _S41)
             {
             }
             else
             {
                 break;
             }
-            uint _S41 = i_7 + 2U * step_4;
-            array<Q8_0Eights_Eight_0, int(4)> _S42 = load_eights_0(begins_2, even_2, odd_2, _S41, step_4);
-            thread array<Q8_0Eights_Eight_0, int(4)> _S43 = loaded_0;
-            add_products_0(&products_2, &_S43, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
-            i_7 = _S41;
-            loaded_0 = _S42;
+            uint _S43 = i_7 + 2U * step_4;
+            array<Q8_0Eights_Eight_0, int(4)> _S44 = load_eights_0(begins_2, even_2, odd_2, _S43, step_4);
+            thread array<Q8_0Eights_Eight_0, int(4)> _S45 = loaded_0;
+            add_products_0(&products_2, &_S45, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+            i_7 = _S43;
+            loaded_0 = _S44;
         }
-        thread array<Q8_0Eights_Eight_0, int(4)> _S44 = loaded_0;
-        add_products_0(&products_2, &_S44, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        thread array<Q8_0Eights_Eight_0, int(4)> _S46 = loaded_0;
+        add_products_0(&products_2, &_S46, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
         i_7 = i_7 + 2U * step_4;
     }
     else
@@ -306,16 +313,16 @@ Products_0 products_of_thread_0(const array<uint, int(2)> thread* begins_2, uint
     }
     for(;;)
     {
-        if(i_7 < _S39)
+        if(i_7 < _S41)
         {
         }
         else
         {
             break;
         }
-        array<Q8_0Eights_Eight_0, int(2)> _S45 = load_eights_1(begins_2, even_2, odd_2, i_7, step_4);
-        thread array<Q8_0Eights_Eight_0, int(2)> _S46 = _S45;
-        add_products_1(&products_2, &_S46, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
+        array<Q8_0Eights_Eight_0, int(2)> _S47 = load_eights_1(begins_2, even_2, odd_2, i_7, step_4);
+        thread array<Q8_0Eights_Eight_0, int(2)> _S48 = _S47;
+        add_products_1(&products_2, &_S48, x_2, x_offset_3, norm_2, norm_offset_2, i_7, step_4);
         i_7 = i_7 + step_4;
     }
     return products_2;
@@ -329,9 +336,9 @@ uint Q8_0Eights_begin_0(uint offset_0, uint k_2, uint row_0)
 array<uint, int(2)> begins_of_rows_0(uint offset_1, uint k_3, uint first_2, uint n_1)
 {
     thread array<uint, int(2)> begins_3;
-    uint _S47 = n_1 - 1U;
-    begins_3[int(0)] = Q8_0Eights_begin_0(offset_1, k_3, min(first_2, _S47));
-    begins_3[int(1)] = Q8_0Eights_begin_0(offset_1, k_3, min(first_2 + 1U, _S47));
+    uint _S49 = n_1 - 1U;
+    begins_3[int(0)] = Q8_0Eights_begin_0(offset_1, k_3, min(first_2, _S49));
+    begins_3[int(1)] = Q8_0Eights_begin_0(offset_1, k_3, min(first_2 + 1U, _S49));
     return begins_3;
 }
 
@@ -340,12 +347,12 @@ uint group_number_0(uint3 group_0)
     return group_0.y * 32768U + group_0.x;
 }
 
-void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_1)
+void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 device* x_3, float device* result_3, const GemvParams_0 constant* p_1, KernelContext_0 thread* kernelContext_2)
 {
     uint first_3 = group_number_0(group_1) * 2U;
     for(;;)
     {
-        uint _S48 = p_1->n_0;
+        uint _S50 = p_1->n_0;
         if(first_3 < (p_1->n_0))
         {
         }
@@ -353,44 +360,44 @@ void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 d
         {
             break;
         }
-        uint _S49 = first_3 + thread_1;
-        bool _S50;
+        uint _S51 = first_3 + thread_1;
+        bool _S52;
         if(thread_1 < 2U)
         {
-            _S50 = _S49 < _S48;
+            _S52 = _S51 < _S50;
         }
         else
         {
-            _S50 = false;
+            _S52 = false;
         }
-        bool _S51;
-        if(_S50)
+        bool _S53;
+        if(_S52)
         {
-            _S51 = (p_1->accumulate_0) != 0U;
+            _S53 = (p_1->accumulate_0) != 0U;
         }
         else
         {
-            _S51 = false;
+            _S53 = false;
         }
         float sum_0;
-        if(_S51)
+        if(_S53)
         {
-            sum_0 = *(result_3+(p_1->out_offset_0 + _S49));
+            sum_0 = *(result_3+(p_1->out_offset_0 + _S51));
         }
         else
         {
             sum_0 = 0.0;
         }
-        thread array<uint, int(2)> _S52 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_3, _S48);
-        Products_0 _S53 = products_of_thread_0(&_S52, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
-        thread array<float, int(2)> _S54 = _S53.sums_0;
-        array<float, int(2)> _S55 = group_sums_0(&_S54, thread_1, kernelContext_1);
-        thread array<float, int(2)> _S56 = _S55;
-        float _S57 = chosen_0(&_S56, thread_1);
-        float sum_1 = sum_0 + _S57;
-        if(_S50)
+        thread array<uint, int(2)> _S54 = begins_of_rows_0(p_1->weight_offset_0, p_1->k_0, first_3, _S50);
+        Products_0 _S55 = products_of_thread_0(&_S54, weight_1, weight_1, p_1->k_0, x_3, p_1->x_offset_2, x_3, 0U, thread_1, 128U);
+        thread array<float, int(2)> _S56 = _S55.sums_0;
+        array<float, int(2)> _S57 = group_sums_0(&_S56, thread_1, kernelContext_2);
+        thread array<float, int(2)> _S58 = _S57;
+        float _S59 = chosen_0(&_S58, thread_1);
+        float sum_1 = sum_0 + _S59;
+        if(_S52)
         {
-            *(result_3+(p_1->out_offset_0 + _S49)) = sum_1;
+            *(result_3+(p_1->out_offset_0 + _S51)) = sum_1;
         }
         first_3 = first_3 + p_1->groups_0 * 2U;
     }
@@ -399,16 +406,16 @@ void gemv_0(uint3 group_1, uint thread_1, uint device* weight_1, packed_float4 d
 
 [[kernel]] void gemv_q8_0(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_2 [[threadgroup_position_in_grid]], uint _builtinWaveLaneCount_0 [[threads_per_simdgroup]], uint _builtinWaveLaneIndex_0 [[thread_index_in_simdgroup]], EntryPointParams_0 constant* entryPointParams_1 [[buffer(0)]], uint device* entryPointParams_weight_1 [[buffer(1)]], packed_float4 device* entryPointParams_x_1 [[buffer(2)]], float device* entryPointParams_result_1 [[buffer(3)]])
 {
-    thread KernelContext_0 kernelContext_2;
-    (&kernelContext_2)->entryPointParams_0 = entryPointParams_1;
-    (&kernelContext_2)->entryPointParams_weight_0 = entryPointParams_weight_1;
-    (&kernelContext_2)->entryPointParams_x_0 = entryPointParams_x_1;
-    (&kernelContext_2)->entryPointParams_result_0 = entryPointParams_result_1;
+    thread KernelContext_0 kernelContext_3;
+    (&kernelContext_3)->entryPointParams_0 = entryPointParams_1;
+    (&kernelContext_3)->entryPointParams_weight_0 = entryPointParams_weight_1;
+    (&kernelContext_3)->entryPointParams_x_0 = entryPointParams_x_1;
+    (&kernelContext_3)->entryPointParams_result_0 = entryPointParams_result_1;
     threadgroup array<float, int(128)> parts_1;
-    (&kernelContext_2)->parts_0 = &parts_1;
+    (&kernelContext_3)->parts_0 = &parts_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 128U + sv_groupthreadid_0[int(0)];
-    (&kernelContext_2)->_S31 = _builtinWaveLaneCount_0;
-    (&kernelContext_2)->_S32 = _builtinWaveLaneIndex_0;
-    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_2);
+    (&kernelContext_3)->_S31 = _builtinWaveLaneCount_0;
+    (&kernelContext_3)->_S32 = _builtinWaveLaneIndex_0;
+    gemv_0(group_2, sv_groupindex_0, entryPointParams_weight_1, entryPointParams_x_1, entryPointParams_result_1, &entryPointParams_1->p_0, &kernelContext_3);
     return;
 }

@@ -54,6 +54,12 @@ fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S3 : ptr<function, array<f3
 
 var<private> _S6 : u32;
 
+fn subgroup_width_0() -> u32
+{
+    ;
+    return _S6;
+}
+
 var<private> _S7 : u32;
 
 var<workgroup> parts_0 : array<f32, i32(128)>;
@@ -75,20 +81,20 @@ fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S8 : ptr<function, array<f32, i32(2)>>)
 {
     var wave_0 : u32;
-    ;
-    var _S9 : u32 = u32(128) / _S6;
-    var _S10 : array<f32, i32(2)>;
-    subgroup_sums_0(values_2, &(_S10));
-    var _S11 : array<f32, i32(2)> = _S10;
+    var _S9 : u32 = subgroup_width_0();
+    var _S10 : u32 = u32(128) / _S9;
+    var _S11 : array<f32, i32(2)>;
+    subgroup_sums_0(values_2, &(_S11));
+    var _S12 : array<f32, i32(2)> = _S11;
     ;
     if(_S7 < u32(2))
     {
+        var _S13 : u32 = subgroup_width_0();
+        var _S14 : u32 = thread_0 / _S13;
+        var _S15 : u32 = _S14 * u32(2);
         ;
-        var _S12 : u32 = thread_0 / _S6;
-        var _S13 : u32 = _S12 * u32(2);
         ;
-        ;
-        parts_0[_S13 + _S7] = chosen_0(_S11, _S7);
+        parts_0[_S15 + _S7] = chosen_0(_S12, _S7);
     }
     workgroupBarrier();
     var result_2 : array<f32, i32(2)>;
@@ -102,7 +108,7 @@ fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S8 : ptr<func
                 wave_0 = u32(0);
                 for(;;)
                 {
-                    if(wave_0 < _S9)
+                    if(wave_0 < _S10)
                     {
                     }
                     else
@@ -124,7 +130,7 @@ fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S8 : ptr<func
                 wave_0 = u32(0);
                 for(;;)
                 {
-                    if(wave_0 < _S9)
+                    if(wave_0 < _S10)
                     {
                     }
                     else
@@ -150,13 +156,13 @@ fn SixteenEights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return offset_0 + row_0 * (k_1 / u32(8));
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S14 : ptr<function, array<u32, i32(2)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S16 : ptr<function, array<u32, i32(2)>>)
 {
     var begins_0 : array<u32, i32(2)>;
-    var _S15 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = SixteenEights_begin_0(offset_1, k_2, min(first_0, _S15));
-    begins_0[i32(1)] = SixteenEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S15));
-    (*_S14) = begins_0;
+    var _S17 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = SixteenEights_begin_0(offset_1, k_2, min(first_0, _S17));
+    begins_0[i32(1)] = SixteenEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S17));
+    (*_S16) = begins_0;
     return;
 }
 
@@ -177,8 +183,8 @@ fn SixteenEights_product_0( eight_0 : SixteenEights_Eight_0,  i_0 : u32,  a_0 : 
 
 fn SixteenEights_places_0( i_1 : u32) -> vec2<u32>
 {
-    var _S16 : u32 = u32(2) * i_1;
-    return vec2<u32>(_S16, _S16 + u32(1));
+    var _S18 : u32 = u32(2) * i_1;
+    return vec2<u32>(_S18, _S18 + u32(1));
 }
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
@@ -192,163 +198,163 @@ struct Products_0
      squares_0 : f32,
 };
 
-fn SixteenEights_load_0( _S17 : u32,  _S18 : u32) -> SixteenEights_Eight_0
+fn SixteenEights_load_0( _S19 : u32,  _S20 : u32) -> SixteenEights_Eight_0
 {
-    return SixteenEights_Eight_x24init_0(entryPointParams_weight_0[_S17 + _S18]);
+    return SixteenEights_Eight_x24init_0(entryPointParams_weight_0[_S19 + _S20]);
 }
 
-fn load_eights_0( _S19 : array<u32, i32(2)>,  _S20 : u32,  _S21 : u32,  _S22 : ptr<function, array<SixteenEights_Eight_0, i32(4)>>)
+fn load_eights_0( _S21 : array<u32, i32(2)>,  _S22 : u32,  _S23 : u32,  _S24 : ptr<function, array<SixteenEights_Eight_0, i32(4)>>)
 {
     var eights_0 : array<SixteenEights_Eight_0, i32(4)>;
-    eights_0[i32(0)] = SixteenEights_load_0(_S19[i32(0)], _S20);
-    eights_0[i32(1)] = SixteenEights_load_0(_S19[i32(1)], _S20);
-    var _S23 : u32 = _S20 + _S21;
-    eights_0[i32(2)] = SixteenEights_load_0(_S19[i32(0)], _S23);
-    eights_0[i32(3)] = SixteenEights_load_0(_S19[i32(1)], _S23);
-    (*_S22) = eights_0;
+    eights_0[i32(0)] = SixteenEights_load_0(_S21[i32(0)], _S22);
+    eights_0[i32(1)] = SixteenEights_load_0(_S21[i32(1)], _S22);
+    var _S25 : u32 = _S22 + _S23;
+    eights_0[i32(2)] = SixteenEights_load_0(_S21[i32(0)], _S25);
+    eights_0[i32(3)] = SixteenEights_load_0(_S21[i32(1)], _S25);
+    (*_S24) = eights_0;
     return;
 }
 
-fn add_products_0( _S24 : ptr<function, Products_0>,  _S25 : array<SixteenEights_Eight_0, i32(4)>,  _S26 : u32,  _S27 : u32,  _S28 : u32,  _S29 : u32)
+fn add_products_0( _S26 : ptr<function, Products_0>,  _S27 : array<SixteenEights_Eight_0, i32(4)>,  _S28 : u32,  _S29 : u32,  _S30 : u32,  _S31 : u32)
 {
-    var _S30 : vec2<u32> = SixteenEights_places_0(_S28);
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S26 + _S30.x];
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S26 + _S30.y];
-    var _S31 : f32 = (*_S24).sums_0[i32(1)] + SixteenEights_product_0(_S25[i32(1)], _S28, a_1, b_1);
-    var _S32 : u32 = _S28 + _S29;
-    var _S33 : vec2<u32> = SixteenEights_places_0(_S32);
-    var a_2 : vec4<f32> = entryPointParams_x_0[_S26 + _S33.x];
-    var b_2 : vec4<f32> = entryPointParams_x_0[_S26 + _S33.y];
-    (*_S24).sums_0[i32(0)] = (*_S24).sums_0[i32(0)] + SixteenEights_product_0(_S25[i32(0)], _S28, a_1, b_1) + SixteenEights_product_0(_S25[i32(2)], _S32, a_2, b_2);
-    (*_S24).sums_0[i32(1)] = _S31 + SixteenEights_product_0(_S25[i32(3)], _S32, a_2, b_2);
+    var _S32 : vec2<u32> = SixteenEights_places_0(_S30);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S28 + _S32.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S28 + _S32.y];
+    var _S33 : f32 = (*_S26).sums_0[i32(1)] + SixteenEights_product_0(_S27[i32(1)], _S30, a_1, b_1);
+    var _S34 : u32 = _S30 + _S31;
+    var _S35 : vec2<u32> = SixteenEights_places_0(_S34);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S28 + _S35.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S28 + _S35.y];
+    (*_S26).sums_0[i32(0)] = (*_S26).sums_0[i32(0)] + SixteenEights_product_0(_S27[i32(0)], _S30, a_1, b_1) + SixteenEights_product_0(_S27[i32(2)], _S34, a_2, b_2);
+    (*_S26).sums_0[i32(1)] = _S33 + SixteenEights_product_0(_S27[i32(3)], _S34, a_2, b_2);
     return;
 }
 
-fn load_eights_1( _S34 : array<u32, i32(2)>,  _S35 : u32,  _S36 : u32,  _S37 : ptr<function, array<SixteenEights_Eight_0, i32(2)>>)
+fn load_eights_1( _S36 : array<u32, i32(2)>,  _S37 : u32,  _S38 : u32,  _S39 : ptr<function, array<SixteenEights_Eight_0, i32(2)>>)
 {
     var eights_1 : array<SixteenEights_Eight_0, i32(2)>;
-    eights_1[i32(0)] = SixteenEights_load_0(_S34[i32(0)], _S35);
-    eights_1[i32(1)] = SixteenEights_load_0(_S34[i32(1)], _S35);
-    (*_S37) = eights_1;
+    eights_1[i32(0)] = SixteenEights_load_0(_S36[i32(0)], _S37);
+    eights_1[i32(1)] = SixteenEights_load_0(_S36[i32(1)], _S37);
+    (*_S39) = eights_1;
     return;
 }
 
-fn add_products_1( _S38 : ptr<function, Products_0>,  _S39 : array<SixteenEights_Eight_0, i32(2)>,  _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32)
+fn add_products_1( _S40 : ptr<function, Products_0>,  _S41 : array<SixteenEights_Eight_0, i32(2)>,  _S42 : u32,  _S43 : u32,  _S44 : u32,  _S45 : u32)
 {
-    var _S44 : vec2<u32> = SixteenEights_places_0(_S42);
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S40 + _S44.x];
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S40 + _S44.y];
-    (*_S38).sums_0[i32(0)] = (*_S38).sums_0[i32(0)] + SixteenEights_product_0(_S39[i32(0)], _S42, a_3, b_3);
-    (*_S38).sums_0[i32(1)] = (*_S38).sums_0[i32(1)] + SixteenEights_product_0(_S39[i32(1)], _S42, a_3, b_3);
+    var _S46 : vec2<u32> = SixteenEights_places_0(_S44);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S42 + _S46.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S42 + _S46.y];
+    (*_S40).sums_0[i32(0)] = (*_S40).sums_0[i32(0)] + SixteenEights_product_0(_S41[i32(0)], _S44, a_3, b_3);
+    (*_S40).sums_0[i32(1)] = (*_S40).sums_0[i32(1)] + SixteenEights_product_0(_S41[i32(1)], _S44, a_3, b_3);
     return;
 }
 
-fn products_of_thread_0( _S45 : array<u32, i32(2)>,  _S46 : u32,  _S47 : u32,  _S48 : u32,  _S49 : u32,  _S50 : u32) -> Products_0
+fn products_of_thread_0( _S47 : array<u32, i32(2)>,  _S48 : u32,  _S49 : u32,  _S50 : u32,  _S51 : u32,  _S52 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    var _S51 : u32 = _S46 / u32(8);
+    var _S53 : u32 = _S48 / u32(8);
     var i_2 : u32;
-    if((_S49 + _S50) < _S51)
+    if((_S51 + _S52) < _S53)
     {
-        var _S52 : array<SixteenEights_Eight_0, i32(4)>;
-        load_eights_0(_S45, _S49, _S50, &(_S52));
-        i_2 = _S49;
-        var loaded_0 : array<SixteenEights_Eight_0, i32(4)> = _S52;
+        var _S54 : array<SixteenEights_Eight_0, i32(4)>;
+        load_eights_0(_S47, _S51, _S52, &(_S54));
+        i_2 = _S51;
+        var loaded_0 : array<SixteenEights_Eight_0, i32(4)> = _S54;
         for(;;)
         {
-            if((i_2 + u32(3) * _S50) < _S51)
+            if((i_2 + u32(3) * _S52) < _S53)
             {
             }
             else
             {
                 break;
             }
-            var _S53 : u32 = i_2 + u32(2) * _S50;
-            var _S54 : array<SixteenEights_Eight_0, i32(4)>;
-            load_eights_0(_S45, _S53, _S50, &(_S54));
-            var _S55 : array<SixteenEights_Eight_0, i32(4)> = _S54;
-            add_products_0(&(products_0), loaded_0, _S47, _S48, i_2, _S50);
-            i_2 = _S53;
-            loaded_0 = _S55;
+            var _S55 : u32 = i_2 + u32(2) * _S52;
+            var _S56 : array<SixteenEights_Eight_0, i32(4)>;
+            load_eights_0(_S47, _S55, _S52, &(_S56));
+            var _S57 : array<SixteenEights_Eight_0, i32(4)> = _S56;
+            add_products_0(&(products_0), loaded_0, _S49, _S50, i_2, _S52);
+            i_2 = _S55;
+            loaded_0 = _S57;
         }
-        add_products_0(&(products_0), loaded_0, _S47, _S48, i_2, _S50);
-        i_2 = i_2 + u32(2) * _S50;
+        add_products_0(&(products_0), loaded_0, _S49, _S50, i_2, _S52);
+        i_2 = i_2 + u32(2) * _S52;
     }
     else
     {
-        i_2 = _S49;
+        i_2 = _S51;
     }
     for(;;)
     {
-        if(i_2 < _S51)
+        if(i_2 < _S53)
         {
         }
         else
         {
             break;
         }
-        var _S56 : array<SixteenEights_Eight_0, i32(2)>;
-        load_eights_1(_S45, i_2, _S50, &(_S56));
-        add_products_1(&(products_0), _S56, _S47, _S48, i_2, _S50);
-        i_2 = i_2 + _S50;
+        var _S58 : array<SixteenEights_Eight_0, i32(2)>;
+        load_eights_1(_S47, i_2, _S52, &(_S58));
+        add_products_1(&(products_0), _S58, _S49, _S50, i_2, _S52);
+        i_2 = i_2 + _S52;
     }
     return products_0;
 }
 
-fn gemv_0( _S57 : vec3<u32>,  _S58 : u32,  _S59 : ptr<function, GemvParams_std140_0>)
+fn gemv_0( _S59 : vec3<u32>,  _S60 : u32,  _S61 : ptr<function, GemvParams_std140_0>)
 {
-    var first_1 : u32 = group_number_0(_S57) * u32(2);
+    var first_1 : u32 = group_number_0(_S59) * u32(2);
     for(;;)
     {
-        var _S60 : u32 = (*_S59).n_0;
-        if(first_1 < ((*_S59).n_0))
+        var _S62 : u32 = (*_S61).n_0;
+        if(first_1 < ((*_S61).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S61 : u32 = first_1 + _S58;
-        var _S62 : bool;
-        if(_S58 < u32(2))
+        var _S63 : u32 = first_1 + _S60;
+        var _S64 : bool;
+        if(_S60 < u32(2))
         {
-            _S62 = _S61 < _S60;
+            _S64 = _S63 < _S62;
         }
         else
         {
-            _S62 = false;
+            _S64 = false;
         }
-        var _S63 : bool;
-        if(_S62)
+        var _S65 : bool;
+        if(_S64)
         {
-            _S63 = ((*_S59).accumulate_0) != u32(0);
+            _S65 = ((*_S61).accumulate_0) != u32(0);
         }
         else
         {
-            _S63 = false;
+            _S65 = false;
         }
         var sum_0 : f32;
-        if(_S63)
+        if(_S65)
         {
-            sum_0 = entryPointParams_result_0[(*_S59).out_offset_0 + _S61];
+            sum_0 = entryPointParams_result_0[(*_S61).out_offset_0 + _S63];
         }
         else
         {
             sum_0 = 0.0f;
         }
-        var _S64 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S59).weight_offset_0, (*_S59).k_0, first_1, _S60, &(_S64));
-        var _S65 : array<f32, i32(2)>;
-        group_sums_0(products_of_thread_0(_S64, (*_S59).k_0, (*_S59).x_offset_0, u32(0), _S58, u32(128)).sums_0, _S58, &(_S65));
-        var sum_1 : f32 = sum_0 + chosen_0(_S65, _S58);
-        if(_S62)
+        var _S66 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S61).weight_offset_0, (*_S61).k_0, first_1, _S62, &(_S66));
+        var _S67 : array<f32, i32(2)>;
+        group_sums_0(products_of_thread_0(_S66, (*_S61).k_0, (*_S61).x_offset_0, u32(0), _S60, u32(128)).sums_0, _S60, &(_S67));
+        var sum_1 : f32 = sum_0 + chosen_0(_S67, _S60);
+        if(_S64)
         {
-            entryPointParams_result_0[(*_S59).out_offset_0 + _S61] = sum_1;
+            entryPointParams_result_0[(*_S61).out_offset_0 + _S63] = sum_1;
         }
-        first_1 = first_1 + (*_S59).groups_0 * u32(2);
+        first_1 = first_1 + (*_S61).groups_0 * u32(2);
     }
     return;
 }
@@ -359,7 +365,7 @@ fn gemv_f16(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocatio
 {
     _S6 = _builtinWaveLaneCount_0;
     _S7 = _builtinWaveLaneIndex_0;
-    var _S66 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_1, &(_S66));
+    var _S68 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_1, &(_S68));
     return;
 }

@@ -42,6 +42,12 @@ fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S2 : ptr<function, array<f3
 
 var<private> _S5 : u32;
 
+fn subgroup_width_0() -> u32
+{
+    ;
+    return _S5;
+}
+
 var<private> _S6 : u32;
 
 var<workgroup> parts_0 : array<f32, i32(128)>;
@@ -63,20 +69,20 @@ fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S7 : ptr<function, array<f32, i32(2)>>)
 {
     var wave_0 : u32;
-    ;
-    var _S8 : u32 = u32(128) / _S5;
-    var _S9 : array<f32, i32(2)>;
-    subgroup_sums_0(values_2, &(_S9));
-    var _S10 : array<f32, i32(2)> = _S9;
+    var _S8 : u32 = subgroup_width_0();
+    var _S9 : u32 = u32(128) / _S8;
+    var _S10 : array<f32, i32(2)>;
+    subgroup_sums_0(values_2, &(_S10));
+    var _S11 : array<f32, i32(2)> = _S10;
     ;
     if(_S6 < u32(2))
     {
+        var _S12 : u32 = subgroup_width_0();
+        var _S13 : u32 = thread_0 / _S12;
+        var _S14 : u32 = _S13 * u32(2);
         ;
-        var _S11 : u32 = thread_0 / _S5;
-        var _S12 : u32 = _S11 * u32(2);
         ;
-        ;
-        parts_0[_S12 + _S6] = chosen_0(_S10, _S6);
+        parts_0[_S14 + _S6] = chosen_0(_S11, _S6);
     }
     workgroupBarrier();
     var result_2 : array<f32, i32(2)>;
@@ -90,7 +96,7 @@ fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S7 : ptr<func
                 wave_0 = u32(0);
                 for(;;)
                 {
-                    if(wave_0 < _S8)
+                    if(wave_0 < _S9)
                     {
                     }
                     else
@@ -112,7 +118,7 @@ fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S7 : ptr<func
                 wave_0 = u32(0);
                 for(;;)
                 {
-                    if(wave_0 < _S8)
+                    if(wave_0 < _S9)
                     {
                     }
                     else
@@ -138,13 +144,13 @@ fn F32Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return offset_0 + row_0 * (k_1 / u32(4));
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S13 : ptr<function, array<u32, i32(2)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S15 : ptr<function, array<u32, i32(2)>>)
 {
     var begins_0 : array<u32, i32(2)>;
-    var _S14 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = F32Eights_begin_0(offset_1, k_2, min(first_0, _S14));
-    begins_0[i32(1)] = F32Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S14));
-    (*_S13) = begins_0;
+    var _S16 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = F32Eights_begin_0(offset_1, k_2, min(first_0, _S16));
+    begins_0[i32(1)] = F32Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S16));
+    (*_S15) = begins_0;
     return;
 }
 
@@ -167,34 +173,34 @@ struct F32Eights_Eight_0
 
 fn F32Eights_Eight_x24init_0( low_1 : vec4<u32>,  high_1 : vec4<u32>) -> F32Eights_Eight_0
 {
-    var _S15 : F32Eights_Eight_0;
-    _S15.low_0 = low_1;
-    _S15.high_0 = high_1;
-    return _S15;
+    var _S17 : F32Eights_Eight_0;
+    _S17.low_0 = low_1;
+    _S17.high_0 = high_1;
+    return _S17;
 }
 
-fn F32Eights_load_0( _S16 : u32,  _S17 : u32) -> F32Eights_Eight_0
+fn F32Eights_load_0( _S18 : u32,  _S19 : u32) -> F32Eights_Eight_0
 {
-    var _S18 : u32 = _S16 + u32(2) * _S17;
-    return F32Eights_Eight_x24init_0(entryPointParams_weight_0[_S18], entryPointParams_weight_0[_S18 + u32(1)]);
+    var _S20 : u32 = _S18 + u32(2) * _S19;
+    return F32Eights_Eight_x24init_0(entryPointParams_weight_0[_S20], entryPointParams_weight_0[_S20 + u32(1)]);
 }
 
-fn load_eights_0( _S19 : array<u32, i32(2)>,  _S20 : u32,  _S21 : u32,  _S22 : ptr<function, array<F32Eights_Eight_0, i32(4)>>)
+fn load_eights_0( _S21 : array<u32, i32(2)>,  _S22 : u32,  _S23 : u32,  _S24 : ptr<function, array<F32Eights_Eight_0, i32(4)>>)
 {
     var eights_0 : array<F32Eights_Eight_0, i32(4)>;
-    eights_0[i32(0)] = F32Eights_load_0(_S19[i32(0)], _S20);
-    eights_0[i32(1)] = F32Eights_load_0(_S19[i32(1)], _S20);
-    var _S23 : u32 = _S20 + _S21;
-    eights_0[i32(2)] = F32Eights_load_0(_S19[i32(0)], _S23);
-    eights_0[i32(3)] = F32Eights_load_0(_S19[i32(1)], _S23);
-    (*_S22) = eights_0;
+    eights_0[i32(0)] = F32Eights_load_0(_S21[i32(0)], _S22);
+    eights_0[i32(1)] = F32Eights_load_0(_S21[i32(1)], _S22);
+    var _S25 : u32 = _S22 + _S23;
+    eights_0[i32(2)] = F32Eights_load_0(_S21[i32(0)], _S25);
+    eights_0[i32(3)] = F32Eights_load_0(_S21[i32(1)], _S25);
+    (*_S24) = eights_0;
     return;
 }
 
 fn F32Eights_places_0( i_0 : u32) -> vec2<u32>
 {
-    var _S24 : u32 = u32(2) * i_0;
-    return vec2<u32>(_S24, _S24 + u32(1));
+    var _S26 : u32 = u32(2) * i_0;
+    return vec2<u32>(_S26, _S26 + u32(1));
 }
 
 fn F32Eights_product_0( eight_0 : F32Eights_Eight_0,  i_1 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
@@ -202,146 +208,146 @@ fn F32Eights_product_0( eight_0 : F32Eights_Eight_0,  i_1 : u32,  a_0 : vec4<f32
     return dot((bitcast<vec4<f32>>((eight_0.low_0))), a_0) + dot((bitcast<vec4<f32>>((eight_0.high_0))), b_0);
 }
 
-fn add_products_0( _S25 : ptr<function, Products_0>,  _S26 : array<F32Eights_Eight_0, i32(4)>,  _S27 : u32,  _S28 : u32,  _S29 : u32,  _S30 : u32)
+fn add_products_0( _S27 : ptr<function, Products_0>,  _S28 : array<F32Eights_Eight_0, i32(4)>,  _S29 : u32,  _S30 : u32,  _S31 : u32,  _S32 : u32)
 {
-    var _S31 : vec2<u32> = F32Eights_places_0(_S29);
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S27 + _S31.x];
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S27 + _S31.y];
-    var _S32 : f32 = (*_S25).sums_0[i32(1)] + F32Eights_product_0(_S26[i32(1)], _S29, a_1, b_1);
-    var _S33 : u32 = _S29 + _S30;
-    var _S34 : vec2<u32> = F32Eights_places_0(_S33);
-    var a_2 : vec4<f32> = entryPointParams_x_0[_S27 + _S34.x];
-    var b_2 : vec4<f32> = entryPointParams_x_0[_S27 + _S34.y];
-    (*_S25).sums_0[i32(0)] = (*_S25).sums_0[i32(0)] + F32Eights_product_0(_S26[i32(0)], _S29, a_1, b_1) + F32Eights_product_0(_S26[i32(2)], _S33, a_2, b_2);
-    (*_S25).sums_0[i32(1)] = _S32 + F32Eights_product_0(_S26[i32(3)], _S33, a_2, b_2);
+    var _S33 : vec2<u32> = F32Eights_places_0(_S31);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S29 + _S33.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S29 + _S33.y];
+    var _S34 : f32 = (*_S27).sums_0[i32(1)] + F32Eights_product_0(_S28[i32(1)], _S31, a_1, b_1);
+    var _S35 : u32 = _S31 + _S32;
+    var _S36 : vec2<u32> = F32Eights_places_0(_S35);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S29 + _S36.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S29 + _S36.y];
+    (*_S27).sums_0[i32(0)] = (*_S27).sums_0[i32(0)] + F32Eights_product_0(_S28[i32(0)], _S31, a_1, b_1) + F32Eights_product_0(_S28[i32(2)], _S35, a_2, b_2);
+    (*_S27).sums_0[i32(1)] = _S34 + F32Eights_product_0(_S28[i32(3)], _S35, a_2, b_2);
     return;
 }
 
-fn load_eights_1( _S35 : array<u32, i32(2)>,  _S36 : u32,  _S37 : u32,  _S38 : ptr<function, array<F32Eights_Eight_0, i32(2)>>)
+fn load_eights_1( _S37 : array<u32, i32(2)>,  _S38 : u32,  _S39 : u32,  _S40 : ptr<function, array<F32Eights_Eight_0, i32(2)>>)
 {
     var eights_1 : array<F32Eights_Eight_0, i32(2)>;
-    eights_1[i32(0)] = F32Eights_load_0(_S35[i32(0)], _S36);
-    eights_1[i32(1)] = F32Eights_load_0(_S35[i32(1)], _S36);
-    (*_S38) = eights_1;
+    eights_1[i32(0)] = F32Eights_load_0(_S37[i32(0)], _S38);
+    eights_1[i32(1)] = F32Eights_load_0(_S37[i32(1)], _S38);
+    (*_S40) = eights_1;
     return;
 }
 
-fn add_products_1( _S39 : ptr<function, Products_0>,  _S40 : array<F32Eights_Eight_0, i32(2)>,  _S41 : u32,  _S42 : u32,  _S43 : u32,  _S44 : u32)
+fn add_products_1( _S41 : ptr<function, Products_0>,  _S42 : array<F32Eights_Eight_0, i32(2)>,  _S43 : u32,  _S44 : u32,  _S45 : u32,  _S46 : u32)
 {
-    var _S45 : vec2<u32> = F32Eights_places_0(_S43);
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S41 + _S45.x];
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S41 + _S45.y];
-    (*_S39).sums_0[i32(0)] = (*_S39).sums_0[i32(0)] + F32Eights_product_0(_S40[i32(0)], _S43, a_3, b_3);
-    (*_S39).sums_0[i32(1)] = (*_S39).sums_0[i32(1)] + F32Eights_product_0(_S40[i32(1)], _S43, a_3, b_3);
+    var _S47 : vec2<u32> = F32Eights_places_0(_S45);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S43 + _S47.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S43 + _S47.y];
+    (*_S41).sums_0[i32(0)] = (*_S41).sums_0[i32(0)] + F32Eights_product_0(_S42[i32(0)], _S45, a_3, b_3);
+    (*_S41).sums_0[i32(1)] = (*_S41).sums_0[i32(1)] + F32Eights_product_0(_S42[i32(1)], _S45, a_3, b_3);
     return;
 }
 
-fn products_of_thread_0( _S46 : array<u32, i32(2)>,  _S47 : u32,  _S48 : u32,  _S49 : u32,  _S50 : u32,  _S51 : u32) -> Products_0
+fn products_of_thread_0( _S48 : array<u32, i32(2)>,  _S49 : u32,  _S50 : u32,  _S51 : u32,  _S52 : u32,  _S53 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    var _S52 : u32 = _S47 / u32(8);
+    var _S54 : u32 = _S49 / u32(8);
     var i_2 : u32;
-    if((_S50 + _S51) < _S52)
+    if((_S52 + _S53) < _S54)
     {
-        var _S53 : array<F32Eights_Eight_0, i32(4)>;
-        load_eights_0(_S46, _S50, _S51, &(_S53));
-        i_2 = _S50;
-        var loaded_0 : array<F32Eights_Eight_0, i32(4)> = _S53;
+        var _S55 : array<F32Eights_Eight_0, i32(4)>;
+        load_eights_0(_S48, _S52, _S53, &(_S55));
+        i_2 = _S52;
+        var loaded_0 : array<F32Eights_Eight_0, i32(4)> = _S55;
         for(;;)
         {
-            if((i_2 + u32(3) * _S51) < _S52)
+            if((i_2 + u32(3) * _S53) < _S54)
             {
             }
             else
             {
                 break;
             }
-            var _S54 : u32 = i_2 + u32(2) * _S51;
-            var _S55 : array<F32Eights_Eight_0, i32(4)>;
-            load_eights_0(_S46, _S54, _S51, &(_S55));
-            var _S56 : array<F32Eights_Eight_0, i32(4)> = _S55;
-            add_products_0(&(products_0), loaded_0, _S48, _S49, i_2, _S51);
-            i_2 = _S54;
-            loaded_0 = _S56;
+            var _S56 : u32 = i_2 + u32(2) * _S53;
+            var _S57 : array<F32Eights_Eight_0, i32(4)>;
+            load_eights_0(_S48, _S56, _S53, &(_S57));
+            var _S58 : array<F32Eights_Eight_0, i32(4)> = _S57;
+            add_products_0(&(products_0), loaded_0, _S50, _S51, i_2, _S53);
+            i_2 = _S56;
+            loaded_0 = _S58;
         }
-        add_products_0(&(products_0), loaded_0, _S48, _S49, i_2, _S51);
-        i_2 = i_2 + u32(2) * _S51;
+        add_products_0(&(products_0), loaded_0, _S50, _S51, i_2, _S53);
+        i_2 = i_2 + u32(2) * _S53;
     }
     else
     {
-        i_2 = _S50;
+        i_2 = _S52;
     }
     for(;;)
     {
-        if(i_2 < _S52)
+        if(i_2 < _S54)
         {
         }
         else
         {
             break;
         }
-        var _S57 : array<F32Eights_Eight_0, i32(2)>;
-        load_eights_1(_S46, i_2, _S51, &(_S57));
-        add_products_1(&(products_0), _S57, _S48, _S49, i_2, _S51);
-        i_2 = i_2 + _S51;
+        var _S59 : array<F32Eights_Eight_0, i32(2)>;
+        load_eights_1(_S48, i_2, _S53, &(_S59));
+        add_products_1(&(products_0), _S59, _S50, _S51, i_2, _S53);
+        i_2 = i_2 + _S53;
     }
     return products_0;
 }
 
-fn gemv_0( _S58 : vec3<u32>,  _S59 : u32,  _S60 : ptr<function, GemvParams_std140_0>)
+fn gemv_0( _S60 : vec3<u32>,  _S61 : u32,  _S62 : ptr<function, GemvParams_std140_0>)
 {
-    var first_1 : u32 = group_number_0(_S58) * u32(2);
+    var first_1 : u32 = group_number_0(_S60) * u32(2);
     for(;;)
     {
-        var _S61 : u32 = (*_S60).n_0;
-        if(first_1 < ((*_S60).n_0))
+        var _S63 : u32 = (*_S62).n_0;
+        if(first_1 < ((*_S62).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S62 : u32 = first_1 + _S59;
-        var _S63 : bool;
-        if(_S59 < u32(2))
+        var _S64 : u32 = first_1 + _S61;
+        var _S65 : bool;
+        if(_S61 < u32(2))
         {
-            _S63 = _S62 < _S61;
+            _S65 = _S64 < _S63;
         }
         else
         {
-            _S63 = false;
+            _S65 = false;
         }
-        var _S64 : bool;
-        if(_S63)
+        var _S66 : bool;
+        if(_S65)
         {
-            _S64 = ((*_S60).accumulate_0) != u32(0);
+            _S66 = ((*_S62).accumulate_0) != u32(0);
         }
         else
         {
-            _S64 = false;
+            _S66 = false;
         }
         var sum_0 : f32;
-        if(_S64)
+        if(_S66)
         {
-            sum_0 = entryPointParams_result_0[(*_S60).out_offset_0 + _S62];
+            sum_0 = entryPointParams_result_0[(*_S62).out_offset_0 + _S64];
         }
         else
         {
             sum_0 = 0.0f;
         }
-        var _S65 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S60).weight_offset_0, (*_S60).k_0, first_1, _S61, &(_S65));
-        var _S66 : array<f32, i32(2)>;
-        group_sums_0(products_of_thread_0(_S65, (*_S60).k_0, (*_S60).x_offset_0, u32(0), _S59, u32(128)).sums_0, _S59, &(_S66));
-        var sum_1 : f32 = sum_0 + chosen_0(_S66, _S59);
-        if(_S63)
+        var _S67 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S62).weight_offset_0, (*_S62).k_0, first_1, _S63, &(_S67));
+        var _S68 : array<f32, i32(2)>;
+        group_sums_0(products_of_thread_0(_S67, (*_S62).k_0, (*_S62).x_offset_0, u32(0), _S61, u32(128)).sums_0, _S61, &(_S68));
+        var sum_1 : f32 = sum_0 + chosen_0(_S68, _S61);
+        if(_S65)
         {
-            entryPointParams_result_0[(*_S60).out_offset_0 + _S62] = sum_1;
+            entryPointParams_result_0[(*_S62).out_offset_0 + _S64] = sum_1;
         }
-        first_1 = first_1 + (*_S60).groups_0 * u32(2);
+        first_1 = first_1 + (*_S62).groups_0 * u32(2);
     }
     return;
 }
@@ -352,7 +358,7 @@ fn gemv_f32(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocatio
 {
     _S5 = _builtinWaveLaneCount_0;
     _S6 = _builtinWaveLaneIndex_0;
-    var _S67 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_1, &(_S67));
+    var _S69 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_1, &(_S69));
     return;
 }

@@ -42,6 +42,12 @@ fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S2 : ptr<function, array<f3
 
 var<private> _S5 : u32;
 
+fn subgroup_width_0() -> u32
+{
+    ;
+    return _S5;
+}
+
 var<private> _S6 : u32;
 
 var<workgroup> parts_0 : array<f32, i32(128)>;
@@ -63,20 +69,20 @@ fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S7 : ptr<function, array<f32, i32(2)>>)
 {
     var wave_0 : u32;
-    ;
-    var _S8 : u32 = u32(128) / _S5;
-    var _S9 : array<f32, i32(2)>;
-    subgroup_sums_0(values_2, &(_S9));
-    var _S10 : array<f32, i32(2)> = _S9;
+    var _S8 : u32 = subgroup_width_0();
+    var _S9 : u32 = u32(128) / _S8;
+    var _S10 : array<f32, i32(2)>;
+    subgroup_sums_0(values_2, &(_S10));
+    var _S11 : array<f32, i32(2)> = _S10;
     ;
     if(_S6 < u32(2))
     {
+        var _S12 : u32 = subgroup_width_0();
+        var _S13 : u32 = thread_0 / _S12;
+        var _S14 : u32 = _S13 * u32(2);
         ;
-        var _S11 : u32 = thread_0 / _S5;
-        var _S12 : u32 = _S11 * u32(2);
         ;
-        ;
-        parts_0[_S12 + _S6] = chosen_0(_S10, _S6);
+        parts_0[_S14 + _S6] = chosen_0(_S11, _S6);
     }
     workgroupBarrier();
     var result_2 : array<f32, i32(2)>;
@@ -90,7 +96,7 @@ fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S7 : ptr<func
                 wave_0 = u32(0);
                 for(;;)
                 {
-                    if(wave_0 < _S8)
+                    if(wave_0 < _S9)
                     {
                     }
                     else
@@ -112,7 +118,7 @@ fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S7 : ptr<func
                 wave_0 = u32(0);
                 for(;;)
                 {
-                    if(wave_0 < _S8)
+                    if(wave_0 < _S9)
                     {
                     }
                     else
@@ -138,13 +144,13 @@ fn MXFP4Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return u32(4) * offset_0 + row_0 * (k_1 / u32(32)) * u32(17);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S13 : ptr<function, array<u32, i32(2)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S15 : ptr<function, array<u32, i32(2)>>)
 {
     var begins_0 : array<u32, i32(2)>;
-    var _S14 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0, _S14));
-    begins_0[i32(1)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S14));
-    (*_S13) = begins_0;
+    var _S16 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0, _S16));
+    begins_0[i32(1)] = MXFP4Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S16));
+    (*_S15) = begins_0;
     return;
 }
 
@@ -167,65 +173,65 @@ struct MXFP4Eights_Eight_0
 
 fn word_from_byte_0( byte_0 : u32,  first_1 : u32,  second_0 : u32) -> u32
 {
-    var _S15 : u32 = byte_0 % u32(4) * u32(8);
-    var _S16 : u32;
-    if(_S15 == u32(0))
+    var _S17 : u32 = byte_0 % u32(4) * u32(8);
+    var _S18 : u32;
+    if(_S17 == u32(0))
     {
-        _S16 = first_1;
+        _S18 = first_1;
     }
     else
     {
-        _S16 = (((first_1 >> (_S15))) | (((second_0 << ((u32(32) - _S15))))));
+        _S18 = (((first_1 >> (_S17))) | (((second_0 << ((u32(32) - _S17))))));
     }
-    return _S16;
+    return _S18;
 }
 
-fn fp4_scale_0( _S17 : u32,  _S18 : u32) -> f32
+fn fp4_scale_0( _S19 : u32,  _S20 : u32) -> f32
 {
-    var _S19 : u32 = (((entryPointParams_weight_0[_S17 + _S18 / u32(4)] >> ((_S18 % u32(4) * u32(8))))) & (u32(255)));
-    var _S20 : u32;
-    if(_S19 < u32(2))
+    var _S21 : u32 = (((entryPointParams_weight_0[_S19 + _S20 / u32(4)] >> ((_S20 % u32(4) * u32(8))))) & (u32(255)));
+    var _S22 : u32;
+    if(_S21 < u32(2))
     {
-        _S20 = u32((i32(2097152) << (_S19)));
+        _S22 = u32((i32(2097152) << (_S21)));
     }
     else
     {
-        _S20 = ((_S19 - u32(1)) << (u32(23)));
+        _S22 = ((_S21 - u32(1)) << (u32(23)));
     }
-    return (bitcast<f32>((_S20)));
+    return (bitcast<f32>((_S22)));
 }
 
 fn MXFP4Eights_Eight_x24init_0( q_1 : u32,  scale_1 : f32) -> MXFP4Eights_Eight_0
 {
-    var _S21 : MXFP4Eights_Eight_0;
-    _S21.q_0 = q_1;
-    _S21.scale_0 = scale_1;
-    return _S21;
+    var _S23 : MXFP4Eights_Eight_0;
+    _S23.q_0 = q_1;
+    _S23.scale_0 = scale_1;
+    return _S23;
 }
 
-fn MXFP4Eights_load_0( _S22 : u32,  _S23 : u32) -> MXFP4Eights_Eight_0
+fn MXFP4Eights_load_0( _S24 : u32,  _S25 : u32) -> MXFP4Eights_Eight_0
 {
-    var _S24 : u32 = _S22 + _S23 / u32(4) * u32(17);
-    var _S25 : u32 = _S24 + u32(1) + _S23 % u32(4) * u32(4);
-    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S25, entryPointParams_weight_0[_S25 / u32(4)], entryPointParams_weight_0[_S25 / u32(4) + min(_S25 % u32(4), u32(1))]), fp4_scale_0(u32(0), _S24));
+    var _S26 : u32 = _S24 + _S25 / u32(4) * u32(17);
+    var _S27 : u32 = _S26 + u32(1) + _S25 % u32(4) * u32(4);
+    return MXFP4Eights_Eight_x24init_0(word_from_byte_0(_S27, entryPointParams_weight_0[_S27 / u32(4)], entryPointParams_weight_0[_S27 / u32(4) + min(_S27 % u32(4), u32(1))]), fp4_scale_0(u32(0), _S26));
 }
 
-fn load_eights_0( _S26 : array<u32, i32(2)>,  _S27 : u32,  _S28 : u32,  _S29 : ptr<function, array<MXFP4Eights_Eight_0, i32(4)>>)
+fn load_eights_0( _S28 : array<u32, i32(2)>,  _S29 : u32,  _S30 : u32,  _S31 : ptr<function, array<MXFP4Eights_Eight_0, i32(4)>>)
 {
     var eights_0 : array<MXFP4Eights_Eight_0, i32(4)>;
-    eights_0[i32(0)] = MXFP4Eights_load_0(_S26[i32(0)], _S27);
-    eights_0[i32(1)] = MXFP4Eights_load_0(_S26[i32(1)], _S27);
-    var _S30 : u32 = _S27 + _S28;
-    eights_0[i32(2)] = MXFP4Eights_load_0(_S26[i32(0)], _S30);
-    eights_0[i32(3)] = MXFP4Eights_load_0(_S26[i32(1)], _S30);
-    (*_S29) = eights_0;
+    eights_0[i32(0)] = MXFP4Eights_load_0(_S28[i32(0)], _S29);
+    eights_0[i32(1)] = MXFP4Eights_load_0(_S28[i32(1)], _S29);
+    var _S32 : u32 = _S29 + _S30;
+    eights_0[i32(2)] = MXFP4Eights_load_0(_S28[i32(0)], _S32);
+    eights_0[i32(3)] = MXFP4Eights_load_0(_S28[i32(1)], _S32);
+    (*_S31) = eights_0;
     return;
 }
 
 fn places_of_nibbles_0( i_0 : u32) -> vec2<u32>
 {
-    var _S31 : u32 = i_0 % u32(4);
-    return vec2<u32>(i_0 / u32(4) * u32(8) + _S31, i_0 / u32(4) * u32(8) + _S31 + u32(4));
+    var _S33 : u32 = i_0 % u32(4);
+    return vec2<u32>(i_0 / u32(4) * u32(8) + _S33, i_0 / u32(4) * u32(8) + _S33 + u32(4));
 }
 
 fn MXFP4Eights_places_0( i_1 : u32) -> vec2<u32>
@@ -235,10 +241,10 @@ fn MXFP4Eights_places_0( i_1 : u32) -> vec2<u32>
 
 fn doubled_fp4_0( word_0 : u32) -> vec4<f32>
 {
-    var _S32 : vec4<u32> = vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24))));
-    var _S33 : vec4<u32> = _S32 % vec4<u32>(u32(8));
-    var _S34 : vec4<u32> = vec4<u32>(u32(2));
-    return vec4<f32>(vec4<i32>((((vec4<u32>(u32(3362009616)) >> ((_S33 * vec4<u32>(u32(4)))))) & (vec4<u32>(u32(15))))) * (vec4<i32>(i32(1)) - vec4<i32>((((_S32 >> (_S34))) & (_S34)))));
+    var _S34 : vec4<u32> = vec4<u32>(word_0, (word_0 >> (u32(8))), (word_0 >> (u32(16))), (word_0 >> (u32(24))));
+    var _S35 : vec4<u32> = _S34 % vec4<u32>(u32(8));
+    var _S36 : vec4<u32> = vec4<u32>(u32(2));
+    return vec4<f32>(vec4<i32>((((vec4<u32>(u32(3362009616)) >> ((_S35 * vec4<u32>(u32(4)))))) & (vec4<u32>(u32(15))))) * (vec4<i32>(i32(1)) - vec4<i32>((((_S34 >> (_S36))) & (_S36)))));
 }
 
 fn MXFP4Eights_product_0( eight_0 : MXFP4Eights_Eight_0,  i_2 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
@@ -246,146 +252,146 @@ fn MXFP4Eights_product_0( eight_0 : MXFP4Eights_Eight_0,  i_2 : u32,  a_0 : vec4
     return eight_0.scale_0 * (dot(doubled_fp4_0(eight_0.q_0), a_0) + dot(doubled_fp4_0(((eight_0.q_0) >> (u32(4)))), b_0));
 }
 
-fn add_products_0( _S35 : ptr<function, Products_0>,  _S36 : array<MXFP4Eights_Eight_0, i32(4)>,  _S37 : u32,  _S38 : u32,  _S39 : u32,  _S40 : u32)
+fn add_products_0( _S37 : ptr<function, Products_0>,  _S38 : array<MXFP4Eights_Eight_0, i32(4)>,  _S39 : u32,  _S40 : u32,  _S41 : u32,  _S42 : u32)
 {
-    var _S41 : vec2<u32> = MXFP4Eights_places_0(_S39);
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S37 + _S41.x];
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S37 + _S41.y];
-    var _S42 : f32 = (*_S35).sums_0[i32(1)] + MXFP4Eights_product_0(_S36[i32(1)], _S39, a_1, b_1);
-    var _S43 : u32 = _S39 + _S40;
-    var _S44 : vec2<u32> = MXFP4Eights_places_0(_S43);
-    var a_2 : vec4<f32> = entryPointParams_x_0[_S37 + _S44.x];
-    var b_2 : vec4<f32> = entryPointParams_x_0[_S37 + _S44.y];
-    (*_S35).sums_0[i32(0)] = (*_S35).sums_0[i32(0)] + MXFP4Eights_product_0(_S36[i32(0)], _S39, a_1, b_1) + MXFP4Eights_product_0(_S36[i32(2)], _S43, a_2, b_2);
-    (*_S35).sums_0[i32(1)] = _S42 + MXFP4Eights_product_0(_S36[i32(3)], _S43, a_2, b_2);
+    var _S43 : vec2<u32> = MXFP4Eights_places_0(_S41);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S39 + _S43.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S39 + _S43.y];
+    var _S44 : f32 = (*_S37).sums_0[i32(1)] + MXFP4Eights_product_0(_S38[i32(1)], _S41, a_1, b_1);
+    var _S45 : u32 = _S41 + _S42;
+    var _S46 : vec2<u32> = MXFP4Eights_places_0(_S45);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S39 + _S46.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S39 + _S46.y];
+    (*_S37).sums_0[i32(0)] = (*_S37).sums_0[i32(0)] + MXFP4Eights_product_0(_S38[i32(0)], _S41, a_1, b_1) + MXFP4Eights_product_0(_S38[i32(2)], _S45, a_2, b_2);
+    (*_S37).sums_0[i32(1)] = _S44 + MXFP4Eights_product_0(_S38[i32(3)], _S45, a_2, b_2);
     return;
 }
 
-fn load_eights_1( _S45 : array<u32, i32(2)>,  _S46 : u32,  _S47 : u32,  _S48 : ptr<function, array<MXFP4Eights_Eight_0, i32(2)>>)
+fn load_eights_1( _S47 : array<u32, i32(2)>,  _S48 : u32,  _S49 : u32,  _S50 : ptr<function, array<MXFP4Eights_Eight_0, i32(2)>>)
 {
     var eights_1 : array<MXFP4Eights_Eight_0, i32(2)>;
-    eights_1[i32(0)] = MXFP4Eights_load_0(_S45[i32(0)], _S46);
-    eights_1[i32(1)] = MXFP4Eights_load_0(_S45[i32(1)], _S46);
-    (*_S48) = eights_1;
+    eights_1[i32(0)] = MXFP4Eights_load_0(_S47[i32(0)], _S48);
+    eights_1[i32(1)] = MXFP4Eights_load_0(_S47[i32(1)], _S48);
+    (*_S50) = eights_1;
     return;
 }
 
-fn add_products_1( _S49 : ptr<function, Products_0>,  _S50 : array<MXFP4Eights_Eight_0, i32(2)>,  _S51 : u32,  _S52 : u32,  _S53 : u32,  _S54 : u32)
+fn add_products_1( _S51 : ptr<function, Products_0>,  _S52 : array<MXFP4Eights_Eight_0, i32(2)>,  _S53 : u32,  _S54 : u32,  _S55 : u32,  _S56 : u32)
 {
-    var _S55 : vec2<u32> = MXFP4Eights_places_0(_S53);
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S51 + _S55.x];
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S51 + _S55.y];
-    (*_S49).sums_0[i32(0)] = (*_S49).sums_0[i32(0)] + MXFP4Eights_product_0(_S50[i32(0)], _S53, a_3, b_3);
-    (*_S49).sums_0[i32(1)] = (*_S49).sums_0[i32(1)] + MXFP4Eights_product_0(_S50[i32(1)], _S53, a_3, b_3);
+    var _S57 : vec2<u32> = MXFP4Eights_places_0(_S55);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S53 + _S57.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S53 + _S57.y];
+    (*_S51).sums_0[i32(0)] = (*_S51).sums_0[i32(0)] + MXFP4Eights_product_0(_S52[i32(0)], _S55, a_3, b_3);
+    (*_S51).sums_0[i32(1)] = (*_S51).sums_0[i32(1)] + MXFP4Eights_product_0(_S52[i32(1)], _S55, a_3, b_3);
     return;
 }
 
-fn products_of_thread_0( _S56 : array<u32, i32(2)>,  _S57 : u32,  _S58 : u32,  _S59 : u32,  _S60 : u32,  _S61 : u32) -> Products_0
+fn products_of_thread_0( _S58 : array<u32, i32(2)>,  _S59 : u32,  _S60 : u32,  _S61 : u32,  _S62 : u32,  _S63 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    var _S62 : u32 = _S57 / u32(8);
+    var _S64 : u32 = _S59 / u32(8);
     var i_3 : u32;
-    if((_S60 + _S61) < _S62)
+    if((_S62 + _S63) < _S64)
     {
-        var _S63 : array<MXFP4Eights_Eight_0, i32(4)>;
-        load_eights_0(_S56, _S60, _S61, &(_S63));
-        i_3 = _S60;
-        var loaded_0 : array<MXFP4Eights_Eight_0, i32(4)> = _S63;
+        var _S65 : array<MXFP4Eights_Eight_0, i32(4)>;
+        load_eights_0(_S58, _S62, _S63, &(_S65));
+        i_3 = _S62;
+        var loaded_0 : array<MXFP4Eights_Eight_0, i32(4)> = _S65;
         for(;;)
         {
-            if((i_3 + u32(3) * _S61) < _S62)
+            if((i_3 + u32(3) * _S63) < _S64)
             {
             }
             else
             {
                 break;
             }
-            var _S64 : u32 = i_3 + u32(2) * _S61;
-            var _S65 : array<MXFP4Eights_Eight_0, i32(4)>;
-            load_eights_0(_S56, _S64, _S61, &(_S65));
-            var _S66 : array<MXFP4Eights_Eight_0, i32(4)> = _S65;
-            add_products_0(&(products_0), loaded_0, _S58, _S59, i_3, _S61);
-            i_3 = _S64;
-            loaded_0 = _S66;
+            var _S66 : u32 = i_3 + u32(2) * _S63;
+            var _S67 : array<MXFP4Eights_Eight_0, i32(4)>;
+            load_eights_0(_S58, _S66, _S63, &(_S67));
+            var _S68 : array<MXFP4Eights_Eight_0, i32(4)> = _S67;
+            add_products_0(&(products_0), loaded_0, _S60, _S61, i_3, _S63);
+            i_3 = _S66;
+            loaded_0 = _S68;
         }
-        add_products_0(&(products_0), loaded_0, _S58, _S59, i_3, _S61);
-        i_3 = i_3 + u32(2) * _S61;
+        add_products_0(&(products_0), loaded_0, _S60, _S61, i_3, _S63);
+        i_3 = i_3 + u32(2) * _S63;
     }
     else
     {
-        i_3 = _S60;
+        i_3 = _S62;
     }
     for(;;)
     {
-        if(i_3 < _S62)
+        if(i_3 < _S64)
         {
         }
         else
         {
             break;
         }
-        var _S67 : array<MXFP4Eights_Eight_0, i32(2)>;
-        load_eights_1(_S56, i_3, _S61, &(_S67));
-        add_products_1(&(products_0), _S67, _S58, _S59, i_3, _S61);
-        i_3 = i_3 + _S61;
+        var _S69 : array<MXFP4Eights_Eight_0, i32(2)>;
+        load_eights_1(_S58, i_3, _S63, &(_S69));
+        add_products_1(&(products_0), _S69, _S60, _S61, i_3, _S63);
+        i_3 = i_3 + _S63;
     }
     return products_0;
 }
 
-fn gemv_0( _S68 : vec3<u32>,  _S69 : u32,  _S70 : ptr<function, GemvParams_std140_0>)
+fn gemv_0( _S70 : vec3<u32>,  _S71 : u32,  _S72 : ptr<function, GemvParams_std140_0>)
 {
-    var first_2 : u32 = group_number_0(_S68) * u32(2);
+    var first_2 : u32 = group_number_0(_S70) * u32(2);
     for(;;)
     {
-        var _S71 : u32 = (*_S70).n_0;
-        if(first_2 < ((*_S70).n_0))
+        var _S73 : u32 = (*_S72).n_0;
+        if(first_2 < ((*_S72).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S72 : u32 = first_2 + _S69;
-        var _S73 : bool;
-        if(_S69 < u32(2))
+        var _S74 : u32 = first_2 + _S71;
+        var _S75 : bool;
+        if(_S71 < u32(2))
         {
-            _S73 = _S72 < _S71;
+            _S75 = _S74 < _S73;
         }
         else
         {
-            _S73 = false;
+            _S75 = false;
         }
-        var _S74 : bool;
-        if(_S73)
+        var _S76 : bool;
+        if(_S75)
         {
-            _S74 = ((*_S70).accumulate_0) != u32(0);
+            _S76 = ((*_S72).accumulate_0) != u32(0);
         }
         else
         {
-            _S74 = false;
+            _S76 = false;
         }
         var sum_0 : f32;
-        if(_S74)
+        if(_S76)
         {
-            sum_0 = entryPointParams_result_0[(*_S70).out_offset_0 + _S72];
+            sum_0 = entryPointParams_result_0[(*_S72).out_offset_0 + _S74];
         }
         else
         {
             sum_0 = 0.0f;
         }
-        var _S75 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S70).weight_offset_0, (*_S70).k_0, first_2, _S71, &(_S75));
-        var _S76 : array<f32, i32(2)>;
-        group_sums_0(products_of_thread_0(_S75, (*_S70).k_0, (*_S70).x_offset_0, u32(0), _S69, u32(128)).sums_0, _S69, &(_S76));
-        var sum_1 : f32 = sum_0 + chosen_0(_S76, _S69);
-        if(_S73)
+        var _S77 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S72).weight_offset_0, (*_S72).k_0, first_2, _S73, &(_S77));
+        var _S78 : array<f32, i32(2)>;
+        group_sums_0(products_of_thread_0(_S77, (*_S72).k_0, (*_S72).x_offset_0, u32(0), _S71, u32(128)).sums_0, _S71, &(_S78));
+        var sum_1 : f32 = sum_0 + chosen_0(_S78, _S71);
+        if(_S75)
         {
-            entryPointParams_result_0[(*_S70).out_offset_0 + _S72] = sum_1;
+            entryPointParams_result_0[(*_S72).out_offset_0 + _S74] = sum_1;
         }
-        first_2 = first_2 + (*_S70).groups_0 * u32(2);
+        first_2 = first_2 + (*_S72).groups_0 * u32(2);
     }
     return;
 }
@@ -396,7 +402,7 @@ fn gemv_mxfp4(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocat
 {
     _S5 = _builtinWaveLaneCount_0;
     _S6 = _builtinWaveLaneIndex_0;
-    var _S77 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_1, &(_S77));
+    var _S79 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_1, &(_S79));
     return;
 }

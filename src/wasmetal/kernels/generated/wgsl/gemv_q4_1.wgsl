@@ -42,6 +42,12 @@ fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S2 : ptr<function, array<f3
 
 var<private> _S5 : u32;
 
+fn subgroup_width_0() -> u32
+{
+    ;
+    return _S5;
+}
+
 var<private> _S6 : u32;
 
 var<workgroup> parts_0 : array<f32, i32(128)>;
@@ -63,20 +69,20 @@ fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S7 : ptr<function, array<f32, i32(2)>>)
 {
     var wave_0 : u32;
-    ;
-    var _S8 : u32 = u32(128) / _S5;
-    var _S9 : array<f32, i32(2)>;
-    subgroup_sums_0(values_2, &(_S9));
-    var _S10 : array<f32, i32(2)> = _S9;
+    var _S8 : u32 = subgroup_width_0();
+    var _S9 : u32 = u32(128) / _S8;
+    var _S10 : array<f32, i32(2)>;
+    subgroup_sums_0(values_2, &(_S10));
+    var _S11 : array<f32, i32(2)> = _S10;
     ;
     if(_S6 < u32(2))
     {
+        var _S12 : u32 = subgroup_width_0();
+        var _S13 : u32 = thread_0 / _S12;
+        var _S14 : u32 = _S13 * u32(2);
         ;
-        var _S11 : u32 = thread_0 / _S5;
-        var _S12 : u32 = _S11 * u32(2);
         ;
-        ;
-        parts_0[_S12 + _S6] = chosen_0(_S10, _S6);
+        parts_0[_S14 + _S6] = chosen_0(_S11, _S6);
     }
     workgroupBarrier();
     var result_2 : array<f32, i32(2)>;
@@ -90,7 +96,7 @@ fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S7 : ptr<func
                 wave_0 = u32(0);
                 for(;;)
                 {
-                    if(wave_0 < _S8)
+                    if(wave_0 < _S9)
                     {
                     }
                     else
@@ -112,7 +118,7 @@ fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S7 : ptr<func
                 wave_0 = u32(0);
                 for(;;)
                 {
-                    if(wave_0 < _S8)
+                    if(wave_0 < _S9)
                     {
                     }
                     else
@@ -138,13 +144,13 @@ fn Q4_1Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return offset_0 + row_0 * (k_1 / u32(32)) * u32(5);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S13 : ptr<function, array<u32, i32(2)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S15 : ptr<function, array<u32, i32(2)>>)
 {
     var begins_0 : array<u32, i32(2)>;
-    var _S14 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = Q4_1Eights_begin_0(offset_1, k_2, min(first_0, _S14));
-    begins_0[i32(1)] = Q4_1Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S14));
-    (*_S13) = begins_0;
+    var _S16 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = Q4_1Eights_begin_0(offset_1, k_2, min(first_0, _S16));
+    begins_0[i32(1)] = Q4_1Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S16));
+    (*_S15) = begins_0;
     return;
 }
 
@@ -187,34 +193,34 @@ struct Q4_1Eights_Eight_0
 
 fn Q4_1Eights_Eight_x24init_0( q_1 : u32,  scales_1 : u32) -> Q4_1Eights_Eight_0
 {
-    var _S15 : Q4_1Eights_Eight_0;
-    _S15.q_0 = q_1;
-    _S15.scales_0 = scales_1;
-    return _S15;
+    var _S17 : Q4_1Eights_Eight_0;
+    _S17.q_0 = q_1;
+    _S17.scales_0 = scales_1;
+    return _S17;
 }
 
-fn Q4_1Eights_load_0( _S16 : u32,  _S17 : u32) -> Q4_1Eights_Eight_0
+fn Q4_1Eights_load_0( _S18 : u32,  _S19 : u32) -> Q4_1Eights_Eight_0
 {
-    var _S18 : u32 = _S16 + _S17 / u32(4) * u32(5);
-    return Q4_1Eights_Eight_x24init_0(entryPointParams_weight_0[_S18 + u32(1) + _S17 % u32(4)], entryPointParams_weight_0[_S18]);
+    var _S20 : u32 = _S18 + _S19 / u32(4) * u32(5);
+    return Q4_1Eights_Eight_x24init_0(entryPointParams_weight_0[_S20 + u32(1) + _S19 % u32(4)], entryPointParams_weight_0[_S20]);
 }
 
-fn load_eights_0( _S19 : array<u32, i32(2)>,  _S20 : u32,  _S21 : u32,  _S22 : ptr<function, array<Q4_1Eights_Eight_0, i32(4)>>)
+fn load_eights_0( _S21 : array<u32, i32(2)>,  _S22 : u32,  _S23 : u32,  _S24 : ptr<function, array<Q4_1Eights_Eight_0, i32(4)>>)
 {
     var eights_0 : array<Q4_1Eights_Eight_0, i32(4)>;
-    eights_0[i32(0)] = Q4_1Eights_load_0(_S19[i32(0)], _S20);
-    eights_0[i32(1)] = Q4_1Eights_load_0(_S19[i32(1)], _S20);
-    var _S23 : u32 = _S20 + _S21;
-    eights_0[i32(2)] = Q4_1Eights_load_0(_S19[i32(0)], _S23);
-    eights_0[i32(3)] = Q4_1Eights_load_0(_S19[i32(1)], _S23);
-    (*_S22) = eights_0;
+    eights_0[i32(0)] = Q4_1Eights_load_0(_S21[i32(0)], _S22);
+    eights_0[i32(1)] = Q4_1Eights_load_0(_S21[i32(1)], _S22);
+    var _S25 : u32 = _S22 + _S23;
+    eights_0[i32(2)] = Q4_1Eights_load_0(_S21[i32(0)], _S25);
+    eights_0[i32(3)] = Q4_1Eights_load_0(_S21[i32(1)], _S25);
+    (*_S24) = eights_0;
     return;
 }
 
 fn places_of_nibbles_0( i_0 : u32) -> vec2<u32>
 {
-    var _S24 : u32 = i_0 % u32(4);
-    return vec2<u32>(i_0 / u32(4) * u32(8) + _S24, i_0 / u32(4) * u32(8) + _S24 + u32(4));
+    var _S26 : u32 = i_0 % u32(4);
+    return vec2<u32>(i_0 / u32(4) * u32(8) + _S26, i_0 / u32(4) * u32(8) + _S26 + u32(4));
 }
 
 fn Q4_1Eights_places_0( i_1 : u32) -> vec2<u32>
@@ -229,14 +235,14 @@ fn halves_0( word_4 : u32) -> vec2<f32>
 
 fn low_nibbles_0( word_5 : u32,  zero_4 : f32) -> vec4<f32>
 {
-    var _S25 : u32 = (word_5 >> (u32(16)));
-    return vec4<f32>(in_place_3(word_5, zero_4), in_place_2(word_5, zero_4), in_place_3(_S25, zero_4), in_place_2(_S25, zero_4));
+    var _S27 : u32 = (word_5 >> (u32(16)));
+    return vec4<f32>(in_place_3(word_5, zero_4), in_place_2(word_5, zero_4), in_place_3(_S27, zero_4), in_place_2(_S27, zero_4));
 }
 
 fn high_nibbles_0( word_6 : u32,  zero_5 : f32) -> vec4<f32>
 {
-    var _S26 : u32 = (word_6 >> (u32(16)));
-    return vec4<f32>(in_place_1(word_6, zero_5), in_place_0(word_6, zero_5), in_place_1(_S26, zero_5), in_place_0(_S26, zero_5));
+    var _S28 : u32 = (word_6 >> (u32(16)));
+    return vec4<f32>(in_place_1(word_6, zero_5), in_place_0(word_6, zero_5), in_place_1(_S28, zero_5), in_place_0(_S28, zero_5));
 }
 
 fn sum_0( v_0 : vec4<f32>) -> f32
@@ -246,150 +252,150 @@ fn sum_0( v_0 : vec4<f32>) -> f32
 
 fn Q4_1Eights_product_0( eight_0 : Q4_1Eights_Eight_0,  i_2 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
 {
-    var _S27 : vec2<f32> = halves_0(eight_0.scales_0);
-    return _S27.x * (dot(low_nibbles_0(eight_0.q_0, 0.0f), a_0) + dot(high_nibbles_0(eight_0.q_0, 0.0f), b_0)) + _S27.y * sum_0(a_0 + b_0);
+    var _S29 : vec2<f32> = halves_0(eight_0.scales_0);
+    return _S29.x * (dot(low_nibbles_0(eight_0.q_0, 0.0f), a_0) + dot(high_nibbles_0(eight_0.q_0, 0.0f), b_0)) + _S29.y * sum_0(a_0 + b_0);
 }
 
-fn add_products_0( _S28 : ptr<function, Products_0>,  _S29 : array<Q4_1Eights_Eight_0, i32(4)>,  _S30 : u32,  _S31 : u32,  _S32 : u32,  _S33 : u32)
+fn add_products_0( _S30 : ptr<function, Products_0>,  _S31 : array<Q4_1Eights_Eight_0, i32(4)>,  _S32 : u32,  _S33 : u32,  _S34 : u32,  _S35 : u32)
 {
-    var _S34 : vec2<u32> = Q4_1Eights_places_0(_S32);
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S30 + _S34.x];
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S30 + _S34.y];
-    var _S35 : f32 = (*_S28).sums_0[i32(1)] + Q4_1Eights_product_0(_S29[i32(1)], _S32, a_1, b_1);
-    var _S36 : u32 = _S32 + _S33;
-    var _S37 : vec2<u32> = Q4_1Eights_places_0(_S36);
-    var a_2 : vec4<f32> = entryPointParams_x_0[_S30 + _S37.x];
-    var b_2 : vec4<f32> = entryPointParams_x_0[_S30 + _S37.y];
-    (*_S28).sums_0[i32(0)] = (*_S28).sums_0[i32(0)] + Q4_1Eights_product_0(_S29[i32(0)], _S32, a_1, b_1) + Q4_1Eights_product_0(_S29[i32(2)], _S36, a_2, b_2);
-    (*_S28).sums_0[i32(1)] = _S35 + Q4_1Eights_product_0(_S29[i32(3)], _S36, a_2, b_2);
+    var _S36 : vec2<u32> = Q4_1Eights_places_0(_S34);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S32 + _S36.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S32 + _S36.y];
+    var _S37 : f32 = (*_S30).sums_0[i32(1)] + Q4_1Eights_product_0(_S31[i32(1)], _S34, a_1, b_1);
+    var _S38 : u32 = _S34 + _S35;
+    var _S39 : vec2<u32> = Q4_1Eights_places_0(_S38);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S32 + _S39.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S32 + _S39.y];
+    (*_S30).sums_0[i32(0)] = (*_S30).sums_0[i32(0)] + Q4_1Eights_product_0(_S31[i32(0)], _S34, a_1, b_1) + Q4_1Eights_product_0(_S31[i32(2)], _S38, a_2, b_2);
+    (*_S30).sums_0[i32(1)] = _S37 + Q4_1Eights_product_0(_S31[i32(3)], _S38, a_2, b_2);
     return;
 }
 
-fn load_eights_1( _S38 : array<u32, i32(2)>,  _S39 : u32,  _S40 : u32,  _S41 : ptr<function, array<Q4_1Eights_Eight_0, i32(2)>>)
+fn load_eights_1( _S40 : array<u32, i32(2)>,  _S41 : u32,  _S42 : u32,  _S43 : ptr<function, array<Q4_1Eights_Eight_0, i32(2)>>)
 {
     var eights_1 : array<Q4_1Eights_Eight_0, i32(2)>;
-    eights_1[i32(0)] = Q4_1Eights_load_0(_S38[i32(0)], _S39);
-    eights_1[i32(1)] = Q4_1Eights_load_0(_S38[i32(1)], _S39);
-    (*_S41) = eights_1;
+    eights_1[i32(0)] = Q4_1Eights_load_0(_S40[i32(0)], _S41);
+    eights_1[i32(1)] = Q4_1Eights_load_0(_S40[i32(1)], _S41);
+    (*_S43) = eights_1;
     return;
 }
 
-fn add_products_1( _S42 : ptr<function, Products_0>,  _S43 : array<Q4_1Eights_Eight_0, i32(2)>,  _S44 : u32,  _S45 : u32,  _S46 : u32,  _S47 : u32)
+fn add_products_1( _S44 : ptr<function, Products_0>,  _S45 : array<Q4_1Eights_Eight_0, i32(2)>,  _S46 : u32,  _S47 : u32,  _S48 : u32,  _S49 : u32)
 {
-    var _S48 : vec2<u32> = Q4_1Eights_places_0(_S46);
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S44 + _S48.x];
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S44 + _S48.y];
-    (*_S42).sums_0[i32(0)] = (*_S42).sums_0[i32(0)] + Q4_1Eights_product_0(_S43[i32(0)], _S46, a_3, b_3);
-    (*_S42).sums_0[i32(1)] = (*_S42).sums_0[i32(1)] + Q4_1Eights_product_0(_S43[i32(1)], _S46, a_3, b_3);
+    var _S50 : vec2<u32> = Q4_1Eights_places_0(_S48);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S46 + _S50.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S46 + _S50.y];
+    (*_S44).sums_0[i32(0)] = (*_S44).sums_0[i32(0)] + Q4_1Eights_product_0(_S45[i32(0)], _S48, a_3, b_3);
+    (*_S44).sums_0[i32(1)] = (*_S44).sums_0[i32(1)] + Q4_1Eights_product_0(_S45[i32(1)], _S48, a_3, b_3);
     return;
 }
 
-fn products_of_thread_0( _S49 : array<u32, i32(2)>,  _S50 : u32,  _S51 : u32,  _S52 : u32,  _S53 : u32,  _S54 : u32) -> Products_0
+fn products_of_thread_0( _S51 : array<u32, i32(2)>,  _S52 : u32,  _S53 : u32,  _S54 : u32,  _S55 : u32,  _S56 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    var _S55 : u32 = _S50 / u32(8);
+    var _S57 : u32 = _S52 / u32(8);
     var i_3 : u32;
-    if((_S53 + _S54) < _S55)
+    if((_S55 + _S56) < _S57)
     {
-        var _S56 : array<Q4_1Eights_Eight_0, i32(4)>;
-        load_eights_0(_S49, _S53, _S54, &(_S56));
-        i_3 = _S53;
-        var loaded_0 : array<Q4_1Eights_Eight_0, i32(4)> = _S56;
+        var _S58 : array<Q4_1Eights_Eight_0, i32(4)>;
+        load_eights_0(_S51, _S55, _S56, &(_S58));
+        i_3 = _S55;
+        var loaded_0 : array<Q4_1Eights_Eight_0, i32(4)> = _S58;
         for(;;)
         {
-            if((i_3 + u32(3) * _S54) < _S55)
+            if((i_3 + u32(3) * _S56) < _S57)
             {
             }
             else
             {
                 break;
             }
-            var _S57 : u32 = i_3 + u32(2) * _S54;
-            var _S58 : array<Q4_1Eights_Eight_0, i32(4)>;
-            load_eights_0(_S49, _S57, _S54, &(_S58));
-            var _S59 : array<Q4_1Eights_Eight_0, i32(4)> = _S58;
-            add_products_0(&(products_0), loaded_0, _S51, _S52, i_3, _S54);
-            i_3 = _S57;
-            loaded_0 = _S59;
+            var _S59 : u32 = i_3 + u32(2) * _S56;
+            var _S60 : array<Q4_1Eights_Eight_0, i32(4)>;
+            load_eights_0(_S51, _S59, _S56, &(_S60));
+            var _S61 : array<Q4_1Eights_Eight_0, i32(4)> = _S60;
+            add_products_0(&(products_0), loaded_0, _S53, _S54, i_3, _S56);
+            i_3 = _S59;
+            loaded_0 = _S61;
         }
-        add_products_0(&(products_0), loaded_0, _S51, _S52, i_3, _S54);
-        i_3 = i_3 + u32(2) * _S54;
+        add_products_0(&(products_0), loaded_0, _S53, _S54, i_3, _S56);
+        i_3 = i_3 + u32(2) * _S56;
     }
     else
     {
-        i_3 = _S53;
+        i_3 = _S55;
     }
     for(;;)
     {
-        if(i_3 < _S55)
+        if(i_3 < _S57)
         {
         }
         else
         {
             break;
         }
-        var _S60 : array<Q4_1Eights_Eight_0, i32(2)>;
-        load_eights_1(_S49, i_3, _S54, &(_S60));
-        add_products_1(&(products_0), _S60, _S51, _S52, i_3, _S54);
-        i_3 = i_3 + _S54;
+        var _S62 : array<Q4_1Eights_Eight_0, i32(2)>;
+        load_eights_1(_S51, i_3, _S56, &(_S62));
+        add_products_1(&(products_0), _S62, _S53, _S54, i_3, _S56);
+        i_3 = i_3 + _S56;
     }
     return products_0;
 }
 
-fn gemv_0( _S61 : vec3<u32>,  _S62 : u32,  _S63 : ptr<function, GemvParams_std140_0>)
+fn gemv_0( _S63 : vec3<u32>,  _S64 : u32,  _S65 : ptr<function, GemvParams_std140_0>)
 {
-    var first_1 : u32 = group_number_0(_S61) * u32(2);
+    var first_1 : u32 = group_number_0(_S63) * u32(2);
     for(;;)
     {
-        var _S64 : u32 = (*_S63).n_0;
-        if(first_1 < ((*_S63).n_0))
+        var _S66 : u32 = (*_S65).n_0;
+        if(first_1 < ((*_S65).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S65 : u32 = first_1 + _S62;
-        var _S66 : bool;
-        if(_S62 < u32(2))
+        var _S67 : u32 = first_1 + _S64;
+        var _S68 : bool;
+        if(_S64 < u32(2))
         {
-            _S66 = _S65 < _S64;
+            _S68 = _S67 < _S66;
         }
         else
         {
-            _S66 = false;
+            _S68 = false;
         }
-        var _S67 : bool;
-        if(_S66)
+        var _S69 : bool;
+        if(_S68)
         {
-            _S67 = ((*_S63).accumulate_0) != u32(0);
+            _S69 = ((*_S65).accumulate_0) != u32(0);
         }
         else
         {
-            _S67 = false;
+            _S69 = false;
         }
         var sum_1 : f32;
-        if(_S67)
+        if(_S69)
         {
-            sum_1 = entryPointParams_result_0[(*_S63).out_offset_0 + _S65];
+            sum_1 = entryPointParams_result_0[(*_S65).out_offset_0 + _S67];
         }
         else
         {
             sum_1 = 0.0f;
         }
-        var _S68 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S63).weight_offset_0, (*_S63).k_0, first_1, _S64, &(_S68));
-        var _S69 : array<f32, i32(2)>;
-        group_sums_0(products_of_thread_0(_S68, (*_S63).k_0, (*_S63).x_offset_0, u32(0), _S62, u32(128)).sums_0, _S62, &(_S69));
-        var sum_2 : f32 = sum_1 + chosen_0(_S69, _S62);
-        if(_S66)
+        var _S70 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S65).weight_offset_0, (*_S65).k_0, first_1, _S66, &(_S70));
+        var _S71 : array<f32, i32(2)>;
+        group_sums_0(products_of_thread_0(_S70, (*_S65).k_0, (*_S65).x_offset_0, u32(0), _S64, u32(128)).sums_0, _S64, &(_S71));
+        var sum_2 : f32 = sum_1 + chosen_0(_S71, _S64);
+        if(_S68)
         {
-            entryPointParams_result_0[(*_S63).out_offset_0 + _S65] = sum_2;
+            entryPointParams_result_0[(*_S65).out_offset_0 + _S67] = sum_2;
         }
-        first_1 = first_1 + (*_S63).groups_0 * u32(2);
+        first_1 = first_1 + (*_S65).groups_0 * u32(2);
     }
     return;
 }
@@ -400,7 +406,7 @@ fn gemv_q4_1(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocati
 {
     _S5 = _builtinWaveLaneCount_0;
     _S6 = _builtinWaveLaneIndex_0;
-    var _S70 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_1, &(_S70));
+    var _S72 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_1, &(_S72));
     return;
 }

@@ -42,6 +42,12 @@ fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S2 : ptr<function, array<f3
 
 var<private> _S5 : u32;
 
+fn subgroup_width_0() -> u32
+{
+    ;
+    return _S5;
+}
+
 var<private> _S6 : u32;
 
 var<workgroup> parts_0 : array<f32, i32(128)>;
@@ -63,20 +69,20 @@ fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S7 : ptr<function, array<f32, i32(2)>>)
 {
     var wave_0 : u32;
-    ;
-    var _S8 : u32 = u32(128) / _S5;
-    var _S9 : array<f32, i32(2)>;
-    subgroup_sums_0(values_2, &(_S9));
-    var _S10 : array<f32, i32(2)> = _S9;
+    var _S8 : u32 = subgroup_width_0();
+    var _S9 : u32 = u32(128) / _S8;
+    var _S10 : array<f32, i32(2)>;
+    subgroup_sums_0(values_2, &(_S10));
+    var _S11 : array<f32, i32(2)> = _S10;
     ;
     if(_S6 < u32(2))
     {
+        var _S12 : u32 = subgroup_width_0();
+        var _S13 : u32 = thread_0 / _S12;
+        var _S14 : u32 = _S13 * u32(2);
         ;
-        var _S11 : u32 = thread_0 / _S5;
-        var _S12 : u32 = _S11 * u32(2);
         ;
-        ;
-        parts_0[_S12 + _S6] = chosen_0(_S10, _S6);
+        parts_0[_S14 + _S6] = chosen_0(_S11, _S6);
     }
     workgroupBarrier();
     var result_2 : array<f32, i32(2)>;
@@ -90,7 +96,7 @@ fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S7 : ptr<func
                 wave_0 = u32(0);
                 for(;;)
                 {
-                    if(wave_0 < _S8)
+                    if(wave_0 < _S9)
                     {
                     }
                     else
@@ -112,7 +118,7 @@ fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S7 : ptr<func
                 wave_0 = u32(0);
                 for(;;)
                 {
-                    if(wave_0 < _S8)
+                    if(wave_0 < _S9)
                     {
                     }
                     else
@@ -138,13 +144,13 @@ fn Q5_0Eights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return u32(2) * offset_0 + row_0 * (k_1 / u32(32)) * u32(11);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S13 : ptr<function, array<u32, i32(2)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S15 : ptr<function, array<u32, i32(2)>>)
 {
     var begins_0 : array<u32, i32(2)>;
-    var _S14 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = Q5_0Eights_begin_0(offset_1, k_2, min(first_0, _S14));
-    begins_0[i32(1)] = Q5_0Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S14));
-    (*_S13) = begins_0;
+    var _S16 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = Q5_0Eights_begin_0(offset_1, k_2, min(first_0, _S16));
+    begins_0[i32(1)] = Q5_0Eights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S16));
+    (*_S15) = begins_0;
     return;
 }
 
@@ -178,61 +184,61 @@ struct Q5_0Eights_Eight_0
 
 fn second_if_0( aligned_0 : bool,  first_1 : u32,  second_0 : u32) -> u32
 {
-    var _S15 : u32;
+    var _S17 : u32;
     if(aligned_0)
     {
-        _S15 = second_0;
+        _S17 = second_0;
     }
     else
     {
-        _S15 = (((first_1 >> (u32(16)))) | (((second_0 << (u32(16))))));
+        _S17 = (((first_1 >> (u32(16)))) | (((second_0 << (u32(16))))));
     }
-    return _S15;
+    return _S17;
 }
 
-fn load_word_0( _S16 : u32) -> u32
+fn load_word_0( _S18 : u32) -> u32
 {
-    var _S17 : u32 = (_S16 - u32(1)) / u32(2);
-    return second_if_0((_S16 % u32(2)) == u32(0), entryPointParams_weight_0[_S17], entryPointParams_weight_0[_S17 + u32(1)]);
+    var _S19 : u32 = (_S18 - u32(1)) / u32(2);
+    return second_if_0((_S18 % u32(2)) == u32(0), entryPointParams_weight_0[_S19], entryPointParams_weight_0[_S19 + u32(1)]);
 }
 
-fn load_half_0( _S18 : u32) -> u32
+fn load_half_0( _S20 : u32) -> u32
 {
-    return (entryPointParams_weight_0[_S18 / u32(2)] >> ((_S18 % u32(2) * u32(16))));
+    return (entryPointParams_weight_0[_S20 / u32(2)] >> ((_S20 % u32(2) * u32(16))));
 }
 
 fn Q5_0Eights_Eight_x24init_0( q_1 : u32,  fifths_1 : u32,  d_1 : u32) -> Q5_0Eights_Eight_0
 {
-    var _S19 : Q5_0Eights_Eight_0;
-    _S19.q_0 = q_1;
-    _S19.fifths_0 = fifths_1;
-    _S19.d_0 = d_1;
-    return _S19;
+    var _S21 : Q5_0Eights_Eight_0;
+    _S21.q_0 = q_1;
+    _S21.fifths_0 = fifths_1;
+    _S21.d_0 = d_1;
+    return _S21;
 }
 
-fn Q5_0Eights_load_0( _S20 : u32,  _S21 : u32) -> Q5_0Eights_Eight_0
+fn Q5_0Eights_load_0( _S22 : u32,  _S23 : u32) -> Q5_0Eights_Eight_0
 {
-    var _S22 : u32 = _S20 + _S21 / u32(4) * u32(11);
-    var _S23 : u32 = _S21 % u32(4);
-    return Q5_0Eights_Eight_x24init_0(load_word_0(_S22 + u32(3) + _S23 * u32(2)), ((load_word_0(_S22 + u32(1))) >> ((_S23 * u32(4)))), load_half_0(_S22));
+    var _S24 : u32 = _S22 + _S23 / u32(4) * u32(11);
+    var _S25 : u32 = _S23 % u32(4);
+    return Q5_0Eights_Eight_x24init_0(load_word_0(_S24 + u32(3) + _S25 * u32(2)), ((load_word_0(_S24 + u32(1))) >> ((_S25 * u32(4)))), load_half_0(_S24));
 }
 
-fn load_eights_0( _S24 : array<u32, i32(2)>,  _S25 : u32,  _S26 : u32,  _S27 : ptr<function, array<Q5_0Eights_Eight_0, i32(4)>>)
+fn load_eights_0( _S26 : array<u32, i32(2)>,  _S27 : u32,  _S28 : u32,  _S29 : ptr<function, array<Q5_0Eights_Eight_0, i32(4)>>)
 {
     var eights_0 : array<Q5_0Eights_Eight_0, i32(4)>;
-    eights_0[i32(0)] = Q5_0Eights_load_0(_S24[i32(0)], _S25);
-    eights_0[i32(1)] = Q5_0Eights_load_0(_S24[i32(1)], _S25);
-    var _S28 : u32 = _S25 + _S26;
-    eights_0[i32(2)] = Q5_0Eights_load_0(_S24[i32(0)], _S28);
-    eights_0[i32(3)] = Q5_0Eights_load_0(_S24[i32(1)], _S28);
-    (*_S27) = eights_0;
+    eights_0[i32(0)] = Q5_0Eights_load_0(_S26[i32(0)], _S27);
+    eights_0[i32(1)] = Q5_0Eights_load_0(_S26[i32(1)], _S27);
+    var _S30 : u32 = _S27 + _S28;
+    eights_0[i32(2)] = Q5_0Eights_load_0(_S26[i32(0)], _S30);
+    eights_0[i32(3)] = Q5_0Eights_load_0(_S26[i32(1)], _S30);
+    (*_S29) = eights_0;
     return;
 }
 
 fn places_of_nibbles_0( i_0 : u32) -> vec2<u32>
 {
-    var _S29 : u32 = i_0 % u32(4);
-    return vec2<u32>(i_0 / u32(4) * u32(8) + _S29, i_0 / u32(4) * u32(8) + _S29 + u32(4));
+    var _S31 : u32 = i_0 % u32(4);
+    return vec2<u32>(i_0 / u32(4) * u32(8) + _S31, i_0 / u32(4) * u32(8) + _S31 + u32(4));
 }
 
 fn Q5_0Eights_places_0( i_1 : u32) -> vec2<u32>
@@ -247,8 +253,8 @@ fn fifths_of_0( bits_0 : u32) -> u32
 
 fn whole_bytes_0( word_2 : u32,  zero_2 : f32) -> vec4<f32>
 {
-    var _S30 : u32 = (word_2 >> (u32(16)));
-    return vec4<f32>(in_place_1(word_2, zero_2), in_place_0(word_2, zero_2), in_place_1(_S30, zero_2), in_place_0(_S30, zero_2));
+    var _S32 : u32 = (word_2 >> (u32(16)));
+    return vec4<f32>(in_place_1(word_2, zero_2), in_place_0(word_2, zero_2), in_place_1(_S32, zero_2), in_place_0(_S32, zero_2));
 }
 
 fn halves_0( word_3 : u32) -> vec2<f32>
@@ -261,146 +267,146 @@ fn Q5_0Eights_product_0( eight_0 : Q5_0Eights_Eight_0,  i_2 : u32,  a_0 : vec4<f
     return halves_0(eight_0.d_0).x * (dot(whole_bytes_0(((((eight_0.q_0) & (u32(252645135)))) | ((fifths_of_0(eight_0.fifths_0)))), 16.0f), a_0) + dot(whole_bytes_0(((((((eight_0.q_0) >> (u32(4)))) & (u32(252645135)))) | ((fifths_of_0(((eight_0.fifths_0) >> (u32(16))))))), 16.0f), b_0));
 }
 
-fn add_products_0( _S31 : ptr<function, Products_0>,  _S32 : array<Q5_0Eights_Eight_0, i32(4)>,  _S33 : u32,  _S34 : u32,  _S35 : u32,  _S36 : u32)
+fn add_products_0( _S33 : ptr<function, Products_0>,  _S34 : array<Q5_0Eights_Eight_0, i32(4)>,  _S35 : u32,  _S36 : u32,  _S37 : u32,  _S38 : u32)
 {
-    var _S37 : vec2<u32> = Q5_0Eights_places_0(_S35);
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S33 + _S37.x];
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S33 + _S37.y];
-    var _S38 : f32 = (*_S31).sums_0[i32(1)] + Q5_0Eights_product_0(_S32[i32(1)], _S35, a_1, b_1);
-    var _S39 : u32 = _S35 + _S36;
-    var _S40 : vec2<u32> = Q5_0Eights_places_0(_S39);
-    var a_2 : vec4<f32> = entryPointParams_x_0[_S33 + _S40.x];
-    var b_2 : vec4<f32> = entryPointParams_x_0[_S33 + _S40.y];
-    (*_S31).sums_0[i32(0)] = (*_S31).sums_0[i32(0)] + Q5_0Eights_product_0(_S32[i32(0)], _S35, a_1, b_1) + Q5_0Eights_product_0(_S32[i32(2)], _S39, a_2, b_2);
-    (*_S31).sums_0[i32(1)] = _S38 + Q5_0Eights_product_0(_S32[i32(3)], _S39, a_2, b_2);
+    var _S39 : vec2<u32> = Q5_0Eights_places_0(_S37);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S35 + _S39.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S35 + _S39.y];
+    var _S40 : f32 = (*_S33).sums_0[i32(1)] + Q5_0Eights_product_0(_S34[i32(1)], _S37, a_1, b_1);
+    var _S41 : u32 = _S37 + _S38;
+    var _S42 : vec2<u32> = Q5_0Eights_places_0(_S41);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S35 + _S42.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S35 + _S42.y];
+    (*_S33).sums_0[i32(0)] = (*_S33).sums_0[i32(0)] + Q5_0Eights_product_0(_S34[i32(0)], _S37, a_1, b_1) + Q5_0Eights_product_0(_S34[i32(2)], _S41, a_2, b_2);
+    (*_S33).sums_0[i32(1)] = _S40 + Q5_0Eights_product_0(_S34[i32(3)], _S41, a_2, b_2);
     return;
 }
 
-fn load_eights_1( _S41 : array<u32, i32(2)>,  _S42 : u32,  _S43 : u32,  _S44 : ptr<function, array<Q5_0Eights_Eight_0, i32(2)>>)
+fn load_eights_1( _S43 : array<u32, i32(2)>,  _S44 : u32,  _S45 : u32,  _S46 : ptr<function, array<Q5_0Eights_Eight_0, i32(2)>>)
 {
     var eights_1 : array<Q5_0Eights_Eight_0, i32(2)>;
-    eights_1[i32(0)] = Q5_0Eights_load_0(_S41[i32(0)], _S42);
-    eights_1[i32(1)] = Q5_0Eights_load_0(_S41[i32(1)], _S42);
-    (*_S44) = eights_1;
+    eights_1[i32(0)] = Q5_0Eights_load_0(_S43[i32(0)], _S44);
+    eights_1[i32(1)] = Q5_0Eights_load_0(_S43[i32(1)], _S44);
+    (*_S46) = eights_1;
     return;
 }
 
-fn add_products_1( _S45 : ptr<function, Products_0>,  _S46 : array<Q5_0Eights_Eight_0, i32(2)>,  _S47 : u32,  _S48 : u32,  _S49 : u32,  _S50 : u32)
+fn add_products_1( _S47 : ptr<function, Products_0>,  _S48 : array<Q5_0Eights_Eight_0, i32(2)>,  _S49 : u32,  _S50 : u32,  _S51 : u32,  _S52 : u32)
 {
-    var _S51 : vec2<u32> = Q5_0Eights_places_0(_S49);
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S47 + _S51.x];
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S47 + _S51.y];
-    (*_S45).sums_0[i32(0)] = (*_S45).sums_0[i32(0)] + Q5_0Eights_product_0(_S46[i32(0)], _S49, a_3, b_3);
-    (*_S45).sums_0[i32(1)] = (*_S45).sums_0[i32(1)] + Q5_0Eights_product_0(_S46[i32(1)], _S49, a_3, b_3);
+    var _S53 : vec2<u32> = Q5_0Eights_places_0(_S51);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S49 + _S53.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S49 + _S53.y];
+    (*_S47).sums_0[i32(0)] = (*_S47).sums_0[i32(0)] + Q5_0Eights_product_0(_S48[i32(0)], _S51, a_3, b_3);
+    (*_S47).sums_0[i32(1)] = (*_S47).sums_0[i32(1)] + Q5_0Eights_product_0(_S48[i32(1)], _S51, a_3, b_3);
     return;
 }
 
-fn products_of_thread_0( _S52 : array<u32, i32(2)>,  _S53 : u32,  _S54 : u32,  _S55 : u32,  _S56 : u32,  _S57 : u32) -> Products_0
+fn products_of_thread_0( _S54 : array<u32, i32(2)>,  _S55 : u32,  _S56 : u32,  _S57 : u32,  _S58 : u32,  _S59 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    var _S58 : u32 = _S53 / u32(8);
+    var _S60 : u32 = _S55 / u32(8);
     var i_3 : u32;
-    if((_S56 + _S57) < _S58)
+    if((_S58 + _S59) < _S60)
     {
-        var _S59 : array<Q5_0Eights_Eight_0, i32(4)>;
-        load_eights_0(_S52, _S56, _S57, &(_S59));
-        i_3 = _S56;
-        var loaded_0 : array<Q5_0Eights_Eight_0, i32(4)> = _S59;
+        var _S61 : array<Q5_0Eights_Eight_0, i32(4)>;
+        load_eights_0(_S54, _S58, _S59, &(_S61));
+        i_3 = _S58;
+        var loaded_0 : array<Q5_0Eights_Eight_0, i32(4)> = _S61;
         for(;;)
         {
-            if((i_3 + u32(3) * _S57) < _S58)
+            if((i_3 + u32(3) * _S59) < _S60)
             {
             }
             else
             {
                 break;
             }
-            var _S60 : u32 = i_3 + u32(2) * _S57;
-            var _S61 : array<Q5_0Eights_Eight_0, i32(4)>;
-            load_eights_0(_S52, _S60, _S57, &(_S61));
-            var _S62 : array<Q5_0Eights_Eight_0, i32(4)> = _S61;
-            add_products_0(&(products_0), loaded_0, _S54, _S55, i_3, _S57);
-            i_3 = _S60;
-            loaded_0 = _S62;
+            var _S62 : u32 = i_3 + u32(2) * _S59;
+            var _S63 : array<Q5_0Eights_Eight_0, i32(4)>;
+            load_eights_0(_S54, _S62, _S59, &(_S63));
+            var _S64 : array<Q5_0Eights_Eight_0, i32(4)> = _S63;
+            add_products_0(&(products_0), loaded_0, _S56, _S57, i_3, _S59);
+            i_3 = _S62;
+            loaded_0 = _S64;
         }
-        add_products_0(&(products_0), loaded_0, _S54, _S55, i_3, _S57);
-        i_3 = i_3 + u32(2) * _S57;
+        add_products_0(&(products_0), loaded_0, _S56, _S57, i_3, _S59);
+        i_3 = i_3 + u32(2) * _S59;
     }
     else
     {
-        i_3 = _S56;
+        i_3 = _S58;
     }
     for(;;)
     {
-        if(i_3 < _S58)
+        if(i_3 < _S60)
         {
         }
         else
         {
             break;
         }
-        var _S63 : array<Q5_0Eights_Eight_0, i32(2)>;
-        load_eights_1(_S52, i_3, _S57, &(_S63));
-        add_products_1(&(products_0), _S63, _S54, _S55, i_3, _S57);
-        i_3 = i_3 + _S57;
+        var _S65 : array<Q5_0Eights_Eight_0, i32(2)>;
+        load_eights_1(_S54, i_3, _S59, &(_S65));
+        add_products_1(&(products_0), _S65, _S56, _S57, i_3, _S59);
+        i_3 = i_3 + _S59;
     }
     return products_0;
 }
 
-fn gemv_0( _S64 : vec3<u32>,  _S65 : u32,  _S66 : ptr<function, GemvParams_std140_0>)
+fn gemv_0( _S66 : vec3<u32>,  _S67 : u32,  _S68 : ptr<function, GemvParams_std140_0>)
 {
-    var first_2 : u32 = group_number_0(_S64) * u32(2);
+    var first_2 : u32 = group_number_0(_S66) * u32(2);
     for(;;)
     {
-        var _S67 : u32 = (*_S66).n_0;
-        if(first_2 < ((*_S66).n_0))
+        var _S69 : u32 = (*_S68).n_0;
+        if(first_2 < ((*_S68).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S68 : u32 = first_2 + _S65;
-        var _S69 : bool;
-        if(_S65 < u32(2))
+        var _S70 : u32 = first_2 + _S67;
+        var _S71 : bool;
+        if(_S67 < u32(2))
         {
-            _S69 = _S68 < _S67;
+            _S71 = _S70 < _S69;
         }
         else
         {
-            _S69 = false;
+            _S71 = false;
         }
-        var _S70 : bool;
-        if(_S69)
+        var _S72 : bool;
+        if(_S71)
         {
-            _S70 = ((*_S66).accumulate_0) != u32(0);
+            _S72 = ((*_S68).accumulate_0) != u32(0);
         }
         else
         {
-            _S70 = false;
+            _S72 = false;
         }
         var sum_0 : f32;
-        if(_S70)
+        if(_S72)
         {
-            sum_0 = entryPointParams_result_0[(*_S66).out_offset_0 + _S68];
+            sum_0 = entryPointParams_result_0[(*_S68).out_offset_0 + _S70];
         }
         else
         {
             sum_0 = 0.0f;
         }
-        var _S71 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S66).weight_offset_0, (*_S66).k_0, first_2, _S67, &(_S71));
-        var _S72 : array<f32, i32(2)>;
-        group_sums_0(products_of_thread_0(_S71, (*_S66).k_0, (*_S66).x_offset_0, u32(0), _S65, u32(128)).sums_0, _S65, &(_S72));
-        var sum_1 : f32 = sum_0 + chosen_0(_S72, _S65);
-        if(_S69)
+        var _S73 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S68).weight_offset_0, (*_S68).k_0, first_2, _S69, &(_S73));
+        var _S74 : array<f32, i32(2)>;
+        group_sums_0(products_of_thread_0(_S73, (*_S68).k_0, (*_S68).x_offset_0, u32(0), _S67, u32(128)).sums_0, _S67, &(_S74));
+        var sum_1 : f32 = sum_0 + chosen_0(_S74, _S67);
+        if(_S71)
         {
-            entryPointParams_result_0[(*_S66).out_offset_0 + _S68] = sum_1;
+            entryPointParams_result_0[(*_S68).out_offset_0 + _S70] = sum_1;
         }
-        first_2 = first_2 + (*_S66).groups_0 * u32(2);
+        first_2 = first_2 + (*_S68).groups_0 * u32(2);
     }
     return;
 }
@@ -411,7 +417,7 @@ fn gemv_q5_0(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocati
 {
     _S5 = _builtinWaveLaneCount_0;
     _S6 = _builtinWaveLaneIndex_0;
-    var _S73 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_1, &(_S73));
+    var _S75 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_1, &(_S75));
     return;
 }

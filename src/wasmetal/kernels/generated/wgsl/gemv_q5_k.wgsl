@@ -60,6 +60,12 @@ fn subgroup_sums_0( values_0 : array<f32, i32(2)>,  _S3 : ptr<function, array<f3
 
 var<private> _S6 : u32;
 
+fn subgroup_width_0() -> u32
+{
+    ;
+    return _S6;
+}
+
 var<private> _S7 : u32;
 
 var<workgroup> parts_0 : array<f32, i32(128)>;
@@ -81,20 +87,20 @@ fn chosen_0( values_1 : array<f32, i32(2)>,  number_0 : u32) -> f32
 fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S8 : ptr<function, array<f32, i32(2)>>)
 {
     var wave_0 : u32;
-    ;
-    var _S9 : u32 = u32(128) / _S6;
-    var _S10 : array<f32, i32(2)>;
-    subgroup_sums_0(values_2, &(_S10));
-    var _S11 : array<f32, i32(2)> = _S10;
+    var _S9 : u32 = subgroup_width_0();
+    var _S10 : u32 = u32(128) / _S9;
+    var _S11 : array<f32, i32(2)>;
+    subgroup_sums_0(values_2, &(_S11));
+    var _S12 : array<f32, i32(2)> = _S11;
     ;
     if(_S7 < u32(2))
     {
+        var _S13 : u32 = subgroup_width_0();
+        var _S14 : u32 = thread_0 / _S13;
+        var _S15 : u32 = _S14 * u32(2);
         ;
-        var _S12 : u32 = thread_0 / _S6;
-        var _S13 : u32 = _S12 * u32(2);
         ;
-        ;
-        parts_0[_S13 + _S7] = chosen_0(_S11, _S7);
+        parts_0[_S15 + _S7] = chosen_0(_S12, _S7);
     }
     workgroupBarrier();
     var result_2 : array<f32, i32(2)>;
@@ -108,7 +114,7 @@ fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S8 : ptr<func
                 wave_0 = u32(0);
                 for(;;)
                 {
-                    if(wave_0 < _S9)
+                    if(wave_0 < _S10)
                     {
                     }
                     else
@@ -130,7 +136,7 @@ fn group_sums_0( values_2 : array<f32, i32(2)>,  thread_0 : u32,  _S8 : ptr<func
                 wave_0 = u32(0);
                 for(;;)
                 {
-                    if(wave_0 < _S9)
+                    if(wave_0 < _S10)
                     {
                     }
                     else
@@ -156,31 +162,31 @@ fn FourOrFiveEights_begin_0( offset_0 : u32,  k_1 : u32,  row_0 : u32) -> u32
     return offset_0 + row_0 * (k_1 / u32(256)) * u32(44);
 }
 
-fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S14 : ptr<function, array<u32, i32(2)>>)
+fn begins_of_rows_0( offset_1 : u32,  k_2 : u32,  first_0 : u32,  n_1 : u32,  _S16 : ptr<function, array<u32, i32(2)>>)
 {
     var begins_0 : array<u32, i32(2)>;
-    var _S15 : u32 = n_1 - u32(1);
-    begins_0[i32(0)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0, _S15));
-    begins_0[i32(1)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S15));
-    (*_S14) = begins_0;
+    var _S17 : u32 = n_1 - u32(1);
+    begins_0[i32(0)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0, _S17));
+    begins_0[i32(1)] = FourOrFiveEights_begin_0(offset_1, k_2, min(first_0 + u32(1), _S17));
+    (*_S16) = begins_0;
     return;
 }
 
 fn scales_of_quarter_0( packed_2 : vec3<u32>,  quarter_0 : u32) -> vec2<u32>
 {
-    var _S16 : u32 = quarter_0 % u32(2) * u32(16);
-    var _S17 : vec2<u32> = ((packed_2.xy) >> (vec2<u32>(_S16)));
-    var _S18 : u32 = ((packed_2.z) >> (_S16));
-    var _S19 : vec2<u32>;
+    var _S18 : u32 = quarter_0 % u32(2) * u32(16);
+    var _S19 : vec2<u32> = ((packed_2.xy) >> (vec2<u32>(_S18)));
+    var _S20 : u32 = ((packed_2.z) >> (_S18));
+    var _S21 : vec2<u32>;
     if(quarter_0 < u32(2))
     {
-        _S19 = (_S17 & (vec2<u32>(u32(16191))));
+        _S21 = (_S19 & (vec2<u32>(u32(16191))));
     }
     else
     {
-        _S19 = (((vec2<u32>(_S18, (_S18 >> (u32(4)))) & (vec2<u32>(u32(3855))))) | (((((_S17 >> (vec2<u32>(u32(2))))) & (vec2<u32>(u32(12336)))))));
+        _S21 = (((vec2<u32>(_S20, (_S20 >> (u32(4)))) & (vec2<u32>(u32(3855))))) | (((((_S19 >> (vec2<u32>(u32(2))))) & (vec2<u32>(u32(12336)))))));
     }
-    return _S19;
+    return _S21;
 }
 
 fn in_place_0( word_0 : u32,  zero_0 : f32) -> f32
@@ -195,8 +201,8 @@ fn in_place_1( word_1 : u32,  zero_1 : f32) -> f32
 
 fn whole_bytes_0( word_2 : u32,  zero_2 : f32) -> vec4<f32>
 {
-    var _S20 : u32 = (word_2 >> (u32(16)));
-    return vec4<f32>(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S20, zero_2), in_place_1(_S20, zero_2));
+    var _S22 : u32 = (word_2 >> (u32(16)));
+    return vec4<f32>(in_place_0(word_2, zero_2), in_place_1(word_2, zero_2), in_place_0(_S22, zero_2), in_place_1(_S22, zero_2));
 }
 
 fn sum_0( v_0 : vec4<f32>) -> f32
@@ -211,17 +217,17 @@ fn halves_0( word_3 : u32) -> vec2<f32>
 
 fn FourOrFiveEights_product_0( eight_0 : FourOrFiveEights_Eight_0,  i_0 : u32,  a_0 : vec4<f32>,  b_0 : vec4<f32>) -> f32
 {
-    var _S21 : vec2<u32> = scales_of_quarter_0(eight_0.packed_0, i_0 % u32(32) / u32(8));
-    var _S22 : vec2<f32> = vec2<f32>((_S21 & (vec2<u32>(u32(255)))));
-    var _S23 : vec2<f32> = vec2<f32>((_S21 >> (vec2<u32>(u32(8)))));
-    var _S24 : vec2<f32> = halves_0(eight_0.scales_0) * vec2<f32>(_S22.x * dot(whole_bytes_0(((((eight_0.q_0) & (u32(252645135)))) | ((((((eight_0.fifths_0) & (u32(16843009)))) << (u32(4)))))), 0.0f), a_0) + _S23.x * dot(whole_bytes_0(((((((eight_0.q_0) >> (u32(4)))) & (u32(252645135)))) | ((((((((eight_0.fifths_0) >> (u32(1)))) & (u32(16843009)))) << (u32(4)))))), 0.0f), b_0), _S22.y * sum_0(a_0) + _S23.y * sum_0(b_0));
-    return _S24.x - _S24.y;
+    var _S23 : vec2<u32> = scales_of_quarter_0(eight_0.packed_0, i_0 % u32(32) / u32(8));
+    var _S24 : vec2<f32> = vec2<f32>((_S23 & (vec2<u32>(u32(255)))));
+    var _S25 : vec2<f32> = vec2<f32>((_S23 >> (vec2<u32>(u32(8)))));
+    var _S26 : vec2<f32> = halves_0(eight_0.scales_0) * vec2<f32>(_S24.x * dot(whole_bytes_0(((((eight_0.q_0) & (u32(252645135)))) | ((((((eight_0.fifths_0) & (u32(16843009)))) << (u32(4)))))), 0.0f), a_0) + _S25.x * dot(whole_bytes_0(((((((eight_0.q_0) >> (u32(4)))) & (u32(252645135)))) | ((((((((eight_0.fifths_0) >> (u32(1)))) & (u32(16843009)))) << (u32(4)))))), 0.0f), b_0), _S24.y * sum_0(a_0) + _S25.y * sum_0(b_0));
+    return _S26.x - _S26.y;
 }
 
 fn FourOrFiveEights_places_0( i_1 : u32) -> vec2<u32>
 {
-    var _S25 : u32 = i_1 % u32(8);
-    return vec2<u32>(i_1 / u32(8) * u32(16) + _S25, i_1 / u32(8) * u32(16) + _S25 + u32(8));
+    var _S27 : u32 = i_1 % u32(8);
+    return vec2<u32>(i_1 / u32(8) * u32(16) + _S27, i_1 / u32(8) * u32(16) + _S27 + u32(8));
 }
 
 fn group_number_0( group_0 : vec3<u32>) -> u32
@@ -235,166 +241,166 @@ struct Products_0
      squares_0 : f32,
 };
 
-fn FourOrFiveEights_load_0( _S26 : u32,  _S27 : u32) -> FourOrFiveEights_Eight_0
+fn FourOrFiveEights_load_0( _S28 : u32,  _S29 : u32) -> FourOrFiveEights_Eight_0
 {
-    var _S28 : u32 = _S26 + _S27 / u32(32) * u32(44);
-    var _S29 : u32 = _S28 + u32(4);
-    var _S30 : u32 = _S27 % u32(32);
-    return FourOrFiveEights_Eight_x24init_0(entryPointParams_weight_0[_S29 + u32(8) + _S30], (entryPointParams_weight_0[_S29 + _S27 % u32(8)] >> ((_S30 / u32(8) * u32(2)))), entryPointParams_weight_0[_S28], vec3<u32>(entryPointParams_weight_0[_S28 + u32(1)], entryPointParams_weight_0[_S28 + u32(2)], entryPointParams_weight_0[_S28 + u32(3)]));
+    var _S30 : u32 = _S28 + _S29 / u32(32) * u32(44);
+    var _S31 : u32 = _S30 + u32(4);
+    var _S32 : u32 = _S29 % u32(32);
+    return FourOrFiveEights_Eight_x24init_0(entryPointParams_weight_0[_S31 + u32(8) + _S32], (entryPointParams_weight_0[_S31 + _S29 % u32(8)] >> ((_S32 / u32(8) * u32(2)))), entryPointParams_weight_0[_S30], vec3<u32>(entryPointParams_weight_0[_S30 + u32(1)], entryPointParams_weight_0[_S30 + u32(2)], entryPointParams_weight_0[_S30 + u32(3)]));
 }
 
-fn load_eights_0( _S31 : array<u32, i32(2)>,  _S32 : u32,  _S33 : u32,  _S34 : ptr<function, array<FourOrFiveEights_Eight_0, i32(4)>>)
+fn load_eights_0( _S33 : array<u32, i32(2)>,  _S34 : u32,  _S35 : u32,  _S36 : ptr<function, array<FourOrFiveEights_Eight_0, i32(4)>>)
 {
     var eights_0 : array<FourOrFiveEights_Eight_0, i32(4)>;
-    eights_0[i32(0)] = FourOrFiveEights_load_0(_S31[i32(0)], _S32);
-    eights_0[i32(1)] = FourOrFiveEights_load_0(_S31[i32(1)], _S32);
-    var _S35 : u32 = _S32 + _S33;
-    eights_0[i32(2)] = FourOrFiveEights_load_0(_S31[i32(0)], _S35);
-    eights_0[i32(3)] = FourOrFiveEights_load_0(_S31[i32(1)], _S35);
-    (*_S34) = eights_0;
+    eights_0[i32(0)] = FourOrFiveEights_load_0(_S33[i32(0)], _S34);
+    eights_0[i32(1)] = FourOrFiveEights_load_0(_S33[i32(1)], _S34);
+    var _S37 : u32 = _S34 + _S35;
+    eights_0[i32(2)] = FourOrFiveEights_load_0(_S33[i32(0)], _S37);
+    eights_0[i32(3)] = FourOrFiveEights_load_0(_S33[i32(1)], _S37);
+    (*_S36) = eights_0;
     return;
 }
 
-fn add_products_0( _S36 : ptr<function, Products_0>,  _S37 : array<FourOrFiveEights_Eight_0, i32(4)>,  _S38 : u32,  _S39 : u32,  _S40 : u32,  _S41 : u32)
+fn add_products_0( _S38 : ptr<function, Products_0>,  _S39 : array<FourOrFiveEights_Eight_0, i32(4)>,  _S40 : u32,  _S41 : u32,  _S42 : u32,  _S43 : u32)
 {
-    var _S42 : vec2<u32> = FourOrFiveEights_places_0(_S40);
-    var a_1 : vec4<f32> = entryPointParams_x_0[_S38 + _S42.x];
-    var b_1 : vec4<f32> = entryPointParams_x_0[_S38 + _S42.y];
-    var _S43 : f32 = (*_S36).sums_0[i32(1)] + FourOrFiveEights_product_0(_S37[i32(1)], _S40, a_1, b_1);
-    var _S44 : u32 = _S40 + _S41;
-    var _S45 : vec2<u32> = FourOrFiveEights_places_0(_S44);
-    var a_2 : vec4<f32> = entryPointParams_x_0[_S38 + _S45.x];
-    var b_2 : vec4<f32> = entryPointParams_x_0[_S38 + _S45.y];
-    (*_S36).sums_0[i32(0)] = (*_S36).sums_0[i32(0)] + FourOrFiveEights_product_0(_S37[i32(0)], _S40, a_1, b_1) + FourOrFiveEights_product_0(_S37[i32(2)], _S44, a_2, b_2);
-    (*_S36).sums_0[i32(1)] = _S43 + FourOrFiveEights_product_0(_S37[i32(3)], _S44, a_2, b_2);
+    var _S44 : vec2<u32> = FourOrFiveEights_places_0(_S42);
+    var a_1 : vec4<f32> = entryPointParams_x_0[_S40 + _S44.x];
+    var b_1 : vec4<f32> = entryPointParams_x_0[_S40 + _S44.y];
+    var _S45 : f32 = (*_S38).sums_0[i32(1)] + FourOrFiveEights_product_0(_S39[i32(1)], _S42, a_1, b_1);
+    var _S46 : u32 = _S42 + _S43;
+    var _S47 : vec2<u32> = FourOrFiveEights_places_0(_S46);
+    var a_2 : vec4<f32> = entryPointParams_x_0[_S40 + _S47.x];
+    var b_2 : vec4<f32> = entryPointParams_x_0[_S40 + _S47.y];
+    (*_S38).sums_0[i32(0)] = (*_S38).sums_0[i32(0)] + FourOrFiveEights_product_0(_S39[i32(0)], _S42, a_1, b_1) + FourOrFiveEights_product_0(_S39[i32(2)], _S46, a_2, b_2);
+    (*_S38).sums_0[i32(1)] = _S45 + FourOrFiveEights_product_0(_S39[i32(3)], _S46, a_2, b_2);
     return;
 }
 
-fn load_eights_1( _S46 : array<u32, i32(2)>,  _S47 : u32,  _S48 : u32,  _S49 : ptr<function, array<FourOrFiveEights_Eight_0, i32(2)>>)
+fn load_eights_1( _S48 : array<u32, i32(2)>,  _S49 : u32,  _S50 : u32,  _S51 : ptr<function, array<FourOrFiveEights_Eight_0, i32(2)>>)
 {
     var eights_1 : array<FourOrFiveEights_Eight_0, i32(2)>;
-    eights_1[i32(0)] = FourOrFiveEights_load_0(_S46[i32(0)], _S47);
-    eights_1[i32(1)] = FourOrFiveEights_load_0(_S46[i32(1)], _S47);
-    (*_S49) = eights_1;
+    eights_1[i32(0)] = FourOrFiveEights_load_0(_S48[i32(0)], _S49);
+    eights_1[i32(1)] = FourOrFiveEights_load_0(_S48[i32(1)], _S49);
+    (*_S51) = eights_1;
     return;
 }
 
-fn add_products_1( _S50 : ptr<function, Products_0>,  _S51 : array<FourOrFiveEights_Eight_0, i32(2)>,  _S52 : u32,  _S53 : u32,  _S54 : u32,  _S55 : u32)
+fn add_products_1( _S52 : ptr<function, Products_0>,  _S53 : array<FourOrFiveEights_Eight_0, i32(2)>,  _S54 : u32,  _S55 : u32,  _S56 : u32,  _S57 : u32)
 {
-    var _S56 : vec2<u32> = FourOrFiveEights_places_0(_S54);
-    var a_3 : vec4<f32> = entryPointParams_x_0[_S52 + _S56.x];
-    var b_3 : vec4<f32> = entryPointParams_x_0[_S52 + _S56.y];
-    (*_S50).sums_0[i32(0)] = (*_S50).sums_0[i32(0)] + FourOrFiveEights_product_0(_S51[i32(0)], _S54, a_3, b_3);
-    (*_S50).sums_0[i32(1)] = (*_S50).sums_0[i32(1)] + FourOrFiveEights_product_0(_S51[i32(1)], _S54, a_3, b_3);
+    var _S58 : vec2<u32> = FourOrFiveEights_places_0(_S56);
+    var a_3 : vec4<f32> = entryPointParams_x_0[_S54 + _S58.x];
+    var b_3 : vec4<f32> = entryPointParams_x_0[_S54 + _S58.y];
+    (*_S52).sums_0[i32(0)] = (*_S52).sums_0[i32(0)] + FourOrFiveEights_product_0(_S53[i32(0)], _S56, a_3, b_3);
+    (*_S52).sums_0[i32(1)] = (*_S52).sums_0[i32(1)] + FourOrFiveEights_product_0(_S53[i32(1)], _S56, a_3, b_3);
     return;
 }
 
-fn products_of_thread_0( _S57 : array<u32, i32(2)>,  _S58 : u32,  _S59 : u32,  _S60 : u32,  _S61 : u32,  _S62 : u32) -> Products_0
+fn products_of_thread_0( _S59 : array<u32, i32(2)>,  _S60 : u32,  _S61 : u32,  _S62 : u32,  _S63 : u32,  _S64 : u32) -> Products_0
 {
     var products_0 : Products_0;
     products_0.squares_0 = 0.0f;
     products_0.sums_0[i32(0)] = 0.0f;
     products_0.sums_0[i32(1)] = 0.0f;
-    var _S63 : u32 = _S58 / u32(8);
+    var _S65 : u32 = _S60 / u32(8);
     var i_2 : u32;
-    if((_S61 + _S62) < _S63)
+    if((_S63 + _S64) < _S65)
     {
-        var _S64 : array<FourOrFiveEights_Eight_0, i32(4)>;
-        load_eights_0(_S57, _S61, _S62, &(_S64));
-        i_2 = _S61;
-        var loaded_0 : array<FourOrFiveEights_Eight_0, i32(4)> = _S64;
+        var _S66 : array<FourOrFiveEights_Eight_0, i32(4)>;
+        load_eights_0(_S59, _S63, _S64, &(_S66));
+        i_2 = _S63;
+        var loaded_0 : array<FourOrFiveEights_Eight_0, i32(4)> = _S66;
         for(;;)
         {
-            if((i_2 + u32(3) * _S62) < _S63)
+            if((i_2 + u32(3) * _S64) < _S65)
             {
             }
             else
             {
                 break;
             }
-            var _S65 : u32 = i_2 + u32(2) * _S62;
-            var _S66 : array<FourOrFiveEights_Eight_0, i32(4)>;
-            load_eights_0(_S57, _S65, _S62, &(_S66));
-            var _S67 : array<FourOrFiveEights_Eight_0, i32(4)> = _S66;
-            add_products_0(&(products_0), loaded_0, _S59, _S60, i_2, _S62);
-            i_2 = _S65;
-            loaded_0 = _S67;
+            var _S67 : u32 = i_2 + u32(2) * _S64;
+            var _S68 : array<FourOrFiveEights_Eight_0, i32(4)>;
+            load_eights_0(_S59, _S67, _S64, &(_S68));
+            var _S69 : array<FourOrFiveEights_Eight_0, i32(4)> = _S68;
+            add_products_0(&(products_0), loaded_0, _S61, _S62, i_2, _S64);
+            i_2 = _S67;
+            loaded_0 = _S69;
         }
-        add_products_0(&(products_0), loaded_0, _S59, _S60, i_2, _S62);
-        i_2 = i_2 + u32(2) * _S62;
+        add_products_0(&(products_0), loaded_0, _S61, _S62, i_2, _S64);
+        i_2 = i_2 + u32(2) * _S64;
     }
     else
     {
-        i_2 = _S61;
+        i_2 = _S63;
     }
     for(;;)
     {
-        if(i_2 < _S63)
+        if(i_2 < _S65)
         {
         }
         else
         {
             break;
         }
-        var _S68 : array<FourOrFiveEights_Eight_0, i32(2)>;
-        load_eights_1(_S57, i_2, _S62, &(_S68));
-        add_products_1(&(products_0), _S68, _S59, _S60, i_2, _S62);
-        i_2 = i_2 + _S62;
+        var _S70 : array<FourOrFiveEights_Eight_0, i32(2)>;
+        load_eights_1(_S59, i_2, _S64, &(_S70));
+        add_products_1(&(products_0), _S70, _S61, _S62, i_2, _S64);
+        i_2 = i_2 + _S64;
     }
     return products_0;
 }
 
-fn gemv_0( _S69 : vec3<u32>,  _S70 : u32,  _S71 : ptr<function, GemvParams_std140_0>)
+fn gemv_0( _S71 : vec3<u32>,  _S72 : u32,  _S73 : ptr<function, GemvParams_std140_0>)
 {
-    var first_1 : u32 = group_number_0(_S69) * u32(2);
+    var first_1 : u32 = group_number_0(_S71) * u32(2);
     for(;;)
     {
-        var _S72 : u32 = (*_S71).n_0;
-        if(first_1 < ((*_S71).n_0))
+        var _S74 : u32 = (*_S73).n_0;
+        if(first_1 < ((*_S73).n_0))
         {
         }
         else
         {
             break;
         }
-        var _S73 : u32 = first_1 + _S70;
-        var _S74 : bool;
-        if(_S70 < u32(2))
+        var _S75 : u32 = first_1 + _S72;
+        var _S76 : bool;
+        if(_S72 < u32(2))
         {
-            _S74 = _S73 < _S72;
+            _S76 = _S75 < _S74;
         }
         else
         {
-            _S74 = false;
+            _S76 = false;
         }
-        var _S75 : bool;
-        if(_S74)
+        var _S77 : bool;
+        if(_S76)
         {
-            _S75 = ((*_S71).accumulate_0) != u32(0);
+            _S77 = ((*_S73).accumulate_0) != u32(0);
         }
         else
         {
-            _S75 = false;
+            _S77 = false;
         }
         var sum_1 : f32;
-        if(_S75)
+        if(_S77)
         {
-            sum_1 = entryPointParams_result_0[(*_S71).out_offset_0 + _S73];
+            sum_1 = entryPointParams_result_0[(*_S73).out_offset_0 + _S75];
         }
         else
         {
             sum_1 = 0.0f;
         }
-        var _S76 : array<u32, i32(2)>;
-        begins_of_rows_0((*_S71).weight_offset_0, (*_S71).k_0, first_1, _S72, &(_S76));
-        var _S77 : array<f32, i32(2)>;
-        group_sums_0(products_of_thread_0(_S76, (*_S71).k_0, (*_S71).x_offset_0, u32(0), _S70, u32(128)).sums_0, _S70, &(_S77));
-        var sum_2 : f32 = sum_1 + chosen_0(_S77, _S70);
-        if(_S74)
+        var _S78 : array<u32, i32(2)>;
+        begins_of_rows_0((*_S73).weight_offset_0, (*_S73).k_0, first_1, _S74, &(_S78));
+        var _S79 : array<f32, i32(2)>;
+        group_sums_0(products_of_thread_0(_S78, (*_S73).k_0, (*_S73).x_offset_0, u32(0), _S72, u32(128)).sums_0, _S72, &(_S79));
+        var sum_2 : f32 = sum_1 + chosen_0(_S79, _S72);
+        if(_S76)
         {
-            entryPointParams_result_0[(*_S71).out_offset_0 + _S73] = sum_2;
+            entryPointParams_result_0[(*_S73).out_offset_0 + _S75] = sum_2;
         }
-        first_1 = first_1 + (*_S71).groups_0 * u32(2);
+        first_1 = first_1 + (*_S73).groups_0 * u32(2);
     }
     return;
 }
@@ -405,7 +411,7 @@ fn gemv_q5_k(@builtin(workgroup_id) group_1 : vec3<u32>, @builtin(local_invocati
 {
     _S6 = _builtinWaveLaneCount_0;
     _S7 = _builtinWaveLaneIndex_0;
-    var _S78 : GemvParams_std140_0 = entryPointParams_0.p_0;
-    gemv_0(group_1, thread_1, &(_S78));
+    var _S80 : GemvParams_std140_0 = entryPointParams_0.p_0;
+    gemv_0(group_1, thread_1, &(_S80));
     return;
 }
