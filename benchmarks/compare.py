@@ -49,12 +49,14 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as temporary:
         results = measure(options, options.folder or Path(temporary))
-    report = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "options": vars(options), "results": results}
+    settings = {name: getattr(options, name) for name in ("shape", "precision", "rounds")}
+    settings |= {"prompt tokens": PROMPT, "decoded tokens": TOKENS}
+    report = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "settings": settings, "results": results}
     show(results)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         name = f"{report['date']}-{options.shape}"
-        (options.out / f"{name}.json").write_text(json.dumps(report, indent=1, default=str) + "\n")
+        (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
         (options.out / f"{name}.svg").write_text(
             chart.draw(f"Llama 3 {options.shape}: {report['machine']['gpu']}", results)
         )
@@ -146,7 +148,7 @@ def machine() -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError, IndexError):
         gpu = "no NVIDIA GPU"
     packages = dict(_versions("wasmetal", "wasmtime", "numpy", "cuda-bindings"))
-    return {"gpu": gpu, "system": platform.platform(), "python": platform.python_version()} | packages
+    return {"gpu": gpu, "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version()} | packages
 
 
 def _versions(*names: str) -> Iterator[tuple[str, str]]:
