@@ -148,7 +148,8 @@ def machine() -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError, IndexError):
         gpu = "no NVIDIA GPU"
     packages = dict(_versions("wasmetal", "wasmtime", "numpy", "cuda-bindings"))
-    return {"gpu": gpu, "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version()} | packages
+    system = f"{platform.system()} {platform.machine()}"
+    return {"gpu": gpu, "system": system, "python": platform.python_version()} | packages
 
 
 def _versions(*names: str) -> Iterator[tuple[str, str]]:
