@@ -76,7 +76,7 @@ def failing(report: Report) -> set[str]:
 
 def test_every_link_holds(device: Device) -> None:
     report = prove(device)
-    assert report.ok, report.links
+    assert report.ok, [link for link in report.links if not link.ok]
     assert report.pointer_identity
 
 

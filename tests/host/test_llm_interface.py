@@ -22,6 +22,8 @@ from wasmetal.host.errno import Errno
 from wasmetal.models.lm.kv_cache import PAGE_SIZE
 
 TEXT, TOKENS, OUT, LOGITS = 1024, 4096, PAGE, 4 * PAGE
+ROUNDED = 1e-3
+"""How far logits may be apart whose keys and values were rounded to float16 before or after they were used."""
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +159,7 @@ def test_the_device_writes_logits_into_guest_memory(probe: Probe, model: Any) ->
     np.testing.assert_array_equal(probe.floats(LOGITS, model.vocab_size), reference(model, [5, 6, 7]))
     shared = probe.guest.counters.bytes_shared
     assert forward(probe, handle, [8]) == Errno.SUCCESS
-    np.testing.assert_allclose(probe.floats(LOGITS, model.vocab_size), reference(model, [5, 6, 7, 8]), atol=1e-4)
+    np.testing.assert_allclose(probe.floats(LOGITS, model.vocab_size), reference(model, [5, 6, 7, 8]), atol=ROUNDED)
     assert probe.guest.counters.bytes_copied == 0
     assert probe.guest.counters.bytes_shared == shared > 0  # the place is shared once
 
@@ -215,7 +217,7 @@ def test_fork_truncate_save_restore(probe: Probe, model: Any) -> None:
     assert probe.session_length(fresh, probe.OUT) == Errno.SUCCESS
     assert probe.u32() == 3
     assert forward(probe, fresh, [8]) == Errno.SUCCESS
-    np.testing.assert_allclose(probe.floats(LOGITS, model.vocab_size), expected, atol=1e-4)
+    np.testing.assert_allclose(probe.floats(LOGITS, model.vocab_size), expected, atol=ROUNDED)
 
 
 def test_device_memory_of_sessions_is_limited(model: Any) -> None:

@@ -401,4 +401,4 @@ def test_layer_1_covers_every_kernel(shim: ShimDevice) -> None:
     """A kernel of the catalog without a case above fails here."""
     for case in CASES:
         check(shim, case)  # Cached if it ran before.
-    assert shim.shim.ran == CATALOG.keys()
+    assert shim.shim.ran == {name for name, kernel in CATALOG.items() if "metal" in kernel.targets}

@@ -123,8 +123,8 @@ def test_any_mutation_of_a_part_loads_or_is_refused(tiny: list[Path], data: st.D
         edit = data.draw(st.binary(min_size=1, max_size=8) | st.sampled_from([b"\xff" * 8, bytes(8)]), "edit")
         content[at : at + len(edit)] = edit
     keep = data.draw(st.one_of(st.just(len(original)), st.integers(0, len(original))), "keep")
-    changed.write_bytes(content[:keep])
     opened = data.draw(st.sampled_from(tiny), "opened")
+    changed.write_bytes(content[:keep])
     sizes = sum(path.stat().st_size for path in tiny)
     try:
         with reading(1 << 20):

@@ -60,5 +60,5 @@ def test_only_what_is_asked_for_is_rounded(tmp_path: Path) -> None:
 
 def test_a_precision_that_means_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WASMETAL_PRECISION", "roughly")
-    with pytest.raises(DeviceError, match="'roughly'; choose exact or fast"):
+    with pytest.raises(DeviceError, match="'roughly'; choose exact, standard, fast"):
         open_device("cpu")

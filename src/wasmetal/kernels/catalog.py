@@ -446,7 +446,8 @@ _KERNELS = (
         Kernel(
             name=f"gemm_coopmat{tile}_{dtype.suffix}",
             source="matrices",
-            buffers=(_read("x"), _read("weight"), _update("out"), _BATCH),
+            # Offsets are in words all the same, as in the kernel that it takes the place of.
+            buffers=(_read("x", 16), _read("weight", 4 if dtype.quantized else 16), _update("out"), _BATCH),
             fields=_u32("batch_row rows n k x_stride out_stride accumulate"),
             defines=(("FORMAT", f"{dtype.name}Eights"), ("TILE", str(tile))),
             features=("cooperative_matrix",),

@@ -10,6 +10,8 @@ try:
     from cuda.bindings import driver
 except ImportError as error:
     raise DeviceNotFoundError("the package cuda-bindings is not installed: pip install 'wasmetal[cuda]'") from error
+except OSError as error:  # it looks for a folder for temporary files, which a confined process has not
+    raise DeviceNotFoundError(f"the package cuda-bindings cannot be loaded: {error}") from error
 
 cu: Any = driver
 
