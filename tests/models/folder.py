@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,18 @@ OTHER_MODULES["olmo2"] = OTHER_MODULES["qwen3"] | {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 OTHER_MODULES["gemma3"] = OTHER_MODULES["olmo2"] | {"ffn_norm": "pre_feedforward_layernorm"}
-MODEL_TYPES = {"gemma3": "gemma3_text"}
+OTHER_MODULES["qwen3moe"] = OTHER_MODULES["qwen3"] | {
+    "ffn_gate_inp": "mlp.gate",
+    **{f"ffn_{kind}_exps": f"mlp.experts.{{}}.{kind}_proj" for kind in ("gate", "up", "down")},
+}
+MIXTRAL = {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    **{
+        f"ffn_{kind}_exps": f"block_sparse_moe.experts.{{}}.{to}"
+        for kind, to in zip(("gate", "down", "up"), ("w1", "w2", "w3"), strict=True)
+    },
+}
+MODEL_TYPES = {"gemma3": "gemma3_text", "qwen3moe": "qwen3_moe"}
 REORDERED = ("llama", "smollm3", "granite")
 TYPES = {"float32": "F32", "float16": "F16"}
 
@@ -53,7 +65,9 @@ def write_folder(folder: Path, source: Path, files: int = 1) -> Path:
 
     architecture = reader.fields["general.architecture"].contents()
     heads = {"attn_q": field("attention.head_count"), "attn_k": field("attention.head_count_kv")}
-    modules = MODULES | OTHER_MODULES.get(architecture, {})
+    experts = field("expert_count")
+    mixtral = experts and architecture == "llama"
+    modules = MODULES | OTHER_MODULES.get(architecture, {}) | (MIXTRAL if mixtral else {})
     tensors: dict[str, NDArray[Any]] = {}
     for tensor in reader.tensors:
         *block, module, kind = tensor.name.split(".")
@@ -65,7 +79,11 @@ def write_folder(folder: Path, source: Path, files: int = 1) -> Path:
         if architecture == "gemma3" and module.endswith("norm"):
             values = values - np.float32(1)
         name = f"{modules[module]}.{kind}"
-        tensors[f"model.layers.{block[1]}.{name}" if block else name] = values
+        name = f"model.layers.{block[1]}.{name}" if block else name
+        if module.endswith("_exps"):
+            tensors |= {name.format(number): each for number, each in enumerate(values)}
+        else:
+            tensors[name] = values
     tied = "lm_head.weight" not in tensors
     config = {
         "model_type": MODEL_TYPES.get(architecture, architecture),
@@ -86,6 +104,8 @@ def write_folder(folder: Path, source: Path, files: int = 1) -> Path:
         config |= {"sliding_window": window}
         if architecture == "llama":
             config["model_type"] = "mistral"
+    if experts:
+        config |= expert_config(field, bool(mixtral))
     if architecture == "granite":
         config |= {"embedding_multiplier": 3.0, "residual_multiplier": 0.3}
         config |= {"attention_multiplier": 0.17, "logits_scaling": 5.0}
@@ -103,6 +123,13 @@ def write_folder(folder: Path, source: Path, files: int = 1) -> Path:
             f"{name}_factor": factors[f"rope_factors_{name}.weight"] for name in ("long", "short")
         }
     (folder / "config.json").write_text(json.dumps(config))
+    write_weights(folder, tensors, files)
+    write_tokenizer(folder)
+    return folder
+
+
+def write_weights(folder: Path, tensors: dict[str, NDArray[Any]], files: int) -> None:
+    """The tensors, in so many files."""
     names = list(tensors)
     if files == 1:
         (folder / "model.safetensors").write_bytes(safetensors(tensors))
@@ -112,8 +139,15 @@ def write_folder(folder: Path, source: Path, files: int = 1) -> Path:
             part = {name: tensors[name] for name in names if places[name] == file}
             (folder / file).write_bytes(safetensors(part))
         (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    write_tokenizer(folder)
-    return folder
+
+
+def expert_config(field: Callable[[str], Any], mixtral: bool) -> dict[str, Any]:
+    """The keys of a mixture."""
+    used = {"num_experts_per_tok": field("expert_used_count")}
+    if mixtral:
+        return used | {"model_type": "mixtral", "num_local_experts": field("expert_count")}
+    width = field("expert_feed_forward_length")
+    return used | {"num_experts": field("expert_count"), "moe_intermediate_size": width, "norm_topk_prob": True}
 
 
 def safetensors(tensors: dict[str, NDArray[Any]]) -> bytes:

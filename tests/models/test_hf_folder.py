@@ -76,6 +76,8 @@ def test_it_computes_what_the_gguf_file_does(
     [
         {"window": 5},
         {"architecture": "qwen3", "heads": 3, "kv_heads": 1, "head_dim": 32, "rope_scaling": "yarn"},
+        {"experts": 5},
+        {"architecture": "qwen3moe"},
         {"architecture": "smollm3", "blocks": 5, "rope_scaling": "linear"},
         {"architecture": "granite", "tied": False},
         {"architecture": "olmo2", "heads": 4, "kv_heads": 4},
@@ -251,6 +253,61 @@ def test_tensors_that_are_refused(folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(safetensors(tensors))
         with pytest.raises(ModelError, match=said):
             read_network(HFFolder(folder))
+
+
+def test_experts_that_are_refused(tmp_path: Path) -> None:
+    """All experts, each once, of one shape; and only experts have numbers."""
+    folder = write_folder(tmp_path / "model", write_tiny_llama(tmp_path / "tiny.gguf", qtype="F32", experts=3))
+    weights = folder / "model.safetensors"
+    whole = {name: tensor.dequantize() for name, tensor in SafetensorsFile(weights).tensors.items()}
+    first = "model.layers.1.block_sparse_moe.experts.{}.w2.weight"
+
+    def refused(tensors: dict[str, Any], said: str) -> None:
+        weights.write_bytes(safetensors(tensors))
+        with pytest.raises(ModelError, match=said) as caught:
+            read_network(HFFolder(folder))
+        assert "\n" not in str(caught.value)
+
+    gap = {name: values for name, values in whole.items() if name != first.format(1)}
+    refused(gap, r"the experts' blk\.1\.ffn_down_exps\.weight are not numbered from 0")
+    fewer = {name: values for name, values in whole.items() if name != first.format(2)}
+    refused(fewer, r"blk\.1\.ffn_down_exps\.weight is F32 \(2, .*\(3, .*expected")
+    refused(whole | {first.format(1): np.ones((3, 4), np.float32)}, "differ in shape or type")
+    refused(whole | {first.format("01"): whole[first.format(1)]}, r"experts\.01\.w2\.weight' occurs twice")
+    refused(whole | {first.format("9999999"): whole[first.format(1)]}, "is not supported")
+    refused(whole | {"model.layers.0.block_sparse_moe.experts.w1.weight": np.ones(4, np.float32)}, "is not supported")
+    refused(whole | {"model.layers.0.input_layernorm.experts.0.weight": np.ones(4, np.float32)}, "is not supported")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c.update(norm_topk_prob=False), "norm_topk_prob is False"),
+        (lambda c: c.pop("norm_topk_prob"), "norm_topk_prob is False"),
+        (lambda c: c.update(mlp_only_layers=[1]), r"mlp_only_layers is \[1\]"),
+        (lambda c: c.update(decoder_sparse_step=2), "decoder_sparse_step is 2"),
+        (lambda c: c.update(num_experts="9"), "num_experts should be of type int"),
+        (lambda c: c.pop("num_experts"), "no qwen3moe.expert_count"),
+    ],
+)
+def test_mixtures_that_are_refused(tmp_path: Path, change: Edit, said: str) -> None:
+    path = write_tiny_llama(tmp_path / "tiny.gguf", architecture="qwen3moe", qtype="F32")
+    folder = write_folder(tmp_path / "model", path)
+    edit(folder / "config.json", change)
+    with pytest.raises(ModelError, match=said):
+        read_network(HFFolder(folder))
+
+
+def test_a_mixture_can_be_quantized(cpu: Device, tmp_path: Path) -> None:
+    """Each expert's weights, as those of the GGUF file of the same model."""
+    path = write_tiny_llama(tmp_path / "tiny.gguf", qtype="F32", experts=3)
+    results = []
+    for source in (path, write_folder(tmp_path / "model", path, 2)):
+        with load_model(source, cpu, quantize="q8_0") as model, model.session() as session:
+            out = model.logits()
+            session.forward([3, 1, 4], out)
+            results.append(out.numpy().copy())
+    np.testing.assert_array_equal(*results)
 
 
 def raw(header: Any, data: bytes = bytes(64)) -> bytes:

@@ -25,6 +25,7 @@ _LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+_ATTENTION = {name: to for name, to in _LAYER.items() if not name.startswith("mlp.")}
 _QK_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 _POST_NORMS = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
 MODEL = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -38,7 +39,7 @@ class Architecture:
     name: str
     """``general.architecture``."""
     modules: Mapping[str, str] = field(default_factory=lambda: _LAYER)
-    """GGUF's name for each module of a layer."""
+    """GGUF's name for each module of a layer. What all experts have is named without their numbers."""
     reordered: bool = False
     """Whether GGUF files have the rows of queries and keys in another order: pairs that RoPE turns side by side."""
     windowed: bool = False
@@ -47,6 +48,10 @@ class Architecture:
     """Its key, and the only value that is supported."""
     numbers: Mapping[str, str] = field(default_factory=dict)
     """Further metadata of the type float: the configuration's key by GGUF's."""
+    counts: Mapping[str, str] = field(default_factory=dict)
+    """The same of the type int."""
+    required: tuple[tuple[str, Any, Any], ...] = ()
+    """Keys, what they mean if they are missing, and the only values that are supported."""
     head_dim: int | None = None
     """If the configuration does not say, and it is not hidden_size / num_attention_heads."""
     rope_theta: float = 10000.0
@@ -60,6 +65,33 @@ ARCHITECTURES = {
     "mistral": Architecture("llama", reordered=True, windowed=True),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3", _LAYER | _QK_NORMS, head_dim=128),
+    "mixtral": Architecture(
+        "llama",
+        _ATTENTION
+        | {
+            "block_sparse_moe.gate": "ffn_gate_inp",
+            "block_sparse_moe.experts.w1": "ffn_gate_exps",
+            "block_sparse_moe.experts.w2": "ffn_down_exps",
+            "block_sparse_moe.experts.w3": "ffn_up_exps",
+        },
+        reordered=True,
+        windowed=True,
+        counts={"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+    ),
+    "qwen3_moe": Architecture(
+        "qwen3moe",
+        _ATTENTION
+        | _QK_NORMS
+        | {"mlp.gate": "ffn_gate_inp"}
+        | {f"mlp.experts.{kind}_proj": f"ffn_{kind}_exps" for kind in ("gate", "up", "down")},
+        counts={
+            "expert_count": "num_experts",
+            "expert_used_count": "num_experts_per_tok",
+            "expert_feed_forward_length": "moe_intermediate_size",
+        },
+        required=(("norm_topk_prob", False, True), ("decoder_sparse_step", 1, 1), ("mlp_only_layers", [], [])),
+        head_dim=128,
+    ),
     "smollm3": Architecture("smollm3", reordered=True, rope_theta=2000000.0),
     "granite": Architecture(
         "granite",
@@ -112,13 +144,19 @@ def read_config(file: FileMetadata, config: Mapping[str, Any]) -> Architecture:
     architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
     if architecture is None:
         raise file.error(f"model_type is {model_type!r}; of folders, these are supported: {', '.join(ARCHITECTURES)}")
-    for key, value in (architecture.activation, ("quantization_config", None), ("use_sliding_window", False)):
-        if config.get(key, value) != value:
-            raise file.error(f"{key} is {config[key]!r}, which is not supported")
+    fixed = (architecture.activation, ("quantization_config", None), ("use_sliding_window", False))
+    for key, missing, value in (*architecture.required, *((key, value, value) for key, value in fixed)):
+        found = missing if config.get(key) is None else config[key]
+        if found != value:
+            raise file.error(f"{key} is {found!r}, which is not supported")
     prefix = architecture.name
     file.fields["general.architecture"] = prefix
     wanted = dict(_NUMBERS) | {key: (name, float) for key, name in architecture.numbers.items()}
-    given = {"head_dim": architecture.head_dim} | {key: value for key, value in config.items() if value is not None}
+    wanted |= {key: (name, int) for key, name in architecture.counts.items()}
+    # transformers 5 writes num_local_experts for all.
+    given = {"head_dim": architecture.head_dim, "num_experts": config.get("num_local_experts")} | {
+        key: value for key, value in config.items() if value is not None
+    }
     for key, (name, kind) in wanted.items():
         if given.get(name) is not None:
             file.fields[f"{prefix}.{key}"] = typed(file, kind, name, given[name])

@@ -9,6 +9,7 @@ llama.cpp's ``convert_hf_to_gguf.py``. All of it is untrusted.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +35,7 @@ MAX_TOKENIZER = 64 << 20
 """Bytes of ``tokenizer.json``. Qwen2's has 7 MiB, Gemma 3's 32 MiB."""
 
 _LAYER = re.compile(r"model\.layers\.(\d{1,6})\.(.+)\.(weight|bias)")
+_EXPERT = re.compile(r"(.+\.experts)\.(\d{1,4})(\..+)")
 _OTHER = re.compile(r"(model\.embed_tokens|model\.norm|lm_head)\.(weight)")
 
 
@@ -57,10 +59,13 @@ class HFFolder(ModelFile):
         self._headers.update(repr(sorted(config.items())).encode())
         self._headers.update("\0".join(self.fields["tokenizer.ggml.tokens"]).encode())
         self._stored: list[FileTensor] = []
+        self._experts: dict[str, dict[int, FileTensor]] = {}
         for file in weights:
             self._headers.update(file.header)
             for stored in file.tensors.values():
                 self._add(stored)
+        for name, experts in self._experts.items():
+            self._stack(name, experts)
         if config.get("tie_word_embeddings"):
             self.tensors.pop("output.weight", None)
         read_rope(self, config, self._architecture, self._computed)
@@ -96,15 +101,27 @@ class HFFolder(ModelFile):
         """Add a tensor by GGUF's name, its rows in GGUF's order."""
         if stored.name.endswith(".rotary_emb.inv_freq"):
             return  # computed, and not trained
-        architecture = self._architecture
+        architecture, expert = self._architecture, None
         if found := _LAYER.fullmatch(stored.name):
-            to, block, kind = architecture.modules.get(found[2]), f"blk.{int(found[1])}.", found[3]
+            module, block, kind = found[2], f"blk.{int(found[1])}.", found[3]
+            if one := _EXPERT.fullmatch(module):
+                module, expert = one[1] + one[3], int(one[2])
+            to = architecture.modules.get(module)
         elif found := _OTHER.fullmatch(stored.name):
             to, block, kind = MODEL[found[1]], "", found[2]
         else:
             to = None
-        if to is None or (name := f"{block}{to}.{kind}") in self.tensors:
+        name = f"{block}{to}.{kind}" if to else ""
+        numbered = name.endswith("_exps.weight")
+        if to is None or numbered != (expert is not None) or name in self.tensors:
             raise self.error(f"the tensor {quote(stored.name)} is not supported, or occurs twice")
+        if expert is not None:
+            experts = self._experts.setdefault(name, {})
+            if expert in experts:
+                raise self.error(f"the tensor {quote(stored.name)} occurs twice")
+            self._stored.append(stored)
+            experts[expert] = stored
+            return
         tensor = replace(stored, name=name)
         if architecture.reordered and to in ("attn_q", "attn_k"):
             prefix = architecture.name
@@ -120,6 +137,16 @@ class HFFolder(ModelFile):
             self._computed(name, stored.dequantize() + np.float32(1))
         else:
             self.tensors[name] = tensor
+
+    def _stack(self, name: str, experts: dict[int, FileTensor]) -> None:
+        """Add one tensor of the same weights of all experts, in their order."""
+        parts = [experts[number] for number in sorted(experts)]
+        first = parts[0]
+        alike = all((part.dtype, part.shape) == (first.dtype, first.shape) for part in parts)
+        if not alike or sorted(experts) != list(range(len(parts))):
+            raise self.error(f"the experts' {name} are not numbered from 0, or differ in shape or type")
+        source = cast(Source, _Stacked(parts))
+        self.tensors[name] = FileTensor(name, first.dtype, (len(parts), *first.shape), 0, source)
 
     # ---- The tokenizer
 
@@ -192,3 +219,22 @@ class _Adjacent:
         data = stored.source.read(stored.offset + first * size * row, (last - first) * size * row)
         pairs = data.reshape(last - first, 2, size // 2, row).swapaxes(1, 2).reshape(-1)
         return pairs[offset - first * size * row :][:nbytes]
+
+
+class _Stacked:
+    """In place of a file: tensors of one shape and type, one after another."""
+
+    def __init__(self, parts: Sequence[FileTensor]) -> None:
+        self._parts = parts
+        self.size = sum(part.nbytes for part in parts)
+
+    def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        each, read = self._parts[0].nbytes, np.empty(nbytes, np.uint8)
+        done = 0
+        while done < nbytes:
+            number, begin = divmod(offset + done, each)
+            part = self._parts[number]
+            some = part.source.read(part.offset + begin, min(each - begin, nbytes - done))
+            read[done : done + some.size] = some
+            done += some.size
+        return read
