@@ -111,7 +111,7 @@ def show(
         print_json(shown | {"memory": needed, "short": short, "refusal": refusal})
         return
     lines = [
-        ("file", str(file.path) if len(file.sources) == 1 else f"{file.path}, and {len(file.sources) - 1} more"),
+        ("file", str(file.path) + (f", in {len(file.sources)} parts" if len(file.sources) > 1 else "")),
         ("name", printable(summary.title or "")),
         ("architecture", printable(summary.architecture)),
         ("parameters", in_thousands(summary.parameters)),
