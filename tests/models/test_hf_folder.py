@@ -141,6 +141,7 @@ CONFIG: dict[str, tuple[Edit, str]] = {
         "quantization_config is .* not supp",
     ),
     "activation": (lambda c: c.update(hidden_act="gelu"), "hidden_act is 'gelu'"),
+    "no activation": (lambda c: c.update(hidden_act=None), "hidden_act is None"),
     "RoPE": (lambda c: c.update(rope_scaling={"type": "dynamic"}), "RoPE of the type 'dynamic' is not supported"),
     "RoPE of no kind": (lambda c: c.update(rope_scaling=["linear"]), r"RoPE of the type \['linear'\] is not"),
     "llama3 without numbers": (

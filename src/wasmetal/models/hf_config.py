@@ -146,8 +146,7 @@ def read_config(file: FileMetadata, config: Mapping[str, Any]) -> Architecture:
         raise file.error(f"model_type is {model_type!r}; of folders, these are supported: {', '.join(ARCHITECTURES)}")
     fixed = (architecture.activation, ("quantization_config", None), ("use_sliding_window", False))
     for key, missing, value in (*architecture.required, *((key, value, value) for key, value in fixed)):
-        found = missing if config.get(key) is None else config[key]
-        if found != value:
+        if (found := config.get(key, missing)) != value:
             raise file.error(f"{key} is {found!r}, which is not supported")
     prefix = architecture.name
     file.fields["general.architecture"] = prefix
