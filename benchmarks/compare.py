@@ -115,10 +115,10 @@ def ours(name: str, model: str, precision: Any) -> dict[str, Figures]:
 
 def llama_cpp(program: Path, model: Path) -> Figures:
     """What llama-bench reports, with flash attention and all layers on the GPU."""
-    command: list[str | Path] = [program, "-m", model, "-p", str(PROMPT), "-n", str(TOKENS)]
-    command += ["-fa", "1", "-ngl", "99", "-r", "3", "-o", "json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-    return {"prefill" if row["n_prompt"] else "decode": row["avg_ts"] for row in json.loads(done.stdout)}
+    from wasmetal.bench.llm import llama_bench  # noqa: PLC0415
+
+    speed = llama_bench(program, model, PROMPT, TOKENS, "-fa", 1, "-ngl", 99, "-r", 3)
+    return {"prefill": speed.prefill, "decode": speed.decode}
 
 
 def show(results: dict[str, dict[str, Figures]]) -> None:

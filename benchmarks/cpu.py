@@ -111,13 +111,12 @@ def run(source: str, precision: str) -> dict[str, float]:
 
 def llama_cpp(options: argparse.Namespace) -> dict[str, float]:
     """What llama-bench reports for the same file."""
+    from wasmetal.bench.llm import llama_bench  # noqa: PLC0415
     from wasmetal.models.files import store  # noqa: PLC0415
 
-    command: list[str | Path] = [options.llama_bench, "-m", store.resolve(options.model), "-t", str(options.threads)]
-    command += ["-p", str(PREFILL), "-n", str(DECODE), "-r", "1", "-o", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    speeds = {bool(row["n_prompt"]): row["avg_ts"] for row in json.loads(done.stdout)}
-    return {f"prefill {PREFILL} (tokens/s)": speeds[True], "decode (tokens/s)": speeds[False]}
+    path = store.resolve(options.model)
+    speed = llama_bench(options.llama_bench, path, PREFILL, DECODE, "-t", options.threads, "-r", 1)
+    return {f"prefill {PREFILL} (tokens/s)": speed.prefill, "decode (tokens/s)": speed.decode}
 
 
 if __name__ == "__main__":

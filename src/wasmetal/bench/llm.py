@@ -115,10 +115,16 @@ def _llama_cpp(path: Path, prompt_tokens: int, tokens: int) -> Speed | None:
     if program is None:
         return None
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    command = [program, "-m", path, "-t", threads, "-p", prompt_tokens, "-n", tokens, "-o", "json"]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    if done.returncode:
+    try:
+        return llama_bench(program, path, prompt_tokens, tokens, "-t", threads)
+    except subprocess.CalledProcessError:
         return None
+
+
+def llama_bench(program: str | Path, path: Path, prompt_tokens: int, tokens: int, *options: str | int) -> Speed:
+    """The speed that llama.cpp's ``llama-bench`` reports with these options. Raises CalledProcessError."""
+    command = [program, "-m", path, "-p", prompt_tokens, "-n", tokens, "-o", "json", *options]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
     by_test = {"prefill" if row["n_prompt"] else "decode": row["avg_ts"] for row in json.loads(done.stdout)}
     return Speed("llama.cpp", by_test["prefill"], by_test["decode"])
 
